@@ -1,0 +1,35 @@
+//! Every limit that a length from outside is checked against before anything is allocated.
+
+/// The longest control frame, in bytes. A plan travels in pages ([`PLAN_PAGE`]), so the largest
+/// message is a page of table descriptions or a list of preflight findings, well below this.
+pub const CONTROL_FRAME_MAX: usize = 16 * 1024 * 1024;
+
+/// Tables in one page of a plan: at 1,600 columns of 63-byte names each (PostgreSQL's limits) a
+/// page of 50 still fits a control frame.
+pub const PLAN_PAGE: usize = 50;
+
+/// Tables in one page of summaries for the coordinator: about 150 bytes each.
+pub const SUMMARY_PAGE: usize = 5_000;
+
+/// COPY bytes in one chunk before compression. Large enough that per-chunk costs vanish, small
+/// enough that 16 workers hold a few MiB each way.
+pub const CHUNK_RAW_MAX: usize = 256 * 1024;
+
+/// Bytes of one chunk on the wire. A packed chunk that would be longer than the raw one is sent
+/// raw, so this is the same.
+pub const CHUNK_WIRE_MAX: usize = CHUNK_RAW_MAX;
+
+/// The longest reason in a refusal, in bytes.
+pub const REFUSAL_REASON_MAX: usize = 1024;
+
+/// Parts of one job. At the smallest range size this is far beyond PostgreSQL's 32 TB per table.
+pub const PARTS_MAX: u32 = 4_000_000;
+
+/// Names listed in a preflight finding or in facts; beyond it only the count is given.
+pub const LISTED_MAX: usize = 100;
+
+/// Workers of one job, the contract's bound on `--parallel`.
+pub const WORKERS_MAX: u8 = 16;
+
+/// Workers of a job where nobody says otherwise.
+pub const WORKERS_DEFAULT: u8 = 4;

@@ -1,0 +1,421 @@
+//! Between an agent and the coordinator, on the one session stream the agent opens.
+//!
+//! The agent registers, then says what it observes; the coordinator gives commands. A command has an
+//! id and is idempotent: sent again after a reconnect, it is answered with what it has come to. The
+//! agent keeps a finished command's outcome until the coordinator says [`CoordinatorMessage::Forget`].
+
+use serde::{Deserialize, Serialize};
+
+use super::facts::{Finding, SourceFacts, TargetFacts};
+use super::job::{Compression, ExistingRows, SchemaMode, TableFilter};
+use crate::wire::{
+    ByteCount, CommandId, Epoch, Fault, JobId, Lsn, NodeId, NodeState, PartNo, Phase, RowCount,
+    TableName, TableNo,
+};
+
+/// From an agent to the coordinator.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum AgentMessage {
+    /// First on every session.
+    Register(Registration),
+    /// About every second: what is true beside this agent.
+    Observed(Observed),
+    /// Some tables of a plan; all pages precede the outcome of [`Command::OpenSource`].
+    PlanPage {
+        /// The job.
+        job: JobId,
+        /// At most [`crate::limits::SUMMARY_PAGE`] tables, in order of their number.
+        tables: Vec<TableSummary>,
+    },
+    /// While something moves, at most every 250 ms.
+    Progress(ProgressReport),
+    /// These parts are committed, rows and ledger together. May be said again.
+    PartsDone {
+        /// The job.
+        job: JobId,
+        /// The parts.
+        parts: Vec<PartDone>,
+    },
+    /// A command has ended.
+    Finished {
+        /// Which.
+        command: CommandId,
+        /// How.
+        outcome: Result<Outcome, Fault>,
+    },
+}
+
+/// From the coordinator to an agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum CoordinatorMessage {
+    /// Answers [`AgentMessage::Register`].
+    Welcome {
+        /// The node's state as the coordinator holds it.
+        state: NodeState,
+    },
+    /// Do this, once.
+    Command {
+        /// Its id.
+        id: CommandId,
+        /// For which job.
+        job: JobId,
+        /// What.
+        command: Command,
+    },
+    /// Stop that command; it ends with a fault of kind `Cancelled`. Unknown ids are ignored.
+    Abort {
+        /// Which.
+        id: CommandId,
+    },
+    /// The outcome has been stored; the agent need not keep it.
+    Forget {
+        /// Which.
+        id: CommandId,
+    },
+    /// What `steep_repl.nodes` and `steep_repl.init_progress` on this node should say.
+    Mirror(MirrorRow),
+}
+
+/// What an agent is, at the beginning of a session. Its node name comes from its certificate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Registration {
+    /// `HOST:PORT` where other agents reach it.
+    pub advertise: String,
+    /// The agent's version.
+    pub version: String,
+    /// Random at each start of the process: another value means that open snapshots are gone.
+    pub incarnation: u64,
+    /// Jobs whose snapshot this process holds open.
+    pub open_snapshots: Vec<JobId>,
+    /// Workers it will run at once, over all jobs.
+    pub max_workers: u8,
+}
+
+/// What is true beside an agent.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Observed {
+    /// The server's version number (`server_version_num`), or why it cannot be asked.
+    pub postgres: Option<Result<u32, String>>,
+    /// Our slots on this server.
+    pub slots: Vec<SlotStatus>,
+    /// Our subscriptions on this server.
+    pub subscriptions: Vec<SubscriptionStatus>,
+}
+
+/// One of our replication slots.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SlotStatus {
+    /// Its job.
+    pub job: JobId,
+    /// Whether a walsender uses it.
+    pub active: bool,
+    /// WAL between the server's end and what the subscriber has confirmed.
+    pub lag: ByteCount,
+    /// WAL the slot keeps the server from removing.
+    pub wal_held: ByteCount,
+    /// `wal_status`: reserved, extended, unreserved or lost.
+    pub wal_status: String,
+}
+
+/// One of our subscriptions.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SubscriptionStatus {
+    /// Its job.
+    pub job: JobId,
+    /// Whether it is enabled.
+    pub enabled: bool,
+    /// Whether its apply worker runs.
+    pub running: bool,
+    /// `pg_stat_subscription_stats.apply_error_count` (PostgreSQL 15 and newer), else 0.
+    pub apply_errors: u64,
+}
+
+/// Where and who a peer is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerAddress {
+    /// The name its certificate must carry.
+    pub node: NodeId,
+    /// `HOST:PORT` of its QUIC listener.
+    pub address: String,
+}
+
+/// What an agent can be told to do. Each is idempotent by job: done again, it finds its own work.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Command {
+    /// Source: look, touch nothing. From here on `target` may ask for this job.
+    GatherSource {
+        /// Who will ask.
+        target: NodeId,
+        /// Which tables.
+        filter: TableFilter,
+    },
+    /// Target: look, touch nothing, and compare with the source.
+    GatherTarget {
+        /// The source's agent.
+        source: PeerAddress,
+        /// Which tables.
+        filter: TableFilter,
+    },
+    /// Source: publication, then slot with exported snapshot, then the plan under it. The snapshot
+    /// stays open until [`Command::CloseSnapshot`] or [`Command::CleanupSource`].
+    OpenSource {
+        /// The one node that may fetch it.
+        target: NodeId,
+        /// Which tables.
+        filter: TableFilter,
+        /// Whether a slot and a snapshot are wanted, or only publication and plan.
+        export: Export,
+        /// Workers that will fetch, for the plan.
+        parallel: u8,
+        /// See [`super::job::JobSpec::large_table_threshold`].
+        large_table_threshold: ByteCount,
+    },
+    /// Target: create the schema where there is none, else check, empty (if told to) and put
+    /// indexes and constraints aside.
+    PrepareTarget {
+        /// The source's agent.
+        source: PeerAddress,
+        /// Which tables.
+        filter: TableFilter,
+        /// About rows that are there.
+        existing: ExistingRows,
+        /// About differences.
+        schema_mode: SchemaMode,
+        /// Whether indexes wait until after the rows.
+        indexes: IndexTiming,
+    },
+    /// Target: fetch these parts in this order, with that many workers, each committed with its
+    /// ledger row. Parts in the ledger already are reported done and not fetched.
+    Copy {
+        /// The source's agent.
+        source: PeerAddress,
+        /// The snapshot they belong to.
+        epoch: Epoch,
+        /// Workers.
+        parallel: u8,
+        /// Compression on the wire.
+        compression: Compression,
+        /// Bytes a second over all workers, before compression.
+        max_rate: Option<ByteCount>,
+        /// The parts; free workers take the next one.
+        order: Vec<PartNo>,
+    },
+    /// Source: all rows are there; end the snapshot, keep the slot.
+    CloseSnapshot,
+    /// Target: build what was put aside, up to and including indexes.
+    BuildIndexes {
+        /// Builds at once.
+        parallel: u8,
+    },
+    /// Target: foreign keys, triggers and the rest.
+    BuildConstraints {
+        /// Validations at once.
+        parallel: u8,
+    },
+    /// Target: subscription on the job's slot, origin at that LSN, enabled.
+    Subscribe {
+        /// The source's agent, which knows its own connection string.
+        source: PeerAddress,
+        /// What to begin with.
+        start: SubscriptionStart,
+    },
+    /// Target, native method: until every table of the subscription is ready.
+    AwaitNativeCopy,
+    /// Source: take a fence LSN now and wait until the job's slot has confirmed it.
+    AwaitFence,
+    /// Target: sequences from the source, materialised views, `ANALYZE`.
+    Finish {
+        /// The source's agent.
+        source: PeerAddress,
+        /// Tables analysed at once.
+        parallel: u8,
+    },
+    /// Target: what the ledger holds.
+    ProveTarget,
+    /// Source: what was sent. Forgets the job's plan; the slot stays, for replication.
+    ProveSource,
+    /// Target: the job is over and good; forget the ledger.
+    ReleaseTarget,
+    /// Source: remove slot, publication and snapshot.
+    CleanupSource,
+    /// Target: remove subscription, origin, ledger and, unless kept, the rows and tables we made.
+    CleanupTarget {
+        /// What becomes of the rows.
+        data: CancelledData,
+    },
+}
+
+/// Whether [`Command::OpenSource`] makes a slot and a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Export {
+    /// Both, at one consistent point.
+    SlotAndSnapshot,
+    /// Neither: the native method makes its own.
+    Nothing,
+}
+
+/// When indexes are built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum IndexTiming {
+    /// After the rows.
+    Deferred,
+    /// With the tables, before any row: what the native method needs.
+    Upfront,
+}
+
+/// How a subscription begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SubscriptionStart {
+    /// On the job's own slot, from that LSN.
+    AtSlot(Lsn),
+    /// PostgreSQL makes a slot and copies by itself.
+    NativeCopy,
+}
+
+/// What a cancelled job leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CancelledData {
+    /// Nothing: tables we made are dropped, tables we filled are emptied.
+    Remove,
+    /// Tables and rows as they are (`--keep-data`); indexes put aside are built again.
+    Keep,
+}
+
+/// What a command came to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Nothing to tell.
+    Done,
+    /// Of [`Command::GatherSource`].
+    SourceFacts(Box<SourceFacts>),
+    /// Of [`Command::GatherTarget`].
+    TargetFacts(Box<TargetFacts>),
+    /// Of [`Command::OpenSource`]. Totals of the pages sent before.
+    SourceOpened {
+        /// The consistent point; 0/0 without a slot.
+        lsn: Lsn,
+        /// Tables in the plan.
+        tables: u32,
+        /// Parts in the plan.
+        parts: u32,
+    },
+    /// Of [`Command::PrepareTarget`] and the commands that build: what was not as it should be and
+    /// did not stop the job, such as an owner that does not exist on the target.
+    Warned(Vec<Finding>),
+    /// Of [`Command::AwaitFence`].
+    FencePassed {
+        /// The fence.
+        lsn: Lsn,
+    },
+    /// Of [`Command::ProveTarget`] and [`Command::ProveSource`].
+    Totals {
+        /// Distinct parts.
+        parts: u32,
+        /// Rows in them.
+        rows: RowCount,
+        /// COPY bytes in them.
+        bytes: ByteCount,
+    },
+}
+
+/// One table of a plan, as the coordinator needs it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TableSummary {
+    /// Its number.
+    pub no: TableNo,
+    /// Its name.
+    pub name: TableName,
+    /// Estimated rows (`reltuples`); 0 where PostgreSQL does not know.
+    pub rows_estimate: RowCount,
+    /// Estimated heap bytes (`relpages` or the file's size), as a weight for the order.
+    pub bytes_estimate: ByteCount,
+    /// Its first part.
+    pub first_part: PartNo,
+    /// How many parts.
+    pub parts: u32,
+}
+
+/// A part that is committed on the target.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PartDone {
+    /// Which.
+    pub part: PartNo,
+    /// Rows, counted alike by both servers.
+    pub rows: RowCount,
+    /// COPY bytes.
+    pub bytes: ByteCount,
+    /// Bytes on the wire; 0 where it was found in the ledger.
+    pub wire: ByteCount,
+}
+
+/// What moves, as the agent at work sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProgressReport {
+    /// The job.
+    pub job: JobId,
+    /// What it is doing.
+    pub phase: Phase,
+    /// Parts being copied now.
+    pub active: Vec<PartProgress>,
+    /// For phases that are not counted in parts.
+    pub work: Option<WorkProgress>,
+}
+
+/// A part on its way.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PartProgress {
+    /// Which.
+    pub part: PartNo,
+    /// COPY bytes so far.
+    pub bytes: ByteCount,
+    /// Bytes on the wire so far.
+    pub wire: ByteCount,
+}
+
+/// Work that is not rows: indexes built, WAL to catch up on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WorkProgress {
+    /// Done so far, in `unit`.
+    pub done: u64,
+    /// In all, in `unit`; may grow.
+    pub total: u64,
+    /// Of what.
+    pub unit: WorkUnit,
+    /// The table or object at hand, for display.
+    pub current: Option<String>,
+    /// How many are at work.
+    pub workers: u8,
+}
+
+/// What work is counted in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkUnit {
+    /// Bytes.
+    Bytes,
+    /// Statements, indexes, tables: things.
+    Items,
+}
+
+/// One node's row in its own `steep_repl` tables.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MirrorRow {
+    /// Its state.
+    pub state: NodeState,
+    /// Where it replicates from, or is being initialised from.
+    pub source: Option<NodeId>,
+    /// The job, where one is or was at work.
+    pub job: Option<JobId>,
+    /// The phase, while a job is active.
+    pub phase: Option<Phase>,
+    /// 0 to 100.
+    pub overall_percent: f64,
+    /// Tables finished and in all.
+    pub tables: (u32, u32),
+    /// Rows so far.
+    pub rows: RowCount,
+    /// COPY bytes so far.
+    pub bytes: ByteCount,
+    /// Why it failed, where it did.
+    pub error: Option<String>,
+}

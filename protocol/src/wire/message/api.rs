@@ -1,0 +1,255 @@
+//! Between the CLI and the coordinator. One stream per request: the request, then replies until
+//! [`ApiReply::End`] or [`ApiReply::Fault`]. Field names are those of the CLI's JSON.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::agent::CancelledData;
+use super::facts::Finding;
+use super::job::JobSpec;
+use crate::wire::{Fault, JobId, NodeId, NodeState, Phase};
+
+/// What an operator asks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum ApiRequest {
+    /// [`ApiReply::Nodes`], of one node or of all.
+    Nodes {
+        /// Which; every node where `None`.
+        node: Option<NodeId>,
+    },
+    /// [`ApiReply::Event`]s, oldest first; with `follow`, on and on.
+    Events {
+        /// Of which node; every node where `None`.
+        node: Option<NodeId>,
+        /// Whether to go on with new ones.
+        follow: bool,
+    },
+    /// [`ApiReply::Findings`] per spec: the preflight alone.
+    Doctor {
+        /// One spec per target.
+        specs: Vec<JobSpec>,
+    },
+    /// [`ApiReply::Accepted`] once all jobs are stored, then, for each, [`ApiReply::Progress`],
+    /// [`ApiReply::Event`] and [`ApiReply::Ended`]. Closing the stream leaves the jobs running.
+    Init {
+        /// One spec per target.
+        specs: Vec<JobSpec>,
+    },
+    /// [`ApiReply::Progress`] once, or with `follow` until the job has [`ApiReply::Ended`].
+    Progress {
+        /// The node.
+        node: NodeId,
+        /// Whether to go on.
+        follow: bool,
+    },
+    /// Back to uninitialized, everything of ours removed; [`ApiReply::End`] when that is done.
+    Cancel {
+        /// The node.
+        node: NodeId,
+        /// What becomes of the rows.
+        data: CancelledData,
+    },
+}
+
+/// What the coordinator answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum ApiReply {
+    /// Nodes, by name.
+    Nodes(Vec<NodeView>),
+    /// Something that happened.
+    Event(EventView),
+    /// What preflight found for one target.
+    Findings {
+        /// The target.
+        target: NodeId,
+        /// Gravest first.
+        findings: Vec<Finding>,
+    },
+    /// The jobs are stored and will run whether or not anyone watches.
+    Accepted {
+        /// Each target's job.
+        jobs: Vec<(NodeId, JobId)>,
+    },
+    /// How far a job is.
+    Progress(Box<ProgressView>),
+    /// A job has ended.
+    Ended(Box<EndView>),
+    /// Everything asked for has been said.
+    End,
+    /// The request failed.
+    Fault(Fault),
+}
+
+/// A node, as the CLI shows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeView {
+    /// Its name.
+    pub node_id: NodeId,
+    /// Its state.
+    pub state: NodeState,
+    /// Where its rows come from.
+    pub source_node: Option<NodeId>,
+    /// When its last job began.
+    pub init_started_at: Option<Timestamp>,
+    /// When its last job ended well.
+    pub init_completed_at: Option<Timestamp>,
+    /// Why its last job failed.
+    pub error_message: Option<String>,
+    /// Whether its agent has a session.
+    pub agent_online: bool,
+    /// WAL the source has and this node has not confirmed; `None` where it follows nobody.
+    pub lag_bytes: Option<u64>,
+    /// Of the active job, 0 to 100.
+    pub progress: Option<f64>,
+    /// The agent's version, where one has registered.
+    pub agent_version: Option<String>,
+    /// `server_version_num` of its PostgreSQL, where known.
+    pub postgres_version: Option<u32>,
+    /// Why its PostgreSQL cannot be asked, where that is so.
+    pub postgres_error: Option<String>,
+    /// WAL its source keeps for it.
+    pub wal_held_bytes: Option<u64>,
+}
+
+/// How far a job is. Sizes in bytes, times in UTC.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProgressView {
+    /// The target.
+    pub node_id: NodeId,
+    /// The job.
+    pub job_id: Option<JobId>,
+    /// Its source.
+    pub source_node: Option<NodeId>,
+    /// The target's state.
+    pub state: NodeState,
+    /// What is being done.
+    pub phase: Option<Phase>,
+    /// 0 to 100 over all phases.
+    pub overall_percent: f64,
+    /// 0 to 100 within the phase, where it can be told.
+    pub phase_percent: Option<f64>,
+    /// Tables in the plan.
+    pub tables_total: u64,
+    /// Of them, finished.
+    pub tables_completed: u64,
+    /// The largest table being copied, or the object at hand.
+    pub current_table: Option<String>,
+    /// 0 to 100.
+    pub current_table_percent: Option<f64>,
+    /// Rows committed.
+    pub rows_copied: u64,
+    /// COPY bytes, those on their way included.
+    pub bytes_copied: u64,
+    /// Estimated COPY bytes in all; corrects itself as tables finish.
+    pub bytes_total: u64,
+    /// The same bytes as they crossed the network.
+    pub wire_bytes: u64,
+    /// Rows a second, smoothed.
+    pub throughput_rows_sec: f64,
+    /// COPY bytes a second, smoothed.
+    pub throughput_bytes_sec: f64,
+    /// Until the phase ends, where it can be told.
+    pub eta_seconds: Option<u64>,
+    /// Workers busy now.
+    pub parallel_workers: u8,
+    /// When the job began.
+    pub started_at: Option<Timestamp>,
+    /// Why it failed, where it did.
+    pub error_message: Option<String>,
+    /// Asked once: every table. In a stream: those being copied.
+    pub tables: Vec<TableView>,
+}
+
+/// One table's progress.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TableView {
+    /// Its schema.
+    pub schema: String,
+    /// Its name.
+    pub table: String,
+    /// Rows committed.
+    pub rows: u64,
+    /// COPY bytes so far.
+    pub bytes: u64,
+    /// Where it is.
+    pub state: TableState,
+    /// 0 to 100.
+    pub percent: f64,
+}
+
+/// Where a table is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TableState {
+    /// No part begun.
+    Pending,
+    /// Some part begun.
+    Copying,
+    /// All parts committed.
+    Completed,
+}
+
+/// Something that happened, from the coordinator's audit log.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EventView {
+    /// Its place in the log; grows.
+    pub seq: u64,
+    /// When.
+    pub timestamp: Timestamp,
+    /// `info`, `warn` or `error`.
+    pub level: String,
+    /// Its kind, such as `init.state_change`.
+    pub event: String,
+    /// The node it is about.
+    pub node_id: Option<NodeId>,
+    /// The other node, where there is one.
+    pub source_node: Option<NodeId>,
+    /// The job.
+    pub job_id: Option<JobId>,
+    /// One sentence for people.
+    pub message: String,
+    /// What else belongs to it, such as `("from", "copying")`.
+    pub fields: Vec<(String, String)>,
+}
+
+/// How a job ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EndView {
+    /// The target.
+    pub node_id: NodeId,
+    /// The job.
+    pub job_id: JobId,
+    /// The source.
+    pub source_node: NodeId,
+    /// The target's state now.
+    pub state: NodeState,
+    /// Why it failed, where it did.
+    pub fault: Option<Fault>,
+    /// Tables copied.
+    pub tables: u64,
+    /// Rows copied.
+    pub rows_copied: u64,
+    /// COPY bytes.
+    pub bytes_copied: u64,
+    /// Bytes on the wire.
+    pub wire_bytes: u64,
+    /// From request to end.
+    pub duration_seconds: f64,
+    /// Seconds by phase, in order: preparing, copying, indexing, catching up.
+    pub phases: PhaseSeconds,
+    /// What was found and did not stop the job.
+    pub warnings: Vec<Finding>,
+}
+
+/// Seconds by phase.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct PhaseSeconds {
+    /// Preflight, snapshot, schema.
+    pub preparing: f64,
+    /// Rows.
+    pub copying: f64,
+    /// Indexes and constraints.
+    pub indexing: f64,
+    /// Subscription, fence, proof.
+    pub catching_up: f64,
+}

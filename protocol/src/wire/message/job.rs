@@ -1,0 +1,199 @@
+//! What a job is asked to do. Chosen once, by the operator; every later message refers to it.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::wire::{ByteCount, Identifier, JobId, NodeId, TableName};
+
+/// How the rows get there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// Parallel COPY under one exported snapshot, agent to agent over QUIC.
+    Snapshot,
+    /// As `snapshot`, with a snapshot prepared beforehand.
+    TwoPhase,
+    /// PostgreSQL's own `CREATE SUBSCRIPTION … (copy_data = true)`.
+    Native,
+}
+
+/// What to do where both nodes have tables and they differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SchemaMode {
+    /// Stop.
+    Strict,
+    /// Make the target match, if nothing is lost.
+    Auto,
+    /// Warn, and go on once confirmed.
+    Manual,
+}
+
+/// What to do where the target's tables hold rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ExistingRows {
+    /// Stop.
+    Refuse,
+    /// Empty those tables first (`--force`).
+    Replace,
+}
+
+/// Whether warnings that need a person's word have it (`--yes`, or the answer to the question).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Confirmation {
+    /// Not asked yet.
+    Needed,
+    /// Given.
+    Given,
+}
+
+/// What the operator wants of compression.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compression {
+    /// Chosen by each sender from what the data and the link do.
+    Auto,
+    /// None.
+    None,
+    /// LZ4 blocks.
+    Lz4,
+    /// Zstandard at that level, 1 to 19.
+    Zstd(u8),
+}
+
+impl Compression {
+    /// Zstandard's level where none is named.
+    pub const ZSTD_LEVEL_DEFAULT: u8 = 3;
+
+    /// Reads `auto`, `none`, `lz4`, `zstd` or `zstd:LEVEL`.
+    ///
+    /// # Errors
+    /// A sentence that says what is allowed.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "none" => Ok(Self::None),
+            "lz4" => Ok(Self::Lz4),
+            "zstd" => Ok(Self::Zstd(Self::ZSTD_LEVEL_DEFAULT)),
+            _ => text
+                .strip_prefix("zstd:")
+                .and_then(|level| level.parse().ok())
+                .filter(|level| (1..=19).contains(level))
+                .map(Self::Zstd)
+                .ok_or_else(|| "use auto, none, lz4, zstd or zstd:1 to zstd:19".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::None => f.write_str("none"),
+            Self::Lz4 => f.write_str("lz4"),
+            Self::Zstd(level) => write!(f, "zstd:{level}"),
+        }
+    }
+}
+
+/// Which tables take part. Both lists empty: every table of the database but our own.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TableFilter {
+    /// Only tables of these schemas, where any are named.
+    pub include_schemas: Vec<Identifier>,
+    /// And of those, not these tables.
+    pub exclude_tables: Vec<TableName>,
+}
+
+impl TableFilter {
+    /// Whether the filter lets everything through.
+    #[must_use]
+    pub fn is_everything(&self) -> bool {
+        self.include_schemas.is_empty() && self.exclude_tables.is_empty()
+    }
+
+    /// Whether that table takes part.
+    #[must_use]
+    pub fn admits(&self, table: &TableName) -> bool {
+        let schema =
+            self.include_schemas.is_empty() || self.include_schemas.contains(&table.schema);
+        schema && !self.exclude_tables.contains(table)
+    }
+}
+
+/// One initialisation, as it was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobSpec {
+    /// The node that has the rows.
+    pub source: NodeId,
+    /// The node that gets them.
+    pub target: NodeId,
+    /// How.
+    pub method: Method,
+    /// Workers, 1 to [`crate::limits::WORKERS_MAX`].
+    pub parallel: u8,
+    /// What to do about differences in schema.
+    pub schema_mode: SchemaMode,
+    /// What to do about rows that are there already.
+    pub existing: ExistingRows,
+    /// Whether warnings are confirmed.
+    pub confirmation: Confirmation,
+    /// Compression on the wire.
+    pub compression: Compression,
+    /// The most COPY bytes a second over all workers, before compression.
+    pub max_rate: Option<ByteCount>,
+    /// Which tables.
+    pub filter: TableFilter,
+    /// Tables larger than this are split finely enough that every worker gets several ranges;
+    /// smaller ones too where that pays.
+    pub large_table_threshold: ByteCount,
+    /// The job fails once it has run this long.
+    pub timeout_seconds: u64,
+}
+
+/// The names of what a job makes on the servers, all from the job's id: two jobs never meet, and
+/// what is left of one can be found by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReplicationNames(pub JobId);
+
+impl ReplicationNames {
+    /// Every name of ours begins so.
+    pub const PREFIX: &'static str = "steep_repl_";
+
+    /// Slot on the source, publication on the source and subscription on the target: one name for
+    /// all three, so that each shows where the others are. 27 bytes of `a-z 0-9 _`.
+    #[must_use]
+    pub fn name(self) -> String {
+        format!("{}{}", Self::PREFIX, self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compression_is_read_as_the_contract_writes_it() {
+        assert_eq!(Compression::parse("zstd"), Ok(Compression::Zstd(3)));
+        assert_eq!(Compression::parse("zstd:19"), Ok(Compression::Zstd(19)));
+        for bad in ["", "gzip", "zstd:0", "zstd:20", "zstd:", "lz4:1"] {
+            assert!(Compression::parse(bad).is_err(), "{bad:?} was taken");
+        }
+    }
+
+    #[test]
+    fn a_filter_takes_whole_schemas_and_leaves_out_single_tables() {
+        let name = |s: &str, t: &str| TableName::new(s, t).unwrap();
+        let filter = TableFilter {
+            include_schemas: vec![Identifier::parse("app").unwrap()],
+            exclude_tables: vec![name("app", "log")],
+        };
+        assert!(filter.admits(&name("app", "orders")));
+        assert!(!filter.admits(&name("app", "log")));
+        assert!(!filter.admits(&name("public", "orders")));
+        assert!(TableFilter::default().admits(&name("any", "thing")));
+    }
+}

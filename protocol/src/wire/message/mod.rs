@@ -1,0 +1,13 @@
+//! Control messages, by who speaks to whom.
+//!
+//! [`api`] CLI and coordinator · [`agent`] agents and coordinator · [`peer`] agent and agent. Each
+//! is plain data; what may follow what is said where the conversation is held.
+
+pub mod agent;
+pub mod api;
+pub mod facts;
+pub mod job;
+pub mod peer;
+
+#[cfg(test)]
+mod tests;

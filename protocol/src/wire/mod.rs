@@ -1,0 +1,23 @@
+//! The pure half: values and bytes, no IO.
+//!
+//! In the order a connection uses them: [`hello`], [`message`] (control), [`frame`] (data),
+//! [`close`].
+
+pub mod close;
+pub mod codec;
+pub mod frame;
+pub mod hello;
+pub mod limits;
+pub mod message;
+
+mod fault;
+mod id;
+mod name;
+mod state;
+
+pub use fault::{Fault, FaultKind, Retry};
+pub use id::{
+    ByteCount, CommandId, Epoch, InvalidId, JobId, Lsn, NodeId, PartNo, RowCount, TableNo,
+};
+pub use name::{Identifier, InvalidName, TableName};
+pub use state::{NodeState, Phase};
