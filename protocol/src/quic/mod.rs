@@ -1,1 +1,21 @@
-//! QUIC endpoints.
+//! The half with sockets: QUIC endpoints with mutual TLS, framed streams, who the peer is.
+//!
+//! Invariants: no byte is exchanged with a peer whose certificate the cluster's CA did not sign; a
+//! dialled peer is who it was expected to be, by the name in its certificate, wherever it was found;
+//! every connection begins with the frozen hello ([`crate::hello`]); every window is bounded.
+
+mod connection;
+mod endpoint;
+mod error;
+mod stream;
+mod tuning;
+
+#[cfg(test)]
+mod tests;
+
+pub use connection::{Connection, Peer};
+pub use endpoint::{Endpoint, Expect, Incoming};
+pub use error::{ConnectError, EndpointError, StreamError};
+pub use steep_certs::Role;
+pub use stream::{Receiver, Sender};
+pub use tuning::{Congestion, Traffic, Tuning};

@@ -6,7 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 /// The longest name PostgreSQL keeps, in bytes (`NAMEDATALEN - 1`).
-pub const IDENTIFIER_MAX: usize = 63;
+const IDENTIFIER_MAX: usize = 63;
 
 /// Text that cannot be the name of an SQL object.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,8 +1,10 @@
-//! What preflight looks at, and what it finds. Agents gather facts; the coordinator judges them
-//! (`coordinator/src/job/preflight.rs`, pure).
+//! What preflight looks at, and what it finds. Agents gather facts (`agent/src/facts`), in a few
+//! catalog queries whatever the number of tables; the coordinator judges them
+//! (`coordinator/src/job/preflight`, pure). A fact is what a server said, never an opinion.
 
 use serde::{Deserialize, Serialize};
 
+use crate::wire::limits::LISTED_MAX;
 use crate::wire::{ByteCount, NodeId, TableName};
 
 /// Something a person should know before or after a job.
@@ -23,7 +25,7 @@ pub struct Finding {
 }
 
 /// How grave a finding is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
     /// Good to know.
@@ -34,7 +36,7 @@ pub enum Severity {
     Error,
 }
 
-/// Names, cut off at [`crate::limits::LISTED_MAX`], and how many there are in all.
+/// Names, cut off at [`LISTED_MAX`], and how many there are in all.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Listed {
     /// The first of them.
@@ -43,13 +45,57 @@ pub struct Listed {
     pub count: u64,
 }
 
+impl Listed {
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+}
+
+impl FromIterator<String> for Listed {
+    /// Counts all, keeps the first [`LISTED_MAX`].
+    fn from_iter<I: IntoIterator<Item = String>>(all: I) -> Self {
+        let mut listed = Self::default();
+        for name in all {
+            if listed.names.len() < LISTED_MAX {
+                listed.names.push(name);
+            }
+            listed.count += 1;
+        }
+        listed
+    }
+}
+
+/// Something a server has a fixed number of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capacity {
+    /// The setting that bounds it (`max_wal_senders`), or `role_connection_limit` and
+    /// `database_connection_limit` for the bounds that `ALTER ROLE` and `ALTER DATABASE` set.
+    pub bound_by: String,
+    /// How many there can be for the role in use: of connections, without those that are reserved
+    /// for others.
+    pub limit: u64,
+    /// How many are taken now.
+    pub used: u64,
+}
+
+impl Capacity {
+    /// How many are left.
+    #[must_use]
+    pub fn free(&self) -> u64 {
+        self.limit.saturating_sub(self.used)
+    }
+}
+
 /// What is true of a server, whichever end it is.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct ServerFacts {
     /// `server_version_num`.
     pub version: u32,
-    /// `pg_control_system().system_identifier` and the database's oid: the same on both ends means
-    /// that source and target are one database.
+    /// The system identifier, the database's oid and the moment the postmaster started: the same on
+    /// both ends means that source and target are one database. The moment tells a server from its
+    /// physical copy, which has the other two in common with it.
     pub database_identity: String,
     /// Database name.
     pub database: String,
@@ -57,28 +103,58 @@ pub struct ServerFacts {
     pub role: String,
     /// Whether that role is a superuser.
     pub superuser: bool,
-    /// Whether it may replicate.
+    /// Whether it may replicate, by its own attribute or as a member of a provider's role.
     pub replication: bool,
     /// Whether it may create objects in the database.
     pub can_create: bool,
     /// Whether it may create subscriptions (superuser, or `pg_create_subscription` from 16 on).
     pub can_subscribe: bool,
+    /// Whether it may set `session_replication_role`, which keeps triggers quiet while rows load.
+    pub can_silence_triggers: bool,
+    /// Whether it may call `pg_replication_origin_advance`.
+    pub can_advance_origin: bool,
     /// Whether the server is a standby.
     pub in_recovery: bool,
-    /// Server encoding.
+    /// Database encoding, as `pg_encoding_to_char` names it.
     pub encoding: String,
-    /// `datcollate`, provider and, where known, the collation's version.
+    /// Provider and name of the database's collation, such as `libc en_US.UTF-8`.
     pub collation: String,
-    /// Settings by name, of those that preflight judges; as `current_setting` writes them.
+    /// The version of that collation, where the provider has versions.
+    pub collation_version: Option<String>,
+    /// Settings that preflight judges, by name: `pg_settings.reset_val`, so in the base unit that
+    /// `pg_settings.unit` names, and with what `ALTER ROLE` and `ALTER DATABASE` set for the role in
+    /// use. Settings this version does not have are absent.
     pub settings: Vec<(String, String)>,
-    /// Slots, walsenders and connections in use, by the name of the setting that bounds them.
-    pub in_use: Vec<(String, u64)>,
+    /// Slots, walsenders, workers and connections.
+    pub capacity: Vec<Capacity>,
     /// Extensions installed here, with version.
     pub extensions: Vec<(String, String)>,
-    /// Seconds the server's clock is ahead of the agent's.
+    /// Seconds the server's clock is ahead of the agent's; within half the time of one query.
     pub clock_ahead_seconds: f64,
-    /// Whether consecutive connections reached different servers or a pooler's shared session.
+    /// How it was seen that something between the agent and the server hands one client's statements
+    /// to different sessions or servers.
     pub pooled: Option<String>,
+}
+
+impl ServerFacts {
+    /// A setting, where this version has it.
+    #[must_use]
+    pub fn setting(&self, name: &str) -> Option<&str> {
+        let found = self.settings.iter().find(|(known, _)| known == name);
+        found.map(|(_, value)| value.as_str())
+    }
+
+    /// A setting that is a number, in its base unit.
+    #[must_use]
+    pub fn number(&self, name: &str) -> Option<i64> {
+        self.setting(name)?.parse().ok()
+    }
+
+    /// What that setting bounds, where this version has it.
+    #[must_use]
+    pub fn capacity(&self, bound_by: &str) -> Option<&Capacity> {
+        self.capacity.iter().find(|c| c.bound_by == bound_by)
+    }
 }
 
 /// What is true of a source.
@@ -90,24 +166,31 @@ pub struct SourceFacts {
     pub tables: u64,
     /// Their bytes with indexes and TOAST.
     pub total_bytes: ByteCount,
-    /// Tables without a replica identity.
+    /// Tables that publish changes and have no replica identity.
     pub without_identity: Listed,
+    /// Tables with `REPLICA IDENTITY FULL` and a column whose type has no equality, such as `json`:
+    /// the subscriber cannot find the row of an UPDATE or DELETE in them.
+    pub identity_without_equality: Listed,
     /// Unlogged tables, whose changes are not replicated.
     pub unlogged: Listed,
     /// Foreign tables, which are not copied.
     pub foreign_tables: Listed,
     /// Materialised views, which are refreshed and not copied.
     pub materialized_views: Listed,
+    /// Tables with virtual generated columns, which only 18 and newer know.
+    pub virtual_columns: Listed,
     /// Sequences, which are set once at the end.
     pub sequences: u64,
     /// Large objects, which are not copied.
     pub large_objects: u64,
-    /// Roles that own or are granted something.
+    /// Roles that own, are granted, or are named in a policy on something in the database.
     pub roles: Vec<String>,
     /// Tables whose row security the role in use does not bypass.
     pub row_security: Listed,
-    /// Tables the role in use may not read.
+    /// Tables and sequences the role in use may not read.
     pub unreadable: Listed,
+    /// Tables whose owner's rights the role in use does not have, and so may not publish.
+    pub not_owned: Listed,
     /// `pg_dump` beside the agent: its major version, or why there is none.
     pub pg_dump: Option<Result<u32, String>>,
 }
@@ -121,10 +204,17 @@ pub struct TargetFacts {
     pub user_tables: u64,
     /// Of the tables to be copied, those that hold rows.
     pub not_empty: Listed,
+    /// Of the tables to be copied, those that exist and whose owner's rights the role in use does
+    /// not have.
+    pub not_owned: Listed,
+    /// Tables that the filter admits and the source does not have. They are left alone.
+    pub extra_tables: Listed,
     /// How its schema differs from the source's, where it has one.
     pub differences: Vec<SchemaDifference>,
-    /// Extensions that could be installed here.
-    pub extensions_available: Vec<String>,
+    /// Differences beyond those in `differences`, which is bounded.
+    pub more_differences: u64,
+    /// Extensions whose files are here.
+    pub extensions_available: Vec<AvailableExtension>,
     /// Roles that exist here.
     pub roles: Vec<String>,
     /// Bytes free where the data directory is, if the agent can see it.
@@ -135,6 +225,16 @@ pub struct TargetFacts {
     pub server_link: Option<Result<(), String>>,
     /// Seconds the source agent's clock is ahead of this one's.
     pub clock_ahead_seconds: f64,
+}
+
+/// An extension that a server could install.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AvailableExtension {
+    /// Its name.
+    pub name: String,
+    /// Whether the role in use may install it: a superuser any, others what is trusted or needs no
+    /// superuser.
+    pub may_create: bool,
 }
 
 /// One way in which two schemas differ.

@@ -1,0 +1,177 @@
+//! Fetching a plan: workers that take the next part, load it, and report it once it is committed.
+//!
+//! Free workers pull from one queue, so a slow range never idles the rest. A part whose connection
+//! broke is fetched again; its ledger says whether it had been committed after all.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use steep_protocol::message::agent::{PartDone, PartProgress};
+use steep_protocol::message::job::Compression;
+use steep_protocol::message::peer::{CopyFormat, TablePlan};
+use steep_protocol::{ByteCount, Epoch, Fault, FaultKind, PartNo, Retry, TableNo};
+use tokio::task::JoinSet;
+use tracing::warn;
+
+use super::link::{Link, Plan};
+use super::rate::Rate;
+use crate::sink::{self, Begin, Loader};
+use crate::task::Task;
+
+/// Tries of one part before its fault is the job's.
+const TRIES: u32 = 4;
+
+/// Pause before a part is tried again; doubled each time.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// What to fetch and how.
+#[derive(Debug, Clone)]
+pub struct CopyRequest {
+    /// The snapshot.
+    pub epoch: Epoch,
+    /// Workers.
+    pub parallel: u8,
+    /// Compression on the wire.
+    pub compression: Compression,
+    /// COPY bytes a second over all workers.
+    pub max_rate: Option<ByteCount>,
+    /// The parts, in order.
+    pub order: Vec<PartNo>,
+}
+
+/// What all workers of one job share.
+struct Shared {
+    task: Task,
+    link: Link,
+    request: CopyRequest,
+    plan: Plan,
+    formats: HashMap<TableNo, CopyFormat>,
+    rate: Rate,
+    queue: Mutex<VecDeque<PartNo>>,
+}
+
+/// Fetches the parts. Returns once all of them are committed.
+///
+/// Dropping the future takes back the parts under way; committed ones stay in the ledger.
+///
+/// # Errors
+/// The first fault that trying again does not help against; `Cancelled` where the task is.
+pub async fn copy(task: &Task, link: Link, request: CopyRequest) -> Result<(), Fault> {
+    let plan = link.plan().await?;
+    let formats = sink::formats(task, &plan.tables).await?;
+    let there = sink::ledger(task).await?;
+    let done: HashSet<PartNo> = there.iter().map(|d| d.part).collect();
+    for part in there {
+        task.done(part);
+    }
+    let queue: VecDeque<PartNo> =
+        request.order.iter().copied().filter(|p| !done.contains(p)).collect();
+    let workers = usize::from(request.parallel.max(1)).min(queue.len());
+    let shared = Arc::new(Shared {
+        task: task.clone(),
+        link,
+        rate: Rate::new(request.max_rate),
+        request,
+        plan,
+        formats,
+        queue: Mutex::new(queue),
+    });
+    let mut running = JoinSet::new();
+    for _ in 0..workers {
+        let shared = Arc::clone(&shared);
+        running.spawn(async move { shared.work().await });
+    }
+    loop {
+        tokio::select! {
+            () = task.cancel.cancelled() => {
+                running.shutdown().await;
+                return Err(Fault::new(FaultKind::Cancelled, "cancelled").on(&task.node));
+            }
+            ended = running.join_next() => match ended {
+                None => return Ok(()),
+                Some(Ok(Ok(()))) => {}
+                Some(Ok(Err(fault))) => {
+                    running.shutdown().await;
+                    return Err(fault);
+                }
+                Some(Err(error)) => {
+                    running.shutdown().await;
+                    return Err(Fault::new(FaultKind::Failed, format!("a worker broke: {error}")));
+                }
+            },
+        }
+    }
+}
+
+impl Shared {
+    async fn work(&self) -> Result<(), Fault> {
+        let mut loader = None;
+        while let Some(part) = self.take() {
+            let mut tries = 1;
+            loop {
+                let Err(fault) = self.load(&mut loader, part).await else { break };
+                if fault.retry == Retry::Never || tries == TRIES {
+                    return Err(self.name_part(fault, part));
+                }
+                warn!(job = %self.task.job, %part, error = %fault, "part failed, trying again");
+                loader = None;
+                tokio::time::sleep(PAUSE * 2u32.pow(tries - 1)).await;
+                tries += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// One part, from asking for it to its commit.
+    async fn load(&self, loader: &mut Option<Loader>, part: PartNo) -> Result<(), Fault> {
+        let table = self.table(part)?;
+        let epoch = self.request.epoch;
+        let format = self.formats.get(&table.no).copied().unwrap_or(CopyFormat::Text);
+        let loader = match loader {
+            Some(loader) => loader,
+            None => loader.insert(Loader::connect(&self.task, &self.plan.encoding).await?),
+        };
+        // The source starts its COPY while the target begins its transaction.
+        let (incoming, begun) = tokio::join!(
+            self.link.part(epoch, part, format, self.request.compression),
+            loader.begin(epoch, table, part, format),
+        );
+        let done = match begun? {
+            Begin::Done(done) => done,
+            Begin::Load(writer) => {
+                let report = |bytes, wire| self.task.part(PartProgress { part, bytes, wire });
+                let sent = incoming?.pour(writer, &self.rate, report).await?;
+                PartDone { part, rows: sent.rows, bytes: sent.bytes, wire: sent.wire }
+            }
+        };
+        self.task.done(done);
+        Ok(())
+    }
+
+    fn take(&self) -> Option<PartNo> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    }
+
+    /// The table of a part: the last one whose first part is not after it.
+    fn table(&self, part: PartNo) -> Result<&TablePlan, Fault> {
+        let tables = &self.plan.tables;
+        let after = tables.partition_point(|t| t.first_part <= part);
+        after
+            .checked_sub(1)
+            .map(|at| &tables[at])
+            .filter(|t| ((part.0 - t.first_part.0) as usize) < t.ranges.len())
+            .ok_or_else(|| {
+                Fault::new(FaultKind::Failed, format!("part {part} is not in the source's plan"))
+            })
+    }
+
+    fn name_part(&self, mut fault: Fault, part: PartNo) -> Fault {
+        if let Ok(table) = self.table(part)
+            && fault.kind != FaultKind::Cancelled
+        {
+            fault.message = format!("copying {}: {}", table.name, fault.message);
+        }
+        fault
+    }
+}

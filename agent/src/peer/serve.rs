@@ -1,0 +1,319 @@
+//! The source's end: answers the targets that the coordinator named, from snapshots held open.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use jiff::Timestamp;
+use steep_protocol::close::CloseCode;
+use steep_protocol::limits::PLAN_PAGE;
+use steep_protocol::message::job::TableFilter;
+use steep_protocol::message::peer::{PeerReply, PeerRequest};
+use steep_protocol::quic::{Connection, Endpoint, Role, Sender, StreamError};
+use steep_protocol::{Fault, FaultKind, JobId, NodeId};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::stream;
+use crate::chunk::Packer;
+use crate::pg::{Conninfo, Session, catalog};
+use crate::source::{self, OpenSnapshot};
+use crate::task::{Progress, Task};
+
+/// Rows for this many streams of one peer at once; the rest wait in QUIC's own limit.
+const STREAMS_AT_ONCE: usize = 128;
+
+/// The jobs for which this agent is the source. Shared by the session, which opens and closes them,
+/// and the server, which looks them up.
+#[derive(Debug, Default)]
+pub struct SourceJobs {
+    jobs: Mutex<HashMap<JobId, SourceJob>>,
+}
+
+/// One of them.
+#[derive(Debug, Clone)]
+pub struct SourceJob {
+    /// The one node that may ask.
+    pub target: NodeId,
+    /// Which tables.
+    pub filter: TableFilter,
+    /// The snapshot, once there is one.
+    pub open: Option<Arc<OpenSnapshot>>,
+}
+
+impl SourceJobs {
+    /// Lets `target` ask for that job. An open snapshot of the job stays.
+    pub fn admit(&self, job: JobId, target: NodeId, filter: TableFilter) {
+        let mut jobs = self.lock();
+        let open = jobs.remove(&job).and_then(|old| old.open);
+        jobs.insert(job, SourceJob { target, filter, open });
+    }
+
+    /// Puts a job's snapshot where its target can reach it.
+    pub fn open(&self, job: JobId, snapshot: Arc<OpenSnapshot>) {
+        if let Some(entry) = self.lock().get_mut(&job) {
+            entry.open = Some(snapshot);
+        }
+    }
+
+    /// That job, if this agent is its source.
+    #[must_use]
+    pub fn get(&self, job: JobId) -> Option<SourceJob> {
+        self.lock().get(&job).cloned()
+    }
+
+    /// Forgets a job. Its snapshot, if any, is the caller's to close.
+    pub fn remove(&self, job: JobId) -> Option<SourceJob> {
+        self.lock().remove(&job)
+    }
+
+    /// Jobs whose snapshot is open.
+    #[must_use]
+    pub fn open_snapshots(&self) -> Vec<JobId> {
+        self.lock().iter().filter(|(_, j)| j.open.is_some()).map(|(id, _)| *id).collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<JobId, SourceJob>> {
+        // Every critical section is a map operation; none can leave the map half changed.
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Answers peers.
+#[derive(Debug, Clone)]
+pub struct Server {
+    /// This node.
+    pub node: NodeId,
+    /// Its database.
+    pub conninfo: Arc<Conninfo>,
+    /// How other servers reach it.
+    pub replication_conninfo: Arc<Conninfo>,
+    /// The jobs to answer for.
+    pub jobs: Arc<SourceJobs>,
+}
+
+impl Server {
+    /// Accepts peers until cancelled.
+    pub async fn run(self, endpoint: Arc<Endpoint>, cancel: CancellationToken) {
+        let mut peers = JoinSet::new();
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => break,
+                incoming = endpoint.accept() => {
+                    let Some(incoming) = incoming else { break };
+                    let server = self.clone();
+                    let cancel = cancel.child_token();
+                    peers.spawn(async move {
+                        let remote = incoming.remote();
+                        match incoming.handshake().await {
+                            Ok(connection) => server.attend(connection, cancel).await,
+                            Err(error) => warn!(%remote, %error, "peer turned away"),
+                        }
+                    });
+                }
+                Some(ended) = peers.join_next() => log_panic(ended),
+            }
+        }
+        peers.shutdown().await;
+    }
+
+    async fn attend(&self, connection: Connection, cancel: CancellationToken) {
+        let peer = connection.peer().clone();
+        if peer.role != Role::Agent {
+            warn!(peer = %peer.name, role = %peer.role, "peer refused: only agents fetch rows");
+            connection.close(CloseCode::Forbidden);
+            return;
+        }
+        debug!(peer = %peer.name, "peer connected");
+        let mut streams = JoinSet::new();
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => {
+                    connection.close(CloseCode::ShuttingDown);
+                    break;
+                }
+                accepted = connection.accept(), if streams.len() < STREAMS_AT_ONCE => {
+                    let Ok((sender, mut receiver)) = accepted else { break };
+                    let server = self.clone();
+                    let connection = connection.clone();
+                    let cancel = cancel.child_token();
+                    streams.spawn(async move {
+                        match receiver.recv::<PeerRequest>().await {
+                            Ok(Some(request)) => {
+                                server.answer(&connection, request, sender, cancel).await;
+                            }
+                            Ok(None) => {}
+                            Err(error) => {
+                                debug!(%error, "unreadable request");
+                                receiver.stop(CloseCode::Malformed);
+                            }
+                        }
+                    });
+                }
+                Some(ended) = streams.join_next() => log_panic(ended),
+            }
+        }
+        // Streams of a lost peer end by themselves at the next write; aborting them drops their
+        // readers, which cancels the COPY behind each at once.
+        streams.shutdown().await;
+        debug!(peer = %peer.name, "peer gone");
+    }
+
+    async fn answer(
+        &self,
+        connection: &Connection,
+        request: PeerRequest,
+        mut sender: Sender,
+        cancel: CancellationToken,
+    ) {
+        let job = request.job();
+        let peer = &connection.peer().name;
+        let outcome = match self.jobs.get(job).filter(|j| j.target == *peer) {
+            Some(entry) => self.fulfil(&entry, connection, request, &mut sender, cancel).await,
+            None => {
+                warn!(%job, %peer, "request refused: the coordinator named no such job for it");
+                let fault = Fault::new(
+                    FaultKind::Unauthorized,
+                    format!("{} holds nothing for {peer} under job {job}", self.node),
+                )
+                .on(&self.node)
+                .hint("its agent may have been restarted, which ends its snapshots");
+                sender.send(&PeerReply::Fault(fault)).await
+            }
+        };
+        sender.finish();
+        if let Err(error) = outcome {
+            debug!(%job, %peer, %error, "answer not delivered");
+        }
+    }
+
+    async fn fulfil(
+        &self,
+        entry: &SourceJob,
+        connection: &Connection,
+        request: PeerRequest,
+        sender: &mut Sender,
+        cancel: CancellationToken,
+    ) -> Result<(), StreamError> {
+        let reply = match request {
+            PeerRequest::Ping { .. } => {
+                Ok(PeerReply::Pong { unix_micros: Timestamp::now().as_microsecond() })
+            }
+            PeerRequest::FetchConninfo { .. } => {
+                Ok(PeerReply::Conninfo(self.replication_conninfo.libpq()))
+            }
+            PeerRequest::FetchSequences { job } => {
+                source::sequences(&self.task(job, cancel), &entry.filter)
+                    .await
+                    .map(PeerReply::Sequences)
+            }
+            PeerRequest::DescribeTables { .. } => return self.shapes(entry, sender).await,
+            PeerRequest::FetchPlan { .. } => match self.opened(entry) {
+                Ok(open) => return send_plan(&open, sender).await,
+                Err(fault) => Err(fault),
+            },
+            PeerRequest::FetchSchema { section, .. } => match self.opened(entry) {
+                Ok(open) => match open.schema(section, cancel).await {
+                    Ok(mut dump) => {
+                        sender.send(&PeerReply::FramesFollow).await?;
+                        let packer = Packer::new(
+                            steep_protocol::message::job::Compression::Auto,
+                            connection.rtt(),
+                        );
+                        return stream::send(&mut dump, packer, sender).await;
+                    }
+                    Err(fault) => Err(fault),
+                },
+                Err(fault) => Err(fault),
+            },
+            PeerRequest::FetchPart { part, format, compression, .. } => match self.opened(entry) {
+                Ok(open) => match open.part(part, format, cancel).await {
+                    Ok(mut rows) => {
+                        sender.send(&PeerReply::FramesFollow).await?;
+                        let packer = Packer::new(compression, connection.rtt());
+                        return stream::send(&mut rows, packer, sender).await;
+                    }
+                    Err(fault) => Err(fault),
+                },
+                Err(fault) => Err(fault),
+            },
+        };
+        sender.send(&reply.unwrap_or_else(PeerReply::Fault)).await
+    }
+
+    async fn shapes(&self, entry: &SourceJob, sender: &mut Sender) -> Result<(), StreamError> {
+        let described = async {
+            let session = Session::connect(&self.conninfo, "describe").await?;
+            catalog::describe_tables(&session, &entry.filter).await
+        };
+        let shapes = match described.await {
+            Ok(shapes) => shapes,
+            Err(error) => return sender.send(&PeerReply::Fault(error.to_fault(&self.node))).await,
+        };
+        for (tables, last) in pages(&shapes) {
+            sender.send(&PeerReply::Shapes { tables: tables.to_vec(), last }).await?;
+        }
+        Ok(())
+    }
+
+    fn opened(&self, entry: &SourceJob) -> Result<Arc<OpenSnapshot>, Fault> {
+        entry.open.clone().ok_or_else(|| {
+            Fault::new(FaultKind::Failed, "the job's snapshot is not open")
+                .on(&self.node)
+                .hint("run init again: rows can only be read under the snapshot of its slot")
+        })
+    }
+
+    fn task(&self, job: JobId, cancel: CancellationToken) -> Task {
+        Task {
+            node: self.node.clone(),
+            job,
+            conninfo: Arc::clone(&self.conninfo),
+            cancel,
+            progress: Progress::nowhere(),
+        }
+    }
+}
+
+async fn send_plan(open: &OpenSnapshot, sender: &mut Sender) -> Result<(), StreamError> {
+    for (tables, last) in pages(open.tables()) {
+        let (lsn, encoding) = (open.lsn(), open.encoding().to_owned());
+        sender.send(&PeerReply::Plan { lsn, encoding, tables: tables.to_vec(), last }).await?;
+    }
+    Ok(())
+}
+
+/// The pages of a list, at least one, the last one marked.
+fn pages<T>(all: &[T]) -> impl Iterator<Item = (&[T], bool)> {
+    let count = all.len().div_ceil(PLAN_PAGE).max(1);
+    (0..count).map(move |at| {
+        let from = at * PLAN_PAGE;
+        (&all[from..all.len().min(from + PLAN_PAGE)], at + 1 == count)
+    })
+}
+
+fn log_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        tracing::error!(%error, "a peer's task panicked");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::pages;
+
+    #[test]
+    fn a_list_is_paged_whole_and_its_last_page_is_marked() {
+        for length in [0, 1, 49, 50, 51, 100, 101] {
+            let all: Vec<usize> = (0..length).collect();
+            let pages: Vec<_> = pages(&all).collect();
+            let joined: Vec<usize> = pages.iter().flat_map(|(p, _)| p.iter().copied()).collect();
+            assert_eq!(joined, all);
+            let marks: Vec<bool> = pages.iter().map(|(_, last)| *last).collect();
+            assert_eq!(marks.iter().filter(|m| **m).count(), 1);
+            assert_eq!(marks.last(), Some(&true));
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! The session loop: dial, register, serve commands, and again.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use steep_protocol::message::agent::{
+    AgentMessage, CoordinatorMessage, MirrorRow, Observed, Outcome, Registration,
+};
+use steep_protocol::limits::SUMMARY_PAGE;
+use steep_protocol::quic::{Endpoint, Expect, Receiver, Sender};
+use steep_protocol::{CommandId, Fault, FaultKind, JobId, Retry};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::dispatch::Agent;
+use super::report::Reports;
+
+/// Between two sends of progress.
+const REPORT_EVERY: Duration = Duration::from_millis(250);
+
+/// First pause after a failed dial; doubled up to [`PAUSE_MAX`].
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// The longest pause: an agent is back within this of its coordinator.
+const PAUSE_MAX: Duration = Duration::from_secs(3);
+
+/// One command, from its arrival until its outcome is acknowledged.
+#[derive(Debug)]
+enum Entry {
+    Running { cancel: CancellationToken },
+    Ended { job: JobId, outcome: Result<Outcome, Fault> },
+}
+
+/// The coordinator, and what it is to know of this agent.
+#[derive(Debug)]
+pub struct Coordinator {
+    /// Its `HOST:PORT`.
+    pub address: String,
+    /// Dials it.
+    pub endpoint: Arc<Endpoint>,
+    /// Where peers reach this agent.
+    pub advertise: String,
+    /// Workers this agent will run at once.
+    pub max_workers: u8,
+}
+
+/// Everything that outlives a session with the coordinator.
+#[derive(Debug)]
+pub struct Control {
+    agent: Arc<Agent>,
+    reports: Arc<Reports>,
+    coordinator: Coordinator,
+    seen: watch::Receiver<Observed>,
+    mirror: mpsc::Sender<MirrorRow>,
+    entries: HashMap<CommandId, Entry>,
+    tasks: JoinSet<(CommandId, JobId, Result<Outcome, Fault>)>,
+    incarnation: u64,
+}
+
+/// Why a session ended.
+enum Gone {
+    Cancelled,
+    Lost { fault: Fault, welcomed: bool },
+}
+
+impl Control {
+    /// A control path with no session yet. `seen` is what is observed of the server, `mirror` takes
+    /// the rows for its `steep_repl` tables.
+    #[must_use]
+    pub fn new(
+        agent: Arc<Agent>,
+        reports: Arc<Reports>,
+        seen: watch::Receiver<Observed>,
+        mirror: mpsc::Sender<MirrorRow>,
+        coordinator: Coordinator,
+    ) -> Self {
+        Self {
+            agent,
+            reports,
+            coordinator,
+            seen,
+            mirror,
+            entries: HashMap::new(),
+            tasks: JoinSet::new(),
+            incarnation: rand::random(),
+        }
+    }
+
+    /// Keeps a session up until cancelled, then ends what runs.
+    pub async fn run(mut self, cancel: CancellationToken) {
+        let mut pause = PAUSE;
+        while !cancel.is_cancelled() {
+            match self.session(&cancel).await {
+                Gone::Cancelled => break,
+                Gone::Lost { fault, welcomed } => {
+                    if welcomed {
+                        pause = PAUSE;
+                    }
+                    if fault.retry == Retry::Never {
+                        // Still tried: certificates are renewed and coordinators are upgraded.
+                        pause = PAUSE_MAX;
+                    }
+                    warn!(error = %fault, hint = %fault.hint, "no session with the coordinator, trying again");
+                }
+            }
+            // Commands go on meanwhile; their ends are collected so that none is lost.
+            let wait = tokio::time::sleep(pause);
+            tokio::pin!(wait);
+            loop {
+                tokio::select! {
+                    () = cancel.cancelled() => break,
+                    () = &mut wait => break,
+                    Some(ended) = self.tasks.join_next() => { self.ended(ended); }
+                }
+            }
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+        for entry in self.entries.values() {
+            if let Entry::Running { cancel, .. } = entry {
+                cancel.cancel();
+            }
+        }
+        let _ = tokio::time::timeout(Duration::from_secs(5), async {
+            while self.tasks.join_next().await.is_some() {}
+        })
+        .await;
+    }
+
+    async fn session(&mut self, cancel: &CancellationToken) -> Gone {
+        let dial = self.coordinator.endpoint.dial(&self.coordinator.address, &Expect::Coordinator);
+        let connection = tokio::select! {
+            () = cancel.cancelled() => return Gone::Cancelled,
+            dialled = dial => match dialled {
+                Ok(connection) => connection,
+                Err(error) => return Gone::Lost { fault: error.to_fault(), welcomed: false },
+            },
+        };
+        let gone = match connection.open().await {
+            Ok((mut sender, mut receiver)) => {
+                let served = self.serve(&mut sender, &mut receiver, cancel).await;
+                sender.finish();
+                served
+            }
+            Err(error) => Gone::Lost { fault: error.to_fault(), welcomed: false },
+        };
+        let code = match &gone {
+            Gone::Cancelled => steep_protocol::close::CloseCode::ShuttingDown,
+            Gone::Lost { .. } => steep_protocol::close::CloseCode::Done,
+        };
+        connection.close(code);
+        gone
+    }
+
+    async fn serve(
+        &mut self,
+        sender: &mut Sender,
+        receiver: &mut Receiver,
+        cancel: &CancellationToken,
+    ) -> Gone {
+        let register = AgentMessage::Register(Registration {
+            advertise: self.coordinator.advertise.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            incarnation: self.incarnation,
+            open_snapshots: self.agent.jobs.open_snapshots(),
+            max_workers: self.coordinator.max_workers,
+        });
+        if let Err(error) = sender.send(&register).await {
+            return Gone::Lost { fault: error.to_fault(), welcomed: false };
+        }
+        match receiver.recv::<CoordinatorMessage>().await {
+            Ok(Some(CoordinatorMessage::Welcome { state })) => {
+                info!(event = "session", node_id = %self.agent.node, state = %state, "session with the coordinator");
+            }
+            Ok(_) => return Gone::Lost { fault: unwelcome(), welcomed: false },
+            Err(error) => return Gone::Lost { fault: error.to_fault(), welcomed: false },
+        }
+        self.reports.tell_again();
+        match self.converse(sender, receiver, cancel).await {
+            Ok(()) => Gone::Cancelled,
+            Err(fault) => Gone::Lost { fault, welcomed: true },
+        }
+    }
+
+    async fn converse(
+        &mut self,
+        sender: &mut Sender,
+        receiver: &mut Receiver,
+        cancel: &CancellationToken,
+    ) -> Result<(), Fault> {
+        let ended: Vec<CommandId> = self
+            .entries
+            .iter()
+            .filter(|(_, e)| matches!(e, Entry::Ended { .. }))
+            .map(|(id, _)| *id)
+            .collect();
+        self.report(sender).await?;
+        for id in ended {
+            self.tell(id, sender).await?;
+        }
+        let mut report = tokio::time::interval(REPORT_EVERY);
+        report.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return Ok(()),
+                message = receiver.recv::<CoordinatorMessage>() => {
+                    let message = message.map_err(|e| e.to_fault())?.ok_or_else(unwelcome)?;
+                    if let Some(again) = self.obey(message) {
+                        self.report(sender).await?;
+                        self.tell(again, sender).await?;
+                    }
+                }
+                Some(ended) = self.tasks.join_next() => {
+                    if let Some(id) = self.ended(ended) {
+                        // What the command did comes before its end.
+                        self.report(sender).await?;
+                        self.tell(id, sender).await?;
+                    }
+                }
+                _ = report.tick() => self.report(sender).await?,
+                changed = self.seen.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    let observed = self.seen.borrow_and_update().clone();
+                    send(sender, &AgentMessage::Observed(observed)).await?;
+                }
+            }
+        }
+    }
+
+    /// Does as told. The id of a command that has ended already and must be answered again.
+    fn obey(&mut self, message: CoordinatorMessage) -> Option<CommandId> {
+        match message {
+            CoordinatorMessage::Welcome { .. } => None,
+            CoordinatorMessage::Command { id, job, command } => match self.entries.get(&id) {
+                Some(Entry::Running { .. }) => None,
+                Some(Entry::Ended { .. }) => Some(id),
+                None => {
+                    let cancel = CancellationToken::new();
+                    self.entries.insert(id, Entry::Running { cancel: cancel.clone() });
+                    let agent = Arc::clone(&self.agent);
+                    self.tasks.spawn(async move {
+                        let outcome = agent.fulfil(job, command, cancel).await;
+                        (id, job, outcome)
+                    });
+                    None
+                }
+            },
+            CoordinatorMessage::Abort { id } => {
+                if let Some(Entry::Running { cancel, .. }) = self.entries.get(&id) {
+                    cancel.cancel();
+                }
+                None
+            }
+            CoordinatorMessage::Forget { id } => {
+                if let Some(Entry::Ended { .. }) = self.entries.get(&id) {
+                    self.entries.remove(&id);
+                }
+                None
+            }
+            CoordinatorMessage::Mirror(row) => {
+                // A full queue means that PostgreSQL is slow; the next row says more anyway.
+                let _ = self.mirror.try_send(row);
+                None
+            }
+        }
+    }
+
+    fn ended(
+        &mut self,
+        ended: Result<(CommandId, JobId, Result<Outcome, Fault>), tokio::task::JoinError>,
+    ) -> Option<CommandId> {
+        match ended {
+            Ok((id, job, outcome)) => {
+                if let Err(fault) = &outcome
+                    && fault.kind != FaultKind::Cancelled
+                {
+                    warn!(job_id = %job, command = %id, error = %fault, "command failed");
+                }
+                self.entries.insert(id, Entry::Ended { job, outcome });
+                Some(id)
+            }
+            Err(error) => {
+                // Commands are never aborted from outside, so this is a panic; the coordinator's
+                // timeout ends the job, and this says why.
+                tracing::error!(%error, "a command panicked");
+                None
+            }
+        }
+    }
+
+    async fn report(&self, sender: &mut Sender) -> Result<(), Fault> {
+        for message in self.reports.take() {
+            send(sender, &message).await?;
+        }
+        Ok(())
+    }
+
+    async fn tell(&self, id: CommandId, sender: &mut Sender) -> Result<(), Fault> {
+        let Some(Entry::Ended { job, outcome }) = self.entries.get(&id) else { return Ok(()) };
+        if matches!(outcome, Ok(Outcome::SourceOpened { .. }))
+            && let Some(open) = self.agent.jobs.get(*job).and_then(|j| j.open)
+        {
+            for tables in open.summaries().chunks(SUMMARY_PAGE) {
+                let page = AgentMessage::PlanPage { job: *job, tables: tables.to_vec() };
+                send(sender, &page).await?;
+            }
+        }
+        let finished = AgentMessage::Finished { command: id, outcome: outcome.clone() };
+        send(sender, &finished).await
+    }
+}
+
+async fn send(sender: &mut Sender, message: &AgentMessage) -> Result<(), Fault> {
+    sender.send(message).await.map_err(|e| e.to_fault())
+}
+
+fn unwelcome() -> Fault {
+    Fault::new(FaultKind::Unreachable, "the coordinator ended the session").retry(Retry::Backoff)
+}

@@ -1,0 +1,223 @@
+//! From a command to the function that does it. Nothing is decided here.
+
+use std::sync::Arc;
+
+use steep_protocol::message::agent::{Command, Outcome, SubscriptionStart};
+use steep_protocol::message::peer::SchemaSection;
+use steep_protocol::quic::Endpoint;
+use steep_protocol::{Fault, FaultKind, JobId, NodeId};
+use tokio_util::sync::CancellationToken;
+
+use super::report::Reports;
+use crate::facts::{self, PeerFacts};
+use crate::peer::copy::{CopyRequest, copy};
+use crate::peer::link::Link;
+use crate::peer::serve::SourceJobs;
+use crate::pg::Conninfo;
+use crate::sink::{self, PrepareRequest};
+use crate::source::{self, OpenRequest};
+use crate::task::{Progress, Task};
+
+/// What commands work with.
+#[derive(Debug)]
+pub struct Agent {
+    /// This node.
+    pub node: NodeId,
+    /// Its database.
+    pub conninfo: Arc<Conninfo>,
+    /// Jobs for which it is the source.
+    pub jobs: Arc<SourceJobs>,
+    /// Where progress goes.
+    pub reports: Arc<Reports>,
+    /// Dials sources.
+    pub endpoint: Arc<Endpoint>,
+}
+
+impl Agent {
+    /// Does what the command says, until it is done or cancelled.
+    ///
+    /// # Errors
+    /// The fault that ended it, naming this node.
+    pub async fn fulfil(
+        &self,
+        job: JobId,
+        command: Command,
+        cancel: CancellationToken,
+    ) -> Result<Outcome, Fault> {
+        let task = Task {
+            node: self.node.clone(),
+            job,
+            conninfo: Arc::clone(&self.conninfo),
+            cancel: cancel.clone(),
+            progress: Progress::new(Arc::clone(&self.reports) as _),
+        };
+        // Boxed: the largest of these futures would otherwise be every command's size.
+        let work = Box::pin(self.perform(&task, command));
+        let outcome = tokio::select! {
+            // The work hears of a cancel by itself and tells PostgreSQL; this is for what does not.
+            () = async { cancel.cancelled().await; tokio::time::sleep(GRACE).await } => {
+                Err(Fault::new(FaultKind::Cancelled, "cancelled"))
+            }
+            outcome = work => outcome,
+        };
+        outcome.map_err(|fault| if fault.node.is_none() { fault.on(&self.node) } else { fault })
+    }
+
+    async fn perform(&self, task: &Task, command: Command) -> Result<Outcome, Fault> {
+        match command {
+            Command::GatherSource { .. }
+            | Command::OpenSource { .. }
+            | Command::CloseSnapshot
+            | Command::AwaitFence
+            | Command::ProveSource
+            | Command::CleanupSource => self.as_source(task, command).await,
+            Command::GatherTarget { .. }
+            | Command::PrepareTarget { .. }
+            | Command::Copy { .. }
+            | Command::BuildIndexes { .. }
+            | Command::BuildConstraints { .. }
+            | Command::Subscribe { .. }
+            | Command::AwaitNativeCopy
+            | Command::Finish { .. }
+            | Command::ProveTarget
+            | Command::ReleaseTarget
+            | Command::CleanupTarget { .. } => self.as_target(task, command).await,
+        }
+    }
+
+    async fn as_source(&self, task: &Task, command: Command) -> Result<Outcome, Fault> {
+        let job = task.job;
+        match command {
+            Command::GatherSource { target, filter } => {
+                self.jobs.admit(job, target, filter.clone());
+                let facts = facts::source(task, &filter).await?;
+                Ok(Outcome::SourceFacts(Box::new(facts)))
+            }
+            Command::OpenSource { target, filter, export, parallel, large_table_threshold } => {
+                self.jobs.admit(job, target, filter.clone());
+                if let Some(open) = self.jobs.get(job).and_then(|j| j.open) {
+                    return opened(&open);
+                }
+                let request = OpenRequest { filter, export, parallel, large_table_threshold };
+                let open = Arc::new(source::open(task, request).await?);
+                self.jobs.open(job, Arc::clone(&open));
+                opened(&open)
+            }
+            Command::CloseSnapshot => {
+                if let Some(open) = self.jobs.get(job).and_then(|j| j.open) {
+                    open.close().await;
+                }
+                Ok(Outcome::Done)
+            }
+            Command::AwaitFence => {
+                source::await_fence(task).await.map(|lsn| Outcome::FencePassed { lsn })
+            }
+            Command::ProveSource => {
+                let open = self.jobs.get(job).and_then(|j| j.open).ok_or_else(|| {
+                    Fault::new(FaultKind::Failed, "what was sent is no longer known here")
+                        .hint("the agent was restarted during the job: run init again")
+                })?;
+                let (parts, rows, bytes) = open.totals();
+                Ok(Outcome::Totals { parts, rows, bytes })
+            }
+            Command::CleanupSource => {
+                if let Some(open) = self.jobs.remove(job).and_then(|j| j.open) {
+                    open.close().await;
+                }
+                self.reports.forget(job);
+                source::cleanup(task).await.map(|()| Outcome::Done)
+            }
+            other => Err(misdirected(&other)),
+        }
+    }
+
+    async fn as_target(&self, task: &Task, command: Command) -> Result<Outcome, Fault> {
+        let job = task.job;
+        let link = |source| Link::new(Arc::clone(&self.endpoint), source, job);
+        match command {
+            Command::GatherTarget { source, filter } => {
+                let peer = self.ask_peer(&link(source)).await?;
+                let facts = facts::target(task, &filter, peer).await?;
+                Ok(Outcome::TargetFacts(Box::new(facts)))
+            }
+            Command::PrepareTarget { source, filter, existing, schema_mode, indexes } => {
+                let link = link(source);
+                let plan = link.plan().await?;
+                let pre = link.schema(SchemaSection::PreData).await?;
+                let post = link.schema(SchemaSection::PostData).await?;
+                let request = PrepareRequest { filter, existing, schema_mode, indexes };
+                sink::prepare(task, &request, &plan.tables, pre, post).await.map(Outcome::Warned)
+            }
+            Command::Copy { source, epoch, parallel, compression, max_rate, order } => {
+                let request = CopyRequest { epoch, parallel, compression, max_rate, order };
+                copy(task, link(source), request).await.map(|()| Outcome::Done)
+            }
+            Command::BuildIndexes { parallel } => {
+                sink::build_indexes(task, parallel).await.map(Outcome::Warned)
+            }
+            Command::BuildConstraints { parallel } => {
+                sink::build_constraints(task, parallel).await.map(Outcome::Warned)
+            }
+            Command::Subscribe { source, start } => {
+                let conninfo = link(source).conninfo().await?;
+                sink::subscribe(task, &conninfo, start).await?;
+                if let SubscriptionStart::AtSlot(lsn) = start {
+                    tracing::info!(job_id = %job, %lsn, "subscribed");
+                }
+                Ok(Outcome::Done)
+            }
+            Command::AwaitNativeCopy => {
+                sink::await_native_copy(task).await.map(|()| Outcome::Done)
+            }
+            Command::Finish { source, parallel } => {
+                let sequences = link(source).sequences().await?;
+                sink::finish(task, sequences, parallel).await.map(Outcome::Warned)
+            }
+            Command::ProveTarget => {
+                let (parts, rows, bytes) = sink::totals(task).await?;
+                Ok(Outcome::Totals { parts, rows, bytes })
+            }
+            Command::ReleaseTarget => {
+                self.reports.forget(job);
+                sink::release(task).await.map(|()| Outcome::Done)
+            }
+            Command::CleanupTarget { data } => {
+                self.reports.forget(job);
+                sink::cleanup(task, data).await.map(|()| Outcome::Done)
+            }
+            other => Err(misdirected(&other)),
+        }
+    }
+
+    /// What the source's agent says of itself. That it cannot be reached is a fact like others.
+    async fn ask_peer(&self, link: &Link) -> Result<PeerFacts, Fault> {
+        match link.ping().await {
+            Ok(ping) => Ok(PeerFacts {
+                link: Ok(ping.rtt),
+                clock_ahead: ping.clock_ahead,
+                conninfo: Some(link.conninfo().await?),
+                shapes: link.shapes().await?,
+            }),
+            Err(fault) => Ok(PeerFacts {
+                link: Err(fault.message),
+                clock_ahead: 0.0,
+                conninfo: None,
+                shapes: Vec::new(),
+            }),
+        }
+    }
+}
+
+/// How long a cancelled command gets to tell PostgreSQL and clean up behind itself.
+const GRACE: std::time::Duration = std::time::Duration::from_secs(8);
+
+fn opened(open: &source::OpenSnapshot) -> Result<Outcome, Fault> {
+    let tables = u32::try_from(open.tables().len())
+        .map_err(|_| Fault::new(FaultKind::Failed, "more tables than PostgreSQL can hold"))?;
+    Ok(Outcome::SourceOpened { lsn: open.lsn(), tables, parts: open.parts() })
+}
+
+fn misdirected(command: &Command) -> Fault {
+    // `perform` sends each command to its own end; reaching this is our mistake, not the peer's.
+    Fault::new(FaultKind::Failed, format!("no way to do {command:?} on this end"))
+}

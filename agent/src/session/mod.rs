@@ -1,0 +1,16 @@
+//! The control path's end in the agent: one session with the coordinator, kept up for life.
+//!
+//! [`Control`] owns everything that outlives a session: commands at work, outcomes not acknowledged,
+//! parts reported done. A lost session changes none of it: transfers run on, and the next session
+//! says again what the coordinator may have missed. [`dispatch`] turns a command into a future;
+//! [`observe`] looks at the server; [`report`] collects progress between sends.
+
+mod control;
+mod dispatch;
+mod observe;
+mod report;
+
+pub use control::{Control, Coordinator};
+pub use dispatch::Agent;
+pub use observe::Observer;
+pub use report::Reports;

@@ -1,0 +1,78 @@
+//! One command at work: what every long operation gets, whichever end it is on.
+
+use std::sync::Arc;
+
+use steep_protocol::message::agent::{PartDone, PartProgress, WorkProgress};
+use steep_protocol::{JobId, NodeId, Phase};
+use tokio_util::sync::CancellationToken;
+
+use crate::pg::Conninfo;
+
+/// What a running command knows. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Task {
+    /// This node.
+    pub node: NodeId,
+    /// The job it is for.
+    pub job: JobId,
+    /// This node's database.
+    pub conninfo: Arc<Conninfo>,
+    /// Cancelled when the command is aborted or the agent stops. Whoever runs a statement must
+    /// select on it and send PostgreSQL a cancel request.
+    pub cancel: CancellationToken,
+    /// Where progress goes.
+    pub progress: Progress,
+}
+
+/// The sending end of a job's progress. Reports replace one another; completed parts do not.
+#[derive(Debug, Clone)]
+pub struct Progress {
+    inner: Arc<dyn ProgressSink>,
+}
+
+/// Where progress ends up: the session in the agent, a recorder in tests.
+pub trait ProgressSink: Send + Sync + std::fmt::Debug {
+    /// Work that is not counted in parts.
+    fn work(&self, job: JobId, phase: Phase, work: WorkProgress);
+    /// A part on its way.
+    fn part(&self, job: JobId, progress: PartProgress);
+    /// A part is committed.
+    fn done(&self, job: JobId, done: PartDone);
+}
+
+impl Progress {
+    /// Progress that goes to `sink`.
+    pub fn new(sink: Arc<dyn ProgressSink>) -> Self {
+        Self { inner: sink }
+    }
+
+    /// Progress that nobody watches.
+    #[must_use]
+    pub fn nowhere() -> Self {
+        #[derive(Debug)]
+        struct Nowhere;
+        impl ProgressSink for Nowhere {
+            fn work(&self, _: JobId, _: Phase, _: WorkProgress) {}
+            fn part(&self, _: JobId, _: PartProgress) {}
+            fn done(&self, _: JobId, _: PartDone) {}
+        }
+        Self::new(Arc::new(Nowhere))
+    }
+}
+
+impl Task {
+    /// Says how far work that is not counted in parts has come.
+    pub fn work(&self, phase: Phase, work: WorkProgress) {
+        self.progress.inner.work(self.job, phase, work);
+    }
+
+    /// Says how far a part has come.
+    pub fn part(&self, progress: PartProgress) {
+        self.progress.inner.part(self.job, progress);
+    }
+
+    /// Says that a part is committed.
+    pub fn done(&self, done: PartDone) {
+        self.progress.inner.done(self.job, done);
+    }
+}

@@ -1,0 +1,170 @@
+//! A connection whose peer is known and whose hello has been exchanged.
+
+use std::time::Duration;
+
+use steep_certs::{Identity, Role};
+
+use super::error::{ConnectError, StreamError, closed_with};
+use super::stream::{Receiver, Sender};
+use crate::wire::NodeId;
+use crate::wire::close::CloseCode;
+use crate::wire::hello::{Answer, HELLO_LENGTH, Hello};
+
+/// Who is at the other end, from its certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// What it may be.
+    pub role: Role,
+    /// Its name: of an agent, the node's.
+    pub name: NodeId,
+}
+
+/// A connection. Clones are the same connection.
+#[derive(Debug, Clone)]
+pub struct Connection {
+    inner: quinn::Connection,
+    peer: Peer,
+}
+
+impl Connection {
+    pub(super) async fn greet(inner: quinn::Connection) -> Result<Self, ConnectError> {
+        let peer = identify(&inner)?;
+        let broken = |e: &dyn std::fmt::Display| ConnectError::Broken(e.to_string());
+        let (mut send, mut recv) = inner.open_bi().await.map_err(|e| refused_or_broken(&e))?;
+        send.write_all(&Hello::OURS.to_bytes())
+            .await
+            .map_err(|e| broken(&e))?;
+        let _ = send.finish();
+        let mut head = [0; HELLO_LENGTH];
+        if let Err(error) = recv.read_exact(&mut head).await {
+            // A listener that refuses closes the connection; its reason says more than the stream's.
+            return Err(inner
+                .close_reason()
+                .map_or_else(|| broken(&error), |e| refused_or_broken(&e)));
+        }
+        let mut reason = vec![0; Answer::reason_length(&head)?];
+        recv.read_exact(&mut reason).await.map_err(|e| broken(&e))?;
+        match Answer::from_bytes(&head, &reason)? {
+            Answer::Accepted { .. } => Ok(Self { inner, peer }),
+            Answer::Refused { code, reason } => {
+                inner.close(quinn::VarInt::from_u32(CloseCode::Done.code()), b"");
+                Err(ConnectError::Refused { code, reason })
+            }
+        }
+    }
+
+    pub(super) async fn welcome(inner: quinn::Connection) -> Result<Self, ConnectError> {
+        let peer = identify(&inner)?;
+        let broken = |e: &dyn std::fmt::Display| ConnectError::Broken(e.to_string());
+        let (mut send, mut recv) = inner.accept_bi().await.map_err(|e| broken(&e))?;
+        let mut hello = [0; HELLO_LENGTH];
+        recv.read_exact(&mut hello).await.map_err(|e| broken(&e))?;
+        let answer = Hello::from_bytes(&hello)?.answer(Hello::OURS);
+        send.write_all(&answer.to_bytes())
+            .await
+            .map_err(|e| broken(&e))?;
+        let _ = send.finish();
+        match answer {
+            Answer::Accepted { .. } => Ok(Self { inner, peer }),
+            Answer::Refused { code, reason } => {
+                // The peer closes once it has read why.
+                let _ = tokio::time::timeout(Duration::from_secs(5), inner.closed()).await;
+                Err(ConnectError::Refused { code, reason })
+            }
+        }
+    }
+
+    /// Who is at the other end.
+    #[must_use]
+    pub fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    /// Opens a stream. Waits while the peer's limit of streams is reached.
+    ///
+    /// # Errors
+    /// [`StreamError::Lost`] where the connection is gone.
+    pub async fn open(&self) -> Result<(Sender, Receiver), StreamError> {
+        let (send, recv) = self.inner.open_bi().await?;
+        Ok((Sender::new(send), Receiver::new(recv)))
+    }
+
+    /// The next stream that the peer opens.
+    ///
+    /// # Errors
+    /// [`StreamError::Lost`] where the connection is gone.
+    pub async fn accept(&self) -> Result<(Sender, Receiver), StreamError> {
+        let (send, recv) = self.inner.accept_bi().await?;
+        Ok((Sender::new(send), Receiver::new(recv)))
+    }
+
+    /// Closes it at once, for that reason.
+    pub fn close(&self, code: CloseCode) {
+        self.inner.close(
+            quinn::VarInt::from_u32(code.code()),
+            code.to_string().as_bytes(),
+        );
+    }
+
+    /// Until it is closed, by whoever; why, as far as the peer said.
+    pub async fn closed(&self) -> Option<CloseCode> {
+        closed_with(&self.inner.closed().await)
+    }
+
+    /// Whether it is closed already.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.inner.close_reason().is_some()
+    }
+
+    /// The current estimate of the round trip.
+    #[must_use]
+    pub fn rtt(&self) -> Duration {
+        self.inner.rtt()
+    }
+}
+
+fn refused_or_broken(error: &quinn::ConnectionError) -> ConnectError {
+    match closed_with(error) {
+        Some(code) => ConnectError::Refused {
+            code,
+            reason: code.to_string(),
+        },
+        // TLS 1.3 lets the client finish before the server has judged its certificate, so the
+        // server's alert arrives here.
+        None if is_tls(error) => ConnectError::Certificate {
+            address: "the peer".to_owned(),
+            reason: error.to_string(),
+        },
+        None => ConnectError::Broken(super::error::describe(error)),
+    }
+}
+
+pub(super) fn is_tls(error: &quinn::ConnectionError) -> bool {
+    // RFC 9001, 4.8: TLS alerts are the transport errors 0x100 to 0x1ff.
+    let code = match error {
+        quinn::ConnectionError::TransportError(error) => u64::from(error.code),
+        quinn::ConnectionError::ConnectionClosed(close) => u64::from(close.error_code),
+        _ => 0,
+    };
+    (0x100..0x200).contains(&code)
+}
+
+fn identify(connection: &quinn::Connection) -> Result<Peer, ConnectError> {
+    let refuse = |why: &str| ConnectError::Identity(why.to_owned());
+    let chain = connection
+        .peer_identity()
+        .and_then(|any| {
+            any.downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>()
+                .ok()
+        })
+        .ok_or_else(|| refuse("none was presented"))?;
+    let leaf = chain.first().ok_or_else(|| refuse("none was presented"))?;
+    let identity =
+        Identity::from_certificate(leaf).map_err(|e| ConnectError::Identity(e.to_string()))?;
+    let name = NodeId::parse(&identity.name).map_err(|e| ConnectError::Identity(e.to_string()))?;
+    Ok(Peer {
+        role: identity.role,
+        name,
+    })
+}

@@ -1,0 +1,270 @@
+//! Endpoints: one UDP socket that listens and dials, or only dials.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use steep_certs::{Credentials, Role};
+
+use super::connection::{Connection, is_tls};
+use super::error::{ConnectError, EndpointError, describe};
+use super::tuning::{Traffic, Tuning};
+use crate::wire::NodeId;
+use crate::wire::close::CloseCode;
+use crate::wire::hello::ALPN;
+
+/// How long one address gets to answer before the next is tried.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a caller gets to finish TLS and hello.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Socket buffers asked of the kernel: 4 MiB hold 20 ms at 200 MB/s. The kernel gives what
+/// `net.core.rmem_max` allows.
+const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
+
+/// Callers waiting for their handshake. More are turned away by the transport.
+const HANDSHAKES_MAX: usize = 256;
+
+/// Whom a dialled address must turn out to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expect {
+    /// A coordinator of this cluster.
+    Coordinator,
+    /// The agent of that node.
+    Agent(NodeId),
+}
+
+/// A UDP socket that speaks QUIC with this process's certificate.
+#[derive(Debug)]
+pub struct Endpoint {
+    inner: quinn::Endpoint,
+    local: SocketAddr,
+}
+
+/// A caller that has not shown who it is yet.
+#[derive(Debug)]
+pub struct Incoming {
+    inner: quinn::Incoming,
+}
+
+impl Incoming {
+    /// Where it calls from.
+    #[must_use]
+    pub fn remote(&self) -> SocketAddr {
+        self.inner.remote_address()
+    }
+
+    /// Finishes TLS and the hello. Bounded in time; run it beside the accept loop.
+    ///
+    /// # Errors
+    /// [`ConnectError`] where the caller has no certificate of ours or speaks something else.
+    pub async fn handshake(self) -> Result<Connection, ConnectError> {
+        let address = self.inner.remote_address().to_string();
+        let work = async {
+            let connecting = self
+                .inner
+                .accept()
+                .map_err(|e| ConnectError::Broken(describe(&e)))?;
+            let connection = connecting.await.map_err(|e| failed(&address, &e))?;
+            Connection::welcome(connection).await
+        };
+        tokio::time::timeout(HANDSHAKE_TIMEOUT, work)
+            .await
+            .unwrap_or_else(|_| {
+                Err(ConnectError::Broken(
+                    "the handshake took longer than 10 s".to_owned(),
+                ))
+            })
+    }
+}
+
+impl Endpoint {
+    /// Listens on that address, and can dial from it, as an agent does.
+    ///
+    /// # Errors
+    /// [`EndpointError`] where the address cannot be had or the certificates cannot be used.
+    pub fn listen(
+        address: SocketAddr,
+        credentials: &Credentials,
+        tuning: Tuning,
+    ) -> Result<Self, EndpointError> {
+        let tls = credentials.server_config(ALPN)?;
+        let crypto =
+            QuicServerConfig::try_from(tls).map_err(|e| EndpointError::Tls(e.to_string()))?;
+        let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+        server
+            .transport_config(tuning.transport())
+            .max_incoming(HANDSHAKES_MAX);
+        let socket = bind(address).map_err(|source| EndpointError::Bind { address, source })?;
+        Self::open(socket, Some(server), credentials, tuning)
+    }
+
+    /// Only dials, from any port.
+    ///
+    /// # Errors
+    /// [`EndpointError`] where there is no socket or the certificates cannot be used.
+    pub fn dialer(credentials: &Credentials, tuning: Tuning) -> Result<Self, EndpointError> {
+        let any6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
+        let any4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        let socket = bind(any6)
+            .or_else(|_| bind(any4))
+            .map_err(|source| EndpointError::Bind {
+                address: any4,
+                source,
+            })?;
+        Self::open(socket, None, credentials, tuning)
+    }
+
+    fn open(
+        socket: UdpSocket,
+        server: Option<quinn::ServerConfig>,
+        credentials: &Credentials,
+        tuning: Tuning,
+    ) -> Result<Self, EndpointError> {
+        let tls = credentials.client_config(ALPN)?;
+        let crypto =
+            QuicClientConfig::try_from(tls).map_err(|e| EndpointError::Tls(e.to_string()))?;
+        let mut client = quinn::ClientConfig::new(Arc::new(crypto));
+        client.transport_config(tuning.transport());
+        let mut config = quinn::EndpointConfig::default();
+        if tuning.traffic == Traffic::Bulk {
+            config
+                .max_udp_payload_size(tuning.mtu_max())
+                .map_err(|e| EndpointError::Tls(e.to_string()))?;
+        }
+        let unspecified = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        let broken = |source| EndpointError::Bind {
+            address: unspecified,
+            source,
+        };
+        let local = socket.local_addr().map_err(broken)?;
+        let runtime = Arc::new(quinn::TokioRuntime);
+        let mut inner =
+            quinn::Endpoint::new(config, server, socket, runtime).map_err(|source| {
+                EndpointError::Bind {
+                    address: local,
+                    source,
+                }
+            })?;
+        inner.set_default_client_config(client);
+        Ok(Self { inner, local })
+    }
+
+    /// The next caller; `None` once the endpoint is closed. Cancel-safe.
+    pub async fn accept(&self) -> Option<Incoming> {
+        self.inner.accept().await.map(|inner| Incoming { inner })
+    }
+
+    /// Dials `HOST:PORT`, every address of it in turn, and makes sure of who answers.
+    ///
+    /// # Errors
+    /// [`ConnectError`] of the last address tried.
+    pub async fn dial(&self, address: &str, expect: &Expect) -> Result<Connection, ConnectError> {
+        let resolve = |source| ConnectError::Resolve {
+            address: address.to_owned(),
+            source,
+        };
+        let found: Vec<SocketAddr> = tokio::net::lookup_host(address)
+            .await
+            .map_err(resolve)?
+            .collect();
+        let mut last = resolve(std::io::Error::other("the name has no address"));
+        for remote in found {
+            match self.dial_one(remote, expect).await {
+                Ok(connection) => return Ok(connection),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    async fn dial_one(
+        &self,
+        remote: SocketAddr,
+        expect: &Expect,
+    ) -> Result<Connection, ConnectError> {
+        let address = remote.to_string();
+        let name = match expect {
+            Expect::Coordinator => steep_certs::any_coordinator(),
+            Expect::Agent(node) => steep_certs::server_name(Role::Agent, node.as_str()),
+        };
+        let remote = if self.local.is_ipv6() {
+            mapped(remote)
+        } else {
+            remote
+        };
+        let unreachable = |reason: String| ConnectError::Unreachable {
+            address: address.clone(),
+            reason,
+        };
+        let work = async {
+            let connection = self
+                .inner
+                .connect(remote, &name.to_str())
+                .map_err(|e| unreachable(e.to_string()))?
+                .await
+                .map_err(|e| failed(&address, &e))?;
+            Connection::greet(connection).await
+        };
+        tokio::time::timeout(DIAL_TIMEOUT, work)
+            .await
+            .unwrap_or_else(|_| Err(unreachable("no answer within 5 s".to_owned())))
+    }
+
+    /// Where it listens, with the port the kernel chose.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// Closes every connection for that reason and waits until the peers could have heard.
+    pub async fn close(&self, code: CloseCode, deadline: Duration) {
+        self.inner.close(
+            quinn::VarInt::from_u32(code.code()),
+            code.to_string().as_bytes(),
+        );
+        let _ = tokio::time::timeout(deadline, self.inner.wait_idle()).await;
+    }
+}
+
+fn failed(address: &str, error: &quinn::ConnectionError) -> ConnectError {
+    let address = address.to_owned();
+    if is_tls(error) {
+        ConnectError::Certificate {
+            address,
+            reason: error.to_string(),
+        }
+    } else {
+        ConnectError::Unreachable {
+            address,
+            reason: describe(error),
+        }
+    }
+}
+
+/// An IPv6 socket reaches IPv4 hosts by mapped addresses.
+fn mapped(address: SocketAddr) -> SocketAddr {
+    match address {
+        SocketAddr::V4(v4) => SocketAddr::from((v4.ip().to_ipv6_mapped(), v4.port())),
+        v6 @ SocketAddr::V6(_) => v6,
+    }
+}
+
+fn bind(address: SocketAddr) -> std::io::Result<UdpSocket> {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::DGRAM,
+        Some(Protocol::UDP),
+    )?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    // The kernel may give less, or nothing in a sandbox; either way the socket works.
+    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
+    let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}

@@ -1,0 +1,167 @@
+//! The two halves of a stream. Control messages travel as length-prefixed frames; parts as raw
+//! bytes whose heads the caller reads.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::error::StreamError;
+use crate::wire::close::CloseCode;
+use crate::wire::codec;
+use crate::wire::frame::{FrameHead, HEAD_LENGTH};
+
+/// How much of a message's claimed length is believed before its bytes are there.
+const TRUST: usize = 64 * 1024;
+
+/// The sending half.
+#[derive(Debug)]
+pub struct Sender {
+    inner: quinn::SendStream,
+}
+
+/// The receiving half.
+#[derive(Debug)]
+pub struct Receiver {
+    inner: quinn::RecvStream,
+    prefix: [u8; 4],
+    prefix_filled: usize,
+    body: Vec<u8>,
+}
+
+impl Sender {
+    pub(super) fn new(inner: quinn::SendStream) -> Self {
+        Self { inner }
+    }
+
+    /// Sends one control message.
+    ///
+    /// Not cancel-safe: dropped midway, the stream is only good for [`Sender::reset`].
+    ///
+    /// # Errors
+    /// [`StreamError`] where the message is too long or the stream is gone.
+    pub async fn send<T: Serialize>(&mut self, message: &T) -> Result<(), StreamError> {
+        let body = codec::encode(message)?;
+        let length = u32::try_from(body.len())
+            .map_err(|_| codec::CodecError::TooLong { length: body.len() })?;
+        let mut frame = Vec::with_capacity(4 + body.len());
+        frame.extend_from_slice(&length.to_be_bytes());
+        frame.extend_from_slice(&body);
+        self.send_bytes(frame).await
+    }
+
+    /// Sends bytes as they are, without copying them. Waits while the peer's window is full, which
+    /// is how a slow target slows its source.
+    ///
+    /// # Errors
+    /// [`StreamError`] where the stream is gone.
+    pub async fn send_bytes(&mut self, bytes: Vec<u8>) -> Result<(), StreamError> {
+        Ok(self.inner.write_chunk(bytes.into()).await?)
+    }
+
+    /// Sends a frame's head.
+    ///
+    /// # Errors
+    /// [`StreamError`] where the stream is gone.
+    pub async fn send_head(&mut self, head: FrameHead) -> Result<(), StreamError> {
+        Ok(self.inner.write_all(&head.to_bytes()).await?)
+    }
+
+    /// Says that nothing more comes. Sending afterwards is an error; finishing twice is not.
+    pub fn finish(&mut self) {
+        // Fails only where the stream has ended already, which is what was wanted.
+        let _ = self.inner.finish();
+    }
+
+    /// Gives the stream up; what was sent may not arrive.
+    pub fn reset(&mut self, code: CloseCode) {
+        let _ = self.inner.reset(quinn::VarInt::from_u32(code.code()));
+    }
+
+    /// Until the peer has read everything up to the end, or given the stream up.
+    ///
+    /// # Errors
+    /// [`StreamError`] where the peer stopped reading or the connection was lost.
+    pub async fn drained(&mut self) -> Result<(), StreamError> {
+        match self.inner.stopped().await {
+            Ok(None) => Ok(()),
+            Ok(Some(code)) => Err(StreamError::Reset(CloseCode::from_code(
+                u32::try_from(code.into_inner()).unwrap_or(u32::MAX),
+            ))),
+            Err(quinn::StoppedError::ConnectionLost(error)) => Err(error.into()),
+            Err(quinn::StoppedError::ZeroRttRejected) => Err(StreamError::Finished),
+        }
+    }
+}
+
+impl Receiver {
+    pub(super) fn new(inner: quinn::RecvStream) -> Self {
+        Self {
+            inner,
+            prefix: [0; 4],
+            prefix_filled: 0,
+            body: Vec::new(),
+        }
+    }
+
+    /// The next control message, or `None` at a clean end.
+    ///
+    /// Cancel-safe: what has arrived of a message is kept for the next call.
+    ///
+    /// # Errors
+    /// [`StreamError`] where the stream broke, or its bytes are no such message.
+    pub async fn recv<T: DeserializeOwned>(&mut self) -> Result<Option<T>, StreamError> {
+        while self.prefix_filled < 4 {
+            let read = self
+                .inner
+                .read(&mut self.prefix[self.prefix_filled..])
+                .await?;
+            match read {
+                Some(n) => self.prefix_filled += n,
+                None if self.prefix_filled == 0 => return Ok(None),
+                None => return Err(StreamError::Truncated),
+            }
+        }
+        let length = codec::frame_length(self.prefix)?;
+        while self.body.len() < length {
+            let wanted = (length - self.body.len()).min(TRUST);
+            // A chunk is taken whole or not at all, so dropping this future loses nothing.
+            match self.inner.read_chunk(wanted, true).await? {
+                Some(chunk) => self.body.extend_from_slice(&chunk.bytes),
+                None => return Err(StreamError::Truncated),
+            }
+        }
+        let message = codec::decode(&self.body);
+        self.prefix_filled = 0;
+        self.body = Vec::new();
+        Ok(Some(message?))
+    }
+
+    /// A frame's head.
+    ///
+    /// # Errors
+    /// [`StreamError`] where the stream ended or the bytes are no head.
+    pub async fn recv_head(&mut self) -> Result<FrameHead, StreamError> {
+        let mut bytes = [0; HEAD_LENGTH];
+        self.read_exact(&mut bytes).await?;
+        Ok(FrameHead::from_bytes(&bytes)?)
+    }
+
+    /// Exactly that many bytes. Not cancel-safe.
+    ///
+    /// # Errors
+    /// [`StreamError::Truncated`] where the stream ends before.
+    pub async fn read_exact(&mut self, into: &mut [u8]) -> Result<(), StreamError> {
+        self.inner
+            .read_exact(into)
+            .await
+            .map_err(|error| match error {
+                quinn::ReadExactError::FinishedEarly(_) => StreamError::Truncated,
+                quinn::ReadExactError::ReadError(error) => error.into(),
+            })
+    }
+
+    /// Tells the peer to stop sending.
+    pub fn stop(&mut self, code: CloseCode) {
+        // Fails only where the stream has ended already.
+        let _ = self.inner.stop(quinn::VarInt::from_u32(code.code()));
+    }
+}

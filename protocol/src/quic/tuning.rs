@@ -1,0 +1,111 @@
+//! What the transport is told, each number with its reason.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::congestion::{BbrConfig, CubicConfig};
+use quinn::{MtuDiscoveryConfig, TransportConfig, VarInt};
+
+/// Unacknowledged and unread bytes of one stream. Beyond about 2 MiB a lossy path makes so many
+/// gaps that quinn gives the connection up; a long path is filled by many streams instead.
+const STREAM_WINDOW: u32 = 1024 * 1024;
+
+/// The same for all streams of a connection: 16 workers with a full window each, and some.
+const CONNECTION_WINDOW: u32 = 24 * 1024 * 1024;
+
+/// Bytes kept for retransmission. As much as the other end may have outstanding.
+const SEND_WINDOW: u64 = CONNECTION_WINDOW as u64;
+
+/// Streams a peer may have open at once: 16 workers each of several jobs, and questions beside.
+const STREAMS: u32 = 128;
+
+/// A silent peer is gone after this: a job whose agent died is to end within 15 s.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// Four probes fit in the idle timeout, so three may be lost.
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
+
+/// The largest datagram tried. The sender hands the kernel up to ten at once for segmentation, and
+/// ten must stay below UDP's 65,507 bytes, or each batch is refused as a whole: jumbo frames of
+/// 9,000 are therefore not filled, and 6,500 gives most of their gain.
+const MTU_MAX: u16 = 6_500;
+
+/// Receive batches are as long as the largest datagram times what the kernel coalesces, so processes
+/// that carry no rows stay at Ethernet's size.
+const MTU_CONTROL: u16 = 1_452;
+
+/// How a connection reacts to loss and delay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Congestion {
+    /// Models bandwidth and delay; keeps going at 1 % loss, where loss-based control collapses.
+    #[default]
+    Bbr,
+    /// Loss-based; fair to others on a shared, clean path.
+    Cubic,
+}
+
+/// What a connection carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Traffic {
+    /// Small messages.
+    Control,
+    /// Rows.
+    Bulk,
+}
+
+/// How endpoints are set up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tuning {
+    /// What they carry.
+    pub traffic: Traffic,
+    /// How they react to loss.
+    pub congestion: Congestion,
+}
+
+impl Tuning {
+    /// For the coordinator and the CLI.
+    pub const CONTROL: Self = Self {
+        traffic: Traffic::Control,
+        congestion: Congestion::Cubic,
+    };
+    /// For agents.
+    pub const BULK: Self = Self {
+        traffic: Traffic::Bulk,
+        congestion: Congestion::Bbr,
+    };
+
+    /// The largest UDP payload sent or received.
+    pub(super) fn mtu_max(self) -> u16 {
+        match self.traffic {
+            Traffic::Control => MTU_CONTROL,
+            Traffic::Bulk => MTU_MAX,
+        }
+    }
+
+    pub(super) fn transport(self) -> Arc<TransportConfig> {
+        let mut transport = TransportConfig::default();
+        let mut discovery = MtuDiscoveryConfig::default();
+        discovery.upper_bound(self.mtu_max());
+        transport
+            .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
+            .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
+            .send_window(SEND_WINDOW)
+            .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS))
+            .max_concurrent_uni_streams(VarInt::from_u32(0))
+            .datagram_receive_buffer_size(None)
+            .max_idle_timeout(Some(
+                IDLE_TIMEOUT.try_into().expect("8 s fit in a QUIC timeout"),
+            ))
+            .keep_alive_interval(Some(KEEP_ALIVE))
+            .mtu_discovery_config(Some(discovery));
+        match self.congestion {
+            Congestion::Bbr => {
+                transport.congestion_controller_factory(Arc::new(BbrConfig::default()));
+            }
+            Congestion::Cubic => {
+                transport.congestion_controller_factory(Arc::new(CubicConfig::default()));
+            }
+        }
+        Arc::new(transport)
+    }
+}
