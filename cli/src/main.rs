@@ -1,2 +1,41 @@
-//! Placeholder.
-fn main() {}
+//! `steep-repl`, the command line.
+//!
+//! `args` (parsed) → `settings` (from flags, environment, file) → `commands` → `client` ══QUIC══▶
+//! coordinator → `follow` → `render` (pure) → `terminal`.
+//!
+//! Asks the coordinator and shows what it says. Never talks to an agent or to PostgreSQL, never sees
+//! a row or a database password, and decides nothing about a job: it may go at any time.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+mod args;
+mod client;
+mod commands;
+mod failure;
+mod follow;
+mod logging;
+mod render;
+mod settings;
+mod signals;
+mod terminal;
+mod units;
+
+fn main() -> ExitCode {
+    let cli = args::Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            terminal::tell(&format!("error: cannot start: {error}"));
+            return ExitCode::from(failure::ERROR);
+        }
+    };
+    let code = runtime.block_on(commands::run(cli));
+    // A thread may still wait for a line from the terminal; it ends with the process.
+    runtime.shutdown_background();
+    ExitCode::from(code)
+}

@@ -1,0 +1,238 @@
+//! `init` and what stands below it.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueEnum};
+use steep_protocol::limits::{WORKERS_DEFAULT, WORKERS_MAX};
+use steep_protocol::message::job::{
+    Compression, Confirmation, ExistingRows, JobSpec, Method, SchemaMode, TableFilter,
+};
+use steep_protocol::{ByteCount, Identifier, NodeId, TableName};
+
+use crate::failure::Failure;
+use crate::units::{parse_duration, parse_size};
+
+/// `init`: a job to start, or a question about one.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(crate) struct InitArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<InitCommand>,
+    #[command(flatten)]
+    pub(crate) start: StartArgs,
+}
+
+/// About a job that is there.
+#[derive(Debug, Subcommand)]
+pub(crate) enum InitCommand {
+    /// How far a node's job is
+    Progress(ProgressArgs),
+    /// Stop a node's job, or clean up after a failed one, and remove what it made
+    Cancel(CancelArgs),
+}
+
+/// `init progress`.
+#[derive(Debug, Args)]
+pub(crate) struct ProgressArgs {
+    /// The node that gets the rows
+    #[arg(long, value_name = "TARGET")]
+    pub(crate) node: NodeId,
+    /// Go on until the job ends
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+}
+
+/// `init cancel`.
+#[derive(Debug, Args)]
+pub(crate) struct CancelArgs {
+    /// The node that gets the rows
+    #[arg(long, value_name = "TARGET")]
+    pub(crate) node: NodeId,
+    /// Leave tables and rows on the target as they are
+    #[arg(long)]
+    pub(crate) keep_data: bool,
+    /// Don't ask
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+}
+
+/// `init TARGET... --from SOURCE`.
+#[derive(Debug, Args)]
+pub(crate) struct StartArgs {
+    /// The nodes that get the rows
+    #[arg(required = true, value_name = "TARGET")]
+    pub(crate) targets: Vec<NodeId>,
+    /// The node that has the rows
+    // Required, and yet an option: with a subcommand it is absent.
+    #[arg(long, value_name = "SOURCE", required = true)]
+    pub(crate) from: Option<NodeId>,
+    #[command(flatten)]
+    pub(crate) choices: JobChoices,
+    /// Follow the target's job if one is at work; a failed one is cleaned up and begun again
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Start the job, print its id and don't wait for it
+    #[arg(long)]
+    pub(crate) detach: bool,
+    /// Take what would be asked as confirmed
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+}
+
+/// What a job is told, for `init` and `doctor` alike.
+#[derive(Debug, Args)]
+pub(crate) struct JobChoices {
+    /// How the rows get there
+    #[arg(long, default_value = "snapshot")]
+    pub(crate) method: MethodChoice,
+    /// Workers, 1 to 16 [default: 4] [env: STEEP_REPL_PARALLEL]
+    #[arg(long, value_name = "N",
+          value_parser = clap::value_parser!(u8).range(1..=i64::from(WORKERS_MAX)))]
+    pub(crate) parallel: Option<u8>,
+    /// What to do where the target has tables and they differ
+    #[arg(long, value_name = "MODE", default_value = "strict")]
+    pub(crate) schema_sync: SchemaChoice,
+    /// Empty the target's tables where they hold rows
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// The job fails once it has run this long
+    #[arg(long, default_value = "24h", value_parser = parse_duration)]
+    pub(crate) timeout: Duration,
+    /// Compression between the agents: auto, none, lz4, zstd or zstd:LEVEL
+    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = Compression::parse)]
+    pub(crate) compress: Compression,
+    /// The most bytes of rows a second, before compression, such as 50MB
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) max_rate: Option<ByteCount>,
+    /// Only tables of this schema; may be given several times
+    #[arg(long = "include-schema", value_name = "SCHEMA", value_parser = parse_schema)]
+    pub(crate) include_schemas: Vec<Identifier>,
+    /// Not this table (schema.table); may be given several times
+    #[arg(long = "exclude-table", value_name = "TABLE", value_parser = parse_table)]
+    pub(crate) exclude_tables: Vec<TableName>,
+    /// Tables larger than this are split finely enough to keep all workers busy
+    #[arg(long, value_name = "SIZE", default_value = "10GB", value_parser = parse_size)]
+    pub(crate) large_table_threshold: ByteCount,
+}
+
+/// `--method`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum MethodChoice {
+    /// Parallel COPY of one consistent snapshot, agent to agent over QUIC.
+    Snapshot,
+    /// As snapshot, with a snapshot prepared beforehand (not available yet).
+    TwoPhase,
+    /// PostgreSQL's own initial copy of a subscription.
+    Native,
+}
+
+/// `--schema-sync`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SchemaChoice {
+    /// Any difference stops the job before anything is changed.
+    Strict,
+    /// The target is made to match, if no data is lost.
+    Auto,
+    /// Differences are shown and confirmed.
+    Manual,
+}
+
+impl StartArgs {
+    /// One spec per target.
+    ///
+    /// # Errors
+    /// As [`JobChoices::specs`].
+    pub(crate) fn specs(&self, default_parallel: Option<u8>) -> Result<Vec<JobSpec>, Failure> {
+        let Some(source) = &self.from else {
+            return Err(Failure::bad_request("no source is given").hint("name it with --from"));
+        };
+        let confirmation = if self.yes {
+            Confirmation::Given
+        } else {
+            Confirmation::Needed
+        };
+        self.choices
+            .specs(&self.targets, source, default_parallel, confirmation)
+    }
+}
+
+impl JobChoices {
+    /// One spec per target.
+    ///
+    /// # Errors
+    /// Where the choices don't go together or are not available.
+    pub(crate) fn specs(
+        &self,
+        targets: &[NodeId],
+        source: &NodeId,
+        default_parallel: Option<u8>,
+        confirmation: Confirmation,
+    ) -> Result<Vec<JobSpec>, Failure> {
+        let method = match self.method {
+            MethodChoice::Snapshot => Method::Snapshot,
+            MethodChoice::Native => Method::Native,
+            MethodChoice::TwoPhase => {
+                return Err(Failure::bad_request(
+                    "the method two-phase is not available yet in this version",
+                )
+                .hint("use --method snapshot, which needs no preparation"));
+            }
+        };
+        let mut seen = Vec::new();
+        for target in targets {
+            if target == source {
+                return Err(Failure::bad_request(
+                    "a node cannot be initialised from itself: it is named both as target and with --from",
+                )
+                .on(target)
+                .hint("name another node with --from; `steep-repl nodes` lists them"));
+            }
+            if seen.contains(&target) {
+                return Err(Failure::bad_request("the node is named twice").on(target));
+            }
+            seen.push(target);
+        }
+        let spec = |target: &NodeId| JobSpec {
+            source: source.clone(),
+            target: target.clone(),
+            method,
+            parallel: self
+                .parallel
+                .or(default_parallel)
+                .unwrap_or(WORKERS_DEFAULT),
+            schema_mode: match self.schema_sync {
+                SchemaChoice::Strict => SchemaMode::Strict,
+                SchemaChoice::Auto => SchemaMode::Auto,
+                SchemaChoice::Manual => SchemaMode::Manual,
+            },
+            existing: if self.force {
+                ExistingRows::Replace
+            } else {
+                ExistingRows::Refuse
+            },
+            confirmation,
+            compression: self.compress,
+            max_rate: self.max_rate,
+            filter: TableFilter {
+                include_schemas: self.include_schemas.clone(),
+                exclude_tables: self.exclude_tables.clone(),
+            },
+            large_table_threshold: self.large_table_threshold,
+            timeout_seconds: self.timeout.as_secs(),
+        };
+        Ok(targets.iter().map(spec).collect())
+    }
+}
+
+/// A schema's name as it stands in the catalog, or in double quotes as SQL writes it.
+fn parse_schema(text: &str) -> Result<Identifier, String> {
+    let bare = text
+        .strip_prefix('"')
+        .and_then(|rest| rest.strip_suffix('"'))
+        .map_or_else(|| text.to_owned(), |inner| inner.replace("\"\"", "\""));
+    Identifier::parse(bare).map_err(|error| error.to_string())
+}
+
+fn parse_table(text: &str) -> Result<TableName, String> {
+    TableName::parse_typed(text).map_err(|error| error.to_string())
+}

@@ -1,0 +1,156 @@
+//! The command line, as the contract names it. Parsing ends in types that need no second look.
+
+mod init;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use steep_protocol::NodeId;
+
+pub(crate) use init::{CancelArgs, InitArgs, InitCommand, ProgressArgs, StartArgs};
+
+/// Brings up a live logical replica of a PostgreSQL node: fast, watched, cancellable.
+#[derive(Debug, Parser)]
+#[command(
+    name = "steep-repl",
+    version,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 success, 1 error, 2 bad arguments, 3 schema mismatch, 4 cancelled, \
+                  5 timeout, 6 cannot connect or not authorised."
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Global {
+    /// Where the coordinator listens [env: STEEP_REPL_COORDINATOR]
+    #[arg(long, global = true, value_name = "HOST:PORT")]
+    pub(crate) coordinator: Option<String>,
+    /// The cluster's CA certificate [env: STEEP_REPL_CERTS=DIR, its ca.pem]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+    /// Your operator certificate [env: STEEP_REPL_CERTS=DIR, its operator.pem]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) cert: Option<PathBuf>,
+    /// Its private key [env: STEEP_REPL_CERTS=DIR, its operator.key]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+    /// Configuration file, TOML [env: STEEP_REPL_CONFIG; default: ~/.config/steep-repl/config.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Form of the log on stderr [default: text on a terminal, json otherwise]
+    #[arg(long, global = true, value_name = "FORMAT")]
+    pub(crate) log_format: Option<LogFormat>,
+    /// Machine output: one object for a question, one object a line for a stream
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Show the settings that result from flags, environment and file, and stop
+    #[arg(long, global = true)]
+    pub(crate) print_config: bool,
+}
+
+/// Form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make and look at the cluster's certificates
+    #[command(subcommand)]
+    Certs(CertsCommand),
+    /// Every node: state, source, progress, lag, agent health
+    Nodes,
+    /// One node in full, with its job where one is at work; without NODE, all of them
+    Status {
+        /// Which node
+        node: Option<NodeId>,
+    },
+    /// What happened, oldest first
+    Events {
+        /// Of which node; without it, of all
+        node: Option<NodeId>,
+        /// Go on with what happens from now on
+        #[arg(long, short)]
+        follow: bool,
+    },
+    /// Look whether an init would work, and change nothing
+    Doctor(DoctorArgs),
+    /// Make nodes live replicas of another node
+    Init(Box<InitArgs>),
+    /// Write a completion script for that shell to stdout
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+}
+
+/// Certificates.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CertsCommand {
+    /// Make a cluster CA: ca.pem and ca.key
+    Init {
+        /// Where to; made where it is missing
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+    },
+    /// Issue a certificate of the CA: NAME.pem and NAME.key
+    Issue(IssueArgs),
+    /// What a certificate says: role, name, SANs, validity
+    Show {
+        /// A certificate in PEM form
+        file: PathBuf,
+    },
+}
+
+/// `certs issue`.
+#[derive(Debug, Args)]
+pub(crate) struct IssueArgs {
+    /// The directory with ca.pem and ca.key
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    /// What the holder is: agent, coordinator or operator
+    #[arg(long)]
+    pub(crate) role: steep_certs::Role,
+    /// Who the holder is; for an agent, the node's name
+    #[arg(long)]
+    pub(crate) name: String,
+    /// A host name or IP address to add; may be given several times
+    #[arg(long = "san", value_name = "HOST_OR_IP")]
+    pub(crate) sans: Vec<String>,
+    /// Where to write, with a copy of ca.pem [default: DIR]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// How long it holds, in days
+    #[arg(long, default_value_t = 825, value_parser = clap::value_parser!(u16).range(1..=3650))]
+    pub(crate) days: u16,
+}
+
+/// `doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// The nodes that would get the rows
+    #[arg(required = true, value_name = "TARGET")]
+    pub(crate) targets: Vec<NodeId>,
+    /// The node that has the rows
+    #[arg(long, value_name = "SOURCE")]
+    pub(crate) from: NodeId,
+    #[command(flatten)]
+    pub(crate) choices: init::JobChoices,
+}

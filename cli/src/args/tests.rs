@@ -1,0 +1,159 @@
+//! Every command and flag of the contract parses, and what is none does not.
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
+use steep_protocol::message::job::{Compression, Confirmation, ExistingRows, Method, SchemaMode};
+use steep_protocol::{ByteCount, Identifier, TableName};
+
+use super::*;
+
+fn parse(line: &str) -> Result<Cli, clap::Error> {
+    let words = line.split_whitespace();
+    Cli::try_parse_from(std::iter::once("steep-repl").chain(words))
+}
+
+fn start(line: &str) -> StartArgs {
+    match parse(line).unwrap().command {
+        Some(Command::Init(init)) => init.start,
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+#[test]
+fn the_parser_is_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn every_documented_command_parses() {
+    for line in [
+        "certs init --dir d",
+        "certs issue --dir d --role agent --name n",
+        "certs issue --dir d --role operator --name n --san h --san 10.0.0.1 --out o --days 30",
+        "certs show f.pem",
+        "nodes",
+        "nodes --json",
+        "--json nodes",
+        "status",
+        "status node_b --json",
+        "events",
+        "events node_b --follow",
+        "doctor node_b node_c --from node_a",
+        "doctor node_b --from node_a --schema-sync manual --include-schema app",
+        "init node_b --from node_a",
+        "init node_b node_c node_d --from node_a --detach",
+        "init cancel --node node_b",
+        "init cancel --node node_b --keep-data --yes",
+        "init progress --node node_b",
+        "init progress --node node_b --follow --json",
+        "--json init progress --node node_b",
+        "completions bash",
+        "--coordinator h:7400 --ca a --cert c --key k --config f --log-format json nodes",
+        "nodes --coordinator h:7400 --ca a --cert c --key k --config f --log-format text",
+        "--print-config",
+        "nodes --print-config",
+    ] {
+        assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
+    }
+}
+
+#[test]
+fn every_flag_of_init_reaches_the_job() {
+    let args = start(
+        "init node_b --from node_a --method native --parallel 16 --schema-sync auto --force \
+         --resume --detach --timeout 1h30m --compress zstd:7 --max-rate 50MB --include-schema app \
+         --include-schema \"Odd\" --exclude-table app.log --exclude-table t \
+         --large-table-threshold 1GiB --yes",
+    );
+    assert!(args.resume && args.detach && args.yes);
+    let specs = args.specs(Some(2)).unwrap();
+    let spec = &specs[0];
+    assert_eq!(
+        (spec.source.as_str(), spec.target.as_str()),
+        ("node_a", "node_b")
+    );
+    assert_eq!(spec.confirmation, Confirmation::Given);
+    assert_eq!(spec.method, Method::Native);
+    assert_eq!(spec.parallel, 16);
+    assert_eq!(spec.schema_mode, SchemaMode::Auto);
+    assert_eq!(spec.existing, ExistingRows::Replace);
+    assert_eq!(spec.timeout_seconds, 5_400);
+    assert_eq!(spec.compression, Compression::Zstd(7));
+    assert_eq!(spec.max_rate, Some(ByteCount(50_000_000)));
+    let schemas: Vec<_> = spec
+        .filter
+        .include_schemas
+        .iter()
+        .map(Identifier::as_str)
+        .collect();
+    assert_eq!(schemas, ["app", "Odd"]);
+    let excluded = [("app", "log"), ("public", "t")].map(|(s, t)| TableName::new(s, t).unwrap());
+    assert_eq!(spec.filter.exclude_tables, excluded);
+    assert_eq!(spec.large_table_threshold, ByteCount(1 << 30));
+}
+
+#[test]
+fn defaults_are_those_of_the_contract() {
+    let args = start("init node_b --from node_a");
+    let spec = |parallel| args.specs(parallel).unwrap()[0].clone();
+    assert_eq!(spec(None).parallel, 4);
+    assert_eq!(spec(Some(7)).parallel, 7);
+    let spec = spec(None);
+    assert_eq!(spec.confirmation, Confirmation::Needed);
+    assert_eq!(spec.method, Method::Snapshot);
+    assert_eq!(spec.schema_mode, SchemaMode::Strict);
+    assert_eq!(spec.existing, ExistingRows::Refuse);
+    assert_eq!(spec.compression, Compression::Auto);
+    assert_eq!(spec.timeout_seconds, 86_400);
+    assert_eq!(spec.large_table_threshold, ByteCount(10_000_000_000));
+    assert!(spec.filter.is_everything() && spec.max_rate.is_none());
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_by_the_parser() {
+    for line in [
+        "init",
+        "init node_b",
+        "init --from node_a",
+        "init Node --from node_a",
+        "init node_b --from node_a --parallel 0",
+        "init node_b --from node_a --parallel 17",
+        "init node_b --from node_a --compress gzip",
+        "init node_b --from node_a --max-rate fast",
+        "init node_b --from node_a --timeout 5",
+        "init node_b --from node_a --schema-sync loose",
+        "init node_b --from node_a --exclude-table a.b.c",
+        "init progress",
+        "init cancel",
+        "init node_b --from node_a progress --node node_b",
+        "certs issue --dir d --role root --name n",
+        "certs issue --dir d --role agent --name n --days 0",
+        "doctor --from node_a",
+        "frobnicate",
+    ] {
+        let error = parse(line).expect_err(line);
+        assert_eq!(error.exit_code(), 2, "{line}");
+    }
+    assert_eq!(
+        parse("--version").unwrap_err().kind(),
+        ErrorKind::DisplayVersion
+    );
+    assert_eq!(parse("--help").unwrap_err().exit_code(), 0);
+}
+
+#[test]
+fn what_is_not_there_yet_or_contradicts_itself_is_a_bad_request() {
+    for (line, word) in [
+        (
+            "init node_b --from node_a --method two-phase",
+            "not available yet",
+        ),
+        ("init node_a --from node_a", "from itself"),
+        ("init node_b node_c node_b --from node_a", "twice"),
+    ] {
+        let args = start(line);
+        let failure = args.specs(None).unwrap_err();
+        assert_eq!(failure.exit_code(), 2);
+        assert!(failure.to_string().contains(word), "{failure}");
+    }
+}

@@ -1,0 +1,189 @@
+//! The connection to the coordinator: one stream per request, replies until it has said all.
+
+use std::time::Duration;
+
+use steep_certs::{Credentials, Role};
+use steep_protocol::close::CloseCode;
+use steep_protocol::message::api::{ApiReply, ApiRequest};
+use steep_protocol::quic::{Connection, Endpoint, Expect, Receiver, Sender, StreamError, Tuning};
+use steep_protocol::{Fault, FaultKind, Retry};
+
+use crate::failure::Failure;
+use crate::settings::Access;
+
+/// How long the coordinator gets to hear that we go.
+const GOODBYE: Duration = Duration::from_millis(500);
+
+/// A connection to the coordinator.
+#[derive(Debug)]
+pub(crate) struct Client {
+    endpoint: Endpoint,
+    connection: Connection,
+    access: Access,
+}
+
+/// The replies to one request.
+#[derive(Debug)]
+pub(crate) struct Replies {
+    receiver: Receiver,
+    ended: bool,
+    // Dropping it would reset our half, which is how a request is given up.
+    _sender: Sender,
+}
+
+impl Client {
+    /// Dials the coordinator.
+    ///
+    /// # Errors
+    /// [`Failure`] with exit code 6 where the certificates cannot be used, nobody answers, or the
+    /// coordinator refuses.
+    pub(crate) async fn connect(access: Access) -> Result<Self, Failure> {
+        let unauthorized = |message: String| {
+            Failure::new(FaultKind::Unauthorized, message)
+                .hint("`steep-repl certs show FILE` shows what a certificate is for")
+        };
+        let credentials = Credentials::load(&access.ca, &access.cert, &access.key)
+            .map_err(|error| unauthorized(error.to_string()))?;
+        let identity = credentials.identity();
+        if identity.role != Role::Operator {
+            return Err(unauthorized(format!(
+                "{} is the certificate of {}: the command line needs an operator's",
+                access.cert.display(),
+                identity
+            ))
+            .hint("issue one with `steep-repl certs issue --role operator --name operator`"));
+        }
+        let endpoint = Endpoint::dialer(&credentials, Tuning::CONTROL)
+            .map_err(|error| Failure::new(FaultKind::Unreachable, error.to_string()))?;
+        let connection = dial(&endpoint, &access).await?;
+        Ok(Self {
+            endpoint,
+            connection,
+            access,
+        })
+    }
+
+    /// Where the coordinator is.
+    pub(crate) fn address(&self) -> &str {
+        &self.access.coordinator
+    }
+
+    /// Dials again after the connection was lost.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub(crate) async fn reconnect(&mut self) -> Result<(), Failure> {
+        self.connection = dial(&self.endpoint, &self.access).await?;
+        Ok(())
+    }
+
+    /// Sends a request.
+    ///
+    /// # Errors
+    /// [`Failure`] where the connection is gone.
+    pub(crate) async fn ask(&self, request: &ApiRequest) -> Result<Replies, Failure> {
+        let (mut sender, receiver) = self.connection.open().await.map_err(lost)?;
+        sender.send(request).await.map_err(lost)?;
+        Ok(Replies {
+            receiver,
+            ended: false,
+            _sender: sender,
+        })
+    }
+
+    /// Sends a request that one reply answers.
+    ///
+    /// # Errors
+    /// [`Failure`] of the coordinator, or where the connection is gone.
+    pub(crate) async fn ask_all(&self, request: &ApiRequest) -> Result<Vec<ApiReply>, Failure> {
+        let mut replies = self.ask(request).await?;
+        let mut all = Vec::new();
+        while let Some(reply) = replies.next().await? {
+            all.push(reply);
+        }
+        Ok(all)
+    }
+
+    /// Says goodbye. What runs at the coordinator goes on.
+    pub(crate) async fn close(self) {
+        self.endpoint.close(CloseCode::Done, GOODBYE).await;
+    }
+}
+
+/// Why a reply did not come.
+#[derive(Debug)]
+pub(crate) enum Broken {
+    /// The coordinator refused or failed: its word is final.
+    Said(Failure),
+    /// The conversation broke: what was asked for may go on, and can be asked about again.
+    Lost(Failure),
+}
+
+impl From<Broken> for Failure {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::Said(failure) | Broken::Lost(failure) => failure,
+        }
+    }
+}
+
+impl Replies {
+    /// The next reply; `None` when everything has been said. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`Broken`] where the coordinator refused, or the connection broke before the end.
+    pub(crate) async fn next(&mut self) -> Result<Option<ApiReply>, Broken> {
+        if self.ended {
+            return Ok(None);
+        }
+        match self.receiver.recv::<ApiReply>().await.map_err(broken)? {
+            Some(ApiReply::End) => {
+                self.ended = true;
+                Ok(None)
+            }
+            Some(ApiReply::Fault(fault)) => {
+                self.ended = true;
+                Err(Broken::Said(fault.into()))
+            }
+            Some(reply) => Ok(Some(reply)),
+            None => Err(Broken::Lost(Failure::new(
+                FaultKind::Unreachable,
+                "the coordinator stopped answering in the middle of a reply",
+            ))),
+        }
+    }
+}
+
+async fn dial(endpoint: &Endpoint, access: &Access) -> Result<Connection, Failure> {
+    endpoint
+        .dial(&access.coordinator, &Expect::Coordinator)
+        .await
+        .map_err(|error| {
+            let fault = error.to_fault();
+            let message = format!("cannot connect to the coordinator: {}", fault.message);
+            Failure::from(Fault { message, ..fault })
+        })
+}
+
+fn lost(error: StreamError) -> Failure {
+    let fault = error.to_fault();
+    let failure = Failure::new(
+        fault.kind,
+        format!(
+            "the conversation with the coordinator broke: {}",
+            fault.message
+        ),
+    );
+    failure.hint("jobs go on without the command line: `steep-repl status` shows them")
+}
+
+/// A refusal ends it; anything else is a connection that can be made again.
+fn broken(error: StreamError) -> Broken {
+    match error.retry() {
+        Retry::Never => Broken::Said(lost(error)),
+        Retry::Backoff | Retry::NewConnection => match error.code() {
+            Some(CloseCode::Forbidden | CloseCode::Version) => Broken::Said(lost(error)),
+            _ => Broken::Lost(lost(error)),
+        },
+    }
+}

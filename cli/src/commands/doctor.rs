@@ -1,0 +1,101 @@
+//! `steep-repl doctor`: the preflight alone.
+
+use steep_protocol::message::api::{ApiReply, ApiRequest};
+use steep_protocol::message::facts::{Finding, Severity};
+use steep_protocol::message::job::{Confirmation, JobSpec};
+use steep_protocol::{FaultKind, NodeId};
+
+use super::Context;
+use crate::args::DoctorArgs;
+use crate::client::Client;
+use crate::failure::{self, Failure};
+use crate::render::{findings, json};
+use crate::terminal::{print, print_line};
+
+/// The code of findings about schemas that differ.
+pub(super) const SCHEMA_MISMATCH: &str = "schema_mismatch";
+
+/// Shows what stands in the way.
+pub(super) async fn run(args: DoctorArgs, context: &Context) -> Result<u8, Failure> {
+    let parallel = Some(context.settings.parallel);
+    let specs = args
+        .choices
+        .specs(&args.targets, &args.from, parallel, Confirmation::Needed)?;
+    let client = context.client().await?;
+    let found = ask(&client, specs).await?;
+    client.close().await;
+    if context.terminal.json {
+        print_line(&json::line(&json::Doctor::new(&found)));
+    } else {
+        let texts: Vec<_> = found
+            .iter()
+            .map(|(target, findings)| findings::report(target, findings, context.terminal.out))
+            .collect();
+        print(&texts.join("\n"));
+    }
+    Ok(exit_code(found.iter().flat_map(|(_, findings)| findings)))
+}
+
+/// What preflight finds for each spec.
+pub(super) async fn ask(
+    client: &Client,
+    specs: Vec<JobSpec>,
+) -> Result<Vec<(NodeId, Vec<Finding>)>, Failure> {
+    let targets: Vec<_> = specs.iter().map(|spec| spec.target.clone()).collect();
+    let replies = client.ask_all(&ApiRequest::Doctor { specs }).await?;
+    let found: Vec<_> = replies
+        .into_iter()
+        .filter_map(|reply| match reply {
+            ApiReply::Findings { target, findings } => Some((target, findings)),
+            _ => None,
+        })
+        .collect();
+    // Silence about a target must not read as health.
+    for target in targets {
+        if !found.iter().any(|(answered, _)| *answered == target) {
+            let message = "the coordinator did not say what preflight found";
+            return Err(Failure::new(FaultKind::Failed, message).on(&target));
+        }
+    }
+    Ok(found)
+}
+
+/// 0 without errors, 3 where schemas are the only ones, else 1.
+fn exit_code<'a>(findings: impl Iterator<Item = &'a Finding>) -> u8 {
+    let errors = findings.filter(|finding| finding.severity == Severity::Error);
+    errors.fold(failure::SUCCESS, |code, error| {
+        match (code, error.code == SCHEMA_MISMATCH) {
+            (failure::SUCCESS | failure::SCHEMA_MISMATCH, true) => failure::SCHEMA_MISMATCH,
+            _ => failure::ERROR,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::render::samples::finding;
+
+    #[test]
+    fn the_exit_code_tells_schema_differences_from_other_errors() {
+        let code = |list: &[(Severity, &str)]| {
+            let findings: Vec<_> = list.iter().map(|(s, code)| finding(*s, code)).collect();
+            exit_code(findings.iter())
+        };
+        let (mismatch, other) = (
+            (Severity::Error, SCHEMA_MISMATCH),
+            (Severity::Error, "wal_level"),
+        );
+        assert_eq!(code(&[]), 0);
+        assert_eq!(
+            code(&[
+                (Severity::Warning, "clock"),
+                (Severity::Warning, SCHEMA_MISMATCH)
+            ]),
+            0
+        );
+        assert_eq!(code(&[mismatch, mismatch]), 3);
+        assert_eq!(code(&[mismatch, other]), 1);
+        assert_eq!(code(&[other, mismatch]), 1);
+    }
+}

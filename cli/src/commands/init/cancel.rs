@@ -1,0 +1,83 @@
+//! `steep-repl init cancel`.
+
+use steep_protocol::FaultKind;
+use steep_protocol::message::agent::CancelledData;
+use steep_protocol::message::api::{ApiReply, ApiRequest};
+
+use crate::args::CancelArgs;
+use crate::commands::{Context, nodes};
+use crate::failure::{self, Failure};
+use crate::render::{events, json};
+use crate::signals::Signals;
+use crate::terminal::{self, print_line, tell};
+
+/// Stops a node's job and removes what it made; asks first where somebody can answer.
+pub(crate) async fn run(args: CancelArgs, context: &Context) -> Result<u8, Failure> {
+    let mut signals = Signals::catch()?;
+    let client = context.client().await?;
+    let node = nodes::ask(&client, Some(&args.node)).await?;
+    if let (false, true, Some(view)) = (args.yes, context.terminal.interactive, node.first()) {
+        let rows = if args.keep_data {
+            "keeps the rows"
+        } else {
+            "removes the rows it copied"
+        };
+        let question = format!(
+            "{} is {}. Cancel its job? That {rows}.",
+            args.node, view.state
+        );
+        let confirmed = tokio::select! {
+            confirmed = terminal::confirm(&question) => confirmed,
+            _ = signals.next() => false,
+        };
+        if !confirmed {
+            return Err(Failure::new(FaultKind::Failed, "nothing was cancelled").on(&args.node));
+        }
+    }
+    let data = if args.keep_data {
+        CancelledData::Keep
+    } else {
+        CancelledData::Remove
+    };
+    let request = ApiRequest::Cancel {
+        node: args.node.clone(),
+        data,
+    };
+    let mut replies = client.ask(&request).await?;
+    loop {
+        let reply = tokio::select! {
+            reply = replies.next() => reply?,
+            _ = signals.next() => {
+                tell(&format!(
+                    "{}: the cancelling goes on; `steep-repl status {0}` shows when it is done",
+                    args.node
+                ));
+                return Ok(failure::ERROR);
+            }
+        };
+        match reply {
+            Some(ApiReply::Event(event)) => print_line(&if context.terminal.json {
+                json::line(&json::Event::from(&event))
+            } else {
+                events::event(&event, context.terminal.out)
+            }),
+            Some(_) => {}
+            None => break,
+        }
+    }
+    client.close().await;
+    if context.terminal.json {
+        print_line(&json::line(&json::Cancelled::new(&args.node)));
+    } else {
+        let rows = if args.keep_data {
+            "; its tables and rows are kept"
+        } else {
+            ""
+        };
+        print_line(&format!(
+            "{} is uninitialized; what the job made is removed{rows}",
+            args.node
+        ));
+    }
+    Ok(failure::SUCCESS)
+}

@@ -1,0 +1,5 @@
+//! `steep-repl init` and what stands below it.
+
+pub(super) mod cancel;
+pub(super) mod progress;
+pub(super) mod start;

@@ -1,0 +1,98 @@
+//! One module per command: ask, hand to [`crate::render`], print.
+
+mod certs;
+mod completions;
+mod doctor;
+mod events;
+mod init;
+mod nodes;
+
+use steep_protocol::FaultKind;
+
+use crate::args::{Cli, Command, InitCommand};
+use crate::client::Client;
+use crate::failure::{self, Failure};
+use crate::logging;
+use crate::render::json;
+use crate::settings::{self, Settings};
+use crate::signals::{Interrupt, Signals};
+use crate::terminal::{self, Terminal};
+
+/// What a command needs around it.
+pub(crate) struct Context {
+    /// Where the coordinator is, and who we are.
+    pub(crate) settings: Settings,
+    /// What we were started on.
+    pub(crate) terminal: Terminal,
+}
+
+impl Context {
+    async fn client(&self) -> Result<Client, Failure> {
+        Client::connect(self.settings.access()?).await
+    }
+}
+
+/// Runs the command line to its exit code; says what failed.
+pub(crate) async fn run(cli: Cli) -> u8 {
+    let terminal = Terminal::detect(cli.global.json);
+    match execute(cli, terminal).await {
+        Ok(code) => code,
+        Err(failure) => {
+            if terminal.json {
+                terminal::print_line(&json::line(&json::Failed::command(&failure.0)));
+            }
+            terminal::tell(&failure::render(&failure.0, terminal.err));
+            failure.exit_code()
+        }
+    }
+}
+
+async fn execute(cli: Cli, terminal: Terminal) -> Result<u8, Failure> {
+    let settings = Settings::load(&cli.global, settings::from_process)?;
+    logging::start(settings.log_format);
+    if cli.global.print_config {
+        terminal::print(&settings.to_toml());
+        return Ok(failure::SUCCESS);
+    }
+    let Some(command) = cli.command else {
+        return Err(Failure::bad_request("no command is given")
+            .hint("`steep-repl --help` lists the commands"));
+    };
+    let context = Context { settings, terminal };
+    match command {
+        Command::Certs(command) => certs::run(command, &context),
+        Command::Completions { shell } => completions::run(shell),
+        Command::Init(init) => match init.command {
+            None => init::start::run(init.start, &context).await,
+            Some(InitCommand::Progress(args)) => init::progress::run(args, &context).await,
+            Some(InitCommand::Cancel(args)) => init::cancel::run(args, &context).await,
+        },
+        Command::Nodes => interruptible(nodes::all(&context)).await,
+        Command::Status { node } => interruptible(nodes::status(node, &context)).await,
+        Command::Events {
+            node,
+            follow: false,
+        } => interruptible(events::run(node, false, &context)).await,
+        Command::Events { node, follow: true } => {
+            // A signal is how watching ends: no error.
+            let mut signals = Signals::catch()?;
+            tokio::select! {
+                done = events::run(node, true, &context) => done,
+                _ = signals.next() => Ok(failure::SUCCESS),
+            }
+        }
+        Command::Doctor(args) => interruptible(doctor::run(args, &context)).await,
+    }
+}
+
+/// Runs a command that changes nothing and may stop anywhere.
+async fn interruptible(work: impl Future<Output = Result<u8, Failure>>) -> Result<u8, Failure> {
+    let mut signals = Signals::catch()?;
+    tokio::select! {
+        done = work => done,
+        interrupt = signals.next() => match interrupt {
+            Interrupt::Keyboard => Err(Failure::new(FaultKind::Cancelled, "interrupted")),
+            Interrupt::Terminate => Err(Failure::new(FaultKind::Cancelled, "terminated")),
+        },
+    }
+}

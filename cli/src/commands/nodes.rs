@@ -1,0 +1,92 @@
+//! `steep-repl nodes` and `steep-repl status`.
+
+use steep_protocol::message::api::{ApiReply, ApiRequest, NodeView, ProgressView};
+use steep_protocol::{FaultKind, NodeId};
+
+use super::Context;
+use crate::client::Client;
+use crate::failure::{self, Failure};
+use crate::render::{json, nodes, progress};
+use crate::terminal::{print, print_line};
+
+/// Every node.
+pub(super) async fn all(context: &Context) -> Result<u8, Failure> {
+    let client = context.client().await?;
+    let views = ask(&client, None).await?;
+    client.close().await;
+    if context.terminal.json {
+        print_line(&json::line(&json::Nodes { nodes: &views }));
+    } else {
+        print(&nodes::nodes(&views, context.terminal.out));
+    }
+    Ok(failure::SUCCESS)
+}
+
+/// One node with its job, or all of them in full.
+pub(super) async fn status(node: Option<NodeId>, context: &Context) -> Result<u8, Failure> {
+    let client = context.client().await?;
+    let views = ask(&client, node.as_ref()).await?;
+    let paint = context.terminal.out;
+    let mut text = String::new();
+    for view in &views {
+        let job = if view.state.is_active() {
+            job(&client, &view.node_id).await?
+        } else {
+            None
+        };
+        if context.terminal.json && node.is_some() {
+            let job = job.as_ref().map(json::Progress::from);
+            print_line(&json::line(&json::Status { node: view, job }));
+        }
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        text.push_str(&nodes::status(view, paint));
+        if let Some(job) = job.filter(|_| node.is_some()) {
+            text.push_str(&format!("\n{}", progress::block(&job, paint)));
+        }
+    }
+    client.close().await;
+    match (context.terminal.json, &node) {
+        (true, None) => print_line(&json::line(&json::Nodes { nodes: &views })),
+        (true, Some(_)) => {}
+        (false, _) if views.is_empty() => print(&nodes::nodes(&[], paint)),
+        (false, _) => print(&text),
+    }
+    Ok(failure::SUCCESS)
+}
+
+/// The nodes as they are; an unknown one is an error.
+pub(super) async fn ask(client: &Client, node: Option<&NodeId>) -> Result<Vec<NodeView>, Failure> {
+    let request = ApiRequest::Nodes {
+        node: node.cloned(),
+    };
+    let mut views = Vec::new();
+    for reply in client.ask_all(&request).await? {
+        if let ApiReply::Nodes(more) = reply {
+            views.extend(more);
+        }
+    }
+    match node {
+        Some(node) if !views.iter().any(|view| &view.node_id == node) => Err(Failure::new(
+            FaultKind::Failed,
+            "the coordinator knows no such node",
+        )
+        .on(node)
+        .hint("`steep-repl nodes` lists those it knows")),
+        _ => Ok(views),
+    }
+}
+
+/// How far a node's job is; `None` where it has none.
+pub(super) async fn job(client: &Client, node: &NodeId) -> Result<Option<ProgressView>, Failure> {
+    let request = ApiRequest::Progress {
+        node: node.clone(),
+        follow: false,
+    };
+    let replies = client.ask_all(&request).await?;
+    Ok(replies.into_iter().find_map(|reply| match reply {
+        ApiReply::Progress(view) => Some(*view),
+        _ => None,
+    }))
+}

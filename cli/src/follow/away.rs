@@ -1,0 +1,197 @@
+//! When the coordinator went away: dialling it again, and finding out what happened meanwhile.
+
+use std::time::Duration;
+
+use steep_protocol::message::api::{
+    ApiReply, ApiRequest, EndView, NodeView, PhaseSeconds, ProgressView,
+};
+use steep_protocol::{Fault, FaultKind, JobId, NodeState};
+
+use super::Follower;
+use super::feed::Feed;
+use crate::failure::Failure;
+
+/// How long a coordinator that went away is dialled again before the command gives up.
+const RECONNECT_FOR: Duration = Duration::from_secs(60);
+
+/// Between two attempts.
+const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
+
+impl Follower<'_> {
+    /// Dials until the coordinator is back; `None` where a signal came first.
+    pub(super) async fn reconnect(&mut self, why: Failure) -> Result<Option<Feed>, Failure> {
+        let told = !self.jobs.is_empty() || !self.last.is_empty();
+        self.display
+            .note(&format!("{why}; dialling {} again", self.client.address()));
+        let deadline = tokio::time::Instant::now() + RECONNECT_FOR;
+        loop {
+            let attempt = async {
+                self.client.reconnect().await?;
+                self.client.ask_all(&ApiRequest::Nodes { node: None }).await
+            };
+            let failure = tokio::select! {
+                tried = attempt => match tried {
+                    Ok(replies) => {
+                        self.display.note("connected again");
+                        if !told && !self.all_active(&replies) {
+                            // Nobody said that the jobs are stored, and they are not at work:
+                            // asking once more could start twice what ended quickly.
+                            return Err(why);
+                        }
+                        self.catch_up(&replies);
+                        match self.feed().await {
+                            Ok(feed) => return Ok(Some(feed)),
+                            Err(failure) => failure,
+                        }
+                    }
+                    Err(failure) => failure,
+                },
+                _ = self.signals.next() => return Ok(None),
+            };
+            let again = failure.0.kind == FaultKind::Unreachable;
+            if !again || tokio::time::Instant::now() >= deadline {
+                return Err(failure.hint(
+                    "the jobs go on as far as they can: see `steep-repl status` once the coordinator is back",
+                ));
+            }
+            tokio::select! {
+                () = tokio::time::sleep(RECONNECT_PAUSE) => {}
+                _ = self.signals.next() => return Ok(None),
+            }
+        }
+    }
+
+    /// Whether every target has a job at work.
+    fn all_active(&self, replies: &[ApiReply]) -> bool {
+        let views = replies.iter().filter_map(|reply| match reply {
+            ApiReply::Nodes(views) => Some(views),
+            _ => None,
+        });
+        let active: Vec<_> = views
+            .flatten()
+            .filter(|view| view.state.is_active())
+            .map(|view| &view.node_id)
+            .collect();
+        self.targets.iter().all(|target| active.contains(&target))
+    }
+
+    /// Ends what has ended while we were away.
+    fn catch_up(&mut self, replies: &[ApiReply]) {
+        for reply in replies {
+            let ApiReply::Nodes(views) = reply else {
+                continue;
+            };
+            for view in views.iter().filter(|view| !view.state.is_active()) {
+                if self.running().contains(&view.node_id) {
+                    let node = &view.node_id;
+                    self.end(reconstructed(
+                        view,
+                        self.last.get(node),
+                        self.jobs.get(node),
+                    ));
+                }
+            }
+        }
+    }
+
+    /// The coordinator has said all and some end was not among it, as when the job ended while we
+    /// were away: what the nodes are now says how it ended.
+    pub(super) async fn settle(&mut self) -> Result<(), Failure> {
+        for node in self.running() {
+            let request = ApiRequest::Nodes {
+                node: Some(node.clone()),
+            };
+            for reply in self.client.ask_all(&request).await? {
+                let ApiReply::Nodes(views) = reply else {
+                    continue;
+                };
+                for view in views.iter().filter(|view| view.node_id == node) {
+                    let end = reconstructed(view, self.last.get(&node), self.jobs.get(&node));
+                    self.end(end);
+                }
+            }
+            if !self.ends.contains_key(&node) {
+                let message = "the coordinator does not know the node any more";
+                return Err(Failure::new(FaultKind::Failed, message).on(&node));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An end put together from what a node is now and what was last seen of its job.
+fn reconstructed(node: &NodeView, last: Option<&ProgressView>, job: Option<&JobId>) -> EndView {
+    let fault = match node.state {
+        NodeState::Synchronized => None,
+        NodeState::Uninitialized => Some(Fault::new(FaultKind::Cancelled, "the job was cancelled")),
+        NodeState::Preparing
+        | NodeState::Copying
+        | NodeState::CatchingUp
+        | NodeState::Reinitializing => Some(
+            Fault::new(
+                FaultKind::Failed,
+                "the coordinator stopped telling about the job",
+            )
+            .hint(format!(
+                "see `steep-repl init progress --node {} --follow`",
+                node.node_id
+            )),
+        ),
+        NodeState::Diverged | NodeState::Failed => {
+            let message = node
+                .error_message
+                .as_deref()
+                .unwrap_or("the cause was not recorded");
+            let hint = format!("see `steep-repl events {}`", node.node_id);
+            Some(Fault::new(FaultKind::Failed, message).hint(hint))
+        }
+    };
+    let duration = match (node.init_started_at, node.init_completed_at) {
+        (Some(started), Some(completed)) => {
+            completed.duration_since(started).as_secs_f64().max(0.0)
+        }
+        _ => 0.0,
+    };
+    let source = node
+        .source_node
+        .as_ref()
+        .or(last.and_then(|last| last.source_node.as_ref()));
+    EndView {
+        node_id: node.node_id.clone(),
+        job_id: job
+            .copied()
+            .or(last.and_then(|last| last.job_id))
+            .unwrap_or(JobId(0)),
+        source_node: source.unwrap_or(&node.node_id).clone(),
+        state: node.state,
+        fault: fault.map(|fault| fault.on(&node.node_id)),
+        tables: last.map_or(0, |last| last.tables_completed),
+        rows_copied: last.map_or(0, |last| last.rows_copied),
+        bytes_copied: last.map_or(0, |last| last.bytes_copied),
+        wire_bytes: last.map_or(0, |last| last.wire_bytes),
+        duration_seconds: duration,
+        phases: PhaseSeconds::default(),
+        warnings: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::render::samples;
+
+    #[test]
+    fn an_end_that_was_missed_is_read_off_the_node() {
+        let last = samples::progress();
+        let end = |state| reconstructed(&samples::node("node_b", state), Some(&last), None);
+        assert!(end(NodeState::Synchronized).fault.is_none());
+        assert_eq!(end(NodeState::Synchronized).rows_copied, last.rows_copied);
+        let kind = |state| end(state).fault.unwrap().kind;
+        assert_eq!(kind(NodeState::Uninitialized), FaultKind::Cancelled);
+        assert_eq!(kind(NodeState::Failed), FaultKind::Failed);
+        let mut node = samples::node("node_b", NodeState::Failed);
+        node.error_message = Some("the disk is full".to_owned());
+        let fault = reconstructed(&node, None, None).fault.unwrap();
+        assert_eq!(fault.message, "the disk is full");
+    }
+}

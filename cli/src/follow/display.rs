@@ -1,0 +1,197 @@
+//! Where following is shown: bars on a terminal, calm lines in a log, objects for programs. Text
+//! comes from [`crate::render`]; this only knows where it goes and when.
+
+mod bars;
+mod calm;
+
+use std::time::Instant;
+
+use steep_protocol::message::api::{EndView, EventView, ProgressView};
+use steep_protocol::message::facts::{Finding, Severity};
+use steep_protocol::{JobId, NodeId};
+
+use self::bars::Bars;
+use self::calm::Calm;
+use crate::failure::{self, Failure};
+use crate::render::{Paint, events, findings, json, report};
+use crate::terminal::{Terminal, print, print_line, tell};
+
+/// One of three ways.
+#[derive(Debug)]
+pub(super) struct Display {
+    way: Way,
+    paint: Paint,
+    errors: Paint,
+    started: Instant,
+}
+
+#[derive(Debug)]
+enum Way {
+    Bars(Bars),
+    Lines(Calm),
+    Json,
+}
+
+impl Display {
+    /// The way that suits that terminal.
+    pub(super) fn new(terminal: Terminal, jobs: usize) -> Self {
+        let way = if terminal.json {
+            Way::Json
+        } else if terminal.live {
+            Way::Bars(Bars::new(jobs, terminal.err))
+        } else {
+            Way::Lines(Calm::default())
+        };
+        Self {
+            way,
+            paint: terminal.out,
+            errors: terminal.err,
+            started: Instant::now(),
+        }
+    }
+
+    /// Text among the bars, or where it belongs.
+    fn say(&self, text: &str) {
+        match &self.way {
+            Way::Bars(bars) => bars.above(text),
+            Way::Lines(_) => print_line(text.trim_end()),
+            Way::Json => tell(text.trim_end()),
+        }
+    }
+
+    /// Something about the command itself, not for programs.
+    pub(super) fn note(&self, text: &str) {
+        self.say(text);
+    }
+
+    pub(super) fn accepted(&self, jobs: &[(NodeId, JobId)]) {
+        if let Way::Lines(_) = self.way {
+            for (node, job) in jobs {
+                self.say(&format!("{node}: job {job} accepted"));
+            }
+        }
+    }
+
+    pub(super) fn progress(&mut self, view: &ProgressView) {
+        let elapsed = elapsed(view, self.started);
+        match &mut self.way {
+            Way::Bars(bars) => bars.show(view, elapsed),
+            Way::Lines(calm) => {
+                if let Some(line) = calm.line(view, elapsed, self.started.elapsed()) {
+                    print_line(&line);
+                }
+            }
+            Way::Json => print_line(&json::line(&json::Progress::from(view))),
+        }
+    }
+
+    pub(super) fn event(&self, event: &EventView) {
+        match &self.way {
+            // The end is an object of its own, with more in it, and comes last.
+            Way::Json if is_end(&event.event) => {}
+            Way::Json => print_line(&json::line(&json::Event::from(event))),
+            Way::Bars(_) | Way::Lines(_) => {
+                if event.level == "warn" && !is_end(&event.event) {
+                    self.say(&events::event(event, self.paint));
+                }
+            }
+        }
+    }
+
+    pub(super) fn findings(&self, target: &NodeId, found: &[Finding]) {
+        match &self.way {
+            Way::Json => print_line(&json::line(&json::Preflight::new(target, found))),
+            Way::Bars(_) | Way::Lines(_) => {
+                if found
+                    .iter()
+                    .any(|finding| finding.severity > Severity::Info)
+                {
+                    self.say(&findings::report(target, found, self.paint));
+                }
+            }
+        }
+    }
+
+    pub(super) fn end(&mut self, view: &EndView) {
+        match &mut self.way {
+            Way::Json => print_line(&json::line(&json::End::from(view))),
+            Way::Lines(_) => print(&report::end(view, self.paint)),
+            Way::Bars(bars) => {
+                bars.remove(&view.node_id);
+                let text = report::end(view, self.paint);
+                bars.suspended(|| print(&text));
+            }
+        }
+        if let (Way::Json, Some(fault)) = (&self.way, &view.fault) {
+            tell(&failure::render(fault, self.errors));
+        }
+    }
+
+    pub(super) fn cancelled(&self, node: &NodeId) {
+        match &self.way {
+            Way::Json => print_line(&json::line(&json::Cancelled::new(node))),
+            Way::Bars(_) | Way::Lines(_) => {
+                self.say(&format!(
+                    "{node}: cancelled, and what the job made is removed"
+                ));
+            }
+        }
+    }
+
+    pub(super) fn detached(&self, node: &NodeId, job: Option<JobId>) {
+        let how = format!(
+            "{node}: the job goes on; follow it with `steep-repl init progress --node {node} --follow`"
+        );
+        match (&self.way, job) {
+            (Way::Json, Some(job)) => print_line(&json::line(&json::Detached::new(node, job))),
+            (Way::Json, None) => tell(&how),
+            (Way::Bars(_) | Way::Lines(_), _) => self.say(&how),
+        }
+    }
+
+    /// The conversation about those jobs failed: told of the one it is about, else of all.
+    pub(super) fn failed(&self, jobs: &[NodeId], failure: &Failure) {
+        if let Way::Json = self.way {
+            for node in failure.concerns(jobs) {
+                print_line(&json::line(&json::Failed::job(&failure.0, node)));
+            }
+        }
+        tell(&failure::render(&failure.0, self.errors));
+    }
+
+    /// Makes room for a question.
+    pub(super) fn pause(&self) {
+        if let Way::Bars(bars) = &self.way {
+            bars.hide();
+        }
+    }
+
+    /// Goes on after it.
+    pub(super) fn resume(&self) {
+        if let Way::Bars(bars) = &self.way {
+            bars.unhide();
+        }
+    }
+
+    /// Takes away what should not stay on the screen.
+    pub(super) fn finish(&mut self) {
+        if let Way::Bars(bars) = &mut self.way {
+            bars.clear();
+        }
+    }
+}
+
+fn is_end(event: &str) -> bool {
+    matches!(event, "init.completed" | "init.failed" | "init.cancelled")
+}
+
+/// Seconds the job has run: by the coordinator's start where it is known and the clocks agree, else
+/// since we began to watch.
+fn elapsed(view: &ProgressView, watched: Instant) -> f64 {
+    let since = view
+        .started_at
+        .map(|at| jiff::Timestamp::now().duration_since(at).as_secs_f64());
+    since
+        .filter(|seconds| *seconds >= 0.0)
+        .unwrap_or_else(|| watched.elapsed().as_secs_f64())
+}

@@ -1,0 +1,337 @@
+//! Following jobs to their end: the loop that takes replies, signals and answers.
+//!
+//! Owns what is known of the jobs watched. Never decides how anything looks ([`display`]), nor what
+//! a signal means ([`intent`], pure). A lost coordinator is dialled again: the jobs go on without
+//! it and without us.
+
+mod away;
+mod display;
+mod feed;
+mod intent;
+
+use std::collections::BTreeMap;
+
+use steep_protocol::message::agent::CancelledData;
+use steep_protocol::message::api::{ApiReply, ApiRequest, EndView, ProgressView};
+use steep_protocol::{JobId, NodeId};
+use tokio::sync::oneshot;
+
+use self::display::Display;
+use self::feed::{Feed, Item};
+use self::intent::{Answer, Intent, Mood, Said};
+use crate::client::{Broken, Client};
+use crate::failure::{self, Failure};
+use crate::signals::Signals;
+use crate::terminal::{self, Terminal};
+
+/// How following came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// All jobs have ended; the exit code of the first that did not end well, else success.
+    Ended(u8),
+    /// Somebody wanted to go; the jobs go on.
+    Running(Wish),
+    /// The jobs were cancelled on the way.
+    Cancelled,
+}
+
+/// Who wanted to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// A person said so when asked.
+    Spoken,
+    /// A signal.
+    Signal,
+}
+
+impl Left {
+    /// What the process exits with. Being asked and choosing to leave is no failure; being told to
+    /// go before the node is synchronized is.
+    pub(crate) fn exit_code(self) -> u8 {
+        match self {
+            Self::Ended(code) => code,
+            Self::Running(Wish::Spoken) => failure::SUCCESS,
+            Self::Running(Wish::Signal) => failure::ERROR,
+            Self::Cancelled => failure::CANCELLED,
+        }
+    }
+}
+
+/// What is being followed.
+#[derive(Debug)]
+pub(crate) struct Follower<'a> {
+    client: &'a mut Client,
+    signals: &'a mut Signals,
+    terminal: Terminal,
+    display: Display,
+    targets: Vec<NodeId>,
+    jobs: BTreeMap<NodeId, JobId>,
+    last: BTreeMap<NodeId, ProgressView>,
+    ends: BTreeMap<NodeId, EndView>,
+}
+
+/// What the loop does next.
+enum Next {
+    /// Goes on.
+    On,
+    /// Is over.
+    Over(Left),
+    /// The conversation broke.
+    Again(Failure),
+}
+
+impl<'a> Follower<'a> {
+    /// A follower of those targets' jobs.
+    pub(crate) fn new(
+        client: &'a mut Client,
+        signals: &'a mut Signals,
+        terminal: Terminal,
+        targets: Vec<NodeId>,
+    ) -> Self {
+        Self {
+            client,
+            signals,
+            terminal,
+            display: Display::new(terminal, targets.len()),
+            targets,
+            jobs: BTreeMap::new(),
+            last: BTreeMap::new(),
+            ends: BTreeMap::new(),
+        }
+    }
+
+    /// Starts jobs with that request and follows them. What goes wrong on the way has been told
+    /// when this returns, so that a job's end is never told twice.
+    pub(crate) async fn start(mut self, request: ApiRequest) -> Left {
+        let feed = self
+            .client
+            .ask(&request)
+            .await
+            .map(|replies| Feed::of(vec![replies]));
+        self.run(feed).await
+    }
+
+    /// Follows jobs that are at work already, in the same way.
+    pub(crate) async fn attach(mut self) -> Left {
+        let feed = self.feed().await;
+        self.run(feed).await
+    }
+
+    async fn run(&mut self, feed: Result<Feed, Failure>) -> Left {
+        let followed = match feed {
+            Ok(feed) => self.follow(feed).await,
+            Err(failure) => Err(failure),
+        };
+        self.display.finish();
+        match followed {
+            Ok(left) => {
+                if let Left::Running(_) = left {
+                    self.say_how_to_follow();
+                }
+                left
+            }
+            Err(failure) => {
+                self.display.failed(&self.running(), &failure);
+                Left::Ended(failure.exit_code())
+            }
+        }
+    }
+
+    async fn follow(&mut self, mut feed: Feed) -> Result<Left, Failure> {
+        let mut mood = Mood::Following;
+        let mut answer: Option<oneshot::Receiver<Option<String>>> = None;
+        loop {
+            let next = tokio::select! {
+                item = feed.next() => self.take(item).await?,
+                interrupt = self.signals.next() => {
+                    let said = Said::Interrupt(interrupt);
+                    let intent = intent::after(mood, said, self.terminal.interactive);
+                    self.act(intent, &mut mood, &mut answer).await?
+                }
+                said = heard(&mut answer) => {
+                    answer = None;
+                    let said = Said::Answer(Answer::of(said.as_deref()));
+                    let intent = intent::after(mood, said, self.terminal.interactive);
+                    self.act(intent, &mut mood, &mut answer).await?
+                }
+            };
+            match next {
+                Next::On => {}
+                Next::Over(left) => return Ok(left),
+                Next::Again(failure) => match self.reconnect(failure).await? {
+                    Some(again) => feed = again,
+                    None => return Ok(Left::Running(Wish::Signal)),
+                },
+            }
+        }
+    }
+
+    async fn take(&mut self, item: Item) -> Result<Next, Failure> {
+        match item {
+            Item::Reply(reply) => self.reply(*reply),
+            Item::Broken(Broken::Said(failure)) => return Err(failure),
+            Item::Broken(Broken::Lost(failure)) => return Ok(Next::Again(failure)),
+            Item::Over => self.settle().await?,
+        }
+        let over = self
+            .targets
+            .iter()
+            .all(|target| self.ends.contains_key(target));
+        Ok(if over {
+            Next::Over(Left::Ended(self.exit_code()))
+        } else {
+            Next::On
+        })
+    }
+
+    fn reply(&mut self, reply: ApiReply) {
+        match reply {
+            ApiReply::Accepted { jobs } => {
+                self.display.accepted(&jobs);
+                self.jobs.extend(jobs);
+            }
+            ApiReply::Progress(view) => {
+                if let Some(job) = view.job_id {
+                    self.jobs.insert(view.node_id.clone(), job);
+                }
+                self.display.progress(&view);
+                self.last.insert(view.node_id.clone(), *view);
+            }
+            ApiReply::Event(event) => self.display.event(&event),
+            ApiReply::Findings { target, findings } => self.display.findings(&target, &findings),
+            ApiReply::Ended(view) => self.end(*view),
+            // Answers to other questions; the stream's end and faults never get here.
+            ApiReply::Nodes(_) | ApiReply::End | ApiReply::Fault(_) => {}
+        }
+    }
+
+    fn end(&mut self, view: EndView) {
+        if self.ends.contains_key(&view.node_id) {
+            return;
+        }
+        self.display.end(&view);
+        self.ends.insert(view.node_id.clone(), view);
+    }
+
+    /// The first target that did not end well decides.
+    fn exit_code(&self) -> u8 {
+        let ends = self
+            .targets
+            .iter()
+            .filter_map(|target| self.ends.get(target));
+        let faults = ends.filter_map(|end| end.fault.as_ref());
+        faults
+            .map(|fault| failure::exit_code(fault.kind))
+            .next()
+            .unwrap_or(failure::SUCCESS)
+    }
+
+    async fn act(
+        &mut self,
+        intent: Intent,
+        mood: &mut Mood,
+        answer: &mut Option<oneshot::Receiver<Option<String>>>,
+    ) -> Result<Next, Failure> {
+        match intent {
+            Intent::Ask => {
+                *mood = Mood::Asking;
+                self.display.pause();
+                let jobs = if self.running().len() == 1 {
+                    "the job"
+                } else {
+                    "the jobs"
+                };
+                *answer = Some(terminal::ask(&format!(
+                    "\nCancel {jobs}, leave {jobs} running, or go on watching? [c/l/w]"
+                )));
+            }
+            Intent::Watch => {
+                *mood = Mood::Following;
+                self.display.resume();
+            }
+            Intent::Leave(wish) => {
+                self.display.resume();
+                return Ok(Next::Over(Left::Running(wish)));
+            }
+            Intent::Cancel => {
+                self.display.resume();
+                return Ok(Next::Over(self.cancel().await?));
+            }
+        }
+        Ok(Next::On)
+    }
+
+    fn running(&self) -> Vec<NodeId> {
+        let running = self
+            .targets
+            .iter()
+            .filter(|target| !self.ends.contains_key(*target));
+        running.cloned().collect()
+    }
+
+    /// Cancels what has not ended, one target after the other; another signal leaves it at that.
+    async fn cancel(&mut self) -> Result<Left, Failure> {
+        for node in self.running() {
+            self.display.note(&format!(
+                "{node}: cancelling, and removing what the job made"
+            ));
+            let request = ApiRequest::Cancel {
+                node: node.clone(),
+                data: CancelledData::Remove,
+            };
+            let mut replies = self.client.ask(&request).await?;
+            loop {
+                tokio::select! {
+                    reply = replies.next() => match reply? {
+                        Some(ApiReply::Event(event)) => self.display.event(&event),
+                        Some(_) => {}
+                        None => break,
+                    },
+                    _ = self.signals.next() => return Ok(Left::Running(Wish::Signal)),
+                }
+            }
+            self.display.cancelled(&node);
+        }
+        Ok(Left::Cancelled)
+    }
+
+    /// One question per target that has not ended.
+    async fn feed(&self) -> Result<Feed, Failure> {
+        let mut all = Vec::new();
+        for node in self.running() {
+            all.push(
+                self.client
+                    .ask(&ApiRequest::Progress { node, follow: true })
+                    .await?,
+            );
+        }
+        Ok(Feed::of(all))
+    }
+
+    fn say_how_to_follow(&mut self) {
+        for node in self.running() {
+            self.display.detached(&node, self.jobs.get(&node).copied());
+        }
+    }
+}
+
+/// The answer to the question that stands, or never.
+async fn heard(answer: &mut Option<oneshot::Receiver<Option<String>>>) -> Option<String> {
+    match answer {
+        Some(answer) => answer.await.ok().flatten(),
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leaving_by_choice_is_no_error_and_leaving_by_signal_is() {
+        assert_eq!(Left::Running(Wish::Spoken).exit_code(), 0);
+        assert_eq!(Left::Running(Wish::Signal).exit_code(), 1);
+        assert_eq!(Left::Cancelled.exit_code(), 4);
+        assert_eq!(Left::Ended(3).exit_code(), 3);
+    }
+}

@@ -1,0 +1,36 @@
+//! Events for people, a line each.
+
+use steep_protocol::message::api::EventView;
+
+use super::{Paint, clean};
+
+/// When, how grave, which kind, about whom, what.
+pub(crate) fn event(event: &EventView, paint: Paint) -> String {
+    let level = format!("{:<5}", clean(&event.level));
+    let level = match event.level.as_str() {
+        "error" => paint.red(&level),
+        "warn" => paint.yellow(&level),
+        _ => paint.dim(&level),
+    };
+    let node = event.node_id.as_ref().map_or("-", |node| node.as_str());
+    format!(
+        "{}  {level}  {:<22}  {}  {}",
+        paint.dim(&format!("{:.3}", event.timestamp)),
+        clean(&event.event),
+        paint.bold(node),
+        clean(&event.message).replace('\n', " "),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::samples;
+    use super::*;
+
+    #[test]
+    fn an_event_is_one_line() {
+        let mut view = samples::event();
+        view.message.push_str("\nand more");
+        insta::assert_snapshot!(event(&view, Paint::Plain));
+    }
+}

@@ -1,0 +1,95 @@
+//! What preflight found, for people: gravest first, each with what, where, why and what to do.
+
+use steep_protocol::NodeId;
+use steep_protocol::message::facts::{Finding, Severity};
+
+use super::table::pairs;
+use super::{Paint, clean};
+
+/// The findings for one target, under a line that counts them.
+pub(crate) fn report(target: &NodeId, findings: &[Finding], paint: Paint) -> String {
+    let mut text = format!(
+        "{}: {}\n",
+        paint.bold(target.as_str()),
+        summary(findings, paint)
+    );
+    text.push_str(&list(findings, paint));
+    text
+}
+
+/// The findings alone, grouped by severity.
+pub(crate) fn list(findings: &[Finding], paint: Paint) -> String {
+    let mut text = String::new();
+    for severity in [Severity::Error, Severity::Warning, Severity::Info] {
+        let group = findings
+            .iter()
+            .filter(|finding| finding.severity == severity);
+        for finding in group {
+            text.push_str(&one(finding, paint));
+        }
+    }
+    text
+}
+
+/// `2 errors, 1 warning`, or that all is well.
+pub(crate) fn summary(findings: &[Finding], paint: Paint) -> String {
+    let count = |severity| findings.iter().filter(|f| f.severity == severity).count();
+    let say = |number: usize, what: &str| match number {
+        1 => format!("1 {what}"),
+        _ => format!("{number} {what}s"),
+    };
+    match (count(Severity::Error), count(Severity::Warning)) {
+        (0, 0) => paint.green("ready: nothing stands in the way"),
+        (0, warnings) => paint.yellow(&format!("ready, with {}", say(warnings, "warning"))),
+        (errors, 0) => paint.red(&say(errors, "error")),
+        (errors, warnings) => paint.red(&format!(
+            "{}, {}",
+            say(errors, "error"),
+            say(warnings, "warning")
+        )),
+    }
+}
+
+fn one(finding: &Finding, paint: Paint) -> String {
+    let severity = match finding.severity {
+        Severity::Error => paint.red("error"),
+        Severity::Warning => paint.yellow("warning"),
+        Severity::Info => paint.dim("info"),
+    };
+    let node = match &finding.node {
+        Some(node) => format!("{}: ", paint.bold(node.as_str())),
+        None => String::new(),
+    };
+    let code = paint.dim(&format!("[{}]", clean(&finding.code)));
+    let what = clean(&finding.what).replace('\n', "\n    ");
+    let mut text = format!("  {severity} {node}{what} {code}\n");
+    let more = [("why", clean(&finding.why)), ("fix", clean(&finding.fix))];
+    let more: Vec<_> = more
+        .into_iter()
+        .filter(|(_, value)| !value.is_empty())
+        .collect();
+    text.push_str(&pairs(&more, 4, paint));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::samples::{finding, id};
+    use super::*;
+
+    #[test]
+    fn findings_are_grouped_gravest_first() {
+        let mut nowhere = finding(Severity::Info, "note");
+        nowhere.node = None;
+        nowhere.why = String::new();
+        nowhere.fix = String::new();
+        let findings = [
+            finding(Severity::Warning, "clock"),
+            nowhere,
+            finding(Severity::Error, "wal_level"),
+        ];
+        insta::assert_snapshot!(report(&id("node_b"), &findings, Paint::Plain));
+        insta::assert_snapshot!(report(&id("node_b"), &[], Paint::Plain));
+        insta::assert_snapshot!(summary(&findings[..1], Paint::Plain));
+    }
+}

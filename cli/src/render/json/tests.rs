@@ -1,0 +1,97 @@
+//! The keys of the contract, and what must not get among them.
+
+use super::*;
+use crate::render::samples;
+
+/// The keys of an object, in the order they are written.
+fn keys(text: &str) -> Vec<String> {
+    let object: BTreeMap<String, Value> = serde_json::from_str(text).unwrap();
+    let mut keys: Vec<_> = object.into_keys().collect();
+    keys.sort_by_key(|key| text.find(&format!("\"{key}\":")));
+    keys
+}
+
+#[test]
+fn a_node_has_the_keys_of_the_contract_first() {
+    let node = samples::node("node_b", NodeState::CatchingUp);
+    let contract = "node_id state source_node init_started_at init_completed_at error_message \
+                    agent_online lag_bytes progress";
+    let contract: Vec<_> = contract.split_whitespace().collect();
+    for text in [
+        line(&node),
+        line(&Status {
+            node: &node,
+            job: None,
+        }),
+    ] {
+        assert_eq!(keys(&text)[..contract.len()], contract);
+        assert!(text.contains(r#""state":"catching_up""#), "{text}");
+    }
+}
+
+#[test]
+fn progress_has_the_keys_of_the_contract_first() {
+    let view = samples::progress();
+    let contract = "node_id state phase overall_percent tables_total tables_completed \
+                    current_table current_table_percent rows_copied bytes_copied wire_bytes \
+                    throughput_rows_sec throughput_bytes_sec eta_seconds parallel_workers \
+                    started_at error_message tables";
+    let contract: Vec<_> = contract.split_whitespace().collect();
+    let text = line(&Progress {
+        tables: &[],
+        ..Progress::from(&view)
+    });
+    assert_eq!(keys(&text)[..contract.len()], contract);
+    assert_eq!(
+        keys(&line(&view.tables[0])),
+        ["schema", "table", "rows", "bytes", "state", "percent"]
+    );
+    assert!(text.contains(r#""started_at":"2026-09-21T"#), "{text}");
+    assert!(text.contains(r#""job_id":"000000000000feed""#), "{text}");
+}
+
+#[test]
+fn a_good_end_is_init_completed() {
+    insta::assert_snapshot!(line(&End::from(&EndView {
+        warnings: vec![],
+        ..samples::end()
+    })));
+}
+
+#[test]
+fn a_bad_end_is_init_failed_with_its_hint() {
+    let fault = Fault::new(FaultKind::Failed, "the disk is full").hint("free space");
+    let view = EndView {
+        fault: Some(fault),
+        state: NodeState::Failed,
+        warnings: vec![],
+        ..samples::end()
+    };
+    insta::assert_snapshot!(line(&End::from(&view)));
+    let cancelled = Fault::new(FaultKind::Cancelled, "cancelled");
+    let view = EndView {
+        fault: Some(cancelled),
+        ..view
+    };
+    assert!(line(&End::from(&view)).starts_with(r#"{"event":"init.cancelled""#));
+}
+
+#[test]
+fn an_event_carries_its_fields_and_none_of_them_can_forge_another() {
+    insta::assert_snapshot!(line(&Event::from(&samples::event())));
+}
+
+#[test]
+fn findings_are_counted_over_all_targets() {
+    let found = vec![
+        (
+            samples::id("node_b"),
+            vec![samples::finding(Severity::Error, "wal_level")],
+        ),
+        (
+            samples::id("node_c"),
+            vec![samples::finding(Severity::Warning, "clock")],
+        ),
+    ];
+    insta::assert_snapshot!(line(&Doctor::new(&found)));
+}

@@ -1,0 +1,131 @@
+//! Views for tests, all alike but for what the test is about.
+
+use jiff::Timestamp;
+use steep_protocol::message::api::{
+    EndView, EventView, NodeView, PhaseSeconds, ProgressView, TableState, TableView,
+};
+use steep_protocol::message::facts::{Finding, Severity};
+use steep_protocol::{JobId, NodeId, NodeState, Phase};
+
+pub(crate) fn id(name: &str) -> NodeId {
+    NodeId::parse(name).unwrap()
+}
+
+pub(crate) fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_790_000_000 + second).unwrap()
+}
+
+pub(crate) fn node(name: &str, state: NodeState) -> NodeView {
+    NodeView {
+        node_id: id(name),
+        state,
+        source_node: None,
+        init_started_at: None,
+        init_completed_at: None,
+        error_message: None,
+        agent_online: true,
+        lag_bytes: None,
+        progress: None,
+        agent_version: Some("0.1.0".to_owned()),
+        postgres_version: Some(180_006),
+        postgres_error: None,
+        wal_held_bytes: None,
+    }
+}
+
+pub(crate) fn table(name: &str, percent: f64) -> TableView {
+    TableView {
+        schema: "public".to_owned(),
+        table: name.to_owned(),
+        rows: 4_100_000,
+        bytes: 512_000_000,
+        state: if percent >= 100.0 {
+            TableState::Completed
+        } else {
+            TableState::Copying
+        },
+        percent,
+    }
+}
+
+pub(crate) fn progress() -> ProgressView {
+    ProgressView {
+        node_id: id("node_b"),
+        job_id: Some(JobId(0xfeed)),
+        source_node: Some(id("node_a")),
+        state: NodeState::Copying,
+        phase: Some(Phase::Copy),
+        overall_percent: 38.25,
+        phase_percent: Some(43.1),
+        tables_total: 40,
+        tables_completed: 12,
+        current_table: Some("public.pgbench_accounts".to_owned()),
+        current_table_percent: Some(62.1),
+        rows_copied: 9_876_543,
+        bytes_copied: 1_250_000_000,
+        bytes_total: 2_900_000_000,
+        wire_bytes: 387_500_000,
+        throughput_rows_sec: 120_345.4,
+        throughput_bytes_sec: 85_200_000.0,
+        eta_seconds: Some(19),
+        parallel_workers: 4,
+        started_at: Some(at(0)),
+        error_message: None,
+        tables: vec![
+            table("pgbench_accounts", 62.1),
+            table("pgbench_history", 7.0),
+        ],
+    }
+}
+
+pub(crate) fn finding(severity: Severity, code: &str) -> Finding {
+    Finding {
+        severity,
+        code: code.to_owned(),
+        node: Some(id("node_a")),
+        what: format!("{code} is not as it should be"),
+        why: "replication would stop".to_owned(),
+        fix: "change it and try again".to_owned(),
+    }
+}
+
+pub(crate) fn end() -> EndView {
+    EndView {
+        node_id: id("node_b"),
+        job_id: JobId(0xfeed),
+        source_node: id("node_a"),
+        state: NodeState::Synchronized,
+        fault: None,
+        tables: 40,
+        rows_copied: 20_000_000,
+        bytes_copied: 2_900_000_000,
+        wire_bytes: 899_000_000,
+        duration_seconds: 65.25,
+        phases: PhaseSeconds {
+            preparing: 1.5,
+            copying: 40.25,
+            indexing: 21.0,
+            catching_up: 2.5,
+        },
+        warnings: vec![finding(Severity::Warning, "no_replica_identity")],
+    }
+}
+
+pub(crate) fn event() -> EventView {
+    EventView {
+        seq: 7,
+        timestamp: at(3),
+        level: "info".to_owned(),
+        event: "init.state_change".to_owned(),
+        node_id: Some(id("node_b")),
+        source_node: Some(id("node_a")),
+        job_id: Some(JobId(0xfeed)),
+        message: "node_b goes from preparing to copying".to_owned(),
+        fields: vec![
+            ("from".to_owned(), "preparing".to_owned()),
+            ("to".to_owned(), "copying".to_owned()),
+            ("rows_copied".to_owned(), "42".to_owned()),
+            ("seq".to_owned(), "forged".to_owned()),
+        ],
+    }
+}

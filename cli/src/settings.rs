@@ -1,0 +1,339 @@
+//! Where the coordinator is and which certificates to show: from flags, then the environment, then
+//! the configuration file, then defaults. Pure but for reading that one file.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use steep_protocol::limits::{WORKERS_DEFAULT, WORKERS_MAX};
+
+use crate::args::{Global, LogFormat};
+use crate::failure::Failure;
+
+/// The longest configuration file that is read, in bytes.
+const FILE_MAX: u64 = 64 * 1024;
+
+/// Variables of the environment.
+pub(crate) mod variable {
+    /// `HOST:PORT`.
+    pub(crate) const COORDINATOR: &str = "STEEP_REPL_COORDINATOR";
+    /// A directory with `ca.pem`, `operator.pem` and `operator.key`.
+    pub(crate) const CERTS: &str = "STEEP_REPL_CERTS";
+    /// The configuration file.
+    pub(crate) const CONFIG: &str = "STEEP_REPL_CONFIG";
+    /// The default of `--parallel`.
+    pub(crate) const PARALLEL: &str = "STEEP_REPL_PARALLEL";
+}
+
+/// What the configuration file may say.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileSettings {
+    coordinator: Option<String>,
+    certs: Option<PathBuf>,
+    ca: Option<PathBuf>,
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
+    parallel: Option<u8>,
+    log_format: Option<LogFormat>,
+}
+
+/// The result. Holds paths and addresses, no secret.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Settings {
+    /// Where the coordinator listens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) coordinator: Option<String>,
+    /// The CA's certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ca: Option<PathBuf>,
+    /// The operator's certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cert: Option<PathBuf>,
+    /// Its key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) key: Option<PathBuf>,
+    /// The default of `--parallel`.
+    pub(crate) parallel: u8,
+    /// Form of the log; by the terminal where `None`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) log_format: Option<LogFormat>,
+}
+
+/// What it takes to reach the coordinator: all of it there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Access {
+    /// `HOST:PORT`.
+    pub(crate) coordinator: String,
+    /// The CA's certificate.
+    pub(crate) ca: PathBuf,
+    /// The operator's certificate.
+    pub(crate) cert: PathBuf,
+    /// Its key.
+    pub(crate) key: PathBuf,
+}
+
+/// A variable of the environment; empty counts as unset.
+pub(crate) fn from_process(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+impl Settings {
+    /// Puts them together.
+    ///
+    /// # Errors
+    /// [`Failure`] where the file or a variable is not what it should be.
+    pub(crate) fn load(
+        flags: &Global,
+        environment: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, Failure> {
+        let file = read_file(flags, &environment)?;
+        let parallel = match environment(variable::PARALLEL) {
+            Some(text) => Some(parse_parallel(&text, variable::PARALLEL)?),
+            None => file.parallel,
+        };
+        if let Some(parallel) = parallel {
+            parse_parallel(&parallel.to_string(), "parallel in the configuration file")?;
+        }
+        let certs = environment(variable::CERTS).map(PathBuf::from);
+        let pick = |flag: &Option<PathBuf>, name: &str, in_file: &Option<PathBuf>| {
+            flag.clone()
+                .or_else(|| certs.as_ref().map(|dir| dir.join(name)))
+                .or_else(|| in_file.clone())
+                .or_else(|| file.certs.as_ref().map(|dir| dir.join(name)))
+        };
+        Ok(Self {
+            coordinator: flags
+                .coordinator
+                .clone()
+                .or_else(|| environment(variable::COORDINATOR))
+                .or(file.coordinator),
+            ca: pick(&flags.ca, "ca.pem", &file.ca),
+            cert: pick(&flags.cert, "operator.pem", &file.cert),
+            key: pick(&flags.key, "operator.key", &file.key),
+            parallel: parallel.unwrap_or(WORKERS_DEFAULT),
+            log_format: flags.log_format.or(file.log_format),
+        })
+    }
+
+    /// What it takes to reach the coordinator.
+    ///
+    /// # Errors
+    /// [`Failure`] that names what is missing.
+    pub(crate) fn access(&self) -> Result<Access, Failure> {
+        let missing = |what: &str, hint: &str| {
+            Failure::bad_request(format!("no {what} is given")).hint(hint.to_owned())
+        };
+        let certs = "give --ca, --cert and --key, or set STEEP_REPL_CERTS to a directory with \
+                     ca.pem, operator.pem and operator.key";
+        let file =
+            |path: &Option<PathBuf>, what: &str| path.clone().ok_or_else(|| missing(what, certs));
+        Ok(Access {
+            coordinator: self.coordinator.clone().ok_or_else(|| {
+                missing(
+                    "coordinator",
+                    "give --coordinator HOST:7400 or set STEEP_REPL_COORDINATOR",
+                )
+            })?,
+            ca: file(&self.ca, "CA certificate")?,
+            cert: file(&self.cert, "operator certificate")?,
+            key: file(&self.key, "private key")?,
+        })
+    }
+
+    /// The settings as a configuration file.
+    pub(crate) fn to_toml(&self) -> String {
+        toml::to_string(self).expect("strings, paths of text and a number are TOML")
+    }
+}
+
+fn parse_parallel(text: &str, whose: &str) -> Result<u8, Failure> {
+    text.parse()
+        .ok()
+        .filter(|n| (1..=WORKERS_MAX).contains(n))
+        .ok_or_else(|| {
+            Failure::bad_request(format!(
+                "{whose} is {text:?}: it must be a number from 1 to {WORKERS_MAX}"
+            ))
+        })
+}
+
+/// The file that was named, which must be there, or the default one, which need not.
+fn read_file(
+    flags: &Global,
+    environment: &impl Fn(&str) -> Option<String>,
+) -> Result<FileSettings, Failure> {
+    let named = flags
+        .config
+        .clone()
+        .or_else(|| environment(variable::CONFIG).map(PathBuf::from));
+    let path = match &named {
+        Some(path) => path.clone(),
+        None => match environment("HOME") {
+            Some(home) => Path::new(&home).join(".config/steep-repl/config.toml"),
+            None => return Ok(FileSettings::default()),
+        },
+    };
+    let text = match read_bounded(&path) {
+        Ok(text) => text,
+        Err(error) if named.is_none() && error.kind() == io::ErrorKind::NotFound => {
+            return Ok(FileSettings::default());
+        }
+        Err(error) => {
+            return Err(Failure::bad_request(format!(
+                "the configuration file {} cannot be read: {error}",
+                path.display()
+            )));
+        }
+    };
+    toml::from_str(&text).map_err(|error| {
+        Failure::bad_request(format!(
+            "the configuration file {} is not right: {}",
+            path.display(),
+            error.to_string().trim_end()
+        ))
+        .hint("it may set coordinator, certs, ca, cert, key, parallel and log_format")
+    })
+}
+
+fn read_bounded(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?
+        .take(FILE_MAX + 1)
+        .read_to_string(&mut text)?;
+    if text.len() as u64 > FILE_MAX {
+        return Err(io::Error::other(format!(
+            "it is longer than {FILE_MAX} bytes"
+        )));
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    fn load(flags: &Global, variables: &[(&str, &str)]) -> Result<Settings, Failure> {
+        let variables: HashMap<_, _> = variables.iter().copied().collect();
+        Settings::load(flags, |name| variables.get(name).map(|v| (*v).to_owned()))
+    }
+
+    fn config(text: &str) -> (tempfile::TempDir, String) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.toml");
+        std::fs::write(&path, text).unwrap();
+        let path = path.to_str().unwrap().to_owned();
+        (dir, path)
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_environment_and_that_over_the_file() {
+        let (_dir, path) =
+            config("coordinator = 'file:1'\nparallel = 3\ncerts = '/file'\nkey = '/k'");
+        let settings = load(&Global::default(), &[(variable::CONFIG, &path)]).unwrap();
+        assert_eq!(settings.coordinator.as_deref(), Some("file:1"));
+        assert_eq!(settings.parallel, 3);
+        assert_eq!(settings.ca, Some("/file/ca.pem".into()));
+        assert_eq!(settings.key, Some("/k".into()));
+
+        let all = [
+            (variable::CONFIG, path.as_str()),
+            (variable::COORDINATOR, "env:2"),
+            (variable::PARALLEL, "5"),
+            (variable::CERTS, "/env"),
+        ];
+        let settings = load(&Global::default(), &all).unwrap();
+        assert_eq!(settings.coordinator.as_deref(), Some("env:2"));
+        assert_eq!(settings.parallel, 5);
+        assert_eq!(settings.cert, Some("/env/operator.pem".into()));
+        assert_eq!(settings.key, Some("/env/operator.key".into()));
+
+        let flags = Global {
+            coordinator: Some("flag:3".to_owned()),
+            cert: Some("/flag.pem".into()),
+            ..Global::default()
+        };
+        let settings = load(&flags, &all).unwrap();
+        assert_eq!(settings.coordinator.as_deref(), Some("flag:3"));
+        assert_eq!(settings.cert, Some("/flag.pem".into()));
+        assert_eq!(settings.ca, Some("/env/ca.pem".into()));
+    }
+
+    #[test]
+    fn the_default_file_may_be_missing_and_a_named_one_may_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().to_str().unwrap();
+        let settings = load(&Global::default(), &[("HOME", home)]).unwrap();
+        assert_eq!(
+            settings,
+            Settings {
+                parallel: 4,
+                ..Settings::default()
+            }
+        );
+        let gone = format!("{home}/gone.toml");
+        let failure = load(&Global::default(), &[(variable::CONFIG, &gone)]).unwrap_err();
+        assert!(failure.to_string().contains("gone.toml"), "{failure}");
+
+        let default = dir.path().join(".config/steep-repl");
+        std::fs::create_dir_all(&default).unwrap();
+        std::fs::write(default.join("config.toml"), "parallel = 9").unwrap();
+        assert_eq!(
+            load(&Global::default(), &[("HOME", home)])
+                .unwrap()
+                .parallel,
+            9
+        );
+    }
+
+    #[test]
+    fn what_is_not_a_setting_is_a_bad_request() {
+        for text in [
+            "coordinatr = 'x'",
+            "parallel = 17",
+            "parallel = 'x'",
+            "[[",
+            "parallel = 0",
+        ] {
+            let (_dir, path) = config(text);
+            let failure = load(&Global::default(), &[(variable::CONFIG, &path)]).unwrap_err();
+            assert_eq!(failure.exit_code(), 2, "{text}");
+        }
+        for parallel in ["0", "17", "four"] {
+            let failure = load(&Global::default(), &[(variable::PARALLEL, parallel)]).unwrap_err();
+            assert!(
+                failure.to_string().contains(variable::PARALLEL),
+                "{failure}"
+            );
+        }
+        let (_dir, path) = config(&"#".repeat(70_000));
+        assert!(load(&Global::default(), &[(variable::CONFIG, &path)]).is_err());
+    }
+
+    #[test]
+    fn what_is_missing_is_named_with_the_way_to_give_it() {
+        let mut settings = Settings::default();
+        let failure = settings.access().unwrap_err();
+        assert!(failure.0.hint.contains("--coordinator"), "{failure}");
+        settings.coordinator = Some("h:7400".to_owned());
+        let failure = settings.access().unwrap_err();
+        assert!(failure.0.hint.contains("STEEP_REPL_CERTS"), "{failure}");
+    }
+
+    #[test]
+    fn printed_settings_are_a_configuration_file() {
+        let settings = Settings {
+            coordinator: Some("h:7400".to_owned()),
+            ca: Some("/c/ca.pem".into()),
+            parallel: 4,
+            ..Settings::default()
+        };
+        let (_dir, path) = config(&settings.to_toml());
+        assert_eq!(
+            load(&Global::default(), &[(variable::CONFIG, &path)]).unwrap(),
+            settings
+        );
+    }
+}

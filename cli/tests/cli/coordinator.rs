@@ -1,0 +1,200 @@
+//! A coordinator that says what the test tells it to, over real QUIC with real certificates.
+
+use std::process::{Command, Output};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use steep_certs::{Credentials, Role, init_ca, issue};
+use steep_protocol::close::CloseCode;
+use steep_protocol::message::api::{ApiReply, ApiRequest};
+use steep_protocol::quic::{Connection, Endpoint, Tuning};
+use tempfile::TempDir;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// What it does on a stream.
+pub(crate) enum Step {
+    /// Says that.
+    Say(ApiReply),
+    /// Says nothing more, and keeps the stream.
+    Hold,
+    /// Closes the connection as a coordinator that stops.
+    Leave,
+}
+
+type Script = dyn FnMut(&ApiRequest) -> Vec<Step> + Send;
+
+/// The coordinator, for as long as it is kept.
+pub(crate) struct Coordinator {
+    pub(crate) address: String,
+    pub(crate) certs: TempDir,
+    requests: Arc<Mutex<Vec<ApiRequest>>>,
+    stop: CancellationToken,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Coordinator {
+    /// Starts one that answers each request with that script's steps.
+    pub(crate) fn start(script: impl FnMut(&ApiRequest) -> Vec<Step> + Send + 'static) -> Self {
+        let certs = tempfile::tempdir().unwrap();
+        init_ca(certs.path()).unwrap();
+        issue(certs.path(), Role::Operator, "operator", &[], None).unwrap();
+        let files = issue(certs.path(), Role::Coordinator, "main", &[], None).unwrap();
+        let credentials = Credentials::load(&files.ca, &files.certificate, &files.key).unwrap();
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let stop = CancellationToken::new();
+        let (ready, address) = mpsc::sync_channel(1);
+        let serving = Serving {
+            script: Arc::new(Mutex::new(script)),
+            requests: Arc::clone(&requests),
+            stop: stop.clone(),
+        };
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            runtime.block_on(async move {
+                let any = "127.0.0.1:0".parse().unwrap();
+                let endpoint = Endpoint::listen(any, &credentials, Tuning::CONTROL).unwrap();
+                ready.send(endpoint.local_addr().to_string()).unwrap();
+                serving.serve(&endpoint).await;
+                endpoint
+                    .close(CloseCode::ShuttingDown, Duration::from_millis(100))
+                    .await;
+            });
+        });
+        let address = address.recv().unwrap();
+        Self {
+            address,
+            certs,
+            requests,
+            stop,
+            thread: Some(thread),
+        }
+    }
+
+    /// What it has been asked.
+    pub(crate) fn requests(&self) -> Vec<ApiRequest> {
+        self.requests.lock().unwrap().clone()
+    }
+
+    /// The command line, told where this coordinator is, with those words.
+    pub(crate) fn command(&self, line: &str) -> Command {
+        let mut command = bare(line);
+        command
+            .env("STEEP_REPL_COORDINATOR", &self.address)
+            .env("STEEP_REPL_CERTS", self.certs.path());
+        command
+    }
+
+    /// Runs it to its end.
+    pub(crate) fn run(&self, line: &str) -> Ran {
+        Ran::of(self.command(line).output().unwrap())
+    }
+}
+
+impl Drop for Coordinator {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+/// The command line without any setting of the machine.
+pub(crate) fn bare(line: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_steep-repl"));
+    command
+        .env_clear()
+        .env("HOME", "/nonexistent")
+        .args(line.split_whitespace());
+    command.stdin(std::process::Stdio::null());
+    command
+}
+
+/// What a run came to.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl Ran {
+    pub(crate) fn of(output: Output) -> Self {
+        Self {
+            code: output.status.code().unwrap(),
+            out: String::from_utf8(output.stdout).unwrap(),
+            err: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    /// Its output as JSON, an object a line.
+    pub(crate) fn objects(&self) -> Vec<serde_json::Value> {
+        self.out
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+}
+
+#[derive(Clone)]
+struct Serving {
+    script: Arc<Mutex<Script>>,
+    requests: Arc<Mutex<Vec<ApiRequest>>>,
+    stop: CancellationToken,
+}
+
+impl Serving {
+    async fn serve(&self, endpoint: &Endpoint) {
+        let mut tasks = JoinSet::new();
+        loop {
+            let incoming = tokio::select! {
+                incoming = endpoint.accept() => incoming,
+                () = self.stop.cancelled() => return,
+            };
+            let Some(incoming) = incoming else { return };
+            let serving = self.clone();
+            tasks.spawn(async move {
+                if let Ok(connection) = incoming.handshake().await {
+                    assert_eq!(connection.peer().role, Role::Operator);
+                    serving.connection(&connection).await;
+                }
+            });
+        }
+    }
+
+    async fn connection(&self, connection: &Connection) {
+        let mut tasks = JoinSet::new();
+        while let Ok((mut sender, mut receiver)) = connection.accept().await {
+            let serving = self.clone();
+            let connection = connection.clone();
+            tasks.spawn(async move {
+                let Ok(Some(request)) = receiver.recv::<ApiRequest>().await else {
+                    return;
+                };
+                let steps = (serving.script.lock().unwrap())(&request);
+                serving.requests.lock().unwrap().push(request);
+                for step in steps {
+                    match step {
+                        Step::Say(reply) => {
+                            if sender.send(&reply).await.is_err() {
+                                return;
+                            }
+                        }
+                        Step::Hold => serving.stop.cancelled().await,
+                        Step::Leave => {
+                            // What was said must have arrived: closing drops what is on its way.
+                            sender.finish();
+                            let _ = sender.drained().await;
+                            connection.close(CloseCode::ShuttingDown);
+                        }
+                    }
+                }
+                sender.finish();
+                // Until the other end has it all.
+                let _ = sender.drained().await;
+            });
+        }
+    }
+}

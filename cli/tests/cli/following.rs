@@ -1,0 +1,329 @@
+//! Commands that follow jobs.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use steep_protocol::message::api::{ApiReply, ApiRequest};
+use steep_protocol::message::facts::Severity;
+use steep_protocol::message::job::Confirmation;
+use steep_protocol::{Fault, FaultKind, NodeState, Phase};
+
+use crate::coordinator::{Coordinator, Ran, Step};
+use crate::views::{accepted, all, ended, event, findings, id, node, progress};
+
+fn good() -> Vec<ApiReply> {
+    vec![
+        accepted("node_b"),
+        event("init.state_change", "info"),
+        progress("node_b", NodeState::Preparing, Phase::Snapshot),
+        progress("node_b", NodeState::Copying, Phase::Copy),
+        progress("node_b", NodeState::Copying, Phase::Copy),
+        progress("node_b", NodeState::Copying, Phase::Indexes),
+        event("init.completed", "info"),
+        ended("node_b", NodeState::Synchronized, None),
+    ]
+}
+
+#[test]
+fn a_good_job_is_a_calm_log_and_exit_0() {
+    let coordinator = Coordinator::start(|_| all(good()));
+    let ran = coordinator.run("init node_b --from node_a");
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let of_job: Vec<_> = ran
+        .out
+        .lines()
+        .filter(|line| line.contains("overall"))
+        .collect();
+    assert_eq!(of_job.len(), 3, "one line a change: {}", ran.out);
+    assert!(
+        ran.out
+            .contains("node_b is synchronized with node_a after 3.5s"),
+        "{}",
+        ran.out
+    );
+    assert!(ran.out.contains("copying 2.0s"), "{}", ran.out);
+}
+
+#[test]
+fn json_ends_with_exactly_one_end_and_it_is_last() {
+    let coordinator = Coordinator::start(|_| all(good()));
+    let ran = coordinator.run("init node_b --from node_a --json");
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let objects = ran.objects();
+    let ends: Vec<_> = objects
+        .iter()
+        .filter(|o| o["event"] == "init.completed")
+        .collect();
+    assert_eq!(ends.len(), 1);
+    let last = objects.last().unwrap();
+    assert_eq!(last["event"], "init.completed");
+    assert_eq!(last["state"], "synchronized");
+    assert_eq!(last["rows_copied"], 1_000);
+    assert_eq!(last["phases"]["catching_up"], 0.5);
+    assert_eq!(objects[1]["state"], "preparing");
+}
+
+#[test]
+fn a_failed_job_ends_with_cause_and_hint_and_its_exit_code() {
+    for (kind, code, last) in [
+        (FaultKind::Failed, 1, "init.failed"),
+        (FaultKind::SchemaMismatch, 3, "init.failed"),
+        (FaultKind::Cancelled, 4, "init.cancelled"),
+        (FaultKind::Timeout, 5, "init.failed"),
+    ] {
+        let coordinator = Coordinator::start(move |_| {
+            let fault = Fault::new(kind, "it broke").hint("mend it");
+            all(vec![
+                accepted("node_b"),
+                ended("node_b", NodeState::Failed, Some(fault)),
+            ])
+        });
+        let ran = coordinator.run("init node_b --from node_a --json");
+        assert_eq!(ran.code, code, "{ran:?}");
+        let object = ran.objects().pop().unwrap();
+        assert_eq!(object["event"], last);
+        assert_eq!(object["error_message"], "it broke");
+        assert_eq!(object["hint"], "mend it");
+        let ran = coordinator.run("init node_b --from node_a");
+        assert!(
+            ran.out.contains("error: node_b: it broke\nhint: mend it\n"),
+            "{}",
+            ran.out
+        );
+    }
+}
+
+#[test]
+fn of_several_targets_the_first_that_failed_decides() {
+    let coordinator = Coordinator::start(|_| {
+        let fault = |kind| Some(Fault::new(kind, "it broke"));
+        all(vec![
+            ended("node_d", NodeState::Failed, fault(FaultKind::Timeout)),
+            ended("node_b", NodeState::Synchronized, None),
+            ended(
+                "node_c",
+                NodeState::Failed,
+                fault(FaultKind::SchemaMismatch),
+            ),
+        ])
+    });
+    let ran = coordinator.run("init node_b node_c node_d --from node_a --json");
+    assert_eq!(ran.code, 3, "{ran:?}");
+    assert_eq!(ran.objects().len(), 3);
+}
+
+#[test]
+fn a_refused_job_is_init_failed_for_its_target() {
+    let coordinator = Coordinator::start(|_| {
+        let fault = Fault::new(FaultKind::Failed, "busy").on(&id("node_c"));
+        vec![Step::Say(ApiReply::Fault(fault))]
+    });
+    let ran = coordinator.run("init node_b node_c --from node_a --json");
+    assert_eq!(ran.code, 1);
+    let objects = ran.objects();
+    assert_eq!(objects.len(), 1, "{}", ran.out);
+    assert_eq!(objects[0]["event"], "init.failed");
+    assert_eq!(objects[0]["node_id"], "node_c");
+    // Refused before anything is dialled: the same.
+    let ran = coordinator.run("init node_b --from node_b --json");
+    assert_eq!(
+        (ran.code, ran.objects()[0]["event"].as_str()),
+        (2, Some("init.failed"))
+    );
+}
+
+#[test]
+fn detach_prints_the_job_and_goes() {
+    let coordinator = Coordinator::start(|_| vec![Step::Say(accepted("node_b")), Step::Hold]);
+    let ran = coordinator.run("init node_b --from node_a --detach");
+    assert_eq!(
+        (ran.code, ran.out.as_str()),
+        (0, "node_b: job 0000000000000001\n")
+    );
+    let ran = coordinator.run("init node_b --from node_a --detach --json");
+    assert_eq!(ran.objects()[0]["job_id"], "0000000000000001");
+}
+
+#[test]
+fn a_coordinator_that_comes_back_is_followed_on() {
+    let coordinator = Coordinator::start(|request| match request {
+        ApiRequest::Init { .. } => vec![
+            Step::Say(accepted("node_b")),
+            Step::Say(progress("node_b", NodeState::Copying, Phase::Copy)),
+            Step::Leave,
+        ],
+        ApiRequest::Nodes { .. } => all(vec![ApiReply::Nodes(vec![node(
+            "node_b",
+            NodeState::Copying,
+        )])]),
+        ApiRequest::Progress { follow: true, .. } => {
+            all(vec![ended("node_b", NodeState::Synchronized, None)])
+        }
+        other => panic!("{other:?}"),
+    });
+    let ran = coordinator.run("init node_b --from node_a");
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(ran.out.contains("connected again"), "{}", ran.out);
+    let starts = coordinator.requests();
+    let starts = starts
+        .iter()
+        .filter(|request| matches!(request, ApiRequest::Init { .. }));
+    assert_eq!(starts.count(), 1, "a job must not be started twice");
+}
+
+#[test]
+fn an_end_missed_while_away_is_read_off_the_node() {
+    for (state, code) in [(NodeState::Synchronized, 0), (NodeState::Failed, 1)] {
+        let coordinator = Coordinator::start(move |request| match request {
+            ApiRequest::Init { .. } => vec![Step::Say(accepted("node_b")), Step::Leave],
+            ApiRequest::Nodes { .. } => all(vec![ApiReply::Nodes(vec![node("node_b", state)])]),
+            other => panic!("{other:?}"),
+        });
+        let ran = coordinator.run("init node_b --from node_a --json");
+        assert_eq!(ran.code, code, "{ran:?}");
+        assert_eq!(ran.objects().last().unwrap()["state"], state.as_str());
+    }
+}
+
+#[test]
+fn a_request_that_may_not_have_arrived_is_not_sent_again() {
+    for (state, code) in [(NodeState::Uninitialized, 6), (NodeState::Preparing, 0)] {
+        let coordinator = Coordinator::start(move |request| match request {
+            ApiRequest::Init { .. } => vec![Step::Leave],
+            ApiRequest::Nodes { .. } => all(vec![ApiReply::Nodes(vec![node("node_b", state)])]),
+            _ => all(vec![ended("node_b", NodeState::Synchronized, None)]),
+        });
+        let ran = coordinator.run("init node_b --from node_a");
+        assert_eq!(ran.code, code, "{ran:?}");
+        let starts = coordinator.requests();
+        let starts = starts
+            .iter()
+            .filter(|request| matches!(request, ApiRequest::Init { .. }));
+        assert_eq!(starts.count(), 1);
+    }
+}
+
+#[test]
+fn resume_follows_a_job_at_work_and_else_begins_anew() {
+    for (state, attached) in [(NodeState::Copying, true), (NodeState::Failed, false)] {
+        let coordinator = Coordinator::start(move |request| match request {
+            ApiRequest::Nodes { .. } => all(vec![ApiReply::Nodes(vec![node("node_b", state)])]),
+            _ => all(vec![ended("node_b", NodeState::Synchronized, None)]),
+        });
+        let ran = coordinator.run("init node_b --from node_a --resume");
+        assert_eq!(ran.code, 0, "{ran:?}");
+        let last = coordinator.requests().pop().unwrap();
+        assert_eq!(
+            matches!(last, ApiRequest::Progress { follow: true, .. }),
+            attached,
+            "{last:?}"
+        );
+        assert_eq!(ran.err.contains("from the start"), !attached, "{}", ran.err);
+    }
+}
+
+#[test]
+fn manual_mode_wants_a_word_before_it_starts() {
+    let started = |coordinator: &Coordinator| {
+        let requests = coordinator.requests();
+        requests.into_iter().find_map(|request| match request {
+            ApiRequest::Init { specs } => Some(specs[0].confirmation),
+            _ => None,
+        })
+    };
+    let differing = |request: &ApiRequest| match request {
+        ApiRequest::Doctor { .. } => {
+            all(vec![findings("node_b", Severity::Error, "schema_mismatch")])
+        }
+        _ => all(vec![ended("node_b", NodeState::Synchronized, None)]),
+    };
+    let line = "init node_b --from node_a --schema-sync manual";
+    let coordinator = Coordinator::start(differing);
+    let ran = coordinator.run(line);
+    assert_eq!(ran.code, 3, "{ran:?}");
+    assert!(
+        ran.err.contains("something is the case") && ran.err.contains("--yes"),
+        "{}",
+        ran.err
+    );
+    assert_eq!(started(&coordinator), None);
+    assert_eq!(coordinator.run(&format!("{line} --yes")).code, 0);
+    assert_eq!(started(&coordinator), Some(Confirmation::Given));
+
+    let alike = Coordinator::start(|request| match request {
+        ApiRequest::Doctor { .. } => all(vec![findings("node_b", Severity::Warning, "clock")]),
+        _ => all(vec![ended("node_b", NodeState::Synchronized, None)]),
+    });
+    assert_eq!(alike.run(line).code, 0);
+    assert_eq!(started(&alike), Some(Confirmation::Given));
+}
+
+#[test]
+fn findings_and_warnings_on_the_way_are_shown() {
+    let coordinator = Coordinator::start(|_| {
+        all(vec![
+            findings("node_b", Severity::Warning, "clock"),
+            event("init.table_failed", "warn"),
+            ended("node_b", NodeState::Synchronized, None),
+        ])
+    });
+    let ran = coordinator.run("init node_b --from node_a");
+    assert!(
+        ran.out.contains("[clock]") && ran.out.contains("it happened"),
+        "{}",
+        ran.out
+    );
+}
+
+/// A child that follows a job which never ends, after its first line.
+fn following(
+    coordinator: &Coordinator,
+    line: &str,
+) -> (Child, BufReader<std::process::ChildStdout>) {
+    let mut command = coordinator.command(line);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut first = String::new();
+    out.read_line(&mut first).unwrap();
+    assert!(!first.is_empty());
+    (child, out)
+}
+
+#[test]
+fn a_signal_without_a_terminal_leaves_the_job_running() {
+    for signal in [Signal::INT, Signal::TERM] {
+        let coordinator = Coordinator::start(|_| {
+            vec![
+                Step::Say(accepted("node_b")),
+                Step::Say(progress("node_b", NodeState::Copying, Phase::Copy)),
+                Step::Hold,
+            ]
+        });
+        let (child, out) = following(&coordinator, "init node_b --from node_a");
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        let rest: Vec<_> = out.lines().map(Result::unwrap).collect();
+        let ran = Ran::of(child.wait_with_output().unwrap());
+        assert_eq!(ran.code, 1, "{ran:?}");
+        let how = "init progress --node node_b --follow";
+        assert!(rest.iter().any(|line| line.contains(how)), "{rest:?}");
+        let cancels = coordinator.requests();
+        assert!(
+            !cancels
+                .iter()
+                .any(|request| matches!(request, ApiRequest::Cancel { .. }))
+        );
+    }
+}
+
+#[test]
+fn a_signal_is_how_watching_events_ends() {
+    let coordinator = Coordinator::start(|request| {
+        assert!(matches!(request, ApiRequest::Events { follow: true, .. }));
+        vec![Step::Say(event("agent.connected", "info")), Step::Hold]
+    });
+    let (child, _out) = following(&coordinator, "events --follow --json");
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    assert_eq!(Ran::of(child.wait_with_output().unwrap()).code, 0);
+}
