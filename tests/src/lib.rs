@@ -1,1 +1,27 @@
-//! Placeholder.
+//! The test harness: real PostgreSQL servers, real steep-repl processes, and what proves them right.
+//!
+//! In the order a test uses it: [`pg`] finds or installs PostgreSQL and runs servers; [`cluster`]
+//! adds certificates, a coordinator and agents; [`sample`] and [`hostile`] fill a database; [`load`]
+//! writes to it; [`compare`] proves two databases equal and
+//! [`residue`] that nothing is left behind; [`usage`] reads what it cost.
+//!
+//! The harness knows the product only from outside, as a user does: by its binaries, their flags,
+//! their output and what they leave in PostgreSQL. It links nothing of it.
+//!
+//! Invariants: whatever is started is stopped when its value is dropped, on a panic too; nothing
+//! waits for time where it can wait for an event ([`wait`]); nothing is skipped silently.
+
+pub mod cluster;
+pub mod command;
+pub mod compare;
+pub mod hostile;
+pub mod load;
+pub mod paths;
+pub mod pg;
+pub mod ports;
+pub mod process;
+pub mod residue;
+pub mod sample;
+pub mod scratch;
+pub mod usage;
+pub mod wait;

@@ -162,16 +162,16 @@ impl ServerFacts {
 pub struct SourceFacts {
     /// The server.
     pub server: ServerFacts,
-    /// Tables that will be copied (leaf partitions counted, roots not).
+    /// Tables that will be copied (leaf partitions counted; roots and unlogged ones not).
     pub tables: u64,
-    /// Their bytes with indexes and TOAST.
+    /// Their bytes with indexes and TOAST, and those of materialised views.
     pub total_bytes: ByteCount,
     /// Tables that publish changes and have no replica identity.
     pub without_identity: Listed,
     /// Tables with `REPLICA IDENTITY FULL` and a column whose type has no equality, such as `json`:
     /// the subscriber cannot find the row of an UPDATE or DELETE in them.
     pub identity_without_equality: Listed,
-    /// Unlogged tables, whose changes are not replicated.
+    /// Unlogged tables, which are neither copied nor replicated.
     pub unlogged: Listed,
     /// Foreign tables, which are not copied.
     pub foreign_tables: Listed,
@@ -191,6 +191,8 @@ pub struct SourceFacts {
     pub unreadable: Listed,
     /// Tables whose owner's rights the role in use does not have, and so may not publish.
     pub not_owned: Listed,
+    /// Whether the server takes a replication connection from the agent, or why not.
+    pub replication_link: Option<Result<(), String>>,
     /// `pg_dump` beside the agent: its major version, or why there is none.
     pub pg_dump: Option<Result<u32, String>>,
 }

@@ -1,0 +1,274 @@
+//! How a target's tables differ from a source's: pure, over what both ends' catalogs say.
+//!
+//! The order of columns is no difference: COPY and replication go by name. Nor is a table that only
+//! the target has; it is told apart.
+
+use std::collections::HashMap;
+
+use steep_protocol::TableName;
+use steep_protocol::message::facts::{Listed, SchemaDifference};
+use steep_protocol::message::peer::{ColumnShape, TableShape};
+
+/// Differences kept; of more only the number. Enough to see what kind of disagreement it is.
+const DIFFERENCES_MAX: usize = 500;
+
+/// The longest definition kept, in characters: type names have no bound worth relying on.
+const DEFINITION_MAX: usize = 300;
+
+/// What a comparison comes to.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Compared {
+    /// The first [`DIFFERENCES_MAX`], in the source's order.
+    pub(super) differences: Vec<SchemaDifference>,
+    /// How many there are beyond those.
+    pub(super) more: u64,
+    /// Tables that only the target has.
+    pub(super) extra_tables: Listed,
+}
+
+/// Compares every table of `source` with the one of its name in `target`. Of a target database
+/// without any table this is not asked: it gets the source's schema.
+pub(super) fn compare(source: &[TableShape], target: &[TableShape]) -> Compared {
+    let mut compared = Compared::default();
+    let here: HashMap<&TableName, &TableShape> = target.iter().map(|t| (&t.name, t)).collect();
+    for wanted in source {
+        match here.get(&wanted.name) {
+            Some(found) => compared.columns(wanted, found),
+            None => compared.add(
+                &wanted.name,
+                None,
+                "missing",
+                columns(wanted),
+                String::new(),
+            ),
+        }
+    }
+    let there: HashMap<&TableName, ()> = source.iter().map(|t| (&t.name, ())).collect();
+    let extra = target.iter().filter(|t| !there.contains_key(&t.name));
+    compared.extra_tables = extra.map(|t| t.name.to_string()).collect();
+    compared
+}
+
+impl Compared {
+    fn add(
+        &mut self,
+        table: &TableName,
+        column: Option<&ColumnShape>,
+        kind: &str,
+        source: String,
+        target: String,
+    ) {
+        if self.differences.len() >= DIFFERENCES_MAX {
+            self.more += 1;
+            return;
+        }
+        let short = |text: String| match text.char_indices().nth(DEFINITION_MAX) {
+            Some((at, _)) => format!("{}…", &text[..at]),
+            None => text,
+        };
+        self.differences.push(SchemaDifference {
+            table: table.clone(),
+            column: column.map(|c| c.name.to_string()),
+            kind: kind.to_owned(),
+            source: short(source),
+            target: short(target),
+        });
+    }
+
+    fn columns(&mut self, wanted: &TableShape, found: &TableShape) {
+        let table = &wanted.name;
+        let here: HashMap<_, _> = found.columns.iter().map(|c| (&c.name, c)).collect();
+        for column in &wanted.columns {
+            match here.get(&column.name) {
+                Some(other) => self.column(table, column, other),
+                None => self.add(
+                    table,
+                    Some(column),
+                    "missing",
+                    definition(column),
+                    String::new(),
+                ),
+            }
+        }
+        for column in &found.columns {
+            if !wanted.columns.iter().any(|c| c.name == column.name) {
+                self.add(
+                    table,
+                    Some(column),
+                    "extra",
+                    String::new(),
+                    definition(column),
+                );
+            }
+        }
+    }
+
+    fn column(&mut self, table: &TableName, wanted: &ColumnShape, found: &ColumnShape) {
+        let aspects = [
+            ("type_change", wanted.type_name != found.type_name),
+            ("nullability_change", wanted.not_null != found.not_null),
+            ("generation_change", wanted.generated != found.generated),
+            ("identity_change", wanted.identity != found.identity),
+        ];
+        for (kind, differs) in aspects {
+            if differs {
+                self.add(
+                    table,
+                    Some(wanted),
+                    kind,
+                    definition(wanted),
+                    definition(found),
+                );
+            }
+        }
+    }
+}
+
+/// A column as SQL would define it, without its expression.
+fn definition(column: &ColumnShape) -> String {
+    let mut text = column.type_name.clone();
+    if column.not_null {
+        text.push_str(" NOT NULL");
+    }
+    text.push_str(match column.generated.as_str() {
+        "s" => " GENERATED ALWAYS AS (…) STORED",
+        "v" => " GENERATED ALWAYS AS (…) VIRTUAL",
+        _ => "",
+    });
+    text.push_str(match column.identity.as_str() {
+        "a" => " GENERATED ALWAYS AS IDENTITY",
+        "d" => " GENERATED BY DEFAULT AS IDENTITY",
+        _ => "",
+    });
+    text
+}
+
+fn columns(table: &TableShape) -> String {
+    let columns: Vec<_> = table
+        .columns
+        .iter()
+        .map(|c| format!("{} {}", c.name, definition(c)))
+        .collect();
+    format!("({})", columns.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use steep_protocol::Identifier;
+
+    fn column(name: &str) -> ColumnShape {
+        ColumnShape {
+            name: Identifier::parse(name).unwrap(),
+            type_name: "integer".to_owned(),
+            not_null: false,
+            generated: String::new(),
+            identity: String::new(),
+        }
+    }
+
+    fn table(name: &str, columns: Vec<ColumnShape>) -> TableShape {
+        TableShape {
+            name: TableName::new("s", name).unwrap(),
+            columns,
+        }
+    }
+
+    fn kinds(source: &[TableShape], target: &[TableShape]) -> Vec<(Option<String>, String)> {
+        let compared = compare(source, target);
+        compared
+            .differences
+            .into_iter()
+            .map(|d| (d.column, d.kind))
+            .collect()
+    }
+
+    #[test]
+    fn equal_tables_do_not_differ_whatever_the_order_of_their_columns() {
+        let source = [table("t", vec![column("a"), column("b")])];
+        let target = [table("t", vec![column("b"), column("a")])];
+        assert_eq!(compare(&source, &target), Compared::default());
+        assert_eq!(compare(&[], &[]), Compared::default());
+    }
+
+    #[test]
+    fn each_aspect_of_a_column_is_a_difference_of_its_kind() {
+        type Change = fn(&mut ColumnShape);
+        let cases: [(&str, Change, &str); 4] = [
+            ("type_change", |c| c.type_name = "bigint".into(), "bigint"),
+            (
+                "nullability_change",
+                |c| c.not_null = true,
+                "integer NOT NULL",
+            ),
+            (
+                "generation_change",
+                |c| c.generated = "s".into(),
+                "integer GENERATED ALWAYS AS (…) STORED",
+            ),
+            (
+                "identity_change",
+                |c| c.identity = "a".into(),
+                "integer GENERATED ALWAYS AS IDENTITY",
+            ),
+        ];
+        for (kind, change, definition) in cases {
+            let mut other = column("a");
+            change(&mut other);
+            let source = [table("t", vec![column("a")])];
+            let compared = compare(&source, &[table("t", vec![other])]);
+            let [difference] = compared.differences.as_slice() else {
+                panic!("{kind}: {compared:?}")
+            };
+            assert_eq!(difference.kind, kind);
+            assert_eq!(difference.column.as_deref(), Some("a"));
+            assert_eq!(difference.source, "integer");
+            assert_eq!(difference.target, definition);
+        }
+    }
+
+    #[test]
+    fn what_only_one_end_has_is_missing_or_extra() {
+        let source = [
+            table("t", vec![column("a"), column("b")]),
+            table("gone", vec![column("x")]),
+        ];
+        let target = [
+            table("t", vec![column("a"), column("c")]),
+            table("mine", vec![]),
+        ];
+        assert_eq!(
+            kinds(&source, &target),
+            [
+                (Some("b".into()), "missing".into()),
+                (Some("c".into()), "extra".into()),
+                (None, "missing".into()),
+            ]
+        );
+        let compared = compare(&source, &target);
+        assert_eq!(compared.extra_tables.names, ["s.mine"]);
+        assert_eq!(compared.differences[2].source, "(x integer)");
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded_and_what_is_not_is_counted() {
+        let wide = |n: usize| {
+            table(
+                &format!("t{n}"),
+                (0..50)
+                    .map(|c| column(&format!("a_long_name_{c}")))
+                    .collect(),
+            )
+        };
+        let source: Vec<_> = (0..DIFFERENCES_MAX + 20).map(wide).collect();
+        let compared = compare(&source, &[]);
+        assert_eq!(compared.differences.len(), DIFFERENCES_MAX);
+        assert_eq!(compared.more, 20);
+        assert!(
+            compared
+                .differences
+                .iter()
+                .all(|d| d.source.chars().count() <= DEFINITION_MAX + 1)
+        );
+    }
+}

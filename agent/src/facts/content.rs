@@ -1,0 +1,328 @@
+//! What is in a source: one pass over its relations, folded into counts and bounded lists.
+//!
+//! The query gives flags for every user's relation; which of them take part is decided by
+//! [`Partitions::admitted`], as everywhere, and what each flag counts for by [`Census::count`], which
+//! is pure.
+
+use std::pin::pin;
+
+use futures_util::TryStreamExt;
+use steep_protocol::limits::LISTED_MAX;
+use steep_protocol::message::facts::{Listed, SourceFacts};
+use steep_protocol::message::job::TableFilter;
+use steep_protocol::{ByteCount, TableName};
+use tokio_postgres::Row;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::ToSql;
+
+use crate::pg::catalog::{Partitions, USER_RELATION, table_name};
+use crate::pg::{PgError, Session};
+use crate::source;
+use crate::task::Task;
+
+/// Types without an equality operator, by `pg_type.oid` (fixed since they exist, `pg_type.dat`):
+/// json, xml, point, lseg, path, box, polygon, line, circle and the arrays of all of them. None has
+/// a default btree or hash operator class, which is where the subscriber looks for one.
+const WITHOUT_EQUALITY: &str =
+    "114, 142, 600, 601, 602, 603, 604, 628, 718, 199, 143, 1017, 1018, 1019, 1020, 1027, 629, 719";
+
+/// A row per relation. The replica identity is judged as the server does: a primary key counts
+/// unless it is deferrable.
+fn relations_sql() -> String {
+    format!(
+        "SELECT n.nspname::text, c.relname::text, c.oid, c.relkind::text,
+            c.relpersistence = 'u' AS unlogged,
+            pg_has_role(c.relowner, 'USAGE') AS owned,
+            coalesce(has_schema_privilege(n.oid, 'USAGE')
+                AND CASE WHEN c.relkind = 'S' THEN has_sequence_privilege(c.oid, 'SELECT')
+                    ELSE has_table_privilege(c.oid, 'SELECT') END, true) AS readable,
+            c.relrowsecurity AND row_security_active(c.oid) AS row_security,
+            CASE c.relreplident
+                WHEN 'f' THEN true
+                WHEN 'd' THEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid
+                    AND i.indisprimary AND i.indimmediate AND i.indisvalid)
+                WHEN 'i' THEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid
+                    AND i.indisreplident AND i.indimmediate AND i.indisvalid)
+                ELSE false END AS identity,
+            c.relreplident = 'f' AND EXISTS (SELECT FROM pg_attribute a
+                JOIN pg_type t ON t.oid = a.atttypid
+                WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+                AND a.attgenerated = ''
+                AND (t.oid IN ({WITHOUT_EQUALITY}) OR t.typbasetype IN ({WITHOUT_EQUALITY}))) AS unequal,
+            EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attgenerated = 'v')
+                AS virtual
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.relkind IN ('r', 'p', 'f', 'm', 'S') AND {USER_RELATION}
+        ORDER BY n.nspname, c.relname"
+    )
+}
+
+const SIZE_SQL: &str =
+    "SELECT coalesce(sum(pg_total_relation_size(t.oid)), 0)::int8 FROM unnest($1::oid[]) t (oid)";
+
+/// What the last `VACUUM` or `ANALYZE` knew, for when a table is locked: no lock is taken for it.
+const SIZE_ESTIMATE_SQL: &str = "
+    WITH chosen AS (SELECT c.oid, c.reltoastrelid FROM pg_class c WHERE c.oid = ANY ($1::oid[])),
+    heap AS (SELECT oid FROM chosen UNION ALL SELECT reltoastrelid FROM chosen),
+    file AS (SELECT oid FROM heap UNION ALL
+        SELECT i.indexrelid FROM pg_index i JOIN heap ON heap.oid = i.indrelid)
+    SELECT coalesce(sum(c.relpages::int8 * current_setting('block_size')::int8), 0)::int8
+    FROM file JOIN pg_class c ON c.oid = file.oid";
+
+/// Owners and grantees: all that `pg_shdepend` records for this database, and the owners it leaves
+/// out because they are pinned (the role that initdb made).
+const ROLES_SQL: &str = "
+    SELECT DISTINCT r.rolname::text FROM pg_roles r JOIN (
+        SELECT s.refobjid AS oid FROM pg_shdepend s
+        WHERE s.refclassid = 'pg_authid'::regclass AND s.deptype IN ('o', 'a', 'r')
+        AND s.dbid = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+        UNION SELECT c.relowner FROM pg_class c WHERE c.oid >= 16384
+        UNION SELECT n.nspowner FROM pg_namespace n WHERE n.oid >= 16384
+        UNION SELECT p.proowner FROM pg_proc p WHERE p.oid >= 16384
+    ) used ON used.oid = r.oid
+    WHERE r.rolname !~ '^pg_' ORDER BY 1";
+
+/// Everything but the server's own facts.
+pub(super) async fn gather(
+    task: &Task,
+    session: &Session,
+    filter: &TableFilter,
+) -> Result<SourceFacts, PgError> {
+    let mut census = census(task, session, filter).await?;
+    census.facts.total_bytes = size(task, session, &census.with_storage).await?;
+    let mut facts = census.facts;
+    let sql = "SELECT count(*) FROM pg_largeobject_metadata";
+    let row = session
+        .run(&task.cancel, session.query_one(sql, &[]))
+        .await?;
+    facts.large_objects = u64::try_from(row.try_get::<_, i64>(0)?).unwrap_or(0);
+    for row in session
+        .run(&task.cancel, session.query(ROLES_SQL, &[]))
+        .await?
+    {
+        facts.roles.push(row.try_get(0)?);
+    }
+    facts.pg_dump = Some(source::pg_dump_major().await);
+    Ok(facts)
+}
+
+async fn census(task: &Task, session: &Session, filter: &TableFilter) -> Result<Census, PgError> {
+    let partitions = Partitions::load(session).await?;
+    let sql = relations_sql();
+    let none: [&(dyn ToSql + Sync); 0] = [];
+    let rows = session
+        .run(&task.cancel, session.query_raw(&sql, none))
+        .await?;
+    let mut rows = pin!(rows);
+    let mut census = Census::default();
+    while let Some(row) = session.run(&task.cancel, rows.try_next()).await? {
+        let name = table_name(&row, 0)?;
+        if partitions.admitted(filter, &name) {
+            census.count(&name, &Relation::read(&row)?);
+        }
+    }
+    Ok(census)
+}
+
+async fn size(task: &Task, session: &Session, oids: &[u32]) -> Result<ByteCount, PgError> {
+    let row = match session
+        .run(&task.cancel, session.query_one(SIZE_SQL, &[&oids]))
+        .await
+    {
+        Err(error) if error.is(&SqlState::LOCK_NOT_AVAILABLE) => {
+            session
+                .run(&task.cancel, session.query_one(SIZE_ESTIMATE_SQL, &[&oids]))
+                .await?
+        }
+        other => other?,
+    };
+    Ok(ByteCount(
+        u64::try_from(row.try_get::<_, i64>(0)?).unwrap_or(0),
+    ))
+}
+
+/// What a relation is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Table,
+    Partitioned,
+    Foreign,
+    Materialized,
+    Sequence,
+}
+
+/// What the query says of one relation.
+#[derive(Debug, Clone)]
+struct Relation {
+    oid: u32,
+    kind: Kind,
+    unlogged: bool,
+    owned: bool,
+    readable: bool,
+    row_security: bool,
+    identity: bool,
+    unequal: bool,
+    has_virtual: bool,
+}
+
+impl Relation {
+    fn read(row: &Row) -> Result<Self, PgError> {
+        let kind = match row.try_get("relkind")? {
+            "r" => Kind::Table,
+            "p" => Kind::Partitioned,
+            "f" => Kind::Foreign,
+            "m" => Kind::Materialized,
+            "S" => Kind::Sequence,
+            other => {
+                return Err(PgError::Protocol(format!(
+                    "relkind {other:?} was not asked for"
+                )));
+            }
+        };
+        Ok(Self {
+            oid: row.try_get("oid")?,
+            kind,
+            unlogged: row.try_get("unlogged")?,
+            owned: row.try_get("owned")?,
+            readable: row.try_get("readable")?,
+            row_security: row.try_get("row_security")?,
+            identity: row.try_get("identity")?,
+            unequal: row.try_get("unequal")?,
+            has_virtual: row.try_get("virtual")?,
+        })
+    }
+}
+
+/// Facts as they add up.
+#[derive(Debug, Default)]
+struct Census {
+    facts: SourceFacts,
+    /// Relations whose bytes the target will need too.
+    with_storage: Vec<u32>,
+}
+
+impl Census {
+    fn count(&mut self, name: &TableName, relation: &Relation) {
+        let facts = &mut self.facts;
+        match relation.kind {
+            Kind::Table if relation.unlogged => add(&mut facts.unlogged, name),
+            Kind::Table => {
+                facts.tables += 1;
+                self.with_storage.push(relation.oid);
+                if !relation.identity {
+                    add(&mut facts.without_identity, name);
+                } else if relation.unequal {
+                    add(&mut facts.identity_without_equality, name);
+                }
+            }
+            Kind::Partitioned => {}
+            Kind::Foreign => {
+                add(&mut facts.foreign_tables, name);
+                return;
+            }
+            Kind::Materialized => {
+                add(&mut facts.materialized_views, name);
+                self.with_storage.push(relation.oid);
+                return;
+            }
+            Kind::Sequence => {
+                facts.sequences += 1;
+                if !relation.readable {
+                    add(&mut facts.unreadable, name);
+                }
+                return;
+            }
+        }
+        if !relation.readable {
+            add(&mut facts.unreadable, name);
+        } else if relation.row_security && !relation.unlogged {
+            add(&mut facts.row_security, name);
+        }
+        if !relation.owned && !relation.unlogged {
+            add(&mut facts.not_owned, name);
+        }
+        if relation.has_virtual {
+            add(&mut facts.virtual_columns, name);
+        }
+    }
+}
+
+/// One more, kept by name while there is room.
+pub(super) fn add(listed: &mut Listed, name: &TableName) {
+    if listed.names.len() < LISTED_MAX {
+        listed.names.push(name.to_string());
+    }
+    listed.count += 1;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plain(kind: Kind) -> Relation {
+        Relation {
+            oid: 1,
+            kind,
+            unlogged: false,
+            owned: true,
+            readable: true,
+            row_security: false,
+            identity: true,
+            unequal: false,
+            has_virtual: false,
+        }
+    }
+
+    fn counted(relation: &Relation) -> SourceFacts {
+        let mut census = Census::default();
+        census.count(&TableName::new("s", "t").unwrap(), relation);
+        census.facts
+    }
+
+    #[test]
+    fn a_plain_table_is_counted_and_nothing_else() {
+        let expected = SourceFacts {
+            tables: 1,
+            ..SourceFacts::default()
+        };
+        assert_eq!(counted(&plain(Kind::Table)), expected);
+    }
+
+    #[test]
+    fn each_flag_names_the_table_in_its_list() {
+        type Case = (fn(&mut Relation), fn(&SourceFacts) -> &Listed);
+        let cases: [Case; 7] = [
+            (|r| r.unlogged = true, |f| &f.unlogged),
+            (|r| r.owned = false, |f| &f.not_owned),
+            (|r| r.readable = false, |f| &f.unreadable),
+            (|r| r.row_security = true, |f| &f.row_security),
+            (|r| r.identity = false, |f| &f.without_identity),
+            (|r| r.unequal = true, |f| &f.identity_without_equality),
+            (|r| r.has_virtual = true, |f| &f.virtual_columns),
+        ];
+        for (n, (flag, list)) in cases.into_iter().enumerate() {
+            let mut relation = plain(Kind::Table);
+            flag(&mut relation);
+            assert_eq!(list(&counted(&relation)).names, ["s.t"], "case {n}");
+        }
+    }
+
+    #[test]
+    fn a_table_that_is_not_published_needs_no_identity_and_no_owner() {
+        let mut unlogged = plain(Kind::Table);
+        unlogged.unlogged = true;
+        unlogged.identity = false;
+        unlogged.owned = false;
+        let facts = counted(&unlogged);
+        assert_eq!(facts.tables, 0);
+        assert!(facts.without_identity.is_empty() && facts.not_owned.is_empty());
+        assert!(
+            counted(&Relation {
+                identity: false,
+                ..plain(Kind::Partitioned)
+            })
+            .without_identity
+            .is_empty()
+        );
+    }
+}

@@ -1,0 +1,157 @@
+//! Whether this PostgreSQL can subscribe to the source's: asked of PostgreSQL itself, since only it
+//! knows how it resolves names, which routes, certificates and password files it has.
+//!
+//! A subscription without slot is created in a transaction that is rolled back. The connection it
+//! opens carries an option that no server knows, which a server refuses only after it has let the
+//! role in as a replication client of that database: that refusal is the proof wanted, and the
+//! probe stops there, without having looked at anything on the source. The connection string goes
+//! in as a parameter and comes back out of a setting of this transaction; errors are caught in the
+//! same block. So neither end's log, statistics or error holds the password, unless a server logs
+//! the parameters of all statements and this role may not change that.
+
+use steep_protocol::message::job::ReplicationNames;
+use steep_protocol::message::peer::Secret;
+use tokio_postgres::error::SqlState;
+
+use crate::pg::{Conninfo, PgError, Session};
+use crate::task::Task;
+
+/// The option that no server knows. Its name tells who reads the source's log what it was.
+const UNKNOWN_OPTION: &str = "steep_repl_reachability_check";
+
+/// A server that does not answer for so long is not reached; libpq in a server knows no
+/// `connect_timeout` of its own.
+const BEGIN: &str = "BEGIN; SET LOCAL statement_timeout = '10s'";
+
+/// Where the role may, statements and their parameters are kept out of the log for this
+/// transaction.
+const HUSH: &str = "SELECT set_config(s.name, s.value, true) FROM (VALUES \
+    ('log_statement', 'none'), ('log_min_duration_statement', '-1'), \
+    ('log_min_duration_sample', '-1'), ('log_duration', 'off'), \
+    ('log_parameter_max_length', '0'), ('log_transaction_sample_rate', '0')) s (name, value) \
+    WHERE (SELECT r.rolsuper FROM pg_roles r WHERE r.rolname = current_user)";
+
+const PASS_IN: &str = "SELECT set_config('steep_repl.conninfo', $1, true) IS NULL";
+
+const ANSWER: &str = "SELECT current_setting('steep_repl.answer', true)";
+
+/// What one attempt ended with: SQLSTATE and message, or nothing where it went through.
+fn attempt(subscription: &str) -> String {
+    format!(
+        "DO $probe$ BEGIN
+            PERFORM set_config('steep_repl.answer', '', true);
+            EXECUTE format('CREATE SUBSCRIPTION {subscription} CONNECTION %L \
+                PUBLICATION steep_repl_probe WITH (connect = true, create_slot = false, \
+                enabled = false, copy_data = false, slot_name = NONE)',
+                current_setting('steep_repl.conninfo'));
+        EXCEPTION WHEN query_canceled OR others THEN
+            PERFORM set_config('steep_repl.answer', SQLSTATE || ' ' || SQLERRM, true);
+        END $probe$"
+    )
+}
+
+/// `Ok` where the source's server lets this one in, else why not; `None` where this server would
+/// not let us ask, for a reason that is a fact of its own.
+pub(super) async fn probe(
+    task: &Task,
+    session: &Session,
+    conninfo: &Secret,
+) -> Result<Option<Result<(), String>>, PgError> {
+    let password = Conninfo::parse(conninfo.expose())
+        .ok()
+        .and_then(|c| c.password());
+    // Later keywords win over earlier ones, so this replaces options of the string itself.
+    let marked = format!("{} options='-c {UNKNOWN_OPTION}=on'", conninfo.expose());
+    let block = attempt(&format!("{}_probe", ReplicationNames(task.job).name()));
+    let work = async {
+        session.batch_execute(BEGIN).await?;
+        session.query(HUSH, &[]).await?;
+        session.query_one(PASS_IN, &[&marked]).await?;
+        session.batch_execute(&block).await?;
+        let answer: Option<String> = session.query_one(ANSWER, &[]).await?.try_get(0)?;
+        Ok(answer.unwrap_or_default())
+    };
+    let answer = session.run(&task.cancel, work).await;
+    session.batch_execute("ROLLBACK").await?;
+    match answer {
+        Ok(answer) => Ok(verdict(&answer, password.as_ref())),
+        // No plpgsql, or a standby.
+        Err(error) if error.is(&SqlState::UNDEFINED_OBJECT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn verdict(answer: &str, password: Option<&Secret>) -> Option<Result<(), String>> {
+    let (code, message) = answer.split_once(' ').unwrap_or((answer, ""));
+    if code.is_empty() || message.contains(UNKNOWN_OPTION) {
+        return Some(Ok(()));
+    }
+    match code {
+        // May not subscribe at all; or cannot write: facts of the server itself.
+        "42501" | "25006" => None,
+        "57014" => Some(Err("no answer within 10 s".to_owned())),
+        // Syntax: libpq quotes pieces of the string, the password may be among them.
+        "42601" => Some(Err(
+            "the connection string is not valid for libpq".to_owned()
+        )),
+        _ => Some(Err(reason(message, password))),
+    }
+}
+
+/// libpq's message in one line, without what stands before each time and without the password.
+fn reason(message: &str, password: Option<&Secret>) -> String {
+    let message = match message.split_once("could not connect to the publisher: ") {
+        Some((_, reason)) => reason,
+        None => message,
+    };
+    let mut lines: Vec<&str> = Vec::new();
+    for line in message.lines().map(str::trim) {
+        if !line.is_empty() && !lines.contains(&line) {
+            lines.push(line);
+        }
+    }
+    let text = lines.join("; ");
+    match password
+        .map(Secret::expose)
+        .filter(|password| !password.is_empty())
+    {
+        Some(password) => text.replace(password, "…"),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_gets_as_far_as_the_options_is_reached() {
+        let refused = format!(
+            "08006 could not connect to the publisher: connection to server at \"h\", port 5432 failed: FATAL:  unrecognized configuration parameter \"{UNKNOWN_OPTION}\""
+        );
+        assert_eq!(verdict(&refused, None), Some(Ok(())));
+        assert_eq!(verdict("", None), Some(Ok(())));
+    }
+
+    #[test]
+    fn what_keeps_the_servers_apart_is_said_once_and_without_the_password() {
+        let password = Secret::new("hunter2");
+        let say = |answer: &str| verdict(answer, Some(&password));
+        let twice = "08006 subscription \"x\" could not connect to the publisher: connection to server at \"h\", port 1 failed: FATAL:  no pg_hba.conf entry, hunter2\n\tfor me\nconnection to server at \"h\", port 1 failed: FATAL:  no pg_hba.conf entry, hunter2";
+        assert_eq!(
+            say(twice),
+            Some(Err("connection to server at \"h\", port 1 failed: FATAL:  no pg_hba.conf entry, …; for me".to_owned()))
+        );
+        let syntax = say("42601 invalid connection string syntax: missing \"=\" after \"hunter2\"");
+        assert!(!format!("{syntax:?}").contains("hunter2"));
+        assert_eq!(
+            say("57014 canceling statement"),
+            Some(Err("no answer within 10 s".to_owned()))
+        );
+        assert_eq!(say("42501 must be superuser to create subscriptions"), None);
+        assert_eq!(
+            say("2F003 password is required"),
+            Some(Err("password is required".to_owned()))
+        );
+    }
+}

@@ -1,0 +1,138 @@
+//! What a server is like, before anything is touched: a few queries over the catalog, whatever the
+//! number of tables.
+//!
+//! Owns the gathering; never judges (the coordinator does, from both ends' facts) and never changes
+//! anything that outlives its transactions. Two probes do more than read, and are rolled back:
+//! whether triggers can be silenced ([`server`]) and whether this PostgreSQL reaches the other one
+//! ([`link`]).
+//!
+//! Invariants: no name is built into SQL but through a quoted type; no password is in a fact; a
+//! catalog of any size is read as a stream and kept as counts and bounded lists.
+
+mod compare;
+mod content;
+mod link;
+mod pooler;
+mod receiver;
+mod server;
+mod walsender;
+
+use std::time::Duration;
+
+use steep_protocol::Fault;
+use steep_protocol::message::facts::{ServerFacts, SourceFacts, TargetFacts};
+use steep_protocol::message::job::TableFilter;
+use steep_protocol::message::peer::{Secret, TableShape};
+
+use crate::pg::{PgError, Session};
+use crate::task::Task;
+
+/// What the source's agent said, as far as it could be reached.
+#[derive(Debug)]
+pub struct PeerFacts {
+    /// The round trip to it, or why it is not reached.
+    pub link: Result<Duration, String>,
+    /// Seconds its clock is ahead of ours.
+    pub clock_ahead: f64,
+    /// How its PostgreSQL is reached by another PostgreSQL.
+    pub conninfo: Option<Secret>,
+    /// Every table the job's filter admits there.
+    pub shapes: Vec<TableShape>,
+}
+
+/// The oldest version whose catalog these queries are written for; of an older one only the version
+/// is told, which is all that matters about it.
+const OLDEST_READABLE: u32 = 140_000;
+
+/// How long a query waits for a table that somebody has locked exclusively.
+const LOCK_PATIENCE: &str = "SET lock_timeout = '5s'";
+
+/// Looks at this node as a source.
+///
+/// # Errors
+/// A [`Fault`] where PostgreSQL cannot be asked. What can be asked and is wrong is a fact.
+pub async fn source(task: &Task, filter: &TableFilter) -> Result<SourceFacts, Fault> {
+    let gathered = async {
+        let facts = match look(task).await? {
+            Look::Unreadable(server) => SourceFacts {
+                server,
+                ..SourceFacts::default()
+            },
+            Look::Readable(session, server) => {
+                let mut facts = content::gather(task, &session, filter).await?;
+                session.close().await;
+                facts.replication_link = walsender::probe(task, &server).await?;
+                facts.server = server;
+                facts
+            }
+        };
+        Ok(facts)
+    };
+    gathered
+        .await
+        .map_err(|error: PgError| error.to_fault(&task.node))
+}
+
+/// Looks at this node as a target, and compares it with what the source's agent said.
+///
+/// # Errors
+/// A [`Fault`] where PostgreSQL cannot be asked. What can be asked and is wrong is a fact.
+pub async fn target(
+    task: &Task,
+    filter: &TableFilter,
+    peer: PeerFacts,
+) -> Result<TargetFacts, Fault> {
+    let gathered = async {
+        let mut facts = match look(task).await? {
+            Look::Unreadable(server) => TargetFacts {
+                server,
+                ..TargetFacts::default()
+            },
+            Look::Readable(session, server) => {
+                let mut facts = receiver::gather(task, &session, filter, &peer).await?;
+                if let Some(conninfo) = &peer.conninfo {
+                    facts.server_link = link::probe(task, &session, conninfo).await?;
+                }
+                session.close().await;
+                facts.server = server;
+                facts
+            }
+        };
+        facts.clock_ahead_seconds = peer.clock_ahead;
+        let micros = |rtt: Duration| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
+        facts.agent_link = Some(peer.link.map(micros));
+        Ok(facts)
+    };
+    gathered
+        .await
+        .map_err(|error: PgError| error.to_fault(&task.node))
+}
+
+/// A first look at a server.
+enum Look {
+    /// There is no point, or no way, in asking it more.
+    Unreadable(ServerFacts),
+    /// A session to ask, and what the server is like.
+    Readable(Session, ServerFacts),
+}
+
+async fn look(task: &Task) -> Result<Look, PgError> {
+    let session = Session::connect(&task.conninfo, "preflight").await?;
+    let mut facts = ServerFacts {
+        version: session.server_version(),
+        ..ServerFacts::default()
+    };
+    if facts.version < OLDEST_READABLE {
+        return Ok(Look::Unreadable(facts));
+    }
+    // First of all: behind a pooler, prepared statements may not even work.
+    facts.pooled = pooler::detect(task, &session).await?;
+    if facts.pooled.is_some() {
+        return Ok(Look::Unreadable(facts));
+    }
+    session
+        .run(&task.cancel, session.batch_execute(LOCK_PATIENCE))
+        .await?;
+    let facts = server::gather(task, &session, facts).await?;
+    Ok(Look::Readable(session, facts))
+}

@@ -1,0 +1,44 @@
+//! Whether a source lets us in as a replication client. Such a connection is made differently from
+//! others and can fail alone: `pg_hba.conf`, the role's attribute, or a pooler, none of which knows
+//! replication. Poolers in session mode, which look like a server in every other way, are found out
+//! here.
+
+use steep_protocol::message::facts::ServerFacts;
+
+use crate::pg::PgError;
+use crate::pg::raw::{Mode, RawConnection};
+use crate::task::Task;
+
+/// `Ok` where it works, else why not; `None` where the facts say already that it cannot.
+pub(super) async fn probe(
+    task: &Task,
+    facts: &ServerFacts,
+) -> Result<Option<Result<(), String>>, PgError> {
+    let full = facts
+        .capacity("max_wal_senders")
+        .is_none_or(|senders| senders.free() == 0);
+    if full || !facts.replication {
+        return Ok(None);
+    }
+    let identify = async {
+        let mode = Mode::Replication;
+        let mut connection = RawConnection::connect(&task.conninfo, "preflight", mode).await?;
+        let answer = connection.query("IDENTIFY_SYSTEM").await?;
+        connection.close().await;
+        Ok(answer
+            .into_iter()
+            .next()
+            .and_then(|row| row.into_iter().next().flatten()))
+    };
+    let identified: Result<Option<String>, PgError> = tokio::select! {
+        biased;
+        () = task.cancel.cancelled() => return Err(PgError::Cancelled),
+        identified = identify => identified,
+    };
+    let expected = facts.database_identity.split('/').next();
+    Ok(Some(match identified {
+        Ok(system) if system.as_deref() == expected => Ok(()),
+        Ok(_) => Err("it ended at another server".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }))
+}

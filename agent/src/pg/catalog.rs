@@ -1,0 +1,130 @@
+//! What tables there are. One query for any number of tables.
+//!
+//! Only users' relations: never PostgreSQL's own, `information_schema`, `steep_repl`, temporary
+//! ones, or what an extension made (the extension makes it on the other side too).
+
+use std::collections::HashMap;
+
+use steep_protocol::message::job::TableFilter;
+use steep_protocol::message::peer::{ColumnShape, TableShape};
+use steep_protocol::{Identifier, TableName};
+use tokio_postgres::Row;
+
+use super::{PgError, Session};
+
+/// Which relations are users', for a `WHERE` over `pg_class c` and `pg_namespace n`.
+pub(crate) const USER_RELATION: &str = "c.relpersistence <> 't' \
+     AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'steep_repl') \
+     AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_class'::regclass \
+         AND d.objid = c.oid AND d.objsubid = 0 AND d.deptype = 'e')";
+
+/// Every table, partitioned ones included, that `filter` admits, in order of their names. A
+/// partition of an excluded table is excluded with it.
+///
+/// # Errors
+/// [`PgError`] of the query.
+pub async fn describe_tables(
+    session: &Session,
+    filter: &TableFilter,
+) -> Result<Vec<TableShape>, PgError> {
+    let sql = format!(
+        "SELECT c.oid, n.nspname::text, c.relname::text, a.attname::text, \
+                format_type(a.atttypid, a.atttypmod), a.attnotnull, \
+                a.attgenerated::text, a.attidentity::text \
+         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+         LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
+         WHERE c.relkind IN ('r', 'p') AND {USER_RELATION} \
+         ORDER BY n.nspname, c.relname, a.attnum"
+    );
+    let partitions = Partitions::load(session).await?;
+    let mut shapes: Vec<TableShape> = Vec::new();
+    let mut last = None;
+    for row in session.query(&sql, &[]).await? {
+        let oid: u32 = row.try_get(0)?;
+        if last != Some(oid) {
+            last = Some(oid);
+            shapes.push(TableShape { name: table_name(&row, 1)?, columns: Vec::new() });
+        }
+        if let (Some(shape), Some(name)) = (shapes.last_mut(), row.try_get(3)?) {
+            shape.columns.push(ColumnShape {
+                name: identifier(name)?,
+                type_name: row.try_get(4)?,
+                not_null: row.try_get(5)?,
+                generated: row.try_get(6)?,
+                identity: row.try_get(7)?,
+            });
+        }
+    }
+    shapes.retain(|shape| partitions.admitted(filter, &shape.name));
+    Ok(shapes)
+}
+
+/// Which table each partition is attached to.
+#[derive(Debug, Default)]
+pub(crate) struct Partitions {
+    parents: HashMap<TableName, TableName>,
+}
+
+impl Partitions {
+    /// Reads them all.
+    pub(crate) async fn load(session: &Session) -> Result<Self, PgError> {
+        let sql = "SELECT n.nspname::text, c.relname::text, pn.nspname::text, p.relname::text \
+             FROM pg_inherits i \
+             JOIN pg_class c ON c.oid = i.inhrelid AND c.relispartition AND c.relkind IN ('r', 'p', 'f') \
+             JOIN pg_namespace n ON n.oid = c.relnamespace \
+             JOIN pg_class p ON p.oid = i.inhparent \
+             JOIN pg_namespace pn ON pn.oid = p.relnamespace";
+        let mut parents = HashMap::new();
+        for row in session.query(sql, &[]).await? {
+            parents.insert(table_name(&row, 0)?, table_name(&row, 2)?);
+        }
+        Ok(Self { parents })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of(pairs: Vec<(TableName, TableName)>) -> Self {
+        Self { parents: pairs.into_iter().collect() }
+    }
+
+    /// The tables above that one, nearest first.
+    pub(crate) fn above<'a>(&'a self, table: &TableName) -> impl Iterator<Item = &'a TableName> {
+        std::iter::successors(self.parents.get(table), |above| self.parents.get(*above))
+            // The catalog cannot hold a circle; a table that is in one all the same ends the walk.
+            .take(self.parents.len())
+    }
+
+    /// Whether `filter` lets `table` through, and excludes nothing above it.
+    pub(crate) fn admitted(&self, filter: &TableFilter, table: &TableName) -> bool {
+        filter.admits(table) && !self.above(table).any(|above| filter.exclude_tables.contains(above))
+    }
+}
+
+/// A table's name out of two neighbouring columns of text.
+pub(crate) fn table_name(row: &Row, at: usize) -> Result<TableName, PgError> {
+    Ok(TableName { schema: identifier(row.try_get(at)?)?, table: identifier(row.try_get(at + 1)?)? })
+}
+
+/// A name as the catalog holds it.
+pub(crate) fn identifier(name: String) -> Result<Identifier, PgError> {
+    Identifier::parse(name).map_err(|error| PgError::Protocol(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_goes_with_the_table_it_is_attached_to() {
+        let name = |table: &str| TableName::new("public", table).unwrap();
+        let partitions =
+            Partitions::of(vec![(name("leaf"), name("middle")), (name("middle"), name("root"))]);
+        let excluding = |table: &str| TableFilter {
+            include_schemas: Vec::new(),
+            exclude_tables: vec![name(table)],
+        };
+        assert!(!partitions.admitted(&excluding("root"), &name("leaf")));
+        assert!(!partitions.admitted(&excluding("leaf"), &name("leaf")));
+        assert!(partitions.admitted(&excluding("leaf"), &name("middle")));
+        assert!(partitions.admitted(&TableFilter::default(), &name("leaf")));
+    }
+}

@@ -1,0 +1,298 @@
+//! Where PostgreSQL is and as whom we come: one value, made once, everything resolved.
+//!
+//! `parse` (pure) reads libpq's notations, `resolve` adds environment and defaults (given as a
+//! value), `passfile` looks up passwords. What comes out needs no environment any more. The
+//! password is a [`Secret`]; `Debug` and `Display` of everything here are without it.
+
+mod parse;
+mod passfile;
+mod resolve;
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use steep_protocol::message::peer::Secret;
+
+use super::PgError;
+use resolve::Environment;
+
+/// How to reach and enter one database, possibly at one of several addresses.
+#[derive(Clone)]
+pub struct Conninfo {
+    pub(super) endpoints: Vec<Endpoint>,
+    pub(super) user: String,
+    pub(super) database: String,
+    pub(super) tls: TlsSettings,
+    pub(super) connect_timeout: Duration,
+    pub(super) application_name: Option<String>,
+    pub(super) options: Option<String>,
+    pub(super) session_attrs: SessionAttrs,
+    pub(super) keepalive: Option<Keepalive>,
+    passed_on: Vec<(&'static str, String)>,
+}
+
+/// One server's address, and the password for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Endpoint {
+    pub(super) address: Address,
+    pub(super) port: u16,
+    password: Option<Secret>,
+}
+
+/// What kind of address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Address {
+    /// The directory of a Unix socket.
+    Socket(PathBuf),
+    /// A host; `name` is what a certificate is checked against, `addr` what is dialled, if given.
+    Host { name: Option<String>, addr: Option<IpAddr> },
+}
+
+/// How much TLS (PostgreSQL manual, section "SSL Support", table of `sslmode`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum SslMode {
+    Disable,
+    Allow,
+    Prefer,
+    Require,
+    VerifyCa,
+    VerifyFull,
+}
+
+impl SslMode {
+    const ALL: [Self; 6] =
+        [Self::Disable, Self::Allow, Self::Prefer, Self::Require, Self::VerifyCa, Self::VerifyFull];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Disable => "disable",
+            Self::Allow => "allow",
+            Self::Prefer => "prefer",
+            Self::Require => "require",
+            Self::VerifyCa => "verify-ca",
+            Self::VerifyFull => "verify-full",
+        }
+    }
+}
+
+/// TLS settings, resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct TlsSettings {
+    pub(super) mode: SslMode,
+    pub(super) roots: Option<Roots>,
+    /// Certificate chain and key files.
+    pub(super) client: Option<(PathBuf, PathBuf)>,
+}
+
+/// Whom to believe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Roots {
+    /// A file of PEM certificates.
+    File(PathBuf),
+    /// The operating system's.
+    System,
+}
+
+/// `target_session_attrs`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SessionAttrs {
+    Any,
+    ReadWrite,
+    ReadOnly,
+    Primary,
+    Standby,
+    PreferStandby,
+}
+
+impl SessionAttrs {
+    const ALL: [Self; 6] = [
+        Self::Any,
+        Self::ReadWrite,
+        Self::ReadOnly,
+        Self::Primary,
+        Self::Standby,
+        Self::PreferStandby,
+    ];
+
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Any => "any",
+            Self::ReadWrite => "read-write",
+            Self::ReadOnly => "read-only",
+            Self::Primary => "primary",
+            Self::Standby => "standby",
+            Self::PreferStandby => "prefer-standby",
+        }
+    }
+}
+
+/// TCP keepalive; 0 leaves the operating system's value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Keepalive {
+    pub(super) idle: Duration,
+    pub(super) interval: Duration,
+    pub(super) count: u32,
+}
+
+impl Conninfo {
+    /// Reads a libpq keyword/value string or URI, with this process's environment (`PGHOST`, …),
+    /// the password file and libpq's defaults for what it leaves out.
+    ///
+    /// # Errors
+    /// [`PgError::Conninfo`] says what is wrong, without repeating values.
+    pub fn parse(text: &str) -> Result<Self, PgError> {
+        parse::parse(text)
+            .and_then(|settings| resolve::resolve(&settings, &Environment::of_process()))
+            .map_err(PgError::Conninfo)
+    }
+
+    /// Host, port, user and database: what a log may show.
+    #[must_use]
+    pub fn redacted(&self) -> String {
+        let place: Vec<_> = self.endpoints.iter().map(ToString::to_string).collect();
+        format!("{} user={} dbname={}", place.join(" or "), self.user, self.database)
+    }
+
+    /// The whole connection in libpq's keyword/value form, resolved password included: for
+    /// `CREATE SUBSCRIPTION`.
+    #[must_use]
+    pub fn libpq(&self) -> Secret {
+        let mut text = self.libpq_without_password();
+        if let Some(password) = self.password() {
+            text.push_str(&format!(" password={}", quote(password.expose())));
+        }
+        Secret::new(text)
+    }
+
+    /// As [`Conninfo::libpq`] but without the password: fit for a command line.
+    #[must_use]
+    pub fn libpq_without_password(&self) -> String {
+        let mut pairs = self.libpq_address();
+        pairs.push(("user", self.user.clone()));
+        pairs.push(("dbname", self.database.clone()));
+        pairs.push(("sslmode", self.tls.mode.as_str().to_owned()));
+        match &self.tls.roots {
+            Some(Roots::File(path)) => pairs.push(("sslrootcert", text(path))),
+            Some(Roots::System) => pairs.push(("sslrootcert", "system".to_owned())),
+            None => {}
+        }
+        if let Some((cert, key)) = &self.tls.client {
+            pairs.push(("sslcert", text(cert)));
+            pairs.push(("sslkey", text(key)));
+        }
+        pairs.push(("connect_timeout", self.connect_timeout.as_secs().to_string()));
+        pairs.extend(self.application_name.clone().map(|name| ("application_name", name)));
+        pairs.extend(self.options.clone().map(|options| ("options", options)));
+        if self.session_attrs != SessionAttrs::Any {
+            pairs.push(("target_session_attrs", self.session_attrs.as_str().to_owned()));
+        }
+        pairs.extend(self.libpq_keepalive());
+        pairs.extend(self.passed_on.iter().cloned());
+        let pairs: Vec<_> =
+            pairs.iter().map(|(key, value)| format!("{key}={}", quote(value))).collect();
+        pairs.join(" ")
+    }
+
+    /// The password for the first address, if there is one: for a child's `PGPASSWORD`.
+    #[must_use]
+    pub fn password(&self) -> Option<Secret> {
+        self.endpoints.first().and_then(|endpoint| endpoint.password.clone())
+    }
+
+    /// The same, at that address alone: for connections that must reach the server another one
+    /// reached before them.
+    pub(super) fn pinned(&self, endpoint: &Endpoint) -> Self {
+        Self { endpoints: vec![endpoint.clone()], ..self.clone() }
+    }
+
+    /// The same with `application_name` of ours: `steep-repl <purpose>`.
+    pub(super) fn application_name(&self, purpose: &str) -> String {
+        match &self.application_name {
+            Some(name) => format!("{name} {purpose}"),
+            None => format!("steep-repl {purpose}"),
+        }
+    }
+
+    fn libpq_address(&self) -> Vec<(&'static str, String)> {
+        let list = |of: &dyn Fn(&Endpoint) -> String| {
+            self.endpoints.iter().map(of).collect::<Vec<_>>().join(",")
+        };
+        let mut pairs = Vec::new();
+        let host = list(&|endpoint| match &endpoint.address {
+            Address::Socket(dir) => text(dir),
+            Address::Host { name, .. } => name.clone().unwrap_or_default(),
+        });
+        if self.endpoints.iter().any(|endpoint| {
+            !matches!(&endpoint.address, Address::Host { name: None, .. })
+        }) {
+            pairs.push(("host", host));
+        }
+        let addr = list(&|endpoint| match &endpoint.address {
+            Address::Host { addr: Some(addr), .. } => addr.to_string(),
+            Address::Host { addr: None, .. } | Address::Socket(_) => String::new(),
+        });
+        if addr.bytes().any(|byte| byte != b',') {
+            pairs.push(("hostaddr", addr));
+        }
+        pairs.push(("port", list(&|endpoint| endpoint.port.to_string())));
+        pairs
+    }
+
+    fn libpq_keepalive(&self) -> Vec<(&'static str, String)> {
+        let Some(keepalive) = self.keepalive else {
+            return vec![("keepalives", "0".to_owned())];
+        };
+        vec![
+            ("keepalives_idle", keepalive.idle.as_secs().to_string()),
+            ("keepalives_interval", keepalive.interval.as_secs().to_string()),
+            ("keepalives_count", keepalive.count.to_string()),
+        ]
+    }
+}
+
+impl Endpoint {
+    pub(super) fn password(&self) -> Option<&str> {
+        self.password.as_ref().map(Secret::expose)
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.address {
+            Address::Socket(dir) => {
+                write!(f, "socket {}", socket_path(dir, self.port).display())
+            }
+            Address::Host { name: Some(name), .. } => write!(f, "{name}:{}", self.port),
+            Address::Host { name: None, addr: Some(addr) } => write!(f, "{addr}:{}", self.port),
+            Address::Host { name: None, addr: None } => write!(f, "port {}", self.port),
+        }
+    }
+}
+
+impl fmt::Debug for Conninfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Conninfo({})", self.redacted())
+    }
+}
+
+impl fmt::Display for Conninfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.redacted())
+    }
+}
+
+/// The socket's file in its directory.
+pub(super) fn socket_path(dir: &Path, port: u16) -> PathBuf {
+    dir.join(format!(".s.PGSQL.{port}"))
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+/// A value in single quotes, for the keyword/value form.
+fn quote(value: &str) -> String {
+    format!("'{}'", value.replace('\\', r"\\").replace('\'', r"\'"))
+}

@@ -1,0 +1,267 @@
+//! From a [`Conninfo`] to an open stream, TLS where wanted; shared by every kind of connection.
+//!
+//! Addresses are tried in order. As in libpq, a refused login ends the search, except that
+//! `sslmode=allow` and `prefer` try the same address once more the other way.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::BytesMut;
+use postgres_protocol::message::frontend;
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_postgres::error::SqlState;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::conninfo::{Address, Conninfo, Endpoint, Keepalive, SslMode, socket_path};
+use super::{PgError, tls};
+
+/// An open connection, before the first PostgreSQL message or after it.
+#[derive(Debug)]
+pub(super) enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// One way to one server; can be taken again, for a cancel request.
+#[derive(Debug, Clone)]
+pub(super) struct Route {
+    pub(super) endpoint: Endpoint,
+    tls: TlsUse,
+}
+
+/// What to do about TLS on a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum TlsUse {
+    Never,
+    IfOffered,
+    Always,
+}
+
+/// The ways to try, in order.
+pub(super) fn routes(conninfo: &Conninfo) -> Vec<Route> {
+    let ways = |endpoint: &Endpoint| -> &[TlsUse] {
+        match (&endpoint.address, conninfo.tls.mode) {
+            (Address::Socket(_), _) | (Address::Host { .. }, SslMode::Disable) => &[TlsUse::Never],
+            (_, SslMode::Allow) => &[TlsUse::Never, TlsUse::Always],
+            (_, SslMode::Prefer) => &[TlsUse::IfOffered, TlsUse::Never],
+            (_, SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull) => &[TlsUse::Always],
+        }
+    };
+    conninfo
+        .endpoints
+        .iter()
+        .flat_map(|endpoint| {
+            ways(endpoint).iter().map(|tls| Route { endpoint: endpoint.clone(), tls: *tls })
+        })
+        .collect()
+}
+
+/// What has failed so far while routes are tried.
+#[derive(Debug, Default)]
+pub(super) struct Failures {
+    failed: Vec<(Route, PgError)>,
+}
+
+/// Whether the next route should be tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    Try,
+    Skip,
+}
+
+impl Failures {
+    /// Whether `route` is worth trying after what failed.
+    pub(super) fn judge(&self, route: &Route) -> Next {
+        let Some((last, error)) = self.failed.last() else { return Next::Try };
+        let same_place = last.endpoint == route.endpoint;
+        match error {
+            // Not even reached: the other way to the same place would not get further.
+            PgError::Connect { .. } if same_place => Next::Skip,
+            PgError::Connect { .. } | PgError::Tls { .. } | PgError::Closed | PgError::Io(_) => Next::Try,
+            PgError::Server(error) => {
+                let elsewhere = [
+                    SqlState::CANNOT_CONNECT_NOW,
+                    SqlState::TOO_MANY_CONNECTIONS,
+                    SqlState::ADMIN_SHUTDOWN,
+                ];
+                let refused = error.code.code().starts_with("28");
+                if same_place == refused && (refused || elsewhere.contains(&error.code)) {
+                    Next::Try
+                } else {
+                    Next::Skip
+                }
+            }
+            // The wrong kind of server: another may be the right one.
+            PgError::Login { .. } if !same_place => Next::Try,
+            PgError::Login { .. }
+            | PgError::Conninfo(_)
+            | PgError::Protocol(_)
+            | PgError::Driver(_)
+            | PgError::Cancelled => Next::Skip,
+        }
+    }
+
+    pub(super) fn add(&mut self, route: Route, error: PgError) {
+        self.failed.push((route, error));
+    }
+
+    /// The one error to tell: a server's answer before a missing one, all places where none answered.
+    pub(super) fn into_error(mut self) -> PgError {
+        let answered =
+            self.failed.iter().position(|(_, error)| !matches!(error, PgError::Connect { .. }));
+        if let Some(at) = answered {
+            return self.failed.swap_remove(at).1;
+        }
+        if self.failed.len() == 1 {
+            return self.failed.swap_remove(0).1;
+        }
+        let mut places = Vec::new();
+        let mut reasons = Vec::new();
+        for (_, error) in self.failed {
+            if let PgError::Connect { place, source } = error {
+                reasons.push(format!("{place}: {source}"));
+                places.push(place);
+            }
+        }
+        let kind = io::ErrorKind::NotConnected;
+        PgError::Connect { place: places.join(" or "), source: io::Error::new(kind, reasons.join("; ")) }
+    }
+}
+
+/// Opens a stream along `route`. Unbounded in time: callers bound it together with the login.
+pub(super) async fn open(conninfo: &Conninfo, route: &Route) -> Result<Stream, PgError> {
+    let unreachable =
+        |source| PgError::Connect { place: route.endpoint.to_string(), source };
+    let port = route.endpoint.port;
+    let (name, tcp) = match &route.endpoint.address {
+        Address::Socket(dir) => {
+            let stream = UnixStream::connect(socket_path(dir, port)).await.map_err(unreachable)?;
+            return Ok(Stream::Unix(stream));
+        }
+        Address::Host { name, addr: Some(addr) } => {
+            let address = SocketAddr::new(*addr, port);
+            let tcp = TcpStream::connect(address).await.map_err(unreachable)?;
+            (name.clone().unwrap_or_else(|| addr.to_string()), tcp)
+        }
+        Address::Host { name: Some(name), addr: None } => {
+            let tcp = TcpStream::connect((name.as_str(), port)).await.map_err(unreachable)?;
+            (name.clone(), tcp)
+        }
+        Address::Host { name: None, addr: None } => {
+            return Err(unreachable(io::Error::other("no host is named")));
+        }
+    };
+    prepare(&tcp, conninfo.keepalive).map_err(unreachable)?;
+    match route.tls {
+        TlsUse::Never => Ok(Stream::Tcp(tcp)),
+        TlsUse::IfOffered | TlsUse::Always => encrypt(conninfo, route, &name, tcp).await,
+    }
+}
+
+fn prepare(tcp: &TcpStream, keepalive: Option<Keepalive>) -> io::Result<()> {
+    tcp.set_nodelay(true)?;
+    let Some(keepalive) = keepalive else { return Ok(()) };
+    rustix::net::sockopt::set_socket_keepalive(tcp, true)?;
+    if !keepalive.idle.is_zero() {
+        rustix::net::sockopt::set_tcp_keepidle(tcp, keepalive.idle)?;
+    }
+    if !keepalive.interval.is_zero() {
+        rustix::net::sockopt::set_tcp_keepintvl(tcp, keepalive.interval)?;
+    }
+    if keepalive.count > 0 {
+        rustix::net::sockopt::set_tcp_keepcnt(tcp, keepalive.count)?;
+    }
+    Ok(())
+}
+
+/// SSLRequest and handshake (PostgreSQL manual, section "SSL Session Encryption").
+async fn encrypt(
+    conninfo: &Conninfo,
+    route: &Route,
+    name: &str,
+    mut tcp: TcpStream,
+) -> Result<Stream, PgError> {
+    let failed = |reason: String| PgError::Tls { place: route.endpoint.to_string(), reason };
+    let mut request = BytesMut::new();
+    frontend::ssl_request(&mut request);
+    tcp.write_all(&request).await?;
+    // One byte and no more: whatever came in clear text must not be taken for the server's later.
+    match tcp.read_u8().await? {
+        b'S' => {}
+        b'N' if route.tls == TlsUse::IfOffered => return Ok(Stream::Tcp(tcp)),
+        b'N' => return Err(failed("the server does not offer it".to_owned())),
+        _ => return Err(failed("the answer to the request was not understood".to_owned())),
+    }
+    let config = tls::client_config(&conninfo.tls).map_err(failed)?;
+    let name = ServerName::try_from(name.to_owned())
+        .map_err(|_| failed("the host is no name that a certificate can carry".to_owned()))?;
+    let stream = TlsConnector::from(Arc::new(config))
+        .connect(name, tcp)
+        .await
+        .map_err(|error| failed(error.to_string()))?;
+    Ok(Stream::Tls(Box::new(stream)))
+}
+
+/// The error of an attempt along `route` that took too long.
+pub(super) fn timed_out(route: &Route) -> PgError {
+    let source = io::Error::new(io::ErrorKind::TimedOut, "no answer in time");
+    PgError::Connect { place: route.endpoint.to_string(), source }
+}
+
+/// Waits until the server has closed: for a cancel request, that is when it has been acted on, so
+/// that it cannot hit a later statement.
+pub(super) async fn until_closed(stream: &mut Stream) {
+    let mut rest = [0; 64];
+    while matches!(stream.read(&mut rest).await, Ok(n) if n > 0) {}
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! What can go wrong with PostgreSQL, as a value, and as a [`Fault`] for a person.
+//!
+//! Never keeps DETAIL (it shows rows), the value part of CONTEXT (a COPY line), or quoted values of
+//! data errors: what is stored here may be logged and sent to the coordinator.
+
+use std::io;
+
+use steep_protocol::{Fault, FaultKind, NodeId, Retry};
+use tokio_postgres::error::{DbError, SqlState};
+
+/// An error of a connection to PostgreSQL.
+#[derive(Debug, thiserror::Error)]
+pub enum PgError {
+    /// The connection string or its environment is wrong.
+    #[error("the PostgreSQL connection string is not usable: {0}")]
+    Conninfo(String),
+    /// No server answered at any of the addresses.
+    #[error("cannot connect to PostgreSQL at {place}: {source}")]
+    Connect {
+        /// Where.
+        place: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// TLS was wanted and did not come about.
+    #[error("cannot use TLS with PostgreSQL at {place}: {reason}")]
+    Tls {
+        /// Where.
+        place: String,
+        /// Why.
+        reason: String,
+    },
+    /// The server was reached and let us not in, by our own doing.
+    #[error("cannot log in to PostgreSQL at {place}: {reason}")]
+    Login {
+        /// Where.
+        place: String,
+        /// Why.
+        reason: String,
+    },
+    /// PostgreSQL answered with an error.
+    #[error(transparent)]
+    Server(Box<ServerError>),
+    /// The connection broke.
+    #[error("the connection to PostgreSQL broke: {0}")]
+    Io(#[from] io::Error),
+    /// The connection is over.
+    #[error("the connection to PostgreSQL was closed by the server")]
+    Closed,
+    /// The server said something that is not the protocol, or more than is allowed.
+    #[error("PostgreSQL sent something unexpected: {0}")]
+    Protocol(String),
+    /// The driver failed in another way; says nothing about values.
+    #[error("the PostgreSQL driver failed: {0}")]
+    Driver(String),
+    /// Cancelled from our side.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+/// An ErrorResponse, without what may hold values of rows.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message} (SQLSTATE {})", code.code())]
+pub struct ServerError {
+    /// The SQLSTATE.
+    pub code: SqlState,
+    /// The primary message; quoted values of data errors are replaced.
+    pub message: String,
+    /// The server's hint, if it gave one.
+    pub hint: Option<String>,
+    /// Where in a COPY it happened: table, line and column.
+    pub place: Option<String>,
+    /// The constraint that was violated, if one was.
+    pub constraint: Option<String>,
+    /// The object the error names by its fields: schema and table.
+    pub table: Option<String>,
+}
+
+/// The parts of an ErrorResponse as they come.
+#[derive(Debug, Default)]
+pub(crate) struct ErrorFields {
+    pub(crate) code: String,
+    pub(crate) message: String,
+    pub(crate) hint: Option<String>,
+    pub(crate) context: Option<String>,
+    pub(crate) schema: Option<String>,
+    pub(crate) table: Option<String>,
+    pub(crate) constraint: Option<String>,
+}
+
+impl From<ErrorFields> for ServerError {
+    fn from(fields: ErrorFields) -> Self {
+        let table = match (fields.schema, fields.table) {
+            (Some(schema), Some(table)) => Some(format!("{schema}.{table}")),
+            (None, table) => table,
+            (Some(_), None) => None,
+        };
+        Self {
+            message: without_values(&fields.code, &fields.message),
+            code: SqlState::from_code(&fields.code),
+            hint: fields.hint,
+            place: fields.context.as_deref().and_then(copy_place),
+            constraint: fields.constraint,
+            table,
+        }
+    }
+}
+
+impl From<&DbError> for ServerError {
+    fn from(error: &DbError) -> Self {
+        Self::from(ErrorFields {
+            code: error.code().code().to_owned(),
+            message: error.message().to_owned(),
+            hint: error.hint().map(str::to_owned),
+            context: error.where_().map(str::to_owned),
+            schema: error.schema().map(str::to_owned),
+            table: error.table().map(str::to_owned),
+            constraint: error.constraint().map(str::to_owned),
+        })
+    }
+}
+
+/// Class 22 (data exception) and 23 (integrity) messages quote the offending value; everything
+/// between double quotes goes, except the constraint's or relation's name in class 23.
+fn without_values(code: &str, message: &str) -> String {
+    if !code.starts_with("22") && code != "P0001" {
+        return message.to_owned();
+    }
+    let mut clean = String::with_capacity(message.len());
+    for (n, piece) in message.split('"').enumerate() {
+        if n > 0 {
+            clean.push('"');
+        }
+        clean.push_str(if n % 2 == 0 { piece } else { "…" });
+    }
+    clean
+}
+
+/// `COPY t, line 3, column c: "value"` without the value.
+fn copy_place(context: &str) -> Option<String> {
+    let line = context.lines().find(|line| line.starts_with("COPY "))?;
+    Some(line.split(": ").next().unwrap_or(line).to_owned())
+}
+
+impl From<tokio_postgres::Error> for PgError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        if let Some(db) = error.as_db_error() {
+            return Self::Server(Box::new(db.into()));
+        }
+        if error.is_closed() {
+            return Self::Closed;
+        }
+        let text = error.to_string();
+        match error.into_source() {
+            Some(cause) => match cause.downcast_ref::<io::Error>() {
+                Some(io) => Self::Io(io::Error::new(io.kind(), io.to_string())),
+                None => Self::Driver(format!("{text}: {cause}")),
+            },
+            None => Self::Driver(text),
+        }
+    }
+}
+
+impl PgError {
+    /// The SQLSTATE, where PostgreSQL gave one.
+    #[must_use]
+    pub fn sqlstate(&self) -> Option<&SqlState> {
+        match self {
+            Self::Server(error) => Some(&error.code),
+            Self::Conninfo(_)
+            | Self::Connect { .. }
+            | Self::Tls { .. }
+            | Self::Login { .. }
+            | Self::Io(_)
+            | Self::Closed
+            | Self::Protocol(_)
+            | Self::Driver(_)
+            | Self::Cancelled => None,
+        }
+    }
+
+    /// Whether PostgreSQL answered with that SQLSTATE.
+    #[must_use]
+    pub fn is(&self, code: &SqlState) -> bool {
+        self.sqlstate() == Some(code)
+    }
+
+    /// The error as it crosses the wire, on that node.
+    #[must_use]
+    pub fn to_fault(&self, node: &NodeId) -> Fault {
+        let fault = |kind| Fault::new(kind, self.to_string());
+        let fault = match self {
+            Self::Conninfo(_) => {
+                fault(FaultKind::BadRequest).hint("correct --postgres of the agent on this node")
+            }
+            Self::Connect { .. } => fault(FaultKind::Unreachable)
+                .hint("check that PostgreSQL runs and listens there, and the agent's --postgres")
+                .retry(Retry::Backoff),
+            Self::Tls { .. } => fault(FaultKind::Unauthorized)
+                .hint("check sslmode and sslrootcert in the agent's --postgres, and the server's ssl settings"),
+            Self::Login { .. } => fault(FaultKind::Unauthorized)
+                .hint("give the password by ~/.pgpass (mode 0600), PGPASSWORD or passfile"),
+            Self::Server(error) => return error.to_fault().on(node),
+            Self::Io(_) | Self::Closed => fault(FaultKind::Failed)
+                .hint("see the server's log for why it ended the connection")
+                .retry(Retry::NewConnection),
+            Self::Protocol(_) | Self::Driver(_) => {
+                fault(FaultKind::Failed).retry(Retry::NewConnection)
+            }
+            Self::Cancelled => fault(FaultKind::Cancelled),
+        };
+        fault.on(node)
+    }
+}
+
+impl ServerError {
+    fn to_fault(&self) -> Fault {
+        let (kind, advice, retry) = judge(self.code.code());
+        let mut message = format!("PostgreSQL says: {}", self.message);
+        if let Some(place) = &self.place {
+            message.push_str(&format!(", at {place}"));
+        }
+        if let Some(table) = &self.table {
+            message.push_str(&format!(", table {table}"));
+        }
+        if let Some(constraint) = &self.constraint {
+            message.push_str(&format!(", constraint {constraint}"));
+        }
+        message.push_str(&format!(" (SQLSTATE {})", self.code.code()));
+        let hint = match (advice, &self.hint) {
+            ("", Some(hint)) => hint.clone(),
+            (advice, _) => advice.to_owned(),
+        };
+        Fault::new(kind, message).hint(hint).retry(retry)
+    }
+}
+
+/// Kind, next step and "again?" of a SQLSTATE (PostgreSQL manual, appendix A).
+fn judge(code: &str) -> (FaultKind, &'static str, Retry) {
+    use FaultKind::{Failed, Unauthorized, Unreachable};
+    use Retry::{Backoff, Never, NewConnection};
+    match code {
+        "28P01" | "28000" => (
+            Unauthorized,
+            "check user and password (~/.pgpass, PGPASSWORD, passfile) and the server's pg_hba.conf",
+            Never,
+        ),
+        "3D000" => (Unauthorized, "create the database, or correct dbname in --postgres", Never),
+        "42501" => (
+            Unauthorized,
+            "grant the agent's role what it lacks, or let the agent connect as another role",
+            Never,
+        ),
+        "53300" => (
+            Unreachable,
+            "raise max_connections (for replication: max_wal_senders), or run with fewer workers",
+            Backoff,
+        ),
+        "57P03" => (Unreachable, "wait until the server has started", Backoff),
+        "57P01" | "57P02" | "57P05" => (
+            Failed,
+            "the server ended the session: see its log, then run the command again",
+            NewConnection,
+        ),
+        "53100" => (Failed, "free disk space on this server, then run the command again", Never),
+        "53200" => (
+            Failed,
+            "raise max_locks_per_transaction if it is shared memory that ran out, else give the server memory",
+            Never,
+        ),
+        "53400" => (
+            Failed,
+            "raise the limit the message names (max_replication_slots, max_wal_senders)",
+            Never,
+        ),
+        "55P03" => (Failed, "end the transaction that holds the lock, then run again", Backoff),
+        "57014" => (Failed, "somebody cancelled the statement on the server; run again", Backoff),
+        "55000" => (Failed, "", Never),
+        "40001" | "40P01" | "55006" => (Failed, "", Backoff),
+        _ if code.starts_with("08") => (Failed, "", NewConnection),
+        _ => (Failed, "", Never),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(code: &str, message: &str, context: Option<&str>) -> ServerError {
+        ServerError::from(ErrorFields {
+            code: code.to_owned(),
+            message: message.to_owned(),
+            context: context.map(str::to_owned),
+            ..ErrorFields::default()
+        })
+    }
+
+    #[test]
+    fn no_value_of_a_row_survives_in_an_error() {
+        let bad = error(
+            "22P02",
+            "invalid input syntax for type integer: \"secret\"",
+            Some("COPY t, line 3, column x: \"secret\""),
+        );
+        let fault = PgError::Server(Box::new(bad)).to_fault(&NodeId::parse("a").unwrap());
+        assert!(!format!("{fault:?}").contains("secret"), "{fault:?}");
+        assert!(fault.message.contains("COPY t, line 3, column x"), "{fault:?}");
+    }
+
+    #[test]
+    fn names_survive_where_they_are_what_helps() {
+        let bad = error("23505", "duplicate key value violates unique constraint \"t_pkey\"", None);
+        assert!(bad.message.contains("t_pkey"));
+    }
+
+    #[test]
+    fn a_wrong_password_is_unauthorized_and_a_full_server_may_be_tried_again() {
+        let kind = |code| error(code, "", None).to_fault();
+        assert_eq!(kind("28P01").kind, FaultKind::Unauthorized);
+        assert_eq!(kind("53300").kind, FaultKind::Unreachable);
+        assert_eq!(kind("53300").retry, Retry::Backoff);
+        assert_eq!(kind("57P01").retry, Retry::NewConnection);
+    }
+}

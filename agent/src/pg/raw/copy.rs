@@ -1,0 +1,172 @@
+//! COPY OUT: the hot path. One header per row, no allocation, one copy of each byte.
+
+use postgres_protocol::message::backend::Message;
+use steep_protocol::RowCount;
+
+use super::buffer::HEAD;
+use super::{PgError, RawConnection, server_error};
+
+/// Where a COPY is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    /// None runs.
+    Idle,
+    /// In COPY data, with so many bytes of the present message to come.
+    Data(usize),
+}
+
+/// How a [`RawConnection::copy_read`] ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyStep {
+    /// The buffer is full; more may follow.
+    More,
+    /// All data has been read and PostgreSQL counted so many rows. The connection is ready for the
+    /// next query.
+    End(RowCount),
+}
+
+impl RawConnection {
+    /// Begins a `COPY … TO STDOUT`. Other statements may stand before and after it in `sql`; an
+    /// error in those after it counts as one of the COPY.
+    ///
+    /// # Errors
+    /// [`PgError`]; after [`PgError::Server`] the connection is usable, after others not.
+    pub async fn copy_start(&mut self, sql: &str) -> Result<(), PgError> {
+        self.send_query(sql).await?;
+        loop {
+            match self.message().await? {
+                Message::CopyOutResponse(_) => {
+                    self.copy = State::Data(0);
+                    return Ok(());
+                }
+                // A statement before the COPY, in the same query.
+                Message::CommandComplete(_)
+                | Message::RowDescription(_)
+                | Message::DataRow(_)
+                | Message::EmptyQueryResponse => {}
+                Message::ErrorResponse(body) => {
+                    let error = server_error(&body)?;
+                    self.until_ready().await?;
+                    return Err(error);
+                }
+                Message::ReadyForQuery(_) => {
+                    return Err(PgError::Protocol("a query that began no COPY".to_owned()));
+                }
+                _ => return Err(PgError::Protocol("a message that begins no COPY".to_owned())),
+            }
+        }
+    }
+
+    /// Appends COPY data to `into` until it holds `limit` bytes or the COPY ends.
+    ///
+    /// # Errors
+    /// [`PgError`]; after [`PgError::Server`] the connection is usable, after others not.
+    pub async fn copy_read(
+        &mut self,
+        into: &mut Vec<u8>,
+        limit: usize,
+    ) -> Result<CopyStep, PgError> {
+        into.reserve(limit.saturating_sub(into.len()));
+        loop {
+            let State::Data(remaining) = self.copy else {
+                return Err(PgError::Protocol("no COPY is running".to_owned()));
+            };
+            let (remaining, stop) = self.take_data(remaining, into, limit)?;
+            self.copy = State::Data(remaining);
+            match stop {
+                Stop::Full => return Ok(CopyStep::More),
+                Stop::Empty => self.buffer.fill(&mut self.stream).await?,
+                Stop::Other => {
+                    if let Some(rows) = self.after_data().await? {
+                        return Ok(CopyStep::End(rows));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes what the buffer holds. Gives what is left of the message at hand, and why it stopped.
+    fn take_data(
+        &mut self,
+        mut remaining: usize,
+        into: &mut Vec<u8>,
+        limit: usize,
+    ) -> Result<(usize, Stop), PgError> {
+        loop {
+            let room = limit.saturating_sub(into.len());
+            if room == 0 {
+                return Ok((remaining, Stop::Full));
+            }
+            if remaining == 0 {
+                match self.buffer.head()? {
+                    None => return Ok((0, Stop::Empty)),
+                    Some(head) if head.tag == b'd' => {
+                        self.buffer.consume(HEAD);
+                        remaining = head.body;
+                        continue;
+                    }
+                    Some(_) => return Ok((0, Stop::Other)),
+                }
+            }
+            let available = self.buffer.available();
+            let take = remaining.min(room).min(available.len());
+            if take == 0 {
+                return Ok((remaining, Stop::Empty));
+            }
+            into.extend_from_slice(&available[..take]);
+            self.buffer.consume(take);
+            remaining -= take;
+        }
+    }
+
+    /// A message among or after COPY data that is not COPY data: rows, when that was the end.
+    async fn after_data(&mut self) -> Result<Option<RowCount>, PgError> {
+        let Some(message) = self.message_or_notice().await? else { return Ok(None) };
+        match message {
+            Message::CopyDone => Ok(None),
+            Message::CommandComplete(body) => {
+                let rows = rows_of(body.tag()?)?;
+                self.copy = State::Idle;
+                self.until_ready().await?;
+                Ok(Some(rows))
+            }
+            Message::ErrorResponse(body) => {
+                let error = server_error(&body)?;
+                self.copy = State::Idle;
+                self.until_ready().await?;
+                Err(error)
+            }
+            _ => Err(PgError::Protocol("a message that does not belong to a COPY".to_owned())),
+        }
+    }
+
+    async fn until_ready(&mut self) -> Result<(), PgError> {
+        let mut failed = None;
+        loop {
+            match self.message().await? {
+                Message::ReadyForQuery(_) => return failed.map_or(Ok(()), Err),
+                Message::ErrorResponse(body) => failed = failed.or(Some(server_error(&body)?)),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Why taking data stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    /// The caller's buffer is full.
+    Full,
+    /// Ours is empty.
+    Empty,
+    /// Something that is not COPY data is next.
+    Other,
+}
+
+/// The row count of `COPY n`.
+fn rows_of(tag: &str) -> Result<RowCount, PgError> {
+    tag.strip_prefix("COPY ")
+        .and_then(|count| count.parse().ok())
+        .map(RowCount)
+        .ok_or_else(|| PgError::Protocol("a COPY that counted no rows".to_owned()))
+}

@@ -1,0 +1,274 @@
+//! A connection on the bare protocol: what tokio-postgres cannot do, or not fast enough.
+//!
+//! Two uses: the replication connection, and COPY OUT. COPY data goes from a large read buffer
+//! straight into the caller's, header by header, whatever the size of a message: a row of a
+//! gigabyte is never held. Everything else the server says is small and bounded by
+//! [`MESSAGE_MAX`].
+//!
+//! Nothing here is safe to drop midway and use again: a future that is dropped leaves the connection
+//! in an unknown place, so owners drop the connection as well.
+
+mod buffer;
+mod copy;
+mod startup;
+
+use std::collections::HashMap;
+
+use bytes::BytesMut;
+use tokio_postgres::fallible_iterator::FallibleIterator;
+use postgres_protocol::message::backend::{ErrorResponseBody, Message};
+use postgres_protocol::message::frontend;
+use tokio::io::AsyncWriteExt;
+
+use super::conninfo::Conninfo;
+use super::dial::{self, Failures, Next, Route, Stream};
+use super::error::ErrorFields;
+use super::session::ServerKind;
+use super::{PgError, settings};
+use buffer::ReadBuffer;
+
+pub use copy::CopyStep;
+
+/// The longest message other than COPY data. PostgreSQL's own are far below, except that a row of a
+/// simple query has no bound: ours ask for short ones.
+pub const MESSAGE_MAX: usize = 16 * 1024 * 1024;
+
+/// The most bytes of rows that one simple query may answer.
+const ANSWER_MAX: usize = 64 * 1024 * 1024;
+
+/// What a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// SQL and COPY.
+    Plain,
+    /// A walsender for this database, which takes SQL too.
+    Replication,
+}
+
+/// One connection on the bare protocol. Dropping it closes the socket.
+#[derive(Debug)]
+pub struct RawConnection {
+    stream: Stream,
+    buffer: ReadBuffer,
+    parameters: HashMap<String, String>,
+    cancel: Canceller,
+    version: u32,
+    copy: copy::State,
+}
+
+/// Cancels what its connection runs, from outside.
+#[derive(Debug, Clone)]
+pub struct Canceller {
+    conninfo: Conninfo,
+    route: Route,
+    process_id: i32,
+    secret_key: i32,
+}
+
+/// A row of a simple query.
+pub type TextRow = Vec<Option<String>>;
+
+impl RawConnection {
+    /// Connects as `steep-repl <purpose>`, with the settings every connection of ours has.
+    ///
+    /// # Errors
+    /// [`PgError`]: not reached, not let in, or not the kind of server that is wanted.
+    pub async fn connect(conninfo: &Conninfo, purpose: &str, mode: Mode) -> Result<Self, PgError> {
+        let mut failures = Failures::default();
+        for route in dial::routes(conninfo) {
+            if failures.judge(&route) == Next::Skip {
+                continue;
+            }
+            let attempt = Self::connect_along(conninfo, &route, purpose, mode);
+            match tokio::time::timeout(conninfo.connect_timeout, attempt).await {
+                Ok(Ok(connection)) => return Ok(connection),
+                Ok(Err(error)) => failures.add(route, error),
+                Err(_) => {
+                    let error = dial::timed_out(&route);
+                    failures.add(route, error);
+                }
+            }
+        }
+        Err(failures.into_error())
+    }
+
+    async fn connect_along(
+        conninfo: &Conninfo,
+        route: &Route,
+        purpose: &str,
+        mode: Mode,
+    ) -> Result<Self, PgError> {
+        let stream = dial::open(conninfo, route).await?;
+        let canceller = Canceller {
+            conninfo: conninfo.pinned(&route.endpoint),
+            route: route.clone(),
+            process_id: 0,
+            secret_key: 0,
+        };
+        let mut connection = Self {
+            stream,
+            buffer: ReadBuffer::new(),
+            parameters: HashMap::new(),
+            cancel: canceller,
+            version: 0,
+            copy: copy::State::Idle,
+        };
+        connection.start(conninfo, route, purpose, mode).await?;
+        let kind = ServerKind::of(|name| connection.parameters.get(name).map(String::as_str));
+        if !kind.is_wanted(conninfo.session_attrs) {
+            let place = route.endpoint.to_string();
+            return Err(PgError::Login { place, reason: kind.unwanted(conninfo.session_attrs) });
+        }
+        connection.version =
+            settings::version_num(connection.parameters.get("server_version").map_or("", |v| v))?;
+        connection.query(&settings::statements(connection.version)).await?;
+        Ok(connection)
+    }
+
+    /// `server_version_num`.
+    #[must_use]
+    pub fn server_version(&self) -> u32 {
+        self.version
+    }
+
+    /// What cancels this connection's statements.
+    #[must_use]
+    pub fn canceller(&self) -> Canceller {
+        self.cancel.clone()
+    }
+
+    /// Runs one simple query, which may be several statements or a replication command, and gives
+    /// the rows of all of them.
+    ///
+    /// # Errors
+    /// [`PgError`]; after [`PgError::Server`] the connection is usable, after others not.
+    pub async fn query(&mut self, sql: &str) -> Result<Vec<TextRow>, PgError> {
+        self.send_query(sql).await?;
+        let mut rows = Vec::new();
+        let mut size = 0;
+        let mut failed = None;
+        loop {
+            match self.message().await? {
+                Message::DataRow(body) => {
+                    size += body.buffer().len();
+                    if size > ANSWER_MAX {
+                        return Err(PgError::Protocol(format!(
+                            "the answer to a query is longer than {ANSWER_MAX} bytes"
+                        )));
+                    }
+                    rows.push(text_row(&body)?);
+                }
+                Message::ErrorResponse(body) => failed = failed.or(Some(server_error(&body)?)),
+                Message::ReadyForQuery(_) => break,
+                Message::RowDescription(_)
+                | Message::CommandComplete(_)
+                | Message::EmptyQueryResponse => {}
+                _ => return Err(PgError::Protocol("a message that answers no query".into())),
+            }
+        }
+        match failed {
+            None => Ok(rows),
+            Some(error) => Err(error),
+        }
+    }
+
+    /// Says goodbye and closes.
+    pub async fn close(mut self) {
+        let mut goodbye = BytesMut::new();
+        frontend::terminate(&mut goodbye);
+        // Whether it arrives makes no difference: the socket closes either way.
+        let _ = self.stream.write_all(&goodbye).await;
+        let _ = self.stream.shutdown().await;
+    }
+
+    async fn send_query(&mut self, sql: &str) -> Result<(), PgError> {
+        let mut request = BytesMut::new();
+        frontend::query(sql, &mut request)?;
+        self.send(&request).await
+    }
+
+    async fn send(&mut self, bytes: &[u8]) -> Result<(), PgError> {
+        self.stream.write_all(bytes).await?;
+        self.stream.flush().await?;
+        Ok(())
+    }
+
+    /// The next message that is neither a notice nor a parameter.
+    async fn message(&mut self) -> Result<Message, PgError> {
+        loop {
+            if let Some(message) = self.message_or_notice().await? {
+                return Ok(message);
+            }
+        }
+    }
+
+    /// The next message; `None` for a notice or a parameter, which is remembered.
+    async fn message_or_notice(&mut self) -> Result<Option<Message>, PgError> {
+        let mut bytes = self.buffer.message(&mut self.stream, MESSAGE_MAX).await?;
+        let message = Message::parse(&mut bytes)?
+            .ok_or_else(|| PgError::Protocol("a message was cut short".to_owned()))?;
+        match message {
+            Message::NoticeResponse(_) | Message::NotificationResponse(_) => Ok(None),
+            Message::ParameterStatus(body) => {
+                self.parameters.insert(body.name()?.to_owned(), body.value()?.to_owned());
+                Ok(None)
+            }
+            other => Ok(Some(other)),
+        }
+    }
+}
+
+impl Canceller {
+    /// Asks the server to end what the connection runs; returns when it has been told.
+    ///
+    /// # Errors
+    /// [`PgError`] where the server could not be asked.
+    pub async fn cancel(&self) -> Result<(), PgError> {
+        let asking = async {
+            let mut stream = dial::open(&self.conninfo, &self.route).await?;
+            let mut request = BytesMut::new();
+            frontend::cancel_request(self.process_id, self.secret_key, &mut request);
+            stream.write_all(&request).await?;
+            stream.flush().await?;
+            dial::until_closed(&mut stream).await;
+            Ok(())
+        };
+        match tokio::time::timeout(self.conninfo.connect_timeout, asking).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(dial::timed_out(&self.route)),
+        }
+    }
+}
+
+fn text_row(body: &postgres_protocol::message::backend::DataRowBody) -> Result<TextRow, PgError> {
+    let mut row = Vec::new();
+    let mut ranges = body.ranges();
+    while let Some(range) = ranges.next()? {
+        let value = range.map(|range| String::from_utf8(body.buffer()[range].to_vec()));
+        let value = value
+            .transpose()
+            .map_err(|_| PgError::Protocol("a value of a query is not UTF-8".to_owned()))?;
+        row.push(value);
+    }
+    Ok(row)
+}
+
+fn server_error(body: &ErrorResponseBody) -> Result<PgError, PgError> {
+    let mut known = ErrorFields::default();
+    let mut fields = body.fields();
+    while let Some(field) = fields.next()? {
+        let value = String::from_utf8_lossy(field.value_bytes()).into_owned();
+        // Field codes: PostgreSQL manual, section "Error and Notice Message Fields".
+        match field.type_() {
+            b'C' => known.code = value,
+            b'M' => known.message = value,
+            b'H' => known.hint = Some(value),
+            b'W' => known.context = Some(value),
+            b's' => known.schema = Some(value),
+            b't' => known.table = Some(value),
+            b'n' => known.constraint = Some(value),
+            _ => {}
+        }
+    }
+    Ok(PgError::Server(Box::new(known.into())))
+}

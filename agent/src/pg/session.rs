@@ -1,0 +1,266 @@
+//! One ordinary connection: tokio-postgres' client, its connection task, our settings.
+
+use std::future::Future;
+use std::ops::Deref;
+use std::pin::pin;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio_postgres::{Client, Connection, NoTls};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::conninfo::{Conninfo, SessionAttrs};
+use super::dial::{self, Failures, Next, Route, Stream};
+use super::{PgError, settings};
+
+/// How long a cancelled statement may take to end. PostgreSQL checks for cancellation often; what
+/// takes longer than this is a server that does not answer, and the connection is dropped.
+const CANCEL_GRACE: Duration = Duration::from_secs(10);
+
+/// A request may find the server between two statements: it is repeated so often.
+const CANCEL_AGAIN: Duration = Duration::from_millis(500);
+
+/// How long a connection may take to say goodbye.
+const CLOSE_GRACE: Duration = Duration::from_secs(1);
+
+/// One connection for queries. Dropping it closes the connection at once; the server then rolls
+/// back what is open.
+#[derive(Debug)]
+pub struct Session {
+    client: Client,
+    version: u32,
+    encoding: String,
+    here: Conninfo,
+    route: Route,
+    tasks: JoinSet<()>,
+}
+
+impl Deref for Session {
+    type Target = Client;
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl Session {
+    /// Connects as `steep-repl <purpose>` and makes the settings of this crate: no timeout of the
+    /// server's applies, names are never looked up in a path, values are written in one way.
+    ///
+    /// # Errors
+    /// [`PgError`]: not reached, not let in, or not the kind of server that is wanted.
+    pub async fn connect(conninfo: &Conninfo, purpose: &str) -> Result<Self, PgError> {
+        let mut failures = Failures::default();
+        for route in dial::routes(conninfo) {
+            if failures.judge(&route) == Next::Skip {
+                continue;
+            }
+            let attempt = Self::connect_along(conninfo, &route, purpose);
+            let outcome = tokio::time::timeout(conninfo.connect_timeout, attempt).await;
+            match outcome {
+                Ok(Ok(session)) => return Ok(session),
+                Ok(Err(error)) => failures.add(route, error),
+                Err(_) => {
+                    let error = dial::timed_out(&route);
+                    failures.add(route, error);
+                }
+            }
+        }
+        Err(failures.into_error())
+    }
+
+    async fn connect_along(
+        conninfo: &Conninfo,
+        route: &Route,
+        purpose: &str,
+    ) -> Result<Self, PgError> {
+        let stream = dial::open(conninfo, route).await?;
+        let mut config = tokio_postgres::Config::new();
+        config
+            .user(&conninfo.user)
+            .dbname(&conninfo.database)
+            .application_name(conninfo.application_name(purpose))
+            .ssl_mode(tokio_postgres::config::SslMode::Disable);
+        if let Some(options) = &conninfo.options {
+            config.options(options);
+        }
+        if let Some(password) = route.endpoint.password() {
+            config.password(password);
+        }
+        let (client, connection) =
+            config.connect_raw(stream, NoTls).await.map_err(|error| login_error(error, route))?;
+        let kind = ServerKind::of(|name| connection.parameter(name));
+        if !kind.is_wanted(conninfo.session_attrs) {
+            let place = route.endpoint.to_string();
+            return Err(PgError::Login { place, reason: kind.unwanted(conninfo.session_attrs) });
+        }
+        let version = settings::version_num(connection.parameter("server_version").unwrap_or(""))?;
+        let encoding = connection.parameter("server_encoding").unwrap_or("UTF8").to_owned();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(drive(connection));
+        client.batch_execute(&settings::statements(version)).await?;
+        // Not on every operating system; without it a lost agent's statement runs to its end.
+        if let Err(error) = client.batch_execute(settings::CHECK_CLIENT).await {
+            debug!(error = %PgError::from(error), "the server cannot watch for lost clients");
+        }
+        let here = conninfo.pinned(&route.endpoint);
+        Ok(Self { client, version, encoding, here, route: route.clone(), tasks })
+    }
+
+    /// The client, for transactions.
+    pub fn client_mut(&mut self) -> &mut Client {
+        &mut self.client
+    }
+
+    /// `server_version_num`: 180006 for 18.6.
+    #[must_use]
+    pub fn server_version(&self) -> u32 {
+        self.version
+    }
+
+    /// The database's encoding.
+    #[must_use]
+    pub fn server_encoding(&self) -> &str {
+        &self.encoding
+    }
+
+    /// How to reach this very server again, where the original names several.
+    #[must_use]
+    pub fn conninfo(&self) -> &Conninfo {
+        &self.here
+    }
+
+    /// Runs `work`, statements of this session. When `cancel` comes first, sends PostgreSQL a cancel
+    /// request, waits until the statement has ended and gives [`PgError::Cancelled`].
+    ///
+    /// # Errors
+    /// What `work` fails with, or [`PgError::Cancelled`]. After that the session may be used again,
+    /// in a transaction only for ROLLBACK.
+    pub async fn run<T>(
+        &self,
+        cancel: &CancellationToken,
+        work: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, PgError> {
+        if cancel.is_cancelled() {
+            return Err(PgError::Cancelled);
+        }
+        let mut work = pin!(work);
+        tokio::select! {
+            biased;
+            result = &mut work => return result.map_err(PgError::from),
+            () = cancel.cancelled() => {}
+        }
+        let stopped = async {
+            loop {
+                let request = async {
+                    if let Err(error) = self.cancel_request().await {
+                        debug!(%error, "cancel request failed");
+                    }
+                    tokio::time::sleep(CANCEL_AGAIN).await;
+                };
+                tokio::select! {
+                    biased;
+                    _ = &mut work => return,
+                    () = request => {}
+                }
+            }
+        };
+        if tokio::time::timeout(CANCEL_GRACE, stopped).await.is_err() {
+            debug!("a cancelled statement did not end in time");
+        }
+        Err(PgError::Cancelled)
+    }
+
+    /// Asks the server to end what this session runs.
+    async fn cancel_request(&self) -> Result<(), PgError> {
+        let token = self.client.cancel_token();
+        let mut stream = dial::open(&self.here, &self.route).await?;
+        token.cancel_query_raw(&mut stream, NoTls).await?;
+        dial::until_closed(&mut stream).await;
+        Ok(())
+    }
+
+    /// Says goodbye, so that the server does not log a lost client.
+    pub async fn close(self) {
+        let Self { client, mut tasks, .. } = self;
+        drop(client);
+        if tokio::time::timeout(CLOSE_GRACE, tasks.join_next()).await.is_err() {
+            debug!("a connection did not close in time");
+        }
+    }
+}
+
+async fn drive(connection: Connection<Stream, tokio_postgres::tls::NoTlsStream>) {
+    if let Err(error) = connection.await {
+        debug!(error = %PgError::from(error), "connection to PostgreSQL ended");
+    }
+}
+
+/// The driver says only in words that a password was wanted and none was there.
+fn login_error(error: tokio_postgres::Error, route: &Route) -> PgError {
+    let place = route.endpoint.to_string();
+    match PgError::from(error) {
+        PgError::Driver(reason) if reason.contains("password missing") => {
+            PgError::Login { place, reason: "the server wants a password and none was given".into() }
+        }
+        PgError::Driver(reason) => PgError::Login { place, reason },
+        other => other,
+    }
+}
+
+/// What kind of server answered, as PostgreSQL 14 and newer report it at the login.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ServerKind {
+    standby: bool,
+    read_only: bool,
+}
+
+impl ServerKind {
+    pub(super) fn of<'a>(parameter: impl Fn(&str) -> Option<&'a str>) -> Self {
+        let standby = parameter("in_hot_standby") == Some("on");
+        let read_only = standby || parameter("default_transaction_read_only") == Some("on");
+        Self { standby, read_only }
+    }
+
+    pub(super) fn is_wanted(self, attrs: SessionAttrs) -> bool {
+        match attrs {
+            // A standby is preferred, not demanded; with one server in the list that is the same.
+            SessionAttrs::Any | SessionAttrs::PreferStandby => true,
+            SessionAttrs::ReadWrite => !self.read_only,
+            SessionAttrs::ReadOnly => self.read_only,
+            SessionAttrs::Primary => !self.standby,
+            SessionAttrs::Standby => self.standby,
+        }
+    }
+
+    pub(super) fn unwanted(self, attrs: SessionAttrs) -> String {
+        let is = match (self.standby, self.read_only) {
+            (true, _) => "a standby",
+            (false, true) => "read-only",
+            (false, false) => "a primary",
+        };
+        format!("target_session_attrs={} is wanted and the server is {is}", attrs.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kind_of_server_decides_whether_it_is_used() {
+        let kind = |standby: &'static str, read_only: &'static str| {
+            ServerKind::of(move |name| match name {
+                "in_hot_standby" => Some(standby),
+                "default_transaction_read_only" => Some(read_only),
+                _ => None,
+            })
+        };
+        assert!(kind("off", "off").is_wanted(SessionAttrs::ReadWrite));
+        assert!(!kind("on", "off").is_wanted(SessionAttrs::ReadWrite));
+        assert!(!kind("off", "on").is_wanted(SessionAttrs::ReadWrite));
+        assert!(kind("off", "on").is_wanted(SessionAttrs::Primary));
+        assert!(kind("on", "off").is_wanted(SessionAttrs::Standby));
+        assert!(!kind("off", "off").is_wanted(SessionAttrs::Standby));
+    }
+}

@@ -1,0 +1,189 @@
+//! Makes the source's schema in a database without tables: pre-data now, post-data put aside.
+
+use std::collections::BTreeSet;
+
+use steep_protocol::message::agent::{WorkProgress, WorkUnit};
+use steep_protocol::message::facts::Finding;
+use steep_protocol::message::peer::TablePlan;
+use steep_protocol::{Fault, FaultKind, JobId, Phase};
+
+use super::batch::{Batches, Item, Strictness};
+use super::books::{self, Origin};
+use super::conn::Conn;
+use super::deferred::{Aside, Deferred};
+use super::objects;
+use super::sql_split::{SplitError, Splitter};
+use super::statement::Class;
+use crate::chunk::{PartReader, ReadStep};
+use crate::task::Task;
+
+/// Bytes of dump asked for at once.
+const READ: usize = 256 * 1024;
+
+/// Progress is told every so many statements.
+const TELL_EVERY: u64 = 100;
+
+/// Makes the schema and stores what waits. On the way out the job's book says `Begun`; the caller
+/// lists what was made and says `Prepared`.
+pub(super) async fn make<P: PartReader, Q: PartReader>(
+    task: &Task,
+    conn: &Conn,
+    plan: &[TablePlan],
+    pre_data: P,
+    post_data: Q,
+) -> Result<Vec<Finding>, Fault> {
+    conn.execute("BEGIN").await?;
+    books::open(conn, task.job, Origin::Bootstrap, plan).await?;
+    objects::note_baseline(conn, task.job).await?;
+    conn.execute("COMMIT").await?;
+    let mut findings = apply_pre_data(task, conn, pre_data).await?;
+    findings.extend(store_post_data(conn, task.job, post_data).await?);
+    Ok(findings)
+}
+
+/// Statements of a dump, one at a time.
+struct Dump<R> {
+    reader: R,
+    splitter: Splitter,
+    ended: bool,
+}
+
+impl<R: PartReader> Dump<R> {
+    fn new(reader: R) -> Self {
+        let splitter = Splitter::default();
+        Self {
+            reader,
+            splitter,
+            ended: false,
+        }
+    }
+
+    async fn next(&mut self, conn: &Conn) -> Result<Option<String>, Fault> {
+        let bad = |error: SplitError| {
+            conn.own(Fault::new(FaultKind::Failed, error.to_string())).hint(
+                "run pg_dump --schema-only on the source by hand and look for what is unusual in it",
+            )
+        };
+        let mut buffer = Vec::new();
+        loop {
+            if let Some(statement) = self.splitter.next().map_err(bad)? {
+                return Ok(Some(statement));
+            }
+            if self.ended {
+                return self.splitter.finish().map_err(bad);
+            }
+            buffer.clear();
+            let step = self.reader.read(&mut buffer, READ).await?;
+            self.splitter.push(&buffer);
+            self.ended = matches!(step, ReadStep::End { .. });
+        }
+    }
+}
+
+/// Settings of the dump that are the session's own business, or that this session already has.
+fn is_ours(setting: &str) -> bool {
+    matches!(
+        setting,
+        "" | "statement_timeout"
+            | "lock_timeout"
+            | "idle_in_transaction_session_timeout"
+            | "transaction_timeout"
+            | "client_encoding"
+            | "client_min_messages"
+            | "row_security"
+            | "xmloption"
+    )
+}
+
+async fn apply_pre_data<P: PartReader>(
+    task: &Task,
+    conn: &Conn,
+    reader: P,
+) -> Result<Vec<Finding>, Fault> {
+    let mut dump = Dump::new(reader);
+    let mut batches = Batches::new(conn, Strictness::Structure);
+    while let Some(sql) = dump.next(conn).await? {
+        let item = Item::new(sql);
+        match &item.class {
+            Class::Setting { name } if is_ours(name) => continue,
+            Class::Replication => continue,
+            _ => {}
+        }
+        batches.add(item).await?;
+        let done = batches.count();
+        if done.is_multiple_of(TELL_EVERY) {
+            let work = WorkProgress {
+                done,
+                total: done,
+                unit: WorkUnit::Items,
+                current: None,
+                workers: 1,
+            };
+            task.work(Phase::Schema, work);
+        }
+    }
+    batches.finish().await
+}
+
+async fn store_post_data<Q: PartReader>(
+    conn: &Conn,
+    job: JobId,
+    reader: Q,
+) -> Result<Vec<Finding>, Fault> {
+    let mut dump = Dump::new(reader);
+    let mut aside = Aside::new(conn, job).await?;
+    let mut place = String::new();
+    let mut missing = BTreeSet::new();
+    let mut late_views = BTreeSet::new();
+    while let Some(sql) = dump.next(conn).await? {
+        let item = Item::new(sql);
+        match &item.class {
+            Class::Setting { name } => {
+                if name == "default_tablespace" {
+                    place = tablespace(conn, &item.sql, &mut missing).await?;
+                }
+                continue;
+            }
+            Class::MaterializedView { view } => _ = late_views.insert(view.clone()),
+            _ => {}
+        }
+        if let Some(mut deferred) = Deferred::of_dump(item) {
+            if !place.is_empty() && deferred.makes_storage() {
+                deferred.sql = format!("{place};\n{}", deferred.sql);
+            }
+            if deferred.table.as_ref().is_some_and(|table| late_views.contains(table)) {
+                deferred = deferred.after_its_table();
+            }
+            aside.store(deferred).await?;
+        }
+    }
+    aside.finish().await?;
+    let finding = |setting: String| {
+        conn.warning(
+            "setting",
+            format!("indexes belong to a tablespace this server does not have ({setting})"),
+            "they are made in the database's default tablespace",
+            "make the tablespace before, or move the indexes later",
+        )
+    };
+    Ok(missing.into_iter().map(finding).collect())
+}
+
+/// What must precede the statements that follow a `SET default_tablespace`: the same for one
+/// transaction, or nothing where it is the default or does not exist here.
+async fn tablespace(
+    conn: &Conn,
+    sql: &str,
+    missing: &mut BTreeSet<String>,
+) -> Result<String, Fault> {
+    let value = sql.split_once('=').map_or("", |(_, value)| value.trim());
+    if value == "''" || value.is_empty() {
+        return Ok(String::new());
+    }
+    let local = format!("SET LOCAL default_tablespace = {value}");
+    if conn.transact(&local).await.is_ok() {
+        return Ok(local);
+    }
+    missing.insert(value.to_owned());
+    Ok(String::new())
+}

@@ -1,0 +1,76 @@
+//! Takes back what a job has made on the target (G6).
+//!
+//! Every step finds out by itself what is left to do, so cleanup may come after nothing, after half
+//! a job, twice, or while servers still end what a dead agent began. The schema `steep_repl` itself
+//! stays: it is the node's, holds its state and its audit log; only the job's rows in it go.
+
+use steep_protocol::Fault;
+use steep_protocol::message::agent::CancelledData;
+
+use super::books::{self, Origin, Progress};
+use super::build::{build_constraints, build_indexes};
+use super::conn::{Conn, application_names};
+use super::{existing, ledger, objects, replica_role, subscription};
+use crate::task::Task;
+
+/// How long one of our own sessions may take to end once told, in milliseconds.
+const TERMINATE_WAIT_MS: i64 = 10_000;
+
+/// Builds at once where indexes are made again: on emptied tables that takes no time.
+const PARALLEL: u8 = 4;
+
+/// Removes subscription, origin, and books of the job. With [`CancelledData::Remove`] also the
+/// schema the job made or the rows it put into tables that were there; with
+/// [`CancelledData::Keep`] both stay, and what was put aside is built again.
+///
+/// # Errors
+/// Faults of the server or the connection; what is left is found by another try.
+pub async fn cleanup(task: &Task, data: CancelledData) -> Result<(), Fault> {
+    let conn = Conn::open(task, "cleanup").await?;
+    end_others(task, &conn).await?;
+    subscription::unsubscribe(&conn, task.job).await?;
+    if let Some(book) = books::load(&conn, task.job).await? {
+        match (data, book.origin) {
+            (CancelledData::Remove, Origin::Bootstrap) => {
+                objects::drop_created(&conn, task.job).await?;
+            }
+            (CancelledData::Remove, Origin::Existing) => {
+                // Until the job has seen or made them empty, their rows are not its own.
+                if book.progress >= Progress::OwnsRows {
+                    empty(task, &conn).await?;
+                }
+                rebuild(task).await?;
+            }
+            (CancelledData::Keep, _) => rebuild(task).await?,
+        }
+    }
+    ledger::forget(task, &conn).await
+}
+
+/// Ends sessions of the job that an agent has left behind: their locks would be in the way.
+async fn end_others(task: &Task, conn: &Conn) -> Result<(), Fault> {
+    let sql = "SELECT count(pg_terminate_backend(pid, $2)) FROM pg_stat_activity
+        WHERE application_name LIKE $1 AND datname = current_database()
+        AND usename = current_user AND pid <> pg_backend_pid()";
+    let names = application_names(task.job);
+    conn.rows(sql, &[&names, &TERMINATE_WAIT_MS]).await?;
+    Ok(())
+}
+
+async fn empty(task: &Task, conn: &Conn) -> Result<(), Fault> {
+    // No trigger on TRUNCATE is meant for this.
+    replica_role(conn).await?;
+    let planned = books::planned(conn, task.job).await?;
+    existing::truncate(conn, &planned).await
+}
+
+/// Makes again what was put aside. What cannot be made is told in the log and left stored by
+/// nobody: the error names it.
+async fn rebuild(task: &Task) -> Result<(), Fault> {
+    let mut findings = build_indexes(task, PARALLEL).await?;
+    findings.extend(build_constraints(task, PARALLEL).await?);
+    for finding in findings {
+        tracing::warn!(job_id = %task.job, code = %finding.code, what = %finding.what, "put back with a flaw");
+    }
+    Ok(())
+}

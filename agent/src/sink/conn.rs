@@ -1,0 +1,136 @@
+//! A connection that works for one job: every statement can be cancelled, every error is a fault of
+//! this node, and the server shows which job it belongs to.
+
+use steep_protocol::message::facts::{Finding, Severity};
+use steep_protocol::{Fault, JobId, NodeId};
+use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+use tokio_util::sync::CancellationToken;
+
+use crate::pg::{PgError, Session};
+use crate::task::Task;
+
+/// Parameters of a query.
+pub(super) type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
+
+/// One connection, for one job.
+#[derive(Debug)]
+pub(super) struct Conn {
+    pub(super) session: Session,
+    node: NodeId,
+    cancel: CancellationToken,
+}
+
+/// Every connection of a sink is called `sink-WHAT JOB`, so that what an agent left behind can be
+/// found and ended by a later one.
+fn purpose(job: JobId, what: &str) -> String {
+    format!("sink-{what} {job}")
+}
+
+/// `LIKE` pattern of the `application_name`s above.
+pub(super) fn application_names(job: JobId) -> String {
+    format!("% sink-% {job}")
+}
+
+impl Conn {
+    /// Connects.
+    pub(super) async fn open(task: &Task, what: &str) -> Result<Self, Fault> {
+        let session = Session::connect(&task.conninfo, &purpose(task.job, what))
+            .await
+            .map_err(|error| error.to_fault(&task.node))?;
+        let (node, cancel) = (task.node.clone(), task.cancel.clone());
+        Ok(Self {
+            session,
+            node,
+            cancel,
+        })
+    }
+
+    /// The error as a fault of this node.
+    pub(super) fn fault(&self, error: &PgError) -> Fault {
+        error.to_fault(&self.node)
+    }
+
+    /// A fault of our own, on this node.
+    pub(super) fn own(&self, fault: Fault) -> Fault {
+        fault.on(&self.node)
+    }
+
+    /// Runs statements without parameters; the caller judges the error.
+    pub(super) async fn attempt(&self, sql: &str) -> Result<(), PgError> {
+        let work = self.session.batch_execute(sql);
+        self.session.run(&self.cancel, work).await
+    }
+
+    /// Runs statements without parameters.
+    pub(super) async fn execute(&self, sql: &str) -> Result<(), Fault> {
+        self.attempt(sql).await.map_err(|error| self.fault(&error))
+    }
+
+    /// Runs statements in one transaction, which is rolled back where they fail.
+    pub(super) async fn transact(&self, sql: &str) -> Result<(), PgError> {
+        let outcome = self.attempt(&format!("BEGIN;\n{sql};\nCOMMIT")).await;
+        if outcome.is_err() {
+            self.roll_back().await?;
+        }
+        outcome
+    }
+
+    /// Ends a failed transaction. After a cancellation too, hence not by way of the token.
+    pub(super) async fn roll_back(&self) -> Result<(), PgError> {
+        Ok(self.session.batch_execute("ROLLBACK").await?)
+    }
+
+    /// Rows of a query; the caller judges the error.
+    pub(super) async fn fetch(&self, sql: &str, params: Params<'_>) -> Result<Vec<Row>, PgError> {
+        let work = self.session.query(sql, params);
+        self.session.run(&self.cancel, work).await
+    }
+
+    /// Rows of a query.
+    pub(super) async fn rows(&self, sql: &str, params: Params<'_>) -> Result<Vec<Row>, Fault> {
+        let rows = self.fetch(sql, params).await;
+        rows.map_err(|error| self.fault(&error))
+    }
+
+    /// The one row of a query that always gives one.
+    pub(super) async fn row(&self, sql: &str, params: Params<'_>) -> Result<Row, Fault> {
+        let work = self.session.query_one(sql, params);
+        let row = self.session.run(&self.cancel, work).await;
+        row.map_err(|error| self.fault(&error))
+    }
+
+    /// A warning about this node.
+    pub(super) fn warning(&self, code: &str, what: String, why: &str, fix: &str) -> Finding {
+        Finding {
+            severity: Severity::Warning,
+            code: code.to_owned(),
+            node: Some(self.node.clone()),
+            what,
+            why: why.to_owned(),
+            fix: fix.to_owned(),
+        }
+    }
+}
+
+/// Text as an SQL string, for statements that take no parameters. Whatever the setting of
+/// `standard_conforming_strings`.
+pub(super) fn literal(text: &str) -> String {
+    let doubled = text.replace('\'', "''");
+    if doubled.contains('\\') {
+        format!(" E'{}'", doubled.replace('\\', "\\\\"))
+    } else {
+        format!("'{doubled}'")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_literal_ends_where_it_should() {
+        assert_eq!(literal("a'b"), "'a''b'");
+        assert_eq!(literal(r"\'"), r" E'\\'''");
+    }
+}

@@ -1,0 +1,337 @@
+//! COPY into the target: one transaction per part, rows and ledger row together (G2).
+//!
+//! A part begins with its ledger row, not ends with it: the row is the claim to the part. Whoever
+//! comes second (a retry while the server still ends the first try) waits there for the first one's
+//! end, and then finds the part done or takes it over; it is never loaded twice.
+//!
+//! Commits wait for the disk (`synchronous_commit` stays on): a part is reported done only when no
+//! crash of the server can take it back. Triggers do not fire and foreign keys are not checked
+//! (`session_replication_role = replica`): the source has done both.
+//!
+//! Nothing is sent to the server before the second chunk: an empty part costs two round trips and
+//! no COPY, and a part of one chunk no thought of freezing it.
+
+use std::pin::Pin;
+
+use bytes::Bytes;
+use futures_util::SinkExt;
+use steep_protocol::message::agent::PartDone;
+use steep_protocol::message::peer::{CopyFormat, TablePlan};
+use steep_protocol::{ByteCount, Epoch, Fault, FaultKind, PartNo, RowCount};
+use tokio_postgres::{CopyInSink, SimpleQueryMessage};
+
+use super::conn::{Conn, literal};
+use super::replica_role;
+use crate::chunk::{PartWriter, Sent};
+use crate::task::Task;
+
+/// Bytes of a binary COPY without rows: the header and the trailer (PostgreSQL manual, COPY, "Binary
+/// Format").
+const BINARY_EMPTY: u64 = 21;
+
+/// How long a part that could be frozen waits for its table; somebody who reads it is not worth
+/// more.
+const FREEZE_WAIT: &str = "500ms";
+
+/// Loads parts, one at a time, on one connection.
+#[derive(Debug)]
+pub struct Loader {
+    task: Task,
+    conn: Conn,
+    encoding: String,
+    /// A part was begun and its end has not been seen: its transaction may be open.
+    open: bool,
+}
+
+/// What beginning a part comes to.
+#[derive(Debug)]
+pub enum Begin<'a> {
+    /// The ledger has it already.
+    Done(PartDone),
+    /// Its rows are wanted.
+    Load(PartLoad<'a>),
+}
+
+/// A part being loaded. Dropping it takes back everything it has written, at the latest when the
+/// [`Loader`] begins another part or is dropped.
+pub struct PartLoad<'a> {
+    loader: &'a mut Loader,
+    epoch: Epoch,
+    part: PartNo,
+    table: String,
+    columns: String,
+    format: CopyFormat,
+    freeze: Freeze,
+    /// The first chunk, until it is known whether there is another.
+    first: Option<Bytes>,
+    sink: Option<Pin<Box<CopyInSink<Bytes>>>>,
+    bytes: u64,
+}
+
+impl std::fmt::Debug for PartLoad<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PartLoad")
+            .field("part", &self.part)
+            .field("table", &self.table)
+            .field("bytes", &self.bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whether rows may be written as if they had been there for long, which saves the server writing
+/// every page again when they are first read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Freeze {
+    /// The part is the whole table.
+    Try,
+    /// Others load the same table.
+    No,
+}
+
+impl Loader {
+    /// Connects. `encoding` is the source database's, in which its COPY data come.
+    ///
+    /// # Errors
+    /// Faults of the connection; a role that may not set `session_replication_role`.
+    pub async fn connect(task: &Task, encoding: &str) -> Result<Self, Fault> {
+        let conn = Conn::open(task, "load").await?;
+        replica_role(&conn).await?;
+        Ok(Self {
+            task: task.clone(),
+            conn,
+            encoding: encoding.to_owned(),
+            open: false,
+        })
+    }
+
+    /// Begins a part: takes its place in the ledger, unless it is taken.
+    ///
+    /// # Errors
+    /// Faults of the server or the connection, cancellation.
+    pub async fn begin(
+        &mut self,
+        epoch: Epoch,
+        table: &TablePlan,
+        part: PartNo,
+        format: CopyFormat,
+    ) -> Result<Begin<'_>, Fault> {
+        self.end_open().await?;
+        self.open = true;
+        if !self.claim(epoch, table, part).await? {
+            let done = self.look_up(epoch, part).await?;
+            return Ok(Begin::Done(done));
+        }
+        let columns: Vec<String> = table.columns.iter().map(|c| c.name.quoted()).collect();
+        let freeze = if table.ranges.len() == 1 {
+            Freeze::Try
+        } else {
+            Freeze::No
+        };
+        Ok(Begin::Load(PartLoad {
+            epoch,
+            part,
+            table: table.name.quoted(),
+            columns: columns.join(", "),
+            format,
+            freeze,
+            first: None,
+            sink: None,
+            bytes: 0,
+            loader: self,
+        }))
+    }
+
+    /// Ends what a dropped [`PartLoad`] has left.
+    async fn end_open(&mut self) -> Result<(), Fault> {
+        if self.open {
+            self.conn.execute("ROLLBACK").await?;
+            self.open = false;
+        }
+        Ok(())
+    }
+
+    async fn claim(&self, epoch: Epoch, table: &TablePlan, part: PartNo) -> Result<bool, Fault> {
+        let sql = format!(
+            "BEGIN; INSERT INTO steep_repl.copy_ledger
+             (job, epoch, part, schema_name, table_name, rows, bytes, finished_at)
+             VALUES ('{}', {}, {}, {}, {}, 0, 0, now())
+             ON CONFLICT (job, epoch, part) DO NOTHING RETURNING part",
+            self.task.job,
+            epoch.0,
+            part.0,
+            literal(table.name.schema.as_str()),
+            literal(table.name.table.as_str()),
+        );
+        let work = self.conn.session.simple_query(&sql);
+        let messages = self.conn.session.run(&self.task.cancel, work).await;
+        let messages = messages.map_err(|error| self.conn.fault(&error))?;
+        let is_row = |message: &SimpleQueryMessage| matches!(message, SimpleQueryMessage::Row(_));
+        Ok(messages.iter().any(is_row))
+    }
+
+    async fn look_up(&mut self, epoch: Epoch, part: PartNo) -> Result<PartDone, Fault> {
+        self.end_open().await?;
+        let sql = "SELECT rows, bytes FROM steep_repl.copy_ledger
+            WHERE job = $1 AND epoch = $2::int8 AND part = $3::int8";
+        let job = self.task.job.to_string();
+        let (epoch, number) = (i64::from(epoch.0), i64::from(part.0));
+        let row = self.conn.row(sql, &[&job, &epoch, &number]).await?;
+        let count = |at: usize| u64::try_from(row.get::<_, i64>(at)).unwrap_or(0);
+        Ok(PartDone {
+            part,
+            rows: RowCount(count(0)),
+            bytes: ByteCount(count(1)),
+            wire: ByteCount(0),
+        })
+    }
+}
+
+impl PartLoad<'_> {
+    fn is_utf8(&self) -> bool {
+        self.loader.encoding.eq_ignore_ascii_case("utf8")
+    }
+
+    /// Starts COPY.
+    async fn start(&mut self, freeze: Freeze) -> Result<(), Fault> {
+        let frozen = freeze == Freeze::Try && self.empty_table().await?;
+        let mut options = match self.format {
+            CopyFormat::Binary => "FORMAT binary".to_owned(),
+            CopyFormat::Text => "FORMAT text".to_owned(),
+        };
+        if frozen {
+            options.push_str(", FREEZE");
+        }
+        if self.format == CopyFormat::Text && !self.is_utf8() {
+            options.push_str(", ENCODING ");
+            options.push_str(&literal(&self.loader.encoding));
+        }
+        let columns = if self.columns.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", self.columns)
+        };
+        let sql = format!("COPY {}{columns} FROM STDIN WITH ({options})", self.table);
+        let conn = &self.loader.conn;
+        let start = async {
+            // The statement is read while the client's encoding is still UTF-8: it holds names.
+            let statement = conn.session.prepare(&sql).await?;
+            if self.format == CopyFormat::Binary && !self.is_utf8() {
+                let encoding = literal(&self.loader.encoding);
+                let set = format!("SET LOCAL client_encoding = {encoding}");
+                conn.session.batch_execute(&set).await?;
+            }
+            conn.session.copy_in::<_, Bytes>(&statement).await
+        };
+        let sink = conn.session.run(&self.loader.task.cancel, start).await;
+        self.sink = Some(Box::pin(sink.map_err(|error| conn.fault(&error))?));
+        Ok(())
+    }
+
+    /// Makes the table new in this transaction, which is what FREEZE wants, if it holds no row and
+    /// nobody is in the way. Rows that came from elsewhere are never removed here.
+    async fn empty_table(&self) -> Result<bool, Fault> {
+        let conn = &self.loader.conn;
+        let table = &self.table;
+        let ask = format!(
+            "SAVEPOINT freeze; SET LOCAL lock_timeout = '{FREEZE_WAIT}';
+             LOCK TABLE ONLY {table} IN ACCESS EXCLUSIVE MODE;
+             SELECT 1 FROM ONLY {table} LIMIT 1"
+        );
+        let work = conn.session.simple_query(&ask);
+        let answer = conn.session.run(&self.loader.task.cancel, work).await;
+        let empty = answer.is_ok_and(|messages| {
+            !messages
+                .iter()
+                .any(|message| matches!(message, SimpleQueryMessage::Row(_)))
+        });
+        let fresh =
+            format!("TRUNCATE ONLY {table}; SET LOCAL lock_timeout = 0; RELEASE SAVEPOINT freeze");
+        if empty && conn.attempt(&fresh).await.is_ok() {
+            return Ok(true);
+        }
+        conn.execute("ROLLBACK TO SAVEPOINT freeze; RELEASE SAVEPOINT freeze")
+            .await?;
+        Ok(false)
+    }
+
+    async fn send(&mut self, data: Bytes) -> Result<(), Fault> {
+        let Some(sink) = &mut self.sink else {
+            return Ok(());
+        };
+        let conn = &self.loader.conn;
+        let sent = conn
+            .session
+            .run(&self.loader.task.cancel, sink.feed(data))
+            .await;
+        sent.map_err(|error| conn.fault(&error))
+    }
+
+    /// Whether what was sent has no rows in it, so that no COPY is needed.
+    fn is_empty(&self, sent: Sent) -> bool {
+        let nothing = match self.format {
+            CopyFormat::Binary => self.bytes <= BINARY_EMPTY,
+            CopyFormat::Text => self.bytes == 0,
+        };
+        self.sink.is_none() && sent.rows.0 == 0 && nothing
+    }
+
+    /// Ends COPY; the rows PostgreSQL counted.
+    async fn finish(&mut self) -> Result<u64, Fault> {
+        let Some(mut sink) = self.sink.take() else {
+            return Ok(0);
+        };
+        let conn = &self.loader.conn;
+        let rows = conn
+            .session
+            .run(&self.loader.task.cancel, sink.as_mut().finish())
+            .await;
+        rows.map_err(|error| conn.fault(&error))
+    }
+}
+
+impl PartWriter for PartLoad<'_> {
+    async fn write(&mut self, data: Bytes) -> Result<(), Fault> {
+        self.bytes += data.len() as u64;
+        if self.sink.is_none() {
+            let Some(first) = self.first.take() else {
+                self.first = Some(data);
+                return Ok(());
+            };
+            self.start(self.freeze).await?;
+            self.send(first).await?;
+        }
+        self.send(data).await
+    }
+
+    async fn commit(mut self, sent: Sent) -> Result<(), Fault> {
+        let rows = if self.is_empty(sent) {
+            0
+        } else {
+            if self.sink.is_none() {
+                self.start(Freeze::No).await?;
+                if let Some(first) = self.first.take() {
+                    self.send(first).await?;
+                }
+            }
+            self.finish().await?
+        };
+        if rows != sent.rows.0 || self.bytes != sent.bytes.0 {
+            return Err(self.loader.conn.own(Fault::new(
+                FaultKind::Failed,
+                format!(
+                    "part {} of {} has {} rows in {} bytes on the source and {rows} in {} here; it was taken back",
+                    self.part, self.table, sent.rows.0, sent.bytes.0, self.bytes
+                ),
+            )));
+        }
+        let sql = format!(
+            "SET LOCAL client_encoding = 'UTF8'; UPDATE steep_repl.copy_ledger
+             SET rows = {rows}, bytes = {}, finished_at = clock_timestamp()
+             WHERE job = '{}' AND epoch = {} AND part = {}; COMMIT",
+            self.bytes, self.loader.task.job, self.epoch.0, self.part.0
+        );
+        self.loader.conn.execute(&sql).await?;
+        self.loader.open = false;
+        Ok(())
+    }
+}

@@ -1,0 +1,47 @@
+//! The target's end: schema, COPY in, indexes and constraints, subscription, and taking it all back.
+//!
+//! In the order a job uses them: [`prepare`] (schema made or checked, indexes put aside) →
+//! [`formats`] and [`ledger`] (what is to be fetched, and how) → [`Loader`] (rows) →
+//! [`build_indexes`], [`build_constraints`] → [`subscribe`] → [`finish`] → [`totals`] (the proof) →
+//! [`release`]; or [`cleanup`] at any time.
+//!
+//! Everything is idempotent by job, and what a crash must not forget is in the schema `steep_repl`
+//! of this very database ([`schema`]), written before or together with what it is about:
+//! - a part's ledger row in the transaction of its rows (G2);
+//! - an index's definition in the transaction that drops it;
+//! - the list of what was there before anything is made (G6).
+//!
+//! Nothing here decides what a job does next, and nothing talks to another node.
+
+pub mod schema;
+
+mod batch;
+mod books;
+mod bootstrap;
+mod build;
+mod cleanup;
+mod conn;
+mod copy_in;
+mod deferred;
+mod existing;
+mod finish;
+mod formats;
+mod ledger;
+mod memory;
+mod objects;
+mod prepare;
+mod queue;
+mod sql_split;
+mod statement;
+mod subscription;
+
+pub use build::{build_constraints, build_indexes};
+pub use cleanup::cleanup;
+pub use copy_in::{Begin, Loader, PartLoad};
+pub use finish::finish;
+pub use formats::formats;
+pub use ledger::{ledger, release, totals};
+pub use prepare::{PrepareRequest, prepare};
+pub use subscription::{await_native_copy, subscribe, subscription_statuses};
+
+use prepare::replica_role;

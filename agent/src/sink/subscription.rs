@@ -1,0 +1,364 @@
+//! The hand-over to replication (G1): a subscription on the job's slot, its origin at the slot's
+//! LSN, enabled last.
+//!
+//! The source's connection string is a secret. It stands in the text of `CREATE SUBSCRIPTION`,
+//! which takes no parameters: before that statement this session turns off everything that would
+//! write it to the server's log, as far as its role may, and hides it from `pg_stat_activity`.
+//! PostgreSQL itself keeps it in `pg_subscription.subconninfo`, which only superusers can read.
+
+use std::time::Duration;
+
+use steep_protocol::message::agent::{
+    SubscriptionStart, SubscriptionStatus, WorkProgress, WorkUnit,
+};
+use steep_protocol::message::job::ReplicationNames;
+use steep_protocol::message::peer::Secret;
+use steep_protocol::{Fault, FaultKind, Identifier, JobId, Lsn, Phase, Retry};
+use tokio::time::MissedTickBehavior;
+use tokio_postgres::error::SqlState;
+
+use super::conn::{Conn, literal};
+use crate::pg::{PgError, Session};
+use crate::task::Task;
+
+/// Between two looks at a native copy.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Errors of one subscription's workers before its job is given up. Workers start again after five
+/// seconds (`wal_retrieve_retry_interval`), so this is some twenty seconds of nothing but errors.
+const ERRORS_MAX: i64 = 4;
+
+/// How long a subscription may be without its worker, on servers that do not count errors.
+const ABSENT_MAX: Duration = Duration::from_secs(60);
+
+/// What keeps a statement's text out of logs and views; each as far as the role may.
+const DISCREET: [&str; 6] = [
+    "SET track_activities = off",
+    "SET log_statement = 'none'",
+    "SET log_min_duration_statement = -1",
+    "SET log_min_duration_sample = -1",
+    "SET log_min_error_statement = 'panic'",
+    "SET log_transaction_sample_rate = 0",
+];
+
+fn names(job: JobId) -> Result<(String, Identifier), Fault> {
+    let name = ReplicationNames(job).name();
+    let quoted = Identifier::parse(name.as_str())
+        .map_err(|error| Fault::new(FaultKind::Failed, error.to_string()))?;
+    Ok((name, quoted))
+}
+
+/// A subscription of ours as the catalog has it.
+struct Found {
+    oid: u32,
+    enabled: bool,
+}
+
+async fn find(conn: &Conn, name: &str) -> Result<Option<Found>, Fault> {
+    let sql = "SELECT s.oid, s.subenabled FROM pg_subscription s
+        JOIN pg_database d ON d.oid = s.subdbid
+        WHERE d.datname = current_database() AND s.subname = $1";
+    let rows = conn.rows(sql, &[&name]).await?;
+    Ok(rows.first().map(|row| Found {
+        oid: row.get(0),
+        enabled: row.get(1),
+    }))
+}
+
+/// Makes the job's subscription and enables it. Done again, goes on where it was: what is enabled
+/// is left alone, since its origin has moved on by itself.
+///
+/// # Errors
+/// Faults of the server, the connection, and of the server's own connection to the source.
+pub async fn subscribe(
+    task: &Task,
+    source: &Secret,
+    start: SubscriptionStart,
+) -> Result<(), Fault> {
+    let conn = Conn::open(task, "subscribe").await?;
+    let (name, quoted) = names(task.job)?;
+    let found = match find(&conn, &name).await? {
+        Some(found) => found,
+        None => {
+            create(&conn, source, start, &quoted).await?;
+            let made = find(&conn, &name).await?;
+            made.ok_or_else(|| conn.own(Fault::new(FaultKind::Failed, gone(&name))))?
+        }
+    };
+    if found.enabled {
+        return Ok(());
+    }
+    if let SubscriptionStart::AtSlot(lsn) = start {
+        advance(&conn, found.oid, lsn).await?;
+    }
+    let enable = format!("ALTER SUBSCRIPTION {} ENABLE", quoted.quoted());
+    conn.execute(&enable).await
+}
+
+fn gone(name: &str) -> String {
+    format!("subscription {name} is not there")
+}
+
+async fn create(
+    conn: &Conn,
+    source: &Secret,
+    start: SubscriptionStart,
+    name: &Identifier,
+) -> Result<(), Fault> {
+    for setting in DISCREET {
+        // Most want a superuser; what is refused leaves the log as its administrator set it up.
+        if let Err(error @ PgError::Cancelled) = conn.attempt(setting).await {
+            return Err(conn.fault(&error));
+        }
+    }
+    let version = conn.session.server_version();
+    let mut options = match start {
+        SubscriptionStart::AtSlot(_) => {
+            "create_slot = false, copy_data = false, enabled = false".to_owned()
+        }
+        SubscriptionStart::NativeCopy => {
+            "create_slot = true, copy_data = true, enabled = true".to_owned()
+        }
+    };
+    options.push_str(&format!(", slot_name = {}", literal(name.as_str())));
+    // Rows that reached the source by replication belong to it as well as others do: but not what
+    // would come back to where it was made.
+    options.push_str(match version {
+        160_000.. => ", streaming = parallel, origin = none",
+        _ => ", streaming = on",
+    });
+    let quoted = name.quoted();
+    let sql = format!(
+        "CREATE SUBSCRIPTION {quoted} CONNECTION {} PUBLICATION {quoted} WITH ({options})",
+        literal(source.expose())
+    );
+    match conn.attempt(&sql).await {
+        Ok(()) => Ok(()),
+        // Another try of the same command came first.
+        Err(error) if error.is(&SqlState::DUPLICATE_OBJECT) => Ok(()),
+        Err(error) => Err(refused(conn, &error)),
+    }
+}
+
+fn refused(conn: &Conn, error: &PgError) -> Fault {
+    let mut fault = conn.fault(error);
+    let Some(code) = error.sqlstate() else {
+        return fault;
+    };
+    fault.message = format!("the subscription cannot be created: {}", fault.message);
+    if *code == SqlState::CONNECTION_FAILURE
+        || *code == SqlState::SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION
+    {
+        fault.kind = FaultKind::Unreachable;
+        fault.retry = Retry::Backoff;
+        return fault.hint(
+            "this server must reach the source's PostgreSQL: check --replication-conninfo of the source's agent, its pg_hba.conf and the network",
+        );
+    }
+    if *code == SqlState::INSUFFICIENT_PRIVILEGE {
+        return fault.hint(
+            "let the agent connect as a superuser, or grant its role pg_create_subscription (PostgreSQL 16 and newer)",
+        );
+    }
+    fault
+}
+
+/// Puts the subscription's origin where its slot begins. Not needed for exactness, since the source
+/// sends nothing from before its slot's own position; with it, the position is right in
+/// `pg_stat_subscription` and in the origin from the first moment, and nothing is sent twice after a
+/// slot was moved by hand. So a role that may not do it goes without.
+async fn advance(conn: &Conn, oid: u32, lsn: Lsn) -> Result<(), Fault> {
+    let origin = literal(&format!("pg_{oid}"));
+    let sql = format!(
+        "SELECT pg_replication_origin_advance({origin}, '{lsn}')
+         WHERE coalesce(pg_replication_origin_progress({origin}, false), '0/0') < '{lsn}'"
+    );
+    match conn.attempt(&sql).await {
+        Ok(()) => Ok(()),
+        Err(error) if error.is(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+            tracing::debug!(%error, "the origin is left where it is");
+            Ok(())
+        }
+        Err(error) => Err(conn.fault(&error)),
+    }
+}
+
+/// Waits until PostgreSQL's own copy has made every table of the subscription ready.
+///
+/// # Errors
+/// A fault where its workers keep failing, or the subscription is gone or disabled.
+pub async fn await_native_copy(task: &Task) -> Result<(), Fault> {
+    let conn = Conn::open(task, "watch").await?;
+    let (name, _) = names(task.job)?;
+    let mut looks = tokio::time::interval(LOOK_EVERY);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut present = tokio::time::Instant::now();
+    let errors_before = native(&conn, &name).await?.errors;
+    loop {
+        tokio::select! {
+            _ = looks.tick() => {}
+            () = task.cancel.cancelled() => {
+                return Err(conn.own(Fault::new(FaultKind::Cancelled, "cancelled")));
+            }
+        }
+        let now = native(&conn, &name).await?;
+        task.work(
+            Phase::Copy,
+            WorkProgress {
+                done: now.ready,
+                total: now.tables,
+                unit: WorkUnit::Items,
+                current: now.current,
+                workers: now.workers,
+            },
+        );
+        if now.ready == now.tables {
+            return Ok(());
+        }
+        if now.running {
+            present = tokio::time::Instant::now();
+        }
+        let failing = now.errors - errors_before >= ERRORS_MAX;
+        if failing || present.elapsed() > ABSENT_MAX {
+            return Err(stuck(&conn, &now.failing));
+        }
+    }
+}
+
+fn stuck(conn: &Conn, tables: &[String]) -> Fault {
+    let mut what = "PostgreSQL's own copy keeps failing".to_owned();
+    if !tables.is_empty() {
+        what.push_str(&format!(", tables not ready: {}", tables.join(", ")));
+    }
+    conn.own(Fault::new(FaultKind::Failed, what)).hint(
+        "the reason is in this server's log (logical replication worker); also see the source's",
+    )
+}
+
+/// How far a native copy is.
+struct Native {
+    tables: u64,
+    ready: u64,
+    workers: u8,
+    current: Option<String>,
+    running: bool,
+    errors: i64,
+    failing: Vec<String>,
+}
+
+async fn native(conn: &Conn, name: &str) -> Result<Native, Fault> {
+    let errors = match conn.session.server_version() {
+        150_000.. => {
+            "(SELECT apply_error_count + sync_error_count FROM pg_stat_subscription_stats t
+              WHERE t.subid = s.oid)"
+        }
+        _ => "0::int8",
+    };
+    let sql = format!(
+        "SELECT count(r.srrelid), count(*) FILTER (WHERE r.srsubstate = 'r'),
+            EXISTS (SELECT FROM pg_stat_subscription w WHERE w.subid = s.oid AND w.pid IS NOT NULL),
+            coalesce({errors}, 0)::int8,
+            (array_agg(r.srrelid::regclass::text ORDER BY r.srrelid)
+                FILTER (WHERE r.srsubstate <> 'r'))[1:10],
+            s.subenabled
+         FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid
+         LEFT JOIN pg_subscription_rel r ON r.srsubid = s.oid
+         WHERE s.subname = $1 AND d.datname = current_database()
+         GROUP BY s.oid, s.subenabled"
+    );
+    let rows = conn.rows(&sql, &[&name]).await?;
+    let missing = || conn.own(Fault::new(FaultKind::Failed, gone(name)));
+    let row = rows.first().ok_or_else(missing)?;
+    if !row.get::<_, bool>(5) {
+        let fault = Fault::new(
+            FaultKind::Failed,
+            format!("subscription {name} is disabled"),
+        );
+        return Err(conn
+            .own(fault)
+            .hint("see this server's log for why, then run the command again"));
+    }
+    let count = |at: usize| u64::try_from(row.get::<_, i64>(at)).unwrap_or(0);
+    let (current, workers) = copying(conn).await?;
+    Ok(Native {
+        tables: count(0),
+        ready: count(1),
+        running: row.get(2),
+        errors: row.get(3),
+        failing: row.get::<_, Option<Vec<String>>>(4).unwrap_or_default(),
+        current,
+        workers,
+    })
+}
+
+/// The table that has most bytes behind it, and how many are copied by workers now.
+async fn copying(conn: &Conn) -> Result<(Option<String>, u8), Fault> {
+    let sql = "SELECT relid::regclass::text, pg_size_pretty(bytes_processed)
+        FROM pg_stat_progress_copy p JOIN pg_stat_subscription w USING (pid)
+        WHERE p.datname = current_database() ORDER BY bytes_processed DESC";
+    let rows = conn.rows(sql, &[]).await?;
+    let label =
+        |row: &tokio_postgres::Row| format!("{}, {}", row.get::<_, &str>(0), row.get::<_, &str>(1));
+    let workers = u8::try_from(rows.len()).unwrap_or(u8::MAX);
+    Ok((rows.first().map(label), workers))
+}
+
+/// Every subscription of ours in this database.
+///
+/// # Errors
+/// [`PgError`] of the query.
+pub async fn subscription_statuses(session: &Session) -> Result<Vec<SubscriptionStatus>, PgError> {
+    let errors = match session.server_version() {
+        150_000.. => {
+            "(SELECT apply_error_count FROM pg_stat_subscription_stats t WHERE t.subid = s.oid)"
+        }
+        _ => "0::int8",
+    };
+    let sql = format!(
+        "SELECT s.subname::text, s.subenabled,
+            EXISTS (SELECT FROM pg_stat_subscription w
+                WHERE w.subid = s.oid AND w.pid IS NOT NULL AND w.relid IS NULL),
+            coalesce({errors}, 0)::int8
+         FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid
+         WHERE d.datname = current_database() AND starts_with(s.subname::text, '{}')
+         ORDER BY s.subname",
+        ReplicationNames::PREFIX
+    );
+    let rows = session.query_typed(&sql, &[]).await?;
+    let status = |row: &tokio_postgres::Row| {
+        let name: &str = row.get(0);
+        let job = name.strip_prefix(ReplicationNames::PREFIX)?.parse().ok()?;
+        Some(SubscriptionStatus {
+            job,
+            enabled: row.get(1),
+            running: row.get(2),
+            apply_errors: u64::try_from(row.get::<_, i64>(3)).unwrap_or(0),
+        })
+    };
+    Ok(rows.iter().filter_map(status).collect())
+}
+
+/// Drops the job's subscription and what it leaves, without the source: its slot is the source's to
+/// remove, and the source may be dead.
+pub(super) async fn unsubscribe(conn: &Conn, job: JobId) -> Result<(), Fault> {
+    let (name, quoted) = names(job)?;
+    let Some(found) = find(conn, &name).await? else {
+        return Ok(());
+    };
+    let quoted = quoted.quoted();
+    for sql in [
+        format!("ALTER SUBSCRIPTION {quoted} DISABLE"),
+        format!("ALTER SUBSCRIPTION {quoted} SET (slot_name = NONE)"),
+        format!("DROP SUBSCRIPTION IF EXISTS {quoted}"),
+    ] {
+        conn.execute(&sql).await?;
+    }
+    let origin = literal(&format!("pg_{}", found.oid));
+    let left = format!(
+        "SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin WHERE roname = {origin}"
+    );
+    match conn.attempt(&left).await {
+        Err(error) if !error.is(&SqlState::INSUFFICIENT_PRIVILEGE) => Err(conn.fault(&error)),
+        _ => Ok(()),
+    }
+}

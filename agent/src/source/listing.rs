@@ -1,0 +1,147 @@
+//! What the catalog says about the tables to copy, as values. One query for any number of tables.
+
+use std::collections::{BTreeMap, HashMap};
+
+use steep_protocol::message::job::TableFilter;
+use steep_protocol::{Identifier, TableName};
+
+use crate::pg::catalog::{Partitions, USER_RELATION, identifier, table_name};
+use crate::pg::{PgError, Session};
+
+/// Users' relations that hold rows or partitions, by name.
+#[derive(Debug)]
+pub(super) struct Listing {
+    pub(super) relations: BTreeMap<TableName, Relation>,
+    pub(super) partitions: Partitions,
+}
+
+/// One of them. Equal where nothing has changed that a COPY would trip over: not even the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Relation {
+    pub(super) oid: u32,
+    pub(super) kind: Kind,
+    /// Changes when the table is rewritten or truncated.
+    filenode: u32,
+    /// Columns that hold values of their own, in order; generated ones are not among them.
+    pub(super) columns: Vec<Column>,
+}
+
+/// What kind of relation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A table with rows that are logged: what is copied and replicated.
+    Table,
+    /// A partitioned table, without rows of its own.
+    Partitioned,
+    /// Unlogged or foreign: neither replicated nor copied.
+    NotReplicated,
+}
+
+/// A column to copy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Column {
+    pub(super) name: Identifier,
+    pub(super) type_name: String,
+    pub(super) type_oid: u32,
+}
+
+impl Listing {
+    /// Reads the catalog as `session`'s transaction sees it.
+    pub(super) async fn load(session: &Session) -> Result<Self, PgError> {
+        let sql = format!(
+            "SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text, c.relpersistence::text, \
+                    c.relfilenode, a.attname::text, format_type(a.atttypid, a.atttypmod), a.atttypid \
+             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+             LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 \
+                 AND NOT a.attisdropped AND a.attgenerated = '' AND c.relkind = 'r' \
+             WHERE c.relkind IN ('r', 'p', 'f') AND {USER_RELATION} \
+             ORDER BY c.oid, a.attnum"
+        );
+        let mut relations = BTreeMap::new();
+        let mut current: Option<(TableName, Relation)> = None;
+        for row in session.query(&sql, &[]).await? {
+            let oid: u32 = row.try_get(0)?;
+            if current.as_ref().is_none_or(|(_, relation)| relation.oid != oid) {
+                relations.extend(current.take());
+                let kind = kind_of(row.try_get(3)?, row.try_get(4)?);
+                let filenode = row.try_get(5)?;
+                let relation = Relation { oid, kind, filenode, columns: Vec::new() };
+                current = Some((table_name(&row, 1)?, relation));
+            }
+            if let (Some((_, relation)), Some(name)) = (&mut current, row.try_get(6)?) {
+                relation.columns.push(Column {
+                    name: identifier(name)?,
+                    type_name: row.try_get(7)?,
+                    type_oid: row.try_get(8)?,
+                });
+            }
+        }
+        relations.extend(current.take());
+        Ok(Self { relations, partitions: Partitions::load(session).await? })
+    }
+
+    /// Whether the job copies and replicates that table.
+    pub(super) fn takes_part(&self, filter: &TableFilter, name: &TableName) -> bool {
+        let table = self.relations.get(name).is_some_and(|r| r.kind == Kind::Table);
+        table && self.partitions.admitted(filter, name)
+    }
+
+    /// The relations that `filter` keeps out by what they are attached to, though not by their own
+    /// names.
+    pub(super) fn excluded_with_root(&self, filter: &TableFilter) -> Vec<TableName> {
+        self.relations
+            .keys()
+            .filter(|name| filter.admits(name) && !self.partitions.admitted(filter, name))
+            .cloned()
+            .collect()
+    }
+}
+
+#[cfg(test)]
+impl Relation {
+    pub(super) fn for_test(oid: u32, kind: Kind) -> Self {
+        Self { oid, kind, filenode: oid, columns: Vec::new() }
+    }
+}
+
+fn kind_of(relkind: &str, persistence: &str) -> Kind {
+    match (relkind, persistence) {
+        ("p", _) => Kind::Partitioned,
+        ("r", "p") => Kind::Table,
+        _ => Kind::NotReplicated,
+    }
+}
+
+/// How large tables are now and how many rows they are thought to have.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Size {
+    /// Pages of the table itself.
+    pub(super) pages: u32,
+    /// Bytes of the table and of what it keeps out of line.
+    pub(super) bytes: u64,
+    /// `reltuples`; 0 where it is not known.
+    pub(super) rows: u64,
+}
+
+/// Sizes by the files, since `relpages` may be old or missing.
+pub(super) async fn sizes(session: &Session, oids: &[u32]) -> Result<HashMap<u32, Size>, PgError> {
+    let sql = "SELECT c.oid, \
+             coalesce(pg_relation_size(c.oid), 0), \
+             CASE WHEN c.reltoastrelid = 0 THEN 0 \
+                  ELSE coalesce(pg_relation_size(c.reltoastrelid), 0) END, \
+             greatest(c.reltuples, 0)::float8, \
+             current_setting('block_size')::int8 \
+         FROM unnest($1::oid[]) AS wanted(oid) JOIN pg_class c ON c.oid = wanted.oid";
+    let mut sizes = HashMap::new();
+    for row in session.query(sql, &[&oids]).await? {
+        let heap: i64 = row.try_get(1)?;
+        let toast: i64 = row.try_get(2)?;
+        let rows: f64 = row.try_get(3)?;
+        let block: i64 = row.try_get(4)?;
+        let pages = u32::try_from(heap / block.max(1)).unwrap_or(u32::MAX);
+        let bytes = u64::try_from(heap.saturating_add(toast)).unwrap_or(0);
+        // A float as PostgreSQL keeps it, never negative here; an estimate.
+        sizes.insert(row.try_get(0)?, Size { pages, bytes, rows: rows as u64 });
+    }
+    Ok(sizes)
+}

@@ -1,0 +1,219 @@
+//! The job's replication slot and publication: made, looked at, removed. Both bear the job's name.
+
+use std::time::Duration;
+
+use steep_protocol::message::agent::{SlotStatus, WorkProgress, WorkUnit};
+use steep_protocol::message::job::ReplicationNames;
+use steep_protocol::{ByteCount, Fault, FaultKind, Identifier, JobId, Lsn, Phase, Retry};
+use tokio_postgres::error::SqlState;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::pg::raw::{Mode, RawConnection};
+use crate::pg::{Conninfo, PgError, Session};
+use crate::task::Task;
+
+/// How often a person is told what a slot waits for.
+const WAITING_SAID_EVERY: Duration = Duration::from_secs(1);
+
+/// A slot in use is let go when its walsender has ended; a subscriber may come back in between.
+const DROP_ATTEMPTS: u32 = 100;
+
+/// Between two attempts to drop a slot.
+const DROP_PAUSE: Duration = Duration::from_millis(100);
+
+/// A slot just made. Its snapshot may be imported while the connection lives.
+#[derive(Debug)]
+pub(super) struct NewSlot {
+    /// The walsender that exports.
+    pub(super) connection: RawConnection,
+    /// Everything committed before it is in the snapshot, everything after comes by the slot.
+    pub(super) lsn: Lsn,
+    /// For `SET TRANSACTION SNAPSHOT`.
+    pub(super) snapshot: String,
+}
+
+/// Name of the job's slot and publication.
+pub(super) fn name(job: JobId) -> Identifier {
+    Identifier::parse(ReplicationNames(job).name()).expect("27 bytes of a-z, 0-9 and underscore")
+}
+
+/// Makes the slot and exports its snapshot. Waits for transactions that were running before, and
+/// says so; a cancel ends the wait.
+pub(super) async fn create(
+    task: &Task,
+    conninfo: &Conninfo,
+    watcher: &Session,
+) -> Result<NewSlot, PgError> {
+    let mut connection = RawConnection::connect(conninfo, "slot", Mode::Replication).await?;
+    let canceller = connection.canceller();
+    let slot = name(task.job);
+    let sql = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput EXPORT_SNAPSHOT", slot.quoted());
+    let rows = {
+        let mut creating = std::pin::pin!(connection.query(&sql));
+        loop {
+            tokio::select! {
+                biased;
+                made = &mut creating => break made?,
+                () = task.cancel.cancelled() => {
+                    if let Err(error) = canceller.cancel().await {
+                        warn!(job_id = %task.job, %error, "making the slot could not be cancelled");
+                    }
+                    return Err(PgError::Cancelled);
+                }
+                () = tokio::time::sleep(WAITING_SAID_EVERY) => say_waiting(task, watcher).await,
+            }
+        }
+    };
+    // slot_name, consistent_point, snapshot_name, output_plugin (manual, "Streaming Replication
+    // Protocol").
+    let mut fields = rows.into_iter().next().unwrap_or_default().into_iter();
+    let (lsn, snapshot) = (fields.nth(1).flatten(), fields.next().flatten());
+    let (Some(lsn), Some(snapshot)) = (lsn.and_then(|text| text.parse().ok()), snapshot) else {
+        return Err(PgError::Protocol("the new slot has no LSN or no snapshot".to_owned()));
+    };
+    Ok(NewSlot { connection, lsn, snapshot })
+}
+
+async fn say_waiting(task: &Task, watcher: &Session) {
+    let sql = "SELECT pid, extract(epoch FROM clock_timestamp() - xact_start)::int8 \
+         FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND xact_start IS NOT NULL \
+         ORDER BY xact_start LIMIT 1";
+    let oldest = watcher.query_opt(sql, &[]).await.ok().flatten().and_then(|row| {
+        let pid: i32 = row.try_get(0).ok()?;
+        let age: i64 = row.try_get(1).ok()?;
+        Some(format!("; the oldest is process {pid}, for {age} s"))
+    });
+    let current = format!(
+        "the slot waits for transactions that were running{}",
+        oldest.unwrap_or_default()
+    );
+    let work = WorkProgress {
+        done: 0,
+        total: 1,
+        unit: WorkUnit::Items,
+        current: Some(current),
+        workers: 1,
+    };
+    task.work(Phase::Snapshot, work);
+}
+
+/// Our slots on this server.
+///
+/// # Errors
+/// [`PgError`] of the query.
+pub async fn slot_statuses(session: &Session) -> Result<Vec<SlotStatus>, PgError> {
+    let sql = "SELECT slot_name::text, active, \
+             greatest(pg_wal_lsn_diff(now.lsn, confirmed_flush_lsn), 0)::int8, \
+             greatest(pg_wal_lsn_diff(now.lsn, restart_lsn), 0)::int8, coalesce(wal_status, '') \
+         FROM pg_replication_slots, \
+             (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() \
+                          ELSE pg_current_wal_lsn() END AS lsn) now \
+         WHERE slot_type = 'logical' AND database = current_database() \
+             AND starts_with(slot_name::text, $1)";
+    let mut statuses = Vec::new();
+    for row in session.query(sql, &[&ReplicationNames::PREFIX]).await? {
+        let slot: String = row.try_get(0)?;
+        // Others may have slots whose names begin like ours; those are not jobs.
+        let job = slot.strip_prefix(ReplicationNames::PREFIX).and_then(|id| id.parse().ok());
+        let Some(job) = job else { continue };
+        let bytes = |at| -> Result<ByteCount, PgError> {
+            let bytes: Option<i64> = row.try_get(at)?;
+            Ok(ByteCount(bytes.and_then(|b| u64::try_from(b).ok()).unwrap_or(0)))
+        };
+        statuses.push(SlotStatus {
+            job,
+            active: row.try_get(1)?,
+            lag: bytes(2)?,
+            wal_held: bytes(3)?,
+            wal_status: row.try_get(4)?,
+        });
+    }
+    Ok(statuses)
+}
+
+/// Removes the job's slot, ending whoever uses it, and its publication. Done again, it finds nothing
+/// to do.
+///
+/// # Errors
+/// A [`Fault`] where PostgreSQL cannot be reached or does not let go.
+pub async fn cleanup(task: &Task) -> Result<(), Fault> {
+    let fault = |error: PgError| error.to_fault(&task.node);
+    let session = Session::connect(&task.conninfo, "cleanup").await.map_err(fault)?;
+    remove(&session, task, &task.cancel).await?;
+    session.close().await;
+    Ok(())
+}
+
+/// As [`cleanup`], on a session that is there, under a cancel of its own.
+pub(super) async fn remove(
+    session: &Session,
+    task: &Task,
+    cancel: &CancellationToken,
+) -> Result<(), Fault> {
+    let fault = |error: PgError| error.to_fault(&task.node);
+    let name = name(task.job);
+    let slot_gone = drop_slot(session, &name, cancel).await.map_err(fault)?;
+    remove_publication(session, task, cancel).await?;
+    match slot_gone {
+        SlotGone::Yes => Ok(()),
+        SlotGone::StillInUse => {
+            let message = format!("the replication slot {name} is still in use and cannot be dropped");
+            Err(Fault::new(FaultKind::Failed, message)
+                .hint(format!(
+                    "drop the subscription {name} on the target, then: SELECT pg_drop_replication_slot('{name}')"
+                ))
+                .retry(Retry::Backoff)
+                .on(&task.node))
+        }
+    }
+}
+
+/// The publication alone.
+pub(super) async fn remove_publication(
+    session: &Session,
+    task: &Task,
+    cancel: &CancellationToken,
+) -> Result<(), Fault> {
+    let sql = format!("DROP PUBLICATION IF EXISTS {}", name(task.job).quoted());
+    let dropped = session.run(cancel, session.batch_execute(&sql)).await;
+    dropped.map_err(|error| error.to_fault(&task.node))
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SlotGone {
+    Yes,
+    StillInUse,
+}
+
+async fn drop_slot(
+    session: &Session,
+    name: &Identifier,
+    cancel: &CancellationToken,
+) -> Result<SlotGone, PgError> {
+    for _ in 0..DROP_ATTEMPTS {
+        let sql = "SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1";
+        let slot = session.run(cancel, session.query_opt(sql, &[&name.as_str()])).await?;
+        let Some(slot) = slot else { return Ok(SlotGone::Yes) };
+        if let Some(pid) = slot.try_get::<_, Option<i32>>(0)? {
+            let sql = "SELECT pg_terminate_backend($1)";
+            session.run(cancel, session.execute(sql, &[&pid])).await?;
+        }
+        let sql = "SELECT pg_drop_replication_slot($1)";
+        match session.run(cancel, session.execute(sql, &[&name.as_str()])).await {
+            Ok(_) => {
+                info!(slot = %name, "replication slot dropped");
+                return Ok(SlotGone::Yes);
+            }
+            Err(error) if error.is(&SqlState::UNDEFINED_OBJECT) => return Ok(SlotGone::Yes),
+            Err(error) if error.is(&SqlState::OBJECT_IN_USE) => {
+                tokio::select! {
+                    () = tokio::time::sleep(DROP_PAUSE) => {}
+                    () = cancel.cancelled() => return Err(PgError::Cancelled),
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(SlotGone::StillInUse)
+}

@@ -1,0 +1,418 @@
+//! The consistent point, and the order in which it comes to be.
+//!
+//! ```text
+//! publication → slot + exported snapshot → holder imports it → tables as of the snapshot
+//!             → ACCESS SHARE on all of them → the same list again, now → plan
+//! ```
+//! Publication before slot: what the slot decodes is published from its first byte. Locks: TRUNCATE
+//! and a rewriting ALTER TABLE are not MVCC-safe, and a rewrite moves rows to other pages; they must
+//! wait until the copy is over. The second list shows what slipped in between snapshot and lock; then
+//! everything is made anew.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use steep_protocol::message::agent::{Export, TableSummary};
+use steep_protocol::message::job::TableFilter;
+use steep_protocol::message::peer::{CopyFormat, CtidRange, SchemaSection, TablePlan};
+use steep_protocol::{
+    ByteCount, Fault, FaultKind, Identifier, Lsn, NodeId, PartNo, Retry, RowCount, TableName,
+};
+use tokio_postgres::error::SqlState;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::copy_out::{self, CopyOut};
+use super::listing::{self, Listing};
+use super::plan::{self, Plan, Splitting};
+use super::pool::Pool;
+use super::schema::{self, SchemaDump};
+use super::types::Types;
+use super::{OpenRequest, publication, slot};
+use crate::pg::{Conninfo, PgError, Session};
+use crate::task::Task;
+
+/// DDL between snapshot and lock makes everything be made anew, so many times.
+const ATTEMPTS: u32 = 3;
+
+/// How long a lock is waited for. Our waiting request makes everybody who comes after it wait too.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Tables in one LOCK statement.
+const LOCK_BATCH: usize = 500;
+
+/// What is left of a failed attempt is removed within this time, or left to the cleanup.
+const TIDY_UP: Duration = Duration::from_secs(10);
+
+/// A job's consistent point: slot, snapshot, locks and plan. Shared by everything that reads.
+///
+/// Holds one session, and one per worker while parts are read. Dropping it ends them; the slot stays.
+#[derive(Debug)]
+pub struct OpenSnapshot {
+    node: NodeId,
+    conninfo: Conninfo,
+    server_version: u32,
+    encoding: String,
+    lsn: Lsn,
+    plan: Plan,
+    scope: Scope,
+    held: Mutex<Option<Held>>,
+    read: Mutex<BTreeMap<PartNo, (RowCount, ByteCount)>>,
+}
+
+/// What keeps the snapshot alive, and who reads it.
+#[derive(Debug)]
+struct Held {
+    holder: Session,
+    export: String,
+    pool: Arc<Pool>,
+}
+
+/// What a schema dump covers.
+#[derive(Debug)]
+pub(super) struct Scope {
+    pub(super) filter: TableFilter,
+    /// Excluded by what they are attached to.
+    pub(super) excluded_with_root: Vec<TableName>,
+}
+
+/// Makes publication, slot, snapshot and plan; what an earlier attempt of the same job left is
+/// removed first. Blocks while transactions run that were there before the slot; says so.
+///
+/// # Errors
+/// A [`Fault`]; what was made until then is removed again, as far as the server can be reached.
+pub async fn open(task: &Task, request: OpenRequest) -> Result<OpenSnapshot, Fault> {
+    let opened = try_open(task, &request).await;
+    if let Err(fault) = &opened {
+        debug!(job_id = %task.job, error = %fault, "removing what was made");
+        let tidy = Task { cancel: CancellationToken::new(), ..task.clone() };
+        match tokio::time::timeout(TIDY_UP, slot::cleanup(&tidy)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(job_id = %task.job, %error, "could not tidy up"),
+            Err(_) => warn!(job_id = %task.job, "could not tidy up in time"),
+        }
+    }
+    opened
+}
+
+async fn try_open(task: &Task, request: &OpenRequest) -> Result<OpenSnapshot, Fault> {
+    let fault = |error: PgError| error.to_fault(&task.node);
+    let admin = Session::connect(&task.conninfo, "source").await.map_err(fault)?;
+    for attempt in 1..=ATTEMPTS {
+        match request.export {
+            Export::SlotAndSnapshot => slot::remove(&admin, task, &task.cancel).await?,
+            // A slot of that name would be the subscription's own.
+            Export::Nothing => slot::remove_publication(&admin, task, &task.cancel).await?,
+        }
+        match attempt_open(task, request, &admin).await? {
+            Attempt::Open(open) => {
+                admin.close().await;
+                return Ok(*open);
+            }
+            Attempt::Changed(table) => {
+                warn!(job_id = %task.job, attempt, near = ?table, "a table changed before its lock");
+            }
+        }
+    }
+    let message = "tables keep being changed by DDL while their snapshot is being taken";
+    Err(Fault::new(FaultKind::Failed, message)
+        .hint("pause migrations and other DDL on the source, then run init again")
+        .retry(Retry::Backoff)
+        .on(&task.node))
+}
+
+enum Attempt {
+    Open(Box<OpenSnapshot>),
+    /// That table, or one locked together with it, is not what it was when the snapshot was taken.
+    Changed(TableName),
+}
+
+async fn attempt_open(
+    task: &Task,
+    request: &OpenRequest,
+    admin: &Session,
+) -> Result<Attempt, Fault> {
+    let fault = |error: PgError| error.to_fault(&task.node);
+    let name = slot::name(task.job);
+    let before = Listing::load(admin).await.map_err(fault)?;
+    let members = publication::members(&before, &request.filter);
+    let sql = publication::create_statement(&name, &members);
+    admin.run(&task.cancel, admin.batch_execute(&sql)).await.map_err(fault)?;
+
+    let (lsn, held, listing) = match request.export {
+        Export::Nothing => (Lsn(0), None, before),
+        Export::SlotAndSnapshot => {
+            let made = slot::create(task, admin.conninfo(), admin).await.map_err(fault)?;
+            let held = hold(task, request, admin.conninfo(), &made.snapshot).await.map_err(fault)?;
+            // The holder has the snapshot now and exports it itself: the walsender can go.
+            made.connection.close().await;
+            let listing = Listing::load(&held.holder).await.map_err(fault)?;
+            (made.lsn, Some(held), listing)
+        }
+    };
+    let names = plan::names(&listing, &request.filter);
+    let catalog = held.as_ref().map_or(admin, |held| &held.holder);
+    let published = published_oids(catalog, &name).await.map_err(fault)?;
+    let names = publication::published(&listing, &published, names);
+    if let Some(held) = &held {
+        if let Locked::Changed(table) = lock(task, admin, held, &names).await? {
+            return Ok(Attempt::Changed(table));
+        }
+        let now = Listing::load(admin).await.map_err(fault)?;
+        let changed = names.iter().find(|n| now.relations.get(*n) != listing.relations.get(*n));
+        if let Some(table) = changed {
+            return Ok(Attempt::Changed(table.clone()));
+        }
+    }
+    let plan = make_plan(task, request, admin, &listing, &names).await?;
+    info!(job_id = %task.job, %lsn, tables = plan.tables.len(), parts = plan.parts, "source opened");
+    Ok(Attempt::Open(Box::new(OpenSnapshot {
+        node: task.node.clone(),
+        conninfo: admin.conninfo().clone(),
+        server_version: admin.server_version(),
+        encoding: admin.server_encoding().to_owned(),
+        lsn,
+        plan,
+        scope: Scope {
+            excluded_with_root: listing.excluded_with_root(&request.filter),
+            filter: request.filter.clone(),
+        },
+        held: Mutex::new(held),
+        read: Mutex::new(BTreeMap::new()),
+    })))
+}
+
+/// Imports the slot's snapshot into a session of our own, and exports it from there.
+async fn hold(
+    task: &Task,
+    request: &OpenRequest,
+    conninfo: &Conninfo,
+    snapshot: &str,
+) -> Result<Held, PgError> {
+    let holder = Session::connect(conninfo, "snapshot").await?;
+    let sql = format!(
+        "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET TRANSACTION SNAPSHOT '{}'; \
+         SET LOCAL lock_timeout = {}",
+        snapshot.replace('\'', "''"),
+        LOCK_TIMEOUT.as_millis()
+    );
+    holder.run(&task.cancel, holder.batch_execute(&sql)).await?;
+    let row = holder.run(&task.cancel, holder.query_one("SELECT pg_export_snapshot()", &[])).await?;
+    let export = row.try_get(0)?;
+    let pool = Arc::new(Pool::new(conninfo.clone(), request.parallel));
+    Ok(Held { holder, export, pool })
+}
+
+/// What the publication names, as the catalog session sees it.
+async fn published_oids(session: &Session, name: &Identifier) -> Result<HashSet<u32>, PgError> {
+    let sql = "SELECT r.prrelid FROM pg_publication_rel r \
+         JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = $1";
+    let rows = session.query(sql, &[&name.as_str()]).await?;
+    rows.iter().map(|row| row.try_get(0).map_err(PgError::from)).collect()
+}
+
+async fn make_plan(
+    task: &Task,
+    request: &OpenRequest,
+    session: &Session,
+    listing: &Listing,
+    names: &[TableName],
+) -> Result<Plan, Fault> {
+    let fault = |error: PgError| error.to_fault(&task.node);
+    let oids: Vec<u32> =
+        names.iter().filter_map(|name| Some(listing.relations.get(name)?.oid)).collect();
+    let sizes = listing::sizes(session, &oids).await.map_err(fault)?;
+    let types = Types::load(session).await.map_err(fault)?;
+    let splitting = Splitting {
+        parallel: request.parallel,
+        large_table_threshold: request.large_table_threshold,
+    };
+    plan::make(listing, names, &sizes, &types, splitting)
+        .map_err(|error| Fault::new(FaultKind::BadRequest, error.to_string()).on(&task.node))
+}
+
+enum Locked {
+    All,
+    Changed(TableName),
+}
+
+/// Takes ACCESS SHARE on all of them, in batches.
+async fn lock(
+    task: &Task,
+    admin: &Session,
+    held: &Held,
+    names: &[TableName],
+) -> Result<Locked, Fault> {
+    for batch in names.chunks(LOCK_BATCH) {
+        let list: Vec<String> = batch.iter().map(|name| format!("ONLY {}", name.quoted())).collect();
+        let sql = format!("LOCK TABLE {} IN ACCESS SHARE MODE", list.join(", "));
+        let locked = held.holder.run(&task.cancel, held.holder.batch_execute(&sql)).await;
+        let Err(error) = locked else { continue };
+        let dropped = [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME];
+        if error.sqlstate().is_some_and(|code| dropped.contains(code)) {
+            return Ok(Locked::Changed(batch[0].clone()));
+        }
+        let mut fault = error.to_fault(&task.node);
+        if error.is(&SqlState::LOCK_NOT_AVAILABLE) {
+            let culprit = who_locks(admin).await.unwrap_or_default();
+            fault.message = format!(
+                "a table is locked exclusively by another session{culprit}; it did not let go within {} s",
+                LOCK_TIMEOUT.as_secs()
+            );
+            fault.hint = "let the ALTER, VACUUM FULL, TRUNCATE or LOCK that holds it finish, or end \
+                          that session, then run init again"
+                .to_owned();
+        } else if error.is(&SqlState::OUT_OF_MEMORY) {
+            fault.hint = format!(
+                "raise max_locks_per_transaction on the source: {} tables must be locked at once",
+                names.len()
+            );
+        }
+        return Err(fault);
+    }
+    Ok(Locked::All)
+}
+
+/// Who holds a lock that our request conflicts with, for the message.
+async fn who_locks(admin: &Session) -> Option<String> {
+    let sql = "SELECT l.pid, l.relation::regclass::text, coalesce(a.application_name, '') \
+         FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid \
+         WHERE l.locktype = 'relation' AND l.granted AND l.mode = 'AccessExclusiveLock' \
+             AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+         ORDER BY a.xact_start LIMIT 1";
+    let row = admin.query_opt(sql, &[]).await.ok()??;
+    let pid: i32 = row.try_get(0).ok()?;
+    let table: String = row.try_get(1).ok()?;
+    let application: String = row.try_get(2).ok()?;
+    let application =
+        if application.is_empty() { String::new() } else { format!(" of {application}") };
+    Some(format!(" (process {pid}{application} holds {table})"))
+}
+
+impl OpenSnapshot {
+    /// The slot's consistent point; 0/0 without a slot.
+    #[must_use]
+    pub fn lsn(&self) -> Lsn {
+        self.lsn
+    }
+
+    /// The database's encoding, in which text parts and strings in binary ones are read.
+    #[must_use]
+    pub fn encoding(&self) -> &str {
+        &self.encoding
+    }
+
+    /// The tables, by number.
+    #[must_use]
+    pub fn tables(&self) -> &[TablePlan] {
+        &self.plan.tables
+    }
+
+    /// The tables as the coordinator needs them, by number.
+    #[must_use]
+    pub fn summaries(&self) -> Vec<TableSummary> {
+        self.plan.summaries.clone()
+    }
+
+    /// How many parts there are.
+    #[must_use]
+    pub fn parts(&self) -> u32 {
+        self.plan.parts
+    }
+
+    /// Begins to read a part. Waits for a free connection where all are at work.
+    ///
+    /// # Errors
+    /// A [`Fault`]: no such part, no snapshot any more, or PostgreSQL refused.
+    pub async fn part(
+        self: &Arc<Self>,
+        part: PartNo,
+        format: CopyFormat,
+        cancel: CancellationToken,
+    ) -> Result<CopyOut, Fault> {
+        copy_out::begin(self, part, format, cancel).await
+    }
+
+    /// Begins a dump of that section of the schema, as the snapshot sees it.
+    ///
+    /// # Errors
+    /// A [`Fault`] where there is no `pg_dump` that can do it.
+    pub async fn schema(
+        self: &Arc<Self>,
+        section: SchemaSection,
+        cancel: CancellationToken,
+    ) -> Result<SchemaDump, Fault> {
+        let export = {
+            let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+            held.as_ref().map(|held| held.export.clone())
+        };
+        let source = schema::DumpSource {
+            node: &self.node,
+            conninfo: &self.conninfo,
+            server_version: self.server_version,
+            snapshot: export.as_deref(),
+            scope: &self.scope,
+        };
+        schema::start(source, section, cancel).await
+    }
+
+    /// Ends snapshot and locks; parts being read end with a fault. The slot stays. Done again, it
+    /// does nothing.
+    pub async fn close(&self) {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(held) = held {
+            held.pool.close().await;
+            held.holder.close().await;
+        }
+    }
+
+    /// Parts, rows and bytes of what was read to its end at least once.
+    #[must_use]
+    pub fn totals(&self) -> (u32, RowCount, ByteCount) {
+        let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let parts = u32::try_from(read.len()).unwrap_or(u32::MAX);
+        (parts, read.values().map(|(rows, _)| *rows).sum(), read.values().map(|(_, b)| *b).sum())
+    }
+
+    pub(super) fn node(&self) -> &NodeId {
+        &self.node
+    }
+
+    /// Whether the session that holds the snapshot is over.
+    pub(super) fn is_lost(&self) -> bool {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.as_ref().is_none_or(|held| held.holder.is_closed())
+    }
+
+    /// The pool to read with and the snapshot to import.
+    pub(super) fn readable(&self) -> Result<(Arc<Pool>, String), Fault> {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        match held.as_ref() {
+            Some(held) => Ok((Arc::clone(&held.pool), held.export.clone())),
+            None => Err(Fault::new(FaultKind::Failed, "the job's snapshot is closed")
+                .hint("run init again")
+                .on(&self.node)),
+        }
+    }
+
+    /// Which table and which range a part is.
+    pub(super) fn locate(&self, part: PartNo) -> Result<(&TablePlan, CtidRange), Fault> {
+        let tables = &self.plan.tables;
+        let after = tables.partition_point(|table| table.first_part <= part);
+        let table = after.checked_sub(1).and_then(|at| tables.get(at));
+        let range = table.and_then(|table| {
+            table.ranges.get((part.0 - table.first_part.0) as usize).copied()
+        });
+        match (table, range) {
+            (Some(table), Some(range)) => Ok((table, range)),
+            _ => Err(Fault::new(FaultKind::BadRequest, format!("the plan has no part {part}"))
+                .on(&self.node)),
+        }
+    }
+
+    /// A part was read to its end. Read again, it counts once.
+    pub(super) fn count(&self, part: PartNo, rows: RowCount, bytes: ByteCount) {
+        self.read.lock().unwrap_or_else(PoisonError::into_inner).insert(part, (rows, bytes));
+    }
+}

@@ -1,0 +1,145 @@
+//! Streams that go on: jobs until they end, events for ever.
+
+use steep_protocol::message::api::{ApiReply, EndView, EventView};
+use steep_protocol::{Fault, FaultKind, JobId, NodeId};
+
+use super::{Ended, Stream};
+use crate::drive::{Answer, Follow, Question};
+use crate::store::EventQuery;
+
+/// Events asked for at once.
+const PAGE: u32 = 500;
+
+/// What a follower has seen of one job.
+struct Watched {
+    follow: Follow,
+    version: Option<u64>,
+}
+
+impl Stream {
+    /// [`steep_protocol::message::api::ApiRequest::Events`].
+    pub(super) async fn events(&mut self, node: Option<NodeId>, follow: bool) -> Result<(), Ended> {
+        let mut pulse = self.handle.pulse.clone();
+        let mut after = 0;
+        loop {
+            pulse.mark_unchanged();
+            self.send_events(node.as_ref(), &mut after, None).await?;
+            if !follow {
+                return Ok(());
+            }
+            pulse.changed().await.map_err(|_| stopping())?;
+        }
+    }
+
+    /// [`steep_protocol::message::api::ApiRequest::Progress`].
+    pub(super) async fn progress(&mut self, node: NodeId, go_on: bool) -> Result<(), Ended> {
+        let answer = self.ask(Question::Progress { node }).await?;
+        let Answer::Progress { view, follow, end } = answer else {
+            return Ok(());
+        };
+        self.sender.send(&ApiReply::Progress(view)).await?;
+        if !go_on {
+            return Ok(());
+        }
+        match (follow, end) {
+            (Some(follow), _) => self.watch(vec![follow], None).await,
+            (None, Some(end)) => Ok(self.sender.send(&ApiReply::Ended(end)).await?),
+            (None, None) => Ok(()),
+        }
+    }
+
+    /// Sends each job's newest view whenever it has changed, its events where wanted (those after
+    /// that number), and its end; returns when all have ended.
+    pub(super) async fn watch(
+        &mut self,
+        jobs: Vec<Follow>,
+        mut events_after: Option<u64>,
+    ) -> Result<(), Ended> {
+        let mut pulse = self.handle.pulse.clone();
+        let ids: Vec<JobId> = jobs.iter().map(|follow| follow.job).collect();
+        // One node is asked for where there is one; of several, all events are looked through.
+        let node = match &jobs[..] {
+            [only] => Some(only.node.clone()),
+            _ => None,
+        };
+        let watched = jobs.into_iter().map(|follow| Watched {
+            follow,
+            version: None,
+        });
+        let mut watched: Vec<Watched> = watched.collect();
+        while !watched.is_empty() {
+            pulse.mark_unchanged();
+            // Looked at before the events are fetched: what led to an end is in them.
+            let news: Vec<_> = watched.iter_mut().filter_map(Watched::news).collect();
+            if let Some(after) = &mut events_after {
+                self.send_events(node.as_ref(), after, Some(&ids)).await?;
+            }
+            for (view, end) in news {
+                self.sender.send(&view).await?;
+                if let Some(end) = end {
+                    watched.retain(|w| w.follow.job != end.job_id);
+                    self.sender.send(&ApiReply::Ended(end)).await?;
+                }
+            }
+            if !watched.is_empty() {
+                pulse.changed().await.map_err(|_| stopping())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends events after that number, those of some jobs only where they are named, and moves the
+    /// number on.
+    async fn send_events(
+        &mut self,
+        node: Option<&NodeId>,
+        after: &mut u64,
+        jobs: Option<&[JobId]>,
+    ) -> Result<(), Ended> {
+        loop {
+            let query = EventQuery {
+                node: node.cloned(),
+                after: *after,
+                limit: PAGE,
+            };
+            let Answer::Events(page) = self.ask(Question::Events(query)).await? else {
+                return Ok(());
+            };
+            let full = page.len() >= PAGE as usize;
+            for event in page {
+                *after = (*after).max(event.seq);
+                if is_wanted(&event, jobs) {
+                    self.sender.send(&ApiReply::Event(event)).await?;
+                }
+            }
+            if !full {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl Watched {
+    /// The newest view, if it was not seen, and the end, if there is one.
+    fn news(&mut self) -> Option<(ApiReply, Option<Box<EndView>>)> {
+        let feed = self.follow.feed.borrow_and_update();
+        if self.version == Some(feed.version) {
+            return None;
+        }
+        self.version = Some(feed.version);
+        let view = ApiReply::Progress(Box::new((*feed.view).clone()));
+        let end = feed.end.as_ref().map(|end| Box::new((**end).clone()));
+        Some((view, end))
+    }
+}
+
+fn is_wanted(event: &EventView, jobs: Option<&[JobId]>) -> bool {
+    let of_job = |jobs: &[JobId]| event.job_id.is_some_and(|id| jobs.contains(&id));
+    jobs.is_none_or(of_job)
+}
+
+fn stopping() -> Fault {
+    Fault::new(FaultKind::Unreachable, "the coordinator is stopping")
+        .hint("jobs go on; follow them again when it is back")
+        .retry(steep_protocol::Retry::NewConnection)
+}

@@ -1,0 +1,146 @@
+//! One operator's connection: a stream per request, replies until everything is said.
+//!
+//! Turns wire requests into questions to the loop and what it answers into replies. Owns no state of
+//! the cluster. A follower watches ([`follow`]): it looks at the newest view when it has sent the
+//! last, so a slow one skips views and delays nobody.
+
+mod follow;
+
+use std::time::Duration;
+
+use steep_protocol::close::CloseCode;
+use steep_protocol::message::api::{ApiReply, ApiRequest};
+use steep_protocol::quic::{Connection, Receiver, Sender, StreamError};
+use steep_protocol::{Fault, FaultKind, Retry};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::drive::{Answer, Ask, Handle, Question};
+
+/// Requests of one connection at once; more wait in QUIC's flow control.
+const STREAMS_MAX: usize = 32;
+
+/// How long an operator has to say what it wants on a stream it opened.
+const REQUEST_LIMIT: Duration = Duration::from_secs(10);
+
+/// Serves an operator's connection until either side ends it.
+pub async fn serve(connection: Connection, handle: Handle, shutdown: CancellationToken) {
+    let operator = connection.peer().name.to_string();
+    let mut streams = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => {
+                connection.close(CloseCode::ShuttingDown);
+                return;
+            }
+            stream = connection.accept(), if streams.len() < STREAMS_MAX => {
+                let Ok((sender, receiver)) = stream else {
+                    return;
+                };
+                let stream = Stream {
+                    sender,
+                    handle: handle.clone(),
+                    operator: operator.clone(),
+                };
+                streams.spawn(stream.serve(receiver));
+            }
+            _ = connection.closed() => return,
+            Some(_) = streams.join_next() => {}
+        }
+    }
+}
+
+/// One request.
+struct Stream {
+    sender: Sender,
+    handle: Handle,
+    operator: String,
+}
+
+/// Why a request ends before everything is said.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    /// It is answered with this.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+    /// The operator has gone.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+}
+
+impl Stream {
+    /// Reads the request and answers it to its end.
+    async fn serve(mut self, mut receiver: Receiver) {
+        let received = tokio::time::timeout(REQUEST_LIMIT, receiver.recv::<ApiRequest>()).await;
+        let Ok(Ok(Some(request))) = received else {
+            self.sender.reset(CloseCode::Malformed);
+            receiver.stop(CloseCode::Malformed);
+            return;
+        };
+        let last = match self.answer(request).await {
+            Ok(()) => ApiReply::End,
+            Err(Ended::Fault(fault)) => ApiReply::Fault(fault),
+            Err(Ended::Stream(error)) => {
+                // Jobs go on without their watcher.
+                tracing::debug!(operator = %self.operator, %error, "an operator's stream ended");
+                return;
+            }
+        };
+        if self.sender.send(&last).await.is_ok() {
+            self.sender.finish();
+        }
+    }
+
+    async fn answer(&mut self, request: ApiRequest) -> Result<(), Ended> {
+        let operator = self.operator.clone();
+        match request {
+            ApiRequest::Nodes { node } => {
+                if let Answer::Nodes(nodes) = self.ask(Question::Nodes { node }).await? {
+                    self.sender.send(&ApiReply::Nodes(nodes)).await?;
+                }
+            }
+            ApiRequest::Events { node, follow } => self.events(node, follow).await?,
+            ApiRequest::Doctor { specs } => {
+                if let Answer::Findings(all) = self.ask(Question::Doctor { specs }).await? {
+                    for (target, findings) in all {
+                        self.sender
+                            .send(&ApiReply::Findings { target, findings })
+                            .await?;
+                    }
+                }
+            }
+            ApiRequest::Init { specs } => {
+                let question = Question::Init { specs, operator };
+                if let Answer::Accepted { jobs, after } = self.ask(question).await? {
+                    let ids = jobs.iter().map(|job| (job.node.clone(), job.job)).collect();
+                    self.sender.send(&ApiReply::Accepted { jobs: ids }).await?;
+                    self.watch(jobs, Some(after)).await?;
+                }
+            }
+            ApiRequest::Progress { node, follow } => self.progress(node, follow).await?,
+            ApiRequest::Cancel { node, data } => {
+                let question = Question::Cancel {
+                    node,
+                    data,
+                    operator,
+                };
+                self.ask(question).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks the loop.
+    async fn ask(&self, question: Question) -> Result<Answer, Fault> {
+        let stopping = || {
+            Fault::new(FaultKind::Unreachable, "the coordinator is stopping")
+                .hint("jobs go on; ask again when it is back")
+                .retry(Retry::NewConnection)
+        };
+        let (reply, answer) = oneshot::channel();
+        let ask = Ask { question, reply };
+        self.handle.asks.send(ask).await.map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())?
+    }
+}

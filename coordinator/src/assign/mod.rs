@@ -1,0 +1,178 @@
+//! Who copies what, in which order, with how many workers.
+//!
+//! Pure: the plan and the limits in, an order and a number out. The order is a queue from which the
+//! target's free workers take the next part, so one slow range never idles the rest.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use steep_protocol::PartNo;
+
+use crate::job::tally::{TableTally, Tally};
+
+/// What limits the workers of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WorkerLimits {
+    /// What the operator asked for.
+    pub asked: u8,
+    /// Workers the source's agent runs at most.
+    pub source_max: u8,
+    /// Of them, those in use by other jobs.
+    pub source_used: u8,
+    /// Workers the target's agent runs at most.
+    pub target_max: u8,
+    /// Of them, those in use by other jobs.
+    pub target_used: u8,
+}
+
+/// Workers the job gets: what was asked for, within what both agents have free, and always one, so
+/// that a job behind a large one is slow and not stuck.
+#[must_use]
+pub fn workers(limits: WorkerLimits) -> u8 {
+    let source = limits.source_max.saturating_sub(limits.source_used);
+    let target = limits.target_max.saturating_sub(limits.target_used);
+    limits.asked.min(source).min(target).max(1)
+}
+
+/// Every part that is not done, in the order in which to begin them.
+///
+/// At each place stands the next range of the table with the most estimated bytes left. So the
+/// largest table comes first, ranges of one table keep their order on disk, large tables of the same
+/// size take turns (which spreads their locks and their files), and what is left for the end is
+/// small. Costs the number of parts times the logarithm of the number of tables.
+#[must_use]
+pub fn order(tally: &Tally) -> Vec<PartNo> {
+    let mut heap: BinaryHeap<(u64, Reverse<u32>)> = tally
+        .tables()
+        .iter()
+        .filter(|table| !table.is_complete())
+        .map(|table| (weight(table, 0), Reverse(table.summary.no.0)))
+        .collect();
+    let counted = tally.counted();
+    let mut order = Vec::with_capacity((counted.planned - counted.done.parts) as usize);
+    let mut taken = vec![0u32; tally.tables().len()];
+    while let Some((_, Reverse(no))) = heap.pop() {
+        let table = &tally.tables()[no as usize];
+        let next = &mut taken[no as usize];
+        let part = PartNo(table.summary.first_part.0 + *next);
+        *next += 1;
+        if !tally.is_done(part) {
+            order.push(part);
+        }
+        if *next < table.summary.parts {
+            heap.push((weight(table, *next), Reverse(no)));
+        }
+    }
+    order
+}
+
+/// Estimated bytes of a table of which that many parts are taken.
+fn weight(table: &TableTally, taken: u32) -> u64 {
+    let left = u128::from(table.summary.parts - taken);
+    let bytes = u128::from(table.summary.bytes_estimate.0) * left;
+    u64::try_from(bytes / u128::from(table.summary.parts)).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use steep_protocol::message::agent::{PartDone, TableSummary};
+    use steep_protocol::{ByteCount, RowCount, TableName, TableNo};
+
+    use super::*;
+
+    fn tally(tables: &[(u32, u64)]) -> Tally {
+        let mut tally = Tally::default();
+        for (i, (parts, bytes)) in tables.iter().enumerate() {
+            let table = TableSummary {
+                no: TableNo(i as u32),
+                name: TableName::new("public", format!("t{i}")).unwrap(),
+                rows_estimate: RowCount(0),
+                bytes_estimate: ByteCount(*bytes),
+                first_part: PartNo(tally.counted().planned),
+                parts: *parts,
+            };
+            tally.add_page(&[table]).unwrap();
+        }
+        tally
+    }
+
+    fn numbers(order: &[PartNo]) -> Vec<u32> {
+        order.iter().map(|p| p.0).collect()
+    }
+
+    #[test]
+    fn the_largest_table_comes_first_and_equal_ones_take_turns() {
+        // Two large tables of four parts, one small one and an empty one.
+        let order = order(&tally(&[(1, 10), (4, 4_000), (4, 4_000), (1, 0)]));
+        assert_eq!(numbers(&order), [1, 5, 2, 6, 3, 7, 4, 8, 0, 9]);
+    }
+
+    #[test]
+    fn a_job_behind_others_gets_one_worker() {
+        let limits = WorkerLimits {
+            asked: 8,
+            source_max: 16,
+            source_used: 12,
+            target_max: 8,
+            target_used: 0,
+        };
+        assert_eq!(workers(limits), 4);
+        assert_eq!(
+            workers(WorkerLimits {
+                target_used: 8,
+                ..limits
+            }),
+            1
+        );
+        assert_eq!(
+            workers(WorkerLimits {
+                target_used: 200,
+                ..limits
+            }),
+            1
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn every_missing_part_once_in_ctid_order_largest_remainder_first(
+            tables in proptest::collection::vec((1u32..9, 0u64..1_000), 1..30),
+            done in proptest::collection::vec(any::<proptest::sample::Index>(), 0..40),
+        ) {
+            let mut tally = tally(&tables);
+            let parts = tally.counted().planned;
+            for index in done {
+                let part = PartNo(index.index(parts as usize) as u32);
+                let part = PartDone { part, rows: RowCount(1), bytes: ByteCount(1), wire: ByteCount(1) };
+                tally.note(&part).unwrap();
+            }
+            let order = order(&tally);
+            let mut sorted = numbers(&order);
+            sorted.sort_unstable();
+            let missing: Vec<u32> = (0..parts).filter(|p| !tally.is_done(PartNo(*p))).collect();
+            prop_assert_eq!(sorted, missing);
+            let mut last = vec![None; tables.len()];
+            let mut remaining_before = u64::MAX;
+            for part in order {
+                let no = tally.table_of(part).unwrap();
+                let table = tally.table(no).unwrap();
+                prop_assert!(last[no.0 as usize] < Some(part), "a range out of order");
+                last[no.0 as usize] = Some(part);
+                let remaining = weight(table, part.0 - table.summary.first_part.0);
+                prop_assert!(remaining <= remaining_before, "a larger remainder came later");
+                remaining_before = remaining;
+            }
+        }
+
+        #[test]
+        fn workers_are_within_every_limit_or_one(
+            asked in 1u8..=16, source_max: u8, source_used: u8, target_max: u8, target_used: u8
+        ) {
+            let given = workers(WorkerLimits { asked, source_max, source_used, target_max, target_used });
+            prop_assert!(given >= 1 && given <= asked);
+            let free = |max: u8, used: u8| max.saturating_sub(used);
+            prop_assert!(given == 1 || (given <= free(source_max, source_used) && given <= free(target_max, target_used)));
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! What agents' sessions bring: their beginning, their end, and what is said in them.
+
+use jiff::Timestamp;
+use steep_protocol::message::agent::{AgentMessage, CoordinatorMessage, Outcome, Registration};
+use steep_protocol::{CommandId, Fault, JobId, NodeId, NodeState};
+
+use super::log::Note;
+use super::{AgentInput, Driver};
+use crate::job::machine::{AWAY_LIMIT, JobEvent, Snapshot, after};
+use crate::registry::{Link, SessionId};
+use crate::store::{NodeRecord, Store, Write};
+
+impl<S: Store> Driver<S> {
+    /// Something came from an agent's session.
+    pub(super) fn on_agent(&mut self, input: AgentInput, now: Timestamp) {
+        match input {
+            AgentInput::Joined {
+                node,
+                link,
+                registration,
+            } => self.on_joined(&node, link, registration, now),
+            AgentInput::Said {
+                node,
+                session,
+                message,
+            } => self.on_said(&node, session, message, now),
+            AgentInput::Left { node, session } => self.on_left(&node, session, now),
+        }
+    }
+
+    fn on_joined(&mut self, node: &NodeId, link: Link, registration: Registration, now: Timestamp) {
+        if let Some(before) = self.registry.session(node) {
+            // Its jobs see the old session end before the new one begins.
+            self.on_left(node, before, now);
+        }
+        let record = self
+            .nodes
+            .entry(node.clone())
+            .or_insert_with(|| NodeRecord::new(node.clone()));
+        let before = record.clone();
+        record.agent_version = Some(registration.version.clone());
+        record.advertise = Some(registration.advertise.clone());
+        let state = record.state;
+        if *record != before || before == NodeRecord::new(node.clone()) {
+            self.out.writes.push(Write::Node(record.clone()));
+        }
+        let text = format!(
+            "the agent of {node} registered from {}",
+            registration.advertise
+        );
+        let note = Note::info("agent.connected", text).node(node);
+        self.log(note.field("version", &registration.version), now);
+        self.registry.join(node.clone(), link, registration, now);
+        self.send(node, CoordinatorMessage::Welcome { state });
+        for id in self.jobs_of(node) {
+            self.meet(id, node, now);
+        }
+        self.mirror(node, now);
+    }
+
+    /// Tells a job whether that node's agent is there.
+    pub(super) fn meet(&mut self, id: JobId, node: &NodeId, now: Timestamp) {
+        let Some(side) = self.jobs.get(&id).and_then(|live| live.job.side_of(node)) else {
+            return;
+        };
+        let event = match self.registry.get(node) {
+            Some(agent) => JobEvent::Up {
+                side,
+                incarnation: agent.registration.incarnation,
+                snapshot: if agent.registration.open_snapshots.contains(&id) {
+                    Snapshot::Held
+                } else {
+                    Snapshot::NotHeld
+                },
+            },
+            None => JobEvent::Down {
+                side,
+                give_up: after(now, AWAY_LIMIT),
+            },
+        };
+        self.advance(id, event, now);
+    }
+
+    /// An agent's session ended.
+    pub(super) fn on_left(&mut self, node: &NodeId, session: SessionId, now: Timestamp) {
+        let Some(agent) = self.registry.leave(node, session) else {
+            return;
+        };
+        let text = format!("the agent of {node} has no session any more");
+        self.log(Note::warn("agent.lost", text).node(node), now);
+        // A process that was killed says nothing; QUIC notices late. It has been away since it was
+        // last heard.
+        let give_up = after(agent.last_heard, AWAY_LIMIT);
+        for id in self.jobs_of(node) {
+            if let Some(side) = self.jobs.get(&id).and_then(|live| live.job.side_of(node)) {
+                self.advance(id, JobEvent::Down { side, give_up }, now);
+            }
+        }
+        self.doctors_lost(node);
+    }
+
+    fn on_said(
+        &mut self,
+        node: &NodeId,
+        session: SessionId,
+        message: AgentMessage,
+        now: Timestamp,
+    ) {
+        let Some(agent) = self.registry.heard(node, session, now) else {
+            return;
+        };
+        match message {
+            AgentMessage::Register(_) => {
+                tracing::warn!(node_id = %node, "an agent registered twice in one session");
+            }
+            AgentMessage::Observed(observed) => {
+                let version = observed
+                    .postgres
+                    .as_ref()
+                    .and_then(|p| p.as_ref().ok())
+                    .copied();
+                agent.observed = observed;
+                self.note_version(node, version);
+                self.check_drift(node, now);
+            }
+            other @ (AgentMessage::PlanPage { .. }
+            | AgentMessage::Progress(_)
+            | AgentMessage::PartsDone { .. }
+            | AgentMessage::Finished { .. }) => self.on_job_message(node, other, now),
+        }
+    }
+
+    fn note_version(&mut self, node: &NodeId, version: Option<u32>) {
+        let Some(record) = self.nodes.get_mut(node) else {
+            return;
+        };
+        if version.is_some() && record.postgres_version != version {
+            record.postgres_version = version;
+            self.out.writes.push(Write::Node(record.clone()));
+        }
+    }
+
+    /// A command ended. One that nobody waits for is forgotten: its job is over.
+    pub(super) fn on_finished(
+        &mut self,
+        node: &NodeId,
+        command: CommandId,
+        outcome: Result<Outcome, Fault>,
+        now: Timestamp,
+    ) {
+        let owner = self.jobs.iter().find_map(|(id, live)| {
+            let own = |r: &&crate::job::Running| {
+                r.id == command && r.work.side().node(&live.job.spec) == node
+            };
+            live.job.running.iter().find(own).map(|_| *id)
+        });
+        if let Some(id) = owner {
+            let counted = self
+                .jobs
+                .get(&id)
+                .map(|l| l.tally.counted())
+                .unwrap_or_default();
+            let outcome = Box::new(outcome);
+            let event = JobEvent::Ended {
+                id: command,
+                outcome,
+                counted,
+            };
+            return self.advance(id, event, now);
+        }
+        self.send(node, CoordinatorMessage::Forget { id: command });
+        self.doctor_finished(node, command, outcome);
+    }
+
+    /// Live jobs with that node on either side.
+    fn jobs_of(&self, node: &NodeId) -> Vec<JobId> {
+        let own = self
+            .jobs
+            .iter()
+            .filter(|(_, live)| live.job.side_of(node).is_some());
+        own.map(|(id, _)| *id).collect()
+    }
+
+    /// The state of a node; of one that was never heard of, uninitialized.
+    pub(super) fn state_of(&self, node: &NodeId) -> NodeState {
+        self.nodes
+            .get(node)
+            .map_or(NodeState::Uninitialized, |record| record.state)
+    }
+}

@@ -1,0 +1,303 @@
+//! What a job's step wants done.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use steep_protocol::message::agent::CoordinatorMessage;
+use steep_protocol::message::facts::{Finding, Severity};
+use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeState, Phase};
+
+use super::jobs::table_events;
+use super::log::{Level, Note};
+use super::{Answer, Driver};
+use crate::job::machine::{Effect, Finish};
+use crate::job::state::{NodeEvent, transition};
+use crate::job::{Side, Stage, Work};
+use crate::store::{Store, TableSum, Write};
+
+/// Findings of one command that are logged one by one.
+const FINDINGS_LOGGED: usize = 200;
+
+impl<S: Store> Driver<S> {
+    /// Does one thing.
+    pub(super) fn execute(&mut self, id: JobId, effect: Effect, now: Timestamp) {
+        match effect {
+            Effect::Send { id: command, work } => self.give(id, command, work),
+            Effect::Abort { id: command, side } => {
+                self.tell(id, side, CoordinatorMessage::Abort { id: command });
+            }
+            Effect::Forget { id: command, side } => {
+                self.tell(id, side, CoordinatorMessage::Forget { id: command });
+            }
+            Effect::Node(event) => self.change_node(id, event, now),
+            Effect::PhaseStarted(phase) => self.phase_started(id, phase, now),
+            Effect::PhaseCompleted { phase, millis } => {
+                self.phase_completed(id, phase, millis, now);
+            }
+            Effect::Found(findings) => self.found(id, &findings, now),
+            Effect::CleanupFailed { side, why } => self.cleanup_failed(id, side, &why, now),
+            Effect::Finished(finish) => self.finished(id, finish, now),
+            Effect::Closed => self.closed(id, now),
+        }
+    }
+
+    fn give(&mut self, id: JobId, command: CommandId, work: Work) {
+        let Some(live) = self.jobs.get(&id) else {
+            return;
+        };
+        let (message, workers) = self.compose(live, work);
+        let node = work.side().node(&live.job.spec).clone();
+        if work == Work::Copy
+            && let Some(live) = self.jobs.get_mut(&id)
+        {
+            live.workers = workers;
+        }
+        let message = CoordinatorMessage::Command {
+            id: command,
+            job: id,
+            command: message,
+        };
+        self.send(&node, message);
+    }
+
+    fn tell(&mut self, id: JobId, side: Side, message: CoordinatorMessage) {
+        if let Some(live) = self.jobs.get(&id) {
+            let node = side.node(&live.job.spec).clone();
+            self.send(&node, message);
+        }
+    }
+
+    /// Changes the state of the job's target, if this is still the job that decides it.
+    fn change_node(&mut self, id: JobId, event: NodeEvent, now: Timestamp) {
+        let Some(live) = self.jobs.get(&id) else {
+            return;
+        };
+        let target = live.job.spec.target.clone();
+        let source = live.job.spec.source.clone();
+        let note = Note::info("init.state_change", "").job(&live.job);
+        let accepted_at = live.job.accepted_at;
+        let Some(record) = self.nodes.get_mut(&target).filter(|r| r.job == Some(id)) else {
+            return;
+        };
+        let from = record.state;
+        let to = match transition(from, event) {
+            Ok(to) => to,
+            Err(illegal) => {
+                tracing::error!(node_id = %target, job_id = %id, error = %illegal, "a state was kept");
+                return;
+            }
+        };
+        record.state = to;
+        match to {
+            NodeState::Preparing => {
+                record.source = Some(source);
+                record.init_started_at = Some(accepted_at);
+                record.error_message = None;
+            }
+            NodeState::Synchronized => {
+                record.init_completed_at = Some(now);
+                record.error_message = None;
+            }
+            NodeState::Uninitialized => {
+                record.source = None;
+                record.error_message = None;
+            }
+            NodeState::Copying
+            | NodeState::CatchingUp
+            | NodeState::Diverged
+            | NodeState::Failed
+            | NodeState::Reinitializing => {}
+        }
+        self.out.writes.push(Write::Node(record.clone()));
+        let note = note.field("from", from).field("to", to);
+        self.log(note.text(format!("{target}: {from} to {to}")), now);
+        self.mirror(&target, now);
+    }
+
+    fn phase_started(&mut self, id: JobId, phase: Phase, now: Timestamp) {
+        let Some(live) = self.jobs.get(&id) else {
+            return;
+        };
+        let mut text = format!("phase {phase} began");
+        if phase == Phase::Copy {
+            text.push_str(&table_events(live).unwrap_or_default());
+        }
+        let note = Note::info("init.phase_started", text)
+            .job(&live.job)
+            .field("phase", phase);
+        self.log(note, now);
+    }
+
+    fn phase_completed(&mut self, id: JobId, phase: Phase, millis: u64, now: Timestamp) {
+        let Some(live) = self.jobs.get_mut(&id) else {
+            return;
+        };
+        live.meter.observe(&live.job, &live.tally, now);
+        let seconds = millis as f64 / 1e3;
+        let counted = live.tally.counted().done;
+        let text = format!("phase {phase} took {seconds:.1} s");
+        let note = Note::info("init.phase_completed", text)
+            .job(&live.job)
+            .field("phase", phase)
+            .field("duration_ms", millis)
+            .field("rows_copied", counted.rows.0)
+            .field("bytes_copied", counted.bytes.0)
+            .field(
+                "overall_progress",
+                format!("{:.1}", live.meter.overall_percent()),
+            );
+        self.log(note, now);
+    }
+
+    fn found(&mut self, id: JobId, findings: &[Finding], now: Timestamp) {
+        for finding in findings.iter().take(FINDINGS_LOGGED) {
+            let Some(live) = self.jobs.get(&id) else {
+                return;
+            };
+            let level = match finding.severity {
+                Severity::Info => Level::Info,
+                Severity::Warning => Level::Warn,
+                Severity::Error => Level::Error,
+            };
+            let event = match finding.code.as_str() {
+                "schema_mismatch" => "schema.mismatch_detected",
+                _ => "init.finding",
+            };
+            let mut note = Note::new(level, event, finding.what.clone())
+                .job(&live.job)
+                .field("code", &finding.code)
+                .field("why", &finding.why)
+                .field("hint", &finding.fix);
+            if let Some(node) = &finding.node {
+                note = note.field("found_on", node);
+            }
+            self.log(note, now);
+        }
+        let rest = findings.len().saturating_sub(FINDINGS_LOGGED);
+        if let Some(live) = self.jobs.get(&id).filter(|_| rest > 0) {
+            let text = format!("and {rest} findings more, not logged one by one");
+            let note = Note::warn("init.finding", text).job(&live.job);
+            self.log(note, now);
+        }
+    }
+
+    fn cleanup_failed(&mut self, id: JobId, side: Side, why: &str, now: Timestamp) {
+        if let Some(live) = self.jobs.get(&id) {
+            let node = side.node(&live.job.spec);
+            let text = format!("cleanup on {node} failed and will be tried again: {why}");
+            let note = Note::warn("init.cleanup_failed", text).job(&live.job);
+            let note = note.field("cleanup_on", node);
+            self.log(note, now);
+        }
+    }
+
+    fn finished(&mut self, id: JobId, finish: Finish, now: Timestamp) {
+        let Some(live) = self.jobs.get_mut(&id) else {
+            return;
+        };
+        live.meter.observe(&live.job, &live.tally, now);
+        let operator = live.cancelled_by.clone().unwrap_or_default();
+        let waiting = std::mem::take(&mut live.waiting);
+        let counted = live.tally.counted().done;
+        let seconds = elapsed_seconds(&live.job, now);
+        let (fault, note) = match finish {
+            Finish::Synchronized => {
+                let text = format!(
+                    "{} follows {}: {} rows in {seconds:.1} s",
+                    live.job.spec.target, live.job.spec.source, counted.rows.0
+                );
+                (None, Note::info("init.completed", text))
+            }
+            Finish::Failed(fault) => {
+                let note = Note::new(Level::Error, "init.failed", fault.to_string());
+                let note = note.field("hint", &fault.hint);
+                (Some(fault), note)
+            }
+            Finish::Cancelled => {
+                let text = format!("cancelled by {operator}; everything of the job is removed");
+                let note = Note::info("init.cancelled", text.clone()).field("operator", &operator);
+                (Some(Fault::new(FaultKind::Cancelled, text)), note)
+            }
+            Finish::CancelPending(fault) => {
+                let text = format!("cancelled by {operator}; {}", fault.hint);
+                let note = Note::warn("init.cleanup_pending", text.clone());
+                let note = note.field("operator", &operator);
+                self.replied(waiting, &Err(fault.clone()));
+                let shown = Fault::new(FaultKind::Cancelled, text).hint(fault.hint);
+                return self.record_end(id, Some(shown), note, now);
+            }
+        };
+        let millis = (seconds * 1e3).round();
+        let note = note
+            .field("rows_copied", counted.rows.0)
+            .field("bytes_copied", counted.bytes.0)
+            .field("duration_ms", millis);
+        self.record_end(id, fault, note, now);
+        self.replied(waiting, &Ok(()));
+    }
+
+    fn replied(&mut self, waiting: Vec<super::Reply>, how: &Result<(), Fault>) {
+        for reply in waiting {
+            self.answer(reply, how.clone().map(|()| Answer::Done));
+        }
+    }
+
+    /// Stores how a job ended and shows it.
+    fn record_end(&mut self, id: JobId, fault: Option<Fault>, note: Note, now: Timestamp) {
+        let Some(live) = self.jobs.get(&id) else {
+            return;
+        };
+        let note = note.job(&live.job);
+        let target = live.job.spec.target.clone();
+        let record = self.nodes.get_mut(&target).filter(|r| r.job == Some(id));
+        let state = record.as_ref().map_or(NodeState::Failed, |r| r.state);
+        if let Some(record) = record
+            && let Some(fault) = fault.as_ref().filter(|_| state == NodeState::Failed)
+        {
+            record.error_message = Some(fault.to_string());
+            self.out.writes.push(Write::Node(record.clone()));
+        }
+        let end = Arc::new(self.end_view(&id, state, fault, now));
+        let Some(live) = self.jobs.get_mut(&id) else {
+            return;
+        };
+        live.end = Some(Arc::clone(&end));
+        let tables = live
+            .tally
+            .tables()
+            .iter()
+            .filter(|t| t.done > 0)
+            .map(|t| TableSum {
+                no: t.summary.no,
+                done: t.done,
+                rows: t.rows,
+                bytes: t.bytes,
+            });
+        let tables = tables.collect();
+        self.out.writes.push(Write::Seal {
+            end: Box::new(Arc::unwrap_or_clone(end)),
+            tables,
+        });
+        self.log(note, now);
+        self.mirror(&target, now);
+        self.touch(id);
+    }
+
+    fn closed(&mut self, id: JobId, now: Timestamp) {
+        let Some(live) = self.jobs.get(&id) else {
+            return;
+        };
+        if matches!(live.job.stage, Stage::Closed(crate::job::Closed::Failed(_))) {
+            let text = "everything that the failed job had made is removed";
+            let note = Note::info("init.cleanup_completed", text).job(&live.job);
+            self.log(note, now);
+        }
+        self.out.closed.push(id);
+    }
+}
+
+/// Seconds from the request to the end, or to now.
+pub(super) fn elapsed_seconds(job: &crate::job::Job, now: Timestamp) -> f64 {
+    let end = job.ended_at.unwrap_or(now);
+    (end.as_millisecond() - job.accepted_at.as_millisecond()).max(0) as f64 / 1e3
+}

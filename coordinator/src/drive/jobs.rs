@@ -1,0 +1,262 @@
+//! Steps of jobs: a pure step, then its effects in order.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use steep_protocol::message::agent::{
+    AgentMessage, CoordinatorMessage, PartDone, ProgressReport, TableSummary,
+};
+use steep_protocol::{JobId, NodeId, Phase, TableNo};
+
+use super::log::Note;
+use super::{Driver, Live};
+use crate::job::machine::{self, JobEvent, Refused};
+use crate::job::tally::Noted;
+use crate::job::{Side, Stage, Step, progress};
+use crate::store::{Store, Write};
+
+/// Jobs of more tables than this log the beginning and end of large tables only.
+const TABLE_EVENTS_MAX: usize = 1_000;
+
+/// What is large then, in estimated bytes.
+const TABLE_EVENTS_BYTES: u64 = 64 * 1024 * 1024;
+
+/// How often a node's own tables are told how far its job is.
+const MIRROR_EVERY: Duration = Duration::from_secs(1);
+
+impl<S: Store> Driver<S> {
+    /// Applies an event to a job and does what follows.
+    pub(super) fn step(
+        &mut self,
+        id: JobId,
+        event: JobEvent,
+        now: Timestamp,
+    ) -> Result<(), Refused> {
+        let Some(live) = self.jobs.get_mut(&id) else {
+            return Ok(());
+        };
+        let (job, effects) = machine::step(live.job.clone(), event, now)?;
+        if job != live.job {
+            live.job = job;
+            self.out.writes.push(Write::Job(Box::new(live.job.clone())));
+            self.touch(id);
+        }
+        for effect in effects {
+            self.execute(id, effect, now);
+        }
+        Ok(())
+    }
+
+    /// [`Driver::step`] for events that no job refuses.
+    pub(super) fn advance(&mut self, id: JobId, event: JobEvent, now: Timestamp) {
+        if let Err(refused) = self.step(id, event, now) {
+            tracing::error!(job_id = %id, error = %refused, "a job refused an event it must take");
+        }
+    }
+
+    /// Time has passed for a job.
+    pub(super) fn tick_job(&mut self, id: JobId, now: Timestamp) {
+        self.advance(id, JobEvent::Tick, now);
+        let Some(live) = self.jobs.get_mut(&id) else {
+            return;
+        };
+        live.meter.observe(&live.job, &live.tally, now);
+        let active = matches!(live.job.stage, Stage::Working(_)) || live.end.is_none();
+        if !active {
+            return;
+        }
+        let due = machine::after(live.mirrored, MIRROR_EVERY) <= now;
+        let target = live.job.spec.target.clone();
+        self.touch(id);
+        if due {
+            self.mirror(&target, now);
+        }
+    }
+
+    /// Tells a node what its own tables should say.
+    pub(super) fn mirror(&mut self, node: &NodeId, now: Timestamp) {
+        let Some(row) = self.mirror_row(node) else {
+            return;
+        };
+        let job = self.nodes.get(node).and_then(|record| record.job);
+        if let Some(live) = job.and_then(|id| self.jobs.get_mut(&id)) {
+            live.mirrored = now;
+        }
+        self.send(node, CoordinatorMessage::Mirror(row));
+    }
+
+    /// A page of a plan.
+    pub(super) fn on_plan(&mut self, node: &NodeId, id: JobId, tables: Vec<TableSummary>) {
+        let Some(live) = self.live_of(id, node, Side::Source) else {
+            return;
+        };
+        if live.job.stage != Stage::Working(Step::OpenSource) {
+            return;
+        }
+        // What does not fit is missed when the totals come, and stops the job then.
+        if let Err(misfit) = live.tally.add_page(&tables) {
+            tracing::warn!(node_id = %node, job_id = %id, error = %misfit, "a page of the plan does not fit");
+            return;
+        }
+        self.out.writes.push(Write::Plan { job: id, tables });
+    }
+
+    /// What moves now.
+    pub(super) fn on_progress(&mut self, node: &NodeId, report: ProgressReport, now: Timestamp) {
+        let id = report.job;
+        let Some(live) = self.jobs.get_mut(&id) else {
+            return;
+        };
+        let Some(side) = live.job.side_of(node) else {
+            return;
+        };
+        if progress::current_phase(&live.job) != Some(report.phase) {
+            return;
+        }
+        // While both ends work, how far replication has come is what matters.
+        if let Some(work) = report.work
+            && (report.phase != Phase::CatchUp || side == Side::Source)
+        {
+            live.meter.report(report.phase, work);
+        }
+        if report.phase != Phase::Copy || side != Side::Target {
+            return;
+        }
+        live.tally.set_flight(&report.active);
+        let flight = live.tally.flight();
+        let mut begun: Vec<TableNo> = flight
+            .iter()
+            .filter_map(|part| live.tally.table_of(part.part))
+            .collect();
+        begun.dedup();
+        for table in begun {
+            self.table_began(id, table, now);
+        }
+    }
+
+    /// Parts that are committed.
+    pub(super) fn on_parts(
+        &mut self,
+        node: &NodeId,
+        id: JobId,
+        parts: Vec<PartDone>,
+        now: Timestamp,
+    ) {
+        let Some(live) = self.live_of(id, node, Side::Target) else {
+            return;
+        };
+        if !matches!(live.job.stage, Stage::Working(_)) {
+            return;
+        }
+        let mut new = Vec::with_capacity(parts.len());
+        let mut tables = Vec::new();
+        for part in parts {
+            match live.tally.note(&part) {
+                Ok(Noted::Known) => {}
+                Ok(Noted::Part(table)) => {
+                    tables.push((table, false));
+                    new.push(part);
+                }
+                Ok(Noted::Table(table)) => {
+                    tables.push((table, true));
+                    new.push(part);
+                }
+                Err(misfit) => {
+                    tracing::warn!(node_id = %node, job_id = %id, error = %misfit, "a part does not fit");
+                }
+            }
+        }
+        if new.is_empty() {
+            return;
+        }
+        self.out.writes.push(Write::Parts {
+            job: id,
+            parts: new,
+        });
+        for (table, complete) in tables {
+            self.table_began(id, table, now);
+            if complete {
+                self.table_completed(id, table, now);
+            }
+        }
+    }
+
+    /// The live job of that id, if that node is on that side of it (G7: an agent speaks for its own
+    /// jobs only).
+    fn live_of(&mut self, id: JobId, node: &NodeId, side: Side) -> Option<&mut Live> {
+        self.jobs
+            .get_mut(&id)
+            .filter(|live| side.node(&live.job.spec) == node)
+    }
+
+    fn table_began(&mut self, id: JobId, table: TableNo, now: Timestamp) {
+        let Some(live) = self.jobs.get_mut(&id) else {
+            return;
+        };
+        if live.began.contains_key(&table) {
+            return;
+        }
+        live.began.insert(table, now);
+        let Some(tally) = live.tally.table(table).filter(|t| is_logged(live, t)) else {
+            return;
+        };
+        let name = tally.summary.name.to_string();
+        let note = Note::info("init.table_started", format!("copying {name}"))
+            .job(&live.job)
+            .field("table", name);
+        self.log(note, now);
+    }
+
+    fn table_completed(&mut self, id: JobId, table: TableNo, now: Timestamp) {
+        let Some(live) = self.jobs.get_mut(&id) else {
+            return;
+        };
+        let began = live.began.remove(&table).unwrap_or(now);
+        let Some(tally) = live.tally.table(table).filter(|t| is_logged(live, t)) else {
+            return;
+        };
+        let name = tally.summary.name.to_string();
+        let text = format!("{name} is complete: {} rows", tally.rows.0);
+        let note = Note::info("init.table_complete", text)
+            .job(&live.job)
+            .field("table", name)
+            .field("rows_copied", tally.rows.0)
+            .field("bytes_copied", tally.bytes.0)
+            .field(
+                "duration_ms",
+                (now.as_millisecond() - began.as_millisecond()).max(0),
+            );
+        self.log(note, now);
+    }
+
+    /// What an agent says about its jobs.
+    pub(super) fn on_job_message(&mut self, node: &NodeId, message: AgentMessage, now: Timestamp) {
+        match message {
+            AgentMessage::PlanPage { job, tables } => self.on_plan(node, job, tables),
+            AgentMessage::Progress(report) => self.on_progress(node, report, now),
+            AgentMessage::PartsDone { job, parts } => self.on_parts(node, job, parts, now),
+            AgentMessage::Finished { command, outcome } => {
+                self.on_finished(node, command, outcome, now);
+            }
+            // Both are the session's, not a job's.
+            AgentMessage::Register(_) | AgentMessage::Observed(_) => {}
+        }
+    }
+}
+
+/// Whether a table's beginning and end are logged one by one.
+fn is_logged(live: &Live, table: &crate::job::tally::TableTally) -> bool {
+    live.tally.tables().len() <= TABLE_EVENTS_MAX
+        || table.summary.bytes_estimate.0 >= TABLE_EVENTS_BYTES
+}
+
+/// What the log says about tables that it leaves out, where it leaves any out.
+pub(super) fn table_events(live: &Live) -> Option<String> {
+    let tables = live.tally.tables().len();
+    (tables > TABLE_EVENTS_MAX).then(|| {
+        format!(
+            "; of {tables} tables only those of {} MiB and more are logged one by one",
+            TABLE_EVENTS_BYTES / (1024 * 1024)
+        )
+    })
+}

@@ -1,0 +1,161 @@
+//! What happened, for the audit log and for the process's own log: one note, both places, the names
+//! and fields of the contract.
+
+use std::fmt::Display;
+
+use jiff::Timestamp;
+use steep_protocol::message::api::EventView;
+use steep_protocol::{JobId, NodeId};
+
+use super::Driver;
+use crate::job::Job;
+use crate::store::{Store, Write};
+
+/// How much a note matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Level {
+    Info,
+    Warn,
+    Error,
+}
+
+impl Level {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Info => "info",
+            Self::Warn => "warn",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// Something that happened.
+#[derive(Debug, Clone)]
+pub(super) struct Note {
+    level: Level,
+    event: &'static str,
+    message: String,
+    node: Option<NodeId>,
+    source: Option<NodeId>,
+    job: Option<JobId>,
+    fields: Vec<(&'static str, String)>,
+}
+
+impl Note {
+    pub(super) fn new(level: Level, event: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            level,
+            event,
+            message: message.into(),
+            node: None,
+            source: None,
+            job: None,
+            fields: Vec::new(),
+        }
+    }
+
+    pub(super) fn info(event: &'static str, message: impl Into<String>) -> Self {
+        Self::new(Level::Info, event, message)
+    }
+
+    pub(super) fn warn(event: &'static str, message: impl Into<String>) -> Self {
+        Self::new(Level::Warn, event, message)
+    }
+
+    /// With that sentence in place of the one it had.
+    pub(super) fn text(mut self, message: String) -> Self {
+        self.message = message;
+        self
+    }
+
+    pub(super) fn node(mut self, node: &NodeId) -> Self {
+        self.node = Some(node.clone());
+        self
+    }
+
+    /// About that job: its target, source and id.
+    pub(super) fn job(mut self, job: &Job) -> Self {
+        self.node = Some(job.spec.target.clone());
+        self.source = Some(job.spec.source.clone());
+        self.job = Some(job.id);
+        self
+    }
+
+    /// With that source and job, where there are any.
+    pub(super) fn of(mut self, source: Option<&NodeId>, job: Option<JobId>) -> Self {
+        self.source = source.cloned();
+        self.job = job;
+        self
+    }
+
+    pub(super) fn field(mut self, name: &'static str, value: impl Display) -> Self {
+        self.fields.push((name, value.to_string()));
+        self
+    }
+
+    fn get(&self, name: &str) -> Option<&str> {
+        self.fields
+            .iter()
+            .find(|(n, _)| *n == name)
+            .map(|(_, value)| value.as_str())
+    }
+
+    fn number(&self, name: &str) -> Option<u64> {
+        self.get(name)?.parse().ok()
+    }
+}
+
+macro_rules! trace_note {
+    ($macro:ident, $note:expr) => {{
+        let note = $note;
+        tracing::$macro!(
+            event = note.event,
+            node_id = note.node.as_ref().map(NodeId::as_str),
+            source_node = note.source.as_ref().map(NodeId::as_str),
+            job_id = note.job.map(tracing::field::display),
+            from = note.get("from"),
+            to = note.get("to"),
+            phase = note.get("phase"),
+            table = note.get("table"),
+            rows_copied = note.number("rows_copied"),
+            bytes_copied = note.number("bytes_copied"),
+            duration_ms = note.number("duration_ms"),
+            overall_progress = note
+                .get("overall_progress")
+                .and_then(|p| p.parse::<f64>().ok()),
+            operator = note.get("operator"),
+            code = note.get("code"),
+            hint = note.get("hint"),
+            "{}",
+            note.message
+        );
+    }};
+}
+
+impl<S: Store> Driver<S> {
+    /// Writes the note to both logs.
+    pub(super) fn log(&mut self, note: Note, now: Timestamp) {
+        match note.level {
+            Level::Info => trace_note!(info, &note),
+            Level::Warn => trace_note!(warn, &note),
+            Level::Error => trace_note!(error, &note),
+        }
+        let event = EventView {
+            seq: self.next_event,
+            timestamp: now,
+            level: note.level.as_str().to_owned(),
+            event: note.event.to_owned(),
+            node_id: note.node,
+            source_node: note.source,
+            job_id: note.job,
+            message: note.message,
+            fields: note
+                .fields
+                .into_iter()
+                .map(|(n, v)| (n.to_owned(), v))
+                .collect(),
+        };
+        self.next_event += 1;
+        self.out.writes.push(Write::Event(event));
+    }
+}

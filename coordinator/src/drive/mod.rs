@@ -1,0 +1,413 @@
+//! The one loop that owns everything that changes.
+//!
+//! Agents' messages, operators' questions and time come in; pure steps are applied; their effects go
+//! out. [`Driver::run`] is the only writer of the store and of every map in here; everybody else
+//! holds a [`Handle`].
+//!
+//! A turn: take what has come in, collect writes, messages and answers, write, and only then send.
+//! So nobody hears of anything that a restarted coordinator would not know. The loop never waits for
+//! an agent or an operator: queues are bounded and tried, views are watched, latest wins.
+
+mod agents;
+mod compose;
+mod doctor;
+mod drift;
+mod effects;
+mod jobs;
+mod log;
+mod requests;
+mod restore;
+mod views;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use steep_protocol::message::agent::{
+    AgentMessage, CancelledData, CoordinatorMessage, Registration,
+};
+use steep_protocol::message::api::{EndView, EventView, NodeView, ProgressView};
+use steep_protocol::message::facts::Finding;
+use steep_protocol::message::job::JobSpec;
+use steep_protocol::{Fault, JobId, NodeId, TableNo};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use crate::job::Job;
+use crate::job::progress::Meter;
+use crate::job::tally::Tally;
+use crate::registry::{Link, Registry, SessionId};
+use crate::store::{EventQuery, NodeRecord, Store, StoreError, Write};
+
+/// Messages of agents that may wait. Each can be as long as a control frame, so few.
+const AGENT_QUEUE: usize = 16;
+
+/// Questions that may wait.
+const ASK_QUEUE: usize = 64;
+
+/// How often time is looked at. Followers get an update each time something changed, which keeps the
+/// promise of one every 500 ms.
+const TICK: Duration = Duration::from_millis(250);
+
+/// What comes from the agents' sessions.
+#[derive(Debug)]
+pub enum AgentInput {
+    /// A session began.
+    Joined {
+        /// Whose.
+        node: NodeId,
+        /// Its sending end.
+        link: Link,
+        /// What the agent said of itself.
+        registration: Registration,
+    },
+    /// Something was said in it.
+    Said {
+        /// By whom.
+        node: NodeId,
+        /// In which session.
+        session: SessionId,
+        /// What.
+        message: AgentMessage,
+    },
+    /// It ended.
+    Left {
+        /// Whose.
+        node: NodeId,
+        /// Which.
+        session: SessionId,
+    },
+}
+
+/// What an operator's stream asks the loop.
+#[derive(Debug, Clone)]
+pub enum Question {
+    /// Nodes; all of them where `None`.
+    Nodes {
+        /// Which.
+        node: Option<NodeId>,
+    },
+    /// A page of events.
+    Events(EventQuery),
+    /// The preflight alone.
+    Doctor {
+        /// One spec per target.
+        specs: Vec<JobSpec>,
+    },
+    /// New jobs.
+    Init {
+        /// One spec per target.
+        specs: Vec<JobSpec>,
+        /// Who asks.
+        operator: String,
+    },
+    /// How far a node's job is.
+    Progress {
+        /// The node.
+        node: NodeId,
+    },
+    /// Undo a node's job.
+    Cancel {
+        /// The node.
+        node: NodeId,
+        /// What becomes of the rows.
+        data: CancelledData,
+        /// Who asks.
+        operator: String,
+    },
+}
+
+/// What the loop answers.
+#[derive(Debug)]
+pub enum Answer {
+    /// Nodes by name.
+    Nodes(Vec<NodeView>),
+    /// Events, oldest first.
+    Events(Vec<EventView>),
+    /// Findings by target, in the order asked.
+    Findings(Vec<(NodeId, Vec<Finding>)>),
+    /// The jobs are stored and run.
+    Accepted {
+        /// Each, to follow.
+        jobs: Vec<Follow>,
+        /// The last event before they began.
+        after: u64,
+    },
+    /// How far the node's last job is.
+    Progress {
+        /// Now, with every table.
+        view: Box<ProgressView>,
+        /// How it goes on, while it does.
+        follow: Option<Follow>,
+        /// How it ended, once it has.
+        end: Option<Box<EndView>>,
+    },
+    /// Done.
+    Done,
+}
+
+/// Where an answer goes.
+pub type Reply = oneshot::Sender<Result<Answer, Fault>>;
+
+/// A question and where its answer goes.
+#[derive(Debug)]
+pub struct Ask {
+    /// The question.
+    pub question: Question,
+    /// Where the answer goes. Dropped unanswered only when the coordinator stops.
+    pub reply: Reply,
+}
+
+/// A running job, watched.
+#[derive(Debug, Clone)]
+pub struct Follow {
+    /// The target.
+    pub node: NodeId,
+    /// The job.
+    pub job: JobId,
+    /// Its newest state.
+    pub feed: watch::Receiver<Feed>,
+}
+
+/// The newest state of a job.
+#[derive(Debug, Clone)]
+pub struct Feed {
+    /// Grows with every change.
+    pub version: u64,
+    /// How far it is.
+    pub view: Arc<ProgressView>,
+    /// How it ended, once it has.
+    pub end: Option<Arc<EndView>>,
+}
+
+/// How sessions and streams reach the loop.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    /// For agents' sessions.
+    pub agents: mpsc::Sender<AgentInput>,
+    /// For operators' streams.
+    pub asks: mpsc::Sender<Ask>,
+    /// Changes whenever a feed or the event log has something new.
+    pub pulse: watch::Receiver<u64>,
+}
+
+/// A job in memory: at work, or with something left to remove.
+struct Live {
+    job: Job,
+    tally: Tally,
+    meter: Meter,
+    feed: watch::Sender<Feed>,
+    /// Operators that wait for the end of a cancel.
+    waiting: Vec<Reply>,
+    /// Tables that began and have not been completed, and when.
+    began: BTreeMap<TableNo, Timestamp>,
+    /// Workers its Copy was given.
+    workers: u8,
+    /// How it ended, once it has.
+    end: Option<Arc<EndView>>,
+    /// Who wanted it cancelled.
+    cancelled_by: Option<String>,
+    published: Timestamp,
+    mirrored: Timestamp,
+}
+
+/// Why a turn happens.
+enum Wake {
+    /// Agents said something.
+    Agents,
+    /// An operator asks.
+    Operator(Ask),
+    /// Time has passed.
+    Time,
+}
+
+/// What a turn has collected.
+#[derive(Default)]
+struct Outbox {
+    writes: Vec<Write>,
+    messages: Vec<(NodeId, CoordinatorMessage)>,
+    replies: Vec<(Reply, Result<Answer, Fault>)>,
+    /// Jobs whose followers see something new.
+    touched: Vec<JobId>,
+    /// Jobs of which nothing is left to do.
+    closed: Vec<JobId>,
+}
+
+/// The loop's state.
+pub struct Driver<S> {
+    store: S,
+    clock: Clock,
+    nodes: BTreeMap<NodeId, NodeRecord>,
+    registry: Registry,
+    jobs: BTreeMap<JobId, Live>,
+    doctors: Vec<doctor::Doctor>,
+    /// How often in a row an observer missed what a node needs, by node and observer.
+    suspects: BTreeMap<(NodeId, NodeId), u8>,
+    next_command: u64,
+    next_event: u64,
+    out: Outbox,
+    pulse: watch::Sender<u64>,
+    agents: mpsc::Receiver<AgentInput>,
+    asks: mpsc::Receiver<Ask>,
+}
+
+/// Wall time that never jumps: it is read once and then follows the monotonic clock, so that a
+/// corrected system clock times out no job and no agent.
+#[derive(Debug, Clone, Copy)]
+struct Clock {
+    began: Timestamp,
+    instant: Instant,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self {
+            began: Timestamp::now(),
+            instant: Instant::now(),
+        }
+    }
+
+    fn now(self) -> Timestamp {
+        SignedDuration::try_from(self.instant.elapsed())
+            .ok()
+            .and_then(|elapsed| self.began.checked_add(elapsed).ok())
+            .unwrap_or(Timestamp::MAX)
+    }
+}
+
+impl<S: Store> Driver<S> {
+    /// Takes up what the store holds. Jobs that were active go on when their agents come back.
+    ///
+    /// # Errors
+    /// [`StoreError`] where the store cannot be read.
+    pub fn new(mut store: S) -> Result<(Self, Handle), StoreError> {
+        let loaded = store.load()?;
+        let (agent_sender, agents) = mpsc::channel(AGENT_QUEUE);
+        let (ask_sender, asks) = mpsc::channel(ASK_QUEUE);
+        let (pulse, pulse_receiver) = watch::channel(0);
+        let nodes = loaded
+            .nodes
+            .into_iter()
+            .map(|node| (node.id.clone(), node))
+            .collect();
+        let mut driver = Self {
+            store,
+            clock: Clock::start(),
+            nodes,
+            registry: Registry::default(),
+            jobs: BTreeMap::new(),
+            doctors: Vec::new(),
+            suspects: BTreeMap::new(),
+            next_command: loaded.next_command,
+            next_event: loaded.next_event,
+            out: Outbox::default(),
+            pulse,
+            agents,
+            asks,
+        };
+        for job in loaded.open_jobs {
+            driver.resume(job)?;
+        }
+        let handle = Handle {
+            agents: agent_sender,
+            asks: ask_sender,
+            pulse: pulse_receiver,
+        };
+        Ok((driver, handle))
+    }
+
+    /// Runs until `shutdown`. Needs a multi-threaded runtime: the store is written in place.
+    ///
+    /// # Errors
+    /// [`StoreError`] where the store fails. Nothing has been said then that is not stored, and
+    /// transfers between agents go on; started again, the coordinator goes on where it was.
+    pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), StoreError> {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let mut said = Vec::with_capacity(AGENT_QUEUE);
+        loop {
+            // All are cancel-safe: what is not taken stays in its queue.
+            let wake = tokio::select! {
+                1.. = self.agents.recv_many(&mut said, AGENT_QUEUE) => Wake::Agents,
+                Some(ask) = self.asks.recv() => Wake::Operator(ask),
+                _ = tick.tick() => Wake::Time,
+                () = shutdown.cancelled() => return Ok(()),
+            };
+            tokio::task::block_in_place(|| self.turn(&mut said, wake))?;
+        }
+    }
+
+    /// One turn of the loop.
+    fn turn(&mut self, said: &mut Vec<AgentInput>, wake: Wake) -> Result<(), StoreError> {
+        let now = self.clock.now();
+        match wake {
+            Wake::Agents => {
+                for input in said.drain(..) {
+                    self.on_agent(input, now);
+                }
+            }
+            Wake::Operator(Ask { question, reply }) => self.on_ask(question, reply, now)?,
+            Wake::Time => self.on_tick(now),
+        }
+        self.flush(now)
+    }
+
+    /// Time has passed.
+    fn on_tick(&mut self, now: Timestamp) {
+        for id in self.jobs.keys().copied().collect::<Vec<_>>() {
+            self.tick_job(id, now);
+        }
+        self.tick_doctors(now);
+    }
+
+    /// Writes, then sends.
+    fn flush(&mut self, now: Timestamp) -> Result<(), StoreError> {
+        let out = std::mem::take(&mut self.out);
+        self.store.apply(&out.writes)?;
+        for (node, message) in out.messages {
+            if self.registry.send(&node, message).is_err()
+                && let Some(session) = self.registry.session(&node)
+            {
+                tracing::warn!(node_id = %node, "the agent does not take its messages; its session is closed");
+                self.on_left(&node, session, now);
+            }
+        }
+        let mut news = !out.writes.is_empty();
+        for id in out.touched {
+            news |= self.publish(id, now);
+        }
+        for id in out.closed {
+            self.jobs.remove(&id);
+        }
+        for (reply, answer) in out.replies {
+            // Who asked may have gone.
+            let _ = reply.send(answer);
+        }
+        if news {
+            self.pulse.send_modify(|n| *n += 1);
+        }
+        Ok(())
+    }
+
+    /// Remembers that a job's followers have something new to see.
+    fn touch(&mut self, id: JobId) {
+        if !self.out.touched.contains(&id) {
+            self.out.touched.push(id);
+        }
+    }
+
+    /// Queues a message to a node's agent.
+    fn send(&mut self, node: &NodeId, message: CoordinatorMessage) {
+        self.out.messages.push((node.clone(), message));
+    }
+
+    /// Queues an answer.
+    fn answer(&mut self, reply: Reply, answer: Result<Answer, Fault>) {
+        self.out.replies.push((reply, answer));
+    }
+}

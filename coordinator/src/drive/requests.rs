@@ -1,0 +1,477 @@
+//! Operators' questions.
+
+use jiff::Timestamp;
+use steep_protocol::message::agent::CancelledData;
+use steep_protocol::message::job::{JobSpec, Method};
+use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState, Retry, limits};
+
+use super::log::Note;
+use super::views::idle_view;
+use super::{Answer, Driver, Question, Reply};
+use crate::job::machine::JobEvent;
+use crate::job::progress::Detail;
+use crate::job::state::{NodeEvent, transition};
+use crate::job::tally::Tally;
+use crate::job::{COMMANDS_PER_JOB, Job, Side};
+use crate::store::{EventQuery, Store, StoreError, Write};
+
+/// Targets of one request.
+const TARGETS_MAX: usize = 64;
+
+/// Events in one page.
+const EVENTS_PAGE: u32 = 500;
+
+impl<S: Store> Driver<S> {
+    /// Answers a question, now or (doctor, cancel) later. Its errors are the store's alone; what is
+    /// wrong with the question is an answer.
+    pub(super) fn on_ask(
+        &mut self,
+        question: Question,
+        reply: Reply,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let answer = match question {
+            Question::Nodes { node } => self.nodes_answer(node.as_ref()),
+            Question::Events(query) => self.events_answer(query)?,
+            Question::Doctor { specs } => match self.check_doctor(&specs) {
+                Ok(()) => {
+                    self.begin_doctor(specs, reply, now);
+                    return Ok(());
+                }
+                Err(fault) => Err(fault),
+            },
+            Question::Init { specs, operator } => self.init(specs, &operator, now),
+            Question::Progress { node } => self.progress_answer(&node, now)?,
+            Question::Cancel {
+                node,
+                data,
+                operator,
+            } => return self.cancel(&node, data, operator, reply, now),
+        };
+        self.answer(reply, answer);
+        Ok(())
+    }
+
+    fn nodes_answer(&self, node: Option<&NodeId>) -> Result<Answer, Fault> {
+        if let Some(node) = node {
+            self.known(node)?;
+        }
+        let wanted = self
+            .nodes
+            .values()
+            .filter(|r| node.is_none_or(|n| r.id == *n));
+        Ok(Answer::Nodes(
+            wanted.map(|record| self.node_view(record)).collect(),
+        ))
+    }
+
+    fn events_answer(&mut self, query: EventQuery) -> Result<Result<Answer, Fault>, StoreError> {
+        if let Some(Err(fault)) = query.node.as_ref().map(|node| self.known(node)) {
+            return Ok(Err(fault));
+        }
+        let limit = query.limit.min(EVENTS_PAGE);
+        Ok(Ok(Answer::Events(
+            self.store.events(&EventQuery { limit, ..query })?,
+        )))
+    }
+
+    fn progress_answer(
+        &mut self,
+        node: &NodeId,
+        now: Timestamp,
+    ) -> Result<Result<Answer, Fault>, StoreError> {
+        if let Err(fault) = self.known(node) {
+            return Ok(Err(fault));
+        }
+        if let Some(id) = self.live_job(node)
+            && let Some(view) = self.full_view(id, now)
+        {
+            let end = self
+                .jobs
+                .get(&id)
+                .and_then(|live| live.end.as_deref().cloned());
+            return Ok(Ok(Answer::Progress {
+                view: Box::new(view),
+                follow: self.follow(id).filter(|_| end.is_none()),
+                end: end.map(Box::new),
+            }));
+        }
+        let record = &self.nodes[node];
+        let (state, idle, error) = (
+            record.state,
+            idle_view(record),
+            record.error_message.clone(),
+        );
+        let stored = match record.job {
+            Some(id) => self.store.job(id)?,
+            None => None,
+        };
+        let Some(stored) = stored else {
+            return Ok(Ok(Answer::Progress {
+                view: Box::new(idle),
+                follow: None,
+                end: None,
+            }));
+        };
+        let (tally, meter) = self.look_at(&stored, now)?;
+        let mut view = meter.view(&stored.job, state, &tally, Detail::All, now);
+        view.error_message = error;
+        if let Some(end) = &stored.end {
+            view.bytes_copied = end.bytes_copied;
+            view.bytes_total = view.bytes_total.max(end.bytes_copied);
+            view.tables_completed = end.tables;
+        }
+        Ok(Ok(Answer::Progress {
+            view: Box::new(view),
+            follow: None,
+            end: stored.end.map(Box::new),
+        }))
+    }
+
+    /// Accepts all of those jobs or none.
+    fn init(
+        &mut self,
+        specs: Vec<JobSpec>,
+        operator: &str,
+        now: Timestamp,
+    ) -> Result<Answer, Fault> {
+        self.check_shape(&specs)?;
+        for spec in &specs {
+            self.check_init(spec)?;
+        }
+        let after = self.next_event - 1;
+        let ids: Vec<JobId> = specs
+            .into_iter()
+            .map(|spec| self.begin(spec, operator, now))
+            .collect();
+        let jobs = ids.into_iter().filter_map(|id| self.follow(id)).collect();
+        Ok(Answer::Accepted { jobs, after })
+    }
+
+    /// Begins a job that may begin.
+    fn begin(&mut self, spec: JobSpec, operator: &str, now: Timestamp) -> JobId {
+        let id = self.new_job_id();
+        let first = self.take_commands(COMMANDS_PER_JOB);
+        let job = Job::new(id, spec, operator, first, now);
+        let (target, source) = (job.spec.target.clone(), job.spec.source.clone());
+        let note = Note::info(
+            "init.started",
+            format!("{target} from {source}, by {operator}"),
+        )
+        .job(&job)
+        .field("operator", operator)
+        .field("method", method_name(job.spec.method))
+        .field("parallel", job.spec.parallel);
+        self.out.writes.push(Write::Job(Box::new(job.clone())));
+        if let Some(record) = self.nodes.get_mut(&target) {
+            record.job = Some(id);
+        }
+        self.adopt(job, Tally::default(), now);
+        self.log(note, now);
+        for node in [&source, &target] {
+            self.meet(id, node, now);
+        }
+        self.advance(id, JobEvent::Begin, now);
+        id
+    }
+
+    /// A block of command ids that were never used and never will be again.
+    pub(super) fn take_commands(&mut self, count: u64) -> u64 {
+        let first = self.next_command;
+        self.next_command += count;
+        self.out.writes.push(Write::NextCommand(self.next_command));
+        first
+    }
+
+    /// A random id that no job in memory has.
+    pub(super) fn new_job_id(&self) -> JobId {
+        loop {
+            let id = JobId(rand::random());
+            if !self.jobs.contains_key(&id) {
+                return id;
+            }
+        }
+    }
+
+    fn cancel(
+        &mut self,
+        node: &NodeId,
+        data: CancelledData,
+        operator: String,
+        reply: Reply,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        if let Err(fault) = self.known(node) {
+            self.answer(reply, Err(fault));
+            return Ok(());
+        }
+        let state = self.state_of(node);
+        let live = self.live_job(node);
+        let live = match (live, state) {
+            (Some(id), _) => Some(id),
+            (None, NodeState::Diverged) => self.revive_last(node, now)?,
+            (None, _) => None,
+        };
+        let note = Note::info("init.cancel_requested", format!("by {operator}"))
+            .node(node)
+            .field("operator", &operator);
+        let Some(id) = live else {
+            let answer = self.cancel_without_job(node, state, &operator, now);
+            self.answer(reply, answer);
+            return Ok(());
+        };
+        self.log(note, now);
+        if let Some(live) = self.jobs.get_mut(&id) {
+            live.cancelled_by = Some(operator);
+            live.waiting.push(reply);
+        }
+        if let Err(refused) = self.step(id, JobEvent::Cancel { data }, now)
+            && let Some(live) = self.jobs.get_mut(&id)
+        {
+            let waiting = std::mem::take(&mut live.waiting);
+            self.out.closed.push(id);
+            for reply in waiting {
+                let fault = Fault::new(FaultKind::Failed, refused.to_string()).on(node);
+                self.answer(reply, Err(fault));
+            }
+        }
+        Ok(())
+    }
+
+    /// A FAILED node of which nothing is left only changes its state; any other has nothing to
+    /// cancel.
+    fn cancel_without_job(
+        &mut self,
+        node: &NodeId,
+        state: NodeState,
+        operator: &str,
+        now: Timestamp,
+    ) -> Result<Answer, Fault> {
+        let Some(record) = self
+            .nodes
+            .get_mut(node)
+            .filter(|r| r.state == NodeState::Failed)
+        else {
+            let text = format!("there is nothing to cancel: {node} is {state}");
+            let hint = "only a node that is being initialised, that failed or that diverged can be \
+                        cancelled; see steep-repl nodes";
+            return Err(Fault::new(FaultKind::Failed, text).on(node).hint(hint));
+        };
+        let to = transition(state, NodeEvent::Cancelled)
+            .map_err(|e| Fault::new(FaultKind::Failed, e.to_string()).on(node))?;
+        record.state = to;
+        record.source = None;
+        record.error_message = None;
+        let record = record.clone();
+        self.out.writes.push(Write::Node(record.clone()));
+        let change = Note::info("init.state_change", format!("{node}: {state} to {to}"))
+            .node(node)
+            .of(None, record.job)
+            .field("from", state)
+            .field("to", to);
+        self.log(change, now);
+        let text = format!("cancelled by {operator}; nothing was left to remove");
+        let note = Note::info("init.cancelled", text)
+            .node(node)
+            .of(None, record.job);
+        self.log(note.field("operator", operator), now);
+        self.mirror(node, now);
+        Ok(Answer::Done)
+    }
+
+    /// Brings the last job of a node back into memory.
+    fn revive_last(&mut self, node: &NodeId, now: Timestamp) -> Result<Option<JobId>, StoreError> {
+        let Some(id) = self.nodes.get(node).and_then(|record| record.job) else {
+            return Ok(None);
+        };
+        let Some(stored) = self.store.job(id)? else {
+            return Ok(None);
+        };
+        self.revive(stored, now)?;
+        Ok(Some(id))
+    }
+
+    /// Whether the node has ever registered.
+    fn known(&self, node: &NodeId) -> Result<(), Fault> {
+        if self.nodes.contains_key(node) {
+            return Ok(());
+        }
+        let names: Vec<&str> = self.nodes.keys().take(20).map(NodeId::as_str).collect();
+        let hint = if names.is_empty() {
+            "no agent has registered yet: start one with steep-agent run".to_owned()
+        } else {
+            format!("known nodes: {}", names.join(", "))
+        };
+        let text = format!("no node is called {node}");
+        Err(Fault::new(FaultKind::BadRequest, text).hint(hint))
+    }
+
+    /// What can be said about a request without looking at any state.
+    fn check_shape(&self, specs: &[JobSpec]) -> Result<(), Fault> {
+        let bad = |text: String| Err(Fault::new(FaultKind::BadRequest, text));
+        if specs.is_empty() || specs.len() > TARGETS_MAX {
+            return bad(format!(
+                "name 1 to {TARGETS_MAX} targets, not {}",
+                specs.len()
+            ));
+        }
+        for (at, spec) in specs.iter().enumerate() {
+            if specs[..at].iter().any(|other| other.target == spec.target) {
+                return bad(format!("{} is named twice", spec.target));
+            }
+            if spec.source == spec.target {
+                return bad(format!("{} cannot be initialised from itself", spec.target));
+            }
+            if !(1..=limits::WORKERS_MAX).contains(&spec.parallel) {
+                return bad(format!("use 1 to {} parallel workers", limits::WORKERS_MAX));
+            }
+            if spec.timeout_seconds == 0 {
+                return bad("a timeout of nothing leaves no time for the job".to_owned());
+            }
+            if spec.method == Method::TwoPhase {
+                return bad("the method two-phase is not yet available".to_owned())
+                    .map_err(|f: Fault| f.hint("use --method snapshot"));
+            }
+            self.known(&spec.source)?;
+            self.known(&spec.target)?;
+        }
+        Ok(())
+    }
+
+    fn check_doctor(&self, specs: &[JobSpec]) -> Result<(), Fault> {
+        self.check_shape(specs)?;
+        for spec in specs {
+            self.check_online(&spec.source)?;
+            self.check_online(&spec.target)?;
+        }
+        self.room_for_doctor()
+    }
+
+    fn check_online(&self, node: &NodeId) -> Result<(), Fault> {
+        if self.registry.is_online(node) {
+            return Ok(());
+        }
+        Err(Fault::new(FaultKind::Unreachable, "the agent is offline")
+            .on(node)
+            .hint("start the agent on that node, or look at its log")
+            .retry(Retry::Backoff))
+    }
+
+    /// Whether a job may begin, from what the nodes are. Preflight looks at the servers later.
+    fn check_init(&self, spec: &JobSpec) -> Result<(), Fault> {
+        self.check_target(&spec.target, &spec.source)?;
+        let source = &spec.source;
+        if !self.may_be_source(source) {
+            let text = format!(
+                "{source} is {} and cannot be a source",
+                self.state_of(source)
+            );
+            let hint = "a source is synchronized, or no replica at all";
+            return Err(Fault::new(FaultKind::Failed, text).on(source).hint(hint));
+        }
+        if self.follows(source, &spec.target) {
+            let text = format!(
+                "{source} follows {}: they would replace each other",
+                spec.target
+            );
+            let hint = "choose a source that does not get its rows from this target";
+            return Err(Fault::new(FaultKind::BadRequest, text)
+                .on(source)
+                .hint(hint));
+        }
+        self.check_online(source)?;
+        self.check_online(&spec.target)
+    }
+
+    fn check_target(&self, target: &NodeId, source: &NodeId) -> Result<(), Fault> {
+        let state = self.state_of(target);
+        let fault = |text: String, hint: String| {
+            Err(Fault::new(FaultKind::Failed, text).on(target).hint(hint))
+        };
+        let job = self.nodes.get(target).and_then(|record| record.job);
+        let job = job.map_or_else(String::new, |id| format!(", job {id}"));
+        if state.is_active() {
+            let text = format!("{target} is already being initialised ({state}{job})");
+            let hint = format!(
+                "follow it with steep-repl init progress --node {target} --follow, or stop it with \
+                 steep-repl init cancel --node {target}"
+            );
+            return fault(text, hint);
+        }
+        if let Some(other) = self.serves(target) {
+            let text = format!("{target} is the source of job {other}, which is still at work");
+            return fault(text, "wait for that job, or cancel it".to_owned());
+        }
+        match state {
+            NodeState::Synchronized => fault(
+                format!("{target} is already synchronized"),
+                format!("to copy tables again use steep-repl reinit --node {target}"),
+            ),
+            NodeState::Diverged => fault(
+                format!("{target} has diverged and still has its old subscription"),
+                format!(
+                    "remove it with steep-repl init cancel --node {target}, then run init again"
+                ),
+            ),
+            NodeState::Failed => self.check_leftovers(target, source),
+            NodeState::Uninitialized
+            | NodeState::Preparing
+            | NodeState::Copying
+            | NodeState::CatchingUp
+            | NodeState::Reinitializing => Ok(()),
+        }
+    }
+
+    /// A failed job's leavings stand in the way on the target, and on the same source.
+    fn check_leftovers(&self, target: &NodeId, source: &NodeId) -> Result<(), Fault> {
+        let Some(live) = self.live_job(target).and_then(|id| self.jobs.get(&id)) else {
+            return Ok(());
+        };
+        let job = &live.job;
+        let on = match (job.owes(Side::Target), job.owes(Side::Source)) {
+            (true, _) => target,
+            (false, true) if job.spec.source == *source => source,
+            _ => return Ok(()),
+        };
+        let text = format!(
+            "the failed job {} has not been removed from {on} yet",
+            job.id
+        );
+        let hint = if self.registry.is_online(on) {
+            format!(
+                "it is being removed; try again in a moment, or run steep-repl init cancel --node {target}"
+            )
+        } else {
+            format!(
+                "bring the agent of {on} back: the removal is done at once then; or run steep-repl init cancel --node {target}"
+            )
+        };
+        Err(Fault::new(FaultKind::Failed, text)
+            .on(on)
+            .hint(hint)
+            .retry(Retry::Backoff))
+    }
+
+    /// Whether `node` gets its rows, over however many hops, from `upstream`.
+    fn follows(&self, node: &NodeId, upstream: &NodeId) -> bool {
+        let mut at = node;
+        for _ in 0..self.nodes.len() {
+            let Some(source) = self.nodes.get(at).and_then(|record| record.source.as_ref()) else {
+                return false;
+            };
+            if source == upstream {
+                return true;
+            }
+            at = source;
+        }
+        false
+    }
+}
+
+fn method_name(method: Method) -> &'static str {
+    match method {
+        Method::Snapshot => "snapshot",
+        Method::TwoPhase => "two-phase",
+        Method::Native => "native",
+    }
+}

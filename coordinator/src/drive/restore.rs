@@ -1,0 +1,143 @@
+//! Jobs out of the store: those that go on after a restart, and those that are only looked at.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use steep_protocol::{ByteCount, JobId, NodeId, NodeState};
+use tokio::sync::watch;
+
+use super::{Driver, Feed, Live};
+use crate::job::machine::{JobEvent, after};
+use crate::job::progress::{Detail, Meter};
+use crate::job::tally::Tally;
+use crate::job::{Job, Side};
+use crate::store::{Store, StoreError, StoredJob};
+
+/// How long jobs wait for agents after the coordinator's own start. Agents try again with growing
+/// pauses, and those may have grown while the coordinator was away.
+const RESUME_GRACE: Duration = Duration::from_secs(30);
+
+impl<S: Store> Driver<S> {
+    /// Takes a job up again. Its agents are away until they register.
+    pub(super) fn resume(&mut self, job: Job) -> Result<(), StoreError> {
+        let id = job.id;
+        let now = self.clock.now();
+        let tally = self.recount(id)?;
+        let end = self.store.job(id)?.and_then(|stored| stored.end);
+        self.adopt(job, tally, now);
+        if let Some(live) = self.jobs.get_mut(&id) {
+            live.end = end.map(Arc::new);
+        }
+        let give_up = after(now, RESUME_GRACE);
+        for side in Side::BOTH {
+            self.advance(id, JobEvent::Down { side, give_up }, now);
+        }
+        Ok(())
+    }
+
+    /// Holds a job in memory from here on.
+    pub(super) fn adopt(&mut self, job: Job, tally: Tally, now: Timestamp) {
+        let mut meter = Meter::default();
+        meter.observe(&job, &tally, now);
+        let state = self.state_of(&job.spec.target);
+        let view = meter.view(&job, state, &tally, Detail::Active, now);
+        let (feed, _) = watch::channel(Feed {
+            version: 0,
+            view: Arc::new(view),
+            end: None,
+        });
+        let live = Live {
+            tally,
+            meter,
+            feed,
+            waiting: Vec::new(),
+            began: BTreeMap::new(),
+            workers: job.spec.parallel,
+            end: None,
+            cancelled_by: None,
+            published: now,
+            mirrored: now,
+            job,
+        };
+        self.jobs.insert(live.job.id, live);
+    }
+
+    /// A job that is over, brought back into memory with its agents as they are now.
+    pub(super) fn revive(&mut self, stored: StoredJob, now: Timestamp) -> Result<(), StoreError> {
+        let id = stored.job.id;
+        let ends: [NodeId; 2] = Side::BOTH.map(|side| side.node(&stored.job.spec).clone());
+        let tally = self.recount(id)?;
+        self.adopt(stored.job, tally, now);
+        for node in ends {
+            self.meet(id, &node, now);
+        }
+        Ok(())
+    }
+
+    /// What has been planned and copied, as far as it is stored.
+    fn recount(&mut self, id: JobId) -> Result<Tally, StoreError> {
+        let mut tally = Tally::default();
+        for table in self.store.plan(id)? {
+            let sum = table.sum;
+            if let Err(misfit) = tally.add_page(std::slice::from_ref(&table.summary)) {
+                return Err(StoreError::Corrupt {
+                    what: format!("plan of job {id}"),
+                    reason: misfit.to_string(),
+                });
+            }
+            tally.restore_table(sum.no, sum.done, sum.rows, sum.bytes);
+        }
+        let mut misfit = None;
+        self.store.parts(id, &mut |part| {
+            if let Err(error) = tally.note(&part) {
+                misfit = Some(error);
+            }
+        })?;
+        match misfit {
+            Some(error) => Err(StoreError::Corrupt {
+                what: format!("parts of job {id}"),
+                reason: error.to_string(),
+            }),
+            None => Ok(tally),
+        }
+    }
+
+    /// A finished job as it can be shown: its tally and its meter.
+    pub(super) fn look_at(
+        &mut self,
+        stored: &StoredJob,
+        now: Timestamp,
+    ) -> Result<(Tally, Meter), StoreError> {
+        let mut tally = self.recount(stored.job.id)?;
+        if let Some(end) = &stored.end {
+            tally.restore_wire(ByteCount(end.wire_bytes));
+        }
+        let mut meter = Meter::default();
+        meter.observe(&stored.job, &tally, now);
+        Ok((tally, meter))
+    }
+
+    /// Whether the node is at work for any job: as the target of an active one or as its source.
+    pub(super) fn serves(&self, node: &NodeId) -> Option<JobId> {
+        let at_work = |live: &&Live| {
+            live.job.spec.source == *node && self.state_of(&live.job.spec.target).is_active()
+        };
+        self.jobs.values().find(at_work).map(|live| live.job.id)
+    }
+
+    /// The node's live job, where its last job is one.
+    pub(super) fn live_job(&self, node: &NodeId) -> Option<JobId> {
+        let id = self.nodes.get(node)?.job?;
+        self.jobs.contains_key(&id).then_some(id)
+    }
+
+    /// Whether the node's state is one in which it may be read from.
+    pub(super) fn may_be_source(&self, node: &NodeId) -> bool {
+        matches!(
+            self.state_of(node),
+            NodeState::Synchronized | NodeState::Uninitialized
+        )
+    }
+}

@@ -1,0 +1,190 @@
+//! Nodes and jobs as they are shown.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use steep_protocol::message::agent::MirrorRow;
+use steep_protocol::message::api::{EndView, NodeView, ProgressView};
+use steep_protocol::{Fault, JobId, NodeId, NodeState, RowCount};
+
+use super::effects::elapsed_seconds;
+use super::{Driver, Feed, Follow};
+use crate::job::machine::after;
+use crate::job::progress::{Detail, current_phase};
+use crate::store::{NodeRecord, Store};
+
+/// A follower hears of an active job at least so often, changed or not.
+const REPUBLISH: Duration = Duration::from_millis(500);
+
+impl<S: Store> Driver<S> {
+    /// A node as the CLI shows it.
+    pub(super) fn node_view(&self, record: &NodeRecord) -> NodeView {
+        let agent = self.registry.get(&record.id);
+        let live = record.job.and_then(|id| self.jobs.get(&id));
+        let slot = match (&record.source, record.job) {
+            (Some(source), Some(job)) => self.registry.slot(source, job),
+            _ => None,
+        };
+        let follows = matches!(
+            record.state,
+            NodeState::CatchingUp | NodeState::Synchronized | NodeState::Diverged
+        );
+        let observed = agent.and_then(|a| a.observed.postgres.as_ref());
+        NodeView {
+            node_id: record.id.clone(),
+            state: record.state,
+            source_node: record.source.clone(),
+            init_started_at: record.init_started_at,
+            init_completed_at: record.init_completed_at,
+            error_message: record.error_message.clone(),
+            agent_online: agent.is_some(),
+            lag_bytes: slot.filter(|_| follows).map(|s| s.lag.0),
+            progress: live
+                .filter(|_| record.state.is_active())
+                .map(|live| live.meter.overall_percent()),
+            agent_version: record.agent_version.clone(),
+            postgres_version: record.postgres_version,
+            postgres_error: observed.and_then(|p| p.as_ref().err()).cloned(),
+            wal_held_bytes: slot.map(|s| s.wal_held.0),
+        }
+    }
+
+    /// How a job ended.
+    pub(super) fn end_view(
+        &self,
+        id: &JobId,
+        state: NodeState,
+        fault: Option<Fault>,
+        now: Timestamp,
+    ) -> EndView {
+        // Only ever asked about a live job; its caller has just looked.
+        let live = &self.jobs[id];
+        let (job, counted) = (&live.job, live.tally.counted().done);
+        EndView {
+            node_id: job.spec.target.clone(),
+            job_id: job.id,
+            source_node: job.spec.source.clone(),
+            state,
+            fault,
+            tables: live.meter.tables(job, &live.tally).1,
+            rows_copied: counted.rows.0,
+            bytes_copied: live.meter.bytes(&live.tally),
+            wire_bytes: live.tally.wire().0,
+            duration_seconds: elapsed_seconds(job, now),
+            phases: job.clock.seconds(),
+            warnings: job.warnings.clone(),
+        }
+    }
+
+    /// Shows a live job's newest state to its followers; says whether there is anything new.
+    pub(super) fn publish(&mut self, id: JobId, now: Timestamp) -> bool {
+        let Some(live) = self.jobs.get(&id) else {
+            return false;
+        };
+        let state = self.state_of(&live.job.spec.target);
+        let view = live
+            .meter
+            .view(&live.job, state, &live.tally, Detail::Active, now);
+        let Some(live) = self.jobs.get_mut(&id) else {
+            return false;
+        };
+        let (version, same) = {
+            let shown = live.feed.borrow();
+            (
+                shown.version + 1,
+                *shown.view == view && shown.end == live.end,
+            )
+        };
+        if same && now < after(live.published, REPUBLISH) {
+            return false;
+        }
+        live.published = now;
+        live.feed.send_replace(Feed {
+            version,
+            view: Arc::new(view),
+            end: live.end.clone(),
+        });
+        true
+    }
+
+    /// A live job, to follow.
+    pub(super) fn follow(&self, id: JobId) -> Option<Follow> {
+        let live = self.jobs.get(&id)?;
+        Some(Follow {
+            node: live.job.spec.target.clone(),
+            job: id,
+            feed: live.feed.subscribe(),
+        })
+    }
+
+    /// How far a live job is, with every table.
+    pub(super) fn full_view(&self, id: JobId, now: Timestamp) -> Option<ProgressView> {
+        let live = self.jobs.get(&id)?;
+        let state = self.state_of(&live.job.spec.target);
+        Some(
+            live.meter
+                .view(&live.job, state, &live.tally, Detail::All, now),
+        )
+    }
+
+    /// What a node's own tables should say.
+    pub(super) fn mirror_row(&self, node: &NodeId) -> Option<MirrorRow> {
+        let record = self.nodes.get(node)?;
+        let live = record.job.and_then(|id| self.jobs.get(&id));
+        let counted = live.map(|l| l.tally.counted().done).unwrap_or_default();
+        let tables = live.map_or((0, 0), |l| {
+            let (total, done) = l.meter.tables(&l.job, &l.tally);
+            let narrow = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+            (narrow(done), narrow(total))
+        });
+        let finished = if record.state == NodeState::Synchronized {
+            100.0
+        } else {
+            0.0
+        };
+        Some(MirrorRow {
+            state: record.state,
+            source: record.source.clone(),
+            job: record.job,
+            phase: live
+                .filter(|_| record.state.is_active())
+                .and_then(|l| current_phase(&l.job)),
+            overall_percent: live.map_or(finished, |l| l.meter.overall_percent()),
+            tables,
+            rows: RowCount(counted.rows.0),
+            bytes: live.map_or(counted.bytes, |l| {
+                steep_protocol::ByteCount(l.meter.bytes(&l.tally))
+            }),
+            error: record.error_message.clone(),
+        })
+    }
+}
+
+/// A node that has never had a job.
+pub(super) fn idle_view(record: &NodeRecord) -> ProgressView {
+    ProgressView {
+        node_id: record.id.clone(),
+        job_id: None,
+        source_node: record.source.clone(),
+        state: record.state,
+        phase: None,
+        overall_percent: 0.0,
+        phase_percent: None,
+        tables_total: 0,
+        tables_completed: 0,
+        current_table: None,
+        current_table_percent: None,
+        rows_copied: 0,
+        bytes_copied: 0,
+        bytes_total: 0,
+        wire_bytes: 0,
+        throughput_rows_sec: 0.0,
+        throughput_bytes_sec: 0.0,
+        eta_seconds: None,
+        parallel_workers: 0,
+        started_at: record.init_started_at,
+        error_message: record.error_message.clone(),
+        tables: Vec::new(),
+    }
+}

@@ -1,0 +1,384 @@
+//! Which command goes to which agent next.
+//!
+//! Owns the flow of a job: [`step`] takes a job and something that happened and gives the job after
+//! it and what is to be done. Pure: it sends nothing, stores nothing and knows no clock. Its parts:
+//! [`working`] leads from the first command to SYNCHRONIZED, [`ending`] stops and removes.
+//!
+//! Invariants, all of them tested with random agents in [`tests`]:
+//! - whatever happens, a cancel leads to a closed job once the agents answer;
+//! - nothing is removed from a side on which a command may still be at work;
+//! - what a command may leave is noted before the command is sent;
+//! - SYNCHRONIZED is reached by a proof or not at all (G4).
+
+mod ending;
+mod working;
+
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use steep_protocol::message::agent::{CancelledData, Outcome};
+use steep_protocol::message::facts::{Finding, SourceFacts, TargetFacts};
+use steep_protocol::message::job::JobSpec;
+use steep_protocol::{CommandId, Fault, Phase};
+
+use super::state::NodeEvent;
+use super::{Closed, Ending, Job, Presence, Residue, Running, Side, Stage, Step, Totals, Work};
+
+/// How long an agent whose work is needed may be away. Agents reconnect within a second or two of a
+/// broken network; together with [`SHOW_AFTER_DEATH`] this keeps FAILED visible within the 15 s that
+/// operators are promised.
+pub const AWAY_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long the removal of what a job made may hold back FAILED when an agent is away: see
+/// [`AWAY_LIMIT`].
+pub const SHOW_AFTER_DEATH: Duration = Duration::from_secs(4);
+
+/// How long it may hold back FAILED otherwise. PostgreSQL itself may be what died, and then FAILED
+/// must be seen within 15 s too.
+pub const SHOW_AFTER_FAULT: Duration = Duration::from_secs(10);
+
+/// How long an operator who cancels waits before being told that something is left to do. Longer
+/// than the 30 s that stopping a running COPY and emptying tables may take at worst.
+pub const SHOW_AFTER_CANCEL: Duration = Duration::from_secs(60);
+
+/// How long an aborted command may take to end before it is given up.
+pub const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// How often a removal that failed is tried again: PostgreSQL may be back without any agent having
+/// said so.
+pub const CLEANUP_AGAIN: Duration = Duration::from_secs(15);
+
+/// Parts that one Copy can name: five bytes each on the wire, and the whole order must fit a control
+/// frame ([`steep_protocol::limits::CONTROL_FRAME_MAX`]).
+pub const PARTS_PER_COPY: u32 = 3_000_000;
+
+/// How often Copy is given again because it ended with parts we had not heard of. The messages of a
+/// lost session explain one; more mean that ledger and plan disagree.
+pub const RECOUNTS_MAX: u8 = 3;
+
+/// Something that happened to a job.
+#[derive(Debug, Clone, PartialEq)]
+pub enum JobEvent {
+    /// It was accepted and stored.
+    Begin,
+    /// A command ended.
+    Ended {
+        /// Which.
+        id: CommandId,
+        /// How.
+        outcome: Box<Result<Outcome, Fault>>,
+        /// What has been counted so far.
+        counted: Counted,
+    },
+    /// An agent began a session.
+    Up {
+        /// Which.
+        side: Side,
+        /// Which process of it.
+        incarnation: u64,
+        /// Whether it holds this job's snapshot open.
+        snapshot: Snapshot,
+    },
+    /// An agent's session ended.
+    Down {
+        /// Which.
+        side: Side,
+        /// When to stop waiting for it, if it is needed.
+        give_up: Timestamp,
+    },
+    /// An operator wants it undone.
+    Cancel {
+        /// What becomes of the rows.
+        data: CancelledData,
+    },
+    /// Time has passed.
+    Tick,
+}
+
+/// Whether the source's agent holds the snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Snapshot {
+    /// Yes.
+    Held,
+    /// No.
+    NotHeld,
+}
+
+/// What the coordinator itself has counted, from plan pages and parts done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counted {
+    /// Tables in the pages that came.
+    pub tables: u32,
+    /// Parts in the pages that came.
+    pub planned: u32,
+    /// Parts that are done.
+    pub done: Totals,
+}
+
+/// What is to be done after a step, in this order, once the job is stored.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Give that command, if the agent is there; if not, it is given again when it comes.
+    Send {
+        /// Its id.
+        id: CommandId,
+        /// What.
+        work: Work,
+    },
+    /// Stop it.
+    Abort {
+        /// Its id.
+        id: CommandId,
+        /// On which side it runs.
+        side: Side,
+    },
+    /// Its outcome is stored.
+    Forget {
+        /// Its id.
+        id: CommandId,
+        /// On which side it ran.
+        side: Side,
+    },
+    /// The target's state changes.
+    Node(NodeEvent),
+    /// A phase began.
+    PhaseStarted(Phase),
+    /// A phase ended.
+    PhaseCompleted {
+        /// Which.
+        phase: Phase,
+        /// How long it took.
+        millis: u64,
+    },
+    /// Something a person should know was found.
+    Found(Vec<Finding>),
+    /// What the job made on that side could not be removed.
+    CleanupFailed {
+        /// Which side.
+        side: Side,
+        /// Why not.
+        why: String,
+    },
+    /// The end has come; see [`Finish`].
+    Finished(Finish),
+    /// Nothing of the job is left to do.
+    Closed,
+}
+
+/// How a job ends, as it is told to whoever follows it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Finish {
+    /// Well.
+    Synchronized,
+    /// With that error. Something may be left to remove; the error says so.
+    Failed(Fault),
+    /// By an operator, everything removed.
+    Cancelled,
+    /// By an operator, and something could not be removed yet.
+    CancelPending(Fault),
+}
+
+/// What a job does not do in its state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// There is nothing to cancel.
+    #[error("the job is over and nothing of it is left")]
+    Over,
+    /// It began already.
+    #[error("the job has begun already")]
+    Begun,
+}
+
+/// Preflight's judgement; a parameter so that the machine can be tested without it.
+pub type Judge = fn(&JobSpec, &SourceFacts, &TargetFacts) -> Vec<Finding>;
+
+/// The job after `event`, and what is to be done.
+///
+/// # Errors
+/// [`Refused`] where the event makes no sense; the caller keeps the job as it was.
+pub fn step(job: Job, event: JobEvent, now: Timestamp) -> Result<(Job, Vec<Effect>), Refused> {
+    step_with(job, event, now, super::preflight::judge)
+}
+
+/// [`step`] with another judge.
+///
+/// # Errors
+/// As [`step`].
+pub fn step_with(
+    job: Job,
+    event: JobEvent,
+    now: Timestamp,
+    judge: Judge,
+) -> Result<(Job, Vec<Effect>), Refused> {
+    let mut turn = Turn {
+        job,
+        effects: Vec::new(),
+        now,
+        judge,
+    };
+    match turn.job.stage.clone() {
+        Stage::Working(step) => turn.working(step, event)?,
+        Stage::Ending(ending) => turn.ending(ending, event)?,
+        Stage::Closed(closed) => turn.closed(&closed, event)?,
+    }
+    Ok((turn.job, turn.effects))
+}
+
+/// One step being made.
+struct Turn {
+    job: Job,
+    effects: Vec<Effect>,
+    now: Timestamp,
+    judge: Judge,
+}
+
+impl Turn {
+    /// A job that is over only answers, and can be undone where its node has diverged since (the
+    /// caller checks that).
+    fn closed(&mut self, closed: &Closed, event: JobEvent) -> Result<(), Refused> {
+        match event {
+            JobEvent::Begin => Err(Refused::Begun),
+            JobEvent::Cancel { data } => match closed {
+                Closed::Synchronized => {
+                    self.undo(data);
+                    Ok(())
+                }
+                Closed::Failed(_) | Closed::Cancelled => Err(Refused::Over),
+            },
+            JobEvent::Up {
+                side, incarnation, ..
+            } => {
+                self.arrived(side, incarnation);
+                Ok(())
+            }
+            JobEvent::Down { side, give_up } => {
+                self.left(side, give_up);
+                Ok(())
+            }
+            JobEvent::Ended { .. } | JobEvent::Tick => Ok(()),
+        }
+    }
+
+    /// Gives a command, noting first what it may leave.
+    fn give(&mut self, work: Work) {
+        let id = CommandId(self.job.first_command + self.job.commands_issued);
+        self.job.commands_issued += 1;
+        let residue = match work {
+            Work::GatherSource | Work::Regrant => Some(Residue::Grant),
+            Work::OpenSource | Work::PrepareTarget => Some(Residue::Objects),
+            Work::GatherTarget
+            | Work::Copy
+            | Work::CloseSnapshot
+            | Work::BuildIndexes
+            | Work::BuildConstraints
+            | Work::Subscribe
+            | Work::AwaitNativeCopy
+            | Work::AwaitFence
+            | Work::Finish
+            | Work::ProveTarget
+            | Work::ProveSource
+            | Work::ReleaseTarget
+            | Work::CleanupTarget(_)
+            | Work::CleanupSource => None,
+        };
+        let end = self.end_mut(work.side());
+        match (residue, &end.residue) {
+            // A grant is the least a side can hold; it never hides objects that may be there.
+            (Some(Residue::Grant), Residue::Nothing | Residue::Removed) => {
+                end.residue = Residue::Grant;
+            }
+            (Some(Residue::Objects), _) => end.residue = Residue::Objects,
+            _ => {}
+        }
+        self.job.running.push(Running { id, work });
+        self.send(id, work);
+    }
+
+    /// Sends a command that has been given, where there is someone to send it to.
+    fn send(&mut self, id: CommandId, work: Work) {
+        if self.online(work.side()) {
+            self.effects.push(Effect::Send { id, work });
+        }
+    }
+
+    /// Takes the command out of those running, if it is one, and lets the agent forget it.
+    fn take(&mut self, id: CommandId) -> Option<Work> {
+        let at = self.job.running.iter().position(|r| r.id == id)?;
+        let work = self.job.running.remove(at).work;
+        self.effects.push(Effect::Forget {
+            id,
+            side: work.side(),
+        });
+        Some(work)
+    }
+
+    /// Notes an agent's session; says whether its process is another than before.
+    fn arrived(&mut self, side: Side, incarnation: u64) -> Process {
+        let end = self.end_mut(side);
+        end.presence = Presence::Online;
+        match end.incarnation.replace(incarnation) {
+            Some(before) if before != incarnation => Process::Restarted,
+            Some(_) | None => Process::Same,
+        }
+    }
+
+    /// Notes the end of an agent's session.
+    fn left(&mut self, side: Side, give_up: Timestamp) {
+        self.end_mut(side).presence = Presence::Away { give_up };
+    }
+
+    fn end_mut(&mut self, side: Side) -> &mut super::End {
+        match side {
+            Side::Source => &mut self.job.source,
+            Side::Target => &mut self.job.target,
+        }
+    }
+
+    fn online(&self, side: Side) -> bool {
+        self.job.end(side).presence == Presence::Online
+    }
+
+    /// Ends the current phase and begins another.
+    fn phase(&mut self, phase: Phase) {
+        if self.job.clock.current.is_some_and(|(p, _)| p == phase) {
+            return;
+        }
+        self.stop_phase();
+        self.job.clock.start(phase, self.now);
+        self.effects.push(Effect::PhaseStarted(phase));
+    }
+
+    fn stop_phase(&mut self) {
+        if let Some((phase, millis)) = self.job.clock.stop(self.now) {
+            self.effects.push(Effect::PhaseCompleted { phase, millis });
+        }
+    }
+
+    fn close(&mut self, closed: Closed) {
+        self.stop_phase();
+        // At most a grant that was given again; nobody needs its answer any more.
+        self.job.running.clear();
+        self.job.ended_at.get_or_insert(self.now);
+        self.job.stage = Stage::Closed(closed);
+        self.effects.push(Effect::Closed);
+    }
+}
+
+/// Whether an agent that came back is the process that left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Process {
+    Same,
+    Restarted,
+}
+
+/// A point in time that much later; the end of time where it overflows.
+#[must_use]
+pub fn after(now: Timestamp, wait: Duration) -> Timestamp {
+    jiff::SignedDuration::try_from(wait)
+        .ok()
+        .and_then(|wait| now.checked_add(wait).ok())
+        .unwrap_or(Timestamp::MAX)
+}

@@ -1,0 +1,403 @@
+//! From the first command to SYNCHRONIZED.
+
+use std::time::Duration;
+
+use steep_protocol::message::agent::{CancelledData, Outcome};
+use steep_protocol::message::facts::{Finding, Severity, TargetFacts};
+use steep_protocol::message::job::{Method, SchemaMode};
+use steep_protocol::{Fault, FaultKind};
+
+use super::super::{Plan, WARNINGS_MAX, Why, Witness};
+use super::{
+    AWAY_LIMIT, Closed, Counted, Effect, Finish, JobEvent, NodeEvent, PARTS_PER_COPY, Presence,
+    Process, RECOUNTS_MAX, Refused, Residue, Side, Snapshot, Stage, Step, Totals, Turn, Work,
+    after,
+};
+
+/// Problems named in the error of a preflight that failed; all of them are in the findings.
+const NAMED_MAX: usize = 3;
+
+impl Turn {
+    /// What a job at work does with an event.
+    pub(super) fn working(&mut self, step: Step, event: JobEvent) -> Result<(), Refused> {
+        match event {
+            JobEvent::Begin => {
+                if self.job.commands_issued > 0 {
+                    return Err(Refused::Begun);
+                }
+                self.effects.push(Effect::Node(NodeEvent::Begin));
+                self.enter(step);
+            }
+            JobEvent::Ended {
+                id,
+                outcome,
+                counted,
+            } => {
+                if let Some(work) = self.take(id) {
+                    match *outcome {
+                        Ok(outcome) => self.answered(step, work, outcome, counted),
+                        Err(fault) => self.fail(self.blame(work, fault)),
+                    }
+                }
+            }
+            JobEvent::Up {
+                side,
+                incarnation,
+                snapshot,
+            } => self.came_back(step, side, incarnation, snapshot),
+            JobEvent::Down { side, give_up } => self.left(side, give_up),
+            JobEvent::Cancel { data } => self.end(Why::Cancelled(data)),
+            JobEvent::Tick => self.check_limits(step),
+        }
+        Ok(())
+    }
+
+    /// Begins a step.
+    fn enter(&mut self, step: Step) {
+        self.job.stage = Stage::Working(step);
+        self.phase(step.phase());
+        for work in step.begins() {
+            // What a restarted agent no longer knows need not be asked for.
+            if *work == Work::ProveSource && self.job.witness == Witness::Restarted {
+                continue;
+            }
+            self.give(*work);
+        }
+    }
+
+    /// Stops the job with that error.
+    pub(super) fn fail(&mut self, fault: Fault) {
+        self.end(Why::Failed(fault));
+    }
+
+    /// Takes a command's good outcome, and goes on if the step is complete.
+    fn answered(&mut self, step: Step, work: Work, outcome: Outcome, counted: Counted) {
+        match (work, outcome) {
+            (Work::GatherSource, Outcome::SourceFacts(facts)) => self.job.facts = Some(facts),
+            (Work::GatherTarget, Outcome::TargetFacts(facts)) => return self.judge(&facts),
+            (Work::OpenSource, Outcome::SourceOpened { lsn, tables, parts }) => {
+                self.job.plan = Some(Plan { lsn, tables, parts });
+                if (counted.tables, counted.planned) != (tables, parts) {
+                    return self.fail(self.incomplete_plan(counted));
+                }
+                if parts > PARTS_PER_COPY {
+                    let text =
+                        format!("the plan has {parts} parts, over the limit of {PARTS_PER_COPY}");
+                    return self.fail(Fault::new(FaultKind::Failed, text).on(self.node(work)));
+                }
+            }
+            (Work::ProveTarget, Outcome::Totals { parts, rows, bytes }) => {
+                self.job.proved_target = Some(Totals { parts, rows, bytes });
+            }
+            (Work::ProveSource, Outcome::Totals { parts, rows, bytes }) => {
+                self.job.proved_source = Some(Totals { parts, rows, bytes });
+            }
+            (Work::Regrant, _) => {}
+            (_, Outcome::Warned(findings)) => self.warn(findings),
+            (_, Outcome::Done | Outcome::FencePassed { .. } | Outcome::Totals { .. }) => {}
+            (
+                _,
+                Outcome::SourceFacts(_) | Outcome::TargetFacts(_) | Outcome::SourceOpened { .. },
+            ) => return self.fail(self.misunderstood(work)),
+        }
+        if self.missing(work) {
+            return self.fail(self.misunderstood(work));
+        }
+        self.advance(step, counted);
+    }
+
+    /// Whether the command's outcome did not bring what the next step needs.
+    fn missing(&self, work: Work) -> bool {
+        match work {
+            Work::GatherSource => self.job.facts.is_none(),
+            Work::OpenSource => self.job.plan.is_none(),
+            Work::ProveTarget => self.job.proved_target.is_none(),
+            Work::ProveSource => self.job.proved_source.is_none(),
+            Work::GatherTarget => true,
+            _ => false,
+        }
+    }
+
+    /// Goes to the next step if everything of this one has ended.
+    fn advance(&mut self, step: Step, counted: Counted) {
+        let waits = match step {
+            // Closing the snapshot may take its time while indexes and constraints are built.
+            Step::Indexes => self.job.is_running(Work::BuildIndexes),
+            _ => self.job.running.iter().any(|r| r.work != Work::Regrant),
+        };
+        if waits {
+            return;
+        }
+        let native = self.job.spec.method == Method::Native;
+        match step {
+            Step::GatherSource => self.enter(Step::GatherTarget),
+            Step::GatherTarget => self.enter(Step::OpenSource),
+            Step::OpenSource => self.enter(Step::PrepareTarget),
+            Step::PrepareTarget => {
+                self.effects.push(Effect::Node(NodeEvent::Opened));
+                self.enter(if native { Step::Subscribe } else { Step::Copy });
+            }
+            Step::Copy => self.copied(counted),
+            Step::Indexes => self.enter(Step::Constraints),
+            Step::Constraints => {
+                self.effects.push(Effect::Node(NodeEvent::Copied));
+                self.enter(Step::Subscribe);
+            }
+            Step::Subscribe => self.enter(if native {
+                Step::NativeCopy
+            } else {
+                Step::Converge
+            }),
+            Step::NativeCopy => {
+                self.effects.push(Effect::Node(NodeEvent::Copied));
+                self.enter(Step::Converge);
+            }
+            Step::Converge if native => self.synchronized(),
+            Step::Converge => self.enter(Step::Prove),
+            Step::Prove => self.prove(counted),
+            Step::Release => self.synchronized(),
+        }
+    }
+
+    /// Weighs the facts of both ends.
+    fn judge(&mut self, target: &TargetFacts) {
+        let Some(source) = self.job.facts.take() else {
+            return self.fail(self.misunderstood(Work::GatherSource));
+        };
+        let findings = (self.judge)(&self.job.spec, &source, target);
+        let errors: Vec<&Finding> = findings
+            .iter()
+            .filter(|f| f.severity == Severity::Error)
+            .collect();
+        let fault = (!errors.is_empty()).then(|| self.preflight_fault(&errors));
+        self.warn(findings);
+        match fault {
+            Some(fault) => self.fail(fault),
+            None => self.enter(Step::OpenSource),
+        }
+    }
+
+    /// The error of a preflight that found these.
+    fn preflight_fault(&self, errors: &[&Finding]) -> Fault {
+        let schema = self.job.spec.schema_mode == SchemaMode::Strict
+            && errors.iter().all(|f| f.code == "schema_mismatch");
+        let kind = if schema {
+            FaultKind::SchemaMismatch
+        } else {
+            FaultKind::Failed
+        };
+        let mut what: Vec<&str> = errors
+            .iter()
+            .take(NAMED_MAX)
+            .map(|f| f.what.as_str())
+            .collect();
+        let rest = format!("and {} more", errors.len().saturating_sub(NAMED_MAX));
+        if errors.len() > NAMED_MAX {
+            what.push(&rest);
+        }
+        let text = format!("preflight stopped the job: {}", what.join("; "));
+        let fix = errors.first().map_or("", |f| f.fix.as_str());
+        let node = errors
+            .first()
+            .and_then(|f| f.node.as_ref())
+            .unwrap_or(&self.job.spec.target);
+        Fault::new(kind, text)
+            .on(node)
+            .hint(format!("nothing was changed. {fix}"))
+    }
+
+    /// Keeps findings with the job, up to the limit, and records them all.
+    fn warn(&mut self, findings: Vec<Finding>) {
+        if findings.is_empty() {
+            return;
+        }
+        let room = WARNINGS_MAX.saturating_sub(self.job.warnings.len());
+        self.job
+            .warnings
+            .extend(findings.iter().take(room).cloned());
+        self.effects.push(Effect::Found(findings));
+    }
+
+    /// Copy ended: if every part was heard of, go on. If not, messages were lost with a session;
+    /// given again, Copy finds the parts in the ledger and says them again.
+    fn copied(&mut self, counted: Counted) {
+        let wanted = self.job.plan.map_or(0, |p| p.parts);
+        if counted.done.parts == wanted {
+            return self.enter(Step::Indexes);
+        }
+        if self.job.recounts < RECOUNTS_MAX {
+            self.job.recounts += 1;
+            return self.give(Work::Copy);
+        }
+        let text = format!(
+            "the copy ended with {} of {wanted} parts accounted for",
+            counted.done.parts
+        );
+        self.fail(Fault::new(FaultKind::Failed, text).on(&self.job.spec.target));
+    }
+
+    /// Compares plan, ledger, source and our own sums (G4).
+    fn prove(&mut self, counted: Counted) {
+        let plan = self.job.plan.map_or(0, |p| p.parts);
+        let sums = [
+            ("the ledger on the target", self.job.proved_target),
+            ("the source's count of what it sent", self.job.proved_source),
+        ];
+        for (name, sum) in sums {
+            let Some(sum) = sum else { continue };
+            if sum != counted.done || sum.parts != plan {
+                let text = format!(
+                    "the copy is not proved: {name} has {} parts, {} rows, {} bytes; the \
+                     coordinator counted {} of {plan} parts, {} rows, {} bytes",
+                    sum.parts,
+                    sum.rows.0,
+                    sum.bytes.0,
+                    counted.done.parts,
+                    counted.done.rows.0,
+                    counted.done.bytes.0
+                );
+                let fault = Fault::new(FaultKind::Failed, text)
+                    .on(&self.job.spec.target)
+                    .hint("what was copied has been removed; run init again and report this");
+                return self.fail(fault);
+            }
+        }
+        self.enter(Step::Release);
+    }
+
+    fn synchronized(&mut self) {
+        self.effects.push(Effect::Node(NodeEvent::Proved));
+        self.effects.push(Effect::Finished(Finish::Synchronized));
+        self.close(Closed::Synchronized);
+    }
+
+    /// An agent has a session again: what it was told is told again, and it answers by id.
+    fn came_back(&mut self, step: Step, side: Side, incarnation: u64, snapshot: Snapshot) {
+        let process = self.arrived(side, incarnation);
+        let method = self.job.spec.method;
+        if side == Side::Source {
+            let holds_none = snapshot == Snapshot::NotHeld
+                && method != Method::Native
+                && step != Step::OpenSource;
+            if step.needs_snapshot(method) && (process == Process::Restarted || holds_none) {
+                if process == Process::Restarted {
+                    // What that process was doing died with it.
+                    self.job.running.retain(|r| r.work.side() != side);
+                }
+                return self.fail(self.lost_snapshot());
+            }
+            if process == Process::Restarted && step != Step::GatherSource {
+                // The new process knows none of the commands' results, nor who may ask it.
+                if step >= Step::Indexes {
+                    self.job.witness = Witness::Restarted;
+                    self.job.running.retain(|r| r.work != Work::ProveSource);
+                }
+                self.job.running.retain(|r| r.work != Work::Regrant);
+                self.tell_again(side);
+                return self.give(Work::Regrant);
+            }
+        }
+        self.tell_again(side);
+    }
+
+    /// Sends every command of that side once more; the agent knows them by id.
+    fn tell_again(&mut self, side: Side) {
+        for running in self.job.running.clone() {
+            if running.work.side() == side {
+                self.send(running.id, running.work);
+            }
+        }
+    }
+
+    /// The job's own time, and how long its agents have been away.
+    fn check_limits(&mut self, step: Step) {
+        let limit = Duration::from_secs(self.job.spec.timeout_seconds);
+        if after(self.job.accepted_at, limit) <= self.now {
+            let text = format!("the job's time of {} s is over", limit.as_secs());
+            let fault = Fault::new(FaultKind::Timeout, text)
+                .on(&self.job.spec.target)
+                .hint("run init again with a longer --timeout or more --parallel workers");
+            return self.fail(fault);
+        }
+        for side in Side::BOTH {
+            let Presence::Away { give_up } = self.job.end(side).presence else {
+                continue;
+            };
+            let needed = self.job.is_busy(side) || (side == Side::Source && step.needs_source());
+            if needed && give_up <= self.now {
+                return self.fail(self.gone(side, step));
+            }
+        }
+    }
+
+    fn node(&self, work: Work) -> &steep_protocol::NodeId {
+        work.side().node(&self.job.spec)
+    }
+
+    /// A command's error, with its node, and told apart from an operator's cancel.
+    fn blame(&self, work: Work, mut fault: Fault) -> Fault {
+        if fault.kind == FaultKind::Cancelled {
+            // Nobody here asked for it: the agent is being stopped.
+            fault.kind = FaultKind::Failed;
+            fault.message = format!("{} was interrupted: {}", work.describe(), fault.message);
+            if fault.hint.is_empty() {
+                fault.hint = "the agent was stopped; start it and run init again".to_owned();
+            }
+        }
+        if fault.node.is_none() {
+            fault = fault.on(self.node(work));
+        }
+        fault
+    }
+
+    fn misunderstood(&self, work: Work) -> Fault {
+        let text = format!(
+            "the agent gave an answer that does not fit to {}",
+            work.describe()
+        );
+        Fault::new(FaultKind::Failed, text)
+            .on(self.node(work))
+            .hint("run the same version on the coordinator and on all agents")
+    }
+
+    fn incomplete_plan(&self, counted: Counted) -> Fault {
+        let (tables, parts) = self.job.plan.map_or((0, 0), |p| (p.tables, p.parts));
+        let text = format!(
+            "the plan arrived incomplete: {} of {tables} tables, {} of {parts} parts",
+            counted.tables, counted.planned
+        );
+        Fault::new(FaultKind::Failed, text)
+            .on(&self.job.spec.source)
+            .hint("the connection to the source's agent broke meanwhile; run init again")
+    }
+
+    fn lost_snapshot(&self) -> Fault {
+        Fault::new(
+            FaultKind::Failed,
+            "the source's agent restarted or lost its session to PostgreSQL, and with it the \
+             snapshot that the rows were copied under",
+        )
+        .on(&self.job.spec.source)
+        .hint("what was copied is removed; run init again once the agent is up")
+    }
+
+    fn gone(&self, side: Side, step: Step) -> Fault {
+        let text = format!(
+            "the agent has been away for {} s while the job needed it for {}",
+            AWAY_LIMIT.as_secs(),
+            step.phase()
+        );
+        Fault::new(FaultKind::Unreachable, text).on(side.node(&self.job.spec)).hint(
+            "start the agent again: what the job left there is removed when it is back; then run \
+             init again",
+        )
+    }
+
+    /// A synchronized node's job is undone after all.
+    pub(super) fn undo(&mut self, data: CancelledData) {
+        self.job.source.residue = Residue::Objects;
+        self.job.target.residue = Residue::Objects;
+        self.effects.push(Effect::Node(NodeEvent::Failed));
+        self.begin_undo(data);
+    }
+}

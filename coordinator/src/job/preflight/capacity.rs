@@ -1,0 +1,252 @@
+//! Whether there is room for what the job takes: slots, walsenders, workers, connections, locks.
+
+use steep_protocol::message::facts::Finding;
+use steep_protocol::message::job::Method;
+
+use super::servers::quoted;
+use super::text::counted;
+use super::{End, Pair, Text, error, warning};
+
+/// Connections beside the COPY workers on the source: the snapshot's holder, `pg_dump`, the command
+/// at hand, and the agent's watch over slots.
+const SOURCE_EXTRA_CONNECTIONS: u64 = 4;
+
+/// Connections beside the workers on the target: the command at hand, the ledger, the watch over
+/// subscriptions.
+const TARGET_EXTRA_CONNECTIONS: u64 = 3;
+
+/// What PostgreSQL's lock table holds beyond its nominal size before it is out of shared memory,
+/// as a factor. Measured with default settings: 1.6 (15) to 1.7 (18); less is relied on, since
+/// other sessions hold locks too.
+const LOCK_TABLE_SLACK: f64 = 1.4;
+
+/// Above this share of the nominal lock table, other sessions' locks can tip the balance.
+const LOCK_TABLE_COMFORT: f64 = 0.8;
+
+pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
+    let (source, target) = (pair.source_end(), pair.target_end());
+    let parallel = u64::from(pair.spec.parallel);
+    let native = pair.spec.method == Method::Native;
+    let table_workers = if native {
+        sync_workers(pair).min(parallel)
+    } else {
+        0
+    };
+
+    findings.extend(wal_level(&source));
+    let slots = 1 + table_workers;
+    findings.extend(room(
+        &source,
+        "replication_slots",
+        "max_replication_slots",
+        slots,
+        SLOT,
+    ));
+    findings.extend(room(
+        &source,
+        "wal_senders",
+        "max_wal_senders",
+        slots,
+        WAL_SENDER,
+    ));
+    let copying = if native { 0 } else { parallel };
+    findings.extend(connections(&source, copying + SOURCE_EXTRA_CONNECTIONS));
+    findings.extend(connections(&target, copying + TARGET_EXTRA_CONNECTIONS));
+
+    // Before 18 the subscriber's origins were bounded by max_replication_slots.
+    let origins = match target.server.capacity("max_active_replication_origins") {
+        Some(_) => "max_active_replication_origins",
+        None => "max_replication_slots",
+    };
+    findings.extend(room(&target, "replication_origins", origins, slots, ORIGIN));
+    let workers = "max_logical_replication_workers";
+    findings.extend(room(&target, "logical_workers", workers, slots, WORKER));
+    findings.extend(room(
+        &target,
+        "worker_processes",
+        "max_worker_processes",
+        slots,
+        WORKER,
+    ));
+    if native {
+        findings.extend(native_workers(pair));
+    }
+    findings.extend(locks(&source, pair.source.tables));
+}
+
+/// What a capacity is for, as its findings say it.
+#[derive(Clone, Copy)]
+struct Resource {
+    one: &'static str,
+    many: &'static str,
+    why: &'static str,
+}
+
+const SLOT: Resource = Resource {
+    one: "replication slot",
+    many: "replication slots",
+    why: "the slot keeps the changes that are made while the rows are copied",
+};
+const WAL_SENDER: Resource = Resource {
+    one: "walsender",
+    many: "walsenders",
+    why: "a walsender sends the changes to the subscription, for as long as the replica lives",
+};
+const ORIGIN: Resource = Resource {
+    one: "replication origin",
+    many: "replication origins",
+    why: "the origin remembers how far the subscription has come",
+};
+const WORKER: Resource = Resource {
+    one: "background worker",
+    many: "background workers",
+    why: "a worker applies the changes of the subscription, for as long as the replica lives",
+};
+
+/// An error where fewer are free than needed, a warning where none would be left.
+fn room(end: &End<'_>, code: &str, bound: &str, need: u64, of: Resource) -> Option<Finding> {
+    let capacity = end.server.capacity(bound)?;
+    let free = capacity.free();
+    if free > need {
+        return None;
+    }
+    let raised = capacity.used.max(capacity.limit) + need;
+    let fix = format!("set {bound} to {raised} or more and restart this server");
+    let what = format!(
+        "{} {} free ({bound} is {}), the job needs {need}",
+        counted(free, of.one, of.many),
+        if free == 1 { "is" } else { "are" },
+        capacity.limit
+    );
+    if free < need {
+        return Some(error(code, end.node, Text::new(what, of.why, fix)));
+    }
+    let why = format!("{}; nothing would be left for anybody else", of.why);
+    Some(warning(code, end.node, Text::new(what, why, fix)))
+}
+
+fn wal_level(end: &End<'_>) -> Option<Finding> {
+    let level = end.server.setting("wal_level")?;
+    (level != "logical").then(|| {
+        error(
+            "wal_level",
+            end.node,
+            Text::new(
+                format!("wal_level is {level}"),
+                "changes can only be decoded from WAL written at level logical",
+                "ALTER SYSTEM SET wal_level = 'logical', then restart this server",
+            ),
+        )
+    })
+}
+
+fn connections(end: &End<'_>, need: u64) -> Option<Finding> {
+    let bounds = [
+        "max_connections",
+        "role_connection_limit",
+        "database_connection_limit",
+    ];
+    let tightest = bounds
+        .iter()
+        .filter_map(|bound| end.server.capacity(bound))
+        .min_by_key(|capacity| capacity.free())?;
+    let free = tightest.free();
+    if free > need {
+        return None;
+    }
+    let bound = &tightest.bound_by;
+    let wanted = tightest.used + need + 1;
+    let fix = match bound.as_str() {
+        "role_connection_limit" => format!(
+            "ALTER ROLE {} CONNECTION LIMIT {wanted}, or use a smaller --parallel",
+            quoted(&end.server.role)
+        ),
+        "database_connection_limit" => format!(
+            "ALTER DATABASE {} CONNECTION LIMIT {wanted}, or use a smaller --parallel",
+            quoted(&end.server.database)
+        ),
+        _ => "close sessions, raise max_connections and restart, or use a smaller --parallel"
+            .to_owned(),
+    };
+    let text = Text::new(
+        format!(
+            "{} free ({bound} allows this role {}), the job takes up to {need}",
+            counted(free, "connection is", "connections are"),
+            tightest.limit
+        ),
+        "each worker copies through a connection of its own",
+        fix,
+    );
+    Some(if free < need {
+        error("connections", end.node, text)
+    } else {
+        warning("connections", end.node, text)
+    })
+}
+
+fn sync_workers(pair: &Pair<'_>) -> u64 {
+    let setting = pair
+        .target
+        .server
+        .number("max_sync_workers_per_subscription");
+    setting.map_or(1, |n| u64::try_from(n).unwrap_or(0))
+}
+
+fn native_workers(pair: &Pair<'_>) -> Option<Finding> {
+    let (available, parallel) = (sync_workers(pair), u64::from(pair.spec.parallel));
+    if available >= parallel {
+        return None;
+    }
+    let fix = format!(
+        "ALTER SYSTEM SET max_sync_workers_per_subscription = {parallel}, then SELECT pg_reload_conf()"
+    );
+    let what = format!("max_sync_workers_per_subscription is {available}");
+    let node = &pair.spec.target;
+    Some(if available == 0 {
+        let why = "the native method copies by these workers; without one no table is ever copied";
+        error("sync_workers", node, Text::new(what, why, fix))
+    } else {
+        let why = format!("only {available} of {parallel} tables are copied at a time");
+        warning("sync_workers", node, Text::new(what, why, fix))
+    })
+}
+
+/// Sessions and workers that can hold locks at once, as the server sizes its lock table by them
+/// (manual, `max_locks_per_transaction`).
+fn lock_holders(end: &End<'_>) -> Option<u64> {
+    const HOLDERS: [&str; 5] = [
+        "max_prepared_transactions",
+        "max_worker_processes",
+        "max_wal_senders",
+        "autovacuum_max_workers",
+        "autovacuum_worker_slots",
+    ];
+    let number = |name| end.server.number(name).and_then(|n| u64::try_from(n).ok());
+    let connections = number("max_connections")?;
+    Some(connections + HOLDERS.iter().filter_map(|name| number(name)).sum::<u64>())
+}
+
+fn locks(end: &End<'_>, tables: u64) -> Option<Finding> {
+    let each = end.server.number("max_locks_per_transaction")?;
+    let holders = lock_holders(end)?;
+    let nominal = u64::try_from(each).unwrap_or(0) * holders;
+    if tables as f64 <= nominal as f64 * LOCK_TABLE_COMFORT {
+        return None;
+    }
+    // A third more than needed, in steps people write.
+    let wanted = (tables * 4 / 3)
+        .div_ceil(holders.max(1))
+        .next_multiple_of(64);
+    let text = Text::new(
+        format!(
+            "max_locks_per_transaction is {each}, which makes room for about {nominal} locks; the job holds {tables} at once"
+        ),
+        "each table stays locked against ALTER and DROP while it is planned and its schema is read; a full lock table ends the job, and statements of other sessions",
+        format!("set max_locks_per_transaction to {wanted} or more and restart this server"),
+    );
+    Some(if tables as f64 > nominal as f64 * LOCK_TABLE_SLACK {
+        error("locks", end.node, text)
+    } else {
+        warning("locks", end.node, text)
+    })
+}

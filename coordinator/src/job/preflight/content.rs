@@ -1,0 +1,261 @@
+//! What is in the source that needs a word: rows that cannot be told apart, objects that are not
+//! replicated, roles and extensions that must exist on the target, the means to carry the schema.
+
+use steep_protocol::message::facts::{Finding, Listed};
+
+use super::text::{all_names, counted, names, version};
+use super::{Pair, Text, error, info, warning};
+
+/// The first version with virtual generated columns.
+const VIRTUAL_COLUMNS_SINCE: u32 = 180_000;
+
+pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
+    findings.extend(nothing_to_copy(pair));
+    findings.extend(identity(pair));
+    findings.extend(not_replicated(pair));
+    findings.extend(virtual_columns(pair));
+    findings.extend(extensions(pair));
+    findings.extend(roles(pair));
+    findings.extend(pg_dump(pair));
+}
+
+fn nothing_to_copy(pair: &Pair<'_>) -> Option<Finding> {
+    (pair.source.tables == 0).then(|| {
+        let text = Text::new(
+            format!(
+                "there is no table to copy in database {}",
+                pair.source.server.database
+            ),
+            "an initialisation without a table has nothing to prove and nothing to replicate",
+            "check --include-schema and --exclude-table, and the database in --postgres of this agent",
+        );
+        error("nothing_to_copy", &pair.spec.source, text)
+    })
+}
+
+fn identity(pair: &Pair<'_>) -> Vec<Finding> {
+    let node = &pair.spec.source;
+    let mut found = Vec::new();
+    let without = &pair.source.without_identity;
+    if !without.is_empty() {
+        found.push(warning(
+            "no_replica_identity",
+            node,
+            Text::new(
+                format!(
+                    "{} neither a primary key nor another replica identity: {}",
+                    counted(without.count, "table has", "tables have"),
+                    names(without)
+                ),
+                "from the moment these tables are published, every UPDATE and DELETE on them FAILS ON THE SOURCE, in the applications that use it, until the publication is gone; INSERT goes on working",
+                "add a primary key, or ALTER TABLE … REPLICA IDENTITY FULL (or USING INDEX a unique index of NOT NULL columns), or leave them out with --exclude-table; ignore this only for tables that are never updated",
+            ),
+        ));
+    }
+    let unequal = &pair.source.identity_without_equality;
+    if !unequal.is_empty() {
+        found.push(warning(
+            "replica_identity_equality",
+            node,
+            Text::new(
+                format!(
+                    "tables with REPLICA IDENTITY FULL have columns of a type without equality (json, xml, point and the like): {}",
+                    names(unequal)
+                ),
+                "the first UPDATE or DELETE on them stops the subscription, which cannot find the row to change",
+                "add a primary key and ALTER TABLE … REPLICA IDENTITY DEFAULT, or change the column's type (json to jsonb)",
+            ),
+        ));
+    }
+    found
+}
+
+fn not_replicated(pair: &Pair<'_>) -> Vec<Finding> {
+    let (source, node) = (pair.source, &pair.spec.source);
+    let listed = |what: &str, listed: &Listed| format!("{what}: {}", names(listed));
+    let mut found = Vec::new();
+    if !source.unlogged.is_empty() {
+        found.push(warning(
+            "unlogged",
+            node,
+            Text::new(
+                listed("unlogged tables", &source.unlogged),
+                "they write no WAL, so they cannot be replicated; they are not copied either, and stay empty on the target",
+                "ALTER TABLE … SET LOGGED if the target needs their rows",
+            ),
+        ));
+    }
+    if source.large_objects > 0 {
+        let count = counted(source.large_objects, "large object", "large objects");
+        found.push(warning(
+            "large_objects",
+            node,
+            Text::new(
+                count,
+                "logical replication does not know large objects, and they are not copied; columns that refer to them will refer to nothing on the target",
+                "move them into bytea columns, or copy them by pg_dump --large-objects yourself",
+            ),
+        ));
+    }
+    if !source.foreign_tables.is_empty() {
+        found.push(info(
+            "foreign_tables",
+            node,
+            Text::new(
+                listed("foreign tables", &source.foreign_tables),
+                "their rows live elsewhere and are not copied",
+                "make sure that the target reaches the servers they stand for",
+            ),
+        ));
+    }
+    if !source.materialized_views.is_empty() {
+        found.push(info(
+            "materialized_views",
+            node,
+            Text::new(
+                listed("materialised views", &source.materialized_views),
+                "they are refreshed once on the target and not replicated",
+                "refresh them on the target as often as on the source",
+            ),
+        ));
+    }
+    if source.sequences > 0 {
+        found.push(info(
+            "sequences",
+            node,
+            Text::new(
+                counted(source.sequences, "sequence", "sequences"),
+                "they are set once, at the end, and not replicated",
+                "before the target takes over writes, set them again from the source",
+            ),
+        ));
+    }
+    found
+}
+
+fn virtual_columns(pair: &Pair<'_>) -> Option<Finding> {
+    let tables = &pair.source.virtual_columns;
+    let target = pair.target.server.version;
+    let lost = !tables.is_empty() && target < VIRTUAL_COLUMNS_SINCE && pair.schema_is_created();
+    lost.then(|| {
+        error(
+            "virtual_columns",
+            &pair.spec.target,
+            Text::new(
+                format!("virtual generated columns in {}", names(tables)),
+                format!("PostgreSQL {} does not know them: these tables cannot be created", version(target)),
+                "use a target of PostgreSQL 18 or newer, or create the tables yourself without these columns",
+            ),
+        )
+    })
+}
+
+fn extensions(pair: &Pair<'_>) -> Option<Finding> {
+    let target = pair.target;
+    let wanted = pair.source.server.extensions.iter().map(|(name, _)| name);
+    let mut absent = Vec::new();
+    let mut forbidden = Vec::new();
+    for name in wanted {
+        if target
+            .server
+            .extensions
+            .iter()
+            .any(|(have, _)| have == name)
+        {
+            continue;
+        }
+        match target.extensions_available.iter().find(|a| a.name == *name) {
+            // Created with the schema; where the schema is there already, it does without.
+            Some(available) if available.may_create || !pair.schema_is_created() => {}
+            Some(_) => forbidden.push(name.clone()),
+            None => absent.push(name.clone()),
+        }
+    }
+    if absent.is_empty() && forbidden.is_empty() {
+        return None;
+    }
+    let mut what = Vec::new();
+    if !absent.is_empty() {
+        what.push(format!(
+            "not available on the target: {}",
+            all_names(&absent)
+        ));
+    }
+    if !forbidden.is_empty() {
+        let role = &target.server.role;
+        what.push(format!(
+            "role {role} may not create {}",
+            all_names(&forbidden)
+        ));
+    }
+    let text = Text::new(
+        format!(
+            "the source has extensions that the target lacks; {}",
+            what.join("; ")
+        ),
+        "types, functions and indexes of these extensions would be missing, and so would tables that use them",
+        "install the packages of these extensions on the target, or CREATE EXTENSION there as a superuser",
+    );
+    // Where the schema is created, all extensions are, whatever the filter: a table's types may come
+    // from any of them. Where tables are there already, they do without.
+    let node = &pair.spec.target;
+    Some(if pair.schema_is_created() {
+        error("missing_extension", node, text)
+    } else {
+        warning("missing_extension", node, text)
+    })
+}
+
+fn roles(pair: &Pair<'_>) -> Option<Finding> {
+    let have = &pair.target.roles;
+    let missing: Vec<String> = pair
+        .source
+        .roles
+        .iter()
+        .filter(|role| !have.contains(role))
+        .cloned()
+        .collect();
+    (pair.schema_is_created() && !missing.is_empty()).then(|| {
+        warning(
+            "missing_role",
+            &pair.spec.target,
+            Text::new(
+                format!(
+                    "{} that own or may use something on the source {} not exist on the target: {}",
+                    if missing.len() == 1 { "a role" } else { "roles" },
+                    if missing.len() == 1 { "does" } else { "do" },
+                    all_names(&missing)
+                ),
+                "what they own will belong to the agent's role, and what they were granted is left out",
+                "CREATE ROLE them on the target first (pg_dumpall --roles-only on the source writes the statements), or go without",
+            ),
+        )
+    })
+}
+
+fn pg_dump(pair: &Pair<'_>) -> Option<Finding> {
+    let server = pair.source.server.version;
+    let trouble = match pair.source.pg_dump.as_ref()? {
+        Ok(major) if *major >= server / 10_000 => return None,
+        Ok(major) => format!(
+            "pg_dump beside this agent is {major}, older than the server's {}",
+            version(server)
+        ),
+        Err(reason) => format!("there is no usable pg_dump beside this agent: {reason}"),
+    };
+    let text = Text::new(
+        trouble,
+        "the target's schema is created from what pg_dump reads of the source's",
+        format!(
+            "install PostgreSQL's client programs, {} or newer, beside the agent of {}",
+            server / 10_000,
+            pair.spec.source
+        ),
+    );
+    let node = &pair.spec.source;
+    Some(if pair.schema_is_created() {
+        error("pg_dump", node, text)
+    } else {
+        info("pg_dump", node, text)
+    })
+}

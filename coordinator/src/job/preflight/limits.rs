@@ -1,0 +1,146 @@
+//! Settings that could end the job midway: limits on slots, timeouts, the age of snapshots.
+
+use steep_protocol::ByteCount;
+use steep_protocol::message::facts::Finding;
+use steep_protocol::message::job::Method;
+
+use super::servers::quoted;
+use super::text::bytes;
+use super::{End, Pair, Text, error, info, warning};
+
+/// No copy is faster than this, in bytes a second; a limit shorter than this allows cannot hold.
+const FASTEST_COPY: u64 = 1_000_000_000;
+
+/// A slot that may keep less than this is lost to the write load of any busy minute.
+const SMALL_SLOT_LIMIT: ByteCount = ByteCount(1_000_000_000);
+
+/// Walsenders that time out faster than this, in milliseconds, are cut off by one slow commit.
+const SHORT_WAL_SENDER_TIMEOUT: i64 = 10_000;
+
+pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
+    let (source, target) = (pair.source_end(), pair.target_end());
+    if pair.spec.method != Method::Native {
+        findings.extend(slot_idle_timeout(pair, &source));
+        findings.extend(old_snapshots(&source));
+    }
+    findings.extend(slot_wal_limit(pair, &source));
+    findings.extend(wal_sender_timeout(&source));
+    findings.extend(transaction_timeout(&target));
+    for end in [&source, &target] {
+        findings.extend(session_timeouts(end));
+    }
+}
+
+fn slot_wal_limit(pair: &Pair<'_>, end: &End<'_>) -> Option<Finding> {
+    let megabytes = end.server.number("max_slot_wal_keep_size")?;
+    // -1 is no limit.
+    let limit = ByteCount(u64::try_from(megabytes).ok()? * 1024 * 1024);
+    let text = Text::new(
+        format!("max_slot_wal_keep_size is {}", bytes(limit)),
+        format!(
+            "PostgreSQL gives the job's slot up once it holds back more WAL than that; copying takes as long as {} take, and every change meanwhile stays in WAL",
+            bytes(pair.source.total_bytes)
+        ),
+        "raise max_slot_wal_keep_size (a reload suffices) to what is written during the copy and what the disk can hold, until the node is synchronized",
+    );
+    let small = limit < SMALL_SLOT_LIMIT.max(pair.source.total_bytes);
+    Some(if small {
+        warning("slot_wal_limit", end.node, text)
+    } else {
+        info("slot_wal_limit", end.node, text)
+    })
+}
+
+fn slot_idle_timeout(pair: &Pair<'_>, end: &End<'_>) -> Option<Finding> {
+    let seconds = end.server.number("idle_replication_slot_timeout")?;
+    let seconds = u64::try_from(seconds).ok().filter(|&s| s > 0)?;
+    let rate = pair.spec.max_rate.map_or(FASTEST_COPY, |r| r.0.max(1));
+    let at_least = pair.source.total_bytes.0 / rate.min(FASTEST_COPY);
+    let text = Text::new(
+        format!("idle_replication_slot_timeout is {seconds} s"),
+        format!(
+            "the job's slot is idle while rows are copied, and PostgreSQL gives up slots idle for longer; copying {} takes at least {at_least} s",
+            bytes(pair.source.total_bytes)
+        ),
+        "ALTER SYSTEM SET idle_replication_slot_timeout = 0, then SELECT pg_reload_conf(), until the node is synchronized",
+    );
+    Some(if seconds < at_least {
+        error("slot_idle_timeout", end.node, text)
+    } else {
+        warning("slot_idle_timeout", end.node, text)
+    })
+}
+
+fn old_snapshots(end: &End<'_>) -> Option<Finding> {
+    let minutes = end.server.number("old_snapshot_threshold")?;
+    (minutes >= 0).then(|| {
+        warning(
+            "old_snapshot_threshold",
+            end.node,
+            Text::new(
+                format!("old_snapshot_threshold is {minutes} min"),
+                "once the job's snapshot is older, reading a changed page with it fails with \"snapshot too old\"",
+                "ALTER SYSTEM SET old_snapshot_threshold = -1 and restart this server, or be sure that the copy is faster",
+            ),
+        )
+    })
+}
+
+fn wal_sender_timeout(end: &End<'_>) -> Option<Finding> {
+    let millis = end.server.number("wal_sender_timeout")?;
+    (millis > 0 && millis < SHORT_WAL_SENDER_TIMEOUT).then(|| {
+        warning(
+            "wal_sender_timeout",
+            end.node,
+            Text::new(
+                format!("wal_sender_timeout is {millis} ms"),
+                "a subscriber that is busy for longer is cut off, and applies its transaction again from the beginning",
+                "ALTER SYSTEM SET wal_sender_timeout = '60s', then SELECT pg_reload_conf()",
+            ),
+        )
+    })
+}
+
+fn transaction_timeout(end: &End<'_>) -> Option<Finding> {
+    let millis = end.server.number("transaction_timeout")?;
+    (millis > 0).then(|| {
+        warning(
+            "transaction_timeout",
+            end.node,
+            Text::new(
+                format!(
+                    "transaction_timeout is {millis} ms for role {}",
+                    end.server.role
+                ),
+                "the subscription's worker runs under this role's settings: a source transaction that takes longer to apply is cancelled and tried again without end",
+                format!("ALTER ROLE {} SET transaction_timeout = 0", quoted(&end.server.role)),
+            ),
+        )
+    })
+}
+
+fn session_timeouts(end: &End<'_>) -> Option<Finding> {
+    const TIMEOUTS: [&str; 4] = [
+        "statement_timeout",
+        "idle_in_transaction_session_timeout",
+        "idle_session_timeout",
+        "lock_timeout",
+    ];
+    let set: Vec<String> = TIMEOUTS
+        .iter()
+        .filter_map(|name| Some((name, end.server.number(name)?)))
+        .filter(|(_, millis)| *millis > 0)
+        .map(|(name, millis)| format!("{name} = {millis} ms"))
+        .collect();
+    (!set.is_empty()).then(|| {
+        info(
+            "timeouts",
+            end.node,
+            Text::new(
+                format!("timeouts are set for role {}: {}", end.server.role, set.join(", ")),
+                "they would end long copies and the session that holds the snapshot; steep-repl switches them off in its own sessions",
+                "nothing, unless something other than PostgreSQL ends long or idle sessions",
+            ),
+        )
+    })
+}

@@ -1,0 +1,135 @@
+//! Preflight: what two servers are like, judged against what a job needs of them.
+//!
+//! Pure: agents have gathered the facts, here they become findings. A finding names its node, what
+//! is the case and where, why it matters, and what to do; its code is stable, for scripts. Errors
+//! stop the job before anything is touched; warnings are shown and recorded.
+//!
+//! Invariants: a pair of servers with nothing wrong yields no error and no warning; each defect
+//! yields its own code and no other (`tests` walks all of them); the number of findings is
+//! bounded whatever the number of tables.
+//!
+//! In the order a person would look: [`servers`] (who is there), [`links`] (do they reach each
+//! other), [`privileges`], [`capacity`] (is there room for the job's slots, workers, sessions,
+//! locks), [`limits`] (what could end it midway), [`content`] (what is in the source), [`receiver`]
+//! (what is on the target).
+
+mod capacity;
+mod content;
+mod limits;
+mod links;
+mod privileges;
+mod receiver;
+mod servers;
+mod text;
+
+#[cfg(test)]
+mod tests;
+
+use std::cmp::Reverse;
+
+use steep_protocol::NodeId;
+use steep_protocol::message::facts::{Finding, ServerFacts, Severity, SourceFacts, TargetFacts};
+use steep_protocol::message::job::JobSpec;
+
+/// Everything there is to say about starting that job on those servers, gravest first.
+#[must_use]
+pub fn judge(spec: &JobSpec, source: &SourceFacts, target: &TargetFacts) -> Vec<Finding> {
+    let pair = Pair {
+        spec,
+        source,
+        target,
+    };
+    let mut findings = servers::unusable(&pair);
+    if !findings.is_empty() {
+        // Such a server has told nothing else.
+        return findings;
+    }
+    servers::judge(&pair, &mut findings);
+    links::judge(&pair, &mut findings);
+    privileges::judge(&pair, &mut findings);
+    capacity::judge(&pair, &mut findings);
+    limits::judge(&pair, &mut findings);
+    content::judge(&pair, &mut findings);
+    receiver::judge(&pair, &mut findings);
+    // Stable: within a severity the order above is kept.
+    findings.sort_by_key(|finding| Reverse(finding.severity));
+    findings
+}
+
+/// What every check looks at.
+struct Pair<'a> {
+    spec: &'a JobSpec,
+    source: &'a SourceFacts,
+    target: &'a TargetFacts,
+}
+
+/// One of the two ends, for checks that apply to either.
+struct End<'a> {
+    node: &'a NodeId,
+    server: &'a ServerFacts,
+}
+
+impl<'a> Pair<'a> {
+    fn source_end(&self) -> End<'a> {
+        End {
+            node: &self.spec.source,
+            server: &self.source.server,
+        }
+    }
+
+    fn target_end(&self) -> End<'a> {
+        End {
+            node: &self.spec.target,
+            server: &self.target.server,
+        }
+    }
+
+    fn ends(&self) -> [End<'a>; 2] {
+        [self.source_end(), self.target_end()]
+    }
+
+    /// Whether the target's schema will be made from the source's.
+    fn schema_is_created(&self) -> bool {
+        self.target.user_tables == 0
+    }
+}
+
+/// What, why and what to do, in sentences without a full stop at the end.
+struct Text {
+    what: String,
+    why: String,
+    fix: String,
+}
+
+impl Text {
+    fn new(what: impl Into<String>, why: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self {
+            what: what.into(),
+            why: why.into(),
+            fix: fix.into(),
+        }
+    }
+}
+
+fn finding(severity: Severity, code: &str, node: &NodeId, text: Text) -> Finding {
+    Finding {
+        severity,
+        code: code.to_owned(),
+        node: Some(node.clone()),
+        what: text.what,
+        why: text.why,
+        fix: text.fix,
+    }
+}
+
+fn error(code: &str, node: &NodeId, text: Text) -> Finding {
+    finding(Severity::Error, code, node, text)
+}
+
+fn warning(code: &str, node: &NodeId, text: Text) -> Finding {
+    finding(Severity::Warning, code, node, text)
+}
+
+fn info(code: &str, node: &NodeId, text: Text) -> Finding {
+    finding(Severity::Info, code, node, text)
+}

@@ -1,0 +1,181 @@
+//! What the agents' roles may do.
+
+use steep_protocol::message::facts::{Finding, Listed};
+use steep_protocol::message::job::Method;
+
+use super::servers::quoted;
+use super::text::names;
+use super::{End, Pair, Text, error};
+
+pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
+    let (source, target) = (pair.source_end(), pair.target_end());
+    findings.extend(replication(&source));
+    for end in [&source, &target] {
+        findings.extend(create(end));
+    }
+    findings.extend(unreadable(pair));
+    findings.extend(row_security(pair));
+    let publish = "only a table's owner may add it to a publication";
+    findings.extend(not_owner(&source, &pair.source.not_owned, publish));
+    findings.extend(subscribe(&target));
+    findings.extend(silence_triggers(&target));
+    if pair.spec.method != Method::Native {
+        findings.extend(advance_origin(&target));
+    }
+    let fill = "only a table's owner may put its indexes aside, empty and analyse it";
+    findings.extend(not_owner(&target, &pair.target.not_owned, fill));
+}
+
+fn replication(end: &End<'_>) -> Option<Finding> {
+    let role = &end.server.role;
+    (!end.server.replication).then(|| {
+        error(
+            "replication_privilege",
+            end.node,
+            Text::new(
+                format!("role {role} may not replicate"),
+                "the exported snapshot belongs to a replication slot, and only such a role may make one",
+                format!("ALTER ROLE {} REPLICATION (on managed services grant their replication role, such as rds_replication)", quoted(role)),
+            ),
+        )
+    })
+}
+
+fn create(end: &End<'_>) -> Option<Finding> {
+    let (role, database) = (&end.server.role, &end.server.database);
+    (!end.server.can_create).then(|| {
+        error(
+            "create_privilege",
+            end.node,
+            Text::new(
+                format!("role {role} may not create anything in database {database}"),
+                "a publication or subscription and the steep_repl schema are created in the database",
+                format!("GRANT CREATE ON DATABASE {} TO {}", quoted(database), quoted(role)),
+            ),
+        )
+    })
+}
+
+fn unreadable(pair: &Pair<'_>) -> Option<Finding> {
+    let unreadable = &pair.source.unreadable;
+    let role = &pair.source.server.role;
+    (!unreadable.is_empty()).then(|| {
+        error(
+            "unreadable",
+            &pair.spec.source,
+            Text::new(
+                format!("role {role} may not read {}", names(unreadable)),
+                "what cannot be read cannot be copied",
+                format!(
+                    "GRANT USAGE on their schemas and SELECT on them to {0}, or GRANT pg_read_all_data TO {0}, or leave them out with --exclude-table",
+                    quoted(role)
+                ),
+            ),
+        )
+    })
+}
+
+fn row_security(pair: &Pair<'_>) -> Option<Finding> {
+    let hidden = &pair.source.row_security;
+    let role = &pair.source.server.role;
+    (!hidden.is_empty()).then(|| {
+        error(
+            "row_security",
+            &pair.spec.source,
+            Text::new(
+                format!(
+                    "row security hides rows from role {role} in {}",
+                    names(hidden)
+                ),
+                "a copy would lack the rows that the policies hide",
+                format!(
+                    "ALTER ROLE {} BYPASSRLS, or let the agent connect as a superuser",
+                    quoted(role)
+                ),
+            ),
+        )
+    })
+}
+
+fn not_owner(end: &End<'_>, tables: &Listed, why: &str) -> Option<Finding> {
+    let role = &end.server.role;
+    (!tables.is_empty()).then(|| {
+        error(
+            "not_owner",
+            end.node,
+            Text::new(
+                format!(
+                    "role {role} does not have the rights of the owner of {}",
+                    names(tables)
+                ),
+                why,
+                format!(
+                    "grant the owning roles to {}, or let the agent connect as a superuser",
+                    quoted(role)
+                ),
+            ),
+        )
+    })
+}
+
+fn subscribe(end: &End<'_>) -> Option<Finding> {
+    let role = &end.server.role;
+    let fix = if end.server.version >= 160_000 {
+        format!("GRANT pg_create_subscription TO {}", quoted(role))
+    } else {
+        "let the agent connect as a superuser (before PostgreSQL 16 nobody else may subscribe)"
+            .to_owned()
+    };
+    (!end.server.can_subscribe).then(|| {
+        error(
+            "subscription_privilege",
+            end.node,
+            Text::new(
+                format!("role {role} may not create subscriptions"),
+                "changes after the copy are fetched by a subscription on this server",
+                fix,
+            ),
+        )
+    })
+}
+
+fn silence_triggers(end: &End<'_>) -> Option<Finding> {
+    let role = &end.server.role;
+    let fix = if end.server.version >= 150_000 {
+        format!(
+            "GRANT SET ON PARAMETER session_replication_role TO {}",
+            quoted(role)
+        )
+    } else {
+        "let the agent connect as a superuser".to_owned()
+    };
+    (!end.server.can_silence_triggers).then(|| {
+        error(
+            "trigger_privilege",
+            end.node,
+            Text::new(
+                format!("role {role} may not set session_replication_role"),
+                "triggers and foreign keys would fire for every row that is copied, and change or refuse it",
+                fix,
+            ),
+        )
+    })
+}
+
+fn advance_origin(end: &End<'_>) -> Option<Finding> {
+    let role = &end.server.role;
+    (!end.server.can_advance_origin).then(|| {
+        error(
+            "origin_privilege",
+            end.node,
+            Text::new(
+                format!("role {role} may not call pg_replication_origin_advance"),
+                "this is how the subscription is told to begin exactly where the copy ends",
+                format!(
+                    "GRANT EXECUTE ON FUNCTION pg_replication_origin_advance(text, pg_lsn) TO {}",
+                    quoted(role)
+                ),
+            ),
+        )
+    })
+}

@@ -1,0 +1,247 @@
+//! Who is there: versions, roles as primary or standby, encodings, collations, clocks, poolers.
+
+use steep_protocol::message::facts::Finding;
+
+use super::text::version;
+use super::{End, Pair, Text, error, info, warning};
+
+/// The oldest version whose TID range scans and slots the data path is built on.
+const OLDEST_SUPPORTED: u32 = 140_000;
+
+/// Clocks further apart than this make times in progress and logs misleading.
+const CLOCK_TOLERANCE_SECONDS: f64 = 5.0;
+
+/// What keeps a server from being asked anything further; nothing else can be said then.
+pub(super) fn unusable(pair: &Pair<'_>) -> Vec<Finding> {
+    let ends = pair.ends();
+    ends.iter()
+        .flat_map(|end| too_old(end).into_iter().chain(pooler(end)))
+        .collect()
+}
+
+pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
+    let same = same_database(pair);
+    for end in pair.ends() {
+        findings.extend(read_only(&end));
+    }
+    findings.extend(standbys(pair));
+    findings.extend(target_older(pair));
+    if same.is_none() {
+        findings.extend(encoding(pair));
+        findings.extend(collation(pair));
+        findings.extend(clocks(pair));
+    }
+    findings.extend(same);
+}
+
+fn same_database(pair: &Pair<'_>) -> Option<Finding> {
+    let identity = &pair.source.server.database_identity;
+    let same = !identity.is_empty() && *identity == pair.target.server.database_identity;
+    same.then(|| {
+        error(
+            "same_database",
+            &pair.spec.target,
+            Text::new(
+                format!(
+                    "{} and {} are the same database ({}) of the same server",
+                    pair.spec.source, pair.spec.target, pair.source.server.database
+                ),
+                "a database cannot be a replica of itself: its rows would be copied onto themselves",
+                "correct --postgres of one of the two agents",
+            ),
+        )
+    })
+}
+
+fn too_old(end: &End<'_>) -> Option<Finding> {
+    (end.server.version < OLDEST_SUPPORTED).then(|| {
+        error(
+            "version_too_old",
+            end.node,
+            Text::new(
+                format!("PostgreSQL is {}", version(end.server.version)),
+                "14 is the oldest version that can read a table in ranges and is still maintained",
+                "upgrade this server to PostgreSQL 14 or newer",
+            ),
+        )
+    })
+}
+
+fn target_older(pair: &Pair<'_>) -> Option<Finding> {
+    let major = |number: u32| number / 10_000;
+    let (source, target) = (pair.source.server.version, pair.target.server.version);
+    (major(target) < major(source)).then(|| {
+        warning(
+            "target_older",
+            &pair.spec.target,
+            Text::new(
+                format!(
+                    "the target is PostgreSQL {}, older than the source's {}",
+                    version(target),
+                    version(source)
+                ),
+                "a schema that uses what the older version does not know cannot be created there",
+                "use a target of the source's version or newer, or create the schema yourself first",
+            ),
+        )
+    })
+}
+
+fn standbys(pair: &Pair<'_>) -> Vec<Finding> {
+    let mut found = Vec::new();
+    if pair.source.server.in_recovery {
+        found.push(error(
+            "standby",
+            &pair.spec.source,
+            Text::new(
+                "the source is a standby (in recovery)",
+                "a publication cannot be created on a standby, and logical decoding from one is not supported here",
+                "let the agent of the primary be the source, or promote this server",
+            ),
+        ));
+    }
+    if pair.target.server.in_recovery {
+        found.push(error(
+            "standby",
+            &pair.spec.target,
+            Text::new(
+                "the target is a standby (in recovery)",
+                "a standby is read-only: no row and no subscription can be written to it",
+                "choose a primary as the target, or promote this server",
+            ),
+        ));
+    }
+    found
+}
+
+fn read_only(end: &End<'_>) -> Option<Finding> {
+    let read_only = end.server.setting("default_transaction_read_only") == Some("on");
+    read_only.then(|| {
+        error(
+            "read_only",
+            end.node,
+            Text::new(
+                format!(
+                    "default_transaction_read_only is on for role {}",
+                    end.server.role
+                ),
+                "slots, publications, subscriptions and rows are written by this role",
+                format!(
+                    "ALTER ROLE {} SET default_transaction_read_only = off, or change it where it is set",
+                    quoted(&end.server.role)
+                ),
+            ),
+        )
+    })
+}
+
+fn pooler(end: &End<'_>) -> Option<Finding> {
+    end.server.pooled.as_ref().map(|how| {
+        error(
+            "pooler",
+            end.node,
+            Text::new(
+                format!("between the agent and PostgreSQL there is a pooler or load balancer: {how}"),
+                "a snapshot can only be shared by sessions of one server, and lives as long as the session that exported it",
+                "let the agent's --postgres point straight at the server, not at the pooler",
+            ),
+        )
+    })
+}
+
+fn encoding(pair: &Pair<'_>) -> Option<Finding> {
+    let (source, target) = (&pair.source.server.encoding, &pair.target.server.encoding);
+    if source == target {
+        return None;
+    }
+    if target != "UTF8" {
+        return Some(error(
+            "encoding",
+            &pair.spec.target,
+            Text::new(
+                format!("the source database is in {source}, the target database in {target}"),
+                "characters that the target's encoding does not have would end the copy, or replication later",
+                format!(
+                    "create the target database with ENCODING 'UTF8' or '{source}' (TEMPLATE template0)"
+                ),
+            ),
+        ));
+    }
+    (source == "SQL_ASCII").then(|| {
+        warning(
+            "encoding_unchecked",
+            &pair.spec.source,
+            Text::new(
+                "the source database is in SQL_ASCII, which checks nothing; the target is in UTF8",
+                "the first value that is not valid UTF-8 ends the copy, or replication later",
+                "make sure that all text is UTF-8, or create the target database in SQL_ASCII too",
+            ),
+        )
+    })
+}
+
+fn collation(pair: &Pair<'_>) -> Option<Finding> {
+    let (source, target) = (&pair.source.server, &pair.target.server);
+    if source.collation != target.collation {
+        return Some(warning(
+            "collation",
+            &pair.spec.target,
+            Text::new(
+                format!(
+                    "the source database collates by {}, the target by {}",
+                    source.collation, target.collation
+                ),
+                "the same query may sort and compare text differently on the two, and a unique or exclusion constraint may accept on one what it refuses on the other",
+                "create the target database with the source's collation, unless the difference is wanted",
+            ),
+        ));
+    }
+    let versions = (&source.collation_version, &target.collation_version);
+    match versions {
+        (Some(source), Some(target)) if source != target => Some(info(
+            "collation_version",
+            &pair.spec.target,
+            Text::new(
+                format!(
+                    "the collation is of version {source} on the source and {target} on the target"
+                ),
+                "sort order may differ in rare cases; indexes are built anew on the target, so they are right",
+                "nothing, unless both must sort alike to the last character",
+            ),
+        )),
+        _ => None,
+    }
+}
+
+fn clocks(pair: &Pair<'_>) -> Option<Finding> {
+    let agents = pair.target.clock_ahead_seconds;
+    let servers =
+        agents + pair.source.server.clock_ahead_seconds - pair.target.server.clock_ahead_seconds;
+    let (whose, ahead) = if servers.abs() >= agents.abs() {
+        ("servers", servers)
+    } else {
+        ("agents", agents)
+    };
+    (ahead.abs() > CLOCK_TOLERANCE_SECONDS).then(|| {
+        warning(
+            "clocks",
+            &pair.spec.target,
+            Text::new(
+                format!(
+                    "the {whose}' clocks differ: {} is {:.1} s {} {}",
+                    pair.spec.source,
+                    ahead.abs(),
+                    if ahead > 0.0 { "ahead of" } else { "behind" },
+                    pair.spec.target
+                ),
+                "logs, lag and the validity of certificates are told by these clocks, and so is which of two changes came last",
+                "keep both machines' time with NTP (chrony, systemd-timesyncd)",
+            ),
+        )
+    })
+}
+
+/// A role's name as SQL wants it.
+pub(super) fn quoted(role: &str) -> String {
+    format!("\"{}\"", role.replace('"', "\"\""))
+}

@@ -1,0 +1,429 @@
+//! A healthy pair is silent; each defect yields exactly its finding, as grave as it is.
+
+mod world;
+
+use std::collections::BTreeSet;
+
+use steep_protocol::limits::LISTED_MAX;
+use steep_protocol::message::facts::{SchemaDifference, Severity, SourceFacts, TargetFacts};
+use steep_protocol::message::job::{Confirmation, ExistingRows, Method, SchemaMode};
+use steep_protocol::{ByteCount, TableName};
+
+use world::{World, healthy, set, some, take};
+
+fn difference(column: Option<&str>, kind: &str) -> SchemaDifference {
+    SchemaDifference {
+        table: TableName::new("app", "orders").unwrap(),
+        column: column.map(str::to_owned),
+        kind: kind.to_owned(),
+        source: "integer".to_owned(),
+        target: "bigint".to_owned(),
+    }
+}
+
+type Defect = fn(&mut World);
+
+/// Walks the cases: each defect, and nothing else, is found.
+fn walk(cases: &[(&str, Severity, Defect)]) {
+    for (n, (code, severity, defect)) in cases.iter().enumerate() {
+        let mut world = healthy();
+        defect(&mut world);
+        let findings = world.judge();
+        let found: BTreeSet<_> = findings
+            .iter()
+            .map(|f| (f.code.as_str(), f.severity))
+            .collect();
+        assert_eq!(
+            found,
+            BTreeSet::from([(*code, *severity)]),
+            "case {n}, {code}: {findings:#?}"
+        );
+        for finding in &findings {
+            let texts = [&finding.what, &finding.why, &finding.fix];
+            assert!(
+                texts.iter().all(|t| !t.is_empty()),
+                "{code} says too little"
+            );
+            assert!(finding.node.is_some(), "{code} names no node");
+            assert!(
+                texts.iter().all(|t| !t.ends_with('.')),
+                "{code}: {finding:?}"
+            );
+        }
+    }
+}
+
+use Severity::{Error, Info, Warning};
+
+#[test]
+fn a_healthy_pair_has_nothing_to_say() {
+    assert_eq!(healthy().judge(), []);
+}
+
+#[test]
+fn each_defect_of_servers_and_links_is_its_own_finding() {
+    walk(&[
+        ("same_database", Error, |w| {
+            w.target.server.database_identity = "1/5/a".into();
+        }),
+        ("version_too_old", Error, |w| {
+            w.target.server.version = 130_012;
+        }),
+        ("target_older", Warning, |w| {
+            w.target.server.version = 170_004;
+        }),
+        ("standby", Error, |w| w.source.server.in_recovery = true),
+        ("standby", Error, |w| w.target.server.in_recovery = true),
+        ("pooler", Error, |w| {
+            w.source.server.pooled = Some("one pid, two sessions".into());
+        }),
+        ("read_only", Error, |w| {
+            set(&mut w.target.server, "default_transaction_read_only", "on");
+        }),
+        ("encoding", Error, |w| {
+            w.target.server.encoding = "LATIN1".into();
+        }),
+        ("encoding_unchecked", Warning, |w| {
+            w.source.server.encoding = "SQL_ASCII".into();
+        }),
+        ("collation", Warning, |w| {
+            w.target.server.collation = "icu und".into();
+        }),
+        ("collation_version", Info, |w| {
+            w.target.server.collation_version = Some("2.31".into());
+        }),
+        ("clocks", Warning, |w| w.target.clock_ahead_seconds = 7.5),
+        ("clocks", Warning, |w| {
+            w.target.server.clock_ahead_seconds = -6.0;
+        }),
+        ("replication_connection", Error, |w| {
+            w.source.replication_link = Some(Err("no entry in pg_hba.conf".into()));
+        }),
+        ("agent_link", Error, |w| {
+            w.target.agent_link = Some(Err("timed out".into()));
+            w.target.server_link = None;
+        }),
+        ("server_link", Error, |w| {
+            w.target.server_link = Some(Err("connection refused".into()));
+        }),
+        ("subscription_password", Error, |w| {
+            w.target.server_link = Some(Err("password is required".into()));
+        }),
+    ]);
+}
+
+#[test]
+fn each_missing_privilege_is_its_own_finding() {
+    walk(&[
+        ("replication_privilege", Error, |w| {
+            w.source.server.replication = false;
+        }),
+        ("create_privilege", Error, |w| {
+            w.source.server.can_create = false;
+        }),
+        ("create_privilege", Error, |w| {
+            w.target.server.can_create = false;
+        }),
+        ("unreadable", Error, |w| {
+            w.source.unreadable = some("app.secret");
+        }),
+        ("row_security", Error, |w| {
+            w.source.row_security = some("app.mine");
+        }),
+        ("not_owner", Error, |w| {
+            w.source.not_owned = some("app.theirs");
+        }),
+        ("not_owner", Error, |w| {
+            w.target.not_owned = some("app.theirs");
+        }),
+        ("subscription_privilege", Error, |w| {
+            w.target.server.can_subscribe = false;
+        }),
+        ("trigger_privilege", Error, |w| {
+            w.target.server.can_silence_triggers = false;
+        }),
+        ("origin_privilege", Error, |w| {
+            w.target.server.can_advance_origin = false;
+        }),
+    ]);
+}
+
+#[test]
+fn each_shortage_is_its_own_finding() {
+    walk(&[
+        ("wal_level", Error, |w| {
+            set(&mut w.source.server, "wal_level", "replica");
+        }),
+        ("replication_slots", Error, |w| {
+            take(&mut w.source.server, "max_replication_slots", 3, 3);
+        }),
+        ("replication_slots", Warning, |w| {
+            take(&mut w.source.server, "max_replication_slots", 3, 2);
+        }),
+        ("wal_senders", Error, |w| {
+            take(&mut w.source.server, "max_wal_senders", 0, 0);
+        }),
+        ("wal_senders", Warning, |w| {
+            take(&mut w.source.server, "max_wal_senders", 10, 9);
+        }),
+        ("connections", Error, |w| {
+            take(&mut w.source.server, "max_connections", 97, 90);
+        }),
+        ("connections", Warning, |w| {
+            take(&mut w.source.server, "max_connections", 97, 89);
+        }),
+        ("connections", Error, |w| {
+            take(&mut w.target.server, "role_connection_limit", 5, 2);
+        }),
+        ("connections", Error, |w| {
+            take(&mut w.target.server, "database_connection_limit", 5, 2);
+        }),
+        ("replication_origins", Error, |w| {
+            take(&mut w.target.server, "max_active_replication_origins", 0, 0);
+        }),
+        ("replication_origins", Error, |w| {
+            w.target
+                .server
+                .capacity
+                .retain(|c| c.bound_by != "max_active_replication_origins");
+            take(&mut w.target.server, "max_replication_slots", 2, 2);
+        }),
+        ("logical_workers", Error, |w| {
+            take(
+                &mut w.target.server,
+                "max_logical_replication_workers",
+                4,
+                4,
+            );
+        }),
+        ("worker_processes", Error, |w| {
+            take(&mut w.target.server, "max_worker_processes", 8, 8);
+        }),
+        ("sync_workers", Error, |w| {
+            w.spec.method = Method::Native;
+            set(
+                &mut w.target.server,
+                "max_sync_workers_per_subscription",
+                "0",
+            );
+        }),
+        ("sync_workers", Warning, |w| {
+            w.spec.method = Method::Native;
+            set(
+                &mut w.target.server,
+                "max_sync_workers_per_subscription",
+                "2",
+            );
+        }),
+        ("replication_slots", Error, |w| {
+            w.spec.method = Method::Native;
+            take(&mut w.source.server, "max_replication_slots", 5, 1);
+        }),
+        ("locks", Error, |w| w.source.tables = 20_000),
+        ("locks", Warning, |w| w.source.tables = 8_000),
+    ]);
+}
+
+#[test]
+fn each_limit_that_could_end_the_job_is_its_own_finding() {
+    walk(&[
+        ("slot_wal_limit", Warning, |w| {
+            set(&mut w.source.server, "max_slot_wal_keep_size", "1024");
+        }),
+        ("slot_wal_limit", Info, |w| {
+            set(&mut w.source.server, "max_slot_wal_keep_size", "1000000");
+        }),
+        ("slot_idle_timeout", Error, |w| {
+            set(&mut w.source.server, "idle_replication_slot_timeout", "20");
+        }),
+        ("slot_idle_timeout", Warning, |w| {
+            set(
+                &mut w.source.server,
+                "idle_replication_slot_timeout",
+                "7200",
+            );
+        }),
+        ("slot_idle_timeout", Error, |w| {
+            set(
+                &mut w.source.server,
+                "idle_replication_slot_timeout",
+                "7200",
+            );
+            w.spec.max_rate = Some(ByteCount(1_000_000));
+        }),
+        ("old_snapshot_threshold", Warning, |w| {
+            set(&mut w.source.server, "old_snapshot_threshold", "60");
+        }),
+        ("wal_sender_timeout", Warning, |w| {
+            set(&mut w.source.server, "wal_sender_timeout", "2000");
+        }),
+        ("transaction_timeout", Warning, |w| {
+            set(&mut w.target.server, "transaction_timeout", "60000");
+        }),
+        ("timeouts", Info, |w| {
+            set(
+                &mut w.source.server,
+                "idle_in_transaction_session_timeout",
+                "60000",
+            );
+        }),
+    ]);
+}
+
+#[test]
+fn each_oddity_of_the_source_is_its_own_finding() {
+    walk(&[
+        ("nothing_to_copy", Error, |w| w.source.tables = 0),
+        ("no_replica_identity", Warning, |w| {
+            w.source.without_identity = some("app.log");
+        }),
+        ("replica_identity_equality", Warning, |w| {
+            w.source.identity_without_equality = some("app.docs");
+        }),
+        ("unlogged", Warning, |w| {
+            w.source.unlogged = some("app.cache");
+        }),
+        ("large_objects", Warning, |w| w.source.large_objects = 3),
+        ("foreign_tables", Info, |w| {
+            w.source.foreign_tables = some("app.remote");
+        }),
+        ("materialized_views", Info, |w| {
+            w.source.materialized_views = some("app.totals");
+        }),
+        ("sequences", Info, |w| w.source.sequences = 7),
+        ("virtual_columns", Error, |w| {
+            w.source.virtual_columns = some("app.v");
+            w.source.server.version = 170_000;
+            w.target.server.version = 170_000;
+        }),
+        ("missing_extension", Error, |w| {
+            w.source
+                .server
+                .extensions
+                .push(("postgis".into(), "3.5".into()));
+        }),
+        ("missing_extension", Error, |w| {
+            w.source
+                .server
+                .extensions
+                .push(("hstore".into(), "1.8".into()));
+            w.target.extensions_available[0].may_create = false;
+        }),
+        ("missing_extension", Warning, |w| {
+            w.source
+                .server
+                .extensions
+                .push(("postgis".into(), "3.5".into()));
+            w.target.user_tables = 3;
+        }),
+        ("missing_role", Warning, |w| {
+            w.source.roles.push("auditor".into());
+        }),
+        ("pg_dump", Error, |w| {
+            w.source.pg_dump = Some(Err("not in PATH".into()));
+        }),
+        ("pg_dump", Error, |w| w.source.pg_dump = Some(Ok(16))),
+        ("pg_dump", Info, |w| {
+            w.source.pg_dump = Some(Ok(16));
+            w.target.user_tables = 3;
+        }),
+    ]);
+}
+
+#[test]
+fn each_obstacle_on_the_target_is_its_own_finding() {
+    fn differs(w: &mut World) {
+        w.target.user_tables = 5;
+        w.target.differences = vec![
+            difference(None, "missing"),
+            difference(Some("a"), "extra"),
+            difference(Some("b"), "type_change"),
+        ];
+    }
+    walk(&[
+        ("target_not_empty", Error, |w| {
+            w.target.not_empty = some("app.orders");
+        }),
+        ("target_not_empty", Warning, |w| {
+            w.target.not_empty = some("app.orders");
+            w.spec.existing = ExistingRows::Replace;
+        }),
+        ("schema_mismatch", Error, differs),
+        ("schema_mismatch", Error, |w| {
+            differs(w);
+            w.spec.confirmation = Confirmation::Given;
+        }),
+        ("schema_mismatch", Error, |w| {
+            differs(w);
+            w.spec.schema_mode = SchemaMode::Auto;
+        }),
+        ("schema_mismatch", Error, |w| {
+            differs(w);
+            w.spec.schema_mode = SchemaMode::Manual;
+        }),
+        ("schema_mismatch", Warning, |w| {
+            differs(w);
+            w.spec.schema_mode = SchemaMode::Manual;
+            w.spec.confirmation = Confirmation::Given;
+        }),
+        ("extra_tables", Info, |w| {
+            w.target.extra_tables = some("app.local");
+        }),
+        ("disk_space", Error, |w| {
+            w.target.disk_free = Some(ByteCount(10_000_000_000));
+        }),
+        ("disk_space", Warning, |w| {
+            w.target.disk_free = Some(ByteCount(50_000_000_000));
+        }),
+        ("disk_unknown", Warning, |w| w.target.disk_free = None),
+        ("disk_unknown", Info, |w| {
+            w.target.disk_free = None;
+            w.source.total_bytes = ByteCount(1_000_000);
+        }),
+    ]);
+}
+
+#[test]
+fn a_disk_that_replaced_rows_may_free_is_only_warned_about() {
+    let mut world = healthy();
+    world.target.disk_free = Some(ByteCount(1_000_000_000));
+    world.target.not_empty = some("app.orders");
+    world.spec.existing = ExistingRows::Replace;
+    let findings = world.judge();
+    assert!(
+        findings.iter().all(|f| f.severity == Warning),
+        "{findings:#?}"
+    );
+    assert_eq!(findings.len(), 2);
+}
+
+#[test]
+fn differences_are_bounded_and_none_is_forgotten() {
+    let mut world = healthy();
+    world.target.user_tables = 1;
+    let many = |n| difference(Some(&format!("c{n}")), "missing");
+    world.target.differences = (0..LISTED_MAX + 7).map(many).collect();
+    world.target.more_differences = 1_000;
+    let findings = world.judge();
+    assert_eq!(findings.len(), LISTED_MAX + 1);
+    let last = findings.last().unwrap();
+    assert!(last.what.contains("1007"), "{last:?}");
+}
+
+#[test]
+fn what_stops_the_job_comes_first() {
+    let mut world = healthy();
+    world.source.sequences = 1;
+    world.source.unlogged = some("app.cache");
+    world.target.disk_free = Some(ByteCount(0));
+    let severities: Vec<_> = world.judge().iter().map(|f| f.severity).collect();
+    assert_eq!(severities, [Error, Warning, Info]);
+}
+
+#[test]
+fn nothing_known_is_no_reason_to_panic() {
+    let mut world = healthy();
+    world.source = SourceFacts::default();
+    world.target = TargetFacts::default();
+    assert!(world.judge().iter().any(|f| f.severity == Error));
+}

@@ -1,0 +1,140 @@
+//! Two servers with nothing wrong, and the ways to spoil them.
+
+use steep_protocol::message::facts::{
+    AvailableExtension, Capacity, Finding, Listed, ServerFacts, SourceFacts, TargetFacts,
+};
+use steep_protocol::message::job::{
+    Compression, Confirmation, ExistingRows, JobSpec, Method, SchemaMode, TableFilter,
+};
+use steep_protocol::{ByteCount, NodeId};
+
+/// A job and what was seen of its two ends.
+pub(super) struct World {
+    pub(super) spec: JobSpec,
+    pub(super) source: SourceFacts,
+    pub(super) target: TargetFacts,
+}
+
+impl World {
+    pub(super) fn judge(&self) -> Vec<Finding> {
+        super::super::judge(&self.spec, &self.source, &self.target)
+    }
+}
+
+pub(super) fn capacity(bound_by: &str, limit: u64, used: u64) -> Capacity {
+    Capacity {
+        bound_by: bound_by.to_owned(),
+        limit,
+        used,
+    }
+}
+
+pub(super) fn healthy_server(identity: &str) -> ServerFacts {
+    let settings = [
+        ("wal_level", "logical"),
+        ("default_transaction_read_only", "off"),
+        ("max_slot_wal_keep_size", "-1"),
+        ("idle_replication_slot_timeout", "0"),
+        ("statement_timeout", "0"),
+        ("idle_in_transaction_session_timeout", "0"),
+        ("idle_session_timeout", "0"),
+        ("lock_timeout", "0"),
+        ("transaction_timeout", "0"),
+        ("wal_sender_timeout", "60000"),
+        ("max_locks_per_transaction", "64"),
+        ("max_connections", "100"),
+        ("max_prepared_transactions", "0"),
+        ("max_worker_processes", "8"),
+        ("max_wal_senders", "10"),
+        ("autovacuum_worker_slots", "16"),
+        ("max_sync_workers_per_subscription", "4"),
+        ("max_wal_size", "1024"),
+    ];
+    ServerFacts {
+        version: 180_001,
+        database_identity: identity.to_owned(),
+        database: "shop".to_owned(),
+        role: "steep".to_owned(),
+        superuser: false,
+        replication: true,
+        can_create: true,
+        can_subscribe: true,
+        can_silence_triggers: true,
+        can_advance_origin: true,
+        in_recovery: false,
+        encoding: "UTF8".to_owned(),
+        collation: "libc en_US.UTF-8".to_owned(),
+        collation_version: Some("2.36".to_owned()),
+        settings: settings.map(|(k, v)| (k.to_owned(), v.to_owned())).to_vec(),
+        capacity: vec![
+            capacity("max_replication_slots", 10, 0),
+            capacity("max_wal_senders", 10, 0),
+            capacity("max_connections", 97, 6),
+            capacity("max_logical_replication_workers", 8, 0),
+            capacity("max_worker_processes", 8, 1),
+            capacity("max_active_replication_origins", 10, 0),
+        ],
+        extensions: vec![("plpgsql".to_owned(), "1.0".to_owned())],
+        clock_ahead_seconds: 0.001,
+        pooled: None,
+    }
+}
+
+pub(super) fn healthy() -> World {
+    let source = SourceFacts {
+        server: healthy_server("1/5/a"),
+        tables: 12,
+        total_bytes: ByteCount(50_000_000_000),
+        sequences: 0,
+        roles: vec!["owner".to_owned()],
+        replication_link: Some(Ok(())),
+        pg_dump: Some(Ok(18)),
+        ..SourceFacts::default()
+    };
+    let target = TargetFacts {
+        server: healthy_server("2/5/b"),
+        extensions_available: vec![AvailableExtension {
+            name: "hstore".to_owned(),
+            may_create: true,
+        }],
+        roles: vec!["owner".to_owned(), "steep".to_owned()],
+        disk_free: Some(ByteCount(200_000_000_000)),
+        agent_link: Some(Ok(300)),
+        server_link: Some(Ok(())),
+        clock_ahead_seconds: -0.2,
+        ..TargetFacts::default()
+    };
+    let spec = JobSpec {
+        source: NodeId::parse("node_a").unwrap(),
+        target: NodeId::parse("node_b").unwrap(),
+        method: Method::Snapshot,
+        parallel: 4,
+        schema_mode: SchemaMode::Strict,
+        existing: ExistingRows::Refuse,
+        confirmation: Confirmation::Needed,
+        compression: Compression::Auto,
+        max_rate: None,
+        filter: TableFilter::default(),
+        large_table_threshold: ByteCount(10_000_000_000),
+        timeout_seconds: 86_400,
+    };
+    World {
+        spec,
+        source,
+        target,
+    }
+}
+
+pub(super) fn set(server: &mut ServerFacts, name: &str, value: &str) {
+    server.settings.retain(|(known, _)| known != name);
+    server.settings.push((name.to_owned(), value.to_owned()));
+}
+
+pub(super) fn take(server: &mut ServerFacts, bound_by: &str, limit: u64, used: u64) {
+    server.capacity.retain(|c| c.bound_by != bound_by);
+    server.capacity.push(capacity(bound_by, limit, used));
+}
+
+pub(super) fn some(name: &str) -> Listed {
+    std::iter::once(name.to_owned()).collect()
+}

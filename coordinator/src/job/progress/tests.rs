@@ -1,0 +1,202 @@
+//! Claims about what people are shown.
+
+use jiff::{SignedDuration, Timestamp};
+use proptest::prelude::*;
+use steep_protocol::message::agent::{PartDone, PartProgress, TableSummary};
+use steep_protocol::{JobId, Lsn, PartNo, RowCount, TableName, TableNo};
+
+use super::super::{Plan, Step};
+use super::*;
+use crate::testing;
+
+const MB: u64 = 1_000_000;
+
+fn copying(tables: &[(u32, u64)]) -> (Job, Tally) {
+    let now = Timestamp::UNIX_EPOCH;
+    let mut tally = Tally::default();
+    for (i, (parts, bytes)) in tables.iter().enumerate() {
+        let table = TableSummary {
+            no: TableNo(i as u32),
+            name: TableName::new("public", format!("t{i}")).unwrap(),
+            rows_estimate: RowCount(0),
+            bytes_estimate: ByteCount(*bytes),
+            first_part: PartNo(tally.counted().planned),
+            parts: *parts,
+        };
+        tally.add_page(&[table]).unwrap();
+    }
+    let mut job = Job::new(JobId(1), testing::spec("a", "b"), "op", 0, now);
+    job.stage = Stage::Working(Step::Copy);
+    job.plan = Some(Plan {
+        lsn: Lsn(1),
+        tables: tables.len() as u32,
+        parts: tally.counted().planned,
+    });
+    job.clock.start(Phase::Copy, now);
+    (job, tally)
+}
+
+fn at(millis: i64) -> Timestamp {
+    Timestamp::UNIX_EPOCH + SignedDuration::from_millis(millis)
+}
+
+fn done(part: u32, bytes: u64) -> PartDone {
+    PartDone {
+        part: PartNo(part),
+        rows: RowCount(bytes / 100),
+        bytes: ByteCount(bytes),
+        wire: ByteCount(bytes / 3),
+    }
+}
+
+#[test]
+fn a_steady_copy_shows_its_rate_and_its_end() {
+    let (job, mut tally) = copying(&[(100, 1_000 * MB)]);
+    let mut meter = Meter::default();
+    for second in 0..50u32 {
+        tally.note(&done(second, 10 * MB)).unwrap();
+        meter.observe(&job, &tally, at(i64::from(second) * 1_000));
+    }
+    let view = meter.view(&job, NodeState::Copying, &tally, Detail::Active, at(49_000));
+    assert!(
+        (view.throughput_bytes_sec - 10e6).abs() < 1e3,
+        "{}",
+        view.throughput_bytes_sec
+    );
+    assert!(
+        (view.throughput_rows_sec - 1e5).abs() < 1e2,
+        "{}",
+        view.throughput_rows_sec
+    );
+    assert_eq!(view.eta_seconds, Some(50));
+    assert_eq!(view.phase_percent, Some(50.0));
+    assert_eq!(view.overall_percent, 4.0 + 35.0);
+    assert_eq!(
+        (view.bytes_copied, view.bytes_total),
+        (500 * MB, 1_000 * MB)
+    );
+}
+
+#[test]
+fn a_stalled_copy_shows_so_within_seconds() {
+    let (job, mut tally) = copying(&[(10, 100 * MB)]);
+    let mut meter = Meter::default();
+    meter.observe(&job, &tally, at(0));
+    tally.note(&done(0, 10 * MB)).unwrap();
+    meter.observe(&job, &tally, at(1_000));
+    for tick in 0..80 {
+        meter.observe(&job, &tally, at(1_250 + tick * 250));
+    }
+    let view = meter.view(&job, NodeState::Copying, &tally, Detail::Active, at(21_000));
+    assert!(
+        view.throughput_bytes_sec < 100e3,
+        "{}",
+        view.throughput_bytes_sec
+    );
+}
+
+#[test]
+fn a_part_on_its_way_counts_and_the_copy_is_complete_only_when_it_is() {
+    let (job, mut tally) = copying(&[(1, MB), (2, 2 * MB)]);
+    let meter = Meter::default();
+    tally.set_flight(&[PartProgress {
+        part: PartNo(1),
+        bytes: ByteCount(40 * MB),
+        wire: ByteCount(MB),
+    }]);
+    let view = meter.view(&job, NodeState::Copying, &tally, Detail::Active, at(0));
+    assert_eq!(view.current_table.as_deref(), Some("public.t1"));
+    assert_eq!(view.tables.len(), 1);
+    assert_eq!(view.tables[0].state, TableState::Copying);
+    assert_eq!(view.phase_percent, Some(ALMOST));
+    assert_eq!(
+        (view.bytes_copied, view.wire_bytes, view.parallel_workers),
+        (40 * MB, MB, 1)
+    );
+    let view = meter.view(&job, NodeState::Copying, &tally, Detail::All, at(0));
+    let states: Vec<TableState> = view.tables.iter().map(|t| t.state).collect();
+    assert_eq!(states, [TableState::Pending, TableState::Copying]);
+    for part in 0..3 {
+        tally.note(&done(part, 40 * MB)).unwrap();
+    }
+    assert_eq!(meter.phase_percent(&job, &tally), Some(100.0));
+}
+
+#[test]
+fn an_empty_plan_is_complete_and_divides_by_nothing() {
+    let (job, tally) = copying(&[]);
+    let meter = Meter::default();
+    assert_eq!(meter.phase_percent(&job, &tally), Some(100.0));
+    assert_eq!(
+        meter
+            .view(&job, NodeState::Copying, &tally, Detail::All, at(0))
+            .eta_seconds,
+        None
+    );
+}
+
+#[test]
+fn native_copy_is_shown_from_what_postgresql_says() {
+    let (mut job, tally) = copying(&[(1, MB), (1, MB)]);
+    job.spec.method = Method::Native;
+    job.stage = Stage::Working(Step::NativeCopy);
+    let mut meter = Meter::default();
+    let work = |unit, done, total| WorkProgress {
+        done,
+        total,
+        unit,
+        current: Some("public.t0".to_owned()),
+        workers: 2,
+    };
+    meter.report(Phase::Copy, work(WorkUnit::Bytes, 500, 1_000));
+    meter.observe(&job, &tally, at(0));
+    let view = meter.view(&job, NodeState::Copying, &tally, Detail::Active, at(1_000));
+    assert_eq!((view.bytes_copied, view.phase_percent), (500, Some(50.0)));
+    assert_eq!((view.eta_seconds, view.parallel_workers), (Some(1), 2));
+    meter.report(Phase::Copy, work(WorkUnit::Items, 1, 2));
+    assert_eq!(meter.tables(&job, &tally), (2, 1));
+}
+
+proptest! {
+    #[test]
+    fn the_percentage_never_goes_back_and_stays_in_bounds(
+        tables in proptest::collection::vec((1u32..5, 0u64..100 * MB), 1..10),
+        parts in proptest::collection::vec((any::<proptest::sample::Index>(), 0u64..200 * MB), 0..60),
+    ) {
+        let (job, mut tally) = copying(&tables);
+        let planned = tally.counted().planned as usize;
+        let mut meter = Meter::default();
+        let mut before = 0.0;
+        for (i, (part, bytes)) in parts.into_iter().enumerate() {
+            let part = part.index(planned) as u32;
+            tally.set_flight(&[PartProgress { part: PartNo(part), bytes: ByteCount(bytes / 2), wire: ByteCount(0) }]);
+            meter.observe(&job, &tally, at(i as i64 * 500));
+            tally.note(&done(part, bytes)).unwrap();
+            meter.observe(&job, &tally, at(i as i64 * 500 + 250));
+            let view = meter.view(&job, NodeState::Copying, &tally, Detail::All, at(i as i64 * 500 + 250));
+            prop_assert!(view.overall_percent >= before && view.overall_percent <= 74.0);
+            prop_assert!(view.throughput_bytes_sec >= 0.0 && view.throughput_bytes_sec.is_finite());
+            prop_assert!(view.bytes_total >= view.bytes_copied);
+            prop_assert!(view.tables.iter().all(|t| (0.0..=100.0).contains(&t.percent)));
+            before = view.overall_percent;
+        }
+    }
+
+    #[test]
+    fn phases_follow_one_another_without_a_gap(native: bool) {
+        use Phase::*;
+        let (method, phases): (_, &[Phase]) = if native {
+            (Method::Native, &[Preflight, Snapshot, Schema, Subscribe, Copy, CatchUp])
+        } else {
+            (Method::Snapshot, &[Preflight, Snapshot, Schema, Copy, Indexes, Constraints, Subscribe, CatchUp, Prove])
+        };
+        let mut at = 0.0;
+        for phase in phases {
+            let (from, to) = span(method, *phase);
+            prop_assert_eq!(from, at);
+            prop_assert!(to > from);
+            at = to;
+        }
+        prop_assert_eq!(at, 100.0);
+    }
+}

@@ -1,0 +1,199 @@
+//! Which state of a node may follow which, and by what.
+//!
+//! Owns the transition relation and nothing else: no job, no command, no clock. Everything that
+//! changes a node's state goes through [`transition`]; a pair that is not in the relation is an
+//! error of ours, never a silent overwrite.
+
+use steep_protocol::NodeState;
+
+/// Something that happened to a node as a replica.
+///
+/// ```text
+///                    Begin                Opened               Copied               Proved
+///  UNINITIALIZED ───────────▶ PREPARING ─────────▶ COPYING ─────────▶ CATCHING_UP ─────────▶ SYNCHRONIZED
+///     ▲   │                    ▲  │                │  ▲                   │                   │      │
+///     │   │ Failed             │  │ Failed         │  │ Opened            │ Failed    Drifted │      │ Redo
+///     │   │              Begin │  │                │  │                   │                   ▼      │
+///     │   └───────────▶ FAILED ┘ ◀┴────────────────┘──┼───────────────────┘  ◀──────────── DIVERGED  │
+///     │                  │  │ Redo                    │                           Failed      │ Redo │
+///     │ Cancelled        │  └──────────────▶ REINITIALIZING ◀─────────────────────────────────┴──────┘
+///     └──────────────────┘                     │ Proved ▶ SYNCHRONIZED, Failed ▶ FAILED
+///       (and from every active state)
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NodeEvent {
+    /// A job was accepted.
+    Begin,
+    /// Preparation is over: rows begin to move.
+    Opened,
+    /// Rows, indexes and constraints are there: the subscription begins.
+    Copied,
+    /// Proved equal up to a fence.
+    Proved,
+    /// The subscription or its slot broke.
+    Drifted,
+    /// Some or all tables are to be copied again.
+    Redo,
+    /// The job ended with an error, or what it left cannot be removed yet.
+    Failed,
+    /// Everything of ours was removed at an operator's wish.
+    Cancelled,
+}
+
+impl NodeEvent {
+    /// Every event.
+    pub const ALL: [Self; 8] = [
+        Self::Begin,
+        Self::Opened,
+        Self::Copied,
+        Self::Proved,
+        Self::Drifted,
+        Self::Redo,
+        Self::Failed,
+        Self::Cancelled,
+    ];
+}
+
+/// A pair outside the relation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a node that is {from} cannot take {event:?}")]
+pub struct Illegal {
+    /// The state.
+    pub from: NodeState,
+    /// What was to happen to it.
+    pub event: NodeEvent,
+}
+
+/// The state after `event`.
+///
+/// # Errors
+/// [`Illegal`] where the relation has no such pair.
+pub fn transition(from: NodeState, event: NodeEvent) -> Result<NodeState, Illegal> {
+    use NodeState as S;
+    let illegal = Err(Illegal { from, event });
+    match (from, event) {
+        (S::Uninitialized | S::Failed, NodeEvent::Begin) => Ok(S::Preparing),
+        (S::Preparing | S::Reinitializing, NodeEvent::Opened) => Ok(S::Copying),
+        (S::Copying, NodeEvent::Copied) => Ok(S::CatchingUp),
+        (S::CatchingUp | S::Reinitializing, NodeEvent::Proved) => Ok(S::Synchronized),
+        (S::Synchronized, NodeEvent::Drifted) => Ok(S::Diverged),
+        (S::Synchronized | S::Diverged | S::Failed, NodeEvent::Redo) => Ok(S::Reinitializing),
+        (
+            S::Uninitialized
+            | S::Preparing
+            | S::Copying
+            | S::CatchingUp
+            | S::Diverged
+            | S::Reinitializing,
+            NodeEvent::Failed,
+        ) => Ok(S::Failed),
+        (
+            S::Preparing | S::Copying | S::CatchingUp | S::Reinitializing | S::Failed,
+            NodeEvent::Cancelled,
+        ) => Ok(S::Uninitialized),
+        (
+            S::Uninitialized
+            | S::Preparing
+            | S::Copying
+            | S::CatchingUp
+            | S::Synchronized
+            | S::Diverged
+            | S::Failed
+            | S::Reinitializing,
+            _,
+        ) => illegal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use NodeState as S;
+
+    use super::*;
+
+    /// The relation as DESIGN.md has it, written down a second time and independently.
+    const RELATION: &[(S, S)] = &[
+        (S::Uninitialized, S::Preparing),
+        (S::Uninitialized, S::Failed),
+        (S::Preparing, S::Copying),
+        (S::Preparing, S::Failed),
+        (S::Preparing, S::Uninitialized),
+        (S::Copying, S::CatchingUp),
+        (S::Copying, S::Failed),
+        (S::Copying, S::Uninitialized),
+        (S::CatchingUp, S::Synchronized),
+        (S::CatchingUp, S::Failed),
+        (S::CatchingUp, S::Uninitialized),
+        (S::Synchronized, S::Diverged),
+        (S::Synchronized, S::Reinitializing),
+        (S::Diverged, S::Reinitializing),
+        (S::Diverged, S::Failed),
+        (S::Failed, S::Uninitialized),
+        (S::Failed, S::Reinitializing),
+        (S::Failed, S::Preparing),
+        (S::Reinitializing, S::Copying),
+        (S::Reinitializing, S::Failed),
+        (S::Reinitializing, S::Synchronized),
+        (S::Reinitializing, S::Uninitialized),
+    ];
+
+    #[test]
+    fn every_pair_of_state_and_event_is_in_the_relation_or_refused() {
+        let mut seen = BTreeSet::new();
+        for from in S::ALL {
+            for event in NodeEvent::ALL {
+                match transition(from, event) {
+                    Ok(to) => {
+                        assert!(RELATION.contains(&(from, to)), "{from} -{event:?}-> {to}");
+                        assert_ne!(from, to);
+                        seen.insert((from, to));
+                    }
+                    Err(illegal) => assert_eq!(illegal, Illegal { from, event }),
+                }
+            }
+        }
+        let wanted: BTreeSet<_> = RELATION.iter().copied().collect();
+        assert_eq!(
+            seen, wanted,
+            "a pair of the relation cannot be reached by any event"
+        );
+    }
+
+    #[test]
+    fn no_state_is_a_dead_end() {
+        for start in S::ALL {
+            let mut reached = BTreeSet::from([start]);
+            let mut todo = vec![start];
+            while let Some(state) = todo.pop() {
+                for event in NodeEvent::ALL {
+                    if let Ok(next) = transition(state, event)
+                        && reached.insert(next)
+                    {
+                        todo.push(next);
+                    }
+                }
+            }
+            assert!(
+                reached.contains(&S::Synchronized),
+                "{start} never gets synchronized"
+            );
+            assert!(
+                reached.contains(&S::Uninitialized),
+                "{start} never gets uninitialized"
+            );
+        }
+    }
+
+    #[test]
+    fn every_active_state_can_be_cancelled_and_can_fail() {
+        for state in S::ALL.into_iter().filter(|s| s.is_active()) {
+            assert_eq!(
+                transition(state, NodeEvent::Cancelled),
+                Ok(S::Uninitialized)
+            );
+            assert_eq!(transition(state, NodeEvent::Failed), Ok(S::Failed));
+        }
+    }
+}

@@ -1,0 +1,446 @@
+//! What has been planned and what has been copied, counted in little memory.
+//!
+//! Owns one counter per table and one bit per part; 10,000 tables in 100,000 parts are about 2 MB.
+//! Never keeps a part's own numbers, never decides anything. Whatever an agent says twice is counted
+//! once, and whatever does not fit the plan is refused.
+//!
+//! Every update costs the logarithm of the number of tables; no query walks them all but the one
+//! that lists them.
+
+use steep_protocol::message::agent::{PartDone, PartProgress, TableSummary};
+use steep_protocol::{ByteCount, PartNo, RowCount, TableName, TableNo, limits};
+
+use super::Totals;
+use super::machine::Counted;
+
+/// How far copied bytes may be from estimated heap bytes for the ratio of the two to be believed.
+const RATIO_BOUNDS: (f64, f64) = (0.02, 50.0);
+
+/// Estimated bytes that must be done before their ratio is used for tables not begun.
+const RATIO_SAMPLE: u64 = 1024 * 1024;
+
+/// A page or part that does not fit the plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Misfit {
+    /// Tables are numbered from 0 without gaps, and parts likewise.
+    #[error("table {} of the plan does not follow the ones before it", .0.0)]
+    Table(TableNo),
+    /// More parts than any plan may have.
+    #[error("the plan has more than {} parts", limits::PARTS_MAX)]
+    TooManyParts,
+    /// A part beyond the plan.
+    #[error("part {0} is not in the plan")]
+    Part(PartNo),
+}
+
+/// What a part that was done means for its table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Noted {
+    /// It was known already.
+    Known,
+    /// It is new, and others of its table are missing.
+    Part(TableNo),
+    /// It was the last of its table.
+    Table(TableNo),
+}
+
+/// One table's counters.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TableTally {
+    /// What the plan says.
+    pub summary: TableSummary,
+    /// Parts done.
+    pub done: u32,
+    /// Rows in them.
+    pub rows: RowCount,
+    /// COPY bytes in them.
+    pub bytes: ByteCount,
+}
+
+impl TableTally {
+    /// Whether every part is done.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.done >= self.summary.parts
+    }
+
+    /// COPY bytes of the whole table, from its own finished parts; `None` before the first.
+    fn projected(&self) -> Option<u64> {
+        (self.done > 0).then(|| {
+            let whole = u128::from(self.bytes.0) * u128::from(self.summary.parts);
+            u64::try_from(whole / u128::from(self.done)).unwrap_or(u64::MAX)
+        })
+    }
+
+    /// Of the table's estimated bytes, the share of one part.
+    fn part_estimate(&self) -> u64 {
+        self.summary.bytes_estimate.0 / u64::from(self.summary.parts.max(1))
+    }
+}
+
+/// All counters of one job.
+#[derive(Debug, Clone, Default)]
+pub struct Tally {
+    tables: Vec<TableTally>,
+    bits: Vec<u64>,
+    planned: u32,
+    done: Totals,
+    wire: ByteCount,
+    completed: u32,
+    flight: Vec<PartProgress>,
+    /// Sum of [`TableTally::projected`] over tables begun.
+    projected: u64,
+    /// Sum of estimates over tables not begun.
+    untouched: u64,
+    /// Sum of estimates over parts done.
+    estimated_done: u64,
+}
+
+impl Tally {
+    /// Takes a page of the plan; one that was taken before is taken again without effect.
+    ///
+    /// # Errors
+    /// [`Misfit`] where the page does not continue the plan; tables before the misfit are taken.
+    pub fn add_page(&mut self, page: &[TableSummary]) -> Result<(), Misfit> {
+        for table in page {
+            let misfit = Misfit::Table(table.no);
+            if let Some(known) = self.tables.get(table.no.0 as usize) {
+                let same = known.summary.name == table.name
+                    && known.summary.first_part == table.first_part
+                    && known.summary.parts == table.parts;
+                if !same {
+                    return Err(misfit);
+                }
+                continue;
+            }
+            let next = table.no.0 as usize == self.tables.len();
+            if !next || table.first_part.0 != self.planned || table.parts == 0 {
+                return Err(misfit);
+            }
+            self.planned = self
+                .planned
+                .checked_add(table.parts)
+                .filter(|parts| *parts <= limits::PARTS_MAX)
+                .ok_or(Misfit::TooManyParts)?;
+            self.untouched = self.untouched.saturating_add(table.bytes_estimate.0);
+            self.bits.resize((self.planned as usize).div_ceil(64), 0);
+            self.tables.push(TableTally {
+                summary: table.clone(),
+                done: 0,
+                rows: RowCount(0),
+                bytes: ByteCount(0),
+            });
+        }
+        Ok(())
+    }
+
+    /// Counts a part that is committed.
+    ///
+    /// # Errors
+    /// [`Misfit::Part`] where the plan has no such part.
+    pub fn note(&mut self, part: &PartDone) -> Result<Noted, Misfit> {
+        let no = self.table_of(part.part).ok_or(Misfit::Part(part.part))?;
+        let (word, bit) = (part.part.0 as usize / 64, part.part.0 % 64);
+        if self.bits[word] >> bit & 1 == 1 {
+            return Ok(Noted::Known);
+        }
+        self.bits[word] |= 1 << bit;
+        self.flight.retain(|f| f.part != part.part);
+        let table = &mut self.tables[no.0 as usize];
+        match table.projected() {
+            Some(before) => self.projected = self.projected.saturating_sub(before),
+            None => {
+                self.untouched = self
+                    .untouched
+                    .saturating_sub(table.summary.bytes_estimate.0);
+            }
+        }
+        table.done += 1;
+        table.rows += part.rows;
+        table.bytes += part.bytes;
+        self.projected = self
+            .projected
+            .saturating_add(table.projected().unwrap_or(0));
+        self.estimated_done = self.estimated_done.saturating_add(table.part_estimate());
+        self.done.parts += 1;
+        self.done.rows += part.rows;
+        self.done.bytes += part.bytes;
+        self.wire += part.wire;
+        if table.is_complete() {
+            self.completed += 1;
+            Ok(Noted::Table(no))
+        } else {
+            Ok(Noted::Part(no))
+        }
+    }
+
+    /// Takes what is on its way now, in place of what was before. Parts that are done or not planned
+    /// are left out, and never more are kept than workers can be.
+    pub fn set_flight(&mut self, active: &[PartProgress]) {
+        self.flight.clear();
+        for progress in active.iter().take(usize::from(limits::WORKERS_MAX) * 2) {
+            if self.table_of(progress.part).is_some() && !self.is_done(progress.part) {
+                self.flight.push(progress.clone());
+            }
+        }
+    }
+
+    /// Whether the part has been counted.
+    #[must_use]
+    pub fn is_done(&self, part: PartNo) -> bool {
+        let word = self.bits.get(part.0 as usize / 64).copied().unwrap_or(0);
+        word >> (part.0 % 64) & 1 == 1
+    }
+
+    /// The table that the part belongs to.
+    #[must_use]
+    pub fn table_of(&self, part: PartNo) -> Option<TableNo> {
+        if part.0 >= self.planned {
+            return None;
+        }
+        let after = self
+            .tables
+            .partition_point(|t| t.summary.first_part <= part);
+        let table = self.tables.get(after.checked_sub(1)?)?;
+        Some(table.summary.no)
+    }
+
+    /// The table of that number.
+    #[must_use]
+    pub fn table(&self, no: TableNo) -> Option<&TableTally> {
+        self.tables.get(no.0 as usize)
+    }
+
+    /// The table of that name's number.
+    #[must_use]
+    pub fn name(&self, no: TableNo) -> Option<&TableName> {
+        self.table(no).map(|t| &t.summary.name)
+    }
+
+    /// Every table, in order of its number.
+    #[must_use]
+    pub fn tables(&self) -> &[TableTally] {
+        &self.tables
+    }
+
+    /// What is on its way.
+    #[must_use]
+    pub fn flight(&self) -> &[PartProgress] {
+        &self.flight
+    }
+
+    /// What the machine compares.
+    #[must_use]
+    pub fn counted(&self) -> Counted {
+        Counted {
+            tables: u32::try_from(self.tables.len()).unwrap_or(u32::MAX),
+            planned: self.planned,
+            done: self.done,
+        }
+    }
+
+    /// Tables of which every part is done.
+    #[must_use]
+    pub fn completed(&self) -> u32 {
+        self.completed
+    }
+
+    /// COPY bytes, those on their way included.
+    #[must_use]
+    pub fn bytes(&self) -> ByteCount {
+        self.done.bytes + self.flight.iter().map(|f| f.bytes).sum()
+    }
+
+    /// Bytes on the wire, those on their way included.
+    #[must_use]
+    pub fn wire(&self) -> ByteCount {
+        self.wire + self.flight.iter().map(|f| f.wire).sum()
+    }
+
+    /// COPY bytes that the whole job will be, as far as can be told: the size of what is done, the
+    /// projection of tables that are begun, and for the rest the catalog's estimate corrected by how
+    /// wrong it was so far. Never less than what has moved already.
+    #[must_use]
+    pub fn expected(&self) -> ByteCount {
+        // Exact to 2^52 bytes, far beyond what an estimate is good for.
+        let rest = self.untouched as f64 * self.ratio();
+        let total = self.projected.saturating_add(rest as u64);
+        ByteCount(total).max(self.bytes())
+    }
+
+    /// COPY bytes that this table will be.
+    #[must_use]
+    pub fn expected_of(&self, table: &TableTally) -> ByteCount {
+        let estimate = table.summary.bytes_estimate.0 as f64 * self.ratio();
+        ByteCount(table.projected().unwrap_or(estimate as u64))
+    }
+
+    /// COPY bytes per estimated byte, over what is done.
+    fn ratio(&self) -> f64 {
+        if self.estimated_done < RATIO_SAMPLE {
+            return 1.0;
+        }
+        let ratio = self.done.bytes.0 as f64 / self.estimated_done as f64;
+        ratio.clamp(RATIO_BOUNDS.0, RATIO_BOUNDS.1)
+    }
+
+    /// Where a finished job's table stood, without knowing its parts one by one any more. Good for
+    /// showing; a tally restored so is not for [`Tally::note`].
+    pub fn restore_table(&mut self, no: TableNo, done: u32, rows: RowCount, bytes: ByteCount) {
+        let Some(table) = self.tables.get_mut(no.0 as usize).filter(|_| done > 0) else {
+            return;
+        };
+        table.done = done.min(table.summary.parts);
+        table.rows = rows;
+        table.bytes = bytes;
+        self.completed += u32::from(table.is_complete());
+        self.untouched = self
+            .untouched
+            .saturating_sub(table.summary.bytes_estimate.0);
+        self.projected = self
+            .projected
+            .saturating_add(table.projected().unwrap_or(0));
+        self.done.parts += table.done;
+        self.done.rows += rows;
+        self.done.bytes += bytes;
+    }
+
+    /// Takes bytes on the wire that are known as a sum only.
+    pub fn restore_wire(&mut self, wire: ByteCount) {
+        self.wire = wire;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn plan(parts: &[(u32, u64)]) -> Vec<TableSummary> {
+        let mut first = 0;
+        let tables = parts.iter().enumerate().map(|(i, (parts, bytes))| {
+            let table = TableSummary {
+                no: TableNo(i as u32),
+                name: TableName::new("public", format!("t{i}")).unwrap(),
+                rows_estimate: RowCount(bytes / 100),
+                bytes_estimate: ByteCount(*bytes),
+                first_part: PartNo(first),
+                parts: *parts,
+            };
+            first += parts;
+            table
+        });
+        tables.collect()
+    }
+
+    fn done(part: u32, bytes: u64) -> PartDone {
+        PartDone {
+            part: PartNo(part),
+            rows: RowCount(bytes / 10),
+            bytes: ByteCount(bytes),
+            wire: ByteCount(bytes / 2),
+        }
+    }
+
+    #[test]
+    fn a_part_said_twice_counts_once() {
+        let mut tally = Tally::default();
+        tally.add_page(&plan(&[(2, 100), (1, 50)])).unwrap();
+        assert_eq!(tally.note(&done(0, 10)), Ok(Noted::Part(TableNo(0))));
+        assert_eq!(tally.note(&done(0, 10)), Ok(Noted::Known));
+        assert_eq!(tally.note(&done(1, 10)), Ok(Noted::Table(TableNo(0))));
+        assert_eq!(tally.note(&done(2, 7)), Ok(Noted::Table(TableNo(1))));
+        assert_eq!(tally.note(&done(3, 7)), Err(Misfit::Part(PartNo(3))));
+        let counted = tally.counted();
+        assert_eq!((counted.done.parts, counted.done.bytes), (3, ByteCount(27)));
+        assert_eq!(
+            (counted.tables, counted.planned, tally.completed()),
+            (2, 3, 2)
+        );
+    }
+
+    #[test]
+    fn pages_continue_one_another_and_may_be_repeated() {
+        let all = plan(&[(1, 1), (3, 1), (2, 1)]);
+        let mut tally = Tally::default();
+        tally.add_page(&all[..2]).unwrap();
+        tally.add_page(&all[..2]).unwrap();
+        tally.add_page(&all[2..]).unwrap();
+        assert_eq!(tally.counted().planned, 6);
+        let gap = plan(&[(1, 1), (1, 1)]);
+        assert_eq!(
+            Tally::default().add_page(&gap[1..]),
+            Err(Misfit::Table(TableNo(1)))
+        );
+        let mut huge = plan(&[(u32::MAX, 1)]);
+        assert_eq!(Tally::default().add_page(&huge), Err(Misfit::TooManyParts));
+        huge[0].parts = 0;
+        assert_eq!(
+            Tally::default().add_page(&huge),
+            Err(Misfit::Table(TableNo(0)))
+        );
+    }
+
+    #[test]
+    fn the_estimate_corrects_itself_and_ends_exact() {
+        let mb = 1_000_000;
+        let mut tally = Tally::default();
+        tally
+            .add_page(&plan(&[(4, 40 * mb), (1, 10 * mb), (1, 10 * mb)]))
+            .unwrap();
+        assert_eq!(tally.expected(), ByteCount(60 * mb));
+        // Rows are half of what their heap is.
+        tally.note(&done(0, 5 * mb)).unwrap();
+        assert_eq!(tally.expected(), ByteCount(20 * mb + 10 * mb));
+        for part in 1..4 {
+            tally.note(&done(part, 5 * mb)).unwrap();
+        }
+        tally.note(&done(4, 1)).unwrap();
+        tally.note(&done(5, 2)).unwrap();
+        assert_eq!(tally.expected(), ByteCount(20 * mb + 3));
+    }
+
+    #[test]
+    fn a_hundred_thousand_parts_are_cheap() {
+        let tables = plan(&vec![(10, 1_000_000); 10_000]);
+        let mut tally = Tally::default();
+        for page in tables.chunks(limits::SUMMARY_PAGE) {
+            tally.add_page(page).unwrap();
+        }
+        for part in 0..100_000 {
+            tally.note(&done(part, 1_000)).unwrap();
+            assert!(tally.expected() >= tally.bytes());
+        }
+        assert_eq!(tally.completed(), 10_000);
+        assert_eq!(tally.expected(), ByteCount(100_000_000));
+    }
+
+    proptest! {
+        #[test]
+        fn sums_are_those_of_the_tables_in_any_order(
+            tables in proptest::collection::vec((1u32..6, 0u64..1 << 40), 1..20),
+            order in proptest::collection::vec(any::<proptest::sample::Index>(), 0..200),
+        ) {
+            let mut tally = Tally::default();
+            tally.add_page(&plan(&tables)).unwrap();
+            let parts = tally.counted().planned;
+            for index in order {
+                let part = index.index(parts as usize) as u32;
+                tally.set_flight(&[PartProgress { part: PartNo(part), bytes: ByteCount(3), wire: ByteCount(1) }]);
+                let _ = tally.note(&done(part, u64::from(part) * 1000)).unwrap();
+                prop_assert!(tally.flight().is_empty());
+                prop_assert!(tally.expected() >= tally.bytes());
+            }
+            let bytes: ByteCount = tally.tables().iter().map(|t| t.bytes).sum();
+            let seen = (0..parts).filter(|p| tally.is_done(PartNo(*p))).count();
+            prop_assert_eq!(bytes, tally.counted().done.bytes);
+            prop_assert_eq!(seen as u32, tally.counted().done.parts);
+            for part in 0..parts {
+                let table = tally.table(tally.table_of(PartNo(part)).unwrap()).unwrap();
+                let first = table.summary.first_part.0;
+                prop_assert!(first <= part && part < first + table.summary.parts);
+            }
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! The vocabulary of a job: its two sides, the commands it gives, the steps it goes through.
+//!
+//! Values and tables only. What follows what is [`super::machine`]'s.
+
+use serde::{Deserialize, Serialize};
+use steep_protocol::message::agent::CancelledData;
+use steep_protocol::message::job::{JobSpec, Method};
+use steep_protocol::{NodeId, Phase};
+
+/// One of the two agents of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Side {
+    /// Where the rows are.
+    Source,
+    /// Where they go.
+    Target,
+}
+
+impl Side {
+    /// Both, in the order in which they are cleaned: the target's subscription uses the source's
+    /// slot, so it goes first.
+    pub const BOTH: [Self; 2] = [Self::Target, Self::Source];
+
+    /// The node on this side.
+    #[must_use]
+    pub fn node(self, spec: &JobSpec) -> &NodeId {
+        match self {
+            Self::Source => &spec.source,
+            Self::Target => &spec.target,
+        }
+    }
+}
+
+/// A command without its arguments: they follow from the job, its plan and where the agents are, and
+/// are put together when it is sent (`drive::compose`), so that a command can be sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Work {
+    /// `GatherSource`.
+    GatherSource,
+    /// `GatherSource` once more, for its side effect alone: a source agent that restarted has
+    /// forgotten which target may ask it about this job.
+    Regrant,
+    /// `GatherTarget`.
+    GatherTarget,
+    /// `OpenSource`.
+    OpenSource,
+    /// `PrepareTarget`.
+    PrepareTarget,
+    /// `Copy` of every part that has not been seen done.
+    Copy,
+    /// `CloseSnapshot`.
+    CloseSnapshot,
+    /// `BuildIndexes`.
+    BuildIndexes,
+    /// `BuildConstraints`.
+    BuildConstraints,
+    /// `Subscribe`.
+    Subscribe,
+    /// `AwaitNativeCopy`.
+    AwaitNativeCopy,
+    /// `AwaitFence`.
+    AwaitFence,
+    /// `Finish`.
+    Finish,
+    /// `ProveTarget`.
+    ProveTarget,
+    /// `ProveSource`.
+    ProveSource,
+    /// `ReleaseTarget`.
+    ReleaseTarget,
+    /// `CleanupTarget`.
+    CleanupTarget(CancelledData),
+    /// `CleanupSource`.
+    CleanupSource,
+}
+
+impl Work {
+    /// Who does it.
+    #[must_use]
+    pub fn side(self) -> Side {
+        match self {
+            Self::GatherSource
+            | Self::Regrant
+            | Self::OpenSource
+            | Self::CloseSnapshot
+            | Self::AwaitFence
+            | Self::ProveSource
+            | Self::CleanupSource => Side::Source,
+            Self::GatherTarget
+            | Self::PrepareTarget
+            | Self::Copy
+            | Self::BuildIndexes
+            | Self::BuildConstraints
+            | Self::Subscribe
+            | Self::AwaitNativeCopy
+            | Self::Finish
+            | Self::ProveTarget
+            | Self::ReleaseTarget
+            | Self::CleanupTarget(_) => Side::Target,
+        }
+    }
+
+    /// Whether it removes what the others made.
+    #[must_use]
+    pub fn is_cleanup(self) -> bool {
+        matches!(self, Self::CleanupTarget(_) | Self::CleanupSource)
+    }
+
+    /// What it does, for a sentence that begins with the node's name.
+    #[must_use]
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::GatherSource | Self::Regrant => "looking at the source",
+            Self::GatherTarget => "looking at the target",
+            Self::OpenSource => "opening the snapshot",
+            Self::PrepareTarget => "preparing the schema",
+            Self::Copy => "copying rows",
+            Self::CloseSnapshot => "closing the snapshot",
+            Self::BuildIndexes => "building indexes",
+            Self::BuildConstraints => "building constraints",
+            Self::Subscribe => "subscribing",
+            Self::AwaitNativeCopy => "awaiting PostgreSQL's own copy",
+            Self::AwaitFence => "awaiting the fence",
+            Self::Finish => "setting sequences and statistics",
+            Self::ProveTarget => "summing up the ledger",
+            Self::ProveSource => "summing up what was sent",
+            Self::ReleaseTarget => "releasing the ledger",
+            Self::CleanupTarget(_) | Self::CleanupSource => "cleaning up",
+        }
+    }
+}
+
+/// Where a job that works is.
+///
+/// ```text
+/// snapshot: GatherSource ▶ GatherTarget ▶ OpenSource ▶ PrepareTarget ▶ Copy ▶ Indexes ▶ Constraints
+///             ▶ Subscribe ▶ Converge ▶ Prove ▶ Release
+/// native:   GatherSource ▶ GatherTarget ▶ OpenSource ▶ PrepareTarget ▶ Subscribe ▶ NativeCopy ▶ Converge
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Step {
+    /// Facts of the source.
+    GatherSource,
+    /// Facts of the target, and the judgement.
+    GatherTarget,
+    /// Publication, slot, snapshot, plan.
+    OpenSource,
+    /// Schema on the target.
+    PrepareTarget,
+    /// Parts.
+    Copy,
+    /// Indexes, while the source closes its snapshot.
+    Indexes,
+    /// Constraints.
+    Constraints,
+    /// Subscription.
+    Subscribe,
+    /// PostgreSQL copies by itself.
+    NativeCopy,
+    /// The fence on the source, sequences and statistics on the target, at once.
+    Converge,
+    /// Ledger, source and our own sums are compared.
+    Prove,
+    /// The ledger goes.
+    Release,
+}
+
+impl Step {
+    /// Its phase, as people see it.
+    #[must_use]
+    pub fn phase(self) -> Phase {
+        match self {
+            Self::GatherSource | Self::GatherTarget => Phase::Preflight,
+            Self::OpenSource => Phase::Snapshot,
+            Self::PrepareTarget => Phase::Schema,
+            Self::Copy | Self::NativeCopy => Phase::Copy,
+            Self::Indexes => Phase::Indexes,
+            Self::Constraints => Phase::Constraints,
+            Self::Subscribe => Phase::Subscribe,
+            Self::Converge => Phase::CatchUp,
+            Self::Prove | Self::Release => Phase::Prove,
+        }
+    }
+
+    /// What is sent when it begins.
+    #[must_use]
+    pub fn begins(self) -> &'static [Work] {
+        match self {
+            Self::GatherSource => &[Work::GatherSource],
+            Self::GatherTarget => &[Work::GatherTarget],
+            Self::OpenSource => &[Work::OpenSource],
+            Self::PrepareTarget => &[Work::PrepareTarget],
+            Self::Copy => &[Work::Copy],
+            Self::Indexes => &[Work::CloseSnapshot, Work::BuildIndexes],
+            Self::Constraints => &[Work::BuildConstraints],
+            Self::Subscribe => &[Work::Subscribe],
+            Self::NativeCopy => &[Work::AwaitNativeCopy],
+            Self::Converge => &[Work::AwaitFence, Work::Finish],
+            Self::Prove => &[Work::ProveTarget, Work::ProveSource],
+            Self::Release => &[Work::ReleaseTarget],
+        }
+    }
+
+    /// Whether the side's agent must be there, beyond the commands that run on it: the target's
+    /// commands ask the source's agent for schema, rows, sequences and its connection string.
+    #[must_use]
+    pub fn needs_source(self) -> bool {
+        match self {
+            Self::GatherSource
+            | Self::GatherTarget
+            | Self::OpenSource
+            | Self::PrepareTarget
+            | Self::Copy
+            | Self::Subscribe
+            | Self::Converge => true,
+            Self::Indexes | Self::Constraints | Self::NativeCopy | Self::Prove | Self::Release => {
+                false
+            }
+        }
+    }
+
+    /// Whether the exported snapshot (or, natively, the plan under none) must be in the source
+    /// agent's memory.
+    #[must_use]
+    pub fn needs_snapshot(self, method: Method) -> bool {
+        match self {
+            Self::OpenSource | Self::PrepareTarget => true,
+            Self::Copy => method != Method::Native,
+            Self::GatherSource
+            | Self::GatherTarget
+            | Self::Indexes
+            | Self::Constraints
+            | Self::Subscribe
+            | Self::NativeCopy
+            | Self::Converge
+            | Self::Prove
+            | Self::Release => false,
+        }
+    }
+}

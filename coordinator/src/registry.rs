@@ -1,0 +1,153 @@
+//! The agents, as far as they are there: who has a session, what they said of themselves, what they
+//! see, when they were last heard.
+//!
+//! Memory only; what must survive is in the store's node records. Decides nothing.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use steep_protocol::message::agent::{
+    CoordinatorMessage, Observed, Registration, SlotStatus, SubscriptionStatus,
+};
+use steep_protocol::{JobId, NodeId};
+use tokio::sync::mpsc;
+
+/// One session of one agent, for the life of the coordinator's process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
+/// The sending end of a session. Dropping it closes the session.
+#[derive(Debug)]
+pub struct Link {
+    /// Which session.
+    pub session: SessionId,
+    /// What is to be sent; bounded.
+    pub outbox: mpsc::Sender<CoordinatorMessage>,
+}
+
+/// An agent that has a session.
+#[derive(Debug)]
+pub struct Agent {
+    link: Link,
+    /// What it said of itself.
+    pub registration: Registration,
+    /// What it saw last.
+    pub observed: Observed,
+    /// When it was last heard.
+    pub last_heard: Timestamp,
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub struct Registry {
+    agents: BTreeMap<NodeId, Agent>,
+}
+
+/// The agent's queue is full or its session is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the agent's session takes no more messages")]
+pub struct Clogged;
+
+impl Registry {
+    /// Takes an agent's new session; one it had before is closed by dropping it.
+    pub fn join(&mut self, node: NodeId, link: Link, registration: Registration, now: Timestamp) {
+        let agent = Agent {
+            link,
+            registration,
+            observed: Observed::default(),
+            last_heard: now,
+        };
+        self.agents.insert(node, agent);
+    }
+
+    /// Ends a session, if it is the node's current one.
+    pub fn leave(&mut self, node: &NodeId, session: SessionId) -> Option<Agent> {
+        self.agents
+            .get(node)
+            .filter(|agent| agent.link.session == session)?;
+        self.agents.remove(node)
+    }
+
+    /// The agent, if that session is its current one; it has just been heard.
+    pub fn heard(
+        &mut self,
+        node: &NodeId,
+        session: SessionId,
+        now: Timestamp,
+    ) -> Option<&mut Agent> {
+        let agent = self
+            .agents
+            .get_mut(node)
+            .filter(|a| a.link.session == session)?;
+        agent.last_heard = now;
+        Some(agent)
+    }
+
+    /// The node's agent, if it has a session.
+    #[must_use]
+    pub fn get(&self, node: &NodeId) -> Option<&Agent> {
+        self.agents.get(node)
+    }
+
+    /// Whether the node's agent has a session.
+    #[must_use]
+    pub fn is_online(&self, node: &NodeId) -> bool {
+        self.agents.contains_key(node)
+    }
+
+    /// Queues a message without waiting. `Ok` too where the agent has no session: what it must hear
+    /// is said again when it registers.
+    ///
+    /// # Errors
+    /// [`Clogged`] where the session takes no more; the caller ends it.
+    pub fn send(&self, node: &NodeId, message: CoordinatorMessage) -> Result<(), Clogged> {
+        let Some(agent) = self.agents.get(node) else {
+            return Ok(());
+        };
+        let outbox = &agent.link.outbox;
+        // A mirror row is replaced by the next one; it never takes the place of a command.
+        let droppable = matches!(message, CoordinatorMessage::Mirror(_));
+        if droppable && outbox.capacity() < outbox.max_capacity() / 2 {
+            return Ok(());
+        }
+        outbox.try_send(message).map_err(|_| Clogged)
+    }
+
+    /// The node's current session.
+    #[must_use]
+    pub fn session(&self, node: &NodeId) -> Option<SessionId> {
+        self.agents.get(node).map(|agent| agent.link.session)
+    }
+
+    /// The job's slot as its source's agent saw it last.
+    #[must_use]
+    pub fn slot(&self, source: &NodeId, job: JobId) -> Option<&SlotStatus> {
+        self.agents
+            .get(source)?
+            .observed
+            .slots
+            .iter()
+            .find(|slot| slot.job == job)
+    }
+}
+
+impl Agent {
+    /// Whether its PostgreSQL answered when it last looked, so that what it does not list is not
+    /// there.
+    #[must_use]
+    pub fn sees(&self) -> bool {
+        matches!(self.observed.postgres, Some(Ok(_)))
+    }
+
+    /// The job's subscription as it saw it last.
+    #[must_use]
+    pub fn subscription(&self, job: JobId) -> Option<&SubscriptionStatus> {
+        self.observed.subscriptions.iter().find(|s| s.job == job)
+    }
+
+    /// The job's slot as it saw it last.
+    #[must_use]
+    pub fn slot(&self, job: JobId) -> Option<&SlotStatus> {
+        self.observed.slots.iter().find(|s| s.job == job)
+    }
+}

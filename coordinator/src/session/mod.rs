@@ -1,0 +1,204 @@
+//! One agent's session: bytes in, messages to the loop; messages of the loop, bytes out.
+//!
+//! Owns one connection and its one stream. Decides nothing: who the peer is comes from its
+//! certificate, what its words mean is the loop's. Reading and writing run side by side, so that an
+//! agent that only talks or only listens cannot hold up either.
+
+use std::time::Duration;
+
+use steep_protocol::NodeId;
+use steep_protocol::close::CloseCode;
+use steep_protocol::message::agent::{AgentMessage, CoordinatorMessage, Registration};
+use steep_protocol::quic::{Connection, Receiver, Sender, StreamError};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::drive::AgentInput;
+use crate::registry::{Link, SessionId};
+
+/// Messages to one agent that may wait; an agent that is further behind is disconnected and told
+/// again what matters when it is back.
+const OUTBOX: usize = 256;
+
+/// How long an agent has to open its stream and register.
+const REGISTER_LIMIT: Duration = Duration::from_secs(10);
+
+/// The longest `HOST:PORT`: a DNS name, a colon and a port.
+const ADVERTISE_MAX: usize = 253 + 6;
+
+/// The longest version text.
+const VERSION_MAX: usize = 64;
+
+/// Snapshots one process can hold open; far more than servers have slots.
+const SNAPSHOTS_MAX: usize = 10_000;
+
+/// Serves an agent's connection until either side ends it. Cancelling drops it without a word to the
+/// loop, which is right only when the loop is gone too.
+pub async fn serve(
+    connection: Connection,
+    session: SessionId,
+    loop_: mpsc::Sender<AgentInput>,
+    shutdown: CancellationToken,
+) {
+    let node = connection.peer().name.clone();
+    let begun = tokio::select! {
+        begun = tokio::time::timeout(REGISTER_LIMIT, register(&connection)) => begun,
+        () = shutdown.cancelled() => return connection.close(CloseCode::ShuttingDown),
+    };
+    let (sender, receiver, registration) = match begun {
+        Ok(Ok(begun)) => begun,
+        Ok(Err(refusal)) => {
+            tracing::warn!(node_id = %node, error = %refusal, "an agent did not register");
+            return connection.close(CloseCode::Malformed);
+        }
+        Err(_) => {
+            tracing::warn!(node_id = %node, "an agent connected and did not register in time");
+            return connection.close(CloseCode::Malformed);
+        }
+    };
+    let (outbox, queue) = mpsc::channel(OUTBOX);
+    let link = Link { session, outbox };
+    let joined = AgentInput::Joined {
+        node: node.clone(),
+        link,
+        registration,
+    };
+    if loop_.send(joined).await.is_err() {
+        return connection.close(CloseCode::ShuttingDown);
+    }
+    let code = tokio::select! {
+        code = read(receiver, &node, session, &loop_) => code,
+        code = write(sender, queue) => code,
+        () = shutdown.cancelled() => CloseCode::ShuttingDown,
+    };
+    tracing::debug!(node_id = %node, reason = %code, "an agent's session ends");
+    connection.close(code);
+    // A loop that is gone knows that its agents are gone.
+    let _ = loop_.send(AgentInput::Left { node, session }).await;
+}
+
+/// Why an agent's first words were not accepted.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+    #[error("its first message is not a registration")]
+    NotRegistered,
+    #[error("its registration is not usable: {0}")]
+    Unusable(&'static str),
+}
+
+async fn register(connection: &Connection) -> Result<(Sender, Receiver, Registration), Refusal> {
+    let (sender, mut receiver) = connection.accept().await?;
+    let Some(AgentMessage::Register(registration)) = receiver.recv().await? else {
+        return Err(Refusal::NotRegistered);
+    };
+    check(&registration).map_err(Refusal::Unusable)?;
+    Ok((sender, receiver, registration))
+}
+
+/// What an agent says of itself is kept and passed on to others, so it is bounded (G9).
+fn check(registration: &Registration) -> Result<(), &'static str> {
+    let port = registration
+        .advertise
+        .rsplit_once(':')
+        .and_then(|(host, port)| {
+            let port = port.parse::<u16>().ok()?;
+            (!host.is_empty() && port > 0).then_some(port)
+        });
+    let plain = |text: &str| text.chars().all(|c| c.is_ascii_graphic());
+    if registration.advertise.len() > ADVERTISE_MAX || port.is_none() {
+        return Err("the address it advertises is not HOST:PORT");
+    }
+    if !plain(&registration.advertise) || !plain(&registration.version) {
+        return Err("address or version has characters that neither can have");
+    }
+    if registration.version.len() > VERSION_MAX {
+        return Err("its version is too long");
+    }
+    if registration.open_snapshots.len() > SNAPSHOTS_MAX {
+        return Err("it claims too many snapshots");
+    }
+    if registration.max_workers == 0 {
+        return Err("it has no workers");
+    }
+    Ok(())
+}
+
+async fn read(
+    mut receiver: Receiver,
+    node: &NodeId,
+    session: SessionId,
+    loop_: &mpsc::Sender<AgentInput>,
+) -> CloseCode {
+    loop {
+        let message = match receiver.recv::<AgentMessage>().await {
+            Ok(Some(message)) => message,
+            Ok(None) => return CloseCode::Done,
+            Err(error) => {
+                tracing::debug!(node_id = %node, %error, "an agent's stream broke");
+                return error.code().unwrap_or(CloseCode::Malformed);
+            }
+        };
+        let said = AgentInput::Said {
+            node: node.clone(),
+            session,
+            message,
+        };
+        if loop_.send(said).await.is_err() {
+            return CloseCode::ShuttingDown;
+        }
+    }
+}
+
+async fn write(mut sender: Sender, mut queue: mpsc::Receiver<CoordinatorMessage>) -> CloseCode {
+    while let Some(message) = queue.recv().await {
+        if let Err(error) = sender.send(&message).await {
+            return error.code().unwrap_or(CloseCode::Malformed);
+        }
+    }
+    // The loop has let go of this session.
+    CloseCode::Superseded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn registration() -> Registration {
+        Registration {
+            advertise: "node-a.example:7401".to_owned(),
+            version: "0.1.0".to_owned(),
+            incarnation: 1,
+            open_snapshots: Vec::new(),
+            max_workers: 4,
+        }
+    }
+
+    #[test]
+    fn what_an_agent_says_of_itself_is_bounded() {
+        assert_eq!(check(&registration()), Ok(()));
+        let advertise = |text: &str| Registration {
+            advertise: text.to_owned(),
+            ..registration()
+        };
+        assert_eq!(check(&advertise("[::1]:7401")), Ok(()));
+        for bad in [
+            "",
+            "host",
+            ":7401",
+            "host:0",
+            "host:99999",
+            "ho st:1",
+            "h\n:1",
+        ] {
+            assert!(check(&advertise(bad)).is_err(), "{bad:?} was taken");
+        }
+        assert!(check(&advertise(&format!("{}:1", "x".repeat(300)))).is_err());
+        let lazy = Registration {
+            max_workers: 0,
+            ..registration()
+        };
+        assert!(check(&lazy).is_err());
+    }
+}

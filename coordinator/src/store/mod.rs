@@ -1,0 +1,254 @@
+//! What survives the coordinator.
+//!
+//! Owns the seam ([`Store`]) and the default behind it ([`sqlite`]). Knows jobs and nodes as values
+//! and never what they mean. Writes are collected during one turn of the loop and applied together;
+//! only then do messages leave. So an agent never hears of something that a restarted coordinator
+//! would not know.
+
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use steep_protocol::message::agent::{PartDone, TableSummary};
+use steep_protocol::message::api::{EndView, EventView};
+use steep_protocol::{ByteCount, JobId, NodeId, NodeState, RowCount, TableNo};
+
+use crate::job::Job;
+
+pub mod sqlite;
+
+/// What is durable, and why:
+///
+/// - **nodes**: state, source, last job, last error. They are what operators see, and what decides
+///   whether a node may be initialised at all.
+/// - **jobs**, whole, after every step: which commands were given and not ended, what may have been
+///   left on which server. A restarted coordinator goes on from there; without it nobody would
+///   remove a slot (G5, G6).
+/// - **the plan** of each node's last job, and **parts done** of those that are open: the
+///   coordinator's own sums are one side of the proof (G4), and progress must not begin at zero
+///   again.
+/// - **the next command id**: an agent answers an id it has seen with what that came to, so an id
+///   that was used twice would be taken for done.
+/// - **events**: the audit log.
+///
+/// What moves right now (rates, parts on their way, what agents observe, who is connected) is not
+/// durable: agents say it again within a second.
+///
+/// When [`Store::apply`] returns, its writes survive the process and the machine.
+pub trait Store: Send {
+    /// What a starting coordinator needs.
+    ///
+    /// # Errors
+    /// [`StoreError`] where the store cannot be read or holds what this version cannot.
+    fn load(&mut self) -> Result<Loaded, StoreError>;
+
+    /// Writes all or nothing, in this order.
+    ///
+    /// # Errors
+    /// [`StoreError`]; nothing was written then.
+    fn apply(&mut self, writes: &[Write]) -> Result<(), StoreError>;
+
+    /// A job, open or not, and how it ended.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn job(&mut self, id: JobId) -> Result<Option<StoredJob>, StoreError>;
+
+    /// A job's plan, in order, with what each table had come to when the job was sealed.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn plan(&mut self, id: JobId) -> Result<Vec<StoredTable>, StoreError>;
+
+    /// The parts done of a job that is not sealed, one after another.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn parts(&mut self, id: JobId, each: &mut dyn FnMut(PartDone)) -> Result<(), StoreError>;
+
+    /// Events, oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn events(&mut self, query: &EventQuery) -> Result<Vec<EventView>, StoreError>;
+}
+
+/// A node, as it is kept.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// Its name.
+    pub id: NodeId,
+    /// Its state.
+    pub state: NodeState,
+    /// Where its rows come from.
+    pub source: Option<NodeId>,
+    /// Its last job.
+    pub job: Option<JobId>,
+    /// When that began.
+    pub init_started_at: Option<Timestamp>,
+    /// When a job last ended well.
+    pub init_completed_at: Option<Timestamp>,
+    /// Why the last job failed, or why the node diverged.
+    pub error_message: Option<String>,
+    /// Its agent's version, when it last registered.
+    pub agent_version: Option<String>,
+    /// Where other agents reached its agent then.
+    pub advertise: Option<String>,
+    /// Its PostgreSQL's version, when last seen.
+    pub postgres_version: Option<u32>,
+}
+
+impl NodeRecord {
+    /// A node that was never heard of before.
+    #[must_use]
+    pub fn new(id: NodeId) -> Self {
+        Self {
+            id,
+            state: NodeState::Uninitialized,
+            source: None,
+            job: None,
+            init_started_at: None,
+            init_completed_at: None,
+            error_message: None,
+            agent_version: None,
+            advertise: None,
+            postgres_version: None,
+        }
+    }
+}
+
+/// One change.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Write {
+    /// A node, in place of what was known of it.
+    Node(NodeRecord),
+    /// A job, in place of what was known of it. A new one of the same target drops the plans of
+    /// those before it.
+    Job(Box<Job>),
+    /// The id that the next job's commands begin with.
+    NextCommand(u64),
+    /// Tables of a job's plan.
+    Plan {
+        /// The job.
+        job: JobId,
+        /// The tables.
+        tables: Vec<TableSummary>,
+    },
+    /// Parts that are done.
+    Parts {
+        /// The job.
+        job: JobId,
+        /// The parts.
+        parts: Vec<PartDone>,
+    },
+    /// The job is over: each table's sum takes the place of its parts.
+    Seal {
+        /// How it ended.
+        end: Box<EndView>,
+        /// The sums.
+        tables: Vec<TableSum>,
+    },
+    /// Something that happened. Events older than [`EVENTS_KEPT`] are dropped now and then.
+    Event(EventView),
+}
+
+/// Events kept: months of ordinary use, some tens of megabytes at most.
+pub const EVENTS_KEPT: u64 = 100_000;
+
+/// What a table had come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TableSum {
+    /// Which.
+    pub no: TableNo,
+    /// Parts done.
+    pub done: u32,
+    /// Rows in them.
+    pub rows: RowCount,
+    /// COPY bytes in them.
+    pub bytes: ByteCount,
+}
+
+/// A table of a stored plan.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoredTable {
+    /// As it was planned.
+    pub summary: TableSummary,
+    /// What it had come to when its job was sealed; zeros before.
+    pub sum: TableSum,
+}
+
+/// A job and how it ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoredJob {
+    /// The job.
+    pub job: Job,
+    /// How it ended, once it has.
+    pub end: Option<EndView>,
+}
+
+/// What a starting coordinator needs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Loaded {
+    /// Every node.
+    pub nodes: Vec<NodeRecord>,
+    /// Jobs that are not closed.
+    pub open_jobs: Vec<Job>,
+    /// The first command id that was never used.
+    pub next_command: u64,
+    /// The number of the next event.
+    pub next_event: u64,
+}
+
+/// Which events.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventQuery {
+    /// Those of this node, as target or source; of all where `None`.
+    pub node: Option<NodeId>,
+    /// Those after this number.
+    pub after: u64,
+    /// At most so many.
+    pub limit: u32,
+}
+
+/// Why the store cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The directory or file cannot be made, opened or locked.
+    #[error("cannot {what} {}: {source}", path.display())]
+    File {
+        /// What was tried.
+        what: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// Another coordinator uses the directory.
+    #[error(
+        "another coordinator is using {}: stop it, or give this one its own --data-dir",
+        path.display()
+    )]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Written by a newer version.
+    #[error("the store has schema version {found}, this build knows up to {known}: upgrade it")]
+    TooNew {
+        /// What is there.
+        found: i64,
+        /// What this build knows.
+        known: i64,
+    },
+    /// Something in it does not read back.
+    #[error("the store's {what} cannot be read: {reason}")]
+    Corrupt {
+        /// What.
+        what: String,
+        /// Why.
+        reason: String,
+    },
+    /// SQLite says no: a full disk, most often.
+    #[error("the store failed: {0}")]
+    Database(#[from] rusqlite::Error),
+}

@@ -1,0 +1,434 @@
+//! The default store: one SQLite file, owned by one process.
+//!
+//! WAL mode with `synchronous = FULL`: every [`Store::apply`] is one transaction and one fsync. What
+//! was applied must survive the machine, not only the process, because messages that tell agents to
+//! forget leave right after; there are a few writes a second, so the fsync does not matter.
+//!
+//! The directory is locked by `coordinator.lock` for the life of the [`SqliteStore`]; file and
+//! directory are readable by their owner alone.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rusqlite::types::Type;
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+use rustix::fs::{FlockOperation, flock};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use steep_protocol::message::agent::{PartDone, TableSummary};
+use steep_protocol::message::api::{EndView, EventView};
+use steep_protocol::{ByteCount, JobId, NodeId, PartNo, RowCount, TableName, TableNo};
+
+use super::{
+    EVENTS_KEPT, EventQuery, Loaded, NodeRecord, Store, StoreError, StoredJob, StoredTable,
+    TableSum, Write,
+};
+use crate::job::{Job, Stage};
+
+const FILE: &str = "coordinator.db";
+const LOCK: &str = "coordinator.lock";
+
+/// Each entry leads from the version of its index to the next. Never change one; add one.
+const MIGRATIONS: &[&str] = &["
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+    INSERT INTO meta VALUES ('next_command', 1);
+    CREATE TABLE nodes (node TEXT PRIMARY KEY, record TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE jobs (
+        job TEXT PRIMARY KEY, target TEXT NOT NULL, open INTEGER NOT NULL,
+        record TEXT NOT NULL, ending TEXT
+    ) WITHOUT ROWID;
+    CREATE INDEX jobs_open ON jobs (job) WHERE open;
+    CREATE INDEX jobs_target ON jobs (target);
+    CREATE TABLE tables (
+        job TEXT NOT NULL, no INTEGER NOT NULL, schema TEXT NOT NULL, name TEXT NOT NULL,
+        rows_estimate INTEGER NOT NULL, bytes_estimate INTEGER NOT NULL,
+        first_part INTEGER NOT NULL, parts INTEGER NOT NULL,
+        done INTEGER NOT NULL DEFAULT 0, rows INTEGER NOT NULL DEFAULT 0,
+        bytes INTEGER NOT NULL DEFAULT 0,
+        PRIMARY KEY (job, no)
+    ) WITHOUT ROWID;
+    CREATE TABLE parts (
+        job TEXT NOT NULL, part INTEGER NOT NULL, rows INTEGER NOT NULL, bytes INTEGER NOT NULL,
+        wire INTEGER NOT NULL,
+        PRIMARY KEY (job, part)
+    ) WITHOUT ROWID;
+    CREATE TABLE events (
+        seq INTEGER PRIMARY KEY, node TEXT, source TEXT, record TEXT NOT NULL
+    );
+"];
+
+/// How many events are written between two looks at how many there are.
+const PRUNE_EVERY: u64 = 1_000;
+
+/// A store in one file.
+#[derive(Debug)]
+pub struct SqliteStore {
+    connection: Connection,
+    /// Held, not used: the lock goes with it.
+    _lock: File,
+}
+
+impl SqliteStore {
+    /// Opens the store in that directory, making both where they are not there.
+    ///
+    /// # Errors
+    /// [`StoreError`] where the directory is in use, cannot be written, or was written by a newer
+    /// version.
+    pub fn open(directory: &Path) -> Result<Self, StoreError> {
+        let failed = |what, path: &Path| {
+            let path = path.to_owned();
+            move |source| StoreError::File { what, path, source }
+        };
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .map_err(failed("make the directory", directory))?;
+        let lock = take_lock(directory)?;
+        let path = directory.join(FILE);
+        // Made before SQLite makes it, so that it is never readable by others; its WAL gets the
+        // same mode from SQLite.
+        let file = private_file(&path).map_err(failed("open", &path))?;
+        file.set_permissions(std::fs::Permissions::from_mode(0o600))
+            .map_err(failed("protect", &path))?;
+        drop(file);
+        let mut connection = Connection::open(&path)?;
+        connection.pragma_update(None, "journal_mode", "wal")?;
+        connection.pragma_update(None, "synchronous", "full")?;
+        // A few MiB of cache whatever the file's size (G8).
+        connection.pragma_update(None, "cache_size", -4_096)?;
+        migrate(&mut connection)?;
+        Ok(Self {
+            connection,
+            _lock: lock,
+        })
+    }
+}
+
+fn private_file(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+}
+
+fn take_lock(directory: &Path) -> Result<File, StoreError> {
+    let path = directory.join(LOCK);
+    let fail = |what, path: PathBuf, source| StoreError::File { what, path, source };
+    let lock = private_file(&path).map_err(|e| fail("open", path.clone(), e))?;
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(lock),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(StoreError::InUse {
+            path: directory.to_owned(),
+        }),
+        Err(errno) => Err(fail("lock", path, errno.into())),
+    }
+}
+
+fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
+    let known = MIGRATIONS.len() as i64;
+    let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if found > known {
+        return Err(StoreError::TooNew { found, known });
+    }
+    for (version, sql) in (1i64..)
+        .zip(MIGRATIONS)
+        .skip(usize::try_from(found).unwrap_or(0))
+    {
+        let transaction = connection.transaction()?;
+        transaction.execute_batch(sql)?;
+        transaction.pragma_update(None, "user_version", version)?;
+        transaction.commit()?;
+    }
+    Ok(())
+}
+
+impl Store for SqliteStore {
+    fn load(&mut self) -> Result<Loaded, StoreError> {
+        let mut nodes = Vec::new();
+        let mut query = self
+            .connection
+            .prepare("SELECT node, record FROM nodes ORDER BY node")?;
+        let mut rows = query.query([])?;
+        while let Some(row) = rows.next()? {
+            let name: String = row.get(0)?;
+            nodes.push(from_json(
+                &format!("node {name}"),
+                &row.get::<_, String>(1)?,
+            )?);
+        }
+        let mut open_jobs = Vec::new();
+        let mut query = self
+            .connection
+            .prepare("SELECT job, record FROM jobs WHERE open")?;
+        let mut rows = query.query([])?;
+        while let Some(row) = rows.next()? {
+            let id: String = row.get(0)?;
+            open_jobs.push(from_json(&format!("job {id}"), &row.get::<_, String>(1)?)?);
+        }
+        let next = "SELECT value FROM meta WHERE key = 'next_command'";
+        let next_command = self
+            .connection
+            .query_row(next, [], |row| unsigned(row, 0))?;
+        let last = "SELECT coalesce(max(seq), 0) FROM events";
+        let last_event: u64 = self
+            .connection
+            .query_row(last, [], |row| unsigned(row, 0))?;
+        Ok(Loaded {
+            nodes,
+            open_jobs,
+            next_command,
+            next_event: last_event + 1,
+        })
+    }
+
+    fn apply(&mut self, writes: &[Write]) -> Result<(), StoreError> {
+        if writes.is_empty() {
+            return Ok(());
+        }
+        let transaction = self.connection.transaction()?;
+        for write in writes {
+            apply_one(&transaction, write)?;
+        }
+        Ok(transaction.commit()?)
+    }
+
+    fn job(&mut self, id: JobId) -> Result<Option<StoredJob>, StoreError> {
+        let mut query = self
+            .connection
+            .prepare_cached("SELECT record, ending FROM jobs WHERE job = ?1")?;
+        let found = query
+            .query_row([id.to_string()], |row| {
+                Ok((row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?))
+            })
+            .optional()?;
+        let Some((record, ending)) = found else {
+            return Ok(None);
+        };
+        let what = format!("job {id}");
+        let end = ending
+            .map(|text| from_json::<EndView>(&what, &text))
+            .transpose()?;
+        Ok(Some(StoredJob {
+            job: from_json(&what, &record)?,
+            end,
+        }))
+    }
+
+    fn plan(&mut self, id: JobId) -> Result<Vec<StoredTable>, StoreError> {
+        let mut query = self.connection.prepare_cached(
+            "SELECT no, schema, name, rows_estimate, bytes_estimate, first_part, parts, done, rows, \
+             bytes FROM tables WHERE job = ?1 ORDER BY no",
+        )?;
+        let mut rows = query.query([id.to_string()])?;
+        let mut tables = Vec::new();
+        while let Some(row) = rows.next()? {
+            let name = TableName::new(row.get::<_, String>(1)?, row.get::<_, String>(2)?)
+                .map_err(|e| corrupt(format!("plan of job {id}"), &e))?;
+            let no = TableNo(row.get(0)?);
+            tables.push(StoredTable {
+                summary: TableSummary {
+                    no,
+                    name,
+                    rows_estimate: RowCount(unsigned(row, 3)?),
+                    bytes_estimate: ByteCount(unsigned(row, 4)?),
+                    first_part: PartNo(row.get(5)?),
+                    parts: row.get(6)?,
+                },
+                sum: TableSum {
+                    no,
+                    done: row.get(7)?,
+                    rows: RowCount(unsigned(row, 8)?),
+                    bytes: ByteCount(unsigned(row, 9)?),
+                },
+            });
+        }
+        Ok(tables)
+    }
+
+    fn parts(&mut self, id: JobId, each: &mut dyn FnMut(PartDone)) -> Result<(), StoreError> {
+        let mut query = self
+            .connection
+            .prepare_cached("SELECT part, rows, bytes, wire FROM parts WHERE job = ?1")?;
+        let mut rows = query.query([id.to_string()])?;
+        while let Some(row) = rows.next()? {
+            each(PartDone {
+                part: PartNo(row.get(0)?),
+                rows: RowCount(unsigned(row, 1)?),
+                bytes: ByteCount(unsigned(row, 2)?),
+                wire: ByteCount(unsigned(row, 3)?),
+            });
+        }
+        Ok(())
+    }
+
+    fn events(&mut self, query: &EventQuery) -> Result<Vec<EventView>, StoreError> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT record FROM events WHERE seq > ?1 AND (?2 IS NULL OR node = ?2 OR source = ?2) \
+             ORDER BY seq LIMIT ?3",
+        )?;
+        let node = query.node.as_ref().map(NodeId::as_str);
+        let mut rows = statement.query(params![signed(query.after), node, query.limit])?;
+        let mut events = Vec::new();
+        while let Some(row) = rows.next()? {
+            events.push(from_json("event log", &row.get::<_, String>(0)?)?);
+        }
+        Ok(events)
+    }
+}
+
+fn apply_one(transaction: &Transaction<'_>, write: &Write) -> Result<(), StoreError> {
+    match write {
+        Write::Node(node) => {
+            let sql = "INSERT INTO nodes VALUES (?1, ?2) \
+                       ON CONFLICT (node) DO UPDATE SET record = excluded.record";
+            execute(transaction, sql, params![node.id.as_str(), to_json(node)?])
+        }
+        Write::Job(job) => put_job(transaction, job),
+        Write::NextCommand(next) => {
+            let sql = "UPDATE meta SET value = ?1 WHERE key = 'next_command'";
+            execute(transaction, sql, params![signed(*next)])
+        }
+        Write::Plan { job, tables } => tables
+            .iter()
+            .try_for_each(|table| put_table(transaction, *job, table)),
+        Write::Parts { job, parts } => {
+            let sql = "INSERT OR REPLACE INTO parts VALUES (?1, ?2, ?3, ?4, ?5)";
+            let job = job.to_string();
+            parts.iter().try_for_each(|part| {
+                let (rows, bytes) = (signed(part.rows.0), signed(part.bytes.0));
+                let values = params![job, part.part.0, rows, bytes, signed(part.wire.0)];
+                execute(transaction, sql, values)
+            })
+        }
+        Write::Seal { end, tables } => seal(transaction, end, tables),
+        Write::Event(event) => put_event(transaction, event),
+    }
+}
+
+fn put_job(transaction: &Transaction<'_>, job: &Job) -> Result<(), StoreError> {
+    let (id, target) = (job.id.to_string(), job.spec.target.as_str());
+    let open = !matches!(job.stage, Stage::Closed(_));
+    let sql = "UPDATE jobs SET open = ?2, record = ?3 WHERE job = ?1";
+    let record = to_json(job)?;
+    if transaction
+        .prepare_cached(sql)?
+        .execute(params![id, open, record])?
+        > 0
+    {
+        return Ok(());
+    }
+    let old = "SELECT job FROM jobs WHERE target = ?1 AND NOT open";
+    for table in ["tables", "parts"] {
+        let sql = format!("DELETE FROM {table} WHERE job IN ({old})");
+        execute(transaction, &sql, params![target])?;
+    }
+    let sql = "INSERT INTO jobs (job, target, open, record) VALUES (?1, ?2, ?3, ?4)";
+    execute(transaction, sql, params![id, target, open, record])
+}
+
+fn put_table(
+    transaction: &Transaction<'_>,
+    job: JobId,
+    table: &TableSummary,
+) -> Result<(), StoreError> {
+    let sql = "INSERT OR REPLACE INTO tables (job, no, schema, name, rows_estimate, \
+               bytes_estimate, first_part, parts) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+    let values = params![
+        job.to_string(),
+        table.no.0,
+        table.name.schema.as_str(),
+        table.name.table.as_str(),
+        signed(table.rows_estimate.0),
+        signed(table.bytes_estimate.0),
+        table.first_part.0,
+        table.parts
+    ];
+    execute(transaction, sql, values)
+}
+
+fn seal(
+    transaction: &Transaction<'_>,
+    end: &EndView,
+    tables: &[TableSum],
+) -> Result<(), StoreError> {
+    let job = end.job_id.to_string();
+    let sql = "UPDATE jobs SET ending = ?2 WHERE job = ?1";
+    execute(transaction, sql, params![job, to_json(end)?])?;
+    let sql = "UPDATE tables SET done = ?3, rows = ?4, bytes = ?5 WHERE job = ?1 AND no = ?2";
+    for table in tables {
+        let (rows, bytes) = (signed(table.rows.0), signed(table.bytes.0));
+        execute(
+            transaction,
+            sql,
+            params![job, table.no.0, table.done, rows, bytes],
+        )?;
+    }
+    execute(
+        transaction,
+        "DELETE FROM parts WHERE job = ?1",
+        params![job],
+    )
+}
+
+fn put_event(transaction: &Transaction<'_>, event: &EventView) -> Result<(), StoreError> {
+    let sql = "INSERT INTO events VALUES (?1, ?2, ?3, ?4)";
+    let node = event.node_id.as_ref().map(NodeId::as_str);
+    let source = event.source_node.as_ref().map(NodeId::as_str);
+    execute(
+        transaction,
+        sql,
+        params![signed(event.seq), node, source, to_json(event)?],
+    )?;
+    if event.seq.is_multiple_of(PRUNE_EVERY) && event.seq > EVENTS_KEPT {
+        let last = signed(event.seq - EVENTS_KEPT);
+        execute(
+            transaction,
+            "DELETE FROM events WHERE seq <= ?1",
+            params![last],
+        )?;
+    }
+    Ok(())
+}
+
+fn execute(
+    transaction: &Transaction<'_>,
+    sql: &str,
+    values: &[&dyn rusqlite::ToSql],
+) -> Result<(), StoreError> {
+    transaction.prepare_cached(sql)?.execute(values)?;
+    Ok(())
+}
+
+fn to_json<T: Serialize>(value: &T) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(|e| corrupt("new record".to_owned(), &e))
+}
+
+fn from_json<T: DeserializeOwned>(what: &str, text: &str) -> Result<T, StoreError> {
+    serde_json::from_str(text).map_err(|e| corrupt(what.to_owned(), &e))
+}
+
+fn corrupt(what: String, error: &dyn std::error::Error) -> StoreError {
+    StoreError::Corrupt {
+        what,
+        reason: error.to_string(),
+    }
+}
+
+/// SQLite's integers are signed; what is beyond them is no count of anything real.
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn unsigned(row: &Row<'_>, at: usize) -> rusqlite::Result<u64> {
+    let value: i64 = row.get(at)?;
+    u64::try_from(value)
+        .map_err(|e| rusqlite::Error::FromSqlConversionFailure(at, Type::Integer, Box::new(e)))
+}
+
+#[cfg(test)]
+mod tests;

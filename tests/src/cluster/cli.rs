@@ -1,0 +1,235 @@
+//! The CLI, run as a user runs it.
+
+use std::fmt;
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use super::Cluster;
+use crate::process::tail;
+use crate::wait;
+
+/// What a command of the CLI came to.
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// The arguments, for messages.
+    pub arguments: String,
+    /// The exit code; -1 where a signal ended it.
+    pub code: i32,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+    /// How long it ran.
+    pub took: Duration,
+}
+
+impl Output {
+    /// Checks the exit code.
+    ///
+    /// # Errors
+    /// That it is another one, with everything the command printed.
+    pub fn expect(self, code: i32) -> Result<Self> {
+        if self.code == code {
+            Ok(self)
+        } else {
+            bail!("exit code {code} was expected of {self}")
+        }
+    }
+
+    /// Every JSON object on standard output, those inside one outer list too.
+    #[must_use]
+    pub fn objects(&self) -> Vec<Value> {
+        // One document over several lines, or one document a line: JSON does not care.
+        let documents = serde_json::Deserializer::from_str(&self.stdout).into_iter::<Value>();
+        documents
+            .map_while(Result::ok)
+            .flat_map(|value| match value {
+                Value::Array(values) => values,
+                // `nodes --json` is one object with a list in it.
+                Value::Object(ref object) => match object.get("nodes") {
+                    Some(Value::Array(nodes)) => nodes.clone(),
+                    _ => vec![value],
+                },
+                other => vec![other],
+            })
+            .collect()
+    }
+
+    /// The last JSON object on standard output.
+    ///
+    /// # Errors
+    /// That there is none.
+    pub fn last_object(&self) -> Result<Value> {
+        self.objects()
+            .pop()
+            .with_context(|| format!("no JSON from {self}"))
+    }
+
+    /// Standard output and standard error.
+    #[must_use]
+    pub fn text(&self) -> String {
+        format!("{}{}", self.stdout, self.stderr)
+    }
+}
+
+impl fmt::Display for Output {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "steep-repl {} (exit code {}, {:.1} s)\n--- stdout\n{}\n--- stderr\n{}",
+            self.arguments,
+            self.code,
+            self.took.as_secs_f64(),
+            self.stdout,
+            self.stderr
+        )
+    }
+}
+
+/// A command of the CLI that is still at work; killed when its value goes.
+#[derive(Debug)]
+pub struct Running {
+    arguments: String,
+    child: Child,
+    begun: Instant,
+    stdout: PathBuf,
+    stderr: PathBuf,
+}
+
+impl Running {
+    /// Sends Ctrl-C.
+    pub fn interrupt(&self) {
+        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+            let _ = kill_process(pid, Signal::INT);
+        }
+    }
+
+    /// Kills it; what it has started goes on.
+    ///
+    /// # Errors
+    /// That it cannot be waited for.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Whether it is still at work.
+    ///
+    /// # Errors
+    /// That it cannot be asked.
+    pub fn is_running(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_none())
+    }
+
+    /// What it has printed on standard output so far.
+    ///
+    /// # Errors
+    /// That it cannot be read.
+    pub fn stdout_so_far(&self) -> Result<String> {
+        Ok(String::from_utf8_lossy(&std::fs::read(&self.stdout)?).into_owned())
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// That it does not come within `limit`.
+    pub fn finish(mut self, limit: Duration) -> Result<Output> {
+        let what = format!("the end of steep-repl {}", self.arguments);
+        let ended = wait::until(&what, limit, || Ok(self.child.try_wait()?));
+        let took = self.begun.elapsed();
+        let read = |path: &PathBuf| -> Result<String> {
+            Ok(String::from_utf8_lossy(&std::fs::read(path)?).into_owned())
+        };
+        let status = ended.with_context(|| {
+            format!(
+                "it printed:\n{}\n{}",
+                tail(&self.stdout, 20),
+                tail(&self.stderr, 20)
+            )
+        })?;
+        Ok(Output {
+            arguments: self.arguments.clone(),
+            code: status.code().unwrap_or(-1),
+            stdout: read(&self.stdout)?,
+            stderr: read(&self.stderr)?,
+            took,
+        })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// No command of a test takes longer, the largest initialisation included.
+pub const CLI_LIMIT: Duration = Duration::from_secs(300);
+
+impl Cluster {
+    /// Runs the CLI to its end.
+    ///
+    /// # Errors
+    /// That it cannot be run, or does not end within [`CLI_LIMIT`].
+    pub fn cli(&self, arguments: &[&str]) -> Result<Output> {
+        self.cli_spawn(arguments)?.finish(CLI_LIMIT)
+    }
+
+    /// Starts the CLI.
+    ///
+    /// # Errors
+    /// That it cannot be run.
+    pub fn cli_spawn(&self, arguments: &[&str]) -> Result<Running> {
+        // Files, not pipes: a command that prints much must not wait for a test that waits for it.
+        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let stdout = self.dir.join(format!("cli-{number}.out"));
+        let stderr = self.dir.join(format!("cli-{number}.err"));
+        let child = self
+            .cli_command(arguments)
+            .stdin(Stdio::null())
+            .stdout(File::create(&stdout)?)
+            .stderr(File::create(&stderr)?)
+            .spawn()
+            .context("cannot run steep-repl")?;
+        Ok(Running {
+            arguments: arguments.join(" "),
+            child,
+            begun: Instant::now(),
+            stdout,
+            stderr,
+        })
+    }
+
+    /// The CLI with its environment, to be run by the caller.
+    #[must_use]
+    pub fn cli_command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(self.binaries.cli());
+        command.args(arguments).current_dir(&self.dir);
+        for (name, value) in self.cli_environment() {
+            command.env(name, value);
+        }
+        command
+            .env("HOME", &self.dir)
+            .env_remove("STEEP_REPL_PARALLEL");
+        command
+    }
+
+    /// What a shell must export to talk to this cluster.
+    #[must_use]
+    pub fn cli_environment(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("STEEP_REPL_COORDINATOR", self.coordinator_address()),
+            ("STEEP_REPL_CERTS", self.certs().display().to_string()),
+        ]
+    }
+}
+
+static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);

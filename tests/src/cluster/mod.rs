@@ -1,0 +1,368 @@
+//! A whole cluster: PostgreSQL servers, certificates, a coordinator and an agent beside each server,
+//! all as separate processes, driven through the CLI as a user would.
+
+mod builder;
+mod cli;
+mod node;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+
+pub use builder::Builder;
+pub use cli::{CLI_LIMIT, Output, Running};
+pub use node::Node;
+
+use crate::paths::Binaries;
+use crate::pg::{Database, Grouping};
+use crate::ports::Port;
+use crate::process::{Process, READY_LIMIT};
+use crate::scratch::Scratch;
+use crate::wait;
+
+/// The database that is replicated, on every node.
+pub const DATABASE: &str = "app";
+
+/// After the last write, changes arrive within this or replication has stopped.
+pub const DRAIN_LIMIT: Duration = Duration::from_secs(120);
+
+/// An agent that runs is seen by the coordinator within this.
+const ONLINE_LIMIT: Duration = Duration::from_secs(20);
+
+/// A job of a test gets to any phase within this.
+const PHASE_LIMIT: Duration = Duration::from_secs(60);
+
+fn init_arguments<'a>(further: &[&'a str]) -> Vec<&'a str> {
+    let mut arguments = vec!["init", "node_b", "--from", "node_a", "--yes", "--json"];
+    arguments.extend(further);
+    arguments
+}
+
+/// Everything that runs, ended when its value goes: processes first, then servers, then the files.
+#[derive(Debug)]
+pub struct Cluster {
+    coordinator: Option<Process>,
+    nodes: Vec<Node>,
+    binaries: Binaries,
+    grouping: Grouping,
+    coordinator_port: Port,
+    dir: PathBuf,
+    _scratch: Option<Scratch>,
+}
+
+impl Cluster {
+    /// A cluster to be described.
+    #[must_use]
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Two nodes, `node_a` and `node_b`, each with an empty database.
+    ///
+    /// # Errors
+    /// What did not start.
+    pub fn pair() -> Result<Self> {
+        Self::builder().start()
+    }
+
+    /// A node by name.
+    ///
+    /// # Panics
+    /// Where there is none of that name.
+    #[must_use]
+    pub fn node(&self, name: &str) -> &Node {
+        self.nodes
+            .iter()
+            .find(|node| node.name() == name)
+            .expect("no node of that name")
+    }
+
+    /// A node by name, to be changed.
+    ///
+    /// # Panics
+    /// Where there is none of that name.
+    #[must_use]
+    pub fn node_mut(&mut self, name: &str) -> &mut Node {
+        self.nodes
+            .iter_mut()
+            .find(|node| node.name() == name)
+            .expect("no node of that name")
+    }
+
+    /// Every node.
+    #[must_use]
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// A node's replicated database.
+    ///
+    /// # Panics
+    /// Where there is no node of that name.
+    #[must_use]
+    pub fn database(&self, node: &str) -> Database {
+        self.node(node).database()
+    }
+
+    /// Where everything of it lies.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The binaries it runs.
+    #[must_use]
+    pub fn binaries(&self) -> &Binaries {
+        &self.binaries
+    }
+
+    /// The coordinator's address.
+    #[must_use]
+    pub fn coordinator_address(&self) -> String {
+        self.coordinator_port.address()
+    }
+
+    /// The coordinator's process, where it runs.
+    #[must_use]
+    pub fn coordinator(&self) -> Option<&Process> {
+        self.coordinator.as_ref()
+    }
+
+    /// Starts the coordinator and waits until it is ready.
+    ///
+    /// # Errors
+    /// Why it does not start.
+    pub fn start_coordinator(&mut self) -> Result<()> {
+        let certs = self.certs();
+        let mut command = Command::new(self.binaries.coordinator());
+        command
+            .args([
+                "--log-format",
+                "json",
+                "run",
+                "--listen",
+                &self.coordinator_address(),
+            ])
+            .arg("--data-dir")
+            .arg(self.dir.join("coordinator"))
+            .arg("--ca")
+            .arg(certs.join("ca.pem"))
+            .arg("--cert")
+            .arg(certs.join("coordinator.pem"))
+            .arg("--key")
+            .arg(certs.join("coordinator.key"))
+            .env("HOME", &self.dir)
+            .current_dir(&self.dir);
+        let log = self.dir.join("coordinator.log");
+        let mut process = Process::spawn("coordinator", &mut command, &log, self.grouping)?;
+        process.wait_for_event("ready", READY_LIMIT)?;
+        self.coordinator = Some(process);
+        Ok(())
+    }
+
+    /// Kills the coordinator as a crash would.
+    ///
+    /// # Errors
+    /// That it does not run or cannot be killed.
+    pub fn kill_coordinator(&mut self) -> Result<()> {
+        self.coordinator
+            .take()
+            .context("the coordinator does not run")?
+            .kill()
+    }
+
+    /// Stops the coordinator as its service manager would.
+    ///
+    /// # Errors
+    /// That it does not run or does not end.
+    pub fn stop_coordinator(&mut self) -> Result<std::process::ExitStatus> {
+        self.coordinator
+            .take()
+            .context("the coordinator does not run")?
+            .terminate()
+    }
+
+    /// Starts a node's agent and waits until it is ready.
+    ///
+    /// # Errors
+    /// Why it does not start.
+    pub fn start_agent(&mut self, node: &str) -> Result<()> {
+        let (agent, coordinator) = (self.binaries.agent(), self.coordinator_address());
+        let (certs, grouping) = (self.certs(), self.grouping);
+        self.node_mut(node)
+            .start_agent(&agent, &coordinator, &certs, grouping)
+    }
+
+    /// Kills a node's agent as a crash would.
+    ///
+    /// # Errors
+    /// That it does not run or cannot be killed.
+    pub fn kill_agent(&mut self, node: &str) -> Result<()> {
+        self.node_mut(node).take_agent()?.kill()
+    }
+
+    /// Stops a node's agent as its service manager would.
+    ///
+    /// # Errors
+    /// That it does not run or does not end.
+    pub fn stop_agent(&mut self, node: &str) -> Result<std::process::ExitStatus> {
+        self.node_mut(node).take_agent()?.terminate()
+    }
+
+    /// Waits until the coordinator sees these nodes' agents.
+    ///
+    /// # Errors
+    /// Which it does not see.
+    pub fn wait_online(&self, nodes: &[&str]) -> Result<()> {
+        for node in nodes {
+            let what = format!("the coordinator to see the agent of {node}");
+            wait::until_true(&what, ONLINE_LIMIT, || {
+                Ok(self
+                    .node_view(node)?
+                    .is_some_and(|view| view["agent_online"] == true))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// What `nodes --json` says of a node.
+    ///
+    /// # Errors
+    /// That the CLI fails.
+    pub fn node_view(&self, node: &str) -> Result<Option<Value>> {
+        let output = self.cli(&["nodes", "--json"])?;
+        if output.code != 0 {
+            anyhow::bail!("nodes --json failed: {output}");
+        }
+        Ok(output
+            .objects()
+            .into_iter()
+            .find(|view| view["node_id"] == node))
+    }
+
+    /// `init node_b --from node_a --yes --json` with further arguments, to its end.
+    ///
+    /// # Errors
+    /// As [`Cluster::cli`].
+    pub fn init(&self, further: &[&str]) -> Result<Output> {
+        self.cli(&init_arguments(further))
+    }
+
+    /// [`Cluster::init`], left at work.
+    ///
+    /// # Errors
+    /// As [`Cluster::cli_spawn`].
+    pub fn init_spawn(&self, further: &[&str]) -> Result<Running> {
+        self.cli_spawn(&init_arguments(further))
+    }
+
+    /// What `init progress --json` says of a node.
+    ///
+    /// # Errors
+    /// That the CLI fails.
+    pub fn progress(&self, node: &str) -> Result<Value> {
+        self.cli(&["init", "progress", "--node", node, "--json"])?
+            .expect(0)?
+            .last_object()
+    }
+
+    /// Waits until rows of a node's job are arriving.
+    ///
+    /// # Errors
+    /// That none do.
+    pub fn wait_copying(&self, node: &str) -> Result<()> {
+        wait::until_true(&format!("rows to arrive at {node}"), PHASE_LIMIT, || {
+            let progress = self.progress(node)?;
+            Ok(progress["state"] == "copying" && progress["bytes_copied"].as_u64() > Some(0))
+        })
+    }
+
+    /// Waits until a node's job is in that phase.
+    ///
+    /// # Errors
+    /// That it does not get there.
+    pub fn wait_phase(&self, node: &str, phase: &str) -> Result<()> {
+        wait::until_true(
+            &format!("{node} to be in phase {phase}"),
+            PHASE_LIMIT,
+            || Ok(self.progress(node)?["phase"] == phase),
+        )
+    }
+
+    /// A node's state, such as `synchronized`.
+    ///
+    /// # Errors
+    /// That the CLI fails or the node is not known.
+    pub fn state(&self, node: &str) -> Result<String> {
+        let view = self
+            .node_view(node)?
+            .with_context(|| format!("{node} is not known"))?;
+        Ok(view["state"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// Waits until a node is in one of these states; returns which.
+    ///
+    /// # Errors
+    /// That it does not get there.
+    pub fn wait_state(&self, node: &str, states: &[&str], limit: Duration) -> Result<String> {
+        wait::until(
+            &format!("{node} to be {}", states.join(" or ")),
+            limit,
+            || {
+                let state = self.state(node)?;
+                Ok(states.contains(&state.as_str()).then_some(state))
+            },
+        )
+    }
+
+    /// Waits until everything written on `source` so far has been applied by every subscriber of
+    /// ours; writing must have stopped.
+    ///
+    /// # Errors
+    /// That there is no slot of ours, or how far behind it stays.
+    pub fn wait_drained(&self, source: &str) -> Result<()> {
+        let database = self.database(source);
+        // A message gets the position past everything before it into the stream.
+        let fence = database.sql(
+            "SELECT pg_logical_emit_message(true, 'steep-tests', 'fence');
+             SELECT pg_current_wal_flush_lsn();",
+        )?;
+        let fence = fence.lines().last().context("no position")?.to_owned();
+        let behind = format!(
+            "SELECT count(*), count(*) FILTER (WHERE confirmed_flush_lsn >= '{fence}')
+             FROM pg_replication_slots WHERE slot_name LIKE 'steep\\_repl\\_%'"
+        );
+        wait::until_true(
+            &format!("changes of {source} to be applied"),
+            DRAIN_LIMIT,
+            || {
+                let counts = database.sql(&behind)?;
+                let (slots, passed) = counts.split_once('|').context("two counts")?;
+                if slots == "0" {
+                    anyhow::bail!("{source} has no slot of ours: nothing replicates from it");
+                }
+                Ok(slots == passed)
+            },
+        )
+    }
+
+    fn certs(&self) -> PathBuf {
+        self.dir.join("certs")
+    }
+
+    /// Lets everything live on when this value goes; returns names and ids of the processes.
+    #[must_use]
+    pub fn release(&mut self) -> Vec<(String, u32)> {
+        let mut processes = Vec::new();
+        if let Some(coordinator) = &mut self.coordinator {
+            processes.push(("coordinator".to_owned(), coordinator.release()));
+        }
+        for node in &mut self.nodes {
+            processes.extend(node.release());
+        }
+        processes
+    }
+}

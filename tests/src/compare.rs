@@ -1,0 +1,248 @@
+//! Proof that two databases hold the same: every row of every table by an order-independent digest,
+//! every definition by `pg_dump`, every sequence by its value.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use anyhow::Result;
+
+use crate::command;
+use crate::pg::{Database, Installation};
+
+/// How two databases differ; empty where they do not.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Differences(pub Vec<String>);
+
+impl Differences {
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Makes an error of any difference.
+    ///
+    /// # Errors
+    /// The differences.
+    pub fn none(self) -> Result<()> {
+        if self.is_empty() {
+            Ok(())
+        } else {
+            Err(anyhow::anyhow!("{self}"))
+        }
+    }
+}
+
+impl fmt::Display for Differences {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} differences:", self.0.len())?;
+        for difference in self.0.iter().take(50) {
+            write!(f, "\n  {difference}")?;
+        }
+        Ok(())
+    }
+}
+
+/// What one table holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Contents {
+    /// Rows.
+    pub rows: u64,
+    /// Two sums over the rows' hashes: equal for equal multisets of rows, in whatever order, and
+    /// different for different ones but by an accident of 128 bits.
+    digest: (String, String),
+}
+
+/// What every user table (leaf partitions, not roots) and materialised view holds, by quoted name.
+///
+/// # Errors
+/// What the server said.
+pub fn contents(database: &Database) -> Result<BTreeMap<String, Contents>> {
+    // The text of a row depends on these settings, the sum of hashes on nothing else. The collation
+    // keeps a nondeterministic one from deciding what equal text is.
+    let sql = format!(
+        "SET TimeZone = 'UTC'; SET DateStyle = ISO; SET IntervalStyle = postgres;
+         SET bytea_output = hex; SET extra_float_digits = 3; SET row_security = off;
+         SET search_path = '';
+         SELECT pg_catalog.format(
+             'SELECT %L, count(*),
+                     coalesce(sum(hashtextextended(t::text COLLATE \"C\", 1)::numeric), 0),
+                     coalesce(sum(hashtextextended(t::text COLLATE \"C\", 2)::numeric), 0)
+              FROM %s %I.%I AS t',
+             pg_catalog.format('%I.%I', n.nspname, c.relname),
+             CASE WHEN c.relkind = 'r' THEN 'ONLY' ELSE '' END, n.nspname, c.relname)
+         FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+         WHERE (c.relkind = 'r' OR c.relkind = 'm' AND c.relispopulated) AND {USER_OBJECT}
+         ORDER BY 1
+         \\gexec"
+    );
+    let mut tables = BTreeMap::new();
+    for row in database.rows(&sql)? {
+        if let [name, rows, first, second] = row.as_slice() {
+            let digest = (first.clone(), second.clone());
+            tables.insert(
+                name.clone(),
+                Contents {
+                    rows: rows.parse()?,
+                    digest,
+                },
+            );
+        } else {
+            anyhow::bail!("a row of {} columns: {row:?}", row.len());
+        }
+    }
+    Ok(tables)
+}
+
+/// Not the server's, not an extension's, not temporary, not ours.
+const USER_OBJECT: &str = "
+    n.nspname NOT LIKE 'pg\\_%' AND n.nspname NOT IN ('information_schema', 'steep_repl')
+    AND NOT EXISTS (SELECT FROM pg_depend AS d WHERE d.classid = 'pg_class'::regclass
+                    AND d.objid = c.oid AND d.deptype = 'e')";
+
+/// Compares all rows of all tables.
+///
+/// # Errors
+/// That one side cannot be read.
+pub fn rows(left: &Database, right: &Database) -> Result<Differences> {
+    rows_except(left, right, &[])
+}
+
+/// [`rows`] without the named tables (quoted as `format('%I.%I')` does).
+///
+/// # Errors
+/// As [`rows`].
+pub fn rows_except(left: &Database, right: &Database, except: &[&str]) -> Result<Differences> {
+    let (left, right) = std::thread::scope(|scope| {
+        let right = scope.spawn(|| contents(right));
+        let left = contents(left);
+        match right.join() {
+            Ok(right) => (left, right),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    });
+    let (left, right) = (left?, right?);
+    let names: BTreeSet<&String> = left.keys().chain(right.keys()).collect();
+    let mut differences = Vec::new();
+    for name in names
+        .into_iter()
+        .filter(|name| !except.contains(&name.as_str()))
+    {
+        match (left.get(name), right.get(name)) {
+            (Some(_), None) => differences.push(format!("{name} is only on the left")),
+            (None, _) => differences.push(format!("{name} is only on the right")),
+            (Some(a), Some(b)) if a.rows != b.rows => {
+                differences.push(format!("{name} has {} rows and {} rows", a.rows, b.rows));
+            }
+            (Some(a), Some(b)) if a != b => {
+                differences.push(format!(
+                    "{name} has {} rows on both sides, not the same",
+                    a.rows
+                ));
+            }
+            _ => {}
+        }
+    }
+    Ok(Differences(differences))
+}
+
+/// Compares the position of every sequence.
+///
+/// # Errors
+/// That one side cannot be read.
+pub fn sequences(left: &Database, right: &Database) -> Result<Differences> {
+    let read = |database: &Database| -> Result<BTreeSet<String>> {
+        let sql = format!(
+            "SELECT format('SELECT format(''%%s %%s %%s'', %L, last_value, is_called) FROM %I.%I',
+                           format('%I.%I', n.nspname, c.relname), n.nspname, c.relname)
+             FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+             WHERE c.relkind = 'S' AND {USER_OBJECT}
+             \\gexec"
+        );
+        Ok(database.rows(&sql)?.into_iter().flatten().collect())
+    };
+    Ok(either_only(&read(left)?, &read(right)?))
+}
+
+/// Compares all definitions, as `pg_dump --schema-only` writes them.
+///
+/// # Errors
+/// That one side cannot be dumped.
+pub fn schema(left: &Database, right: &Database) -> Result<Differences> {
+    schema_with(left, right, &[])
+}
+
+/// [`schema`] with further arguments for `pg_dump`, such as `--no-owner`.
+///
+/// # Errors
+/// As [`schema`].
+pub fn schema_with(left: &Database, right: &Database, arguments: &[&str]) -> Result<Differences> {
+    // One pg_dump for both, the newer: two versions write the same thing differently.
+    let newer = std::cmp::max_by_key(left, right, |side| side.installation().major());
+    let left = definitions(left, newer.installation(), arguments)?;
+    let right = definitions(right, newer.installation(), arguments)?;
+    Ok(either_only(&left, &right))
+}
+
+/// A dump as a set of statements: their order says nothing about the database.
+fn definitions(
+    database: &Database,
+    installation: &Installation,
+    arguments: &[&str],
+) -> Result<BTreeSet<String>> {
+    let mut dump = database.client_of(installation, "pg_dump");
+    dump.args(["--schema-only", "--no-publications", "--no-subscriptions"])
+        .args(["--exclude-schema", "steep_repl"])
+        .args(arguments);
+    Ok(statements(&command::output(&mut dump)?))
+}
+
+/// `pg_dump` parts objects by comments of the form `-- Name: …`.
+fn statements(dump: &str) -> BTreeSet<String> {
+    let mut statements = BTreeSet::new();
+    let mut current = String::new();
+    for line in dump.lines() {
+        if line.starts_with("-- Name: ") {
+            statements.insert(std::mem::take(&mut current));
+        }
+        // Versions, session settings, and the random word psql is restricted by, are no definitions.
+        let noise = line.trim().is_empty()
+            || line.starts_with("--")
+            || line.starts_with("SET ")
+            || line.starts_with("SELECT pg_catalog.set_config")
+            || line.starts_with('\\');
+        if !noise {
+            current.push_str(line);
+            current.push('\n');
+        }
+    }
+    statements.insert(current);
+    statements.remove("");
+    statements
+}
+
+fn either_only(left: &BTreeSet<String>, right: &BTreeSet<String>) -> Differences {
+    let left_only = left
+        .difference(right)
+        .map(|text| format!("only on the left: {text}"));
+    let right_only = right
+        .difference(left)
+        .map(|text| format!("only on the right: {text}"));
+    Differences(left_only.chain(right_only).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dump_is_compared_by_statement_and_not_by_order_or_noise() {
+        let one = "\\restrict abc\nSET x = 1;\n--\n-- Name: a; Type: TABLE\n--\n\nCREATE TABLE a (\n    i int\n);\n\n-- Name: b; Type: TABLE\nCREATE TABLE b ();\n";
+        let two = "\\restrict xyz\n-- Name: b; Type: TABLE\nCREATE TABLE b ();\n-- Name: a; Type: TABLE\nCREATE TABLE a (\n    i int\n);\n";
+        assert_eq!(statements(one), statements(two));
+        assert_eq!(statements(one).len(), 2);
+        let differences = either_only(&statements(one), &statements("-- Name: c\nCREATE TABLE c;"));
+        assert_eq!(differences.0.len(), 3);
+        assert!(differences.none().is_err());
+    }
+}

@@ -1,0 +1,145 @@
+//! A write load that runs for as long as its value is held: pgbench's own transactions and a mix of
+//! inserts, updates and deletes on the shop.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+
+use crate::pg::{Database, Grouping};
+use crate::process::Process;
+use crate::scratch::Scratch;
+use crate::wait;
+
+/// One transaction of the shop. Each adds exactly one row to `shop.event`, by which it is counted.
+const SHOP: &str = include_str!("sql/shop_load.sql");
+
+/// The first transactions come as soon as pgbench has connected.
+const BEGIN_LIMIT: Duration = Duration::from_secs(20);
+
+/// How much to write.
+#[derive(Debug, Clone, Copy)]
+pub struct Intensity {
+    /// Connections.
+    pub clients: u32,
+    /// Transactions a second, over all connections; as many as the server can do where `None`.
+    pub rate: Option<u32>,
+}
+
+/// What a load has done.
+#[derive(Debug, Clone, Copy)]
+pub struct Done {
+    /// Transactions committed.
+    pub transactions: u64,
+    /// For how long it ran.
+    pub took: Duration,
+}
+
+impl Done {
+    /// Transactions a second.
+    #[must_use]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "transactions of one run stay below 2^52"
+    )]
+    pub fn per_second(&self) -> f64 {
+        self.transactions as f64 / self.took.as_secs_f64()
+    }
+}
+
+/// A running load, killed when its value goes.
+#[derive(Debug)]
+pub struct Load {
+    pgbench: Process,
+    database: Database,
+    before: u64,
+    begun: Instant,
+    _scratch: Scratch,
+}
+
+impl Load {
+    /// Starts writing to a database that holds the sample, and returns once rows arrive.
+    ///
+    /// # Errors
+    /// That pgbench does not start, or that nothing arrives.
+    pub fn start(database: &Database, intensity: Intensity, grouping: Grouping) -> Result<Self> {
+        let scratch = Scratch::new()?;
+        let script = scratch.path().join("shop.sql");
+        fs::write(&script, SHOP)?;
+        let before = transactions(database)?;
+        let mut command = database.client("pgbench");
+        arguments(&mut command, intensity, &script);
+        command.current_dir(scratch.path());
+        let log = scratch.path().join("pgbench.log");
+        let pgbench = Process::spawn("pgbench", &mut command, &log, grouping)?;
+        let load = Self {
+            pgbench,
+            database: database.clone(),
+            before,
+            begun: Instant::now(),
+            _scratch: scratch,
+        };
+        load.wait_for(1, BEGIN_LIMIT)?;
+        Ok(load)
+    }
+
+    /// Waits until that many more transactions have been committed.
+    ///
+    /// # Errors
+    /// That they do not come, with what pgbench printed.
+    pub fn wait_for(&self, transactions_more: u64, limit: Duration) -> Result<()> {
+        let goal = transactions(&self.database)? + transactions_more;
+        let what = format!("{transactions_more} transactions of pgbench");
+        wait::until_true(&what, limit, || {
+            anyhow::ensure!(
+                crate::usage::is_alive(self.pgbench.pid()),
+                "pgbench has ended"
+            );
+            Ok(transactions(&self.database)? >= goal)
+        })
+        .with_context(|| crate::process::tail(self.pgbench.log(), 10))
+    }
+
+    /// Stops writing; says what was written. An error where pgbench has failed before.
+    ///
+    /// # Errors
+    /// That pgbench is gone already, with what it printed.
+    pub fn stop(self) -> Result<Done> {
+        if !crate::usage::is_alive(self.pgbench.pid()) {
+            anyhow::bail!(
+                "pgbench ended early:\n{}",
+                crate::process::tail(self.pgbench.log(), 10)
+            );
+        }
+        let took = self.begun.elapsed();
+        self.pgbench.kill()?;
+        // A transaction whose client is gone still ends, one way or the other.
+        let alive = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgbench'";
+        wait::until_true("the last transactions of pgbench", BEGIN_LIMIT, || {
+            Ok(self.database.value::<u64>(alive)? == 0)
+        })?;
+        let transactions = transactions(&self.database)? - self.before;
+        Ok(Done { transactions, took })
+    }
+}
+
+fn arguments(command: &mut Command, intensity: Intensity, script: &Path) {
+    command
+        .env("PGAPPNAME", "pgbench")
+        .args(["--no-vacuum", "--time", "86400", "--builtin", "tpcb-like@3"])
+        .arg("--file")
+        .arg(format!("{}@1", script.display()))
+        .args(["--client", &intensity.clients.to_string()]);
+    if let Some(rate) = intensity.rate {
+        command.args(["--rate", &rate.to_string()]);
+    }
+}
+
+/// Every transaction of the load adds one row to one of these.
+fn transactions(database: &Database) -> Result<u64> {
+    database.value(
+        "SELECT (SELECT count(*) FROM public.pgbench_history) + (SELECT count(*) FROM shop.event)",
+    )
+}

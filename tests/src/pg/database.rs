@@ -1,0 +1,118 @@
+//! One database of a running server, asked through `psql`.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::str::FromStr;
+
+use anyhow::{Context as _, Result};
+
+use super::install::Installation;
+use crate::command;
+
+/// What separates columns in psql's output: ASCII's own separator, which no test prints.
+const COLUMN: char = '\u{1f}';
+
+/// What ends rows: the one character no value can hold.
+const ROW: char = '\0';
+
+/// How to reach one database, over the server's socket, as its superuser. Cheap to clone, and no
+/// longer valid once the server is gone.
+#[derive(Debug, Clone)]
+pub struct Database {
+    pub(super) installation: Installation,
+    pub(super) socket_dir: PathBuf,
+    pub(super) port: u16,
+    pub(super) name: String,
+}
+
+impl Database {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The port of its server.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The PostgreSQL that serves it.
+    #[must_use]
+    pub fn installation(&self) -> &Installation {
+        &self.installation
+    }
+
+    /// A client program of the server's own version, pointed at this database by the environment.
+    #[must_use]
+    pub fn client(&self, program: &str) -> Command {
+        self.client_of(&self.installation, program)
+    }
+
+    /// A client program of another version, pointed at this database.
+    #[must_use]
+    pub fn client_of(&self, installation: &Installation, program: &str) -> Command {
+        let mut command = Command::new(installation.program(program));
+        command
+            .env("PGHOST", &self.socket_dir)
+            .env("PGPORT", self.port.to_string())
+            .env("PGUSER", super::server::SUPERUSER)
+            .env("PGDATABASE", &self.name)
+            .env("PGAPPNAME", "steep-tests")
+            .env_remove("PGSERVICE")
+            .env_remove("PGOPTIONS");
+        command
+    }
+
+    /// Runs SQL, several statements and psql's own commands included; returns what it prints, one
+    /// row a line, columns divided by `|`.
+    ///
+    /// # Errors
+    /// The first error, at which it stops.
+    pub fn sql(&self, sql: &str) -> Result<String> {
+        let printed = command::output_with_input(&mut self.psql(), sql)?;
+        Ok(printed.trim_end_matches('\n').to_owned())
+    }
+
+    /// [`Database::sql`] with psql variables set.
+    ///
+    /// # Errors
+    /// As [`Database::sql`].
+    pub fn sql_with(&self, sql: &str, variables: &[(&str, String)]) -> Result<String> {
+        let mut psql = self.psql();
+        for (name, value) in variables {
+            psql.arg("-v").arg(format!("{name}={value}"));
+        }
+        command::output_with_input(&mut psql, sql)
+    }
+
+    /// The rows of one query, as text.
+    ///
+    /// # Errors
+    /// As [`Database::sql`].
+    pub fn rows(&self, sql: &str) -> Result<Vec<Vec<String>>> {
+        let mut psql = self.psql();
+        psql.args(["-0", "-F", &COLUMN.to_string()]);
+        let printed = command::output_with_input(&mut psql, sql)?;
+        let row = |row: &str| row.split(COLUMN).map(str::to_owned).collect();
+        Ok(printed.split_terminator(ROW).map(row).collect())
+    }
+
+    /// The one value of a query.
+    ///
+    /// # Errors
+    /// As [`Database::sql`], and where it is not of that type.
+    pub fn value<T: FromStr>(&self, sql: &str) -> Result<T> {
+        let text = self.sql(sql)?;
+        text.parse()
+            .ok()
+            .with_context(|| format!("{sql} gave {text:?}"))
+    }
+
+    fn psql(&self) -> Command {
+        let mut psql = self.client("psql");
+        psql.args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-f", "-"]);
+        psql
+    }
+}

@@ -1,0 +1,420 @@
+//! One PostgreSQL server of our own: made by initdb in a directory of its own, reached over TCP with
+//! a password (as agents and subscriptions do) and over a socket without (as tests do), stopped and
+//! removed with its value.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::account::Account;
+use super::database::Database;
+use super::install::Installation;
+use crate::ports::Port;
+use crate::process::tail;
+use crate::scratch::Scratch;
+use crate::{command, wait};
+
+/// The role everything runs as.
+pub const SUPERUSER: &str = "postgres";
+
+/// Starting includes recovery after a crash.
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// A fast shutdown writes a checkpoint.
+const STOP_LIMIT: Duration = Duration::from_secs(15);
+
+/// Other servers may take the port between our look and PostgreSQL's.
+const PORT_ATTEMPTS: usize = 5;
+
+/// Whether commits reach the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// `fsync = on`, as in production: for demonstrations and measurements.
+    Full,
+    /// `fsync = off`: tests do not lose power.
+    Relaxed,
+}
+
+/// Which process group processes belong to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Grouping {
+    /// The caller's: a test runner that stops a test stops its servers too.
+    Shared,
+    /// Their own: Ctrl-C is for whoever holds the terminal.
+    Own,
+}
+
+/// How a server is to be.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// For messages and directory names.
+    pub name: String,
+    /// Whether commits reach the disk.
+    pub durability: Durability,
+    /// Its process group.
+    pub grouping: Grouping,
+    /// Further lines of `postgresql.conf`; they win over the harness's own.
+    pub settings: Vec<(String, String)>,
+    /// Where to live; a directory of its own where nothing is said. Not removed if given.
+    pub dir: Option<PathBuf>,
+}
+
+impl Options {
+    /// For a test.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            durability: Durability::Relaxed,
+            grouping: Grouping::Shared,
+            settings: Vec::new(),
+            dir: None,
+        }
+    }
+}
+
+/// A server, running unless stopped.
+#[derive(Debug)]
+pub struct Server {
+    installation: Installation,
+    options: Options,
+    account: Account,
+    dir: PathBuf,
+    port: Port,
+    password: String,
+    postmaster: Option<Child>,
+    /// Whether the server lives on when its value goes.
+    released: bool,
+    _scratch: Option<Scratch>,
+}
+
+impl Server {
+    /// Makes a server and starts it.
+    ///
+    /// # Errors
+    /// What initdb or the server said.
+    pub fn start(installation: &Installation, options: Options) -> Result<Self> {
+        let (scratch, parent) = match &options.dir {
+            Some(dir) => (None, dir.clone()),
+            None => {
+                let scratch = Scratch::new()?;
+                let path = scratch.path().to_path_buf();
+                (Some(scratch), path)
+            }
+        };
+        let account = Account::for_servers()?;
+        let dir = parent.join(&options.name);
+        account.create_dir(&dir)?;
+        let mut server = Self {
+            installation: installation.clone(),
+            account,
+            dir,
+            port: Port::take()?,
+            password: format!("secret of {}", options.name),
+            postmaster: None,
+            released: false,
+            options,
+            _scratch: scratch,
+        };
+        server.init()?;
+        for attempt in 1.. {
+            match server.restart() {
+                Ok(()) => break,
+                Err(error) if attempt < PORT_ATTEMPTS && server.port_was_taken() => {
+                    eprintln!(
+                        "{}: port {} was taken: {error:#}",
+                        server.name(),
+                        server.port()
+                    );
+                    server.port = Port::take()?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(server)
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.options.name
+    }
+
+    /// Its TCP port on 127.0.0.1.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port.number()
+    }
+
+    /// The PostgreSQL it is.
+    #[must_use]
+    pub fn installation(&self) -> &Installation {
+        &self.installation
+    }
+
+    /// The password of [`SUPERUSER`], needed over TCP.
+    #[must_use]
+    pub fn password(&self) -> &str {
+        &self.password
+    }
+
+    /// A libpq connection string over TCP, without the password.
+    #[must_use]
+    pub fn conninfo(&self, database: &str) -> String {
+        format!(
+            "host=127.0.0.1 port={} user={SUPERUSER} dbname={database}",
+            self.port()
+        )
+    }
+
+    /// The postmaster's process, where it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.postmaster.as_ref().map(Child::id)
+    }
+
+    /// Its directory, which belongs to its account: data, log and socket.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Its log.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.dir.join("server.log")
+    }
+
+    /// A database of it, whether it exists yet or not.
+    #[must_use]
+    pub fn database(&self, name: &str) -> Database {
+        Database {
+            installation: self.installation.clone(),
+            socket_dir: self.dir.clone(),
+            port: self.port(),
+            name: name.to_owned(),
+        }
+    }
+
+    /// Creates a database.
+    ///
+    /// # Errors
+    /// What the server said.
+    pub fn create_database(&self, name: &str) -> Result<Database> {
+        self.database("postgres")
+            .sql(&format!("CREATE DATABASE {name}"))?;
+        Ok(self.database(name))
+    }
+
+    /// Starts it (again), and returns once it takes connections.
+    ///
+    /// # Errors
+    /// Why it does not start, with the end of its log.
+    pub fn restart(&mut self) -> Result<()> {
+        self.stop()?;
+        let log = File::options().create(true).append(true).open(self.log())?;
+        let mut command = Command::new(self.installation.program("postgres"));
+        command
+            .arg("-D")
+            .arg(self.data())
+            .args(["-p", &self.port().to_string()])
+            .arg("-k")
+            .arg(&self.dir)
+            .current_dir(&self.dir)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        self.account.apply(&mut command);
+        if self.options.grouping == Grouping::Own {
+            command.process_group(0);
+        }
+        self.postmaster = Some(command.spawn().context("cannot run postgres")?);
+        let what = format!("{} to take connections", self.name());
+        wait::until(&what, START_LIMIT, || {
+            if let Some(status) = self.exited()? {
+                bail!(
+                    "{} ended ({status}):\n{}",
+                    self.name(),
+                    tail(&self.log(), 30)
+                );
+            }
+            Ok(self.is_ready().then_some(()))
+        })
+    }
+
+    /// Stops it as `pg_ctl stop -m fast` does; harder where that takes too long.
+    ///
+    /// # Errors
+    /// That it cannot be stopped at all.
+    pub fn stop(&mut self) -> Result<()> {
+        for (signal, limit) in [
+            (Signal::INT, STOP_LIMIT),
+            (Signal::QUIT, STOP_LIMIT),
+            (Signal::KILL, STOP_LIMIT),
+        ] {
+            if self.signal_and_wait(signal, limit)? {
+                return Ok(());
+            }
+        }
+        bail!("{} cannot be stopped", self.name())
+    }
+
+    /// Ends it without a checkpoint, as a crash of the machine would: the next start recovers.
+    ///
+    /// # Errors
+    /// That it does not end.
+    pub fn crash(&mut self) -> Result<()> {
+        if self.signal_and_wait(Signal::QUIT, STOP_LIMIT)? {
+            return Ok(());
+        }
+        bail!("{} did not end", self.name())
+    }
+
+    /// Lets the server live on when its value goes; returns its process.
+    #[must_use]
+    pub fn release(&mut self) -> Option<u32> {
+        self.released = true;
+        self.pid()
+    }
+
+    fn data(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
+    fn init(&self) -> Result<()> {
+        let password_file = self.dir.join("password");
+        fs::write(&password_file, &self.password)?;
+        self.account.give(&password_file)?;
+        // C.UTF-8 sorts alike everywhere; C is the way out where the system does not have it.
+        let made = self.initdb("C.UTF-8", &password_file).or_else(|_| {
+            drop(fs::remove_dir_all(self.data()));
+            self.initdb("C", &password_file)
+        });
+        fs::remove_file(&password_file)?;
+        made?;
+        let conf = self.data().join("postgresql.conf");
+        let mut conf = File::options().append(true).open(conf)?;
+        for (name, value) in self.settings() {
+            writeln!(conf, "{name} = '{value}'")?;
+        }
+        Ok(())
+    }
+
+    fn initdb(&self, locale: &str, password_file: &Path) -> Result<()> {
+        let mut initdb = Command::new(self.installation.program("initdb"));
+        initdb
+            .arg("-D")
+            .arg(self.data())
+            .args([
+                "-U",
+                SUPERUSER,
+                "-E",
+                "UTF8",
+                "--no-sync",
+                "--no-instructions",
+            ])
+            .args(["--auth-local=trust", "--auth-host=scram-sha-256"])
+            .arg(format!("--locale={locale}"))
+            .arg(format!("--pwfile={}", password_file.display()))
+            .current_dir(&self.dir);
+        self.account.apply(&mut initdb);
+        command::output(&mut initdb).map(drop)
+    }
+
+    /// Ours first, so that the caller's win: PostgreSQL takes the last of each.
+    fn settings(&self) -> Vec<(String, String)> {
+        let fsync = match self.options.durability {
+            Durability::Full => "on",
+            Durability::Relaxed => "off",
+        };
+        let ours = [
+            ("listen_addresses", "127.0.0.1"),
+            ("wal_level", "logical"),
+            ("fsync", fsync),
+            ("max_connections", "100"),
+            ("max_wal_senders", "32"),
+            ("max_replication_slots", "32"),
+            ("max_worker_processes", "32"),
+            ("max_logical_replication_workers", "16"),
+            // A subscriber tells how far it is every second instead of every ten.
+            ("wal_receiver_status_interval", "1s"),
+            ("max_wal_size", "8GB"),
+            ("checkpoint_timeout", "15min"),
+            ("log_line_prefix", "%m [%p] %a "),
+            ("max_prepared_transactions", "4"),
+        ];
+        let ours = ours
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value.to_owned()));
+        ours.chain(self.options.settings.iter().cloned()).collect()
+    }
+
+    fn exited(&mut self) -> Result<Option<std::process::ExitStatus>> {
+        let Some(child) = &mut self.postmaster else {
+            return Ok(None);
+        };
+        let status = child.try_wait()?;
+        if status.is_some() {
+            self.postmaster = None;
+        }
+        Ok(status)
+    }
+
+    /// The eighth line of `postmaster.pid` is what `pg_ctl start -w` waits for (`LOCK_FILE_LINE_PM_STATUS`).
+    fn is_ready(&self) -> bool {
+        let Ok(text) = fs::read_to_string(self.data().join("postmaster.pid")) else {
+            return false;
+        };
+        let mut lines = text.lines();
+        let pid = lines.next().and_then(|line| line.trim().parse().ok());
+        pid == self.pid() && lines.nth(6).is_some_and(|status| status.trim() == "ready")
+    }
+
+    fn port_was_taken(&self) -> bool {
+        tail(&self.log(), 30).contains("could not bind")
+    }
+
+    /// Whether it has ended within `limit`.
+    fn signal_and_wait(&mut self, signal: Signal, limit: Duration) -> Result<bool> {
+        let Some(pid) = self
+            .pid()
+            .and_then(|pid| i32::try_from(pid).ok())
+            .and_then(Pid::from_raw)
+        else {
+            return Ok(true);
+        };
+        let _ = kill_process(pid, signal);
+        let begun = std::time::Instant::now();
+        // Not wait::until: stopping goes on when the user has interrupted everything else.
+        while begun.elapsed() < limit {
+            if self.exited()?.is_some() {
+                return Ok(true);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(false)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if self.released {
+            return;
+        }
+        if std::thread::panicking() {
+            eprintln!("--- {}: end of {} ---", self.name(), self.log().display());
+            eprintln!("{}", tail(&self.log(), 20));
+        }
+        // What nobody will look at again needs no checkpoint.
+        let ended = self.crash().or_else(|_| self.stop());
+        if let Err(error) = ended {
+            eprintln!("{error:#}");
+        }
+    }
+}

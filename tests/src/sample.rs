@@ -1,0 +1,46 @@
+//! The sample database: pgbench's tables, and a small shop with the types people really use.
+
+use anyhow::Result;
+
+use crate::command;
+use crate::pg::Database;
+
+const SHOP: &str = include_str!("sql/shop.sql");
+
+/// Fills a database: pgbench at that scale (one is 100,000 accounts, about 15 MB) and a shop of
+/// about a tenth of its rows.
+///
+/// # Errors
+/// What the server said.
+pub fn create(database: &Database, scale: u32) -> Result<()> {
+    pgbench(database, scale)?;
+    database.sql_with(SHOP, &[("customers", (scale * 500).max(1_000).to_string())])?;
+    Ok(())
+}
+
+/// pgbench's tables alone.
+///
+/// # Errors
+/// What pgbench said.
+pub fn pgbench(database: &Database, scale: u32) -> Result<()> {
+    let mut init = database.client("pgbench");
+    // "G": rows are made in the server, which takes half the time.
+    init.args(["--initialize", "--quiet", "--init-steps", "dtGvp"])
+        .args(["--scale", &scale.to_string()]);
+    command::output(&mut init).map(drop)
+}
+
+/// That many empty tables with a primary key each, in schema `many`.
+///
+/// # Errors
+/// What the server said.
+pub fn many_tables(database: &Database, count: u32) -> Result<()> {
+    // In steps: one transaction would need a lock for each.
+    let sql = format!(
+        "CREATE SCHEMA many;
+         SELECT format('CREATE TABLE many.t%s (id bigint PRIMARY KEY, body text)', n)
+         FROM generate_series(1, {count}) AS n
+         \\gexec"
+    );
+    database.sql(&sql).map(drop)
+}

@@ -1,0 +1,124 @@
+//! Temporary directories that another user's server can live in, removed with their value; and the
+//! removal of what a killed run has left.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Once;
+
+use anyhow::{Context as _, Result};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::pg::account;
+use crate::usage;
+
+/// What the names begin with; the id of the owning process follows.
+const PREFIX: &str = "steep-repl-run-";
+
+/// Set to keep the directories of a run, logs and data and all.
+pub const KEEP_VARIABLE: &str = "STEEP_TEST_KEEP";
+
+/// A directory that goes with its value.
+#[derive(Debug)]
+pub struct Scratch {
+    dir: TempDir,
+}
+
+impl Scratch {
+    /// Makes one.
+    ///
+    /// # Errors
+    /// That it cannot be made.
+    pub fn new() -> Result<Self> {
+        static SWEEP: Once = Once::new();
+        let base = base();
+        SWEEP.call_once(|| sweep(&base));
+        let mut dir = tempfile::Builder::new()
+            .prefix(&format!("{PREFIX}{}-", std::process::id()))
+            .tempdir_in(&base)
+            .with_context(|| format!("cannot create a directory in {}", base.display()))?;
+        // Others may pass through, as the server's account must, and not look around.
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711))?;
+        if std::env::var_os(KEEP_VARIABLE).is_some() {
+            dir.disable_cleanup(true);
+            eprintln!("keeping {}", dir.path().display());
+        }
+        Ok(Self { dir })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+/// The directory for temporary files, unless sockets in it would have too long a name (107 bytes,
+/// unix(7)) or the server's account cannot get there.
+fn base() -> PathBuf {
+    let usual = std::env::temp_dir();
+    let short = usual.as_os_str().len() < 50;
+    if short && account::open_to_others(&usual) {
+        usual
+    } else {
+        PathBuf::from("/tmp")
+    }
+}
+
+/// Removes what runs have left whose process is gone, and ends the servers in it.
+fn sweep(base: &Path) {
+    let me = rustix::process::getuid().as_raw();
+    let Ok(entries) = fs::read_dir(base) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let owner = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(PREFIX))
+            .and_then(|rest| rest.split('-').next())
+            .and_then(|pid| pid.parse::<u32>().ok());
+        let ours = entry
+            .metadata()
+            .is_ok_and(|meta| meta.uid() == me && meta.is_dir());
+        if let Some(owner) = owner
+            && ours
+            && !usage::is_alive(owner)
+        {
+            end_processes_in(&entry.path());
+            drop(fs::remove_dir_all(entry.path()));
+        }
+    }
+}
+
+/// Ends every process whose working directory or executable's arguments lie in `dir`.
+fn end_processes_in(dir: &Path) {
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let pid = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<i32>().ok());
+        let inside = fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(dir));
+        if let (true, Some(pid)) = (inside, pid.and_then(Pid::from_raw)) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_goes_with_its_value() {
+        let scratch = Scratch::new().unwrap();
+        let path = scratch.path().to_path_buf();
+        assert!(path.is_dir());
+        drop(scratch);
+        assert_eq!(path.exists(), std::env::var_os(KEEP_VARIABLE).is_some());
+    }
+}

@@ -1,0 +1,3 @@
+CREATE ROLE steep_owner;
+CREATE ROLE steep_reader;
+CREATE ROLE "Odd ""Role""";

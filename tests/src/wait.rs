@@ -1,0 +1,63 @@
+//! Waiting for something to become true: with a limit, a name, and an end when the user says stop.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+/// How often a condition is looked at. Short against what it costs to start a process.
+const POLL: Duration = Duration::from_millis(20);
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Makes every wait of this process end with an error, now and from now on.
+pub fn interrupt() {
+    INTERRUPTED.store(true, Ordering::SeqCst);
+}
+
+/// Whether [`interrupt`] was called since the last [`resume`].
+#[must_use]
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::SeqCst)
+}
+
+/// Takes an interruption back: somebody else has dealt with it.
+pub fn resume() {
+    INTERRUPTED.store(false, Ordering::SeqCst);
+}
+
+/// Looks until `look` gives a value and returns it.
+///
+/// # Errors
+/// What `look` returns as an error; that `limit` is over; that the process was interrupted.
+pub fn until<T>(
+    what: &str,
+    limit: Duration,
+    mut look: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    let begun = Instant::now();
+    loop {
+        if let Some(value) = look()? {
+            return Ok(value);
+        }
+        if interrupted() {
+            bail!("interrupted while waiting for {what}");
+        }
+        if begun.elapsed() > limit {
+            bail!("waited {:.0} s for {what}", limit.as_secs_f64());
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+/// [`until`] for a plain condition.
+///
+/// # Errors
+/// As [`until`].
+pub fn until_true(
+    what: &str,
+    limit: Duration,
+    mut look: impl FnMut() -> Result<bool>,
+) -> Result<()> {
+    until(what, limit, || Ok(look()?.then_some(())))
+}

@@ -1,0 +1,167 @@
+//! Cancelling in every phase gives back two servers as they were.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use steep_tests::cluster::{Cluster, Running};
+use steep_tests::{compare, residue, sample, wait};
+
+/// The contract: five seconds for running COPYs, thirty at worst.
+const COPY_LIMIT: Duration = Duration::from_secs(5);
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// By which servers in these tests know that they are to be slow.
+const SLOW: &str = "slow";
+
+/// Cancels, and checks that nothing is left and that whoever followed the job was told.
+fn cancel(cluster: &Cluster, following: Running, limit: Duration) -> Result<()> {
+    let cancelled = cluster
+        .cli(&["init", "cancel", "--node", "node_b", "--yes"])?
+        .expect(0)?;
+    assert!(cancelled.took < limit, "{cancelled}");
+    assert_eq!(cluster.state("node_b")?, "uninitialized");
+    residue::of_everything(&cluster.database("node_b"))?.none()?;
+    residue::of_jobs(&cluster.database("node_a"))?.none()?;
+    following.finish(Duration::from_secs(10))?.expect(4)?;
+    Ok(())
+}
+
+#[test]
+fn while_the_slot_waits_for_an_old_transaction() -> Result<()> {
+    let cluster = Cluster::pair()?;
+    let source = cluster.database("node_a");
+    sample::create(&source, 1)?;
+    // A slot is consistent only once every transaction that was open has ended.
+    let mut open = source.client("psql");
+    open.args([
+        "-X",
+        "-c",
+        "BEGIN; SELECT txid_current(); SELECT pg_sleep(120)",
+    ])
+    .stdout(std::process::Stdio::null());
+    let mut open = open.spawn()?;
+    wait::until_true("the transaction", Duration::from_secs(10), || {
+        let sleeping = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+        Ok(source.value::<u32>(sleeping)? == 1)
+    })?;
+    let following = cluster.init_spawn(&[])?;
+    cluster.wait_state("node_b", &["preparing"], Duration::from_secs(20))?;
+    let outcome = cancel(&cluster, following, LIMIT);
+    source.sql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'",
+    )?;
+    open.wait()?;
+    outcome
+}
+
+#[test]
+fn while_rows_are_copied_and_a_second_attempt_works() -> Result<()> {
+    let cluster = Cluster::pair()?;
+    let source = cluster.database("node_a");
+    sample::create(&source, 3)?;
+    let following = cluster.init_spawn(&["--max-rate", "2MB"])?;
+    cluster.wait_copying("node_b")?;
+    cancel(&cluster, following, COPY_LIMIT)?;
+
+    cluster.init(&[])?.expect(0)?;
+    compare::rows(&source, &cluster.database("node_b"))?.none()?;
+    compare::schema(&source, &cluster.database("node_b"))?.none()
+}
+
+#[test]
+fn while_an_index_is_built() -> Result<()> {
+    let cluster = Cluster::builder()
+        .setting("node_b", "cluster_name", SLOW)
+        .start()?;
+    let source = cluster.database("node_a");
+    source.sql(
+        "CREATE FUNCTION slowly(n integer) RETURNS integer IMMUTABLE LANGUAGE plpgsql AS $$
+         BEGIN
+             IF current_setting('cluster_name') = 'slow' THEN PERFORM pg_sleep(0.5); END IF;
+             RETURN n;
+         END $$;
+         CREATE TABLE t (id integer PRIMARY KEY);
+         CREATE INDEX t_slowly ON t (public.slowly(id));
+         INSERT INTO t SELECT generate_series(1, 1000);",
+    )?;
+    let following = cluster.init_spawn(&[])?;
+    cluster.wait_phase("node_b", "indexes")?;
+    cancel(&cluster, following, LIMIT)
+}
+
+#[test]
+fn while_the_subscription_catches_up() -> Result<()> {
+    let cluster = Cluster::builder()
+        .setting("node_b", "cluster_name", SLOW)
+        .start()?;
+    let source = cluster.database("node_a");
+    // A trigger that fires even for a subscription makes it slow.
+    source.sql(
+        "CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN
+             IF current_setting('cluster_name') = 'slow' THEN PERFORM pg_sleep(0.5); END IF;
+             RETURN NEW;
+         END $$;
+         CREATE TABLE t (id integer PRIMARY KEY, body text);
+         INSERT INTO t SELECT n, repeat('x', 1000) FROM generate_series(1, 5000) AS n;
+         CREATE TRIGGER slow BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION slowly();
+         ALTER TABLE t ENABLE ALWAYS TRIGGER slow;",
+    )?;
+    let following = cluster.init_spawn(&["--max-rate", "1MB"])?;
+    cluster.wait_copying("node_b")?;
+    source.sql("INSERT INTO t SELECT n, 'late' FROM generate_series(10001, 11000) AS n")?;
+    cluster.wait_state("node_b", &["catching_up"], Duration::from_secs(40))?;
+    cancel(&cluster, following, LIMIT)
+}
+
+#[test]
+fn rows_are_kept_when_that_is_asked_for() -> Result<()> {
+    let cluster = Cluster::pair()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    sample::create(&source, 3)?;
+    let following = cluster.init_spawn(&["--max-rate", "3MB"])?;
+    cluster.wait_copying("node_b")?;
+    cluster
+        .cli(&["init", "cancel", "--node", "node_b", "--keep-data", "--yes"])?
+        .expect(0)?;
+    following.finish(Duration::from_secs(10))?.expect(4)?;
+    assert_eq!(cluster.state("node_b")?, "uninitialized");
+    residue::of_jobs(&source)?.none()?;
+    residue::of_jobs(&target)?.none()?;
+    assert_eq!(
+        compare::contents(&source)?.len(),
+        compare::contents(&target)?.len()
+    );
+    Ok(())
+}
+
+#[test]
+fn tables_that_were_there_before_stay_and_are_emptied() -> Result<()> {
+    let cluster = Cluster::pair()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    let schema = "CREATE TABLE t (id integer PRIMARY KEY, body text);
+                  CREATE INDEX t_body ON t (md5(body));";
+    source.sql(schema)?;
+    target.sql(schema)?;
+    source.sql("INSERT INTO t SELECT n, repeat('x', 1000) FROM generate_series(1, 20000) AS n")?;
+    let following = cluster.init_spawn(&["--max-rate", "2MB"])?;
+    cluster.wait_copying("node_b")?;
+    cluster
+        .cli(&["init", "cancel", "--node", "node_b", "--yes"])?
+        .expect(0)?;
+    following.finish(Duration::from_secs(10))?.expect(4)?;
+    residue::of_jobs(&source)?.none()?;
+    residue::of_jobs(&target)?.none()?;
+    assert_eq!(target.value::<u32>("SELECT count(*) FROM t")?, 0);
+    compare::schema(&source, &target)?.none()
+}
+
+#[test]
+fn cancelling_when_nothing_runs_says_so_and_changes_nothing() -> Result<()> {
+    let cluster = Cluster::pair()?;
+    let output = cluster.cli(&["init", "cancel", "--node", "node_b", "--yes"])?;
+    assert!([0, 1].contains(&output.code), "{output}");
+    assert!(output.text().contains("node_b"), "{output}");
+    assert_eq!(cluster.state("node_b")?, "uninitialized");
+    Ok(())
+}

@@ -1,0 +1,164 @@
+//! Any process may be killed in mid-copy: the job fails with a cause within fifteen seconds, or goes
+//! on; `init cancel` cleans up; `init` works again.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use steep_tests::cluster::Cluster;
+use steep_tests::{compare, residue, sample};
+
+/// The contract.
+const FAILURE_LIMIT: Duration = Duration::from_secs(15);
+
+/// At this rate the copy takes about half a minute, so that death comes in the middle of it.
+const RATE: &str = "1500kB";
+
+/// A cluster in mid-copy, the job detached.
+fn copying() -> Result<Cluster> {
+    let cluster = Cluster::pair()?;
+    sample::create(&cluster.database("node_a"), 3)?;
+    cluster.init(&["--detach", "--max-rate", RATE])?.expect(0)?;
+    cluster.wait_copying("node_b")?;
+    Ok(cluster)
+}
+
+/// Waits for the job's failure, and checks that its cause is kept with the node.
+fn fails_with_a_cause(cluster: &Cluster) -> Result<()> {
+    cluster.wait_state("node_b", &["failed"], FAILURE_LIMIT)?;
+    let view = cluster.node_view("node_b")?.context("node_b is known")?;
+    let cause = view["error_message"].as_str().unwrap_or_default();
+    assert!(cause.len() > 10, "no cause: {view}");
+    Ok(())
+}
+
+/// Cleans up after a job, and initialises again.
+fn cancel_and_init_work(cluster: &Cluster) -> Result<()> {
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    cluster
+        .cli(&["init", "cancel", "--node", "node_b", "--yes"])?
+        .expect(0)?;
+    assert_eq!(cluster.state("node_b")?, "uninitialized");
+    residue::of_jobs(&source)?.none()?;
+    residue::of_everything(&target)?.none()?;
+    cluster.init(&[])?.expect(0)?;
+    source.sql("UPDATE pgbench_tellers SET tbalance = 1")?;
+    cluster.wait_drained("node_a")?;
+    compare::rows(&source, &target)?.none()?;
+    compare::schema(&source, &target)?.none()
+}
+
+#[test]
+fn of_the_sources_agent() -> Result<()> {
+    let mut cluster = copying()?;
+    cluster.kill_agent("node_a")?;
+    fails_with_a_cause(&cluster)?;
+    cluster.start_agent("node_a")?;
+    cluster.wait_online(&["node_a", "node_b"])?;
+    cancel_and_init_work(&cluster)
+}
+
+#[test]
+fn of_the_targets_agent() -> Result<()> {
+    let mut cluster = copying()?;
+    cluster.kill_agent("node_b")?;
+    fails_with_a_cause(&cluster)?;
+    cluster.start_agent("node_b")?;
+    cluster.wait_online(&["node_a", "node_b"])?;
+    cancel_and_init_work(&cluster)
+}
+
+#[test]
+fn of_the_targets_agent_that_is_back_at_once() -> Result<()> {
+    let mut cluster = copying()?;
+    cluster.kill_agent("node_b")?;
+    cluster.start_agent("node_b")?;
+    let limit = Duration::from_secs(90);
+    let state = cluster.wait_state("node_b", &["failed", "synchronized"], limit)?;
+    if state == "synchronized" {
+        return compare::rows(&cluster.database("node_a"), &cluster.database("node_b"))?.none();
+    }
+    cancel_and_init_work(&cluster)
+}
+
+#[test]
+fn of_the_coordinator_does_not_stop_rows_on_their_way() -> Result<()> {
+    let mut cluster = copying()?;
+    cluster.kill_coordinator()?;
+    // What the target has must grow while nobody coordinates.
+    let target = cluster.database("node_b");
+    let ledger = || target.value::<u64>("SELECT pg_database_size(current_database())");
+    let before = ledger()?;
+    steep_tests::wait::until_true("rows to go on arriving", FAILURE_LIMIT, || {
+        Ok(ledger()? > before + 2_000_000)
+    })?;
+    cluster.start_coordinator()?;
+    let limit = Duration::from_secs(90);
+    let state = cluster.wait_state("node_b", &["failed", "synchronized"], limit)?;
+    if state == "synchronized" {
+        return compare::rows(&cluster.database("node_a"), &target)?.none();
+    }
+    cancel_and_init_work(&cluster)
+}
+
+#[test]
+fn of_the_sources_postgresql() -> Result<()> {
+    let mut cluster = copying()?;
+    cluster.node_mut("node_a").server_mut().crash()?;
+    fails_with_a_cause(&cluster)?;
+    cluster.node_mut("node_a").server_mut().restart()?;
+    cancel_and_init_work(&cluster)
+}
+
+#[test]
+fn of_the_targets_postgresql() -> Result<()> {
+    let mut cluster = copying()?;
+    cluster.node_mut("node_b").server_mut().crash()?;
+    fails_with_a_cause(&cluster)?;
+    cluster.node_mut("node_b").server_mut().restart()?;
+    cancel_and_init_work(&cluster)
+}
+
+#[test]
+fn of_the_command_line_stops_nothing() -> Result<()> {
+    let cluster = Cluster::pair()?;
+    let source = cluster.database("node_a");
+    sample::create(&source, 1)?;
+    let following = cluster.init_spawn(&["--max-rate", "3MB"])?;
+    cluster.wait_copying("node_b")?;
+    following.kill()?;
+    cluster.wait_state("node_b", &["synchronized"], Duration::from_secs(60))?;
+    compare::rows(&source, &cluster.database("node_b"))?.none()
+}
+
+#[test]
+fn of_everything_at_once() -> Result<()> {
+    let mut cluster = copying()?;
+    cluster.kill_coordinator()?;
+    for node in ["node_a", "node_b"] {
+        cluster.kill_agent(node)?;
+        cluster.node_mut(node).server_mut().crash()?;
+    }
+    for node in ["node_a", "node_b"] {
+        cluster.node_mut(node).server_mut().restart()?;
+    }
+    cluster.start_coordinator()?;
+    for node in ["node_a", "node_b"] {
+        cluster.start_agent(node)?;
+    }
+    cluster.wait_online(&["node_a", "node_b"])?;
+    let limit = Duration::from_secs(60);
+    if cluster.wait_state("node_b", &["failed", "synchronized"], limit)? == "failed" {
+        cancel_and_init_work(&cluster)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn sigterm_ends_the_daemons_in_order() -> Result<()> {
+    let mut cluster = Cluster::pair()?;
+    for node in ["node_a", "node_b"] {
+        assert_eq!(cluster.stop_agent(node)?.code(), Some(0), "agent of {node}");
+    }
+    assert_eq!(cluster.stop_coordinator()?.code(), Some(0));
+    Ok(())
+}

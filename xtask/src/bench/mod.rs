@@ -1,0 +1,173 @@
+//! `cargo xtask bench`: the product beside the other ways to copy a database, in one run, on the same
+//! source, each into a fresh server, alone on the machine.
+
+mod many;
+mod measure;
+mod table;
+mod ways;
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use steep_tests::cluster::Cluster;
+use steep_tests::pg::{Durability, Grouping};
+use steep_tests::{sample, wait};
+
+use crate::{cargo, units};
+use measure::Measured;
+use ways::Way;
+
+/// What to measure.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Size of the database: 100,000 pgbench accounts and about 16 MB each
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    scale: u32,
+    /// Only these ways (words of their names); may be given several times
+    #[arg(long, value_name = "WORD")]
+    only: Vec<String>,
+    /// How often each way is run; the median counts
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=9))]
+    runs: u8,
+    /// Instead, initialise that many empty tables, and a quarter and a half of them
+    #[arg(long, value_name = "N")]
+    many_tables: Option<u32>,
+}
+
+/// Runs it.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    println!("Building");
+    let binaries = cargo::release_binaries()?;
+    if let Some(count) = arguments.many_tables {
+        return many::run(binaries, count);
+    }
+    let chosen: Vec<Way> = Way::all()
+        .into_iter()
+        .filter(|way| {
+            let name = way.to_string();
+            arguments.only.is_empty() || arguments.only.iter().any(|word| name.contains(word))
+        })
+        .collect();
+    let ways: Vec<&Way> = chosen.iter().filter(|way| way.is_installed()).collect();
+    anyhow::ensure!(!ways.is_empty(), "--only leaves nothing to run");
+    let runs = ways.len() * usize::from(arguments.runs);
+
+    println!("Starting {} PostgreSQL servers", 1 + runs);
+    let mut cluster = builder(1 + runs).binaries(binaries).start_servers()?;
+    println!("Building the database (scale {})", arguments.scale);
+    let source = cluster.database("node_a");
+    sample::pgbench(&source, arguments.scale)?;
+    let size: u64 = source.value("SELECT pg_database_size(current_database())")?;
+
+    let targets: Vec<String> = cluster
+        .nodes()
+        .iter()
+        .skip(1)
+        .map(|node| node.name().to_owned())
+        .collect();
+    let mut results: Vec<(&Way, Vec<Measured>)> =
+        ways.iter().map(|way| (*way, Vec::new())).collect();
+    // Round by round: what changes on the machine meanwhile changes for all alike.
+    for (at, target) in targets.iter().enumerate() {
+        let (way, measured) = &mut results[at % ways.len()];
+        anyhow::ensure!(!wait::interrupted(), "interrupted");
+        print!("{way} … ");
+        std::io::Write::flush(&mut std::io::stdout())?;
+        let result = run_way(&mut cluster, way, target).with_context(|| format!("{way}"))?;
+        println!("{:.1} s", result.times.ready);
+        measured.push(result);
+    }
+    println!(
+        "\n{} of pgbench, scale {}, PostgreSQL {}, fsync on, {} processors, {} run(s) each\n",
+        units::bytes(size),
+        arguments.scale,
+        cluster.node("node_a").server().installation().version(),
+        std::thread::available_parallelism()?,
+        arguments.runs
+    );
+    table::print(&results, chosen.iter().filter(|way| !way.is_installed()));
+    Ok(())
+}
+
+/// Servers as a careful owner sets them up for a load of this size; the same for every way.
+pub(super) fn builder(nodes: usize) -> steep_tests::cluster::Builder {
+    let mut builder = Cluster::builder()
+        .nodes(nodes)
+        .durability(Durability::Full)
+        .grouping(Grouping::Own);
+    for letter in (b'a'..=b'z').take(nodes) {
+        let node = format!("node_{}", char::from(letter));
+        for (name, value) in [
+            ("shared_buffers", "512MB"),
+            ("maintenance_work_mem", "256MB"),
+            ("max_wal_size", "16GB"),
+            ("checkpoint_timeout", "1h"),
+            ("autovacuum", "off"),
+        ] {
+            builder = builder.setting(&node, name, value);
+        }
+    }
+    builder
+}
+
+fn run_way(cluster: &mut Cluster, way: &Way, target: &str) -> Result<Measured> {
+    let ends = ["node_a", target];
+    for node in ends {
+        cluster.database(node).sql("CHECKPOINT")?;
+    }
+    if way.is_ours() {
+        // New processes, so that peaks of memory are of this run.
+        start_ours(cluster, ends)?;
+    }
+    let before = measure::Costs::of(cluster, target)?;
+    let times = way.run(cluster, target)?;
+    let costs = measure::Costs::of(cluster, target)?.since(&before);
+    if way.is_ours() {
+        stop_ours(cluster, ends)?;
+    }
+    // The target's server would go on writing into the next one's time, and reach for the source.
+    cluster.node_mut(target).server_mut().stop()?;
+    cleanup_source(cluster)?;
+    Ok(Measured { times, costs })
+}
+
+/// Coordinator and agents without a memory of earlier runs.
+pub(super) fn start_ours(cluster: &mut Cluster, nodes: [&str; 2]) -> Result<()> {
+    let memory = cluster.dir().join("coordinator");
+    if memory.exists() {
+        std::fs::remove_dir_all(memory)?;
+    }
+    cluster.start_coordinator()?;
+    for node in nodes {
+        cluster.start_agent(node)?;
+    }
+    cluster.wait_online(&nodes)
+}
+
+/// Ends them.
+pub(super) fn stop_ours(cluster: &mut Cluster, nodes: [&str; 2]) -> Result<()> {
+    for node in nodes {
+        cluster.kill_agent(node)?;
+    }
+    cluster.kill_coordinator()
+}
+
+/// Leaves the source as it was.
+pub(super) fn cleanup_source(cluster: &Cluster) -> Result<()> {
+    cluster.database("node_a").sql(
+        "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active;
+         SELECT format('DROP PUBLICATION %I', pubname) FROM pg_publication \\gexec",
+    )?;
+    wait::until_true(
+        "the slots of the source to be dropped",
+        std::time::Duration::from_secs(20),
+        || {
+            let dropped = cluster.database("node_a").sql(
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE NOT active",
+        );
+            let left: u32 = cluster
+                .database("node_a")
+                .value("SELECT count(*) FROM pg_replication_slots")?;
+            Ok(dropped.is_ok() && left == 0)
+        },
+    )
+}

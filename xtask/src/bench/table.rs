@@ -1,0 +1,98 @@
+//! The results, side by side.
+
+use std::collections::BTreeMap;
+
+use super::measure::{Measured, Process};
+use super::ways::Way;
+
+const MEBI: f64 = 1024.0 * 1024.0;
+
+/// Prints one line per way, and what the product cost per GB below.
+pub(super) fn print<'a>(results: &[(&Way, Vec<Measured>)], missing: impl Iterator<Item = &'a Way>) {
+    let medians: Vec<(&Way, &Measured)> = results
+        .iter()
+        .filter_map(|(way, runs)| Some((*way, median(runs)?)))
+        .collect();
+    let ours = medians
+        .iter()
+        .filter(|(way, _)| way.is_ours())
+        .map(|(_, measured)| measured.times.ready)
+        .fold(f64::INFINITY, f64::min);
+    println!(
+        "{:<32}{:>9}{:>9}{:>8}{:>11}{:>16}  peak MiB: source, target, coordinator",
+        "way", "copied s", "ready s", "ratio", "our CPU s", "postgres CPU s"
+    );
+    for (way, measured) in &medians {
+        let ratio = if ours.is_finite() {
+            format!("{:.2}", measured.times.ready / ours)
+        } else {
+            "-".to_owned()
+        };
+        let cpu = measured.costs.ours.map_or_else(
+            || "-".to_owned(),
+            |ours| format!("{:.1}", ours.iter().map(|one| one.cpu).sum::<f64>()),
+        );
+        let peaks = measured
+            .costs
+            .ours
+            .map_or_else(|| "-".to_owned(), |ours| peaks(&ours));
+        println!(
+            "{:<32}{:>9.1}{:>9.1}{:>8}{:>11}{:>16.1}  {}",
+            way.to_string(),
+            measured.times.copied,
+            measured.times.ready,
+            ratio,
+            cpu,
+            measured.costs.postgres,
+            peaks
+        );
+    }
+    for way in missing {
+        println!("{:<32} not installed on this machine", way.to_string());
+    }
+    println!(
+        "\nReady: keys built and replication caught up; without replication for psql, pg_dump and pgcopydb."
+    );
+    println!("Ratio: to the faster of ours; more than 1 is slower.");
+    for (way, measured) in medians {
+        per_gigabyte(way, measured);
+    }
+}
+
+fn peaks(ours: &[Process; 3]) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "shown without decimals")]
+    let mebi = ours.map(|one| format!("{:.0}", one.peak as f64 / MEBI));
+    mebi.join(", ")
+}
+
+fn per_gigabyte(way: &Way, measured: &Measured) {
+    let (Some(ours), Some(bytes)) = (measured.costs.ours, measured.times.bytes) else {
+        return;
+    };
+    #[expect(clippy::cast_precision_loss, reason = "shown with two decimals")]
+    let gigabytes = bytes as f64 / 1e9;
+    if gigabytes > 0.0 {
+        println!(
+            "{way}: {gigabytes:.2} GB of COPY data; CPU seconds per GB: source {:.2}, target {:.2}, coordinator {:.2}",
+            ours[0].cpu / gigabytes,
+            ours[1].cpu / gigabytes,
+            ours[2].cpu / gigabytes
+        );
+    }
+}
+
+/// The run in the middle by time to ready; of two, the slower.
+fn median(runs: &[Measured]) -> Option<&Measured> {
+    // Milliseconds order as the seconds do, and integers can be sorted.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "hours at most"
+    )]
+    let by_time: BTreeMap<(u64, usize), &Measured> = runs
+        .iter()
+        .enumerate()
+        .map(|(at, run)| (((run.times.ready * 1_000.0) as u64, at), run))
+        .collect();
+    by_time.into_values().nth(runs.len() / 2)
+}

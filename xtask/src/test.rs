@@ -1,0 +1,168 @@
+//! `cargo xtask test`: everything that has to pass, in the order in which it fails fastest.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use clap::Args;
+use steep_tests::pg::Installation;
+
+use crate::{cargo, units};
+
+/// The versions between which `tests/tests/versions.rs` copies.
+const VERSIONS: [u32; 3] = [18, 17, 15];
+
+/// What to leave out.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Leave out the tests that run whole clusters
+    #[arg(long)]
+    fast: bool,
+}
+
+/// Runs the steps, and stops at the first that fails.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let mut steps = Steps::default();
+    steps.run("formatting", |cargo| {
+        cargo.args(["fmt", "--all", "--check"])
+    })?;
+    steps.run("lints", |cargo| {
+        cargo.args([
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--quiet",
+            "--",
+            "-D",
+            "warnings",
+        ])
+    })?;
+    steps.run("documentation", |cargo| {
+        cargo.env("RUSTDOCFLAGS", "-D warnings").args([
+            "doc",
+            "--workspace",
+            "--no-deps",
+            "--quiet",
+        ])
+    })?;
+    if has_subcommand("deny") {
+        steps.run("dependencies", |cargo| {
+            cargo.args([
+                "deny",
+                "--log-level",
+                "error",
+                "check",
+                "bans",
+                "licenses",
+                "sources",
+            ])
+        })?;
+    } else {
+        steps.skip("dependencies", "cargo-deny is not installed");
+    }
+    steps.run("binaries", |cargo| {
+        cargo.args(["build", "--workspace", "--quiet"])
+    })?;
+    if arguments.fast {
+        steps.skip("PostgreSQL", "--fast");
+    } else {
+        steps.time("PostgreSQL", postgresql)?;
+    }
+    steps.run("tests", |cargo| {
+        // Errors of tests are chains of causes; a backtrace for each buries them.
+        tests(cargo.env("RUST_LIB_BACKTRACE", "0"), arguments.fast)
+    })?;
+    steps.run("documentation tests", |cargo| {
+        cargo.args(["test", "--workspace", "--doc", "--quiet"])
+    })?;
+    steps.report();
+    Ok(())
+}
+
+/// Fetches what the tests would fetch, and says what they cannot have.
+fn postgresql() -> Result<()> {
+    let preferred = Installation::preferred()?;
+    println!(
+        "PostgreSQL {} in {}",
+        preferred.version(),
+        preferred.bin().display()
+    );
+    for major in VERSIONS
+        .into_iter()
+        .filter(|major| *major != preferred.major())
+    {
+        match Installation::of_major(major) {
+            Ok(found) => println!(
+                "PostgreSQL {} in {}",
+                found.version(),
+                found.bin().display()
+            ),
+            Err(error) => println!("PostgreSQL {major}: NOT TESTED, {error:#}"),
+        }
+    }
+    Ok(())
+}
+
+/// cargo-nextest runs tests side by side within the limits of `.config/nextest.toml`; without it,
+/// one binary after the other, two tests at a time.
+fn tests(cargo: &mut Command, fast: bool) -> &mut Command {
+    if has_subcommand("nextest") {
+        cargo.args(["nextest", "run", "--workspace"]);
+        if fast {
+            cargo.args(["-E", "not (package(steep-tests) and kind(test))"]);
+        }
+        return cargo;
+    }
+    cargo.args(["test", "--workspace", "--lib", "--bins", "--tests"]);
+    if fast {
+        cargo.args(["--exclude", "steep-tests"]);
+    }
+    cargo.args(["--", "--test-threads", "2"])
+}
+
+fn has_subcommand(name: &str) -> bool {
+    let mut ask = cargo::command();
+    ask.args([name, "--version"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    ask.status().is_ok_and(|status| status.success())
+}
+
+/// What has been run, and how long it took; nothing where it was skipped.
+#[derive(Default)]
+struct Steps(Vec<(&'static str, Option<Duration>)>);
+
+impl Steps {
+    fn run(
+        &mut self,
+        name: &'static str,
+        describe: impl FnOnce(&mut Command) -> &mut Command,
+    ) -> Result<()> {
+        self.time(name, || cargo::run(describe(&mut cargo::command())))
+    }
+
+    fn time(&mut self, name: &'static str, step: impl FnOnce() -> Result<()>) -> Result<()> {
+        println!("── {name}");
+        let begun = Instant::now();
+        let outcome = step();
+        self.0.push((name, Some(begun.elapsed())));
+        if let Err(error) = outcome {
+            self.report();
+            bail!("{name}: {error:#}");
+        }
+        Ok(())
+    }
+
+    fn skip(&mut self, name: &'static str, why: &str) {
+        println!("── {name}: skipped, {why}");
+        self.0.push((name, None));
+    }
+
+    fn report(&self) {
+        println!();
+        for (name, took) in &self.0 {
+            let took = took.map_or_else(|| "skipped".to_owned(), units::duration);
+            println!("{name:<22}{took:>14}");
+        }
+    }
+}
