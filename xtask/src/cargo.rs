@@ -32,16 +32,5 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 
 /// Builds the product's binaries for use, not for debugging.
 pub(crate) fn release_binaries() -> Result<Binaries> {
-    let mut build = command();
-    build.args([
-        "build",
-        "--release",
-        "-p",
-        "steep-cli",
-        "-p",
-        "steep-agent",
-        "-p",
-    ]);
-    run(build.arg("steep-coordinator"))?;
-    Binaries::within(paths::target_dir()?.join("release"))
+    Binaries::beside_me()
 }

@@ -4,7 +4,7 @@
 //! Owns the gathering; never judges (the coordinator does, from both ends' facts) and never changes
 //! anything that outlives its transactions. Two probes do more than read, and are rolled back:
 //! whether triggers can be silenced ([`server`]) and whether this PostgreSQL reaches the other one
-//! ([`link`]).
+//! ([`link`]); a third opens a replication connection and closes it again ([`walsender`]).
 //!
 //! Invariants: no name is built into SQL but through a quoted type; no password is in a fact; a
 //! catalog of any size is read as a stream and kept as counts and bounded lists.
@@ -53,19 +53,14 @@ const LOCK_PATIENCE: &str = "SET lock_timeout = '5s'";
 /// A [`Fault`] where PostgreSQL cannot be asked. What can be asked and is wrong is a fact.
 pub async fn source(task: &Task, filter: &TableFilter) -> Result<SourceFacts, Fault> {
     let gathered = async {
-        let facts = match look(task).await? {
-            Look::Unreadable(server) => SourceFacts {
-                server,
-                ..SourceFacts::default()
-            },
-            Look::Readable(session, server) => {
-                let mut facts = content::gather(task, &session, filter).await?;
-                session.close().await;
-                facts.replication_link = walsender::probe(task, &server).await?;
-                facts.server = server;
-                facts
-            }
-        };
+        let (server, session) = look(task).await?;
+        let mut facts = SourceFacts::default();
+        if let Some(session) = session {
+            facts = content::gather(task, &session, filter).await?;
+            session.close().await;
+            facts.replication_link = walsender::probe(task, &server).await?;
+        }
+        facts.server = server;
         Ok(facts)
     };
     gathered
@@ -83,21 +78,16 @@ pub async fn target(
     peer: PeerFacts,
 ) -> Result<TargetFacts, Fault> {
     let gathered = async {
-        let mut facts = match look(task).await? {
-            Look::Unreadable(server) => TargetFacts {
-                server,
-                ..TargetFacts::default()
-            },
-            Look::Readable(session, server) => {
-                let mut facts = receiver::gather(task, &session, filter, &peer).await?;
-                if let Some(conninfo) = &peer.conninfo {
-                    facts.server_link = link::probe(task, &session, conninfo).await?;
-                }
-                session.close().await;
-                facts.server = server;
-                facts
+        let (server, session) = look(task).await?;
+        let mut facts = TargetFacts::default();
+        if let Some(session) = session {
+            facts = receiver::gather(task, &session, filter, &peer).await?;
+            if let Some(conninfo) = &peer.conninfo {
+                facts.server_link = link::probe(task, &session, conninfo).await?;
             }
-        };
+            session.close().await;
+        }
+        facts.server = server;
         facts.clock_ahead_seconds = peer.clock_ahead;
         let micros = |rtt: Duration| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
         facts.agent_link = Some(peer.link.map(micros));
@@ -108,31 +98,25 @@ pub async fn target(
         .map_err(|error: PgError| error.to_fault(&task.node))
 }
 
-/// A first look at a server.
-enum Look {
-    /// There is no point, or no way, in asking it more.
-    Unreadable(ServerFacts),
-    /// A session to ask, and what the server is like.
-    Readable(Session, ServerFacts),
-}
-
-async fn look(task: &Task) -> Result<Look, PgError> {
+/// What the server is like, and a session to ask it more: none where there is no point or no way,
+/// which the facts tell.
+async fn look(task: &Task) -> Result<(ServerFacts, Option<Session>), PgError> {
     let session = Session::connect(&task.conninfo, "preflight").await?;
     let mut facts = ServerFacts {
         version: session.server_version(),
         ..ServerFacts::default()
     };
     if facts.version < OLDEST_READABLE {
-        return Ok(Look::Unreadable(facts));
+        return Ok((facts, None));
     }
     // First of all: behind a pooler, prepared statements may not even work.
     facts.pooled = pooler::detect(task, &session).await?;
     if facts.pooled.is_some() {
-        return Ok(Look::Unreadable(facts));
+        return Ok((facts, None));
     }
     session
         .run(&task.cancel, session.batch_execute(LOCK_PATIENCE))
         .await?;
     let facts = server::gather(task, &session, facts).await?;
-    Ok(Look::Readable(session, facts))
+    Ok((facts, Some(session)))
 }

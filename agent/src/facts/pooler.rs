@@ -62,7 +62,7 @@ pub(super) async fn detect(task: &Task, first: &Session) -> Result<Option<String
         }
         Err(error) => return Err(error),
     };
-    Ok(seen.iter().find_map(|round| verdict(round)))
+    Ok(seen.iter().find_map(verdict))
 }
 
 /// What was seen in one round: the first connection, the second in its transaction, the first

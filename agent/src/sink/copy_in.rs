@@ -233,7 +233,7 @@ impl PartLoad<'_> {
         let conn = &self.loader.conn;
         let table = &self.table;
         let ask = format!(
-            "SAVEPOINT freeze; SET LOCAL lock_timeout = '{FREEZE_WAIT}';
+            "SAVEPOINT unfrozen; SET LOCAL lock_timeout = '{FREEZE_WAIT}';
              LOCK TABLE ONLY {table} IN ACCESS EXCLUSIVE MODE;
              SELECT 1 FROM ONLY {table} LIMIT 1"
         );
@@ -245,11 +245,11 @@ impl PartLoad<'_> {
                 .any(|message| matches!(message, SimpleQueryMessage::Row(_)))
         });
         let fresh =
-            format!("TRUNCATE ONLY {table}; SET LOCAL lock_timeout = 0; RELEASE SAVEPOINT freeze");
+            format!("TRUNCATE ONLY {table}; SET LOCAL lock_timeout = 0; RELEASE SAVEPOINT unfrozen");
         if empty && conn.attempt(&fresh).await.is_ok() {
             return Ok(true);
         }
-        conn.execute("ROLLBACK TO SAVEPOINT freeze; RELEASE SAVEPOINT freeze")
+        conn.execute("ROLLBACK TO SAVEPOINT unfrozen; RELEASE SAVEPOINT unfrozen")
             .await?;
         Ok(false)
     }

@@ -233,7 +233,7 @@ impl Waiting {
 /// What of a stage is not done, in order.
 pub(super) async fn waiting(conn: &Conn, job: JobId, stage: Stage) -> Result<Vec<Waiting>, Fault> {
     let sql = "SELECT ord, kind, schema_name, table_name, name, create_sql, d.state = 'added',
-            coalesce(pg_table_size(to_regclass(format('%I.%I', schema_name, table_name))), 0)
+            coalesce(pg_table_size(to_regclass(quote_ident(schema_name) || '.' || quote_ident(table_name))), 0)
         FROM steep_repl.deferred_objects d
         WHERE job = $1 AND stage = $2 AND d.state IN ('pending', 'added') ORDER BY ord";
     let rows = conn.rows(sql, &[&job.to_string(), &stage.code()]).await?;

@@ -1,0 +1,471 @@
+//! A whole cluster in memory: the real loop and the real store, agents that answer by hand or by
+//! themselves, a clock that is moved. No task, no socket, no waiting.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use jiff::SignedDuration;
+use steep_protocol::message::agent::{
+    AgentMessage, Command, CoordinatorMessage, Observed, Outcome, PartDone, Registration,
+    SlotStatus, SubscriptionStatus, TableSummary,
+};
+use steep_protocol::message::api::{EndView, NodeView, ProgressView};
+use steep_protocol::message::facts::{ServerFacts, SourceFacts, TargetFacts};
+use steep_protocol::{
+    ByteCount, CommandId, Fault, FaultKind, JobId, Lsn, NodeId, NodeState, PartNo, RowCount,
+    TableName, TableNo,
+};
+use tokio::sync::{mpsc, oneshot};
+
+use super::super::*;
+use crate::registry::Link;
+use crate::store::sqlite::SqliteStore;
+use crate::testing::node;
+
+pub(super) const TABLES: u32 = 3;
+pub(super) const PARTS: u32 = 6;
+
+/// An agent: its queue, what it was told, what it has answered.
+pub(super) struct FakeAgent {
+    pub(super) session: SessionId,
+    pub(super) incarnation: u64,
+    queue: mpsc::Receiver<CoordinatorMessage>,
+    pub(super) online: bool,
+    snapshots: BTreeSet<JobId>,
+    /// Commands at work.
+    pub(super) at_work: BTreeMap<CommandId, (JobId, Command)>,
+    /// Outcomes not forgotten.
+    pub(super) kept: BTreeMap<CommandId, Result<Outcome, Fault>>,
+    /// Every command ever given, in order.
+    pub(super) history: Vec<(CommandId, Command)>,
+    pub(super) mirrored: Vec<steep_protocol::message::agent::MirrorRow>,
+    sums: BTreeMap<JobId, (u32, u64, u64)>,
+}
+
+pub(super) struct World {
+    pub(super) driver: Driver<SqliteStore>,
+    pub(super) handle: Handle,
+    pub(super) agents: BTreeMap<NodeId, FakeAgent>,
+    sessions: u64,
+    skipped: SignedDuration,
+}
+
+impl World {
+    pub(super) fn open(directory: &Path, nodes: &[&str]) -> Self {
+        let (driver, handle) = Driver::new(SqliteStore::open(directory).unwrap()).unwrap();
+        let mut world = Self {
+            driver,
+            handle,
+            agents: BTreeMap::new(),
+            sessions: 0,
+            skipped: SignedDuration::ZERO,
+        };
+        for name in nodes {
+            world.join(name);
+        }
+        world
+    }
+
+    /// The coordinator dies and is started again; the agents' processes live on without a session.
+    pub(super) fn restart(self, directory: &Path) -> Self {
+        let Self {
+            driver,
+            mut agents,
+            sessions,
+            skipped,
+            ..
+        } = self;
+        drop(driver);
+        for agent in agents.values_mut() {
+            agent.online = false;
+        }
+        let (driver, handle) = Driver::new(SqliteStore::open(directory).unwrap()).unwrap();
+        let mut world = Self {
+            driver,
+            handle,
+            agents,
+            sessions,
+            skipped: SignedDuration::ZERO,
+        };
+        world.skip(skipped.as_secs());
+        world
+    }
+
+    fn turn(&mut self, inputs: Vec<AgentInput>) {
+        let mut inputs = inputs;
+        self.driver.turn(&mut inputs, Wake::Agents).unwrap();
+    }
+
+    /// Begins a session of a node's agent; the process is the one that was there before, if any.
+    pub(super) fn join(&mut self, name: &str) {
+        self.sessions += 1;
+        let session = SessionId(self.sessions);
+        let (outbox, queue) = mpsc::channel(1_000);
+        let id = node(name);
+        let agent = self.agents.entry(id.clone()).or_insert_with(|| FakeAgent {
+            session,
+            incarnation: 1,
+            queue: mpsc::channel(1).1,
+            online: false,
+            snapshots: BTreeSet::new(),
+            at_work: BTreeMap::new(),
+            kept: BTreeMap::new(),
+            history: Vec::new(),
+            mirrored: Vec::new(),
+            sums: BTreeMap::new(),
+        });
+        agent.session = session;
+        agent.queue = queue;
+        agent.online = true;
+        let registration = Registration {
+            advertise: format!("{name}:7401"),
+            version: "0.1.0".to_owned(),
+            incarnation: agent.incarnation,
+            open_snapshots: agent.snapshots.iter().copied().collect(),
+            max_workers: 16,
+        };
+        let kept: Vec<_> = agent.kept.clone().into_iter().collect();
+        self.turn(vec![AgentInput::Joined {
+            node: id.clone(),
+            link: Link { session, outbox },
+            registration,
+        }]);
+        for (command, outcome) in kept {
+            self.say(name, AgentMessage::Finished { command, outcome });
+        }
+        self.listen();
+    }
+
+    /// The agent's session ends; `dies` takes its process along.
+    pub(super) fn leave(&mut self, name: &str) {
+        let agent = self.agent(name);
+        agent.online = false;
+        let session = agent.session;
+        self.turn(vec![AgentInput::Left {
+            node: node(name),
+            session,
+        }]);
+        self.listen();
+    }
+
+    pub(super) fn kill(&mut self, name: &str) {
+        let agent = self.agent(name);
+        agent.at_work.clear();
+        agent.kept.clear();
+        agent.snapshots.clear();
+        agent.incarnation += 1;
+        self.leave(name);
+    }
+
+    pub(super) fn agent(&mut self, name: &str) -> &mut FakeAgent {
+        self.agents.get_mut(&node(name)).unwrap()
+    }
+
+    pub(super) fn say(&mut self, name: &str, message: AgentMessage) {
+        let session = self.agent(name).session;
+        self.turn(vec![AgentInput::Said {
+            node: node(name),
+            session,
+            message,
+        }]);
+        self.listen();
+    }
+
+    /// Takes what has been sent to the agents.
+    pub(super) fn listen(&mut self) {
+        let mut again = Vec::new();
+        for (id, agent) in &mut self.agents {
+            while let Ok(message) = agent.queue.try_recv() {
+                match message {
+                    CoordinatorMessage::Command {
+                        id: command,
+                        job,
+                        command: what,
+                    } => {
+                        if let Some(outcome) = agent.kept.get(&command) {
+                            again.push((id.clone(), command, outcome.clone()));
+                        } else if !agent.at_work.contains_key(&command) {
+                            agent.history.push((command, what.clone()));
+                            agent.at_work.insert(command, (job, what));
+                        }
+                    }
+                    CoordinatorMessage::Abort { id: command } => {
+                        if agent.at_work.remove(&command).is_some() {
+                            let outcome = Err(Fault::new(FaultKind::Cancelled, "aborted"));
+                            agent.kept.insert(command, outcome.clone());
+                            again.push((id.clone(), command, outcome));
+                        }
+                    }
+                    CoordinatorMessage::Forget { id } => {
+                        agent.kept.remove(&id);
+                    }
+                    CoordinatorMessage::Mirror(row) => agent.mirrored.push(row),
+                    CoordinatorMessage::Welcome { .. } => {}
+                }
+            }
+        }
+        for (id, command, outcome) in again {
+            self.say(id.as_str(), AgentMessage::Finished { command, outcome });
+        }
+    }
+
+    /// Moves the clock and lets the loop see it.
+    pub(super) fn skip(&mut self, seconds: i64) {
+        self.skipped += SignedDuration::from_secs(seconds);
+        self.driver.clock.began += SignedDuration::from_secs(seconds);
+        self.driver.turn(&mut Vec::new(), Wake::Time).unwrap();
+        self.listen();
+    }
+
+    /// Ends the oldest command of that agent, well or with a fault; says what it was.
+    pub(super) fn end_one(&mut self, name: &str, fault: Option<Fault>) -> Option<Command> {
+        if !self.agent(name).online {
+            return None;
+        }
+        let (command, (job, what)) = self.agent(name).at_work.pop_first()?;
+        let outcome = match fault {
+            Some(fault) => Err(fault),
+            None => Ok(self.perform(name, job, &what)),
+        };
+        self.agent(name).kept.insert(command, outcome.clone());
+        self.say(name, AgentMessage::Finished { command, outcome });
+        Some(what)
+    }
+
+    /// Does what a good agent does: messages first, then the outcome.
+    fn perform(&mut self, name: &str, job: JobId, command: &Command) -> Outcome {
+        match command {
+            Command::GatherSource { .. } => Outcome::SourceFacts(Box::new(source_facts())),
+            Command::GatherTarget { .. } => Outcome::TargetFacts(Box::new(target_facts())),
+            Command::OpenSource { .. } => {
+                self.agent(name).snapshots.insert(job);
+                self.agent(name).sums.insert(job, (PARTS, 60, 6_000));
+                self.say(
+                    name,
+                    AgentMessage::PlanPage {
+                        job,
+                        tables: plan(),
+                    },
+                );
+                Outcome::SourceOpened {
+                    lsn: Lsn(9),
+                    tables: TABLES,
+                    parts: PARTS,
+                }
+            }
+            Command::Copy { order, .. } => {
+                let parts: Vec<PartDone> = order.iter().map(|part| done(part.0)).collect();
+                self.agent(name).sums.insert(job, (PARTS, 60, 6_000));
+                self.say(name, AgentMessage::PartsDone { job, parts });
+                Outcome::Done
+            }
+            Command::ProveTarget | Command::ProveSource => {
+                let (parts, rows, bytes) = self.agent(name).sums[&job];
+                Outcome::Totals {
+                    parts,
+                    rows: RowCount(rows),
+                    bytes: ByteCount(bytes),
+                }
+            }
+            Command::AwaitFence => Outcome::FencePassed { lsn: Lsn(10) },
+            Command::PrepareTarget { .. }
+            | Command::BuildIndexes { .. }
+            | Command::BuildConstraints { .. }
+            | Command::Finish { .. } => Outcome::Warned(Vec::new()),
+            Command::CleanupSource | Command::CloseSnapshot => {
+                self.agent(name).snapshots.remove(&job);
+                Outcome::Done
+            }
+            Command::Subscribe { .. }
+            | Command::AwaitNativeCopy
+            | Command::ReleaseTarget
+            | Command::CleanupTarget { .. } => Outcome::Done,
+        }
+    }
+
+    /// Ends commands well until nobody has any.
+    pub(super) fn run_on(&mut self) {
+        let names: Vec<String> = self.agents.keys().map(ToString::to_string).collect();
+        for _ in 0..500 {
+            let ended = names
+                .iter()
+                .filter(|name| self.end_one(name, None).is_some())
+                .count();
+            if ended == 0 {
+                return;
+            }
+        }
+        panic!("commands without end");
+    }
+
+    /// Ends commands well until that agent is at a command of that kind.
+    pub(super) fn until(&mut self, name: &str, wanted: impl Fn(&Command) -> bool) {
+        let names: Vec<String> = self.agents.keys().map(ToString::to_string).collect();
+        for _ in 0..100 {
+            for other in &names {
+                if self
+                    .agent(name)
+                    .at_work
+                    .values()
+                    .any(|(_, command)| wanted(command))
+                {
+                    return;
+                }
+                self.end_one(other, None);
+            }
+        }
+        panic!("{name} never came to that command");
+    }
+
+    /// Asks; the answer may come later.
+    pub(super) fn ask_later(
+        &mut self,
+        question: Question,
+    ) -> oneshot::Receiver<Result<Answer, Fault>> {
+        let (reply, answer) = oneshot::channel();
+        let ask = Ask { question, reply };
+        self.driver
+            .turn(&mut Vec::new(), Wake::Operator(ask))
+            .unwrap();
+        self.listen();
+        answer
+    }
+
+    pub(super) fn ask(&mut self, question: Question) -> Result<Answer, Fault> {
+        self.ask_later(question)
+            .try_recv()
+            .expect("an answer at once")
+    }
+
+    pub(super) fn init(&mut self, specs: Vec<JobSpec>) -> Result<Vec<Follow>, Fault> {
+        let operator = "dba".to_owned();
+        match self.ask(Question::Init { specs, operator })? {
+            Answer::Accepted { jobs, .. } => Ok(jobs),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(super) fn cancel(&mut self, name: &str) -> oneshot::Receiver<Result<Answer, Fault>> {
+        self.ask_later(Question::Cancel {
+            node: node(name),
+            data: CancelledData::Remove,
+            operator: "dba".to_owned(),
+        })
+    }
+
+    pub(super) fn node(&mut self, name: &str) -> NodeView {
+        let question = Question::Nodes {
+            node: Some(node(name)),
+        };
+        match self.ask(question).unwrap() {
+            Answer::Nodes(mut nodes) => nodes.pop().unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(super) fn state(&mut self, name: &str) -> NodeState {
+        self.node(name).state
+    }
+
+    pub(super) fn progress(&mut self, name: &str) -> (ProgressView, Option<EndView>) {
+        match self.ask(Question::Progress { node: node(name) }).unwrap() {
+            Answer::Progress { view, end, .. } => (*view, end.map(|end| *end)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(super) fn events(&mut self, name: &str) -> Vec<EventView> {
+        let query = EventQuery {
+            node: Some(node(name)),
+            after: 0,
+            limit: 500,
+        };
+        match self.ask(Question::Events(query)).unwrap() {
+            Answer::Events(events) => events,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// What an agent sees when the job's slot and subscription are as given.
+    pub(super) fn observe(
+        &mut self,
+        name: &str,
+        slot: Option<SlotStatus>,
+        subscription: Option<SubscriptionStatus>,
+    ) {
+        let observed = Observed {
+            postgres: Some(Ok(180_000)),
+            slots: slot.into_iter().collect(),
+            subscriptions: subscription.into_iter().collect(),
+        };
+        self.say(name, AgentMessage::Observed(observed));
+    }
+}
+
+pub(super) fn plan() -> Vec<TableSummary> {
+    let tables = (0..TABLES).map(|no| TableSummary {
+        no: TableNo(no),
+        name: TableName::new("public", format!("t{no}")).unwrap(),
+        rows_estimate: RowCount(20),
+        bytes_estimate: ByteCount(2_000),
+        first_part: PartNo(no * 2),
+        parts: 2,
+    });
+    tables.collect()
+}
+
+pub(super) fn done(part: u32) -> PartDone {
+    PartDone {
+        part: PartNo(part),
+        rows: RowCount(10),
+        bytes: ByteCount(1_000),
+        wire: ByteCount(300),
+    }
+}
+
+fn server(identity: &str) -> ServerFacts {
+    let settings = [
+        ("wal_level", "logical"),
+        ("max_replication_slots", "20"),
+        ("max_wal_senders", "20"),
+        ("max_connections", "200"),
+        ("max_worker_processes", "32"),
+        ("max_logical_replication_workers", "16"),
+        ("max_active_replication_origins", "20"),
+        ("max_sync_workers_per_subscription", "4"),
+    ];
+    ServerFacts {
+        version: 180_000,
+        database_identity: identity.to_owned(),
+        database: "app".to_owned(),
+        role: "postgres".to_owned(),
+        superuser: true,
+        replication: true,
+        can_create: true,
+        can_subscribe: true,
+        encoding: "UTF8".to_owned(),
+        collation: "C".to_owned(),
+        settings: settings.map(|(n, v)| (n.to_owned(), v.to_owned())).to_vec(),
+        ..ServerFacts::default()
+    }
+}
+
+fn source_facts() -> SourceFacts {
+    SourceFacts {
+        server: server("a"),
+        tables: u64::from(TABLES),
+        total_bytes: ByteCount(6_000),
+        pg_dump: Some(Ok(18)),
+        ..SourceFacts::default()
+    }
+}
+
+fn target_facts() -> TargetFacts {
+    TargetFacts {
+        server: server("b"),
+        disk_free: Some(ByteCount(1 << 40)),
+        agent_link: Some(Ok(500)),
+        server_link: Some(Ok(())),
+        ..TargetFacts::default()
+    }
+}
