@@ -125,7 +125,7 @@ async fn until_stopped(tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
 
 fn start_logging(format: Option<LogFormat>) {
     use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_env("STEEP_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env("STEEP_LOG").unwrap_or_else(|_| EnvFilter::new("info,tokio_postgres=warn"));
     let terminal = std::io::stderr().is_terminal();
     let chosen = format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
     let builder =

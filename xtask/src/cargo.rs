@@ -32,5 +32,16 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 
 /// Builds the product's binaries for use, not for debugging.
 pub(crate) fn release_binaries() -> Result<Binaries> {
-    Binaries::beside_me()
+    let mut build = command();
+    build.args([
+        "build",
+        "--release",
+        "-p",
+        "steep-cli",
+        "-p",
+        "steep-agent",
+        "-p",
+    ]);
+    run(build.arg("steep-coordinator"))?;
+    Binaries::within(paths::target_dir()?.join("release"))
 }

@@ -43,7 +43,10 @@ pub async fn describe_tables(
         let oid: u32 = row.try_get(0)?;
         if last != Some(oid) {
             last = Some(oid);
-            shapes.push(TableShape { name: table_name(&row, 1)?, columns: Vec::new() });
+            shapes.push(TableShape {
+                name: table_name(&row, 1)?,
+                columns: Vec::new(),
+            });
         }
         if let (Some(shape), Some(name)) = (shapes.last_mut(), row.try_get(3)?) {
             shape.columns.push(ColumnShape {
@@ -83,7 +86,9 @@ impl Partitions {
 
     #[cfg(test)]
     pub(crate) fn of(pairs: Vec<(TableName, TableName)>) -> Self {
-        Self { parents: pairs.into_iter().collect() }
+        Self {
+            parents: pairs.into_iter().collect(),
+        }
     }
 
     /// The tables above that one, nearest first.
@@ -95,13 +100,19 @@ impl Partitions {
 
     /// Whether `filter` lets `table` through, and excludes nothing above it.
     pub(crate) fn admitted(&self, filter: &TableFilter, table: &TableName) -> bool {
-        filter.admits(table) && !self.above(table).any(|above| filter.exclude_tables.contains(above))
+        filter.admits(table)
+            && !self
+                .above(table)
+                .any(|above| filter.exclude_tables.contains(above))
     }
 }
 
 /// A table's name out of two neighbouring columns of text.
 pub(crate) fn table_name(row: &Row, at: usize) -> Result<TableName, PgError> {
-    Ok(TableName { schema: identifier(row.try_get(at)?)?, table: identifier(row.try_get(at + 1)?)? })
+    Ok(TableName {
+        schema: identifier(row.try_get(at)?)?,
+        table: identifier(row.try_get(at + 1)?)?,
+    })
 }
 
 /// A name as the catalog holds it.
@@ -116,8 +127,10 @@ mod tests {
     #[test]
     fn a_partition_goes_with_the_table_it_is_attached_to() {
         let name = |table: &str| TableName::new("public", table).unwrap();
-        let partitions =
-            Partitions::of(vec![(name("leaf"), name("middle")), (name("middle"), name("root"))]);
+        let partitions = Partitions::of(vec![
+            (name("leaf"), name("middle")),
+            (name("middle"), name("root")),
+        ]);
         let excluding = |table: &str| TableFilter {
             include_schemas: Vec::new(),
             exclude_tables: vec![name(table)],

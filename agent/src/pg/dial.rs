@@ -58,7 +58,10 @@ pub(super) fn routes(conninfo: &Conninfo) -> Vec<Route> {
         .endpoints
         .iter()
         .flat_map(|endpoint| {
-            ways(endpoint).iter().map(|tls| Route { endpoint: endpoint.clone(), tls: *tls })
+            ways(endpoint).iter().map(|tls| Route {
+                endpoint: endpoint.clone(),
+                tls: *tls,
+            })
         })
         .collect()
 }
@@ -79,12 +82,16 @@ pub(super) enum Next {
 impl Failures {
     /// Whether `route` is worth trying after what failed.
     pub(super) fn judge(&self, route: &Route) -> Next {
-        let Some((last, error)) = self.failed.last() else { return Next::Try };
+        let Some((last, error)) = self.failed.last() else {
+            return Next::Try;
+        };
         let same_place = last.endpoint == route.endpoint;
         match error {
             // Not even reached: the other way to the same place would not get further.
             PgError::Connect { .. } if same_place => Next::Skip,
-            PgError::Connect { .. } | PgError::Tls { .. } | PgError::Closed | PgError::Io(_) => Next::Try,
+            PgError::Connect { .. } | PgError::Tls { .. } | PgError::Closed | PgError::Io(_) => {
+                Next::Try
+            }
             PgError::Server(error) => {
                 let elsewhere = [
                     SqlState::CANNOT_CONNECT_NOW,
@@ -114,8 +121,10 @@ impl Failures {
 
     /// The one error to tell: a server's answer before a missing one, all places where none answered.
     pub(super) fn into_error(mut self) -> PgError {
-        let answered =
-            self.failed.iter().position(|(_, error)| !matches!(error, PgError::Connect { .. }));
+        let answered = self
+            .failed
+            .iter()
+            .position(|(_, error)| !matches!(error, PgError::Connect { .. }));
         if let Some(at) = answered {
             return self.failed.swap_remove(at).1;
         }
@@ -131,30 +140,48 @@ impl Failures {
             }
         }
         let kind = io::ErrorKind::NotConnected;
-        PgError::Connect { place: places.join(" or "), source: io::Error::new(kind, reasons.join("; ")) }
+        PgError::Connect {
+            place: places.join(" or "),
+            source: io::Error::new(kind, reasons.join("; ")),
+        }
     }
 }
 
 /// Opens a stream along `route`. Unbounded in time: callers bound it together with the login.
 pub(super) async fn open(conninfo: &Conninfo, route: &Route) -> Result<Stream, PgError> {
-    let unreachable =
-        |source| PgError::Connect { place: route.endpoint.to_string(), source };
+    let unreachable = |source| PgError::Connect {
+        place: route.endpoint.to_string(),
+        source,
+    };
     let port = route.endpoint.port;
     let (name, tcp) = match &route.endpoint.address {
         Address::Socket(dir) => {
-            let stream = UnixStream::connect(socket_path(dir, port)).await.map_err(unreachable)?;
+            let stream = UnixStream::connect(socket_path(dir, port))
+                .await
+                .map_err(unreachable)?;
             return Ok(Stream::Unix(stream));
         }
-        Address::Host { name, addr: Some(addr) } => {
+        Address::Host {
+            name,
+            addr: Some(addr),
+        } => {
             let address = SocketAddr::new(*addr, port);
             let tcp = TcpStream::connect(address).await.map_err(unreachable)?;
             (name.clone().unwrap_or_else(|| addr.to_string()), tcp)
         }
-        Address::Host { name: Some(name), addr: None } => {
-            let tcp = TcpStream::connect((name.as_str(), port)).await.map_err(unreachable)?;
+        Address::Host {
+            name: Some(name),
+            addr: None,
+        } => {
+            let tcp = TcpStream::connect((name.as_str(), port))
+                .await
+                .map_err(unreachable)?;
             (name.clone(), tcp)
         }
-        Address::Host { name: None, addr: None } => {
+        Address::Host {
+            name: None,
+            addr: None,
+        } => {
             return Err(unreachable(io::Error::other("no host is named")));
         }
     };
@@ -167,7 +194,9 @@ pub(super) async fn open(conninfo: &Conninfo, route: &Route) -> Result<Stream, P
 
 fn prepare(tcp: &TcpStream, keepalive: Option<Keepalive>) -> io::Result<()> {
     tcp.set_nodelay(true)?;
-    let Some(keepalive) = keepalive else { return Ok(()) };
+    let Some(keepalive) = keepalive else {
+        return Ok(());
+    };
     rustix::net::sockopt::set_socket_keepalive(tcp, true)?;
     if !keepalive.idle.is_zero() {
         rustix::net::sockopt::set_tcp_keepidle(tcp, keepalive.idle)?;
@@ -188,7 +217,10 @@ async fn encrypt(
     name: &str,
     mut tcp: TcpStream,
 ) -> Result<Stream, PgError> {
-    let failed = |reason: String| PgError::Tls { place: route.endpoint.to_string(), reason };
+    let failed = |reason: String| PgError::Tls {
+        place: route.endpoint.to_string(),
+        reason,
+    };
     let mut request = BytesMut::new();
     frontend::ssl_request(&mut request);
     tcp.write_all(&request).await?;
@@ -197,7 +229,11 @@ async fn encrypt(
         b'S' => {}
         b'N' if route.tls == TlsUse::IfOffered => return Ok(Stream::Tcp(tcp)),
         b'N' => return Err(failed("the server does not offer it".to_owned())),
-        _ => return Err(failed("the answer to the request was not understood".to_owned())),
+        _ => {
+            return Err(failed(
+                "the answer to the request was not understood".to_owned(),
+            ));
+        }
     }
     let config = tls::client_config(&conninfo.tls).map_err(failed)?;
     let name = ServerName::try_from(name.to_owned())
@@ -212,7 +248,10 @@ async fn encrypt(
 /// The error of an attempt along `route` that took too long.
 pub(super) fn timed_out(route: &Route) -> PgError {
     let source = io::Error::new(io::ErrorKind::TimedOut, "no answer in time");
-    PgError::Connect { place: route.endpoint.to_string(), source }
+    PgError::Connect {
+        place: route.endpoint.to_string(),
+        source,
+    }
 }
 
 /// Waits until the server has closed: for a cancel request, that is when it has been acted on, so

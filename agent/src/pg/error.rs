@@ -245,7 +245,11 @@ fn judge(code: &str) -> (FaultKind, &'static str, Retry) {
             "check user and password (~/.pgpass, PGPASSWORD, passfile) and the server's pg_hba.conf",
             Never,
         ),
-        "3D000" => (Unauthorized, "create the database, or correct dbname in --postgres", Never),
+        "3D000" => (
+            Unauthorized,
+            "create the database, or correct dbname in --postgres",
+            Never,
+        ),
         "42501" => (
             Unauthorized,
             "grant the agent's role what it lacks, or let the agent connect as another role",
@@ -262,7 +266,11 @@ fn judge(code: &str) -> (FaultKind, &'static str, Retry) {
             "the server ended the session: see its log, then run the command again",
             NewConnection,
         ),
-        "53100" => (Failed, "free disk space on this server, then run the command again", Never),
+        "53100" => (
+            Failed,
+            "free disk space on this server, then run the command again",
+            Never,
+        ),
         "53200" => (
             Failed,
             "raise max_locks_per_transaction if it is shared memory that ran out, else give the server memory",
@@ -273,8 +281,16 @@ fn judge(code: &str) -> (FaultKind, &'static str, Retry) {
             "raise the limit the message names (max_replication_slots, max_wal_senders)",
             Never,
         ),
-        "55P03" => (Failed, "end the transaction that holds the lock, then run again", Backoff),
-        "57014" => (Failed, "somebody cancelled the statement on the server; run again", Backoff),
+        "55P03" => (
+            Failed,
+            "end the transaction that holds the lock, then run again",
+            Backoff,
+        ),
+        "57014" => (
+            Failed,
+            "somebody cancelled the statement on the server; run again",
+            Backoff,
+        ),
         "55000" => (Failed, "", Never),
         "40001" | "40P01" | "55006" => (Failed, "", Backoff),
         _ if code.starts_with("08") => (Failed, "", NewConnection),
@@ -304,12 +320,19 @@ mod tests {
         );
         let fault = PgError::Server(Box::new(bad)).to_fault(&NodeId::parse("a").unwrap());
         assert!(!format!("{fault:?}").contains("secret"), "{fault:?}");
-        assert!(fault.message.contains("COPY t, line 3, column x"), "{fault:?}");
+        assert!(
+            fault.message.contains("COPY t, line 3, column x"),
+            "{fault:?}"
+        );
     }
 
     #[test]
     fn names_survive_where_they_are_what_helps() {
-        let bad = error("23505", "duplicate key value violates unique constraint \"t_pkey\"", None);
+        let bad = error(
+            "23505",
+            "duplicate key value violates unique constraint \"t_pkey\"",
+            None,
+        );
         assert!(bad.message.contains("t_pkey"));
     }
 

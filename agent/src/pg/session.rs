@@ -87,15 +87,23 @@ impl Session {
         if let Some(password) = route.endpoint.password() {
             config.password(password);
         }
-        let (client, connection) =
-            config.connect_raw(stream, NoTls).await.map_err(|error| login_error(error, route))?;
+        let (client, connection) = config
+            .connect_raw(stream, NoTls)
+            .await
+            .map_err(|error| login_error(error, route))?;
         let kind = ServerKind::of(|name| connection.parameter(name));
         if !kind.is_wanted(conninfo.session_attrs) {
             let place = route.endpoint.to_string();
-            return Err(PgError::Login { place, reason: kind.unwanted(conninfo.session_attrs) });
+            return Err(PgError::Login {
+                place,
+                reason: kind.unwanted(conninfo.session_attrs),
+            });
         }
         let version = settings::version_num(connection.parameter("server_version").unwrap_or(""))?;
-        let encoding = connection.parameter("server_encoding").unwrap_or("UTF8").to_owned();
+        let encoding = connection
+            .parameter("server_encoding")
+            .unwrap_or("UTF8")
+            .to_owned();
         let mut tasks = JoinSet::new();
         tasks.spawn(drive(connection));
         client.batch_execute(&settings::statements(version)).await?;
@@ -104,7 +112,14 @@ impl Session {
             debug!(error = %PgError::from(error), "the server cannot watch for lost clients");
         }
         let here = conninfo.pinned(&route.endpoint);
-        Ok(Self { client, version, encoding, here, route: route.clone(), tasks })
+        Ok(Self {
+            client,
+            version,
+            encoding,
+            here,
+            route: route.clone(),
+            tasks,
+        })
     }
 
     /// The client, for transactions.
@@ -182,9 +197,14 @@ impl Session {
 
     /// Says goodbye, so that the server does not log a lost client.
     pub async fn close(self) {
-        let Self { client, mut tasks, .. } = self;
+        let Self {
+            client, mut tasks, ..
+        } = self;
         drop(client);
-        if tokio::time::timeout(CLOSE_GRACE, tasks.join_next()).await.is_err() {
+        if tokio::time::timeout(CLOSE_GRACE, tasks.join_next())
+            .await
+            .is_err()
+        {
             debug!("a connection did not close in time");
         }
     }
@@ -200,9 +220,10 @@ async fn drive(connection: Connection<Stream, tokio_postgres::tls::NoTlsStream>)
 fn login_error(error: tokio_postgres::Error, route: &Route) -> PgError {
     let place = route.endpoint.to_string();
     match PgError::from(error) {
-        PgError::Driver(reason) if reason.contains("password missing") => {
-            PgError::Login { place, reason: "the server wants a password and none was given".into() }
-        }
+        PgError::Driver(reason) if reason.contains("password missing") => PgError::Login {
+            place,
+            reason: "the server wants a password and none was given".into(),
+        },
         PgError::Driver(reason) => PgError::Login { place, reason },
         other => other,
     }
@@ -239,7 +260,10 @@ impl ServerKind {
             (false, true) => "read-only",
             (false, false) => "a primary",
         };
-        format!("target_session_attrs={} is wanted and the server is {is}", attrs.as_str())
+        format!(
+            "target_session_attrs={} is wanted and the server is {is}",
+            attrs.as_str()
+        )
     }
 }
 

@@ -28,14 +28,21 @@ pub(super) fn statements(version: u32) -> String {
 /// `server_version_num` from `server_version` ("18.6 (Debian …)", "19devel", "18beta1").
 pub(super) fn version_num(text: &str) -> Result<u32, PgError> {
     let bad = || PgError::Protocol("the server's version is not understood".to_owned());
-    let digits = |text: &str| text.chars().take_while(char::is_ascii_digit).collect::<String>();
+    let digits = |text: &str| {
+        text.chars()
+            .take_while(char::is_ascii_digit)
+            .collect::<String>()
+    };
     let major = digits(text);
     let minor = match text[major.len()..].strip_prefix('.') {
         Some(rest) => digits(rest).parse::<u32>().map_err(|_| bad())?,
         None => 0,
     };
     let major: u32 = major.parse().map_err(|_| bad())?;
-    major.checked_mul(10_000).and_then(|num| num.checked_add(minor)).ok_or_else(bad)
+    major
+        .checked_mul(10_000)
+        .and_then(|num| num.checked_add(minor))
+        .ok_or_else(bad)
 }
 
 #[cfg(test)]
@@ -44,7 +51,11 @@ mod tests {
 
     #[test]
     fn versions_are_numbered_as_postgresql_does() {
-        let cases = [("18.6 (Debian 18.6-1)", 180_006), ("15.14", 150_014), ("19devel", 190_000)];
+        let cases = [
+            ("18.6 (Debian 18.6-1)", 180_006),
+            ("15.14", 150_014),
+            ("19devel", 190_000),
+        ];
         for (text, num) in cases {
             assert_eq!(version_num(text).unwrap(), num);
         }

@@ -30,7 +30,9 @@ pub(super) fn client_config(settings: &TlsSettings) -> Result<ClientConfig, Reas
         (SslMode::VerifyFull, Some(roots)) => Some((roots, NameCheck::Demand)),
     };
     let verifier: Arc<dyn ServerCertVerifier> = match check {
-        None => Arc::new(AcceptAny { provider: Arc::clone(&provider) }),
+        None => Arc::new(AcceptAny {
+            provider: Arc::clone(&provider),
+        }),
         Some((roots, name_check)) => Arc::new(Verifier::new(roots, name_check, &provider)?),
     };
     let builder = ClientConfig::builder_with_provider(provider)
@@ -44,17 +46,26 @@ pub(super) fn client_config(settings: &TlsSettings) -> Result<ClientConfig, Reas
     let chain = certificates(cert)?;
     let key = PrivateKeyDer::from_pem_file(key)
         .map_err(|error| format!("the key {} cannot be used: {error}", key.display()))?;
-    builder.with_client_auth_cert(chain, key).map_err(|error| error.to_string())
+    builder
+        .with_client_auth_cert(chain, key)
+        .map_err(|error| error.to_string())
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Reason> {
     let unusable = |error: &dyn std::fmt::Display| {
-        format!("the certificate file {} cannot be used: {error}", path.display())
+        format!(
+            "the certificate file {} cannot be used: {error}",
+            path.display()
+        )
     };
     let found = CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(|error| unusable(&error))?;
-    if found.is_empty() { Err(unusable(&"it holds no certificate")) } else { Ok(found) }
+    if found.is_empty() {
+        Err(unusable(&"it holds no certificate"))
+    } else {
+        Ok(found)
+    }
 }
 
 /// Whether the certificate must be for the host we asked for.
@@ -74,7 +85,11 @@ struct Verifier {
 }
 
 impl Verifier {
-    fn new(roots: &Roots, name_check: NameCheck, provider: &Arc<CryptoProvider>) -> Result<Self, Reason> {
+    fn new(
+        roots: &Roots,
+        name_check: NameCheck,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Self, Reason> {
         let (pinned, trusted) = match roots {
             Roots::File(path) => {
                 let trusted = certificates(path)?;
@@ -87,10 +102,15 @@ impl Verifier {
         if added == 0 {
             return Err("no usable root certificate was found".to_owned());
         }
-        let chain = WebPkiServerVerifier::builder_with_provider(Arc::new(store), Arc::clone(provider))
-            .build()
-            .map_err(|error| error.to_string())?;
-        Ok(Self { pinned, chain, name_check })
+        let chain =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(store), Arc::clone(provider))
+                .build()
+                .map_err(|error| error.to_string())?;
+        Ok(Self {
+            pinned,
+            chain,
+            name_check,
+        })
     }
 }
 
@@ -103,7 +123,11 @@ impl ServerCertVerifier for Verifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        if self.pinned.iter().any(|pinned| pinned.as_ref() == end_entity.as_ref()) {
+        if self
+            .pinned
+            .iter()
+            .any(|pinned| pinned.as_ref() == end_entity.as_ref())
+        {
             if self.name_check == NameCheck::Demand {
                 let parsed = ParsedCertificate::try_from(end_entity)?;
                 rustls::client::verify_server_name(&parsed, server_name)?;
@@ -173,7 +197,12 @@ impl ServerCertVerifier for AcceptAny {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+        verify_tls12_signature(
+            message,
+            cert,
+            dss,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -182,10 +211,17 @@ impl ServerCertVerifier for AcceptAny {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            cert,
+            dss,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use steep_protocol::message::agent::{WorkProgress, WorkUnit};
 use steep_protocol::message::facts::Finding;
-use steep_protocol::{Fault, FaultKind, Phase};
+use steep_protocol::{Fault, FaultKind, Identifier, Phase, TableName};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_postgres::error::SqlState;
@@ -330,14 +330,16 @@ async fn validate(task: &Task, conn: &Conn, one: &Waiting) -> Result<Option<Find
     let (Some(table), Some(name)) = (&one.table, &one.name) else {
         return Ok(None);
     };
-    let quoted = steep_protocol::Identifier::parse(name.as_str())
+    let quoted = Identifier::parse(name.as_str())
         .map_err(|error| conn.own(Fault::new(FaultKind::Failed, error.to_string())))?
         .quoted();
-    let sql = format!(
-        "ALTER TABLE ONLY {} VALIDATE CONSTRAINT {quoted};\n{}",
-        table.quoted(),
-        mark(task.job, one.ord, Mark::Done)
-    );
+    let of = table.quoted();
+    let check = if refers_to_partitions(conn, table, name).await? {
+        format!("ALTER TABLE ONLY {of} DROP CONSTRAINT {quoted};\n{}", one.sql)
+    } else {
+        format!("ALTER TABLE ONLY {of} VALIDATE CONSTRAINT {quoted}")
+    };
+    let sql = format!("{check};\n{}", mark(task.job, one.ord, Mark::Done));
     match conn.transact(&sql).await {
         Ok(()) => Ok(None),
         Err(error) if error.is(&SqlState::FOREIGN_KEY_VIOLATION) => {
@@ -351,4 +353,16 @@ async fn validate(task: &Task, conn: &Conn, one: &Waiting) -> Result<Option<Find
         }
         Err(error) => Err(named(conn, one, &error)),
     }
+}
+
+/// Before PostgreSQL 18, VALIDATE leaves a constraint's parts for each partition of the table it
+/// refers to as they are; added again without NOT VALID it is whole.
+async fn refers_to_partitions(conn: &Conn, table: &TableName, name: &str) -> Result<bool, Fault> {
+    if conn.session.server_version() >= 180_000 {
+        return Ok(false);
+    }
+    let sql = "SELECT EXISTS (SELECT FROM pg_constraint k
+        JOIN pg_class c ON c.oid = k.confrelid AND c.relkind = 'p'
+        WHERE k.conrelid = to_regclass($1) AND k.conname = $2 AND k.contype = 'f')";
+    Ok(conn.row(sql, &[&table.quoted(), &name]).await?.get(0))
 }

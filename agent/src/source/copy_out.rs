@@ -87,7 +87,9 @@ impl PartReader for CopyOut {
                 step = connection.copy_read(into, limit) => step,
             }
         };
-        let step = step.await.map_err(|error| explain(&self.snapshot, &self.what, &error))?;
+        let step = step
+            .await
+            .map_err(|error| explain(&self.snapshot, &self.what, &error))?;
         self.bytes += (into.len() - before) as u64;
         match step {
             CopyStep::More => Ok(ReadStep::More),
@@ -105,7 +107,10 @@ impl PartReader for CopyOut {
 
 /// What the error means while a snapshot is read.
 fn explain(snapshot: &OpenSnapshot, what: &str, error: &PgError) -> Fault {
-    let lost = [SqlState::INVALID_PARAMETER_VALUE, SqlState::UNDEFINED_OBJECT];
+    let lost = [
+        SqlState::INVALID_PARAMETER_VALUE,
+        SqlState::UNDEFINED_OBJECT,
+    ];
     if error.sqlstate().is_some_and(|code| lost.contains(code)) || snapshot.is_lost() {
         return Fault::new(
             FaultKind::Failed,
@@ -132,7 +137,11 @@ fn copy_statement(table: &TablePlan, range: CtidRange, format: CopyFormat) -> St
     let name = table.name.quoted();
     if range == CtidRange::ALL {
         // Without a list, COPY takes every column that is not generated: none, if there is none.
-        let list = if columns.is_empty() { columns } else { format!(" ({columns})") };
+        let list = if columns.is_empty() {
+            columns
+        } else {
+            format!(" ({columns})")
+        };
         return format!("COPY {name}{list} TO STDOUT (FORMAT {format})");
     }
     let from = range.from.map(|page| format!("ctid >= '({page},0)'::tid"));
@@ -176,12 +185,16 @@ mod tests {
     #[test]
     fn a_whole_table_is_copied_by_name_and_a_range_by_its_pages() {
         let range = |from, to| CtidRange { from, to };
-        let copy = |columns: &[&str], range| copy_statement(&table(columns), range, CopyFormat::Binary);
+        let copy =
+            |columns: &[&str], range| copy_statement(&table(columns), range, CopyFormat::Binary);
         assert_eq!(
             copy(&["a", "B b"], CtidRange::ALL),
             r#"COPY "S"."t""x" ("a", "B b") TO STDOUT (FORMAT binary)"#
         );
-        assert_eq!(copy(&[], CtidRange::ALL), r#"COPY "S"."t""x" TO STDOUT (FORMAT binary)"#);
+        assert_eq!(
+            copy(&[], CtidRange::ALL),
+            r#"COPY "S"."t""x" TO STDOUT (FORMAT binary)"#
+        );
         assert_eq!(
             copy(&["a"], range(None, Some(7))),
             r#"COPY (SELECT "a" FROM ONLY "S"."t""x" WHERE ctid < '(7,0)'::tid) TO STDOUT (FORMAT binary)"#

@@ -82,10 +82,15 @@ async fn pass_fence(task: &Task) -> Result<Result<Lsn, Fault>, PgError> {
 /// may not be written, the present end of the log serves, and the next write confirms it.
 async fn take_fence(session: &Session, task: &Task) -> Result<Lsn, PgError> {
     let emit = "SELECT pg_logical_emit_message(false, 'steep_repl', 'fence')::text";
-    let row = match session.run(&task.cancel, session.query_one(emit, &[])).await {
+    let row = match session
+        .run(&task.cancel, session.query_one(emit, &[]))
+        .await
+    {
         Err(PgError::Server(_)) => {
             let sql = "SELECT pg_current_wal_insert_lsn()::text";
-            session.run(&task.cancel, session.query_one(sql, &[])).await?
+            session
+                .run(&task.cancel, session.query_one(sql, &[]))
+                .await?
         }
         other => other?,
     };
@@ -93,7 +98,8 @@ async fn take_fence(session: &Session, task: &Task) -> Result<Lsn, PgError> {
 }
 
 fn lsn(text: &str) -> Result<Lsn, PgError> {
-    text.parse().map_err(|_| PgError::Protocol("an LSN that is none".to_owned()))
+    text.parse()
+        .map_err(|_| PgError::Protocol("an LSN that is none".to_owned()))
 }
 
 struct Confirmed {
@@ -110,23 +116,38 @@ async fn look(
     let sql = "SELECT active, confirmed_flush_lsn::text, coalesce(wal_status, ''), \
              to_jsonb(s) ->> 'invalidation_reason' \
          FROM pg_replication_slots s WHERE slot_name = $1";
-    let row = session.run(&task.cancel, session.query_opt(sql, &[&name.as_str()])).await?;
+    let row = session
+        .run(&task.cancel, session.query_opt(sql, &[&name.as_str()]))
+        .await?;
     let dead = |why: String| {
-        Err(Fault::new(FaultKind::Failed, format!("the replication slot {name} {why}")).hint(
+        Err(Fault::new(
+            FaultKind::Failed,
+            format!("the replication slot {name} {why}"),
+        )
+        .hint(
             "the changes since the copy are gone with it: run init again with --force; \
              see max_slot_wal_keep_size and idle_replication_slot_timeout",
         ))
     };
-    let Some(row) = row else { return Ok(dead("does not exist any more".to_owned())) };
+    let Some(row) = row else {
+        return Ok(dead("does not exist any more".to_owned()));
+    };
     let wal_status: String = row.try_get(2)?;
     let reason: Option<String> = row.try_get(3)?;
     if let Some(reason) = reason {
         return Ok(dead(format!("was invalidated: {reason}")));
     }
     if wal_status == "lost" {
-        return Ok(dead("has lost WAL that it needs (wal_status is lost)".to_owned()));
+        return Ok(dead(
+            "has lost WAL that it needs (wal_status is lost)".to_owned(),
+        ));
     }
     let confirmed: Option<String> = row.try_get(1)?;
-    let Some(confirmed) = confirmed else { return Ok(dead("is no logical slot".to_owned())) };
-    Ok(Ok(Confirmed { confirmed: lsn(&confirmed)?, active: row.try_get(0)? }))
+    let Some(confirmed) = confirmed else {
+        return Ok(dead("is no logical slot".to_owned()));
+    };
+    Ok(Ok(Confirmed {
+        confirmed: lsn(&confirmed)?,
+        active: row.try_get(0)?,
+    }))
 }

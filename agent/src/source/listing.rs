@@ -61,11 +61,19 @@ impl Listing {
         let mut current: Option<(TableName, Relation)> = None;
         for row in session.query(&sql, &[]).await? {
             let oid: u32 = row.try_get(0)?;
-            if current.as_ref().is_none_or(|(_, relation)| relation.oid != oid) {
+            if current
+                .as_ref()
+                .is_none_or(|(_, relation)| relation.oid != oid)
+            {
                 relations.extend(current.take());
                 let kind = kind_of(row.try_get(3)?, row.try_get(4)?);
                 let filenode = row.try_get(5)?;
-                let relation = Relation { oid, kind, filenode, columns: Vec::new() };
+                let relation = Relation {
+                    oid,
+                    kind,
+                    filenode,
+                    columns: Vec::new(),
+                };
                 current = Some((table_name(&row, 1)?, relation));
             }
             if let (Some((_, relation)), Some(name)) = (&mut current, row.try_get(6)?) {
@@ -77,12 +85,18 @@ impl Listing {
             }
         }
         relations.extend(current.take());
-        Ok(Self { relations, partitions: Partitions::load(session).await? })
+        Ok(Self {
+            relations,
+            partitions: Partitions::load(session).await?,
+        })
     }
 
     /// Whether the job copies and replicates that table.
     pub(super) fn takes_part(&self, filter: &TableFilter, name: &TableName) -> bool {
-        let table = self.relations.get(name).is_some_and(|r| r.kind == Kind::Table);
+        let table = self
+            .relations
+            .get(name)
+            .is_some_and(|r| r.kind == Kind::Table);
         table && self.partitions.admitted(filter, name)
     }
 
@@ -100,7 +114,12 @@ impl Listing {
 #[cfg(test)]
 impl Relation {
     pub(super) fn for_test(oid: u32, kind: Kind) -> Self {
-        Self { oid, kind, filenode: oid, columns: Vec::new() }
+        Self {
+            oid,
+            kind,
+            filenode: oid,
+            columns: Vec::new(),
+        }
     }
 }
 
@@ -141,7 +160,14 @@ pub(super) async fn sizes(session: &Session, oids: &[u32]) -> Result<HashMap<u32
         let pages = u32::try_from(heap / block.max(1)).unwrap_or(u32::MAX);
         let bytes = u64::try_from(heap.saturating_add(toast)).unwrap_or(0);
         // A float as PostgreSQL keeps it, never negative here; an estimate.
-        sizes.insert(row.try_get(0)?, Size { pages, bytes, rows: rows as u64 });
+        sizes.insert(
+            row.try_get(0)?,
+            Size {
+                pages,
+                bytes,
+                rows: rows as u64,
+            },
+        );
     }
     Ok(sizes)
 }

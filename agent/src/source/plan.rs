@@ -62,13 +62,18 @@ pub(super) fn make(
 ) -> Result<Plan, TooManyTables> {
     let size_of = |name| {
         let oid = listing.relations.get(name).map(|relation| relation.oid);
-        oid.and_then(|oid| sizes.get(&oid)).copied().unwrap_or_default()
+        oid.and_then(|oid| sizes.get(&oid))
+            .copied()
+            .unwrap_or_default()
     };
     let all: Vec<Size> = names.iter().map(size_of).collect();
     let counts = range_counts(&all, splitting).ok_or(TooManyTables(names.len()))?;
     let mut plan = Plan::default();
     for (no, ((name, size), count)) in (0..).zip(names.iter().zip(&all).zip(counts)) {
-        let columns = listing.relations.get(name).map(|relation| relation.columns.as_slice());
+        let columns = listing
+            .relations
+            .get(name)
+            .map(|relation| relation.columns.as_slice());
         let columns = columns.unwrap_or_default().iter().map(|column| ColumnPlan {
             name: column.name.clone(),
             type_name: column.type_name.clone(),
@@ -97,7 +102,12 @@ pub(super) fn make(
 
 /// The tables that take part, in order of their names.
 pub(super) fn names(listing: &Listing, filter: &TableFilter) -> Vec<TableName> {
-    listing.relations.keys().filter(|name| listing.takes_part(filter, name)).cloned().collect()
+    listing
+        .relations
+        .keys()
+        .filter(|name| listing.takes_part(filter, name))
+        .cloned()
+        .collect()
 }
 
 /// How many ranges each table gets; [`PARTS_MAX`] in all. `None` where one each is too many.
@@ -107,8 +117,10 @@ fn range_counts(sizes: &[Size], splitting: Splitting) -> Option<Vec<u32>> {
     }
     let mut coarser = 1;
     loop {
-        let counts: Vec<u32> =
-            sizes.iter().map(|size| (range_count(*size, splitting) / coarser).max(1)).collect();
+        let counts: Vec<u32> = sizes
+            .iter()
+            .map(|size| (range_count(*size, splitting) / coarser).max(1))
+            .collect();
         let total: u64 = counts.iter().map(|count| u64::from(*count)).sum();
         if total <= u64::from(PARTS_MAX) {
             return Some(counts);
@@ -127,7 +139,9 @@ fn range_count(size: Size, splitting: Splitting) -> u32 {
     let smallest = if large { RANGE_MIN_LARGE } else { RANGE_MIN };
     let bytes = (size.bytes / wanted).clamp(smallest, RANGE_MAX);
     let count = size.bytes.div_ceil(bytes).min(u64::from(size.pages));
-    u32::try_from(count).unwrap_or(PARTS_MAX).clamp(1, PARTS_MAX)
+    u32::try_from(count)
+        .unwrap_or(PARTS_MAX)
+        .clamp(1, PARTS_MAX)
 }
 
 /// `count` ranges over a table of `pages`, as even as pages allow.
@@ -137,7 +151,12 @@ fn ranges(pages: u32, count: u32) -> Vec<CtidRange> {
         // Fits: n < count, so the quotient is below pages.
         inner.then(|| (u64::from(pages) * u64::from(n) / u64::from(count)) as u32)
     };
-    (0..count).map(|n| CtidRange { from: bound(n), to: bound(n + 1) }).collect()
+    (0..count)
+        .map(|n| CtidRange {
+            from: bound(n),
+            to: bound(n + 1),
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -145,18 +164,33 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const SPLITTING: Splitting =
-        Splitting { parallel: 4, large_table_threshold: ByteCount(10 << 30) };
+    const SPLITTING: Splitting = Splitting {
+        parallel: 4,
+        large_table_threshold: ByteCount(10 << 30),
+    };
 
     fn size(bytes: u64) -> Size {
-        Size { pages: u32::try_from(bytes / 8192).unwrap(), bytes, rows: 0 }
+        Size {
+            pages: u32::try_from(bytes / 8192).unwrap(),
+            bytes,
+            rows: 0,
+        }
     }
 
     #[test]
     fn one_large_table_keeps_every_worker_busy() {
         let accounts = size(1_340_000_000);
         assert_eq!(range_count(accounts, SPLITTING), 16);
-        assert_eq!(range_count(accounts, Splitting { parallel: 2, ..SPLITTING }), 8);
+        assert_eq!(
+            range_count(
+                accounts,
+                Splitting {
+                    parallel: 2,
+                    ..SPLITTING
+                }
+            ),
+            8
+        );
         assert_eq!(range_count(size(63 << 20), SPLITTING), 1);
         assert_eq!(range_count(size(0), SPLITTING), 1);
         assert_eq!(range_count(size(100 << 30), SPLITTING), 400);
@@ -164,24 +198,37 @@ mod tests {
 
     #[test]
     fn a_table_that_the_operator_calls_large_is_split_finely() {
-        let splitting = Splitting { parallel: 4, large_table_threshold: ByteCount(10 << 20) };
+        let splitting = Splitting {
+            parallel: 4,
+            large_table_threshold: ByteCount(10 << 20),
+        };
         assert_eq!(range_count(size(16 << 20), splitting), 16);
         assert_eq!(range_count(size(10 << 20), splitting), 1);
     }
 
     #[test]
     fn rows_kept_out_of_line_count_and_a_range_has_a_page_at_least() {
-        let toasted = Size { pages: 10, bytes: 50 << 30, rows: 0 };
+        let toasted = Size {
+            pages: 10,
+            bytes: 50 << 30,
+            rows: 0,
+        };
         assert_eq!(range_count(toasted, SPLITTING), 10);
     }
 
     #[test]
     fn a_job_never_has_more_parts_than_the_limit() {
         let sizes = vec![size(16 << 40); 200];
-        let splitting = Splitting { parallel: 16, large_table_threshold: ByteCount(0) };
+        let splitting = Splitting {
+            parallel: 16,
+            large_table_threshold: ByteCount(0),
+        };
         let counts = range_counts(&sizes, splitting).unwrap();
         let total: u64 = counts.iter().map(|c| u64::from(*c)).sum();
-        assert!(total <= u64::from(PARTS_MAX) && total > u64::from(PARTS_MAX) / 4, "{total}");
+        assert!(
+            total <= u64::from(PARTS_MAX) && total > u64::from(PARTS_MAX) / 4,
+            "{total}"
+        );
     }
 
     proptest! {

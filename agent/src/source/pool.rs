@@ -68,17 +68,27 @@ impl Pool {
             permit = permits.acquire_owned() => permit.map_err(|_| PgError::Closed)?,
             () = cancel.cancelled() => return Err(PgError::Cancelled),
         };
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let idle = self
+            .idle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
         let (connection, origin) = match idle {
             Some(connection) => (connection, Origin::Reused),
             None => (self.connect(cancel).await?, Origin::New),
         };
-        Ok(Lease { pool: Arc::clone(self), connection: Some(connection), origin, _permit: permit })
+        Ok(Lease {
+            pool: Arc::clone(self),
+            connection: Some(connection),
+            origin,
+            _permit: permit,
+        })
     }
 
     async fn connect(&self, cancel: &CancellationToken) -> Result<RawConnection, PgError> {
         let connecting = async {
-            let mut connection = RawConnection::connect(&self.conninfo, "copy", Mode::Plain).await?;
+            let mut connection =
+                RawConnection::connect(&self.conninfo, "copy", Mode::Plain).await?;
             connection.query(SETTINGS).await?;
             Ok(connection)
         };
@@ -100,8 +110,13 @@ impl Pool {
     /// Cancels and closes in the background: a `Drop` cannot wait.
     fn abandon(&self, connection: RawConnection) {
         // Outside of a runtime, the closed socket alone must do: PostgreSQL notices when it writes.
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        let mut cancelling = self.cancelling.lock().unwrap_or_else(PoisonError::into_inner);
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        let mut cancelling = self
+            .cancelling
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         while cancelling.try_join_next().is_some() {}
         let canceller = connection.canceller();
         cancelling.spawn_on(
@@ -142,7 +157,11 @@ impl Lease {
         if let Some(connection) = self.connection.take()
             && !self.pool.permits.is_closed()
         {
-            let mut idle = self.pool.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut idle = self
+                .pool
+                .idle
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             idle.push(connection);
         }
     }

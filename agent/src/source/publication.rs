@@ -24,11 +24,16 @@ pub(super) fn members(listing: &Listing, filter: &TableFilter) -> Vec<TableName>
     }
     let whole = |name: &TableName| {
         let known = listing.relations.get(name);
-        known.is_some_and(|relation| relation.kind == Kind::Partitioned) && !incomplete.contains(name)
+        known.is_some_and(|relation| relation.kind == Kind::Partitioned)
+            && !incomplete.contains(name)
     };
     let mut members = BTreeSet::new();
     for (name, relation) in &listing.relations {
-        let highest = listing.partitions.above(name).filter(|above| whole(above)).last();
+        let highest = listing
+            .partitions
+            .above(name)
+            .filter(|above| whole(above))
+            .last();
         match (highest, relation.kind) {
             (Some(above), _) => members.insert(above.clone()),
             (None, Kind::Table) if listing.takes_part(filter, name) => members.insert(name.clone()),
@@ -46,7 +51,10 @@ pub(super) fn published(
     names: Vec<TableName>,
 ) -> Vec<TableName> {
     let member = |name: &TableName| {
-        listing.relations.get(name).is_some_and(|relation| members.contains(&relation.oid))
+        listing
+            .relations
+            .get(name)
+            .is_some_and(|relation| members.contains(&relation.oid))
     };
     names
         .into_iter()
@@ -58,7 +66,11 @@ pub(super) fn published(
 pub(super) fn create_statement(name: &Identifier, members: &[TableName]) -> String {
     let mut sql = format!("CREATE PUBLICATION {}", name.quoted());
     for (n, member) in members.iter().enumerate() {
-        sql.push_str(if n == 0 { " FOR TABLE ONLY " } else { ", ONLY " });
+        sql.push_str(if n == 0 {
+            " FOR TABLE ONLY "
+        } else {
+            ", ONLY "
+        });
         sql.push_str(&member.quoted());
     }
     sql
@@ -75,11 +87,17 @@ mod tests {
     }
 
     fn listing(relations: &[(&str, Kind)], attached: &[(&str, &str)]) -> Listing {
-        let relations = (1..).zip(relations).map(|(oid, (table, kind))| {
-            (name(table), Relation::for_test(oid, *kind))
-        });
-        let attached = attached.iter().map(|(leaf, above)| (name(leaf), name(above))).collect();
-        Listing { relations: relations.collect(), partitions: Partitions::of(attached) }
+        let relations = (1..)
+            .zip(relations)
+            .map(|(oid, (table, kind))| (name(table), Relation::for_test(oid, *kind)));
+        let attached = attached
+            .iter()
+            .map(|(leaf, above)| (name(leaf), name(above)))
+            .collect();
+        Listing {
+            relations: relations.collect(),
+            partitions: Partitions::of(attached),
+        }
     }
 
     fn tree() -> Listing {
@@ -101,15 +119,27 @@ mod tests {
             include_schemas: Vec::new(),
             exclude_tables: table.map(name).into_iter().collect(),
         };
-        members(listing, &filter).iter().map(|member| member.table.to_string()).collect()
+        members(listing, &filter)
+            .iter()
+            .map(|member| member.table.to_string())
+            .collect()
     }
 
     #[test]
     fn a_root_is_published_only_where_nothing_below_it_is_left_out() {
         assert_eq!(members_without(None, &tree()), ["plain", "root"]);
-        assert_eq!(members_without(Some("leaf_2"), &tree()), ["middle", "plain"]);
-        assert_eq!(members_without(Some("leaf_1"), &tree()), ["leaf_2", "plain"]);
-        assert_eq!(members_without(Some("middle"), &tree()), ["leaf_2", "plain"]);
+        assert_eq!(
+            members_without(Some("leaf_2"), &tree()),
+            ["middle", "plain"]
+        );
+        assert_eq!(
+            members_without(Some("leaf_1"), &tree()),
+            ["leaf_2", "plain"]
+        );
+        assert_eq!(
+            members_without(Some("middle"), &tree()),
+            ["leaf_2", "plain"]
+        );
         assert_eq!(members_without(Some("root"), &tree()), ["plain"]);
     }
 
@@ -120,7 +150,10 @@ mod tests {
             (name("leaf_1"), name("root")),
             (name("elsewhere"), name("root")),
         ]);
-        assert_eq!(members_without(None, &tree), ["leaf_1", "leaf_2", "middle", "plain"]);
+        assert_eq!(
+            members_without(None, &tree),
+            ["leaf_1", "leaf_2", "middle", "plain"]
+        );
     }
 
     #[test]
@@ -131,7 +164,10 @@ mod tests {
         let covered = |members: &[&str]| -> Vec<_> {
             let members = members.iter().map(|table| of(table)).collect();
             let covered = published(&tree, &members, all.clone());
-            covered.iter().map(|table| table.table.to_string()).collect()
+            covered
+                .iter()
+                .map(|table| table.table.to_string())
+                .collect()
         };
         assert_eq!(covered(&["plain", "root"]), ["leaf_1", "leaf_2", "plain"]);
         assert_eq!(covered(&["middle"]), ["leaf_1"]);

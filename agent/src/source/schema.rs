@@ -87,7 +87,13 @@ pub(super) async fn start(
     };
     let mut complaints = JoinSet::new();
     complaints.spawn(last_of(stderr));
-    Ok(SchemaDump { node: source.node.clone(), child, stdout, complaints, cancel })
+    Ok(SchemaDump {
+        node: source.node.clone(),
+        child,
+        stdout,
+        complaints,
+        cancel,
+    })
 }
 
 impl PartReader for SchemaDump {
@@ -127,7 +133,8 @@ impl SchemaDump {
             status = self.child.wait() => status,
             () = self.cancel.cancelled() => return Err(self.cancelled()),
         };
-        let status = status.map_err(|error| failed(format!("pg_dump cannot be waited for: {error}")))?;
+        let status =
+            status.map_err(|error| failed(format!("pg_dump cannot be waited for: {error}")))?;
         if status.success() {
             return Ok(ReadStep::End { rows: RowCount(0) });
         }
@@ -185,7 +192,12 @@ fn arguments(section: SchemaSection, snapshot: Option<&str>, scope: &Scope) -> V
     for schema in &scope.filter.include_schemas {
         arguments.push(format!("--schema={}", pattern(schema)));
     }
-    for table in scope.filter.exclude_tables.iter().chain(&scope.excluded_with_root) {
+    for table in scope
+        .filter
+        .exclude_tables
+        .iter()
+        .chain(&scope.excluded_with_root)
+    {
         arguments.push(format!("--exclude-table={}", table_pattern(table)));
     }
     arguments
@@ -214,7 +226,11 @@ struct Program {
 /// # Errors
 /// A sentence for a person.
 pub async fn pg_dump_major() -> Result<u32, String> {
-    let newest = survey().await.into_iter().map(|program| program.major).max();
+    let newest = survey()
+        .await
+        .into_iter()
+        .map(|program| program.major)
+        .max();
     newest.ok_or_else(|| "there is no pg_dump beside this agent".to_owned())
 }
 
@@ -247,19 +263,32 @@ async fn survey() -> Vec<Program> {
 
 fn choose(seen: &[Program], server: u32) -> Result<Program, String> {
     let fitting = seen.iter().filter(|program| program.major >= server);
-    fitting.min_by_key(|program| program.major).cloned().ok_or_else(|| {
-        let found: Vec<_> = seen.iter().map(|program| program.major.to_string()).collect();
-        let found =
-            if found.is_empty() { "there is none".to_owned() } else { format!("found: {}", found.join(", ")) };
-        format!("a pg_dump of version {server} or newer is needed beside this agent; {found}")
-    })
+    fitting
+        .min_by_key(|program| program.major)
+        .cloned()
+        .ok_or_else(|| {
+            let found: Vec<_> = seen
+                .iter()
+                .map(|program| program.major.to_string())
+                .collect();
+            let found = if found.is_empty() {
+                "there is none".to_owned()
+            } else {
+                format!("found: {}", found.join(", "))
+            };
+            format!("a pg_dump of version {server} or newer is needed beside this agent; {found}")
+        })
 }
 
 /// The directories that `place` stands for.
 fn expand(place: &str) -> Vec<PathBuf> {
-    let Some((before, after)) = place.split_once('*') else { return vec![PathBuf::from(place)] };
+    let Some((before, after)) = place.split_once('*') else {
+        return vec![PathBuf::from(place)];
+    };
     let (parent, prefix) = before.rsplit_once('/').unwrap_or(("", before));
-    let Ok(entries) = std::fs::read_dir(parent) else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir(parent) else {
+        return Vec::new();
+    };
     entries
         .filter_map(Result::ok)
         .filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix))
@@ -272,11 +301,18 @@ async fn inspect(path: &Path) -> Option<Program> {
     if !path.is_file() {
         return None;
     }
-    let output =
-        Command::new(path).arg("--version").stdin(Stdio::null()).kill_on_drop(true).output().await;
+    let output = Command::new(path)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await;
     let output = output.ok().filter(|output| output.status.success())?;
     let major = major_of(&String::from_utf8_lossy(&output.stdout))?;
-    Some(Program { path: path.to_owned(), major })
+    Some(Program {
+        path: path.to_owned(),
+        major,
+    })
 }
 
 /// `pg_dump (PostgreSQL) 18.6 (Debian …)`.
@@ -293,18 +329,27 @@ mod tests {
 
     #[test]
     fn the_nearest_version_that_is_not_older_is_chosen() {
-        let program = |major: u32| Program { path: PathBuf::from(major.to_string()), major };
+        let program = |major: u32| Program {
+            path: PathBuf::from(major.to_string()),
+            major,
+        };
         let seen = [program(18), program(14), program(16), program(17)];
         assert_eq!(choose(&seen, 16), Ok(program(16)));
         assert_eq!(choose(&seen, 15), Ok(program(16)));
         let refused = choose(&seen, 19).unwrap_err();
-        assert!(refused.contains("19") && refused.contains("14"), "{refused}");
+        assert!(
+            refused.contains("19") && refused.contains("14"),
+            "{refused}"
+        );
         assert!(choose(&[], 15).is_err());
     }
 
     #[test]
     fn versions_are_read_from_what_pg_dump_says() {
-        assert_eq!(major_of("pg_dump (PostgreSQL) 18.6 (Debian 18.6-1)\n"), Some(18));
+        assert_eq!(
+            major_of("pg_dump (PostgreSQL) 18.6 (Debian 18.6-1)\n"),
+            Some(18)
+        );
         assert_eq!(major_of("pg_dump (PostgreSQL) 19devel"), Some(19));
         assert_eq!(major_of("something else"), None);
     }
@@ -327,7 +372,10 @@ mod tests {
             "--exclude-table=\"s\".\"leaf\"",
             "--extension=*",
         ] {
-            assert!(arguments.iter().any(|given| given == wanted), "{wanted} in {arguments:?}");
+            assert!(
+                arguments.iter().any(|given| given == wanted),
+                "{wanted} in {arguments:?}"
+            );
         }
     }
 }

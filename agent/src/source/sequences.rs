@@ -21,7 +21,9 @@ const ATTEMPTS: u32 = 5;
 /// A [`Fault`] where PostgreSQL cannot be asked.
 pub async fn sequences(task: &Task, filter: &TableFilter) -> Result<Vec<SequenceValue>, Fault> {
     let fault = |error: PgError| error.to_fault(&task.node);
-    let session = Session::connect(&task.conninfo, "sequences").await.map_err(fault)?;
+    let session = Session::connect(&task.conninfo, "sequences")
+        .await
+        .map_err(fault)?;
     let mut attempt = 0;
     let values = loop {
         attempt += 1;
@@ -53,8 +55,8 @@ async fn read_all(
     for row in session.run(&task.cancel, session.query(&sql, &[])).await? {
         let name = table_name(&row, 0)?;
         let owned = row.try_get::<_, Option<String>>(2)?.is_some();
-        let admitted = filter.admits(&name)
-            && (!owned || partitions.admitted(filter, &table_name(&row, 2)?));
+        let admitted =
+            filter.admits(&name) && (!owned || partitions.admitted(filter, &table_name(&row, 2)?));
         // Owned by two columns it would come twice; PostgreSQL does not do that, but could.
         if admitted && names.last() != Some(&name) {
             names.push(name);
@@ -65,15 +67,28 @@ async fn read_all(
         let selects: Vec<String> = batch
             .iter()
             .enumerate()
-            .map(|(n, name)| format!("SELECT {n}::int4, last_value, is_called FROM {}", name.quoted()))
+            .map(|(n, name)| {
+                format!(
+                    "SELECT {n}::int4, last_value, is_called FROM {}",
+                    name.quoted()
+                )
+            })
             .collect();
         let sql = selects.join(" UNION ALL ");
         for row in session.run(&task.cancel, session.query(&sql, &[])).await? {
             let at: i32 = row.try_get(0)?;
-            let name = usize::try_from(at).ok().and_then(|at| batch.get(at)).cloned();
-            let name = name.ok_or_else(|| PgError::Protocol("a sequence nobody asked for".into()))?;
+            let name = usize::try_from(at)
+                .ok()
+                .and_then(|at| batch.get(at))
+                .cloned();
+            let name =
+                name.ok_or_else(|| PgError::Protocol("a sequence nobody asked for".into()))?;
             let (last_value, is_called) = (row.try_get(1)?, row.try_get(2)?);
-            values.push(SequenceValue { name, last_value, is_called });
+            values.push(SequenceValue {
+                name,
+                last_value,
+                is_called,
+            });
         }
     }
     Ok(values)

@@ -48,7 +48,10 @@ pub(super) async fn create(
     let mut connection = RawConnection::connect(conninfo, "slot", Mode::Replication).await?;
     let canceller = connection.canceller();
     let slot = name(task.job);
-    let sql = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput EXPORT_SNAPSHOT", slot.quoted());
+    let sql = format!(
+        "CREATE_REPLICATION_SLOT {} LOGICAL pgoutput EXPORT_SNAPSHOT",
+        slot.quoted()
+    );
     let rows = {
         let mut creating = std::pin::pin!(connection.query(&sql));
         loop {
@@ -70,20 +73,31 @@ pub(super) async fn create(
     let mut fields = rows.into_iter().next().unwrap_or_default().into_iter();
     let (lsn, snapshot) = (fields.nth(1).flatten(), fields.next().flatten());
     let (Some(lsn), Some(snapshot)) = (lsn.and_then(|text| text.parse().ok()), snapshot) else {
-        return Err(PgError::Protocol("the new slot has no LSN or no snapshot".to_owned()));
+        return Err(PgError::Protocol(
+            "the new slot has no LSN or no snapshot".to_owned(),
+        ));
     };
-    Ok(NewSlot { connection, lsn, snapshot })
+    Ok(NewSlot {
+        connection,
+        lsn,
+        snapshot,
+    })
 }
 
 async fn say_waiting(task: &Task, watcher: &Session) {
     let sql = "SELECT pid, extract(epoch FROM clock_timestamp() - xact_start)::int8 \
          FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND xact_start IS NOT NULL \
          ORDER BY xact_start LIMIT 1";
-    let oldest = watcher.query_opt(sql, &[]).await.ok().flatten().and_then(|row| {
-        let pid: i32 = row.try_get(0).ok()?;
-        let age: i64 = row.try_get(1).ok()?;
-        Some(format!("; the oldest is process {pid}, for {age} s"))
-    });
+    let oldest = watcher
+        .query_opt(sql, &[])
+        .await
+        .ok()
+        .flatten()
+        .and_then(|row| {
+            let pid: i32 = row.try_get(0).ok()?;
+            let age: i64 = row.try_get(1).ok()?;
+            Some(format!("; the oldest is process {pid}, for {age} s"))
+        });
     let current = format!(
         "the slot waits for transactions that were running{}",
         oldest.unwrap_or_default()
@@ -115,11 +129,15 @@ pub async fn slot_statuses(session: &Session) -> Result<Vec<SlotStatus>, PgError
     for row in session.query(sql, &[&ReplicationNames::PREFIX]).await? {
         let slot: String = row.try_get(0)?;
         // Others may have slots whose names begin like ours; those are not jobs.
-        let job = slot.strip_prefix(ReplicationNames::PREFIX).and_then(|id| id.parse().ok());
+        let job = slot
+            .strip_prefix(ReplicationNames::PREFIX)
+            .and_then(|id| id.parse().ok());
         let Some(job) = job else { continue };
         let bytes = |at| -> Result<ByteCount, PgError> {
             let bytes: Option<i64> = row.try_get(at)?;
-            Ok(ByteCount(bytes.and_then(|b| u64::try_from(b).ok()).unwrap_or(0)))
+            Ok(ByteCount(
+                bytes.and_then(|b| u64::try_from(b).ok()).unwrap_or(0),
+            ))
         };
         statuses.push(SlotStatus {
             job,
@@ -139,7 +157,9 @@ pub async fn slot_statuses(session: &Session) -> Result<Vec<SlotStatus>, PgError
 /// A [`Fault`] where PostgreSQL cannot be reached or does not let go.
 pub async fn cleanup(task: &Task) -> Result<(), Fault> {
     let fault = |error: PgError| error.to_fault(&task.node);
-    let session = Session::connect(&task.conninfo, "cleanup").await.map_err(fault)?;
+    let session = Session::connect(&task.conninfo, "cleanup")
+        .await
+        .map_err(fault)?;
     remove(&session, task, &task.cancel).await?;
     session.close().await;
     Ok(())
@@ -158,7 +178,8 @@ pub(super) async fn remove(
     match slot_gone {
         SlotGone::Yes => Ok(()),
         SlotGone::StillInUse => {
-            let message = format!("the replication slot {name} is still in use and cannot be dropped");
+            let message =
+                format!("the replication slot {name} is still in use and cannot be dropped");
             Err(Fault::new(FaultKind::Failed, message)
                 .hint(format!(
                     "drop the subscription {name} on the target, then: SELECT pg_drop_replication_slot('{name}')"
@@ -193,14 +214,21 @@ async fn drop_slot(
 ) -> Result<SlotGone, PgError> {
     for _ in 0..DROP_ATTEMPTS {
         let sql = "SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1";
-        let slot = session.run(cancel, session.query_opt(sql, &[&name.as_str()])).await?;
-        let Some(slot) = slot else { return Ok(SlotGone::Yes) };
+        let slot = session
+            .run(cancel, session.query_opt(sql, &[&name.as_str()]))
+            .await?;
+        let Some(slot) = slot else {
+            return Ok(SlotGone::Yes);
+        };
         if let Some(pid) = slot.try_get::<_, Option<i32>>(0)? {
             let sql = "SELECT pg_terminate_backend($1)";
             session.run(cancel, session.execute(sql, &[&pid])).await?;
         }
         let sql = "SELECT pg_drop_replication_slot($1)";
-        match session.run(cancel, session.execute(sql, &[&name.as_str()])).await {
+        match session
+            .run(cancel, session.execute(sql, &[&name.as_str()]))
+            .await
+        {
             Ok(_) => {
                 info!(slot = %name, "replication slot dropped");
                 return Ok(SlotGone::Yes);

@@ -86,7 +86,10 @@ pub async fn open(task: &Task, request: OpenRequest) -> Result<OpenSnapshot, Fau
     let opened = try_open(task, &request).await;
     if let Err(fault) = &opened {
         debug!(job_id = %task.job, error = %fault, "removing what was made");
-        let tidy = Task { cancel: CancellationToken::new(), ..task.clone() };
+        let tidy = Task {
+            cancel: CancellationToken::new(),
+            ..task.clone()
+        };
         match tokio::time::timeout(TIDY_UP, slot::cleanup(&tidy)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => warn!(job_id = %task.job, %error, "could not tidy up"),
@@ -98,7 +101,9 @@ pub async fn open(task: &Task, request: OpenRequest) -> Result<OpenSnapshot, Fau
 
 async fn try_open(task: &Task, request: &OpenRequest) -> Result<OpenSnapshot, Fault> {
     let fault = |error: PgError| error.to_fault(&task.node);
-    let admin = Session::connect(&task.conninfo, "source").await.map_err(fault)?;
+    let admin = Session::connect(&task.conninfo, "source")
+        .await
+        .map_err(fault)?;
     for attempt in 1..=ATTEMPTS {
         match request.export {
             Export::SlotAndSnapshot => slot::remove(&admin, task, &task.cancel).await?,
@@ -138,13 +143,20 @@ async fn attempt_open(
     let before = Listing::load(admin).await.map_err(fault)?;
     let members = publication::members(&before, &request.filter);
     let sql = publication::create_statement(&name, &members);
-    admin.run(&task.cancel, admin.batch_execute(&sql)).await.map_err(fault)?;
+    admin
+        .run(&task.cancel, admin.batch_execute(&sql))
+        .await
+        .map_err(fault)?;
 
     let (lsn, held, listing) = match request.export {
         Export::Nothing => (Lsn(0), None, before),
         Export::SlotAndSnapshot => {
-            let made = slot::create(task, admin.conninfo(), admin).await.map_err(fault)?;
-            let held = hold(task, request, admin.conninfo(), &made.snapshot).await.map_err(fault)?;
+            let made = slot::create(task, admin.conninfo(), admin)
+                .await
+                .map_err(fault)?;
+            let held = hold(task, request, admin.conninfo(), &made.snapshot)
+                .await
+                .map_err(fault)?;
             // The holder has the snapshot now and exports it itself: the walsender can go.
             made.connection.close().await;
             let listing = Listing::load(&held.holder).await.map_err(fault)?;
@@ -160,7 +172,9 @@ async fn attempt_open(
             return Ok(Attempt::Changed(table));
         }
         let now = Listing::load(admin).await.map_err(fault)?;
-        let changed = names.iter().find(|n| now.relations.get(*n) != listing.relations.get(*n));
+        let changed = names
+            .iter()
+            .find(|n| now.relations.get(*n) != listing.relations.get(*n));
         if let Some(table) = changed {
             return Ok(Attempt::Changed(table.clone()));
         }
@@ -198,10 +212,19 @@ async fn hold(
         LOCK_TIMEOUT.as_millis()
     );
     holder.run(&task.cancel, holder.batch_execute(&sql)).await?;
-    let row = holder.run(&task.cancel, holder.query_one("SELECT pg_export_snapshot()", &[])).await?;
+    let row = holder
+        .run(
+            &task.cancel,
+            holder.query_one("SELECT pg_export_snapshot()", &[]),
+        )
+        .await?;
     let export = row.try_get(0)?;
     let pool = Arc::new(Pool::new(conninfo.clone(), request.parallel));
-    Ok(Held { holder, export, pool })
+    Ok(Held {
+        holder,
+        export,
+        pool,
+    })
 }
 
 /// What the publication names, as the catalog session sees it.
@@ -209,7 +232,9 @@ async fn published_oids(session: &Session, name: &Identifier) -> Result<HashSet<
     let sql = "SELECT r.prrelid FROM pg_publication_rel r \
          JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = $1";
     let rows = session.query(sql, &[&name.as_str()]).await?;
-    rows.iter().map(|row| row.try_get(0).map_err(PgError::from)).collect()
+    rows.iter()
+        .map(|row| row.try_get(0).map_err(PgError::from))
+        .collect()
 }
 
 async fn make_plan(
@@ -220,8 +245,10 @@ async fn make_plan(
     names: &[TableName],
 ) -> Result<Plan, Fault> {
     let fault = |error: PgError| error.to_fault(&task.node);
-    let oids: Vec<u32> =
-        names.iter().filter_map(|name| Some(listing.relations.get(name)?.oid)).collect();
+    let oids: Vec<u32> = names
+        .iter()
+        .filter_map(|name| Some(listing.relations.get(name)?.oid))
+        .collect();
     let sizes = listing::sizes(session, &oids).await.map_err(fault)?;
     let types = Types::load(session).await.map_err(fault)?;
     let splitting = Splitting {
@@ -245,9 +272,15 @@ async fn lock(
     names: &[TableName],
 ) -> Result<Locked, Fault> {
     for batch in names.chunks(LOCK_BATCH) {
-        let list: Vec<String> = batch.iter().map(|name| format!("ONLY {}", name.quoted())).collect();
+        let list: Vec<String> = batch
+            .iter()
+            .map(|name| format!("ONLY {}", name.quoted()))
+            .collect();
         let sql = format!("LOCK TABLE {} IN ACCESS SHARE MODE", list.join(", "));
-        let locked = held.holder.run(&task.cancel, held.holder.batch_execute(&sql)).await;
+        let locked = held
+            .holder
+            .run(&task.cancel, held.holder.batch_execute(&sql))
+            .await;
         let Err(error) = locked else { continue };
         let dropped = [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME];
         if error.sqlstate().is_some_and(|code| dropped.contains(code)) {
@@ -260,9 +293,10 @@ async fn lock(
                 "a table is locked exclusively by another session{culprit}; it did not let go within {} s",
                 LOCK_TIMEOUT.as_secs()
             );
-            fault.hint = "let the ALTER, VACUUM FULL, TRUNCATE or LOCK that holds it finish, or end \
+            fault.hint =
+                "let the ALTER, VACUUM FULL, TRUNCATE or LOCK that holds it finish, or end \
                           that session, then run init again"
-                .to_owned();
+                    .to_owned();
         } else if error.is(&SqlState::OUT_OF_MEMORY) {
             fault.hint = format!(
                 "raise max_locks_per_transaction on the source: {} tables must be locked at once",
@@ -285,8 +319,11 @@ async fn who_locks(admin: &Session) -> Option<String> {
     let pid: i32 = row.try_get(0).ok()?;
     let table: String = row.try_get(1).ok()?;
     let application: String = row.try_get(2).ok()?;
-    let application =
-        if application.is_empty() { String::new() } else { format!(" of {application}") };
+    let application = if application.is_empty() {
+        String::new()
+    } else {
+        format!(" of {application}")
+    };
     Some(format!(" (process {pid}{application} holds {table})"))
 }
 
@@ -360,7 +397,11 @@ impl OpenSnapshot {
     /// Ends snapshot and locks; parts being read end with a fault. The slot stays. Done again, it
     /// does nothing.
     pub async fn close(&self) {
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let held = self
+            .held
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(held) = held {
             held.pool.close().await;
             held.holder.close().await;
@@ -372,7 +413,11 @@ impl OpenSnapshot {
     pub fn totals(&self) -> (u32, RowCount, ByteCount) {
         let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         let parts = u32::try_from(read.len()).unwrap_or(u32::MAX);
-        (parts, read.values().map(|(rows, _)| *rows).sum(), read.values().map(|(_, b)| *b).sum())
+        (
+            parts,
+            read.values().map(|(rows, _)| *rows).sum(),
+            read.values().map(|(_, b)| *b).sum(),
+        )
     }
 
     pub(super) fn node(&self) -> &NodeId {
@@ -390,9 +435,11 @@ impl OpenSnapshot {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         match held.as_ref() {
             Some(held) => Ok((Arc::clone(&held.pool), held.export.clone())),
-            None => Err(Fault::new(FaultKind::Failed, "the job's snapshot is closed")
-                .hint("run init again")
-                .on(&self.node)),
+            None => Err(
+                Fault::new(FaultKind::Failed, "the job's snapshot is closed")
+                    .hint("run init again")
+                    .on(&self.node),
+            ),
         }
     }
 
@@ -402,17 +449,26 @@ impl OpenSnapshot {
         let after = tables.partition_point(|table| table.first_part <= part);
         let table = after.checked_sub(1).and_then(|at| tables.get(at));
         let range = table.and_then(|table| {
-            table.ranges.get((part.0 - table.first_part.0) as usize).copied()
+            table
+                .ranges
+                .get((part.0 - table.first_part.0) as usize)
+                .copied()
         });
         match (table, range) {
             (Some(table), Some(range)) => Ok((table, range)),
-            _ => Err(Fault::new(FaultKind::BadRequest, format!("the plan has no part {part}"))
-                .on(&self.node)),
+            _ => Err(Fault::new(
+                FaultKind::BadRequest,
+                format!("the plan has no part {part}"),
+            )
+            .on(&self.node)),
         }
     }
 
     /// A part was read to its end. Read again, it counts once.
     pub(super) fn count(&self, part: PartNo, rows: RowCount, bytes: ByteCount) {
-        self.read.lock().unwrap_or_else(PoisonError::into_inner).insert(part, (rows, bytes));
+        self.read
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(part, (rows, bytes));
     }
 }

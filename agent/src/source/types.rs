@@ -47,10 +47,16 @@ struct Type {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
     Base,
-    Array { element: u32 },
-    Domain { base: u32 },
+    Array {
+        element: u32,
+    },
+    Domain {
+        base: u32,
+    },
     Enum,
-    Range { subtype: u32 },
+    Range {
+        subtype: u32,
+    },
     /// Composites, pseudo-types and whatever comes.
     Other,
 }
@@ -76,14 +82,24 @@ impl Types {
         for row in session.query(sql, &[]).await? {
             let category: String = row.try_get(3)?;
             let form = match row.try_get::<_, String>(2)?.as_str() {
-                "b" if category == "A" => Form::Array { element: row.try_get(4)? },
+                "b" if category == "A" => Form::Array {
+                    element: row.try_get(4)?,
+                },
                 "b" => Form::Base,
-                "d" => Form::Domain { base: row.try_get(5)? },
+                "d" => Form::Domain {
+                    base: row.try_get(5)?,
+                },
                 "e" => Form::Enum,
-                "r" | "m" => Form::Range { subtype: row.try_get(6)? },
+                "r" | "m" => Form::Range {
+                    subtype: row.try_get(6)?,
+                },
                 _ => Form::Other,
             };
-            let known = Type { name: row.try_get(1)?, form, sendable: row.try_get(7)? };
+            let known = Type {
+                name: row.try_get(1)?,
+                form,
+                sendable: row.try_get(7)?,
+            };
             types.insert(row.try_get(0)?, known);
         }
         Ok(Self { types })
@@ -126,9 +142,18 @@ mod tests {
 
     fn types(rows: &[(u32, &str, Form)]) -> Types {
         let types = rows.iter().map(|(oid, name, form)| {
-            (*oid, Type { name: (*name).to_owned(), form: *form, sendable: *name != "aclitem" })
+            (
+                *oid,
+                Type {
+                    name: (*name).to_owned(),
+                    form: *form,
+                    sendable: *name != "aclitem",
+                },
+            )
         });
-        Types { types: types.collect() }
+        Types {
+            types: types.collect(),
+        }
     }
 
     #[test]
@@ -154,7 +179,9 @@ mod tests {
         for portable in [23, 1007, 3904, 20_000, 20_002, 20_004, 20_007] {
             assert!(types.portable(portable), "{portable}");
         }
-        for not in [2205, 2210, 1033, 2249, 20_001, 20_003, 20_005, 20_006, 20_008, 99] {
+        for not in [
+            2205, 2210, 1033, 2249, 20_001, 20_003, 20_005, 20_006, 20_008, 99,
+        ] {
             assert!(!types.portable(not), "{not}");
         }
     }

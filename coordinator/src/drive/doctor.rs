@@ -10,7 +10,6 @@ use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry};
 
 use super::{Answer, Driver, Reply};
 use crate::job::machine::after;
-use crate::job::preflight;
 use crate::store::Store;
 
 /// Longer than any catalog query or dial of an agent takes.
@@ -132,7 +131,7 @@ impl<S: Store> Driver<S> {
                 return Ok(());
             }
             (Stage::Target(source), Outcome::TargetFacts(target)) => {
-                look.stage = Stage::Done(preflight::judge(&look.spec, &source, &target));
+                look.stage = Stage::Done((self.judge)(&look.spec, &source, &target));
                 return Ok(());
             }
             (Stage::Source, _) => (Stage::Source, &look.spec.source),

@@ -8,6 +8,7 @@
 //! So nobody hears of anything that a restarted coordinator would not know. The loop never waits for
 //! an agent or an operator: queues are bounded and tried, views are watched, latest wins.
 
+mod admit;
 mod agents;
 mod compose;
 mod doctor;
@@ -38,9 +39,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use crate::job::Job;
+use crate::job::machine::Judge;
 use crate::job::progress::Meter;
 use crate::job::tally::Tally;
+use crate::job::{Job, preflight};
 use crate::registry::{Link, Registry, SessionId};
 use crate::store::{EventQuery, NodeRecord, Store, StoreError, Write};
 
@@ -242,6 +244,7 @@ struct Outbox {
 pub struct Driver<S> {
     store: S,
     clock: Clock,
+    judge: Judge,
     nodes: BTreeMap<NodeId, NodeRecord>,
     registry: Registry,
     jobs: BTreeMap<JobId, Live>,
@@ -298,6 +301,7 @@ impl<S: Store> Driver<S> {
         let mut driver = Self {
             store,
             clock: Clock::start(),
+            judge: preflight::judge,
             nodes,
             registry: Registry::default(),
             jobs: BTreeMap::new(),

@@ -140,9 +140,9 @@ impl Cluster {
         let mut command = Command::new(self.binaries.coordinator());
         command
             .args([
+                "run",
                 "--log-format",
                 "json",
-                "run",
                 "--listen",
                 &self.coordinator_address(),
             ])

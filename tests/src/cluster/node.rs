@@ -90,7 +90,7 @@ impl Node {
         let password = self.password.as_deref().unwrap_or(self.server.password());
         let mut command = Command::new(binary);
         command
-            .args(["--log-format", "json", "run", "--node", &self.name])
+            .args(["run", "--log-format", "json", "--node", &self.name])
             .args([
                 "--coordinator",
                 coordinator,

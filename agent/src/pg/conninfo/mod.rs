@@ -47,7 +47,10 @@ pub(super) enum Address {
     /// The directory of a Unix socket.
     Socket(PathBuf),
     /// A host; `name` is what a certificate is checked against, `addr` what is dialled, if given.
-    Host { name: Option<String>, addr: Option<IpAddr> },
+    Host {
+        name: Option<String>,
+        addr: Option<IpAddr>,
+    },
 }
 
 /// How much TLS (PostgreSQL manual, section "SSL Support", table of `sslmode`).
@@ -62,8 +65,14 @@ pub(super) enum SslMode {
 }
 
 impl SslMode {
-    const ALL: [Self; 6] =
-        [Self::Disable, Self::Allow, Self::Prefer, Self::Require, Self::VerifyCa, Self::VerifyFull];
+    const ALL: [Self; 6] = [
+        Self::Disable,
+        Self::Allow,
+        Self::Prefer,
+        Self::Require,
+        Self::VerifyCa,
+        Self::VerifyFull,
+    ];
 
     fn as_str(self) -> &'static str {
         match self {
@@ -152,7 +161,12 @@ impl Conninfo {
     #[must_use]
     pub fn redacted(&self) -> String {
         let place: Vec<_> = self.endpoints.iter().map(ToString::to_string).collect();
-        format!("{} user={} dbname={}", place.join(" or "), self.user, self.database)
+        format!(
+            "{} user={} dbname={}",
+            place.join(" or "),
+            self.user,
+            self.database
+        )
     }
 
     /// The whole connection in libpq's keyword/value form, resolved password included: for
@@ -182,29 +196,46 @@ impl Conninfo {
             pairs.push(("sslcert", text(cert)));
             pairs.push(("sslkey", text(key)));
         }
-        pairs.push(("connect_timeout", self.connect_timeout.as_secs().to_string()));
-        pairs.extend(self.application_name.clone().map(|name| ("application_name", name)));
+        pairs.push((
+            "connect_timeout",
+            self.connect_timeout.as_secs().to_string(),
+        ));
+        pairs.extend(
+            self.application_name
+                .clone()
+                .map(|name| ("application_name", name)),
+        );
         pairs.extend(self.options.clone().map(|options| ("options", options)));
         if self.session_attrs != SessionAttrs::Any {
-            pairs.push(("target_session_attrs", self.session_attrs.as_str().to_owned()));
+            pairs.push((
+                "target_session_attrs",
+                self.session_attrs.as_str().to_owned(),
+            ));
         }
         pairs.extend(self.libpq_keepalive());
         pairs.extend(self.passed_on.iter().cloned());
-        let pairs: Vec<_> =
-            pairs.iter().map(|(key, value)| format!("{key}={}", quote(value))).collect();
+        let pairs: Vec<_> = pairs
+            .iter()
+            .map(|(key, value)| format!("{key}={}", quote(value)))
+            .collect();
         pairs.join(" ")
     }
 
     /// The password for the first address, if there is one: for a child's `PGPASSWORD`.
     #[must_use]
     pub fn password(&self) -> Option<Secret> {
-        self.endpoints.first().and_then(|endpoint| endpoint.password.clone())
+        self.endpoints
+            .first()
+            .and_then(|endpoint| endpoint.password.clone())
     }
 
     /// The same, at that address alone: for connections that must reach the server another one
     /// reached before them.
     pub(super) fn pinned(&self, endpoint: &Endpoint) -> Self {
-        Self { endpoints: vec![endpoint.clone()], ..self.clone() }
+        Self {
+            endpoints: vec![endpoint.clone()],
+            ..self.clone()
+        }
     }
 
     /// The same with `application_name` of ours: `steep-repl <purpose>`.
@@ -224,13 +255,17 @@ impl Conninfo {
             Address::Socket(dir) => text(dir),
             Address::Host { name, .. } => name.clone().unwrap_or_default(),
         });
-        if self.endpoints.iter().any(|endpoint| {
-            !matches!(&endpoint.address, Address::Host { name: None, .. })
-        }) {
+        if self
+            .endpoints
+            .iter()
+            .any(|endpoint| !matches!(&endpoint.address, Address::Host { name: None, .. }))
+        {
             pairs.push(("host", host));
         }
         let addr = list(&|endpoint| match &endpoint.address {
-            Address::Host { addr: Some(addr), .. } => addr.to_string(),
+            Address::Host {
+                addr: Some(addr), ..
+            } => addr.to_string(),
             Address::Host { addr: None, .. } | Address::Socket(_) => String::new(),
         });
         if addr.bytes().any(|byte| byte != b',') {
@@ -246,7 +281,10 @@ impl Conninfo {
         };
         vec![
             ("keepalives_idle", keepalive.idle.as_secs().to_string()),
-            ("keepalives_interval", keepalive.interval.as_secs().to_string()),
+            (
+                "keepalives_interval",
+                keepalive.interval.as_secs().to_string(),
+            ),
             ("keepalives_count", keepalive.count.to_string()),
         ]
     }
@@ -264,9 +302,17 @@ impl fmt::Display for Endpoint {
             Address::Socket(dir) => {
                 write!(f, "socket {}", socket_path(dir, self.port).display())
             }
-            Address::Host { name: Some(name), .. } => write!(f, "{name}:{}", self.port),
-            Address::Host { name: None, addr: Some(addr) } => write!(f, "{addr}:{}", self.port),
-            Address::Host { name: None, addr: None } => write!(f, "port {}", self.port),
+            Address::Host {
+                name: Some(name), ..
+            } => write!(f, "{name}:{}", self.port),
+            Address::Host {
+                name: None,
+                addr: Some(addr),
+            } => write!(f, "{addr}:{}", self.port),
+            Address::Host {
+                name: None,
+                addr: None,
+            } => write!(f, "port {}", self.port),
         }
     }
 }

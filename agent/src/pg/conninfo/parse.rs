@@ -52,12 +52,17 @@ pub(super) struct Settings {
 impl Settings {
     /// The value of `key`; an empty one counts as none, as in libpq.
     pub(super) fn get(&self, key: &str) -> Option<&str> {
-        self.values.get(key).map(String::as_str).filter(|value| !value.is_empty())
+        self.values
+            .get(key)
+            .map(String::as_str)
+            .filter(|value| !value.is_empty())
     }
 
     /// The keys given that we pass on without acting on them.
     pub(super) fn passed_on(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        PASSED_ON.iter().filter_map(|key| self.get(key).map(|value| (*key, value)))
+        PASSED_ON
+            .iter()
+            .filter_map(|key| self.get(key).map(|value| (*key, value)))
     }
 
     fn set(&mut self, key: &str, value: String) -> Result<(), Reason> {
@@ -68,7 +73,10 @@ impl Settings {
                 "service" | "servicefile" => {
                     "service files are not read; write the connection out".to_owned()
                 }
-                _ => format!("{shown:?} is not a key we know; known are {}", KEYS.join(", ")),
+                _ => format!(
+                    "{shown:?} is not a key we know; known are {}",
+                    KEYS.join(", ")
+                ),
             });
         };
         if value.contains('\0') {
@@ -84,7 +92,9 @@ pub(super) fn parse(text: &str) -> Result<Settings, Reason> {
     if text.len() > TEXT_MAX {
         return Err(format!("it is longer than {TEXT_MAX} bytes"));
     }
-    let uri = text.strip_prefix("postgresql://").or_else(|| text.strip_prefix("postgres://"));
+    let uri = text
+        .strip_prefix("postgresql://")
+        .or_else(|| text.strip_prefix("postgres://"));
     match uri {
         Some(rest) => parse_uri(rest),
         None => parse_keywords(text),
@@ -163,7 +173,11 @@ fn parse_uri(text: &str) -> Result<Settings, Reason> {
     if !dbname.is_empty() {
         settings.set("dbname", decode(dbname, "dbname")?)?;
     }
-    for pair in query.into_iter().flat_map(|q| q.split('&')).filter(|p| !p.is_empty()) {
+    for pair in query
+        .into_iter()
+        .flat_map(|q| q.split('&'))
+        .filter(|p| !p.is_empty())
+    {
         let Some((key, value)) = pair.split_once('=') else {
             return Err("a parameter after ? has no value".into());
         };
@@ -186,8 +200,9 @@ fn set_uri_hosts(settings: &mut Settings, hosts: &str) -> Result<(), Reason> {
     let mut ports = Vec::new();
     for host in hosts.split(',') {
         let (name, port) = if let Some(inner) = host.strip_prefix('[') {
-            let (name, after) =
-                inner.split_once(']').ok_or("an IPv6 address in brackets does not end")?;
+            let (name, after) = inner
+                .split_once(']')
+                .ok_or("an IPv6 address in brackets does not end")?;
             let port = match after.strip_prefix(':') {
                 Some(port) => port,
                 None if after.is_empty() => "",
@@ -255,7 +270,8 @@ mod tests {
 
     #[test]
     fn uris_are_read_as_libpq_reads_them() {
-        let text = "postgresql://us%40er:p%2Fw@h1:5433,[::1],h3:1/d%62?sslmode=require&connect_timeout=3";
+        let text =
+            "postgresql://us%40er:p%2Fw@h1:5433,[::1],h3:1/d%62?sslmode=require&connect_timeout=3";
         assert_eq!(get(text, "user").unwrap(), "us@er");
         assert_eq!(get(text, "password").unwrap(), "p/w");
         assert_eq!(get(text, "host").unwrap(), "h1,::1,h3");
@@ -282,7 +298,9 @@ mod tests {
             "postgres://h/d?sslmode",
             "postgres://h/d?user=%ff",
         ] {
-            let Err(reason) = parse(bad) else { panic!("{bad:?} was taken") };
+            let Err(reason) = parse(bad) else {
+                panic!("{bad:?} was taken")
+            };
             assert!(!reason.contains("hunter2"), "{reason}");
         }
     }

@@ -60,7 +60,9 @@ pub(super) fn load(path: &Path) -> Option<String> {
 
 /// The password of the first line that matches.
 pub(super) fn find(text: &str, wanted: Wanted<'_>) -> Option<Secret> {
-    text.lines().find_map(|line| matching(line, wanted)).map(Secret::new)
+    text.lines()
+        .find_map(|line| matching(line, wanted))
+        .map(Secret::new)
 }
 
 fn matching(line: &str, wanted: Wanted<'_>) -> Option<String> {
@@ -116,7 +118,12 @@ mod tests {
     use super::*;
     use std::io::Write;
 
-    const WANTED: Wanted<'_> = Wanted { host: "db.example", port: 5432, database: "shop", user: "rep" };
+    const WANTED: Wanted<'_> = Wanted {
+        host: "db.example",
+        port: 5432,
+        database: "shop",
+        user: "rep",
+    };
 
     fn found(text: &str) -> Option<String> {
         find(text, WANTED).map(|secret| secret.expose().to_owned())
@@ -124,7 +131,8 @@ mod tests {
 
     #[test]
     fn the_first_line_that_matches_wins() {
-        let text = "# comment\nother:5432:shop:rep:no\n*:*:*:rep:first\ndb.example:5432:shop:rep:second\n";
+        let text =
+            "# comment\nother:5432:shop:rep:no\n*:*:*:rep:first\ndb.example:5432:shop:rep:second\n";
         assert_eq!(found(text).unwrap(), "first");
         assert_eq!(found("db.example:5433:*:*:x"), None);
         assert_eq!(found("db.example:*:*:nobody:x"), None);
@@ -132,13 +140,23 @@ mod tests {
 
     #[test]
     fn backslashes_escape_colons_and_themselves() {
-        assert_eq!(found(r"db\.example:5432:*:*:a\:b\\c:d").unwrap(), r"a:b\c:d");
+        assert_eq!(
+            found(r"db\.example:5432:*:*:a\:b\\c:d").unwrap(),
+            r"a:b\c:d"
+        );
         assert_eq!(found(r"\*:5432:*:*:x"), None);
     }
 
     #[test]
     fn broken_lines_match_nothing() {
-        for bad in ["", "*", "*:*:*:*", "*:*:*:*:", "\\", "db.example:5432:shop:rep\\:x"] {
+        for bad in [
+            "",
+            "*",
+            "*:*:*:*",
+            "*:*:*:*:",
+            "\\",
+            "db.example:5432:shop:rep\\:x",
+        ] {
             assert_eq!(found(bad), None, "{bad:?}");
         }
     }

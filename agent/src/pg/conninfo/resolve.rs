@@ -28,8 +28,11 @@ const ENDPOINTS_MAX: usize = 64;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A dead network is noticed in about two minutes, where Linux's defaults take more than two hours.
-const KEEPALIVE: Keepalive =
-    Keepalive { idle: Duration::from_secs(60), interval: Duration::from_secs(15), count: 4 };
+const KEEPALIVE: Keepalive = Keepalive {
+    idle: Duration::from_secs(60),
+    interval: Duration::from_secs(15),
+    count: 4,
+};
 
 /// What a process knows besides its arguments.
 #[derive(Debug, Clone, Default)]
@@ -49,7 +52,11 @@ impl Environment {
             .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
             .filter(|(key, _)| key.starts_with("PG"))
             .collect();
-        Self { vars, home: std::env::home_dir(), user: os_user() }
+        Self {
+            vars,
+            home: std::env::home_dir(),
+            user: os_user(),
+        }
     }
 }
 
@@ -62,7 +69,9 @@ fn os_user() -> Option<String> {
         let name = fields.next()?;
         (fields.nth(1)? == uid).then(|| name.to_owned())
     });
-    entry.or_else(|| std::env::var("USER").ok()).or_else(|| std::env::var("LOGNAME").ok())
+    entry
+        .or_else(|| std::env::var("USER").ok())
+        .or_else(|| std::env::var("LOGNAME").ok())
 }
 
 /// Settings over environment.
@@ -74,34 +83,55 @@ struct Lookup<'a> {
 impl<'a> Lookup<'a> {
     fn get(&self, key: &str, variable: &str) -> Option<&'a str> {
         let from_environment = || self.environment.vars.get(variable).map(String::as_str);
-        self.settings.get(key).or_else(from_environment).filter(|value| !value.is_empty())
+        self.settings
+            .get(key)
+            .or_else(from_environment)
+            .filter(|value| !value.is_empty())
     }
 
     fn list(&self, key: &str, variable: &str) -> Vec<&'a str> {
-        self.get(key, variable).map(|value| value.split(',').map(str::trim).collect()).unwrap_or_default()
+        self.get(key, variable)
+            .map(|value| value.split(',').map(str::trim).collect())
+            .unwrap_or_default()
     }
 
     fn seconds(&self, key: &str, variable: &str, default: Duration) -> Result<Duration, Reason> {
-        let Some(value) = self.get(key, variable) else { return Ok(default) };
-        let seconds: u32 = value.trim().parse().map_err(|_| format!("{key} is not a number of seconds"))?;
+        let Some(value) = self.get(key, variable) else {
+            return Ok(default);
+        };
+        let seconds: u32 = value
+            .trim()
+            .parse()
+            .map_err(|_| format!("{key} is not a number of seconds"))?;
         Ok(Duration::from_secs(u64::from(seconds)))
     }
 
     fn existing_default(&self, name: &str) -> Option<PathBuf> {
-        let path = self.environment.home.as_ref()?.join(".postgresql").join(name);
+        let path = self
+            .environment
+            .home
+            .as_ref()?
+            .join(".postgresql")
+            .join(name);
         path.exists().then_some(path)
     }
 }
 
 /// Everything decided.
 pub(super) fn resolve(settings: &Settings, environment: &Environment) -> Result<Conninfo, Reason> {
-    let lookup = Lookup { settings, environment };
+    let lookup = Lookup {
+        settings,
+        environment,
+    };
     let user = lookup
         .get("user", "PGUSER")
         .or(environment.user.as_deref())
         .ok_or("it names no user, and the operating system's is unknown: add user=")?
         .to_owned();
-    let database = lookup.get("dbname", "PGDATABASE").unwrap_or(&user).to_owned();
+    let database = lookup
+        .get("dbname", "PGDATABASE")
+        .unwrap_or(&user)
+        .to_owned();
     if lookup.get("channel_binding", "PGCHANNELBINDING") == Some("require") {
         return Err("channel_binding=require is not supported: use sslmode=verify-full".into());
     }
@@ -116,32 +146,56 @@ pub(super) fn resolve(settings: &Settings, environment: &Environment) -> Result<
         options: lookup.get("options", "PGOPTIONS").map(str::to_owned),
         session_attrs: resolve_attrs(&lookup)?,
         keepalive: resolve_keepalive(&lookup)?,
-        passed_on: settings.passed_on().map(|(key, value)| (key, value.to_owned())).collect(),
+        passed_on: settings
+            .passed_on()
+            .map(|(key, value)| (key, value.to_owned()))
+            .collect(),
     })
 }
 
-fn resolve_endpoints(lookup: &Lookup<'_>, user: &str, database: &str) -> Result<Vec<Endpoint>, Reason> {
+fn resolve_endpoints(
+    lookup: &Lookup<'_>,
+    user: &str,
+    database: &str,
+) -> Result<Vec<Endpoint>, Reason> {
     let given = lookup.get("password", "PGPASSWORD").map(Secret::new);
     let passfile = match given {
         Some(_) => None,
         None => passfile_text(lookup),
     };
-    let endpoints = resolve_addresses(lookup)?.into_iter().map(|(address, port)| {
-        let host = match &address {
-            Address::Socket(dir) if SOCKET_DIRS.iter().any(|known| Path::new(known) == dir) => {
-                "localhost".to_owned()
+    let endpoints = resolve_addresses(lookup)?
+        .into_iter()
+        .map(|(address, port)| {
+            let host = match &address {
+                Address::Socket(dir) if SOCKET_DIRS.iter().any(|known| Path::new(known) == dir) => {
+                    "localhost".to_owned()
+                }
+                Address::Socket(dir) => super::text(dir),
+                Address::Host {
+                    name: Some(name), ..
+                } => name.clone(),
+                Address::Host { name: None, addr } => {
+                    addr.map(|a| a.to_string()).unwrap_or_default()
+                }
+            };
+            let from_file = || {
+                let wanted = Wanted {
+                    host: &host,
+                    port,
+                    database,
+                    user,
+                };
+                passfile
+                    .as_deref()
+                    .and_then(|text| passfile::find(text, wanted))
+            };
+            let password = given.clone().or_else(from_file);
+            Endpoint {
+                address,
+                port,
+                password,
             }
-            Address::Socket(dir) => super::text(dir),
-            Address::Host { name: Some(name), .. } => name.clone(),
-            Address::Host { name: None, addr } => addr.map(|a| a.to_string()).unwrap_or_default(),
-        };
-        let from_file = || {
-            let wanted = Wanted { host: &host, port, database, user };
-            passfile.as_deref().and_then(|text| passfile::find(text, wanted))
-        };
-        let password = given.clone().or_else(from_file);
-        Endpoint { address, port, password }
-    });
+        });
     Ok(endpoints.collect())
 }
 
@@ -176,7 +230,8 @@ fn resolve_addresses(lookup: &Lookup<'_>) -> Result<Vec<(Address, u16)>, Reason>
         let name = hosts.get(n).copied().filter(|name| !name.is_empty());
         let addr = match addrs.get(n).copied().filter(|addr| !addr.is_empty()) {
             Some(addr) => Some(
-                addr.parse::<IpAddr>().map_err(|_| "hostaddr is not an IP address".to_owned())?,
+                addr.parse::<IpAddr>()
+                    .map_err(|_| "hostaddr is not an IP address".to_owned())?,
             ),
             None => None,
         };
@@ -186,10 +241,18 @@ fn resolve_addresses(lookup: &Lookup<'_>) -> Result<Vec<(Address, u16)>, Reason>
                 addresses.push((Address::Socket(dir.into()), port));
             }
             (Some(name), None) if name.starts_with('@') => {
-                return Err("abstract sockets are not supported: give the socket's directory".into());
+                return Err(
+                    "abstract sockets are not supported: give the socket's directory".into(),
+                );
             }
             (name, addr) => {
-                addresses.push((Address::Host { name: name.map(str::to_owned), addr }, port));
+                addresses.push((
+                    Address::Host {
+                        name: name.map(str::to_owned),
+                        addr,
+                    },
+                    port,
+                ));
             }
         }
     }
@@ -198,8 +261,13 @@ fn resolve_addresses(lookup: &Lookup<'_>) -> Result<Vec<(Address, u16)>, Reason>
 
 /// Sockets first, then TCP.
 fn default_addresses() -> impl Iterator<Item = Address> {
-    let sockets = SOCKET_DIRS.iter().map(|dir| Address::Socket(PathBuf::from(dir)));
-    let tcp = Address::Host { name: Some("localhost".to_owned()), addr: None };
+    let sockets = SOCKET_DIRS
+        .iter()
+        .map(|dir| Address::Socket(PathBuf::from(dir)));
+    let tcp = Address::Host {
+        name: Some("localhost".to_owned()),
+        addr: None,
+    };
     sockets.chain(std::iter::once(tcp))
 }
 
@@ -218,16 +286,22 @@ fn resolve_tls(lookup: &Lookup<'_>) -> Result<TlsSettings, Reason> {
         None => lookup.existing_default("root.crt").map(Roots::File),
     };
     let mode = match lookup.get("sslmode", "PGSSLMODE") {
-        Some(text) => SslMode::ALL.into_iter().find(|mode| mode.as_str() == text).ok_or_else(|| {
-            let all: Vec<_> = SslMode::ALL.iter().map(|mode| mode.as_str()).collect();
-            format!("sslmode is none of {}", all.join(", "))
-        })?,
+        Some(text) => SslMode::ALL
+            .into_iter()
+            .find(|mode| mode.as_str() == text)
+            .ok_or_else(|| {
+                let all: Vec<_> = SslMode::ALL.iter().map(|mode| mode.as_str()).collect();
+                format!("sslmode is none of {}", all.join(", "))
+            })?,
         None if roots == Some(Roots::System) => SslMode::VerifyFull,
         None => SslMode::Prefer,
     };
     match (mode, &roots) {
         (SslMode::VerifyCa | SslMode::VerifyFull, None) => {
-            return Err(format!("sslmode={} needs sslrootcert=FILE or sslrootcert=system", mode.as_str()));
+            return Err(format!(
+                "sslmode={} needs sslrootcert=FILE or sslrootcert=system",
+                mode.as_str()
+            ));
         }
         (SslMode::VerifyFull, Some(Roots::System)) => {}
         // Anybody can have a certificate that some public authority signed: only the name counts.
@@ -245,23 +319,37 @@ fn resolve_tls(lookup: &Lookup<'_>) -> Result<TlsSettings, Reason> {
         (Some(_), None) => return Err("sslcert is given and sslkey is not".into()),
         (None, _) => None,
     };
-    Ok(TlsSettings { mode, roots, client })
+    Ok(TlsSettings {
+        mode,
+        roots,
+        client,
+    })
 }
 
 fn resolve_timeout(lookup: &Lookup<'_>) -> Result<Duration, Reason> {
     let timeout = lookup.seconds("connect_timeout", "PGCONNECT_TIMEOUT", CONNECT_TIMEOUT)?;
     // 0 is libpq's "for ever", which nobody watches here.
-    Ok(if timeout.is_zero() { CONNECT_TIMEOUT } else { timeout })
+    Ok(if timeout.is_zero() {
+        CONNECT_TIMEOUT
+    } else {
+        timeout
+    })
 }
 
 fn resolve_attrs(lookup: &Lookup<'_>) -> Result<SessionAttrs, Reason> {
     let Some(text) = lookup.get("target_session_attrs", "PGTARGETSESSIONATTRS") else {
         return Ok(SessionAttrs::Any);
     };
-    SessionAttrs::ALL.into_iter().find(|attrs| attrs.as_str() == text).ok_or_else(|| {
-        let all: Vec<_> = SessionAttrs::ALL.iter().map(|attrs| attrs.as_str()).collect();
-        format!("target_session_attrs is none of {}", all.join(", "))
-    })
+    SessionAttrs::ALL
+        .into_iter()
+        .find(|attrs| attrs.as_str() == text)
+        .ok_or_else(|| {
+            let all: Vec<_> = SessionAttrs::ALL
+                .iter()
+                .map(|attrs| attrs.as_str())
+                .collect();
+            format!("target_session_attrs is none of {}", all.join(", "))
+        })
 }
 
 fn resolve_keepalive(lookup: &Lookup<'_>) -> Result<Option<Keepalive>, Reason> {
@@ -271,7 +359,9 @@ fn resolve_keepalive(lookup: &Lookup<'_>) -> Result<Option<Keepalive>, Reason> {
         return Ok(None);
     }
     let count = match lookup.get("keepalives_count", NONE) {
-        Some(text) => text.parse().map_err(|_| "keepalives_count is not a number".to_owned())?,
+        Some(text) => text
+            .parse()
+            .map_err(|_| "keepalives_count is not a number".to_owned())?,
         None => KEEPALIVE.count,
     };
     Ok(Some(Keepalive {
@@ -288,8 +378,15 @@ mod tests {
     use proptest::prelude::*;
 
     fn environment(vars: &[(&str, &str)]) -> Environment {
-        let vars = vars.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        Environment { vars, home: None, user: Some("me".to_owned()) }
+        let vars = vars
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
+        Environment {
+            vars,
+            home: None,
+            user: Some("me".to_owned()),
+        }
     }
 
     fn resolved(text: &str, vars: &[(&str, &str)]) -> Conninfo {
@@ -305,13 +402,22 @@ mod tests {
         let places: Vec<_> = conninfo.endpoints.iter().map(ToString::to_string).collect();
         assert_eq!(
             places,
-            ["socket /var/run/postgresql/.s.PGSQL.5432", "socket /tmp/.s.PGSQL.5432", "localhost:5432"]
+            [
+                "socket /var/run/postgresql/.s.PGSQL.5432",
+                "socket /tmp/.s.PGSQL.5432",
+                "localhost:5432"
+            ]
         );
     }
 
     #[test]
     fn what_is_written_goes_before_the_environment() {
-        let vars = [("PGHOST", "env"), ("PGUSER", "env"), ("PGPASSWORD", "env"), ("PGPORT", "1")];
+        let vars = [
+            ("PGHOST", "env"),
+            ("PGUSER", "env"),
+            ("PGPASSWORD", "env"),
+            ("PGPORT", "1"),
+        ];
         let conninfo = resolved("host=written user=w", &vars);
         assert_eq!(conninfo.endpoints[0].to_string(), "written:1");
         assert_eq!(conninfo.user, "w");
@@ -338,7 +444,10 @@ mod tests {
             "target_session_attrs=master",
             "channel_binding=require",
         ] {
-            assert!(resolve(&parse(bad).unwrap(), &environment(&[])).is_err(), "{bad:?} was taken");
+            assert!(
+                resolve(&parse(bad).unwrap(), &environment(&[])).is_err(),
+                "{bad:?} was taken"
+            );
         }
     }
 
@@ -363,12 +472,27 @@ mod tests {
         use std::os::unix::fs::OpenOptionsExt;
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join(".pgpass");
-        let mut file =
-            std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).unwrap();
-        writeln!(file, "a:*:*:*:for-a\nb:*:*:*:for-b\nlocalhost:*:*:*:for-sockets").unwrap();
-        let environment = Environment { home: Some(home.path().into()), ..environment(&[]) };
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+            .unwrap();
+        writeln!(
+            file,
+            "a:*:*:*:for-a\nb:*:*:*:for-b\nlocalhost:*:*:*:for-sockets"
+        )
+        .unwrap();
+        let environment = Environment {
+            home: Some(home.path().into()),
+            ..environment(&[])
+        };
         let conninfo = resolve(&parse("host=a,b,/tmp").unwrap(), &environment).unwrap();
-        let passwords: Vec<_> = conninfo.endpoints.iter().map(|e| e.password().unwrap()).collect();
+        let passwords: Vec<_> = conninfo
+            .endpoints
+            .iter()
+            .map(|e| e.password().unwrap())
+            .collect();
         assert_eq!(passwords, ["for-a", "for-b", "for-sockets"]);
         let pinned = conninfo.pinned(&conninfo.endpoints[1]);
         assert_eq!(pinned.password().unwrap().expose(), "for-b");

@@ -34,15 +34,24 @@ impl Head {
     fn read(bytes: &[u8]) -> Result<Self, PgError> {
         let length = u32::from_be_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]);
         match length.checked_sub(4) {
-            Some(body) => Ok(Self { tag: bytes[0], body: body as usize }),
-            None => Err(PgError::Protocol("a message shorter than its own length".to_owned())),
+            Some(body) => Ok(Self {
+                tag: bytes[0],
+                body: body as usize,
+            }),
+            None => Err(PgError::Protocol(
+                "a message shorter than its own length".to_owned(),
+            )),
         }
     }
 }
 
 impl ReadBuffer {
     pub(super) fn new() -> Self {
-        Self { bytes: vec![0; CAPACITY].into_boxed_slice(), start: 0, end: 0 }
+        Self {
+            bytes: vec![0; CAPACITY].into_boxed_slice(),
+            start: 0,
+            end: 0,
+        }
     }
 
     /// What is there.
@@ -62,11 +71,15 @@ impl ReadBuffer {
     #[inline]
     pub(super) fn head(&self) -> Result<Option<Head>, PgError> {
         let available = self.available();
-        if available.len() < HEAD { Ok(None) } else { Head::read(available).map(Some) }
+        if available.len() < HEAD {
+            Ok(None)
+        } else {
+            Head::read(available).map(Some)
+        }
     }
 
-    /// Reads once more. The buffer must not be full.
-    pub(super) async fn fill<R: AsyncRead + Unpin>(&mut self, from: &mut R) -> Result<(), PgError> {
+    /// Reads once more, and says how much. The buffer must not be full.
+    pub(super) async fn fill<R: AsyncRead + Unpin>(&mut self, from: &mut R) -> Result<usize, PgError> {
         if self.start == self.end {
             self.start = 0;
             self.end = 0;
@@ -80,7 +93,7 @@ impl ReadBuffer {
             return Err(PgError::Closed);
         }
         self.end += read;
-        Ok(())
+        Ok(read)
     }
 
     /// The next message, head included, in a buffer of its own; its length is checked before
@@ -93,7 +106,9 @@ impl ReadBuffer {
         let head = loop {
             match self.head()? {
                 Some(head) => break head,
-                None => self.fill(from).await?,
+                None => {
+                    self.fill(from).await?;
+                }
             }
         };
         if head.body > limit {
@@ -123,7 +138,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+        tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap()
+            .block_on(future)
     }
 
     #[test]

@@ -15,10 +15,10 @@ mod startup;
 use std::collections::HashMap;
 
 use bytes::BytesMut;
-use tokio_postgres::fallible_iterator::FallibleIterator;
 use postgres_protocol::message::backend::{ErrorResponseBody, Message};
 use postgres_protocol::message::frontend;
 use tokio::io::AsyncWriteExt;
+use tokio_postgres::fallible_iterator::FallibleIterator;
 
 use super::conninfo::Conninfo;
 use super::dial::{self, Failures, Next, Route, Stream};
@@ -54,6 +54,7 @@ pub struct RawConnection {
     cancel: Canceller,
     version: u32,
     copy: copy::State,
+    pace: copy::Pace,
 }
 
 /// Cancels what its connection runs, from outside.
@@ -112,16 +113,26 @@ impl RawConnection {
             cancel: canceller,
             version: 0,
             copy: copy::State::Idle,
+            pace: copy::Pace::default(),
         };
         connection.start(conninfo, route, purpose, mode).await?;
         let kind = ServerKind::of(|name| connection.parameters.get(name).map(String::as_str));
         if !kind.is_wanted(conninfo.session_attrs) {
             let place = route.endpoint.to_string();
-            return Err(PgError::Login { place, reason: kind.unwanted(conninfo.session_attrs) });
+            return Err(PgError::Login {
+                place,
+                reason: kind.unwanted(conninfo.session_attrs),
+            });
         }
-        connection.version =
-            settings::version_num(connection.parameters.get("server_version").map_or("", |v| v))?;
-        connection.query(&settings::statements(connection.version)).await?;
+        connection.version = settings::version_num(
+            connection
+                .parameters
+                .get("server_version")
+                .map_or("", |v| v),
+        )?;
+        connection
+            .query(&settings::statements(connection.version))
+            .await?;
         Ok(connection)
     }
 
@@ -210,7 +221,8 @@ impl RawConnection {
         match message {
             Message::NoticeResponse(_) | Message::NotificationResponse(_) => Ok(None),
             Message::ParameterStatus(body) => {
-                self.parameters.insert(body.name()?.to_owned(), body.value()?.to_owned());
+                self.parameters
+                    .insert(body.name()?.to_owned(), body.value()?.to_owned());
                 Ok(None)
             }
             other => Ok(Some(other)),

@@ -2,11 +2,11 @@
 //! (PostgreSQL manual, section "Start-up").
 
 use bytes::BytesMut;
-use tokio_postgres::fallible_iterator::FallibleIterator;
 use postgres_protocol::authentication::md5_hash;
 use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
 use postgres_protocol::message::backend::{AuthenticationSaslBody, Message};
 use postgres_protocol::message::frontend;
+use tokio_postgres::fallible_iterator::FallibleIterator;
 
 use super::{Conninfo, Mode, PgError, RawConnection, Route, server_error};
 
@@ -51,8 +51,10 @@ impl RawConnection {
     }
 
     async fn authenticate(&mut self, conninfo: &Conninfo, route: &Route) -> Result<(), PgError> {
-        let refused =
-            |reason: &str| PgError::Login { place: route.endpoint.to_string(), reason: reason.into() };
+        let refused = |reason: &str| PgError::Login {
+            place: route.endpoint.to_string(),
+            reason: reason.into(),
+        };
         let password = || {
             route
                 .endpoint
@@ -114,7 +116,9 @@ impl RawConnection {
 }
 
 fn offers_scram(body: &AuthenticationSaslBody) -> Result<bool, PgError> {
-    Ok(body.mechanisms().any(|mechanism| Ok(mechanism == SCRAM_SHA_256))?)
+    Ok(body
+        .mechanisms()
+        .any(|mechanism| Ok(mechanism == SCRAM_SHA_256))?)
 }
 
 fn unexpected() -> PgError {

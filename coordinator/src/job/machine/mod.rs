@@ -195,19 +195,11 @@ pub enum Refused {
 /// Preflight's judgement; a parameter so that the machine can be tested without it.
 pub type Judge = fn(&JobSpec, &SourceFacts, &TargetFacts) -> Vec<Finding>;
 
-/// The job after `event`, and what is to be done.
+/// The job after `event`, and what is to be done. `judge` is [`super::preflight::judge`].
 ///
 /// # Errors
 /// [`Refused`] where the event makes no sense; the caller keeps the job as it was.
-pub fn step(job: Job, event: JobEvent, now: Timestamp) -> Result<(Job, Vec<Effect>), Refused> {
-    step_with(job, event, now, super::preflight::judge)
-}
-
-/// [`step`] with another judge.
-///
-/// # Errors
-/// As [`step`].
-pub fn step_with(
+pub fn step(
     job: Job,
     event: JobEvent,
     now: Timestamp,

@@ -88,7 +88,7 @@ impl World {
 
     fn apply(&mut self, event: JobEvent) -> Result<(), Refused> {
         let before = self.job.clone();
-        let (job, effects) = step_with(before, event, self.now, self.judge)?;
+        let (job, effects) = step(before, event, self.now, self.judge)?;
         self.job = job;
         for effect in effects {
             self.execute(effect);

@@ -21,8 +21,7 @@ use steep_protocol::message::api::{EndView, EventView};
 use steep_protocol::{ByteCount, JobId, NodeId, PartNo, RowCount, TableName, TableNo};
 
 use super::{
-    EVENTS_KEPT, EventQuery, Loaded, NodeRecord, Store, StoreError, StoredJob, StoredTable,
-    TableSum, Write,
+    EVENTS_KEPT, EventQuery, Loaded, Store, StoreError, StoredJob, StoredTable, TableSum, Write,
 };
 use crate::job::{Job, Stage};
 

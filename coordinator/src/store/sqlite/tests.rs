@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use steep_protocol::NodeState;
 use steep_protocol::message::api::PhaseSeconds;
 
+use super::super::NodeRecord;
 use super::*;
 use crate::job::{Closed, Step};
 use crate::testing;

@@ -1,0 +1,234 @@
+//! Claims about what operators ask.
+
+use steep_protocol::message::agent::{
+    AgentMessage, Command, Outcome, PartProgress, ProgressReport, SlotStatus, SubscriptionStatus,
+};
+use steep_protocol::message::job::Method;
+use steep_protocol::{ByteCount, Fault, FaultKind, JobId, NodeState, PartNo, Phase};
+
+use super::super::{Answer, Question, Wake};
+use super::world::{PARTS, World};
+use crate::store::NodeRecord;
+use crate::testing::{node, spec};
+
+use super::*;
+
+#[test]
+fn of_two_inits_of_one_node_exactly_one_wins() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b", "c"]);
+    assert!(world.init(vec![spec("a", "b")]).is_ok());
+    let fault = world.init(vec![spec("c", "b")]).unwrap_err();
+    assert!(
+        fault.message.contains("already being initialised"),
+        "{fault}"
+    );
+    assert!(
+        fault.hint.contains("init cancel --node b"),
+        "{}",
+        fault.hint
+    );
+    assert_eq!(world.driver.jobs.len(), 1);
+    world.run_on();
+    let fault = world.init(vec![spec("a", "b")]).unwrap_err();
+    assert!(fault.message.contains("already synchronized") && fault.hint.contains("reinit"));
+}
+
+#[test]
+fn what_cannot_be_initialised_is_refused_and_nothing_changes() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b", "c", "off"]);
+    world.leave("off");
+    let kind = |world: &mut World, specs| world.init(specs).unwrap_err().kind;
+    assert_eq!(kind(&mut world, vec![]), FaultKind::BadRequest);
+    assert_eq!(
+        kind(&mut world, vec![spec("a", "a")]),
+        FaultKind::BadRequest
+    );
+    assert_eq!(
+        kind(&mut world, vec![spec("a", "off")]),
+        FaultKind::Unreachable
+    );
+    assert_eq!(
+        kind(&mut world, vec![spec("off", "b")]),
+        FaultKind::Unreachable
+    );
+    let fault = world.init(vec![spec("a", "nowhere")]).unwrap_err();
+    assert_eq!(fault.kind, FaultKind::BadRequest);
+    assert!(fault.hint.contains("a, b, c, off"), "{}", fault.hint);
+    let mut two_phase = spec("a", "b");
+    two_phase.method = Method::TwoPhase;
+    let fault = world.init(vec![two_phase]).unwrap_err();
+    assert!(fault.message.contains("not yet available"), "{fault}");
+    for parallel in [0, 17] {
+        let mut many = spec("a", "b");
+        many.parallel = parallel;
+        assert_eq!(kind(&mut world, vec![many]), FaultKind::BadRequest);
+    }
+    // All or none: the second target is not there.
+    assert_eq!(
+        kind(&mut world, vec![spec("a", "b"), spec("a", "off")]),
+        FaultKind::Unreachable
+    );
+    assert_eq!(
+        kind(&mut world, vec![spec("a", "b"), spec("c", "b")]),
+        FaultKind::BadRequest
+    );
+    assert!(world.driver.jobs.is_empty());
+    assert_eq!(world.state("b"), NodeState::Uninitialized);
+}
+
+#[test]
+fn several_targets_begin_together_and_share_the_sources_workers() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b", "c"]);
+    let mut specs = vec![spec("a", "b"), spec("a", "c")];
+    specs[0].parallel = 14;
+    assert_eq!(world.init(specs).unwrap().len(), 2);
+    world.until("b", is_copy);
+    // b's copy goes on while c comes to its own.
+    while !world.agent("c").at_work.values().any(|(_, c)| is_copy(c)) {
+        world.end_one("a", None);
+        world.end_one("c", None);
+    }
+    let workers = |world: &mut World, name: &str| {
+        let mut copies = world
+            .agent(name)
+            .history
+            .iter()
+            .rev()
+            .filter_map(|(_, c)| match c {
+                Command::Copy { parallel, .. } => Some(*parallel),
+                _ => None,
+            });
+        copies.next().unwrap()
+    };
+    let given = u16::from(workers(&mut world, "b")) + u16::from(workers(&mut world, "c"));
+    assert!(given <= 16, "{given} workers on one agent of 16");
+    world.run_on();
+    assert_eq!(world.state("b"), NodeState::Synchronized);
+    assert_eq!(world.state("c"), NodeState::Synchronized);
+}
+
+#[test]
+fn a_node_at_work_is_no_source_and_a_source_at_work_is_no_target() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b", "c"]);
+    world.init(vec![spec("a", "b")]).unwrap();
+    let fault = world.init(vec![spec("b", "c")]).unwrap_err();
+    assert!(fault.message.contains("cannot be a source"), "{fault}");
+    let fault = world.init(vec![spec("c", "a")]).unwrap_err();
+    assert!(fault.message.contains("is the source of job"), "{fault}");
+    world.run_on();
+    // Emptying a would empty b, which follows it, and then there would be nothing to copy.
+    let fault = world.init(vec![spec("b", "a")]).unwrap_err();
+    assert!(fault.message.contains("follows"), "{fault}");
+    // A chain is fine.
+    world.init(vec![spec("b", "c")]).unwrap();
+    world.run_on();
+    assert_eq!(world.state("c"), NodeState::Synchronized);
+}
+
+#[test]
+fn a_cancel_answers_when_everything_is_removed() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let follow = world.init(vec![spec("a", "b")]).unwrap().remove(0);
+    world.until("b", is_copy);
+    let mut answer = world.cancel("b");
+    assert!(
+        answer.try_recv().is_err(),
+        "answered before anything was removed"
+    );
+    let first: Vec<_> = world
+        .agent("b")
+        .at_work
+        .values()
+        .map(|(_, c)| c.clone())
+        .collect();
+    assert!(
+        matches!(first[..], [Command::CleanupTarget { .. }]),
+        "{first:?}"
+    );
+    assert!(
+        world.agent("a").at_work.is_empty(),
+        "the source waits for the target"
+    );
+    world.run_on();
+    assert!(matches!(answer.try_recv(), Ok(Ok(Answer::Done))));
+    assert_eq!(world.state("b"), NodeState::Uninitialized);
+    let end = follow.feed.borrow().end.clone().unwrap();
+    assert_eq!(end.fault.as_ref().unwrap().kind, FaultKind::Cancelled);
+    let events = world.events("b");
+    let cancelled = events.iter().find(|e| e.event == "init.cancelled").unwrap();
+    assert!(
+        cancelled
+            .fields
+            .contains(&("operator".to_owned(), "dba".to_owned()))
+    );
+    // And again from the beginning.
+    world.init(vec![spec("a", "b")]).unwrap();
+    world.run_on();
+    assert_eq!(world.state("b"), NodeState::Synchronized);
+}
+
+#[test]
+fn there_is_nothing_to_cancel_on_a_node_without_a_job() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let fault = world.cancel("b").try_recv().unwrap().unwrap_err();
+    assert!(fault.message.contains("b is uninitialized"), "{fault}");
+    world.init(vec![spec("a", "b")]).unwrap();
+    world.run_on();
+    let fault = world.cancel("b").try_recv().unwrap().unwrap_err();
+    assert!(fault.message.contains("b is synchronized"), "{fault}");
+    assert_eq!(world.state("b"), NodeState::Synchronized);
+}
+
+#[test]
+fn the_preflight_alone_touches_nothing_and_takes_its_permission_back() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b", "c"]);
+    let specs = vec![spec("a", "b"), spec("a", "c")];
+    let mut answer = world.ask_later(Question::Doctor { specs });
+    world.run_on();
+    let Ok(Ok(Answer::Findings(findings))) = answer.try_recv() else {
+        panic!("no findings");
+    };
+    let targets: Vec<_> = findings.iter().map(|(target, _)| target.clone()).collect();
+    assert_eq!(targets, [node("b"), node("c")]);
+    assert_eq!(world.state("b"), NodeState::Uninitialized);
+    let last = &world.agent("a").history.last().unwrap().1;
+    assert_eq!(*last, Command::CleanupSource);
+    assert!(world.agents.values().all(|agent| agent.kept.is_empty()));
+
+    let specs = vec![spec("a", "b")];
+    let mut answer = world.ask_later(Question::Doctor { specs });
+    world.leave("a");
+    let fault = answer.try_recv().unwrap().unwrap_err();
+    assert_eq!(fault.kind, FaultKind::Unreachable);
+    assert!(world.driver.doctors.is_empty());
+}
+
+#[test]
+fn nodes_that_nobody_initialised_are_listed_too() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["b", "a"]);
+    let Ok(Answer::Nodes(nodes)) = world.ask(Question::Nodes { node: None }) else {
+        panic!("no nodes");
+    };
+    let names: Vec<_> = nodes.iter().map(|n| n.node_id.as_str()).collect();
+    assert_eq!(names, ["a", "b"]);
+    assert!(nodes.iter().all(|n| n.agent_online && n.progress.is_none()));
+    let (view, end) = world.progress("a");
+    assert_eq!((view.state, end), (NodeState::Uninitialized, None));
+    world.leave("a");
+    assert!(!world.node("a").agent_online);
+    let record = NodeRecord::new(node("a"));
+    assert_ne!(
+        world.driver.nodes[&node("a")],
+        record,
+        "what the agent said of itself is kept"
+    );
+    assert!(world.ask(Question::Progress { node: node("x") }).is_err());
+}
