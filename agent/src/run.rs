@@ -125,7 +125,10 @@ async fn until_stopped(tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
 
 fn start_logging(format: Option<LogFormat>) {
     use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_env("STEEP_LOG").unwrap_or_else(|_| EnvFilter::new("info,tokio_postgres=warn"));
+    let filter = EnvFilter::try_from_env("STEEP_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    // Below warnings, tokio-postgres logs whole statements, and CREATE SUBSCRIPTION has a password.
+    let quiet = "tokio_postgres=warn".parse().expect("a directive");
+    let filter = filter.add_directive(quiet);
     let terminal = std::io::stderr().is_terminal();
     let chosen = format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
     let builder =

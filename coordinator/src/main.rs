@@ -3,7 +3,10 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use steep_coordinator::config::{Cli, Command};
+use steep_coordinator::config::{Cli, Command, ConfigError};
+
+/// The contract's exit code for bad arguments, wherever they were given.
+const BAD_ARGUMENTS: u8 = 2;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -12,7 +15,11 @@ async fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("steep-coordinator: {error:#}");
-            ExitCode::FAILURE
+            if error.is::<ConfigError>() {
+                ExitCode::from(BAD_ARGUMENTS)
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
 }

@@ -1,6 +1,9 @@
 //! The coordinator over real QUIC and real certificates, with agents that pretend to have a server.
 
-#![expect(clippy::unwrap_used, reason = "the whole file is a test, helpers included")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "the whole file is a test, helpers included"
+)]
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

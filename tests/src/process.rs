@@ -28,6 +28,7 @@ pub struct Process {
     log: PathBuf,
     /// Where this run's part of the log begins.
     log_from: usize,
+    grouping: Grouping,
     released: bool,
 }
 
@@ -58,6 +59,7 @@ impl Process {
             child,
             log: log.to_path_buf(),
             log_from: usize::try_from(log_from)?,
+            grouping,
             released: false,
         })
     }
@@ -161,7 +163,8 @@ impl Drop for Process {
         if self.released {
             return;
         }
-        if std::thread::panicking() {
+        // A test's output is shown where the test fails, and only there.
+        if self.grouping == Grouping::Shared {
             eprintln!("--- {}: end of {} ---", self.name, self.log.display());
             eprintln!("{}", tail(&self.log, 40));
         }

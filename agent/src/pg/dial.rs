@@ -106,8 +106,9 @@ impl Failures {
                 }
             }
             // The wrong kind of server: another may be the right one.
-            PgError::Login { .. } if !same_place => Next::Try,
+            PgError::Unsuitable { .. } if !same_place => Next::Try,
             PgError::Login { .. }
+            | PgError::Unsuitable { .. }
             | PgError::Conninfo(_)
             | PgError::Protocol(_)
             | PgError::Driver(_)

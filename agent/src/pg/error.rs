@@ -38,6 +38,14 @@ pub enum PgError {
         /// Why.
         reason: String,
     },
+    /// Let in, but it is not the kind of server that `target_session_attrs` asks for.
+    #[error("PostgreSQL at {place} is not used: {reason}")]
+    Unsuitable {
+        /// Where.
+        place: String,
+        /// Why.
+        reason: String,
+    },
     /// PostgreSQL answered with an error.
     #[error(transparent)]
     Server(Box<ServerError>),
@@ -171,6 +179,7 @@ impl PgError {
             | Self::Connect { .. }
             | Self::Tls { .. }
             | Self::Login { .. }
+            | Self::Unsuitable { .. }
             | Self::Io(_)
             | Self::Closed
             | Self::Protocol(_)
@@ -200,6 +209,9 @@ impl PgError {
                 .hint("check sslmode and sslrootcert in the agent's --postgres, and the server's ssl settings"),
             Self::Login { .. } => fault(FaultKind::Unauthorized)
                 .hint("give the password by ~/.pgpass (mode 0600), PGPASSWORD or passfile"),
+            Self::Unsuitable { .. } => fault(FaultKind::Unreachable)
+                .hint("name the right server in the agent's --postgres, or another target_session_attrs")
+                .retry(Retry::Backoff),
             Self::Server(error) => return error.to_fault().on(node),
             Self::Io(_) | Self::Closed => fault(FaultKind::Failed)
                 .hint("see the server's log for why it ended the connection")

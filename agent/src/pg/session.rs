@@ -94,7 +94,7 @@ impl Session {
         let kind = ServerKind::of(|name| connection.parameter(name));
         if !kind.is_wanted(conninfo.session_attrs) {
             let place = route.endpoint.to_string();
-            return Err(PgError::Login {
+            return Err(PgError::Unsuitable {
                 place,
                 reason: kind.unwanted(conninfo.session_attrs),
             });

@@ -240,6 +240,21 @@ pub(super) async fn waiting(conn: &Conn, job: JobId, stage: Stage) -> Result<Vec
     Ok(rows.iter().map(Waiting::from_row).collect())
 }
 
+/// Takes over what jobs before this one have put aside and never brought back: a job that was given
+/// up without cleanup must not cost the tables their indexes. Inside the caller's transaction.
+pub(super) async fn adopt(conn: &Conn, job: JobId) -> Result<(), Fault> {
+    conn.execute(&format!(
+        "UPDATE steep_repl.deferred_objects AS d SET job = '{job}', ord = taken.ord
+         FROM (SELECT o.job, o.ord AS old, (row_number() OVER (ORDER BY j.started_at, o.job, o.ord)
+                + (SELECT coalesce(max(ord), -1) FROM steep_repl.deferred_objects
+                   WHERE job = '{job}'))::integer AS ord
+               FROM steep_repl.deferred_objects o LEFT JOIN steep_repl.jobs j USING (job)
+               WHERE o.job <> '{job}' AND o.state IN ('pending', 'added')) AS taken
+         WHERE d.job = taken.job AND d.ord = taken.old"
+    ))
+    .await
+}
+
 /// How far one of them is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mark {

@@ -15,7 +15,7 @@ use super::PrepareRequest;
 use super::batch::{Batches, Item, Strictness};
 use super::books::{self, Origin, Planned, Progress};
 use super::conn::Conn;
-use super::deferred::{Aside, Deferred, Kind};
+use super::deferred::{self, Aside, Deferred, Kind};
 use super::statement::Stage;
 use crate::task::Task;
 
@@ -32,6 +32,7 @@ pub(super) async fn make_ready(
     check_shape(conn, plan, request.schema_mode).await?;
     conn.execute("BEGIN").await?;
     books::open(conn, task.job, Origin::Existing, plan).await?;
+    deferred::adopt(conn, task.job).await?;
     conn.execute("COMMIT").await?;
     let planned = books::planned(conn, task.job).await?;
     let full = with_rows(conn, &planned).await?;
@@ -300,7 +301,7 @@ SELECT CASE WHEN k.oid IS NULL THEN 'i' ELSE 'k' END, n.nspname::text, c.relname
     coalesce(k.conname, x.relname)::text,
     CASE WHEN k.oid IS NULL THEN format('DROP INDEX %I.%I', n.nspname, x.relname)
         ELSE format('ALTER TABLE ONLY %I.%I DROP CONSTRAINT %I', n.nspname, c.relname, k.conname) END,
-    coalesce(format('SET LOCAL default_tablespace = %L; ', s.spcname), '') ||
+    CASE WHEN s.oid IS NULL THEN '' ELSE format('SET LOCAL default_tablespace = %L; ', s.spcname) END ||
     CASE WHEN k.oid IS NULL THEN pg_get_indexdef(x.oid)
         ELSE format('ALTER TABLE ONLY %I.%I ADD CONSTRAINT %I %s', n.nspname, c.relname, k.conname,
             pg_get_constraintdef(k.oid)) END,

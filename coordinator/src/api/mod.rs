@@ -1,7 +1,7 @@
 //! One operator's connection: a stream per request, replies until everything is said.
 //!
 //! Turns wire requests into questions to the loop and what it answers into replies. Owns no state of
-//! the cluster. A follower watches ([`follow`]): it looks at the newest view when it has sent the
+//! the cluster. A follower watches (`follow`): it looks at the newest view when it has sent the
 //! last, so a slow one skips views and delays nobody.
 
 mod follow;

@@ -83,18 +83,12 @@ impl<S: Store> Driver<S> {
         self.check_target(&spec.target, &spec.source)?;
         let source = &spec.source;
         if !self.may_be_source(source) {
-            let text = format!(
-                "{source} is {} and cannot be a source",
-                self.state_of(source)
-            );
+            let text = format!("it is {} and cannot be a source", self.state_of(source));
             let hint = "a source is synchronized, or no replica at all";
             return Err(Fault::new(FaultKind::Failed, text).on(source).hint(hint));
         }
         if self.follows(source, &spec.target) {
-            let text = format!(
-                "{source} follows {}: they would replace each other",
-                spec.target
-            );
+            let text = format!("it follows {}: they would replace each other", spec.target);
             let hint = "choose a source that does not get its rows from this target";
             return Err(Fault::new(FaultKind::BadRequest, text)
                 .on(source)
@@ -112,7 +106,7 @@ impl<S: Store> Driver<S> {
         let job = self.nodes.get(target).and_then(|record| record.job);
         let job = job.map_or_else(String::new, |id| format!(", job {id}"));
         if state.is_active() {
-            let text = format!("{target} is already being initialised ({state}{job})");
+            let text = format!("it is already being initialised ({state}{job})");
             let hint = format!(
                 "follow it with steep-repl init progress --node {target} --follow, or stop it with \
                  steep-repl init cancel --node {target}"
@@ -120,16 +114,16 @@ impl<S: Store> Driver<S> {
             return fault(text, hint);
         }
         if let Some(other) = self.serves(target) {
-            let text = format!("{target} is the source of job {other}, which is still at work");
+            let text = format!("it is the source of job {other}, which is still at work");
             return fault(text, "wait for that job, or cancel it".to_owned());
         }
         match state {
             NodeState::Synchronized => fault(
-                format!("{target} is already synchronized"),
+                "it is already synchronized".to_owned(),
                 format!("to copy tables again use steep-repl reinit --node {target}"),
             ),
             NodeState::Diverged => fault(
-                format!("{target} has diverged and still has its old subscription"),
+                "it has diverged and still has its old subscription".to_owned(),
                 format!(
                     "remove it with steep-repl init cancel --node {target}, then run init again"
                 ),
@@ -155,7 +149,7 @@ impl<S: Store> Driver<S> {
             _ => return Ok(()),
         };
         let text = format!(
-            "the failed job {} has not been removed from {on} yet",
+            "what the failed job {} made has not been removed yet",
             job.id
         );
         let hint = if self.registry.is_online(on) {

@@ -249,7 +249,7 @@ impl<S: Store> Driver<S> {
             .get_mut(node)
             .filter(|r| r.state == NodeState::Failed)
         else {
-            let text = format!("there is nothing to cancel: {node} is {state}");
+            let text = format!("there is nothing to cancel: the node is {state}");
             let hint = "only a node that is being initialised, that failed or that diverged can be \
                         cancelled; see steep-repl nodes";
             return Err(Fault::new(FaultKind::Failed, text).on(node).hint(hint));

@@ -86,10 +86,18 @@ impl fmt::Display for Output {
             self.arguments,
             self.code,
             self.took.as_secs_f64(),
-            self.stdout,
-            self.stderr
+            shown(&self.stdout),
+            shown(&self.stderr)
         )
     }
+}
+
+/// The last lines, each cut: a stream of progress is long, and its end says what happened.
+fn shown(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let last = lines[lines.len().saturating_sub(12)..].iter();
+    let cut: Vec<String> = last.map(|line| line.chars().take(600).collect()).collect();
+    cut.join("\n")
 }
 
 /// A command of the CLI that is still at work; killed when its value goes.

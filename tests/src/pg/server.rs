@@ -407,7 +407,8 @@ impl Drop for Server {
         if self.released {
             return;
         }
-        if std::thread::panicking() {
+        // A test's output is shown where the test fails, and only there.
+        if self.options.grouping == Grouping::Shared {
             eprintln!("--- {}: end of {} ---", self.name(), self.log().display());
             eprintln!("{}", tail(&self.log(), 20));
         }

@@ -78,8 +78,8 @@ impl ReadBuffer {
         }
     }
 
-    /// Reads once more, and says how much. The buffer must not be full.
-    pub(super) async fn fill<R: AsyncRead + Unpin>(&mut self, from: &mut R) -> Result<usize, PgError> {
+    /// Reads once more. The buffer must not be full.
+    pub(super) async fn fill<R: AsyncRead + Unpin>(&mut self, from: &mut R) -> Result<(), PgError> {
         if self.start == self.end {
             self.start = 0;
             self.end = 0;
@@ -93,7 +93,7 @@ impl ReadBuffer {
             return Err(PgError::Closed);
         }
         self.end += read;
-        Ok(read)
+        Ok(())
     }
 
     /// The next message, head included, in a buffer of its own; its length is checked before
@@ -106,9 +106,7 @@ impl ReadBuffer {
         let head = loop {
             match self.head()? {
                 Some(head) => break head,
-                None => {
-                    self.fill(from).await?;
-                }
+                None => self.fill(from).await?,
             }
         };
         if head.body > limit {

@@ -1,7 +1,5 @@
 //! COPY OUT: the hot path. One header per row, no allocation, one copy of each byte.
 
-use std::time::Duration;
-
 use postgres_protocol::message::backend::Message;
 use steep_protocol::RowCount;
 
@@ -15,39 +13,6 @@ pub(super) enum State {
     Idle,
     /// In COPY data, with so many bytes of the present message to come.
     Data(usize),
-}
-
-/// A COPY that has brought so much is long: from here on, few large reads matter more than the first
-/// byte.
-const LONG_COPY: u64 = 4 << 20;
-
-/// A read of less than this found the server not much ahead.
-const SHORT_READ: usize = 64 * 1024;
-
-/// PostgreSQL sends 8 KiB at a time; a reader that waits for nothing else wakes up for each, and
-/// spends more on waking than on reading. So after a short read it lets the server get ahead, to the
-/// next tick of the runtime's clock, about a millisecond: at 100 MB/s that is half of what a socket
-/// holds, and the server does not stall.
-const LET_IT_GET_AHEAD: Duration = Duration::from_micros(1);
-
-/// How a COPY has gone so far.
-#[derive(Debug, Default)]
-pub(super) struct Pace {
-    read: u64,
-    last: usize,
-}
-
-impl Pace {
-    async fn wait(&self) {
-        if self.read >= LONG_COPY && self.last < SHORT_READ {
-            tokio::time::sleep(LET_IT_GET_AHEAD).await;
-        }
-    }
-
-    fn add(&mut self, read: usize) {
-        self.read += read as u64;
-        self.last = read;
-    }
 }
 
 /// How a [`RawConnection::copy_read`] ended.
@@ -72,7 +37,6 @@ impl RawConnection {
             match self.message().await? {
                 Message::CopyOutResponse(_) => {
                     self.copy = State::Data(0);
-                    self.pace = Pace::default();
                     return Ok(());
                 }
                 // A statement before the COPY, in the same query.
@@ -115,11 +79,7 @@ impl RawConnection {
             self.copy = State::Data(remaining);
             match stop {
                 Stop::Full => return Ok(CopyStep::More),
-                Stop::Empty => {
-                    self.pace.wait().await;
-                    let read = self.buffer.fill(&mut self.stream).await?;
-                    self.pace.add(read);
-                }
+                Stop::Empty => self.buffer.fill(&mut self.stream).await?,
                 Stop::Other => {
                     if let Some(rows) = self.after_data().await? {
                         return Ok(CopyStep::End(rows));

@@ -54,7 +54,6 @@ pub struct RawConnection {
     cancel: Canceller,
     version: u32,
     copy: copy::State,
-    pace: copy::Pace,
 }
 
 /// Cancels what its connection runs, from outside.
@@ -113,13 +112,12 @@ impl RawConnection {
             cancel: canceller,
             version: 0,
             copy: copy::State::Idle,
-            pace: copy::Pace::default(),
         };
         connection.start(conninfo, route, purpose, mode).await?;
         let kind = ServerKind::of(|name| connection.parameters.get(name).map(String::as_str));
         if !kind.is_wanted(conninfo.session_attrs) {
             let place = route.endpoint.to_string();
-            return Err(PgError::Login {
+            return Err(PgError::Unsuitable {
                 place,
                 reason: kind.unwanted(conninfo.session_attrs),
             });

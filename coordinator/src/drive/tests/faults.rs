@@ -1,14 +1,10 @@
 //! Claims about agents and coordinators that die, lie or lose something.
 
-use steep_protocol::message::agent::{
-    AgentMessage, Command, Outcome, PartProgress, ProgressReport, SlotStatus, SubscriptionStatus,
-};
-use steep_protocol::message::job::Method;
-use steep_protocol::{ByteCount, Fault, FaultKind, JobId, NodeState, PartNo, Phase};
+use steep_protocol::message::agent::{AgentMessage, Command, Outcome};
+use steep_protocol::{Fault, FaultKind, NodeState};
 
-use super::super::{Answer, Question, Wake};
+use super::super::{Answer, Wake};
 use super::world::{PARTS, World};
-use crate::store::NodeRecord;
 use crate::testing::{node, spec};
 
 use super::*;

@@ -1,14 +1,12 @@
 //! Claims about jobs that go well.
 
 use steep_protocol::message::agent::{
-    AgentMessage, Command, Outcome, PartProgress, ProgressReport, SlotStatus, SubscriptionStatus,
+    AgentMessage, Command, Outcome, PartProgress, ProgressReport,
 };
 use steep_protocol::message::job::Method;
-use steep_protocol::{ByteCount, Fault, FaultKind, JobId, NodeState, PartNo, Phase};
+use steep_protocol::{ByteCount, NodeState, PartNo, Phase};
 
-use super::super::{Answer, Question, Wake};
-use super::world::{PARTS, World};
-use crate::store::NodeRecord;
+use super::world::World;
 use crate::testing::{node, spec};
 
 use super::*;

@@ -1,13 +1,11 @@
 //! Claims about what operators ask.
 
-use steep_protocol::message::agent::{
-    AgentMessage, Command, Outcome, PartProgress, ProgressReport, SlotStatus, SubscriptionStatus,
-};
+use steep_protocol::message::agent::Command;
 use steep_protocol::message::job::Method;
-use steep_protocol::{ByteCount, Fault, FaultKind, JobId, NodeState, PartNo, Phase};
+use steep_protocol::{FaultKind, NodeState};
 
-use super::super::{Answer, Question, Wake};
-use super::world::{PARTS, World};
+use super::super::{Answer, Question};
+use super::world::World;
 use crate::store::NodeRecord;
 use crate::testing::{node, spec};
 
@@ -177,11 +175,17 @@ fn there_is_nothing_to_cancel_on_a_node_without_a_job() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
     let fault = world.cancel("b").try_recv().unwrap().unwrap_err();
-    assert!(fault.message.contains("b is uninitialized"), "{fault}");
+    assert!(
+        fault.message.contains("the node is uninitialized"),
+        "{fault}"
+    );
     world.init(vec![spec("a", "b")]).unwrap();
     world.run_on();
     let fault = world.cancel("b").try_recv().unwrap().unwrap_err();
-    assert!(fault.message.contains("b is synchronized"), "{fault}");
+    assert!(
+        fault.message.contains("the node is synchronized"),
+        "{fault}"
+    );
     assert_eq!(world.state("b"), NodeState::Synchronized);
 }
 

@@ -225,6 +225,7 @@ impl Turn {
     }
 
     fn all_clean(&mut self, ending: Ending) {
+        self.stop_phase();
         match ending.why {
             Why::Failed(fault) => {
                 if ending.shown == Shown::NotYet {

@@ -2,9 +2,9 @@
 //!
 //! Owns the flow of a job: [`step`] takes a job and something that happened and gives the job after
 //! it and what is to be done. Pure: it sends nothing, stores nothing and knows no clock. Its parts:
-//! [`working`] leads from the first command to SYNCHRONIZED, [`ending`] stops and removes.
+//! `working` leads from the first command to SYNCHRONIZED, `ending` stops and removes.
 //!
-//! Invariants, all of them tested with random agents in [`tests`]:
+//! Invariants, all of them tested with random agents in `tests`:
 //! - whatever happens, a cancel leads to a closed job once the agents answer;
 //! - nothing is removed from a side on which a command may still be at work;
 //! - what a command may leave is noted before the command is sent;

@@ -266,6 +266,7 @@ impl Turn {
     }
 
     fn synchronized(&mut self) {
+        self.stop_phase();
         self.effects.push(Effect::Node(NodeEvent::Proved));
         self.effects.push(Effect::Finished(Finish::Synchronized));
         self.close(Closed::Synchronized);

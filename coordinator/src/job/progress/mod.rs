@@ -49,6 +49,8 @@ pub struct Meter {
     work: Option<(Phase, WorkProgress)>,
     native_bytes: u64,
     sample: Option<(Timestamp, u64)>,
+    /// Seconds that have gone into `rate`.
+    sampled: f64,
     rate: f64,
     shown: f64,
 }
@@ -80,6 +82,7 @@ impl Meter {
         let moved = self.bytes(tally);
         if phase != Some(Phase::Copy) {
             self.sample = None;
+            self.sampled = 0.0;
             self.rate = 0.0;
         } else if let Some((before, bytes)) = self.sample {
             let seconds = (now.as_microsecond() - before.as_microsecond()) as f64 / 1e6;
@@ -87,11 +90,9 @@ impl Meter {
                 return;
             }
             let now_rate = moved.saturating_sub(bytes) as f64 / seconds;
-            let weight = if self.rate == 0.0 {
-                1.0
-            } else {
-                1.0 - (-seconds / SMOOTHING_SECONDS).exp()
-            };
+            // At first the plain average of what there is; smoothed once there is enough of it.
+            self.sampled += seconds;
+            let weight = (1.0 - (-seconds / SMOOTHING_SECONDS).exp()).max(seconds / self.sampled);
             self.rate += (now_rate - self.rate) * weight;
             self.sample = Some((now, moved));
         } else {
