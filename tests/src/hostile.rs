@@ -8,6 +8,10 @@ use crate::pg::Database;
 const ROLES: &str = include_str!("sql/hostile_roles.sql");
 const OBJECTS: &str = include_str!("sql/hostile.sql");
 
+/// The one table whose rows do not arrive: unlogged tables are neither copied nor replicated, and
+/// preflight says so.
+pub const NOT_COPIED: &str = "hostile.unlogged";
+
 /// How large the largest values are.
 #[derive(Debug, Clone, Copy)]
 pub struct Large {
@@ -24,13 +28,15 @@ pub fn create_roles(database: &Database) -> Result<()> {
     database.sql(ROLES).map(drop)
 }
 
-/// Creates everything; needs the roles.
+/// Creates everything that `target` can hold too; needs the roles.
 ///
 /// # Errors
 /// What the server said.
-pub fn create(database: &Database, large: Large) -> Result<()> {
-    // Whether XML works depends on how the server was built, and can only be tried.
-    let xml = database.sql("SELECT '<a/>'::xml").is_ok();
+pub fn create(database: &Database, target: &Database, large: Large) -> Result<()> {
+    // Whether XML works depends on how a server was built, and can only be tried.
+    let xml = [database, target]
+        .iter()
+        .all(|side| side.sql("SELECT '<a/>'::xml").is_ok());
     let variables = [
         ("bytes", (large.megabytes * 1_000_000).to_string()),
         ("xml", i32::from(xml).to_string()),

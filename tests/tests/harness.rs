@@ -119,7 +119,7 @@ fn the_hostile_database_can_be_made_and_compared() -> Result<()> {
     let server = server("hostile")?;
     let (left, right) = (server.create_database("a")?, server.create_database("b")?);
     hostile::create_roles(&left)?;
-    hostile::create(&left, Large { megabytes: 1 })?;
+    hostile::create(&left, &right, Large { megabytes: 1 })?;
     dump_and_restore(&left, &right)?;
     compare::rows(&left, &right)?.none()?;
     compare::schema(&left, &right)?.none()?;

@@ -182,13 +182,21 @@ impl<S: Store> Driver<S> {
     }
 
     fn cleanup_failed(&mut self, id: JobId, side: Side, why: &str, now: Timestamp) {
-        if let Some(live) = self.jobs.get(&id) {
-            let node = side.node(&live.job.spec);
-            let text = format!("cleanup on {node} failed and will be tried again: {why}");
-            let note = Note::warn("init.cleanup_failed", text).job(&live.job);
-            let note = note.field("cleanup_on", node);
-            self.log(note, now);
+        let Some(live) = self.jobs.get_mut(&id) else {
+            return;
+        };
+        let complaint = (side, why.to_owned());
+        if live.complaints.contains(&complaint) {
+            return;
         }
+        live.complaints.retain(|(of, _)| *of != side);
+        live.complaints.push(complaint);
+        let node = side.node(&live.job.spec);
+        let text = format!("cleanup on {node} failed and is tried again until it is done: {why}");
+        let note = Note::warn("init.cleanup_failed", text)
+            .job(&live.job)
+            .field("cleanup_on", node);
+        self.log(note, now);
     }
 
     fn finished(&mut self, id: JobId, finish: Finish, now: Timestamp) {
@@ -254,7 +262,7 @@ impl<S: Store> Driver<S> {
         if let Some(record) = record
             && let Some(fault) = fault.as_ref().filter(|_| state == NodeState::Failed)
         {
-            record.error_message = Some(fault.to_string());
+            record.error_message = Some(crate::job::progress::told_of(fault, &target));
             self.out.writes.push(Write::Node(record.clone()));
         }
         let end = Arc::new(self.end_view(&id, state, fault, now));

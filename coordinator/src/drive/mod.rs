@@ -42,7 +42,7 @@ use tokio_util::sync::CancellationToken;
 use crate::job::machine::Judge;
 use crate::job::progress::Meter;
 use crate::job::tally::Tally;
-use crate::job::{Job, preflight};
+use crate::job::{Job, Side, preflight};
 use crate::registry::{Link, Registry, SessionId};
 use crate::store::{EventQuery, NodeRecord, Store, StoreError, Write};
 
@@ -212,6 +212,8 @@ struct Live {
     workers: u8,
     /// How it ended, once it has.
     end: Option<Arc<EndView>>,
+    /// Why a removal failed last, by side. It is tried again and again; only news is logged.
+    complaints: Vec<(Side, String)>,
     /// Who wanted it cancelled.
     cancelled_by: Option<String>,
     published: Timestamp,

@@ -56,6 +56,7 @@ impl<S: Store> Driver<S> {
             began: BTreeMap::new(),
             workers: job.spec.parallel,
             end: None,
+            complaints: Vec::new(),
             cancelled_by: None,
             published: now,
             mirrored: now,

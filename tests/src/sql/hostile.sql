@@ -217,8 +217,9 @@ CREATE TABLE collated (id integer PRIMARY KEY, body text COLLATE german);
 INSERT INTO collated SELECT n, 'b' || n FROM generate_series(1, 100) AS n;
 CREATE INDEX collated_body ON collated (body COLLATE "C" DESC NULLS LAST);
 CREATE TABLE empty (id integer PRIMARY KEY, body text);
-CREATE TABLE options (id integer PRIMARY KEY, body text STORAGE MAIN)
+CREATE TABLE options (id integer PRIMARY KEY, body text)
     WITH (fillfactor = 70, autovacuum_enabled = false);
+ALTER TABLE options ALTER body SET STORAGE MAIN;
 INSERT INTO options SELECT n, 'b' FROM generate_series(1, 100) AS n;
 \if :xml
 CREATE TABLE documents (id integer PRIMARY KEY, body xml);

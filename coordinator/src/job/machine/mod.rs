@@ -47,9 +47,9 @@ pub const SHOW_AFTER_CANCEL: Duration = Duration::from_secs(60);
 /// How long an aborted command may take to end before it is given up.
 pub const STOP_LIMIT: Duration = Duration::from_secs(10);
 
-/// How often a removal that failed is tried again: PostgreSQL may be back without any agent having
-/// said so.
-pub const CLEANUP_AGAIN: Duration = Duration::from_secs(15);
+/// How often a removal that failed is tried again: PostgreSQL may be back without its agent having
+/// been away.
+pub const CLEANUP_AGAIN: Duration = Duration::from_secs(5);
 
 /// Parts that one Copy can name: five bytes each on the wire, and the whole order must fit a control
 /// frame ([`steep_protocol::limits::CONTROL_FRAME_MAX`]).

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use steep_protocol::message::agent::{WorkProgress, WorkUnit};
 use steep_protocol::message::api::{ProgressView, TableState, TableView};
 use steep_protocol::message::job::Method;
-use steep_protocol::{ByteCount, NodeState, Phase};
+use steep_protocol::{ByteCount, Fault, NodeId, NodeState, Phase};
 
 use super::tally::{TableTally, Tally};
 use super::{Closed, Job, Stage, Why};
@@ -252,13 +252,23 @@ pub fn current_phase(job: &Job) -> Option<Phase> {
     job.clock.current.map(|(phase, _)| phase)
 }
 
+/// The error as it is told of that node: another node it happened on is named, this one is not.
+#[must_use]
+pub fn told_of(fault: &Fault, node: &NodeId) -> String {
+    if fault.node.as_ref() == Some(node) {
+        fault.message.clone()
+    } else {
+        fault.to_string()
+    }
+}
+
 fn error_of(job: &Job) -> Option<String> {
     match &job.stage {
         Stage::Ending(ending) => match &ending.why {
-            Why::Failed(fault) => Some(fault.to_string()),
+            Why::Failed(fault) => Some(told_of(fault, &job.spec.target)),
             Why::Cancelled(_) => None,
         },
-        Stage::Closed(Closed::Failed(fault)) => Some(fault.to_string()),
+        Stage::Closed(Closed::Failed(fault)) => Some(told_of(fault, &job.spec.target)),
         Stage::Working(_) | Stage::Closed(Closed::Synchronized | Closed::Cancelled) => None,
     }
 }
