@@ -17,7 +17,12 @@ pub(crate) fn command() -> Command {
     command.current_dir(paths::workspace());
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
-        let ours = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"];
+        let ours = [
+            "CARGO_PKG_",
+            "CARGO_MANIFEST_",
+            "CARGO_BIN_",
+            "CARGO_CRATE_",
+        ];
         if ours.iter().any(|prefix| text.starts_with(prefix)) {
             command.env_remove(&name);
         }

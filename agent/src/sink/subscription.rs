@@ -293,9 +293,9 @@ async fn native(conn: &Conn, name: &str) -> Result<Native, Fault> {
 
 /// The table that has most bytes behind it, and how many are copied by workers now.
 async fn copying(conn: &Conn) -> Result<(Option<String>, u8), Fault> {
-    let sql = "SELECT relid::regclass::text, pg_size_pretty(bytes_processed)
+    let sql = "SELECT p.relid::regclass::text, pg_size_pretty(p.bytes_processed)
         FROM pg_stat_progress_copy p JOIN pg_stat_subscription w USING (pid)
-        WHERE p.datname = current_database() ORDER BY bytes_processed DESC";
+        WHERE p.datname = current_database() ORDER BY p.bytes_processed DESC";
     let rows = conn.rows(sql, &[]).await?;
     let label =
         |row: &tokio_postgres::Row| format!("{}, {}", row.get::<_, &str>(0), row.get::<_, &str>(1));

@@ -64,11 +64,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         builder = builder.setting(node, "shared_buffers", "256MB");
     }
     let mut cluster = builder.start()?;
-    let report = show(&cluster, arguments.scale);
-    if report.is_err() && !arguments.keep {
+    if let Err(error) = show(&cluster, arguments.scale) {
+        // Whoever stopped it knows why, and needs no logs.
+        if wait::interrupted() {
+            bail!("interrupted; everything is stopped and removed");
+        }
         show_logs(&cluster);
+        return Err(error);
     }
-    report?;
     if arguments.keep {
         kept::leave(&mut cluster)
     } else {
