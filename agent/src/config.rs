@@ -13,9 +13,45 @@ use steep_protocol::quic::{Congestion, Traffic, Tuning};
 #[derive(Debug, Parser)]
 #[command(name = "steep-agent", version, about)]
 pub struct Cli {
+    /// What every command takes, before it or after it.
+    #[command(flatten)]
+    pub common: Common,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Common {
+    /// Form of the log on stderr [default: text on a terminal, json otherwise]
+    #[arg(
+        long,
+        global = true,
+        env = "STEEP_AGENT_LOG_FORMAT",
+        value_name = "FORMAT"
+    )]
+    pub log_format: Option<LogFormat>,
+    /// TOML file with these settings
+    #[arg(long, global = true, env = "STEEP_AGENT_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print the settings in force, secrets redacted, and exit
+    #[arg(long, global = true)]
+    pub print_config: bool,
+}
+
+impl Cli {
+    /// The settings as given.
+    #[must_use]
+    pub fn given(self) -> Given {
+        let Command::Run(given) = self.command;
+        Given {
+            log_format: self.common.log_format,
+            config: self.common.config,
+            print_config: self.common.print_config,
+            ..*given
+        }
+    }
 }
 
 /// What an agent can do.
@@ -55,14 +91,19 @@ pub struct Given {
     /// The coordinator, HOST:PORT
     #[arg(long, env = "STEEP_AGENT_COORDINATOR", value_name = "HOST:PORT")]
     pub coordinator: Option<String>,
-    /// UDP address to listen on for other agents [default: [::]:7401]
+    /// UDP address to listen on for other agents [default: `[::]:7401`]
     #[arg(long, env = "STEEP_AGENT_LISTEN", value_name = "ADDR:PORT")]
     pub listen: Option<SocketAddr>,
     /// Where other agents reach this one [default: the listening address]
     #[arg(long, env = "STEEP_AGENT_ADVERTISE", value_name = "HOST:PORT")]
     pub advertise: Option<String>,
     /// The database to replicate: a libpq connection string or URI
-    #[arg(long, env = "STEEP_AGENT_POSTGRES", value_name = "CONNINFO", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "STEEP_AGENT_POSTGRES",
+        value_name = "CONNINFO",
+        hide_env_values = true
+    )]
     pub postgres: Option<String>,
     /// How other PostgreSQL servers reach this one [default: as --postgres]
     #[arg(
@@ -93,15 +134,15 @@ pub struct Given {
     /// Congestion control [default: bbr]
     #[arg(long, env = "STEEP_AGENT_CONGESTION")]
     pub congestion: Option<CongestionChoice>,
-    /// Form of the log on stderr [default: text on a terminal, json otherwise]
-    #[arg(long, env = "STEEP_AGENT_LOG_FORMAT")]
+    /// Form of the log on stderr.
+    #[arg(skip)]
     pub log_format: Option<LogFormat>,
-    /// TOML file with these settings
-    #[arg(long, env = "STEEP_AGENT_CONFIG", value_name = "FILE")]
+    /// TOML file with these settings.
+    #[arg(skip)]
     #[serde(skip)]
     pub config: Option<PathBuf>,
-    /// Print the settings in force, secrets redacted, and exit
-    #[arg(long)]
+    /// Print the settings in force and exit.
+    #[arg(skip)]
     #[serde(skip)]
     pub print_config: bool,
 }
@@ -166,7 +207,9 @@ impl Given {
     /// # Errors
     /// [`ConfigError::File`] where the file cannot be read or has a setting that does not exist.
     pub fn with_file(self) -> Result<Self, ConfigError> {
-        let Some(path) = self.config.clone() else { return Ok(self) };
+        let Some(path) = self.config.clone() else {
+            return Ok(self);
+        };
         let file = read_file(&path)?;
         Ok(Self {
             node: self.node.or(file.node),
@@ -204,14 +247,21 @@ impl TryFrom<Given> for Config {
     fn try_from(given: Given) -> Result<Self, ConfigError> {
         let missing = ConfigError::Missing;
         let node = given.node.ok_or(missing("--node", "STEEP_AGENT_NODE"))?;
-        let node = NodeId::parse(&node)
-            .map_err(|e| ConfigError::Invalid { what: "--node", why: e.to_string() })?;
+        let node = NodeId::parse(&node).map_err(|e| ConfigError::Invalid {
+            what: "--node",
+            why: e.to_string(),
+        })?;
         let max_workers = given.max_workers.unwrap_or(WORKERS_MAX);
         if max_workers == 0 {
             let why = "at least one worker is needed".to_owned();
-            return Err(ConfigError::Invalid { what: "--max-workers", why });
+            return Err(ConfigError::Invalid {
+                what: "--max-workers",
+                why,
+            });
         }
-        let postgres = given.postgres.ok_or(missing("--postgres", "STEEP_AGENT_POSTGRES"))?;
+        let postgres = given
+            .postgres
+            .ok_or(missing("--postgres", "STEEP_AGENT_POSTGRES"))?;
         let congestion = match given.congestion {
             Some(CongestionChoice::Cubic) => Congestion::Cubic,
             Some(CongestionChoice::Bbr) | None => Congestion::Bbr,
@@ -221,9 +271,13 @@ impl TryFrom<Given> for Config {
             coordinator: given
                 .coordinator
                 .ok_or(missing("--coordinator", "STEEP_AGENT_COORDINATOR"))?,
-            listen: given.listen.unwrap_or_else(|| SocketAddr::from(([0u16; 8], 7401))),
+            listen: given
+                .listen
+                .unwrap_or_else(|| SocketAddr::from(([0u16; 8], 7401))),
             advertise: given.advertise,
-            replication_conninfo: given.replication_conninfo.unwrap_or_else(|| postgres.clone()),
+            replication_conninfo: given
+                .replication_conninfo
+                .unwrap_or_else(|| postgres.clone()),
             postgres,
             credentials: (
                 given.ca.ok_or(missing("--ca", "STEEP_AGENT_CA"))?,
@@ -232,17 +286,27 @@ impl TryFrom<Given> for Config {
             ),
             metrics: given.metrics,
             max_workers,
-            tuning: Tuning { traffic: Traffic::Bulk, congestion },
+            tuning: Tuning {
+                traffic: Traffic::Bulk,
+                congestion,
+            },
             log_format: given.log_format,
         })
     }
 }
 
 fn read_file(path: &Path) -> Result<Given, ConfigError> {
-    let fail = |why: String| ConfigError::File { path: path.to_owned(), why };
-    let length = std::fs::metadata(path).map_err(|e| fail(e.to_string()))?.len();
+    let fail = |why: String| ConfigError::File {
+        path: path.to_owned(),
+        why,
+    };
+    let length = std::fs::metadata(path)
+        .map_err(|e| fail(e.to_string()))?
+        .len();
     if length > FILE_MAX {
-        return Err(fail(format!("{length} bytes is too long for a configuration")));
+        return Err(fail(format!(
+            "{length} bytes is too long for a configuration"
+        )));
     }
     let text = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
     toml::from_str(&text).map_err(|e| fail(e.message().to_owned()))
@@ -269,7 +333,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("agent.toml");
         std::fs::write(&path, "node = \"file\"\nlisten = \"127.0.0.1:1\"\n").unwrap();
-        let given = Given { config: Some(path), ..enough() }.with_file().unwrap();
+        let given = Given {
+            config: Some(path),
+            ..enough()
+        }
+        .with_file()
+        .unwrap();
         let config = Config::try_from(given).unwrap();
         assert_eq!(config.node.as_str(), "a");
         assert_eq!(config.listen.to_string(), "127.0.0.1:1");
@@ -281,15 +350,27 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("agent.toml");
         std::fs::write(&path, "nodde = \"x\"\n").unwrap();
-        let error = Given { config: Some(path), ..enough() }.with_file().unwrap_err();
+        let error = Given {
+            config: Some(path),
+            ..enough()
+        }
+        .with_file()
+        .unwrap_err();
         assert!(error.to_string().contains("nodde"), "{error}");
     }
 
     #[test]
     fn what_is_missing_is_named_with_its_flag_and_variable() {
-        let error = Config::try_from(Given { postgres: None, ..enough() }).unwrap_err();
+        let error = Config::try_from(Given {
+            postgres: None,
+            ..enough()
+        })
+        .unwrap_err();
         assert!(error.to_string().contains("--postgres"), "{error}");
-        assert!(error.to_string().contains("STEEP_AGENT_POSTGRES"), "{error}");
+        assert!(
+            error.to_string().contains("STEEP_AGENT_POSTGRES"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -23,7 +23,9 @@ const CLIENTS_MAX: usize = 16;
 /// # Errors
 /// Where it cannot be had.
 pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("--metrics {address}"))
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("--metrics {address}"))
 }
 
 /// Answers until cancelled.

@@ -3,12 +3,11 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use steep_agent::config::{Cli, Command};
+use steep_agent::config::Cli;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let Command::Run(given) = Cli::parse().command;
-    match steep_agent::run::run(*given).await {
+    match steep_agent::run::run(Cli::parse().given()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("steep-agent: {error:#}");

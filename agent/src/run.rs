@@ -60,8 +60,15 @@ pub async fn run(given: Given) -> anyhow::Result<()> {
     let conninfo = Arc::new(Conninfo::parse(&config.postgres).context("--postgres")?);
     let replication_conninfo =
         Arc::new(Conninfo::parse(&config.replication_conninfo).context("--replication-conninfo")?);
-    let endpoint = Arc::new(Endpoint::listen(config.listen, &credentials, config.tuning)?);
-    let advertise = config.advertise.clone().unwrap_or_else(|| reachable(endpoint.local_addr()));
+    let endpoint = Arc::new(Endpoint::listen(
+        config.listen,
+        &credentials,
+        config.tuning,
+    )?);
+    let advertise = config
+        .advertise
+        .clone()
+        .unwrap_or_else(|| reachable(endpoint.local_addr()));
 
     let stop = CancellationToken::new();
     let jobs = Arc::new(SourceJobs::default());
@@ -93,12 +100,18 @@ pub async fn run(given: Given) -> anyhow::Result<()> {
         reports: Arc::clone(&reports),
         endpoint: Arc::clone(&endpoint),
     });
-    let control = Control::new(agent, reports, seen, mirror_sender, crate::session::Coordinator {
-        address: config.coordinator.clone(),
-        endpoint: Arc::clone(&endpoint),
-        advertise: advertise.clone(),
-        max_workers: config.max_workers,
-    });
+    let control = Control::new(
+        agent,
+        reports,
+        seen,
+        mirror_sender,
+        crate::session::Coordinator {
+            address: config.coordinator.clone(),
+            endpoint: Arc::clone(&endpoint),
+            advertise: advertise.clone(),
+            max_workers: config.max_workers,
+        },
+    );
     tasks.spawn(control.run(stop.clone()));
 
     info!(event = "ready", node_id = %config.node, listen = %endpoint.local_addr(), %advertise, "agent ready");
@@ -107,7 +120,9 @@ pub async fn run(given: Given) -> anyhow::Result<()> {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     stop.cancel();
     while tasks.join_next().await.is_some() {}
-    endpoint.close(CloseCode::ShuttingDown, CLOSE_DEADLINE).await;
+    endpoint
+        .close(CloseCode::ShuttingDown, CLOSE_DEADLINE)
+        .await;
     outcome
 }
 
@@ -130,9 +145,14 @@ fn start_logging(format: Option<LogFormat>) {
     let quiet = "tokio_postgres=warn".parse().expect("a directive");
     let filter = filter.add_directive(quiet);
     let terminal = std::io::stderr().is_terminal();
-    let chosen = format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let chosen = format.unwrap_or(if terminal {
+        LogFormat::Text
+    } else {
+        LogFormat::Json
+    });
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match chosen {
         LogFormat::Json => builder.json().flatten_event(true).init(),
         LogFormat::Text => builder.with_ansi(terminal).with_target(false).init(),

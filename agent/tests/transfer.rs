@@ -26,7 +26,12 @@ struct Memory {
 
 impl Memory {
     fn new(bytes: Vec<u8>, rows: u64) -> Self {
-        Self { bytes, at: 0, rows, fails_at: None }
+        Self {
+            bytes,
+            at: 0,
+            rows,
+            fails_at: None,
+        }
     }
 }
 
@@ -40,7 +45,9 @@ impl PartReader for Memory {
         into.extend_from_slice(&self.bytes[self.at..end]);
         self.at = end;
         if end == self.bytes.len() && into.len() < limit {
-            Ok(ReadStep::End { rows: RowCount(self.rows) })
+            Ok(ReadStep::End {
+                rows: RowCount(self.rows),
+            })
         } else {
             Ok(ReadStep::More)
         }
@@ -115,34 +122,68 @@ async fn transfer(
     };
     let receiving = async {
         let (mut sender, receiver) = pair.target.open().await.unwrap();
-        sender.send(&PeerRequest::Ping { job: JobId(1) }).await.unwrap();
+        sender
+            .send(&PeerRequest::Ping { job: JobId(1) })
+            .await
+            .unwrap();
         sender.finish();
-        let load = Load { table: table.clone(), bytes: Vec::new(), largest: 0 };
-        Incoming::new(receiver).pour(load, &Rate::new(None), |_, _| {}).await
+        let load = Load {
+            table: table.clone(),
+            bytes: Vec::new(),
+            largest: 0,
+        };
+        Incoming::new(receiver)
+            .pour(load, &Rate::new(None), |_, _| {})
+            .await
     };
     let ((), received) = tokio::join!(sending, receiving);
     received
 }
 
 fn rows_like(length: usize) -> Vec<u8> {
-    (0..length).map(|i| if i % 7 == 0 { (i / 97 % 251) as u8 } else { b' ' }).collect()
+    (0..length)
+        .map(|i| {
+            if i % 7 == 0 {
+                (i / 97 % 251) as u8
+            } else {
+                b' '
+            }
+        })
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_part_arrives_whole_under_every_compression() {
     let pair = pair().await;
-    let lengths = [0, 1, CHUNK_RAW_MAX - 1, CHUNK_RAW_MAX, CHUNK_RAW_MAX + 1, 3_000_000];
-    for compression in
-        [Compression::Auto, Compression::None, Compression::Lz4, Compression::Zstd(3)]
-    {
+    let lengths = [
+        0,
+        1,
+        CHUNK_RAW_MAX - 1,
+        CHUNK_RAW_MAX,
+        CHUNK_RAW_MAX + 1,
+        3_000_000,
+    ];
+    for compression in [
+        Compression::Auto,
+        Compression::None,
+        Compression::Lz4,
+        Compression::Zstd(3),
+    ] {
         for length in lengths {
             let table = Table::default();
             let bytes = rows_like(length);
-            let sent =
-                transfer(&pair, Memory::new(bytes.clone(), 42), compression, &table).await.unwrap();
-            assert_eq!((sent.rows, sent.bytes), (RowCount(42), ByteCount(length as u64)));
+            let sent = transfer(&pair, Memory::new(bytes.clone(), 42), compression, &table)
+                .await
+                .unwrap();
+            assert_eq!(
+                (sent.rows, sent.bytes),
+                (RowCount(42), ByteCount(length as u64))
+            );
             let (arrived, told) = table.committed.lock().unwrap().take().unwrap();
-            assert!(arrived == bytes, "{compression}: {length} bytes changed on the way");
+            assert!(
+                arrived == bytes,
+                "{compression}: {length} bytes changed on the way"
+            );
             assert_eq!(told, sent);
         }
     }
@@ -154,7 +195,9 @@ async fn a_source_that_fails_midway_says_why_and_nothing_is_committed() {
     let table = Table::default();
     let mut reader = Memory::new(rows_like(2_000_000), 42);
     reader.fails_at = Some(1_000_000);
-    let fault = transfer(&pair, reader, Compression::Lz4, &table).await.unwrap_err();
+    let fault = transfer(&pair, reader, Compression::Lz4, &table)
+        .await
+        .unwrap_err();
     assert_eq!(fault.message, "the table caught fire");
     assert!(table.committed.lock().unwrap().is_none());
 }
@@ -170,16 +213,29 @@ async fn a_connection_lost_midway_commits_nothing_and_is_worth_another_try() {
         let (head, payload) = packer.pack(rows_like(100_000)).unwrap();
         sender.send_head(head).await.unwrap();
         sender.send_bytes(payload).await.unwrap();
-        pair.source.close(steep_protocol::close::CloseCode::ShuttingDown);
+        pair.source
+            .close(steep_protocol::close::CloseCode::ShuttingDown);
     };
     let receiving = async {
         let (mut sender, receiver) = pair.target.open().await.unwrap();
-        sender.send(&PeerRequest::Ping { job: JobId(1) }).await.unwrap();
-        let load = Load { table: table.clone(), bytes: Vec::new(), largest: 0 };
-        Incoming::new(receiver).pour(load, &Rate::new(None), |_, _| {}).await
+        sender
+            .send(&PeerRequest::Ping { job: JobId(1) })
+            .await
+            .unwrap();
+        let load = Load {
+            table: table.clone(),
+            bytes: Vec::new(),
+            largest: 0,
+        };
+        Incoming::new(receiver)
+            .pour(load, &Rate::new(None), |_, _| {})
+            .await
     };
     let ((), received) = tokio::join!(sending, receiving);
-    assert_eq!(received.unwrap_err().retry, steep_protocol::Retry::NewConnection);
+    assert_eq!(
+        received.unwrap_err().retry,
+        steep_protocol::Retry::NewConnection
+    );
     assert!(table.committed.lock().unwrap().is_none());
 }
 
@@ -196,12 +252,18 @@ async fn a_target_that_stops_reading_stops_its_source() {
     };
     let refusing = async {
         let (mut sender, receiver) = pair.target.open().await.unwrap();
-        sender.send(&PeerRequest::Ping { job: JobId(1) }).await.unwrap();
+        sender
+            .send(&PeerRequest::Ping { job: JobId(1) })
+            .await
+            .unwrap();
         let mut incoming = Incoming::new(receiver);
         incoming.next().await.unwrap();
         // Dropping the receiver tells the peer to stop.
     };
     let ((outcome, read), ()) = tokio::join!(sending, refusing);
     assert!(outcome.is_err());
-    assert!(read < 32 * 1024 * 1024, "the source read {read} bytes for nobody");
+    assert!(
+        read < 32 * 1024 * 1024,
+        "the source read {read} bytes for nobody"
+    );
 }

@@ -16,9 +16,50 @@ const FILE_MAX: u64 = 64 * 1024;
 #[derive(Debug, Parser)]
 #[command(name = "steep-coordinator", version, about)]
 pub struct Cli {
+    /// What every command takes, before it or after it.
+    #[command(flatten)]
+    pub common: Common,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Common {
+    /// Form of the log on stderr [default: text on a terminal, json otherwise]
+    #[arg(
+        long,
+        global = true,
+        env = "STEEP_COORDINATOR_LOG_FORMAT",
+        value_name = "FORMAT"
+    )]
+    pub log_format: Option<LogFormat>,
+    /// TOML file with these settings
+    #[arg(
+        long,
+        global = true,
+        env = "STEEP_COORDINATOR_CONFIG",
+        value_name = "FILE"
+    )]
+    pub config: Option<PathBuf>,
+    /// Print the settings in force, secrets redacted, and exit
+    #[arg(long, global = true)]
+    pub print_config: bool,
+}
+
+impl Cli {
+    /// The settings as given.
+    #[must_use]
+    pub fn given(self) -> Given {
+        let Command::Run(given) = self.command;
+        Given {
+            log_format: self.common.log_format,
+            config: self.common.config,
+            print_config: self.common.print_config,
+            ..*given
+        }
+    }
 }
 
 /// What a coordinator can do.
@@ -60,15 +101,15 @@ pub struct Given {
     /// Serve GET /healthz on that TCP address; a port alone means 127.0.0.1
     #[arg(long, env = "STEEP_COORDINATOR_METRICS", value_name = "[ADDR:]PORT")]
     pub metrics: Option<String>,
-    /// Form of the log on stderr [default: text on a terminal, json otherwise]
-    #[arg(long, env = "STEEP_COORDINATOR_LOG_FORMAT", value_name = "FORMAT")]
+    /// Form of the log on stderr.
+    #[arg(skip)]
     pub log_format: Option<LogFormat>,
-    /// TOML file with these settings
-    #[arg(long, env = "STEEP_COORDINATOR_CONFIG", value_name = "FILE")]
+    /// TOML file with these settings.
+    #[arg(skip)]
     #[serde(skip)]
     pub config: Option<PathBuf>,
-    /// Print the settings in force and exit
-    #[arg(long)]
+    /// Print the settings in force and exit.
+    #[arg(skip)]
     #[serde(skip)]
     pub print_config: bool,
 }

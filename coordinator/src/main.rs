@@ -10,8 +10,7 @@ const BAD_ARGUMENTS: u8 = 2;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let Command::Run(given) = Cli::parse().command;
-    match steep_coordinator::run::run(*given).await {
+    match steep_coordinator::run::run(Cli::parse().given()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("steep-coordinator: {error:#}");

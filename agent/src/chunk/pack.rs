@@ -60,7 +60,11 @@ impl Packer {
             Compression::Auto if rtt > FAR => Method::Zstd(FAR_LEVEL),
             Compression::Auto => Method::Lz4,
         };
-        Self { method, raw_left: 0, packed: Vec::new() }
+        Self {
+            method,
+            raw_left: 0,
+            packed: Vec::new(),
+        }
     }
 
     /// The head and payload for those raw bytes, 1 to [`CHUNK_RAW_MAX`] of them. The payload is the
@@ -72,7 +76,11 @@ impl Packer {
         let digest = *blake3::hash(&raw).as_bytes();
         let packing = self.try_pack(&raw)?;
         let raw_length = raw.len();
-        let payload = if packing == Packing::Raw { raw } else { self.packed.clone() };
+        let payload = if packing == Packing::Raw {
+            raw
+        } else {
+            self.packed.clone()
+        };
         let length = |n: usize| u32::try_from(n).expect("a chunk is at most 256 KiB");
         let head = FrameHead::Chunk {
             packing,
@@ -93,14 +101,16 @@ impl Packer {
         let packing = match self.method {
             Method::None => return Ok(Packing::Raw),
             Method::Lz4 => {
-                self.packed.resize(lz4_flex::block::get_maximum_output_size(raw.len()), 0);
+                self.packed
+                    .resize(lz4_flex::block::get_maximum_output_size(raw.len()), 0);
                 let length = lz4_flex::block::compress_into(raw, &mut self.packed)
                     .map_err(|e| PackError::Compress(e.to_string()))?;
                 self.packed.truncate(length);
                 Packing::Lz4
             }
             Method::Zstd(level) => {
-                self.packed.resize(zstd::zstd_safe::compress_bound(raw.len()), 0);
+                self.packed
+                    .resize(zstd::zstd_safe::compress_bound(raw.len()), 0);
                 let length = zstd::bulk::compress_to_buffer(raw, &mut self.packed, level.into())
                     .map_err(|e| PackError::Compress(e.to_string()))?;
                 self.packed.truncate(length);
@@ -139,7 +149,10 @@ pub fn unpack(
             .map_err(|e| PackError::Unpack(e.to_string()))?,
     };
     if raw.len() != length {
-        return Err(PackError::Unpack(format!("{} bytes where {length} were said", raw.len())));
+        return Err(PackError::Unpack(format!(
+            "{} bytes where {length} were said",
+            raw.len()
+        )));
     }
     // A hash comparison in constant time is what blake3 gives; nothing here is secret.
     if blake3::hash(&raw) != blake3::Hash::from_bytes(*digest) {
@@ -165,7 +178,13 @@ mod tests {
     }
 
     fn open(head: FrameHead, payload: Vec<u8>) -> Result<Vec<u8>, PackError> {
-        let FrameHead::Chunk { packing, raw, wire, digest } = head else {
+        let FrameHead::Chunk {
+            packing,
+            raw,
+            wire,
+            digest,
+        } = head
+        else {
             panic!("not a chunk: {head:?}");
         };
         assert_eq!(wire as usize, payload.len());
@@ -174,7 +193,10 @@ mod tests {
 
     #[test]
     fn bytes_changed_on_the_way_are_noticed() {
-        let raw: Vec<u8> = (0..100_000u32).flat_map(|i| (i / 100).to_be_bytes()).take(200_000).collect();
+        let raw: Vec<u8> = (0..100_000u32)
+            .flat_map(|i| (i / 100).to_be_bytes())
+            .take(200_000)
+            .collect();
         for compression in [Compression::None, Compression::Lz4, Compression::Zstd(3)] {
             let (head, mut payload) = Packer::new(compression, NEAR).pack(raw.clone()).unwrap();
             let at = payload.len() / 2;
@@ -186,9 +208,15 @@ mod tests {
     #[test]
     fn a_payload_that_unpacks_to_more_than_it_says_is_refused() {
         let bomb = zstd::bulk::compress(&vec![0; 10_000_000], 3).unwrap();
-        assert!(matches!(unpack(Packing::Zstd, 1000, &[0; 32], bomb), Err(PackError::Unpack(_))));
+        assert!(matches!(
+            unpack(Packing::Zstd, 1000, &[0; 32], bomb),
+            Err(PackError::Unpack(_))
+        ));
         let bomb = lz4_flex::block::compress(&vec![0; 10_000_000]);
-        assert!(matches!(unpack(Packing::Lz4, 1000, &[0; 32], bomb), Err(PackError::Unpack(_))));
+        assert!(matches!(
+            unpack(Packing::Lz4, 1000, &[0; 32], bomb),
+            Err(PackError::Unpack(_))
+        ));
     }
 
     #[test]
@@ -197,7 +225,9 @@ mod tests {
         let mut noise = || {
             (0..50_000)
                 .map(|_| {
-                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    state = state
+                        .wrapping_mul(6_364_136_223_846_793_005)
+                        .wrapping_add(1);
                     (state >> 33) as u8
                 })
                 .collect::<Vec<u8>>()
@@ -206,7 +236,13 @@ mod tests {
         for _ in 0..3 {
             let raw = noise();
             let (head, payload) = packer.pack(raw.clone()).unwrap();
-            assert!(matches!(head, FrameHead::Chunk { packing: Packing::Raw, .. }));
+            assert!(matches!(
+                head,
+                FrameHead::Chunk {
+                    packing: Packing::Raw,
+                    ..
+                }
+            ));
             assert_eq!(payload, raw);
         }
         assert_eq!(packer.raw_left, RAW_RUN - 2);

@@ -65,8 +65,12 @@ pub async fn copy(task: &Task, link: Link, request: CopyRequest) -> Result<(), F
     for part in there {
         task.done(part);
     }
-    let queue: VecDeque<PartNo> =
-        request.order.iter().copied().filter(|p| !done.contains(p)).collect();
+    let queue: VecDeque<PartNo> = request
+        .order
+        .iter()
+        .copied()
+        .filter(|p| !done.contains(p))
+        .collect();
     let workers = usize::from(request.parallel.max(1)).min(queue.len());
     let shared = Arc::new(Shared {
         task: task.clone(),
@@ -110,7 +114,9 @@ impl Shared {
         while let Some(part) = self.take() {
             let mut tries = 1;
             loop {
-                let Err(fault) = self.load(&mut loader, part).await else { break };
+                let Err(fault) = self.load(&mut loader, part).await else {
+                    break;
+                };
                 if fault.retry == Retry::Never || tries == TRIES {
                     return Err(self.name_part(fault, part));
                 }
@@ -127,14 +133,19 @@ impl Shared {
     async fn load(&self, loader: &mut Option<Loader>, part: PartNo) -> Result<(), Fault> {
         let table = self.table(part)?;
         let epoch = self.request.epoch;
-        let format = self.formats.get(&table.no).copied().unwrap_or(CopyFormat::Text);
+        let format = self
+            .formats
+            .get(&table.no)
+            .copied()
+            .unwrap_or(CopyFormat::Text);
         let loader = match loader {
             Some(loader) => loader,
             None => loader.insert(Loader::connect(&self.task, &self.plan.encoding).await?),
         };
         // The source starts its COPY while the target begins its transaction.
         let (incoming, begun) = tokio::join!(
-            self.link.part(epoch, part, format, self.request.compression),
+            self.link
+                .part(epoch, part, format, self.request.compression),
             loader.begin(epoch, table, part, format),
         );
         let done = match begun? {
@@ -142,7 +153,12 @@ impl Shared {
             Begin::Load(writer) => {
                 let report = |bytes, wire| self.task.part(PartProgress { part, bytes, wire });
                 let sent = incoming?.pour(writer, &self.rate, report).await?;
-                PartDone { part, rows: sent.rows, bytes: sent.bytes, wire: sent.wire }
+                PartDone {
+                    part,
+                    rows: sent.rows,
+                    bytes: sent.bytes,
+                    wire: sent.wire,
+                }
             }
         };
         self.task.done(done);
@@ -150,7 +166,10 @@ impl Shared {
     }
 
     fn take(&self) -> Option<PartNo> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+        self.queue
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front()
     }
 
     /// The table of a part: the last one whose first part is not after it.
@@ -162,7 +181,10 @@ impl Shared {
             .map(|at| &tables[at])
             .filter(|t| ((part.0 - t.first_part.0) as usize) < t.ranges.len())
             .ok_or_else(|| {
-                Fault::new(FaultKind::Failed, format!("part {part} is not in the source's plan"))
+                Fault::new(
+                    FaultKind::Failed,
+                    format!("part {part} is not in the source's plan"),
+                )
             })
     }
 

@@ -50,7 +50,12 @@ impl Link {
     /// A link that is not dialled yet.
     #[must_use]
     pub fn new(endpoint: Arc<Endpoint>, source: PeerAddress, job: JobId) -> Self {
-        Self { endpoint, source, job, connection: Arc::new(Mutex::new(None)) }
+        Self {
+            endpoint,
+            source,
+            job,
+            connection: Arc::new(Mutex::new(None)),
+        }
     }
 
     /// Whether UDP, TLS and version work, how far away the source is, and its clock.
@@ -60,12 +65,20 @@ impl Link {
     pub async fn ping(&self) -> Result<Ping, Fault> {
         let begin = Timestamp::now();
         let (reply, _) = self.ask(&PeerRequest::Ping { job: self.job }).await?;
-        let PeerReply::Pong { unix_micros } = reply else { return Err(self.unexpected()) };
+        let PeerReply::Pong { unix_micros } = reply else {
+            return Err(self.unexpected());
+        };
         let end = Timestamp::now();
         let middle = (begin.as_microsecond() + end.as_microsecond()) / 2;
-        #[expect(clippy::cast_precision_loss, reason = "a clock difference needs no 53 bits")]
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "a clock difference needs no 53 bits"
+        )]
         let clock_ahead = (unix_micros.saturating_sub(middle)) as f64 / 1e6;
-        Ok(Ping { rtt: self.connected().await?.rtt(), clock_ahead })
+        Ok(Ping {
+            rtt: self.connected().await?.rtt(),
+            clock_ahead,
+        })
     }
 
     /// The whole plan.
@@ -74,9 +87,19 @@ impl Link {
     /// The source's fault, or that of the connection.
     pub async fn plan(&self) -> Result<Plan, Fault> {
         let (mut reply, mut receiver) = self.ask(&PeerRequest::FetchPlan { job: self.job }).await?;
-        let mut plan = Plan { lsn: Lsn(0), encoding: String::new(), tables: Vec::new() };
+        let mut plan = Plan {
+            lsn: Lsn(0),
+            encoding: String::new(),
+            tables: Vec::new(),
+        };
         loop {
-            let PeerReply::Plan { lsn, encoding, tables, last } = reply else {
+            let PeerReply::Plan {
+                lsn,
+                encoding,
+                tables,
+                last,
+            } = reply
+            else {
                 return Err(self.unexpected());
             };
             plan.lsn = lsn;
@@ -98,7 +121,9 @@ impl Link {
         let (mut reply, mut receiver) = self.ask(&request).await?;
         let mut shapes = Vec::new();
         loop {
-            let PeerReply::Shapes { tables, last } = reply else { return Err(self.unexpected()) };
+            let PeerReply::Shapes { tables, last } = reply else {
+                return Err(self.unexpected());
+            };
             shapes.extend(tables);
             if last {
                 return Ok(shapes);
@@ -112,7 +137,11 @@ impl Link {
     /// # Errors
     /// As [`Link::plan`].
     pub async fn schema(&self, section: SchemaSection) -> Result<Incoming, Fault> {
-        self.frames(&PeerRequest::FetchSchema { job: self.job, section }).await
+        self.frames(&PeerRequest::FetchSchema {
+            job: self.job,
+            section,
+        })
+        .await
     }
 
     /// A part's COPY data.
@@ -127,7 +156,14 @@ impl Link {
         compression: Compression,
     ) -> Result<Incoming, Fault> {
         let job = self.job;
-        self.frames(&PeerRequest::FetchPart { job, epoch, part, format, compression }).await
+        self.frames(&PeerRequest::FetchPart {
+            job,
+            epoch,
+            part,
+            format,
+            compression,
+        })
+        .await
     }
 
     /// The source's sequences.
@@ -135,7 +171,11 @@ impl Link {
     /// # Errors
     /// As [`Link::plan`].
     pub async fn sequences(&self) -> Result<Vec<SequenceValue>, Fault> {
-        match self.ask(&PeerRequest::FetchSequences { job: self.job }).await?.0 {
+        match self
+            .ask(&PeerRequest::FetchSequences { job: self.job })
+            .await?
+            .0
+        {
             PeerReply::Sequences(sequences) => Ok(sequences),
             _ => Err(self.unexpected()),
         }
@@ -146,7 +186,11 @@ impl Link {
     /// # Errors
     /// As [`Link::plan`].
     pub async fn conninfo(&self) -> Result<Secret, Fault> {
-        match self.ask(&PeerRequest::FetchConninfo { job: self.job }).await?.0 {
+        match self
+            .ask(&PeerRequest::FetchConninfo { job: self.job })
+            .await?
+            .0
+        {
             PeerReply::Conninfo(conninfo) => Ok(conninfo),
             _ => Err(self.unexpected()),
         }
@@ -185,8 +229,10 @@ impl Link {
         let dialled = self.endpoint.dial(&self.source.address, &expect).await;
         let connection = dialled.map_err(|error| {
             let mut fault = error.to_fault();
-            fault.message =
-                format!("the agent of {} cannot be reached: {}", self.source.node, fault.message);
+            fault.message = format!(
+                "the agent of {} cannot be reached: {}",
+                self.source.node, fault.message
+            );
             fault
         })?;
         *slot = Some(connection.clone());
@@ -196,15 +242,25 @@ impl Link {
     fn unexpected(&self) -> Fault {
         Fault::new(
             FaultKind::Failed,
-            format!("the agent of {} answered something else than was asked", self.source.node),
+            format!(
+                "the agent of {} answered something else than was asked",
+                self.source.node
+            ),
         )
         .hint("the two agents may be of different versions: upgrade the older one")
     }
 }
 
 async fn receive<T: DeserializeOwned>(receiver: &mut Receiver) -> Result<T, Fault> {
-    receiver.recv().await.map_err(|e| e.to_fault())?.ok_or_else(|| {
-        Fault::new(FaultKind::Unreachable, "the peer ended the stream without an answer")
+    receiver
+        .recv()
+        .await
+        .map_err(|e| e.to_fault())?
+        .ok_or_else(|| {
+            Fault::new(
+                FaultKind::Unreachable,
+                "the peer ended the stream without an answer",
+            )
             .retry(Retry::NewConnection)
-    })
+        })
 }

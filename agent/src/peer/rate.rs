@@ -30,9 +30,14 @@ impl Rate {
 
     /// Returns once those bytes may pass. Cancel-safe, though the bytes count as passed.
     pub async fn admit(&self, bytes: ByteCount) {
-        let Some(per_second) = self.per_second else { return };
+        let Some(per_second) = self.per_second else {
+            return;
+        };
         let until = {
-            let mut paid = self.paid_until.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut paid = self
+                .paid_until
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
             *paid = next(*paid, Instant::now(), bytes, per_second);
             *paid
         };

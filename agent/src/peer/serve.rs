@@ -46,7 +46,14 @@ impl SourceJobs {
     pub fn admit(&self, job: JobId, target: NodeId, filter: TableFilter) {
         let mut jobs = self.lock();
         let open = jobs.remove(&job).and_then(|old| old.open);
-        jobs.insert(job, SourceJob { target, filter, open });
+        jobs.insert(
+            job,
+            SourceJob {
+                target,
+                filter,
+                open,
+            },
+        );
     }
 
     /// Puts a job's snapshot where its target can reach it.
@@ -70,7 +77,11 @@ impl SourceJobs {
     /// Jobs whose snapshot is open.
     #[must_use]
     pub fn open_snapshots(&self) -> Vec<JobId> {
-        self.lock().iter().filter(|(_, j)| j.open.is_some()).map(|(id, _)| *id).collect()
+        self.lock()
+            .iter()
+            .filter(|(_, j)| j.open.is_some())
+            .map(|(id, _)| *id)
+            .collect()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<JobId, SourceJob>> {
@@ -169,7 +180,10 @@ impl Server {
         let job = request.job();
         let peer = &connection.peer().name;
         let outcome = match self.jobs.get(job).filter(|j| j.target == *peer) {
-            Some(entry) => self.fulfil(&entry, connection, request, &mut sender, cancel).await,
+            Some(entry) => {
+                self.fulfil(&entry, connection, request, &mut sender, cancel)
+                    .await
+            }
             None => {
                 warn!(%job, %peer, "request refused: the coordinator named no such job for it");
                 let fault = Fault::new(
@@ -196,9 +210,9 @@ impl Server {
         cancel: CancellationToken,
     ) -> Result<(), StreamError> {
         let reply = match request {
-            PeerRequest::Ping { .. } => {
-                Ok(PeerReply::Pong { unix_micros: Timestamp::now().as_microsecond() })
-            }
+            PeerRequest::Ping { .. } => Ok(PeerReply::Pong {
+                unix_micros: Timestamp::now().as_microsecond(),
+            }),
             PeerRequest::FetchConninfo { .. } => {
                 Ok(PeerReply::Conninfo(self.replication_conninfo.libpq()))
             }
@@ -226,7 +240,12 @@ impl Server {
                 },
                 Err(fault) => Err(fault),
             },
-            PeerRequest::FetchPart { part, format, compression, .. } => match self.opened(entry) {
+            PeerRequest::FetchPart {
+                part,
+                format,
+                compression,
+                ..
+            } => match self.opened(entry) {
                 Ok(open) => match open.part(part, format, cancel).await {
                     Ok(mut rows) => {
                         sender.send(&PeerReply::FramesFollow).await?;
@@ -248,10 +267,19 @@ impl Server {
         };
         let shapes = match described.await {
             Ok(shapes) => shapes,
-            Err(error) => return sender.send(&PeerReply::Fault(error.to_fault(&self.node))).await,
+            Err(error) => {
+                return sender
+                    .send(&PeerReply::Fault(error.to_fault(&self.node)))
+                    .await;
+            }
         };
         for (tables, last) in pages(&shapes) {
-            sender.send(&PeerReply::Shapes { tables: tables.to_vec(), last }).await?;
+            sender
+                .send(&PeerReply::Shapes {
+                    tables: tables.to_vec(),
+                    last,
+                })
+                .await?;
         }
         Ok(())
     }
@@ -278,7 +306,14 @@ impl Server {
 async fn send_plan(open: &OpenSnapshot, sender: &mut Sender) -> Result<(), StreamError> {
     for (tables, last) in pages(open.tables()) {
         let (lsn, encoding) = (open.lsn(), open.encoding().to_owned());
-        sender.send(&PeerReply::Plan { lsn, encoding, tables: tables.to_vec(), last }).await?;
+        sender
+            .send(&PeerReply::Plan {
+                lsn,
+                encoding,
+                tables: tables.to_vec(),
+                last,
+            })
+            .await?;
     }
     Ok(())
 }

@@ -39,7 +39,13 @@ pub async fn send<R: PartReader>(
             sender.send_bytes(payload).await?;
         }
         if let ReadStep::End { rows } = step {
-            sender.send_head(FrameHead::End { chunks, raw: total, rows }).await?;
+            sender
+                .send_head(FrameHead::End {
+                    chunks,
+                    raw: total,
+                    rows,
+                })
+                .await?;
             sender.finish();
             return Ok(());
         }
@@ -104,9 +110,17 @@ impl Incoming {
     /// The source's fault, or one of our own where the stream breaks or its bytes do not add up.
     pub async fn next(&mut self) -> Result<Arrived, Fault> {
         match self.receiver.recv_head().await.map_err(|e| e.to_fault())? {
-            FrameHead::Chunk { packing, raw, wire, digest } => {
+            FrameHead::Chunk {
+                packing,
+                raw,
+                wire,
+                digest,
+            } => {
                 let mut payload = vec![0; wire as usize];
-                self.receiver.read_exact(&mut payload).await.map_err(|e| e.to_fault())?;
+                self.receiver
+                    .read_exact(&mut payload)
+                    .await
+                    .map_err(|e| e.to_fault())?;
                 let data = tokio::task::block_in_place(|| unpack(packing, raw, &digest, payload))
                     .map_err(|error| chunk_fault(&error))?;
                 self.chunks += 1;
@@ -125,13 +139,23 @@ impl Incoming {
                     )
                     .retry(Retry::NewConnection));
                 }
-                Ok(Arrived::End(Sent { rows, bytes: raw, wire: self.wire }))
+                Ok(Arrived::End(Sent {
+                    rows,
+                    bytes: raw,
+                    wire: self.wire,
+                }))
             }
             FrameHead::Fault { length } => {
                 let mut body = vec![0; length as usize];
-                self.receiver.read_exact(&mut body).await.map_err(|e| e.to_fault())?;
+                self.receiver
+                    .read_exact(&mut body)
+                    .await
+                    .map_err(|e| e.to_fault())?;
                 Err(codec::decode(&body).unwrap_or_else(|e| {
-                    Fault::new(FaultKind::Failed, format!("the source failed, unreadably: {e}"))
+                    Fault::new(
+                        FaultKind::Failed,
+                        format!("the source failed, unreadably: {e}"),
+                    )
                 }))
             }
         }

@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use steep_protocol::limits::SUMMARY_PAGE;
 use steep_protocol::message::agent::{
     AgentMessage, CoordinatorMessage, MirrorRow, Observed, Outcome, Registration,
 };
-use steep_protocol::limits::SUMMARY_PAGE;
 use steep_protocol::quic::{Endpoint, Expect, Receiver, Sender};
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, Retry};
 use tokio::sync::{mpsc, watch};
@@ -30,8 +30,13 @@ const PAUSE_MAX: Duration = Duration::from_secs(3);
 /// One command, from its arrival until its outcome is acknowledged.
 #[derive(Debug)]
 enum Entry {
-    Running { cancel: CancellationToken },
-    Ended { job: JobId, outcome: Result<Outcome, Fault> },
+    Running {
+        cancel: CancellationToken,
+    },
+    Ended {
+        job: JobId,
+        outcome: Result<Outcome, Fault>,
+    },
 }
 
 /// The coordinator, and what it is to know of this agent.
@@ -130,7 +135,10 @@ impl Control {
     }
 
     async fn session(&mut self, cancel: &CancellationToken) -> Gone {
-        let dial = self.coordinator.endpoint.dial(&self.coordinator.address, &Expect::Coordinator);
+        let dial = self
+            .coordinator
+            .endpoint
+            .dial(&self.coordinator.address, &Expect::Coordinator);
         let connection = tokio::select! {
             () = cancel.cancelled() => return Gone::Cancelled,
             dialled = dial => match dialled {
@@ -144,7 +152,10 @@ impl Control {
                 sender.finish();
                 served
             }
-            Err(error) => Gone::Lost { fault: error.to_fault(), welcomed: false },
+            Err(error) => Gone::Lost {
+                fault: error.to_fault(),
+                welcomed: false,
+            },
         };
         let code = match &gone {
             Gone::Cancelled => steep_protocol::close::CloseCode::ShuttingDown,
@@ -168,19 +179,35 @@ impl Control {
             max_workers: self.coordinator.max_workers,
         });
         if let Err(error) = sender.send(&register).await {
-            return Gone::Lost { fault: error.to_fault(), welcomed: false };
+            return Gone::Lost {
+                fault: error.to_fault(),
+                welcomed: false,
+            };
         }
         match receiver.recv::<CoordinatorMessage>().await {
             Ok(Some(CoordinatorMessage::Welcome { state })) => {
                 info!(event = "session", node_id = %self.agent.node, state = %state, "session with the coordinator");
             }
-            Ok(_) => return Gone::Lost { fault: unwelcome(), welcomed: false },
-            Err(error) => return Gone::Lost { fault: error.to_fault(), welcomed: false },
+            Ok(_) => {
+                return Gone::Lost {
+                    fault: unwelcome(),
+                    welcomed: false,
+                };
+            }
+            Err(error) => {
+                return Gone::Lost {
+                    fault: error.to_fault(),
+                    welcomed: false,
+                };
+            }
         }
         self.reports.tell_again();
         match self.converse(sender, receiver, cancel).await {
             Ok(()) => Gone::Cancelled,
-            Err(fault) => Gone::Lost { fault, welcomed: true },
+            Err(fault) => Gone::Lost {
+                fault,
+                welcomed: true,
+            },
         }
     }
 
@@ -240,7 +267,12 @@ impl Control {
                 Some(Entry::Ended { .. }) => Some(id),
                 None => {
                     let cancel = CancellationToken::new();
-                    self.entries.insert(id, Entry::Running { cancel: cancel.clone() });
+                    self.entries.insert(
+                        id,
+                        Entry::Running {
+                            cancel: cancel.clone(),
+                        },
+                    );
                     let agent = Arc::clone(&self.agent);
                     self.tasks.spawn(async move {
                         let outcome = agent.fulfil(job, command, cancel).await;
@@ -300,16 +332,24 @@ impl Control {
     }
 
     async fn tell(&self, id: CommandId, sender: &mut Sender) -> Result<(), Fault> {
-        let Some(Entry::Ended { job, outcome }) = self.entries.get(&id) else { return Ok(()) };
+        let Some(Entry::Ended { job, outcome }) = self.entries.get(&id) else {
+            return Ok(());
+        };
         if matches!(outcome, Ok(Outcome::SourceOpened { .. }))
             && let Some(open) = self.agent.jobs.get(*job).and_then(|j| j.open)
         {
             for tables in open.summaries().chunks(SUMMARY_PAGE) {
-                let page = AgentMessage::PlanPage { job: *job, tables: tables.to_vec() };
+                let page = AgentMessage::PlanPage {
+                    job: *job,
+                    tables: tables.to_vec(),
+                };
                 send(sender, &page).await?;
             }
         }
-        let finished = AgentMessage::Finished { command: id, outcome: outcome.clone() };
+        let finished = AgentMessage::Finished {
+            command: id,
+            outcome: outcome.clone(),
+        };
         send(sender, &finished).await
     }
 }

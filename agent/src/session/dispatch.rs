@@ -60,7 +60,13 @@ impl Agent {
             }
             outcome = work => outcome,
         };
-        outcome.map_err(|fault| if fault.node.is_none() { fault.on(&self.node) } else { fault })
+        outcome.map_err(|fault| {
+            if fault.node.is_none() {
+                fault.on(&self.node)
+            } else {
+                fault
+            }
+        })
     }
 
     async fn perform(&self, task: &Task, command: Command) -> Result<Outcome, Fault> {
@@ -93,12 +99,23 @@ impl Agent {
                 let facts = facts::source(task, &filter).await?;
                 Ok(Outcome::SourceFacts(Box::new(facts)))
             }
-            Command::OpenSource { target, filter, export, parallel, large_table_threshold } => {
+            Command::OpenSource {
+                target,
+                filter,
+                export,
+                parallel,
+                large_table_threshold,
+            } => {
                 self.jobs.admit(job, target, filter.clone());
                 if let Some(open) = self.jobs.get(job).and_then(|j| j.open) {
                     return opened(&open);
                 }
-                let request = OpenRequest { filter, export, parallel, large_table_threshold };
+                let request = OpenRequest {
+                    filter,
+                    export,
+                    parallel,
+                    large_table_threshold,
+                };
                 let open = Arc::new(source::open(task, request).await?);
                 self.jobs.open(job, Arc::clone(&open));
                 opened(&open)
@@ -109,9 +126,9 @@ impl Agent {
                 }
                 Ok(Outcome::Done)
             }
-            Command::AwaitFence => {
-                source::await_fence(task).await.map(|lsn| Outcome::FencePassed { lsn })
-            }
+            Command::AwaitFence => source::await_fence(task)
+                .await
+                .map(|lsn| Outcome::FencePassed { lsn }),
             Command::ProveSource => {
                 let open = self.jobs.get(job).and_then(|j| j.open).ok_or_else(|| {
                     Fault::new(FaultKind::Failed, "what was sent is no longer known here")
@@ -140,24 +157,52 @@ impl Agent {
                 let facts = facts::target(task, &filter, peer).await?;
                 Ok(Outcome::TargetFacts(Box::new(facts)))
             }
-            Command::PrepareTarget { source, filter, existing, schema_mode, indexes } => {
+            Command::PrepareTarget {
+                source,
+                filter,
+                existing,
+                schema_mode,
+                indexes,
+            } => {
                 let link = link(source);
                 let plan = link.plan().await?;
                 let pre = link.schema(SchemaSection::PreData).await?;
                 let post = link.schema(SchemaSection::PostData).await?;
-                let request = PrepareRequest { filter, existing, schema_mode, indexes };
-                sink::prepare(task, &request, &plan.tables, pre, post).await.map(Outcome::Warned)
+                let request = PrepareRequest {
+                    filter,
+                    existing,
+                    schema_mode,
+                    indexes,
+                };
+                sink::prepare(task, &request, &plan.tables, pre, post)
+                    .await
+                    .map(Outcome::Warned)
             }
-            Command::Copy { source, epoch, parallel, compression, max_rate, order } => {
-                let request = CopyRequest { epoch, parallel, compression, max_rate, order };
-                copy(task, link(source), request).await.map(|()| Outcome::Done)
+            Command::Copy {
+                source,
+                epoch,
+                parallel,
+                compression,
+                max_rate,
+                order,
+            } => {
+                let request = CopyRequest {
+                    epoch,
+                    parallel,
+                    compression,
+                    max_rate,
+                    order,
+                };
+                copy(task, link(source), request)
+                    .await
+                    .map(|()| Outcome::Done)
             }
-            Command::BuildIndexes { parallel } => {
-                sink::build_indexes(task, parallel).await.map(Outcome::Warned)
-            }
-            Command::BuildConstraints { parallel } => {
-                sink::build_constraints(task, parallel).await.map(Outcome::Warned)
-            }
+            Command::BuildIndexes { parallel } => sink::build_indexes(task, parallel)
+                .await
+                .map(Outcome::Warned),
+            Command::BuildConstraints { parallel } => sink::build_constraints(task, parallel)
+                .await
+                .map(Outcome::Warned),
             Command::Subscribe { source, start } => {
                 let conninfo = link(source).conninfo().await?;
                 sink::subscribe(task, &conninfo, start).await?;
@@ -166,12 +211,12 @@ impl Agent {
                 }
                 Ok(Outcome::Done)
             }
-            Command::AwaitNativeCopy => {
-                sink::await_native_copy(task).await.map(|()| Outcome::Done)
-            }
+            Command::AwaitNativeCopy => sink::await_native_copy(task).await.map(|()| Outcome::Done),
             Command::Finish { source, parallel } => {
                 let sequences = link(source).sequences().await?;
-                sink::finish(task, sequences, parallel).await.map(Outcome::Warned)
+                sink::finish(task, sequences, parallel)
+                    .await
+                    .map(Outcome::Warned)
             }
             Command::ProveTarget => {
                 let (parts, rows, bytes) = sink::totals(task).await?;
@@ -214,10 +259,17 @@ const GRACE: std::time::Duration = std::time::Duration::from_secs(8);
 fn opened(open: &source::OpenSnapshot) -> Result<Outcome, Fault> {
     let tables = u32::try_from(open.tables().len())
         .map_err(|_| Fault::new(FaultKind::Failed, "more tables than PostgreSQL can hold"))?;
-    Ok(Outcome::SourceOpened { lsn: open.lsn(), tables, parts: open.parts() })
+    Ok(Outcome::SourceOpened {
+        lsn: open.lsn(),
+        tables,
+        parts: open.parts(),
+    })
 }
 
 fn misdirected(command: &Command) -> Fault {
     // `perform` sends each command to its own end; reaching this is our mistake, not the peer's.
-    Fault::new(FaultKind::Failed, format!("no way to do {command:?} on this end"))
+    Fault::new(
+        FaultKind::Failed,
+        format!("no way to do {command:?} on this end"),
+    )
 }

@@ -60,7 +60,10 @@ impl Observer {
                 if !std::mem::replace(&mut complained, true) {
                     warn!(error = %why, "PostgreSQL cannot be asked");
                 }
-                Observed { postgres: Some(Err(why)), ..Observed::default() }
+                Observed {
+                    postgres: Some(Err(why)),
+                    ..Observed::default()
+                }
             });
             if matches!(observed.postgres, Some(Ok(_))) && std::mem::take(&mut complained) {
                 debug!("PostgreSQL answers again");

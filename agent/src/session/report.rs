@@ -36,7 +36,10 @@ impl Reports {
         let mut messages = Vec::new();
         for (job, report) in self.lock().iter_mut() {
             for parts in report.done[report.told..].chunks(PARTS_PER_MESSAGE) {
-                messages.push(AgentMessage::PartsDone { job: *job, parts: parts.to_vec() });
+                messages.push(AgentMessage::PartsDone {
+                    job: *job,
+                    parts: parts.to_vec(),
+                });
             }
             report.told = report.done.len();
             if std::mem::take(&mut report.changed)
@@ -114,7 +117,12 @@ mod tests {
     use super::*;
 
     fn done(part: u32) -> PartDone {
-        PartDone { part: PartNo(part), rows: RowCount(1), bytes: ByteCount(2), wire: ByteCount(3) }
+        PartDone {
+            part: PartNo(part),
+            rows: RowCount(1),
+            bytes: ByteCount(2),
+            wire: ByteCount(3),
+        }
     }
 
     fn parts(messages: &[AgentMessage]) -> Vec<u32> {
@@ -147,7 +155,14 @@ mod tests {
         let reports = Reports::default();
         let job = JobId(1);
         let bytes = ByteCount(10);
-        reports.part(job, PartProgress { part: PartNo(1), bytes, wire: bytes });
+        reports.part(
+            job,
+            PartProgress {
+                part: PartNo(1),
+                bytes,
+                wire: bytes,
+            },
+        );
         assert_eq!(reports.take().len(), 1);
         assert!(reports.take().is_empty());
     }

@@ -151,7 +151,11 @@ async fn store_post_data<Q: PartReader>(
             if !place.is_empty() && deferred.makes_storage() {
                 deferred.sql = format!("{place};\n{}", deferred.sql);
             }
-            if deferred.table.as_ref().is_some_and(|table| late_views.contains(table)) {
+            if deferred
+                .table
+                .as_ref()
+                .is_some_and(|table| late_views.contains(table))
+            {
                 deferred = deferred.after_its_table();
             }
             aside.store(deferred).await?;

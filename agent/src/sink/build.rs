@@ -335,7 +335,10 @@ async fn validate(task: &Task, conn: &Conn, one: &Waiting) -> Result<Option<Find
         .quoted();
     let of = table.quoted();
     let check = if refers_to_partitions(conn, table, name).await? {
-        format!("ALTER TABLE ONLY {of} DROP CONSTRAINT {quoted};\n{}", one.sql)
+        format!(
+            "ALTER TABLE ONLY {of} DROP CONSTRAINT {quoted};\n{}",
+            one.sql
+        )
     } else {
         format!("ALTER TABLE ONLY {of} VALIDATE CONSTRAINT {quoted}")
     };

@@ -244,8 +244,9 @@ impl PartLoad<'_> {
                 .iter()
                 .any(|message| matches!(message, SimpleQueryMessage::Row(_)))
         });
-        let fresh =
-            format!("TRUNCATE ONLY {table}; SET LOCAL lock_timeout = 0; RELEASE SAVEPOINT unfrozen");
+        let fresh = format!(
+            "TRUNCATE ONLY {table}; SET LOCAL lock_timeout = 0; RELEASE SAVEPOINT unfrozen"
+        );
         if empty && conn.attempt(&fresh).await.is_ok() {
             return Ok(true);
         }

@@ -157,10 +157,10 @@ impl Splitter {
     pub(super) fn next(&mut self) -> Result<Option<String>, SplitError> {
         while let Some(&byte) = self.input.get(self.read) {
             self.read += 1;
-            if self.step(byte) {
-                if let Some(statement) = self.take()? {
-                    return Ok(Some(statement));
-                }
+            if self.step(byte)
+                && let Some(statement) = self.take()?
+            {
+                return Ok(Some(statement));
             }
             if self.statement.len() > self.limit {
                 return Err(SplitError::TooLong { limit: self.limit });

@@ -110,9 +110,7 @@ impl Class {
             | Self::Schema
             | Self::Extension
             | Self::MaterializedView { .. }
-            | Self::Other => {
-                Some(Stage::Rest)
-            }
+            | Self::Other => Some(Stage::Rest),
         }
     }
 }

@@ -165,13 +165,15 @@ async fn last_of(mut from: impl AsyncRead + Unpin) -> String {
 }
 
 fn arguments(section: SchemaSection, snapshot: Option<&str>, scope: &Scope) -> Vec<String> {
-    let section = match section {
-        SchemaSection::PreData => "--section=pre-data",
-        SchemaSection::PostData => "--section=post-data",
+    // Which materialised views are filled counts as data, though it is said after the data: only the
+    // section names what is wanted there, and large objects, which are not replicated, are left out.
+    let [section, what] = match section {
+        SchemaSection::PreData => ["--section=pre-data", "--schema-only"],
+        SchemaSection::PostData => ["--section=post-data", "--no-blobs"],
     };
     let mut arguments: Vec<String> = [
-        "--schema-only",
         section,
+        what,
         "--encoding=UTF8",
         "--no-password",
         // Of this server, not of its schema: tablespaces are directories here, and what replicates

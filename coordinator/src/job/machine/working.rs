@@ -181,10 +181,13 @@ impl Turn {
     fn preflight_fault(&self, errors: &[&Finding]) -> Fault {
         let schema = self.job.spec.schema_mode == SchemaMode::Strict
             && errors.iter().all(|f| f.code == "schema_mismatch");
-        let kind = if schema {
-            FaultKind::SchemaMismatch
-        } else {
-            FaultKind::Failed
+        let link = errors
+            .iter()
+            .all(|f| matches!(f.code.as_str(), "agent_link" | "server_link"));
+        let kind = match (schema, link) {
+            (true, _) => FaultKind::SchemaMismatch,
+            (_, true) => FaultKind::Unreachable,
+            _ => FaultKind::Failed,
         };
         let mut what: Vec<&str> = errors
             .iter()
