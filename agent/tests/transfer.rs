@@ -1,6 +1,8 @@
 //! Parts over real QUIC between two endpoints, with ends in memory: what the data path's middle
 //! promises whatever stands at its ends.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -54,9 +56,12 @@ impl PartReader for Memory {
     }
 }
 
+/// What a commit made durable: the bytes, and what the source said they were.
+type Committed = (Vec<u8>, Sent);
+
 #[derive(Default, Clone)]
 struct Table {
-    committed: Arc<Mutex<Option<(Vec<u8>, Sent)>>>,
+    committed: Arc<Mutex<Option<Committed>>>,
 }
 
 struct Load {

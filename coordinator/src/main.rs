@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use steep_coordinator::config::{Cli, Command, ConfigError};
+use steep_coordinator::config::{Cli, ConfigError};
 
 /// The contract's exit code for bad arguments, wherever they were given.
 const BAD_ARGUMENTS: u8 = 2;
