@@ -114,6 +114,7 @@ pub(super) fn forget(job: JobId) -> String {
         "deferred_objects",
         "created",
         "baseline",
+        "baseline_schemas",
         "job_tables",
         "jobs",
     ]

@@ -31,6 +31,7 @@ mod memory;
 mod objects;
 mod prepare;
 mod queue;
+mod schemas;
 mod sql_split;
 mod statement;
 mod subscription;

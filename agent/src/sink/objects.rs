@@ -11,6 +11,7 @@ use steep_protocol::{Fault, JobId};
 use tokio_postgres::error::SqlState;
 
 use super::conn::Conn;
+use super::schemas;
 
 /// Every object a schema dump can make that stands by itself: not made by initdb (below 16384), not
 /// part of an extension, not an inner part of another object, not ours.
@@ -91,7 +92,9 @@ pub(super) async fn note_baseline(conn: &Conn, job: JobId) -> Result<(), Fault> 
     conn.execute(&format!(
         "DELETE FROM steep_repl.baseline WHERE job = '{job}';
          INSERT INTO steep_repl.baseline (job, classid, objid)
-         SELECT '{job}', classid, objid FROM ({USER_OBJECTS}) AS there"
+         SELECT '{job}', classid, objid FROM ({USER_OBJECTS}) AS there;
+         {}",
+        schemas::note(job)
     ))
     .await
 }
@@ -133,7 +136,7 @@ pub(super) async fn drop_created(conn: &Conn, job: JobId) -> Result<(), Fault> {
             "objects of this kind are not removed"
         );
     }
-    Ok(())
+    schemas::restore(conn, job).await
 }
 
 /// Identities of the job's objects, ready for SQL, by kind.

@@ -127,6 +127,16 @@ CREATE TABLE steep_repl.baseline (
 );
 COMMENT ON TABLE steep_repl.baseline IS 'Objects that were there before a job made a schema.';
 
+CREATE TABLE steep_repl.baseline_schemas (
+    job text NOT NULL,
+    schema_name text NOT NULL,
+    owner text NOT NULL,
+    acl aclitem[] NOT NULL,
+    comment text,
+    PRIMARY KEY (job, schema_name)
+);
+COMMENT ON TABLE steep_repl.baseline_schemas IS 'Owner, privileges and comment of schemas before a job made its objects.';
+
 CREATE TABLE steep_repl.created (
     job text NOT NULL,
     classid oid NOT NULL,
