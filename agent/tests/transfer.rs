@@ -215,7 +215,7 @@ async fn a_connection_lost_midway_commits_nothing_and_is_worth_another_try() {
         let (mut sender, mut receiver) = pair.source.accept().await.unwrap();
         receiver.recv::<PeerRequest>().await.unwrap();
         let mut packer = Packer::new(Compression::None, Duration::ZERO);
-        let (head, payload) = packer.pack(rows_like(100_000)).unwrap();
+        let (head, payload) = packer.pack(&mut rows_like(100_000)).unwrap();
         sender.send_head(head).await.unwrap();
         sender.send_bytes(payload).await.unwrap();
         pair.source

@@ -20,8 +20,10 @@ pub async fn send<R: PartReader>(
 ) -> Result<(), StreamError> {
     let mut chunks = 0u64;
     let mut total = ByteCount(0);
+    let mut raw = Vec::new();
     loop {
-        let mut raw = Vec::with_capacity(CHUNK_RAW_MAX);
+        raw.clear();
+        raw.reserve_exact(CHUNK_RAW_MAX);
         let step = match reader.read(&mut raw, CHUNK_RAW_MAX).await {
             Ok(step) => step,
             Err(fault) => return send_fault(&fault, sender).await,
@@ -29,8 +31,11 @@ pub async fn send<R: PartReader>(
         if !raw.is_empty() {
             chunks += 1;
             total += ByteCount(raw.len() as u64);
-            // A quarter of a millisecond for LZ4, more for Zstandard: off the other tasks' way.
-            let packed = tokio::task::block_in_place(|| packer.pack(raw));
+            let packed = if packer.is_slow() {
+                tokio::task::block_in_place(|| packer.pack(&mut raw))
+            } else {
+                packer.pack(&mut raw)
+            };
             let (head, payload) = match packed {
                 Ok(packed) => packed,
                 Err(error) => return send_fault(&chunk_fault(&error), sender).await,
@@ -121,8 +126,8 @@ impl Incoming {
                     .read_exact(&mut payload)
                     .await
                     .map_err(|e| e.to_fault())?;
-                let data = tokio::task::block_in_place(|| unpack(packing, raw, &digest, payload))
-                    .map_err(|error| chunk_fault(&error))?;
+                let data =
+                    unpack(packing, raw, &digest, payload).map_err(|error| chunk_fault(&error))?;
                 self.chunks += 1;
                 self.raw += ByteCount(raw.into());
                 self.wire += ByteCount(u64::from(wire) + steep_protocol::frame::HEAD_LENGTH as u64);
