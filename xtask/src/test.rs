@@ -63,6 +63,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     steps.run("binaries", |cargo| {
         cargo.args(["build", "--workspace", "--quiet"])
     })?;
+    steps.run("documentation tests", |cargo| {
+        cargo.args(["test", "--workspace", "--doc", "--quiet"])
+    })?;
     if arguments.fast {
         steps.skip("PostgreSQL", "--fast");
     } else {
@@ -71,9 +74,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     steps.run("tests", |cargo| {
         // Errors of tests are chains of causes; a backtrace for each buries them.
         tests(cargo.env("RUST_LIB_BACKTRACE", "0"), arguments.fast)
-    })?;
-    steps.run("documentation tests", |cargo| {
-        cargo.args(["test", "--workspace", "--doc", "--quiet"])
     })?;
     steps.report();
     Ok(())

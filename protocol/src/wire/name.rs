@@ -104,6 +104,14 @@ impl TableName {
     /// Reads what a person types: `schema.table`, `"Odd Schema"."Table"`, or a bare `table` which
     /// is taken to be in `public`. Unquoted parts fold to lower case, as in SQL.
     ///
+    /// ```
+    /// use steep_protocol::TableName;
+    ///
+    /// let table = TableName::parse_typed("Sales.\"Order Lines\"")?;
+    /// assert_eq!(table.quoted(), "\"sales\".\"Order Lines\"");
+    /// # Ok::<(), steep_protocol::InvalidName>(())
+    /// ```
+    ///
     /// # Errors
     /// [`InvalidName`] where it is not one or two well-formed names.
     pub fn parse_typed(text: &str) -> Result<Self, InvalidName> {

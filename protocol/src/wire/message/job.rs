@@ -70,6 +70,13 @@ impl Compression {
 
     /// Reads `auto`, `none`, `lz4`, `zstd` or `zstd:LEVEL`.
     ///
+    /// ```
+    /// use steep_protocol::message::job::Compression;
+    ///
+    /// assert_eq!(Compression::parse("zstd:9"), Ok(Compression::Zstd(9)));
+    /// assert!(Compression::parse("gzip").is_err());
+    /// ```
+    ///
     /// # Errors
     /// A sentence that says what is allowed.
     pub fn parse(text: &str) -> Result<Self, String> {
