@@ -11,10 +11,10 @@
 //! The agent never decides what a job does next: it does what it is told, idempotently, and says
 //! what it sees.
 
+pub mod budget;
 pub mod chunk;
 pub mod config;
 pub mod facts;
-pub mod health;
 pub mod peer;
 pub mod pg;
 pub mod run;
@@ -22,3 +22,4 @@ pub mod session;
 pub mod sink;
 pub mod source;
 pub mod task;
+pub mod telemetry;

@@ -2,16 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use steep_agent::config::Cli;
-
 #[tokio::main]
 async fn main() -> ExitCode {
-    match steep_agent::run::run(Cli::parse().given()).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("steep-agent: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    steep_daemon::main(steep_agent::run::run).await
 }

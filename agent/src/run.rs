@@ -1,48 +1,140 @@
 //! An agent's life: settings, certificates, tasks, and the way down.
 
-use std::io::IsTerminal;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use steep_certs::{Credentials, Role};
+use steep_daemon::http;
 use steep_protocol::close::CloseCode;
-use steep_protocol::message::agent::Observed;
+use steep_protocol::message::agent::{MirrorRow, Observed};
+use steep_protocol::message::api::AuditView;
 use steep_protocol::quic::Endpoint;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::config::{Config, Given, LogFormat};
-use crate::health;
+use crate::budget::Budget;
+use crate::config::{Config, Given};
 use crate::peer::serve::{Server, SourceJobs};
 use crate::pg::Conninfo;
-use crate::session::{Agent, Control, Observer, Reports};
+use crate::session::{Agent, Control, DigestWatcher, Observer, Queues, Readings, Reports};
+use crate::telemetry::{Metrics, Sources, Telemetry};
 
 /// Mirror rows waiting for PostgreSQL; they replace one another.
 const MIRROR_QUEUE: usize = 16;
 
+/// Entries for the audit log waiting for PostgreSQL; what finds no room is said again.
+const AUDIT_QUEUE: usize = 64;
+
 /// How long peers get to hear that we are going.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Runs until SIGTERM or SIGINT.
+/// Runs until `stop`.
 ///
 /// # Errors
 /// Where settings, certificates or addresses cannot be used; the message names which and why.
-pub async fn run(given: Given) -> anyhow::Result<()> {
-    let given = given.with_file()?;
-    if given.print_config {
-        let redact = |text: &str| {
-            Conninfo::parse(text).map_or_else(|_| "(unreadable)".to_owned(), |c| c.redacted())
-        };
-        print!("{}", given.shown(redact));
-        return Ok(());
-    }
+pub async fn run(given: Given, stop: CancellationToken) -> anyhow::Result<()> {
     let config = Config::try_from(given)?;
-    start_logging(config.log_format);
+    let credentials = credentials(&config)?;
+    let conninfo = Arc::new(Conninfo::parse(&config.postgres).context("--postgres")?);
+    let replication_conninfo =
+        Arc::new(Conninfo::parse(&config.replication_conninfo).context("--replication-conninfo")?);
+    let endpoint = Arc::new(Endpoint::listen(
+        config.listen,
+        &credentials,
+        config.tuning,
+    )?);
+    let advertise = config
+        .advertise
+        .clone()
+        .unwrap_or_else(|| reachable(endpoint.local_addr()));
+
+    let telemetry = Arc::new(Telemetry::default());
+    let jobs = Arc::new(SourceJobs::default());
+    let reports = Arc::new(Reports::default());
+    let (seen_sender, seen) = watch::channel(Observed::default());
+    let (mirror_sender, mirror) = mpsc::channel(MIRROR_QUEUE);
+    let (audit_sender, audit) = mpsc::channel(AUDIT_QUEUE);
+    let mut tasks = JoinSet::new();
+    let server = Server {
+        node: config.node.clone(),
+        conninfo: Arc::clone(&conninfo),
+        replication_conninfo,
+        jobs: Arc::clone(&jobs),
+        budget: Budget::default(),
+        telemetry: Arc::clone(&telemetry),
+    };
+    tasks.spawn(server.run(Arc::clone(&endpoint), stop.clone()));
+    let (observer, watcher) = observers(
+        &config,
+        &conninfo,
+        seen_sender,
+        Wishes {
+            mirror,
+            audit,
+            reports: Arc::clone(&reports),
+        },
+    );
+    tasks.spawn(watcher.run(stop.clone()));
+    tasks.spawn(observer.run(stop.clone()));
+    if let Some(address) = config.metrics {
+        let metrics = Metrics::new(Sources {
+            node: config.node.clone(),
+            telemetry: Arc::clone(&telemetry),
+            jobs: Arc::clone(&jobs),
+            reports: Arc::clone(&reports),
+            seen: seen.clone(),
+            mirror: mirror_sender.clone(),
+        });
+        tasks.spawn(http::serve(
+            http::bind(address).await?,
+            metrics,
+            stop.clone(),
+        ));
+    }
+    let agent = Arc::new(Agent {
+        node: config.node.clone(),
+        conninfo,
+        jobs,
+        reports: Arc::clone(&reports),
+        endpoint: Arc::clone(&endpoint),
+        budget: Budget::default(),
+        telemetry,
+        readings: Readings::default(),
+    });
+    let control = Control::new(
+        agent,
+        reports,
+        seen,
+        Queues {
+            mirror: mirror_sender,
+            audit: audit_sender,
+        },
+        crate::session::Coordinator {
+            address: config.coordinator.clone(),
+            endpoint: Arc::clone(&endpoint),
+            advertise: advertise.clone(),
+            max_workers: config.max_workers,
+        },
+    );
+    tasks.spawn(control.run(stop.clone()));
+
+    info!(event = "ready", node_id = %config.node, listen = %endpoint.local_addr(), %advertise, "agent ready");
+    steep_daemon::ready();
+    let outcome = until_stopped(&mut tasks, &stop).await;
+    stop.cancel();
+    while tasks.join_next().await.is_some() {}
+    endpoint
+        .close(CloseCode::ShuttingDown, CLOSE_DEADLINE)
+        .await;
+    outcome
+}
+
+/// This agent's certificates, which must be for this node.
+fn credentials(config: &Config) -> anyhow::Result<Credentials> {
     let (ca, cert, key) = &config.credentials;
     let credentials = Credentials::load(ca, cert, key).context("certificates")?;
     let identity = credentials.identity();
@@ -57,105 +149,51 @@ pub async fn run(given: Given) -> anyhow::Result<()> {
             config.node
         );
     }
-    let conninfo = Arc::new(Conninfo::parse(&config.postgres).context("--postgres")?);
-    let replication_conninfo =
-        Arc::new(Conninfo::parse(&config.replication_conninfo).context("--replication-conninfo")?);
-    let endpoint = Arc::new(Endpoint::listen(
-        config.listen,
-        &credentials,
-        config.tuning,
-    )?);
-    let advertise = config
-        .advertise
-        .clone()
-        .unwrap_or_else(|| reachable(endpoint.local_addr()));
+    Ok(credentials)
+}
 
-    let stop = CancellationToken::new();
-    let jobs = Arc::new(SourceJobs::default());
-    let reports = Arc::new(Reports::default());
-    let (seen_sender, seen) = watch::channel(Observed::default());
-    let (mirror_sender, mirror) = mpsc::channel(MIRROR_QUEUE);
-    let mut tasks = JoinSet::new();
-    let server = Server {
-        node: config.node.clone(),
-        conninfo: Arc::clone(&conninfo),
-        replication_conninfo,
-        jobs: Arc::clone(&jobs),
+/// What the observer is asked to write.
+struct Wishes {
+    mirror: mpsc::Receiver<MirrorRow>,
+    audit: mpsc::Receiver<AuditView>,
+    reports: Arc<Reports>,
+}
+
+/// What looks at the server: slots and subscriptions every second, columns now and then.
+fn observers(
+    config: &Config,
+    conninfo: &Arc<Conninfo>,
+    seen: watch::Sender<Observed>,
+    wishes: Wishes,
+) -> (Observer, DigestWatcher) {
+    let look_at_columns = Arc::new(Notify::new());
+    let (digest_sender, digests) = watch::channel(Vec::new());
+    let watcher = DigestWatcher {
+        conninfo: Arc::clone(conninfo),
+        every: config.schema_check_interval,
+        seen: digest_sender,
+        now: Arc::clone(&look_at_columns),
     };
-    tasks.spawn(server.run(Arc::clone(&endpoint), stop.clone()));
     let observer = Observer {
         node: config.node.clone(),
-        conninfo: Arc::clone(&conninfo),
-        seen: seen_sender,
-        mirror,
-    };
-    tasks.spawn(observer.run(stop.clone()));
-    if let Some(address) = config.metrics {
-        tasks.spawn(health::serve(health::bind(address).await?, stop.clone()));
-    }
-    let agent = Arc::new(Agent {
-        node: config.node.clone(),
-        conninfo,
-        jobs,
-        reports: Arc::clone(&reports),
-        endpoint: Arc::clone(&endpoint),
-    });
-    let control = Control::new(
-        agent,
-        reports,
+        conninfo: Arc::clone(conninfo),
         seen,
-        mirror_sender,
-        crate::session::Coordinator {
-            address: config.coordinator.clone(),
-            endpoint: Arc::clone(&endpoint),
-            advertise: advertise.clone(),
-            max_workers: config.max_workers,
-        },
-    );
-    tasks.spawn(control.run(stop.clone()));
-
-    info!(event = "ready", node_id = %config.node, listen = %endpoint.local_addr(), %advertise, "agent ready");
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    let outcome = until_stopped(&mut tasks).await;
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    stop.cancel();
-    while tasks.join_next().await.is_some() {}
-    endpoint
-        .close(CloseCode::ShuttingDown, CLOSE_DEADLINE)
-        .await;
-    outcome
+        mirror: wishes.mirror,
+        audit: wishes.audit,
+        reports: wishes.reports,
+        digests,
+        look_at_columns,
+    };
+    (observer, watcher)
 }
 
-/// Until a signal, or until a task ends that should not.
-async fn until_stopped(tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+/// Until told to stop, or until a task ends that should not.
+async fn until_stopped(tasks: &mut JoinSet<()>, stop: &CancellationToken) -> anyhow::Result<()> {
     tokio::select! {
-        _ = terminate.recv() => info!(event = "stopping", "told to stop"),
-        _ = interrupt.recv() => info!(event = "stopping", "interrupted"),
+        // Once it is cancelled, tasks end as they should.
+        biased;
+        () = stop.cancelled() => Ok(()),
         ended = tasks.join_next() => bail!("a part of the agent ended by itself: {ended:?}"),
-    }
-    Ok(())
-}
-
-fn start_logging(format: Option<LogFormat>) {
-    use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_env("STEEP_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    // Below warnings, tokio-postgres logs whole statements, and CREATE SUBSCRIPTION has a password.
-    let quiet = "tokio_postgres=warn".parse().expect("a directive");
-    let filter = filter.add_directive(quiet);
-    let terminal = std::io::stderr().is_terminal();
-    let chosen = format.unwrap_or(if terminal {
-        LogFormat::Text
-    } else {
-        LogFormat::Json
-    });
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    match chosen {
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-        LogFormat::Text => builder.with_ansi(terminal).with_target(false).init(),
     }
 }
 

@@ -38,6 +38,10 @@ pub trait ProgressSink: Send + Sync + std::fmt::Debug {
     fn part(&self, job: JobId, progress: PartProgress);
     /// A part is committed.
     fn done(&self, job: JobId, done: PartDone);
+    /// A part failed and is begun again.
+    fn retried(&self, job: JobId);
+    /// So many parts wait for a worker.
+    fn waiting(&self, job: JobId, parts: usize);
 }
 
 impl Progress {
@@ -55,6 +59,8 @@ impl Progress {
             fn work(&self, _: JobId, _: Phase, _: WorkProgress) {}
             fn part(&self, _: JobId, _: PartProgress) {}
             fn done(&self, _: JobId, _: PartDone) {}
+            fn retried(&self, _: JobId) {}
+            fn waiting(&self, _: JobId, _: usize) {}
         }
         Self::new(Arc::new(Nowhere))
     }
@@ -74,5 +80,15 @@ impl Task {
     /// Says that a part is committed.
     pub fn done(&self, done: PartDone) {
         self.progress.inner.done(self.job, done);
+    }
+
+    /// Says that a part failed and is begun again.
+    pub fn retried(&self) {
+        self.progress.inner.retried(self.job);
+    }
+
+    /// Says how many parts wait for a worker.
+    pub fn waiting(&self, parts: usize) {
+        self.progress.inner.waiting(self.job, parts);
     }
 }

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use steep_agent::chunk::{Packer, PartReader, PartWriter, ReadStep, Sent};
 use steep_agent::peer::rate::Rate;
 use steep_agent::peer::stream::{Incoming, send};
+use steep_agent::telemetry::Flow;
 use steep_certs::{Credentials, Role};
 use steep_protocol::limits::CHUNK_RAW_MAX;
 use steep_protocol::message::job::Compression;
@@ -122,7 +123,7 @@ async fn transfer(
         let (mut sender, mut receiver) = pair.source.accept().await.unwrap();
         receiver.recv::<PeerRequest>().await.unwrap();
         let packer = Packer::new(compression, Duration::ZERO);
-        let _ = send(&mut reader, packer, &mut sender).await;
+        let _ = send(&mut reader, packer, &mut sender, &Flow::default()).await;
         let _ = sender.drained().await;
     };
     let receiving = async {
@@ -252,7 +253,7 @@ async fn a_target_that_stops_reading_stops_its_source() {
         receiver.recv::<PeerRequest>().await.unwrap();
         let packer = Packer::new(Compression::None, Duration::ZERO);
         let mut reader = Memory::new(vec![7; 64 * 1024 * 1024], 1);
-        let outcome = send(&mut reader, packer, &mut sender).await;
+        let outcome = send(&mut reader, packer, &mut sender, &Flow::default()).await;
         (outcome, reader.at)
     };
     let refusing = async {

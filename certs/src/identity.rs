@@ -118,6 +118,17 @@ impl Identity {
         Self::from_parsed(&certificate)
     }
 
+    /// That certificate's serial number as `steep-repl certs show` prints it: of two certificates for
+    /// one name, which one it is.
+    ///
+    /// # Errors
+    /// [`IdentityError::NotACertificate`].
+    pub fn serial(der: &CertificateDer<'_>) -> Result<String, IdentityError> {
+        let (_, certificate) =
+            X509Certificate::from_der(der).map_err(|_| IdentityError::NotACertificate)?;
+        Ok(certificate.raw_serial_as_string())
+    }
+
     pub(crate) fn from_parsed(certificate: &X509Certificate<'_>) -> Result<Self, IdentityError> {
         let mut found = None;
         for extension in certificate.extensions() {

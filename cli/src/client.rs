@@ -143,7 +143,10 @@ impl Replies {
             }
             Some(ApiReply::Fault(fault)) => {
                 self.ended = true;
-                Err(Broken::Said(fault.into()))
+                // A coordinator that stops says so, and is asked again when it is back.
+                let again = fault.retry == Retry::NewConnection;
+                let how = if again { Broken::Lost } else { Broken::Said };
+                Err(how(fault.into()))
             }
             Some(reply) => Ok(Some(reply)),
             None => Err(Broken::Lost(Failure::new(

@@ -1,7 +1,7 @@
 //! `steep-repl`, the command line.
 //!
 //! `args` (parsed) → `settings` (from flags, environment, file) → `commands` → `client` ══QUIC══▶
-//! coordinator → `follow` → `render` (pure) → `terminal`.
+//! coordinator → `follow` → `render` (pure) → `terminal`; or → `watch`, the screen.
 //!
 //! Asks the coordinator and shows what it says. Never talks to an agent or to PostgreSQL, never sees
 //! a row or a database password, and decides nothing about a job: it may go at any time.
@@ -16,11 +16,13 @@ mod commands;
 mod failure;
 mod follow;
 mod logging;
+mod redial;
 mod render;
 mod settings;
 mod signals;
 mod terminal;
 mod units;
+mod watch;
 
 fn main() -> ExitCode {
     let cli = args::Cli::parse();

@@ -5,10 +5,11 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use clap::ValueEnum as _;
 use serde::{Deserialize, Serialize};
 use steep_protocol::limits::{WORKERS_DEFAULT, WORKERS_MAX};
 
-use crate::args::{Global, LogFormat};
+use crate::args::{Global, LogFormat, SchemaChoice};
 use crate::failure::Failure;
 
 /// The longest configuration file that is read, in bytes.
@@ -24,6 +25,8 @@ pub(crate) mod variable {
     pub(crate) const CONFIG: &str = "STEEP_REPL_CONFIG";
     /// The default of `--parallel`.
     pub(crate) const PARALLEL: &str = "STEEP_REPL_PARALLEL";
+    /// The default of `--schema-sync`.
+    pub(crate) const SCHEMA_SYNC: &str = "STEEP_REPL_SCHEMA_SYNC";
 }
 
 /// What the configuration file may say.
@@ -36,6 +39,7 @@ struct FileSettings {
     cert: Option<PathBuf>,
     key: Option<PathBuf>,
     parallel: Option<u8>,
+    schema_sync: Option<SchemaChoice>,
     log_format: Option<LogFormat>,
 }
 
@@ -56,6 +60,9 @@ pub(crate) struct Settings {
     pub(crate) key: Option<PathBuf>,
     /// The default of `--parallel`.
     pub(crate) parallel: u8,
+    /// The default of `--schema-sync`; strict where `None`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) schema_sync: Option<SchemaChoice>,
     /// Form of the log; by the terminal where `None`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) log_format: Option<LogFormat>,
@@ -113,6 +120,10 @@ impl Settings {
             cert: pick(&flags.cert, "operator.pem", &file.cert),
             key: pick(&flags.key, "operator.key", &file.key),
             parallel: parallel.unwrap_or(WORKERS_DEFAULT),
+            schema_sync: match environment(variable::SCHEMA_SYNC) {
+                Some(text) => Some(parse_schema_sync(&text)?),
+                None => file.schema_sync,
+            },
             log_format: flags.log_format.or(file.log_format),
         })
     }
@@ -159,6 +170,15 @@ fn parse_parallel(text: &str, whose: &str) -> Result<u8, Failure> {
         })
 }
 
+fn parse_schema_sync(text: &str) -> Result<SchemaChoice, Failure> {
+    SchemaChoice::from_str(text, false).map_err(|_| {
+        let name = variable::SCHEMA_SYNC;
+        Failure::bad_request(format!(
+            "{name} is {text:?}: it must be strict, auto or manual"
+        ))
+    })
+}
+
 /// The file that was named, which must be there, or the default one, which need not.
 fn read_file(
     flags: &Global,
@@ -193,7 +213,7 @@ fn read_file(
             path.display(),
             error.to_string().trim_end()
         ))
-        .hint("it may set coordinator, certs, ca, cert, key, parallel and log_format")
+        .hint("it may set coordinator, certs, ca, cert, key, parallel, schema_sync and log_format")
     })
 }
 
@@ -259,6 +279,20 @@ mod tests {
         assert_eq!(settings.coordinator.as_deref(), Some("flag:3"));
         assert_eq!(settings.cert, Some("/flag.pem".into()));
         assert_eq!(settings.ca, Some("/env/ca.pem".into()));
+    }
+
+    #[test]
+    fn the_mode_for_schemas_comes_from_the_environment_or_the_file() {
+        let (_dir, path) = config("schema_sync = 'auto'");
+        let of_file = load(&Global::default(), &[(variable::CONFIG, &path)]).unwrap();
+        assert_eq!(of_file.schema_sync, Some(SchemaChoice::Auto));
+        let both = [
+            (variable::CONFIG, path.as_str()),
+            (variable::SCHEMA_SYNC, "manual"),
+        ];
+        let settings = load(&Global::default(), &both).unwrap();
+        assert_eq!(settings.schema_sync, Some(SchemaChoice::Manual));
+        assert!(load(&Global::default(), &[(variable::SCHEMA_SYNC, "loose")]).is_err());
     }
 
     #[test]

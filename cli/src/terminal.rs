@@ -5,7 +5,7 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use tokio::sync::oneshot;
 
 use crate::failure::ERROR;
-use crate::render::Paint;
+use crate::render::{Paint, fold};
 
 /// What the process may assume about its streams. Found once, at the start.
 #[derive(Debug, Clone, Copy)]
@@ -26,10 +26,8 @@ impl Terminal {
     /// Looks at the process's streams and environment.
     pub(crate) fn detect(json: bool) -> Self {
         let (out, err) = (io::stdout().is_terminal(), io::stderr().is_terminal());
-        let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        // https://no-color.org: set and not empty means no colour.
-        let colour = !set("NO_COLOR") && !dumb;
+        let colour = !no_color() && !dumb;
         let paint = |terminal| {
             if terminal && colour {
                 Paint::Ansi
@@ -44,6 +42,32 @@ impl Terminal {
             err: paint(err),
             json,
         }
+    }
+}
+
+/// Whether stdin and stdout are a terminal that can be drawn on.
+pub(crate) fn is_screen() -> bool {
+    let dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
+    io::stdin().is_terminal() && io::stdout().is_terminal() && !dumb
+}
+
+/// Whether colours are unwanted: <https://no-color.org>, set and not empty.
+pub(crate) fn no_color() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+}
+
+/// Prints text for people: on a terminal, lines that are too long are broken between words.
+pub(crate) fn print_folded(text: &str) {
+    print(&folded(text));
+}
+
+/// Text as it fits on the terminal; as it is where stdout is none.
+pub(crate) fn folded(text: &str) -> String {
+    match console::Term::stdout().size_checked() {
+        Some((_, columns)) if columns > 0 && io::stdout().is_terminal() => {
+            fold(text, usize::from(columns))
+        }
+        _ => text.to_owned(),
     }
 }
 

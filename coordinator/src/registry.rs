@@ -113,6 +113,16 @@ impl Registry {
         outbox.try_send(message).map_err(|_| Clogged)
     }
 
+    /// Messages waiting for the agent that is furthest behind.
+    #[must_use]
+    pub fn longest_outbox(&self) -> usize {
+        let waiting = |agent: &Agent| {
+            let outbox = &agent.link.outbox;
+            outbox.max_capacity() - outbox.capacity()
+        };
+        self.agents.values().map(waiting).max().unwrap_or(0)
+    }
+
     /// The node's current session.
     #[must_use]
     pub fn session(&self, node: &NodeId) -> Option<SessionId> {
@@ -143,6 +153,13 @@ impl Agent {
     #[must_use]
     pub fn subscription(&self, job: JobId) -> Option<&SubscriptionStatus> {
         self.observed.subscriptions.iter().find(|s| s.job == job)
+    }
+
+    /// The digest over the columns of what the job replicates, as it saw them last.
+    #[must_use]
+    pub fn digest(&self, job: JobId) -> Option<&str> {
+        let found = self.observed.digests.iter().find(|d| d.job == job);
+        found.map(|d| d.digest.as_str())
     }
 
     /// The job's slot as it saw it last.

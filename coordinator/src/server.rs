@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use steep_certs::Credentials;
+use steep_daemon::http;
 use steep_protocol::close::CloseCode;
 use steep_protocol::quic::{Endpoint, Incoming, Role, Tuning};
 use tokio::net::TcpListener;
@@ -15,9 +16,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::drive::{Driver, Handle};
+use crate::metrics::Metrics;
 use crate::registry::SessionId;
 use crate::store::sqlite::SqliteStore;
-use crate::{api, health, session};
+use crate::{api, session};
 
 /// How long peers get to hear that we are going.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
@@ -54,10 +56,7 @@ impl Server {
         let store = SqliteStore::open(&config.data_dir)?;
         let (driver, handle) = Driver::new(store)?;
         let health = match config.metrics {
-            Some(address) => {
-                let listener = TcpListener::bind(address).await;
-                Some(listener.with_context(|| format!("cannot listen on --metrics {address}"))?)
-            }
+            Some(address) => Some(http::bind(address).await?),
             None => None,
         };
         let endpoint = Endpoint::listen(config.listen, &credentials, Tuning::CONTROL)?;
@@ -75,6 +74,12 @@ impl Server {
         self.endpoint.local_addr()
     }
 
+    /// Where health and metrics are answered, if anywhere.
+    #[must_use]
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.health.as_ref()?.local_addr().ok()
+    }
+
     /// Serves until `shutdown`, then says goodbye to everyone.
     ///
     /// # Errors
@@ -88,17 +93,16 @@ impl Server {
         } = self;
         let stop = shutdown.child_token();
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(Arc::clone(&endpoint), handle, stop.clone()));
         if let Some(listener) = health {
-            tasks.spawn(health::serve(listener, stop.clone()));
+            let metrics = Metrics::new(handle.asks.clone());
+            tasks.spawn(http::serve(listener, metrics, stop.clone()));
         }
+        tasks.spawn(accept(Arc::clone(&endpoint), handle, stop.clone()));
         let mut looping = JoinSet::new();
         looping.spawn(driver.run(stop.clone()));
         tracing::info!(event = "ready", addr = %endpoint.local_addr(), "coordinator ready");
-        // Without systemd there is nobody to tell.
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        steep_daemon::ready();
         let ended = looping.join_next().await;
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
         stop.cancel();
         while tasks.join_next().await.is_some() {}
         endpoint.close(CloseCode::ShuttingDown, CLOSE_LIMIT).await;

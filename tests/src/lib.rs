@@ -1,9 +1,10 @@
 //! The test harness: real PostgreSQL servers, real steep-repl processes, and what proves them right.
 //!
 //! In the order a test uses it: [`pg`] finds or installs PostgreSQL and runs servers; [`cluster`]
-//! adds certificates, a coordinator and agents; [`sample`] and [`hostile`] fill a database; [`load`]
+//! adds certificates, a coordinator and agents; [`sample`], [`hostile`] and [`schema`] fill a database; [`load`]
 //! writes to it; [`compare`] proves two databases equal and
-//! [`residue`] that nothing is left behind; [`usage`] reads what it cost.
+//! [`residue`] that nothing is left behind; [`usage`] and [`scrape`] read what it cost and what it
+//! says of itself, [`collector`] what it sends of itself.
 //!
 //! The harness knows the product only from outside, as a user does: by its binaries, their flags,
 //! their output and what they leave in PostgreSQL. It links nothing of it.
@@ -12,6 +13,7 @@
 //! waits for time where it can wait for an event ([`wait`]); nothing is skipped silently.
 
 pub mod cluster;
+pub mod collector;
 pub mod command;
 pub mod compare;
 pub mod hostile;
@@ -22,6 +24,8 @@ pub mod ports;
 pub mod process;
 pub mod residue;
 pub mod sample;
+pub mod schema;
+pub mod scrape;
 pub mod scratch;
 pub mod usage;
 pub mod wait;

@@ -90,6 +90,29 @@ fn while_an_index_is_built() -> Result<()> {
 }
 
 #[test]
+fn while_a_foreign_key_is_validated() -> Result<()> {
+    let cluster = Cluster::pair()?;
+    cluster.database("node_a").sql(
+        "CREATE TABLE parent (id integer PRIMARY KEY);
+         CREATE TABLE child (id integer PRIMARY KEY, parent integer REFERENCES parent);
+         INSERT INTO parent SELECT generate_series(1, 1000);
+         INSERT INTO child SELECT n, n FROM generate_series(1, 1000) AS n;",
+    )?;
+    // The target's own way to make that statement slow: it belongs to its administrator and stays.
+    cluster.database("node_b").sql(
+        "CREATE FUNCTION public.slowly() RETURNS event_trigger LANGUAGE plpgsql AS $$
+         BEGIN
+             IF current_query() ILIKE '%VALIDATE CONSTRAINT%' THEN PERFORM pg_sleep(60); END IF;
+         END $$;
+         CREATE EVENT TRIGGER slow ON ddl_command_start WHEN TAG IN ('ALTER TABLE')
+             EXECUTE FUNCTION public.slowly();",
+    )?;
+    let following = cluster.init_spawn(&[])?;
+    cluster.wait_phase("node_b", "constraints")?;
+    cancel(&cluster, following, LIMIT)
+}
+
+#[test]
 fn while_the_subscription_catches_up() -> Result<()> {
     let cluster = Cluster::builder()
         .setting("node_b", "cluster_name", SLOW)

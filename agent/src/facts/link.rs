@@ -4,15 +4,13 @@
 //! A subscription without slot is created in a transaction that is rolled back. The connection it
 //! opens carries an option that no server knows, which a server refuses only after it has let the
 //! role in as a replication client of that database: that refusal is the proof wanted, and the
-//! probe stops there, without having looked at anything on the source. The connection string goes
-//! in as a parameter and comes back out of a setting of this transaction; errors are caught in the
-//! same block. So neither end's log, statistics or error holds the password, unless a server logs
-//! the parameters of all statements and this role may not change that.
+//! probe stops there, without having looked at anything on the source.
 
 use steep_protocol::message::job::ReplicationNames;
 use steep_protocol::message::peer::Secret;
 use tokio_postgres::error::SqlState;
 
+use crate::pg::discreet::{self, Refusal};
 use crate::pg::{Conninfo, PgError, Session};
 use crate::task::Task;
 
@@ -22,33 +20,6 @@ const UNKNOWN_OPTION: &str = "steep_repl_reachability_check";
 /// A server that does not answer for so long is not reached; libpq in a server knows no
 /// `connect_timeout` of its own.
 const BEGIN: &str = "BEGIN; SET LOCAL statement_timeout = '10s'";
-
-/// Where the role may, statements and their parameters are kept out of the log for this
-/// transaction.
-const HUSH: &str = "SELECT set_config(s.name, s.value, true) FROM (VALUES \
-    ('log_statement', 'none'), ('log_min_duration_statement', '-1'), \
-    ('log_min_duration_sample', '-1'), ('log_duration', 'off'), \
-    ('log_parameter_max_length', '0'), ('log_transaction_sample_rate', '0')) s (name, value) \
-    WHERE (SELECT r.rolsuper FROM pg_roles r WHERE r.rolname = current_user)";
-
-const PASS_IN: &str = "SELECT set_config('steep_repl.conninfo', $1, true) IS NULL";
-
-const ANSWER: &str = "SELECT current_setting('steep_repl.answer', true)";
-
-/// What one attempt ended with: SQLSTATE and message, or nothing where it went through.
-fn attempt(subscription: &str) -> String {
-    format!(
-        "DO $probe$ BEGIN
-            PERFORM set_config('steep_repl.answer', '', true);
-            EXECUTE format('CREATE SUBSCRIPTION {subscription} CONNECTION %L \
-                PUBLICATION steep_repl_probe WITH (connect = true, create_slot = false, \
-                enabled = false, copy_data = false, slot_name = NONE)',
-                current_setting('steep_repl.conninfo'));
-        EXCEPTION WHEN query_canceled OR others THEN
-            PERFORM set_config('steep_repl.answer', SQLSTATE || ' ' || SQLERRM, true);
-        END $probe$"
-    )
-}
 
 /// `Ok` where the source's server lets this one in, else why not; `None` where this server would
 /// not let us ask, for a reason that is a fact of its own.
@@ -62,14 +33,15 @@ pub(super) async fn probe(
         .and_then(|c| c.password());
     // Later keywords win over earlier ones, so this replaces options of the string itself.
     let marked = format!("{} options='-c {UNKNOWN_OPTION}=on'", conninfo.expose());
-    let block = attempt(&format!("{}_probe", ReplicationNames(task.job).name()));
+    let statement = format!(
+        "CREATE SUBSCRIPTION {}_probe CONNECTION %L PUBLICATION steep_repl_probe WITH \
+         (connect = true, create_slot = false, enabled = false, copy_data = false, \
+         slot_name = NONE)",
+        ReplicationNames(task.job).name()
+    );
     let work = async {
         session.batch_execute(BEGIN).await?;
-        session.query(HUSH, &[]).await?;
-        session.query_one(PASS_IN, &[&marked]).await?;
-        session.batch_execute(&block).await?;
-        let answer: Option<String> = session.query_one(ANSWER, &[]).await?.try_get(0)?;
-        Ok(answer.unwrap_or_default())
+        discreet::execute(session, &statement, &marked).await
     };
     let answer = session.run(&task.cancel, work).await;
     session.batch_execute("ROLLBACK").await?;
@@ -81,12 +53,14 @@ pub(super) async fn probe(
     }
 }
 
-fn verdict(answer: &str, password: Option<&Secret>) -> Option<Result<(), String>> {
-    let (code, message) = answer.split_once(' ').unwrap_or((answer, ""));
-    if code.is_empty() || message.contains(UNKNOWN_OPTION) {
+fn verdict(answer: &Result<(), Refusal>, password: Option<&Secret>) -> Option<Result<(), String>> {
+    let Err(Refusal { code, message }) = answer else {
+        return Some(Ok(()));
+    };
+    if message.contains(UNKNOWN_OPTION) {
         return Some(Ok(()));
     }
-    match code {
+    match code.as_str() {
         // May not subscribe at all; or cannot write: facts of the server itself.
         "42501" | "25006" => None,
         "57014" => Some(Err("no answer within 10 s".to_owned())),
@@ -124,19 +98,27 @@ fn reason(message: &str, password: Option<&Secret>) -> String {
 mod tests {
     use super::*;
 
+    fn refusal(answer: &str) -> Result<(), Refusal> {
+        let (code, message) = answer.split_once(' ').unwrap();
+        Err(Refusal {
+            code: code.to_owned(),
+            message: message.to_owned(),
+        })
+    }
+
     #[test]
     fn a_server_that_gets_as_far_as_the_options_is_reached() {
-        let refused = format!(
+        let refused = refusal(&format!(
             "08006 could not connect to the publisher: connection to server at \"h\", port 5432 failed: FATAL:  unrecognized configuration parameter \"{UNKNOWN_OPTION}\""
-        );
+        ));
         assert_eq!(verdict(&refused, None), Some(Ok(())));
-        assert_eq!(verdict("", None), Some(Ok(())));
+        assert_eq!(verdict(&Ok(()), None), Some(Ok(())));
     }
 
     #[test]
     fn what_keeps_the_servers_apart_is_said_once_and_without_the_password() {
         let password = Secret::new("hunter2");
-        let say = |answer: &str| verdict(answer, Some(&password));
+        let say = |answer: &str| verdict(&refusal(answer), Some(&password));
         let twice = "08006 subscription \"x\" could not connect to the publisher: connection to server at \"h\", port 1 failed: FATAL:  no pg_hba.conf entry, hunter2\n\tfor me\nconnection to server at \"h\", port 1 failed: FATAL:  no pg_hba.conf entry, hunter2";
         assert_eq!(
             say(twice),

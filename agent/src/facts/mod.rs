@@ -9,7 +9,6 @@
 //! Invariants: no name is built into SQL but through a quoted type; no password is in a fact; a
 //! catalog of any size is read as a stream and kept as counts and bounded lists.
 
-mod compare;
 mod content;
 mod link;
 mod pooler;
@@ -22,7 +21,8 @@ use std::time::Duration;
 use steep_protocol::Fault;
 use steep_protocol::message::facts::{ServerFacts, SourceFacts, TargetFacts};
 use steep_protocol::message::job::TableFilter;
-use steep_protocol::message::peer::{Secret, TableShape};
+use steep_protocol::message::peer::Secret;
+use steep_schema::Schema;
 
 use crate::pg::{PgError, Session};
 use crate::task::Task;
@@ -36,8 +36,8 @@ pub struct PeerFacts {
     pub clock_ahead: f64,
     /// How its PostgreSQL is reached by another PostgreSQL.
     pub conninfo: Option<Secret>,
-    /// Every table the job's filter admits there.
-    pub shapes: Vec<TableShape>,
+    /// What the job's filter admits there.
+    pub schema: Schema,
 }
 
 /// The oldest version whose catalog these queries are written for; of an older one only the version

@@ -1,15 +1,16 @@
 //! What is on a target: its tables and how they differ, rows, extensions, roles, room on the disk.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
 
-use steep_protocol::message::facts::{AvailableExtension, Listed, TargetFacts};
+use steep_protocol::message::facts::{AvailableExtension, TargetFacts};
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::{ByteCount, TableName};
+use steep_schema::{Status, compare, plan, review};
 
+use super::PeerFacts;
 use super::content::add;
-use super::{PeerFacts, compare};
-use crate::pg::catalog::{USER_RELATION, describe_tables, table_name};
+use crate::pg::catalog::{USER_RELATION, read_schema, table_name};
 use crate::pg::{PgError, Session};
 use crate::task::Task;
 
@@ -58,24 +59,31 @@ pub(super) async fn gather(
     let tables = tables(task, session).await?;
     facts.user_tables = tables.len() as u64;
     if peer.link.is_ok() && !tables.is_empty() {
-        let shapes = describe_tables(session, filter).await?;
-        let compared = compare::compare(&peer.shapes, &shapes);
-        facts.differences = compared.differences;
-        facts.more_differences = compared.more;
-        facts.extra_tables = compared.extra_tables;
+        let here = read_schema(session, filter).await?;
         let mut suspects = Vec::new();
-        for shape in &peer.shapes {
-            let Some(table) = tables.get(&shape.name) else {
+        for wanted in peer.schema.tables() {
+            let Some(table) = tables.get(&wanted.name) else {
                 continue;
             };
             if !table.owned && table.takes_part {
-                add(&mut facts.not_owned, &shape.name);
+                add(&mut facts.not_owned, &wanted.name);
             }
             if table.has_pages {
-                suspects.push((&shape.name, table));
+                suspects.push((&wanted.name, table));
             }
         }
-        facts.not_empty = with_rows(task, session, &suspects).await?;
+        let full = with_rows(task, session, &suspects).await?;
+        let compared = compare(&peer.schema, &here);
+        let plan = plan(&peer.schema, &here, &compared, &|table| {
+            full.contains(table)
+        });
+        facts.review = review(&compared, &plan);
+        facts.not_empty = full.iter().map(ToString::to_string).collect();
+        let extra = compared
+            .tables
+            .iter()
+            .filter(|t| t.status == Status::RemoteOnly);
+        facts.extra_tables = extra.map(|t| t.name.to_string()).collect();
     }
     for row in session
         .run(&task.cancel, session.query(EXTENSIONS_SQL, &[]))
@@ -126,8 +134,8 @@ async fn with_rows(
     task: &Task,
     session: &Session,
     suspects: &[(&TableName, &Table)],
-) -> Result<Listed, PgError> {
-    let mut full = Listed::default();
+) -> Result<BTreeSet<TableName>, PgError> {
+    let mut full = BTreeSet::new();
     let (ask, rest): (Vec<_>, Vec<_>) = suspects
         .iter()
         .enumerate()
@@ -137,13 +145,11 @@ async fn with_rows(
         for row in session.run(&task.cancel, session.query(&sql, &[])).await? {
             let at = usize::try_from(row.try_get::<_, i32>(0)?).unwrap_or(usize::MAX);
             if let Some((_, (name, _))) = batch.get(at) {
-                add(&mut full, name);
+                full.insert((*name).clone());
             }
         }
     }
-    for (_, (name, _)) in rest {
-        add(&mut full, name);
-    }
+    full.extend(rest.into_iter().map(|(_, (name, _))| (*name).clone()));
     Ok(full)
 }
 

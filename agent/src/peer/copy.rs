@@ -16,6 +16,8 @@ use tracing::warn;
 
 use super::link::{Link, Plan};
 use super::rate::Rate;
+use super::span;
+use crate::budget::Budget;
 use crate::sink::{self, Begin, Loader};
 use crate::task::Task;
 
@@ -48,6 +50,7 @@ struct Shared {
     plan: Plan,
     formats: HashMap<TableNo, CopyFormat>,
     rate: Rate,
+    budget: Budget,
     queue: Mutex<VecDeque<PartNo>>,
 }
 
@@ -57,7 +60,12 @@ struct Shared {
 ///
 /// # Errors
 /// The first fault that trying again does not help against; `Cancelled` where the task is.
-pub async fn copy(task: &Task, link: Link, request: CopyRequest) -> Result<(), Fault> {
+pub async fn copy(
+    task: &Task,
+    link: Link,
+    request: CopyRequest,
+    budget: Budget,
+) -> Result<(), Fault> {
     let plan = link.plan().await?;
     let formats = sink::formats(task, &plan.tables).await?;
     let there = sink::ledger(task).await?;
@@ -79,6 +87,7 @@ pub async fn copy(task: &Task, link: Link, request: CopyRequest) -> Result<(), F
         request,
         plan,
         formats,
+        budget,
         queue: Mutex::new(queue),
     });
     let mut running = JoinSet::new();
@@ -113,24 +122,35 @@ impl Shared {
         let mut loader = None;
         while let Some(part) = self.take() {
             let mut tries = 1;
+            let mut span = span::load(&self.task.node, self.task.job, self.request.epoch, part);
+            if let Ok(table) = self.table(part) {
+                span.text("table", &table.name);
+            }
             loop {
-                let Err(fault) = self.load(&mut loader, part).await else {
-                    break;
+                let fault = match self.load(&mut loader, part).await {
+                    Ok(done) => {
+                        span::committed(&mut span, done);
+                        break;
+                    }
+                    Err(fault) => fault,
                 };
                 if fault.retry == Retry::Never || tries == TRIES {
+                    span::failed(&mut span, &fault);
                     return Err(self.name_part(fault, part));
                 }
-                warn!(job = %self.task.job, %part, error = %fault, "part failed, trying again");
+                warn!(event = "part.retried", node_id = %self.task.node, job_id = %self.task.job, part = part.0, error = %fault, "part failed, trying again");
+                self.task.retried();
                 loader = None;
                 tokio::time::sleep(PAUSE * 2u32.pow(tries - 1)).await;
                 tries += 1;
+                span.number("retries", u64::from(tries - 1));
             }
         }
         Ok(())
     }
 
     /// One part, from asking for it to its commit.
-    async fn load(&self, loader: &mut Option<Loader>, part: PartNo) -> Result<(), Fault> {
+    async fn load(&self, loader: &mut Option<Loader>, part: PartNo) -> Result<PartDone, Fault> {
         let table = self.table(part)?;
         let epoch = self.request.epoch;
         let format = self
@@ -142,6 +162,7 @@ impl Shared {
             Some(loader) => loader,
             None => loader.insert(Loader::connect(&self.task, &self.plan.encoding).await?),
         };
+        let _share = self.budget.part().await;
         // The source starts its COPY while the target begins its transaction.
         let (incoming, begun) = tokio::join!(
             self.link
@@ -161,15 +182,15 @@ impl Shared {
                 }
             }
         };
-        self.task.done(done);
-        Ok(())
+        self.task.done(done.clone());
+        Ok(done)
     }
 
     fn take(&self) -> Option<PartNo> {
-        self.queue
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop_front()
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let part = queue.pop_front();
+        self.task.waiting(queue.len());
+        part
     }
 
     /// The table of a part: the last one whose first part is not after it.

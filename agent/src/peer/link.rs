@@ -8,13 +8,15 @@ use serde::de::DeserializeOwned;
 use steep_protocol::message::agent::PeerAddress;
 use steep_protocol::message::job::Compression;
 use steep_protocol::message::peer::{
-    CopyFormat, PeerReply, PeerRequest, SchemaSection, Secret, SequenceValue, TablePlan, TableShape,
+    CopyFormat, PeerReply, PeerRequest, SchemaSection, Secret, SequenceValue, TablePlan,
 };
 use steep_protocol::quic::{Connection, Endpoint, Expect, Receiver};
-use steep_protocol::{Epoch, Fault, FaultKind, JobId, Lsn, PartNo, Retry};
+use steep_protocol::{Epoch, Fault, FaultKind, JobId, Lsn, NodeId, PartNo, Retry};
+use steep_schema::Schema;
 use tokio::sync::Mutex;
 
 use super::stream::Incoming;
+use crate::telemetry::{Links, Watched};
 
 /// A source's agent, dialled when needed and again when the connection was lost. Clones share the
 /// connection.
@@ -23,7 +25,8 @@ pub struct Link {
     endpoint: Arc<Endpoint>,
     source: PeerAddress,
     job: JobId,
-    connection: Arc<Mutex<Option<Connection>>>,
+    links: Links,
+    connection: Arc<Mutex<Option<(Connection, Watched)>>>,
 }
 
 /// A plan as the target needs it.
@@ -47,15 +50,22 @@ pub struct Ping {
 }
 
 impl Link {
-    /// A link that is not dialled yet.
+    /// A link that is not dialled yet. Its connections are counted in `links`.
     #[must_use]
-    pub fn new(endpoint: Arc<Endpoint>, source: PeerAddress, job: JobId) -> Self {
+    pub fn new(endpoint: Arc<Endpoint>, source: PeerAddress, job: JobId, links: &Links) -> Self {
         Self {
             endpoint,
             source,
             job,
+            links: links.clone(),
             connection: Arc::new(Mutex::new(None)),
         }
+    }
+
+    /// The source.
+    #[must_use]
+    pub fn source(&self) -> &NodeId {
+        &self.source.node
     }
 
     /// Whether UDP, TLS and version work, how far away the source is, and its clock.
@@ -112,21 +122,21 @@ impl Link {
         }
     }
 
-    /// The shapes of the tables that take part.
+    /// The schema of what takes part.
     ///
     /// # Errors
     /// As [`Link::plan`].
-    pub async fn shapes(&self) -> Result<Vec<TableShape>, Fault> {
-        let request = PeerRequest::DescribeTables { job: self.job };
+    pub async fn described(&self) -> Result<Schema, Fault> {
+        let request = PeerRequest::DescribeSchema { job: self.job };
         let (mut reply, mut receiver) = self.ask(&request).await?;
-        let mut shapes = Vec::new();
+        let mut schema = Schema::default();
         loop {
-            let PeerReply::Shapes { tables, last } = reply else {
+            let PeerReply::Schema { page, last } = reply else {
                 return Err(self.unexpected());
             };
-            shapes.extend(tables);
+            schema.add(page);
             if last {
-                return Ok(shapes);
+                return Ok(schema);
             }
             reply = self.next(&mut receiver).await?;
         }
@@ -222,7 +232,7 @@ impl Link {
 
     async fn connected(&self) -> Result<Connection, Fault> {
         let mut slot = self.connection.lock().await;
-        if let Some(connection) = slot.as_ref().filter(|c| !c.is_closed()) {
+        if let Some((connection, _)) = slot.as_ref().filter(|(c, _)| !c.is_closed()) {
             return Ok(connection.clone());
         }
         let expect = Expect::Agent(self.source.node.clone());
@@ -235,7 +245,7 @@ impl Link {
             );
             fault
         })?;
-        *slot = Some(connection.clone());
+        *slot = Some((connection.clone(), self.links.watch(&connection)));
         Ok(connection)
     }
 

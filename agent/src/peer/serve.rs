@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use steep_protocol::close::CloseCode;
@@ -9,16 +10,18 @@ use steep_protocol::limits::PLAN_PAGE;
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::peer::{PeerReply, PeerRequest};
 use steep_protocol::quic::{Connection, Endpoint, Role, Sender, StreamError};
-use steep_protocol::{Fault, FaultKind, JobId, NodeId};
+use steep_protocol::{Fault, FaultKind, JobId, Lsn, NodeId};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::stream;
+use super::{span, stream};
+use crate::budget::Budget;
 use crate::chunk::Packer;
-use crate::pg::{Conninfo, Session, catalog};
+use crate::pg::{Conninfo, catalog};
 use crate::source::{self, OpenSnapshot};
 use crate::task::{Progress, Task};
+use crate::telemetry::{Flow, Telemetry};
 
 /// Rows for this many streams of one peer at once; the rest wait in QUIC's own limit.
 const STREAMS_AT_ONCE: usize = 128;
@@ -39,19 +42,24 @@ pub struct SourceJob {
     pub filter: TableFilter,
     /// The snapshot, once there is one.
     pub open: Option<Arc<OpenSnapshot>>,
+    /// Since when it is held open on the server, while it is.
+    held_since: Option<Instant>,
 }
 
 impl SourceJobs {
     /// Lets `target` ask for that job. An open snapshot of the job stays.
     pub fn admit(&self, job: JobId, target: NodeId, filter: TableFilter) {
         let mut jobs = self.lock();
-        let open = jobs.remove(&job).and_then(|old| old.open);
+        let (open, held_since) = jobs
+            .remove(&job)
+            .map_or((None, None), |old| (old.open, old.held_since));
         jobs.insert(
             job,
             SourceJob {
                 target,
                 filter,
                 open,
+                held_since,
             },
         );
     }
@@ -59,8 +67,25 @@ impl SourceJobs {
     /// Puts a job's snapshot where its target can reach it.
     pub fn open(&self, job: JobId, snapshot: Arc<OpenSnapshot>) {
         if let Some(entry) = self.lock().get_mut(&job) {
+            entry.held_since = (snapshot.lsn() != Lsn(0)).then(Instant::now);
             entry.open = Some(snapshot);
         }
+    }
+
+    /// The job's snapshot is no longer held on the server; its plan stays.
+    pub fn released(&self, job: JobId) {
+        if let Some(entry) = self.lock().get_mut(&job) {
+            entry.held_since = None;
+        }
+    }
+
+    /// How long each snapshot has been held open.
+    #[must_use]
+    pub fn snapshot_ages(&self) -> Vec<Duration> {
+        let jobs = self.lock();
+        jobs.values()
+            .filter_map(|job| Some(job.held_since?.elapsed()))
+            .collect()
     }
 
     /// That job, if this agent is its source.
@@ -101,6 +126,10 @@ pub struct Server {
     pub replication_conninfo: Arc<Conninfo>,
     /// The jobs to answer for.
     pub jobs: Arc<SourceJobs>,
+    /// For the parts it serves.
+    pub budget: Budget,
+    /// Counts what is sent.
+    pub telemetry: Arc<Telemetry>,
 }
 
 impl Server {
@@ -136,6 +165,7 @@ impl Server {
             return;
         }
         debug!(peer = %peer.name, "peer connected");
+        let _watched = self.telemetry.links.watch(&connection);
         let mut streams = JoinSet::new();
         loop {
             tokio::select! {
@@ -185,7 +215,7 @@ impl Server {
                     .await
             }
             None => {
-                warn!(%job, %peer, "request refused: the coordinator named no such job for it");
+                warn!(job_id = %job, %peer, "request refused: the coordinator named no such job for it");
                 let fault = Fault::new(
                     FaultKind::Unauthorized,
                     format!("{} holds nothing for {peer} under job {job}", self.node),
@@ -197,7 +227,7 @@ impl Server {
         };
         sender.finish();
         if let Err(error) = outcome {
-            debug!(%job, %peer, %error, "answer not delivered");
+            debug!(job_id = %job, %peer, %error, "answer not delivered");
         }
     }
 
@@ -221,7 +251,7 @@ impl Server {
                     .await
                     .map(PeerReply::Sequences)
             }
-            PeerRequest::DescribeTables { .. } => return self.shapes(entry, sender).await,
+            PeerRequest::DescribeSchema { .. } => return self.describe(entry, sender).await,
             PeerRequest::FetchPlan { .. } => match self.opened(entry) {
                 Ok(open) => return send_plan(&open, sender).await,
                 Err(fault) => Err(fault),
@@ -234,52 +264,63 @@ impl Server {
                             steep_protocol::message::job::Compression::Auto,
                             connection.rtt(),
                         );
-                        return stream::send(&mut dump, packer, sender).await;
+                        let flow = Flow::default();
+                        let sent = stream::send(&mut dump, packer, sender, &flow).await;
+                        return sent.map(drop);
                     }
                     Err(fault) => Err(fault),
                 },
                 Err(fault) => Err(fault),
             },
             PeerRequest::FetchPart {
+                job,
+                epoch,
                 part,
                 format,
                 compression,
-                ..
-            } => match self.opened(entry) {
-                Ok(open) => match open.part(part, format, cancel).await {
-                    Ok(mut rows) => {
-                        sender.send(&PeerReply::FramesFollow).await?;
-                        let packer = Packer::new(compression, connection.rtt());
-                        return stream::send(&mut rows, packer, sender).await;
+            } => {
+                let mut span = span::serve(&self.node, job, epoch, part);
+                let packer = Packer::new(compression, connection.rtt());
+                let begun = async {
+                    let open = self.opened(entry)?;
+                    if let Ok((table, _)) = open.locate(part) {
+                        span.text("table", &table.name);
                     }
-                    Err(fault) => Err(fault),
-                },
-                Err(fault) => Err(fault),
-            },
+                    let share = self.budget.part().await;
+                    Ok((open.part(part, format, cancel).await?, share))
+                };
+                match begun.await {
+                    Ok((mut rows, _share)) => {
+                        sender.send(&PeerReply::FramesFollow).await?;
+                        let flow = &self.telemetry.sent;
+                        let sent = stream::send(&mut rows, packer, sender, flow).await?;
+                        span::served(&mut span, &sent);
+                        return Ok(());
+                    }
+                    Err(fault) => {
+                        span::failed(&mut span, &fault);
+                        Err(fault)
+                    }
+                }
+            }
         };
         sender.send(&reply.unwrap_or_else(PeerReply::Fault)).await
     }
 
-    async fn shapes(&self, entry: &SourceJob, sender: &mut Sender) -> Result<(), StreamError> {
-        let described = async {
-            let session = Session::connect(&self.conninfo, "describe").await?;
-            catalog::describe_tables(&session, &entry.filter).await
-        };
-        let shapes = match described.await {
-            Ok(shapes) => shapes,
+    async fn describe(&self, entry: &SourceJob, sender: &mut Sender) -> Result<(), StreamError> {
+        let described = catalog::describe(&self.conninfo, &entry.filter).await;
+        let pages = match described {
+            Ok(schema) => schema.into_pages(),
             Err(error) => {
                 return sender
                     .send(&PeerReply::Fault(error.to_fault(&self.node)))
                     .await;
             }
         };
-        for (tables, last) in pages(&shapes) {
-            sender
-                .send(&PeerReply::Shapes {
-                    tables: tables.to_vec(),
-                    last,
-                })
-                .await?;
+        let count = pages.len();
+        for (at, page) in (1..).zip(pages) {
+            let last = at == count;
+            sender.send(&PeerReply::Schema { page, last }).await?;
         }
         Ok(())
     }

@@ -1,15 +1,19 @@
 //! One part over one QUIC stream: frames out of a [`PartReader`], frames into a [`PartWriter`].
 
 use bytes::Bytes;
-use steep_protocol::frame::FrameHead;
+use steep_protocol::frame::{FrameHead, HEAD_LENGTH};
 use steep_protocol::limits::CHUNK_RAW_MAX;
 use steep_protocol::quic::{Receiver, Sender, StreamError};
 use steep_protocol::{ByteCount, Fault, FaultKind, Retry, codec};
 
 use super::rate::Rate;
 use crate::chunk::{PackError, Packer, PartReader, PartWriter, ReadStep, Sent, unpack};
+use crate::telemetry::Flow;
 
 /// Sends everything a reader has, then the end frame; or a fault frame where the reader fails.
+/// `flow` counts what has gone.
+///
+/// Returns what was sent; where the reader failed, its fault.
 ///
 /// # Errors
 /// [`StreamError`] where the receiving end is gone; the reader's own faults go to the peer.
@@ -17,20 +21,25 @@ pub async fn send<R: PartReader>(
     reader: &mut R,
     mut packer: Packer,
     sender: &mut Sender,
-) -> Result<(), StreamError> {
+    flow: &Flow,
+) -> Result<Result<Sent, Fault>, StreamError> {
     let mut chunks = 0u64;
-    let mut total = ByteCount(0);
+    let (mut total, mut on_wire) = (ByteCount(0), ByteCount(0));
     let mut raw = Vec::new();
     loop {
         raw.clear();
         raw.reserve_exact(CHUNK_RAW_MAX);
         let step = match reader.read(&mut raw, CHUNK_RAW_MAX).await {
             Ok(step) => step,
-            Err(fault) => return send_fault(&fault, sender).await,
+            Err(fault) => {
+                send_fault(&fault, sender).await?;
+                return Ok(Err(fault));
+            }
         };
         if !raw.is_empty() {
             chunks += 1;
-            total += ByteCount(raw.len() as u64);
+            let length = ByteCount(raw.len() as u64);
+            total += length;
             let packed = if packer.is_slow() {
                 tokio::task::block_in_place(|| packer.pack(&mut raw))
             } else {
@@ -38,10 +47,17 @@ pub async fn send<R: PartReader>(
             };
             let (head, payload) = match packed {
                 Ok(packed) => packed,
-                Err(error) => return send_fault(&chunk_fault(&error), sender).await,
+                Err(error) => {
+                    let fault = chunk_fault(&error);
+                    send_fault(&fault, sender).await?;
+                    return Ok(Err(fault));
+                }
             };
+            let wire = ByteCount((payload.len() + HEAD_LENGTH) as u64);
             sender.send_head(head).await?;
             sender.send_bytes(payload).await?;
+            flow.moved(length, wire);
+            on_wire += wire;
         }
         if let ReadStep::End { rows } = step {
             sender
@@ -52,7 +68,12 @@ pub async fn send<R: PartReader>(
                 })
                 .await?;
             sender.finish();
-            return Ok(());
+            flow.completed(rows);
+            return Ok(Ok(Sent {
+                rows,
+                bytes: total,
+                wire: on_wire,
+            }));
         }
     }
 }
@@ -130,7 +151,7 @@ impl Incoming {
                     unpack(packing, raw, &digest, payload).map_err(|error| chunk_fault(&error))?;
                 self.chunks += 1;
                 self.raw += ByteCount(raw.into());
-                self.wire += ByteCount(u64::from(wire) + steep_protocol::frame::HEAD_LENGTH as u64);
+                self.wire += ByteCount(u64::from(wire) + HEAD_LENGTH as u64);
                 Ok(Arrived::Data(data.into()))
             }
             FrameHead::End { chunks, raw, rows } => {

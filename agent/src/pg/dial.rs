@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use postgres_protocol::message::frontend;
@@ -45,7 +46,7 @@ enum TlsUse {
 }
 
 /// The ways to try, in order.
-pub(super) fn routes(conninfo: &Conninfo) -> Vec<Route> {
+fn routes(conninfo: &Conninfo) -> Vec<Route> {
     let ways = |endpoint: &Endpoint| -> &[TlsUse] {
         match (&endpoint.address, conninfo.tls.mode) {
             (Address::Socket(_), _) | (Address::Host { .. }, SslMode::Disable) => &[TlsUse::Never],
@@ -66,58 +67,43 @@ pub(super) fn routes(conninfo: &Conninfo) -> Vec<Route> {
         .collect()
 }
 
-/// What has failed so far while routes are tried.
-#[derive(Debug, Default)]
-pub(super) struct Failures {
+/// The search for a server that lets us in: one way after the other.
+#[derive(Debug)]
+pub(super) struct Search {
+    ways: std::vec::IntoIter<Route>,
+    patience: Duration,
     failed: Vec<(Route, PgError)>,
 }
 
-/// Whether the next route should be tried.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Next {
-    Try,
-    Skip,
-}
-
-impl Failures {
-    /// Whether `route` is worth trying after what failed.
-    pub(super) fn judge(&self, route: &Route) -> Next {
-        let Some((last, error)) = self.failed.last() else {
-            return Next::Try;
-        };
-        let same_place = last.endpoint == route.endpoint;
-        match error {
-            // Not even reached: the other way to the same place would not get further.
-            PgError::Connect { .. } if same_place => Next::Skip,
-            PgError::Connect { .. } | PgError::Tls { .. } | PgError::Closed | PgError::Io(_) => {
-                Next::Try
-            }
-            PgError::Server(error) => {
-                let elsewhere = [
-                    SqlState::CANNOT_CONNECT_NOW,
-                    SqlState::TOO_MANY_CONNECTIONS,
-                    SqlState::ADMIN_SHUTDOWN,
-                ];
-                let refused = error.code.code().starts_with("28");
-                if same_place == refused && (refused || elsewhere.contains(&error.code)) {
-                    Next::Try
-                } else {
-                    Next::Skip
-                }
-            }
-            // The wrong kind of server: another may be the right one.
-            PgError::Unsuitable { .. } if !same_place => Next::Try,
-            PgError::Login { .. }
-            | PgError::Unsuitable { .. }
-            | PgError::Conninfo(_)
-            | PgError::Protocol(_)
-            | PgError::Driver(_)
-            | PgError::Cancelled => Next::Skip,
+impl Search {
+    pub(super) fn new(conninfo: &Conninfo) -> Self {
+        Self {
+            ways: routes(conninfo).into_iter(),
+            patience: conninfo.connect_timeout,
+            failed: Vec::new(),
         }
     }
 
-    pub(super) fn add(&mut self, route: Route, error: PgError) {
-        self.failed.push((route, error));
+    /// The next way worth trying after what failed.
+    pub(super) fn way(&mut self) -> Option<Route> {
+        let Self { ways, failed, .. } = self;
+        ways.find(|route| is_worth_trying(route, failed.last()))
+    }
+
+    /// What `attempt` makes of that way, unless it fails or takes longer than `connect_timeout`.
+    pub(super) async fn within<T>(
+        &mut self,
+        route: &Route,
+        attempt: impl Future<Output = Result<T, PgError>>,
+    ) -> Option<T> {
+        let outcome = tokio::time::timeout(self.patience, attempt).await;
+        match outcome.unwrap_or_else(|_| Err(timed_out(route))) {
+            Ok(made) => Some(made),
+            Err(error) => {
+                self.failed.push((route.clone(), error));
+                None
+            }
+        }
     }
 
     /// The one error to tell: a server's answer before a missing one, all places where none answered.
@@ -145,6 +131,37 @@ impl Failures {
             place: places.join(" or "),
             source: io::Error::new(kind, reasons.join("; ")),
         }
+    }
+}
+
+/// Whether `route` is worth trying after the last failure.
+fn is_worth_trying(route: &Route, last: Option<&(Route, PgError)>) -> bool {
+    let Some((last, error)) = last else {
+        return true;
+    };
+    let same_place = last.endpoint == route.endpoint;
+    match error {
+        // Not even reached: the other way to the same place would not get further.
+        PgError::Connect { .. } if same_place => false,
+        PgError::Connect { .. } | PgError::Tls { .. } | PgError::Closed | PgError::Io(_) => true,
+        PgError::Server(error) => {
+            let elsewhere = [
+                SqlState::CANNOT_CONNECT_NOW,
+                SqlState::TOO_MANY_CONNECTIONS,
+                SqlState::ADMIN_SHUTDOWN,
+            ];
+            let refused = error.code.code().starts_with("28");
+            same_place == refused && (refused || elsewhere.contains(&error.code))
+        }
+        // The wrong kind of server: another may be the right one.
+        PgError::Unsuitable { .. } if !same_place => true,
+        PgError::Login { .. }
+        | PgError::Unsuitable { .. }
+        | PgError::Conninfo(_)
+        | PgError::Protocol(_)
+        | PgError::Driver(_)
+        | PgError::Extension { .. }
+        | PgError::Cancelled => false,
     }
 }
 
@@ -286,6 +303,26 @@ impl AsyncWrite for Stream {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Tcp(stream) => stream.is_write_vectored(),
+            Self::Unix(stream) => stream.is_write_vectored(),
+            Self::Tls(stream) => stream.is_write_vectored(),
         }
     }
 

@@ -61,6 +61,14 @@ pub enum PgError {
     /// The driver failed in another way; says nothing about values.
     #[error("the PostgreSQL driver failed: {0}")]
     Driver(String),
+    /// The schema `steep_repl` is an extension's, of an older version than this agent needs.
+    #[error("the extension steep_repl cannot be updated to version {wanted}: {reason}")]
+    Extension {
+        /// The version this agent needs.
+        wanted: &'static str,
+        /// What the server said.
+        reason: String,
+    },
     /// Cancelled from our side.
     #[error("cancelled")]
     Cancelled,
@@ -170,6 +178,16 @@ impl From<tokio_postgres::Error> for PgError {
 }
 
 impl PgError {
+    /// What a server refused, of which only SQLSTATE and message are known.
+    pub(crate) fn refused(code: &str, message: &str) -> Self {
+        let fields = ErrorFields {
+            code: code.to_owned(),
+            message: message.to_owned(),
+            ..ErrorFields::default()
+        };
+        Self::Server(Box::new(fields.into()))
+    }
+
     /// The SQLSTATE, where PostgreSQL gave one.
     #[must_use]
     pub fn sqlstate(&self) -> Option<&SqlState> {
@@ -184,6 +202,7 @@ impl PgError {
             | Self::Closed
             | Self::Protocol(_)
             | Self::Driver(_)
+            | Self::Extension { .. }
             | Self::Cancelled => None,
         }
     }
@@ -219,6 +238,10 @@ impl PgError {
             Self::Protocol(_) | Self::Driver(_) => {
                 fault(FaultKind::Failed).retry(Retry::NewConnection)
             }
+            Self::Extension { wanted, .. } => fault(FaultKind::Failed).hint(format!(
+                "install the extension's files of this version on the server, then let the extension's \
+                 owner run ALTER EXTENSION steep_repl UPDATE TO '{wanted}'"
+            )),
             Self::Cancelled => fault(FaultKind::Cancelled),
         };
         fault.on(node)

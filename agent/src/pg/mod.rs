@@ -1,13 +1,14 @@
 //! Talking to this node's PostgreSQL: connection strings, connections, the catalog.
 //!
 //! In the order a connection comes to be: [`Conninfo`] (what was asked for) → `dial` (a socket, with
-//! TLS where wanted) → [`Session`] (queries, through tokio-postgres) or [`raw`] (COPY OUT and the
-//! replication protocol, without an allocation per row) → [`catalog`].
+//! TLS where wanted) → [`Session`] (queries, through tokio-postgres) or [`raw`] (COPY and the
+//! replication protocol, without an allocation per row) → [`catalog`], [`discreet`].
 //!
 //! Both kinds of connection come from one dialer, so that they reach the same server in the same
 //! way. No password, key or row value leaves this module in an error or a log: see [`PgError`].
 
 pub mod catalog;
+pub mod discreet;
 pub mod raw;
 
 mod conninfo;

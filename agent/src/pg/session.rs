@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::conninfo::{Conninfo, SessionAttrs};
-use super::dial::{self, Failures, Next, Route, Stream};
+use super::dial::{self, Route, Search, Stream};
 use super::{PgError, settings};
 
 /// How long a cancelled statement may take to end. PostgreSQL checks for cancellation often; what
@@ -50,23 +50,14 @@ impl Session {
     /// # Errors
     /// [`PgError`]: not reached, not let in, or not the kind of server that is wanted.
     pub async fn connect(conninfo: &Conninfo, purpose: &str) -> Result<Self, PgError> {
-        let mut failures = Failures::default();
-        for route in dial::routes(conninfo) {
-            if failures.judge(&route) == Next::Skip {
-                continue;
-            }
+        let mut search = Search::new(conninfo);
+        while let Some(route) = search.way() {
             let attempt = Self::connect_along(conninfo, &route, purpose);
-            let outcome = tokio::time::timeout(conninfo.connect_timeout, attempt).await;
-            match outcome {
-                Ok(Ok(session)) => return Ok(session),
-                Ok(Err(error)) => failures.add(route, error),
-                Err(_) => {
-                    let error = dial::timed_out(&route);
-                    failures.add(route, error);
-                }
+            if let Some(connection) = search.within(&route, attempt).await {
+                return Ok(connection);
             }
         }
-        Err(failures.into_error())
+        Err(search.into_error())
     }
 
     async fn connect_along(

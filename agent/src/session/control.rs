@@ -1,15 +1,18 @@
 //! The session loop: dial, register, serve commands, and again.
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use steep_protocol::limits::SUMMARY_PAGE;
 use steep_protocol::message::agent::{
     AgentMessage, CoordinatorMessage, MirrorRow, Observed, Outcome, Registration,
 };
+use steep_protocol::message::api::AuditView;
 use steep_protocol::quic::{Endpoint, Expect, Receiver, Sender};
-use steep_protocol::{CommandId, Fault, FaultKind, JobId, Retry};
+use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -18,8 +21,9 @@ use tracing::{info, warn};
 use super::dispatch::Agent;
 use super::report::Reports;
 
-/// Between two sends of progress.
-const REPORT_EVERY: Duration = Duration::from_millis(250);
+/// Between two sends of progress: what changes here is seen by operators within 500 ms, and a hundred
+/// agents that say so cost the coordinator little.
+const REPORT_EVERY: Duration = Duration::from_millis(400);
 
 /// First pause after a failed dial; doubled up to [`PAUSE_MAX`].
 const PAUSE: Duration = Duration::from_millis(250);
@@ -52,6 +56,15 @@ pub struct Coordinator {
     pub max_workers: u8,
 }
 
+/// What goes into this node's `steep_repl` tables.
+#[derive(Debug)]
+pub struct Queues {
+    /// Its state and progress.
+    pub mirror: mpsc::Sender<MirrorRow>,
+    /// What operators wanted.
+    pub audit: mpsc::Sender<AuditView>,
+}
+
 /// Everything that outlives a session with the coordinator.
 #[derive(Debug)]
 pub struct Control {
@@ -59,7 +72,7 @@ pub struct Control {
     reports: Arc<Reports>,
     coordinator: Coordinator,
     seen: watch::Receiver<Observed>,
-    mirror: mpsc::Sender<MirrorRow>,
+    queues: Queues,
     entries: HashMap<CommandId, Entry>,
     tasks: JoinSet<(CommandId, JobId, Result<Outcome, Fault>)>,
     incarnation: u64,
@@ -72,14 +85,14 @@ enum Gone {
 }
 
 impl Control {
-    /// A control path with no session yet. `seen` is what is observed of the server, `mirror` takes
-    /// the rows for its `steep_repl` tables.
+    /// A control path with no session yet. `seen` is what is observed of the server, `queues` take
+    /// what goes into its `steep_repl` tables.
     #[must_use]
     pub fn new(
         agent: Arc<Agent>,
         reports: Arc<Reports>,
         seen: watch::Receiver<Observed>,
-        mirror: mpsc::Sender<MirrorRow>,
+        queues: Queues,
         coordinator: Coordinator,
     ) -> Self {
         Self {
@@ -87,7 +100,7 @@ impl Control {
             reports,
             coordinator,
             seen,
-            mirror,
+            queues,
             entries: HashMap::new(),
             tasks: JoinSet::new(),
             incarnation: rand::random(),
@@ -146,6 +159,7 @@ impl Control {
                 Err(error) => return Gone::Lost { fault: error.to_fault(), welcomed: false },
             },
         };
+        let _watched = self.agent.telemetry.links.watch(&connection);
         let gone = match connection.open().await {
             Ok((mut sender, mut receiver)) => {
                 let served = self.serve(&mut sender, &mut receiver, cancel).await;
@@ -202,7 +216,10 @@ impl Control {
             }
         }
         self.reports.tell_again();
-        match self.converse(sender, receiver, cancel).await {
+        self.agent.telemetry.coordinator(true);
+        let conversed = self.converse(sender, receiver, cancel).await;
+        self.agent.telemetry.coordinator(false);
+        match conversed {
             Ok(()) => Gone::Cancelled,
             Err(fault) => Gone::Lost {
                 fault,
@@ -275,8 +292,14 @@ impl Control {
                     );
                     let agent = Arc::clone(&self.agent);
                     self.tasks.spawn(async move {
-                        let outcome = agent.fulfil(job, command, cancel).await;
-                        (id, job, outcome)
+                        // A mistake of ours ends this job, at once and with a reason, and no other.
+                        let work = AssertUnwindSafe(agent.fulfil(job, command, cancel));
+                        let outcome = work.catch_unwind().await;
+                        (
+                            id,
+                            job,
+                            outcome.unwrap_or_else(|_| Err(panicked(&agent.node))),
+                        )
                     });
                     None
                 }
@@ -295,7 +318,12 @@ impl Control {
             }
             CoordinatorMessage::Mirror(row) => {
                 // A full queue means that PostgreSQL is slow; the next row says more anyway.
-                let _ = self.mirror.try_send(row);
+                let _ = self.queues.mirror.try_send(row);
+                None
+            }
+            CoordinatorMessage::Audit(wish) => {
+                // Said again until it is written.
+                let _ = self.queues.audit.try_send(*wish);
                 None
             }
         }
@@ -307,18 +335,12 @@ impl Control {
     ) -> Option<CommandId> {
         match ended {
             Ok((id, job, outcome)) => {
-                if let Err(fault) = &outcome
-                    && fault.kind != FaultKind::Cancelled
-                {
-                    warn!(job_id = %job, command = %id, error = %fault, "command failed");
-                }
                 self.entries.insert(id, Entry::Ended { job, outcome });
                 Some(id)
             }
             Err(error) => {
-                // Commands are never aborted from outside, so this is a panic; the coordinator's
-                // timeout ends the job, and this says why.
-                tracing::error!(%error, "a command panicked");
+                // Commands are never aborted from outside, and what they panic with is caught.
+                tracing::error!(%error, "a command was lost");
                 None
             }
         }
@@ -356,6 +378,16 @@ impl Control {
 
 async fn send(sender: &mut Sender, message: &AgentMessage) -> Result<(), Fault> {
     sender.send(message).await.map_err(|e| e.to_fault())
+}
+
+/// What a command that panicked comes to. The panic itself is in the agent's log.
+fn panicked(node: &NodeId) -> Fault {
+    Fault::new(
+        FaultKind::Failed,
+        "the agent made a mistake that it had not provided for",
+    )
+    .hint("the agent's log says where (\"panicked at\"); please report it, and run init again")
+    .on(node)
 }
 
 fn unwelcome() -> Fault {

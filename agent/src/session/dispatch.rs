@@ -1,22 +1,30 @@
 //! From a command to the function that does it. Nothing is decided here.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use steep_protocol::message::agent::{Command, Outcome, SubscriptionStart};
+use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::peer::SchemaSection;
+use steep_protocol::message::schema::SchemaCursor;
 use steep_protocol::quic::Endpoint;
 use steep_protocol::{Fault, FaultKind, JobId, NodeId};
+use steep_schema::Schema;
 use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 
+use super::readings::Readings;
 use super::report::Reports;
+use crate::budget::Budget;
 use crate::facts::{self, PeerFacts};
 use crate::peer::copy::{CopyRequest, copy};
 use crate::peer::link::Link;
 use crate::peer::serve::SourceJobs;
-use crate::pg::Conninfo;
+use crate::pg::{Conninfo, catalog};
 use crate::sink::{self, PrepareRequest};
 use crate::source::{self, OpenRequest};
 use crate::task::{Progress, Task};
+use crate::telemetry::{CommandEnd, Telemetry};
 
 /// What commands work with.
 #[derive(Debug)]
@@ -31,6 +39,12 @@ pub struct Agent {
     pub reports: Arc<Reports>,
     /// Dials sources.
     pub endpoint: Arc<Endpoint>,
+    /// For the parts it fetches.
+    pub budget: Budget,
+    /// Counts what is done.
+    pub telemetry: Arc<Telemetry>,
+    /// Schemas being handed out.
+    pub readings: Readings,
 }
 
 impl Agent {
@@ -51,6 +65,9 @@ impl Agent {
             cancel: cancel.clone(),
             progress: Progress::new(Arc::clone(&self.reports) as _),
         };
+        self.telemetry.command_began();
+        let (name, began) = (command.name(), Instant::now());
+        info!(event = "command.started", node_id = %self.node, job_id = %job, command = name, "command began");
         // Boxed: the largest of these futures would otherwise be every command's size.
         let work = Box::pin(self.perform(&task, command));
         let outcome = tokio::select! {
@@ -60,6 +77,7 @@ impl Agent {
             }
             outcome = work => outcome,
         };
+        self.say_ended(job, name, began, outcome.as_ref().err());
         outcome.map_err(|fault| {
             if fault.node.is_none() {
                 fault.on(&self.node)
@@ -69,9 +87,30 @@ impl Agent {
         })
     }
 
+    fn say_ended(&self, job: JobId, command: &'static str, began: Instant, fault: Option<&Fault>) {
+        let took = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let node = &self.node;
+        let end = match fault {
+            None => {
+                info!(event = "command.completed", node_id = %node, job_id = %job, command, duration_ms = took, "command done");
+                CommandEnd::Done
+            }
+            Some(fault) if fault.kind == FaultKind::Cancelled => {
+                info!(event = "command.cancelled", node_id = %node, job_id = %job, command, duration_ms = took, "command stopped");
+                CommandEnd::Cancelled
+            }
+            Some(fault) => {
+                warn!(event = "command.failed", node_id = %node, job_id = %job, command, duration_ms = took, error = %fault, hint = %fault.hint, "command failed");
+                CommandEnd::Failed
+            }
+        };
+        self.telemetry.command_ended(end);
+    }
+
     async fn perform(&self, task: &Task, command: Command) -> Result<Outcome, Fault> {
         match command {
             Command::GatherSource { .. }
+            | Command::Admit { .. }
             | Command::OpenSource { .. }
             | Command::CloseSnapshot
             | Command::AwaitFence
@@ -87,7 +126,12 @@ impl Agent {
             | Command::Finish { .. }
             | Command::ProveTarget
             | Command::ReleaseTarget
+            | Command::CompareSchemas { .. }
             | Command::CleanupTarget { .. } => self.as_target(task, command).await,
+            Command::DescribeSchema { filter, cursor } => self.describe(&filter, cursor).await,
+            Command::CaptureFingerprints => sink::capture_fingerprints(task)
+                .await
+                .map(|tables| Outcome::Captured { tables }),
         }
     }
 
@@ -98,6 +142,10 @@ impl Agent {
                 self.jobs.admit(job, target, filter.clone());
                 let facts = facts::source(task, &filter).await?;
                 Ok(Outcome::SourceFacts(Box::new(facts)))
+            }
+            Command::Admit { target, filter } => {
+                self.jobs.admit(job, target, filter);
+                Ok(Outcome::Done)
             }
             Command::OpenSource {
                 target,
@@ -123,6 +171,7 @@ impl Agent {
             Command::CloseSnapshot => {
                 if let Some(open) = self.jobs.get(job).and_then(|j| j.open) {
                     open.close().await;
+                    self.jobs.released(job);
                 }
                 Ok(Outcome::Done)
             }
@@ -150,7 +199,8 @@ impl Agent {
 
     async fn as_target(&self, task: &Task, command: Command) -> Result<Outcome, Fault> {
         let job = task.job;
-        let link = |source| Link::new(Arc::clone(&self.endpoint), source, job);
+        let links = &self.telemetry.links;
+        let link = |source| Link::new(Arc::clone(&self.endpoint), source, job, links);
         match command {
             Command::GatherTarget { source, filter } => {
                 let peer = self.ask_peer(&link(source)).await?;
@@ -169,6 +219,8 @@ impl Agent {
                 let pre = link.schema(SchemaSection::PreData).await?;
                 let post = link.schema(SchemaSection::PostData).await?;
                 let request = PrepareRequest {
+                    source: link.source().clone(),
+                    described: link.described().await?,
                     filter,
                     existing,
                     schema_mode,
@@ -193,7 +245,7 @@ impl Agent {
                     max_rate,
                     order,
                 };
-                copy(task, link(source), request)
+                copy(task, link(source), request, self.budget.clone())
                     .await
                     .map(|()| Outcome::Done)
             }
@@ -222,6 +274,13 @@ impl Agent {
                 let (parts, rows, bytes) = sink::totals(task).await?;
                 Ok(Outcome::Totals { parts, rows, bytes })
             }
+            Command::CompareSchemas { source, filter } => {
+                let link = link(source);
+                let described = link.described().await?;
+                sink::compare_schemas(task, link.source(), &described, &filter)
+                    .await
+                    .map(|review| Outcome::Reviewed(Box::new(review)))
+            }
             Command::ReleaseTarget => {
                 self.reports.forget(job);
                 sink::release(task).await.map(|()| Outcome::Done)
@@ -234,6 +293,23 @@ impl Agent {
         }
     }
 
+    async fn describe(
+        &self,
+        filter: &TableFilter,
+        cursor: Option<SchemaCursor>,
+    ) -> Result<Outcome, Fault> {
+        let (page, next) = match cursor {
+            Some(cursor) => self.readings.go_on(cursor)?,
+            None => {
+                let read = catalog::describe(&self.conninfo, filter).await;
+                let schema = read.map_err(|error| error.to_fault(&self.node))?;
+                self.readings.begin(schema.into_pages())
+            }
+        };
+        let page = Box::new(page);
+        Ok(Outcome::SchemaPage { page, next })
+    }
+
     /// What the source's agent says of itself. That it cannot be reached is a fact like others.
     async fn ask_peer(&self, link: &Link) -> Result<PeerFacts, Fault> {
         match link.ping().await {
@@ -241,13 +317,13 @@ impl Agent {
                 link: Ok(ping.rtt),
                 clock_ahead: ping.clock_ahead,
                 conninfo: Some(link.conninfo().await?),
-                shapes: link.shapes().await?,
+                schema: link.described().await?,
             }),
             Err(fault) => Ok(PeerFacts {
                 link: Err(fault.message),
                 clock_ahead: 0.0,
                 conninfo: None,
-                shapes: Vec::new(),
+                schema: Schema::default(),
             }),
         }
     }

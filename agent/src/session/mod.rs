@@ -6,11 +6,15 @@
 //! [`observe`] looks at the server; [`report`] collects progress between sends.
 
 mod control;
+mod digests;
 mod dispatch;
 mod observe;
+mod readings;
 mod report;
 
-pub use control::{Control, Coordinator};
+pub use control::{Control, Coordinator, Queues};
+pub use digests::DigestWatcher;
 pub use dispatch::Agent;
 pub use observe::Observer;
+pub use readings::Readings;
 pub use report::Reports;

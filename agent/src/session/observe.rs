@@ -1,14 +1,17 @@
 //! What is true beside this agent, looked at about every second on one connection of its own.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use steep_protocol::NodeId;
-use steep_protocol::message::agent::{MirrorRow, Observed};
-use tokio::sync::{mpsc, watch};
+use steep_protocol::message::agent::{MirrorRow, Observed, ReplicatedDigest};
+use steep_protocol::message::api::AuditView;
+use steep_protocol::{JobId, NodeId};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use super::report::Reports;
 use crate::pg::{Conninfo, PgError, Session};
 use crate::sink::{self, schema};
 use crate::source;
@@ -31,6 +34,21 @@ pub struct Observer {
     pub seen: watch::Sender<Observed>,
     /// Rows to mirror.
     pub mirror: mpsc::Receiver<MirrorRow>,
+    /// What operators wanted, for the audit log.
+    pub audit: mpsc::Receiver<AuditView>,
+    /// Where it is said that something is in the audit log.
+    pub reports: Arc<Reports>,
+    /// The columns of what is replicated, as they were seen last.
+    pub digests: watch::Receiver<Vec<ReplicatedDigest>>,
+    /// Asks for them to be looked at now.
+    pub look_at_columns: Arc<Notify>,
+}
+
+/// What a look does besides looking.
+enum Errand {
+    Nothing,
+    Mirror(MirrorRow),
+    Audit(AuditView),
 }
 
 impl Observer {
@@ -40,16 +58,18 @@ impl Observer {
         let mut tick = tokio::time::interval(EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut complained = false;
+        let mut signs = Signs::default();
         loop {
-            let row = tokio::select! {
+            let errand = tokio::select! {
                 () = cancel.cancelled() => return,
-                _ = tick.tick() => None,
+                _ = tick.tick() => Errand::Nothing,
+                Some(wish) = self.audit.recv() => Errand::Audit(wish),
                 row = self.mirror.recv() => match row {
-                    Some(row) => Some(self.newest(row)),
+                    Some(row) => Errand::Mirror(self.newest(row)),
                     None => return,
                 },
             };
-            let look = self.look(&mut session, row.as_ref());
+            let look = self.look(&mut session, &errand);
             let result = match tokio::time::timeout(LOOK_TIMEOUT, look).await {
                 Ok(Ok(observed)) => Ok(observed),
                 Ok(Err(error)) => Err(error.to_fault(&self.node).message),
@@ -65,8 +85,13 @@ impl Observer {
                     ..Observed::default()
                 }
             });
-            if matches!(observed.postgres, Some(Ok(_))) && std::mem::take(&mut complained) {
-                debug!("PostgreSQL answers again");
+            if matches!(observed.postgres, Some(Ok(_))) {
+                if std::mem::take(&mut complained) {
+                    debug!("PostgreSQL answers again");
+                }
+                if signs.replace(&observed) {
+                    self.look_at_columns.notify_one();
+                }
             }
             self.seen.send_replace(observed);
         }
@@ -84,20 +109,67 @@ impl Observer {
     async fn look(
         &self,
         session: &mut Option<Session>,
-        row: Option<&MirrorRow>,
+        errand: &Errand,
     ) -> Result<Observed, PgError> {
         let session = match session {
             Some(session) => session,
             None => session.insert(Session::connect(&self.conninfo, "observer").await?),
         };
-        if let Some(row) = row {
-            schema::install(session).await?;
-            schema::mirror(session, &self.node, row).await?;
+        match errand {
+            Errand::Nothing => {}
+            Errand::Mirror(row) => {
+                if self.installed(session).await? {
+                    schema::mirror(session, &self.node, row).await?;
+                }
+            }
+            Errand::Audit(wish) => {
+                if self.installed(session).await? {
+                    schema::audit(session, &self.node, wish).await?;
+                }
+                self.reports.audited(wish.seq);
+            }
         }
         Ok(Observed {
             postgres: Some(Ok(session.server_version())),
             slots: source::slot_statuses(session).await?,
             subscriptions: sink::subscription_statuses(session).await?,
+            digests: self.digests.borrow().clone(),
         })
+    }
+
+    /// Makes sure of the node's own tables. An extension of an older version keeps them from being
+    /// written, and nothing else.
+    async fn installed(&self, session: &Session) -> Result<bool, PgError> {
+        match schema::install(session).await {
+            Err(error @ PgError::Extension { .. }) => {
+                warn!(node_id = %self.node, %error, "this node's own tables are not kept");
+                Ok(false)
+            }
+            installed => installed.map(|()| true),
+        }
+    }
+}
+
+/// What makes it worth looking at columns at once: a replication that is new here or gone, and errors
+/// of one, which other columns are the first thing to cause.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Signs {
+    jobs: BTreeSet<JobId>,
+    errors: u64,
+}
+
+impl Signs {
+    /// Takes what was observed; whether it is another than before.
+    fn replace(&mut self, observed: &Observed) -> bool {
+        let slots = observed.slots.iter().map(|slot| slot.job);
+        let now = Self {
+            jobs: slots
+                .chain(observed.subscriptions.iter().map(|s| s.job))
+                .collect(),
+            errors: observed.subscriptions.iter().map(|s| s.apply_errors).sum(),
+        };
+        let news = *self != now;
+        *self = now;
+        news
     }
 }

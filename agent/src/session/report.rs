@@ -1,14 +1,16 @@
 //! Progress between two sends: the newest of each kind, and every part done.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use steep_protocol::message::agent::{
     AgentMessage, PartDone, PartProgress, ProgressReport, WorkProgress,
 };
-use steep_protocol::{JobId, PartNo, Phase};
+use steep_protocol::{ByteCount, JobId, PartNo, Phase};
 
 use crate::task::ProgressSink;
+use crate::telemetry::Flow;
 
 /// Parts in one message; the rest follow in the next.
 const PARTS_PER_MESSAGE: usize = 10_000;
@@ -17,6 +19,11 @@ const PARTS_PER_MESSAGE: usize = 10_000;
 #[derive(Debug, Default)]
 pub struct Reports {
     jobs: Mutex<HashMap<JobId, JobReport>>,
+    /// Rows that came in and were committed here, over all jobs.
+    pub received: Flow,
+    retries: AtomicU64,
+    /// Wishes of operators that are in the audit log since the last [`Reports::take`].
+    audited: Mutex<Vec<u64>>,
 }
 
 #[derive(Debug, Default)]
@@ -28,12 +35,32 @@ struct JobReport {
     /// Every part done, in the order of commits; those before `told` have been sent on this session.
     done: Vec<PartDone>,
     told: usize,
+    retries: u64,
+    waiting: usize,
+}
+
+/// What waits, over all jobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Depths {
+    /// Parts being loaded.
+    pub loading: u64,
+    /// Parts without a worker.
+    pub waiting: u64,
+    /// Parts done that the coordinator has not been told of.
+    pub untold: u64,
 }
 
 impl Reports {
     /// What has changed since the last call, as messages.
     pub fn take(&self) -> Vec<AgentMessage> {
-        let mut messages = Vec::new();
+        let audited = {
+            let mut audited = self.audited.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *audited)
+        };
+        let mut messages: Vec<AgentMessage> = audited
+            .into_iter()
+            .map(|seq| AgentMessage::Audited { seq })
+            .collect();
         for (job, report) in self.lock().iter_mut() {
             for parts in report.done[report.told..].chunks(PARTS_PER_MESSAGE) {
                 messages.push(AgentMessage::PartsDone {
@@ -50,6 +77,7 @@ impl Reports {
                     phase,
                     active: report.active.values().cloned().collect(),
                     work: report.work.clone(),
+                    retries: report.retries,
                 }));
             }
         }
@@ -64,6 +92,30 @@ impl Reports {
         }
     }
 
+    /// An operator's wish is in the audit log. Lost with its session, it is asked for again.
+    pub fn audited(&self, seq: u64) {
+        let mut audited = self.audited.lock().unwrap_or_else(PoisonError::into_inner);
+        audited.push(seq);
+    }
+
+    /// Parts begun again since the process began.
+    #[must_use]
+    pub fn retries(&self) -> u64 {
+        self.retries.load(Ordering::Relaxed)
+    }
+
+    /// What waits now.
+    #[must_use]
+    pub fn depths(&self) -> Depths {
+        let mut depths = Depths::default();
+        for report in self.lock().values() {
+            depths.loading += report.active.len() as u64;
+            depths.waiting += report.waiting as u64;
+            depths.untold += (report.done.len() - report.told) as u64;
+        }
+        depths
+    }
+
     /// The job is over.
     pub fn forget(&self, job: JobId) {
         self.lock().remove(&job);
@@ -74,6 +126,14 @@ impl Reports {
         let report = jobs.entry(job).or_default();
         change(report);
         report.changed = true;
+    }
+
+    /// Counts what has come of a part since it was heard of last; a part that is smaller than it was
+    /// has been begun again.
+    fn count(&self, before: Option<&PartProgress>, bytes: ByteCount, wire: ByteCount) {
+        let known = before.filter(|b| b.bytes <= bytes && b.wire <= wire);
+        let (old_bytes, old_wire) = known.map_or_else(Default::default, |b| (b.bytes, b.wire));
+        self.received.moved(bytes - old_bytes, wire - old_wire);
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<JobId, JobReport>> {
@@ -96,6 +156,8 @@ impl ProgressSink for Reports {
         self.with(job, |report| {
             report.phase = Some(Phase::Copy);
             report.work = None;
+            let before = report.active.get(&progress.part);
+            self.count(before, progress.bytes, progress.wire);
             report.active.insert(progress.part, progress);
         });
     }
@@ -104,15 +166,29 @@ impl ProgressSink for Reports {
         self.with(job, |report| {
             report.phase = Some(Phase::Copy);
             report.work = None;
-            report.active.remove(&done.part);
+            let before = report.active.remove(&done.part);
+            // One that was found in the ledger came another time.
+            if done.wire != ByteCount(0) {
+                self.count(before.as_ref(), done.bytes, done.wire);
+                self.received.completed(done.rows);
+            }
             report.done.push(done);
         });
+    }
+
+    fn retried(&self, job: JobId) {
+        self.retries.fetch_add(1, Ordering::Relaxed);
+        self.with(job, |report| report.retries += 1);
+    }
+
+    fn waiting(&self, job: JobId, parts: usize) {
+        self.with(job, |report| report.waiting = parts);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use steep_protocol::{ByteCount, RowCount};
+    use steep_protocol::RowCount;
 
     use super::*;
 
@@ -148,6 +224,38 @@ mod tests {
         assert_eq!(parts(&reports.take()), [3]);
         reports.tell_again();
         assert_eq!(parts(&reports.take()), [1, 2, 3]);
+    }
+
+    #[test]
+    fn bytes_are_counted_once_and_again_only_where_they_came_again() {
+        let reports = Reports::default();
+        let job = JobId(1);
+        let part = |bytes| PartProgress {
+            part: PartNo(1),
+            bytes: ByteCount(bytes),
+            wire: ByteCount(bytes / 2),
+        };
+        reports.part(job, part(10));
+        reports.part(job, part(30));
+        assert_eq!(reports.received.sum().bytes, 30);
+        reports.retried(job);
+        reports.part(job, part(8));
+        assert_eq!(reports.received.sum().bytes, 38);
+        let whole = PartDone {
+            bytes: ByteCount(40),
+            wire: ByteCount(20),
+            ..done(1)
+        };
+        reports.done(job, whole);
+        let sum = reports.received.sum();
+        assert_eq!((sum.bytes, sum.wire, sum.parts), (70, 35, 1));
+        let found = PartDone {
+            wire: ByteCount(0),
+            ..done(2)
+        };
+        reports.done(job, found);
+        assert_eq!(reports.received.sum(), sum);
+        assert_eq!((reports.retries(), reports.depths().untold), (1, 2));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use super::books::{self, Origin};
 use super::conn::Conn;
 use super::deferred::{Aside, Deferred};
 use super::objects;
+use super::schema;
 use super::sql_split::{SplitError, Splitter};
 use super::statement::Class;
 use crate::chunk::{PartReader, ReadStep};
@@ -95,6 +96,17 @@ fn is_ours(setting: &str) -> bool {
     )
 }
 
+/// Where the source's `steep_repl` is an extension, its dump would make it here too.
+fn is_our_extension(sql: &str) -> bool {
+    let mut words = sql
+        .split(|c: char| c.is_whitespace() || c == ';')
+        .filter(|word| !["IF", "NOT", "EXISTS", "ON", ""].contains(word));
+    let verb = words.next();
+    matches!(verb, Some("CREATE" | "COMMENT"))
+        && words.next() == Some("EXTENSION")
+        && words.next() == Some(schema::NAME)
+}
+
 async fn apply_pre_data<P: PartReader>(
     task: &Task,
     conn: &Conn,
@@ -107,6 +119,8 @@ async fn apply_pre_data<P: PartReader>(
         match &item.class {
             Class::Setting { name } if is_ours(name) => continue,
             Class::Replication => continue,
+            // Each node has its own.
+            Class::Extension | Class::Comment if is_our_extension(&item.sql) => continue,
             _ => {}
         }
         batches.add(item).await?;
@@ -190,4 +204,26 @@ async fn tablespace(
     }
     missing.insert(value.to_owned());
     Ok(String::new())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_own_extension_is_left_out_of_a_dump() {
+        for ours in [
+            "CREATE EXTENSION IF NOT EXISTS steep_repl WITH SCHEMA steep_repl;",
+            "COMMENT ON EXTENSION steep_repl IS 'books';",
+        ] {
+            assert!(is_our_extension(ours), "{ours}");
+        }
+        for other in [
+            "CREATE EXTENSION IF NOT EXISTS hstore WITH SCHEMA steep_repl",
+            "COMMENT ON TABLE steep_repl IS ''",
+            "CREATE EXTENSION steep_repl_more",
+        ] {
+            assert!(!is_our_extension(other), "{other}");
+        }
+    }
 }

@@ -40,6 +40,7 @@ pub async fn cleanup(task: &Task, data: CancelledData) -> Result<(), Fault> {
                     empty(task, &conn).await?;
                 }
                 rebuild(task).await?;
+                objects::drop_listed(&conn, task.job).await?;
             }
             (CancelledData::Keep, _) => rebuild(task).await?,
         }

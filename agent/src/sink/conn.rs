@@ -23,7 +23,7 @@ pub(super) struct Conn {
 
 /// Every connection of a sink is called `sink-WHAT JOB`, so that what an agent left behind can be
 /// found and ended by a later one.
-fn purpose(job: JobId, what: &str) -> String {
+pub(super) fn purpose(job: JobId, what: &str) -> String {
     format!("sink-{what} {job}")
 }
 
@@ -46,6 +46,11 @@ impl Conn {
         })
     }
 
+    /// The node.
+    pub(super) fn node(&self) -> &NodeId {
+        &self.node
+    }
+
     /// The error as a fault of this node.
     pub(super) fn fault(&self, error: &PgError) -> Fault {
         error.to_fault(&self.node)
@@ -56,10 +61,17 @@ impl Conn {
         fault.on(&self.node)
     }
 
+    /// Runs `work`, statements of this session, until the job is cancelled.
+    pub(super) async fn run<T>(
+        &self,
+        work: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, PgError> {
+        self.session.run(&self.cancel, work).await
+    }
+
     /// Runs statements without parameters; the caller judges the error.
     pub(super) async fn attempt(&self, sql: &str) -> Result<(), PgError> {
-        let work = self.session.batch_execute(sql);
-        self.session.run(&self.cancel, work).await
+        self.run(self.session.batch_execute(sql)).await
     }
 
     /// Runs statements without parameters.
@@ -83,8 +95,7 @@ impl Conn {
 
     /// Rows of a query; the caller judges the error.
     pub(super) async fn fetch(&self, sql: &str, params: Params<'_>) -> Result<Vec<Row>, PgError> {
-        let work = self.session.query(sql, params);
-        self.session.run(&self.cancel, work).await
+        self.run(self.session.query(sql, params)).await
     }
 
     /// Rows of a query.
@@ -95,8 +106,7 @@ impl Conn {
 
     /// The one row of a query that always gives one.
     pub(super) async fn row(&self, sql: &str, params: Params<'_>) -> Result<Row, Fault> {
-        let work = self.session.query_one(sql, params);
-        let row = self.session.run(&self.cancel, work).await;
+        let row = self.run(self.session.query_one(sql, params)).await;
         row.map_err(|error| self.fault(&error))
     }
 

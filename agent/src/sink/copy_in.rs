@@ -11,17 +11,13 @@
 //! Nothing is sent to the server before the second chunk: an empty part costs two round trips and
 //! no COPY, and a part of one chunk no thought of freezing it.
 
-use std::pin::Pin;
-
 use bytes::Bytes;
-use futures_util::SinkExt;
 use steep_protocol::message::agent::PartDone;
 use steep_protocol::message::peer::{CopyFormat, TablePlan};
 use steep_protocol::{ByteCount, Epoch, Fault, FaultKind, PartNo, RowCount};
-use tokio_postgres::{CopyInSink, SimpleQueryMessage};
 
-use super::conn::{Conn, literal};
-use super::replica_role;
+use super::conn::literal;
+use super::line::Line;
 use crate::chunk::{PartWriter, Sent};
 use crate::task::Task;
 
@@ -37,7 +33,7 @@ const FREEZE_WAIT: &str = "500ms";
 #[derive(Debug)]
 pub struct Loader {
     task: Task,
-    conn: Conn,
+    line: Line,
     encoding: String,
     /// A part was begun and its end has not been seen: its transaction may be open.
     open: bool,
@@ -64,7 +60,7 @@ pub struct PartLoad<'a> {
     freeze: Freeze,
     /// The first chunk, until it is known whether there is another.
     first: Option<Bytes>,
-    sink: Option<Pin<Box<CopyInSink<Bytes>>>>,
+    stage: Stage,
     bytes: u64,
 }
 
@@ -76,6 +72,15 @@ impl std::fmt::Debug for PartLoad<'_> {
             .field("bytes", &self.bytes)
             .finish_non_exhaustive()
     }
+}
+
+/// How far a part is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// No COPY runs yet.
+    Claimed,
+    /// COPY takes data.
+    Copying,
 }
 
 /// Whether rows may be written as if they had been there for long, which saves the server writing
@@ -94,11 +99,9 @@ impl Loader {
     /// # Errors
     /// Faults of the connection; a role that may not set `session_replication_role`.
     pub async fn connect(task: &Task, encoding: &str) -> Result<Self, Fault> {
-        let conn = Conn::open(task, "load").await?;
-        replica_role(&conn).await?;
         Ok(Self {
             task: task.clone(),
-            conn,
+            line: Line::open(task, "load").await?,
             encoding: encoding.to_owned(),
             open: false,
         })
@@ -135,7 +138,7 @@ impl Loader {
             format,
             freeze,
             first: None,
-            sink: None,
+            stage: Stage::Claimed,
             bytes: 0,
             loader: self,
         }))
@@ -144,13 +147,18 @@ impl Loader {
     /// Ends what a dropped [`PartLoad`] has left.
     async fn end_open(&mut self) -> Result<(), Fault> {
         if self.open {
-            self.conn.execute("ROLLBACK").await?;
+            self.line.roll_back(&self.task, "load").await?;
             self.open = false;
         }
         Ok(())
     }
 
-    async fn claim(&self, epoch: Epoch, table: &TablePlan, part: PartNo) -> Result<bool, Fault> {
+    async fn claim(
+        &mut self,
+        epoch: Epoch,
+        table: &TablePlan,
+        part: PartNo,
+    ) -> Result<bool, Fault> {
         let sql = format!(
             "BEGIN; INSERT INTO steep_repl.copy_ledger
              (job, epoch, part, schema_name, table_name, rows, bytes, finished_at)
@@ -162,25 +170,26 @@ impl Loader {
             literal(table.name.schema.as_str()),
             literal(table.name.table.as_str()),
         );
-        let work = self.conn.session.simple_query(&sql);
-        let messages = self.conn.session.run(&self.task.cancel, work).await;
-        let messages = messages.map_err(|error| self.conn.fault(&error))?;
-        let is_row = |message: &SimpleQueryMessage| matches!(message, SimpleQueryMessage::Row(_));
-        Ok(messages.iter().any(is_row))
+        Ok(!self.line.rows(&sql).await?.is_empty())
     }
 
     async fn look_up(&mut self, epoch: Epoch, part: PartNo) -> Result<PartDone, Fault> {
         self.end_open().await?;
-        let sql = "SELECT rows, bytes FROM steep_repl.copy_ledger
-            WHERE job = $1 AND epoch = $2::int8 AND part = $3::int8";
-        let job = self.task.job.to_string();
-        let (epoch, number) = (i64::from(epoch.0), i64::from(part.0));
-        let row = self.conn.row(sql, &[&job, &epoch, &number]).await?;
-        let count = |at: usize| u64::try_from(row.get::<_, i64>(at)).unwrap_or(0);
+        let sql = format!(
+            "SELECT rows, bytes FROM steep_repl.copy_ledger
+             WHERE job = '{}' AND epoch = {} AND part = {}",
+            self.task.job, epoch.0, part.0
+        );
+        let rows = self.line.rows(&sql).await?;
+        let count = |at: usize| -> Option<u64> { rows.first()?.get(at)?.as_ref()?.parse().ok() };
+        let (Some(rows), Some(bytes)) = (count(0), count(1)) else {
+            let gone = format!("part {part} was in the ledger a moment ago and is not now");
+            return Err(self.line.own(Fault::new(FaultKind::Failed, gone)));
+        };
         Ok(PartDone {
             part,
-            rows: RowCount(count(0)),
-            bytes: ByteCount(count(1)),
+            rows: RowCount(rows),
+            bytes: ByteCount(bytes),
             wire: ByteCount(0),
         })
     }
@@ -210,61 +219,40 @@ impl PartLoad<'_> {
         } else {
             format!(" ({})", self.columns)
         };
-        let sql = format!("COPY {}{columns} FROM STDIN WITH ({options})", self.table);
-        let conn = &self.loader.conn;
-        let start = async {
-            // The statement is read while the client's encoding is still UTF-8: it holds names.
-            let statement = conn.session.prepare(&sql).await?;
-            if self.format == CopyFormat::Binary && !self.is_utf8() {
-                let encoding = literal(&self.loader.encoding);
-                let set = format!("SET LOCAL client_encoding = {encoding}");
-                conn.session.batch_execute(&set).await?;
-            }
-            conn.session.copy_in::<_, Bytes>(&statement).await
+        let copy = format!("COPY {}{columns} FROM STDIN WITH ({options})", self.table);
+        // The server reads all of a query in the encoding that holds when it arrives, so the names
+        // in it stay UTF-8.
+        let sql = if self.format == CopyFormat::Binary && !self.is_utf8() {
+            let encoding = literal(&self.loader.encoding);
+            format!("SET LOCAL client_encoding = {encoding}; {copy}")
+        } else {
+            copy
         };
-        let sink = conn.session.run(&self.loader.task.cancel, start).await;
-        self.sink = Some(Box::pin(sink.map_err(|error| conn.fault(&error))?));
+        self.loader.line.copy_start(&sql).await?;
+        self.stage = Stage::Copying;
         Ok(())
     }
 
     /// Makes the table new in this transaction, which is what FREEZE wants, if it holds no row and
     /// nobody is in the way. Rows that came from elsewhere are never removed here.
-    async fn empty_table(&self) -> Result<bool, Fault> {
-        let conn = &self.loader.conn;
+    async fn empty_table(&mut self) -> Result<bool, Fault> {
+        let line = &mut self.loader.line;
         let table = &self.table;
         let ask = format!(
             "SAVEPOINT unfrozen; SET LOCAL lock_timeout = '{FREEZE_WAIT}';
              LOCK TABLE ONLY {table} IN ACCESS EXCLUSIVE MODE;
              SELECT 1 FROM ONLY {table} LIMIT 1"
         );
-        let work = conn.session.simple_query(&ask);
-        let answer = conn.session.run(&self.loader.task.cancel, work).await;
-        let empty = answer.is_ok_and(|messages| {
-            !messages
-                .iter()
-                .any(|message| matches!(message, SimpleQueryMessage::Row(_)))
-        });
+        let empty = line.attempt(&ask).await?.is_ok_and(|rows| rows.is_empty());
         let fresh = format!(
             "TRUNCATE ONLY {table}; SET LOCAL lock_timeout = 0; RELEASE SAVEPOINT unfrozen"
         );
-        if empty && conn.attempt(&fresh).await.is_ok() {
+        if empty && line.attempt(&fresh).await?.is_ok() {
             return Ok(true);
         }
-        conn.execute("ROLLBACK TO SAVEPOINT unfrozen; RELEASE SAVEPOINT unfrozen")
+        line.rows("ROLLBACK TO SAVEPOINT unfrozen; RELEASE SAVEPOINT unfrozen")
             .await?;
         Ok(false)
-    }
-
-    async fn send(&mut self, data: Bytes) -> Result<(), Fault> {
-        let Some(sink) = &mut self.sink else {
-            return Ok(());
-        };
-        let conn = &self.loader.conn;
-        let sent = conn
-            .session
-            .run(&self.loader.task.cancel, sink.feed(data))
-            .await;
-        sent.map_err(|error| conn.fault(&error))
     }
 
     /// Whether what was sent has no rows in it, so that no COPY is needed.
@@ -273,51 +261,38 @@ impl PartLoad<'_> {
             CopyFormat::Binary => self.bytes <= BINARY_EMPTY,
             CopyFormat::Text => self.bytes == 0,
         };
-        self.sink.is_none() && sent.rows.0 == 0 && nothing
-    }
-
-    /// Ends COPY; the rows PostgreSQL counted.
-    async fn finish(&mut self) -> Result<u64, Fault> {
-        let Some(mut sink) = self.sink.take() else {
-            return Ok(0);
-        };
-        let conn = &self.loader.conn;
-        let rows = conn
-            .session
-            .run(&self.loader.task.cancel, sink.as_mut().finish())
-            .await;
-        rows.map_err(|error| conn.fault(&error))
+        self.stage == Stage::Claimed && sent.rows.0 == 0 && nothing
     }
 }
 
 impl PartWriter for PartLoad<'_> {
     async fn write(&mut self, data: Bytes) -> Result<(), Fault> {
         self.bytes += data.len() as u64;
-        if self.sink.is_none() {
+        if self.stage == Stage::Claimed {
             let Some(first) = self.first.take() else {
                 self.first = Some(data);
                 return Ok(());
             };
             self.start(self.freeze).await?;
-            self.send(first).await?;
+            self.loader.line.copy_write(&first).await?;
         }
-        self.send(data).await
+        self.loader.line.copy_write(&data).await
     }
 
     async fn commit(mut self, sent: Sent) -> Result<(), Fault> {
         let rows = if self.is_empty(sent) {
             0
         } else {
-            if self.sink.is_none() {
+            if self.stage == Stage::Claimed {
                 self.start(Freeze::No).await?;
                 if let Some(first) = self.first.take() {
-                    self.send(first).await?;
+                    self.loader.line.copy_write(&first).await?;
                 }
             }
-            self.finish().await?
+            self.loader.line.copy_end().await?.0
         };
         if rows != sent.rows.0 || self.bytes != sent.bytes.0 {
-            return Err(self.loader.conn.own(Fault::new(
+            return Err(self.loader.line.own(Fault::new(
                 FaultKind::Failed,
                 format!(
                     "part {} of {} has {} rows in {} bytes on the source and {rows} in {} here; it was taken back",
@@ -331,7 +306,7 @@ impl PartWriter for PartLoad<'_> {
              WHERE job = '{}' AND epoch = {} AND part = {}; COMMIT",
             self.bytes, self.loader.task.job, self.epoch.0, self.part.0
         );
-        self.loader.conn.execute(&sql).await?;
+        self.loader.line.rows(&sql).await?;
         self.loader.open = false;
         Ok(())
     }

@@ -155,7 +155,7 @@ const ASK_BATCH: usize = 200;
 
 /// Which of them hold rows. A file of no bytes holds none, so only the others are read, to the
 /// first row.
-async fn with_rows(conn: &Conn, planned: &[Planned]) -> Result<Vec<TableName>, Fault> {
+pub(super) async fn with_rows(conn: &Conn, planned: &[Planned]) -> Result<Vec<TableName>, Fault> {
     let oids: Vec<u32> = planned.iter().map(|p| p.oid).collect();
     let sql = "SELECT oid FROM unnest($1::oid[]) AS t (oid) WHERE pg_relation_size(oid) > 0";
     let rows = conn.rows(sql, &[&oids]).await?;

@@ -139,6 +139,16 @@ pub(super) async fn drop_created(conn: &Conn, job: JobId) -> Result<(), Fault> {
     schemas::restore(conn, job).await
 }
 
+/// [`drop_created`] where the job has a complete list: in a database that had tables, only what is on
+/// it is the job's.
+pub(super) async fn drop_listed(conn: &Conn, job: JobId) -> Result<(), Fault> {
+    let sql = "SELECT EXISTS (SELECT FROM steep_repl.jobs WHERE job = $1 AND owns_listed)";
+    if conn.row(sql, &[&job.to_string()]).await?.get(0) {
+        drop_created(conn, job).await?;
+    }
+    Ok(())
+}
+
 /// Identities of the job's objects, ready for SQL, by kind.
 async fn mine(conn: &Conn, job: JobId) -> Result<BTreeMap<String, Vec<String>>, Fault> {
     let sql = format!(

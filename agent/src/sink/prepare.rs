@@ -4,18 +4,19 @@ use steep_protocol::message::agent::IndexTiming;
 use steep_protocol::message::facts::Finding;
 use steep_protocol::message::job::{ExistingRows, SchemaMode, TableFilter};
 use steep_protocol::message::peer::TablePlan;
-use steep_protocol::{Fault, FaultKind};
-use tokio_postgres::error::SqlState;
+use steep_protocol::{Fault, NodeId};
+use steep_schema::Schema;
 
 use super::books::{self, Origin, Progress};
 use super::build::{build_constraints, build_indexes};
 use super::conn::Conn;
-use super::{bootstrap, existing, objects, schema};
+use super::line::{REPLICA_ROLE, no_replica_role};
+use super::{bootstrap, existing, fingerprints, objects, schema, sync};
 use crate::chunk::PartReader;
 use crate::task::Task;
 
 /// What is wanted of a target.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct PrepareRequest {
     /// Which tables take part.
     pub filter: TableFilter,
@@ -25,6 +26,10 @@ pub struct PrepareRequest {
     pub schema_mode: SchemaMode,
     /// When indexes are built.
     pub indexes: IndexTiming,
+    /// The source.
+    pub source: NodeId,
+    /// Its schema, as far as `filter` admits it.
+    pub described: Schema,
 }
 
 /// Prepares the target for `plan`. In a database without tables the schema is made of the two
@@ -34,8 +39,8 @@ pub struct PrepareRequest {
 /// and begins anew where it had not.
 ///
 /// # Errors
-/// `SchemaMismatch` where planned tables or columns are missing; a fault that names tables with
-/// rows; what the server refuses.
+/// `SchemaMismatch` where the schemas differ and the mode is strict, or planned tables or columns are
+/// missing; a fault that names tables with rows; what the server refuses.
 pub async fn prepare<P: PartReader, Q: PartReader>(
     task: &Task,
     request: &PrepareRequest,
@@ -46,7 +51,8 @@ pub async fn prepare<P: PartReader, Q: PartReader>(
     let conn = Conn::open(task, "prepare").await?;
     let installed = schema::install(&conn.session).await;
     installed.map_err(|error| conn.fault(&error))?;
-    match books::load(&conn, task.job).await? {
+    let book = books::load(&conn, task.job).await?;
+    match book {
         Some(book) if book.progress == Progress::Prepared => return Ok(Vec::new()),
         Some(book) if book.origin == Origin::Bootstrap => {
             objects::drop_created(&conn, task.job).await?;
@@ -60,7 +66,12 @@ pub async fn prepare<P: PartReader, Q: PartReader>(
     }
     let mut findings = Vec::new();
     let prepared = books::note(task.job, Progress::Prepared);
+    fingerprints::store(&conn, &request.source, &request.described).await?;
     if objects::has_user_tables(&conn).await? {
+        if book.is_none() {
+            // Later, indexes that this job has put aside would seem to be missing.
+            findings.extend(sync::settle(task, &conn, request, plan).await?);
+        }
         existing::make_ready(task, &conn, request, plan).await?;
         conn.execute(&prepared).await?;
         return Ok(findings);
@@ -79,15 +90,6 @@ pub async fn prepare<P: PartReader, Q: PartReader>(
 
 /// Makes this session load as a replica does: triggers do not fire, foreign keys are not checked.
 pub(super) async fn replica_role(conn: &Conn) -> Result<(), Fault> {
-    let sql = "SET session_replication_role = replica";
-    match conn.attempt(sql).await {
-        Ok(()) => Ok(()),
-        Err(error) if error.is(&SqlState::INSUFFICIENT_PRIVILEGE) => {
-            let what = "the agent's role may not set session_replication_role, so triggers would fire on every row";
-            Err(conn.own(Fault::new(FaultKind::Unauthorized, what)).hint(
-                "let the agent connect as a superuser, or GRANT SET ON PARAMETER session_replication_role to its role (PostgreSQL 15 and newer)",
-            ))
-        }
-        Err(error) => Err(conn.fault(&error)),
-    }
+    let set = conn.attempt(REPLICA_ROLE).await;
+    set.map_err(|error| no_replica_role(&error, conn.node()))
 }

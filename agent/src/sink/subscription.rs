@@ -2,9 +2,11 @@
 //! LSN, enabled last.
 //!
 //! The source's connection string is a secret. It stands in the text of `CREATE SUBSCRIPTION`,
-//! which takes no parameters: before that statement this session turns off everything that would
-//! write it to the server's log, as far as its role may, and hides it from `pg_stat_activity`.
-//! PostgreSQL itself keeps it in `pg_subscription.subconninfo`, which only superusers can read.
+//! which takes no parameters, so that statement is put together on the server
+//! ([`crate::pg::discreet`]). PostgreSQL's own copy makes its slot in it, which no block may do:
+//! there the session turns off everything that would write it to the server's log, as far as its
+//! role may, and hides it from `pg_stat_activity`. PostgreSQL itself keeps the string in
+//! `pg_subscription.subconninfo`, which only superusers can read.
 
 use std::time::Duration;
 
@@ -18,7 +20,8 @@ use tokio::time::MissedTickBehavior;
 use tokio_postgres::error::SqlState;
 
 use super::conn::{Conn, literal};
-use crate::pg::{PgError, Session};
+use crate::pg::discreet::{self, Refusal};
+use crate::pg::{Conninfo, PgError, Session};
 use crate::task::Task;
 
 /// Between two looks at a native copy.
@@ -105,12 +108,6 @@ async fn create(
     start: SubscriptionStart,
     name: &Identifier,
 ) -> Result<(), Fault> {
-    for setting in DISCREET {
-        // Most want a superuser; what is refused leaves the log as its administrator set it up.
-        if let Err(error @ PgError::Cancelled) = conn.attempt(setting).await {
-            return Err(conn.fault(&error));
-        }
-    }
     let version = conn.session.server_version();
     let mut options = match start {
         SubscriptionStart::AtSlot(_) => {
@@ -128,16 +125,69 @@ async fn create(
         _ => ", streaming = on",
     });
     let quoted = name.quoted();
-    let sql = format!(
-        "CREATE SUBSCRIPTION {quoted} CONNECTION {} PUBLICATION {quoted} WITH ({options})",
-        literal(source.expose())
-    );
-    match conn.attempt(&sql).await {
+    let statement =
+        format!("CREATE SUBSCRIPTION {quoted} CONNECTION %L PUBLICATION {quoted} WITH ({options})");
+    let outcome = match start {
+        SubscriptionStart::AtSlot(_) => in_a_block(conn, &statement, source).await,
+        SubscriptionStart::NativeCopy => by_itself(conn, &statement, source).await?,
+    };
+    match outcome {
         Ok(()) => Ok(()),
         // Another try of the same command came first.
         Err(error) if error.is(&SqlState::DUPLICATE_OBJECT) => Ok(()),
         Err(error) => Err(refused(conn, &error)),
     }
+}
+
+/// Creates it without its connection string in any text.
+async fn in_a_block(conn: &Conn, statement: &str, source: &Secret) -> Result<(), PgError> {
+    let work = async {
+        conn.session.batch_execute("BEGIN").await?;
+        discreet::execute(&conn.session, statement, source.expose()).await
+    };
+    let outcome = conn.run(work).await;
+    let end = if matches!(outcome, Ok(Ok(()))) {
+        "COMMIT"
+    } else {
+        "ROLLBACK"
+    };
+    let ended = conn.session.batch_execute(end).await;
+    if let Err(refusal) = outcome? {
+        return Err(said(refusal, source));
+    }
+    Ok(ended?)
+}
+
+/// Creates it with a plain statement.
+async fn by_itself(
+    conn: &Conn,
+    statement: &str,
+    source: &Secret,
+) -> Result<Result<(), PgError>, Fault> {
+    for setting in DISCREET {
+        // Most want a superuser; what is refused leaves the log as its administrator set it up.
+        if let Err(error @ PgError::Cancelled) = conn.attempt(setting).await {
+            return Err(conn.fault(&error));
+        }
+    }
+    let sql = statement.replacen("%L", &literal(source.expose()), 1);
+    Ok(conn.attempt(&sql).await)
+}
+
+/// The server's refusal as an error without the connection string: libpq quotes pieces of one that
+/// it cannot read.
+fn said(refusal: Refusal, source: &Secret) -> PgError {
+    let password = Conninfo::parse(source.expose())
+        .ok()
+        .and_then(|conninfo| conninfo.password());
+    let message = match (refusal.code.as_str(), password) {
+        ("42601", _) => "the connection string is not valid for libpq".to_owned(),
+        (_, Some(password)) if !password.expose().is_empty() => {
+            refusal.message.replace(password.expose(), "…")
+        }
+        _ => refusal.message,
+    };
+    PgError::refused(&refusal.code, &message)
 }
 
 fn refused(conn: &Conn, error: &PgError) -> Fault {

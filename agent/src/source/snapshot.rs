@@ -444,7 +444,7 @@ impl OpenSnapshot {
     }
 
     /// Which table and which range a part is.
-    pub(super) fn locate(&self, part: PartNo) -> Result<(&TablePlan, CtidRange), Fault> {
+    pub(crate) fn locate(&self, part: PartNo) -> Result<(&TablePlan, CtidRange), Fault> {
         let tables = &self.plan.tables;
         let after = tables.partition_point(|table| table.first_part <= part);
         let table = after.checked_sub(1).and_then(|at| tables.get(at));

@@ -77,6 +77,9 @@ pub(crate) struct StartArgs {
     /// Take what would be asked as confirmed
     #[arg(long, short)]
     pub(crate) yes: bool,
+    /// Show how the schemas differ and what would be done about it, and change nothing
+    #[arg(long, conflicts_with_all = ["resume", "detach"])]
+    pub(crate) dry_run: bool,
 }
 
 /// What a job is told, for `init` and `doctor` alike.
@@ -89,10 +92,11 @@ pub(crate) struct JobChoices {
     #[arg(long, value_name = "N",
           value_parser = clap::value_parser!(u8).range(1..=i64::from(WORKERS_MAX)))]
     pub(crate) parallel: Option<u8>,
-    /// What to do where the target has tables and they differ
-    #[arg(long, value_name = "MODE", default_value = "strict")]
-    pub(crate) schema_sync: SchemaChoice,
-    /// Empty the target's tables where they hold rows
+    /// What to do where the target has tables and they differ [default: strict]
+    /// [env: STEEP_REPL_SCHEMA_SYNC]
+    #[arg(long, value_name = "MODE")]
+    pub(crate) schema_sync: Option<SchemaChoice>,
+    /// Empty the target's tables where they hold rows; with --schema-sync auto also allow what loses data
     #[arg(long)]
     pub(crate) force: bool,
     /// The job fails once it has run this long
@@ -127,7 +131,8 @@ pub(crate) enum MethodChoice {
 }
 
 /// `--schema-sync`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum SchemaChoice {
     /// Any difference stops the job before anything is changed.
     Strict,
@@ -201,9 +206,9 @@ impl JobChoices {
                 .or(default_parallel)
                 .unwrap_or(WORKERS_DEFAULT),
             schema_mode: match self.schema_sync {
-                SchemaChoice::Strict => SchemaMode::Strict,
-                SchemaChoice::Auto => SchemaMode::Auto,
-                SchemaChoice::Manual => SchemaMode::Manual,
+                Some(SchemaChoice::Strict) | None => SchemaMode::Strict,
+                Some(SchemaChoice::Auto) => SchemaMode::Auto,
+                Some(SchemaChoice::Manual) => SchemaMode::Manual,
             },
             existing: if self.force {
                 ExistingRows::Replace
@@ -225,7 +230,7 @@ impl JobChoices {
 }
 
 /// A schema's name as it stands in the catalog, or in double quotes as SQL writes it.
-fn parse_schema(text: &str) -> Result<Identifier, String> {
+pub(super) fn parse_schema(text: &str) -> Result<Identifier, String> {
     let bare = text
         .strip_prefix('"')
         .and_then(|rest| rest.strip_suffix('"'))
@@ -233,6 +238,6 @@ fn parse_schema(text: &str) -> Result<Identifier, String> {
     Identifier::parse(bare).map_err(|error| error.to_string())
 }
 
-fn parse_table(text: &str) -> Result<TableName, String> {
+pub(super) fn parse_table(text: &str) -> Result<TableName, String> {
     TableName::parse_typed(text).map_err(|error| error.to_string())
 }

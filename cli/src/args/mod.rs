@@ -1,6 +1,7 @@
 //! The command line, as the contract names it. Parsing ends in types that need no second look.
 
 mod init;
+mod schema;
 
 #[cfg(test)]
 mod tests;
@@ -11,7 +12,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use steep_protocol::NodeId;
 
-pub(crate) use init::{CancelArgs, InitArgs, InitCommand, ProgressArgs, StartArgs};
+pub(crate) use init::{
+    CancelArgs, InitArgs, InitCommand, JobChoices, ProgressArgs, SchemaChoice, StartArgs,
+};
+pub(crate) use schema::{CaptureArgs, CompareArgs, DiffArgs, ExportArgs, SchemaCommand, Side};
 
 /// Brings up a live logical replica of a PostgreSQL node: fast, watched, cancellable.
 #[derive(Debug, Parser)]
@@ -19,7 +23,7 @@ pub(crate) use init::{CancelArgs, InitArgs, InitCommand, ProgressArgs, StartArgs
     name = "steep-repl",
     version,
     max_term_width = 100,
-    after_help = "Exit codes: 0 success, 1 error, 2 bad arguments, 3 schema mismatch, 4 cancelled, \
+    after_help = "Exit codes: 0 success, 1 error, 2 bad arguments, 3 schemas differ, 4 cancelled, \
                   5 timeout, 6 cannot connect or not authorised."
 )]
 pub(crate) struct Cli {
@@ -81,6 +85,9 @@ pub(crate) enum Command {
     Status {
         /// Which node
         node: Option<NodeId>,
+        /// How the node's last job that is over ended, in full
+        #[arg(long, requires = "node")]
+        last_report: bool,
     },
     /// What happened, oldest first
     Events {
@@ -89,11 +96,19 @@ pub(crate) enum Command {
         /// Go on with what happens from now on
         #[arg(long, short)]
         follow: bool,
+        /// Instead, what operators wanted: who, when, from where, with which arguments
+        #[arg(long, conflicts_with = "follow")]
+        audit: bool,
     },
+    /// The cluster on a screen: nodes, jobs, events, with keys to look closer and to act
+    Watch(WatchArgs),
     /// Look whether an init would work, and change nothing
     Doctor(DoctorArgs),
     /// Make nodes live replicas of another node
     Init(Box<InitArgs>),
+    /// Compare nodes' schemas, and keep what they are
+    #[command(subcommand)]
+    Schema(SchemaCommand),
     /// Write a completion script for that shell to stdout
     Completions {
         /// Which shell
@@ -142,6 +157,14 @@ pub(crate) struct IssueArgs {
     pub(crate) days: u16,
 }
 
+/// `watch`.
+#[derive(Debug, Args)]
+pub(crate) struct WatchArgs {
+    /// Take clicks and the wheel; selecting text then needs Shift
+    #[arg(long)]
+    pub(crate) mouse: bool,
+}
+
 /// `doctor`.
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
@@ -152,5 +175,5 @@ pub(crate) struct DoctorArgs {
     #[arg(long, value_name = "SOURCE")]
     pub(crate) from: NodeId,
     #[command(flatten)]
-    pub(crate) choices: init::JobChoices,
+    pub(crate) choices: JobChoices,
 }

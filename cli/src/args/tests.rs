@@ -42,6 +42,14 @@ fn every_documented_command_parses() {
         "doctor node_b --from node_a --schema-sync manual --include-schema app",
         "init node_b --from node_a",
         "init node_b node_c node_d --from node_a --detach",
+        "init node_b --from node_a --schema-sync auto --dry-run",
+        "schema compare node_a node_b",
+        "schema compare node_a node_b --schemas app,shop --json",
+        "schema compare node_a ./node_a.json",
+        "schema diff node_a node_b app.orders",
+        "schema capture --node node_a",
+        "schema capture --node node_b --peer node_a",
+        "schema export --node node_a --output f.json",
         "init cancel --node node_b",
         "init cancel --node node_b --keep-data --yes",
         "init progress --node node_b",
@@ -126,6 +134,13 @@ fn what_makes_no_sense_is_refused_by_the_parser() {
         "init progress",
         "init cancel",
         "init node_b --from node_a progress --node node_b",
+        "init node_b --from node_a --dry-run --detach",
+        "schema",
+        "schema compare node_a",
+        "schema diff node_a node_b",
+        "schema diff node_a node_b a.b.c",
+        "schema capture",
+        "schema export --node node_a",
         "certs issue --dir d --role root --name n",
         "certs issue --dir d --role agent --name n --days 0",
         "doctor --from node_a",
@@ -155,5 +170,14 @@ fn what_is_not_there_yet_or_contradicts_itself_is_a_bad_request() {
         let failure = args.specs(None).unwrap_err();
         assert_eq!(failure.exit_code(), 2);
         assert!(failure.to_string().contains(word), "{failure}");
+    }
+}
+
+#[test]
+fn what_cannot_be_a_node_is_a_file() {
+    let side = |text: &str| text.parse::<Side>().unwrap();
+    assert!(matches!(side("node_a"), Side::Node(_)));
+    for file in ["./node_a", "schema.json", "/tmp/x", "Old"] {
+        assert_eq!(side(file), Side::File(file.into()));
     }
 }

@@ -16,7 +16,9 @@ use crate::terminal::{print, print_line};
 pub(super) const SCHEMA_MISMATCH: &str = "schema_mismatch";
 
 /// Shows what stands in the way.
-pub(super) async fn run(args: DoctorArgs, context: &Context) -> Result<u8, Failure> {
+pub(super) async fn run(mut args: DoctorArgs, context: &Context) -> Result<u8, Failure> {
+    let choices = &mut args.choices;
+    choices.schema_sync = choices.schema_sync.or(context.settings.schema_sync);
     let parallel = Some(context.settings.parallel);
     let specs = args
         .choices
@@ -61,7 +63,7 @@ pub(super) async fn ask(
 }
 
 /// 0 without errors, 3 where schemas are the only ones, else 1.
-fn exit_code<'a>(findings: impl Iterator<Item = &'a Finding>) -> u8 {
+pub(super) fn exit_code<'a>(findings: impl Iterator<Item = &'a Finding>) -> u8 {
     let errors = findings.filter(|finding| finding.severity == Severity::Error);
     errors.fold(failure::SUCCESS, |code, error| {
         match (code, error.code == SCHEMA_MISMATCH) {

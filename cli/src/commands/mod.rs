@@ -6,6 +6,8 @@ mod doctor;
 mod events;
 mod init;
 mod nodes;
+mod schema;
+mod watch;
 
 use steep_protocol::FaultKind;
 
@@ -68,19 +70,33 @@ async fn execute(cli: Cli, terminal: Terminal) -> Result<u8, Failure> {
             Some(InitCommand::Cancel(args)) => init::cancel::run(args, &context).await,
         },
         Command::Nodes => interruptible(nodes::all(&context)).await,
-        Command::Status { node } => interruptible(nodes::status(node, &context)).await,
+        Command::Status {
+            node: Some(node),
+            last_report: true,
+        } => interruptible(nodes::last_report(node, &context)).await,
+        Command::Status { node, .. } => interruptible(nodes::status(node, &context)).await,
+        Command::Watch(args) => watch::run(&args, &context).await,
+        Command::Events {
+            node, audit: true, ..
+        } => interruptible(events::audit(node, &context)).await,
         Command::Events {
             node,
             follow: false,
-        } => interruptible(events::run(node, false, &context)).await,
-        Command::Events { node, follow: true } => {
+            audit: false,
+        } => interruptible(events::past(node, &context)).await,
+        Command::Events {
+            node,
+            follow: true,
+            audit: false,
+        } => {
             // A signal is how watching ends: no error.
             let mut signals = Signals::catch()?;
             tokio::select! {
-                done = events::run(node, true, &context) => done,
+                done = events::follow(node, &context) => done,
                 _ = signals.next() => Ok(failure::SUCCESS),
             }
         }
+        Command::Schema(command) => interruptible(schema::run(command, &context)).await,
         Command::Doctor(args) => interruptible(doctor::run(args, &context)).await,
     }
 }

@@ -6,8 +6,8 @@ use steep_protocol::{FaultKind, NodeId};
 use super::Context;
 use crate::client::Client;
 use crate::failure::{self, Failure};
-use crate::render::{json, nodes, progress};
-use crate::terminal::{print, print_line};
+use crate::render::{json, nodes, progress, report};
+use crate::terminal::{print, print_folded, print_line};
 
 /// Every node.
 pub(super) async fn all(context: &Context) -> Result<u8, Failure> {
@@ -52,6 +52,29 @@ pub(super) async fn status(node: Option<NodeId>, context: &Context) -> Result<u8
         (true, Some(_)) => {}
         (false, _) if views.is_empty() => print(&nodes::nodes(&[], paint)),
         (false, _) => print(&text),
+    }
+    Ok(failure::SUCCESS)
+}
+
+/// How the node's last job that is over ended.
+pub(super) async fn last_report(node: NodeId, context: &Context) -> Result<u8, Failure> {
+    let client = context.client().await?;
+    let replies = client
+        .ask_all(&ApiRequest::Report { node: node.clone() })
+        .await?;
+    client.close().await;
+    let end = replies.into_iter().find_map(|reply| match reply {
+        ApiReply::Ended(end) => Some(end),
+        _ => None,
+    });
+    let Some(end) = end else {
+        let text = "the coordinator did not say how the last job ended";
+        return Err(Failure::new(FaultKind::Failed, text).on(&node));
+    };
+    if context.terminal.json {
+        print_line(&json::line(&json::End::from(&*end)));
+    } else {
+        print_folded(&report::end(&end, context.terminal.out));
     }
     Ok(failure::SUCCESS)
 }

@@ -1,29 +1,25 @@
 //! When the coordinator went away: dialling it again, and finding out what happened meanwhile.
 
-use std::time::Duration;
-
 use steep_protocol::message::api::{
-    ApiReply, ApiRequest, EndView, NodeView, PhaseSeconds, ProgressView,
+    ApiReply, ApiRequest, EndView, NodeView, PhaseSeconds, ProgressView, Report,
 };
 use steep_protocol::{Fault, FaultKind, JobId, NodeState};
 
 use super::Follower;
 use super::feed::Feed;
-use crate::failure::Failure;
-
-/// How long a coordinator that went away is dialled again before the command gives up.
-const RECONNECT_FOR: Duration = Duration::from_secs(60);
-
-/// Between two attempts.
-const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
+use crate::failure::{self, Failure};
+use crate::redial::Redial;
 
 impl Follower<'_> {
     /// Dials until the coordinator is back; `None` where a signal came first.
     pub(super) async fn reconnect(&mut self, why: Failure) -> Result<Option<Feed>, Failure> {
         let told = !self.jobs.is_empty() || !self.last.is_empty();
-        self.display
-            .note(&format!("{why}; dialling {} again", self.client.address()));
-        let deadline = tokio::time::Instant::now() + RECONNECT_FOR;
+        self.display.note(&format!(
+            "{}; dialling {} again",
+            failure::line(&why.0),
+            self.client.address()
+        ));
+        let mut redial = Redial::begin(why);
         loop {
             let attempt = async {
                 self.client.reconnect().await?;
@@ -36,7 +32,7 @@ impl Follower<'_> {
                         if !told && !self.all_active(&replies) {
                             // Nobody said that the jobs are stored, and they are not at work:
                             // asking once more could start twice what ended quickly.
-                            return Err(why);
+                            return Err(redial.why());
                         }
                         self.catch_up(&replies);
                         match self.feed().await {
@@ -48,14 +44,9 @@ impl Follower<'_> {
                 },
                 _ = self.signals.next() => return Ok(None),
             };
-            let again = failure.0.kind == FaultKind::Unreachable;
-            if !again || tokio::time::Instant::now() >= deadline {
-                return Err(failure.hint(
-                    "the jobs go on as far as they can: see `steep-repl status` once the coordinator is back",
-                ));
-            }
+            let again = redial.failed(failure)?;
             tokio::select! {
-                () = tokio::time::sleep(RECONNECT_PAUSE) => {}
+                () = again.wait() => {}
                 _ = self.signals.next() => return Ok(None),
             }
         }
@@ -172,6 +163,7 @@ fn reconstructed(node: &NodeView, last: Option<&ProgressView>, job: Option<&JobI
         duration_seconds: duration,
         phases: PhaseSeconds::default(),
         warnings: Vec::new(),
+        report: Report::default(),
     }
 }
 

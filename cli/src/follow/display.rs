@@ -14,7 +14,7 @@ use self::bars::Bars;
 use self::calm::Calm;
 use crate::failure::{self, Failure};
 use crate::render::{Paint, events, findings, json, report};
-use crate::terminal::{Terminal, print, print_line, tell};
+use crate::terminal::{Terminal, folded, print_folded, print_line, tell};
 
 /// One of three ways.
 #[derive(Debug)]
@@ -53,7 +53,7 @@ impl Display {
     /// Text among the bars, or where it belongs.
     fn say(&self, text: &str) {
         match &self.way {
-            Way::Bars(bars) => bars.above(text),
+            Way::Bars(bars) => bars.above(&folded(text)),
             Way::Lines(_) => print_line(text.trim_end()),
             Way::Json => tell(text.trim_end()),
         }
@@ -90,11 +90,9 @@ impl Display {
             // The end is an object of its own, with more in it, and comes last.
             Way::Json if is_end(&event.event) => {}
             Way::Json => print_line(&json::line(&json::Event::from(event))),
-            Way::Bars(_) | Way::Lines(_) => {
-                if event.level == "warn" && !is_end(&event.event) {
-                    self.say(&events::event(event, self.paint));
-                }
-            }
+            Way::Bars(_) if is_warning(event) => self.say(&events::brief(event, self.paint)),
+            Way::Lines(_) if is_warning(event) => self.say(&events::event(event, self.paint)),
+            Way::Bars(_) | Way::Lines(_) => {}
         }
     }
 
@@ -115,11 +113,11 @@ impl Display {
     pub(super) fn end(&mut self, view: &EndView) {
         match &mut self.way {
             Way::Json => print_line(&json::line(&json::End::from(view))),
-            Way::Lines(_) => print(&report::end(view, self.paint)),
+            Way::Lines(_) => print_folded(&report::end(view, self.paint)),
             Way::Bars(bars) => {
                 bars.remove(&view.node_id);
                 let text = report::end(view, self.paint);
-                bars.suspended(|| print(&text));
+                bars.suspended(|| print_folded(&text));
             }
         }
         if let (Way::Json, Some(fault)) = (&self.way, &view.fault) {
@@ -179,6 +177,10 @@ impl Display {
             bars.clear();
         }
     }
+}
+
+fn is_warning(event: &EventView) -> bool {
+    event.level == "warn" && !is_end(&event.event)
 }
 
 fn is_end(event: &str) -> bool {

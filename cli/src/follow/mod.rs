@@ -201,7 +201,13 @@ impl<'a> Follower<'a> {
             ApiReply::Findings { target, findings } => self.display.findings(&target, &findings),
             ApiReply::Ended(view) => self.end(*view),
             // Answers to other questions; the stream's end and faults never get here.
-            ApiReply::Nodes(_) | ApiReply::End | ApiReply::Fault(_) => {}
+            ApiReply::Nodes(_)
+            | ApiReply::Audit(_)
+            | ApiReply::Schema(_)
+            | ApiReply::Captured { .. }
+            | ApiReply::Job(_)
+            | ApiReply::End
+            | ApiReply::Fault(_) => {}
         }
     }
 

@@ -22,6 +22,17 @@ pub(crate) fn event(event: &EventView, paint: Paint) -> String {
     )
 }
 
+/// The same among bars, where the moment is now and every column counts.
+pub(crate) fn brief(event: &EventView, paint: Paint) -> String {
+    let node = event.node_id.as_ref().map_or("-", |node| node.as_str());
+    format!(
+        "{} {}: {}",
+        paint.yellow(&clean(&event.level)),
+        paint.bold(node),
+        clean(&event.message).replace('\n', " "),
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::samples;
@@ -32,5 +43,6 @@ mod tests {
         let mut view = samples::event();
         view.message.push_str("\nand more");
         insta::assert_snapshot!(event(&view, Paint::Plain));
+        insta::assert_snapshot!(brief(&view, Paint::Plain));
     }
 }

@@ -17,6 +17,39 @@ pub(crate) fn report(target: &NodeId, findings: &[Finding], paint: Paint) -> Str
     text
 }
 
+/// Differences between schemas, then the statements that would be run, in their order.
+pub(crate) fn plan(target: &NodeId, findings: &[Finding], paint: Paint) -> String {
+    let (mut statements, differences): (Vec<_>, Vec<_>) =
+        findings.iter().partition(|finding| finding.code == PLAN);
+    statements.sort_by_key(|finding| place(finding));
+    let mut text = format!(
+        "{}: {} differences, {} statements\n",
+        paint.bold(target.as_str()),
+        differences.len(),
+        statements.len()
+    );
+    for finding in differences.iter().chain(&statements) {
+        let what = clean(&finding.what).replace('\n', "\n    ");
+        text.push_str("  ");
+        text.push_str(&match finding.severity {
+            Severity::Error => paint.red(&what),
+            Severity::Warning => paint.yellow(&what),
+            Severity::Info => what,
+        });
+        text.push('\n');
+    }
+    text
+}
+
+/// The code of a statement of a plan.
+pub(crate) const PLAN: &str = "schema_plan";
+
+/// Where a statement stands in its plan: it begins with its number.
+pub(crate) fn place(finding: &Finding) -> u64 {
+    let number = finding.what.split(' ').next();
+    number.and_then(|n| n.parse().ok()).unwrap_or(u64::MAX)
+}
+
 /// The findings alone, grouped by severity.
 pub(crate) fn list(findings: &[Finding], paint: Paint) -> String {
     let mut text = String::new();

@@ -10,10 +10,14 @@ use serde::Serialize;
 use serde_json::Value;
 use steep_certs::CertificateInfo;
 use steep_protocol::message::api::{
-    EndView, EventView, NodeView, PhaseSeconds, ProgressView, TableView,
+    AuditView, EndView, EventView, NodeView, PhaseSeconds, ProgressDetail, ProgressView, Report,
+    TableView,
 };
 use steep_protocol::message::facts::{Finding, Severity};
+use steep_protocol::message::job::SchemaMode;
 use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState, Phase};
+
+use super::findings;
 
 /// Fields of events that are numbers.
 const NUMERIC: [&str; 12] = [
@@ -79,6 +83,8 @@ pub(crate) struct Progress<'a> {
     source_node: Option<&'a NodeId>,
     phase_percent: Option<f64>,
     bytes_total: u64,
+    #[serde(flatten)]
+    detail: &'a ProgressDetail,
 }
 
 impl<'a> From<&'a ProgressView> for Progress<'a> {
@@ -107,6 +113,7 @@ impl<'a> From<&'a ProgressView> for Progress<'a> {
             source_node: view.source_node.as_ref(),
             phase_percent: view.phase_percent,
             bytes_total: view.bytes_total,
+            detail: &view.detail,
         }
     }
 }
@@ -160,6 +167,43 @@ impl<'a> From<&'a EventView> for Event<'a> {
     }
 }
 
+/// What an operator wanted.
+#[derive(Debug, Serialize)]
+pub(crate) struct Wish<'a> {
+    timestamp: Timestamp,
+    operator: &'a str,
+    certificate: &'a str,
+    address: &'a str,
+    action: &'a str,
+    node_id: &'a NodeId,
+    source_node: Option<&'a NodeId>,
+    job_id: Option<String>,
+    arguments: BTreeMap<&'a str, &'a str>,
+    refused: Option<&'a str>,
+    seq: u64,
+}
+
+impl<'a> From<&'a AuditView> for Wish<'a> {
+    fn from(view: &'a AuditView) -> Self {
+        let arguments = view.arguments.iter();
+        Self {
+            timestamp: view.timestamp,
+            operator: &view.operator,
+            certificate: &view.certificate,
+            address: &view.address,
+            action: &view.action,
+            node_id: &view.node_id,
+            source_node: view.source_node.as_ref(),
+            job_id: view.job_id.map(|job| job.to_string()),
+            arguments: arguments
+                .map(|(name, value)| (name.as_str(), value.as_str()))
+                .collect(),
+            refused: view.refused.as_deref(),
+            seq: view.seq,
+        }
+    }
+}
+
 /// A number where the field is one, else the text.
 fn typed(name: &str, value: &str) -> Value {
     let number = NUMERIC
@@ -189,6 +233,8 @@ pub(crate) enum End<'a> {
         tables: u64,
         wire_bytes: u64,
         warnings: &'a [Finding],
+        #[serde(flatten)]
+        report: &'a Report,
     },
     /// Or not.
     Failed {
@@ -206,6 +252,8 @@ pub(crate) enum End<'a> {
         job_id: String,
         source_node: &'a NodeId,
         warnings: &'a [Finding],
+        #[serde(flatten)]
+        report: &'a Report,
     },
 }
 
@@ -226,6 +274,7 @@ impl<'a> From<&'a EndView> for End<'a> {
                 tables: view.tables,
                 wire_bytes: view.wire_bytes,
                 warnings: &view.warnings,
+                report: &view.report,
             },
             Some(fault) => Self::Failed {
                 event: failed_event(fault.kind),
@@ -242,6 +291,7 @@ impl<'a> From<&'a EndView> for End<'a> {
                 job_id,
                 source_node: &view.source_node,
                 warnings: &view.warnings,
+                report: &view.report,
             },
         }
     }
@@ -385,6 +435,36 @@ impl<'a> Preflight<'a> {
             event: "init.preflight",
             node_id,
             findings,
+        }
+    }
+}
+
+/// What would be done about schemas that differ.
+#[derive(Debug, Serialize)]
+pub(crate) struct Plan<'a> {
+    event: &'static str,
+    node_id: &'a NodeId,
+    schema_sync: SchemaMode,
+    differences: Vec<&'a Finding>,
+    statements: Vec<&'a Finding>,
+}
+
+impl<'a> Plan<'a> {
+    /// For that target, of what preflight found about schemas.
+    pub(crate) fn new(
+        node_id: &'a NodeId,
+        schema_sync: SchemaMode,
+        findings: &'a [Finding],
+    ) -> Self {
+        let (mut statements, differences): (Vec<_>, Vec<_>) =
+            findings.iter().partition(|f| f.code == findings::PLAN);
+        statements.sort_by_key(|finding| findings::place(finding));
+        Self {
+            event: "init.plan",
+            node_id,
+            schema_sync,
+            differences,
+            statements,
         }
     }
 }

@@ -201,7 +201,7 @@ fn tables(view: &ProgressView, paint: Paint) -> String {
 }
 
 /// The phase, how far it is, and on what.
-fn doing(view: &ProgressView) -> Option<String> {
+pub(crate) fn doing(view: &ProgressView) -> Option<String> {
     let mut text = match view.phase? {
         Phase::Preflight => "preflight",
         Phase::Snapshot => "taking the snapshot",

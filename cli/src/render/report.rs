@@ -1,13 +1,17 @@
 //! The last word about a job.
 
-use steep_protocol::message::api::EndView;
+use steep_protocol::message::api::{EndView, PhaseSeconds, Report, TableTime};
+use steep_protocol::message::job::Method;
 
 use super::nodes::state;
 use super::progress::wire_ratio;
-use super::table::pairs;
-use super::{Paint, findings};
+use super::table::{pairs, table};
+use super::{Paint, clean, findings};
 use crate::failure;
 use crate::units;
+
+/// Tables named in the list of the slowest; `--json` has all that are kept.
+const SLOWEST_SHOWN: usize = 5;
 
 /// What was copied, what crossed the network, where the time went, and what remains to be known;
 /// for a job that failed, why and what next.
@@ -32,38 +36,93 @@ pub(crate) fn end(view: &EndView, paint: Paint) -> String {
             )
         }
     };
+    text.push_str(&pairs(&facts(view), 2, paint));
+    text.push_str(&slowest(&view.report, paint));
+    for missing in &view.report.not_copied {
+        let missing = clean(missing).replace('\n', " ");
+        text.push_str(&format!("  {} {missing}\n", paint.yellow("not copied")));
+    }
+    text.push_str(&findings::list(&view.warnings, paint));
+    text
+}
+
+/// When and how, how much, how long.
+fn facts(view: &EndView) -> Vec<(&'static str, String)> {
+    let mut lines = Vec::new();
+    let report = &view.report;
+    if let (Some(started), Some(ended)) = (report.started_at, report.ended_at) {
+        let workers = match report.parallel_workers {
+            1 => "1 worker".to_owned(),
+            workers => format!("{workers} workers"),
+        };
+        let method = match report.method {
+            Some(Method::Native) => ", method native".to_owned(),
+            Some(Method::TwoPhase) => format!(", method two-phase, {workers}"),
+            Some(Method::Snapshot) => format!(", method snapshot, {workers}"),
+            None => String::new(),
+        };
+        lines.push(("ran", format!("{started:.0} to {ended:.0}{method}")));
+    }
+    lines.push(("tables", units::count(view.tables)));
+    lines.push(("rows", units::count(view.rows_copied)));
     let mut bytes = units::size(view.bytes_copied);
-    if view.duration_seconds > 0.0 && view.phases.copying > 0.0 {
+    if view.phases.copying > 0.0 {
         let rate = view.bytes_copied as f64 / view.phases.copying;
         bytes.push_str(&format!(", {}", units::rate(rate)));
     }
+    lines.push(("bytes", bytes));
     let mut wire = units::size(view.wire_bytes);
     if let Some(ratio) = wire_ratio(view.wire_bytes, view.bytes_copied) {
         wire.push_str(&format!(", {ratio} of the rows' bytes"));
     }
+    lines.push(("wire", wire));
+    lines.push(("time", phases(report).unwrap_or_else(|| sums(view.phases))));
+    lines
+}
+
+fn sums(phases: PhaseSeconds) -> String {
     let seconds = units::duration;
-    text.push_str(&pairs(
-        &[
-            ("tables", units::count(view.tables)),
-            ("rows", units::count(view.rows_copied)),
-            ("bytes", bytes),
-            ("wire", wire),
-            (
-                "time",
-                format!(
-                    "preparing {}, copying {}, indexing {}, catching up {}",
-                    seconds(view.phases.preparing),
-                    seconds(view.phases.copying),
-                    seconds(view.phases.indexing),
-                    seconds(view.phases.catching_up)
-                ),
-            ),
-        ],
-        2,
-        paint,
-    ));
-    text.push_str(&findings::list(&view.warnings, paint));
-    text
+    format!(
+        "preparing {}, copying {}, indexing {}, catching up {}",
+        seconds(phases.preparing),
+        seconds(phases.copying),
+        seconds(phases.indexing),
+        seconds(phases.catching_up)
+    )
+}
+
+/// Phases one by one, where they are known.
+fn phases(report: &Report) -> Option<String> {
+    let times = report.phase_times.iter().map(|time| {
+        format!(
+            "{} {}",
+            time.phase.as_str().replace('_', " "),
+            units::duration(time.seconds)
+        )
+    });
+    let times: Vec<_> = times.collect();
+    (!times.is_empty()).then(|| times.join(", "))
+}
+
+fn slowest(report: &Report, paint: Paint) -> String {
+    if report.slowest_tables.is_empty() {
+        return String::new();
+    }
+    let row = |table: &TableTime| {
+        vec![
+            clean(&format!("  {}.{}", table.schema, table.table)).replace('\n', " "),
+            units::duration(table.seconds),
+            units::size(table.bytes),
+            units::count(table.rows),
+        ]
+    };
+    let rows: Vec<_> = report
+        .slowest_tables
+        .iter()
+        .take(SLOWEST_SHOWN)
+        .map(row)
+        .collect();
+    table(&["  SLOWEST TABLES", "TIME", "BYTES", "ROWS"], &rows, paint)
 }
 
 #[cfg(test)]

@@ -2,9 +2,11 @@
 
 use jiff::Timestamp;
 use steep_protocol::message::api::{
-    EndView, EventView, NodeView, PhaseSeconds, ProgressView, TableState, TableView,
+    AuditView, EndView, EventView, NodeView, PhaseSeconds, PhaseTime, ProgressDetail, ProgressView,
+    Report, TableState, TableTime, TableView,
 };
 use steep_protocol::message::facts::{Finding, Severity};
+use steep_protocol::message::job::Method;
 use steep_protocol::{JobId, NodeId, NodeState, Phase};
 
 pub(crate) fn id(name: &str) -> NodeId {
@@ -75,6 +77,25 @@ pub(crate) fn progress() -> ProgressView {
             table("pgbench_accounts", 62.1),
             table("pgbench_history", 7.0),
         ],
+        detail: ProgressDetail {
+            throughput_wire_bytes_sec: 26_400_000.0,
+            compression_ratio: Some(3.23),
+            retries: 1,
+            phase_bytes_done: Some(1_250_000_000),
+            phase_bytes_total: Some(2_900_000_000),
+            phase_bytes_sec: Some(85_200_000.0),
+            phase_times: vec![
+                PhaseTime {
+                    phase: Phase::Preflight,
+                    seconds: 0.5,
+                },
+                PhaseTime {
+                    phase: Phase::Copy,
+                    seconds: 14.0,
+                },
+            ],
+            history: Vec::new(),
+        },
     }
 }
 
@@ -108,6 +129,57 @@ pub(crate) fn end() -> EndView {
             catching_up: 2.5,
         },
         warnings: vec![finding(Severity::Warning, "no_replica_identity")],
+        report: report(),
+    }
+}
+
+pub(crate) fn report() -> Report {
+    let times = [
+        (Phase::Preflight, 1.0),
+        (Phase::Snapshot, 0.5),
+        (Phase::Copy, 40.25),
+        (Phase::Indexes, 21.0),
+        (Phase::CatchUp, 2.5),
+    ];
+    let took = |table: &str, seconds| TableTime {
+        schema: "public".to_owned(),
+        table: table.to_owned(),
+        rows: 10_000_000,
+        bytes: 1_300_000_000,
+        seconds,
+    };
+    Report {
+        started_at: Some(at(0)),
+        ended_at: Some(at(65)),
+        method: Some(Method::Snapshot),
+        parallel_workers: 4,
+        phase_times: times
+            .map(|(phase, seconds)| PhaseTime { phase, seconds })
+            .to_vec(),
+        slowest_tables: vec![
+            took("pgbench_accounts", 38.5),
+            took("pgbench_history", 4.25),
+        ],
+        not_copied: vec!["unlogged tables: public.cache".to_owned()],
+    }
+}
+
+pub(crate) fn wish() -> AuditView {
+    AuditView {
+        seq: 4,
+        timestamp: at(3),
+        operator: "alice".to_owned(),
+        certificate: "0a:1b".to_owned(),
+        address: "192.0.2.7".to_owned(),
+        action: "init".to_owned(),
+        node_id: id("node_b"),
+        source_node: Some(id("node_a")),
+        job_id: Some(JobId(0xfeed)),
+        arguments: vec![
+            ("method".to_owned(), "snapshot".to_owned()),
+            ("parallel".to_owned(), "4".to_owned()),
+        ],
+        refused: None,
     }
 }
 

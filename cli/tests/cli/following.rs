@@ -327,3 +327,38 @@ fn a_signal_is_how_watching_events_ends() {
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
     assert_eq!(Ran::of(child.wait_with_output().unwrap()).code, 0);
 }
+
+#[test]
+fn followed_events_go_on_where_they_were_when_the_coordinator_is_back() {
+    let mut connections = 0;
+    let coordinator = Coordinator::start(move |request| {
+        let ApiRequest::Events {
+            follow: true,
+            after,
+            ..
+        } = request
+        else {
+            panic!("{request:?}");
+        };
+        connections += 1;
+        match (connections, after) {
+            (1, 0) => vec![Step::Say(event("agent.connected", "info")), Step::Leave],
+            // A coordinator that is stopping says so and is dialled again all the same.
+            (2, 1) => all(vec![ApiReply::Fault(
+                Fault::new(FaultKind::Unreachable, "the coordinator is stopping")
+                    .retry(steep_protocol::Retry::NewConnection),
+            )]),
+            (3, 1) => all(vec![event("agent.lost", "warn")]),
+            unexpected => panic!("{unexpected:?}"),
+        }
+    });
+    let ran = coordinator.run("events --follow --json");
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let kinds: Vec<_> = ran
+        .objects()
+        .iter()
+        .map(|event| event["event"].clone())
+        .collect();
+    assert_eq!(kinds, ["agent.connected", "agent.lost"]);
+    assert_eq!(ran.err.matches("dialling").count(), 2, "{ran:?}");
+}

@@ -6,6 +6,8 @@
 
 mod coordinator;
 mod following;
+mod pty;
 mod questions;
 mod terminal;
 mod views;
+mod watching;

@@ -78,7 +78,8 @@ fn events_are_one_object_a_line() {
             request,
             ApiRequest::Events {
                 node: None,
-                follow: false
+                follow: false,
+                after: 0,
             }
         ));
         all(vec![

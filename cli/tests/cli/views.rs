@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use steep_protocol::message::api::{
-    ApiReply, EndView, EventView, NodeView, PhaseSeconds, ProgressView,
+    ApiReply, EndView, EventView, NodeView, PhaseSeconds, ProgressDetail, ProgressView, Report,
 };
 use steep_protocol::message::facts::{Finding, Severity};
 use steep_protocol::{Fault, JobId, NodeId, NodeState, Phase};
@@ -55,6 +55,7 @@ pub(crate) fn progress(name: &str, state: NodeState, phase: Phase) -> ApiReply {
         started_at: None,
         error_message: None,
         tables: Vec::new(),
+        detail: ProgressDetail::default(),
     }))
 }
 
@@ -77,6 +78,7 @@ pub(crate) fn ended(name: &str, state: NodeState, fault: Option<Fault>) -> ApiRe
             catching_up: 0.5,
         },
         warnings: Vec::new(),
+        report: Report::default(),
     }))
 }
 

@@ -11,16 +11,20 @@ use crate::store::EventQuery;
 const PAGE: u32 = 500;
 
 /// What a follower has seen of one job.
-struct Watched {
-    follow: Follow,
+pub(super) struct Watched {
+    pub(super) follow: Follow,
     version: Option<u64>,
 }
 
 impl Stream {
     /// [`steep_protocol::message::api::ApiRequest::Events`].
-    pub(super) async fn events(&mut self, node: Option<NodeId>, follow: bool) -> Result<(), Ended> {
+    pub(super) async fn events(
+        &mut self,
+        node: Option<NodeId>,
+        follow: bool,
+        mut after: u64,
+    ) -> Result<(), Ended> {
         let mut pulse = self.handle.pulse.clone();
-        let mut after = 0;
         loop {
             pulse.mark_unchanged();
             self.send_events(node.as_ref(), &mut after, None).await?;
@@ -28,6 +32,27 @@ impl Stream {
                 return Ok(());
             }
             pulse.changed().await.map_err(|_| stopping())?;
+        }
+    }
+
+    /// [`steep_protocol::message::api::ApiRequest::Audit`].
+    pub(super) async fn audit(&mut self, node: Option<NodeId>) -> Result<(), Ended> {
+        let mut after = 0;
+        loop {
+            let query = EventQuery {
+                node: node.clone(),
+                after,
+                limit: PAGE,
+            };
+            let Answer::Audit(page) = self.ask(Question::Audit(query)).await? else {
+                return Ok(());
+            };
+            let full = page.len() >= PAGE as usize;
+            after = page.last().map_or(after, |wish| wish.seq);
+            self.sender.send(&ApiReply::Audit(page)).await?;
+            if !full {
+                return Ok(());
+            }
         }
     }
 
@@ -62,11 +87,7 @@ impl Stream {
             [only] => Some(only.node.clone()),
             _ => None,
         };
-        let watched = jobs.into_iter().map(|follow| Watched {
-            follow,
-            version: None,
-        });
-        let mut watched: Vec<Watched> = watched.collect();
+        let mut watched: Vec<Watched> = jobs.into_iter().map(Watched::new).collect();
         while !watched.is_empty() {
             pulse.mark_unchanged();
             // Looked at before the events are fetched: what led to an end is in them.
@@ -90,7 +111,7 @@ impl Stream {
 
     /// Sends events after that number, those of some jobs only where they are named, and moves the
     /// number on.
-    async fn send_events(
+    pub(super) async fn send_events(
         &mut self,
         node: Option<&NodeId>,
         after: &mut u64,
@@ -120,8 +141,16 @@ impl Stream {
 }
 
 impl Watched {
+    /// A job of which nothing was seen.
+    pub(super) fn new(follow: Follow) -> Self {
+        Self {
+            follow,
+            version: None,
+        }
+    }
+
     /// The newest view, if it was not seen, and the end, if there is one.
-    fn news(&mut self) -> Option<(ApiReply, Option<Box<EndView>>)> {
+    pub(super) fn news(&mut self) -> Option<(ApiReply, Option<Box<EndView>>)> {
         let feed = self.follow.feed.borrow_and_update();
         if self.version == Some(feed.version) {
             return None;
@@ -138,8 +167,8 @@ fn is_wanted(event: &EventView, jobs: Option<&[JobId]>) -> bool {
     jobs.is_none_or(of_job)
 }
 
-fn stopping() -> Fault {
+pub(super) fn stopping() -> Fault {
     Fault::new(FaultKind::Unreachable, "the coordinator is stopping")
-        .hint("jobs go on; follow them again when it is back")
+        .hint("jobs go on; ask again when it is back")
         .retry(steep_protocol::Retry::NewConnection)
 }

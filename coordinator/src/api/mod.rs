@@ -1,22 +1,25 @@
 //! One operator's connection: a stream per request, replies until everything is said.
 //!
 //! Turns wire requests into questions to the loop and what it answers into replies. Owns no state of
-//! the cluster. A follower watches (`follow`): it looks at the newest view when it has sent the
+//! the cluster. A follower watches (`follow` a job, `watch` them all): it looks at the newest view when it has sent the
 //! last, so a slow one skips views and delays nobody.
 
 mod follow;
+mod watch;
 
 use std::time::Duration;
 
 use steep_protocol::close::CloseCode;
 use steep_protocol::message::api::{ApiReply, ApiRequest};
+use steep_protocol::message::job::TableFilter;
 use steep_protocol::quic::{Connection, Receiver, Sender, StreamError};
-use steep_protocol::{Fault, FaultKind, Retry};
+use steep_protocol::{Fault, NodeId};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::drive::{Answer, Ask, Handle, Question};
+use self::follow::stopping;
+use crate::drive::{Answer, Ask, Handle, Operator, Question};
 
 /// Requests of one connection at once; more wait in QUIC's flow control.
 const STREAMS_MAX: usize = 32;
@@ -26,7 +29,11 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 
 /// Serves an operator's connection until either side ends it.
 pub async fn serve(connection: Connection, handle: Handle, shutdown: CancellationToken) {
-    let operator = connection.peer().name.to_string();
+    let operator = Operator {
+        name: connection.peer().name.to_string(),
+        certificate: connection.peer().certificate.clone(),
+        address: connection.remote().ip().to_canonical().to_string(),
+    };
     let mut streams = JoinSet::new();
     loop {
         tokio::select! {
@@ -55,7 +62,7 @@ pub async fn serve(connection: Connection, handle: Handle, shutdown: Cancellatio
 struct Stream {
     sender: Sender,
     handle: Handle,
-    operator: String,
+    operator: Operator,
 }
 
 /// Why a request ends before everything is said.
@@ -83,7 +90,7 @@ impl Stream {
             Err(Ended::Fault(fault)) => ApiReply::Fault(fault),
             Err(Ended::Stream(error)) => {
                 // Jobs go on without their watcher.
-                tracing::debug!(operator = %self.operator, %error, "an operator's stream ended");
+                tracing::debug!(operator = %self.operator.name, %error, "an operator's stream ended");
                 return;
             }
         };
@@ -100,7 +107,11 @@ impl Stream {
                     self.sender.send(&ApiReply::Nodes(nodes)).await?;
                 }
             }
-            ApiRequest::Events { node, follow } => self.events(node, follow).await?,
+            ApiRequest::Events {
+                node,
+                follow,
+                after,
+            } => self.events(node, follow, after).await?,
             ApiRequest::Doctor { specs } => {
                 if let Answer::Findings(all) = self.ask(Question::Doctor { specs }).await? {
                     for (target, findings) in all {
@@ -127,17 +138,44 @@ impl Stream {
                 };
                 self.ask(question).await?;
             }
+            ApiRequest::Audit { node } => self.audit(node).await?,
+            ApiRequest::Schema { node, filter } => self.schema(&node, &filter).await?,
+            ApiRequest::Capture { node, peer } => {
+                let question = Question::Capture { node, peer };
+                if let Answer::Captured { tables } = self.ask(question).await? {
+                    self.sender.send(&ApiReply::Captured { tables }).await?;
+                }
+            }
+            ApiRequest::Watch => self.watch_all().await?,
+            ApiRequest::Job { node, follow } => self.job(node, follow).await?,
+            ApiRequest::Report { node } => self.report(node).await?,
         }
         Ok(())
     }
 
+    /// Page by page, the next one asked for when the operator has the last: a schema of any size
+    /// passes through here without being held.
+    async fn schema(&mut self, node: &NodeId, filter: &TableFilter) -> Result<(), Ended> {
+        let mut cursor = None;
+        loop {
+            let question = Question::Schema {
+                node: node.clone(),
+                filter: filter.clone(),
+                cursor,
+            };
+            let Answer::Schema { page, next } = self.ask(question).await? else {
+                return Ok(());
+            };
+            self.sender.send(&ApiReply::Schema(page)).await?;
+            if next.is_none() {
+                return Ok(());
+            }
+            cursor = next;
+        }
+    }
+
     /// Asks the loop.
     async fn ask(&self, question: Question) -> Result<Answer, Fault> {
-        let stopping = || {
-            Fault::new(FaultKind::Unreachable, "the coordinator is stopping")
-                .hint("jobs go on; ask again when it is back")
-                .retry(Retry::NewConnection)
-        };
         let (reply, answer) = oneshot::channel();
         let ask = Ask { question, reply };
         self.handle.asks.send(ask).await.map_err(|_| stopping())?;

@@ -68,7 +68,7 @@ impl<S: Store> Driver<S> {
         self.room_for_doctor()
     }
 
-    fn check_online(&self, node: &NodeId) -> Result<(), Fault> {
+    pub(super) fn check_online(&self, node: &NodeId) -> Result<(), Fault> {
         if self.registry.is_online(node) {
             return Ok(());
         }
@@ -120,7 +120,11 @@ impl<S: Store> Driver<S> {
         match state {
             NodeState::Synchronized => fault(
                 "it is already synchronized".to_owned(),
-                format!("to copy tables again use steep-repl reinit --node {target}"),
+                format!(
+                    "nothing needs to be done. To start over, drop its subscription on the target: \
+                     it is then seen to have diverged, and steep-repl init cancel --node {target} \
+                     makes it ready for another init"
+                ),
             ),
             NodeState::Diverged => fault(
                 "it has diverged and still has its old subscription".to_owned(),

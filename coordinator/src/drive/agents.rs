@@ -56,6 +56,7 @@ impl<S: Store> Driver<S> {
             self.meet(id, node, now);
         }
         self.mirror(node, now);
+        self.tell_audit(node);
     }
 
     /// Tells a job whether that node's agent is there.
@@ -97,6 +98,7 @@ impl<S: Store> Driver<S> {
             }
         }
         self.doctors_lost(node);
+        self.errands_lost(node);
     }
 
     fn on_said(
@@ -113,6 +115,7 @@ impl<S: Store> Driver<S> {
             AgentMessage::Register(_) => {
                 tracing::warn!(node_id = %node, "an agent registered twice in one session");
             }
+            AgentMessage::Audited { seq } => self.on_audited(node, seq),
             AgentMessage::Observed(observed) => {
                 let version = observed
                     .postgres
@@ -169,7 +172,10 @@ impl<S: Store> Driver<S> {
             return self.advance(id, event, now);
         }
         self.send(node, CoordinatorMessage::Forget { id: command });
-        self.doctor_finished(node, command, outcome);
+        if !self.errand_owns(node, command) {
+            return self.doctor_finished(node, command, outcome);
+        }
+        self.errand_finished(node, command, outcome, now);
     }
 
     /// Live jobs with that node on either side.

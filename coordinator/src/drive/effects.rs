@@ -5,15 +5,16 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use steep_protocol::message::agent::CoordinatorMessage;
 use steep_protocol::message::facts::{Finding, Severity};
+use steep_protocol::message::job::SchemaMode;
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeState, Phase};
 
 use super::jobs::table_events;
 use super::log::{Level, Note};
-use super::{Answer, Driver};
+use super::{Answer, Driver, span};
 use crate::job::machine::{Effect, Finish};
 use crate::job::state::{NodeEvent, transition};
 use crate::job::{Side, Stage, Work};
-use crate::store::{Store, TableSum, Write};
+use crate::store::{Columns, Store, TableSum, Write};
 
 /// Findings of one command that are logged one by one.
 const FINDINGS_LOGGED: usize = 200;
@@ -76,6 +77,7 @@ impl<S: Store> Driver<S> {
         let source = live.job.spec.source.clone();
         let note = Note::info("init.state_change", "").job(&live.job);
         let accepted_at = live.job.accepted_at;
+        let schema_mode = live.job.spec.schema_mode;
         let Some(record) = self.nodes.get_mut(&target).filter(|r| r.job == Some(id)) else {
             return;
         };
@@ -97,6 +99,11 @@ impl<S: Store> Driver<S> {
             NodeState::Synchronized => {
                 record.init_completed_at = Some(now);
                 record.error_message = None;
+                record.columns = match schema_mode {
+                    SchemaMode::Strict => Columns::Equal,
+                    // What was tolerated or confirmed.
+                    SchemaMode::Auto | SchemaMode::Manual => Columns::AsFirstSeen,
+                };
             }
             NodeState::Uninitialized => {
                 record.source = None;
@@ -135,6 +142,7 @@ impl<S: Store> Driver<S> {
         live.meter.observe(&live.job, &live.tally, now);
         let seconds = millis as f64 / 1e3;
         let counted = live.tally.counted().done;
+        span::phase(&live.job, phase, millis, counted, now);
         let text = format!("phase {phase} took {seconds:.1} s");
         let note = Note::info("init.phase_completed", text)
             .job(&live.job)
@@ -161,6 +169,7 @@ impl<S: Store> Driver<S> {
             };
             let event = match finding.code.as_str() {
                 "schema_mismatch" => "schema.mismatch_detected",
+                "schema_sync_applied" => "schema.sync_applied",
                 _ => "init.finding",
             };
             let mut note = Note::new(level, event, finding.what.clone())
@@ -204,6 +213,12 @@ impl<S: Store> Driver<S> {
             return;
         };
         live.meter.observe(&live.job, &live.tally, now);
+        if let Finish::Failed(fault) = &finish {
+            self.table_failed(id, fault, now);
+        }
+        let Some(live) = self.jobs.get_mut(&id) else {
+            return;
+        };
         let operator = live.cancelled_by.clone().unwrap_or_default();
         let waiting = std::mem::take(&mut live.waiting);
         let counted = live.tally.counted().done;
@@ -244,6 +259,28 @@ impl<S: Store> Driver<S> {
         self.replied(waiting, &Ok(()));
     }
 
+    /// Says which table a job failed at, where it failed at one: its copy's fault begins with it.
+    fn table_failed(&mut self, id: JobId, fault: &Fault, now: Timestamp) {
+        let Some(live) = self.jobs.get(&id) else {
+            return;
+        };
+        let named = fault.message.strip_prefix("copying ");
+        let table = live
+            .began
+            .keys()
+            .filter_map(|no| live.tally.name(*no))
+            .map(ToString::to_string)
+            .find(|name| named.is_some_and(|n| n.starts_with(&format!("{name}: "))));
+        let Some(table) = table else {
+            return;
+        };
+        let note = Note::new(Level::Error, "init.table_failed", fault.to_string())
+            .job(&live.job)
+            .field("table", table)
+            .field("hint", &fault.hint);
+        self.log(note, now);
+    }
+
     fn replied(&mut self, waiting: Vec<super::Reply>, how: &Result<(), Fault>) {
         for reply in waiting {
             self.answer(reply, how.clone().map(|()| Answer::Done));
@@ -255,6 +292,7 @@ impl<S: Store> Driver<S> {
         let Some(live) = self.jobs.get(&id) else {
             return;
         };
+        span::job(&live.job, fault.as_ref(), live.tally.counted().done, now);
         let note = note.job(&live.job);
         let target = live.job.spec.target.clone();
         let record = self.nodes.get_mut(&target).filter(|r| r.job == Some(id));
@@ -286,6 +324,7 @@ impl<S: Store> Driver<S> {
             end: Box::new(Arc::unwrap_or_clone(end)),
             tables,
         });
+        self.tallies.ended(note.event());
         self.log(note, now);
         self.mirror(&target, now);
         self.touch(id);

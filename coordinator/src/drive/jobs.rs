@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use steep_protocol::message::agent::{
     AgentMessage, CoordinatorMessage, PartDone, ProgressReport, TableSummary,
 };
+use steep_protocol::message::api::{ProgressSample, TableTime};
 use steep_protocol::{JobId, NodeId, Phase, TableNo};
 
 use super::log::Note;
@@ -13,7 +14,7 @@ use super::{Driver, Live};
 use crate::job::machine::{self, JobEvent, Refused};
 use crate::job::tally::Noted;
 use crate::job::{Side, Stage, Step, progress};
-use crate::store::{Store, Write};
+use crate::store::{SAMPLES_MAX, Store, Write};
 
 /// Jobs of more tables than this log the beginning and end of large tables only.
 const TABLE_EVENTS_MAX: usize = 1_000;
@@ -23,6 +24,9 @@ const TABLE_EVENTS_BYTES: u64 = 64 * 1024 * 1024;
 
 /// How often a node's own tables are told how far its job is.
 const MIRROR_EVERY: Duration = Duration::from_secs(1);
+
+/// How often a job's progress is kept, in milliseconds.
+const SAMPLE_EVERY: i64 = 10_000;
 
 impl<S: Store> Driver<S> {
     /// Applies an event to a job and does what follows.
@@ -66,6 +70,13 @@ impl<S: Store> Driver<S> {
             return;
         }
         let due = machine::after(live.mirrored, MIRROR_EVERY) <= now;
+        if sample_of(live.sampled) != sample_of(now) {
+            live.sampled = now;
+            let sample = live.meter.sample(&live.tally, now);
+            live.history.push(sample);
+            thin(&mut live.history);
+            self.out.writes.push(Write::Sample { job: id, sample });
+        }
         let target = live.job.spec.target.clone();
         self.touch(id);
         if due {
@@ -75,7 +86,7 @@ impl<S: Store> Driver<S> {
 
     /// Tells a node what its own tables should say.
     pub(super) fn mirror(&mut self, node: &NodeId, now: Timestamp) {
-        let Some(row) = self.mirror_row(node) else {
+        let Some(row) = self.mirror_row(node, now) else {
             return;
         };
         let job = self.nodes.get(node).and_then(|record| record.job);
@@ -120,8 +131,9 @@ impl<S: Store> Driver<S> {
             live.meter.report(report.phase, work);
         }
         if report.phase != Phase::Copy || side != Side::Target {
-            return;
+            return self.touch(id);
         }
+        live.meter.retried(report.retries);
         live.tally.set_flight(&report.active);
         let flight = live.tally.flight();
         let mut begun: Vec<TableNo> = flight
@@ -132,6 +144,7 @@ impl<S: Store> Driver<S> {
         for table in begun {
             self.table_began(id, table, now);
         }
+        self.touch(id);
     }
 
     /// Parts that are committed.
@@ -169,10 +182,9 @@ impl<S: Store> Driver<S> {
         if new.is_empty() {
             return;
         }
-        self.out.writes.push(Write::Parts {
-            job: id,
-            parts: new,
-        });
+        self.tallies.copied(node, &new);
+        self.touch(id);
+        self.parts_due.entry(id).or_default().extend(new);
         for (table, complete) in tables {
             self.table_began(id, table, now);
             if complete {
@@ -212,9 +224,20 @@ impl<S: Store> Driver<S> {
             return;
         };
         let began = live.began.remove(&table).unwrap_or(now);
-        let Some(tally) = live.tally.table(table).filter(|t| is_logged(live, t)) else {
+        let millis = (now.as_millisecond() - began.as_millisecond()).max(0);
+        let Some(tally) = live.tally.table(table) else {
             return;
         };
+        live.slowest.note(TableTime {
+            schema: tally.summary.name.schema.to_string(),
+            table: tally.summary.name.table.to_string(),
+            rows: tally.rows.0,
+            bytes: tally.bytes.0,
+            seconds: millis as f64 / 1e3,
+        });
+        if !is_logged(live, tally) {
+            return;
+        }
         let name = tally.summary.name.to_string();
         let text = format!("{name} is complete: {} rows", tally.rows.0);
         let note = Note::info("init.table_complete", text)
@@ -222,10 +245,7 @@ impl<S: Store> Driver<S> {
             .field("table", name)
             .field("rows_copied", tally.rows.0)
             .field("bytes_copied", tally.bytes.0)
-            .field(
-                "duration_ms",
-                (now.as_millisecond() - began.as_millisecond()).max(0),
-            );
+            .field("duration_ms", millis);
         self.log(note, now);
     }
 
@@ -238,9 +258,27 @@ impl<S: Store> Driver<S> {
             AgentMessage::Finished { command, outcome } => {
                 self.on_finished(node, command, outcome, now);
             }
-            // Both are the session's, not a job's.
-            AgentMessage::Register(_) | AgentMessage::Observed(_) => {}
+            // These are the session's, not a job's.
+            AgentMessage::Register(_)
+            | AgentMessage::Observed(_)
+            | AgentMessage::Audited { .. } => {}
         }
+    }
+}
+
+/// All jobs are sampled in the same turn, so that it is one write.
+fn sample_of(now: Timestamp) -> i64 {
+    now.as_millisecond().div_euclid(SAMPLE_EVERY)
+}
+
+/// Leaves out every second one of the older half where there are too many, as the store does.
+fn thin(history: &mut Vec<ProgressSample>) {
+    if history.len() > SAMPLES_MAX {
+        let mut place = 0;
+        history.retain(|_| {
+            place += 1;
+            place > SAMPLES_MAX / 2 || place % 2 == 1
+        });
     }
 }
 

@@ -88,6 +88,10 @@ impl Note {
         self
     }
 
+    pub(super) fn event(&self) -> &'static str {
+        self.event
+    }
+
     pub(super) fn field(mut self, name: &'static str, value: impl Display) -> Self {
         self.fields.push((name, value.to_string()));
         self
@@ -124,6 +128,9 @@ macro_rules! trace_note {
                 .get("overall_progress")
                 .and_then(|p| p.parse::<f64>().ok()),
             operator = note.get("operator"),
+            method = note.get("method"),
+            parallel = note.number("parallel"),
+            version = note.get("version"),
             code = note.get("code"),
             hint = note.get("hint"),
             "{}",
@@ -140,6 +147,7 @@ impl<S: Store> Driver<S> {
             Level::Warn => trace_note!(warn, &note),
             Level::Error => trace_note!(error, &note),
         }
+        self.tallies.event(note.event);
         let event = EventView {
             seq: self.next_event,
             timestamp: now,

@@ -10,14 +10,18 @@
 
 mod admit;
 mod agents;
+mod audit;
 mod compose;
 mod doctor;
 mod drift;
 mod effects;
+mod errand;
+mod gauges;
 mod jobs;
 mod log;
 mod requests;
 mod restore;
+mod span;
 mod views;
 
 #[cfg(test)]
@@ -29,22 +33,29 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use steep_protocol::message::agent::{
-    AgentMessage, CancelledData, CoordinatorMessage, Registration,
+    AgentMessage, CancelledData, CoordinatorMessage, PartDone, Registration,
 };
-use steep_protocol::message::api::{EndView, EventView, NodeView, ProgressView};
+use steep_protocol::message::api::{
+    AuditView, EndView, EventView, JobView, NodeView, ProgressSample, ProgressView,
+};
 use steep_protocol::message::facts::Finding;
-use steep_protocol::message::job::JobSpec;
+use steep_protocol::message::job::{JobSpec, TableFilter};
+use steep_protocol::message::schema::{SchemaCursor, SchemaPage};
 use steep_protocol::{Fault, JobId, NodeId, TableNo};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use crate::job::machine::Judge;
+pub use gauges::{Copied, Ended, Gauges, JobGauges, NodeGauges};
+
+use crate::job::machine::{Judge, after};
 use crate::job::progress::Meter;
+use crate::job::report::Slowest;
 use crate::job::tally::Tally;
 use crate::job::{Job, Side, preflight};
 use crate::registry::{Link, Registry, SessionId};
 use crate::store::{EventQuery, NodeRecord, Store, StoreError, Write};
+use gauges::Tallies;
 
 /// Messages of agents that may wait. Each can be as long as a control frame, so few.
 const AGENT_QUEUE: usize = 16;
@@ -55,6 +66,9 @@ const ASK_QUEUE: usize = 64;
 /// How often time is looked at. Followers get an update each time something changed, which keeps the
 /// promise of one every 500 ms.
 const TICK: Duration = Duration::from_millis(250);
+
+/// How often parts that are done are written, where nothing else is.
+const PARTS_EVERY: Duration = Duration::from_secs(1);
 
 /// What comes from the agents' sessions.
 #[derive(Debug)]
@@ -106,10 +120,34 @@ pub enum Question {
         /// One spec per target.
         specs: Vec<JobSpec>,
         /// Who asks.
-        operator: String,
+        operator: Operator,
     },
     /// How far a node's job is.
     Progress {
+        /// The node.
+        node: NodeId,
+    },
+    /// Every node, every job at work, and where the event log ends.
+    Overview {
+        /// Jobs that are followed already.
+        known: Vec<JobId>,
+    },
+    /// The newest events.
+    Recent {
+        /// Of which node; of all where `None`.
+        node: Option<NodeId>,
+        /// At most so many.
+        limit: u32,
+    },
+    /// A node's last job in full.
+    Job {
+        /// The node.
+        node: NodeId,
+        /// The last job that is over and was answered; it is not read again.
+        seen: Option<JobId>,
+    },
+    /// How a node's last job that is over ended.
+    Report {
         /// The node.
         node: NodeId,
     },
@@ -120,8 +158,39 @@ pub enum Question {
         /// What becomes of the rows.
         data: CancelledData,
         /// Who asks.
-        operator: String,
+        operator: Operator,
     },
+    /// A page of what operators wanted.
+    Audit(EventQuery),
+    /// Everything that metrics tell.
+    Gauges,
+    /// A page of a node's schema.
+    Schema {
+        /// The node.
+        node: NodeId,
+        /// Of which tables.
+        filter: TableFilter,
+        /// Which page, unless the first.
+        cursor: Option<SchemaCursor>,
+    },
+    /// Have a node store fingerprints.
+    Capture {
+        /// The node.
+        node: NodeId,
+        /// Whose, beside its own.
+        peer: Option<NodeId>,
+    },
+}
+
+/// Who asks, as far as the connection shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Operator {
+    /// The name in the certificate.
+    pub name: String,
+    /// The certificate's serial number.
+    pub certificate: String,
+    /// The address the request came from, without its port.
+    pub address: String,
 }
 
 /// What the loop answers.
@@ -131,6 +200,10 @@ pub enum Answer {
     Nodes(Vec<NodeView>),
     /// Events, oldest first.
     Events(Vec<EventView>),
+    /// Operators' wishes, oldest first.
+    Audit(Vec<AuditView>),
+    /// What metrics tell.
+    Gauges(Box<Gauges>),
     /// Findings by target, in the order asked.
     Findings(Vec<(NodeId, Vec<Finding>)>),
     /// The jobs are stored and run.
@@ -149,8 +222,33 @@ pub enum Answer {
         /// How it ended, once it has.
         end: Option<Box<EndView>>,
     },
+    /// Everything there is.
+    Overview {
+        /// Nodes by name.
+        nodes: Vec<NodeView>,
+        /// Jobs that have not ended and are not followed yet.
+        jobs: Vec<Follow>,
+        /// The number of the last event; 0 where there is none.
+        last_event: u64,
+    },
+    /// A job in full; `None` where there is none, or it is the one that was seen.
+    Job(Option<Box<JobView>>),
+    /// How a job ended; `None` where none has.
+    Report(Option<Box<EndView>>),
     /// Done.
     Done,
+    /// A page of a schema.
+    Schema {
+        /// The page.
+        page: Box<SchemaPage>,
+        /// Where it goes on.
+        next: Option<SchemaCursor>,
+    },
+    /// Fingerprints are stored.
+    Captured {
+        /// How many tables' of the node itself.
+        tables: u64,
+    },
 }
 
 /// Where an answer goes.
@@ -208,6 +306,8 @@ struct Live {
     waiting: Vec<Reply>,
     /// Tables that began and have not been completed, and when.
     began: BTreeMap<TableNo, Timestamp>,
+    /// Tables that took longest.
+    slowest: Slowest,
     /// Workers its Copy was given.
     workers: u8,
     /// How it ended, once it has.
@@ -218,6 +318,9 @@ struct Live {
     cancelled_by: Option<String>,
     published: Timestamp,
     mirrored: Timestamp,
+    sampled: Timestamp,
+    /// Where it was when; what the store has too.
+    history: Vec<ProgressSample>,
 }
 
 /// Why a turn happens.
@@ -251,10 +354,25 @@ pub struct Driver<S> {
     registry: Registry,
     jobs: BTreeMap<JobId, Live>,
     doctors: Vec<doctor::Doctor>,
+    errands: Vec<errand::Errand>,
     /// How often in a row an observer missed what a node needs, by node and observer.
     suspects: BTreeMap<(NodeId, NodeId), u8>,
+    /// How subscriptions fare, by node.
+    failing: BTreeMap<NodeId, drift::Applying>,
+    /// The digests, of source and node, for which schemas were compared last and when they are again,
+    /// by node.
+    compared: BTreeMap<NodeId, ((String, String), Timestamp)>,
     next_command: u64,
     next_event: u64,
+    next_audit: u64,
+    /// Wishes that nodes have not confirmed, oldest first.
+    audit_due: BTreeMap<NodeId, Vec<AuditView>>,
+    /// When they were told of them last.
+    audit_told: Timestamp,
+    tallies: Tallies,
+    /// Parts done that are not written yet, and when some were last.
+    parts_due: BTreeMap<JobId, Vec<PartDone>>,
+    parts_written: Timestamp,
     out: Outbox,
     pulse: watch::Sender<u64>,
     agents: mpsc::Receiver<AgentInput>,
@@ -308,14 +426,24 @@ impl<S: Store> Driver<S> {
             registry: Registry::default(),
             jobs: BTreeMap::new(),
             doctors: Vec::new(),
+            errands: Vec::new(),
+            failing: BTreeMap::new(),
+            compared: BTreeMap::new(),
             suspects: BTreeMap::new(),
             next_command: loaded.next_command,
             next_event: loaded.next_event,
+            next_audit: loaded.next_audit,
+            audit_due: BTreeMap::new(),
+            audit_told: Timestamp::UNIX_EPOCH,
+            tallies: Tallies::default(),
+            parts_due: BTreeMap::new(),
+            parts_written: Timestamp::UNIX_EPOCH,
             out: Outbox::default(),
             pulse,
             agents,
             asks,
         };
+        driver.restore_audit(loaded.audit_due);
         for job in loaded.open_jobs {
             driver.resume(job)?;
         }
@@ -344,12 +472,13 @@ impl<S: Store> Driver<S> {
                 _ = tick.tick() => Wake::Time,
                 () = shutdown.cancelled() => return Ok(()),
             };
-            tokio::task::block_in_place(|| self.turn(&mut said, wake))?;
+            self.turn(&mut said, wake)?;
         }
     }
 
     /// One turn of the loop.
     fn turn(&mut self, said: &mut Vec<AgentInput>, wake: Wake) -> Result<(), StoreError> {
+        let began = Instant::now();
         let now = self.clock.now();
         match wake {
             Wake::Agents => {
@@ -360,7 +489,9 @@ impl<S: Store> Driver<S> {
             Wake::Operator(Ask { question, reply }) => self.on_ask(question, reply, now)?,
             Wake::Time => self.on_tick(now),
         }
-        self.flush(now)
+        let flushed = self.flush(now);
+        self.tallies.turn(began.elapsed());
+        flushed
     }
 
     /// Time has passed.
@@ -369,12 +500,19 @@ impl<S: Store> Driver<S> {
             self.tick_job(id, now);
         }
         self.tick_doctors(now);
+        self.tick_audit(now);
+        self.tick_errands(now);
     }
 
     /// Writes, then sends.
     fn flush(&mut self, now: Timestamp) -> Result<(), StoreError> {
-        let out = std::mem::take(&mut self.out);
-        self.store.apply(&out.writes)?;
+        let mut out = std::mem::take(&mut self.out);
+        self.take_parts(&mut out.writes, now);
+        if !out.writes.is_empty() {
+            // Waits for the disk. Most turns write nothing, and leaving the runtime costs more than
+            // they do.
+            tokio::task::block_in_place(|| self.store.apply(&out.writes))?;
+        }
         for (node, message) in out.messages {
             if self.registry.send(&node, message).is_err()
                 && let Some(session) = self.registry.session(&node)
@@ -398,6 +536,22 @@ impl<S: Store> Driver<S> {
             self.pulse.send_modify(|n| *n += 1);
         }
         Ok(())
+    }
+
+    /// Parts that are done are written with whatever else is, or about every second: agents say them
+    /// again to a restarted coordinator, so none is lost, and a hundred copies do not mean a hundred
+    /// waits for the disk a second. They go first: a job that is sealed after them drops them.
+    fn take_parts(&mut self, writes: &mut Vec<Write>, now: Timestamp) {
+        let due = after(self.parts_written, PARTS_EVERY) <= now;
+        if self.parts_due.is_empty() || (writes.is_empty() && !due) {
+            return;
+        }
+        self.parts_written = now;
+        let parts = std::mem::take(&mut self.parts_due);
+        let parts = parts
+            .into_iter()
+            .map(|(job, parts)| Write::Parts { job, parts });
+        writes.splice(0..0, parts);
     }
 
     /// Remembers that a job's followers have something new to see.

@@ -5,9 +5,10 @@ use steep_protocol::message::agent::CancelledData;
 use steep_protocol::message::job::{JobSpec, Method};
 use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState};
 
+use super::audit::Wish;
 use super::log::Note;
-use super::views::idle_view;
-use super::{Answer, Driver, Question, Reply};
+use super::views::{idle_view, job_view};
+use super::{Answer, Driver, Live, Operator, Question, Reply};
 use crate::job::machine::JobEvent;
 use crate::job::progress::Detail;
 use crate::job::state::{NodeEvent, transition};
@@ -37,13 +38,39 @@ impl<S: Store> Driver<S> {
                 }
                 Err(fault) => Err(fault),
             },
-            Question::Init { specs, operator } => self.init(specs, &operator, now),
+            Question::Init { specs, operator } => {
+                let wishes = specs.iter().map(Wish::init).collect();
+                let answer = self.init(specs, &operator.name, now);
+                self.audit_init(wishes, &operator, &answer, now);
+                answer
+            }
+            Question::Audit(query) => self.audit_answer(query)?,
+            Question::Gauges => Ok(Answer::Gauges(Box::new(self.gauges(now)))),
             Question::Progress { node } => self.progress_answer(&node, now)?,
+            Question::Overview { known } => Ok(self.overview(&known, now)),
+            Question::Recent { node, limit } => self.recent_answer(node.as_ref(), limit)?,
+            Question::Job { node, seen } => self.job_answer(&node, seen, now)?,
+            Question::Report { node } => match self.known(&node) {
+                Ok(_) => Ok(Answer::Report(self.store.last_end(&node)?.map(Box::new))),
+                Err(fault) => Err(fault),
+            },
             Question::Cancel {
                 node,
                 data,
                 operator,
-            } => return self.cancel(&node, data, operator, reply, now),
+            } => return self.cancel(&node, data, &operator, reply, now),
+            Question::Schema {
+                node,
+                filter,
+                cursor,
+            } => {
+                self.describe(&node, filter, cursor, reply, now);
+                return Ok(());
+            }
+            Question::Capture { node, peer } => {
+                self.capture(&node, peer, reply, now);
+                return Ok(());
+            }
         };
         self.answer(reply, answer);
         Ok(())
@@ -72,6 +99,71 @@ impl<S: Store> Driver<S> {
         )))
     }
 
+    fn audit_answer(&mut self, query: EventQuery) -> Result<Result<Answer, Fault>, StoreError> {
+        if let Some(Err(fault)) = query.node.as_ref().map(|node| self.known(node)) {
+            return Ok(Err(fault));
+        }
+        let limit = query.limit.min(EVENTS_PAGE);
+        Ok(Ok(Answer::Audit(
+            self.store.audit(&EventQuery { limit, ..query })?,
+        )))
+    }
+
+    fn overview(&mut self, known: &[JobId], now: Timestamp) -> Answer {
+        let nodes = self.nodes.values().map(|record| self.node_view(record));
+        let nodes = nodes.collect();
+        let new = |(id, live): &(&JobId, &Live)| live.end.is_none() && !known.contains(id);
+        let new: Vec<JobId> = self.jobs.iter().filter(new).map(|(id, _)| *id).collect();
+        Answer::Overview {
+            nodes,
+            jobs: new
+                .into_iter()
+                .filter_map(|id| self.follow(id, now))
+                .collect(),
+            last_event: self.next_event - 1,
+        }
+    }
+
+    fn recent_answer(
+        &mut self,
+        node: Option<&NodeId>,
+        limit: u32,
+    ) -> Result<Result<Answer, Fault>, StoreError> {
+        if let Some(Err(fault)) = node.map(|node| self.known(node)) {
+            return Ok(Err(fault));
+        }
+        let events = self.store.recent_events(node, limit.min(EVENTS_PAGE))?;
+        Ok(Ok(Answer::Events(events)))
+    }
+
+    fn job_answer(
+        &mut self,
+        node: &NodeId,
+        seen: Option<JobId>,
+        now: Timestamp,
+    ) -> Result<Result<Answer, Fault>, StoreError> {
+        if let Err(fault) = self.known(node) {
+            return Ok(Err(fault));
+        }
+        if let Some(id) = self.live_job(node) {
+            let view = self.live_job_view(id, now);
+            return Ok(Ok(Answer::Job(view.map(Box::new))));
+        }
+        let last = self.nodes[node].job.filter(|id| Some(*id) != seen);
+        let stored = match last {
+            Some(id) => self.store.job(id)?,
+            None => None,
+        };
+        let Some(stored) = stored else {
+            return Ok(Ok(Answer::Job(None)));
+        };
+        let (tally, meter) = self.look_at(&stored, now)?;
+        let state = self.state_of(node);
+        let shown = meter.view(&stored.job, state, &tally, Detail::Shown, now);
+        let view = job_view(&stored.job, shown.tables, stored.end);
+        Ok(Ok(Answer::Job(Some(Box::new(view)))))
+    }
+
     fn progress_answer(
         &mut self,
         node: &NodeId,
@@ -89,7 +181,7 @@ impl<S: Store> Driver<S> {
                 .and_then(|live| live.end.as_deref().cloned());
             return Ok(Ok(Answer::Progress {
                 view: Box::new(view),
-                follow: self.follow(id).filter(|_| end.is_none()),
+                follow: self.follow(id, now).filter(|_| end.is_none()),
                 end: end.map(Box::new),
             }));
         }
@@ -112,6 +204,7 @@ impl<S: Store> Driver<S> {
         };
         let (tally, meter) = self.look_at(&stored, now)?;
         let mut view = meter.view(&stored.job, state, &tally, Detail::All, now);
+        view.detail.history = self.store.samples(stored.job.id)?;
         view.error_message = error;
         if let Some(end) = &stored.end {
             view.bytes_copied = end.bytes_copied;
@@ -141,7 +234,10 @@ impl<S: Store> Driver<S> {
             .into_iter()
             .map(|spec| self.begin(spec, operator, now))
             .collect();
-        let jobs = ids.into_iter().filter_map(|id| self.follow(id)).collect();
+        let jobs = ids
+            .into_iter()
+            .filter_map(|id| self.follow(id, now))
+            .collect();
         Ok(Answer::Accepted { jobs, after })
     }
 
@@ -194,11 +290,13 @@ impl<S: Store> Driver<S> {
         &mut self,
         node: &NodeId,
         data: CancelledData,
-        operator: String,
+        operator: &Operator,
         reply: Reply,
         now: Timestamp,
     ) -> Result<(), StoreError> {
+        let wish = Wish::cancel(node, data);
         if let Err(fault) = self.known(node) {
+            self.audit(wish, operator, Err(fault.to_string()), now);
             self.answer(reply, Err(fault));
             return Ok(());
         }
@@ -209,20 +307,26 @@ impl<S: Store> Driver<S> {
             (None, NodeState::Diverged) => self.revive_last(node, now)?,
             (None, _) => None,
         };
-        let note = Note::info("init.cancel_requested", format!("by {operator}"))
-            .node(node)
-            .field("operator", &operator);
+        let name = &operator.name;
+        let mut note = Note::info("init.cancel_requested", format!("by {name}")).node(node);
         let Some(id) = live else {
-            let answer = self.cancel_without_job(node, state, &operator, now);
+            let job = self.nodes.get(node).and_then(|record| record.job);
+            let answer = self.cancel_without_job(node, state, name, now);
+            let outcome = answer.as_ref().map(|_| job).map_err(Fault::to_string);
+            self.audit(wish, operator, outcome, now);
             self.answer(reply, answer);
             return Ok(());
         };
-        self.log(note, now);
         if let Some(live) = self.jobs.get_mut(&id) {
-            live.cancelled_by = Some(operator);
+            note = note.job(&live.job);
+            live.cancelled_by = Some(name.clone());
             live.waiting.push(reply);
         }
-        if let Err(refused) = self.step(id, JobEvent::Cancel { data }, now)
+        self.log(note.field("operator", name), now);
+        let stepped = self.step(id, JobEvent::Cancel { data }, now);
+        let outcome = stepped.as_ref().map(|()| Some(id));
+        self.audit(wish, operator, outcome.map_err(ToString::to_string), now);
+        if let Err(refused) = stepped
             && let Some(live) = self.jobs.get_mut(&id)
         {
             let waiting = std::mem::take(&mut live.waiting);
@@ -289,7 +393,7 @@ impl<S: Store> Driver<S> {
     }
 }
 
-fn method_name(method: Method) -> &'static str {
+pub(super) fn method_name(method: Method) -> &'static str {
     match method {
         Method::Snapshot => "snapshot",
         Method::TwoPhase => "two-phase",

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use super::{Driver, Feed, Live};
 use crate::job::machine::{JobEvent, after};
 use crate::job::progress::{Detail, Meter};
+use crate::job::report::Slowest;
 use crate::job::tally::Tally;
 use crate::job::{Job, Side};
 use crate::store::{Store, StoreError, StoredJob};
@@ -27,8 +28,13 @@ impl<S: Store> Driver<S> {
         let tally = self.recount(id)?;
         let end = self.store.job(id)?.and_then(|stored| stored.end);
         self.adopt(job, tally, now);
+        let history = self.store.samples(id)?;
         if let Some(live) = self.jobs.get_mut(&id) {
             live.end = end.map(Arc::new);
+            if let Some(last) = history.last() {
+                live.meter.resume(last);
+            }
+            live.history = history;
         }
         let give_up = after(now, RESUME_GRACE);
         for side in Side::BOTH {
@@ -54,12 +60,15 @@ impl<S: Store> Driver<S> {
             feed,
             waiting: Vec::new(),
             began: BTreeMap::new(),
+            slowest: Slowest::default(),
             workers: job.spec.parallel,
             end: None,
             complaints: Vec::new(),
             cancelled_by: None,
             published: now,
             mirrored: now,
+            sampled: now,
+            history: Vec::new(),
             job,
         };
         self.jobs.insert(live.job.id, live);

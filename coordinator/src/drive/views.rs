@@ -4,14 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use steep_protocol::message::agent::MirrorRow;
-use steep_protocol::message::api::{EndView, NodeView, ProgressView};
-use steep_protocol::{Fault, JobId, NodeId, NodeState, RowCount};
+use steep_protocol::message::agent::{MirrorProgress, MirrorRow};
+use steep_protocol::message::api::{
+    EndView, JobView, NodeView, ProgressDetail, ProgressView, Report, TableView,
+};
+use steep_protocol::{ByteCount, Fault, JobId, NodeId, NodeState, RowCount};
 
 use super::effects::elapsed_seconds;
 use super::{Driver, Feed, Follow};
+use crate::job::Job;
 use crate::job::machine::after;
 use crate::job::progress::{Detail, current_phase};
+use crate::job::report::{phase_times, report};
 use crate::store::{NodeRecord, Store};
 
 /// A follower hears of an active job at least so often, changed or not.
@@ -74,11 +78,38 @@ impl<S: Store> Driver<S> {
             duration_seconds: elapsed_seconds(job, now),
             phases: job.clock.seconds(),
             warnings: job.warnings.clone(),
+            report: Report {
+                ended_at: Some(job.ended_at.unwrap_or(now)),
+                ..report(job, live.workers, &live.slowest)
+            },
         }
+    }
+
+    /// A live job in full.
+    pub(super) fn live_job_view(&self, id: JobId, now: Timestamp) -> Option<JobView> {
+        let live = self.jobs.get(&id)?;
+        let state = self.state_of(&live.job.spec.target);
+        let view = live
+            .meter
+            .view(&live.job, state, &live.tally, Detail::Shown, now);
+        let end = live.end.as_deref().cloned();
+        Some(job_view(&live.job, view.tables, end))
     }
 
     /// Shows a live job's newest state to its followers; says whether there is anything new.
     pub(super) fn publish(&mut self, id: JobId, now: Timestamp) -> bool {
+        let Some(live) = self.jobs.get(&id) else {
+            return false;
+        };
+        // What nobody watches is shown when somebody asks; but an end is kept for who comes late.
+        if live.feed.receiver_count() == 0 && live.end.is_none() {
+            return false;
+        }
+        self.show(id, now)
+    }
+
+    /// Puts a live job's newest state where followers see it; says whether there is anything new.
+    fn show(&mut self, id: JobId, now: Timestamp) -> bool {
         let Some(live) = self.jobs.get(&id) else {
             return false;
         };
@@ -108,8 +139,10 @@ impl<S: Store> Driver<S> {
         true
     }
 
-    /// A live job, to follow.
-    pub(super) fn follow(&self, id: JobId) -> Option<Follow> {
+    /// A live job, to follow from now on.
+    pub(super) fn follow(&mut self, id: JobId, now: Timestamp) -> Option<Follow> {
+        // While nobody watched, nothing was shown.
+        self.show(id, now);
         let live = self.jobs.get(&id)?;
         Some(Follow {
             node: live.job.spec.target.clone(),
@@ -122,14 +155,21 @@ impl<S: Store> Driver<S> {
     pub(super) fn full_view(&self, id: JobId, now: Timestamp) -> Option<ProgressView> {
         let live = self.jobs.get(&id)?;
         let state = self.state_of(&live.job.spec.target);
-        Some(
-            live.meter
-                .view(&live.job, state, &live.tally, Detail::All, now),
-        )
+        let view = live
+            .meter
+            .view(&live.job, state, &live.tally, Detail::All, now);
+        let history = live.history.clone();
+        Some(ProgressView {
+            detail: ProgressDetail {
+                history,
+                ..view.detail
+            },
+            ..view
+        })
     }
 
     /// What a node's own tables should say.
-    pub(super) fn mirror_row(&self, node: &NodeId) -> Option<MirrorRow> {
+    pub(super) fn mirror_row(&self, node: &NodeId, now: Timestamp) -> Option<MirrorRow> {
         let record = self.nodes.get(node)?;
         let live = record.job.and_then(|id| self.jobs.get(&id));
         let counted = live.map(|l| l.tally.counted().done).unwrap_or_default();
@@ -143,7 +183,22 @@ impl<S: Store> Driver<S> {
         } else {
             0.0
         };
+        let progress = live.map(|live| {
+            let view = live
+                .meter
+                .view(&live.job, record.state, &live.tally, Detail::Active, now);
+            MirrorProgress {
+                bytes_total: ByteCount(view.bytes_total),
+                wire_bytes: ByteCount(view.wire_bytes),
+                rows_sec: view.throughput_rows_sec,
+                bytes_sec: view.throughput_bytes_sec,
+                eta_seconds: view.eta_seconds,
+                workers: view.parallel_workers,
+                retries: view.detail.retries,
+            }
+        });
         Some(MirrorRow {
+            progress: progress.unwrap_or_default(),
             state: record.state,
             source: record.source.clone(),
             job: record.job,
@@ -153,11 +208,25 @@ impl<S: Store> Driver<S> {
             overall_percent: live.map_or(finished, |l| l.meter.overall_percent()),
             tables,
             rows: RowCount(counted.rows.0),
-            bytes: live.map_or(counted.bytes, |l| {
-                steep_protocol::ByteCount(l.meter.bytes(&l.tally))
-            }),
+            bytes: live.map_or(counted.bytes, |l| ByteCount(l.meter.bytes(&l.tally))),
             error: record.error_message.clone(),
         })
+    }
+}
+
+/// A job in full, with those tables.
+pub(super) fn job_view(job: &Job, tables: Vec<TableView>, end: Option<EndView>) -> JobView {
+    JobView {
+        job_id: job.id,
+        spec: job.spec.clone(),
+        operator: job.operator.clone(),
+        accepted_at: job.accepted_at,
+        ended_at: job.ended_at,
+        phase_times: phase_times(&job.clock),
+        current_phase: job.clock.current,
+        findings: job.warnings.clone(),
+        tables,
+        end: end.map(Box::new),
     }
 }
 
@@ -186,5 +255,6 @@ pub(super) fn idle_view(record: &NodeRecord) -> ProgressView {
         started_at: record.init_started_at,
         error_message: record.error_message.clone(),
         tables: Vec::new(),
+        detail: ProgressDetail::default(),
     }
 }

@@ -1,8 +1,8 @@
 //! One initialisation of one target, as values.
 //!
 //! Owns what a job is ([`Job`]), which state of a node follows which ([`state`]), which command comes
-//! next ([`machine`]), what has been copied ([`tally`]), how far that is ([`progress`]) and whether
-//! it may begin at all ([`preflight`]). Everything here is pure: time comes in as a value, messages
+//! next ([`machine`]), what has been copied ([`tally`]), how far that is ([`progress`]), what is
+//! said at the end ([`report`]) and whether it may begin at all ([`preflight`]). Everything here is pure: time comes in as a value, messages
 //! go out as values, and nothing knows SQLite, QUIC or tokio.
 //!
 //! Invariants:
@@ -22,6 +22,7 @@ use steep_protocol::{ByteCount, CommandId, Fault, JobId, Lsn, Phase, RowCount};
 pub mod machine;
 pub mod preflight;
 pub mod progress;
+pub mod report;
 pub mod state;
 pub mod tally;
 

@@ -18,7 +18,7 @@ use steep_protocol::NodeState;
 ///     │                  │  │ Redo                    │                           Failed      │ Redo │
 ///     │ Cancelled        │  └──────────────▶ REINITIALIZING ◀─────────────────────────────────┴──────┘
 ///     └──────────────────┘                     │ Proved ▶ SYNCHRONIZED, Failed ▶ FAILED
-///       (and from every active state)
+///       (and from every active state)              DIVERGED ─ Recovered ▶ SYNCHRONIZED
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum NodeEvent {
@@ -30,8 +30,10 @@ pub enum NodeEvent {
     Copied,
     /// Proved equal up to a fence.
     Proved,
-    /// The subscription or its slot broke.
+    /// The subscription or its slot broke, or the columns are no longer the source's.
     Drifted,
+    /// What had broken was put right, and the node follows again.
+    Recovered,
     /// Some or all tables are to be copied again.
     Redo,
     /// The job ended with an error, or what it left cannot be removed yet.
@@ -42,12 +44,13 @@ pub enum NodeEvent {
 
 impl NodeEvent {
     /// Every event.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Begin,
         Self::Opened,
         Self::Copied,
         Self::Proved,
         Self::Drifted,
+        Self::Recovered,
         Self::Redo,
         Self::Failed,
         Self::Cancelled,
@@ -77,6 +80,7 @@ pub fn transition(from: NodeState, event: NodeEvent) -> Result<NodeState, Illega
         (S::Copying, NodeEvent::Copied) => Ok(S::CatchingUp),
         (S::CatchingUp | S::Reinitializing, NodeEvent::Proved) => Ok(S::Synchronized),
         (S::Synchronized, NodeEvent::Drifted) => Ok(S::Diverged),
+        (S::Diverged, NodeEvent::Recovered) => Ok(S::Synchronized),
         (S::Synchronized | S::Diverged | S::Failed, NodeEvent::Redo) => Ok(S::Reinitializing),
         (
             S::Uninitialized
@@ -113,7 +117,7 @@ mod tests {
 
     use super::*;
 
-    /// The relation as DESIGN.md has it, written down a second time and independently.
+    /// The relation as the design has it, written down a second time and independently.
     const RELATION: &[(S, S)] = &[
         (S::Uninitialized, S::Preparing),
         (S::Uninitialized, S::Failed),
@@ -128,6 +132,7 @@ mod tests {
         (S::CatchingUp, S::Uninitialized),
         (S::Synchronized, S::Diverged),
         (S::Synchronized, S::Reinitializing),
+        (S::Diverged, S::Synchronized),
         (S::Diverged, S::Reinitializing),
         (S::Diverged, S::Failed),
         (S::Failed, S::Uninitialized),

@@ -86,6 +86,8 @@ pub struct Tally {
     planned: u32,
     done: Totals,
     wire: ByteCount,
+    /// COPY bytes of the parts behind `wire`.
+    crossed: ByteCount,
     completed: u32,
     flight: Vec<PartProgress>,
     /// Sum of [`TableTally::projected`] over tables begun.
@@ -166,6 +168,9 @@ impl Tally {
         self.done.rows += part.rows;
         self.done.bytes += part.bytes;
         self.wire += part.wire;
+        if part.wire != ByteCount(0) {
+            self.crossed += part.bytes;
+        }
         if table.is_complete() {
             self.completed += 1;
             Ok(Noted::Table(no))
@@ -251,6 +256,13 @@ impl Tally {
         self.done.bytes + self.flight.iter().map(|f| f.bytes).sum()
     }
 
+    /// COPY bytes that crossed the network as far as that is known, those on their way included: not
+    /// those of parts that were found in the ledger, whose wire bytes nobody remembers.
+    #[must_use]
+    pub fn crossed(&self) -> ByteCount {
+        self.crossed + self.flight.iter().map(|f| f.bytes).sum()
+    }
+
     /// Bytes on the wire, those on their way included.
     #[must_use]
     pub fn wire(&self) -> ByteCount {
@@ -308,6 +320,7 @@ impl Tally {
     /// Takes bytes on the wire that are known as a sum only.
     pub fn restore_wire(&mut self, wire: ByteCount) {
         self.wire = wire;
+        self.crossed = self.done.bytes;
     }
 }
 

@@ -9,8 +9,9 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+pub use steep_protocol::limits::SAMPLES_MAX;
 use steep_protocol::message::agent::{PartDone, TableSummary};
-use steep_protocol::message::api::{EndView, EventView};
+use steep_protocol::message::api::{AuditView, EndView, EventView, ProgressSample};
 use steep_protocol::{ByteCount, JobId, NodeId, NodeState, RowCount, TableNo};
 
 use crate::job::Job;
@@ -26,10 +27,13 @@ pub mod sqlite;
 ///   remove a slot (G5, G6).
 /// - **the plan** of each node's last job, and **parts done** of those that are open: the
 ///   coordinator's own sums are one side of the proof (G4), and progress must not begin at zero
-///   again.
+///   again. Parts may be written a second late: agents say them again to a restarted coordinator.
+/// - **how each job ended**: the final report, which operators ask for days later.
 /// - **the next command id**: an agent answers an id it has seen with what that came to, so an id
 ///   that was used twice would be taken for done.
-/// - **events**: the audit log.
+/// - **samples** of each job's progress, so that a restarted coordinator still shows how it went.
+/// - **events**, and **what operators wanted** with the nodes that have not been told: the audit
+///   trail.
 ///
 /// What moves right now (rates, parts on their way, what agents observe, who is connected) is not
 /// durable: agents say it again within a second.
@@ -66,6 +70,34 @@ pub trait Store: Send {
     /// [`StoreError`].
     fn parts(&mut self, id: JobId, each: &mut dyn FnMut(PartDone)) -> Result<(), StoreError>;
 
+    /// A job's samples, oldest first; at most [`SAMPLES_MAX`].
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn samples(&mut self, id: JobId) -> Result<Vec<ProgressSample>, StoreError>;
+
+    /// What operators wanted, oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn audit(&mut self, query: &EventQuery) -> Result<Vec<AuditView>, StoreError>;
+
+    /// How the last job of that target that is over ended.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn last_end(&mut self, target: &NodeId) -> Result<Option<EndView>, StoreError>;
+
+    /// The newest events of a node, as target or source, or of all; oldest of them first.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn recent_events(
+        &mut self,
+        node: Option<&NodeId>,
+        limit: u32,
+    ) -> Result<Vec<EventView>, StoreError>;
+
     /// Events, oldest first.
     ///
     /// # Errors
@@ -96,6 +128,26 @@ pub struct NodeRecord {
     pub advertise: Option<String>,
     /// Its PostgreSQL's version, when last seen.
     pub postgres_version: Option<u32>,
+    /// How the columns of what it replicates may differ from the source's.
+    #[serde(default)]
+    pub columns: Columns,
+}
+
+/// How the columns of a synchronized node may differ from its source's.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Columns {
+    /// Not at all.
+    #[default]
+    Equal,
+    /// As they do when they are first seen after the job, whose mode allowed it.
+    AsFirstSeen,
+    /// As in these two digests, of the source and of the node.
+    As {
+        /// The source's.
+        source: String,
+        /// The node's.
+        node: String,
+    },
 }
 
 impl NodeRecord {
@@ -113,6 +165,7 @@ impl NodeRecord {
             agent_version: None,
             advertise: None,
             postgres_version: None,
+            columns: Columns::Equal,
         }
     }
 }
@@ -148,12 +201,49 @@ pub enum Write {
         /// The sums.
         tables: Vec<TableSum>,
     },
+    /// Where a job's progress is now. Of more than [`SAMPLES_MAX`] of one job, every second one of
+    /// the older half is dropped.
+    Sample {
+        /// The job.
+        job: JobId,
+        /// Where it is.
+        sample: ProgressSample,
+    },
+    /// What an operator wanted. Those older than [`AUDIT_KEPT`] are dropped now and then.
+    Audit {
+        /// The wish.
+        view: Box<AuditView>,
+        /// The nodes whose audit log it belongs into.
+        due: Vec<NodeId>,
+    },
+    /// A wish is in that node's audit log.
+    Audited {
+        /// The node.
+        node: NodeId,
+        /// The wish's number.
+        seq: u64,
+    },
     /// Something that happened. Events older than [`EVENTS_KEPT`] are dropped now and then.
     Event(EventView),
 }
 
 /// Events kept: months of ordinary use, some tens of megabytes at most.
 pub const EVENTS_KEPT: u64 = 100_000;
+
+/// Jobs of one target that are kept once they are over, with their reports.
+pub const JOBS_KEPT: u32 = 50;
+
+/// Operators' wishes kept: more than any cluster's operators have in years.
+pub const AUDIT_KEPT: u64 = 100_000;
+
+/// A wish that a node's audit log does not have yet.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AuditDue {
+    /// The node.
+    pub node: NodeId,
+    /// The wish.
+    pub view: AuditView,
+}
 
 /// What a table had come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -197,6 +287,10 @@ pub struct Loaded {
     pub next_command: u64,
     /// The number of the next event.
     pub next_event: u64,
+    /// The number of the next wish of an operator.
+    pub next_audit: u64,
+    /// Wishes that nodes have not confirmed, oldest first.
+    pub audit_due: Vec<AuditDue>,
 }
 
 /// Which events.

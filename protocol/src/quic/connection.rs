@@ -1,14 +1,15 @@
 //! A connection whose peer is known and whose hello has been exchanged.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use steep_certs::{Identity, Role};
 
 use super::error::{ConnectError, StreamError, closed_with};
 use super::stream::{Receiver, Sender};
-use crate::wire::NodeId;
 use crate::wire::close::CloseCode;
 use crate::wire::hello::{Answer, HELLO_LENGTH, Hello};
+use crate::wire::{ByteCount, NodeId};
 
 /// Who is at the other end, from its certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +18,25 @@ pub struct Peer {
     pub role: Role,
     /// Its name: of an agent, the node's.
     pub name: NodeId,
+    /// The serial number of the certificate it showed, as `steep-repl certs show` prints it.
+    pub certificate: String,
+}
+
+/// How a connection's path does. Counters are over the connection's life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PathStats {
+    /// The current estimate of the round trip.
+    pub rtt: Duration,
+    /// Bytes that congestion control lets be on their way at once.
+    pub congestion_window: ByteCount,
+    /// Packets sent.
+    pub sent_packets: u64,
+    /// Of those, taken for lost.
+    pub lost_packets: u64,
+    /// UDP payload sent.
+    pub sent: ByteCount,
+    /// UDP payload received.
+    pub received: ByteCount,
 }
 
 /// A connection. Clones are the same connection.
@@ -117,6 +137,26 @@ impl Connection {
         self.inner.close_reason().is_some()
     }
 
+    /// Where the peer is, as this end sees it.
+    #[must_use]
+    pub fn remote(&self) -> SocketAddr {
+        self.inner.remote_address()
+    }
+
+    /// How the path does, from the transport's own counters.
+    #[must_use]
+    pub fn path(&self) -> PathStats {
+        let stats = self.inner.stats();
+        PathStats {
+            rtt: stats.path.rtt,
+            congestion_window: ByteCount(stats.path.cwnd),
+            sent_packets: stats.path.sent_packets,
+            lost_packets: stats.path.lost_packets,
+            sent: ByteCount(stats.udp_tx.bytes),
+            received: ByteCount(stats.udp_rx.bytes),
+        }
+    }
+
     /// The current estimate of the round trip.
     #[must_use]
     pub fn rtt(&self) -> Duration {
@@ -166,5 +206,6 @@ fn identify(connection: &quinn::Connection) -> Result<Peer, ConnectError> {
     Ok(Peer {
         role: identity.role,
         name,
+        certificate: Identity::serial(leaf).map_err(|e| ConnectError::Identity(e.to_string()))?,
     })
 }

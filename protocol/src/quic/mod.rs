@@ -13,7 +13,7 @@ mod tuning;
 #[cfg(test)]
 mod tests;
 
-pub use connection::{Connection, Peer};
+pub use connection::{Connection, PathStats, Peer};
 pub use endpoint::{Endpoint, Expect, Incoming};
 pub use error::{ConnectError, EndpointError, StreamError};
 pub use steep_certs::Role;

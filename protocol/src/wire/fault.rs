@@ -26,6 +26,22 @@ pub enum FaultKind {
     Unauthorized,
 }
 
+impl FaultKind {
+    /// The name in JSON and traces: snake case.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::BadRequest => "bad_request",
+            Self::SchemaMismatch => "schema_mismatch",
+            Self::Cancelled => "cancelled",
+            Self::Timeout => "timeout",
+            Self::Unreachable => "unreachable",
+            Self::Unauthorized => "unauthorized",
+        }
+    }
+}
+
 /// Whether the same thing may be tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -11,6 +11,10 @@ pub const PLAN_PAGE: usize = 50;
 /// Tables in one page of summaries for the coordinator: about 150 bytes each.
 pub const SUMMARY_PAGE: usize = 5_000;
 
+/// Bytes of text in one page of a schema, after which it ends. One table's columns at their longest
+/// still fit a control frame with it.
+pub const SCHEMA_PAGE_BYTES: usize = 512 * 1024;
+
 /// COPY bytes in one chunk before compression. Large enough that per-chunk costs vanish, small
 /// enough that 16 workers hold a few MiB each way.
 pub const CHUNK_RAW_MAX: usize = 256 * 1024;
@@ -28,8 +32,21 @@ pub const PARTS_MAX: u32 = 4_000_000;
 /// Names listed in a preflight finding or in facts; beyond it only the count is given.
 pub const LISTED_MAX: usize = 100;
 
+/// Samples of one job's progress that are kept and shown: an hour of one every ten seconds, and as
+/// many again for all the time before it.
+pub const SAMPLES_MAX: usize = 720;
+
 /// Workers of one job, the contract's bound on `--parallel`.
 pub const WORKERS_MAX: u8 = 16;
 
 /// Workers of a job where nobody says otherwise.
 pub const WORKERS_DEFAULT: u8 = 4;
+
+/// Events a watcher is told of at the start: some screens full.
+pub const RECENT_EVENTS: u32 = 200;
+
+/// Tables in the view of one job, which goes out every second while somebody looks at it.
+pub const TABLES_SHOWN: usize = 100;
+
+/// Tables in the list of the slowest.
+pub const SLOWEST_TABLES: usize = 10;

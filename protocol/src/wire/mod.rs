@@ -9,6 +9,7 @@ pub mod frame;
 pub mod hello;
 pub mod limits;
 pub mod message;
+pub mod trace;
 
 mod fault;
 mod id;

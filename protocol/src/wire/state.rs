@@ -104,6 +104,20 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// Every phase, in the order in which a snapshot job goes through them.
+    pub const ALL: [Self; 10] = [
+        Self::Preflight,
+        Self::Snapshot,
+        Self::Schema,
+        Self::Copy,
+        Self::Indexes,
+        Self::Constraints,
+        Self::Subscribe,
+        Self::CatchUp,
+        Self::Prove,
+        Self::Cleanup,
+    ];
+
     /// The name in JSON, SQL and logs: snake case.
     #[must_use]
     pub fn as_str(self) -> &'static str {

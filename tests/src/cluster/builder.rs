@@ -21,6 +21,7 @@ pub struct Builder {
     installations: BTreeMap<String, Installation>,
     settings: Vec<(String, String, String)>,
     agent_arguments: Vec<(String, String)>,
+    coordinator_arguments: Vec<String>,
     durability: Durability,
     grouping: Grouping,
     binaries: Option<Binaries>,
@@ -34,6 +35,7 @@ impl Default for Builder {
             installations: BTreeMap::new(),
             settings: Vec::new(),
             agent_arguments: Vec::new(),
+            coordinator_arguments: Vec::new(),
             durability: Durability::Relaxed,
             grouping: Grouping::Shared,
             binaries: None,
@@ -71,6 +73,13 @@ impl Builder {
     pub fn agent_argument(mut self, node: &str, argument: &str) -> Self {
         self.agent_arguments
             .push((node.to_owned(), argument.to_owned()));
+        self
+    }
+
+    /// A further argument for the coordinator.
+    #[must_use]
+    pub fn coordinator_argument(mut self, argument: &str) -> Self {
+        self.coordinator_arguments.push(argument.to_owned());
         self
     }
 
@@ -155,6 +164,7 @@ impl Builder {
             binaries,
             grouping: self.grouping,
             coordinator_port: Port::take()?,
+            coordinator_arguments: self.coordinator_arguments,
             dir,
             _scratch: scratch,
         })
@@ -185,6 +195,7 @@ impl Builder {
             port: Port::take()?,
             advertise: None,
             password: None,
+            role: None,
             agent_arguments: arguments.map(|(_, argument)| argument.clone()).collect(),
             dir: dir.to_path_buf(),
         })

@@ -49,6 +49,7 @@ pub struct Cluster {
     binaries: Binaries,
     grouping: Grouping,
     coordinator_port: Port,
+    coordinator_arguments: Vec<String>,
     dir: PathBuf,
     _scratch: Option<Scratch>,
 }
@@ -154,6 +155,9 @@ impl Cluster {
             .arg(certs.join("coordinator.pem"))
             .arg("--key")
             .arg(certs.join("coordinator.key"))
+            // TCP, where QUIC has UDP: one port is both.
+            .args(["--metrics", &self.coordinator_address()])
+            .args(&self.coordinator_arguments)
             .env("HOME", &self.dir)
             .current_dir(&self.dir);
         let log = self.dir.join("coordinator.log");

@@ -21,6 +21,8 @@ pub struct Node {
     pub(super) advertise: Option<String>,
     /// What the agent takes for the password, where it is not the right one.
     pub(super) password: Option<String>,
+    /// Whom the agent connects as, where it is not the superuser.
+    pub(super) role: Option<String>,
     pub(super) agent_arguments: Vec<String>,
     pub(super) dir: PathBuf,
 }
@@ -72,6 +74,19 @@ impl Node {
         self.password = password;
     }
 
+    /// Whom its agent connects as from its next start on: a role that is there, with the server's
+    /// own password.
+    pub fn set_role(&mut self, role: &str) {
+        self.role = Some(role.to_owned());
+    }
+
+    fn conninfo(&self) -> String {
+        match &self.role {
+            Some(role) => self.server.conninfo_as(role, DATABASE),
+            None => self.server.conninfo(DATABASE),
+        }
+    }
+
     pub(super) fn take_agent(&mut self) -> Result<Process> {
         self.agent
             .take()
@@ -99,7 +114,7 @@ impl Node {
                 "--advertise",
                 advertise,
             ])
-            .args(["--postgres", &self.server.conninfo(DATABASE)])
+            .args(["--postgres", &self.conninfo()])
             .arg("--data-dir")
             .arg(self.dir.join(format!("agent-{}", self.name)))
             .arg("--ca")
@@ -108,6 +123,7 @@ impl Node {
             .arg(certs.join(format!("{}.pem", self.name)))
             .arg("--key")
             .arg(certs.join(format!("{}.key", self.name)))
+            .args(["--metrics", &address])
             .args(&self.agent_arguments)
             .env("PGPASSWORD", password)
             .env("PATH", path_with(self.server.installation().bin()))

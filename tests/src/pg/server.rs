@@ -167,8 +167,14 @@ impl Server {
     /// A libpq connection string over TCP, without the password.
     #[must_use]
     pub fn conninfo(&self, database: &str) -> String {
+        self.conninfo_as(SUPERUSER, database)
+    }
+
+    /// The same for another role.
+    #[must_use]
+    pub fn conninfo_as(&self, role: &str, database: &str) -> String {
         format!(
-            "host=127.0.0.1 port={} user={SUPERUSER} dbname={database}",
+            "host=127.0.0.1 port={} user={role} dbname={database}",
             self.port()
         )
     }

@@ -1,7 +1,11 @@
 //! The read buffer: one allocation for the life of a connection.
 
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::pg::PgError;
 
@@ -80,6 +84,15 @@ impl ReadBuffer {
 
     /// Reads once more. The buffer must not be full.
     pub(super) async fn fill<R: AsyncRead + Unpin>(&mut self, from: &mut R) -> Result<(), PgError> {
+        poll_fn(|cx| self.poll_fill(cx, from)).await
+    }
+
+    /// [`ReadBuffer::fill`] for those who wait for something else as well.
+    pub(super) fn poll_fill<R: AsyncRead + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut R,
+    ) -> Poll<Result<(), PgError>> {
         if self.start == self.end {
             self.start = 0;
             self.end = 0;
@@ -88,12 +101,14 @@ impl ReadBuffer {
             self.end -= self.start;
             self.start = 0;
         }
-        let read = from.read(&mut self.bytes[self.end..]).await?;
+        let mut room = ReadBuf::new(&mut self.bytes[self.end..]);
+        ready!(Pin::new(from).poll_read(cx, &mut room))?;
+        let read = room.filled().len();
         if read == 0 {
-            return Err(PgError::Closed);
+            return Poll::Ready(Err(PgError::Closed));
         }
         self.end += read;
-        Ok(())
+        Poll::Ready(Ok(()))
     }
 
     /// The next message, head included, in a buffer of its own; its length is checked before

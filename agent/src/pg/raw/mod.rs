@@ -1,15 +1,16 @@
 //! A connection on the bare protocol: what tokio-postgres cannot do, or not fast enough.
 //!
-//! Two uses: the replication connection, and COPY OUT. COPY data goes from a large read buffer
-//! straight into the caller's, header by header, whatever the size of a message: a row of a
-//! gigabyte is never held. Everything else the server says is small and bounded by
-//! [`MESSAGE_MAX`].
+//! Three uses: the replication connection, COPY OUT and COPY IN. COPY data goes from a large read
+//! buffer straight into the caller's, header by header, whatever the size of a message: a row of a
+//! gigabyte is never held. On the way in, the caller's buffers are written from where they lie.
+//! Everything else the server says is small and bounded by [`MESSAGE_MAX`].
 //!
 //! Nothing here is safe to drop midway and use again: a future that is dropped leaves the connection
 //! in an unknown place, so owners drop the connection as well.
 
 mod buffer;
-mod copy;
+mod copy_in;
+mod copy_out;
 mod startup;
 
 use std::collections::HashMap;
@@ -21,13 +22,13 @@ use tokio::io::AsyncWriteExt;
 use tokio_postgres::fallible_iterator::FallibleIterator;
 
 use super::conninfo::Conninfo;
-use super::dial::{self, Failures, Next, Route, Stream};
+use super::dial::{self, Route, Search, Stream};
 use super::error::ErrorFields;
 use super::session::ServerKind;
 use super::{PgError, settings};
 use buffer::ReadBuffer;
 
-pub use copy::CopyStep;
+pub use copy_out::CopyStep;
 
 /// The longest message other than COPY data. PostgreSQL's own are far below, except that a row of a
 /// simple query has no bound: ours ask for short ones.
@@ -45,6 +46,17 @@ pub enum Mode {
     Replication,
 }
 
+/// Where a connection is between two calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Between two queries.
+    Idle,
+    /// The server gives COPY data.
+    CopyOut(copy_out::Reading),
+    /// The server waits for COPY data.
+    CopyIn,
+}
+
 /// One connection on the bare protocol. Dropping it closes the socket.
 #[derive(Debug)]
 pub struct RawConnection {
@@ -53,7 +65,7 @@ pub struct RawConnection {
     parameters: HashMap<String, String>,
     cancel: Canceller,
     version: u32,
-    copy: copy::State,
+    state: State,
 }
 
 /// Cancels what its connection runs, from outside.
@@ -74,22 +86,14 @@ impl RawConnection {
     /// # Errors
     /// [`PgError`]: not reached, not let in, or not the kind of server that is wanted.
     pub async fn connect(conninfo: &Conninfo, purpose: &str, mode: Mode) -> Result<Self, PgError> {
-        let mut failures = Failures::default();
-        for route in dial::routes(conninfo) {
-            if failures.judge(&route) == Next::Skip {
-                continue;
-            }
+        let mut search = Search::new(conninfo);
+        while let Some(route) = search.way() {
             let attempt = Self::connect_along(conninfo, &route, purpose, mode);
-            match tokio::time::timeout(conninfo.connect_timeout, attempt).await {
-                Ok(Ok(connection)) => return Ok(connection),
-                Ok(Err(error)) => failures.add(route, error),
-                Err(_) => {
-                    let error = dial::timed_out(&route);
-                    failures.add(route, error);
-                }
+            if let Some(connection) = search.within(&route, attempt).await {
+                return Ok(connection);
             }
         }
-        Err(failures.into_error())
+        Err(search.into_error())
     }
 
     async fn connect_along(
@@ -111,7 +115,7 @@ impl RawConnection {
             parameters: HashMap::new(),
             cancel: canceller,
             version: 0,
-            copy: copy::State::Idle,
+            state: State::Idle,
         };
         connection.start(conninfo, route, purpose, mode).await?;
         let kind = ServerKind::of(|name| connection.parameters.get(name).map(String::as_str));
@@ -138,6 +142,12 @@ impl RawConnection {
     #[must_use]
     pub fn server_version(&self) -> u32 {
         self.version
+    }
+
+    /// Whether a query may be sent: no COPY is under way.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.state == State::Idle
     }
 
     /// What cancels this connection's statements.
@@ -200,6 +210,54 @@ impl RawConnection {
         self.stream.write_all(bytes).await?;
         self.stream.flush().await?;
         Ok(())
+    }
+
+    /// Sends a query with a COPY in it and reads up to the message with which `begun` says that it
+    /// runs.
+    async fn begin_copy(
+        &mut self,
+        sql: &str,
+        begun: fn(&Message) -> Option<State>,
+    ) -> Result<(), PgError> {
+        self.send_query(sql).await?;
+        loop {
+            let message = self.message().await?;
+            if let Some(state) = begun(&message) {
+                self.state = state;
+                return Ok(());
+            }
+            match message {
+                // A statement before the COPY, in the same query.
+                Message::CommandComplete(_)
+                | Message::RowDescription(_)
+                | Message::DataRow(_)
+                | Message::EmptyQueryResponse => {}
+                Message::ErrorResponse(body) => {
+                    let error = server_error(&body)?;
+                    self.until_ready().await?;
+                    return Err(error);
+                }
+                Message::ReadyForQuery(_) => {
+                    return Err(PgError::Protocol("a query that began no COPY".to_owned()));
+                }
+                _ => {
+                    return Err(PgError::Protocol(
+                        "a message that begins no COPY".to_owned(),
+                    ));
+                }
+            }
+        }
+    }
+
+    async fn until_ready(&mut self) -> Result<(), PgError> {
+        let mut failed = None;
+        loop {
+            match self.message().await? {
+                Message::ReadyForQuery(_) => return failed.map_or(Ok(()), Err),
+                Message::ErrorResponse(body) => failed = failed.or(Some(server_error(&body)?)),
+                _ => {}
+            }
+        }
     }
 
     /// The next message that is neither a notice nor a parameter.

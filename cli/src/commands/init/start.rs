@@ -8,6 +8,7 @@ use steep_protocol::{FaultKind, JobId, NodeId, NodeState};
 use crate::args::StartArgs;
 use crate::client::Client;
 use crate::commands::doctor::{self, SCHEMA_MISMATCH};
+use crate::commands::init::plan;
 use crate::commands::{Context, nodes};
 use crate::failure::{self, Failure};
 use crate::follow::Follower;
@@ -17,7 +18,9 @@ use crate::terminal::{self, Terminal, print_line, tell};
 
 /// Starts the jobs, and follows them unless told not to. Where that fails before there is a job,
 /// programs are told with an `init.failed` for each target.
-pub(crate) async fn run(args: StartArgs, context: &Context) -> Result<u8, Failure> {
+pub(crate) async fn run(mut args: StartArgs, context: &Context) -> Result<u8, Failure> {
+    let choices = &mut args.choices;
+    choices.schema_sync = choices.schema_sync.or(context.settings.schema_sync);
     match go(&args, context).await {
         Err(failure) if context.terminal.json => {
             for target in failure.concerns(&args.targets) {
@@ -37,6 +40,9 @@ async fn go(args: &StartArgs, context: &Context) -> Result<u8, Failure> {
     let mut client = context.client().await?;
     let terminal = context.terminal;
 
+    if args.dry_run {
+        return plan::show(client, &specs, &mut signals, terminal).await;
+    }
     if args.resume {
         let active = active(&client, &args.targets, terminal).await?;
         if active.len() == args.targets.len() {
@@ -57,6 +63,7 @@ async fn go(args: &StartArgs, context: &Context) -> Result<u8, Failure> {
     if specs.iter().any(asks) {
         specs = confirmed(&client, specs, &mut signals, terminal).await?;
     }
+    plan::announce(&client, &specs, &mut signals, terminal).await?;
     if args.detach {
         let jobs = accepted(&client, specs).await?;
         client.close().await;

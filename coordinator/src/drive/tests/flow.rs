@@ -121,6 +121,7 @@ fn progress_is_shown_while_it_moves_and_mirrored_every_second() {
             phase: Phase::Copy,
             active,
             work: None,
+            retries: 0,
         };
         world.say("b", AgentMessage::Progress(report));
         world.skip(1);

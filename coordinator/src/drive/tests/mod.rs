@@ -1,8 +1,10 @@
 //! The loop against a cluster in memory: requests, sessions, restarts, deaths, drift.
 
+mod drift;
 mod faults;
 mod flow;
 mod requests;
+mod watching;
 mod world;
 
 use steep_protocol::message::agent::{Command, SlotStatus, SubscriptionStatus};

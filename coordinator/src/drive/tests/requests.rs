@@ -29,7 +29,7 @@ fn of_two_inits_of_one_node_exactly_one_wins() {
     assert_eq!(world.driver.jobs.len(), 1);
     world.run_on();
     let fault = world.init(vec![spec("a", "b")]).unwrap_err();
-    assert!(fault.message.contains("already synchronized") && fault.hint.contains("reinit"));
+    assert!(fault.message.contains("already synchronized") && fault.hint.contains("start over"));
 }
 
 #[test]

@@ -7,10 +7,11 @@ use std::path::Path;
 use jiff::SignedDuration;
 use steep_protocol::message::agent::{
     AgentMessage, Command, CoordinatorMessage, Observed, Outcome, PartDone, Registration,
-    SlotStatus, SubscriptionStatus, TableSummary,
+    ReplicatedDigest, SlotStatus, SubscriptionStatus, TableSummary,
 };
 use steep_protocol::message::api::{EndView, NodeView, ProgressView};
 use steep_protocol::message::facts::{SourceFacts, TargetFacts};
+use steep_protocol::message::schema::{SchemaCursor, SchemaReview};
 use steep_protocol::{
     ByteCount, CommandId, Fault, FaultKind, JobId, Lsn, NodeId, NodeState, PartNo, RowCount,
     TableName, TableNo,
@@ -39,7 +40,17 @@ pub(super) struct FakeAgent {
     /// Every command ever given, in order.
     pub(super) history: Vec<(CommandId, Command)>,
     pub(super) mirrored: Vec<steep_protocol::message::agent::MirrorRow>,
+    /// What it was told of operators' wishes; it confirms none by itself.
+    pub(super) audited: Vec<AuditView>,
     sums: BTreeMap<JobId, (u32, u64, u64)>,
+}
+
+fn operator() -> Operator {
+    Operator {
+        name: "dba".to_owned(),
+        certificate: "0a:1b".to_owned(),
+        address: "192.0.2.7".to_owned(),
+    }
 }
 
 pub(super) struct World {
@@ -49,6 +60,8 @@ pub(super) struct World {
     pub(super) agents: BTreeMap<NodeId, FakeAgent>,
     sessions: u64,
     skipped: SignedDuration,
+    /// What comparing schemas comes to.
+    pub(super) review: SchemaReview,
 }
 
 impl World {
@@ -60,6 +73,7 @@ impl World {
             agents: BTreeMap::new(),
             sessions: 0,
             skipped: SignedDuration::ZERO,
+            review: SchemaReview::default(),
         };
         for name in nodes {
             world.join(name);
@@ -74,6 +88,7 @@ impl World {
             mut agents,
             sessions,
             skipped,
+            review,
             ..
         } = self;
         drop(driver);
@@ -87,6 +102,7 @@ impl World {
             agents,
             sessions,
             skipped: SignedDuration::ZERO,
+            review,
         };
         world.skip(skipped.as_secs());
         world
@@ -113,6 +129,7 @@ impl World {
             kept: BTreeMap::new(),
             history: Vec::new(),
             mirrored: Vec::new(),
+            audited: Vec::new(),
             sums: BTreeMap::new(),
         });
         agent.session = session;
@@ -201,6 +218,7 @@ impl World {
                         agent.kept.remove(&id);
                     }
                     CoordinatorMessage::Mirror(row) => agent.mirrored.push(row),
+                    CoordinatorMessage::Audit(wish) => agent.audited.push(*wish),
                     CoordinatorMessage::Welcome { .. } => {}
                 }
             }
@@ -280,7 +298,17 @@ impl World {
             Command::Subscribe { .. }
             | Command::AwaitNativeCopy
             | Command::ReleaseTarget
+            | Command::Admit { .. }
             | Command::CleanupTarget { .. } => Outcome::Done,
+            Command::DescribeSchema { cursor, .. } => Outcome::SchemaPage {
+                page: Box::default(),
+                next: cursor.is_none().then_some(SchemaCursor {
+                    reading: 7,
+                    page: 1,
+                }),
+            },
+            Command::CaptureFingerprints => Outcome::Captured { tables: 3 },
+            Command::CompareSchemas { .. } => Outcome::Reviewed(Box::new(self.review.clone())),
         }
     }
 
@@ -339,7 +367,7 @@ impl World {
     }
 
     pub(super) fn init(&mut self, specs: Vec<JobSpec>) -> Result<Vec<Follow>, Fault> {
-        let operator = "dba".to_owned();
+        let operator = operator();
         match self.ask(Question::Init { specs, operator })? {
             Answer::Accepted { jobs, .. } => Ok(jobs),
             other => panic!("{other:?}"),
@@ -350,7 +378,7 @@ impl World {
         self.ask_later(Question::Cancel {
             node: node(name),
             data: CancelledData::Remove,
-            operator: "dba".to_owned(),
+            operator: operator(),
         })
     }
 
@@ -398,8 +426,34 @@ impl World {
             postgres: Some(Ok(180_000)),
             slots: slot.into_iter().collect(),
             subscriptions: subscription.into_iter().collect(),
+            digests: Vec::new(),
         };
         self.say(name, AgentMessage::Observed(observed));
+    }
+
+    /// What both ends of a job see when all is well but for these digests of columns.
+    pub(super) fn observe_columns(&mut self, job: JobId, source: &str, target: &str) {
+        let digests = |digest: &str| {
+            vec![ReplicatedDigest {
+                job,
+                digest: digest.to_owned(),
+            }]
+        };
+        let seen = |digest| Observed {
+            postgres: Some(Ok(180_000)),
+            digests: digests(digest),
+            ..Observed::default()
+        };
+        let of_source = Observed {
+            slots: vec![super::slot(job, "reserved")],
+            ..seen(source)
+        };
+        let of_target = Observed {
+            subscriptions: vec![super::subscription(job, true)],
+            ..seen(target)
+        };
+        self.say("a", AgentMessage::Observed(of_source));
+        self.say("b", AgentMessage::Observed(of_target));
     }
 }
 

@@ -97,7 +97,12 @@ impl Turn {
             (_, Outcome::Done | Outcome::FencePassed { .. } | Outcome::Totals { .. }) => {}
             (
                 _,
-                Outcome::SourceFacts(_) | Outcome::TargetFacts(_) | Outcome::SourceOpened { .. },
+                Outcome::SourceFacts(_)
+                | Outcome::TargetFacts(_)
+                | Outcome::SourceOpened { .. }
+                | Outcome::SchemaPage { .. }
+                | Outcome::Captured { .. }
+                | Outcome::Reviewed(_),
             ) => return self.fail(self.misunderstood(work)),
         }
         if self.missing(work) {

@@ -11,7 +11,7 @@
 //! In the order a person would look: [`servers`] (who is there), [`links`] (do they reach each
 //! other), [`privileges`], [`capacity`] (is there room for the job's slots, workers, sessions,
 //! locks), [`limits`] (what could end it midway), [`content`] (what is in the source), [`receiver`]
-//! (what is on the target).
+//! (what is on the target), [`schema`] (how it differs).
 
 mod capacity;
 mod content;
@@ -19,6 +19,7 @@ mod limits;
 mod links;
 mod privileges;
 mod receiver;
+mod schema;
 mod servers;
 mod text;
 
@@ -51,6 +52,7 @@ pub fn judge(spec: &JobSpec, source: &SourceFacts, target: &TargetFacts) -> Vec<
     limits::judge(&pair, &mut findings);
     content::judge(&pair, &mut findings);
     receiver::judge(&pair, &mut findings);
+    schema::judge(&pair, &mut findings);
     // Stable: within a severity the order above is kept.
     findings.sort_by_key(|finding| Reverse(finding.severity));
     findings

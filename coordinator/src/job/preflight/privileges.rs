@@ -5,7 +5,7 @@ use steep_protocol::message::job::Method;
 
 use super::servers::quoted;
 use super::text::names;
-use super::{End, Pair, Text, error};
+use super::{End, Pair, Text, error, info};
 
 pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     let (source, target) = (pair.source_end(), pair.target_end());
@@ -165,12 +165,12 @@ fn silence_triggers(end: &End<'_>) -> Option<Finding> {
 fn advance_origin(end: &End<'_>) -> Option<Finding> {
     let role = &end.server.role;
     (!end.server.can_advance_origin).then(|| {
-        error(
+        info(
             "origin_privilege",
             end.node,
             Text::new(
                 format!("role {role} may not call pg_replication_origin_advance"),
-                "this is how the subscription is told to begin exactly where the copy ends",
+                "with it the position that pg_stat_subscription shows is right from the first moment; without it replication begins at the same place, since the slot knows it",
                 format!(
                     "GRANT EXECUTE ON FUNCTION pg_replication_origin_advance(text, pg_lsn) TO {}",
                     quoted(role)

@@ -1,12 +1,11 @@
-//! What is on the target already: rows, a schema that differs; and whether its disk has room.
+//! What is on the target already: rows, tables of its own; and whether its disk has room.
 
 use steep_protocol::ByteCount;
-use steep_protocol::limits::LISTED_MAX;
-use steep_protocol::message::facts::{Finding, SchemaDifference, Severity};
-use steep_protocol::message::job::{Confirmation, ExistingRows, SchemaMode};
+use steep_protocol::message::facts::Finding;
+use steep_protocol::message::job::ExistingRows;
 
 use super::text::{bytes, counted, names};
-use super::{Pair, Text, error, finding, info, warning};
+use super::{Pair, Text, error, info, warning};
 
 /// Tables and indexes grow a little apart from the source's, and `ANALYZE` and sorting need room.
 const DISK_MARGIN_PERCENT: u64 = 110;
@@ -23,7 +22,6 @@ const DISK_MATTERS: ByteCount = ByteCount(1_000_000_000);
 
 pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     findings.extend(existing_rows(pair));
-    findings.extend(schema(pair));
     findings.extend(extra_tables(pair));
     findings.extend(disk(pair));
 }
@@ -63,80 +61,6 @@ fn existing_rows(pair: &Pair<'_>) -> Option<Finding> {
             ),
         ),
     })
-}
-
-fn schema(pair: &Pair<'_>) -> Vec<Finding> {
-    let node = &pair.spec.target;
-    let (severity, why, fix) = verdict(pair.spec.schema_mode, pair.spec.confirmation);
-    let differences = &pair.target.differences;
-    let mut found: Vec<Finding> = differences
-        .iter()
-        .take(LISTED_MAX)
-        .map(|d| {
-            finding(
-                severity,
-                "schema_mismatch",
-                node,
-                Text::new(describe(d), why, fix),
-            )
-        })
-        .collect();
-    let unsaid = differences.len().saturating_sub(LISTED_MAX) as u64 + pair.target.more_differences;
-    if unsaid > 0 {
-        let what = counted(unsaid, "further difference", "further differences");
-        found.push(finding(
-            severity,
-            "schema_mismatch",
-            node,
-            Text::new(what, why, fix),
-        ));
-    }
-    found
-}
-
-/// How grave a difference is, why, and what to do.
-fn verdict(mode: SchemaMode, word: Confirmation) -> (Severity, &'static str, &'static str) {
-    match (mode, word) {
-        (SchemaMode::Strict, _) => (
-            Severity::Error,
-            "rows and later changes may not fit; with --schema-sync strict any difference stops the job",
-            "make the two schemas equal, start with a target database without tables, or use --schema-sync manual",
-        ),
-        (SchemaMode::Auto, _) => (
-            Severity::Error,
-            "--schema-sync auto creates the schema of an empty database; changing tables that are there already is not possible yet",
-            "make this change on the target yourself, or start with a target database without tables",
-        ),
-        (SchemaMode::Manual, Confirmation::Needed) => (
-            Severity::Error,
-            "rows and later changes may not fit; with --schema-sync manual somebody must say that they do",
-            "look at the difference, then confirm with --yes",
-        ),
-        (SchemaMode::Manual, Confirmation::Given) => (
-            Severity::Warning,
-            "rows and later changes may not fit; it was confirmed that they do",
-            "if the copy or the subscription fails at this table, make the two schemas equal",
-        ),
-    }
-}
-
-fn describe(difference: &SchemaDifference) -> String {
-    let SchemaDifference {
-        table,
-        column,
-        kind,
-        source,
-        target,
-    } = difference;
-    let place = match column {
-        Some(column) => format!("column {column} of {table}"),
-        None => format!("table {table}"),
-    };
-    match kind.as_str() {
-        "missing" => format!("{place} is missing on the target ({kind}): {source}"),
-        "extra" => format!("{place} is on the target only ({kind}): {target}"),
-        _ => format!("{place} differs ({kind}): {source} on the source, {target} on the target"),
-    }
 }
 
 fn extra_tables(pair: &Pair<'_>) -> Option<Finding> {

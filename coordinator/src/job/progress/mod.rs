@@ -1,21 +1,25 @@
 //! How far a job is, for people: percentages, rates, and when it will be over.
 //!
-//! Owns what must be remembered between two looks at a job: the smoothed rate, the work of the
-//! current phase, and the highest percentage that was shown, so that a corrected estimate never makes
-//! a bar go back. Pure: time comes in as a value.
+//! Owns what must be remembered between two looks at a job: the pace of what the current phase counts
+//! (COPY bytes, bytes of tables being indexed, WAL to catch up on), and the highest percentages that
+//! were shown, so that a corrected estimate never makes a bar go back. Pure: time comes in as a value.
+
+mod pace;
+
+use std::cmp::Reverse;
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::{WorkProgress, WorkUnit};
-use steep_protocol::message::api::{ProgressView, TableState, TableView};
+use steep_protocol::message::api::{
+    PhaseTime, ProgressDetail, ProgressSample, ProgressView, TableState, TableView,
+};
 use steep_protocol::message::job::Method;
-use steep_protocol::{ByteCount, Fault, NodeId, NodeState, Phase};
+use steep_protocol::{ByteCount, Fault, NodeId, NodeState, Phase, limits};
+
+use pace::Pace;
 
 use super::tally::{TableTally, Tally};
 use super::{Closed, Job, Stage, Why};
-
-/// How fast a rate follows: after this many seconds about two thirds of a change are in it. Long
-/// enough that the ends of parts do not show, short enough to see a stall.
-const SMOOTHING_SECONDS: f64 = 4.0;
 
 /// Copying is said to be complete when it is, not when an estimate says so.
 const ALMOST: f64 = 99.9;
@@ -48,11 +52,21 @@ pub fn span(method: Method, phase: Phase) -> (f64, f64) {
 pub struct Meter {
     work: Option<(Phase, WorkProgress)>,
     native_bytes: u64,
-    sample: Option<(Timestamp, u64)>,
-    /// Seconds that have gone into `rate`.
-    sampled: f64,
-    rate: f64,
+    /// What is being counted, so that a pace is of one thing.
+    counting: Option<(Phase, WorkUnit)>,
+    pace: Pace,
+    wire: Pace,
     shown: f64,
+    /// The highest percentage of that phase that was shown.
+    shown_within: Option<(Phase, f64)>,
+    retries: Retries,
+}
+
+/// Parts begun again, over restarts of the agent that counts them.
+#[derive(Debug, Clone, Copy, Default)]
+struct Retries {
+    before: u64,
+    now: u64,
 }
 
 /// How much of the tables a view has.
@@ -60,6 +74,9 @@ pub struct Meter {
 pub enum Detail {
     /// Those being copied.
     Active,
+    /// At most [`limits::TABLES_SHOWN`]: those being copied, then the largest of those to come,
+    /// then the largest of those that are done.
+    Shown,
     /// All of them.
     All,
 }
@@ -73,32 +90,83 @@ impl Meter {
         self.work = Some((phase, work));
     }
 
-    /// Takes a sample for the rate and moves the percentage on. Call it about once a tick.
+    /// Takes the target's count of parts begun again; it begins at zero with each of its processes.
+    pub fn retried(&mut self, count: u64) {
+        if count < self.retries.now {
+            self.retries.before += self.retries.now;
+        }
+        self.retries.now = count;
+    }
+
+    /// Parts begun again so far.
+    #[must_use]
+    pub fn retries(&self) -> u64 {
+        self.retries.before + self.retries.now
+    }
+
+    /// Goes on where a coordinator that was stopped had been. The agent's own counts go on.
+    pub fn resume(&mut self, last: &ProgressSample) {
+        self.shown = self.shown.max(last.overall_percent.clamp(0.0, 100.0));
+        self.retries.now = self.retries.now.max(last.retries);
+        self.native_bytes = self.native_bytes.max(last.bytes_copied);
+    }
+
+    /// Where the job is now, to be kept.
+    #[must_use]
+    pub fn sample(&self, tally: &Tally, now: Timestamp) -> ProgressSample {
+        ProgressSample {
+            at: now,
+            overall_percent: self.shown,
+            rows_copied: tally.counted().done.rows.0,
+            bytes_copied: self.bytes(tally),
+            wire_bytes: tally.wire().0,
+            retries: self.retries(),
+        }
+    }
+
+    /// Takes samples for the rates and moves the percentages on. Call it about once a tick.
     pub fn observe(&mut self, job: &Job, tally: &Tally, now: Timestamp) {
         let phase = current_phase(job);
         if self.work.as_ref().is_some_and(|(p, _)| Some(*p) != phase) {
             self.work = None;
         }
-        let moved = self.bytes(tally);
-        if phase != Some(Phase::Copy) {
-            self.sample = None;
-            self.sampled = 0.0;
-            self.rate = 0.0;
-        } else if let Some((before, bytes)) = self.sample {
-            let seconds = (now.as_microsecond() - before.as_microsecond()) as f64 / 1e6;
-            if seconds <= 0.0 {
-                return;
-            }
-            let now_rate = moved.saturating_sub(bytes) as f64 / seconds;
-            // At first the plain average of what there is; smoothed once there is enough of it.
-            self.sampled += seconds;
-            let weight = (1.0 - (-seconds / SMOOTHING_SECONDS).exp()).max(seconds / self.sampled);
-            self.rate += (now_rate - self.rate) * weight;
-            self.sample = Some((now, moved));
-        } else {
-            self.sample = Some((now, moved));
+        let counted = self.counted(job, tally);
+        let counting = phase.zip(counted.map(|c| c.unit));
+        if counting != self.counting {
+            self.counting = counting;
+            self.pace = Pace::default();
+            self.wire = Pace::default();
+        }
+        if let Some(counted) = counted {
+            self.pace.observe(counted.done, now);
+        }
+        if phase == Some(Phase::Copy) {
+            self.wire.observe(tally.wire().0, now);
+        }
+        if let Some(phase) = phase {
+            let percent = self.percent_now(job, tally).unwrap_or(0.0);
+            let before = self.shown_within.filter(|(p, _)| *p == phase);
+            self.shown_within = Some((phase, before.map_or(percent, |(_, b)| b.max(percent))));
         }
         self.shown = self.shown.max(self.overall(job, tally));
+    }
+
+    /// What the current phase counts, how much of it is done and how much there is.
+    fn counted(&self, job: &Job, tally: &Tally) -> Option<Counting> {
+        let phase = current_phase(job)?;
+        if phase == Phase::Copy && job.spec.method != Method::Native {
+            return Some(Counting {
+                unit: WorkUnit::Bytes,
+                done: tally.bytes().0,
+                total: tally.expected().0,
+            });
+        }
+        let (_, work) = self.work.as_ref().filter(|(p, _)| *p == phase)?;
+        Some(Counting {
+            unit: work.unit,
+            done: work.done,
+            total: work.total,
+        })
     }
 
     /// The percentage that is shown; never less than one shown before.
@@ -125,38 +193,60 @@ impl Meter {
         }
     }
 
-    /// 0 to 100 within the current phase, where it can be told.
+    /// 0 to 100 within the current phase, where it can be told; never less than was shown before.
     #[must_use]
     pub fn phase_percent(&self, job: &Job, tally: &Tally) -> Option<f64> {
         let phase = current_phase(job)?;
-        if phase == Phase::Copy && job.spec.method != Method::Native {
+        let percent = self.percent_now(job, tally)?;
+        let before = self.shown_within.filter(|(p, _)| *p == phase);
+        Some(before.map_or(percent, |(_, b)| b.max(percent)))
+    }
+
+    fn percent_now(&self, job: &Job, tally: &Tally) -> Option<f64> {
+        let counted = self.counted(job, tally)?;
+        if current_phase(job) == Some(Phase::Copy) && job.spec.method != Method::Native {
             let wanted = job.plan.map_or(0, |p| p.parts);
             if tally.counted().done.parts == wanted {
                 return Some(100.0);
             }
-            return Some(percent(tally.bytes().0, tally.expected().0).min(ALMOST));
+            return Some(percent(counted.done, counted.total).min(ALMOST));
         }
-        let (_, work) = self.work.as_ref().filter(|(p, _)| *p == phase)?;
-        Some(percent(work.done, work.total))
+        Some(percent(counted.done, counted.total))
     }
 
     /// Seconds until the phase ends, where it can be told.
-    fn eta(&self, job: &Job, tally: &Tally, now: Timestamp) -> Option<u64> {
-        let (phase, began) = job.clock.current?;
-        if phase == Phase::Copy && job.spec.method != Method::Native {
-            if self.rate < 1.0 {
-                return None;
-            }
-            let left = tally.expected() - tally.bytes();
-            return Some((left.0 as f64 / self.rate).ceil() as u64);
-        }
-        let (_, work) = self.work.as_ref().filter(|(p, _)| *p == phase)?;
-        if work.done == 0 || work.total <= work.done {
+    fn eta(&self, job: &Job, tally: &Tally) -> Option<u64> {
+        let counted = self.counted(job, tally)?;
+        // An estimate that is used up says nothing about what is left.
+        if counted.total <= counted.done {
             return None;
         }
-        let elapsed = (now.as_millisecond() - began.as_millisecond()).max(0) as f64 / 1e3;
-        let left = (work.total - work.done) as f64;
-        Some((elapsed * left / work.done as f64).ceil() as u64)
+        self.pace.eta(counted.total - counted.done)
+    }
+
+    /// COPY bytes a second.
+    fn copy_rate(&self) -> f64 {
+        match self.counting {
+            Some((Phase::Copy, WorkUnit::Bytes)) => self.pace.rate(),
+            _ => 0.0,
+        }
+    }
+
+    fn detail(&self, job: &Job, tally: &Tally, now: Timestamp) -> ProgressDetail {
+        let counted = self.counted(job, tally);
+        let counted = counted.filter(|c| c.unit == WorkUnit::Bytes);
+        // Only what crossed the network has both sizes.
+        let (bytes, wire) = (tally.crossed().0, tally.wire().0);
+        ProgressDetail {
+            throughput_wire_bytes_sec: self.wire.rate(),
+            compression_ratio: (wire > 0).then(|| bytes as f64 / wire as f64),
+            retries: self.retries(),
+            phase_bytes_done: counted.map(|c| c.done),
+            phase_bytes_total: counted.map(|c| c.total.max(c.done)),
+            phase_bytes_sec: counted.and_then(|_| self.pace.known_rate()),
+            phase_times: phase_times(job, now),
+            history: Vec::new(),
+        }
     }
 
     /// How far the job is.
@@ -201,13 +291,14 @@ impl Meter {
             bytes_total: self.bytes_total(job, tally).max(bytes_copied),
             wire_bytes: tally.wire().0,
             // Rows come in whole parts; bytes move all the time and rows move with them.
-            throughput_rows_sec: self.rate * rows_each,
-            throughput_bytes_sec: self.rate,
-            eta_seconds: self.eta(job, tally, now),
+            throughput_rows_sec: self.copy_rate() * rows_each,
+            throughput_bytes_sec: self.copy_rate(),
+            eta_seconds: self.eta(job, tally),
             parallel_workers: workers.max(work.map_or(0, |w| w.workers)),
             started_at: Some(job.accepted_at),
             error_message: error_of(job),
             tables: table_views(tally, detail),
+            detail: self.detail(job, tally, now),
         }
     }
 
@@ -244,6 +335,32 @@ impl Meter {
             None => (total, 0),
         }
     }
+}
+
+/// How far the work of a phase is.
+#[derive(Debug, Clone, Copy)]
+struct Counting {
+    unit: WorkUnit,
+    done: u64,
+    total: u64,
+}
+
+/// How long each phase took, the current one last.
+fn phase_times(job: &Job, now: Timestamp) -> Vec<PhaseTime> {
+    let mut times: Vec<PhaseTime> = Vec::new();
+    let current = job.clock.current.map(|(phase, began)| {
+        let millis = (now.as_millisecond() - began.as_millisecond()).max(0);
+        (phase, millis.unsigned_abs())
+    });
+    // A job that was taken up again can have been in a phase twice.
+    for (phase, millis) in job.clock.spent.iter().copied().chain(current) {
+        let seconds = millis as f64 / 1e3;
+        match times.iter_mut().find(|t| t.phase == phase) {
+            Some(time) => time.seconds += seconds,
+            None => times.push(PhaseTime { phase, seconds }),
+        }
+    }
+    times
 }
 
 /// What the job is doing, while it is doing something.
@@ -322,6 +439,7 @@ fn table_views(tally: &Tally, detail: Detail) -> Vec<TableView> {
     };
     match detail {
         Detail::All => tally.tables().iter().map(view).collect(),
+        Detail::Shown => shown(tally).into_iter().map(view).collect(),
         Detail::Active => {
             let mut numbers: Vec<_> = tally
                 .flight()
@@ -337,6 +455,33 @@ fn table_views(tally: &Tally, detail: Detail) -> Vec<TableView> {
                 .collect()
         }
     }
+}
+
+/// The tables of [`Detail::Shown`].
+fn shown(tally: &Tally) -> Vec<&TableTally> {
+    let mut moving: Vec<_> = tally
+        .flight()
+        .iter()
+        .filter_map(|f| tally.table_of(f.part))
+        .collect();
+    moving.sort_unstable();
+    let rank = |table: &&TableTally| {
+        let moves = moving.binary_search(&table.summary.no).is_ok();
+        let class = match (moves, table.is_complete()) {
+            (true, _) => 0,
+            (false, false) if table.done > 0 => 1,
+            (false, false) => 2,
+            (false, true) => 3,
+        };
+        (class, Reverse(tally.expected_of(table)), table.summary.no)
+    };
+    let mut tables: Vec<_> = tally.tables().iter().collect();
+    if tables.len() > limits::TABLES_SHOWN {
+        tables.select_nth_unstable_by_key(limits::TABLES_SHOWN, rank);
+        tables.truncate(limits::TABLES_SHOWN);
+    }
+    tables.sort_unstable_by_key(rank);
+    tables
 }
 
 /// 0 to 100; 0 where there is nothing to compare with.

@@ -148,13 +148,97 @@ fn native_copy_is_shown_from_what_postgresql_says() {
         current: Some("public.t0".to_owned()),
         workers: 2,
     };
-    meter.report(Phase::Copy, work(WorkUnit::Bytes, 500, 1_000));
-    meter.observe(&job, &tally, at(0));
+    for tick in 0..=8 {
+        meter.report(Phase::Copy, work(WorkUnit::Bytes, 100 + tick * 50, 1_000));
+        meter.observe(&job, &tally, at(tick as i64 * 250));
+    }
     let view = meter.view(&job, NodeState::Copying, &tally, Detail::Active, at(1_000));
     assert_eq!((view.bytes_copied, view.phase_percent), (500, Some(50.0)));
-    assert_eq!((view.eta_seconds, view.parallel_workers), (Some(1), 2));
+    assert_eq!((view.eta_seconds, view.parallel_workers), (Some(3), 2));
     meter.report(Phase::Copy, work(WorkUnit::Items, 1, 2));
     assert_eq!(meter.tables(&job, &tally), (2, 1));
+}
+
+#[test]
+fn every_phase_that_counts_bytes_has_a_pace_and_an_end() {
+    let (mut job, tally) = copying(&[(1, MB)]);
+    for (phase, step) in [
+        (Phase::Indexes, Step::Indexes),
+        (Phase::Constraints, Step::Constraints),
+        (Phase::CatchUp, Step::Converge),
+    ] {
+        job.clock.stop(at(0));
+        job.clock.start(phase, at(0));
+        job.stage = Stage::Working(step);
+        let mut meter = Meter::default();
+        for tick in 0..=20u64 {
+            meter.report(
+                phase,
+                WorkProgress {
+                    done: tick * 25 * MB,
+                    total: 1_000 * MB,
+                    unit: WorkUnit::Bytes,
+                    current: None,
+                    workers: 2,
+                },
+            );
+            meter.observe(&job, &tally, at(tick as i64 * 250));
+        }
+        let view = meter.view(&job, NodeState::Copying, &tally, Detail::Active, at(5_000));
+        assert_eq!(
+            (view.phase_percent, view.eta_seconds),
+            (Some(50.0), Some(5))
+        );
+        let detail = &view.detail;
+        assert_eq!(detail.phase_bytes_done, Some(500 * MB));
+        assert_eq!(detail.phase_bytes_total, Some(1_000 * MB));
+        let rate = detail.phase_bytes_sec.unwrap();
+        assert!((rate - 100e6).abs() < 1e3, "{rate}");
+        let last = detail.phase_times.last().unwrap();
+        assert_eq!((last.phase, last.seconds), (phase, 5.0));
+        // What comes after the builds is counted in things, and the bar does not go back for it.
+        meter.report(
+            phase,
+            WorkProgress {
+                done: 1,
+                total: 10,
+                unit: WorkUnit::Items,
+                current: None,
+                workers: 1,
+            },
+        );
+        meter.observe(&job, &tally, at(5_250));
+        let view = meter.view(&job, NodeState::Copying, &tally, Detail::Active, at(5_250));
+        assert_eq!((view.phase_percent, view.eta_seconds), (Some(50.0), None));
+        assert_eq!(view.detail.phase_bytes_done, None);
+    }
+}
+
+#[test]
+fn compression_is_told_of_what_crossed_the_network_and_retries_outlive_their_agent() {
+    let (job, mut tally) = copying(&[(4, 4 * MB)]);
+    let mut meter = Meter::default();
+    let found = PartDone {
+        wire: ByteCount(0),
+        ..done(0, MB)
+    };
+    tally.note(&found).unwrap();
+    let view = |meter: &Meter, tally: &Tally| {
+        let view = meter.view(&job, NodeState::Copying, tally, Detail::Active, at(0));
+        view.detail
+    };
+    assert_eq!(view(&meter, &tally).compression_ratio, None);
+    tally
+        .note(&PartDone {
+            wire: ByteCount(MB / 4),
+            ..done(1, MB)
+        })
+        .unwrap();
+    assert_eq!(view(&meter, &tally).compression_ratio, Some(4.0));
+    for count in [1, 3, 0, 2] {
+        meter.retried(count);
+    }
+    assert_eq!(view(&meter, &tally).retries, 5);
 }
 
 proptest! {

@@ -7,6 +7,8 @@
 //! The directory is locked by `coordinator.lock` for the life of the [`SqliteStore`]; file and
 //! directory are readable by their owner alone.
 
+mod write;
+
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -17,19 +19,21 @@ use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use steep_protocol::message::agent::{PartDone, TableSummary};
-use steep_protocol::message::api::{EndView, EventView};
+use steep_protocol::message::api::{AuditView, EndView, EventView, ProgressSample};
 use steep_protocol::{ByteCount, JobId, NodeId, PartNo, RowCount, TableName, TableNo};
 
 use super::{
-    EVENTS_KEPT, EventQuery, Loaded, Store, StoreError, StoredJob, StoredTable, TableSum, Write,
+    AuditDue, EventQuery, Loaded, SAMPLES_MAX, Store, StoreError, StoredJob, StoredTable, TableSum,
+    Write,
 };
-use crate::job::{Job, Stage};
+use write::apply_one;
 
 const FILE: &str = "coordinator.db";
 const LOCK: &str = "coordinator.lock";
 
 /// Each entry leads from the version of its index to the next. Never change one; add one.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
     INSERT INTO meta VALUES ('next_command', 1);
     CREATE TABLE nodes (node TEXT PRIMARY KEY, record TEXT NOT NULL) WITHOUT ROWID;
@@ -55,10 +59,26 @@ const MIGRATIONS: &[&str] = &["
     CREATE TABLE events (
         seq INTEGER PRIMARY KEY, node TEXT, source TEXT, record TEXT NOT NULL
     );
-"];
-
-/// How many events are written between two looks at how many there are.
-const PRUNE_EVERY: u64 = 1_000;
+",
+    "
+    CREATE TABLE samples (
+        job TEXT NOT NULL, at INTEGER NOT NULL, record TEXT NOT NULL,
+        PRIMARY KEY (job, at)
+    ) WITHOUT ROWID;
+    CREATE TABLE audit (
+        seq INTEGER PRIMARY KEY, node TEXT NOT NULL, source TEXT, record TEXT NOT NULL
+    );
+    CREATE TABLE audit_due (
+        node TEXT NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (node, seq)
+    ) WITHOUT ROWID;
+",
+    "
+    ALTER TABLE jobs ADD COLUMN ended INTEGER;
+    UPDATE jobs SET ended = coalesce(unixepoch(json_extract(record, '$.ended_at')), 0) * 1000
+        WHERE ending IS NOT NULL;
+    CREATE INDEX jobs_ended ON jobs (target, ended) WHERE ended IS NOT NULL;
+",
+];
 
 /// A store in one file.
 #[derive(Debug)]
@@ -102,6 +122,29 @@ impl SqliteStore {
             connection,
             _lock: lock,
         })
+    }
+}
+
+impl SqliteStore {
+    /// The number of the last wish; 0 where there was none.
+    fn last_audit(&self) -> Result<u64, StoreError> {
+        let sql = "SELECT coalesce(max(seq), 0) FROM audit";
+        Ok(self.connection.query_row(sql, [], |row| unsigned(row, 0))?)
+    }
+
+    fn audit_due(&self) -> Result<Vec<AuditDue>, StoreError> {
+        let sql = "SELECT due.node, audit.record FROM audit_due due JOIN audit USING (seq) \
+                   ORDER BY seq";
+        let mut statement = self.connection.prepare(sql)?;
+        let mut rows = statement.query([])?;
+        let mut due = Vec::new();
+        while let Some(row) = rows.next()? {
+            let node = NodeId::parse(&row.get::<_, String>(0)?)
+                .map_err(|e| corrupt("audit trail".to_owned(), &e))?;
+            let view = from_json("audit trail", &row.get::<_, String>(1)?)?;
+            due.push(AuditDue { node, view });
+        }
+        Ok(due)
     }
 }
 
@@ -182,6 +225,8 @@ impl Store for SqliteStore {
             open_jobs,
             next_command,
             next_event: last_event + 1,
+            next_audit: self.last_audit()? + 1,
+            audit_due: self.audit_due()?,
         })
     }
 
@@ -265,6 +310,62 @@ impl Store for SqliteStore {
         Ok(())
     }
 
+    fn samples(&mut self, id: JobId) -> Result<Vec<ProgressSample>, StoreError> {
+        let sql = "SELECT record FROM samples WHERE job = ?1 ORDER BY at LIMIT ?2";
+        let mut statement = self.connection.prepare_cached(sql)?;
+        let mut rows = statement.query(params![id.to_string(), SAMPLES_MAX])?;
+        let mut samples = Vec::new();
+        while let Some(row) = rows.next()? {
+            samples.push(from_json("progress", &row.get::<_, String>(0)?)?);
+        }
+        Ok(samples)
+    }
+
+    fn audit(&mut self, query: &EventQuery) -> Result<Vec<AuditView>, StoreError> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT record FROM audit WHERE seq > ?1 AND (?2 IS NULL OR node = ?2 OR source = ?2) \
+             ORDER BY seq LIMIT ?3",
+        )?;
+        let node = query.node.as_ref().map(NodeId::as_str);
+        let mut rows = statement.query(params![signed(query.after), node, query.limit])?;
+        let mut wishes = Vec::new();
+        while let Some(row) = rows.next()? {
+            wishes.push(from_json("audit trail", &row.get::<_, String>(0)?)?);
+        }
+        Ok(wishes)
+    }
+
+    fn last_end(&mut self, target: &NodeId) -> Result<Option<EndView>, StoreError> {
+        let mut query = self.connection.prepare_cached(
+            "SELECT ending FROM jobs WHERE target = ?1 AND ended IS NOT NULL \
+             ORDER BY ended DESC LIMIT 1",
+        )?;
+        let ending: Option<String> = query
+            .query_row([target.as_str()], |row| row.get(0))
+            .optional()?;
+        ending
+            .map(|text| from_json(&format!("report on {target}"), &text))
+            .transpose()
+    }
+
+    fn recent_events(
+        &mut self,
+        node: Option<&NodeId>,
+        limit: u32,
+    ) -> Result<Vec<EventView>, StoreError> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT record FROM events WHERE ?1 IS NULL OR node = ?1 OR source = ?1 \
+             ORDER BY seq DESC LIMIT ?2",
+        )?;
+        let mut rows = statement.query(params![node.map(NodeId::as_str), limit])?;
+        let mut events = Vec::new();
+        while let Some(row) = rows.next()? {
+            events.push(from_json("event log", &row.get::<_, String>(0)?)?);
+        }
+        events.reverse();
+        Ok(events)
+    }
+
     fn events(&mut self, query: &EventQuery) -> Result<Vec<EventView>, StoreError> {
         let mut statement = self.connection.prepare_cached(
             "SELECT record FROM events WHERE seq > ?1 AND (?2 IS NULL OR node = ?2 OR source = ?2) \
@@ -278,120 +379,6 @@ impl Store for SqliteStore {
         }
         Ok(events)
     }
-}
-
-fn apply_one(transaction: &Transaction<'_>, write: &Write) -> Result<(), StoreError> {
-    match write {
-        Write::Node(node) => {
-            let sql = "INSERT INTO nodes VALUES (?1, ?2) \
-                       ON CONFLICT (node) DO UPDATE SET record = excluded.record";
-            execute(transaction, sql, params![node.id.as_str(), to_json(node)?])
-        }
-        Write::Job(job) => put_job(transaction, job),
-        Write::NextCommand(next) => {
-            let sql = "UPDATE meta SET value = ?1 WHERE key = 'next_command'";
-            execute(transaction, sql, params![signed(*next)])
-        }
-        Write::Plan { job, tables } => tables
-            .iter()
-            .try_for_each(|table| put_table(transaction, *job, table)),
-        Write::Parts { job, parts } => {
-            let sql = "INSERT OR REPLACE INTO parts VALUES (?1, ?2, ?3, ?4, ?5)";
-            let job = job.to_string();
-            parts.iter().try_for_each(|part| {
-                let (rows, bytes) = (signed(part.rows.0), signed(part.bytes.0));
-                let values = params![job, part.part.0, rows, bytes, signed(part.wire.0)];
-                execute(transaction, sql, values)
-            })
-        }
-        Write::Seal { end, tables } => seal(transaction, end, tables),
-        Write::Event(event) => put_event(transaction, event),
-    }
-}
-
-fn put_job(transaction: &Transaction<'_>, job: &Job) -> Result<(), StoreError> {
-    let (id, target) = (job.id.to_string(), job.spec.target.as_str());
-    let open = !matches!(job.stage, Stage::Closed(_));
-    let sql = "UPDATE jobs SET open = ?2, record = ?3 WHERE job = ?1";
-    let record = to_json(job)?;
-    if transaction
-        .prepare_cached(sql)?
-        .execute(params![id, open, record])?
-        > 0
-    {
-        return Ok(());
-    }
-    let old = "SELECT job FROM jobs WHERE target = ?1 AND NOT open";
-    for table in ["tables", "parts"] {
-        let sql = format!("DELETE FROM {table} WHERE job IN ({old})");
-        execute(transaction, &sql, params![target])?;
-    }
-    let sql = "INSERT INTO jobs (job, target, open, record) VALUES (?1, ?2, ?3, ?4)";
-    execute(transaction, sql, params![id, target, open, record])
-}
-
-fn put_table(
-    transaction: &Transaction<'_>,
-    job: JobId,
-    table: &TableSummary,
-) -> Result<(), StoreError> {
-    let sql = "INSERT OR REPLACE INTO tables (job, no, schema, name, rows_estimate, \
-               bytes_estimate, first_part, parts) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
-    let values = params![
-        job.to_string(),
-        table.no.0,
-        table.name.schema.as_str(),
-        table.name.table.as_str(),
-        signed(table.rows_estimate.0),
-        signed(table.bytes_estimate.0),
-        table.first_part.0,
-        table.parts
-    ];
-    execute(transaction, sql, values)
-}
-
-fn seal(
-    transaction: &Transaction<'_>,
-    end: &EndView,
-    tables: &[TableSum],
-) -> Result<(), StoreError> {
-    let job = end.job_id.to_string();
-    let sql = "UPDATE jobs SET ending = ?2 WHERE job = ?1";
-    execute(transaction, sql, params![job, to_json(end)?])?;
-    let sql = "UPDATE tables SET done = ?3, rows = ?4, bytes = ?5 WHERE job = ?1 AND no = ?2";
-    for table in tables {
-        let (rows, bytes) = (signed(table.rows.0), signed(table.bytes.0));
-        execute(
-            transaction,
-            sql,
-            params![job, table.no.0, table.done, rows, bytes],
-        )?;
-    }
-    execute(
-        transaction,
-        "DELETE FROM parts WHERE job = ?1",
-        params![job],
-    )
-}
-
-fn put_event(transaction: &Transaction<'_>, event: &EventView) -> Result<(), StoreError> {
-    let sql = "INSERT INTO events VALUES (?1, ?2, ?3, ?4)";
-    let node = event.node_id.as_ref().map(NodeId::as_str);
-    let source = event.source_node.as_ref().map(NodeId::as_str);
-    execute(
-        transaction,
-        sql,
-        params![signed(event.seq), node, source, to_json(event)?],
-    )?;
-    if event.seq.is_multiple_of(PRUNE_EVERY) && event.seq > EVENTS_KEPT {
-        let last = signed(event.seq - EVENTS_KEPT);
-        execute(
-            transaction,
-            "DELETE FROM events WHERE seq <= ?1",
-            params![last],
-        )?;
-    }
-    Ok(())
 }
 
 fn execute(

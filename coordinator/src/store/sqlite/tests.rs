@@ -2,11 +2,13 @@
 
 use jiff::Timestamp;
 use steep_protocol::NodeState;
-use steep_protocol::message::api::PhaseSeconds;
+use steep_protocol::message::api::{PhaseSeconds, Report};
 
-use super::super::NodeRecord;
+use super::super::{EVENTS_KEPT, JOBS_KEPT, NodeRecord};
+use super::write::PRUNE_EVERY;
 use super::*;
 use crate::job::{Closed, Step};
+use crate::job::{Job, Stage};
 use crate::testing;
 
 fn job(id: u64) -> Job {
@@ -67,6 +69,7 @@ fn end(id: u64) -> EndView {
         duration_seconds: 1.5,
         phases: PhaseSeconds::default(),
         warnings: Vec::new(),
+        report: Report::default(),
     }
 }
 
@@ -252,4 +255,169 @@ fn a_store_of_a_newer_version_is_left_alone() {
         matches!(error, StoreError::TooNew { found: 99, .. }),
         "{error}"
     );
+}
+
+#[test]
+fn samples_are_thinned_where_they_are_old_and_go_with_the_next_job() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = SqliteStore::open(directory.path()).unwrap();
+    let mut first = job(1);
+    first.stage = Stage::Closed(Closed::Synchronized);
+    let sample = |second: i64| ProgressSample {
+        at: Timestamp::from_second(second).unwrap(),
+        overall_percent: 0.5,
+        rows_copied: 1,
+        bytes_copied: 2,
+        wire_bytes: 3,
+        retries: 0,
+    };
+    let job_id = first.id;
+    let mut writes = vec![Write::Job(Box::new(first))];
+    let count = 3 * SAMPLES_MAX as i64;
+    writes.extend((0..count).map(|second| Write::Sample {
+        job: job_id,
+        sample: sample(second),
+    }));
+    store.apply(&writes).unwrap();
+    let kept = store.samples(job_id).unwrap();
+    assert!(kept.len() <= SAMPLES_MAX && kept.len() > SAMPLES_MAX / 2);
+    assert_eq!(
+        (kept[0], kept.last().copied()),
+        (sample(0), Some(sample(count - 1)))
+    );
+    let recent = &kept[kept.len() - SAMPLES_MAX / 2..];
+    assert_eq!(recent[0], sample(count - SAMPLES_MAX as i64 / 2));
+    store.apply(&[Write::Job(Box::new(job(2)))]).unwrap();
+    assert!(store.samples(job_id).unwrap().is_empty());
+}
+
+#[test]
+fn a_wish_is_due_until_each_node_has_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = SqliteStore::open(directory.path()).unwrap();
+    let view = AuditView {
+        seq: 1,
+        timestamp: Timestamp::UNIX_EPOCH,
+        operator: "op".to_owned(),
+        certificate: "01".to_owned(),
+        address: "192.0.2.1".to_owned(),
+        action: "init".to_owned(),
+        node_id: testing::node("b"),
+        source_node: Some(testing::node("a")),
+        job_id: Some(JobId(1)),
+        arguments: Vec::new(),
+        refused: None,
+    };
+    let due = vec![testing::node("a"), testing::node("b")];
+    let write = Write::Audit {
+        view: Box::new(view.clone()),
+        due,
+    };
+    store.apply(&[write]).unwrap();
+    let audited = |node: &str| Write::Audited {
+        node: testing::node(node),
+        seq: 1,
+    };
+    store.apply(&[audited("a")]).unwrap();
+    drop(store);
+    let mut store = SqliteStore::open(directory.path()).unwrap();
+    let loaded = store.load().unwrap();
+    let left = AuditDue {
+        node: testing::node("b"),
+        view: view.clone(),
+    };
+    assert_eq!((loaded.next_audit, loaded.audit_due), (2, vec![left]));
+    let mut query = EventQuery {
+        node: Some(testing::node("a")),
+        after: 0,
+        limit: 10,
+    };
+    assert_eq!(store.audit(&query).unwrap(), [view]);
+    query.node = Some(testing::node("c"));
+    assert!(store.audit(&query).unwrap().is_empty());
+}
+
+/// A job of `b` that ended at that second.
+fn ended(id: u64, second: i64) -> [Write; 2] {
+    let mut closed = job(id);
+    closed.stage = Stage::Closed(Closed::Synchronized);
+    let mut end = end(id);
+    end.report.ended_at = Some(Timestamp::from_second(second).unwrap());
+    let seal = Write::Seal {
+        end: Box::new(end),
+        tables: Vec::new(),
+    };
+    [Write::Job(Box::new(closed)), seal]
+}
+
+#[test]
+fn the_last_report_is_that_of_the_job_which_ended_last_and_survives_the_next_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = SqliteStore::open(directory.path()).unwrap();
+    assert_eq!(store.last_end(&testing::node("b")).unwrap(), None);
+    // Ids are random: the older job has the greater one.
+    store.apply(&ended(9, 1_000)).unwrap();
+    store.apply(&ended(3, 2_000)).unwrap();
+    store.apply(&[Write::Job(Box::new(job(5)))]).unwrap();
+    drop(store);
+    let mut store = SqliteStore::open(directory.path()).unwrap();
+    let last = store.last_end(&testing::node("b")).unwrap().unwrap();
+    assert_eq!(last.job_id, JobId(3));
+    assert_eq!(store.last_end(&testing::node("a")).unwrap(), None);
+}
+
+#[test]
+fn of_the_jobs_that_are_over_the_newest_are_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = SqliteStore::open(directory.path()).unwrap();
+    let count = u64::from(JOBS_KEPT) + 5;
+    for id in 1..=count {
+        store.apply(&ended(id, id.cast_signed())).unwrap();
+    }
+    let kept = (1..=count).filter(|id| store.job(JobId(*id)).unwrap().is_some());
+    assert_eq!(kept.collect::<Vec<_>>(), (6..=count).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_store_of_the_first_version_tells_its_last_report() {
+    let directory = tempfile::tempdir().unwrap();
+    let old = Connection::open(directory.path().join(FILE)).unwrap();
+    old.execute_batch(MIGRATIONS[0]).unwrap();
+    old.pragma_update(None, "user_version", 1).unwrap();
+    for (id, at) in [
+        (9u64, "2026-01-01T00:00:00Z"),
+        (3, "2026-01-02T00:00:00.5Z"),
+    ] {
+        let mut ending = serde_json::to_value(end(id)).unwrap();
+        ending.as_object_mut().unwrap().remove("report");
+        let record = format!("{{\"ended_at\":\"{at}\"}}");
+        old.execute(
+            "INSERT INTO jobs VALUES (?1, 'b', 0, ?2, ?3)",
+            params![JobId(id).to_string(), record, ending.to_string()],
+        )
+        .unwrap();
+    }
+    drop(old);
+    let mut store = SqliteStore::open(directory.path()).unwrap();
+    let last = store.last_end(&testing::node("b")).unwrap().unwrap();
+    assert_eq!(last.job_id, JobId(3));
+    assert_eq!(last.report, Report::default());
+}
+
+#[test]
+fn recent_events_are_the_newest_in_order() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = SqliteStore::open(directory.path()).unwrap();
+    let writes: Vec<_> = (1..=9u64)
+        .map(|seq| Write::Event(event(seq, if seq % 2 == 0 { "a" } else { "b" })))
+        .collect();
+    store.apply(&writes).unwrap();
+    let mut seqs = |node: Option<&str>, limit| {
+        let node = node.map(testing::node);
+        let events = store.recent_events(node.as_ref(), limit).unwrap();
+        events.iter().map(|event| event.seq).collect::<Vec<_>>()
+    };
+    assert_eq!(seqs(None, 3), [7, 8, 9]);
+    assert_eq!(seqs(Some("a"), 2), [6, 8]);
+    assert_eq!(seqs(Some("a"), 99), [2, 4, 6, 8]);
 }

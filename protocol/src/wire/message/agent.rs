@@ -6,8 +6,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::api::AuditView;
 use super::facts::{Finding, SourceFacts, TargetFacts};
 use super::job::{Compression, ExistingRows, SchemaMode, TableFilter};
+use super::schema::{SchemaCursor, SchemaPage, SchemaReview};
 use crate::wire::{
     ByteCount, CommandId, Epoch, Fault, JobId, Lsn, NodeId, NodeState, PartNo, Phase, RowCount,
     TableName, TableNo,
@@ -27,7 +29,7 @@ pub enum AgentMessage {
         /// At most [`crate::limits::SUMMARY_PAGE`] tables, in order of their number.
         tables: Vec<TableSummary>,
     },
-    /// While something moves, at most every 250 ms.
+    /// While something moves, at most every 400 ms: with the way to an operator, within 500.
     Progress(ProgressReport),
     /// These parts are committed, rows and ledger together. May be said again.
     PartsDone {
@@ -42,6 +44,11 @@ pub enum AgentMessage {
         command: CommandId,
         /// How.
         outcome: Result<Outcome, Fault>,
+    },
+    /// [`CoordinatorMessage::Audit`] of that number is in `steep_repl.audit_log`.
+    Audited {
+        /// [`AuditView::seq`].
+        seq: u64,
     },
 }
 
@@ -74,6 +81,9 @@ pub enum CoordinatorMessage {
     },
     /// What `steep_repl.nodes` and `steep_repl.init_progress` on this node should say.
     Mirror(MirrorRow),
+    /// What belongs into this node's `steep_repl.audit_log`. Said again in every session until it is
+    /// [`AgentMessage::Audited`]; written once.
+    Audit(Box<AuditView>),
 }
 
 /// What an agent is, at the beginning of a session. Its node name comes from its certificate.
@@ -100,6 +110,17 @@ pub struct Observed {
     pub slots: Vec<SlotStatus>,
     /// Our subscriptions on this server.
     pub subscriptions: Vec<SubscriptionStatus>,
+    /// The columns of what our replications carry, each as one digest; looked at less often.
+    pub digests: Vec<ReplicatedDigest>,
+}
+
+/// The columns of every table that a replication of ours carries, as this server has them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicatedDigest {
+    /// Its job.
+    pub job: JobId,
+    /// `steep_repl.replicated_digest`: the same on both ends while their columns are the same.
+    pub digest: String,
 }
 
 /// One of our replication slots.
@@ -243,6 +264,60 @@ pub enum Command {
         /// What becomes of the rows.
         data: CancelledData,
     },
+    /// Either: read the schema, or give the next page of a reading.
+    DescribeSchema {
+        /// Of which tables; only for the first page.
+        filter: TableFilter,
+        /// Which page, unless the first.
+        cursor: Option<SchemaCursor>,
+    },
+    /// Either: store every table's fingerprint as it is now.
+    CaptureFingerprints,
+    /// Source: from here on `target` may ask for this job. Looks at nothing.
+    Admit {
+        /// Who will ask.
+        target: NodeId,
+        /// For which tables.
+        filter: TableFilter,
+    },
+    /// Target: compare with the source, and store the source's fingerprints. The source must have been
+    /// told [`Command::Admit`] for the same job.
+    CompareSchemas {
+        /// The source's agent.
+        source: PeerAddress,
+        /// Which tables.
+        filter: TableFilter,
+    },
+}
+
+impl Command {
+    /// Its name, for logs.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::GatherSource { .. } => "gather_source",
+            Self::GatherTarget { .. } => "gather_target",
+            Self::OpenSource { .. } => "open_source",
+            Self::PrepareTarget { .. } => "prepare_target",
+            Self::Copy { .. } => "copy",
+            Self::CloseSnapshot => "close_snapshot",
+            Self::BuildIndexes { .. } => "build_indexes",
+            Self::BuildConstraints { .. } => "build_constraints",
+            Self::Subscribe { .. } => "subscribe",
+            Self::AwaitNativeCopy => "await_native_copy",
+            Self::AwaitFence => "await_fence",
+            Self::Finish { .. } => "finish",
+            Self::ProveTarget => "prove_target",
+            Self::ProveSource => "prove_source",
+            Self::ReleaseTarget => "release_target",
+            Self::CleanupSource => "cleanup_source",
+            Self::CleanupTarget { .. } => "cleanup_target",
+            Self::DescribeSchema { .. } => "describe_schema",
+            Self::CaptureFingerprints => "capture_fingerprints",
+            Self::Admit { .. } => "admit",
+            Self::CompareSchemas { .. } => "compare_schemas",
+        }
+    }
 }
 
 /// Whether [`Command::OpenSource`] makes a slot and a snapshot.
@@ -316,6 +391,20 @@ pub enum Outcome {
         /// COPY bytes in them.
         bytes: ByteCount,
     },
+    /// Of [`Command::DescribeSchema`].
+    SchemaPage {
+        /// Some of it.
+        page: Box<SchemaPage>,
+        /// Where it goes on.
+        next: Option<SchemaCursor>,
+    },
+    /// Of [`Command::CaptureFingerprints`].
+    Captured {
+        /// How many tables.
+        tables: u64,
+    },
+    /// Of [`Command::CompareSchemas`].
+    Reviewed(Box<SchemaReview>),
 }
 
 /// One table of a plan, as the coordinator needs it.
@@ -359,6 +448,8 @@ pub struct ProgressReport {
     pub active: Vec<PartProgress>,
     /// For phases that are not counted in parts.
     pub work: Option<WorkProgress>,
+    /// How often this process began a part of the job again after a fault.
+    pub retries: u64,
 }
 
 /// A part on its way.
@@ -418,4 +509,25 @@ pub struct MirrorRow {
     pub bytes: ByteCount,
     /// Why it failed, where it did.
     pub error: Option<String>,
+    /// What else `steep_repl.init_progress` says.
+    pub progress: MirrorProgress,
+}
+
+/// What moves, for SQL users.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct MirrorProgress {
+    /// COPY bytes in all, as far as can be told.
+    pub bytes_total: ByteCount,
+    /// Bytes on the wire so far.
+    pub wire_bytes: ByteCount,
+    /// Rows a second, smoothed.
+    pub rows_sec: f64,
+    /// COPY bytes a second, smoothed.
+    pub bytes_sec: f64,
+    /// Seconds until the phase ends, where that can be told.
+    pub eta_seconds: Option<u64>,
+    /// Workers busy now.
+    pub workers: u8,
+    /// Parts that were begun again.
+    pub retries: u64,
 }

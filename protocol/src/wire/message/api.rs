@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::agent::CancelledData;
 use super::facts::Finding;
-use super::job::JobSpec;
+use super::job::{JobSpec, Method, TableFilter};
+use super::schema::SchemaPage;
 use crate::wire::{Fault, JobId, NodeId, NodeState, Phase};
 
 /// What an operator asks.
@@ -23,6 +24,8 @@ pub enum ApiRequest {
         node: Option<NodeId>,
         /// Whether to go on with new ones.
         follow: bool,
+        /// Only those after this number ([`EventView::seq`]); 0 for all.
+        after: u64,
     },
     /// [`ApiReply::Findings`] per spec: the preflight alone.
     Doctor {
@@ -48,6 +51,45 @@ pub enum ApiRequest {
         node: NodeId,
         /// What becomes of the rows.
         data: CancelledData,
+    },
+    /// [`ApiReply::Audit`]s, oldest first: what operators wanted.
+    Audit {
+        /// About which node, on either side; every node where `None`.
+        node: Option<NodeId>,
+    },
+    /// [`ApiReply::Schema`] pages: a node's schema as it is now.
+    Schema {
+        /// The node.
+        node: NodeId,
+        /// Of which tables.
+        filter: TableFilter,
+    },
+    /// [`ApiReply::Captured`]: the node stores its tables' fingerprints as they are now.
+    Capture {
+        /// The node.
+        node: NodeId,
+        /// Whose fingerprints it stores as well, for `steep_repl.compare_fingerprints`.
+        peer: Option<NodeId>,
+    },
+    /// The whole cluster, on and on: [`ApiReply::Event`]s, the last
+    /// [`crate::limits::RECENT_EVENTS`] first and then each new one; [`ApiReply::Nodes`] with all
+    /// nodes and then with those that changed; [`ApiReply::Progress`] of every job at work, and its
+    /// [`ApiReply::Ended`]. What changed is said within 500 ms; a slow reader skips what was
+    /// overtaken.
+    Watch,
+    /// The node's last [`ApiReply::Event`]s and [`ApiReply::Job`], once, or with `follow` the job
+    /// again whenever it has changed. A node that never had a job gives events only.
+    Job {
+        /// The node.
+        node: NodeId,
+        /// Whether to go on.
+        follow: bool,
+    },
+    /// How the node's last job that is over ended: [`ApiReply::Ended`], with its
+    /// [`EndView::report`].
+    Report {
+        /// The node.
+        node: NodeId,
     },
 }
 
@@ -78,6 +120,17 @@ pub enum ApiReply {
     End,
     /// The request failed.
     Fault(Fault),
+    /// Some of what operators wanted.
+    Audit(Vec<AuditView>),
+    /// Some of a schema.
+    Schema(Box<SchemaPage>),
+    /// Fingerprints are stored.
+    Captured {
+        /// How many tables' of the node itself.
+        tables: u64,
+    },
+    /// A job in full.
+    Job(Box<JobView>),
 }
 
 /// A node, as the CLI shows it.
@@ -158,6 +211,59 @@ pub struct ProgressView {
     pub error_message: Option<String>,
     /// Asked once: every table. In a stream: those being copied.
     pub tables: Vec<TableView>,
+    /// The same, looked at more closely.
+    pub detail: ProgressDetail,
+}
+
+/// What a job's progress is made of.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct ProgressDetail {
+    /// Bytes on the wire a second, smoothed.
+    pub throughput_wire_bytes_sec: f64,
+    /// COPY bytes for each byte on the wire, over everything that crossed it; `None` before that.
+    pub compression_ratio: Option<f64>,
+    /// How often a part was begun again after a fault.
+    pub retries: u64,
+    /// Bytes of the phase's own work that are done: COPY bytes; bytes of the tables whose indexes are
+    /// built or whose foreign keys are checked; WAL bytes that the target has confirmed. `None` where
+    /// the phase has no bytes or nobody knows them.
+    pub phase_bytes_done: Option<u64>,
+    /// Those bytes in all; may grow.
+    pub phase_bytes_total: Option<u64>,
+    /// How fast they are done, smoothed; `None` until that can be told.
+    pub phase_bytes_sec: Option<f64>,
+    /// The job's phases in the order they began, the current one last. Each at most once.
+    pub phase_times: Vec<PhaseTime>,
+    /// Asked once: where the job was when, oldest first, kept over restarts of the coordinator. The
+    /// last hour about every ten seconds, what is older more and more thinly; at most
+    /// [`crate::limits::SAMPLES_MAX`]. In a stream: empty.
+    pub history: Vec<ProgressSample>,
+}
+
+/// Where a job was at some time.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ProgressSample {
+    /// When.
+    pub at: Timestamp,
+    /// 0 to 100 over all phases.
+    pub overall_percent: f64,
+    /// Rows committed.
+    pub rows_copied: u64,
+    /// COPY bytes, those on their way included.
+    pub bytes_copied: u64,
+    /// The same bytes as they crossed the network.
+    pub wire_bytes: u64,
+    /// Parts begun again.
+    pub retries: u64,
+}
+
+/// How long a phase took, or has taken so far.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct PhaseTime {
+    /// Which.
+    pub phase: Phase,
+    /// Seconds.
+    pub seconds: f64,
 }
 
 /// One table's progress.
@@ -212,6 +318,34 @@ pub struct EventView {
     pub fields: Vec<(String, String)>,
 }
 
+/// What an operator wanted, and what came of the wish.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AuditView {
+    /// Its place in the trail; grows.
+    pub seq: u64,
+    /// When.
+    pub timestamp: Timestamp,
+    /// The name in the operator's certificate.
+    pub operator: String,
+    /// The serial number of that certificate, as `certs show` prints it: of two certificates for one
+    /// name, the one that was used.
+    pub certificate: String,
+    /// From which address, without its port.
+    pub address: String,
+    /// What: `init`, `cancel`.
+    pub action: String,
+    /// The node it is about.
+    pub node_id: NodeId,
+    /// The other node, where there is one.
+    pub source_node: Option<NodeId>,
+    /// The job, where it came to one.
+    pub job_id: Option<JobId>,
+    /// With which arguments, by name. None of them is secret.
+    pub arguments: Vec<(String, String)>,
+    /// Why it was refused; `None` where it was accepted.
+    pub refused: Option<String>,
+}
+
 /// How a job ended.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EndView {
@@ -239,6 +373,70 @@ pub struct EndView {
     pub phases: PhaseSeconds,
     /// What was found and did not stop the job.
     pub warnings: Vec<Finding>,
+    /// What else belongs into the final report; empty in what older versions stored.
+    #[serde(default)]
+    pub report: Report,
+}
+
+/// What a final report says beyond the sums.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Report {
+    /// When the job was accepted.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+    /// How the rows got there.
+    pub method: Option<Method>,
+    /// Workers it was given.
+    pub parallel_workers: u8,
+    /// Every phase that took time, in the order it ran.
+    pub phase_times: Vec<PhaseTime>,
+    /// The tables that took longest, slowest first; at most [`crate::limits::SLOWEST_TABLES`].
+    pub slowest_tables: Vec<TableTime>,
+    /// What the target does not have of the source, a sentence each; at most
+    /// [`crate::limits::LISTED_MAX`].
+    pub not_copied: Vec<String>,
+}
+
+/// How long a table took, from its first row to the commit of its last part.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TableTime {
+    /// Its schema.
+    pub schema: String,
+    /// Its name.
+    pub table: String,
+    /// Rows.
+    pub rows: u64,
+    /// COPY bytes.
+    pub bytes: u64,
+    /// How long.
+    pub seconds: f64,
+}
+
+/// A job in full: what was asked for, how it went so far, what was found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobView {
+    /// The job.
+    pub job_id: JobId,
+    /// What was asked for.
+    pub spec: JobSpec,
+    /// The name in the certificate of who asked.
+    pub operator: String,
+    /// When.
+    pub accepted_at: Timestamp,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+    /// Phases that are over, in the order they ran.
+    pub phase_times: Vec<PhaseTime>,
+    /// The phase at hand and when it began.
+    pub current_phase: Option<(Phase, Timestamp)>,
+    /// What preflight and later checks found, in the order found.
+    pub findings: Vec<Finding>,
+    /// At most [`crate::limits::TABLES_SHOWN`] tables: those being copied, then the largest of those
+    /// to come, then the largest of those that are done.
+    pub tables: Vec<TableView>,
+    /// How it ended, once it has.
+    pub end: Option<Box<EndView>>,
 }
 
 /// Seconds by phase.

@@ -4,8 +4,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::schema::SchemaReview;
 use crate::wire::limits::LISTED_MAX;
-use crate::wire::{ByteCount, NodeId, TableName};
+use crate::wire::{ByteCount, NodeId};
 
 /// Something a person should know before or after a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -211,10 +212,8 @@ pub struct TargetFacts {
     pub not_owned: Listed,
     /// Tables that the filter admits and the source does not have. They are left alone.
     pub extra_tables: Listed,
-    /// How its schema differs from the source's, where it has one.
-    pub differences: Vec<SchemaDifference>,
-    /// Differences beyond those in `differences`, which is bounded.
-    pub more_differences: u64,
+    /// How its schema differs from the source's, where it has one, and what would be done about it.
+    pub review: SchemaReview,
     /// Extensions whose files are here.
     pub extensions_available: Vec<AvailableExtension>,
     /// Roles that exist here.
@@ -237,20 +236,4 @@ pub struct AvailableExtension {
     /// Whether the role in use may install it: a superuser any, others what is trusted or needs no
     /// superuser.
     pub may_create: bool,
-}
-
-/// One way in which two schemas differ.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SchemaDifference {
-    /// The table.
-    pub table: TableName,
-    /// The column, unless the whole table is missing.
-    pub column: Option<String>,
-    /// `missing`, `extra`, `type_change`, `nullability_change`, `generation_change`,
-    /// `identity_change`, seen from the target.
-    pub kind: String,
-    /// The source's definition.
-    pub source: String,
-    /// The target's definition.
-    pub target: String,
 }

@@ -8,6 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::job::Compression;
+use super::schema::SchemaPage;
 use crate::wire::{Epoch, Fault, Identifier, JobId, Lsn, PartNo, TableName, TableNo};
 
 /// What a target asks of a source.
@@ -23,9 +24,9 @@ pub enum PeerRequest {
         /// The job.
         job: JobId,
     },
-    /// [`PeerReply::Shapes`] pages until `last`: every table the job's filter admits, before any
-    /// plan exists, for the comparison of schemas.
-    DescribeTables {
+    /// [`PeerReply::Schema`] pages until `last`: everything the job's filter admits, before any plan
+    /// exists, for the comparison of schemas.
+    DescribeSchema {
         /// The job.
         job: JobId,
     },
@@ -68,7 +69,7 @@ impl PeerRequest {
         match self {
             Self::Ping { job }
             | Self::FetchPlan { job }
-            | Self::DescribeTables { job }
+            | Self::DescribeSchema { job }
             | Self::FetchSchema { job, .. }
             | Self::FetchPart { job, .. }
             | Self::FetchSequences { job }
@@ -96,10 +97,10 @@ pub enum PeerReply {
         /// Nothing follows.
         last: bool,
     },
-    /// Some tables' shapes.
-    Shapes {
-        /// At most [`crate::limits::PLAN_PAGE`].
-        tables: Vec<TableShape>,
+    /// Some of the schema.
+    Schema {
+        /// About [`crate::limits::SCHEMA_PAGE_BYTES`].
+        page: SchemaPage,
         /// Nothing follows.
         last: bool,
     },
@@ -173,30 +174,6 @@ impl CtidRange {
         from: None,
         to: None,
     };
-}
-
-/// A table as both ends compare it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct TableShape {
-    /// Its name.
-    pub name: TableName,
-    /// Its live columns in order.
-    pub columns: Vec<ColumnShape>,
-}
-
-/// A column as both ends compare it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ColumnShape {
-    /// Its name.
-    pub name: Identifier,
-    /// Its type with modifiers.
-    pub type_name: String,
-    /// Whether it refuses NULL.
-    pub not_null: bool,
-    /// `attgenerated`: empty, `s` or `v`.
-    pub generated: String,
-    /// `attidentity`: empty, `a` or `d`.
-    pub identity: String,
 }
 
 /// A sequence's position.

@@ -1,14 +1,26 @@
 //! Codec claims over the real messages: round trips, any bytes, bounds.
 
+use jiff::Timestamp;
 use proptest::prelude::*;
 
-use super::agent::{AgentMessage, Command, CoordinatorMessage, PartDone};
-use super::api::{ApiReply, ApiRequest};
-use super::job::Compression;
+use super::agent::{AgentMessage, Command, CoordinatorMessage, Outcome, PartDone, ProgressReport};
+use super::api::{
+    ApiReply, ApiRequest, AuditView, EndView, JobView, PhaseSeconds, PhaseTime, Report, TableTime,
+};
+use super::job::{
+    Compression, Confirmation, ExistingRows, JobSpec, Method, SchemaMode, TableFilter,
+};
 use super::peer::{CopyFormat, PeerReply, PeerRequest, Secret};
+use super::schema::{
+    Change, ColumnModel, ColumnValue, Identity, ObjectKind, ObjectModel, SchemaDifference,
+    SchemaPage, SchemaReview, Subject, TableModel,
+};
 use crate::wire::codec::{CodecError, decode, encode, frame_length};
 use crate::wire::limits::CONTROL_FRAME_MAX;
-use crate::wire::{ByteCount, CommandId, Epoch, Fault, FaultKind, JobId, NodeId, PartNo, RowCount};
+use crate::wire::{
+    ByteCount, CommandId, Epoch, Fault, FaultKind, Identifier, JobId, NodeId, NodeState, PartNo,
+    Phase, RowCount, TableName,
+};
 
 #[test]
 fn messages_round_trip() {
@@ -42,6 +54,135 @@ fn messages_round_trip() {
         decode::<AgentMessage>(&encode(&ended).unwrap()).unwrap(),
         ended
     );
+}
+
+#[test]
+fn the_audit_trail_and_retries_round_trip() {
+    let view = AuditView {
+        seq: 7,
+        timestamp: jiff::Timestamp::UNIX_EPOCH,
+        operator: "alice".to_owned(),
+        certificate: "0a1b".to_owned(),
+        address: "192.0.2.7".to_owned(),
+        action: "init".to_owned(),
+        node_id: NodeId::parse("node_b").unwrap(),
+        source_node: Some(NodeId::parse("node_a").unwrap()),
+        job_id: Some(JobId(1)),
+        arguments: vec![("parallel".to_owned(), "4".to_owned())],
+        refused: None,
+    };
+    let told = CoordinatorMessage::Audit(Box::new(view.clone()));
+    let back = decode::<CoordinatorMessage>(&encode(&told).unwrap()).unwrap();
+    assert_eq!(back, told);
+    let listed = ApiReply::Audit(vec![view]);
+    let back = decode::<ApiReply>(&encode(&listed).unwrap()).unwrap();
+    assert_eq!(back, listed);
+    let report = AgentMessage::Progress(ProgressReport {
+        job: JobId(1),
+        phase: Phase::Copy,
+        active: Vec::new(),
+        work: None,
+        retries: 3,
+    });
+    let back = decode::<AgentMessage>(&encode(&report).unwrap()).unwrap();
+    assert_eq!(back, report);
+}
+
+#[test]
+fn what_watchers_ask_and_hear_round_trips() {
+    let node = NodeId::parse("b").unwrap();
+    let requests = [
+        ApiRequest::Watch,
+        ApiRequest::Job {
+            node: node.clone(),
+            follow: true,
+        },
+        ApiRequest::Report { node: node.clone() },
+        ApiRequest::Events {
+            node: None,
+            follow: true,
+            after: u64::MAX,
+        },
+    ];
+    for request in requests {
+        let bytes = encode(&request).unwrap();
+        assert_eq!(decode::<ApiRequest>(&bytes).unwrap(), request);
+    }
+    let reply = ApiReply::Job(Box::new(job_view(node)));
+    let bytes = encode(&reply).unwrap();
+    assert_eq!(decode::<ApiReply>(&bytes).unwrap(), reply);
+}
+
+#[test]
+fn an_end_that_was_stored_before_there_were_reports_is_read() {
+    let end = job_view(NodeId::parse("b").unwrap()).end.unwrap();
+    let mut stored = serde_json::to_value(&end).unwrap();
+    stored.as_object_mut().unwrap().remove("report");
+    let read: EndView = serde_json::from_value(stored).unwrap();
+    assert_eq!(read.report, Report::default());
+    assert_eq!(read.rows_copied, end.rows_copied);
+}
+
+fn job_view(target: NodeId) -> JobView {
+    let source = NodeId::parse("a").unwrap();
+    let phase_times = vec![PhaseTime {
+        phase: Phase::Preflight,
+        seconds: 0.5,
+    }];
+    let end = EndView {
+        node_id: target.clone(),
+        job_id: JobId(7),
+        source_node: source.clone(),
+        state: NodeState::Synchronized,
+        fault: None,
+        tables: 1,
+        rows_copied: 2,
+        bytes_copied: 3,
+        wire_bytes: 4,
+        duration_seconds: 5.5,
+        phases: PhaseSeconds::default(),
+        warnings: Vec::new(),
+        report: Report {
+            ended_at: Some(Timestamp::UNIX_EPOCH),
+            method: Some(Method::Snapshot),
+            parallel_workers: 4,
+            phase_times: phase_times.clone(),
+            slowest_tables: vec![TableTime {
+                schema: "public".to_owned(),
+                table: "t".to_owned(),
+                rows: 1,
+                bytes: 2,
+                seconds: 3.25,
+            }],
+            not_copied: vec!["2 large objects".to_owned()],
+            ..Report::default()
+        },
+    };
+    JobView {
+        job_id: JobId(7),
+        spec: JobSpec {
+            source,
+            target,
+            method: Method::Snapshot,
+            parallel: 4,
+            schema_mode: SchemaMode::Strict,
+            existing: ExistingRows::Refuse,
+            confirmation: Confirmation::Given,
+            compression: Compression::Auto,
+            max_rate: None,
+            filter: TableFilter::default(),
+            large_table_threshold: ByteCount(1),
+            timeout_seconds: 60,
+        },
+        operator: "dba".to_owned(),
+        accepted_at: Timestamp::UNIX_EPOCH,
+        ended_at: None,
+        phase_times,
+        current_phase: Some((Phase::Copy, Timestamp::UNIX_EPOCH)),
+        findings: Vec::new(),
+        tables: Vec::new(),
+        end: Some(Box::new(end)),
+    }
 }
 
 #[test]
@@ -84,6 +225,60 @@ fn a_vector_that_claims_more_than_its_bytes_is_refused() {
     bytes.push(253);
     bytes.extend_from_slice(&(1u64 << 60).to_le_bytes());
     assert!(decode::<AgentMessage>(&bytes).is_err());
+}
+
+#[test]
+fn schemas_round_trip_and_the_widest_table_fits_a_frame() {
+    let column = |at: usize| ColumnModel {
+        name: Identifier::parse(format!("{at:0>63}")).unwrap(),
+        type_name: "character varying(10)".repeat(6),
+        collation: Some("c".repeat(130)),
+        not_null: true,
+        identity: Identity::ByDefault,
+        value: ColumnValue::Stored("x".repeat(8 * 1024 + 128)),
+    };
+    let page = SchemaPage {
+        tables: vec![TableModel {
+            name: TableName::new("s", "t").unwrap(),
+            fingerprint: "f".repeat(64),
+            rank: 1,
+            columns: (0..1_600).map(column).collect(),
+        }],
+        objects: vec![ObjectModel {
+            kind: ObjectKind::Enum,
+            table: None,
+            schema: Some(Identifier::parse("s").unwrap()),
+            name: "e".to_owned(),
+            definition: "'a'".repeat(100_000),
+            rank: 2,
+        }],
+    };
+    let reply = PeerReply::Schema { page, last: true };
+    assert_eq!(
+        decode::<PeerReply>(&encode(&reply).unwrap()).unwrap(),
+        reply
+    );
+    let difference = SchemaDifference {
+        table: None,
+        subject: Subject::Object(ObjectKind::Sequence),
+        name: Some("s.q".to_owned()),
+        change: Change::Definition,
+        local: "AS bigint".to_owned(),
+        remote: "AS integer".to_owned(),
+    };
+    let review = SchemaReview {
+        differences: vec![difference],
+        differences_total: 1,
+        ..SchemaReview::default()
+    };
+    let said = AgentMessage::Finished {
+        command: CommandId(1),
+        outcome: Ok(Outcome::Reviewed(Box::new(review))),
+    };
+    assert_eq!(
+        decode::<AgentMessage>(&encode(&said).unwrap()).unwrap(),
+        said
+    );
 }
 
 #[test]

@@ -4,20 +4,28 @@ mod world;
 
 use std::collections::BTreeSet;
 
-use steep_protocol::limits::LISTED_MAX;
-use steep_protocol::message::facts::{SchemaDifference, Severity, SourceFacts, TargetFacts};
+use steep_protocol::message::facts::{Severity, SourceFacts, TargetFacts};
 use steep_protocol::message::job::{Confirmation, ExistingRows, Method, SchemaMode};
+use steep_protocol::message::schema::{Change, PlannedStatement, SchemaDifference, Subject};
 use steep_protocol::{ByteCount, TableName};
 
 use world::{World, healthy, set, some, take};
 
-fn difference(column: Option<&str>, kind: &str) -> SchemaDifference {
+fn difference(column: Option<&str>, change: Change) -> SchemaDifference {
     SchemaDifference {
-        table: TableName::new("app", "orders").unwrap(),
-        column: column.map(str::to_owned),
-        kind: kind.to_owned(),
-        source: "integer".to_owned(),
-        target: "bigint".to_owned(),
+        table: Some(TableName::new("app", "orders").unwrap()),
+        subject: column.map_or(Subject::Table, |_| Subject::Column),
+        name: column.map(str::to_owned),
+        change,
+        local: "integer".to_owned(),
+        remote: "bigint".to_owned(),
+    }
+}
+
+fn statement(loses: Option<&str>) -> PlannedStatement {
+    PlannedStatement {
+        sql: "ALTER TABLE t DROP COLUMN c".to_owned(),
+        loses: loses.map(str::to_owned),
     }
 }
 
@@ -65,6 +73,11 @@ fn each_defect_of_servers_and_links_is_its_own_finding() {
     walk(&[
         ("same_database", Error, |w| {
             w.target.server.database_identity = "1/5/a".into();
+        }),
+        ("native_within_a_server", Error, |w| {
+            w.spec.method = Method::Native;
+            w.source.server.database_identity = "1/5/a".into();
+            w.target.server.database_identity = "1/6/a".into();
         }),
         ("version_too_old", Error, |w| {
             w.target.server.version = 130_012;
@@ -142,7 +155,7 @@ fn each_missing_privilege_is_its_own_finding() {
         ("trigger_privilege", Error, |w| {
             w.target.server.can_silence_triggers = false;
         }),
-        ("origin_privilege", Error, |w| {
+        ("origin_privilege", Info, |w| {
             w.target.server.can_advance_origin = false;
         }),
     ]);
@@ -334,11 +347,12 @@ fn each_oddity_of_the_source_is_its_own_finding() {
 fn each_obstacle_on_the_target_is_its_own_finding() {
     fn differs(w: &mut World) {
         w.target.user_tables = 5;
-        w.target.differences = vec![
-            difference(None, "missing"),
-            difference(Some("a"), "extra"),
-            difference(Some("b"), "type_change"),
+        w.target.review.differences = vec![
+            difference(None, Change::Missing),
+            difference(Some("a"), Change::Extra),
+            difference(Some("b"), Change::Type),
         ];
+        w.target.review.differences_total = 3;
     }
     walk(&[
         ("target_not_empty", Error, |w| {
@@ -353,9 +367,30 @@ fn each_obstacle_on_the_target_is_its_own_finding() {
             differs(w);
             w.spec.confirmation = Confirmation::Given;
         }),
-        ("schema_mismatch", Error, |w| {
+        ("schema_mismatch", Warning, |w| {
             differs(w);
             w.spec.schema_mode = SchemaMode::Auto;
+        }),
+        ("schema_unplanned", Error, |w| {
+            w.spec.schema_mode = SchemaMode::Auto;
+            w.target.review.unplanned = vec![difference(None, Change::Definition)];
+            w.target.review.unplanned_total = 1;
+        }),
+        ("schema_plan", Info, |w| {
+            w.spec.schema_mode = SchemaMode::Auto;
+            w.target.review.plan = vec![statement(None)];
+            w.target.review.plan_total = 1;
+        }),
+        ("schema_plan", Error, |w| {
+            w.spec.schema_mode = SchemaMode::Auto;
+            w.target.review.plan = vec![statement(Some("the values of c"))];
+            w.target.review.plan_total = 1;
+        }),
+        ("schema_plan", Warning, |w| {
+            w.spec.schema_mode = SchemaMode::Auto;
+            w.spec.existing = ExistingRows::Replace;
+            w.target.review.plan = vec![statement(Some("the values of c"))];
+            w.target.review.plan_total = 1;
         }),
         ("schema_mismatch", Error, |w| {
             differs(w);
@@ -401,13 +436,13 @@ fn a_disk_that_replaced_rows_may_free_is_only_warned_about() {
 fn differences_are_bounded_and_none_is_forgotten() {
     let mut world = healthy();
     world.target.user_tables = 1;
-    let many = |n| difference(Some(&format!("c{n}")), "missing");
-    world.target.differences = (0..LISTED_MAX + 7).map(many).collect();
-    world.target.more_differences = 1_000;
+    let many = |n| difference(Some(&format!("c{n}")), Change::Missing);
+    world.target.review.differences = (0..107).map(many).collect();
+    world.target.review.differences_total = 1_107;
     let findings = world.judge();
-    assert_eq!(findings.len(), LISTED_MAX + 1);
+    assert_eq!(findings.len(), 107 + 1);
     let last = findings.last().unwrap();
-    assert!(last.what.contains("1007"), "{last:?}");
+    assert!(last.what.contains("1000"), "{last:?}");
 }
 
 #[test]

@@ -5,6 +5,9 @@
     reason = "the whole file is a test, helpers included"
 )]
 
+mod healthy;
+mod watching;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,7 +21,7 @@ use steep_protocol::message::agent::{
     Registration, TableSummary,
 };
 use steep_protocol::message::api::{ApiReply, ApiRequest, EndView};
-use steep_protocol::message::facts::{Capacity, ServerFacts, SourceFacts, TargetFacts};
+use steep_protocol::message::facts::{SourceFacts, TargetFacts};
 use steep_protocol::message::job::{
     Compression, Confirmation, ExistingRows, JobSpec, Method, SchemaMode, TableFilter,
 };
@@ -31,12 +34,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use healthy::server;
+
 /// A cluster's files and its running coordinator.
 struct Cluster {
     directory: tempfile::TempDir,
     address: SocketAddr,
     shutdown: CancellationToken,
     tasks: JoinSet<anyhow::Result<()>>,
+    metrics: Option<SocketAddr>,
 }
 
 impl Cluster {
@@ -56,6 +62,7 @@ impl Cluster {
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
             shutdown: CancellationToken::new(),
             tasks: JoinSet::new(),
+            metrics: None,
         };
         cluster.serve().await;
         cluster
@@ -72,8 +79,7 @@ impl Cluster {
             ca: self.file("ca.pem"),
             cert: self.file("c.pem"),
             key: self.file("c.key"),
-            metrics: None,
-            log_format: None,
+            metrics: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
         }
     }
 
@@ -82,6 +88,7 @@ impl Cluster {
         self.address.set_port(0);
         let server = Server::bind(&self.config()).await.unwrap();
         self.address = server.address();
+        self.metrics = server.metrics_address();
         self.shutdown = CancellationToken::new();
         self.tasks.spawn(server.run(self.shutdown.clone()));
     }
@@ -158,6 +165,7 @@ async fn good_agent(connection: Connection, holds: fn(&Command) -> bool) {
             CoordinatorMessage::Command { .. }
             | CoordinatorMessage::Welcome { .. }
             | CoordinatorMessage::Forget { .. }
+            | CoordinatorMessage::Audit(_)
             | CoordinatorMessage::Mirror(_) => Ok(()),
         };
         if answered.is_err() {
@@ -225,48 +233,6 @@ async fn perform(
             outcome,
         })
         .await
-}
-
-/// A server with which nothing is wrong.
-fn server(identity: &str) -> ServerFacts {
-    let settings = [
-        ("wal_level", "logical"),
-        ("max_slot_wal_keep_size", "-1"),
-        ("max_connections", "100"),
-        ("max_worker_processes", "8"),
-        ("max_wal_senders", "10"),
-        ("max_locks_per_transaction", "64"),
-    ];
-    let bounds = [
-        "max_replication_slots",
-        "max_wal_senders",
-        "max_connections",
-        "max_logical_replication_workers",
-        "max_worker_processes",
-        "max_active_replication_origins",
-    ];
-    let capacity = bounds.map(|bound| Capacity {
-        bound_by: bound.to_owned(),
-        limit: 50,
-        used: 0,
-    });
-    ServerFacts {
-        version: 180_001,
-        database_identity: identity.to_owned(),
-        database: "app".to_owned(),
-        role: "postgres".to_owned(),
-        superuser: true,
-        replication: true,
-        can_create: true,
-        can_subscribe: true,
-        can_silence_triggers: true,
-        can_advance_origin: true,
-        encoding: "UTF8".to_owned(),
-        collation: "libc C".to_owned(),
-        settings: settings.map(|(n, v)| (n.to_owned(), v.to_owned())).to_vec(),
-        capacity: capacity.to_vec(),
-        ..ServerFacts::default()
-    }
 }
 
 fn source_facts() -> SourceFacts {
@@ -451,6 +417,7 @@ async fn followers_of_events_hear_of_new_ones_and_of_the_end() {
     let request = ApiRequest::Events {
         node: None,
         follow: true,
+        after: 0,
     };
     let mut events = ask(&dba, &request).await;
     let (_a, a) = cluster.dial("node_a").await;
@@ -567,18 +534,7 @@ async fn two_coordinators_on_one_directory_and_a_wrong_certificate_are_refused()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn health_is_answered_where_it_is_wanted() {
     let mut cluster = Cluster::start().await;
-    cluster.stop().await;
-    let probe = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let metrics = probe.local_addr().unwrap();
-    drop(probe);
-    let config = Config {
-        metrics: Some(metrics),
-        ..cluster.config()
-    };
-    let server = Server::bind(&config).await.unwrap();
-    let shutdown = CancellationToken::new();
-    cluster.tasks.spawn(server.run(shutdown.clone()));
-    cluster.shutdown = shutdown;
+    let metrics = cluster.metrics.unwrap();
     let mut stream = tokio::net::TcpStream::connect(metrics).await.unwrap();
     stream
         .write_all(b"GET /healthz HTTP/1.1\r\n\r\n")

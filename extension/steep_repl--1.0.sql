@@ -1,4 +1,13 @@
--- steep_repl, version 1: what this node knows about itself as a replica, and the books of its jobs.
+-- steep_repl 1.0: what this node knows about itself as a replica, and the books of its jobs.
+-- The schema steep_repl is there before this runs: an extension's own, or made by the agent.
+COMMENT ON SCHEMA steep_repl IS 'Made and used by steep-repl; see steep_repl.nodes and steep_repl.init_progress.';
+
+CREATE TABLE steep_repl.schema_version (
+    version integer PRIMARY KEY,
+    installed_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE steep_repl.schema_version IS 'Versions of this schema in the order they were installed: 1 is 1.0, 2 is 1.1 and so on.';
+
 CREATE TABLE steep_repl.nodes (
     node_id text PRIMARY KEY,
     state text NOT NULL,
@@ -144,3 +153,9 @@ CREATE TABLE steep_repl.created (
     PRIMARY KEY (job, classid, objid)
 );
 COMMENT ON TABLE steep_repl.created IS 'Objects that a job made.';
+
+REVOKE ALL ON SCHEMA steep_repl FROM PUBLIC;
+REVOKE ALL ON ALL TABLES IN SCHEMA steep_repl FROM PUBLIC;
+REVOKE ALL ON ALL SEQUENCES IN SCHEMA steep_repl FROM PUBLIC;
+
+INSERT INTO steep_repl.schema_version (version) VALUES (1);

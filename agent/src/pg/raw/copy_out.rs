@@ -1,18 +1,34 @@
 //! COPY OUT: the hot path. One header per row, no allocation, one copy of each byte.
+//!
+//! PostgreSQL sends 8 KiB at a time. A reader that is woken for each costs both sides more than the
+//! bytes do, so one that finds little takes a pause: what comes meanwhile waits in the socket.
+
+use std::time::Duration;
 
 use postgres_protocol::message::backend::Message;
 use steep_protocol::RowCount;
 
 use super::buffer::HEAD;
-use super::{PgError, RawConnection, server_error};
+use super::{PgError, RawConnection, State, server_error};
 
-/// Where a COPY is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
-    /// None runs.
-    Idle,
-    /// In COPY data, with so many bytes of the present message to come.
-    Data(usize),
+/// A read of fewer bytes than this finds the server slower than the reader.
+const LITTLE: usize = 64 * 1024;
+
+/// The pause then: the timer's resolution. At a gigabyte a second, a megabyte comes meanwhile.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// A part that has not given so much yet may be about to end, and is not made to wait.
+const UNHURRIED: u64 = 512 * 1024;
+
+/// The course of one COPY OUT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Reading {
+    /// Bytes still to come of the present message.
+    remaining: usize,
+    /// Bytes taken so far.
+    taken: u64,
+    /// The last read found little.
+    slow: bool,
 }
 
 /// How a [`RawConnection::copy_read`] ended.
@@ -32,33 +48,11 @@ impl RawConnection {
     /// # Errors
     /// [`PgError`]; after [`PgError::Server`] the connection is usable, after others not.
     pub async fn copy_start(&mut self, sql: &str) -> Result<(), PgError> {
-        self.send_query(sql).await?;
-        loop {
-            match self.message().await? {
-                Message::CopyOutResponse(_) => {
-                    self.copy = State::Data(0);
-                    return Ok(());
-                }
-                // A statement before the COPY, in the same query.
-                Message::CommandComplete(_)
-                | Message::RowDescription(_)
-                | Message::DataRow(_)
-                | Message::EmptyQueryResponse => {}
-                Message::ErrorResponse(body) => {
-                    let error = server_error(&body)?;
-                    self.until_ready().await?;
-                    return Err(error);
-                }
-                Message::ReadyForQuery(_) => {
-                    return Err(PgError::Protocol("a query that began no COPY".to_owned()));
-                }
-                _ => {
-                    return Err(PgError::Protocol(
-                        "a message that begins no COPY".to_owned(),
-                    ));
-                }
-            }
-        }
+        self.begin_copy(sql, |message| match message {
+            Message::CopyOutResponse(_) => Some(State::CopyOut(Reading::default())),
+            _ => None,
+        })
+        .await
     }
 
     /// Appends COPY data to `into` until it holds `limit` bytes or the COPY ends.
@@ -71,15 +65,24 @@ impl RawConnection {
         limit: usize,
     ) -> Result<CopyStep, PgError> {
         into.reserve(limit.saturating_sub(into.len()));
+        let State::CopyOut(mut reading) = self.state else {
+            return Err(PgError::Protocol("no COPY gives data".to_owned()));
+        };
         loop {
-            let State::Data(remaining) = self.copy else {
-                return Err(PgError::Protocol("no COPY is running".to_owned()));
-            };
-            let (remaining, stop) = self.take_data(remaining, into, limit)?;
-            self.copy = State::Data(remaining);
+            let before = into.len();
+            let (remaining, stop) = self.take_data(reading.remaining, into, limit)?;
+            reading.remaining = remaining;
+            reading.taken += (into.len() - before) as u64;
+            self.state = State::CopyOut(reading);
             match stop {
                 Stop::Full => return Ok(CopyStep::More),
-                Stop::Empty => self.buffer.fill(&mut self.stream).await?,
+                Stop::Empty => {
+                    if reading.slow && reading.taken > UNHURRIED {
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                    self.buffer.fill(&mut self.stream).await?;
+                    reading.slow = self.buffer.available().len() < LITTLE;
+                }
                 Stop::Other => {
                     if let Some(rows) = self.after_data().await? {
                         return Ok(CopyStep::End(rows));
@@ -132,30 +135,19 @@ impl RawConnection {
             Message::CopyDone => Ok(None),
             Message::CommandComplete(body) => {
                 let rows = rows_of(body.tag()?)?;
-                self.copy = State::Idle;
+                self.state = State::Idle;
                 self.until_ready().await?;
                 Ok(Some(rows))
             }
             Message::ErrorResponse(body) => {
                 let error = server_error(&body)?;
-                self.copy = State::Idle;
+                self.state = State::Idle;
                 self.until_ready().await?;
                 Err(error)
             }
             _ => Err(PgError::Protocol(
                 "a message that does not belong to a COPY".to_owned(),
             )),
-        }
-    }
-
-    async fn until_ready(&mut self) -> Result<(), PgError> {
-        let mut failed = None;
-        loop {
-            match self.message().await? {
-                Message::ReadyForQuery(_) => return failed.map_or(Ok(()), Err),
-                Message::ErrorResponse(body) => failed = failed.or(Some(server_error(&body)?)),
-                _ => {}
-            }
         }
     }
 }
@@ -172,7 +164,7 @@ enum Stop {
 }
 
 /// The row count of `COPY n`.
-fn rows_of(tag: &str) -> Result<RowCount, PgError> {
+pub(super) fn rows_of(tag: &str) -> Result<RowCount, PgError> {
     tag.strip_prefix("COPY ")
         .and_then(|count| count.parse().ok())
         .map(RowCount)

@@ -1,14 +1,18 @@
-//! What tables there are. One query for any number of tables.
+//! What tables there are, and what they are like ([`read_schema`]). A few queries for any number of
+//! tables.
 //!
 //! Only users' relations: never PostgreSQL's own, `information_schema`, `steep_repl`, temporary
 //! ones, or what an extension made (the extension makes it on the other side too).
 
+mod schema;
+
 use std::collections::HashMap;
 
 use steep_protocol::message::job::TableFilter;
-use steep_protocol::message::peer::{ColumnShape, TableShape};
 use steep_protocol::{Identifier, TableName};
 use tokio_postgres::Row;
+
+pub use schema::{describe, read_schema};
 
 use super::{PgError, Session};
 
@@ -17,50 +21,6 @@ pub(crate) const USER_RELATION: &str = "c.relpersistence <> 't' \
      AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'steep_repl') \
      AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_class'::regclass \
          AND d.objid = c.oid AND d.objsubid = 0 AND d.deptype = 'e')";
-
-/// Every table, partitioned ones included, that `filter` admits, in order of their names. A
-/// partition of an excluded table is excluded with it.
-///
-/// # Errors
-/// [`PgError`] of the query.
-pub async fn describe_tables(
-    session: &Session,
-    filter: &TableFilter,
-) -> Result<Vec<TableShape>, PgError> {
-    let sql = format!(
-        "SELECT c.oid, n.nspname::text, c.relname::text, a.attname::text, \
-                format_type(a.atttypid, a.atttypmod), a.attnotnull, \
-                a.attgenerated::text, a.attidentity::text \
-         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-         LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
-         WHERE c.relkind IN ('r', 'p') AND {USER_RELATION} \
-         ORDER BY n.nspname, c.relname, a.attnum"
-    );
-    let partitions = Partitions::load(session).await?;
-    let mut shapes: Vec<TableShape> = Vec::new();
-    let mut last = None;
-    for row in session.query(&sql, &[]).await? {
-        let oid: u32 = row.try_get(0)?;
-        if last != Some(oid) {
-            last = Some(oid);
-            shapes.push(TableShape {
-                name: table_name(&row, 1)?,
-                columns: Vec::new(),
-            });
-        }
-        if let (Some(shape), Some(name)) = (shapes.last_mut(), row.try_get(3)?) {
-            shape.columns.push(ColumnShape {
-                name: identifier(name)?,
-                type_name: row.try_get(4)?,
-                not_null: row.try_get(5)?,
-                generated: row.try_get(6)?,
-                identity: row.try_get(7)?,
-            });
-        }
-    }
-    shapes.retain(|shape| partitions.admitted(filter, &shape.name));
-    Ok(shapes)
-}
 
 /// Which table each partition is attached to.
 #[derive(Debug, Default)]

@@ -1,0 +1,473 @@
+//! Reads a database's schema: a handful of queries, whatever the number of tables.
+//!
+//! Owns the form of every definition ([`steep_protocol::message::schema`]): written with an empty
+//! `search_path` and pinned formats, the same for the same object on every supported version. Reads
+//! the catalog only; takes no lock but those of `pg_get_expr`, for a moment.
+
+use std::collections::{BTreeSet, HashMap};
+
+use sha2::{Digest as _, Sha256};
+use steep_protocol::TableName;
+use steep_protocol::message::job::TableFilter;
+use steep_protocol::message::schema::{
+    ColumnModel, ColumnValue, Identity, ObjectKind, ObjectModel, SchemaPage, TableModel,
+};
+use steep_schema::{Schema, fingerprint};
+use tokio_postgres::Row;
+
+use super::{Partitions, USER_RELATION, identifier, table_name};
+use crate::pg::{Conninfo, PgError, Session};
+
+/// What the text of expressions depends on beyond what every session sets.
+const PINNED: &str = "SET timezone = 'UTC'; SET quote_all_identifiers = off";
+
+/// The longest expression of a column kept whole, in bytes: the 1,600 columns that a table can have
+/// still fit one control frame.
+const EXPRESSION_MAX: usize = 8 * 1024;
+
+/// The longest definition of another object kept whole, in bytes.
+const DEFINITION_MAX: usize = 256 * 1024;
+
+/// Not an extension's, for a `WHERE`.
+fn own(class: &str, oid: &str) -> String {
+    format!(
+        "NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = '{class}'::regclass \
+         AND d.objid = {oid} AND d.objsubid = 0 AND d.deptype = 'e')"
+    )
+}
+
+/// Which schemas are users', for a `WHERE` over `pg_namespace n`.
+const USER_SCHEMA: &str =
+    "n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'steep_repl')";
+
+/// Everything `filter` admits: tables, what belongs to them, and types, sequences and extensions.
+///
+/// # Errors
+/// [`PgError`] of a query.
+pub async fn read_schema(session: &Session, filter: &TableFilter) -> Result<Schema, PgError> {
+    session.batch_execute(PINNED).await?;
+    let partitions = Partitions::load(session).await?;
+    let admitted = |name: &TableName| partitions.admitted(filter, name);
+    let mut reader = Reader {
+        session,
+        page: SchemaPage::default(),
+        oids: Vec::new(),
+    };
+    reader.tables().await?;
+    reader.page.tables.retain(|table| admitted(&table.name));
+    reader.constraints().await?;
+    reader.indexes().await?;
+    reader.traits().await?;
+    reader.publications().await?;
+    let tables: BTreeSet<TableName> = reader.page.tables.iter().map(|t| t.name.clone()).collect();
+    reader
+        .page
+        .objects
+        .retain(|object| object.table.as_ref().is_some_and(|t| tables.contains(t)));
+    reader.types(filter).await?;
+    reader.sequences(filter, &tables).await?;
+    reader.rank();
+    let mut schema = Schema::default();
+    schema.add(reader.page);
+    Ok(schema)
+}
+
+/// [`read_schema`] on a connection of its own.
+///
+/// # Errors
+/// [`PgError`] of the connection or a query; a table that somebody has locked is waited for so long.
+pub async fn describe(conninfo: &Conninfo, filter: &TableFilter) -> Result<Schema, PgError> {
+    let session = Session::connect(conninfo, "describe").await?;
+    session.batch_execute("SET lock_timeout = '5s'").await?;
+    let schema = read_schema(&session, filter).await?;
+    session.close().await;
+    Ok(schema)
+}
+
+/// A schema being read.
+struct Reader<'a> {
+    session: &'a Session,
+    page: SchemaPage,
+    /// Of tables and types: what `rank` holds until it is made dense.
+    oids: Vec<u32>,
+}
+
+impl Reader<'_> {
+    /// The expression's spelling is that of `steep_repl.fingerprints` (`extension/`), so that both come
+    /// to the same fingerprint.
+    async fn tables(&mut self) -> Result<(), PgError> {
+        let sql = format!(
+            r#"SELECT c.oid, n.nspname::text, c.relname::text, a.attname::text,
+                format_type(a.atttypid, a.atttypmod),
+                CASE WHEN a.attcollation <> t.typcollation THEN (
+                    SELECT '"' || replace(ln.nspname, '"', '""') || '"."' || replace(l.collname, '"', '""') || '"'
+                    FROM pg_collation l JOIN pg_namespace ln ON ln.oid = l.collnamespace
+                    WHERE l.oid = a.attcollation) END,
+                a.attnotnull, a.attidentity::text, a.attgenerated::text,
+                CASE WHEN a.atthasdef THEN (
+                    SELECT CASE WHEN strpos(x.said, '"') = 0 THEN x.said
+                        ELSE regexp_replace(x.said, '"(json\w*|merge_action|system_user)"', '\1', 'g') END
+                    FROM pg_attrdef d
+                    CROSS JOIN LATERAL (SELECT pg_get_expr(d.adbin, d.adrelid) AS said) AS x
+                    WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum) END
+            FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+            LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+            LEFT JOIN pg_type t ON t.oid = a.atttypid
+            WHERE c.relkind IN ('r', 'p') AND {USER_RELATION}
+            ORDER BY n.nspname, c.relname, c.oid, a.attnum"#
+        );
+        let mut last = None;
+        // What fingerprints are made of is the whole text, however long.
+        let mut whole: Vec<ColumnModel> = Vec::new();
+        for row in self.session.query(&sql, &[]).await? {
+            let oid: u32 = row.try_get(0)?;
+            if last != Some(oid) {
+                self.settle(&mut whole);
+                last = Some(oid);
+                self.oids.push(oid);
+                self.page.tables.push(TableModel {
+                    name: table_name(&row, 1)?,
+                    fingerprint: String::new(),
+                    rank: oid,
+                    columns: Vec::new(),
+                });
+            }
+            whole.extend(column(&row)?);
+        }
+        self.settle(&mut whole);
+        Ok(())
+    }
+
+    /// The columns are those of the last table.
+    fn settle(&mut self, whole: &mut Vec<ColumnModel>) {
+        let Some(table) = self.page.tables.last_mut() else {
+            return;
+        };
+        table.fingerprint = fingerprint(whole);
+        table.columns = whole.drain(..).map(bounded_column).collect();
+    }
+
+    /// Those a table has by itself: what comes from a parent is the parent's.
+    async fn constraints(&mut self) -> Result<(), PgError> {
+        let sql = format!(
+            "SELECT n.nspname::text, c.relname::text, k.conname::text, pg_get_constraintdef(k.oid), \
+                    k.contype::text \
+             FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid \
+             JOIN pg_namespace n ON n.oid = c.relnamespace \
+             WHERE k.contype IN ('p', 'u', 'x', 'c', 'f') AND k.conparentid = 0 AND k.conislocal \
+             AND c.relkind IN ('r', 'p') AND {USER_RELATION}"
+        );
+        for row in self.session.query(&sql, &[]).await? {
+            let kind = match row.try_get(4)? {
+                "p" => ObjectKind::PrimaryKey,
+                "u" => ObjectKind::Unique,
+                "x" => ObjectKind::Exclusion,
+                "c" => ObjectKind::Check,
+                _ => ObjectKind::ForeignKey,
+            };
+            self.of_table(&row, kind)?;
+        }
+        Ok(())
+    }
+
+    /// Those that are no constraint's and no partition's share of a parent's. What follows the table's
+    /// name in `CREATE INDEX`; one that is being built or failed to be is none.
+    async fn indexes(&mut self) -> Result<(), PgError> {
+        let sql = format!(
+            "SELECT n.nspname::text, c.relname::text, x.relname::text, \
+                CASE WHEN i.indisunique THEN 'UNIQUE ' ELSE '' END || substr(pg_get_indexdef(x.oid), \
+                    length(format('CREATE %sINDEX %I ON %s%I.%I ', \
+                        CASE WHEN i.indisunique THEN 'UNIQUE ' ELSE '' END, x.relname, \
+                        CASE WHEN c.relkind = 'p' THEN 'ONLY ' ELSE '' END, n.nspname, c.relname)) + 1) \
+             FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid \
+             JOIN pg_namespace n ON n.oid = c.relnamespace \
+             JOIN pg_class x ON x.oid = i.indexrelid \
+             WHERE (i.indisvalid OR c.relkind = 'p') AND NOT x.relispartition \
+             AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = x.oid \
+                 AND k.conrelid = c.oid AND k.contype IN ('p', 'u', 'x')) \
+             AND c.relkind IN ('r', 'p') AND {USER_RELATION}"
+        );
+        for row in self.session.query(&sql, &[]).await? {
+            self.of_table(&row, ObjectKind::Index)?;
+        }
+        Ok(())
+    }
+
+    /// What a table has one of.
+    async fn traits(&mut self) -> Result<(), PgError> {
+        const QUOTED: &str = r#"'"' || replace(pn.nspname, '"', '""') || '"."' || replace(p.relname, '"', '""') || '"'"#;
+        let sql = format!(
+            r#"SELECT n.nspname::text, c.relname::text,
+                CASE c.relreplident WHEN 'd' THEN 'DEFAULT' WHEN 'f' THEN 'FULL' WHEN 'n' THEN 'NOTHING'
+                    ELSE coalesce((SELECT 'USING INDEX "' || replace(x.relname, '"', '""') || '"'
+                        FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
+                        WHERE i.indrelid = c.oid AND i.indisreplident), 'NOTHING') END,
+                CASE WHEN c.relpersistence = 'u' THEN 'UNLOGGED' END,
+                CASE WHEN c.relkind = 'p' THEN 'PARTITION BY ' || pg_get_partkeydef(c.oid) END,
+                (SELECT CASE WHEN c.relispartition
+                    THEN 'PARTITION OF ' || min({QUOTED}) || ' ' || pg_get_expr(c.relpartbound, c.oid)
+                    ELSE 'INHERITS ' || string_agg({QUOTED}, ', ' ORDER BY h.inhseqno) END
+                 FROM pg_inherits h JOIN pg_class p ON p.oid = h.inhparent
+                 JOIN pg_namespace pn ON pn.oid = p.relnamespace
+                 WHERE h.inhrelid = c.oid HAVING count(*) > 0)
+            FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+            WHERE c.relkind IN ('r', 'p') AND {USER_RELATION}"#
+        );
+        const KINDS: [(usize, ObjectKind); 4] = [
+            (2, ObjectKind::ReplicaIdentity),
+            (3, ObjectKind::Persistence),
+            (4, ObjectKind::PartitionKey),
+            (5, ObjectKind::Parent),
+        ];
+        for row in self.session.query(&sql, &[]).await? {
+            let table = table_name(&row, 0)?;
+            for (at, kind) in KINDS {
+                if let Some(definition) = row.try_get::<_, Option<String>>(at)? {
+                    self.page.objects.push(ObjectModel {
+                        kind,
+                        table: Some(table.clone()),
+                        schema: None,
+                        name: String::new(),
+                        definition: bounded(definition, DEFINITION_MAX),
+                        rank: 0,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Publications of others; ours are a job's, and say so by their names.
+    async fn publications(&mut self) -> Result<(), PgError> {
+        let details = match self.session.server_version() {
+            150_000.. => {
+                "concat_ws(' ', (SELECT '(' || string_agg(quote_ident(a.attname), ', ' ORDER BY k.at) || ')' \
+                     FROM unnest(r.prattrs::int2[]) WITH ORDINALITY AS k (attnum, at) \
+                     JOIN pg_attribute a ON a.attrelid = r.prrelid AND a.attnum = k.attnum), \
+                 'WHERE ' || pg_get_expr(r.prqual, r.prrelid))"
+            }
+            _ => "''::text",
+        };
+        let sql = format!(
+            "SELECT t.schemaname::text, t.tablename::text, t.pubname::text, {details} \
+             FROM pg_publication_tables t \
+             JOIN pg_publication p ON p.pubname = t.pubname \
+             JOIN pg_namespace n ON n.nspname = t.schemaname \
+             JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename \
+             LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = c.oid \
+             WHERE NOT starts_with(t.pubname::text, '{}')",
+            steep_protocol::message::job::ReplicationNames::PREFIX
+        );
+        for row in self.session.query(&sql, &[]).await? {
+            self.of_table(&row, ObjectKind::Publication)?;
+        }
+        Ok(())
+    }
+
+    /// Schema, table, name, definition.
+    fn of_table(&mut self, row: &Row, kind: ObjectKind) -> Result<(), PgError> {
+        self.page.objects.push(ObjectModel {
+            kind,
+            table: Some(table_name(row, 0)?),
+            schema: None,
+            name: row.try_get(2)?,
+            definition: bounded(row.try_get(3)?, DEFINITION_MAX),
+            rank: 0,
+        });
+        Ok(())
+    }
+
+    /// Schemas, extensions, enums, domains and composite types.
+    async fn types(&mut self, filter: &TableFilter) -> Result<(), PgError> {
+        let (own_type, own_schema) = (own("pg_type", "t.oid"), own("pg_namespace", "n.oid"));
+        let sql = format!(
+            r#"SELECT 'n' AS kind, 0::oid, NULL::text AS schema, n.nspname::text AS name, '' AS definition
+                FROM pg_namespace n WHERE {USER_SCHEMA} AND {own_schema}
+            UNION ALL SELECT 'x', 0, NULL, e.extname::text, e.extversion
+                FROM pg_extension e WHERE e.extname <> 'steep_repl'
+            UNION ALL SELECT t.typtype::text, t.oid, n.nspname::text, t.typname::text, CASE t.typtype
+                WHEN 'e' THEN coalesce((SELECT string_agg(quote_literal(l.enumlabel), ', ' ORDER BY l.enumsortorder)
+                    FROM pg_enum l WHERE l.enumtypid = t.oid), '')
+                WHEN 'd' THEN concat_ws(' ', format_type(t.typbasetype, t.typtypmod),
+                    (SELECT format('COLLATE %I.%I', ln.nspname, l.collname) FROM pg_type b, pg_collation l
+                        JOIN pg_namespace ln ON ln.oid = l.collnamespace
+                        WHERE b.oid = t.typbasetype AND b.typcollation <> t.typcollation
+                        AND l.oid = t.typcollation),
+                    'DEFAULT ' || t.typdefault, CASE WHEN t.typnotnull THEN 'NOT NULL' END,
+                    (SELECT string_agg(format('CONSTRAINT %I %s', k.conname, pg_get_constraintdef(k.oid)),
+                        ' ' ORDER BY k.conname) FROM pg_constraint k
+                        WHERE k.contypid = t.oid AND k.contype = 'c'))
+                ELSE (SELECT string_agg('"' || replace(a.attname, '"', '""') || '" '
+                        || format_type(a.atttypid, a.atttypmod), ', ' ORDER BY a.attnum)
+                    FROM pg_attribute a WHERE a.attrelid = t.typrelid AND a.attnum > 0
+                    AND NOT a.attisdropped) END
+                FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
+                WHERE {USER_SCHEMA} AND {own_type} AND (t.typtype IN ('e', 'd') OR (t.typtype = 'c'
+                    AND EXISTS (SELECT FROM pg_class c WHERE c.oid = t.typrelid AND c.relkind = 'c')))"#
+        );
+        for row in self.session.query(&sql, &[]).await? {
+            let (kind, oid): (&str, u32) = (row.try_get(0)?, row.try_get(1)?);
+            let schema = row.try_get::<_, Option<String>>(2)?;
+            let schema = schema.map(identifier).transpose()?;
+            let name: String = row.try_get(3)?;
+            let kind = match kind {
+                "n" => ObjectKind::Schema,
+                "x" => ObjectKind::Extension,
+                "e" => ObjectKind::Enum,
+                "d" => ObjectKind::Domain,
+                _ => ObjectKind::Composite,
+            };
+            let within = match (kind, &schema) {
+                (ObjectKind::Schema, _) => admits_schema(filter, &name),
+                (_, Some(schema)) => admits_schema(filter, schema.as_str()),
+                (_, None) => true,
+            };
+            if within {
+                self.oids.push(oid);
+                self.page.objects.push(ObjectModel {
+                    kind,
+                    table: None,
+                    schema,
+                    name,
+                    definition: bounded(
+                        row.try_get::<_, Option<String>>(4)?.unwrap_or_default(),
+                        DEFINITION_MAX,
+                    ),
+                    rank: oid,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Sequences that are not an identity's. One that a left-out table owns is left out with it.
+    async fn sequences(
+        &mut self,
+        filter: &TableFilter,
+        tables: &BTreeSet<TableName>,
+    ) -> Result<(), PgError> {
+        let sql = format!(
+            r#"SELECT n.nspname::text, c.relname::text, format(
+                'AS %s START WITH %s INCREMENT BY %s MINVALUE %s MAXVALUE %s CACHE %s %s',
+                format_type(s.seqtypid, NULL), s.seqstart, s.seqincrement, s.seqmin, s.seqmax, s.seqcache,
+                CASE WHEN s.seqcycle THEN 'CYCLE' ELSE 'NO CYCLE' END),
+                o.schema, o.name, o.attname
+            FROM pg_sequence s JOIN pg_class c ON c.oid = s.seqrelid
+            JOIN pg_namespace n ON n.oid = c.relnamespace
+            LEFT JOIN LATERAL (
+                SELECT tn.nspname::text AS schema, t.relname::text AS name, a.attname::text, d.deptype
+                FROM pg_depend d JOIN pg_class t ON t.oid = d.refobjid
+                JOIN pg_namespace tn ON tn.oid = t.relnamespace
+                JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = d.refobjsubid
+                WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.objsubid = 0
+                AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i')) AS o ON true
+            WHERE o.deptype IS DISTINCT FROM 'i' AND {USER_RELATION}"#
+        );
+        for row in self.session.query(&sql, &[]).await? {
+            let name = table_name(&row, 0)?;
+            let mut definition: String = row.try_get(2)?;
+            if row.try_get::<_, Option<&str>>(3)?.is_some() {
+                let owner = table_name(&row, 3)?;
+                if !tables.contains(&owner) {
+                    continue;
+                }
+                let column = identifier(row.try_get(5)?)?;
+                definition.push_str(&format!(" OWNED BY {}.{}", owner.quoted(), column.quoted()));
+            } else if !filter.admits(&name) {
+                continue;
+            }
+            self.page.objects.push(ObjectModel {
+                kind: ObjectKind::Sequence,
+                table: None,
+                schema: Some(name.schema),
+                name: name.table.to_string(),
+                definition,
+                rank: 0,
+            });
+        }
+        Ok(())
+    }
+
+    /// Object identifiers differ from server to server; their order is all that matters.
+    fn rank(&mut self) {
+        self.oids.sort_unstable();
+        let ranks: HashMap<u32, u32> = (0..).zip(&self.oids).map(|(at, oid)| (*oid, at)).collect();
+        let rank = |oid: u32| ranks.get(&oid).copied().unwrap_or(0);
+        for table in &mut self.page.tables {
+            table.rank = rank(table.rank);
+        }
+        for object in &mut self.page.objects {
+            object.rank = rank(object.rank);
+        }
+    }
+}
+
+fn admits_schema(filter: &TableFilter, schema: &str) -> bool {
+    let named = &filter.include_schemas;
+    named.is_empty() || named.iter().any(|name| name.as_str() == schema)
+}
+
+/// Nothing of a table without columns.
+fn column(row: &Row) -> Result<Option<ColumnModel>, PgError> {
+    let Some(name) = row.try_get::<_, Option<String>>(3)? else {
+        return Ok(None);
+    };
+    let expression: Option<String> = row.try_get(9)?;
+    Ok(Some(ColumnModel {
+        name: identifier(name)?,
+        type_name: row.try_get(4)?,
+        collation: row.try_get(5)?,
+        not_null: row.try_get(6)?,
+        identity: match row.try_get(7)? {
+            "a" => Identity::Always,
+            "d" => Identity::ByDefault,
+            _ => Identity::No,
+        },
+        value: match (row.try_get(8)?, expression) {
+            (_, None) => ColumnValue::Nothing,
+            ("s", Some(text)) => ColumnValue::Stored(text),
+            ("", Some(text)) => ColumnValue::Default(text),
+            (_, Some(text)) => ColumnValue::Virtual(text),
+        },
+    }))
+}
+
+fn bounded_column(mut column: ColumnModel) -> ColumnModel {
+    if let ColumnValue::Default(text) | ColumnValue::Stored(text) | ColumnValue::Virtual(text) =
+        &mut column.value
+    {
+        *text = bounded(std::mem::take(text), EXPRESSION_MAX);
+    }
+    column
+}
+
+/// The text, or of one that is too long its beginning, its length and its digest: still equal just
+/// where the whole is.
+fn bounded(text: String, max: usize) -> String {
+    if text.len() <= max {
+        return text;
+    }
+    let digest: String = Sha256::digest(text.as_bytes())
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let mut end = max / 2;
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}… ({} bytes, SHA-256 {digest})", &text[..end], text.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bounded;
+
+    #[test]
+    fn a_text_that_is_too_long_is_still_told_from_another() {
+        let long = |end: &str| bounded("ä".repeat(100) + end, 64);
+        assert!(long("x").len() < 160);
+        assert_ne!(long("x"), long("y"));
+        assert_eq!(long("x"), long("x"));
+        assert_eq!(bounded("short".to_owned(), 64), "short");
+    }
+}

@@ -1,0 +1,103 @@
+//! `schema` and what stands below it.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Subcommand};
+use steep_protocol::{Identifier, NodeId, TableName};
+
+use super::init::{parse_schema, parse_table};
+
+/// Schemas: compare, look at one table, keep.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SchemaCommand {
+    /// Every difference between two nodes, or a node and an exported file; exit code 3 where there is one
+    Compare(CompareArgs),
+    /// One table of two nodes, side by side
+    Diff(DiffArgs),
+    /// Store the fingerprints of a node's tables in its own steep_repl schema
+    Capture(CaptureArgs),
+    /// Write a node's schema, fingerprints and definitions, to a file
+    Export(ExportArgs),
+}
+
+/// One side of a comparison.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// As the node's catalog is now.
+    Node(NodeId),
+    /// As it was exported.
+    File(PathBuf),
+}
+
+impl FromStr for Side {
+    type Err = std::convert::Infallible;
+
+    /// What cannot be a node's name is a file's; a file that could be a node is written `./file`.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(NodeId::parse(text).map_or_else(|_| Self::File(text.into()), Self::Node))
+    }
+}
+
+impl Side {
+    /// What to call it.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::Node(node) => node.to_string(),
+            Self::File(path) => path.display().to_string(),
+        }
+    }
+}
+
+/// `schema compare`.
+#[derive(Debug, Args)]
+pub(crate) struct CompareArgs {
+    /// The local side: a node, or a file written by export
+    #[arg(value_name = "A")]
+    pub(crate) local: Side,
+    /// The remote side: a node or a file
+    #[arg(value_name = "B")]
+    pub(crate) remote: Side,
+    /// Only these schemas, divided by commas
+    #[arg(long, value_name = "S,S", value_delimiter = ',', value_parser = parse_schema)]
+    pub(crate) schemas: Vec<Identifier>,
+}
+
+/// `schema diff`.
+#[derive(Debug, Args)]
+pub(crate) struct DiffArgs {
+    /// The local side: a node, or a file written by export
+    #[arg(value_name = "A")]
+    pub(crate) local: Side,
+    /// The remote side: a node or a file
+    #[arg(value_name = "B")]
+    pub(crate) remote: Side,
+    /// The table (schema.table)
+    #[arg(value_parser = parse_table)]
+    pub(crate) table: TableName,
+}
+
+/// `schema capture`.
+#[derive(Debug, Args)]
+pub(crate) struct CaptureArgs {
+    /// The node that stores them
+    #[arg(long)]
+    pub(crate) node: NodeId,
+    /// A node whose fingerprints it stores as well, for steep_repl.compare_fingerprints
+    #[arg(long)]
+    pub(crate) peer: Option<NodeId>,
+}
+
+/// `schema export`.
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// The node
+    #[arg(long)]
+    pub(crate) node: NodeId,
+    /// Where to; replaced where it is there already
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// Only these schemas, divided by commas
+    #[arg(long, value_name = "S,S", value_delimiter = ',', value_parser = parse_schema)]
+    pub(crate) schemas: Vec<Identifier>,
+}

@@ -1,0 +1,80 @@
+//! What `init` would do about schemas that differ: `--dry-run`, and what auto is about to run.
+
+use steep_protocol::message::facts::Finding;
+use steep_protocol::message::job::{JobSpec, SchemaMode};
+use steep_protocol::{FaultKind, NodeId};
+
+use crate::client::Client;
+use crate::commands::doctor;
+use crate::failure::Failure;
+use crate::render::{findings, json};
+use crate::signals::Signals;
+use crate::terminal::{Terminal, print, print_line, tell};
+
+/// How findings about schemas begin.
+const ABOUT_SCHEMAS: &str = "schema_";
+
+/// Shows differences and statements and changes nothing. The exit code is what `init` would have for
+/// them.
+pub(super) async fn show(
+    client: Client,
+    specs: &[JobSpec],
+    signals: &mut Signals,
+    terminal: Terminal,
+) -> Result<u8, Failure> {
+    let found = about_schemas(&client, specs, signals).await?;
+    client.close().await;
+    for (spec, (target, findings)) in specs.iter().zip(&found) {
+        if terminal.json {
+            print_line(&json::line(&json::Plan::new(
+                target,
+                spec.schema_mode,
+                findings,
+            )));
+        } else {
+            print(&findings::plan(target, findings, terminal.out));
+        }
+    }
+    Ok(doctor::exit_code(
+        found.iter().flat_map(|(_, findings)| findings),
+    ))
+}
+
+/// Says what auto will run, before the job begins. Programs hear of it by the job's events.
+pub(super) async fn announce(
+    client: &Client,
+    specs: &[JobSpec],
+    signals: &mut Signals,
+    terminal: Terminal,
+) -> Result<(), Failure> {
+    let auto = specs
+        .iter()
+        .any(|spec| spec.schema_mode == SchemaMode::Auto);
+    if !auto || terminal.json {
+        return Ok(());
+    }
+    for (target, findings) in about_schemas(client, specs, signals).await? {
+        if !findings.is_empty() {
+            tell(findings::plan(&target, &findings, terminal.err).trim_end());
+        }
+    }
+    Ok(())
+}
+
+async fn about_schemas(
+    client: &Client,
+    specs: &[JobSpec],
+    signals: &mut Signals,
+) -> Result<Vec<(NodeId, Vec<Finding>)>, Failure> {
+    let mut found = tokio::select! {
+        found = doctor::ask(client, specs.to_vec()) => found?,
+        _ = signals.next() => {
+            let text = "interrupted before anything was changed";
+            return Err(Failure::new(FaultKind::Cancelled, text));
+        }
+    };
+    for (_, findings) in &mut found {
+        findings.retain(|finding| finding.code.starts_with(ABOUT_SCHEMAS));
+    }
+    Ok(found)
+}

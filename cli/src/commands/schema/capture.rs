@@ -1,0 +1,42 @@
+//! `steep-repl schema capture`.
+
+use steep_protocol::FaultKind;
+use steep_protocol::message::api::{ApiReply, ApiRequest};
+
+use crate::args::CaptureArgs;
+use crate::commands::Context;
+use crate::failure::{self, Failure};
+use crate::render::json;
+use crate::render::schema::json::Captured;
+use crate::terminal::print_line;
+
+/// Has the node store fingerprints, and says of how many tables.
+pub(super) async fn run(args: CaptureArgs, context: &Context) -> Result<u8, Failure> {
+    let client = context.client().await?;
+    let request = ApiRequest::Capture {
+        node: args.node.clone(),
+        peer: args.peer.clone(),
+    };
+    let replies = client.ask_all(&request).await?;
+    client.close().await;
+    let captured = replies.into_iter().find_map(|reply| match reply {
+        ApiReply::Captured { tables } => Some(tables),
+        _ => None,
+    });
+    let Some(tables) = captured else {
+        let text = "the coordinator did not say whether fingerprints are stored";
+        return Err(Failure::new(FaultKind::Failed, text).on(&args.node));
+    };
+    print_line(&if context.terminal.json {
+        json::line(&Captured::new(&args.node, args.peer.as_ref(), tables))
+    } else {
+        let also = args
+            .peer
+            .map_or_else(String::new, |peer| format!(", and those of {peer}"));
+        format!(
+            "{}: fingerprints of {tables} tables are stored{also}",
+            args.node
+        )
+    });
+    Ok(failure::SUCCESS)
+}

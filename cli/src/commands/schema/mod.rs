@@ -1,0 +1,84 @@
+//! `steep-repl schema` and what stands below it: schemas are asked for, compared here, shown.
+
+mod capture;
+mod compare;
+mod diff;
+mod export;
+mod file;
+
+use steep_protocol::message::api::{ApiReply, ApiRequest};
+use steep_protocol::message::job::TableFilter;
+use steep_protocol::{Identifier, NodeId};
+use steep_schema::Schema;
+
+use super::Context;
+use crate::args::{SchemaCommand, Side};
+use crate::client::Client;
+use crate::failure::Failure;
+
+pub(super) async fn run(command: SchemaCommand, context: &Context) -> Result<u8, Failure> {
+    match command {
+        SchemaCommand::Compare(args) => compare::run(args, context).await,
+        SchemaCommand::Diff(args) => diff::run(args, context).await,
+        SchemaCommand::Capture(args) => capture::run(args, context).await,
+        SchemaCommand::Export(args) => export::run(args, context).await,
+    }
+}
+
+/// Both sides' schemas, as far as those schemas go. Where both are files nobody is dialled.
+async fn both(
+    local: &Side,
+    remote: &Side,
+    schemas: &[Identifier],
+    context: &Context,
+) -> Result<(Schema, Schema), Failure> {
+    if local == remote {
+        let text = "both sides are the same: there is nothing to compare";
+        return Err(Failure::bad_request(text));
+    }
+    let needs_client = [local, remote]
+        .iter()
+        .any(|side| matches!(side, Side::Node(_)));
+    let client = match needs_client {
+        true => Some(context.client().await?),
+        false => None,
+    };
+    let here = of_side(local, schemas, client.as_ref()).await?;
+    let there = of_side(remote, schemas, client.as_ref()).await?;
+    if let Some(client) = client {
+        client.close().await;
+    }
+    Ok((here, there))
+}
+
+async fn of_side(
+    side: &Side,
+    schemas: &[Identifier],
+    client: Option<&Client>,
+) -> Result<Schema, Failure> {
+    match (side, client) {
+        (Side::Node(node), Some(client)) => ask(client, node, schemas).await,
+        (Side::Node(node), None) => {
+            let text = "there is no connection to ask this node over";
+            Err(Failure::bad_request(text).on(node))
+        }
+        (Side::File(path), _) => Ok(file::read(path)?.within(schemas)),
+    }
+}
+
+/// A node's schema as it is now.
+async fn ask(client: &Client, node: &NodeId, schemas: &[Identifier]) -> Result<Schema, Failure> {
+    let filter = TableFilter {
+        include_schemas: schemas.to_vec(),
+        exclude_tables: Vec::new(),
+    };
+    let node = node.clone();
+    let mut replies = client.ask(&ApiRequest::Schema { node, filter }).await?;
+    let mut schema = Schema::default();
+    while let Some(reply) = replies.next().await? {
+        if let ApiReply::Schema(page) = reply {
+            schema.add(*page);
+        }
+    }
+    Ok(schema)
+}

@@ -1,0 +1,79 @@
+//! `steep-repl watch`.
+
+use steep_protocol::FaultKind;
+use steep_protocol::message::api::{ApiReply, ApiRequest};
+
+use super::Context;
+use crate::args::WatchArgs;
+use crate::client::{Broken, Client};
+use crate::failure::{self, Failure};
+use crate::redial::Redial;
+use crate::render::json;
+use crate::signals::Signals;
+use crate::terminal::{self, print_line, tell};
+use crate::watch::{self, Mouse, Theme};
+
+/// The screen; or, for programs, everything it would be drawn from, an object a line. A signal is
+/// how watching ends: no error.
+pub(super) async fn run(args: &WatchArgs, context: &Context) -> Result<u8, Failure> {
+    let mut signals = Signals::catch()?;
+    if context.terminal.json {
+        return tokio::select! {
+            done = stream(context) => done,
+            _ = signals.next() => Ok(failure::SUCCESS),
+        };
+    }
+    if !terminal::is_screen() {
+        let text = "watch draws on a terminal, and this is none";
+        return Err(Failure::bad_request(text).hint(
+            "`steep-repl watch --json` and `steep-repl events --follow` write lines instead",
+        ));
+    }
+    let client = context.client().await?;
+    let mouse = if args.mouse {
+        Mouse::Ours
+    } else {
+        Mouse::Terminal
+    };
+    watch::run(client, &mut signals, Theme::of_environment(), mouse).await?;
+    Ok(failure::SUCCESS)
+}
+
+async fn stream(context: &Context) -> Result<u8, Failure> {
+    let mut client = context.client().await?;
+    loop {
+        let why = match lines(&client).await {
+            Ok(()) => Failure::new(FaultKind::Unreachable, "the coordinator stopped telling"),
+            Err(Broken::Said(failure)) => return Err(failure),
+            Err(Broken::Lost(failure)) => failure,
+        };
+        tell(&format!("{}; dialling again", failure::line(&why.0)));
+        let mut redial = Redial::begin(why);
+        redial.wait().await;
+        while let Err(failure) = client.reconnect().await {
+            redial.failed(failure)?.wait().await;
+        }
+    }
+}
+
+async fn lines(client: &Client) -> Result<(), Broken> {
+    let mut replies = client.ask(&ApiRequest::Watch).await.map_err(Broken::Lost)?;
+    while let Some(reply) = replies.next().await? {
+        match reply {
+            ApiReply::Nodes(nodes) => print_line(&json::line(&json::Nodes { nodes: &nodes })),
+            ApiReply::Progress(view) => print_line(&json::line(&json::Progress::from(&*view))),
+            ApiReply::Event(event) => print_line(&json::line(&json::Event::from(&event))),
+            ApiReply::Ended(end) => print_line(&json::line(&json::End::from(&*end))),
+            // Answers to other questions; the stream's end and faults never get here.
+            ApiReply::Findings { .. }
+            | ApiReply::Accepted { .. }
+            | ApiReply::Audit(_)
+            | ApiReply::Schema(_)
+            | ApiReply::Captured { .. }
+            | ApiReply::Job(_)
+            | ApiReply::End
+            | ApiReply::Fault(_) => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,97 @@
+//! What a person does at the terminal, as [`Input`]s. A thread reads, since terminals can only be
+//! waited for; it ends with the queue.
+
+use std::time::Duration;
+
+use ratatui::crossterm::event::{
+    self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers, MouseButton, MouseEventKind,
+};
+use tokio::sync::mpsc;
+
+use super::keys::Input;
+
+/// How often the thread looks whether anybody still wants to know.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Inputs that wait; somebody who types faster than we draw waits a moment.
+const QUEUE: usize = 64;
+
+/// What came in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Came {
+    /// Something that means the same wherever it is.
+    Input(Input),
+    /// A click on that line of the screen.
+    Click(u16),
+}
+
+/// Inputs from now on. The end of the queue is the end of the terminal.
+pub(super) fn listen() -> mpsc::Receiver<Came> {
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    std::thread::spawn(move || {
+        while !sender.is_closed() {
+            match event::poll(LOOK) {
+                Ok(false) => continue,
+                Ok(true) => {}
+                Err(_) => return,
+            }
+            let Ok(event) = event::read() else { return };
+            if let Some(came) = meaning(&event)
+                && sender.blocking_send(came).is_err()
+            {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+fn meaning(event: &Event) -> Option<Came> {
+    match event {
+        Event::Key(key) if key.kind != KeyEventKind::Release => key_meaning(*key).map(Came::Input),
+        Event::Mouse(mouse) => match mouse.kind {
+            MouseEventKind::Down(MouseButton::Left) => Some(Came::Click(mouse.row)),
+            MouseEventKind::ScrollUp => Some(Came::Input(Input::Up(1))),
+            MouseEventKind::ScrollDown => Some(Came::Input(Input::Up(-1))),
+            _ => None,
+        },
+        Event::Resize(..) => Some(Came::Input(Input::Redraw)),
+        _ => None,
+    }
+}
+
+fn key_meaning(key: KeyEvent) -> Option<Input> {
+    let control = key.modifiers.contains(KeyModifiers::CONTROL);
+    Some(match key.code {
+        KeyCode::Char('c') if control => Input::Interrupt,
+        KeyCode::Char('l') if control => Input::Redraw,
+        KeyCode::Char(_) if control || key.modifiers.contains(KeyModifiers::ALT) => return None,
+        KeyCode::Char(c) => Input::Char(c),
+        KeyCode::Enter => Input::Enter,
+        KeyCode::Esc => Input::Escape,
+        KeyCode::Backspace => Input::Backspace,
+        KeyCode::Tab => Input::Tab,
+        KeyCode::Up => Input::Up(1),
+        KeyCode::Down => Input::Up(-1),
+        KeyCode::PageUp => Input::PageUp,
+        KeyCode::PageDown => Input::PageDown,
+        KeyCode::Home => Input::Home,
+        KeyCode::End => Input::End,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_and_c_is_no_letter_and_other_controls_are_nothing() {
+        let with = |c, modifiers| key_meaning(KeyEvent::new(KeyCode::Char(c), modifiers));
+        assert_eq!(with('c', KeyModifiers::CONTROL), Some(Input::Interrupt));
+        assert_eq!(with('c', KeyModifiers::NONE), Some(Input::Char('c')));
+        assert_eq!(with('G', KeyModifiers::SHIFT), Some(Input::Char('G')));
+        assert_eq!(with('q', KeyModifiers::CONTROL), None);
+        assert_eq!(with('y', KeyModifiers::ALT), None);
+    }
+}

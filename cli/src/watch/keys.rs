@@ -1,0 +1,289 @@
+//! What a key means. Pure: an input changes the model and may want something done.
+
+use steep_protocol::message::agent::CancelledData;
+use steep_protocol::message::job::JobSpec;
+use steep_protocol::{NodeId, NodeState};
+
+use super::model::{Detail, Focus, Model, Order, Pane, Question, Tone};
+
+/// The longest filter; node names are shorter.
+const FILTER_MAX: usize = 64;
+
+/// Rows that a page key moves.
+const PAGE: isize = 10;
+
+/// What a person did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Input {
+    /// A character.
+    Char(char),
+    /// Return.
+    Enter,
+    /// Escape.
+    Escape,
+    /// Backspace.
+    Backspace,
+    /// Tab.
+    Tab,
+    /// Up by so many, or down where negative.
+    Up(isize),
+    /// A page up.
+    PageUp,
+    /// A page down.
+    PageDown,
+    /// To the first.
+    Home,
+    /// To the last.
+    End,
+    /// Ctrl-C.
+    Interrupt,
+    /// The screen has another size, or was written over.
+    Redraw,
+    /// A click on the row of the table with that number.
+    Row(usize),
+}
+
+/// What is to be done beyond the screen.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Effect {
+    /// Leave.
+    Quit,
+    /// Draw everything anew.
+    Redraw,
+    /// Look at that node's job in full.
+    Open(NodeId),
+    /// Look at none any more.
+    Close,
+    /// Find out how that node was last initialised.
+    AskLast(NodeId),
+    /// Cancel.
+    Cancel(NodeId, CancelledData),
+    /// Initialise.
+    Init(Box<JobSpec>),
+}
+
+/// Takes an input.
+pub(crate) fn press(model: &mut Model, input: Input) -> Option<Effect> {
+    if input == Input::Interrupt {
+        return Some(Effect::Quit);
+    }
+    if input == Input::Redraw {
+        return Some(Effect::Redraw);
+    }
+    match model.focus.clone() {
+        Focus::Help => {
+            model.focus = Focus::Main;
+            None
+        }
+        Focus::Filter => {
+            filter(model, input);
+            None
+        }
+        Focus::Question(question) => answer(model, question, input),
+        Focus::Main => {
+            model.notice = None;
+            main(model, input)
+        }
+    }
+}
+
+fn filter(model: &mut Model, input: Input) {
+    match input {
+        Input::Char(c) if !c.is_control() && model.filter.chars().count() < FILTER_MAX => {
+            model.filter.push(c);
+        }
+        Input::Backspace => {
+            model.filter.pop();
+        }
+        Input::Escape => {
+            model.filter.clear();
+            model.focus = Focus::Main;
+        }
+        Input::Enter => model.focus = Focus::Main,
+        Input::Up(by) => move_selection(model, by),
+        Input::Char(_)
+        | Input::Tab
+        | Input::PageUp
+        | Input::PageDown
+        | Input::Home
+        | Input::End
+        | Input::Row(_)
+        | Input::Interrupt
+        | Input::Redraw => {}
+    }
+}
+
+fn main(model: &mut Model, input: Input) -> Option<Effect> {
+    match input {
+        Input::Char('q') => return Some(Effect::Quit),
+        Input::Char('?') => model.focus = Focus::Help,
+        Input::Char('c') => ask_cancel(model),
+        Input::Char('r') => return ask_again(model),
+        _ if model.detail.is_some() => return detail(model, input),
+        Input::Enter | Input::Char('d') => return open(model, 0),
+        Input::Char('/') => model.focus = Focus::Filter,
+        Input::Char('s') => model.sort = model.sort.next(),
+        Input::Char('S') => {
+            model.order = match model.order {
+                Order::Usual => Order::Reversed,
+                Order::Reversed => Order::Usual,
+            };
+        }
+        Input::Escape => model.filter.clear(),
+        Input::Char('k') => move_selection(model, 1),
+        Input::Char('j') => move_selection(model, -1),
+        Input::Up(by) => move_selection(model, by),
+        Input::PageUp => move_selection(model, PAGE),
+        Input::PageDown => move_selection(model, -PAGE),
+        Input::Home | Input::Char('g') => move_selection(model, isize::MAX),
+        Input::End | Input::Char('G') => move_selection(model, -isize::MAX),
+        Input::Row(row) => {
+            let id = model.rows().get(row).map(|node| node.view.node_id.clone());
+            if id.is_some() && id == model.selected {
+                return open(model, 0);
+            }
+            model.selected = id.or(model.selected.take());
+        }
+        Input::Char(_) | Input::Backspace | Input::Tab | Input::Interrupt | Input::Redraw => {}
+    }
+    None
+}
+
+fn detail(model: &mut Model, input: Input) -> Option<Effect> {
+    let detail = model.detail.as_mut()?;
+    let scrolled = |by: isize| detail.scroll.saturating_add_signed(by);
+    match input {
+        Input::Escape | Input::Enter | Input::Char('d') | Input::Backspace => {
+            model.detail = None;
+            return Some(Effect::Close);
+        }
+        Input::Tab => show(detail, detail.pane.next()),
+        Input::Char(digit @ '1'..='3') => {
+            let place = digit as usize - '1' as usize;
+            show(detail, Pane::ALL[place]);
+        }
+        Input::Char('n') => return open(model, -1),
+        Input::Char('p') => return open(model, 1),
+        Input::Up(by) => detail.scroll = scrolled(-by),
+        Input::Char('k') => detail.scroll = scrolled(-1),
+        Input::Char('j') => detail.scroll = scrolled(1),
+        Input::PageUp => detail.scroll = scrolled(-PAGE),
+        Input::PageDown => detail.scroll = scrolled(PAGE),
+        Input::Home | Input::Char('g') => detail.scroll = 0,
+        // Drawing ends at the last line that there is.
+        Input::End | Input::Char('G') => detail.scroll = usize::MAX / 2,
+        Input::Char(_) | Input::Row(_) | Input::Interrupt | Input::Redraw => {}
+    }
+    None
+}
+
+fn show(detail: &mut Detail, pane: Pane) {
+    detail.pane = pane;
+    detail.scroll = 0;
+}
+
+/// Opens the chosen node, moved up by so many rows.
+fn open(model: &mut Model, up: isize) -> Option<Effect> {
+    let pane = model.detail.as_ref().map_or(Pane::Tables, |d| d.pane);
+    move_selection(model, up);
+    let node = model
+        .rows()
+        .get(model.selected_row()?)?
+        .view
+        .node_id
+        .clone();
+    let unchanged = model.detail.as_ref().is_some_and(|d| d.node == node);
+    if unchanged {
+        return None;
+    }
+    model.detail = Some(Detail {
+        node: node.clone(),
+        job: None,
+        pane,
+        scroll: 0,
+    });
+    Some(Effect::Open(node))
+}
+
+/// Chooses another row, and stays within those there are.
+fn move_selection(model: &mut Model, up: isize) {
+    let Some(row) = model.selected_row() else {
+        return;
+    };
+    let rows = model.rows();
+    let row = row.saturating_add_signed(-up).min(rows.len() - 1);
+    model.selected = Some(rows[row].view.node_id.clone());
+}
+
+fn ask_cancel(model: &mut Model) {
+    let Some(node) = model.subject() else { return };
+    let (id, state) = (node.view.node_id.clone(), node.view.state);
+    match state {
+        NodeState::Preparing
+        | NodeState::Copying
+        | NodeState::CatchingUp
+        | NodeState::Reinitializing
+        | NodeState::Failed
+        | NodeState::Diverged => {
+            model.focus = Focus::Question(Question::Cancel { node: id, state });
+        }
+        NodeState::Uninitialized | NodeState::Synchronized => {
+            let text = format!("{id} is {state}: no job is at work, so there is nothing to cancel");
+            model.say(text, Tone::Bad);
+        }
+    }
+}
+
+fn ask_again(model: &mut Model) -> Option<Effect> {
+    let view = &model.subject()?.view;
+    let id = view.node_id.clone();
+    let why_not = match view.state {
+        NodeState::Failed | NodeState::Uninitialized if view.agent_online => None,
+        NodeState::Failed | NodeState::Uninitialized => Some(format!(
+            "the agent of {id} is offline: start it, then initialise the node"
+        )),
+        NodeState::Preparing
+        | NodeState::Copying
+        | NodeState::CatchingUp
+        | NodeState::Reinitializing => Some(format!(
+            "a job is at work on {id}, which is {}: c cancels it",
+            view.state
+        )),
+        NodeState::Synchronized => Some(format!(
+            "{id} is synchronized and follows its source: there is nothing to do again"
+        )),
+        NodeState::Diverged => Some(format!(
+            "{id} has diverged: cancel first (c), which removes what is left, then initialise it again (r)"
+        )),
+    };
+    match why_not {
+        Some(text) => {
+            model.say(text, Tone::Bad);
+            None
+        }
+        None => Some(Effect::AskLast(id)),
+    }
+}
+
+/// Only a clear `y` (or `k`, where rows can be kept) does anything.
+fn answer(model: &mut Model, question: Question, input: Input) -> Option<Effect> {
+    let effect = match (question, input) {
+        (_, Input::Char('n' | 'N' | 'q') | Input::Escape) => None,
+        (Question::Cancel { node, .. }, Input::Char('y' | 'Y')) => {
+            model.say(format!("{node}: cancelling"), Tone::Calm);
+            Some(Effect::Cancel(node, CancelledData::Remove))
+        }
+        (Question::Cancel { node, .. }, Input::Char('k' | 'K')) => {
+            model.say(format!("{node}: cancelling, rows are kept"), Tone::Calm);
+            Some(Effect::Cancel(node, CancelledData::Keep))
+        }
+        (Question::Again(spec), Input::Char('y' | 'Y')) => {
+            model.say(format!("{}: asking for a new job", spec.target), Tone::Calm);
+            Some(Effect::Init(spec))
+        }
+        // Any other key leaves the question standing.
+        _ => return None,
+    };
+    model.focus = Focus::Main;
+    effect
+}

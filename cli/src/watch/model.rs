@@ -1,0 +1,499 @@
+//! What is known of the cluster, and what the person before the screen has chosen. Values only:
+//! replies and keys change it (`apply`, [`super::keys`]), [`super::view`] draws it.
+//!
+//! Whatever comes from outside is cleaned here, once, so that nothing behind this can carry a control
+//! character to a terminal. Everything kept is bounded, however long somebody watches.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use jiff::Timestamp;
+use steep_protocol::message::api::{EndView, EventView, JobView, NodeView, ProgressView};
+use steep_protocol::message::job::JobSpec;
+use steep_protocol::{Fault, JobId, NodeId, NodeState};
+
+use super::outside::{clean_job, clean_option, clean_table, one_line};
+use crate::render::clean;
+
+/// Events kept: more than anybody scrolls through.
+const EVENTS_KEPT: usize = 1_000;
+
+/// Samples of throughput kept for each node, one a second: as wide as wide terminals are.
+const SAMPLES_KEPT: usize = 400;
+
+/// How long a notice stays, in seconds.
+const NOTICE_SECONDS: i64 = 15;
+
+/// Everything that is drawn.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Model {
+    /// Now, as the screen is drawn.
+    pub(crate) now: Timestamp,
+    /// Where the coordinator is.
+    pub(crate) address: String,
+    /// How we stand with it.
+    pub(crate) link: Link,
+    /// Every node.
+    pub(crate) nodes: BTreeMap<NodeId, Node>,
+    /// The newest events, oldest first.
+    pub(crate) events: VecDeque<EventView>,
+    /// The node whose job is looked at in full.
+    pub(crate) detail: Option<Detail>,
+    /// The node whose row is chosen.
+    pub(crate) selected: Option<NodeId>,
+    /// The order of rows.
+    pub(crate) sort: Sort,
+    /// Whether that order is turned around.
+    pub(crate) order: Order,
+    /// Only nodes in which this occurs are shown.
+    pub(crate) filter: String,
+    /// What keys go to.
+    pub(crate) focus: Focus,
+    /// Something said to the person.
+    pub(crate) notice: Option<Notice>,
+}
+
+/// How we stand with the coordinator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Link {
+    /// Dialling for the first time.
+    Connecting,
+    /// What is shown is what it says.
+    Live,
+    /// It went away: what is shown is old.
+    Away {
+        /// When it went.
+        since: Timestamp,
+        /// Why it cannot be reached.
+        why: String,
+    },
+}
+
+/// A node and its job.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Node {
+    /// The node.
+    pub(crate) view: NodeView,
+    /// How far its job is, while one is at work.
+    pub(crate) progress: Option<ProgressView>,
+    /// COPY bytes a second of the last job seen, a sample a second, oldest first.
+    pub(crate) rates: VecDeque<u64>,
+    sampled: Option<(Option<JobId>, Timestamp)>,
+}
+
+/// A job in full.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Detail {
+    /// Whose.
+    pub(crate) node: NodeId,
+    /// The job; `None` until it is known, or where there is none.
+    pub(crate) job: Option<Box<JobView>>,
+    /// What fills the lower part where not all fits.
+    pub(crate) pane: Pane,
+    /// Lines of it that are scrolled away.
+    pub(crate) scroll: usize,
+}
+
+/// What the lower part of the detail shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pane {
+    /// Tables with bars.
+    Tables,
+    /// Preflight findings and warnings.
+    Findings,
+    /// What happened.
+    Events,
+}
+
+impl Pane {
+    /// All of them, in the order of their keys.
+    pub(crate) const ALL: [Self; 3] = [Self::Tables, Self::Findings, Self::Events];
+
+    /// The one after it.
+    pub(crate) fn next(self) -> Self {
+        match self {
+            Self::Tables => Self::Findings,
+            Self::Findings => Self::Events,
+            Self::Events => Self::Tables,
+        }
+    }
+}
+
+/// The order of rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sort {
+    /// By name.
+    Name,
+    /// What needs attention first.
+    State,
+    /// The least done first, nodes without a job last.
+    Progress,
+    /// The fastest first.
+    Rate,
+    /// The furthest behind first.
+    Lag,
+    /// What holds most WAL first.
+    WalHeld,
+}
+
+impl Sort {
+    /// The one after it.
+    pub(crate) fn next(self) -> Self {
+        match self {
+            Self::Name => Self::State,
+            Self::State => Self::Progress,
+            Self::Progress => Self::Rate,
+            Self::Rate => Self::Lag,
+            Self::Lag => Self::WalHeld,
+            Self::WalHeld => Self::Name,
+        }
+    }
+
+    /// Its name.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Name => "name",
+            Self::State => "state",
+            Self::Progress => "progress",
+            Self::Rate => "rate",
+            Self::Lag => "lag",
+            Self::WalHeld => "WAL held",
+        }
+    }
+}
+
+/// Which way round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// As [`Sort`] says.
+    Usual,
+    /// The other way round.
+    Reversed,
+}
+
+/// What keys go to.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Focus {
+    /// The table, or the detail where one is open.
+    Main,
+    /// The filter is being typed.
+    Filter,
+    /// The list of keys is shown.
+    Help,
+    /// A question stands.
+    Question(Question),
+}
+
+/// What is asked before something is done.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Question {
+    /// Cancel that node's job, or remove what is left of it.
+    Cancel {
+        /// The node.
+        node: NodeId,
+        /// Its state when asked.
+        state: NodeState,
+    },
+    /// Initialise it again, as it was asked for last.
+    Again(Box<JobSpec>),
+}
+
+/// Something said to the person.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Notice {
+    /// What.
+    pub(crate) text: String,
+    /// Whether something went wrong.
+    pub(crate) tone: Tone,
+    at: Timestamp,
+}
+
+/// How a notice is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tone {
+    /// For information.
+    Calm,
+    /// Something went wrong or cannot be done.
+    Bad,
+}
+
+/// What the coordinator said, or what became of talking to it.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// It is there; everything will be said anew.
+    Connected,
+    /// It is not.
+    Lost(Fault),
+    /// Nodes: all, then those that changed.
+    Nodes(Vec<NodeView>),
+    /// How far a job is.
+    Progress(Box<ProgressView>),
+    /// A job has ended.
+    Ended(Box<EndView>),
+    /// Something happened.
+    Event(EventView),
+    /// The job that is looked at.
+    Job(Box<JobView>),
+    /// The job to be asked for again; `None` where the node never had one.
+    Last(NodeId, Option<Box<JobView>>),
+    /// What was asked for is done, or was refused.
+    Answer(Result<String, Fault>),
+}
+
+impl Model {
+    /// Nothing is known yet.
+    pub(crate) fn new(address: &str, now: Timestamp) -> Self {
+        Self {
+            now,
+            address: clean(address),
+            link: Link::Connecting,
+            nodes: BTreeMap::new(),
+            events: VecDeque::new(),
+            detail: None,
+            selected: None,
+            sort: Sort::Name,
+            order: Order::Usual,
+            filter: String::new(),
+            focus: Focus::Main,
+            notice: None,
+        }
+    }
+
+    /// Takes in news.
+    pub(crate) fn apply(&mut self, news: News, now: Timestamp) {
+        self.at(now);
+        match news {
+            News::Connected => self.link = Link::Live,
+            News::Lost(fault) => {
+                let since = match self.link {
+                    Link::Away { since, .. } => since,
+                    Link::Connecting | Link::Live => now,
+                };
+                let why = one_line(&fault.message);
+                self.link = Link::Away { since, why };
+            }
+            News::Nodes(views) => {
+                for view in views {
+                    self.node(view);
+                }
+            }
+            News::Progress(view) => self.progress(*view),
+            News::Ended(end) => {
+                if let Some(node) = self.nodes.get_mut(&end.node_id) {
+                    node.progress = None;
+                }
+            }
+            News::Event(event) => self.event(event),
+            News::Job(mut view) => {
+                clean_job(&mut view);
+                if let Some(detail) = &mut self.detail
+                    && detail.node == view.spec.target
+                {
+                    detail.job = Some(view);
+                }
+            }
+            News::Last(node, view) => self.last(&node, view),
+            News::Answer(Ok(text)) => self.say(text, Tone::Calm),
+            News::Answer(Err(fault)) => {
+                let mut text = fault.to_string();
+                if !fault.hint.is_empty() {
+                    text = format!("{text} ({})", fault.hint);
+                }
+                self.say(text, Tone::Bad);
+            }
+        }
+    }
+
+    /// Time has passed.
+    pub(crate) fn at(&mut self, now: Timestamp) {
+        self.now = now;
+        let old = |notice: &Notice| now.as_second() - notice.at.as_second() >= NOTICE_SECONDS;
+        if self.notice.as_ref().is_some_and(old) {
+            self.notice = None;
+        }
+    }
+
+    /// Says something.
+    pub(crate) fn say(&mut self, text: impl AsRef<str>, tone: Tone) {
+        self.notice = Some(Notice {
+            text: one_line(text.as_ref()),
+            tone,
+            at: self.now,
+        });
+    }
+
+    fn node(&mut self, mut view: NodeView) {
+        for text in [
+            &mut view.error_message,
+            &mut view.postgres_error,
+            &mut view.agent_version,
+        ] {
+            clean_option(text);
+        }
+        let id = view.node_id.clone();
+        match self.nodes.get_mut(&id) {
+            Some(node) => {
+                if !view.state.is_active() {
+                    node.progress = None;
+                }
+                node.view = view;
+            }
+            None => {
+                let node = Node {
+                    view,
+                    progress: None,
+                    rates: VecDeque::new(),
+                    sampled: None,
+                };
+                self.nodes.insert(id, node);
+            }
+        }
+    }
+
+    fn progress(&mut self, mut view: ProgressView) {
+        let Some(node) = self.nodes.get_mut(&view.node_id) else {
+            return;
+        };
+        clean_option(&mut view.error_message);
+        clean_option(&mut view.current_table);
+        view.tables.iter_mut().for_each(clean_table);
+        if node.sampled.is_some_and(|(job, _)| job != view.job_id) {
+            node.rates.clear();
+            node.sampled = None;
+        }
+        let due = node
+            .sampled
+            .is_none_or(|(_, at)| self.now.as_millisecond() - at.as_millisecond() >= 1_000);
+        if due {
+            node.sampled = Some((view.job_id, self.now));
+            // What is not a number becomes zero, and rates are far below u64's end.
+            push(
+                &mut node.rates,
+                view.throughput_bytes_sec as u64,
+                SAMPLES_KEPT,
+            );
+        }
+        node.view.state = view.state;
+        node.progress = Some(view).filter(|view| view.state.is_active());
+    }
+
+    /// Takes an event that is not known yet into its place.
+    fn event(&mut self, mut event: EventView) {
+        event.level = one_line(&event.level);
+        event.event = one_line(&event.event);
+        event.message = one_line(&event.message);
+        // None of the fields is shown.
+        event.fields = Vec::new();
+        let place = self.events.partition_point(|known| known.seq < event.seq);
+        if self.events.get(place).is_some_and(|k| k.seq == event.seq) {
+            return;
+        }
+        self.events.insert(place, event);
+        if self.events.len() > EVENTS_KEPT {
+            self.events.pop_front();
+        }
+    }
+
+    /// The job that `r` would repeat.
+    fn last(&mut self, node: &NodeId, view: Option<Box<JobView>>) {
+        if self.focus != Focus::Main {
+            return;
+        }
+        match view {
+            Some(view) => self.focus = Focus::Question(Question::Again(Box::new(view.spec))),
+            None => self.say(
+                format!(
+                    "{node} has never been initialised, so there is nothing to repeat: \
+                     run `steep-repl init {node} --from SOURCE`"
+                ),
+                Tone::Bad,
+            ),
+        }
+    }
+
+    /// The nodes to show, in order.
+    pub(crate) fn rows(&self) -> Vec<&Node> {
+        let wanted = self.filter.to_lowercase();
+        let holds = |node: &&Node| {
+            let source = node.view.source_node.as_ref().map_or("", NodeId::as_str);
+            [node.view.node_id.as_str(), node.view.state.as_str(), source]
+                .iter()
+                .any(|text| text.to_lowercase().contains(&wanted))
+        };
+        let mut rows: Vec<&Node> = self.nodes.values().filter(holds).collect();
+        // Stable: equal rows stay in the order of their names.
+        rows.sort_by_key(|node| node.rank(self.sort));
+        if self.order == Order::Reversed {
+            rows.reverse();
+        }
+        rows
+    }
+
+    /// The chosen row: the one with the chosen node, else the first.
+    pub(crate) fn selected_row(&self) -> Option<usize> {
+        let rows = self.rows();
+        let found = rows
+            .iter()
+            .position(|node| Some(&node.view.node_id) == self.selected.as_ref());
+        found.or((!rows.is_empty()).then_some(0))
+    }
+
+    /// The node that keys are about: the one in detail, else the chosen one.
+    pub(crate) fn subject(&self) -> Option<&Node> {
+        if let Some(detail) = &self.detail {
+            return self.nodes.get(&detail.node);
+        }
+        self.rows().get(self.selected_row()?).copied()
+    }
+
+    /// Events about that node, oldest first.
+    pub(crate) fn events_of(&self, node: &NodeId) -> impl DoubleEndedIterator<Item = &EventView> {
+        self.events.iter().filter(move |event| {
+            event.node_id.as_ref() == Some(node) || event.source_node.as_ref() == Some(node)
+        })
+    }
+}
+
+impl Node {
+    /// Smaller is further up.
+    fn rank(&self, sort: Sort) -> u64 {
+        let down = |value: Option<u64>| value.map_or(u64::MAX, |value| u64::MAX - 1 - value);
+        match sort {
+            Sort::Name => 0,
+            Sort::State => match self.view.state {
+                NodeState::Failed => 0,
+                NodeState::Diverged => 1,
+                NodeState::Copying => 2,
+                NodeState::CatchingUp => 3,
+                NodeState::Preparing => 4,
+                NodeState::Reinitializing => 5,
+                NodeState::Synchronized => 6,
+                NodeState::Uninitialized => 7,
+            },
+            Sort::Progress => self
+                .percent()
+                .map_or(u64::MAX, |percent| (percent * 100.0) as u64),
+            Sort::Rate => down(self.rate()),
+            Sort::Lag => down(self.view.lag_bytes),
+            Sort::WalHeld => down(self.view.wal_held_bytes),
+        }
+    }
+
+    /// Of the job at work.
+    pub(crate) fn percent(&self) -> Option<f64> {
+        let known = self.progress.as_ref().map(|view| view.overall_percent);
+        known.or(self.view.progress)
+    }
+
+    /// COPY bytes a second, while rows move.
+    pub(crate) fn rate(&self) -> Option<u64> {
+        let view = self.progress.as_ref()?;
+        (view.throughput_bytes_sec >= 1.0).then_some(view.throughput_bytes_sec as u64)
+    }
+}
+
+fn push<T>(all: &mut VecDeque<T>, one: T, kept: usize) {
+    all.push_back(one);
+    if all.len() > kept {
+        all.pop_front();
+    }
+}

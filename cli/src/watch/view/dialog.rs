@@ -1,0 +1,207 @@
+//! Boxes over the rest: questions that must be answered, and the list of keys.
+
+use ratatui::buffer::Buffer;
+use ratatui::layout::Rect;
+use ratatui::style::Style;
+use ratatui::symbols::border;
+use ratatui::text::{Line, Span};
+use ratatui::widgets::{Block, Clear, Widget};
+use steep_protocol::message::job::{ExistingRows, JobSpec, Method};
+use steep_protocol::{NodeId, NodeState};
+
+use super::pieces::{put, wrap};
+use super::theme::{Signs, Theme};
+use crate::units;
+use crate::watch::model::{Focus, Model, Node, Question};
+
+/// Columns of a box at most, borders included.
+const WIDEST: u16 = 74;
+
+/// For terminals without line drawing.
+const ASCII: border::Set<'_> = border::Set {
+    top_left: "+",
+    top_right: "+",
+    bottom_left: "+",
+    bottom_right: "+",
+    vertical_left: "|",
+    vertical_right: "|",
+    horizontal_top: "-",
+    horizontal_bottom: "-",
+};
+
+const KEYS: [(&str, &str); 13] = [
+    ("Enter d", "detail: phases, tables, findings, events"),
+    ("Esc", "back; clears the filter"),
+    (
+        "c",
+        "cancel a job, or clean up after a failed one; asks first",
+    ),
+    ("r", "initialise again as it was asked for last; asks first"),
+    (
+        "/",
+        "show only nodes whose name, state or source has that text",
+    ),
+    ("s S", "sort by the next column; turn the order around"),
+    ("up down j k", "choose a node; in detail, scroll"),
+    ("PgUp PgDn g G", "by pages; to the first and the last"),
+    ("n p", "in detail: next and previous node"),
+    ("Tab 1 2 3", "in detail: tables, findings, events"),
+    ("Ctrl-L", "draw the screen anew"),
+    ("?", "this list"),
+    ("q Ctrl-C", "quit; jobs go on"),
+];
+
+/// Draws the box that is open, if one is.
+pub(super) fn draw(model: &Model, theme: &Theme, area: Rect, buffer: &mut Buffer) {
+    let width = area.width.saturating_sub(4).min(WIDEST);
+    let columns = usize::from(width).saturating_sub(4);
+    let (title, lines) = match &model.focus {
+        Focus::Main | Focus::Filter => return,
+        Focus::Help => (" keys ", help(columns, theme)),
+        Focus::Question(Question::Cancel { node, state }) => {
+            (" cancel ", cancel(model, node, *state, columns, theme))
+        }
+        Focus::Question(Question::Again(spec)) => {
+            (" initialise again ", again(spec, columns, theme))
+        }
+    };
+    let height = u16::try_from(lines.len() + 2)
+        .unwrap_or(u16::MAX)
+        .min(area.height);
+    let place = Rect {
+        x: area.x + (area.width - width) / 2,
+        y: area.y + (area.height - height) / 2,
+        width,
+        height,
+    };
+    Clear.render(place, buffer);
+    let set = if theme.signs == Signs::ASCII {
+        ASCII
+    } else {
+        border::ROUNDED
+    };
+    let block = Block::bordered()
+        .border_set(set)
+        .title(Span::styled(title, theme.reversed()));
+    let inner = block.inner(place);
+    block.render(place, buffer);
+    for (line, text) in (0..inner.height).zip(&lines) {
+        put(buffer, inner, line, text);
+    }
+}
+
+fn help(columns: usize, theme: &Theme) -> Vec<Line<'static>> {
+    let line = |(keys, what): (&str, &str)| {
+        Line::from(vec![
+            Span::styled(format!(" {keys:<14}"), theme.strong()),
+            Span::raw(super::cut(what, columns.saturating_sub(14), theme)),
+        ])
+    };
+    let mut lines: Vec<_> = KEYS.into_iter().map(line).collect();
+    let legend = format!(
+        " {} agent online   {} offline   {} its PostgreSQL cannot be asked",
+        theme.signs.agent[0], theme.signs.agent[1], theme.signs.trouble
+    );
+    lines.push(Line::styled(legend, theme.faint()));
+    lines
+}
+
+fn cancel(
+    model: &Model,
+    node: &NodeId,
+    asked: NodeState,
+    columns: usize,
+    theme: &Theme,
+) -> Vec<Line<'static>> {
+    let now = model.nodes.get(node);
+    let state = now.map_or(asked, |node| node.view.state);
+    let far = now
+        .and_then(Node::percent)
+        .map_or_else(String::new, |percent| {
+            format!(", {}", units::percent(percent))
+        });
+    let text = match state {
+        NodeState::Failed => format!(
+            "{node} has failed. Whatever is left of its job is removed, and the node is \
+             uninitialized."
+        ),
+        NodeState::Diverged => format!(
+            "{node} has diverged. Its slot, publication and subscription are removed, and it stops \
+             following its source. Tables and rows that the job copied are removed too, unless they \
+             are kept."
+        ),
+        _ => format!(
+            "{node} is {state}{far}. Cancel its job? Everything that the job made on both servers \
+             is removed: slot, publication, subscription, and the tables it copied, unless they are \
+             kept."
+        ),
+    };
+    let keys = [
+        ("y", "cancel and remove"),
+        ("k", "cancel, keep tables and rows"),
+        ("n", "leave it"),
+    ];
+    question(&text, &keys, columns, theme, Style::new())
+}
+
+fn again(spec: &JobSpec, columns: usize, theme: &Theme) -> Vec<Line<'static>> {
+    let method = match spec.method {
+        Method::Snapshot => "snapshot",
+        Method::TwoPhase => "two-phase",
+        Method::Native => "native",
+    };
+    let workers = match spec.parallel {
+        1 => "1 worker".to_owned(),
+        workers => format!("{workers} workers"),
+    };
+    let mut text = format!(
+        "Initialise {} from {} again, from the start, as it was asked for last: method {method}, \
+         {workers}, compression {}",
+        spec.target, spec.source, spec.compression
+    );
+    if let Some(rate) = spec.max_rate {
+        text.push_str(&format!(", at most {}", units::rate(rate.0 as f64)));
+    }
+    if !spec.filter.is_everything() {
+        text.push_str(", with the same choice of tables");
+    }
+    text.push('.');
+    let (rows, style) = match spec.existing {
+        ExistingRows::Refuse => (
+            "Where tables of the target hold rows, the job is refused.",
+            Style::new(),
+        ),
+        ExistingRows::Replace => (
+            "TABLES OF THE TARGET THAT HOLD ROWS ARE EMPTIED FIRST (--force was given).",
+            theme.warning(),
+        ),
+    };
+    let mut lines = question(&text, &[], columns, theme, Style::new());
+    let keys = [("y", "initialise"), ("n", "leave it")];
+    lines.extend(question(rows, &keys, columns, theme, style));
+    lines
+}
+
+fn question(
+    text: &str,
+    keys: &[(&str, &str)],
+    columns: usize,
+    theme: &Theme,
+    style: Style,
+) -> Vec<Line<'static>> {
+    let text = wrap(text, columns).into_iter();
+    let mut lines: Vec<_> = text
+        .map(|text| Line::styled(format!(" {text}"), style))
+        .collect();
+    if keys.is_empty() {
+        return lines;
+    }
+    lines.push(Line::default());
+    let mut spans = vec![Span::raw(" ")];
+    for (key, what) in keys {
+        spans.push(Span::styled((*key).to_owned(), theme.strong()));
+        spans.push(Span::raw(format!(" {what}   ")));
+    }
+    lines.push(Line::from(spans));
+    lines
+}

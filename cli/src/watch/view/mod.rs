@@ -1,0 +1,403 @@
+//! From the model to a frame: a pure function, so that what is drawn can be tested without a
+//! terminal. Every part takes what room there is; below 40 columns or 8 lines it says so instead.
+
+mod detail;
+mod dialog;
+mod nodes;
+mod panes;
+mod pieces;
+pub(crate) mod theme;
+
+use ratatui::buffer::Buffer;
+use ratatui::layout::Rect;
+use ratatui::text::{Line, Span};
+use steep_protocol::message::api::EventView;
+use steep_protocol::{NodeId, NodeState};
+
+use self::pieces::{cell, clock, cut, put, seconds, width, wrap};
+use self::theme::Theme;
+use super::model::{Focus, Link, Model, Node, Order, Tone};
+use crate::units;
+
+/// The smallest screen that anything useful fits on.
+const SMALLEST: (u16, u16) = (40, 8);
+
+/// The least lines for events; where fewer are left there are none.
+const EVENTS_LEAST: u16 = 4;
+
+/// States in the order in which they are counted: what needs attention first, since a narrow screen
+/// cuts the end.
+const BY_WORTH: [NodeState; 8] = [
+    NodeState::Failed,
+    NodeState::Diverged,
+    NodeState::Preparing,
+    NodeState::Copying,
+    NodeState::CatchingUp,
+    NodeState::Reinitializing,
+    NodeState::Synchronized,
+    NodeState::Uninitialized,
+];
+
+/// Draws everything.
+pub(crate) fn draw(model: &Model, theme: &Theme, area: Rect, buffer: &mut Buffer) {
+    if area.width < SMALLEST.0 || area.height < SMALLEST.1 {
+        let text = Line::from(format!("at least {}x{}, please", SMALLEST.0, SMALLEST.1));
+        put(buffer, area, 0, &text);
+        return;
+    }
+    put(buffer, area, 0, &title(model, theme, area.width));
+    put(
+        buffer,
+        area,
+        area.height - 1,
+        &bottom(model, theme, area.width),
+    );
+    let inner = Rect {
+        y: area.y + 1,
+        height: area.height - 2,
+        ..area
+    };
+    if model.detail.is_some() {
+        detail::draw(model, theme, inner, buffer);
+    } else {
+        main(model, theme, inner, buffer);
+    }
+    dialog::draw(model, theme, inner, buffer);
+}
+
+/// The row of the table on that line of the screen.
+pub(crate) fn row_at(model: &Model, area: Rect, line: u16) -> Option<usize> {
+    if model.detail.is_some() || area.height < SMALLEST.1 {
+        return None;
+    }
+    let parts = Parts::of(model, area.height - 2);
+    let line = usize::from(line.checked_sub(2 + parts.header)?);
+    let rows = model.rows().len();
+    let shown = usize::from(parts.rows);
+    (line < shown)
+        .then(|| nodes::first_row(model, shown) + line)
+        .filter(|row| *row < rows)
+}
+
+/// How the lines between title and keys are shared.
+struct Parts {
+    /// Summary, and an empty line where there is room.
+    header: u16,
+    /// Rows of nodes, below their header.
+    rows: u16,
+    /// What is to be said of the chosen node.
+    words: u16,
+    /// Events, with their header.
+    events: u16,
+}
+
+impl Parts {
+    fn of(model: &Model, height: u16) -> Self {
+        let header = if height >= 18 { 2 } else { 1 };
+        let wanted = u16::try_from(model.rows().len().max(1)).unwrap_or(u16::MAX);
+        let words = if height >= 14 { 3 } else { 0 };
+        let room = height.saturating_sub(header + 1 + words);
+        let least = if room >= 2 * EVENTS_LEAST {
+            EVENTS_LEAST + 1
+        } else {
+            0
+        };
+        let rows = wanted.min(room - least);
+        let left = room - rows;
+        Self {
+            header,
+            rows,
+            words,
+            events: if left >= EVENTS_LEAST { left } else { 0 },
+        }
+    }
+}
+
+fn main(model: &Model, theme: &Theme, area: Rect, buffer: &mut Buffer) {
+    let parts = Parts::of(model, area.height);
+    put(buffer, area, 0, &summary(model, theme));
+    let table = Rect {
+        y: area.y + parts.header,
+        height: parts.rows + 1,
+        ..area
+    };
+    nodes::draw(model, theme, table, buffer);
+    let words = Rect {
+        y: table.bottom(),
+        height: parts.words,
+        ..area
+    };
+    about(model, theme, words, buffer);
+    if parts.events > 0 {
+        let below = Rect {
+            y: area.bottom() - parts.events,
+            height: parts.events,
+            ..area
+        };
+        put(buffer, below, 0, &rule("events", theme, below.width));
+        let lines = Rect {
+            y: below.y + 1,
+            height: below.height - 1,
+            ..below
+        };
+        events(model.events.iter().rev(), model, theme, lines, buffer);
+    }
+}
+
+fn title(model: &Model, theme: &Theme, columns: u16) -> Line<'static> {
+    let columns = usize::from(columns);
+    let state = match &model.link {
+        Link::Connecting => "connecting".to_owned(),
+        Link::Live => format!("{} live", theme.signs.agent[0]),
+        Link::Away { since, .. } => {
+            let for_ = units::eta(seconds(*since, model.now) as u64);
+            format!("{} reconnecting, away for {for_}", theme.signs.agent[1])
+        }
+    };
+    let right = format!("{state}  {}Z ", clock(model.now));
+    let left = format!(" steep-repl watch  {}", model.address);
+    let room = columns.saturating_sub(width(&right));
+    let bar = theme.reversed();
+    let alarm = match model.link {
+        Link::Away { .. } => theme.warning().patch(bar),
+        Link::Connecting | Link::Live => bar,
+    };
+    Line::from(vec![
+        Span::styled(cell(&left, room, theme), bar),
+        Span::styled(cut(&right, columns, theme), alarm),
+    ])
+}
+
+/// How many nodes in which state, and what moves in all.
+fn summary(model: &Model, theme: &Theme) -> Line<'static> {
+    let mut spans = Vec::new();
+    let rows = model.rows();
+    let all = model.nodes.len();
+    let nodes = if all == 1 { "node" } else { "nodes" };
+    let counted = match rows.len() {
+        shown if shown == all => format!(" {all} {nodes}"),
+        shown => format!(" {shown} of {all} {nodes}"),
+    };
+    spans.push(Span::styled(counted, theme.strong()));
+    let offline = rows.iter().filter(|n| !n.view.agent_online).count();
+    if offline > 0 {
+        spans.push(Span::raw("  "));
+        spans.push(Span::styled(format!("{offline} offline"), theme.bad()));
+    }
+    for state in BY_WORTH {
+        let number = rows.iter().filter(|n| n.view.state == state).count();
+        if number > 0 {
+            spans.push(Span::raw("  "));
+            let text = format!("{number} {state}");
+            spans.push(Span::styled(text, theme.state(state)));
+        }
+    }
+    let rate: u64 = rows.iter().filter_map(|node| node.rate()).sum();
+    if rate > 0 {
+        spans.push(Span::raw("  "));
+        spans.push(Span::styled(units::rate(rate as f64), theme.strong()));
+    }
+    let held: u64 = rows
+        .iter()
+        .filter_map(|node| node.view.wal_held_bytes)
+        .sum();
+    if held > 0 {
+        spans.push(Span::raw(format!("  WAL held {}", units::size(held))));
+    }
+    if model.sort != super::model::Sort::Name || model.order == Order::Reversed {
+        let turned = match model.order {
+            Order::Usual => "",
+            Order::Reversed => ", reversed",
+        };
+        let text = format!("  by {}{turned}", model.sort.as_str());
+        spans.push(Span::styled(text, theme.faint()));
+    }
+    Line::from(spans)
+}
+
+/// What is to be said of the chosen node: why it failed, or what it is doing.
+fn about(model: &Model, theme: &Theme, area: Rect, buffer: &mut Buffer) {
+    if area.height == 0 {
+        return;
+    }
+    let columns = usize::from(area.width).saturating_sub(2);
+    let Some(node) = model.subject() else {
+        let text = match (&model.link, model.filter.is_empty()) {
+            (Link::Live, true) => "no agent has registered yet: start one with `steep-agent run`",
+            (Link::Live, false) => "no node fits the filter: Esc clears it",
+            _ => "",
+        };
+        let line = Line::styled(format!(" {text}"), theme.faint());
+        return put(buffer, area, 1, &line);
+    };
+    let errors = node
+        .view
+        .error_message
+        .iter()
+        .chain(&node.view.postgres_error);
+    let errors: Vec<_> = errors.map(String::as_str).collect();
+    let (text, style) = if !errors.is_empty() {
+        (errors.join("; "), theme.bad())
+    } else if let Some(view) = &node.progress {
+        (detail::doing(view), theme.moving())
+    } else if let Some(text) = standing(model, node) {
+        (text, theme.faint())
+    } else {
+        return;
+    };
+    let text = format!("{}: {text}", node.view.node_id);
+    for (line, text) in (1..area.height).zip(wrap(&text, columns)) {
+        put(buffer, area, line, &Line::styled(format!(" {text}"), style));
+    }
+}
+
+/// What a node is when nothing happens to it.
+fn standing(model: &Model, node: &Node) -> Option<String> {
+    let view = &node.view;
+    let own = Some(&view.node_id);
+    let replicas: Vec<_> = model
+        .nodes
+        .values()
+        .filter(|other| other.view.source_node.as_ref() == own)
+        .map(|other| other.view.node_id.as_str())
+        .collect();
+    let mut parts = Vec::new();
+    if let (NodeState::Synchronized, Some(source), Some(at)) =
+        (view.state, &view.source_node, view.init_completed_at)
+    {
+        let mut text = format!("follows {source} since {at:.0}");
+        if let Some(started) = view.init_started_at {
+            let took = units::duration(seconds(started, at));
+            text.push_str(&format!(", initialised in {took}"));
+        }
+        parts.push(text);
+    }
+    if !replicas.is_empty() {
+        parts.push(format!("source of {}", replicas.join(", ")));
+    }
+    (!parts.is_empty()).then(|| parts.join("; "))
+}
+
+/// Events, newest at the top.
+fn events<'a>(
+    all: impl Iterator<Item = &'a EventView>,
+    model: &Model,
+    theme: &Theme,
+    area: Rect,
+    buffer: &mut Buffer,
+) {
+    let longest = model.nodes.keys().map(|id| id.as_str().len()).max();
+    let names = longest.unwrap_or(0).clamp(6, 16);
+    for (line, event) in (0..area.height).zip(all) {
+        put(
+            buffer,
+            area,
+            line,
+            &event_line(event, names, theme, area.width),
+        );
+    }
+}
+
+fn event_line(event: &EventView, names: usize, theme: &Theme, columns: u16) -> Line<'static> {
+    let style = match event.level.as_str() {
+        "error" => theme.bad(),
+        "warn" => theme.warning(),
+        _ => ratatui::style::Style::new(),
+    };
+    let mark = match event.level.as_str() {
+        "error" | "warn" => theme.signs.trouble,
+        _ => ' ',
+    };
+    let node = event.node_id.as_ref().map_or("-", NodeId::as_str);
+    let mut spans = vec![
+        Span::styled(format!(" {}", clock(event.timestamp)), theme.faint()),
+        Span::styled(format!(" {mark} "), style),
+        Span::styled(cell(node, names, theme), theme.strong()),
+        Span::raw(" "),
+    ];
+    if columns >= 120 {
+        spans.push(Span::styled(
+            format!("{}  ", cell(&event.event, 22, theme)),
+            theme.faint(),
+        ));
+    }
+    let taken: usize = spans.iter().map(|span| width(&span.content)).sum();
+    let room = usize::from(columns).saturating_sub(taken);
+    // Most messages of a node begin with its name, which has just been said.
+    let message = event
+        .message
+        .strip_prefix(node)
+        .and_then(|rest| rest.strip_prefix(": "))
+        .unwrap_or(&event.message);
+    spans.push(Span::styled(cut(message, room, theme), style));
+    Line::from(spans)
+}
+
+/// A line with a word in it.
+fn rule(word: &str, theme: &Theme, columns: u16) -> Line<'static> {
+    let line = |length: usize| String::from_iter(std::iter::repeat_n(theme.signs.line, length));
+    let rest = usize::from(columns).saturating_sub(width(word) + 4);
+    Line::from(vec![
+        Span::styled(format!("{} ", line(2)), theme.faint()),
+        Span::styled(word.to_owned(), theme.strong()),
+        Span::styled(format!(" {}", line(rest)), theme.faint()),
+    ])
+}
+
+/// What was said, what is typed, or which keys there are.
+fn bottom(model: &Model, theme: &Theme, columns: u16) -> Line<'static> {
+    let columns = usize::from(columns);
+    if model.focus == Focus::Filter {
+        return Line::from(vec![
+            Span::styled(" filter: ", theme.strong()),
+            Span::raw(cut(&model.filter, columns.saturating_sub(32), theme)),
+            Span::styled(" ", theme.reversed()),
+            Span::styled("  Enter keep  Esc clear", theme.faint()),
+        ]);
+    }
+    if let Link::Away { why, .. } = &model.link
+        && model.notice.is_none()
+    {
+        return Line::styled(cut(&format!(" {why}"), columns, theme), theme.warning());
+    }
+    if let Some(notice) = &model.notice {
+        let style = match notice.tone {
+            Tone::Calm => theme.strong(),
+            Tone::Bad => theme.warning(),
+        };
+        return Line::styled(cut(&format!(" {}", notice.text), columns, theme), style);
+    }
+    let keys: &[(&str, &str)] = if model.detail.is_some() {
+        &[
+            ("Esc", "back"),
+            ("Tab", "next pane"),
+            (theme.signs.arrows, "scroll"),
+            ("n/p", "node"),
+            ("c", "cancel"),
+            ("r", "again"),
+            ("?", "help"),
+            ("q", "quit"),
+        ]
+    } else {
+        &[
+            ("Enter", "detail"),
+            ("c", "cancel"),
+            ("r", "again"),
+            ("/", "filter"),
+            ("s", "sort"),
+            ("?", "help"),
+            ("q", "quit"),
+        ]
+    };
+    let mut spans = vec![Span::raw(" ")];
+    if !model.filter.is_empty() && model.detail.is_none() {
+        let text = format!("filter: {}", cut(&model.filter, 16, theme));
+        spans.push(Span::styled(text, theme.warning()));
+        spans.push(Span::raw("  "));
+    }
+    for (key, what) in keys {
+        spans.push(Span::styled((*key).to_owned(), theme.strong()));
+        spans.push(Span::styled(format!(" {what}  "), theme.faint()));
+    }
+    Line::from(spans)
+}

@@ -1,0 +1,189 @@
+//! `watch` on a pseudo-terminal, and as lines for programs.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rustix::process::Signal;
+use steep_protocol::message::agent::CancelledData;
+use steep_protocol::message::api::{ApiReply, ApiRequest, NodeView};
+use steep_protocol::{Fault, FaultKind, NodeState, Phase};
+
+use crate::coordinator::{Coordinator, Step};
+use crate::pty::OnTerminal;
+use crate::views::{all, ended, event, node, progress};
+
+/// Leaves the alternate screen and shows the cursor again.
+const GIVEN_BACK: [&str; 2] = ["\u{1b}[?1049l", "\u{1b}[?25h"];
+
+fn nodes() -> Vec<NodeView> {
+    let mut source = node("node_a", NodeState::Uninitialized);
+    source.source_node = None;
+    let mut failed = node("node_c", NodeState::Failed);
+    failed.error_message = Some("evil \u{1b}[2J\u{9b}31m\u{7} text".to_owned());
+    vec![source, node("node_b", NodeState::Copying), failed]
+}
+
+/// A cluster with a job that goes on.
+fn cluster() -> Coordinator {
+    Coordinator::start(|request| match request {
+        ApiRequest::Watch => vec![
+            Step::Say(event("init.started", "info")),
+            Step::Say(ApiReply::Nodes(nodes())),
+            Step::Say(progress("node_b", NodeState::Copying, Phase::Copy)),
+            Step::Hold,
+        ],
+        ApiRequest::Job { follow: true, .. } => vec![Step::Hold],
+        _ => all(vec![]),
+    })
+}
+
+fn assert_given_back(terminal: &OnTerminal) {
+    for sequence in GIVEN_BACK {
+        terminal.wait_for(sequence);
+    }
+    assert!(terminal.is_for_lines(), "the terminal was left raw");
+}
+
+#[test]
+fn watch_draws_takes_keys_and_gives_the_terminal_back() {
+    let coordinator = cluster();
+    let mut terminal = OnTerminal::start(&coordinator, "watch");
+    terminal.wait_on_screen("live");
+    terminal.wait_on_screen("node_b");
+    terminal.wait_on_screen("1 copying");
+    assert!(terminal.screen().screen().alternate_screen());
+    assert!(!terminal.is_for_lines());
+    // Down twice, to the node whose error would clear the screen and ring.
+    terminal.press("jj");
+    // As it was written: the emulator leaves the replacement character out.
+    terminal.wait_for("node_c: evil \u{fffd}[2J\u{fffd}31m\u{fffd} text");
+    assert!(!terminal.written().contains("\u{1b}[2J\u{9b}"));
+    terminal.press("k\r");
+    terminal.wait_on_screen("node_b \u{2190} node_a");
+    terminal.press("c");
+    terminal.wait_on_screen("Cancel its job?");
+    terminal.press("x");
+    terminal.press("k");
+    terminal.wait_on_screen("its tables and rows are kept");
+    let cancels: Vec<_> = coordinator
+        .requests()
+        .into_iter()
+        .filter(|request| matches!(request, ApiRequest::Cancel { .. }))
+        .collect();
+    let [ApiRequest::Cancel { node, data }] = &cancels[..] else {
+        panic!("{cancels:?}");
+    };
+    assert_eq!((node.as_str(), *data), ("node_b", CancelledData::Keep));
+    terminal.press("q");
+    assert_eq!(terminal.code(), 0);
+    assert_given_back(&terminal);
+}
+
+#[test]
+fn signals_and_ctrl_c_end_watching_and_give_the_terminal_back() {
+    for signal in [Some(Signal::TERM), Some(Signal::HUP), None] {
+        let coordinator = cluster();
+        let mut terminal = OnTerminal::start(&coordinator, "watch");
+        terminal.wait_on_screen("node_b");
+        match signal {
+            Some(signal) => terminal.signal(signal),
+            None => terminal.press("\u{3}"),
+        }
+        assert_eq!(terminal.code(), 0, "{signal:?}");
+        assert_given_back(&terminal);
+        let cancels = |request: &ApiRequest| matches!(request, ApiRequest::Cancel { .. });
+        assert!(!coordinator.requests().iter().any(cancels));
+    }
+}
+
+#[test]
+fn a_coordinator_that_comes_back_is_found_again() {
+    let watches = AtomicUsize::new(0);
+    let coordinator = Coordinator::start(move |request| {
+        let ApiRequest::Watch = request else {
+            return all(vec![]);
+        };
+        match watches.fetch_add(1, Ordering::Relaxed) {
+            0 => vec![Step::Say(ApiReply::Nodes(nodes())), Step::Leave],
+            1 => all(vec![ApiReply::Fault(Fault::new(
+                FaultKind::Unreachable,
+                "the coordinator is stopping",
+            ))]),
+            _ => {
+                let back = node("node_z", NodeState::Synchronized);
+                vec![Step::Say(ApiReply::Nodes(vec![back])), Step::Hold]
+            }
+        }
+    });
+    let mut terminal = OnTerminal::start(&coordinator, "watch");
+    terminal.wait_on_screen("reconnecting");
+    terminal.wait_on_screen("node_b");
+    terminal.wait_on_screen("node_z");
+    terminal.wait_on_screen("live");
+    terminal.press("q");
+    assert_eq!(terminal.code(), 0);
+}
+
+#[test]
+fn no_color_means_none() {
+    let coordinator = cluster();
+    let mut terminal = OnTerminal::start_with(&coordinator, "watch", &[("NO_COLOR", "1")]);
+    terminal.wait_on_screen("node_b");
+    let parser = terminal.screen();
+    for row in 0..24 {
+        for column in 0..80 {
+            let cell = parser.screen().cell(row, column).unwrap();
+            assert_eq!(cell.fgcolor(), vt100::Color::Default, "{row} {column}");
+            assert_eq!(cell.bgcolor(), vt100::Color::Default, "{row} {column}");
+        }
+    }
+    terminal.press("q");
+    assert_eq!(terminal.code(), 0);
+}
+
+#[test]
+fn without_a_terminal_watch_says_what_else_there_is_and_writes_lines_for_programs() {
+    let coordinator = cluster();
+    let ran = coordinator.run("watch");
+    assert_eq!(ran.code, 2, "{ran:?}");
+    assert!(ran.err.contains("watch --json"), "{ran:?}");
+
+    let asked = AtomicUsize::new(0);
+    let coordinator = Coordinator::start(move |_| match asked.fetch_add(1, Ordering::Relaxed) {
+        0 => all(vec![
+            event("init.started", "info"),
+            ApiReply::Nodes(nodes()),
+            progress("node_b", NodeState::Copying, Phase::Copy),
+            ended("node_b", NodeState::Synchronized, None),
+        ]),
+        // Dialled again after the end, as a service that is watched for ever must be.
+        _ => all(vec![ApiReply::Fault(Fault::new(
+            FaultKind::Unauthorized,
+            "not any more",
+        ))]),
+    });
+    let ran = coordinator.run("watch --json");
+    assert_eq!(ran.code, 6, "{ran:?}");
+    let objects = ran.objects();
+    assert_eq!(objects[0]["event"], "init.started");
+    assert_eq!(objects[1]["nodes"][1]["node_id"], "node_b");
+    assert_eq!(objects[2]["event"], "init.progress");
+    assert_eq!(objects[3]["event"], "init.completed");
+    assert_eq!(objects[4]["event"], "error");
+}
+
+#[test]
+fn the_last_report_is_asked_for_by_its_flag() {
+    let coordinator = Coordinator::start(|request| {
+        assert!(matches!(request, ApiRequest::Report { .. }), "{request:?}");
+        all(vec![ended("node_b", NodeState::Synchronized, None)])
+    });
+    let ran = coordinator.run("status node_b --last-report");
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(
+        ran.out.starts_with("node_b is synchronized with node_a"),
+        "{ran:?}"
+    );
+    let ran = coordinator.run("status node_b --last-report --json");
+    assert_eq!(ran.objects()[0]["event"], "init.completed");
+    assert_eq!(coordinator.run("status --last-report").code, 2);
+}

@@ -1,0 +1,324 @@
+//! Commands to agents that belong to no job: reading a schema, storing fingerprints, comparing what a
+//! node replicates with its source.
+//!
+//! An errand is one command after another, each answered by its agent, until whoever asked is answered
+//! or it is given up. It makes no job and keeps nothing over a restart.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use steep_protocol::message::agent::{Command, CoordinatorMessage, Outcome};
+use steep_protocol::message::job::TableFilter;
+use steep_protocol::message::schema::{SchemaCursor, SchemaReview};
+use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry};
+
+use super::{Answer, Driver, Reply};
+use crate::job::machine::after;
+use crate::store::Store;
+
+/// Longer than reading the largest catalog takes.
+const ERRAND_LIMIT: Duration = Duration::from_secs(120);
+
+/// Errands at once.
+const ERRANDS_MAX: usize = 64;
+
+/// Ids that one errand uses: capture, admit, compare, and taking back the permission.
+const COMMANDS: u64 = 4;
+
+/// Something agents do beside jobs.
+pub(super) struct Errand {
+    job: JobId,
+    /// The ids that are left.
+    next: u64,
+    /// Who does what now.
+    on: NodeId,
+    command: CommandId,
+    purpose: Purpose,
+    give_up: Timestamp,
+}
+
+/// What it is for.
+enum Purpose {
+    /// A page of a schema.
+    Describe(Reply),
+    /// Fingerprints of the node itself; then those of a peer, where one is named.
+    Capture { peer: Option<NodeId>, reply: Reply },
+    /// The peer has been told to answer; the node compares next.
+    Admit(Pair, After),
+    /// The node compares itself with its peer.
+    Compare(Pair, After),
+}
+
+/// A node and what it is compared with.
+#[derive(Clone)]
+struct Pair {
+    node: NodeId,
+    peer: NodeId,
+    filter: TableFilter,
+}
+
+/// What a comparison is for.
+enum After {
+    /// Only the fingerprints it leaves: the answer says how many tables the node has itself.
+    Captured { tables: u64, reply: Reply },
+    /// Whether the node has drifted.
+    Drift,
+}
+
+impl<S: Store> Driver<S> {
+    /// Reads a node's schema, from the first page or on from another.
+    pub(super) fn describe(
+        &mut self,
+        node: &NodeId,
+        filter: TableFilter,
+        cursor: Option<SchemaCursor>,
+        reply: Reply,
+        now: Timestamp,
+    ) {
+        match self.check_errand(node) {
+            Ok(()) => {
+                let command = Command::DescribeSchema { filter, cursor };
+                self.begin_errand(node, command, Purpose::Describe(reply), now);
+            }
+            Err(fault) => self.answer(reply, Err(fault)),
+        }
+    }
+
+    /// Has a node store its fingerprints, and a peer's.
+    pub(super) fn capture(
+        &mut self,
+        node: &NodeId,
+        peer: Option<NodeId>,
+        reply: Reply,
+        now: Timestamp,
+    ) {
+        let checked = self.check_errand(node).and_then(|()| match &peer {
+            Some(peer) if peer == node => {
+                let text = "a node is not its own peer";
+                Err(Fault::new(FaultKind::BadRequest, text).on(node))
+            }
+            Some(peer) => self.check_errand(peer),
+            None => Ok(()),
+        });
+        match checked {
+            Ok(()) => {
+                let purpose = Purpose::Capture { peer, reply };
+                self.begin_errand(node, Command::CaptureFingerprints, purpose, now);
+            }
+            Err(fault) => self.answer(reply, Err(fault)),
+        }
+    }
+
+    /// Compares what a node replicates with its source; what comes of it is `drift`'s. Says whether it
+    /// could be begun.
+    pub(super) fn compare_with_source(
+        &mut self,
+        node: &NodeId,
+        source: &NodeId,
+        filter: TableFilter,
+        now: Timestamp,
+    ) -> bool {
+        let busy = self.errands.iter().any(|errand| {
+            matches!(&errand.purpose, Purpose::Admit(pair, After::Drift)
+                | Purpose::Compare(pair, After::Drift) if pair.node == *node)
+        });
+        if busy || self.check_errand(node).is_err() || self.check_errand(source).is_err() {
+            return false;
+        }
+        let pair = Pair {
+            node: node.clone(),
+            peer: source.clone(),
+            filter,
+        };
+        let command = admit(&pair);
+        self.begin_errand(source, command, Purpose::Admit(pair, After::Drift), now);
+        true
+    }
+
+    fn check_errand(&self, node: &NodeId) -> Result<(), Fault> {
+        self.known(node)?;
+        self.check_online(node)?;
+        if self.errands.len() < ERRANDS_MAX {
+            return Ok(());
+        }
+        let text = "too many questions to agents are waiting for an answer";
+        Err(Fault::new(FaultKind::Failed, text).retry(Retry::Backoff))
+    }
+
+    fn begin_errand(&mut self, on: &NodeId, command: Command, purpose: Purpose, now: Timestamp) {
+        let first = self.take_commands(COMMANDS);
+        let mut errand = Errand {
+            job: self.new_job_id(),
+            next: first,
+            on: on.clone(),
+            command: CommandId(first),
+            purpose,
+            give_up: after(now, ERRAND_LIMIT),
+        };
+        self.errand_send(&mut errand, on, command);
+        self.errands.push(errand);
+    }
+
+    fn errand_send(&mut self, errand: &mut Errand, on: &NodeId, command: Command) {
+        let id = CommandId(errand.next);
+        errand.next += 1;
+        errand.command = id;
+        errand.on = on.clone();
+        let job = errand.job;
+        self.send(on, CoordinatorMessage::Command { id, job, command });
+    }
+
+    /// Whether that command is an errand's.
+    pub(super) fn errand_owns(&self, node: &NodeId, command: CommandId) -> bool {
+        let own = |errand: &Errand| errand.command == command && errand.on == *node;
+        self.errands.iter().any(own)
+    }
+
+    /// A command of an errand ended.
+    pub(super) fn errand_finished(
+        &mut self,
+        node: &NodeId,
+        command: CommandId,
+        outcome: Result<Outcome, Fault>,
+        now: Timestamp,
+    ) {
+        let own = |errand: &Errand| errand.command == command && errand.on == *node;
+        let Some(at) = self.errands.iter().position(own) else {
+            return;
+        };
+        let errand = self.errands.swap_remove(at);
+        match outcome {
+            Ok(outcome) => self.errand_step(errand, outcome, now),
+            Err(fault) => self.errand_failed(errand, fault),
+        }
+    }
+
+    fn errand_step(&mut self, mut errand: Errand, outcome: Outcome, now: Timestamp) {
+        let purpose = match (errand.purpose, outcome) {
+            (Purpose::Describe(reply), Outcome::SchemaPage { page, next }) => {
+                return self.answer(reply, Ok(Answer::Schema { page, next }));
+            }
+            (Purpose::Capture { peer: None, reply }, Outcome::Captured { tables }) => {
+                return self.answer(reply, Ok(Answer::Captured { tables }));
+            }
+            (
+                Purpose::Capture {
+                    peer: Some(peer),
+                    reply,
+                },
+                Outcome::Captured { tables },
+            ) => {
+                let pair = Pair {
+                    node: errand.on.clone(),
+                    peer,
+                    filter: TableFilter::default(),
+                };
+                Purpose::Admit(pair, After::Captured { tables, reply })
+            }
+            (Purpose::Admit(pair, after), Outcome::Done) => Purpose::Compare(pair, after),
+            (Purpose::Compare(pair, after), Outcome::Reviewed(review)) => {
+                self.take_back(errand.job, errand.next, &pair.peer);
+                return self.compared(&pair, after, &review, now);
+            }
+            (purpose, _) => {
+                errand.purpose = purpose;
+                let text = "the agent gave an answer that does not fit to what it was asked";
+                let hint = "run the same version on the coordinator and on all agents";
+                let fault = Fault::new(FaultKind::Failed, text)
+                    .on(&errand.on)
+                    .hint(hint);
+                return self.errand_failed(errand, fault);
+            }
+        };
+        let (on, command) = match &purpose {
+            Purpose::Compare(pair, _) => {
+                let command = Command::CompareSchemas {
+                    source: self.peer(&pair.peer),
+                    filter: pair.filter.clone(),
+                };
+                (pair.node.clone(), command)
+            }
+            Purpose::Admit(pair, _) => (pair.peer.clone(), admit(pair)),
+            // Ended above.
+            Purpose::Describe(_) | Purpose::Capture { .. } => return,
+        };
+        errand.purpose = purpose;
+        self.errand_send(&mut errand, &on, command);
+        self.errands.push(errand);
+    }
+
+    fn compared(&mut self, pair: &Pair, after: After, review: &SchemaReview, now: Timestamp) {
+        match after {
+            After::Captured { tables, reply } => {
+                self.answer(reply, Ok(Answer::Captured { tables }));
+            }
+            After::Drift => self.columns_compared(&pair.node, &pair.peer, review, now),
+        }
+    }
+
+    fn errand_failed(&mut self, errand: Errand, fault: Fault) {
+        if let Purpose::Admit(pair, _) | Purpose::Compare(pair, _) = &errand.purpose {
+            self.take_back(errand.job, errand.next, &pair.peer);
+        }
+        match errand.purpose {
+            Purpose::Describe(reply)
+            | Purpose::Capture { reply, .. }
+            | Purpose::Admit(_, After::Captured { reply, .. })
+            | Purpose::Compare(_, After::Captured { reply, .. }) => self.answer(reply, Err(fault)),
+            Purpose::Admit(pair, After::Drift) | Purpose::Compare(pair, After::Drift) => {
+                Self::comparison_failed(&pair.node, &fault);
+            }
+        }
+    }
+
+    /// What the peer was told to allow (G7).
+    fn take_back(&mut self, job: JobId, id: u64, peer: &NodeId) {
+        let message = CoordinatorMessage::Command {
+            id: CommandId(id),
+            job,
+            command: Command::CleanupSource,
+        };
+        self.send(peer, message);
+    }
+
+    /// Gives up what takes too long.
+    pub(super) fn tick_errands(&mut self, now: Timestamp) {
+        let text = format!(
+            "the agent did not answer within {} s",
+            ERRAND_LIMIT.as_secs()
+        );
+        self.end_errands(|errand| {
+            let fault = Fault::new(FaultKind::Timeout, text.clone()).on(&errand.on);
+            (errand.give_up <= now).then_some(fault)
+        });
+    }
+
+    /// An agent's session ended: whoever waits for it waits in vain.
+    pub(super) fn errands_lost(&mut self, node: &NodeId) {
+        let text = "the agent went away before it had answered";
+        self.end_errands(|errand| {
+            let fault = Fault::new(FaultKind::Unreachable, text).on(node);
+            (errand.on == *node).then(|| fault.retry(Retry::Backoff))
+        });
+    }
+
+    fn end_errands(&mut self, why: impl Fn(&Errand) -> Option<Fault>) {
+        for errand in std::mem::take(&mut self.errands) {
+            match why(&errand) {
+                Some(fault) => {
+                    let abort = CoordinatorMessage::Abort { id: errand.command };
+                    self.send(&errand.on.clone(), abort);
+                    self.errand_failed(errand, fault);
+                }
+                None => self.errands.push(errand),
+            }
+        }
+    }
+}
+
+fn admit(pair: &Pair) -> Command {
+    Command::Admit {
+        target: pair.node.clone(),
+        filter: pair.filter.clone(),
+    }
+}

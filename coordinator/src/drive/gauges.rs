@@ -1,0 +1,247 @@
+//! What metrics tell, as values: counters that the loop keeps, and a picture of everything else made
+//! when somebody scrapes.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use steep_protocol::message::agent::PartDone;
+use steep_protocol::{NodeId, NodeState, Phase};
+
+use super::Driver;
+use crate::job::progress::{Detail, current_phase};
+use crate::store::Store;
+
+/// Counters since the coordinator began.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Tallies {
+    copied: BTreeMap<NodeId, Copied>,
+    events: BTreeMap<&'static str, u64>,
+    ended: Ended,
+    turns: u64,
+    busy: Duration,
+}
+
+/// What has been copied to a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Copied {
+    /// Parts committed.
+    pub parts: u64,
+    /// Rows in them.
+    pub rows: u64,
+    /// COPY bytes in them.
+    pub bytes: u64,
+    /// The same bytes as they crossed the network.
+    pub wire: u64,
+}
+
+/// Jobs that have ended, by how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Ended {
+    /// Well.
+    pub completed: u64,
+    /// With an error.
+    pub failed: u64,
+    /// By an operator.
+    pub cancelled: u64,
+}
+
+impl Tallies {
+    /// Parts are committed that were not known to be.
+    pub(super) fn copied(&mut self, node: &NodeId, parts: &[PartDone]) {
+        let copied = self.copied.entry(node.clone()).or_default();
+        for part in parts {
+            copied.parts += 1;
+            copied.rows += part.rows.0;
+            copied.bytes += part.bytes.0;
+            copied.wire += part.wire.0;
+        }
+    }
+
+    /// Something was logged.
+    pub(super) fn event(&mut self, event: &'static str) {
+        *self.events.entry(event).or_default() += 1;
+    }
+
+    /// A job has ended, with that event.
+    pub(super) fn ended(&mut self, event: &str) {
+        match event {
+            "init.completed" => self.ended.completed += 1,
+            "init.failed" => self.ended.failed += 1,
+            // init.cancelled, or init.cleanup_pending where something is left to remove.
+            _ => self.ended.cancelled += 1,
+        }
+    }
+
+    /// The loop has turned once.
+    pub(super) fn turn(&mut self, took: Duration) {
+        self.turns += 1;
+        self.busy += took;
+    }
+}
+
+/// Everything that metrics tell.
+#[derive(Debug, Clone, Default)]
+pub struct Gauges {
+    /// Every node.
+    pub nodes: Vec<NodeGauges>,
+    /// Jobs at work.
+    pub jobs: Vec<JobGauges>,
+    /// Jobs that are over and whose leftovers are still being removed.
+    pub cleaning: u64,
+    /// What has been copied, by target.
+    pub copied: Vec<(NodeId, Copied)>,
+    /// How often each event was logged.
+    pub events: Vec<(&'static str, u64)>,
+    /// Jobs that have ended.
+    pub ended: Ended,
+    /// Messages of agents that wait for the loop.
+    pub agent_queue: u64,
+    /// Questions that wait for the loop.
+    pub ask_queue: u64,
+    /// Of all agents' outgoing queues, the longest.
+    pub outbox: u64,
+    /// Wishes of operators that nodes have not confirmed.
+    pub audit_due: u64,
+    /// Turns of the loop.
+    pub turns: u64,
+    /// Time spent in them.
+    pub busy: Duration,
+}
+
+/// One node.
+#[derive(Debug, Clone)]
+pub struct NodeGauges {
+    /// Its name.
+    pub node: NodeId,
+    /// Its state.
+    pub state: NodeState,
+    /// Whether its agent has a session.
+    pub connected: bool,
+    /// Whether its PostgreSQL answered last; `None` where nobody knows.
+    pub postgres: Option<bool>,
+    /// Where it replicates from and how far behind it is, where it follows a node.
+    pub follows: Option<Follows>,
+}
+
+/// A subscriber's slot, as its source's agent saw it last.
+#[derive(Debug, Clone)]
+pub struct Follows {
+    /// The source.
+    pub source: NodeId,
+    /// WAL that is not confirmed, in bytes.
+    pub lag: u64,
+    /// WAL that the source keeps for it, in bytes.
+    pub wal_held: u64,
+    /// Whether it is connected.
+    pub active: bool,
+}
+
+/// One job at work.
+#[derive(Debug, Clone)]
+pub struct JobGauges {
+    /// Its target.
+    pub node: NodeId,
+    /// What it does.
+    pub phase: Option<Phase>,
+    /// 0 to 100.
+    pub overall_percent: f64,
+    /// COPY bytes so far.
+    pub bytes: u64,
+    /// COPY bytes in all, as far as can be told.
+    pub bytes_total: u64,
+    /// Bytes of the phase's own work a second.
+    pub bytes_sec: f64,
+    /// Rows committed.
+    pub rows: u64,
+    /// Parts committed and in all.
+    pub parts: (u64, u64),
+    /// Parts begun again.
+    pub retries: u64,
+    /// Workers busy.
+    pub workers: u8,
+    /// Seconds since it began.
+    pub age: f64,
+    /// Seconds until the phase ends, where that can be told.
+    pub eta: Option<u64>,
+}
+
+impl<S: Store> Driver<S> {
+    /// Everything that metrics tell, now.
+    pub(super) fn gauges(&self, now: Timestamp) -> Gauges {
+        let jobs: Vec<JobGauges> = self
+            .jobs
+            .values()
+            .filter(|live| live.end.is_none())
+            .map(|live| self.job_gauges(live, now))
+            .collect();
+        Gauges {
+            nodes: self.nodes.values().map(|n| self.node_gauges(n)).collect(),
+            cleaning: (self.jobs.len() - jobs.len()) as u64,
+            jobs,
+            copied: pairs(&self.tallies.copied),
+            events: pairs(&self.tallies.events),
+            ended: self.tallies.ended,
+            agent_queue: self.agents.len() as u64,
+            ask_queue: self.asks.len() as u64,
+            outbox: self.registry.longest_outbox() as u64,
+            audit_due: self.audit_due.values().map(Vec::len).sum::<usize>() as u64,
+            turns: self.tallies.turns,
+            busy: self.tallies.busy,
+        }
+    }
+
+    fn node_gauges(&self, record: &crate::store::NodeRecord) -> NodeGauges {
+        let view = self.node_view(record);
+        let agent = self.registry.get(&record.id);
+        let slot = match (&record.source, record.job) {
+            (Some(source), Some(job)) => self.registry.slot(source, job),
+            _ => None,
+        };
+        NodeGauges {
+            node: record.id.clone(),
+            state: record.state,
+            connected: view.agent_online,
+            postgres: agent
+                .and_then(|a| a.observed.postgres.as_ref())
+                .map(Result::is_ok),
+            follows: record
+                .source
+                .as_ref()
+                .zip(slot)
+                .map(|(source, slot)| Follows {
+                    source: source.clone(),
+                    lag: slot.lag.0,
+                    wal_held: slot.wal_held.0,
+                    active: slot.active,
+                }),
+        }
+    }
+
+    fn job_gauges(&self, live: &super::Live, now: Timestamp) -> JobGauges {
+        let (job, tally) = (&live.job, &live.tally);
+        let state = self.state_of(&job.spec.target);
+        let view = live.meter.view(job, state, tally, Detail::Active, now);
+        let counted = tally.counted();
+        JobGauges {
+            node: view.node_id,
+            phase: current_phase(job),
+            overall_percent: view.overall_percent,
+            bytes: view.bytes_copied,
+            bytes_total: view.bytes_total,
+            bytes_sec: view.detail.phase_bytes_sec.unwrap_or(0.0),
+            rows: view.rows_copied,
+            parts: (counted.done.parts.into(), counted.planned.into()),
+            retries: view.detail.retries,
+            workers: view.parallel_workers,
+            age: super::effects::elapsed_seconds(job, now),
+            eta: view.eta_seconds,
+        }
+    }
+}
+
+fn pairs<K: Clone, V: Copy>(map: &BTreeMap<K, V>) -> Vec<(K, V)> {
+    map.iter()
+        .map(|(key, value)| (key.clone(), *value))
+        .collect()
+}

@@ -1,0 +1,156 @@
+//! Claims about the audit trail, the history of progress, and metrics.
+
+use steep_protocol::message::agent::{AgentMessage, PartProgress, ProgressReport};
+use steep_protocol::{ByteCount, NodeState, PartNo, Phase};
+
+use super::super::{Answer, Question};
+use super::world::{World, done};
+use crate::store::{EventQuery, Store};
+use crate::testing::{node, spec};
+
+use super::*;
+
+fn everything() -> EventQuery {
+    EventQuery {
+        node: None,
+        after: 0,
+        limit: 100,
+    }
+}
+
+#[test]
+fn every_wish_is_kept_with_who_and_what_and_reaches_both_nodes_until_they_have_it() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b", "c"]);
+    world.init(vec![spec("a", "b")]).unwrap();
+    world.init(vec![spec("c", "b")]).unwrap_err();
+    drop(world.cancel("c"));
+    let trail = world.driver.store.audit(&everything()).unwrap();
+    let said: Vec<_> = trail
+        .iter()
+        .map(|w| (w.action.as_str(), w.node_id.as_str(), w.refused.is_some()))
+        .collect();
+    assert_eq!(
+        said,
+        [
+            ("init", "b", false),
+            ("init", "b", true),
+            ("cancel", "c", true)
+        ]
+    );
+    let first = &trail[0];
+    assert_eq!(
+        (first.operator.as_str(), first.address.as_str()),
+        ("dba", "192.0.2.7")
+    );
+    assert!(first.job_id.is_some() && first.source_node == Some(node("a")));
+    assert!(
+        first
+            .arguments
+            .contains(&("parallel".to_owned(), "4".to_owned()))
+    );
+    for name in ["a", "b"] {
+        assert_eq!(
+            world.agent(name).audited,
+            std::slice::from_ref(first),
+            "{name}"
+        );
+    }
+    assert!(world.agent("c").audited.is_empty());
+
+    // One confirms, the other is told again: in its next session, and by a restarted coordinator.
+    world.say("a", AgentMessage::Audited { seq: first.seq });
+    world.join("a");
+    world.join("b");
+    world.listen();
+    let mut world = world.restart(directory.path());
+    world.join("a");
+    world.join("b");
+    world.listen();
+    assert_eq!(world.agent("a").audited.len(), 1);
+    assert_eq!(world.agent("b").audited.len(), 3);
+    world.say("b", AgentMessage::Audited { seq: first.seq });
+    assert!(world.driver.audit_due.is_empty());
+    assert!(world.driver.store.load().unwrap().audit_due.is_empty());
+    assert_eq!(world.driver.next_audit, 4);
+}
+
+#[test]
+fn history_and_retries_outlive_the_coordinator() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let job = world.init(vec![spec("a", "b")]).unwrap()[0].job;
+    world.until("b", is_copy);
+    let parts = vec![done(0), done(1)];
+    world.say("b", AgentMessage::PartsDone { job, parts });
+    let report = ProgressReport {
+        job,
+        phase: Phase::Copy,
+        active: vec![PartProgress {
+            part: PartNo(2),
+            bytes: ByteCount(5),
+            wire: ByteCount(2),
+        }],
+        work: None,
+        retries: 3,
+    };
+    world.say("b", AgentMessage::Progress(report));
+    for _ in 0..3 {
+        world.skip(11);
+    }
+    let (before, _) = world.progress("b");
+    assert_eq!(before.detail.retries, 3);
+    assert!(before.detail.history.len() >= 3, "{:?}", before.detail);
+    let mut world = world.restart(directory.path());
+    let (after, _) = world.progress("b");
+    assert_eq!(after.detail.history, before.detail.history);
+    assert_eq!(
+        (after.detail.retries, after.rows_copied),
+        (3, before.rows_copied)
+    );
+    assert!(after.overall_percent >= before.overall_percent);
+}
+
+#[test]
+fn a_follower_that_comes_late_sees_the_present() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let job = world.init(vec![spec("a", "b")]).unwrap()[0].job;
+    world.until("b", is_copy);
+    let parts = vec![done(0)];
+    world.say("b", AgentMessage::PartsDone { job, parts });
+    let question = Question::Progress { node: node("b") };
+    let Ok(Answer::Progress { follow, .. }) = world.ask(question) else {
+        panic!("no progress");
+    };
+    let mut feed = follow.unwrap().feed;
+    assert!(feed.borrow_and_update().view.rows_copied > 0);
+    // And what comes then is there without waiting for a tick.
+    let parts = vec![done(1)];
+    world.say("b", AgentMessage::PartsDone { job, parts });
+    assert!(feed.has_changed().unwrap());
+}
+
+#[test]
+fn metrics_tell_jobs_by_phase_and_what_was_copied() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b", "c"]);
+    let job = world.init(vec![spec("a", "b")]).unwrap()[0].job;
+    world.until("b", is_copy);
+    let parts = vec![done(0), done(0)];
+    world.say("b", AgentMessage::PartsDone { job, parts });
+    let gauges = |world: &mut World| match world.ask(Question::Gauges) {
+        Ok(Answer::Gauges(gauges)) => gauges,
+        other => panic!("{other:?}"),
+    };
+    let seen = gauges(&mut world);
+    assert_eq!((seen.nodes.len(), seen.jobs.len()), (3, 1));
+    assert_eq!(seen.jobs[0].phase, Some(Phase::Copy));
+    assert_eq!(seen.copied.len(), 1);
+    assert_eq!(seen.copied[0].1.parts, 1);
+    world.run_on();
+    assert_eq!(world.state("b"), NodeState::Synchronized);
+    let seen = gauges(&mut world);
+    assert_eq!((seen.jobs.len(), seen.ended.completed), (0, 1));
+    assert!(seen.turns > 0 && seen.events.contains(&("init.completed", 1)));
+}

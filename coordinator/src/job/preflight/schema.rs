@@ -1,0 +1,131 @@
+//! How the target's schema differs from the source's, and what the chosen mode makes of it: strict
+//! stops, auto shows what it will run, manual wants a person's word.
+
+use steep_protocol::message::facts::{Finding, Severity};
+use steep_protocol::message::job::{Confirmation, ExistingRows, SchemaMode};
+use steep_protocol::message::schema::{PlannedStatement, SchemaDifference};
+use steep_schema::named;
+
+use super::text::counted;
+use super::{Pair, Text, finding};
+
+/// The code of a difference.
+const MISMATCH: &str = "schema_mismatch";
+
+/// The code of a statement that auto runs, or would run.
+const PLAN: &str = "schema_plan";
+
+/// The code of a difference that auto has no statement for.
+const UNPLANNED: &str = "schema_unplanned";
+
+pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
+    let review = &pair.target.review;
+    let (severity, why, fix) = verdict(pair.spec.schema_mode, pair.spec.confirmation);
+    let mut differing = |code, severity, why, fix, all: &[SchemaDifference], total: u64| {
+        let told = all
+            .iter()
+            .map(|d| (severity, named(d, "the source", "the target")));
+        let told: Vec<_> = told.collect();
+        add(pair, findings, code, told, total, (why, fix));
+    };
+    differing(
+        MISMATCH,
+        severity,
+        why,
+        fix,
+        &review.differences,
+        review.differences_total,
+    );
+    if pair.spec.schema_mode != SchemaMode::Auto {
+        return;
+    }
+    differing(
+        UNPLANNED,
+        Severity::Error,
+        "there is no statement that changes this in place",
+        "make this change on the target yourself, or start with a target database without tables",
+        &review.unplanned,
+        review.unplanned_total,
+    );
+    let force = pair.spec.existing == ExistingRows::Replace;
+    // Numbered, since findings are told in the order of how grave they are.
+    let statements = (1..).zip(&review.plan).map(|(number, planned)| {
+        let (severity, text) = statement(planned, force);
+        (
+            severity,
+            format!("{number} of {}: {text}", review.plan_total),
+        )
+    });
+    let statements: Vec<_> = statements.collect();
+    let why = "with --schema-sync auto this is run on the target, all of it in one transaction, before any row is copied";
+    let fix = "nothing; where a statement loses something, --force says that it may";
+    add(
+        pair,
+        findings,
+        PLAN,
+        statements,
+        review.plan_total,
+        (why, fix),
+    );
+}
+
+/// A finding for each, and one for those that are only counted.
+fn add(
+    pair: &Pair<'_>,
+    findings: &mut Vec<Finding>,
+    code: &str,
+    told: Vec<(Severity, String)>,
+    total: u64,
+    (why, fix): (&str, &str),
+) {
+    let node = &pair.spec.target;
+    let unsaid = total.saturating_sub(told.len() as u64);
+    let gravest = told.iter().map(|(severity, _)| *severity).max();
+    let rest = (unsaid > 0).then(|| {
+        let what = counted(unsaid, "further one", "further ones");
+        (gravest.unwrap_or(Severity::Error), what)
+    });
+    findings.extend(
+        told.into_iter()
+            .chain(rest)
+            .map(|(severity, what)| finding(severity, code, node, Text::new(what, why, fix))),
+    );
+}
+
+fn statement(statement: &PlannedStatement, force: bool) -> (Severity, String) {
+    let PlannedStatement { sql, loses } = statement;
+    match loses {
+        None => (Severity::Info, sql.clone()),
+        Some(what) if force => (Severity::Warning, format!("{sql} (loses {what})")),
+        Some(what) => (
+            Severity::Error,
+            format!("{sql} would lose {what}; give --force to allow it"),
+        ),
+    }
+}
+
+/// How grave a difference is, why, and what to do.
+fn verdict(mode: SchemaMode, word: Confirmation) -> (Severity, &'static str, &'static str) {
+    match (mode, word) {
+        (SchemaMode::Strict, _) => (
+            Severity::Error,
+            "rows and later changes may not fit; with --schema-sync strict any difference stops the job",
+            "make the two schemas equal (--schema-sync auto does, --dry-run shows how), or start with a target database without tables",
+        ),
+        (SchemaMode::Auto, _) => (
+            Severity::Warning,
+            "with --schema-sync auto the target is made to match before rows are copied",
+            "look at the statements below",
+        ),
+        (SchemaMode::Manual, Confirmation::Needed) => (
+            Severity::Error,
+            "rows and later changes may not fit; with --schema-sync manual somebody must say that they do",
+            "look at the difference, then confirm with --yes",
+        ),
+        (SchemaMode::Manual, Confirmation::Given) => (
+            Severity::Warning,
+            "rows and later changes may not fit; it was confirmed that they do",
+            "if the copy or the subscription fails at this table, make the two schemas equal",
+        ),
+    }
+}

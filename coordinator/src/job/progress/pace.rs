@@ -1,0 +1,129 @@
+//! How fast something grows, and when it will be there. Pure: time comes in as a value.
+
+use jiff::Timestamp;
+
+/// How fast the rate that is shown follows: after this many seconds about two thirds of a change are
+/// in it. Long enough that the ends of parts do not show, short enough to see a stall.
+const SHOWN_SECONDS: f64 = 4.0;
+
+/// The same for the rate that the time left is told from: what is left takes minutes or hours, and a
+/// promise that jumps is none.
+const STEADY_SECONDS: f64 = 30.0;
+
+/// Before so much has been watched, nobody knows how long it takes.
+const SAMPLED_MIN: f64 = 1.5;
+
+/// What has slowed down to this share of its steady rate stands still, and the time left is unknown.
+const STALLED: f64 = 0.02;
+
+/// A month; what seems to take longer is not known to end at all.
+const ETA_MAX: f64 = 30.0 * 86_400.0;
+
+/// The speed of one counter.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(super) struct Pace {
+    last: Option<(Timestamp, u64)>,
+    /// Seconds that have gone into the rates.
+    sampled: f64,
+    shown: f64,
+    steady: f64,
+}
+
+impl Pace {
+    /// Takes a sample. A counter that went back stands still meanwhile.
+    pub(super) fn observe(&mut self, count: u64, now: Timestamp) {
+        let Some((before, known)) = self.last else {
+            self.last = Some((now, count));
+            return;
+        };
+        let seconds = (now.as_microsecond() - before.as_microsecond()) as f64 / 1e6;
+        if seconds <= 0.0 {
+            return;
+        }
+        let rate = count.saturating_sub(known) as f64 / seconds;
+        self.sampled += seconds;
+        // At first the plain average of what there is; smoothed once there is enough of it.
+        let weight = |over: f64| (1.0 - (-seconds / over).exp()).max(seconds / self.sampled);
+        self.shown += (rate - self.shown) * weight(SHOWN_SECONDS);
+        self.steady += (rate - self.steady) * weight(STEADY_SECONDS);
+        self.last = Some((now, count));
+    }
+
+    /// A second, smoothed; 0 before the second sample.
+    pub(super) fn rate(&self) -> f64 {
+        self.shown
+    }
+
+    /// As [`Pace::rate`], where enough has been watched to say so.
+    pub(super) fn known_rate(&self) -> Option<f64> {
+        (self.sampled >= SAMPLED_MIN).then_some(self.shown)
+    }
+
+    /// Seconds until so much more has been done. `None` where it is not known: too little has been
+    /// watched, or it stands still.
+    pub(super) fn eta(&self, left: u64) -> Option<u64> {
+        let moving = self.steady > 0.0 && self.shown > self.steady * STALLED;
+        if self.sampled < SAMPLED_MIN || !moving {
+            return None;
+        }
+        let seconds = (left as f64 / self.steady).ceil();
+        (seconds <= ETA_MAX).then_some(seconds as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::SignedDuration;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(millis: i64) -> Timestamp {
+        Timestamp::UNIX_EPOCH + SignedDuration::from_millis(millis)
+    }
+
+    fn steady(rate: u64, seconds: i64) -> Pace {
+        let mut pace = Pace::default();
+        for tick in 0..=seconds * 4 {
+            pace.observe(rate * tick as u64 / 4, at(tick * 250));
+        }
+        pace
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_told() {
+        assert_eq!(Pace::default().eta(1), None);
+        assert_eq!(steady(1_000, 1).eta(1_000), None);
+        assert_eq!(steady(0, 60).eta(1_000), None);
+        assert_eq!(steady(1_000, 60).eta(u64::MAX), None);
+        assert_eq!(steady(1_000, 60).eta(5_000), Some(5));
+    }
+
+    #[test]
+    fn a_stall_makes_the_end_unknown_and_a_burst_hardly_moves_it() {
+        let mut pace = steady(1_000_000, 60);
+        let before = pace.eta(600_000_000).unwrap();
+        pace.observe(61_000_000 + 4_000_000, at(61_000));
+        let after = pace.eta(600_000_000).unwrap();
+        assert!((before - after) < before / 5, "{before} then {after}");
+        for second in 62..90 {
+            pace.observe(65_000_000, at(second * 1_000));
+        }
+        assert_eq!(pace.eta(600_000_000), None);
+        assert!(pace.rate() < 10_000.0, "{}", pace.rate());
+    }
+
+    proptest! {
+        #[test]
+        fn rates_are_finite_whatever_comes(samples in proptest::collection::vec((any::<u64>(), 0i64..100_000), 0..50)) {
+            let mut pace = Pace::default();
+            let mut now = 0;
+            for (count, later) in samples {
+                now += later;
+                pace.observe(count, at(now));
+                prop_assert!(pace.rate().is_finite() && pace.rate() >= 0.0);
+                let _ = pace.eta(count);
+            }
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! What is said of a job when it is over, beyond the sums: time by phase, the slowest tables, what the
+//! target does not have. Pure.
+
+use steep_protocol::limits::{LISTED_MAX, SLOWEST_TABLES};
+use steep_protocol::message::api::{PhaseTime, Report, TableTime};
+
+use super::{Job, PhaseClock};
+
+/// Findings that say what of the source is not on the target.
+const NOT_COPIED: [&str; 3] = ["unlogged", "large_objects", "foreign_tables"];
+
+/// The tables that took longest so far, slowest first. Known to this process of the coordinator
+/// only: a table that was complete before a restart is not among them.
+#[derive(Debug, Clone, Default)]
+pub struct Slowest {
+    tables: Vec<TableTime>,
+}
+
+impl Slowest {
+    /// Takes note of a table that is complete.
+    pub fn note(&mut self, table: TableTime) {
+        let at = self
+            .tables
+            .partition_point(|known| known.seconds >= table.seconds);
+        if at < SLOWEST_TABLES {
+            self.tables.truncate(SLOWEST_TABLES - 1);
+            self.tables.insert(at, table);
+        }
+    }
+}
+
+/// Every phase that is over, in the order they ran; one that ran twice in a row is one.
+#[must_use]
+pub fn phase_times(clock: &PhaseClock) -> Vec<PhaseTime> {
+    let mut times: Vec<PhaseTime> = Vec::with_capacity(clock.spent.len());
+    for (phase, millis) in &clock.spent {
+        // Milliseconds of any job are far below 2^52, where f64 is exact.
+        let seconds = *millis as f64 / 1e3;
+        match times.last_mut().filter(|last| last.phase == *phase) {
+            Some(last) => last.seconds += seconds,
+            None => times.push(PhaseTime {
+                phase: *phase,
+                seconds,
+            }),
+        }
+    }
+    times
+}
+
+/// The final report on a job, as far as it is known now.
+#[must_use]
+pub fn report(job: &Job, workers: u8, slowest: &Slowest) -> Report {
+    Report {
+        started_at: Some(job.accepted_at),
+        ended_at: job.ended_at,
+        method: Some(job.spec.method),
+        parallel_workers: workers,
+        phase_times: phase_times(&job.clock),
+        slowest_tables: slowest.tables.clone(),
+        not_copied: not_copied(job),
+    }
+}
+
+fn not_copied(job: &Job) -> Vec<String> {
+    let filter = &job.spec.filter;
+    let mut all = Vec::new();
+    if !filter.include_schemas.is_empty() {
+        let names: Vec<_> = filter
+            .include_schemas
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        all.push(format!("schemas other than {}", names.join(", ")));
+    }
+    let excluded = filter.exclude_tables.iter();
+    all.extend(excluded.map(|table| format!("{table}, which was excluded")));
+    let found = job.warnings.iter();
+    all.extend(
+        found
+            .filter(|finding| NOT_COPIED.contains(&finding.code.as_str()))
+            .map(|finding| finding.what.clone()),
+    );
+    all.truncate(LISTED_MAX);
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use steep_protocol::message::facts::{Finding, Severity};
+    use steep_protocol::{Identifier, JobId, Phase, TableName};
+
+    use super::*;
+    use crate::testing;
+
+    fn took(table: &str, seconds: f64) -> TableTime {
+        TableTime {
+            schema: "public".to_owned(),
+            table: table.to_owned(),
+            rows: 1,
+            bytes: 2,
+            seconds,
+        }
+    }
+
+    #[test]
+    fn the_slowest_are_kept_slowest_first() {
+        let mut slowest = Slowest::default();
+        for n in 0..100u32 {
+            // 37 and 100 have no divisor in common: every number once, in a mixed order.
+            let seconds = f64::from(n * 37 % 100);
+            slowest.note(took(&format!("t{seconds}"), seconds));
+        }
+        let kept: Vec<_> = slowest.tables.iter().map(|table| table.seconds).collect();
+        let wanted: Vec<_> = (90..100u32).rev().map(f64::from).collect();
+        assert_eq!(kept, wanted);
+    }
+
+    #[test]
+    fn a_phase_that_was_begun_again_is_one_phase() {
+        let clock = PhaseClock {
+            current: None,
+            spent: vec![
+                (Phase::Preflight, 500),
+                (Phase::Copy, 1_000),
+                (Phase::Copy, 250),
+                (Phase::Indexes, 100),
+            ],
+        };
+        let times = phase_times(&clock);
+        assert_eq!(
+            times
+                .iter()
+                .map(|t| (t.phase, t.seconds))
+                .collect::<Vec<_>>(),
+            [
+                (Phase::Preflight, 0.5),
+                (Phase::Copy, 1.25),
+                (Phase::Indexes, 0.1)
+            ]
+        );
+    }
+
+    #[test]
+    fn what_was_left_out_or_cannot_be_replicated_is_named() {
+        let mut job = Job::new(
+            JobId(1),
+            testing::spec("a", "b"),
+            "dba",
+            1,
+            Timestamp::UNIX_EPOCH,
+        );
+        assert!(not_copied(&job).is_empty());
+        job.spec.filter.include_schemas = vec![Identifier::parse("app").unwrap()];
+        job.spec.filter.exclude_tables = vec![TableName::new("app", "log").unwrap()];
+        for code in ["unlogged", "clock"] {
+            job.warnings.push(Finding {
+                severity: Severity::Warning,
+                code: code.to_owned(),
+                node: None,
+                what: format!("what {code} says"),
+                why: String::new(),
+                fix: String::new(),
+            });
+        }
+        assert_eq!(
+            not_copied(&job),
+            [
+                "schemas other than app",
+                "app.log, which was excluded",
+                "what unlogged says"
+            ]
+        );
+    }
+}

@@ -1,0 +1,283 @@
+//! The page that a scrape gets. Asks the loop once per scrape and writes down what it says; between
+//! scrapes it costs nothing. Labels are nodes, phases and fixed words, never tables or job ids. Every
+//! metric here stands in docs/metrics.md, which a test checks.
+
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+
+use steep_daemon::http::Scrape;
+use steep_daemon::metrics::{self, Collector, DescriptorEncoder, Label, Page, Registry};
+use steep_protocol::{NodeState, Phase};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::drive::{Answer, Ask, Copied, Gauges, JobGauges, NodeGauges, Question};
+
+/// Answers scrapes out of the loop's own knowledge.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    asks: mpsc::Sender<Ask>,
+}
+
+impl Metrics {
+    /// Metrics of the loop behind that queue.
+    pub(crate) fn new(asks: mpsc::Sender<Ask>) -> Self {
+        Self { asks }
+    }
+}
+
+impl Scrape for Metrics {
+    async fn scrape(&self) -> Option<String> {
+        let (reply, answer) = oneshot::channel();
+        let question = Question::Gauges;
+        self.asks.send(Ask { question, reply }).await.ok()?;
+        let Ok(Ok(Answer::Gauges(gauges))) = answer.await else {
+            return None;
+        };
+        let mut registry: Registry = metrics::registry();
+        registry.register_collector(Box::new(Picture(Mutex::new(*gauges))));
+        Some(metrics::text(&registry))
+    }
+}
+
+/// What the loop said. Behind a lock because a collector must be shareable; nobody else has it.
+#[derive(Debug)]
+struct Picture(Mutex<Gauges>);
+
+impl Collector for Picture {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let gauges = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut page = Page::new(encoder);
+        let version = [("version", env!("CARGO_PKG_VERSION"))];
+        page.gauge(
+            "steep_coordinator_info",
+            "1; which version this is",
+            [(version, 1u64)],
+        )?;
+        nodes(&mut page, &gauges.nodes)?;
+        jobs(&mut page, &gauges)?;
+        job_progress(&mut page, &gauges.jobs)?;
+        copied(&mut page, &gauges)?;
+        itself(&mut page, &gauges)
+    }
+}
+
+fn nodes(page: &mut Page<'_>, nodes: &[NodeGauges]) -> fmt::Result {
+    let in_state = |state| nodes.iter().filter(|n| n.state == state).count() as u64;
+    page.gauge(
+        "steep_coordinator_nodes",
+        "Nodes by state",
+        NodeState::ALL.map(|state| ([("state", state.as_str())], in_state(state))),
+    )?;
+    page.gauge(
+        "steep_coordinator_node_state",
+        "1 for the state that the node is in",
+        nodes.iter().map(|n| {
+            (
+                [("node", n.node.as_str()), ("state", n.state.as_str())],
+                1u64,
+            )
+        }),
+    )?;
+    page.gauge(
+        "steep_coordinator_agent_connected",
+        "Whether the node's agent has a session",
+        nodes
+            .iter()
+            .map(|n| ([("node", n.node.as_str())], u64::from(n.connected))),
+    )?;
+    page.gauge(
+        "steep_coordinator_postgres_up",
+        "Whether the node's PostgreSQL answered its agent; left out where nobody knows",
+        nodes
+            .iter()
+            .filter_map(|n| Some(([("node", n.node.as_str())], u64::from(n.postgres?)))),
+    )?;
+    let following = || {
+        nodes.iter().filter_map(|n| {
+            let follows = n.follows.as_ref()?;
+            let labels: [Label<'_>; 2] = [
+                ("node", n.node.as_str()),
+                ("source", follows.source.as_str()),
+            ];
+            Some((labels, follows))
+        })
+    };
+    page.gauge(
+        "steep_coordinator_replication_lag_bytes",
+        "WAL of the source that the node has not confirmed",
+        following().map(|(labels, follows)| (labels, follows.lag)),
+    )?;
+    page.gauge(
+        "steep_coordinator_wal_held_bytes",
+        "WAL that the source keeps for the node",
+        following().map(|(labels, follows)| (labels, follows.wal_held)),
+    )?;
+    page.gauge(
+        "steep_coordinator_subscriber_connected",
+        "Whether the node's subscription is connected to its slot",
+        following().map(|(labels, follows)| (labels, u64::from(follows.active))),
+    )
+}
+
+fn jobs(page: &mut Page<'_>, gauges: &Gauges) -> fmt::Result {
+    let in_phase = |phase| {
+        gauges
+            .jobs
+            .iter()
+            .filter(|j| j.phase == Some(phase))
+            .count() as u64
+    };
+    let phases = Phase::ALL
+        .into_iter()
+        .filter(|phase| *phase != Phase::Cleanup);
+    let cleaning =
+        gauges.cleaning + gauges.jobs.iter().filter(|j| j.phase.is_none()).count() as u64;
+    page.gauge(
+        "steep_coordinator_jobs",
+        "Jobs by phase; cleanup are those that have ended and are being removed",
+        phases
+            .map(|phase| ([("phase", phase.as_str())], in_phase(phase)))
+            .chain([(
+                [("phase", Phase::Cleanup.as_str())],
+                cleaning + in_phase(Phase::Cleanup),
+            )]),
+    )?;
+    let ended = gauges.ended;
+    page.counter(
+        "steep_coordinator_jobs_ended",
+        "Jobs that have ended, by how",
+        [
+            ([("outcome", "completed")], ended.completed),
+            ([("outcome", "failed")], ended.failed),
+            ([("outcome", "cancelled")], ended.cancelled),
+        ],
+    )
+}
+
+fn job_progress(page: &mut Page<'_>, jobs: &[JobGauges]) -> fmt::Result {
+    fn each<'a, V>(
+        jobs: &'a [JobGauges],
+        value: impl Fn(&JobGauges) -> V,
+    ) -> impl Iterator<Item = ([Label<'a>; 1], V)> {
+        jobs.iter()
+            .map(move |job| ([("node", job.node.as_str())], value(job)))
+    }
+    page.gauge(
+        "steep_coordinator_job_progress_ratio",
+        "How far the node's job is, 0 to 1",
+        each(jobs, |j| j.overall_percent / 100.0),
+    )?;
+    page.gauge(
+        "steep_coordinator_job_bytes",
+        "COPY bytes of the node's job so far",
+        each(jobs, |j| j.bytes),
+    )?;
+    page.gauge(
+        "steep_coordinator_job_expected_bytes",
+        "COPY bytes of the node's job in all, an estimate that corrects itself",
+        each(jobs, |j| j.bytes_total),
+    )?;
+    page.gauge(
+        "steep_coordinator_job_bytes_per_second",
+        "Bytes of the current phase's work a second, smoothed; 0 while unknown",
+        each(jobs, |j| j.bytes_sec),
+    )?;
+    page.gauge(
+        "steep_coordinator_job_rows",
+        "Rows of the node's job that are committed",
+        each(jobs, |j| j.rows),
+    )?;
+    page.gauge(
+        "steep_coordinator_job_parts",
+        "Parts of the node's job that are committed",
+        each(jobs, |j| j.parts.0),
+    )?;
+    page.gauge(
+        "steep_coordinator_job_expected_parts",
+        "Parts of the node's job in all",
+        each(jobs, |j| j.parts.1),
+    )?;
+    page.gauge(
+        "steep_coordinator_job_retries",
+        "Parts of the node's job that were begun again",
+        each(jobs, |j| j.retries),
+    )?;
+    page.gauge(
+        "steep_coordinator_job_workers",
+        "Workers of the node's job that are busy",
+        each(jobs, |j| u64::from(j.workers)),
+    )?;
+    page.gauge(
+        "steep_coordinator_job_age_seconds",
+        "Time since the node's job was accepted",
+        each(jobs, |j| j.age),
+    )?;
+    page.gauge(
+        "steep_coordinator_job_eta_seconds",
+        "Time until the current phase ends; left out while unknown",
+        jobs.iter()
+            .filter_map(|j| Some(([("node", j.node.as_str())], j.eta?))),
+    )
+}
+
+fn copied(page: &mut Page<'_>, gauges: &Gauges) -> fmt::Result {
+    let each = |value: fn(&Copied) -> u64| {
+        gauges
+            .copied
+            .iter()
+            .map(move |(node, copied)| ([("node", node.as_str())], value(copied)))
+    };
+    page.counter(
+        "steep_coordinator_copied_bytes",
+        "COPY bytes committed on the node",
+        each(|c| c.bytes),
+    )?;
+    page.counter(
+        "steep_coordinator_copied_wire_bytes",
+        "The same bytes as they crossed the network",
+        each(|c| c.wire),
+    )?;
+    page.counter(
+        "steep_coordinator_copied_rows",
+        "Rows committed on the node",
+        each(|c| c.rows),
+    )?;
+    page.counter(
+        "steep_coordinator_copied_parts",
+        "Parts committed on the node",
+        each(|c| c.parts),
+    )
+}
+
+/// The coordinator's own health.
+fn itself(page: &mut Page<'_>, gauges: &Gauges) -> fmt::Result {
+    page.counter(
+        "steep_coordinator_events",
+        "Events logged, by name",
+        gauges
+            .events
+            .iter()
+            .map(|(event, count)| ([("event", *event)], *count)),
+    )?;
+    page.gauge(
+        "steep_coordinator_queue_depth",
+        "What waits: messages of agents, questions of operators, messages to the agent that is \
+         furthest behind, entries for nodes' audit logs",
+        [
+            ([("queue", "agents")], gauges.agent_queue),
+            ([("queue", "operators")], gauges.ask_queue),
+            ([("queue", "outbox")], gauges.outbox),
+            ([("queue", "audit")], gauges.audit_due),
+        ],
+    )?;
+    page.counter(
+        "steep_coordinator_turns",
+        "Turns of the loop that owns everything",
+        [([], gauges.turns)],
+    )?;
+    page.counter(
+        "steep_coordinator_turn_seconds",
+        "Time spent in those turns, the store's writes included",
+        [([], gauges.busy.as_secs_f64())],
+    )
+}

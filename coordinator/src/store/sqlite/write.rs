@@ -1,0 +1,186 @@
+//! What [`Write`]s come to in SQL, all inside the transaction of one [`Store::apply`].
+//!
+//! [`Store::apply`]: crate::store::Store::apply
+
+use jiff::Timestamp;
+use rusqlite::{Transaction, params};
+use steep_protocol::message::agent::TableSummary;
+use steep_protocol::message::api::{AuditView, EndView, EventView, ProgressSample};
+use steep_protocol::{JobId, NodeId};
+
+use super::{execute, signed, to_json};
+use crate::job::{Job, Stage};
+use crate::store::{AUDIT_KEPT, EVENTS_KEPT, JOBS_KEPT, SAMPLES_MAX, StoreError, TableSum, Write};
+
+/// How many events are written between two looks at how many there are.
+pub(super) const PRUNE_EVERY: u64 = 1_000;
+
+pub(super) fn apply_one(transaction: &Transaction<'_>, write: &Write) -> Result<(), StoreError> {
+    match write {
+        Write::Node(node) => {
+            let sql = "INSERT INTO nodes VALUES (?1, ?2) \
+                       ON CONFLICT (node) DO UPDATE SET record = excluded.record";
+            execute(transaction, sql, params![node.id.as_str(), to_json(node)?])
+        }
+        Write::Job(job) => put_job(transaction, job),
+        Write::NextCommand(next) => {
+            let sql = "UPDATE meta SET value = ?1 WHERE key = 'next_command'";
+            execute(transaction, sql, params![signed(*next)])
+        }
+        Write::Plan { job, tables } => tables
+            .iter()
+            .try_for_each(|table| put_table(transaction, *job, table)),
+        Write::Parts { job, parts } => {
+            let sql = "INSERT OR REPLACE INTO parts VALUES (?1, ?2, ?3, ?4, ?5)";
+            let job = job.to_string();
+            parts.iter().try_for_each(|part| {
+                let (rows, bytes) = (signed(part.rows.0), signed(part.bytes.0));
+                let values = params![job, part.part.0, rows, bytes, signed(part.wire.0)];
+                execute(transaction, sql, values)
+            })
+        }
+        Write::Seal { end, tables } => seal(transaction, end, tables),
+        Write::Sample { job, sample } => put_sample(transaction, *job, sample),
+        Write::Audit { view, due } => put_audit(transaction, view, due),
+        Write::Audited { node, seq } => {
+            let sql = "DELETE FROM audit_due WHERE node = ?1 AND seq = ?2";
+            execute(transaction, sql, params![node.as_str(), signed(*seq)])
+        }
+        Write::Event(event) => put_event(transaction, event),
+    }
+}
+
+fn put_job(transaction: &Transaction<'_>, job: &Job) -> Result<(), StoreError> {
+    let (id, target) = (job.id.to_string(), job.spec.target.as_str());
+    let open = !matches!(job.stage, Stage::Closed(_));
+    let sql = "UPDATE jobs SET open = ?2, record = ?3 WHERE job = ?1";
+    let record = to_json(job)?;
+    if transaction
+        .prepare_cached(sql)?
+        .execute(params![id, open, record])?
+        > 0
+    {
+        return Ok(());
+    }
+    let old = "SELECT job FROM jobs WHERE target = ?1 AND NOT open";
+    for table in ["tables", "parts", "samples"] {
+        let sql = format!("DELETE FROM {table} WHERE job IN ({old})");
+        execute(transaction, &sql, params![target])?;
+    }
+    let sql = "INSERT INTO jobs (job, target, open, record) VALUES (?1, ?2, ?3, ?4)";
+    execute(transaction, sql, params![id, target, open, record])
+}
+
+fn put_table(
+    transaction: &Transaction<'_>,
+    job: JobId,
+    table: &TableSummary,
+) -> Result<(), StoreError> {
+    let sql = "INSERT OR REPLACE INTO tables (job, no, schema, name, rows_estimate, \
+               bytes_estimate, first_part, parts) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+    let values = params![
+        job.to_string(),
+        table.no.0,
+        table.name.schema.as_str(),
+        table.name.table.as_str(),
+        signed(table.rows_estimate.0),
+        signed(table.bytes_estimate.0),
+        table.first_part.0,
+        table.parts
+    ];
+    execute(transaction, sql, values)
+}
+
+fn seal(
+    transaction: &Transaction<'_>,
+    end: &EndView,
+    tables: &[TableSum],
+) -> Result<(), StoreError> {
+    let job = end.job_id.to_string();
+    let sql = "UPDATE jobs SET ending = ?2, ended = ?3 WHERE job = ?1";
+    let ended = end.report.ended_at.map_or(0, Timestamp::as_millisecond);
+    execute(transaction, sql, params![job, to_json(end)?, ended])?;
+    let sql = "UPDATE tables SET done = ?3, rows = ?4, bytes = ?5 WHERE job = ?1 AND no = ?2";
+    for table in tables {
+        let (rows, bytes) = (signed(table.rows.0), signed(table.bytes.0));
+        execute(
+            transaction,
+            sql,
+            params![job, table.no.0, table.done, rows, bytes],
+        )?;
+    }
+    execute(
+        transaction,
+        "DELETE FROM parts WHERE job = ?1",
+        params![job],
+    )?;
+    let sql = "DELETE FROM jobs WHERE NOT open AND ended < (SELECT ended FROM jobs \
+               WHERE target = ?1 AND ended IS NOT NULL ORDER BY ended DESC LIMIT 1 OFFSET ?2) \
+               AND target = ?1";
+    let target = end.node_id.as_str();
+    execute(transaction, sql, params![target, JOBS_KEPT - 1])
+}
+
+fn put_sample(
+    transaction: &Transaction<'_>,
+    job: JobId,
+    sample: &ProgressSample,
+) -> Result<(), StoreError> {
+    let job = job.to_string();
+    let sql = "INSERT OR REPLACE INTO samples VALUES (?1, ?2, ?3)";
+    let at = sample.at.as_millisecond();
+    execute(transaction, sql, params![job, at, to_json(sample)?])?;
+    let count: usize = transaction
+        .prepare_cached("SELECT count(*) FROM samples WHERE job = ?1")?
+        .query_row([&job], |row| row.get(0))?;
+    if count <= SAMPLES_MAX {
+        return Ok(());
+    }
+    let thin = "DELETE FROM samples WHERE job = ?1 AND at IN (\
+                SELECT at FROM (SELECT at, row_number() OVER (ORDER BY at) AS place \
+                FROM samples WHERE job = ?1) WHERE place <= ?2 AND place % 2 = 0)";
+    execute(transaction, thin, params![job, SAMPLES_MAX / 2])
+}
+
+fn put_audit(
+    transaction: &Transaction<'_>,
+    view: &AuditView,
+    due: &[NodeId],
+) -> Result<(), StoreError> {
+    let (seq, node) = (signed(view.seq), view.node_id.as_str());
+    let source = view.source_node.as_ref().map(NodeId::as_str);
+    let sql = "INSERT INTO audit VALUES (?1, ?2, ?3, ?4)";
+    execute(transaction, sql, params![seq, node, source, to_json(view)?])?;
+    for node in due {
+        let sql = "INSERT INTO audit_due VALUES (?1, ?2)";
+        execute(transaction, sql, params![node.as_str(), seq])?;
+    }
+    if view.seq.is_multiple_of(PRUNE_EVERY) && view.seq > AUDIT_KEPT {
+        let last = signed(view.seq - AUDIT_KEPT);
+        for table in ["audit", "audit_due"] {
+            let sql = format!("DELETE FROM {table} WHERE seq <= ?1");
+            execute(transaction, &sql, params![last])?;
+        }
+    }
+    Ok(())
+}
+
+fn put_event(transaction: &Transaction<'_>, event: &EventView) -> Result<(), StoreError> {
+    let sql = "INSERT INTO events VALUES (?1, ?2, ?3, ?4)";
+    let node = event.node_id.as_ref().map(NodeId::as_str);
+    let source = event.source_node.as_ref().map(NodeId::as_str);
+    execute(
+        transaction,
+        sql,
+        params![signed(event.seq), node, source, to_json(event)?],
+    )?;
+    if event.seq.is_multiple_of(PRUNE_EVERY) && event.seq > EVENTS_KEPT {
+        let last = signed(event.seq - EVENTS_KEPT);
+        execute(
+            transaction,
+            "DELETE FROM events WHERE seq <= ?1",
+            params![last],
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,158 @@
+//! What is known of the process itself, and the text form of everything that is.
+//!
+//! Names of the process's own metrics are those that Prometheus' clients have everywhere. Values are
+//! read from `/proc` when somebody scrapes; between scrapes this costs nothing.
+
+use std::{fmt, fs};
+
+use prometheus_client::encoding::{EncodeCounterValue, EncodeGaugeValue};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::exemplar::Exemplar;
+
+pub use prometheus_client::collector::Collector;
+pub use prometheus_client::encoding::DescriptorEncoder;
+pub use prometheus_client::registry::Registry;
+
+/// A registry that already knows the process.
+#[must_use]
+pub fn registry() -> Registry {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(ProcessMetrics));
+    registry
+}
+
+/// The registry's metrics in the `OpenMetrics` text format.
+#[must_use]
+pub fn text(registry: &Registry) -> String {
+    let mut text = String::new();
+    match prometheus_client::encoding::text::encode(&mut text, registry) {
+        Ok(()) => text,
+        // Writing into a string fails only where one of our own collectors does.
+        Err(error) => {
+            tracing::error!(%error, "metrics cannot be written");
+            "# EOF\n".to_owned()
+        }
+    }
+}
+
+/// Memory, CPU, files and threads of this process, as far as the system tells.
+#[derive(Debug)]
+struct ProcessMetrics;
+
+impl Collector for ProcessMetrics {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut page = Page::new(encoder);
+        if let Some(resident) = resident_bytes() {
+            let help = "Memory of the process that is in RAM, in bytes";
+            page.gauge("process_resident_memory_bytes", help, [([], resident)])?;
+        }
+        if let Ok(files) = fs::read_dir("/proc/self/fd") {
+            let open = u64::try_from(files.count()).unwrap_or(u64::MAX);
+            page.gauge("process_open_fds", "Open file descriptors", [([], open)])?;
+        }
+        let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        let seconds = cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9;
+        let help = "User and system CPU time spent, in seconds";
+        page.counter("process_cpu_seconds", help, [([], seconds)])
+    }
+}
+
+/// A scrape being written: metrics with all their values at once, as they are now.
+#[derive(Debug)]
+pub struct Page<'a> {
+    encoder: DescriptorEncoder<'a>,
+}
+
+/// One label of a value.
+pub type Label<'a> = (&'static str, &'a str);
+
+impl<'a> Page<'a> {
+    /// A page that goes to that encoder.
+    #[must_use]
+    pub fn new(encoder: DescriptorEncoder<'a>) -> Self {
+        Self { encoder }
+    }
+
+    /// A gauge and its values; left out where it has none.
+    ///
+    /// # Errors
+    /// Where the encoder does not take it, which a string always does.
+    pub fn gauge<'l, const N: usize, V: EncodeGaugeValue>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = ([Label<'l>; N], V)>,
+    ) -> fmt::Result {
+        let mut values = values.into_iter().peekable();
+        if values.peek().is_none() {
+            return Ok(());
+        }
+        let kind = MetricType::Gauge;
+        let mut metric = self.encoder.encode_descriptor(name, help, None, kind)?;
+        for (labels, value) in values {
+            if N == 0 {
+                metric.encode_gauge(&value)?;
+            } else {
+                metric.encode_family(&labels)?.encode_gauge(&value)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A counter and its values; left out where it has none. `_total` is added to the name.
+    ///
+    /// # Errors
+    /// As [`Page::gauge`].
+    pub fn counter<'l, const N: usize, V: EncodeCounterValue>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = ([Label<'l>; N], V)>,
+    ) -> fmt::Result {
+        let mut values = values.into_iter().peekable();
+        if values.peek().is_none() {
+            return Ok(());
+        }
+        let kind = MetricType::Counter;
+        let mut metric = self.encoder.encode_descriptor(name, help, None, kind)?;
+        for (labels, value) in values {
+            let none: Option<&Exemplar<[Label<'_>; 0], f64>> = None;
+            if N == 0 {
+                metric.encode_counter(&value, none)?;
+            } else {
+                metric
+                    .encode_family(&labels)?
+                    .encode_counter(&value, none)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// proc(5): the second field of `statm` is the resident set, in pages.
+fn resident_bytes() -> Option<u64> {
+    let statm = fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+    pages.checked_mul(u64::try_from(rustix::param::page_size()).ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_process_knows_its_memory_and_time() {
+        let text = text(&registry());
+        let value = |name: &str| -> f64 {
+            let line = text.lines().find_map(|l| l.strip_prefix(name));
+            line.unwrap_or_else(|| panic!("{name} in {text}"))
+                .trim()
+                .parse()
+                .unwrap()
+        };
+        assert!(value("process_resident_memory_bytes") > 100_000.0);
+        assert!(value("process_open_fds") > 2.0);
+        assert!(value("process_cpu_seconds_total") >= 0.0);
+        assert!(text.ends_with("# EOF\n"), "{text}");
+    }
+}

@@ -1,0 +1,384 @@
+//! Every difference between two schemas, each under its own name.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use steep_protocol::TableName;
+use steep_protocol::message::schema::{
+    Change, ColumnModel, ColumnValue, ObjectKind, ObjectModel, SchemaDifference, Subject,
+    TableModel,
+};
+
+use crate::columns::{definition, line};
+use crate::model::{Key, Schema};
+use crate::order::moved;
+
+/// Two schemas side by side.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Comparison {
+    /// Every table of either, by name.
+    pub tables: Vec<TableComparison>,
+    /// What differs and belongs to no table.
+    pub objects: Vec<SchemaDifference>,
+}
+
+/// A table on both sides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableComparison {
+    /// Its name.
+    pub name: TableName,
+    /// Its fingerprint on the local side, where it is there.
+    pub local_fingerprint: Option<String>,
+    /// And on the remote side.
+    pub remote_fingerprint: Option<String>,
+    /// What it comes to.
+    pub status: Status,
+    /// How it differs, columns first.
+    pub differences: Vec<SchemaDifference>,
+}
+
+/// What a table's comparison comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// Nothing differs.
+    Match,
+    /// Something does.
+    Mismatch,
+    /// The remote lacks it.
+    LocalOnly,
+    /// Only the remote has it.
+    RemoteOnly,
+}
+
+impl Status {
+    /// The name in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Match => "match",
+            Self::Mismatch => "mismatch",
+            Self::LocalOnly => "local_only",
+            Self::RemoteOnly => "remote_only",
+        }
+    }
+}
+
+impl Comparison {
+    /// Every difference: those of tables in the order of their names, then the others.
+    pub fn differences(&self) -> impl Iterator<Item = &SchemaDifference> {
+        let tables = self.tables.iter().flat_map(|table| &table.differences);
+        tables.chain(&self.objects)
+    }
+
+    /// How many tables have that status.
+    #[must_use]
+    pub fn count(&self, status: Status) -> usize {
+        self.tables.iter().filter(|t| t.status == status).count()
+    }
+}
+
+/// Compares two schemas.
+#[must_use]
+pub fn compare(local: &Schema, remote: &Schema) -> Comparison {
+    let names: BTreeSet<&TableName> = local.tables.keys().chain(remote.tables.keys()).collect();
+    let tables = names.into_iter().map(|name| {
+        let (here, there) = (local.tables.get(name), remote.tables.get(name));
+        let (status, differences) = match (here, there) {
+            (Some(here), Some(there)) => {
+                let mut found = columns(here, there);
+                found.extend(objects(local.objects_of(name), remote.objects_of(name)));
+                let status = if found.is_empty() {
+                    Status::Match
+                } else {
+                    Status::Mismatch
+                };
+                (status, found)
+            }
+            (Some(here), None) => (Status::LocalOnly, vec![whole(here, Change::Missing)]),
+            (None, Some(there)) => (Status::RemoteOnly, vec![whole(there, Change::Extra)]),
+            (None, None) => (Status::Match, Vec::new()),
+        };
+        TableComparison {
+            name: name.clone(),
+            local_fingerprint: here.map(|table| table.fingerprint.clone()),
+            remote_fingerprint: there.map(|table| table.fingerprint.clone()),
+            status,
+            differences,
+        }
+    });
+    Comparison {
+        tables: tables.collect(),
+        objects: objects(local.objects_alone(), remote.objects_alone()),
+    }
+}
+
+/// Whether a difference between a source (local) and a target (remote) can matter to replication.
+///
+/// What only the target has as a whole does not: tables of its own are left alone. Nor does what
+/// belongs to a server rather than to its tables: which publications a table is in, and which version
+/// an extension has.
+#[must_use]
+pub fn gates(difference: &SchemaDifference) -> bool {
+    match difference.subject {
+        Subject::Table => difference.change == Change::Missing,
+        Subject::Object(ObjectKind::Publication | ObjectKind::Extension) => false,
+        Subject::Object(_) => difference.table.is_some() || difference.change != Change::Extra,
+        Subject::Column => true,
+    }
+}
+
+/// What a difference is about, for a sentence: `column a of app.t`, `enum app.mood`.
+#[must_use]
+pub fn place(difference: &SchemaDifference) -> String {
+    let subject = difference.subject.as_str().replace('_', " ");
+    match (&difference.table, &difference.name) {
+        (Some(table), Some(name)) => format!("{subject} {name} of {table}"),
+        (Some(table), None) if difference.subject == Subject::Table => format!("table {table}"),
+        (Some(table), None) => format!("{subject} of {table}"),
+        (None, Some(name)) => format!("{subject} {name}"),
+        (None, None) => subject,
+    }
+}
+
+/// A difference as a sentence without a full stop, the two sides called so.
+#[must_use]
+pub fn named(difference: &SchemaDifference, local: &str, remote: &str) -> String {
+    let place = place(difference);
+    let (kind, here, there) = (
+        difference.change.as_str(),
+        &difference.local,
+        &difference.remote,
+    );
+    match difference.change {
+        Change::Missing => format!("{place} is missing on {remote} ({kind}): {here}"),
+        Change::Extra => format!("{place} is on {remote} only ({kind}): {there}"),
+        _ => format!("{place} differs ({kind}): {here} on {local}, {there} on {remote}"),
+    }
+}
+
+fn whole(table: &TableModel, change: Change) -> SchemaDifference {
+    let columns: Vec<String> = table
+        .columns
+        .iter()
+        .map(|c| format!("{} {}", c.name, definition(c)))
+        .collect();
+    let text = format!("({})", columns.join(", "));
+    let (local, remote) = match change {
+        Change::Extra => (String::new(), text),
+        _ => (text, String::new()),
+    };
+    SchemaDifference {
+        table: Some(table.name.clone()),
+        subject: Subject::Table,
+        name: None,
+        change,
+        local,
+        remote,
+    }
+}
+
+/// Columns by name; one that is missing and one that is extra at the same place among the rest, alike
+/// but for the name, are one that was renamed.
+fn columns(here: &TableModel, there: &TableModel) -> Vec<SchemaDifference> {
+    let renamed = renamed_columns(here, there);
+    let counterpart = |column: &ColumnModel| {
+        let called = renamed
+            .iter()
+            .find(|(from, _)| *from == column.name.as_str());
+        let wanted = called.map_or(column.name.as_str(), |(_, to)| *to);
+        there.columns.iter().position(|c| c.name.as_str() == wanted)
+    };
+    let differ = |column: &ColumnModel, change, local: String, remote: String| SchemaDifference {
+        table: Some(here.name.clone()),
+        subject: Subject::Column,
+        name: Some(column.name.to_string()),
+        change,
+        local,
+        remote,
+    };
+    let mut found = Vec::new();
+    let mut common = Vec::new();
+    let mut places = Vec::new();
+    for column in &here.columns {
+        let Some(place) = counterpart(column) else {
+            found.push(differ(
+                column,
+                Change::Missing,
+                definition(column),
+                String::new(),
+            ));
+            continue;
+        };
+        common.push(column);
+        places.push(place);
+        let other = &there.columns[place];
+        if other.name != column.name {
+            found.push(differ(column, Change::Renamed, line(column), line(other)));
+        }
+        for change in aspects(column, other) {
+            found.push(differ(
+                column,
+                change,
+                definition(column),
+                definition(other),
+            ));
+        }
+    }
+    for (at, column) in there.columns.iter().enumerate() {
+        if !places.contains(&at) {
+            found.push(differ(
+                column,
+                Change::Extra,
+                String::new(),
+                definition(column),
+            ));
+        }
+    }
+    for at in moved(&places) {
+        let place_of = |columns: &[ColumnModel], name: &str| {
+            let before = columns.iter().position(|c| c.name.as_str() == name);
+            format!(
+                "column {} of {}",
+                before.map_or(0, |at| at + 1),
+                columns.len()
+            )
+        };
+        let name = common[at].name.as_str();
+        let local = place_of(&here.columns, name);
+        let remote = place_of(&there.columns, there.columns[places[at]].name.as_str());
+        found.push(differ(common[at], Change::Order, local, remote));
+    }
+    found
+}
+
+/// Pairs of names: of columns that only one side has, in the same gap between columns that both have.
+fn renamed_columns<'a>(here: &'a TableModel, there: &'a TableModel) -> Vec<(&'a str, &'a str)> {
+    fn lone<'a>(
+        one: &'a TableModel,
+        other: &TableModel,
+    ) -> Vec<(Option<&'a str>, &'a ColumnModel)> {
+        let mut after = None;
+        let mut found = Vec::new();
+        for column in &one.columns {
+            if other.columns.iter().any(|c| c.name == column.name) {
+                after = Some(column.name.as_str());
+            } else {
+                found.push((after, column));
+            }
+        }
+        found
+    }
+    let mut candidates = lone(there, here);
+    let mut pairs = Vec::new();
+    for (after, column) in lone(here, there) {
+        let alike = candidates
+            .iter()
+            .position(|(gap, c)| *gap == after && aspects(column, c).is_empty());
+        if let Some(at) = alike {
+            let (_, to) = candidates.remove(at);
+            pairs.push((column.name.as_str(), to.name.as_str()));
+        }
+    }
+    pairs
+}
+
+fn aspects(one: &ColumnModel, other: &ColumnModel) -> Vec<Change> {
+    let generated = |column: &ColumnModel| {
+        matches!(
+            column.value,
+            ColumnValue::Stored(_) | ColumnValue::Virtual(_)
+        )
+    };
+    let value = if generated(one) || generated(other) {
+        Change::Generation
+    } else {
+        Change::Default
+    };
+    [
+        (Change::Type, one.type_name != other.type_name),
+        (Change::Collation, one.collation != other.collation),
+        (Change::Nullability, one.not_null != other.not_null),
+        (Change::Identity, one.identity != other.identity),
+        (value, one.value != other.value),
+    ]
+    .into_iter()
+    .filter_map(|(change, differs)| differs.then_some(change))
+    .collect()
+}
+
+/// Objects of one table, or of none, by kind and name; one that is missing and one that is extra with
+/// the same definition are one that was renamed.
+fn objects<'a>(
+    here: impl Iterator<Item = &'a ObjectModel>,
+    there: impl Iterator<Item = &'a ObjectModel>,
+) -> Vec<SchemaDifference> {
+    let mut found = Vec::new();
+    let mut missing = Vec::new();
+    let mut rest: BTreeMap<Key, &ObjectModel> = there.map(|o| (Key::of(o), o)).collect();
+    for object in here {
+        let Some(other) = rest.remove(&Key::of(object)) else {
+            missing.push(object);
+            continue;
+        };
+        if other.definition != object.definition {
+            let (local, remote) = (object.definition.clone(), other.definition.clone());
+            found.push(about(object, Change::Definition, local, remote));
+        }
+    }
+    for object in missing {
+        let twin = rest
+            .iter()
+            .find(|(_, other)| may_be_renamed(object.kind) && alike(object, other))
+            .map(|(key, _)| key.clone());
+        match twin.and_then(|key| rest.remove(&key)) {
+            Some(other) => {
+                let said = |o: &ObjectModel| format!("{} {}", o.name, o.definition);
+                found.push(about(object, Change::Renamed, said(object), said(other)));
+            }
+            None => {
+                let text = object.definition.clone();
+                found.push(about(object, Change::Missing, text, String::new()));
+            }
+        }
+    }
+    for object in rest.into_values() {
+        let text = object.definition.clone();
+        found.push(about(object, Change::Extra, String::new(), text));
+    }
+    found.sort_by(|a, b| (a.subject, &a.name).cmp(&(b.subject, &b.name)));
+    found
+}
+
+fn alike(one: &ObjectModel, other: &ObjectModel) -> bool {
+    one.kind == other.kind && one.definition == other.definition
+}
+
+/// Types, sequences and the like are known by their names: another name is another thing.
+fn may_be_renamed(kind: ObjectKind) -> bool {
+    matches!(
+        kind,
+        ObjectKind::PrimaryKey
+            | ObjectKind::Unique
+            | ObjectKind::Check
+            | ObjectKind::Exclusion
+            | ObjectKind::ForeignKey
+            | ObjectKind::Index
+    )
+}
+
+fn about(object: &ObjectModel, change: Change, local: String, remote: String) -> SchemaDifference {
+    let name = match &object.schema {
+        Some(schema) => format!("{schema}.{}", object.name),
+        None => object.name.clone(),
+    };
+    SchemaDifference {
+        table: object.table.clone(),
+        subject: Subject::Object(object.kind),
+        name: (!name.is_empty()).then_some(name),
+        change,
+        local,
+        remote,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,254 @@
+//! Constraints, indexes and the like of tables, and types and sequences, that both sides have or only
+//! one.
+
+use steep_protocol::message::schema::{Change, ObjectKind, ObjectModel, SchemaDifference};
+use steep_protocol::{Identifier, TableName};
+
+use super::table::{attach, quoted};
+use super::{Planner, Stage};
+use crate::model::Key;
+
+impl Planner<'_> {
+    /// Adds something to a table that does not have it.
+    pub(super) fn add_object(&mut self, object: &ObjectModel) {
+        let Some(table) = &object.table else { return };
+        let on = table.quoted();
+        let name = Identifier::parse(object.name.as_str()).map(|name| name.quoted());
+        let definition = &object.definition;
+        match (object.kind, name) {
+            (
+                ObjectKind::PrimaryKey
+                | ObjectKind::Unique
+                | ObjectKind::Check
+                | ObjectKind::Exclusion
+                | ObjectKind::ForeignKey,
+                Ok(name),
+            ) => {
+                let stage = match object.kind {
+                    ObjectKind::ForeignKey => Stage::ForeignKeys,
+                    _ => Stage::Keys,
+                };
+                self.add(
+                    stage,
+                    format!("ALTER TABLE {on} ADD CONSTRAINT {name} {definition}"),
+                );
+            }
+            (ObjectKind::Index, Ok(name)) => {
+                let (unique, rest) = match definition.strip_prefix("UNIQUE ") {
+                    Some(rest) => ("UNIQUE ", rest),
+                    None => ("", definition.as_str()),
+                };
+                self.add(
+                    Stage::Indexes,
+                    format!("CREATE {unique}INDEX {name} ON {on} {rest}"),
+                );
+            }
+            (ObjectKind::ReplicaIdentity, _) if definition != "DEFAULT" => {
+                self.identify_by(table, definition);
+            }
+            (ObjectKind::Parent, _) => {
+                for sql in attach(object) {
+                    self.add(Stage::Belonging, sql);
+                }
+            }
+            // Said by CREATE TABLE, or not a table's own.
+            _ => {}
+        }
+    }
+
+    fn identify_by(&mut self, table: &TableName, how: &str) {
+        let sql = format!("ALTER TABLE {} REPLICA IDENTITY {how}", table.quoted());
+        self.add(Stage::ReplicaIdentity, sql);
+    }
+
+    /// What belongs to a table that both sides have.
+    pub(super) fn alter_object(&mut self, kind: ObjectKind, difference: &SchemaDifference) {
+        let Some(table) = &difference.table else {
+            return;
+        };
+        let key = Key {
+            kind,
+            table: Some(table.clone()),
+            schema: None,
+            name: difference.name.clone().unwrap_or_default(),
+        };
+        let wanted = self.source.objects.get(&key).cloned();
+        match (kind, difference.change, wanted) {
+            (ObjectKind::ReplicaIdentity, _, Some(wanted)) => {
+                self.identify_by(table, &wanted.definition);
+            }
+            (ObjectKind::Persistence, change, _) => {
+                let verb = if change == Change::Missing {
+                    "UNLOGGED"
+                } else {
+                    "LOGGED"
+                };
+                let sql = format!("ALTER TABLE {} SET {verb}", table.quoted());
+                self.add(Stage::Columns, sql);
+            }
+            (ObjectKind::PartitionKey, ..) => self.give_up(difference),
+            (ObjectKind::Parent, Change::Missing, Some(wanted)) => self.add_object(&wanted),
+            (ObjectKind::Parent, ..) => self.give_up(difference),
+            (_, Change::Missing, Some(wanted)) => self.add_object(&wanted),
+            (_, Change::Definition, Some(wanted)) => {
+                self.drop_object(kind, table, &wanted.name);
+                self.add_object(&wanted);
+            }
+            (_, Change::Renamed, Some(wanted)) => self.rename_object(table, &wanted, difference),
+            (ObjectKind::Index, Change::Extra, _) if !difference.remote.starts_with("UNIQUE ") => {
+                self.tolerate(difference);
+            }
+            (_, Change::Extra, _) => self.drop_object(kind, table, &key.name),
+            _ => self.give_up(difference),
+        }
+    }
+
+    fn drop_object(&mut self, kind: ObjectKind, table: &TableName, name: &str) {
+        let Ok(name) = Identifier::parse(name) else {
+            return;
+        };
+        let name = name.quoted();
+        self.add(
+            Stage::Drops,
+            match kind {
+                ObjectKind::Index => format!("DROP INDEX {}.{name}", table.schema.quoted()),
+                _ => format!("ALTER TABLE {} DROP CONSTRAINT {name}", table.quoted()),
+            },
+        );
+    }
+
+    fn rename_object(
+        &mut self,
+        table: &TableName,
+        wanted: &ObjectModel,
+        difference: &SchemaDifference,
+    ) {
+        let old = difference.remote.strip_suffix(wanted.definition.as_str());
+        let old = old.and_then(|old| Identifier::parse(old.strip_suffix(' ')?).ok());
+        let new = Identifier::parse(wanted.name.as_str());
+        let (Some(old), Ok(new)) = (old, new) else {
+            return self.give_up(difference);
+        };
+        let (old, new) = (old.quoted(), new.quoted());
+        self.add(
+            Stage::Drops,
+            match wanted.kind {
+                ObjectKind::Index => {
+                    format!(
+                        "ALTER INDEX {}.{old} RENAME TO {new}",
+                        table.schema.quoted()
+                    )
+                }
+                _ => format!(
+                    "ALTER TABLE {} RENAME CONSTRAINT {old} TO {new}",
+                    table.quoted()
+                ),
+            },
+        );
+    }
+
+    /// A type or sequence that both sides have and that differs.
+    pub(super) fn alter_alone(&mut self, kind: ObjectKind, difference: &SchemaDifference) {
+        let same = |o: &&ObjectModel| {
+            let name = o
+                .schema
+                .as_ref()
+                .map(|schema| format!("{schema}.{}", o.name));
+            o.kind == kind && name == difference.name
+        };
+        let Some((object, name)) = self
+            .source
+            .objects_alone()
+            .find(same)
+            .and_then(|object| Some((object.clone(), quoted(object)?)))
+        else {
+            return self.give_up(difference);
+        };
+        match kind {
+            ObjectKind::Sequence => {
+                let (parameters, owner) = match object.definition.split_once(" OWNED BY ") {
+                    Some((parameters, owner)) => (parameters, owner),
+                    None => (object.definition.as_str(), "NONE"),
+                };
+                let sql = format!("ALTER SEQUENCE {name} {parameters} OWNED BY {owner}");
+                self.add(Stage::Belonging, sql);
+            }
+            ObjectKind::Enum => match more_labels(&difference.local, &difference.remote) {
+                Some(clauses) => {
+                    for clause in clauses {
+                        self.add(Stage::Make, format!("ALTER TYPE {name} ADD VALUE {clause}"));
+                    }
+                }
+                None => self.give_up(difference),
+            },
+            _ => self.give_up(difference),
+        }
+    }
+}
+
+/// Labels of an enum that are missing and where they go; `None` where it has others or another order.
+fn more_labels(wanted: &str, found: &str) -> Option<Vec<String>> {
+    let (wanted, found) = (literals(wanted)?, literals(found)?);
+    let mut clauses = Vec::new();
+    let mut there = found.iter().peekable();
+    let mut before: Option<&String> = None;
+    for label in &wanted {
+        if there.peek() == Some(&label) {
+            there.next();
+        } else if found.contains(label) {
+            return None;
+        } else {
+            clauses.push(match (before, there.peek()) {
+                (Some(before), _) => format!("{label} AFTER {before}"),
+                (None, Some(next)) => format!("{label} BEFORE {next}"),
+                (None, None) => label.clone(),
+            });
+        }
+        before = Some(label);
+    }
+    there.peek().is_none().then_some(clauses)
+}
+
+/// `'a', 'it''s'` as its literals, still quoted. A backslash makes a literal `E'…'`; labels with one are
+/// left to people.
+fn literals(list: &str) -> Option<Vec<String>> {
+    let mut found = Vec::new();
+    let mut rest = list;
+    while !rest.is_empty() {
+        let inner = rest.strip_prefix('\'')?;
+        let mut end = 0;
+        loop {
+            end += inner[end..].find('\'')? + 1;
+            match inner[end..].strip_prefix('\'') {
+                Some(_) => end += 1,
+                None => break,
+            }
+        }
+        found.push(rest[..=end].to_owned());
+        rest = &rest[end + 1..];
+        rest = rest.strip_prefix(", ").unwrap_or(rest);
+    }
+    (!list.contains('\\')).then_some(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_added_where_they_belong() {
+        let more = |wanted: &str, found: &str| more_labels(wanted, found);
+        assert_eq!(
+            more("'a', 'it''s', 'c'", "'a', 'c'"),
+            Some(vec!["'it''s' AFTER 'a'".to_owned()])
+        );
+        assert_eq!(
+            more("'x', 'a'", "'a'"),
+            Some(vec!["'x' BEFORE 'a'".to_owned()])
+        );
+        assert_eq!(more("'a'", ""), Some(vec!["'a'".to_owned()]));
+        assert_eq!(more("'a'", "'a', 'b'"), None);
+        assert_eq!(more("'b', 'a'", "'a', 'b'"), None);
+        assert_eq!(literals("'a"), None);
+    }
+}

@@ -1,0 +1,307 @@
+//! Making what is missing: types, sequences and tables, and all that belongs to new tables.
+
+use std::collections::HashMap;
+
+use steep_protocol::message::schema::{
+    ColumnModel, ColumnValue, ObjectKind, ObjectModel, TableModel,
+};
+use steep_protocol::{Identifier, TableName};
+
+use super::{Planner, Stage};
+use crate::columns::definition;
+use crate::model::{Key, Schema};
+
+/// Something to be made.
+enum New<'a> {
+    Type(&'a ObjectModel),
+    Table(&'a TableModel),
+}
+
+impl New<'_> {
+    fn rank(&self) -> u32 {
+        match self {
+            Self::Type(object) => object.rank,
+            Self::Table(table) => table.rank,
+        }
+    }
+
+    fn name(&self) -> Option<TableName> {
+        match self {
+            Self::Type(object) => Some(TableName {
+                schema: object.schema.clone()?,
+                table: Identifier::parse(object.name.as_str()).ok()?,
+            }),
+            Self::Table(table) => Some(table.name.clone()),
+        }
+    }
+}
+
+impl Planner<'_> {
+    /// Everything that the target lacks as a whole.
+    pub(super) fn make(&mut self) {
+        let target = self.target;
+        let missing = |o: &&ObjectModel| !target.objects.contains_key(&Key::of(o));
+        let alone: Vec<&ObjectModel> = self.source.objects_alone().filter(missing).collect();
+        for object in &alone {
+            if object.kind == ObjectKind::Sequence {
+                self.make_sequence(object);
+            }
+        }
+        let types = alone.iter().filter(|o| {
+            matches!(
+                o.kind,
+                ObjectKind::Enum | ObjectKind::Domain | ObjectKind::Composite
+            )
+        });
+        let tables = self
+            .source
+            .tables()
+            .filter(|t| target.table(&t.name).is_none());
+        let mut new: Vec<New<'_>> = types.map(|o| New::Type(o)).collect();
+        new.extend(tables.map(New::Table));
+        new.sort_by_key(New::rank);
+        for at in in_order(self.source, &new) {
+            match new[at] {
+                New::Type(object) => self.make_type(object),
+                New::Table(table) => self.make_table(table),
+            }
+        }
+    }
+
+    fn make_sequence(&mut self, object: &ObjectModel) {
+        let Some(name) = quoted(object) else { return };
+        let (parameters, owner) = match object.definition.split_once(" OWNED BY ") {
+            Some((parameters, owner)) => (parameters, Some(owner)),
+            None => (object.definition.as_str(), None),
+        };
+        self.add(Stage::Make, format!("CREATE SEQUENCE {name} {parameters}"));
+        if let Some(owner) = owner {
+            let sql = format!("ALTER SEQUENCE {name} OWNED BY {owner}");
+            self.add(Stage::Belonging, sql);
+        }
+    }
+
+    fn make_type(&mut self, object: &ObjectModel) {
+        let Some(name) = quoted(object) else { return };
+        let definition = &object.definition;
+        self.add(
+            Stage::Make,
+            match object.kind {
+                ObjectKind::Domain => format!("CREATE DOMAIN {name} AS {definition}"),
+                ObjectKind::Enum => format!("CREATE TYPE {name} AS ENUM ({definition})"),
+                _ => format!("CREATE TYPE {name} AS ({definition})"),
+            },
+        );
+    }
+
+    fn make_table(&mut self, table: &TableModel) {
+        let objects: Vec<ObjectModel> = self.source.objects_of(&table.name).cloned().collect();
+        let is = |kind| objects.iter().find(|o| o.kind == kind);
+        let clause = |kind| {
+            let object = is(kind);
+            object.map_or_else(String::new, |o: &ObjectModel| format!(" {}", o.definition))
+        };
+        let name = table.name.quoted();
+        let unlogged = match is(ObjectKind::Persistence) {
+            Some(_) => "UNLOGGED ",
+            None => "",
+        };
+        let parent = is(ObjectKind::Parent).map_or("", |o| o.definition.as_str());
+        let by = clause(ObjectKind::PartitionKey);
+        let sql = if parent.starts_with(PARTITION_OF) {
+            format!("CREATE {unlogged}TABLE {name} {parent}{by}")
+        } else {
+            let columns: Vec<String> = table.columns.iter().map(column_sql).collect();
+            let above: Vec<String> = names_in(parent).iter().map(TableName::quoted).collect();
+            let inherits = if above.is_empty() {
+                String::new()
+            } else {
+                format!(" INHERITS ({})", above.join(", "))
+            };
+            let columns = columns.join(", ");
+            format!("CREATE {unlogged}TABLE {name} ({columns}){inherits}{by}")
+        };
+        self.add(Stage::Make, sql);
+        self.own_defaults(table);
+        for object in objects.iter().filter(|o| o.kind != ObjectKind::Parent) {
+            self.add_object(object);
+        }
+    }
+
+    /// A partition takes its columns from its parent; what it has of its own is said afterwards.
+    fn own_defaults(&mut self, table: &TableModel) {
+        let above = parents(self.source, &table.name);
+        let Some(parent) = above.first().and_then(|name| self.source.table(name)) else {
+            return;
+        };
+        for column in &table.columns {
+            let inherited = parent.columns.iter().find(|c| c.name == column.name);
+            let (Some(inherited), ColumnValue::Default(value)) = (inherited, &column.value) else {
+                continue;
+            };
+            if inherited.value != column.value {
+                let (table, column) = (table.name.quoted(), column.name.quoted());
+                let sql = format!("ALTER TABLE {table} ALTER COLUMN {column} SET DEFAULT {value}");
+                self.add(Stage::Columns, sql);
+            }
+        }
+    }
+}
+
+/// How the definition of a partition's parent begins.
+const PARTITION_OF: &str = "PARTITION OF ";
+
+/// How the definition of a table's parents begins, where it inherits from them.
+const INHERITS: &str = "INHERITS ";
+
+/// The statements that make a table a child of what is above it.
+pub(super) fn attach(object: &ObjectModel) -> Vec<String> {
+    let Some(child) = object.table.as_ref().map(TableName::quoted) else {
+        return Vec::new();
+    };
+    if let Some((parent, bounds)) = object
+        .definition
+        .strip_prefix(PARTITION_OF)
+        .and_then(leading_name)
+    {
+        let parent = parent.quoted();
+        return vec![format!(
+            "ALTER TABLE {parent} ATTACH PARTITION {child}{bounds}"
+        )];
+    }
+    let inherit = |parent: &TableName| format!("ALTER TABLE {child} INHERIT {}", parent.quoted());
+    names_in(&object.definition).iter().map(inherit).collect()
+}
+
+/// The tables above that one.
+pub(super) fn parents(schema: &Schema, table: &TableName) -> Vec<TableName> {
+    let parent = schema
+        .objects_of(table)
+        .find(|o| o.kind == ObjectKind::Parent);
+    parent.map_or_else(Vec::new, |object| names_in(&object.definition))
+}
+
+/// `PARTITION OF "s"."p" FOR VALUES …` or `INHERITS "s"."p", "s"."q"`.
+fn names_in(definition: &str) -> Vec<TableName> {
+    if let Some(rest) = definition.strip_prefix(PARTITION_OF) {
+        return leading_name(rest)
+            .map(|(name, _)| name)
+            .into_iter()
+            .collect();
+    }
+    let mut names = Vec::new();
+    let mut rest = definition.strip_prefix(INHERITS).unwrap_or_default();
+    while let Some((name, after)) = leading_name(rest) {
+        names.push(name);
+        rest = after.strip_prefix(", ").unwrap_or_default();
+    }
+    names
+}
+
+/// A name in quotes at the beginning, and what follows it.
+fn leading_name(text: &str) -> Option<(TableName, &str)> {
+    let mut inside = false;
+    let end = text
+        .char_indices()
+        .find(|(_, c)| {
+            inside ^= *c == '"';
+            !inside && *c != '"' && *c != '.'
+        })
+        .map_or(text.len(), |(at, _)| at);
+    let name = TableName::parse_typed(&text[..end]).ok()?;
+    Some((name, &text[end..]))
+}
+
+/// A column as CREATE TABLE and ADD COLUMN take it.
+pub(super) fn column_sql(column: &ColumnModel) -> String {
+    format!("{} {}", column.name.quoted(), definition(column))
+}
+
+/// Whether the column is computed from others.
+pub(super) fn is_generated(column: &ColumnModel) -> bool {
+    matches!(
+        column.value,
+        ColumnValue::Stored(_) | ColumnValue::Virtual(_)
+    )
+}
+
+/// The name of an object that stands alone, ready for SQL.
+pub(super) fn quoted(object: &ObjectModel) -> Option<String> {
+    let name = Identifier::parse(object.name.as_str()).ok()?;
+    let schema = object.schema.as_ref()?;
+    Some(format!("{}.{}", schema.quoted(), name.quoted()))
+}
+
+/// Places of `new` such that what others are made of comes before them; else as they come.
+fn in_order(source: &Schema, new: &[New<'_>]) -> Vec<usize> {
+    let named = new
+        .iter()
+        .enumerate()
+        .filter_map(|(at, new)| Some((new.name()?, at)));
+    let places: HashMap<TableName, usize> = named.collect();
+    let needs: Vec<Vec<usize>> = new.iter().map(|new| needs(source, new, &places)).collect();
+    let mut placed = Vec::with_capacity(new.len());
+    let mut seen = vec![false; new.len()];
+    for at in 0..new.len() {
+        place(at, &needs, &mut seen, &mut placed);
+    }
+    placed
+}
+
+/// What a definition is made of, by the types it names.
+fn needs(source: &Schema, new: &New<'_>, places: &HashMap<TableName, usize>) -> Vec<usize> {
+    let of_type = |text: &str| {
+        let bare = text
+            .split('(')
+            .next()
+            .unwrap_or_default()
+            .trim_end_matches("[]");
+        places.get(&TableName::parse_typed(bare).ok()?).copied()
+    };
+    match new {
+        New::Table(table) => {
+            let types = table.columns.iter().filter_map(|c| of_type(&c.type_name));
+            let above = parents(source, &table.name);
+            let above = above.iter().filter_map(|name| places.get(name).copied());
+            types.chain(above).collect()
+        }
+        // Types are few, so each is looked for in the whole text, however it is quoted.
+        New::Type(object) => places
+            .iter()
+            .filter(|(name, _)| {
+                spellings(name)
+                    .iter()
+                    .any(|s| object.definition.contains(s))
+            })
+            .map(|(_, at)| *at)
+            .collect(),
+    }
+}
+
+fn spellings(name: &TableName) -> [String; 4] {
+    let (schema, own) = (&name.schema, &name.table);
+    let (schema_quoted, own_quoted) = (schema.quoted(), own.quoted());
+    [
+        format!("{schema}.{own}"),
+        format!("{schema_quoted}.{own}"),
+        format!("{schema}.{own_quoted}"),
+        format!("{schema_quoted}.{own_quoted}"),
+    ]
+}
+
+/// Places what `at` needs, then `at`. A circle, which no catalog has, ends where it was begun.
+fn place(at: usize, needs: &[Vec<usize>], seen: &mut [bool], placed: &mut Vec<usize>) {
+    let mut stack = vec![(at, 0)];
+    while let Some((current, next)) = stack.pop() {
+        if next == 0 && std::mem::replace(&mut seen[current], true) {
+            continue;
+        }
+        match needs[current].get(next) {
+            Some(other) => {
+                stack.push((current, next + 1));
+                stack.push((*other, 0));
+            }
+            None => placed.push(current),
+        }
+    }
+}

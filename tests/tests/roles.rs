@@ -1,0 +1,119 @@
+//! Agents that are no superusers: what the README says a role needs is enough, and what it lacks is
+//! said before anything is touched.
+
+use anyhow::Result;
+use steep_tests::cluster::{CLI_LIMIT, Cluster};
+use steep_tests::pg::{Database, Installation};
+use steep_tests::{compare, residue};
+
+/// The roles the README describes: each owns its database and what is in it.
+fn owned_databases() -> Result<Option<Cluster>> {
+    if Installation::preferred()?.major() < 16 {
+        println!("NOT TESTED: before PostgreSQL 16 only superusers create subscriptions");
+        return Ok(None);
+    }
+    let mut cluster = Cluster::builder().start_servers()?;
+    for (name, attributes) in [("node_a", "REPLICATION"), ("node_b", "NOREPLICATION")] {
+        let node = cluster.node_mut(name);
+        node.set_role("keeper");
+        let password = node.server().password().replace('\'', "''");
+        let database = node.database();
+        database.sql(&format!(
+            "CREATE ROLE keeper LOGIN {attributes} PASSWORD '{password}'"
+        ))?;
+        database.sql("ALTER DATABASE app OWNER TO keeper")?;
+    }
+    fill(&cluster.database("node_a"))?;
+    cluster.start_coordinator()?;
+    Ok(Some(cluster))
+}
+
+fn fill(database: &Database) -> Result<()> {
+    database.sql(
+        "SET ROLE keeper;
+         CREATE SCHEMA shop;
+         CREATE TABLE shop.customer (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text UNIQUE);
+         CREATE TABLE shop.sale (id bigserial PRIMARY KEY, customer int REFERENCES shop.customer, at timestamptz);
+         CREATE INDEX ON shop.sale (at);
+         INSERT INTO shop.customer (name) SELECT 'customer ' || n FROM generate_series(1, 1000) n;
+         INSERT INTO shop.sale (customer, at)
+             SELECT 1 + n % 1000, now() - n * interval '1 s' FROM generate_series(1, 50000) n",
+    )?;
+    Ok(())
+}
+
+fn grant(cluster: &Cluster) -> Result<()> {
+    let target = cluster.database("node_b");
+    target.sql("GRANT pg_create_subscription TO keeper")?;
+    target.sql("GRANT SET ON PARAMETER session_replication_role TO keeper")?;
+    Ok(())
+}
+
+fn start_agents(cluster: &mut Cluster) -> Result<()> {
+    cluster.start_agent("node_a")?;
+    cluster.start_agent("node_b")?;
+    cluster.wait_online(&["node_a", "node_b"])
+}
+
+#[test]
+fn owners_of_their_databases_replicate_without_a_superuser() -> Result<()> {
+    let Some(mut cluster) = owned_databases()? else {
+        return Ok(());
+    };
+    grant(&cluster)?;
+    start_agents(&mut cluster)?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    cluster.init(&[])?.expect(0)?;
+    source.sql("INSERT INTO shop.customer (name) VALUES ('afterwards')")?;
+    cluster.wait_drained("node_a")?;
+    compare::rows(&source, &target)?.none()?;
+    compare::schema(&source, &target)?.none()
+}
+
+#[test]
+fn a_right_that_is_missing_is_named_with_the_statement_that_grants_it() -> Result<()> {
+    let Some(mut cluster) = owned_databases()? else {
+        return Ok(());
+    };
+    start_agents(&mut cluster)?;
+    let refused = cluster.init(&[])?.expect(1)?;
+    let said = format!("{refused:?}").replace(['\\', '"'], "");
+    for fix in [
+        "GRANT pg_create_subscription TO keeper",
+        "GRANT SET ON PARAMETER session_replication_role TO keeper",
+    ] {
+        assert!(said.contains(fix), "no {fix:?} in {said}");
+    }
+    assert_eq!(cluster.state("node_b")?, "failed");
+    residue::of_jobs(&cluster.database("node_a"))?.none()?;
+    residue::of_everything(&cluster.database("node_b"))?.none()
+}
+
+/// The target's server cannot reach the source's: its own log must not tell the password, though
+/// only superusers may turn off what writes it.
+#[test]
+fn a_refused_subscription_leaves_no_password_in_the_servers_log() -> Result<()> {
+    let Some(mut cluster) = owned_databases()? else {
+        return Ok(());
+    };
+    grant(&cluster)?;
+    cluster
+        .database("node_b")
+        .sql("ALTER ROLE keeper SET log_min_error_statement = 'error'")?;
+    start_agents(&mut cluster)?;
+    let password = cluster.node("node_a").server().password().to_owned();
+    // Refused only once rows are there: the role may no longer replicate then.
+    let running = cluster.init_spawn(&["--max-rate", "500kB"])?;
+    cluster.wait_copying("node_b")?;
+    cluster
+        .database("node_a")
+        .sql("ALTER ROLE keeper NOREPLICATION")?;
+    let ended = running.finish(CLI_LIMIT)?.expect(6)?;
+    let log = std::fs::read_to_string(cluster.node("node_b").server().log())?;
+    assert!(
+        !log.contains(&password),
+        "the password is in the server's log"
+    );
+    assert!(!format!("{ended:?}").contains(&password), "{ended:?}");
+    Ok(())
+}

@@ -1,0 +1,461 @@
+//! Schemas: every change on one side is named and nothing else is; auto makes both sides alike; drift
+//! is seen and so is its repair; fingerprints are the same on every version.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use steep_tests::cluster::{Cluster, Output};
+use steep_tests::pg::Installation;
+use steep_tests::schema::{self, DEEDS, Deed, Random};
+use steep_tests::{compare, hostile, residue, wait};
+
+/// A drift is seen within this where columns are looked at every second.
+const DRIFT_LIMIT: Duration = Duration::from_secs(30);
+
+fn watched() -> Result<Cluster> {
+    Cluster::builder()
+        // A subscription that fails tries again soon.
+        .setting("node_b", "wal_retrieve_retry_interval", "1s")
+        .agent_argument("node_a", "--schema-check-interval=1s")
+        .agent_argument("node_b", "--schema-check-interval=1s")
+        .start()
+}
+
+fn compared(cluster: &Cluster) -> Result<(i32, Value)> {
+    let output = cluster.cli(&["schema", "compare", "node_a", "node_b", "--json"])?;
+    ensure!([0, 3].contains(&output.code), "{output}");
+    Ok((output.code, output.last_object()?))
+}
+
+/// Kind, name and type of every difference, by table.
+fn differences(compared: &Value) -> Result<BTreeMap<String, BTreeSet<String>>> {
+    let mut found = BTreeMap::new();
+    for table in compared["comparisons"].as_array().context("comparisons")? {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let list = table["differences"].as_array().context("differences")?;
+        let said = list.iter().map(|d| {
+            let name = d["column_name"].as_str().or(d["object_name"].as_str());
+            let (kind, change) = (text(&d["kind"]), text(&d["difference_type"]));
+            format!("{kind} {} {change}", name.unwrap_or("-"))
+        });
+        let said: BTreeSet<String> = said.collect();
+        ensure!(
+            (text(&table["status"]) == "match") == said.is_empty(),
+            "{table}"
+        );
+        if !said.is_empty() {
+            found.insert(text(&table["table_name"]), said);
+        }
+    }
+    Ok(found)
+}
+
+#[test]
+fn random_changes_are_named_exactly_and_auto_takes_them_back() -> Result<()> {
+    let cluster = Cluster::pair()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    let mut random = Random::seeded();
+    let deeds: Vec<&Deed> = (0..60).map(|_| &DEEDS[random.below(DEEDS.len())]).collect();
+    let mut expected = BTreeMap::new();
+    let mut changes = String::new();
+    for (number, deed) in deeds.iter().enumerate() {
+        let table = format!("T {number} \"x\"");
+        changes.push_str(&deed.sql(number));
+        let names = deed.expected(number);
+        if !names.is_empty() {
+            expected.insert(table, names);
+        }
+    }
+    for database in [&source, &target] {
+        database.sql(&schema::tables(deeds.len()))?;
+    }
+    assert_eq!(compared(&cluster)?.0, 0);
+    target.sql(&changes)?;
+    let (code, said) = compared(&cluster)?;
+    assert_eq!(code, 3);
+    assert_eq!(differences(&said)?, expected, "seed {}", random.seed());
+
+    // What strict would stop at is listed, and nothing is touched.
+    let refused = cluster.init(&[])?.expect(3)?;
+    ensure!(refused.text().contains("schema_mismatch"), "{refused}");
+    residue::of_jobs(&source)?.none()?;
+    assert_eq!(differences(&compared(&cluster)?.1)?, expected);
+
+    source.sql(&schema::rows(deeds.len()))?;
+    cluster.init(&["--schema-sync", "auto"])?.expect(0)?;
+    let left = differences(&compared(&cluster)?.1)?;
+    let order = |names: &BTreeSet<String>| names.iter().all(|n| n.ends_with(" order_change"));
+    ensure!(
+        left.values().all(order),
+        "seed {}: {left:#?}",
+        random.seed()
+    );
+    // Whole rows as text are the same only where columns are in the same order.
+    let moved: Vec<String> = left.keys().map(|table| schema::quoted(table)).collect();
+    let moved: Vec<&str> = moved.iter().map(String::as_str).collect();
+    compare::rows_except(&source, &target, &moved)?.none()?;
+    for table in moved {
+        let sql = format!("SELECT id, n, doubled, note, tags, kind, amount FROM {table}");
+        assert_eq!(source.sql(&sql)?, target.sql(&sql)?, "{table}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_plan_is_shown_by_a_dry_run_and_refused_where_it_loses_data() -> Result<()> {
+    let cluster = Cluster::pair()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    source.sql(
+        "CREATE TYPE mood AS ENUM ('sad', 'ok', 'happy');
+         CREATE TABLE t (id integer PRIMARY KEY, kind mood DEFAULT 'ok');
+         CREATE TABLE parted (id integer, at date, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);
+         CREATE TABLE parted_1 PARTITION OF parted FOR VALUES FROM ('2020-01-01') TO ('2021-01-01');
+         CREATE TABLE child (id integer PRIMARY KEY, t_id integer REFERENCES t);
+         INSERT INTO t VALUES (1, 'happy'); INSERT INTO parted VALUES (1, '2020-02-02');
+         INSERT INTO child VALUES (1, 1)",
+    )?;
+    target.sql(
+        "CREATE TYPE mood AS ENUM ('sad', 'happy');
+         CREATE TABLE t (id integer PRIMARY KEY, kind mood, mine text);
+         INSERT INTO t VALUES (7, 'sad', 'dear')",
+    )?;
+    let before = compare::schema(&source, &target)?;
+    let plan = cluster.init(&["--schema-sync", "auto", "--dry-run"])?;
+    let said = plan.expect(1)?.last_object()?;
+    assert_eq!(said["event"], "init.plan");
+    let statements: Vec<&str> = said["statements"]
+        .as_array()
+        .context("statements")?
+        .iter()
+        .filter_map(|s| s["what"].as_str())
+        .collect();
+    for wanted in [
+        "ALTER TYPE \"public\".\"mood\" ADD VALUE 'ok' AFTER 'sad'",
+        "CREATE TABLE \"public\".\"parted_1\" PARTITION OF \"public\".\"parted\"",
+        "DROP COLUMN \"mine\" would lose the values of column mine of public.t",
+        "FOREIGN KEY",
+    ] {
+        ensure!(
+            statements.iter().any(|s| s.contains(wanted)),
+            "{wanted}: {statements:#?}"
+        );
+    }
+    let refused = cluster.init(&["--schema-sync", "auto"])?.expect(1)?;
+    ensure!(refused.text().contains("--force"), "{refused}");
+    assert_eq!(compare::schema(&source, &target)?, before);
+    assert_eq!(target.sql("SELECT mine FROM t")?, "dear");
+    residue::of_jobs(&target)?.none()?;
+
+    // A new label cannot be used in the transaction that adds it: the whole plan is taken back.
+    let failed = cluster
+        .init(&["--schema-sync", "auto", "--force"])?
+        .expect(1)?;
+    ensure!(failed.text().contains("SET DEFAULT"), "{failed}");
+    assert_eq!(compare::schema(&source, &target)?, before);
+    target.sql("ALTER TYPE mood ADD VALUE 'ok' AFTER 'sad'")?;
+    cluster
+        .init(&["--schema-sync", "auto", "--force"])?
+        .expect(0)?;
+    assert_eq!(compared(&cluster)?.0, 0);
+    compare::rows(&source, &target)?.none()?;
+    let events = cluster
+        .cli(&["events", "node_b", "--json"])?
+        .expect(0)?
+        .objects();
+    let applied = events
+        .iter()
+        .filter(|e| e["event"] == "schema.sync_applied")
+        .count();
+    assert!(applied > 5, "{applied} statements in the log");
+    Ok(())
+}
+
+#[test]
+fn what_auto_has_made_goes_with_a_failed_job_and_what_was_there_stays() -> Result<()> {
+    let cluster = Cluster::pair()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    let t = "CREATE TABLE t (id integer PRIMARY KEY, body text);";
+    source.sql(&format!(
+        "{t} CREATE TABLE made (id integer PRIMARY KEY, body text)"
+    ))?;
+    source.sql("INSERT INTO made SELECT n, repeat('x', 500) FROM generate_series(1, 40000) n")?;
+    target.sql(t)?;
+    let arguments = [
+        "--schema-sync",
+        "auto",
+        "--timeout",
+        "4s",
+        "--max-rate",
+        "1MB",
+    ];
+    cluster.init(&arguments)?.expect(5)?;
+    wait::until_true("the job to be cleaned up", Duration::from_secs(30), || {
+        Ok(target.sql("SELECT to_regclass('made') IS NULL")? == "t")
+    })?;
+    assert_eq!(target.sql("SELECT to_regclass('t') IS NOT NULL")?, "t");
+    residue::of_jobs(&target)?.none()
+}
+
+#[test]
+fn manual_wants_a_word_and_the_environment_sets_the_mode() -> Result<()> {
+    let cluster = Cluster::pair()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    source.sql("CREATE TABLE t (id integer PRIMARY KEY, body text DEFAULT 'a')")?;
+    target.sql("CREATE TABLE t (id integer PRIMARY KEY, body text DEFAULT 'b')")?;
+    source.sql("INSERT INTO t VALUES (1)")?;
+    let mut asking = cluster.cli_command(&["init", "node_b", "--from", "node_a"]);
+    let output = asking.env("STEEP_REPL_SCHEMA_SYNC", "manual").output()?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{text}");
+    assert!(
+        text.contains("--yes") && text.contains("default_change"),
+        "{text}"
+    );
+    cluster.init(&["--schema-sync", "manual"])?.expect(0)?;
+    assert_eq!(target.sql("SELECT body FROM t")?, "a");
+    Ok(())
+}
+
+fn reason(cluster: &Cluster) -> Result<String> {
+    let view = cluster.node_view("node_b")?.context("node_b")?;
+    Ok(view["error_message"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned())
+}
+
+#[test]
+fn drift_is_named_and_its_repair_is_noticed() -> Result<()> {
+    let cluster = watched()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    hostile::create_roles(&source)?;
+    hostile::create_roles(&target)?;
+    hostile::create(&source, &target, hostile::Large { megabytes: 1 })?;
+    cluster.init(&[])?.expect(0)?;
+    // A replica that was made from its source has no difference from it, whatever is in it.
+    let (_, said) = compared(&cluster)?;
+    assert_eq!(differences(&said)?, BTreeMap::new(), "{said}");
+    source.sql("CREATE TABLE later (id integer)")?;
+
+    let table = schema::some_table(&target)?;
+    let diverges = |change: &str, words: &[&str]| -> Result<()> {
+        target.sql(change)?;
+        cluster.wait_state("node_b", &["diverged"], DRIFT_LIMIT)?;
+        let reason = reason(&cluster)?;
+        for word in words {
+            ensure!(reason.contains(word), "{word}: {reason}");
+        }
+        Ok(())
+    };
+    let recovers = |repair: &str| -> Result<()> {
+        target.sql(repair)?;
+        cluster
+            .wait_state("node_b", &["synchronized"], DRIFT_LIMIT)
+            .map(drop)
+    };
+    diverges(
+        &format!("ALTER TABLE {table} ADD COLUMN drifted integer"),
+        &["drifted", "extra"],
+    )?;
+    recovers(&format!("ALTER TABLE {table} DROP COLUMN drifted"))?;
+    let name = "(SELECT subname FROM pg_subscription WHERE subname LIKE 'steep%')";
+    let alter =
+        |what: &str| format!("SELECT format('ALTER SUBSCRIPTION %I {what}', {name}) \\gexec");
+    diverges(&alter("DISABLE"), &["disabled"])?;
+    recovers(&alter("ENABLE"))?;
+    let events = cluster
+        .cli(&["events", "node_b", "--json"])?
+        .expect(0)?
+        .objects();
+    let count = |event: &str, to: &str| {
+        events
+            .iter()
+            .filter(|e| e["event"] == event && (to.is_empty() || e["to"] == to))
+            .count()
+    };
+    assert_eq!(count("init.state_change", "diverged"), 2);
+    assert_eq!(count("init.state_change", "synchronized"), 3);
+    assert_eq!(count("schema.mismatch_detected", ""), 1);
+    Ok(())
+}
+
+#[test]
+fn a_subscription_that_keeps_failing_and_a_slot_that_is_gone_are_divergence() -> Result<()> {
+    let cluster = watched()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    source.sql("CREATE TABLE t (id integer PRIMARY KEY, body text)")?;
+    cluster.init(&[])?.expect(0)?;
+    target.sql("INSERT INTO t VALUES (1, 'in the way')")?;
+    source.sql("INSERT INTO t VALUES (1, 'replicated')")?;
+    cluster.wait_state("node_b", &["diverged"], Duration::from_secs(60))?;
+    ensure!(
+        reason(&cluster)?.contains("keeps failing"),
+        "{}",
+        reason(&cluster)?
+    );
+    target.sql("DELETE FROM t")?;
+    cluster.wait_state("node_b", &["synchronized"], Duration::from_secs(60))?;
+    assert_eq!(target.sql("SELECT body FROM t")?, "replicated");
+    wait::until_true("the slot to be dropped", DRIFT_LIMIT, || {
+        source.sql(
+            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active",
+        )?;
+        // Refused while the walsender is still there.
+        let drop = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots";
+        let _ = source.sql(drop);
+        Ok(source.sql("SELECT count(*) FROM pg_replication_slots")? == "0")
+    })?;
+    cluster.wait_state("node_b", &["diverged"], DRIFT_LIMIT)?;
+    ensure!(reason(&cluster)?.contains("slot"), "{}", reason(&cluster)?);
+    Ok(())
+}
+
+#[test]
+fn a_schema_is_exported_compared_with_its_file_and_captured_with_a_peers() -> Result<()> {
+    let cluster = Cluster::pair()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    for database in [&source, &target] {
+        database.sql(&schema::tables(3))?;
+    }
+    let file = cluster.dir().join("node_a.json").display().to_string();
+    let run = |arguments: &[&str]| -> Result<Output> { cluster.cli(arguments) };
+    run(&["schema", "export", "--node", "node_a", "--output", &file])?.expect(0)?;
+    run(&["schema", "compare", "node_a", &file])?.expect(0)?;
+    run(&["schema", "capture", "--node", "node_b", "--peer", "node_a"])?.expect(0)?;
+    let peers = "SELECT status, count(*) FROM steep_repl.compare_fingerprints('node_a') GROUP BY 1";
+    assert_eq!(target.sql(peers)?, "match|3");
+    let stored = "SELECT count(*) FROM steep_repl.schema_fingerprints WHERE node_id = ''";
+    assert_eq!(target.value::<u32>(stored)?, 3);
+
+    source.sql("ALTER TABLE \"Odd S\".\"T 1 \"\"x\"\"\" DROP COLUMN tags")?;
+    let changed = run(&["schema", "compare", &file, "node_a", "--json"])?.expect(3)?;
+    assert_eq!(changed.last_object()?["mismatch_count"], 1);
+    let shown = run(&[
+        "schema",
+        "diff",
+        "node_a",
+        "node_b",
+        "\"Odd S\".\"T 1 \"\"x\"\"\"",
+    ])?;
+    let shown = shown.expect(3)?.stdout;
+    ensure!(
+        shown.contains("> \"tags\" text[]") && !shown.contains('\u{1b}'),
+        "{shown}"
+    );
+    run(&["schema", "diff", "node_a", "node_b", "\"Odd S\".nothing"])?.expect(1)?;
+    run(&["schema", "compare", "node_a", "/nonexistent.json"])?.expect(2)?;
+    run(&[
+        "schema",
+        "compare",
+        "node_a",
+        "node_b",
+        "--schemas",
+        "public",
+    ])?
+    .expect(0)?;
+    // The command line and SQL come to one fingerprint.
+    let sql = "SELECT steep_repl.compute_fingerprint('Odd S', 'T 2 \"x\"')";
+    let tables = compared(&cluster)?.1;
+    let table = tables["comparisons"]
+        .as_array()
+        .context("comparisons")?
+        .iter();
+    let table = table
+        .clone()
+        .find(|t| t["table_name"] == "T 2 \"x\"")
+        .context("T 2")?;
+    assert_eq!(table["local_fingerprint"], source.sql(sql)?);
+    Ok(())
+}
+
+#[test]
+fn fingerprints_and_definitions_are_the_same_on_every_version() -> Result<()> {
+    let mut builder = Cluster::builder().nodes(3);
+    for (node, major) in [("node_a", 18), ("node_b", 17), ("node_c", 15)] {
+        match Installation::of_major(major) {
+            Ok(found) => builder = builder.postgres(node, &found),
+            Err(error) if major < 17 => {
+                eprintln!("NOT TESTED: PostgreSQL {major} is not on this machine: {error:#}");
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let cluster = builder.start()?;
+    let nodes = ["node_a", "node_b", "node_c"];
+    for node in nodes {
+        let database = cluster.database(node);
+        // What a session is set to must not matter.
+        database.sql("ALTER DATABASE app SET datestyle = 'German'; ALTER DATABASE app SET timezone = 'Asia/Tokyo'")?;
+        database.sql(&schema::tables(2))?;
+        database.sql(schema::EVERYTHING)?;
+    }
+    for node in &nodes[1..] {
+        let output = cluster.cli(&["schema", "compare", "node_a", node, "--json"])?;
+        let said = output.expect(0).context(*node)?.last_object()?;
+        assert_eq!(said["mismatch_count"], 0);
+    }
+    let all = |node: &str| {
+        cluster.database(node).sql(
+            "SELECT u.schema_name, u.table_name, f.fingerprint FROM steep_repl.user_tables() u
+             JOIN steep_repl.fingerprints(ARRAY(SELECT relation FROM steep_repl.user_tables())) f
+             USING (relation) ORDER BY 1, 2",
+        )
+    };
+    let first = all("node_a")?;
+    assert!(first.lines().count() > 4, "{first}");
+    for node in &nodes[1..] {
+        assert_eq!(all(node)?, first, "{node}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_schema_of_the_version_before_is_upgraded_and_an_extension_is_left_to_itself() -> Result<()> {
+    let mut cluster = Cluster::builder().start_servers()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    // As the agent of that version made it.
+    source.sql("CREATE SCHEMA steep_repl")?;
+    source.sql(&schema::extension_script("steep_repl--1.0.sql")?)?;
+    let share = schema::share(cluster.node("node_b").server())?;
+    target.sql(&format!(
+        "ALTER SYSTEM SET extension_control_path = '$system:{share}'"
+    ))?;
+    target.sql("SELECT pg_reload_conf()")?;
+    wait::until_true("the setting to hold", Duration::from_secs(10), || {
+        Ok(target.sql("SHOW extension_control_path")?.contains(&share))
+    })?;
+    target.sql("CREATE EXTENSION steep_repl VERSION '1.0'")?;
+    cluster.start_coordinator()?;
+    for node in ["node_a", "node_b"] {
+        cluster.start_agent(node)?;
+    }
+    cluster.wait_online(&["node_a", "node_b"])?;
+    for database in [&source, &target] {
+        wait::until_true(
+            "the schema to be of this version",
+            Duration::from_secs(10),
+            || Ok(database.sql("SELECT max(version) FROM steep_repl.schema_version")? == "2"),
+        )?;
+    }
+    assert_eq!(
+        target.sql("SELECT extversion FROM pg_extension WHERE extname = 'steep_repl'")?,
+        "1.1"
+    );
+    // Nothing of it is visible to others.
+    let granted = "SELECT count(*) FROM pg_proc WHERE pronamespace = 'steep_repl'::regnamespace
+        AND has_function_privilege('public', oid, 'EXECUTE')";
+    assert_eq!(target.value::<u32>(granted)?, 0);
+    source.sql("CREATE TABLE t (id integer PRIMARY KEY); INSERT INTO t VALUES (1)")?;
+    cluster.init(&[])?.expect(0)?;
+    compare::rows(&source, &target)?.none()?;
+    let kept = "SELECT count(*) FROM steep_repl.schema_fingerprints WHERE node_id = 'node_a'";
+    assert_eq!(target.value::<u32>(kept)?, 1);
+    // And the other way round: the source's extension is no part of what is copied.
+    cluster
+        .cli(&["schema", "compare", "node_a", "node_b"])?
+        .expect(0)
+        .map(drop)
+}
