@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask demo | test | bench`.
+//! The project's own commands: `cargo xtask demo | test | bench | pictures`.
 
 use std::process::ExitCode;
 
@@ -8,6 +8,7 @@ mod bench;
 mod cargo;
 mod demo;
 mod interrupt;
+mod pictures;
 mod test;
 mod units;
 
@@ -28,6 +29,8 @@ enum Command {
     Test(test::Arguments),
     /// Measures the product beside the other ways to copy a database
     Bench(bench::Arguments),
+    /// Makes the pictures of README.md again, from a real run
+    Pictures(pictures::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Pictures(arguments) => pictures::run(&arguments),
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: the product beside the other ways to copy a database, in one run, on the same
 //! source, each into a fresh server, alone on the machine.
 
+mod fingerprints;
 mod many;
 mod measure;
 mod table;
@@ -31,10 +32,17 @@ pub(crate) struct Arguments {
     /// Instead, initialise that many empty tables, and a quarter and a half of them
     #[arg(long, value_name = "N")]
     many_tables: Option<u32>,
+    /// Instead, measure the fingerprints of 1,000 and of 10,000 tables
+    #[arg(long)]
+    fingerprints: bool,
 }
 
 /// Runs it.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    if arguments.fingerprints {
+        // In SQL alone: nothing of ours runs.
+        return fingerprints::run();
+    }
     println!("Building");
     let binaries = cargo::release_binaries()?;
     if let Some(count) = arguments.many_tables {

@@ -25,8 +25,9 @@ pub(super) enum Way {
     Psql,
     /// `pg_dump -Fd -j 2 -Z 0`, then `pg_restore -j 2`; no replication.
     DumpRestore,
-    /// `pgcopydb clone`, with binary COPY where it has that; no replication.
-    Pgcopydb,
+    /// `pgcopydb clone`, with binary COPY where it has that, large tables whole or in parts; no
+    /// replication.
+    Pgcopydb { split: bool },
 }
 
 impl fmt::Display for Way {
@@ -37,7 +38,8 @@ impl fmt::Display for Way {
             Self::Subscription { binary: true } => f.write_str("subscription, binary"),
             Self::Psql => f.write_str("psql COPY | psql COPY, binary"),
             Self::DumpRestore => f.write_str("pg_dump -j2 | pg_restore -j2"),
-            Self::Pgcopydb => f.write_str("pgcopydb, 2 jobs"),
+            Self::Pgcopydb { split: false } => f.write_str("pgcopydb, 2 jobs"),
+            Self::Pgcopydb { split: true } => f.write_str("pgcopydb, 2 jobs, split"),
         }
     }
 }
@@ -48,11 +50,13 @@ impl Way {
         vec![
             Self::Ours { parallel: 2 },
             Self::Ours { parallel: 4 },
+            Self::Ours { parallel: 16 },
             Self::Subscription { binary: false },
             Self::Subscription { binary: true },
             Self::Psql,
             Self::DumpRestore,
-            Self::Pgcopydb,
+            Self::Pgcopydb { split: false },
+            Self::Pgcopydb { split: true },
         ]
     }
 
@@ -63,7 +67,7 @@ impl Way {
 
     /// Whether the machine has what it needs.
     pub(super) fn is_installed(self) -> bool {
-        self != Self::Pgcopydb
+        !matches!(self, Self::Pgcopydb { .. })
             || Command::new("pgcopydb")
                 .arg("--version")
                 .stdout(Stdio::null())
@@ -80,7 +84,7 @@ impl Way {
             Self::Subscription { binary } => subscription(cluster, &from, &to, binary),
             Self::Psql => psql(&from, &to),
             Self::DumpRestore => dump_and_restore(&from, &to),
-            Self::Pgcopydb => pgcopydb(cluster, target, &to),
+            Self::Pgcopydb { split } => pgcopydb(cluster, target, &to, split),
         }
     }
 }
@@ -200,7 +204,7 @@ fn dump_and_restore(from: &Database, to: &Database) -> Result<Times> {
     })
 }
 
-fn pgcopydb(cluster: &Cluster, target: &str, to: &Database) -> Result<Times> {
+fn pgcopydb(cluster: &Cluster, target: &str, to: &Database, split: bool) -> Result<Times> {
     let scratch = Scratch::new()?;
     let uri = |node: &str| {
         let server = cluster.node(node).server();
@@ -218,11 +222,16 @@ fn pgcopydb(cluster: &Cluster, target: &str, to: &Database) -> Result<Times> {
     // It runs pg_dump and pg_restore of its own search path.
     let bin = to.installation().bin().to_path_buf();
     let usual = std::env::var_os("PATH").unwrap_or_default();
-    let path = std::env::join_paths(std::env::split_paths(&usual).chain([bin]))?;
+    let path = std::env::join_paths(std::iter::once(bin).chain(std::env::split_paths(&usual)))?;
     let mut clone = Command::new("pgcopydb");
     clone
         .args(["clone", "--table-jobs", "2", "--index-jobs", "2"])
-        .args(["--split-tables-larger-than", "200MB"])
+        .args(
+            split
+                .then_some(["--split-tables-larger-than", "200MB"])
+                .iter()
+                .flatten(),
+        )
         .args(binary.then_some("--use-copy-binary"))
         .arg("--dir")
         .arg(scratch.path().join("work"))
