@@ -64,7 +64,7 @@ pub async fn run(given: Given, stop: CancellationToken) -> anyhow::Result<()> {
         conninfo: Arc::clone(&conninfo),
         replication_conninfo,
         jobs: Arc::clone(&jobs),
-        budget: Budget::default(),
+        budget: Budget::half_of(config.memory_mib),
         telemetry: Arc::clone(&telemetry),
     };
     tasks.spawn(server.run(Arc::clone(&endpoint), stop.clone()));
@@ -101,7 +101,7 @@ pub async fn run(given: Given, stop: CancellationToken) -> anyhow::Result<()> {
         jobs,
         reports: Arc::clone(&reports),
         endpoint: Arc::clone(&endpoint),
-        budget: Budget::default(),
+        budget: Budget::half_of(config.memory_mib),
         telemetry,
         readings: Readings::default(),
     });

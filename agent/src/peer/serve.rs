@@ -20,7 +20,7 @@ use crate::budget::Budget;
 use crate::chunk::Packer;
 use crate::pg::{Conninfo, catalog};
 use crate::source::{self, OpenSnapshot};
-use crate::task::{Progress, Task};
+use crate::task::{Patience, Progress, Task};
 use crate::telemetry::{Flow, Telemetry};
 
 /// Rows for this many streams of one peer at once; the rest wait in QUIC's own limit.
@@ -286,7 +286,7 @@ impl Server {
                     if let Ok((table, _)) = open.locate(part) {
                         span.text("table", &table.name);
                     }
-                    let share = self.budget.part().await;
+                    let share = self.budget.part(compression).await;
                     Ok((open.part(part, format, cancel).await?, share))
                 };
                 match begun.await {
@@ -340,6 +340,7 @@ impl Server {
             conninfo: Arc::clone(&self.conninfo),
             cancel,
             progress: Progress::nowhere(),
+            patience: Patience::default(),
         }
     }
 }

@@ -23,7 +23,7 @@ use crate::peer::serve::SourceJobs;
 use crate::pg::{Conninfo, catalog};
 use crate::sink::{self, PrepareRequest};
 use crate::source::{self, OpenRequest};
-use crate::task::{Progress, Task};
+use crate::task::{Patience, Progress, Task};
 use crate::telemetry::{CommandEnd, Telemetry};
 
 /// What commands work with.
@@ -64,6 +64,7 @@ impl Agent {
             conninfo: Arc::clone(&self.conninfo),
             cancel: cancel.clone(),
             progress: Progress::new(Arc::clone(&self.reports) as _),
+            patience: Patience::default(),
         };
         self.telemetry.command_began();
         let (name, began) = (command.name(), Instant::now());
