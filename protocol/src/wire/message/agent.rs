@@ -320,13 +320,13 @@ impl Command {
     }
 }
 
-/// Whether [`Command::OpenSource`] makes a slot and a snapshot.
+/// What [`Command::OpenSource`] makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Export {
-    /// Both, at one consistent point.
+    /// A slot and a snapshot, at one consistent point.
     SlotAndSnapshot,
-    /// Neither: the native method makes its own.
-    Nothing,
+    /// A slot alone: in the native method PostgreSQL takes a snapshot for each table by itself.
+    Slot,
 }
 
 /// When indexes are built.
