@@ -54,7 +54,7 @@ impl Server {
             );
         }
         let store = SqliteStore::open(&config.data_dir)?;
-        let (driver, handle) = Driver::new(store)?;
+        let (driver, handle) = Driver::new(store, config.bounds)?;
         let health = match config.metrics {
             Some(address) => Some(http::bind(address).await?),
             None => None,

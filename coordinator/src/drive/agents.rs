@@ -124,12 +124,31 @@ impl<S: Store> Driver<S> {
                     .copied();
                 agent.observed = observed;
                 self.note_version(node, version);
+                self.check_jobs(node, now);
                 self.check_drift(node, now);
             }
             other @ (AgentMessage::PlanPage { .. }
             | AgentMessage::Progress(_)
             | AgentMessage::PartsDone { .. }
             | AgentMessage::Finished { .. }) => self.on_job_message(node, other, now),
+        }
+    }
+
+    /// Shows what an agent observes to the jobs that it is at work for.
+    fn check_jobs(&mut self, node: &NodeId, now: Timestamp) {
+        for id in self.jobs_of(node) {
+            let bounds = self.rules.bounds;
+            let (Some(live), Some(agent)) = (self.jobs.get_mut(&id), self.registry.get(node))
+            else {
+                continue;
+            };
+            let Some(side) = live.job.side_of(node) else {
+                continue;
+            };
+            let seen = &agent.observed;
+            if let Some(fault) = live.vigil.observe(&live.job, side, seen, bounds, now) {
+                self.advance(id, JobEvent::Endangered { fault }, now);
+            }
         }
     }
 

@@ -484,7 +484,8 @@ fn nothing_found(_: &JobSpec, _: &SourceFacts, _: &TargetFacts) -> Vec<Finding> 
 }
 
 fn open_driver(directory: &Path) -> (Driver<SqliteStore>, Handle) {
-    let (mut driver, handle) = Driver::new(SqliteStore::open(directory).unwrap()).unwrap();
-    driver.judge = nothing_found;
+    let (mut driver, handle) =
+        Driver::new(SqliteStore::open(directory).unwrap(), Bounds::default()).unwrap();
+    driver.rules.judge = nothing_found;
     (driver, handle)
 }

@@ -86,6 +86,8 @@ impl Turn {
                 ending.stop_by = ending.stop_by.max(after(self.now, STOP_LIMIT));
             }
             JobEvent::Down { side, give_up } => self.left(side, give_up),
+            // It ends already, and for its first cause.
+            JobEvent::Endangered { .. } => {}
             JobEvent::Cancel { data } => {
                 if !matches!(ending.why, Why::Cancelled(_)) {
                     ending.why = Why::Cancelled(data);

@@ -25,6 +25,7 @@ use steep_protocol::message::job::JobSpec;
 use steep_protocol::{CommandId, Fault, Phase};
 
 use super::state::NodeEvent;
+use super::vigil::Bounds;
 use super::{Closed, Ending, Job, Presence, Residue, Running, Side, Stage, Step, Totals, Work};
 
 /// How long an agent whose work is needed may be away. Agents reconnect within a second or two of a
@@ -93,6 +94,11 @@ pub enum JobEvent {
     Cancel {
         /// What becomes of the rows.
         data: CancelledData,
+    },
+    /// What agents observe says that it cannot end well (see [`super::vigil`]).
+    Endangered {
+        /// Why.
+        fault: Fault,
     },
     /// Time has passed.
     Tick,
@@ -195,7 +201,16 @@ pub enum Refused {
 /// Preflight's judgement; a parameter so that the machine can be tested without it.
 pub type Judge = fn(&JobSpec, &SourceFacts, &TargetFacts) -> Vec<Finding>;
 
-/// The job after `event`, and what is to be done. `judge` is [`super::preflight::judge`].
+/// What the coordinator holds jobs to.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules {
+    /// Whether one may begin; [`super::preflight::judge`].
+    pub judge: Judge,
+    /// What it may cost its source.
+    pub bounds: Bounds,
+}
+
+/// The job after `event`, and what is to be done.
 ///
 /// # Errors
 /// [`Refused`] where the event makes no sense; the caller keeps the job as it was.
@@ -203,13 +218,13 @@ pub fn step(
     job: Job,
     event: JobEvent,
     now: Timestamp,
-    judge: Judge,
+    rules: Rules,
 ) -> Result<(Job, Vec<Effect>), Refused> {
     let mut turn = Turn {
         job,
         effects: Vec::new(),
         now,
-        judge,
+        rules,
     };
     match turn.job.stage.clone() {
         Stage::Working(step) => turn.working(step, event)?,
@@ -224,7 +239,7 @@ struct Turn {
     job: Job,
     effects: Vec<Effect>,
     now: Timestamp,
-    judge: Judge,
+    rules: Rules,
 }
 
 impl Turn {
@@ -250,7 +265,7 @@ impl Turn {
                 self.left(side, give_up);
                 Ok(())
             }
-            JobEvent::Ended { .. } | JobEvent::Tick => Ok(()),
+            JobEvent::Ended { .. } | JobEvent::Endangered { .. } | JobEvent::Tick => Ok(()),
         }
     }
 

@@ -54,7 +54,7 @@ struct World {
     counted: Counted,
     finishes: Vec<Finish>,
     ids: HashMap<CommandId, Work>,
-    judge: Judge,
+    rules: Rules,
 }
 
 impl World {
@@ -74,7 +74,10 @@ impl World {
             },
             finishes: Vec::new(),
             ids: HashMap::new(),
-            judge: no_findings,
+            rules: Rules {
+                judge: no_findings,
+                bounds: Bounds::default(),
+            },
         };
         world.up(Side::Source);
         world.up(Side::Target);
@@ -88,7 +91,7 @@ impl World {
 
     fn apply(&mut self, event: JobEvent) -> Result<(), Refused> {
         let before = self.job.clone();
-        let (job, effects) = step(before, event, self.now, self.judge)?;
+        let (job, effects) = step(before, event, self.now, self.rules)?;
         self.job = job;
         for effect in effects {
             self.execute(effect);
@@ -167,6 +170,11 @@ impl World {
     fn tick(&mut self, seconds: i64) {
         self.now += SignedDuration::from_secs(seconds);
         self.apply(JobEvent::Tick).unwrap();
+    }
+
+    fn endanger(&mut self) {
+        let fault = Fault::new(FaultKind::Failed, "the slot is lost");
+        self.apply(JobEvent::Endangered { fault }).unwrap();
     }
 
     /// Ends one command, if the agent is there to say so.
@@ -475,7 +483,7 @@ fn nothing_is_synchronized_when_the_sums_differ() {
 #[test]
 fn a_schema_that_differs_stops_before_anything_is_touched() {
     let mut world = World::new(Method::Snapshot);
-    world.judge = schema_differs;
+    world.rules.judge = schema_differs;
     world.run_on();
     let [Finish::Failed(fault)] = &world.finishes[..] else {
         panic!("{:?}", world.finishes);
@@ -500,6 +508,62 @@ fn the_jobs_time_is_over_when_it_says() {
     world.tick(1);
     world.run_on();
     assert!(matches!(&world.finishes[..], [Finish::Failed(f)] if f.kind == FaultKind::Timeout));
+}
+
+#[test]
+fn what_is_seen_to_go_wrong_ends_a_job_at_work_with_that_cause_and_changes_nothing_after() {
+    for work in SNAPSHOT_WORK {
+        let mut world = World::new(Method::Snapshot);
+        world.until(work);
+        world.endanger();
+        // The first cause is the one that counts.
+        world.endanger();
+        world.run_on();
+        assert!(
+            matches!(&world.finishes[..], [Finish::Failed(f)] if f.message == "the slot is lost"),
+            "{work:?}: {:?}",
+            world.finishes
+        );
+        assert!(world.is_closed());
+        assert!(Side::BOTH.into_iter().all(|side| !world.job.owes(side)));
+    }
+    let mut world = World::new(Method::Snapshot);
+    world.run_on();
+    world.endanger();
+    assert_eq!(world.node, NodeState::Synchronized);
+}
+
+#[test]
+fn a_snapshot_ends_its_job_when_it_is_too_old_and_only_while_it_is_held() {
+    let old = |method, work| {
+        let mut world = World::new(method);
+        world.rules.bounds.snapshot_age = Some(Duration::from_secs(60));
+        // Time before the snapshot is not its age.
+        world.until(Work::GatherTarget);
+        world.tick(100);
+        world.until(work);
+        world.tick(59);
+        assert!(matches!(world.job.stage, Stage::Working(_)), "{work:?}");
+        world.tick(1);
+        world.run_on();
+        world.finishes
+    };
+    for work in [Work::OpenSource, Work::PrepareTarget, Work::Copy] {
+        let finishes = old(Method::Snapshot, work);
+        let [Finish::Failed(fault)] = &finishes[..] else {
+            panic!("{work:?}: {finishes:?}");
+        };
+        assert!(fault.message.contains("60 s old"), "{}", fault.message);
+        assert!(fault.hint.contains("--max-snapshot-age"), "{}", fault.hint);
+    }
+    for (method, work) in [
+        (Method::Snapshot, Work::BuildIndexes),
+        (Method::Snapshot, Work::AwaitFence),
+        (Method::Native, Work::PrepareTarget),
+        (Method::Native, Work::AwaitNativeCopy),
+    ] {
+        assert_eq!(old(method, work), [Finish::Synchronized], "{work:?}");
+    }
 }
 
 #[test]
@@ -580,6 +644,7 @@ enum Chance {
     Up(Side),
     Tick(i64),
     Cancel(CancelledData),
+    Endanger,
 }
 
 fn chance() -> impl Strategy<Value = Chance> {
@@ -593,6 +658,7 @@ fn chance() -> impl Strategy<Value = Chance> {
         4 => side().prop_map(Chance::Up),
         4 => (0i64..12).prop_map(Chance::Tick),
         1 => data.prop_map(Chance::Cancel),
+        1 => Just(Chance::Endanger),
     ]
 }
 
@@ -614,6 +680,7 @@ proptest! {
                 Chance::Up(side) if !world.agent(side).online => world.up(side),
                 Chance::Down(_) | Chance::Up(_) => {}
                 Chance::Tick(seconds) => world.tick(seconds),
+                Chance::Endanger => world.endanger(),
                 Chance::Cancel(data) if !world.is_closed() => {
                     world.apply(JobEvent::Cancel { data }).unwrap();
                 }
