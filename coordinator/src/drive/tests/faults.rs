@@ -285,6 +285,33 @@ fn a_target_whose_server_dies_in_the_catch_up_fails_the_job_unless_it_is_back_in
 }
 
 #[test]
+fn a_source_forgets_who_may_ask_once_the_job_is_good_also_where_it_was_away_then() {
+    let released = |world: &mut World| {
+        let told = world.agent("a").history.iter();
+        told.filter(|(_, c)| *c == Command::ReleaseSource).count()
+    };
+    for away in [false, true] {
+        let directory = directory();
+        let mut world = World::open(directory.path(), &["a", "b"]);
+        world.init(vec![spec("a", "b")]).unwrap();
+        world.until("b", |c| matches!(c, Command::ReleaseTarget));
+        assert_eq!(released(&mut world), 0, "the job may still fail");
+        if away {
+            world.leave("a");
+        }
+        world.run_on();
+        assert_eq!(world.state("b"), NodeState::Synchronized);
+        if away {
+            assert_eq!(released(&mut world), 0);
+            world.join("a");
+            world.run_on();
+        }
+        assert_eq!(released(&mut world), 1);
+        assert!(world.agent("a").kept.is_empty());
+    }
+}
+
+#[test]
 fn a_server_that_cannot_be_asked_is_no_divergence() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);

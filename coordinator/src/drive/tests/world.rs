@@ -298,6 +298,7 @@ impl World {
             Command::Subscribe { .. }
             | Command::AwaitNativeCopy
             | Command::ReleaseTarget
+            | Command::ReleaseSource
             | Command::Admit { .. }
             | Command::CleanupTarget { .. } => Outcome::Done,
             Command::DescribeSchema { cursor, .. } => Outcome::SchemaPage {

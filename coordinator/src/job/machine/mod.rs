@@ -288,6 +288,7 @@ impl Turn {
             | Work::ProveTarget
             | Work::ProveSource
             | Work::ReleaseTarget
+            | Work::ReleaseSource
             | Work::CleanupTarget(_)
             | Work::CleanupSource => None,
         };
@@ -366,7 +367,7 @@ impl Turn {
 
     fn close(&mut self, closed: Closed) {
         self.stop_phase();
-        // At most a grant that was given again; nobody needs its answer any more.
+        // At most a grant that was given again or is taken back; nobody needs their answers any more.
         self.job.running.clear();
         self.job.ended_at.get_or_insert(self.now);
         self.job.stage = Stage::Closed(closed);

@@ -255,6 +255,7 @@ fn outcome_of(work: Work) -> Outcome {
         | Work::Subscribe
         | Work::AwaitNativeCopy
         | Work::ReleaseTarget
+        | Work::ReleaseSource
         | Work::CleanupTarget(_)
         | Work::CleanupSource => Outcome::Done,
     }

@@ -275,6 +275,9 @@ impl Turn {
     }
 
     fn synchronized(&mut self) {
+        // Not waited for: what it ends is a permission, and an agent that is away has lost it with its
+        // process, or is told when it is back.
+        self.give(Work::ReleaseSource);
         self.stop_phase();
         self.effects.push(Effect::Node(NodeEvent::Proved));
         self.effects.push(Effect::Finished(Finish::Synchronized));
