@@ -35,7 +35,7 @@ pub const AWAY_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long the removal of what a job made may hold back FAILED when an agent is away: see
 /// [`AWAY_LIMIT`].
-pub const SHOW_AFTER_DEATH: Duration = Duration::from_secs(4);
+pub const SHOW_AFTER_DEATH: Duration = Duration::from_secs(2);
 
 /// How long it may hold back FAILED otherwise. PostgreSQL itself may be what died, and then FAILED
 /// must be seen within 15 s too.
@@ -47,6 +47,11 @@ pub const SHOW_AFTER_CANCEL: Duration = Duration::from_secs(60);
 
 /// How long an aborted command may take to end before it is given up.
 pub const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long the source waits for the target to be clean, once commands have been stopped. The target's
+/// subscription uses the source's slot, so it had better go first; but somebody who reads a table there
+/// can hold up its removal for as long as they like, and the source's disk is at stake meanwhile (G5).
+pub const TARGET_FIRST: Duration = Duration::from_secs(10);
 
 /// How often a removal that failed is tried again: PostgreSQL may be back without its agent having
 /// been away.

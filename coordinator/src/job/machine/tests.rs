@@ -590,6 +590,22 @@ fn a_cancel_with_an_agent_away_says_what_is_pending_and_completes_later() {
 }
 
 #[test]
+fn a_target_that_cannot_be_cleaned_for_long_does_not_keep_the_source_from_it() {
+    let mut world = World::new(Method::Snapshot);
+    world.until(Work::Copy);
+    let data = CancelledData::Remove;
+    world.apply(JobEvent::Cancel { data }).unwrap();
+    world.end_one(Side::Target, 0, false);
+    assert_eq!(world.work_of(Side::Target), [Work::CleanupTarget(data)]);
+    world.tick(19);
+    assert_eq!(world.work_of(Side::Source), []);
+    world.tick(1);
+    assert_eq!(world.work_of(Side::Source), [Work::CleanupSource]);
+    world.run_on();
+    assert_eq!(world.finishes, [Finish::Cancelled]);
+}
+
+#[test]
 fn a_removal_that_failed_is_tried_again_by_itself() {
     let mut world = World::new(Method::Snapshot);
     world.until(Work::Copy);
