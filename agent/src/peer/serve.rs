@@ -99,12 +99,12 @@ impl SourceJobs {
         self.lock().remove(&job)
     }
 
-    /// Jobs whose snapshot is open.
+    /// Jobs whose snapshot is held open on the server.
     #[must_use]
     pub fn open_snapshots(&self) -> Vec<JobId> {
         self.lock()
             .iter()
-            .filter(|(_, j)| j.open.is_some())
+            .filter(|(_, j)| j.held_since.is_some())
             .map(|(id, _)| *id)
             .collect()
     }

@@ -116,6 +116,7 @@ impl Agent {
             | Command::CloseSnapshot
             | Command::AwaitFence
             | Command::ProveSource
+            | Command::ReleaseSource
             | Command::CleanupSource => self.as_source(task, command).await,
             Command::GatherTarget { .. }
             | Command::PrepareTarget { .. }
@@ -187,15 +188,24 @@ impl Agent {
                 let (parts, rows, bytes) = open.totals();
                 Ok(Outcome::Totals { parts, rows, bytes })
             }
+            Command::ReleaseSource => {
+                self.forget(job).await;
+                Ok(Outcome::Done)
+            }
             Command::CleanupSource => {
-                if let Some(open) = self.jobs.remove(job).and_then(|j| j.open) {
-                    open.close().await;
-                }
-                self.reports.forget(job);
+                self.forget(job).await;
                 source::cleanup(task).await.map(|()| Outcome::Done)
             }
             other => Err(misdirected(&other)),
         }
+    }
+
+    /// From here on nobody may ask for that job, and no snapshot of it is held (G7).
+    async fn forget(&self, job: JobId) {
+        if let Some(open) = self.jobs.remove(job).and_then(|j| j.open) {
+            open.close().await;
+        }
+        self.reports.forget(job);
     }
 
     async fn as_target(&self, task: &Task, command: Command) -> Result<Outcome, Fault> {

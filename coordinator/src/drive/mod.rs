@@ -48,10 +48,11 @@ use tokio_util::sync::CancellationToken;
 
 pub use gauges::{Copied, Ended, Gauges, JobGauges, NodeGauges};
 
-use crate::job::machine::{Judge, after};
+use crate::job::machine::{Rules, after};
 use crate::job::progress::Meter;
 use crate::job::report::Slowest;
 use crate::job::tally::Tally;
+use crate::job::vigil::{Bounds, Vigil};
 use crate::job::{Job, Side, preflight};
 use crate::registry::{Link, Registry, SessionId};
 use crate::store::{EventQuery, NodeRecord, Store, StoreError, Write};
@@ -300,6 +301,7 @@ pub struct Handle {
 struct Live {
     job: Job,
     tally: Tally,
+    vigil: Vigil,
     meter: Meter,
     feed: watch::Sender<Feed>,
     /// Operators that wait for the end of a cancel.
@@ -349,7 +351,7 @@ struct Outbox {
 pub struct Driver<S> {
     store: S,
     clock: Clock,
-    judge: Judge,
+    rules: Rules,
     nodes: BTreeMap<NodeId, NodeRecord>,
     registry: Registry,
     jobs: BTreeMap<JobId, Live>,
@@ -404,11 +406,12 @@ impl Clock {
 }
 
 impl<S: Store> Driver<S> {
-    /// Takes up what the store holds. Jobs that were active go on when their agents come back.
+    /// Takes up what the store holds. Jobs that were active go on when their agents come back, held to
+    /// these bounds like new ones.
     ///
     /// # Errors
     /// [`StoreError`] where the store cannot be read.
-    pub fn new(mut store: S) -> Result<(Self, Handle), StoreError> {
+    pub fn new(mut store: S, bounds: Bounds) -> Result<(Self, Handle), StoreError> {
         let loaded = store.load()?;
         let (agent_sender, agents) = mpsc::channel(AGENT_QUEUE);
         let (ask_sender, asks) = mpsc::channel(ASK_QUEUE);
@@ -421,7 +424,10 @@ impl<S: Store> Driver<S> {
         let mut driver = Self {
             store,
             clock: Clock::start(),
-            judge: preflight::judge,
+            rules: Rules {
+                judge: preflight::judge,
+                bounds,
+            },
             nodes,
             registry: Registry::default(),
             jobs: BTreeMap::new(),

@@ -298,6 +298,7 @@ impl World {
             Command::Subscribe { .. }
             | Command::AwaitNativeCopy
             | Command::ReleaseTarget
+            | Command::ReleaseSource
             | Command::Admit { .. }
             | Command::CleanupTarget { .. } => Outcome::Done,
             Command::DescribeSchema { cursor, .. } => Outcome::SchemaPage {
@@ -484,7 +485,8 @@ fn nothing_found(_: &JobSpec, _: &SourceFacts, _: &TargetFacts) -> Vec<Finding> 
 }
 
 fn open_driver(directory: &Path) -> (Driver<SqliteStore>, Handle) {
-    let (mut driver, handle) = Driver::new(SqliteStore::open(directory).unwrap()).unwrap();
-    driver.judge = nothing_found;
+    let (mut driver, handle) =
+        Driver::new(SqliteStore::open(directory).unwrap(), Bounds::default()).unwrap();
+    driver.rules.judge = nothing_found;
     (driver, handle)
 }

@@ -288,6 +288,9 @@ pub enum Command {
         /// Which tables.
         filter: TableFilter,
     },
+    /// Source: the job is over and good; forget it, so that its target may not ask any more. Slot and
+    /// publication stay, for replication.
+    ReleaseSource,
 }
 
 impl Command {
@@ -316,6 +319,7 @@ impl Command {
             Self::CaptureFingerprints => "capture_fingerprints",
             Self::Admit { .. } => "admit",
             Self::CompareSchemas { .. } => "compare_schemas",
+            Self::ReleaseSource => "release_source",
         }
     }
 }
