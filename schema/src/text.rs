@@ -119,6 +119,25 @@ pub(crate) fn plain(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// The one of [`NEW_KEYWORDS`] that is no column without quotes. PostgreSQL writes what it means otherwise
+/// in capitals.
+const RESERVED: &str = "system_user";
+
+/// The text as versions from 16 on understand it, and older ones too.
+pub(crate) fn runnable(text: String) -> String {
+    if !text.contains(RESERVED) {
+        return text;
+    }
+    let mut out = String::with_capacity(text.len() + 2);
+    for token in tokens(&text) {
+        match token {
+            Token::Bare(RESERVED) => Token::Quoted(RESERVED).write(&mut out),
+            token => token.write(&mut out),
+        }
+    }
+    out
+}
+
 /// [`plain`] with the names of `renamed` replaced by their places in it, so that two texts that differ
 /// in those names alone come to one.
 pub(crate) fn numbered<'a>(text: &str, renamed: impl Iterator<Item = &'a str> + Clone) -> String {
@@ -211,6 +230,16 @@ mod tests {
         ] {
             assert_eq!(plain(text), expected);
         }
+    }
+
+    #[test]
+    fn a_name_that_is_reserved_since_is_quoted_where_it_is_run() {
+        let run = |text: &str| runnable(text.to_owned());
+        assert_eq!(
+            run("CHECK ((system_user <> 'system_user') OR (SYSTEM_USER = my_system_user))"),
+            "CHECK ((\"system_user\" <> 'system_user') OR (SYSTEM_USER = my_system_user))"
+        );
+        assert_eq!(run("\"system_user\" text"), "\"system_user\" text");
     }
 
     #[test]

@@ -33,6 +33,7 @@ use object::{Labels, Rename};
 
 use crate::diff::{Comparison, gates};
 use crate::model::{Key, Schema};
+use crate::text::runnable;
 
 /// Differences and statements kept in a review; of more only the number.
 const REVIEW_MAX: usize = 500;
@@ -216,7 +217,8 @@ impl<'a> Planner<'a> {
         self.stage(stage, PlannedStatement { sql, loses });
     }
 
-    fn stage(&mut self, stage: Stage, statement: PlannedStatement) {
+    fn stage(&mut self, stage: Stage, mut statement: PlannedStatement) {
+        statement.sql = runnable(statement.sql);
         self.staged.push(Staged {
             stage,
             statement,

@@ -44,7 +44,8 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
         unsaid = unsaid.saturating_sub(1);
     }
     let why = "there is no statement for these either";
-    let fix = "make these changes on the target yourself, or start with a target database without tables";
+    let fix =
+        "make these changes on the target yourself, or start with a target database without tables";
     add(pair, findings, UNPLANNED, Vec::new(), unsaid, (why, fix));
     let force = pair.spec.existing == ExistingRows::Replace;
     // Numbered, since findings are told in the order of how grave they are.

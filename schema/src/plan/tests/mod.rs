@@ -3,7 +3,9 @@
 mod server;
 
 use proptest::prelude::*;
-use steep_protocol::message::schema::{ColumnModel, ColumnValue, TableModel};
+use steep_protocol::message::schema::{
+    ColumnModel, ColumnValue, Identity, ObjectModel, TableModel,
+};
 
 use super::*;
 use crate::compare;
@@ -123,7 +125,7 @@ fn each_aspect_of_a_column_has_its_statement() {
         (
             |_| {},
             |c| {
-                c.identity = steep_protocol::message::schema::Identity::Always;
+                c.identity = Identity::Always;
                 c.not_null = true;
             },
             &[
@@ -212,6 +214,233 @@ fn what_a_partitioned_table_gets_its_partitions_get_with_it() {
     assert_eq!(
         sql(&fresh).last().copied(),
         Some("CREATE TABLE \"app\".\"p1\" PARTITION OF \"app\".\"p\" FOR VALUES FROM (0) TO (9)")
+    );
+}
+
+#[test]
+fn a_serial_becomes_an_identity_and_back() {
+    let owned = "AS bigint OWNED BY \"app\".\"t\".\"a\"";
+    let mut serial = column("a");
+    serial.not_null = true;
+    serial.value = ColumnValue::Default("nextval('app.t_a_seq'::regclass)".into());
+    let sequence = object(ObjectKind::Sequence, None, "t_a_seq", owned);
+    let serial = schema(vec![table("t", vec![serial])], vec![sequence]);
+    let mut identity = column("a");
+    identity.not_null = true;
+    identity.identity = Identity::Always;
+    let identity = schema(vec![table("t", vec![identity])], Vec::new());
+    assert_eq!(
+        sql(&planned(&identity, &serial, true)),
+        [
+            "ALTER SEQUENCE \"app\".\"t_a_seq\" OWNED BY NONE",
+            "ALTER TABLE \"app\".\"t\" ALTER COLUMN \"a\" DROP DEFAULT",
+            "ALTER TABLE \"app\".\"t\" ALTER COLUMN \"a\" ADD GENERATED ALWAYS AS IDENTITY",
+        ]
+    );
+    assert_eq!(
+        sql(&planned(&serial, &identity, true)),
+        [
+            "ALTER TABLE \"app\".\"t\" ALTER COLUMN \"a\" DROP IDENTITY",
+            "CREATE SEQUENCE \"app\".\"t_a_seq\" AS bigint",
+            "ALTER TABLE \"app\".\"t\" ALTER COLUMN \"a\" SET DEFAULT nextval('app.t_a_seq'::regclass)",
+            "ALTER SEQUENCE \"app\".\"t_a_seq\" OWNED BY \"app\".\"t\".\"a\"",
+        ]
+    );
+}
+
+#[test]
+fn foreign_keys_go_before_the_key_they_need_and_come_again() {
+    let with = |key: &str, foreign: bool| {
+        let mut objects = vec![
+            object(ObjectKind::PrimaryKey, Some("a"), "a_pkey", key),
+            object(
+                ObjectKind::ReplicaIdentity,
+                Some("a"),
+                "",
+                "USING INDEX \"a_pkey\"",
+            ),
+        ];
+        let mut add = |name: &str, definition: &str| {
+            objects.push(object(ObjectKind::ForeignKey, Some("b"), name, definition));
+        };
+        add("kept", "FOREIGN KEY (a) REFERENCES app.a(a)");
+        if foreign {
+            add("own", "FOREIGN KEY (b) REFERENCES app.a(a)");
+        }
+        let tables = ["a", "b"].map(|name| table(name, vec![column("a"), column("b")]));
+        schema(tables.into(), objects)
+    };
+    let source = with("PRIMARY KEY (a) INCLUDE (b)", false);
+    let target = with("PRIMARY KEY (a)", true);
+    assert_eq!(
+        sql(&planned(&source, &target, true)),
+        [
+            "ALTER TABLE \"app\".\"b\" DROP CONSTRAINT \"own\"",
+            "ALTER TABLE \"app\".\"b\" DROP CONSTRAINT \"kept\"",
+            "ALTER TABLE \"app\".\"a\" DROP CONSTRAINT \"a_pkey\"",
+            "ALTER TABLE \"app\".\"a\" ADD CONSTRAINT \"a_pkey\" PRIMARY KEY (a) INCLUDE (b)",
+            "ALTER TABLE \"app\".\"a\" REPLICA IDENTITY USING INDEX \"a_pkey\"",
+            "ALTER TABLE \"app\".\"b\" ADD CONSTRAINT \"kept\" FOREIGN KEY (a) REFERENCES app.a(a)",
+        ]
+    );
+}
+
+#[test]
+fn what_a_partition_has_of_its_own_comes_after_its_parents_columns() {
+    let set = |name: &str, not_null: bool, value: Option<&str>| {
+        let mut column = column(name);
+        column.not_null = not_null;
+        if let Some(value) = value {
+            column.value = ColumnValue::Default(value.to_owned());
+        }
+        column
+    };
+    let of = |child: &str| {
+        let bounds = "PARTITION OF \"app\".\"p\" DEFAULT";
+        object(ObjectKind::Parent, Some(child), "", bounds)
+    };
+    let own = vec![set("a", true, None), set("b", false, Some("2"))];
+    let source = schema(
+        vec![
+            table(
+                "p",
+                vec![set("a", false, Some("1")), set("b", false, Some("1"))],
+            ),
+            table("p1", own.clone()),
+            table("p2", own),
+        ],
+        vec![of("p1"), of("p2")],
+    );
+    let before = vec![set("a", false, None)];
+    let target = schema(
+        vec![table("p", before.clone()), table("p1", before)],
+        vec![of("p1")],
+    );
+    assert_eq!(
+        sql(&planned(&source, &target, true)),
+        [
+            "ALTER TABLE \"app\".\"p\" ALTER COLUMN \"a\" SET DEFAULT 1",
+            "ALTER TABLE \"app\".\"p\" ADD COLUMN \"b\" integer DEFAULT 1",
+            "CREATE TABLE \"app\".\"p2\" PARTITION OF \"app\".\"p\" DEFAULT",
+            "ALTER TABLE ONLY \"app\".\"p1\" ALTER COLUMN \"a\" DROP DEFAULT",
+            "ALTER TABLE \"app\".\"p1\" ALTER COLUMN \"a\" SET NOT NULL",
+            "ALTER TABLE ONLY \"app\".\"p1\" ALTER COLUMN \"b\" SET DEFAULT 2",
+            "ALTER TABLE ONLY \"app\".\"p2\" ALTER COLUMN \"a\" DROP DEFAULT",
+            "ALTER TABLE \"app\".\"p2\" ALTER COLUMN \"a\" SET NOT NULL",
+            "ALTER TABLE ONLY \"app\".\"p2\" ALTER COLUMN \"b\" SET DEFAULT 2",
+        ]
+    );
+}
+
+#[test]
+fn a_label_that_the_plan_uses_is_told_and_one_that_it_does_not_is_added() {
+    let with = |labels: &str, value: &str| {
+        let mut mood = column("m");
+        mood.type_name = "app.mood".to_owned();
+        mood.value = ColumnValue::Default(value.to_owned());
+        let mood = vec![table("t", vec![mood])];
+        schema(mood, vec![object(ObjectKind::Enum, None, "mood", labels)])
+    };
+    let target = with("'a'", "'a'::app.mood");
+    let free = planned(&with("'a', 'b'", "'a'::app.mood"), &target, true);
+    assert_eq!(
+        sql(&free),
+        ["ALTER TYPE \"app\".\"mood\" ADD VALUE 'b' AFTER 'a'"]
+    );
+    let used = planned(&with("'a', 'b'", "'b'::app.mood"), &target, true);
+    assert_eq!(used.unplanned.len(), 1);
+    assert!(hindrance(&used.unplanned[0]).1.contains("ADD VALUE"));
+    assert!(!sql(&used).iter().any(|s| s.contains("ADD VALUE")));
+}
+
+#[test]
+fn a_definition_that_was_cut_is_told_and_never_run() {
+    let long = crate::bounded(format!("CHECK (a <> '{}')", "x".repeat(100)), 64);
+    let check = |objects| schema(vec![table("t", vec![column("a")])], objects);
+    let source = check(vec![object(ObjectKind::Check, Some("t"), "c", &long)]);
+    for target in [check(Vec::new()), Schema::default()] {
+        let plan = planned(&source, &target, true);
+        assert_eq!(plan.unplanned.len(), 1);
+        assert!(hindrance(&plan.unplanned[0]).0.contains("too long") || target.tables().len() == 0);
+        assert!(!sql(&plan).iter().any(|s| s.contains("CHECK")));
+    }
+}
+
+#[test]
+fn an_extension_that_is_missing_is_told_where_the_plan_needs_it() {
+    let with = |type_name: &str| {
+        let mut made = column("a");
+        made.type_name = type_name.to_owned();
+        schema(
+            vec![table("t", vec![made])],
+            vec![
+                object(ObjectKind::Extension, None, "hstore", "1.8"),
+                object(ObjectKind::ExtensionMember, None, "hstore", "hstore"),
+            ],
+        )
+    };
+    let target = schema(vec![table("mine", Vec::new())], Vec::new());
+    let needs = planned(&with("app.hstore[]"), &target, true);
+    assert_eq!(needs.unplanned.len(), 1);
+    assert!(
+        hindrance(&needs.unplanned[0])
+            .1
+            .contains("CREATE EXTENSION")
+    );
+    assert!(planned(&with("text"), &target, true).unplanned.is_empty());
+}
+
+#[test]
+fn names_with_dots_and_brackets_are_what_they_are() {
+    let named = |kind, schema: &str, name: &str, definition: &str| ObjectModel {
+        schema: Identifier::parse(schema).ok(),
+        ..object(kind, None, name, definition)
+    };
+    let with = |labels: &str| {
+        let one = named(ObjectKind::Enum, "a", "b.c", "'x'");
+        let other = named(ObjectKind::Enum, "a.b", "c", labels);
+        schema(Vec::new(), vec![one, other])
+    };
+    assert_eq!(
+        sql(&planned(&with("'x', 'y'"), &with("'x'"), true)),
+        ["ALTER TYPE \"a.b\".\"c\" ADD VALUE 'y' AFTER 'x'"]
+    );
+    let domain = ObjectModel {
+        rank: 1,
+        ..named(ObjectKind::Domain, "app", "d", "app.\"odd(1)\"[]")
+    };
+    let range = ObjectModel {
+        rank: 2,
+        ..named(ObjectKind::Range, "app", "odd(1)", "SUBTYPE = integer")
+    };
+    let source = schema(Vec::new(), vec![domain, range]);
+    assert_eq!(
+        sql(&planned(&source, &Schema::default(), true)),
+        [
+            "CREATE TYPE \"app\".\"odd(1)\" AS RANGE (SUBTYPE = integer)",
+            "CREATE DOMAIN \"app\".\"d\" AS app.\"odd(1)\"[]",
+        ]
+    );
+}
+
+#[test]
+fn what_depends_on_a_column_that_is_made_anew_is_made_again() {
+    let with = |expression: &str| {
+        let mut computed = column("c");
+        computed.value = ColumnValue::Stored(expression.to_owned());
+        schema(
+            vec![table("t", vec![column("a"), computed])],
+            vec![object(ObjectKind::Index, Some("t"), "i", "USING btree (c)")],
+        )
+    };
+    assert_eq!(
+        sql(&planned(&with("(a + 1)"), &with("(a + 2)"), true)),
+        [
+            "DROP INDEX \"app\".\"i\"",
+            "ALTER TABLE \"app\".\"t\" DROP COLUMN \"c\"",
+            "ALTER TABLE \"app\".\"t\" ADD COLUMN \"c\" integer GENERATED ALWAYS AS ((a + 1)) STORED",
+            "CREATE INDEX \"i\" ON \"app\".\"t\" USING btree (c)",
+        ]
     );
 }
 
