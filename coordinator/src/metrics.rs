@@ -142,6 +142,12 @@ fn jobs(page: &mut Page<'_>, gauges: &Gauges) -> fmt::Result {
                 cleaning + in_phase(Phase::Cleanup),
             )]),
     )?;
+    let in_state = |state| gauges.jobs.iter().filter(|j| j.state == state).count() as u64;
+    page.gauge(
+        "steep_coordinator_jobs_at_work",
+        "Jobs at work by the state of their node",
+        NodeState::ALL.map(|state| ([("state", state.as_str())], in_state(state))),
+    )?;
     let ended = gauges.ended;
     page.counter(
         "steep_coordinator_jobs_ended",
@@ -179,8 +185,17 @@ fn job_progress(page: &mut Page<'_>, jobs: &[JobGauges]) -> fmt::Result {
     )?;
     page.gauge(
         "steep_coordinator_job_bytes_per_second",
-        "Bytes of the current phase's work a second, smoothed; 0 while unknown",
-        each(jobs, |j| j.bytes_sec),
+        "Bytes of the current phase's work a second, smoothed; left out while unknown",
+        jobs.iter()
+            .filter_map(|j| Some(([("node", j.node.as_str())], j.bytes_sec?))),
+    )?;
+    page.gauge(
+        "steep_coordinator_job_seconds_since_progress",
+        "Time since anything of the node's job moved: a count, a part on its way, a phase",
+        jobs.iter().filter_map(|j| {
+            let labels = [("node", j.node.as_str()), ("phase", j.phase?.as_str())];
+            Some((labels, j.still))
+        }),
     )?;
     page.gauge(
         "steep_coordinator_job_rows",

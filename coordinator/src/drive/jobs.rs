@@ -124,11 +124,13 @@ impl<S: Store> Driver<S> {
         if progress::current_phase(&live.job) != Some(report.phase) {
             return;
         }
-        // While both ends work, how far replication has come is what matters.
-        if let Some(work) = report.work
-            && (report.phase != Phase::CatchUp || side == Side::Source)
-        {
-            live.meter.report(report.phase, work);
+        if let Some(work) = report.work {
+            // While both ends work, how far replication has come is what matters.
+            if report.phase == Phase::CatchUp && side == Side::Target {
+                live.meter.report_aside(&work);
+            } else {
+                live.meter.report(report.phase, work);
+            }
         }
         if report.phase != Phase::Copy || side != Side::Target {
             return self.touch(id);
