@@ -83,18 +83,7 @@ fn history_and_retries_outlive_the_coordinator() {
     world.until("b", is_copy);
     let parts = vec![done(0), done(1)];
     world.say("b", AgentMessage::PartsDone { job, parts });
-    let report = ProgressReport {
-        job,
-        phase: Phase::Copy,
-        active: vec![PartProgress {
-            part: PartNo(2),
-            bytes: ByteCount(5),
-            wire: ByteCount(2),
-        }],
-        work: None,
-        retries: 3,
-    };
-    world.say("b", AgentMessage::Progress(report));
+    world.say("b", AgentMessage::Progress(copying(job, 2, 3)));
     for _ in 0..3 {
         world.skip(11);
     }
@@ -109,6 +98,108 @@ fn history_and_retries_outlive_the_coordinator() {
         (3, before.rows_copied)
     );
     assert!(after.overall_percent >= before.overall_percent);
+}
+
+fn copying(job: JobId, part: u32, retries: u64) -> ProgressReport {
+    ProgressReport {
+        job,
+        phase: Phase::Copy,
+        active: vec![PartProgress {
+            part: PartNo(part),
+            bytes: ByteCount(5),
+            wire: ByteCount(2),
+        }],
+        work: None,
+        retries,
+    }
+}
+
+#[test]
+fn retries_are_counted_once_over_restarts_of_both() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let job = world.init(vec![spec("a", "b")]).unwrap()[0].job;
+    world.until("b", is_copy);
+    // Three of a first process of the agent, two of a second, and the coordinator restarts.
+    for retries in [3, 1, 2] {
+        let report = AgentMessage::Progress(copying(job, 2, retries));
+        world.say("b", report);
+    }
+    world.skip(11);
+    assert_eq!(world.progress("b").0.detail.retries, 5);
+    let mut world = world.restart(directory.path());
+    world.join("a");
+    world.join("b");
+    assert_eq!(world.progress("b").0.detail.retries, 5);
+    // The same process says what it said, then more; then comes a third.
+    for (retries, sum) in [(2, 5), (4, 7), (1, 8)] {
+        let report = AgentMessage::Progress(copying(job, 2, retries));
+        world.say("b", report);
+        assert_eq!(world.progress("b").0.detail.retries, sum);
+    }
+}
+
+#[test]
+fn a_restart_forgets_no_table_and_begins_none_again() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let job = world.init(vec![spec("a", "b")]).unwrap()[0].job;
+    world.until("b", is_copy);
+    world.say("b", AgentMessage::Progress(copying(job, 0, 0)));
+    world.skip(20);
+    let parts = vec![done(0), done(1)];
+    world.say("b", AgentMessage::PartsDone { job, parts });
+    world.say("b", AgentMessage::Progress(copying(job, 2, 0)));
+    world.skip(2);
+    let shown = world.progress("b").0.overall_percent;
+    world.driver.last_turn().unwrap();
+
+    let mut world = world.restart(directory.path());
+    world.join("a");
+    world.join("b");
+    assert!(world.progress("b").0.overall_percent >= shown);
+    world.say("b", AgentMessage::Progress(copying(job, 2, 0)));
+    world.skip(30);
+    let parts = vec![done(0), done(1), done(2), done(3)];
+    world.say("b", AgentMessage::PartsDone { job, parts });
+    world.run_on();
+    assert_eq!(world.state("b"), NodeState::Synchronized);
+    let started = world.events("b");
+    let started = started.iter().filter(|e| e.event == "init.table_started");
+    assert_eq!(started.count(), 3);
+    let Ok(Answer::Report(Some(end))) = world.ask(Question::Report { node: node("b") }) else {
+        panic!("no report");
+    };
+    let slowest = &end.report.slowest_tables;
+    assert_eq!(slowest.len(), 3, "{slowest:?}");
+    assert_eq!(
+        (slowest[0].table.as_str(), slowest[1].table.as_str()),
+        ("t1", "t0")
+    );
+    assert!(
+        slowest[0].seconds >= 32.0 && slowest[1].seconds >= 20.0,
+        "{slowest:?}"
+    );
+    assert_eq!(slowest[1].rows, 20);
+}
+
+#[test]
+fn a_table_that_was_never_seen_on_its_way_took_no_longer_than_since_the_last_report() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let job = world.init(vec![spec("a", "b")]).unwrap()[0].job;
+    world.until("b", is_copy);
+    world.skip(5);
+    world.say("b", AgentMessage::Progress(copying(job, 2, 0)));
+    world.skip(3);
+    let parts = vec![done(0), done(1)];
+    world.say("b", AgentMessage::PartsDone { job, parts });
+    let events = world.events("b");
+    let complete = events.iter().find(|e| e.event == "init.table_complete");
+    let fields = &complete.unwrap().fields;
+    let millis = fields.iter().find(|(name, _)| name == "duration_ms");
+    let millis: i64 = millis.unwrap().1.parse().unwrap();
+    assert!((3_000..4_000).contains(&millis), "{millis}");
 }
 
 #[test]

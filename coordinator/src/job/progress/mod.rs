@@ -9,6 +9,7 @@ mod still;
 mod tables;
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use steep_protocol::message::agent::{WorkProgress, WorkUnit};
 use steep_protocol::message::api::{PhaseTime, ProgressDetail, ProgressSample, ProgressView};
 use steep_protocol::message::job::Method;
@@ -70,6 +71,18 @@ struct Retries {
     now: u64,
 }
 
+/// Where a job was at some time: what is shown of it, and what a restarted coordinator needs to count
+/// on from there.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Mark {
+    /// What is shown.
+    #[serde(flatten)]
+    pub sample: ProgressSample,
+    /// Of the sample's retries, those of processes of the target's agent before the last.
+    #[serde(default)]
+    pub retries_before: u64,
+}
+
 /// How much of the tables a view has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Detail {
@@ -104,11 +117,14 @@ impl Meter {
     }
 
     /// Takes the target's count of parts begun again; it begins at zero with each of its processes.
-    pub fn retried(&mut self, count: u64) {
-        if count < self.retries.now {
+    /// Says whether this is another process's.
+    pub fn retried(&mut self, count: u64) -> bool {
+        let another = count < self.retries.now;
+        if another {
             self.retries.before += self.retries.now;
         }
         self.retries.now = count;
+        another
     }
 
     /// Parts begun again so far.
@@ -117,23 +133,31 @@ impl Meter {
         self.retries.before + self.retries.now
     }
 
-    /// Goes on where a coordinator that was stopped had been. The agent's own counts go on.
-    pub fn resume(&mut self, last: &ProgressSample) {
-        self.shown = self.shown.max(last.overall_percent.clamp(0.0, 100.0));
-        self.retries.now = self.retries.now.max(last.retries);
-        self.native_bytes = self.native_bytes.max(last.bytes_copied);
+    /// Goes on where a coordinator that was stopped had been. The agent's own counts go on: what its
+    /// process had said before is no other process's.
+    pub fn resume(&mut self, last: &Mark) {
+        let sample = &last.sample;
+        self.shown = self.shown.max(sample.overall_percent.clamp(0.0, 100.0));
+        self.retries = Retries {
+            before: last.retries_before,
+            now: sample.retries.saturating_sub(last.retries_before),
+        };
+        self.native_bytes = self.native_bytes.max(sample.bytes_copied);
     }
 
     /// Where the job is now, to be kept.
     #[must_use]
-    pub fn sample(&self, tally: &Tally, now: Timestamp) -> ProgressSample {
-        ProgressSample {
-            at: now,
-            overall_percent: self.shown,
-            rows_copied: tally.counted().done.rows.0,
-            bytes_copied: self.bytes(tally),
-            wire_bytes: tally.wire().0,
-            retries: self.retries(),
+    pub fn mark(&self, tally: &Tally, now: Timestamp) -> Mark {
+        Mark {
+            sample: ProgressSample {
+                at: now,
+                overall_percent: self.shown,
+                rows_copied: tally.counted().done.rows.0,
+                bytes_copied: self.bytes(tally),
+                wire_bytes: tally.wire().0,
+                retries: self.retries(),
+            },
+            retries_before: self.retries.before,
         }
     }
 
