@@ -26,6 +26,12 @@ impl Metrics {
 }
 
 impl Scrape for Metrics {
+    async fn healthy(&self) -> bool {
+        let (reply, answer) = oneshot::channel();
+        let question = Question::Alive;
+        self.asks.send(Ask { question, reply }).await.is_ok() && answer.await.is_ok()
+    }
+
     async fn scrape(&self) -> Option<String> {
         let (reply, answer) = oneshot::channel();
         let question = Question::Gauges;

@@ -6,6 +6,7 @@
 //! about what a difference is: that is `steep_schema`'s.
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use steep_protocol::message::facts::{Finding, Severity};
 use steep_protocol::message::job::{ExistingRows, SchemaMode};
@@ -69,6 +70,7 @@ async fn apply(
     tables: &[TablePlan],
     (here, compared): (&Schema, &Comparison),
 ) -> Result<Vec<Finding>, Fault> {
+    let began = Instant::now();
     conn.execute("BEGIN").await?;
     books::open(conn, task.job, Origin::Existing, tables).await?;
     objects::note_baseline(conn, task.job).await?;
@@ -95,6 +97,7 @@ async fn apply(
         source_node = %request.source,
         job_id = %task.job,
         statements = plan.statements.len(),
+        duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
         "the schema was made like the source's"
     );
     Ok(plan.statements.iter().map(|s| applied(task, s)).collect())

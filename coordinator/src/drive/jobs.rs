@@ -42,6 +42,8 @@ impl<S: Store> Driver<S> {
         let (job, effects) = machine::step(live.job.clone(), event, now, self.judge)?;
         if job != live.job {
             live.job = job;
+            // What follows is logged with where the job is now.
+            live.meter.observe(&live.job, &live.tally, now);
             self.out.writes.push(Write::Job(Box::new(live.job.clone())));
             self.touch(id);
         }

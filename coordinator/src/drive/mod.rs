@@ -179,7 +179,11 @@ pub enum Question {
         node: NodeId,
         /// Whose, beside its own.
         peer: Option<NodeId>,
+        /// Who asks.
+        operator: Operator,
     },
+    /// Nothing: that there is an answer shows that the loop turns.
+    Alive,
 }
 
 /// Who asks, as far as the connection shows.
@@ -314,8 +318,6 @@ struct Live {
     end: Option<Arc<EndView>>,
     /// Why a removal failed last, by side. It is tried again and again; only news is logged.
     complaints: Vec<(Side, String)>,
-    /// Who wanted it cancelled.
-    cancelled_by: Option<String>,
     /// When its target last said what has been copied.
     heard: Timestamp,
     published: Timestamp,
@@ -345,6 +347,8 @@ struct Outbox {
     touched: Vec<JobId>,
     /// Jobs of which nothing is left to do.
     closed: Vec<JobId>,
+    /// Whether agents see something that they did not see before.
+    observed: bool,
 }
 
 /// The loop's state.
@@ -536,7 +540,7 @@ impl<S: Store> Driver<S> {
                 self.on_left(&node, session, now);
             }
         }
-        let mut news = !out.writes.is_empty();
+        let mut news = !out.writes.is_empty() || out.observed;
         for id in out.touched {
             news |= self.publish(id, now);
         }

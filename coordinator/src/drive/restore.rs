@@ -89,7 +89,6 @@ impl<S: Store> Driver<S> {
             workers: job.spec.parallel,
             end: None,
             complaints: Vec::new(),
-            cancelled_by: None,
             heard: now,
             published: now,
             mirrored: now,
