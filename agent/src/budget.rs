@@ -20,7 +20,10 @@ const TOTAL: usize = 48 * 1024 * 1024;
 
 /// The parts that may be under way at once in one direction. Clones share it.
 #[derive(Debug, Clone)]
-pub struct Budget(Arc<Semaphore>);
+pub struct Budget {
+    room: Arc<Semaphore>,
+    parts: usize,
+}
 
 /// A part's share of the budget, given back when dropped.
 #[derive(Debug)]
@@ -35,13 +38,29 @@ impl Default for Budget {
 impl Budget {
     /// A budget of so many bytes; room for one part at least.
     fn of(bytes: usize) -> Self {
-        Self(Arc::new(Semaphore::new((bytes / PART).max(1))))
+        let parts = (bytes / PART).max(1);
+        Self {
+            room: Arc::new(Semaphore::new(parts)),
+            parts,
+        }
+    }
+
+    /// Bytes that all parts at once may hold.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        self.parts * PART
+    }
+
+    /// Bytes set aside for the parts under way now.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        self.parts.saturating_sub(self.room.available_permits()) * PART
     }
 
     /// Waits for room for one more part. Those who wait are served in order.
     pub async fn part(&self) -> Share {
         // The semaphore is never closed.
-        Share(Arc::clone(&self.0).acquire_owned().await.ok())
+        Share(Arc::clone(&self.room).acquire_owned().await.ok())
     }
 }
 
@@ -52,7 +71,7 @@ mod tests {
 
     /// Parts that could begin at once.
     fn room(budget: &Budget) -> usize {
-        budget.0.available_permits()
+        budget.room.available_permits()
     }
 
     #[test]
@@ -61,6 +80,7 @@ mod tests {
         let first = budget.part().now_or_never().unwrap();
         let second = budget.part().now_or_never().unwrap();
         assert!(budget.part().now_or_never().is_none());
+        assert_eq!((budget.used(), budget.limit()), (2 * PART, 2 * PART));
         drop(first);
         assert!(budget.part().now_or_never().is_some());
         drop(second);

@@ -1,12 +1,11 @@
 //! What this agent tells Prometheus: counters that work adds to, and a page written when somebody
 //! scrapes.
 //!
-//! Owns counters and the list of live connections; everything else is asked of who owns it at the
+//! Owns counters; everything else is asked of who owns it at the
 //! moment of a scrape. Labels are peers' names and fixed words, never tables or jobs, so the number
 //! of series is bounded by the cluster's size. Names, units and labels: docs/metrics.md.
 
 mod flow;
-mod links;
 mod page;
 
 use std::sync::Arc;
@@ -16,11 +15,12 @@ use steep_daemon::http::Scrape;
 use steep_daemon::metrics::{self, Registry};
 use steep_protocol::NodeId;
 use steep_protocol::message::agent::{MirrorRow, Observed};
+use steep_protocol::quic::Links;
 use tokio::sync::{mpsc, watch};
 
 pub use flow::Flow;
-pub use links::{Links, Watched};
 
+use crate::budget::Budget;
 use crate::peer::serve::SourceJobs;
 use crate::session::Reports;
 
@@ -107,6 +107,17 @@ pub struct Sources {
     pub seen: watch::Receiver<Observed>,
     /// Rows waiting to be mirrored.
     pub mirror: mpsc::Sender<MirrorRow>,
+    /// What parts that are served may hold in memory, and those that are fetched.
+    pub budgets: Budgets,
+}
+
+/// The budgets of both directions.
+#[derive(Debug)]
+pub struct Budgets {
+    /// For parts that are served.
+    pub sent: Budget,
+    /// For parts that are fetched.
+    pub received: Budget,
 }
 
 /// Answers scrapes.
