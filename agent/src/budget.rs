@@ -53,6 +53,19 @@ impl Budget {
         }
     }
 
+    /// Bytes that all parts at once may hold.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        self.units as usize * UNIT
+    }
+
+    /// Bytes set aside for the parts under way now.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        self.limit()
+            .saturating_sub(self.room.available_permits() * UNIT)
+    }
+
     /// Waits for room for one more part that is packed that way. Those who wait are served in order.
     pub async fn part(&self, compression: Compression) -> Share {
         let units = u32::try_from(cost(compression).div_ceil(UNIT)).unwrap_or(u32::MAX);
@@ -83,6 +96,7 @@ mod tests {
         let mut shares = begin(&budget, Compression::Lz4);
         assert_eq!(shares.len(), LEAST_MIB as usize / 2 * 1024 * 1024 / PART);
         assert!(budget.part(Compression::Lz4).now_or_never().is_none());
+        assert!(budget.used() > budget.limit() - PART && budget.used() <= budget.limit());
         shares.pop();
         assert_eq!(begin(&budget, Compression::Lz4).len(), 1);
     }

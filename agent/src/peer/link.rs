@@ -11,13 +11,12 @@ use steep_protocol::message::job::Compression;
 use steep_protocol::message::peer::{
     CopyFormat, PeerReply, PeerRequest, SchemaSection, Secret, SequenceValue, TablePlan,
 };
-use steep_protocol::quic::{Connection, Endpoint, Expect, Receiver};
+use steep_protocol::quic::{Connection, Endpoint, Expect, Links, Receiver, Watched};
 use steep_protocol::{Epoch, Fault, FaultKind, JobId, Lsn, NodeId, PartNo, Retry};
 use steep_schema::Schema;
 use tokio::sync::Mutex;
 
 use super::stream::Incoming;
-use crate::telemetry::{Links, Watched};
 
 /// A source's agent, dialled when needed and again when the connection was lost. Clones share the
 /// connection.

@@ -8,7 +8,7 @@
 //! `steep_schema`'s.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use steep_protocol::message::facts::{Finding, Severity};
 use steep_protocol::message::job::{ExistingRows, SchemaMode};
@@ -79,6 +79,7 @@ async fn apply(
     tables: &[TablePlan],
     (here, compared): (&Schema, &Comparison),
 ) -> Result<Vec<Finding>, Fault> {
+    let began = Instant::now();
     let patience = LOCK_PATIENCE.as_millis();
     conn.execute(&format!("BEGIN; SET LOCAL lock_timeout = {patience}"))
         .await?;
@@ -114,6 +115,7 @@ async fn apply(
         source_node = %request.source,
         job_id = %task.job,
         statements = plan.statements.len(),
+        duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
         "the schema was made like the source's"
     );
     Ok(plan.statements.iter().map(|s| applied(task, s)).collect())

@@ -9,11 +9,11 @@ use steep_protocol::message::job::SchemaMode;
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeState, Phase};
 
 use super::jobs::table_events;
-use super::log::{Level, Note};
+use super::log::{Level, Note, last_phase};
 use super::{Answer, Driver, span};
 use crate::job::machine::{Effect, Finish};
 use crate::job::state::{NodeEvent, transition};
-use crate::job::{Side, Stage, Work};
+use crate::job::{Closed, Job, Side, Stage, Work};
 use crate::store::{Columns, Store, TableSum, Write};
 
 /// Findings of one command that are logged one by one.
@@ -147,13 +147,7 @@ impl<S: Store> Driver<S> {
         let note = Note::info("init.phase_completed", text)
             .job(&live.job)
             .field("phase", phase)
-            .field("duration_ms", millis)
-            .field("rows_copied", counted.rows.0)
-            .field("bytes_copied", counted.bytes.0)
-            .field(
-                "overall_progress",
-                format!("{:.1}", live.meter.overall_percent()),
-            );
+            .field("duration_ms", millis);
         self.log(note, now);
     }
 
@@ -219,7 +213,8 @@ impl<S: Store> Driver<S> {
         let Some(live) = self.jobs.get_mut(&id) else {
             return;
         };
-        let operator = live.cancelled_by.clone().unwrap_or_default();
+        let operator = live.job.cancelled_by.clone().unwrap_or_default();
+        let stopped_in = last_phase(&live.job);
         let waiting = std::mem::take(&mut live.waiting);
         let counted = live.tally.counted().done;
         let seconds = elapsed_seconds(&live.job, now);
@@ -244,40 +239,28 @@ impl<S: Store> Driver<S> {
             Finish::CancelPending(fault) => {
                 let text = format!("cancelled by {operator}; {}", fault.hint);
                 let note = Note::warn("init.cleanup_pending", text.clone());
-                let note = note.field("operator", &operator);
+                let note = note.field("operator", &operator).stopped_in(stopped_in);
                 self.replied(waiting, &Err(fault.clone()));
                 let shown = Fault::new(FaultKind::Cancelled, text).hint(fault.hint);
                 return self.record_end(id, Some(shown), note, now);
             }
         };
         let millis = (seconds * 1e3).round();
-        let note = note
-            .field("rows_copied", counted.rows.0)
-            .field("bytes_copied", counted.bytes.0)
-            .field("duration_ms", millis);
+        let note = note.field("duration_ms", millis).stopped_in(stopped_in);
         self.record_end(id, fault, note, now);
         self.replied(waiting, &Ok(()));
     }
 
-    /// Says which table a job failed at, where it failed at one: its copy's fault begins with it.
+    /// Says which table a job failed at, where it failed at one.
     fn table_failed(&mut self, id: JobId, fault: &Fault, now: Timestamp) {
-        let Some(live) = self.jobs.get(&id) else {
-            return;
-        };
-        let named = fault.message.strip_prefix("copying ");
-        let table = live
-            .began
-            .keys()
-            .filter_map(|no| live.tally.name(*no))
-            .map(ToString::to_string)
-            .find(|name| named.is_some_and(|n| n.starts_with(&format!("{name}: "))));
-        let Some(table) = table else {
+        let (Some(live), Some(table)) = (self.jobs.get(&id), &fault.table) else {
             return;
         };
         let note = Note::new(Level::Error, "init.table_failed", fault.to_string())
             .job(&live.job)
             .field("table", table)
-            .field("hint", &fault.hint);
+            .field("hint", &fault.hint)
+            .stopped_in(last_phase(&live.job));
         self.log(note, now);
     }
 
@@ -334,7 +317,7 @@ impl<S: Store> Driver<S> {
         let Some(live) = self.jobs.get(&id) else {
             return;
         };
-        if matches!(live.job.stage, Stage::Closed(crate::job::Closed::Failed(_))) {
+        if matches!(live.job.stage, Stage::Closed(Closed::Failed(_))) {
             let text = "everything that the failed job had made is removed";
             let note = Note::info("init.cleanup_completed", text).job(&live.job);
             self.log(note, now);
@@ -344,7 +327,7 @@ impl<S: Store> Driver<S> {
 }
 
 /// Seconds from the request to the end, or to now.
-pub(super) fn elapsed_seconds(job: &crate::job::Job, now: Timestamp) -> f64 {
+pub(super) fn elapsed_seconds(job: &Job, now: Timestamp) -> f64 {
     let end = job.ended_at.unwrap_or(now);
     (end.as_millisecond() - job.accepted_at.as_millisecond()).max(0) as f64 / 1e3
 }

@@ -12,7 +12,8 @@ use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::schema::{SchemaCursor, SchemaReview};
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry};
 
-use super::{Answer, Driver, Reply};
+use super::audit::Wish;
+use super::{Answer, Driver, Operator, Reply};
 use crate::job::machine::after;
 use crate::store::Store;
 
@@ -84,11 +85,13 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// Has a node store its fingerprints, and a peer's.
+    /// Has a node store its fingerprints, and a peer's. It writes on the node, so it is in the audit
+    /// trail.
     pub(super) fn capture(
         &mut self,
         node: &NodeId,
         peer: Option<NodeId>,
+        operator: &Operator,
         reply: Reply,
         now: Timestamp,
     ) {
@@ -100,6 +103,8 @@ impl<S: Store> Driver<S> {
             Some(peer) => self.check_errand(peer),
             None => Ok(()),
         });
+        let outcome = checked.as_ref().map(|()| None).map_err(Fault::to_string);
+        self.audit(Wish::capture(node, peer.as_ref()), operator, outcome, now);
         match checked {
             Ok(()) => {
                 let purpose = Purpose::Capture { peer, reply };

@@ -55,7 +55,7 @@ use crate::job::tally::Tally;
 use crate::job::vigil::{Bounds, Vigil};
 use crate::job::{Job, Side, preflight};
 use crate::registry::{Link, Registry, SessionId};
-use crate::store::{EventQuery, NodeRecord, Store, StoreError, Write};
+use crate::store::{EventQuery, NodeRecord, Store, StoreError, TableTimes, Write};
 use gauges::Tallies;
 
 /// Messages of agents that may wait. Each can be as long as a control frame, so few.
@@ -180,7 +180,11 @@ pub enum Question {
         node: NodeId,
         /// Whose, beside its own.
         peer: Option<NodeId>,
+        /// Who asks.
+        operator: Operator,
     },
+    /// Nothing: that there is an answer shows that the loop turns.
+    Alive,
 }
 
 /// Who asks, as far as the connection shows.
@@ -316,8 +320,8 @@ struct Live {
     end: Option<Arc<EndView>>,
     /// Why a removal failed last, by side. It is tried again and again; only news is logged.
     complaints: Vec<(Side, String)>,
-    /// Who wanted it cancelled.
-    cancelled_by: Option<String>,
+    /// When its target last said what has been copied.
+    heard: Timestamp,
     published: Timestamp,
     mirrored: Timestamp,
     sampled: Timestamp,
@@ -345,6 +349,8 @@ struct Outbox {
     touched: Vec<JobId>,
     /// Jobs of which nothing is left to do.
     closed: Vec<JobId>,
+    /// Whether agents see something that they did not see before.
+    observed: bool,
 }
 
 /// The loop's state.
@@ -375,6 +381,8 @@ pub struct Driver<S> {
     /// Parts done that are not written yet, and when some were last.
     parts_due: BTreeMap<JobId, Vec<PartDone>>,
     parts_written: Timestamp,
+    /// When tables began and ended, as far as that is not written yet either.
+    times_due: BTreeMap<JobId, Vec<TableTimes>>,
     out: Outbox,
     pulse: watch::Sender<u64>,
     agents: mpsc::Receiver<AgentInput>,
@@ -444,6 +452,7 @@ impl<S: Store> Driver<S> {
             tallies: Tallies::default(),
             parts_due: BTreeMap::new(),
             parts_written: Timestamp::UNIX_EPOCH,
+            times_due: BTreeMap::new(),
             out: Outbox::default(),
             pulse,
             agents,
@@ -476,7 +485,7 @@ impl<S: Store> Driver<S> {
                 1.. = self.agents.recv_many(&mut said, AGENT_QUEUE) => Wake::Agents,
                 Some(ask) = self.asks.recv() => Wake::Operator(ask),
                 _ = tick.tick() => Wake::Time,
-                () = shutdown.cancelled() => return Ok(()),
+                () = shutdown.cancelled() => return self.last_turn(),
             };
             self.turn(&mut said, wake)?;
         }
@@ -510,6 +519,16 @@ impl<S: Store> Driver<S> {
         self.tick_errands(now);
     }
 
+    /// Keeps where every job is, so that nothing that was shown goes back when the coordinator is
+    /// started again.
+    fn last_turn(&mut self) -> Result<(), StoreError> {
+        let now = self.clock.now();
+        for id in self.jobs.keys().copied().collect::<Vec<_>>() {
+            self.sample(id, now);
+        }
+        self.flush(now)
+    }
+
     /// Writes, then sends.
     fn flush(&mut self, now: Timestamp) -> Result<(), StoreError> {
         let mut out = std::mem::take(&mut self.out);
@@ -527,7 +546,7 @@ impl<S: Store> Driver<S> {
                 self.on_left(&node, session, now);
             }
         }
-        let mut news = !out.writes.is_empty();
+        let mut news = !out.writes.is_empty() || out.observed;
         for id in out.touched {
             news |= self.publish(id, now);
         }
@@ -549,7 +568,8 @@ impl<S: Store> Driver<S> {
     /// waits for the disk a second. They go first: a job that is sealed after them drops them.
     fn take_parts(&mut self, writes: &mut Vec<Write>, now: Timestamp) {
         let due = after(self.parts_written, PARTS_EVERY) <= now;
-        if self.parts_due.is_empty() || (writes.is_empty() && !due) {
+        let nothing = self.parts_due.is_empty() && self.times_due.is_empty();
+        if nothing || (writes.is_empty() && !due) {
             return;
         }
         self.parts_written = now;
@@ -557,7 +577,12 @@ impl<S: Store> Driver<S> {
         let parts = parts
             .into_iter()
             .map(|(job, parts)| Write::Parts { job, parts });
-        writes.splice(0..0, parts);
+        let times = std::mem::take(&mut self.times_due);
+        let times = times
+            .into_iter()
+            .map(|(job, tables)| Write::Times { job, tables });
+        let late: Vec<Write> = parts.chain(times).collect();
+        writes.splice(0..0, late);
     }
 
     /// Remembers that a job's followers have something new to see.

@@ -6,7 +6,7 @@ use steep_protocol::message::schema::{Change, SchemaDifference, SchemaReview, Su
 use steep_protocol::{FaultKind, JobId, NodeState, TableName};
 
 use super::super::*;
-use super::world::World;
+use super::world::{World, operator};
 use super::{directory, slot, subscription};
 use crate::testing::{node, spec};
 
@@ -211,6 +211,7 @@ fn a_schema_is_read_page_by_page_and_fingerprints_are_stored_with_a_peers() {
         let question = Question::Capture {
             node: node("b"),
             peer: peer.map(node),
+            operator: operator(),
         };
         let mut answer = world.ask_later(question);
         world.run_on();
@@ -227,10 +228,35 @@ fn a_schema_is_read_page_by_page_and_fingerprints_are_stored_with_a_peers() {
         let refused = capture(&mut world, Some(peer)).unwrap_err();
         assert_eq!(refused.kind, FaultKind::BadRequest);
     }
+    // It writes on the node, so it is in the trail, refused or not.
+    let query = EventQuery {
+        node: Some(node("b")),
+        after: 0,
+        limit: 100,
+    };
+    let trail = world.driver.store.audit(&query).unwrap();
+    let captures = trail.iter().filter(|wish| wish.action == "schema.capture");
+    let captures: Vec<_> = captures
+        .map(|wish| {
+            (
+                wish.operator.as_str(),
+                wish.arguments.len(),
+                wish.refused.is_some(),
+            )
+        })
+        .collect();
+    let wanted = [
+        ("dba", 0, false),
+        ("dba", 1, false),
+        ("dba", 1, true),
+        ("dba", 1, true),
+    ];
+    assert_eq!(captures, wanted);
     // An agent that goes away leaves nobody waiting.
     let question = Question::Capture {
         node: node("b"),
         peer: None,
+        operator: operator(),
     };
     let mut answer = world.ask_later(question);
     world.leave("b");

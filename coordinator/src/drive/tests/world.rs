@@ -45,7 +45,7 @@ pub(super) struct FakeAgent {
     sums: BTreeMap<JobId, (u32, u64, u64)>,
 }
 
-fn operator() -> Operator {
+pub(super) fn operator() -> Operator {
     Operator {
         name: "dba".to_owned(),
         certificate: "0a:1b".to_owned(),

@@ -29,7 +29,7 @@ pub enum AgentMessage {
         /// At most [`crate::limits::SUMMARY_PAGE`] tables, in order of their number.
         tables: Vec<TableSummary>,
     },
-    /// While something moves, at most every 400 ms: with the way to an operator, within 500.
+    /// While something moves, at most every 200 ms: with the looks of who watches, within 500.
     Progress(ProgressReport),
     /// These parts are committed, rows and ledger together. May be said again.
     PartsDone {
