@@ -111,6 +111,7 @@ impl Agent {
         match command {
             Command::GatherSource { .. }
             | Command::Admit { .. }
+            | Command::AdmitReplicated { .. }
             | Command::OpenSource { .. }
             | Command::CloseSnapshot
             | Command::AwaitFence
@@ -127,6 +128,7 @@ impl Agent {
             | Command::ProveTarget
             | Command::ReleaseTarget
             | Command::CompareSchemas { .. }
+            | Command::CompareReplicated { .. }
             | Command::CleanupTarget { .. } => self.as_target(task, command).await,
             Command::DescribeSchema { filter, cursor } => self.describe(&filter, cursor).await,
             Command::CaptureFingerprints => sink::capture_fingerprints(task)
@@ -145,6 +147,14 @@ impl Agent {
             }
             Command::Admit { target, filter } => {
                 self.jobs.admit(job, target, filter);
+                Ok(Outcome::Done)
+            }
+            Command::AdmitReplicated {
+                target,
+                filter,
+                replication,
+            } => {
+                self.jobs.admit_replicated(job, target, filter, replication);
                 Ok(Outcome::Done)
             }
             Command::OpenSource {
@@ -278,6 +288,16 @@ impl Agent {
                 let link = link(source);
                 let described = link.described().await?;
                 sink::compare_schemas(task, link.source(), &described, &filter)
+                    .await
+                    .map(|review| Outcome::Reviewed(Box::new(review)))
+            }
+            Command::CompareReplicated {
+                source,
+                filter,
+                replication,
+            } => {
+                let described = link(source).described().await?;
+                sink::compare_replicated(task, &described, &filter, replication)
                     .await
                     .map(|review| Outcome::Reviewed(Box::new(review)))
             }

@@ -12,6 +12,7 @@ use steep_protocol::message::job::TableFilter;
 use steep_protocol::{Identifier, TableName};
 use tokio_postgres::Row;
 
+pub(crate) use schema::bounded;
 pub use schema::{describe, read_schema};
 
 use super::{PgError, Session};

@@ -443,7 +443,7 @@ fn bounded_column(mut column: ColumnModel) -> ColumnModel {
 
 /// The text, or of one that is too long its beginning, its length and its digest: still equal just
 /// where the whole is.
-fn bounded(text: String, max: usize) -> String {
+pub(crate) fn bounded(text: String, max: usize) -> String {
     if text.len() <= max {
         return text;
     }

@@ -288,6 +288,26 @@ pub enum Command {
         /// Which tables.
         filter: TableFilter,
     },
+    /// Source: as [`Command::Admit`]; what it describes also says which tables the publication of that
+    /// replication carries.
+    AdmitReplicated {
+        /// Who will ask.
+        target: NodeId,
+        /// For which tables.
+        filter: TableFilter,
+        /// The job that made the replication.
+        replication: JobId,
+    },
+    /// Target: compare what that replication carries with the source; stores nothing. The source must
+    /// have been told [`Command::AdmitReplicated`] for the same job.
+    CompareReplicated {
+        /// The source's agent.
+        source: PeerAddress,
+        /// Which tables.
+        filter: TableFilter,
+        /// The job that made the replication.
+        replication: JobId,
+    },
 }
 
 impl Command {
@@ -316,6 +336,8 @@ impl Command {
             Self::CaptureFingerprints => "capture_fingerprints",
             Self::Admit { .. } => "admit",
             Self::CompareSchemas { .. } => "compare_schemas",
+            Self::AdmitReplicated { .. } => "admit_replicated",
+            Self::CompareReplicated { .. } => "compare_replicated",
         }
     }
 }
@@ -403,7 +425,7 @@ pub enum Outcome {
         /// How many tables.
         tables: u64,
     },
-    /// Of [`Command::CompareSchemas`].
+    /// Of [`Command::CompareSchemas`] and [`Command::CompareReplicated`].
     Reviewed(Box<SchemaReview>),
 }
 
