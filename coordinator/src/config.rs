@@ -2,10 +2,14 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
+use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 use steep_daemon::config::{ConfigError, Settings, metrics_address};
+
+use crate::drive::DRIFT_GRACE;
 
 /// Where the coordinator listens unless told otherwise: everywhere, on the contract's port.
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 7400);
@@ -32,6 +36,10 @@ pub struct Given {
     /// Serve GET /metrics and /healthz on that TCP address; a port alone means 127.0.0.1
     #[arg(long, value_name = "[ADDR:]PORT")]
     pub metrics: Option<String>,
+    /// How long columns must differ from the source's before a node is DIVERGED: longer than a change
+    /// takes that is made on both ends [default: 60s]
+    #[arg(long, value_name = "TIME")]
+    pub drift_grace: Option<String>,
 }
 
 /// Settings in force.
@@ -49,6 +57,8 @@ pub struct Config {
     pub key: PathBuf,
     /// Metrics and health, where they are wanted.
     pub metrics: Option<SocketAddr>,
+    /// How long columns must differ.
+    pub drift_grace: Duration,
 }
 
 impl Settings for Given {
@@ -83,8 +93,21 @@ impl TryFrom<Given> for Config {
             cert: given.cert.ok_or_else(|| missing("cert"))?,
             key: given.key.ok_or_else(|| missing("key"))?,
             metrics: given.metrics.as_deref().map(metrics_address).transpose()?,
+            drift_grace: grace(given.drift_grace.as_deref())?,
         })
     }
+}
+
+fn grace(given: Option<&str>) -> Result<Duration, ConfigError> {
+    let Some(text) = given else {
+        return Ok(DRIFT_GRACE);
+    };
+    let span = text.parse::<SignedDuration>().ok();
+    let grace = span.and_then(|span| Duration::try_from(span).ok());
+    grace.ok_or_else(|| ConfigError::Invalid {
+        name: "drift-grace",
+        why: format!("{text:?} is not a time, such as 60s or 5m"),
+    })
 }
 
 #[cfg(test)]
@@ -105,6 +128,15 @@ mod tests {
     fn defaults_are_the_contracts() {
         let config = Config::try_from(enough()).unwrap();
         assert_eq!((config.listen, config.metrics), (LISTEN, None));
+    }
+
+    #[test]
+    fn a_grace_is_a_time() {
+        assert_eq!(grace(None).unwrap(), DRIFT_GRACE);
+        assert_eq!(grace(Some("5m")).unwrap(), Duration::from_secs(300));
+        for bad in ["", "60", "-5s", "soon"] {
+            assert!(grace(Some(bad)).is_err(), "{bad:?} was taken");
+        }
     }
 
     #[test]

@@ -65,13 +65,7 @@ impl SourceJobs {
         self.let_in(job, target, filter, Some(replication));
     }
 
-    fn let_in(
-        &self,
-        job: JobId,
-        target: NodeId,
-        filter: TableFilter,
-        replication: Option<JobId>,
-    ) {
+    fn let_in(&self, job: JobId, target: NodeId, filter: TableFilter, replication: Option<JobId>) {
         let mut jobs = self.lock();
         let (open, held_since) = jobs
             .remove(&job)

@@ -181,11 +181,21 @@ mod tests {
     #[test]
     fn what_only_one_end_has_or_carries_is_named() {
         let source = schema(
-            &[("t", "a"), ("gone_here", "a"), ("unsubscribed", "a"), ("unpublished", "a")],
+            &[
+                ("t", "a"),
+                ("gone_here", "a"),
+                ("unsubscribed", "a"),
+                ("unpublished", "a"),
+            ],
             &["t", "gone_here", "unsubscribed"],
         );
         let target = schema(
-            &[("t", "k"), ("gone_there", "a"), ("unsubscribed", "a"), ("unpublished", "a")],
+            &[
+                ("t", "k"),
+                ("gone_there", "a"),
+                ("unsubscribed", "a"),
+                ("unpublished", "a"),
+            ],
             &[],
         );
         let named = |name: &str, change| (name.to_owned(), change);

@@ -80,6 +80,7 @@ impl Cluster {
             cert: self.file("c.pem"),
             key: self.file("c.key"),
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
+            drift_grace: steep_coordinator::drive::DRIFT_GRACE,
         }
     }
 

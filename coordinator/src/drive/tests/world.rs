@@ -299,6 +299,7 @@ impl World {
             | Command::AwaitNativeCopy
             | Command::ReleaseTarget
             | Command::Admit { .. }
+            | Command::AdmitReplicated { .. }
             | Command::CleanupTarget { .. } => Outcome::Done,
             Command::DescribeSchema { cursor, .. } => Outcome::SchemaPage {
                 page: Box::default(),
@@ -308,7 +309,9 @@ impl World {
                 }),
             },
             Command::CaptureFingerprints => Outcome::Captured { tables: 3 },
-            Command::CompareSchemas { .. } => Outcome::Reviewed(Box::new(self.review.clone())),
+            Command::CompareSchemas { .. } | Command::CompareReplicated { .. } => {
+                Outcome::Reviewed(Box::new(self.review.clone()))
+            }
         }
     }
 
