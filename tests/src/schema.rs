@@ -244,15 +244,7 @@ pub fn extension_script(name: &str) -> Result<String> {
 pub fn digests() -> Result<String> {
     let path = paths::workspace().join("agent/src/session/digests.sql");
     let sql = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    Ok(sql
-        .replace(
-            "starts_with(s.subname::text, $1)",
-            "starts_with(s.subname::text, 'steep_repl_')",
-        )
-        .replace(
-            "starts_with(p.pubname::text, $1)",
-            "starts_with(p.pubname::text, 'steep_repl_')",
-        ))
+    Ok(sql.replace("$1", "'steep_repl_'"))
 }
 
 /// A directory for `extension_control_path` with the extension's files, which that server can read.

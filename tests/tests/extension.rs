@@ -135,7 +135,8 @@ fn agents_upgrade_what_is_there_and_an_extension_of_the_sources_is_not_copied() 
     assert_eq!(source.sql(EXTENSION)?, "1.1");
     source.sql("CREATE TABLE t (id integer PRIMARY KEY); INSERT INTO t VALUES (1)")?;
     // Both targets read the dump of a source that has the extension.
-    let init = ["init", "node_b", "node_c", "--from", "node_a", "--yes"];
+    let init = ["init", "node_c", "--from", "node_a", "--yes", "--json"];
+    cluster.init(&[])?.expect(0)?;
     cluster.cli(&init)?.expect(0)?;
     for (target, extension) in [(&plain, ""), (&extended, "1.1")] {
         compare::rows(&source, target)?.none()?;

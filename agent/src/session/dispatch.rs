@@ -127,9 +127,10 @@ impl Agent {
             | Command::Finish { .. }
             | Command::ProveTarget
             | Command::ReleaseTarget
-            | Command::CompareSchemas { .. }
-            | Command::CompareReplicated { .. }
             | Command::CleanupTarget { .. } => self.as_target(task, command).await,
+            Command::CompareSchemas { .. } | Command::CompareReplicated { .. } => {
+                self.compare(task, command).await
+            }
             Command::DescribeSchema { filter, cursor } => self.describe(&filter, cursor).await,
             Command::CaptureFingerprints => sink::capture_fingerprints(task)
                 .await
@@ -284,23 +285,6 @@ impl Agent {
                 let (parts, rows, bytes) = sink::totals(task).await?;
                 Ok(Outcome::Totals { parts, rows, bytes })
             }
-            Command::CompareSchemas { source, filter } => {
-                let link = link(source);
-                let described = link.described().await?;
-                sink::compare_schemas(task, link.source(), &described, &filter)
-                    .await
-                    .map(|review| Outcome::Reviewed(Box::new(review)))
-            }
-            Command::CompareReplicated {
-                source,
-                filter,
-                replication,
-            } => {
-                let described = link(source).described().await?;
-                sink::compare_replicated(task, &described, &filter, replication)
-                    .await
-                    .map(|review| Outcome::Reviewed(Box::new(review)))
-            }
             Command::ReleaseTarget => {
                 self.reports.forget(job);
                 sink::release(task).await.map(|()| Outcome::Done)
@@ -311,6 +295,29 @@ impl Agent {
             }
             other => Err(misdirected(&other)),
         }
+    }
+
+    /// With a source that was told to describe itself to this node.
+    async fn compare(&self, task: &Task, command: Command) -> Result<Outcome, Fault> {
+        let links = &self.telemetry.links;
+        let link = |source| Link::new(Arc::clone(&self.endpoint), source, task.job, links);
+        let review = match command {
+            Command::CompareSchemas { source, filter } => {
+                let link = link(source);
+                let described = link.described().await?;
+                sink::compare_schemas(task, link.source(), &described, &filter).await?
+            }
+            Command::CompareReplicated {
+                source,
+                filter,
+                replication,
+            } => {
+                let described = link(source).described().await?;
+                sink::compare_replicated(task, &described, &filter, replication).await?
+            }
+            other => return Err(misdirected(&other)),
+        };
+        Ok(Outcome::Reviewed(Box::new(review)))
     }
 
     async fn describe(

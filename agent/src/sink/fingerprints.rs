@@ -2,7 +2,7 @@
 
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::schema::SchemaReview;
-use steep_protocol::{Fault, NodeId};
+use steep_protocol::{Fault, Identifier, NodeId};
 use steep_schema::{Schema, compare, line, plan, review};
 
 use super::conn::Conn;
@@ -62,7 +62,11 @@ pub(super) async fn store(
     filter: &TableFilter,
 ) -> Result<(), Fault> {
     let peer = peer.as_str();
-    let within: Vec<&str> = filter.include_schemas.iter().map(|s| s.as_str()).collect();
+    let within: Vec<&str> = filter
+        .include_schemas
+        .iter()
+        .map(Identifier::as_str)
+        .collect();
     let without = filter.exclude_tables.iter();
     let (schemas, names): (Vec<&str>, Vec<&str>) = without
         .map(|table| (table.schema.as_str(), table.table.as_str()))

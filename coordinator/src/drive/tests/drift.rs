@@ -173,8 +173,8 @@ fn a_change_made_on_both_ends_within_a_minute_moves_nothing() {
     world.review = SchemaReview::default();
     world.observe_columns(job, "new", "new");
     let events = world.events("b");
-    let changes = events.iter().filter(|e| e.event == "init.state_change");
-    let last = changes.last().unwrap();
+    let mut changes = events.iter().filter(|e| e.event == "init.state_change");
+    let last = changes.next_back().unwrap();
     assert!(
         last.fields
             .contains(&("to".to_owned(), "synchronized".to_owned()))
