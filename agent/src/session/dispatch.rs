@@ -132,17 +132,20 @@ impl Agent {
         match command {
             Command::GatherSource { .. }
             | Command::Admit { .. }
+            | Command::AdmitReplicated { .. }
             | Command::OpenSource { .. }
             | Command::CloseSnapshot
             | Command::AwaitFence
             | Command::ProveSource
+            | Command::ReleaseSource
             | Command::CleanupSource => Some(self.node.clone()),
             Command::GatherTarget { source, .. }
             | Command::PrepareTarget { source, .. }
             | Command::Copy { source, .. }
             | Command::Subscribe { source, .. }
             | Command::Finish { source, .. }
-            | Command::CompareSchemas { source, .. } => Some(source.node.clone()),
+            | Command::CompareSchemas { source, .. }
+            | Command::CompareReplicated { source, .. } => Some(source.node.clone()),
             Command::BuildIndexes { .. }
             | Command::BuildConstraints { .. }
             | Command::AwaitNativeCopy
@@ -158,6 +161,7 @@ impl Agent {
         match command {
             Command::GatherSource { .. }
             | Command::Admit { .. }
+            | Command::AdmitReplicated { .. }
             | Command::OpenSource { .. }
             | Command::CloseSnapshot
             | Command::AwaitFence
@@ -174,8 +178,10 @@ impl Agent {
             | Command::Finish { .. }
             | Command::ProveTarget
             | Command::ReleaseTarget
-            | Command::CompareSchemas { .. }
             | Command::CleanupTarget { .. } => self.as_target(task, command).await,
+            Command::CompareSchemas { .. } | Command::CompareReplicated { .. } => {
+                self.compare(task, command).await
+            }
             Command::DescribeSchema { filter, cursor } => self.describe(&filter, cursor).await,
             Command::CaptureFingerprints => sink::capture_fingerprints(task)
                 .await
@@ -193,6 +199,14 @@ impl Agent {
             }
             Command::Admit { target, filter } => {
                 self.jobs.admit(job, target, filter);
+                Ok(Outcome::Done)
+            }
+            Command::AdmitReplicated {
+                target,
+                filter,
+                replication,
+            } => {
+                self.jobs.admit_replicated(job, target, filter, replication);
                 Ok(Outcome::Done)
             }
             Command::OpenSource {
@@ -331,13 +345,6 @@ impl Agent {
                 let (parts, rows, bytes) = sink::totals(task).await?;
                 Ok(Outcome::Totals { parts, rows, bytes })
             }
-            Command::CompareSchemas { source, filter } => {
-                let link = link(source);
-                let described = link.described().await?;
-                sink::compare_schemas(task, link.source(), &described, &filter)
-                    .await
-                    .map(|review| Outcome::Reviewed(Box::new(review)))
-            }
             Command::ReleaseTarget => {
                 self.reports.forget(job);
                 sink::release(task).await.map(|()| Outcome::Done)
@@ -348,6 +355,29 @@ impl Agent {
             }
             other => Err(misdirected(&other)),
         }
+    }
+
+    /// With a source that was told to describe itself to this node.
+    async fn compare(&self, task: &Task, command: Command) -> Result<Outcome, Fault> {
+        let links = &self.telemetry.links;
+        let link = |source| Link::new(Arc::clone(&self.endpoint), source, task.job, links);
+        let review = match command {
+            Command::CompareSchemas { source, filter } => {
+                let link = link(source);
+                let described = link.described().await?;
+                sink::compare_schemas(task, link.source(), &described, &filter).await?
+            }
+            Command::CompareReplicated {
+                source,
+                filter,
+                replication,
+            } => {
+                let described = link(source).described().await?;
+                sink::compare_replicated(task, &described, &filter, replication).await?
+            }
+            other => return Err(misdirected(&other)),
+        };
+        Ok(Outcome::Reviewed(Box::new(review)))
     }
 
     async fn describe(

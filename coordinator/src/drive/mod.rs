@@ -11,11 +11,13 @@
 mod admit;
 mod agents;
 mod audit;
+mod columns;
 mod compose;
 mod doctor;
 mod drift;
 mod effects;
 mod errand;
+mod following;
 mod gauges;
 mod jobs;
 mod log;
@@ -70,6 +72,10 @@ const TICK: Duration = Duration::from_millis(250);
 
 /// How often parts that are done are written, where nothing else is.
 const PARTS_EVERY: Duration = Duration::from_secs(1);
+
+/// How long columns must differ before that is drift, unless told otherwise: a change that is made on
+/// both ends by hand, one after the other, takes no longer.
+pub const DRIFT_GRACE: Duration = Duration::from_secs(60);
 
 /// What comes from the agents' sessions.
 #[derive(Debug)]
@@ -363,13 +369,10 @@ pub struct Driver<S> {
     jobs: BTreeMap<JobId, Live>,
     doctors: Vec<doctor::Doctor>,
     errands: Vec<errand::Errand>,
-    /// How often in a row an observer missed what a node needs, by node and observer.
-    suspects: BTreeMap<(NodeId, NodeId), u8>,
-    /// How subscriptions fare, by node.
-    failing: BTreeMap<NodeId, drift::Applying>,
-    /// The digests, of source and node, for which schemas were compared last and when they are again,
-    /// by node.
-    compared: BTreeMap<NodeId, ((String, String), Timestamp)>,
+    /// How nodes that follow fare.
+    following: BTreeMap<NodeId, following::Following>,
+    /// How long columns must differ before that is drift.
+    drift_grace: Duration,
     next_command: u64,
     next_event: u64,
     next_audit: u64,
@@ -441,9 +444,8 @@ impl<S: Store> Driver<S> {
             jobs: BTreeMap::new(),
             doctors: Vec::new(),
             errands: Vec::new(),
-            failing: BTreeMap::new(),
-            compared: BTreeMap::new(),
-            suspects: BTreeMap::new(),
+            following: BTreeMap::new(),
+            drift_grace: DRIFT_GRACE,
             next_command: loaded.next_command,
             next_event: loaded.next_event,
             next_audit: loaded.next_audit,
@@ -468,6 +470,13 @@ impl<S: Store> Driver<S> {
             pulse: pulse_receiver,
         };
         Ok((driver, handle))
+    }
+
+    /// Columns that differ are drift after that time.
+    #[must_use]
+    pub fn drift_grace(mut self, grace: Duration) -> Self {
+        self.drift_grace = grace;
+        self
     }
 
     /// Runs until `shutdown`. Needs a multi-threaded runtime: the store is written in place.

@@ -300,6 +300,7 @@ impl World {
             | Command::ReleaseTarget
             | Command::ReleaseSource
             | Command::Admit { .. }
+            | Command::AdmitReplicated { .. }
             | Command::CleanupTarget { .. } => Outcome::Done,
             Command::DescribeSchema { cursor, .. } => Outcome::SchemaPage {
                 page: Box::default(),
@@ -309,7 +310,9 @@ impl World {
                 }),
             },
             Command::CaptureFingerprints => Outcome::Captured { tables: 3 },
-            Command::CompareSchemas { .. } => Outcome::Reviewed(Box::new(self.review.clone())),
+            Command::CompareSchemas { .. } | Command::CompareReplicated { .. } => {
+                Outcome::Reviewed(Box::new(self.review.clone()))
+            }
         }
     }
 

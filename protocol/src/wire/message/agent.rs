@@ -291,6 +291,26 @@ pub enum Command {
     /// Source: the job is over and good; forget it, so that its target may not ask any more. Slot and
     /// publication stay, for replication.
     ReleaseSource,
+    /// Source: as [`Command::Admit`]; what it describes also says which tables the publication of that
+    /// replication carries.
+    AdmitReplicated {
+        /// Who will ask.
+        target: NodeId,
+        /// For which tables.
+        filter: TableFilter,
+        /// The job that made the replication.
+        replication: JobId,
+    },
+    /// Target: compare what that replication carries with the source; stores nothing. The source must
+    /// have been told [`Command::AdmitReplicated`] for the same job.
+    CompareReplicated {
+        /// The source's agent.
+        source: PeerAddress,
+        /// Which tables.
+        filter: TableFilter,
+        /// The job that made the replication.
+        replication: JobId,
+    },
 }
 
 impl Command {
@@ -320,6 +340,8 @@ impl Command {
             Self::Admit { .. } => "admit",
             Self::CompareSchemas { .. } => "compare_schemas",
             Self::ReleaseSource => "release_source",
+            Self::AdmitReplicated { .. } => "admit_replicated",
+            Self::CompareReplicated { .. } => "compare_replicated",
         }
     }
 }
@@ -407,7 +429,7 @@ pub enum Outcome {
         /// How many tables.
         tables: u64,
     },
-    /// Of [`Command::CompareSchemas`].
+    /// Of [`Command::CompareSchemas`] and [`Command::CompareReplicated`].
     Reviewed(Box<SchemaReview>),
 }
 
