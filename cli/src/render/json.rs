@@ -20,13 +20,14 @@ use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState, Phase};
 use super::findings;
 
 /// Fields of events that are numbers, as docs/logs.md has them.
-const NUMERIC: [&str; 6] = [
+const NUMERIC: [&str; 7] = [
     "rows_copied",
     "bytes_copied",
     "duration_ms",
     "overall_progress",
     "parallel",
     "part",
+    "statements",
 ];
 
 /// One line, without its end.
