@@ -80,7 +80,12 @@ pub(crate) fn frame(view: &ProgressView, elapsed: f64, tables: usize, paint: Pai
     Frame {
         title,
         overall,
-        rates: rates(view).join("  "),
+        // First, since a narrow terminal cuts the end.
+        rates: left(view)
+            .into_iter()
+            .chain(rates(view))
+            .collect::<Vec<_>>()
+            .join("  "),
         tables,
     }
 }
@@ -109,7 +114,7 @@ pub(crate) fn line(view: &ProgressView, elapsed: f64) -> String {
             view.tables_total,
         ));
     }
-    for part in rates(view) {
+    for part in rates(view).into_iter().chain(left(view)) {
         text.push_str(", ");
         text.push_str(&part);
     }
@@ -139,7 +144,8 @@ pub(crate) fn block(view: &ProgressView, paint: Paint) -> String {
     );
     lines.push(("copied", copied));
     if view.state.is_active() {
-        lines.push(("now", rates(view).join(", ")));
+        let now: Vec<_> = rates(view).into_iter().chain(left(view)).collect();
+        lines.push(("now", now.join(", ")));
     }
     if let Some(started) = view.started_at {
         lines.push(("started", format!("{started:.0}")));
@@ -225,7 +231,7 @@ pub(crate) fn doing(view: &ProgressView) -> Option<String> {
     Some(text)
 }
 
-/// What moves, part by part, and when it will be there.
+/// What moves, part by part.
 fn rates(view: &ProgressView) -> Vec<String> {
     let mut parts = Vec::new();
     parts.extend(workers(view.parallel_workers));
@@ -238,7 +244,6 @@ fn rates(view: &ProgressView) -> Vec<String> {
         parts.extend(phase_work(view));
     }
     parts.extend(retries(view.detail.retries));
-    parts.push(left(view));
     parts
 }
 
@@ -284,16 +289,20 @@ pub(crate) fn phase_work(view: &ProgressView) -> Option<String> {
     Some(text)
 }
 
-/// When the phase ends. Never of the job: how long later phases take is not known before they begin.
-pub(crate) fn left(view: &ProgressView) -> String {
+/// When the phase ends, of a job that is at work. Never when the job does: how long later phases take
+/// is not known before they begin.
+pub(crate) fn left(view: &ProgressView) -> Option<String> {
+    if !view.state.is_active() {
+        return None;
+    }
     let phase = match view.phase {
         Some(phase) => format!("{}: ", phase_name(phase)),
         None => String::new(),
     };
-    match view.eta_seconds {
+    Some(match view.eta_seconds {
         Some(eta) => format!("{phase}{} left", units::eta(eta)),
         None => format!("{phase}ETA unknown"),
-    }
+    })
 }
 
 /// A phase for people, in a word or two.
@@ -380,7 +389,10 @@ mod tests {
         preparing.eta_seconds = None;
         preparing.parallel_workers = 0;
         preparing.detail = ProgressDetail::default();
-        let lines = [copying, indexing, catching_up, preparing].map(|view| line(&view, 83.0));
+        let mut over = preparing.clone();
+        over.state = NodeState::Synchronized;
+        over.overall_percent = 100.0;
+        let lines = [copying, indexing, catching_up, preparing, over].map(|view| line(&view, 83.0));
         insta::assert_snapshot!(lines.join("\n"));
     }
 

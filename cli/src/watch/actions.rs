@@ -198,7 +198,7 @@ async fn started(spec: &JobSpec, asked: Result<Replies, Failure>) -> Result<Stri
     })
     .await?;
     match accepted {
-        Some(job) => Ok(format!("{target} is initialised from {source}: job {job}")),
+        Some(job) => Ok(format!("{target}: job {job} has begun, from {source}")),
         None => Err(Fault::new(
             FaultKind::Failed,
             "the coordinator did not say that it has the job",

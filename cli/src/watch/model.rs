@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use jiff::Timestamp;
 use steep_protocol::message::api::{EndView, EventView, JobView, NodeView, ProgressView};
+use steep_protocol::message::job::ExistingRows;
 use steep_protocol::{Fault, JobId, NodeId, NodeState};
 
 use super::choice::{Detail, First, Focus, Order, Question, Sort};
@@ -334,12 +335,15 @@ impl Model {
                     .nodes
                     .get(node)
                     .is_some_and(|node| node.view.state == NodeState::Diverged);
+                let mut spec = Box::new(view.spec);
                 let first = if diverged {
+                    // A cancel leaves the rows of a copy that was complete, and they would be in
+                    // the way of the next.
+                    spec.existing = ExistingRows::Replace;
                     First::Cancel
                 } else {
                     First::Nothing
                 };
-                let spec = Box::new(view.spec);
                 self.focus = Focus::Question(Question::Again { spec, first });
             }
             None => self.say(

@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use proptest::prelude::*;
 use ratatui::style::Color;
-use steep_protocol::message::job::ExistingRows;
+use steep_protocol::message::job::{ExistingRows, SchemaMode};
 use steep_protocol::{ByteCount, Fault, FaultKind, NodeState};
 
 use super::choice::Pane;
@@ -78,7 +78,18 @@ fn questions_say_what_they_will_do() {
     asked.spec.existing = ExistingRows::Replace;
     asked.spec.max_rate = Some(ByteCount(50_000_000));
     model.apply(News::Last(id("node_b"), Some(Box::new(asked))), at(30));
-    insta::assert_snapshot!(format!("{cancel}\n{}", screen(&model, 80, 24)));
+    let again = screen(&model, 80, 24);
+    let mut model = cluster();
+    model.selected = Some(id("node_e"));
+    let mut asked = job();
+    asked.spec.target = id("node_e");
+    asked.spec.schema_mode = SchemaMode::Manual;
+    model.apply(News::Last(id("node_e"), Some(Box::new(asked))), at(30));
+    let diverged = screen(&model, 80, 24);
+    press(&mut model, Input::Char('n'));
+    press(&mut model, Input::Char('c'));
+    let leave = screen(&model, 80, 24);
+    insta::assert_snapshot!([cancel, again, diverged, leave].join("\n"));
 }
 
 #[test]

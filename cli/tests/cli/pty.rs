@@ -34,7 +34,9 @@ impl OnTerminal {
         line: &str,
         variables: &[(&str, &str)],
     ) -> Self {
-        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        // Closed in children: one that holds its own master never sees its terminal go.
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let master = openpt(flags).unwrap();
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
         let size = Winsize {
@@ -154,6 +156,14 @@ impl OnTerminal {
 
     pub(crate) fn code(&mut self) -> i32 {
         self.child.wait().unwrap().code().unwrap()
+    }
+}
+
+impl Drop for OnTerminal {
+    fn drop(&mut self) {
+        // A test that failed leaves nothing behind; one that did not has waited for the child.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

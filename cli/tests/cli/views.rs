@@ -2,10 +2,14 @@
 
 use jiff::Timestamp;
 use steep_protocol::message::api::{
-    ApiReply, EndView, EventView, NodeView, PhaseSeconds, ProgressDetail, ProgressView, Report,
+    ApiReply, EndView, EventView, JobView, NodeView, PhaseSeconds, ProgressDetail, ProgressView,
+    Report,
 };
 use steep_protocol::message::facts::{Finding, Severity};
-use steep_protocol::{Fault, JobId, NodeId, NodeState, Phase};
+use steep_protocol::message::job::{
+    Compression, Confirmation, ExistingRows, JobSpec, Method, SchemaMode, TableFilter,
+};
+use steep_protocol::{ByteCount, Fault, JobId, NodeId, NodeState, Phase};
 
 use crate::coordinator::Step;
 
@@ -100,6 +104,36 @@ pub(crate) fn event(kind: &str, level: &str) -> ApiReply {
         message: "it happened".to_owned(),
         fields: vec![("from".to_owned(), "preparing".to_owned())],
     })
+}
+
+/// A job that is over, as it was asked for.
+pub(crate) fn job(name: &str) -> ApiReply {
+    let spec = JobSpec {
+        source: id("node_a"),
+        target: id(name),
+        method: Method::Snapshot,
+        parallel: 4,
+        schema_mode: SchemaMode::Strict,
+        existing: ExistingRows::Refuse,
+        confirmation: Confirmation::Needed,
+        compression: Compression::Auto,
+        max_rate: None,
+        filter: TableFilter::default(),
+        large_table_threshold: ByteCount(10_000_000_000),
+        timeout_seconds: 86_400,
+    };
+    ApiReply::Job(Box::new(JobView {
+        job_id: JobId(1),
+        spec,
+        operator: "dba".to_owned(),
+        accepted_at: Timestamp::UNIX_EPOCH,
+        ended_at: Some(Timestamp::UNIX_EPOCH),
+        phase_times: Vec::new(),
+        current_phase: None,
+        findings: Vec::new(),
+        tables: Vec::new(),
+        end: None,
+    }))
 }
 
 pub(crate) fn findings(name: &str, severity: Severity, code: &str) -> ApiReply {

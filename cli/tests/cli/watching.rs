@@ -6,11 +6,12 @@ use std::sync::mpsc;
 use rustix::process::Signal;
 use steep_protocol::message::agent::CancelledData;
 use steep_protocol::message::api::{ApiReply, ApiRequest, EventView, NodeView};
+use steep_protocol::message::job::ExistingRows;
 use steep_protocol::{Fault, FaultKind, NodeState, Phase};
 
 use crate::coordinator::{Coordinator, Hearing, PATIENCE, Step};
 use crate::pty::OnTerminal;
-use crate::views::{all, ended, event, node, progress};
+use crate::views::{accepted, all, ended, event, job, node, progress};
 
 /// Leaves the alternate screen and shows the cursor again.
 const GIVEN_BACK: [&str; 2] = ["\u{1b}[?1049l", "\u{1b}[?25h"];
@@ -167,6 +168,49 @@ fn keys_pressed_while_dialling_are_refused_and_not_kept() {
     assert_eq!(terminal.code(), 0);
     let cancels = |request: &&ApiRequest| matches!(request, ApiRequest::Cancel { .. });
     assert_eq!(coordinator.requests().iter().filter(cancels).count(), 1);
+}
+
+#[test]
+fn a_diverged_node_is_initialised_again_only_once_its_cancel_is_done() {
+    for refused in [false, true] {
+        let coordinator = Coordinator::start(move |request| match request {
+            ApiRequest::Watch => {
+                let nodes = vec![node("node_b", NodeState::Diverged)];
+                vec![Step::Say(ApiReply::Nodes(nodes)), Step::Hold]
+            }
+            ApiRequest::Job { .. } => all(vec![job("node_b")]),
+            ApiRequest::Cancel { .. } if refused => {
+                let fault = Fault::new(FaultKind::Failed, "the slot is in use");
+                vec![Step::Say(ApiReply::Fault(fault))]
+            }
+            ApiRequest::Init { .. } => all(vec![accepted("node_b")]),
+            _ => all(vec![]),
+        });
+        let mut terminal = OnTerminal::start(&coordinator, "watch");
+        terminal.wait_on_screen("diverged");
+        terminal.press("r");
+        terminal.wait_on_screen("EMPTIED FIRST");
+        terminal.press("y");
+        terminal.wait_on_screen(if refused {
+            "the slot is in use"
+        } else {
+            "job 0000000000000001 has begun"
+        });
+        terminal.press("q");
+        assert_eq!(terminal.code(), 0);
+        let mut asked = coordinator.requests();
+        asked.retain(|request| {
+            matches!(request, ApiRequest::Cancel { .. } | ApiRequest::Init { .. })
+        });
+        match (&asked[..], refused) {
+            ([ApiRequest::Cancel { data, .. }, ApiRequest::Init { specs }], false) => {
+                assert_eq!(*data, CancelledData::Remove);
+                assert_eq!(specs[0].existing, ExistingRows::Replace);
+            }
+            ([ApiRequest::Cancel { .. }], true) => {}
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 #[test]

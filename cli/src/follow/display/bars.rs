@@ -50,7 +50,7 @@ impl Bars {
             .entry(view.node_id.clone())
             .or_insert_with(|| Group {
                 title: all.add(text("{wide_msg}")),
-                overall: all.add(bar(32)),
+                overall: all.add(bar(28)),
                 rates: all.add(text("  {wide_msg}")),
                 tables: Vec::new(),
             });

@@ -1,5 +1,7 @@
 //! What keys do, and what they never do.
 
+use steep_protocol::message::job::ExistingRows;
+
 use super::*;
 use crate::render::samples::{at, id, node, table};
 use crate::watch::choice::{Question, Sort};
@@ -129,10 +131,11 @@ fn a_diverged_node_is_cancelled_and_initialised_behind_one_question() {
     assert_eq!(ask, Some(Effect::AskLast(id("node_e"))));
     let mut last = job();
     last.spec.target = id("node_e");
-    let spec = Box::new(last.spec.clone());
+    let mut spec = Box::new(last.spec.clone());
+    spec.existing = ExistingRows::Replace;
     model.apply(News::Last(id("node_e"), Some(Box::new(last))), at(30));
     let text = screen(&model, 80, 24);
-    assert!(text.contains("REMOVED FIRST"), "{text}");
+    assert!(text.contains("EMPTIED FIRST"), "{text}");
     let yes = press(&mut model, Input::Char('y'));
     assert_eq!(yes, Some(Effect::Restart(spec)));
 }

@@ -159,7 +159,9 @@ fn overall(model: &Model, view: &ProgressView, columns: usize, theme: &Theme) ->
         let elapsed = units::eta(seconds(started, model.now) as u64);
         text.push_str(&format!("  elapsed {elapsed}"));
     }
-    text.push_str(&format!("  {}", left(view)));
+    if let Some(left) = left(view) {
+        text.push_str(&format!("  {left}"));
+    }
     let room = columns.saturating_sub(width(&text)).min(60);
     let mut spans = vec![Span::raw(" ")];
     spans.extend(bar(view.overall_percent, room, theme.moving(), theme));

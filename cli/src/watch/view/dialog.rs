@@ -123,10 +123,10 @@ fn cancel(
             "{node} has failed. Whatever is left of its job is removed, and the node is \
              uninitialized."
         ),
+        // Its copy was complete, so that the rows are its own by now.
         NodeState::Diverged => format!(
             "{node} has diverged. Its slot, publication and subscription are removed, and it stops \
-             following its source. Tables and rows that the job copied are removed too, unless they \
-             are kept."
+             following its source. Its tables and rows stay. (To copy it again: r.)"
         ),
         _ => format!(
             "{node} is {state}{far}. Cancel its job? Everything that the job made on both servers \
@@ -134,12 +134,16 @@ fn cancel(
              kept."
         ),
     };
-    let keys = [
-        ("y", "cancel and remove"),
-        ("k", "cancel, keep tables and rows"),
-        ("n", "leave it"),
-    ];
-    question(&text, &keys, columns, theme, Style::new())
+    let keys: &[(&str, &str)] = if state == NodeState::Diverged {
+        &[("y", "cancel"), ("n", "leave it")]
+    } else {
+        &[
+            ("y", "cancel and remove"),
+            ("k", "cancel, keep tables and rows"),
+            ("n", "leave it"),
+        ]
+    };
+    question(&text, keys, columns, theme, Style::new())
 }
 
 fn again(spec: &JobSpec, first: First, columns: usize, theme: &Theme) -> Vec<Line<'static>> {
@@ -168,20 +172,23 @@ fn again(spec: &JobSpec, first: First, columns: usize, theme: &Theme) -> Vec<Lin
     let mut lines = question(&text, &[], columns, theme, Style::new());
     if first == First::Cancel {
         let text = format!(
-            "{target} has diverged: its subscription, its slot on {source} and the tables or rows \
-             that its last job put there are REMOVED FIRST."
+            "{target} has diverged: its subscription, and its slot on {source}, are removed first."
         );
-        lines.extend(question(&text, &[], columns, theme, theme.warning()));
+        lines.extend(question(&text, &[], columns, theme, Style::new()));
     }
     // Without a word nothing of this would be seen before it happens.
     let (schemas, style) = schemas(spec, theme);
     lines.extend(question(schemas, &[], columns, theme, style));
-    let (rows, style) = match spec.existing {
-        ExistingRows::Refuse => (
+    let (rows, style) = match (first, spec.existing) {
+        (First::Cancel, _) => (
+            "ITS TABLES ARE EMPTIED FIRST: WHAT WAS WRITTEN ON THIS NODE ALONE IS LOST.",
+            theme.warning(),
+        ),
+        (First::Nothing, ExistingRows::Refuse) => (
             "Where tables of the target hold rows, the job is refused.",
             Style::new(),
         ),
-        ExistingRows::Replace => (
+        (First::Nothing, ExistingRows::Replace) => (
             "TABLES OF THE TARGET THAT HOLD ROWS ARE EMPTIED FIRST (--force was given).",
             theme.warning(),
         ),
