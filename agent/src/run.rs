@@ -21,7 +21,7 @@ use crate::config::{Config, Given};
 use crate::peer::serve::{Server, SourceJobs};
 use crate::pg::Conninfo;
 use crate::session::{Agent, Control, DigestWatcher, Observer, Queues, Readings, Reports};
-use crate::telemetry::{Metrics, Sources, Telemetry};
+use crate::telemetry::{Budgets, Metrics, Sources, Telemetry};
 
 /// Mirror rows waiting for PostgreSQL; they replace one another.
 const MIRROR_QUEUE: usize = 16;
@@ -58,13 +58,17 @@ pub async fn run(given: Given, stop: CancellationToken) -> anyhow::Result<()> {
     let (seen_sender, seen) = watch::channel(Observed::default());
     let (mirror_sender, mirror) = mpsc::channel(MIRROR_QUEUE);
     let (audit_sender, audit) = mpsc::channel(AUDIT_QUEUE);
+    let budgets = Budgets {
+        sent: Budget::half_of(config.memory_mib),
+        received: Budget::half_of(config.memory_mib),
+    };
     let mut tasks = JoinSet::new();
     let server = Server {
         node: config.node.clone(),
         conninfo: Arc::clone(&conninfo),
         replication_conninfo,
         jobs: Arc::clone(&jobs),
-        budget: Budget::default(),
+        budget: budgets.sent.clone(),
         telemetry: Arc::clone(&telemetry),
     };
     tasks.spawn(server.run(Arc::clone(&endpoint), stop.clone()));
@@ -80,6 +84,7 @@ pub async fn run(given: Given, stop: CancellationToken) -> anyhow::Result<()> {
     );
     tasks.spawn(watcher.run(stop.clone()));
     tasks.spawn(observer.run(stop.clone()));
+    let received = budgets.received.clone();
     if let Some(address) = config.metrics {
         let metrics = Metrics::new(Sources {
             node: config.node.clone(),
@@ -88,6 +93,7 @@ pub async fn run(given: Given, stop: CancellationToken) -> anyhow::Result<()> {
             reports: Arc::clone(&reports),
             seen: seen.clone(),
             mirror: mirror_sender.clone(),
+            budgets,
         });
         tasks.spawn(http::serve(
             http::bind(address).await?,
@@ -101,7 +107,7 @@ pub async fn run(given: Given, stop: CancellationToken) -> anyhow::Result<()> {
         jobs,
         reports: Arc::clone(&reports),
         endpoint: Arc::clone(&endpoint),
-        budget: Budget::default(),
+        budget: received,
         telemetry,
         readings: Readings::default(),
     });

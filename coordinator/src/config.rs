@@ -2,12 +2,14 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use steep_daemon::config::{ConfigError, Settings, metrics_address};
 use steep_protocol::units::{parse_duration, parse_size};
 
+use crate::drive::DRIFT_GRACE;
 use crate::job::vigil::Bounds;
 
 /// Where the coordinator listens unless told otherwise: everywhere, on the contract's port.
@@ -53,6 +55,10 @@ pub struct Given {
     /// [default: 48h]
     #[arg(long, value_name = "DURATION|none")]
     pub max_snapshot_age: Option<String>,
+    /// How long columns must differ from the source's before a node is DIVERGED: longer than a change
+    /// takes that is made on both ends [default: 60s]
+    #[arg(long, value_name = "TIME")]
+    pub drift_grace: Option<String>,
 }
 
 /// Settings in force.
@@ -72,6 +78,8 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// What a job may cost its source.
     pub bounds: Bounds,
+    /// How long columns must differ.
+    pub drift_grace: Duration,
 }
 
 impl Settings for Given {
@@ -112,6 +120,7 @@ impl TryFrom<Given> for Config {
             key: given.key.ok_or_else(|| missing("key"))?,
             metrics: given.metrics.as_deref().map(metrics_address).transpose()?,
             bounds,
+            drift_grace: grace(given.drift_grace.as_deref())?,
         })
     }
 }
@@ -141,10 +150,14 @@ fn limit<T>(
     read.map(Some)
 }
 
+fn grace(given: Option<&str>) -> Result<Duration, ConfigError> {
+    given.map_or(Ok(DRIFT_GRACE), |text| {
+        parse_duration(text).map_err(|why| ConfigError::invalid("drift-grace", why))
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use steep_protocol::ByteCount;
 
     use super::*;
@@ -193,6 +206,15 @@ mod tests {
         ] {
             let refused = read(wal, age).unwrap_err().to_string();
             assert!(refused.contains(name), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_grace_is_a_time() {
+        assert_eq!(grace(None).unwrap(), DRIFT_GRACE);
+        assert_eq!(grace(Some("5m")).unwrap(), Duration::from_secs(300));
+        for bad in ["", "60", "-5s", "soon"] {
+            assert!(grace(Some(bad)).is_err(), "{bad:?} was taken");
         }
     }
 

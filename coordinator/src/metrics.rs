@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use steep_daemon::http::Scrape;
 use steep_daemon::metrics::{self, Collector, DescriptorEncoder, Label, Page, Registry};
+use steep_protocol::quic::{Links, PeerStats};
 use steep_protocol::{NodeState, Phase};
 use tokio::sync::{mpsc, oneshot};
 
@@ -16,16 +17,23 @@ use crate::drive::{Answer, Ask, Copied, Gauges, JobGauges, NodeGauges, Question}
 #[derive(Debug)]
 pub(crate) struct Metrics {
     asks: mpsc::Sender<Ask>,
+    links: Links,
 }
 
 impl Metrics {
-    /// Metrics of the loop behind that queue.
-    pub(crate) fn new(asks: mpsc::Sender<Ask>) -> Self {
-        Self { asks }
+    /// Metrics of the loop behind that queue, and of those connections.
+    pub(crate) fn new(asks: mpsc::Sender<Ask>, links: Links) -> Self {
+        Self { asks, links }
     }
 }
 
 impl Scrape for Metrics {
+    async fn healthy(&self) -> bool {
+        let (reply, answer) = oneshot::channel();
+        let question = Question::Alive;
+        self.asks.send(Ask { question, reply }).await.is_ok() && answer.await.is_ok()
+    }
+
     async fn scrape(&self) -> Option<String> {
         let (reply, answer) = oneshot::channel();
         let question = Question::Gauges;
@@ -34,18 +42,24 @@ impl Scrape for Metrics {
             return None;
         };
         let mut registry: Registry = metrics::registry();
-        registry.register_collector(Box::new(Picture(Mutex::new(*gauges))));
+        registry.register_collector(Box::new(Picture {
+            gauges: Mutex::new(*gauges),
+            paths: self.links.stats(),
+        }));
         Some(metrics::text(&registry))
     }
 }
 
 /// What the loop said. Behind a lock because a collector must be shareable; nobody else has it.
 #[derive(Debug)]
-struct Picture(Mutex<Gauges>);
+struct Picture {
+    gauges: Mutex<Gauges>,
+    paths: Vec<PeerStats>,
+}
 
 impl Collector for Picture {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let gauges = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let gauges = self.gauges.lock().unwrap_or_else(PoisonError::into_inner);
         let mut page = Page::new(encoder);
         let version = [("version", env!("CARGO_PKG_VERSION"))];
         page.gauge(
@@ -57,7 +71,8 @@ impl Collector for Picture {
         jobs(&mut page, &gauges)?;
         job_progress(&mut page, &gauges.jobs)?;
         copied(&mut page, &gauges)?;
-        itself(&mut page, &gauges)
+        itself(&mut page, &gauges)?;
+        paths(&mut page, &self.paths)
     }
 }
 
@@ -142,6 +157,12 @@ fn jobs(page: &mut Page<'_>, gauges: &Gauges) -> fmt::Result {
                 cleaning + in_phase(Phase::Cleanup),
             )]),
     )?;
+    let in_state = |state| gauges.jobs.iter().filter(|j| j.state == state).count() as u64;
+    page.gauge(
+        "steep_coordinator_jobs_at_work",
+        "Jobs at work by the state of their node",
+        NodeState::ALL.map(|state| ([("state", state.as_str())], in_state(state))),
+    )?;
     let ended = gauges.ended;
     page.counter(
         "steep_coordinator_jobs_ended",
@@ -179,8 +200,17 @@ fn job_progress(page: &mut Page<'_>, jobs: &[JobGauges]) -> fmt::Result {
     )?;
     page.gauge(
         "steep_coordinator_job_bytes_per_second",
-        "Bytes of the current phase's work a second, smoothed; 0 while unknown",
-        each(jobs, |j| j.bytes_sec),
+        "Bytes of the current phase's work a second, smoothed; left out while unknown",
+        jobs.iter()
+            .filter_map(|j| Some(([("node", j.node.as_str())], j.bytes_sec?))),
+    )?;
+    page.gauge(
+        "steep_coordinator_job_seconds_since_progress",
+        "Time since anything of the node's job moved: a count, a part on its way, a phase",
+        jobs.iter().filter_map(|j| {
+            let labels = [("node", j.node.as_str()), ("phase", j.phase?.as_str())];
+            Some((labels, j.still))
+        }),
     )?;
     page.gauge(
         "steep_coordinator_job_rows",
@@ -279,5 +309,49 @@ fn itself(page: &mut Page<'_>, gauges: &Gauges) -> fmt::Result {
         "steep_coordinator_turn_seconds",
         "Time spent in those turns, the store's writes included",
         [([], gauges.busy.as_secs_f64())],
+    )
+}
+
+/// How the network to agents and operators does. Agents' own metrics say it of the way between them.
+fn paths(page: &mut Page<'_>, peers: &[PeerStats]) -> fmt::Result {
+    page.gauge(
+        "steep_coordinator_quic_connections",
+        "Connections now, by the node's name; operators together",
+        peers
+            .iter()
+            .map(|p| ([("peer", p.peer.as_str())], p.connections)),
+    )?;
+    page.gauge(
+        "steep_coordinator_quic_rtt_seconds",
+        "Round trip, the longest of the peer's connections",
+        peers
+            .iter()
+            .filter(|p| p.connections > 0)
+            .map(|p| ([("peer", p.peer.as_str())], p.rtt.as_secs_f64())),
+    )?;
+    let each = |value: fn(&PeerStats) -> u64| {
+        peers
+            .iter()
+            .map(move |p| ([("peer", p.peer.as_str())], value(p)))
+    };
+    page.counter(
+        "steep_coordinator_quic_sent_packets",
+        "Packets sent",
+        each(|p| p.sent_packets),
+    )?;
+    page.counter(
+        "steep_coordinator_quic_lost_packets",
+        "Packets sent and taken for lost",
+        each(|p| p.lost_packets),
+    )?;
+    page.counter(
+        "steep_coordinator_quic_sent_bytes",
+        "UDP payload sent",
+        each(|p| p.sent),
+    )?;
+    page.counter(
+        "steep_coordinator_quic_received_bytes",
+        "UDP payload received",
+        each(|p| p.received),
     )
 }

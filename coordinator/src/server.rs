@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use steep_certs::Credentials;
 use steep_daemon::http;
 use steep_protocol::close::CloseCode;
-use steep_protocol::quic::{Endpoint, Incoming, Role, Tuning};
+use steep_protocol::quic::{Endpoint, Incoming, Links, Role, Tuning};
 use tokio::net::TcpListener;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -55,6 +55,7 @@ impl Server {
         }
         let store = SqliteStore::open(&config.data_dir)?;
         let (driver, handle) = Driver::new(store, config.bounds)?;
+        let driver = driver.drift_grace(config.drift_grace);
         let health = match config.metrics {
             Some(address) => Some(http::bind(address).await?),
             None => None,
@@ -92,12 +93,13 @@ impl Server {
             handle,
         } = self;
         let stop = shutdown.child_token();
+        let links = Links::default();
         let mut tasks = JoinSet::new();
         if let Some(listener) = health {
-            let metrics = Metrics::new(handle.asks.clone());
+            let metrics = Metrics::new(handle.asks.clone(), links.clone());
             tasks.spawn(http::serve(listener, metrics, stop.clone()));
         }
-        tasks.spawn(accept(Arc::clone(&endpoint), handle, stop.clone()));
+        tasks.spawn(accept(Arc::clone(&endpoint), handle, links, stop.clone()));
         let mut looping = JoinSet::new();
         looping.spawn(driver.run(stop.clone()));
         tracing::info!(event = "ready", addr = %endpoint.local_addr(), "coordinator ready");
@@ -120,7 +122,7 @@ impl Server {
 }
 
 /// Accepts connections; each is greeted and served in its own task.
-async fn accept(endpoint: Arc<Endpoint>, handle: Handle, stop: CancellationToken) {
+async fn accept(endpoint: Arc<Endpoint>, handle: Handle, links: Links, stop: CancellationToken) {
     let mut connections = JoinSet::new();
     let mut sessions = 0;
     loop {
@@ -132,7 +134,8 @@ async fn accept(endpoint: Arc<Endpoint>, handle: Handle, stop: CancellationToken
                 };
                 sessions += 1;
                 let session = SessionId(sessions);
-                connections.spawn(serve(incoming, session, handle.clone(), stop.clone()));
+                let (handle, links, stop) = (handle.clone(), links.clone(), stop.clone());
+                connections.spawn(serve(incoming, session, handle, links, stop));
             }
             Some(ended) = connections.join_next() => say_panic(ended),
         }
@@ -152,7 +155,13 @@ pub(crate) fn say_panic(ended: Result<(), JoinError>) {
 }
 
 /// Greets a peer and serves it as what its certificate says it is (G7).
-async fn serve(incoming: Incoming, session: SessionId, handle: Handle, stop: CancellationToken) {
+async fn serve(
+    incoming: Incoming,
+    session: SessionId,
+    handle: Handle,
+    links: Links,
+    stop: CancellationToken,
+) {
     let remote = incoming.remote();
     let greeted = tokio::select! {
         greeted = incoming.handshake() => greeted,
@@ -166,6 +175,7 @@ async fn serve(incoming: Incoming, session: SessionId, handle: Handle, stop: Can
         }
     };
     let peer = connection.peer().clone();
+    let _watched = links.watch(&connection);
     match peer.role {
         Role::Agent => session::serve(connection, session, handle.agents, stop).await,
         Role::Operator => api::serve(connection, handle, stop).await,

@@ -1,6 +1,7 @@
 //! `GET /healthz` and `GET /metrics`, and nothing else, for whoever supervises the process. Reads
 //! little, waits little, serves few at once.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,16 +9,33 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 /// The longest request head read.
 const REQUEST_MAX: usize = 4_096;
 
-/// How long a client gets to ask and to take its answer.
-const CLIENT_LIMIT: Duration = Duration::from_secs(5);
+/// How long clients and answers get.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// For a client to say what it wants.
+    head: Duration,
+    /// For a client, from its arrival until it has taken its answer.
+    client: Duration,
+    /// For the process to show that it is alive.
+    health: Duration,
+}
 
-/// Clients at once; more wait in the kernel's queue.
+/// A request is one packet. Prometheus and supervisors wait ten seconds and one or more. A disk that is
+/// busy holds up a healthy process for a second or two.
+const LIMITS: Limits = Limits {
+    head: Duration::from_secs(1),
+    client: Duration::from_secs(5),
+    health: Duration::from_secs(3),
+};
+
+/// Clients at once. One more takes the place of the oldest: those who connect and say nothing, or never
+/// take their answer, must not keep a supervisor from asking.
 const CLIENTS_MAX: usize = 16;
 
 /// Pause after an accept that failed, which mostly means too many open files.
@@ -31,6 +49,11 @@ pub trait Scrape: Send + Sync + 'static {
     /// Every metric as it is now, in the `OpenMetrics` text format. `None` where the process is on
     /// its way down.
     fn scrape(&self) -> impl Future<Output = Option<String>> + Send;
+
+    /// Whether the process does its work. One that does not answer in time does not.
+    fn healthy(&self) -> impl Future<Output = bool> + Send {
+        std::future::ready(true)
+    }
 }
 
 /// Takes the address of `--metrics`.
@@ -45,15 +68,33 @@ pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 
 /// Answers until `stop`.
 pub async fn serve<S: Scrape>(listener: TcpListener, metrics: S, stop: CancellationToken) {
+    serve_within(LIMITS, listener, metrics, stop).await;
+}
+
+async fn serve_within<S: Scrape>(
+    limits: Limits,
+    listener: TcpListener,
+    metrics: S,
+    stop: CancellationToken,
+) {
     let metrics = Arc::new(metrics);
     let mut clients = JoinSet::new();
+    let mut arrived: VecDeque<AbortHandle> = VecDeque::with_capacity(CLIENTS_MAX);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            accepted = listener.accept(), if clients.len() < CLIENTS_MAX => match accepted {
+            accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    let answered = answer(stream, Arc::clone(&metrics));
-                    clients.spawn(tokio::time::timeout(CLIENT_LIMIT, answered));
+                    arrived.retain(|client| !client.is_finished());
+                    if arrived.len() >= CLIENTS_MAX
+                        && let Some(oldest) = arrived.pop_front()
+                    {
+                        oldest.abort();
+                    }
+                    let answered = answer(stream, Arc::clone(&metrics), limits);
+                    arrived.push_back(clients.spawn(async move {
+                        let _ = tokio::time::timeout(limits.client, answered).await;
+                    }));
                 }
                 Err(error) => {
                     tracing::debug!(%error, "a health check could not be accepted");
@@ -65,8 +106,8 @@ pub async fn serve<S: Scrape>(listener: TcpListener, metrics: S, stop: Cancellat
     }
 }
 
-/// Reads one request head and answers it. Cancelling drops the connection.
-async fn answer<S: Scrape>(mut stream: TcpStream, metrics: Arc<S>) {
+/// One request's head; nothing where there is none, or one that is too long.
+async fn head(stream: &mut TcpStream) -> Option<Vec<u8>> {
     let mut head = Vec::with_capacity(512);
     let mut piece = [0; 512];
     while !head.windows(4).any(|end| end == b"\r\n\r\n") {
@@ -74,12 +115,26 @@ async fn answer<S: Scrape>(mut stream: TcpStream, metrics: Arc<S>) {
             Ok(read @ 1..) if head.len() + read <= REQUEST_MAX => {
                 head.extend_from_slice(&piece[..read]);
             }
-            Ok(_) | Err(_) => return,
+            Ok(_) | Err(_) => return None,
         }
     }
+    Some(head)
+}
+
+/// Reads one request head and answers it. Cancelling drops the connection.
+async fn answer<S: Scrape>(mut stream: TcpStream, metrics: Arc<S>, limits: Limits) {
+    let Ok(Some(head)) = tokio::time::timeout(limits.head, head(&mut stream)).await else {
+        return;
+    };
     let plain = "text/plain; charset=utf-8";
     let (status, kind, body) = match route(&head) {
-        Route::Health => ("200 OK", plain, "ok\n".to_owned()),
+        Route::Health => match tokio::time::timeout(limits.health, metrics.healthy()).await {
+            Ok(true) => ("200 OK", plain, "ok\n".to_owned()),
+            Ok(false) | Err(_) => {
+                let text = "the process does not do its work\n".to_owned();
+                ("503 Service Unavailable", plain, text)
+            }
+        },
         Route::Metrics => match metrics.scrape().await {
             Some(text) => ("200 OK", METRICS_TYPE, text),
             None => ("503 Service Unavailable", plain, "stopping\n".to_owned()),
@@ -115,7 +170,10 @@ enum Route {
 fn route(head: &[u8]) -> Route {
     let line = head.split(|b| *b == b'\r').next().unwrap_or_default();
     let mut words = line.split(|b| *b == b' ');
-    match (words.next(), words.next()) {
+    let method = words.next();
+    // What comes after a question mark is for others: caches, or parameters of a scraper.
+    let path = words.next().and_then(|p| p.split(|b| *b == b'?').next());
+    match (method, path) {
         (Some(b"GET"), Some(b"/healthz")) => Route::Health,
         (Some(b"GET"), Some(b"/metrics")) => Route::Metrics,
         (Some(b"GET"), _) => Route::Nowhere,
@@ -132,6 +190,8 @@ mod tests {
         let of = |head: &str| route(head.as_bytes());
         assert_eq!(of("GET /healthz HTTP/1.1\r\n\r\n"), Route::Health);
         assert_eq!(of("GET /metrics HTTP/1.1\r\n\r\n"), Route::Metrics);
+        assert_eq!(of("GET /metrics?x=y HTTP/1.1\r\n\r\n"), Route::Metrics);
+        assert_eq!(of("GET /healthz? HTTP/1.1\r\n\r\n"), Route::Health);
         assert_eq!(of("GET / HTTP/1.1\r\n\r\n"), Route::Nowhere);
         assert_eq!(of("GET /healthzz HTTP/1.1\r\n\r\n"), Route::Nowhere);
         assert_eq!(of("POST /metrics HTTP/1.1\r\n\r\n"), Route::NotGet);
@@ -173,5 +233,79 @@ mod tests {
         assert_eq!(ask(&[b'x'; 2 * REQUEST_MAX]).await, "");
         stop.cancel();
         tasks.join_next().await.unwrap().unwrap();
+    }
+
+    /// Serves within short limits; the address, and the task that must be kept.
+    async fn hurried<S: Scrape>(metrics: S) -> (SocketAddr, JoinSet<()>) {
+        let limits = Limits {
+            head: Duration::from_millis(100),
+            client: Duration::from_millis(200),
+            health: Duration::from_millis(50),
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut tasks = JoinSet::new();
+        let stop = CancellationToken::new();
+        tasks.spawn(serve_within(limits, listener, metrics, stop));
+        (address, tasks)
+    }
+
+    async fn ask(address: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer).await;
+        answer
+    }
+
+    #[tokio::test]
+    async fn clients_that_say_nothing_keep_no_supervisor_from_asking_and_are_hung_up_on() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(serve(listener, One, CancellationToken::new()));
+        let mut silent = Vec::new();
+        for _ in 0..4 * CLIENTS_MAX {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        // Within the time that the silent ones have: their places are taken.
+        let asked = tokio::time::timeout(LIMITS.head, ask(address, "/healthz"));
+        assert!(asked.await.unwrap().ends_with("ok\n"));
+        for stream in &mut silent {
+            assert!(!matches!(stream.read(&mut [0]).await, Ok(1..)));
+        }
+    }
+
+    /// Hangs.
+    struct Never;
+
+    impl Scrape for Never {
+        async fn scrape(&self) -> Option<String> {
+            std::future::pending().await
+        }
+
+        async fn healthy(&self) -> bool {
+            std::future::pending().await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_process_that_hangs_is_not_healthy_and_its_scrapes_end() {
+        let (address, _tasks) = hurried(Never).await;
+        let answer = ask(address, "/healthz").await;
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert_eq!(ask(address, "/metrics").await, "");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_never_ends_its_question_is_hung_up_on() {
+        let (address, _tasks) = hurried(One).await;
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream
+            .write_all(b"GET /healthz HTTP/1.1\r\n")
+            .await
+            .unwrap();
+        assert!(!matches!(stream.read(&mut [0]).await, Ok(1..)));
     }
 }

@@ -4,7 +4,7 @@
 //! adds certificates, a coordinator and agents; [`sample`], [`hostile`] and [`schema`] fill a database; [`load`]
 //! writes to it; [`compare`] proves two databases equal and
 //! [`residue`] that nothing is left behind; [`usage`] and [`scrape`] read what it cost and what it
-//! says of itself, [`collector`] what it sends of itself.
+//! says of itself, [`collector`] what it sends of itself, [`logs`] what it logs.
 //!
 //! The harness knows the product only from outside, as a user does: by its binaries, their flags,
 //! their output and what they leave in PostgreSQL. It links nothing of it.
@@ -18,6 +18,7 @@ pub mod command;
 pub mod compare;
 pub mod hostile;
 pub mod load;
+pub mod logs;
 pub mod paths;
 pub mod pg;
 pub mod ports;
@@ -27,5 +28,6 @@ pub mod sample;
 pub mod schema;
 pub mod scrape;
 pub mod scratch;
+pub mod served;
 pub mod usage;
 pub mod wait;

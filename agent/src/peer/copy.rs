@@ -138,7 +138,8 @@ impl Shared {
                     span::failed(&mut span, &fault);
                     return Err(self.name_part(fault, part));
                 }
-                warn!(event = "part.retried", node_id = %self.task.node, job_id = %self.task.job, part = part.0, error = %fault, "part failed, trying again");
+                let table = self.table(part).ok().map(|table| &table.name);
+                warn!(event = "part.retried", node_id = %self.task.node, source_node = %self.link.source(), job_id = %self.task.job, table = table.map(tracing::field::display), part = part.0, error = %fault, "part failed, trying again");
                 self.task.retried();
                 loader = None;
                 tokio::time::sleep(PAUSE * 2u32.pow(tries - 1)).await;
@@ -162,7 +163,7 @@ impl Shared {
             Some(loader) => loader,
             None => loader.insert(Loader::connect(&self.task, &self.plan.encoding).await?),
         };
-        let _share = self.budget.part().await;
+        let _share = self.budget.part(self.request.compression).await;
         // The source starts its COPY while the target begins its transaction.
         let (incoming, begun) = tokio::join!(
             self.link
@@ -214,6 +215,7 @@ impl Shared {
             && fault.kind != FaultKind::Cancelled
         {
             fault.message = format!("copying {}: {}", table.name, fault.message);
+            fault = fault.at(&table.name);
         }
         fault
     }

@@ -23,7 +23,7 @@ use crate::peer::serve::SourceJobs;
 use crate::pg::{Conninfo, catalog};
 use crate::sink::{self, PrepareRequest};
 use crate::source::{self, OpenRequest};
-use crate::task::{Progress, Task};
+use crate::task::{Patience, Progress, Task};
 use crate::telemetry::{CommandEnd, Telemetry};
 
 /// What commands work with.
@@ -47,6 +47,20 @@ pub struct Agent {
     pub readings: Readings,
 }
 
+/// A command, as the log tells of it.
+struct Told {
+    job: JobId,
+    name: &'static str,
+    source: Option<NodeId>,
+    began: Instant,
+}
+
+impl Told {
+    fn source(&self) -> Option<&str> {
+        self.source.as_ref().map(NodeId::as_str)
+    }
+}
+
 impl Agent {
     /// Does what the command says, until it is done or cancelled.
     ///
@@ -64,10 +78,16 @@ impl Agent {
             conninfo: Arc::clone(&self.conninfo),
             cancel: cancel.clone(),
             progress: Progress::new(Arc::clone(&self.reports) as _),
+            patience: Patience::default(),
         };
-        self.telemetry.command_began();
-        let (name, began) = (command.name(), Instant::now());
-        info!(event = "command.started", node_id = %self.node, job_id = %job, command = name, "command began");
+        let running = self.telemetry.command_began();
+        let told = Told {
+            job,
+            name: command.name(),
+            source: self.source_of(&command),
+            began: Instant::now(),
+        };
+        info!(event = "command.started", node_id = %self.node, source_node = told.source(), job_id = %job, command = told.name, "command began");
         // Boxed: the largest of these futures would otherwise be every command's size.
         let work = Box::pin(self.perform(&task, command));
         let outcome = tokio::select! {
@@ -77,7 +97,7 @@ impl Agent {
             }
             outcome = work => outcome,
         };
-        self.say_ended(job, name, began, outcome.as_ref().err());
+        running.ended(self.say_ended(&told, outcome.as_ref().err()));
         outcome.map_err(|fault| {
             if fault.node.is_none() {
                 fault.on(&self.node)
@@ -87,30 +107,61 @@ impl Agent {
         })
     }
 
-    fn say_ended(&self, job: JobId, command: &'static str, began: Instant, fault: Option<&Fault>) {
-        let took = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let node = &self.node;
-        let end = match fault {
+    fn say_ended(&self, told: &Told, fault: Option<&Fault>) -> CommandEnd {
+        let took = u64::try_from(told.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let (node, source) = (&self.node, told.source());
+        let Told { job, name, .. } = told;
+        match fault {
             None => {
-                info!(event = "command.completed", node_id = %node, job_id = %job, command, duration_ms = took, "command done");
+                info!(event = "command.completed", node_id = %node, source_node = source, job_id = %job, command = name, duration_ms = took, "command done");
                 CommandEnd::Done
             }
             Some(fault) if fault.kind == FaultKind::Cancelled => {
-                info!(event = "command.cancelled", node_id = %node, job_id = %job, command, duration_ms = took, "command stopped");
+                info!(event = "command.cancelled", node_id = %node, source_node = source, job_id = %job, command = name, duration_ms = took, "command stopped");
                 CommandEnd::Cancelled
             }
             Some(fault) => {
-                warn!(event = "command.failed", node_id = %node, job_id = %job, command, duration_ms = took, error = %fault, hint = %fault.hint, "command failed");
+                warn!(event = "command.failed", node_id = %node, source_node = source, job_id = %job, command = name, duration_ms = took, table = fault.table.as_ref().map(tracing::field::display), error = %fault, hint = %fault.hint, "command failed");
                 CommandEnd::Failed
             }
-        };
-        self.telemetry.command_ended(end);
+        }
+    }
+
+    /// The node that has the rows, where the command says it: this one, or the one it names.
+    fn source_of(&self, command: &Command) -> Option<NodeId> {
+        match command {
+            Command::GatherSource { .. }
+            | Command::Admit { .. }
+            | Command::AdmitReplicated { .. }
+            | Command::OpenSource { .. }
+            | Command::CloseSnapshot
+            | Command::AwaitFence
+            | Command::ProveSource
+            | Command::ReleaseSource
+            | Command::CleanupSource => Some(self.node.clone()),
+            Command::GatherTarget { source, .. }
+            | Command::PrepareTarget { source, .. }
+            | Command::Copy { source, .. }
+            | Command::Subscribe { source, .. }
+            | Command::Finish { source, .. }
+            | Command::CompareSchemas { source, .. }
+            | Command::CompareReplicated { source, .. } => Some(source.node.clone()),
+            Command::BuildIndexes { .. }
+            | Command::BuildConstraints { .. }
+            | Command::AwaitNativeCopy
+            | Command::ProveTarget
+            | Command::ReleaseTarget
+            | Command::CleanupTarget { .. }
+            | Command::DescribeSchema { .. }
+            | Command::CaptureFingerprints => None,
+        }
     }
 
     async fn perform(&self, task: &Task, command: Command) -> Result<Outcome, Fault> {
         match command {
             Command::GatherSource { .. }
             | Command::Admit { .. }
+            | Command::AdmitReplicated { .. }
             | Command::OpenSource { .. }
             | Command::CloseSnapshot
             | Command::AwaitFence
@@ -127,8 +178,10 @@ impl Agent {
             | Command::Finish { .. }
             | Command::ProveTarget
             | Command::ReleaseTarget
-            | Command::CompareSchemas { .. }
             | Command::CleanupTarget { .. } => self.as_target(task, command).await,
+            Command::CompareSchemas { .. } | Command::CompareReplicated { .. } => {
+                self.compare(task, command).await
+            }
             Command::DescribeSchema { filter, cursor } => self.describe(&filter, cursor).await,
             Command::CaptureFingerprints => sink::capture_fingerprints(task)
                 .await
@@ -146,6 +199,14 @@ impl Agent {
             }
             Command::Admit { target, filter } => {
                 self.jobs.admit(job, target, filter);
+                Ok(Outcome::Done)
+            }
+            Command::AdmitReplicated {
+                target,
+                filter,
+                replication,
+            } => {
+                self.jobs.admit_replicated(job, target, filter, replication);
                 Ok(Outcome::Done)
             }
             Command::OpenSource {
@@ -284,13 +345,6 @@ impl Agent {
                 let (parts, rows, bytes) = sink::totals(task).await?;
                 Ok(Outcome::Totals { parts, rows, bytes })
             }
-            Command::CompareSchemas { source, filter } => {
-                let link = link(source);
-                let described = link.described().await?;
-                sink::compare_schemas(task, link.source(), &described, &filter)
-                    .await
-                    .map(|review| Outcome::Reviewed(Box::new(review)))
-            }
             Command::ReleaseTarget => {
                 self.reports.forget(job);
                 sink::release(task).await.map(|()| Outcome::Done)
@@ -301,6 +355,29 @@ impl Agent {
             }
             other => Err(misdirected(&other)),
         }
+    }
+
+    /// With a source that was told to describe itself to this node.
+    async fn compare(&self, task: &Task, command: Command) -> Result<Outcome, Fault> {
+        let links = &self.telemetry.links;
+        let link = |source| Link::new(Arc::clone(&self.endpoint), source, task.job, links);
+        let review = match command {
+            Command::CompareSchemas { source, filter } => {
+                let link = link(source);
+                let described = link.described().await?;
+                sink::compare_schemas(task, link.source(), &described, &filter).await?
+            }
+            Command::CompareReplicated {
+                source,
+                filter,
+                replication,
+            } => {
+                let described = link(source).described().await?;
+                sink::compare_replicated(task, &described, &filter, replication).await?
+            }
+            other => return Err(misdirected(&other)),
+        };
+        Ok(Outcome::Reviewed(Box::new(review)))
     }
 
     async fn describe(

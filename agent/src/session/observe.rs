@@ -169,10 +169,12 @@ impl Observer {
                 }
             }
             Errand::Audit(wish) => {
+                // Where it could not be written it is told again, and written once the extension is
+                // of this version.
                 if self.installed(session).await? {
                     schema::audit(session, &self.node, wish).await?;
+                    self.reports.audited(wish.seq);
                 }
-                self.reports.audited(wish.seq);
             }
         }
         Ok(())

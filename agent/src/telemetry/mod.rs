@@ -1,12 +1,11 @@
 //! What this agent tells Prometheus: counters that work adds to, and a page written when somebody
 //! scrapes.
 //!
-//! Owns counters and the list of live connections; everything else is asked of who owns it at the
+//! Owns counters; everything else is asked of who owns it at the
 //! moment of a scrape. Labels are peers' names and fixed words, never tables or jobs, so the number
 //! of series is bounded by the cluster's size. Names, units and labels: docs/metrics.md.
 
 mod flow;
-mod links;
 mod page;
 
 use std::sync::Arc;
@@ -16,11 +15,12 @@ use steep_daemon::http::Scrape;
 use steep_daemon::metrics::{self, Registry};
 use steep_protocol::NodeId;
 use steep_protocol::message::agent::{MirrorRow, Observed};
+use steep_protocol::quic::Links;
 use tokio::sync::{mpsc, watch};
 
 pub use flow::Flow;
-pub use links::{Links, Watched};
 
+use crate::budget::Budget;
 use crate::peer::serve::SourceJobs;
 use crate::session::Reports;
 
@@ -55,18 +55,38 @@ impl Telemetry {
         self.coordinator.store(connected, Ordering::Relaxed);
     }
 
-    /// A command begins.
-    pub fn command_began(&self) {
+    /// A command begins. It runs until the value goes.
+    #[must_use]
+    pub fn command_began(&self) -> RunningCommand<'_> {
         self.running.fetch_add(1, Ordering::Relaxed);
+        RunningCommand {
+            telemetry: self,
+            how: CommandEnd::Failed,
+        }
     }
+}
 
-    /// One has ended.
-    pub fn command_ended(&self, how: CommandEnd) {
-        self.running.fetch_sub(1, Ordering::Relaxed);
-        let counter = match how {
-            CommandEnd::Done => &self.done,
-            CommandEnd::Failed => &self.failed,
-            CommandEnd::Cancelled => &self.cancelled,
+/// A command at work. One that ends without saying how, by a panic, has failed.
+#[derive(Debug)]
+pub struct RunningCommand<'a> {
+    telemetry: &'a Telemetry,
+    how: CommandEnd,
+}
+
+impl RunningCommand<'_> {
+    /// It has ended, and so.
+    pub fn ended(mut self, how: CommandEnd) {
+        self.how = how;
+    }
+}
+
+impl Drop for RunningCommand<'_> {
+    fn drop(&mut self) {
+        self.telemetry.running.fetch_sub(1, Ordering::Relaxed);
+        let counter = match self.how {
+            CommandEnd::Done => &self.telemetry.done,
+            CommandEnd::Failed => &self.telemetry.failed,
+            CommandEnd::Cancelled => &self.telemetry.cancelled,
         };
         counter.fetch_add(1, Ordering::Relaxed);
     }
@@ -87,6 +107,17 @@ pub struct Sources {
     pub seen: watch::Receiver<Observed>,
     /// Rows waiting to be mirrored.
     pub mirror: mpsc::Sender<MirrorRow>,
+    /// What parts that are served may hold in memory, and those that are fetched.
+    pub budgets: Budgets,
+}
+
+/// The budgets of both directions.
+#[derive(Debug)]
+pub struct Budgets {
+    /// For parts that are served.
+    pub sent: Budget,
+    /// For parts that are fetched.
+    pub received: Budget,
 }
 
 /// Answers scrapes.
@@ -108,5 +139,24 @@ impl Metrics {
 impl Scrape for Metrics {
     async fn scrape(&self) -> Option<String> {
         Some(metrics::text(&self.registry))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_that_panics_runs_no_longer_and_has_failed() {
+        let telemetry = Telemetry::default();
+        telemetry.command_began().ended(CommandEnd::Done);
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let _running = telemetry.command_began();
+            panic!("as a mistake of ours would");
+        }));
+        assert!(panicked.is_err());
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let ended = [&telemetry.done, &telemetry.failed, &telemetry.cancelled].map(load);
+        assert_eq!((load(&telemetry.running), ended), (0, [1, 1, 0]));
     }
 }

@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 
 use steep_daemon::metrics::{Collector, DescriptorEncoder, Page};
 use steep_protocol::message::agent::Observed;
+use steep_protocol::quic::PeerStats;
 
 use super::Sources;
-use super::links::PeerStats;
 
 impl Collector for Sources {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
@@ -99,6 +99,20 @@ impl Sources {
                 ([("queue", "reports")], queues.untold),
                 ([("queue", "mirror")], mirror as u64),
             ],
+        )?;
+        let budgets = [
+            ("sent", &self.budgets.sent),
+            ("received", &self.budgets.received),
+        ];
+        page.gauge(
+            "steep_agent_memory_budget_bytes",
+            "Memory that parts under way may hold at once",
+            budgets.map(|(direction, budget)| ([("direction", direction)], budget.limit() as u64)),
+        )?;
+        page.gauge(
+            "steep_agent_memory_used_bytes",
+            "Of that memory, what is set aside for parts under way",
+            budgets.map(|(direction, budget)| ([("direction", direction)], budget.used() as u64)),
         )?;
         page.gauge(
             "steep_agent_coordinator_connected",

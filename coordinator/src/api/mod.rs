@@ -142,7 +142,11 @@ impl Stream {
             ApiRequest::Audit { node } => self.audit(node).await?,
             ApiRequest::Schema { node, filter } => self.schema(&node, &filter).await?,
             ApiRequest::Capture { node, peer } => {
-                let question = Question::Capture { node, peer };
+                let question = Question::Capture {
+                    node,
+                    peer,
+                    operator,
+                };
                 if let Answer::Captured { tables } = self.ask(question).await? {
                     self.sender.send(&ApiReply::Captured { tables }).await?;
                 }

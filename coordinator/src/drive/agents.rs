@@ -143,6 +143,8 @@ impl<S: Store> Driver<S> {
                     .as_ref()
                     .and_then(|p| p.as_ref().ok())
                     .copied();
+                // How far replication is behind, too, is seen by who watches as soon as it is known.
+                self.out.observed |= agent.observed != observed;
                 agent.observed = observed;
                 self.note_version(node, version);
                 self.check_jobs(node, now);

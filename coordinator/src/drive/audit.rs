@@ -54,6 +54,16 @@ impl Wish {
             arguments: vec![("keep_data".to_owned(), keep.to_owned())],
         }
     }
+
+    pub(super) fn capture(node: &NodeId, peer: Option<&NodeId>) -> Self {
+        let peer_argument = peer.map(|peer| ("peer".to_owned(), peer.to_string()));
+        Self {
+            action: "schema.capture",
+            node: node.clone(),
+            source: peer.cloned(),
+            arguments: peer_argument.into_iter().collect(),
+        }
+    }
 }
 
 impl<S: Store> Driver<S> {
@@ -152,9 +162,15 @@ impl<S: Store> Driver<S> {
 
     /// Tells a node what it has not confirmed.
     pub(super) fn tell_audit(&mut self, node: &NodeId) {
-        let due = self.audit_due.get(node).cloned().unwrap_or_default();
-        // A page at a time: an agent that is told more than its session holds is disconnected.
-        for view in due.into_iter().take(TOLD_AT_ONCE) {
+        let Some(queue) = self.audit_due.get_mut(node) else {
+            return;
+        };
+        // A page at a time: an agent that is told more than its session holds is disconnected. Others
+        // come first the next time: one that cannot be written keeps none from being told.
+        let page = queue.len().min(TOLD_AT_ONCE);
+        let told = queue[..page].to_vec();
+        queue.rotate_left(page);
+        for view in told {
             self.send(node, CoordinatorMessage::Audit(Box::new(view)));
         }
     }

@@ -35,7 +35,7 @@ impl<S: Store> Driver<S> {
                 target: spec.target.clone(),
                 filter: filter(),
                 export: if native {
-                    Export::Nothing
+                    Export::Slot
                 } else {
                     Export::SlotAndSnapshot
                 },

@@ -9,15 +9,21 @@ use steep_protocol::message::job::SchemaMode;
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeState, Phase};
 
 use super::jobs::table_events;
-use super::log::{Level, Note};
+use super::log::{Level, Note, last_phase};
 use super::{Answer, Driver, span};
 use crate::job::machine::{Effect, Finish};
 use crate::job::state::{NodeEvent, transition};
-use crate::job::{Side, Stage, Work};
+use crate::job::{Closed, Job, Side, Stage, Work};
 use crate::store::{Columns, Store, TableSum, Write};
 
 /// Findings of one command that are logged one by one.
 const FINDINGS_LOGGED: usize = 200;
+
+/// The code of findings about schemas that differ.
+const SCHEMA_MISMATCH: &str = "schema_mismatch";
+
+/// The code of findings about statements that auto has run.
+const SYNC_APPLIED: &str = "schema_sync_applied";
 
 impl<S: Store> Driver<S> {
     /// Does one thing.
@@ -95,10 +101,12 @@ impl<S: Store> Driver<S> {
                 record.source = Some(source);
                 record.init_started_at = Some(accepted_at);
                 record.error_message = None;
+                record.lost = None;
             }
             NodeState::Synchronized => {
                 record.init_completed_at = Some(now);
                 record.error_message = None;
+                record.lost = None;
                 record.columns = match schema_mode {
                     SchemaMode::Strict => Columns::Equal,
                     // What was tolerated or confirmed.
@@ -108,6 +116,7 @@ impl<S: Store> Driver<S> {
             NodeState::Uninitialized => {
                 record.source = None;
                 record.error_message = None;
+                record.lost = None;
             }
             NodeState::Copying
             | NodeState::CatchingUp
@@ -147,18 +156,15 @@ impl<S: Store> Driver<S> {
         let note = Note::info("init.phase_completed", text)
             .job(&live.job)
             .field("phase", phase)
-            .field("duration_ms", millis)
-            .field("rows_copied", counted.rows.0)
-            .field("bytes_copied", counted.bytes.0)
-            .field(
-                "overall_progress",
-                format!("{:.1}", live.meter.overall_percent()),
-            );
+            .field("duration_ms", millis);
         self.log(note, now);
     }
 
     fn found(&mut self, id: JobId, findings: &[Finding], now: Timestamp) {
-        for finding in findings.iter().take(FINDINGS_LOGGED) {
+        self.schema_synced(id, findings, now);
+        let single = |finding: &&Finding| finding.code != SYNC_APPLIED;
+        let rest = findings.iter().filter(single).count();
+        for finding in findings.iter().filter(single).take(FINDINGS_LOGGED) {
             let Some(live) = self.jobs.get(&id) else {
                 return;
             };
@@ -168,8 +174,7 @@ impl<S: Store> Driver<S> {
                 Severity::Error => Level::Error,
             };
             let event = match finding.code.as_str() {
-                "schema_mismatch" => "schema.mismatch_detected",
-                "schema_sync_applied" => "schema.sync_applied",
+                SCHEMA_MISMATCH => "schema.mismatch_detected",
                 _ => "init.finding",
             };
             let mut note = Note::new(level, event, finding.what.clone())
@@ -182,12 +187,46 @@ impl<S: Store> Driver<S> {
             }
             self.log(note, now);
         }
-        let rest = findings.len().saturating_sub(FINDINGS_LOGGED);
+        let rest = rest.saturating_sub(FINDINGS_LOGGED);
         if let Some(live) = self.jobs.get(&id).filter(|_| rest > 0) {
             let text = format!("and {rest} findings more, not logged one by one");
             let note = Note::warn("init.finding", text).job(&live.job);
             self.log(note, now);
         }
+    }
+
+    /// Says once what auto has run. Each statement is a finding of the job, and so in its report.
+    fn schema_synced(&mut self, id: JobId, findings: &[Finding], now: Timestamp) {
+        let applied = findings.iter().filter(|f| f.code == SYNC_APPLIED).count();
+        let Some(live) = self.jobs.get(&id).filter(|_| applied > 0) else {
+            return;
+        };
+        let spec = &live.job.spec;
+        let text = format!(
+            "{applied} statements made the schema of {} like that of {}",
+            spec.target, spec.source
+        );
+        let note = Note::info("schema.sync_applied", text)
+            .job(&live.job)
+            .field("statements", applied);
+        self.log(note, now);
+    }
+
+    /// Says that schemas differ, where that was found only when the target was prepared: what
+    /// preflight finds is told difference by difference.
+    fn schema_differs(&mut self, id: JobId, fault: &Fault, now: Timestamp) {
+        let Some(live) = self.jobs.get(&id) else {
+            return;
+        };
+        let told = live.job.warnings.iter().any(|f| f.code == SCHEMA_MISMATCH);
+        if fault.kind != FaultKind::SchemaMismatch || told {
+            return;
+        }
+        let note = Note::new(Level::Error, "schema.mismatch_detected", fault.to_string())
+            .job(&live.job)
+            .field("code", SCHEMA_MISMATCH)
+            .field("hint", &fault.hint);
+        self.log(note, now);
     }
 
     fn cleanup_failed(&mut self, id: JobId, side: Side, why: &str, now: Timestamp) {
@@ -215,11 +254,13 @@ impl<S: Store> Driver<S> {
         live.meter.observe(&live.job, &live.tally, now);
         if let Finish::Failed(fault) = &finish {
             self.table_failed(id, fault, now);
+            self.schema_differs(id, fault, now);
         }
         let Some(live) = self.jobs.get_mut(&id) else {
             return;
         };
-        let operator = live.cancelled_by.clone().unwrap_or_default();
+        let operator = live.job.cancelled_by.clone().unwrap_or_default();
+        let stopped_in = last_phase(&live.job);
         let waiting = std::mem::take(&mut live.waiting);
         let counted = live.tally.counted().done;
         let seconds = elapsed_seconds(&live.job, now);
@@ -244,40 +285,28 @@ impl<S: Store> Driver<S> {
             Finish::CancelPending(fault) => {
                 let text = format!("cancelled by {operator}; {}", fault.hint);
                 let note = Note::warn("init.cleanup_pending", text.clone());
-                let note = note.field("operator", &operator);
+                let note = note.field("operator", &operator).stopped_in(stopped_in);
                 self.replied(waiting, &Err(fault.clone()));
                 let shown = Fault::new(FaultKind::Cancelled, text).hint(fault.hint);
                 return self.record_end(id, Some(shown), note, now);
             }
         };
         let millis = (seconds * 1e3).round();
-        let note = note
-            .field("rows_copied", counted.rows.0)
-            .field("bytes_copied", counted.bytes.0)
-            .field("duration_ms", millis);
+        let note = note.field("duration_ms", millis).stopped_in(stopped_in);
         self.record_end(id, fault, note, now);
         self.replied(waiting, &Ok(()));
     }
 
-    /// Says which table a job failed at, where it failed at one: its copy's fault begins with it.
+    /// Says which table a job failed at, where it failed at one.
     fn table_failed(&mut self, id: JobId, fault: &Fault, now: Timestamp) {
-        let Some(live) = self.jobs.get(&id) else {
-            return;
-        };
-        let named = fault.message.strip_prefix("copying ");
-        let table = live
-            .began
-            .keys()
-            .filter_map(|no| live.tally.name(*no))
-            .map(ToString::to_string)
-            .find(|name| named.is_some_and(|n| n.starts_with(&format!("{name}: "))));
-        let Some(table) = table else {
+        let (Some(live), Some(table)) = (self.jobs.get(&id), &fault.table) else {
             return;
         };
         let note = Note::new(Level::Error, "init.table_failed", fault.to_string())
             .job(&live.job)
             .field("table", table)
-            .field("hint", &fault.hint);
+            .field("hint", &fault.hint)
+            .stopped_in(last_phase(&live.job));
         self.log(note, now);
     }
 
@@ -334,7 +363,7 @@ impl<S: Store> Driver<S> {
         let Some(live) = self.jobs.get(&id) else {
             return;
         };
-        if matches!(live.job.stage, Stage::Closed(crate::job::Closed::Failed(_))) {
+        if matches!(live.job.stage, Stage::Closed(Closed::Failed(_))) {
             let text = "everything that the failed job had made is removed";
             let note = Note::info("init.cleanup_completed", text).job(&live.job);
             self.log(note, now);
@@ -344,7 +373,7 @@ impl<S: Store> Driver<S> {
 }
 
 /// Seconds from the request to the end, or to now.
-pub(super) fn elapsed_seconds(job: &crate::job::Job, now: Timestamp) -> f64 {
+pub(super) fn elapsed_seconds(job: &Job, now: Timestamp) -> f64 {
     let end = job.ended_at.unwrap_or(now);
     (end.as_millisecond() - job.accepted_at.as_millisecond()).max(0) as f64 / 1e3
 }

@@ -150,8 +150,12 @@ pub struct JobGauges {
     pub bytes: u64,
     /// COPY bytes in all, as far as can be told.
     pub bytes_total: u64,
-    /// Bytes of the phase's own work a second.
-    pub bytes_sec: f64,
+    /// The state of its target.
+    pub state: NodeState,
+    /// Bytes of the phase's own work a second, where it has bytes and enough has been watched.
+    pub bytes_sec: Option<f64>,
+    /// Seconds since anything of it moved.
+    pub still: f64,
     /// Rows committed.
     pub rows: u64,
     /// Parts committed and in all.
@@ -229,7 +233,9 @@ impl<S: Store> Driver<S> {
             overall_percent: view.overall_percent,
             bytes: view.bytes_copied,
             bytes_total: view.bytes_total,
-            bytes_sec: view.detail.phase_bytes_sec.unwrap_or(0.0),
+            state,
+            bytes_sec: view.detail.phase_bytes_sec,
+            still: live.meter.seconds_still(now),
             rows: view.rows_copied,
             parts: (counted.done.parts.into(), counted.planned.into()),
             retries: view.detail.retries,

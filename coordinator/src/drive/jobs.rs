@@ -12,9 +12,9 @@ use steep_protocol::{JobId, NodeId, Phase, TableNo};
 use super::log::Note;
 use super::{Driver, Live};
 use crate::job::machine::{self, JobEvent, Refused};
-use crate::job::tally::Noted;
+use crate::job::tally::{Noted, TableTally};
 use crate::job::{Side, Stage, Step, progress};
-use crate::store::{SAMPLES_MAX, Store, Write};
+use crate::store::{SAMPLES_MAX, Store, TableTimes, Write};
 
 /// Jobs of more tables than this log the beginning and end of large tables only.
 const TABLE_EVENTS_MAX: usize = 1_000;
@@ -42,6 +42,8 @@ impl<S: Store> Driver<S> {
         let (job, effects) = machine::step(live.job.clone(), event, now, self.rules)?;
         if job != live.job {
             live.job = job;
+            // What follows is logged with where the job is now.
+            live.meter.observe(&live.job, &live.tally, now);
             self.out.writes.push(Write::Job(Box::new(live.job.clone())));
             self.touch(id);
         }
@@ -70,18 +72,26 @@ impl<S: Store> Driver<S> {
             return;
         }
         let due = machine::after(live.mirrored, MIRROR_EVERY) <= now;
-        if sample_of(live.sampled) != sample_of(now) {
-            live.sampled = now;
-            let sample = live.meter.sample(&live.tally, now);
-            live.history.push(sample);
-            thin(&mut live.history);
-            self.out.writes.push(Write::Sample { job: id, sample });
-        }
         let target = live.job.spec.target.clone();
+        if sample_of(live.sampled) != sample_of(now) {
+            self.sample(id, now);
+        }
         self.touch(id);
         if due {
             self.mirror(&target, now);
         }
+    }
+
+    /// Keeps where a job is.
+    pub(super) fn sample(&mut self, id: JobId, now: Timestamp) {
+        let Some(live) = self.jobs.get_mut(&id).filter(|live| live.end.is_none()) else {
+            return;
+        };
+        live.sampled = now;
+        let mark = live.meter.mark(&live.tally, now);
+        live.history.push(mark.sample);
+        thin(&mut live.history);
+        self.out.writes.push(Write::Sample { job: id, mark });
     }
 
     /// Tells a node what its own tables should say.
@@ -124,16 +134,19 @@ impl<S: Store> Driver<S> {
         if progress::current_phase(&live.job) != Some(report.phase) {
             return;
         }
-        // While both ends work, how far replication has come is what matters.
-        if let Some(work) = report.work
-            && (report.phase != Phase::CatchUp || side == Side::Source)
-        {
-            live.meter.report(report.phase, work);
+        if let Some(work) = report.work {
+            // While both ends work, how far replication has come is what matters.
+            if report.phase == Phase::CatchUp && side == Side::Target {
+                live.meter.report_aside(&work);
+            } else {
+                live.meter.report(report.phase, work);
+            }
         }
         if report.phase != Phase::Copy || side != Side::Target {
             return self.touch(id);
         }
-        live.meter.retried(report.retries);
+        let another = live.meter.retried(report.retries);
+        live.heard = now;
         live.tally.set_flight(&report.active);
         let flight = live.tally.flight();
         let mut begun: Vec<TableNo> = flight
@@ -142,7 +155,11 @@ impl<S: Store> Driver<S> {
             .collect();
         begun.dedup();
         for table in begun {
-            self.table_began(id, table, now);
+            self.table_began(id, table, now, now);
+        }
+        if another {
+            // What the process before had counted is known to nobody else.
+            self.sample(id, now);
         }
         self.touch(id);
     }
@@ -161,6 +178,9 @@ impl<S: Store> Driver<S> {
         if !matches!(live.job.stage, Stage::Working(_)) {
             return;
         }
+        // What began since then and is over was never seen on its way. It may have begun right then.
+        let phase = live.job.clock.current.map(|(_, began)| began);
+        let since = std::mem::replace(&mut live.heard, now).max(phase.unwrap_or(now));
         let mut new = Vec::with_capacity(parts.len());
         let mut tables = Vec::new();
         for part in parts {
@@ -186,7 +206,7 @@ impl<S: Store> Driver<S> {
         self.touch(id);
         self.parts_due.entry(id).or_default().extend(new);
         for (table, complete) in tables {
-            self.table_began(id, table, now);
+            self.table_began(id, table, since, now);
             if complete {
                 self.table_completed(id, table, now);
             }
@@ -201,14 +221,20 @@ impl<S: Store> Driver<S> {
             .filter(|live| side.node(&live.job.spec) == node)
     }
 
-    fn table_began(&mut self, id: JobId, table: TableNo, now: Timestamp) {
+    fn table_began(&mut self, id: JobId, table: TableNo, began: Timestamp, now: Timestamp) {
         let Some(live) = self.jobs.get_mut(&id) else {
             return;
         };
         if live.began.contains_key(&table) {
             return;
         }
-        live.began.insert(table, now);
+        live.began.insert(table, began);
+        let times = TableTimes {
+            no: table,
+            began,
+            ended: None,
+        };
+        self.times_due.entry(id).or_default().push(times);
         let Some(tally) = live.tally.table(table).filter(|t| is_logged(live, t)) else {
             return;
         };
@@ -224,17 +250,17 @@ impl<S: Store> Driver<S> {
             return;
         };
         let began = live.began.remove(&table).unwrap_or(now);
+        let times = TableTimes {
+            no: table,
+            began,
+            ended: Some(now),
+        };
+        self.times_due.entry(id).or_default().push(times);
         let millis = (now.as_millisecond() - began.as_millisecond()).max(0);
         let Some(tally) = live.tally.table(table) else {
             return;
         };
-        live.slowest.note(TableTime {
-            schema: tally.summary.name.schema.to_string(),
-            table: tally.summary.name.table.to_string(),
-            rows: tally.rows.0,
-            bytes: tally.bytes.0,
-            seconds: millis as f64 / 1e3,
-        });
+        live.slowest.note(took(tally, began, now));
         if !is_logged(live, tally) {
             return;
         }
@@ -266,6 +292,18 @@ impl<S: Store> Driver<S> {
     }
 }
 
+/// How long a table that is complete took.
+pub(super) fn took(table: &TableTally, began: Timestamp, ended: Timestamp) -> TableTime {
+    let millis = (ended.as_millisecond() - began.as_millisecond()).max(0);
+    TableTime {
+        schema: table.summary.name.schema.to_string(),
+        table: table.summary.name.table.to_string(),
+        rows: table.rows.0,
+        bytes: table.bytes.0,
+        seconds: millis as f64 / 1e3,
+    }
+}
+
 /// All jobs are sampled in the same turn, so that it is one write.
 fn sample_of(now: Timestamp) -> i64 {
     now.as_millisecond().div_euclid(SAMPLE_EVERY)
@@ -283,7 +321,7 @@ fn thin(history: &mut Vec<ProgressSample>) {
 }
 
 /// Whether a table's beginning and end are logged one by one.
-fn is_logged(live: &Live, table: &crate::job::tally::TableTally) -> bool {
+fn is_logged(live: &Live, table: &TableTally) -> bool {
     live.tally.tables().len() <= TABLE_EVENTS_MAX
         || table.summary.bytes_estimate.0 >= TABLE_EVENTS_BYTES
 }

@@ -5,10 +5,11 @@ use std::fmt::Display;
 
 use jiff::Timestamp;
 use steep_protocol::message::api::EventView;
-use steep_protocol::{JobId, NodeId};
+use steep_protocol::{JobId, NodeId, Phase};
 
-use super::Driver;
+use super::{Driver, Live};
 use crate::job::Job;
+use crate::job::progress::current_phase;
 use crate::store::{Store, Write};
 
 /// How much a note matters.
@@ -97,6 +98,14 @@ impl Note {
         self
     }
 
+    /// With what the job was doing before it was stopped: cleaning up says nothing about why.
+    pub(super) fn stopped_in(self, phase: Option<Phase>) -> Self {
+        match phase {
+            Some(phase) => self.field("phase", phase),
+            None => self,
+        }
+    }
+
     fn get(&self, name: &str) -> Option<&str> {
         self.fields
             .iter()
@@ -107,6 +116,34 @@ impl Note {
     fn number(&self, name: &str) -> Option<u64> {
         self.get(name)?.parse().ok()
     }
+
+    /// With that field, where it has none of that name.
+    fn or_field(self, name: &'static str, value: impl Display) -> Self {
+        match self.get(name) {
+            Some(_) => self,
+            None => self.field(name, value),
+        }
+    }
+
+    /// With where the job is, where the note does not say otherwise.
+    fn within(self, live: &Live) -> Self {
+        let done = live.tally.counted().done;
+        let percent = format!("{:.1}", live.meter.overall_percent());
+        let note = self
+            .or_field("overall_progress", percent)
+            .or_field("rows_copied", done.rows.0)
+            .or_field("bytes_copied", done.bytes.0);
+        match current_phase(&live.job).or_else(|| last_phase(&live.job)) {
+            Some(phase) => note.or_field("phase", phase),
+            None => note,
+        }
+    }
+}
+
+/// What a job was doing before it was stopped or had done all.
+pub(super) fn last_phase(job: &Job) -> Option<Phase> {
+    let mut phases = job.clock.spent.iter().rev().map(|(phase, _)| *phase);
+    phases.find(|phase| *phase != Phase::Cleanup)
 }
 
 macro_rules! trace_note {
@@ -127,6 +164,7 @@ macro_rules! trace_note {
             overall_progress = note
                 .get("overall_progress")
                 .and_then(|p| p.parse::<f64>().ok()),
+            statements = note.number("statements"),
             operator = note.get("operator"),
             method = note.get("method"),
             parallel = note.number("parallel"),
@@ -140,8 +178,13 @@ macro_rules! trace_note {
 }
 
 impl<S: Store> Driver<S> {
-    /// Writes the note to both logs.
+    /// Writes the note to both logs. What is known of its job is added here, so that no note of one
+    /// can lack it.
     pub(super) fn log(&mut self, note: Note, now: Timestamp) {
+        let note = match note.job.and_then(|id| self.jobs.get(&id)) {
+            Some(live) => note.within(live),
+            None => note,
+        };
         match note.level {
             Level::Info => trace_note!(info, &note),
             Level::Warn => trace_note!(warn, &note),

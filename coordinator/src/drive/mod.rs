@@ -11,11 +11,13 @@
 mod admit;
 mod agents;
 mod audit;
+mod columns;
 mod compose;
 mod doctor;
 mod drift;
 mod effects;
 mod errand;
+mod following;
 mod gauges;
 mod jobs;
 mod log;
@@ -55,7 +57,7 @@ use crate::job::tally::Tally;
 use crate::job::vigil::{Bounds, Vigil};
 use crate::job::{Job, Side, preflight};
 use crate::registry::{Link, Registry, SessionId};
-use crate::store::{EventQuery, NodeRecord, Store, StoreError, Write};
+use crate::store::{EventQuery, NodeRecord, Store, StoreError, TableTimes, Write};
 use gauges::Tallies;
 
 /// Messages of agents that may wait. Each can be as long as a control frame, so few.
@@ -70,6 +72,10 @@ const TICK: Duration = Duration::from_millis(250);
 
 /// How often parts that are done are written, where nothing else is.
 const PARTS_EVERY: Duration = Duration::from_secs(1);
+
+/// How long columns must differ before that is drift, unless told otherwise: a change that is made on
+/// both ends by hand, one after the other, takes no longer.
+pub const DRIFT_GRACE: Duration = Duration::from_secs(60);
 
 /// What comes from the agents' sessions.
 #[derive(Debug)]
@@ -180,7 +186,11 @@ pub enum Question {
         node: NodeId,
         /// Whose, beside its own.
         peer: Option<NodeId>,
+        /// Who asks.
+        operator: Operator,
     },
+    /// Nothing: that there is an answer shows that the loop turns.
+    Alive,
 }
 
 /// Who asks, as far as the connection shows.
@@ -316,8 +326,8 @@ struct Live {
     end: Option<Arc<EndView>>,
     /// Why a removal failed last, by side. It is tried again and again; only news is logged.
     complaints: Vec<(Side, String)>,
-    /// Who wanted it cancelled.
-    cancelled_by: Option<String>,
+    /// When its target last said what has been copied.
+    heard: Timestamp,
     published: Timestamp,
     mirrored: Timestamp,
     sampled: Timestamp,
@@ -345,6 +355,8 @@ struct Outbox {
     touched: Vec<JobId>,
     /// Jobs of which nothing is left to do.
     closed: Vec<JobId>,
+    /// Whether agents see something that they did not see before.
+    observed: bool,
 }
 
 /// The loop's state.
@@ -357,13 +369,10 @@ pub struct Driver<S> {
     jobs: BTreeMap<JobId, Live>,
     doctors: Vec<doctor::Doctor>,
     errands: Vec<errand::Errand>,
-    /// How often in a row an observer missed what a node needs, by node and observer.
-    suspects: BTreeMap<(NodeId, NodeId), u8>,
-    /// How subscriptions fare, by node.
-    failing: BTreeMap<NodeId, drift::Applying>,
-    /// The digests, of source and node, for which schemas were compared last and when they are again,
-    /// by node.
-    compared: BTreeMap<NodeId, ((String, String), Timestamp)>,
+    /// How nodes that follow fare.
+    following: BTreeMap<NodeId, following::Following>,
+    /// How long columns must differ before that is drift.
+    drift_grace: Duration,
     next_command: u64,
     next_event: u64,
     next_audit: u64,
@@ -375,6 +384,8 @@ pub struct Driver<S> {
     /// Parts done that are not written yet, and when some were last.
     parts_due: BTreeMap<JobId, Vec<PartDone>>,
     parts_written: Timestamp,
+    /// When tables began and ended, as far as that is not written yet either.
+    times_due: BTreeMap<JobId, Vec<TableTimes>>,
     out: Outbox,
     pulse: watch::Sender<u64>,
     agents: mpsc::Receiver<AgentInput>,
@@ -433,9 +444,8 @@ impl<S: Store> Driver<S> {
             jobs: BTreeMap::new(),
             doctors: Vec::new(),
             errands: Vec::new(),
-            failing: BTreeMap::new(),
-            compared: BTreeMap::new(),
-            suspects: BTreeMap::new(),
+            following: BTreeMap::new(),
+            drift_grace: DRIFT_GRACE,
             next_command: loaded.next_command,
             next_event: loaded.next_event,
             next_audit: loaded.next_audit,
@@ -444,6 +454,7 @@ impl<S: Store> Driver<S> {
             tallies: Tallies::default(),
             parts_due: BTreeMap::new(),
             parts_written: Timestamp::UNIX_EPOCH,
+            times_due: BTreeMap::new(),
             out: Outbox::default(),
             pulse,
             agents,
@@ -461,6 +472,13 @@ impl<S: Store> Driver<S> {
         Ok((driver, handle))
     }
 
+    /// Columns that differ are drift after that time.
+    #[must_use]
+    pub fn drift_grace(mut self, grace: Duration) -> Self {
+        self.drift_grace = grace;
+        self
+    }
+
     /// Runs until `shutdown`. Needs a multi-threaded runtime: the store is written in place.
     ///
     /// # Errors
@@ -476,7 +494,7 @@ impl<S: Store> Driver<S> {
                 1.. = self.agents.recv_many(&mut said, AGENT_QUEUE) => Wake::Agents,
                 Some(ask) = self.asks.recv() => Wake::Operator(ask),
                 _ = tick.tick() => Wake::Time,
-                () = shutdown.cancelled() => return Ok(()),
+                () = shutdown.cancelled() => return self.last_turn(),
             };
             self.turn(&mut said, wake)?;
         }
@@ -510,6 +528,16 @@ impl<S: Store> Driver<S> {
         self.tick_errands(now);
     }
 
+    /// Keeps where every job is, so that nothing that was shown goes back when the coordinator is
+    /// started again.
+    fn last_turn(&mut self) -> Result<(), StoreError> {
+        let now = self.clock.now();
+        for id in self.jobs.keys().copied().collect::<Vec<_>>() {
+            self.sample(id, now);
+        }
+        self.flush(now)
+    }
+
     /// Writes, then sends.
     fn flush(&mut self, now: Timestamp) -> Result<(), StoreError> {
         let mut out = std::mem::take(&mut self.out);
@@ -527,7 +555,7 @@ impl<S: Store> Driver<S> {
                 self.on_left(&node, session, now);
             }
         }
-        let mut news = !out.writes.is_empty();
+        let mut news = !out.writes.is_empty() || out.observed;
         for id in out.touched {
             news |= self.publish(id, now);
         }
@@ -549,7 +577,8 @@ impl<S: Store> Driver<S> {
     /// waits for the disk a second. They go first: a job that is sealed after them drops them.
     fn take_parts(&mut self, writes: &mut Vec<Write>, now: Timestamp) {
         let due = after(self.parts_written, PARTS_EVERY) <= now;
-        if self.parts_due.is_empty() || (writes.is_empty() && !due) {
+        let nothing = self.parts_due.is_empty() && self.times_due.is_empty();
+        if nothing || (writes.is_empty() && !due) {
             return;
         }
         self.parts_written = now;
@@ -557,7 +586,12 @@ impl<S: Store> Driver<S> {
         let parts = parts
             .into_iter()
             .map(|(job, parts)| Write::Parts { job, parts });
-        writes.splice(0..0, parts);
+        let times = std::mem::take(&mut self.times_due);
+        let times = times
+            .into_iter()
+            .map(|(job, tables)| Write::Times { job, tables });
+        let late: Vec<Write> = parts.chain(times).collect();
+        writes.splice(0..0, late);
     }
 
     /// Remembers that a job's followers have something new to see.

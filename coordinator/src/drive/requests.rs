@@ -67,8 +67,13 @@ impl<S: Store> Driver<S> {
                 self.describe(&node, filter, cursor, reply, now);
                 return Ok(());
             }
-            Question::Capture { node, peer } => {
-                self.capture(&node, peer, reply, now);
+            Question::Alive => Ok(Answer::Done),
+            Question::Capture {
+                node,
+                peer,
+                operator,
+            } => {
+                self.capture(&node, peer, &operator, reply, now);
                 return Ok(());
             }
         };
@@ -319,7 +324,9 @@ impl<S: Store> Driver<S> {
         };
         if let Some(live) = self.jobs.get_mut(&id) {
             note = note.job(&live.job);
-            live.cancelled_by = Some(name.clone());
+            // Stored with the job: who wanted it must be known when it is done, restart or not.
+            live.job.cancelled_by = Some(name.clone());
+            self.out.writes.push(Write::Job(Box::new(live.job.clone())));
             live.waiting.push(reply);
         }
         self.log(note.field("operator", name), now);

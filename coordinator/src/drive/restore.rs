@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use steep_protocol::{ByteCount, JobId, NodeId, NodeState};
 use tokio::sync::watch;
 
+use super::jobs::took;
 use super::{Driver, Feed, Live};
 use crate::job::machine::{JobEvent, after};
 use crate::job::progress::{Detail, Meter};
@@ -15,27 +16,51 @@ use crate::job::report::Slowest;
 use crate::job::tally::Tally;
 use crate::job::vigil::Vigil;
 use crate::job::{Job, Side};
-use crate::store::{Store, StoreError, StoredJob};
+use crate::store::{Store, StoreError, StoredJob, TableTimes};
 
 /// How long jobs wait for agents after the coordinator's own start. Agents try again with growing
 /// pauses, and those may have grown while the coordinator was away.
 const RESUME_GRACE: Duration = Duration::from_secs(30);
+
+impl Live {
+    /// Takes up when tables began and ended: those that are complete are in the report, and none
+    /// begins a second time.
+    fn restore_times(&mut self, times: &[TableTimes]) {
+        for table in times {
+            match table.ended {
+                None => {
+                    self.began.insert(table.no, table.began);
+                }
+                Some(ended) => {
+                    let time = self
+                        .tally
+                        .table(table.no)
+                        .map(|t| took(t, table.began, ended));
+                    time.into_iter().for_each(|time| self.slowest.note(time));
+                }
+            }
+        }
+    }
+}
 
 impl<S: Store> Driver<S> {
     /// Takes a job up again. Its agents are away until they register.
     pub(super) fn resume(&mut self, job: Job) -> Result<(), StoreError> {
         let id = job.id;
         let now = self.clock.now();
-        let tally = self.recount(id)?;
+        let (tally, times) = self.recount(id)?;
         let end = self.store.job(id)?.and_then(|stored| stored.end);
         self.adopt(job, tally, now);
         let history = self.store.samples(id)?;
+        let last = self.store.last_mark(id)?;
         if let Some(live) = self.jobs.get_mut(&id) {
             live.end = end.map(Arc::new);
-            if let Some(last) = history.last() {
-                live.meter.resume(last);
+            if let Some(last) = last {
+                live.meter.resume(&last);
+                live.heard = last.sample.at;
             }
             live.history = history;
+            live.restore_times(&times);
         }
         let give_up = after(now, RESUME_GRACE);
         for side in Side::BOTH {
@@ -66,7 +91,7 @@ impl<S: Store> Driver<S> {
             workers: job.spec.parallel,
             end: None,
             complaints: Vec::new(),
-            cancelled_by: None,
+            heard: now,
             published: now,
             mirrored: now,
             sampled: now,
@@ -80,7 +105,7 @@ impl<S: Store> Driver<S> {
     pub(super) fn revive(&mut self, stored: StoredJob, now: Timestamp) -> Result<(), StoreError> {
         let id = stored.job.id;
         let ends: [NodeId; 2] = Side::BOTH.map(|side| side.node(&stored.job.spec).clone());
-        let tally = self.recount(id)?;
+        let (tally, _) = self.recount(id)?;
         self.adopt(stored.job, tally, now);
         for node in ends {
             self.meet(id, &node, now);
@@ -88,11 +113,13 @@ impl<S: Store> Driver<S> {
         Ok(())
     }
 
-    /// What has been planned and copied, as far as it is stored.
-    fn recount(&mut self, id: JobId) -> Result<Tally, StoreError> {
+    /// What has been planned and copied and when, as far as it is stored.
+    fn recount(&mut self, id: JobId) -> Result<(Tally, Vec<TableTimes>), StoreError> {
         let mut tally = Tally::default();
+        let mut times = Vec::new();
         for table in self.store.plan(id)? {
             let sum = table.sum;
+            times.extend(table.times);
             if let Err(misfit) = tally.add_page(std::slice::from_ref(&table.summary)) {
                 return Err(StoreError::Corrupt {
                     what: format!("plan of job {id}"),
@@ -112,7 +139,7 @@ impl<S: Store> Driver<S> {
                 what: format!("parts of job {id}"),
                 reason: error.to_string(),
             }),
-            None => Ok(tally),
+            None => Ok((tally, times)),
         }
     }
 
@@ -122,7 +149,7 @@ impl<S: Store> Driver<S> {
         stored: &StoredJob,
         now: Timestamp,
     ) -> Result<(Tally, Meter), StoreError> {
-        let mut tally = self.recount(stored.job.id)?;
+        let (mut tally, _) = self.recount(stored.job.id)?;
         if let Some(end) = &stored.end {
             tally.restore_wire(ByteCount(end.wire_bytes));
         }

@@ -52,6 +52,9 @@ pub struct Job {
     pub operator: String,
     /// When.
     pub accepted_at: Timestamp,
+    /// The name in the certificate of who wanted it cancelled, where somebody did.
+    #[serde(default)]
+    pub cancelled_by: Option<String>,
     /// Where it is.
     pub stage: Stage,
     /// Commands that were given and have not ended.
@@ -308,6 +311,7 @@ impl Job {
             spec,
             operator: operator.to_owned(),
             accepted_at: now,
+            cancelled_by: None,
             stage: Stage::Working(Step::GatherSource),
             running: Vec::new(),
             first_command,

@@ -9,8 +9,7 @@ use super::{Job, PhaseClock};
 /// Findings that say what of the source is not on the target.
 const NOT_COPIED: [&str; 3] = ["unlogged", "large_objects", "foreign_tables"];
 
-/// The tables that took longest so far, slowest first. Known to this process of the coordinator
-/// only: a table that was complete before a restart is not among them.
+/// The tables that took longest so far, slowest first.
 #[derive(Debug, Clone, Default)]
 pub struct Slowest {
     tables: Vec<TableTime>,

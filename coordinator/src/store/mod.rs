@@ -12,9 +12,11 @@ use serde::{Deserialize, Serialize};
 pub use steep_protocol::limits::SAMPLES_MAX;
 use steep_protocol::message::agent::{PartDone, TableSummary};
 use steep_protocol::message::api::{AuditView, EndView, EventView, ProgressSample};
+use steep_protocol::message::schema::SchemaDifference;
 use steep_protocol::{ByteCount, JobId, NodeId, NodeState, RowCount, TableNo};
 
 use crate::job::Job;
+use crate::job::progress::Mark;
 
 pub mod sqlite;
 
@@ -31,7 +33,8 @@ pub mod sqlite;
 /// - **how each job ended**: the final report, which operators ask for days later.
 /// - **the next command id**: an agent answers an id it has seen with what that came to, so an id
 ///   that was used twice would be taken for done.
-/// - **samples** of each job's progress, so that a restarted coordinator still shows how it went.
+/// - **samples** of each job's progress, and **when tables began and ended**, so that a restarted
+///   coordinator still shows how it went and reports on all of it.
 /// - **events**, and **what operators wanted** with the nodes that have not been told: the audit
 ///   trail.
 ///
@@ -75,6 +78,12 @@ pub trait Store: Send {
     /// # Errors
     /// [`StoreError`].
     fn samples(&mut self, id: JobId) -> Result<Vec<ProgressSample>, StoreError>;
+
+    /// A job's last sample, with what its numbers are made of.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    fn last_mark(&mut self, id: JobId) -> Result<Option<Mark>, StoreError>;
 
     /// What operators wanted, oldest first.
     ///
@@ -131,6 +140,10 @@ pub struct NodeRecord {
     /// How the columns of what it replicates may differ from the source's.
     #[serde(default)]
     pub columns: Columns,
+    /// Why it cannot follow any more whatever becomes of slot and subscription: changes may be missing.
+    /// Only a new job or a cancel takes it back.
+    #[serde(default)]
+    pub lost: Option<String>,
 }
 
 /// How the columns of a synchronized node may differ from its source's.
@@ -139,15 +152,19 @@ pub enum Columns {
     /// Not at all.
     #[default]
     Equal,
-    /// As they do when they are first seen after the job, whose mode allowed it.
+    /// As they do when they are first seen after the job, as far as its mode allows.
     AsFirstSeen,
-    /// As in these two digests, of the source and of the node.
-    As {
-        /// The source's.
-        source: String,
-        /// The node's.
-        node: String,
-    },
+    /// In this.
+    Accepted(Accepted),
+}
+
+/// Differences that are no drift.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Accepted {
+    /// Each of them.
+    pub differences: Vec<SchemaDifference>,
+    /// Further ones that were only counted.
+    pub unlisted: u64,
 }
 
 impl NodeRecord {
@@ -166,6 +183,7 @@ impl NodeRecord {
             advertise: None,
             postgres_version: None,
             columns: Columns::Equal,
+            lost: None,
         }
     }
 }
@@ -207,7 +225,14 @@ pub enum Write {
         /// The job.
         job: JobId,
         /// Where it is.
-        sample: ProgressSample,
+        mark: Mark,
+    },
+    /// When tables of a job began and ended. May be written a second late, as parts are.
+    Times {
+        /// The job.
+        job: JobId,
+        /// The tables.
+        tables: Vec<TableTimes>,
     },
     /// What an operator wanted. Those older than [`AUDIT_KEPT`] are dropped now and then.
     Audit {
@@ -258,6 +283,17 @@ pub struct TableSum {
     pub bytes: ByteCount,
 }
 
+/// When a table's copy began and ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TableTimes {
+    /// Which.
+    pub no: TableNo,
+    /// When its first part was heard of.
+    pub began: Timestamp,
+    /// When its last part was committed.
+    pub ended: Option<Timestamp>,
+}
+
 /// A table of a stored plan.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredTable {
@@ -265,6 +301,8 @@ pub struct StoredTable {
     pub summary: TableSummary,
     /// What it had come to when its job was sealed; zeros before.
     pub sum: TableSum,
+    /// When it began, where it has, and ended.
+    pub times: Option<TableTimes>,
 }
 
 /// A job and how it ended.

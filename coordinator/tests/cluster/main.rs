@@ -82,6 +82,7 @@ impl Cluster {
             key: self.file("c.key"),
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
             bounds: Bounds::default(),
+            drift_grace: steep_coordinator::drive::DRIFT_GRACE,
         }
     }
 

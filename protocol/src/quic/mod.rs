@@ -7,6 +7,7 @@
 mod connection;
 mod endpoint;
 mod error;
+mod links;
 mod stream;
 mod tuning;
 
@@ -16,6 +17,7 @@ mod tests;
 pub use connection::{Connection, PathStats, Peer};
 pub use endpoint::{Endpoint, Expect, Incoming};
 pub use error::{ConnectError, EndpointError, StreamError};
+pub use links::{Links, PeerStats, Watched};
 pub use steep_certs::Role;
 pub use stream::{Receiver, Sender};
 pub use tuning::{Congestion, Traffic, Tuning};

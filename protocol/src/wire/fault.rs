@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::NodeId;
+use super::{NodeId, TableName};
 
 /// The kind of an error, as scripts tell them apart. The CLI's exit code is made of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -67,6 +67,10 @@ pub struct Fault {
     pub hint: String,
     /// Whether trying again can help.
     pub retry: Retry,
+    /// The table it happened at, where there is one; not in what older versions stored. Boxed, since
+    /// most have none and faults travel in every result.
+    #[serde(default)]
+    pub table: Option<Box<TableName>>,
 }
 
 impl Fault {
@@ -78,6 +82,7 @@ impl Fault {
             message: message.into(),
             hint: String::new(),
             retry: Retry::Never,
+            table: None,
         }
     }
 
@@ -92,6 +97,13 @@ impl Fault {
     #[must_use]
     pub fn on(mut self, node: &NodeId) -> Self {
         self.node = Some(node.clone());
+        self
+    }
+
+    /// At that table.
+    #[must_use]
+    pub fn at(mut self, table: &TableName) -> Self {
+        self.table = Some(Box::new(table.clone()));
         self
     }
 

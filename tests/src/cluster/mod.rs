@@ -14,8 +14,9 @@ use serde_json::Value;
 
 pub use builder::Builder;
 pub use cli::{CLI_LIMIT, Output, Running};
-pub use node::Node;
+pub use node::{Dials, Node};
 
+use crate::logs::Documented;
 use crate::paths::Binaries;
 use crate::pg::{Database, Grouping};
 use crate::ports::Port;
@@ -353,6 +354,12 @@ impl Cluster {
         )
     }
 
+    /// Holds every log against its documentation: whatever a suite makes the processes do, failures
+    /// above all, what they log of it is what docs/logs.md says.
+    fn check_logs(&self) -> Result<()> {
+        Documented::read()?.check_all(&self.dir)
+    }
+
     fn certs(&self) -> PathBuf {
         self.dir.join("certs")
     }
@@ -368,5 +375,17 @@ impl Cluster {
             processes.extend(node.release());
         }
         processes
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // A test that fails has something more important to say, and demonstrations are no tests.
+        if self.grouping == Grouping::Own || std::thread::panicking() {
+            return;
+        }
+        if let Err(error) = self.check_logs() {
+            panic!("a log is not as docs/logs.md says: {error:#}");
+        }
     }
 }

@@ -1,10 +1,11 @@
 //! Claims about the audit trail, the history of progress, and metrics.
 
 use steep_protocol::message::agent::{AgentMessage, PartProgress, ProgressReport};
-use steep_protocol::{ByteCount, NodeState, PartNo, Phase};
+use steep_protocol::message::api::EventView;
+use steep_protocol::{ByteCount, Fault, FaultKind, JobId, NodeState, PartNo, Phase, TableName};
 
 use super::super::{Answer, Question};
-use super::world::{World, done};
+use super::world::{World, done, operator};
 use crate::store::{EventQuery, Store};
 use crate::testing::{node, spec};
 
@@ -83,18 +84,7 @@ fn history_and_retries_outlive_the_coordinator() {
     world.until("b", is_copy);
     let parts = vec![done(0), done(1)];
     world.say("b", AgentMessage::PartsDone { job, parts });
-    let report = ProgressReport {
-        job,
-        phase: Phase::Copy,
-        active: vec![PartProgress {
-            part: PartNo(2),
-            bytes: ByteCount(5),
-            wire: ByteCount(2),
-        }],
-        work: None,
-        retries: 3,
-    };
-    world.say("b", AgentMessage::Progress(report));
+    world.say("b", AgentMessage::Progress(copying(job, 2, 3)));
     for _ in 0..3 {
         world.skip(11);
     }
@@ -109,6 +99,190 @@ fn history_and_retries_outlive_the_coordinator() {
         (3, before.rows_copied)
     );
     assert!(after.overall_percent >= before.overall_percent);
+}
+
+#[test]
+fn wishes_that_cannot_be_written_keep_none_from_being_told() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    for _ in 0..60 {
+        let question = Question::Capture {
+            node: node("b"),
+            peer: None,
+            operator: operator(),
+        };
+        drop(world.ask_later(question));
+        world.run_on();
+    }
+    // Its agent writes none of them, and begins a session after the other.
+    world.agent("b").audited.clear();
+    for _ in 0..2 {
+        world.leave("b");
+        world.join("b");
+    }
+    let told = &world.agent("b").audited;
+    let told: std::collections::BTreeSet<u64> = told.iter().map(|wish| wish.seq).collect();
+    assert_eq!(told.len(), 60);
+}
+
+#[test]
+fn who_cancelled_is_known_after_a_restart() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    world.init(vec![spec("a", "b")]).unwrap();
+    world.until("b", is_copy);
+    drop(world.cancel("b"));
+    let mut world = world.restart(directory.path());
+    world.join("a");
+    world.join("b");
+    world.run_on();
+    assert_eq!(world.state("b"), NodeState::Uninitialized);
+    let events = world.events("b");
+    let cancelled = events.iter().find(|e| e.event == "init.cancelled");
+    let cancelled = cancelled.unwrap();
+    assert!(
+        cancelled.message.starts_with("cancelled by dba;"),
+        "{cancelled:?}"
+    );
+    assert_eq!(field(cancelled, "operator"), Some("dba"));
+    assert_eq!(field(cancelled, "phase"), Some("copy"));
+}
+
+fn field<'a>(event: &'a EventView, name: &str) -> Option<&'a str> {
+    let found = event.fields.iter().find(|(known, _)| known == name);
+    found.map(|(_, value)| value.as_str())
+}
+
+#[test]
+fn what_is_known_of_a_job_is_in_all_its_events_and_a_fault_names_its_table() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let job = world.init(vec![spec("a", "b")]).unwrap()[0].job;
+    world.until("b", is_copy);
+    world.say("b", AgentMessage::Progress(copying(job, 2, 0)));
+    let parts = vec![done(0), done(1)];
+    world.say("b", AgentMessage::PartsDone { job, parts });
+    let table = TableName::new("public", "t1").unwrap();
+    let fault = Fault::new(FaultKind::Failed, "it is all wrong").at(&table);
+    world.end_one("b", Some(fault));
+    world.run_on();
+    let events = world.events("b");
+    for event in events.iter().filter(|e| e.job_id == Some(job)) {
+        for name in ["overall_progress", "rows_copied", "bytes_copied"] {
+            assert!(field(event, name).is_some(), "{name} in {event:?}");
+        }
+        let begun = event.event != "init.started" && field(event, "to") != Some("preparing");
+        assert!(!begun || field(event, "phase").is_some(), "{event:?}");
+    }
+    let failed = events.iter().find(|e| e.event == "init.table_failed");
+    let failed = failed.unwrap();
+    assert_eq!(field(failed, "table"), Some("public.t1"));
+    assert_eq!(field(failed, "phase"), Some("copy"));
+    let failed = events.iter().find(|e| e.event == "init.failed").unwrap();
+    assert_eq!(field(failed, "phase"), Some("copy"));
+    assert_eq!(field(failed, "rows_copied"), Some("20"));
+}
+
+fn copying(job: JobId, part: u32, retries: u64) -> ProgressReport {
+    ProgressReport {
+        job,
+        phase: Phase::Copy,
+        active: vec![PartProgress {
+            part: PartNo(part),
+            bytes: ByteCount(5),
+            wire: ByteCount(2),
+        }],
+        work: None,
+        retries,
+    }
+}
+
+#[test]
+fn retries_are_counted_once_over_restarts_of_both() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let job = world.init(vec![spec("a", "b")]).unwrap()[0].job;
+    world.until("b", is_copy);
+    // Three of a first process of the agent, two of a second, and the coordinator restarts.
+    for retries in [3, 1, 2] {
+        let report = AgentMessage::Progress(copying(job, 2, retries));
+        world.say("b", report);
+    }
+    world.skip(11);
+    assert_eq!(world.progress("b").0.detail.retries, 5);
+    let mut world = world.restart(directory.path());
+    world.join("a");
+    world.join("b");
+    assert_eq!(world.progress("b").0.detail.retries, 5);
+    // The same process says what it said, then more; then comes a third.
+    for (retries, sum) in [(2, 5), (4, 7), (1, 8)] {
+        let report = AgentMessage::Progress(copying(job, 2, retries));
+        world.say("b", report);
+        assert_eq!(world.progress("b").0.detail.retries, sum);
+    }
+}
+
+#[test]
+fn a_restart_forgets_no_table_and_begins_none_again() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let job = world.init(vec![spec("a", "b")]).unwrap()[0].job;
+    world.until("b", is_copy);
+    world.say("b", AgentMessage::Progress(copying(job, 0, 0)));
+    world.skip(20);
+    let parts = vec![done(0), done(1)];
+    world.say("b", AgentMessage::PartsDone { job, parts });
+    world.say("b", AgentMessage::Progress(copying(job, 2, 0)));
+    world.skip(2);
+    let shown = world.progress("b").0.overall_percent;
+    world.driver.last_turn().unwrap();
+
+    let mut world = world.restart(directory.path());
+    world.join("a");
+    world.join("b");
+    assert!(world.progress("b").0.overall_percent >= shown);
+    world.say("b", AgentMessage::Progress(copying(job, 2, 0)));
+    world.skip(30);
+    let parts = vec![done(0), done(1), done(2), done(3)];
+    world.say("b", AgentMessage::PartsDone { job, parts });
+    world.run_on();
+    assert_eq!(world.state("b"), NodeState::Synchronized);
+    let started = world.events("b");
+    let started = started.iter().filter(|e| e.event == "init.table_started");
+    assert_eq!(started.count(), 3);
+    let Ok(Answer::Report(Some(end))) = world.ask(Question::Report { node: node("b") }) else {
+        panic!("no report");
+    };
+    let slowest = &end.report.slowest_tables;
+    assert_eq!(slowest.len(), 3, "{slowest:?}");
+    assert_eq!(
+        (slowest[0].table.as_str(), slowest[1].table.as_str()),
+        ("t1", "t0")
+    );
+    assert!(
+        slowest[0].seconds >= 32.0 && slowest[1].seconds >= 20.0,
+        "{slowest:?}"
+    );
+    assert_eq!(slowest[1].rows, 20);
+}
+
+#[test]
+fn a_table_that_was_never_seen_on_its_way_took_no_longer_than_since_the_last_report() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let job = world.init(vec![spec("a", "b")]).unwrap()[0].job;
+    world.until("b", is_copy);
+    world.skip(5);
+    world.say("b", AgentMessage::Progress(copying(job, 2, 0)));
+    world.skip(3);
+    let parts = vec![done(0), done(1)];
+    world.say("b", AgentMessage::PartsDone { job, parts });
+    let events = world.events("b");
+    let complete = events.iter().find(|e| e.event == "init.table_complete");
+    let fields = &complete.unwrap().fields;
+    let millis = fields.iter().find(|(name, _)| name == "duration_ms");
+    let millis: i64 = millis.unwrap().1.parse().unwrap();
+    assert!((3_000..4_000).contains(&millis), "{millis}");
 }
 
 #[test]
@@ -132,6 +306,22 @@ fn a_follower_that_comes_late_sees_the_present() {
 }
 
 #[test]
+fn a_lag_that_is_new_is_news_to_who_watches_and_an_old_one_is_not() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let job = world.init(vec![spec("a", "b")]).unwrap()[0].job;
+    world.run_on();
+    let mut pulse = world.driver.pulse.subscribe();
+    for (lag, news) in [(5, true), (5, false), (6, true)] {
+        let mut seen = slot(job, "reserved");
+        seen.lag = ByteCount(lag);
+        world.observe("a", Some(seen), None);
+        assert_eq!(pulse.has_changed().unwrap(), news, "{lag}");
+        pulse.mark_unchanged();
+    }
+}
+
+#[test]
 fn metrics_tell_jobs_by_phase_and_what_was_copied() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b", "c"]);
@@ -146,6 +336,10 @@ fn metrics_tell_jobs_by_phase_and_what_was_copied() {
     let seen = gauges(&mut world);
     assert_eq!((seen.nodes.len(), seen.jobs.len()), (3, 1));
     assert_eq!(seen.jobs[0].phase, Some(Phase::Copy));
+    assert_eq!(seen.jobs[0].state, NodeState::Copying);
+    assert!(seen.jobs[0].still < 1.0);
+    world.skip(700);
+    assert!(gauges(&mut world).jobs[0].still >= 700.0);
     assert_eq!(seen.copied.len(), 1);
     assert_eq!(seen.copied[0].1.parts, 1);
     world.run_on();

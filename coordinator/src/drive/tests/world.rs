@@ -45,7 +45,7 @@ pub(super) struct FakeAgent {
     sums: BTreeMap<JobId, (u32, u64, u64)>,
 }
 
-fn operator() -> Operator {
+pub(super) fn operator() -> Operator {
     Operator {
         name: "dba".to_owned(),
         certificate: "0a:1b".to_owned(),
@@ -300,6 +300,7 @@ impl World {
             | Command::ReleaseTarget
             | Command::ReleaseSource
             | Command::Admit { .. }
+            | Command::AdmitReplicated { .. }
             | Command::CleanupTarget { .. } => Outcome::Done,
             Command::DescribeSchema { cursor, .. } => Outcome::SchemaPage {
                 page: Box::default(),
@@ -309,7 +310,9 @@ impl World {
                 }),
             },
             Command::CaptureFingerprints => Outcome::Captured { tables: 3 },
-            Command::CompareSchemas { .. } => Outcome::Reviewed(Box::new(self.review.clone())),
+            Command::CompareSchemas { .. } | Command::CompareReplicated { .. } => {
+                Outcome::Reviewed(Box::new(self.review.clone()))
+            }
         }
     }
 

@@ -185,8 +185,9 @@ impl Turn {
 
     /// The error of a preflight that found these.
     fn preflight_fault(&self, errors: &[&Finding]) -> Fault {
+        // Whatever else stands in the way: strict promises that code for any difference.
         let schema = self.job.spec.schema_mode == SchemaMode::Strict
-            && errors.iter().all(|f| f.code == "schema_mismatch");
+            && errors.iter().any(|f| f.code == "schema_mismatch");
         let link = errors
             .iter()
             .all(|f| matches!(f.code.as_str(), "agent_link" | "server_link"));

@@ -5,20 +5,21 @@
 //! were shown, so that a corrected estimate never makes a bar go back. Pure: time comes in as a value.
 
 mod pace;
-
-use std::cmp::Reverse;
+mod still;
+mod tables;
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use steep_protocol::message::agent::{WorkProgress, WorkUnit};
-use steep_protocol::message::api::{
-    PhaseTime, ProgressDetail, ProgressSample, ProgressView, TableState, TableView,
-};
+use steep_protocol::message::api::{PhaseTime, ProgressDetail, ProgressSample, ProgressView};
 use steep_protocol::message::job::Method;
-use steep_protocol::{ByteCount, Fault, NodeId, NodeState, Phase, limits};
+use steep_protocol::{Fault, NodeId, NodeState, Phase};
 
 use pace::Pace;
+use still::{Sign, Still};
+use tables::{leading_table, table_views};
 
-use super::tally::{TableTally, Tally};
+use super::tally::Tally;
 use super::{Closed, Job, Stage, Why};
 
 /// Copying is said to be complete when it is, not when an estimate says so.
@@ -60,6 +61,7 @@ pub struct Meter {
     /// The highest percentage of that phase that was shown.
     shown_within: Option<(Phase, f64)>,
     retries: Retries,
+    still: Still,
 }
 
 /// Parts begun again, over restarts of the agent that counts them.
@@ -67,6 +69,18 @@ pub struct Meter {
 struct Retries {
     before: u64,
     now: u64,
+}
+
+/// Where a job was at some time: what is shown of it, and what a restarted coordinator needs to count
+/// on from there.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Mark {
+    /// What is shown.
+    #[serde(flatten)]
+    pub sample: ProgressSample,
+    /// Of the sample's retries, those of processes of the target's agent before the last.
+    #[serde(default)]
+    pub retries_before: u64,
 }
 
 /// How much of the tables a view has.
@@ -87,15 +101,30 @@ impl Meter {
         if phase == Phase::Copy && work.unit == WorkUnit::Bytes {
             self.native_bytes = self.native_bytes.max(work.done);
         }
+        self.still.heard(&work);
         self.work = Some((phase, work));
     }
 
+    /// Takes word of work beside what is shown: it shows that the job moves, and nothing else.
+    pub fn report_aside(&mut self, work: &WorkProgress) {
+        self.still.heard_aside(work);
+    }
+
+    /// How long nothing of the job has moved: no count, no part on its way, no phase.
+    #[must_use]
+    pub fn seconds_still(&self, now: Timestamp) -> f64 {
+        self.still.seconds(now)
+    }
+
     /// Takes the target's count of parts begun again; it begins at zero with each of its processes.
-    pub fn retried(&mut self, count: u64) {
-        if count < self.retries.now {
+    /// Says whether this is another process's.
+    pub fn retried(&mut self, count: u64) -> bool {
+        let another = count < self.retries.now;
+        if another {
             self.retries.before += self.retries.now;
         }
         self.retries.now = count;
+        another
     }
 
     /// Parts begun again so far.
@@ -104,29 +133,38 @@ impl Meter {
         self.retries.before + self.retries.now
     }
 
-    /// Goes on where a coordinator that was stopped had been. The agent's own counts go on.
-    pub fn resume(&mut self, last: &ProgressSample) {
-        self.shown = self.shown.max(last.overall_percent.clamp(0.0, 100.0));
-        self.retries.now = self.retries.now.max(last.retries);
-        self.native_bytes = self.native_bytes.max(last.bytes_copied);
+    /// Goes on where a coordinator that was stopped had been. The agent's own counts go on: what its
+    /// process had said before is no other process's.
+    pub fn resume(&mut self, last: &Mark) {
+        let sample = &last.sample;
+        self.shown = self.shown.max(sample.overall_percent.clamp(0.0, 100.0));
+        self.retries = Retries {
+            before: last.retries_before,
+            now: sample.retries.saturating_sub(last.retries_before),
+        };
+        self.native_bytes = self.native_bytes.max(sample.bytes_copied);
     }
 
     /// Where the job is now, to be kept.
     #[must_use]
-    pub fn sample(&self, tally: &Tally, now: Timestamp) -> ProgressSample {
-        ProgressSample {
-            at: now,
-            overall_percent: self.shown,
-            rows_copied: tally.counted().done.rows.0,
-            bytes_copied: self.bytes(tally),
-            wire_bytes: tally.wire().0,
-            retries: self.retries(),
+    pub fn mark(&self, tally: &Tally, now: Timestamp) -> Mark {
+        Mark {
+            sample: ProgressSample {
+                at: now,
+                overall_percent: self.shown,
+                rows_copied: tally.counted().done.rows.0,
+                bytes_copied: self.bytes(tally),
+                wire_bytes: tally.wire().0,
+                retries: self.retries(),
+            },
+            retries_before: self.retries.before,
         }
     }
 
     /// Takes samples for the rates and moves the percentages on. Call it about once a tick.
     pub fn observe(&mut self, job: &Job, tally: &Tally, now: Timestamp) {
         let phase = current_phase(job);
+        self.still.observe(Sign::of(job, tally), now);
         if self.work.as_ref().is_some_and(|(p, _)| Some(*p) != phase) {
             self.work = None;
         }
@@ -388,100 +426,6 @@ fn error_of(job: &Job) -> Option<String> {
         Stage::Closed(Closed::Failed(fault)) => Some(told_of(fault, &job.spec.target)),
         Stage::Working(_) | Stage::Closed(Closed::Synchronized | Closed::Cancelled) => None,
     }
-}
-
-/// The largest table on its way, and how far it is.
-fn leading_table(tally: &Tally) -> Option<(steep_protocol::TableNo, f64)> {
-    let tables = tally
-        .flight()
-        .iter()
-        .filter_map(|f| tally.table(tally.table_of(f.part)?));
-    let largest = tables.max_by_key(|t| t.summary.bytes_estimate)?;
-    let moving = in_flight(tally, largest);
-    Some((largest.summary.no, table_percent(tally, largest, moving)))
-}
-
-/// Bytes of that table on their way.
-fn in_flight(tally: &Tally, table: &TableTally) -> ByteCount {
-    let own = |f: &&steep_protocol::message::agent::PartProgress| {
-        tally.table_of(f.part) == Some(table.summary.no)
-    };
-    tally.flight().iter().filter(own).map(|f| f.bytes).sum()
-}
-
-fn table_percent(tally: &Tally, table: &TableTally, moving: ByteCount) -> f64 {
-    if table.is_complete() {
-        return 100.0;
-    }
-    percent((table.bytes + moving).0, tally.expected_of(table).0).min(ALMOST)
-}
-
-fn table_views(tally: &Tally, detail: Detail) -> Vec<TableView> {
-    let view = |table: &TableTally| {
-        let moving = in_flight(tally, table);
-        let begun = table.done > 0
-            || tally
-                .flight()
-                .iter()
-                .any(|f| tally.table_of(f.part) == Some(table.summary.no));
-        TableView {
-            schema: table.summary.name.schema.to_string(),
-            table: table.summary.name.table.to_string(),
-            rows: table.rows.0,
-            bytes: (table.bytes + moving).0,
-            state: match (table.is_complete(), begun) {
-                (true, _) => TableState::Completed,
-                (false, true) => TableState::Copying,
-                (false, false) => TableState::Pending,
-            },
-            percent: table_percent(tally, table, moving),
-        }
-    };
-    match detail {
-        Detail::All => tally.tables().iter().map(view).collect(),
-        Detail::Shown => shown(tally).into_iter().map(view).collect(),
-        Detail::Active => {
-            let mut numbers: Vec<_> = tally
-                .flight()
-                .iter()
-                .filter_map(|f| tally.table_of(f.part))
-                .collect();
-            numbers.sort_unstable();
-            numbers.dedup();
-            numbers
-                .into_iter()
-                .filter_map(|no| tally.table(no))
-                .map(view)
-                .collect()
-        }
-    }
-}
-
-/// The tables of [`Detail::Shown`].
-fn shown(tally: &Tally) -> Vec<&TableTally> {
-    let mut moving: Vec<_> = tally
-        .flight()
-        .iter()
-        .filter_map(|f| tally.table_of(f.part))
-        .collect();
-    moving.sort_unstable();
-    let rank = |table: &&TableTally| {
-        let moves = moving.binary_search(&table.summary.no).is_ok();
-        let class = match (moves, table.is_complete()) {
-            (true, _) => 0,
-            (false, false) if table.done > 0 => 1,
-            (false, false) => 2,
-            (false, true) => 3,
-        };
-        (class, Reverse(tally.expected_of(table)), table.summary.no)
-    };
-    let mut tables: Vec<_> = tally.tables().iter().collect();
-    if tables.len() > limits::TABLES_SHOWN {
-        tables.select_nth_unstable_by_key(limits::TABLES_SHOWN, rank);
-        tables.truncate(limits::TABLES_SHOWN);
-    }
-    tables.sort_unstable_by_key(rank);
-    tables
 }
 
 /// 0 to 100; 0 where there is nothing to compare with.

@@ -16,6 +16,10 @@ const SAMPLED_MIN: f64 = 1.5;
 /// What has slowed down to this share of its steady rate stands still, and the time left is unknown.
 const STALLED: f64 = 0.02;
 
+/// A rate below one a second is none: a smoothed rate only ever comes near to 0, and people and alerts
+/// take what is left of it for movement.
+const STILL: f64 = 1.0;
+
 /// A month; what seems to take longer is not known to end at all.
 const ETA_MAX: f64 = 30.0 * 86_400.0;
 
@@ -51,12 +55,12 @@ impl Pace {
 
     /// A second, smoothed; 0 before the second sample.
     pub(super) fn rate(&self) -> f64 {
-        self.shown
+        if self.shown < STILL { 0.0 } else { self.shown }
     }
 
     /// As [`Pace::rate`], where enough has been watched to say so.
     pub(super) fn known_rate(&self) -> Option<f64> {
-        (self.sampled >= SAMPLED_MIN).then_some(self.shown)
+        (self.sampled >= SAMPLED_MIN).then(|| self.rate())
     }
 
     /// Seconds until so much more has been done. `None` where it is not known: too little has been
@@ -111,6 +115,10 @@ mod tests {
         }
         assert_eq!(pace.eta(600_000_000), None);
         assert!(pace.rate() < 10_000.0, "{}", pace.rate());
+        for second in 90..200 {
+            pace.observe(65_000_000, at(second * 1_000));
+        }
+        assert_eq!((pace.rate(), pace.known_rate()), (0.0, Some(0.0)));
     }
 
     proptest! {

@@ -3,7 +3,8 @@
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use steep_protocol::message::agent::{PartDone, PartProgress, TableSummary};
-use steep_protocol::{JobId, Lsn, PartNo, RowCount, TableName, TableNo};
+use steep_protocol::message::api::TableState;
+use steep_protocol::{ByteCount, JobId, Lsn, PartNo, RowCount, TableName, TableNo};
 
 use super::super::{Plan, Step};
 use super::*;
@@ -93,6 +94,72 @@ fn a_stalled_copy_shows_so_within_seconds() {
         "{}",
         view.throughput_bytes_sec
     );
+}
+
+#[test]
+fn what_moved_and_stands_still_says_for_how_long_and_at_no_rate() {
+    let (mut job, mut tally) = copying(&[(100, 1_000 * MB)]);
+    let mut meter = Meter::default();
+    for second in 0..20u32 {
+        tally.note(&done(second, 10 * MB)).unwrap();
+        meter.observe(&job, &tally, at(i64::from(second) * 1_000));
+        assert_eq!(meter.seconds_still(at(i64::from(second) * 1_000)), 0.0);
+    }
+    for second in 20..=619 {
+        meter.observe(&job, &tally, at(second * 1_000));
+    }
+    assert_eq!(meter.seconds_still(at(619_000)), 600.0);
+    let view = meter.view(
+        &job,
+        NodeState::Copying,
+        &tally,
+        Detail::Active,
+        at(619_000),
+    );
+    assert_eq!(view.throughput_bytes_sec, 0.0);
+    assert_eq!(view.detail.phase_bytes_sec, Some(0.0));
+    // A part that begins moves it, and so does a phase.
+    tally.set_flight(&[PartProgress {
+        part: PartNo(70),
+        bytes: ByteCount(0),
+        wire: ByteCount(0),
+    }]);
+    meter.observe(&job, &tally, at(620_000));
+    assert_eq!(meter.seconds_still(at(620_000)), 0.0);
+    job.clock.stop(at(630_000));
+    job.clock.start(Phase::Constraints, at(630_000));
+    job.stage = Stage::Working(Step::Constraints);
+    meter.observe(&job, &tally, at(630_000));
+    assert_eq!(meter.seconds_still(at(631_000)), 1.0);
+}
+
+#[test]
+fn work_that_is_done_moves_a_job_and_work_that_is_added_does_not() {
+    let (mut job, tally) = copying(&[(1, MB)]);
+    job.clock.stop(at(0));
+    job.clock.start(Phase::CatchUp, at(0));
+    job.stage = Stage::Working(Step::Converge);
+    let mut meter = Meter::default();
+    let work = |done, total| WorkProgress {
+        done,
+        total,
+        unit: WorkUnit::Bytes,
+        current: None,
+        workers: 1,
+    };
+    meter.report(Phase::CatchUp, work(5, 10));
+    meter.observe(&job, &tally, at(0));
+    for second in 1..=60 {
+        meter.report(Phase::CatchUp, work(5, 10 + second as u64));
+        meter.observe(&job, &tally, at(second * 1_000));
+    }
+    assert_eq!(meter.seconds_still(at(60_000)), 60.0);
+    meter.report_aside(&work(1, 2));
+    meter.observe(&job, &tally, at(61_000));
+    assert_eq!(meter.seconds_still(at(61_000)), 0.0);
+    meter.report(Phase::CatchUp, work(6, 70));
+    meter.observe(&job, &tally, at(70_000));
+    assert_eq!(meter.seconds_still(at(70_000)), 0.0);
 }
 
 #[test]

@@ -13,6 +13,7 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use rustix::fs::{FlockOperation, flock};
@@ -24,8 +25,9 @@ use steep_protocol::{ByteCount, JobId, NodeId, PartNo, RowCount, TableName, Tabl
 
 use super::{
     AuditDue, EventQuery, Loaded, SAMPLES_MAX, Store, StoreError, StoredJob, StoredTable, TableSum,
-    Write,
+    TableTimes, Write,
 };
+use crate::job::progress::Mark;
 use write::apply_one;
 
 const FILE: &str = "coordinator.db";
@@ -77,6 +79,10 @@ const MIGRATIONS: &[&str] = &[
     UPDATE jobs SET ended = coalesce(unixepoch(json_extract(record, '$.ended_at')), 0) * 1000
         WHERE ending IS NOT NULL;
     CREATE INDEX jobs_ended ON jobs (target, ended) WHERE ended IS NOT NULL;
+",
+    "
+    ALTER TABLE tables ADD COLUMN began INTEGER;
+    ALTER TABLE tables ADD COLUMN ended INTEGER;
 ",
 ];
 
@@ -266,7 +272,7 @@ impl Store for SqliteStore {
     fn plan(&mut self, id: JobId) -> Result<Vec<StoredTable>, StoreError> {
         let mut query = self.connection.prepare_cached(
             "SELECT no, schema, name, rows_estimate, bytes_estimate, first_part, parts, done, rows, \
-             bytes FROM tables WHERE job = ?1 ORDER BY no",
+             bytes, began, ended FROM tables WHERE job = ?1 ORDER BY no",
         )?;
         let mut rows = query.query([id.to_string()])?;
         let mut tables = Vec::new();
@@ -289,6 +295,11 @@ impl Store for SqliteStore {
                     rows: RowCount(unsigned(row, 8)?),
                     bytes: ByteCount(unsigned(row, 9)?),
                 },
+                times: moment(row.get(10)?).map(|began| TableTimes {
+                    no,
+                    began,
+                    ended: row.get(11).ok().and_then(moment),
+                }),
             });
         }
         Ok(tables)
@@ -319,6 +330,15 @@ impl Store for SqliteStore {
             samples.push(from_json("progress", &row.get::<_, String>(0)?)?);
         }
         Ok(samples)
+    }
+
+    fn last_mark(&mut self, id: JobId) -> Result<Option<Mark>, StoreError> {
+        let sql = "SELECT record FROM samples WHERE job = ?1 ORDER BY at DESC LIMIT 1";
+        let mut statement = self.connection.prepare_cached(sql)?;
+        let last: Option<String> = statement
+            .query_row([id.to_string()], |row| row.get(0))
+            .optional()?;
+        last.map(|text| from_json("progress", &text)).transpose()
     }
 
     fn audit(&mut self, query: &EventQuery) -> Result<Vec<AuditView>, StoreError> {
@@ -403,6 +423,10 @@ fn corrupt(what: String, error: &dyn std::error::Error) -> StoreError {
         what,
         reason: error.to_string(),
     }
+}
+
+fn moment(millis: Option<i64>) -> Option<Timestamp> {
+    Timestamp::from_millisecond(millis?).ok()
 }
 
 /// SQLite's integers are signed; what is beyond them is no count of anything real.

@@ -276,9 +276,14 @@ fn samples_are_thinned_where_they_are_old_and_go_with_the_next_job() {
     let count = 3 * SAMPLES_MAX as i64;
     writes.extend((0..count).map(|second| Write::Sample {
         job: job_id,
-        sample: sample(second),
+        mark: Mark {
+            sample: sample(second),
+            retries_before: 7,
+        },
     }));
     store.apply(&writes).unwrap();
+    let last = store.last_mark(job_id).unwrap().unwrap();
+    assert_eq!((last.sample, last.retries_before), (sample(count - 1), 7));
     let kept = store.samples(job_id).unwrap();
     assert!(kept.len() <= SAMPLES_MAX && kept.len() > SAMPLES_MAX / 2);
     assert_eq!(

@@ -5,10 +5,11 @@
 use jiff::Timestamp;
 use rusqlite::{Transaction, params};
 use steep_protocol::message::agent::TableSummary;
-use steep_protocol::message::api::{AuditView, EndView, EventView, ProgressSample};
+use steep_protocol::message::api::{AuditView, EndView, EventView};
 use steep_protocol::{JobId, NodeId};
 
 use super::{execute, signed, to_json};
+use crate::job::progress::Mark;
 use crate::job::{Job, Stage};
 use crate::store::{AUDIT_KEPT, EVENTS_KEPT, JOBS_KEPT, SAMPLES_MAX, StoreError, TableSum, Write};
 
@@ -40,7 +41,13 @@ pub(super) fn apply_one(transaction: &Transaction<'_>, write: &Write) -> Result<
             })
         }
         Write::Seal { end, tables } => seal(transaction, end, tables),
-        Write::Sample { job, sample } => put_sample(transaction, *job, sample),
+        Write::Sample { job, mark } => put_sample(transaction, *job, mark),
+        Write::Times { job, tables } => tables.iter().try_for_each(|times| {
+            let sql = "UPDATE tables SET began = ?3, ended = ?4 WHERE job = ?1 AND no = ?2";
+            let (began, ended) = (times.began, times.ended.map(Timestamp::as_millisecond));
+            let values = params![job.to_string(), times.no.0, began.as_millisecond(), ended];
+            execute(transaction, sql, values)
+        }),
         Write::Audit { view, due } => put_audit(transaction, view, due),
         Write::Audited { node, seq } => {
             let sql = "DELETE FROM audit_due WHERE node = ?1 AND seq = ?2";
@@ -121,15 +128,11 @@ fn seal(
     execute(transaction, sql, params![target, JOBS_KEPT - 1])
 }
 
-fn put_sample(
-    transaction: &Transaction<'_>,
-    job: JobId,
-    sample: &ProgressSample,
-) -> Result<(), StoreError> {
+fn put_sample(transaction: &Transaction<'_>, job: JobId, mark: &Mark) -> Result<(), StoreError> {
     let job = job.to_string();
     let sql = "INSERT OR REPLACE INTO samples VALUES (?1, ?2, ?3)";
-    let at = sample.at.as_millisecond();
-    execute(transaction, sql, params![job, at, to_json(sample)?])?;
+    let at = mark.sample.at.as_millisecond();
+    execute(transaction, sql, params![job, at, to_json(mark)?])?;
     let count: usize = transaction
         .prepare_cached("SELECT count(*) FROM samples WHERE job = ?1")?
         .query_row([&job], |row| row.get(0))?;

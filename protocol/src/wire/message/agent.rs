@@ -29,7 +29,7 @@ pub enum AgentMessage {
         /// At most [`crate::limits::SUMMARY_PAGE`] tables, in order of their number.
         tables: Vec<TableSummary>,
     },
-    /// While something moves, at most every 400 ms: with the way to an operator, within 500.
+    /// While something moves, at most every 200 ms: with the looks of who watches, within 500.
     Progress(ProgressReport),
     /// These parts are committed, rows and ledger together. May be said again.
     PartsDone {
@@ -291,6 +291,26 @@ pub enum Command {
     /// Source: the job is over and good; forget it, so that its target may not ask any more. Slot and
     /// publication stay, for replication.
     ReleaseSource,
+    /// Source: as [`Command::Admit`]; what it describes also says which tables the publication of that
+    /// replication carries.
+    AdmitReplicated {
+        /// Who will ask.
+        target: NodeId,
+        /// For which tables.
+        filter: TableFilter,
+        /// The job that made the replication.
+        replication: JobId,
+    },
+    /// Target: compare what that replication carries with the source; stores nothing. The source must
+    /// have been told [`Command::AdmitReplicated`] for the same job.
+    CompareReplicated {
+        /// The source's agent.
+        source: PeerAddress,
+        /// Which tables.
+        filter: TableFilter,
+        /// The job that made the replication.
+        replication: JobId,
+    },
 }
 
 impl Command {
@@ -320,17 +340,19 @@ impl Command {
             Self::Admit { .. } => "admit",
             Self::CompareSchemas { .. } => "compare_schemas",
             Self::ReleaseSource => "release_source",
+            Self::AdmitReplicated { .. } => "admit_replicated",
+            Self::CompareReplicated { .. } => "compare_replicated",
         }
     }
 }
 
-/// Whether [`Command::OpenSource`] makes a slot and a snapshot.
+/// What [`Command::OpenSource`] makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Export {
-    /// Both, at one consistent point.
+    /// A slot and a snapshot, at one consistent point.
     SlotAndSnapshot,
-    /// Neither: the native method makes its own.
-    Nothing,
+    /// A slot alone: in the native method PostgreSQL takes a snapshot for each table by itself.
+    Slot,
 }
 
 /// When indexes are built.
@@ -407,7 +429,7 @@ pub enum Outcome {
         /// How many tables.
         tables: u64,
     },
-    /// Of [`Command::CompareSchemas`].
+    /// Of [`Command::CompareSchemas`] and [`Command::CompareReplicated`].
     Reviewed(Box<SchemaReview>),
 }
 

@@ -332,7 +332,7 @@ pub struct AuditView {
     pub certificate: String,
     /// From which address, without its port.
     pub address: String,
-    /// What: `init`, `cancel`.
+    /// What: `init`, `cancel`, `schema.capture`.
     pub action: String,
     /// The node it is about.
     pub node_id: NodeId,

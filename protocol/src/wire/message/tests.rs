@@ -57,6 +57,22 @@ fn messages_round_trip() {
 }
 
 #[test]
+fn a_fault_carries_its_table_and_one_that_was_stored_without_is_read() {
+    let table = TableName::new("app", "orders").unwrap();
+    let fault = Fault::new(FaultKind::Failed, "no room").at(&table);
+    let ended = AgentMessage::Finished {
+        command: CommandId(1),
+        outcome: Err(fault.clone()),
+    };
+    let back = decode::<AgentMessage>(&encode(&ended).unwrap()).unwrap();
+    assert_eq!(back, ended);
+    let mut stored = serde_json::to_value(&fault).unwrap();
+    assert!(stored.as_object_mut().unwrap().remove("table").is_some());
+    let read: Fault = serde_json::from_value(stored).unwrap();
+    assert_eq!((read.table, read.message), (None, fault.message));
+}
+
+#[test]
 fn the_audit_trail_and_retries_round_trip() {
     let view = AuditView {
         seq: 7,

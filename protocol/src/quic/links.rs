@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use steep_protocol::quic::{Connection, PathStats, Role};
+use super::{Connection, PathStats, Role};
 
 /// Every peer ever connected to; nodes of a cluster are few.
 #[derive(Debug, Clone, Default)]
@@ -44,7 +44,7 @@ impl Counted {
 /// One peer's paths.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerStats {
-    /// The node's name, or `coordinator`.
+    /// The node's name, `coordinator`, or `operators` for all of them.
     pub peer: String,
     /// Live connections.
     pub connections: u64,
@@ -76,7 +76,9 @@ impl Links {
     pub fn watch(&self, connection: &Connection) -> Watched {
         let peer = match connection.peer().role {
             Role::Coordinator => "coordinator".to_owned(),
-            Role::Agent | Role::Operator => connection.peer().name.to_string(),
+            // Operators come and go, and nobody's network is watched by the name of who calls.
+            Role::Operator => "operators".to_owned(),
+            Role::Agent => connection.peer().name.to_string(),
         };
         let mut peers = self.lock();
         let entry = peers.entry(peer.clone()).or_default();

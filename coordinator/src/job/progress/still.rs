@@ -1,0 +1,95 @@
+//! When a job moved last. Pure: time comes in as a value.
+//!
+//! A rate cannot tell a stall: it is smoothed, phases that count things have none, and a long statement
+//! has no counts at all. How long nothing has changed can, and what is too long depends on the phase.
+
+use jiff::Timestamp;
+use steep_protocol::message::agent::WorkProgress;
+use steep_protocol::{ByteCount, Phase};
+
+use super::super::{Job, Stage, Step, Totals};
+use super::current_phase;
+use crate::job::tally::Tally;
+
+/// What changes whenever a job moves.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Sign {
+    phase: Option<Phase>,
+    step: Option<Step>,
+    done: Totals,
+    bytes: ByteCount,
+    wire: ByteCount,
+    parts: u64,
+}
+
+impl Sign {
+    pub(super) fn of(job: &Job, tally: &Tally) -> Self {
+        Self {
+            phase: current_phase(job),
+            step: match job.stage {
+                Stage::Working(step) => Some(step),
+                Stage::Ending(_) | Stage::Closed(_) => None,
+            },
+            done: tally.counted().done,
+            bytes: tally.bytes(),
+            wire: tally.wire(),
+            // Which parts are on their way: another one may happen to be as far.
+            parts: tally.flight().iter().map(|f| u64::from(f.part.0)).sum(),
+        }
+    }
+}
+
+/// What an agent said of work that is not parts. Not its total, which grows with what is still to do.
+#[derive(Debug, Clone, PartialEq, Default)]
+struct Said {
+    done: u64,
+    workers: u8,
+    current: Option<String>,
+}
+
+impl Said {
+    fn replace(&mut self, work: &WorkProgress) -> bool {
+        let same =
+            self.done == work.done && self.workers == work.workers && self.current == work.current;
+        if !same {
+            self.done = work.done;
+            self.workers = work.workers;
+            self.current.clone_from(&work.current);
+        }
+        !same
+    }
+}
+
+/// Since when nothing has moved.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Still {
+    sign: Option<Sign>,
+    said: Said,
+    aside: Said,
+    /// Something was heard that moves since the last look.
+    moved: bool,
+    since: Option<Timestamp>,
+}
+
+impl Still {
+    pub(super) fn heard(&mut self, work: &WorkProgress) {
+        self.moved |= self.said.replace(work);
+    }
+
+    pub(super) fn heard_aside(&mut self, work: &WorkProgress) {
+        self.moved |= self.aside.replace(work);
+    }
+
+    pub(super) fn observe(&mut self, sign: Sign, now: Timestamp) {
+        let moved = std::mem::take(&mut self.moved) || self.sign != Some(sign);
+        if moved || self.since.is_none() {
+            self.since = Some(now);
+        }
+        self.sign = Some(sign);
+    }
+
+    pub(super) fn seconds(&self, now: Timestamp) -> f64 {
+        let since = self.since.unwrap_or(now);
+        (now.as_millisecond() - since.as_millisecond()).max(0) as f64 / 1e3
+    }
+}

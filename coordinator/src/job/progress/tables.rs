@@ -1,0 +1,102 @@
+//! Tables as they are shown: which of them, and how far each is.
+
+use std::cmp::Reverse;
+
+use steep_protocol::message::agent::PartProgress;
+use steep_protocol::message::api::{TableState, TableView};
+use steep_protocol::{ByteCount, TableNo, limits};
+
+use super::{ALMOST, Detail, percent};
+use crate::job::tally::{TableTally, Tally};
+
+/// The largest table on its way, and how far it is.
+pub(super) fn leading_table(tally: &Tally) -> Option<(TableNo, f64)> {
+    let tables = tally
+        .flight()
+        .iter()
+        .filter_map(|f| tally.table(tally.table_of(f.part)?));
+    let largest = tables.max_by_key(|t| t.summary.bytes_estimate)?;
+    let moving = in_flight(tally, largest);
+    Some((largest.summary.no, table_percent(tally, largest, moving)))
+}
+
+/// Bytes of that table on their way.
+fn in_flight(tally: &Tally, table: &TableTally) -> ByteCount {
+    let own = |f: &&PartProgress| tally.table_of(f.part) == Some(table.summary.no);
+    tally.flight().iter().filter(own).map(|f| f.bytes).sum()
+}
+
+fn table_percent(tally: &Tally, table: &TableTally, moving: ByteCount) -> f64 {
+    if table.is_complete() {
+        return 100.0;
+    }
+    percent((table.bytes + moving).0, tally.expected_of(table).0).min(ALMOST)
+}
+
+pub(super) fn table_views(tally: &Tally, detail: Detail) -> Vec<TableView> {
+    let view = |table: &TableTally| {
+        let moving = in_flight(tally, table);
+        let begun = table.done > 0
+            || tally
+                .flight()
+                .iter()
+                .any(|f| tally.table_of(f.part) == Some(table.summary.no));
+        TableView {
+            schema: table.summary.name.schema.to_string(),
+            table: table.summary.name.table.to_string(),
+            rows: table.rows.0,
+            bytes: (table.bytes + moving).0,
+            state: match (table.is_complete(), begun) {
+                (true, _) => TableState::Completed,
+                (false, true) => TableState::Copying,
+                (false, false) => TableState::Pending,
+            },
+            percent: table_percent(tally, table, moving),
+        }
+    };
+    match detail {
+        Detail::All => tally.tables().iter().map(view).collect(),
+        Detail::Shown => shown(tally).into_iter().map(view).collect(),
+        Detail::Active => {
+            let mut numbers: Vec<_> = tally
+                .flight()
+                .iter()
+                .filter_map(|f| tally.table_of(f.part))
+                .collect();
+            numbers.sort_unstable();
+            numbers.dedup();
+            numbers
+                .into_iter()
+                .filter_map(|no| tally.table(no))
+                .map(view)
+                .collect()
+        }
+    }
+}
+
+/// The tables of [`Detail::Shown`].
+fn shown(tally: &Tally) -> Vec<&TableTally> {
+    let mut moving: Vec<_> = tally
+        .flight()
+        .iter()
+        .filter_map(|f| tally.table_of(f.part))
+        .collect();
+    moving.sort_unstable();
+    let rank = |table: &&TableTally| {
+        let moves = moving.binary_search(&table.summary.no).is_ok();
+        let class = match (moves, table.is_complete()) {
+            (true, _) => 0,
+            (false, false) if table.done > 0 => 1,
+            (false, false) => 2,
+            (false, true) => 3,
+        };
+        (class, Reverse(tally.expected_of(table)), table.summary.no)
+    };
+    let mut tables: Vec<_> = tally.tables().iter().collect();
+    if tables.len() > limits::TABLES_SHOWN {
+        tables.select_nth_unstable_by_key(limits::TABLES_SHOWN, rank);
+        tables.truncate(limits::TABLES_SHOWN);
+    }
+    tables.sort_unstable_by_key(rank);
+    tables
+}
