@@ -164,7 +164,7 @@ fn shown(text: &str) -> Vec<String> {
     text.split("{{")
         .skip(1)
         .filter_map(|rest| rest.split("}}").next())
-        .map(|inside| inside.trim())
+        .map(str::trim)
         .filter(|inside| !inside.contains("$value"))
         .map(|inside| inside.trim_start_matches("$labels.").to_owned())
         .collect()

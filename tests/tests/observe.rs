@@ -343,7 +343,8 @@ fn rows_told(watching: &Running) -> Result<u64> {
     let views = text
         .lines()
         .filter_map(|l| serde_json::from_str::<Value>(l).ok());
-    let rows = views.filter(|view| view["node_id"] == "node_b");
+    // Of the job itself, not of what happened to it.
+    let rows = views.filter(|v| v["node_id"] == "node_b" && v["overall_percent"].is_number());
     Ok(rows
         .filter_map(|view| view["rows_copied"].as_u64())
         .max()
