@@ -1,67 +1,83 @@
 //! How much memory rows may take up at once, over all jobs of an agent (G8).
 //!
-//! What a part under way can hold is bounded, whatever its rows are like, and the same for all. So
-//! a budget of bytes is a number of parts: those beyond it wait until another has ended, which
-//! lowers the concurrency instead of using the memory that PostgreSQL needs beside the agent.
+//! What a part under way can hold is bounded, whatever its rows are like: fixed buffers, a stream's
+//! window, a compressor's context. So a budget of bytes is a number of parts: those beyond it wait
+//! until another has ended, which lowers the concurrency instead of using the memory that PostgreSQL
+//! needs beside the agent. The operator sets it (`--memory-mib`).
 //!
-//! Parts that are served and parts that are fetched have a budget each: with a common one, two
-//! agents that fetch from each other could wait for each other.
+//! Parts that are served and parts that are fetched have half each: with a common budget, two agents
+//! that fetch from each other could wait for each other.
 
 use std::sync::Arc;
 
+use steep_protocol::limits::{CHUNK_RAW_MAX, STREAM_WINDOW};
+use steep_protocol::message::job::Compression;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// The most that one part under way holds on either end: 256 KiB of COPY data being read, as much
-/// being packed, as much packed and waiting, and a stream's window of 1 MiB on its way.
-const PART: usize = 1792 * 1024;
+use crate::chunk::context_bytes;
+use crate::pg::raw::READ_BUFFER;
 
-/// For the parts of one direction. With both directions in use an agent stays below 128 MiB.
-const TOTAL: usize = 48 * 1024 * 1024;
+/// The most that one part under way holds on either end, besides a compressor's context: what the
+/// connection to PostgreSQL has read, a chunk raw, packed and handed over, and a stream's window on
+/// its way.
+const PART: usize = READ_BUFFER + 3 * CHUNK_RAW_MAX + STREAM_WINDOW as usize;
+
+/// Mebibytes for rows unless told otherwise. With what an agent needs besides it stays below 128.
+pub const DEFAULT_MIB: u32 = 96;
+
+/// The least that can be given: a part in each direction with the largest context.
+pub const LEAST_MIB: u32 = 16;
+
+/// The unit in which the budget is kept: a semaphore counts no further than 32 bits.
+const UNIT: usize = 64 * 1024;
 
 /// The parts that may be under way at once in one direction. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Budget {
     room: Arc<Semaphore>,
-    parts: usize,
+    units: u32,
 }
 
 /// A part's share of the budget, given back when dropped.
 #[derive(Debug)]
 pub struct Share(#[expect(dead_code, reason = "held for its Drop")] Option<OwnedSemaphorePermit>);
 
-impl Default for Budget {
-    fn default() -> Self {
-        Self::of(TOTAL)
-    }
-}
-
 impl Budget {
-    /// A budget of so many bytes; room for one part at least.
-    fn of(bytes: usize) -> Self {
-        let parts = (bytes / PART).max(1);
+    /// One direction's half of so many mebibytes.
+    #[must_use]
+    pub fn half_of(mebibytes: u32) -> Self {
+        let units = mebibytes.max(LEAST_MIB) * (1024 * 1024 / UNIT as u32) / 2;
         Self {
-            room: Arc::new(Semaphore::new(parts)),
-            parts,
+            room: Arc::new(Semaphore::new(units as usize)),
+            units,
         }
     }
 
     /// Bytes that all parts at once may hold.
     #[must_use]
     pub fn limit(&self) -> usize {
-        self.parts * PART
+        self.units as usize * UNIT
     }
 
     /// Bytes set aside for the parts under way now.
     #[must_use]
     pub fn used(&self) -> usize {
-        self.parts.saturating_sub(self.room.available_permits()) * PART
+        self.limit()
+            .saturating_sub(self.room.available_permits() * UNIT)
     }
 
-    /// Waits for room for one more part. Those who wait are served in order.
-    pub async fn part(&self) -> Share {
+    /// Waits for room for one more part that is packed that way. Those who wait are served in order.
+    pub async fn part(&self, compression: Compression) -> Share {
+        let units = u32::try_from(cost(compression).div_ceil(UNIT)).unwrap_or(u32::MAX);
+        let units = units.min(self.units);
         // The semaphore is never closed.
-        Share(Arc::clone(&self.room).acquire_owned().await.ok())
+        Share(Arc::clone(&self.room).acquire_many_owned(units).await.ok())
     }
+}
+
+/// What a part that is packed that way can hold.
+const fn cost(compression: Compression) -> usize {
+    PART + context_bytes(compression)
 }
 
 #[cfg(test)]
@@ -69,31 +85,33 @@ mod tests {
     use super::*;
     use futures_util::FutureExt;
 
-    /// Parts that could begin at once.
-    fn room(budget: &Budget) -> usize {
-        budget.room.available_permits()
+    /// Shares of parts that begin until one has to wait.
+    fn begin(budget: &Budget, compression: Compression) -> Vec<Share> {
+        std::iter::from_fn(|| budget.part(compression).now_or_never()).collect()
     }
 
     #[test]
     fn parts_beyond_the_budget_wait_until_one_has_ended() {
-        let budget = Budget::of(2 * PART + 1);
-        let first = budget.part().now_or_never().unwrap();
-        let second = budget.part().now_or_never().unwrap();
-        assert!(budget.part().now_or_never().is_none());
-        assert_eq!((budget.used(), budget.limit()), (2 * PART, 2 * PART));
-        drop(first);
-        assert!(budget.part().now_or_never().is_some());
-        drop(second);
-        assert_eq!(room(&budget), 2);
+        let budget = Budget::half_of(LEAST_MIB);
+        let mut shares = begin(&budget, Compression::Lz4);
+        assert_eq!(shares.len(), LEAST_MIB as usize / 2 * 1024 * 1024 / PART);
+        assert!(budget.part(Compression::Lz4).now_or_never().is_none());
+        assert!(budget.used() > budget.limit() - PART && budget.used() <= budget.limit());
+        shares.pop();
+        assert_eq!(begin(&budget, Compression::Lz4).len(), 1);
     }
 
     #[test]
-    fn there_is_room_for_one_part_however_little_is_given() {
-        assert_eq!(room(&Budget::of(0)), 1);
+    fn parts_that_take_more_memory_are_fewer_at_once_and_never_none() {
+        let budget = Budget::half_of(0);
+        let strong = begin(&budget, Compression::Zstd(19)).len();
+        assert_eq!(strong, 1);
+        assert!(begin(&budget, Compression::None).len() > strong);
     }
 
     #[test]
-    fn a_job_with_all_its_workers_fits() {
-        assert!(room(&Budget::default()) >= 16);
+    fn a_job_with_all_its_workers_fits_where_nothing_is_said() {
+        let budget = Budget::half_of(DEFAULT_MIB);
+        assert!(begin(&budget, Compression::Auto).len() >= 16);
     }
 }

@@ -12,6 +12,7 @@ use steep_protocol::NodeId;
 use steep_protocol::limits::WORKERS_MAX;
 use steep_protocol::quic::{Congestion, Traffic, Tuning};
 
+use crate::budget;
 use crate::pg::Conninfo;
 
 /// Where an agent listens unless told otherwise: everywhere, on the contract's port.
@@ -67,6 +68,9 @@ pub struct Given {
     /// Workers at once, over all jobs [default: 16]
     #[arg(long, value_name = "N")]
     pub max_workers: Option<u8>,
+    /// Mebibytes of memory for rows on their way; parts beyond it wait [default: 96]
+    #[arg(long, value_name = "MIB")]
+    pub memory_mib: Option<u32>,
     /// How often the columns of replicated tables are compared with the source's [default: 60s]
     #[arg(long, value_name = "TIME")]
     pub schema_check_interval: Option<String>,
@@ -96,6 +100,8 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// Workers at once.
     pub max_workers: u8,
+    /// Mebibytes for rows on their way.
+    pub memory_mib: u32,
     /// Between two looks at the columns of replicated tables.
     pub schema_check_interval: Duration,
     /// The transport.
@@ -113,6 +119,7 @@ impl Settings for Given {
         Self {
             listen: self.listen.or(Some(LISTEN)),
             max_workers: self.max_workers.or(Some(WORKERS_MAX)),
+            memory_mib: self.memory_mib.or(Some(budget::DEFAULT_MIB)),
             congestion: self.congestion.or(Some(CongestionChoice::Bbr)),
             ..self
         }
@@ -135,6 +142,11 @@ impl TryFrom<Given> for Config {
             let why = "at least one worker is needed";
             return Err(ConfigError::invalid("max-workers", why));
         }
+        let memory_mib = given.memory_mib.unwrap_or(budget::DEFAULT_MIB);
+        if memory_mib < budget::LEAST_MIB {
+            let why = format!("at least {} are needed", budget::LEAST_MIB);
+            return Err(ConfigError::invalid("memory-mib", why));
+        }
         let postgres = given.postgres.ok_or_else(|| missing("postgres"))?;
         let congestion = match given.congestion {
             Some(CongestionChoice::Cubic) => Congestion::Cubic,
@@ -156,6 +168,7 @@ impl TryFrom<Given> for Config {
             ),
             metrics: given.metrics.as_deref().map(metrics_address).transpose()?,
             max_workers,
+            memory_mib,
             schema_check_interval: interval(given.schema_check_interval.as_deref())?,
             tuning: Tuning {
                 traffic: Traffic::Bulk,
@@ -221,6 +234,11 @@ mod tests {
             ..enough()
         });
         assert!(workers.contains("--max-workers"), "{workers}");
+        let memory = refused(Given {
+            memory_mib: Some(1),
+            ..enough()
+        });
+        assert!(memory.contains("--memory-mib"), "{memory}");
     }
 
     #[test]

@@ -59,8 +59,8 @@ pub async fn run(given: Given, stop: CancellationToken) -> anyhow::Result<()> {
     let (mirror_sender, mirror) = mpsc::channel(MIRROR_QUEUE);
     let (audit_sender, audit) = mpsc::channel(AUDIT_QUEUE);
     let budgets = Budgets {
-        sent: Budget::default(),
-        received: Budget::default(),
+        sent: Budget::half_of(config.memory_mib),
+        received: Budget::half_of(config.memory_mib),
     };
     let mut tasks = JoinSet::new();
     let server = Server {

@@ -22,6 +22,29 @@ pub struct Task {
     pub cancel: CancellationToken,
     /// Where progress goes.
     pub progress: Progress,
+    /// How long its statements wait for locks of others.
+    pub patience: Patience,
+}
+
+/// How long a statement waits for somebody else's lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Patience {
+    /// Until the job's own limits end it.
+    #[default]
+    Endless,
+    /// Some seconds: what a cleanup cannot get now it tries again later, while the source is let go.
+    Short,
+}
+
+impl Patience {
+    /// The setting for a session.
+    #[must_use]
+    pub fn setting(self) -> &'static str {
+        match self {
+            Self::Endless => "SET lock_timeout = 0",
+            Self::Short => "SET lock_timeout = '5s'",
+        }
+    }
 }
 
 /// The sending end of a job's progress. Reports replace one another; completed parts do not.

@@ -7,7 +7,6 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
 use steep_agent::chunk::{Packer, PartReader, PartWriter, ReadStep, Sent};
 use steep_agent::peer::rate::Rate;
 use steep_agent::peer::stream::{Incoming, send};
@@ -72,10 +71,10 @@ struct Load {
 }
 
 impl PartWriter for Load {
-    async fn write(&mut self, data: Bytes) -> Result<(), Fault> {
+    async fn write(&mut self, data: &[u8]) -> Result<(), Fault> {
         self.largest = self.largest.max(data.len());
         assert!(self.largest <= CHUNK_RAW_MAX);
-        self.bytes.extend_from_slice(&data);
+        self.bytes.extend_from_slice(data);
         Ok(())
     }
 

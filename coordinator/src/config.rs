@@ -2,13 +2,28 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use steep_daemon::config::{ConfigError, Settings, metrics_address};
+use steep_protocol::units::{parse_duration, parse_size};
+
+use crate::drive::DRIFT_GRACE;
+use crate::job::vigil::Bounds;
 
 /// Where the coordinator listens unless told otherwise: everywhere, on the contract's port.
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 7400);
+
+/// [`vigil::WAL_HELD_MAX`] as it is written.
+///
+/// [`vigil::WAL_HELD_MAX`]: crate::job::vigil::WAL_HELD_MAX
+const MAX_WAL_HELD: &str = "256GiB";
+
+/// [`vigil::SNAPSHOT_AGE_MAX`] as it is written.
+///
+/// [`vigil::SNAPSHOT_AGE_MAX`]: crate::job::vigil::SNAPSHOT_AGE_MAX
+const MAX_SNAPSHOT_AGE: &str = "48h";
 
 /// Settings as given, on the command line, in the environment or in a file.
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
@@ -32,6 +47,18 @@ pub struct Given {
     /// Serve GET /metrics and /healthz on that TCP address; a port alone means 127.0.0.1
     #[arg(long, value_name = "[ADDR:]PORT")]
     pub metrics: Option<String>,
+    /// WAL that a job's slot may hold back on its source before the job is stopped; none for no limit
+    /// [default: 256GiB]
+    #[arg(long, value_name = "SIZE|none")]
+    pub max_wal_held: Option<String>,
+    /// Age of a job's snapshot on its source at which the job is stopped; none for no limit
+    /// [default: 48h]
+    #[arg(long, value_name = "DURATION|none")]
+    pub max_snapshot_age: Option<String>,
+    /// How long columns must differ from the source's before a node is DIVERGED: longer than a change
+    /// takes that is made on both ends [default: 60s]
+    #[arg(long, value_name = "TIME")]
+    pub drift_grace: Option<String>,
 }
 
 /// Settings in force.
@@ -49,6 +76,10 @@ pub struct Config {
     pub key: PathBuf,
     /// Metrics and health, where they are wanted.
     pub metrics: Option<SocketAddr>,
+    /// What a job may cost its source.
+    pub bounds: Bounds,
+    /// How long columns must differ.
+    pub drift_grace: Duration,
 }
 
 impl Settings for Given {
@@ -62,6 +93,10 @@ impl Settings for Given {
     fn with_defaults(self) -> Self {
         Self {
             listen: self.listen.or(Some(LISTEN)),
+            max_wal_held: self.max_wal_held.or_else(|| Some(MAX_WAL_HELD.to_owned())),
+            max_snapshot_age: self
+                .max_snapshot_age
+                .or_else(|| Some(MAX_SNAPSHOT_AGE.to_owned())),
             ..self
         }
     }
@@ -76,6 +111,7 @@ impl TryFrom<Given> for Config {
 
     fn try_from(given: Given) -> Result<Self, ConfigError> {
         let missing = Given::missing;
+        let bounds = bounds(&given)?;
         Ok(Self {
             listen: given.listen.unwrap_or(LISTEN),
             data_dir: given.data_dir.ok_or_else(|| missing("data-dir"))?,
@@ -83,12 +119,47 @@ impl TryFrom<Given> for Config {
             cert: given.cert.ok_or_else(|| missing("cert"))?,
             key: given.key.ok_or_else(|| missing("key"))?,
             metrics: given.metrics.as_deref().map(metrics_address).transpose()?,
+            bounds,
+            drift_grace: grace(given.drift_grace.as_deref())?,
         })
     }
 }
 
+fn bounds(given: &Given) -> Result<Bounds, ConfigError> {
+    let wal_held = given.max_wal_held.as_deref().unwrap_or(MAX_WAL_HELD);
+    let age = given
+        .max_snapshot_age
+        .as_deref()
+        .unwrap_or(MAX_SNAPSHOT_AGE);
+    Ok(Bounds {
+        wal_held: limit("max-wal-held", wal_held, parse_size)?,
+        snapshot_age: limit("max-snapshot-age", age, parse_duration)?,
+    })
+}
+
+/// A limit, or `none`, for which `0` is another word.
+fn limit<T>(
+    name: &'static str,
+    text: &str,
+    parse: fn(&str) -> Result<T, String>,
+) -> Result<Option<T>, ConfigError> {
+    if matches!(text.trim(), "none" | "0") {
+        return Ok(None);
+    }
+    let read = parse(text).map_err(|why| ConfigError::invalid(name, format!("{why}, or none")));
+    read.map(Some)
+}
+
+fn grace(given: Option<&str>) -> Result<Duration, ConfigError> {
+    given.map_or(Ok(DRIFT_GRACE), |text| {
+        parse_duration(text).map_err(|why| ConfigError::invalid("drift-grace", why))
+    })
+}
+
 #[cfg(test)]
 mod tests {
+    use steep_protocol::ByteCount;
+
     use super::*;
 
     fn enough() -> Given {
@@ -105,6 +176,46 @@ mod tests {
     fn defaults_are_the_contracts() {
         let config = Config::try_from(enough()).unwrap();
         assert_eq!((config.listen, config.metrics), (LISTEN, None));
+        assert_eq!(config.bounds, Bounds::default());
+        let shown = Given::default().with_defaults();
+        assert_eq!(bounds(&shown).unwrap(), Bounds::default());
+    }
+
+    #[test]
+    fn bounds_are_read_as_people_write_them_and_can_be_taken_away() {
+        let read = |wal: &str, age: &str| {
+            bounds(&Given {
+                max_wal_held: Some(wal.to_owned()),
+                max_snapshot_age: Some(age.to_owned()),
+                ..Given::default()
+            })
+        };
+        let small = Bounds {
+            wal_held: Some(ByteCount(50_000_000)),
+            snapshot_age: Some(Duration::from_secs(5_400)),
+        };
+        assert_eq!(read("50MB", "1h30m").unwrap(), small);
+        let none = Bounds {
+            wal_held: None,
+            snapshot_age: None,
+        };
+        assert_eq!(read("none", "0").unwrap(), none);
+        for (wal, age, name) in [
+            ("much", "1h", "max-wal-held"),
+            ("1GB", "3", "max-snapshot-age"),
+        ] {
+            let refused = read(wal, age).unwrap_err().to_string();
+            assert!(refused.contains(name), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_grace_is_a_time() {
+        assert_eq!(grace(None).unwrap(), DRIFT_GRACE);
+        assert_eq!(grace(Some("5m")).unwrap(), Duration::from_secs(300));
+        for bad in ["", "60", "-5s", "soon"] {
+            assert!(grace(Some(bad)).is_err(), "{bad:?} was taken");
+        }
     }
 
     #[test]

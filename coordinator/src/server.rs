@@ -11,7 +11,7 @@ use steep_daemon::http;
 use steep_protocol::close::CloseCode;
 use steep_protocol::quic::{Endpoint, Incoming, Links, Role, Tuning};
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
@@ -54,7 +54,8 @@ impl Server {
             );
         }
         let store = SqliteStore::open(&config.data_dir)?;
-        let (driver, handle) = Driver::new(store)?;
+        let (driver, handle) = Driver::new(store, config.bounds)?;
+        let driver = driver.drift_grace(config.drift_grace);
         let health = match config.metrics {
             Some(address) => Some(http::bind(address).await?),
             None => None,
@@ -105,7 +106,9 @@ impl Server {
         steep_daemon::ready();
         let ended = looping.join_next().await;
         stop.cancel();
-        while tasks.join_next().await.is_some() {}
+        while let Some(ended) = tasks.join_next().await {
+            say_panic(ended);
+        }
         endpoint.close(CloseCode::ShuttingDown, CLOSE_LIMIT).await;
         match ended {
             Some(Ok(result)) => result.context(
@@ -134,10 +137,21 @@ async fn accept(endpoint: Arc<Endpoint>, handle: Handle, links: Links, stop: Can
                 let (handle, links, stop) = (handle.clone(), links.clone(), stop.clone());
                 connections.spawn(serve(incoming, session, handle, links, stop));
             }
-            Some(_) = connections.join_next() => {}
+            Some(ended) = connections.join_next() => say_panic(ended),
         }
     }
-    while connections.join_next().await.is_some() {}
+    while let Some(ended) = connections.join_next().await {
+        say_panic(ended);
+    }
+}
+
+/// A task that panicked took nobody along; that is no reason to say nothing of it.
+pub(crate) fn say_panic(ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        tracing::error!(%error, "a task of the coordinator panicked; please report it");
+    }
 }
 
 /// Greets a peer and serves it as what its certificate says it is (G7).

@@ -6,7 +6,9 @@
 use sha2::{Digest as _, Sha256};
 use steep_protocol::message::schema::{ColumnModel, ColumnValue, Identity};
 
-/// A column as SQL defines it, without its name.
+use crate::text::plain;
+
+/// A column as SQL defines it, without its name: text that its server understands.
 #[must_use]
 pub fn definition(column: &ColumnModel) -> String {
     let mut text = column.type_name.clone();
@@ -35,10 +37,10 @@ pub fn definition(column: &ColumnModel) -> String {
     text
 }
 
-/// A column's line in the text that a fingerprint is made of.
+/// A column's line in the text that a fingerprint is made of: the same on every version.
 #[must_use]
 pub fn line(column: &ColumnModel) -> String {
-    format!("{} {}", column.name.quoted(), definition(column))
+    format!("{} {}", column.name.quoted(), plain(&definition(column)))
 }
 
 /// SHA-256 over the lines of the columns, in hex.
@@ -74,6 +76,17 @@ mod tests {
             "\"Odd \"\"name\" character varying(10) COLLATE \"pg_catalog\".\"C\" NOT NULL \
              DEFAULT 'x'::character varying"
         );
+    }
+
+    #[test]
+    fn a_line_has_no_quotes_that_only_some_versions_write() {
+        let said = |value: &str| {
+            let mut column = column("json");
+            column.value = ColumnValue::Default(value.to_owned());
+            line(&column)
+        };
+        assert_eq!(said("upper(\"json\")"), said("upper(json)"));
+        assert_ne!(said("'\"json\"'::text"), said("'json'::text"));
     }
 
     #[test]

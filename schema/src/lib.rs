@@ -12,15 +12,18 @@
 //! - a plan's statements name what they would lose.
 
 mod columns;
+mod cut;
 mod diff;
 mod model;
 mod order;
 mod plan;
+mod text;
 
 #[cfg(test)]
 mod samples;
 
 pub use columns::{definition, fingerprint, line};
+pub use cut::bounded;
 pub use diff::{Comparison, Status, TableComparison, compare, gates, named, place};
 pub use model::Schema;
-pub use plan::{Contents, Plan, plan, review};
+pub use plan::{Contents, Plan, at_stake, hindrance, plan, review};

@@ -143,9 +143,24 @@ impl Schema {
 
     /// Objects that belong to no table.
     pub(crate) fn objects_alone(&self) -> impl Iterator<Item = &ObjectModel> {
-        self.objects
-            .values()
-            .filter(|object| object.table.is_none())
+        let alone = |o: &&ObjectModel| o.table.is_none() && o.kind != ObjectKind::ExtensionMember;
+        self.objects.values().filter(alone)
+    }
+
+    /// What tables use of extensions, each with its extension's name as the definition.
+    pub(crate) fn extension_members(&self) -> impl Iterator<Item = &ObjectModel> {
+        let members = self.objects.values();
+        members.filter(|object| object.kind == ObjectKind::ExtensionMember)
+    }
+
+    /// Whether there is an object of that kind and name.
+    pub(crate) fn has(&self, object: &ObjectModel) -> bool {
+        self.objects.contains_key(&Key::of(object))
+    }
+
+    /// Its counterpart here.
+    pub(crate) fn like(&self, object: &ObjectModel) -> Option<&ObjectModel> {
+        self.objects.get(&Key::of(object))
     }
 }
 

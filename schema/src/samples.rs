@@ -64,52 +64,83 @@ pub(crate) fn settle(schema: &mut Schema) {
 
 const TYPES: [&str; 5] = ["integer", "bigint", "text", "numeric(10,2)", "app.mood[]"];
 
+/// The first is plain and is what others are computed from.
 fn any_column(at: usize) -> impl Strategy<Value = ColumnModel> {
-    (0..TYPES.len(), any::<bool>(), 0..6u8).prop_map(move |(kind, not_null, value)| ColumnModel {
-        type_name: TYPES[kind].to_owned(),
-        not_null,
-        identity: if value == 5 {
-            Identity::ByDefault
+    let kinds = (0..TYPES.len(), 0..7u8);
+    (kinds, any::<[bool; 3]>()).prop_map(move |((kind, value), [not_null, other, sorted])| {
+        let called = if other && at > 0 { "d" } else { "c" };
+        let value = match value {
+            1 | 2 if at == 0 => 0,
+            value => value,
+        };
+        let identity = match value {
+            5 => Identity::ByDefault,
+            6 => Identity::Always,
+            _ => Identity::No,
+        };
+        let numbers = identity != Identity::No || matches!(value, 1 | 2);
+        let type_name = if numbers {
+            TYPES[kind % 2]
         } else {
-            Identity::No
-        },
-        value: match value {
-            0 => ColumnValue::Default("1".to_owned()),
-            1 => ColumnValue::Stored("(a + 1)".to_owned()),
-            2 => ColumnValue::Virtual("(a + 1)".to_owned()),
-            _ => ColumnValue::Nothing,
-        },
-        ..column(&format!("c{at}"))
+            TYPES[kind]
+        };
+        ColumnModel {
+            type_name: type_name.to_owned(),
+            collation: (sorted && type_name == "text").then(|| "\"pg_catalog\".\"C\"".to_owned()),
+            not_null: not_null || identity != Identity::No,
+            identity,
+            value: match value {
+                0 => ColumnValue::Default("1".to_owned()),
+                1 => ColumnValue::Stored("(c0 + 1)".to_owned()),
+                2 => ColumnValue::Virtual("(c0 + 1)".to_owned()),
+                _ => ColumnValue::Nothing,
+            },
+            ..column(&format!("{called}{at}"))
+        }
     })
 }
 
 fn any_table(at: usize) -> impl Strategy<Value = (TableModel, Vec<ObjectModel>)> {
     let columns = (1..6usize).prop_flat_map(|count| (0..count).map(any_column).collect::<Vec<_>>());
-    (columns, any::<bool>(), any::<bool>()).prop_map(move |(columns, key, index)| {
+    (columns, any::<[bool; 6]>()).prop_map(move |(mut columns, has)| {
+        let [key, index, own, foreign, by_index, check] = has;
         let called = format!("t{at}");
-        let mut objects = vec![object(
-            ObjectKind::ReplicaIdentity,
-            Some(&called),
-            "",
-            "DEFAULT",
-        )];
+        let last = columns[columns.len() - 1].name.to_string();
+        let mut objects = Vec::new();
+        let mut add = |kind, name: &str, definition: &str| {
+            objects.push(object(kind, Some(&called), name, definition));
+        };
         if key {
-            let definition = "PRIMARY KEY (c0)";
-            objects.push(object(
-                ObjectKind::PrimaryKey,
-                Some(&called),
-                "key",
-                definition,
-            ));
+            columns[0].not_null = true;
+            add(ObjectKind::PrimaryKey, "key", "PRIMARY KEY (c0)");
+            if foreign {
+                let definition = format!("FOREIGN KEY ({last}) REFERENCES app.{called}(c0)");
+                add(ObjectKind::ForeignKey, "up", &definition);
+            }
         }
+        let identity = match (key, by_index) {
+            (true, true) => "USING INDEX \"key\"",
+            _ => "DEFAULT",
+        };
+        add(ObjectKind::ReplicaIdentity, "", identity);
         if index {
-            let definition = "USING btree (c0)";
-            objects.push(object(
+            let name = format!("by_c0_{at}");
+            add(ObjectKind::Index, &name, "USING btree (c0)");
+        }
+        if own {
+            let name = format!("{}_{at}", if key { "only" } else { "one" });
+            add(
                 ObjectKind::Index,
-                Some(&called),
-                "by_c0",
-                definition,
-            ));
+                &name,
+                &format!("UNIQUE USING btree ({last})"),
+            );
+        }
+        if check {
+            add(
+                ObjectKind::Check,
+                "some",
+                &format!("CHECK ({last} IS NOT NULL)"),
+            );
         }
         (table(&called, columns), objects)
     })

@@ -237,6 +237,16 @@ pub fn extension_script(name: &str) -> Result<String> {
     fs::read_to_string(&path).with_context(|| path.display().to_string())
 }
 
+/// The one query by which agents ask for the digests of all replications.
+///
+/// # Errors
+/// That it cannot be read.
+pub fn digests() -> Result<String> {
+    let path = paths::workspace().join("agent/src/session/digests.sql");
+    let sql = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    Ok(sql.replace("$1", "'steep_repl_'"))
+}
+
 /// A directory for `extension_control_path` with the extension's files, which that server can read.
 ///
 /// # Errors

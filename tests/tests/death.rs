@@ -147,10 +147,11 @@ fn of_everything_at_once() -> Result<()> {
     }
     cluster.wait_online(&["node_a", "node_b"])?;
     let limit = Duration::from_secs(60);
-    if cluster.wait_state("node_b", &["failed", "synchronized"], limit)? == "failed" {
-        cancel_and_init_work(&cluster)?;
+    let state = cluster.wait_state("node_b", &["failed", "synchronized"], limit)?;
+    if state == "synchronized" {
+        return compare::rows(&cluster.database("node_a"), &cluster.database("node_b"))?.none();
     }
-    Ok(())
+    cancel_and_init_work(&cluster)
 }
 
 #[test]

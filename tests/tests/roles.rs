@@ -49,6 +49,34 @@ fn grant(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// The target's server writes down everything it is told, as a careful administrator may have it.
+fn log_everything(cluster: &Cluster) -> Result<()> {
+    let target = cluster.database("node_b");
+    for (name, value) in [
+        ("log_statement", "all"),
+        ("log_min_duration_statement", "0"),
+        ("log_min_error_statement", "debug5"),
+    ] {
+        target.sql(&format!("ALTER ROLE keeper SET {name} = '{value}'"))?;
+    }
+    Ok(())
+}
+
+/// Neither server's log holds the password by which the target's reaches the source's.
+fn no_password_in_logs(cluster: &Cluster) -> Result<()> {
+    let password = cluster.node("node_a").server().password();
+    for node in ["node_a", "node_b"] {
+        let log = std::fs::read_to_string(cluster.node(node).server().log())?;
+        assert!(
+            !log.contains(password),
+            "the log of {node} tells the password"
+        );
+        let told = node == "node_a" || log.contains("CREATE SUBSCRIPTION");
+        assert!(told, "the log of {node} does not tell statements");
+    }
+    Ok(())
+}
+
 fn start_agents(cluster: &mut Cluster) -> Result<()> {
     cluster.start_agent("node_a")?;
     cluster.start_agent("node_b")?;
@@ -61,13 +89,29 @@ fn owners_of_their_databases_replicate_without_a_superuser() -> Result<()> {
         return Ok(());
     };
     grant(&cluster)?;
+    log_everything(&cluster)?;
     start_agents(&mut cluster)?;
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
     cluster.init(&[])?.expect(0)?;
     source.sql("INSERT INTO shop.customer (name) VALUES ('afterwards')")?;
     cluster.wait_drained("node_a")?;
     compare::rows(&source, &target)?.none()?;
-    compare::schema(&source, &target)?.none()
+    compare::schema(&source, &target)?.none()?;
+    no_password_in_logs(&cluster)
+}
+
+#[test]
+fn the_native_method_keeps_its_password_out_of_logs_as_well() -> Result<()> {
+    let Some(mut cluster) = owned_databases()? else {
+        return Ok(());
+    };
+    grant(&cluster)?;
+    log_everything(&cluster)?;
+    start_agents(&mut cluster)?;
+    cluster.init(&["--method", "native"])?.expect(0)?;
+    cluster.wait_drained("node_a")?;
+    compare::rows(&cluster.database("node_a"), &cluster.database("node_b"))?.none()?;
+    no_password_in_logs(&cluster)
 }
 
 #[test]
@@ -97,9 +141,7 @@ fn a_refused_subscription_leaves_no_password_in_the_servers_log() -> Result<()> 
         return Ok(());
     };
     grant(&cluster)?;
-    cluster
-        .database("node_b")
-        .sql("ALTER ROLE keeper SET log_min_error_statement = 'error'")?;
+    log_everything(&cluster)?;
     start_agents(&mut cluster)?;
     let password = cluster.node("node_a").server().password().to_owned();
     // Refused only once rows are there: the role may no longer replicate then.
@@ -109,11 +151,7 @@ fn a_refused_subscription_leaves_no_password_in_the_servers_log() -> Result<()> 
         .database("node_a")
         .sql("ALTER ROLE keeper NOREPLICATION")?;
     let ended = running.finish(CLI_LIMIT)?.expect(6)?;
-    let log = std::fs::read_to_string(cluster.node("node_b").server().log())?;
-    assert!(
-        !log.contains(&password),
-        "the password is in the server's log"
-    );
+    no_password_in_logs(&cluster)?;
     assert!(!format!("{ended:?}").contains(&password), "{ended:?}");
     Ok(())
 }

@@ -127,3 +127,47 @@ fn a_target_with_the_same_schema_keeps_its_indexes_and_triggers() -> Result<()> 
     assert_eq!(target.value::<u32>(open)?, 0);
     Ok(())
 }
+
+/// Two findings that protect others: the source's applications, and what a target's triggers write.
+#[test]
+fn what_would_fail_on_the_source_or_fire_on_the_target_is_refused_and_what_helps_helps()
+-> Result<()> {
+    let cluster = Cluster::pair()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    let schema = "
+        CREATE TABLE cart (item text);
+        CREATE TABLE audited (id integer PRIMARY KEY);
+        CREATE FUNCTION fired() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN RAISE EXCEPTION ''fired''; END';
+        CREATE TRIGGER audit BEFORE INSERT ON audited FOR EACH ROW EXECUTE FUNCTION fired();
+        ALTER TABLE audited DISABLE TRIGGER audit;";
+    source.sql(schema)?;
+    target.sql(schema)?;
+    target.sql("ALTER TABLE audited ENABLE ALWAYS TRIGGER audit")?;
+    source.sql(
+        "INSERT INTO cart SELECT 'item ' || n FROM generate_series(1, 10) n;
+         UPDATE cart SET item = 'tea' WHERE item = 'item 7';
+         INSERT INTO audited SELECT generate_series(1, 100)",
+    )?;
+    let refused = cluster.init(&[])?.expect(1)?;
+    for word in [
+        "replica_identity_needed",
+        "public.cart",
+        "firing_triggers",
+        "public.audited",
+    ] {
+        assert!(
+            refused.text().contains(word),
+            "{word:?} is not said: {refused}"
+        );
+    }
+    source.sql("ALTER TABLE cart REPLICA IDENTITY FULL")?;
+    target.sql(
+        "ALTER TABLE cart REPLICA IDENTITY FULL;
+         ALTER TABLE audited DISABLE TRIGGER audit",
+    )?;
+    cluster.init(&[])?.expect(0)?;
+    source.sql("UPDATE cart SET item = 'coffee' WHERE item = 'tea'")?;
+    cluster.wait_drained("node_a")?;
+    compare::rows(&source, &target)?.none()
+}

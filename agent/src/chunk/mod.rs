@@ -8,10 +8,9 @@ mod pack;
 
 use std::future::Future;
 
-use bytes::Bytes;
 use steep_protocol::{ByteCount, Fault, RowCount};
 
-pub use pack::{PackError, Packer, unpack};
+pub use pack::{PackError, Packer, Unpacker, context_bytes};
 
 /// The bytes of one part, in order, pulled.
 pub trait PartReader: Send {
@@ -41,7 +40,7 @@ pub enum ReadStep {
 /// everything written.
 pub trait PartWriter: Send {
     /// Takes the next bytes.
-    fn write(&mut self, data: Bytes) -> impl Future<Output = Result<(), Fault>> + Send;
+    fn write(&mut self, data: &[u8]) -> impl Future<Output = Result<(), Fault>> + Send;
 
     /// Makes the part durable together with its ledger row, if it counted as many rows as were sent.
     fn commit(self, sent: Sent) -> impl Future<Output = Result<(), Fault>> + Send;

@@ -1,14 +1,20 @@
 //! Packing and unpacking of one chunk, with its digest. Pure, but for the CPU it takes.
+//!
+//! The digest is of the payload as it travels: what arrives is checked before anything unpacks it,
+//! and rows that pack well cost little to digest. Both ends keep their buffers from chunk to chunk.
 
+use std::fmt;
 use std::time::Duration;
 
 use steep_protocol::frame::{FrameHead, Packing};
 use steep_protocol::limits::CHUNK_RAW_MAX;
 use steep_protocol::message::job::Compression;
+use zstd::bulk::{Compressor, Decompressor};
 
 /// Round trips above this mean that bytes leave the building: stronger compression pays, since one
-/// core packs more than most such links carry.
-const FAR: Duration = Duration::from_millis(2);
+/// core packs more than most such links carry. Between two busy machines side by side, threads that
+/// wait for a processor look like milliseconds of distance.
+const FAR: Duration = Duration::from_millis(10);
 
 /// Zstandard's level for such links: about 400 MB/s on one core.
 const FAR_LEVEL: u8 = 1;
@@ -20,19 +26,48 @@ const RAW_RUN: u32 = 100;
 /// A chunk that keeps more than 15/16 of its size is not worth unpacking.
 const WORTH_IT: (usize, usize) = (15, 16);
 
+/// Bytes that a part holds while it is packed or unpacked that way, besides the chunks themselves.
+/// Zstandard's contexts as its own `sizeof` tells them for chunks of our size; a test compares.
+#[must_use]
+pub const fn context_bytes(compression: Compression) -> usize {
+    const MIB: usize = 1024 * 1024;
+    match compression {
+        Compression::None | Compression::Lz4 => 0,
+        Compression::Auto => MIB,
+        Compression::Zstd(0..=2) => MIB,
+        Compression::Zstd(3..=5) => 2 * MIB,
+        Compression::Zstd(6..=10) => 3 * MIB + MIB / 2,
+        Compression::Zstd(_) => 6 * MIB,
+    }
+}
+
 /// How chunks of one stream are packed.
 #[derive(Debug)]
 pub struct Packer {
     method: Method,
     raw_left: u32,
+    /// As long as the largest chunk packed so far could get; what is behind a chunk's end is old.
     packed: Vec<u8>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Method {
     None,
     Lz4,
-    Zstd(u8),
+    /// Made when the first chunk comes: a context takes more memory than an empty table is worth.
+    Zstd {
+        level: u8,
+        context: Option<Compressor<'static>>,
+    },
+}
+
+impl fmt::Debug for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("None"),
+            Self::Lz4 => f.write_str("Lz4"),
+            Self::Zstd { level, .. } => write!(f, "Zstd({level})"),
+        }
+    }
 }
 
 /// A chunk that cannot be packed or is not what its head says.
@@ -53,11 +88,15 @@ impl Packer {
     /// A packer for what the operator chose; `auto` decides by how far away the peer is.
     #[must_use]
     pub fn new(compression: Compression, rtt: Duration) -> Self {
+        let zstd = |level| Method::Zstd {
+            level,
+            context: None,
+        };
         let method = match compression {
             Compression::None => Method::None,
             Compression::Lz4 => Method::Lz4,
-            Compression::Zstd(level) => Method::Zstd(level),
-            Compression::Auto if rtt > FAR => Method::Zstd(FAR_LEVEL),
+            Compression::Zstd(level) => zstd(level),
+            Compression::Auto if rtt > FAR => zstd(FAR_LEVEL),
             Compression::Auto => Method::Lz4,
         };
         Self {
@@ -71,7 +110,7 @@ impl Packer {
     /// the digest take a quarter of a millisecond a chunk; moving that elsewhere costs as much.
     #[must_use]
     pub fn is_slow(&self) -> bool {
-        matches!(self.method, Method::Zstd(_))
+        matches!(self.method, Method::Zstd { .. })
     }
 
     /// The head and payload for those raw bytes, 1 to [`CHUNK_RAW_MAX`] of them. Where packing does
@@ -80,92 +119,122 @@ impl Packer {
     /// # Errors
     /// [`PackError::Compress`] where the compressor fails, which it has no reason to.
     pub fn pack(&mut self, raw: &mut Vec<u8>) -> Result<(FrameHead, Vec<u8>), PackError> {
-        let digest = *blake3::hash(raw).as_bytes();
-        let packing = self.try_pack(raw)?;
         let raw_length = raw.len();
-        let payload = if packing == Packing::Raw {
-            std::mem::take(raw)
-        } else {
-            self.packed.clone()
+        let (packing, payload) = match self.try_pack(raw)? {
+            Some((packing, length)) => (packing, self.packed[..length].to_vec()),
+            None => (Packing::Raw, std::mem::take(raw)),
         };
         let length = |n: usize| u32::try_from(n).expect("a chunk is at most 256 KiB");
         let head = FrameHead::Chunk {
             packing,
             raw: length(raw_length),
             wire: length(payload.len()),
-            digest,
+            digest: *blake3::hash(&payload).as_bytes(),
         };
         Ok((head, payload))
     }
 
-    /// Fills `self.packed` and says how, or `Raw` where that does not pay.
-    fn try_pack(&mut self, raw: &[u8]) -> Result<Packing, PackError> {
+    /// How the beginning of `self.packed` is packed and how long it is, or nothing where packing does
+    /// not pay.
+    fn try_pack(&mut self, raw: &[u8]) -> Result<Option<(Packing, usize)>, PackError> {
         debug_assert!(!raw.is_empty() && raw.len() <= CHUNK_RAW_MAX);
         if self.raw_left > 0 {
             self.raw_left -= 1;
-            return Ok(Packing::Raw);
+            return Ok(None);
         }
-        let packing = match self.method {
-            Method::None => return Ok(Packing::Raw),
+        let (packing, length) = match &mut self.method {
+            Method::None => return Ok(None),
             Method::Lz4 => {
-                self.packed
-                    .resize(lz4_flex::block::get_maximum_output_size(raw.len()), 0);
-                let length = lz4_flex::block::compress_into(raw, &mut self.packed)
+                let bound = lz4_flex::block::get_maximum_output_size(raw.len());
+                let length = lz4_flex::block::compress_into(raw, room(&mut self.packed, bound))
                     .map_err(|e| PackError::Compress(e.to_string()))?;
-                self.packed.truncate(length);
-                Packing::Lz4
+                (Packing::Lz4, length)
             }
-            Method::Zstd(level) => {
-                self.packed
-                    .resize(zstd::zstd_safe::compress_bound(raw.len()), 0);
-                let length = zstd::bulk::compress_to_buffer(raw, &mut self.packed, level.into())
-                    .map_err(|e| PackError::Compress(e.to_string()))?;
-                self.packed.truncate(length);
-                Packing::Zstd
+            Method::Zstd { level, context } => {
+                let failed = |e: std::io::Error| PackError::Compress(e.to_string());
+                let context = match context {
+                    Some(context) => context,
+                    None => context.insert(Compressor::new((*level).into()).map_err(failed)?),
+                };
+                let bound = zstd::zstd_safe::compress_bound(raw.len());
+                let length = context
+                    .compress_to_buffer(raw, room(&mut self.packed, bound))
+                    .map_err(failed)?;
+                (Packing::Zstd, length)
             }
         };
-        if self.packed.len() * WORTH_IT.1 > raw.len() * WORTH_IT.0 {
+        if length * WORTH_IT.1 > raw.len() * WORTH_IT.0 {
             self.raw_left = RAW_RUN;
-            return Ok(Packing::Raw);
+            return Ok(None);
         }
-        Ok(packing)
+        Ok(Some((packing, length)))
     }
 }
 
-/// The raw bytes of a chunk's payload, checked against its length and digest.
-///
-/// # Errors
-/// [`PackError`] where the payload is not what the head says.
-pub fn unpack(
-    packing: Packing,
-    raw_length: u32,
-    digest: &[u8; 32],
-    payload: Vec<u8>,
-) -> Result<Vec<u8>, PackError> {
-    let length = raw_length as usize;
-    let raw = match packing {
-        Packing::Raw => payload,
-        Packing::Lz4 => {
-            let mut raw = vec![0; length];
-            let got = lz4_flex::block::decompress_into(&payload, &mut raw)
-                .map_err(|e| PackError::Unpack(e.to_string()))?;
-            raw.truncate(got);
-            raw
+/// How chunks of one stream are unpacked.
+#[derive(Default)]
+pub struct Unpacker {
+    raw: Vec<u8>,
+    zstd: Option<Decompressor<'static>>,
+}
+
+impl fmt::Debug for Unpacker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Unpacker").finish_non_exhaustive()
+    }
+}
+
+impl Unpacker {
+    /// The raw bytes of a chunk's payload, after its digest and then its length have been checked.
+    ///
+    /// # Errors
+    /// [`PackError`] where the payload is not what the head says.
+    pub fn unpack<'a>(
+        &'a mut self,
+        packing: Packing,
+        raw_length: u32,
+        digest: &[u8; 32],
+        payload: &'a [u8],
+    ) -> Result<&'a [u8], PackError> {
+        if blake3::hash(payload) != blake3::Hash::from_bytes(*digest) {
+            return Err(PackError::Digest);
         }
-        Packing::Zstd => zstd::bulk::decompress(&payload, length)
-            .map_err(|e| PackError::Unpack(e.to_string()))?,
-    };
-    if raw.len() != length {
-        return Err(PackError::Unpack(format!(
-            "{} bytes where {length} were said",
-            raw.len()
-        )));
+        let length = raw_length as usize;
+        let raw = match packing {
+            Packing::Raw => payload,
+            Packing::Lz4 => {
+                let raw = room(&mut self.raw, length);
+                let got = lz4_flex::block::decompress_into(payload, raw)
+                    .map_err(|e| PackError::Unpack(e.to_string()))?;
+                &raw[..got]
+            }
+            Packing::Zstd => {
+                let raw = room(&mut self.raw, length);
+                let got = self
+                    .zstd
+                    .get_or_insert_default()
+                    .decompress_to_buffer(payload, raw)
+                    .map_err(|e| PackError::Unpack(e.to_string()))?;
+                &raw[..got]
+            }
+        };
+        if raw.len() != length {
+            return Err(PackError::Unpack(format!(
+                "{} bytes where {length} were said",
+                raw.len()
+            )));
+        }
+        Ok(raw)
     }
-    // A hash comparison in constant time is what blake3 gives; nothing here is secret.
-    if blake3::hash(&raw) != blake3::Hash::from_bytes(*digest) {
-        return Err(PackError::Digest);
+}
+
+/// The first `length` bytes of a buffer that only ever grows, so that it is zeroed once and not for
+/// every chunk.
+fn room(buffer: &mut Vec<u8>, length: usize) -> &mut [u8] {
+    if buffer.len() < length {
+        buffer.resize(length, 0);
     }
-    Ok(raw)
+    &mut buffer[..length]
 }
 
 #[cfg(test)]
@@ -184,6 +253,21 @@ mod tests {
         ]
     }
 
+    fn unpack(
+        packing: Packing,
+        raw: u32,
+        digest: &[u8; 32],
+        payload: &[u8],
+    ) -> Result<Vec<u8>, PackError> {
+        let mut unpacker = Unpacker::default();
+        let raw = unpacker.unpack(packing, raw, digest, payload)?;
+        Ok(raw.to_vec())
+    }
+
+    fn digest(payload: &[u8]) -> [u8; 32] {
+        *blake3::hash(payload).as_bytes()
+    }
+
     fn open(head: FrameHead, payload: Vec<u8>) -> Result<Vec<u8>, PackError> {
         let FrameHead::Chunk {
             packing,
@@ -195,7 +279,7 @@ mod tests {
             panic!("not a chunk: {head:?}");
         };
         assert_eq!(wire as usize, payload.len());
-        unpack(packing, raw, &digest, payload)
+        unpack(packing, raw, &digest, &payload)
     }
 
     #[test]
@@ -218,12 +302,12 @@ mod tests {
     fn a_payload_that_unpacks_to_more_than_it_says_is_refused() {
         let bomb = zstd::bulk::compress(&vec![0; 10_000_000], 3).unwrap();
         assert!(matches!(
-            unpack(Packing::Zstd, 1000, &[0; 32], bomb),
+            unpack(Packing::Zstd, 1000, &digest(&bomb), &bomb),
             Err(PackError::Unpack(_))
         ));
         let bomb = lz4_flex::block::compress(&vec![0; 10_000_000]);
         assert!(matches!(
-            unpack(Packing::Lz4, 1000, &[0; 32], bomb),
+            unpack(Packing::Lz4, 1000, &digest(&bomb), &bomb),
             Err(PackError::Unpack(_))
         ));
     }
@@ -257,6 +341,48 @@ mod tests {
         assert_eq!(packer.raw_left, RAW_RUN - 2);
     }
 
+    #[test]
+    fn a_context_takes_no_more_than_is_reckoned_with() {
+        let raw: Vec<u8> = (0..CHUNK_RAW_MAX).map(|at| (at * at % 251) as u8).collect();
+        for level in 1..=19 {
+            let mut packer = Packer::new(Compression::Zstd(level), NEAR);
+            packer.pack(&mut raw.clone()).unwrap();
+            let Method::Zstd {
+                context: Some(context),
+                ..
+            } = &mut packer.method
+            else {
+                panic!("a chunk was packed without a context");
+            };
+            let taken = context.context_mut().sizeof();
+            let reckoned = context_bytes(Compression::Zstd(level));
+            assert!(taken <= reckoned, "level {level} takes {taken}");
+        }
+    }
+
+    #[test]
+    fn chunks_of_any_length_share_one_packer_and_one_unpacker() {
+        for compression in [Compression::None, Compression::Lz4, Compression::Zstd(3)] {
+            let mut packer = Packer::new(compression, NEAR);
+            let mut unpacker = Unpacker::default();
+            for length in [1, CHUNK_RAW_MAX, 3, 70_000, 1_000, CHUNK_RAW_MAX] {
+                let raw: Vec<u8> = (0..length).map(|at| (at / 7 % 5 + length) as u8).collect();
+                let (head, payload) = packer.pack(&mut raw.clone()).unwrap();
+                let FrameHead::Chunk {
+                    packing,
+                    raw: said,
+                    digest,
+                    ..
+                } = head
+                else {
+                    panic!("not a chunk: {head:?}");
+                };
+                let got = unpacker.unpack(packing, said, &digest, &payload).unwrap();
+                assert_eq!(got, raw, "{compression}, {length} bytes");
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn chunks_round_trip(
@@ -273,7 +399,7 @@ mod tests {
             raw in 1..=CHUNK_RAW_MAX as u32,
         ) {
             for packing in [Packing::Raw, Packing::Lz4, Packing::Zstd] {
-                let _ = unpack(packing, raw, &[0; 32], payload.clone());
+                let _ = unpack(packing, raw, &digest(&payload), &payload);
             }
         }
     }

@@ -50,7 +50,10 @@ fn relations_sql() -> String {
                 AND a.attgenerated = ''
                 AND (t.oid IN ({WITHOUT_EQUALITY}) OR t.typbasetype IN ({WITHOUT_EQUALITY}))) AS unequal,
             EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attgenerated = 'v')
-                AS virtual
+                AS virtual,
+            pg_stat_get_tuples_updated(c.oid) + pg_stat_get_tuples_deleted(c.oid) > 0 AS changed,
+            c.relkind = 'r' AND EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid
+                AND a.attnum > 0 AND NOT a.attisdropped AND a.atttypid IN (142, 143)) AS xml
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE c.relkind IN ('r', 'p', 'f', 'm', 'S') AND {USER_RELATION}
         ORDER BY n.nspname, c.relname"
@@ -163,6 +166,8 @@ struct Relation {
     identity: bool,
     unequal: bool,
     has_virtual: bool,
+    changed: bool,
+    xml: bool,
 }
 
 impl Relation {
@@ -189,6 +194,8 @@ impl Relation {
             identity: row.try_get("identity")?,
             unequal: row.try_get("unequal")?,
             has_virtual: row.try_get("virtual")?,
+            changed: row.try_get("changed")?,
+            xml: row.try_get("xml")?,
         })
     }
 }
@@ -209,8 +216,15 @@ impl Census {
             Kind::Table => {
                 facts.tables += 1;
                 self.with_storage.push(relation.oid);
+                if relation.xml {
+                    add(&mut facts.xml, name);
+                }
                 if !relation.identity {
-                    add(&mut facts.without_identity, name);
+                    let known = match relation.changed {
+                        true => &mut facts.changed_without_identity,
+                        false => &mut facts.without_identity,
+                    };
+                    add(known, name);
                 } else if relation.unequal {
                     add(&mut facts.identity_without_equality, name);
                 }
@@ -270,6 +284,8 @@ mod tests {
             identity: true,
             unequal: false,
             has_virtual: false,
+            changed: false,
+            xml: false,
         }
     }
 
@@ -291,12 +307,17 @@ mod tests {
     #[test]
     fn each_flag_names_the_table_in_its_list() {
         type Case = (fn(&mut Relation), fn(&SourceFacts) -> &Listed);
-        let cases: [Case; 7] = [
+        let cases: [Case; 9] = [
             (|r| r.unlogged = true, |f| &f.unlogged),
             (|r| r.owned = false, |f| &f.not_owned),
             (|r| r.readable = false, |f| &f.unreadable),
             (|r| r.row_security = true, |f| &f.row_security),
             (|r| r.identity = false, |f| &f.without_identity),
+            (
+                |r| (r.identity, r.changed) = (false, true),
+                |f| &f.changed_without_identity,
+            ),
+            (|r| r.xml = true, |f| &f.xml),
             (|r| r.unequal = true, |f| &f.identity_without_equality),
             (|r| r.has_virtual = true, |f| &f.virtual_columns),
         ];

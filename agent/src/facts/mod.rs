@@ -12,6 +12,7 @@
 mod content;
 mod link;
 mod pooler;
+mod quirks;
 mod receiver;
 mod server;
 mod walsender;
@@ -82,6 +83,7 @@ pub async fn target(
         let mut facts = TargetFacts::default();
         if let Some(session) = session {
             facts = receiver::gather(task, &session, filter, &peer).await?;
+            quirks::gather(task, &session, &peer, &mut facts).await?;
             if let Some(conninfo) = &peer.conninfo {
                 facts.server_link = link::probe(task, &session, conninfo).await?;
             }

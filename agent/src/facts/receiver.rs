@@ -6,11 +6,11 @@ use std::fmt::Write as _;
 use steep_protocol::message::facts::{AvailableExtension, TargetFacts};
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::{ByteCount, TableName};
-use steep_schema::{Status, compare, plan, review};
+use steep_schema::{Status, at_stake, compare, plan, review};
 
 use super::PeerFacts;
 use super::content::add;
-use crate::pg::catalog::{USER_RELATION, read_schema, table_name};
+use crate::pg::catalog::{USER_RELATION, holding_rows, read_schema_at_once, table_name};
 use crate::pg::{PgError, Session};
 use crate::task::Task;
 
@@ -59,7 +59,7 @@ pub(super) async fn gather(
     let tables = tables(task, session).await?;
     facts.user_tables = tables.len() as u64;
     if peer.link.is_ok() && !tables.is_empty() {
-        let here = read_schema(session, filter).await?;
+        let here = read_schema_at_once(session, filter).await?;
         let mut suspects = Vec::new();
         for wanted in peer.schema.tables() {
             let Some(table) = tables.get(&wanted.name) else {
@@ -74,8 +74,11 @@ pub(super) async fn gather(
         }
         let full = with_rows(task, session, &suspects).await?;
         let compared = compare(&peer.schema, &here);
+        // Not `full`: what is altered may be above tables that hold rows and that nobody copies.
+        let stakes = at_stake(&peer.schema, &here, &compared);
+        let holding = holding_rows(session, &task.cancel, &stakes).await?;
         let plan = plan(&peer.schema, &here, &compared, &|table| {
-            full.contains(table)
+            holding.contains(table)
         });
         facts.review = review(&compared, &plan);
         facts.not_empty = full.iter().map(ToString::to_string).collect();

@@ -109,7 +109,9 @@ pub(super) async fn gather(
     }
     let limits = identity(task, session, &mut facts).await?;
     facts.capacity = capacities(task, session, &facts, &limits).await?;
-    let sql = "SELECT extname::text, extversion FROM pg_extension ORDER BY extname";
+    // Ours is each node's own: no source's needs to be on its target.
+    let sql = "SELECT extname::text, extversion FROM pg_extension \
+        WHERE extname <> 'steep_repl' ORDER BY extname";
     for row in session.run(&task.cancel, session.query(sql, &[])).await? {
         facts.extensions.push((row.try_get(0)?, row.try_get(1)?));
     }

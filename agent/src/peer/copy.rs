@@ -163,7 +163,7 @@ impl Shared {
             Some(loader) => loader,
             None => loader.insert(Loader::connect(&self.task, &self.plan.encoding).await?),
         };
-        let _share = self.budget.part().await;
+        let _share = self.budget.part(self.request.compression).await;
         // The source starts its COPY while the target begins its transaction.
         let (incoming, begun) = tokio::join!(
             self.link

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
+use steep_protocol::limits::{PARTS_MAX, SCHEMA_PAGES_MAX, TABLES_MAX};
 use steep_protocol::message::agent::PeerAddress;
 use steep_protocol::message::job::Compression;
 use steep_protocol::message::peer::{
@@ -101,6 +102,7 @@ impl Link {
             encoding: String::new(),
             tables: Vec::new(),
         };
+        let mut parts = 0;
         loop {
             let PeerReply::Plan {
                 lsn,
@@ -113,7 +115,11 @@ impl Link {
             };
             plan.lsn = lsn;
             plan.encoding = encoding;
+            parts += tables.iter().map(|table| table.ranges.len()).sum::<usize>();
             plan.tables.extend(tables);
+            if plan.tables.len() > TABLES_MAX || parts > PARTS_MAX as usize {
+                return Err(self.endless("plan"));
+            }
             if last {
                 return Ok(plan);
             }
@@ -129,7 +135,7 @@ impl Link {
         let request = PeerRequest::DescribeSchema { job: self.job };
         let (mut reply, mut receiver) = self.ask(&request).await?;
         let mut schema = Schema::default();
-        loop {
+        for _ in 0..SCHEMA_PAGES_MAX {
             let PeerReply::Schema { page, last } = reply else {
                 return Err(self.unexpected());
             };
@@ -139,6 +145,7 @@ impl Link {
             }
             reply = self.next(&mut receiver).await?;
         }
+        Err(self.endless("schema"))
     }
 
     /// A section of the schema, as text to be read.
@@ -246,6 +253,14 @@ impl Link {
         })?;
         *slot = Some((connection.clone(), self.links.watch(&connection)));
         Ok(connection)
+    }
+
+    /// A list of theirs goes on beyond what any database holds (G9).
+    fn endless(&self, what: &str) -> Fault {
+        let node = &self.source.node;
+        let message = format!("the agent of {node} lists a {what} larger than is accepted");
+        Fault::new(FaultKind::Failed, message)
+            .hint("take fewer tables at a time: --include-schema, --exclude-table")
     }
 
     fn unexpected(&self) -> Fault {

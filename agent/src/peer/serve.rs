@@ -20,7 +20,7 @@ use crate::budget::Budget;
 use crate::chunk::Packer;
 use crate::pg::{Conninfo, catalog};
 use crate::source::{self, OpenSnapshot};
-use crate::task::{Progress, Task};
+use crate::task::{Patience, Progress, Task};
 use crate::telemetry::{Flow, Telemetry};
 
 /// Rows for this many streams of one peer at once; the rest wait in QUIC's own limit.
@@ -40,6 +40,8 @@ pub struct SourceJob {
     pub target: NodeId,
     /// Which tables.
     pub filter: TableFilter,
+    /// Of which replication the description names the published tables.
+    pub replication: Option<JobId>,
     /// The snapshot, once there is one.
     pub open: Option<Arc<OpenSnapshot>>,
     /// Since when it is held open on the server, while it is.
@@ -49,6 +51,21 @@ pub struct SourceJob {
 impl SourceJobs {
     /// Lets `target` ask for that job. An open snapshot of the job stays.
     pub fn admit(&self, job: JobId, target: NodeId, filter: TableFilter) {
+        self.let_in(job, target, filter, None);
+    }
+
+    /// [`SourceJobs::admit`], for a look at what a replication carries.
+    pub fn admit_replicated(
+        &self,
+        job: JobId,
+        target: NodeId,
+        filter: TableFilter,
+        replication: JobId,
+    ) {
+        self.let_in(job, target, filter, Some(replication));
+    }
+
+    fn let_in(&self, job: JobId, target: NodeId, filter: TableFilter, replication: Option<JobId>) {
         let mut jobs = self.lock();
         let (open, held_since) = jobs
             .remove(&job)
@@ -58,6 +75,7 @@ impl SourceJobs {
             SourceJob {
                 target,
                 filter,
+                replication,
                 open,
                 held_since,
             },
@@ -99,12 +117,12 @@ impl SourceJobs {
         self.lock().remove(&job)
     }
 
-    /// Jobs whose snapshot is open.
+    /// Jobs whose snapshot is held open on the server.
     #[must_use]
     pub fn open_snapshots(&self) -> Vec<JobId> {
         self.lock()
             .iter()
-            .filter(|(_, j)| j.open.is_some())
+            .filter(|(_, j)| j.held_since.is_some())
             .map(|(id, _)| *id)
             .collect()
     }
@@ -286,7 +304,7 @@ impl Server {
                     if let Ok((table, _)) = open.locate(part) {
                         span.text("table", &table.name);
                     }
-                    let share = self.budget.part().await;
+                    let share = self.budget.part(compression).await;
                     Ok((open.part(part, format, cancel).await?, share))
                 };
                 match begun.await {
@@ -308,7 +326,10 @@ impl Server {
     }
 
     async fn describe(&self, entry: &SourceJob, sender: &mut Sender) -> Result<(), StreamError> {
-        let described = catalog::describe(&self.conninfo, &entry.filter).await;
+        let described = match entry.replication {
+            Some(job) => source::describe_replicated(&self.conninfo, &entry.filter, job).await,
+            None => catalog::describe(&self.conninfo, &entry.filter).await,
+        };
         let pages = match described {
             Ok(schema) => schema.into_pages(),
             Err(error) => {
@@ -340,6 +361,7 @@ impl Server {
             conninfo: Arc::clone(&self.conninfo),
             cancel,
             progress: Progress::nowhere(),
+            patience: Patience::default(),
         }
     }
 }

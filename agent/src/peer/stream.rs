@@ -1,13 +1,14 @@
 //! One part over one QUIC stream: frames out of a [`PartReader`], frames into a [`PartWriter`].
 
-use bytes::Bytes;
+use std::collections::VecDeque;
+
 use steep_protocol::frame::{FrameHead, HEAD_LENGTH};
 use steep_protocol::limits::CHUNK_RAW_MAX;
 use steep_protocol::quic::{Receiver, Sender, StreamError};
 use steep_protocol::{ByteCount, Fault, FaultKind, Retry, codec};
 
 use super::rate::Rate;
-use crate::chunk::{PackError, Packer, PartReader, PartWriter, ReadStep, Sent, unpack};
+use crate::chunk::{PackError, Packer, PartReader, PartWriter, ReadStep, Sent, Unpacker};
 use crate::telemetry::Flow;
 
 /// Sends everything a reader has, then the end frame; or a fault frame where the reader fails.
@@ -98,15 +99,17 @@ pub struct Incoming {
     chunks: u64,
     raw: ByteCount,
     wire: ByteCount,
+    payload: Vec<u8>,
+    unpacker: Unpacker,
     /// Unpacked bytes not handed out yet; only [`PartReader::read`] leaves any.
-    rest: Bytes,
+    rest: VecDeque<u8>,
 }
 
 /// One step of an [`Incoming`] part.
 #[derive(Debug)]
-pub enum Arrived {
+pub enum Arrived<'a> {
     /// The next bytes.
-    Data(Bytes),
+    Data(&'a [u8]),
     /// The part is complete, and is what its chunks added up to.
     End(Sent),
 }
@@ -120,7 +123,9 @@ impl Incoming {
             chunks: 0,
             raw: ByteCount(0),
             wire: ByteCount(0),
-            rest: Bytes::new(),
+            payload: Vec::new(),
+            unpacker: Unpacker::default(),
+            rest: VecDeque::new(),
         }
     }
 
@@ -134,7 +139,7 @@ impl Incoming {
     ///
     /// # Errors
     /// The source's fault, or one of our own where the stream breaks or its bytes do not add up.
-    pub async fn next(&mut self) -> Result<Arrived, Fault> {
+    pub async fn next(&mut self) -> Result<Arrived<'_>, Fault> {
         match self.receiver.recv_head().await.map_err(|e| e.to_fault())? {
             FrameHead::Chunk {
                 packing,
@@ -142,17 +147,18 @@ impl Incoming {
                 wire,
                 digest,
             } => {
-                let mut payload = vec![0; wire as usize];
+                self.payload.resize(wire as usize, 0);
                 self.receiver
-                    .read_exact(&mut payload)
+                    .read_exact(&mut self.payload)
                     .await
                     .map_err(|e| e.to_fault())?;
-                let data =
-                    unpack(packing, raw, &digest, payload).map_err(|error| chunk_fault(&error))?;
                 self.chunks += 1;
                 self.raw += ByteCount(raw.into());
                 self.wire += ByteCount(u64::from(wire) + HEAD_LENGTH as u64);
-                Ok(Arrived::Data(data.into()))
+                self.unpacker
+                    .unpack(packing, raw, &digest, &self.payload)
+                    .map(Arrived::Data)
+                    .map_err(|error| chunk_fault(&error))
             }
             FrameHead::End { chunks, raw, rows } => {
                 if chunks != self.chunks || raw != self.raw {
@@ -224,12 +230,15 @@ impl PartReader for Incoming {
             }
             if self.rest.is_empty() {
                 match self.next().await? {
-                    Arrived::Data(data) => self.rest = data,
+                    Arrived::Data(data) => {
+                        let data = VecDeque::from(data.to_vec());
+                        self.rest = data;
+                    }
                     Arrived::End(sent) => return Ok(ReadStep::End { rows: sent.rows }),
                 }
             }
-            let taken = self.rest.split_to(room.min(self.rest.len()));
-            into.extend_from_slice(&taken);
+            let taken = room.min(self.rest.len());
+            into.extend(self.rest.drain(..taken));
         }
     }
 }

@@ -1,21 +1,19 @@
 //! A statement that takes a secret but no parameters, run so that no log and no view shows it.
 //!
-//! The secret goes in as a parameter and comes back out of a setting of the transaction; the
-//! statement is put together on the server and run in a block that catches its errors. So neither
-//! the text of a query, nor an error, nor `pg_stat_activity` holds it, unless a server logs the
-//! parameters of all statements and this role may not change that.
+//! The secret goes in as COPY data, which no server logs whatever it is told to log, into a temporary
+//! table of the transaction; the statement is put together on the server and run in a block that
+//! catches its errors. So neither the text of a query, nor its parameters, nor an error, nor
+//! `pg_stat_activity` holds it.
+
+use bytes::Bytes;
+use futures_util::{SinkExt, pin_mut};
 
 use super::Session;
 
-/// Where the role may, statements and their parameters are kept out of the log for this
-/// transaction.
-const HUSH: &str = "SELECT set_config(s.name, s.value, true) FROM (VALUES \
-    ('log_statement', 'none'), ('log_min_duration_statement', '-1'), \
-    ('log_min_duration_sample', '-1'), ('log_duration', 'off'), \
-    ('log_parameter_max_length', '0'), ('log_transaction_sample_rate', '0')) s (name, value) \
-    WHERE (SELECT r.rolsuper FROM pg_roles r WHERE r.rolname = current_user)";
+/// Gone with the transaction, and seen by this session alone.
+const PLACE: &str = "CREATE TEMPORARY TABLE steep_repl_secret (value text) ON COMMIT DROP";
 
-const PASS_IN: &str = "SELECT set_config('steep_repl.secret', $1, true) IS NULL";
+const PASS_IN: &str = "COPY pg_temp.steep_repl_secret FROM STDIN (FORMAT text)";
 
 const ANSWER: &str = "SELECT current_setting('steep_repl.answer', true)";
 
@@ -32,17 +30,42 @@ pub struct Refusal {
 /// Other percent signs are doubled.
 ///
 /// # Errors
-/// The driver's, where it could not be tried: no `plpgsql`, a broken connection.
+/// The driver's, where it could not be tried: no `plpgsql`, no right to temporary tables, a broken
+/// connection.
 pub async fn execute(
     session: &Session,
     statement: &str,
     secret: &str,
 ) -> Result<Result<(), Refusal>, tokio_postgres::Error> {
-    session.query(HUSH, &[]).await?;
-    session.query_one(PASS_IN, &[&secret]).await?;
+    session.batch_execute(PLACE).await?;
+    pass_in(session, secret).await?;
     session.batch_execute(&block(statement)).await?;
     let answer: Option<String> = session.query_one(ANSWER, &[]).await?.try_get(0)?;
     Ok(read(answer.unwrap_or_default().as_str()))
+}
+
+async fn pass_in(session: &Session, secret: &str) -> Result<(), tokio_postgres::Error> {
+    let sink = session.copy_in::<_, Bytes>(PASS_IN).await?;
+    pin_mut!(sink);
+    sink.send(Bytes::from(line(secret))).await?;
+    sink.finish().await?;
+    Ok(())
+}
+
+/// One column of COPY's text format (PostgreSQL manual, COPY, "Text Format").
+fn line(value: &str) -> String {
+    let mut line = String::with_capacity(value.len() + 1);
+    for character in value.chars() {
+        match character {
+            '\\' => line.push_str("\\\\"),
+            '\n' => line.push_str("\\n"),
+            '\r' => line.push_str("\\r"),
+            '\t' => line.push_str("\\t"),
+            other => line.push(other),
+        }
+    }
+    line.push('\n');
+    line
 }
 
 fn block(statement: &str) -> String {
@@ -50,7 +73,7 @@ fn block(statement: &str) -> String {
     format!(
         "DO $discreet$ BEGIN
             PERFORM set_config('steep_repl.answer', '', true);
-            EXECUTE format('{statement}', current_setting('steep_repl.secret'));
+            EXECUTE format('{statement}', (SELECT value FROM pg_temp.steep_repl_secret));
         EXCEPTION WHEN query_canceled OR others THEN
             PERFORM set_config('steep_repl.answer', SQLSTATE || ' ' || SQLERRM, true);
         END $discreet$"
@@ -75,6 +98,12 @@ mod tests {
     #[test]
     fn quotes_of_the_statement_stay_inside_the_block() {
         assert!(block("X CONNECTION %L SLOT 'a'").contains("format('X CONNECTION %L SLOT ''a'''"));
+    }
+
+    #[test]
+    fn a_secret_of_any_characters_is_one_column_of_one_row() {
+        assert_eq!(line("a\\b\nc\td\re'\""), "a\\\\b\\nc\\td\\re'\"\n");
+        assert_eq!(line(""), "\n");
     }
 
     #[test]

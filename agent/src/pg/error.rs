@@ -136,20 +136,38 @@ impl From<&DbError> for ServerError {
     }
 }
 
-/// Class 22 (data exception) and 23 (integrity) messages quote the offending value; everything
-/// between double quotes goes, except the constraint's or relation's name in class 23.
+/// The message without what may be values of rows.
+///
+/// Class 22 (data exception) quotes the value: everything from the first double quote to the last
+/// goes, since the value may hold quotes itself. What a function raises may be anything: of that only
+/// the SQLSTATE is told. Class 23 (integrity) quotes names alone; its values are in DETAIL.
 fn without_values(code: &str, message: &str) -> String {
-    if !code.starts_with("22") && code != "P0001" {
-        return message.to_owned();
+    if !code.starts_with("22") {
+        let raised = code == "P0001" || !is_known(code);
+        return match raised {
+            true => "a function raised an exception; its text may hold values and is not told"
+                .to_owned(),
+            false => message.to_owned(),
+        };
     }
-    let mut clean = String::with_capacity(message.len());
-    for (n, piece) in message.split('"').enumerate() {
-        if n > 0 {
-            clean.push('"');
+    match (message.find('"'), message.rfind('"')) {
+        (Some(first), Some(last)) if first < last => {
+            format!("{}…{}", &message[..=first], &message[last..])
         }
-        clean.push_str(if n % 2 == 0 { piece } else { "…" });
+        (Some(first), _) => format!("{}…", &message[..=first]),
+        (None, _) => message.to_owned(),
     }
-    clean
+}
+
+/// Whether PostgreSQL itself raises errors of that class (PostgreSQL manual, appendix A); others are
+/// made up by functions.
+fn is_known(code: &str) -> bool {
+    const CLASSES: [&str; 44] = [
+        "00", "01", "02", "03", "08", "09", "0A", "0B", "0F", "0L", "0P", "0Z", "10", "20", "21",
+        "22", "23", "24", "25", "26", "27", "28", "2B", "2D", "2F", "34", "38", "39", "3B", "3D",
+        "3F", "40", "42", "44", "53", "54", "55", "57", "58", "72", "F0", "HV", "P0", "XX",
+    ];
+    code.get(..2).is_some_and(|class| CLASSES.contains(&class))
 }
 
 /// `COPY t, line 3, column c: "value"` without the value.
@@ -358,6 +376,24 @@ mod tests {
         assert!(
             fault.message.contains("COPY t, line 3, column x"),
             "{fault:?}"
+        );
+    }
+
+    #[test]
+    fn values_with_quotes_and_texts_of_functions_do_not_survive_either() {
+        let message = |code, text| error(code, text, None).message;
+        assert_eq!(
+            message("22P02", "malformed array literal: \"{\"a\",\"b\"}\""),
+            "malformed array literal: \"…\""
+        );
+        assert_eq!(message("22P02", "odd \"a"), "odd \"…");
+        for code in ["P0001", "SHOP1"] {
+            let raised = message(code, "no credit for Ada Lovelace");
+            assert!(!raised.contains("Ada"), "{raised}");
+        }
+        assert_eq!(
+            message("P0002", "query returned no rows"),
+            "query returned no rows"
         );
     }
 

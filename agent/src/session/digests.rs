@@ -1,4 +1,5 @@
-//! The columns of what is replicated, looked at now and then: one query, one digest a replication.
+//! The columns of what is replicated, looked at now and then: one query, one digest a replication, each
+//! table's fingerprint computed once however many replications carry it.
 //!
 //! On a connection of its own, beside the observer's: reading expressions waits for tables that are
 //! locked exclusively, and slots must be seen meanwhile. What cannot be read this time is what it was.
@@ -9,6 +10,8 @@ use std::time::Duration;
 use steep_protocol::message::agent::ReplicatedDigest;
 use steep_protocol::message::job::ReplicationNames;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -19,6 +22,14 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Of a table that is locked longer than this, the next look will tell.
 const PATIENCE: &str = "SET lock_timeout = '5s'";
+
+/// Looks that were asked for are this far apart: a subscription that keeps failing asks every few
+/// seconds, and its columns do not change by that.
+const ASKED_EVERY: Duration = Duration::from_secs(15);
+
+/// The digests of every replication of ours here, each as `steep_repl.replicated_digest` computes one
+/// (`extension/`): a test holds them together.
+const DIGESTS: &str = include_str!("digests.sql");
 
 /// Looks at the columns until cancelled.
 #[derive(Debug)]
@@ -39,11 +50,17 @@ impl DigestWatcher {
         let mut session = None;
         let mut tick = tokio::time::interval(self.every);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut may_be_asked = Instant::now();
         loop {
+            // A request that comes too soon is kept by the `Notify` until its time.
+            let asked = async {
+                tokio::time::sleep_until(may_be_asked).await;
+                self.now.notified().await;
+            };
             tokio::select! {
                 () = cancel.cancelled() => return,
                 _ = tick.tick() => {}
-                () = self.now.notified() => {}
+                () = asked => may_be_asked = Instant::now() + ASKED_EVERY,
             }
             let looking = tokio::time::timeout(LOOK_TIMEOUT, self.look(&mut session));
             let looked = tokio::select! {
@@ -77,21 +94,14 @@ impl DigestWatcher {
                 session.insert(fresh)
             }
         };
-        let sql =
-            "SELECT pg_catalog.to_regprocedure('steep_repl.replicated_digest(text)') IS NOT NULL";
+        let sql = "SELECT pg_catalog.to_regprocedure('steep_repl.fingerprints(oid[])') IS NOT NULL";
         if !session.query_typed(sql, &[]).await?[0].get::<_, bool>(0) {
             // Made with the first row that is mirrored.
             return Ok(Vec::new());
         }
-        let sql = format!(
-            "SELECT n.name, steep_repl.replicated_digest(n.name) FROM (
-                SELECT s.subname::text AS name FROM pg_subscription s
-                JOIN pg_database d ON d.oid = s.subdbid AND d.datname = current_database()
-                UNION SELECT p.pubname::text FROM pg_publication p) AS n
-             WHERE starts_with(n.name, '{}') ORDER BY n.name",
-            ReplicationNames::PREFIX
-        );
-        let rows = session.query_typed(&sql, &[]).await?;
+        let rows = session
+            .query_typed(DIGESTS, &[(&ReplicationNames::PREFIX, Type::TEXT)])
+            .await?;
         let digest = |row: &tokio_postgres::Row| {
             let name: &str = row.get(0);
             let job = name.strip_prefix(ReplicationNames::PREFIX)?.parse().ok()?;

@@ -23,7 +23,7 @@ use crate::peer::serve::SourceJobs;
 use crate::pg::{Conninfo, catalog};
 use crate::sink::{self, PrepareRequest};
 use crate::source::{self, OpenRequest};
-use crate::task::{Progress, Task};
+use crate::task::{Patience, Progress, Task};
 use crate::telemetry::{CommandEnd, Telemetry};
 
 /// What commands work with.
@@ -78,6 +78,7 @@ impl Agent {
             conninfo: Arc::clone(&self.conninfo),
             cancel: cancel.clone(),
             progress: Progress::new(Arc::clone(&self.reports) as _),
+            patience: Patience::default(),
         };
         let running = self.telemetry.command_began();
         let told = Told {
@@ -131,17 +132,20 @@ impl Agent {
         match command {
             Command::GatherSource { .. }
             | Command::Admit { .. }
+            | Command::AdmitReplicated { .. }
             | Command::OpenSource { .. }
             | Command::CloseSnapshot
             | Command::AwaitFence
             | Command::ProveSource
+            | Command::ReleaseSource
             | Command::CleanupSource => Some(self.node.clone()),
             Command::GatherTarget { source, .. }
             | Command::PrepareTarget { source, .. }
             | Command::Copy { source, .. }
             | Command::Subscribe { source, .. }
             | Command::Finish { source, .. }
-            | Command::CompareSchemas { source, .. } => Some(source.node.clone()),
+            | Command::CompareSchemas { source, .. }
+            | Command::CompareReplicated { source, .. } => Some(source.node.clone()),
             Command::BuildIndexes { .. }
             | Command::BuildConstraints { .. }
             | Command::AwaitNativeCopy
@@ -157,10 +161,12 @@ impl Agent {
         match command {
             Command::GatherSource { .. }
             | Command::Admit { .. }
+            | Command::AdmitReplicated { .. }
             | Command::OpenSource { .. }
             | Command::CloseSnapshot
             | Command::AwaitFence
             | Command::ProveSource
+            | Command::ReleaseSource
             | Command::CleanupSource => self.as_source(task, command).await,
             Command::GatherTarget { .. }
             | Command::PrepareTarget { .. }
@@ -172,8 +178,10 @@ impl Agent {
             | Command::Finish { .. }
             | Command::ProveTarget
             | Command::ReleaseTarget
-            | Command::CompareSchemas { .. }
             | Command::CleanupTarget { .. } => self.as_target(task, command).await,
+            Command::CompareSchemas { .. } | Command::CompareReplicated { .. } => {
+                self.compare(task, command).await
+            }
             Command::DescribeSchema { filter, cursor } => self.describe(&filter, cursor).await,
             Command::CaptureFingerprints => sink::capture_fingerprints(task)
                 .await
@@ -191,6 +199,14 @@ impl Agent {
             }
             Command::Admit { target, filter } => {
                 self.jobs.admit(job, target, filter);
+                Ok(Outcome::Done)
+            }
+            Command::AdmitReplicated {
+                target,
+                filter,
+                replication,
+            } => {
+                self.jobs.admit_replicated(job, target, filter, replication);
                 Ok(Outcome::Done)
             }
             Command::OpenSource {
@@ -232,15 +248,24 @@ impl Agent {
                 let (parts, rows, bytes) = open.totals();
                 Ok(Outcome::Totals { parts, rows, bytes })
             }
+            Command::ReleaseSource => {
+                self.forget(job).await;
+                Ok(Outcome::Done)
+            }
             Command::CleanupSource => {
-                if let Some(open) = self.jobs.remove(job).and_then(|j| j.open) {
-                    open.close().await;
-                }
-                self.reports.forget(job);
+                self.forget(job).await;
                 source::cleanup(task).await.map(|()| Outcome::Done)
             }
             other => Err(misdirected(&other)),
         }
+    }
+
+    /// From here on nobody may ask for that job, and no snapshot of it is held (G7).
+    async fn forget(&self, job: JobId) {
+        if let Some(open) = self.jobs.remove(job).and_then(|j| j.open) {
+            open.close().await;
+        }
+        self.reports.forget(job);
     }
 
     async fn as_target(&self, task: &Task, command: Command) -> Result<Outcome, Fault> {
@@ -320,13 +345,6 @@ impl Agent {
                 let (parts, rows, bytes) = sink::totals(task).await?;
                 Ok(Outcome::Totals { parts, rows, bytes })
             }
-            Command::CompareSchemas { source, filter } => {
-                let link = link(source);
-                let described = link.described().await?;
-                sink::compare_schemas(task, link.source(), &described, &filter)
-                    .await
-                    .map(|review| Outcome::Reviewed(Box::new(review)))
-            }
             Command::ReleaseTarget => {
                 self.reports.forget(job);
                 sink::release(task).await.map(|()| Outcome::Done)
@@ -337,6 +355,29 @@ impl Agent {
             }
             other => Err(misdirected(&other)),
         }
+    }
+
+    /// With a source that was told to describe itself to this node.
+    async fn compare(&self, task: &Task, command: Command) -> Result<Outcome, Fault> {
+        let links = &self.telemetry.links;
+        let link = |source| Link::new(Arc::clone(&self.endpoint), source, task.job, links);
+        let review = match command {
+            Command::CompareSchemas { source, filter } => {
+                let link = link(source);
+                let described = link.described().await?;
+                sink::compare_schemas(task, link.source(), &described, &filter).await?
+            }
+            Command::CompareReplicated {
+                source,
+                filter,
+                replication,
+            } => {
+                let described = link(source).described().await?;
+                sink::compare_replicated(task, &described, &filter, replication).await?
+            }
+            other => return Err(misdirected(&other)),
+        };
+        Ok(Outcome::Reviewed(Box::new(review)))
     }
 
     async fn describe(

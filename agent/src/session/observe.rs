@@ -22,6 +22,10 @@ const EVERY: Duration = Duration::from_secs(1);
 /// A look that takes longer is as good as a server that cannot be asked.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long a look or an errand waits for a lock. Looks wait for none; somebody who locks our own
+/// tables is to be heard of, and not waited for.
+const LOCK_TIMEOUT: &str = "SET lock_timeout = '1s'";
+
 /// Looks at the server until cancelled; also keeps this node's row in its `steep_repl` tables, since
 /// both want one quiet connection.
 #[derive(Debug)]
@@ -57,7 +61,7 @@ impl Observer {
         let mut session = None;
         let mut tick = tokio::time::interval(EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut complained = false;
+        let (mut complained, mut unwritten) = (false, false);
         let mut signs = Signs::default();
         loop {
             let errand = tokio::select! {
@@ -69,7 +73,7 @@ impl Observer {
                     None => return,
                 },
             };
-            let look = self.look(&mut session, &errand);
+            let look = self.look(&mut session);
             let result = match tokio::time::timeout(LOOK_TIMEOUT, look).await {
                 Ok(Ok(observed)) => Ok(observed),
                 Ok(Err(error)) => Err(error.to_fault(&self.node).message),
@@ -94,6 +98,17 @@ impl Observer {
                 }
             }
             self.seen.send_replace(observed);
+            match self.write(&mut session, &errand).await {
+                None => {}
+                Some(Ok(())) if std::mem::take(&mut unwritten) => {
+                    debug!("this node's own tables are kept again");
+                }
+                Some(Ok(())) => {}
+                Some(Err(why)) if !std::mem::replace(&mut unwritten, true) => {
+                    warn!(event = "mirror.failed", node_id = %self.node, error = %why, "this node's own tables are not kept");
+                }
+                Some(Err(_)) => {}
+            }
         }
     }
 
@@ -106,15 +121,46 @@ impl Observer {
         newest
     }
 
-    async fn look(
+    async fn look(&self, session: &mut Option<Session>) -> Result<Observed, PgError> {
+        let session = match session {
+            Some(session) => session,
+            None => {
+                let fresh = Session::connect(&self.conninfo, "observer").await?;
+                fresh.batch_execute(LOCK_TIMEOUT).await?;
+                session.insert(fresh)
+            }
+        };
+        Ok(Observed {
+            postgres: Some(Ok(session.server_version())),
+            slots: source::slot_statuses(session).await?,
+            subscriptions: sink::subscription_statuses(session).await?,
+            digests: self.digests.borrow().clone(),
+        })
+    }
+
+    /// Does the errand; nothing where there is none, or no server to do it on. That it cannot be done,
+    /// for want of space, a right or a lock, says nothing of whether the server can be asked.
+    async fn write(
         &self,
         session: &mut Option<Session>,
         errand: &Errand,
-    ) -> Result<Observed, PgError> {
-        let session = match session {
-            Some(session) => session,
-            None => session.insert(Session::connect(&self.conninfo, "observer").await?),
-        };
+    ) -> Option<Result<(), String>> {
+        let open = session.as_ref()?;
+        if matches!(errand, Errand::Nothing) {
+            return None;
+        }
+        let written = tokio::time::timeout(LOOK_TIMEOUT, self.run_errand(open, errand)).await;
+        Some(match written {
+            Ok(written) => written.map_err(|error| error.to_fault(&self.node).message),
+            Err(_) => {
+                // Its answer may still come, and would be taken for another's.
+                *session = None;
+                Err("PostgreSQL did not answer within 5 s".to_owned())
+            }
+        })
+    }
+
+    async fn run_errand(&self, session: &Session, errand: &Errand) -> Result<(), PgError> {
         match errand {
             Errand::Nothing => {}
             Errand::Mirror(row) => {
@@ -131,12 +177,7 @@ impl Observer {
                 }
             }
         }
-        Ok(Observed {
-            postgres: Some(Ok(session.server_version())),
-            slots: source::slot_statuses(session).await?,
-            subscriptions: sink::subscription_statuses(session).await?,
-            digests: self.digests.borrow().clone(),
-        })
+        Ok(())
     }
 
     /// Makes sure of the node's own tables. An extension of an older version keeps them from being

@@ -314,14 +314,21 @@ const DEADLOCK_TRIES: u32 = 5;
 
 async fn build(task: &Task, conn: &Conn, one: &Waiting) -> Result<Option<Finding>, Fault> {
     let sql = format!("{};\n{}", one.sql, mark(task.job, one.ord, Mark::Done));
+    let built = insist(conn, &sql).await;
+    built
+        .map(|()| None)
+        .map_err(|error| named(conn, one, &error))
+}
+
+/// A transaction that is begun again where a deadlock ended it.
+async fn insist(conn: &Conn, sql: &str) -> Result<(), PgError> {
     let mut tries = 1;
     loop {
-        match conn.transact(&sql).await {
-            Ok(()) => return Ok(None),
+        match conn.transact(sql).await {
             Err(error) if error.is(&SqlState::T_R_DEADLOCK_DETECTED) && tries < DEADLOCK_TRIES => {
                 tries += 1;
             }
-            Err(error) => return Err(named(conn, one, &error)),
+            outcome => return outcome,
         }
     }
 }
@@ -343,7 +350,7 @@ async fn validate(task: &Task, conn: &Conn, one: &Waiting) -> Result<Option<Find
         format!("ALTER TABLE ONLY {of} VALIDATE CONSTRAINT {quoted}")
     };
     let sql = format!("{check};\n{}", mark(task.job, one.ord, Mark::Done));
-    match conn.transact(&sql).await {
+    match insist(conn, &sql).await {
         Ok(()) => Ok(None),
         Err(error) if error.is(&SqlState::FOREIGN_KEY_VIOLATION) => {
             conn.execute(&mark(task.job, one.ord, Mark::Failed)).await?;

@@ -3,6 +3,9 @@
 //! Every step finds out by itself what is left to do, so cleanup may come after nothing, after half
 //! a job, twice, or while servers still end what a dead agent began. The schema `steep_repl` itself
 //! stays: it is the node's, holds its state and its audit log; only the job's rows in it go.
+//!
+//! Nothing here waits long for locks of others: whoever reads a copied table in an open transaction
+//! must not keep the source's slot, which is removed once this side has let go or has given up.
 
 use steep_protocol::Fault;
 use steep_protocol::message::agent::CancelledData;
@@ -11,7 +14,7 @@ use super::books::{self, Origin, Progress};
 use super::build::{build_constraints, build_indexes};
 use super::conn::{Conn, application_names};
 use super::{existing, ledger, objects, replica_role, subscription};
-use crate::task::Task;
+use crate::task::{Patience, Task};
 
 /// How long one of our own sessions may take to end once told, in milliseconds.
 const TERMINATE_WAIT_MS: i64 = 10_000;
@@ -26,6 +29,10 @@ const PARALLEL: u8 = 4;
 /// # Errors
 /// Faults of the server or the connection; what is left is found by another try.
 pub async fn cleanup(task: &Task, data: CancelledData) -> Result<(), Fault> {
+    let task = &Task {
+        patience: Patience::Short,
+        ..task.clone()
+    };
     let conn = Conn::open(task, "cleanup").await?;
     end_others(task, &conn).await?;
     subscription::unsubscribe(&conn, task.job).await?;

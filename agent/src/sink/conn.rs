@@ -8,7 +8,7 @@ use tokio_postgres::types::ToSql;
 use tokio_util::sync::CancellationToken;
 
 use crate::pg::{PgError, Session};
-use crate::task::Task;
+use crate::task::{Patience, Task};
 
 /// Parameters of a query.
 pub(super) type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
@@ -39,11 +39,15 @@ impl Conn {
             .await
             .map_err(|error| error.to_fault(&task.node))?;
         let (node, cancel) = (task.node.clone(), task.cancel.clone());
-        Ok(Self {
+        let conn = Self {
             session,
             node,
             cancel,
-        })
+        };
+        if task.patience != Patience::default() {
+            conn.execute(task.patience.setting()).await?;
+        }
+        Ok(conn)
     }
 
     /// The node.

@@ -11,7 +11,6 @@
 //! Nothing is sent to the server before the second chunk: an empty part costs two round trips and
 //! no COPY, and a part of one chunk no thought of freezing it.
 
-use bytes::Bytes;
 use steep_protocol::message::agent::PartDone;
 use steep_protocol::message::peer::{CopyFormat, TablePlan};
 use steep_protocol::{ByteCount, Epoch, Fault, FaultKind, PartNo, RowCount};
@@ -59,7 +58,7 @@ pub struct PartLoad<'a> {
     format: CopyFormat,
     freeze: Freeze,
     /// The first chunk, until it is known whether there is another.
-    first: Option<Bytes>,
+    first: Option<Vec<u8>>,
     stage: Stage,
     bytes: u64,
 }
@@ -266,17 +265,17 @@ impl PartLoad<'_> {
 }
 
 impl PartWriter for PartLoad<'_> {
-    async fn write(&mut self, data: Bytes) -> Result<(), Fault> {
+    async fn write(&mut self, data: &[u8]) -> Result<(), Fault> {
         self.bytes += data.len() as u64;
         if self.stage == Stage::Claimed {
             let Some(first) = self.first.take() else {
-                self.first = Some(data);
+                self.first = Some(data.to_vec());
                 return Ok(());
             };
             self.start(self.freeze).await?;
             self.loader.line.copy_write(&first).await?;
         }
-        self.loader.line.copy_write(&data).await
+        self.loader.line.copy_write(data).await
     }
 
     async fn commit(mut self, sent: Sent) -> Result<(), Fault> {

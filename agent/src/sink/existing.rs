@@ -17,6 +17,7 @@ use super::books::{self, Origin, Planned, Progress};
 use super::conn::Conn;
 use super::deferred::{self, Aside, Deferred, Kind};
 use super::statement::Stage;
+use crate::pg::PgError;
 use crate::task::Task;
 
 /// Tables named in an error.
@@ -36,19 +37,7 @@ pub(super) async fn make_ready(
     conn.execute("COMMIT").await?;
     let planned = books::planned(conn, task.job).await?;
     let full = with_rows(conn, &planned).await?;
-    if request.existing == ExistingRows::Refuse && !full.is_empty() {
-        let fault = Fault::new(
-            FaultKind::Failed,
-            format!(
-                "{} tables to be copied hold rows here: {}",
-                full.len(),
-                some(&full)
-            ),
-        );
-        return Err(conn
-            .own(fault)
-            .hint("empty them, or replace their rows with --force"));
-    }
+    refuse(conn, request.existing, &full)?;
     conn.execute(&books::note(task.job, Progress::OwnsRows))
         .await?;
     if request.indexes == IndexTiming::Deferred {
@@ -62,6 +51,21 @@ pub(super) async fn make_ready(
         store_refreshes(task, conn).await?;
     }
     Ok(())
+}
+
+/// Refuses rows that are there, unless they are to be replaced.
+pub(super) fn refuse(conn: &Conn, existing: ExistingRows, full: &[TableName]) -> Result<(), Fault> {
+    if existing == ExistingRows::Replace || full.is_empty() {
+        return Ok(());
+    }
+    let what = format!(
+        "{} tables to be copied hold rows here: {}",
+        full.len(),
+        some(full)
+    );
+    Err(conn
+        .own(Fault::new(FaultKind::Failed, what))
+        .hint("empty them, or replace their rows with --force"))
 }
 
 fn some(names: &[TableName]) -> String {
@@ -111,7 +115,7 @@ pub(super) async fn check_shape(
     let hint = match mode {
         SchemaMode::Strict => "make the schemas equal, or begin with a database without tables",
         SchemaMode::Auto | SchemaMode::Manual => {
-            "missing tables and columns are not made yet where others exist: make them by hand, or begin with a database without tables"
+            "make the missing tables and columns by hand, or begin with a database without tables"
         }
     };
     let what = format!(
@@ -181,9 +185,35 @@ const TRUNCATE_BATCH: usize = 200;
 /// Empties the planned tables: all in one statement, since foreign keys that remain allow no other.
 /// Partitioned parents of which every partition is planned go along for the same reason.
 pub(super) async fn truncate(conn: &Conn, planned: &[Planned]) -> Result<(), Fault> {
-    if planned.is_empty() {
+    let all = to_empty(conn, planned).await?;
+    if all.is_empty() {
         return Ok(());
     }
+    match conn.transact(&truncation(&all)).await {
+        Ok(()) => Ok(()),
+        Err(error) if error.is(&SqlState::OUT_OF_MEMORY) => {
+            for batch in all.chunks(TRUNCATE_BATCH) {
+                let outcome = conn.transact(&truncation(batch)).await;
+                outcome.map_err(|error| conn.fault(&error))?;
+            }
+            Ok(())
+        }
+        Err(error) => Err(not_emptied(conn, &error)),
+    }
+}
+
+/// [`truncate`] inside the caller's transaction.
+pub(super) async fn truncate_within(conn: &Conn, planned: &[Planned]) -> Result<(), Fault> {
+    let all = to_empty(conn, planned).await?;
+    if all.is_empty() {
+        return Ok(());
+    }
+    let emptied = conn.attempt(&truncation(&all)).await;
+    emptied.map_err(|error| not_emptied(conn, &error))
+}
+
+/// What `TRUNCATE` takes.
+async fn to_empty(conn: &Conn, planned: &[Planned]) -> Result<Vec<String>, Fault> {
     let oids: Vec<u32> = planned.iter().map(|p| p.oid).collect();
     let sql = "SELECT format('%I.%I', n.nspname, c.relname)
         FROM (SELECT DISTINCT a.relid FROM unnest($1::oid[]) AS t (oid),
@@ -194,22 +224,21 @@ pub(super) async fn truncate(conn: &Conn, planned: &[Planned]) -> Result<(), Fau
             WHERE leaf.isleaf AND NOT leaf.relid::oid = ANY ($1))";
     let rows = conn.rows(sql, &[&oids]).await?;
     let leaves = planned.iter().map(|p| format!("ONLY {}", p.name.quoted()));
-    let all: Vec<String> = leaves.chain(rows.iter().map(|row| row.get(0))).collect();
-    let sql = |tables: &[String]| format!("TRUNCATE {}", tables.join(", "));
-    match conn.transact(&sql(&all)).await {
-        Ok(()) => Ok(()),
-        Err(error) if error.is(&SqlState::OUT_OF_MEMORY) => {
-            for batch in all.chunks(TRUNCATE_BATCH) {
-                let outcome = conn.transact(&sql(batch)).await;
-                outcome.map_err(|error| conn.fault(&error))?;
-            }
-            Ok(())
-        }
-        Err(error) if error.is(&SqlState::FEATURE_NOT_SUPPORTED) => Err(conn.fault(&error).hint(
+    Ok(leaves.chain(rows.iter().map(|row| row.get(0))).collect())
+}
+
+fn truncation(tables: &[String]) -> String {
+    format!("TRUNCATE {}", tables.join(", "))
+}
+
+fn not_emptied(conn: &Conn, error: &PgError) -> Fault {
+    let fault = conn.fault(error);
+    if error.is(&SqlState::FEATURE_NOT_SUPPORTED) {
+        return fault.hint(
             "a table that is not copied refers to one that is: drop that foreign key, or empty both by hand",
-        )),
-        Err(error) => Err(conn.fault(&error)),
+        );
     }
+    fault
 }
 
 /// What is put aside in one go.

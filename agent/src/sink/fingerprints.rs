@@ -2,7 +2,7 @@
 
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::schema::SchemaReview;
-use steep_protocol::{Fault, NodeId};
+use steep_protocol::{Fault, Identifier, NodeId};
 use steep_schema::{Schema, compare, line, plan, review};
 
 use super::conn::Conn;
@@ -39,7 +39,7 @@ pub async fn compare_schemas(
     let conn = Conn::open(task, "compare").await?;
     let installed = schema::install(&conn.session).await;
     installed.map_err(|error| conn.fault(&error))?;
-    store(&conn, source, described).await?;
+    store(&conn, source, described, filter).await?;
     let here = read(&conn, filter).await?;
     let compared = compare(described, &here);
     // Whatever the plan would lose, it is not run here.
@@ -53,12 +53,31 @@ pub(super) async fn read(conn: &Conn, filter: &TableFilter) -> Result<Schema, Fa
     read.map_err(|error| conn.fault(&error))
 }
 
-/// Puts a peer's fingerprints in place of what was stored of it.
-pub(super) async fn store(conn: &Conn, peer: &NodeId, schema: &Schema) -> Result<(), Fault> {
+/// Puts a peer's fingerprints in place of what was stored of those tables of it that `filter` admits;
+/// nothing is known of the others, so what was stored of them stays.
+pub(super) async fn store(
+    conn: &Conn,
+    peer: &NodeId,
+    schema: &Schema,
+    filter: &TableFilter,
+) -> Result<(), Fault> {
     let peer = peer.as_str();
+    let within: Vec<&str> = filter
+        .include_schemas
+        .iter()
+        .map(Identifier::as_str)
+        .collect();
+    let without = filter.exclude_tables.iter();
+    let (schemas, names): (Vec<&str>, Vec<&str>) = without
+        .map(|table| (table.schema.as_str(), table.table.as_str()))
+        .unzip();
     conn.execute("BEGIN").await?;
-    let forget = "DELETE FROM steep_repl.schema_fingerprints WHERE node_id = $1";
-    conn.rows(forget, &[&peer]).await?;
+    let forget = "DELETE FROM steep_repl.schema_fingerprints AS f WHERE f.node_id = $1
+        AND (cardinality($2::text[]) = 0 OR f.schema_name = ANY ($2))
+        AND (f.schema_name, f.table_name) NOT IN (
+            SELECT s, t FROM unnest($3::text[], $4::text[]) AS without (s, t))";
+    conn.rows(forget, &[&peer, &within, &schemas, &names])
+        .await?;
     let tables: Vec<_> = schema.tables().collect();
     for batch in tables.chunks(STORE_BATCH) {
         let schemas: Vec<&str> = batch.iter().map(|t| t.name.schema.as_str()).collect();

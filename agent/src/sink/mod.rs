@@ -33,6 +33,7 @@ mod memory;
 mod objects;
 mod prepare;
 mod queue;
+mod replicated;
 mod schemas;
 mod sql_split;
 mod statement;
@@ -47,6 +48,7 @@ pub use finish::finish;
 pub use formats::formats;
 pub use ledger::{ledger, release, totals};
 pub use prepare::{PrepareRequest, prepare};
+pub use replicated::compare_replicated;
 pub use subscription::{await_native_copy, subscribe, subscription_statuses};
 
 use prepare::replica_role;

@@ -66,7 +66,7 @@ pub async fn prepare<P: PartReader, Q: PartReader>(
     }
     let mut findings = Vec::new();
     let prepared = books::note(task.job, Progress::Prepared);
-    fingerprints::store(&conn, &request.source, &request.described).await?;
+    fingerprints::store(&conn, &request.source, &request.described, &request.filter).await?;
     if objects::has_user_tables(&conn).await? {
         if book.is_none() {
             // Later, indexes that this job has put aside would seem to be missing.

@@ -3,10 +3,9 @@
 //!
 //! The source's connection string is a secret. It stands in the text of `CREATE SUBSCRIPTION`,
 //! which takes no parameters, so that statement is put together on the server
-//! ([`crate::pg::discreet`]). PostgreSQL's own copy makes its slot in it, which no block may do:
-//! there the session turns off everything that would write it to the server's log, as far as its
-//! role may, and hides it from `pg_stat_activity`. PostgreSQL itself keeps the string in
-//! `pg_subscription.subconninfo`, which only superusers can read.
+//! ([`crate::pg::discreet`]); that may not make slots, so PostgreSQL's own copy too finds the slot
+//! that the source has made. PostgreSQL itself keeps the string in `pg_subscription.subconninfo`,
+//! which only superusers can read.
 
 use std::time::Duration;
 
@@ -33,16 +32,6 @@ const ERRORS_MAX: i64 = 4;
 
 /// How long a subscription may be without its worker, on servers that do not count errors.
 const ABSENT_MAX: Duration = Duration::from_secs(60);
-
-/// What keeps a statement's text out of logs and views; each as far as the role may.
-const DISCREET: [&str; 6] = [
-    "SET track_activities = off",
-    "SET log_statement = 'none'",
-    "SET log_min_duration_statement = -1",
-    "SET log_min_duration_sample = -1",
-    "SET log_min_error_statement = 'panic'",
-    "SET log_transaction_sample_rate = 0",
-];
 
 fn names(job: JobId) -> Result<(String, Identifier), Fault> {
     let name = ReplicationNames(job).name();
@@ -109,14 +98,11 @@ async fn create(
     name: &Identifier,
 ) -> Result<(), Fault> {
     let version = conn.session.server_version();
-    let mut options = match start {
-        SubscriptionStart::AtSlot(_) => {
-            "create_slot = false, copy_data = false, enabled = false".to_owned()
-        }
-        SubscriptionStart::NativeCopy => {
-            "create_slot = true, copy_data = true, enabled = true".to_owned()
-        }
+    let copy_data = match start {
+        SubscriptionStart::AtSlot(_) => "false",
+        SubscriptionStart::NativeCopy => "true",
     };
+    let mut options = format!("create_slot = false, enabled = false, copy_data = {copy_data}");
     options.push_str(&format!(", slot_name = {}", literal(name.as_str())));
     // Rows that reached the source by replication belong to it as well as others do: but not what
     // would come back to where it was made.
@@ -127,10 +113,7 @@ async fn create(
     let quoted = name.quoted();
     let statement =
         format!("CREATE SUBSCRIPTION {quoted} CONNECTION %L PUBLICATION {quoted} WITH ({options})");
-    let outcome = match start {
-        SubscriptionStart::AtSlot(_) => in_a_block(conn, &statement, source).await,
-        SubscriptionStart::NativeCopy => by_itself(conn, &statement, source).await?,
-    };
+    let outcome = in_a_block(conn, &statement, source).await;
     match outcome {
         Ok(()) => Ok(()),
         // Another try of the same command came first.
@@ -156,22 +139,6 @@ async fn in_a_block(conn: &Conn, statement: &str, source: &Secret) -> Result<(),
         return Err(said(refusal, source));
     }
     Ok(ended?)
-}
-
-/// Creates it with a plain statement.
-async fn by_itself(
-    conn: &Conn,
-    statement: &str,
-    source: &Secret,
-) -> Result<Result<(), PgError>, Fault> {
-    for setting in DISCREET {
-        // Most want a superuser; what is refused leaves the log as its administrator set it up.
-        if let Err(error @ PgError::Cancelled) = conn.attempt(setting).await {
-            return Err(conn.fault(&error));
-        }
-    }
-    let sql = statement.replacen("%L", &literal(source.expose()), 1);
-    Ok(conn.attempt(&sql).await)
 }
 
 /// The server's refusal as an error without the connection string: libpq quotes pieces of one that

@@ -2,27 +2,35 @@
 //! at a difference, auto makes the target match, manual has been confirmed.
 //!
 //! Auto runs its whole plan in one transaction, together with the list of what it makes, so that a
-//! cancel finds and removes the tables; it reads the catalog again before it commits. Decides nothing
-//! about what a difference is: that is `steep_schema`'s.
+//! cancel finds and removes the tables; it reads the catalog again before it commits. Rows that are to be
+//! replaced go first, in the same transaction, so that none of them stands in a statement's way; rows that
+//! are not stop it before anything is altered. Decides nothing about what a difference is: that is
+//! `steep_schema`'s.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use steep_protocol::message::facts::{Finding, Severity};
 use steep_protocol::message::job::{ExistingRows, SchemaMode};
 use steep_protocol::message::peer::TablePlan;
 use steep_protocol::message::schema::{PlannedStatement, SchemaDifference};
 use steep_protocol::{Fault, FaultKind, TableName};
-use steep_schema::{Comparison, Plan, Schema, compare, gates, named, plan};
+use steep_schema::{Comparison, Plan, Schema, at_stake, compare, gates, hindrance, named, plan};
+use tokio_postgres::error::SqlState;
 
-use super::books::{self, Origin};
+use super::books::{self, Origin, Progress};
 use super::conn::Conn;
 use super::fingerprints::read;
 use super::{PrepareRequest, existing, objects};
+use crate::pg::PgError;
+use crate::pg::catalog::{holding_rows, read_schema_at_once};
 use crate::task::Task;
 
 /// Differences or statements named in an error.
 const NAMED: usize = 20;
+
+/// How long a statement waits for a lock. While it waits, whoever wants the table waits behind it.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Compares once more, now that the job begins, and does as the mode says. What was run, as findings.
 pub(super) async fn settle(
@@ -31,7 +39,8 @@ pub(super) async fn settle(
     request: &PrepareRequest,
     tables: &[TablePlan],
 ) -> Result<Vec<Finding>, Fault> {
-    let here = read(conn, &request.filter).await?;
+    let here = read_schema_at_once(&conn.session, &request.filter).await;
+    let here = here.map_err(|error| conn.fault(&error))?;
     let compared = compare(&request.described, &here);
     let differing: Vec<&SchemaDifference> = compared.differences().filter(|d| gates(d)).collect();
     if differing.is_empty() {
@@ -71,23 +80,32 @@ async fn apply(
     (here, compared): (&Schema, &Comparison),
 ) -> Result<Vec<Finding>, Fault> {
     let began = Instant::now();
-    conn.execute("BEGIN").await?;
+    let patience = LOCK_PATIENCE.as_millis();
+    conn.execute(&format!("BEGIN; SET LOCAL lock_timeout = {patience}"))
+        .await?;
     books::open(conn, task.job, Origin::Existing, tables).await?;
     objects::note_baseline(conn, task.job).await?;
     let planned = books::planned(conn, task.job).await?;
-    let full: BTreeSet<TableName> = existing::with_rows(conn, &planned)
-        .await?
-        .into_iter()
-        .collect();
-    let known: BTreeSet<&TableName> = planned.iter().map(|p| &p.name).collect();
-    // Of a partitioned table it is not known which of its partitions hold rows.
-    let holds_rows =
-        |table: &TableName| full.contains(table) || (!known.contains(table) && !full.is_empty());
-    let plan = plan(&request.described, here, compared, &holds_rows);
+    let full = existing::with_rows(conn, &planned).await?;
+    existing::refuse(conn, request.existing, &full)?;
+    let stakes = at_stake(&request.described, here, compared);
+    lock(conn, &stakes).await?;
+    let holding = holding_rows(&conn.session, &task.cancel, &stakes).await;
+    let holding = holding.map_err(|error| conn.fault(&error))?;
+    let plan = plan(&request.described, here, compared, &|table| {
+        holding.contains(table)
+    });
     may_run(conn, &plan, request.existing)?;
+    if !full.is_empty() {
+        existing::truncate_within(conn, &planned).await?;
+        conn.execute(&books::note(task.job, Progress::OwnsRows))
+            .await?;
+    }
     for statement in &plan.statements {
         run(conn, statement).await?;
     }
+    let late = existing::with_rows(conn, &planned).await?;
+    existing::refuse(conn, request.existing, &late)?;
     check(conn, request).await?;
     conn.execute(&objects::note_created(task.job)).await?;
     conn.execute("COMMIT").await?;
@@ -103,12 +121,31 @@ async fn apply(
     Ok(plan.statements.iter().map(|s| applied(task, s)).collect())
 }
 
+/// Nobody writes to those from here on: what is said of their rows holds.
+async fn lock(conn: &Conn, tables: &BTreeSet<TableName>) -> Result<(), Fault> {
+    if tables.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<String> = tables.iter().map(TableName::quoted).collect();
+    let sql = format!("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE", names.join(", "));
+    match conn.attempt(&sql).await {
+        Ok(()) => Ok(()),
+        Err(error) => Err(failed(conn, &sql, &error).await),
+    }
+}
+
 fn may_run(conn: &Conn, plan: &Plan, existing: ExistingRows) -> Result<(), Fault> {
     if !plan.unplanned.is_empty() {
-        let all = plan.unplanned.iter();
+        let said = |d| {
+            format!(
+                "{} ({})",
+                named(d, "the source", "the target"),
+                hindrance(d).0
+            )
+        };
         let what = format!(
-            "these differences cannot be altered in place: {}",
-            listed(all.map(|d| named(d, "the source", "the target")))
+            "there is no plan for these differences: {}",
+            listed(plan.unplanned.iter().map(said))
         );
         let hint = "make these changes on the target yourself; nothing was changed";
         return Err(conn.own(Fault::new(FaultKind::Failed, what)).hint(hint));
@@ -130,16 +167,48 @@ fn may_run(conn: &Conn, plan: &Plan, existing: ExistingRows) -> Result<(), Fault
 }
 
 async fn run(conn: &Conn, statement: &PlannedStatement) -> Result<(), Fault> {
-    let ran = conn.attempt(&statement.sql).await;
-    ran.map_err(|error| {
-        let mut fault = conn.fault(&error);
-        fault.message = format!(
-            "a statement of the schema plan failed, {}: {}",
-            statement.sql, fault.message
-        );
-        fault.hint("make this change on the target yourself; nothing was changed")
-    })
+    match conn.attempt(&statement.sql).await {
+        Ok(()) => Ok(()),
+        Err(error) => Err(failed(conn, &statement.sql, &error).await),
+    }
 }
+
+/// What to say of a statement that failed. Where it could not get a lock the transaction is over, so that
+/// nobody waits for us while it is found out whom we waited for.
+async fn failed(conn: &Conn, sql: &str, error: &PgError) -> Fault {
+    let mut fault = conn.fault(error);
+    if !error.is(&SqlState::LOCK_NOT_AVAILABLE) {
+        fault.message = format!(
+            "a statement of the schema plan failed, {sql}: {}",
+            fault.message
+        );
+        return fault.hint("make this change on the target yourself; nothing was changed");
+    }
+    let mut holders = String::new();
+    if conn.roll_back().await.is_ok()
+        && let Ok(rows) = conn.rows(HOLDERS, &[&sql]).await
+    {
+        let said: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        if !said.is_empty() {
+            holders = format!("; locks are held by {}", said.join(", "));
+        }
+    }
+    fault.message = format!(
+        "a statement of the schema plan waited {} s for a lock, {sql}{holders}",
+        LOCK_PATIENCE.as_secs()
+    );
+    fault.hint("end what holds the table, then try again; nothing was changed")
+}
+
+/// Who holds locks on tables that a statement names; whose work it is, not what.
+const HOLDERS: &str = r#"SELECT format('process %s (user %s, application %s) on %s.%s',
+        l.pid, coalesce(a.usename, '-'), coalesce(nullif(a.application_name, ''), '-'), n.nspname, c.relname)
+    FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+    JOIN pg_class c ON c.oid = l.relation JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE l.locktype = 'relation' AND l.granted AND l.pid <> pg_backend_pid()
+    AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+    AND strpos($1, '"' || replace(n.nspname, '"', '""') || '"."' || replace(c.relname, '"', '""') || '"') > 0
+    GROUP BY 1 LIMIT 5"#;
 
 /// Whether all is as it should be now; what is tolerated stays.
 async fn check(conn: &Conn, request: &PrepareRequest) -> Result<(), Fault> {

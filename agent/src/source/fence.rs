@@ -25,15 +25,14 @@ const RECONNECT_ATTEMPTS: u32 = 30;
 /// # Errors
 /// A [`Fault`] where the slot is gone or can no longer be used, the source stays away, or on cancel.
 pub async fn await_fence(task: &Task) -> Result<Lsn, Fault> {
-    let mut attempts = 0;
+    let mut patience = Patience::default();
     loop {
-        let error = match pass_fence(task).await {
+        let error = match pass_fence(task, &mut patience).await {
             Ok(outcome) => return outcome,
             Err(error) => error,
         };
         let fault = error.to_fault(&task.node);
-        attempts += 1;
-        if fault.retry == Retry::Never || attempts > RECONNECT_ATTEMPTS {
+        if fault.retry == Retry::Never || patience.is_over() {
             return Err(fault);
         }
         tracing::warn!(job_id = %task.job, %error, "lost the source while waiting for the fence");
@@ -44,8 +43,28 @@ pub async fn await_fence(task: &Task) -> Result<Lsn, Fault> {
     }
 }
 
+/// How often the source may be found away in a row. A catch-up may last for days; a source that was
+/// there in between has used up nothing.
+#[derive(Debug, Default)]
+struct Patience {
+    attempts: u32,
+}
+
+impl Patience {
+    /// The source answered.
+    fn renew(&mut self) {
+        self.attempts = 0;
+    }
+
+    /// It was away once more; whether that is once too often.
+    fn is_over(&mut self) -> bool {
+        self.attempts += 1;
+        self.attempts > RECONNECT_ATTEMPTS
+    }
+}
+
 /// One connection's worth: the fence, or a verdict on the slot, or an error that may pass.
-async fn pass_fence(task: &Task) -> Result<Result<Lsn, Fault>, PgError> {
+async fn pass_fence(task: &Task, patience: &mut Patience) -> Result<Result<Lsn, Fault>, PgError> {
     let session = Session::connect(&task.conninfo, "fence").await?;
     let fence = take_fence(&session, task).await?;
     let name = slot::name(task.job);
@@ -55,6 +74,7 @@ async fn pass_fence(task: &Task) -> Result<Result<Lsn, Fault>, PgError> {
             Ok(slot) => slot,
             Err(verdict) => return Ok(Err(verdict.on(&task.node))),
         };
+        patience.renew();
         if slot.confirmed >= fence {
             session.close().await;
             return Ok(Ok(fence));
@@ -150,4 +170,20 @@ async fn look(
         confirmed: lsn(&confirmed)?,
         active: row.try_get(0)?,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_that_was_there_in_between_is_waited_for_as_long_as_at_first() {
+        let mut patience = Patience::default();
+        for _ in 0..3 {
+            assert!((0..RECONNECT_ATTEMPTS).all(|_| !patience.is_over()));
+            patience.renew();
+        }
+        assert!((0..RECONNECT_ATTEMPTS).all(|_| !patience.is_over()));
+        assert!(patience.is_over());
+    }
 }

@@ -15,6 +15,7 @@ mod listing;
 mod plan;
 mod pool;
 mod publication;
+mod replicated;
 mod schema;
 mod sequences;
 mod slot;
@@ -27,6 +28,7 @@ use steep_protocol::message::job::TableFilter;
 
 pub use copy_out::CopyOut;
 pub use fence::await_fence;
+pub use replicated::describe_replicated;
 pub use schema::{SchemaDump, pg_dump_major};
 pub use sequences::sequences;
 pub use slot::{cleanup, slot_statuses};

@@ -45,11 +45,46 @@ pub(super) async fn create(
     conninfo: &Conninfo,
     watcher: &Session,
 ) -> Result<NewSlot, PgError> {
+    let (connection, mut fields) = make(task, conninfo, watcher, "EXPORT_SNAPSHOT").await?;
+    let (lsn, snapshot) = (fields.nth(1).flatten(), fields.next().flatten());
+    let (Some(lsn), Some(snapshot)) = (lsn.and_then(|text| text.parse().ok()), snapshot) else {
+        return Err(PgError::Protocol(
+            "the new slot has no LSN or no snapshot".to_owned(),
+        ));
+    };
+    Ok(NewSlot {
+        connection,
+        lsn,
+        snapshot,
+    })
+}
+
+/// Makes the slot alone, for a subscription that copies by itself.
+pub(super) async fn create_bare(
+    task: &Task,
+    conninfo: &Conninfo,
+    watcher: &Session,
+) -> Result<(), PgError> {
+    let (connection, _) = make(task, conninfo, watcher, "NOEXPORT_SNAPSHOT").await?;
+    connection.close().await;
+    Ok(())
+}
+
+/// What the server says of a new slot: `slot_name`, `consistent_point`, `snapshot_name`,
+/// `output_plugin` (PostgreSQL manual, "Streaming Replication Protocol").
+type SlotFields = std::vec::IntoIter<Option<String>>;
+
+async fn make(
+    task: &Task,
+    conninfo: &Conninfo,
+    watcher: &Session,
+    snapshot: &str,
+) -> Result<(RawConnection, SlotFields), PgError> {
     let mut connection = RawConnection::connect(conninfo, "slot", Mode::Replication).await?;
     let canceller = connection.canceller();
     let slot = name(task.job);
     let sql = format!(
-        "CREATE_REPLICATION_SLOT {} LOGICAL pgoutput EXPORT_SNAPSHOT",
+        "CREATE_REPLICATION_SLOT {} LOGICAL pgoutput {snapshot}",
         slot.quoted()
     );
     let rows = {
@@ -68,20 +103,8 @@ pub(super) async fn create(
             }
         }
     };
-    // slot_name, consistent_point, snapshot_name, output_plugin (manual, "Streaming Replication
-    // Protocol").
-    let mut fields = rows.into_iter().next().unwrap_or_default().into_iter();
-    let (lsn, snapshot) = (fields.nth(1).flatten(), fields.next().flatten());
-    let (Some(lsn), Some(snapshot)) = (lsn.and_then(|text| text.parse().ok()), snapshot) else {
-        return Err(PgError::Protocol(
-            "the new slot has no LSN or no snapshot".to_owned(),
-        ));
-    };
-    Ok(NewSlot {
-        connection,
-        lsn,
-        snapshot,
-    })
+    let fields = rows.into_iter().next().unwrap_or_default().into_iter();
+    Ok((connection, fields))
 }
 
 async fn say_waiting(task: &Task, watcher: &Session) {
@@ -174,7 +197,9 @@ pub(super) async fn remove(
     let fault = |error: PgError| error.to_fault(&task.node);
     let name = name(task.job);
     let slot_gone = drop_slot(session, &name, cancel).await.map_err(fault)?;
-    remove_publication(session, task, cancel).await?;
+    let sql = format!("DROP PUBLICATION IF EXISTS {}", name.quoted());
+    let dropped = session.run(cancel, session.batch_execute(&sql)).await;
+    dropped.map_err(fault)?;
     match slot_gone {
         SlotGone::Yes => Ok(()),
         SlotGone::StillInUse => {
@@ -188,17 +213,6 @@ pub(super) async fn remove(
                 .on(&task.node))
         }
     }
-}
-
-/// The publication alone.
-pub(super) async fn remove_publication(
-    session: &Session,
-    task: &Task,
-    cancel: &CancellationToken,
-) -> Result<(), Fault> {
-    let sql = format!("DROP PUBLICATION IF EXISTS {}", name(task.job).quoted());
-    let dropped = session.run(cancel, session.batch_execute(&sql)).await;
-    dropped.map_err(|error| error.to_fault(&task.node))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

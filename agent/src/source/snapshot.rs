@@ -105,11 +105,7 @@ async fn try_open(task: &Task, request: &OpenRequest) -> Result<OpenSnapshot, Fa
         .await
         .map_err(fault)?;
     for attempt in 1..=ATTEMPTS {
-        match request.export {
-            Export::SlotAndSnapshot => slot::remove(&admin, task, &task.cancel).await?,
-            // A slot of that name would be the subscription's own.
-            Export::Nothing => slot::remove_publication(&admin, task, &task.cancel).await?,
-        }
+        slot::remove(&admin, task, &task.cancel).await?;
         match attempt_open(task, request, &admin).await? {
             Attempt::Open(open) => {
                 admin.close().await;
@@ -149,7 +145,12 @@ async fn attempt_open(
         .map_err(fault)?;
 
     let (lsn, held, listing) = match request.export {
-        Export::Nothing => (Lsn(0), None, before),
+        Export::Slot => {
+            slot::create_bare(task, admin.conninfo(), admin)
+                .await
+                .map_err(fault)?;
+            (Lsn(0), None, before)
+        }
         Export::SlotAndSnapshot => {
             let made = slot::create(task, admin.conninfo(), admin)
                 .await

@@ -62,13 +62,14 @@ pub(super) async fn ask(
     Ok(found)
 }
 
-/// 0 without errors, 3 where schemas are the only ones, else 1.
+/// 0 without errors, 3 where schemas differ, whatever else stands in the way, else 1.
 pub(super) fn exit_code<'a>(findings: impl Iterator<Item = &'a Finding>) -> u8 {
     let errors = findings.filter(|finding| finding.severity == Severity::Error);
     errors.fold(failure::SUCCESS, |code, error| {
-        match (code, error.code == SCHEMA_MISMATCH) {
-            (failure::SUCCESS | failure::SCHEMA_MISMATCH, true) => failure::SCHEMA_MISMATCH,
-            _ => failure::ERROR,
+        if code == failure::SCHEMA_MISMATCH || error.code == SCHEMA_MISMATCH {
+            failure::SCHEMA_MISMATCH
+        } else {
+            failure::ERROR
         }
     })
 }
@@ -97,7 +98,8 @@ mod tests {
             0
         );
         assert_eq!(code(&[mismatch, mismatch]), 3);
-        assert_eq!(code(&[mismatch, other]), 1);
-        assert_eq!(code(&[other, mismatch]), 1);
+        assert_eq!(code(&[other]), 1);
+        assert_eq!(code(&[mismatch, other]), 3);
+        assert_eq!(code(&[other, mismatch]), 3);
     }
 }

@@ -41,8 +41,9 @@ pub(super) async fn run(args: &WatchArgs, context: &Context) -> Result<u8, Failu
 
 async fn stream(context: &Context) -> Result<u8, Failure> {
     let mut client = context.client().await?;
+    let mut last = 0;
     loop {
-        let why = match lines(&client).await {
+        let why = match lines(&client, &mut last).await {
             Ok(()) => Failure::new(FaultKind::Unreachable, "the coordinator stopped telling"),
             Err(Broken::Said(failure)) => return Err(failure),
             Err(Broken::Lost(failure)) => failure,
@@ -56,16 +57,22 @@ async fn stream(context: &Context) -> Result<u8, Failure> {
     }
 }
 
-async fn lines(client: &Client) -> Result<(), Broken> {
+/// Each connection begins with the newest events: those up to `last` have been written.
+async fn lines(client: &Client, last: &mut u64) -> Result<(), Broken> {
     let mut replies = client.ask(&ApiRequest::Watch).await.map_err(Broken::Lost)?;
     while let Some(reply) = replies.next().await? {
         match reply {
             ApiReply::Nodes(nodes) => print_line(&json::line(&json::Nodes { nodes: &nodes })),
             ApiReply::Progress(view) => print_line(&json::line(&json::Progress::from(&*view))),
-            ApiReply::Event(event) => print_line(&json::line(&json::Event::from(&event))),
+            ApiReply::Event(event) if event.seq > *last => {
+                *last = event.seq;
+                print_line(&json::line(&json::Event::from(&event)));
+            }
             ApiReply::Ended(end) => print_line(&json::line(&json::End::from(&*end))),
-            // Answers to other questions; the stream's end and faults never get here.
-            ApiReply::Findings { .. }
+            // Events that were written; answers to other questions; the stream's end and faults never
+            // get here.
+            ApiReply::Event(_)
+            | ApiReply::Findings { .. }
             | ApiReply::Accepted { .. }
             | ApiReply::Audit(_)
             | ApiReply::Schema(_)

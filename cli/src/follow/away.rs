@@ -7,6 +7,7 @@ use steep_protocol::{Fault, FaultKind, JobId, NodeState};
 
 use super::Follower;
 use super::feed::Feed;
+use crate::client::Broken;
 use crate::failure::{self, Failure};
 use crate::redial::Redial;
 
@@ -34,8 +35,7 @@ impl Follower<'_> {
                             // asking once more could start twice what ended quickly.
                             return Err(redial.why());
                         }
-                        self.catch_up(&replies);
-                        match self.feed().await {
+                        match self.go_on(&replies).await {
                             Ok(feed) => return Ok(Some(feed)),
                             Err(failure) => failure,
                         }
@@ -66,27 +66,23 @@ impl Follower<'_> {
         self.targets.iter().all(|target| active.contains(&target))
     }
 
-    /// Ends what has ended while we were away.
-    fn catch_up(&mut self, replies: &[ApiReply]) {
+    /// Ends what has ended while we were away, and follows the rest.
+    async fn go_on(&mut self, replies: &[ApiReply]) -> Result<Feed, Failure> {
         for reply in replies {
             let ApiReply::Nodes(views) = reply else {
                 continue;
             };
             for view in views.iter().filter(|view| !view.state.is_active()) {
                 if self.running().contains(&view.node_id) {
-                    let node = &view.node_id;
-                    self.end(reconstructed(
-                        view,
-                        self.last.get(node),
-                        self.jobs.get(node),
-                    ));
+                    self.missed(view).await?;
                 }
             }
         }
+        self.feed().await
     }
 
     /// The coordinator has said all and some end was not among it, as when the job ended while we
-    /// were away: what the nodes are now says how it ended.
+    /// were away.
     pub(super) async fn settle(&mut self) -> Result<(), Failure> {
         for node in self.running() {
             let request = ApiRequest::Nodes {
@@ -97,8 +93,7 @@ impl Follower<'_> {
                     continue;
                 };
                 for view in views.iter().filter(|view| view.node_id == node) {
-                    let end = reconstructed(view, self.last.get(&node), self.jobs.get(&node));
-                    self.end(end);
+                    self.missed(view).await?;
                 }
             }
             if !self.ends.contains_key(&node) {
@@ -108,10 +103,33 @@ impl Follower<'_> {
         }
         Ok(())
     }
+
+    /// An end that nobody told: the coordinator has kept the report of it. Where it has not, what the
+    /// node is now says how it ended.
+    async fn missed(&mut self, view: &NodeView) -> Result<(), Failure> {
+        let node = &view.node_id;
+        let last = self.last.get(node);
+        let job = self.jobs.get(node).copied();
+        let job = job.or(last.and_then(|last| last.job_id));
+        let request = ApiRequest::Report { node: node.clone() };
+        let mut replies = self.client.ask(&request).await?;
+        let reported = loop {
+            match replies.next().await {
+                // Of another job, it says nothing about ours.
+                Ok(Some(ApiReply::Ended(end))) if Some(end.job_id) == job => break Some(*end),
+                Ok(Some(_)) => {}
+                Ok(None) | Err(Broken::Said(_)) => break None,
+                Err(Broken::Lost(failure)) => return Err(failure),
+            }
+        };
+        let end = reported.unwrap_or_else(|| reconstructed(view, last, job));
+        self.end(end);
+        Ok(())
+    }
 }
 
 /// An end put together from what a node is now and what was last seen of its job.
-fn reconstructed(node: &NodeView, last: Option<&ProgressView>, job: Option<&JobId>) -> EndView {
+fn reconstructed(node: &NodeView, last: Option<&ProgressView>, job: Option<JobId>) -> EndView {
     let fault = match node.state {
         NodeState::Synchronized => None,
         NodeState::Uninitialized => Some(Fault::new(FaultKind::Cancelled, "the job was cancelled")),
@@ -149,10 +167,7 @@ fn reconstructed(node: &NodeView, last: Option<&ProgressView>, job: Option<&JobI
         .or(last.and_then(|last| last.source_node.as_ref()));
     EndView {
         node_id: node.node_id.clone(),
-        job_id: job
-            .copied()
-            .or(last.and_then(|last| last.job_id))
-            .unwrap_or(JobId(0)),
+        job_id: job.unwrap_or(JobId(0)),
         source_node: source.unwrap_or(&node.node_id).clone(),
         state: node.state,
         fault: fault.map(|fault| fault.on(&node.node_id)),

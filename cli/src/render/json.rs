@@ -19,20 +19,15 @@ use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState, Phase};
 
 use super::findings;
 
-/// Fields of events that are numbers.
-const NUMERIC: [&str; 12] = [
+/// Fields of events that are numbers, as docs/logs.md has them.
+const NUMERIC: [&str; 7] = [
     "rows_copied",
     "bytes_copied",
-    "wire_bytes",
     "duration_ms",
-    "duration_seconds",
     "overall_progress",
-    "overall_percent",
-    "tables",
-    "parts",
-    "rows",
-    "bytes",
-    "parallel_workers",
+    "parallel",
+    "part",
+    "statements",
 ];
 
 /// One line, without its end.
@@ -251,6 +246,8 @@ pub(crate) enum End<'a> {
         phases: PhaseSeconds,
         job_id: String,
         source_node: &'a NodeId,
+        tables: u64,
+        wire_bytes: u64,
         warnings: &'a [Finding],
         #[serde(flatten)]
         report: &'a Report,
@@ -290,6 +287,8 @@ impl<'a> From<&'a EndView> for End<'a> {
                 phases: view.phases,
                 job_id,
                 source_node: &view.source_node,
+                tables: view.tables,
+                wire_bytes: view.wire_bytes,
                 warnings: &view.warnings,
                 report: &view.report,
             },

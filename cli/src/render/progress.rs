@@ -80,7 +80,7 @@ pub(crate) fn frame(view: &ProgressView, elapsed: f64, tables: usize, paint: Pai
     Frame {
         title,
         overall,
-        rates: rates(view),
+        rates: rates(view).join("  "),
         tables,
     }
 }
@@ -102,15 +102,16 @@ pub(crate) fn line(view: &ProgressView, elapsed: f64) -> String {
     ));
     if view.phase == Some(Phase::Copy) {
         text.push_str(&format!(
-            ", {} of {}, {}/{} tables, {}",
+            ", {} of {}, {}/{} tables",
             units::size(view.bytes_copied),
             units::size(view.bytes_total.max(view.bytes_copied)),
             view.tables_completed,
             view.tables_total,
-            rates(view).replace("  ", ", "),
         ));
-    } else if let Some(eta) = view.eta_seconds {
-        text.push_str(&format!(", ETA {}", units::eta(eta)));
+    }
+    for part in rates(view) {
+        text.push_str(", ");
+        text.push_str(&part);
     }
     text
 }
@@ -138,7 +139,7 @@ pub(crate) fn block(view: &ProgressView, paint: Paint) -> String {
     );
     lines.push(("copied", copied));
     if view.state.is_active() {
-        lines.push(("now", rates(view).replace("  ", ", ")));
+        lines.push(("now", rates(view).join(", ")));
     }
     if let Some(started) = view.started_at {
         lines.push(("started", format!("{started:.0}")));
@@ -224,27 +225,94 @@ pub(crate) fn doing(view: &ProgressView) -> Option<String> {
     Some(text)
 }
 
-/// Two spaces apart.
-fn rates(view: &ProgressView) -> String {
-    let mut parts = vec![match view.parallel_workers {
-        1 => "1 worker".to_owned(),
-        workers => format!("{workers} workers"),
-    }];
+/// What moves, part by part, and when it will be there.
+fn rates(view: &ProgressView) -> Vec<String> {
+    let mut parts = Vec::new();
+    parts.extend(workers(view.parallel_workers));
     if view.phase == Some(Phase::Copy) {
         let rows = view.throughput_rows_sec.max(0.0).round() as u64;
         parts.push(format!("{} rows/s", units::count(rows)));
         parts.push(units::rate(view.throughput_bytes_sec));
-        if let Some(ratio) = wire_ratio(view.wire_bytes, view.bytes_copied) {
-            parts.push(format!("wire {ratio}"));
-        }
+        parts.extend(wire(view));
+    } else {
+        parts.extend(phase_work(view));
     }
-    if let Some(eta) = view.eta_seconds {
-        parts.push(format!("ETA {}", units::eta(eta)));
-    }
-    parts.join("  ")
+    parts.extend(retries(view.detail.retries));
+    parts.push(left(view));
+    parts
 }
 
-/// What crossed the network for each byte of rows, such as `31%`.
+/// `4 workers`; nothing where none is at work.
+pub(crate) fn workers(workers: u8) -> Option<String> {
+    match workers {
+        0 => None,
+        1 => Some("1 worker".to_owned()),
+        workers => Some(format!("{workers} workers")),
+    }
+}
+
+/// `1 retry`; nothing where there was none.
+pub(crate) fn retries(retries: u64) -> Option<String> {
+    match retries {
+        0 => None,
+        1 => Some("1 retry".to_owned()),
+        retries => Some(format!("{} retries", units::count(retries))),
+    }
+}
+
+/// What crosses the network now, and how much less that is than the rows: `26.4 MB/s wire (31%)`.
+/// Nothing before anything crossed it.
+pub(crate) fn wire(view: &ProgressView) -> Option<String> {
+    // Not the totals, which count parts that crossed it before a restart in one sum only.
+    let ratio = view.detail.compression_ratio.filter(|ratio| *ratio > 0.0)?;
+    let rate = units::rate(view.detail.throughput_wire_bytes_sec);
+    Some(format!("{rate} wire ({:.0}%)", 100.0 / ratio))
+}
+
+/// The bytes of a phase that copies no rows, and how fast they are done.
+pub(crate) fn phase_work(view: &ProgressView) -> Option<String> {
+    let detail = &view.detail;
+    let (done, total) = (detail.phase_bytes_done?, detail.phase_bytes_total?);
+    let what = match view.phase? {
+        Phase::CatchUp => " of WAL",
+        _ => "",
+    };
+    let mut text = format!("{} of {}{what}", units::size(done), units::size(total));
+    if let Some(rate) = detail.phase_bytes_sec {
+        text.push_str(&format!(" at {}", units::rate(rate)));
+    }
+    Some(text)
+}
+
+/// When the phase ends. Never of the job: how long later phases take is not known before they begin.
+pub(crate) fn left(view: &ProgressView) -> String {
+    let phase = match view.phase {
+        Some(phase) => format!("{}: ", phase_name(phase)),
+        None => String::new(),
+    };
+    match view.eta_seconds {
+        Some(eta) => format!("{phase}{} left", units::eta(eta)),
+        None => format!("{phase}ETA unknown"),
+    }
+}
+
+/// A phase for people, in a word or two.
+pub(crate) fn phase_name(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Preflight => "preflight",
+        Phase::Snapshot => "snapshot",
+        Phase::Schema => "schema",
+        Phase::Copy => "copy",
+        Phase::Indexes => "indexes",
+        Phase::Constraints => "constraints",
+        Phase::Subscribe => "subscribe",
+        Phase::CatchUp => "catch up",
+        Phase::Prove => "prove",
+        Phase::Cleanup => "clean up",
+    }
+}
+
+/// What crossed the network for each byte of rows in all, such as `31%`.
 pub(crate) fn wire_ratio(wire: u64, copied: u64) -> Option<String> {
     (copied > 0).then(|| format!("{:.0}%", wire as f64 / copied as f64 * 100.0))
 }
@@ -271,6 +339,8 @@ fn permille(share: f64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use steep_protocol::message::api::ProgressDetail;
+
     use super::super::samples;
     use super::*;
 
@@ -294,12 +364,60 @@ mod tests {
         indexing.phase = Some(Phase::Indexes);
         indexing.phase_percent = Some(25.0);
         indexing.current_table = Some("public.pgbench_accounts_pkey".to_owned());
+        indexing.detail.phase_bytes_sec = Some(42_000_000.0);
+        indexing.detail.phase_bytes_done = Some(500_000_000);
+        indexing.eta_seconds = None;
+        let mut catching_up = indexing.clone();
+        catching_up.state = NodeState::CatchingUp;
+        catching_up.phase = Some(Phase::CatchUp);
+        catching_up.current_table = None;
+        catching_up.parallel_workers = 0;
+        catching_up.detail.retries = 2;
+        catching_up.eta_seconds = Some(57);
         let mut preparing = samples::progress();
         preparing.state = NodeState::Preparing;
         preparing.phase = None;
         preparing.eta_seconds = None;
-        let lines = [copying, indexing, preparing].map(|view| line(&view, 83.0));
+        preparing.parallel_workers = 0;
+        preparing.detail = ProgressDetail::default();
+        let lines = [copying, indexing, catching_up, preparing].map(|view| line(&view, 83.0));
         insta::assert_snapshot!(lines.join("\n"));
+    }
+
+    #[test]
+    fn time_left_is_the_phases_and_said_to_be_unknown_where_it_is() {
+        let mut view = samples::progress();
+        let said = |view: &ProgressView| {
+            let frame = frame(view, 1.0, 1, Paint::Plain).rates;
+            [frame, line(view, 1.0), block(view, Paint::Plain)]
+        };
+        for text in said(&view) {
+            assert!(text.contains("copy: 19s left"), "{text}");
+        }
+        view.eta_seconds = None;
+        for phase in [Phase::Copy, Phase::Indexes, Phase::CatchUp] {
+            view.phase = Some(phase);
+            let unknown = format!("{}: ETA unknown", phase_name(phase));
+            for text in said(&view) {
+                assert!(text.contains(&unknown), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_said_of_the_wire_counts_only_what_crossed_it() {
+        let mut view = samples::progress();
+        // Half of the bytes came from the ledger, which does not know what they took on the wire.
+        view.wire_bytes /= 2;
+        for text in [
+            frame(&view, 1.0, 1, Paint::Plain).rates,
+            line(&view, 1.0),
+            block(&view, Paint::Plain),
+        ] {
+            assert!(text.contains("26.4 MB/s wire (31%)"), "{text}");
+        }
+        view.detail.compression_ratio = None;
+        assert!(!line(&view, 1.0).contains("wire"));
     }
 
     #[test]

@@ -17,12 +17,14 @@ const LOOK: Duration = Duration::from_millis(200);
 const QUEUE: usize = 64;
 
 /// What came in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Came {
     /// Something that means the same wherever it is.
     Input(Input),
     /// A click on that line of the screen.
     Click(u16),
+    /// Text that was pasted.
+    Paste(String),
 }
 
 /// Inputs from now on. The end of the queue is the end of the terminal.
@@ -56,6 +58,7 @@ fn meaning(event: &Event) -> Option<Came> {
             _ => None,
         },
         Event::Resize(..) => Some(Came::Input(Input::Redraw)),
+        Event::Paste(text) => Some(Came::Paste(text.clone())),
         _ => None,
     }
 }

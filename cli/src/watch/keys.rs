@@ -1,10 +1,14 @@
 //! What a key means. Pure: an input changes the model and may want something done.
 
+#[cfg(test)]
+mod tests;
+
 use steep_protocol::message::agent::CancelledData;
 use steep_protocol::message::job::JobSpec;
 use steep_protocol::{NodeId, NodeState};
 
-use super::model::{Detail, Focus, Model, Order, Pane, Question, Tone};
+use super::choice::{Detail, First, Focus, Order, Pane, Question};
+use super::model::{Model, Tone};
 
 /// The longest filter; node names are shorter.
 const FILTER_MAX: usize = 64;
@@ -60,6 +64,8 @@ pub(crate) enum Effect {
     Cancel(NodeId, CancelledData),
     /// Initialise.
     Init(Box<JobSpec>),
+    /// Cancel, removing what there is, and then initialise.
+    Restart(Box<JobSpec>),
 }
 
 /// Takes an input.
@@ -83,6 +89,15 @@ pub(crate) fn press(model: &mut Model, input: Input) -> Option<Effect> {
         Focus::Main => {
             model.notice = None;
             main(model, input)
+        }
+    }
+}
+
+/// Takes pasted text. It was meant for wherever it was copied for: as keys it could cancel a job.
+pub(crate) fn paste(model: &mut Model, text: &str) {
+    if model.focus == Focus::Filter {
+        for c in text.chars() {
+            filter(model, Input::Char(c));
         }
     }
 }
@@ -151,7 +166,9 @@ fn main(model: &mut Model, input: Input) -> Option<Effect> {
 
 fn detail(model: &mut Model, input: Input) -> Option<Effect> {
     let detail = model.detail.as_mut()?;
-    let scrolled = |by: isize| detail.scroll.saturating_add_signed(by);
+    let most = detail.scroll_most;
+    // From where it was drawn: what it shows may have become shorter since.
+    let scrolled = |by: isize| detail.scroll.min(most).saturating_add_signed(by).min(most);
     match input {
         Input::Escape | Input::Enter | Input::Char('d') | Input::Backspace => {
             model.detail = None;
@@ -170,8 +187,7 @@ fn detail(model: &mut Model, input: Input) -> Option<Effect> {
         Input::PageUp => detail.scroll = scrolled(-PAGE),
         Input::PageDown => detail.scroll = scrolled(PAGE),
         Input::Home | Input::Char('g') => detail.scroll = 0,
-        // Drawing ends at the last line that there is.
-        Input::End | Input::Char('G') => detail.scroll = usize::MAX / 2,
+        Input::End | Input::Char('G') => detail.scroll = most,
         Input::Char(_) | Input::Row(_) | Input::Interrupt | Input::Redraw => {}
     }
     None
@@ -201,6 +217,7 @@ fn open(model: &mut Model, up: isize) -> Option<Effect> {
         job: None,
         pane,
         scroll: 0,
+        scroll_most: 0,
     });
     Some(Effect::Open(node))
 }
@@ -238,8 +255,10 @@ fn ask_again(model: &mut Model) -> Option<Effect> {
     let view = &model.subject()?.view;
     let id = view.node_id.clone();
     let why_not = match view.state {
-        NodeState::Failed | NodeState::Uninitialized if view.agent_online => None,
-        NodeState::Failed | NodeState::Uninitialized => Some(format!(
+        NodeState::Failed | NodeState::Uninitialized | NodeState::Diverged if view.agent_online => {
+            None
+        }
+        NodeState::Failed | NodeState::Uninitialized | NodeState::Diverged => Some(format!(
             "the agent of {id} is offline: start it, then initialise the node"
         )),
         NodeState::Preparing
@@ -249,11 +268,10 @@ fn ask_again(model: &mut Model) -> Option<Effect> {
             "a job is at work on {id}, which is {}: c cancels it",
             view.state
         )),
+        // The coordinator copies nothing over a node that follows.
         NodeState::Synchronized => Some(format!(
-            "{id} is synchronized and follows its source: there is nothing to do again"
-        )),
-        NodeState::Diverged => Some(format!(
-            "{id} has diverged: cancel first (c), which removes what is left, then initialise it again (r)"
+            "{id} is synchronized and follows its source: there is nothing to do. To copy it all \
+             again, drop its subscription on {id}: once it is seen to have diverged, r starts over"
         )),
     };
     match why_not {
@@ -277,9 +295,19 @@ fn answer(model: &mut Model, question: Question, input: Input) -> Option<Effect>
             model.say(format!("{node}: cancelling, rows are kept"), Tone::Calm);
             Some(Effect::Cancel(node, CancelledData::Keep))
         }
-        (Question::Again(spec), Input::Char('y' | 'Y')) => {
-            model.say(format!("{}: asking for a new job", spec.target), Tone::Calm);
-            Some(Effect::Init(spec))
+        (Question::Again { spec, first }, Input::Char('y' | 'Y')) => {
+            let target = &spec.target;
+            match first {
+                First::Nothing => {
+                    model.say(format!("{target}: asking for a new job"), Tone::Calm);
+                    Some(Effect::Init(spec))
+                }
+                First::Cancel => {
+                    let text = format!("{target}: removing what there is, for a new job");
+                    model.say(text, Tone::Calm);
+                    Some(Effect::Restart(spec))
+                }
+            }
         }
         // Any other key leaves the question standing.
         _ => return None,

@@ -3,13 +3,12 @@
 
 use std::time::Duration;
 
-use steep_protocol::message::agent::CancelledData;
 use steep_protocol::message::api::{ApiReply, ApiRequest};
-use steep_protocol::message::job::JobSpec;
 use steep_protocol::{Fault, FaultKind, NodeId};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::actions::{Actions, Done};
 use super::keys::Effect;
 use super::model::News;
 use crate::client::{Broken, Client, Replies};
@@ -22,8 +21,8 @@ const QUEUE: usize = 256;
 /// How long leaving may take.
 const GOODBYE: Duration = Duration::from_secs(1);
 
-/// Requests at once: one for each key that was pressed meanwhile.
-const ACTIONS_MAX: usize = 16;
+/// Wishes that wait to be passed on: one for each key that was pressed meanwhile.
+const ORDERS_MAX: usize = 16;
 
 /// The conversation, for as long as it is kept.
 #[derive(Debug)]
@@ -36,7 +35,7 @@ pub(super) struct Conversation {
 impl Conversation {
     /// Begins with a connection that stands.
     pub(super) fn begin(client: Client) -> Self {
-        let (orders, taken) = mpsc::channel(ACTIONS_MAX);
+        let (orders, taken) = mpsc::channel(ORDERS_MAX);
         let (told, news) = mpsc::channel(QUEUE);
         let talker = Talker {
             client,
@@ -101,8 +100,7 @@ impl Talker {
             let mut why = self.converse().await?;
             loop {
                 self.tell(News::Lost(*why.0)).await?;
-                self.pause().await?;
-                match self.client.reconnect().await {
+                match self.dial().await? {
                     Ok(()) => break,
                     Err(failure) => why = failure,
                 }
@@ -116,7 +114,15 @@ impl Talker {
 
     /// Listens until the conversation breaks; says why.
     async fn converse(&mut self) -> Result<Failure, Gone> {
-        let mut actions = JoinSet::new();
+        let mut actions = Actions::default();
+        let why = self.listen(&mut actions).await?;
+        for news in actions.abandon() {
+            self.tell(news).await?;
+        }
+        Ok(why)
+    }
+
+    async fn listen(&mut self, actions: &mut Actions) -> Result<Failure, Gone> {
         let mut all = match self.client.ask(&ApiRequest::Watch).await {
             Ok(replies) => replies,
             Err(failure) => return Ok(failure),
@@ -126,52 +132,51 @@ impl Talker {
             None => None,
         };
         loop {
-            tokio::select! {
+            let effect = tokio::select! {
                 reply = all.next() => match reply {
-                    Ok(Some(reply)) => self.told(reply).await?,
+                    Ok(Some(reply)) => {
+                        self.told(reply).await?;
+                        continue;
+                    }
                     Ok(None) => return Ok(ended()),
                     Err(Broken::Said(failure) | Broken::Lost(failure)) => return Ok(failure),
                 },
-                reply = next_of(&mut detail) => match reply {
-                    Ok(Some(reply)) => self.told(reply).await?,
-                    Ok(None) | Err(Broken::Lost(_)) => detail = None,
-                    Err(Broken::Said(failure)) => {
-                        detail = None;
-                        self.tell(News::Answer(Err(*failure.0))).await?;
+                reply = next_of(&mut detail) => {
+                    match reply {
+                        Ok(Some(reply)) => self.told(reply).await?,
+                        Ok(None) | Err(Broken::Lost(_)) => detail = None,
+                        Err(Broken::Said(failure)) => {
+                            detail = None;
+                            self.tell(News::Answer(Err(*failure.0))).await?;
+                        }
                     }
-                },
-                effect = self.orders.recv() => match effect.ok_or(Gone)? {
-                    Effect::Open(node) => {
-                        self.detail = Some(node.clone());
-                        detail = self.look(node).await;
-                    }
-                    Effect::Close => {
-                        self.detail = None;
-                        detail = None;
-                    }
-                    Effect::AskLast(node) => {
-                        let request = ApiRequest::Job { node: node.clone(), follow: false };
-                        let asked = self.client.ask(&request).await;
-                        actions.spawn(last(node, asked));
-                    }
-                    Effect::Cancel(node, data) => {
-                        let request = ApiRequest::Cancel { node: node.clone(), data };
-                        let asked = self.client.ask(&request).await;
-                        actions.spawn(cancelled(node, data, asked));
-                    }
-                    Effect::Init(spec) => {
-                        let request = ApiRequest::Init { specs: vec![(*spec).clone()] };
-                        let asked = self.client.ask(&request).await;
-                        actions.spawn(started(*spec, asked));
-                    }
-                    // Both are the screen's.
-                    Effect::Quit | Effect::Redraw => {}
-                },
-                Some(done) = actions.join_next() => {
-                    if let Ok(news) = done {
-                        self.tell(news).await?;
+                    continue;
+                }
+                Done { news, then } = actions.next() => {
+                    self.tell(news).await?;
+                    match then {
+                        Some(effect) => effect,
+                        None => continue,
                     }
                 }
+                effect = self.orders.recv() => effect.ok_or(Gone)?,
+            };
+            match effect {
+                Effect::Open(node) => {
+                    break_here("watch.open");
+                    self.detail = Some(node.clone());
+                    detail = self.look(node).await;
+                }
+                Effect::Close => {
+                    self.detail = None;
+                    detail = None;
+                }
+                Effect::AskLast(node) => actions.last(&self.client, node).await,
+                Effect::Cancel(node, data) => actions.cancel(&self.client, node, data).await,
+                Effect::Init(spec) => actions.init(&self.client, *spec).await,
+                Effect::Restart(spec) => actions.restart(&self.client, spec).await,
+                // Both are the screen's.
+                Effect::Quit | Effect::Redraw => {}
             }
         }
     }
@@ -201,26 +206,49 @@ impl Talker {
         self.tell(news).await
     }
 
-    /// Waits until the next attempt; what is wanted meanwhile cannot be done.
-    async fn pause(&mut self) -> Result<(), Gone> {
-        let over = tokio::time::sleep(redial::PAUSE);
-        tokio::pin!(over);
+    /// Waits for a moment and dials. What is wanted meanwhile is refused at once: kept, it would be
+    /// done later to a cluster that nobody has looked at.
+    async fn dial(&mut self) -> Result<Result<(), Failure>, Gone> {
+        let Self {
+            client,
+            orders,
+            news,
+            detail,
+        } = self;
+        let attempt = async {
+            tokio::time::sleep(redial::PAUSE).await;
+            client.reconnect().await
+        };
+        tokio::pin!(attempt);
         loop {
             tokio::select! {
-                () = &mut over => return Ok(()),
-                effect = self.orders.recv() => match effect.ok_or(Gone)? {
-                    Effect::Open(node) => self.detail = Some(node),
-                    Effect::Close => self.detail = None,
-                    Effect::AskLast(_) | Effect::Cancel(..) | Effect::Init(_) => {
+                // Where both are there, the order came while we were away.
+                biased;
+                effect = orders.recv() => match effect.ok_or(Gone)? {
+                    Effect::Open(node) => *detail = Some(node),
+                    Effect::Close => *detail = None,
+                    Effect::AskLast(_)
+                    | Effect::Cancel(..)
+                    | Effect::Init(_)
+                    | Effect::Restart(_) => {
                         let text = "the coordinator is away: nothing was asked of it";
                         let fault = Fault::new(FaultKind::Unreachable, text)
                             .hint("try again once it is back");
-                        self.tell(News::Answer(Err(fault))).await?;
+                        let refused = News::Answer(Err(fault));
+                        news.send(refused).await.map_err(|_| Gone)?;
                     }
                     Effect::Quit | Effect::Redraw => {}
                 },
+                done = &mut attempt => return Ok(done),
             }
         }
+    }
+}
+
+/// Panics where a test asks for it, to see what a panic leaves of the terminal. Nothing in a release.
+fn break_here(place: &str) {
+    if cfg!(debug_assertions) && std::env::var_os("STEEP_BREAK_AT").is_some_and(|at| at == place) {
+        panic!("asked to break at {place}");
     }
 }
 
@@ -233,71 +261,4 @@ async fn next_of(replies: &mut Option<Replies>) -> Result<Option<ApiReply>, Brok
 
 fn ended() -> Failure {
     Failure::new(FaultKind::Unreachable, "the coordinator stopped telling")
-}
-
-/// Every reply that leads to the end of an answer, one after another.
-async fn drain(
-    asked: Result<Replies, Failure>,
-    mut each: impl FnMut(ApiReply) -> Going,
-) -> Result<(), Fault> {
-    let mut replies = asked.map_err(|failure| *failure.0)?;
-    while let Some(reply) = replies
-        .next()
-        .await
-        .map_err(|broken| *Failure::from(broken).0)?
-    {
-        if each(reply) == Going::Enough {
-            break;
-        }
-    }
-    Ok(())
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Going {
-    On,
-    Enough,
-}
-
-async fn last(node: NodeId, asked: Result<Replies, Failure>) -> News {
-    let mut found = None;
-    let done = drain(asked, |reply| {
-        if let ApiReply::Job(view) = reply {
-            found = Some(view);
-        }
-        Going::On
-    });
-    match done.await {
-        Ok(()) => News::Last(node, found),
-        Err(fault) => News::Answer(Err(fault)),
-    }
-}
-
-async fn cancelled(node: NodeId, data: CancelledData, asked: Result<Replies, Failure>) -> News {
-    let rows = match data {
-        CancelledData::Remove => "what the job made is removed",
-        CancelledData::Keep => "its tables and rows are kept",
-    };
-    let done = drain(asked, |_| Going::On).await;
-    News::Answer(done.map(|()| format!("{node} is uninitialized; {rows}")))
-}
-
-async fn started(spec: JobSpec, asked: Result<Replies, Failure>) -> News {
-    let mut accepted = None;
-    let done = drain(asked, |reply| match reply {
-        ApiReply::Accepted { jobs } => {
-            accepted = jobs.first().map(|(_, job)| *job);
-            Going::Enough
-        }
-        _ => Going::On,
-    });
-    let (target, source) = (&spec.target, &spec.source);
-    News::Answer(match (done.await, accepted) {
-        (Err(fault), _) => Err(fault),
-        (Ok(()), Some(job)) => Ok(format!("{target} is initialised from {source}: job {job}")),
-        (Ok(()), None) => Err(Fault::new(
-            FaultKind::Failed,
-            "the coordinator did not say that it has the job",
-        )),
-    })
 }

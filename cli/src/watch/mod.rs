@@ -4,6 +4,8 @@
 //! `view` (pure, from the model to a frame) → `screen` (the terminal). Nothing here decides anything
 //! about a job: whoever watches may go at any time.
 
+mod actions;
+mod choice;
 mod input;
 mod keys;
 mod link;
@@ -13,12 +15,15 @@ mod screen;
 mod view;
 
 #[cfg(test)]
+mod samples;
+#[cfg(test)]
 mod tests;
 
 use std::io;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use ratatui::buffer::Buffer;
 use steep_protocol::FaultKind;
 use tokio::time::MissedTickBehavior;
 
@@ -45,7 +50,7 @@ const NEWS_A_FRAME: usize = 1_000;
 /// Shows the cluster until somebody has seen enough.
 ///
 /// # Errors
-/// [`Failure`] where the terminal cannot be had or is gone.
+/// [`Failure`] where the terminal cannot be had or is gone, or where something of ours broke.
 pub(crate) async fn run(
     client: Client,
     signals: &mut Signals,
@@ -54,8 +59,8 @@ pub(crate) async fn run(
 ) -> Result<(), Failure> {
     let mut model = Model::new(client.address(), Timestamp::now());
     let mut conversation = Conversation::begin(client);
-    let shown = match Screen::take(theme, mouse) {
-        Ok(screen) => show(&mut model, screen, &mut conversation, signals).await,
+    let shown = match Screen::take(mouse) {
+        Ok(screen) => show(&mut model, screen, &theme, &mut conversation, signals).await,
         Err(error) => Err(no_terminal(&error)),
     };
     conversation.end().await;
@@ -66,6 +71,7 @@ pub(crate) async fn run(
 async fn show(
     model: &mut Model,
     mut screen: Screen,
+    theme: &Theme,
     conversation: &mut Conversation,
     signals: &mut Signals,
 ) -> Result<(), Failure> {
@@ -83,34 +89,41 @@ async fn show(
             came = inputs.recv() => {
                 // A terminal that can't be read is gone.
                 let Some(came) = came else { return Ok(()) };
-                let input = match came {
-                    Came::Input(input) => Some(input),
-                    Came::Click(line) => clicked(model, &screen, line),
+                let effect = match came {
+                    Came::Input(input) => keys::press(model, input),
+                    Came::Click(line) => clicked(model, line),
+                    Came::Paste(text) => {
+                        keys::paste(model, &text);
+                        None
+                    }
                 };
-                let effect = input.and_then(|input| keys::press(model, input));
+                // Soon rather than now: while a window is pulled larger, sizes come by the dozen.
+                dirty = true;
                 match effect {
                     Some(Effect::Quit) => return Ok(()),
-                    Some(Effect::Redraw) => screen.clear().map_err(|error| no_terminal(&error))?,
+                    Some(Effect::Redraw) => {
+                        screen.renew();
+                        continue;
+                    }
                     Some(effect) if !conversation.order(effect.clone()) => {
                         model.say("too much is being asked for already", Tone::Bad);
                     }
                     Some(_) | None => {}
                 }
-                model.at(Timestamp::now());
-                screen.draw(model).map_err(|error| no_terminal(&error))?;
+                draw(model, &screen, theme)?;
                 drawn = tokio::time::Instant::now();
                 dirty = false;
             }
             _ = frames.tick() => {
                 if dirty || drawn.elapsed() >= IDLE {
-                    model.at(Timestamp::now());
-                    screen.draw(model).map_err(|error| no_terminal(&error))?;
+                    draw(model, &screen, theme)?;
                     drawn = tokio::time::Instant::now();
                     dirty = false;
                 }
             }
             news = conversation.next() => {
-                let Some(news) = news else { return Ok(()) };
+                // It ends by itself only where it broke.
+                let news = news.ok_or_else(broken)?;
                 let now = Timestamp::now();
                 model.apply(news, now);
                 for _ in 0..NEWS_A_FRAME {
@@ -119,13 +132,34 @@ async fn show(
                 }
                 dirty = true;
             }
+            // Last: where something of ours broke, the screen was given back because of that.
+            error = screen.broken() => return Err(no_terminal(&error)),
         }
     }
 }
 
-fn clicked(model: &Model, screen: &Screen, line: u16) -> Option<Input> {
-    let area = screen.area().ok()?;
-    view::row_at(model, area, line).map(Input::Row)
+fn draw(model: &mut Model, screen: &Screen, theme: &Theme) -> Result<(), Failure> {
+    model.at(Timestamp::now());
+    let area = Screen::area().map_err(|error| no_terminal(&error))?;
+    let mut frame = Buffer::empty(area);
+    let drawn = view::draw(model, theme, area, &mut frame);
+    model.drawn(drawn);
+    screen.show(frame);
+    Ok(())
+}
+
+fn clicked(model: &mut Model, line: u16) -> Option<Effect> {
+    let area = Screen::area().ok()?;
+    let row = view::row_at(model, area, line)?;
+    keys::press(model, Input::Row(row))
+}
+
+fn broken() -> Failure {
+    Failure::new(
+        FaultKind::Failed,
+        "watching broke off by an error of this program",
+    )
+    .hint("jobs go on: start `steep-repl watch` again, and report what it said before")
 }
 
 fn no_terminal(error: &io::Error) -> Failure {

@@ -4,14 +4,18 @@
 //! Whatever comes from outside is cleaned here, once, so that nothing behind this can carry a control
 //! character to a terminal. Everything kept is bounded, however long somebody watches.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use jiff::Timestamp;
 use steep_protocol::message::api::{EndView, EventView, JobView, NodeView, ProgressView};
-use steep_protocol::message::job::JobSpec;
 use steep_protocol::{Fault, JobId, NodeId, NodeState};
 
+use super::choice::{Detail, First, Focus, Order, Question, Sort};
 use super::outside::{clean_job, clean_option, clean_table, one_line};
+use super::view::Drawn;
 use crate::render::clean;
 
 /// Events kept: more than anybody scrolls through.
@@ -50,6 +54,16 @@ pub(crate) struct Model {
     pub(crate) focus: Focus,
     /// Something said to the person.
     pub(crate) notice: Option<Notice>,
+    /// What is kept from before the coordinator was there again.
+    stale: Stale,
+}
+
+/// What has not been said anew since the coordinator is there. It stays on the screen until then, and
+/// goes as a whole: it may be another cluster, or one that has forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Stale {
+    nodes: bool,
+    events: bool,
 }
 
 /// How we stand with the coordinator.
@@ -78,123 +92,6 @@ pub(crate) struct Node {
     /// COPY bytes a second of the last job seen, a sample a second, oldest first.
     pub(crate) rates: VecDeque<u64>,
     sampled: Option<(Option<JobId>, Timestamp)>,
-}
-
-/// A job in full.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Detail {
-    /// Whose.
-    pub(crate) node: NodeId,
-    /// The job; `None` until it is known, or where there is none.
-    pub(crate) job: Option<Box<JobView>>,
-    /// What fills the lower part where not all fits.
-    pub(crate) pane: Pane,
-    /// Lines of it that are scrolled away.
-    pub(crate) scroll: usize,
-}
-
-/// What the lower part of the detail shows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Pane {
-    /// Tables with bars.
-    Tables,
-    /// Preflight findings and warnings.
-    Findings,
-    /// What happened.
-    Events,
-}
-
-impl Pane {
-    /// All of them, in the order of their keys.
-    pub(crate) const ALL: [Self; 3] = [Self::Tables, Self::Findings, Self::Events];
-
-    /// The one after it.
-    pub(crate) fn next(self) -> Self {
-        match self {
-            Self::Tables => Self::Findings,
-            Self::Findings => Self::Events,
-            Self::Events => Self::Tables,
-        }
-    }
-}
-
-/// The order of rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Sort {
-    /// By name.
-    Name,
-    /// What needs attention first.
-    State,
-    /// The least done first, nodes without a job last.
-    Progress,
-    /// The fastest first.
-    Rate,
-    /// The furthest behind first.
-    Lag,
-    /// What holds most WAL first.
-    WalHeld,
-}
-
-impl Sort {
-    /// The one after it.
-    pub(crate) fn next(self) -> Self {
-        match self {
-            Self::Name => Self::State,
-            Self::State => Self::Progress,
-            Self::Progress => Self::Rate,
-            Self::Rate => Self::Lag,
-            Self::Lag => Self::WalHeld,
-            Self::WalHeld => Self::Name,
-        }
-    }
-
-    /// Its name.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Name => "name",
-            Self::State => "state",
-            Self::Progress => "progress",
-            Self::Rate => "rate",
-            Self::Lag => "lag",
-            Self::WalHeld => "WAL held",
-        }
-    }
-}
-
-/// Which way round.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Order {
-    /// As [`Sort`] says.
-    Usual,
-    /// The other way round.
-    Reversed,
-}
-
-/// What keys go to.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Focus {
-    /// The table, or the detail where one is open.
-    Main,
-    /// The filter is being typed.
-    Filter,
-    /// The list of keys is shown.
-    Help,
-    /// A question stands.
-    Question(Question),
-}
-
-/// What is asked before something is done.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Question {
-    /// Cancel that node's job, or remove what is left of it.
-    Cancel {
-        /// The node.
-        node: NodeId,
-        /// Its state when asked.
-        state: NodeState,
-    },
-    /// Initialise it again, as it was asked for last.
-    Again(Box<JobSpec>),
 }
 
 /// Something said to the person.
@@ -255,6 +152,7 @@ impl Model {
             filter: String::new(),
             focus: Focus::Main,
             notice: None,
+            stale: Stale::default(),
         }
     }
 
@@ -262,7 +160,13 @@ impl Model {
     pub(crate) fn apply(&mut self, news: News, now: Timestamp) {
         self.at(now);
         match news {
-            News::Connected => self.link = Link::Live,
+            News::Connected => {
+                self.link = Link::Live;
+                self.stale = Stale {
+                    nodes: true,
+                    events: true,
+                };
+            }
             News::Lost(fault) => {
                 let since = match self.link {
                     Link::Away { since, .. } => since,
@@ -272,6 +176,16 @@ impl Model {
                 self.link = Link::Away { since, why };
             }
             News::Nodes(views) => {
+                // Events come before nodes: where none came, there are none.
+                self.forget_events();
+                if std::mem::take(&mut self.stale.nodes) {
+                    let known: Vec<_> = views.iter().map(|view| &view.node_id).collect();
+                    self.nodes.retain(|id, _| known.contains(&id));
+                    // Said again of every job that is still at work.
+                    self.nodes
+                        .values_mut()
+                        .for_each(|node| node.progress = None);
+                }
                 for view in views {
                     self.node(view);
                 }
@@ -282,7 +196,10 @@ impl Model {
                     node.progress = None;
                 }
             }
-            News::Event(event) => self.event(event),
+            News::Event(event) => {
+                self.forget_events();
+                self.event(event);
+            }
             News::Job(mut view) => {
                 clean_job(&mut view);
                 if let Some(detail) = &mut self.detail
@@ -319,6 +236,19 @@ impl Model {
             tone,
             at: self.now,
         });
+    }
+
+    fn forget_events(&mut self) {
+        if std::mem::take(&mut self.stale.events) {
+            self.events.clear();
+        }
+    }
+
+    /// Takes over what drawing found out.
+    pub(crate) fn drawn(&mut self, drawn: Drawn) {
+        if let Some(detail) = &mut self.detail {
+            detail.scroll_most = drawn.scroll_most;
+        }
     }
 
     fn node(&mut self, mut view: NodeView) {
@@ -399,7 +329,19 @@ impl Model {
             return;
         }
         match view {
-            Some(view) => self.focus = Focus::Question(Question::Again(Box::new(view.spec))),
+            Some(view) => {
+                let diverged = self
+                    .nodes
+                    .get(node)
+                    .is_some_and(|node| node.view.state == NodeState::Diverged);
+                let first = if diverged {
+                    First::Cancel
+                } else {
+                    First::Nothing
+                };
+                let spec = Box::new(view.spec);
+                self.focus = Focus::Question(Question::Again { spec, first });
+            }
             None => self.say(
                 format!(
                     "{node} has never been initialised, so there is nothing to repeat: \

@@ -1,22 +1,29 @@
 //! The terminal as a screen: taken, drawn on, and given back whatever happens.
+//!
+//! A thread of its own writes: a terminal that takes nothing (a stalled ssh, a stopped tmux) holds up
+//! that thread alone, while keys, signals and the conversation with the coordinator go on. It draws
+//! the newest frame there is; those it was too slow for are never drawn.
 
-use std::io::{self, BufWriter, Stdout, Write as _};
-use std::sync::Once;
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError, mpsc};
+use std::time::Duration;
 
-use ratatui::Terminal;
-use ratatui::backend::CrosstermBackend;
-use ratatui::crossterm::event::{DisableMouseCapture, EnableMouseCapture};
-use ratatui::crossterm::terminal::{
-    BeginSynchronizedUpdate, EndSynchronizedUpdate, EnterAlternateScreen, LeaveAlternateScreen,
-    disable_raw_mode, enable_raw_mode,
+use ratatui::backend::{Backend as _, CrosstermBackend};
+use ratatui::buffer::Buffer;
+use ratatui::crossterm::event::{
+    DisableBracketedPaste, DisableMouseCapture, EnableBracketedPaste, EnableMouseCapture,
 };
-use ratatui::crossterm::{cursor, execute, queue};
+use ratatui::crossterm::terminal::{
+    self, BeginSynchronizedUpdate, Clear, ClearType, EndSynchronizedUpdate, EnterAlternateScreen,
+    LeaveAlternateScreen,
+};
+use ratatui::crossterm::{cursor, queue};
+use ratatui::layout::Rect;
+use tokio::sync::oneshot;
 
-use super::model::Model;
-use super::view::{self, theme::Theme};
-
-/// A full frame of a large screen fits, so that each frame is one write.
-const FRAME_BYTES: usize = 128 * 1024;
+/// How long the terminal may take to be given back. One that takes nothing is left as it is.
+const GIVE_BACK: Duration = Duration::from_millis(500);
 
 /// Whether clicks and the wheel come to us; then the terminal's own selection of text needs Shift.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,10 +34,17 @@ pub(crate) enum Mouse {
     Ours,
 }
 
+/// Whether the terminal is ours. Read and changed with stdout locked, so that nothing is drawn after
+/// a panic has given it back.
+static OURS: AtomicBool = AtomicBool::new(false);
+
 /// The screen, ours until it is dropped.
 pub(crate) struct Screen {
-    terminal: Terminal<CrosstermBackend<BufWriter<Stdout>>>,
-    theme: Theme,
+    slot: Arc<Slot>,
+    /// Why nothing can be drawn any more.
+    broken: oneshot::Receiver<io::Error>,
+    /// Closed once the terminal has been given back.
+    given_back: mpsc::Receiver<()>,
 }
 
 impl Screen {
@@ -38,7 +52,7 @@ impl Screen {
     ///
     /// # Errors
     /// Where the terminal cannot be had.
-    pub(crate) fn take(theme: Theme, mouse: Mouse) -> io::Result<Self> {
+    pub(crate) fn take(mouse: Mouse) -> io::Result<Self> {
         static HOOK: Once = Once::new();
         HOOK.call_once(|| {
             let before = std::panic::take_hook();
@@ -47,70 +61,226 @@ impl Screen {
                 before(panic);
             }));
         });
-        enable_raw_mode()?;
-        let taken = Self::draw_on(theme, mouse);
-        if taken.is_err() {
-            give_back();
-        }
-        taken
+        terminal::enable_raw_mode()?;
+        let slot = Arc::new(Slot::default());
+        let (tell, broken) = oneshot::channel();
+        let (giving_back, given_back) = mpsc::channel();
+        let painter = Painter {
+            slot: Arc::clone(&slot),
+            shown: Buffer::empty(Rect::ZERO),
+            _giving_back: giving_back,
+        };
+        std::thread::spawn(move || {
+            if let Err(error) = painter.run(mouse) {
+                // Nobody listens any more where the screen is dropped.
+                let _ = tell.send(error);
+            }
+        });
+        Ok(Self {
+            slot,
+            broken,
+            given_back,
+        })
     }
 
-    fn draw_on(theme: Theme, mouse: Mouse) -> io::Result<Self> {
-        let mut out = BufWriter::with_capacity(FRAME_BYTES, io::stdout());
-        execute!(out, EnterAlternateScreen, cursor::Hide)?;
-        if mouse == Mouse::Ours {
-            execute!(out, EnableMouseCapture)?;
-        }
-        let terminal = Terminal::new(CrosstermBackend::new(out))?;
-        let mut screen = Self { terminal, theme };
-        screen.clear()?;
-        Ok(screen)
+    /// Has that frame shown, in place of any that waits. Never waits for the terminal.
+    pub(crate) fn show(&self, frame: Buffer) {
+        self.slot.change(|waiting| waiting.frame = Some(frame));
     }
 
-    /// Draws the model. Only what differs from what is there is written, and terminals that can
-    /// show it at once.
-    ///
-    /// # Errors
-    /// Where the terminal is gone.
-    pub(crate) fn draw(&mut self, model: &Model) -> io::Result<()> {
-        queue!(self.terminal.backend_mut(), BeginSynchronizedUpdate)?;
-        let theme = &self.theme;
-        self.terminal
-            .draw(|frame| view::draw(model, theme, frame.area(), frame.buffer_mut()))?;
-        queue!(self.terminal.backend_mut(), EndSynchronizedUpdate)?;
-        self.terminal.backend_mut().flush()
+    /// Has everything written anew with the next frame.
+    pub(crate) fn renew(&self) {
+        self.slot.change(|waiting| waiting.renew = true);
     }
 
-    /// Draws everything anew next time.
-    ///
-    /// # Errors
-    /// Where the terminal is gone.
-    pub(crate) fn clear(&mut self) -> io::Result<()> {
-        // Not by `Terminal::clear`, which asks the terminal where its cursor is: the answer comes
-        // among the keys, and over a slow line too late.
-        let area = self.area()?;
-        self.terminal.resize(area)
+    /// Why nothing can be drawn any more; waits until that is so. Cancel-safe.
+    pub(crate) async fn broken(&mut self) -> io::Error {
+        let broken = (&mut self.broken).await;
+        broken.unwrap_or_else(|_| io::Error::other("what draws on it has stopped"))
     }
 
     /// Rows and columns.
     ///
     /// # Errors
     /// Where the terminal is gone.
-    pub(crate) fn area(&self) -> io::Result<ratatui::layout::Rect> {
-        let size = self.terminal.size()?;
-        Ok(ratatui::layout::Rect::new(0, 0, size.width, size.height))
+    pub(crate) fn area() -> io::Result<Rect> {
+        let (width, height) = terminal::size()?;
+        Ok(Rect::new(0, 0, width, height))
     }
 }
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        give_back();
+        self.slot.change(|waiting| waiting.over = true);
+        // An error is the end of the thread. Cooked in any case: that needs no writing.
+        let _ = self.given_back.recv_timeout(GIVE_BACK);
+        let _ = terminal::disable_raw_mode();
     }
+}
+
+/// What is to be drawn next.
+#[derive(Debug, Default)]
+struct Slot {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    frame: Option<Buffer>,
+    renew: bool,
+    over: bool,
+}
+
+impl Slot {
+    fn change(&self, change: impl FnOnce(&mut Waiting)) {
+        change(&mut self.lock());
+        self.changed.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        // Values only: they are whole whatever happened to who changed them.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next frame, and whether everything is to be written; `None` at the end.
+    fn next(&self) -> Option<(Buffer, bool)> {
+        let mut waiting = self.lock();
+        loop {
+            if waiting.over {
+                return None;
+            }
+            if let Some(frame) = waiting.frame.take() {
+                return Some((frame, std::mem::take(&mut waiting.renew)));
+            }
+            let woken = self.changed.wait(waiting);
+            waiting = woken.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// The thread that writes.
+struct Painter {
+    slot: Arc<Slot>,
+    shown: Buffer,
+    _giving_back: mpsc::Sender<()>,
+}
+
+impl Painter {
+    fn run(mut self, mouse: Mouse) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        queue!(
+            bytes,
+            EnterAlternateScreen,
+            cursor::Hide,
+            EnableBracketedPaste
+        )?;
+        if mouse == Mouse::Ours {
+            queue!(bytes, EnableMouseCapture)?;
+        }
+        {
+            let mut out = io::stdout().lock();
+            OURS.store(true, Ordering::SeqCst);
+            out.write_all(&bytes)?;
+            out.flush()?;
+        }
+        let drawn = self.draw_all();
+        give_back();
+        drawn
+    }
+
+    fn draw_all(&mut self) -> io::Result<()> {
+        while let Some((frame, renew)) = self.slot.next() {
+            let bytes = difference(&mut self.shown, frame, renew)?;
+            let mut out = io::stdout().lock();
+            if !OURS.load(Ordering::SeqCst) {
+                return Ok(());
+            }
+            out.write_all(&bytes)?;
+            out.flush()?;
+        }
+        Ok(())
+    }
+}
+
+/// The bytes that lead from what is shown to that frame, which is shown then. Only what differs is
+/// written, and terminals that can show it at once. A frame of another size, or one to `renew`, is
+/// written whole; what was there is cleared together with it, so that nothing flashes.
+fn difference(shown: &mut Buffer, frame: Buffer, renew: bool) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    queue!(bytes, BeginSynchronizedUpdate)?;
+    if renew || shown.area != frame.area {
+        queue!(bytes, Clear(ClearType::All))?;
+        *shown = Buffer::empty(frame.area);
+    }
+    CrosstermBackend::new(&mut bytes).draw(shown.diff(&frame).into_iter())?;
+    queue!(bytes, EndSynchronizedUpdate)?;
+    *shown = frame;
+    Ok(bytes)
 }
 
 /// Nobody is left to hear that a terminal is gone.
 fn give_back() {
-    let mut out = io::stdout();
-    let _ = execute!(out, DisableMouseCapture, LeaveAlternateScreen, cursor::Show);
-    let _ = disable_raw_mode();
+    let mut bytes = Vec::new();
+    let _ = queue!(
+        bytes,
+        DisableMouseCapture,
+        DisableBracketedPaste,
+        LeaveAlternateScreen,
+        cursor::Show
+    );
+    let mut out = io::stdout().lock();
+    if OURS.swap(false, Ordering::SeqCst) {
+        let _ = out.write_all(&bytes).and_then(|()| out.flush());
+    }
+    let _ = terminal::disable_raw_mode();
+}
+
+#[cfg(test)]
+mod tests {
+    use ratatui::style::Style;
+
+    use super::*;
+
+    fn frame(width: u16, text: &str) -> Buffer {
+        let mut buffer = Buffer::empty(Rect::new(0, 0, width, 1));
+        buffer.set_string(0, 0, text, Style::new());
+        buffer
+    }
+
+    fn written(shown: &mut Buffer, next: Buffer, renew: bool) -> String {
+        String::from_utf8(difference(shown, next, renew).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn only_what_differs_is_written_and_clearing_is_part_of_the_frame() {
+        const CLEAR: &str = "\u{1b}[2J";
+        let mut shown = Buffer::empty(Rect::ZERO);
+        let first = written(&mut shown, frame(5, "abcde"), false);
+        assert!(first.starts_with("\u{1b}[?2026h\u{1b}[2J"), "{first:?}");
+        assert!(first.contains("abcde"), "{first:?}");
+        assert!(first.ends_with("\u{1b}[?2026l"), "{first:?}");
+        let second = written(&mut shown, frame(5, "abXde"), false);
+        assert!(second.contains('X') && !second.contains('a'), "{second:?}");
+        assert!(!second.contains(CLEAR), "{second:?}");
+        for (width, renew) in [(5, true), (4, false)] {
+            let again = written(&mut shown, frame(width, "abXd"), renew);
+            assert!(again.contains("abXd"), "{again:?}");
+            assert_eq!(again.matches(CLEAR).count(), 1, "{again:?}");
+            let clear = again.find(CLEAR).unwrap();
+            assert!(again.find("\u{1b}[?2026h").unwrap() < clear, "{again:?}");
+        }
+    }
+
+    #[test]
+    fn the_newest_frame_is_drawn_and_those_before_it_are_not() {
+        let slot = Slot::default();
+        slot.change(|waiting| waiting.frame = Some(frame(1, "a")));
+        slot.change(|waiting| waiting.renew = true);
+        slot.change(|waiting| waiting.frame = Some(frame(1, "b")));
+        assert_eq!(slot.next(), Some((frame(1, "b"), true)));
+        slot.change(|waiting| waiting.frame = Some(frame(1, "c")));
+        slot.change(|waiting| waiting.over = true);
+        assert_eq!(slot.next(), None);
+    }
 }

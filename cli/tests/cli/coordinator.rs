@@ -10,6 +10,7 @@ use steep_protocol::close::CloseCode;
 use steep_protocol::message::api::{ApiReply, ApiRequest};
 use steep_protocol::quic::{Connection, Endpoint, Tuning};
 use tempfile::TempDir;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +24,18 @@ pub(crate) enum Step {
     Leave,
 }
 
+/// Whether it answers those who dial.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hearing {
+    /// At once.
+    Good,
+    /// Not before its hearing is good again.
+    None,
+}
+
+/// The longest that a test waits for something to happen.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
 type Script = dyn FnMut(&ApiRequest) -> Vec<Step> + Send;
 
 /// The coordinator, for as long as it is kept.
@@ -31,6 +44,8 @@ pub(crate) struct Coordinator {
     pub(crate) certs: TempDir,
     requests: Arc<Mutex<Vec<ApiRequest>>>,
     stop: CancellationToken,
+    hearing: watch::Sender<Hearing>,
+    knocks: mpsc::Receiver<()>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -45,10 +60,14 @@ impl Coordinator {
         let requests = Arc::new(Mutex::new(Vec::new()));
         let stop = CancellationToken::new();
         let (ready, address) = mpsc::sync_channel(1);
+        let (hearing, heard) = watch::channel(Hearing::Good);
+        let (knock, knocks) = mpsc::channel();
         let serving = Serving {
             script: Arc::new(Mutex::new(script)),
             requests: Arc::clone(&requests),
             stop: stop.clone(),
+            hearing: heard,
+            knock,
         };
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -68,6 +87,8 @@ impl Coordinator {
             certs,
             requests,
             stop,
+            hearing,
+            knocks,
             thread: Some(thread),
         }
     }
@@ -75,6 +96,16 @@ impl Coordinator {
     /// What it has been asked.
     pub(crate) fn requests(&self) -> Vec<ApiRequest> {
         self.requests.lock().unwrap().clone()
+    }
+
+    /// From now on whoever dials is not answered, until that is taken back.
+    pub(crate) fn hear(&self, hearing: Hearing) {
+        self.hearing.send_replace(hearing);
+    }
+
+    /// Waits until somebody has dialled since it was asked last.
+    pub(crate) fn wait_for_a_knock(&self) {
+        self.knocks.recv_timeout(PATIENCE).unwrap();
     }
 
     /// The command line, told where this coordinator is, with those words.
@@ -143,6 +174,8 @@ struct Serving {
     script: Arc<Mutex<Script>>,
     requests: Arc<Mutex<Vec<ApiRequest>>>,
     stop: CancellationToken,
+    hearing: watch::Receiver<Hearing>,
+    knock: mpsc::Sender<()>,
 }
 
 impl Serving {
@@ -154,8 +187,16 @@ impl Serving {
                 () = self.stop.cancelled() => return,
             };
             let Some(incoming) = incoming else { return };
-            let serving = self.clone();
+            let mut serving = self.clone();
             tasks.spawn(async move {
+                // The test may be over.
+                let _ = serving.knock.send(());
+                let heard = serving
+                    .hearing
+                    .wait_for(|hearing| *hearing == Hearing::Good);
+                if heard.await.is_err() {
+                    return;
+                }
                 if let Ok(connection) = incoming.handshake().await {
                     assert_eq!(connection.peer().role, Role::Operator);
                     serving.connection(&connection).await;

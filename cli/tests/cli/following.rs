@@ -7,7 +7,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use steep_protocol::message::api::{ApiReply, ApiRequest};
 use steep_protocol::message::facts::Severity;
 use steep_protocol::message::job::Confirmation;
-use steep_protocol::{Fault, FaultKind, NodeState, Phase};
+use steep_protocol::{Fault, FaultKind, JobId, NodeState, Phase};
 
 use crate::coordinator::{Coordinator, Ran, Step};
 use crate::views::{accepted, all, ended, event, findings, id, node, progress};
@@ -178,12 +178,65 @@ fn an_end_missed_while_away_is_read_off_the_node() {
         let coordinator = Coordinator::start(move |request| match request {
             ApiRequest::Init { .. } => vec![Step::Say(accepted("node_b")), Step::Leave],
             ApiRequest::Nodes { .. } => all(vec![ApiReply::Nodes(vec![node("node_b", state)])]),
+            ApiRequest::Report { .. } => {
+                let fault = Fault::new(FaultKind::Failed, "no job of the node has ended");
+                vec![Step::Say(ApiReply::Fault(fault))]
+            }
             other => panic!("{other:?}"),
         });
         let ran = coordinator.run("init node_b --from node_a --json");
         assert_eq!(ran.code, code, "{ran:?}");
         assert_eq!(ran.objects().last().unwrap()["state"], state.as_str());
     }
+}
+
+#[test]
+fn an_end_missed_while_away_is_told_as_it_was_kept() {
+    for (kind, code) in [(FaultKind::SchemaMismatch, 3), (FaultKind::Timeout, 5)] {
+        let coordinator = Coordinator::start(move |request| match request {
+            ApiRequest::Init { .. } => vec![Step::Say(accepted("node_b")), Step::Leave],
+            ApiRequest::Nodes { .. } => all(vec![ApiReply::Nodes(vec![node(
+                "node_b",
+                NodeState::Failed,
+            )])]),
+            ApiRequest::Report { .. } => {
+                let fault = Fault::new(kind, "it broke").hint("mend it");
+                all(vec![ended("node_b", NodeState::Failed, Some(fault))])
+            }
+            other => panic!("{other:?}"),
+        });
+        let ran = coordinator.run("init node_b --from node_a --json");
+        assert_eq!(ran.code, code, "{ran:?}");
+        let last = ran.objects().pop().unwrap();
+        assert_eq!(last["hint"], "mend it");
+        assert_eq!(
+            (&last["tables"], &last["wire_bytes"]),
+            (&2.into(), &5_000.into())
+        );
+        assert_eq!(last["phases"]["copying"], 2.0);
+    }
+}
+
+#[test]
+fn the_end_of_another_job_is_not_taken_for_the_one_that_was_followed() {
+    let coordinator = Coordinator::start(|request| match request {
+        ApiRequest::Init { .. } => vec![
+            Step::Say(ApiReply::Accepted {
+                jobs: vec![(id("node_b"), JobId(2))],
+            }),
+            Step::Leave,
+        ],
+        ApiRequest::Nodes { .. } => all(vec![ApiReply::Nodes(vec![node(
+            "node_b",
+            NodeState::Failed,
+        )])]),
+        // Of job 1.
+        ApiRequest::Report { .. } => all(vec![ended("node_b", NodeState::Synchronized, None)]),
+        other => panic!("{other:?}"),
+    });
+    let ran = coordinator.run("init node_b --from node_a --json");
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert_eq!(ran.objects().last().unwrap()["state"], "failed");
 }
 
 #[test]

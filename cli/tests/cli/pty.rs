@@ -4,16 +4,12 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
+use rustix::termios::{Action, LocalModes, Winsize, tcflow, tcgetattr, tcsetwinsize};
 
-use crate::coordinator::Coordinator;
-
-/// The longest a text may take to appear before the test gives up on it.
-const PATIENCE: Duration = Duration::from_secs(20);
+use crate::coordinator::{Coordinator, PATIENCE};
 
 /// Columns and lines.
 const SIZE: (u16, u16) = (80, 24);
@@ -131,6 +127,24 @@ impl OnTerminal {
 
     pub(crate) fn answer(&mut self, line: &str) {
         writeln!(self.master, "{line}").unwrap();
+    }
+
+    /// From now on the terminal takes nothing, as one behind a connection that stalls.
+    pub(crate) fn stall(&self) {
+        tcflow(&self.slave, Action::OOff).unwrap();
+    }
+
+    /// Gives it another size, as pulling at a window does.
+    pub(crate) fn resize(&self, columns: u16, lines: u16) {
+        let size = Winsize {
+            ws_col: columns,
+            ws_row: lines,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        tcsetwinsize(&self.master, size).unwrap();
+        // The kernel tells those alone whose own terminal it is.
+        self.signal(Signal::WINCH);
     }
 
     /// Presses keys.

@@ -1,13 +1,14 @@
 //! `watch` on a pseudo-terminal, and as lines for programs.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
 
 use rustix::process::Signal;
 use steep_protocol::message::agent::CancelledData;
-use steep_protocol::message::api::{ApiReply, ApiRequest, NodeView};
+use steep_protocol::message::api::{ApiReply, ApiRequest, EventView, NodeView};
 use steep_protocol::{Fault, FaultKind, NodeState, Phase};
 
-use crate::coordinator::{Coordinator, Step};
+use crate::coordinator::{Coordinator, Hearing, PATIENCE, Step};
 use crate::pty::OnTerminal;
 use crate::views::{all, ended, event, node, progress};
 
@@ -115,12 +116,146 @@ fn a_coordinator_that_comes_back_is_found_again() {
         }
     });
     let mut terminal = OnTerminal::start(&coordinator, "watch");
-    terminal.wait_on_screen("reconnecting");
-    terminal.wait_on_screen("node_b");
+    // As it was written: it is on the screen for a moment only.
+    terminal.wait_for("reconnecting");
     terminal.wait_on_screen("node_z");
     terminal.wait_on_screen("live");
     terminal.press("q");
     assert_eq!(terminal.code(), 0);
+}
+
+/// A cluster that does that when a job is cancelled.
+fn cancelling(cancel: impl Fn() -> Vec<Step> + Send + 'static) -> Coordinator {
+    Coordinator::start(move |request| match request {
+        ApiRequest::Watch => vec![Step::Say(ApiReply::Nodes(nodes())), Step::Hold],
+        ApiRequest::Cancel { .. } => cancel(),
+        _ => all(vec![]),
+    })
+}
+
+#[test]
+fn a_cancel_whose_answer_is_lost_is_said_to_be() {
+    let coordinator = cancelling(|| vec![Step::Leave]);
+    let mut terminal = OnTerminal::start(&coordinator, "watch");
+    terminal.wait_on_screen("node_b");
+    terminal.press("jcy");
+    terminal.wait_on_screen("node_b: the connection broke before an answer");
+    terminal.wait_on_screen("live");
+    terminal.press("q");
+    assert_eq!(terminal.code(), 0);
+}
+
+#[test]
+fn keys_pressed_while_dialling_are_refused_and_not_kept() {
+    let coordinator = cancelling(|| vec![Step::Leave]);
+    let mut terminal = OnTerminal::start(&coordinator, "watch");
+    coordinator.wait_for_a_knock();
+    terminal.wait_on_screen("node_b");
+    coordinator.hear(Hearing::None);
+    terminal.press("jcy");
+    coordinator.wait_for_a_knock();
+    // Whatever is pressed has been taken once the list of keys is shown.
+    terminal.press("xcy?");
+    terminal.wait_on_screen("this list");
+    coordinator.hear(Hearing::Good);
+    terminal.wait_on_screen("live");
+    terminal.wait_on_screen("the coordinator is away: nothing was asked of it");
+    // Asked after whatever was kept would have been.
+    terminal.press("x\r");
+    terminal.wait_on_screen("no job yet");
+    terminal.press("q");
+    assert_eq!(terminal.code(), 0);
+    let cancels = |request: &&ApiRequest| matches!(request, ApiRequest::Cancel { .. });
+    assert_eq!(coordinator.requests().iter().filter(cancels).count(), 1);
+}
+
+#[test]
+fn pasted_text_cancels_nothing_and_can_be_a_filter() {
+    let coordinator = cluster();
+    let mut terminal = OnTerminal::start(&coordinator, "watch");
+    terminal.wait_for("\u{1b}[?2004h");
+    terminal.wait_on_screen("node_b");
+    terminal.press("j\u{1b}[200~cy\u{1b}[201~/\u{1b}[200~ode_b\u{1b}[201~");
+    terminal.wait_on_screen("filter: ode_b");
+    terminal.wait_on_screen("1 of 3 nodes");
+    terminal.press("\rq");
+    assert_eq!(terminal.code(), 0);
+    terminal.wait_for("\u{1b}[?2004l");
+    let cancels = |request: &ApiRequest| matches!(request, ApiRequest::Cancel { .. });
+    assert!(!coordinator.requests().iter().any(cancels));
+}
+
+#[test]
+fn a_terminal_that_takes_nothing_holds_up_neither_keys_nor_the_coordinator_nor_the_end() {
+    let (asked, heard) = mpsc::channel();
+    let coordinator = Coordinator::start(move |request| {
+        // The test may be over.
+        let _ = asked.send(request.clone());
+        match request {
+            ApiRequest::Watch => vec![Step::Say(ApiReply::Nodes(nodes())), Step::Hold],
+            _ => vec![Step::Hold],
+        }
+    });
+    let mut terminal = OnTerminal::start(&coordinator, "watch");
+    terminal.wait_on_screen("node_b");
+    terminal.stall();
+    // Each draws something, and asks for something else.
+    for node in ["node_a", "node_b", "node_c"] {
+        terminal.press(if node == "node_a" { "\r" } else { "n" });
+        loop {
+            match heard.recv_timeout(PATIENCE).unwrap() {
+                ApiRequest::Job { node: asked, .. } if asked.as_str() == node => break,
+                _ => {}
+            }
+        }
+    }
+    terminal.signal(Signal::TERM);
+    assert_eq!(terminal.code(), 0);
+    assert!(terminal.is_for_lines(), "the terminal was left raw");
+}
+
+#[test]
+fn a_panic_gives_the_terminal_back_and_is_an_error() {
+    let coordinator = cluster();
+    let variables = [("STEEP_BREAK_AT", "watch.open")];
+    let mut terminal = OnTerminal::start_with(&coordinator, "watch", &variables);
+    terminal.wait_on_screen("node_b");
+    assert!(!terminal.is_for_lines());
+    terminal.press("\r");
+    assert_eq!(terminal.code(), 1);
+    assert_given_back(&terminal);
+    terminal.wait_for("asked to break");
+    terminal.wait_for("an error of this program");
+    let written = terminal.written();
+    let after = written.rsplit("\u{1b}[?1049l").next().unwrap();
+    assert!(
+        after.contains("asked to break"),
+        "told after the screen is gone: {after:?}"
+    );
+    assert!(
+        !after.contains("\u{1b}[?2026h"),
+        "drawn after that: {after:?}"
+    );
+}
+
+#[test]
+fn another_size_clears_and_draws_in_one_frame() {
+    let coordinator = cluster();
+    let mut terminal = OnTerminal::start(&coordinator, "watch");
+    terminal.wait_on_screen("1 copying");
+    for columns in (60..100).rev() {
+        terminal.resize(columns, 24);
+    }
+    // The columns that eighty have no room for.
+    terminal.resize(160, 30);
+    terminal.wait_for("ELAPSED");
+    terminal.press("q");
+    assert_eq!(terminal.code(), 0);
+    let written = terminal.written();
+    let clears = written.matches("\u{1b}[2J").count();
+    let framed = written.matches("\u{1b}[?2026h\u{1b}[2J").count();
+    assert_eq!(clears, framed, "a screen was cleared outside of a frame");
+    assert!(clears < 40, "one frame for each of the sizes: {clears}");
 }
 
 #[test]
@@ -169,6 +304,27 @@ fn without_a_terminal_watch_says_what_else_there_is_and_writes_lines_for_program
     assert_eq!(objects[2]["event"], "init.progress");
     assert_eq!(objects[3]["event"], "init.completed");
     assert_eq!(objects[4]["event"], "error");
+}
+
+#[test]
+fn lines_for_programs_say_each_event_once_over_all_connections() {
+    let numbered = |seq| match event("init.started", "info") {
+        ApiReply::Event(event) => ApiReply::Event(EventView { seq, ..event }),
+        other => other,
+    };
+    let asked = AtomicUsize::new(0);
+    let coordinator = Coordinator::start(move |_| match asked.fetch_add(1, Ordering::Relaxed) {
+        0 => all(vec![numbered(1), numbered(2)]),
+        1 => all(vec![numbered(1), numbered(2), numbered(3)]),
+        _ => all(vec![ApiReply::Fault(Fault::new(
+            FaultKind::Unauthorized,
+            "not any more",
+        ))]),
+    });
+    let ran = coordinator.run("watch --json");
+    let objects = ran.objects();
+    let seqs: Vec<_> = objects.iter().filter_map(|o| o["seq"].as_u64()).collect();
+    assert_eq!(seqs, [1, 2, 3], "{ran:?}");
 }
 
 #[test]

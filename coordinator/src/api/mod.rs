@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::follow::stopping;
 use crate::drive::{Answer, Ask, Handle, Operator, Question};
+use crate::server::say_panic;
 
 /// Requests of one connection at once; more wait in QUIC's flow control.
 const STREAMS_MAX: usize = 32;
@@ -53,7 +54,7 @@ pub async fn serve(connection: Connection, handle: Handle, shutdown: Cancellatio
                 streams.spawn(stream.serve(receiver));
             }
             _ = connection.closed() => return,
-            Some(_) = streams.join_next() => {}
+            Some(ended) = streams.join_next() => say_panic(ended),
         }
     }
 }

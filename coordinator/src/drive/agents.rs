@@ -1,7 +1,9 @@
 //! What agents' sessions bring: their beginning, their end, and what is said in them.
 
 use jiff::Timestamp;
-use steep_protocol::message::agent::{AgentMessage, CoordinatorMessage, Outcome, Registration};
+use steep_protocol::message::agent::{
+    AgentMessage, Command, CoordinatorMessage, Outcome, Registration,
+};
 use steep_protocol::{CommandId, Fault, JobId, NodeId, NodeState};
 
 use super::log::Note;
@@ -55,8 +57,27 @@ impl<S: Store> Driver<S> {
         for id in self.jobs_of(node) {
             self.meet(id, node, now);
         }
+        self.release_jobs_of(node);
         self.mirror(node, now);
         self.tell_audit(node);
+    }
+
+    /// Tells a source's agent which jobs are over and good: it may have been away when they ended, and
+    /// would let their targets ask it for ever (G7).
+    fn release_jobs_of(&mut self, source: &NodeId) {
+        let good = self.nodes.values().filter(|record| {
+            record.source.as_ref() == Some(source)
+                && matches!(record.state, NodeState::Synchronized | NodeState::Diverged)
+        });
+        let jobs: Vec<JobId> = good
+            .filter_map(|record| record.job)
+            .filter(|job| !self.jobs.contains_key(job))
+            .collect();
+        for job in jobs {
+            let id = CommandId(self.take_commands(1));
+            let command = Command::ReleaseSource;
+            self.send(source, CoordinatorMessage::Command { id, job, command });
+        }
     }
 
     /// Tells a job whether that node's agent is there.
@@ -126,12 +147,31 @@ impl<S: Store> Driver<S> {
                 self.out.observed |= agent.observed != observed;
                 agent.observed = observed;
                 self.note_version(node, version);
+                self.check_jobs(node, now);
                 self.check_drift(node, now);
             }
             other @ (AgentMessage::PlanPage { .. }
             | AgentMessage::Progress(_)
             | AgentMessage::PartsDone { .. }
             | AgentMessage::Finished { .. }) => self.on_job_message(node, other, now),
+        }
+    }
+
+    /// Shows what an agent observes to the jobs that it is at work for.
+    fn check_jobs(&mut self, node: &NodeId, now: Timestamp) {
+        for id in self.jobs_of(node) {
+            let bounds = self.rules.bounds;
+            let (Some(live), Some(agent)) = (self.jobs.get_mut(&id), self.registry.get(node))
+            else {
+                continue;
+            };
+            let Some(side) = live.job.side_of(node) else {
+                continue;
+            };
+            let seen = &agent.observed;
+            if let Some(fault) = live.vigil.observe(&live.job, side, seen, bounds, now) {
+                self.advance(id, JobEvent::Endangered { fault }, now);
+            }
         }
     }
 

@@ -35,7 +35,7 @@ impl<S: Store> Driver<S> {
                 target: spec.target.clone(),
                 filter: filter(),
                 export: if native {
-                    Export::Nothing
+                    Export::Slot
                 } else {
                     Export::SlotAndSnapshot
                 },
@@ -81,6 +81,7 @@ impl<S: Store> Driver<S> {
             Work::ProveTarget => Command::ProveTarget,
             Work::ProveSource => Command::ProveSource,
             Work::ReleaseTarget => Command::ReleaseTarget,
+            Work::ReleaseSource => Command::ReleaseSource,
             Work::CleanupTarget(data) => Command::CleanupTarget { data },
             Work::CleanupSource => Command::CleanupSource,
         };

@@ -131,7 +131,7 @@ impl<S: Store> Driver<S> {
                 return Ok(());
             }
             (Stage::Target(source), Outcome::TargetFacts(target)) => {
-                look.stage = Stage::Done((self.judge)(&look.spec, &source, &target));
+                look.stage = Stage::Done((self.rules.judge)(&look.spec, &source, &target));
                 return Ok(());
             }
             (Stage::Source, _) => (Stage::Source, &look.spec.source),

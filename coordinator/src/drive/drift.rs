@@ -2,109 +2,29 @@
 //!
 //! Judged from what agents observe: the slot on the source's server, the subscription on the target's,
 //! and a digest over the columns of what is replicated on both. Where one is bad the node is DIVERGED,
-//! with the reason; where all are good again it is SYNCHRONIZED again. Digests only tell that columns
-//! differ; then the two schemas are compared (`errand`), which names what differs and makes sure that
-//! it does at this moment.
-
-use std::time::Duration;
+//! with every cause that is known; where all are good again it is SYNCHRONIZED again. Not so where a
+//! slot or a subscription was gone or lost: made again it looks good, and changes are missing. That is
+//! kept with the node. Digests only tell that columns differ; then the two ends are compared
+//! (`errand`), which names what differs, and `columns` says when that is believed.
 
 use jiff::Timestamp;
-use steep_protocol::message::schema::{SchemaReview, Subject};
+use steep_protocol::message::schema::{SchemaDifference, SchemaReview};
 use steep_protocol::{Fault, JobId, NodeId, NodeState};
 use steep_schema::named;
 
 use super::Driver;
+use super::columns::{self, Differing, Digests, Judgement};
+use super::following::{Applying, Cause, Following, Health, Lasts, Word};
 use super::log::Note;
-use crate::job::machine::after;
 use crate::job::state::{NodeEvent, transition};
 use crate::registry::Agent;
-use crate::store::{Columns, NodeRecord, Store, Write};
-
-/// Observations in a row that must miss a slot or subscription: one may have been made while
-/// PostgreSQL was just starting.
-const SUSPICIONS: u8 = 3;
-
-/// New errors of a subscription, without a calm between them, that count as broken. Workers start again
-/// after five seconds (`wal_retrieve_retry_interval`), so this is some fifteen seconds of errors.
-const STRIKES: u8 = 3;
-
-/// Observations without a new error after which a subscription is taken to work again: three starts of
-/// its worker.
-const CALM: u16 = 15;
-
-/// Observations without an apply worker that count as broken, where a server does not count errors.
-const ABSENT: u16 = 60;
-
-/// When schemas are compared again whose digests still differ.
-const COMPARE_AGAIN: Duration = Duration::from_secs(60);
+use crate::store::{Accepted, Columns, NodeRecord, Store, Write};
 
 /// Differences named in a reason.
 const NAMED: usize = 5;
 
-/// What is the case with one part of a replication.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Health {
-    Good,
-    /// Nothing can be said at this moment.
-    Unknown,
-    /// It may be a passing state; counted.
-    Suspect(String),
-    /// It will not come back by itself.
-    Lost(String),
-}
-
-/// How a subscription's worker fares, from one observation to the next.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Applying {
-    /// Errors at the last observation; nothing before the first.
-    errors: Option<u64>,
-    strikes: u8,
-    calm: u16,
-    absent: u16,
-}
-
-impl Applying {
-    fn observe(&mut self, errors: u64, running: bool) {
-        match self.errors.replace(errors) {
-            // Counters begin anew where statistics are reset.
-            Some(before) if errors > before => {
-                self.strikes = self.strikes.saturating_add(1);
-                self.calm = 0;
-            }
-            Some(_) | None => {
-                self.calm = self.calm.saturating_add(1);
-                if self.calm >= CALM {
-                    self.strikes = 0;
-                }
-            }
-        }
-        self.absent = if running {
-            0
-        } else {
-            self.absent.saturating_add(1)
-        };
-    }
-
-    fn health(&self, node: &NodeId) -> Health {
-        let log = format!("the reason is in the log of PostgreSQL on {node}");
-        if self.strikes >= STRIKES {
-            let errors = self.errors.unwrap_or(0);
-            return Health::Lost(format!(
-                "the subscription keeps failing ({errors} errors): {log}"
-            ));
-        }
-        if self.absent >= ABSENT {
-            return Health::Lost(format!(
-                "the subscription has had no worker for a minute: {log}"
-            ));
-        }
-        if self.strikes > 0 || self.absent > 0 {
-            // Neither broken nor sound.
-            return Health::Unknown;
-        }
-        Health::Good
-    }
-}
+/// What to do about a node that cannot follow any more.
+const ANEW: &str = "changes may be missing, so the node must be initialised anew";
 
 impl<S: Store> Driver<S> {
     /// Looks at every node that follows and for which that agent's word counts.
@@ -113,69 +33,46 @@ impl<S: Store> Driver<S> {
             return;
         }
         let concerned = self.nodes.values().filter(|record| {
-            let follows = matches!(record.state, NodeState::Synchronized | NodeState::Diverged);
             let own = record.id == *observer || record.source.as_ref() == Some(observer);
-            follows && own
+            follows(record) && own
         });
         let concerned: Vec<NodeRecord> = concerned.cloned().collect();
         for record in concerned {
-            self.check_node(&record, observer, now);
+            if let (Some(job), Some(source)) = (record.job, record.source.as_ref()) {
+                self.check_node(&record, source, job, observer, now);
+            }
         }
     }
 
-    fn check_node(&mut self, record: &NodeRecord, observer: &NodeId, now: Timestamp) {
-        let (Some(job), Some(source)) = (record.job, record.source.as_ref()) else {
-            return;
-        };
-        if record.id == *observer {
-            self.note_applying(record, job);
+    fn check_node(
+        &mut self,
+        record: &NodeRecord,
+        source: &NodeId,
+        job: JobId,
+        observer: &NodeId,
+        now: Timestamp,
+    ) {
+        // Taken out, so that the looks below can ask everything else.
+        let known = self.following.remove(&record.id);
+        let known = known.filter(|following| following.job == job);
+        let mut following = known.unwrap_or_else(|| Following::new(job));
+        if record.id == *observer
+            && let Some(agent) = self.registry.get(&record.id)
+            && let Some(seen) = agent.subscription(job)
+        {
+            following.applying.observe(seen.apply_errors, seen.running);
         }
         let slot = self.slot_health(source, job);
-        let subscription = self.subscription_health(&record.id, job);
-        let seen = if observer == source {
-            slot.clone()
-        } else {
-            subscription.clone()
-        };
-        if let Some(reason) = self.weigh(record, observer, seen) {
-            return self.diverged(&record.id, &reason, now);
+        following.slot.take(slot, Word::of(observer, source));
+        let subscription = self.subscription_health(&record.id, job, &following.applying);
+        let word = Word::of(observer, &record.id);
+        following.subscription.take(subscription, word);
+        if record.lost.is_none() {
+            let columns = self.column_health(record, source, job, &mut following.differing, now);
+            following.columns.take(columns, Word::News);
         }
-        let columns = self.column_health(record, source, job, now);
-        let sound = [slot, subscription, columns]
-            .iter()
-            .all(|health| *health == Health::Good);
-        if sound && record.state == NodeState::Diverged {
-            self.recovered(&record.id, now);
-        }
-    }
-
-    /// Why the node is lost, if what one observer sees says so. Each observer only clears what it
-    /// counted, since either half can be the bad one.
-    fn weigh(&mut self, record: &NodeRecord, observer: &NodeId, seen: Health) -> Option<String> {
-        let key = (record.id.clone(), observer.clone());
-        match seen {
-            Health::Good => {
-                self.suspects.remove(&key);
-                None
-            }
-            Health::Unknown => None,
-            Health::Lost(reason) => Some(reason),
-            Health::Suspect(reason) => {
-                let count = self.suspects.entry(key).or_default();
-                *count = count.saturating_add(1);
-                (*count >= SUSPICIONS).then_some(reason)
-            }
-        }
-    }
-
-    fn note_applying(&mut self, record: &NodeRecord, job: JobId) {
-        let agent = self.registry.get(&record.id);
-        let Some(subscription) = agent.and_then(|agent| agent.subscription(job)) else {
-            return;
-        };
-        let (errors, running) = (subscription.apply_errors, subscription.running);
-        let applying = self.failing.entry(record.id.clone()).or_default();
-        applying.observe(errors, running);
+        self.following.insert(record.id.clone(), following);
+        self.settle(&record.id, now);
     }
 
     fn slot_health(&self, source: &NodeId, job: JobId) -> Health {
@@ -183,38 +80,38 @@ impl<S: Store> Driver<S> {
             return Health::Unknown;
         };
         match agent.slot(job) {
-            None => Health::Suspect(format!("the replication slot on {source} is gone")),
-            Some(slot) if slot.wal_status == "lost" => Health::Lost(format!(
-                "the replication slot on {source} lost its WAL (wal_status lost): changes since \
-                 then cannot be replicated any more"
-            )),
+            None => Health::Suspect(Cause::final_one(format!(
+                "the replication slot on {source} is gone: {ANEW}"
+            ))),
+            Some(slot) if slot.wal_status == "lost" => Health::Bad(Cause::final_one(format!(
+                "the replication slot on {source} lost its WAL (wal_status lost): {ANEW}"
+            ))),
             Some(_) => Health::Good,
         }
     }
 
-    fn subscription_health(&self, node: &NodeId, job: JobId) -> Health {
+    fn subscription_health(&self, node: &NodeId, job: JobId, applying: &Applying) -> Health {
         let Some(agent) = self.registry.get(node).filter(|agent| agent.sees()) else {
             return Health::Unknown;
         };
         match agent.subscription(job) {
-            None => Health::Suspect("the subscription is gone".to_owned()),
+            None => Health::Suspect(Cause::final_one(format!(
+                "the subscription is gone: {ANEW}"
+            ))),
             Some(subscription) if !subscription.enabled => {
-                Health::Suspect("the subscription is disabled".to_owned())
+                Health::Suspect(Cause::passing("the subscription is disabled".to_owned()))
             }
-            Some(_) => self
-                .failing
-                .get(node)
-                .map_or(Health::Unknown, |applying| applying.health(node)),
+            Some(_) => applying.health(node),
         }
     }
 
-    /// Whether both ends have the columns they should. Where they seem not to, the schemas are
-    /// compared, at once for a new pair of digests and then now and then.
+    /// Whether both ends have the columns they should. Where they seem not to, they are compared.
     fn column_health(
         &mut self,
         record: &NodeRecord,
         source: &NodeId,
         job: JobId,
+        differing: &mut Option<Differing>,
         now: Timestamp,
     ) -> Health {
         let digest = |node: &NodeId| {
@@ -225,34 +122,34 @@ impl<S: Store> Driver<S> {
             return Health::Unknown;
         };
         if there == here {
-            self.compared.remove(&record.id);
+            *differing = None;
+            // What was accepted is gone; should it come back, somebody has made it.
+            self.accept(&record.id, Columns::Equal);
             return Health::Good;
         }
-        match &record.columns {
-            Columns::As { source, node } if *source == there && *node == here => {
-                self.compared.remove(&record.id);
-                return Health::Good;
-            }
-            Columns::AsFirstSeen => {
-                self.accept_columns(&record.id, there, here);
-                return Health::Good;
-            }
-            Columns::Equal | Columns::As { .. } => {}
+        let digests = Digests {
+            source: there,
+            node: here,
+        };
+        let differing = differing.get_or_insert_with(|| Differing::new(digests.clone(), now));
+        differing.observe(digests, now);
+        if differing.is_due(now) && self.compare_columns(record, source, job, now) {
+            differing.asked(now);
         }
-        let pair = (there, here);
-        let due = self
-            .compared
-            .get(&record.id)
-            .is_none_or(|(compared, again)| *compared != pair || *again <= now);
-        if record.state == NodeState::Synchronized && due {
-            self.compare_columns(record, source, job, pair, now);
+        match differing.judgement() {
+            None => Health::Unknown,
+            Some(Judgement::Accepted) => Health::Good,
+            Some(Judgement::Drifted(differences, unlisted)) => Health::Bad(Cause::passing(
+                drifted(differences, *unlisted, source, &record.id),
+            )),
         }
-        Health::Unknown
     }
 
-    fn accept_columns(&mut self, node: &NodeId, source: String, own: String) {
-        if let Some(record) = self.nodes.get_mut(node) {
-            record.columns = Columns::As { source, node: own };
+    fn accept(&mut self, node: &NodeId, columns: Columns) {
+        if let Some(record) = self.nodes.get_mut(node)
+            && record.columns != columns
+        {
+            record.columns = columns;
             self.out.writes.push(Write::Node(record.clone()));
         }
     }
@@ -262,58 +159,86 @@ impl<S: Store> Driver<S> {
         record: &NodeRecord,
         source: &NodeId,
         job: JobId,
-        pair: (String, String),
         now: Timestamp,
-    ) {
-        let filter = match self.store.job(job) {
-            Ok(Some(stored)) => stored.job.spec.filter,
-            Ok(None) => return,
+    ) -> bool {
+        match self.store.job(job) {
+            Ok(Some(stored)) => {
+                let filter = stored.job.spec.filter;
+                self.compare_with_source(&record.id, source, filter, job, now)
+            }
+            Ok(None) => false,
             Err(error) => {
                 tracing::warn!(node_id = %record.id, %error, "the job's tables cannot be looked up");
-                return;
+                false
             }
-        };
-        if self.compare_with_source(&record.id, source, filter, now) {
-            let again = after(now, COMPARE_AGAIN);
-            self.compared.insert(record.id.clone(), (pair, again));
         }
     }
 
-    /// The two schemas were compared.
+    /// The two ends of that job's replication were compared.
     pub(super) fn columns_compared(
         &mut self,
         node: &NodeId,
         source: &NodeId,
+        job: JobId,
         review: &SchemaReview,
         now: Timestamp,
     ) {
-        // What does not touch columns is no drift: a replica may have indexes and keys of its own.
-        let drifted = review
-            .differences
-            .iter()
-            .filter(|d| matches!(d.subject, Subject::Table | Subject::Column));
-        let drifted: Vec<String> = drifted
-            .map(|d| named(d, source.as_str(), node.as_str()))
-            .collect();
-        if drifted.is_empty() {
-            // One end's digest was older than the other's.
+        let record = self.nodes.get(node).filter(|r| r.job == Some(job));
+        let Some(record) = record.filter(|record| follows(record)).cloned() else {
             return;
+        };
+        let accepted = self.accepted(&record, job, review);
+        let found = columns::weigh(review, accepted.as_ref());
+        let grace = self.drift_grace;
+        let Some(following) = self.following.get_mut(node).filter(|f| f.job == job) else {
+            return;
+        };
+        let Some(differing) = following.differing.as_mut() else {
+            // Meanwhile the digests are equal.
+            return;
+        };
+        differing.compared(found, now, grace);
+        match differing.judgement() {
+            None => return,
+            Some(Judgement::Accepted) => {
+                following.columns.take(Health::Good, Word::News);
+                // What of it was repaired is accepted no longer.
+                let still = columns::still(accepted.unwrap_or_default(), review);
+                self.accept(node, Columns::Accepted(still));
+            }
+            Some(Judgement::Drifted(differences, unlisted)) => {
+                let why = drifted(differences, *unlisted, source, node);
+                let cause = Health::Bad(Cause::passing(why.clone()));
+                following.columns.take(cause, Word::News);
+                let known = record.error_message.as_deref();
+                if !known.is_some_and(|known| known.contains(&why)) {
+                    let note = Note::warn("schema.mismatch_detected", format!("{node}: {why}"))
+                        .node(node)
+                        .of(Some(source), Some(job));
+                    self.log(note, now);
+                }
+            }
         }
-        let mut reason = format!(
-            "the schema is no longer the source's: {}",
-            drifted[..drifted.len().min(NAMED)].join("; ")
-        );
-        if drifted.len() > NAMED {
-            reason.push_str(&format!("; and {} more", drifted.len() - NAMED));
-        }
-        let record = self.nodes.get(node);
-        if record.is_some_and(|record| record.state == NodeState::Synchronized) {
-            let job = record.and_then(|record| record.job);
-            let note = Note::warn("schema.mismatch_detected", format!("{node}: {reason}"))
-                .node(node)
-                .of(Some(source), job);
-            self.log(note, now);
-            self.diverged(node, &reason, now);
+        self.settle(node, now);
+    }
+
+    /// Differences that are no drift. Those that the job's mode allowed are what the first comparison
+    /// after it finds.
+    fn accepted(
+        &mut self,
+        record: &NodeRecord,
+        job: JobId,
+        review: &SchemaReview,
+    ) -> Option<Accepted> {
+        match &record.columns {
+            Columns::Equal => None,
+            Columns::Accepted(accepted) => Some(accepted.clone()),
+            Columns::AsFirstSeen => {
+                let mode = self.store.job(job).ok().flatten()?.job.spec.schema_mode;
+                let accepted = columns::first_seen(review, mode);
+                self.accept(&record.id, Columns::Accepted(accepted.clone()));
+                Some(accepted)
+            }
         }
     }
 
@@ -322,13 +247,56 @@ impl<S: Store> Driver<S> {
         tracing::warn!(node_id = %node, error = %fault, "the schema cannot be compared with the source's");
     }
 
-    fn diverged(&mut self, node: &NodeId, reason: &str, now: Timestamp) {
-        self.suspects.retain(|(suspect, _), _| suspect != node);
-        self.follow_changed(node, NodeEvent::Drifted, Some(reason), now);
+    /// Changes a node's state, or the reason of it, to what its parts come to.
+    fn settle(&mut self, node: &NodeId, now: Timestamp) {
+        let (Some(following), Some(record)) = (self.following.get(node), self.nodes.get_mut(node))
+        else {
+            return;
+        };
+        let parts = following.parts();
+        let causes: Vec<&Cause> = parts.iter().filter_map(|part| part.cause()).collect();
+        let lasting = causes.iter().find(|cause| cause.lasts == Lasts::ForGood);
+        if let Some(lasting) = lasting.filter(|_| record.lost.is_none()) {
+            record.lost = Some(lasting.why.clone());
+            self.out.writes.push(Write::Node(record.clone()));
+        }
+        let lost = record.lost.as_deref();
+        let others = causes.iter().map(|cause| cause.why.as_str());
+        let all: Vec<&str> = lost
+            .into_iter()
+            .chain(others.filter(|why| Some(*why) != lost))
+            .collect();
+        let (sound, decided) = (following.is_sound(), following.is_decided());
+        let reason = all.join("; and ");
+        let said = record.error_message.clone().unwrap_or_default();
+        let news = all.iter().any(|why| !said.contains(why)) || decided;
+        match record.state {
+            NodeState::Synchronized if !all.is_empty() => {
+                self.follow_changed(node, NodeEvent::Drifted, Some(&reason), now);
+            }
+            NodeState::Diverged if all.is_empty() && sound => {
+                self.follow_changed(node, NodeEvent::Recovered, None, now);
+            }
+            NodeState::Diverged if !all.is_empty() && reason != said && news => {
+                self.reason_changed(node, &reason, now);
+            }
+            _ => {}
+        }
     }
 
-    fn recovered(&mut self, node: &NodeId, now: Timestamp) {
-        self.follow_changed(node, NodeEvent::Recovered, None, now);
+    /// A node is diverged for another reason than before.
+    fn reason_changed(&mut self, node: &NodeId, reason: &str, now: Timestamp) {
+        let Some(record) = self.nodes.get_mut(node) else {
+            return;
+        };
+        record.error_message = Some(reason.to_owned());
+        let record = record.clone();
+        self.out.writes.push(Write::Node(record.clone()));
+        let text = format!("{node}: still {}: {reason}", record.state);
+        let note = Note::warn("init.reason_changed", text).field("reason", reason);
+        let note = note.node(node).of(record.source.as_ref(), record.job);
+        self.log(note, now);
+        self.mirror(node, now);
     }
 
     fn follow_changed(
@@ -366,41 +334,24 @@ impl<S: Store> Driver<S> {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+fn follows(record: &NodeRecord) -> bool {
+    matches!(record.state, NodeState::Synchronized | NodeState::Diverged)
+}
 
-    #[test]
-    fn a_worker_that_keeps_failing_is_broken_and_one_that_is_calm_again_is_not() {
-        let node = NodeId::parse("b").unwrap();
-        let mut applying = Applying::default();
-        applying.observe(7, true);
-        assert_eq!(
-            applying.health(&node),
-            Health::Good,
-            "errors of before do not count"
-        );
-        for errors in 8..10 {
-            applying.observe(errors, false);
-            assert_eq!(applying.health(&node), Health::Unknown);
-        }
-        applying.observe(10, false);
-        assert!(matches!(applying.health(&node), Health::Lost(_)));
-        for _ in 0..CALM {
-            assert!(matches!(applying.health(&node), Health::Lost(_)));
-            applying.observe(10, true);
-        }
-        assert_eq!(applying.health(&node), Health::Good);
+fn drifted(
+    differences: &[SchemaDifference],
+    unlisted: u64,
+    source: &NodeId,
+    node: &NodeId,
+) -> String {
+    let names = differences.iter().take(NAMED);
+    let names: Vec<String> = names
+        .map(|d| named(d, source.as_str(), node.as_str()))
+        .collect();
+    let more = (differences.len() - names.len()) as u64 + unlisted;
+    let mut reason = format!("the schema is no longer the source's: {}", names.join("; "));
+    if more > 0 {
+        reason.push_str(&format!("; and {more} more"));
     }
-
-    #[test]
-    fn a_worker_that_never_comes_is_broken_after_a_minute() {
-        let node = NodeId::parse("b").unwrap();
-        let mut applying = Applying::default();
-        for _ in 0..ABSENT {
-            assert!(!matches!(applying.health(&node), Health::Lost(_)));
-            applying.observe(0, false);
-        }
-        assert!(matches!(applying.health(&node), Health::Lost(_)));
-    }
+    reason
 }

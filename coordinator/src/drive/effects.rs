@@ -19,6 +19,12 @@ use crate::store::{Columns, Store, TableSum, Write};
 /// Findings of one command that are logged one by one.
 const FINDINGS_LOGGED: usize = 200;
 
+/// The code of findings about schemas that differ.
+const SCHEMA_MISMATCH: &str = "schema_mismatch";
+
+/// The code of findings about statements that auto has run.
+const SYNC_APPLIED: &str = "schema_sync_applied";
+
 impl<S: Store> Driver<S> {
     /// Does one thing.
     pub(super) fn execute(&mut self, id: JobId, effect: Effect, now: Timestamp) {
@@ -95,10 +101,12 @@ impl<S: Store> Driver<S> {
                 record.source = Some(source);
                 record.init_started_at = Some(accepted_at);
                 record.error_message = None;
+                record.lost = None;
             }
             NodeState::Synchronized => {
                 record.init_completed_at = Some(now);
                 record.error_message = None;
+                record.lost = None;
                 record.columns = match schema_mode {
                     SchemaMode::Strict => Columns::Equal,
                     // What was tolerated or confirmed.
@@ -108,6 +116,7 @@ impl<S: Store> Driver<S> {
             NodeState::Uninitialized => {
                 record.source = None;
                 record.error_message = None;
+                record.lost = None;
             }
             NodeState::Copying
             | NodeState::CatchingUp
@@ -152,7 +161,10 @@ impl<S: Store> Driver<S> {
     }
 
     fn found(&mut self, id: JobId, findings: &[Finding], now: Timestamp) {
-        for finding in findings.iter().take(FINDINGS_LOGGED) {
+        self.schema_synced(id, findings, now);
+        let single = |finding: &&Finding| finding.code != SYNC_APPLIED;
+        let rest = findings.iter().filter(single).count();
+        for finding in findings.iter().filter(single).take(FINDINGS_LOGGED) {
             let Some(live) = self.jobs.get(&id) else {
                 return;
             };
@@ -162,8 +174,7 @@ impl<S: Store> Driver<S> {
                 Severity::Error => Level::Error,
             };
             let event = match finding.code.as_str() {
-                "schema_mismatch" => "schema.mismatch_detected",
-                "schema_sync_applied" => "schema.sync_applied",
+                SCHEMA_MISMATCH => "schema.mismatch_detected",
                 _ => "init.finding",
             };
             let mut note = Note::new(level, event, finding.what.clone())
@@ -176,12 +187,46 @@ impl<S: Store> Driver<S> {
             }
             self.log(note, now);
         }
-        let rest = findings.len().saturating_sub(FINDINGS_LOGGED);
+        let rest = rest.saturating_sub(FINDINGS_LOGGED);
         if let Some(live) = self.jobs.get(&id).filter(|_| rest > 0) {
             let text = format!("and {rest} findings more, not logged one by one");
             let note = Note::warn("init.finding", text).job(&live.job);
             self.log(note, now);
         }
+    }
+
+    /// Says once what auto has run. Each statement is a finding of the job, and so in its report.
+    fn schema_synced(&mut self, id: JobId, findings: &[Finding], now: Timestamp) {
+        let applied = findings.iter().filter(|f| f.code == SYNC_APPLIED).count();
+        let Some(live) = self.jobs.get(&id).filter(|_| applied > 0) else {
+            return;
+        };
+        let spec = &live.job.spec;
+        let text = format!(
+            "{applied} statements made the schema of {} like that of {}",
+            spec.target, spec.source
+        );
+        let note = Note::info("schema.sync_applied", text)
+            .job(&live.job)
+            .field("statements", applied);
+        self.log(note, now);
+    }
+
+    /// Says that schemas differ, where that was found only when the target was prepared: what
+    /// preflight finds is told difference by difference.
+    fn schema_differs(&mut self, id: JobId, fault: &Fault, now: Timestamp) {
+        let Some(live) = self.jobs.get(&id) else {
+            return;
+        };
+        let told = live.job.warnings.iter().any(|f| f.code == SCHEMA_MISMATCH);
+        if fault.kind != FaultKind::SchemaMismatch || told {
+            return;
+        }
+        let note = Note::new(Level::Error, "schema.mismatch_detected", fault.to_string())
+            .job(&live.job)
+            .field("code", SCHEMA_MISMATCH)
+            .field("hint", &fault.hint);
+        self.log(note, now);
     }
 
     fn cleanup_failed(&mut self, id: JobId, side: Side, why: &str, now: Timestamp) {
@@ -209,6 +254,7 @@ impl<S: Store> Driver<S> {
         live.meter.observe(&live.job, &live.tally, now);
         if let Finish::Failed(fault) = &finish {
             self.table_failed(id, fault, now);
+            self.schema_differs(id, fault, now);
         }
         let Some(live) = self.jobs.get_mut(&id) else {
             return;

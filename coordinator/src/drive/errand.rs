@@ -62,8 +62,8 @@ struct Pair {
 enum After {
     /// Only the fingerprints it leaves: the answer says how many tables the node has itself.
     Captured { tables: u64, reply: Reply },
-    /// Whether the node has drifted.
-    Drift,
+    /// Whether the node has drifted from what the replication of that job carries.
+    Drift { replication: JobId },
 }
 
 impl<S: Store> Driver<S> {
@@ -121,11 +121,12 @@ impl<S: Store> Driver<S> {
         node: &NodeId,
         source: &NodeId,
         filter: TableFilter,
+        replication: JobId,
         now: Timestamp,
     ) -> bool {
         let busy = self.errands.iter().any(|errand| {
-            matches!(&errand.purpose, Purpose::Admit(pair, After::Drift)
-                | Purpose::Compare(pair, After::Drift) if pair.node == *node)
+            matches!(&errand.purpose, Purpose::Admit(pair, After::Drift { .. })
+                | Purpose::Compare(pair, After::Drift { .. }) if pair.node == *node)
         });
         if busy || self.check_errand(node).is_err() || self.check_errand(source).is_err() {
             return false;
@@ -135,8 +136,9 @@ impl<S: Store> Driver<S> {
             peer: source.clone(),
             filter,
         };
-        let command = admit(&pair);
-        self.begin_errand(source, command, Purpose::Admit(pair, After::Drift), now);
+        let after = After::Drift { replication };
+        let command = admit(&pair, &after);
+        self.begin_errand(source, command, Purpose::Admit(pair, after), now);
         true
     }
 
@@ -236,14 +238,19 @@ impl<S: Store> Driver<S> {
             }
         };
         let (on, command) = match &purpose {
-            Purpose::Compare(pair, _) => {
-                let command = Command::CompareSchemas {
-                    source: self.peer(&pair.peer),
-                    filter: pair.filter.clone(),
+            Purpose::Compare(pair, after) => {
+                let (source, filter) = (self.peer(&pair.peer), pair.filter.clone());
+                let command = match after {
+                    After::Captured { .. } => Command::CompareSchemas { source, filter },
+                    After::Drift { replication } => Command::CompareReplicated {
+                        source,
+                        filter,
+                        replication: *replication,
+                    },
                 };
                 (pair.node.clone(), command)
             }
-            Purpose::Admit(pair, _) => (pair.peer.clone(), admit(pair)),
+            Purpose::Admit(pair, after) => (pair.peer.clone(), admit(pair, after)),
             // Ended above.
             Purpose::Describe(_) | Purpose::Capture { .. } => return,
         };
@@ -257,7 +264,9 @@ impl<S: Store> Driver<S> {
             After::Captured { tables, reply } => {
                 self.answer(reply, Ok(Answer::Captured { tables }));
             }
-            After::Drift => self.columns_compared(&pair.node, &pair.peer, review, now),
+            After::Drift { replication } => {
+                self.columns_compared(&pair.node, &pair.peer, replication, review, now);
+            }
         }
     }
 
@@ -270,7 +279,8 @@ impl<S: Store> Driver<S> {
             | Purpose::Capture { reply, .. }
             | Purpose::Admit(_, After::Captured { reply, .. })
             | Purpose::Compare(_, After::Captured { reply, .. }) => self.answer(reply, Err(fault)),
-            Purpose::Admit(pair, After::Drift) | Purpose::Compare(pair, After::Drift) => {
+            Purpose::Admit(pair, After::Drift { .. })
+            | Purpose::Compare(pair, After::Drift { .. }) => {
                 Self::comparison_failed(&pair.node, &fault);
             }
         }
@@ -321,9 +331,14 @@ impl<S: Store> Driver<S> {
     }
 }
 
-fn admit(pair: &Pair) -> Command {
-    Command::Admit {
-        target: pair.node.clone(),
-        filter: pair.filter.clone(),
+fn admit(pair: &Pair, after: &After) -> Command {
+    let (target, filter) = (pair.node.clone(), pair.filter.clone());
+    match after {
+        After::Captured { .. } => Command::Admit { target, filter },
+        After::Drift { replication } => Command::AdmitReplicated {
+            target,
+            filter,
+            replication: *replication,
+        },
     }
 }

@@ -39,7 +39,7 @@ impl<S: Store> Driver<S> {
         let Some(live) = self.jobs.get_mut(&id) else {
             return Ok(());
         };
-        let (job, effects) = machine::step(live.job.clone(), event, now, self.judge)?;
+        let (job, effects) = machine::step(live.job.clone(), event, now, self.rules)?;
         if job != live.job {
             live.job = job;
             // What follows is logged with where the job is now.

@@ -11,11 +11,13 @@
 mod admit;
 mod agents;
 mod audit;
+mod columns;
 mod compose;
 mod doctor;
 mod drift;
 mod effects;
 mod errand;
+mod following;
 mod gauges;
 mod jobs;
 mod log;
@@ -48,10 +50,11 @@ use tokio_util::sync::CancellationToken;
 
 pub use gauges::{Copied, Ended, Gauges, JobGauges, NodeGauges};
 
-use crate::job::machine::{Judge, after};
+use crate::job::machine::{Rules, after};
 use crate::job::progress::Meter;
 use crate::job::report::Slowest;
 use crate::job::tally::Tally;
+use crate::job::vigil::{Bounds, Vigil};
 use crate::job::{Job, Side, preflight};
 use crate::registry::{Link, Registry, SessionId};
 use crate::store::{EventQuery, NodeRecord, Store, StoreError, TableTimes, Write};
@@ -69,6 +72,10 @@ const TICK: Duration = Duration::from_millis(250);
 
 /// How often parts that are done are written, where nothing else is.
 const PARTS_EVERY: Duration = Duration::from_secs(1);
+
+/// How long columns must differ before that is drift, unless told otherwise: a change that is made on
+/// both ends by hand, one after the other, takes no longer.
+pub const DRIFT_GRACE: Duration = Duration::from_secs(60);
 
 /// What comes from the agents' sessions.
 #[derive(Debug)]
@@ -304,6 +311,7 @@ pub struct Handle {
 struct Live {
     job: Job,
     tally: Tally,
+    vigil: Vigil,
     meter: Meter,
     feed: watch::Sender<Feed>,
     /// Operators that wait for the end of a cancel.
@@ -355,19 +363,16 @@ struct Outbox {
 pub struct Driver<S> {
     store: S,
     clock: Clock,
-    judge: Judge,
+    rules: Rules,
     nodes: BTreeMap<NodeId, NodeRecord>,
     registry: Registry,
     jobs: BTreeMap<JobId, Live>,
     doctors: Vec<doctor::Doctor>,
     errands: Vec<errand::Errand>,
-    /// How often in a row an observer missed what a node needs, by node and observer.
-    suspects: BTreeMap<(NodeId, NodeId), u8>,
-    /// How subscriptions fare, by node.
-    failing: BTreeMap<NodeId, drift::Applying>,
-    /// The digests, of source and node, for which schemas were compared last and when they are again,
-    /// by node.
-    compared: BTreeMap<NodeId, ((String, String), Timestamp)>,
+    /// How nodes that follow fare.
+    following: BTreeMap<NodeId, following::Following>,
+    /// How long columns must differ before that is drift.
+    drift_grace: Duration,
     next_command: u64,
     next_event: u64,
     next_audit: u64,
@@ -412,11 +417,12 @@ impl Clock {
 }
 
 impl<S: Store> Driver<S> {
-    /// Takes up what the store holds. Jobs that were active go on when their agents come back.
+    /// Takes up what the store holds. Jobs that were active go on when their agents come back, held to
+    /// these bounds like new ones.
     ///
     /// # Errors
     /// [`StoreError`] where the store cannot be read.
-    pub fn new(mut store: S) -> Result<(Self, Handle), StoreError> {
+    pub fn new(mut store: S, bounds: Bounds) -> Result<(Self, Handle), StoreError> {
         let loaded = store.load()?;
         let (agent_sender, agents) = mpsc::channel(AGENT_QUEUE);
         let (ask_sender, asks) = mpsc::channel(ASK_QUEUE);
@@ -429,15 +435,17 @@ impl<S: Store> Driver<S> {
         let mut driver = Self {
             store,
             clock: Clock::start(),
-            judge: preflight::judge,
+            rules: Rules {
+                judge: preflight::judge,
+                bounds,
+            },
             nodes,
             registry: Registry::default(),
             jobs: BTreeMap::new(),
             doctors: Vec::new(),
             errands: Vec::new(),
-            failing: BTreeMap::new(),
-            compared: BTreeMap::new(),
-            suspects: BTreeMap::new(),
+            following: BTreeMap::new(),
+            drift_grace: DRIFT_GRACE,
             next_command: loaded.next_command,
             next_event: loaded.next_event,
             next_audit: loaded.next_audit,
@@ -462,6 +470,13 @@ impl<S: Store> Driver<S> {
             pulse: pulse_receiver,
         };
         Ok((driver, handle))
+    }
+
+    /// Columns that differ are drift after that time.
+    #[must_use]
+    pub fn drift_grace(mut self, grace: Duration) -> Self {
+        self.drift_grace = grace;
+        self
     }
 
     /// Runs until `shutdown`. Needs a multi-threaded runtime: the store is written in place.

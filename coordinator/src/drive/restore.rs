@@ -14,6 +14,7 @@ use crate::job::machine::{JobEvent, after};
 use crate::job::progress::{Detail, Meter};
 use crate::job::report::Slowest;
 use crate::job::tally::Tally;
+use crate::job::vigil::Vigil;
 use crate::job::{Job, Side};
 use crate::store::{Store, StoreError, StoredJob, TableTimes};
 
@@ -81,6 +82,7 @@ impl<S: Store> Driver<S> {
         });
         let live = Live {
             tally,
+            vigil: Vigil::default(),
             meter,
             feed,
             waiting: Vec::new(),

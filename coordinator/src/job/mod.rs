@@ -1,15 +1,18 @@
 //! One initialisation of one target, as values.
 //!
 //! Owns what a job is ([`Job`]), which state of a node follows which ([`state`]), which command comes
-//! next ([`machine`]), what has been copied ([`tally`]), how far that is ([`progress`]), what is
-//! said at the end ([`report`]) and whether it may begin at all ([`preflight`]). Everything here is pure: time comes in as a value, messages
-//! go out as values, and nothing knows SQLite, QUIC or tokio.
+//! next ([`machine`]), whether it may begin at all ([`preflight`]) and can still end well ([`vigil`]),
+//! what has been copied ([`tally`]), how far that is ([`progress`]) and what is said at the end
+//! ([`report`]). Everything here is pure: time comes in as a value, messages go out as values, and
+//! nothing knows SQLite, QUIC or tokio.
 //!
 //! Invariants:
 //! - the events that change a job are its own; two jobs never share anything but agents;
 //! - a command's id belongs to one [`Work`] of one job for ever, so that it can be sent again;
 //! - what may have been made on a server is remembered ([`Residue`]) before the command that makes it
 //!   is sent, and until its removal is confirmed.
+
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -25,6 +28,7 @@ pub mod progress;
 pub mod report;
 pub mod state;
 pub mod tally;
+pub mod vigil;
 
 mod work;
 
@@ -252,6 +256,20 @@ impl PhaseClock {
     /// Begins a phase.
     pub fn start(&mut self, phase: Phase, now: Timestamp) {
         self.current = Some((phase, now));
+    }
+
+    /// How long ago that phase began, where it has: one phase begins when the last one ends.
+    #[must_use]
+    pub fn since(&self, phase: Phase, now: Timestamp) -> Option<Duration> {
+        let (current, began) = self.current?;
+        let at = self.spent.iter().position(|(spent, _)| *spent == phase);
+        let before: u64 = match at {
+            Some(at) => self.spent[at..].iter().map(|(_, millis)| millis).sum(),
+            None if current == phase => 0,
+            None => return None,
+        };
+        let running = u64::try_from(now.as_millisecond() - began.as_millisecond()).unwrap_or(0);
+        Some(Duration::from_millis(before + running))
     }
 
     /// The sums that an end is reported with.

@@ -68,6 +68,8 @@ pub enum Work {
     ProveSource,
     /// `ReleaseTarget`.
     ReleaseTarget,
+    /// `ReleaseSource`.
+    ReleaseSource,
     /// `CleanupTarget`.
     CleanupTarget(CancelledData),
     /// `CleanupSource`.
@@ -85,6 +87,7 @@ impl Work {
             | Self::CloseSnapshot
             | Self::AwaitFence
             | Self::ProveSource
+            | Self::ReleaseSource
             | Self::CleanupSource => Side::Source,
             Self::GatherTarget
             | Self::PrepareTarget
@@ -125,6 +128,7 @@ impl Work {
             Self::ProveTarget => "summing up the ledger",
             Self::ProveSource => "summing up what was sent",
             Self::ReleaseTarget => "releasing the ledger",
+            Self::ReleaseSource => "forgetting the job",
             Self::CleanupTarget(_) | Self::CleanupSource => "cleaning up",
         }
     }

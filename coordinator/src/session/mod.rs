@@ -4,8 +4,10 @@
 //! certificate, what its words mean is the loop's. Reading and writing run side by side, so that an
 //! agent that only talks or only listens cannot hold up either.
 
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use steep_protocol::NodeId;
 use steep_protocol::close::CloseCode;
 use steep_protocol::message::agent::{AgentMessage, CoordinatorMessage, Registration};
@@ -66,15 +68,38 @@ pub async fn serve(
     if loop_.send(joined).await.is_err() {
         return connection.close(CloseCode::ShuttingDown);
     }
-    let code = tokio::select! {
-        code = read(receiver, &node, session, &loop_) => code,
-        code = write(sender, queue) => code,
-        () = shutdown.cancelled() => CloseCode::ShuttingDown,
+    let conversation = async {
+        tokio::select! {
+            code = read(receiver, &node, session, &loop_) => code,
+            code = write(sender, queue) => code,
+            () = shutdown.cancelled() => CloseCode::ShuttingDown,
+        }
     };
-    tracing::debug!(node_id = %node, reason = %code, "an agent's session ends");
+    let code = to_its_end(conversation, &node, session, &loop_).await;
+    tracing::debug!(node_id = %node, reason = %code, "an agent's session ended");
     connection.close(code);
+}
+
+/// Runs a session and tells the loop when it is over, however it ends: an agent whose session broke by
+/// a mistake of ours would be taken to be there for ever. It dials again by itself.
+async fn to_its_end(
+    conversation: impl Future<Output = CloseCode>,
+    node: &NodeId,
+    session: SessionId,
+    loop_: &mpsc::Sender<AgentInput>,
+) -> CloseCode {
+    let ended = AssertUnwindSafe(conversation).catch_unwind().await;
+    let code = ended.unwrap_or_else(|_| {
+        tracing::error!(node_id = %node, "an agent's session panicked and is ended");
+        CloseCode::ShuttingDown
+    });
+    let left = AgentInput::Left {
+        node: node.clone(),
+        session,
+    };
     // A loop that is gone knows that its agents are gone.
-    let _ = loop_.send(AgentInput::Left { node, session }).await;
+    let _ = loop_.send(left).await;
+    code
 }
 
 /// Why an agent's first words were not accepted.
@@ -173,6 +198,20 @@ mod tests {
             open_snapshots: Vec::new(),
             max_workers: 4,
         }
+    }
+
+    #[tokio::test]
+    async fn a_session_that_panics_is_over_for_the_loop_too() {
+        let node = NodeId::parse("node_a").unwrap();
+        let (loop_, mut heard) = mpsc::channel(1);
+        let panics = async { panic!("a mistake of ours") };
+        let code = to_its_end(panics, &node, SessionId(3), &loop_).await;
+        assert_eq!(code, CloseCode::ShuttingDown);
+        let left = heard.try_recv().unwrap();
+        let AgentInput::Left { node: of, session } = left else {
+            panic!("{left:?}");
+        };
+        assert_eq!((of, session), (node, SessionId(3)));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 pub use steep_protocol::limits::SAMPLES_MAX;
 use steep_protocol::message::agent::{PartDone, TableSummary};
 use steep_protocol::message::api::{AuditView, EndView, EventView, ProgressSample};
+use steep_protocol::message::schema::SchemaDifference;
 use steep_protocol::{ByteCount, JobId, NodeId, NodeState, RowCount, TableNo};
 
 use crate::job::Job;
@@ -139,6 +140,10 @@ pub struct NodeRecord {
     /// How the columns of what it replicates may differ from the source's.
     #[serde(default)]
     pub columns: Columns,
+    /// Why it cannot follow any more whatever becomes of slot and subscription: changes may be missing.
+    /// Only a new job or a cancel takes it back.
+    #[serde(default)]
+    pub lost: Option<String>,
 }
 
 /// How the columns of a synchronized node may differ from its source's.
@@ -147,15 +152,19 @@ pub enum Columns {
     /// Not at all.
     #[default]
     Equal,
-    /// As they do when they are first seen after the job, whose mode allowed it.
+    /// As they do when they are first seen after the job, as far as its mode allows.
     AsFirstSeen,
-    /// As in these two digests, of the source and of the node.
-    As {
-        /// The source's.
-        source: String,
-        /// The node's.
-        node: String,
-    },
+    /// In this.
+    Accepted(Accepted),
+}
+
+/// Differences that are no drift.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Accepted {
+    /// Each of them.
+    pub differences: Vec<SchemaDifference>,
+    /// Further ones that were only counted.
+    pub unlisted: u64,
 }
 
 impl NodeRecord {
@@ -174,6 +183,7 @@ impl NodeRecord {
             advertise: None,
             postgres_version: None,
             columns: Columns::Equal,
+            lost: None,
         }
     }
 }

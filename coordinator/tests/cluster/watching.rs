@@ -118,6 +118,20 @@ async fn a_watcher_hears_of_nodes_jobs_events_and_ends_from_any_moment_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn that_there_is_no_node_is_said_once() {
+    /// A look is never further away.
+    const TWO_LOOKS: Duration = Duration::from_millis(2_500);
+    let mut cluster = Cluster::start().await;
+    let (_dba, dba) = cluster.dial("dba").await;
+    let mut watcher = ask(&dba, &ApiRequest::Watch).await;
+    let first = watcher.recv::<ApiReply>().await.unwrap();
+    assert_eq!(first, Some(ApiReply::Nodes(Vec::new())));
+    let next = tokio::time::timeout(TWO_LOOKS, watcher.recv::<ApiReply>()).await;
+    assert!(next.is_err(), "{next:?}");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_last_report_is_kept_over_a_restart_and_while_the_next_job_runs() {
     let mut cluster = Cluster::start().await;
     let node = NodeId::parse("node_b").unwrap();

@@ -6,9 +6,7 @@ use std::time::Duration;
 use quinn::congestion::{BbrConfig, CubicConfig};
 use quinn::{MtuDiscoveryConfig, TransportConfig, VarInt};
 
-/// Unacknowledged and unread bytes of one stream. Beyond about 2 MiB a lossy path makes so many
-/// gaps that quinn gives the connection up; a long path is filled by many streams instead.
-const STREAM_WINDOW: u32 = 1024 * 1024;
+use crate::wire::limits::STREAM_WINDOW;
 
 /// The same for all streams of a connection: 16 workers with a full window each, and some.
 const CONNECTION_WINDOW: u32 = 24 * 1024 * 1024;

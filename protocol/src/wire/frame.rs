@@ -5,9 +5,9 @@
 //! end    kind:u8=2  reserved:u24  chunks:u64  raw:u64  rows:u64   (zero to 44)    44 bytes
 //! fault  kind:u8=3  reserved:u24  length:u32                      (zero to 44)    44 bytes, a Fault
 //! ```
-//! Numbers are big-endian. The digest is BLAKE3 of the raw bytes, so it holds whatever the packing
-//! and can name the chunk in a store. Chunks are cut without regard to rows: a row may span many,
-//! and no row size changes what a worker must hold.
+//! Numbers are big-endian. The digest is BLAKE3 of the payload, so that nothing unpacks bytes that
+//! were changed, and it can name the chunk in a store. Chunks are cut without regard to rows: a row
+//! may span many, and no row size changes what a worker must hold.
 
 use super::limits::{CHUNK_RAW_MAX, CHUNK_WIRE_MAX, CONTROL_FRAME_MAX};
 use super::{ByteCount, RowCount};
@@ -60,7 +60,7 @@ pub enum FrameHead {
         raw: u32,
         /// Its length on the wire, 1 to [`CHUNK_WIRE_MAX`] bytes.
         wire: u32,
-        /// BLAKE3 of the unpacked bytes.
+        /// BLAKE3 of the bytes on the wire.
         digest: [u8; 32],
     },
     /// The part is complete; nothing follows.

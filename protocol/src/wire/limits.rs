@@ -8,6 +8,12 @@ pub const CONTROL_FRAME_MAX: usize = 16 * 1024 * 1024;
 /// page of 50 still fits a control frame.
 pub const PLAN_PAGE: usize = 50;
 
+/// Tables of one job. A peer that lists more is not listened to any longer.
+pub const TABLES_MAX: usize = 1_000_000;
+
+/// Pages of one schema: a gigabyte of text, which is a million tables of a few columns each.
+pub const SCHEMA_PAGES_MAX: usize = 2_048;
+
 /// Tables in one page of summaries for the coordinator: about 150 bytes each.
 pub const SUMMARY_PAGE: usize = 5_000;
 
@@ -22,6 +28,10 @@ pub const CHUNK_RAW_MAX: usize = 256 * 1024;
 /// Bytes of one chunk on the wire. A packed chunk that would be longer than the raw one is sent
 /// raw, so this is the same.
 pub const CHUNK_WIRE_MAX: usize = CHUNK_RAW_MAX;
+
+/// Unacknowledged and unread bytes of one stream. Beyond about 2 MiB a lossy path makes so many
+/// gaps that quinn gives the connection up; a long path is filled by many streams instead.
+pub const STREAM_WINDOW: u32 = 1024 * 1024;
 
 /// The longest reason in a refusal, in bytes.
 pub const REFUSAL_REASON_MAX: usize = 1024;

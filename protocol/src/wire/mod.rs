@@ -1,7 +1,7 @@
 //! The pure half: values and bytes, no IO.
 //!
 //! In the order a connection uses them: [`hello`], [`message`] (control), [`frame`] (data),
-//! [`close`].
+//! [`close`]. Beside them [`units`]: what people write.
 
 pub mod close;
 pub mod codec;
@@ -10,6 +10,7 @@ pub mod hello;
 pub mod limits;
 pub mod message;
 pub mod trace;
+pub mod units;
 
 mod fault;
 mod id;

@@ -1,5 +1,7 @@
 //! Every difference between two schemas, each under its own name.
 
+pub(crate) mod renamed;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use steep_protocol::TableName;
@@ -7,6 +9,8 @@ use steep_protocol::message::schema::{
     Change, ColumnModel, ColumnValue, ObjectKind, ObjectModel, SchemaDifference, Subject,
     TableModel,
 };
+
+use renamed::Renamed;
 
 use crate::columns::{definition, line};
 use crate::model::{Key, Schema};
@@ -80,12 +84,14 @@ impl Comparison {
 #[must_use]
 pub fn compare(local: &Schema, remote: &Schema) -> Comparison {
     let names: BTreeSet<&TableName> = local.tables.keys().chain(remote.tables.keys()).collect();
+    let renamed = Renamed::between(local, remote);
     let tables = names.into_iter().map(|name| {
         let (here, there) = (local.tables.get(name), remote.tables.get(name));
         let (status, differences) = match (here, there) {
             (Some(here), Some(there)) => {
-                let mut found = columns(here, there);
-                found.extend(objects(local.objects_of(name), remote.objects_of(name)));
+                let mut found = columns(here, there, &renamed);
+                let (local, remote) = (local.objects_of(name), remote.objects_of(name));
+                found.extend(objects(local, remote, &renamed));
                 let status = if found.is_empty() {
                     Status::Match
                 } else {
@@ -107,7 +113,7 @@ pub fn compare(local: &Schema, remote: &Schema) -> Comparison {
     });
     Comparison {
         tables: tables.collect(),
-        objects: objects(local.objects_alone(), remote.objects_alone()),
+        objects: objects(local.objects_alone(), remote.objects_alone(), &renamed),
     }
 }
 
@@ -178,13 +184,9 @@ fn whole(table: &TableModel, change: Change) -> SchemaDifference {
 
 /// Columns by name; one that is missing and one that is extra at the same place among the rest, alike
 /// but for the name, are one that was renamed.
-fn columns(here: &TableModel, there: &TableModel) -> Vec<SchemaDifference> {
-    let renamed = renamed_columns(here, there);
+fn columns(here: &TableModel, there: &TableModel, renamed: &Renamed) -> Vec<SchemaDifference> {
     let counterpart = |column: &ColumnModel| {
-        let called = renamed
-            .iter()
-            .find(|(from, _)| *from == column.name.as_str());
-        let wanted = called.map_or(column.name.as_str(), |(_, to)| *to);
+        let wanted = renamed.in_remote(&here.name, column.name.as_str());
         there.columns.iter().position(|c| c.name.as_str() == wanted)
     };
     let differ = |column: &ColumnModel, change, local: String, remote: String| SchemaDifference {
@@ -214,7 +216,8 @@ fn columns(here: &TableModel, there: &TableModel) -> Vec<SchemaDifference> {
         if other.name != column.name {
             found.push(differ(column, Change::Renamed, line(column), line(other)));
         }
-        for change in aspects(column, other) {
+        let same = |one: &str, other: &str| renamed.same(&here.name, one, other);
+        for change in aspects(column, other, same) {
             found.push(differ(
                 column,
                 change,
@@ -250,59 +253,42 @@ fn columns(here: &TableModel, there: &TableModel) -> Vec<SchemaDifference> {
     found
 }
 
-/// Pairs of names: of columns that only one side has, in the same gap between columns that both have.
-fn renamed_columns<'a>(here: &'a TableModel, there: &'a TableModel) -> Vec<(&'a str, &'a str)> {
-    fn lone<'a>(
-        one: &'a TableModel,
-        other: &TableModel,
-    ) -> Vec<(Option<&'a str>, &'a ColumnModel)> {
-        let mut after = None;
-        let mut found = Vec::new();
-        for column in &one.columns {
-            if other.columns.iter().any(|c| c.name == column.name) {
-                after = Some(column.name.as_str());
-            } else {
-                found.push((after, column));
-            }
-        }
-        found
-    }
-    let mut candidates = lone(there, here);
-    let mut pairs = Vec::new();
-    for (after, column) in lone(here, there) {
-        let alike = candidates
-            .iter()
-            .position(|(gap, c)| *gap == after && aspects(column, c).is_empty());
-        if let Some(at) = alike {
-            let (_, to) = candidates.remove(at);
-            pairs.push((column.name.as_str(), to.name.as_str()));
-        }
-    }
-    pairs
-}
-
-fn aspects(one: &ColumnModel, other: &ColumnModel) -> Vec<Change> {
-    let generated = |column: &ColumnModel| {
-        matches!(
-            column.value,
-            ColumnValue::Stored(_) | ColumnValue::Virtual(_)
-        )
-    };
-    let value = if generated(one) || generated(other) {
+/// What differs between two columns but for the name; `same` judges expressions and types.
+pub(crate) fn aspects(
+    one: &ColumnModel,
+    other: &ColumnModel,
+    same: impl Fn(&str, &str) -> bool,
+) -> Vec<Change> {
+    let value = if is_generated(one) || is_generated(other) {
         Change::Generation
     } else {
         Change::Default
     };
+    let values = match (&one.value, &other.value) {
+        (ColumnValue::Nothing, ColumnValue::Nothing) => true,
+        (ColumnValue::Default(one), ColumnValue::Default(other))
+        | (ColumnValue::Stored(one), ColumnValue::Stored(other))
+        | (ColumnValue::Virtual(one), ColumnValue::Virtual(other)) => same(one, other),
+        _ => false,
+    };
     [
-        (Change::Type, one.type_name != other.type_name),
+        (Change::Type, !same(&one.type_name, &other.type_name)),
         (Change::Collation, one.collation != other.collation),
         (Change::Nullability, one.not_null != other.not_null),
         (Change::Identity, one.identity != other.identity),
-        (value, one.value != other.value),
+        (value, !values),
     ]
     .into_iter()
     .filter_map(|(change, differs)| differs.then_some(change))
     .collect()
+}
+
+/// Whether the column is computed from others.
+pub(crate) fn is_generated(column: &ColumnModel) -> bool {
+    matches!(
+        column.value,
+        ColumnValue::Stored(_) | ColumnValue::Virtual(_)
+    )
 }
 
 /// Objects of one table, or of none, by kind and name; one that is missing and one that is extra with
@@ -310,6 +296,7 @@ fn aspects(one: &ColumnModel, other: &ColumnModel) -> Vec<Change> {
 fn objects<'a>(
     here: impl Iterator<Item = &'a ObjectModel>,
     there: impl Iterator<Item = &'a ObjectModel>,
+    renamed: &Renamed,
 ) -> Vec<SchemaDifference> {
     let mut found = Vec::new();
     let mut missing = Vec::new();
@@ -319,7 +306,7 @@ fn objects<'a>(
             missing.push(object);
             continue;
         };
-        if other.definition != object.definition {
+        if !renamed.same_object(object, other) {
             let (local, remote) = (object.definition.clone(), other.definition.clone());
             found.push(about(object, Change::Definition, local, remote));
         }
@@ -327,7 +314,11 @@ fn objects<'a>(
     for object in missing {
         let twin = rest
             .iter()
-            .find(|(_, other)| may_be_renamed(object.kind) && alike(object, other))
+            .find(|(_, other)| {
+                may_be_renamed(object.kind)
+                    && object.kind == other.kind
+                    && renamed.same_object(object, other)
+            })
             .map(|(key, _)| key.clone());
         match twin.and_then(|key| rest.remove(&key)) {
             Some(other) => {
@@ -348,10 +339,6 @@ fn objects<'a>(
     found
 }
 
-fn alike(one: &ObjectModel, other: &ObjectModel) -> bool {
-    one.kind == other.kind && one.definition == other.definition
-}
-
 /// Types, sequences and the like are known by their names: another name is another thing.
 fn may_be_renamed(kind: ObjectKind) -> bool {
     matches!(
@@ -366,10 +353,7 @@ fn may_be_renamed(kind: ObjectKind) -> bool {
 }
 
 fn about(object: &ObjectModel, change: Change, local: String, remote: String) -> SchemaDifference {
-    let name = match &object.schema {
-        Some(schema) => format!("{schema}.{}", object.name),
-        None => object.name.clone(),
-    };
+    let name = called(object);
     SchemaDifference {
         table: object.table.clone(),
         subject: Subject::Object(object.kind),
@@ -377,6 +361,22 @@ fn about(object: &ObjectModel, change: Change, local: String, remote: String) ->
         change,
         local,
         remote,
+    }
+}
+
+/// An object's name as differences have it: with its schema where it has one, either in quotes where
+/// what is between the two could be taken for a part of it. So no two objects of a kind share one.
+pub(crate) fn called(object: &ObjectModel) -> String {
+    let part = |name: &str| {
+        if name.contains(['.', '"']) {
+            format!("\"{}\"", name.replace('"', "\"\""))
+        } else {
+            name.to_owned()
+        }
+    };
+    match &object.schema {
+        Some(schema) => format!("{}.{}", part(schema.as_str()), part(&object.name)),
+        None => object.name.clone(),
     }
 }
 

@@ -6,7 +6,8 @@ use steep_protocol::Identifier;
 use steep_protocol::message::schema::{Identity, ObjectKind};
 
 use super::*;
-use crate::samples::{any_schema, column, object, schema, settle, table};
+use crate::fingerprint;
+use crate::samples::{any_schema, column, name, object, schema, settle, table};
 
 type Named = (Option<String>, Subject, Option<String>, Change);
 
@@ -68,6 +69,119 @@ fn what_is_renamed_is_not_also_missing() {
     };
     assert_eq!(*subject, Subject::Object(ObjectKind::Unique));
     assert_eq!((name.as_deref(), *change), (Some("one"), Change::Renamed));
+}
+
+#[test]
+fn what_is_made_of_a_renamed_column_does_not_differ() {
+    let with = |own: &str, theirs: &str| {
+        let mut computed = column("x");
+        computed.value = ColumnValue::Stored(format!("({own} + 1)"));
+        schema(
+            vec![
+                table("t", vec![column(own), computed]),
+                table("u", vec![column("id"), column(theirs)]),
+            ],
+            vec![
+                object(
+                    ObjectKind::Unique,
+                    Some("t"),
+                    "k",
+                    &format!("UNIQUE ({own})"),
+                ),
+                object(
+                    ObjectKind::Index,
+                    Some("t"),
+                    "i",
+                    &format!("USING btree (lower('a'), {own})"),
+                ),
+                object(
+                    ObjectKind::Check,
+                    Some("t"),
+                    "c",
+                    &format!("CHECK (({own} > 0))"),
+                ),
+                object(
+                    ObjectKind::ForeignKey,
+                    Some("u"),
+                    "f",
+                    &format!("FOREIGN KEY ({theirs}) REFERENCES app.t({own}) ON DELETE CASCADE"),
+                ),
+                object(
+                    ObjectKind::Sequence,
+                    None,
+                    "s",
+                    &format!(
+                        "AS bigint OWNED BY \"app\".\"t\".\"{}\"",
+                        own.trim_matches('"')
+                    ),
+                ),
+            ],
+        )
+    };
+    let mut there = with("b", "t_b");
+    // As PostgreSQL would spell it where `b` were a keyword.
+    let spelled = object(ObjectKind::Unique, Some("t"), "k", "UNIQUE (\"b\")");
+    there.objects.insert(Key::of(&spelled), spelled);
+    let found = names(&compare(&with("a", "t_a"), &there));
+    let changes: Vec<_> = found
+        .into_iter()
+        .map(|(_, _, name, change)| (name, change))
+        .collect();
+    let renamed = |name: &str| (Some(name.to_owned()), Change::Renamed);
+    assert_eq!(changes, [renamed("a"), renamed("t_a")]);
+}
+
+#[test]
+fn words_that_only_some_versions_quote_make_no_difference() {
+    let with = |name: &str| {
+        let mut computed = column("x");
+        computed.value = ColumnValue::Stored(format!("upper({name})"));
+        schema(
+            vec![table("t", vec![column("json"), computed])],
+            vec![
+                object(
+                    ObjectKind::Index,
+                    Some("t"),
+                    "i",
+                    &format!("USING btree ({name})"),
+                ),
+                object(
+                    ObjectKind::PartitionKey,
+                    Some("t"),
+                    "",
+                    &format!("PARTITION BY LIST ({name})"),
+                ),
+                object(
+                    ObjectKind::Domain,
+                    None,
+                    "d",
+                    &format!("text CHECK (VALUE <> {name}(1))"),
+                ),
+            ],
+        )
+    };
+    let (older, newer) = (with("json"), with("\"json\""));
+    assert_eq!(names(&compare(&older, &newer)), []);
+    let table = name("t");
+    let print = |schema: &Schema| fingerprint(&schema.tables[&table].columns);
+    assert_eq!(print(&older), print(&newer));
+}
+
+#[test]
+fn names_with_dots_are_told_apart() {
+    let with = |definition: &str| {
+        let named = |schema: &str, name: &str, definition: &str| ObjectModel {
+            schema: Identifier::parse(schema).ok(),
+            ..object(ObjectKind::Enum, None, name, definition)
+        };
+        schema(
+            Vec::new(),
+            vec![named("a", "b.c", definition), named("a.b", "c", "'x'")],
+        )
+    };
+    let found = names(&compare(&with("'y'"), &with("'z'")));
+    assert_eq!(found[0].2.as_deref(), Some("a.\"b.c\""));
+    assert_eq!(found.len(), 1);
 }
 
 #[test]
@@ -221,6 +335,22 @@ fn perform(deed: &Deed, remote: &mut Schema, table: Index, place: Index) -> Name
         }
         Deed::RenameColumn => {
             target.name = Identifier::parse("other_name").unwrap();
+            let anew = |text: &mut String| *text = text.replace(&column_name, "other_name");
+            for column in &mut model.columns {
+                match &mut column.value {
+                    ColumnValue::Stored(text) | ColumnValue::Virtual(text) => anew(text),
+                    ColumnValue::Nothing | ColumnValue::Default(_) => {}
+                }
+            }
+            for object in remote
+                .objects
+                .values_mut()
+                .filter(|o| o.table.as_ref() == Some(&chosen))
+            {
+                if object.kind != ObjectKind::ReplicaIdentity {
+                    anew(&mut object.definition);
+                }
+            }
             of_column(column_name, Change::Renamed)
         }
         Deed::Type => {
@@ -256,7 +386,7 @@ fn perform(deed: &Deed, remote: &mut Schema, table: Index, place: Index) -> Name
             of_column(column_name, Change::Identity)
         }
         Deed::Collation => {
-            target.collation = Some("\"pg_catalog\".\"C\"".to_owned());
+            target.collation = Some("\"pg_catalog\".\"POSIX\"".to_owned());
             of_column(column_name, Change::Collation)
         }
         Deed::DropTable | Deed::Object | Deed::NewObject => perform_on_table(deed, remote, &chosen),

@@ -1,55 +1,245 @@
-//! Columns of tables that both sides have.
+//! Columns of tables that both sides have: each becomes what it should be in one transition. What a
+//! table above it gets comes down by itself; only what is left to do is said.
+
+use std::collections::BTreeSet;
 
 use steep_protocol::TableName;
 use steep_protocol::message::schema::{
-    Change, ColumnModel, ColumnValue, Identity, SchemaDifference,
+    Change, ColumnModel, ColumnValue, Identity, SchemaDifference, Subject, TableModel,
 };
 
-use super::table::{column_sql, is_generated};
+use super::table::{column_sql, parents};
+use super::transition::{Transition, alike, retypes, transition};
 use super::{Planner, Stage};
+use crate::diff::is_generated;
+use crate::text::{names, owner};
 
-impl Planner<'_> {
-    pub(super) fn alter_column(&mut self, difference: &SchemaDifference) {
-        let (Some(table), Some(name)) = (&difference.table, &difference.name) else {
-            return;
-        };
-        if self.comes_from_above(table, difference) {
+/// What becomes of a table's columns, as far as other things depend on it.
+#[derive(Debug, Default)]
+pub(super) struct Fate {
+    /// Dropped and added again.
+    pub(super) anew: BTreeSet<String>,
+    /// Of another type or collation.
+    pub(super) retyped: BTreeSet<String>,
+    /// The target's columns as [`aligned`] has them.
+    columns: Vec<ColumnModel>,
+}
+
+impl<'a> Planner<'a> {
+    /// Every column of every table that both have, parents before their children.
+    pub(super) fn columns(&mut self) {
+        let (source, target) = (self.source, self.target);
+        let both = source.tables().filter_map(|wanted| {
+            let found = target.table(&wanted.name)?;
+            Some((self.depth(&wanted.name), wanted, found))
+        });
+        let mut both: Vec<_> = both.collect();
+        both.sort_by_key(|(depth, ..)| *depth);
+        for (_, wanted, found) in &both {
+            let differences = self.differences_of(&wanted.name);
+            if !differences.is_empty() {
+                let fate = fate(wanted, found, differences);
+                self.fates.insert(wanted.name.clone(), fate);
+            }
+        }
+        for (_, wanted, found) in both {
+            self.columns_of(wanted, found);
+        }
+        self.cause = None;
+    }
+
+    fn differences_of(&self, table: &TableName) -> &'a [SchemaDifference] {
+        let tables = &self.comparison.tables;
+        let at = tables.binary_search_by(|t| t.name.cmp(table));
+        at.map_or(&[], |at| &tables[at].differences)
+    }
+
+    /// A table of the target; its columns say what they say in the source's words where that is the same.
+    fn found<'s>(&'s self, table: &'s TableModel) -> &'s [ColumnModel] {
+        let fate = self.fates.get(&table.name);
+        fate.map_or(&table.columns, |fate| &fate.columns)
+    }
+
+    fn is_anew(&self, table: &TableName, column: &ColumnModel) -> bool {
+        let fate = self.fates.get(table);
+        fate.is_some_and(|fate| fate.anew.contains(column.name.as_str()))
+    }
+
+    fn depth(&self, table: &TableName) -> usize {
+        let mut depth = 0;
+        let mut above = parents(self.target, table);
+        // The catalog cannot hold a circle; what was read of it might.
+        while !above.is_empty() && depth < 64 {
+            depth += 1;
+            above = above.iter().flat_map(|t| parents(self.target, t)).collect();
+        }
+        depth
+    }
+
+    fn columns_of(&mut self, wanted: &TableModel, found: &TableModel) {
+        let table = &wanted.name;
+        let all = self.differences_of(table);
+        let is = |column: &ColumnModel, change| about(all, column).any(|d| d.change == change);
+        let target = self.target;
+        let above = parents(target, table);
+        let above: Vec<&TableModel> = above.iter().filter_map(|a| target.table(a)).collect();
+        if all.is_empty() && above.is_empty() {
             return;
         }
-        let find = |schema: &'_ crate::Schema, name: &str| {
-            let columns = schema.table(table).map(|t| t.columns.as_slice());
-            let found = columns
-                .unwrap_or_default()
-                .iter()
-                .find(|c| c.name.as_str() == name);
-            found.cloned()
-        };
-        let wanted = find(self.source, name);
-        match (difference.change, wanted) {
-            (Change::Order, _) => self.tolerate(difference),
-            (Change::Missing, Some(wanted)) => {
-                let sql = format!("ADD COLUMN {}", column_sql(&wanted));
-                self.on_table(table, sql);
+        let found = self.found(found).to_vec();
+        for extra in found.iter().filter(|c| is(c, Change::Extra)) {
+            self.cause = about(all, extra).next();
+            // Dropped above, it goes here as well.
+            if !above.iter().any(|above| has(above, extra)) {
+                self.drop_column(table, extra);
             }
-            (Change::Extra, _) => {
-                if let Some(extra) = find(self.target, name) {
-                    self.drop_column(table, &extra);
-                }
+        }
+        for column in &wanted.columns {
+            self.cause = about(all, column).find(|d| d.change != Change::Order);
+            let there = found.iter().find(|c| c.name == column.name);
+            if is(column, Change::Renamed) {
+                self.rename(table, &found, column, &above);
+            } else if let Some(there) = there {
+                self.alter_in_place(table, column, there, &above);
+            } else if let Some(from) = self.comes_down(column, None, &above) {
+                self.own(table, &from, column);
+            } else {
+                self.add_column(table, column);
             }
-            (Change::Renamed, Some(wanted)) => self.rename(table, &wanted, difference),
-            (_, Some(wanted)) => {
-                // Where it has another name there, it is alike in all else.
-                if let Some(found) = find(self.target, name) {
-                    self.alter_aspect(table, &wanted, &found, difference);
-                }
-            }
-            (_, None) => self.give_up(difference),
+        }
+        for moved in all.iter().filter(|d| d.change == Change::Order) {
+            self.tolerate(moved);
         }
     }
 
-    fn on_table(&mut self, table: &TableName, what: String) {
-        let sql = format!("ALTER TABLE {} {what}", table.quoted());
-        self.add(Stage::Columns, sql);
+    /// What a column is once everything above it has been done; nothing where it has none above.
+    fn comes_down(
+        &self,
+        wanted: &ColumnModel,
+        found: Option<&ColumnModel>,
+        above: &[&TableModel],
+    ) -> Option<ColumnModel> {
+        let mut result = found.cloned();
+        let mut any = false;
+        for parent in above {
+            let find = |columns: &[ColumnModel]| {
+                let same = columns.iter().find(|c| c.name == wanted.name);
+                same.cloned()
+            };
+            let to = self.source.table(&parent.name);
+            let Some(to) = to.and_then(|to| find(&to.columns)) else {
+                continue;
+            };
+            any = true;
+            let to = ColumnModel {
+                // Each table numbers its own rows.
+                identity: Identity::No,
+                ..to
+            };
+            let anew = self.is_anew(&parent.name, wanted);
+            match (find(self.found(parent)), &mut result) {
+                (Some(from), Some(result)) if !anew => descend(&from, &to, result),
+                // Added above, and merged with what is here.
+                (None, Some(_)) => {}
+                (_, result) => *result = Some(to),
+            }
+        }
+        result.filter(|_| any)
+    }
+
+    fn alter_in_place(
+        &mut self,
+        table: &TableName,
+        wanted: &ColumnModel,
+        found: &ColumnModel,
+        above: &[&TableModel],
+    ) {
+        if let Some(from) = self.comes_down(wanted, Some(found), above) {
+            return self.own(table, &from, wanted);
+        }
+        if self.is_anew(table, wanted) {
+            self.drop_column(table, found);
+            return self.add_column(table, wanted);
+        }
+        let Transition::Steps(steps) = transition(found, wanted) else {
+            return;
+        };
+        if found.identity == Identity::No && wanted.identity != Identity::No {
+            self.free_sequences(table, wanted);
+        }
+        let (on, column) = (table.quoted(), wanted.name.quoted());
+        for step in steps {
+            let sql = format!("ALTER TABLE {on} ALTER COLUMN {column} {}", step.what);
+            if step.narrows {
+                let what = format!(
+                    "what of column {} of {table} does not fit {} ({} now)",
+                    wanted.name, wanted.type_name, found.type_name
+                );
+                self.add_losing(step.stage, table, sql, what);
+            } else {
+                self.add(step.stage, sql);
+            }
+        }
+    }
+
+    /// What a table below another has of its own: whether it refuses NULL, and its default.
+    pub(super) fn own(&mut self, table: &TableName, from: &ColumnModel, wanted: &ColumnModel) {
+        if alike(from, wanted) {
+            return;
+        }
+        let steps = match transition(from, wanted) {
+            Transition::Steps(steps) if !retypes(from, wanted) => steps,
+            _ => return self.give_up_cause(),
+        };
+        let (on, column) = (table.quoted(), wanted.name.quoted());
+        for step in steps {
+            // A default is this table's alone; what refuses NULL does so below it as well.
+            let only = if step.what.ends_with(" NOT NULL") {
+                ""
+            } else {
+                "ONLY "
+            };
+            let stage = match step.stage {
+                Stage::DropIdentities => step.stage,
+                _ => Stage::OwnColumns,
+            };
+            let sql = format!("ALTER TABLE {only}{on} ALTER COLUMN {column} {}", step.what);
+            self.add(stage, sql);
+        }
+    }
+
+    /// A sequence that the column would still own beside its identity's.
+    fn free_sequences(&mut self, table: &TableName, column: &ColumnModel) {
+        let owned = |definition: &str| {
+            let (_, owner) = owner(definition);
+            owner.is_some_and(|(t, c)| t == *table && c == column.name)
+        };
+        let sequences: Vec<String> = self
+            .target
+            .objects_alone()
+            .filter(|o| owned(&o.definition) && !self.source.has(o))
+            .filter_map(super::table::quoted)
+            .collect();
+        for sequence in sequences {
+            self.add(
+                Stage::Columns,
+                format!("ALTER SEQUENCE {sequence} OWNED BY NONE"),
+            );
+        }
+    }
+
+    fn add_column(&mut self, table: &TableName, column: &ColumnModel) {
+        let stage = if is_generated(column) {
+            Stage::AddGenerated
+        } else {
+            Stage::AddColumns
+        };
+        let sql = format!(
+            "ALTER TABLE {} ADD COLUMN {}",
+            table.quoted(),
+            column_sql(column)
+        );
+        self.add(stage, sql);
     }
 
     fn drop_column(&mut self, table: &TableName, column: &ColumnModel) {
@@ -59,229 +249,132 @@ impl Planner<'_> {
             column.name.quoted()
         );
         if is_generated(column) {
-            self.add(Stage::Columns, sql);
+            self.add(Stage::DropGenerated, sql);
         } else {
             let what = format!("the values of column {} of {table}", column.name);
-            self.add_losing(Stage::Columns, table, sql, what);
+            self.add_losing(Stage::DropColumns, table, sql, what);
         }
     }
 
     /// The remote definition begins with the name that the column has there.
-    fn rename(&mut self, table: &TableName, wanted: &ColumnModel, difference: &SchemaDifference) {
-        let columns = self.target.table(table).map(|t| t.columns.as_slice());
-        let old = columns
-            .unwrap_or_default()
-            .iter()
-            .find(|column| crate::columns::line(column) == difference.remote)
-            .map(|column| column.name.quoted());
-        match old {
+    fn rename(
+        &mut self,
+        table: &TableName,
+        found: &[ColumnModel],
+        wanted: &ColumnModel,
+        above: &[&TableModel],
+    ) {
+        let Some(difference) = self.cause else { return };
+        let called = |c: &&ColumnModel| crate::columns::line(c) == difference.remote;
+        match found.iter().find(called) {
+            Some(old) if above.iter().any(|above| has(above, old)) => {}
+            Some(old) if self.is_anew(table, old) => {
+                self.drop_column(table, old);
+                self.add_column(table, wanted);
+            }
             Some(old) => {
-                self.on_table(
-                    table,
-                    format!("RENAME COLUMN {old} TO {}", wanted.name.quoted()),
-                );
+                let (on, old, new) = (table.quoted(), old.name.quoted(), wanted.name.quoted());
+                let sql = format!("ALTER TABLE {on} RENAME COLUMN {old} TO {new}");
+                self.add(Stage::RenameColumns, sql);
             }
             None => self.give_up(difference),
         }
     }
+}
 
-    fn alter_aspect(
-        &mut self,
-        table: &TableName,
-        wanted: &ColumnModel,
-        found: &ColumnModel,
-        difference: &SchemaDifference,
-    ) {
-        let column = wanted.name.quoted();
-        match difference.change {
-            Change::Type | Change::Collation => {
-                // One statement does both; said with the first.
-                let both =
-                    wanted.type_name != found.type_name && wanted.collation != found.collation;
-                if !(both && difference.change == Change::Collation) {
-                    self.retype(table, wanted, found);
-                }
-            }
-            Change::Nullability => {
-                let verb = if wanted.not_null { "SET" } else { "DROP" };
-                self.on_table(table, format!("ALTER COLUMN {column} {verb} NOT NULL"));
-            }
-            Change::Default => match &wanted.value {
-                ColumnValue::Default(value) => {
-                    self.on_table(table, format!("ALTER COLUMN {column} SET DEFAULT {value}"));
-                }
-                _ => self.on_table(table, format!("ALTER COLUMN {column} DROP DEFAULT")),
-            },
-            Change::Identity => self.identify(table, wanted, found),
-            Change::Generation => self.regenerate(table, wanted, found),
-            Change::Missing
-            | Change::Extra
-            | Change::Renamed
-            | Change::Order
-            | Change::Definition => self.give_up(difference),
-        }
+/// Those that are about that column.
+fn about<'d>(
+    differences: &'d [SchemaDifference],
+    column: &ColumnModel,
+) -> impl Iterator<Item = &'d SchemaDifference> {
+    let name = column.name.clone();
+    differences
+        .iter()
+        .filter(move |d| d.subject == Subject::Column && d.name.as_deref() == Some(name.as_str()))
+}
+
+fn has(table: &TableModel, column: &ColumnModel) -> bool {
+    table.columns.iter().any(|c| c.name == column.name)
+}
+
+/// Does to `column` what comes down where the one above goes from `from` to `to`.
+fn descend(from: &ColumnModel, to: &ColumnModel, column: &mut ColumnModel) {
+    let retyped = retypes(from, to);
+    if retyped {
+        column.type_name.clone_from(&to.type_name);
+        column.collation.clone_from(&to.collation);
     }
-
-    fn retype(&mut self, table: &TableName, wanted: &ColumnModel, found: &ColumnModel) {
-        if is_generated(wanted) || is_generated(found) {
-            return self.make_anew(table, wanted, found);
-        }
-        let column = wanted.name.quoted();
-        let kind = &wanted.type_name;
-        // A default may not be castable where the values are.
-        let keeps_default = matches!(found.value, ColumnValue::Default(_));
-        if keeps_default {
-            self.on_table(table, format!("ALTER COLUMN {column} DROP DEFAULT"));
-        }
-        let collation = wanted.collation.as_ref();
-        let collation = collation.map_or_else(String::new, |c| format!(" COLLATE {c}"));
-        let sql = format!(
-            "ALTER TABLE {} ALTER COLUMN {column} SET DATA TYPE {kind}{collation} USING {column}::{kind}",
-            table.quoted()
-        );
-        if holds_all(&wanted.type_name, &found.type_name) {
-            self.add(Stage::Columns, sql);
-        } else {
-            let what = format!(
-                "what of column {} of {table} does not fit {kind} ({} now)",
-                wanted.name, found.type_name
-            );
-            self.add_losing(Stage::Columns, table, sql, what);
-        }
-        // Where the default differs as well, its own difference sets it.
-        if keeps_default
-            && wanted.value == found.value
-            && let ColumnValue::Default(value) = &wanted.value
-        {
-            self.on_table(table, format!("ALTER COLUMN {column} SET DEFAULT {value}"));
-        }
+    if from.not_null != to.not_null {
+        column.not_null = to.not_null;
     }
-
-    fn identify(&mut self, table: &TableName, wanted: &ColumnModel, found: &ColumnModel) {
-        let column = wanted.name.quoted();
-        let how = |identity| match identity {
-            Identity::Always => "ALWAYS",
-            Identity::ByDefault | Identity::No => "BY DEFAULT",
-        };
-        let what = match (found.identity, wanted.identity) {
-            (_, Identity::No) => "DROP IDENTITY".to_owned(),
-            (Identity::No, identity) => {
-                // An identity wants a column without a default that refuses NULL.
-                if matches!(found.value, ColumnValue::Default(_)) {
-                    self.on_table(table, format!("ALTER COLUMN {column} DROP DEFAULT"));
-                }
-                if !found.not_null {
-                    self.on_table(table, format!("ALTER COLUMN {column} SET NOT NULL"));
-                }
-                format!("ADD GENERATED {} AS IDENTITY", how(identity))
-            }
-            (_, identity) => format!("SET GENERATED {}", how(identity)),
-        };
-        self.on_table(table, format!("ALTER COLUMN {column} {what}"));
-    }
-
-    fn regenerate(&mut self, table: &TableName, wanted: &ColumnModel, found: &ColumnModel) {
-        let column = wanted.name.quoted();
-        match (&wanted.value, &found.value) {
-            (ColumnValue::Nothing | ColumnValue::Default(_), ColumnValue::Stored(_)) => {
-                self.on_table(table, format!("ALTER COLUMN {column} DROP EXPRESSION"));
-                if let ColumnValue::Default(value) = &wanted.value {
-                    self.on_table(table, format!("ALTER COLUMN {column} SET DEFAULT {value}"));
-                }
-            }
-            _ => self.make_anew(table, wanted, found),
-        }
-    }
-
-    /// Once, whatever number of differences asks for it.
-    fn make_anew(&mut self, table: &TableName, wanted: &ColumnModel, found: &ColumnModel) {
-        let add = format!(
-            "ALTER TABLE {} ADD COLUMN {}",
-            table.quoted(),
-            column_sql(wanted)
-        );
-        if self
-            .staged
-            .iter()
-            .any(|(_, statement)| statement.sql == add)
-        {
-            return;
-        }
-        self.drop_column(table, found);
-        self.add(Stage::Columns, add);
+    // A default that is dropped and set again is the same on both.
+    let reset = retyped && matches!(from.value, ColumnValue::Default(_));
+    if reset || !alike(&with_value(from, to), from) {
+        column.value.clone_from(&to.value);
     }
 }
 
-/// Whether every value of the type `from` is one of the type `to`, the same to a reader. Only what is
-/// certain; of others it is said that values may be lost.
-fn holds_all(to: &str, from: &str) -> bool {
-    let length = |kind: &str, name: &str| -> Option<u32> {
-        kind.strip_prefix(name)?
-            .strip_prefix('(')?
-            .strip_suffix(')')?
-            .parse()
-            .ok()
-    };
-    let numeric = |kind: &str| -> Option<(i32, i32)> {
-        let inner = kind.strip_prefix("numeric(")?.strip_suffix(')')?;
-        let (precision, scale) = inner.split_once(',').unwrap_or((inner, "0"));
-        Some((precision.parse().ok()?, scale.parse().ok()?))
-    };
-    const VARCHAR: &str = "character varying";
-    if to == from {
-        return true;
-    }
-    let integers = ["smallint", "integer", "bigint"];
-    if let Some(at) = integers.iter().position(|kind| *kind == from) {
-        return integers[at..].contains(&to) || to == "numeric";
-    }
-    if from == "real" {
-        return to == "double precision";
-    }
-    if let (Some(to), Some(from)) = (numeric(to), numeric(from)) {
-        return to.1 >= from.1 && to.0 - to.1 >= from.0 - from.1;
-    }
-    if numeric(from).is_some() {
-        return to == "numeric";
-    }
-    let varying = from == VARCHAR || length(from, VARCHAR).is_some();
-    match (to, length(to, VARCHAR), length(from, VARCHAR)) {
-        ("text" | VARCHAR, ..) => varying || from == "text",
-        (_, Some(to), Some(from)) => to >= from,
-        _ => false,
+fn with_value(column: &ColumnModel, of: &ColumnModel) -> ColumnModel {
+    ColumnModel {
+        value: of.value.clone(),
+        ..column.clone()
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::holds_all;
+/// The column, with those aspects as `wanted` has them that do not differ: texts that say the same may be
+/// written otherwise, after a rename or by another version.
+fn aligned(column: &ColumnModel, wanted: &ColumnModel, changes: &[Change]) -> ColumnModel {
+    let differs = |change| changes.contains(&change);
+    let mut column = column.clone();
+    if !differs(Change::Type) {
+        column.type_name.clone_from(&wanted.type_name);
+    }
+    if !differs(Change::Default) && !differs(Change::Generation) {
+        column.value.clone_from(&wanted.value);
+    }
+    column
+}
 
-    #[test]
-    fn only_what_is_certain_loses_nothing() {
-        for (from, to) in [
-            ("integer", "bigint"),
-            ("smallint", "integer"),
-            ("integer", "numeric"),
-            ("character varying(10)", "character varying(20)"),
-            ("character varying(10)", "text"),
-            ("text", "character varying"),
-            ("numeric(10,2)", "numeric(12,2)"),
-            ("numeric(10,2)", "numeric"),
-            ("real", "double precision"),
-        ] {
-            assert!(holds_all(to, from), "{from} to {to}");
+/// What becomes of a table's columns. One that is computed from a column that is altered or goes cannot
+/// stay meanwhile.
+fn fate(wanted: &TableModel, found: &TableModel, differences: &[SchemaDifference]) -> Fate {
+    let changes =
+        |column| -> Vec<Change> { about(differences, column).map(|d| d.change).collect() };
+    let mut fate = Fate::default();
+    let mut touched = BTreeSet::new();
+    for column in &found.columns {
+        let name = column.name.to_string();
+        let changes = changes(column);
+        let counterpart = wanted.columns.iter().find(|c| c.name == column.name);
+        let Some(to) = counterpart.filter(|_| !changes.contains(&Change::Missing)) else {
+            // One that was renamed keeps all that is made of it.
+            if changes.contains(&Change::Extra) {
+                touched.insert(name);
+            }
+            fate.columns.push(column.clone());
+            continue;
+        };
+        let column = aligned(column, to, &changes);
+        if transition(&column, to) == Transition::Anew {
+            touched.insert(name.clone());
+            fate.anew.insert(name);
+        } else if retypes(&column, to) {
+            touched.insert(name.clone());
+            fate.retyped.insert(name);
         }
-        for (from, to) in [
-            ("bigint", "integer"),
-            ("text", "character varying(10)"),
-            ("character varying(20)", "character varying(10)"),
-            ("numeric(10,2)", "numeric(10,3)"),
-            ("numeric(10,2)", "numeric(10,1)"),
-            ("double precision", "real"),
-            ("timestamp with time zone", "date"),
-            ("text", "jsonb"),
-        ] {
-            assert!(!holds_all(to, from), "{from} to {to}");
+        fate.columns.push(column);
+    }
+    for (column, before) in fate.columns.iter().zip(&found.columns) {
+        let (ColumnValue::Stored(text) | ColumnValue::Virtual(text)) = &before.value else {
+            continue;
+        };
+        let extra = about(differences, column).any(|d| d.change == Change::Extra);
+        let alters = wanted.columns.iter().find(|c| c.name == column.name);
+        // Renamed, it is what it was.
+        let stays = !extra && alters.is_none_or(is_generated);
+        if stays && !names(text).is_disjoint(&touched) {
+            fate.anew.insert(column.name.to_string());
         }
     }
+    fate
 }

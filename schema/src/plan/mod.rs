@@ -1,30 +1,39 @@
 //! Statements that make a target's schema like its source's, in an order in which they can run.
 //!
-//! Stages in order: schemas; constraints and indexes that have to go; types, sequences and tables,
-//! those before that others are made of; columns; what belongs to what; keys, checks, indexes, replica
-//! identity; foreign keys. Each statement says what of the target's rows it would lose; a table that
-//! holds none loses nothing.
+//! [`Stage`] is the order. Each statement says what of the target's rows it would lose; a table that
+//! holds none loses nothing. What has to go only because something else is altered (a foreign key while
+//! its key is exchanged, an index while its column is) is made again as it was.
 //!
 //! Not everything has a statement. An order of columns and an index that only the target has are left
-//! as they are, since neither can stop replication; what cannot be altered without making it anew is
-//! told, and stops the job.
+//! as they are, since neither can stop replication; what cannot be altered without making it anew, and
+//! what cannot be done in one transaction, is told and stops the job ([`hindrance`] says why).
 
 mod column;
+mod hindrance;
 mod object;
+mod rebuild;
 mod table;
+mod transition;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 
 use steep_protocol::message::schema::{
     Change, ObjectKind, PlannedStatement, SchemaDifference, SchemaReview, Subject,
 };
 use steep_protocol::{Identifier, TableName};
 
+pub use hindrance::hindrance;
+
+use column::Fate;
+use object::{Labels, Rename};
+
 use crate::diff::{Comparison, gates};
-use crate::model::Schema;
+use crate::model::{Key, Schema};
+use crate::text::runnable;
 
 /// Differences and statements kept in a review; of more only the number.
 const REVIEW_MAX: usize = 500;
@@ -50,14 +59,37 @@ pub struct Plan {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Stage {
     Schemas,
-    Drops,
+    DropForeignKeys,
+    /// Keys, checks, indexes: after the foreign keys that need them.
+    DropObjects,
+    RenameObjects,
+    RenameColumns,
+    /// Before sequences are made, which may have the names of theirs.
+    DropIdentities,
+    /// Sequences, types and tables, those first that others are made of.
     Make,
+    /// Before the columns that they are computed from are altered or dropped.
+    DropGenerated,
+    DropColumns,
     Columns,
+    AddColumns,
+    AddGenerated,
+    /// Tables below others that were there: these have got their columns by now.
+    MakeBelow,
+    /// What tables below others have of their own.
+    OwnColumns,
     Belonging,
     Keys,
     Indexes,
     ReplicaIdentity,
     ForeignKeys,
+}
+
+/// A statement, and the difference for which it is.
+struct Staged<'a> {
+    stage: Stage,
+    statement: PlannedStatement,
+    cause: Option<&'a SchemaDifference>,
 }
 
 /// A plan being made.
@@ -66,7 +98,17 @@ pub(crate) struct Planner<'a> {
     target: &'a Schema,
     comparison: &'a Comparison,
     holds_rows: Contents<'a>,
-    staged: Vec<(Stage, PlannedStatement)>,
+    /// What becomes of columns, by table.
+    fates: BTreeMap<TableName, Fate>,
+    /// What statements drop of the target's objects.
+    dropped: BTreeSet<Key>,
+    /// What has another name on the target.
+    renames: Vec<Rename<'a>>,
+    /// The difference that is being planned.
+    cause: Option<&'a SchemaDifference>,
+    /// Labels that enums get.
+    labels: Vec<Labels<'a>>,
+    staged: Vec<Staged<'a>>,
     plan: Plan,
 }
 
@@ -83,20 +125,42 @@ pub fn plan(
         target,
         comparison,
         holds_rows,
+        fates: BTreeMap::new(),
+        dropped: BTreeSet::new(),
+        renames: Vec::new(),
+        cause: None,
+        labels: Vec::new(),
         staged: Vec::new(),
         plan: Plan::default(),
     };
     planner.schemas();
+    planner.columns();
     planner.make();
     for difference in comparison.differences().filter(|d| gates(d)) {
+        planner.cause = Some(difference);
         planner.alter(difference);
     }
+    planner.rebuild();
+    planner.withdraw();
     planner.plan.statements = {
         // Stable: within a stage the order above is kept.
-        planner.staged.sort_by_key(|(stage, _)| *stage);
-        planner.staged.into_iter().map(|(_, s)| s).collect()
+        planner.staged.sort_by_key(|staged| staged.stage);
+        let statements = planner.staged.into_iter();
+        statements.map(|staged| staged.statement).collect()
     };
     planner.plan
+}
+
+/// Tables of the target whose rows a plan could lose: which of them hold any decides what it says.
+#[must_use]
+pub fn at_stake(source: &Schema, target: &Schema, comparison: &Comparison) -> BTreeSet<TableName> {
+    let asked = RefCell::new(BTreeSet::new());
+    let holds_rows = |table: &TableName| {
+        asked.borrow_mut().insert(table.clone());
+        false
+    };
+    let _ = plan(source, target, comparison, &holds_rows);
+    asked.into_inner()
 }
 
 /// A comparison and its plan as they are told: differences that matter, shortened and cut off.
@@ -142,24 +206,41 @@ fn short(text: &str) -> String {
     }
 }
 
-impl Planner<'_> {
+impl<'a> Planner<'a> {
     fn add(&mut self, stage: Stage, sql: String) {
-        self.staged
-            .push((stage, PlannedStatement { sql, loses: None }));
+        self.stage(stage, PlannedStatement { sql, loses: None });
     }
 
     /// A statement that costs rows or values where the table holds any.
     fn add_losing(&mut self, stage: Stage, table: &TableName, sql: String, what: String) {
         let loses = (self.holds_rows)(table).then_some(what);
-        self.staged.push((stage, PlannedStatement { sql, loses }));
+        self.stage(stage, PlannedStatement { sql, loses });
+    }
+
+    fn stage(&mut self, stage: Stage, mut statement: PlannedStatement) {
+        statement.sql = runnable(statement.sql);
+        self.staged.push(Staged {
+            stage,
+            statement,
+            cause: self.cause,
+        });
     }
 
     fn tolerate(&mut self, difference: &SchemaDifference) {
         self.plan.tolerated.push(difference.clone());
     }
 
+    /// Once, whatever asks for it.
     fn give_up(&mut self, difference: &SchemaDifference) {
-        self.plan.unplanned.push(difference.clone());
+        if !self.plan.unplanned.contains(difference) {
+            self.plan.unplanned.push(difference.clone());
+        }
+    }
+
+    fn give_up_cause(&mut self) {
+        if let Some(cause) = self.cause {
+            self.give_up(cause);
+        }
     }
 
     /// Every schema that something new goes to and that is not there.
@@ -183,31 +264,15 @@ impl Planner<'_> {
         }
     }
 
-    fn alter(&mut self, difference: &SchemaDifference) {
+    fn alter(&mut self, difference: &'a SchemaDifference) {
         match (difference.subject, difference.change) {
-            // Made already, with all that stands alone.
-            (Subject::Table | Subject::Object(ObjectKind::Schema), _) => {}
-            (Subject::Column, _) => self.alter_column(difference),
+            // Made already, with all that stands alone; columns are planned together.
+            (Subject::Table | Subject::Column | Subject::Object(ObjectKind::Schema), _) => {}
             (Subject::Object(kind), _) if difference.table.is_some() => {
                 self.alter_object(kind, difference);
             }
             (Subject::Object(_), Change::Missing) => {}
             (Subject::Object(kind), _) => self.alter_alone(kind, difference),
         }
-    }
-
-    /// Whether a table above that one has the same difference, which then comes down by itself.
-    fn comes_from_above(&self, table: &TableName, difference: &SchemaDifference) -> bool {
-        let above = table::parents(self.target, table);
-        let same = |d: &SchemaDifference| {
-            d.subject == difference.subject
-                && d.name == difference.name
-                && d.change == difference.change
-        };
-        let tables = &self.comparison.tables;
-        above.iter().any(|parent| {
-            let at = tables.binary_search_by(|t| t.name.cmp(parent));
-            at.is_ok_and(|at| tables[at].differences.iter().any(same))
-        })
     }
 }

@@ -4,11 +4,12 @@
 use steep_protocol::message::schema::{Change, ObjectKind, ObjectModel, SchemaDifference};
 use steep_protocol::{Identifier, TableName};
 
-use super::table::{attach, quoted};
+use super::table::{attach, quoted, type_name};
 use super::{Planner, Stage};
+use crate::diff::called;
 use crate::model::Key;
 
-impl Planner<'_> {
+impl<'a> Planner<'a> {
     /// Adds something to a table that does not have it.
     pub(super) fn add_object(&mut self, object: &ObjectModel) {
         let Some(table) = &object.table else { return };
@@ -62,7 +63,7 @@ impl Planner<'_> {
     }
 
     /// What belongs to a table that both sides have.
-    pub(super) fn alter_object(&mut self, kind: ObjectKind, difference: &SchemaDifference) {
+    pub(super) fn alter_object(&mut self, kind: ObjectKind, difference: &'a SchemaDifference) {
         let Some(table) = &difference.table else {
             return;
         };
@@ -72,10 +73,17 @@ impl Planner<'_> {
             schema: None,
             name: difference.name.clone().unwrap_or_default(),
         };
-        let wanted = self.source.objects.get(&key).cloned();
+        let wanted = self.source.objects.get(&key);
         match (kind, difference.change, wanted) {
             (ObjectKind::ReplicaIdentity, _, Some(wanted)) => {
-                self.identify_by(table, &wanted.definition);
+                if difference.remote.starts_with("USING INDEX") {
+                    // Its columns could not be altered to take NULL.
+                    let sql = format!("ALTER TABLE {} REPLICA IDENTITY DEFAULT", table.quoted());
+                    self.add(Stage::DropObjects, sql);
+                }
+                if wanted.definition != "DEFAULT" || !difference.remote.starts_with("USING INDEX") {
+                    self.identify_by(table, &wanted.definition);
+                }
             }
             (ObjectKind::Persistence, change, _) => {
                 let verb = if change == Change::Missing {
@@ -87,14 +95,26 @@ impl Planner<'_> {
                 self.add(Stage::Columns, sql);
             }
             (ObjectKind::PartitionKey, ..) => self.give_up(difference),
-            (ObjectKind::Parent, Change::Missing, Some(wanted)) => self.add_object(&wanted),
+            (ObjectKind::Parent, Change::Missing, Some(wanted)) => self.add_object(wanted),
             (ObjectKind::Parent, ..) => self.give_up(difference),
-            (_, Change::Missing, Some(wanted)) => self.add_object(&wanted),
+            (_, Change::Missing, Some(wanted)) => self.add_object(wanted),
             (_, Change::Definition, Some(wanted)) => {
                 self.drop_object(kind, table, &wanted.name);
-                self.add_object(&wanted);
+                self.add_object(wanted);
             }
-            (_, Change::Renamed, Some(wanted)) => self.rename_object(table, &wanted, difference),
+            (_, Change::Renamed, Some(wanted)) => {
+                let called = |o: &&ObjectModel| {
+                    o.kind == kind && format!("{} {}", o.name, o.definition) == difference.remote
+                };
+                match self.target.objects_of(table).find(called) {
+                    Some(found) => self.renames.push(Rename {
+                        found,
+                        wanted,
+                        difference,
+                    }),
+                    None => self.give_up(difference),
+                }
+            }
             (ObjectKind::Index, Change::Extra, _) if !difference.remote.starts_with("UNIQUE ") => {
                 self.tolerate(difference);
             }
@@ -103,13 +123,23 @@ impl Planner<'_> {
         }
     }
 
-    fn drop_object(&mut self, kind: ObjectKind, table: &TableName, name: &str) {
+    pub(super) fn drop_object(&mut self, kind: ObjectKind, table: &TableName, name: &str) {
+        self.dropped.insert(Key {
+            kind,
+            table: Some(table.clone()),
+            schema: None,
+            name: name.to_owned(),
+        });
         let Ok(name) = Identifier::parse(name) else {
             return;
         };
         let name = name.quoted();
+        let stage = match kind {
+            ObjectKind::ForeignKey => Stage::DropForeignKeys,
+            _ => Stage::DropObjects,
+        };
         self.add(
-            Stage::Drops,
+            stage,
             match kind {
                 ObjectKind::Index => format!("DROP INDEX {}.{name}", table.schema.quoted()),
                 _ => format!("ALTER TABLE {} DROP CONSTRAINT {name}", table.quoted()),
@@ -117,50 +147,48 @@ impl Planner<'_> {
         );
     }
 
-    fn rename_object(
+    /// Renames, or makes anew under the new name what `goes` says cannot stay meanwhile.
+    pub(super) fn rename_object(
         &mut self,
-        table: &TableName,
-        wanted: &ObjectModel,
-        difference: &SchemaDifference,
+        rename: Rename<'a>,
+        goes: fn(&Self, &ObjectModel) -> bool,
     ) {
-        let old = difference.remote.strip_suffix(wanted.definition.as_str());
-        let old = old.and_then(|old| Identifier::parse(old.strip_suffix(' ')?).ok());
-        let new = Identifier::parse(wanted.name.as_str());
-        let (Some(old), Ok(new)) = (old, new) else {
+        let Rename {
+            found,
+            wanted,
+            difference,
+        } = rename;
+        self.cause = Some(difference);
+        let names = (
+            Identifier::parse(found.name.as_str()),
+            Identifier::parse(wanted.name.as_str()),
+        );
+        let (Some(table), (Ok(old), Ok(new))) = (&found.table, names) else {
             return self.give_up(difference);
         };
+        if goes(self, found) {
+            self.drop_object(found.kind, table, &found.name);
+            return self.add_object(wanted);
+        }
         let (old, new) = (old.quoted(), new.quoted());
+        let (schema, on) = (table.schema.quoted(), table.quoted());
         self.add(
-            Stage::Drops,
+            Stage::RenameObjects,
             match wanted.kind {
-                ObjectKind::Index => {
-                    format!(
-                        "ALTER INDEX {}.{old} RENAME TO {new}",
-                        table.schema.quoted()
-                    )
-                }
-                _ => format!(
-                    "ALTER TABLE {} RENAME CONSTRAINT {old} TO {new}",
-                    table.quoted()
-                ),
+                ObjectKind::Index => format!("ALTER INDEX {schema}.{old} RENAME TO {new}"),
+                _ => format!("ALTER TABLE {on} RENAME CONSTRAINT {old} TO {new}"),
             },
         );
     }
 
     /// A type or sequence that both sides have and that differs.
-    pub(super) fn alter_alone(&mut self, kind: ObjectKind, difference: &SchemaDifference) {
-        let same = |o: &&ObjectModel| {
-            let name = o
-                .schema
-                .as_ref()
-                .map(|schema| format!("{schema}.{}", o.name));
-            o.kind == kind && name == difference.name
-        };
+    pub(super) fn alter_alone(&mut self, kind: ObjectKind, difference: &'a SchemaDifference) {
+        let same = |o: &&ObjectModel| o.kind == kind && Some(called(o)) == difference.name;
         let Some((object, name)) = self
             .source
             .objects_alone()
             .find(same)
-            .and_then(|object| Some((object.clone(), quoted(object)?)))
+            .and_then(|object| Some((object, quoted(object)?)))
         else {
             return self.give_up(difference);
         };
@@ -174,9 +202,17 @@ impl Planner<'_> {
                 self.add(Stage::Belonging, sql);
             }
             ObjectKind::Enum => match more_labels(&difference.local, &difference.remote) {
-                Some(clauses) => {
-                    for clause in clauses {
+                Some(more) => {
+                    for (_, clause) in &more {
                         self.add(Stage::Make, format!("ALTER TYPE {name} ADD VALUE {clause}"));
+                    }
+                    if let Some(name) = type_name(object) {
+                        let labels = more.into_iter().map(|(label, _)| label).collect();
+                        self.labels.push(Labels {
+                            difference,
+                            name,
+                            labels,
+                        });
                     }
                 }
                 None => self.give_up(difference),
@@ -186,8 +222,24 @@ impl Planner<'_> {
     }
 }
 
-/// Labels of an enum that are missing and where they go; `None` where it has others or another order.
-fn more_labels(wanted: &str, found: &str) -> Option<Vec<String>> {
+/// Something that has another name on the target.
+pub(super) struct Rename<'a> {
+    pub(super) found: &'a ObjectModel,
+    pub(super) wanted: &'a ObjectModel,
+    pub(super) difference: &'a SchemaDifference,
+}
+
+/// Labels that an enum gets.
+pub(super) struct Labels<'a> {
+    pub(super) difference: &'a SchemaDifference,
+    pub(super) name: TableName,
+    /// Without their quotes.
+    pub(super) labels: Vec<String>,
+}
+
+/// Labels of an enum that are missing, as they stand between quotes, and how each is added; `None` where
+/// it has others or another order.
+pub(super) fn more_labels(wanted: &str, found: &str) -> Option<Vec<(String, String)>> {
     let (wanted, found) = (literals(wanted)?, literals(found)?);
     let mut clauses = Vec::new();
     let mut there = found.iter().peekable();
@@ -198,11 +250,12 @@ fn more_labels(wanted: &str, found: &str) -> Option<Vec<String>> {
         } else if found.contains(label) {
             return None;
         } else {
-            clauses.push(match (before, there.peek()) {
+            let clause = match (before, there.peek()) {
                 (Some(before), _) => format!("{label} AFTER {before}"),
                 (None, Some(next)) => format!("{label} BEFORE {next}"),
                 (None, None) => label.clone(),
-            });
+            };
+            clauses.push((label.trim_matches('\'').to_owned(), clause));
         }
         before = Some(label);
     }
@@ -237,7 +290,10 @@ mod tests {
 
     #[test]
     fn labels_are_added_where_they_belong() {
-        let more = |wanted: &str, found: &str| more_labels(wanted, found);
+        let more = |wanted: &str, found: &str| {
+            let clauses = more_labels(wanted, found)?.into_iter();
+            Some(clauses.map(|(_, clause)| clause).collect::<Vec<_>>())
+        };
         assert_eq!(
             more("'a', 'it''s', 'c'", "'a', 'c'"),
             Some(vec!["'it''s' AFTER 'a'".to_owned()])

@@ -3,13 +3,15 @@
 use std::collections::HashMap;
 
 use steep_protocol::message::schema::{
-    ColumnModel, ColumnValue, ObjectKind, ObjectModel, TableModel,
+    ColumnModel, Identity, ObjectKind, ObjectModel, SchemaDifference, Subject, TableModel,
 };
 use steep_protocol::{Identifier, TableName};
 
 use super::{Planner, Stage};
 use crate::columns::definition;
-use crate::model::{Key, Schema};
+use crate::diff::called;
+use crate::model::Schema;
+use crate::text::qualified;
 
 /// Something to be made.
 enum New<'a> {
@@ -27,45 +29,73 @@ impl New<'_> {
 
     fn name(&self) -> Option<TableName> {
         match self {
-            Self::Type(object) => Some(TableName {
-                schema: object.schema.clone()?,
-                table: Identifier::parse(object.name.as_str()).ok()?,
-            }),
+            Self::Type(object) => type_name(object),
             Self::Table(table) => Some(table.name.clone()),
         }
     }
 }
 
-impl Planner<'_> {
+impl<'a> Planner<'a> {
     /// Everything that the target lacks as a whole.
     pub(super) fn make(&mut self) {
-        let target = self.target;
-        let missing = |o: &&ObjectModel| !target.objects.contains_key(&Key::of(o));
-        let alone: Vec<&ObjectModel> = self.source.objects_alone().filter(missing).collect();
+        let (source, target) = (self.source, self.target);
+        let alone = source.objects_alone().filter(|o| !target.has(o));
+        let alone: Vec<&ObjectModel> = alone.collect();
         for object in &alone {
             if object.kind == ObjectKind::Sequence {
+                self.cause = self.missing(object);
                 self.make_sequence(object);
             }
         }
-        let types = alone.iter().filter(|o| {
+        let types = alone.into_iter().filter(|o| {
             matches!(
                 o.kind,
-                ObjectKind::Enum | ObjectKind::Domain | ObjectKind::Composite
+                ObjectKind::Enum | ObjectKind::Domain | ObjectKind::Composite | ObjectKind::Range
             )
         });
-        let tables = self
-            .source
-            .tables()
-            .filter(|t| target.table(&t.name).is_none());
-        let mut new: Vec<New<'_>> = types.map(|o| New::Type(o)).collect();
+        let tables = source.tables().filter(|t| target.table(&t.name).is_none());
+        let mut new: Vec<New<'_>> = types.map(New::Type).collect();
         new.extend(tables.map(New::Table));
         new.sort_by_key(New::rank);
-        for at in in_order(self.source, &new) {
+        let order = Order::of(source, &new);
+        // What is below a table that is there already waits for that table's columns.
+        let mut waits = vec![false; new.len()];
+        for at in order.places {
+            let below = match new[at] {
+                New::Type(_) => false,
+                New::Table(table) => {
+                    let above = parents(source, &table.name);
+                    above.iter().any(|above| target.table(above).is_some())
+                }
+            };
+            waits[at] = below || order.needs[at].iter().any(|needed| waits[*needed]);
+            let stage = if waits[at] {
+                Stage::MakeBelow
+            } else {
+                Stage::Make
+            };
             match new[at] {
-                New::Type(object) => self.make_type(object),
-                New::Table(table) => self.make_table(table),
+                New::Type(object) => {
+                    self.cause = self.missing(object);
+                    self.make_type(stage, object);
+                }
+                New::Table(table) => {
+                    let compared = &self.comparison.tables;
+                    let place = compared.binary_search_by(|t| t.name.cmp(&table.name));
+                    self.cause = place.ok().and_then(|at| compared[at].differences.first());
+                    self.make_table(stage, table);
+                }
             }
         }
+    }
+
+    /// The difference that an object is missing.
+    fn missing(&self, object: &ObjectModel) -> Option<&'a SchemaDifference> {
+        let name = called(object);
+        let is = |d: &&SchemaDifference| {
+            d.subject == Subject::Object(object.kind) && d.name.as_deref() == Some(name.as_str())
+        };
+        self.comparison.objects.iter().find(is)
     }
 
     fn make_sequence(&mut self, object: &ObjectModel) {
@@ -81,25 +111,26 @@ impl Planner<'_> {
         }
     }
 
-    fn make_type(&mut self, object: &ObjectModel) {
+    fn make_type(&mut self, stage: Stage, object: &ObjectModel) {
         let Some(name) = quoted(object) else { return };
         let definition = &object.definition;
-        self.add(
-            Stage::Make,
-            match object.kind {
-                ObjectKind::Domain => format!("CREATE DOMAIN {name} AS {definition}"),
-                ObjectKind::Enum => format!("CREATE TYPE {name} AS ENUM ({definition})"),
-                _ => format!("CREATE TYPE {name} AS ({definition})"),
-            },
-        );
+        let sql = match object.kind {
+            ObjectKind::Domain => format!("CREATE DOMAIN {name} AS {definition}"),
+            ObjectKind::Enum => format!("CREATE TYPE {name} AS ENUM ({definition})"),
+            // Its function wants a type that is not there yet.
+            ObjectKind::Range if definition.contains(CANONICAL) => return self.give_up_cause(),
+            ObjectKind::Range => format!("CREATE TYPE {name} AS RANGE ({definition})"),
+            _ => format!("CREATE TYPE {name} AS ({definition})"),
+        };
+        self.add(stage, sql);
     }
 
-    fn make_table(&mut self, table: &TableModel) {
-        let objects: Vec<ObjectModel> = self.source.objects_of(&table.name).cloned().collect();
+    fn make_table(&mut self, stage: Stage, table: &TableModel) {
+        let objects: Vec<&ObjectModel> = self.source.objects_of(&table.name).collect();
         let is = |kind| objects.iter().find(|o| o.kind == kind);
         let clause = |kind| {
             let object = is(kind);
-            object.map_or_else(String::new, |o: &ObjectModel| format!(" {}", o.definition))
+            object.map_or_else(String::new, |o| format!(" {}", o.definition))
         };
         let name = table.name.quoted();
         let unlogged = match is(ObjectKind::Persistence) {
@@ -121,32 +152,35 @@ impl Planner<'_> {
             let columns = columns.join(", ");
             format!("CREATE {unlogged}TABLE {name} ({columns}){inherits}{by}")
         };
-        self.add(Stage::Make, sql);
-        self.own_defaults(table);
-        for object in objects.iter().filter(|o| o.kind != ObjectKind::Parent) {
+        self.add(stage, sql);
+        if parent.starts_with(PARTITION_OF) {
+            self.own_traits(table);
+        }
+        for object in objects.into_iter().filter(|o| o.kind != ObjectKind::Parent) {
             self.add_object(object);
         }
     }
 
     /// A partition takes its columns from its parent; what it has of its own is said afterwards.
-    fn own_defaults(&mut self, table: &TableModel) {
+    fn own_traits(&mut self, table: &TableModel) {
         let above = parents(self.source, &table.name);
         let Some(parent) = above.first().and_then(|name| self.source.table(name)) else {
             return;
         };
         for column in &table.columns {
-            let inherited = parent.columns.iter().find(|c| c.name == column.name);
-            let (Some(inherited), ColumnValue::Default(value)) = (inherited, &column.value) else {
-                continue;
-            };
-            if inherited.value != column.value {
-                let (table, column) = (table.name.quoted(), column.name.quoted());
-                let sql = format!("ALTER TABLE {table} ALTER COLUMN {column} SET DEFAULT {value}");
-                self.add(Stage::Columns, sql);
+            if let Some(inherited) = parent.columns.iter().find(|c| c.name == column.name) {
+                let inherited = ColumnModel {
+                    identity: Identity::No,
+                    ..inherited.clone()
+                };
+                self.own(&table.name, &inherited, column);
             }
         }
     }
 }
+
+/// What says that a range has a function that makes its values canonical.
+const CANONICAL: &str = "CANONICAL = ";
 
 /// How the definition of a partition's parent begins.
 const PARTITION_OF: &str = "PARTITION OF ";
@@ -217,14 +251,6 @@ pub(super) fn column_sql(column: &ColumnModel) -> String {
     format!("{} {}", column.name.quoted(), definition(column))
 }
 
-/// Whether the column is computed from others.
-pub(super) fn is_generated(column: &ColumnModel) -> bool {
-    matches!(
-        column.value,
-        ColumnValue::Stored(_) | ColumnValue::Virtual(_)
-    )
-}
-
 /// The name of an object that stands alone, ready for SQL.
 pub(super) fn quoted(object: &ObjectModel) -> Option<String> {
     let name = Identifier::parse(object.name.as_str()).ok()?;
@@ -232,61 +258,55 @@ pub(super) fn quoted(object: &ObjectModel) -> Option<String> {
     Some(format!("{}.{}", schema.quoted(), name.quoted()))
 }
 
-/// Places of `new` such that what others are made of comes before them; else as they come.
-fn in_order(source: &Schema, new: &[New<'_>]) -> Vec<usize> {
-    let named = new
-        .iter()
-        .enumerate()
-        .filter_map(|(at, new)| Some((new.name()?, at)));
-    let places: HashMap<TableName, usize> = named.collect();
-    let needs: Vec<Vec<usize>> = new.iter().map(|new| needs(source, new, &places)).collect();
-    let mut placed = Vec::with_capacity(new.len());
-    let mut seen = vec![false; new.len()];
-    for at in 0..new.len() {
-        place(at, &needs, &mut seen, &mut placed);
+/// The name of a type or sequence.
+pub(super) fn type_name(object: &ObjectModel) -> Option<TableName> {
+    Some(TableName {
+        schema: object.schema.clone()?,
+        table: Identifier::parse(object.name.as_str()).ok()?,
+    })
+}
+
+/// An order in which new things can be made.
+struct Order {
+    /// Such that what others are made of comes before them; else as they come.
+    places: Vec<usize>,
+    /// What each is made of.
+    needs: Vec<Vec<usize>>,
+}
+
+impl Order {
+    fn of(source: &Schema, new: &[New<'_>]) -> Self {
+        let named = new
+            .iter()
+            .enumerate()
+            .filter_map(|(at, new)| Some((new.name()?, at)));
+        let named: HashMap<TableName, usize> = named.collect();
+        let needs: Vec<Vec<usize>> = new.iter().map(|new| needs(source, new, &named)).collect();
+        let mut places = Vec::with_capacity(new.len());
+        let mut seen = vec![false; new.len()];
+        for at in 0..new.len() {
+            place(at, &needs, &mut seen, &mut places);
+        }
+        Self { places, needs }
     }
-    placed
 }
 
 /// What a definition is made of, by the types it names.
 fn needs(source: &Schema, new: &New<'_>, places: &HashMap<TableName, usize>) -> Vec<usize> {
-    let of_type = |text: &str| {
-        let bare = text
-            .split('(')
-            .next()
-            .unwrap_or_default()
-            .trim_end_matches("[]");
-        places.get(&TableName::parse_typed(bare).ok()?).copied()
+    let in_text = |text: &str| {
+        let names = qualified(text).into_iter();
+        let found = names.filter_map(|name| places.get(&name).copied());
+        found.collect::<Vec<_>>()
     };
     match new {
         New::Table(table) => {
-            let types = table.columns.iter().filter_map(|c| of_type(&c.type_name));
+            let types = table.columns.iter().flat_map(|c| in_text(&definition(c)));
             let above = parents(source, &table.name);
             let above = above.iter().filter_map(|name| places.get(name).copied());
             types.chain(above).collect()
         }
-        // Types are few, so each is looked for in the whole text, however it is quoted.
-        New::Type(object) => places
-            .iter()
-            .filter(|(name, _)| {
-                spellings(name)
-                    .iter()
-                    .any(|s| object.definition.contains(s))
-            })
-            .map(|(_, at)| *at)
-            .collect(),
+        New::Type(object) => in_text(&object.definition),
     }
-}
-
-fn spellings(name: &TableName) -> [String; 4] {
-    let (schema, own) = (&name.schema, &name.table);
-    let (schema_quoted, own_quoted) = (schema.quoted(), own.quoted());
-    [
-        format!("{schema}.{own}"),
-        format!("{schema_quoted}.{own}"),
-        format!("{schema}.{own_quoted}"),
-        format!("{schema_quoted}.{own_quoted}"),
-    ]
 }
 
 /// Places what `at` needs, then `at`. A circle, which no catalog has, ends where it was begun.

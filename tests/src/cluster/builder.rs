@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use super::{Cluster, DATABASE, Node};
+use super::{Cluster, DATABASE, Dials, Node};
 use crate::command;
 use crate::paths::Binaries;
 use crate::pg::{Durability, Grouping, Installation, Options, Server};
@@ -196,6 +196,7 @@ impl Builder {
             advertise: None,
             password: None,
             role: None,
+            dials: Dials::default(),
             agent_arguments: arguments.map(|(_, argument)| argument.clone()).collect(),
             dir: dir.to_path_buf(),
         })

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 pub use builder::Builder;
 pub use cli::{CLI_LIMIT, Output, Running};
-pub use node::Node;
+pub use node::{Dials, Node};
 
 use crate::logs::Documented;
 use crate::paths::Binaries;

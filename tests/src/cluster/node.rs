@@ -23,8 +23,19 @@ pub struct Node {
     pub(super) password: Option<String>,
     /// Whom the agent connects as, where it is not the superuser.
     pub(super) role: Option<String>,
+    pub(super) dials: Dials,
     pub(super) agent_arguments: Vec<String>,
     pub(super) dir: PathBuf,
+}
+
+/// How an agent reaches the server beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Dials {
+    /// By TCP, with a password, as other servers do.
+    #[default]
+    Tcp,
+    /// By the server's socket.
+    Socket,
 }
 
 impl Node {
@@ -80,10 +91,23 @@ impl Node {
         self.role = Some(role.to_owned());
     }
 
+    /// How its agent reaches the server from its next start on.
+    pub fn set_dials(&mut self, dials: Dials) {
+        self.dials = dials;
+    }
+
     fn conninfo(&self) -> String {
         match &self.role {
             Some(role) => self.server.conninfo_as(role, DATABASE),
             None => self.server.conninfo(DATABASE),
+        }
+    }
+
+    fn local_conninfo(&self) -> String {
+        match self.dials {
+            Dials::Tcp => self.conninfo(),
+            // Of two hosts the last one counts.
+            Dials::Socket => format!("{} host={}", self.conninfo(), self.server.dir().display()),
         }
     }
 
@@ -114,7 +138,8 @@ impl Node {
                 "--advertise",
                 advertise,
             ])
-            .args(["--postgres", &self.conninfo()])
+            .args(["--postgres", &self.local_conninfo()])
+            .args(["--replication-conninfo", &self.conninfo()])
             .arg("--data-dir")
             .arg(self.dir.join(format!("agent-{}", self.name)))
             .arg("--ca")

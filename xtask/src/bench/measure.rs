@@ -20,8 +20,17 @@ pub(super) struct Times {
     pub(super) copied: f64,
     /// Until keys were there, and changes followed where the way has that.
     pub(super) ready: f64,
-    /// COPY bytes, where the way tells.
-    pub(super) bytes: Option<u64>,
+    /// What the product tells of itself.
+    pub(super) ours: Option<Ours>,
+}
+
+/// What an init says it has done.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ours {
+    /// COPY bytes.
+    pub(super) bytes: u64,
+    /// Seconds of each phase.
+    pub(super) phases: [(&'static str, f64); 4],
 }
 
 /// Processor seconds so far, and peaks of memory in bytes. Nothing of ours where none of it runs.

@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: the product beside the other ways to copy a database, in one run, on the same
-//! source, each into a fresh server, alone on the machine.
+//! source, each into a fresh server, alone on the machine. What runs beside a server reaches it by its
+//! socket, as it would in earnest; a subscription goes from server to server by TCP.
 
 mod fingerprints;
 mod many;
@@ -9,7 +10,7 @@ mod ways;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use steep_tests::cluster::Cluster;
+use steep_tests::cluster::{Cluster, Dials};
 use steep_tests::pg::{Durability, Grouping};
 use steep_tests::{sample, wait};
 
@@ -146,6 +147,7 @@ pub(super) fn start_ours(cluster: &mut Cluster, nodes: [&str; 2]) -> Result<()> 
     }
     cluster.start_coordinator()?;
     for node in nodes {
+        cluster.node_mut(node).set_dials(Dials::Socket);
         cluster.start_agent(node)?;
     }
     cluster.wait_online(&nodes)

@@ -66,11 +66,15 @@ fn peaks(ours: &[Process; 3]) -> String {
 }
 
 fn per_gigabyte(way: &Way, measured: &Measured) {
-    let (Some(ours), Some(bytes)) = (measured.costs.ours, measured.times.bytes) else {
+    let (Some(ours), Some(told)) = (measured.costs.ours, measured.times.ours) else {
         return;
     };
+    let phases = told
+        .phases
+        .map(|(name, seconds)| format!("{name} {seconds:.1}"));
+    println!("{way}: seconds by phase: {}", phases.join(", "));
     #[expect(clippy::cast_precision_loss, reason = "shown with two decimals")]
-    let gigabytes = bytes as f64 / 1e9;
+    let gigabytes = told.bytes as f64 / 1e9;
     if gigabytes > 0.0 {
         println!(
             "{way}: {gigabytes:.2} GB of COPY data; CPU seconds per GB: source {:.2}, target {:.2}, coordinator {:.2}",

@@ -9,7 +9,7 @@ use steep_tests::cluster::{Cluster, DATABASE};
 use steep_tests::pg::Database;
 use steep_tests::{command, scratch::Scratch, wait};
 
-use super::measure::Times;
+use super::measure::{Ours, Times};
 
 /// The largest database in the slowest way.
 const LIMIT: Duration = Duration::from_secs(3_600);
@@ -89,6 +89,9 @@ impl Way {
     }
 }
 
+/// As the last line of `init --json` has them.
+const PHASES: [&str; 4] = ["preparing", "copying", "indexing", "catching_up"];
+
 fn ours(cluster: &Cluster, target: &str, parallel: u8) -> Result<Times> {
     let parallel = parallel.to_string();
     let arguments = [
@@ -109,7 +112,10 @@ fn ours(cluster: &Cluster, target: &str, parallel: u8) -> Result<Times> {
     Ok(Times {
         copied: phase("preparing") + phase("copying"),
         ready,
-        bytes: end["bytes_copied"].as_u64(),
+        ours: end["bytes_copied"].as_u64().map(|bytes| Ours {
+            bytes,
+            phases: PHASES.map(|name| (name, phase(name))),
+        }),
     })
 }
 
@@ -145,7 +151,7 @@ fn subscription(cluster: &Cluster, from: &Database, to: &Database, binary: bool)
     Ok(Times {
         copied: copied.unwrap_or(ready),
         ready,
-        bytes: None,
+        ours: None,
     })
 }
 
@@ -176,7 +182,7 @@ fn psql(from: &Database, to: &Database) -> Result<Times> {
     Ok(Times {
         copied,
         ready: begun.elapsed().as_secs_f64(),
-        bytes: None,
+        ours: None,
     })
 }
 
@@ -200,7 +206,7 @@ fn dump_and_restore(from: &Database, to: &Database) -> Result<Times> {
     Ok(Times {
         copied,
         ready: begun.elapsed().as_secs_f64(),
-        bytes: None,
+        ours: None,
     })
 }
 
@@ -208,9 +214,9 @@ fn pgcopydb(cluster: &Cluster, target: &str, to: &Database, split: bool) -> Resu
     let scratch = Scratch::new()?;
     let uri = |node: &str| {
         let server = cluster.node(node).server();
-        let password = server.password().replace(' ', "%20");
+        let dir = server.dir().display();
         format!(
-            "postgres://postgres:{password}@127.0.0.1:{}/{DATABASE}",
+            "postgres://postgres@/{DATABASE}?host={dir}&port={}",
             server.port()
         )
     };
@@ -235,7 +241,6 @@ fn pgcopydb(cluster: &Cluster, target: &str, to: &Database, split: bool) -> Resu
         .args(binary.then_some("--use-copy-binary"))
         .arg("--dir")
         .arg(scratch.path().join("work"))
-        // In the environment, not in the arguments, for the passwords' sake.
         .env("PGCOPYDB_SOURCE_PGURI", uri("node_a"))
         .env("PGCOPYDB_TARGET_PGURI", uri(target))
         .env("PATH", path);
@@ -246,7 +251,7 @@ fn pgcopydb(cluster: &Cluster, target: &str, to: &Database, split: bool) -> Resu
     Ok(Times {
         copied: ready,
         ready,
-        bytes: None,
+        ours: None,
     })
 }
 

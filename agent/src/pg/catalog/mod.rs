@@ -4,6 +4,7 @@
 //! Only users' relations: never PostgreSQL's own, `information_schema`, `steep_repl`, temporary
 //! ones, or what an extension made (the extension makes it on the other side too).
 
+mod rows;
 mod schema;
 
 use std::collections::HashMap;
@@ -12,7 +13,8 @@ use steep_protocol::message::job::TableFilter;
 use steep_protocol::{Identifier, TableName};
 use tokio_postgres::Row;
 
-pub use schema::{describe, read_schema};
+pub(crate) use rows::holding_rows;
+pub use schema::{describe, read_schema, read_schema_at_once};
 
 use super::{PgError, Session};
 

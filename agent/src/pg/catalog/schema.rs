@@ -1,25 +1,28 @@
 //! Reads a database's schema: a handful of queries, whatever the number of tables.
 //!
 //! Owns the form of every definition ([`steep_protocol::message::schema`]): written with an empty
-//! `search_path` and pinned formats, the same for the same object on every supported version. Reads
-//! the catalog only; takes no lock but those of `pg_get_expr`, for a moment.
+//! `search_path` and pinned formats, as this server understands it. What versions spell differently is
+//! the comparison's to know. Reads the catalog only; takes no lock but those of `pg_get_expr`, for a
+//! moment. An object that goes meanwhile is left out: PostgreSQL's functions give NULL for it.
+
+mod alone;
 
 use std::collections::{BTreeSet, HashMap};
 
-use sha2::{Digest as _, Sha256};
 use steep_protocol::TableName;
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::schema::{
     ColumnModel, ColumnValue, Identity, ObjectKind, ObjectModel, SchemaPage, TableModel,
 };
-use steep_schema::{Schema, fingerprint};
+use steep_schema::{Schema, bounded, fingerprint};
 use tokio_postgres::Row;
 
 use super::{Partitions, USER_RELATION, identifier, table_name};
 use crate::pg::{Conninfo, PgError, Session};
 
 /// What the text of expressions depends on beyond what every session sets.
-const PINNED: &str = "SET timezone = 'UTC'; SET quote_all_identifiers = off";
+const PINNED: &str = "SET timezone = 'UTC'; SET quote_all_identifiers = off; \
+     SET standard_conforming_strings = on";
 
 /// The longest expression of a column kept whole, in bytes: the 1,600 columns that a table can have
 /// still fit one control frame.
@@ -27,18 +30,6 @@ const EXPRESSION_MAX: usize = 8 * 1024;
 
 /// The longest definition of another object kept whole, in bytes.
 const DEFINITION_MAX: usize = 256 * 1024;
-
-/// Not an extension's, for a `WHERE`.
-fn own(class: &str, oid: &str) -> String {
-    format!(
-        "NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = '{class}'::regclass \
-         AND d.objid = {oid} AND d.objsubid = 0 AND d.deptype = 'e')"
-    )
-}
-
-/// Which schemas are users', for a `WHERE` over `pg_namespace n`.
-const USER_SCHEMA: &str =
-    "n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'steep_repl')";
 
 /// Everything `filter` admits: tables, what belongs to them, and types, sequences and extensions.
 ///
@@ -66,20 +57,39 @@ pub async fn read_schema(session: &Session, filter: &TableFilter) -> Result<Sche
         .retain(|object| object.table.as_ref().is_some_and(|t| tables.contains(t)));
     reader.types(filter).await?;
     reader.sequences(filter, &tables).await?;
+    reader.extension_members().await?;
     reader.rank();
     let mut schema = Schema::default();
     schema.add(reader.page);
     Ok(schema)
 }
 
-/// [`read_schema`] on a connection of its own.
+/// [`read_schema`] of one moment, in a transaction of its own.
+///
+/// # Errors
+/// [`PgError`] of a query.
+pub async fn read_schema_at_once(
+    session: &Session,
+    filter: &TableFilter,
+) -> Result<Schema, PgError> {
+    let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+    session.batch_execute(begin).await?;
+    let read = read_schema(session, filter).await;
+    let end = if read.is_ok() { "COMMIT" } else { "ROLLBACK" };
+    let ended = session.batch_execute(end).await;
+    let schema = read?;
+    ended?;
+    Ok(schema)
+}
+
+/// [`read_schema_at_once`] on a connection of its own.
 ///
 /// # Errors
 /// [`PgError`] of the connection or a query; a table that somebody has locked is waited for so long.
 pub async fn describe(conninfo: &Conninfo, filter: &TableFilter) -> Result<Schema, PgError> {
     let session = Session::connect(conninfo, "describe").await?;
     session.batch_execute("SET lock_timeout = '5s'").await?;
-    let schema = read_schema(&session, filter).await?;
+    let schema = read_schema_at_once(&session, filter).await?;
     session.close().await;
     Ok(schema)
 }
@@ -93,8 +103,8 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// The expression's spelling is that of `steep_repl.fingerprints` (`extension/`), so that both come
-    /// to the same fingerprint.
+    /// What a column says comes to the same fingerprint as in `steep_repl.fingerprints` (`extension/`).
+    /// Partitions have their parent's identity since PostgreSQL 17, and none before: it is left out.
     async fn tables(&mut self) -> Result<(), PgError> {
         let sql = format!(
             r#"SELECT c.oid, n.nspname::text, c.relname::text, a.attname::text,
@@ -103,12 +113,9 @@ impl Reader<'_> {
                     SELECT '"' || replace(ln.nspname, '"', '""') || '"."' || replace(l.collname, '"', '""') || '"'
                     FROM pg_collation l JOIN pg_namespace ln ON ln.oid = l.collnamespace
                     WHERE l.oid = a.attcollation) END,
-                a.attnotnull, a.attidentity::text, a.attgenerated::text,
-                CASE WHEN a.atthasdef THEN (
-                    SELECT CASE WHEN strpos(x.said, '"') = 0 THEN x.said
-                        ELSE regexp_replace(x.said, '"(json\w*|merge_action|system_user)"', '\1', 'g') END
-                    FROM pg_attrdef d
-                    CROSS JOIN LATERAL (SELECT pg_get_expr(d.adbin, d.adrelid) AS said) AS x
+                a.attnotnull, CASE WHEN c.relispartition THEN '' ELSE a.attidentity::text END,
+                a.attgenerated::text,
+                CASE WHEN a.atthasdef THEN (SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d
                     WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum) END
             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
             LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -266,125 +273,17 @@ impl Reader<'_> {
 
     /// Schema, table, name, definition.
     fn of_table(&mut self, row: &Row, kind: ObjectKind) -> Result<(), PgError> {
+        let Some(definition) = row.try_get::<_, Option<String>>(3)? else {
+            return Ok(());
+        };
         self.page.objects.push(ObjectModel {
             kind,
             table: Some(table_name(row, 0)?),
             schema: None,
             name: row.try_get(2)?,
-            definition: bounded(row.try_get(3)?, DEFINITION_MAX),
+            definition: bounded(definition, DEFINITION_MAX),
             rank: 0,
         });
-        Ok(())
-    }
-
-    /// Schemas, extensions, enums, domains and composite types.
-    async fn types(&mut self, filter: &TableFilter) -> Result<(), PgError> {
-        let (own_type, own_schema) = (own("pg_type", "t.oid"), own("pg_namespace", "n.oid"));
-        let sql = format!(
-            r#"SELECT 'n' AS kind, 0::oid, NULL::text AS schema, n.nspname::text AS name, '' AS definition
-                FROM pg_namespace n WHERE {USER_SCHEMA} AND {own_schema}
-            UNION ALL SELECT 'x', 0, NULL, e.extname::text, e.extversion
-                FROM pg_extension e WHERE e.extname <> 'steep_repl'
-            UNION ALL SELECT t.typtype::text, t.oid, n.nspname::text, t.typname::text, CASE t.typtype
-                WHEN 'e' THEN coalesce((SELECT string_agg(quote_literal(l.enumlabel), ', ' ORDER BY l.enumsortorder)
-                    FROM pg_enum l WHERE l.enumtypid = t.oid), '')
-                WHEN 'd' THEN concat_ws(' ', format_type(t.typbasetype, t.typtypmod),
-                    (SELECT format('COLLATE %I.%I', ln.nspname, l.collname) FROM pg_type b, pg_collation l
-                        JOIN pg_namespace ln ON ln.oid = l.collnamespace
-                        WHERE b.oid = t.typbasetype AND b.typcollation <> t.typcollation
-                        AND l.oid = t.typcollation),
-                    'DEFAULT ' || t.typdefault, CASE WHEN t.typnotnull THEN 'NOT NULL' END,
-                    (SELECT string_agg(format('CONSTRAINT %I %s', k.conname, pg_get_constraintdef(k.oid)),
-                        ' ' ORDER BY k.conname) FROM pg_constraint k
-                        WHERE k.contypid = t.oid AND k.contype = 'c'))
-                ELSE (SELECT string_agg('"' || replace(a.attname, '"', '""') || '" '
-                        || format_type(a.atttypid, a.atttypmod), ', ' ORDER BY a.attnum)
-                    FROM pg_attribute a WHERE a.attrelid = t.typrelid AND a.attnum > 0
-                    AND NOT a.attisdropped) END
-                FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
-                WHERE {USER_SCHEMA} AND {own_type} AND (t.typtype IN ('e', 'd') OR (t.typtype = 'c'
-                    AND EXISTS (SELECT FROM pg_class c WHERE c.oid = t.typrelid AND c.relkind = 'c')))"#
-        );
-        for row in self.session.query(&sql, &[]).await? {
-            let (kind, oid): (&str, u32) = (row.try_get(0)?, row.try_get(1)?);
-            let schema = row.try_get::<_, Option<String>>(2)?;
-            let schema = schema.map(identifier).transpose()?;
-            let name: String = row.try_get(3)?;
-            let kind = match kind {
-                "n" => ObjectKind::Schema,
-                "x" => ObjectKind::Extension,
-                "e" => ObjectKind::Enum,
-                "d" => ObjectKind::Domain,
-                _ => ObjectKind::Composite,
-            };
-            let within = match (kind, &schema) {
-                (ObjectKind::Schema, _) => admits_schema(filter, &name),
-                (_, Some(schema)) => admits_schema(filter, schema.as_str()),
-                (_, None) => true,
-            };
-            if within {
-                self.oids.push(oid);
-                self.page.objects.push(ObjectModel {
-                    kind,
-                    table: None,
-                    schema,
-                    name,
-                    definition: bounded(
-                        row.try_get::<_, Option<String>>(4)?.unwrap_or_default(),
-                        DEFINITION_MAX,
-                    ),
-                    rank: oid,
-                });
-            }
-        }
-        Ok(())
-    }
-
-    /// Sequences that are not an identity's. One that a left-out table owns is left out with it.
-    async fn sequences(
-        &mut self,
-        filter: &TableFilter,
-        tables: &BTreeSet<TableName>,
-    ) -> Result<(), PgError> {
-        let sql = format!(
-            r#"SELECT n.nspname::text, c.relname::text, format(
-                'AS %s START WITH %s INCREMENT BY %s MINVALUE %s MAXVALUE %s CACHE %s %s',
-                format_type(s.seqtypid, NULL), s.seqstart, s.seqincrement, s.seqmin, s.seqmax, s.seqcache,
-                CASE WHEN s.seqcycle THEN 'CYCLE' ELSE 'NO CYCLE' END),
-                o.schema, o.name, o.attname
-            FROM pg_sequence s JOIN pg_class c ON c.oid = s.seqrelid
-            JOIN pg_namespace n ON n.oid = c.relnamespace
-            LEFT JOIN LATERAL (
-                SELECT tn.nspname::text AS schema, t.relname::text AS name, a.attname::text, d.deptype
-                FROM pg_depend d JOIN pg_class t ON t.oid = d.refobjid
-                JOIN pg_namespace tn ON tn.oid = t.relnamespace
-                JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = d.refobjsubid
-                WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.objsubid = 0
-                AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i')) AS o ON true
-            WHERE o.deptype IS DISTINCT FROM 'i' AND {USER_RELATION}"#
-        );
-        for row in self.session.query(&sql, &[]).await? {
-            let name = table_name(&row, 0)?;
-            let mut definition: String = row.try_get(2)?;
-            if row.try_get::<_, Option<&str>>(3)?.is_some() {
-                let owner = table_name(&row, 3)?;
-                if !tables.contains(&owner) {
-                    continue;
-                }
-                let column = identifier(row.try_get(5)?)?;
-                definition.push_str(&format!(" OWNED BY {}.{}", owner.quoted(), column.quoted()));
-            } else if !filter.admits(&name) {
-                continue;
-            }
-            self.page.objects.push(ObjectModel {
-                kind: ObjectKind::Sequence,
-                table: None,
-                schema: Some(name.schema),
-                name: name.table.to_string(),
-                definition,
-                rank: 0,
-            });
-        }
         Ok(())
     }
 
@@ -400,11 +299,6 @@ impl Reader<'_> {
             object.rank = rank(object.rank);
         }
     }
-}
-
-fn admits_schema(filter: &TableFilter, schema: &str) -> bool {
-    let named = &filter.include_schemas;
-    named.is_empty() || named.iter().any(|name| name.as_str() == schema)
 }
 
 /// Nothing of a table without columns.
@@ -439,35 +333,4 @@ fn bounded_column(mut column: ColumnModel) -> ColumnModel {
         *text = bounded(std::mem::take(text), EXPRESSION_MAX);
     }
     column
-}
-
-/// The text, or of one that is too long its beginning, its length and its digest: still equal just
-/// where the whole is.
-fn bounded(text: String, max: usize) -> String {
-    if text.len() <= max {
-        return text;
-    }
-    let digest: String = Sha256::digest(text.as_bytes())
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    let mut end = max / 2;
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    format!("{}… ({} bytes, SHA-256 {digest})", &text[..end], text.len())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::bounded;
-
-    #[test]
-    fn a_text_that_is_too_long_is_still_told_from_another() {
-        let long = |end: &str| bounded("ä".repeat(100) + end, 64);
-        assert!(long("x").len() < 160);
-        assert_ne!(long("x"), long("y"));
-        assert_eq!(long("x"), long("x"));
-        assert_eq!(bounded("short".to_owned(), 64), "short");
-    }
 }

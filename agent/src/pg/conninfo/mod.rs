@@ -18,6 +18,9 @@ use steep_protocol::message::peer::Secret;
 use super::PgError;
 use resolve::Environment;
 
+/// What PostgreSQL keeps of an `application_name` (NAMEDATALEN, less its end), in bytes.
+const APPLICATION_NAME_MAX: usize = 63;
+
 /// How to reach and enter one database, possibly at one of several addresses.
 #[derive(Clone)]
 pub struct Conninfo {
@@ -239,11 +242,16 @@ impl Conninfo {
     }
 
     /// The same with `application_name` of ours: `steep-repl <purpose>`.
+    /// The operator's name for us, shortened where it must be: the purpose names the job, by which
+    /// sessions are found again.
     pub(super) fn application_name(&self, purpose: &str) -> String {
-        match &self.application_name {
-            Some(name) => format!("{name} {purpose}"),
-            None => format!("steep-repl {purpose}"),
+        let mut name = self.application_name.as_deref().unwrap_or("steep-repl");
+        let room = APPLICATION_NAME_MAX.saturating_sub(purpose.len() + 1);
+        if name.len() > room {
+            let end = (0..=room).rev().find(|at| name.is_char_boundary(*at));
+            name = &name[..end.unwrap_or(0)];
         }
+        format!("{name} {purpose}")
     }
 
     fn libpq_address(&self) -> Vec<(&'static str, String)> {

@@ -11,7 +11,7 @@ use crate::pg::PgError;
 
 /// One read takes as much as the socket has, up to this. PostgreSQL sends in blocks of 8 KiB, which
 /// pile up while the reader is elsewhere.
-const CAPACITY: usize = 256 * 1024;
+pub const CAPACITY: usize = 256 * 1024;
 
 /// Tag and length.
 pub(super) const HEAD: usize = 5;

@@ -28,6 +28,7 @@ use super::session::ServerKind;
 use super::{PgError, settings};
 use buffer::ReadBuffer;
 
+pub use buffer::CAPACITY as READ_BUFFER;
 pub use copy_out::CopyStep;
 
 /// The longest message other than COPY data. PostgreSQL's own are far below, except that a row of a

@@ -26,11 +26,7 @@ pub(super) async fn show(
     client.close().await;
     for (spec, (target, findings)) in specs.iter().zip(&found) {
         if terminal.json {
-            print_line(&json::line(&json::Plan::new(
-                target,
-                spec.schema_mode,
-                findings,
-            )));
+            print_plan(target, spec.schema_mode, findings);
         } else {
             print(&findings::plan(target, findings, terminal.out));
         }
@@ -40,7 +36,12 @@ pub(super) async fn show(
     ))
 }
 
-/// Says what auto will run, before the job begins. Programs hear of it by the job's events.
+/// For programs.
+fn print_plan(target: &NodeId, mode: SchemaMode, findings: &[Finding]) {
+    print_line(&json::line(&json::Plan::new(target, mode, findings)));
+}
+
+/// Says what auto will run, before the job begins.
 pub(super) async fn announce(
     client: &Client,
     specs: &[JobSpec],
@@ -50,12 +51,18 @@ pub(super) async fn announce(
     let auto = specs
         .iter()
         .any(|spec| spec.schema_mode == SchemaMode::Auto);
-    if !auto || terminal.json {
+    if !auto {
         return Ok(());
     }
-    for (target, findings) in about_schemas(client, specs, signals).await? {
-        if !findings.is_empty() {
-            tell(findings::plan(&target, &findings, terminal.err).trim_end());
+    let found = about_schemas(client, specs, signals).await?;
+    for (spec, (target, findings)) in specs.iter().zip(&found) {
+        if findings.is_empty() {
+            continue;
+        }
+        if terminal.json {
+            print_plan(target, spec.schema_mode, findings);
+        } else {
+            tell(findings::plan(target, findings, terminal.err).trim_end());
         }
     }
     Ok(())

@@ -82,6 +82,40 @@ fn an_event_carries_its_fields_and_none_of_them_can_forge_another() {
 }
 
 #[test]
+fn an_end_has_the_same_sums_however_it_went() {
+    let good = line(&End::from(&samples::end()));
+    let bad = line(&End::from(&EndView {
+        fault: Some(Fault::new(FaultKind::Failed, "the disk is full")),
+        ..samples::end()
+    }));
+    let only_bad = ["error_message", "hint", "kind", "error_node"];
+    let bad: Vec<_> = keys(&bad)
+        .into_iter()
+        .filter(|key| !only_bad.contains(&key.as_str()))
+        .collect();
+    assert_eq!(keys(&good), bad);
+}
+
+#[test]
+fn numbers_of_events_are_those_that_the_page_about_logs_calls_numbers() {
+    let page = include_str!("../../../../docs/logs.md");
+    let rows = page.lines().filter_map(|line| {
+        let mut cells = line.strip_prefix("| ")?.split(" | ");
+        let (names, kind) = (cells.next()?, cells.next()?);
+        (kind == "number").then_some(names)
+    });
+    let names = rows.flat_map(|names| names.split(", "));
+    let mut documented: Vec<_> = names.map(|name| name.trim_matches('`')).collect();
+    documented.sort_unstable();
+    let mut numeric = NUMERIC;
+    numeric.sort_unstable();
+    assert_eq!(documented, numeric);
+    let mut event = samples::event();
+    event.fields = vec![("parallel".to_owned(), "4".to_owned())];
+    assert!(line(&Event::from(&event)).contains(r#""parallel":4"#));
+}
+
+#[test]
 fn findings_are_counted_over_all_targets() {
     let found = vec![
         (

@@ -9,9 +9,9 @@ use steep_protocol::message::job::Method;
 use steep_protocol::{NodeState, Phase};
 
 use super::panes;
-use super::pieces::{self, bar, cell, flow, put, seconds, spark, width, wrap};
+use super::pieces::{bar, cell, flow, put, seconds, spark, width, wrap};
 use super::theme::Theme;
-use crate::render::progress::wire_ratio;
+use crate::render::progress::{left, phase_name, phase_work, retries, wire, workers};
 use crate::units;
 use crate::watch::model::{Model, Node};
 
@@ -37,11 +37,18 @@ const NATIVE_PHASES: [Phase; 5] = [
     Phase::CatchUp,
 ];
 
-/// Draws the node that is looked at.
-pub(super) fn draw(model: &Model, theme: &Theme, area: Rect, buffer: &mut Buffer) {
-    let Some(detail) = &model.detail else { return };
+/// Draws the node that is looked at. Says how far its pane can be scrolled.
+pub(super) fn draw(model: &Model, theme: &Theme, area: Rect, buffer: &mut Buffer) -> usize {
+    let Some(detail) = &model.detail else {
+        return 0;
+    };
     let Some(node) = model.nodes.get(&detail.node) else {
-        return;
+        let text = format!(
+            " the coordinator does not know {}: Esc goes back",
+            detail.node
+        );
+        put(buffer, area, 0, &Line::styled(text, theme.warning()));
+        return 0;
     };
     let job = detail.job.as_deref();
     let head = head(model, node, job, theme, area);
@@ -56,7 +63,7 @@ pub(super) fn draw(model: &Model, theme: &Theme, area: Rect, buffer: &mut Buffer
         height: area.height - used,
         ..area
     };
-    panes::draw(model, detail, node, theme, rest, buffer);
+    panes::draw(model, detail, node, theme, rest, buffer)
 }
 
 /// What a job is doing, with the table at hand.
@@ -152,10 +159,7 @@ fn overall(model: &Model, view: &ProgressView, columns: usize, theme: &Theme) ->
         let elapsed = units::eta(seconds(started, model.now) as u64);
         text.push_str(&format!("  elapsed {elapsed}"));
     }
-    let eta = view
-        .eta_seconds
-        .map_or_else(|| "unknown".to_owned(), units::eta);
-    text.push_str(&format!("  ETA {eta}"));
+    text.push_str(&format!("  {}", left(view)));
     let room = columns.saturating_sub(width(&text)).min(60);
     let mut spans = vec![Span::raw(" ")];
     spans.extend(bar(view.overall_percent, room, theme.moving(), theme));
@@ -173,35 +177,19 @@ fn amounts(view: &ProgressView) -> Vec<Span<'static>> {
         ),
         format!("{} rows", units::count(view.rows_copied)),
     ];
-    if view.parallel_workers > 0 {
-        parts.push(match view.parallel_workers {
-            1 => "1 worker".to_owned(),
-            workers => format!("{workers} workers"),
-        });
-    }
+    parts.extend(workers(view.parallel_workers));
     if view.throughput_rows_sec >= 1.0 {
         let rows = units::count(view.throughput_rows_sec as u64);
         parts.push(format!("{rows} rows/s"));
     }
-    if let Some(ratio) = wire_ratio(view.wire_bytes, view.bytes_copied) {
-        parts.push(format!("wire {ratio}"));
+    if view.phase == Some(Phase::Copy) {
+        parts.push(units::rate(view.throughput_bytes_sec));
+        parts.extend(wire(view));
+    } else {
+        // While rows move, the copy's own bytes say the same.
+        parts.extend(phase_work(view).map(|work| format!("phase {work}")));
     }
-    let detail = &view.detail;
-    // While rows move, the copy's own bytes say the same.
-    if let (Some(done), Some(total)) = (detail.phase_bytes_done, detail.phase_bytes_total)
-        && view.phase != Some(Phase::Copy)
-    {
-        let mut text = format!("phase {} of {}", units::size(done), units::size(total));
-        if let Some(rate) = detail.phase_bytes_sec {
-            text.push_str(&format!(" at {}", units::rate(rate)));
-        }
-        parts.push(text);
-    }
-    match detail.retries {
-        0 => {}
-        1 => parts.push("1 retry".to_owned()),
-        retries => parts.push(format!("{} retries", units::count(retries))),
-    }
+    parts.extend(retries(view.detail.retries));
     parts.into_iter().map(Span::raw).collect()
 }
 
@@ -229,9 +217,7 @@ fn outcome(job: &JobView, columns: usize, theme: &Theme) -> Vec<Line<'static>> {
         format!("{} rows", units::count(end.rows_copied)),
         units::size(end.bytes_copied),
     ];
-    if let Some(ratio) = wire_ratio(end.wire_bytes, end.bytes_copied) {
-        parts.push(format!("wire {ratio}"));
-    }
+    parts.push(format!("{} on the wire", units::size(end.wire_bytes)));
     flow(
         parts.into_iter().map(Span::raw).collect(),
         columns,
@@ -257,18 +243,18 @@ fn phases(model: &Model, job: &JobView, columns: usize, theme: &Theme) -> Vec<Li
         let text = format!(
             "{} {} {}",
             theme.signs.done,
-            pieces::phase(time.phase),
+            phase_name(time.phase),
             units::duration(time.seconds)
         );
         spans.push(Span::raw(text));
     }
     if let Some((phase, began)) = job.current_phase {
         let took = units::eta(seconds(began, model.now) as u64);
-        let text = format!("{} {} {took}", theme.signs.active, pieces::phase(phase));
+        let text = format!("{} {} {took}", theme.signs.active, phase_name(phase));
         spans.push(Span::styled(text, theme.moving().patch(theme.strong())));
     }
     for phase in to_come(job) {
-        spans.push(Span::styled(pieces::phase(phase), theme.faint()));
+        spans.push(Span::styled(phase_name(phase), theme.faint()));
     }
     flow(spans, columns, "  ")
 }
@@ -310,7 +296,7 @@ fn timeline(model: &Model, job: &JobView, columns: usize, theme: &Theme) -> Line
         let end = ((passed / all) * columns as f64).round() as usize;
         let room = end.saturating_sub(drawn);
         drawn = end.max(drawn);
-        let name = pieces::phase(phase);
+        let name = phase_name(phase);
         // A gap keeps neighbours apart.
         let text = match room {
             0 => continue,

@@ -6,13 +6,14 @@ use ratatui::style::Style;
 use ratatui::symbols::border;
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Clear, Widget};
-use steep_protocol::message::job::{ExistingRows, JobSpec, Method};
+use steep_protocol::message::job::{Confirmation, ExistingRows, JobSpec, Method, SchemaMode};
 use steep_protocol::{NodeId, NodeState};
 
 use super::pieces::{put, wrap};
 use super::theme::{Signs, Theme};
 use crate::units;
-use crate::watch::model::{Focus, Model, Node, Question};
+use crate::watch::choice::{First, Focus, Question};
+use crate::watch::model::{Model, Node};
 
 /// Columns of a box at most, borders included.
 const WIDEST: u16 = 74;
@@ -36,11 +37,8 @@ const KEYS: [(&str, &str); 13] = [
         "c",
         "cancel a job, or clean up after a failed one; asks first",
     ),
-    ("r", "initialise again as it was asked for last; asks first"),
-    (
-        "/",
-        "show only nodes whose name, state or source has that text",
-    ),
+    ("r", "copy again from zero as asked for last; asks first"),
+    ("/", "show only nodes with a text in name, state or source"),
     ("s S", "sort by the next column; turn the order around"),
     ("up down j k", "choose a node; in detail, scroll"),
     ("PgUp PgDn g G", "by pages; to the first and the last"),
@@ -61,8 +59,8 @@ pub(super) fn draw(model: &Model, theme: &Theme, area: Rect, buffer: &mut Buffer
         Focus::Question(Question::Cancel { node, state }) => {
             (" cancel ", cancel(model, node, *state, columns, theme))
         }
-        Focus::Question(Question::Again(spec)) => {
-            (" initialise again ", again(spec, columns, theme))
+        Focus::Question(Question::Again { spec, first }) => {
+            (" initialise again ", again(spec, *first, columns, theme))
         }
     };
     let height = u16::try_from(lines.len() + 2)
@@ -144,7 +142,8 @@ fn cancel(
     question(&text, &keys, columns, theme, Style::new())
 }
 
-fn again(spec: &JobSpec, columns: usize, theme: &Theme) -> Vec<Line<'static>> {
+fn again(spec: &JobSpec, first: First, columns: usize, theme: &Theme) -> Vec<Line<'static>> {
+    let (source, target) = (&spec.source, &spec.target);
     let method = match spec.method {
         Method::Snapshot => "snapshot",
         Method::TwoPhase => "two-phase",
@@ -155,9 +154,9 @@ fn again(spec: &JobSpec, columns: usize, theme: &Theme) -> Vec<Line<'static>> {
         workers => format!("{workers} workers"),
     };
     let mut text = format!(
-        "Initialise {} from {} again, from the start, as it was asked for last: method {method}, \
-         {workers}, compression {}",
-        spec.target, spec.source, spec.compression
+        "Copy everything from {source} to {target} again, from the start, as it was asked for \
+         last: method {method}, {workers}, compression {}",
+        spec.compression
     );
     if let Some(rate) = spec.max_rate {
         text.push_str(&format!(", at most {}", units::rate(rate.0 as f64)));
@@ -166,6 +165,17 @@ fn again(spec: &JobSpec, columns: usize, theme: &Theme) -> Vec<Line<'static>> {
         text.push_str(", with the same choice of tables");
     }
     text.push('.');
+    let mut lines = question(&text, &[], columns, theme, Style::new());
+    if first == First::Cancel {
+        let text = format!(
+            "{target} has diverged: its subscription, its slot on {source} and the tables or rows \
+             that its last job put there are REMOVED FIRST."
+        );
+        lines.extend(question(&text, &[], columns, theme, theme.warning()));
+    }
+    // Without a word nothing of this would be seen before it happens.
+    let (schemas, style) = schemas(spec, theme);
+    lines.extend(question(schemas, &[], columns, theme, style));
     let (rows, style) = match spec.existing {
         ExistingRows::Refuse => (
             "Where tables of the target hold rows, the job is refused.",
@@ -176,10 +186,31 @@ fn again(spec: &JobSpec, columns: usize, theme: &Theme) -> Vec<Line<'static>> {
             theme.warning(),
         ),
     };
-    let mut lines = question(&text, &[], columns, theme, Style::new());
     let keys = [("y", "initialise"), ("n", "leave it")];
     lines.extend(question(rows, &keys, columns, theme, style));
     lines
+}
+
+/// What becomes of schemas that differ.
+fn schemas(spec: &JobSpec, theme: &Theme) -> (&'static str, Style) {
+    match (spec.schema_mode, spec.confirmation) {
+        (SchemaMode::Strict, _) => (
+            "Where schemas differ, it is refused (--schema-sync strict).",
+            Style::new(),
+        ),
+        (SchemaMode::Auto, _) => (
+            "WHERE SCHEMAS DIFFER, THE TARGET IS MADE TO MATCH (--schema-sync auto).",
+            theme.warning(),
+        ),
+        (SchemaMode::Manual, Confirmation::Needed) => (
+            "Where schemas differ, it is refused (--schema-sync manual, not confirmed).",
+            Style::new(),
+        ),
+        (SchemaMode::Manual, Confirmation::Given) => (
+            "WHERE SCHEMAS DIFFER, IT GOES ON ALL THE SAME (--schema-sync manual, confirmed then).",
+            theme.warning(),
+        ),
+    }
 }
 
 fn question(

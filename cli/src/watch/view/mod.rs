@@ -10,13 +10,16 @@ pub(crate) mod theme;
 
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
+use ratatui::style::Style;
 use ratatui::text::{Line, Span};
+use ratatui::widgets::{Clear, Widget as _};
 use steep_protocol::message::api::EventView;
 use steep_protocol::{NodeId, NodeState};
 
-use self::pieces::{cell, clock, cut, put, seconds, width, wrap};
+use self::pieces::{cell, clock, cut, flow, put, seconds, width, wrap};
 use self::theme::Theme;
-use super::model::{Focus, Link, Model, Node, Order, Tone};
+use super::choice::{Focus, Order, Sort};
+use super::model::{Link, Model, Node, Tone};
 use crate::units;
 
 /// The smallest screen that anything useful fits on.
@@ -38,31 +41,48 @@ const BY_WORTH: [NodeState; 8] = [
     NodeState::Uninitialized,
 ];
 
+/// How many of them are bad.
+const BAD_STATES: usize = 2;
+
+/// What drawing found out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Drawn {
+    /// How many lines of the detail's chosen pane can be scrolled away.
+    pub(crate) scroll_most: usize,
+}
+
 /// Draws everything.
-pub(crate) fn draw(model: &Model, theme: &Theme, area: Rect, buffer: &mut Buffer) {
+pub(crate) fn draw(model: &Model, theme: &Theme, area: Rect, buffer: &mut Buffer) -> Drawn {
+    let mut drawn = Drawn::default();
     if area.width < SMALLEST.0 || area.height < SMALLEST.1 {
         let text = Line::from(format!("at least {}x{}, please", SMALLEST.0, SMALLEST.1));
         put(buffer, area, 0, &text);
-        return;
+        return drawn;
     }
     put(buffer, area, 0, &title(model, theme, area.width));
-    put(
-        buffer,
-        area,
-        area.height - 1,
-        &bottom(model, theme, area.width),
-    );
     let inner = Rect {
         y: area.y + 1,
         height: area.height - 2,
         ..area
     };
     if model.detail.is_some() {
-        detail::draw(model, theme, inner, buffer);
+        drawn.scroll_most = detail::draw(model, theme, inner, buffer);
     } else {
         main(model, theme, inner, buffer);
     }
     dialog::draw(model, theme, inner, buffer);
+    let words = bottom(model, theme, area.width);
+    let height = u16::try_from(words.len()).unwrap_or(1);
+    let lines = Rect {
+        y: area.bottom() - height,
+        height,
+        ..area
+    };
+    Clear.render(lines, buffer);
+    for (line, text) in (0..height).zip(&words) {
+        put(buffer, lines, line, text);
+    }
+    drawn
 }
 
 /// The row of the table on that line of the screen.
@@ -115,7 +135,7 @@ impl Parts {
 
 fn main(model: &Model, theme: &Theme, area: Rect, buffer: &mut Buffer) {
     let parts = Parts::of(model, area.height);
-    put(buffer, area, 0, &summary(model, theme));
+    put(buffer, area, 0, &summary(model, theme, area.width));
     let table = Rect {
         y: area.y + parts.header,
         height: parts.rows + 1,
@@ -134,7 +154,12 @@ fn main(model: &Model, theme: &Theme, area: Rect, buffer: &mut Buffer) {
             height: parts.events,
             ..area
         };
-        put(buffer, below, 0, &rule("events", theme, below.width));
+        put(
+            buffer,
+            below,
+            0,
+            &rule("events", theme.strong(), theme, below.width),
+        );
         let lines = Rect {
             y: below.y + 1,
             height: below.height - 1,
@@ -168,51 +193,52 @@ fn title(model: &Model, theme: &Theme, columns: u16) -> Line<'static> {
     ])
 }
 
-/// How many nodes in which state, and what moves in all.
-fn summary(model: &Model, theme: &Theme) -> Line<'static> {
-    let mut spans = Vec::new();
+/// How many nodes in which state, and what moves in all. What needs attention comes first, and what
+/// does not fit whole is left out.
+fn summary(model: &Model, theme: &Theme, columns: u16) -> Line<'static> {
     let rows = model.rows();
     let all = model.nodes.len();
     let nodes = if all == 1 { "node" } else { "nodes" };
     let counted = match rows.len() {
-        shown if shown == all => format!(" {all} {nodes}"),
-        shown => format!(" {shown} of {all} {nodes}"),
+        shown if shown == all => format!("{all} {nodes}"),
+        shown => format!("{shown} of {all} {nodes}"),
     };
-    spans.push(Span::styled(counted, theme.strong()));
+    let mut parts = vec![Span::styled(counted, theme.strong())];
     let offline = rows.iter().filter(|n| !n.view.agent_online).count();
     if offline > 0 {
-        spans.push(Span::raw("  "));
-        spans.push(Span::styled(format!("{offline} offline"), theme.bad()));
+        parts.push(Span::styled(format!("{offline} offline"), theme.bad()));
     }
-    for state in BY_WORTH {
-        let number = rows.iter().filter(|n| n.view.state == state).count();
-        if number > 0 {
-            spans.push(Span::raw("  "));
-            let text = format!("{number} {state}");
-            spans.push(Span::styled(text, theme.state(state)));
-        }
-    }
-    let rate: u64 = rows.iter().filter_map(|node| node.rate()).sum();
+    let (bad, rest) = BY_WORTH.split_at(BAD_STATES);
+    let count = |state: &NodeState| {
+        let number = rows.iter().filter(|n| n.view.state == *state).count();
+        let text = format!("{number} {state}");
+        (number > 0).then(|| Span::styled(text, theme.state(*state)))
+    };
+    parts.extend(bad.iter().filter_map(count));
+    let sum = |of: &dyn Fn(&Node) -> Option<u64>| -> u64 {
+        rows.iter().filter_map(|node| of(node)).sum()
+    };
+    let rate = sum(&|node| node.rate());
     if rate > 0 {
-        spans.push(Span::raw("  "));
-        spans.push(Span::styled(units::rate(rate as f64), theme.strong()));
+        let text = units::rate(rate as f64);
+        parts.push(Span::styled(text, theme.strong()));
     }
-    let held: u64 = rows
-        .iter()
-        .filter_map(|node| node.view.wal_held_bytes)
-        .sum();
+    let held = sum(&|node| node.view.wal_held_bytes);
     if held > 0 {
-        spans.push(Span::raw(format!("  WAL held {}", units::size(held))));
+        parts.push(Span::raw(format!("WAL held {}", units::size(held))));
     }
-    if model.sort != super::model::Sort::Name || model.order == Order::Reversed {
+    if model.sort != Sort::Name || model.order == Order::Reversed {
         let turned = match model.order {
             Order::Usual => "",
             Order::Reversed => ", reversed",
         };
-        let text = format!("  by {}{turned}", model.sort.as_str());
-        spans.push(Span::styled(text, theme.faint()));
+        let text = format!("by {}{turned}", model.sort.as_str());
+        parts.push(Span::styled(text, theme.faint()));
     }
-    Line::from(spans)
+    parts.extend(rest.iter().filter_map(count));
+    let columns = usize::from(columns).saturating_sub(2);
+    let mut lines = flow(parts, columns, "  ");
+    lines.swap_remove(0)
 }
 
 /// What is to be said of the chosen node: why it failed, or what it is doing.
@@ -302,7 +328,7 @@ fn event_line(event: &EventView, names: usize, theme: &Theme, columns: u16) -> L
     let style = match event.level.as_str() {
         "error" => theme.bad(),
         "warn" => theme.warning(),
-        _ => ratatui::style::Style::new(),
+        _ => Style::new(),
     };
     let mark = match event.level.as_str() {
         "error" | "warn" => theme.signs.trouble,
@@ -334,39 +360,49 @@ fn event_line(event: &EventView, names: usize, theme: &Theme, columns: u16) -> L
 }
 
 /// A line with a word in it.
-fn rule(word: &str, theme: &Theme, columns: u16) -> Line<'static> {
+fn rule(word: &str, style: Style, theme: &Theme, columns: u16) -> Line<'static> {
     let line = |length: usize| String::from_iter(std::iter::repeat_n(theme.signs.line, length));
     let rest = usize::from(columns).saturating_sub(width(word) + 4);
     Line::from(vec![
         Span::styled(format!("{} ", line(2)), theme.faint()),
-        Span::styled(word.to_owned(), theme.strong()),
+        Span::styled(word.to_owned(), style),
         Span::styled(format!(" {}", line(rest)), theme.faint()),
     ])
 }
 
-/// What was said, what is typed, or which keys there are.
-fn bottom(model: &Model, theme: &Theme, columns: u16) -> Line<'static> {
+/// Lines that something said to the person takes at most.
+const NOTICE_LINES: usize = 3;
+
+/// What was said, what is typed, or which keys there are. Never empty; what was said takes the lines
+/// it needs, over what is drawn there.
+fn bottom(model: &Model, theme: &Theme, columns: u16) -> Vec<Line<'static>> {
     let columns = usize::from(columns);
     if model.focus == Focus::Filter {
-        return Line::from(vec![
+        return vec![Line::from(vec![
             Span::styled(" filter: ", theme.strong()),
             Span::raw(cut(&model.filter, columns.saturating_sub(32), theme)),
             Span::styled(" ", theme.reversed()),
             Span::styled("  Enter keep  Esc clear", theme.faint()),
-        ]);
+        ])];
     }
-    if let Link::Away { why, .. } = &model.link
-        && model.notice.is_none()
-    {
-        return Line::styled(cut(&format!(" {why}"), columns, theme), theme.warning());
-    }
-    if let Some(notice) = &model.notice {
-        let style = match notice.tone {
+    let said = match (&model.notice, &model.link) {
+        (Some(notice), _) => Some((&notice.text, notice.tone)),
+        (None, Link::Away { why, .. }) => Some((why, Tone::Bad)),
+        (None, Link::Connecting | Link::Live) => None,
+    };
+    if let Some((text, tone)) = said {
+        let style = match tone {
             Tone::Calm => theme.strong(),
             Tone::Bad => theme.warning(),
         };
-        return Line::styled(cut(&format!(" {}", notice.text), columns, theme), style);
+        let lines = wrap(text, columns.saturating_sub(2)).into_iter();
+        let line = |text: String| Line::styled(format!(" {text}"), style);
+        return lines.take(NOTICE_LINES).map(line).collect();
     }
+    vec![keys(model, theme)]
+}
+
+fn keys(model: &Model, theme: &Theme) -> Line<'static> {
     let keys: &[(&str, &str)] = if model.detail.is_some() {
         &[
             ("Esc", "back"),

@@ -4,15 +4,16 @@ use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 use ratatui::style::Style;
 use ratatui::text::{Line, Span};
-use steep_protocol::NodeId;
+use steep_protocol::{NodeId, NodeState};
 
 use super::pieces::{bar, cell, put, right};
 use super::theme::Theme;
 use crate::units;
-use crate::watch::model::{Model, Node, Sort};
+use crate::watch::choice::Sort;
+use crate::watch::model::{Model, Node};
 
-/// Columns of a name at most.
-const NAME_MOST: usize = 24;
+/// Columns of a name at most, and at least where a narrow screen cuts names.
+const NAME: (usize, usize) = (24, 8);
 
 /// Columns of a bar at most.
 const BAR_MOST: usize = 40;
@@ -20,8 +21,18 @@ const BAR_MOST: usize = 40;
 /// What a bar gets before columns that are only good to have.
 const BAR_MORE: usize = 10;
 
-/// Of a bar and its percentage at least.
-const PROGRESS_LEAST: usize = 14;
+/// Columns that are never left out on a screen of 80: what a node is, what it does, and what it
+/// costs its source.
+const WANTED: usize = 8;
+
+/// How much room values take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Room {
+    /// As much as they like.
+    Ample,
+    /// As little as they can be read in: states abbreviated, short bars.
+    Scarce,
+}
 
 /// A column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,33 +46,36 @@ enum Column {
     Agent,
     Source,
     WalHeld,
+    Wire,
     Postgres,
     Elapsed,
 }
 
 impl Column {
     /// In the order in which they get room.
-    const BY_WORTH: [Self; 11] = [
+    const BY_WORTH: [Self; 12] = [
         Self::Name,
         Self::State,
         Self::Progress,
-        Self::Rate,
+        Self::WalHeld,
         Self::Eta,
         Self::Lag,
+        Self::Rate,
         Self::Source,
-        Self::WalHeld,
+        Self::Wire,
         Self::Agent,
         Self::Elapsed,
         Self::Postgres,
     ];
 
     /// From left to right.
-    const IN_PLACE: [Self; 11] = [
+    const IN_PLACE: [Self; 12] = [
         Self::Name,
         Self::State,
         Self::Source,
         Self::Progress,
         Self::Rate,
+        Self::Wire,
         Self::Eta,
         Self::Elapsed,
         Self::Lag,
@@ -70,33 +84,40 @@ impl Column {
         Self::Postgres,
     ];
 
-    fn title(self) -> &'static str {
-        match self {
-            Self::Name => "NODE",
-            Self::State => "STATE",
-            Self::Source => "SOURCE",
-            Self::Progress => "PROGRESS",
-            Self::Rate => "RATE",
-            Self::Eta => "ETA",
-            Self::Elapsed => "ELAPSED",
-            Self::Lag => "LAG",
-            Self::WalHeld => "WAL HELD",
-            Self::Agent => "AGENT",
-            Self::Postgres => "PG",
+    fn title(self, room: Room) -> &'static str {
+        match (self, room) {
+            (Self::Name, _) => "NODE",
+            (Self::State, _) => "STATE",
+            (Self::Source, _) => "SOURCE",
+            (Self::Progress, _) => "PROGRESS",
+            (Self::Rate, _) => "RATE",
+            (Self::Wire, _) => "WIRE",
+            // Of the phase at hand: what the job takes in all is not known.
+            (Self::Eta, _) => "PHASE ETA",
+            (Self::Elapsed, _) => "ELAPSED",
+            (Self::Lag, _) => "LAG",
+            (Self::WalHeld, Room::Ample) => "WAL HELD",
+            (Self::WalHeld, Room::Scarce) => "WAL",
+            (Self::Agent, _) => "AGENT",
+            (Self::Postgres, _) => "PG",
         }
     }
 
-    /// Columns it takes, the names of nodes being so long.
-    fn width(self, name: usize, source: usize) -> usize {
-        match self {
-            Self::Name => name + 2,
-            Self::State => 13,
-            Self::Source => source,
-            Self::Progress => PROGRESS_LEAST,
-            Self::Rate => 9,
-            Self::Eta | Self::Elapsed | Self::Agent => 7,
-            Self::Lag | Self::WalHeld => 8,
-            Self::Postgres => 5,
+    /// Columns it takes, names of nodes and of sources being so long.
+    fn width(self, room: Room, name: usize, source: usize) -> usize {
+        match (self, room) {
+            (Self::Name, _) => name + 2,
+            (Self::State, Room::Ample) => 13,
+            (Self::State, Room::Scarce) => 9,
+            (Self::Source, _) => source,
+            // A bar, and its percentage.
+            (Self::Progress, Room::Ample) => 14,
+            (Self::Progress, Room::Scarce) => 11,
+            (Self::Rate | Self::Wire | Self::Eta, _) => 9,
+            (Self::Elapsed | Self::Agent, _) => 7,
+            (Self::Lag, _) | (Self::WalHeld, Room::Scarce) => 7,
+            (Self::WalHeld, Room::Ample) => 8,
+            (Self::Postgres, _) => 5,
         }
     }
 
@@ -108,62 +129,95 @@ impl Column {
             Self::Rate => Some(Sort::Rate),
             Self::Lag => Some(Sort::Lag),
             Self::WalHeld => Some(Sort::WalHeld),
-            Self::Source | Self::Eta | Self::Elapsed | Self::Agent | Self::Postgres => None,
+            Self::Source
+            | Self::Wire
+            | Self::Eta
+            | Self::Elapsed
+            | Self::Agent
+            | Self::Postgres => None,
         }
     }
 
     fn is_number(self) -> bool {
         matches!(
             self,
-            Self::Rate | Self::Eta | Self::Elapsed | Self::Lag | Self::WalHeld | Self::Postgres
+            Self::Rate
+                | Self::Wire
+                | Self::Eta
+                | Self::Elapsed
+                | Self::Lag
+                | Self::WalHeld
+                | Self::Postgres
         )
     }
 }
 
-/// Columns with their widths, from left to right.
-fn columns(model: &Model, room: usize) -> Vec<(Column, usize)> {
-    let longest = |names: &mut dyn Iterator<Item = &NodeId>, least: usize| {
+/// The columns that are shown.
+struct Columns {
+    room: Room,
+    /// With their widths, from left to right.
+    all: Vec<(Column, usize)>,
+}
+
+/// What fits: everything that matters, abbreviated where it must be, then what is good to have.
+fn columns(model: &Model, room: usize) -> Columns {
+    let longest = |names: &mut dyn Iterator<Item = &NodeId>| {
         let longest = names.map(|id| id.as_str().len()).max().unwrap_or(0);
-        longest.clamp(least, NAME_MOST)
+        longest.clamp(6, NAME.0)
     };
-    let mut names = model.nodes.keys();
-    let name = longest(&mut names, 6);
+    let mut name = longest(&mut model.nodes.keys());
     let mut sources = model
         .nodes
         .values()
         .filter_map(|node| node.view.source_node.as_ref());
-    let source = longest(&mut sources, 6);
-    // A space at each end.
-    let mut left = room.saturating_sub(1);
+    let mut source = longest(&mut sources);
+    // A space at the left end, and one after each column.
+    let left = room.saturating_sub(1);
+    let wanted = |space: Room, name: usize, source: usize| -> usize {
+        let wanted = Column::BY_WORTH[..WANTED].iter();
+        wanted.map(|c| c.width(space, name, source) + 1).sum()
+    };
+    let mut space = Room::Ample;
+    if wanted(space, name, source) > left {
+        space = Room::Scarce;
+    }
+    // Names are cut, the longer one first, before anything that matters is left out.
+    while wanted(space, name, source) > left && name.max(source) > NAME.1 {
+        if name >= source {
+            name -= 1;
+        } else {
+            source -= 1;
+        }
+    }
+    let mut left = left;
     let mut taken = Vec::new();
     for column in Column::BY_WORTH {
-        let width = column.width(name, source) + 1;
+        let width = column.width(space, name, source) + 1;
         // What is good to have does not take the room that a bar can use.
         let spare = match column {
-            Column::Elapsed | Column::Postgres => BAR_MORE,
+            Column::Wire | Column::Elapsed | Column::Postgres => BAR_MORE,
             _ => 0,
         };
-        if width + spare > left {
-            break;
+        // A narrower one that matters less may fit yet.
+        if width + spare <= left {
+            left -= width;
+            taken.push(column);
         }
-        left -= width;
-        taken.push(column);
     }
     let sized = |column: Column| {
-        let more = if column == Column::Progress { left } else { 0 };
-        let width = column.width(name, source) + more;
-        let most = if column == Column::Progress {
-            BAR_MOST
-        } else {
-            width
-        };
-        (column, width.min(most))
+        let width = column.width(space, name, source);
+        match column {
+            Column::Progress => (column, (width + left).min(BAR_MOST)),
+            _ => (column, width),
+        }
     };
-    Column::IN_PLACE
+    let shown = Column::IN_PLACE
         .into_iter()
-        .filter(|column| taken.contains(column))
-        .map(sized)
-        .collect()
+        .filter(|column| taken.contains(column));
+    Columns {
+        room: space,
+        all: shown.map(sized).collect(),
+    }
 }
 
 /// The first of the rows that are shown, so that the chosen one is among them.
@@ -194,12 +248,13 @@ pub(super) fn draw(model: &Model, theme: &Theme, area: Rect, buffer: &mut Buffer
     }
 }
 
-fn header(model: &Model, columns: &[(Column, usize)], theme: &Theme) -> Line<'static> {
+fn header(model: &Model, columns: &Columns, theme: &Theme) -> Line<'static> {
     let mut spans = vec![Span::raw(" ")];
-    for (column, width) in columns {
+    for (column, width) in &columns.all {
+        let title = column.title(columns.room);
         let title = match column {
-            Column::Name => format!("  {}", column.title()),
-            _ => column.title().to_owned(),
+            Column::Name => format!("  {title}"),
+            _ => title.to_owned(),
         };
         let text = if column.is_number() {
             right(&title, *width, theme)
@@ -217,9 +272,9 @@ fn header(model: &Model, columns: &[(Column, usize)], theme: &Theme) -> Line<'st
     Line::from(spans)
 }
 
-fn row(node: &Node, model: &Model, columns: &[(Column, usize)], theme: &Theme) -> Line<'static> {
+fn row(node: &Node, model: &Model, columns: &Columns, theme: &Theme) -> Line<'static> {
     let mut spans = vec![Span::raw(" ")];
-    for (column, room) in columns {
+    for (column, room) in &columns.all {
         if *column == Column::Progress {
             spans.extend(progress(node, *room, theme));
         } else if *column == Column::Name {
@@ -228,7 +283,7 @@ fn row(node: &Node, model: &Model, columns: &[(Column, usize)], theme: &Theme) -
             let name = cell(node.view.node_id.as_str(), room - 2, theme);
             spans.push(Span::styled(name, theme.strong()));
         } else {
-            let (text, style) = value(node, *column, model, theme);
+            let (text, style) = value(node, *column, columns.room, model, theme);
             let text = if column.is_number() {
                 right(&text, *room, theme)
             } else {
@@ -254,23 +309,34 @@ fn progress(node: &Node, room: usize, theme: &Theme) -> Vec<Span<'static>> {
     let Some(percent) = node.percent() else {
         return vec![Span::styled(cell("-", room, theme), theme.faint())];
     };
-    let text = right(&units::percent(percent), 6, theme);
-    let mut spans = Vec::from(bar(percent, room - 7, theme.moving(), theme));
+    let text = right(&units::percent(percent), 5, theme);
+    let mut spans = Vec::from(bar(percent, room - 6, theme.moving(), theme));
     spans.push(Span::raw(format!(" {text}")));
     spans
 }
 
-fn value(node: &Node, column: Column, model: &Model, theme: &Theme) -> (String, Style) {
+fn value(node: &Node, column: Column, room: Room, model: &Model, theme: &Theme) -> (String, Style) {
     let view = &node.view;
     let job = node.progress.as_ref();
     let plain = Style::new();
     let known = match column {
-        Column::State => Some((view.state.to_string(), theme.state(view.state))),
+        Column::State => {
+            let text = match room {
+                Room::Ample => view.state.to_string(),
+                Room::Scarce => brief(view.state).to_owned(),
+            };
+            Some((text, theme.state(view.state)))
+        }
         Column::Source => view.source_node.as_ref().map(|id| (id.to_string(), plain)),
         Column::Rate => node.rate().map(|rate| (units::rate(rate as f64), plain)),
-        Column::Eta => job
-            .and_then(|view| view.eta_seconds)
-            .map(|eta| (units::eta(eta), plain)),
+        Column::Wire => job.and_then(|view| {
+            let rate = view.detail.throughput_wire_bytes_sec;
+            (rate >= 1.0).then(|| (units::rate(rate), plain))
+        }),
+        Column::Eta => job.map(|view| match view.eta_seconds {
+            Some(eta) => (units::eta(eta), plain),
+            None => ("unknown".to_owned(), theme.faint()),
+        }),
         Column::Elapsed => job.and_then(|view| view.started_at).map(|at| {
             let elapsed = super::pieces::seconds(at, model.now);
             (units::eta(elapsed as u64), plain)
@@ -292,16 +358,38 @@ fn value(node: &Node, column: Column, model: &Model, theme: &Theme) -> (String, 
     known.unwrap_or_else(|| ("-".to_owned(), theme.faint()))
 }
 
+/// A state in nine letters at most.
+fn brief(state: NodeState) -> &'static str {
+    match state {
+        NodeState::Uninitialized => "uninit.",
+        NodeState::Preparing => "preparing",
+        NodeState::Copying => "copying",
+        NodeState::CatchingUp => "catch. up",
+        NodeState::Synchronized => "synced",
+        NodeState::Diverged => "diverged",
+        NodeState::Failed => "failed",
+        NodeState::Reinitializing => "reinit.",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::pieces::width;
     use super::*;
+    use crate::render::samples::node;
+    use crate::watch::model::News;
 
     #[test]
     fn every_column_has_a_place_and_a_worth() {
         for column in Column::BY_WORTH {
             assert!(Column::IN_PLACE.contains(&column), "{column:?}");
-            assert!(width(column.title()) <= column.width(6, 6), "{column:?}");
+            for room in [Room::Ample, Room::Scarce] {
+                let title = column.title(room);
+                assert!(width(title) <= column.width(room, 6, 6), "{column:?}");
+            }
+        }
+        for state in NodeState::ALL {
+            assert!(width(brief(state)) <= Column::State.width(Room::Scarce, 6, 6));
         }
     }
 
@@ -309,19 +397,31 @@ mod tests {
     fn whatever_the_room_columns_fit_and_the_name_comes_first() {
         let model = Model::new("host:7400", jiff::Timestamp::UNIX_EPOCH);
         for room in 40..300usize {
-            let columns = columns(&model, room);
+            let columns = columns(&model, room).all;
             let taken: usize = columns.iter().map(|(_, width)| width + 1).sum();
             assert!(taken < room, "{taken} of {room}: {columns:?}");
             assert_eq!(columns[0].0, Column::Name);
         }
-        let on_80 = columns_of(&model, 80);
-        for column in [Column::Progress, Column::Rate, Column::Eta, Column::Lag] {
-            assert!(on_80.contains(&column), "{on_80:?}");
+        assert_eq!(columns_of(&model, 150).len(), Column::IN_PLACE.len());
+    }
+
+    #[test]
+    fn eighty_columns_show_all_that_matters_however_long_names_are() {
+        let mut model = Model::new("host:7400", jiff::Timestamp::UNIX_EPOCH);
+        for name in ["a", "berlin-replica-2", "a-name-that-is-longer-than-others"] {
+            let mut view = node(name, NodeState::Copying);
+            view.source_node = Some(view.node_id.clone());
+            let news = News::Nodes(vec![view]);
+            model.apply(news, jiff::Timestamp::UNIX_EPOCH);
+            let on_80 = columns_of(&model, 80);
+            for column in &Column::BY_WORTH[..WANTED] {
+                assert!(on_80.contains(column), "{name}: no {column:?} in {on_80:?}");
+            }
         }
-        assert_eq!(columns_of(&model, 140).len(), Column::IN_PLACE.len());
     }
 
     fn columns_of(model: &Model, room: usize) -> Vec<Column> {
-        columns(model, room).into_iter().map(|(c, _)| c).collect()
+        let columns = columns(model, room).all.into_iter();
+        columns.map(|(column, _)| column).collect()
     }
 }

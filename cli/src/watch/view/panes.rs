@@ -12,7 +12,8 @@ use super::pieces::{bar, cell, cut, put, right, width, wrap};
 use super::theme::Theme;
 use super::{event_line, rule};
 use crate::units;
-use crate::watch::model::{Detail, Model, Node, Pane};
+use crate::watch::choice::{Detail, Pane};
+use crate::watch::model::{Model, Node};
 
 /// From so many lines on for the panes, all of them are shown.
 const ALL_PANES: u16 = 24;
@@ -20,7 +21,8 @@ const ALL_PANES: u16 = 24;
 /// From so many columns on, panes stand side by side.
 const SIDE_BY_SIDE: u16 = 150;
 
-/// The panes: all where there is room, else the chosen one.
+/// The panes: all where there is room, else the chosen one. Says how far the chosen one can be
+/// scrolled.
 pub(super) fn draw(
     model: &Model,
     detail: &Detail,
@@ -28,85 +30,83 @@ pub(super) fn draw(
     theme: &Theme,
     area: Rect,
     buffer: &mut Buffer,
-) {
-    let content = |pane: Pane, columns: u16| match pane {
-        Pane::Tables => tables(detail, node, theme, columns),
-        Pane::Findings => findings(detail, theme, columns),
-        Pane::Events => events(model, &detail.node, theme, columns),
-    };
+) -> usize {
     let alone = area.height < ALL_PANES;
-    let mut show = |pane: Pane, area: Rect| {
+    let mut most = 0;
+    for (pane, area) in places(detail.pane, area) {
+        let chosen = pane == detail.pane;
         let heading = if alone {
             tabs(detail, node, theme, area.width)
         } else {
-            rule(&pane_name(pane, detail, node), theme, area.width)
+            let style = if chosen {
+                theme.reversed()
+            } else {
+                theme.strong()
+            };
+            rule(&pane_name(pane, detail, node), style, theme, area.width)
         };
         put(buffer, area, 0, &heading);
-        let lines = content(pane, area.width);
-        let room = usize::from(area.height.saturating_sub(1));
-        let scroll = if pane == detail.pane {
-            detail.scroll
-        } else {
-            0
+        let lines = match pane {
+            Pane::Tables => tables(detail, node, theme, area.width),
+            Pane::Findings => findings(detail, theme, area.width),
+            Pane::Events => events(model, &detail.node, theme, area.width),
         };
-        let first = scroll.min(lines.len().saturating_sub(room));
+        let room = usize::from(area.height.saturating_sub(1));
+        let last = lines.len().saturating_sub(room);
+        let first = if chosen { detail.scroll.min(last) } else { 0 };
+        if chosen {
+            most = last;
+        }
         for (line, text) in (1..area.height).zip(lines.iter().skip(first)) {
             put(buffer, area, line, text);
         }
+    }
+    most
+}
+
+/// Which panes are shown, and where.
+fn places(chosen: Pane, area: Rect) -> Vec<(Pane, Rect)> {
+    if area.height < ALL_PANES {
+        return vec![(chosen, area)];
+    }
+    let below = |area: Rect, from: u16| Rect {
+        y: area.y + from,
+        height: area.height - from,
+        ..area
     };
-    if alone {
-        show(detail.pane, area);
-    } else if area.width >= SIDE_BY_SIDE {
-        let left = area.width / 2;
-        let right_side = Rect {
-            x: area.x + left + 1,
-            width: area.width - left - 1,
+    if area.width >= SIDE_BY_SIDE {
+        let width = area.width / 2;
+        let right = Rect {
+            x: area.x + width + 1,
+            width: area.width - width - 1,
             ..area
         };
-        show(
-            Pane::Tables,
-            Rect {
-                width: left,
-                ..area
-            },
-        );
-        let above = area.height / 2;
-        show(
-            Pane::Findings,
-            Rect {
-                height: above,
-                ..right_side
-            },
-        );
-        let below = Rect {
-            y: area.y + above,
-            height: area.height - above,
-            ..right_side
-        };
-        show(Pane::Events, below);
-    } else {
-        let tables = area.height / 2;
-        let findings = area.height / 4;
-        show(
+        let height = area.height / 2;
+        return vec![
+            (Pane::Tables, Rect { width, ..area }),
+            (Pane::Findings, Rect { height, ..right }),
+            (Pane::Events, below(right, height)),
+        ];
+    }
+    let (tables, findings) = (area.height / 2, area.height / 4);
+    let second = below(area, tables);
+    vec![
+        (
             Pane::Tables,
             Rect {
                 height: tables,
                 ..area
             },
-        );
-        let second = Rect {
-            y: area.y + tables,
-            height: findings,
-            ..area
-        };
-        show(Pane::Findings, second);
-        let third = Rect {
-            y: second.bottom(),
-            height: area.height - tables - findings,
-            ..area
-        };
-        show(Pane::Events, third);
-    }
+        ),
+        (
+            Pane::Findings,
+            Rect {
+                height: findings,
+                ..second
+            },
+        ),
+        (Pane::Events, below(second, findings)),
+    ]
 }
 
 fn pane_name(pane: Pane, detail: &Detail, node: &Node) -> String {

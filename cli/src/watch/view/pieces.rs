@@ -8,7 +8,6 @@ use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 use ratatui::style::Style;
 use ratatui::text::{Line, Span};
-use steep_protocol::Phase;
 
 use super::theme::Theme;
 
@@ -88,18 +87,32 @@ pub(super) fn wrap(text: &str, columns: usize) -> Vec<String> {
     let mut lines = Vec::new();
     for paragraph in text.split('\n') {
         let mut line = String::new();
+        // Counted along: measuring the line for each word would make long texts slow.
+        let mut used = 0;
         for word in paragraph.split_whitespace() {
-            if !line.is_empty() && width(&line) + 1 + width(word) > columns {
-                lines.push(std::mem::take(&mut line));
-            }
+            let taken = width(word);
             if !line.is_empty() {
-                line.push(' ');
+                if used + 1 + taken > columns {
+                    lines.push(std::mem::take(&mut line));
+                    used = 0;
+                } else {
+                    line.push(' ');
+                    used += 1;
+                }
+            }
+            if taken <= columns {
+                line.push_str(word);
+                used += taken;
+                continue;
             }
             for c in word.chars() {
-                if width(&line) + width(c.encode_utf8(&mut [0; 4])) > columns && !line.is_empty() {
+                let taken = width(c.encode_utf8(&mut [0; 4]));
+                if used + taken > columns && !line.is_empty() {
                     lines.push(std::mem::take(&mut line));
+                    used = 0;
                 }
                 line.push(c);
+                used += taken;
             }
         }
         lines.push(line);
@@ -140,22 +153,6 @@ pub(super) fn clock(at: Timestamp) -> String {
 /// Seconds from one moment to another; clocks of two machines may disagree a little.
 pub(super) fn seconds(from: Timestamp, to: Timestamp) -> f64 {
     to.duration_since(from).as_secs_f64().max(0.0)
-}
-
-/// A phase for people.
-pub(super) fn phase(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Preflight => "preflight",
-        Phase::Snapshot => "snapshot",
-        Phase::Schema => "schema",
-        Phase::Copy => "copy",
-        Phase::Indexes => "indexes",
-        Phase::Constraints => "constraints",
-        Phase::Subscribe => "subscribe",
-        Phase::CatchUp => "catch up",
-        Phase::Prove => "prove",
-        Phase::Cleanup => "clean up",
-    }
 }
 
 #[cfg(test)]

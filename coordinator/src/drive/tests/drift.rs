@@ -34,6 +34,45 @@ fn lost_column() -> SchemaReview {
     }
 }
 
+fn changed_column(name: &str) -> SchemaDifference {
+    SchemaDifference {
+        table: Some(TableName::new("app", "t").unwrap()),
+        subject: Subject::Column,
+        name: Some(name.to_owned()),
+        change: Change::Type,
+        local: "bigint".to_owned(),
+        remote: "integer".to_owned(),
+    }
+}
+
+fn review(differences: Vec<SchemaDifference>) -> SchemaReview {
+    SchemaReview {
+        differences_total: differences.len() as u64,
+        differences,
+        ..SchemaReview::default()
+    }
+}
+
+/// Digests are observed, and compared if that is due; then once more when the grace is over.
+fn observe_for_long(world: &mut World, job: JobId, source: &str, target: &str) {
+    world.observe_columns(job, source, target);
+    world.run_on();
+    world.skip(61);
+    world.observe_columns(job, source, target);
+    world.run_on();
+}
+
+fn compared(world: &World) -> usize {
+    let told = &world.agents[&node("b")].history;
+    told.iter()
+        .filter(|(_, c)| matches!(c, Command::CompareReplicated { .. }))
+        .count()
+}
+
+fn reason(world: &mut World) -> String {
+    world.node("b").error_message.unwrap_or_default()
+}
+
 #[test]
 fn columns_that_drift_are_named_and_their_repair_is_noticed() {
     let directory = directory();
@@ -43,8 +82,7 @@ fn columns_that_drift_are_named_and_their_repair_is_noticed() {
     assert_eq!(world.state("b"), NodeState::Synchronized);
 
     world.review = lost_column();
-    world.observe_columns(job, "new", "same");
-    world.run_on();
+    observe_for_long(&mut world, job, "new", "same");
     let view = world.node("b");
     assert_eq!(view.state, NodeState::Diverged);
     let reason = view.error_message.unwrap();
@@ -53,8 +91,10 @@ fn columns_that_drift_are_named_and_their_repair_is_noticed() {
         "{reason}"
     );
     let events = world.events("b");
-    assert!(events.iter().any(|e| e.event == "schema.mismatch_detected"));
-    // What the source was told to allow for the comparison is taken back.
+    let named = events.iter();
+    let named = named.filter(|e| e.event == "schema.mismatch_detected");
+    assert_eq!(named.count(), 1);
+    // What the source was told to allow for the comparisons is taken back.
     let told = |command: &Command| {
         world.agents[&node("a")]
             .history
@@ -62,11 +102,12 @@ fn columns_that_drift_are_named_and_their_repair_is_noticed() {
             .filter(|(_, c)| std::mem::discriminant(c) == std::mem::discriminant(command))
             .count()
     };
-    let admit = Command::Admit {
+    let admit = Command::AdmitReplicated {
         target: node("b"),
         filter: TableFilter::default(),
+        replication: job,
     };
-    assert_eq!((told(&admit), told(&Command::CleanupSource)), (1, 1));
+    assert_eq!((told(&admit), told(&Command::CleanupSource)), (2, 2));
 
     world.observe_columns(job, "new", "new");
     let view = world.node("b");
@@ -74,6 +115,28 @@ fn columns_that_drift_are_named_and_their_repair_is_noticed() {
         (view.state, view.error_message),
         (NodeState::Synchronized, None)
     );
+}
+
+#[test]
+fn what_has_been_judged_is_not_compared_again_until_a_digest_changes() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let job = synchronized(&mut world, SchemaMode::Strict);
+    world.review = lost_column();
+    observe_for_long(&mut world, job, "new", "old");
+    assert_eq!(
+        (world.state("b"), compared(&world)),
+        (NodeState::Diverged, 2)
+    );
+    for _ in 0..100 {
+        world.skip(60);
+        world.observe_columns(job, "new", "old");
+        world.run_on();
+    }
+    assert_eq!(compared(&world), 2);
+    world.observe_columns(job, "newer", "old");
+    world.run_on();
+    assert_eq!(compared(&world), 3);
 }
 
 #[test]
@@ -86,12 +149,6 @@ fn digests_of_different_age_are_no_drift_and_are_looked_at_again() {
     world.observe_columns(job, "new", "old");
     world.run_on();
     assert_eq!(world.state("b"), NodeState::Synchronized);
-    let compared = |world: &World| {
-        let told = &world.agents[&node("b")].history;
-        told.iter()
-            .filter(|(_, c)| matches!(c, Command::CompareSchemas { .. }))
-            .count()
-    };
     assert_eq!(
         compared(&world),
         1,
@@ -99,31 +156,145 @@ fn digests_of_different_age_are_no_drift_and_are_looked_at_again() {
     );
     world.review = lost_column();
     world.skip(61);
-    world.observe_columns(job, "new", "old");
-    world.run_on();
-    assert_eq!(compared(&world), 2);
+    observe_for_long(&mut world, job, "new", "old");
     assert_eq!(world.state("b"), NodeState::Diverged);
 }
 
 #[test]
-fn differences_that_were_accepted_are_no_drift_and_stay_accepted_over_a_restart() {
+fn a_change_made_on_both_ends_within_a_minute_moves_nothing() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let job = synchronized(&mut world, SchemaMode::Strict);
+    world.observe_columns(job, "old", "old");
+    world.review = lost_column();
+    world.observe_columns(job, "new", "old");
+    world.run_on();
+    world.skip(59);
+    world.review = SchemaReview::default();
+    world.observe_columns(job, "new", "new");
+    let events = world.events("b");
+    let mut changes = events.iter().filter(|e| e.event == "init.state_change");
+    let last = changes.next_back().unwrap();
+    assert!(
+        last.fields
+            .contains(&("to".to_owned(), "synchronized".to_owned()))
+    );
+    assert!(!events.iter().any(|e| e.event == "schema.mismatch_detected"));
+}
+
+#[test]
+fn the_first_drift_after_auto_or_manual_is_drift() {
+    for mode in [SchemaMode::Auto, SchemaMode::Manual] {
+        let directory = directory();
+        let mut world = World::open(directory.path(), &["a", "b"]);
+        let job = synchronized(&mut world, mode);
+        world.observe_columns(job, "same", "same");
+        world.review = lost_column();
+        observe_for_long(&mut world, job, "new", "same");
+        assert_eq!(world.state("b"), NodeState::Diverged, "{mode:?}");
+    }
+    // What auto leaves as it was is the order of columns.
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let job = synchronized(&mut world, SchemaMode::Auto);
+    let mut order = changed_column("moved");
+    order.change = Change::Order;
+    world.review = review(vec![order.clone()]);
+    observe_for_long(&mut world, job, "one", "other");
+    assert_eq!(world.state("b"), NodeState::Synchronized);
+    world.review = review(vec![order, changed_column("c")]);
+    observe_for_long(&mut world, job, "one", "another");
+    assert_eq!(world.state("b"), NodeState::Diverged);
+    assert!(reason(&mut world).contains("column c"));
+}
+
+#[test]
+fn differences_that_were_accepted_stay_accepted_over_restarts_and_later_changes() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
     let job = synchronized(&mut world, SchemaMode::Manual);
-    world.review = lost_column();
-    world.observe_columns(job, "one", "other");
-    world.run_on();
+    world.review = review(vec![changed_column("c")]);
+    observe_for_long(&mut world, job, "one", "other");
     assert_eq!(world.state("b"), NodeState::Synchronized);
     let mut world = world.restart(directory.path());
     for name in ["a", "b"] {
         world.join(name);
     }
-    world.observe_columns(job, "one", "other");
-    world.run_on();
+    observe_for_long(&mut world, job, "one", "other");
     assert_eq!(world.state("b"), NodeState::Synchronized);
-    world.observe_columns(job, "one", "another");
-    world.run_on();
+    // A column is added on both ends: other digests, the same difference.
+    observe_for_long(&mut world, job, "one more", "other more");
+    observe_for_long(&mut world, job, "one more", "other more");
+    assert_eq!(world.state("b"), NodeState::Synchronized);
+    let until_now = compared(&world);
+    observe_for_long(&mut world, job, "one more", "other more");
+    assert_eq!(compared(&world), until_now);
+    // A node that had broken otherwise recovers with it.
+    for _ in 0..3 {
+        world.observe("b", None, Some(subscription(job, false)));
+    }
     assert_eq!(world.state("b"), NodeState::Diverged);
+    world.observe_columns(job, "one more", "other more");
+    assert_eq!(world.state("b"), NodeState::Synchronized);
+
+    world.review = review(vec![changed_column("c"), changed_column("d")]);
+    observe_for_long(&mut world, job, "one", "another");
+    assert_eq!(world.state("b"), NodeState::Diverged);
+    let reason = reason(&mut world);
+    assert!(
+        reason.contains("column d") && !reason.contains("column c"),
+        "{reason}"
+    );
+}
+
+#[test]
+fn every_cause_is_told_and_the_reason_follows_them() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let job = synchronized(&mut world, SchemaMode::Strict);
+    world.observe_columns(job, "same", "same");
+    world.review = lost_column();
+    observe_for_long(&mut world, job, "new", "same");
+    assert!(reason(&mut world).contains("column c"));
+    let disable = |world: &mut World| {
+        let digests = world
+            .driver
+            .registry
+            .get(&node("b"))
+            .unwrap()
+            .observed
+            .digests
+            .clone();
+        for _ in 0..3 {
+            let observed = Observed {
+                postgres: Some(Ok(180_000)),
+                subscriptions: vec![subscription(job, false)],
+                digests: digests.clone(),
+                ..Observed::default()
+            };
+            world.say("b", AgentMessage::Observed(observed));
+        }
+    };
+    disable(&mut world);
+    let both = reason(&mut world);
+    assert!(
+        both.contains("column c") && both.contains("disabled"),
+        "{both}"
+    );
+    world.observe_columns(job, "new", "same");
+    let one = reason(&mut world);
+    assert!(
+        one.contains("column c") && !one.contains("disabled"),
+        "{one}"
+    );
+    disable(&mut world);
+    for _ in 0..3 {
+        world.observe("b", None, Some(subscription(job, false)));
+    }
+    let events = world.events("b");
+    let count = |name: &str| events.iter().filter(|e| e.event == name).count();
+    assert_eq!(count("init.reason_changed"), 3);
+    assert_eq!(count("schema.mismatch_detected"), 1);
 }
 
 #[test]
@@ -184,6 +355,59 @@ fn a_slot_that_is_lost_does_not_come_back_with_the_columns() {
     };
     world.say("b", AgentMessage::Observed(healthy));
     assert_eq!(world.state("b"), NodeState::Diverged);
+}
+
+#[test]
+fn differences_that_only_the_preparing_target_finds_are_told_as_well() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    world.init(vec![spec("a", "b")]).unwrap();
+    world.until("b", |c| matches!(c, Command::PrepareTarget { .. }));
+    let fault = Fault::new(FaultKind::SchemaMismatch, "the schema differs");
+    world.end_one("b", Some(fault));
+    world.run_on();
+    let events = world.events("b");
+    let told = events.iter();
+    let told = told.filter(|e| e.event == "schema.mismatch_detected");
+    assert_eq!(told.count(), 1);
+}
+
+#[test]
+fn a_slot_or_subscription_that_was_gone_stays_gone_when_it_is_made_again() {
+    for gone in ["slot", "subscription"] {
+        let directory = directory();
+        let mut world = World::open(directory.path(), &["a", "b"]);
+        let job = synchronized(&mut world, SchemaMode::Strict);
+        world.observe_columns(job, "same", "same");
+        for _ in 0..3 {
+            match gone {
+                "slot" => world.observe("a", None, None),
+                _ => world.observe("b", None, None),
+            }
+        }
+        assert_eq!(world.state("b"), NodeState::Diverged, "{gone}");
+        for _ in 0..40 {
+            world.observe_columns(job, "same", "same");
+        }
+        assert_eq!(world.state("b"), NodeState::Diverged, "{gone}");
+        let mut world = world.restart(directory.path());
+        for name in ["a", "b"] {
+            world.join(name);
+        }
+        for _ in 0..40 {
+            world.observe_columns(job, "same", "same");
+        }
+        let view = world.node("b");
+        assert_eq!(view.state, NodeState::Diverged, "{gone}");
+        assert!(view.error_message.unwrap().contains(gone));
+        // Only another job, or none, takes it back.
+        let mut answer = world.cancel("b");
+        world.run_on();
+        assert!(matches!(answer.try_recv(), Ok(Ok(Answer::Done))));
+        let job = synchronized(&mut world, SchemaMode::Strict);
+        world.observe_columns(job, "same", "same");
+        assert_eq!(world.state("b"), NodeState::Synchronized);
+    }
 }
 
 #[test]

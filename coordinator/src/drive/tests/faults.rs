@@ -215,6 +215,103 @@ fn a_lost_slot_or_a_disabled_subscription_is_divergence_and_can_be_cancelled() {
 }
 
 #[test]
+fn a_slot_that_is_lost_during_the_copy_fails_the_job_at_once_and_leaves_nothing() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let job = world.init(vec![spec("a", "b")]).unwrap()[0].job;
+    world.until("b", is_copy);
+    world.observe("a", Some(slot(job, "extended")), None);
+    assert_eq!(world.state("b"), NodeState::Copying);
+    world.observe("a", Some(slot(job, "lost")), None);
+    world.run_on();
+    let view = world.node("b");
+    assert_eq!(view.state, NodeState::Failed);
+    assert!(view.error_message.unwrap().contains("wal_status is lost"));
+    for name in ["a", "b"] {
+        let last = world.agent(name).history.last().unwrap().1.clone();
+        assert!(is_cleanup(&last), "{name}: {last:?}");
+    }
+}
+
+#[test]
+fn a_subscription_that_keeps_failing_fails_the_catch_up_with_where_to_look() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let job = world.init(vec![spec("a", "b")]).unwrap()[0].job;
+    world.until("a", |c| matches!(c, Command::AwaitFence));
+    for apply_errors in 0..=3 {
+        let failing = SubscriptionStatus {
+            apply_errors,
+            ..subscription(job, true)
+        };
+        assert_eq!(world.state("b"), NodeState::CatchingUp);
+        world.observe("b", None, Some(failing));
+    }
+    world.run_on();
+    let view = world.node("b");
+    assert_eq!(view.state, NodeState::Failed);
+    assert!(view.error_message.unwrap().contains("see the target's log"));
+}
+
+#[test]
+fn a_target_whose_server_dies_in_the_catch_up_fails_the_job_unless_it_is_back_in_time() {
+    let down = steep_protocol::message::agent::Observed {
+        postgres: Some(Err("connection refused".to_owned())),
+        ..Default::default()
+    };
+    for back in [true, false] {
+        let directory = directory();
+        let mut world = World::open(directory.path(), &["a", "b"]);
+        let job = world.init(vec![spec("a", "b")]).unwrap()[0].job;
+        world.until("a", |c| matches!(c, Command::AwaitFence));
+        let finish = |c: &Command| matches!(c, Command::Finish { .. });
+        world.until("b", finish);
+        world.end_one("b", None);
+        world.say("b", AgentMessage::Observed(down.clone()));
+        world.skip(50);
+        if back {
+            world.observe("b", None, Some(subscription(job, true)));
+        }
+        world.skip(50);
+        world.say("b", AgentMessage::Observed(down.clone()));
+        world.run_on();
+        let expected = if back {
+            NodeState::Synchronized
+        } else {
+            NodeState::Failed
+        };
+        assert_eq!(world.state("b"), expected);
+    }
+}
+
+#[test]
+fn a_source_forgets_who_may_ask_once_the_job_is_good_also_where_it_was_away_then() {
+    let released = |world: &mut World| {
+        let told = world.agent("a").history.iter();
+        told.filter(|(_, c)| *c == Command::ReleaseSource).count()
+    };
+    for away in [false, true] {
+        let directory = directory();
+        let mut world = World::open(directory.path(), &["a", "b"]);
+        world.init(vec![spec("a", "b")]).unwrap();
+        world.until("b", |c| matches!(c, Command::ReleaseTarget));
+        assert_eq!(released(&mut world), 0, "the job may still fail");
+        if away {
+            world.leave("a");
+        }
+        world.run_on();
+        assert_eq!(world.state("b"), NodeState::Synchronized);
+        if away {
+            assert_eq!(released(&mut world), 0);
+            world.join("a");
+            world.run_on();
+        }
+        assert_eq!(released(&mut world), 1);
+        assert!(world.agent("a").kept.is_empty());
+    }
+}
+
+#[test]
 fn a_server_that_cannot_be_asked_is_no_divergence() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);

@@ -298,7 +298,9 @@ impl World {
             Command::Subscribe { .. }
             | Command::AwaitNativeCopy
             | Command::ReleaseTarget
+            | Command::ReleaseSource
             | Command::Admit { .. }
+            | Command::AdmitReplicated { .. }
             | Command::CleanupTarget { .. } => Outcome::Done,
             Command::DescribeSchema { cursor, .. } => Outcome::SchemaPage {
                 page: Box::default(),
@@ -308,7 +310,9 @@ impl World {
                 }),
             },
             Command::CaptureFingerprints => Outcome::Captured { tables: 3 },
-            Command::CompareSchemas { .. } => Outcome::Reviewed(Box::new(self.review.clone())),
+            Command::CompareSchemas { .. } | Command::CompareReplicated { .. } => {
+                Outcome::Reviewed(Box::new(self.review.clone()))
+            }
         }
     }
 
@@ -484,7 +488,8 @@ fn nothing_found(_: &JobSpec, _: &SourceFacts, _: &TargetFacts) -> Vec<Finding> 
 }
 
 fn open_driver(directory: &Path) -> (Driver<SqliteStore>, Handle) {
-    let (mut driver, handle) = Driver::new(SqliteStore::open(directory).unwrap()).unwrap();
-    driver.judge = nothing_found;
+    let (mut driver, handle) =
+        Driver::new(SqliteStore::open(directory).unwrap(), Bounds::default()).unwrap();
+    driver.rules.judge = nothing_found;
     (driver, handle)
 }

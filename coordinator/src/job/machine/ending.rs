@@ -2,7 +2,8 @@
 //!
 //! The order: abort what runs, wait until it has ended (or its process is gone, or its time is
 //! over), clean the target, then the source. A side whose agent is away is cleaned when the agent
-//! is back; the other side never waits for it, least of all the source, whose disk is at stake (G5).
+//! is back; the other side never waits for it, nor for long where it is there and cannot be cleaned,
+//! least of all the source, whose disk is at stake (G5).
 
 use steep_protocol::message::agent::CancelledData;
 use steep_protocol::{Fault, FaultKind, Phase, Retry};
@@ -10,8 +11,8 @@ use steep_protocol::{Fault, FaultKind, Phase, Retry};
 use super::super::{Awaited, Shown, Why};
 use super::{
     CLEANUP_AGAIN, Closed, Effect, Ending, Finish, JobEvent, NodeEvent, Process, Refused, Residue,
-    SHOW_AFTER_CANCEL, SHOW_AFTER_DEATH, SHOW_AFTER_FAULT, STOP_LIMIT, Side, Stage, Turn, Work,
-    after,
+    SHOW_AFTER_CANCEL, SHOW_AFTER_DEATH, SHOW_AFTER_FAULT, STOP_LIMIT, Side, Stage, TARGET_FIRST,
+    Turn, Work, after,
 };
 
 /// Where the removal on a side is.
@@ -86,6 +87,8 @@ impl Turn {
                 ending.stop_by = ending.stop_by.max(after(self.now, STOP_LIMIT));
             }
             JobEvent::Down { side, give_up } => self.left(side, give_up),
+            // It ends already, and for its first cause.
+            JobEvent::Endangered { .. } => {}
             JobEvent::Cancel { data } => {
                 if !matches!(ending.why, Why::Cancelled(_)) {
                     ending.why = Why::Cancelled(data);
@@ -181,7 +184,9 @@ impl Turn {
         if self.can_clean(Side::Target) {
             self.give(Work::CleanupTarget(data));
         }
-        if self.can_clean(Side::Source) && self.progress_of(Side::Target) != Tidy::Busy {
+        let target_first = self.progress_of(Side::Target) == Tidy::Busy
+            && self.now < after(ending.stop_by, TARGET_FIRST);
+        if self.can_clean(Side::Source) && !target_first {
             self.give(Work::CleanupSource);
         }
         let sides = Side::BOTH.map(|side| self.progress_of(side));

@@ -25,6 +25,7 @@ use steep_protocol::message::job::JobSpec;
 use steep_protocol::{CommandId, Fault, Phase};
 
 use super::state::NodeEvent;
+use super::vigil::Bounds;
 use super::{Closed, Ending, Job, Presence, Residue, Running, Side, Stage, Step, Totals, Work};
 
 /// How long an agent whose work is needed may be away. Agents reconnect within a second or two of a
@@ -34,7 +35,7 @@ pub const AWAY_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long the removal of what a job made may hold back FAILED when an agent is away: see
 /// [`AWAY_LIMIT`].
-pub const SHOW_AFTER_DEATH: Duration = Duration::from_secs(4);
+pub const SHOW_AFTER_DEATH: Duration = Duration::from_secs(2);
 
 /// How long it may hold back FAILED otherwise. PostgreSQL itself may be what died, and then FAILED
 /// must be seen within 15 s too.
@@ -46,6 +47,11 @@ pub const SHOW_AFTER_CANCEL: Duration = Duration::from_secs(60);
 
 /// How long an aborted command may take to end before it is given up.
 pub const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long the source waits for the target to be clean, once commands have been stopped. The target's
+/// subscription uses the source's slot, so it had better go first; but somebody who reads a table there
+/// can hold up its removal for as long as they like, and the source's disk is at stake meanwhile (G5).
+pub const TARGET_FIRST: Duration = Duration::from_secs(10);
 
 /// How often a removal that failed is tried again: PostgreSQL may be back without its agent having
 /// been away.
@@ -93,6 +99,11 @@ pub enum JobEvent {
     Cancel {
         /// What becomes of the rows.
         data: CancelledData,
+    },
+    /// What agents observe says that it cannot end well (see [`super::vigil`]).
+    Endangered {
+        /// Why.
+        fault: Fault,
     },
     /// Time has passed.
     Tick,
@@ -195,7 +206,16 @@ pub enum Refused {
 /// Preflight's judgement; a parameter so that the machine can be tested without it.
 pub type Judge = fn(&JobSpec, &SourceFacts, &TargetFacts) -> Vec<Finding>;
 
-/// The job after `event`, and what is to be done. `judge` is [`super::preflight::judge`].
+/// What the coordinator holds jobs to.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules {
+    /// Whether one may begin; [`super::preflight::judge`].
+    pub judge: Judge,
+    /// What it may cost its source.
+    pub bounds: Bounds,
+}
+
+/// The job after `event`, and what is to be done.
 ///
 /// # Errors
 /// [`Refused`] where the event makes no sense; the caller keeps the job as it was.
@@ -203,13 +223,13 @@ pub fn step(
     job: Job,
     event: JobEvent,
     now: Timestamp,
-    judge: Judge,
+    rules: Rules,
 ) -> Result<(Job, Vec<Effect>), Refused> {
     let mut turn = Turn {
         job,
         effects: Vec::new(),
         now,
-        judge,
+        rules,
     };
     match turn.job.stage.clone() {
         Stage::Working(step) => turn.working(step, event)?,
@@ -224,7 +244,7 @@ struct Turn {
     job: Job,
     effects: Vec<Effect>,
     now: Timestamp,
-    judge: Judge,
+    rules: Rules,
 }
 
 impl Turn {
@@ -250,7 +270,7 @@ impl Turn {
                 self.left(side, give_up);
                 Ok(())
             }
-            JobEvent::Ended { .. } | JobEvent::Tick => Ok(()),
+            JobEvent::Ended { .. } | JobEvent::Endangered { .. } | JobEvent::Tick => Ok(()),
         }
     }
 
@@ -273,6 +293,7 @@ impl Turn {
             | Work::ProveTarget
             | Work::ProveSource
             | Work::ReleaseTarget
+            | Work::ReleaseSource
             | Work::CleanupTarget(_)
             | Work::CleanupSource => None,
         };
@@ -351,7 +372,7 @@ impl Turn {
 
     fn close(&mut self, closed: Closed) {
         self.stop_phase();
-        // At most a grant that was given again; nobody needs its answer any more.
+        // At most a grant that was given again or is taken back; nobody needs their answers any more.
         self.job.running.clear();
         self.job.ended_at.get_or_insert(self.now);
         self.job.stage = Stage::Closed(closed);

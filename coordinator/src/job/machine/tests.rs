@@ -54,7 +54,7 @@ struct World {
     counted: Counted,
     finishes: Vec<Finish>,
     ids: HashMap<CommandId, Work>,
-    judge: Judge,
+    rules: Rules,
 }
 
 impl World {
@@ -74,7 +74,10 @@ impl World {
             },
             finishes: Vec::new(),
             ids: HashMap::new(),
-            judge: no_findings,
+            rules: Rules {
+                judge: no_findings,
+                bounds: Bounds::default(),
+            },
         };
         world.up(Side::Source);
         world.up(Side::Target);
@@ -88,7 +91,7 @@ impl World {
 
     fn apply(&mut self, event: JobEvent) -> Result<(), Refused> {
         let before = self.job.clone();
-        let (job, effects) = step(before, event, self.now, self.judge)?;
+        let (job, effects) = step(before, event, self.now, self.rules)?;
         self.job = job;
         for effect in effects {
             self.execute(effect);
@@ -169,6 +172,11 @@ impl World {
         self.apply(JobEvent::Tick).unwrap();
     }
 
+    fn endanger(&mut self) {
+        let fault = Fault::new(FaultKind::Failed, "the slot is lost");
+        self.apply(JobEvent::Endangered { fault }).unwrap();
+    }
+
     /// Ends one command, if the agent is there to say so.
     fn end_one(&mut self, side: Side, at: usize, fault: bool) {
         let counted = self.counted;
@@ -247,6 +255,7 @@ fn outcome_of(work: Work) -> Outcome {
         | Work::Subscribe
         | Work::AwaitNativeCopy
         | Work::ReleaseTarget
+        | Work::ReleaseSource
         | Work::CleanupTarget(_)
         | Work::CleanupSource => Outcome::Done,
     }
@@ -475,7 +484,7 @@ fn nothing_is_synchronized_when_the_sums_differ() {
 #[test]
 fn a_schema_that_differs_stops_before_anything_is_touched() {
     let mut world = World::new(Method::Snapshot);
-    world.judge = schema_differs;
+    world.rules.judge = schema_differs;
     world.run_on();
     let [Finish::Failed(fault)] = &world.finishes[..] else {
         panic!("{:?}", world.finishes);
@@ -503,6 +512,62 @@ fn the_jobs_time_is_over_when_it_says() {
 }
 
 #[test]
+fn what_is_seen_to_go_wrong_ends_a_job_at_work_with_that_cause_and_changes_nothing_after() {
+    for work in SNAPSHOT_WORK {
+        let mut world = World::new(Method::Snapshot);
+        world.until(work);
+        world.endanger();
+        // The first cause is the one that counts.
+        world.endanger();
+        world.run_on();
+        assert!(
+            matches!(&world.finishes[..], [Finish::Failed(f)] if f.message == "the slot is lost"),
+            "{work:?}: {:?}",
+            world.finishes
+        );
+        assert!(world.is_closed());
+        assert!(Side::BOTH.into_iter().all(|side| !world.job.owes(side)));
+    }
+    let mut world = World::new(Method::Snapshot);
+    world.run_on();
+    world.endanger();
+    assert_eq!(world.node, NodeState::Synchronized);
+}
+
+#[test]
+fn a_snapshot_ends_its_job_when_it_is_too_old_and_only_while_it_is_held() {
+    let old = |method, work| {
+        let mut world = World::new(method);
+        world.rules.bounds.snapshot_age = Some(Duration::from_secs(60));
+        // Time before the snapshot is not its age.
+        world.until(Work::GatherTarget);
+        world.tick(100);
+        world.until(work);
+        world.tick(59);
+        assert!(matches!(world.job.stage, Stage::Working(_)), "{work:?}");
+        world.tick(1);
+        world.run_on();
+        world.finishes
+    };
+    for work in [Work::OpenSource, Work::PrepareTarget, Work::Copy] {
+        let finishes = old(Method::Snapshot, work);
+        let [Finish::Failed(fault)] = &finishes[..] else {
+            panic!("{work:?}: {finishes:?}");
+        };
+        assert!(fault.message.contains("60 s old"), "{}", fault.message);
+        assert!(fault.hint.contains("--max-snapshot-age"), "{}", fault.hint);
+    }
+    for (method, work) in [
+        (Method::Snapshot, Work::BuildIndexes),
+        (Method::Snapshot, Work::AwaitFence),
+        (Method::Native, Work::PrepareTarget),
+        (Method::Native, Work::AwaitNativeCopy),
+    ] {
+        assert_eq!(old(method, work), [Finish::Synchronized], "{work:?}");
+    }
+}
+
+#[test]
 fn a_cancel_with_an_agent_away_says_what_is_pending_and_completes_later() {
     let mut world = World::new(Method::Snapshot);
     world.until(Work::Copy);
@@ -522,6 +587,22 @@ fn a_cancel_with_an_agent_away_says_what_is_pending_and_completes_later() {
     world.run_on();
     assert_eq!(world.finishes.last(), Some(&Finish::Cancelled));
     assert_eq!(world.node, NodeState::Uninitialized);
+}
+
+#[test]
+fn a_target_that_cannot_be_cleaned_for_long_does_not_keep_the_source_from_it() {
+    let mut world = World::new(Method::Snapshot);
+    world.until(Work::Copy);
+    let data = CancelledData::Remove;
+    world.apply(JobEvent::Cancel { data }).unwrap();
+    world.end_one(Side::Target, 0, false);
+    assert_eq!(world.work_of(Side::Target), [Work::CleanupTarget(data)]);
+    world.tick(19);
+    assert_eq!(world.work_of(Side::Source), []);
+    world.tick(1);
+    assert_eq!(world.work_of(Side::Source), [Work::CleanupSource]);
+    world.run_on();
+    assert_eq!(world.finishes, [Finish::Cancelled]);
 }
 
 #[test]
@@ -580,6 +661,7 @@ enum Chance {
     Up(Side),
     Tick(i64),
     Cancel(CancelledData),
+    Endanger,
 }
 
 fn chance() -> impl Strategy<Value = Chance> {
@@ -593,6 +675,7 @@ fn chance() -> impl Strategy<Value = Chance> {
         4 => side().prop_map(Chance::Up),
         4 => (0i64..12).prop_map(Chance::Tick),
         1 => data.prop_map(Chance::Cancel),
+        1 => Just(Chance::Endanger),
     ]
 }
 
@@ -614,6 +697,7 @@ proptest! {
                 Chance::Up(side) if !world.agent(side).online => world.up(side),
                 Chance::Down(_) | Chance::Up(_) => {}
                 Chance::Tick(seconds) => world.tick(seconds),
+                Chance::Endanger => world.endanger(),
                 Chance::Cancel(data) if !world.is_closed() => {
                     world.apply(JobEvent::Cancel { data }).unwrap();
                 }

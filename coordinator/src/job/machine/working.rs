@@ -5,7 +5,7 @@ use std::time::Duration;
 use steep_protocol::message::agent::{CancelledData, Outcome};
 use steep_protocol::message::facts::{Finding, Severity, TargetFacts};
 use steep_protocol::message::job::{Method, SchemaMode};
-use steep_protocol::{Fault, FaultKind};
+use steep_protocol::{Fault, FaultKind, Phase};
 
 use super::super::{Plan, WARNINGS_MAX, Why, Witness};
 use super::{
@@ -47,6 +47,7 @@ impl Turn {
             } => self.came_back(step, side, incarnation, snapshot),
             JobEvent::Down { side, give_up } => self.left(side, give_up),
             JobEvent::Cancel { data } => self.end(Why::Cancelled(data)),
+            JobEvent::Endangered { fault } => self.fail(fault),
             JobEvent::Tick => self.check_limits(step),
         }
         Ok(())
@@ -169,7 +170,7 @@ impl Turn {
         let Some(source) = self.job.facts.take() else {
             return self.fail(self.misunderstood(Work::GatherSource));
         };
-        let findings = (self.judge)(&self.job.spec, &source, target);
+        let findings = (self.rules.judge)(&self.job.spec, &source, target);
         let errors: Vec<&Finding> = findings
             .iter()
             .filter(|f| f.severity == Severity::Error)
@@ -184,8 +185,9 @@ impl Turn {
 
     /// The error of a preflight that found these.
     fn preflight_fault(&self, errors: &[&Finding]) -> Fault {
+        // Whatever else stands in the way: strict promises that code for any difference.
         let schema = self.job.spec.schema_mode == SchemaMode::Strict
-            && errors.iter().all(|f| f.code == "schema_mismatch");
+            && errors.iter().any(|f| f.code == "schema_mismatch");
         let link = errors
             .iter()
             .all(|f| matches!(f.code.as_str(), "agent_link" | "server_link"));
@@ -274,6 +276,9 @@ impl Turn {
     }
 
     fn synchronized(&mut self) {
+        // Not waited for: what it ends is a permission, and an agent that is away has lost it with its
+        // process, or is told when it is back.
+        self.give(Work::ReleaseSource);
         self.stop_phase();
         self.effects.push(Effect::Node(NodeEvent::Proved));
         self.effects.push(Effect::Finished(Finish::Synchronized));
@@ -328,6 +333,9 @@ impl Turn {
                 .hint("run init again with a longer --timeout or more --parallel workers");
             return self.fail(fault);
         }
+        if let Some(fault) = self.aged_snapshot(step) {
+            return self.fail(fault);
+        }
         for side in Side::BOTH {
             let Presence::Away { give_up } = self.job.end(side).presence else {
                 continue;
@@ -337,6 +345,32 @@ impl Turn {
                 return self.fail(self.gone(side, step));
             }
         }
+    }
+
+    /// What is said where the snapshot, while it is held, is older than it may be (G5): vacuum removes
+    /// nothing that died since. Its age is counted from the command that opens it, since a slot that
+    /// waits for old transactions holds back as much.
+    fn aged_snapshot(&self, step: Step) -> Option<Fault> {
+        let method = self.job.spec.method;
+        if method == Method::Native || !step.needs_snapshot(method) {
+            return None;
+        }
+        let limit = self.rules.bounds.snapshot_age?;
+        let age = self.job.clock.since(Phase::Snapshot, self.now)?;
+        (age >= limit).then(|| {
+            let text = format!(
+                "the job's snapshot is {} s old, over the limit of {} s: it keeps vacuum on the \
+                 source from removing what has died since",
+                age.as_secs(),
+                limit.as_secs()
+            );
+            Fault::new(FaultKind::Failed, text)
+                .on(&self.job.spec.source)
+                .hint(
+                    "run init again with more --parallel workers or fewer tables at once, or raise \
+                     --max-snapshot-age of the coordinator",
+                )
+        })
     }
 
     fn node(&self, work: Work) -> &steep_protocol::NodeId {

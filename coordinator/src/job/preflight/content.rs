@@ -14,6 +14,7 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     findings.extend(identity(pair));
     findings.extend(not_replicated(pair));
     findings.extend(virtual_columns(pair));
+    findings.extend(xml(pair));
     findings.extend(extensions(pair));
     findings.extend(roles(pair));
     findings.extend(pg_dump(pair));
@@ -49,6 +50,22 @@ fn identity(pair: &Pair<'_>) -> Vec<Finding> {
                 ),
                 "from the moment these tables are published, every UPDATE and DELETE on them FAILS ON THE SOURCE, in the applications that use it, until the publication is gone; INSERT goes on working",
                 "add a primary key, or ALTER TABLE … REPLICA IDENTITY FULL (or USING INDEX a unique index of NOT NULL columns), or leave them out with --exclude-table; ignore this only for tables that are never updated",
+            ),
+        ));
+    }
+    let changed = &pair.source.changed_without_identity;
+    if !changed.is_empty() {
+        found.push(error(
+            "replica_identity_needed",
+            node,
+            Text::new(
+                format!(
+                    "{} neither a primary key nor another replica identity, and rows that are updated or deleted: {}",
+                    counted(changed.count, "table has", "tables have"),
+                    names(changed)
+                ),
+                "from the moment these tables are published, every UPDATE and DELETE on them FAILS ON THE SOURCE, in the applications that do it today",
+                "add a primary key, or ALTER TABLE … REPLICA IDENTITY FULL (or USING INDEX a unique index of NOT NULL columns), or leave them out with --exclude-table",
             ),
         ));
     }
@@ -145,6 +162,22 @@ fn virtual_columns(pair: &Pair<'_>) -> Option<Finding> {
                 format!("virtual generated columns in {}", names(tables)),
                 format!("PostgreSQL {} does not know them: these tables cannot be created", version(target)),
                 "use a target of PostgreSQL 18 or newer, or create the tables yourself without these columns",
+            ),
+        )
+    })
+}
+
+fn xml(pair: &Pair<'_>) -> Option<Finding> {
+    let tables = &pair.source.xml;
+    let lost = !tables.is_empty() && pair.target.xml == Some(false);
+    lost.then(|| {
+        error(
+            "xml",
+            &pair.spec.target,
+            Text::new(
+                format!("columns of type xml in {}", names(tables)),
+                "this server was built without libxml: the first row with a value in them is refused",
+                "use a server that was built with libxml, or leave these tables out with --exclude-table",
             ),
         )
     })

@@ -21,7 +21,7 @@ mod privileges;
 mod receiver;
 mod schema;
 mod servers;
-mod text;
+pub(super) mod text;
 
 #[cfg(test)]
 mod tests;

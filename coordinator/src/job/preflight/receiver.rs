@@ -23,6 +23,7 @@ const DISK_MATTERS: ByteCount = ByteCount(1_000_000_000);
 pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     findings.extend(existing_rows(pair));
     findings.extend(extra_tables(pair));
+    findings.extend(firing_triggers(pair));
     findings.extend(disk(pair));
 }
 
@@ -60,6 +61,25 @@ fn existing_rows(pair: &Pair<'_>) -> Option<Finding> {
                 "cancel now if any of these rows is still needed",
             ),
         ),
+    })
+}
+
+fn firing_triggers(pair: &Pair<'_>) -> Option<Finding> {
+    let tables = &pair.target.firing_triggers;
+    (!tables.is_empty()).then(|| {
+        error(
+            "firing_triggers",
+            &pair.spec.target,
+            Text::new(
+                format!(
+                    "{} triggers that are enabled for replicated rows as well (ENABLE ALWAYS or ENABLE REPLICA): {}",
+                    counted(tables.count, "table has", "tables have"),
+                    names(tables)
+                ),
+                "they would fire on every row that is copied, once for each",
+                "ALTER TABLE … DISABLE TRIGGER (or ENABLE TRIGGER, for rows of this node alone), and set them back once the node is synchronized",
+            ),
+        )
     })
 }
 

@@ -4,7 +4,7 @@
 use steep_protocol::message::facts::{Finding, Severity};
 use steep_protocol::message::job::{Confirmation, ExistingRows, SchemaMode};
 use steep_protocol::message::schema::{PlannedStatement, SchemaDifference};
-use steep_schema::named;
+use steep_schema::{hindrance, named};
 
 use super::text::counted;
 use super::{Pair, Text, finding};
@@ -21,32 +21,32 @@ const UNPLANNED: &str = "schema_unplanned";
 pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     let review = &pair.target.review;
     let (severity, why, fix) = verdict(pair.spec.schema_mode, pair.spec.confirmation);
-    let mut differing = |code, severity, why, fix, all: &[SchemaDifference], total: u64| {
-        let told = all
-            .iter()
-            .map(|d| (severity, named(d, "the source", "the target")));
-        let told: Vec<_> = told.collect();
-        add(pair, findings, code, told, total, (why, fix));
+    let told = |all: &[SchemaDifference], severity| -> Vec<(Severity, String)> {
+        let said = |d| (severity, named(d, "the source", "the target"));
+        all.iter().map(said).collect()
     };
-    differing(
+    let differences = told(&review.differences, severity);
+    add(
+        pair,
+        findings,
         MISMATCH,
-        severity,
-        why,
-        fix,
-        &review.differences,
+        differences,
         review.differences_total,
+        (why, fix),
     );
     if pair.spec.schema_mode != SchemaMode::Auto {
         return;
     }
-    differing(
-        UNPLANNED,
-        Severity::Error,
-        "there is no statement that changes this in place",
-        "make this change on the target yourself, or start with a target database without tables",
-        &review.unplanned,
-        review.unplanned_total,
-    );
+    let mut unsaid = review.unplanned_total;
+    for difference in &review.unplanned {
+        let one = told(std::slice::from_ref(difference), Severity::Error);
+        add(pair, findings, UNPLANNED, one, 1, hindrance(difference));
+        unsaid = unsaid.saturating_sub(1);
+    }
+    let why = "there is no statement for these either";
+    let fix =
+        "make these changes on the target yourself, or start with a target database without tables";
+    add(pair, findings, UNPLANNED, Vec::new(), unsaid, (why, fix));
     let force = pair.spec.existing == ExistingRows::Replace;
     // Numbered, since findings are told in the order of how grave they are.
     let statements = (1..).zip(&review.plan).map(|(number, planned)| {

@@ -32,7 +32,7 @@ pub(super) fn counted(count: u64, one: &str, many: &str) -> String {
 }
 
 /// Bytes in the unit a person would choose, powers of 1000.
-pub(super) fn bytes(count: ByteCount) -> String {
+pub(in crate::job) fn bytes(count: ByteCount) -> String {
     const UNITS: [&str; 6] = ["bytes", "kB", "MB", "GB", "TB", "PB"];
     let mut value = count.0 as f64;
     let mut unit = 0;

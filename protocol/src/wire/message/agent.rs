@@ -288,6 +288,29 @@ pub enum Command {
         /// Which tables.
         filter: TableFilter,
     },
+    /// Source: the job is over and good; forget it, so that its target may not ask any more. Slot and
+    /// publication stay, for replication.
+    ReleaseSource,
+    /// Source: as [`Command::Admit`]; what it describes also says which tables the publication of that
+    /// replication carries.
+    AdmitReplicated {
+        /// Who will ask.
+        target: NodeId,
+        /// For which tables.
+        filter: TableFilter,
+        /// The job that made the replication.
+        replication: JobId,
+    },
+    /// Target: compare what that replication carries with the source; stores nothing. The source must
+    /// have been told [`Command::AdmitReplicated`] for the same job.
+    CompareReplicated {
+        /// The source's agent.
+        source: PeerAddress,
+        /// Which tables.
+        filter: TableFilter,
+        /// The job that made the replication.
+        replication: JobId,
+    },
 }
 
 impl Command {
@@ -316,17 +339,20 @@ impl Command {
             Self::CaptureFingerprints => "capture_fingerprints",
             Self::Admit { .. } => "admit",
             Self::CompareSchemas { .. } => "compare_schemas",
+            Self::ReleaseSource => "release_source",
+            Self::AdmitReplicated { .. } => "admit_replicated",
+            Self::CompareReplicated { .. } => "compare_replicated",
         }
     }
 }
 
-/// Whether [`Command::OpenSource`] makes a slot and a snapshot.
+/// What [`Command::OpenSource`] makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Export {
-    /// Both, at one consistent point.
+    /// A slot and a snapshot, at one consistent point.
     SlotAndSnapshot,
-    /// Neither: the native method makes its own.
-    Nothing,
+    /// A slot alone: in the native method PostgreSQL takes a snapshot for each table by itself.
+    Slot,
 }
 
 /// When indexes are built.
@@ -403,7 +429,7 @@ pub enum Outcome {
         /// How many tables.
         tables: u64,
     },
-    /// Of [`Command::CompareSchemas`].
+    /// Of [`Command::CompareSchemas`] and [`Command::CompareReplicated`].
     Reviewed(Box<SchemaReview>),
 }
 

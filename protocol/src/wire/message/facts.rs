@@ -167,8 +167,11 @@ pub struct SourceFacts {
     pub tables: u64,
     /// Their bytes with indexes and TOAST, and those of materialised views.
     pub total_bytes: ByteCount,
-    /// Tables that publish changes and have no replica identity.
+    /// Tables that publish changes and have no replica identity, and whose rows nobody has changed
+    /// or deleted since the server's statistics begin.
     pub without_identity: Listed,
+    /// The same, where somebody has: it would fail once they are published.
+    pub changed_without_identity: Listed,
     /// Tables with `REPLICA IDENTITY FULL` and a column whose type has no equality, such as `json`:
     /// the subscriber cannot find the row of an UPDATE or DELETE in them.
     pub identity_without_equality: Listed,
@@ -180,6 +183,8 @@ pub struct SourceFacts {
     pub materialized_views: Listed,
     /// Tables with virtual generated columns, which only 18 and newer know.
     pub virtual_columns: Listed,
+    /// Tables with a column of type `xml`, which a server may have been built without.
+    pub xml: Listed,
     /// Sequences, which are set once at the end.
     pub sequences: u64,
     /// Large objects, which are not copied.
@@ -214,6 +219,11 @@ pub struct TargetFacts {
     pub extra_tables: Listed,
     /// How its schema differs from the source's, where it has one, and what would be done about it.
     pub review: SchemaReview,
+    /// Tables to be copied that have triggers which fire on replicated rows, and so on every row
+    /// that is loaded.
+    pub firing_triggers: Listed,
+    /// Whether the server knows `xml`; `None` where it could not be asked.
+    pub xml: Option<bool>,
     /// Extensions whose files are here.
     pub extensions_available: Vec<AvailableExtension>,
     /// Roles that exist here.

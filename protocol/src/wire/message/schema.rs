@@ -130,6 +130,11 @@ pub enum ObjectKind {
     Composite,
     /// A sequence's type and parameters that is not an identity column's.
     Sequence,
+    /// A range type's subtype and what else it is made of.
+    Range,
+    /// A type, function or the like of an extension that tables use; the extension is the definition.
+    /// Never a difference: it tells what the extension is needed for.
+    ExtensionMember,
 }
 
 impl ObjectKind {
@@ -154,6 +159,8 @@ impl ObjectKind {
             Self::Domain => "domain",
             Self::Composite => "composite",
             Self::Sequence => "sequence",
+            Self::Range => "range",
+            Self::ExtensionMember => "extension_member",
         }
     }
 }

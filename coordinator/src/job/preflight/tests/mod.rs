@@ -290,6 +290,16 @@ fn each_oddity_of_the_source_is_its_own_finding() {
         ("no_replica_identity", Warning, |w| {
             w.source.without_identity = some("app.log");
         }),
+        ("replica_identity_needed", Error, |w| {
+            w.source.changed_without_identity = some("app.cart");
+        }),
+        ("xml", Error, |w| {
+            w.source.xml = some("app.letters");
+            w.target.xml = Some(false);
+        }),
+        ("firing_triggers", Error, |w| {
+            w.target.firing_triggers = some("app.orders");
+        }),
         ("replica_identity_equality", Warning, |w| {
             w.source.identity_without_equality = some("app.docs");
         }),

@@ -1,0 +1,43 @@
+//! What a replication carries, as its source has it: the schema, with the publication's tables named.
+
+use steep_protocol::JobId;
+use steep_protocol::message::job::{ReplicationNames, TableFilter};
+use steep_protocol::message::schema::{ObjectKind, ObjectModel, SchemaPage};
+use steep_schema::Schema;
+
+use crate::pg::{Conninfo, PgError, Session, catalog};
+
+/// The schema as far as `filter` admits it. Each table that the job's publication carries, by itself
+/// or by a table above it, has an object for that: publications of ours are otherwise left out.
+///
+/// # Errors
+/// [`PgError`] of the connection or a query; a table that somebody has locked is waited for so long.
+pub async fn describe_replicated(
+    conninfo: &Conninfo,
+    filter: &TableFilter,
+    job: JobId,
+) -> Result<Schema, PgError> {
+    let session = Session::connect(conninfo, "describe").await?;
+    session.batch_execute("SET lock_timeout = '5s'").await?;
+    let mut schema = catalog::read_schema(&session, filter).await?;
+    let name = ReplicationNames(job).name();
+    let sql = "SELECT schemaname::text, tablename::text FROM pg_publication_tables \
+         WHERE pubname = $1";
+    let mut objects = Vec::new();
+    for row in session.query(sql, &[&name]).await? {
+        objects.push(ObjectModel {
+            kind: ObjectKind::Publication,
+            table: Some(catalog::table_name(&row, 0)?),
+            schema: None,
+            name: name.clone(),
+            definition: String::new(),
+            rank: 0,
+        });
+    }
+    schema.add(SchemaPage {
+        tables: Vec::new(),
+        objects,
+    });
+    session.close().await;
+    Ok(schema)
+}

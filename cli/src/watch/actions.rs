@@ -1,0 +1,208 @@
+//! What a person wants done, on its way to the coordinator and back. Every wish gets one answer: what
+//! became of it, or that the connection broke before anybody could say.
+
+use std::collections::HashMap;
+
+use steep_protocol::message::agent::CancelledData;
+use steep_protocol::message::api::{ApiReply, ApiRequest};
+use steep_protocol::message::job::JobSpec;
+use steep_protocol::{Fault, FaultKind, NodeId};
+use tokio::task::{Id, JoinSet};
+
+use super::keys::Effect;
+use super::model::News;
+use crate::client::{Broken, Client, Replies};
+use crate::failure::Failure;
+
+/// Wishes that have not been answered.
+#[derive(Debug, Default)]
+pub(super) struct Actions {
+    running: JoinSet<Done>,
+    about: HashMap<Id, NodeId>,
+}
+
+/// A wish that has been answered.
+#[derive(Debug)]
+pub(super) struct Done {
+    /// What is said of it.
+    pub(super) news: News,
+    /// What it makes possible.
+    pub(super) then: Option<Effect>,
+}
+
+impl From<News> for Done {
+    fn from(news: News) -> Self {
+        Self { news, then: None }
+    }
+}
+
+impl Actions {
+    /// How the node was initialised last.
+    pub(super) async fn last(&mut self, client: &Client, node: NodeId) {
+        let request = ApiRequest::Job {
+            node: node.clone(),
+            follow: false,
+        };
+        let asked = client.ask(&request).await;
+        self.begin(node.clone(), async move { last(node, asked).await.into() });
+    }
+
+    /// Cancels.
+    pub(super) async fn cancel(&mut self, client: &Client, node: NodeId, data: CancelledData) {
+        let asked = ask_cancel(client, &node, data).await;
+        self.begin(node.clone(), async move {
+            News::Answer(cancelled(&node, data, asked).await).into()
+        });
+    }
+
+    /// Initialises.
+    pub(super) async fn init(&mut self, client: &Client, spec: JobSpec) {
+        let request = ApiRequest::Init {
+            specs: vec![spec.clone()],
+        };
+        let asked = client.ask(&request).await;
+        self.begin(spec.target.clone(), async move {
+            News::Answer(started(&spec, asked).await).into()
+        });
+    }
+
+    /// Cancels, and initialises once nothing is left.
+    pub(super) async fn restart(&mut self, client: &Client, spec: Box<JobSpec>) {
+        let node = spec.target.clone();
+        let asked = ask_cancel(client, &node, CancelledData::Remove).await;
+        self.begin(node.clone(), async move {
+            let answer = cancelled(&node, CancelledData::Remove, asked).await;
+            let then = answer.is_ok().then_some(Effect::Init(spec));
+            let news = News::Answer(answer);
+            Done { news, then }
+        });
+    }
+
+    fn begin(&mut self, node: NodeId, work: impl Future<Output = Done> + Send + 'static) {
+        let id = self.running.spawn(work).id();
+        self.about.insert(id, node);
+    }
+
+    /// The next that is answered; waits for ever where none is on its way. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Done {
+        match self.running.join_next_with_id().await {
+            Some(Ok((id, done))) => {
+                self.about.remove(&id);
+                done
+            }
+            Some(Err(error)) => match self.about.remove(&error.id()) {
+                Some(node) => News::Answer(Err(unanswered(&node))).into(),
+                None => std::future::pending().await,
+            },
+            None => std::future::pending().await,
+        }
+    }
+
+    /// The connection is gone: an answer to every wish that has none.
+    pub(super) fn abandon(mut self) -> Vec<News> {
+        let mut news = Vec::new();
+        while let Some(joined) = self.running.try_join_next_with_id() {
+            if let Ok((id, done)) = joined {
+                self.about.remove(&id);
+                news.push(done.news);
+            }
+        }
+        let lost = self.about.values();
+        news.extend(lost.map(|node| News::Answer(Err(unanswered(node)))));
+        news
+    }
+}
+
+fn unanswered(node: &NodeId) -> Fault {
+    let text = "the connection broke before an answer: it may have been done or not";
+    Fault::new(FaultKind::Unreachable, text)
+        .on(node)
+        .hint("look at the node's state and events")
+}
+
+async fn ask_cancel(
+    client: &Client,
+    node: &NodeId,
+    data: CancelledData,
+) -> Result<Replies, Failure> {
+    let request = ApiRequest::Cancel {
+        node: node.clone(),
+        data,
+    };
+    client.ask(&request).await
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Going {
+    On,
+    Enough,
+}
+
+/// Every reply that leads to the end of an answer, one after another.
+async fn drain(
+    node: &NodeId,
+    asked: Result<Replies, Failure>,
+    mut each: impl FnMut(ApiReply) -> Going,
+) -> Result<(), Fault> {
+    // Where sending failed, some of it may have arrived.
+    let mut replies = asked.map_err(|_| unanswered(node))?;
+    loop {
+        match replies.next().await {
+            Ok(Some(reply)) => match each(reply) {
+                Going::On => {}
+                Going::Enough => return Ok(()),
+            },
+            Ok(None) => return Ok(()),
+            Err(Broken::Said(failure)) => return Err(*failure.0),
+            Err(Broken::Lost(_)) => return Err(unanswered(node)),
+        }
+    }
+}
+
+async fn last(node: NodeId, asked: Result<Replies, Failure>) -> News {
+    let mut found = None;
+    let done = drain(&node, asked, |reply| {
+        if let ApiReply::Job(view) = reply {
+            found = Some(view);
+        }
+        Going::On
+    });
+    match done.await {
+        Ok(()) => News::Last(node, found),
+        Err(fault) => News::Answer(Err(fault)),
+    }
+}
+
+async fn cancelled(
+    node: &NodeId,
+    data: CancelledData,
+    asked: Result<Replies, Failure>,
+) -> Result<String, Fault> {
+    drain(node, asked, |_| Going::On).await?;
+    let rows = match data {
+        CancelledData::Remove => "what the job made is removed",
+        CancelledData::Keep => "its tables and rows are kept",
+    };
+    Ok(format!("{node} is uninitialized; {rows}"))
+}
+
+async fn started(spec: &JobSpec, asked: Result<Replies, Failure>) -> Result<String, Fault> {
+    let mut accepted = None;
+    let (target, source) = (&spec.target, &spec.source);
+    drain(target, asked, |reply| match reply {
+        ApiReply::Accepted { jobs } => {
+            accepted = jobs.first().map(|(_, job)| *job);
+            Going::Enough
+        }
+        _ => Going::On,
+    })
+    .await?;
+    match accepted {
+        Some(job) => Ok(format!("{target} is initialised from {source}: job {job}")),
+        None => Err(Fault::new(
+            FaultKind::Failed,
+            "the coordinator did not say that it has the job",
+        )
+        .on(target)),
+    }
+}

@@ -1,0 +1,186 @@
+//! A cluster in which everything happens at once, and screens of it as text, for tests.
+
+use ratatui::Terminal;
+use ratatui::backend::TestBackend;
+use steep_protocol::message::api::{JobView, PhaseTime};
+use steep_protocol::message::facts::Severity;
+use steep_protocol::message::job::{
+    Compression, Confirmation, ExistingRows, JobSpec, Method, SchemaMode, TableFilter,
+};
+use steep_protocol::{ByteCount, JobId, NodeState, Phase};
+
+use super::keys::{Effect, Input, press};
+use super::model::{Model, News};
+use super::view::theme::{Colours, Signs, Theme};
+use super::view::{self, Drawn};
+use crate::render::samples::{at, event, finding, id, node, progress, table};
+
+pub(super) const COLOURED: Theme = Theme {
+    colours: Colours::Yes,
+    signs: Signs::UNICODE,
+};
+
+pub(super) const PLAIN: Theme = Theme {
+    colours: Colours::No,
+    signs: Signs::ASCII,
+};
+
+/// The screen as it is written to a terminal of that size, and what drawing it found out.
+pub(super) fn drawn(
+    model: &Model,
+    theme: &Theme,
+    columns: u16,
+    lines: u16,
+) -> (Terminal<TestBackend>, Drawn) {
+    let mut terminal = Terminal::new(TestBackend::new(columns, lines)).unwrap();
+    let mut drawn = Drawn::default();
+    terminal
+        .draw(|frame| drawn = view::draw(model, theme, frame.area(), frame.buffer_mut()))
+        .unwrap();
+    (terminal, drawn)
+}
+
+/// The screen as it is written to a terminal of that size.
+pub(super) fn terminal(
+    model: &Model,
+    theme: &Theme,
+    columns: u16,
+    lines: u16,
+) -> Terminal<TestBackend> {
+    drawn(model, theme, columns, lines).0
+}
+
+/// As text, without spaces at the ends of lines.
+pub(super) fn screen(model: &Model, columns: u16, lines: u16) -> String {
+    let terminal = terminal(model, &COLOURED, columns, lines);
+    let buffer = terminal.backend().buffer();
+    let mut text = String::new();
+    for line in 0..lines {
+        let cells = (0..columns).map(|column| buffer[(column, line)].symbol());
+        let row: String = cells.collect();
+        text.push_str(row.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+pub(super) fn spec() -> JobSpec {
+    JobSpec {
+        source: id("node_a"),
+        target: id("node_b"),
+        method: Method::Snapshot,
+        parallel: 4,
+        schema_mode: SchemaMode::Strict,
+        existing: ExistingRows::Refuse,
+        confirmation: Confirmation::Given,
+        compression: Compression::Auto,
+        max_rate: None,
+        filter: TableFilter::default(),
+        large_table_threshold: ByteCount(10_000_000_000),
+        timeout_seconds: 86_400,
+    }
+}
+
+pub(super) fn job() -> JobView {
+    let mut done = table("pgbench_branches", 100.0);
+    done.rows = 100;
+    done.bytes = 4_000;
+    let mut pending = table("orders", 0.0);
+    pending.state = steep_protocol::message::api::TableState::Pending;
+    JobView {
+        job_id: JobId(0xfeed),
+        spec: spec(),
+        operator: "dba".to_owned(),
+        accepted_at: at(0),
+        ended_at: None,
+        phase_times: vec![
+            PhaseTime {
+                phase: Phase::Preflight,
+                seconds: 2.5,
+            },
+            PhaseTime {
+                phase: Phase::Snapshot,
+                seconds: 0.25,
+            },
+            PhaseTime {
+                phase: Phase::Schema,
+                seconds: 3.0,
+            },
+        ],
+        current_phase: Some((Phase::Copy, at(6))),
+        findings: vec![
+            finding(Severity::Info, "sequences"),
+            finding(Severity::Warning, "no_replica_identity"),
+        ],
+        tables: vec![
+            table("pgbench_accounts", 12.0),
+            table("pgbench_history", 7.0),
+            pending,
+            done,
+        ],
+        end: None,
+    }
+}
+
+/// A cluster in which everything happens at once.
+pub(super) fn cluster() -> Model {
+    let mut model = Model::new("coordinator.example.net:7400", at(0));
+    model.apply(News::Connected, at(20));
+    let mut copying = node("node_b", NodeState::Copying);
+    copying.source_node = Some(id("node_a"));
+    copying.wal_held_bytes = Some(48_000_000);
+    let mut following = node("node_c", NodeState::Synchronized);
+    following.source_node = Some(id("node_a"));
+    following.lag_bytes = Some(1_234_567);
+    following.wal_held_bytes = Some(16_777_216);
+    let mut failed = node("berlin-replica-2", NodeState::Failed);
+    failed.source_node = Some(id("node_a"));
+    failed.error_message = Some("the disk is full: could not extend file".to_owned());
+    let mut away = node("node_e", NodeState::Diverged);
+    away.agent_online = false;
+    away.source_node = Some(id("node_a"));
+    let mut down = node("node_f", NodeState::Uninitialized);
+    down.postgres_error = Some("connection refused".to_owned());
+    let nodes = vec![
+        node("node_a", NodeState::Uninitialized),
+        copying,
+        following,
+        failed,
+        away,
+        down,
+    ];
+    model.apply(News::Nodes(nodes), at(20));
+    for second in 0..9u32 {
+        let mut view = progress();
+        view.throughput_bytes_sec = 85_200_000.0 - f64::from(second % 4) * 9_000_000.0;
+        model.apply(News::Progress(Box::new(view)), at(21 + i64::from(second)));
+    }
+    for (seq, level, text) in [
+        (1, "info", "node_b: preparing to copying"),
+        (2, "warn", "node_a: 3 tables without replica identity"),
+        (3, "info", "copying public.pgbench_accounts"),
+        (4, "error", "cannot write to its disk"),
+    ] {
+        let mut event = event();
+        event.seq = seq;
+        event.timestamp = at(seq as i64);
+        event.level = level.to_owned();
+        event.message = text.to_owned();
+        if seq == 4 {
+            event.node_id = Some(id("berlin-replica-2"));
+        }
+        model.apply(News::Event(event), at(30));
+    }
+    model
+}
+
+pub(super) fn opened() -> Model {
+    let mut model = cluster();
+    model.selected = Some(id("node_b"));
+    assert_eq!(
+        press(&mut model, Input::Enter),
+        Some(Effect::Open(id("node_b")))
+    );
+    model.apply(News::Job(Box::new(job())), at(30));
+    model
+}

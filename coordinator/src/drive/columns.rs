@@ -1,0 +1,383 @@
+//! What comparing a node's columns with its source's comes to, over time.
+//!
+//! Pure. Two digests that differ only tell that something does, maybe of two different moments; a
+//! comparison names it. One comparison is not believed: a change that is made on both ends, one after
+//! the other, is a difference in between, and digests can be older than what was compared. So a
+//! difference is drift once another comparison, a while later, still finds it; and digests are taken for
+//! an accepted difference once another comparison found nothing else while they stayed the same. What
+//! has been judged is not compared again until a digest changes.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use steep_protocol::message::job::SchemaMode;
+use steep_protocol::message::schema::{Change, SchemaDifference, SchemaReview};
+
+use crate::job::machine::after;
+use crate::store::Accepted;
+
+/// When a comparison that failed, or found no reason for digests to differ, is tried again.
+const AGAIN: Duration = Duration::from_secs(60);
+
+/// The longest pause between comparisons that find nothing: they read two whole catalogs each.
+const AGAIN_MAX: Duration = Duration::from_secs(3_600);
+
+/// Digests over the columns of what is replicated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Digests {
+    pub(super) source: String,
+    pub(super) node: String,
+}
+
+/// What one comparison found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Found {
+    /// No difference at all: a digest is older than the other.
+    Nothing,
+    /// Nothing but what was accepted.
+    Accepted,
+    /// These that nobody has accepted, and so many more.
+    Objected(Vec<SchemaDifference>, u64),
+}
+
+/// What digests that differ mean.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Judgement {
+    /// Nothing but what was accepted.
+    Accepted,
+    /// These, and so many more.
+    Drifted(Vec<SchemaDifference>, u64),
+}
+
+/// One node's columns while its digest is not its source's.
+#[derive(Debug)]
+pub(super) struct Differing {
+    digests: Digests,
+    stage: Stage,
+    /// Differences that lasted so far, and since when.
+    lasting: Option<(Vec<SchemaDifference>, Timestamp)>,
+    /// Since when comparisons find nothing to object to while the digests are these.
+    harmless: Option<Timestamp>,
+    pause: Duration,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Due(Timestamp),
+    /// A comparison is on its way; where it comes to nothing, the next one is due then.
+    Asked {
+        of: Digests,
+        again: Timestamp,
+    },
+    Judged(Judgement),
+}
+
+impl Differing {
+    /// Digests that differ for the first time: to be compared now.
+    pub(super) fn new(digests: Digests, now: Timestamp) -> Self {
+        Self {
+            digests,
+            stage: Stage::Due(now),
+            lasting: None,
+            harmless: None,
+            pause: AGAIN,
+        }
+    }
+
+    /// Digests were observed.
+    pub(super) fn observe(&mut self, digests: Digests, now: Timestamp) {
+        if self.digests == digests {
+            return;
+        }
+        self.digests = digests;
+        self.harmless = None;
+        self.pause = AGAIN;
+        // What is on its way is waited for.
+        if !matches!(self.stage, Stage::Asked { .. }) {
+            self.stage = Stage::Due(now);
+        }
+    }
+
+    /// Whether a comparison is due.
+    pub(super) fn is_due(&self, now: Timestamp) -> bool {
+        match &self.stage {
+            Stage::Due(at) => *at <= now,
+            Stage::Asked { again, .. } => *again <= now,
+            Stage::Judged(_) => false,
+        }
+    }
+
+    /// A comparison was begun.
+    pub(super) fn asked(&mut self, now: Timestamp) {
+        self.stage = Stage::Asked {
+            of: self.digests.clone(),
+            again: after(now, AGAIN),
+        };
+    }
+
+    /// What these digests were judged to mean.
+    pub(super) fn judgement(&self) -> Option<&Judgement> {
+        match &self.stage {
+            Stage::Judged(judgement) => Some(judgement),
+            Stage::Due(_) | Stage::Asked { .. } => None,
+        }
+    }
+
+    /// The comparison that was begun has come to this.
+    pub(super) fn compared(&mut self, found: Found, now: Timestamp, grace: Duration) {
+        let Stage::Asked { of, .. } = &self.stage else {
+            return;
+        };
+        let current = *of == self.digests;
+        self.stage = match found {
+            Found::Objected(differences, unlisted) => {
+                self.harmless = None;
+                let believed = self.last(&differences, now, grace);
+                if believed > now {
+                    Stage::Due(believed)
+                } else if current {
+                    Stage::Judged(Judgement::Drifted(differences, unlisted))
+                } else {
+                    Stage::Due(now)
+                }
+            }
+            Found::Nothing | Found::Accepted => {
+                self.lasting = None;
+                let believed = after(*self.harmless.get_or_insert(now), grace);
+                if !current {
+                    self.harmless = None;
+                    Stage::Due(now)
+                } else if believed > now {
+                    Stage::Due(believed)
+                } else if found == Found::Accepted {
+                    Stage::Judged(Judgement::Accepted)
+                } else {
+                    // A digest that stays older: an agent that cannot read its tables, perhaps.
+                    let next = after(now, self.pause);
+                    self.pause = (self.pause * 2).min(AGAIN_MAX);
+                    Stage::Due(next)
+                }
+            }
+        };
+    }
+
+    /// Notes which differences are still there; when they are believed.
+    fn last(&mut self, found: &[SchemaDifference], now: Timestamp, grace: Duration) -> Timestamp {
+        let (before, since) = self.lasting.take().unwrap_or((Vec::new(), now));
+        let still: Vec<_> = before.into_iter().filter(|d| found.contains(d)).collect();
+        let lasting = if still.is_empty() && !found.is_empty() {
+            (found.to_vec(), now)
+        } else {
+            (still, since)
+        };
+        let believed = after(lasting.1, grace);
+        self.lasting = Some(lasting);
+        believed
+    }
+}
+
+/// What is accepted of the differences that are first seen after a job: what its mode allowed. Auto
+/// leaves nothing but the order of columns as it was; manual whatever was confirmed.
+pub(super) fn first_seen(review: &SchemaReview, mode: SchemaMode) -> Accepted {
+    let allowed = |d: &&SchemaDifference| match mode {
+        SchemaMode::Strict => false,
+        SchemaMode::Auto => d.change == Change::Order,
+        SchemaMode::Manual => true,
+    };
+    Accepted {
+        differences: review.differences.iter().filter(allowed).cloned().collect(),
+        unlisted: unlisted(review),
+    }
+}
+
+/// What is left of a review without what was accepted.
+pub(super) fn weigh(review: &SchemaReview, accepted: Option<&Accepted>) -> Found {
+    if review.differences_total == 0 {
+        return Found::Nothing;
+    }
+    let covered =
+        |d: &SchemaDifference| accepted.is_some_and(|a| a.differences.iter().any(|a| same(a, d)));
+    let left = review.differences.iter().filter(|d| !covered(d));
+    let left: Vec<_> = left.cloned().collect();
+    let unlisted = unlisted(review).saturating_sub(accepted.map_or(0, |a| a.unlisted));
+    if left.is_empty() && unlisted == 0 {
+        Found::Accepted
+    } else {
+        Found::Objected(left, unlisted)
+    }
+}
+
+/// What was accepted and is still there.
+pub(super) fn still(accepted: Accepted, review: &SchemaReview) -> Accepted {
+    let found = |known: &SchemaDifference| review.differences.iter().any(|d| same(known, d));
+    Accepted {
+        differences: accepted.differences.into_iter().filter(found).collect(),
+        unlisted: accepted.unlisted.min(unlisted(review)),
+    }
+}
+
+fn unlisted(review: &SchemaReview) -> u64 {
+    let listed = review.differences.len() as u64;
+    review.differences_total.saturating_sub(listed)
+}
+
+/// Whether it is the difference that was accepted. Columns in another order are told by their places,
+/// which change with every other column; that the order is another was accepted of the table.
+fn same(accepted: &SchemaDifference, found: &SchemaDifference) -> bool {
+    if accepted.change == Change::Order {
+        return found.change == Change::Order && found.table == accepted.table;
+    }
+    accepted == found
+}
+
+#[cfg(test)]
+mod tests {
+    use steep_protocol::TableName;
+    use steep_protocol::message::schema::Subject;
+
+    use super::*;
+
+    const GRACE: Duration = Duration::from_secs(60);
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(seconds).unwrap()
+    }
+
+    fn digests(source: &str) -> Digests {
+        Digests {
+            source: source.to_owned(),
+            node: "node".to_owned(),
+        }
+    }
+
+    fn difference(name: &str, change: Change, local: &str) -> SchemaDifference {
+        SchemaDifference {
+            table: Some(TableName::new("app", "t").unwrap()),
+            subject: Subject::Column,
+            name: Some(name.to_owned()),
+            change,
+            local: local.to_owned(),
+            remote: String::new(),
+        }
+    }
+
+    fn review(differences: &[SchemaDifference]) -> SchemaReview {
+        SchemaReview {
+            differences: differences.to_vec(),
+            differences_total: differences.len() as u64,
+            ..SchemaReview::default()
+        }
+    }
+
+    fn objected(names: &[&str]) -> Found {
+        let all = names
+            .iter()
+            .map(|n| difference(n, Change::Missing, "integer"));
+        Found::Objected(all.collect(), 0)
+    }
+
+    fn compared(differing: &mut Differing, seconds: i64, found: Found) {
+        assert!(differing.is_due(at(seconds)));
+        differing.asked(at(seconds));
+        differing.compared(found, at(seconds), GRACE);
+    }
+
+    #[test]
+    fn a_difference_is_drift_when_it_lasts_though_others_come_and_go() {
+        let mut differing = Differing::new(digests("1"), at(0));
+        compared(&mut differing, 0, objected(&["a", "b"]));
+        assert_eq!(differing.judgement(), None);
+        assert!(!differing.is_due(at(59)));
+        differing.observe(digests("2"), at(30));
+        compared(&mut differing, 30, objected(&["b", "c"]));
+        compared(&mut differing, 60, objected(&["b", "c"]));
+        let Some(Judgement::Drifted(all, 0)) = differing.judgement() else {
+            panic!("{differing:?}");
+        };
+        assert_eq!(all.len(), 2);
+        assert!(!differing.is_due(at(100_000)), "nothing new to compare");
+    }
+
+    #[test]
+    fn a_change_on_both_ends_one_after_the_other_is_none() {
+        let mut differing = Differing::new(digests("1"), at(0));
+        compared(&mut differing, 0, objected(&["a"]));
+        differing.observe(digests("2"), at(50));
+        compared(&mut differing, 50, objected(&["b"]));
+        assert!(!differing.is_due(at(60)), "b is not there for long");
+        compared(&mut differing, 110, objected(&["c"]));
+        assert_eq!(differing.judgement(), None);
+    }
+
+    #[test]
+    fn accepted_differences_are_believed_of_digests_that_stay() {
+        let mut differing = Differing::new(digests("1"), at(0));
+        compared(&mut differing, 0, Found::Accepted);
+        differing.observe(digests("2"), at(40));
+        compared(&mut differing, 40, Found::Accepted);
+        assert!(!differing.is_due(at(60)));
+        compared(&mut differing, 100, Found::Accepted);
+        assert_eq!(differing.judgement(), Some(&Judgement::Accepted));
+        assert!(!differing.is_due(at(100_000)));
+    }
+
+    #[test]
+    fn digests_that_differ_for_no_reason_are_compared_ever_less_often() {
+        let mut differing = Differing::new(digests("1"), at(0));
+        let mut now = 0;
+        let mut times = 0;
+        while now < 24 * 3_600 {
+            if differing.is_due(at(now)) {
+                compared(&mut differing, now, Found::Nothing);
+                times += 1;
+            }
+            now += 1;
+        }
+        assert!((20..40).contains(&times), "{times} times a day");
+        assert_eq!(differing.judgement(), None);
+    }
+
+    #[test]
+    fn a_comparison_without_an_end_is_begun_again() {
+        let mut differing = Differing::new(digests("1"), at(0));
+        differing.asked(at(0));
+        assert!(!differing.is_due(at(59)));
+        assert!(differing.is_due(at(60)));
+    }
+
+    #[test]
+    fn what_was_accepted_is_subtracted_and_nothing_else() {
+        let order = |place: &str| difference("a", Change::Order, place);
+        let seen = review(&[difference("c", Change::Missing, "integer"), order("3 of 5")]);
+        let accepted = first_seen(&seen, SchemaMode::Manual);
+        assert_eq!(weigh(&seen, Some(&accepted)), Found::Accepted);
+        assert_eq!(weigh(&review(&[]), Some(&accepted)), Found::Nothing);
+        let later = review(&[difference("c", Change::Missing, "integer"), order("3 of 6")]);
+        assert_eq!(weigh(&later, Some(&accepted)), Found::Accepted);
+        for other in [
+            difference("c", Change::Missing, "bigint"),
+            difference("d", Change::Missing, "integer"),
+            difference("c", Change::Extra, "integer"),
+        ] {
+            let left = Found::Objected(vec![other.clone()], 0);
+            assert_eq!(weigh(&review(&[order("1"), other]), Some(&accepted)), left);
+        }
+        // Auto has made everything alike but the order.
+        let auto = first_seen(&seen, SchemaMode::Auto);
+        assert_eq!(auto.differences, [order("3 of 5")]);
+        assert!(first_seen(&seen, SchemaMode::Strict).differences.is_empty());
+    }
+
+    #[test]
+    fn differences_that_are_only_counted_count() {
+        let mut many = review(&[difference("c", Change::Missing, "integer")]);
+        many.differences_total = 300;
+        let accepted = first_seen(&many, SchemaMode::Manual);
+        assert_eq!(weigh(&many, Some(&accepted)), Found::Accepted);
+        many.differences_total = 301;
+        assert_eq!(
+            weigh(&many, Some(&accepted)),
+            Found::Objected(Vec::new(), 1)
+        );
+    }
+}

@@ -1,0 +1,288 @@
+//! How the parts of one node's replication fare, from one observation to the next: slot, subscription,
+//! columns.
+//!
+//! Pure, and in memory only: agents say everything again. What must outlive the coordinator is with the
+//! node's record.
+
+use steep_protocol::{JobId, NodeId};
+
+use super::columns::Differing;
+
+/// Observations in a row that must miss a slot or subscription: one may have been made while
+/// PostgreSQL was just starting.
+const SUSPICIONS: u8 = 3;
+
+/// New errors of a subscription, without a calm between them, that count as broken. Workers start again
+/// after five seconds (`wal_retrieve_retry_interval`), so this is some fifteen seconds of errors.
+const STRIKES: u8 = 3;
+
+/// Observations without a new error after which a subscription is taken to work again: three starts of
+/// its worker.
+const CALM: u16 = 15;
+
+/// Observations without an apply worker that count as broken, where a server does not count errors.
+const ABSENT: u16 = 60;
+
+/// Why a part of a replication is bad.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Cause {
+    pub(super) why: String,
+    pub(super) lasts: Lasts,
+}
+
+/// How long it matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lasts {
+    /// While it is seen.
+    WhileSeen,
+    /// Until the node is initialised anew.
+    ForGood,
+}
+
+impl Cause {
+    pub(super) fn passing(why: String) -> Self {
+        let lasts = Lasts::WhileSeen;
+        Self { why, lasts }
+    }
+
+    pub(super) fn final_one(why: String) -> Self {
+        let lasts = Lasts::ForGood;
+        Self { why, lasts }
+    }
+}
+
+/// What is the case with one part of a replication.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Health {
+    Good,
+    /// Nothing can be said at this moment.
+    Unknown,
+    /// It may be a passing state; counted.
+    Suspect(Cause),
+    Bad(Cause),
+}
+
+/// Where a part stands, from one observation to the next. Bad until it is seen to be good.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Part {
+    suspicions: u8,
+    standing: Standing,
+}
+
+#[derive(Debug, Clone, Default)]
+enum Standing {
+    #[default]
+    Undecided,
+    Sound,
+    Bad(Cause),
+}
+
+impl Part {
+    /// Takes what is the case. Only its own observer's word is `News`: the other one says nothing new
+    /// of it, and would be counted twice.
+    pub(super) fn take(&mut self, health: Health, word: Word) {
+        match health {
+            Health::Good => {
+                self.suspicions = 0;
+                self.standing = Standing::Sound;
+            }
+            Health::Bad(cause) => self.standing = Standing::Bad(cause),
+            Health::Suspect(cause) => {
+                if word == Word::News {
+                    self.suspicions = self.suspicions.saturating_add(1);
+                }
+                if self.suspicions >= SUSPICIONS {
+                    self.standing = Standing::Bad(cause);
+                } else {
+                    self.doubt();
+                }
+            }
+            Health::Unknown => self.doubt(),
+        }
+    }
+
+    fn doubt(&mut self) {
+        if let Standing::Sound = self.standing {
+            self.standing = Standing::Undecided;
+        }
+    }
+
+    pub(super) fn cause(&self) -> Option<&Cause> {
+        match &self.standing {
+            Standing::Bad(cause) => Some(cause),
+            Standing::Undecided | Standing::Sound => None,
+        }
+    }
+}
+
+/// Whose word an observation is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Word {
+    News,
+    Known,
+}
+
+impl Word {
+    pub(super) fn of(observer: &NodeId, own: &NodeId) -> Self {
+        if observer == own {
+            Self::News
+        } else {
+            Self::Known
+        }
+    }
+}
+
+/// How one node's following fares.
+#[derive(Debug)]
+pub(super) struct Following {
+    /// The job that began it: with the next one everything is new.
+    pub(super) job: JobId,
+    pub(super) slot: Part,
+    pub(super) subscription: Part,
+    pub(super) columns: Part,
+    pub(super) applying: Applying,
+    /// While the digests differ.
+    pub(super) differing: Option<Differing>,
+}
+
+impl Following {
+    pub(super) fn new(job: JobId) -> Self {
+        Self {
+            job,
+            slot: Part::default(),
+            subscription: Part::default(),
+            columns: Part::default(),
+            applying: Applying::default(),
+            differing: None,
+        }
+    }
+
+    pub(super) fn parts(&self) -> [&Part; 3] {
+        [&self.slot, &self.subscription, &self.columns]
+    }
+
+    pub(super) fn is_sound(&self) -> bool {
+        let parts = self.parts();
+        let mut parts = parts.iter();
+        parts.all(|part| matches!(part.standing, Standing::Sound))
+    }
+
+    pub(super) fn is_decided(&self) -> bool {
+        let parts = self.parts();
+        let mut parts = parts.iter();
+        !parts.any(|part| matches!(part.standing, Standing::Undecided))
+    }
+}
+
+/// How a subscription's worker fares, from one observation to the next.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Applying {
+    /// Errors at the last observation; nothing before the first.
+    errors: Option<u64>,
+    strikes: u8,
+    calm: u16,
+    absent: u16,
+}
+
+impl Applying {
+    pub(super) fn observe(&mut self, errors: u64, running: bool) {
+        match self.errors.replace(errors) {
+            // Counters begin anew where statistics are reset.
+            Some(before) if errors > before => {
+                self.strikes = self.strikes.saturating_add(1);
+                self.calm = 0;
+            }
+            Some(_) | None => {
+                self.calm = self.calm.saturating_add(1);
+                if self.calm >= CALM {
+                    self.strikes = 0;
+                }
+            }
+        }
+        self.absent = if running {
+            0
+        } else {
+            self.absent.saturating_add(1)
+        };
+    }
+
+    pub(super) fn health(&self, node: &NodeId) -> Health {
+        if self.errors.is_none() {
+            return Health::Unknown;
+        }
+        let log = format!("the reason is in the log of PostgreSQL on {node}");
+        // No count of errors: a reason stays the same while nothing else is the matter.
+        if self.strikes >= STRIKES {
+            return Health::Bad(Cause::passing(format!(
+                "the subscription keeps failing: {log}"
+            )));
+        }
+        if self.absent >= ABSENT {
+            return Health::Bad(Cause::passing(format!(
+                "the subscription has had no worker for a minute: {log}"
+            )));
+        }
+        if self.strikes > 0 || self.absent > 0 {
+            // Neither broken nor sound.
+            return Health::Unknown;
+        }
+        Health::Good
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_keeps_failing_is_broken_and_one_that_is_calm_again_is_not() {
+        let node = NodeId::parse("b").unwrap();
+        let mut applying = Applying::default();
+        applying.observe(7, true);
+        assert_eq!(
+            applying.health(&node),
+            Health::Good,
+            "errors of before do not count"
+        );
+        for errors in 8..10 {
+            applying.observe(errors, false);
+            assert_eq!(applying.health(&node), Health::Unknown);
+        }
+        applying.observe(10, false);
+        assert!(matches!(applying.health(&node), Health::Bad(_)));
+        for _ in 0..CALM {
+            assert!(matches!(applying.health(&node), Health::Bad(_)));
+            applying.observe(10, true);
+        }
+        assert_eq!(applying.health(&node), Health::Good);
+    }
+
+    #[test]
+    fn a_worker_that_never_comes_is_broken_after_a_minute() {
+        let node = NodeId::parse("b").unwrap();
+        let mut applying = Applying::default();
+        for _ in 0..ABSENT {
+            assert!(!matches!(applying.health(&node), Health::Bad(_)));
+            applying.observe(0, false);
+        }
+        assert!(matches!(applying.health(&node), Health::Bad(_)));
+    }
+
+    #[test]
+    fn a_part_that_is_missed_is_bad_only_when_its_own_observer_says_so_often_enough() {
+        let mut part = Part::default();
+        let missed = || Health::Suspect(Cause::passing("gone".to_owned()));
+        part.take(Health::Good, Word::News);
+        for _ in 0..SUSPICIONS - 1 {
+            part.take(missed(), Word::News);
+            part.take(missed(), Word::Known);
+            assert_eq!(part.cause(), None);
+        }
+        part.take(missed(), Word::News);
+        assert!(part.cause().is_some());
+        part.take(Health::Unknown, Word::News);
+        assert!(part.cause().is_some(), "bad until it is seen to be good");
+        part.take(Health::Good, Word::Known);
+        assert_eq!(part.cause(), None);
+    }
+}

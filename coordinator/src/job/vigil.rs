@@ -1,0 +1,520 @@
+//! Whether a job at work can still end well, judged from what agents observe about every second.
+//!
+//! Commands notice what they do themselves; hours may lie between a slot that is lost during the copy
+//! and the command that would need it, and nobody's command fails when a subscription does. Owns the
+//! counts from one observation to the next, in memory only: a restarted coordinator begins to count
+//! anew. Says what is wrong; that the job then fails is [`super::machine`]'s.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use steep_protocol::message::agent::{Observed, SlotStatus, SubscriptionStatus};
+use steep_protocol::message::job::{Method, ReplicationNames};
+use steep_protocol::{ByteCount, Fault, FaultKind, Retry};
+
+use super::machine::after;
+use super::preflight::text::bytes;
+use super::{Job, Side, Stage, Step};
+
+/// WAL that a job's slot may hold back unless told otherwise. A day, which is the default time limit
+/// of a job, of 3 MB of WAL a second: more than most copies hold, and less than a disk that nobody
+/// watches can lose.
+pub const WAL_HELD_MAX: ByteCount = ByteCount(256 << 30);
+
+/// How old a job's snapshot may be unless told otherwise: twice the default time limit of a job, so
+/// that it ends only those that were given longer. Vacuum removes nothing that is younger.
+pub const SNAPSHOT_AGE_MAX: Duration = Duration::from_secs(48 * 3600);
+
+/// Observations in a row that must miss a slot or a subscription: one may have been on its way while
+/// it was made.
+const SUSPICIONS: u8 = 3;
+
+/// New errors of a subscription, without a calm between them, that end a job. Workers start again
+/// after five seconds (`wal_retrieve_retry_interval`), so this is some fifteen seconds of errors.
+const STRIKES: u8 = 3;
+
+/// Without a new error for so long, a subscription is taken to work again: three starts of its worker.
+const CALM: Duration = Duration::from_secs(15);
+
+/// How long a subscription may be without an apply worker, where a server does not count errors or has
+/// no worker to spare.
+const ABSENT: Duration = Duration::from_secs(60);
+
+/// How long a PostgreSQL that a job needs may not answer, or not in time. What runs there fails by
+/// itself where the server says that it is gone; this is for one that says nothing, and for times in
+/// which nothing runs there. Enough for a restart; as long as the fence waits for the source.
+pub const SERVER_LIMIT: Duration = Duration::from_secs(60);
+
+/// What a job may cost its source before it is stopped (G5). `None` is no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// WAL that its slot holds back.
+    pub wal_held: Option<ByteCount>,
+    /// Age of its snapshot.
+    pub snapshot_age: Option<Duration>,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            wal_held: Some(WAL_HELD_MAX),
+            snapshot_age: Some(SNAPSHOT_AGE_MAX),
+        }
+    }
+}
+
+/// What has been seen of one job so far.
+#[derive(Debug, Clone, Default)]
+pub struct Vigil {
+    /// Observations in a row without the slot.
+    slot_missed: u8,
+    /// Observations in a row without the subscription, or with one that is disabled.
+    subscription_missed: u8,
+    applying: Applying,
+    /// Since when PostgreSQL has not answered.
+    source_silent: Option<Timestamp>,
+    target_silent: Option<Timestamp>,
+}
+
+/// How the subscription's worker fares.
+#[derive(Debug, Clone, Default)]
+struct Applying {
+    /// Errors at the last observation; nothing before the first.
+    errors: Option<u64>,
+    strikes: u8,
+    struck: Option<Timestamp>,
+    absent: Option<Timestamp>,
+}
+
+impl Vigil {
+    /// Takes what the agent on that side sees. The fault that the job is to end with, if it cannot go
+    /// on.
+    pub fn observe(
+        &mut self,
+        job: &Job,
+        side: Side,
+        seen: &Observed,
+        bounds: Bounds,
+        now: Timestamp,
+    ) -> Option<Fault> {
+        let Stage::Working(step) = job.stage else {
+            return None;
+        };
+        let fault = match seen.postgres.as_ref()? {
+            Err(why) => self.silent(job, step, side, why, now),
+            Ok(_) => {
+                *self.silence(side) = None;
+                match side {
+                    Side::Source if has_slot(job.spec.method, step) => {
+                        let slot = seen.slots.iter().find(|slot| slot.job == job.id);
+                        self.slot(job, slot, bounds)
+                    }
+                    Side::Target if step >= Step::Converge => {
+                        let own = seen.subscriptions.iter().find(|s| s.job == job.id);
+                        self.subscription(job, own, now)
+                    }
+                    Side::Source | Side::Target => None,
+                }
+            }
+        };
+        fault.map(|fault| fault.on(side.node(&job.spec)))
+    }
+
+    fn silence(&mut self, side: Side) -> &mut Option<Timestamp> {
+        match side {
+            Side::Source => &mut self.source_silent,
+            Side::Target => &mut self.target_silent,
+        }
+    }
+
+    /// PostgreSQL does not answer its own agent.
+    fn silent(
+        &mut self,
+        job: &Job,
+        step: Step,
+        side: Side,
+        why: &str,
+        now: Timestamp,
+    ) -> Option<Fault> {
+        if side == Side::Source {
+            // Without it no worker can be there; that is not the subscription's doing.
+            self.applying.absent = None;
+        }
+        let needed = job.is_busy(side)
+            || match side {
+                Side::Source => step.needs_source(),
+                Side::Target => step >= Step::Converge,
+            };
+        let silence = self.silence(side);
+        if !needed {
+            *silence = None;
+            return None;
+        }
+        let since = *silence.get_or_insert(now);
+        (after(since, SERVER_LIMIT) <= now).then(|| {
+            let text = format!(
+                "PostgreSQL has not answered for {} s while the job needed it for {}: {why}",
+                SERVER_LIMIT.as_secs(),
+                step.phase()
+            );
+            Fault::new(FaultKind::Unreachable, text)
+                .hint(
+                    "see whether the server runs, and its log; what the job left there is removed \
+                     once it answers; then run init again",
+                )
+                .retry(Retry::Backoff)
+        })
+    }
+
+    /// The slot, on the source.
+    fn slot(&mut self, job: &Job, slot: Option<&SlotStatus>, bounds: Bounds) -> Option<Fault> {
+        let name = ReplicationNames(job.id).name();
+        let Some(slot) = slot else {
+            self.slot_missed = self.slot_missed.saturating_add(1);
+            return (self.slot_missed >= SUSPICIONS).then(|| {
+                let text = format!("the replication slot {name} does not exist any more");
+                Fault::new(FaultKind::Failed, text).hint(
+                    "what was written since the snapshot is gone with it: find out who dropped \
+                     it, then run init again",
+                )
+            });
+        };
+        self.slot_missed = 0;
+        if slot.wal_status == "lost" {
+            let text = format!(
+                "the replication slot {name} has lost WAL that it needs (wal_status is lost)"
+            );
+            return Some(Fault::new(FaultKind::Failed, text).hint(
+                "what was written since the snapshot is gone with it: raise \
+                 max_slot_wal_keep_size, or idle_replication_slot_timeout (PostgreSQL 18), on the \
+                 source, then run init again",
+            ));
+        }
+        let limit = bounds.wal_held?;
+        (slot.wal_held > limit).then(|| {
+            let text = format!(
+                "the replication slot {name} holds back {} of WAL, over the limit of {}",
+                bytes(slot.wal_held),
+                bytes(limit)
+            );
+            Fault::new(FaultKind::Failed, text).hint(
+                "run init again when less is written, or with more --parallel workers; where the \
+                 source's disk has the room, raise --max-wal-held of the coordinator",
+            )
+        })
+    }
+
+    /// The subscription, on the target.
+    fn subscription(
+        &mut self,
+        job: &Job,
+        subscription: Option<&SubscriptionStatus>,
+        now: Timestamp,
+    ) -> Option<Fault> {
+        let name = ReplicationNames(job.id).name();
+        let missed = match subscription {
+            None => Some("is not there any more"),
+            Some(own) if !own.enabled => Some("is disabled"),
+            Some(_) => None,
+        };
+        let log = format!(
+            "the reason is in the log of PostgreSQL on {}: see the target's log (logical \
+             replication worker), then run init again",
+            job.spec.target
+        );
+        if let Some(what) = missed {
+            self.subscription_missed = self.subscription_missed.saturating_add(1);
+            return (self.subscription_missed >= SUSPICIONS).then(|| {
+                Fault::new(FaultKind::Failed, format!("the subscription {name} {what}")).hint(log)
+            });
+        }
+        self.subscription_missed = 0;
+        let own = subscription?;
+        let what = self.applying.observe(own, now)?;
+        let text = format!("the subscription {name} {what}; see the target's log");
+        Some(Fault::new(FaultKind::Failed, text).hint(log))
+    }
+}
+
+impl Applying {
+    /// What is wrong for good, if anything is.
+    fn observe(&mut self, seen: &SubscriptionStatus, now: Timestamp) -> Option<String> {
+        let calm = self.struck.is_some_and(|struck| after(struck, CALM) <= now);
+        match self.errors.replace(seen.apply_errors) {
+            // Counters begin anew where statistics are reset.
+            Some(before) if seen.apply_errors > before => {
+                self.strikes = self.strikes.saturating_add(1);
+                self.struck = Some(now);
+            }
+            Some(_) | None if calm => self.strikes = 0,
+            Some(_) | None => {}
+        }
+        if seen.running {
+            self.absent = None;
+        } else {
+            self.absent.get_or_insert(now);
+        }
+        if self.strikes >= STRIKES {
+            return Some(format!("keeps failing ({} errors)", seen.apply_errors));
+        }
+        let absent = self.absent.is_some_and(|since| after(since, ABSENT) <= now);
+        absent.then(|| format!("has had no worker for {} s", ABSENT.as_secs()))
+    }
+}
+
+/// Whether the job's slot must be there: it is from the end of the step that makes it on.
+fn has_slot(method: Method, step: Step) -> bool {
+    match method {
+        Method::Snapshot | Method::TwoPhase => step > Step::OpenSource,
+        Method::Native => step > Step::Subscribe,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::SignedDuration;
+    use steep_protocol::JobId;
+
+    use super::*;
+    use crate::job::{Running, Work};
+    use crate::testing;
+
+    const BOUNDS: Bounds = Bounds {
+        wal_held: Some(ByteCount(1_000)),
+        snapshot_age: None,
+    };
+
+    /// A job in one step with one command, watched second by second.
+    struct Watched {
+        job: Job,
+        vigil: Vigil,
+        now: Timestamp,
+    }
+
+    impl Watched {
+        fn at(method: Method, step: Step, running: Option<Work>) -> Self {
+            let mut spec = testing::spec("a", "b");
+            spec.method = method;
+            let now = Timestamp::UNIX_EPOCH;
+            let mut job = Job::new(JobId(7), spec, "op", 1_000, now);
+            job.stage = Stage::Working(step);
+            job.running = running
+                .map(|work| Running {
+                    id: steep_protocol::CommandId(1),
+                    work,
+                })
+                .into_iter()
+                .collect();
+            Self {
+                job,
+                vigil: Vigil::default(),
+                now,
+            }
+        }
+
+        fn copying() -> Self {
+            Self::at(Method::Snapshot, Step::Copy, Some(Work::Copy))
+        }
+
+        fn catching_up() -> Self {
+            Self::at(Method::Snapshot, Step::Converge, Some(Work::AwaitFence))
+        }
+
+        fn see(&mut self, side: Side, seen: &Observed) -> Option<Fault> {
+            self.now += SignedDuration::from_secs(1);
+            self.vigil.observe(&self.job, side, seen, BOUNDS, self.now)
+        }
+
+        /// Seconds until the job is seen to be in danger, and the fault; at most `limit`.
+        fn danger(&mut self, side: Side, seen: &Observed, limit: u32) -> Option<(u32, Fault)> {
+            (1..=limit).find_map(|second| Some((second, self.see(side, seen)?)))
+        }
+    }
+
+    fn answering() -> Observed {
+        Observed {
+            postgres: Some(Ok(180_000)),
+            ..Observed::default()
+        }
+    }
+
+    fn silent() -> Observed {
+        Observed {
+            postgres: Some(Err("connection refused".to_owned())),
+            ..Observed::default()
+        }
+    }
+
+    fn slot(wal_held: u64, wal_status: &str) -> Observed {
+        let slot = SlotStatus {
+            job: JobId(7),
+            active: false,
+            lag: ByteCount(0),
+            wal_held: ByteCount(wal_held),
+            wal_status: wal_status.to_owned(),
+        };
+        Observed {
+            slots: vec![slot],
+            ..answering()
+        }
+    }
+
+    fn subscription(enabled: bool, running: bool, apply_errors: u64) -> Observed {
+        let subscription = SubscriptionStatus {
+            job: JobId(7),
+            enabled,
+            running,
+            apply_errors,
+        };
+        Observed {
+            subscriptions: vec![subscription],
+            ..answering()
+        }
+    }
+
+    #[test]
+    fn a_slot_that_is_gone_is_noticed_at_the_third_look_and_one_that_is_lost_at_the_first() {
+        let mut watched = Watched::copying();
+        let (seconds, fault) = watched.danger(Side::Source, &answering(), 9).unwrap();
+        assert_eq!(seconds, 3);
+        assert_eq!(fault.node, Some(testing::node("a")));
+        assert!(fault.message.contains("does not exist"), "{fault}");
+
+        let mut watched = Watched::copying();
+        assert_eq!(watched.see(Side::Source, &answering()), None);
+        assert_eq!(watched.see(Side::Source, &answering()), None);
+        assert_eq!(watched.see(Side::Source, &slot(0, "reserved")), None);
+        assert_eq!(
+            watched.see(Side::Source, &answering()),
+            None,
+            "not in a row"
+        );
+        let fault = watched.see(Side::Source, &slot(0, "lost")).unwrap();
+        assert!(
+            fault.hint.contains("max_slot_wal_keep_size"),
+            "{}",
+            fault.hint
+        );
+    }
+
+    #[test]
+    fn a_slot_is_missed_only_once_the_job_must_have_one() {
+        for (method, step) in [
+            (Method::Snapshot, Step::GatherTarget),
+            (Method::Snapshot, Step::OpenSource),
+            (Method::Native, Step::PrepareTarget),
+            (Method::Native, Step::Subscribe),
+        ] {
+            let mut watched = Watched::at(method, step, None);
+            assert_eq!(
+                watched.danger(Side::Source, &answering(), 20),
+                None,
+                "{step:?}"
+            );
+        }
+        for step in [Step::NativeCopy, Step::Converge] {
+            let mut watched = Watched::at(Method::Native, step, None);
+            assert!(
+                watched.danger(Side::Source, &answering(), 3).is_some(),
+                "{step:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn more_wal_than_the_limit_ends_the_job_with_what_to_change() {
+        let mut watched = Watched::copying();
+        assert_eq!(watched.see(Side::Source, &slot(1_000, "extended")), None);
+        let fault = watched.see(Side::Source, &slot(1_001, "extended")).unwrap();
+        assert!(fault.message.contains("1.0 kB of WAL"), "{fault}");
+        assert!(fault.hint.contains("--max-wal-held"), "{}", fault.hint);
+        let seen = slot(u64::MAX, "extended");
+        let none = Bounds {
+            wal_held: None,
+            ..BOUNDS
+        };
+        let (vigil, job) = (&mut watched.vigil, &watched.job);
+        assert_eq!(
+            vigil.observe(job, Side::Source, &seen, none, watched.now),
+            None
+        );
+    }
+
+    #[test]
+    fn a_subscription_that_keeps_failing_ends_the_catch_up_and_one_error_does_not() {
+        let mut watched = Watched::catching_up();
+        for errors in [7, 8, 8, 9, 9] {
+            let seen = subscription(true, false, errors);
+            assert_eq!(watched.see(Side::Target, &seen), None, "{errors}");
+        }
+        let fault = watched.see(Side::Target, &subscription(true, false, 10));
+        let fault = fault.unwrap();
+        assert_eq!(fault.node, Some(testing::node("b")));
+        assert!(fault.message.contains("see the target's log"), "{fault}");
+
+        // An error now and then, with a calm between them, is what servers that restart cause.
+        let mut watched = Watched::catching_up();
+        for errors in 0..10 {
+            let seen = subscription(true, true, errors);
+            assert_eq!(watched.danger(Side::Target, &seen, 17), None, "{errors}");
+        }
+    }
+
+    #[test]
+    fn a_subscription_that_is_gone_disabled_or_without_a_worker_ends_the_catch_up() {
+        for (seen, seconds) in [
+            (answering(), 3),
+            (subscription(false, false, 0), 3),
+            (subscription(true, false, 0), 61),
+        ] {
+            let danger = Watched::catching_up().danger(Side::Target, &seen, 100);
+            assert_eq!(danger.map(|(after, _)| after), Some(seconds), "{seen:?}");
+            let danger = Watched::copying().danger(Side::Target, &seen, 100);
+            assert_eq!(danger, None, "there need be none yet");
+        }
+    }
+
+    #[test]
+    fn a_worker_is_not_missed_while_the_source_itself_is_away() {
+        let mut watched = Watched::catching_up();
+        for _ in 0..25 {
+            assert_eq!(watched.see(Side::Source, &silent()), None);
+            assert_eq!(
+                watched.see(Side::Target, &subscription(true, false, 1)),
+                None
+            );
+        }
+    }
+
+    #[test]
+    fn a_server_that_says_nothing_ends_the_job_after_a_minute_where_it_is_needed() {
+        for (mut watched, side) in [
+            (Watched::copying(), Side::Source),
+            (Watched::copying(), Side::Target),
+            (Watched::catching_up(), Side::Source),
+            // Nothing runs there, and the subscription must.
+            (Watched::catching_up(), Side::Target),
+        ] {
+            let (seconds, fault) = watched.danger(side, &silent(), 100).unwrap();
+            assert_eq!(
+                (seconds, fault.kind),
+                (61, FaultKind::Unreachable),
+                "{side:?}"
+            );
+            assert!(fault.message.contains("connection refused"), "{fault}");
+        }
+        let running = Some(Work::BuildIndexes);
+        let mut watched = Watched::at(Method::Snapshot, Step::Indexes, running);
+        assert_eq!(watched.danger(Side::Source, &silent(), 200), None);
+    }
+
+    #[test]
+    fn a_server_that_is_back_within_the_minute_changes_nothing() {
+        let mut watched = Watched::catching_up();
+        for _ in 0..5 {
+            assert_eq!(watched.danger(Side::Target, &silent(), 55), None);
+            let back = subscription(true, true, 0);
+            assert_eq!(watched.danger(Side::Target, &back, 5), None);
+        }
+    }
+}

@@ -1,0 +1,419 @@
+//! What happens to a job whose ground gives way: it ends in FAILED within seconds, with its cause and
+//! with nothing left behind, or goes on and is exact.
+
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+use steep_tests::cluster::Cluster;
+use steep_tests::pg::Database;
+use steep_tests::{compare, residue, wait};
+
+/// The contract.
+const FAILURE_LIMIT: Duration = Duration::from_secs(15);
+
+/// Some fifteen seconds of errors, and a machine that is busy.
+const APPLY_LIMIT: Duration = Duration::from_secs(40);
+
+/// From where a test has seen what it wanted, any job here ends within this.
+const END_LIMIT: Duration = Duration::from_secs(60);
+
+/// A small table and one of 20 MB, which at this rate takes some ten seconds.
+const TABLES: &str = "
+    CREATE TABLE small (id integer PRIMARY KEY, body text);
+    CREATE TABLE large (id integer PRIMARY KEY, body text);
+    INSERT INTO small SELECT n, 'early' FROM generate_series(1, 100) AS n;
+    INSERT INTO large SELECT n, repeat(md5(n::text), 30) FROM generate_series(1, 20000) AS n;";
+const RATE: &str = "2MB";
+
+/// The job's slot on its source, as a condition.
+const OURS: &str = "slot_name LIKE 'steep\\_repl\\_%'";
+
+/// That cluster in mid-copy, the job detached.
+fn copying(cluster: &Cluster) -> Result<()> {
+    cluster.database("node_a").sql(TABLES)?;
+    cluster.init(&["--detach", "--max-rate", RATE])?.expect(0)?;
+    cluster.wait_copying("node_b")
+}
+
+/// The job fails within `limit` and each word is in its cause or its hint; nothing is left.
+fn fails(cluster: &Cluster, limit: Duration, words: &[&str]) -> Result<()> {
+    cluster.wait_state("node_b", &["failed"], limit)?;
+    let end = cluster
+        .cli(&["status", "node_b", "--last-report", "--json"])?
+        .text();
+    let view = cluster.node_view("node_b")?.context("node_b is known")?;
+    for word in words {
+        anyhow::ensure!(
+            end.contains(word) || view["error_message"].to_string().contains(word),
+            "{word:?} is not said: {end}\n{view}"
+        );
+    }
+    residue::of_jobs(&cluster.database("node_a"))?.none()?;
+    residue::of_everything(&cluster.database("node_b"))?.none()
+}
+
+/// What is written from now on arrives too, and both sides hold the same.
+fn follows(cluster: &Cluster) -> Result<()> {
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    source.sql("INSERT INTO small VALUES (900000, 'late')")?;
+    cluster.wait_drained("node_a")?;
+    compare::rows(&source, &target)?.none()?;
+    compare::schema(&source, &target)?.none()
+}
+
+/// A user's session at work on one statement; ended when its value goes.
+struct Session {
+    database: Database,
+    name: &'static str,
+    psql: Child,
+}
+
+impl Session {
+    /// Begins `sql` and waits until it sleeps.
+    fn sleeping(database: &Database, name: &'static str, sql: &str) -> Result<Self> {
+        let mut psql = database.client("psql");
+        psql.env("PGAPPNAME", name)
+            .args(["-X", "-c", sql])
+            .stdout(Stdio::null());
+        let psql = psql.spawn()?;
+        let session = Self {
+            database: database.clone(),
+            name,
+            psql,
+        };
+        wait::until_true("the user's session", FAILURE_LIMIT, || {
+            let sleeping = format!(
+                "SELECT count(*) FROM pg_stat_activity
+                 WHERE application_name = '{name}' AND wait_event = 'PgSleep'"
+            );
+            Ok(database.value::<u32>(&sleeping)? == 1)
+        })?;
+        Ok(session)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let end = format!(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+             WHERE application_name = '{}'",
+            self.name
+        );
+        drop(self.database.sql(&end));
+        drop(self.psql.kill());
+        drop(self.psql.wait());
+    }
+}
+
+#[test]
+fn a_slot_that_is_dropped_during_the_copy_fails_the_job_within_seconds() -> Result<()> {
+    let cluster = Cluster::pair()?;
+    copying(&cluster)?;
+    cluster.database("node_a").sql(&format!(
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE {OURS}"
+    ))?;
+    fails(
+        &cluster,
+        FAILURE_LIMIT,
+        &["node_a", "does not exist any more"],
+    )
+}
+
+#[test]
+fn a_slot_that_loses_its_wal_during_the_copy_fails_the_job_within_seconds() -> Result<()> {
+    let cluster = Cluster::pair()?;
+    copying(&cluster)?;
+    let source = cluster.database("node_a");
+    source.sql("ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'")?;
+    source.sql("SELECT pg_reload_conf()")?;
+    // Segments are of 16 MB; what is held back beyond the limit goes at the next checkpoint.
+    for _ in 0..3 {
+        source.sql("SELECT pg_logical_emit_message(false, 'x', repeat('x', 1000000))")?;
+        source.sql("SELECT pg_switch_wal()")?;
+    }
+    source.sql("CHECKPOINT")?;
+    let words = ["node_a", "lost", "max_slot_wal_keep_size"];
+    fails(&cluster, FAILURE_LIMIT, &words)
+}
+
+#[test]
+fn wal_and_snapshot_are_held_no_longer_than_the_coordinator_allows() -> Result<()> {
+    let cluster = Cluster::builder()
+        .coordinator_argument("--max-wal-held")
+        .coordinator_argument("20MB")
+        .start()?;
+    copying(&cluster)?;
+    cluster
+        .database("node_a")
+        .sql("SELECT pg_logical_emit_message(false, 'x', repeat('x', 30000000))")?;
+    fails(&cluster, FAILURE_LIMIT, &["of WAL", "--max-wal-held"])?;
+
+    let cluster = Cluster::builder()
+        .coordinator_argument("--max-snapshot-age")
+        .coordinator_argument("4s")
+        .start()?;
+    cluster.database("node_a").sql(TABLES)?;
+    cluster.init(&["--detach", "--max-rate", RATE])?.expect(0)?;
+    let words = ["snapshot", "--max-snapshot-age"];
+    fails(&cluster, END_LIMIT, &words)
+}
+
+#[test]
+fn a_row_in_the_way_of_replication_fails_the_catch_up_and_says_where_to_look() -> Result<()> {
+    let cluster = Cluster::builder()
+        .setting("node_b", "wal_retrieve_retry_interval", "2s")
+        .start()?;
+    copying(&cluster)?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    wait::until_true("the small table", END_LIMIT, || {
+        Ok(target.value::<u32>("SELECT count(*) FROM small")? == 100)
+    })?;
+    target.sql("INSERT INTO small VALUES (500, 'in the way')")?;
+    source.sql("INSERT INTO small VALUES (500, 'late')")?;
+    cluster.wait_state("node_b", &["catching_up"], END_LIMIT)?;
+    let words = ["node_b", "subscription", "see the target's log"];
+    fails(&cluster, APPLY_LIMIT, &words)
+}
+
+/// Makes the target slow to apply late rows, until [`at_once`].
+fn slowly(cluster: &Cluster) -> Result<()> {
+    cluster.database("node_a").sql(
+        "CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN
+             IF current_setting('steep.slow', true) = 'on' THEN PERFORM pg_sleep(0.1); END IF;
+             RETURN NEW;
+         END $$;
+         CREATE TABLE slow (id integer PRIMARY KEY, body text);
+         INSERT INTO slow SELECT n, 'early' FROM generate_series(1, 300) AS n;
+         CREATE TRIGGER slow BEFORE INSERT ON slow FOR EACH ROW EXECUTE FUNCTION slowly();
+         ALTER TABLE slow ENABLE ALWAYS TRIGGER slow;",
+    )?;
+    let target = cluster.database("node_b");
+    target
+        .sql("ALTER DATABASE app SET steep.slow = 'on'")
+        .map(drop)
+}
+
+/// Sessions that begin from now on are not slow any more.
+fn at_once(cluster: &Cluster) -> Result<()> {
+    let target = cluster.database("node_b");
+    target.sql("ALTER DATABASE app RESET steep.slow").map(drop)
+}
+
+/// Whether the target's agent has ended that command well.
+fn has_ended(cluster: &Cluster, command: &str) -> Result<bool> {
+    let agent = cluster.node("node_b").agent().context("an agent")?;
+    let ended = agent.events("command.completed")?;
+    Ok(ended.iter().any(|event| event["command"] == command))
+}
+
+#[test]
+fn a_target_that_crashes_in_the_catch_up_and_is_back_goes_on_and_loses_no_row() -> Result<()> {
+    let mut cluster = Cluster::pair()?;
+    cluster.database("node_a").sql(TABLES)?;
+    slowly(&cluster)?;
+    cluster.init(&["--detach", "--max-rate", RATE])?.expect(0)?;
+    cluster.wait_copying("node_b")?;
+    let source = cluster.database("node_a");
+    source.sql("INSERT INTO slow SELECT n, 'late' FROM generate_series(1001, 1300) AS n")?;
+    // From here on nothing of ours runs on the target: only its subscription does.
+    wait::until_true("the catch-up alone", END_LIMIT, || {
+        has_ended(&cluster, "finish")
+    })?;
+    assert_eq!(cluster.state("node_b")?, "catching_up");
+    at_once(&cluster)?;
+    cluster.node_mut("node_b").server_mut().crash()?;
+    cluster.node_mut("node_b").server_mut().restart()?;
+    cluster.wait_state("node_b", &["synchronized"], END_LIMIT)?;
+    follows(&cluster)
+}
+
+#[test]
+fn a_snapshot_whose_session_is_ended_by_somebody_never_gives_wrong_rows() -> Result<()> {
+    let cluster = Cluster::pair()?;
+    copying(&cluster)?;
+    let source = cluster.database("node_a");
+    source.sql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+         WHERE application_name = 'steep-repl snapshot'",
+    )?;
+    source.sql("INSERT INTO large SELECT n, 'late' FROM generate_series(30001, 30100) AS n")?;
+    let state = cluster.wait_state("node_b", &["failed", "synchronized"], END_LIMIT)?;
+    if state == "failed" {
+        fails(&cluster, FAILURE_LIMIT, &["node_a"])?;
+        cluster.init(&[])?.expect(0)?;
+    }
+    follows(&cluster)
+}
+
+#[test]
+fn tables_being_copied_stay_as_they_are_and_new_ones_disturb_nothing() -> Result<()> {
+    let cluster = Cluster::pair()?;
+    copying(&cluster)?;
+    let source = cluster.database("node_a");
+    for change in [
+        "ALTER TABLE large ADD COLUMN more integer",
+        "ALTER TABLE small ALTER COLUMN id TYPE bigint",
+        "TRUNCATE small",
+        "DROP TABLE small",
+    ] {
+        let refused = source.sql(&format!("SET lock_timeout = '200ms'; {change}"));
+        let refused = format!("{:#}", refused.err().context(change)?);
+        assert!(refused.contains("lock timeout"), "{change}: {refused}");
+    }
+    source.sql("CREATE TABLE new (id integer PRIMARY KEY); INSERT INTO new VALUES (1)")?;
+    cluster.wait_state("node_b", &["synchronized"], END_LIMIT)?;
+    source.sql("INSERT INTO small VALUES (900000, 'late')")?;
+    cluster.wait_drained("node_a")?;
+    let target = cluster.database("node_b");
+    compare::rows_except(&source, &target, &["public.new"])?.none()
+}
+
+#[test]
+fn a_node_whose_own_tables_are_locked_is_still_seen() -> Result<()> {
+    let cluster = Cluster::pair()?;
+    copying(&cluster)?;
+    let target = cluster.database("node_b");
+    let lock = "BEGIN; LOCK steep_repl.nodes; SELECT pg_sleep(120)";
+    let user = Session::sleeping(&target, "locks", lock)?;
+    wait::until_true("the agent to say so", FAILURE_LIMIT, || {
+        let agent = cluster.node("node_b").agent().context("an agent")?;
+        Ok(!agent.events("mirror.failed")?.is_empty())
+    })?;
+    let log = cluster.dir().join("agent-node_b.log");
+    assert!(!std::fs::read_to_string(log)?.contains("cannot be asked"));
+    let view = cluster.node_view("node_b")?.context("node_b is known")?;
+    assert_eq!(view["postgres_error"], Value::Null, "{view}");
+    drop(user);
+    cluster.wait_state("node_b", &["synchronized"], END_LIMIT)?;
+    follows(&cluster)
+}
+
+/// PostgreSQL's own copy at work, and slow.
+fn copying_natively(cluster: &Cluster) -> Result<()> {
+    slowly(cluster)?;
+    cluster
+        .init(&["--detach", "--method", "native"])?
+        .expect(0)?;
+    cluster.wait_state("node_b", &["copying"], END_LIMIT)?;
+    Ok(())
+}
+
+#[test]
+fn postgresqls_own_copy_can_be_cancelled_and_nothing_is_left() -> Result<()> {
+    let cluster = Cluster::pair()?;
+    cluster.database("node_a").sql(TABLES)?;
+    copying_natively(&cluster)?;
+    let cancelled = cluster
+        .cli(&["init", "cancel", "--node", "node_b", "--yes"])?
+        .expect(0)?;
+    assert!(cancelled.took < Duration::from_secs(30), "{cancelled}");
+    assert_eq!(cluster.state("node_b")?, "uninitialized");
+    residue::of_jobs(&cluster.database("node_a"))?.none()?;
+    residue::of_everything(&cluster.database("node_b"))?.none()
+}
+
+#[test]
+fn postgresqls_own_copy_survives_the_death_of_the_agent_beside_it() -> Result<()> {
+    let mut cluster = Cluster::pair()?;
+    cluster.database("node_a").sql(TABLES)?;
+    copying_natively(&cluster)?;
+    cluster.kill_agent("node_b")?;
+    at_once(&cluster)?;
+    cluster.start_agent("node_b")?;
+    ends_well(&cluster)
+}
+
+/// The job goes on, or fails with a cause and can be begun again.
+fn ends_well(cluster: &Cluster) -> Result<()> {
+    let state = cluster.wait_state("node_b", &["failed", "synchronized"], END_LIMIT)?;
+    if state == "failed" {
+        let view = cluster.node_view("node_b")?.context("node_b is known")?;
+        let cause = view["error_message"].as_str().unwrap_or_default();
+        assert!(cause.len() > 10, "no cause: {view}");
+        cluster
+            .cli(&["init", "cancel", "--node", "node_b", "--yes"])?
+            .expect(0)?;
+        residue::of_jobs(&cluster.database("node_a"))?.none()?;
+        cluster.init(&[])?.expect(0)?;
+    }
+    follows(cluster)
+}
+
+/// Kills the target's agent and starts it again once `command` runs there, which an administrator's
+/// event trigger makes slow: on statements of that tag, where `slow` is the case.
+fn dies_in(command: &str, tag: &str, slow: &str) -> Result<()> {
+    let mut cluster = Cluster::pair()?;
+    cluster.database("node_a").sql(
+        "CREATE TABLE small (id integer PRIMARY KEY, body text);
+         CREATE TABLE child (id integer PRIMARY KEY, parent integer REFERENCES small);
+         CREATE INDEX small_body ON small (body);
+         INSERT INTO small SELECT n, 'early' FROM generate_series(1, 1000) AS n;
+         INSERT INTO child SELECT n, n FROM generate_series(1, 1000) AS n;",
+    )?;
+    let target = cluster.database("node_b");
+    target.sql(&format!(
+        "CREATE FUNCTION public.slowly() RETURNS event_trigger LANGUAGE plpgsql AS $$
+         BEGIN IF {slow} THEN PERFORM pg_sleep(120); END IF; END $$;
+         CREATE EVENT TRIGGER slow ON ddl_command_start WHEN TAG IN ('{tag}')
+             EXECUTE FUNCTION public.slowly();
+         ALTER EVENT TRIGGER slow ENABLE ALWAYS;"
+    ))?;
+    cluster.init(&["--detach"])?.expect(0)?;
+    wait::until_true(&format!("{command} to be at work"), END_LIMIT, || {
+        let sleeping = "SELECT count(*) FROM pg_stat_activity
+            WHERE application_name LIKE 'steep-repl%' AND wait_event = 'PgSleep'";
+        Ok(target.value::<u32>(sleeping)? > 0)
+    })?;
+    let agent = cluster.node("node_b").agent().context("an agent")?;
+    let begun = agent.events("command.started")?;
+    let last = begun.last().context("a command")?;
+    assert_eq!(last["command"], command);
+    cluster.kill_agent("node_b")?;
+    target.sql("DROP EVENT TRIGGER slow; DROP FUNCTION public.slowly()")?;
+    cluster.start_agent("node_b")?;
+    ends_well(&cluster)
+}
+
+#[test]
+fn an_agent_that_dies_while_it_prepares_the_schema_leaves_no_job_half_done() -> Result<()> {
+    dies_in("prepare_target", "CREATE TABLE", "true")
+}
+
+#[test]
+fn an_agent_that_dies_while_it_builds_indexes_leaves_no_job_half_done() -> Result<()> {
+    dies_in("build_indexes", "CREATE INDEX", "true")
+}
+
+#[test]
+fn an_agent_that_dies_while_it_builds_constraints_leaves_no_job_half_done() -> Result<()> {
+    let slow = "current_query() ILIKE '%VALIDATE CONSTRAINT%'";
+    dies_in("build_constraints", "ALTER TABLE", slow)
+}
+
+#[test]
+fn an_agent_that_dies_while_it_subscribes_leaves_no_job_half_done() -> Result<()> {
+    // Preflight tries one too, on a target that is still empty.
+    let slow = "to_regclass('public.small') IS NOT NULL";
+    dies_in("subscribe", "CREATE SUBSCRIPTION", slow)
+}
+
+#[test]
+fn agents_that_die_in_the_catch_up_let_the_job_go_on() -> Result<()> {
+    let mut cluster = Cluster::pair()?;
+    cluster.database("node_a").sql(TABLES)?;
+    slowly(&cluster)?;
+    cluster.init(&["--detach", "--max-rate", RATE])?.expect(0)?;
+    cluster.wait_copying("node_b")?;
+    let source = cluster.database("node_a");
+    source.sql("INSERT INTO slow SELECT n, 'late' FROM generate_series(1001, 1200) AS n")?;
+    cluster.wait_state("node_b", &["catching_up"], END_LIMIT)?;
+    for node in ["node_a", "node_b"] {
+        cluster.kill_agent(node)?;
+        cluster.start_agent(node)?;
+    }
+    cluster.wait_state("node_b", &["synchronized"], END_LIMIT)?;
+    follows(&cluster)
+}
