@@ -202,7 +202,11 @@ const TROUBLE: [&str; 12] = [
 ];
 
 /// Events that other suites bring about, and check as every suite does.
-const ELSEWHERE: [&str; 1] = ["schema.sync_applied"];
+const ELSEWHERE: [&str; 3] = [
+    "schema.sync_applied",
+    "init.reason_changed",
+    "mirror.failed",
+];
 
 /// Words in the sources that are no events of logs: an operator's wish, and a span.
 const NO_EVENTS: [&str; 2] = ["schema.capture", "part.serve"];
