@@ -202,7 +202,11 @@ const TROUBLE: [&str; 12] = [
 ];
 
 /// Events that other suites bring about, and check as every suite does.
-const ELSEWHERE: [&str; 1] = ["schema.sync_applied"];
+const ELSEWHERE: [&str; 3] = [
+    "schema.sync_applied",
+    "init.reason_changed",
+    "mirror.failed",
+];
 
 /// Words in the sources that are no events of logs: an operator's wish, and a span.
 const NO_EVENTS: [&str; 2] = ["schema.capture", "part.serve"];
@@ -343,7 +347,8 @@ fn rows_told(watching: &Running) -> Result<u64> {
     let views = text
         .lines()
         .filter_map(|l| serde_json::from_str::<Value>(l).ok());
-    let rows = views.filter(|view| view["node_id"] == "node_b");
+    // Of the job itself, not of what happened to it.
+    let rows = views.filter(|v| v["node_id"] == "node_b" && v["overall_percent"].is_number());
     Ok(rows
         .filter_map(|view| view["rows_copied"].as_u64())
         .max()

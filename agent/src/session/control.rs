@@ -21,8 +21,8 @@ use tracing::{info, warn};
 use super::dispatch::Agent;
 use super::report::Reports;
 
-/// Between two sends of progress. With the 200 ms between two looks of who watches, a change is seen
-/// within 500 ms, and a hundred agents that say so cost the coordinator little.
+/// Between two sends of progress: who watches looks at once, so a change here is seen well within
+/// 500 ms, and a hundred agents that say so cost the coordinator little.
 const REPORT_EVERY: Duration = Duration::from_millis(200);
 
 /// First pause after a failed dial; doubled up to [`PAUSE_MAX`].
