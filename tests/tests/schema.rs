@@ -229,7 +229,9 @@ fn a_plan_is_shown_by_a_dry_run_and_refused_where_it_loses_data() -> Result<()> 
 
 #[test]
 fn rows_below_what_auto_alters_count_and_rows_to_be_replaced_stand_in_no_way() -> Result<()> {
-    let cluster = Cluster::pair()?;
+    let cluster = Cluster::builder()
+        .setting("node_b", "max_prepared_transactions", "1")
+        .start()?;
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
     let parted = |columns: &str| {
         format!(
@@ -277,6 +279,14 @@ fn rows_below_what_auto_alters_count_and_rows_to_be_replaced_stand_in_no_way() -
          INSERT INTO t VALUES (1, 'no number', 'x'), (2, NULL, 'x')",
     )?;
     cluster.init(&auto)?.expect(1)?;
+    // Who has a table for longer than we wait is named.
+    target.sql("BEGIN; LOCK TABLE t IN ACCESS SHARE MODE; PREPARE TRANSACTION 'mine'")?;
+    let stuck = cluster.init(&[auto[0], auto[1], "--force"])?.expect(1)?;
+    ensure!(
+        stuck.text().contains("a prepared transaction on public.t"),
+        "{stuck}"
+    );
+    target.sql("ROLLBACK PREPARED 'mine'")?;
     assert_eq!(target.sql("SELECT count(*) FROM t WHERE mine = 'x'")?, "2");
     cluster.init(&[auto[0], auto[1], "--force"])?.expect(0)?;
     assert_eq!(compared(&cluster)?.0, 0);
