@@ -210,6 +210,16 @@ fn a_plan_is_shown_by_a_dry_run_and_refused_where_it_loses_data() -> Result<()> 
     ensure!(failed.text().contains("ADD VALUE"), "{failed}");
     assert_eq!(compare::schema(&source, &target)?, before);
     target.sql("ALTER TYPE mood ADD VALUE 'ok' AFTER 'sad'")?;
+    // Nor can a type of an extension that is not there.
+    source.sql("CREATE EXTENSION hstore; CREATE TABLE h (id integer PRIMARY KEY, a hstore[])")?;
+    let failed = cluster
+        .init(&["--schema-sync", "auto", "--force"])?
+        .expect(1)?;
+    ensure!(
+        failed.text().contains("extension hstore is missing"),
+        "{failed}"
+    );
+    target.sql("CREATE EXTENSION hstore")?;
     cluster
         .init(&["--schema-sync", "auto", "--force"])?
         .expect(0)?;
