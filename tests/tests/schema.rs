@@ -39,18 +39,58 @@ fn differences(compared: &Value) -> Result<BTreeMap<String, BTreeSet<String>>> {
     Ok(found)
 }
 
+/// Kind, name and type of every difference that belongs to no table.
+fn alone(compared: &Value) -> Result<BTreeSet<String>> {
+    let list = compared["objects"].as_array().context("objects")?;
+    let said = list.iter().map(|d| {
+        let text = |key: &str| d[key].as_str().unwrap_or_default();
+        let parts = ["kind", "object_name", "difference_type"].map(text);
+        parts.join(" ")
+    });
+    Ok(said.collect())
+}
+
+/// Each kind of change once, then so many tables with two at random.
+const PAIRS: usize = 20;
+
+/// What the source has besides tables, and what each is called.
+const ALONE: (&str, [&str; 5]) = (
+    "CREATE TYPE \"Odd S\".\"a.b\" AS ENUM ('x'); CREATE DOMAIN \"Odd S\".dom AS text DEFAULT 'it''s \"json\"' CHECK (VALUE <> '\"json\"');
+     CREATE TYPE \"Odd S\".pair AS (a \"Odd S\".\"a.b\"[], b text COLLATE \"C\"); CREATE SEQUENCE \"Odd S\".numbers START 5;
+     CREATE TYPE \"Odd S\".span AS RANGE (SUBTYPE = float8, SUBTYPE_DIFF = float8mi);
+     CREATE TABLE \"Odd S\".uses (a \"Odd S\".pair, b \"Odd S\".span, c \"Odd S\".dom PRIMARY KEY, d integer DEFAULT nextval('\"Odd S\".numbers'))",
+    [
+        "enum Odd S.\"a.b\" missing",
+        "domain Odd S.dom missing",
+        "composite Odd S.pair missing",
+        "sequence Odd S.numbers missing",
+        "range Odd S.span missing",
+    ],
+);
+
 #[test]
 fn random_changes_are_named_exactly_and_auto_takes_them_back() -> Result<()> {
     let cluster = Cluster::pair()?;
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
     let mut random = Random::seeded();
-    let deeds: Vec<&Deed> = (0..60).map(|_| &DEEDS[random.below(DEEDS.len())]).collect();
+    let mut deeds: Vec<Vec<&Deed>> = DEEDS.iter().map(|deed| vec![deed]).collect();
+    while deeds.len() < DEEDS.len() + PAIRS {
+        let mut two = [0, 0].map(|_| random.below(DEEDS.len()));
+        two.sort_unstable();
+        let [one, other] = two.map(|at| &DEEDS[at]);
+        if one.goes_with(other) {
+            deeds.push(vec![one, other]);
+        }
+    }
     let mut expected = BTreeMap::new();
     let mut changes = String::new();
-    for (number, deed) in deeds.iter().enumerate() {
+    for (number, deeds) in deeds.iter().enumerate() {
         let table = format!("T {number} \"x\"");
-        changes.push_str(&deed.sql(number));
-        let names = deed.expected(number);
+        let mut names = BTreeSet::new();
+        for deed in deeds {
+            changes.push_str(&deed.sql(number));
+            names.extend(deed.expected(number));
+        }
         if !names.is_empty() {
             expected.insert(table, names);
         }
@@ -59,20 +99,36 @@ fn random_changes_are_named_exactly_and_auto_takes_them_back() -> Result<()> {
         database.sql(&schema::tables(deeds.len()))?;
     }
     assert_eq!(compared(&cluster)?.0, 0);
+    // Changes meet rows, which go before they are taken back.
+    target.sql(&schema::rows(deeds.len()))?;
     target.sql(&changes)?;
+    source.sql(ALONE.0)?;
+    expected.insert(
+        "uses".to_owned(),
+        BTreeSet::from(["table - missing".to_owned()]),
+    );
     let (code, said) = compared(&cluster)?;
     assert_eq!(code, 3);
     assert_eq!(differences(&said)?, expected, "seed {}", random.seed());
+    let missing = |said: &Value| -> Result<BTreeSet<String>> {
+        let all = alone(said)?.into_iter();
+        Ok(all.filter(|d| !d.ends_with(" extra")).collect())
+    };
+    assert_eq!(missing(&said)?, ALONE.1.map(str::to_owned).into());
 
     // What strict would stop at is listed, and nothing is touched.
-    let refused = cluster.init(&[])?.expect(3)?;
+    let refused = cluster.init(&["--force"])?.expect(3)?;
     ensure!(refused.text().contains("schema_mismatch"), "{refused}");
     residue::of_jobs(&source)?.none()?;
     assert_eq!(differences(&compared(&cluster)?.1)?, expected);
 
     source.sql(&schema::rows(deeds.len()))?;
-    cluster.init(&["--schema-sync", "auto"])?.expect(0)?;
-    let left = differences(&compared(&cluster)?.1)?;
+    cluster
+        .init(&["--schema-sync", "auto", "--force"])?
+        .expect(0)?;
+    let said = compared(&cluster)?.1;
+    assert_eq!(missing(&said)?, BTreeSet::new());
+    let left = differences(&said)?;
     let order = |names: &BTreeSet<String>| names.iter().all(|n| n.ends_with(" order_change"));
     ensure!(
         left.values().all(order),
@@ -119,7 +175,6 @@ fn a_plan_is_shown_by_a_dry_run_and_refused_where_it_loses_data() -> Result<()> 
         .filter_map(|s| s["what"].as_str())
         .collect();
     for wanted in [
-        "ALTER TYPE \"public\".\"mood\" ADD VALUE 'ok' AFTER 'sad'",
         "CREATE TABLE \"public\".\"parted_1\" PARTITION OF \"public\".\"parted\"",
         "DROP COLUMN \"mine\" would lose the values of column mine of public.t",
         "FOREIGN KEY",
@@ -135,13 +190,23 @@ fn a_plan_is_shown_by_a_dry_run_and_refused_where_it_loses_data() -> Result<()> 
     assert_eq!(target.sql("SELECT mine FROM t")?, "dear");
     residue::of_jobs(&target)?.none()?;
 
-    // A new label cannot be used in the transaction that adds it: the whole plan is taken back.
+    // A new label cannot be used in the transaction that adds it: that is known before it begins.
     let failed = cluster
         .init(&["--schema-sync", "auto", "--force"])?
         .expect(1)?;
-    ensure!(failed.text().contains("SET DEFAULT"), "{failed}");
+    ensure!(failed.text().contains("ADD VALUE"), "{failed}");
     assert_eq!(compare::schema(&source, &target)?, before);
     target.sql("ALTER TYPE mood ADD VALUE 'ok' AFTER 'sad'")?;
+    // Nor can a type of an extension that is not there.
+    source.sql("CREATE EXTENSION hstore; CREATE TABLE h (id integer PRIMARY KEY, a hstore[])")?;
+    let failed = cluster
+        .init(&["--schema-sync", "auto", "--force"])?
+        .expect(1)?;
+    ensure!(
+        failed.text().contains("extension hstore is missing"),
+        "{failed}"
+    );
+    target.sql("CREATE EXTENSION hstore")?;
     cluster
         .init(&["--schema-sync", "auto", "--force"])?
         .expect(0)?;
@@ -160,6 +225,72 @@ fn a_plan_is_shown_by_a_dry_run_and_refused_where_it_loses_data() -> Result<()> 
     let statements: u32 = statements.trim_matches('"').parse()?;
     assert!(statements > 5, "{statements} statements");
     Ok(())
+}
+
+#[test]
+fn rows_below_what_auto_alters_count_and_rows_to_be_replaced_stand_in_no_way() -> Result<()> {
+    let cluster = Cluster::builder()
+        .setting("node_b", "max_prepared_transactions", "1")
+        .start()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    let parted = |columns: &str| {
+        format!(
+            "CREATE TABLE parted (id integer, {columns}) PARTITION BY LIST (id);
+             CREATE TABLE parted_1 PARTITION OF parted FOR VALUES IN (1);
+             CREATE TABLE parent ({columns});"
+        )
+    };
+    source.sql(&parted("body text"))?;
+    target.sql(&parted("body text, mine text"))?;
+    target.sql(
+        "CREATE TABLE own PARTITION OF parted FOR VALUES IN (2);
+         CREATE TABLE child () INHERITS (parent);
+         INSERT INTO parted VALUES (2, 'b', 'dear'); INSERT INTO child VALUES ('b', 'dear')",
+    )?;
+    // None of the tables that are copied holds a row.
+    let auto = ["--schema-sync", "auto"];
+    let plan = cluster.init(&[auto[0], auto[1], "--dry-run"])?.expect(1)?;
+    for table in ["parted", "parent"] {
+        let loss = format!("would lose the values of column mine of public.{table}");
+        ensure!(plan.text().contains(&loss), "{plan}");
+    }
+    cluster.init(&auto)?.expect(1)?;
+    // Nor where the partition is on both sides and left out.
+    source.sql("CREATE TABLE own PARTITION OF parted FOR VALUES IN (2)")?;
+    let without = ["--exclude-table", "public.own"];
+    let refused = cluster.init(&[auto, without].concat())?.expect(1)?;
+    ensure!(
+        refused.text().contains("column mine of public.parted"),
+        "{refused}"
+    );
+    let dear = "SELECT mine FROM parted UNION ALL SELECT mine FROM parent";
+    assert_eq!(target.sql(dear)?, "dear\ndear");
+
+    target.sql("DROP TABLE own, child")?;
+    source.sql(
+        "CREATE TABLE other (id integer PRIMARY KEY);
+         CREATE TABLE t (id integer PRIMARY KEY, n integer NOT NULL UNIQUE CHECK (n > 0),
+             o integer NOT NULL REFERENCES other);
+         INSERT INTO other VALUES (1); INSERT INTO t VALUES (1, 1, 1)",
+    )?;
+    target.sql(
+        "CREATE TABLE other (id integer PRIMARY KEY);
+         CREATE TABLE t (id integer PRIMARY KEY, n text, mine text);
+         INSERT INTO t VALUES (1, 'no number', 'x'), (2, NULL, 'x')",
+    )?;
+    cluster.init(&auto)?.expect(1)?;
+    // Who has a table for longer than we wait is named.
+    target.sql("BEGIN; LOCK TABLE t IN ACCESS SHARE MODE; PREPARE TRANSACTION 'mine'")?;
+    let stuck = cluster.init(&[auto[0], auto[1], "--force"])?.expect(1)?;
+    ensure!(
+        stuck.text().contains("a prepared transaction on public.t"),
+        "{stuck}"
+    );
+    target.sql("ROLLBACK PREPARED 'mine'")?;
+    assert_eq!(target.sql("SELECT count(*) FROM t WHERE mine = 'x'")?, "2");
+    cluster.init(&[auto[0], auto[1], "--force"])?.expect(0)?;
+    assert_eq!(compared(&cluster)?.0, 0);
+    compare::rows(&source, &target)?.none()
 }
 
 #[test]
@@ -242,20 +373,20 @@ fn a_schema_is_exported_compared_with_its_file_and_captured_with_a_peers() -> Re
 
 #[test]
 fn fingerprints_and_definitions_are_the_same_on_every_version() -> Result<()> {
-    let mut builder = Cluster::builder().nodes(3);
-    for (node, major) in [("node_a", 18), ("node_b", 17), ("node_c", 15)] {
-        match Installation::of_major(major) {
-            Ok(found) => builder = builder.postgres(node, &found),
-            Err(error) if major < 17 => {
-                eprintln!("NOT TESTED: PostgreSQL {major} is not on this machine: {error:#}");
-                return Ok(());
-            }
-            Err(error) => return Err(error),
+    let mut builder = Cluster::builder();
+    let mut nodes = vec!["node_a", "node_b"];
+    for (node, major) in [("node_a", 18), ("node_b", 17)] {
+        builder = builder.postgres(node, &Installation::of_major(major)?);
+    }
+    match Installation::of_major(15) {
+        Ok(found) => {
+            nodes.push("node_c");
+            builder = builder.nodes(3).postgres("node_c", &found);
         }
+        Err(error) => eprintln!("NOT TESTED: PostgreSQL 15 is not on this machine: {error:#}"),
     }
     let cluster = builder.start()?;
-    let nodes = ["node_a", "node_b", "node_c"];
-    for node in nodes {
+    for node in &nodes {
         let database = cluster.database(node);
         // What a session is set to must not matter.
         database.sql("ALTER DATABASE app SET datestyle = 'German'; ALTER DATABASE app SET timezone = 'Asia/Tokyo'")?;
@@ -279,5 +410,26 @@ fn fingerprints_and_definitions_are_the_same_on_every_version() -> Result<()> {
     for node in &nodes[1..] {
         assert_eq!(all(node)?, first, "{node}");
     }
+
+    // What the oldest has, the newest can be made to have.
+    let oldest = nodes[nodes.len() - 1];
+    cluster
+        .database("node_a")
+        .sql("DROP SCHEMA every CASCADE")?;
+    let arguments = [
+        "init",
+        "node_a",
+        "--from",
+        oldest,
+        "--schema-sync",
+        "auto",
+        "--yes",
+    ];
+    cluster.cli(&arguments)?.expect(0)?;
+    // A publication is a server's own, and has lost its tables.
+    let publish = "ALTER PUBLICATION few SET TABLE every.kinds, every.parent";
+    cluster.database("node_a").sql(publish)?;
+    let output = cluster.cli(&["schema", "compare", "node_a", oldest, "--json"])?;
+    assert_eq!(output.last_object()?["mismatch_count"], 0, "{output}");
     Ok(())
 }

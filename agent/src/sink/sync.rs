@@ -14,7 +14,7 @@ use steep_protocol::message::facts::{Finding, Severity};
 use steep_protocol::message::job::{ExistingRows, SchemaMode};
 use steep_protocol::message::peer::TablePlan;
 use steep_protocol::message::schema::{PlannedStatement, SchemaDifference};
-use steep_protocol::{Fault, FaultKind, TableName};
+use steep_protocol::{Fault, FaultKind, Retry, TableName};
 use steep_schema::{Comparison, Plan, Schema, at_stake, compare, gates, hindrance, named, plan};
 use tokio_postgres::error::SqlState;
 
@@ -197,15 +197,19 @@ async fn failed(conn: &Conn, sql: &str, error: &PgError) -> Fault {
         "a statement of the schema plan waited {} s for a lock, {sql}{holders}",
         LOCK_PATIENCE.as_secs()
     );
-    fault.hint("end what holds the table, then try again; nothing was changed")
+    // Not by itself: whoever wants one of these tables waits behind each attempt.
+    fault
+        .hint("end what holds the table, then try again; nothing was changed")
+        .retry(Retry::Never)
 }
 
 /// Who holds locks on tables that a statement names; whose work it is, not what.
-const HOLDERS: &str = r#"SELECT format('process %s (user %s, application %s) on %s.%s',
-        l.pid, coalesce(a.usename, '-'), coalesce(nullif(a.application_name, ''), '-'), n.nspname, c.relname)
-    FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+const HOLDERS: &str = r#"SELECT format('%s on %s.%s', CASE WHEN l.pid IS NULL THEN 'a prepared transaction'
+        ELSE format('process %s (user %s, application %s)', l.pid, coalesce(a.usename, '-'),
+            coalesce(nullif(a.application_name, ''), '-')) END, n.nspname, c.relname)
+    FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
     JOIN pg_class c ON c.oid = l.relation JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE l.locktype = 'relation' AND l.granted AND l.pid <> pg_backend_pid()
+    WHERE l.locktype = 'relation' AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
     AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
     AND strpos($1, '"' || replace(n.nspname, '"', '""') || '"."' || replace(c.relname, '"', '""') || '"') > 0
     GROUP BY 1 LIMIT 5"#;
