@@ -188,13 +188,16 @@ fn while_a_user_reads_a_table_on_the_target_and_the_source_does_not_wait_for_the
     let gone = wait::until_true("the source's slot to go", LIMIT, || {
         Ok(source.value::<u32>(slots)? == 0)
     });
+    let told = cancel.finish(LIMIT)?.expect(1)?;
     target.sql(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'",
     )?;
     reader.wait()?;
     gone?;
-    cancel.finish(LIMIT)?.expect(0)?;
+    assert!(told.text().contains("lock timeout"), "{told}");
     following.finish(LIMIT)?.expect(4)?;
+    // Nobody has to ask again.
+    cluster.wait_state("node_b", &["uninitialized"], LIMIT)?;
     residue::of_everything(&target)?.none()
 }
 

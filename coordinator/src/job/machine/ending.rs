@@ -266,8 +266,12 @@ impl Turn {
                 self.effects.push(Effect::Finished(Finish::Failed(fault)));
             }
             Why::Cancelled(_) if first || ending.awaited == Awaited::Operator => {
+                let away = Side::BOTH.into_iter().any(|side| !self.online(side));
                 let fault = Fault::new(
-                    FaultKind::Unreachable,
+                    match away {
+                        true => FaultKind::Unreachable,
+                        false => FaultKind::Failed,
+                    },
                     "the job is stopped, but what it made is not all removed yet",
                 )
                 .on(&self.job.spec.target)
