@@ -130,11 +130,16 @@ fn drift_is_named_and_its_repair_is_noticed() -> Result<()> {
 fn what_auto_left_as_it_was_is_no_drift_and_what_comes_after_it_is() -> Result<()> {
     let cluster = watched()?;
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
-    source.sql(
-        "CREATE TABLE t (id integer PRIMARY KEY, a integer, b integer);
-         CREATE TABLE apart (id integer PRIMARY KEY)",
-    )?;
-    target.sql("CREATE TABLE t (id integer PRIMARY KEY, b integer, a integer)")?;
+    let parted = "CREATE TABLE parted (id integer PRIMARY KEY) PARTITION BY RANGE (id);
+        CREATE TABLE first PARTITION OF parted FOR VALUES FROM (0) TO (10);";
+    let second = "CREATE TABLE second PARTITION OF parted FOR VALUES FROM (10) TO (20)";
+    source.sql(&format!(
+        "{parted} CREATE TABLE t (id integer PRIMARY KEY, a integer, b integer);
+         CREATE TABLE apart (id integer PRIMARY KEY)"
+    ))?;
+    target.sql(&format!(
+        "{parted} CREATE TABLE t (id integer PRIMARY KEY, b integer, a integer)"
+    ))?;
     // Of tables that a job leaves out, what is stored stays.
     cluster
         .cli(&["schema", "capture", "--node", "node_b", "--peer", "node_a"])?
@@ -177,12 +182,26 @@ fn what_auto_left_as_it_was_is_no_drift_and_what_comes_after_it_is() -> Result<(
         "{}",
         reason(&cluster)?
     );
-    target.sql("ALTER TABLE t ALTER COLUMN c TYPE integer")?;
+    // And changes of the source's. A new partition belongs to the publication at once, and to the
+    // subscription when that is told.
+    let add = "ALTER TABLE t ADD COLUMN d integer";
+    source.sql(&format!("{add}; {second}"))?;
+    let words = [
+        "column c of public.t differs (type_change)",
+        "column d of public.t is missing on node_b",
+        "table public.second is missing on node_b",
+    ];
+    wait_reason(&cluster, &words)?;
+    target.sql(&format!(
+        "ALTER TABLE t ALTER COLUMN c TYPE integer; {add}; {second}"
+    ))?;
+    target.sql(&alter_subscription(
+        "REFRESH PUBLICATION WITH (copy_data = false)",
+    ))?;
     wait_recovered(&cluster)?;
-    source.sql("ALTER TABLE t ADD COLUMN d integer")?;
-    wait_diverged(&cluster, &["column d of public.t is missing on node_b"])?;
-    target.sql("ALTER TABLE t ADD COLUMN d integer")?;
-    wait_recovered(&cluster)?;
+    source.sql("INSERT INTO parted VALUES (11)")?;
+    cluster.wait_drained("node_a")?;
+    assert_eq!(target.sql("SELECT id FROM second")?, "11");
     assert_eq!(target.sql(stored)?, captured, "a look stores nothing");
     Ok(())
 }

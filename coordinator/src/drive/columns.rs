@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use steep_protocol::message::job::SchemaMode;
-use steep_protocol::message::schema::{Change, SchemaDifference, SchemaReview};
+use steep_protocol::message::schema::{Change, SchemaDifference, SchemaReview, Subject};
 
 use crate::job::machine::after;
 use crate::store::Accepted;
@@ -69,7 +69,8 @@ enum Stage {
         of: Digests,
         again: Timestamp,
     },
-    Judged(Judgement),
+    /// Until a digest changes, or that time where no digest need change for it to be otherwise.
+    Judged(Judgement, Option<Timestamp>),
 }
 
 impl Differing {
@@ -103,7 +104,7 @@ impl Differing {
         match &self.stage {
             Stage::Due(at) => *at <= now,
             Stage::Asked { again, .. } => *again <= now,
-            Stage::Judged(_) => false,
+            Stage::Judged(_, again) => again.is_some_and(|at| at <= now),
         }
     }
 
@@ -118,7 +119,7 @@ impl Differing {
     /// What these digests were judged to mean.
     pub(super) fn judgement(&self) -> Option<&Judgement> {
         match &self.stage {
-            Stage::Judged(judgement) => Some(judgement),
+            Stage::Judged(judgement, _) => Some(judgement),
             Stage::Due(_) | Stage::Asked { .. } => None,
         }
     }
@@ -136,7 +137,15 @@ impl Differing {
                 if believed > now {
                     Stage::Due(believed)
                 } else if current {
-                    Stage::Judged(Judgement::Drifted(differences, unlisted))
+                    // A table that is made on the node is in no digest before it is subscribed to.
+                    let missing = |d: &SchemaDifference| {
+                        d.subject == Subject::Table && d.change == Change::Missing
+                    };
+                    let again = differences
+                        .iter()
+                        .any(missing)
+                        .then(|| self.ever_later(now));
+                    Stage::Judged(Judgement::Drifted(differences, unlisted), again)
                 } else {
                     Stage::Due(now)
                 }
@@ -150,15 +159,19 @@ impl Differing {
                 } else if believed > now {
                     Stage::Due(believed)
                 } else if found == Found::Accepted {
-                    Stage::Judged(Judgement::Accepted)
+                    Stage::Judged(Judgement::Accepted, None)
                 } else {
                     // A digest that stays older: an agent that cannot read its tables, perhaps.
-                    let next = after(now, self.pause);
-                    self.pause = (self.pause * 2).min(AGAIN_MAX);
-                    Stage::Due(next)
+                    Stage::Due(self.ever_later(now))
                 }
             }
         };
+    }
+
+    fn ever_later(&mut self, now: Timestamp) -> Timestamp {
+        let next = after(now, self.pause);
+        self.pause = (self.pause * 2).min(AGAIN_MAX);
+        next
     }
 
     /// Notes which differences are still there; when they are believed.
@@ -233,7 +246,6 @@ fn same(accepted: &SchemaDifference, found: &SchemaDifference) -> bool {
 #[cfg(test)]
 mod tests {
     use steep_protocol::TableName;
-    use steep_protocol::message::schema::Subject;
 
     use super::*;
 
@@ -296,6 +308,20 @@ mod tests {
         };
         assert_eq!(all.len(), 2);
         assert!(!differing.is_due(at(100_000)), "nothing new to compare");
+    }
+
+    #[test]
+    fn a_table_that_is_missing_is_looked_for_again_though_no_digest_changes() {
+        let mut gone = difference("", Change::Missing, "(id integer)");
+        gone.subject = Subject::Table;
+        let found = || Found::Objected(vec![gone.clone()], 0);
+        let mut differing = Differing::new(digests("1"), at(0));
+        compared(&mut differing, 0, found());
+        compared(&mut differing, 60, found());
+        assert!(differing.judgement().is_some());
+        compared(&mut differing, 120, found());
+        assert!(differing.judgement().is_some());
+        assert!(!differing.is_due(at(200)), "ever less often");
     }
 
     #[test]
