@@ -88,7 +88,7 @@ pub struct Mark {
 pub enum Detail {
     /// Those being copied.
     Active,
-    /// At most [`limits::TABLES_SHOWN`]: those being copied, then the largest of those to come,
+    /// At most [`steep_protocol::limits::TABLES_SHOWN`]: those being copied, then the largest of those to come,
     /// then the largest of those that are done.
     Shown,
     /// All of them.
