@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 use steep_daemon::config::{ConfigError, Settings, metrics_address};
 use steep_protocol::NodeId;
 use steep_protocol::limits::WORKERS_MAX;
 use steep_protocol::quic::{Congestion, Traffic, Tuning};
+use steep_protocol::units::parse_duration;
 
 use crate::budget;
 use crate::pg::Conninfo;
@@ -183,17 +183,9 @@ impl TryFrom<Given> for Config {
 const SCHEMA_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
 fn interval(given: Option<&str>) -> Result<Duration, ConfigError> {
-    let Some(text) = given else {
-        return Ok(SCHEMA_CHECK_INTERVAL);
-    };
-    let span = text.parse::<SignedDuration>().ok();
-    let interval = span.and_then(|span| Duration::try_from(span).ok());
-    interval
-        .filter(|interval| *interval >= Duration::from_secs(1))
-        .ok_or_else(|| ConfigError::Invalid {
-            name: "schema-check-interval",
-            why: format!("{text:?} is not a time of 1s or more, such as 60s or 5m"),
-        })
+    given.map_or(Ok(SCHEMA_CHECK_INTERVAL), |text| {
+        parse_duration(text).map_err(|why| ConfigError::invalid("schema-check-interval", why))
+    })
 }
 
 #[cfg(test)]

@@ -37,12 +37,12 @@ pub enum Patience {
 }
 
 impl Patience {
-    /// The setting for a session.
+    /// What a session sets, where it is not what every session begins with.
     #[must_use]
-    pub fn setting(self) -> &'static str {
+    pub fn setting(self) -> Option<&'static str> {
         match self {
-            Self::Endless => "SET lock_timeout = 0",
-            Self::Short => "SET lock_timeout = '5s'",
+            Self::Endless => None,
+            Self::Short => Some("SET lock_timeout = '5s'"),
         }
     }
 }

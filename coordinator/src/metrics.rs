@@ -314,44 +314,6 @@ fn itself(page: &mut Page<'_>, gauges: &Gauges) -> fmt::Result {
 
 /// How the network to agents and operators does. Agents' own metrics say it of the way between them.
 fn paths(page: &mut Page<'_>, peers: &[PeerStats]) -> fmt::Result {
-    page.gauge(
-        "steep_coordinator_quic_connections",
-        "Connections now, by the node's name; operators together",
-        peers
-            .iter()
-            .map(|p| ([("peer", p.peer.as_str())], p.connections)),
-    )?;
-    page.gauge(
-        "steep_coordinator_quic_rtt_seconds",
-        "Round trip, the longest of the peer's connections",
-        peers
-            .iter()
-            .filter(|p| p.connections > 0)
-            .map(|p| ([("peer", p.peer.as_str())], p.rtt.as_secs_f64())),
-    )?;
-    let each = |value: fn(&PeerStats) -> u64| {
-        peers
-            .iter()
-            .map(move |p| ([("peer", p.peer.as_str())], value(p)))
-    };
-    page.counter(
-        "steep_coordinator_quic_sent_packets",
-        "Packets sent",
-        each(|p| p.sent_packets),
-    )?;
-    page.counter(
-        "steep_coordinator_quic_lost_packets",
-        "Packets sent and taken for lost",
-        each(|p| p.lost_packets),
-    )?;
-    page.counter(
-        "steep_coordinator_quic_sent_bytes",
-        "UDP payload sent",
-        each(|p| p.sent),
-    )?;
-    page.counter(
-        "steep_coordinator_quic_received_bytes",
-        "UDP payload received",
-        each(|p| p.received),
-    )
+    let by = "by the node's name; operators together";
+    page.paths("steep_coordinator", by, peers)
 }

@@ -8,6 +8,7 @@ use std::{fmt, fs};
 use prometheus_client::encoding::{EncodeCounterValue, EncodeGaugeValue};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::exemplar::Exemplar;
+use steep_protocol::quic::PeerStats;
 
 pub use prometheus_client::collector::Collector;
 pub use prometheus_client::encoding::DescriptorEncoder;
@@ -127,6 +128,41 @@ impl<'a> Page<'a> {
         }
         Ok(())
     }
+
+    /// What every process tells of its QUIC connections, under names that begin with `prefix`; `by`
+    /// says whose they are.
+    ///
+    /// # Errors
+    /// As [`Page::gauge`].
+    pub fn paths(&mut self, prefix: &str, by: &str, peers: &[PeerStats]) -> fmt::Result {
+        self.gauge(
+            &format!("{prefix}_quic_connections"),
+            &format!("Connections now, {by}"),
+            peers.iter().map(|p| (peer(p), p.connections)),
+        )?;
+        self.gauge(
+            &format!("{prefix}_quic_rtt_seconds"),
+            "Round trip, the longest of the peer's connections",
+            peers
+                .iter()
+                .filter(|p| p.connections > 0)
+                .map(|p| (peer(p), p.rtt.as_secs_f64())),
+        )?;
+        let mut sum = |name: &str, help: &str, value: fn(&PeerStats) -> u64| {
+            let values = peers.iter().map(|p| (peer(p), value(p)));
+            self.counter(&format!("{prefix}_quic_{name}"), help, values)
+        };
+        sum("sent_packets", "Packets sent", |p| p.sent_packets)?;
+        sum("lost_packets", "Packets sent and taken for lost", |p| {
+            p.lost_packets
+        })?;
+        sum("sent_bytes", "UDP payload sent", |p| p.sent)?;
+        sum("received_bytes", "UDP payload received", |p| p.received)
+    }
+}
+
+fn peer(stats: &PeerStats) -> [Label<'_>; 1] {
+    [("peer", &stats.peer)]
 }
 
 /// proc(5): the second field of `statm` is the resident set, in pages.

@@ -14,10 +14,12 @@ pub mod raw;
 mod conninfo;
 mod dial;
 mod error;
+mod literal;
 mod session;
 mod settings;
 mod tls;
 
 pub use conninfo::Conninfo;
 pub use error::{PgError, ServerError};
+pub(crate) use literal::literal;
 pub use session::Session;

@@ -8,7 +8,7 @@ use tokio_postgres::types::ToSql;
 use tokio_util::sync::CancellationToken;
 
 use crate::pg::{PgError, Session};
-use crate::task::{Patience, Task};
+use crate::task::Task;
 
 /// Parameters of a query.
 pub(super) type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
@@ -44,8 +44,8 @@ impl Conn {
             node,
             cancel,
         };
-        if task.patience != Patience::default() {
-            conn.execute(task.patience.setting()).await?;
+        if let Some(setting) = task.patience.setting() {
+            conn.execute(setting).await?;
         }
         Ok(conn)
     }
@@ -124,27 +124,5 @@ impl Conn {
             why: why.to_owned(),
             fix: fix.to_owned(),
         }
-    }
-}
-
-/// Text as an SQL string, for statements that take no parameters. Whatever the setting of
-/// `standard_conforming_strings`.
-pub(super) fn literal(text: &str) -> String {
-    let doubled = text.replace('\'', "''");
-    if doubled.contains('\\') {
-        format!(" E'{}'", doubled.replace('\\', "\\\\"))
-    } else {
-        format!("'{doubled}'")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_literal_ends_where_it_should() {
-        assert_eq!(literal("a'b"), "'a''b'");
-        assert_eq!(literal(r"\'"), r" E'\\'''");
     }
 }

@@ -15,9 +15,9 @@ use steep_protocol::message::agent::PartDone;
 use steep_protocol::message::peer::{CopyFormat, TablePlan};
 use steep_protocol::{ByteCount, Epoch, Fault, FaultKind, PartNo, RowCount};
 
-use super::conn::literal;
 use super::line::Line;
 use crate::chunk::{PartWriter, Sent};
+use crate::pg::literal;
 use crate::task::Task;
 
 /// Bytes of a binary COPY without rows: the header and the trailer (PostgreSQL manual, COPY, "Binary

@@ -5,8 +5,9 @@ use steep_protocol::{Fault, JobId, TableName};
 use tokio_postgres::Row;
 
 use super::batch::Item;
-use super::conn::{Conn, literal};
+use super::conn::Conn;
 use super::statement::{Class, Only, Stage};
+use crate::pg::literal;
 
 /// How a statement is run when its time comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

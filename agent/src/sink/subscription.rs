@@ -18,9 +18,9 @@ use steep_protocol::{Fault, FaultKind, Identifier, JobId, Lsn, Phase, Retry};
 use tokio::time::MissedTickBehavior;
 use tokio_postgres::error::SqlState;
 
-use super::conn::{Conn, literal};
+use super::conn::Conn;
 use crate::pg::discreet::{self, Refusal};
-use crate::pg::{Conninfo, PgError, Session};
+use crate::pg::{Conninfo, PgError, Session, literal};
 use crate::task::Task;
 
 /// Between two looks at a native copy.

@@ -10,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 use super::pool::{Lease, Origin};
 use super::snapshot::OpenSnapshot;
 use crate::chunk::{PartReader, ReadStep};
-use crate::pg::PgError;
 use crate::pg::raw::CopyStep;
+use crate::pg::{PgError, literal};
 
 /// The bytes of one part. Dropped before its end, it cancels the server's COPY.
 #[derive(Debug)]
@@ -154,12 +154,6 @@ fn copy_statement(table: &TablePlan, range: CtidRange, format: CopyFormat) -> St
 fn column_list(columns: &[ColumnPlan]) -> String {
     let names: Vec<String> = columns.iter().map(|column| column.name.quoted()).collect();
     names.join(", ")
-}
-
-/// A string in single quotes. Snapshot and encoding names hold neither quotes nor backslashes; were
-/// it otherwise, this would still be one string.
-fn literal(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
 }
 
 #[cfg(test)]

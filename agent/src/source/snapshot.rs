@@ -30,7 +30,7 @@ use super::pool::Pool;
 use super::schema::{self, SchemaDump};
 use super::types::Types;
 use super::{OpenRequest, publication, slot};
-use crate::pg::{Conninfo, PgError, Session};
+use crate::pg::{Conninfo, PgError, Session, literal};
 use crate::task::Task;
 
 /// DDL between snapshot and lock makes everything be made anew, so many times.
@@ -207,9 +207,9 @@ async fn hold(
 ) -> Result<Held, PgError> {
     let holder = Session::connect(conninfo, "snapshot").await?;
     let sql = format!(
-        "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET TRANSACTION SNAPSHOT '{}'; \
+        "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET TRANSACTION SNAPSHOT {}; \
          SET LOCAL lock_timeout = {}",
-        snapshot.replace('\'', "''"),
+        literal(snapshot),
         LOCK_TIMEOUT.as_millis()
     );
     holder.run(&task.cancel, holder.batch_execute(&sql)).await?;

@@ -198,47 +198,11 @@ fn replication(page: &mut Page<'_>, seen: &Observed) -> fmt::Result {
 
 /// How the network does.
 fn paths(page: &mut Page<'_>, peers: &[PeerStats]) -> fmt::Result {
-    let live = || peers.iter().filter(|p| p.connections > 0);
-    page.gauge(
-        "steep_agent_quic_connections",
-        "Connections now, by the peer's name",
-        peers
-            .iter()
-            .map(|p| ([("peer", p.peer.as_str())], p.connections)),
-    )?;
-    page.gauge(
-        "steep_agent_quic_rtt_seconds",
-        "Round trip, the longest of the peer's connections",
-        live().map(|p| ([("peer", p.peer.as_str())], p.rtt.as_secs_f64())),
-    )?;
+    page.paths("steep_agent", "by the peer's name", peers)?;
+    let live = peers.iter().filter(|p| p.connections > 0);
     page.gauge(
         "steep_agent_quic_congestion_window_bytes",
         "Bytes that may be on their way to the peer",
-        live().map(|p| ([("peer", p.peer.as_str())], p.congestion_window)),
-    )?;
-    let each = |value: fn(&PeerStats) -> u64| {
-        peers
-            .iter()
-            .map(move |p| ([("peer", p.peer.as_str())], value(p)))
-    };
-    page.counter(
-        "steep_agent_quic_sent_packets",
-        "Packets sent",
-        each(|p| p.sent_packets),
-    )?;
-    page.counter(
-        "steep_agent_quic_lost_packets",
-        "Packets sent and taken for lost",
-        each(|p| p.lost_packets),
-    )?;
-    page.counter(
-        "steep_agent_quic_sent_bytes",
-        "UDP payload sent",
-        each(|p| p.sent),
-    )?;
-    page.counter(
-        "steep_agent_quic_received_bytes",
-        "UDP payload received",
-        each(|p| p.received),
+        live.map(|p| ([("peer", p.peer.as_str())], p.congestion_window)),
     )
 }

@@ -262,7 +262,8 @@ impl Applying {
     }
 }
 
-/// Whether the job's slot must be there: it is from the end of the step that makes it on.
+/// Whether the job's slot must be there: from the end of the step that makes it on. Natively nothing
+/// hangs on it before the subscription does, which fails by itself without it.
 fn has_slot(method: Method, step: Step) -> bool {
     match method {
         Method::Snapshot | Method::TwoPhase => step > Step::OpenSource,
