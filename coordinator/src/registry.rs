@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use steep_protocol::message::agent::{
     CoordinatorMessage, Observed, Registration, SlotStatus, SubscriptionStatus,
 };
+use steep_protocol::pace::{self, Pace};
 use steep_protocol::{JobId, NodeId};
 use tokio::sync::mpsc;
 
@@ -21,6 +22,8 @@ pub struct SessionId(pub u64);
 pub struct Link {
     /// Which session.
     pub session: SessionId,
+    /// The protocol that both ends speak.
+    pub protocol: u16,
     /// What is to be sent; bounded.
     pub outbox: mpsc::Sender<CoordinatorMessage>,
 }
@@ -35,6 +38,8 @@ pub struct Agent {
     pub observed: Observed,
     /// When it was last heard.
     pub last_heard: Timestamp,
+    /// How often it speaks, as far as it has been told.
+    pace: Pace,
 }
 
 /// All of them.
@@ -52,6 +57,7 @@ impl Registry {
     /// Takes an agent's new session; one it had before is closed by dropping it.
     pub fn join(&mut self, node: NodeId, link: Link, registration: Registration, now: Timestamp) {
         let agent = Agent {
+            pace: Pace::of_session(link.protocol),
             link,
             registration,
             observed: Observed::default(),
@@ -95,8 +101,22 @@ impl Registry {
         self.agents.contains_key(node)
     }
 
+    /// Notes how closely somebody looks at each node, and which agents are to be told so.
+    pub fn set_paces(&mut self, wanted: impl Fn(&NodeId) -> Pace) -> Vec<(NodeId, Pace)> {
+        let mut news = Vec::new();
+        for (node, agent) in &mut self.agents {
+            let pace = wanted(node);
+            // An older agent speaks as it always did.
+            if agent.pace != pace && agent.link.protocol >= pace::SINCE {
+                agent.pace = pace;
+                news.push((node.clone(), pace));
+            }
+        }
+        news
+    }
+
     /// Queues a message without waiting. `Ok` too where the agent has no session: what it must hear
-    /// is said again when it registers.
+    /// is said again when it registers; and where it speaks a protocol that has no such message.
     ///
     /// # Errors
     /// [`Clogged`] where the session takes no more; the caller ends it.
@@ -104,6 +124,9 @@ impl Registry {
         let Some(agent) = self.agents.get(node) else {
             return Ok(());
         };
+        if agent.link.protocol < message.since() {
+            return Ok(());
+        }
         let outbox = &agent.link.outbox;
         // A mirror row is replaced by the next one; it never takes the place of a command.
         let droppable = matches!(message, CoordinatorMessage::Mirror(_));

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use steep_protocol::limits::SUMMARY_PAGE;
@@ -11,6 +11,7 @@ use steep_protocol::message::agent::{
     AgentMessage, CoordinatorMessage, MirrorRow, Observed, Outcome, Registration,
 };
 use steep_protocol::message::api::AuditView;
+use steep_protocol::pace::{Cadence, Pace};
 use steep_protocol::quic::{Endpoint, Expect, Receiver, Sender};
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry};
 use tokio::sync::{mpsc, watch};
@@ -19,11 +20,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::dispatch::Agent;
+use super::observe::stands_out;
 use super::report::Reports;
-
-/// Between two sends of progress: who watches looks at once, so a change here is seen well within
-/// 500 ms, and a hundred agents that say so cost the coordinator little.
-const REPORT_EVERY: Duration = Duration::from_millis(200);
 
 /// First pause after a failed dial; doubled up to [`PAUSE_MAX`].
 const PAUSE: Duration = Duration::from_millis(250);
@@ -76,6 +74,16 @@ pub struct Control {
     entries: HashMap<CommandId, Entry>,
     tasks: JoinSet<(CommandId, JobId, Result<Outcome, Fault>)>,
     incarnation: u64,
+}
+
+/// What goes out in one session, and when.
+struct Speech<'a> {
+    sender: &'a mut Sender,
+    cadence: Cadence,
+    /// What was said to be observed last.
+    told: Option<Observed>,
+    /// Whether the server has been looked at since.
+    looked: bool,
 }
 
 /// Why a session ended.
@@ -162,7 +170,14 @@ impl Control {
         let _watched = self.agent.telemetry.links.watch(&connection);
         let gone = match connection.open().await {
             Ok((mut sender, mut receiver)) => {
-                let served = self.serve(&mut sender, &mut receiver, cancel).await;
+                let pace = Pace::of_session(connection.protocol());
+                let mut speech = Speech {
+                    sender: &mut sender,
+                    cadence: Cadence::new(pace, Instant::now()),
+                    told: None,
+                    looked: self.seen.borrow().postgres.is_some(),
+                };
+                let served = self.serve(&mut speech, &mut receiver, cancel).await;
                 sender.finish();
                 served
             }
@@ -181,7 +196,7 @@ impl Control {
 
     async fn serve(
         &mut self,
-        sender: &mut Sender,
+        speech: &mut Speech<'_>,
         receiver: &mut Receiver,
         cancel: &CancellationToken,
     ) -> Gone {
@@ -192,7 +207,7 @@ impl Control {
             open_snapshots: self.agent.jobs.open_snapshots(),
             max_workers: self.coordinator.max_workers,
         });
-        if let Err(error) = sender.send(&register).await {
+        if let Err(error) = speech.sender.send(&register).await {
             return Gone::Lost {
                 fault: error.to_fault(),
                 welcomed: false,
@@ -217,7 +232,7 @@ impl Control {
         }
         self.reports.tell_again();
         self.agent.telemetry.coordinator(true);
-        let conversed = self.converse(sender, receiver, cancel).await;
+        let conversed = self.converse(speech, receiver, cancel).await;
         self.agent.telemetry.coordinator(false);
         match conversed {
             Ok(()) => Gone::Cancelled,
@@ -230,7 +245,7 @@ impl Control {
 
     async fn converse(
         &mut self,
-        sender: &mut Sender,
+        speech: &mut Speech<'_>,
         receiver: &mut Receiver,
         cancel: &CancellationToken,
     ) -> Result<(), Fault> {
@@ -240,36 +255,42 @@ impl Control {
             .filter(|(_, e)| matches!(e, Entry::Ended { .. }))
             .map(|(id, _)| *id)
             .collect();
-        self.report(sender).await?;
+        self.report(speech).await?;
         for id in ended {
-            self.tell(id, sender).await?;
+            self.tell(id, speech).await?;
         }
-        let mut report = tokio::time::interval(REPORT_EVERY);
-        report.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut news = self.reports.news();
         loop {
+            let due = speech.cadence.due(*news.borrow_and_update());
             tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
                 message = receiver.recv::<CoordinatorMessage>() => {
                     let message = message.map_err(|e| e.to_fault())?.ok_or_else(unwelcome)?;
-                    if let Some(again) = self.obey(message) {
-                        self.report(sender).await?;
-                        self.tell(again, sender).await?;
+                    if let CoordinatorMessage::Pace(pace) = message {
+                        speech.cadence.keep(pace);
+                    } else if let Some(again) = self.obey(message) {
+                        self.report(speech).await?;
+                        self.tell(again, speech).await?;
                     }
                 }
                 Some(ended) = self.tasks.join_next() => {
                     if let Some(id) = self.ended(ended) {
                         // What the command did comes before its end.
-                        self.report(sender).await?;
-                        self.tell(id, sender).await?;
+                        self.report(speech).await?;
+                        self.tell(id, speech).await?;
                     }
                 }
-                _ = report.tick() => self.report(sender).await?,
+                // What waits weighs more than it did; there is always a sender, which is ours.
+                _ = news.changed() => {}
+                () = until(due) => self.report(speech).await?,
                 changed = self.seen.changed() => {
                     if changed.is_err() {
                         return Ok(());
                     }
-                    let observed = self.seen.borrow_and_update().clone();
-                    send(sender, &AgentMessage::Observed(observed)).await?;
+                    speech.looked = true;
+                    if speech.must_observe(&self.seen.borrow_and_update()) {
+                        self.report(speech).await?;
+                    }
                 }
             }
         }
@@ -326,6 +347,8 @@ impl Control {
                 let _ = self.queues.audit.try_send(*wish);
                 None
             }
+            // The session's, not a command's.
+            CoordinatorMessage::Pace(_) => None,
         }
     }
 
@@ -346,14 +369,25 @@ impl Control {
         }
     }
 
-    async fn report(&self, sender: &mut Sender) -> Result<(), Fault> {
-        for message in self.reports.take() {
-            send(sender, &message).await?;
+    /// Says everything there is to say, together: what has changed, and the newest observation.
+    async fn report(&self, speech: &mut Speech<'_>) -> Result<(), Fault> {
+        let mut messages = self.reports.take();
+        let now = Instant::now();
+        if std::mem::take(&mut speech.looked) {
+            let seen = self.seen.borrow().clone();
+            messages.push(AgentMessage::Observed(seen.clone()));
+            speech.told = Some(seen);
+            speech.cadence.observed(now);
         }
-        Ok(())
+        if messages.is_empty() {
+            return Ok(());
+        }
+        speech.cadence.spoke(now);
+        let sent = speech.sender.send_all(&messages).await;
+        sent.map_err(|error| error.to_fault())
     }
 
-    async fn tell(&self, id: CommandId, sender: &mut Sender) -> Result<(), Fault> {
+    async fn tell(&self, id: CommandId, speech: &mut Speech<'_>) -> Result<(), Fault> {
         let Some(Entry::Ended { job, outcome }) = self.entries.get(&id) else {
             return Ok(());
         };
@@ -365,14 +399,30 @@ impl Control {
                     job: *job,
                     tables: tables.to_vec(),
                 };
-                send(sender, &page).await?;
+                send(speech.sender, &page).await?;
             }
         }
         let finished = AgentMessage::Finished {
             command: id,
             outcome: outcome.clone(),
         };
-        send(sender, &finished).await
+        send(speech.sender, &finished).await
+    }
+}
+
+impl Speech<'_> {
+    /// Whether what is seen is to be said by itself.
+    fn must_observe(&self, seen: &Observed) -> bool {
+        let told = self.told.as_ref();
+        told.is_none_or(|told| stands_out(told, seen)) || self.cadence.observes(Instant::now())
+    }
+}
+
+/// Until that moment; for ever where there is none.
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use steep_protocol::message::agent::{MirrorRow, Observed, ReplicatedDigest};
 use steep_protocol::message::api::AuditView;
-use steep_protocol::{JobId, NodeId};
+use steep_protocol::{ByteCount, JobId, NodeId};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -191,6 +191,18 @@ impl Observer {
             installed => installed.map(|()| true),
         }
     }
+}
+
+/// Whether there is more to be told than numbers that have grown.
+pub(super) fn stands_out(told: &Observed, seen: &Observed) -> bool {
+    let plain = |observed: &Observed| {
+        let mut plain = observed.clone();
+        for slot in &mut plain.slots {
+            (slot.lag, slot.wal_held) = (ByteCount(0), ByteCount(0));
+        }
+        plain
+    };
+    plain(told) != plain(seen)
 }
 
 /// What makes it worth looking at columns at once: a replication that is new here or gone, and errors

@@ -5,9 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use steep_protocol::message::agent::{
-    AgentMessage, PartDone, PartProgress, ProgressReport, WorkProgress,
+    AgentMessage, PartDone, PartProgress, ProgressReport, WorkProgress, WorkUnit,
 };
+use steep_protocol::pace::News;
 use steep_protocol::{ByteCount, JobId, PartNo, Phase};
+use tokio::sync::watch;
 
 use crate::task::ProgressSink;
 use crate::telemetry::Flow;
@@ -24,6 +26,8 @@ pub struct Reports {
     retries: AtomicU64,
     /// Wishes of operators that are in the audit log since the last [`Reports::take`].
     audited: Mutex<Vec<u64>>,
+    /// The weightiest of what waits to be taken.
+    news: watch::Sender<News>,
 }
 
 #[derive(Debug, Default)]
@@ -51,8 +55,19 @@ pub struct Depths {
 }
 
 impl Reports {
+    /// Tells what waits to be taken, as soon as it weighs more than before.
+    #[must_use]
+    pub fn news(&self) -> watch::Receiver<News> {
+        self.news.subscribe()
+    }
+
     /// What has changed since the last call, as messages.
     pub fn take(&self) -> Vec<AgentMessage> {
+        // Before anything is taken: what comes meanwhile is taken now or is news again.
+        self.news.send_if_modified(|news| {
+            *news = News::None;
+            false
+        });
         let audited = {
             let mut audited = self.audited.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut *audited)
@@ -90,12 +105,15 @@ impl Reports {
             report.told = 0;
             report.changed = true;
         }
+        self.tell(News::Event);
     }
 
     /// An operator's wish is in the audit log. Lost with its session, it is asked for again.
     pub fn audited(&self, seq: u64) {
         let mut audited = self.audited.lock().unwrap_or_else(PoisonError::into_inner);
         audited.push(seq);
+        drop(audited);
+        self.tell(News::Event);
     }
 
     /// Parts begun again since the process began.
@@ -121,11 +139,24 @@ impl Reports {
         self.lock().remove(&job);
     }
 
-    fn with(&self, job: JobId, change: impl FnOnce(&mut JobReport)) {
-        let mut jobs = self.lock();
-        let report = jobs.entry(job).or_default();
-        change(report);
-        report.changed = true;
+    fn with(&self, job: JobId, change: impl FnOnce(&mut JobReport) -> News) {
+        let news = {
+            let mut jobs = self.lock();
+            let report = jobs.entry(job).or_default();
+            report.changed = true;
+            change(report)
+        };
+        self.tell(news);
+    }
+
+    fn tell(&self, news: News) {
+        self.news.send_if_modified(|known| {
+            let more = news > *known;
+            if more {
+                *known = news;
+            }
+            more
+        });
     }
 
     /// Counts what has come of a part since it was heard of last; a part that is smaller than it was
@@ -144,11 +175,17 @@ impl Reports {
 impl ProgressSink for Reports {
     fn work(&self, job: JobId, phase: Phase, work: WorkProgress) {
         self.with(job, |report| {
-            if report.phase != Some(phase) {
+            let begun = report.phase != Some(phase);
+            if begun {
                 report.active.clear();
             }
             report.phase = Some(phase);
-            report.work = Some(work);
+            let before = report.work.replace(work.clone());
+            if begun || before.is_none_or(|before| has_ended_something(&before, &work)) {
+                News::Event
+            } else {
+                News::Growth
+            }
         });
     }
 
@@ -159,6 +196,7 @@ impl ProgressSink for Reports {
             let before = report.active.get(&progress.part);
             self.count(before, progress.bytes, progress.wire);
             report.active.insert(progress.part, progress);
+            News::Growth
         });
     }
 
@@ -173,17 +211,30 @@ impl ProgressSink for Reports {
                 self.received.completed(done.rows);
             }
             report.done.push(done);
+            News::Event
         });
     }
 
     fn retried(&self, job: JobId) {
         self.retries.fetch_add(1, Ordering::Relaxed);
-        self.with(job, |report| report.retries += 1);
+        self.with(job, |report| {
+            report.retries += 1;
+            News::Event
+        });
     }
 
     fn waiting(&self, job: JobId, parts: usize) {
-        self.with(job, |report| report.waiting = parts);
+        self.with(job, |report| {
+            report.waiting = parts;
+            News::Growth
+        });
     }
+}
+
+/// Whether a thing was finished, or another one begun: an index, a table, all of the work.
+fn has_ended_something(before: &WorkProgress, now: &WorkProgress) -> bool {
+    let things = now.unit == WorkUnit::Items && now.done != before.done;
+    things || now.current != before.current || (now.done >= now.total && before.done < before.total)
 }
 
 #[cfg(test)]
@@ -256,6 +307,57 @@ mod tests {
         reports.done(job, found);
         assert_eq!(reports.received.sum(), sum);
         assert_eq!((reports.retries(), reports.depths().untold), (1, 2));
+    }
+
+    #[test]
+    fn news_is_told_once_and_the_weightiest_counts() {
+        let reports = Reports::default();
+        let job = JobId(1);
+        let mut news = reports.news();
+        let part = || PartProgress {
+            part: PartNo(1),
+            bytes: ByteCount(1),
+            wire: ByteCount(1),
+        };
+        reports.part(job, part());
+        assert!(news.has_changed().unwrap());
+        assert_eq!(*news.borrow_and_update(), News::Growth);
+        reports.part(job, part());
+        assert!(!news.has_changed().unwrap(), "it is known");
+        reports.done(job, done(1));
+        assert_eq!(*news.borrow_and_update(), News::Event);
+        reports.part(job, part());
+        assert_eq!(*news.borrow(), News::Event);
+        reports.take();
+        assert!(!news.has_changed().unwrap());
+        assert_eq!(*news.borrow(), News::None);
+    }
+
+    #[test]
+    fn a_thing_that_is_built_is_an_event_and_bytes_of_it_are_not() {
+        let reports = Reports::default();
+        let mut news = reports.news();
+        let mut said = |phase, done, unit, current: &str| {
+            let work = WorkProgress {
+                done,
+                total: 10,
+                unit,
+                current: Some(current.to_owned()),
+                workers: 1,
+            };
+            reports.work(JobId(1), phase, work);
+            let told = *news.borrow_and_update();
+            reports.take();
+            told
+        };
+        let (bytes, items) = (WorkUnit::Bytes, WorkUnit::Items);
+        assert_eq!(said(Phase::Index, 1, bytes, "i"), News::Event, "it began");
+        assert_eq!(said(Phase::Index, 2, bytes, "i"), News::Growth);
+        assert_eq!(said(Phase::Index, 3, bytes, "j"), News::Event);
+        assert_eq!(said(Phase::Index, 10, bytes, "j"), News::Event);
+        assert_eq!(said(Phase::Finish, 1, items, "t"), News::Event);
+        assert_eq!(said(Phase::Finish, 2, items, "t"), News::Event);
+        assert_eq!(said(Phase::Finish, 2, items, "t"), News::Growth);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use steep_protocol::message::api::{ApiReply, EndView, EventView};
 use steep_protocol::{Fault, FaultKind, JobId, NodeId};
 
 use super::{Ended, Stream};
-use crate::drive::{Answer, Follow, Question};
+use crate::drive::{Answer, Follow, Interest, Question};
 use crate::store::EventQuery;
 
 /// Events asked for at once.
@@ -57,13 +57,17 @@ impl Stream {
     }
 
     /// [`steep_protocol::message::api::ApiRequest::Progress`].
-    pub(super) async fn progress(&mut self, node: NodeId, go_on: bool) -> Result<(), Ended> {
-        let answer = self.ask(Question::Progress { node }).await?;
+    pub(super) async fn progress(
+        &mut self,
+        node: NodeId,
+        interest: Interest,
+    ) -> Result<(), Ended> {
+        let answer = self.ask(Question::Progress { node, interest }).await?;
         let Answer::Progress { view, follow, end } = answer else {
             return Ok(());
         };
         self.sender.send(&ApiReply::Progress(view)).await?;
-        if !go_on {
+        if interest == Interest::Once {
             return Ok(());
         }
         match (follow, end) {

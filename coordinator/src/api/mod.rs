@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::follow::stopping;
-use crate::drive::{Answer, Ask, Handle, Operator, Question};
+use crate::drive::{Answer, Ask, Handle, Interest, Operator, Question};
 use crate::server::say_panic;
 
 /// Requests of one connection at once; more wait in QUIC's flow control.
@@ -64,6 +64,15 @@ struct Stream {
     sender: Sender,
     handle: Handle,
     operator: Operator,
+}
+
+/// What a request's `follow` means.
+fn interest(follow: bool) -> Interest {
+    if follow {
+        Interest::GoesOn
+    } else {
+        Interest::Once
+    }
 }
 
 /// Why a request ends before everything is said.
@@ -130,7 +139,7 @@ impl Stream {
                     self.watch(jobs, Some(after)).await?;
                 }
             }
-            ApiRequest::Progress { node, follow } => self.progress(node, follow).await?,
+            ApiRequest::Progress { node, follow } => self.progress(node, interest(follow)).await?,
             ApiRequest::Cancel { node, data } => {
                 let question = Question::Cancel {
                     node,
@@ -152,7 +161,7 @@ impl Stream {
                 }
             }
             ApiRequest::Watch => self.watch_all().await?,
-            ApiRequest::Job { node, follow } => self.job(node, follow).await?,
+            ApiRequest::Job { node, follow } => self.job(node, interest(follow)).await?,
             ApiRequest::Report { node } => self.report(node).await?,
         }
         Ok(())

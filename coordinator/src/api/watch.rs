@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::follow::{Watched, stopping};
 use super::{Ended, Stream};
-use crate::drive::{Answer, Question};
+use crate::drive::{Answer, Interest, Question};
 
 /// The least time from something sent to the next look. A change is looked for at once and waits only
 /// where something was sent just before. An agent says what it did every 200 ms and the loop takes it
@@ -103,7 +103,7 @@ impl Stream {
     }
 
     /// [`steep_protocol::message::api::ApiRequest::Job`].
-    pub(super) async fn job(&mut self, node: NodeId, follow: bool) -> Result<(), Ended> {
+    pub(super) async fn job(&mut self, node: NodeId, interest: Interest) -> Result<(), Ended> {
         let mut pulse = self.handle.pulse.clone();
         self.recent(Some(&node), JOB_EVENTS).await?;
         let mut last = None;
@@ -116,6 +116,7 @@ impl Stream {
             let question = Question::Job {
                 node: node.clone(),
                 seen: over,
+                interest,
             };
             let answer = self.ask(question).await?;
             let mut sent = false;
@@ -126,7 +127,7 @@ impl Stream {
                 self.sender.send(&ApiReply::Job(view.clone())).await?;
                 last = Some(view);
             }
-            if !follow {
+            if interest == Interest::Once {
                 return Ok(());
             }
             rest(&mut pulse, if sent { JOB_PAUSE } else { Duration::ZERO }).await?;

@@ -54,6 +54,7 @@ impl<S: Store> Driver<S> {
         self.log(note.field("version", &registration.version), now);
         self.registry.join(node.clone(), link, registration, now);
         self.send(node, CoordinatorMessage::Welcome { state });
+        self.set_paces(now);
         for id in self.jobs_of(node) {
             self.meet(id, node, now);
         }

@@ -22,8 +22,11 @@ const TABLE_EVENTS_MAX: usize = 1_000;
 /// What is large then, in estimated bytes.
 const TABLE_EVENTS_BYTES: u64 = 64 * 1024 * 1024;
 
-/// How often a node's own tables are told how far its job is.
+/// How often a node's own tables are told how far its job is, while somebody watches it.
 const MIRROR_EVERY: Duration = Duration::from_secs(1);
+
+/// The same while nobody does: who looks by SQL reads how fresh a row is in the row.
+const MIRROR_EVERY_CALM: Duration = Duration::from_secs(5);
 
 /// How often a job's progress is kept, in milliseconds.
 const SAMPLE_EVERY: i64 = 10_000;
@@ -71,7 +74,12 @@ impl<S: Store> Driver<S> {
         if !active {
             return;
         }
-        let due = machine::after(live.mirrored, MIRROR_EVERY) <= now;
+        let every = if live.is_watched(now) {
+            MIRROR_EVERY
+        } else {
+            MIRROR_EVERY_CALM
+        };
+        let due = machine::after(live.mirrored, every) <= now;
         let target = live.job.spec.target.clone();
         if sample_of(live.sampled) != sample_of(now) {
             self.sample(id, now);

@@ -10,6 +10,7 @@
 
 mod admit;
 mod agents;
+mod audience;
 mod audit;
 mod columns;
 mod compose;
@@ -133,6 +134,8 @@ pub enum Question {
     Progress {
         /// The node.
         node: NodeId,
+        /// Whether it is to be followed.
+        interest: Interest,
     },
     /// Every node, every job at work, and where the event log ends.
     Overview {
@@ -152,6 +155,8 @@ pub enum Question {
         node: NodeId,
         /// The last job that is over and was answered; it is not read again.
         seen: Option<JobId>,
+        /// Whether it is asked for again and again.
+        interest: Interest,
     },
     /// How a node's last job that is over ended.
     Report {
@@ -193,6 +198,15 @@ pub enum Question {
     Alive,
 }
 
+/// Whether who asks watches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interest {
+    /// One answer is all.
+    Once,
+    /// It will want to know what becomes of it.
+    GoesOn,
+}
+
 /// Who asks, as far as the connection shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Operator {
@@ -228,7 +242,7 @@ pub enum Answer {
     Progress {
         /// Now, with every table.
         view: Box<ProgressView>,
-        /// How it goes on, while it does.
+        /// How it goes on, while it does and where that was asked for.
         follow: Option<Follow>,
         /// How it ended, once it has.
         end: Option<Box<EndView>>,
@@ -314,6 +328,8 @@ struct Live {
     vigil: Vigil,
     meter: Meter,
     feed: watch::Sender<Feed>,
+    /// Who looks at it in full.
+    seat: audience::Seat,
     /// Operators that wait for the end of a cancel.
     waiting: Vec<Reply>,
     /// Tables that began and have not been completed, and when.
@@ -366,6 +382,8 @@ pub struct Driver<S> {
     rules: Rules,
     nodes: BTreeMap<NodeId, NodeRecord>,
     registry: Registry,
+    /// Who looks at everything.
+    overseer: audience::Seat,
     jobs: BTreeMap<JobId, Live>,
     doctors: Vec<doctor::Doctor>,
     errands: Vec<errand::Errand>,
@@ -441,6 +459,7 @@ impl<S: Store> Driver<S> {
             },
             nodes,
             registry: Registry::default(),
+            overseer: audience::Seat::EMPTY,
             jobs: BTreeMap::new(),
             doctors: Vec::new(),
             errands: Vec::new(),
@@ -510,7 +529,10 @@ impl<S: Store> Driver<S> {
                     self.on_agent(input, now);
                 }
             }
-            Wake::Operator(Ask { question, reply }) => self.on_ask(question, reply, now)?,
+            Wake::Operator(Ask { question, reply }) => {
+                self.on_ask(question, reply, now)?;
+                self.set_paces(now);
+            }
             Wake::Time => self.on_tick(now),
         }
         let flushed = self.flush(now);
@@ -526,6 +548,8 @@ impl<S: Store> Driver<S> {
         self.tick_doctors(now);
         self.tick_audit(now);
         self.tick_errands(now);
+        // Who has gone says nothing.
+        self.set_paces(now);
     }
 
     /// Keeps where every job is, so that nothing that was shown goes back when the coordinator is

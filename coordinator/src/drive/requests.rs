@@ -8,7 +8,7 @@ use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState};
 use super::audit::Wish;
 use super::log::Note;
 use super::views::{idle_view, job_view};
-use super::{Answer, Driver, Live, Operator, Question, Reply};
+use super::{Answer, Driver, Interest, Live, Operator, Question, Reply};
 use crate::job::machine::JobEvent;
 use crate::job::progress::Detail;
 use crate::job::state::{NodeEvent, transition};
@@ -46,10 +46,22 @@ impl<S: Store> Driver<S> {
             }
             Question::Audit(query) => self.audit_answer(query)?,
             Question::Gauges => Ok(Answer::Gauges(Box::new(self.gauges(now)))),
-            Question::Progress { node } => self.progress_answer(&node, now)?,
-            Question::Overview { known } => Ok(self.overview(&known, now)),
+            Question::Progress { node, interest } => self.progress_answer(&node, interest, now)?,
+            Question::Overview { known } => {
+                self.overseer.take(now);
+                Ok(self.overview(&known, now))
+            }
             Question::Recent { node, limit } => self.recent_answer(node.as_ref(), limit)?,
-            Question::Job { node, seen } => self.job_answer(&node, seen, now)?,
+            Question::Job {
+                node,
+                seen,
+                interest,
+            } => {
+                if let Some(id) = self.live_job(&node) {
+                    self.looks_at(id, interest, now);
+                }
+                self.job_answer(&node, seen, now)?
+            }
             Question::Report { node } => match self.known(&node) {
                 Ok(_) => Ok(Answer::Report(self.store.last_end(&node)?.map(Box::new))),
                 Err(fault) => Err(fault),
@@ -172,6 +184,7 @@ impl<S: Store> Driver<S> {
     fn progress_answer(
         &mut self,
         node: &NodeId,
+        interest: Interest,
         now: Timestamp,
     ) -> Result<Result<Answer, Fault>, StoreError> {
         if let Err(fault) = self.known(node) {
@@ -184,9 +197,13 @@ impl<S: Store> Driver<S> {
                 .jobs
                 .get(&id)
                 .and_then(|live| live.end.as_deref().cloned());
+            let follow = match interest {
+                Interest::GoesOn => self.follow(id, now).filter(|_| end.is_none()),
+                Interest::Once => None,
+            };
             return Ok(Ok(Answer::Progress {
                 view: Box::new(view),
-                follow: self.follow(id, now).filter(|_| end.is_none()),
+                follow,
                 end: end.map(Box::new),
             }));
         }

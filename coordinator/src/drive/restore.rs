@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use steep_protocol::{ByteCount, JobId, NodeId, NodeState};
 use tokio::sync::watch;
 
+use super::audience::Seat;
 use super::jobs::took;
 use super::{Driver, Feed, Live};
 use crate::job::machine::{JobEvent, after};
@@ -85,6 +86,7 @@ impl<S: Store> Driver<S> {
             vigil: Vigil::default(),
             meter,
             feed,
+            seat: Seat::EMPTY,
             waiting: Vec::new(),
             began: BTreeMap::new(),
             slowest: Slowest::default(),

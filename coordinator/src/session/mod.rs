@@ -22,6 +22,9 @@ use crate::registry::{Link, SessionId};
 /// again what matters when it is back.
 const OUTBOX: usize = 256;
 
+/// Messages that are sent in one go, where so many wait.
+const TOGETHER: usize = 16;
+
 /// How long an agent has to open its stream and register.
 const REGISTER_LIMIT: Duration = Duration::from_secs(10);
 
@@ -59,7 +62,11 @@ pub async fn serve(
         }
     };
     let (outbox, queue) = mpsc::channel(OUTBOX);
-    let link = Link { session, outbox };
+    let link = Link {
+        session,
+        protocol: connection.protocol(),
+        outbox,
+    };
     let joined = AgentInput::Joined {
         node: node.clone(),
         link,
@@ -177,10 +184,12 @@ async fn read(
 }
 
 async fn write(mut sender: Sender, mut queue: mpsc::Receiver<CoordinatorMessage>) -> CloseCode {
-    while let Some(message) = queue.recv().await {
-        if let Err(error) = sender.send(&message).await {
+    let mut messages = Vec::with_capacity(TOGETHER);
+    while queue.recv_many(&mut messages, TOGETHER).await > 0 {
+        if let Err(error) = sender.send_all(&messages).await {
             return error.code().unwrap_or(CloseCode::Malformed);
         }
+        messages.clear();
     }
     // The loop has let go of this session.
     CloseCode::Superseded

@@ -169,7 +169,8 @@ async fn good_agent(connection: Connection, holds: fn(&Command) -> bool) {
             | CoordinatorMessage::Welcome { .. }
             | CoordinatorMessage::Forget { .. }
             | CoordinatorMessage::Audit(_)
-            | CoordinatorMessage::Mirror(_) => Ok(()),
+            | CoordinatorMessage::Mirror(_)
+            | CoordinatorMessage::Pace(_) => Ok(()),
         };
         if answered.is_err() {
             return;

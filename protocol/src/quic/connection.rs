@@ -44,6 +44,7 @@ pub struct PathStats {
 pub struct Connection {
     inner: quinn::Connection,
     peer: Peer,
+    protocol: u16,
 }
 
 impl Connection {
@@ -65,7 +66,11 @@ impl Connection {
         let mut reason = vec![0; Answer::reason_length(&head)?];
         recv.read_exact(&mut reason).await.map_err(|e| broken(&e))?;
         match Answer::from_bytes(&head, &reason)? {
-            Answer::Accepted { .. } => Ok(Self { inner, peer }),
+            Answer::Accepted { version } => Ok(Self {
+                inner,
+                peer,
+                protocol: version,
+            }),
             Answer::Refused { code, reason } => {
                 inner.close(quinn::VarInt::from_u32(CloseCode::Done.code()), b"");
                 Err(ConnectError::Refused { code, reason })
@@ -85,7 +90,11 @@ impl Connection {
             .map_err(|e| broken(&e))?;
         let _ = send.finish();
         match answer {
-            Answer::Accepted { .. } => Ok(Self { inner, peer }),
+            Answer::Accepted { version } => Ok(Self {
+                inner,
+                peer,
+                protocol: version,
+            }),
             Answer::Refused { code, reason } => {
                 // The peer closes once it has read why.
                 let _ = tokio::time::timeout(Duration::from_secs(5), inner.closed()).await;
@@ -98,6 +107,12 @@ impl Connection {
     #[must_use]
     pub fn peer(&self) -> &Peer {
         &self.peer
+    }
+
+    /// The protocol that both ends speak ([`crate::hello::VERSION`]).
+    #[must_use]
+    pub fn protocol(&self) -> u16 {
+        self.protocol
     }
 
     /// Opens a stream. Waits while the peer's limit of streams is reached.

@@ -12,6 +12,9 @@ use crate::wire::frame::{FrameHead, HEAD_LENGTH};
 /// How much of a message's claimed length is believed before its bytes are there.
 const TRUST: usize = 64 * 1024;
 
+/// Messages that are sent together are handed on in pieces of about this.
+const TOGETHER: usize = 64 * 1024;
+
 /// The sending half.
 #[derive(Debug)]
 pub struct Sender {
@@ -39,13 +42,31 @@ impl Sender {
     /// # Errors
     /// [`StreamError`] where the message is too long or the stream is gone.
     pub async fn send<T: Serialize>(&mut self, message: &T) -> Result<(), StreamError> {
-        let body = codec::encode(message)?;
-        let length = u32::try_from(body.len())
-            .map_err(|_| codec::CodecError::TooLong { length: body.len() })?;
-        let mut frame = Vec::with_capacity(4 + body.len());
-        frame.extend_from_slice(&length.to_be_bytes());
-        frame.extend_from_slice(&body);
-        self.send_bytes(frame).await
+        self.send_all(std::slice::from_ref(message)).await
+    }
+
+    /// Sends control messages together: small ones share their packets, and the peer wakes once.
+    ///
+    /// Not cancel-safe, as [`Sender::send`].
+    ///
+    /// # Errors
+    /// [`StreamError`] where a message is too long or the stream is gone.
+    pub async fn send_all<T: Serialize>(&mut self, messages: &[T]) -> Result<(), StreamError> {
+        let mut frames = Vec::new();
+        for message in messages {
+            let body = codec::encode(message)?;
+            let length = u32::try_from(body.len())
+                .map_err(|_| codec::CodecError::TooLong { length: body.len() })?;
+            frames.extend_from_slice(&length.to_be_bytes());
+            frames.extend_from_slice(&body);
+            if frames.len() >= TOGETHER {
+                self.send_bytes(std::mem::take(&mut frames)).await?;
+            }
+        }
+        if frames.is_empty() {
+            return Ok(());
+        }
+        self.send_bytes(frames).await
     }
 
     /// Sends bytes as they are, without copying them. Waits while the peer's window is full, which

@@ -18,7 +18,9 @@ pub const ALPN: &[u8] = b"steep-repl/1";
 /// The protocol spoken by this build.
 ///
 /// 1. The first.
-pub const VERSION: u16 = 1;
+/// 2. The coordinator says how often to speak (`CoordinatorMessage::Pace`). An agent that is told
+///    nothing is calm; one that speaks 1 reports as if it were watched, since nobody will tell it.
+pub const VERSION: u16 = 2;
 
 /// The oldest protocol this build can still speak.
 pub const VERSION_MIN: u16 = 1;

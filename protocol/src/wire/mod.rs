@@ -1,7 +1,7 @@
 //! The pure half: values and bytes, no IO.
 //!
 //! In the order a connection uses them: [`hello`], [`message`] (control), [`frame`] (data),
-//! [`close`]. Beside them [`units`]: what people write.
+//! [`close`]. Beside them [`pace`], how often agents speak, and [`units`], what people write.
 
 pub mod close;
 pub mod codec;
@@ -9,6 +9,7 @@ pub mod frame;
 pub mod hello;
 pub mod limits;
 pub mod message;
+pub mod pace;
 pub mod trace;
 pub mod units;
 

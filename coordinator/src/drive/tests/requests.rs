@@ -4,7 +4,7 @@ use steep_protocol::message::agent::Command;
 use steep_protocol::message::job::Method;
 use steep_protocol::{FaultKind, NodeState};
 
-use super::super::{Answer, Question};
+use super::super::{Answer, Interest, Question};
 use super::world::World;
 use crate::store::NodeRecord;
 use crate::testing::{node, spec};
@@ -234,5 +234,9 @@ fn nodes_that_nobody_initialised_are_listed_too() {
         record,
         "what the agent said of itself is kept"
     );
-    assert!(world.ask(Question::Progress { node: node("x") }).is_err());
+    let unknown = Question::Progress {
+        node: node("x"),
+        interest: Interest::Once,
+    };
+    assert!(world.ask(unknown).is_err());
 }

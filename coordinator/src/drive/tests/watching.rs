@@ -4,7 +4,7 @@ use steep_protocol::message::agent::{AgentMessage, PartProgress, ProgressReport}
 use steep_protocol::message::api::EventView;
 use steep_protocol::{ByteCount, Fault, FaultKind, JobId, NodeState, PartNo, Phase, TableName};
 
-use super::super::{Answer, Question};
+use super::super::{Answer, Interest, Question};
 use super::world::{World, done, operator};
 use crate::store::{EventQuery, Store};
 use crate::testing::{node, spec};
@@ -293,7 +293,10 @@ fn a_follower_that_comes_late_sees_the_present() {
     world.until("b", is_copy);
     let parts = vec![done(0)];
     world.say("b", AgentMessage::PartsDone { job, parts });
-    let question = Question::Progress { node: node("b") };
+    let question = Question::Progress {
+        node: node("b"),
+        interest: Interest::GoesOn,
+    };
     let Ok(Answer::Progress { follow, .. }) = world.ask(question) else {
         panic!("no progress");
     };

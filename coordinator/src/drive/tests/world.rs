@@ -11,7 +11,9 @@ use steep_protocol::message::agent::{
 };
 use steep_protocol::message::api::{EndView, NodeView, ProgressView};
 use steep_protocol::message::facts::{SourceFacts, TargetFacts};
+use steep_protocol::hello::VERSION;
 use steep_protocol::message::schema::{SchemaCursor, SchemaReview};
+use steep_protocol::pace::Pace;
 use steep_protocol::{
     ByteCount, CommandId, Fault, FaultKind, JobId, Lsn, NodeId, NodeState, PartNo, RowCount,
     TableName, TableNo,
@@ -42,6 +44,8 @@ pub(super) struct FakeAgent {
     pub(super) mirrored: Vec<steep_protocol::message::agent::MirrorRow>,
     /// What it was told of operators' wishes; it confirms none by itself.
     pub(super) audited: Vec<AuditView>,
+    /// How often it was told to speak, one after the other.
+    pub(super) paces: Vec<Pace>,
     sums: BTreeMap<JobId, (u32, u64, u64)>,
 }
 
@@ -130,6 +134,7 @@ impl World {
             history: Vec::new(),
             mirrored: Vec::new(),
             audited: Vec::new(),
+            paces: Vec::new(),
             sums: BTreeMap::new(),
         });
         agent.session = session;
@@ -145,7 +150,11 @@ impl World {
         let kept: Vec<_> = agent.kept.clone().into_iter().collect();
         self.turn(vec![AgentInput::Joined {
             node: id.clone(),
-            link: Link { session, outbox },
+            link: Link {
+                session,
+                protocol: VERSION,
+                outbox,
+            },
             registration,
         }]);
         for (command, outcome) in kept {
@@ -219,6 +228,7 @@ impl World {
                     }
                     CoordinatorMessage::Mirror(row) => agent.mirrored.push(row),
                     CoordinatorMessage::Audit(wish) => agent.audited.push(*wish),
+                    CoordinatorMessage::Pace(pace) => agent.paces.push(pace),
                     CoordinatorMessage::Welcome { .. } => {}
                 }
             }
@@ -401,7 +411,11 @@ impl World {
     }
 
     pub(super) fn progress(&mut self, name: &str) -> (ProgressView, Option<EndView>) {
-        match self.ask(Question::Progress { node: node(name) }).unwrap() {
+        let question = Question::Progress {
+            node: node(name),
+            interest: Interest::Once,
+        };
+        match self.ask(question).unwrap() {
             Answer::Progress { view, end, .. } => (*view, end.map(|end| *end)),
             other => panic!("{other:?}"),
         }

@@ -10,6 +10,7 @@ use super::api::AuditView;
 use super::facts::{Finding, SourceFacts, TargetFacts};
 use super::job::{Compression, ExistingRows, SchemaMode, TableFilter};
 use super::schema::{SchemaCursor, SchemaPage, SchemaReview};
+use crate::wire::pace::{self, Pace};
 use crate::wire::{
     ByteCount, CommandId, Epoch, Fault, JobId, Lsn, NodeId, NodeState, PartNo, Phase, RowCount,
     TableName, TableNo,
@@ -20,7 +21,8 @@ use crate::wire::{
 pub enum AgentMessage {
     /// First on every session.
     Register(Registration),
-    /// About every second: what is true beside this agent.
+    /// What is true beside this agent: at once where something stands out, else as
+    /// [`Cadence::observes`](crate::pace::Cadence::observes) says.
     Observed(Observed),
     /// Some tables of a plan; all pages precede the outcome of [`Command::OpenSource`].
     PlanPage {
@@ -29,7 +31,7 @@ pub enum AgentMessage {
         /// At most [`crate::limits::SUMMARY_PAGE`] tables, in order of their number.
         tables: Vec<TableSummary>,
     },
-    /// While something moves, at most every 200 ms: with the looks of who watches, within 500.
+    /// While something moves, as often as [`Cadence::due`](crate::pace::Cadence::due) says.
     Progress(ProgressReport),
     /// These parts are committed, rows and ledger together. May be said again.
     PartsDone {
@@ -84,6 +86,25 @@ pub enum CoordinatorMessage {
     /// What belongs into this node's `steep_repl.audit_log`. Said again in every session until it is
     /// [`AgentMessage::Audited`]; written once.
     Audit(Box<AuditView>),
+    /// How closely somebody looks: speak as often as that asks for, until told otherwise or the
+    /// session ends. Calm before it is said. Since protocol 2.
+    Pace(Pace),
+}
+
+impl CoordinatorMessage {
+    /// The first protocol whose agents know the message.
+    #[must_use]
+    pub fn since(&self) -> u16 {
+        match self {
+            Self::Welcome { .. }
+            | Self::Command { .. }
+            | Self::Abort { .. }
+            | Self::Forget { .. }
+            | Self::Mirror(_)
+            | Self::Audit(_) => 1,
+            Self::Pace(_) => pace::SINCE,
+        }
+    }
 }
 
 /// What an agent is, at the beginning of a session. Its node name comes from its certificate.
