@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use steep_protocol::message::agent::{
     CoordinatorMessage, Observed, Registration, SlotStatus, SubscriptionStatus,
 };
+use steep_protocol::message::handover::PreparedSlot;
 use steep_protocol::{JobId, NodeId};
 use tokio::sync::mpsc;
 
@@ -33,6 +34,8 @@ pub struct Agent {
     pub registration: Registration,
     /// What it saw last.
     pub observed: Observed,
+    /// Slots that are prepared there; nothing until it has said so.
+    pub prepared: Option<Vec<PreparedSlot>>,
     /// When it was last heard.
     pub last_heard: Timestamp,
 }
@@ -55,6 +58,7 @@ impl Registry {
             link,
             registration,
             observed: Observed::default(),
+            prepared: None,
             last_heard: now,
         };
         self.agents.insert(node, agent);
@@ -87,6 +91,12 @@ impl Registry {
     #[must_use]
     pub fn get(&self, node: &NodeId) -> Option<&Agent> {
         self.agents.get(node)
+    }
+
+    /// [`Registry::get`], to note what it says.
+    #[must_use]
+    pub fn get_mut(&mut self, node: &NodeId) -> Option<&mut Agent> {
+        self.agents.get_mut(node)
     }
 
     /// Whether the node's agent has a session.

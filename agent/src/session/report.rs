@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use steep_protocol::message::agent::{
     AgentMessage, PartDone, PartProgress, ProgressReport, WorkProgress,
 };
+use steep_protocol::message::handover::SlotName;
 use steep_protocol::{ByteCount, JobId, PartNo, Phase};
 
 use crate::task::ProgressSink;
@@ -24,6 +25,8 @@ pub struct Reports {
     retries: AtomicU64,
     /// Wishes of operators that are in the audit log since the last [`Reports::take`].
     audited: Mutex<Vec<u64>>,
+    /// Prepared slots that have expired since then.
+    expired: Mutex<Vec<SlotName>>,
 }
 
 #[derive(Debug, Default)]
@@ -61,6 +64,12 @@ impl Reports {
             .into_iter()
             .map(|seq| AgentMessage::Audited { seq })
             .collect();
+        let expired = {
+            let mut expired = self.expired.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *expired)
+        };
+        let expired = expired.into_iter();
+        messages.extend(expired.map(|slot| AgentMessage::SlotExpired { slot }));
         for (job, report) in self.lock().iter_mut() {
             for parts in report.done[report.told..].chunks(PARTS_PER_MESSAGE) {
                 messages.push(AgentMessage::PartsDone {
@@ -96,6 +105,12 @@ impl Reports {
     pub fn audited(&self, seq: u64) {
         let mut audited = self.audited.lock().unwrap_or_else(PoisonError::into_inner);
         audited.push(seq);
+    }
+
+    /// A prepared slot was dropped because its time was over. Told once, in this session or the next.
+    pub fn slot_expired(&self, slot: SlotName) {
+        let mut expired = self.expired.lock().unwrap_or_else(PoisonError::into_inner);
+        expired.push(slot);
     }
 
     /// Parts begun again since the process began.
