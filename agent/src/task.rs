@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use steep_protocol::message::agent::{PartDone, PartProgress, WorkProgress};
+use steep_protocol::message::handover::Replication;
 use steep_protocol::{JobId, NodeId, Phase};
 use tokio_util::sync::CancellationToken;
 
@@ -15,6 +16,8 @@ pub struct Task {
     pub node: NodeId,
     /// The job it is for.
     pub job: JobId,
+    /// What carries the job's changes.
+    pub replication: Replication,
     /// This node's database.
     pub conninfo: Arc<Conninfo>,
     /// Cancelled when the command is aborted or the agent stops. Whoever runs a statement must

@@ -163,7 +163,10 @@ async fn measure(dir: &Path, address: &str, metrics: &str, pid: u32, epoch: Inst
     println!("a question's answer is as old as {}", spread(ages));
     println!("resident memory       {:>6} MiB", resident(pid)? >> 20);
     if alone.percent > SHARE_MAX {
-        bail!("{:.2} % while nobody watches, over {SHARE_MAX} %", alone.percent);
+        bail!(
+            "{:.2} % while nobody watches, over {SHARE_MAX} %",
+            alone.percent
+        );
     }
     Ok(())
 }

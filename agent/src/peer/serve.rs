@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use steep_protocol::close::CloseCode;
 use steep_protocol::limits::PLAN_PAGE;
+use steep_protocol::message::handover::Replication;
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::peer::{PeerReply, PeerRequest};
 use steep_protocol::quic::{Connection, Endpoint, Role, Sender, StreamError};
@@ -380,6 +381,7 @@ impl Server {
         Task {
             node: self.node.clone(),
             job,
+            replication: Replication::of(job),
             conninfo: Arc::clone(&self.conninfo),
             cancel,
             progress: Progress::nowhere(),

@@ -1,6 +1,6 @@
 //! One initialisation of one target, as values.
 //!
-//! Owns what a job is ([`Job`]), which state of a node follows which ([`state`]), which command comes
+//! Owns what a job is ([`Job`]), where it goes on from a backup ([`handover`]), which state of a node follows which ([`state`]), which command comes
 //! next ([`machine`]), whether it may begin at all ([`preflight`]) and can still end well ([`vigil`]),
 //! what has been copied ([`tally`]), how far that is ([`progress`]) and what is said at the end
 //! ([`report`]). Everything here is pure: time comes in as a value, messages go out as values, and
@@ -19,9 +19,11 @@ use serde::{Deserialize, Serialize};
 use steep_protocol::message::agent::CancelledData;
 use steep_protocol::message::api::PhaseSeconds;
 use steep_protocol::message::facts::{Finding, SourceFacts};
+use steep_protocol::message::handover::{Replication, SlotFacts};
 use steep_protocol::message::job::JobSpec;
 use steep_protocol::{ByteCount, CommandId, Fault, JobId, Lsn, Phase, RowCount};
 
+pub mod handover;
 pub mod machine;
 pub mod preflight;
 pub mod progress;
@@ -31,6 +33,8 @@ pub mod tally;
 pub mod vigil;
 
 mod work;
+
+use handover::{Handover, SlotFate};
 
 pub use work::{Side, Step, Work};
 
@@ -48,6 +52,9 @@ pub struct Job {
     pub id: JobId,
     /// What was asked for.
     pub spec: JobSpec,
+    /// What it goes on from, where its rows come from a backup: with that method and no other.
+    #[serde(default)]
+    pub handover: Option<Handover>,
     /// The name in the certificate of who asked.
     pub operator: String,
     /// When.
@@ -69,6 +76,9 @@ pub struct Job {
     pub target: End,
     /// What the source's agent saw, until it has been judged.
     pub facts: Option<Box<SourceFacts>>,
+    /// The same of its prepared slot.
+    #[serde(default)]
+    pub slot_facts: Option<Box<SlotFacts>>,
     /// The consistent point and the size of the plan, once there is one.
     pub plan: Option<Plan>,
     /// What the ledger holds, once asked.
@@ -122,6 +132,9 @@ pub struct Ending {
     pub shown: Shown,
     /// Whether an operator waits for the removal.
     pub awaited: Awaited,
+    /// What becomes of its prepared slot, where it has one.
+    #[serde(default)]
+    pub slot: SlotFate,
 }
 
 /// Why a job ends before its time.
@@ -309,6 +322,7 @@ impl Job {
         Self {
             id,
             spec,
+            handover: None,
             operator: operator.to_owned(),
             accepted_at: now,
             cancelled_by: None,
@@ -319,6 +333,7 @@ impl Job {
             source: end.clone(),
             target: end,
             facts: None,
+            slot_facts: None,
             plan: None,
             proved_target: None,
             proved_source: None,
@@ -328,6 +343,13 @@ impl Job {
             clock: PhaseClock::default(),
             ended_at: None,
         }
+    }
+
+    /// What carries its changes.
+    #[must_use]
+    pub fn replication(&self) -> Replication {
+        let prepared = self.handover.as_ref().map(|h| h.replication.clone());
+        prepared.unwrap_or_else(|| Replication::of(self.id))
     }
 
     /// One end.
