@@ -35,6 +35,8 @@ pub enum Patience {
     /// Until the job's own limits end it.
     #[default]
     Endless,
+    /// Ten seconds: whoever wants a table that we wait for waits behind us.
+    Long,
     /// Some seconds: what a cleanup cannot get now it tries again later, while the source is let go.
     Short,
 }
@@ -45,6 +47,7 @@ impl Patience {
     pub fn setting(self) -> Option<&'static str> {
         match self {
             Self::Endless => None,
+            Self::Long => Some("SET lock_timeout = '10s'"),
             Self::Short => Some("SET lock_timeout = '5s'"),
         }
     }

@@ -13,7 +13,7 @@ use super::conn::Conn;
 use super::line::{REPLICA_ROLE, no_replica_role};
 use super::{bootstrap, existing, fingerprints, objects, schema, sync};
 use crate::chunk::PartReader;
-use crate::task::Task;
+use crate::task::{Patience, Task};
 
 /// What is wanted of a target.
 #[derive(Debug)]
@@ -55,6 +55,10 @@ pub async fn prepare<P: PartReader, Q: PartReader>(
     pre_data: P,
     post_data: Q,
 ) -> Result<Vec<Finding>, Fault> {
+    let task = &Task {
+        patience: Patience::Long,
+        ..task.clone()
+    };
     let conn = Conn::open(task, "prepare").await?;
     let installed = schema::install(&conn.session).await;
     installed.map_err(|error| conn.fault(&error))?;

@@ -20,8 +20,8 @@ use tokio::time::MissedTickBehavior;
 use tokio_postgres::error::SqlState;
 
 use super::conn::Conn;
-use crate::pg::discreet::{self, Refusal};
-use crate::pg::{Conninfo, PgError, Session, literal};
+use crate::pg::discreet;
+use crate::pg::{PgError, Session, literal};
 use crate::task::Task;
 
 /// Between two looks at a native copy.
@@ -148,25 +148,9 @@ async fn in_a_block(conn: &Conn, statement: &str, source: &Secret) -> Result<(),
     };
     let ended = conn.session.batch_execute(end).await;
     if let Err(refusal) = outcome? {
-        return Err(said(refusal, source));
+        return Err(PgError::refused(&refusal.code, &refusal.message));
     }
     Ok(ended?)
-}
-
-/// The server's refusal as an error without the connection string: libpq quotes pieces of one that
-/// it cannot read.
-fn said(refusal: Refusal, source: &Secret) -> PgError {
-    let password = Conninfo::parse(source.expose())
-        .ok()
-        .and_then(|conninfo| conninfo.password());
-    let message = match (refusal.code.as_str(), password) {
-        ("42601", _) => "the connection string is not valid for libpq".to_owned(),
-        (_, Some(password)) if !password.expose().is_empty() => {
-            refusal.message.replace(password.expose(), "…")
-        }
-        _ => refusal.message,
-    };
-    PgError::refused(&refusal.code, &message)
 }
 
 fn refused(conn: &Conn, error: &PgError) -> Fault {
