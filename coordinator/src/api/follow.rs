@@ -57,11 +57,7 @@ impl Stream {
     }
 
     /// [`steep_protocol::message::api::ApiRequest::Progress`].
-    pub(super) async fn progress(
-        &mut self,
-        node: NodeId,
-        interest: Interest,
-    ) -> Result<(), Ended> {
+    pub(super) async fn progress(&mut self, node: NodeId, interest: Interest) -> Result<(), Ended> {
         let answer = self.ask(Question::Progress { node, interest }).await?;
         let Answer::Progress { view, follow, end } = answer else {
             return Ok(());

@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use jiff::SignedDuration;
+use steep_protocol::hello::VERSION;
 use steep_protocol::message::agent::{
     AgentMessage, Command, CoordinatorMessage, Observed, Outcome, PartDone, Registration,
     ReplicatedDigest, SlotStatus, SubscriptionStatus, TableSummary,
 };
 use steep_protocol::message::api::{EndView, NodeView, ProgressView};
 use steep_protocol::message::facts::{SourceFacts, TargetFacts};
-use steep_protocol::hello::VERSION;
 use steep_protocol::message::schema::{SchemaCursor, SchemaReview};
 use steep_protocol::pace::Pace;
 use steep_protocol::{
@@ -63,6 +63,8 @@ pub(super) struct World {
     _handle: Handle,
     pub(super) agents: BTreeMap<NodeId, FakeAgent>,
     sessions: u64,
+    /// What agents that join speak.
+    pub(super) protocol: u16,
     skipped: SignedDuration,
     /// What comparing schemas comes to.
     pub(super) review: SchemaReview,
@@ -76,6 +78,7 @@ impl World {
             _handle: handle,
             agents: BTreeMap::new(),
             sessions: 0,
+            protocol: VERSION,
             skipped: SignedDuration::ZERO,
             review: SchemaReview::default(),
         };
@@ -91,6 +94,7 @@ impl World {
             driver,
             mut agents,
             sessions,
+            protocol,
             skipped,
             review,
             ..
@@ -105,6 +109,7 @@ impl World {
             _handle: handle,
             agents,
             sessions,
+            protocol,
             skipped: SignedDuration::ZERO,
             review,
         };
@@ -152,7 +157,7 @@ impl World {
             node: id.clone(),
             link: Link {
                 session,
-                protocol: VERSION,
+                protocol: self.protocol,
                 outbox,
             },
             registration,
@@ -193,7 +198,7 @@ impl World {
         self.turn(vec![AgentInput::Said {
             node: node(name),
             session,
-            message,
+            messages: vec![message],
         }]);
         self.listen();
     }
