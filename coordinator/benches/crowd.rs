@@ -14,7 +14,7 @@ use std::net::UdpSocket;
 use std::path::Path;
 use std::process::{Child, Command as Process, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use steep_certs::{Credentials, Role};
@@ -237,7 +237,7 @@ async fn ask_now_and_then(connection: &Connection, epoch: Instant) -> Result<Vec
         let Some(ApiReply::Progress(view)) = receiver.recv().await? else {
             bail!("no progress");
         };
-        let at = view.bytes_copied >> 20;
+        let at = view.wire_bytes >> 20;
         ages.push(epoch.elapsed().as_millis().saturating_sub(at.into()));
         sleep(Duration::from_millis(61)).await;
     }
@@ -294,8 +294,9 @@ async fn watch_for(connection: &Connection, epoch: Instant) -> Result<Vec<u128>>
     let node = NodeId::parse("target_7")?;
     let mut receiver = ask(connection, &ApiRequest::Watch).await?;
     let mut delays = Vec::new();
-    let mut last = 0;
     let began = Instant::now();
+    // What changed before somebody watched waited for nobody.
+    let mut last = u64::try_from(epoch.elapsed().as_millis())?;
     while began.elapsed() < MEASURED {
         let view = match receiver.recv().await? {
             Some(ApiReply::Progress(view)) => view,
@@ -309,9 +310,7 @@ async fn watch_for(connection: &Connection, epoch: Instant) -> Result<Vec<u128>>
         // Of every part, the lowest bits are the time; the one on its way is the largest.
         let at = view.bytes_copied >> 20;
         if at > last {
-            if last > 0 {
-                delays.push(epoch.elapsed().as_millis().saturating_sub(at.into()));
-            }
+            delays.push(epoch.elapsed().as_millis().saturating_sub(at.into()));
             last = at;
         }
     }
@@ -416,7 +415,7 @@ impl FakeAgent {
         let pace = Pace::of_session(connection.protocol());
         let mut agent = Self {
             sender,
-            cadence: Cadence::new(pace, Instant::now().into_std()),
+            cadence: Cadence::new(pace, Instant::now().into_std(), SystemTime::now()),
             epoch,
             phase,
             copying: BTreeMap::new(),
@@ -433,12 +432,7 @@ impl FakeAgent {
                     Some(message) => agent.obey(message).await?,
                     None => bail!("the coordinator ended the session"),
                 },
-                _ = looks.tick() => {
-                    agent.looked = true;
-                    if agent.cadence.observes(Instant::now().into_std()) {
-                        agent.speak().await?;
-                    }
-                }
+                _ = looks.tick() => agent.looked = true,
                 () = sleep_until(due) => agent.speak().await?,
             }
         }
@@ -471,25 +465,17 @@ impl FakeAgent {
         Ok(())
     }
 
-    /// When it speaks next: bytes grow all the time, and a part ends about every second.
+    /// When it speaks next: of jobs it copies, bytes grow all the time.
     fn due(&self) -> Instant {
-        let never = Instant::now() + OBSERVE_EVERY;
-        let due = |news| self.cadence.due(news).map_or(never, Instant::from_std);
-        if !self.audited.is_empty() {
-            return due(News::Event);
-        }
-        if self.copying.is_empty() {
-            return never;
-        }
-        let part = self.part_ends_at();
-        due(News::Growth).min(due(News::Event).max(part))
-    }
-
-    /// When the next part is done that has not been told.
-    fn part_ends_at(&self) -> Instant {
-        let told = self.copying.values().min().copied().unwrap_or(0);
-        let millis = (u64::from(told) + 1) * PART_MILLIS;
-        self.epoch + self.phase + Duration::from_millis(millis)
+        let news = if !self.audited.is_empty() {
+            News::Event
+        } else if self.looked || !self.copying.is_empty() {
+            News::Growth
+        } else {
+            News::None
+        };
+        let due = self.cadence.due(news);
+        due.map_or(Instant::now() + OBSERVE_EVERY, Instant::from_std)
     }
 
     /// Says everything there is to say, together.
@@ -512,11 +498,14 @@ impl FakeAgent {
                 *told = done;
                 messages.push(AgentMessage::PartsDone { job: *job, parts });
             }
-            messages.push(AgentMessage::Progress(progress(*job, changed)?));
+            messages.push(AgentMessage::Progress(progress(
+                *job,
+                changed,
+                self.changed,
+            )?));
         }
         if std::mem::take(&mut self.looked) {
             messages.push(AgentMessage::Observed(self.observed()));
-            self.cadence.observed(now);
         }
         self.cadence.spoke(now);
         MESSAGES.fetch_add(messages.len() as u64, Ordering::Relaxed);
@@ -546,13 +535,14 @@ impl FakeAgent {
     }
 }
 
-/// Four parts on their way, the first of which says when something changed.
-fn progress(job: JobId, changed: Duration) -> Result<ProgressReport> {
-    let now = u64::try_from(changed.as_millis())?;
+/// Four parts on their way, the first of which says when something changed and when that is said.
+fn progress(job: JobId, changed: Duration, now: Duration) -> Result<ProgressReport> {
+    let changed = u64::try_from(changed.as_millis())?;
+    let now = u64::try_from(now.as_millis())?;
     let active = (0..4).map(|n| PartProgress {
         part: PartNo(TABLES * PARTS_EACH - 1 - n),
-        bytes: ByteCount(if n == 0 { now << 20 } else { u64::from(n) }),
-        wire: ByteCount(now),
+        bytes: ByteCount(if n == 0 { changed << 20 } else { u64::from(n) }),
+        wire: ByteCount(if n == 0 { now << 20 } else { 0 }),
     });
     Ok(ProgressReport {
         job,

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::FutureExt;
 use steep_protocol::limits::SUMMARY_PAGE;
@@ -12,7 +12,7 @@ use steep_protocol::message::agent::{
 };
 use steep_protocol::message::api::AuditView;
 use steep_protocol::message::handover::{PreparedSlot, Replication};
-use steep_protocol::pace::{Cadence, Pace};
+use steep_protocol::pace::{Cadence, News, Pace};
 use steep_protocol::quic::{Endpoint, Expect, Receiver, Sender};
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry};
 use tokio::sync::{mpsc, watch};
@@ -92,8 +92,8 @@ struct Speech<'a> {
     cadence: Cadence,
     /// What was said to be observed last.
     told: Option<Observed>,
-    /// Whether the server has been looked at since.
-    looked: bool,
+    /// What it is to say of the server that it has not.
+    looked: News,
 }
 
 /// Why a session ended.
@@ -183,9 +183,9 @@ impl Control {
                 let pace = Pace::of_session(connection.protocol());
                 let mut speech = Speech {
                     sender: &mut sender,
-                    cadence: Cadence::new(pace, Instant::now()),
+                    cadence: Cadence::new(pace, Instant::now(), SystemTime::now()),
                     told: None,
-                    looked: self.seen.observed.borrow().postgres.is_some(),
+                    looked: News::None,
                 };
                 let served = self.serve(&mut speech, &mut receiver, cancel).await;
                 sender.finish();
@@ -271,8 +271,12 @@ impl Control {
         }
         self.seen.prepared.mark_changed();
         let mut news = self.reports.news();
+        if self.seen.observed.borrow().postgres.is_some() {
+            self.seen.observed.mark_changed();
+        }
         loop {
-            let due = speech.cadence.due(*news.borrow_and_update());
+            let waits = (*news.borrow_and_update()).max(speech.looked);
+            let due = speech.cadence.due(waits);
             tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
                 message = receiver.recv::<CoordinatorMessage>() => {
@@ -298,10 +302,12 @@ impl Control {
                     if changed.is_err() {
                         return Ok(());
                     }
-                    speech.looked = true;
-                    if speech.must_observe(&self.seen.observed.borrow_and_update()) {
-                        self.report(speech).await?;
-                    }
+                    let told = speech.told.as_ref();
+                    let seen = self.seen.observed.borrow_and_update();
+                    speech.looked = match told {
+                        Some(told) if !stands_out(told, &seen) => News::Growth,
+                        _ => News::Event,
+                    };
                 }
                 changed = self.seen.prepared.changed() => {
                     if changed.is_err() {
@@ -406,16 +412,15 @@ impl Control {
     async fn report(&self, speech: &mut Speech<'_>) -> Result<(), Fault> {
         let mut messages = self.reports.take();
         let now = Instant::now();
-        if std::mem::take(&mut speech.looked) {
+        if std::mem::take(&mut speech.looked) != News::None {
             let seen = self.seen.observed.borrow().clone();
             messages.push(AgentMessage::Observed(seen.clone()));
             speech.told = Some(seen);
-            speech.cadence.observed(now);
         }
+        speech.cadence.spoke(now);
         if messages.is_empty() {
             return Ok(());
         }
-        speech.cadence.spoke(now);
         let sent = speech.sender.send_all(&messages).await;
         sent.map_err(|error| error.to_fault())
     }
@@ -440,14 +445,6 @@ impl Control {
             outcome: outcome.clone(),
         };
         send(speech.sender, &finished).await
-    }
-}
-
-impl Speech<'_> {
-    /// Whether what is seen is to be said by itself.
-    fn must_observe(&self, seen: &Observed) -> bool {
-        let told = self.told.as_ref();
-        told.is_none_or(|told| stands_out(told, seen)) || self.cadence.observes(Instant::now())
     }
 }
 

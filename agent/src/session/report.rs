@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use steep_protocol::message::agent::{
-    AgentMessage, PartDone, PartProgress, ProgressReport, WorkProgress, WorkUnit,
+    AgentMessage, PartDone, PartProgress, ProgressReport, WorkProgress,
 };
 use steep_protocol::message::handover::SlotName;
 use steep_protocol::pace::News;
@@ -198,7 +198,8 @@ impl ProgressSink for Reports {
             }
             report.phase = Some(phase);
             let before = report.work.replace(work.clone());
-            if begun || before.is_none_or(|before| has_ended_something(&before, &work)) {
+            let whole = |work: &WorkProgress| work.done >= work.total;
+            if begun || (whole(&work) && !before.is_some_and(|before| whole(&before))) {
                 News::Event
             } else {
                 News::Growth
@@ -228,7 +229,7 @@ impl ProgressSink for Reports {
                 self.received.completed(done.rows);
             }
             report.done.push(done);
-            News::Event
+            News::Growth
         });
     }
 
@@ -248,15 +249,10 @@ impl ProgressSink for Reports {
     }
 }
 
-/// Whether a thing was finished, or another one begun: an index, a table, all of the work.
-fn has_ended_something(before: &WorkProgress, now: &WorkProgress) -> bool {
-    let things = now.unit == WorkUnit::Items && now.done != before.done;
-    things || now.current != before.current || (now.done >= now.total && before.done < before.total)
-}
-
 #[cfg(test)]
 mod tests {
     use steep_protocol::RowCount;
+    use steep_protocol::message::agent::WorkUnit;
 
     use super::*;
 
@@ -341,7 +337,7 @@ mod tests {
         assert_eq!(*news.borrow_and_update(), News::Growth);
         reports.part(job, part());
         assert!(!news.has_changed().unwrap(), "it is known");
-        reports.done(job, done(1));
+        reports.retried(job);
         assert_eq!(*news.borrow_and_update(), News::Event);
         reports.part(job, part());
         assert_eq!(*news.borrow(), News::Event);
@@ -351,15 +347,15 @@ mod tests {
     }
 
     #[test]
-    fn a_thing_that_is_built_is_an_event_and_bytes_of_it_are_not() {
+    fn what_begins_and_what_is_whole_is_an_event_and_what_grows_is_not() {
         let reports = Reports::default();
         let mut news = reports.news();
-        let mut said = |phase, done, unit, current: &str| {
+        let mut said = |phase, done| {
             let work = WorkProgress {
                 done,
                 total: 10,
-                unit,
-                current: Some(current.to_owned()),
+                unit: WorkUnit::Items,
+                current: None,
                 workers: 1,
             };
             reports.work(JobId(1), phase, work);
@@ -367,14 +363,11 @@ mod tests {
             reports.take();
             told
         };
-        let (bytes, items) = (WorkUnit::Bytes, WorkUnit::Items);
-        assert_eq!(said(Phase::Index, 1, bytes, "i"), News::Event, "it began");
-        assert_eq!(said(Phase::Index, 2, bytes, "i"), News::Growth);
-        assert_eq!(said(Phase::Index, 3, bytes, "j"), News::Event);
-        assert_eq!(said(Phase::Index, 10, bytes, "j"), News::Event);
-        assert_eq!(said(Phase::Finish, 1, items, "t"), News::Event);
-        assert_eq!(said(Phase::Finish, 2, items, "t"), News::Event);
-        assert_eq!(said(Phase::Finish, 2, items, "t"), News::Growth);
+        assert_eq!(said(Phase::Indexes, 1), News::Event, "it began");
+        assert_eq!(said(Phase::Indexes, 2), News::Growth);
+        assert_eq!(said(Phase::Indexes, 10), News::Event);
+        assert_eq!(said(Phase::Indexes, 10), News::Growth);
+        assert_eq!(said(Phase::Constraints, 1), News::Event);
     }
 
     #[test]

@@ -24,8 +24,12 @@ impl<S: Store> Driver<S> {
             AgentInput::Said {
                 node,
                 session,
-                message,
-            } => self.on_said(&node, session, message, now),
+                messages,
+            } => {
+                for message in messages {
+                    self.on_said(&node, session, message, now);
+                }
+            }
             AgentInput::Left { node, session } => self.on_left(&node, session, now),
         }
     }

@@ -14,8 +14,8 @@ use steep_protocol::pace::Pace;
 use steep_protocol::{JobId, NodeId};
 
 use super::{Driver, Interest, Live};
-use crate::job::Side;
 use crate::job::machine::after;
+use crate::job::{Presence, Side, Stage};
 use crate::store::Store;
 
 /// How long who asked is taken to watch. Watchers ask about every second; one that does not take what
@@ -46,6 +46,14 @@ impl Live {
     /// Whether somebody follows the job, or looks at it in full.
     pub(super) fn is_watched(&self, now: Timestamp) -> bool {
         self.end.is_none() && (self.feed.receiver_count() > 0 || self.seat.is_taken(now))
+    }
+
+    /// Whether it is at work, with both agents there, and nobody looks: then no deadline is near that
+    /// is to be kept to a part of a second.
+    pub(super) fn is_calm(&self, now: Timestamp) -> bool {
+        let there = |side| self.job.end(side).presence == Presence::Online;
+        let working = matches!(self.job.stage, Stage::Working(_));
+        working && Side::BOTH.into_iter().all(there) && !self.is_watched(now)
     }
 }
 

@@ -28,8 +28,8 @@ const MIRROR_EVERY: Duration = Duration::from_secs(1);
 /// The same while nobody does: who looks by SQL reads how fresh a row is in the row.
 const MIRROR_EVERY_CALM: Duration = Duration::from_secs(5);
 
-/// How often a job's progress is kept, in milliseconds.
-const SAMPLE_EVERY: i64 = 10_000;
+/// How often a job's progress is kept.
+const SAMPLE_EVERY: Duration = Duration::from_secs(10);
 
 impl<S: Store> Driver<S> {
     /// Applies an event to a job and does what follows.
@@ -79,9 +79,9 @@ impl<S: Store> Driver<S> {
         } else {
             MIRROR_EVERY_CALM
         };
-        let due = machine::after(live.mirrored, every) <= now;
+        let due = beat(live.mirrored, every) != beat(now, every);
         let target = live.job.spec.target.clone();
-        if sample_of(live.sampled) != sample_of(now) {
+        if beat(live.sampled, SAMPLE_EVERY) != beat(now, SAMPLE_EVERY) {
             self.sample(id, now);
         }
         self.touch(id);
@@ -314,9 +314,11 @@ pub(super) fn took(table: &TableTally, began: Timestamp, ended: Timestamp) -> Ta
     }
 }
 
-/// All jobs are sampled in the same turn, so that it is one write.
-fn sample_of(now: Timestamp) -> i64 {
-    now.as_millisecond().div_euclid(SAMPLE_EVERY)
+/// All jobs are sampled in the same turn, so that it is one write, and mirrored in the same turn, so
+/// that it is one waking.
+pub(super) fn beat(now: Timestamp, every: Duration) -> i128 {
+    now.as_nanosecond()
+        .div_euclid(every.as_nanos().cast_signed())
 }
 
 /// Leaves out every second one of the older half where there are too many, as the store does.

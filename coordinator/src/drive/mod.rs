@@ -73,8 +73,11 @@ const ASK_QUEUE: usize = 64;
 /// promise of one every 500 ms.
 const TICK: Duration = Duration::from_millis(250);
 
+/// How often time passes for a job that nobody watches and at which nothing but work happens.
+const TICK_CALM: Duration = Duration::from_secs(1);
+
 /// How often parts that are done are written, where nothing else is.
-const PARTS_EVERY: Duration = Duration::from_secs(1);
+const PARTS_EVERY: Duration = Duration::from_secs(2);
 
 /// How long columns must differ before that is drift, unless told otherwise: a change that is made on
 /// both ends by hand, one after the other, takes no longer.
@@ -98,8 +101,8 @@ pub enum AgentInput {
         node: NodeId,
         /// In which session.
         session: SessionId,
-        /// What.
-        message: AgentMessage,
+        /// What, in order.
+        messages: Vec<AgentMessage>,
     },
     /// It ended.
     Left {
@@ -426,6 +429,8 @@ pub struct Driver<S> {
     registry: Registry,
     /// Who looks at everything.
     overseer: audience::Seat,
+    /// When time passed last.
+    ticked: Timestamp,
     jobs: BTreeMap<JobId, Live>,
     doctors: Vec<doctor::Doctor>,
     errands: Vec<errand::Errand>,
@@ -502,6 +507,7 @@ impl<S: Store> Driver<S> {
             nodes,
             registry: Registry::default(),
             overseer: audience::Seat::EMPTY,
+            ticked: Timestamp::UNIX_EPOCH,
             jobs: BTreeMap::new(),
             doctors: Vec::new(),
             errands: Vec::new(),
@@ -584,7 +590,11 @@ impl<S: Store> Driver<S> {
 
     /// Time has passed.
     fn on_tick(&mut self, now: Timestamp) {
-        for id in self.jobs.keys().copied().collect::<Vec<_>>() {
+        let second = jobs::beat(self.ticked, TICK_CALM) != jobs::beat(now, TICK_CALM);
+        self.ticked = now;
+        let due = |live: &Live| second || !live.is_calm(now);
+        let due = self.jobs.iter().filter(|(_, live)| due(live));
+        for id in due.map(|(id, _)| *id).collect::<Vec<_>>() {
             self.tick_job(id, now);
         }
         self.tick_doctors(now);
@@ -638,7 +648,7 @@ impl<S: Store> Driver<S> {
         Ok(())
     }
 
-    /// Parts that are done are written with whatever else is, or about every second: agents say them
+    /// Parts that are done are written with whatever else is, or every other second: agents say them
     /// again to a restarted coordinator, so none is lost, and a hundred copies do not mean a hundred
     /// waits for the disk a second. They go first: a job that is sealed after them drops them.
     fn take_parts(&mut self, writes: &mut Vec<Write>, now: Timestamp) {

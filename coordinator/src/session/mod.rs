@@ -164,21 +164,34 @@ async fn read(
     loop_: &mpsc::Sender<AgentInput>,
 ) -> CloseCode {
     loop {
-        let message = match receiver.recv::<AgentMessage>().await {
-            Ok(Some(message)) => message,
-            Ok(None) => return CloseCode::Done,
-            Err(error) => {
-                tracing::debug!(node_id = %node, %error, "an agent's stream broke");
-                return error.code().unwrap_or(CloseCode::Malformed);
+        let mut messages = Vec::new();
+        let mut end = None;
+        let mut next = Some(receiver.recv::<AgentMessage>().await);
+        // What an agent says together mostly arrives together, and goes on together. Receiving is
+        // cancel-safe: half a message is kept.
+        while let Some(received) = next.take() {
+            match received {
+                Ok(Some(message)) => messages.push(message),
+                Ok(None) => end = Some(CloseCode::Done),
+                Err(error) => {
+                    tracing::debug!(node_id = %node, %error, "an agent's stream broke");
+                    end = Some(error.code().unwrap_or(CloseCode::Malformed));
+                }
             }
-        };
+            if end.is_none() && messages.len() < TOGETHER {
+                next = receiver.recv::<AgentMessage>().now_or_never();
+            }
+        }
         let said = AgentInput::Said {
             node: node.clone(),
             session,
-            message,
+            messages,
         };
         if loop_.send(said).await.is_err() {
             return CloseCode::ShuttingDown;
+        }
+        if let Some(code) = end {
+            return code;
         }
     }
 }

@@ -1,10 +1,12 @@
 //! How often an agent speaks: pure, time comes in as a value.
 //!
-//! What ends or goes wrong is said at once. What only grows is said as often as somebody looks:
-//! hundreds of jobs that nobody watches are to cost their coordinator next to nothing. What an agent
-//! has to say goes out together.
+//! What begins, ends or goes wrong is said at once. What only grows, parts done among it, is said as
+//! often as somebody looks: hundreds of jobs that nobody watches are to cost their coordinator next to
+//! nothing. What an agent has to say goes out together, and calm agents all speak on the same beat of
+//! the wall clock, so that the coordinator wakes once for all of them instead of once for each. Nothing
+//! depends on clocks being right: agents whose clocks differ speak as often, and cost more.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -16,9 +18,9 @@ pub const SINCE: u16 = 2;
 /// a report within 150 ms, so that a change is seen well within 500 ms.
 pub const WATCHED_EVERY: Duration = Duration::from_millis(200);
 
-/// Between two reports of what only grows while nobody watches. Who asks once is told something that
-/// is no older than 2 s.
-pub const CALM_EVERY: Duration = Duration::from_millis(1_500);
+/// The beat of what only grows while nobody watches. Servers are looked at every second, so that who
+/// asks once is told nothing that is older than 2 s.
+pub const CALM_EVERY: Duration = Duration::from_secs(1);
 
 /// How closely somebody looks at what an agent does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -50,7 +52,7 @@ pub enum News {
     None,
     /// Something has grown.
     Growth,
-    /// Something has ended, begun or gone wrong.
+    /// Something has begun, ended or gone wrong, or stands out.
     Event,
 }
 
@@ -60,18 +62,22 @@ pub struct Cadence {
     pace: Pace,
     /// When it spoke last.
     spoke: Instant,
-    /// When it said last what it observes.
-    observed: Instant,
+    /// Some beat of the wall clock.
+    beat: Instant,
 }
 
 impl Cadence {
-    /// An agent that has just spoken.
+    /// An agent that has just spoken, at `now`, which its wall clock calls `wall`.
     #[must_use]
-    pub fn new(pace: Pace, now: Instant) -> Self {
+    pub fn new(pace: Pace, now: Instant, wall: SystemTime) -> Self {
+        let since = wall.duration_since(SystemTime::UNIX_EPOCH);
+        let past = since.unwrap_or_default().as_nanos() % CALM_EVERY.as_nanos();
+        // Less than a beat, which fits.
+        let past = Duration::from_nanos(u64::try_from(past).unwrap_or(0));
         Self {
             pace,
             spoke: now,
-            observed: now,
+            beat: now + (CALM_EVERY - past),
         }
     }
 
@@ -83,30 +89,18 @@ impl Cadence {
     /// It has spoken.
     pub fn spoke(&mut self, now: Instant) {
         self.spoke = now;
-    }
-
-    /// It has said what it observes.
-    pub fn observed(&mut self, now: Instant) {
-        self.observed = now;
+        while self.beat <= now {
+            self.beat += CALM_EVERY;
+        }
     }
 
     /// When that is to be said; `None` where there is nothing.
     #[must_use]
     pub fn due(&self, news: News) -> Option<Instant> {
-        let pause = match (news, self.pace) {
-            (News::None, _) => return None,
-            (News::Growth, Pace::Calm) => CALM_EVERY,
-            (News::Growth, Pace::Watched) | (News::Event, _) => WATCHED_EVERY,
-        };
-        Some(self.spoke + pause)
-    }
-
-    /// Whether an observation in which nothing stands out is worth a word of its own.
-    #[must_use]
-    pub fn observes(&self, now: Instant) -> bool {
-        match self.pace {
-            Pace::Watched => true,
-            Pace::Calm => now.saturating_duration_since(self.observed) >= CALM_EVERY,
+        match (news, self.pace) {
+            (News::None, _) => None,
+            (News::Growth, Pace::Calm) => Some(self.beat),
+            (News::Growth, Pace::Watched) | (News::Event, _) => Some(self.spoke + WATCHED_EVERY),
         }
     }
 }
@@ -118,33 +112,25 @@ mod tests {
     #[test]
     fn what_grows_waits_for_its_pace_and_what_ends_does_not() {
         let began = Instant::now();
-        let mut cadence = Cadence::new(Pace::Calm, began);
+        let wall = SystemTime::UNIX_EPOCH + CALM_EVERY * 7 + CALM_EVERY / 4;
+        let mut cadence = Cadence::new(Pace::Calm, began, wall);
+        let beat = began + CALM_EVERY * 3 / 4;
         assert_eq!(cadence.due(News::None), None);
-        assert_eq!(cadence.due(News::Growth), Some(began + CALM_EVERY));
+        assert_eq!(cadence.due(News::Growth), Some(beat));
         assert_eq!(cadence.due(News::Event), Some(began + WATCHED_EVERY));
         cadence.keep(Pace::Watched);
         assert_eq!(cadence.due(News::Growth), Some(began + WATCHED_EVERY));
-        let later = began + CALM_EVERY;
-        cadence.spoke(later);
-        assert_eq!(cadence.due(News::Event), Some(later + WATCHED_EVERY));
+        cadence.spoke(beat);
+        assert_eq!(cadence.due(News::Event), Some(beat + WATCHED_EVERY));
+        cadence.keep(Pace::Calm);
+        assert_eq!(cadence.due(News::Growth), Some(beat + CALM_EVERY));
+        cadence.spoke(beat + CALM_EVERY * 5 / 2);
+        assert_eq!(cadence.due(News::Growth), Some(beat + CALM_EVERY * 3));
     }
 
     #[test]
     fn a_coordinator_that_will_not_say_who_watches_is_told_everything() {
         assert_eq!(Pace::of_session(SINCE - 1), Pace::Watched);
         assert_eq!(Pace::of_session(SINCE), Pace::Calm);
-    }
-
-    #[test]
-    fn while_nobody_watches_every_second_observation_is_enough() {
-        let began = Instant::now();
-        let second = |n| began + Duration::from_secs(n);
-        let mut cadence = Cadence::new(Pace::Calm, began);
-        assert!(!cadence.observes(second(1)));
-        assert!(cadence.observes(second(2)));
-        cadence.observed(second(2));
-        assert!(!cadence.observes(second(3)));
-        cadence.keep(Pace::Watched);
-        assert!(cadence.observes(second(3)));
     }
 }

@@ -2,6 +2,7 @@
 
 use steep_protocol::message::agent::{AgentMessage, PartProgress, ProgressReport};
 use steep_protocol::message::api::EventView;
+use steep_protocol::pace::{self, Pace};
 use steep_protocol::{ByteCount, Fault, FaultKind, JobId, NodeState, PartNo, Phase, TableName};
 
 use super::super::{Answer, Interest, Question};
@@ -351,4 +352,57 @@ fn metrics_tell_jobs_by_phase_and_what_was_copied() {
     let seen = gauges(&mut world);
     assert_eq!((seen.jobs.len(), seen.ended.completed), (0, 1));
     assert!(seen.turns > 0 && seen.events.contains(&("init.completed", 1)));
+}
+
+#[test]
+fn agents_of_a_watched_job_are_told_to_speak_often_and_no_others() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b", "c", "d"]);
+    drop(world.init(vec![spec("a", "b")]).unwrap());
+    drop(world.init(vec![spec("c", "d")]).unwrap());
+    world.until("b", is_copy);
+    world.skip(1);
+    let told = |world: &mut World, name: &str| std::mem::take(&mut world.agent(name).paces);
+    for name in ["a", "b", "c", "d"] {
+        assert_eq!(told(&mut world, name).last(), Some(&Pace::Calm), "{name}");
+    }
+    let ask = |world: &mut World, interest| {
+        let node = node("b");
+        match world.ask(Question::Progress { node, interest }) {
+            Ok(Answer::Progress { follow, .. }) => follow,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(ask(&mut world, Interest::Once).is_none());
+    assert!(told(&mut world, "b").is_empty(), "nobody goes on looking");
+    let follow = ask(&mut world, Interest::GoesOn);
+    assert_eq!(told(&mut world, "a"), [Pace::Watched], "at once");
+    assert_eq!(told(&mut world, "b"), [Pace::Watched]);
+    // A new session knows nothing of it.
+    world.leave("b");
+    world.join("b");
+    assert_eq!(told(&mut world, "b"), [Pace::Watched]);
+    drop(follow);
+    world.skip(1);
+    assert_eq!(told(&mut world, "a"), [Pace::Calm]);
+    assert_eq!(told(&mut world, "b"), [Pace::Calm]);
+    assert!(told(&mut world, "c").is_empty() && told(&mut world, "d").is_empty());
+    world.ask(Question::Overview { known: Vec::new() }).unwrap();
+    for name in ["a", "b", "c", "d"] {
+        assert_eq!(told(&mut world, name), [Pace::Watched], "{name}");
+    }
+    world.skip(4);
+    assert_eq!(told(&mut world, "d"), [Pace::Calm], "it asks no more");
+}
+
+#[test]
+fn an_agent_that_does_not_know_of_paces_is_told_nothing_of_them() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    world.protocol = pace::SINCE - 1;
+    world.join("b");
+    let follows = world.init(vec![spec("a", "b")]).unwrap();
+    assert_eq!(follows.len(), 1);
+    assert_eq!(world.agent("a").paces, [Pace::Watched]);
+    assert!(world.agent("b").paces.is_empty());
 }

@@ -65,6 +65,8 @@ pub(super) struct World {
     _handle: Handle,
     pub(super) agents: BTreeMap<NodeId, FakeAgent>,
     sessions: u64,
+    /// What agents that join speak.
+    pub(super) protocol: u16,
     skipped: SignedDuration,
     /// What comparing schemas comes to.
     pub(super) review: SchemaReview,
@@ -78,6 +80,7 @@ impl World {
             _handle: handle,
             agents: BTreeMap::new(),
             sessions: 0,
+            protocol: VERSION,
             skipped: SignedDuration::ZERO,
             review: SchemaReview::default(),
         };
@@ -93,6 +96,7 @@ impl World {
             driver,
             mut agents,
             sessions,
+            protocol,
             skipped,
             review,
             ..
@@ -107,6 +111,7 @@ impl World {
             _handle: handle,
             agents,
             sessions,
+            protocol,
             skipped: SignedDuration::ZERO,
             review,
         };
@@ -154,7 +159,7 @@ impl World {
             node: id.clone(),
             link: Link {
                 session,
-                protocol: VERSION,
+                protocol: self.protocol,
                 outbox,
             },
             registration,
@@ -195,7 +200,7 @@ impl World {
         self.turn(vec![AgentInput::Said {
             node: node(name),
             session,
-            message,
+            messages: vec![message],
         }]);
         self.listen();
     }

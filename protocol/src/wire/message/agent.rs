@@ -24,8 +24,8 @@ use crate::wire::{
 pub enum AgentMessage {
     /// First on every session.
     Register(Registration),
-    /// What is true beside this agent: at once where something stands out, else as
-    /// [`Cadence::observes`](crate::pace::Cadence::observes) says.
+    /// What is true beside this agent: at once where something stands out, else with the next report
+    /// that [`Cadence::due`](crate::pace::Cadence::due) asks for. Looked at every second.
     Observed(Observed),
     /// Some tables of a plan; all pages precede the outcome of [`Command::OpenSource`].
     PlanPage {
