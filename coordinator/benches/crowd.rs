@@ -27,13 +27,13 @@ use steep_protocol::message::facts::{SourceFacts, TargetFacts};
 use steep_protocol::message::job::{
     Compression, Confirmation, ExistingRows, JobSpec, Method, SchemaMode, TableFilter,
 };
-use steep_protocol::pace::{Cadence, News, Pace};
+use steep_protocol::pace::{Cadence, LOOK_EVERY, News, Pace, first_look};
 use steep_protocol::quic::{Connection, Endpoint, Expect, Sender, Tuning};
 use steep_protocol::{ByteCount, JobId, Lsn, NodeId, PartNo, Phase, RowCount, TableName, TableNo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, interval, sleep, sleep_until};
+use tokio::time::{Instant, interval, interval_at, sleep, sleep_until};
 
 #[path = "../tests/cluster/healthy.rs"]
 mod healthy;
@@ -46,9 +46,6 @@ const TARGETS: u32 = 100;
 /// Tables and parts of each job; enough that none ends.
 const TABLES: u32 = 50;
 const PARTS_EACH: u32 = 1_000;
-
-/// As agents do.
-const OBSERVE_EVERY: Duration = Duration::from_secs(1);
 
 /// Each target ends a part so often, in milliseconds.
 const PART_MILLIS: u64 = 1_000;
@@ -424,7 +421,8 @@ impl FakeAgent {
             changed: epoch.elapsed(),
             looked: false,
         };
-        let mut looks = interval(OBSERVE_EVERY);
+        let first = first_look(Instant::now().into_std(), SystemTime::now());
+        let mut looks = interval_at(Instant::from_std(first), LOOK_EVERY);
         loop {
             let due = agent.due();
             tokio::select! {
@@ -475,7 +473,7 @@ impl FakeAgent {
             News::None
         };
         let due = self.cadence.due(news);
-        due.map_or(Instant::now() + OBSERVE_EVERY, Instant::from_std)
+        due.map_or(Instant::now() + LOOK_EVERY, Instant::from_std)
     }
 
     /// Says everything there is to say, together.

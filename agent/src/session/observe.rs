@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use steep_protocol::message::agent::{MirrorRow, Observed, ReplicatedDigest};
 use steep_protocol::message::api::AuditView;
+use steep_protocol::pace::{LOOK_EVERY, first_look};
 use steep_protocol::{ByteCount, JobId, NodeId};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -15,9 +16,6 @@ use super::report::Reports;
 use crate::pg::{Conninfo, PgError, Session};
 use crate::sink::{self, schema};
 use crate::source;
-
-/// Between two looks.
-const EVERY: Duration = Duration::from_secs(1);
 
 /// A look that takes longer is as good as a server that cannot be asked.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -59,8 +57,10 @@ impl Observer {
     /// Runs until cancelled. Errors are observations, not ends.
     pub async fn run(mut self, cancel: CancellationToken) {
         let mut session = None;
-        let mut tick = tokio::time::interval(EVERY);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // Beats are the wall clock's; a look that took too long moves none of the others.
+        let first = first_look(std::time::Instant::now(), SystemTime::now());
+        let mut tick = tokio::time::interval_at(first.into(), LOOK_EVERY);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let (mut complained, mut unwritten) = (false, false);
         let mut signs = Signs::default();
         loop {

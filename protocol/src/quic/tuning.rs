@@ -96,9 +96,6 @@ impl Tuning {
             ))
             .keep_alive_interval(Some(KEEP_ALIVE))
             .mtu_discovery_config(Some(discovery));
-        let mut f = quinn::AckFrequencyConfig::default();
-        f.ack_eliciting_threshold(VarInt::from_u32(0));
-        transport.ack_frequency_config(Some(f));
         match self.congestion {
             Congestion::Bbr => {
                 transport.congestion_controller_factory(Arc::new(BbrConfig::default()));

@@ -18,9 +18,15 @@ pub const SINCE: u16 = 2;
 /// a report within 150 ms, so that a change is seen well within 500 ms.
 pub const WATCHED_EVERY: Duration = Duration::from_millis(200);
 
-/// The beat of what only grows while nobody watches. Servers are looked at every second, so that who
-/// asks once is told nothing that is older than 2 s.
-pub const CALM_EVERY: Duration = Duration::from_secs(1);
+/// The beat of what only grows while nobody watches: who asks once is told nothing that is older than
+/// 2 s.
+pub const CALM_EVERY: Duration = Duration::from_millis(1_500);
+
+/// Between two looks at a server. Every second one is just before a beat ([`first_look`]).
+pub const LOOK_EVERY: Duration = Duration::from_millis(750);
+
+/// A look takes a few milliseconds; so long before the beat, it is told with it.
+const LOOK_AHEAD: Duration = Duration::from_millis(150);
 
 /// How closely somebody looks at what an agent does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -70,14 +76,10 @@ impl Cadence {
     /// An agent that has just spoken, at `now`, which its wall clock calls `wall`.
     #[must_use]
     pub fn new(pace: Pace, now: Instant, wall: SystemTime) -> Self {
-        let since = wall.duration_since(SystemTime::UNIX_EPOCH);
-        let past = since.unwrap_or_default().as_nanos() % CALM_EVERY.as_nanos();
-        // Less than a beat, which fits.
-        let past = Duration::from_nanos(u64::try_from(past).unwrap_or(0));
         Self {
             pace,
             spoke: now,
-            beat: now + (CALM_EVERY - past),
+            beat: next_beat(now, wall),
         }
     }
 
@@ -105,6 +107,26 @@ impl Cadence {
     }
 }
 
+/// When to look at a server first, then every [`LOOK_EVERY`], at `now`, which the wall clock calls
+/// `wall`.
+#[must_use]
+pub fn first_look(now: Instant, wall: SystemTime) -> Instant {
+    // The beat after the next may be too far away, and the next one too near.
+    let mut look = next_beat(now, wall) + LOOK_EVERY - LOOK_AHEAD;
+    while look > now + LOOK_EVERY {
+        look -= LOOK_EVERY;
+    }
+    look
+}
+
+fn next_beat(now: Instant, wall: SystemTime) -> Instant {
+    let since = wall.duration_since(SystemTime::UNIX_EPOCH);
+    let past = since.unwrap_or_default().as_nanos() % CALM_EVERY.as_nanos();
+    // Less than a beat, which fits.
+    let past = Duration::from_nanos(u64::try_from(past).unwrap_or(0));
+    now + (CALM_EVERY - past)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,6 +148,18 @@ mod tests {
         assert_eq!(cadence.due(News::Growth), Some(beat + CALM_EVERY));
         cadence.spoke(beat + CALM_EVERY * 5 / 2);
         assert_eq!(cadence.due(News::Growth), Some(beat + CALM_EVERY * 3));
+    }
+
+    #[test]
+    fn looks_begin_soon_and_every_second_one_is_just_before_a_beat() {
+        let began = Instant::now();
+        for part in 0..20 {
+            let wall = SystemTime::UNIX_EPOCH + CALM_EVERY * 9 + CALM_EVERY * part / 20;
+            let (look, beat) = (first_look(began, wall), next_beat(began, wall));
+            assert!(look >= began && look <= began + LOOK_EVERY, "{part}");
+            let before = (beat + CALM_EVERY - look).as_nanos() % LOOK_EVERY.as_nanos();
+            assert_eq!(before, LOOK_AHEAD.as_nanos(), "{part}");
+        }
     }
 
     #[test]

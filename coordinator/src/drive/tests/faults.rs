@@ -361,10 +361,10 @@ fn an_agent_speaks_for_its_own_commands_and_its_newest_session_only() {
     let stale = super::super::AgentInput::Said {
         node: node("b"),
         session: old,
-        message: AgentMessage::Finished {
+        messages: vec![AgentMessage::Finished {
             command,
             outcome: Err(Fault::new(FaultKind::Failed, "x")),
-        },
+        }],
     };
     world.driver.turn(&mut vec![stale], Wake::Agents).unwrap();
     world.run_on();

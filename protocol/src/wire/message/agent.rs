@@ -22,7 +22,7 @@ pub enum AgentMessage {
     /// First on every session.
     Register(Registration),
     /// What is true beside this agent: at once where something stands out, else with the next report
-    /// that [`Cadence::due`](crate::pace::Cadence::due) asks for. Looked at every second.
+    /// that [`Cadence::due`](crate::pace::Cadence::due) asks for.
     Observed(Observed),
     /// Some tables of a plan; all pages precede the outcome of [`Command::OpenSource`].
     PlanPage {
