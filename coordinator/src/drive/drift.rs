@@ -14,8 +14,9 @@ use steep_schema::named;
 
 use super::Driver;
 use super::columns::{self, Differing, Digests, Judgement};
-use super::following::{Applying, Cause, Following, Health, Lasts, Word};
+use super::following::{self, Cause, Following, Health, Lasts, Word};
 use super::log::Note;
+use crate::job::applying::Fares;
 use crate::job::state::{NodeEvent, transition};
 use crate::registry::Agent;
 use crate::store::{Accepted, Columns, NodeRecord, Store, Write};
@@ -60,11 +61,11 @@ impl<S: Store> Driver<S> {
             && let Some(agent) = self.registry.get(&record.id)
             && let Some(seen) = agent.subscription(job)
         {
-            following.applying.observe(seen.apply_errors, seen.running);
+            following.applying.observe(seen, now);
         }
         let slot = self.slot_health(source, job);
         following.slot.take(slot, Word::of(observer, source));
-        let subscription = self.subscription_health(&record.id, job, &following.applying);
+        let subscription = self.subscription_health(&record.id, job, following.applying.fares(now));
         let word = Word::of(observer, &record.id);
         following.subscription.take(subscription, word);
         if record.lost.is_none() {
@@ -90,7 +91,7 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    fn subscription_health(&self, node: &NodeId, job: JobId, applying: &Applying) -> Health {
+    fn subscription_health(&self, node: &NodeId, job: JobId, fares: Fares) -> Health {
         let Some(agent) = self.registry.get(node).filter(|agent| agent.sees()) else {
             return Health::Unknown;
         };
@@ -101,7 +102,7 @@ impl<S: Store> Driver<S> {
             Some(subscription) if !subscription.enabled => {
                 Health::Suspect(Cause::passing("the subscription is disabled".to_owned()))
             }
-            Some(_) => applying.health(node),
+            Some(_) => following::health(fares, node),
         }
     }
 

@@ -7,21 +7,11 @@
 use steep_protocol::{JobId, NodeId};
 
 use super::columns::Differing;
+use crate::job::applying::{Applying, Fares};
 
 /// Observations in a row that must miss a slot or subscription: one may have been made while
 /// PostgreSQL was just starting.
 const SUSPICIONS: u8 = 3;
-
-/// New errors of a subscription, without a calm between them, that count as broken. Workers start again
-/// after five seconds (`wal_retrieve_retry_interval`), so this is some fifteen seconds of errors.
-const STRIKES: u8 = 3;
-
-/// Observations without a new error after which a subscription is taken to work again: three starts of
-/// its worker.
-const CALM: u16 = 15;
-
-/// Observations without an apply worker that count as broken, where a server does not count errors.
-const ABSENT: u16 = 60;
 
 /// Why a part of a replication is bad.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -174,99 +164,26 @@ impl Following {
     }
 }
 
-/// How a subscription's worker fares, from one observation to the next.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Applying {
-    /// Errors at the last observation; nothing before the first.
-    errors: Option<u64>,
-    strikes: u8,
-    calm: u16,
-    absent: u16,
-}
-
-impl Applying {
-    pub(super) fn observe(&mut self, errors: u64, running: bool) {
-        match self.errors.replace(errors) {
-            // Counters begin anew where statistics are reset.
-            Some(before) if errors > before => {
-                self.strikes = self.strikes.saturating_add(1);
-                self.calm = 0;
-            }
-            Some(_) | None => {
-                self.calm = self.calm.saturating_add(1);
-                if self.calm >= CALM {
-                    self.strikes = 0;
-                }
-            }
-        }
-        self.absent = if running {
-            0
-        } else {
-            self.absent.saturating_add(1)
-        };
-    }
-
-    pub(super) fn health(&self, node: &NodeId) -> Health {
-        if self.errors.is_none() {
-            return Health::Unknown;
-        }
-        let log = format!("the reason is in the log of PostgreSQL on {node}");
+/// What a worker that fares so says of its subscription.
+pub(super) fn health(fares: Fares, node: &NodeId) -> Health {
+    let log = format!("the reason is in the log of PostgreSQL on {node}");
+    match fares {
+        // Neither broken nor sound.
+        Fares::Unseen | Fares::Wavering => Health::Unknown,
+        Fares::Well => Health::Good,
         // No count of errors: a reason stays the same while nothing else is the matter.
-        if self.strikes >= STRIKES {
-            return Health::Bad(Cause::passing(format!(
-                "the subscription keeps failing: {log}"
-            )));
-        }
-        if self.absent >= ABSENT {
-            return Health::Bad(Cause::passing(format!(
-                "the subscription has had no worker for a minute: {log}"
-            )));
-        }
-        if self.strikes > 0 || self.absent > 0 {
-            // Neither broken nor sound.
-            return Health::Unknown;
-        }
-        Health::Good
+        Fares::KeepsFailing { .. } => Health::Bad(Cause::passing(format!(
+            "the subscription keeps failing: {log}"
+        ))),
+        Fares::Absent => Health::Bad(Cause::passing(format!(
+            "the subscription has had no worker for a minute: {log}"
+        ))),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_worker_that_keeps_failing_is_broken_and_one_that_is_calm_again_is_not() {
-        let node = NodeId::parse("b").unwrap();
-        let mut applying = Applying::default();
-        applying.observe(7, true);
-        assert_eq!(
-            applying.health(&node),
-            Health::Good,
-            "errors of before do not count"
-        );
-        for errors in 8..10 {
-            applying.observe(errors, false);
-            assert_eq!(applying.health(&node), Health::Unknown);
-        }
-        applying.observe(10, false);
-        assert!(matches!(applying.health(&node), Health::Bad(_)));
-        for _ in 0..CALM {
-            assert!(matches!(applying.health(&node), Health::Bad(_)));
-            applying.observe(10, true);
-        }
-        assert_eq!(applying.health(&node), Health::Good);
-    }
-
-    #[test]
-    fn a_worker_that_never_comes_is_broken_after_a_minute() {
-        let node = NodeId::parse("b").unwrap();
-        let mut applying = Applying::default();
-        for _ in 0..ABSENT {
-            assert!(!matches!(applying.health(&node), Health::Bad(_)));
-            applying.observe(0, false);
-        }
-        assert!(matches!(applying.health(&node), Health::Bad(_)));
-    }
 
     #[test]
     fn a_part_that_is_missed_is_bad_only_when_its_own_observer_says_so_often_enough() {

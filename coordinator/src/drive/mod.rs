@@ -546,7 +546,8 @@ impl<S: Store> Driver<S> {
         self
     }
 
-    /// Runs until `shutdown`. Needs a multi-threaded runtime: the store is written in place.
+    /// Runs until `shutdown`. Needs a multi-threaded runtime, if of one worker: the store is
+    /// written in place.
     ///
     /// # Errors
     /// [`StoreError`] where the store fails. Nothing has been said then that is not stored, and

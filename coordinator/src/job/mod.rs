@@ -1,7 +1,8 @@
 //! One initialisation of one target, as values.
 //!
-//! Owns what a job is ([`Job`]), where it goes on from a backup ([`handover`]), which state of a node follows which ([`state`]), which command comes
-//! next ([`machine`]), whether it may begin at all ([`preflight`]) and can still end well ([`vigil`]),
+//! Owns what a job is ([`Job`]), where it goes on from a backup ([`handover`]), which state of a node
+//! follows which ([`state`]), which command comes next ([`machine`]), whether it may begin at all
+//! ([`preflight`]) and can still end well ([`vigil`], [`applying`]),
 //! what has been copied ([`tally`]), how far that is ([`progress`]) and what is said at the end
 //! ([`report`]). Everything here is pure: time comes in as a value, messages go out as values, and
 //! nothing knows SQLite, QUIC or tokio.
@@ -23,6 +24,7 @@ use steep_protocol::message::handover::{Replication, SlotFacts};
 use steep_protocol::message::job::JobSpec;
 use steep_protocol::{ByteCount, CommandId, Fault, JobId, Lsn, Phase, RowCount};
 
+pub mod applying;
 pub mod handover;
 pub mod machine;
 pub mod preflight;

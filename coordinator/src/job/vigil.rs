@@ -1,4 +1,4 @@
-//! Whether a job at work can still end well, judged from what agents observe about every second.
+//! Whether a job at work can still end well, judged from what agents observe, about every second.
 //!
 //! Commands notice what they do themselves; hours may lie between a slot that is lost during the copy
 //! and the command that would need it, and nobody's command fails when a subscription does. Owns the
@@ -12,6 +12,7 @@ use steep_protocol::message::agent::{Observed, SlotStatus, SubscriptionStatus};
 use steep_protocol::message::job::Method;
 use steep_protocol::{ByteCount, Fault, FaultKind, Retry};
 
+use super::applying::{ABSENT, Applying, Fares};
 use super::machine::after;
 use super::preflight::text::bytes;
 use super::{Job, Side, Stage, Step};
@@ -28,17 +29,6 @@ pub const SNAPSHOT_AGE_MAX: Duration = Duration::from_secs(48 * 3600);
 /// Observations in a row that must miss a slot or a subscription: one may have been on its way while
 /// it was made.
 const SUSPICIONS: u8 = 3;
-
-/// New errors of a subscription, without a calm between them, that end a job. Workers start again
-/// after five seconds (`wal_retrieve_retry_interval`), so this is some fifteen seconds of errors.
-const STRIKES: u8 = 3;
-
-/// Without a new error for so long, a subscription is taken to work again: three starts of its worker.
-const CALM: Duration = Duration::from_secs(15);
-
-/// How long a subscription may be without an apply worker, where a server does not count errors or has
-/// no worker to spare.
-const ABSENT: Duration = Duration::from_secs(60);
 
 /// How long a PostgreSQL that a job needs may not answer, or not in time. What runs there fails by
 /// itself where the server says that it is gone; this is for one that says nothing, and for times in
@@ -74,16 +64,6 @@ pub struct Vigil {
     /// Since when PostgreSQL has not answered.
     source_silent: Option<Timestamp>,
     target_silent: Option<Timestamp>,
-}
-
-/// How the subscription's worker fares.
-#[derive(Debug, Clone, Default)]
-struct Applying {
-    /// Errors at the last observation; nothing before the first.
-    errors: Option<u64>,
-    strikes: u8,
-    struck: Option<Timestamp>,
-    absent: Option<Timestamp>,
 }
 
 impl Vigil {
@@ -138,8 +118,7 @@ impl Vigil {
         now: Timestamp,
     ) -> Option<Fault> {
         if side == Side::Source {
-            // Without it no worker can be there; that is not the subscription's doing.
-            self.applying.absent = None;
+            self.applying.excuse();
         }
         let needed = job.is_busy(side)
             || match side {
@@ -231,35 +210,13 @@ impl Vigil {
         }
         self.subscription_missed = 0;
         let own = subscription?;
-        let what = self.applying.observe(own, now)?;
+        let what = match self.applying.observe(own, now) {
+            Fares::Unseen | Fares::Well | Fares::Wavering => return None,
+            Fares::KeepsFailing { errors } => format!("keeps failing ({errors} errors)"),
+            Fares::Absent => format!("has had no worker for {} s", ABSENT.as_secs()),
+        };
         let text = format!("the subscription {name} {what}; see the target's log");
         Some(Fault::new(FaultKind::Failed, text).hint(log))
-    }
-}
-
-impl Applying {
-    /// What is wrong for good, if anything is.
-    fn observe(&mut self, seen: &SubscriptionStatus, now: Timestamp) -> Option<String> {
-        let calm = self.struck.is_some_and(|struck| after(struck, CALM) <= now);
-        match self.errors.replace(seen.apply_errors) {
-            // Counters begin anew where statistics are reset.
-            Some(before) if seen.apply_errors > before => {
-                self.strikes = self.strikes.saturating_add(1);
-                self.struck = Some(now);
-            }
-            Some(_) | None if calm => self.strikes = 0,
-            Some(_) | None => {}
-        }
-        if seen.running {
-            self.absent = None;
-        } else {
-            self.absent.get_or_insert(now);
-        }
-        if self.strikes >= STRIKES {
-            return Some(format!("keeps failing ({} errors)", seen.apply_errors));
-        }
-        let absent = self.absent.is_some_and(|since| after(since, ABSENT) <= now);
-        absent.then(|| format!("has had no worker for {} s", ABSENT.as_secs()))
     }
 }
 

@@ -1,0 +1,147 @@
+//! How a subscription's worker fares, judged by time from what the target's agent observes: while a job
+//! works ([`super::vigil`]) and as long as its node follows after that.
+//!
+//! Pure, and in memory only: a restarted coordinator begins to watch anew. How often agents look plays
+//! no part. Says what is the case; what becomes of it is the caller's.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use steep_protocol::message::agent::SubscriptionStatus;
+
+use super::machine::after;
+
+/// New errors of a subscription, without a calm between them, that count as broken. Workers start
+/// again after five seconds (`wal_retrieve_retry_interval`), so this is some fifteen seconds of errors.
+const STRIKES: u8 = 3;
+
+/// Without a new error for so long, a subscription is taken to work again: three starts of its worker.
+pub const CALM: Duration = Duration::from_secs(15);
+
+/// How long a subscription may be without an apply worker, where a server does not count errors or has
+/// no worker to spare.
+pub const ABSENT: Duration = Duration::from_secs(60);
+
+/// What has been seen of one subscription.
+#[derive(Debug, Clone, Default)]
+pub struct Applying {
+    /// Errors at the last observation; nothing before the first.
+    errors: Option<u64>,
+    strikes: u8,
+    struck: Option<Timestamp>,
+    absent: Option<Timestamp>,
+}
+
+/// How the worker fares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fares {
+    /// Nothing was seen yet.
+    Unseen,
+    /// It runs, and no error is new.
+    Well,
+    /// It failed or was not there lately: neither broken nor sound.
+    Wavering,
+    /// It fails each time it is started.
+    KeepsFailing {
+        /// Errors that the server has counted.
+        errors: u64,
+    },
+    /// There has been none for [`ABSENT`].
+    Absent,
+}
+
+impl Applying {
+    /// Takes what is seen now.
+    pub fn observe(&mut self, seen: &SubscriptionStatus, now: Timestamp) -> Fares {
+        let calm = self.struck.is_some_and(|struck| after(struck, CALM) <= now);
+        match self.errors.replace(seen.apply_errors) {
+            // Counters begin anew where statistics are reset.
+            Some(before) if seen.apply_errors > before => {
+                self.strikes = self.strikes.saturating_add(1);
+                self.struck = Some(now);
+            }
+            Some(_) | None if calm => self.strikes = 0,
+            Some(_) | None => {}
+        }
+        if seen.running {
+            self.absent = None;
+        } else {
+            self.absent.get_or_insert(now);
+        }
+        self.fares(now)
+    }
+
+    /// The source does not answer: without it no worker can be there, which is not the subscription's
+    /// doing.
+    pub fn excuse(&mut self) {
+        self.absent = None;
+    }
+
+    /// How it fares, as far as was seen.
+    #[must_use]
+    pub fn fares(&self, now: Timestamp) -> Fares {
+        let Some(errors) = self.errors else {
+            return Fares::Unseen;
+        };
+        if self.strikes >= STRIKES {
+            return Fares::KeepsFailing { errors };
+        }
+        match self.absent {
+            Some(since) if after(since, ABSENT) <= now => Fares::Absent,
+            None if self.strikes == 0 => Fares::Well,
+            Some(_) | None => Fares::Wavering,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::SignedDuration;
+    use steep_protocol::JobId;
+
+    use super::*;
+
+    /// What comes of observations that far apart, each with so many errors and a worker or none.
+    fn watched(every: Duration, seen: &[(u64, bool)]) -> Vec<Fares> {
+        let (mut applying, mut now) = (Applying::default(), Timestamp::UNIX_EPOCH);
+        let every = SignedDuration::try_from(every).unwrap();
+        let observe = |(apply_errors, running): &(u64, bool)| {
+            now += every;
+            let status = SubscriptionStatus {
+                job: JobId(1),
+                enabled: true,
+                running: *running,
+                apply_errors: *apply_errors,
+            };
+            applying.observe(&status, now)
+        };
+        seen.iter().map(observe).collect()
+    }
+
+    #[test]
+    fn a_worker_that_keeps_failing_is_broken_and_one_that_is_calm_again_is_not() {
+        let second = Duration::from_secs(1);
+        let seen = [(7, true), (8, false), (9, false), (10, false)];
+        let failing = Fares::KeepsFailing { errors: 10 };
+        let wavers = Fares::Wavering;
+        assert_eq!(
+            watched(second, &seen),
+            [Fares::Well, wavers, wavers, failing],
+            "errors of before do not count"
+        );
+        let calm: Vec<_> = seen.into_iter().chain([(10, true); 15]).collect();
+        let fares = watched(second, &calm);
+        assert_eq!(fares[17], failing, "14 seconds are not enough");
+        assert_eq!(fares[18], Fares::Well);
+    }
+
+    #[test]
+    fn a_worker_that_never_comes_is_broken_after_a_minute_however_often_it_is_looked_for() {
+        for every in [1, 3, 20] {
+            let looks = [(0, false); 62];
+            let fares = watched(Duration::from_secs(every), &looks);
+            let broken = fares.iter().position(|fares| *fares == Fares::Absent);
+            assert_eq!(broken, Some(60 / every as usize), "{every}");
+        }
+    }
+}
