@@ -38,13 +38,15 @@ pub(super) async fn make_ready(
     let planned = books::planned(conn, task.job).await?;
     let full = with_rows(conn, &planned).await?;
     refuse(conn, request.schema.existing, &full)?;
-    conn.execute(&books::note(task.job, Progress::OwnsRows))
-        .await?;
+    let owned = books::note(task.job, Progress::OwnsRows);
+    if full.is_empty() {
+        conn.execute(&owned).await?;
+    }
     if request.indexes == IndexTiming::Deferred {
         put_aside(task, conn, &planned, Dropped::ForeignKeys).await?;
     }
     if !full.is_empty() {
-        truncate(conn, &planned).await?;
+        replace_rows(conn, &planned, &owned).await?;
     }
     if request.indexes == IndexTiming::Deferred {
         put_aside(task, conn, &planned, Dropped::Indexes).await?;
@@ -182,6 +184,22 @@ pub(super) async fn with_rows(conn: &Conn, planned: &[Planned]) -> Result<Vec<Ta
 /// Tables emptied by one statement where all at once are too many for the lock table.
 const TRUNCATE_BATCH: usize = 200;
 
+/// Empties the planned tables and notes that rows in them are the job's from here on (`owned`), both or
+/// neither: where a table cannot be had, its rows are still their owner's.
+async fn replace_rows(conn: &Conn, planned: &[Planned], owned: &str) -> Result<(), Fault> {
+    let all = to_empty(conn, planned).await?;
+    let emptied = conn
+        .transact(&format!("{};\n{owned}", truncation(&all)))
+        .await;
+    match emptied {
+        Err(error) if error.is(&SqlState::OUT_OF_MEMORY) => {
+            conn.execute(owned).await?;
+            in_batches(conn, &all).await
+        }
+        outcome => outcome.map_err(|error| not_emptied(conn, &error)),
+    }
+}
+
 /// Empties the planned tables: all in one statement, since foreign keys that remain allow no other.
 /// Partitioned parents of which every partition is planned go along for the same reason.
 pub(super) async fn truncate(conn: &Conn, planned: &[Planned]) -> Result<(), Fault> {
@@ -190,16 +208,17 @@ pub(super) async fn truncate(conn: &Conn, planned: &[Planned]) -> Result<(), Fau
         return Ok(());
     }
     match conn.transact(&truncation(&all)).await {
-        Ok(()) => Ok(()),
-        Err(error) if error.is(&SqlState::OUT_OF_MEMORY) => {
-            for batch in all.chunks(TRUNCATE_BATCH) {
-                let outcome = conn.transact(&truncation(batch)).await;
-                outcome.map_err(|error| conn.fault(&error))?;
-            }
-            Ok(())
-        }
-        Err(error) => Err(not_emptied(conn, &error)),
+        Err(error) if error.is(&SqlState::OUT_OF_MEMORY) => in_batches(conn, &all).await,
+        outcome => outcome.map_err(|error| not_emptied(conn, &error)),
     }
+}
+
+async fn in_batches(conn: &Conn, tables: &[String]) -> Result<(), Fault> {
+    for batch in tables.chunks(TRUNCATE_BATCH) {
+        let outcome = conn.transact(&truncation(batch)).await;
+        outcome.map_err(|error| conn.fault(&error))?;
+    }
+    Ok(())
 }
 
 /// [`truncate`] inside the caller's transaction.
