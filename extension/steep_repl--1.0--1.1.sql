@@ -59,15 +59,11 @@ AS $$
             FILTER (WHERE c.definition IS NOT NULL)), '[]')
     FROM unnest(relations) AS wanted (oid)
     LEFT JOIN (
-        SELECT a.attrelid, a.attnum, '"' || replace(a.attname::text, '"', '""') || '" '
+        SELECT said.attrelid, said.attnum, '"' || replace(said.attname::text, '"', '""') || '" '
             || CASE WHEN strpos(said.text, '"') = 0 THEN said.text ELSE regexp_replace(said.text,
                 '"(json|json_array|json_arrayagg|json_exists|json_object|json_objectagg|json_query|json_scalar|json_serialize|json_table|json_value|merge_action|system_user)"|(''(?:[^'']|'''')*''|"(?:[^"]|"")*")',
                 '\1\2', 'g') END AS definition
-        FROM unnest(relations) AS r (oid)
-        JOIN pg_class t ON t.oid = r.oid
-        JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0 AND NOT a.attisdropped
-        JOIN pg_type y ON y.oid = a.atttypid
-        CROSS JOIN LATERAL (SELECT concat_ws(' ',
+        FROM (SELECT a.attrelid, a.attnum, a.attname, concat_ws(' ',
             format_type(a.atttypid, a.atttypmod),
             CASE WHEN a.attcollation <> y.typcollation THEN (
                 SELECT format('COLLATE "%s"."%s"', replace(n.nspname, '"', '""'), replace(l.collname, '"', '""'))
@@ -82,7 +78,13 @@ AS $$
                     ELSE 'GENERATED ALWAYS AS (' || e.expression || ') VIRTUAL' END
                 FROM pg_attrdef d
                 CROSS JOIN LATERAL (SELECT pg_get_expr(d.adbin, d.adrelid) AS expression) AS e
-                WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum) END) AS text) AS said
+                WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum) END) AS text
+            FROM unnest(relations) AS r (oid)
+            JOIN pg_class t ON t.oid = r.oid
+            JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0 AND NOT a.attisdropped
+            JOIN pg_type y ON y.oid = a.atttypid
+            -- Kept apart, so that the text is made once and not wherever it is looked at.
+            OFFSET 0) AS said
     ) AS c ON c.attrelid = wanted.oid
     GROUP BY wanted.oid
 $$;

@@ -20,7 +20,9 @@ use crate::budget::Budget;
 use crate::config::{Config, Given};
 use crate::peer::serve::{Server, SourceJobs};
 use crate::pg::Conninfo;
-use crate::session::{Agent, Control, DigestWatcher, Observer, Queues, Readings, Reports};
+use crate::session::{
+    Agent, Control, DigestWatcher, Observer, PreparedWatch, Queues, Readings, Reports, Seen,
+};
 use crate::telemetry::{Budgets, Metrics, Sources, Telemetry};
 
 /// Mirror rows waiting for PostgreSQL; they replace one another.
@@ -55,7 +57,6 @@ pub async fn run(given: Given, stop: CancellationToken) -> anyhow::Result<()> {
     let telemetry = Arc::new(Telemetry::default());
     let jobs = Arc::new(SourceJobs::default());
     let reports = Arc::new(Reports::default());
-    let (seen_sender, seen) = watch::channel(Observed::default());
     let (mirror_sender, mirror) = mpsc::channel(MIRROR_QUEUE);
     let (audit_sender, audit) = mpsc::channel(AUDIT_QUEUE);
     let budgets = Budgets {
@@ -72,10 +73,9 @@ pub async fn run(given: Given, stop: CancellationToken) -> anyhow::Result<()> {
         telemetry: Arc::clone(&telemetry),
     };
     tasks.spawn(server.run(Arc::clone(&endpoint), stop.clone()));
-    let (observer, watcher) = observers(
+    let (observer, watcher, seen) = observers(
         &config,
         &conninfo,
-        seen_sender,
         Wishes {
             mirror,
             audit,
@@ -91,7 +91,7 @@ pub async fn run(given: Given, stop: CancellationToken) -> anyhow::Result<()> {
             telemetry: Arc::clone(&telemetry),
             jobs: Arc::clone(&jobs),
             reports: Arc::clone(&reports),
-            seen: seen.clone(),
+            seen: seen.observed.clone(),
             mirror: mirror_sender.clone(),
             budgets,
         });
@@ -169,9 +169,10 @@ struct Wishes {
 fn observers(
     config: &Config,
     conninfo: &Arc<Conninfo>,
-    seen: watch::Sender<Observed>,
     wishes: Wishes,
-) -> (Observer, DigestWatcher) {
+) -> (Observer, DigestWatcher, Seen) {
+    let (seen_sender, observed) = watch::channel(Observed::default());
+    let (prepared_sender, prepared) = watch::channel(None);
     let look_at_columns = Arc::new(Notify::new());
     let (digest_sender, digests) = watch::channel(Vec::new());
     let watcher = DigestWatcher {
@@ -183,14 +184,15 @@ fn observers(
     let observer = Observer {
         node: config.node.clone(),
         conninfo: Arc::clone(conninfo),
-        seen,
+        seen: seen_sender,
+        prepared: PreparedWatch::new(prepared_sender),
         mirror: wishes.mirror,
         audit: wishes.audit,
         reports: wishes.reports,
         digests,
         look_at_columns,
     };
-    (observer, watcher)
+    (observer, watcher, Seen { observed, prepared })
 }
 
 /// Until told to stop, or until a task ends that should not.

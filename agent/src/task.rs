@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use steep_protocol::message::agent::{PartDone, PartProgress, WorkProgress};
+use steep_protocol::message::handover::Replication;
 use steep_protocol::{JobId, NodeId, Phase};
 use tokio_util::sync::CancellationToken;
 
@@ -15,6 +16,8 @@ pub struct Task {
     pub node: NodeId,
     /// The job it is for.
     pub job: JobId,
+    /// What carries the job's changes.
+    pub replication: Replication,
     /// This node's database.
     pub conninfo: Arc<Conninfo>,
     /// Cancelled when the command is aborted or the agent stops. Whoever runs a statement must
@@ -32,6 +35,8 @@ pub enum Patience {
     /// Until the job's own limits end it.
     #[default]
     Endless,
+    /// Ten seconds: whoever wants a table that we wait for waits behind us.
+    Long,
     /// Some seconds: what a cleanup cannot get now it tries again later, while the source is let go.
     Short,
 }
@@ -42,6 +47,7 @@ impl Patience {
     pub fn setting(self) -> Option<&'static str> {
         match self {
             Self::Endless => None,
+            Self::Long => Some("SET lock_timeout = '10s'"),
             Self::Short => Some("SET lock_timeout = '5s'"),
         }
     }

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use steep_protocol::message::agent::{
     CoordinatorMessage, Observed, Registration, SlotStatus, SubscriptionStatus,
 };
+use steep_protocol::message::handover::PreparedSlot;
 use steep_protocol::pace::{self, Pace};
 use steep_protocol::{JobId, NodeId};
 use tokio::sync::mpsc;
@@ -36,6 +37,8 @@ pub struct Agent {
     pub registration: Registration,
     /// What it saw last.
     pub observed: Observed,
+    /// Slots that are prepared there; nothing until it has said so.
+    pub prepared: Option<Vec<PreparedSlot>>,
     /// When it was last heard.
     pub last_heard: Timestamp,
     /// How often it speaks, as far as it has been told.
@@ -61,6 +64,7 @@ impl Registry {
             link,
             registration,
             observed: Observed::default(),
+            prepared: None,
             last_heard: now,
         };
         self.agents.insert(node, agent);
@@ -93,6 +97,12 @@ impl Registry {
     #[must_use]
     pub fn get(&self, node: &NodeId) -> Option<&Agent> {
         self.agents.get(node)
+    }
+
+    /// [`Registry::get`], to note what it says.
+    #[must_use]
+    pub fn get_mut(&mut self, node: &NodeId) -> Option<&mut Agent> {
+        self.agents.get_mut(node)
     }
 
     /// Whether the node's agent has a session.

@@ -121,6 +121,12 @@ fn rows_on_the_target_are_kept_unless_force_is_given() -> Result<()> {
     residue::of_jobs(&source)?.none()?;
     residue::of_jobs(&target)?.none()?;
 
+    // Whoever reads a table is not waited for without end: others would wait behind us.
+    target.sql("BEGIN; LOCK TABLE t IN ACCESS SHARE MODE; PREPARE TRANSACTION 'reader'")?;
+    expect(cluster.init(&["--force"])?, 1, &["node_b", "lock timeout"])?;
+    target.sql("ROLLBACK PREPARED 'reader'")?;
+    assert_eq!(target.sql("SELECT body FROM t")?, "mine");
+
     cluster.init(&["--force"])?.expect(0)?;
     compare::rows(&source, &target)?.none()?;
     compare::schema(&source, &target)?.none()

@@ -202,14 +202,21 @@ const TROUBLE: [&str; 12] = [
 ];
 
 /// Events that other suites bring about, and check as every suite does.
-const ELSEWHERE: [&str; 3] = [
+const ELSEWHERE: [&str; 5] = [
     "schema.sync_applied",
     "init.reason_changed",
     "mirror.failed",
+    "init.slot_prepared",
+    "init.slot_expired",
 ];
 
-/// Words in the sources that are no events of logs: an operator's wish, and a span.
-const NO_EVENTS: [&str; 2] = ["schema.capture", "part.serve"];
+/// Words in the sources that are no events of logs: operators' wishes, and a span.
+const NO_EVENTS: [&str; 4] = [
+    "schema.capture",
+    "part.serve",
+    "init.prepare",
+    "init.complete",
+];
 
 #[test]
 fn what_is_documented_is_what_the_sources_log_and_what_the_tests_bring_about() -> Result<()> {

@@ -106,13 +106,6 @@ impl Packer {
         }
     }
 
-    /// Whether packing takes long enough to be in the way of other tasks on the same thread. LZ4 and
-    /// the digest take a quarter of a millisecond a chunk; moving that elsewhere costs as much.
-    #[must_use]
-    pub fn is_slow(&self) -> bool {
-        matches!(self.method, Method::Zstd { .. })
-    }
-
     /// The head and payload for those raw bytes, 1 to [`CHUNK_RAW_MAX`] of them. Where packing does
     /// not pay, the payload is `raw` itself, which is left empty; else its buffer can be used again.
     ///

@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use steep_protocol::close::CloseCode;
 use steep_protocol::limits::PLAN_PAGE;
+use steep_protocol::message::handover::Replication;
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::peer::{PeerReply, PeerRequest};
 use steep_protocol::quic::{Connection, Endpoint, Role, Sender, StreamError};
 use steep_protocol::{Fault, FaultKind, JobId, Lsn, NodeId};
-use tokio::task::JoinSet;
+use tokio::runtime::Handle;
+use tokio::task::{self, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -199,7 +201,7 @@ impl Server {
                     streams.spawn(async move {
                         match receiver.recv::<PeerRequest>().await {
                             Ok(Some(request)) => {
-                                server.answer(&connection, request, sender, cancel).await;
+                                server.attend_to(connection, request, sender, cancel).await;
                             }
                             Ok(None) => {}
                             Err(error) => {
@@ -212,10 +214,31 @@ impl Server {
                 Some(ended) = streams.join_next() => log_panic(ended),
             }
         }
-        // Streams of a lost peer end by themselves at the next write; aborting them drops their
-        // readers, which cancels the COPY behind each at once.
+        // Nobody waits for the parts any more: this ends the COPY behind each.
+        cancel.cancel();
         streams.shutdown().await;
         debug!(peer = %peer.name, "peer gone");
+    }
+
+    /// Answers where the answer belongs: a part is read, packed and digested on a thread of its own,
+    /// warm from one step to the next and in nobody's way; the event loop has QUIC to do.
+    async fn attend_to(
+        self,
+        connection: Connection,
+        request: PeerRequest,
+        sender: Sender,
+        cancel: CancellationToken,
+    ) {
+        let is_part = matches!(request, PeerRequest::FetchPart { .. });
+        let answer = async move {
+            self.answer(&connection, request, sender, cancel).await;
+        };
+        if is_part {
+            let runtime = Handle::current();
+            log_panic(task::spawn_blocking(move || runtime.block_on(answer)).await);
+        } else {
+            answer.await;
+        }
     }
 
     async fn answer(
@@ -358,6 +381,7 @@ impl Server {
         Task {
             node: self.node.clone(),
             job,
+            replication: Replication::of(job),
             conninfo: Arc::clone(&self.conninfo),
             cancel,
             progress: Progress::nowhere(),

@@ -41,12 +41,7 @@ pub async fn send<R: PartReader>(
             chunks += 1;
             let length = ByteCount(raw.len() as u64);
             total += length;
-            let packed = if packer.is_slow() {
-                tokio::task::block_in_place(|| packer.pack(&mut raw))
-            } else {
-                packer.pack(&mut raw)
-            };
-            let (head, payload) = match packed {
+            let (head, payload) = match packer.pack(&mut raw) {
                 Ok(packed) => packed,
                 Err(error) => {
                     let fault = chunk_fault(&error);

@@ -20,14 +20,14 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::conninfo::{Address, Conninfo, Endpoint, Keepalive, SslMode, socket_path};
+use super::transport::{Reads, Transport};
 use super::{PgError, tls};
 
 /// An open connection, before the first PostgreSQL message or after it.
 #[derive(Debug)]
 pub(super) enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Plain(Transport),
+    Tls(Box<TlsStream<Transport>>),
 }
 
 /// One way to one server; can be taken again, for a cancel request.
@@ -166,7 +166,11 @@ fn is_worth_trying(route: &Route, last: Option<&(Route, PgError)>) -> bool {
 }
 
 /// Opens a stream along `route`. Unbounded in time: callers bound it together with the login.
-pub(super) async fn open(conninfo: &Conninfo, route: &Route) -> Result<Stream, PgError> {
+pub(super) async fn open(
+    conninfo: &Conninfo,
+    route: &Route,
+    reads: Reads,
+) -> Result<Stream, PgError> {
     let unreachable = |source| PgError::Connect {
         place: route.endpoint.to_string(),
         source,
@@ -177,7 +181,8 @@ pub(super) async fn open(conninfo: &Conninfo, route: &Route) -> Result<Stream, P
             let stream = UnixStream::connect(socket_path(dir, port))
                 .await
                 .map_err(unreachable)?;
-            return Ok(Stream::Unix(stream));
+            let transport = Transport::unix(stream, reads).map_err(unreachable)?;
+            return Ok(Stream::Plain(transport));
         }
         Address::Host {
             name,
@@ -204,9 +209,10 @@ pub(super) async fn open(conninfo: &Conninfo, route: &Route) -> Result<Stream, P
         }
     };
     prepare(&tcp, conninfo.keepalive).map_err(unreachable)?;
+    let transport = Transport::tcp(tcp, reads).map_err(unreachable)?;
     match route.tls {
-        TlsUse::Never => Ok(Stream::Tcp(tcp)),
-        TlsUse::IfOffered | TlsUse::Always => encrypt(conninfo, route, &name, tcp).await,
+        TlsUse::Never => Ok(Stream::Plain(transport)),
+        TlsUse::IfOffered | TlsUse::Always => encrypt(conninfo, route, &name, transport).await,
     }
 }
 
@@ -233,7 +239,7 @@ async fn encrypt(
     conninfo: &Conninfo,
     route: &Route,
     name: &str,
-    mut tcp: TcpStream,
+    mut transport: Transport,
 ) -> Result<Stream, PgError> {
     let failed = |reason: String| PgError::Tls {
         place: route.endpoint.to_string(),
@@ -241,11 +247,12 @@ async fn encrypt(
     };
     let mut request = BytesMut::new();
     frontend::ssl_request(&mut request);
-    tcp.write_all(&request).await?;
-    // One byte and no more: whatever came in clear text must not be taken for the server's later.
-    match tcp.read_u8().await? {
+    transport.write_all(&request).await?;
+    // One byte and no more: whatever else came in clear text is the handshake's to refuse, and must not
+    // be taken for the server's later.
+    match transport.read_u8().await? {
         b'S' => {}
-        b'N' if route.tls == TlsUse::IfOffered => return Ok(Stream::Tcp(tcp)),
+        b'N' if route.tls == TlsUse::IfOffered => return Ok(Stream::Plain(transport)),
         b'N' => return Err(failed("the server does not offer it".to_owned())),
         _ => {
             return Err(failed(
@@ -257,7 +264,7 @@ async fn encrypt(
     let name = ServerName::try_from(name.to_owned())
         .map_err(|_| failed("the host is no name that a certificate can carry".to_owned()))?;
     let stream = TlsConnector::from(Arc::new(config))
-        .connect(name, tcp)
+        .connect(name, transport)
         .await
         .map_err(|error| failed(error.to_string()))?;
     Ok(Stream::Tls(Box::new(stream)))
@@ -286,8 +293,7 @@ impl AsyncRead for Stream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
@@ -300,8 +306,7 @@ impl AsyncWrite for Stream {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
@@ -312,32 +317,28 @@ impl AsyncWrite for Stream {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
         match self {
-            Self::Tcp(stream) => stream.is_write_vectored(),
-            Self::Unix(stream) => stream.is_write_vectored(),
+            Self::Plain(stream) => stream.is_write_vectored(),
             Self::Tls(stream) => stream.is_write_vectored(),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
             Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }

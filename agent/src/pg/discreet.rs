@@ -1,14 +1,15 @@
-//! A statement that takes a secret but no parameters, run so that no log and no view shows it.
+//! A statement that takes a connection string but no parameters, run so that no log and no view shows
+//! its password.
 //!
-//! The secret goes in as COPY data, which no server logs whatever it is told to log, into a temporary
+//! The string goes in as COPY data, which no server logs whatever it is told to log, into a temporary
 //! table of the transaction; the statement is put together on the server and run in a block that
 //! catches its errors. So neither the text of a query, nor its parameters, nor an error, nor
-//! `pg_stat_activity` holds it.
+//! `pg_stat_activity` holds it; and what the server says of it is cleaned before anybody reads it.
 
 use bytes::Bytes;
 use futures_util::{SinkExt, pin_mut};
 
-use super::Session;
+use super::{Conninfo, Session};
 
 /// Gone with the transaction, and seen by this session alone.
 const PLACE: &str = "CREATE TEMPORARY TABLE steep_repl_secret (value text) ON COMMIT DROP";
@@ -22,11 +23,11 @@ const ANSWER: &str = "SELECT current_setting('steep_repl.answer', true)";
 pub struct Refusal {
     /// The SQLSTATE.
     pub code: String,
-    /// The message as the server gave it. May quote the secret.
+    /// The message, without the password.
     pub message: String,
 }
 
-/// Runs `statement` with `secret` in the place of its `%L`, in the open transaction of `session`.
+/// Runs `statement` with `conninfo` in the place of its `%L`, in the open transaction of `session`.
 /// Other percent signs are doubled.
 ///
 /// # Errors
@@ -35,13 +36,13 @@ pub struct Refusal {
 pub async fn execute(
     session: &Session,
     statement: &str,
-    secret: &str,
+    conninfo: &str,
 ) -> Result<Result<(), Refusal>, tokio_postgres::Error> {
     session.batch_execute(PLACE).await?;
-    pass_in(session, secret).await?;
+    pass_in(session, conninfo).await?;
     session.batch_execute(&block(statement)).await?;
     let answer: Option<String> = session.query_one(ANSWER, &[]).await?.try_get(0)?;
-    Ok(read(answer.unwrap_or_default().as_str()))
+    Ok(read(answer.unwrap_or_default().as_str(), conninfo))
 }
 
 async fn pass_in(session: &Session, secret: &str) -> Result<(), tokio_postgres::Error> {
@@ -80,15 +81,27 @@ fn block(statement: &str) -> String {
     )
 }
 
-fn read(answer: &str) -> Result<(), Refusal> {
+fn read(answer: &str, conninfo: &str) -> Result<(), Refusal> {
     let (code, message) = answer.split_once(' ').unwrap_or((answer, ""));
     if code.is_empty() {
         return Ok(());
     }
     Err(Refusal {
         code: code.to_owned(),
-        message: message.to_owned(),
+        message: cleaned(code, message, conninfo),
     })
+}
+
+fn cleaned(code: &str, message: &str, conninfo: &str) -> String {
+    // Syntax: libpq quotes pieces of a string that it cannot read.
+    if code == "42601" {
+        return "the connection string is not valid for libpq".to_owned();
+    }
+    let password = Conninfo::parse(conninfo).ok().and_then(|c| c.password());
+    match password {
+        Some(password) if !password.expose().is_empty() => message.replace(password.expose(), "…"),
+        _ => message.to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -107,10 +120,22 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_a_code_and_a_message() {
+    fn an_answer_is_a_code_and_a_message_without_the_password() {
+        let read = |answer| read(answer, "host=h user=u password=hunter2");
         assert_eq!(read(""), Ok(()));
-        let refusal = read("42601 invalid connection string: x y").unwrap_err();
-        assert_eq!(refusal.code, "42601");
-        assert_eq!(refusal.message, "invalid connection string: x y");
+        let refused = |code: &str, message: &str| {
+            Err(Refusal {
+                code: code.to_owned(),
+                message: message.to_owned(),
+            })
+        };
+        assert_eq!(
+            read("08006 FATAL:  no pg_hba.conf entry, hunter2 for me"),
+            refused("08006", "FATAL:  no pg_hba.conf entry, … for me")
+        );
+        assert_eq!(
+            read("42601 invalid connection string syntax: missing \"=\" after \"hunter2\""),
+            refused("42601", "the connection string is not valid for libpq")
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! Talking to this node's PostgreSQL: connection strings, connections, the catalog.
 //!
-//! In the order a connection comes to be: [`Conninfo`] (what was asked for) → `dial` (a socket, with
-//! TLS where wanted) → [`Session`] (queries, through tokio-postgres) or [`raw`] (COPY and the
+//! In the order a connection comes to be: [`Conninfo`] (what was asked for) → `dial` (a `transport`,
+//! with TLS where wanted) → [`Session`] (queries, through tokio-postgres) or [`raw`] (COPY and the
 //! replication protocol, without an allocation per row) → [`catalog`], [`discreet`].
 //!
 //! Both kinds of connection come from one dialer, so that they reach the same server in the same
@@ -15,9 +15,11 @@ mod conninfo;
 mod dial;
 mod error;
 mod literal;
+mod patient;
 mod session;
 mod settings;
 mod tls;
+mod transport;
 
 pub use conninfo::Conninfo;
 pub use error::{PgError, ServerError};

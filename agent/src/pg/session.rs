@@ -12,6 +12,7 @@ use tracing::debug;
 
 use super::conninfo::{Conninfo, SessionAttrs};
 use super::dial::{self, Route, Search, Stream};
+use super::transport::Reads;
 use super::{PgError, settings};
 
 /// How long a cancelled statement may take to end. PostgreSQL checks for cancellation often; what
@@ -65,7 +66,7 @@ impl Session {
         route: &Route,
         purpose: &str,
     ) -> Result<Self, PgError> {
-        let stream = dial::open(conninfo, route).await?;
+        let stream = dial::open(conninfo, route, Reads::Eager).await?;
         let mut config = tokio_postgres::Config::new();
         config
             .user(&conninfo.user)
@@ -180,7 +181,7 @@ impl Session {
     /// Asks the server to end what this session runs.
     async fn cancel_request(&self) -> Result<(), PgError> {
         let token = self.client.cancel_token();
-        let mut stream = dial::open(&self.here, &self.route).await?;
+        let mut stream = dial::open(&self.here, &self.route, Reads::Eager).await?;
         token.cancel_query_raw(&mut stream, NoTls).await?;
         dial::until_closed(&mut stream).await;
         Ok(())

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant, SystemTime};
 use futures_util::FutureExt;
 use steep_protocol::limits::SUMMARY_PAGE;
 use steep_protocol::message::agent::{
-    AgentMessage, CoordinatorMessage, MirrorRow, Observed, Outcome, Registration,
+    AgentMessage, Command, CoordinatorMessage, MirrorRow, Observed, Outcome, Registration,
 };
 use steep_protocol::message::api::AuditView;
+use steep_protocol::message::handover::{PreparedSlot, Replication};
 use steep_protocol::pace::{Cadence, News, Pace};
 use steep_protocol::quic::{Endpoint, Expect, Receiver, Sender};
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry};
@@ -54,6 +55,15 @@ pub struct Coordinator {
     pub max_workers: u8,
 }
 
+/// What is seen of the server; the newest replaces the last.
+#[derive(Debug)]
+pub struct Seen {
+    /// What is true beside this agent.
+    pub observed: watch::Receiver<Observed>,
+    /// Slots that are prepared here; nothing until they have been looked at.
+    pub prepared: watch::Receiver<Option<Vec<PreparedSlot>>>,
+}
+
 /// What goes into this node's `steep_repl` tables.
 #[derive(Debug)]
 pub struct Queues {
@@ -69,7 +79,7 @@ pub struct Control {
     agent: Arc<Agent>,
     reports: Arc<Reports>,
     coordinator: Coordinator,
-    seen: watch::Receiver<Observed>,
+    seen: Seen,
     queues: Queues,
     entries: HashMap<CommandId, Entry>,
     tasks: JoinSet<(CommandId, JobId, Result<Outcome, Fault>)>,
@@ -99,7 +109,7 @@ impl Control {
     pub fn new(
         agent: Arc<Agent>,
         reports: Arc<Reports>,
-        seen: watch::Receiver<Observed>,
+        seen: Seen,
         queues: Queues,
         coordinator: Coordinator,
     ) -> Self {
@@ -259,9 +269,10 @@ impl Control {
         for id in ended {
             self.tell(id, speech).await?;
         }
+        self.seen.prepared.mark_changed();
         let mut news = self.reports.news();
-        if self.seen.borrow().postgres.is_some() {
-            self.seen.mark_changed();
+        if self.seen.observed.borrow().postgres.is_some() {
+            self.seen.observed.mark_changed();
         }
         loop {
             let waits = (*news.borrow_and_update()).max(speech.looked);
@@ -287,16 +298,25 @@ impl Control {
                 // What waits weighs more than it did; there is always a sender, which is ours.
                 _ = news.changed() => {}
                 () = until(due) => self.report(speech).await?,
-                changed = self.seen.changed() => {
+                changed = self.seen.observed.changed() => {
                     if changed.is_err() {
                         return Ok(());
                     }
                     let told = speech.told.as_ref();
-                    let seen = self.seen.borrow_and_update();
+                    let seen = self.seen.observed.borrow_and_update();
                     speech.looked = match told {
                         Some(told) if !stands_out(told, &seen) => News::Growth,
                         _ => News::Event,
                     };
+                }
+                changed = self.seen.prepared.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    let prepared = self.seen.prepared.borrow_and_update().clone();
+                    if let Some(prepared) = prepared {
+                        send(speech.sender, &AgentMessage::Prepared(prepared)).await?;
+                    }
                 }
             }
         }
@@ -306,31 +326,15 @@ impl Control {
     fn obey(&mut self, message: CoordinatorMessage) -> Option<CommandId> {
         match message {
             CoordinatorMessage::Welcome { .. } => None,
-            CoordinatorMessage::Command { id, job, command } => match self.entries.get(&id) {
-                Some(Entry::Running { .. }) => None,
-                Some(Entry::Ended { .. }) => Some(id),
-                None => {
-                    let cancel = CancellationToken::new();
-                    self.entries.insert(
-                        id,
-                        Entry::Running {
-                            cancel: cancel.clone(),
-                        },
-                    );
-                    let agent = Arc::clone(&self.agent);
-                    self.tasks.spawn(async move {
-                        // A mistake of ours ends this job, at once and with a reason, and no other.
-                        let work = AssertUnwindSafe(agent.fulfil(job, command, cancel));
-                        let outcome = work.catch_unwind().await;
-                        (
-                            id,
-                            job,
-                            outcome.unwrap_or_else(|_| Err(panicked(&agent.node))),
-                        )
-                    });
-                    None
-                }
-            },
+            CoordinatorMessage::Command { id, job, command } => {
+                self.begin(id, (job, Replication::of(job)), command)
+            }
+            CoordinatorMessage::CommandOn {
+                id,
+                job,
+                replication,
+                command,
+            } => self.begin(id, (job, replication), command),
             CoordinatorMessage::Abort { id } => {
                 if let Some(Entry::Running { cancel, .. }) = self.entries.get(&id) {
                     cancel.cancel();
@@ -358,6 +362,35 @@ impl Control {
         }
     }
 
+    /// Begins a command, once. Its id where it has ended already and must be answered again.
+    fn begin(
+        &mut self,
+        id: CommandId,
+        of: (JobId, Replication),
+        command: Command,
+    ) -> Option<CommandId> {
+        match self.entries.get(&id) {
+            Some(Entry::Running { .. }) => return None,
+            Some(Entry::Ended { .. }) => return Some(id),
+            None => {}
+        }
+        let cancel = CancellationToken::new();
+        let running = Entry::Running {
+            cancel: cancel.clone(),
+        };
+        self.entries.insert(id, running);
+        let agent = Arc::clone(&self.agent);
+        self.tasks.spawn(async move {
+            let job = of.0;
+            // A mistake of ours ends this job, at once and with a reason, and no other.
+            let work = AssertUnwindSafe(agent.fulfil(of, command, cancel));
+            let outcome = work.catch_unwind().await;
+            let outcome = outcome.unwrap_or_else(|_| Err(panicked(&agent.node)));
+            (id, job, outcome)
+        });
+        None
+    }
+
     fn ended(
         &mut self,
         ended: Result<(CommandId, JobId, Result<Outcome, Fault>), tokio::task::JoinError>,
@@ -380,7 +413,7 @@ impl Control {
         let mut messages = self.reports.take();
         let now = Instant::now();
         if std::mem::take(&mut speech.looked) != News::None {
-            let seen = self.seen.borrow().clone();
+            let seen = self.seen.observed.borrow().clone();
             messages.push(AgentMessage::Observed(seen.clone()));
             speech.told = Some(seen);
         }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use steep_protocol::message::agent::{Command, Outcome, SubscriptionStart};
+use steep_protocol::message::handover::{HandoverFacts, Replication, SchemaCheck};
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::peer::SchemaSection;
 use steep_protocol::message::schema::SchemaCursor;
@@ -21,7 +22,7 @@ use crate::peer::copy::{CopyRequest, copy};
 use crate::peer::link::Link;
 use crate::peer::serve::SourceJobs;
 use crate::pg::{Conninfo, catalog};
-use crate::sink::{self, PrepareRequest};
+use crate::sink::{self, PrepareRequest, SchemaRequest};
 use crate::source::{self, OpenRequest};
 use crate::task::{Patience, Progress, Task};
 use crate::telemetry::{CommandEnd, Telemetry};
@@ -68,13 +69,14 @@ impl Agent {
     /// The fault that ended it, naming this node.
     pub async fn fulfil(
         &self,
-        job: JobId,
+        (job, replication): (JobId, Replication),
         command: Command,
         cancel: CancellationToken,
     ) -> Result<Outcome, Fault> {
         let task = Task {
             node: self.node.clone(),
             job,
+            replication,
             conninfo: Arc::clone(&self.conninfo),
             cancel: cancel.clone(),
             progress: Progress::new(Arc::clone(&self.reports) as _),
@@ -138,13 +140,19 @@ impl Agent {
             | Command::AwaitFence
             | Command::ProveSource
             | Command::ReleaseSource
-            | Command::CleanupSource => Some(self.node.clone()),
+            | Command::CleanupSource
+            | Command::PrepareSlot { .. }
+            | Command::DropPrepared
+            | Command::GatherHandover { .. }
+            | Command::TakeSlot { .. }
+            | Command::ReturnSlot { .. } => Some(self.node.clone()),
             Command::GatherTarget { source, .. }
             | Command::PrepareTarget { source, .. }
             | Command::Copy { source, .. }
             | Command::Subscribe { source, .. }
             | Command::Finish { source, .. }
             | Command::CompareSchemas { source, .. }
+            | Command::MatchSchema { source, .. }
             | Command::CompareReplicated { source, .. } => Some(source.node.clone()),
             Command::BuildIndexes { .. }
             | Command::BuildConstraints { .. }
@@ -168,6 +176,12 @@ impl Agent {
             | Command::ProveSource
             | Command::ReleaseSource
             | Command::CleanupSource => self.as_source(task, command).await,
+            Command::PrepareSlot { .. }
+            | Command::DropPrepared
+            | Command::GatherHandover { .. }
+            | Command::TakeSlot { .. }
+            | Command::ReturnSlot { .. }
+            | Command::MatchSchema { .. } => self.hand_over(task, command).await,
             Command::GatherTarget { .. }
             | Command::PrepareTarget { .. }
             | Command::Copy { .. }
@@ -260,6 +274,57 @@ impl Agent {
         }
     }
 
+    /// As either end of a node whose rows come from a backup.
+    async fn hand_over(&self, task: &Task, command: Command) -> Result<Outcome, Fault> {
+        let job = task.job;
+        match command {
+            Command::PrepareSlot { expires_seconds } => source::prepare(task, expires_seconds)
+                .await
+                .map(|slot| Outcome::SlotPrepared(Box::new(slot))),
+            Command::DropPrepared => source::drop_prepared(task).await.map(|()| Outcome::Done),
+            Command::GatherHandover { target, filter } => {
+                self.jobs.admit(job, target, filter.clone());
+                let facts = HandoverFacts {
+                    source: facts::source(task, &filter).await?,
+                    slot: source::slot_facts(task, &filter).await?,
+                };
+                Ok(Outcome::HandoverFacts(Box::new(facts)))
+            }
+            Command::TakeSlot { target } => {
+                source::take(task, &target).await.map(|()| Outcome::Done)
+            }
+            Command::ReturnSlot { target, used } => {
+                self.forget(job).await;
+                let returned = source::give_back(task, &target, used).await;
+                returned.map(|()| Outcome::Done)
+            }
+            Command::MatchSchema {
+                check: SchemaCheck::Skipped,
+                ..
+            } => Ok(Outcome::Done),
+            Command::MatchSchema {
+                source,
+                filter,
+                existing,
+                schema_mode,
+                check: SchemaCheck::Compared,
+            } => {
+                let links = &self.telemetry.links;
+                let link = Link::new(Arc::clone(&self.endpoint), source, job, links);
+                let request = SchemaRequest {
+                    source: link.source().clone(),
+                    described: link.described().await?,
+                    filter,
+                    existing,
+                    schema_mode,
+                };
+                let matched = sink::match_schema(task, &request).await;
+                matched.map(Outcome::Warned)
+            }
+            other => Err(misdirected(&other)),
+        }
+    }
+
     /// From here on nobody may ask for that job, and no snapshot of it is held (G7).
     async fn forget(&self, job: JobId) {
         if let Some(open) = self.jobs.remove(job).and_then(|j| j.open) {
@@ -289,14 +354,14 @@ impl Agent {
                 let plan = link.plan().await?;
                 let pre = link.schema(SchemaSection::PreData).await?;
                 let post = link.schema(SchemaSection::PostData).await?;
-                let request = PrepareRequest {
+                let schema = SchemaRequest {
                     source: link.source().clone(),
                     described: link.described().await?,
                     filter,
                     existing,
                     schema_mode,
-                    indexes,
                 };
+                let request = PrepareRequest { schema, indexes };
                 sink::prepare(task, &request, &plan.tables, pre, post)
                     .await
                     .map(Outcome::Warned)
@@ -329,7 +394,7 @@ impl Agent {
             Command::Subscribe { source, start } => {
                 let conninfo = link(source).conninfo().await?;
                 sink::subscribe(task, &conninfo, start).await?;
-                if let SubscriptionStart::AtSlot(lsn) = start {
+                if let SubscriptionStart::AtSlot(lsn) | SubscriptionStart::AtOrigin(lsn) = start {
                     tracing::info!(job_id = %job, %lsn, "subscribed");
                 }
                 Ok(Outcome::Done)

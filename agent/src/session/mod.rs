@@ -12,9 +12,9 @@ mod observe;
 mod readings;
 mod report;
 
-pub use control::{Control, Coordinator, Queues};
+pub use control::{Control, Coordinator, Queues, Seen};
 pub use digests::DigestWatcher;
 pub use dispatch::Agent;
-pub use observe::Observer;
+pub use observe::{Observer, PreparedWatch};
 pub use readings::Readings;
 pub use report::Reports;

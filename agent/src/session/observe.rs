@@ -6,19 +6,24 @@ use std::time::{Duration, SystemTime};
 
 use steep_protocol::message::agent::{MirrorRow, Observed, ReplicatedDigest};
 use steep_protocol::message::api::AuditView;
+use steep_protocol::message::handover::{PreparedSlot, PreparedState};
 use steep_protocol::pace::{LOOK_EVERY, first_look};
 use steep_protocol::{ByteCount, JobId, NodeId};
 use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::report::Reports;
 use crate::pg::{Conninfo, PgError, Session};
 use crate::sink::{self, schema};
-use crate::source;
+use crate::source::{self, Dropped, Unwanted};
 
 /// A look that takes longer is as good as a server that cannot be asked.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often it is told how much WAL prepared slots hold, where nothing else changes.
+const HELD_TOLD_EVERY: Duration = Duration::from_secs(5);
 
 /// How long a look or an errand waits for a lock. Looks wait for none; somebody who locks our own
 /// tables is to be heard of, and not waited for.
@@ -34,6 +39,8 @@ pub struct Observer {
     pub conninfo: Arc<Conninfo>,
     /// Where observations go; the newest replaces the last.
     pub seen: watch::Sender<Observed>,
+    /// The same for slots that are prepared here.
+    pub prepared: PreparedWatch,
     /// Rows to mirror.
     pub mirror: mpsc::Receiver<MirrorRow>,
     /// What operators wanted, for the audit log.
@@ -62,6 +69,7 @@ impl Observer {
         let mut tick = tokio::time::interval_at(first.into(), LOOK_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let (mut complained, mut unwritten) = (false, false);
+        let mut kept = true;
         let mut signs = Signs::default();
         loop {
             let errand = tokio::select! {
@@ -98,6 +106,13 @@ impl Observer {
                 }
             }
             self.seen.send_replace(observed);
+            match self.drop_expired(&mut session).await {
+                Ok(()) => kept = true,
+                Err(why) if std::mem::replace(&mut kept, false) => {
+                    warn!(node_id = %self.node, error = %why, "a prepared slot that has expired is not dropped yet");
+                }
+                Err(_) => {}
+            }
             match self.write(&mut session, &errand).await {
                 None => {}
                 Some(Ok(())) if std::mem::take(&mut unwritten) => {
@@ -121,7 +136,7 @@ impl Observer {
         newest
     }
 
-    async fn look(&self, session: &mut Option<Session>) -> Result<Observed, PgError> {
+    async fn look(&mut self, session: &mut Option<Session>) -> Result<Observed, PgError> {
         let session = match session {
             Some(session) => session,
             None => {
@@ -130,12 +145,43 @@ impl Observer {
                 session.insert(fresh)
             }
         };
+        match source::prepared_slots(session, &self.node).await {
+            Ok(prepared) => self.prepared.take(prepared),
+            // Somebody holds the table of notes: what it said last still holds.
+            Err(error) if error.sqlstate().is_some() => debug!(%error, "prepared slots not read"),
+            Err(error) => return Err(error),
+        }
         Ok(Observed {
             postgres: Some(Ok(session.server_version())),
-            slots: source::slot_statuses(session).await?,
+            slots: source::slot_statuses(session, self.prepared.newest()).await?,
             subscriptions: sink::subscription_statuses(session).await?,
             digests: self.digests.borrow().clone(),
         })
+    }
+
+    /// Drops prepared slots whose time is over: each holds WAL that nobody will ask for (G5).
+    async fn drop_expired(&self, session: &mut Option<Session>) -> Result<(), String> {
+        for slot in self.prepared.newest() {
+            let (Some(open), PreparedState::Expired) = (session.as_ref(), &slot.state) else {
+                continue;
+            };
+            let replication = &slot.replication;
+            let dropping = source::drop_unused(open, &self.node, replication, Unwanted::Expired);
+            match tokio::time::timeout(LOOK_TIMEOUT, dropping).await {
+                Ok(Ok(Dropped::Yes)) => {
+                    warn!(event = "init.slot_expired", node_id = %self.node, slot = %replication.slot, "a prepared slot was dropped: its time is over and no backup was completed with it");
+                    self.reports.slot_expired(replication.slot.clone());
+                }
+                Ok(Ok(Dropped::No)) => {}
+                Ok(Err(error)) => return Err(error.to_fault(&self.node).message),
+                Err(_) => {
+                    // Its answer may still come, and would be taken for another's.
+                    *session = None;
+                    return Err("PostgreSQL did not answer within 5 s".to_owned());
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Does the errand; nothing where there is none, or no server to do it on. That it cannot be done,
@@ -203,6 +249,47 @@ pub(super) fn stands_out(told: &Observed, seen: &Observed) -> bool {
         plain
     };
     plain(told) != plain(seen)
+}
+
+/// Slots that are prepared here, as the coordinator is told of them: at once where one has come, gone or
+/// changed, and now and then how much WAL they hold.
+#[derive(Debug)]
+pub struct PreparedWatch {
+    newest: Vec<PreparedSlot>,
+    told: Option<Instant>,
+    seen: watch::Sender<Option<Vec<PreparedSlot>>>,
+}
+
+impl PreparedWatch {
+    /// Nothing has been looked at yet.
+    #[must_use]
+    pub fn new(seen: watch::Sender<Option<Vec<PreparedSlot>>>) -> Self {
+        Self {
+            newest: Vec::new(),
+            told: None,
+            seen,
+        }
+    }
+
+    fn newest(&self) -> &[PreparedSlot] {
+        &self.newest
+    }
+
+    fn take(&mut self, newest: Vec<PreparedSlot>) {
+        let held = |slot: &PreparedSlot| PreparedSlot {
+            wal_held: ByteCount(0),
+            ..slot.clone()
+        };
+        let same = newest.len() == self.newest.len()
+            && newest.iter().map(held).eq(self.newest.iter().map(held));
+        let told = self.told.is_some_and(|at| at.elapsed() < HELD_TOLD_EVERY);
+        let news = newest != self.newest || self.told.is_none();
+        self.newest = newest;
+        if news && !(same && told) {
+            self.told = Some(Instant::now());
+            self.seen.send_replace(Some(self.newest.clone()));
+        }
+    }
 }
 
 /// What makes it worth looking at columns at once: a replication that is new here or gone, and errors

@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use steep_protocol::message::agent::{
     AgentMessage, PartDone, PartProgress, ProgressReport, WorkProgress,
 };
+use steep_protocol::message::handover::SlotName;
 use steep_protocol::pace::News;
 use steep_protocol::{ByteCount, JobId, PartNo, Phase};
 use tokio::sync::watch;
@@ -26,6 +27,8 @@ pub struct Reports {
     retries: AtomicU64,
     /// Wishes of operators that are in the audit log since the last [`Reports::take`].
     audited: Mutex<Vec<u64>>,
+    /// Prepared slots that have expired since then.
+    expired: Mutex<Vec<SlotName>>,
     /// The weightiest of what waits to be taken.
     news: watch::Sender<News>,
 }
@@ -76,6 +79,12 @@ impl Reports {
             .into_iter()
             .map(|seq| AgentMessage::Audited { seq })
             .collect();
+        let expired = {
+            let mut expired = self.expired.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *expired)
+        };
+        let expired = expired.into_iter();
+        messages.extend(expired.map(|slot| AgentMessage::SlotExpired { slot }));
         for (job, report) in self.lock().iter_mut() {
             for parts in report.done[report.told..].chunks(PARTS_PER_MESSAGE) {
                 messages.push(AgentMessage::PartsDone {
@@ -113,6 +122,14 @@ impl Reports {
         let mut audited = self.audited.lock().unwrap_or_else(PoisonError::into_inner);
         audited.push(seq);
         drop(audited);
+        self.tell(News::Event);
+    }
+
+    /// A prepared slot was dropped because its time was over. Told once, in this session or the next.
+    pub fn slot_expired(&self, slot: SlotName) {
+        let mut expired = self.expired.lock().unwrap_or_else(PoisonError::into_inner);
+        expired.push(slot);
+        drop(expired);
         self.tell(News::Event);
     }
 

@@ -35,7 +35,7 @@ pub async fn cleanup(task: &Task, data: CancelledData) -> Result<(), Fault> {
     };
     let conn = Conn::open(task, "cleanup").await?;
     end_others(task, &conn).await?;
-    subscription::unsubscribe(&conn, task.job).await?;
+    subscription::unsubscribe(&conn, &task.replication.name()).await?;
     if let Some(book) = books::load(&conn, task.job).await? {
         match (data, book.origin) {
             (CancelledData::Remove, Origin::Bootstrap) => {

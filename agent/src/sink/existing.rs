@@ -30,14 +30,14 @@ pub(super) async fn make_ready(
     request: &PrepareRequest,
     plan: &[TablePlan],
 ) -> Result<(), Fault> {
-    check_shape(conn, plan, request.schema_mode).await?;
+    check_shape(conn, plan, request.schema.schema_mode).await?;
     conn.execute("BEGIN").await?;
     books::open(conn, task.job, Origin::Existing, plan).await?;
     deferred::adopt(conn, task.job).await?;
     conn.execute("COMMIT").await?;
     let planned = books::planned(conn, task.job).await?;
     let full = with_rows(conn, &planned).await?;
-    refuse(conn, request.existing, &full)?;
+    refuse(conn, request.schema.existing, &full)?;
     conn.execute(&books::note(task.job, Progress::OwnsRows))
         .await?;
     if request.indexes == IndexTiming::Deferred {

@@ -47,7 +47,7 @@ pub use fingerprints::{capture_fingerprints, compare_schemas};
 pub use finish::finish;
 pub use formats::formats;
 pub use ledger::{ledger, release, totals};
-pub use prepare::{PrepareRequest, prepare};
+pub use prepare::{PrepareRequest, SchemaRequest, match_schema, prepare};
 pub use replicated::compare_replicated;
 pub use subscription::{await_native_copy, subscribe, subscription_statuses};
 

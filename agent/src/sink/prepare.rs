@@ -13,19 +13,26 @@ use super::conn::Conn;
 use super::line::{REPLICA_ROLE, no_replica_role};
 use super::{bootstrap, existing, fingerprints, objects, schema, sync};
 use crate::chunk::PartReader;
-use crate::task::Task;
+use crate::task::{Patience, Task};
 
 /// What is wanted of a target.
 #[derive(Debug)]
 pub struct PrepareRequest {
+    /// Of its schema.
+    pub schema: SchemaRequest,
+    /// When indexes are built.
+    pub indexes: IndexTiming,
+}
+
+/// What is wanted of a target's schema.
+#[derive(Debug)]
+pub struct SchemaRequest {
     /// Which tables take part.
     pub filter: TableFilter,
     /// What to do about rows that are there.
     pub existing: ExistingRows,
     /// What to do about differences in schema.
     pub schema_mode: SchemaMode,
-    /// When indexes are built.
-    pub indexes: IndexTiming,
     /// The source.
     pub source: NodeId,
     /// Its schema, as far as `filter` admits it.
@@ -48,6 +55,10 @@ pub async fn prepare<P: PartReader, Q: PartReader>(
     pre_data: P,
     post_data: Q,
 ) -> Result<Vec<Finding>, Fault> {
+    let task = &Task {
+        patience: Patience::Long,
+        ..task.clone()
+    };
     let conn = Conn::open(task, "prepare").await?;
     let installed = schema::install(&conn.session).await;
     installed.map_err(|error| conn.fault(&error))?;
@@ -66,18 +77,19 @@ pub async fn prepare<P: PartReader, Q: PartReader>(
     }
     let mut findings = Vec::new();
     let prepared = books::note(task.job, Progress::Prepared);
-    fingerprints::store(&conn, &request.source, &request.described, &request.filter).await?;
+    let wanted = &request.schema;
+    fingerprints::store(&conn, &wanted.source, &wanted.described, &wanted.filter).await?;
     if objects::has_user_tables(&conn).await? {
         if book.is_none() {
             // Later, indexes that this job has put aside would seem to be missing.
-            findings.extend(sync::settle(task, &conn, request, plan).await?);
+            findings.extend(sync::settle(task, &conn, wanted, plan).await?);
         }
         existing::make_ready(task, &conn, request, plan).await?;
         conn.execute(&prepared).await?;
         return Ok(findings);
     }
     findings.extend(bootstrap::make(task, &conn, plan, pre_data, post_data).await?);
-    existing::check_shape(&conn, plan, request.schema_mode).await?;
+    existing::check_shape(&conn, plan, wanted.schema_mode).await?;
     if request.indexes == IndexTiming::Upfront {
         findings.extend(build_indexes(task, 1).await?);
         findings.extend(build_constraints(task, 1).await?);
@@ -86,6 +98,25 @@ pub async fn prepare<P: PartReader, Q: PartReader>(
     let noted = conn.transact(&listed).await;
     noted.map_err(|error| conn.fault(&error))?;
     Ok(findings)
+}
+
+/// Holds the schema of a target whose rows are there already against the source's, and does as the mode
+/// says. Touches no row. Done again for the same job, it finds alike what it has made alike.
+///
+/// # Errors
+/// `SchemaMismatch` where the schemas differ and the mode is strict; what the server refuses.
+pub async fn match_schema(task: &Task, request: &SchemaRequest) -> Result<Vec<Finding>, Fault> {
+    let conn = Conn::open(task, "prepare").await?;
+    let installed = schema::install(&conn.session).await;
+    installed.map_err(|error| conn.fault(&error))?;
+    let SchemaRequest {
+        source,
+        described,
+        filter,
+        ..
+    } = request;
+    fingerprints::store(&conn, source, described, filter).await?;
+    sync::settle(task, &conn, request, &[]).await
 }
 
 /// Makes this session load as a replica does: triggers do not fire, foreign keys are not checked.

@@ -19,8 +19,9 @@ use super::fingerprints::read;
 use crate::pg::catalog;
 use crate::task::Task;
 
-/// Differences told; of more only the number. The coordinator keeps those that were accepted.
-const TOLD_MAX: usize = 200;
+/// Text of the differences told one by one, in bytes; the others are told as one, by their digest. The
+/// coordinator keeps those that were accepted with the node: thousands of ordinary ones.
+const TOLD_BYTES: usize = 512 * 1024;
 
 /// The longest definition told, in bytes.
 const TEXT_MAX: usize = 600;
@@ -52,7 +53,7 @@ pub async fn compare_replicated(
     let all = drifted(described, &here, &name, &subscribed);
     Ok(SchemaReview {
         differences_total: all.len() as u64,
-        differences: all.into_iter().take(TOLD_MAX).map(bounded).collect(),
+        differences: told(all, TOLD_BYTES),
         ..SchemaReview::default()
     })
 }
@@ -105,6 +106,35 @@ fn carried_by_one(table: &TableName, name: &str, change: Change) -> SchemaDiffer
         local: local.to_owned(),
         remote: remote.to_owned(),
     }
+}
+
+/// As many as fit into so many bytes, and of the rest one that is another as soon as any of them is: what
+/// was accepted is told from what was not, however much there is.
+fn told(all: Vec<SchemaDifference>, bytes: usize) -> Vec<SchemaDifference> {
+    let mut told: Vec<SchemaDifference> = Vec::new();
+    let mut rest = Vec::new();
+    let mut room = bytes;
+    for difference in all.into_iter().map(bounded) {
+        let text = format!("{difference:?}");
+        match room.checked_sub(text.len()) {
+            Some(left) if rest.is_empty() => {
+                room = left;
+                told.push(difference);
+            }
+            _ => rest.push(text),
+        }
+    }
+    if !rest.is_empty() {
+        told.push(SchemaDifference {
+            table: None,
+            subject: Subject::Object(ObjectKind::Publication),
+            name: Some(format!("{} further differences", rest.len())),
+            change: Change::Definition,
+            local: steep_schema::bounded(rest.join("\n"), 0),
+            remote: String::new(),
+        });
+    }
+    told
 }
 
 fn bounded(difference: SchemaDifference) -> SchemaDifference {
@@ -210,5 +240,29 @@ mod tests {
                 named("publication unsubscribed", Change::Missing),
             ]
         );
+    }
+
+    #[test]
+    fn what_does_not_fit_is_told_by_a_digest_that_changes_with_any_of_it() {
+        let many = |last: &str| -> Vec<SchemaDifference> {
+            let one = |at: usize| SchemaDifference {
+                table: Some(TableName::new("app", format!("t{at}")).unwrap()),
+                subject: Subject::Column,
+                name: Some("c".to_owned()),
+                change: Change::Missing,
+                local: if at == 999 { last } else { "integer" }.to_owned(),
+                remote: String::new(),
+            };
+            (0..1_000).map(one).collect()
+        };
+        let all = many("integer");
+        assert_eq!(told(all.clone(), 1 << 20), all);
+        let cut = told(all.clone(), 20_000);
+        assert!(cut.len() > 50 && cut.len() < 500, "{}", cut.len());
+        assert_eq!(cut, told(all, 20_000));
+        let other = told(many("bigint"), 20_000);
+        assert_eq!(cut[..cut.len() - 1], other[..other.len() - 1]);
+        assert_ne!(cut.last(), other.last());
+        assert!(cut.last().unwrap().local.contains("SHA-256"));
     }
 }

@@ -1,5 +1,5 @@
 //! The hand-over to replication (G1): a subscription on the job's slot, its origin at the slot's
-//! LSN, enabled last.
+//! LSN or the backup's, enabled last.
 //!
 //! The source's connection string is a secret. It stands in the text of `CREATE SUBSCRIPTION`,
 //! which takes no parameters, so that statement is put together on the server
@@ -12,15 +12,16 @@ use std::time::Duration;
 use steep_protocol::message::agent::{
     SubscriptionStart, SubscriptionStatus, WorkProgress, WorkUnit,
 };
+use steep_protocol::message::handover::Replication;
 use steep_protocol::message::job::ReplicationNames;
 use steep_protocol::message::peer::Secret;
-use steep_protocol::{Fault, FaultKind, Identifier, JobId, Lsn, Phase, Retry};
+use steep_protocol::{Fault, FaultKind, Identifier, Lsn, Phase, Retry};
 use tokio::time::MissedTickBehavior;
 use tokio_postgres::error::SqlState;
 
 use super::conn::Conn;
-use crate::pg::discreet::{self, Refusal};
-use crate::pg::{Conninfo, PgError, Session, literal};
+use crate::pg::discreet;
+use crate::pg::{PgError, Session, literal};
 use crate::task::Task;
 
 /// Between two looks at a native copy.
@@ -33,24 +34,17 @@ const ERRORS_MAX: i64 = 4;
 /// How long a subscription may be without its worker, on servers that do not count errors.
 const ABSENT_MAX: Duration = Duration::from_secs(60);
 
-fn names(job: JobId) -> Result<(String, Identifier), Fault> {
-    let name = ReplicationNames(job).name();
-    let quoted = Identifier::parse(name.as_str())
-        .map_err(|error| Fault::new(FaultKind::Failed, error.to_string()))?;
-    Ok((name, quoted))
-}
-
 /// A subscription of ours as the catalog has it.
 struct Found {
     oid: u32,
     enabled: bool,
 }
 
-async fn find(conn: &Conn, name: &str) -> Result<Option<Found>, Fault> {
+async fn find(conn: &Conn, name: &Identifier) -> Result<Option<Found>, Fault> {
     let sql = "SELECT s.oid, s.subenabled FROM pg_subscription s
         JOIN pg_database d ON d.oid = s.subdbid
         WHERE d.datname = current_database() AND s.subname = $1";
-    let rows = conn.rows(sql, &[&name]).await?;
+    let rows = conn.rows(sql, &[&name.as_str()]).await?;
     Ok(rows.first().map(|row| Found {
         oid: row.get(0),
         enabled: row.get(1),
@@ -68,11 +62,12 @@ pub async fn subscribe(
     start: SubscriptionStart,
 ) -> Result<(), Fault> {
     let conn = Conn::open(task, "subscribe").await?;
-    let (name, quoted) = names(task.job)?;
+    let replication = &task.replication;
+    let name = replication.name();
     let found = match find(&conn, &name).await? {
         Some(found) => found,
         None => {
-            create(&conn, source, start, &quoted).await?;
+            create(&conn, source, start, replication).await?;
             let made = find(&conn, &name).await?;
             made.ok_or_else(|| conn.own(Fault::new(FaultKind::Failed, gone(&name))))?
         }
@@ -80,14 +75,28 @@ pub async fn subscribe(
     if found.enabled {
         return Ok(());
     }
-    if let SubscriptionStart::AtSlot(lsn) = start {
-        advance(&conn, found.oid, lsn).await?;
+    match start {
+        SubscriptionStart::AtSlot(lsn) => advance(&conn, found.oid, lsn, Position::Told).await?,
+        SubscriptionStart::AtOrigin(lsn) => {
+            drop_copied_publication(&conn, &name).await;
+            advance(&conn, found.oid, lsn, Position::Decides).await?;
+        }
+        SubscriptionStart::NativeCopy => {}
     }
-    let enable = format!("ALTER SUBSCRIPTION {} ENABLE", quoted.quoted());
+    let enable = format!("ALTER SUBSCRIPTION {} ENABLE", name.quoted());
     conn.execute(&enable).await
 }
 
-fn gone(name: &str) -> String {
+/// A physical copy of the source brings the prepared publication along, which nobody needs here. Where
+/// it cannot be dropped it does no harm.
+async fn drop_copied_publication(conn: &Conn, name: &Identifier) {
+    let sql = format!("DROP PUBLICATION IF EXISTS {}", name.quoted());
+    if let Err(error) = conn.attempt(&sql).await {
+        tracing::debug!(%error, "the publication of the copied source is left");
+    }
+}
+
+fn gone(name: &Identifier) -> String {
     format!("subscription {name} is not there")
 }
 
@@ -95,22 +104,25 @@ async fn create(
     conn: &Conn,
     source: &Secret,
     start: SubscriptionStart,
-    name: &Identifier,
+    replication: &Replication,
 ) -> Result<(), Fault> {
     let version = conn.session.server_version();
     let copy_data = match start {
-        SubscriptionStart::AtSlot(_) => "false",
+        SubscriptionStart::AtSlot(_) | SubscriptionStart::AtOrigin(_) => "false",
         SubscriptionStart::NativeCopy => "true",
     };
     let mut options = format!("create_slot = false, enabled = false, copy_data = {copy_data}");
-    options.push_str(&format!(", slot_name = {}", literal(name.as_str())));
+    options.push_str(&format!(
+        ", slot_name = {}",
+        literal(replication.slot.as_str())
+    ));
     // Rows that reached the source by replication belong to it as well as others do: but not what
     // would come back to where it was made.
     options.push_str(match version {
         160_000.. => ", streaming = parallel, origin = none",
         _ => ", streaming = on",
     });
-    let quoted = name.quoted();
+    let quoted = replication.name().quoted();
     let statement =
         format!("CREATE SUBSCRIPTION {quoted} CONNECTION %L PUBLICATION {quoted} WITH ({options})");
     let outcome = in_a_block(conn, &statement, source).await;
@@ -136,25 +148,9 @@ async fn in_a_block(conn: &Conn, statement: &str, source: &Secret) -> Result<(),
     };
     let ended = conn.session.batch_execute(end).await;
     if let Err(refusal) = outcome? {
-        return Err(said(refusal, source));
+        return Err(PgError::refused(&refusal.code, &refusal.message));
     }
     Ok(ended?)
-}
-
-/// The server's refusal as an error without the connection string: libpq quotes pieces of one that
-/// it cannot read.
-fn said(refusal: Refusal, source: &Secret) -> PgError {
-    let password = Conninfo::parse(source.expose())
-        .ok()
-        .and_then(|conninfo| conninfo.password());
-    let message = match (refusal.code.as_str(), password) {
-        ("42601", _) => "the connection string is not valid for libpq".to_owned(),
-        (_, Some(password)) if !password.expose().is_empty() => {
-            refusal.message.replace(password.expose(), "…")
-        }
-        _ => refusal.message,
-    };
-    PgError::refused(&refusal.code, &message)
 }
 
 fn refused(conn: &Conn, error: &PgError) -> Fault {
@@ -180,11 +176,19 @@ fn refused(conn: &Conn, error: &PgError) -> Fault {
     fault
 }
 
-/// Puts the subscription's origin where its slot begins. Not needed for exactness, since the source
-/// sends nothing from before its slot's own position; with it, the position is right in
-/// `pg_stat_subscription` and in the origin from the first moment, and nothing is sent twice after a
-/// slot was moved by hand. So a role that may not do it goes without.
-async fn advance(conn: &Conn, oid: u32, lsn: Lsn) -> Result<(), Fault> {
+/// What an origin's position is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Position {
+    /// Not for exactness, since the source sends nothing from before its slot's own position; with it,
+    /// the position is right in `pg_stat_subscription` and in the origin from the first moment, and
+    /// nothing is sent twice after a slot was moved by hand. So a role that may not do it goes without.
+    Told,
+    /// For exactness: the slot begins earlier than the rows end.
+    Decides,
+}
+
+/// Puts the subscription's origin where its changes are to begin.
+async fn advance(conn: &Conn, oid: u32, lsn: Lsn, position: Position) -> Result<(), Fault> {
     let origin = literal(&format!("pg_{oid}"));
     let sql = format!(
         "SELECT pg_replication_origin_advance({origin}, '{lsn}')
@@ -192,7 +196,7 @@ async fn advance(conn: &Conn, oid: u32, lsn: Lsn) -> Result<(), Fault> {
     );
     match conn.attempt(&sql).await {
         Ok(()) => Ok(()),
-        Err(error) if error.is(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+        Err(error) if error.is(&SqlState::INSUFFICIENT_PRIVILEGE) && position == Position::Told => {
             tracing::debug!(%error, "the origin is left where it is");
             Ok(())
         }
@@ -206,7 +210,7 @@ async fn advance(conn: &Conn, oid: u32, lsn: Lsn) -> Result<(), Fault> {
 /// A fault where its workers keep failing, or the subscription is gone or disabled.
 pub async fn await_native_copy(task: &Task) -> Result<(), Fault> {
     let conn = Conn::open(task, "watch").await?;
-    let (name, _) = names(task.job)?;
+    let name = task.replication.name();
     let mut looks = tokio::time::interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut present = tokio::time::Instant::now();
@@ -263,7 +267,7 @@ struct Native {
     failing: Vec<String>,
 }
 
-async fn native(conn: &Conn, name: &str) -> Result<Native, Fault> {
+async fn native(conn: &Conn, name: &Identifier) -> Result<Native, Fault> {
     let errors = match conn.session.server_version() {
         150_000.. => {
             "(SELECT apply_error_count + sync_error_count FROM pg_stat_subscription_stats t
@@ -283,7 +287,7 @@ async fn native(conn: &Conn, name: &str) -> Result<Native, Fault> {
          WHERE s.subname = $1 AND d.datname = current_database()
          GROUP BY s.oid, s.subenabled"
     );
-    let rows = conn.rows(&sql, &[&name]).await?;
+    let rows = conn.rows(&sql, &[&name.as_str()]).await?;
     let missing = || conn.own(Fault::new(FaultKind::Failed, gone(name)));
     let row = rows.first().ok_or_else(missing)?;
     if !row.get::<_, bool>(5) {
@@ -357,12 +361,11 @@ pub async fn subscription_statuses(session: &Session) -> Result<Vec<Subscription
 
 /// Drops the job's subscription and what it leaves, without the source: its slot is the source's to
 /// remove, and the source may be dead.
-pub(super) async fn unsubscribe(conn: &Conn, job: JobId) -> Result<(), Fault> {
-    let (name, quoted) = names(job)?;
-    let Some(found) = find(conn, &name).await? else {
+pub(super) async fn unsubscribe(conn: &Conn, name: &Identifier) -> Result<(), Fault> {
+    let Some(found) = find(conn, name).await? else {
         return Ok(());
     };
-    let quoted = quoted.quoted();
+    let quoted = name.quoted();
     for sql in [
         format!("ALTER SUBSCRIPTION {quoted} DISABLE"),
         format!("ALTER SUBSCRIPTION {quoted} SET (slot_name = NONE)"),

@@ -21,7 +21,7 @@ use tokio_postgres::error::SqlState;
 use super::books::{self, Origin, Progress};
 use super::conn::Conn;
 use super::fingerprints::read;
-use super::{PrepareRequest, existing, objects};
+use super::{SchemaRequest, existing, objects};
 use crate::pg::PgError;
 use crate::pg::catalog::{holding_rows, read_schema_at_once};
 use crate::task::Task;
@@ -32,11 +32,12 @@ const NAMED: usize = 20;
 /// How long a statement waits for a lock. While it waits, whoever wants the table waits behind it.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Compares once more, now that the job begins, and does as the mode says. What was run, as findings.
+/// Compares once more, now that the job begins, and does as the mode says. `tables` are those to be
+/// filled: none of them may hold rows that are not to be replaced. What was run, as findings.
 pub(super) async fn settle(
     task: &Task,
     conn: &Conn,
-    request: &PrepareRequest,
+    request: &SchemaRequest,
     tables: &[TablePlan],
 ) -> Result<Vec<Finding>, Fault> {
     let here = read_schema_at_once(&conn.session, &request.filter).await;
@@ -75,7 +76,7 @@ pub(super) async fn settle(
 async fn apply(
     task: &Task,
     conn: &Conn,
-    request: &PrepareRequest,
+    request: &SchemaRequest,
     tables: &[TablePlan],
     (here, compared): (&Schema, &Comparison),
 ) -> Result<Vec<Finding>, Fault> {
@@ -215,7 +216,7 @@ const HOLDERS: &str = r#"SELECT format('%s on %s.%s', CASE WHEN l.pid IS NULL TH
     GROUP BY 1 LIMIT 5"#;
 
 /// Whether all is as it should be now; what is tolerated stays.
-async fn check(conn: &Conn, request: &PrepareRequest) -> Result<(), Fault> {
+async fn check(conn: &Conn, request: &SchemaRequest) -> Result<(), Fault> {
     let here = read(conn, &request.filter).await?;
     let compared = compare(&request.described, &here);
     let left = plan(&request.described, &here, &compared, &|_| true);

@@ -6,9 +6,9 @@
 use std::time::Duration;
 
 use steep_protocol::message::agent::{WorkProgress, WorkUnit};
-use steep_protocol::{Fault, FaultKind, Identifier, Lsn, Phase, Retry};
+use steep_protocol::message::handover::SlotName;
+use steep_protocol::{Fault, FaultKind, Lsn, Phase, Retry};
 
-use super::slot;
 use crate::pg::{PgError, Session};
 use crate::task::Task;
 
@@ -67,10 +67,9 @@ impl Patience {
 async fn pass_fence(task: &Task, patience: &mut Patience) -> Result<Result<Lsn, Fault>, PgError> {
     let session = Session::connect(&task.conninfo, "fence").await?;
     let fence = take_fence(&session, task).await?;
-    let name = slot::name(task.job);
     let mut first = None;
     loop {
-        let slot = match look(&session, task, &name).await? {
+        let slot = match look(&session, task, &task.replication.slot).await? {
             Ok(slot) => slot,
             Err(verdict) => return Ok(Err(verdict.on(&task.node))),
         };
@@ -130,7 +129,7 @@ struct Confirmed {
 async fn look(
     session: &Session,
     task: &Task,
-    name: &Identifier,
+    name: &SlotName,
 ) -> Result<Result<Confirmed, Fault>, PgError> {
     // As JSON because the reason has a column only from PostgreSQL 17 on.
     let sql = "SELECT active, confirmed_flush_lsn::text, coalesce(wal_status, ''), \

@@ -3,7 +3,7 @@
 //! [`open`] makes publication, slot, snapshot and plan; [`OpenSnapshot`] holds them; [`CopyOut`] and
 //! [`SchemaDump`] read under them. Inside: `listing` (the catalog as values) → `publication` and
 //! `plan` (pure) → `slot` → `snapshot` (the order in which it all happens) → `pool`, `copy_out`,
-//! `schema`.
+//! `schema`. `prepared` makes slots for nodes whose rows come from a backup.
 //!
 //! Invariants: every table copied is published, and the other way round, at one LSN; the tables
 //! cannot be rewritten, truncated or dropped while the snapshot is held; nothing here writes to a
@@ -14,6 +14,7 @@ mod fence;
 mod listing;
 mod plan;
 mod pool;
+mod prepared;
 mod publication;
 mod replicated;
 mod schema;
@@ -28,6 +29,10 @@ use steep_protocol::message::job::TableFilter;
 
 pub use copy_out::CopyOut;
 pub use fence::await_fence;
+pub use prepared::{
+    Dropped, Unwanted, drop_prepared, drop_unused, give_back, prepare, prepared_slots, slot_facts,
+    take,
+};
 pub use replicated::describe_replicated;
 pub use schema::{SchemaDump, pg_dump_major};
 pub use sequences::sequences;

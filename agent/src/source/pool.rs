@@ -88,7 +88,7 @@ impl Pool {
     async fn connect(&self, cancel: &CancellationToken) -> Result<RawConnection, PgError> {
         let connecting = async {
             let mut connection =
-                RawConnection::connect(&self.conninfo, "copy", Mode::Plain).await?;
+                RawConnection::connect(&self.conninfo, "copy", Mode::CopyOut).await?;
             connection.query(SETTINGS).await?;
             Ok(connection)
         };

@@ -1,14 +1,17 @@
-//! The job's replication slot and publication: made, looked at, removed. Both bear the job's name.
+//! A job's replication slot and publication: made, looked at, removed. Both bear the job's name, unless
+//! they were prepared.
 
 use std::time::Duration;
 
 use steep_protocol::message::agent::{SlotStatus, WorkProgress, WorkUnit};
+use steep_protocol::message::handover::{PreparedSlot, PreparedState, SlotName};
 use steep_protocol::message::job::ReplicationNames;
-use steep_protocol::{ByteCount, Fault, FaultKind, Identifier, JobId, Lsn, Phase, Retry};
+use steep_protocol::{ByteCount, Fault, FaultKind, Lsn, Phase, Retry};
 use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::prepared;
 use crate::pg::raw::{Mode, RawConnection};
 use crate::pg::{Conninfo, PgError, Session};
 use crate::task::Task;
@@ -33,11 +36,6 @@ pub(super) struct NewSlot {
     pub(super) snapshot: String,
 }
 
-/// Name of the job's slot and publication.
-pub(super) fn name(job: JobId) -> Identifier {
-    Identifier::parse(ReplicationNames(job).name()).expect("27 bytes of a-z, 0-9 and underscore")
-}
-
 /// Makes the slot and exports its snapshot. Waits for transactions that were running before, and
 /// says so; a cancel ends the wait.
 pub(super) async fn create(
@@ -46,11 +44,10 @@ pub(super) async fn create(
     watcher: &Session,
 ) -> Result<NewSlot, PgError> {
     let (connection, mut fields) = make(task, conninfo, watcher, "EXPORT_SNAPSHOT").await?;
-    let (lsn, snapshot) = (fields.nth(1).flatten(), fields.next().flatten());
-    let (Some(lsn), Some(snapshot)) = (lsn.and_then(|text| text.parse().ok()), snapshot) else {
-        return Err(PgError::Protocol(
-            "the new slot has no LSN or no snapshot".to_owned(),
-        ));
+    let lsn = consistent_point(&mut fields)?;
+    let Some(snapshot) = fields.next().flatten() else {
+        let text = "the new slot has no snapshot";
+        return Err(PgError::Protocol(text.to_owned()));
     };
     Ok(NewSlot {
         connection,
@@ -59,20 +56,26 @@ pub(super) async fn create(
     })
 }
 
-/// Makes the slot alone, for a subscription that copies by itself.
+/// Makes the slot alone, for a subscription that copies by itself or for a backup. From the position
+/// returned on it yields every change.
 pub(super) async fn create_bare(
     task: &Task,
     conninfo: &Conninfo,
     watcher: &Session,
-) -> Result<(), PgError> {
-    let (connection, _) = make(task, conninfo, watcher, "NOEXPORT_SNAPSHOT").await?;
+) -> Result<Lsn, PgError> {
+    let (connection, mut fields) = make(task, conninfo, watcher, "NOEXPORT_SNAPSHOT").await?;
     connection.close().await;
-    Ok(())
+    consistent_point(&mut fields)
 }
 
 /// What the server says of a new slot: `slot_name`, `consistent_point`, `snapshot_name`,
 /// `output_plugin` (PostgreSQL manual, "Streaming Replication Protocol").
 type SlotFields = std::vec::IntoIter<Option<String>>;
+
+fn consistent_point(fields: &mut SlotFields) -> Result<Lsn, PgError> {
+    let lsn = fields.nth(1).flatten().and_then(|text| text.parse().ok());
+    lsn.ok_or_else(|| PgError::Protocol("the new slot has no LSN".to_owned()))
+}
 
 async fn make(
     task: &Task,
@@ -82,7 +85,7 @@ async fn make(
 ) -> Result<(RawConnection, SlotFields), PgError> {
     let mut connection = RawConnection::connect(conninfo, "slot", Mode::Replication).await?;
     let canceller = connection.canceller();
-    let slot = name(task.job);
+    let slot = &task.replication.slot;
     let sql = format!(
         "CREATE_REPLICATION_SLOT {} LOGICAL pgoutput {snapshot}",
         slot.quoted()
@@ -135,11 +138,17 @@ async fn say_waiting(task: &Task, watcher: &Session) {
     task.work(Phase::Snapshot, work);
 }
 
-/// Our slots on this server.
+/// Our slots on this server: those of jobs, and of the prepared ones those that a target uses.
 ///
 /// # Errors
 /// [`PgError`] of the query.
-pub async fn slot_statuses(session: &Session) -> Result<Vec<SlotStatus>, PgError> {
+pub async fn slot_statuses(
+    session: &Session,
+    prepared: &[PreparedSlot],
+) -> Result<Vec<SlotStatus>, PgError> {
+    let taken = |slot: &&PreparedSlot| matches!(slot.state, PreparedState::Taken(_));
+    let taken: Vec<&PreparedSlot> = prepared.iter().filter(taken).collect();
+    let names: Vec<&str> = taken.iter().map(|p| p.replication.slot.as_str()).collect();
     let sql = "SELECT slot_name::text, active, \
              greatest(pg_wal_lsn_diff(now.lsn, confirmed_flush_lsn), 0)::int8, \
              greatest(pg_wal_lsn_diff(now.lsn, restart_lsn), 0)::int8, coalesce(wal_status, '') \
@@ -147,15 +156,19 @@ pub async fn slot_statuses(session: &Session) -> Result<Vec<SlotStatus>, PgError
              (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() \
                           ELSE pg_current_wal_lsn() END AS lsn) now \
          WHERE slot_type = 'logical' AND database = current_database() \
-             AND starts_with(slot_name::text, $1)";
+             AND (starts_with(slot_name::text, $1) OR slot_name::text = ANY ($2))";
     let mut statuses = Vec::new();
-    for row in session.query(sql, &[&ReplicationNames::PREFIX]).await? {
+    for row in session
+        .query(sql, &[&ReplicationNames::PREFIX, &names])
+        .await?
+    {
         let slot: String = row.try_get(0)?;
+        let prepared = taken.iter().find(|p| p.replication.slot.as_str() == slot);
         // Others may have slots whose names begin like ours; those are not jobs.
-        let job = slot
-            .strip_prefix(ReplicationNames::PREFIX)
-            .and_then(|id| id.parse().ok());
-        let Some(job) = job else { continue };
+        let named = || slot.strip_prefix(ReplicationNames::PREFIX)?.parse().ok();
+        let Some(job) = prepared.map(|p| p.replication.id).or_else(named) else {
+            continue;
+        };
         let bytes = |at| -> Result<ByteCount, PgError> {
             let bytes: Option<i64> = row.try_get(at)?;
             Ok(ByteCount(
@@ -195,19 +208,23 @@ pub(super) async fn remove(
     cancel: &CancellationToken,
 ) -> Result<(), Fault> {
     let fault = |error: PgError| error.to_fault(&task.node);
-    let name = name(task.job);
-    let slot_gone = drop_slot(session, &name, cancel).await.map_err(fault)?;
+    let (name, slot) = (task.replication.name(), &task.replication.slot);
+    let slot_gone = drop_slot(session, slot, cancel).await.map_err(fault)?;
     let sql = format!("DROP PUBLICATION IF EXISTS {}", name.quoted());
     let dropped = session.run(cancel, session.batch_execute(&sql)).await;
     dropped.map_err(fault)?;
     match slot_gone {
+        SlotGone::Yes if task.replication.is_prepared() => {
+            let forgotten = prepared::forget(session, &task.replication).await;
+            forgotten.map_err(fault)
+        }
         SlotGone::Yes => Ok(()),
         SlotGone::StillInUse => {
             let message =
-                format!("the replication slot {name} is still in use and cannot be dropped");
+                format!("the replication slot {slot} is still in use and cannot be dropped");
             Err(Fault::new(FaultKind::Failed, message)
                 .hint(format!(
-                    "drop the subscription {name} on the target, then: SELECT pg_drop_replication_slot('{name}')"
+                    "drop the subscription {name} on the target, then: SELECT pg_drop_replication_slot('{slot}')"
                 ))
                 .retry(Retry::Backoff)
                 .on(&task.node))
@@ -215,15 +232,17 @@ pub(super) async fn remove(
     }
 }
 
+/// Whether a slot is there no longer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum SlotGone {
+pub(super) enum SlotGone {
     Yes,
     StillInUse,
 }
 
-async fn drop_slot(
+/// Drops a slot, ending whoever uses it; done where there is none.
+pub(super) async fn drop_slot(
     session: &Session,
-    name: &Identifier,
+    name: &SlotName,
     cancel: &CancellationToken,
 ) -> Result<SlotGone, PgError> {
     for _ in 0..DROP_ATTEMPTS {

@@ -135,7 +135,7 @@ async fn attempt_open(
     admin: &Session,
 ) -> Result<Attempt, Fault> {
     let fault = |error: PgError| error.to_fault(&task.node);
-    let name = slot::name(task.job);
+    let name = task.replication.name();
     let before = Listing::load(admin).await.map_err(fault)?;
     let members = publication::members(&before, &request.filter);
     let sql = publication::create_statement(&name, &members);
@@ -146,9 +146,8 @@ async fn attempt_open(
 
     let (lsn, held, listing) = match request.export {
         Export::Slot => {
-            slot::create_bare(task, admin.conninfo(), admin)
-                .await
-                .map_err(fault)?;
+            let created = slot::create_bare(task, admin.conninfo(), admin).await;
+            created.map_err(fault)?;
             (Lsn(0), None, before)
         }
         Export::SlotAndSnapshot => {
@@ -229,7 +228,10 @@ async fn hold(
 }
 
 /// What the publication names, as the catalog session sees it.
-async fn published_oids(session: &Session, name: &Identifier) -> Result<HashSet<u32>, PgError> {
+pub(super) async fn published_oids(
+    session: &Session,
+    name: &Identifier,
+) -> Result<HashSet<u32>, PgError> {
     let sql = "SELECT r.prrelid FROM pg_publication_rel r \
          JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = $1";
     let rows = session.query(sql, &[&name.as_str()]).await?;

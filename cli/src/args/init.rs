@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use steep_protocol::limits::{WORKERS_DEFAULT, WORKERS_MAX};
+use steep_protocol::message::handover::{CompleteSpec, PrepareSpec, SchemaCheck, SlotName};
 use steep_protocol::message::job::{
     Compression, Confirmation, ExistingRows, JobSpec, Method, SchemaMode, TableFilter,
 };
-use steep_protocol::{ByteCount, Identifier, NodeId, TableName};
+use steep_protocol::{ByteCount, Identifier, Lsn, NodeId, TableName};
 
 use crate::failure::Failure;
 use crate::units::{parse_duration, parse_size};
@@ -29,6 +30,138 @@ pub(crate) enum InitCommand {
     Progress(ProgressArgs),
     /// Stop a node's job, or clean up after a failed one, and remove what it made
     Cancel(CancelArgs),
+    /// Make a slot on the source that holds changes from now on, before a backup of it is taken
+    Prepare(PrepareArgs),
+    /// Let a node whose rows were restored from a backup go on by replication
+    Complete(CompleteArgs),
+}
+
+/// `init prepare`.
+#[derive(Debug, Args)]
+pub(crate) struct PrepareArgs {
+    /// The node that has the rows
+    #[arg(long, value_name = "SOURCE")]
+    pub(crate) node: NodeId,
+    /// The slot's name: lower-case letters, digits and underscores
+    #[arg(long, value_name = "NAME")]
+    pub(crate) slot: SlotName,
+    /// The slot is dropped after that time if no backup has been completed with it: it holds WAL
+    #[arg(long, default_value = "168h", value_parser = parse_duration)]
+    pub(crate) expires: Duration,
+    /// Drop the slot that was prepared under that name instead
+    #[arg(long)]
+    pub(crate) drop: bool,
+}
+
+/// `init complete`.
+#[derive(Debug, Args)]
+pub(crate) struct CompleteArgs {
+    /// The node on which the backup was restored
+    #[arg(long, value_name = "TARGET")]
+    pub(crate) node: NodeId,
+    /// The node that it is a backup of
+    #[arg(long, value_name = "SOURCE")]
+    pub(crate) source: NodeId,
+    /// Where in the source's WAL the backup is consistent, such as 16/B374D848
+    #[arg(long, value_name = "LSN")]
+    pub(crate) source_lsn: Lsn,
+    /// The prepared slot [default: the only one that is prepared on the source]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) slot: Option<SlotName>,
+    /// What to do where the schemas differ [default: strict] [env: STEEP_REPL_SCHEMA_SYNC]
+    #[arg(long, value_name = "MODE")]
+    pub(crate) schema_sync: Option<SchemaChoice>,
+    /// Don't compare the schemas at all
+    #[arg(long, conflicts_with = "schema_sync")]
+    pub(crate) skip_schema_check: bool,
+    /// With --schema-sync auto also allow what loses data
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// The job fails once it has run this long
+    #[arg(long, default_value = "24h", value_parser = parse_duration)]
+    pub(crate) timeout: Duration,
+    /// Start the job, print its id and don't wait for it
+    #[arg(long)]
+    pub(crate) detach: bool,
+    /// Take what would be asked as confirmed
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+    /// Look whether it would work, and change nothing
+    #[arg(long, conflicts_with = "detach")]
+    pub(crate) dry_run: bool,
+}
+
+impl PrepareArgs {
+    /// What is asked of the coordinator.
+    pub(crate) fn spec(&self) -> PrepareSpec {
+        PrepareSpec {
+            node: self.node.clone(),
+            slot: self.slot.clone(),
+            expires_seconds: self.expires.as_secs(),
+        }
+    }
+}
+
+impl CompleteArgs {
+    /// What is asked of the coordinator.
+    ///
+    /// # Errors
+    /// Where source and target are the same.
+    pub(crate) fn spec(&self, parallel: u8) -> Result<CompleteSpec, Failure> {
+        if self.node == self.source {
+            let text =
+                "a node cannot go on from itself: it is named both as --node and as --source";
+            return Err(Failure::bad_request(text).on(&self.node));
+        }
+        let job = JobSpec {
+            source: self.source.clone(),
+            target: self.node.clone(),
+            method: Method::Backup,
+            parallel,
+            schema_mode: mode(self.schema_sync),
+            existing: existing(self.force),
+            confirmation: confirmation(self.yes),
+            compression: Compression::Auto,
+            max_rate: None,
+            filter: TableFilter::default(),
+            large_table_threshold: ByteCount(0),
+            timeout_seconds: self.timeout.as_secs(),
+        };
+        Ok(CompleteSpec {
+            job,
+            slot: self.slot.clone(),
+            source_lsn: self.source_lsn,
+            schema: if self.skip_schema_check {
+                SchemaCheck::Skipped
+            } else {
+                SchemaCheck::Compared
+            },
+        })
+    }
+}
+
+fn mode(choice: Option<SchemaChoice>) -> SchemaMode {
+    match choice {
+        Some(SchemaChoice::Strict) | None => SchemaMode::Strict,
+        Some(SchemaChoice::Auto) => SchemaMode::Auto,
+        Some(SchemaChoice::Manual) => SchemaMode::Manual,
+    }
+}
+
+fn existing(force: bool) -> ExistingRows {
+    if force {
+        ExistingRows::Replace
+    } else {
+        ExistingRows::Refuse
+    }
+}
+
+fn confirmation(yes: bool) -> Confirmation {
+    if yes {
+        Confirmation::Given
+    } else {
+        Confirmation::Needed
+    }
 }
 
 /// `init progress`.
@@ -151,13 +284,9 @@ impl StartArgs {
         let Some(source) = &self.from else {
             return Err(Failure::bad_request("no source is given").hint("name it with --from"));
         };
-        let confirmation = if self.yes {
-            Confirmation::Given
-        } else {
-            Confirmation::Needed
-        };
+        let word = confirmation(self.yes);
         self.choices
-            .specs(&self.targets, source, default_parallel, confirmation)
+            .specs(&self.targets, source, default_parallel, word)
     }
 }
 
@@ -205,16 +334,8 @@ impl JobChoices {
                 .parallel
                 .or(default_parallel)
                 .unwrap_or(WORKERS_DEFAULT),
-            schema_mode: match self.schema_sync {
-                Some(SchemaChoice::Strict) | None => SchemaMode::Strict,
-                Some(SchemaChoice::Auto) => SchemaMode::Auto,
-                Some(SchemaChoice::Manual) => SchemaMode::Manual,
-            },
-            existing: if self.force {
-                ExistingRows::Replace
-            } else {
-                ExistingRows::Refuse
-            },
+            schema_mode: mode(self.schema_sync),
+            existing: existing(self.force),
             confirmation,
             compression: self.compress,
             max_rate: self.max_rate,

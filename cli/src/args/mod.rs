@@ -13,7 +13,8 @@ use clap_complete::Shell;
 use steep_protocol::NodeId;
 
 pub(crate) use init::{
-    CancelArgs, InitArgs, InitCommand, JobChoices, ProgressArgs, SchemaChoice, StartArgs,
+    CancelArgs, CompleteArgs, InitArgs, InitCommand, JobChoices, PrepareArgs, ProgressArgs,
+    SchemaChoice, StartArgs,
 };
 pub(crate) use schema::{CaptureArgs, CompareArgs, DiffArgs, ExportArgs, SchemaCommand, Side};
 

@@ -2,8 +2,9 @@
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
+use steep_protocol::message::handover::SchemaCheck;
 use steep_protocol::message::job::{Compression, Confirmation, ExistingRows, Method, SchemaMode};
-use steep_protocol::{ByteCount, Identifier, TableName};
+use steep_protocol::{ByteCount, Identifier, Lsn, TableName};
 
 use super::*;
 
@@ -52,6 +53,13 @@ fn every_documented_command_parses() {
         "schema export --node node_a --output f.json",
         "init cancel --node node_b",
         "init cancel --node node_b --keep-data --yes",
+        "init prepare --node node_a --slot monday",
+        "init prepare --node node_a --slot monday --expires 24h --json",
+        "init prepare --node node_a --slot monday --drop",
+        "init complete --node node_b --source node_a --source-lsn 16/B374D848",
+        "init complete --node node_b --source node_a --source-lsn 0/1 --slot monday --schema-sync auto --force",
+        "init complete --node node_b --source node_a --source-lsn 0/1 --skip-schema-check --detach --yes",
+        "init complete --node node_b --source node_a --source-lsn 0/1 --dry-run --timeout 1h",
         "init progress --node node_b",
         "init progress --node node_b --follow --json",
         "--json init progress --node node_b",
@@ -101,6 +109,60 @@ fn every_flag_of_init_reaches_the_job() {
 }
 
 #[test]
+fn every_flag_of_complete_reaches_the_job() {
+    let complete = |line: &str| match parse(line).unwrap().command {
+        Some(Command::Init(init)) => match init.command {
+            Some(InitCommand::Complete(args)) => args,
+            other => panic!("{line}: {other:?}"),
+        },
+        other => panic!("{line}: {other:?}"),
+    };
+    let base = "init complete --node node_b --source node_a --source-lsn 16/B374D848";
+    let plain = complete(base).spec(3).unwrap();
+    assert_eq!(plain.source_lsn, Lsn(0x16_B374_D848));
+    assert_eq!((plain.slot, plain.schema), (None, SchemaCheck::Compared));
+    let job = plain.job;
+    assert_eq!((job.method, job.parallel), (Method::Backup, 3));
+    assert_eq!(
+        (job.source.as_str(), job.target.as_str()),
+        ("node_a", "node_b")
+    );
+    assert_eq!(job.schema_mode, SchemaMode::Strict);
+    assert_eq!(job.existing, ExistingRows::Refuse);
+    assert_eq!(
+        (job.confirmation, job.timeout_seconds),
+        (Confirmation::Needed, 86_400)
+    );
+    let all = complete(&format!(
+        "{base} --slot monday --schema-sync auto --force --yes --timeout 90m"
+    ));
+    let all = all.spec(4).unwrap();
+    assert_eq!(all.slot.unwrap().as_str(), "monday");
+    assert_eq!(all.job.schema_mode, SchemaMode::Auto);
+    assert_eq!(all.job.existing, ExistingRows::Replace);
+    assert_eq!(
+        (all.job.confirmation, all.job.timeout_seconds),
+        (Confirmation::Given, 5_400)
+    );
+    let skipped = complete(&format!("{base} --skip-schema-check"))
+        .spec(4)
+        .unwrap();
+    assert_eq!(skipped.schema, SchemaCheck::Skipped);
+    let own = complete("init complete --node a --source a --source-lsn 0/1").spec(4);
+    assert_eq!(own.unwrap_err().exit_code(), 2);
+    match parse("init prepare --node node_a --slot monday")
+        .unwrap()
+        .command
+    {
+        Some(Command::Init(init)) => match init.command {
+            Some(InitCommand::Prepare(args)) => assert_eq!(args.spec().expires_seconds, 604_800),
+            other => panic!("{other:?}"),
+        },
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn defaults_are_those_of_the_contract() {
     let args = start("init node_b --from node_a");
     let spec = |parallel| args.specs(parallel).unwrap()[0].clone();
@@ -133,6 +195,13 @@ fn what_makes_no_sense_is_refused_by_the_parser() {
         "init node_b --from node_a --exclude-table a.b.c",
         "init progress",
         "init cancel",
+        "init prepare --node node_a",
+        "init prepare --node node_a --slot Monday",
+        "init prepare --node node_a --slot a-b",
+        "init complete --node node_b --source node_a",
+        "init complete --node node_b --source node_a --source-lsn 16B374D848",
+        "init complete --node node_b --source node_a --source-lsn 0/1 --skip-schema-check --schema-sync auto",
+        "init complete --node node_b --source node_a --source-lsn 0/1 --dry-run --detach",
         "init node_b --from node_a progress --node node_b",
         "init node_b --from node_a --dry-run --detach",
         "schema",

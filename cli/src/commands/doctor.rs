@@ -2,7 +2,7 @@
 
 use steep_protocol::message::api::{ApiReply, ApiRequest};
 use steep_protocol::message::facts::{Finding, Severity};
-use steep_protocol::message::job::{Confirmation, JobSpec};
+use steep_protocol::message::job::Confirmation;
 use steep_protocol::{FaultKind, NodeId};
 
 use super::Context;
@@ -10,7 +10,7 @@ use crate::args::DoctorArgs;
 use crate::client::Client;
 use crate::failure::{self, Failure};
 use crate::render::{findings, json};
-use crate::terminal::{print, print_line};
+use crate::terminal::{Terminal, print, print_line};
 
 /// The code of findings about schemas that differ.
 pub(super) const SCHEMA_MISMATCH: &str = "schema_mismatch";
@@ -24,27 +24,33 @@ pub(super) async fn run(mut args: DoctorArgs, context: &Context) -> Result<u8, F
         .choices
         .specs(&args.targets, &args.from, parallel, Confirmation::Needed)?;
     let client = context.client().await?;
-    let found = ask(&client, specs).await?;
+    let request = ApiRequest::Doctor { specs };
+    let found = ask(&client, &request, &args.targets).await?;
     client.close().await;
-    if context.terminal.json {
-        print_line(&json::line(&json::Doctor::new(&found)));
+    Ok(told(&found, context.terminal))
+}
+
+/// Tells what was found; the exit code that it means.
+pub(super) fn told(found: &[(NodeId, Vec<Finding>)], terminal: Terminal) -> u8 {
+    if terminal.json {
+        print_line(&json::line(&json::Doctor::new(found)));
     } else {
         let texts: Vec<_> = found
             .iter()
-            .map(|(target, findings)| findings::report(target, findings, context.terminal.out))
+            .map(|(target, findings)| findings::report(target, findings, terminal.out))
             .collect();
         print(&texts.join("\n"));
     }
-    Ok(exit_code(found.iter().flat_map(|(_, findings)| findings)))
+    exit_code(found.iter().flat_map(|(_, findings)| findings))
 }
 
-/// What preflight finds for each spec.
+/// What preflight finds for each target.
 pub(super) async fn ask(
     client: &Client,
-    specs: Vec<JobSpec>,
+    request: &ApiRequest,
+    targets: &[NodeId],
 ) -> Result<Vec<(NodeId, Vec<Finding>)>, Failure> {
-    let targets: Vec<_> = specs.iter().map(|spec| spec.target.clone()).collect();
-    let replies = client.ask_all(&ApiRequest::Doctor { specs }).await?;
+    let replies = client.ask_all(request).await?;
     let found: Vec<_> = replies
         .into_iter()
         .filter_map(|reply| match reply {
@@ -54,9 +60,9 @@ pub(super) async fn ask(
         .collect();
     // Silence about a target must not read as health.
     for target in targets {
-        if !found.iter().any(|(answered, _)| *answered == target) {
+        if !found.iter().any(|(answered, _)| answered == target) {
             let message = "the coordinator did not say what preflight found";
-            return Err(Failure::new(FaultKind::Failed, message).on(&target));
+            return Err(Failure::new(FaultKind::Failed, message).on(target));
         }
     }
     Ok(found)

@@ -68,6 +68,10 @@ async fn execute(cli: Cli, terminal: Terminal) -> Result<u8, Failure> {
             None => init::start::run(init.start, &context).await,
             Some(InitCommand::Progress(args)) => init::progress::run(args, &context).await,
             Some(InitCommand::Cancel(args)) => init::cancel::run(args, &context).await,
+            Some(InitCommand::Prepare(args)) => {
+                interruptible(init::prepare::run(args, &context)).await
+            }
+            Some(InitCommand::Complete(args)) => init::complete::run(args, &context).await,
         },
         Command::Nodes => interruptible(nodes::all(&context)).await,
         Command::Status {

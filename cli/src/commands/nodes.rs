@@ -4,6 +4,7 @@ use steep_protocol::message::api::{ApiReply, ApiRequest, NodeView, ProgressView}
 use steep_protocol::{FaultKind, NodeId};
 
 use super::Context;
+use super::init::prepare;
 use crate::client::Client;
 use crate::failure::{self, Failure};
 use crate::render::{json, nodes, progress, report};
@@ -34,14 +35,24 @@ pub(super) async fn status(node: Option<NodeId>, context: &Context) -> Result<u8
         } else {
             None
         };
+        let prepared = if node.is_some() && view.agent_online {
+            prepare::on(&client, &view.node_id).await
+        } else {
+            Vec::new()
+        };
         if context.terminal.json && node.is_some() {
             let job = job.as_ref().map(json::Progress::from);
-            print_line(&json::line(&json::Status { node: view, job }));
+            let prepared_slots = prepared.iter().map(json::PreparedSlotView::from).collect();
+            print_line(&json::line(&json::Status {
+                node: view,
+                job,
+                prepared_slots,
+            }));
         }
         if !text.is_empty() {
             text.push('\n');
         }
-        text.push_str(&nodes::status(view, paint));
+        text.push_str(&nodes::status(view, &prepared, paint));
         if let Some(job) = job.filter(|_| node.is_some()) {
             text.push_str(&format!("\n{}", progress::block(&job, paint)));
         }

@@ -78,6 +78,7 @@ async fn lines(client: &Client, last: &mut u64) -> Result<(), Broken> {
             | ApiReply::Schema(_)
             | ApiReply::Captured { .. }
             | ApiReply::Job(_)
+            | ApiReply::Prepared(_)
             | ApiReply::End
             | ApiReply::Fault(_) => {}
         }

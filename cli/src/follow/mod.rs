@@ -206,6 +206,7 @@ impl<'a> Follower<'a> {
             | ApiReply::Schema(_)
             | ApiReply::Captured { .. }
             | ApiReply::Job(_)
+            | ApiReply::Prepared(_)
             | ApiReply::End
             | ApiReply::Fault(_) => {}
         }

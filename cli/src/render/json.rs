@@ -14,6 +14,7 @@ use steep_protocol::message::api::{
     TableView,
 };
 use steep_protocol::message::facts::{Finding, Severity};
+use steep_protocol::message::handover::{PreparedSlot, PreparedState, SlotName};
 use steep_protocol::message::job::SchemaMode;
 use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState, Phase};
 
@@ -50,6 +51,92 @@ pub(crate) struct Status<'a> {
     pub(crate) node: &'a NodeView,
     /// Its job.
     pub(crate) job: Option<Progress<'a>>,
+    /// Slots that are prepared on it.
+    pub(crate) prepared_slots: Vec<PreparedSlotView<'a>>,
+}
+
+/// A slot that is prepared on a node.
+#[derive(Debug, Serialize)]
+pub(crate) struct PreparedSlotView<'a> {
+    slot: &'a str,
+    consistent_point: String,
+    created_at: Timestamp,
+    expires_at: Timestamp,
+    wal_held_bytes: u64,
+    state: &'static str,
+    target_node: Option<&'a NodeId>,
+    error_message: Option<&'a str>,
+}
+
+impl<'a> From<&'a PreparedSlot> for PreparedSlotView<'a> {
+    fn from(slot: &'a PreparedSlot) -> Self {
+        let (state, target_node, error_message) = match &slot.state {
+            PreparedState::Waiting => ("waiting", None, None),
+            PreparedState::Taken(by) => ("taken", Some(by), None),
+            PreparedState::Expired => ("expired", None, None),
+            PreparedState::Lost(why) => ("lost", None, Some(why.as_str())),
+        };
+        Self {
+            slot: slot.replication.slot.as_str(),
+            consistent_point: slot.lsn.to_string(),
+            created_at: slot.created_at,
+            expires_at: slot.expires_at,
+            wal_held_bytes: slot.wal_held.0,
+            state,
+            target_node,
+            error_message,
+        }
+    }
+}
+
+/// What `init prepare` made.
+#[derive(Debug, Serialize)]
+pub(crate) struct Prepared<'a> {
+    event: &'static str,
+    node_id: &'a NodeId,
+    #[serde(flatten)]
+    slot: PreparedSlotView<'a>,
+    publication: String,
+    next: &'a str,
+    warnings: &'a [Finding],
+}
+
+impl<'a> Prepared<'a> {
+    /// On that node.
+    pub(crate) fn new(
+        node_id: &'a NodeId,
+        slot: &'a PreparedSlot,
+        next: &'a str,
+        warnings: &'a [Finding],
+    ) -> Self {
+        Self {
+            event: "init.prepared",
+            node_id,
+            slot: PreparedSlotView::from(slot),
+            publication: slot.replication.name().to_string(),
+            next,
+            warnings,
+        }
+    }
+}
+
+/// What `init prepare --drop` took back.
+#[derive(Debug, Serialize)]
+pub(crate) struct Unprepared<'a> {
+    event: &'static str,
+    node_id: &'a NodeId,
+    slot: &'a str,
+}
+
+impl<'a> Unprepared<'a> {
+    /// On that node.
+    pub(crate) fn new(node_id: &'a NodeId, slot: &'a SlotName) -> Self {
+        Self {
+            event: "init.unprepared",
+            node_id,
+            slot: slot.as_str(),
+        }
+    }
 }
 
 /// How far a job is.

@@ -7,6 +7,7 @@ pub(crate) mod events;
 pub(crate) mod findings;
 pub(crate) mod json;
 pub(crate) mod nodes;
+pub(crate) mod prepared;
 pub(crate) mod progress;
 pub(crate) mod report;
 pub(crate) mod schema;

@@ -2,9 +2,10 @@
 
 use steep_protocol::NodeState;
 use steep_protocol::message::api::NodeView;
+use steep_protocol::message::handover::PreparedSlot;
 
 use super::table::{pairs, table};
-use super::{Paint, clean};
+use super::{Paint, clean, prepared};
 use crate::units;
 
 /// Every node, a line each; errors below.
@@ -48,7 +49,7 @@ pub(crate) fn nodes(nodes: &[NodeView], paint: Paint) -> String {
 }
 
 /// One node in full.
-pub(crate) fn status(node: &NodeView, paint: Paint) -> String {
+pub(crate) fn status(node: &NodeView, slots: &[PreparedSlot], paint: Paint) -> String {
     let mut lines = vec![
         (
             "source",
@@ -92,6 +93,9 @@ pub(crate) fn status(node: &NodeView, paint: Paint) -> String {
     }
     if let Some(held) = node.wal_held_bytes {
         lines.push(("WAL held", format!("{} on the source", units::size(held))));
+    }
+    for slot in slots {
+        lines.push(("prepared", prepared::line(slot, paint)));
     }
     if let Some(error) = &node.error_message {
         lines.push(("error", paint.red(&clean(error))));
@@ -205,7 +209,7 @@ mod tests {
     fn one_node_is_shown_in_full_with_the_next_step() {
         let text: Vec<_> = all()
             .iter()
-            .map(|node| status(node, Paint::Plain))
+            .map(|node| status(node, &[], Paint::Plain))
             .collect();
         insta::assert_snapshot!(text.join("\n"));
     }

@@ -59,6 +59,7 @@ fn facts(view: &EndView) -> Vec<(&'static str, String)> {
             Some(Method::Native) => ", method native".to_owned(),
             Some(Method::TwoPhase) => format!(", method two-phase, {workers}"),
             Some(Method::Snapshot) => format!(", method snapshot, {workers}"),
+            Some(Method::Backup) => ", rows from a backup".to_owned(),
             None => String::new(),
         };
         lines.push(("ran", format!("{started:.0} to {ended:.0}{method}")));

@@ -200,6 +200,7 @@ impl Talker {
             | ApiReply::Audit(_)
             | ApiReply::Schema(_)
             | ApiReply::Captured { .. }
+            | ApiReply::Prepared(_)
             | ApiReply::End
             | ApiReply::Fault(_) => return Ok(()),
         };

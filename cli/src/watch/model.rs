@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use jiff::Timestamp;
 use steep_protocol::message::api::{EndView, EventView, JobView, NodeView, ProgressView};
-use steep_protocol::message::job::ExistingRows;
+use steep_protocol::message::job::{ExistingRows, Method};
 use steep_protocol::{Fault, JobId, NodeId, NodeState};
 
 use super::choice::{Detail, First, Focus, Order, Question, Sort};
@@ -330,6 +330,13 @@ impl Model {
             return;
         }
         match view {
+            Some(view) if view.spec.method == Method::Backup => self.say(
+                format!(
+                    "the rows of {node} came from a backup: restore one, then run \
+                     `steep-repl init complete`, or `steep-repl init` to copy them"
+                ),
+                Tone::Bad,
+            ),
             Some(view) => {
                 let diverged = self
                     .nodes

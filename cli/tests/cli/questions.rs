@@ -2,11 +2,13 @@
 
 use std::fs;
 
+use jiff::Timestamp;
 use steep_certs::{Role, init_ca, issue};
 use steep_protocol::message::agent::CancelledData;
 use steep_protocol::message::api::{ApiReply, ApiRequest};
 use steep_protocol::message::facts::Severity;
-use steep_protocol::{Fault, FaultKind, NodeState, Phase};
+use steep_protocol::message::handover::{PreparedSlot, PreparedState, Replication, SlotName};
+use steep_protocol::{ByteCount, Fault, FaultKind, JobId, Lsn, NodeState, Phase};
 
 use crate::coordinator::{Coordinator, Ran, bare};
 use crate::views::{all, event, findings, id, node, progress};
@@ -32,8 +34,51 @@ fn nodes() -> Coordinator {
         ApiRequest::Progress { follow: false, .. } => {
             all(vec![progress("node_b", NodeState::Copying, Phase::Copy)])
         }
+        ApiRequest::Prepared { .. } => all(vec![ApiReply::Prepared(vec![prepared_slot()])]),
         other => panic!("{other:?}"),
     })
+}
+
+fn prepared_slot() -> PreparedSlot {
+    PreparedSlot {
+        replication: Replication {
+            id: JobId(7),
+            slot: SlotName::parse("monday").unwrap(),
+        },
+        lsn: Lsn(0x16_B374_D848),
+        created_at: Timestamp::UNIX_EPOCH,
+        expires_at: Timestamp::UNIX_EPOCH,
+        wal_held: ByteCount(12_000_000),
+        state: PreparedState::Waiting,
+    }
+}
+
+#[test]
+fn a_slot_is_prepared_and_shown_and_dropped() {
+    let coordinator = Coordinator::start(|request| match request {
+        ApiRequest::Prepare(spec) => {
+            assert_eq!((&spec.node, spec.expires_seconds), (&id("node_a"), 3_600));
+            all(vec![ApiReply::Prepared(vec![prepared_slot()])])
+        }
+        ApiRequest::DropPrepared { slot, .. } => {
+            assert_eq!(slot.as_str(), "monday");
+            all(Vec::new())
+        }
+        other => panic!("{other:?}"),
+    });
+    let command = "init prepare --node node_a --slot monday --expires 1h";
+    let ran = coordinator.run(command);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(ran.out.contains("16/B374D848"), "{}", ran.out);
+    assert!(ran.out.contains("init complete"), "{}", ran.out);
+    let said = coordinator.run(&format!("{command} --json")).objects();
+    assert_eq!(said.len(), 1);
+    assert_eq!(said[0]["event"], "init.prepared");
+    assert_eq!(said[0]["slot"], "monday");
+    assert_eq!(said[0]["consistent_point"], "16/B374D848");
+    assert_eq!(said[0]["expires_at"], "1970-01-01T00:00:00Z");
+    let ran = coordinator.run("init prepare --node node_a --slot monday --drop");
+    assert_eq!(ran.code, 0, "{ran:?}");
 }
 
 #[test]
@@ -56,6 +101,9 @@ fn status_of_one_node_has_its_job_and_an_unknown_node_is_an_error() {
     let object = &ran.objects()[0];
     assert_eq!(object["node_id"], "node_b");
     assert_eq!(object["job"]["rows_copied"], 100);
+    assert_eq!(object["prepared_slots"][0]["wal_held_bytes"], 12_000_000);
+    let ran = coordinator.run("status node_b");
+    assert!(ran.out.contains("monday from 16/B374D848"), "{}", ran.out);
     assert!(
         coordinator
             .run("status")

@@ -122,22 +122,9 @@ impl Stream {
                 follow,
                 after,
             } => self.events(node, follow, after).await?,
-            ApiRequest::Doctor { specs } => {
-                if let Answer::Findings(all) = self.ask(Question::Doctor { specs }).await? {
-                    for (target, findings) in all {
-                        self.sender
-                            .send(&ApiReply::Findings { target, findings })
-                            .await?;
-                    }
-                }
-            }
+            ApiRequest::Doctor { specs } => self.look(Question::Doctor { specs }).await?,
             ApiRequest::Init { specs } => {
-                let question = Question::Init { specs, operator };
-                if let Answer::Accepted { jobs, after } = self.ask(question).await? {
-                    let ids = jobs.iter().map(|job| (job.node.clone(), job.job)).collect();
-                    self.sender.send(&ApiReply::Accepted { jobs: ids }).await?;
-                    self.watch(jobs, Some(after)).await?;
-                }
+                self.begin(Question::Init { specs, operator }).await?;
             }
             ApiRequest::Progress { node, follow } => self.progress(node, interest(follow)).await?,
             ApiRequest::Cancel { node, data } => {
@@ -163,6 +150,63 @@ impl Stream {
             ApiRequest::Watch => self.watch_all().await?,
             ApiRequest::Job { node, follow } => self.job(node, interest(follow)).await?,
             ApiRequest::Report { node } => self.report(node).await?,
+            ApiRequest::Prepare(spec) => {
+                let node = spec.node.clone();
+                self.prepared(node, Question::Prepare { spec, operator })
+                    .await?;
+            }
+            ApiRequest::DropPrepared { node, slot } => {
+                let question = Question::DropPrepared {
+                    node,
+                    slot,
+                    operator,
+                };
+                self.ask(question).await?;
+            }
+            ApiRequest::Prepared { node } => {
+                self.prepared(node.clone(), Question::Prepared { node })
+                    .await?;
+            }
+            ApiRequest::Complete(spec) => {
+                self.begin(Question::Complete { spec, operator }).await?;
+            }
+            ApiRequest::DoctorComplete(spec) => {
+                self.look(Question::DoctorComplete { spec }).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A preflight alone.
+    async fn look(&mut self, question: Question) -> Result<(), Ended> {
+        if let Answer::Findings(all) = self.ask(question).await? {
+            for (target, findings) in all {
+                let reply = ApiReply::Findings { target, findings };
+                self.sender.send(&reply).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// New jobs, and then how they go.
+    async fn begin(&mut self, question: Question) -> Result<(), Ended> {
+        if let Answer::Accepted { jobs, after } = self.ask(question).await? {
+            let ids = jobs.iter().map(|job| (job.node.clone(), job.job)).collect();
+            self.sender.send(&ApiReply::Accepted { jobs: ids }).await?;
+            self.watch(jobs, Some(after)).await?;
+        }
+        Ok(())
+    }
+
+    /// Prepared slots, after what was found on their node.
+    async fn prepared(&mut self, node: NodeId, question: Question) -> Result<(), Ended> {
+        if let Answer::Prepared { findings, slots } = self.ask(question).await? {
+            if !findings.is_empty() {
+                let target = node;
+                let reply = ApiReply::Findings { target, findings };
+                self.sender.send(&reply).await?;
+            }
+            self.sender.send(&ApiReply::Prepared(slots)).await?;
         }
         Ok(())
     }

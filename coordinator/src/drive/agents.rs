@@ -142,6 +142,8 @@ impl<S: Store> Driver<S> {
                 tracing::warn!(node_id = %node, "an agent registered twice in one session");
             }
             AgentMessage::Audited { seq } => self.on_audited(node, seq),
+            AgentMessage::Prepared(slots) => agent.prepared = Some(slots),
+            AgentMessage::SlotExpired { slot } => self.slot_expired(node, &slot, now),
             AgentMessage::Observed(observed) => {
                 let version = observed
                     .postgres

@@ -9,6 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use steep_protocol::message::agent::{CancelledData, CoordinatorMessage};
 use steep_protocol::message::api::AuditView;
+use steep_protocol::message::handover::{CompleteSpec, PrepareSpec, SchemaCheck, SlotName};
 use steep_protocol::message::job::{Confirmation, ExistingRows, JobSpec, SchemaMode};
 use steep_protocol::{Fault, JobId, NodeId};
 
@@ -52,6 +53,53 @@ impl Wish {
             node: node.clone(),
             source: None,
             arguments: vec![("keep_data".to_owned(), keep.to_owned())],
+        }
+    }
+
+    pub(super) fn prepare(spec: &PrepareSpec) -> Self {
+        Self {
+            action: "init.prepare",
+            node: spec.node.clone(),
+            source: None,
+            arguments: vec![
+                ("slot".to_owned(), spec.slot.to_string()),
+                ("expires".to_owned(), format!("{}s", spec.expires_seconds)),
+            ],
+        }
+    }
+
+    pub(super) fn drop_prepared(node: &NodeId, slot: &SlotName) -> Self {
+        Self {
+            action: "init.prepare",
+            node: node.clone(),
+            source: None,
+            arguments: vec![
+                ("slot".to_owned(), slot.to_string()),
+                ("drop".to_owned(), "true".to_owned()),
+            ],
+        }
+    }
+
+    pub(super) fn complete(spec: &CompleteSpec) -> Self {
+        let mut arguments = arguments(&spec.job);
+        let slot = spec.slot.as_ref().map_or("-", SlotName::as_str);
+        let skip = match spec.schema {
+            SchemaCheck::Compared => "false",
+            SchemaCheck::Skipped => "true",
+        };
+        arguments.extend(
+            [
+                ("slot", slot),
+                ("source_lsn", &spec.source_lsn.to_string()),
+                ("skip_schema_check", skip),
+            ]
+            .map(|(name, value)| (name.to_owned(), value.to_owned())),
+        );
+        Self {
+            action: "init.complete",
+            node: spec.job.target.clone(),
+            source: Some(spec.job.source.clone()),
+            arguments,
         }
     }
 

@@ -11,7 +11,8 @@ use steep_protocol::{Epoch, Lsn, NodeId, limits};
 
 use super::{Driver, Live};
 use crate::assign::{self, WorkerLimits};
-use crate::job::{Job, Work};
+use crate::job::handover::{Handover, SlotFate};
+use crate::job::{Job, Stage, Work};
 use crate::store::Store;
 
 impl<S: Store> Driver<S> {
@@ -22,6 +23,11 @@ impl<S: Store> Driver<S> {
         let filter = || spec.filter.clone();
         let workers = self.workers(&live.job);
         let native = spec.method == Method::Native;
+        if let Some(handover) = &live.job.handover
+            && let Some(command) = self.compose_handover(live, handover, work)
+        {
+            return (command, workers);
+        }
         let command = match work {
             Work::GatherSource | Work::Regrant => Command::GatherSource {
                 target: spec.target.clone(),
@@ -41,6 +47,9 @@ impl<S: Store> Driver<S> {
                 },
                 parallel: workers,
                 large_table_threshold: spec.large_table_threshold,
+            },
+            Work::TakeSlot => Command::TakeSlot {
+                target: spec.target.clone(),
             },
             Work::PrepareTarget => Command::PrepareTarget {
                 source: source(),
@@ -86,6 +95,35 @@ impl<S: Store> Driver<S> {
             Work::CleanupSource => Command::CleanupSource,
         };
         (command, workers)
+    }
+
+    /// What is another command where the rows come from a backup.
+    fn compose_handover(&self, live: &Live, handover: &Handover, work: Work) -> Option<Command> {
+        let spec = &live.job.spec;
+        let (target, filter) = (spec.target.clone(), spec.filter.clone());
+        match work {
+            Work::GatherSource => Some(Command::GatherHandover { target, filter }),
+            Work::PrepareTarget => Some(Command::MatchSchema {
+                source: self.peer(&spec.source),
+                filter,
+                existing: spec.existing,
+                schema_mode: spec.schema_mode,
+                check: handover.schema,
+            }),
+            Work::Subscribe => Some(Command::Subscribe {
+                source: self.peer(&spec.source),
+                start: SubscriptionStart::AtOrigin(handover.lsn),
+            }),
+            Work::CleanupSource => {
+                let fate = match &live.job.stage {
+                    Stage::Ending(ending) => ending.slot,
+                    Stage::Working(_) | Stage::Closed(_) => SlotFate::Returned,
+                };
+                let used = fate.returned()?;
+                Some(Command::ReturnSlot { target, used })
+            }
+            _ => None,
+        }
     }
 
     /// Where a node's agent is reached: what it says now, or said last.

@@ -5,11 +5,15 @@ use std::time::Duration;
 use jiff::Timestamp;
 use steep_protocol::message::agent::{Command, CoordinatorMessage, Outcome};
 use steep_protocol::message::facts::{Finding, SourceFacts};
+use steep_protocol::message::handover::SlotFacts;
 use steep_protocol::message::job::JobSpec;
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry};
 
+use super::handover::addressed;
 use super::{Answer, Driver, Reply};
+use crate::job::handover::Handover;
 use crate::job::machine::after;
+use crate::job::preflight::{self, Case};
 use crate::store::Store;
 
 /// Longer than any catalog query or dial of an agent takes.
@@ -29,13 +33,14 @@ pub(super) struct Doctor {
 struct Look {
     id: JobId,
     spec: JobSpec,
+    handover: Option<Handover>,
     first: u64,
     stage: Stage,
 }
 
 enum Stage {
     Source,
-    Target(Box<SourceFacts>),
+    Target(Box<SourceFacts>, Option<Box<SlotFacts>>),
     Done(Vec<Finding>),
 }
 
@@ -44,7 +49,7 @@ impl Look {
     fn waits_for(&self) -> Option<(CommandId, &NodeId)> {
         match self.stage {
             Stage::Source => Some((CommandId(self.first), &self.spec.source)),
-            Stage::Target(_) => Some((CommandId(self.first + 1), &self.spec.target)),
+            Stage::Target(..) => Some((CommandId(self.first + 1), &self.spec.target)),
             Stage::Done(_) => None,
         }
     }
@@ -64,20 +69,29 @@ impl<S: Store> Driver<S> {
     }
 
     /// Begins to look.
-    pub(super) fn begin_doctor(&mut self, specs: Vec<JobSpec>, reply: Reply, now: Timestamp) {
-        let mut looks = Vec::with_capacity(specs.len());
-        for spec in specs {
+    pub(super) fn begin_doctor(
+        &mut self,
+        wanted: Vec<(JobSpec, Option<Handover>)>,
+        reply: Reply,
+        now: Timestamp,
+    ) {
+        let mut looks = Vec::with_capacity(wanted.len());
+        for (spec, handover) in wanted {
             let look = Look {
                 id: self.new_job_id(),
                 first: self.take_commands(COMMANDS),
                 spec,
+                handover,
                 stage: Stage::Source,
             };
-            let command = Command::GatherSource {
-                target: look.spec.target.clone(),
-                filter: look.spec.filter.clone(),
+            let (target, filter) = (look.spec.target.clone(), look.spec.filter.clone());
+            let command = match look.handover {
+                None => Command::GatherSource { target, filter },
+                Some(_) => Command::GatherHandover { target, filter },
             };
-            self.doctor_send(look.id, look.first, &look.spec.source, command);
+            let replication = look.handover.as_ref().map(|h| h.replication.clone());
+            let message = addressed(CommandId(look.first), look.id, replication, command);
+            self.send(&look.spec.source, message);
             looks.push(look);
         }
         self.doctors.push(Doctor {
@@ -120,22 +134,44 @@ impl<S: Store> Driver<S> {
         outcome: Result<Outcome, Fault>,
     ) -> Result<(), Fault> {
         let stage = std::mem::replace(&mut look.stage, Stage::Done(Vec::new()));
-        let (fresh, node) = match (stage, outcome?) {
-            (Stage::Source, Outcome::SourceFacts(facts)) => {
+        let asked = match (stage, outcome?) {
+            (Stage::Source, Outcome::SourceFacts(facts)) if look.handover.is_none() => {
+                Ok((facts, None))
+            }
+            (Stage::Source, Outcome::HandoverFacts(facts)) if look.handover.is_some() => {
+                Ok((Box::new(facts.source), Some(Box::new(facts.slot))))
+            }
+            (stage, outcome) => Err((stage, outcome)),
+        };
+        let (fresh, node) = match asked {
+            Ok((facts, slot)) => {
                 let command = Command::GatherTarget {
                     source: self.peer(&look.spec.source),
                     filter: look.spec.filter.clone(),
                 };
                 self.doctor_send(look.id, look.first + 1, &look.spec.target, command);
-                look.stage = Stage::Target(facts);
+                look.stage = Stage::Target(facts, slot);
                 return Ok(());
             }
-            (Stage::Target(source), Outcome::TargetFacts(target)) => {
-                look.stage = Stage::Done((self.rules.judge)(&look.spec, &source, &target));
+            Err((Stage::Target(source, slot), Outcome::TargetFacts(target))) => {
+                let case = Case {
+                    spec: &look.spec,
+                    source: &source,
+                    target: &target,
+                    handover: look.handover.as_ref().zip(slot.as_deref()),
+                };
+                let mut findings = (self.rules.judge)(&case);
+                let source = self.registry.get(&look.spec.source);
+                let prepared = source.and_then(|agent| agent.prepared.as_deref());
+                findings.extend(preflight::standing(
+                    &look.spec.source,
+                    prepared.unwrap_or_default(),
+                ));
+                look.stage = Stage::Done(findings);
                 return Ok(());
             }
-            (Stage::Source, _) => (Stage::Source, &look.spec.source),
-            (stage, _) => (stage, &look.spec.target),
+            Err((Stage::Source, _)) => (Stage::Source, &look.spec.source),
+            Err((stage, _)) => (stage, &look.spec.target),
         };
         look.stage = fresh;
         let text = "the agent gave an answer that does not fit to looking at its server";
@@ -150,7 +186,7 @@ impl<S: Store> Driver<S> {
         let findings = doctor.looks.iter_mut().map(|look| {
             let found = match std::mem::replace(&mut look.stage, Stage::Done(Vec::new())) {
                 Stage::Done(found) => found,
-                Stage::Source | Stage::Target(_) => Vec::new(),
+                Stage::Source | Stage::Target(..) => Vec::new(),
             };
             (look.spec.target.clone(), found)
         });

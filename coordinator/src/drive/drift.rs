@@ -39,7 +39,7 @@ impl<S: Store> Driver<S> {
         });
         let concerned: Vec<NodeRecord> = concerned.cloned().collect();
         for record in concerned {
-            if let (Some(job), Some(source)) = (record.job, record.source.as_ref()) {
+            if let (Some(job), Some(source)) = (record.replication(), record.source.as_ref()) {
                 self.check_node(&record, source, job, observer, now);
             }
         }
@@ -162,7 +162,8 @@ impl<S: Store> Driver<S> {
         job: JobId,
         now: Timestamp,
     ) -> bool {
-        match self.store.job(job) {
+        let stored = record.job.map(|job| self.store.job(job)).transpose();
+        match stored.map(Option::flatten) {
             Ok(Some(stored)) => {
                 let filter = stored.job.spec.filter;
                 self.compare_with_source(&record.id, source, filter, job, now)
@@ -184,11 +185,14 @@ impl<S: Store> Driver<S> {
         review: &SchemaReview,
         now: Timestamp,
     ) {
-        let record = self.nodes.get(node).filter(|r| r.job == Some(job));
+        let record = self
+            .nodes
+            .get(node)
+            .filter(|r| r.replication() == Some(job));
         let Some(record) = record.filter(|record| follows(record)).cloned() else {
             return;
         };
-        let accepted = self.accepted(&record, job, review);
+        let accepted = self.accepted(&record, review);
         let found = columns::weigh(review, accepted.as_ref());
         let grace = self.drift_grace;
         let Some(following) = self.following.get_mut(node).filter(|f| f.job == job) else {
@@ -225,17 +229,13 @@ impl<S: Store> Driver<S> {
 
     /// Differences that are no drift. Those that the job's mode allowed are what the first comparison
     /// after it finds.
-    fn accepted(
-        &mut self,
-        record: &NodeRecord,
-        job: JobId,
-        review: &SchemaReview,
-    ) -> Option<Accepted> {
+    fn accepted(&mut self, record: &NodeRecord, review: &SchemaReview) -> Option<Accepted> {
         match &record.columns {
             Columns::Equal => None,
             Columns::Accepted(accepted) => Some(accepted.clone()),
             Columns::AsFirstSeen => {
-                let mode = self.store.job(job).ok().flatten()?.job.spec.schema_mode;
+                let stored = self.store.job(record.job?).ok().flatten()?;
+                let mode = stored.job.spec.schema_mode;
                 let accepted = columns::first_seen(review, mode);
                 self.accept(&record.id, Columns::Accepted(accepted.clone()));
                 Some(accepted)

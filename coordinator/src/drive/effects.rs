@@ -8,6 +8,7 @@ use steep_protocol::message::facts::{Finding, Severity};
 use steep_protocol::message::job::SchemaMode;
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeState, Phase};
 
+use super::handover::addressed;
 use super::jobs::table_events;
 use super::log::{Level, Note, last_phase};
 use super::{Answer, Driver, span};
@@ -54,16 +55,14 @@ impl<S: Store> Driver<S> {
         };
         let (message, workers) = self.compose(live, work);
         let node = work.side().node(&live.job.spec).clone();
+        let handover = live.job.handover.as_ref();
+        let replication = handover.map(|h| h.replication.clone());
         if work == Work::Copy
             && let Some(live) = self.jobs.get_mut(&id)
         {
             live.workers = workers;
         }
-        let message = CoordinatorMessage::Command {
-            id: command,
-            job: id,
-            command: message,
-        };
+        let message = addressed(command, id, replication, message);
         self.send(&node, message);
     }
 

@@ -1,5 +1,5 @@
 //! Commands to agents that belong to no job: reading a schema, storing fingerprints, comparing what a
-//! node replicates with its source.
+//! node replicates with its source, preparing a slot for a backup.
 //!
 //! An errand is one command after another, each answered by its agent, until whoever asked is answered
 //! or it is given up. It makes no job and keeps nothing over a restart.
@@ -8,17 +8,24 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::{Command, CoordinatorMessage, Outcome};
+use steep_protocol::message::facts::Finding;
+use steep_protocol::message::handover::{PrepareSpec, Replication};
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::schema::{SchemaCursor, SchemaReview};
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry};
 
 use super::audit::Wish;
+use super::handover::addressed;
 use super::{Answer, Driver, Operator, Reply};
 use crate::job::machine::after;
 use crate::store::Store;
 
 /// Longer than reading the largest catalog takes.
 const ERRAND_LIMIT: Duration = Duration::from_secs(120);
+
+/// How long a slot is waited for that is being prepared: transactions that were running have to end
+/// first.
+const PREPARE_LIMIT: Duration = Duration::from_secs(600);
 
 /// Errands at once.
 const ERRANDS_MAX: usize = 64;
@@ -35,11 +42,13 @@ pub(super) struct Errand {
     on: NodeId,
     command: CommandId,
     purpose: Purpose,
+    /// What its commands are about, where they are about a prepared slot.
+    replication: Option<Replication>,
     give_up: Timestamp,
 }
 
 /// What it is for.
-enum Purpose {
+pub(super) enum Purpose {
     /// A page of a schema.
     Describe(Reply),
     /// Fingerprints of the node itself; then those of a peer, where one is named.
@@ -48,18 +57,24 @@ enum Purpose {
     Admit(Pair, After),
     /// The node compares itself with its peer.
     Compare(Pair, After),
+    /// The source looks whether a slot can be prepared.
+    LookBeforePrepare(PrepareSpec, Reply),
+    /// The source prepares it; what was found before is told with it.
+    Prepare(Vec<Finding>, Reply),
+    /// The source drops a prepared slot.
+    DropPrepared(Reply),
 }
 
 /// A node and what it is compared with.
 #[derive(Clone)]
-struct Pair {
+pub(super) struct Pair {
     node: NodeId,
     peer: NodeId,
     filter: TableFilter,
 }
 
 /// What a comparison is for.
-enum After {
+pub(super) enum After {
     /// Only the fingerprints it leaves: the answer says how many tables the node has itself.
     Captured { tables: u64, reply: Reply },
     /// Whether the node has drifted from what the replication of that job carries.
@@ -142,7 +157,7 @@ impl<S: Store> Driver<S> {
         true
     }
 
-    fn check_errand(&self, node: &NodeId) -> Result<(), Fault> {
+    pub(super) fn check_errand(&self, node: &NodeId) -> Result<(), Fault> {
         self.known(node)?;
         self.check_online(node)?;
         if self.errands.len() < ERRANDS_MAX {
@@ -154,14 +169,41 @@ impl<S: Store> Driver<S> {
 
     fn begin_errand(&mut self, on: &NodeId, command: Command, purpose: Purpose, now: Timestamp) {
         let first = self.take_commands(COMMANDS);
-        let mut errand = Errand {
+        let errand = Errand {
             job: self.new_job_id(),
             next: first,
             on: on.clone(),
             command: CommandId(first),
             purpose,
+            replication: None,
             give_up: after(now, ERRAND_LIMIT),
         };
+        self.start_errand(errand, on, command);
+    }
+
+    /// Begins what is about a prepared slot. A new one has the errand's id.
+    pub(super) fn begin_errand_on(
+        &mut self,
+        on: &NodeId,
+        replication: Replication,
+        command: Command,
+        purpose: Purpose,
+        now: Timestamp,
+    ) {
+        let first = self.take_commands(COMMANDS);
+        let errand = Errand {
+            job: replication.id,
+            next: first,
+            on: on.clone(),
+            command: CommandId(first),
+            purpose,
+            replication: Some(replication),
+            give_up: after(now, PREPARE_LIMIT),
+        };
+        self.start_errand(errand, on, command);
+    }
+
+    fn start_errand(&mut self, mut errand: Errand, on: &NodeId, command: Command) {
         self.errand_send(&mut errand, on, command);
         self.errands.push(errand);
     }
@@ -171,8 +213,8 @@ impl<S: Store> Driver<S> {
         errand.next += 1;
         errand.command = id;
         errand.on = on.clone();
-        let job = errand.job;
-        self.send(on, CoordinatorMessage::Command { id, job, command });
+        let message = addressed(id, errand.job, errand.replication.clone(), command);
+        self.send(on, message);
     }
 
     /// Whether that command is an errand's.
@@ -227,6 +269,34 @@ impl<S: Store> Driver<S> {
                 self.take_back(errand.job, errand.next, &pair.peer);
                 return self.compared(&pair, after, &review, now);
             }
+            (Purpose::LookBeforePrepare(spec, reply), Outcome::SourceFacts(facts)) => {
+                match Self::judge_prepare(&spec.node, &facts) {
+                    Ok(findings) => {
+                        let expires_seconds = spec.expires_seconds;
+                        let command = Command::PrepareSlot { expires_seconds };
+                        errand.purpose = Purpose::Prepare(findings, reply);
+                        self.errand_send(&mut errand, &spec.node, command);
+                        self.errands.push(errand);
+                    }
+                    Err(fault) => {
+                        self.release_look(errand.job, errand.next, &errand.on);
+                        self.answer(reply, Err(fault));
+                    }
+                }
+                return;
+            }
+            (Purpose::Prepare(findings, reply), Outcome::SlotPrepared(slot)) => {
+                self.release_look(errand.job, errand.next, &errand.on);
+                self.slot_prepared(&errand.on, &slot, now);
+                let slots = vec![*slot];
+                return self.answer(reply, Ok(Answer::Prepared { findings, slots }));
+            }
+            (Purpose::DropPrepared(reply), Outcome::Done) => {
+                if let Some(replication) = &errand.replication {
+                    self.slot_dropped(&errand.on, &replication.slot);
+                }
+                return self.answer(reply, Ok(Answer::Done));
+            }
             (purpose, _) => {
                 errand.purpose = purpose;
                 let text = "the agent gave an answer that does not fit to what it was asked";
@@ -252,7 +322,11 @@ impl<S: Store> Driver<S> {
             }
             Purpose::Admit(pair, after) => (pair.peer.clone(), admit(pair, after)),
             // Ended above.
-            Purpose::Describe(_) | Purpose::Capture { .. } => return,
+            Purpose::Describe(_)
+            | Purpose::Capture { .. }
+            | Purpose::LookBeforePrepare(..)
+            | Purpose::Prepare(..)
+            | Purpose::DropPrepared(_) => return,
         };
         errand.purpose = purpose;
         self.errand_send(&mut errand, &on, command);
@@ -274,16 +348,32 @@ impl<S: Store> Driver<S> {
         if let Purpose::Admit(pair, _) | Purpose::Compare(pair, _) = &errand.purpose {
             self.take_back(errand.job, errand.next, &pair.peer);
         }
+        if errand.replication.is_some() {
+            self.release_look(errand.job, errand.next, &errand.on);
+        }
         match errand.purpose {
             Purpose::Describe(reply)
             | Purpose::Capture { reply, .. }
             | Purpose::Admit(_, After::Captured { reply, .. })
-            | Purpose::Compare(_, After::Captured { reply, .. }) => self.answer(reply, Err(fault)),
+            | Purpose::Compare(_, After::Captured { reply, .. })
+            | Purpose::LookBeforePrepare(_, reply)
+            | Purpose::Prepare(_, reply)
+            | Purpose::DropPrepared(reply) => self.answer(reply, Err(fault)),
             Purpose::Admit(pair, After::Drift { .. })
             | Purpose::Compare(pair, After::Drift { .. }) => {
                 Self::comparison_failed(&pair.node, &fault);
             }
         }
+    }
+
+    /// Has a source forget that it was looked at before it was prepared (G7). What was made stays.
+    fn release_look(&mut self, job: JobId, id: u64, source: &NodeId) {
+        let message = CoordinatorMessage::Command {
+            id: CommandId(id),
+            job,
+            command: Command::ReleaseSource,
+        };
+        self.send(source, message);
     }
 
     /// What the peer was told to allow (G7).
@@ -298,12 +388,20 @@ impl<S: Store> Driver<S> {
 
     /// Gives up what takes too long.
     pub(super) fn tick_errands(&mut self, now: Timestamp) {
-        let text = format!(
-            "the agent did not answer within {} s",
-            ERRAND_LIMIT.as_secs()
-        );
         self.end_errands(|errand| {
-            let fault = Fault::new(FaultKind::Timeout, text.clone()).on(&errand.on);
+            let (limit, hint) = match &errand.purpose {
+                Purpose::Prepare(..) => (
+                    PREPARE_LIMIT,
+                    "a new slot waits for transactions that were running before it: see \
+                     pg_stat_activity for old ones, end them, then try again",
+                ),
+                Purpose::LookBeforePrepare(..) | Purpose::DropPrepared(_) => (PREPARE_LIMIT, ""),
+                _ => (ERRAND_LIMIT, ""),
+            };
+            let text = format!("the agent did not answer within {} s", limit.as_secs());
+            let fault = Fault::new(FaultKind::Timeout, text)
+                .on(&errand.on)
+                .hint(hint);
             (errand.give_up <= now).then_some(fault)
         });
     }

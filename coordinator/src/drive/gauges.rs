@@ -198,7 +198,7 @@ impl<S: Store> Driver<S> {
     fn node_gauges(&self, record: &crate::store::NodeRecord) -> NodeGauges {
         let view = self.node_view(record);
         let agent = self.registry.get(&record.id);
-        let slot = match (&record.source, record.job) {
+        let slot = match (&record.source, record.replication()) {
             (Some(source), Some(job)) => self.registry.slot(source, job),
             _ => None,
         };

@@ -295,7 +295,9 @@ impl<S: Store> Driver<S> {
             // These are the session's, not a job's.
             AgentMessage::Register(_)
             | AgentMessage::Observed(_)
-            | AgentMessage::Audited { .. } => {}
+            | AgentMessage::Audited { .. }
+            | AgentMessage::Prepared(_)
+            | AgentMessage::SlotExpired { .. } => {}
         }
     }
 }

@@ -171,6 +171,8 @@ macro_rules! trace_note {
             version = note.get("version"),
             code = note.get("code"),
             hint = note.get("hint"),
+            slot = note.get("slot"),
+            lsn = note.get("lsn"),
             "{}",
             note.message
         );

@@ -20,6 +20,7 @@ mod effects;
 mod errand;
 mod following;
 mod gauges;
+mod handover;
 mod jobs;
 mod log;
 mod requests;
@@ -42,6 +43,7 @@ use steep_protocol::message::api::{
     AuditView, EndView, EventView, JobView, NodeView, ProgressSample, ProgressView,
 };
 use steep_protocol::message::facts::Finding;
+use steep_protocol::message::handover::{CompleteSpec, PrepareSpec, PreparedSlot, SlotName};
 use steep_protocol::message::job::{JobSpec, TableFilter};
 use steep_protocol::message::schema::{SchemaCursor, SchemaPage};
 use steep_protocol::{Fault, JobId, NodeId, TableNo};
@@ -199,6 +201,39 @@ pub enum Question {
     },
     /// Nothing: that there is an answer shows that the loop turns.
     Alive,
+    /// Prepare a slot.
+    Prepare {
+        /// Where, under which name, for how long.
+        spec: PrepareSpec,
+        /// Who asks.
+        operator: Operator,
+    },
+    /// Drop a prepared slot.
+    DropPrepared {
+        /// The source.
+        node: NodeId,
+        /// The slot.
+        slot: SlotName,
+        /// Who asks.
+        operator: Operator,
+    },
+    /// What is prepared on a node.
+    Prepared {
+        /// The node.
+        node: NodeId,
+    },
+    /// A new job that goes on from a backup.
+    Complete {
+        /// What is asked for.
+        spec: Box<CompleteSpec>,
+        /// Who asks.
+        operator: Operator,
+    },
+    /// The preflight alone of such a job.
+    DoctorComplete {
+        /// What is asked for.
+        spec: Box<CompleteSpec>,
+    },
 }
 
 /// Whether who asks watches.
@@ -276,6 +311,13 @@ pub enum Answer {
     Captured {
         /// How many tables' of the node itself.
         tables: u64,
+    },
+    /// Slots that are prepared: one that has just been, or all of a node.
+    Prepared {
+        /// What was found on the way.
+        findings: Vec<Finding>,
+        /// The slots.
+        slots: Vec<PreparedSlot>,
     },
 }
 

@@ -9,6 +9,7 @@ use super::audit::Wish;
 use super::log::Note;
 use super::views::{idle_view, job_view};
 use super::{Answer, Driver, Interest, Live, Operator, Question, Reply};
+use crate::job::handover::Handover;
 use crate::job::machine::JobEvent;
 use crate::job::progress::Detail;
 use crate::job::state::{NodeEvent, transition};
@@ -33,7 +34,8 @@ impl<S: Store> Driver<S> {
             Question::Events(query) => self.events_answer(query)?,
             Question::Doctor { specs } => match self.check_doctor(&specs) {
                 Ok(()) => {
-                    self.begin_doctor(specs, reply, now);
+                    let looks = specs.into_iter().map(|spec| (spec, None)).collect();
+                    self.begin_doctor(looks, reply, now);
                     return Ok(());
                 }
                 Err(fault) => Err(fault),
@@ -77,6 +79,24 @@ impl<S: Store> Driver<S> {
                 cursor,
             } => {
                 self.describe(&node, filter, cursor, reply, now);
+                return Ok(());
+            }
+            Question::Prepare { spec, operator } => {
+                self.prepare(spec, &operator, reply, now);
+                return Ok(());
+            }
+            Question::DropPrepared {
+                node,
+                slot,
+                operator,
+            } => {
+                self.drop_prepared((&node, &slot), &operator, reply, now);
+                return Ok(());
+            }
+            Question::Prepared { node } => self.prepared_answer(&node),
+            Question::Complete { spec, operator } => self.complete(*spec, &operator, now),
+            Question::DoctorComplete { spec } => {
+                self.doctor_complete(*spec, reply, now);
                 return Ok(());
             }
             Question::Alive => Ok(Answer::Done),
@@ -249,12 +269,16 @@ impl<S: Store> Driver<S> {
     ) -> Result<Answer, Fault> {
         self.check_shape(&specs)?;
         for spec in &specs {
+            if spec.method == Method::Backup {
+                let text = "rows that come from a backup are taken by init complete";
+                return Err(Fault::new(FaultKind::BadRequest, text));
+            }
             self.check_init(spec)?;
         }
         let after = self.next_event - 1;
         let ids: Vec<JobId> = specs
             .into_iter()
-            .map(|spec| self.begin(spec, operator, now))
+            .map(|spec| self.begin(spec, None, operator, now))
             .collect();
         let jobs = ids
             .into_iter()
@@ -264,12 +288,19 @@ impl<S: Store> Driver<S> {
     }
 
     /// Begins a job that may begin.
-    fn begin(&mut self, spec: JobSpec, operator: &str, now: Timestamp) -> JobId {
+    pub(super) fn begin(
+        &mut self,
+        spec: JobSpec,
+        handover: Option<Handover>,
+        operator: &str,
+        now: Timestamp,
+    ) -> JobId {
         let id = self.new_job_id();
         let first = self.take_commands(COMMANDS_PER_JOB);
-        let job = Job::new(id, spec, operator, first, now);
+        let mut job = Job::new(id, spec, operator, first, now);
+        job.handover = handover;
         let (target, source) = (job.spec.target.clone(), job.spec.source.clone());
-        let note = Note::info(
+        let mut note = Note::info(
             "init.started",
             format!("{target} from {source}, by {operator}"),
         )
@@ -277,9 +308,15 @@ impl<S: Store> Driver<S> {
         .field("operator", operator)
         .field("method", method_name(job.spec.method))
         .field("parallel", job.spec.parallel);
+        if let Some(handover) = &job.handover {
+            let slot = &handover.replication.slot;
+            note = note.field("slot", slot).field("lsn", handover.lsn);
+        }
+        let replication = job.handover.as_ref().map(|h| h.replication.id);
         self.out.writes.push(Write::Job(Box::new(job.clone())));
         if let Some(record) = self.nodes.get_mut(&target) {
             record.job = Some(id);
+            record.replication = replication;
         }
         self.adopt(job, Tally::default(), now);
         self.log(note, now);
@@ -422,5 +459,6 @@ pub(super) fn method_name(method: Method) -> &'static str {
         Method::Snapshot => "snapshot",
         Method::TwoPhase => "two-phase",
         Method::Native => "native",
+        Method::Backup => "backup",
     }
 }

@@ -1,8 +1,8 @@
 //! One initialisation of one target, as values.
 //!
-//! Owns what a job is ([`Job`]), which state of a node follows which ([`state`]), which command comes
-//! next ([`machine`]), whether it may begin at all ([`preflight`]) and can still end well ([`vigil`],
-//! [`applying`]),
+//! Owns what a job is ([`Job`]), where it goes on from a backup ([`handover`]), which state of a node
+//! follows which ([`state`]), which command comes next ([`machine`]), whether it may begin at all
+//! ([`preflight`]) and can still end well ([`vigil`], [`applying`]),
 //! what has been copied ([`tally`]), how far that is ([`progress`]) and what is said at the end
 //! ([`report`]). Everything here is pure: time comes in as a value, messages go out as values, and
 //! nothing knows SQLite, QUIC or tokio.
@@ -20,10 +20,12 @@ use serde::{Deserialize, Serialize};
 use steep_protocol::message::agent::CancelledData;
 use steep_protocol::message::api::PhaseSeconds;
 use steep_protocol::message::facts::{Finding, SourceFacts};
+use steep_protocol::message::handover::{Replication, SlotFacts};
 use steep_protocol::message::job::JobSpec;
 use steep_protocol::{ByteCount, CommandId, Fault, JobId, Lsn, Phase, RowCount};
 
 pub mod applying;
+pub mod handover;
 pub mod machine;
 pub mod preflight;
 pub mod progress;
@@ -33,6 +35,8 @@ pub mod tally;
 pub mod vigil;
 
 mod work;
+
+use handover::{Handover, SlotFate};
 
 pub use work::{Side, Step, Work};
 
@@ -50,6 +54,9 @@ pub struct Job {
     pub id: JobId,
     /// What was asked for.
     pub spec: JobSpec,
+    /// What it goes on from, where its rows come from a backup: with that method and no other.
+    #[serde(default)]
+    pub handover: Option<Handover>,
     /// The name in the certificate of who asked.
     pub operator: String,
     /// When.
@@ -71,6 +78,9 @@ pub struct Job {
     pub target: End,
     /// What the source's agent saw, until it has been judged.
     pub facts: Option<Box<SourceFacts>>,
+    /// The same of its prepared slot.
+    #[serde(default)]
+    pub slot_facts: Option<Box<SlotFacts>>,
     /// The consistent point and the size of the plan, once there is one.
     pub plan: Option<Plan>,
     /// What the ledger holds, once asked.
@@ -124,6 +134,9 @@ pub struct Ending {
     pub shown: Shown,
     /// Whether an operator waits for the removal.
     pub awaited: Awaited,
+    /// What becomes of its prepared slot, where it has one.
+    #[serde(default)]
+    pub slot: SlotFate,
 }
 
 /// Why a job ends before its time.
@@ -311,6 +324,7 @@ impl Job {
         Self {
             id,
             spec,
+            handover: None,
             operator: operator.to_owned(),
             accepted_at: now,
             cancelled_by: None,
@@ -321,6 +335,7 @@ impl Job {
             source: end.clone(),
             target: end,
             facts: None,
+            slot_facts: None,
             plan: None,
             proved_target: None,
             proved_source: None,
@@ -330,6 +345,13 @@ impl Job {
             clock: PhaseClock::default(),
             ended_at: None,
         }
+    }
+
+    /// What carries its changes.
+    #[must_use]
+    pub fn replication(&self) -> Replication {
+        let prepared = self.handover.as_ref().map(|h| h.replication.clone());
+        prepared.unwrap_or_else(|| Replication::of(self.id))
     }
 
     /// One end.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::{Observed, SlotStatus, SubscriptionStatus};
-use steep_protocol::message::job::{Method, ReplicationNames};
+use steep_protocol::message::job::Method;
 use steep_protocol::{ByteCount, Fault, FaultKind, Retry};
 
 use super::applying::{ABSENT, Applying, Fares};
@@ -86,11 +86,12 @@ impl Vigil {
                 *self.silence(side) = None;
                 match side {
                     Side::Source if has_slot(job.spec.method, step) => {
-                        let slot = seen.slots.iter().find(|slot| slot.job == job.id);
+                        let slot = seen.slots.iter().find(|s| s.job == job.replication().id);
                         self.slot(job, slot, bounds)
                     }
                     Side::Target if step >= Step::Converge => {
-                        let own = seen.subscriptions.iter().find(|s| s.job == job.id);
+                        let mut own = seen.subscriptions.iter();
+                        let own = own.find(|s| s.job == job.replication().id);
                         self.subscription(job, own, now)
                     }
                     Side::Source | Side::Target => None,
@@ -147,7 +148,7 @@ impl Vigil {
 
     /// The slot, on the source.
     fn slot(&mut self, job: &Job, slot: Option<&SlotStatus>, bounds: Bounds) -> Option<Fault> {
-        let name = ReplicationNames(job.id).name();
+        let name = job.replication().slot;
         let Some(slot) = slot else {
             self.slot_missed = self.slot_missed.saturating_add(1);
             return (self.slot_missed >= SUSPICIONS).then(|| {
@@ -190,7 +191,7 @@ impl Vigil {
         subscription: Option<&SubscriptionStatus>,
         now: Timestamp,
     ) -> Option<Fault> {
-        let name = ReplicationNames(job.id).name();
+        let name = job.replication().name();
         let missed = match subscription {
             None => Some("is not there any more"),
             Some(own) if !own.enabled => Some("is disabled"),
@@ -225,6 +226,7 @@ fn has_slot(method: Method, step: Step) -> bool {
     match method {
         Method::Snapshot | Method::TwoPhase => step > Step::OpenSource,
         Method::Native => step > Step::Subscribe,
+        Method::Backup => step > Step::TakeSlot,
     }
 }
 

@@ -7,6 +7,8 @@ use steep_protocol::message::agent::CancelledData;
 use steep_protocol::message::job::{JobSpec, Method};
 use steep_protocol::{NodeId, Phase};
 
+use super::state::NodeEvent;
+
 /// One of the two agents of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Side {
@@ -44,7 +46,9 @@ pub enum Work {
     GatherTarget,
     /// `OpenSource`.
     OpenSource,
-    /// `PrepareTarget`.
+    /// `TakeSlot`.
+    TakeSlot,
+    /// `PrepareTarget`, or `MatchSchema` where the rows are there.
     PrepareTarget,
     /// `Copy` of every part that has not been seen done.
     Copy,
@@ -84,6 +88,7 @@ impl Work {
             Self::GatherSource
             | Self::Regrant
             | Self::OpenSource
+            | Self::TakeSlot
             | Self::CloseSnapshot
             | Self::AwaitFence
             | Self::ProveSource
@@ -116,6 +121,7 @@ impl Work {
             Self::GatherSource | Self::Regrant => "looking at the source",
             Self::GatherTarget => "looking at the target",
             Self::OpenSource => "opening the snapshot",
+            Self::TakeSlot => "taking the prepared slot",
             Self::PrepareTarget => "preparing the schema",
             Self::Copy => "copying rows",
             Self::CloseSnapshot => "closing the snapshot",
@@ -134,19 +140,15 @@ impl Work {
     }
 }
 
-/// Where a job that works is.
-///
-/// ```text
-/// snapshot: GatherSource ▶ GatherTarget ▶ OpenSource ▶ PrepareTarget ▶ Copy ▶ Indexes ▶ Constraints
-///             ▶ Subscribe ▶ Converge ▶ Prove ▶ Release
-/// native:   GatherSource ▶ GatherTarget ▶ OpenSource ▶ PrepareTarget ▶ Subscribe ▶ NativeCopy ▶ Converge
-/// ```
+/// Where a job that works is. In which order a method's steps come is said by [`Step::path`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Step {
     /// Facts of the source.
     GatherSource,
     /// Facts of the target, and the judgement.
     GatherTarget,
+    /// The prepared slot becomes the target's.
+    TakeSlot,
     /// Publication, slot, snapshot, plan.
     OpenSource,
     /// Schema on the target.
@@ -169,12 +171,79 @@ pub enum Step {
     Release,
 }
 
+/// The steps of [`Method::Snapshot`] and [`Method::TwoPhase`].
+const SNAPSHOT: [Step; 11] = [
+    Step::GatherSource,
+    Step::GatherTarget,
+    Step::OpenSource,
+    Step::PrepareTarget,
+    Step::Copy,
+    Step::Indexes,
+    Step::Constraints,
+    Step::Subscribe,
+    Step::Converge,
+    Step::Prove,
+    Step::Release,
+];
+
+/// Those of [`Method::Native`].
+const NATIVE: [Step; 7] = [
+    Step::GatherSource,
+    Step::GatherTarget,
+    Step::OpenSource,
+    Step::PrepareTarget,
+    Step::Subscribe,
+    Step::NativeCopy,
+    Step::Converge,
+];
+
+/// Those of [`Method::Backup`].
+const BACKUP: [Step; 7] = [
+    Step::GatherSource,
+    Step::GatherTarget,
+    Step::TakeSlot,
+    Step::PrepareTarget,
+    Step::Subscribe,
+    Step::Converge,
+    Step::Release,
+];
+
 impl Step {
+    /// The steps of a job, in order. After the last one it is synchronized.
+    #[must_use]
+    pub fn path(method: Method) -> &'static [Self] {
+        match method {
+            Method::Snapshot | Method::TwoPhase => &SNAPSHOT,
+            Method::Native => &NATIVE,
+            Method::Backup => &BACKUP,
+        }
+    }
+
+    /// The step after this one; none where the job is synchronized then.
+    #[must_use]
+    pub fn next(self, method: Method) -> Option<Self> {
+        let path = Self::path(method);
+        let at = path.iter().position(|step| *step == self)?;
+        path.get(at + 1).copied()
+    }
+
+    /// How the target's state changes when this step is done.
+    #[must_use]
+    pub fn brings(self, method: Method) -> &'static [NodeEvent] {
+        match (self, method) {
+            // There is nothing to copy.
+            (Self::PrepareTarget, Method::Backup) => &[NodeEvent::Opened, NodeEvent::Copied],
+            (Self::PrepareTarget, _) => &[NodeEvent::Opened],
+            (Self::Constraints | Self::NativeCopy, _) => &[NodeEvent::Copied],
+            _ => &[],
+        }
+    }
+
     /// Its phase, as people see it.
     #[must_use]
     pub fn phase(self) -> Phase {
         match self {
-            Self::GatherSource | Self::GatherTarget => Phase::Preflight,
+            Self::GatherSource | Self::GatherTarget | Self::TakeSlot => Phase::Preflight,
             Self::OpenSource => Phase::Snapshot,
             Self::PrepareTarget => Phase::Schema,
             Self::Copy | Self::NativeCopy => Phase::Copy,
@@ -192,6 +261,7 @@ impl Step {
         match self {
             Self::GatherSource => &[Work::GatherSource],
             Self::GatherTarget => &[Work::GatherTarget],
+            Self::TakeSlot => &[Work::TakeSlot],
             Self::OpenSource => &[Work::OpenSource],
             Self::PrepareTarget => &[Work::PrepareTarget],
             Self::Copy => &[Work::Copy],
@@ -212,6 +282,7 @@ impl Step {
         match self {
             Self::GatherSource
             | Self::GatherTarget
+            | Self::TakeSlot
             | Self::OpenSource
             | Self::PrepareTarget
             | Self::Copy
@@ -228,10 +299,12 @@ impl Step {
     #[must_use]
     pub fn needs_snapshot(self, method: Method) -> bool {
         match self {
-            Self::OpenSource | Self::PrepareTarget => true,
+            Self::OpenSource => true,
+            Self::PrepareTarget => method != Method::Backup,
             Self::Copy => method != Method::Native,
             Self::GatherSource
             | Self::GatherTarget
+            | Self::TakeSlot
             | Self::Indexes
             | Self::Constraints
             | Self::Subscribe

@@ -125,6 +125,9 @@ pub struct NodeRecord {
     pub source: Option<NodeId>,
     /// Its last job.
     pub job: Option<JobId>,
+    /// What that job's publication and subscription are named after, where it is not the job.
+    #[serde(default)]
+    pub replication: Option<JobId>,
     /// When that began.
     pub init_started_at: Option<Timestamp>,
     /// When a job last ended well.
@@ -176,6 +179,7 @@ impl NodeRecord {
             state: NodeState::Uninitialized,
             source: None,
             job: None,
+            replication: None,
             init_started_at: None,
             init_completed_at: None,
             error_message: None,
@@ -185,6 +189,12 @@ impl NodeRecord {
             columns: Columns::Equal,
             lost: None,
         }
+    }
+
+    /// What publication and subscription of its last job are named after.
+    #[must_use]
+    pub fn replication(&self) -> Option<JobId> {
+        self.replication.or(self.job)
     }
 }
 

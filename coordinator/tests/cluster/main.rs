@@ -166,6 +166,7 @@ async fn good_agent(connection: Connection, holds: fn(&Command) -> bool) {
                     .await
             }
             CoordinatorMessage::Command { .. }
+            | CoordinatorMessage::CommandOn { .. }
             | CoordinatorMessage::Welcome { .. }
             | CoordinatorMessage::Forget { .. }
             | CoordinatorMessage::Audit(_)

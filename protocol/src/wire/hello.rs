@@ -20,6 +20,7 @@ pub const ALPN: &[u8] = b"steep-repl/1";
 /// 1. The first.
 /// 2. The coordinator says how often to speak (`CoordinatorMessage::Pace`). An agent that is told
 ///    nothing is calm; one that speaks 1 reports as if it were watched, since nobody will tell it.
+///    Nodes are made from backups (`message::handover`).
 pub const VERSION: u16 = 2;
 
 /// The oldest protocol this build can still speak.

@@ -217,6 +217,24 @@ impl Cluster {
         self.node_mut(node).take_agent()?.terminate()
     }
 
+    /// Puts a physical copy of one node in place of another, whose agent is away meanwhile. Returns the
+    /// position in the WAL of the first that the copy has come to.
+    ///
+    /// # Errors
+    /// What did not work.
+    pub fn restore_copy(&mut self, from: &str, to: &str) -> Result<String> {
+        self.stop_agent(to)?;
+        let (source, password) = (
+            self.database(from),
+            self.node(from).server().password().to_owned(),
+        );
+        let server = self.node_mut(to).server_mut();
+        let lsn = server.become_copy_of(&source, &password)?;
+        self.start_agent(to)?;
+        self.wait_online(&[to])?;
+        Ok(lsn)
+    }
+
     /// Waits until the coordinator sees these nodes' agents.
     ///
     /// # Errors

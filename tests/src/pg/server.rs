@@ -282,6 +282,30 @@ impl Server {
         bail!("{} did not end", self.name())
     }
 
+    /// Puts a physical copy of another server of the same version, taken while that one is at work, in
+    /// place of everything in this one, and starts it. Returns the position that the copy has come to:
+    /// everything before it in the other's WAL is in its rows.
+    ///
+    /// # Errors
+    /// What `pg_basebackup` or the server said.
+    pub fn become_copy_of(&mut self, other: &Database, password: &str) -> Result<String> {
+        self.stop()?;
+        fs::remove_dir_all(self.data())?;
+        let mut backup = other.client("pg_basebackup");
+        backup
+            .arg("-D")
+            .arg(self.data())
+            .args(["--wal-method=stream", "--checkpoint=fast", "--no-sync"])
+            .current_dir(&self.dir);
+        self.account.apply(&mut backup);
+        command::output(&mut backup)?;
+        password.clone_into(&mut self.password);
+        self.restart()?;
+        // What it has recovered to; nothing where it was not recovered.
+        self.database(other.name())
+            .sql("SELECT pg_last_wal_replay_lsn()")
+    }
+
     /// Lets the server live on when its value goes; returns its process.
     #[must_use]
     pub fn release(&mut self) -> Option<u32> {

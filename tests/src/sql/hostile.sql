@@ -1,6 +1,8 @@
 -- Everything that is hard to copy. Variables: bytes, the size of the largest values; xml, 0 or 1.
 
-SELECT current_setting('server_version_num')::int >= 180000 AS v18 \gset
+SELECT current_setting('server_version_num')::int >= 180000 AS v18,
+    -- Scales below zero came with 15.
+    CASE WHEN current_setting('server_version_num')::int >= 150000 THEN '7, -2' ELSE '9, 0' END AS scaled \gset
 
 CREATE EXTENSION hstore;
 CREATE EXTENSION citext;
@@ -23,7 +25,7 @@ CREATE TABLE types (
     c_int4range int4range, c_tstzrange tstzrange, c_float_range float_range,
     c_nummultirange nummultirange, c_floats float_multirange,
     c_moods mood[], c_pairs pair[], c_matrix integer[][], c_shifted text[],
-    c_numeric numeric, c_scaled numeric(7, -2), c_real real, c_double double precision,
+    c_numeric numeric, c_scaled numeric(:scaled), c_real real, c_double double precision,
     c_money money, c_bool boolean, c_char "char", c_bpchar character(5), c_name name,
     c_date date, c_time time, c_timetz timetz, c_timestamp timestamp, c_timestamptz timestamptz,
     c_interval interval, c_bytea bytea, c_text text, c_citext citext, c_hstore hstore,

@@ -9,8 +9,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::pg::PgError;
 
-/// One read takes as much as the socket has, up to this. PostgreSQL sends in blocks of 8 KiB, which
-/// pile up while the reader is elsewhere.
+/// One read takes as much as there is, up to this.
 pub const CAPACITY: usize = 256 * 1024;
 
 /// Tag and length.

@@ -1,35 +1,10 @@
-//! COPY OUT: the hot path. One header per row, no allocation, one copy of each byte.
-//!
-//! PostgreSQL sends 8 KiB at a time. A reader that is woken for each costs both sides more than the
-//! bytes do, so one that finds little takes a pause: what comes meanwhile waits in the socket.
-
-use std::time::Duration;
+//! COPY OUT: the hot path. One header per row, no allocation.
 
 use postgres_protocol::message::backend::Message;
 use steep_protocol::RowCount;
 
 use super::buffer::HEAD;
 use super::{PgError, RawConnection, State, server_error};
-
-/// A read of fewer bytes than this finds the server slower than the reader.
-const LITTLE: usize = 64 * 1024;
-
-/// The pause then: the timer's resolution. At a gigabyte a second, a megabyte comes meanwhile.
-const PAUSE: Duration = Duration::from_millis(1);
-
-/// A part that has not given so much yet may be about to end, and is not made to wait.
-const UNHURRIED: u64 = 512 * 1024;
-
-/// The course of one COPY OUT.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Reading {
-    /// Bytes still to come of the present message.
-    remaining: usize,
-    /// Bytes taken so far.
-    taken: u64,
-    /// The last read found little.
-    slow: bool,
-}
 
 /// How a [`RawConnection::copy_read`] ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +24,7 @@ impl RawConnection {
     /// [`PgError`]; after [`PgError::Server`] the connection is usable, after others not.
     pub async fn copy_start(&mut self, sql: &str) -> Result<(), PgError> {
         self.begin_copy(sql, |message| match message {
-            Message::CopyOutResponse(_) => Some(State::CopyOut(Reading::default())),
+            Message::CopyOutResponse(_) => Some(State::CopyOut { remaining: 0 }),
             _ => None,
         })
         .await
@@ -65,24 +40,16 @@ impl RawConnection {
         limit: usize,
     ) -> Result<CopyStep, PgError> {
         into.reserve(limit.saturating_sub(into.len()));
-        let State::CopyOut(mut reading) = self.state else {
+        let State::CopyOut { mut remaining } = self.state else {
             return Err(PgError::Protocol("no COPY gives data".to_owned()));
         };
         loop {
-            let before = into.len();
-            let (remaining, stop) = self.take_data(reading.remaining, into, limit)?;
-            reading.remaining = remaining;
-            reading.taken += (into.len() - before) as u64;
-            self.state = State::CopyOut(reading);
+            let stop;
+            (remaining, stop) = self.take_data(remaining, into, limit)?;
+            self.state = State::CopyOut { remaining };
             match stop {
                 Stop::Full => return Ok(CopyStep::More),
-                Stop::Empty => {
-                    if reading.slow && reading.taken > UNHURRIED {
-                        tokio::time::sleep(PAUSE).await;
-                    }
-                    self.buffer.fill(&mut self.stream).await?;
-                    reading.slow = self.buffer.available().len() < LITTLE;
-                }
+                Stop::Empty => self.buffer.fill(&mut self.stream).await?,
                 Stop::Other => {
                     if let Some(rows) = self.after_data().await? {
                         return Ok(CopyStep::End(rows));

@@ -25,6 +25,7 @@ use super::conninfo::Conninfo;
 use super::dial::{self, Route, Search, Stream};
 use super::error::ErrorFields;
 use super::session::ServerKind;
+use super::transport::Reads;
 use super::{PgError, settings};
 use buffer::ReadBuffer;
 
@@ -43,6 +44,8 @@ const ANSWER_MAX: usize = 64 * 1024 * 1024;
 pub enum Mode {
     /// SQL and COPY.
     Plain,
+    /// The same, for much COPY data out: whoever uses it is on a thread that may block.
+    CopyOut,
     /// A walsender for this database, which takes SQL too.
     Replication,
 }
@@ -53,7 +56,10 @@ enum State {
     /// Between two queries.
     Idle,
     /// The server gives COPY data.
-    CopyOut(copy_out::Reading),
+    CopyOut {
+        /// Bytes still to come of the message at hand.
+        remaining: usize,
+    },
     /// The server waits for COPY data.
     CopyIn,
 }
@@ -103,7 +109,11 @@ impl RawConnection {
         purpose: &str,
         mode: Mode,
     ) -> Result<Self, PgError> {
-        let stream = dial::open(conninfo, route).await?;
+        let reads = match mode {
+            Mode::CopyOut => Reads::Patient,
+            Mode::Plain | Mode::Replication => Reads::Eager,
+        };
+        let stream = dial::open(conninfo, route, reads).await?;
         let canceller = Canceller {
             conninfo: conninfo.pinned(&route.endpoint),
             route: route.clone(),
@@ -294,7 +304,7 @@ impl Canceller {
     /// [`PgError`] where the server could not be asked.
     pub async fn cancel(&self) -> Result<(), PgError> {
         let asking = async {
-            let mut stream = dial::open(&self.conninfo, &self.route).await?;
+            let mut stream = dial::open(&self.conninfo, &self.route, Reads::Eager).await?;
             let mut request = BytesMut::new();
             frontend::cancel_request(self.process_id, self.secret_key, &mut request);
             stream.write_all(&request).await?;

@@ -27,7 +27,7 @@ impl RawConnection {
             ("client_encoding", "UTF8"),
         ];
         match mode {
-            Mode::Plain => {}
+            Mode::Plain | Mode::CopyOut => {}
             Mode::Replication => parameters.push(("replication", "database")),
         }
         if let Some(options) = &conninfo.options {

@@ -1,6 +1,9 @@
 //! `steep-repl init` and what stands below it.
 
+mod begin;
 pub(super) mod cancel;
+pub(super) mod complete;
 mod plan;
+pub(super) mod prepare;
 pub(super) mod progress;
 pub(super) mod start;

@@ -1,9 +1,10 @@
 //! What `init` would do about schemas that differ: `--dry-run`, and what auto is about to run.
 
+use steep_protocol::NodeId;
 use steep_protocol::message::facts::Finding;
-use steep_protocol::message::job::{JobSpec, SchemaMode};
-use steep_protocol::{FaultKind, NodeId};
+use steep_protocol::message::job::SchemaMode;
 
+use super::begin::{self, Wanted};
 use crate::client::Client;
 use crate::commands::doctor;
 use crate::failure::Failure;
@@ -18,13 +19,13 @@ const ABOUT_SCHEMAS: &str = "schema_";
 /// them.
 pub(super) async fn show(
     client: Client,
-    specs: &[JobSpec],
+    wanted: &Wanted,
     signals: &mut Signals,
     terminal: Terminal,
 ) -> Result<u8, Failure> {
-    let found = about_schemas(&client, specs, signals).await?;
+    let found = about_schemas(&client, wanted, signals).await?;
     client.close().await;
-    for (spec, (target, findings)) in specs.iter().zip(&found) {
+    for (spec, (target, findings)) in wanted.specs().iter().zip(&found) {
         if terminal.json {
             print_plan(target, spec.schema_mode, findings);
         } else {
@@ -44,18 +45,19 @@ fn print_plan(target: &NodeId, mode: SchemaMode, findings: &[Finding]) {
 /// Says what auto will run, before the job begins.
 pub(super) async fn announce(
     client: &Client,
-    specs: &[JobSpec],
+    wanted: &Wanted,
     signals: &mut Signals,
     terminal: Terminal,
 ) -> Result<(), Failure> {
-    let auto = specs
+    let auto = wanted
+        .specs()
         .iter()
         .any(|spec| spec.schema_mode == SchemaMode::Auto);
     if !auto {
         return Ok(());
     }
-    let found = about_schemas(client, specs, signals).await?;
-    for (spec, (target, findings)) in specs.iter().zip(&found) {
+    let found = about_schemas(client, wanted, signals).await?;
+    for (spec, (target, findings)) in wanted.specs().iter().zip(&found) {
         if findings.is_empty() {
             continue;
         }
@@ -70,16 +72,10 @@ pub(super) async fn announce(
 
 async fn about_schemas(
     client: &Client,
-    specs: &[JobSpec],
+    wanted: &Wanted,
     signals: &mut Signals,
 ) -> Result<Vec<(NodeId, Vec<Finding>)>, Failure> {
-    let mut found = tokio::select! {
-        found = doctor::ask(client, specs.to_vec()) => found?,
-        _ = signals.next() => {
-            let text = "interrupted before anything was changed";
-            return Err(Failure::new(FaultKind::Cancelled, text));
-        }
-    };
+    let mut found = begin::look(client, wanted, signals).await?;
     for (_, findings) in &mut found {
         findings.retain(|finding| finding.code.starts_with(ABOUT_SCHEMAS));
     }

@@ -22,6 +22,7 @@ fn a_node_has_the_keys_of_the_contract_first() {
         line(&Status {
             node: &node,
             job: None,
+            prepared_slots: Vec::new(),
         }),
     ] {
         assert_eq!(keys(&text)[..contract.len()], contract);

@@ -37,6 +37,15 @@ const NATIVE_PHASES: [Phase; 5] = [
     Phase::CatchUp,
 ];
 
+/// Phases of one that goes on from a backup.
+const BACKUP_PHASES: [Phase; 5] = [
+    Phase::Preflight,
+    Phase::Schema,
+    Phase::Subscribe,
+    Phase::CatchUp,
+    Phase::Prove,
+];
+
 /// Draws the node that is looked at. Says how far its pane can be scrolled.
 pub(super) fn draw(model: &Model, theme: &Theme, area: Rect, buffer: &mut Buffer) -> usize {
     let Some(detail) = &model.detail else {
@@ -268,6 +277,7 @@ fn to_come(job: &JobView) -> Vec<Phase> {
     };
     let all: &[Phase] = match job.spec.method {
         Method::Native => &NATIVE_PHASES,
+        Method::Backup => &BACKUP_PHASES,
         Method::Snapshot | Method::TwoPhase => &SNAPSHOT_PHASES,
     };
     let place = all.iter().position(|phase| *phase == current);

@@ -152,6 +152,7 @@ fn again(spec: &JobSpec, first: First, columns: usize, theme: &Theme) -> Vec<Lin
         Method::Snapshot => "snapshot",
         Method::TwoPhase => "two-phase",
         Method::Native => "native",
+        Method::Backup => "backup",
     };
     let workers = match spec.parallel {
         1 => "1 worker".to_owned(),

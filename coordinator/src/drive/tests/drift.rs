@@ -19,7 +19,7 @@ fn synchronized(world: &mut World, mode: SchemaMode) -> JobId {
     job
 }
 
-fn lost_column() -> SchemaReview {
+pub(super) fn lost_column() -> SchemaReview {
     SchemaReview {
         differences: vec![SchemaDifference {
             table: Some(TableName::new("app", "t").unwrap()),
@@ -54,7 +54,7 @@ fn review(differences: Vec<SchemaDifference>) -> SchemaReview {
 }
 
 /// Digests are observed, and compared if that is due; then once more when the grace is over.
-fn observe_for_long(world: &mut World, job: JobId, source: &str, target: &str) {
+pub(super) fn observe_for_long(world: &mut World, job: JobId, source: &str, target: &str) {
     world.observe_columns(job, source, target);
     world.run_on();
     world.skip(61);

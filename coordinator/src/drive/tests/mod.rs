@@ -3,6 +3,7 @@
 mod drift;
 mod faults;
 mod flow;
+mod handover;
 mod requests;
 mod watching;
 mod world;

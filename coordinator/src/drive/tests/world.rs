@@ -11,7 +11,8 @@ use steep_protocol::message::agent::{
     ReplicatedDigest, SlotStatus, SubscriptionStatus, TableSummary,
 };
 use steep_protocol::message::api::{EndView, NodeView, ProgressView};
-use steep_protocol::message::facts::{SourceFacts, TargetFacts};
+use steep_protocol::message::facts::SourceFacts;
+use steep_protocol::message::handover::{HandoverFacts, PreparedState, Replication, SlotFacts};
 use steep_protocol::message::schema::{SchemaCursor, SchemaReview};
 use steep_protocol::pace::Pace;
 use steep_protocol::{
@@ -21,6 +22,7 @@ use steep_protocol::{
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::*;
+use crate::job::preflight::Case;
 use crate::registry::Link;
 use crate::store::sqlite::SqliteStore;
 use crate::testing::node;
@@ -213,6 +215,12 @@ impl World {
                         id: command,
                         job,
                         command: what,
+                    }
+                    | CoordinatorMessage::CommandOn {
+                        id: command,
+                        job,
+                        command: what,
+                        ..
                     } => {
                         if let Some(outcome) = agent.kept.get(&command) {
                             again.push((id.clone(), command, outcome.clone()));
@@ -270,6 +278,11 @@ impl World {
     fn perform(&mut self, name: &str, job: JobId, command: &Command) -> Outcome {
         match command {
             Command::GatherSource { .. } => Outcome::SourceFacts(Box::default()),
+            Command::GatherHandover { .. } => Outcome::HandoverFacts(Box::new(HandoverFacts {
+                source: SourceFacts::default(),
+                slot: SlotFacts::default(),
+            })),
+            Command::PrepareSlot { .. } => Outcome::SlotPrepared(Box::new(prepared(job))),
             Command::GatherTarget { .. } => Outcome::TargetFacts(Box::default()),
             Command::OpenSource { .. } => {
                 self.agent(name).snapshots.insert(job);
@@ -303,6 +316,7 @@ impl World {
             }
             Command::AwaitFence => Outcome::FencePassed { lsn: Lsn(10) },
             Command::PrepareTarget { .. }
+            | Command::MatchSchema { .. }
             | Command::BuildIndexes { .. }
             | Command::BuildConstraints { .. }
             | Command::Finish { .. } => Outcome::Warned(Vec::new()),
@@ -316,6 +330,9 @@ impl World {
             | Command::ReleaseSource
             | Command::Admit { .. }
             | Command::AdmitReplicated { .. }
+            | Command::TakeSlot { .. }
+            | Command::ReturnSlot { .. }
+            | Command::DropPrepared
             | Command::CleanupTarget { .. } => Outcome::Done,
             Command::DescribeSchema { cursor, .. } => Outcome::SchemaPage {
                 page: Box::default(),
@@ -492,6 +509,21 @@ pub(super) fn plan() -> Vec<TableSummary> {
     tables.collect()
 }
 
+/// A slot that waits for a backup.
+pub(super) fn prepared(id: JobId) -> PreparedSlot {
+    PreparedSlot {
+        replication: Replication {
+            id,
+            slot: SlotName::parse("monday").unwrap(),
+        },
+        lsn: Lsn(7),
+        created_at: Timestamp::UNIX_EPOCH,
+        expires_at: Timestamp::MAX,
+        wal_held: ByteCount(5),
+        state: PreparedState::Waiting,
+    }
+}
+
 pub(super) fn done(part: u32) -> PartDone {
     PartDone {
         part: PartNo(part),
@@ -502,7 +534,7 @@ pub(super) fn done(part: u32) -> PartDone {
 }
 
 /// What preflight says of healthy servers is preflight's own test; here it has nothing to say.
-fn nothing_found(_: &JobSpec, _: &SourceFacts, _: &TargetFacts) -> Vec<Finding> {
+fn nothing_found(_: &Case<'_>) -> Vec<Finding> {
     Vec::new()
 }
 

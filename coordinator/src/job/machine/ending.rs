@@ -8,11 +8,12 @@
 use steep_protocol::message::agent::CancelledData;
 use steep_protocol::{Fault, FaultKind, Phase, Retry};
 
+use super::super::handover::SlotFate;
 use super::super::{Awaited, Shown, Why};
 use super::{
     CLEANUP_AGAIN, Closed, Effect, Ending, Finish, JobEvent, NodeEvent, Process, Refused, Residue,
-    SHOW_AFTER_CANCEL, SHOW_AFTER_DEATH, SHOW_AFTER_FAULT, STOP_LIMIT, Side, Stage, TARGET_FIRST,
-    Turn, Work, after,
+    SHOW_AFTER_CANCEL, SHOW_AFTER_DEATH, SHOW_AFTER_FAULT, STOP_LIMIT, Side, Stage, Step,
+    TARGET_FIRST, Turn, Work, after,
 };
 
 /// Where the removal on a side is.
@@ -30,7 +31,12 @@ impl Turn {
     /// Begins to stop the job.
     pub(super) fn end(&mut self, why: Why) {
         self.phase(Phase::Cleanup);
+        let slot = match &self.job.stage {
+            Stage::Working(step) if *step >= Step::Subscribe => SlotFate::ReturnedUsed,
+            Stage::Working(_) | Stage::Ending(_) | Stage::Closed(_) => SlotFate::Returned,
+        };
         self.job.facts = None;
+        self.job.slot_facts = None;
         let all_here = Side::BOTH.into_iter().all(|side| self.online(side));
         let (patience, awaited) = match &why {
             Why::Failed(_) if all_here => (SHOW_AFTER_FAULT, Awaited::Nobody),
@@ -43,6 +49,7 @@ impl Turn {
             show_by: after(self.now, patience),
             shown: Shown::NotYet,
             awaited,
+            slot,
         };
         self.abort_all();
         self.tidy(ending);
@@ -56,6 +63,7 @@ impl Turn {
             show_by: after(self.now, SHOW_AFTER_CANCEL),
             shown: Shown::Failed,
             awaited: Awaited::Operator,
+            slot: SlotFate::Removed,
         };
         self.tidy(ending);
     }

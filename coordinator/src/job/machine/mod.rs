@@ -20,10 +20,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::{CancelledData, Outcome};
-use steep_protocol::message::facts::{Finding, SourceFacts, TargetFacts};
-use steep_protocol::message::job::JobSpec;
+use steep_protocol::message::facts::Finding;
 use steep_protocol::{CommandId, Fault, Phase};
 
+use super::preflight::Case;
 use super::state::NodeEvent;
 use super::vigil::Bounds;
 use super::{Closed, Ending, Job, Presence, Residue, Running, Side, Stage, Step, Totals, Work};
@@ -204,7 +204,7 @@ pub enum Refused {
 }
 
 /// Preflight's judgement; a parameter so that the machine can be tested without it.
-pub type Judge = fn(&JobSpec, &SourceFacts, &TargetFacts) -> Vec<Finding>;
+pub type Judge = fn(&Case<'_>) -> Vec<Finding>;
 
 /// What the coordinator holds jobs to.
 #[derive(Debug, Clone, Copy)]
@@ -280,7 +280,7 @@ impl Turn {
         self.job.commands_issued += 1;
         let residue = match work {
             Work::GatherSource | Work::Regrant => Some(Residue::Grant),
-            Work::OpenSource | Work::PrepareTarget => Some(Residue::Objects),
+            Work::OpenSource | Work::TakeSlot | Work::PrepareTarget => Some(Residue::Objects),
             Work::GatherTarget
             | Work::Copy
             | Work::CloseSnapshot

@@ -5,10 +5,14 @@ use std::collections::HashMap;
 
 use jiff::SignedDuration;
 use proptest::prelude::*;
-use steep_protocol::message::facts::{Severity, SourceFacts, TargetFacts};
+use steep_protocol::message::facts::{Severity, SourceFacts};
+use steep_protocol::message::handover::{
+    HandoverFacts, Replication, SchemaCheck, SlotFacts, SlotName, Used,
+};
 use steep_protocol::message::job::Method;
 use steep_protocol::{ByteCount, FaultKind, JobId, Lsn, NodeState, RowCount};
 
+use super::super::handover::Handover;
 use super::super::state::transition;
 use super::super::{Shown, Why};
 use super::*;
@@ -20,11 +24,11 @@ const DONE: Totals = Totals {
     bytes: ByteCount(300),
 };
 
-fn no_findings(_: &JobSpec, _: &SourceFacts, _: &TargetFacts) -> Vec<Finding> {
+fn no_findings(_: &Case<'_>) -> Vec<Finding> {
     Vec::new()
 }
 
-fn schema_differs(_: &JobSpec, _: &SourceFacts, _: &TargetFacts) -> Vec<Finding> {
+fn schema_differs(_: &Case<'_>) -> Vec<Finding> {
     vec![Finding {
         severity: Severity::Error,
         code: "schema_mismatch".to_owned(),
@@ -49,6 +53,8 @@ struct Agent {
 struct World {
     job: Job,
     node: NodeState,
+    /// The states it went through.
+    nodes: Vec<NodeState>,
     now: Timestamp,
     agents: [Agent; 2],
     counted: Counted,
@@ -62,9 +68,12 @@ impl World {
         let mut spec = testing::spec("a", "b");
         spec.method = method;
         let now = Timestamp::UNIX_EPOCH;
+        let mut job = Job::new(JobId(7), spec, "op", 1_000, now);
+        job.handover = (method == Method::Backup).then(handover);
         let mut world = Self {
-            job: Job::new(JobId(7), spec, "op", 1_000, now),
+            job,
             node: NodeState::Uninitialized,
+            nodes: Vec::new(),
             now,
             agents: [Agent::default(), Agent::default()],
             counted: Counted {
@@ -124,6 +133,7 @@ impl World {
             Effect::Abort { id, side } => self.agent(side).aborted.push(id),
             Effect::Node(event) => {
                 self.node = transition(self.node, event).expect("the node's relation");
+                self.nodes.push(self.node);
             }
             Effect::Finished(finish) => self.finishes.push(finish),
             Effect::Closed => assert!(self.job.running.is_empty(), "closed with commands running"),
@@ -193,7 +203,7 @@ impl World {
             if work == Work::OpenSource {
                 agent.snapshot = true;
             }
-            Ok(outcome_of(work))
+            Ok(self.outcome_of(work))
         };
         let outcome = Box::new(outcome);
         self.apply(JobEvent::Ended {
@@ -202,6 +212,16 @@ impl World {
             counted,
         })
         .unwrap();
+    }
+
+    fn outcome_of(&self, work: Work) -> Outcome {
+        if work == Work::GatherSource && self.job.handover.is_some() {
+            return Outcome::HandoverFacts(Box::new(HandoverFacts {
+                source: SourceFacts::default(),
+                slot: SlotFacts::default(),
+            }));
+        }
+        outcome_of(work)
     }
 
     fn work_of(&self, side: Side) -> Vec<Work> {
@@ -235,6 +255,18 @@ impl World {
     }
 }
 
+/// A job that goes on from a backup.
+fn handover() -> Handover {
+    Handover {
+        replication: Replication {
+            id: JobId(9),
+            slot: SlotName::parse("backup").unwrap(),
+        },
+        lsn: Lsn(5),
+        schema: SchemaCheck::Compared,
+    }
+}
+
 fn outcome_of(work: Work) -> Outcome {
     let Totals { parts, rows, bytes } = DONE;
     match work {
@@ -252,6 +284,7 @@ fn outcome_of(work: Work) -> Outcome {
         Work::ProveTarget | Work::ProveSource => Outcome::Totals { parts, rows, bytes },
         Work::Copy
         | Work::CloseSnapshot
+        | Work::TakeSlot
         | Work::Subscribe
         | Work::AwaitNativeCopy
         | Work::ReleaseTarget
@@ -280,14 +313,101 @@ const SNAPSHOT_WORK: [Work; 15] = [
 ];
 
 #[test]
-fn both_methods_lead_to_synchronized() {
-    for method in [Method::Snapshot, Method::Native] {
+fn every_method_leads_to_synchronized() {
+    for method in [Method::Snapshot, Method::Native, Method::Backup] {
         let mut world = World::new(method);
         world.run_on();
         assert_eq!(world.finishes, [Finish::Synchronized], "{method:?}");
         assert_eq!(world.node, NodeState::Synchronized);
         assert!(world.is_closed());
     }
+}
+
+/// Which commands a hand-over from a backup gives.
+const BACKUP_WORK: [Work; 9] = [
+    Work::GatherSource,
+    Work::GatherTarget,
+    Work::TakeSlot,
+    Work::PrepareTarget,
+    Work::Subscribe,
+    Work::AwaitFence,
+    Work::Finish,
+    Work::ReleaseTarget,
+    Work::ReleaseSource,
+];
+
+#[test]
+fn a_hand_over_copies_nothing_and_goes_through_the_same_states() {
+    let mut world = World::new(Method::Backup);
+    world.run_on();
+    let mut given: Vec<(CommandId, Work)> = world.ids.iter().map(|(id, w)| (*id, *w)).collect();
+    given.sort_by_key(|(id, _)| *id);
+    let given: Vec<Work> = given.into_iter().map(|(_, work)| work).collect();
+    assert_eq!(given, BACKUP_WORK);
+    assert_eq!(
+        world.nodes,
+        [
+            NodeState::Preparing,
+            NodeState::Copying,
+            NodeState::CatchingUp,
+            NodeState::Synchronized
+        ]
+    );
+}
+
+#[test]
+fn a_prepared_slot_is_given_back_unless_it_had_become_the_nodes_own() {
+    let data = CancelledData::Remove;
+    for work in &BACKUP_WORK[..8] {
+        let mut world = World::new(Method::Backup);
+        world.until(*work);
+        world.apply(JobEvent::Cancel { data }).unwrap();
+        let Stage::Ending(ending) = &world.job.stage else {
+            panic!("{work:?}: {:?}", world.job.stage);
+        };
+        let may_have_applied = matches!(
+            work,
+            Work::Subscribe | Work::AwaitFence | Work::Finish | Work::ReleaseTarget
+        );
+        let used = if may_have_applied {
+            Used::Perhaps
+        } else {
+            Used::No
+        };
+        assert_eq!(ending.slot.returned(), Some(used), "{work:?}");
+        world.run_on();
+        assert_eq!(world.finishes, [Finish::Cancelled], "{work:?}");
+        assert_eq!(world.node, NodeState::Uninitialized);
+    }
+    let mut world = World::new(Method::Backup);
+    world.run_on();
+    world.node = NodeState::Diverged;
+    world.apply(JobEvent::Cancel { data }).unwrap();
+    let Stage::Ending(ending) = &world.job.stage else {
+        panic!("{:?}", world.job.stage);
+    };
+    assert_eq!(ending.slot.returned(), None);
+    world.run_on();
+    assert!(world.is_closed());
+}
+
+#[test]
+fn a_source_that_says_nothing_of_the_slot_ends_the_hand_over() {
+    let mut world = World::new(Method::Backup);
+    let (id, _) = world.agent(Side::Source).at_work[0];
+    let counted = world.counted;
+    let outcome = Box::new(Ok(Outcome::SourceFacts(Box::default())));
+    let event = JobEvent::Ended {
+        id,
+        outcome,
+        counted,
+    };
+    world.apply(event).unwrap();
+    world.run_on();
+    let [Finish::Failed(fault)] = &world.finishes[..] else {
+        panic!("{:?}", world.finishes);
+    };
+    assert!(fault.hint.contains("same version"), "{fault:?}");
 }
 
 #[test]
@@ -684,10 +804,10 @@ proptest! {
 
     #[test]
     fn no_history_gets_stuck(
-        native: bool,
+        method in 0usize..3,
         chances in proptest::collection::vec(chance(), 0..120),
     ) {
-        let method = if native { Method::Native } else { Method::Snapshot };
+        let method = [Method::Native, Method::Snapshot, Method::Backup][method];
         let mut world = World::new(method);
         for chance in chances {
             match chance {

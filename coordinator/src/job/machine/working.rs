@@ -9,9 +9,9 @@ use steep_protocol::{Fault, FaultKind, Phase};
 
 use super::super::{Plan, WARNINGS_MAX, Why, Witness};
 use super::{
-    AWAY_LIMIT, Closed, Counted, Effect, Finish, JobEvent, NodeEvent, PARTS_PER_COPY, Presence,
-    Process, RECOUNTS_MAX, Refused, Residue, Side, Snapshot, Stage, Step, Totals, Turn, Work,
-    after,
+    AWAY_LIMIT, Case, Closed, Counted, Effect, Finish, JobEvent, NodeEvent, PARTS_PER_COPY,
+    Presence, Process, RECOUNTS_MAX, Refused, Residue, Side, Snapshot, Stage, Step, Totals, Turn,
+    Work, after,
 };
 
 /// Problems named in the error of a preflight that failed; all of them are in the findings.
@@ -75,6 +75,10 @@ impl Turn {
     fn answered(&mut self, step: Step, work: Work, outcome: Outcome, counted: Counted) {
         match (work, outcome) {
             (Work::GatherSource, Outcome::SourceFacts(facts)) => self.job.facts = Some(facts),
+            (Work::GatherSource, Outcome::HandoverFacts(facts)) => {
+                self.job.facts = Some(Box::new(facts.source));
+                self.job.slot_facts = Some(Box::new(facts.slot));
+            }
             (Work::GatherTarget, Outcome::TargetFacts(facts)) => return self.judge(&facts),
             (Work::OpenSource, Outcome::SourceOpened { lsn, tables, parts }) => {
                 self.job.plan = Some(Plan { lsn, tables, parts });
@@ -103,7 +107,9 @@ impl Turn {
                 | Outcome::SourceOpened { .. }
                 | Outcome::SchemaPage { .. }
                 | Outcome::Captured { .. }
-                | Outcome::Reviewed(_),
+                | Outcome::Reviewed(_)
+                | Outcome::SlotPrepared(_)
+                | Outcome::HandoverFacts(_),
             ) => return self.fail(self.misunderstood(work)),
         }
         if self.missing(work) {
@@ -115,7 +121,10 @@ impl Turn {
     /// Whether the command's outcome did not bring what the next step needs.
     fn missing(&self, work: Work) -> bool {
         match work {
-            Work::GatherSource => self.job.facts.is_none(),
+            Work::GatherSource => {
+                let lacks_slot = self.job.handover.is_some() && self.job.slot_facts.is_none();
+                self.job.facts.is_none() || lacks_slot
+            }
             Work::OpenSource => self.job.plan.is_none(),
             Work::ProveTarget => self.job.proved_target.is_none(),
             Work::ProveSource => self.job.proved_source.is_none(),
@@ -134,34 +143,22 @@ impl Turn {
         if waits {
             return;
         }
-        let native = self.job.spec.method == Method::Native;
         match step {
-            Step::GatherSource => self.enter(Step::GatherTarget),
-            Step::GatherTarget => self.enter(Step::OpenSource),
-            Step::OpenSource => self.enter(Step::PrepareTarget),
-            Step::PrepareTarget => {
-                self.effects.push(Effect::Node(NodeEvent::Opened));
-                self.enter(if native { Step::Subscribe } else { Step::Copy });
-            }
             Step::Copy => self.copied(counted),
-            Step::Indexes => self.enter(Step::Constraints),
-            Step::Constraints => {
-                self.effects.push(Effect::Node(NodeEvent::Copied));
-                self.enter(Step::Subscribe);
-            }
-            Step::Subscribe => self.enter(if native {
-                Step::NativeCopy
-            } else {
-                Step::Converge
-            }),
-            Step::NativeCopy => {
-                self.effects.push(Effect::Node(NodeEvent::Copied));
-                self.enter(Step::Converge);
-            }
-            Step::Converge if native => self.synchronized(),
-            Step::Converge => self.enter(Step::Prove),
             Step::Prove => self.prove(counted),
-            Step::Release => self.synchronized(),
+            _ => self.leave(step),
+        }
+    }
+
+    /// A step is done: goes to the one after it, or is synchronized.
+    fn leave(&mut self, step: Step) {
+        let method = self.job.spec.method;
+        let brings = step.brings(method).iter();
+        self.effects
+            .extend(brings.map(|event| Effect::Node(*event)));
+        match step.next(method) {
+            Some(next) => self.enter(next),
+            None => self.synchronized(),
         }
     }
 
@@ -170,7 +167,14 @@ impl Turn {
         let Some(source) = self.job.facts.take() else {
             return self.fail(self.misunderstood(Work::GatherSource));
         };
-        let findings = (self.rules.judge)(&self.job.spec, &source, target);
+        let slot = self.job.slot_facts.take();
+        let case = Case {
+            spec: &self.job.spec,
+            source: &source,
+            target,
+            handover: self.job.handover.as_ref().zip(slot.as_deref()),
+        };
+        let findings = (self.rules.judge)(&case);
         let errors: Vec<&Finding> = findings
             .iter()
             .filter(|f| f.severity == Severity::Error)
@@ -179,7 +183,7 @@ impl Turn {
         self.warn(findings);
         match fault {
             Some(fault) => self.fail(fault),
-            None => self.enter(Step::OpenSource),
+            None => self.leave(Step::GatherTarget),
         }
     }
 
@@ -233,7 +237,7 @@ impl Turn {
     fn copied(&mut self, counted: Counted) {
         let wanted = self.job.plan.map_or(0, |p| p.parts);
         if counted.done.parts == wanted {
-            return self.enter(Step::Indexes);
+            return self.leave(Step::Copy);
         }
         if self.job.recounts < RECOUNTS_MAX {
             self.job.recounts += 1;
@@ -272,7 +276,7 @@ impl Turn {
                 return self.fail(fault);
             }
         }
-        self.enter(Step::Release);
+        self.leave(Step::Prove);
     }
 
     fn synchronized(&mut self) {

@@ -35,13 +35,9 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
 
     findings.extend(wal_level(&source));
     let slots = 1 + table_workers;
-    findings.extend(room(
-        &source,
-        "replication_slots",
-        "max_replication_slots",
-        slots,
-        SLOT,
-    ));
+    if !pair.is_restored() {
+        findings.extend(slot_room(&source, slots));
+    }
     findings.extend(room(
         &source,
         "wal_senders",
@@ -49,7 +45,11 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
         slots,
         WAL_SENDER,
     ));
-    let copying = if native { 0 } else { parallel };
+    let copying = if native || pair.is_restored() {
+        0
+    } else {
+        parallel
+    };
     findings.extend(connections(&source, copying + SOURCE_EXTRA_CONNECTIONS));
     findings.extend(connections(&target, copying + TARGET_EXTRA_CONNECTIONS));
 
@@ -71,7 +71,21 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     if native {
         findings.extend(native_workers(pair));
     }
-    findings.extend(locks(&source, pair.source.tables));
+    if !pair.is_restored() {
+        findings.extend(locks(&source, pair.source.tables));
+    }
+}
+
+/// What a prepared slot takes.
+pub(super) fn judge_source(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
+    let source = pair.source_end();
+    findings.extend(wal_level(&source));
+    findings.extend(slot_room(&source, 1));
+}
+
+fn slot_room(source: &End<'_>, slots: u64) -> Option<Finding> {
+    let bound = "max_replication_slots";
+    room(source, "replication_slots", bound, slots, SLOT)
 }
 
 /// What a capacity is for, as its findings say it.

@@ -12,12 +12,20 @@ const VIRTUAL_COLUMNS_SINCE: u32 = 180_000;
 pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     findings.extend(nothing_to_copy(pair));
     findings.extend(identity(pair));
-    findings.extend(not_replicated(pair));
+    if !pair.is_restored() {
+        findings.extend(not_replicated(pair));
+        findings.extend(pg_dump(pair));
+    }
     findings.extend(virtual_columns(pair));
     findings.extend(xml(pair));
     findings.extend(extensions(pair));
     findings.extend(roles(pair));
-    findings.extend(pg_dump(pair));
+}
+
+/// What publishing every table means for the source.
+pub(super) fn judge_source(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
+    findings.extend(nothing_to_copy(pair));
+    findings.extend(identity(pair));
 }
 
 fn nothing_to_copy(pair: &Pair<'_>) -> Option<Finding> {

@@ -19,16 +19,37 @@ const SHORT_WAL_SENDER_TIMEOUT: i64 = 10_000;
 
 pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     let (source, target) = (pair.source_end(), pair.target_end());
-    if pair.spec.method != Method::Native {
+    if !matches!(pair.spec.method, Method::Native | Method::Backup) {
         findings.extend(slot_idle_timeout(pair, &source));
         findings.extend(old_snapshots(&source));
     }
-    findings.extend(slot_wal_limit(pair, &source));
+    if !pair.is_restored() {
+        findings.extend(slot_wal_limit(pair, &source));
+    }
     findings.extend(wal_sender_timeout(&source));
     findings.extend(transaction_timeout(&target));
     for end in [&source, &target] {
         findings.extend(session_timeouts(end));
     }
+}
+
+/// What could end a prepared slot before its time.
+pub(super) fn judge_source(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
+    let end = pair.source_end();
+    let set = |name: &str, none: i64| end.server.number(name).filter(|value| *value != none);
+    let limits = [
+        set("max_slot_wal_keep_size", -1).map(|mb| format!("max_slot_wal_keep_size is {mb} MB")),
+        set("idle_replication_slot_timeout", 0)
+            .map(|seconds| format!("idle_replication_slot_timeout is {seconds} s")),
+    ];
+    findings.extend(limits.into_iter().flatten().map(|what| {
+        let text = Text::new(
+            what,
+            "PostgreSQL gives the prepared slot up beyond that, and the backup is of no use then",
+            "be sure that init complete comes before, or raise it until then",
+        );
+        warning("prepared_slot_limit", end.node, text)
+    }));
 }
 
 fn slot_wal_limit(pair: &Pair<'_>, end: &End<'_>) -> Option<Finding> {

@@ -11,12 +11,13 @@
 //! In the order a person would look: [`servers`] (who is there), [`links`] (do they reach each
 //! other), [`privileges`], [`capacity`] (is there room for the job's slots, workers, sessions,
 //! locks), [`limits`] (what could end it midway), [`content`] (what is in the source), [`receiver`]
-//! (what is on the target), [`schema`] (how it differs).
+//! (what is on the target), [`prepared`] (where a backup is to go on from), [`schema`] (how it differs).
 
 mod capacity;
 mod content;
 mod limits;
 mod links;
+mod prepared;
 mod privileges;
 mod receiver;
 mod schema;
@@ -28,13 +29,37 @@ mod tests;
 
 use std::cmp::Reverse;
 
+pub use prepared::standing;
+
 use steep_protocol::NodeId;
 use steep_protocol::message::facts::{Finding, ServerFacts, Severity, SourceFacts, TargetFacts};
-use steep_protocol::message::job::JobSpec;
+use steep_protocol::message::handover::{SchemaCheck, SlotFacts};
+use steep_protocol::message::job::{JobSpec, Method};
+
+use super::handover::Handover;
+
+/// What is judged.
+#[derive(Debug, Clone, Copy)]
+pub struct Case<'a> {
+    /// What was asked for.
+    pub spec: &'a JobSpec,
+    /// What the source is like.
+    pub source: &'a SourceFacts,
+    /// What the target is like.
+    pub target: &'a TargetFacts,
+    /// What the job goes on from, where its rows come from a backup.
+    pub handover: Option<(&'a Handover, &'a SlotFacts)>,
+}
 
 /// Everything there is to say about starting that job on those servers, gravest first.
 #[must_use]
-pub fn judge(spec: &JobSpec, source: &SourceFacts, target: &TargetFacts) -> Vec<Finding> {
+pub fn judge(case: &Case<'_>) -> Vec<Finding> {
+    let Case {
+        spec,
+        source,
+        target,
+        handover,
+    } = *case;
     let pair = Pair {
         spec,
         source,
@@ -52,8 +77,34 @@ pub fn judge(spec: &JobSpec, source: &SourceFacts, target: &TargetFacts) -> Vec<
     limits::judge(&pair, &mut findings);
     content::judge(&pair, &mut findings);
     receiver::judge(&pair, &mut findings);
-    schema::judge(&pair, &mut findings);
+    if let Some((handover, slot)) = handover {
+        prepared::judge(&pair, handover, slot, &mut findings);
+    }
+    if handover.is_none_or(|(handover, _)| handover.schema == SchemaCheck::Compared) {
+        schema::judge(&pair, &mut findings);
+    }
     // Stable: within a severity the order above is kept.
+    findings.sort_by_key(|finding| Reverse(finding.severity));
+    findings
+}
+
+/// What there is to say about preparing a source for a backup, gravest first.
+#[must_use]
+pub fn judge_source(spec: &JobSpec, source: &SourceFacts) -> Vec<Finding> {
+    let pair = Pair {
+        spec,
+        source,
+        target: &TargetFacts::default(),
+    };
+    let mut findings = servers::unusable_source(&pair);
+    if !findings.is_empty() {
+        return findings;
+    }
+    servers::judge_source(&pair, &mut findings);
+    privileges::judge_source(&pair, &mut findings);
+    capacity::judge_source(&pair, &mut findings);
+    limits::judge_source(&pair, &mut findings);
+    content::judge_source(&pair, &mut findings);
     findings.sort_by_key(|finding| Reverse(finding.severity));
     findings
 }
@@ -92,7 +143,12 @@ impl<'a> Pair<'a> {
 
     /// Whether the target's schema will be made from the source's.
     fn schema_is_created(&self) -> bool {
-        self.target.user_tables == 0
+        self.target.user_tables == 0 && !self.is_restored()
+    }
+
+    /// Whether the rows are there, from a backup.
+    fn is_restored(&self) -> bool {
+        self.spec.method == Method::Backup
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the agents' roles may do.
 
+use steep_protocol::NodeId;
 use steep_protocol::message::facts::{Finding, Listed};
 use steep_protocol::message::job::Method;
 
@@ -8,22 +9,35 @@ use super::text::names;
 use super::{End, Pair, Text, error, info};
 
 pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
-    let (source, target) = (pair.source_end(), pair.target_end());
-    findings.extend(replication(&source));
-    for end in [&source, &target] {
-        findings.extend(create(end));
+    let target = pair.target_end();
+    if pair.is_restored() {
+        findings.extend(create(&target));
+        findings.extend(subscribe(&target));
+        findings.extend(advance_origin(&target, Origin::Decides));
+        let apply = "changes are applied with the rights of the tables' owners";
+        findings.extend(not_owner(&target, &pair.target.not_owned, apply));
+        return;
     }
+    judge_source(pair, findings);
+    findings.extend(create(&target));
     findings.extend(unreadable(pair));
     findings.extend(row_security(pair));
-    let publish = "only a table's owner may add it to a publication";
-    findings.extend(not_owner(&source, &pair.source.not_owned, publish));
     findings.extend(subscribe(&target));
     findings.extend(silence_triggers(&target));
     if pair.spec.method != Method::Native {
-        findings.extend(advance_origin(&target));
+        findings.extend(advance_origin(&target, Origin::Told));
     }
     let fill = "only a table's owner may put its indexes aside, empty and analyse it";
     findings.extend(not_owner(&target, &pair.target.not_owned, fill));
+}
+
+/// What publication and slot need.
+pub(super) fn judge_source(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
+    let source = pair.source_end();
+    findings.extend(replication(&source));
+    findings.extend(create(&source));
+    let publish = "only a table's owner may add it to a publication";
+    findings.extend(not_owner(&source, &pair.source.not_owned, publish));
 }
 
 fn replication(end: &End<'_>) -> Option<Finding> {
@@ -162,20 +176,36 @@ fn silence_triggers(end: &End<'_>) -> Option<Finding> {
     })
 }
 
-fn advance_origin(end: &End<'_>) -> Option<Finding> {
+/// What the position of the subscription's origin is for.
+#[derive(Clone, Copy)]
+enum Origin {
+    /// To be seen.
+    Told,
+    /// To begin where the backup ends.
+    Decides,
+}
+
+fn advance_origin(end: &End<'_>, origin: Origin) -> Option<Finding> {
     let role = &end.server.role;
-    (!end.server.can_advance_origin).then(|| {
-        info(
-            "origin_privilege",
-            end.node,
-            Text::new(
-                format!("role {role} may not call pg_replication_origin_advance"),
-                "with it the position that pg_stat_subscription shows is right from the first moment; without it replication begins at the same place, since the slot knows it",
-                format!(
-                    "GRANT EXECUTE ON FUNCTION pg_replication_origin_advance(text, pg_lsn) TO {}",
-                    quoted(role)
-                ),
+    let finding = |make: fn(&str, &NodeId, Text) -> Finding, why: &str| {
+        let text = Text::new(
+            format!("role {role} may not call pg_replication_origin_advance"),
+            why,
+            format!(
+                "GRANT EXECUTE ON FUNCTION pg_replication_origin_advance(text, pg_lsn) TO {}",
+                quoted(role)
             ),
-        )
+        );
+        make("origin_privilege", end.node, text)
+    };
+    (!end.server.can_advance_origin).then(|| match origin {
+        Origin::Told => finding(
+            info,
+            "with it the position that pg_stat_subscription shows is right from the first moment; without it replication begins at the same place, since the slot knows it",
+        ),
+        Origin::Decides => finding(
+            error,
+            "changes between the prepared slot and the backup's end would be applied although the backup has them",
+        ),
     })
 }

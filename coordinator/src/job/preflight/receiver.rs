@@ -21,8 +21,11 @@ const WAL_DEFAULT: ByteCount = ByteCount(1 << 30);
 const DISK_MATTERS: ByteCount = ByteCount(1_000_000_000);
 
 pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
-    findings.extend(existing_rows(pair));
     findings.extend(extra_tables(pair));
+    if pair.is_restored() {
+        return;
+    }
+    findings.extend(existing_rows(pair));
     findings.extend(firing_triggers(pair));
     findings.extend(disk(pair));
 }

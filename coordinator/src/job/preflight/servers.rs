@@ -20,6 +20,18 @@ pub(super) fn unusable(pair: &Pair<'_>) -> Vec<Finding> {
         .collect()
 }
 
+/// The same of the source alone.
+pub(super) fn unusable_source(pair: &Pair<'_>) -> Vec<Finding> {
+    let end = pair.source_end();
+    too_old(&end).into_iter().chain(pooler(&end)).collect()
+}
+
+/// What the source alone is like.
+pub(super) fn judge_source(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
+    findings.extend(read_only(&pair.source_end()));
+    findings.extend(standbys(pair));
+}
+
 pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     let same = same_database(pair);
     for end in pair.ends() {

@@ -32,12 +32,17 @@ const ALMOST: f64 = 99.9;
 #[must_use]
 pub fn span(method: Method, phase: Phase) -> (f64, f64) {
     match (method, phase) {
-        (_, Phase::Preflight) => (0.0, 1.0),
-        (_, Phase::Snapshot) => (1.0, 2.0),
-        (_, Phase::Schema) => (2.0, 4.0),
         (Method::Native, Phase::Subscribe) => (4.0, 5.0),
         (Method::Native, Phase::Copy) => (5.0, 93.0),
         (Method::Native, Phase::CatchUp) => (93.0, 100.0),
+        (Method::Backup, Phase::Preflight) => (0.0, 2.0),
+        (Method::Backup, Phase::Schema) => (2.0, 8.0),
+        (Method::Backup, Phase::Subscribe) => (8.0, 10.0),
+        (Method::Backup, Phase::CatchUp) => (10.0, 99.0),
+        (Method::Backup, Phase::Prove) => (99.0, 100.0),
+        (_, Phase::Preflight) => (0.0, 1.0),
+        (_, Phase::Snapshot) => (1.0, 2.0),
+        (_, Phase::Schema) => (2.0, 4.0),
         (_, Phase::Copy) => (4.0, 74.0),
         (_, Phase::Indexes) => (74.0, 88.0),
         (_, Phase::Constraints) => (88.0, 93.0),

@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::api::AuditView;
 use super::facts::{Finding, SourceFacts, TargetFacts};
+use super::handover::{
+    self, HandoverFacts, PreparedSlot, Replication, SchemaCheck, SlotName, Used,
+};
 use super::job::{Compression, ExistingRows, SchemaMode, TableFilter};
 use super::schema::{SchemaCursor, SchemaPage, SchemaReview};
 use crate::wire::pace::{self, Pace};
@@ -52,6 +55,14 @@ pub enum AgentMessage {
         /// [`AuditView::seq`].
         seq: u64,
     },
+    /// Every slot that is prepared here and how it stands; said when that changes, at most every few
+    /// seconds.
+    Prepared(Vec<PreparedSlot>),
+    /// A prepared slot was dropped because its time was over.
+    SlotExpired {
+        /// Which.
+        slot: SlotName,
+    },
 }
 
 /// From the coordinator to an agent.
@@ -89,6 +100,18 @@ pub enum CoordinatorMessage {
     /// How closely somebody looks: speak as often as that asks for, until told otherwise or the
     /// session ends. Calm before it is said. Since protocol 2.
     Pace(Pace),
+    /// [`CoordinatorMessage::Command`] for a job whose replication is not named after itself. Since
+    /// protocol 2.
+    CommandOn {
+        /// Its id.
+        id: CommandId,
+        /// For which job.
+        job: JobId,
+        /// What carries the job's changes.
+        replication: Replication,
+        /// What.
+        command: Command,
+    },
 }
 
 impl CoordinatorMessage {
@@ -103,6 +126,7 @@ impl CoordinatorMessage {
             | Self::Mirror(_)
             | Self::Audit(_) => 1,
             Self::Pace(_) => pace::SINCE,
+            Self::CommandOn { .. } => handover::SINCE,
         }
     }
 }
@@ -332,6 +356,46 @@ pub enum Command {
         /// The job that made the replication.
         replication: JobId,
     },
+    /// Source: publication and slot of the command's replication, noted with that time of expiry.
+    PrepareSlot {
+        /// How long the slot is kept for want of a hand-over.
+        expires_seconds: u64,
+    },
+    /// Source: drop what [`Command::PrepareSlot`] made, unless a node uses it.
+    DropPrepared,
+    /// Source: as [`Command::GatherSource`], and look at the prepared slot.
+    GatherHandover {
+        /// Who will ask.
+        target: NodeId,
+        /// Which tables.
+        filter: TableFilter,
+    },
+    /// Source: note that the prepared slot is that target's from here on, so that it does not expire.
+    TakeSlot {
+        /// The target.
+        target: NodeId,
+    },
+    /// Source: the target does not use the prepared slot after all. It is kept for another try until
+    /// it expires.
+    ReturnSlot {
+        /// The target.
+        target: NodeId,
+        /// Whether changes may have been applied from it.
+        used: Used,
+    },
+    /// Target: its rows are there; hold its schema against the source's, and do as the mode says.
+    MatchSchema {
+        /// The source's agent.
+        source: PeerAddress,
+        /// Which tables.
+        filter: TableFilter,
+        /// About statements that lose data.
+        existing: ExistingRows,
+        /// About differences.
+        schema_mode: SchemaMode,
+        /// Whether there is anything to do at all.
+        check: SchemaCheck,
+    },
 }
 
 impl Command {
@@ -363,6 +427,12 @@ impl Command {
             Self::ReleaseSource => "release_source",
             Self::AdmitReplicated { .. } => "admit_replicated",
             Self::CompareReplicated { .. } => "compare_replicated",
+            Self::PrepareSlot { .. } => "prepare_slot",
+            Self::DropPrepared => "drop_prepared",
+            Self::GatherHandover { .. } => "gather_handover",
+            Self::TakeSlot { .. } => "take_slot",
+            Self::ReturnSlot { .. } => "return_slot",
+            Self::MatchSchema { .. } => "match_schema",
         }
     }
 }
@@ -392,6 +462,9 @@ pub enum SubscriptionStart {
     AtSlot(Lsn),
     /// PostgreSQL makes a slot and copies by itself.
     NativeCopy,
+    /// On a prepared slot, from that LSN, which is later than the slot's own: without an origin at it
+    /// changes would be applied that the rows have already.
+    AtOrigin(Lsn),
 }
 
 /// What a cancelled job leaves.
@@ -452,6 +525,10 @@ pub enum Outcome {
     },
     /// Of [`Command::CompareSchemas`] and [`Command::CompareReplicated`].
     Reviewed(Box<SchemaReview>),
+    /// Of [`Command::PrepareSlot`].
+    SlotPrepared(Box<PreparedSlot>),
+    /// Of [`Command::GatherHandover`].
+    HandoverFacts(Box<HandoverFacts>),
 }
 
 /// One table of a plan, as the coordinator needs it.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::agent::CancelledData;
 use super::facts::Finding;
+use super::handover::{CompleteSpec, PrepareSpec, PreparedSlot, SlotName};
 use super::job::{JobSpec, Method, TableFilter};
 use super::schema::SchemaPage;
 use crate::wire::{Fault, JobId, NodeId, NodeState, Phase};
@@ -91,6 +92,25 @@ pub enum ApiRequest {
         /// The node.
         node: NodeId,
     },
+    /// [`ApiReply::Findings`] of the source, where there are any, then [`ApiReply::Prepared`] with the
+    /// slot that was made.
+    Prepare(PrepareSpec),
+    /// [`ApiReply::End`] once the prepared slot is dropped.
+    DropPrepared {
+        /// The source.
+        node: NodeId,
+        /// The slot.
+        slot: SlotName,
+    },
+    /// As [`ApiRequest::Init`], for a target whose rows come from a backup.
+    Complete(Box<CompleteSpec>),
+    /// As [`ApiRequest::Doctor`], for [`ApiRequest::Complete`].
+    DoctorComplete(Box<CompleteSpec>),
+    /// [`ApiReply::Prepared`]: the slots that are prepared on a node.
+    Prepared {
+        /// The node.
+        node: NodeId,
+    },
 }
 
 /// What the coordinator answers.
@@ -131,6 +151,8 @@ pub enum ApiReply {
     },
     /// A job in full.
     Job(Box<JobView>),
+    /// Slots that are prepared on a node, by name.
+    Prepared(Vec<PreparedSlot>),
 }
 
 /// A node, as the CLI shows it.

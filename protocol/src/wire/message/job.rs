@@ -16,6 +16,8 @@ pub enum Method {
     TwoPhase,
     /// PostgreSQL's own `CREATE SUBSCRIPTION … (copy_data = true)`.
     Native,
+    /// They are there: restored from a backup, which replication goes on from (`init complete`).
+    Backup,
 }
 
 /// What to do where both nodes have tables and they differ.

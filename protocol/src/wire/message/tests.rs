@@ -7,6 +7,9 @@ use super::agent::{AgentMessage, Command, CoordinatorMessage, Outcome, PartDone,
 use super::api::{
     ApiReply, ApiRequest, AuditView, EndView, JobView, PhaseSeconds, PhaseTime, Report, TableTime,
 };
+use super::handover::{
+    CompleteSpec, PreparedSlot, PreparedState, Replication, SchemaCheck, SlotName,
+};
 use super::job::{
     Compression, Confirmation, ExistingRows, JobSpec, Method, SchemaMode, TableFilter,
 };
@@ -18,8 +21,8 @@ use super::schema::{
 use crate::wire::codec::{CodecError, decode, encode, frame_length};
 use crate::wire::limits::CONTROL_FRAME_MAX;
 use crate::wire::{
-    ByteCount, CommandId, Epoch, Fault, FaultKind, Identifier, JobId, NodeId, NodeState, PartNo,
-    Phase, RowCount, TableName,
+    ByteCount, CommandId, Epoch, Fault, FaultKind, Identifier, JobId, Lsn, NodeId, NodeState,
+    PartNo, Phase, RowCount, TableName,
 };
 
 #[test]
@@ -295,6 +298,50 @@ fn schemas_round_trip_and_the_widest_table_fits_a_frame() {
         decode::<AgentMessage>(&encode(&said).unwrap()).unwrap(),
         said
     );
+}
+
+#[test]
+fn hand_overs_round_trip_and_a_bad_slot_name_does_not_decode() {
+    let slot = SlotName::parse("backup_1").unwrap();
+    let replication = Replication {
+        id: JobId(9),
+        slot: slot.clone(),
+    };
+    let told = CoordinatorMessage::CommandOn {
+        id: CommandId(1),
+        job: JobId(2),
+        replication: replication.clone(),
+        command: Command::TakeSlot {
+            target: NodeId::parse("b").unwrap(),
+        },
+    };
+    let bytes = encode(&told).unwrap();
+    assert_eq!(decode::<CoordinatorMessage>(&bytes).unwrap(), told);
+    let mut hostile = bytes;
+    let at = hostile.windows(6).position(|w| w == b"backup").unwrap();
+    hostile[at] = b'B';
+    assert!(matches!(
+        decode::<CoordinatorMessage>(&hostile),
+        Err(CodecError::Malformed(_))
+    ));
+    let prepared = AgentMessage::Prepared(vec![PreparedSlot {
+        replication,
+        lsn: Lsn(7),
+        created_at: Timestamp::UNIX_EPOCH,
+        expires_at: Timestamp::MAX,
+        wal_held: ByteCount(3),
+        state: PreparedState::Lost("dropped".to_owned()),
+    }]);
+    let bytes = encode(&prepared).unwrap();
+    assert_eq!(decode::<AgentMessage>(&bytes).unwrap(), prepared);
+    let request = ApiRequest::Complete(Box::new(CompleteSpec {
+        job: job_view(NodeId::parse("b").unwrap()).spec,
+        slot: Some(slot),
+        source_lsn: Lsn(u64::MAX),
+        schema: SchemaCheck::Skipped,
+    }));
+    let bytes = encode(&request).unwrap();
+    assert_eq!(decode::<ApiRequest>(&bytes).unwrap(), request);
 }
 
 #[test]

@@ -1,23 +1,38 @@
 //! Two servers with nothing wrong, and the ways to spoil them.
 
+use jiff::Timestamp;
 use steep_protocol::message::facts::{
     AvailableExtension, Capacity, Finding, Listed, ServerFacts, SourceFacts, TargetFacts,
+};
+use steep_protocol::message::handover::{
+    NotedSlot, Replication, SchemaCheck, ServerSlot, SlotFacts, SlotName,
 };
 use steep_protocol::message::job::{
     Compression, Confirmation, ExistingRows, JobSpec, Method, SchemaMode, TableFilter,
 };
-use steep_protocol::{ByteCount, NodeId};
+use steep_protocol::{ByteCount, JobId, Lsn, NodeId};
+
+use super::super::super::handover::Handover;
 
 /// A job and what was seen of its two ends.
 pub(super) struct World {
     pub(super) spec: JobSpec,
     pub(super) source: SourceFacts,
     pub(super) target: TargetFacts,
+    pub(super) handover: Option<(Handover, SlotFacts)>,
 }
 
 impl World {
     pub(super) fn judge(&self) -> Vec<Finding> {
-        super::super::judge(&self.spec, &self.source, &self.target)
+        super::super::judge(&super::super::Case {
+            spec: &self.spec,
+            source: &self.source,
+            target: &self.target,
+            handover: self
+                .handover
+                .as_ref()
+                .map(|(handover, slot)| (handover, slot)),
+        })
     }
 }
 
@@ -122,7 +137,46 @@ pub(super) fn healthy() -> World {
         spec,
         source,
         target,
+        handover: None,
     }
+}
+
+/// The same, with a backup restored on the target.
+pub(super) fn restored() -> World {
+    let mut world = healthy();
+    world.spec.method = Method::Backup;
+    world.target.user_tables = 12;
+    world.target.not_empty = some("public.t");
+    let handover = Handover {
+        replication: Replication {
+            id: JobId(7),
+            slot: SlotName::parse("monday").unwrap(),
+        },
+        lsn: Lsn(150),
+        schema: SchemaCheck::Compared,
+    };
+    let slot = SlotFacts {
+        noted: Some(NotedSlot {
+            lsn: Lsn(100),
+            expires_at: Timestamp::MAX,
+            expired: false,
+            target: None,
+        }),
+        slot: Some(ServerSlot {
+            plugin: Some("pgoutput".to_owned()),
+            own_database: true,
+            active: false,
+            wal_status: "reserved".to_owned(),
+            invalidated: None,
+            restart: Some(Lsn(90)),
+            confirmed: Some(Lsn(100)),
+        }),
+        wal_end: Lsn(200),
+        published: true,
+        ..SlotFacts::default()
+    };
+    world.handover = Some((handover, slot));
+    world
 }
 
 pub(super) fn set(server: &mut ServerFacts, name: &str, value: &str) {

@@ -1,0 +1,280 @@
+//! A socket for a thread that may block: it reads when a good read has come together.
+//!
+//! PostgreSQL sends COPY data 8 KiB at a time. To be woken for each costs a reader several times what
+//! the bytes cost, and an event loop is woken even while nobody asks it to read. A thread of its own
+//! can look away instead: it sleeps for less time than the server takes to fill the socket, and finds
+//! a hundred kilobytes at once. So this socket is known to no event loop; it blocks whoever polls it,
+//! for [`LONGEST_WAIT`] at most, after which other branches of the same task get their turn.
+
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// How long one poll blocks. A cancelled task notices after this.
+const LONGEST_WAIT: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 50_000_000,
+};
+
+/// What PostgreSQL sends at once in the midst of much; less is an answer that somebody waits for
+/// (`PQ_SEND_BUFFER_SIZE` of `pqcomm.c`).
+const SENT_AT_ONCE: usize = 8 * 1024;
+
+/// A read worth waiting for: about half of what a Unix socket holds before its sender has to wait.
+const GOOD_READ: u32 = 96 * 1024;
+
+/// The shortest and the longest look away.
+const PAUSES: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(1));
+
+/// A connected socket that does not block.
+#[derive(Debug)]
+pub(super) enum Socket {
+    Tcp(std::net::TcpStream),
+    Unix(UnixStream),
+}
+
+/// Such a socket, for a thread that may block. Dropping it closes the connection.
+#[derive(Debug)]
+pub(super) struct Patient {
+    socket: Socket,
+    /// When the last read found something.
+    last_read: Instant,
+    /// What it found.
+    found: usize,
+}
+
+impl Patient {
+    pub(super) fn new(socket: Socket) -> Self {
+        Self {
+            socket,
+            last_read: Instant::now(),
+            found: 0,
+        }
+    }
+
+    /// Reads until the buffer is full or no more is to be expected at once. Nothing at the end;
+    /// [`io::ErrorKind::WouldBlock`] where nothing has come for long.
+    fn fill(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let mut filled = 0;
+        loop {
+            match self.socket.read(&mut into[filled..]) {
+                Ok(count) => {
+                    filled += count;
+                    let since = self.last_read.elapsed();
+                    self.last_read += since;
+                    self.found = count;
+                    if filled == into.len() || count < SENT_AT_ONCE {
+                        return Ok(filled);
+                    }
+                    std::thread::sleep(pause(count, since));
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // What came before an error is not lost: the next read meets the error again.
+                Err(_) if filled > 0 => return Ok(filled),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    // A small buffer was emptied in the midst of much.
+                    if self.found >= SENT_AT_ONCE {
+                        self.found = 0;
+                        std::thread::sleep(PAUSES.0);
+                    } else if !self.socket.wait()? {
+                        return Err(error);
+                    } else {
+                        self.last_read = Instant::now();
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+impl AsyncRead for Patient {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut().fill(into.initialize_unfilled()) {
+            Ok(count) => {
+                into.advance(count);
+                Poll::Ready(Ok(()))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Err(error) => Poll::Ready(Err(error)),
+        }
+    }
+}
+
+impl AsyncWrite for Patient {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            match self.socket.write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    // What goes out is a query now and then: there is hardly ever no room.
+                    std::thread::sleep(PAUSES.1);
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                written => return Poll::Ready(written),
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.socket.shutdown())
+    }
+}
+
+/// How long a good read takes to come together from a sender that sent `count` bytes in `took`.
+fn pause(count: usize, took: Duration) -> Duration {
+    let count = u32::try_from(count).unwrap_or(u32::MAX).max(1);
+    let wanted = took.saturating_mul(GOOD_READ) / count;
+    wanted.clamp(PAUSES.0, PAUSES.1)
+}
+
+impl Socket {
+    fn read(&self, into: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => (&mut &*stream).read(into),
+            Self::Unix(stream) => (&mut &*stream).read(into),
+        }
+    }
+
+    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => (&mut &*stream).write(bytes),
+            Self::Unix(stream) => (&mut &*stream).write(bytes),
+        }
+    }
+
+    fn shutdown(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.shutdown(std::net::Shutdown::Write),
+            Self::Unix(stream) => stream.shutdown(std::net::Shutdown::Write),
+        }
+    }
+
+    /// Whether there is something to read, if only the end, before [`LONGEST_WAIT`] is over.
+    fn wait(&self) -> io::Result<bool> {
+        let mut watched = [PollFd::new(self, PollFlags::IN)];
+        match poll(&mut watched, Some(&LONGEST_WAIT)) {
+            Ok(ready) => Ok(ready > 0),
+            Err(rustix::io::Errno::INTR) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio_util::sync::CancellationToken;
+
+    fn pair() -> (Patient, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        (Patient::new(Socket::Unix(ours)), theirs)
+    }
+
+    #[tokio::test]
+    async fn what_comes_arrives_whole_and_in_order_and_then_the_end() {
+        for buffer in [4_096, 256 * 1024] {
+            let (mut patient, mut theirs) = pair();
+            let sent: Vec<u8> = (0..3_000_000u32).map(|at| (at / 7 % 251) as u8).collect();
+            let writing = std::thread::spawn({
+                let sent = sent.clone();
+                move || {
+                    for piece in sent.chunks(SENT_AT_ONCE) {
+                        theirs.write_all(piece).unwrap();
+                    }
+                }
+            });
+            let mut got = Vec::new();
+            let mut piece = vec![0; buffer];
+            loop {
+                match patient.read(&mut piece).await.unwrap() {
+                    0 => break,
+                    count => got.extend_from_slice(&piece[..count]),
+                }
+            }
+            assert!(got == sent, "{} of {} bytes came", got.len(), sent.len());
+            writing.join().unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_not_kept_back_until_more_comes() {
+        let (mut patient, mut theirs) = pair();
+        for length in [1, SENT_AT_ONCE - 1, SENT_AT_ONCE, SENT_AT_ONCE + 1] {
+            theirs.write_all(&vec![7; length]).unwrap();
+            let mut got = vec![0; length + 1];
+            assert_eq!(patient.read(&mut got).await.unwrap(), length);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_written_arrives_however_slowly_it_is_taken() {
+        let (mut patient, mut theirs) = pair();
+        let sent = vec![3; 2_000_000];
+        let reading = std::thread::spawn(move || {
+            let mut got = Vec::new();
+            theirs.read_to_end(&mut got).unwrap();
+            got
+        });
+        patient.write_all(&sent).await.unwrap();
+        patient.shutdown().await.unwrap();
+        assert!(reading.join().unwrap() == sent);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_silent_server_can_be_cancelled() {
+        let (mut patient, _theirs) = pair();
+        let cancel = CancellationToken::new();
+        let cancelling = std::thread::spawn({
+            let cancel = cancel.clone();
+            move || cancel.cancel()
+        });
+        tokio::select! {
+            read = patient.read_u8() => panic!("nobody has sent {read:?}"),
+            () = cancel.cancelled() => {}
+        }
+        cancelling.join().unwrap();
+    }
+
+    #[test]
+    fn a_pause_is_as_long_as_a_good_read_takes_within_bounds() {
+        let micros = Duration::from_micros;
+        assert_eq!(pause(48 * 1024, micros(200)), micros(400));
+        assert_eq!(pause(usize::MAX, micros(200)), PAUSES.0);
+        assert_eq!(pause(8 * 1024, Duration::from_secs(3)), PAUSES.1);
+        assert_eq!(pause(0, Duration::MAX), PAUSES.1);
+    }
+}

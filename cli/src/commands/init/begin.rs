@@ -1,0 +1,215 @@
+//! From what is wanted to a job: what a person has to confirm, what auto will run, then the job itself,
+//! followed or not.
+
+use steep_protocol::message::api::{ApiReply, ApiRequest};
+use steep_protocol::message::facts::Finding;
+use steep_protocol::message::handover::{CompleteSpec, SchemaCheck};
+use steep_protocol::message::job::{Confirmation, JobSpec, SchemaMode};
+use steep_protocol::{FaultKind, JobId, NodeId};
+
+use crate::client::Client;
+use crate::commands::doctor::{self, SCHEMA_MISMATCH};
+use crate::commands::init::plan;
+use crate::failure::{self, Failure};
+use crate::follow::Follower;
+use crate::render::{findings, json};
+use crate::signals::Signals;
+use crate::terminal::{self, Terminal, print_line, tell};
+
+/// What is to be begun.
+#[derive(Debug, Clone)]
+pub(super) enum Wanted {
+    /// Rows are copied, to each target.
+    Copies(Vec<JobSpec>),
+    /// Rows are there, from a backup.
+    Backup(Box<CompleteSpec>),
+}
+
+/// Whether the job is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Manner {
+    /// Until its end.
+    Follow,
+    /// No longer than until it is stored.
+    Detach,
+}
+
+impl Manner {
+    /// As `--detach` says.
+    pub(super) fn of(detach: bool) -> Self {
+        if detach { Self::Detach } else { Self::Follow }
+    }
+}
+
+impl Wanted {
+    /// The jobs.
+    pub(super) fn specs(&self) -> &[JobSpec] {
+        match self {
+            Self::Copies(specs) => specs,
+            Self::Backup(spec) => std::slice::from_ref(&spec.job),
+        }
+    }
+
+    /// Their targets.
+    pub(super) fn targets(&self) -> Vec<NodeId> {
+        self.specs().iter().map(|s| s.target.clone()).collect()
+    }
+
+    /// The preflight alone.
+    fn look(&self) -> ApiRequest {
+        match self.clone() {
+            Self::Copies(specs) => ApiRequest::Doctor { specs },
+            Self::Backup(spec) => ApiRequest::DoctorComplete(spec),
+        }
+    }
+
+    fn begin(self) -> ApiRequest {
+        match self {
+            Self::Copies(specs) => ApiRequest::Init { specs },
+            Self::Backup(spec) => ApiRequest::Complete(spec),
+        }
+    }
+
+    fn asks(&self) -> bool {
+        let compared = match self {
+            Self::Copies(_) => true,
+            Self::Backup(spec) => spec.schema == SchemaCheck::Compared,
+        };
+        let asks = |spec: &JobSpec| {
+            spec.schema_mode == SchemaMode::Manual && spec.confirmation == Confirmation::Needed
+        };
+        compared && self.specs().iter().any(asks)
+    }
+
+    fn confirm(&mut self) {
+        match self {
+            Self::Copies(specs) => {
+                for spec in specs {
+                    spec.confirmation = Confirmation::Given;
+                }
+            }
+            Self::Backup(spec) => spec.job.confirmation = Confirmation::Given,
+        }
+    }
+}
+
+/// Begins the jobs, and follows them unless told not to.
+pub(super) async fn run(
+    mut wanted: Wanted,
+    manner: Manner,
+    client: &mut Client,
+    signals: &mut Signals,
+    terminal: Terminal,
+) -> Result<u8, Failure> {
+    if wanted.asks() {
+        confirmed(client, &wanted, signals, terminal).await?;
+        wanted.confirm();
+    }
+    plan::announce(client, &wanted, signals, terminal).await?;
+    if manner == Manner::Detach {
+        for (node, job) in &accepted(client, &wanted.begin()).await? {
+            print_line(&if terminal.json {
+                json::line(&json::Detached::new(node, *job))
+            } else {
+                format!("{node}: job {job}")
+            });
+        }
+        return Ok(failure::SUCCESS);
+    }
+    let follower = Follower::new(client, signals, terminal, wanted.targets());
+    Ok(follower.start(wanted.begin()).await.exit_code())
+}
+
+/// The preflight alone: findings by target.
+pub(super) async fn look(
+    client: &Client,
+    wanted: &Wanted,
+    signals: &mut Signals,
+) -> Result<Vec<(NodeId, Vec<Finding>)>, Failure> {
+    let (request, targets) = (wanted.look(), wanted.targets());
+    tokio::select! {
+        found = doctor::ask(client, &request, &targets) => found,
+        _ = signals.next() => {
+            let text = "interrupted before anything was changed";
+            Err(Failure::new(FaultKind::Cancelled, text))
+        }
+    }
+}
+
+/// Shows how the schemas differ and has it confirmed. Without a difference nothing is asked.
+async fn confirmed(
+    client: &Client,
+    wanted: &Wanted,
+    signals: &mut Signals,
+    terminal: Terminal,
+) -> Result<(), Failure> {
+    let found = look(client, wanted, signals).await?;
+    let mut differing = None;
+    for (target, all) in &found {
+        let differences: Vec<Finding> = all
+            .iter()
+            .filter(|finding| finding.code == SCHEMA_MISMATCH)
+            .cloned()
+            .collect();
+        if !differences.is_empty() {
+            differing.get_or_insert(target);
+            tell(&findings::report(target, &differences, terminal.err));
+        }
+    }
+    let Some(target) = differing else {
+        return Ok(());
+    };
+    if !terminal.interactive {
+        return Err(Failure::new(
+            FaultKind::SchemaMismatch,
+            "the schemas differ, and nobody can be asked to confirm",
+        )
+        .on(target)
+        .hint("look at the differences above and give --yes to go on with them"));
+    }
+    let answer = tokio::select! {
+        answer = terminal::confirm("Go on with these differences?") => answer,
+        _ = signals.next() => false,
+    };
+    if answer {
+        return Ok(());
+    }
+    Err(Failure::new(
+        FaultKind::SchemaMismatch,
+        "the differences were not confirmed",
+    )
+    .on(target)
+    .hint("make the schemas alike, or use --schema-sync auto"))
+}
+
+/// Starts the jobs and waits no longer than until they are stored.
+async fn accepted(client: &Client, request: &ApiRequest) -> Result<Vec<(NodeId, JobId)>, Failure> {
+    let mut replies = client.ask(request).await?;
+    while let Some(reply) = replies.next().await? {
+        if let ApiReply::Accepted { jobs } = reply {
+            return Ok(jobs);
+        }
+    }
+    Err(Failure::new(
+        FaultKind::Failed,
+        "the coordinator did not say that it has the jobs",
+    ))
+}
+
+/// Tells programs of a failure before there was a job: an `init.failed` for each target.
+pub(super) fn told(
+    done: Result<u8, Failure>,
+    targets: &[NodeId],
+    terminal: Terminal,
+) -> Result<u8, Failure> {
+    match done {
+        Err(failure) if terminal.json => {
+            for target in failure.concerns(targets) {
+                print_line(&json::line(&json::Failed::job(&failure.0, target)));
+            }
+            tell(&failure::render(&failure.0, terminal.err));
+            Ok(failure.exit_code())
+        }
+        done => done,
+    }
+}

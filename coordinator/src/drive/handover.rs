@@ -1,0 +1,301 @@
+//! Nodes made from a backup: slots prepared on a source, and jobs that go on from one.
+//!
+//! What is prepared is noted on its source and told by its agent; here it is only known while the agent
+//! has a session. Preparing is an errand (`errand`), completing a job like any other.
+
+use jiff::Timestamp;
+use steep_protocol::message::agent::{Command, CoordinatorMessage};
+use steep_protocol::message::facts::{Finding, Severity, SourceFacts};
+use steep_protocol::message::handover::{
+    CompleteSpec, EXPIRES_MAX, PrepareSpec, PreparedSlot, Replication, SchemaCheck, SlotName,
+};
+use steep_protocol::message::job::{
+    Compression, Confirmation, ExistingRows, JobSpec, Method, SchemaMode, TableFilter,
+};
+use steep_protocol::{ByteCount, CommandId, Fault, FaultKind, JobId, NodeId, Retry, limits};
+
+use super::audit::Wish;
+use super::errand::Purpose;
+use super::log::Note;
+use super::{Answer, Driver, Operator, Reply};
+use crate::job::handover::{self, Handover};
+use crate::job::{Stage, preflight};
+use crate::store::Store;
+
+impl<S: Store> Driver<S> {
+    /// Begins to look at a source and then to prepare a slot there.
+    pub(super) fn prepare(
+        &mut self,
+        spec: PrepareSpec,
+        operator: &Operator,
+        reply: Reply,
+        now: Timestamp,
+    ) {
+        let checked = self.check_prepare(&spec);
+        let outcome = checked.as_ref().map(|()| None).map_err(Fault::to_string);
+        self.audit(Wish::prepare(&spec), operator, outcome, now);
+        if let Err(fault) = checked {
+            return self.answer(reply, Err(fault));
+        }
+        let id = self.new_job_id();
+        let replication = Replication {
+            id,
+            slot: spec.slot.clone(),
+        };
+        let node = spec.node.clone();
+        let command = Command::GatherSource {
+            target: node.clone(),
+            filter: TableFilter::default(),
+        };
+        let purpose = Purpose::LookBeforePrepare(spec, reply);
+        self.begin_errand_on(&node, replication, command, purpose, now);
+    }
+
+    fn check_prepare(&self, spec: &PrepareSpec) -> Result<(), Fault> {
+        let bad = |text: String| Err(Fault::new(FaultKind::BadRequest, text));
+        if spec.slot.is_reserved() {
+            let text = format!(
+                "names that begin like {} are those of jobs' own slots",
+                spec.slot
+            );
+            return bad(text);
+        }
+        if !(1..=EXPIRES_MAX).contains(&spec.expires_seconds) {
+            return bad(format!(
+                "a slot is kept for 1 s to {} days",
+                EXPIRES_MAX / (24 * 3600)
+            ));
+        }
+        self.check_errand(&spec.node)?;
+        if self.may_be_source(&spec.node) {
+            return Ok(());
+        }
+        let text = format!("it is {} and cannot be a source", self.state_of(&spec.node));
+        let hint = "a source is synchronized, or no replica at all";
+        Err(Fault::new(FaultKind::Failed, text)
+            .on(&spec.node)
+            .hint(hint))
+    }
+
+    /// Drops a prepared slot that nobody uses.
+    pub(super) fn drop_prepared(
+        &mut self,
+        (node, slot): (&NodeId, &SlotName),
+        operator: &Operator,
+        reply: Reply,
+        now: Timestamp,
+    ) {
+        let checked = self
+            .check_errand(node)
+            .and_then(|()| self.prepared_on(node))
+            .and_then(|prepared| handover::choose(prepared, Some(slot), node).cloned());
+        let outcome = checked.as_ref().map(|_| None).map_err(Fault::to_string);
+        self.audit(Wish::drop_prepared(node, slot), operator, outcome, now);
+        match checked {
+            Ok(known) => {
+                let purpose = Purpose::DropPrepared(reply);
+                let command = Command::DropPrepared;
+                self.begin_errand_on(node, known.replication, command, purpose, now);
+            }
+            Err(fault) => self.answer(reply, Err(fault)),
+        }
+    }
+
+    /// Slots prepared on a node, as its agent says.
+    fn prepared_on(&self, node: &NodeId) -> Result<&[PreparedSlot], Fault> {
+        self.known(node)?;
+        self.check_online(node)?;
+        let known = self.registry.get(node).and_then(|a| a.prepared.as_deref());
+        known.ok_or_else(|| {
+            let text = "the agent has not said yet which slots are prepared";
+            Fault::new(FaultKind::Unreachable, text)
+                .on(node)
+                .hint(
+                    "try again in a moment; steep-repl status shows whether its PostgreSQL answers",
+                )
+                .retry(Retry::Backoff)
+        })
+    }
+
+    /// What is prepared on a node.
+    pub(super) fn prepared_answer(&self, node: &NodeId) -> Result<Answer, Fault> {
+        let slots = self.prepared_on(node)?.to_vec();
+        Ok(Answer::Prepared {
+            findings: Vec::new(),
+            slots,
+        })
+    }
+
+    /// A prepared slot is gone: known at once, too.
+    pub(super) fn slot_dropped(&mut self, node: &NodeId, slot: &SlotName) {
+        if let Some(known) = self
+            .registry
+            .get_mut(node)
+            .and_then(|a| a.prepared.as_mut())
+        {
+            known.retain(|known| known.replication.slot != *slot);
+        }
+    }
+
+    /// A slot was prepared: known at once, and not only when its agent looks next.
+    pub(super) fn slot_prepared(&mut self, node: &NodeId, slot: &PreparedSlot, now: Timestamp) {
+        if let Some(agent) = self.registry.get_mut(node) {
+            let known = agent.prepared.get_or_insert_default();
+            known.retain(|known| known.replication.slot != slot.replication.slot);
+            known.push(slot.clone());
+        }
+        let name = &slot.replication.slot;
+        let text = format!(
+            "slot {name} is prepared on {node} from {}, until {:.0}",
+            slot.lsn, slot.expires_at
+        );
+        let note = Note::info("init.slot_prepared", text).node(node);
+        self.log(note.field("slot", name).field("lsn", slot.lsn), now);
+    }
+
+    /// A prepared slot was dropped because its time was over.
+    pub(super) fn slot_expired(&mut self, node: &NodeId, slot: &SlotName, now: Timestamp) {
+        self.slot_dropped(node, slot);
+        let text = format!(
+            "slot {slot}, prepared on {node}, was dropped: its time is over and no backup was \
+             completed with it"
+        );
+        let note = Note::warn("init.slot_expired", text).node(node);
+        self.log(note.field("slot", slot), now);
+    }
+
+    /// The job that was asked for and what it goes on from.
+    fn resolve(&self, request: CompleteSpec) -> Result<(JobSpec, Handover), Fault> {
+        let mut spec = request.job;
+        if spec.method != Method::Backup || !spec.filter.is_everything() {
+            let text = "init complete takes rows from a backup, and all tables";
+            return Err(Fault::new(FaultKind::BadRequest, text));
+        }
+        if request.schema == SchemaCheck::Skipped {
+            // Whoever says so has confirmed whatever there may be.
+            spec.schema_mode = SchemaMode::Manual;
+            spec.confirmation = Confirmation::Given;
+        }
+        let prepared = self.prepared_on(&spec.source)?;
+        let slot = handover::choose(prepared, request.slot.as_ref(), &spec.source)?;
+        let handover = Handover {
+            replication: slot.replication.clone(),
+            lsn: request.source_lsn,
+            schema: request.schema,
+        };
+        Ok((spec, handover))
+    }
+
+    /// Whether no other job has the slot, or has left something that uses it.
+    fn check_slot_free(&self, handover: &Handover) -> Result<(), Fault> {
+        let id = handover.replication.id;
+        let other = self
+            .jobs
+            .values()
+            .map(|live| &live.job)
+            .find(|job| job.replication().id == id && !matches!(job.stage, Stage::Closed(_)));
+        let Some(other) = other else { return Ok(()) };
+        let (slot, target) = (&handover.replication.slot, &other.spec.target);
+        let text = format!("slot {slot} is used by job {} of {target}", other.id);
+        let hint =
+            format!("see steep-repl status {target}; when that job is removed the slot is free");
+        Err(Fault::new(FaultKind::Failed, text)
+            .on(&other.spec.source)
+            .hint(hint)
+            .retry(Retry::Backoff))
+    }
+
+    /// Begins a job that goes on from a backup.
+    pub(super) fn complete(
+        &mut self,
+        request: CompleteSpec,
+        operator: &Operator,
+        now: Timestamp,
+    ) -> Result<Answer, Fault> {
+        let wish = Wish::complete(&request);
+        let answer = self.begin_complete(request, &operator.name, now);
+        self.audit_init(vec![wish], operator, &answer, now);
+        answer
+    }
+
+    fn begin_complete(
+        &mut self,
+        request: CompleteSpec,
+        operator: &str,
+        now: Timestamp,
+    ) -> Result<Answer, Fault> {
+        self.check_shape(std::slice::from_ref(&request.job))?;
+        self.check_init(&request.job)?;
+        let (spec, handover) = self.resolve(request)?;
+        self.check_slot_free(&handover)?;
+        let after = self.next_event - 1;
+        let id = self.begin(spec, Some(handover), operator, now);
+        let jobs = self.follow(id, now).into_iter().collect();
+        Ok(Answer::Accepted { jobs, after })
+    }
+
+    /// The preflight alone of such a job.
+    pub(super) fn doctor_complete(&mut self, request: CompleteSpec, reply: Reply, now: Timestamp) {
+        let checked = self
+            .check_doctor(std::slice::from_ref(&request.job))
+            .and_then(|()| self.resolve(request));
+        match checked {
+            Ok((spec, handover)) => self.begin_doctor(vec![(spec, Some(handover))], reply, now),
+            Err(fault) => self.answer(reply, Err(fault)),
+        }
+    }
+
+    /// Judges a source before a slot is prepared there.
+    pub(super) fn judge_prepare(
+        node: &NodeId,
+        source: &SourceFacts,
+    ) -> Result<Vec<Finding>, Fault> {
+        let findings = preflight::judge_source(&look_alone(node), source);
+        let errors = findings.iter().filter(|f| f.severity == Severity::Error);
+        let said: Vec<&str> = errors.clone().map(|f| f.what.as_str()).collect();
+        if said.is_empty() {
+            return Ok(findings);
+        }
+        let text = format!("the source cannot be prepared: {}", said.join("; "));
+        let fix = errors.map(|f| f.fix.as_str()).next().unwrap_or_default();
+        Err(Fault::new(FaultKind::Failed, text)
+            .on(node)
+            .hint(format!("nothing was changed. {fix}")))
+    }
+}
+
+/// A look at one node, in the form that preflight takes.
+fn look_alone(node: &NodeId) -> JobSpec {
+    JobSpec {
+        source: node.clone(),
+        target: node.clone(),
+        method: Method::Backup,
+        parallel: limits::WORKERS_DEFAULT,
+        schema_mode: SchemaMode::Strict,
+        existing: ExistingRows::Refuse,
+        confirmation: Confirmation::Needed,
+        compression: Compression::Auto,
+        max_rate: None,
+        filter: TableFilter::default(),
+        large_table_threshold: ByteCount(0),
+        timeout_seconds: 0,
+    }
+}
+
+/// The command as it is sent: with the names of the job's replication, where those are not its own.
+pub(super) fn addressed(
+    id: CommandId,
+    job: JobId,
+    replication: Option<Replication>,
+    command: Command,
+) -> CoordinatorMessage {
+    match replication {
+        None => CoordinatorMessage::Command { id, job, command },
+        Some(replication) => CoordinatorMessage::CommandOn {
+            id,
+            job,
+            replication,
+            command,
+        },
+    }
+}

@@ -1,0 +1,194 @@
+//! Nodes made from a backup: which slot, which commands, what becomes of the slot.
+
+use steep_protocol::message::agent::AgentMessage;
+use steep_protocol::message::handover::{PreparedState, SchemaCheck, SlotName};
+use steep_protocol::message::job::Method;
+use steep_protocol::{JobId, Lsn, NodeState};
+
+use super::super::*;
+use super::directory;
+use super::drift::{lost_column, observe_for_long};
+use super::world::{World, operator, prepared};
+use crate::testing::{node, spec};
+
+const REPLICATION: JobId = JobId(0x77);
+
+fn complete(slot: Option<&str>) -> Question {
+    let mut job = spec("a", "b");
+    job.method = Method::Backup;
+    Question::Complete {
+        spec: Box::new(CompleteSpec {
+            job,
+            slot: slot.map(|name| SlotName::parse(name).unwrap()),
+            source_lsn: Lsn(8),
+            schema: SchemaCheck::Compared,
+        }),
+        operator: operator(),
+    }
+}
+
+fn begun(world: &mut World) -> JobId {
+    match world.ask(complete(None)).unwrap() {
+        Answer::Accepted { jobs, .. } => jobs[0].job,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn told(world: &World, name: &str) -> Vec<&'static str> {
+    let history = world.agents[&node(name)].history.iter();
+    history.map(|(_, command)| command.name()).collect()
+}
+
+#[test]
+fn a_hand_over_goes_on_from_the_only_prepared_slot_and_follows_by_its_name() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let unknown = world.ask(complete(None)).unwrap_err();
+    assert!(unknown.message.contains("not said yet"), "{unknown:?}");
+    world.say("a", AgentMessage::Prepared(vec![prepared(REPLICATION)]));
+    let missing = world.ask(complete(Some("tuesday"))).unwrap_err();
+    assert!(missing.message.contains("no slot tuesday"), "{missing:?}");
+    assert!(missing.hint.contains("monday"), "{missing:?}");
+
+    let specs = vec![spec("a", "b")];
+    let mut doctor = world.ask_later(Question::Doctor { specs });
+    world.run_on();
+    let Ok(Ok(Answer::Findings(found))) = doctor.try_recv() else {
+        panic!("no findings")
+    };
+    assert_eq!(found[0].1[0].code, "prepared_slot");
+    let looked = world.agents[&node("a")].history.len();
+
+    let job = begun(&mut world);
+    assert_ne!(job, REPLICATION);
+    world.run_on();
+    assert_eq!(world.state("b"), NodeState::Synchronized);
+    let source = [
+        "gather_handover",
+        "take_slot",
+        "await_fence",
+        "release_source",
+    ];
+    assert_eq!(told(&world, "a")[looked..], source);
+    let target = [
+        "gather_target",
+        "match_schema",
+        "subscribe",
+        "finish",
+        "release_target",
+    ];
+    assert_eq!(told(&world, "b")[1..], target);
+
+    // Slot, subscription and digests bear the preparation's name.
+    world.observe_columns(REPLICATION, "same", "same");
+    assert_eq!(world.state("b"), NodeState::Synchronized);
+    assert_eq!(world.node("b").wal_held_bytes, Some(99));
+    for _ in 0..4 {
+        world.observe("a", None, None);
+    }
+    assert_eq!(world.state("b"), NodeState::Diverged);
+    let mut cancel = world.cancel("b");
+    world.run_on();
+    assert!(cancel.try_recv().unwrap().is_ok());
+    assert_eq!(told(&world, "a").last(), Some(&"cleanup_source"));
+}
+
+#[test]
+fn a_schema_that_was_not_checked_is_no_drift_as_it_was_first_seen() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    world.say("a", AgentMessage::Prepared(vec![prepared(REPLICATION)]));
+    let Question::Complete { mut spec, operator } = complete(None) else {
+        unreachable!()
+    };
+    spec.schema = SchemaCheck::Skipped;
+    world.ask(Question::Complete { spec, operator }).unwrap();
+    world.run_on();
+    world.review = lost_column();
+    observe_for_long(&mut world, REPLICATION, "with", "without");
+    assert_eq!(world.state("b"), NodeState::Synchronized);
+    // What differs later is drift, and is named.
+    world.review.differences[0].name = Some("d".to_owned());
+    observe_for_long(&mut world, REPLICATION, "other", "without");
+    let view = world.node("b");
+    assert_eq!(view.state, NodeState::Diverged);
+    assert!(view.error_message.unwrap().contains("column d"));
+}
+
+#[test]
+fn a_slot_serves_one_job_and_is_given_back_by_one_that_is_cancelled() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b", "c"]);
+    world.say("a", AgentMessage::Prepared(vec![prepared(REPLICATION)]));
+    let job = begun(&mut world);
+    let Question::Complete { mut spec, operator } = complete(None) else {
+        unreachable!()
+    };
+    spec.job.target = node("c");
+    let busy = world
+        .ask(Question::Complete { spec, operator })
+        .unwrap_err();
+    assert!(busy.message.contains(&job.to_string()), "{busy:?}");
+
+    world.until("b", |command| command.name() == "match_schema");
+    let mut cancel = world.cancel("b");
+    world.run_on();
+    assert!(cancel.try_recv().unwrap().is_ok());
+    assert_eq!(world.state("b"), NodeState::Uninitialized);
+    assert_eq!(told(&world, "a").last(), Some(&"return_slot"));
+    begun(&mut world);
+}
+
+#[test]
+fn rows_of_a_backup_are_not_asked_for_by_init_nor_copied_by_complete() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let mut backup = spec("a", "b");
+    backup.method = Method::Backup;
+    let refused = world.init(vec![backup]).unwrap_err();
+    assert!(refused.message.contains("init complete"), "{refused:?}");
+    let Question::Complete { mut spec, operator } = complete(None) else {
+        unreachable!()
+    };
+    spec.job.method = Method::Snapshot;
+    let refused = world.ask(Question::Complete { spec, operator });
+    assert!(refused.unwrap_err().message.contains("backup"));
+}
+
+#[test]
+fn a_slot_is_prepared_where_the_source_allows_it_and_known_at_once() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let prepare = |slot: &str, seconds| Question::Prepare {
+        spec: PrepareSpec {
+            node: node("a"),
+            slot: SlotName::parse(slot).unwrap(),
+            expires_seconds: seconds,
+        },
+        operator: operator(),
+    };
+    assert!(world.ask(prepare("steep_repl_x", 60)).is_err());
+    assert!(world.ask(prepare("monday", 0)).is_err());
+    // Facts of a server that has told nothing: too old.
+    let mut refused = world.ask_later(prepare("monday", 60));
+    world.run_on();
+    let fault = refused.try_recv().unwrap().unwrap_err();
+    assert!(fault.message.contains("cannot be prepared"), "{fault:?}");
+    assert_eq!(told(&world, "a"), ["gather_source", "release_source"]);
+    world.say(
+        "a",
+        AgentMessage::SlotExpired {
+            slot: SlotName::parse("monday").unwrap(),
+        },
+    );
+    let events = world.events("a");
+    let expired = events.iter().find(|e| e.event == "init.slot_expired");
+    assert_eq!(expired.unwrap().level, "warn");
+    let lost = PreparedSlot {
+        state: PreparedState::Lost("somebody dropped it".to_owned()),
+        ..prepared(REPLICATION)
+    };
+    world.say("a", AgentMessage::Prepared(vec![lost]));
+    let none = world.ask(complete(None)).unwrap_err();
+    assert!(none.hint.contains("lost: somebody dropped it"), "{none:?}");
+}

@@ -1,0 +1,220 @@
+//! A job whose rows come from a backup: which prepared slot it goes on from, and whether a backup's
+//! position fits to a slot. Pure.
+
+use serde::{Deserialize, Serialize};
+use steep_protocol::message::handover::{
+    PreparedSlot, PreparedState, Replication, SchemaCheck, SlotFacts, SlotName, Used,
+};
+use steep_protocol::{Fault, FaultKind, Lsn, NodeId};
+
+/// What a job goes on from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Handover {
+    /// The publication and slot that were prepared.
+    pub replication: Replication,
+    /// Where the backup is consistent: everything before it is in the rows.
+    pub lsn: Lsn,
+    /// About schemas.
+    pub schema: SchemaCheck,
+}
+
+/// What becomes of the prepared slot of a job that ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum SlotFate {
+    /// It is the operator's again, for another try with the same backup.
+    #[default]
+    Returned,
+    /// It is the operator's again, for a newer backup: changes may have been applied from it.
+    ReturnedUsed,
+    /// It goes with everything else: the job had ended well, and the slot had become its own.
+    Removed,
+}
+
+impl SlotFate {
+    /// Whether it was used, where it is given back.
+    #[must_use]
+    pub fn returned(self) -> Option<Used> {
+        match self {
+            Self::Returned => Some(Used::No),
+            Self::ReturnedUsed => Some(Used::Perhaps),
+            Self::Removed => None,
+        }
+    }
+}
+
+/// How a backup's position stands to a slot and its server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Position {
+    /// Every change after it comes by the slot.
+    Fits,
+    /// The slot begins only there: what was written between the backup and it is lost.
+    BeforeSlot(Lsn),
+    /// The source has not written so far yet.
+    AfterEnd(Lsn),
+}
+
+/// Judges a position.
+#[must_use]
+pub fn position(lsn: Lsn, facts: &SlotFacts) -> Position {
+    let noted = facts.noted.as_ref().map(|noted| noted.lsn);
+    let slot = facts.slot.as_ref();
+    let known = [
+        noted,
+        slot.and_then(|slot| slot.restart),
+        slot.and_then(|slot| slot.confirmed),
+    ];
+    let begins = known.into_iter().flatten().max().unwrap_or_default();
+    if lsn < begins {
+        return Position::BeforeSlot(begins);
+    }
+    if lsn > facts.wal_end {
+        return Position::AfterEnd(facts.wal_end);
+    }
+    Position::Fits
+}
+
+/// The slot that a hand-over goes on from: the one that is named, or the only one that waits.
+///
+/// # Errors
+/// A [`Fault`] that says which slots there are.
+pub fn choose<'a>(
+    prepared: &'a [PreparedSlot],
+    wanted: Option<&SlotName>,
+    source: &NodeId,
+) -> Result<&'a PreparedSlot, Fault> {
+    let bad = |text: String| Fault::new(FaultKind::BadRequest, text).on(source);
+    let waits = |slot: &&PreparedSlot| slot.state == PreparedState::Waiting;
+    let waiting: Vec<&PreparedSlot> = prepared.iter().filter(waits).collect();
+    let Some(wanted) = wanted else {
+        return match waiting.as_slice() {
+            [only] => Ok(only),
+            [] => Err(bad(format!("no prepared slot waits on {source}")).hint(listed(prepared))),
+            _ => Err(
+                bad(format!("{} prepared slots wait on {source}", waiting.len()))
+                    .hint(format!("name one with --slot; {}", listed(prepared))),
+            ),
+        };
+    };
+    let there = |p: &&PreparedSlot| p.state != PreparedState::Expired;
+    let mut there = prepared.iter().filter(there);
+    let slot = there.find(|p| p.replication.slot == *wanted);
+    slot.ok_or_else(|| {
+        bad(format!(
+            "no slot {wanted} is prepared on {source}; one that has expired is dropped"
+        ))
+        .hint(listed(prepared))
+    })
+}
+
+/// What there is, for a hint.
+fn listed(prepared: &[PreparedSlot]) -> String {
+    if prepared.is_empty() {
+        return "prepare one with steep-repl init prepare, and take the backup after that"
+            .to_owned();
+    }
+    let said = prepared.iter().map(|slot| {
+        let name = &slot.replication.slot;
+        match &slot.state {
+            PreparedState::Waiting => {
+                format!("{name} (from {}, until {:.0})", slot.lsn, slot.expires_at)
+            }
+            PreparedState::Taken(by) => format!("{name} (used by {by})"),
+            PreparedState::Expired => format!("{name} (expired {:.0})", slot.expires_at),
+            PreparedState::Lost(why) => format!("{name} (lost: {why})"),
+        }
+    });
+    format!("prepared are: {}", said.collect::<Vec<_>>().join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use steep_protocol::message::handover::{NotedSlot, ServerSlot};
+    use steep_protocol::{ByteCount, JobId};
+
+    use super::*;
+
+    fn slot(name: &str, state: PreparedState) -> PreparedSlot {
+        PreparedSlot {
+            replication: Replication {
+                id: JobId(1),
+                slot: SlotName::parse(name).unwrap(),
+            },
+            lsn: Lsn(100),
+            created_at: Timestamp::UNIX_EPOCH,
+            expires_at: Timestamp::UNIX_EPOCH,
+            wal_held: ByteCount(0),
+            state,
+        }
+    }
+
+    fn chosen(prepared: &[PreparedSlot], wanted: Option<&str>) -> Result<String, String> {
+        let wanted = wanted.map(|name| SlotName::parse(name).unwrap());
+        let source = NodeId::parse("a").unwrap();
+        choose(prepared, wanted.as_ref(), &source)
+            .map(|slot| slot.replication.slot.to_string())
+            .map_err(|fault| format!("{}: {}", fault.message, fault.hint))
+    }
+
+    #[test]
+    fn without_a_name_only_one_slot_may_wait() {
+        let taken = || slot("old", PreparedState::Taken(NodeId::parse("c").unwrap()));
+        let waiting = |name| slot(name, PreparedState::Waiting);
+        assert_eq!(chosen(&[taken(), waiting("x")], None), Ok("x".to_owned()));
+        let two = chosen(&[waiting("x"), waiting("y")], None).unwrap_err();
+        assert!(two.contains("2 prepared slots") && two.contains("x (") && two.contains("y ("));
+        let none = chosen(&[taken()], None).unwrap_err();
+        assert!(none.contains("no prepared slot waits") && none.contains("old (used by c)"));
+        assert!(chosen(&[], None).unwrap_err().contains("init prepare"));
+    }
+
+    #[test]
+    fn a_name_is_taken_whatever_became_of_the_slot_and_preflight_says_more() {
+        let lost = slot("x", PreparedState::Lost("gone".to_owned()));
+        assert_eq!(chosen(&[lost], Some("x")), Ok("x".to_owned()));
+        let expired = chosen(&[slot("x", PreparedState::Expired)], Some("x")).unwrap_err();
+        assert!(expired.contains("expired is dropped"), "{expired}");
+        let other = slot("x", PreparedState::Waiting);
+        let missing = chosen(&[other], Some("y")).unwrap_err();
+        assert!(missing.contains("no slot y") && missing.contains("x (from"));
+    }
+
+    #[test]
+    fn a_position_fits_between_where_the_slot_begins_and_where_the_source_ends() {
+        let facts = |noted: u64, confirmed: u64, end: u64| SlotFacts {
+            noted: Some(NotedSlot {
+                lsn: Lsn(noted),
+                expires_at: Timestamp::MAX,
+                expired: false,
+                target: None,
+            }),
+            slot: Some(ServerSlot {
+                plugin: Some("pgoutput".to_owned()),
+                own_database: true,
+                active: false,
+                wal_status: "reserved".to_owned(),
+                invalidated: None,
+                restart: Some(Lsn(90)),
+                confirmed: Some(Lsn(confirmed)),
+            }),
+            wal_end: Lsn(end),
+            published: true,
+            ..SlotFacts::default()
+        };
+        let at = |lsn, facts: &SlotFacts| position(Lsn(lsn), facts);
+        let fresh = facts(100, 100, 200);
+        assert_eq!(at(100, &fresh), Position::Fits);
+        assert_eq!(at(200, &fresh), Position::Fits);
+        assert_eq!(at(99, &fresh), Position::BeforeSlot(Lsn(100)));
+        assert_eq!(at(201, &fresh), Position::AfterEnd(Lsn(200)));
+        // Somebody read from it, or a hand-over was broken off.
+        assert_eq!(
+            at(140, &facts(100, 150, 200)),
+            Position::BeforeSlot(Lsn(150))
+        );
+        assert_eq!(
+            at(140, &facts(160, 150, 200)),
+            Position::BeforeSlot(Lsn(160))
+        );
+    }
+}

@@ -1,0 +1,212 @@
+//! The prepared slot that a hand-over goes on from, and the backup's position in its WAL.
+
+use steep_protocol::NodeId;
+use steep_protocol::message::facts::Finding;
+use steep_protocol::message::handover::{
+    PreparedSlot, PreparedState, SchemaCheck, ServerSlot, SlotFacts,
+};
+
+use super::super::handover::{Handover, Position, position};
+use super::text::{bytes, counted, names};
+use super::{Pair, Text, error, info, warning};
+
+/// What to do where the slot is of no use any more.
+const ANEW: &str =
+    "prepare another slot with steep-repl init prepare, and take a new backup after that";
+
+pub(super) fn judge(
+    pair: &Pair<'_>,
+    handover: &Handover,
+    facts: &SlotFacts,
+    findings: &mut Vec<Finding>,
+) {
+    findings.extend(no_backup(pair));
+    findings.extend(schema_unchecked(pair, handover));
+    let gone = gone(pair, handover, facts);
+    let usable = gone.is_empty();
+    findings.extend(gone);
+    if usable {
+        // A position means nothing to a slot that cannot be used.
+        findings.extend(source_lsn(pair, handover, facts));
+    }
+}
+
+/// What prepared slots that nobody uses cost that node, whatever it is looked at for.
+#[must_use]
+pub fn standing(node: &NodeId, slots: &[PreparedSlot]) -> Vec<Finding> {
+    let unused = slots.iter().filter_map(|slot| {
+        let name = &slot.replication.slot;
+        let drop = format!(
+            "steep-repl init prepare --node {node} --slot {name} --drop, once it is not needed"
+        );
+        match &slot.state {
+            PreparedState::Waiting => {
+                let what = format!(
+                    "slot {name} is prepared for a backup until {:.0} and holds {} of WAL",
+                    slot.expires_at,
+                    bytes(slot.wal_held)
+                );
+                let why = "WAL that a slot holds stays on this server's disk";
+                Some(info("prepared_slot", node, Text::new(what, why, drop)))
+            }
+            PreparedState::Lost(reason) => {
+                let what = format!("slot {name}, prepared for a backup, is lost: {reason}");
+                let why = "no backup can be completed with it any more";
+                Some(warning("prepared_slot", node, Text::new(what, why, drop)))
+            }
+            PreparedState::Taken(_) | PreparedState::Expired => None,
+        }
+    });
+    unused.collect()
+}
+
+fn no_backup(pair: &Pair<'_>) -> Option<Finding> {
+    (pair.target.user_tables == 0).then(|| {
+        error(
+            "no_backup",
+            &pair.spec.target,
+            Text::new(
+                format!("there is no table in database {}", pair.target.server.database),
+                "init complete goes on from rows that were restored from a backup, and copies none",
+                "restore the backup first, or check --postgres of this agent; to have the rows copied use steep-repl init",
+            ),
+        )
+    })
+}
+
+fn schema_unchecked(pair: &Pair<'_>, handover: &Handover) -> Option<Finding> {
+    (handover.schema == SchemaCheck::Skipped).then(|| {
+        warning(
+            "unchecked_schema",
+            &pair.spec.target,
+            Text::new(
+                "the schema was not compared with the source's (--skip-schema-check)",
+                "a table or column that is missing or of another type stops the subscription at the first change that needs it",
+                "steep-repl schema compare shows the differences at any time",
+            ),
+        )
+    })
+}
+
+/// What keeps the slot from being used at all.
+fn gone(pair: &Pair<'_>, handover: &Handover, facts: &SlotFacts) -> Vec<Finding> {
+    let slot = &handover.replication.slot;
+    let node = &pair.spec.source;
+    let mut found = Vec::new();
+    let mut add = |code: &str, what: String, why: &str, fix: &str| {
+        found.push(error(code, node, Text::new(what, why, fix)));
+    };
+    let lost = "what was written since the backup is only where the slot kept it";
+    match &facts.noted {
+        None => add(
+            "prepared_slot_missing",
+            format!("slot {slot} is not prepared here any more"),
+            lost,
+            ANEW,
+        ),
+        Some(noted) => match &noted.target {
+            Some(by) if *by != pair.spec.target => add(
+                "prepared_slot_taken",
+                format!("slot {slot} is used by {by}"),
+                "a slot yields its changes to one subscription",
+                ANEW,
+            ),
+            None if noted.expired => add(
+                "prepared_slot_expired",
+                format!(
+                    "slot {slot} expired at {:.0} and is being dropped",
+                    noted.expires_at
+                ),
+                lost,
+                "prepare another slot with a longer --expires, and take a new backup after that",
+            ),
+            Some(_) | None => {}
+        },
+    }
+    match &facts.slot {
+        None => add(
+            "prepared_slot_missing",
+            format!("there is no replication slot {slot}: somebody dropped it"),
+            lost,
+            ANEW,
+        ),
+        Some(seen) => {
+            if let Some(why) = invalid(seen) {
+                add(
+                    "prepared_slot_lost",
+                    format!("slot {slot} cannot be used any more: {why}"),
+                    lost,
+                    "raise max_slot_wal_keep_size, or idle_replication_slot_timeout (PostgreSQL 18), then prepare another slot and take a new backup after that",
+                );
+            } else if seen.active {
+                add(
+                    "prepared_slot_active",
+                    format!("slot {slot} is in use: something is connected to it"),
+                    "what another reader confirms is not sent to this node",
+                    "end that reader (pg_replication_slots.active_pid), then try again",
+                );
+            }
+        }
+    }
+    if facts.noted.is_some() && !facts.published {
+        add(
+            "prepared_publication_missing",
+            format!("the publication {} is gone", handover.replication.name()),
+            "it was made before the slot, and no other is known where the slot begins",
+            ANEW,
+        );
+    } else if facts.published && !facts.unpublished.is_empty() {
+        let tables = &facts.unpublished;
+        add(
+            "not_prepared",
+            format!(
+                "{} not in the publication that was prepared: {}",
+                counted(tables.count, "table is", "tables are"),
+                names(tables)
+            ),
+            "they were made after init prepare, so their changes are not among what the slot yields",
+            ANEW,
+        );
+    }
+    found
+}
+
+/// Why a slot that is there is of no use.
+fn invalid(slot: &ServerSlot) -> Option<String> {
+    match (&slot.plugin, &slot.invalidated) {
+        (_, Some(reason)) => Some(format!("it was invalidated ({reason})")),
+        _ if slot.wal_status == "lost" => {
+            Some("it has lost WAL that it needs (wal_status is lost)".to_owned())
+        }
+        (None, _) => Some("it is a physical slot".to_owned()),
+        (Some(plugin), _) if plugin != "pgoutput" => Some(format!("it decodes with {plugin}")),
+        _ if !slot.own_database => Some("it belongs to another database".to_owned()),
+        _ => None,
+    }
+}
+
+fn source_lsn(pair: &Pair<'_>, handover: &Handover, facts: &SlotFacts) -> Option<Finding> {
+    let (lsn, slot) = (handover.lsn, &handover.replication.slot);
+    let node = &pair.spec.source;
+    match position(lsn, facts) {
+        Position::Fits => None,
+        Position::BeforeSlot(begins) => Some(error(
+            "source_lsn_behind",
+            node,
+            Text::new(
+                format!("slot {slot} yields changes from {begins} on, and --source-lsn is {lsn}"),
+                "what was written between the two is neither in the backup nor in the slot",
+                "check --source-lsn: it is where the backup ends, not where it begins; a backup must end after its slot was prepared, and after a hand-over that was broken off",
+            ),
+        )),
+        Position::AfterEnd(end) => Some(error(
+            "source_lsn_ahead",
+            node,
+            Text::new(
+                format!("the source's WAL ends at {end}, and --source-lsn is {lsn}"),
+                "changes up to there would be taken for part of the backup",
+                "check --source-lsn, and that the backup is of this source",
+            ),
+        )),
+    }
+}
