@@ -77,7 +77,9 @@ AS $$
                     WHEN 's' THEN 'GENERATED ALWAYS AS (' || e.expression || ') STORED'
                     ELSE 'GENERATED ALWAYS AS (' || e.expression || ') VIRTUAL' END
                 FROM pg_attrdef d
-                CROSS JOIN LATERAL (SELECT pg_get_expr(d.adbin, d.adrelid) AS expression) AS e
+                -- A default names no column; to be told the table, the server would open it.
+                CROSS JOIN LATERAL (SELECT pg_get_expr(d.adbin,
+                    CASE a.attgenerated WHEN '' THEN 0 ELSE d.adrelid END) AS expression) AS e
                 WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum) END) AS text
             FROM unnest(relations) AS r (oid)
             JOIN pg_class t ON t.oid = r.oid
