@@ -18,7 +18,7 @@ use super::link::{Link, Plan};
 use super::rate::Rate;
 use super::span;
 use crate::budget::Budget;
-use crate::sink::{self, Begin, Loader};
+use crate::sink::{self, Begin, Loader, WalWriterAwake};
 use crate::task::Task;
 
 /// Tries of one part before its fault is the job's.
@@ -90,6 +90,7 @@ pub async fn copy(
         budget,
         queue: Mutex::new(queue),
     });
+    let _awake = (workers > 0).then(|| WalWriterAwake::beside(task));
     let mut running = JoinSet::new();
     for _ in 0..workers {
         let shared = Arc::clone(&shared);

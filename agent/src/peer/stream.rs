@@ -1,6 +1,7 @@
 //! One part over one QUIC stream: frames out of a [`PartReader`], frames into a [`PartWriter`].
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use steep_protocol::frame::{FrameHead, HEAD_LENGTH};
 use steep_protocol::limits::CHUNK_RAW_MAX;
@@ -10,6 +11,18 @@ use steep_protocol::{ByteCount, Fault, FaultKind, Retry, codec};
 use super::rate::Rate;
 use crate::chunk::{PackError, Packer, PartReader, PartWriter, ReadStep, Sent, Unpacker};
 use crate::telemetry::Flow;
+
+/// Frames are handed to QUIC together once they hold so many bytes…
+const TOGETHER_BYTES: usize = 64 * 1024;
+
+/// …or so many rows' bytes, unpacked, so that a stream of what packs well keeps moving…
+const TOGETHER_RAW: ByteCount = ByteCount(1024 * 1024);
+
+/// …or the first of them has waited so long, as where the reader is slow.
+const TOGETHER_WAIT: Duration = Duration::from_millis(100);
+
+/// The most that waits to be handed over, besides the frame that fills it.
+pub const HELD_MAX: usize = TOGETHER_BYTES;
 
 /// Sends everything a reader has, then the end frame; or a fault frame where the reader fails.
 /// `flow` counts what has gone.
@@ -27,6 +40,7 @@ pub async fn send<R: PartReader>(
     let mut chunks = 0u64;
     let (mut total, mut on_wire) = (ByteCount(0), ByteCount(0));
     let mut raw = Vec::new();
+    let mut held = Held::default();
     loop {
         raw.clear();
         raw.reserve_exact(CHUNK_RAW_MAX);
@@ -49,20 +63,16 @@ pub async fn send<R: PartReader>(
                     return Ok(Err(fault));
                 }
             };
-            let wire = ByteCount((payload.len() + HEAD_LENGTH) as u64);
-            sender.send_head(head).await?;
-            sender.send_bytes(payload).await?;
-            flow.moved(length, wire);
-            on_wire += wire;
+            on_wire += held.add(head, payload, length);
+            if held.is_due() {
+                held.send(sender, flow).await?;
+            }
         }
         if let ReadStep::End { rows } = step {
-            sender
-                .send_head(FrameHead::End {
-                    chunks,
-                    raw: total,
-                    rows,
-                })
-                .await?;
+            let raw = total;
+            held.frames
+                .push(FrameHead::End { chunks, raw, rows }.to_bytes().to_vec());
+            held.send(sender, flow).await?;
             sender.finish();
             flow.completed(rows);
             return Ok(Ok(Sent {
@@ -71,6 +81,41 @@ pub async fn send<R: PartReader>(
                 wire: on_wire,
             }));
         }
+    }
+}
+
+/// Frames that wait for others to go with: a chunk that packed well is small, and a hand-over costs
+/// as much as the packing of it.
+#[derive(Debug, Default)]
+struct Held {
+    frames: Vec<Vec<u8>>,
+    raw: ByteCount,
+    wire: ByteCount,
+    since: Option<Instant>,
+}
+
+impl Held {
+    /// Takes a chunk; its bytes on the wire.
+    fn add(&mut self, head: FrameHead, payload: Vec<u8>, raw: ByteCount) -> ByteCount {
+        let wire = ByteCount((payload.len() + HEAD_LENGTH) as u64);
+        self.frames.extend([head.to_bytes().to_vec(), payload]);
+        self.raw += raw;
+        self.wire += wire;
+        self.since.get_or_insert_with(Instant::now);
+        wire
+    }
+
+    fn is_due(&self) -> bool {
+        self.wire.0 >= TOGETHER_BYTES as u64
+            || self.raw >= TOGETHER_RAW
+            || self.since.is_some_and(|t| t.elapsed() >= TOGETHER_WAIT)
+    }
+
+    async fn send(&mut self, sender: &mut Sender, flow: &Flow) -> Result<(), StreamError> {
+        let held = std::mem::take(self);
+        sender.send_pieces(held.frames).await?;
+        flow.moved(held.raw, held.wire);
+        Ok(())
     }
 }
 

@@ -165,6 +165,10 @@ fn is_worth_trying(route: &Route, last: Option<&(Route, PgError)>) -> bool {
     }
 }
 
+/// What a local socket is to hold on its way to the server, in bytes, so that whoever loads is woken
+/// for hundreds of kilobytes at once. TCP finds its own size.
+const SEND_BUFFER: usize = 1024 * 1024;
+
 /// Opens a stream along `route`. Unbounded in time: callers bound it together with the login.
 pub(super) async fn open(
     conninfo: &Conninfo,
@@ -181,6 +185,8 @@ pub(super) async fn open(
             let stream = UnixStream::connect(socket_path(dir, port))
                 .await
                 .map_err(unreachable)?;
+            // Nothing but speed depends on it, and the kernel gives what its administrator allows.
+            let _ = rustix::net::sockopt::set_socket_send_buffer_size(&stream, SEND_BUFFER);
             let transport = Transport::unix(stream, reads).map_err(unreachable)?;
             return Ok(Stream::Plain(transport));
         }

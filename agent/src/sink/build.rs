@@ -21,6 +21,7 @@ use super::deferred::{Kind, Mark, Waiting, mark, waiting};
 use super::memory::Memory;
 use super::queue::Queue;
 use super::statement::{Stage, headline};
+use super::wal::WalWriterAwake;
 use crate::pg::PgError;
 use crate::task::Task;
 
@@ -40,7 +41,9 @@ pub async fn build_indexes(task: &Task, parallel: u8) -> Result<Vec<Finding>, Fa
         return Ok(Vec::new());
     }
     let all = waiting(&conn, task.job, Stage::Indexes).await?;
-    let memory = Memory::choose(&conn, usize::from(parallel).min(all.len().max(1))).await?;
+    let weights: Vec<u64> = all.iter().map(weight).collect();
+    let memory = Memory::choose(&conn, &weights, parallel).await?;
+    let _awake = (!all.is_empty()).then(|| WalWriterAwake::beside(task));
     Pool::new(task, &conn, Phase::Indexes, memory)
         .run(all, parallel)
         .await?;

@@ -26,8 +26,9 @@ impl Memory {
         }
     }
 
-    /// For that many builds at once. What this machine has free counts only if the server is on it.
-    pub(super) async fn choose(conn: &Conn, builds: usize) -> Result<Self, Fault> {
+    /// For builds of these weights, so many at once. What this machine has counts only if the server
+    /// is on it.
+    pub(super) async fn choose(conn: &Conn, weights: &[u64], parallel: u8) -> Result<Self, Fault> {
         let sql = "SELECT pg_size_bytes(current_setting('maintenance_work_mem')),
             current_setting('max_parallel_maintenance_workers')::int8,
             inet_server_addr() IS NULL OR inet_server_addr() = inet_client_addr()";
@@ -36,25 +37,26 @@ impl Memory {
         if !row.get::<_, bool>(2) {
             return Ok(Self::keep());
         }
-        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let free = std::fs::read_to_string("/proc/meminfo").ok();
-        let free = free.as_deref().and_then(available);
+        let proc = |file| std::fs::read_to_string(file).unwrap_or_default();
+        let free = available(&proc("/proc/meminfo")).unwrap_or(0);
+        let processors = processors(&proc("/proc/cpuinfo"));
+        let builds = abreast(weights, parallel);
         Ok(Self::judge(set(0), set(1), free, processors, builds))
     }
 
     fn judge(
         work_mem: u64,
         workers: u64,
-        free: Option<u64>,
-        processors: usize,
+        free: u64,
+        processors: Option<usize>,
         builds: usize,
     ) -> Self {
-        let share = free.unwrap_or(0) / 4 / builds.max(1) as u64;
-        let share = share.min(WORK_MEM_MAX);
+        let share = (free / 4 / builds as u64).min(WORK_MEM_MAX);
         // Not below the server's setting: its administrator knew about the machine.
         let work_mem = (share > work_mem).then_some(share);
-        let wanted = (processors / builds.max(1)).min(WORKERS_MAX);
-        let workers = (wanted as u64 > workers).then_some(wanted);
+        // One process for each processor: whoever began the build sorts too. More only wait.
+        let wanted = processors.map(|all| (all / builds).clamp(1, 1 + WORKERS_MAX) - 1);
+        let workers = wanted.filter(|wanted| *wanted as u64 != workers);
         Self { work_mem, workers }
     }
 
@@ -73,6 +75,17 @@ impl Memory {
     }
 }
 
+/// How many builds share the machine: one that is as heavy as all others together has it nearly for
+/// itself, however many they are.
+fn abreast(weights: &[u64], parallel: u8) -> usize {
+    let heaviest = weights.iter().copied().max().unwrap_or(0).max(1);
+    let total: u64 = weights.iter().sum();
+    let as_heavy = (total + heaviest / 2) / heaviest;
+    usize::try_from(as_heavy)
+        .unwrap_or(usize::MAX)
+        .clamp(1, usize::from(parallel.max(1)))
+}
+
 /// `MemAvailable` of `/proc/meminfo`, in bytes.
 fn available(meminfo: &str) -> Option<u64> {
     let line = meminfo
@@ -82,6 +95,18 @@ fn available(meminfo: &str) -> Option<u64> {
     Some(kib * 1024)
 }
 
+/// The machine's processors, of `/proc/cpuinfo`. What this process may use of them is not the
+/// server's limit.
+fn processors(cpuinfo: &str) -> Option<usize> {
+    let of_one = |line: &&str| {
+        line.split(':')
+            .next()
+            .is_some_and(|k| k.trim() == "processor")
+    };
+    let count = cpuinfo.lines().filter(of_one).count();
+    (count > 0).then_some(count)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,21 +114,41 @@ mod tests {
     const MIB: u64 = 1024 * 1024;
 
     #[test]
-    fn a_build_gets_its_share_and_never_less_than_the_server_gives() {
-        let choose = |free: u64, builds| Memory::judge(64 * MIB, 2, Some(free), 16, builds);
+    fn a_build_gets_its_share_and_never_less_memory_than_the_server_gives() {
+        let choose = |free, builds| Memory::judge(64 * MIB, 2, free, Some(16), builds);
         assert_eq!(choose(16 * 1024 * MIB, 1).work_mem, Some(1024 * MIB));
         assert_eq!(choose(4096 * MIB, 4).work_mem, Some(256 * MIB));
         assert_eq!(choose(512 * MIB, 4).work_mem, None);
-        assert_eq!(choose(MIB, 1).workers, Some(8));
-        assert_eq!(choose(MIB, 4).workers, Some(4));
-        assert_eq!(choose(MIB, 16).workers, None);
         assert_eq!(Memory::keep().settings(), "");
     }
 
     #[test]
-    fn free_memory_is_read_as_linux_writes_it() {
+    fn builds_have_a_process_for_each_processor() {
+        let workers = |all, builds| Memory::judge(MIB, 2, 0, all, builds).workers;
+        assert_eq!(workers(Some(16), 1), Some(8), "enough is enough");
+        assert_eq!(workers(Some(16), 4), Some(3));
+        assert_eq!(workers(Some(3), 1), None, "as the server has it");
+        assert_eq!(workers(Some(2), 1), Some(1));
+        assert_eq!(workers(Some(2), 4), Some(0));
+        assert_eq!(workers(None, 1), None);
+    }
+
+    #[test]
+    fn light_builds_do_not_take_the_machine_from_a_heavy_one() {
+        assert_eq!(abreast(&[], 4), 1);
+        assert_eq!(abreast(&[0, 0], 4), 1);
+        assert_eq!(abreast(&[1_000_000, 8, 8, 8], 4), 1);
+        assert_eq!(abreast(&[100, 90, 80, 70, 60, 50], 4), 4);
+        assert_eq!(abreast(&[100, 90, 8], 4), 2);
+    }
+
+    #[test]
+    fn the_machine_is_read_as_linux_tells_of_it() {
         let text = "MemTotal:  100 kB\nMemAvailable:   2048 kB\n";
         assert_eq!(available(text), Some(2 * MIB));
         assert_eq!(available("MemAvailable: lots"), None);
+        let text = "processor\t: 0\nmodel name\t: A processor: B\n\nprocessor\t: 1\n";
+        assert_eq!(processors(text), Some(2));
+        assert_eq!(processors(""), None);
     }
 }

@@ -39,6 +39,7 @@ mod sql_split;
 mod statement;
 mod subscription;
 mod sync;
+mod wal;
 
 pub use build::{build_constraints, build_indexes};
 pub use cleanup::cleanup;
@@ -50,5 +51,6 @@ pub use ledger::{ledger, release, totals};
 pub use prepare::{PrepareRequest, SchemaRequest, match_schema, prepare};
 pub use replicated::compare_replicated;
 pub use subscription::{await_native_copy, subscribe, subscription_statuses};
+pub(crate) use wal::WalWriterAwake;
 
 use prepare::replica_role;

@@ -20,6 +20,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_postgres::error::SqlState;
 
 use super::conn::Conn;
+use super::wal::WalWriterAwake;
 use crate::pg::discreet;
 use crate::pg::{PgError, Session, literal};
 use crate::task::Task;
@@ -210,6 +211,7 @@ async fn advance(conn: &Conn, oid: u32, lsn: Lsn, position: Position) -> Result<
 /// A fault where its workers keep failing, or the subscription is gone or disabled.
 pub async fn await_native_copy(task: &Task) -> Result<(), Fault> {
     let conn = Conn::open(task, "watch").await?;
+    let _awake = WalWriterAwake::beside(task);
     let name = task.replication.name();
     let mut looks = tokio::time::interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -78,6 +78,19 @@ impl Sender {
         Ok(self.inner.write_chunk(bytes.into()).await?)
     }
 
+    /// Sends pieces one after the other, as [`Sender::send_bytes`] does each, but wakes whoever
+    /// carries them, and the peer, once for as many as there is room for.
+    ///
+    /// # Errors
+    /// [`StreamError`] where the stream is gone.
+    pub async fn send_pieces(
+        &mut self,
+        pieces: impl IntoIterator<Item = Vec<u8>>,
+    ) -> Result<(), StreamError> {
+        let mut pieces: Vec<_> = pieces.into_iter().map(Into::into).collect();
+        Ok(self.inner.write_all_chunks(&mut pieces).await?)
+    }
+
     /// Sends a frame's head.
     ///
     /// # Errors

@@ -12,8 +12,8 @@ use super::{End, Pair, Text, error, warning};
 const SOURCE_EXTRA_CONNECTIONS: u64 = 4;
 
 /// Connections beside the workers on the target: the command at hand, the ledger, the watch over
-/// subscriptions.
-const TARGET_EXTRA_CONNECTIONS: u64 = 3;
+/// subscriptions, and the one that keeps the WAL writer at work.
+const TARGET_EXTRA_CONNECTIONS: u64 = 4;
 
 /// What PostgreSQL's lock table holds beyond its nominal size before it is out of shared memory,
 /// as a factor. Measured with default settings: 1.6 (15) to 1.7 (18); less is relied on, since
