@@ -228,6 +228,38 @@ fn postgresqls_own_copy_goes_through_the_same_states() -> Result<()> {
 }
 
 #[test]
+fn a_database_becomes_the_replica_of_another_of_the_same_server_by_either_method() -> Result<()> {
+    let mut cluster = Cluster::builder().nodes(3).start_servers()?;
+    let source = cluster.database("node_a");
+    sample::create(&source, 1)?;
+    let methods = [("node_b", "snapshot"), ("node_c", "native")];
+    let mut targets = Vec::new();
+    for (node, method) in methods {
+        let server = cluster.node("node_a").server();
+        targets.push(server.create_database(method)?);
+        let (conninfo, password) = (server.conninfo(method), server.password().to_owned());
+        cluster.node_mut(node).set_elsewhere(conninfo, password);
+    }
+    cluster.start_coordinator()?;
+    for node in ["node_a", "node_b", "node_c"] {
+        cluster.start_agent(node)?;
+    }
+    cluster.wait_online(&["node_a", "node_b", "node_c"])?;
+    for (node, method) in methods {
+        let arguments = [
+            "init", node, "--from", "node_a", "--yes", "--method", method,
+        ];
+        cluster.cli(&arguments)?.expect(0)?;
+    }
+    source.sql("UPDATE pgbench_tellers SET tbalance = 1")?;
+    cluster.wait_drained("node_a")?;
+    for target in targets {
+        compare::rows(&source, &target)?.none()?;
+    }
+    Ok(())
+}
+
+#[test]
 fn several_targets_are_initialised_by_one_command() -> Result<()> {
     let cluster = Cluster::builder().nodes(3).start()?;
     let source = cluster.database("node_a");

@@ -5,30 +5,26 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::BytesMut;
 use postgres_protocol::message::frontend;
 use rustls_pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_postgres::error::SqlState;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either;
 
 use super::conninfo::{Address, Conninfo, Endpoint, Keepalive, SslMode, socket_path};
 use super::transport::{Reads, Transport};
 use super::{PgError, tls};
 
-/// An open connection, before the first PostgreSQL message or after it.
-#[derive(Debug)]
-pub(super) enum Stream {
-    Plain(Transport),
-    Tls(Box<TlsStream<Transport>>),
-}
+/// An open connection, before the first PostgreSQL message or after it: in the clear on the left,
+/// through TLS on the right.
+pub(super) type Stream = Either<Transport, Box<TlsStream<Transport>>>;
 
 /// One way to one server; can be taken again, for a cancel request.
 #[derive(Debug, Clone)]
@@ -188,7 +184,7 @@ pub(super) async fn open(
             // Nothing but speed depends on it, and the kernel gives what its administrator allows.
             let _ = rustix::net::sockopt::set_socket_send_buffer_size(&stream, SEND_BUFFER);
             let transport = Transport::unix(stream, reads).map_err(unreachable)?;
-            return Ok(Stream::Plain(transport));
+            return Ok(Stream::Left(transport));
         }
         Address::Host {
             name,
@@ -217,7 +213,7 @@ pub(super) async fn open(
     prepare(&tcp, conninfo.keepalive).map_err(unreachable)?;
     let transport = Transport::tcp(tcp, reads).map_err(unreachable)?;
     match route.tls {
-        TlsUse::Never => Ok(Stream::Plain(transport)),
+        TlsUse::Never => Ok(Stream::Left(transport)),
         TlsUse::IfOffered | TlsUse::Always => encrypt(conninfo, route, &name, transport).await,
     }
 }
@@ -258,7 +254,7 @@ async fn encrypt(
     // be taken for the server's later.
     match transport.read_u8().await? {
         b'S' => {}
-        b'N' if route.tls == TlsUse::IfOffered => return Ok(Stream::Plain(transport)),
+        b'N' if route.tls == TlsUse::IfOffered => return Ok(Stream::Left(transport)),
         b'N' => return Err(failed("the server does not offer it".to_owned())),
         _ => {
             return Err(failed(
@@ -273,7 +269,7 @@ async fn encrypt(
         .connect(name, transport)
         .await
         .map_err(|error| failed(error.to_string()))?;
-    Ok(Stream::Tls(Box::new(stream)))
+    Ok(Stream::Right(Box::new(stream)))
 }
 
 /// The error of an attempt along `route` that took too long.
@@ -290,62 +286,4 @@ pub(super) fn timed_out(route: &Route) -> PgError {
 pub(super) async fn until_closed(stream: &mut Stream) {
     let mut rest = [0; 64];
     while matches!(stream.read(&mut rest).await, Ok(n) if n > 0) {}
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
-            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(stream) => stream.is_write_vectored(),
-            Self::Tls(stream) => stream.is_write_vectored(),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
-    }
 }

@@ -216,7 +216,7 @@ pub async fn await_native_copy(task: &Task) -> Result<(), Fault> {
     let mut looks = tokio::time::interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut present = tokio::time::Instant::now();
-    let errors_before = native(&conn, &name).await?.errors;
+    let mut trouble = Trouble::default();
     loop {
         tokio::select! {
             _ = looks.tick() => {}
@@ -241,10 +241,31 @@ pub async fn await_native_copy(task: &Task) -> Result<(), Fault> {
         if now.running {
             present = tokio::time::Instant::now();
         }
-        let failing = now.errors - errors_before >= ERRORS_MAX;
+        let failing = trouble.is_lasting(now.ready, now.errors);
         if failing || present.elapsed() > ABSENT_MAX {
             return Err(stuck(&conn, &now.failing));
         }
+    }
+}
+
+/// Errors of PostgreSQL's workers since a table was last made ready: what a bad night of the network
+/// costs now and then is not what keeps a copy from its end.
+#[derive(Debug, Default)]
+struct Trouble {
+    ready: Option<u64>,
+    errors: i64,
+}
+
+impl Trouble {
+    /// Whether there are too many, with so many tables ready and so many errors in all.
+    fn is_lasting(&mut self, ready: u64, errors: i64) -> bool {
+        if self.ready.is_none_or(|before| ready > before) {
+            *self = Self {
+                ready: Some(ready),
+                errors,
+            };
+        }
+        errors - self.errors >= ERRORS_MAX
     }
 }
 
@@ -382,5 +403,21 @@ pub(super) async fn unsubscribe(conn: &Conn, name: &Identifier) -> Result<(), Fa
     match conn.attempt(&left).await {
         Err(error) if !error.is(&SqlState::INSUFFICIENT_PRIVILEGE) => Err(conn.fault(&error)),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_count_from_the_last_table_that_was_made_ready() {
+        let mut trouble = Trouble::default();
+        // What went wrong before anybody looked is not held against it.
+        assert!(!trouble.is_lasting(0, 9));
+        assert!(!trouble.is_lasting(0, 9 + ERRORS_MAX - 1));
+        assert!(!trouble.is_lasting(1, 9 + ERRORS_MAX));
+        assert!(!trouble.is_lasting(1, 9 + 2 * ERRORS_MAX - 1));
+        assert!(trouble.is_lasting(1, 9 + 2 * ERRORS_MAX));
     }
 }

@@ -196,6 +196,7 @@ impl Builder {
             advertise: None,
             password: None,
             role: None,
+            elsewhere: None,
             dials: Dials::default(),
             agent_arguments: arguments.map(|(_, argument)| argument.clone()).collect(),
             dir: dir.to_path_buf(),

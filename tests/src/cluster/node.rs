@@ -23,6 +23,8 @@ pub struct Node {
     pub(super) password: Option<String>,
     /// Whom the agent connects as, where it is not the superuser.
     pub(super) role: Option<String>,
+    /// Where the agent connects, where it is not the server beside it.
+    pub(super) elsewhere: Option<String>,
     pub(super) dials: Dials,
     pub(super) agent_arguments: Vec<String>,
     pub(super) dir: PathBuf,
@@ -96,10 +98,17 @@ impl Node {
         self.dials = dials;
     }
 
+    /// Where the agent connects when it is started next: a database of another node's server.
+    pub fn set_elsewhere(&mut self, conninfo: String, password: String) {
+        self.elsewhere = Some(conninfo);
+        self.password = Some(password);
+    }
+
     fn conninfo(&self) -> String {
-        match &self.role {
-            Some(role) => self.server.conninfo_as(role, DATABASE),
-            None => self.server.conninfo(DATABASE),
+        match (&self.elsewhere, &self.role) {
+            (Some(conninfo), _) => conninfo.clone(),
+            (None, Some(role)) => self.server.conninfo_as(role, DATABASE),
+            (None, None) => self.server.conninfo(DATABASE),
         }
     }
 

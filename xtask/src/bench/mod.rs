@@ -85,15 +85,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         println!("{:.1} s", result.times.ready);
         measured.push(result);
     }
+    let processors = std::thread::available_parallelism()?.get();
     println!(
-        "\n{} of pgbench, scale {}, PostgreSQL {}, fsync on, {} processors, {} run(s) each\n",
+        "\n{} of pgbench, scale {}, PostgreSQL {}, fsync on, {processors} processors, {} run(s) each\n",
         units::bytes(size),
         arguments.scale,
         cluster.node("node_a").server().installation().version(),
-        std::thread::available_parallelism()?,
         arguments.runs
     );
-    table::print(&results, chosen.iter().filter(|way| !way.is_installed()));
+    let missing = chosen.iter().filter(|way| !way.is_installed());
+    table::print(&results, missing, processors);
     Ok(())
 }
 

@@ -7,8 +7,12 @@ use super::ways::Way;
 
 const MEBI: f64 = 1024.0 * 1024.0;
 
-/// Prints one line per way, and what the product cost per GB below.
-pub(super) fn print<'a>(results: &[(&Way, Vec<Measured>)], missing: impl Iterator<Item = &'a Way>) {
+/// Prints one line per way; below, how far the product is from the floor, and its cost per GB.
+pub(super) fn print<'a>(
+    results: &[(&Way, Vec<Measured>)],
+    missing: impl Iterator<Item = &'a Way>,
+    processors: usize,
+) {
     let medians: Vec<(&Way, &Measured)> = results
         .iter()
         .filter_map(|(way, runs)| Some((*way, median(runs)?)))
@@ -19,10 +23,12 @@ pub(super) fn print<'a>(results: &[(&Way, Vec<Measured>)], missing: impl Iterato
         .map(|(_, measured)| measured.times.ready)
         .fold(f64::INFINITY, f64::min);
     println!(
-        "{:<32}{:>9}{:>9}{:>8}{:>11}{:>16}  peak MiB: source, target, coordinator",
-        "way", "copied s", "ready s", "ratio", "our CPU s", "postgres CPU s"
+        "{:<32}{:>9}{:>9}{:>14}{:>8}{:>11}{:>16}  peak MiB: source, target, coordinator",
+        "way", "copied s", "ready s", "from to", "ratio", "our CPU s", "postgres CPU s"
     );
+    let runs = |of: &Way| results.iter().find(|(way, _)| *way == of);
     for (way, measured) in &medians {
+        let (first, last) = runs(way).map_or((0.0, 0.0), |(_, runs)| range(runs));
         let ratio = if ours.is_finite() {
             format!("{:.2}", measured.times.ready / ours)
         } else {
@@ -37,10 +43,11 @@ pub(super) fn print<'a>(results: &[(&Way, Vec<Measured>)], missing: impl Iterato
             .ours
             .map_or_else(|| "-".to_owned(), |ours| peaks(&ours));
         println!(
-            "{:<32}{:>9.1}{:>9.1}{:>8}{:>11}{:>16.1}  {}",
+            "{:<32}{:>9.1}{:>9.1}{:>14}{:>8}{:>11}{:>16.1}  {}",
             way.to_string(),
             measured.times.copied,
             measured.times.ready,
+            format!("{first:.1} {last:.1}"),
             ratio,
             cpu,
             measured.costs.postgres,
@@ -54,9 +61,35 @@ pub(super) fn print<'a>(results: &[(&Way, Vec<Measured>)], missing: impl Iterato
         "\nReady: keys built and replication caught up; without replication for psql, pg_dump and pgcopydb."
     );
     println!("Ratio: to the faster of ours; more than 1 is slower.");
+    floor(&medians, ours, processors);
     for (way, measured) in medians {
         per_gigabyte(way, measured);
     }
+}
+
+/// No way can be ready before the processors have done what PostgreSQL itself has to do, of which the
+/// leanest way is the measure.
+fn floor(medians: &[(&Way, &Measured)], ours: f64, processors: usize) {
+    let work = medians
+        .iter()
+        .map(|(_, measured)| measured.costs.postgres)
+        .fold(f64::INFINITY, f64::min);
+    #[expect(clippy::cast_precision_loss, reason = "machines are not that large")]
+    let floor = work / processors as f64;
+    if ours.is_finite() {
+        println!(
+            "Floor: the least work of PostgreSQL over {processors} processors: {floor:.1} s; ours is {:.2} times that.",
+            ours / floor
+        );
+    }
+}
+
+/// The fastest and the slowest run.
+fn range(runs: &[Measured]) -> (f64, f64) {
+    let ready = runs.iter().map(|run| run.times.ready);
+    ready.fold((f64::INFINITY, 0.0), |(first, last), one| {
+        (first.min(one), last.max(one))
+    })
 }
 
 fn peaks(ours: &[Process; 3]) -> String {

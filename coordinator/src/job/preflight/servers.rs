@@ -1,7 +1,6 @@
 //! Who is there: versions, roles as primary or standby, encodings, collations, clocks, poolers.
 
 use steep_protocol::message::facts::Finding;
-use steep_protocol::message::job::Method;
 
 use super::text::version;
 use super::{End, Pair, Text, error, info, warning};
@@ -40,7 +39,6 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     findings.extend(standbys(pair));
     findings.extend(target_older(pair));
     if same.is_none() {
-        findings.extend(native_within_a_server(pair));
         findings.extend(encoding(pair));
         findings.extend(collation(pair));
         findings.extend(clocks(pair));
@@ -62,35 +60,6 @@ fn same_database(pair: &Pair<'_>) -> Option<Finding> {
                 ),
                 "a database cannot be a replica of itself: its rows would be copied onto themselves",
                 "correct --postgres of one of the two agents",
-            ),
-        )
-    })
-}
-
-/// An identity is the server's, the database's and the time the server was started.
-fn same_server(pair: &Pair<'_>) -> bool {
-    let server = |identity: &str| -> Option<(String, String)> {
-        let mut parts = identity.splitn(3, '/');
-        let (system, _database, started) = (parts.next()?, parts.next()?, parts.next()?);
-        Some((system.to_owned(), started.to_owned()))
-    };
-    let source = server(&pair.source.server.database_identity);
-    source.is_some() && source == server(&pair.target.server.database_identity)
-}
-
-fn native_within_a_server(pair: &Pair<'_>) -> Option<Finding> {
-    let native = pair.spec.method == Method::Native;
-    (native && same_server(pair)).then(|| {
-        error(
-            "native_within_a_server",
-            &pair.spec.target,
-            Text::new(
-                format!(
-                    "{} and {} are databases of one server, and the method is native",
-                    pair.spec.source, pair.spec.target
-                ),
-                "CREATE SUBSCRIPTION would wait for its own transaction to end before its slot is ready: for ever",
-                "leave out --method native: the default method can do it",
             ),
         )
     })

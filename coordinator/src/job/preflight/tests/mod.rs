@@ -80,11 +80,6 @@ fn each_defect_of_servers_and_links_is_its_own_finding() {
         ("same_database", Error, |w| {
             w.target.server.database_identity = "1/5/a".into();
         }),
-        ("native_within_a_server", Error, |w| {
-            w.spec.method = Method::Native;
-            w.source.server.database_identity = "1/5/a".into();
-            w.target.server.database_identity = "1/6/a".into();
-        }),
         ("version_too_old", Error, |w| {
             w.target.server.version = 130_012;
         }),
