@@ -77,6 +77,15 @@ fn no_password_in_logs(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// What keeps the WAL writer at work is allowed to everybody.
+fn the_wal_writer_was_kept_at_work(cluster: &Cluster) -> Result<()> {
+    let log = std::fs::read_to_string(cluster.node("node_b").server().log())?;
+    assert!(log.contains("pg_logical_emit_message(false"), "{log}");
+    let denied = "permission denied for function pg_logical_emit_message";
+    assert!(!log.contains(denied), "{log}");
+    Ok(())
+}
+
 fn start_agents(cluster: &mut Cluster) -> Result<()> {
     cluster.start_agent("node_a")?;
     cluster.start_agent("node_b")?;
@@ -97,6 +106,7 @@ fn owners_of_their_databases_replicate_without_a_superuser() -> Result<()> {
     cluster.wait_drained("node_a")?;
     compare::rows(&source, &target)?.none()?;
     compare::schema(&source, &target)?.none()?;
+    the_wal_writer_was_kept_at_work(&cluster)?;
     no_password_in_logs(&cluster)
 }
 

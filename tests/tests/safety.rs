@@ -316,6 +316,31 @@ fn postgresqls_own_copy_can_be_cancelled_and_nothing_is_left() -> Result<()> {
 }
 
 #[test]
+fn postgresqls_own_copy_leaves_no_slot_on_the_source_when_its_target_is_lost() -> Result<()> {
+    let mut cluster = Cluster::pair()?;
+    cluster.database("node_a").sql(TABLES)?;
+    copying_natively(&cluster)?;
+    let source = cluster.database("node_a");
+    let slots = "SELECT count(*) FROM pg_replication_slots";
+    // Its own and at least that of the table that takes long.
+    wait::until_true("the slots of the copy", END_LIMIT, || {
+        Ok(source.value::<u32>(slots)? >= 2)
+    })?;
+    cluster.node_mut("node_b").server_mut().crash()?;
+    cluster.kill_agent("node_b")?;
+    // The target cannot be cleaned up yet, and the source does not wait for that.
+    cluster.cli(&["init", "cancel", "--node", "node_b", "--yes"])?;
+    wait::until_true("the source to be free of slots", END_LIMIT, || {
+        Ok(source.value::<u32>(slots)? == 0)
+    })?;
+    cluster.node_mut("node_b").server_mut().restart()?;
+    cluster.start_agent("node_b")?;
+    cluster.wait_state("node_b", &["uninitialized"], END_LIMIT)?;
+    residue::of_jobs(&source)?.none()?;
+    residue::of_everything(&cluster.database("node_b"))?.none()
+}
+
+#[test]
 fn postgresqls_own_copy_survives_the_death_of_the_agent_beside_it() -> Result<()> {
     let mut cluster = Cluster::pair()?;
     cluster.database("node_a").sql(TABLES)?;

@@ -140,7 +140,7 @@ impl Agent {
             | Command::AwaitFence
             | Command::ProveSource
             | Command::ReleaseSource
-            | Command::CleanupSource
+            | Command::CleanupSource { .. }
             | Command::PrepareSlot { .. }
             | Command::DropPrepared
             | Command::GatherHandover { .. }
@@ -175,7 +175,7 @@ impl Agent {
             | Command::AwaitFence
             | Command::ProveSource
             | Command::ReleaseSource
-            | Command::CleanupSource => self.as_source(task, command).await,
+            | Command::CleanupSource { .. } => self.as_source(task, command).await,
             Command::PrepareSlot { .. }
             | Command::DropPrepared
             | Command::GatherHandover { .. }
@@ -266,9 +266,11 @@ impl Agent {
                 self.forget(job).await;
                 Ok(Outcome::Done)
             }
-            Command::CleanupSource => {
+            Command::CleanupSource { sync_slots } => {
                 self.forget(job).await;
-                source::cleanup(task).await.map(|()| Outcome::Done)
+                source::cleanup(task, sync_slots)
+                    .await
+                    .map(|()| Outcome::Done)
             }
             other => Err(misdirected(&other)),
         }
@@ -393,11 +395,14 @@ impl Agent {
                 .map(Outcome::Warned),
             Command::Subscribe { source, start } => {
                 let conninfo = link(source).conninfo().await?;
-                sink::subscribe(task, &conninfo, start).await?;
-                if let SubscriptionStart::AtSlot(lsn) | SubscriptionStart::AtOrigin(lsn) = start {
-                    tracing::info!(job_id = %job, %lsn, "subscribed");
+                let sync_slots = sink::subscribe(task, &conninfo, start).await?;
+                match start {
+                    SubscriptionStart::AtSlot(lsn) | SubscriptionStart::AtOrigin(lsn) => {
+                        tracing::info!(job_id = %job, %lsn, "subscribed");
+                        Ok(Outcome::Done)
+                    }
+                    SubscriptionStart::NativeCopy => Ok(Outcome::Subscribed { sync_slots }),
                 }
-                Ok(Outcome::Done)
             }
             Command::AwaitNativeCopy => sink::await_native_copy(task).await.map(|()| Outcome::Done),
             Command::Finish { source, parallel } => {

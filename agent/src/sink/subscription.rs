@@ -13,7 +13,7 @@ use steep_protocol::message::agent::{
     SubscriptionStart, SubscriptionStatus, WorkProgress, WorkUnit,
 };
 use steep_protocol::message::handover::Replication;
-use steep_protocol::message::job::ReplicationNames;
+use steep_protocol::message::job::{ReplicationNames, SyncSlots};
 use steep_protocol::message::peer::Secret;
 use steep_protocol::{Fault, FaultKind, Identifier, Lsn, Phase, Retry};
 use tokio::time::MissedTickBehavior;
@@ -53,7 +53,7 @@ async fn find(conn: &Conn, name: &Identifier) -> Result<Option<Found>, Fault> {
 }
 
 /// Makes the job's subscription and enables it. Done again, goes on where it was: what is enabled
-/// is left alone, since its origin has moved on by itself.
+/// is left alone, since its origin has moved on by itself. Gives the slots that its own copy makes.
 ///
 /// # Errors
 /// Faults of the server, the connection, and of the server's own connection to the source.
@@ -61,7 +61,7 @@ pub async fn subscribe(
     task: &Task,
     source: &Secret,
     start: SubscriptionStart,
-) -> Result<(), Fault> {
+) -> Result<SyncSlots, Fault> {
     let conn = Conn::open(task, "subscribe").await?;
     let replication = &task.replication;
     let name = replication.name();
@@ -73,8 +73,9 @@ pub async fn subscribe(
             made.ok_or_else(|| conn.own(Fault::new(FaultKind::Failed, gone(&name))))?
         }
     };
+    let sync_slots = sync_slots(&conn, &found).await?;
     if found.enabled {
-        return Ok(());
+        return Ok(sync_slots);
     }
     match start {
         SubscriptionStart::AtSlot(lsn) => advance(&conn, found.oid, lsn, Position::Told).await?,
@@ -85,7 +86,18 @@ pub async fn subscribe(
         SubscriptionStart::NativeCopy => {}
     }
     let enable = format!("ALTER SUBSCRIPTION {} ENABLE", name.quoted());
-    conn.execute(&enable).await
+    conn.execute(&enable).await?;
+    Ok(sync_slots)
+}
+
+async fn sync_slots(conn: &Conn, subscription: &Found) -> Result<SyncSlots, Fault> {
+    let sql = "SELECT system_identifier FROM pg_control_system()";
+    let system: i64 = conn.row(sql, &[]).await?.get(0);
+    Ok(SyncSlots {
+        subscription: subscription.oid,
+        // Shown as PostgreSQL shows it: without a sign.
+        system: system.cast_unsigned(),
+    })
 }
 
 /// A physical copy of the source brings the prepared publication along, which nobody needs here. Where

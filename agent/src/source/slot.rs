@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use steep_protocol::message::agent::{SlotStatus, WorkProgress, WorkUnit};
 use steep_protocol::message::handover::{PreparedSlot, PreparedState, SlotName};
-use steep_protocol::message::job::ReplicationNames;
+use steep_protocol::message::job::{ReplicationNames, SyncSlots};
 use steep_protocol::{ByteCount, Fault, FaultKind, Lsn, Phase, Retry};
 use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
@@ -191,12 +191,20 @@ pub async fn slot_statuses(
 ///
 /// # Errors
 /// A [`Fault`] where PostgreSQL cannot be reached or does not let go.
-pub async fn cleanup(task: &Task) -> Result<(), Fault> {
+pub async fn cleanup(task: &Task, sync_slots: Option<SyncSlots>) -> Result<(), Fault> {
     let fault = |error: PgError| error.to_fault(&task.node);
     let session = Session::connect(&task.conninfo, "cleanup")
         .await
         .map_err(fault)?;
     remove(&session, task, &task.cancel).await?;
+    if let Some(made) = sync_slots {
+        for slot in left_by_own_copy(&session, made).await.map_err(fault)? {
+            let gone = drop_slot(&session, &slot, &task.cancel).await;
+            if gone.map_err(fault)? == SlotGone::StillInUse {
+                return Err(still_in_use(task, &slot));
+            }
+        }
+    }
     session.close().await;
     Ok(())
 }
@@ -219,17 +227,29 @@ pub(super) async fn remove(
             forgotten.map_err(fault)
         }
         SlotGone::Yes => Ok(()),
-        SlotGone::StillInUse => {
-            let message =
-                format!("the replication slot {slot} is still in use and cannot be dropped");
-            Err(Fault::new(FaultKind::Failed, message)
-                .hint(format!(
-                    "drop the subscription {name} on the target, then: SELECT pg_drop_replication_slot('{slot}')"
-                ))
-                .retry(Retry::Backoff)
-                .on(&task.node))
-        }
+        SlotGone::StillInUse => Err(still_in_use(task, slot)),
     }
+}
+
+fn still_in_use(task: &Task, slot: &SlotName) -> Fault {
+    let message = format!("the replication slot {slot} is still in use and cannot be dropped");
+    let name = task.replication.name();
+    Fault::new(FaultKind::Failed, message)
+        .hint(format!(
+            "drop the subscription {name} on the target, then: SELECT pg_drop_replication_slot('{slot}')"
+        ))
+        .retry(Retry::Backoff)
+        .on(&task.node)
+}
+
+/// Slots of tables that were on their way when the target's server lost its way here.
+async fn left_by_own_copy(session: &Session, made: SyncSlots) -> Result<Vec<SlotName>, PgError> {
+    let sql =
+        "SELECT slot_name::text FROM pg_replication_slots WHERE database = current_database()";
+    let rows = session.query(sql, &[]).await?;
+    let names = rows.iter().map(|row| row.get::<_, &str>(0));
+    let left = names.filter(|name| made.include(name));
+    Ok(left.filter_map(|name| SlotName::parse(name).ok()).collect())
 }
 
 /// Whether a slot is there no longer.

@@ -90,7 +90,7 @@ pub async fn open(task: &Task, request: OpenRequest) -> Result<OpenSnapshot, Fau
             cancel: CancellationToken::new(),
             ..task.clone()
         };
-        match tokio::time::timeout(TIDY_UP, slot::cleanup(&tidy)).await {
+        match tokio::time::timeout(TIDY_UP, slot::cleanup(&tidy, None)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => warn!(job_id = %task.job, %error, "could not tidy up"),
             Err(_) => warn!(job_id = %task.job, "could not tidy up in time"),

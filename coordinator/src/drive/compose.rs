@@ -92,7 +92,9 @@ impl<S: Store> Driver<S> {
             Work::ReleaseTarget => Command::ReleaseTarget,
             Work::ReleaseSource => Command::ReleaseSource,
             Work::CleanupTarget(data) => Command::CleanupTarget { data },
-            Work::CleanupSource => Command::CleanupSource,
+            Work::CleanupSource => Command::CleanupSource {
+                sync_slots: live.job.sync_slots,
+            },
         };
         (command, workers)
     }

@@ -205,7 +205,12 @@ impl<S: Store> Driver<S> {
                 self.send(&node, CoordinatorMessage::Abort { id });
             }
             let source = look.spec.source.clone();
-            self.doctor_send(look.id, look.first + 2, &source, Command::CleanupSource);
+            self.doctor_send(
+                look.id,
+                look.first + 2,
+                &source,
+                Command::CleanupSource { sync_slots: None },
+            );
         }
     }
 

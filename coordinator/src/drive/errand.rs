@@ -381,7 +381,7 @@ impl<S: Store> Driver<S> {
         let message = CoordinatorMessage::Command {
             id: CommandId(id),
             job,
-            command: Command::CleanupSource,
+            command: Command::CleanupSource { sync_slots: None },
         };
         self.send(peer, message);
     }

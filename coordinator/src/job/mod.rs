@@ -21,7 +21,7 @@ use steep_protocol::message::agent::CancelledData;
 use steep_protocol::message::api::PhaseSeconds;
 use steep_protocol::message::facts::{Finding, SourceFacts};
 use steep_protocol::message::handover::{Replication, SlotFacts};
-use steep_protocol::message::job::JobSpec;
+use steep_protocol::message::job::{JobSpec, SyncSlots};
 use steep_protocol::{ByteCount, CommandId, Fault, JobId, Lsn, Phase, RowCount};
 
 pub mod applying;
@@ -83,6 +83,9 @@ pub struct Job {
     pub slot_facts: Option<Box<SlotFacts>>,
     /// The consistent point and the size of the plan, once there is one.
     pub plan: Option<Plan>,
+    /// What PostgreSQL's own copy may leave on the source, once it has begun.
+    #[serde(default)]
+    pub sync_slots: Option<SyncSlots>,
     /// What the ledger holds, once asked.
     pub proved_target: Option<Totals>,
     /// What the source sent, once asked.
@@ -337,6 +340,7 @@ impl Job {
             facts: None,
             slot_facts: None,
             plan: None,
+            sync_slots: None,
             proved_target: None,
             proved_source: None,
             witness: Witness::Present,

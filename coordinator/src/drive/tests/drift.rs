@@ -107,7 +107,13 @@ fn columns_that_drift_are_named_and_their_repair_is_noticed() {
         filter: TableFilter::default(),
         replication: job,
     };
-    assert_eq!((told(&admit), told(&Command::CleanupSource)), (2, 2));
+    assert_eq!(
+        (
+            told(&admit),
+            told(&Command::CleanupSource { sync_slots: None })
+        ),
+        (2, 2)
+    );
 
     world.observe_columns(job, "new", "new");
     let view = world.node("b");

@@ -114,7 +114,7 @@ fn a_dead_agent_fails_the_job_and_is_cleaned_when_it_returns() {
     let done = world.agent("a").history.last().unwrap().1.clone();
     assert_eq!(
         done,
-        Command::CleanupSource,
+        Command::CleanupSource { sync_slots: None },
         "the source is not left with a slot"
     );
     let fault = world.init(vec![spec("a", "b")]).unwrap_err();

@@ -22,7 +22,7 @@ fn is_copy(command: &Command) -> bool {
 fn is_cleanup(command: &Command) -> bool {
     matches!(
         command,
-        Command::CleanupSource | Command::CleanupTarget { .. }
+        Command::CleanupSource { .. } | Command::CleanupTarget { .. }
     )
 }
 

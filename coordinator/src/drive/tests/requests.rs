@@ -203,7 +203,7 @@ fn the_preflight_alone_touches_nothing_and_takes_its_permission_back() {
     assert_eq!(targets, [node("b"), node("c")]);
     assert_eq!(world.state("b"), NodeState::Uninitialized);
     let last = &world.agent("a").history.last().unwrap().1;
-    assert_eq!(*last, Command::CleanupSource);
+    assert_eq!(*last, Command::CleanupSource { sync_slots: None });
     assert!(world.agents.values().all(|agent| agent.kept.is_empty()));
 
     let specs = vec![spec("a", "b")];

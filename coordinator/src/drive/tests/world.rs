@@ -320,7 +320,7 @@ impl World {
             | Command::BuildIndexes { .. }
             | Command::BuildConstraints { .. }
             | Command::Finish { .. } => Outcome::Warned(Vec::new()),
-            Command::CleanupSource | Command::CloseSnapshot => {
+            Command::CleanupSource { .. } | Command::CloseSnapshot => {
                 self.agent(name).snapshots.remove(&job);
                 Outcome::Done
             }

@@ -97,6 +97,9 @@ impl Turn {
             (Work::ProveSource, Outcome::Totals { parts, rows, bytes }) => {
                 self.job.proved_source = Some(Totals { parts, rows, bytes });
             }
+            (Work::Subscribe, Outcome::Subscribed { sync_slots }) => {
+                self.job.sync_slots = Some(sync_slots);
+            }
             (Work::Regrant, _) => {}
             (_, Outcome::Warned(findings)) => self.warn(findings),
             (_, Outcome::Done | Outcome::FencePassed { .. } | Outcome::Totals { .. }) => {}
@@ -109,7 +112,8 @@ impl Turn {
                 | Outcome::Captured { .. }
                 | Outcome::Reviewed(_)
                 | Outcome::SlotPrepared(_)
-                | Outcome::HandoverFacts(_),
+                | Outcome::HandoverFacts(_)
+                | Outcome::Subscribed { .. },
             ) => return self.fail(self.misunderstood(work)),
         }
         if self.missing(work) {

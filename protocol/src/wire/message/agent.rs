@@ -11,7 +11,7 @@ use super::facts::{Finding, SourceFacts, TargetFacts};
 use super::handover::{
     self, HandoverFacts, PreparedSlot, Replication, SchemaCheck, SlotName, Used,
 };
-use super::job::{Compression, ExistingRows, SchemaMode, TableFilter};
+use super::job::{Compression, ExistingRows, SchemaMode, SyncSlots, TableFilter};
 use super::schema::{SchemaCursor, SchemaPage, SchemaReview};
 use crate::wire::pace::{self, Pace};
 use crate::wire::{
@@ -303,7 +303,10 @@ pub enum Command {
     /// Target: the job is over and good; forget the ledger.
     ReleaseTarget,
     /// Source: remove slot, publication and snapshot.
-    CleanupSource,
+    CleanupSource {
+        /// Slots that the target's server may have left, where it copies by itself.
+        sync_slots: Option<SyncSlots>,
+    },
     /// Target: remove subscription, origin, ledger and, unless kept, the rows and tables we made.
     CleanupTarget {
         /// What becomes of the rows.
@@ -418,7 +421,7 @@ impl Command {
             Self::ProveTarget => "prove_target",
             Self::ProveSource => "prove_source",
             Self::ReleaseTarget => "release_target",
-            Self::CleanupSource => "cleanup_source",
+            Self::CleanupSource { .. } => "cleanup_source",
             Self::CleanupTarget { .. } => "cleanup_target",
             Self::DescribeSchema { .. } => "describe_schema",
             Self::CaptureFingerprints => "capture_fingerprints",
@@ -529,6 +532,11 @@ pub enum Outcome {
     SlotPrepared(Box<PreparedSlot>),
     /// Of [`Command::GatherHandover`].
     HandoverFacts(Box<HandoverFacts>),
+    /// Of [`Command::Subscribe`] where PostgreSQL copies by itself.
+    Subscribed {
+        /// The slots it makes for that.
+        sync_slots: SyncSlots,
+    },
 }
 
 /// One table of a plan, as the coordinator needs it.

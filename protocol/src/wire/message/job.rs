@@ -180,9 +180,50 @@ impl ReplicationNames {
     }
 }
 
+/// The slots that PostgreSQL's own copy makes on the source, one for each table on its way. They are
+/// the target server's to drop, which it cannot do where it no longer reaches the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncSlots {
+    /// The subscription's oid on the target.
+    pub subscription: u32,
+    /// The target server's system identifier (`pg_control_system`).
+    pub system: u64,
+}
+
+impl SyncSlots {
+    /// Whether that is one of them: `pg_<subscription>_sync_<table's oid>_<system>`
+    /// (`ReplicationSlotNameForTablesync` in PostgreSQL's tablesync.c).
+    #[must_use]
+    pub fn include(self, slot: &str) -> bool {
+        let table = slot
+            .strip_prefix(&format!("pg_{}_sync_", self.subscription))
+            .and_then(|rest| rest.strip_suffix(&format!("_{}", self.system)));
+        table.is_some_and(|oid| oid.parse::<u32>().is_ok())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_slots_of_postgresqls_own_copy_are_known_by_name() {
+        let ours = SyncSlots {
+            subscription: 16_390,
+            system: 7_332_000_000_000_000_001,
+        };
+        assert!(ours.include("pg_16390_sync_16385_7332000000000000001"));
+        for other in [
+            "pg_16391_sync_16385_7332000000000000001",
+            "pg_16390_sync_16385_7332000000000000002",
+            "pg_16390_sync__7332000000000000001",
+            "pg_16390_sync_1_2_7332000000000000001",
+            "pg_16390",
+            "",
+        ] {
+            assert!(!ours.include(other), "{other:?} was taken for ours");
+        }
+    }
 
     #[test]
     fn compression_is_read_as_the_contract_writes_it() {
