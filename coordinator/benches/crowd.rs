@@ -409,7 +409,7 @@ impl FakeAgent {
             max_workers: 4,
         });
         sender.send(&register).await?;
-        let pace = Pace::of_session(connection.protocol());
+        let pace = Pace::default();
         let mut agent = Self {
             sender,
             cadence: Cadence::new(pace, Instant::now().into_std(), SystemTime::now()),

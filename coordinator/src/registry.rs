@@ -10,7 +10,7 @@ use steep_protocol::message::agent::{
     CoordinatorMessage, Observed, Registration, SlotStatus, SubscriptionStatus,
 };
 use steep_protocol::message::handover::PreparedSlot;
-use steep_protocol::pace::{self, Pace};
+use steep_protocol::pace::Pace;
 use steep_protocol::{JobId, NodeId};
 use tokio::sync::mpsc;
 
@@ -23,8 +23,6 @@ pub struct SessionId(pub u64);
 pub struct Link {
     /// Which session.
     pub session: SessionId,
-    /// The protocol that both ends speak.
-    pub protocol: u16,
     /// What is to be sent; bounded.
     pub outbox: mpsc::Sender<CoordinatorMessage>,
 }
@@ -60,7 +58,7 @@ impl Registry {
     /// Takes an agent's new session; one it had before is closed by dropping it.
     pub fn join(&mut self, node: NodeId, link: Link, registration: Registration, now: Timestamp) {
         let agent = Agent {
-            pace: Pace::of_session(link.protocol),
+            pace: Pace::default(),
             link,
             registration,
             observed: Observed::default(),
@@ -116,8 +114,7 @@ impl Registry {
         let mut news = Vec::new();
         for (node, agent) in &mut self.agents {
             let pace = wanted(node);
-            // An older agent speaks as it always did.
-            if agent.pace != pace && agent.link.protocol >= pace::SINCE {
+            if agent.pace != pace {
                 agent.pace = pace;
                 news.push((node.clone(), pace));
             }
@@ -126,7 +123,7 @@ impl Registry {
     }
 
     /// Queues a message without waiting. `Ok` too where the agent has no session: what it must hear
-    /// is said again when it registers; and where it speaks a protocol that has no such message.
+    /// is said again when it registers.
     ///
     /// # Errors
     /// [`Clogged`] where the session takes no more; the caller ends it.
@@ -134,9 +131,6 @@ impl Registry {
         let Some(agent) = self.agents.get(node) else {
             return Ok(());
         };
-        if agent.link.protocol < message.since() {
-            return Ok(());
-        }
         let outbox = &agent.link.outbox;
         // A mirror row is replaced by the next one; it never takes the place of a command.
         let droppable = matches!(message, CoordinatorMessage::Mirror(_));

@@ -180,10 +180,9 @@ impl Control {
         let _watched = self.agent.telemetry.links.watch(&connection);
         let gone = match connection.open().await {
             Ok((mut sender, mut receiver)) => {
-                let pace = Pace::of_session(connection.protocol());
                 let mut speech = Speech {
                     sender: &mut sender,
-                    cadence: Cadence::new(pace, Instant::now(), SystemTime::now()),
+                    cadence: Cadence::new(Pace::default(), Instant::now(), SystemTime::now()),
                     told: None,
                     looked: News::None,
                 };

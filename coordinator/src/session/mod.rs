@@ -62,11 +62,7 @@ pub async fn serve(
         }
     };
     let (outbox, queue) = mpsc::channel(OUTBOX);
-    let link = Link {
-        session,
-        protocol: connection.protocol(),
-        outbox,
-    };
+    let link = Link { session, outbox };
     let joined = AgentInput::Joined {
         node: node.clone(),
         link,

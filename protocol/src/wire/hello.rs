@@ -17,14 +17,11 @@ pub const ALPN: &[u8] = b"steep-repl/1";
 
 /// The protocol spoken by this build.
 ///
-/// 1. The first.
-/// 2. The coordinator says how often to speak (`CoordinatorMessage::Pace`). An agent that is told
-///    nothing is calm; one that speaks 1 reports as if it were watched, since nobody will tell it.
-///    Nodes are made from backups (`message::handover`).
-pub const VERSION: u16 = 2;
+/// 3. The first. What was numbered before was never published, and no build speaks it any more.
+pub const VERSION: u16 = 3;
 
 /// The oldest protocol this build can still speak.
-pub const VERSION_MIN: u16 = 1;
+pub const VERSION_MIN: u16 = 3;
 
 /// The length of a hello, of an answer and of a refusal without its reason.
 pub const HELLO_LENGTH: usize = 16;

@@ -10,10 +10,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-/// The first protocol ([`crate::hello::VERSION`]) in which the coordinator says how closely somebody
-/// looks. In an older one nobody will: an agent speaks as if it were watched.
-pub const SINCE: u16 = 2;
-
 /// Between two reports while somebody watches, and between two of whatever kind. Who watches hears of
 /// a report within 150 ms, so that a change is seen well within 500 ms.
 pub const WATCHED_EVERY: Duration = Duration::from_millis(200);
@@ -36,18 +32,6 @@ pub enum Pace {
     Calm,
     /// Somebody watches a job of this node.
     Watched,
-}
-
-impl Pace {
-    /// The pace of a session before anything is said of it.
-    #[must_use]
-    pub fn of_session(protocol: u16) -> Self {
-        if protocol < SINCE {
-            Self::Watched
-        } else {
-            Self::Calm
-        }
-    }
 }
 
 /// What there is to say.
@@ -160,11 +144,5 @@ mod tests {
             let before = (beat + CALM_EVERY - look).as_nanos() % LOOK_EVERY.as_nanos();
             assert_eq!(before, LOOK_AHEAD.as_nanos(), "{part}");
         }
-    }
-
-    #[test]
-    fn a_coordinator_that_will_not_say_who_watches_is_told_everything() {
-        assert_eq!(Pace::of_session(SINCE - 1), Pace::Watched);
-        assert_eq!(Pace::of_session(SINCE), Pace::Calm);
     }
 }

@@ -2,7 +2,7 @@
 
 use steep_protocol::message::agent::{AgentMessage, PartProgress, ProgressReport};
 use steep_protocol::message::api::EventView;
-use steep_protocol::pace::{self, Pace};
+use steep_protocol::pace::Pace;
 use steep_protocol::{ByteCount, Fault, FaultKind, JobId, NodeState, PartNo, Phase, TableName};
 
 use super::super::{Answer, Interest, Question};
@@ -393,16 +393,4 @@ fn agents_of_a_watched_job_are_told_to_speak_often_and_no_others() {
     }
     world.skip(4);
     assert_eq!(told(&mut world, "d"), [Pace::Calm], "it asks no more");
-}
-
-#[test]
-fn an_agent_that_does_not_know_of_paces_is_told_nothing_of_them() {
-    let directory = directory();
-    let mut world = World::open(directory.path(), &["a", "b"]);
-    world.protocol = pace::SINCE - 1;
-    world.join("b");
-    let follows = world.init(vec![spec("a", "b")]).unwrap();
-    assert_eq!(follows.len(), 1);
-    assert_eq!(world.agent("a").paces, [Pace::Watched]);
-    assert!(world.agent("b").paces.is_empty());
 }

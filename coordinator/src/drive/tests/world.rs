@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use jiff::SignedDuration;
-use steep_protocol::hello::VERSION;
 use steep_protocol::message::agent::{
     AgentMessage, Command, CoordinatorMessage, Observed, Outcome, PartDone, Registration,
     ReplicatedDigest, SlotStatus, SubscriptionStatus, TableSummary,
@@ -65,8 +64,6 @@ pub(super) struct World {
     _handle: Handle,
     pub(super) agents: BTreeMap<NodeId, FakeAgent>,
     sessions: u64,
-    /// What agents that join speak.
-    pub(super) protocol: u16,
     skipped: SignedDuration,
     /// What comparing schemas comes to.
     pub(super) review: SchemaReview,
@@ -80,7 +77,6 @@ impl World {
             _handle: handle,
             agents: BTreeMap::new(),
             sessions: 0,
-            protocol: VERSION,
             skipped: SignedDuration::ZERO,
             review: SchemaReview::default(),
         };
@@ -96,7 +92,6 @@ impl World {
             driver,
             mut agents,
             sessions,
-            protocol,
             skipped,
             review,
             ..
@@ -111,7 +106,6 @@ impl World {
             _handle: handle,
             agents,
             sessions,
-            protocol,
             skipped: SignedDuration::ZERO,
             review,
         };
@@ -157,11 +151,7 @@ impl World {
         let kept: Vec<_> = agent.kept.clone().into_iter().collect();
         self.turn(vec![AgentInput::Joined {
             node: id.clone(),
-            link: Link {
-                session,
-                protocol: self.protocol,
-                outbox,
-            },
+            link: Link { session, outbox },
             registration,
         }]);
         for (command, outcome) in kept {

@@ -8,12 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use super::api::AuditView;
 use super::facts::{Finding, SourceFacts, TargetFacts};
-use super::handover::{
-    self, HandoverFacts, PreparedSlot, Replication, SchemaCheck, SlotName, Used,
-};
+use super::handover::{HandoverFacts, PreparedSlot, Replication, SchemaCheck, SlotName, Used};
 use super::job::{Compression, ExistingRows, SchemaMode, SyncSlots, TableFilter};
 use super::schema::{SchemaCursor, SchemaPage, SchemaReview};
-use crate::wire::pace::{self, Pace};
+use crate::wire::pace::Pace;
 use crate::wire::{
     ByteCount, CommandId, Epoch, Fault, JobId, Lsn, NodeId, NodeState, PartNo, Phase, RowCount,
     TableName, TableNo,
@@ -112,23 +110,6 @@ pub enum CoordinatorMessage {
         /// What.
         command: Command,
     },
-}
-
-impl CoordinatorMessage {
-    /// The first protocol whose agents know the message.
-    #[must_use]
-    pub fn since(&self) -> u16 {
-        match self {
-            Self::Welcome { .. }
-            | Self::Command { .. }
-            | Self::Abort { .. }
-            | Self::Forget { .. }
-            | Self::Mirror(_)
-            | Self::Audit(_) => 1,
-            Self::Pace(_) => pace::SINCE,
-            Self::CommandOn { .. } => handover::SINCE,
-        }
-    }
 }
 
 /// What an agent is, at the beginning of a session. Its node name comes from its certificate.
@@ -302,7 +283,7 @@ pub enum Command {
     ProveSource,
     /// Target: the job is over and good; forget the ledger.
     ReleaseTarget,
-    /// Source: remove slot, publication and snapshot.
+    /// Source: remove slots, publication and snapshot.
     CleanupSource {
         /// Slots that the target's server may have left, where it copies by itself.
         sync_slots: Option<SyncSlots>,

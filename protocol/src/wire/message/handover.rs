@@ -15,9 +15,6 @@ use super::facts::{Listed, SourceFacts};
 use super::job::{JobSpec, ReplicationNames};
 use crate::wire::{ByteCount, Identifier, JobId, Lsn, NodeId};
 
-/// The first protocol ([`crate::hello::VERSION`]) in which nodes are made from backups.
-pub const SINCE: u16 = 2;
-
 /// The longest time that a prepared slot may be kept, in seconds: a year.
 pub const EXPIRES_MAX: u64 = 366 * 24 * 3600;
 
