@@ -15,13 +15,12 @@ use steep_protocol::message::job::Compression;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::chunk::context_bytes;
-use crate::peer::stream::HELD_MAX;
 use crate::pg::raw::READ_BUFFER;
 
 /// The most that one part under way holds on either end, besides a compressor's context: what the
-/// connection to PostgreSQL has read, a chunk raw, packed and handed over with what waited for it,
-/// and a stream's window on its way.
-const PART: usize = READ_BUFFER + 3 * CHUNK_RAW_MAX + HELD_MAX + STREAM_WINDOW as usize;
+/// connection to PostgreSQL has read, a chunk raw, packed and handed over, and a stream's window on
+/// its way.
+const PART: usize = READ_BUFFER + 3 * CHUNK_RAW_MAX + STREAM_WINDOW as usize;
 
 /// Mebibytes for rows unless told otherwise. With what an agent needs besides it stays below 128.
 pub const DEFAULT_MIB: u32 = 96;

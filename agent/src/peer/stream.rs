@@ -21,9 +21,6 @@ const TOGETHER_RAW: ByteCount = ByteCount(1024 * 1024);
 /// …or the first of them has waited so long, as where the reader is slow.
 const TOGETHER_WAIT: Duration = Duration::from_millis(100);
 
-/// The most that waits to be handed over, besides the frame that fills it.
-pub const HELD_MAX: usize = TOGETHER_BYTES;
-
 /// Sends everything a reader has, then the end frame; or a fault frame where the reader fails.
 /// `flow` counts what has gone.
 ///
@@ -63,6 +60,9 @@ pub async fn send<R: PartReader>(
                     return Ok(Err(fault));
                 }
             };
+            if !held.has_room(payload.len()) {
+                held.send(sender, flow).await?;
+            }
             on_wire += held.add(head, payload, length);
             if held.is_due() {
                 held.send(sender, flow).await?;
@@ -103,6 +103,11 @@ impl Held {
         self.wire += wire;
         self.since.get_or_insert_with(Instant::now);
         wire
+    }
+
+    /// What is handed over at once takes no more memory than a chunk.
+    fn has_room(&self, payload: usize) -> bool {
+        self.wire.0 as usize + payload <= CHUNK_RAW_MAX
     }
 
     fn is_due(&self) -> bool {
@@ -289,4 +294,45 @@ fn chunk_fault(error: &PackError) -> Fault {
         PackError::Unpack(_) | PackError::Digest => Retry::NewConnection,
     };
     Fault::new(FaultKind::Failed, error.to_string()).retry(retry)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use steep_protocol::RowCount;
+
+    const HEAD: FrameHead = FrameHead::End {
+        chunks: 0,
+        raw: ByteCount(0),
+        rows: RowCount(0),
+    };
+
+    /// Chunks of that size that go together.
+    fn together(payload: usize, raw: usize) -> usize {
+        let mut held = Held::default();
+        let fill = |_: &usize| {
+            let fits = held.has_room(payload) && !held.is_due();
+            if fits {
+                held.add(HEAD, vec![0; payload], ByteCount(raw as u64));
+            }
+            fits
+        };
+        (0..1_000).take_while(fill).count()
+    }
+
+    #[test]
+    fn small_chunks_go_together_and_large_ones_alone() {
+        assert_eq!(together(1_000, CHUNK_RAW_MAX), 4, "a megabyte of rows");
+        assert_eq!(together(20_000, CHUNK_RAW_MAX), 4);
+        assert_eq!(together(30_000, CHUNK_RAW_MAX), 3, "a hand-over's worth");
+        assert_eq!(together(250_000, CHUNK_RAW_MAX), 1);
+    }
+
+    #[test]
+    fn what_was_held_leaves_no_room_for_a_chunk_that_did_not_pack() {
+        let mut held = Held::default();
+        assert!(held.has_room(CHUNK_RAW_MAX), "alone it always goes");
+        held.add(HEAD, vec![0; 10], ByteCount(10));
+        assert!(!held.has_room(CHUNK_RAW_MAX));
+    }
 }
