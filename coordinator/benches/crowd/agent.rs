@@ -1,0 +1,248 @@
+//! Agents without servers, which say what real ones would and when they would.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Result, bail};
+use steep_certs::Credentials;
+use steep_protocol::message::agent::{
+    AgentMessage, Command, CoordinatorMessage, Observed, Outcome, PartDone, PartProgress,
+    ProgressReport, Registration, SlotStatus, TableSummary,
+};
+use steep_protocol::message::facts::{SourceFacts, TargetFacts};
+use steep_protocol::pace::{Cadence, LOOK_EVERY, News, Pace, first_look};
+use steep_protocol::quic::{Endpoint, Expect, Sender, Tuning};
+use steep_protocol::{ByteCount, JobId, Lsn, PartNo, Phase, RowCount, TableName, TableNo};
+use tokio::time::{Instant, interval_at, sleep, sleep_until};
+
+use super::healthy::server;
+use super::{PART_MILLIS, PARTS_EACH, TABLES};
+
+/// What the agents have said, and in how many sends.
+pub(super) static MESSAGES: AtomicU64 = AtomicU64::new(0);
+pub(super) static SENDS: AtomicU64 = AtomicU64::new(0);
+
+/// An agent that does everything at once, but copies without end.
+pub(super) struct FakeAgent {
+    sender: Sender,
+    cadence: Cadence,
+    epoch: Instant,
+    /// When its parts end, from a whole second on.
+    phase: Duration,
+    /// Jobs it copies, and parts done of each.
+    copying: BTreeMap<JobId, u32>,
+    /// Jobs whose slots it has, and how much WAL they hold back.
+    slots: BTreeMap<JobId, u64>,
+    /// Operators' wishes in its audit log that it has not said so of.
+    audited: Vec<u64>,
+    /// When it spoke last. Of all changes since then, the first has waited longest.
+    changed: Duration,
+    /// Whether its server has been looked at since.
+    looked: bool,
+}
+
+impl FakeAgent {
+    pub(super) async fn run(
+        address: &str,
+        credentials: &Credentials,
+        epoch: Instant,
+        phase: Duration,
+    ) -> Result<()> {
+        let endpoint = Endpoint::dialer(credentials, Tuning::BULK)?;
+        let connection = loop {
+            match endpoint.dial(address, &Expect::Coordinator).await {
+                Ok(connection) => break connection,
+                Err(_) => sleep(Duration::from_millis(200)).await,
+            }
+        };
+        let (mut sender, mut receiver) = connection.open().await?;
+        let register = AgentMessage::Register(Registration {
+            advertise: "127.0.0.1:7401".to_owned(),
+            version: "0.1.0".to_owned(),
+            incarnation: 1,
+            open_snapshots: Vec::new(),
+            max_workers: 4,
+        });
+        sender.send(&register).await?;
+        let pace = Pace::default();
+        let mut agent = Self {
+            sender,
+            cadence: Cadence::new(pace, Instant::now().into_std(), SystemTime::now()),
+            epoch,
+            phase,
+            copying: BTreeMap::new(),
+            slots: BTreeMap::new(),
+            audited: Vec::new(),
+            changed: epoch.elapsed(),
+            looked: false,
+        };
+        let first = first_look(Instant::now().into_std(), SystemTime::now());
+        let mut looks = interval_at(Instant::from_std(first), LOOK_EVERY);
+        loop {
+            let due = agent.due();
+            tokio::select! {
+                message = receiver.recv::<CoordinatorMessage>() => match message? {
+                    Some(message) => agent.obey(message).await?,
+                    None => bail!("the coordinator ended the session"),
+                },
+                _ = looks.tick() => agent.looked = true,
+                () = sleep_until(due) => agent.speak().await?,
+            }
+        }
+    }
+
+    async fn obey(&mut self, message: CoordinatorMessage) -> Result<()> {
+        match message {
+            CoordinatorMessage::Command {
+                job,
+                command: Command::Copy { .. },
+                ..
+            } => {
+                self.copying.insert(job, 0);
+            }
+            CoordinatorMessage::Command { id, job, command } => {
+                if let Command::OpenSource { .. } = command {
+                    self.slots.insert(job, 0);
+                }
+                let outcome = Ok(perform(&mut self.sender, job, &command).await?);
+                let finished = AgentMessage::Finished {
+                    command: id,
+                    outcome,
+                };
+                self.sender.send(&finished).await?;
+            }
+            CoordinatorMessage::Pace(pace) => self.cadence.keep(pace),
+            CoordinatorMessage::Audit(wish) => self.audited.push(wish.seq),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// When it speaks next: of jobs it copies, bytes grow all the time.
+    fn due(&self) -> Instant {
+        let news = if !self.audited.is_empty() {
+            News::Event
+        } else if self.looked || !self.copying.is_empty() {
+            News::Growth
+        } else {
+            News::None
+        };
+        let due = self.cadence.due(news);
+        due.map_or(Instant::now() + LOOK_EVERY, Instant::from_std)
+    }
+
+    /// Says everything there is to say, together.
+    async fn speak(&mut self) -> Result<()> {
+        let now = Instant::now().into_std();
+        let audited = std::mem::take(&mut self.audited).into_iter();
+        let mut messages: Vec<AgentMessage> =
+            audited.map(|seq| AgentMessage::Audited { seq }).collect();
+        let done = self.epoch.elapsed().saturating_sub(self.phase).as_millis();
+        let done = u32::try_from(done / u128::from(PART_MILLIS))?;
+        let changed = std::mem::replace(&mut self.changed, self.epoch.elapsed());
+        for (job, told) in &mut self.copying {
+            if done > *told {
+                let parts = vec![PartDone {
+                    part: PartNo(*told),
+                    rows: RowCount(1_000),
+                    bytes: ByteCount(1),
+                    wire: ByteCount(1),
+                }];
+                *told = done;
+                messages.push(AgentMessage::PartsDone { job: *job, parts });
+            }
+            messages.push(AgentMessage::Progress(progress(
+                *job,
+                changed,
+                self.changed,
+            )?));
+        }
+        if std::mem::take(&mut self.looked) {
+            messages.push(AgentMessage::Observed(self.observed()));
+        }
+        self.cadence.spoke(now);
+        MESSAGES.fetch_add(messages.len() as u64, Ordering::Relaxed);
+        SENDS.fetch_add(1, Ordering::Relaxed);
+        Ok(self.sender.send_all(&messages).await?)
+    }
+}
+
+impl FakeAgent {
+    /// What it observes, in which nothing stands out: WAL is written all the time.
+    fn observed(&mut self) -> Observed {
+        let slots = self.slots.iter_mut().map(|(job, held)| {
+            *held += 1_000;
+            SlotStatus {
+                job: *job,
+                active: false,
+                lag: ByteCount(*held),
+                wal_held: ByteCount(*held),
+                wal_status: "reserved".to_owned(),
+            }
+        });
+        Observed {
+            postgres: Some(Ok(180_000)),
+            slots: slots.collect(),
+            ..Observed::default()
+        }
+    }
+}
+
+/// Four parts on their way, the first of which says when something changed and when that is said.
+fn progress(job: JobId, changed: Duration, now: Duration) -> Result<ProgressReport> {
+    let changed = u64::try_from(changed.as_millis())?;
+    let now = u64::try_from(now.as_millis())?;
+    let active = (0..4).map(|n| PartProgress {
+        part: PartNo(TABLES * PARTS_EACH - 1 - n),
+        bytes: ByteCount(if n == 0 { changed << 20 } else { u64::from(n) }),
+        wire: ByteCount(if n == 0 { now << 20 } else { 0 }),
+    });
+    Ok(ProgressReport {
+        job,
+        phase: Phase::Copy,
+        active: active.collect(),
+        work: None,
+        retries: 0,
+    })
+}
+
+async fn perform(sender: &mut Sender, job: JobId, command: &Command) -> Result<Outcome> {
+    Ok(match command {
+        Command::GatherSource { .. } => Outcome::SourceFacts(Box::new(SourceFacts {
+            server: server("a"),
+            tables: TABLES.into(),
+            total_bytes: ByteCount(500),
+            replication_link: Some(Ok(())),
+            pg_dump: Some(Ok(18)),
+            ..SourceFacts::default()
+        })),
+        Command::GatherTarget { .. } => Outcome::TargetFacts(Box::new(TargetFacts {
+            server: server("b"),
+            disk_free: Some(ByteCount(1 << 50)),
+            agent_link: Some(Ok(300)),
+            server_link: Some(Ok(())),
+            ..TargetFacts::default()
+        })),
+        Command::OpenSource { .. } => {
+            let tables = (0..TABLES).map(|n| {
+                Ok(TableSummary {
+                    no: TableNo(n),
+                    name: TableName::new("public", format!("table_{n}"))?,
+                    rows_estimate: RowCount(1_000_000),
+                    bytes_estimate: ByteCount(10 << 30),
+                    first_part: PartNo(n * PARTS_EACH),
+                    parts: PARTS_EACH,
+                })
+            });
+            let tables = tables.collect::<Result<_>>()?;
+            sender.send(&AgentMessage::PlanPage { job, tables }).await?;
+            Outcome::SourceOpened {
+                lsn: Lsn(1),
+                tables: TABLES,
+                parts: TABLES * PARTS_EACH,
+            }
+        }
+        _ => Outcome::Done,
+    })
+}
