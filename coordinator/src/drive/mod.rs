@@ -20,6 +20,7 @@ mod effects;
 mod errand;
 mod following;
 mod gauges;
+mod handle;
 mod handover;
 mod jobs;
 mod log;
@@ -36,22 +37,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use steep_protocol::message::agent::{
-    AgentMessage, CancelledData, CoordinatorMessage, PartDone, Registration,
-};
-use steep_protocol::message::api::{
-    AuditView, EndView, EventView, JobView, NodeView, ProgressSample, ProgressView,
-};
-use steep_protocol::message::facts::Finding;
-use steep_protocol::message::handover::{CompleteSpec, PrepareSpec, PreparedSlot, SlotName};
-use steep_protocol::message::job::{JobSpec, TableFilter};
-use steep_protocol::message::schema::{SchemaCursor, SchemaPage};
+use steep_protocol::message::agent::{CoordinatorMessage, PartDone};
+use steep_protocol::message::api::{AuditView, EndView, ProgressSample};
 use steep_protocol::{Fault, JobId, NodeId, TableNo};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 pub use gauges::{Copied, Ended, Gauges, JobGauges, NodeGauges};
+pub use handle::{
+    AgentInput, Answer, Ask, Feed, Follow, Handle, Interest, Operator, Question, Reply,
+};
 
 use crate::job::machine::{Rules, after};
 use crate::job::progress::Meter;
@@ -59,8 +55,8 @@ use crate::job::report::Slowest;
 use crate::job::tally::Tally;
 use crate::job::vigil::{Bounds, Vigil};
 use crate::job::{Job, Side, preflight};
-use crate::registry::{Link, Registry, SessionId};
-use crate::store::{EventQuery, NodeRecord, Store, StoreError, TableTimes, Write};
+use crate::registry::Registry;
+use crate::store::{NodeRecord, Store, StoreError, TableTimes, Write};
 use gauges::Tallies;
 
 /// Messages of agents that may wait. Each can be as long as a control frame, so few.
@@ -82,289 +78,6 @@ const PARTS_EVERY: Duration = Duration::from_secs(2);
 /// How long columns must differ before that is drift, unless told otherwise: a change that is made on
 /// both ends by hand, one after the other, takes no longer.
 pub const DRIFT_GRACE: Duration = Duration::from_secs(60);
-
-/// What comes from the agents' sessions.
-#[derive(Debug)]
-pub enum AgentInput {
-    /// A session began.
-    Joined {
-        /// Whose.
-        node: NodeId,
-        /// Its sending end.
-        link: Link,
-        /// What the agent said of itself.
-        registration: Registration,
-    },
-    /// Something was said in it.
-    Said {
-        /// By whom.
-        node: NodeId,
-        /// In which session.
-        session: SessionId,
-        /// What, in order.
-        messages: Vec<AgentMessage>,
-    },
-    /// It ended.
-    Left {
-        /// Whose.
-        node: NodeId,
-        /// Which.
-        session: SessionId,
-    },
-}
-
-/// What an operator's stream asks the loop.
-#[derive(Debug, Clone)]
-pub enum Question {
-    /// Nodes; all of them where `None`.
-    Nodes {
-        /// Which.
-        node: Option<NodeId>,
-    },
-    /// A page of events.
-    Events(EventQuery),
-    /// The preflight alone.
-    Doctor {
-        /// One spec per target.
-        specs: Vec<JobSpec>,
-    },
-    /// New jobs.
-    Init {
-        /// One spec per target.
-        specs: Vec<JobSpec>,
-        /// Who asks.
-        operator: Operator,
-    },
-    /// How far a node's job is.
-    Progress {
-        /// The node.
-        node: NodeId,
-        /// Whether it is to be followed.
-        interest: Interest,
-    },
-    /// Every node, every job at work, and where the event log ends.
-    Overview {
-        /// Jobs that are followed already.
-        known: Vec<JobId>,
-    },
-    /// The newest events.
-    Recent {
-        /// Of which node; of all where `None`.
-        node: Option<NodeId>,
-        /// At most so many.
-        limit: u32,
-    },
-    /// A node's last job in full.
-    Job {
-        /// The node.
-        node: NodeId,
-        /// The last job that is over and was answered; it is not read again.
-        seen: Option<JobId>,
-        /// Whether it is asked for again and again.
-        interest: Interest,
-    },
-    /// How a node's last job that is over ended.
-    Report {
-        /// The node.
-        node: NodeId,
-    },
-    /// Undo a node's job.
-    Cancel {
-        /// The node.
-        node: NodeId,
-        /// What becomes of the rows.
-        data: CancelledData,
-        /// Who asks.
-        operator: Operator,
-    },
-    /// A page of what operators wanted.
-    Audit(EventQuery),
-    /// Everything that metrics tell.
-    Gauges,
-    /// A page of a node's schema.
-    Schema {
-        /// The node.
-        node: NodeId,
-        /// Of which tables.
-        filter: TableFilter,
-        /// Which page, unless the first.
-        cursor: Option<SchemaCursor>,
-    },
-    /// Have a node store fingerprints.
-    Capture {
-        /// The node.
-        node: NodeId,
-        /// Whose, beside its own.
-        peer: Option<NodeId>,
-        /// Who asks.
-        operator: Operator,
-    },
-    /// Nothing: that there is an answer shows that the loop turns.
-    Alive,
-    /// Prepare a slot.
-    Prepare {
-        /// Where, under which name, for how long.
-        spec: PrepareSpec,
-        /// Who asks.
-        operator: Operator,
-    },
-    /// Drop a prepared slot.
-    DropPrepared {
-        /// The source.
-        node: NodeId,
-        /// The slot.
-        slot: SlotName,
-        /// Who asks.
-        operator: Operator,
-    },
-    /// What is prepared on a node.
-    Prepared {
-        /// The node.
-        node: NodeId,
-    },
-    /// A new job that goes on from a backup.
-    Complete {
-        /// What is asked for.
-        spec: Box<CompleteSpec>,
-        /// Who asks.
-        operator: Operator,
-    },
-    /// The preflight alone of such a job.
-    DoctorComplete {
-        /// What is asked for.
-        spec: Box<CompleteSpec>,
-    },
-}
-
-/// Whether who asks watches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Interest {
-    /// One answer is all.
-    Once,
-    /// It will want to know what becomes of it.
-    GoesOn,
-}
-
-/// Who asks, as far as the connection shows.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Operator {
-    /// The name in the certificate.
-    pub name: String,
-    /// The certificate's serial number.
-    pub certificate: String,
-    /// The address the request came from, without its port.
-    pub address: String,
-}
-
-/// What the loop answers.
-#[derive(Debug)]
-pub enum Answer {
-    /// Nodes by name.
-    Nodes(Vec<NodeView>),
-    /// Events, oldest first.
-    Events(Vec<EventView>),
-    /// Operators' wishes, oldest first.
-    Audit(Vec<AuditView>),
-    /// What metrics tell.
-    Gauges(Box<Gauges>),
-    /// Findings by target, in the order asked.
-    Findings(Vec<(NodeId, Vec<Finding>)>),
-    /// The jobs are stored and run.
-    Accepted {
-        /// Each, to follow.
-        jobs: Vec<Follow>,
-        /// The last event before they began.
-        after: u64,
-    },
-    /// How far the node's last job is.
-    Progress {
-        /// Now, with every table.
-        view: Box<ProgressView>,
-        /// How it goes on, while it does and where that was asked for.
-        follow: Option<Follow>,
-        /// How it ended, once it has.
-        end: Option<Box<EndView>>,
-    },
-    /// Everything there is.
-    Overview {
-        /// Nodes by name.
-        nodes: Vec<NodeView>,
-        /// Jobs that have not ended and are not followed yet.
-        jobs: Vec<Follow>,
-        /// The number of the last event; 0 where there is none.
-        last_event: u64,
-    },
-    /// A job in full; `None` where there is none, or it is the one that was seen.
-    Job(Option<Box<JobView>>),
-    /// How a job ended; `None` where none has.
-    Report(Option<Box<EndView>>),
-    /// Done.
-    Done,
-    /// A page of a schema.
-    Schema {
-        /// The page.
-        page: Box<SchemaPage>,
-        /// Where it goes on.
-        next: Option<SchemaCursor>,
-    },
-    /// Fingerprints are stored.
-    Captured {
-        /// How many tables' of the node itself.
-        tables: u64,
-    },
-    /// Slots that are prepared: one that has just been, or all of a node.
-    Prepared {
-        /// What was found on the way.
-        findings: Vec<Finding>,
-        /// The slots.
-        slots: Vec<PreparedSlot>,
-    },
-}
-
-/// Where an answer goes.
-pub type Reply = oneshot::Sender<Result<Answer, Fault>>;
-
-/// A question and where its answer goes.
-#[derive(Debug)]
-pub struct Ask {
-    /// The question.
-    pub question: Question,
-    /// Where the answer goes. Dropped unanswered only when the coordinator stops.
-    pub reply: Reply,
-}
-
-/// A running job, watched.
-#[derive(Debug, Clone)]
-pub struct Follow {
-    /// The target.
-    pub node: NodeId,
-    /// The job.
-    pub job: JobId,
-    /// Its newest state.
-    pub feed: watch::Receiver<Feed>,
-}
-
-/// The newest state of a job.
-#[derive(Debug, Clone)]
-pub struct Feed {
-    /// Grows with every change.
-    pub version: u64,
-    /// How far it is.
-    pub view: Arc<ProgressView>,
-    /// How it ended, once it has.
-    pub end: Option<Arc<EndView>>,
-}
-
-/// How sessions and streams reach the loop.
-#[derive(Debug, Clone)]
-pub struct Handle {
-    /// For agents' sessions.
-    pub agents: mpsc::Sender<AgentInput>,
-    /// For operators' streams.
-    pub asks: mpsc::Sender<Ask>,
-    /// Changes whenever a feed or the event log has something new.
-    pub pulse: watch::Receiver<u64>,
-}
 
 /// A job in memory: at work, or with something left to remove.
 struct Live {

@@ -1,13 +1,14 @@
 //! Columns that are no longer the source's, subscriptions that keep failing, and their repair.
 
 use steep_protocol::message::agent::{AgentMessage, Command, Observed};
-use steep_protocol::message::job::SchemaMode;
+use steep_protocol::message::job::{SchemaMode, TableFilter};
 use steep_protocol::message::schema::{Change, SchemaDifference, SchemaReview, Subject};
 use steep_protocol::{FaultKind, JobId, NodeState, TableName};
 
 use super::super::*;
 use super::world::{World, operator};
 use super::{directory, slot, subscription};
+use crate::store::EventQuery;
 use crate::testing::{node, spec};
 
 fn synchronized(world: &mut World, mode: SchemaMode) -> JobId {

@@ -3,6 +3,7 @@
 use steep_protocol::message::agent::{
     AgentMessage, Command, Outcome, PartProgress, ProgressReport,
 };
+use steep_protocol::message::api::EventView;
 use steep_protocol::message::job::Method;
 use steep_protocol::{ByteCount, NodeState, PartNo, Phase};
 
@@ -50,7 +51,7 @@ fn an_init_runs_to_synchronized_and_tells_all_of_it() {
     ] {
         assert!(names.contains(&wanted), "{wanted} is missing in {names:?}");
     }
-    let field = |event: &super::super::EventView, name: &str| {
+    let field = |event: &EventView, name: &str| {
         event
             .fields
             .iter()

@@ -1,7 +1,9 @@
 //! Nodes made from a backup: which slot, which commands, what becomes of the slot.
 
 use steep_protocol::message::agent::AgentMessage;
-use steep_protocol::message::handover::{PreparedState, SchemaCheck, SlotName};
+use steep_protocol::message::handover::{
+    CompleteSpec, PrepareSpec, PreparedSlot, PreparedState, SchemaCheck, SlotName,
+};
 use steep_protocol::message::job::Method;
 use steep_protocol::{JobId, Lsn, NodeState};
 

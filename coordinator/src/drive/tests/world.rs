@@ -6,12 +6,15 @@ use std::path::Path;
 
 use jiff::SignedDuration;
 use steep_protocol::message::agent::{
-    AgentMessage, Command, CoordinatorMessage, Observed, Outcome, PartDone, Registration,
-    ReplicatedDigest, SlotStatus, SubscriptionStatus, TableSummary,
+    AgentMessage, CancelledData, Command, CoordinatorMessage, Observed, Outcome, PartDone,
+    Registration, ReplicatedDigest, SlotStatus, SubscriptionStatus, TableSummary,
 };
-use steep_protocol::message::api::{EndView, NodeView, ProgressView};
-use steep_protocol::message::facts::SourceFacts;
-use steep_protocol::message::handover::{HandoverFacts, PreparedState, Replication, SlotFacts};
+use steep_protocol::message::api::{EndView, EventView, NodeView, ProgressView};
+use steep_protocol::message::facts::{Finding, SourceFacts};
+use steep_protocol::message::handover::{
+    HandoverFacts, PreparedSlot, PreparedState, Replication, SlotFacts, SlotName,
+};
+use steep_protocol::message::job::JobSpec;
 use steep_protocol::message::schema::{SchemaCursor, SchemaReview};
 use steep_protocol::pace::Pace;
 use steep_protocol::{
@@ -22,7 +25,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::super::*;
 use crate::job::preflight::Case;
-use crate::registry::Link;
+use crate::registry::{Link, SessionId};
+use crate::store::EventQuery;
 use crate::store::sqlite::SqliteStore;
 use crate::testing::node;
 
