@@ -28,7 +28,12 @@ const STREAMS_MAX: usize = 32;
 /// How long an operator has to say what it wants on a stream it opened.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 
-/// Serves an operator's connection until either side ends it.
+/// How long answers under way get once the coordinator stops. The loop has answered by then, or has
+/// gone, which is an answer too.
+const ANSWERS_LIMIT: Duration = Duration::from_secs(1);
+
+/// Serves an operator's connection until either side ends it. When the coordinator stops, no request is
+/// taken any more; what is being answered is answered to its end, if only by saying that.
 pub async fn serve(connection: Connection, handle: Handle, shutdown: CancellationToken) {
     let operator = Operator {
         name: connection.peer().name.to_string(),
@@ -38,10 +43,7 @@ pub async fn serve(connection: Connection, handle: Handle, shutdown: Cancellatio
     let mut streams = JoinSet::new();
     loop {
         tokio::select! {
-            () = shutdown.cancelled() => {
-                connection.close(CloseCode::ShuttingDown);
-                return;
-            }
+            () = shutdown.cancelled() => break,
             stream = connection.accept(), if streams.len() < STREAMS_MAX => {
                 let Ok((sender, receiver)) = stream else {
                     return;
@@ -57,6 +59,14 @@ pub async fn serve(connection: Connection, handle: Handle, shutdown: Cancellatio
             Some(ended) = streams.join_next() => say_panic(ended),
         }
     }
+    let answered = async {
+        while let Some(ended) = streams.join_next().await {
+            say_panic(ended);
+        }
+    };
+    // Who does not take the answer has had the time.
+    let _ = tokio::time::timeout(ANSWERS_LIMIT, answered).await;
+    connection.close(CloseCode::ShuttingDown);
 }
 
 /// One request.
@@ -106,6 +116,8 @@ impl Stream {
         };
         if self.sender.send(&last).await.is_ok() {
             self.sender.finish();
+            // A connection that is closed takes along what has not arrived.
+            let _ = self.sender.drained().await;
         }
     }
 

@@ -28,8 +28,8 @@ use steep_protocol::message::job::{
 };
 use steep_protocol::quic::{ConnectError, Connection, Endpoint, Expect, Receiver, Sender, Tuning};
 use steep_protocol::{
-    ByteCount, CommandId, FaultKind, JobId, Lsn, NodeId, NodeState, PartNo, RowCount, TableName,
-    TableNo,
+    ByteCount, CommandId, FaultKind, JobId, Lsn, NodeId, NodeState, PartNo, Retry, RowCount,
+    TableName, TableNo,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
@@ -433,8 +433,49 @@ async fn followers_of_events_hear_of_new_ones_and_of_the_end() {
     };
     assert_eq!(event.event, "agent.connected");
     cluster.stop().await;
-    let after = events.recv::<ApiReply>().await;
-    assert!(!matches!(after, Ok(Some(ApiReply::Event(_)))), "{after:?}");
+    let Ok(Some(ApiReply::Fault(fault))) = events.recv::<ApiReply>().await else {
+        panic!("nobody said why");
+    };
+    assert_eq!(fault.message, "the coordinator is stopping");
+    assert_eq!(fault.retry, Retry::NewConnection);
+    assert_eq!(dba.closed().await, Some(CloseCode::ShuttingDown));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_an_answer_is_told_that_the_coordinator_stops() {
+    let mut cluster = Cluster::start().await;
+    let (_a, a) = cluster.dial("node_a").await;
+    let mut agents = JoinSet::new();
+    let (asked, mut hears) = tokio::sync::mpsc::channel(1);
+    agents.spawn(async move {
+        let (mut sender, mut receiver) = a.open().await.unwrap();
+        let register = AgentMessage::Register(Registration {
+            advertise: "127.0.0.1:7401".to_owned(),
+            version: "0.1.0".to_owned(),
+            incarnation: 1,
+            open_snapshots: Vec::new(),
+            max_workers: 4,
+        });
+        sender.send(&register).await.unwrap();
+        while let Ok(Some(message)) = receiver.recv::<CoordinatorMessage>().await {
+            if let CoordinatorMessage::Command { .. } = message {
+                let _ = asked.send(()).await;
+            }
+        }
+    });
+    let (_dba, dba) = cluster.dial("dba").await;
+    await_online(&dba, 1).await;
+    let request = ApiRequest::Schema {
+        node: NodeId::parse("node_a").unwrap(),
+        filter: steep_protocol::message::job::TableFilter::default(),
+    };
+    let mut answer = ask(&dba, &request).await;
+    hears.recv().await.unwrap();
+    cluster.stop().await;
+    let Ok(Some(ApiReply::Fault(fault))) = answer.recv::<ApiReply>().await else {
+        panic!("nobody said why");
+    };
+    assert_eq!(fault.message, "the coordinator is stopping");
     assert_eq!(dba.closed().await, Some(CloseCode::ShuttingDown));
 }
 
