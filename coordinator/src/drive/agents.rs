@@ -8,7 +8,7 @@ use steep_protocol::{CommandId, Fault, JobId, NodeId, NodeState};
 
 use super::log::Note;
 use super::{AgentInput, Driver};
-use crate::job::machine::{AWAY_LIMIT, JobEvent, Snapshot, after};
+use crate::job::machine::{AWAY_LIMIT, JobEvent, Parting, Snapshot, after};
 use crate::registry::{Link, SessionId};
 use crate::store::{NodeRecord, Store, Write};
 
@@ -30,14 +30,18 @@ impl<S: Store> Driver<S> {
                     self.on_said(&node, session, message, now);
                 }
             }
-            AgentInput::Left { node, session } => self.on_left(&node, session, now),
+            AgentInput::Left {
+                node,
+                session,
+                parting,
+            } => self.on_left(&node, session, parting, now),
         }
     }
 
     fn on_joined(&mut self, node: &NodeId, link: Link, registration: Registration, now: Timestamp) {
         if let Some(before) = self.registry.session(node) {
             // Its jobs see the old session end before the new one begins.
-            self.on_left(node, before, now);
+            self.on_left(node, before, Parting::Lost, now);
         }
         let record = self
             .nodes
@@ -103,24 +107,39 @@ impl<S: Store> Driver<S> {
             None => JobEvent::Down {
                 side,
                 give_up: after(now, AWAY_LIMIT),
+                parting: Parting::Lost,
             },
         };
         self.advance(id, event, now);
     }
 
     /// An agent's session ended.
-    pub(super) fn on_left(&mut self, node: &NodeId, session: SessionId, now: Timestamp) {
+    pub(super) fn on_left(
+        &mut self,
+        node: &NodeId,
+        session: SessionId,
+        parting: Parting,
+        now: Timestamp,
+    ) {
         let Some(agent) = self.registry.leave(node, session) else {
             return;
         };
-        let text = format!("the agent of {node} has no session any more");
+        let text = match parting {
+            Parting::Lost => format!("the agent of {node} has no session any more"),
+            Parting::Stopped => format!("the agent of {node} was stopped"),
+        };
         self.log(Note::warn("agent.lost", text).node(node), now);
         // A process that was killed says nothing; QUIC notices late. It has been away since it was
         // last heard.
         let give_up = after(agent.last_heard, AWAY_LIMIT);
         for id in self.jobs_of(node) {
             if let Some(side) = self.jobs.get(&id).and_then(|live| live.job.side_of(node)) {
-                self.advance(id, JobEvent::Down { side, give_up }, now);
+                let event = JobEvent::Down {
+                    side,
+                    give_up,
+                    parting,
+                };
+                self.advance(id, event, now);
             }
         }
         self.doctors_lost(node);

@@ -15,6 +15,7 @@ use steep_protocol::{Fault, JobId, NodeId};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::Gauges;
+use crate::job::machine::Parting;
 use crate::registry::{Link, SessionId};
 use crate::store::EventQuery;
 
@@ -45,6 +46,8 @@ pub enum AgentInput {
         node: NodeId,
         /// Which.
         session: SessionId,
+        /// What became of the agent.
+        parting: Parting,
     },
 }
 

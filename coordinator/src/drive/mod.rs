@@ -49,7 +49,7 @@ pub use handle::{
     AgentInput, Answer, Ask, Feed, Follow, Handle, Interest, Operator, Question, Reply,
 };
 
-use crate::job::machine::{Rules, after};
+use crate::job::machine::{Parting, Rules, after};
 use crate::job::progress::Meter;
 use crate::job::report::Slowest;
 use crate::job::tally::Tally;
@@ -342,7 +342,7 @@ impl<S: Store> Driver<S> {
                 && let Some(session) = self.registry.session(&node)
             {
                 tracing::warn!(node_id = %node, "the agent does not take its messages; its session is closed");
-                self.on_left(&node, session, now);
+                self.on_left(&node, session, Parting::Lost, now);
             }
         }
         let mut news = !out.writes.is_empty() || out.observed;

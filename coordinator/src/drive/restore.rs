@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::audience::Seat;
 use super::jobs::took;
 use super::{Driver, Feed, Live};
-use crate::job::machine::{JobEvent, after};
+use crate::job::machine::{JobEvent, Parting, after};
 use crate::job::progress::{Detail, Meter};
 use crate::job::report::Slowest;
 use crate::job::tally::Tally;
@@ -65,7 +65,12 @@ impl<S: Store> Driver<S> {
         }
         let give_up = after(now, RESUME_GRACE);
         for side in Side::BOTH {
-            self.advance(id, JobEvent::Down { side, give_up }, now);
+            let event = JobEvent::Down {
+                side,
+                give_up,
+                parting: Parting::Lost,
+            };
+            self.advance(id, event, now);
         }
         Ok(())
     }

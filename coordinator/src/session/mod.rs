@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::drive::AgentInput;
+use crate::job::machine::Parting;
 use crate::registry::{Link, SessionId};
 
 /// Messages to one agent that may wait; an agent that is further behind is disconnected and told
@@ -27,6 +28,9 @@ const TOGETHER: usize = 16;
 
 /// How long an agent has to open its stream and register.
 const REGISTER_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long it has, once it has said all, to say that its process ends: a round trip.
+const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// The longest `HOST:PORT`: a DNS name, a colon and a port.
 const ADVERTISE_MAX: usize = 253 + 6;
@@ -61,7 +65,8 @@ pub async fn serve(
             return connection.close(CloseCode::Malformed);
         }
     };
-    let (outbox, queue) = mpsc::channel(OUTBOX);
+    // Until the loop has heard of the end of the session, it takes messages for the agent.
+    let (outbox, mut queue) = mpsc::channel(OUTBOX);
     let link = Link { session, outbox };
     let joined = AgentInput::Joined {
         node: node.clone(),
@@ -72,10 +77,14 @@ pub async fn serve(
         return connection.close(CloseCode::ShuttingDown);
     }
     let conversation = async {
-        tokio::select! {
-            code = read(receiver, &node, session, &loop_) => code,
-            code = write(sender, queue) => code,
-            () = shutdown.cancelled() => CloseCode::ShuttingDown,
+        let end = tokio::select! {
+            end = read(receiver, &node, session, &loop_) => end,
+            end = write(sender, &mut queue) => end,
+            () = shutdown.cancelled() => End::Ours(CloseCode::ShuttingDown),
+        };
+        match end {
+            End::Ours(code) => (code, Parting::Lost),
+            End::Theirs(code) => (code, parting(connection.closed()).await),
         }
     };
     let code = to_its_end(conversation, &node, session, &loop_).await;
@@ -83,22 +92,41 @@ pub async fn serve(
     connection.close(code);
 }
 
+/// Who ended a session, and why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// This end.
+    Ours(CloseCode),
+    /// The agent, or what is between.
+    Theirs(CloseCode),
+}
+
+/// What became of an agent that has said all it had to say: it closes the connection when it knows that
+/// this was heard.
+async fn parting(closed: impl Future<Output = Option<CloseCode>>) -> Parting {
+    match tokio::time::timeout(LAST_WORD, closed).await {
+        Ok(Some(CloseCode::ShuttingDown)) => Parting::Stopped,
+        Ok(_) | Err(_) => Parting::Lost,
+    }
+}
+
 /// Runs a session and tells the loop when it is over, however it ends: an agent whose session broke by
 /// a mistake of ours would be taken to be there for ever. It dials again by itself.
 async fn to_its_end(
-    conversation: impl Future<Output = CloseCode>,
+    conversation: impl Future<Output = (CloseCode, Parting)>,
     node: &NodeId,
     session: SessionId,
     loop_: &mpsc::Sender<AgentInput>,
 ) -> CloseCode {
     let ended = AssertUnwindSafe(conversation).catch_unwind().await;
-    let code = ended.unwrap_or_else(|_| {
+    let (code, parting) = ended.unwrap_or_else(|_| {
         tracing::error!(node_id = %node, "an agent's session panicked and is ended");
-        CloseCode::ShuttingDown
+        (CloseCode::ShuttingDown, Parting::Lost)
     });
     let left = AgentInput::Left {
         node: node.clone(),
         session,
+        parting,
     };
     // A loop that is gone knows that its agents are gone.
     let _ = loop_.send(left).await;
@@ -158,7 +186,7 @@ async fn read(
     node: &NodeId,
     session: SessionId,
     loop_: &mpsc::Sender<AgentInput>,
-) -> CloseCode {
+) -> End {
     loop {
         let mut messages = Vec::new();
         let mut end = None;
@@ -184,24 +212,24 @@ async fn read(
             messages,
         };
         if loop_.send(said).await.is_err() {
-            return CloseCode::ShuttingDown;
+            return End::Ours(CloseCode::ShuttingDown);
         }
         if let Some(code) = end {
-            return code;
+            return End::Theirs(code);
         }
     }
 }
 
-async fn write(mut sender: Sender, mut queue: mpsc::Receiver<CoordinatorMessage>) -> CloseCode {
+async fn write(mut sender: Sender, queue: &mut mpsc::Receiver<CoordinatorMessage>) -> End {
     let mut messages = Vec::with_capacity(TOGETHER);
     while queue.recv_many(&mut messages, TOGETHER).await > 0 {
         if let Err(error) = sender.send_all(&messages).await {
-            return error.code().unwrap_or(CloseCode::Malformed);
+            return End::Theirs(error.code().unwrap_or(CloseCode::Malformed));
         }
         messages.clear();
     }
     // The loop has let go of this session.
-    CloseCode::Superseded
+    End::Ours(CloseCode::Superseded)
 }
 
 #[cfg(test)]
@@ -226,10 +254,26 @@ mod tests {
         let code = to_its_end(panics, &node, SessionId(3), &loop_).await;
         assert_eq!(code, CloseCode::ShuttingDown);
         let left = heard.try_recv().unwrap();
-        let AgentInput::Left { node: of, session } = left else {
+        let AgentInput::Left {
+            node: of,
+            session,
+            parting,
+        } = left
+        else {
             panic!("{left:?}");
         };
         assert_eq!((of, session), (node, SessionId(3)));
+        assert_eq!(parting, Parting::Lost);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_an_agent_that_says_so_was_stopped() {
+        let of = |code| parting(std::future::ready(code));
+        assert_eq!(of(Some(CloseCode::ShuttingDown)).await, Parting::Stopped);
+        assert_eq!(of(Some(CloseCode::Done)).await, Parting::Lost);
+        assert_eq!(of(None).await, Parting::Lost);
+        // One that says nothing more is not waited for.
+        assert_eq!(parting(std::future::pending()).await, Parting::Lost);
     }
 
     #[test]

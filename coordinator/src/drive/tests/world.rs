@@ -172,6 +172,7 @@ impl World {
         self.turn(vec![AgentInput::Left {
             node: node(name),
             session,
+            parting: Parting::Lost,
         }]);
         self.listen();
     }

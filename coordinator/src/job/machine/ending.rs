@@ -94,7 +94,7 @@ impl Turn {
                 self.returned(side, incarnation);
                 ending.stop_by = ending.stop_by.max(after(self.now, STOP_LIMIT));
             }
-            JobEvent::Down { side, give_up } => self.left(side, give_up),
+            JobEvent::Down { side, give_up, .. } => self.left(side, give_up),
             // It ends already, and for its first cause.
             JobEvent::Endangered { .. } => {}
             JobEvent::Cancel { data } => {

@@ -94,6 +94,8 @@ pub enum JobEvent {
         side: Side,
         /// When to stop waiting for it, if it is needed.
         give_up: Timestamp,
+        /// What became of its process.
+        parting: Parting,
     },
     /// An operator wants it undone.
     Cancel {
@@ -107,6 +109,15 @@ pub enum JobEvent {
     },
     /// Time has passed.
     Tick,
+}
+
+/// What is known of an agent whose session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parting {
+    /// Nothing: the network may be broken, the process may have died.
+    Lost,
+    /// It said that its process ends. What it held in memory is gone for certain.
+    Stopped,
 }
 
 /// Whether the source's agent holds the snapshot.
@@ -266,7 +277,7 @@ impl Turn {
                 self.arrived(side, incarnation);
                 Ok(())
             }
-            JobEvent::Down { side, give_up } => {
+            JobEvent::Down { side, give_up, .. } => {
                 self.left(side, give_up);
                 Ok(())
             }

@@ -161,20 +161,38 @@ impl World {
     }
 
     fn down(&mut self, side: Side) {
+        self.leave(side, Parting::Lost);
+    }
+
+    fn leave(&mut self, side: Side, parting: Parting) {
         self.agent(side).online = false;
-        let give_up = after(self.now, AWAY_LIMIT);
-        self.apply(JobEvent::Down { side, give_up }).unwrap();
+        let event = JobEvent::Down {
+            side,
+            give_up: after(self.now, AWAY_LIMIT),
+            parting,
+        };
+        self.apply(event).unwrap();
     }
 
     /// The process dies: what it did and what it knew is gone.
     fn kill(&mut self, side: Side) {
+        self.end_process(side);
+        if self.agent(side).online {
+            self.down(side);
+        }
+    }
+
+    /// The same, said beforehand.
+    fn kill_politely(&mut self, side: Side) {
+        self.end_process(side);
+        self.leave(side, Parting::Stopped);
+    }
+
+    fn end_process(&mut self, side: Side) {
         let agent = self.agent(side);
         agent.at_work.clear();
         agent.snapshot = false;
         agent.incarnation += 1;
-        if agent.online {
-            self.down(side);
-        }
     }
 
     fn tick(&mut self, seconds: i64) {
@@ -532,6 +550,33 @@ fn a_restarted_source_loses_the_snapshot_while_it_is_needed_and_not_after() {
             NodeState::Synchronized
         };
         assert_eq!(world.node, expected, "{work:?}: {:?}", world.job.stage);
+    }
+}
+
+#[test]
+fn a_source_that_is_stopped_under_its_snapshot_ends_the_job_at_once_and_a_target_does_not() {
+    for work in SNAPSHOT_WORK {
+        for side in Side::BOTH {
+            let mut world = World::new(Method::Snapshot);
+            world.until(work);
+            let needed = matches!(work, Work::OpenSource | Work::PrepareTarget | Work::Copy);
+            world.kill_politely(side);
+            let Stage::Ending(ending) = &world.job.stage else {
+                assert!(side == Side::Target || !needed, "{work:?} goes on");
+                continue;
+            };
+            assert!(side == Side::Source && needed, "{work:?} ends by {side:?}");
+            let Why::Failed(fault) = &ending.why else {
+                panic!("{ending:?}");
+            };
+            assert!(fault.to_string().contains("was stopped"), "{fault}");
+            // It is seen without the agent, and what is left there is removed when it is back.
+            world.tick(3);
+            assert_eq!(world.node, NodeState::Failed);
+            world.up(side);
+            world.run_on();
+            assert!(matches!(world.job.stage, Stage::Closed(Closed::Failed(_))));
+        }
     }
 }
 

@@ -10,8 +10,8 @@ use steep_protocol::{Fault, FaultKind, Phase};
 use super::super::{Plan, WARNINGS_MAX, Why, Witness};
 use super::{
     AWAY_LIMIT, Case, Closed, Counted, Effect, Finish, JobEvent, NodeEvent, PARTS_PER_COPY,
-    Presence, Process, RECOUNTS_MAX, Refused, Residue, Side, Snapshot, Stage, Step, Totals, Turn,
-    Work, after,
+    Parting, Presence, Process, RECOUNTS_MAX, Refused, Residue, Side, Snapshot, Stage, Step,
+    Totals, Turn, Work, after,
 };
 
 /// Problems named in the error of a preflight that failed; all of them are in the findings.
@@ -45,7 +45,17 @@ impl Turn {
                 incarnation,
                 snapshot,
             } => self.came_back(step, side, incarnation, snapshot),
-            JobEvent::Down { side, give_up } => self.left(side, give_up),
+            JobEvent::Down {
+                side,
+                give_up,
+                parting,
+            } => {
+                self.left(side, give_up);
+                let needed = side == Side::Source && step.needs_snapshot(self.job.spec.method);
+                if needed && parting == Parting::Stopped {
+                    self.fail(self.stopped());
+                }
+            }
             JobEvent::Cancel { data } => self.end(Why::Cancelled(data)),
             JobEvent::Endangered { fault } => self.fail(fault),
             JobEvent::Tick => self.check_limits(step),
@@ -388,11 +398,11 @@ impl Turn {
     /// A command's error, with its node, and told apart from an operator's cancel.
     fn blame(&self, work: Work, mut fault: Fault) -> Fault {
         if fault.kind == FaultKind::Cancelled {
-            // Nobody here asked for it: the agent is being stopped.
+            // Nobody here asked for it.
             fault.kind = FaultKind::Failed;
-            fault.message = format!("{} was interrupted: {}", work.describe(), fault.message);
+            fault.message = format!("the agent was stopped during {}", work.describe());
             if fault.hint.is_empty() {
-                fault.hint = "the agent was stopped; start it and run init again".to_owned();
+                fault.hint = "run init again once the agent is up".to_owned();
             }
         }
         if fault.node.is_none() {
@@ -420,6 +430,16 @@ impl Turn {
         Fault::new(FaultKind::Failed, text)
             .on(&self.job.spec.source)
             .hint("the connection to the source's agent broke meanwhile; run init again")
+    }
+
+    fn stopped(&self) -> Fault {
+        Fault::new(
+            FaultKind::Failed,
+            "the source's agent was stopped, and the snapshot that the rows were copied under ended \
+             with it",
+        )
+        .on(&self.job.spec.source)
+        .hint("what was copied is removed; run init again once the agent is up")
     }
 
     fn lost_snapshot(&self) -> Fault {
