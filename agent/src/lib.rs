@@ -14,6 +14,7 @@
 pub mod budget;
 pub mod chunk;
 pub mod config;
+pub mod descent;
 pub mod facts;
 pub mod peer;
 pub mod pg;

@@ -6,22 +6,23 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use steep_certs::{Credentials, Role};
-use steep_daemon::http;
+use steep_daemon::{Stop, http};
 use steep_protocol::close::CloseCode;
 use steep_protocol::message::agent::{MirrorRow, Observed};
 use steep_protocol::message::api::AuditView;
 use steep_protocol::quic::Endpoint;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::budget::Budget;
 use crate::config::{Config, Given};
+use crate::descent::Descent;
 use crate::peer::serve::{Server, SourceJobs};
 use crate::pg::Conninfo;
 use crate::session::{
     Agent, Control, DigestWatcher, Observer, PreparedWatch, Queues, Readings, Reports, Seen,
+    overdue,
 };
 use crate::telemetry::{Budgets, Metrics, Sources, Telemetry};
 
@@ -34,11 +35,15 @@ const AUDIT_QUEUE: usize = 64;
 /// How long peers get to hear that we are going.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Runs until `stop`.
+/// How long tasks that hold nothing of value get to end by themselves.
+const TASKS_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Runs until `stop`, and then until what is under way has ended, within the bounds of
+/// [`crate::session::overdue`].
 ///
 /// # Errors
 /// Where settings, certificates or addresses cannot be used; the message names which and why.
-pub async fn run(given: Given, stop: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
     let config = Config::try_from(given)?;
     let credentials = credentials(&config)?;
     let conninfo = Arc::new(Conninfo::parse(&config.postgres).context("--postgres")?);
@@ -63,6 +68,8 @@ pub async fn run(given: Given, stop: CancellationToken) -> anyhow::Result<()> {
         sent: Budget::half_of(config.memory_mib),
         received: Budget::half_of(config.memory_mib),
     };
+    let descent = Descent::default();
+    let halt = descent.halt();
     let mut tasks = JoinSet::new();
     let server = Server {
         node: config.node.clone(),
@@ -71,8 +78,9 @@ pub async fn run(given: Given, stop: CancellationToken) -> anyhow::Result<()> {
         jobs: Arc::clone(&jobs),
         budget: budgets.sent.clone(),
         telemetry: Arc::clone(&telemetry),
+        descent: descent.clone(),
     };
-    tasks.spawn(server.run(Arc::clone(&endpoint), stop.clone()));
+    tasks.spawn(server.run(Arc::clone(&endpoint)));
     let (observer, watcher, seen) = observers(
         &config,
         &conninfo,
@@ -82,11 +90,11 @@ pub async fn run(given: Given, stop: CancellationToken) -> anyhow::Result<()> {
             reports: Arc::clone(&reports),
         },
     );
-    tasks.spawn(watcher.run(stop.clone()));
-    tasks.spawn(observer.run(stop.clone()));
+    tasks.spawn(watcher.run(halt.clone()));
+    tasks.spawn(observer.run(halt.clone()));
     let received = budgets.received.clone();
     if let Some(address) = config.metrics {
-        let metrics = Metrics::new(Sources {
+        let sources = Sources {
             node: config.node.clone(),
             telemetry: Arc::clone(&telemetry),
             jobs: Arc::clone(&jobs),
@@ -94,12 +102,10 @@ pub async fn run(given: Given, stop: CancellationToken) -> anyhow::Result<()> {
             seen: seen.observed.clone(),
             mirror: mirror_sender.clone(),
             budgets,
-        });
-        tasks.spawn(http::serve(
-            http::bind(address).await?,
-            metrics,
-            stop.clone(),
-        ));
+        };
+        let metrics = Metrics::new(sources, descent.drain().clone());
+        let listener = http::bind(address).await?;
+        tasks.spawn(http::serve(listener, metrics, halt.clone()));
     }
     let agent = Arc::new(Agent {
         node: config.node.clone(),
@@ -110,6 +116,7 @@ pub async fn run(given: Given, stop: CancellationToken) -> anyhow::Result<()> {
         budget: received,
         telemetry,
         readings: Readings::default(),
+        drain: descent.drain().clone(),
     });
     let control = Control::new(
         agent,
@@ -126,16 +133,16 @@ pub async fn run(given: Given, stop: CancellationToken) -> anyhow::Result<()> {
             max_workers: config.max_workers,
         },
     );
-    tasks.spawn(control.run(stop.clone()));
+    let mut controlling = JoinSet::new();
+    controlling.spawn(control.run(stop.clone(), descent.clone()));
 
     info!(event = "ready", node_id = %config.node, listen = %endpoint.local_addr(), %advertise, "agent ready");
     steep_daemon::ready();
-    let outcome = until_stopped(&mut tasks, &stop).await;
-    stop.cancel();
-    while tasks.join_next().await.is_some() {}
-    endpoint
-        .close(CloseCode::ShuttingDown, CLOSE_DEADLINE)
-        .await;
+    let outcome = until_stopped(&mut tasks, &mut controlling, &stop).await;
+    halt.cancel();
+    end(tasks).await;
+    let code = CloseCode::ShuttingDown;
+    endpoint.close(code, CLOSE_DEADLINE).await;
     outcome
 }
 
@@ -195,13 +202,39 @@ fn observers(
     (observer, watcher, Seen { observed, prepared })
 }
 
-/// Until told to stop, or until a task ends that should not.
-async fn until_stopped(tasks: &mut JoinSet<()>, stop: &CancellationToken) -> anyhow::Result<()> {
-    tokio::select! {
-        // Once it is cancelled, tasks end as they should.
-        biased;
-        () = stop.cancelled() => Ok(()),
-        ended = tasks.join_next() => bail!("a part of the agent ended by itself: {ended:?}"),
+/// Until the way down is over, or until a task ends that should not; what runs is cancelled then.
+async fn until_stopped(
+    tasks: &mut JoinSet<()>,
+    controlling: &mut JoinSet<()>,
+    stop: &Stop,
+) -> anyhow::Result<()> {
+    let broken = tokio::select! {
+        ended = controlling.join_next() => match ended {
+            Some(Ok(())) if stop.asked().is_cancelled() => return Ok(()),
+            ended => ended,
+        },
+        ended = tasks.join_next() => {
+            stop.tell();
+            stop.tell();
+            tokio::select! {
+                _ = controlling.join_next() => {}
+                () = overdue(stop) => {}
+            }
+            ended
+        }
+        () = overdue(stop) => {
+            warn!("the coordinator does not listen: what there is to say is said by the next process");
+            return Ok(());
+        }
+    };
+    bail!("a part of the agent ended by itself: {broken:?}")
+}
+
+/// Waits for tasks that have been told to end. One that asks a PostgreSQL that hangs is not waited for.
+async fn end(mut tasks: JoinSet<()>) {
+    let ended = async { while tasks.join_next().await.is_some() {} };
+    if tokio::time::timeout(TASKS_DEADLINE, ended).await.is_err() {
+        tasks.shutdown().await;
     }
 }
 

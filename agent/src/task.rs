@@ -20,9 +20,12 @@ pub struct Task {
     pub replication: Replication,
     /// This node's database.
     pub conninfo: Arc<Conninfo>,
-    /// Cancelled when the command is aborted or the agent stops. Whoever runs a statement must
+    /// Cancelled when the command is aborted or the agent waits no longer. Whoever runs a statement must
     /// select on it and send PostgreSQL a cancel request.
     pub cancel: CancellationToken,
+    /// Cancelled when the agent is told to stop. Whoever does one thing after the other begins no other
+    /// then, where what is left is found again.
+    pub drain: CancellationToken,
     /// Where progress goes.
     pub progress: Progress,
     /// How long its statements wait for locks of others.

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
-use steep_daemon::http::Scrape;
+use steep_daemon::http::{Health, Scrape};
 use steep_daemon::metrics::{self, Collector, DescriptorEncoder, Label, Page, Registry};
 use steep_protocol::quic::{Links, PeerStats};
 use steep_protocol::{NodeState, Phase};
@@ -28,10 +28,14 @@ impl Metrics {
 }
 
 impl Scrape for Metrics {
-    async fn healthy(&self) -> bool {
+    async fn health(&self) -> Health {
         let (reply, answer) = oneshot::channel();
         let question = Question::Alive;
-        self.asks.send(Ask { question, reply }).await.is_ok() && answer.await.is_ok()
+        if self.asks.send(Ask { question, reply }).await.is_ok() && answer.await.is_ok() {
+            Health::Well
+        } else {
+            Health::Ill
+        }
     }
 
     async fn scrape(&self) -> Option<String> {

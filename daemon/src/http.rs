@@ -50,9 +50,34 @@ pub trait Scrape: Send + Sync + 'static {
     /// its way down.
     fn scrape(&self) -> impl Future<Output = Option<String>> + Send;
 
-    /// Whether the process does its work. One that does not answer in time does not.
-    fn healthy(&self) -> impl Future<Output = bool> + Send {
-        std::future::ready(true)
+    /// How the process is. One that does not answer in time does not do its work.
+    fn health(&self) -> impl Future<Output = Health> + Send {
+        std::future::ready(Health::Well)
+    }
+}
+
+/// How a process is, for whoever supervises it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Health {
+    /// It does its work.
+    Well,
+    /// It was told to stop: it ends what it has begun and takes up nothing more.
+    Stopping,
+    /// It does not do its work.
+    Ill,
+}
+
+impl Health {
+    /// Status line and body.
+    fn answer(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Well => ("200 OK", "ok\n"),
+            Self::Stopping => ("503 Service Unavailable", "stopping\n"),
+            Self::Ill => (
+                "503 Service Unavailable",
+                "the process does not do its work\n",
+            ),
+        }
     }
 }
 
@@ -128,13 +153,11 @@ async fn answer<S: Scrape>(mut stream: TcpStream, metrics: Arc<S>, limits: Limit
     };
     let plain = "text/plain; charset=utf-8";
     let (status, kind, body) = match route(&head) {
-        Route::Health => match tokio::time::timeout(limits.health, metrics.healthy()).await {
-            Ok(true) => ("200 OK", plain, "ok\n".to_owned()),
-            Ok(false) | Err(_) => {
-                let text = "the process does not do its work\n".to_owned();
-                ("503 Service Unavailable", plain, text)
-            }
-        },
+        Route::Health => {
+            let health = tokio::time::timeout(limits.health, metrics.health()).await;
+            let (status, text) = health.unwrap_or(Health::Ill).answer();
+            (status, plain, text.to_owned())
+        }
         Route::Metrics => match metrics.scrape().await {
             Some(text) => ("200 OK", METRICS_TYPE, text),
             None => ("503 Service Unavailable", plain, "stopping\n".to_owned()),
@@ -285,7 +308,7 @@ mod tests {
             std::future::pending().await
         }
 
-        async fn healthy(&self) -> bool {
+        async fn health(&self) -> Health {
             std::future::pending().await
         }
     }
@@ -296,6 +319,27 @@ mod tests {
         let answer = ask(address, "/healthz").await;
         assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
         assert_eq!(ask(address, "/metrics").await, "");
+    }
+
+    /// On its way down.
+    struct Going;
+
+    impl Scrape for Going {
+        async fn scrape(&self) -> Option<String> {
+            None
+        }
+
+        async fn health(&self) -> Health {
+            Health::Stopping
+        }
+    }
+
+    #[tokio::test]
+    async fn a_process_that_stops_says_so() {
+        let (address, _tasks) = hurried(Going).await;
+        let answer = ask(address, "/healthz").await;
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert!(answer.ends_with("\r\n\r\nstopping\n"), "{answer}");
     }
 
     #[tokio::test]

@@ -12,12 +12,41 @@ use crate::{logging, traces};
 /// The contract's exit code for bad arguments, wherever they were given.
 const BAD_ARGUMENTS: u8 = 2;
 
-/// Reads the settings, starts the log and, where wanted, traces, and runs `program` until it ends. Its token is cancelled at the
-/// first SIGTERM or SIGINT; it is expected to drain then and to return.
+/// What a daemon is told of its end from outside. Clones hear the same.
+#[derive(Debug, Clone, Default)]
+pub struct Stop {
+    asked: CancellationToken,
+    hurried: CancellationToken,
+}
+
+impl Stop {
+    /// Cancelled at the first SIGTERM or SIGINT: nothing more is taken up.
+    #[must_use]
+    pub fn asked(&self) -> &CancellationToken {
+        &self.asked
+    }
+
+    /// Cancelled at the second, never before the first: nothing more is waited for.
+    #[must_use]
+    pub fn hurried(&self) -> &CancellationToken {
+        &self.hurried
+    }
+
+    /// Tells once more, as a signal does.
+    pub fn tell(&self) {
+        if self.asked.is_cancelled() {
+            self.hurried.cancel();
+        }
+        self.asked.cancel();
+    }
+}
+
+/// Reads the settings, starts the log and, where wanted, traces, and runs `program` until it ends. It is
+/// expected to drain at the first SIGTERM or SIGINT and to return.
 ///
 /// The exit code is 0 after a good end, 2 where settings are not usable, else 1.
 pub async fn main<S: Settings>(
-    program: impl AsyncFnOnce(S, CancellationToken) -> anyhow::Result<()>,
+    program: impl AsyncFnOnce(S, Stop) -> anyhow::Result<()>,
 ) -> ExitCode {
     let (settings, shared) = match config::read::<S>(std::env::args_os()) {
         Ok(Wish::Run(settings, shared)) => (settings, shared),
@@ -33,9 +62,9 @@ pub async fn main<S: Settings>(
     if let Err(error) = start_traces::<S>(&shared) {
         return failed::<S>(&error);
     }
-    let stop = CancellationToken::new();
+    let stop = Stop::default();
     let mut signals = JoinSet::new();
-    match cancel_on_signal(stop.clone()) {
+    match tell_on_signal(stop.clone()) {
         Ok(watching) => {
             signals.spawn(watching);
         }
@@ -66,25 +95,49 @@ fn failed<S: Settings>(error: &anyhow::Error) -> ExitCode {
     }
 }
 
-/// Cancels at the first SIGTERM or SIGINT.
-fn cancel_on_signal(
-    stop: CancellationToken,
-) -> std::io::Result<impl Future<Output = ()> + Send + 'static> {
+/// Tells of each SIGTERM and SIGINT.
+fn tell_on_signal(stop: Stop) -> std::io::Result<impl Future<Output = ()> + Send + 'static> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     Ok(async move {
-        let name = tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-        };
-        tracing::info!(event = "stopping", signal = name, "told to stop");
-        // Without systemd there is nobody to tell.
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-        stop.cancel();
+        while !stop.hurried().is_cancelled() {
+            let name = tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = interrupt.recv() => "SIGINT",
+            };
+            let what = if stop.asked().is_cancelled() {
+                "told again to stop: nothing more is waited for"
+            } else {
+                "told to stop"
+            };
+            tracing::info!(event = "stopping", signal = name, "{what}");
+            // Without systemd there is nobody to tell.
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+            stop.tell();
+        }
     })
 }
 
 /// Tells systemd, where it asks, that the daemon serves.
 pub fn ready() {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_signal_asks_and_the_second_hurries() {
+        let stop = Stop::default();
+        let told = |stop: &Stop| {
+            let (asked, hurried) = (stop.asked(), stop.hurried());
+            (asked.is_cancelled(), hurried.is_cancelled())
+        };
+        assert_eq!(told(&stop), (false, false));
+        stop.clone().tell();
+        assert_eq!(told(&stop), (true, false));
+        stop.tell();
+        assert_eq!(told(&stop), (true, true));
+    }
 }

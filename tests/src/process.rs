@@ -17,8 +17,8 @@ use crate::wait;
 /// A daemon says that it is ready well within this, or something is wrong.
 pub const READY_LIMIT: Duration = Duration::from_secs(20);
 
-/// Draining has a deadline of its own in the daemons; this is beyond it.
-const STOP_LIMIT: Duration = Duration::from_secs(20);
+/// Draining has a deadline of its own in the daemons, of half a minute at most; this is beyond it.
+const STOP_LIMIT: Duration = Duration::from_secs(45);
 
 /// A running process, ended when its value goes.
 #[derive(Debug)]
@@ -125,8 +125,16 @@ impl Process {
     ///
     /// # Errors
     /// That it does not end.
-    pub fn terminate(mut self) -> Result<ExitStatus> {
+    pub fn terminate(self) -> Result<ExitStatus> {
         self.signal(Signal::TERM);
+        self.end()
+    }
+
+    /// Waits for the end of a process that was told to stop.
+    ///
+    /// # Errors
+    /// That it does not end.
+    pub fn end(mut self) -> Result<ExitStatus> {
         self.ended_within(STOP_LIMIT)?
             .with_context(|| format!("{} did not end on SIGTERM", self.name))
     }

@@ -153,13 +153,3 @@ fn of_everything_at_once() -> Result<()> {
     }
     cancel_and_init_work(&cluster)
 }
-
-#[test]
-fn sigterm_ends_the_daemons_in_order() -> Result<()> {
-    let mut cluster = Cluster::pair()?;
-    for node in ["node_a", "node_b"] {
-        assert_eq!(cluster.stop_agent(node)?.code(), Some(0), "agent of {node}");
-    }
-    assert_eq!(cluster.stop_coordinator()?.code(), Some(0));
-    Ok(())
-}

@@ -167,7 +167,7 @@ fn rules(file: &Yaml) -> Result<Vec<(String, String)>> {
 }
 
 /// Events of a job that goes well, of the processes around it, and of one that is refused.
-const ORDINARY: [&str; 15] = [
+const ORDINARY: [&str; 17] = [
     "init.started",
     "init.state_change",
     "init.phase_started",
@@ -183,6 +183,8 @@ const ORDINARY: [&str; 15] = [
     "session",
     "ready",
     "stopping",
+    "draining",
+    "drained",
 ];
 
 /// Events of jobs that go wrong or are stopped.

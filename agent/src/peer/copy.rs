@@ -54,12 +54,14 @@ struct Shared {
     queue: Mutex<VecDeque<PartNo>>,
 }
 
-/// Fetches the parts. Returns once all of them are committed.
+/// Fetches the parts. Returns once all of them are committed, or, where the agent is told to stop, those
+/// that are under way.
 ///
 /// Dropping the future takes back the parts under way; committed ones stay in the ledger.
 ///
 /// # Errors
-/// The first fault that trying again does not help against; `Cancelled` where the task is.
+/// The first fault that trying again does not help against; `Cancelled` where the task is, or where parts
+/// are left for the agent's next process.
 pub async fn copy(
     task: &Task,
     link: Link,
@@ -103,7 +105,7 @@ pub async fn copy(
                 return Err(Fault::new(FaultKind::Cancelled, "cancelled").on(&task.node));
             }
             ended = running.join_next() => match ended {
-                None => return Ok(()),
+                None => return shared.left(),
                 Some(Ok(Ok(()))) => {}
                 Some(Ok(Err(fault))) => {
                     running.shutdown().await;
@@ -188,11 +190,30 @@ impl Shared {
         Ok(done)
     }
 
+    /// The next part; none where the agent is to stop.
     fn take(&self) -> Option<PartNo> {
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.task.drain.is_cancelled() {
+            return None;
+        }
+        let mut queue = self.queue();
         let part = queue.pop_front();
         self.task.waiting(queue.len());
         part
+    }
+
+    /// How it ends when every worker has.
+    fn left(&self) -> Result<(), Fault> {
+        match self.queue().len() {
+            0 => Ok(()),
+            parts => {
+                let text = format!("the agent is being stopped, and {parts} parts are left");
+                Err(Fault::new(FaultKind::Cancelled, text).on(&self.task.node))
+            }
+        }
+    }
+
+    fn queue(&self) -> std::sync::MutexGuard<'_, VecDeque<PartNo>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The table of a part: the last one whose first part is not after it.

@@ -20,6 +20,7 @@ use tracing::{debug, warn};
 use super::{span, stream};
 use crate::budget::Budget;
 use crate::chunk::Packer;
+use crate::descent::Descent;
 use crate::pg::{Conninfo, catalog};
 use crate::source::{self, OpenSnapshot};
 use crate::task::{Patience, Progress, Task};
@@ -150,23 +151,25 @@ pub struct Server {
     pub budget: Budget,
     /// Counts what is sent.
     pub telemetry: Arc<Telemetry>,
+    /// When to go.
+    pub descent: Descent,
 }
 
 impl Server {
-    /// Accepts peers until cancelled.
-    pub async fn run(self, endpoint: Arc<Endpoint>, cancel: CancellationToken) {
+    /// Accepts peers until everyone goes. On the way down what is asked for is answered still, but nothing
+    /// is read under a snapshot any more that is not being read.
+    pub async fn run(self, endpoint: Arc<Endpoint>) {
         let mut peers = JoinSet::new();
         loop {
             tokio::select! {
-                () = cancel.cancelled() => break,
+                () = self.descent.halt().cancelled() => break,
                 incoming = endpoint.accept() => {
                     let Some(incoming) = incoming else { break };
                     let server = self.clone();
-                    let cancel = cancel.child_token();
                     peers.spawn(async move {
                         let remote = incoming.remote();
                         match incoming.handshake().await {
-                            Ok(connection) => server.attend(connection, cancel).await,
+                            Ok(connection) => server.attend(connection).await,
                             Err(error) => warn!(%remote, %error, "peer turned away"),
                         }
                     });
@@ -177,7 +180,7 @@ impl Server {
         peers.shutdown().await;
     }
 
-    async fn attend(&self, connection: Connection, cancel: CancellationToken) {
+    async fn attend(&self, connection: Connection) {
         let peer = connection.peer().clone();
         if peer.role != Role::Agent {
             warn!(peer = %peer.name, role = %peer.role, "peer refused: only agents fetch rows");
@@ -187,9 +190,10 @@ impl Server {
         debug!(peer = %peer.name, "peer connected");
         let _watched = self.telemetry.links.watch(&connection);
         let mut streams = JoinSet::new();
+        let cancel = self.descent.cut().child_token();
         loop {
             tokio::select! {
-                () = cancel.cancelled() => {
+                () = self.descent.halt().cancelled() => {
                     connection.close(CloseCode::ShuttingDown);
                     break;
                 }
@@ -201,6 +205,7 @@ impl Server {
                     streams.spawn(async move {
                         match receiver.recv::<PeerRequest>().await {
                             Ok(Some(request)) => {
+                                let _answering = server.descent.answering();
                                 server.attend_to(connection, request, sender, cancel).await;
                             }
                             Ok(None) => {}
@@ -221,7 +226,8 @@ impl Server {
     }
 
     /// Answers where the answer belongs: a part is read, packed and digested on a thread of its own,
-    /// warm from one step to the next and in nobody's way; the event loop has QUIC to do.
+    /// warm from one step to the next and in nobody's way; the event loop has QUIC to do. It is answered
+    /// when the peer has all of it: what is sent is lost with a connection that is closed.
     async fn attend_to(
         self,
         connection: Connection,
@@ -230,24 +236,31 @@ impl Server {
         cancel: CancellationToken,
     ) {
         let is_part = matches!(request, PeerRequest::FetchPart { .. });
-        let answer = async move {
-            self.answer(&connection, request, sender, cancel).await;
-        };
-        if is_part {
+        let answer = async move { self.answer(&connection, request, sender, cancel).await };
+        let answered = if is_part {
             let runtime = Handle::current();
-            log_panic(task::spawn_blocking(move || runtime.block_on(answer)).await);
+            task::spawn_blocking(move || runtime.block_on(answer)).await
         } else {
-            answer.await;
+            Ok(answer.await)
+        };
+        match answered {
+            Ok(Some(mut sender)) => {
+                // Where it fails the peer has gone, or given the answer up.
+                let _ = sender.drained().await;
+            }
+            Ok(None) => {}
+            Err(error) => log_panic(Err(error)),
         }
     }
 
+    /// The stream, where there is an answer in it to arrive.
     async fn answer(
         &self,
         connection: &Connection,
         request: PeerRequest,
         mut sender: Sender,
         cancel: CancellationToken,
-    ) {
+    ) -> Option<Sender> {
         let job = request.job();
         let peer = &connection.peer().name;
         let outcome = match self.jobs.get(job).filter(|j| j.target == *peer) {
@@ -269,7 +282,9 @@ impl Server {
         sender.finish();
         if let Err(error) = outcome {
             debug!(job_id = %job, %peer, %error, "answer not delivered");
+            return None;
         }
+        Some(sender)
     }
 
     async fn fulfil(
@@ -334,7 +349,14 @@ impl Server {
                     Ok((mut rows, _share)) => {
                         sender.send(&PeerReply::FramesFollow).await?;
                         let flow = &self.telemetry.sent;
-                        let sent = stream::send(&mut rows, packer, sender, flow).await?;
+                        let sent = tokio::select! {
+                            sent = stream::send(&mut rows, packer, sender, flow) => sent?,
+                            // A slow target would read for long before it came to a fault.
+                            () = self.descent.cut().cancelled() => {
+                                sender.reset(CloseCode::ShuttingDown);
+                                return Err(StreamError::Finished);
+                            }
+                        };
                         span::served(&mut span, &sent);
                         return Ok(());
                     }
@@ -370,6 +392,12 @@ impl Server {
     }
 
     fn opened(&self, entry: &SourceJob) -> Result<Arc<OpenSnapshot>, Fault> {
+        if self.descent.drain().is_cancelled() {
+            let text = "the agent is being stopped, and the job's snapshot ends with it";
+            return Err(Fault::new(FaultKind::Cancelled, text)
+                .on(&self.node)
+                .hint("run init again once the agent is up"));
+        }
         entry.open.clone().ok_or_else(|| {
             Fault::new(FaultKind::Failed, "the job's snapshot is not open")
                 .on(&self.node)
@@ -384,6 +412,7 @@ impl Server {
             replication: Replication::of(job),
             conninfo: Arc::clone(&self.conninfo),
             cancel,
+            drain: self.descent.drain().clone(),
             progress: Progress::nowhere(),
             patience: Patience::default(),
         }

@@ -1,4 +1,4 @@
-//! The session loop: dial, register, serve commands, and again.
+//! The session loop: dial, register, serve commands, and again; told to stop, the way down.
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::FutureExt;
+use steep_daemon::Stop;
+use steep_protocol::close::CloseCode;
 use steep_protocol::limits::SUMMARY_PAGE;
 use steep_protocol::message::agent::{
     AgentMessage, Command, CoordinatorMessage, MirrorRow, Observed, Outcome, Registration,
@@ -13,16 +15,19 @@ use steep_protocol::message::agent::{
 use steep_protocol::message::api::AuditView;
 use steep_protocol::message::handover::{PreparedSlot, Replication};
 use steep_protocol::pace::{Cadence, News, Pace};
-use steep_protocol::quic::{Endpoint, Expect, Receiver, Sender};
-use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry};
+use steep_protocol::quic::{Connection, Endpoint, Expect, Receiver, Sender};
+use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, NodeState, Retry};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::dispatch::Agent;
+use super::drain::{self, LAST_WORDS, Leave, Reception, Stage};
 use super::observe::stands_out;
 use super::report::Reports;
+use super::way::{Way, until};
+use crate::descent::Descent;
 
 /// First pause after a failed dial; doubled up to [`PAUSE_MAX`].
 const PAUSE: Duration = Duration::from_millis(250);
@@ -35,11 +40,20 @@ const PAUSE_MAX: Duration = Duration::from_secs(3);
 enum Entry {
     Running {
         cancel: CancellationToken,
+        leave: Leave,
+        wish: Wish,
     },
     Ended {
         job: JobId,
         outcome: Result<Outcome, Fault>,
     },
+}
+
+/// What the coordinator wants of a command at work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wish {
+    Outcome,
+    Abort,
 }
 
 /// The coordinator, and what it is to know of this agent.
@@ -98,8 +112,12 @@ struct Speech<'a> {
 
 /// Why a session ended.
 enum Gone {
-    Cancelled,
-    Lost { fault: Fault, welcomed: bool },
+    /// The way down is over.
+    Down,
+    Lost {
+        fault: Fault,
+        welcomed: bool,
+    },
 }
 
 impl Control {
@@ -125,130 +143,134 @@ impl Control {
         }
     }
 
-    /// Keeps a session up until cancelled, then ends what runs.
-    pub async fn run(mut self, cancel: CancellationToken) {
+    /// Keeps a session up until told to stop, and then until what runs has ended or been cancelled.
+    pub async fn run(mut self, stop: Stop, descent: Descent) {
+        let way = &mut Way::new(stop, descent);
         let mut pause = PAUSE;
-        while !cancel.is_cancelled() {
-            match self.session(&cancel).await {
-                Gone::Cancelled => break,
-                Gone::Lost { fault, welcomed } => {
-                    if welcomed {
-                        pause = PAUSE;
-                    }
-                    if fault.retry == Retry::Never {
-                        // Still tried: certificates are renewed and coordinators are upgraded.
-                        pause = PAUSE_MAX;
-                    }
-                    warn!(error = %fault, hint = %fault.hint, "no session with the coordinator, trying again");
-                }
+        while let Gone::Lost { fault, welcomed } = self.session(way).await {
+            if welcomed {
+                pause = PAUSE;
             }
+            if fault.retry == Retry::Never {
+                // Still tried: certificates are renewed and coordinators are upgraded.
+                pause = PAUSE_MAX;
+            }
+            warn!(error = %fault, hint = %fault.hint, "no session with the coordinator, trying again");
             // Commands go on meanwhile; their ends are collected so that none is lost.
-            let wait = tokio::time::sleep(pause);
-            tokio::pin!(wait);
-            loop {
-                tokio::select! {
-                    () = cancel.cancelled() => break,
-                    () = &mut wait => break,
-                    Some(ended) = self.tasks.join_next() => { self.ended(ended); }
-                }
+            if self.beside(way, tokio::time::sleep(pause)).await.is_none() {
+                break;
             }
             pause = (pause * 2).min(PAUSE_MAX);
         }
-        for entry in self.entries.values() {
-            if let Entry::Running { cancel, .. } = entry {
-                cancel.cancel();
-            }
+        if way.is_over() {
+            self.say_drained(way);
         }
-        let _ = tokio::time::timeout(Duration::from_secs(5), async {
-            while self.tasks.join_next().await.is_some() {}
-        })
-        .await;
     }
 
-    async fn session(&mut self, cancel: &CancellationToken) -> Gone {
-        let dial = self
-            .coordinator
-            .endpoint
-            .dial(&self.coordinator.address, &Expect::Coordinator);
-        let connection = tokio::select! {
-            () = cancel.cancelled() => return Gone::Cancelled,
-            dialled = dial => match dialled {
-                Ok(connection) => connection,
-                Err(error) => return Gone::Lost { fault: error.to_fault(), welcomed: false },
-            },
+    fn say_drained(&self, way: &Way) {
+        info!(event = "drained", node_id = %self.agent.node, duration_ms = way.millis(), interrupted = way.interruptions(), "nothing more is at work");
+    }
+
+    async fn session(&mut self, way: &mut Way) -> Gone {
+        let endpoint = Arc::clone(&self.coordinator.endpoint);
+        let address = self.coordinator.address.clone();
+        let dial = endpoint.dial(&address, &Expect::Coordinator);
+        let connection = match self.beside(way, dial).await {
+            None => return Gone::Down,
+            Some(Ok(connection)) => connection,
+            Some(Err(error)) => return lost(error.to_fault()),
         };
         let _watched = self.agent.telemetry.links.watch(&connection);
-        let gone = match connection.open().await {
-            Ok((mut sender, mut receiver)) => {
-                let mut speech = Speech {
-                    sender: &mut sender,
-                    cadence: Cadence::new(Pace::default(), Instant::now(), SystemTime::now()),
-                    told: None,
-                    looked: News::None,
-                };
-                let served = self.serve(&mut speech, &mut receiver, cancel).await;
-                sender.finish();
-                served
+        let registration = self.registration();
+        let greet = greet(&connection, &registration);
+        let (mut sender, mut receiver) = match self.beside(way, greet).await {
+            None => {
+                connection.close(CloseCode::ShuttingDown);
+                return Gone::Down;
             }
-            Err(error) => Gone::Lost {
-                fault: error.to_fault(),
-                welcomed: false,
-            },
+            Some(Ok((sender, receiver, state))) => {
+                info!(event = "session", node_id = %self.agent.node, state = %state, "session with the coordinator");
+                (sender, receiver)
+            }
+            Some(Err(fault)) => {
+                connection.close(CloseCode::Done);
+                return lost(fault);
+            }
         };
-        let code = match &gone {
-            Gone::Cancelled => steep_protocol::close::CloseCode::ShuttingDown,
-            Gone::Lost { .. } => steep_protocol::close::CloseCode::Done,
+        let mut speech = Speech {
+            sender: &mut sender,
+            cadence: Cadence::new(Pace::default(), Instant::now(), SystemTime::now()),
+            told: None,
+            looked: News::None,
         };
-        connection.close(code);
-        gone
+        self.reports.tell_again();
+        self.agent.telemetry.coordinator(true);
+        let conversed = self.converse(&mut speech, &mut receiver, way).await;
+        self.agent.telemetry.coordinator(false);
+        let Err(fault) = conversed else {
+            let last = async {
+                self.report(&mut speech).await?;
+                speech.sender.finish();
+                let heard = speech.sender.drained().await;
+                heard.map_err(|error| error.to_fault())
+            };
+            // What was done is in the ledger, and is said again by the next process.
+            let _ = tokio::time::timeout(LAST_WORDS, last).await;
+            connection.close(CloseCode::ShuttingDown);
+            return Gone::Down;
+        };
+        sender.finish();
+        connection.close(CloseCode::Done);
+        Gone::Lost {
+            fault,
+            welcomed: true,
+        }
     }
 
-    async fn serve(
-        &mut self,
-        speech: &mut Speech<'_>,
-        receiver: &mut Receiver,
-        cancel: &CancellationToken,
-    ) -> Gone {
-        let register = AgentMessage::Register(Registration {
+    fn registration(&self) -> AgentMessage {
+        AgentMessage::Register(Registration {
             advertise: self.coordinator.advertise.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             incarnation: self.incarnation,
             open_snapshots: self.agent.jobs.open_snapshots(),
             max_workers: self.coordinator.max_workers,
-        });
-        if let Err(error) = speech.sender.send(&register).await {
-            return Gone::Lost {
-                fault: error.to_fault(),
-                welcomed: false,
-            };
-        }
-        match receiver.recv::<CoordinatorMessage>().await {
-            Ok(Some(CoordinatorMessage::Welcome { state })) => {
-                info!(event = "session", node_id = %self.agent.node, state = %state, "session with the coordinator");
-            }
-            Ok(_) => {
-                return Gone::Lost {
-                    fault: unwelcome(),
-                    welcomed: false,
-                };
-            }
-            Err(error) => {
-                return Gone::Lost {
-                    fault: error.to_fault(),
-                    welcomed: false,
-                };
+        })
+    }
+
+    /// What that comes to; nothing where the way down is over first. Commands go on beside it.
+    async fn beside<T>(&mut self, way: &mut Way, work: impl Future<Output = T>) -> Option<T> {
+        tokio::pin!(work);
+        while !way.is_over() {
+            tokio::select! {
+                done = &mut work => return Some(done),
+                // Nobody is there who would have snapshots closed.
+                stage = way.turn(self.tasks.len(), 0) => self.descend(stage, way),
+                Some(ended) = self.tasks.join_next() => { self.ended(ended, way); }
             }
         }
-        self.reports.tell_again();
-        self.agent.telemetry.coordinator(true);
-        let conversed = self.converse(speech, receiver, cancel).await;
-        self.agent.telemetry.coordinator(false);
-        match conversed {
-            Ok(()) => Gone::Cancelled,
-            Err(fault) => Gone::Lost {
-                fault,
-                welcomed: true,
-            },
+        None
+    }
+
+    /// A stage of the way down is reached.
+    fn descend(&self, stage: Stage, way: &Way) {
+        match stage {
+            Stage::Up | Stage::Over => {}
+            Stage::Draining { .. } => {
+                let (commands, answers) = (self.tasks.len(), way.answers());
+                info!(event = "draining", node_id = %self.agent.node, commands, answers, "ending what is under way, and taking up nothing more");
+                self.cancel(|leave| leave == Leave::Cancel);
+            }
+            Stage::Cut { .. } => self.cancel(|_| true),
+        }
+    }
+
+    fn cancel(&self, which: impl Fn(Leave) -> bool) {
+        for entry in self.entries.values() {
+            if let Entry::Running { cancel, leave, .. } = entry
+                && which(*leave)
+            {
+                cancel.cancel();
+            }
         }
     }
 
@@ -256,7 +278,7 @@ impl Control {
         &mut self,
         speech: &mut Speech<'_>,
         receiver: &mut Receiver,
-        cancel: &CancellationToken,
+        way: &mut Way,
     ) -> Result<(), Fault> {
         let ended: Vec<CommandId> = self
             .entries
@@ -273,22 +295,23 @@ impl Control {
         if self.seen.observed.borrow().postgres.is_some() {
             self.seen.observed.mark_changed();
         }
-        loop {
+        while !way.is_over() {
             let waits = (*news.borrow_and_update()).max(speech.looked);
             let due = speech.cadence.due(waits);
+            let held = self.agent.jobs.open_snapshots().len();
             tokio::select! {
-                () = cancel.cancelled() => return Ok(()),
+                stage = way.turn(self.tasks.len(), held) => self.descend(stage, way),
                 message = receiver.recv::<CoordinatorMessage>() => {
                     let message = message.map_err(|e| e.to_fault())?.ok_or_else(unwelcome)?;
                     if let CoordinatorMessage::Pace(pace) = message {
                         speech.cadence.keep(pace);
-                    } else if let Some(again) = self.obey(message) {
+                    } else if let Some(again) = self.obey(message, way) {
                         self.report(speech).await?;
                         self.tell(again, speech).await?;
                     }
                 }
                 Some(ended) = self.tasks.join_next() => {
-                    if let Some(id) = self.ended(ended) {
+                    if let Some(id) = self.ended(ended, way) {
                         // What the command did comes before its end.
                         self.report(speech).await?;
                         self.tell(id, speech).await?;
@@ -319,23 +342,25 @@ impl Control {
                 }
             }
         }
+        Ok(())
     }
 
     /// Does as told. The id of a command that has ended already and must be answered again.
-    fn obey(&mut self, message: CoordinatorMessage) -> Option<CommandId> {
+    fn obey(&mut self, message: CoordinatorMessage, way: &Way) -> Option<CommandId> {
         match message {
             CoordinatorMessage::Welcome { .. } => None,
             CoordinatorMessage::Command { id, job, command } => {
-                self.begin(id, (job, Replication::of(job)), command)
+                self.begin(id, (job, Replication::of(job)), command, way)
             }
             CoordinatorMessage::CommandOn {
                 id,
                 job,
                 replication,
                 command,
-            } => self.begin(id, (job, replication), command),
+            } => self.begin(id, (job, replication), command, way),
             CoordinatorMessage::Abort { id } => {
-                if let Some(Entry::Running { cancel, .. }) = self.entries.get(&id) {
+                if let Some(Entry::Running { cancel, wish, .. }) = self.entries.get_mut(&id) {
+                    *wish = Wish::Abort;
                     cancel.cancel();
                 }
                 None
@@ -367,15 +392,30 @@ impl Control {
         id: CommandId,
         of: (JobId, Replication),
         command: Command,
+        way: &Way,
     ) -> Option<CommandId> {
         match self.entries.get(&id) {
             Some(Entry::Running { .. }) => return None,
             Some(Entry::Ended { .. }) => return Some(id),
             None => {}
         }
+        if way.is_down() {
+            match drain::reception(&command) {
+                Reception::Taken => {}
+                Reception::Left => return None,
+                Reception::Refused => {
+                    let outcome = Err(stopping(&self.agent.node));
+                    let refused = Entry::Ended { job: of.0, outcome };
+                    self.entries.insert(id, refused);
+                    return Some(id);
+                }
+            }
+        }
         let cancel = CancellationToken::new();
         let running = Entry::Running {
             cancel: cancel.clone(),
+            leave: drain::leave(&command),
+            wish: Wish::Outcome,
         };
         self.entries.insert(id, running);
         let agent = Arc::clone(&self.agent);
@@ -393,9 +433,22 @@ impl Control {
     fn ended(
         &mut self,
         ended: Result<(CommandId, JobId, Result<Outcome, Fault>), tokio::task::JoinError>,
+        way: &mut Way,
     ) -> Option<CommandId> {
         match ended {
             Ok((id, job, outcome)) => {
+                let wanted = match self.entries.get(&id) {
+                    Some(Entry::Running { wish, .. }) => *wish == Wish::Abort || outcome.is_ok(),
+                    Some(Entry::Ended { .. }) | None => true,
+                };
+                if way.is_down() && !wanted {
+                    // Said, it would end the job. Not said, the command is given again to the next
+                    // process, which finds what this one has done.
+                    self.entries.remove(&id);
+                    way.interrupted();
+                    return None;
+                }
+                way.ended();
                 self.entries.insert(id, Entry::Ended { job, outcome });
                 Some(id)
             }
@@ -447,11 +500,26 @@ impl Control {
     }
 }
 
-/// Until that moment; for ever where there is none.
-async fn until(due: Option<Instant>) {
-    match due {
-        Some(due) => tokio::time::sleep_until(due.into()).await,
-        None => std::future::pending().await,
+/// Registers, and waits to be welcomed: the session's stream, and the node's state.
+async fn greet(
+    connection: &Connection,
+    registration: &AgentMessage,
+) -> Result<(Sender, Receiver, NodeState), Fault> {
+    let opened = connection.open().await;
+    let (mut sender, mut receiver) = opened.map_err(|error| error.to_fault())?;
+    send(&mut sender, registration).await?;
+    match receiver.recv::<CoordinatorMessage>().await {
+        Ok(Some(CoordinatorMessage::Welcome { state })) => Ok((sender, receiver, state)),
+        Ok(_) => Err(unwelcome()),
+        Err(error) => Err(error.to_fault()),
+    }
+}
+
+/// A session that did not come about.
+fn lost(fault: Fault) -> Gone {
+    Gone::Lost {
+        fault,
+        welcomed: false,
     }
 }
 
@@ -467,6 +535,13 @@ fn panicked(node: &NodeId) -> Fault {
     )
     .hint("the agent's log says where (\"panicked at\"); please report it, and run init again")
     .on(node)
+}
+
+fn stopping(node: &NodeId) -> Fault {
+    Fault::new(FaultKind::Unreachable, "the agent is being stopped")
+        .hint("ask again when it is back")
+        .retry(Retry::Backoff)
+        .on(node)
 }
 
 fn unwelcome() -> Fault {

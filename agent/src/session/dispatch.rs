@@ -46,6 +46,8 @@ pub struct Agent {
     pub telemetry: Arc<Telemetry>,
     /// Schemas being handed out.
     pub readings: Readings,
+    /// Cancelled when the agent is told to stop.
+    pub drain: CancellationToken,
 }
 
 /// A command, as the log tells of it.
@@ -79,6 +81,7 @@ impl Agent {
             replication,
             conninfo: Arc::clone(&self.conninfo),
             cancel: cancel.clone(),
+            drain: self.drain.clone(),
             progress: Progress::new(Arc::clone(&self.reports) as _),
             patience: Patience::default(),
         };

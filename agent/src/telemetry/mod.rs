@@ -11,12 +11,13 @@ mod page;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use steep_daemon::http::Scrape;
+use steep_daemon::http::{Health, Scrape};
 use steep_daemon::metrics::{self, Registry};
 use steep_protocol::NodeId;
 use steep_protocol::message::agent::{MirrorRow, Observed};
 use steep_protocol::quic::Links;
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 pub use flow::Flow;
 
@@ -124,21 +125,30 @@ pub struct Budgets {
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    drain: CancellationToken,
 }
 
 impl Metrics {
-    /// Metrics out of these.
+    /// Metrics out of these. Once `drain` is cancelled, the agent is said to stop.
     #[must_use]
-    pub fn new(sources: Sources) -> Self {
+    pub fn new(sources: Sources, drain: CancellationToken) -> Self {
         let mut registry = metrics::registry();
         registry.register_collector(Box::new(sources));
-        Self { registry }
+        Self { registry, drain }
     }
 }
 
 impl Scrape for Metrics {
     async fn scrape(&self) -> Option<String> {
         Some(metrics::text(&self.registry))
+    }
+
+    async fn health(&self) -> Health {
+        if self.drain.is_cancelled() {
+            Health::Stopping
+        } else {
+            Health::Well
+        }
     }
 }
 

@@ -21,7 +21,7 @@ use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState, Phase};
 use super::findings;
 
 /// Fields of events that are numbers, as docs/logs.md has them.
-const NUMERIC: [&str; 7] = [
+const NUMERIC: [&str; 10] = [
     "rows_copied",
     "bytes_copied",
     "duration_ms",
@@ -29,6 +29,9 @@ const NUMERIC: [&str; 7] = [
     "parallel",
     "part",
     "statements",
+    "commands",
+    "answers",
+    "interrupted",
 ];
 
 /// One line, without its end.

@@ -10,6 +10,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use rustix::process::Signal;
 use serde_json::Value;
 
 pub use builder::Builder;
@@ -215,6 +216,25 @@ impl Cluster {
     /// That it does not run or does not end.
     pub fn stop_agent(&mut self, node: &str) -> Result<std::process::ExitStatus> {
         self.node_mut(node).take_agent()?.terminate()
+    }
+
+    /// Tells a node's agent to stop, and waits until it is draining.
+    ///
+    /// # Errors
+    /// That it does not run or does not drain.
+    pub fn begin_stop_of_agent(&mut self, node: &str) -> Result<()> {
+        let agent = self.node_mut(node).agent.as_mut();
+        let agent = agent.context("the agent does not run")?;
+        agent.signal(Signal::TERM);
+        agent.wait_for_event("draining", READY_LIMIT).map(drop)
+    }
+
+    /// Waits for the end of an agent that was told to stop.
+    ///
+    /// # Errors
+    /// That it does not run or does not end.
+    pub fn end_of_agent(&mut self, node: &str) -> Result<std::process::ExitStatus> {
+        self.node_mut(node).take_agent()?.end()
     }
 
     /// Puts a physical copy of one node in place of another, whose agent is away meanwhile. Returns the

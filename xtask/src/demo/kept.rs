@@ -13,8 +13,8 @@ use steep_tests::usage;
 
 use super::psql;
 
-/// Daemons drain and servers write a checkpoint within this.
-const STOP_LIMIT: Duration = Duration::from_secs(20);
+/// Daemons drain, within half a minute, and servers write a checkpoint within this.
+const STOP_LIMIT: Duration = Duration::from_secs(45);
 
 /// Makes the directory a kept demonstration lives in.
 pub(super) fn directory() -> Result<PathBuf> {

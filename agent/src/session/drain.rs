@@ -1,0 +1,355 @@
+//! What becomes of commands when the agent is told to stop, and when the way down is over. Pure.
+//!
+//! ```text
+//! Up ─▶ Draining ─▶ Cut ─▶ Over        Draining ─▶ Over where nothing is left
+//! ```
+//!
+//! Draining ends what can soon be ended and is worth it: parts of a copy under way, whose rows would
+//! have to be sent again. What may take hours is cancelled at once, since it is found again by ledger,
+//! statement and slot: waiting for it would only make every stop slow.
+
+use std::time::{Duration, Instant};
+
+use steep_protocol::message::agent::Command;
+
+/// How long what is under way may go on. A part of 256 MiB, the largest, takes less on a link of 15
+/// MB/s; with everything after it, it stays well below the 90 s after which systemd kills.
+const DRAIN_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long what has been cancelled gets to tell PostgreSQL, and a job that fails by it to be cleaned up.
+const CUT_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long the coordinator has for what it makes of an end it was told. Its answer takes a round trip
+/// and a wait for the disk.
+const LAST_ORDERS: Duration = Duration::from_millis(500);
+
+/// The longest way down from the first signal, with some time for the last words.
+pub(super) const WAY_DOWN_MAX: Duration = DRAIN_LIMIT
+    .saturating_add(CUT_LIMIT)
+    .saturating_add(LAST_WORDS);
+
+/// The longest way down from the second signal.
+pub(super) const HURRY_MAX: Duration = CUT_LIMIT.saturating_add(LAST_WORDS);
+
+/// How long the coordinator gets to hear what was done last.
+pub(super) const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// How far the way down is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Nobody has said stop.
+    Up,
+    /// What is under way goes on, nothing more is taken up.
+    Draining {
+        /// Since when.
+        since: Instant,
+    },
+    /// What was under way has been cancelled.
+    Cut {
+        /// Since when.
+        since: Instant,
+        /// Why.
+        why: Why,
+    },
+    /// The process ends.
+    Over,
+}
+
+/// Why what was under way was cancelled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Why {
+    /// Its time was over.
+    Late,
+    /// Somebody said stop again.
+    Hurried,
+}
+
+/// What has been said from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Told {
+    /// Nothing.
+    Nothing,
+    /// Stop.
+    Stop,
+    /// And again.
+    Hurry,
+}
+
+/// What there is to wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Load {
+    /// Commands and answers to other agents.
+    pub(super) at_work: usize,
+    /// Snapshots that the coordinator, which is there, will have closed: their jobs end now, by the
+    /// last part or by one that is refused, and are cleaned up while this agent still can.
+    pub(super) held: usize,
+    /// When something ended last of which the coordinator may make something.
+    pub(super) ended: Option<Instant>,
+}
+
+impl Stage {
+    /// The stage that is due.
+    pub(super) fn next(self, told: Told, load: Load, now: Instant) -> Self {
+        match self {
+            Self::Up if told == Told::Nothing => self,
+            Self::Up => Self::Draining { since: now },
+            Self::Draining { .. } if told == Told::Hurry => Self::Cut {
+                since: now,
+                why: Why::Hurried,
+            },
+            Self::Draining { .. } if load.is_done(now) => Self::Over,
+            Self::Draining { since } if since + DRAIN_LIMIT <= now => Self::Cut {
+                since: now,
+                why: Why::Late,
+            },
+            Self::Cut {
+                since,
+                why: Why::Late,
+            } if told == Told::Hurry => Self::Cut {
+                since,
+                why: Why::Hurried,
+            },
+            Self::Cut { since, .. } if since + CUT_LIMIT <= now => Self::Over,
+            Self::Cut { why: Why::Late, .. } if load.is_done(now) => Self::Over,
+            Self::Cut {
+                why: Why::Hurried, ..
+            } if load.at_work == 0 => Self::Over,
+            Self::Draining { .. } | Self::Cut { .. } | Self::Over => self,
+        }
+    }
+
+    /// When time alone may bring the next stage.
+    pub(super) fn due(self, load: Load) -> Option<Instant> {
+        let limit = match self {
+            Self::Up | Self::Over => return None,
+            Self::Draining { since } => since + DRAIN_LIMIT,
+            Self::Cut { since, .. } => since + CUT_LIMIT,
+        };
+        let quiet = load.ended.filter(|_| load.at_work == 0 && load.held == 0);
+        Some(quiet.map_or(limit, |ended| limit.min(ended + LAST_ORDERS)))
+    }
+}
+
+impl Load {
+    fn is_done(self, now: Instant) -> bool {
+        let heard = self.ended.is_none_or(|ended| ended + LAST_ORDERS <= now);
+        self.at_work == 0 && self.held == 0 && heard
+    }
+}
+
+/// What happens to a command that is at work when the agent is told to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Leave {
+    /// It has until the deadline; of a copy, the parts under way.
+    Finish,
+    /// It is cancelled at once, and given again to the next process.
+    Cancel,
+}
+
+/// What is done about a command that comes when the agent has been told to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reception {
+    /// It is done: it ends or removes something.
+    Taken,
+    /// It is a job's: nothing is said, and the next process is given it again.
+    Left,
+    /// Somebody waits for an answer, and is told to ask again.
+    Refused,
+}
+
+/// [`Leave`] of that command.
+pub(super) fn leave(command: &Command) -> Leave {
+    match command {
+        // Single statements, or waits, that can take hours.
+        Command::OpenSource { .. }
+        | Command::BuildIndexes { .. }
+        | Command::BuildConstraints { .. }
+        | Command::AwaitNativeCopy
+        | Command::AwaitFence
+        | Command::Finish { .. } => Leave::Cancel,
+        Command::Copy { .. }
+        | Command::GatherSource { .. }
+        | Command::GatherTarget { .. }
+        | Command::GatherHandover { .. }
+        | Command::PrepareTarget { .. }
+        | Command::MatchSchema { .. }
+        | Command::TakeSlot { .. }
+        | Command::ReturnSlot { .. }
+        | Command::PrepareSlot { .. }
+        | Command::DropPrepared
+        | Command::CloseSnapshot
+        | Command::Subscribe { .. }
+        | Command::ProveSource
+        | Command::ProveTarget
+        | Command::ReleaseSource
+        | Command::ReleaseTarget
+        | Command::CleanupSource { .. }
+        | Command::CleanupTarget { .. }
+        | Command::DescribeSchema { .. }
+        | Command::CaptureFingerprints
+        | Command::Admit { .. }
+        | Command::AdmitReplicated { .. }
+        | Command::CompareSchemas { .. }
+        | Command::CompareReplicated { .. } => Leave::Finish,
+    }
+}
+
+/// [`Reception`] of that command.
+pub(super) fn reception(command: &Command) -> Reception {
+    match command {
+        Command::CloseSnapshot
+        | Command::ReturnSlot { .. }
+        | Command::DropPrepared
+        | Command::ReleaseSource
+        | Command::ReleaseTarget
+        | Command::CleanupSource { .. }
+        | Command::CleanupTarget { .. } => Reception::Taken,
+        // A `doctor` gathers too; it is told when the session ends.
+        Command::GatherSource { .. }
+        | Command::GatherTarget { .. }
+        | Command::GatherHandover { .. }
+        | Command::OpenSource { .. }
+        | Command::TakeSlot { .. }
+        | Command::PrepareTarget { .. }
+        | Command::MatchSchema { .. }
+        | Command::Copy { .. }
+        | Command::BuildIndexes { .. }
+        | Command::BuildConstraints { .. }
+        | Command::Subscribe { .. }
+        | Command::AwaitNativeCopy
+        | Command::AwaitFence
+        | Command::Finish { .. }
+        | Command::ProveSource
+        | Command::ProveTarget => Reception::Left,
+        Command::PrepareSlot { .. }
+        | Command::DescribeSchema { .. }
+        | Command::CaptureFingerprints
+        | Command::Admit { .. }
+        | Command::AdmitReplicated { .. }
+        | Command::CompareSchemas { .. }
+        | Command::CompareReplicated { .. } => Reception::Refused,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BUSY: Load = Load {
+        at_work: 1,
+        held: 0,
+        ended: None,
+    };
+
+    fn seconds(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    #[test]
+    fn an_idle_agent_goes_at_once() {
+        let now = Instant::now();
+        let idle = Load::default();
+        assert_eq!(Stage::Up.next(Told::Nothing, idle, now), Stage::Up);
+        let draining = Stage::Up.next(Told::Stop, idle, now);
+        assert_eq!(draining, Stage::Draining { since: now });
+        assert_eq!(draining.next(Told::Stop, idle, now), Stage::Over);
+    }
+
+    #[test]
+    fn what_is_under_way_has_until_the_deadline_and_then_a_little_to_end() {
+        let now = Instant::now();
+        let draining = Stage::Draining { since: now };
+        let held = Load {
+            held: 1,
+            ..Load::default()
+        };
+        for load in [BUSY, held] {
+            assert_eq!(draining.next(Told::Stop, load, now + seconds(19)), draining);
+            assert_eq!(draining.due(load), Some(now + DRAIN_LIMIT));
+            let late = now + DRAIN_LIMIT;
+            let why = Why::Late;
+            let cut = Stage::Cut { since: late, why };
+            assert_eq!(draining.next(Told::Stop, load, late), cut);
+            assert_eq!(cut.next(Told::Stop, load, late), cut);
+            assert_eq!(cut.due(load), Some(late + CUT_LIMIT));
+            assert_eq!(cut.next(Told::Stop, load, late + CUT_LIMIT), Stage::Over);
+        }
+    }
+
+    #[test]
+    fn the_coordinator_has_a_moment_for_what_it_makes_of_an_end() {
+        let now = Instant::now();
+        let draining = Stage::Draining { since: now };
+        let told = Load {
+            ended: Some(now),
+            ..Load::default()
+        };
+        assert_eq!(draining.next(Told::Stop, told, now), draining);
+        assert_eq!(draining.due(told), Some(now + LAST_ORDERS));
+        let heard = now + LAST_ORDERS;
+        assert_eq!(draining.next(Told::Stop, told, heard), Stage::Over);
+    }
+
+    #[test]
+    fn a_second_signal_cancels_and_waits_for_nothing_but_that() {
+        let now = Instant::now();
+        let why = Why::Hurried;
+        let hurried = Stage::Cut { since: now, why };
+        let draining = Stage::Draining { since: now };
+        assert_eq!(draining.next(Told::Hurry, BUSY, now), hurried);
+        let why = Why::Late;
+        let late = Stage::Cut { since: now, why };
+        assert_eq!(late.next(Told::Hurry, BUSY, now), hurried);
+        assert_eq!(hurried.next(Told::Hurry, BUSY, now), hurried);
+        let rest = Load {
+            at_work: 0,
+            held: 1,
+            ended: Some(now),
+        };
+        assert_eq!(hurried.next(Told::Hurry, rest, now), Stage::Over);
+    }
+
+    #[test]
+    fn whatever_there_is_to_wait_for_the_way_down_ends_in_time_and_never_turns_back() {
+        let begun = Instant::now();
+        let rank = |stage| match stage {
+            Stage::Up => 0,
+            Stage::Draining { .. } => 1,
+            Stage::Cut { .. } => 2,
+            Stage::Over => 3,
+        };
+        for mask in 0..8 {
+            let load = |now| Load {
+                at_work: mask & 1,
+                held: mask >> 1 & 1,
+                // Something ends all the time.
+                ended: (mask & 4 != 0).then_some(now),
+            };
+            let mut stage = Stage::Up;
+            let mut now = begun;
+            while stage != Stage::Over {
+                let next = stage.next(Told::Stop, load(now), now);
+                assert!(rank(next) >= rank(stage), "{stage:?} to {next:?}");
+                stage = next;
+                now += Duration::from_millis(100);
+                assert!(now < begun + WAY_DOWN_MAX, "still {stage:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_drain_fits_into_what_service_managers_give() {
+        assert!(WAY_DOWN_MAX < seconds(45), "half of systemd's 90 s");
+    }
+
+    #[test]
+    fn what_ends_a_job_is_taken_and_has_time_and_what_may_last_hours_has_none() {
+        let cleanup = Command::CleanupSource { sync_slots: None };
+        assert_eq!(reception(&cleanup), Reception::Taken);
+        assert_eq!(leave(&cleanup), Leave::Finish);
+        let index = Command::BuildIndexes { parallel: 1 };
+        assert_eq!(reception(&index), Reception::Left);
+        assert_eq!(leave(&index), Leave::Cancel);
+        assert_eq!(reception(&Command::CaptureFingerprints), Reception::Refused);
+    }
+}
