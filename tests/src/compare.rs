@@ -184,17 +184,33 @@ pub fn schema_with(left: &Database, right: &Database, arguments: &[&str]) -> Res
     Ok(either_only(&left, &right))
 }
 
+/// All definitions, as `pg_dump --schema-only` writes them: of two dumps of one database, taken at
+/// different times.
+///
+/// # Errors
+/// That it cannot be dumped.
+pub fn dump(database: &Database) -> Result<String> {
+    let dump = written(database, database.installation(), &[])?;
+    // The random word that psql is restricted by differs each time.
+    let lines = dump.lines().filter(|line| !line.starts_with('\\'));
+    Ok(lines.collect::<Vec<_>>().join("\n"))
+}
+
 /// A dump as a set of statements: their order says nothing about the database.
 fn definitions(
     database: &Database,
     installation: &Installation,
     arguments: &[&str],
 ) -> Result<BTreeSet<String>> {
+    Ok(statements(&written(database, installation, arguments)?))
+}
+
+fn written(database: &Database, installation: &Installation, arguments: &[&str]) -> Result<String> {
     let mut dump = database.client_of(installation, "pg_dump");
     dump.args(["--schema-only", "--no-publications", "--no-subscriptions"])
         .args(["--exclude-schema", "steep_repl"])
         .args(arguments);
-    Ok(statements(&command::output(&mut dump)?))
+    command::output(&mut dump)
 }
 
 /// `pg_dump` parts objects by comments of the form `-- Name: …`.

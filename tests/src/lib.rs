@@ -1,9 +1,8 @@
 //! The test harness: real PostgreSQL servers, real steep-repl processes, and what proves them right.
 //!
 //! In the order a test uses it: [`pg`] finds or installs PostgreSQL and runs servers; [`cluster`]
-//! adds certificates, a coordinator and agents; [`sample`], [`hostile`] and [`schema`] fill a database; [`load`]
-//! writes to it; [`compare`] proves two databases equal and
-//! [`residue`] that nothing is left behind; [`usage`] and [`scrape`] read what it cost and what it
+//! adds certificates, a coordinator and agents; [`sample`], [`hostile`], [`partitioned`] and [`schema`]
+//! fill a database; [`load`] writes to it; [`compare`] proves two databases equal and [`residue`] that nothing is left behind; [`usage`] and [`scrape`] read what it cost and what it
 //! says of itself, [`collector`] what it sends of itself, [`logs`] what it logs.
 //!
 //! The harness knows the product only from outside, as a user does: by its binaries, their flags,
@@ -19,6 +18,7 @@ pub mod compare;
 pub mod hostile;
 pub mod load;
 pub mod logs;
+pub mod partitioned;
 pub mod paths;
 pub mod pg;
 pub mod ports;

@@ -57,7 +57,8 @@ enum Verdict {
 pub(super) enum Strictness {
     /// What the rows need: only what cannot matter to them may fail.
     Structure,
-    /// Drops an index or constraint after its definition is stored: what something depends on stays.
+    /// Drops an index or constraint after its definition is stored: what something depends on stays, and
+    /// so does what needs more locks than there is room for.
     Aside,
     /// What comes after the rows: whatever one statement gets wrong is told and left.
     Afterwards,
@@ -78,7 +79,11 @@ fn judge(class: &Class, strictness: Strictness, sql: &str, error: &PgError) -> V
         Class::Comment if denied => Verdict::Tell("comment", headline(sql)),
         Class::Setting { name } => Verdict::Tell("setting", name.clone()),
         _ if strictness == Strictness::Aside
-            && *code == SqlState::DEPENDENT_OBJECTS_STILL_EXIST =>
+            && [
+                SqlState::DEPENDENT_OBJECTS_STILL_EXIST,
+                SqlState::OUT_OF_MEMORY,
+            ]
+            .contains(code) =>
         {
             Verdict::Skip
         }

@@ -1,5 +1,5 @@
-//! Brings back what was put aside: indexes and keys in parallel, their details, foreign keys,
-//! everything else.
+//! Brings back what was put aside: indexes and keys in parallel, those of partitioned tables above
+//! them, their details, foreign keys, everything else.
 //!
 //! Each statement notes its end in its own transaction, so that a command done again goes on where
 //! the last one stopped. Those transactions do not wait for the disk one by one: statement and note
@@ -47,6 +47,10 @@ pub async fn build_indexes(task: &Task, parallel: u8) -> Result<Vec<Finding>, Fa
     Pool::new(task, &conn, Phase::Indexes, memory)
         .run(all, parallel)
         .await?;
+    let parents = waiting(&conn, task.job, Stage::Parents).await?;
+    Pool::new(task, &conn, Phase::Indexes, Memory::keep())
+        .run(parents, 1)
+        .await?;
     in_order(task, &conn, Stage::IndexDetails, Phase::Indexes).await?;
     settle(&conn).await?;
     Ok(Vec::new())
@@ -85,7 +89,9 @@ pub(super) async fn in_order(
     phase: Phase,
 ) -> Result<Vec<Finding>, Fault> {
     let strictness = match stage {
-        Stage::Indexes | Stage::IndexDetails | Stage::ForeignKeys => Strictness::Structure,
+        Stage::Indexes | Stage::Parents | Stage::IndexDetails | Stage::ForeignKeys => {
+            Strictness::Structure
+        }
         Stage::Rest | Stage::Refresh => Strictness::Afterwards,
     };
     let all = waiting(conn, task.job, stage).await?;

@@ -10,6 +10,9 @@ use steep_protocol::{Identifier, TableName};
 pub(super) enum Stage {
     /// Indexes and the constraints that are indexes: in parallel, once the rows are there.
     Indexes,
+    /// Indexes of partitioned tables themselves, which hold nothing: one by one, since making one may
+    /// lock every partition.
+    Parents,
     /// What is said about indexes: attached, clustered on, replica identity, statistics. In order.
     IndexDetails,
     /// Foreign keys: added without a check, then checked in parallel.
@@ -21,10 +24,11 @@ pub(super) enum Stage {
 }
 
 impl Stage {
-    /// As it is stored.
+    /// As it is stored; says nothing about order.
     pub(super) fn code(self) -> i16 {
         match self {
             Self::Indexes => 1,
+            Self::Parents => 6,
             Self::IndexDetails => 2,
             Self::ForeignKeys => 3,
             Self::Rest => 4,

@@ -1,5 +1,10 @@
 //! A target that has the tables already: checks them, empties them where told to, and puts their
-//! indexes and constraints aside.
+//! indexes and constraints aside: [`aside`] stores and drops them, as the [`trees`] that they form where
+//! tables are partitioned, of what the [`queries`] find.
+
+mod aside;
+mod queries;
+mod trees;
 
 use std::collections::BTreeMap;
 
@@ -12,11 +17,9 @@ use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 
 use super::PrepareRequest;
-use super::batch::{Batches, Item, Strictness};
 use super::books::{self, Origin, Planned, Progress};
 use super::conn::Conn;
-use super::deferred::{self, Aside, Deferred, Kind};
-use super::statement::Stage;
+use super::deferred;
 use crate::pg::PgError;
 use crate::task::Task;
 
@@ -43,14 +46,14 @@ pub(super) async fn make_ready(
         conn.execute(&owned).await?;
     }
     if request.indexes == IndexTiming::Deferred {
-        put_aside(task, conn, &planned, Dropped::ForeignKeys).await?;
+        aside::foreign_keys(task, conn, &planned).await?;
     }
     if !full.is_empty() {
         replace_rows(conn, &planned, &owned).await?;
     }
     if request.indexes == IndexTiming::Deferred {
-        put_aside(task, conn, &planned, Dropped::Indexes).await?;
-        store_refreshes(task, conn).await?;
+        aside::indexes(task, conn, &planned).await?;
+        aside::refreshes(task, conn).await?;
     }
     Ok(())
 }
@@ -258,162 +261,4 @@ fn not_emptied(conn: &Conn, error: &PgError) -> Fault {
         );
     }
     fault
-}
-
-/// What is put aside in one go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Dropped {
-    /// Of and to the planned tables.
-    ForeignKeys,
-    /// And the constraints that are indexes.
-    Indexes,
-}
-
-/// Stores definitions and drops, in one transaction each. What something depends on stays: it costs
-/// time, not rows. Partitions keep theirs, which belong to their parents' indexes.
-async fn put_aside(
-    task: &Task,
-    conn: &Conn,
-    planned: &[Planned],
-    dropped: Dropped,
-) -> Result<(), Fault> {
-    let oids: Vec<u32> = planned.iter().map(|p| p.oid).collect();
-    let sql = match dropped {
-        Dropped::ForeignKeys => FOREIGN_KEYS,
-        Dropped::Indexes => INDEXES,
-    };
-    let rows = conn.rows(sql, &[&oids]).await?;
-    let mut aside = Aside::new(conn, task.job).await?;
-    let mut batches = Batches::new(conn, Strictness::Aside);
-    for row in &rows {
-        let Some((all, drop)) = definition(row) else {
-            continue;
-        };
-        let item = Item::new(format!("{};\n{drop}", aside.insert(&all)));
-        batches.add(item).await?;
-    }
-    batches.finish().await.map(|_| ())
-}
-
-/// Columns of both queries: kind, schema, table, name, drop statement, create statement, details.
-fn definition(row: &Row) -> Option<(Vec<Deferred>, String)> {
-    let table = TableName::new(row.get::<_, &str>(1), row.get::<_, &str>(2)).ok()?;
-    let (kind, stage) = match row.get(0) {
-        "f" => (Kind::ForeignKey, Stage::ForeignKeys),
-        "i" => (Kind::Index, Stage::Indexes),
-        _ => (Kind::Key, Stage::Indexes),
-    };
-    let made = Deferred {
-        stage,
-        kind,
-        table: Some(table),
-        name: Some(row.get(3)),
-        sql: row.get(5),
-    };
-    // A comment on a foreign key comes after all of them.
-    let later = match kind {
-        Kind::ForeignKey => Stage::Rest,
-        _ => Stage::IndexDetails,
-    };
-    let detail = |sql: String| Deferred {
-        stage: later,
-        kind: Kind::Other,
-        table: None,
-        name: None,
-        sql,
-    };
-    let details: Vec<String> = row.get(6);
-    let all = std::iter::once(made).chain(details.into_iter().map(detail));
-    Some((all.collect(), row.get(4)))
-}
-
-const FOREIGN_KEYS: &str = "
-SELECT 'f'::text, n.nspname::text, c.relname::text, k.conname::text,
-    format('ALTER TABLE ONLY %I.%I DROP CONSTRAINT %I', n.nspname, c.relname, k.conname),
-    format('ALTER TABLE ONLY %I.%I ADD CONSTRAINT %I %s', n.nspname, c.relname, k.conname,
-        pg_get_constraintdef(k.oid)),
-    ARRAY(SELECT format('COMMENT ON CONSTRAINT %I ON %I.%I IS %L', k.conname, n.nspname, c.relname,
-        d.description) FROM pg_description d
-        WHERE d.classoid = 'pg_constraint'::regclass AND d.objoid = k.oid)
-FROM pg_constraint k
-JOIN pg_class c ON c.oid = k.conrelid AND c.relkind = 'r' AND NOT c.relispartition
-JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE k.contype = 'f' AND k.conparentid = 0
-    AND (k.conrelid = ANY ($1::oid[]) OR k.confrelid = ANY ($1::oid[]))
-ORDER BY k.oid";
-
-/// `pg_get_indexdef` and `pg_get_constraintdef` leave the tablespace out; it is set for the
-/// transaction in which the index is made again.
-const INDEXES: &str = "
-SELECT CASE WHEN k.oid IS NULL THEN 'i' ELSE 'k' END, n.nspname::text, c.relname::text,
-    coalesce(k.conname, x.relname)::text,
-    CASE WHEN k.oid IS NULL THEN format('DROP INDEX %I.%I', n.nspname, x.relname)
-        ELSE format('ALTER TABLE ONLY %I.%I DROP CONSTRAINT %I', n.nspname, c.relname, k.conname) END,
-    CASE WHEN s.oid IS NULL THEN '' ELSE format('SET LOCAL default_tablespace = %L; ', s.spcname) END ||
-    CASE WHEN k.oid IS NULL THEN pg_get_indexdef(x.oid)
-        ELSE format('ALTER TABLE ONLY %I.%I ADD CONSTRAINT %I %s', n.nspname, c.relname, k.conname,
-            pg_get_constraintdef(k.oid)) END,
-    ARRAY(
-        SELECT format('ALTER TABLE ONLY %I.%I REPLICA IDENTITY USING INDEX %I',
-            n.nspname, c.relname, x.relname) WHERE i.indisreplident
-        UNION ALL SELECT format('ALTER TABLE %I.%I CLUSTER ON %I', n.nspname, c.relname, x.relname)
-            WHERE i.indisclustered
-        UNION ALL SELECT format('COMMENT ON INDEX %I.%I IS %L', n.nspname, x.relname, d.description)
-            FROM pg_description d WHERE d.classoid = 'pg_class'::regclass AND d.objoid = x.oid
-                AND d.objsubid = 0
-        UNION ALL SELECT format('COMMENT ON CONSTRAINT %I ON %I.%I IS %L', k.conname, n.nspname,
-            c.relname, d.description) FROM pg_description d
-            WHERE d.classoid = 'pg_constraint'::regclass AND d.objoid = k.oid
-        UNION ALL SELECT format('ALTER INDEX %I.%I ALTER COLUMN %s SET STATISTICS %s', n.nspname,
-            x.relname, a.attnum, a.attstattarget) FROM pg_attribute a
-            WHERE a.attrelid = x.oid AND a.attstattarget >= 0
-    )
-FROM pg_index i
-JOIN pg_class c ON c.oid = i.indrelid AND c.relkind = 'r' AND NOT c.relispartition
-JOIN pg_namespace n ON n.oid = c.relnamespace
-JOIN pg_class x ON x.oid = i.indexrelid
-LEFT JOIN pg_tablespace s ON s.oid = x.reltablespace
-LEFT JOIN pg_constraint k ON k.conindid = x.oid AND k.conrelid = c.oid AND k.contype IN ('p', 'u', 'x')
-WHERE i.indrelid = ANY ($1::oid[]) AND i.indisvalid
-ORDER BY x.oid";
-
-/// Materialised views that hold rows are filled again at the end, those that others read first.
-async fn store_refreshes(task: &Task, conn: &Conn) -> Result<(), Fault> {
-    let sql = "WITH RECURSIVE reads AS (
-            SELECT DISTINCT r.ev_class AS reader, d.refobjid AS read
-            FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid AND d.classid = 'pg_rewrite'::regclass
-            WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid <> r.ev_class
-        ), depth AS (
-            SELECT oid AS view, 0 AS level FROM pg_class WHERE relkind IN ('m', 'v') AND oid >= 16384
-            UNION SELECT reads.reader, depth.level + 1
-            FROM depth JOIN reads ON reads.read = depth.view WHERE depth.level < 100
-        )
-        SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c
-        JOIN pg_namespace n ON n.oid = c.relnamespace
-        JOIN depth ON depth.view = c.oid
-        WHERE c.relkind = 'm' AND c.relispopulated
-        GROUP BY c.oid, n.nspname, c.relname ORDER BY max(depth.level), 1";
-    let mut aside = Aside::new(conn, task.job).await?;
-    let already =
-        "SELECT EXISTS (SELECT FROM steep_repl.deferred_objects WHERE job = $1 AND stage = $2)";
-    let stage = Stage::Refresh.code();
-    if conn
-        .row(already, &[&task.job.to_string(), &stage])
-        .await?
-        .get(0)
-    {
-        return Ok(());
-    }
-    for row in conn.rows(sql, &[]).await? {
-        let view: String = row.get(0);
-        let deferred = Deferred {
-            stage: Stage::Refresh,
-            kind: Kind::Other,
-            table: None,
-            name: None,
-            sql: format!("REFRESH MATERIALIZED VIEW {view}"),
-        };
-        aside.store(deferred).await?;
-    }
-    aside.finish().await
 }

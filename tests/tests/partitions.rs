@@ -1,0 +1,243 @@
+//! A target that has partitioned tables already loads them without their indexes, and has every one of
+//! them again afterwards: attached, named, valid and commented on as it was.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use steep_tests::cluster::Cluster;
+use steep_tests::pg::{Database, Installation};
+use steep_tests::{compare, partitioned, residue, wait};
+
+/// Everything ends within this.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Indexes of tables whose names are like this, quoted; invalid ones that somebody left count too.
+fn indexes_on(database: &Database, table: &str) -> Result<u32> {
+    database.value(&format!(
+        "SELECT count(*) FROM pg_index WHERE indrelid = '\"Parted S\".{table}'::regclass"
+    ))
+}
+
+/// What must be the same before and after.
+fn all_of(database: &Database) -> Result<(String, Vec<String>)> {
+    Ok((compare::dump(database)?, partitioned::catalog(database)?))
+}
+
+fn same(before: &(String, Vec<String>), after: &(String, Vec<String>)) -> Result<()> {
+    for line in &before.1 {
+        ensure!(after.1.contains(line), "gone: {line}");
+    }
+    for line in &after.1 {
+        ensure!(before.1.contains(line), "new: {line}");
+    }
+    ensure!(before.0 == after.0, "{}\n--- became\n{}", before.0, after.0);
+    Ok(())
+}
+
+fn load_and_compare(major: u32) -> Result<()> {
+    let installation = match Installation::of_major(major) {
+        Ok(found) => found,
+        Err(error) if major < 17 => {
+            eprintln!("NOT TESTED: PostgreSQL {major} is not on this machine: {error:#}");
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    let cluster = Cluster::builder()
+        .postgres("node_a", &installation)
+        .postgres("node_b", &installation)
+        .start()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    partitioned::create(&source)?;
+    partitioned::create(&target)?;
+    partitioned::fill(&source, 6000)?;
+    // To be replaced.
+    partitioned::fill(&target, 1000)?;
+    let before = all_of(&target)?;
+
+    let following = cluster.init_spawn(&["--force", "--max-rate", "2MB"])?;
+    cluster.wait_copying("node_b")?;
+    for gone in [
+        "\"Root t\"",
+        "\"Eu\"",
+        "eu_low",
+        "us",
+        "asia",
+        "other",
+        "visit",
+        "visit_1",
+        "item",
+    ] {
+        assert_eq!(indexes_on(&target, gone)?, 0, "{gone}");
+    }
+    if major >= 17 {
+        assert_eq!(
+            indexes_on(&target, "booking_1")?,
+            1,
+            "an exclusion constraint"
+        );
+    }
+    assert_eq!(indexes_on(&target, "counted_1")?, 1, "the key is needed");
+    assert_eq!(indexes_on(&target, "below_1")?, 1, "a constraint below");
+    assert_eq!(indexes_on(&target, "no_partitions")?, 1);
+    if major >= 18 {
+        let half = "a foreign key to it is in several states";
+        assert_eq!(indexes_on(&target, "half")?, 1, "{half}");
+    }
+    // Before 18 a partitioned table's foreign key stays, and what it refers to.
+    let referred = u32::from(major < 18);
+    assert_eq!(indexes_on(&target, "country")?, referred);
+    assert_eq!(indexes_on(&target, "tree_1")?, referred);
+    following.finish(LIMIT)?.expect(0)?;
+
+    same(&before, &all_of(&target)?)?;
+    compare::rows(&source, &target)?.none()?;
+    partitioned::change(&source)?;
+    cluster.wait_drained("node_a")?;
+    compare::rows(&source, &target)?.none()
+}
+
+#[test]
+fn a_schema_of_partitions_is_the_same_after_a_load_on_18() -> Result<()> {
+    load_and_compare(18)
+}
+
+#[test]
+fn a_schema_of_partitions_is_the_same_after_a_load_on_17() -> Result<()> {
+    load_and_compare(17)
+}
+
+#[test]
+fn a_schema_of_partitions_is_the_same_after_a_load_on_15() -> Result<()> {
+    load_and_compare(15)
+}
+
+#[test]
+fn cancel_and_death_in_the_middle_bring_every_index_back() -> Result<()> {
+    let mut cluster = Cluster::pair()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    partitioned::create(&source)?;
+    partitioned::create(&target)?;
+    partitioned::fill(&source, 20_000)?;
+    let before = all_of(&target)?;
+
+    for dies in [false, true] {
+        let following = cluster.init_spawn(&["--max-rate", "1MB"])?;
+        cluster.wait_copying("node_b")?;
+        assert_eq!(indexes_on(&target, "us")?, 0);
+        if dies {
+            cluster.kill_agent("node_b")?;
+            cluster.start_agent("node_b")?;
+            cluster.wait_online(&["node_a", "node_b"])?;
+        }
+        cluster
+            .cli(&["init", "cancel", "--node", "node_b", "--yes"])?
+            .expect(0)?;
+        following.finish(LIMIT)?;
+        residue::of_jobs(&source)?.none()?;
+        residue::of_jobs(&target)?.none()?;
+        assert_eq!(
+            target.value::<u32>("SELECT count(*) FROM \"Parted S\".\"Root t\"")?,
+            0
+        );
+        same(&before, &all_of(&target)?)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn death_while_indexes_are_built_loses_none() -> Result<()> {
+    let mut cluster = Cluster::builder()
+        .setting("node_b", "cluster_name", "slow")
+        .start()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    for database in [&source, &target] {
+        partitioned::create(database)?;
+        database.sql(
+            "CREATE FUNCTION slowly(n integer) RETURNS integer IMMUTABLE LANGUAGE plpgsql AS $$
+             BEGIN
+                 IF current_setting('cluster_name') = 'slow' THEN PERFORM pg_sleep(0.5); END IF;
+                 RETURN n;
+             END $$;
+             SET search_path = \"Parted S\", public;
+             CREATE INDEX slow ON \"Root t\" (public.slowly(code)) WHERE region = 'asia'",
+        )?;
+    }
+    partitioned::fill(&source, 4000)?;
+    let before = all_of(&target)?;
+    let following = cluster.init_spawn(&[])?;
+    cluster.wait_phase("node_b", "indexes")?;
+    let done = "SELECT count(*) FROM steep_repl.deferred_objects WHERE state = 'done'";
+    wait::until_true("some to be built", LIMIT, || {
+        Ok(target.value::<u32>(done)? > 10)
+    })?;
+    cluster.kill_agent("node_b")?;
+    cluster.start_agent("node_b")?;
+    cluster.wait_online(&["node_a", "node_b"])?;
+    cluster
+        .cli(&["init", "cancel", "--node", "node_b", "--yes"])?
+        .expect(0)?;
+    following.finish(LIMIT)?;
+    residue::of_jobs(&source)?.none()?;
+    residue::of_jobs(&target)?.none()?;
+    same(&before, &all_of(&target)?)
+}
+
+#[test]
+fn rows_that_are_kept_have_their_indexes_too() -> Result<()> {
+    let cluster = Cluster::pair()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    partitioned::create(&source)?;
+    partitioned::create(&target)?;
+    partitioned::fill(&source, 20_000)?;
+    let indexes = |database: &Database| -> Result<Vec<String>> {
+        let mut all = partitioned::catalog(database)?;
+        all.retain(|line| line.starts_with("index "));
+        Ok(all)
+    };
+    let before = indexes(&target)?;
+    let following = cluster.init_spawn(&["--max-rate", "1MB"])?;
+    cluster.wait_copying("node_b")?;
+    let committed = "SELECT count(*) FROM steep_repl.copy_ledger WHERE rows > 0";
+    wait::until_true("a part to be committed", LIMIT, || {
+        Ok(target.value::<u32>(committed)? > 0)
+    })?;
+    cluster
+        .cli(&["init", "cancel", "--node", "node_b", "--keep-data", "--yes"])?
+        .expect(0)?;
+    following.finish(LIMIT)?;
+    assert_eq!(indexes(&target)?, before);
+    // Its rows may lack those they refer to: then it is there, unchecked.
+    let foreign = "SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND conparentid = 0";
+    assert_eq!(target.sql(foreign)?, source.sql(foreign)?);
+    Ok(())
+}
+
+#[test]
+fn a_partition_that_is_left_out_keeps_the_indexes_above_it() -> Result<()> {
+    let cluster = Cluster::pair()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    partitioned::create(&source)?;
+    partitioned::create(&target)?;
+    partitioned::fill(&source, 6000)?;
+    target.sql(
+        "INSERT INTO \"Parted S\".other (id, region, code) SELECT n, 'mine', n FROM generate_series(1, 100) AS n",
+    )?;
+    let before = all_of(&target)?;
+    let kept = compare::contents(&target)?["\"Parted S\".other"].clone();
+    let own = |table: &str| indexes_on(&target, table);
+    let (us, low, other) = (own("us")?, own("eu_low")?, own("other")?);
+
+    let left_out = ["--exclude-table", "\"Parted S\".other"];
+    let slowly = ["--schema-sync", "manual", "--max-rate", "2MB"];
+    let following = cluster.init_spawn(&[&left_out[..], &slowly[..]].concat())?;
+    cluster.wait_copying("node_b")?;
+    assert_eq!(own("other")?, other);
+    assert_eq!(own("us")?, us - 1, "only its own, attached to none");
+    assert_eq!(own("eu_low")?, low - 1, "that of Eu's own tree");
+    assert_eq!(own("visit_1")?, 0);
+    following.finish(LIMIT)?.expect(0)?;
+    same(&before, &all_of(&target)?)?;
+    assert_eq!(compare::contents(&target)?["\"Parted S\".other"], kept);
+    compare::rows_except(&source, &target, &["\"Parted S\".other"])?.none()
+}
