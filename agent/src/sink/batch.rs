@@ -78,6 +78,10 @@ fn judge(class: &Class, strictness: Strictness, sql: &str, error: &PgError) -> V
         Class::Schema if *code == SqlState::DUPLICATE_SCHEMA => Verdict::Skip,
         Class::Comment if denied => Verdict::Tell("comment", headline(sql)),
         Class::Setting { name } => Verdict::Tell("setting", name.clone()),
+        // 17 takes an exclusion constraint of a partition for another than its parent's, its own dumps' too.
+        Class::IndexDetail if *code == SqlState::INVALID_OBJECT_DEFINITION => {
+            Verdict::Tell("index_not_attached", headline(sql))
+        }
         _ if strictness == Strictness::Aside
             && [
                 SqlState::DEPENDENT_OBJECTS_STILL_EXIST,
@@ -271,6 +275,12 @@ impl<'a> Batches<'a> {
                 "objects were made with the server's default instead",
                 "for default_tablespace: make the tablespace before, or move the objects later",
             ),
+            "index_not_attached" => conn.warning(
+                code,
+                format!("PostgreSQL refuses {about}: it takes the definitions for different"),
+                "the partition's own constraint holds, and the partitioned table's is there and not valid",
+                "nothing for the rows that are here; where new partitions are to have the constraint, add it to them",
+            ),
             _ => conn.warning(
                 code,
                 about.to_owned(),
@@ -319,6 +329,12 @@ mod tests {
             verdict("CREATE TABLE a.b (c d)", "42P07", Structure),
             Verdict::Fail
         );
+        let attach = "ALTER INDEX a.b_excl ATTACH PARTITION a.b_1_excl";
+        assert!(matches!(
+            verdict(attach, "42P17", Structure),
+            Verdict::Tell("index_not_attached", _)
+        ));
+        assert_eq!(verdict(attach, "42704", Structure), Verdict::Fail);
         // Afterwards one trigger more or less does not stop a job of hours, a full disk does.
         let trigger = "CREATE TRIGGER x BEFORE INSERT ON a.b EXECUTE FUNCTION f()";
         assert!(matches!(

@@ -51,9 +51,9 @@ pub async fn build_indexes(task: &Task, parallel: u8) -> Result<Vec<Finding>, Fa
     Pool::new(task, &conn, Phase::Indexes, Memory::keep())
         .run(parents, 1)
         .await?;
-    in_order(task, &conn, Stage::IndexDetails, Phase::Indexes).await?;
+    let findings = in_order(task, &conn, Stage::IndexDetails, Phase::Indexes).await?;
     settle(&conn).await?;
-    Ok(Vec::new())
+    Ok(findings)
 }
 
 /// Foreign keys and all the rest.
