@@ -30,6 +30,25 @@ pub fn pgbench(database: &Database, scale: u32) -> Result<()> {
     command::output(&mut init).map(drop)
 }
 
+/// The `cluster_name` of a server on which [`slowly`] is slow.
+pub const SLOW: &str = "slow";
+
+/// A function `public.slowly(integer)` that gives its argument, after half a second where the server is
+/// [`SLOW`]: an index over it takes as long there as a large one.
+///
+/// # Errors
+/// What the server said.
+pub fn slowly(database: &Database) -> Result<()> {
+    let sql = format!(
+        "CREATE FUNCTION public.slowly(n integer) RETURNS integer IMMUTABLE LANGUAGE plpgsql AS $$
+         BEGIN
+             IF current_setting('cluster_name') = '{SLOW}' THEN PERFORM pg_sleep(0.5); END IF;
+             RETURN n;
+         END $$"
+    );
+    database.sql(&sql).map(drop)
+}
+
 /// That many empty tables with a primary key each, in schema `many`.
 ///
 /// # Errors

@@ -10,9 +10,6 @@ use steep_tests::{compare, residue, sample, wait};
 const COPY_LIMIT: Duration = Duration::from_secs(5);
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// By which servers in these tests know that they are to be slow.
-const SLOW: &str = "slow";
-
 /// Cancels, and checks that nothing is left and that whoever followed the job was told.
 fn cancel(cluster: &Cluster, following: Running, limit: Duration) -> Result<()> {
     let cancelled = cluster
@@ -71,16 +68,12 @@ fn while_rows_are_copied_and_a_second_attempt_works() -> Result<()> {
 #[test]
 fn while_an_index_is_built() -> Result<()> {
     let cluster = Cluster::builder()
-        .setting("node_b", "cluster_name", SLOW)
+        .setting("node_b", "cluster_name", sample::SLOW)
         .start()?;
     let source = cluster.database("node_a");
+    sample::slowly(&source)?;
     source.sql(
-        "CREATE FUNCTION slowly(n integer) RETURNS integer IMMUTABLE LANGUAGE plpgsql AS $$
-         BEGIN
-             IF current_setting('cluster_name') = 'slow' THEN PERFORM pg_sleep(0.5); END IF;
-             RETURN n;
-         END $$;
-         CREATE TABLE t (id integer PRIMARY KEY);
+        "CREATE TABLE t (id integer PRIMARY KEY);
          CREATE INDEX t_slowly ON t (public.slowly(id));
          INSERT INTO t SELECT generate_series(1, 1000);",
     )?;
@@ -115,7 +108,7 @@ fn while_a_foreign_key_is_validated() -> Result<()> {
 #[test]
 fn while_the_subscription_catches_up() -> Result<()> {
     let cluster = Cluster::builder()
-        .setting("node_b", "cluster_name", SLOW)
+        .setting("node_b", "cluster_name", sample::SLOW)
         .start()?;
     let source = cluster.database("node_a");
     // A trigger that fires even for a subscription makes it slow.

@@ -157,15 +157,11 @@ fn told_twice_an_agent_cancels_what_runs() -> Result<()> {
 #[test]
 fn an_index_that_may_take_hours_is_not_waited_for_and_is_begun_again() -> Result<()> {
     let mut cluster = Cluster::builder()
-        .setting("node_b", "cluster_name", "slow")
+        .setting("node_b", "cluster_name", sample::SLOW)
         .start()?;
+    sample::slowly(&cluster.database("node_a"))?;
     cluster.database("node_a").sql(
-        "CREATE FUNCTION slowly(n integer) RETURNS integer IMMUTABLE LANGUAGE plpgsql AS $$
-         BEGIN
-             IF current_setting('cluster_name') = 'slow' THEN PERFORM pg_sleep(0.5); END IF;
-             RETURN n;
-         END $$;
-         CREATE TABLE t (id integer PRIMARY KEY);
+        "CREATE TABLE t (id integer PRIMARY KEY);
          CREATE INDEX t_slowly ON t (public.slowly(id));
          INSERT INTO t SELECT generate_series(1, 1000);",
     )?;

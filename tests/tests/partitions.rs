@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use steep_tests::cluster::Cluster;
 use steep_tests::pg::{Database, Installation};
-use steep_tests::{compare, partitioned, residue, wait};
+use steep_tests::{compare, partitioned, residue, sample, wait};
 
 /// Everything ends within this.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -34,6 +34,13 @@ fn same(before: &(String, Vec<String>), after: &(String, Vec<String>)) -> Result
     Ok(())
 }
 
+fn pair_of(installation: &Installation) -> Result<Cluster> {
+    Cluster::builder()
+        .postgres("node_a", installation)
+        .postgres("node_b", installation)
+        .start()
+}
+
 fn load_and_compare(major: u32) -> Result<()> {
     let installation = match Installation::of_major(major) {
         Ok(found) => found,
@@ -43,10 +50,7 @@ fn load_and_compare(major: u32) -> Result<()> {
         }
         Err(error) => return Err(error),
     };
-    let cluster = Cluster::builder()
-        .postgres("node_a", &installation)
-        .postgres("node_b", &installation)
-        .start()?;
+    let cluster = pair_of(&installation)?;
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
     partitioned::create(&source)?;
     partitioned::create(&target)?;
@@ -116,10 +120,7 @@ fn a_schema_of_partitions_is_the_same_after_a_load_on_15() -> Result<()> {
 /// theirs included.
 fn make_and_load(major: u32) -> Result<()> {
     let installation = Installation::of_major(major)?;
-    let cluster = Cluster::builder()
-        .postgres("node_a", &installation)
-        .postgres("node_b", &installation)
-        .start()?;
+    let cluster = pair_of(&installation)?;
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
     partitioned::create(&source)?;
     partitioned::fill(&source, 2000)?;
@@ -180,18 +181,14 @@ fn cancel_and_death_in_the_middle_bring_every_index_back() -> Result<()> {
 #[test]
 fn death_while_indexes_are_built_loses_none() -> Result<()> {
     let mut cluster = Cluster::builder()
-        .setting("node_b", "cluster_name", "slow")
+        .setting("node_b", "cluster_name", sample::SLOW)
         .start()?;
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
     for database in [&source, &target] {
         partitioned::create(database)?;
+        sample::slowly(database)?;
         database.sql(
-            "CREATE FUNCTION slowly(n integer) RETURNS integer IMMUTABLE LANGUAGE plpgsql AS $$
-             BEGIN
-                 IF current_setting('cluster_name') = 'slow' THEN PERFORM pg_sleep(0.5); END IF;
-                 RETURN n;
-             END $$;
-             SET search_path = \"Parted S\", public;
+            "SET search_path = \"Parted S\", public;
              CREATE INDEX slow ON \"Root t\" (public.slowly(code)) WHERE region = 'asia'",
         )?;
     }

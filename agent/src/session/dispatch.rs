@@ -399,13 +399,14 @@ impl Agent {
             Command::Subscribe { source, start } => {
                 let conninfo = link(source).conninfo().await?;
                 let sync_slots = sink::subscribe(task, &conninfo, start).await?;
-                match start {
-                    SubscriptionStart::AtSlot(lsn) | SubscriptionStart::AtOrigin(lsn) => {
-                        tracing::info!(job_id = %job, %lsn, "subscribed");
-                        Ok(Outcome::Done)
-                    }
-                    SubscriptionStart::NativeCopy => Ok(Outcome::Subscribed { sync_slots }),
+                if let SubscriptionStart::AtSlot(lsn) | SubscriptionStart::AtOrigin(lsn) = start {
+                    tracing::info!(job_id = %job, %lsn, "subscribed");
                 }
+                Ok(
+                    sync_slots.map_or(Outcome::Done, |sync_slots| Outcome::Subscribed {
+                        sync_slots,
+                    }),
+                )
             }
             Command::AwaitNativeCopy => sink::await_native_copy(task).await.map(|()| Outcome::Done),
             Command::Finish { source, parallel } => {

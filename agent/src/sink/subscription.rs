@@ -53,7 +53,8 @@ async fn find(conn: &Conn, name: &Identifier) -> Result<Option<Found>, Fault> {
 }
 
 /// Makes the job's subscription and enables it. Done again, goes on where it was: what is enabled
-/// is left alone, since its origin has moved on by itself. Gives the slots that its own copy makes.
+/// is left alone, since its origin has moved on by itself. Gives the slots that its own copy makes,
+/// where it copies by itself.
 ///
 /// # Errors
 /// Faults of the server, the connection, and of the server's own connection to the source.
@@ -61,7 +62,7 @@ pub async fn subscribe(
     task: &Task,
     source: &Secret,
     start: SubscriptionStart,
-) -> Result<SyncSlots, Fault> {
+) -> Result<Option<SyncSlots>, Fault> {
     let conn = Conn::open(task, "subscribe").await?;
     let replication = &task.replication;
     let name = replication.name();
@@ -73,7 +74,10 @@ pub async fn subscribe(
             made.ok_or_else(|| conn.own(Fault::new(FaultKind::Failed, gone(&name))))?
         }
     };
-    let sync_slots = sync_slots(&conn, &found).await?;
+    let sync_slots = match start {
+        SubscriptionStart::NativeCopy => Some(sync_slots(&conn, &found).await?),
+        SubscriptionStart::AtSlot(_) | SubscriptionStart::AtOrigin(_) => None,
+    };
     if found.enabled {
         return Ok(sync_slots);
     }

@@ -13,22 +13,21 @@ pub(super) fn print<'a>(
     missing: impl Iterator<Item = &'a Way>,
     processors: usize,
 ) {
-    let medians: Vec<(&Way, &Measured)> = results
+    let medians: Vec<(&Way, &[Measured], &Measured)> = results
         .iter()
-        .filter_map(|(way, runs)| Some((*way, median(runs)?)))
+        .filter_map(|(way, runs)| Some((*way, runs.as_slice(), median(runs)?)))
         .collect();
     let ours = medians
         .iter()
-        .filter(|(way, _)| way.is_ours())
-        .map(|(_, measured)| measured.times.ready)
+        .filter(|(way, _, _)| way.is_ours())
+        .map(|(_, _, measured)| measured.times.ready)
         .fold(f64::INFINITY, f64::min);
     println!(
         "{:<32}{:>9}{:>9}{:>14}{:>8}{:>11}{:>16}  peak MiB: source, target, coordinator",
         "way", "copied s", "ready s", "from to", "ratio", "our CPU s", "postgres CPU s"
     );
-    let runs = |of: &Way| results.iter().find(|(way, _)| *way == of);
-    for (way, measured) in &medians {
-        let (first, last) = runs(way).map_or((0.0, 0.0), |(_, runs)| range(runs));
+    for (way, runs, measured) in &medians {
+        let (first, last) = range(runs);
         let ratio = if ours.is_finite() {
             format!("{:.2}", measured.times.ready / ours)
         } else {
@@ -61,21 +60,21 @@ pub(super) fn print<'a>(
         "\nReady: keys built and replication caught up; without replication for psql, pg_dump and pgcopydb."
     );
     println!("Ratio: to the faster of ours; more than 1 is slower.");
-    floor(&medians, ours, processors);
-    for (way, measured) in medians {
+    let work = medians
+        .iter()
+        .map(|(_, _, measured)| measured.costs.postgres);
+    floor(work, ours, processors);
+    for (way, _, measured) in medians {
         per_gigabyte(way, measured);
     }
 }
 
 /// No way can be ready before the processors have done what PostgreSQL itself has to do, of which the
 /// leanest way is the measure.
-fn floor(medians: &[(&Way, &Measured)], ours: f64, processors: usize) {
-    let work = medians
-        .iter()
-        .map(|(_, measured)| measured.costs.postgres)
-        .fold(f64::INFINITY, f64::min);
+fn floor(work: impl Iterator<Item = f64>, ours: f64, processors: usize) {
+    let least = work.fold(f64::INFINITY, f64::min);
     #[expect(clippy::cast_precision_loss, reason = "machines are not that large")]
-    let floor = work / processors as f64;
+    let floor = least / processors as f64;
     if ours.is_finite() {
         println!(
             "Floor: the least work of PostgreSQL over {processors} processors: {floor:.1} s; ours is {:.2} times that.",
