@@ -80,11 +80,12 @@ pub async fn serve(
         let end = tokio::select! {
             end = read(receiver, &node, session, &loop_) => end,
             end = write(sender, &mut queue) => end,
-            () = shutdown.cancelled() => End::Ours(CloseCode::ShuttingDown),
+            // The loop stops, too: no agent has left it.
+            () = shutdown.cancelled() => return (CloseCode::ShuttingDown, None),
         };
         match end {
-            End::Ours(code) => (code, Parting::Lost),
-            End::Theirs(code) => (code, parting(connection.closed()).await),
+            End::Ours(code) => (code, Some(Parting::Lost)),
+            End::Theirs(code) => (code, Some(parting(connection.closed()).await)),
         }
     };
     let code = to_its_end(conversation, &node, session, &loop_).await;
@@ -110,10 +111,10 @@ async fn parting(closed: impl Future<Output = Option<CloseCode>>) -> Parting {
     }
 }
 
-/// Runs a session and tells the loop when it is over, however it ends: an agent whose session broke by
-/// a mistake of ours would be taken to be there for ever. It dials again by itself.
+/// Runs a session and tells the loop when its agent has parted, also where it broke: an agent whose
+/// session broke by a mistake of ours would be taken to be there for ever. It dials again by itself.
 async fn to_its_end(
-    conversation: impl Future<Output = (CloseCode, Parting)>,
+    conversation: impl Future<Output = (CloseCode, Option<Parting>)>,
     node: &NodeId,
     session: SessionId,
     loop_: &mpsc::Sender<AgentInput>,
@@ -121,8 +122,11 @@ async fn to_its_end(
     let ended = AssertUnwindSafe(conversation).catch_unwind().await;
     let (code, parting) = ended.unwrap_or_else(|_| {
         tracing::error!(node_id = %node, "an agent's session panicked and is ended");
-        (CloseCode::ShuttingDown, Parting::Lost)
+        (CloseCode::ShuttingDown, Some(Parting::Lost))
     });
+    let Some(parting) = parting else {
+        return code;
+    };
     let left = AgentInput::Left {
         node: node.clone(),
         session,

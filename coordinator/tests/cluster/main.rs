@@ -433,8 +433,9 @@ async fn followers_of_events_hear_of_new_ones_and_of_the_end() {
     };
     assert_eq!(event.event, "agent.connected");
     cluster.stop().await;
-    let Ok(Some(ApiReply::Fault(fault))) = events.recv::<ApiReply>().await else {
-        panic!("nobody said why");
+    let said = events.recv::<ApiReply>().await;
+    let Ok(Some(ApiReply::Fault(fault))) = said else {
+        panic!("nobody said why: {said:?}");
     };
     assert_eq!(fault.message, "the coordinator is stopping");
     assert_eq!(fault.retry, Retry::NewConnection);
