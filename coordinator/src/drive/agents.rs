@@ -231,6 +231,9 @@ impl<S: Store> Driver<S> {
                 .get(&id)
                 .map(|l| l.tally.counted())
                 .unwrap_or_default();
+            if outcome.is_ok() {
+                self.note_returned(id, command);
+            }
             let outcome = Box::new(outcome);
             let event = JobEvent::Ended {
                 id: command,

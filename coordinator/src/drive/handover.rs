@@ -7,7 +7,8 @@ use jiff::Timestamp;
 use steep_protocol::message::agent::{Command, CoordinatorMessage};
 use steep_protocol::message::facts::{Finding, Severity, SourceFacts};
 use steep_protocol::message::handover::{
-    CompleteSpec, EXPIRES_MAX, PrepareSpec, PreparedSlot, Replication, SchemaCheck, SlotName,
+    CompleteSpec, EXPIRES_MAX, PrepareSpec, PreparedSlot, PreparedState, Replication, SchemaCheck,
+    SlotName,
 };
 use steep_protocol::message::job::{
     Compression, Confirmation, ExistingRows, JobSpec, Method, SchemaMode, TableFilter,
@@ -19,7 +20,7 @@ use super::errand::Purpose;
 use super::log::Note;
 use super::{Answer, Driver, Operator, Reply};
 use crate::job::handover::{self, Handover};
-use crate::job::{Stage, preflight};
+use crate::job::{Job, Running, Stage, Work, preflight};
 use crate::store::Store;
 
 impl<S: Store> Driver<S> {
@@ -134,6 +135,37 @@ impl<S: Store> Driver<S> {
             .and_then(|a| a.prepared.as_mut())
         {
             known.retain(|known| known.replication.slot != *slot);
+        }
+    }
+
+    /// Where that command gave a job's prepared slot back, the slot waits again: known at once, too.
+    pub(super) fn note_returned(&mut self, id: JobId, command: CommandId) {
+        let Some(live) = self.jobs.get(&id) else {
+            return;
+        };
+        let Job {
+            spec,
+            handover: Some(handover),
+            stage: Stage::Ending(ending),
+            running,
+            ..
+        } = &live.job
+        else {
+            return;
+        };
+        let gave_back = |r: &Running| r.id == command && r.work == Work::CleanupSource;
+        if ending.slot.returned().is_none() || !running.iter().any(gave_back) {
+            return;
+        }
+        let agent = self.registry.get_mut(&spec.source);
+        let mut known = agent
+            .and_then(|a| a.prepared.as_mut())
+            .into_iter()
+            .flatten();
+        if let Some(slot) = known.find(|known| known.replication == handover.replication)
+            && matches!(slot.state, PreparedState::Taken(_))
+        {
+            slot.state = PreparedState::Waiting;
         }
     }
 

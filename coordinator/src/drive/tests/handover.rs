@@ -133,11 +133,15 @@ fn a_slot_serves_one_job_and_is_given_back_by_one_that_is_cancelled() {
     assert!(busy.message.contains(&job.to_string()), "{busy:?}");
 
     world.until("b", |command| command.name() == "match_schema");
+    let mut taken = prepared(REPLICATION);
+    taken.state = PreparedState::Taken(node("b"));
+    world.say("a", AgentMessage::Prepared(vec![taken]));
     let mut cancel = world.cancel("b");
     world.run_on();
     assert!(cancel.try_recv().unwrap().is_ok());
     assert_eq!(world.state("b"), NodeState::Uninitialized);
     assert_eq!(told(&world, "a").last(), Some(&"return_slot"));
+    // Before the source's agent has looked again.
     begun(&mut world);
 }
 
