@@ -114,18 +114,13 @@ impl CompleteArgs {
             return Err(Failure::bad_request(text).on(&self.node));
         }
         let job = JobSpec {
-            source: self.source.clone(),
-            target: self.node.clone(),
             method: Method::Backup,
             parallel,
             schema_mode: mode(self.schema_sync),
             existing: existing(self.force),
             confirmation: confirmation(self.yes),
-            compression: Compression::Auto,
-            max_rate: None,
-            filter: TableFilter::default(),
-            large_table_threshold: ByteCount(0),
             timeout_seconds: self.timeout.as_secs(),
+            ..JobSpec::new(self.source.clone(), self.node.clone())
         };
         Ok(CompleteSpec {
             job,

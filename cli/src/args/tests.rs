@@ -3,7 +3,9 @@
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use steep_protocol::message::handover::SchemaCheck;
-use steep_protocol::message::job::{Compression, Confirmation, ExistingRows, Method, SchemaMode};
+use steep_protocol::message::job::{
+    Compression, Confirmation, ExistingRows, JobSpec, Method, SchemaMode,
+};
 use steep_protocol::{ByteCount, Identifier, Lsn, TableName};
 
 use super::*;
@@ -177,6 +179,7 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(spec.timeout_seconds, 86_400);
     assert_eq!(spec.large_table_threshold, ByteCount(10_000_000_000));
     assert!(spec.filter.is_everything() && spec.max_rate.is_none());
+    assert_eq!(spec, JobSpec::new(spec.source.clone(), spec.target.clone()));
 }
 
 #[test]

@@ -4,10 +4,8 @@ use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use steep_protocol::message::api::{JobView, PhaseTime};
 use steep_protocol::message::facts::Severity;
-use steep_protocol::message::job::{
-    Compression, Confirmation, ExistingRows, JobSpec, Method, SchemaMode, TableFilter,
-};
-use steep_protocol::{ByteCount, JobId, NodeState, Phase};
+use steep_protocol::message::job::{Confirmation, JobSpec};
+use steep_protocol::{JobId, NodeState, Phase};
 
 use super::keys::{Effect, Input, press};
 use super::model::{Model, News};
@@ -66,18 +64,8 @@ pub(super) fn screen(model: &Model, columns: u16, lines: u16) -> String {
 
 pub(super) fn spec() -> JobSpec {
     JobSpec {
-        source: id("node_a"),
-        target: id("node_b"),
-        method: Method::Snapshot,
-        parallel: 4,
-        schema_mode: SchemaMode::Strict,
-        existing: ExistingRows::Refuse,
         confirmation: Confirmation::Given,
-        compression: Compression::Auto,
-        max_rate: None,
-        filter: TableFilter::default(),
-        large_table_threshold: ByteCount(10_000_000_000),
-        timeout_seconds: 86_400,
+        ..JobSpec::new(id("node_a"), id("node_b"))
     }
 }
 

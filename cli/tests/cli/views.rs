@@ -6,10 +6,8 @@ use steep_protocol::message::api::{
     Report,
 };
 use steep_protocol::message::facts::{Finding, Severity};
-use steep_protocol::message::job::{
-    Compression, Confirmation, ExistingRows, JobSpec, Method, SchemaMode, TableFilter,
-};
-use steep_protocol::{ByteCount, Fault, JobId, NodeId, NodeState, Phase};
+use steep_protocol::message::job::JobSpec;
+use steep_protocol::{Fault, JobId, NodeId, NodeState, Phase};
 
 use crate::coordinator::Step;
 
@@ -108,20 +106,7 @@ pub(crate) fn event(kind: &str, level: &str) -> ApiReply {
 
 /// A job that is over, as it was asked for.
 pub(crate) fn job(name: &str) -> ApiReply {
-    let spec = JobSpec {
-        source: id("node_a"),
-        target: id(name),
-        method: Method::Snapshot,
-        parallel: 4,
-        schema_mode: SchemaMode::Strict,
-        existing: ExistingRows::Refuse,
-        confirmation: Confirmation::Needed,
-        compression: Compression::Auto,
-        max_rate: None,
-        filter: TableFilter::default(),
-        large_table_threshold: ByteCount(10_000_000_000),
-        timeout_seconds: 86_400,
-    };
+    let spec = JobSpec::new(id("node_a"), id(name));
     ApiReply::Job(Box::new(JobView {
         job_id: JobId(1),
         spec,

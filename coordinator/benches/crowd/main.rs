@@ -17,12 +17,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use steep_certs::{Credentials, Role};
+use steep_protocol::NodeId;
 use steep_protocol::message::api::{ApiReply, ApiRequest};
-use steep_protocol::message::job::{
-    Compression, Confirmation, ExistingRows, JobSpec, Method, SchemaMode, TableFilter,
-};
+use steep_protocol::message::job::{Confirmation, JobSpec};
 use steep_protocol::quic::{Connection, Endpoint, Expect, Tuning};
-use steep_protocol::{ByteCount, NodeId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -359,17 +357,10 @@ async fn nodes(connection: &Connection) -> Result<(usize, usize)> {
 
 fn spec(target: u32) -> Result<JobSpec> {
     Ok(JobSpec {
-        source: NodeId::parse(&format!("source_{}", target % SOURCES))?,
-        target: NodeId::parse(&format!("target_{target}"))?,
-        method: Method::Snapshot,
-        parallel: 4,
-        schema_mode: SchemaMode::Strict,
-        existing: ExistingRows::Refuse,
         confirmation: Confirmation::Given,
-        compression: Compression::Auto,
-        max_rate: None,
-        filter: TableFilter::default(),
-        large_table_threshold: ByteCount(10 << 30),
-        timeout_seconds: 86_400,
+        ..JobSpec::new(
+            NodeId::parse(&format!("source_{}", target % SOURCES))?,
+            NodeId::parse(&format!("target_{target}"))?,
+        )
     })
 }

@@ -10,10 +10,8 @@ use steep_protocol::message::handover::{
     CompleteSpec, EXPIRES_MAX, PrepareSpec, PreparedSlot, PreparedState, Replication, SchemaCheck,
     SlotName,
 };
-use steep_protocol::message::job::{
-    Compression, Confirmation, ExistingRows, JobSpec, Method, SchemaMode, TableFilter,
-};
-use steep_protocol::{ByteCount, CommandId, Fault, FaultKind, JobId, NodeId, Retry, limits};
+use steep_protocol::message::job::{Confirmation, JobSpec, Method, SchemaMode, TableFilter};
+use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry};
 
 use super::audit::Wish;
 use super::errand::Purpose;
@@ -299,18 +297,8 @@ impl<S: Store> Driver<S> {
 /// A look at one node, in the form that preflight takes.
 fn look_alone(node: &NodeId) -> JobSpec {
     JobSpec {
-        source: node.clone(),
-        target: node.clone(),
         method: Method::Backup,
-        parallel: limits::WORKERS_DEFAULT,
-        schema_mode: SchemaMode::Strict,
-        existing: ExistingRows::Refuse,
-        confirmation: Confirmation::Needed,
-        compression: Compression::Auto,
-        max_rate: None,
-        filter: TableFilter::default(),
-        large_table_threshold: ByteCount(0),
-        timeout_seconds: 0,
+        ..JobSpec::new(node.clone(), node.clone())
     }
 }
 

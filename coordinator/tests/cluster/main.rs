@@ -23,9 +23,7 @@ use steep_protocol::message::agent::{
 };
 use steep_protocol::message::api::{ApiReply, ApiRequest, EndView};
 use steep_protocol::message::facts::{SourceFacts, TargetFacts};
-use steep_protocol::message::job::{
-    Compression, Confirmation, ExistingRows, JobSpec, Method, SchemaMode, TableFilter,
-};
+use steep_protocol::message::job::{Confirmation, JobSpec};
 use steep_protocol::quic::{ConnectError, Connection, Endpoint, Expect, Receiver, Sender, Tuning};
 use steep_protocol::{
     ByteCount, CommandId, FaultKind, JobId, Lsn, NodeId, NodeState, PartNo, Retry, RowCount,
@@ -263,18 +261,12 @@ fn target_facts() -> TargetFacts {
 
 fn spec() -> JobSpec {
     JobSpec {
-        source: NodeId::parse("node_a").unwrap(),
-        target: NodeId::parse("node_b").unwrap(),
-        method: Method::Snapshot,
         parallel: 2,
-        schema_mode: SchemaMode::Strict,
-        existing: ExistingRows::Refuse,
         confirmation: Confirmation::Given,
-        compression: Compression::Auto,
-        max_rate: None,
-        filter: TableFilter::default(),
-        large_table_threshold: ByteCount(1 << 30),
-        timeout_seconds: 600,
+        ..JobSpec::new(
+            NodeId::parse("node_a").unwrap(),
+            NodeId::parse("node_b").unwrap(),
+        )
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::wire::{ByteCount, Identifier, JobId, NodeId, TableName};
+use crate::wire::{ByteCount, Identifier, JobId, NodeId, TableName, limits};
 
 /// How the rows get there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -161,6 +161,28 @@ pub struct JobSpec {
     pub large_table_threshold: ByteCount,
     /// The job fails once it has run this long.
     pub timeout_seconds: u64,
+}
+
+impl JobSpec {
+    /// A job of which nothing but its ends is chosen: what the commands do where no flag is given.
+    /// Nobody has confirmed anything.
+    #[must_use]
+    pub fn new(source: NodeId, target: NodeId) -> Self {
+        Self {
+            source,
+            target,
+            method: Method::Snapshot,
+            parallel: limits::WORKERS_DEFAULT,
+            schema_mode: SchemaMode::Strict,
+            existing: ExistingRows::Refuse,
+            confirmation: Confirmation::Needed,
+            compression: Compression::Auto,
+            max_rate: None,
+            filter: TableFilter::default(),
+            large_table_threshold: ByteCount(10_000_000_000),
+            timeout_seconds: 24 * 3600,
+        }
+    }
 }
 
 /// The names of what a job makes on the servers, all from the job's id: two jobs never meet, and

@@ -10,9 +10,7 @@ use super::api::{
 use super::handover::{
     CompleteSpec, PreparedSlot, PreparedState, Replication, SchemaCheck, SlotName,
 };
-use super::job::{
-    Compression, Confirmation, ExistingRows, JobSpec, Method, SchemaMode, TableFilter,
-};
+use super::job::{Compression, Confirmation, JobSpec, Method};
 use super::peer::{CopyFormat, PeerReply, PeerRequest, Secret};
 use super::schema::{
     Change, ColumnModel, ColumnValue, Identity, ObjectKind, ObjectModel, SchemaDifference,
@@ -180,18 +178,8 @@ fn job_view(target: NodeId) -> JobView {
     JobView {
         job_id: JobId(7),
         spec: JobSpec {
-            source,
-            target,
-            method: Method::Snapshot,
-            parallel: 4,
-            schema_mode: SchemaMode::Strict,
-            existing: ExistingRows::Refuse,
             confirmation: Confirmation::Given,
-            compression: Compression::Auto,
-            max_rate: None,
-            filter: TableFilter::default(),
-            large_table_threshold: ByteCount(1),
-            timeout_seconds: 60,
+            ..JobSpec::new(source, target)
         },
         operator: "dba".to_owned(),
         accepted_at: Timestamp::UNIX_EPOCH,

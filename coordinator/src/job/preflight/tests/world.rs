@@ -7,9 +7,7 @@ use steep_protocol::message::facts::{
 use steep_protocol::message::handover::{
     NotedSlot, Replication, SchemaCheck, ServerSlot, SlotFacts, SlotName,
 };
-use steep_protocol::message::job::{
-    Compression, Confirmation, ExistingRows, JobSpec, Method, SchemaMode, TableFilter,
-};
+use steep_protocol::message::job::{JobSpec, Method};
 use steep_protocol::{ByteCount, JobId, Lsn, NodeId};
 
 use super::super::super::handover::Handover;
@@ -119,20 +117,10 @@ pub(super) fn healthy() -> World {
         clock_ahead_seconds: -0.2,
         ..TargetFacts::default()
     };
-    let spec = JobSpec {
-        source: NodeId::parse("node_a").unwrap(),
-        target: NodeId::parse("node_b").unwrap(),
-        method: Method::Snapshot,
-        parallel: 4,
-        schema_mode: SchemaMode::Strict,
-        existing: ExistingRows::Refuse,
-        confirmation: Confirmation::Needed,
-        compression: Compression::Auto,
-        max_rate: None,
-        filter: TableFilter::default(),
-        large_table_threshold: ByteCount(10_000_000_000),
-        timeout_seconds: 86_400,
-    };
+    let spec = JobSpec::new(
+        NodeId::parse("node_a").unwrap(),
+        NodeId::parse("node_b").unwrap(),
+    );
     World {
         spec,
         source,
