@@ -1,0 +1,224 @@
+//! How jobs end before their time: cancelled, failed, over time, and what is removed then.
+
+use super::*;
+
+#[test]
+fn a_prepared_slot_is_given_back_unless_it_had_become_the_nodes_own() {
+    let data = CancelledData::Remove;
+    for work in &BACKUP_WORK[..8] {
+        let mut world = World::new(Method::Backup);
+        world.until(*work);
+        world.apply(JobEvent::Cancel { data }).unwrap();
+        let Stage::Ending(ending) = &world.job.stage else {
+            panic!("{work:?}: {:?}", world.job.stage);
+        };
+        let may_have_applied = matches!(
+            work,
+            Work::Subscribe | Work::AwaitFence | Work::Finish | Work::ReleaseTarget
+        );
+        let used = if may_have_applied {
+            Used::Perhaps
+        } else {
+            Used::No
+        };
+        assert_eq!(ending.slot.returned(), Some(used), "{work:?}");
+        world.run_on();
+        assert_eq!(world.finishes, [Finish::Cancelled], "{work:?}");
+        assert_eq!(world.node, NodeState::Uninitialized);
+    }
+    let mut world = World::new(Method::Backup);
+    world.run_on();
+    world.node = NodeState::Diverged;
+    world.apply(JobEvent::Cancel { data }).unwrap();
+    let Stage::Ending(ending) = &world.job.stage else {
+        panic!("{:?}", world.job.stage);
+    };
+    assert_eq!(ending.slot.returned(), None);
+    world.run_on();
+    assert!(world.is_closed());
+}
+
+#[test]
+fn a_cancel_at_every_command_removes_everything_target_first() {
+    for work in SNAPSHOT_WORK {
+        let mut world = World::new(Method::Snapshot);
+        world.until(work);
+        let data = CancelledData::Remove;
+        world.apply(JobEvent::Cancel { data }).unwrap();
+        let cleanup = |w: &Work| w.is_cleanup();
+        assert!(
+            !world.work_of(work.side()).iter().any(cleanup),
+            "{work:?} runs still"
+        );
+        world.run_on();
+        assert_eq!(world.finishes, [Finish::Cancelled], "cancelled at {work:?}");
+        assert_eq!(world.node, NodeState::Uninitialized);
+        let touched = |w: Work| world.ids.iter().find(|(_, x)| **x == w).map(|(id, _)| *id);
+        let (target, source) = (
+            touched(Work::CleanupTarget(data)),
+            touched(Work::CleanupSource),
+        );
+        assert!(source.is_some(), "the grant at least is taken back");
+        if touched(Work::PrepareTarget).is_some() {
+            assert!(target < source, "the source was cleaned before the target");
+        }
+    }
+}
+
+#[test]
+fn a_fault_at_every_command_ends_in_failed_with_its_cause() {
+    for work in SNAPSHOT_WORK {
+        let mut world = World::new(Method::Snapshot);
+        world.until(work);
+        let at = world
+            .work_of(work.side())
+            .iter()
+            .position(|w| *w == work)
+            .unwrap();
+        world.end_one(work.side(), at, true);
+        world.run_on();
+        assert_eq!(world.node, NodeState::Failed);
+        let [Finish::Failed(fault)] = &world.finishes[..] else {
+            panic!("{work:?}: {:?}", world.finishes);
+        };
+        assert_eq!(fault.message, "disk full");
+        assert_eq!(fault.node.as_ref(), Some(work.side().node(&world.job.spec)));
+        assert!(world.is_closed());
+    }
+}
+
+#[test]
+fn the_jobs_time_is_over_when_it_says() {
+    let mut world = World::new(Method::Snapshot);
+    world.job.spec.timeout_seconds = 60;
+    world.until(Work::BuildIndexes);
+    world.tick(59);
+    assert!(matches!(world.job.stage, Stage::Working(_)));
+    world.tick(1);
+    world.run_on();
+    assert!(matches!(&world.finishes[..], [Finish::Failed(f)] if f.kind == FaultKind::Timeout));
+}
+
+#[test]
+fn what_is_seen_to_go_wrong_ends_a_job_at_work_with_that_cause_and_changes_nothing_after() {
+    for work in SNAPSHOT_WORK {
+        let mut world = World::new(Method::Snapshot);
+        world.until(work);
+        world.endanger();
+        // The first cause is the one that counts.
+        world.endanger();
+        world.run_on();
+        assert!(
+            matches!(&world.finishes[..], [Finish::Failed(f)] if f.message == "the slot is lost"),
+            "{work:?}: {:?}",
+            world.finishes
+        );
+        assert!(world.is_closed());
+        assert!(Side::BOTH.into_iter().all(|side| !world.job.owes(side)));
+    }
+    let mut world = World::new(Method::Snapshot);
+    world.run_on();
+    world.endanger();
+    assert_eq!(world.node, NodeState::Synchronized);
+}
+
+#[test]
+fn a_snapshot_ends_its_job_when_it_is_too_old_and_only_while_it_is_held() {
+    let old = |method, work| {
+        let mut world = World::new(method);
+        world.rules.bounds.snapshot_age = Some(Duration::from_secs(60));
+        // Time before the snapshot is not its age.
+        world.until(Work::GatherTarget);
+        world.tick(100);
+        world.until(work);
+        world.tick(59);
+        assert!(matches!(world.job.stage, Stage::Working(_)), "{work:?}");
+        world.tick(1);
+        world.run_on();
+        world.finishes
+    };
+    for work in [Work::OpenSource, Work::PrepareTarget, Work::Copy] {
+        let finishes = old(Method::Snapshot, work);
+        let [Finish::Failed(fault)] = &finishes[..] else {
+            panic!("{work:?}: {finishes:?}");
+        };
+        assert!(fault.message.contains("60 s old"), "{}", fault.message);
+        assert!(fault.hint.contains("--max-snapshot-age"), "{}", fault.hint);
+    }
+    for (method, work) in [
+        (Method::Snapshot, Work::BuildIndexes),
+        (Method::Snapshot, Work::AwaitFence),
+        (Method::Native, Work::PrepareTarget),
+        (Method::Native, Work::AwaitNativeCopy),
+    ] {
+        assert_eq!(old(method, work), [Finish::Synchronized], "{work:?}");
+    }
+}
+
+#[test]
+fn a_cancel_with_an_agent_away_says_what_is_pending_and_completes_later() {
+    let mut world = World::new(Method::Snapshot);
+    world.until(Work::Copy);
+    world.kill(Side::Target);
+    let data = CancelledData::Remove;
+    world.apply(JobEvent::Cancel { data }).unwrap();
+    world.run_on();
+    assert!(matches!(&world.finishes[..], [Finish::CancelPending(_)]));
+    assert_eq!(world.node, NodeState::Failed);
+    assert!(
+        !world.job.owes(Side::Source),
+        "the source does not wait for the target"
+    );
+    world.apply(JobEvent::Cancel { data }).unwrap();
+    assert_eq!(world.finishes.len(), 2, "who asks again is told again");
+    world.up(Side::Target);
+    world.run_on();
+    assert_eq!(world.finishes.last(), Some(&Finish::Cancelled));
+    assert_eq!(world.node, NodeState::Uninitialized);
+}
+
+#[test]
+fn a_target_that_cannot_be_cleaned_for_long_does_not_keep_the_source_from_it() {
+    let mut world = World::new(Method::Snapshot);
+    world.until(Work::Copy);
+    let data = CancelledData::Remove;
+    world.apply(JobEvent::Cancel { data }).unwrap();
+    world.end_one(Side::Target, 0, false);
+    assert_eq!(world.work_of(Side::Target), [Work::CleanupTarget(data)]);
+    world.tick(19);
+    assert_eq!(world.work_of(Side::Source), []);
+    world.tick(1);
+    assert_eq!(world.work_of(Side::Source), [Work::CleanupSource]);
+    world.run_on();
+    assert_eq!(world.finishes, [Finish::Cancelled]);
+}
+
+#[test]
+fn a_removal_that_failed_is_tried_again_by_itself() {
+    let mut world = World::new(Method::Snapshot);
+    world.until(Work::Copy);
+    world.end_one(Side::Target, 0, true);
+    world.end_one(Side::Target, 0, true);
+    assert!(matches!(world.job.target.residue, Residue::Stuck { .. }));
+    world.end_one(Side::Source, 0, false);
+    assert_eq!(world.node, NodeState::Failed);
+    world.tick(15);
+    world.run_on();
+    assert!(world.is_closed());
+}
+
+#[test]
+fn a_synchronized_job_can_be_undone_for_a_node_that_diverged() {
+    let mut world = World::new(Method::Snapshot);
+    world.run_on();
+    world.node = NodeState::Diverged;
+    world
+        .apply(JobEvent::Cancel {
+            data: CancelledData::Keep,
+        })
+        .unwrap();
+    assert!(matches!(&world.job.stage, Stage::Ending(e) if e.shown == Shown::Failed));
+    world.run_on();
+    assert_eq!(world.node, NodeState::Uninitialized);
+    assert!(world.job.source.residue == Residue::Removed);
+}

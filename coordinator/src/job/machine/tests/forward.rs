@@ -1,0 +1,140 @@
+//! The way to SYNCHRONIZED, and what must hold on it.
+
+use super::*;
+
+#[test]
+fn every_method_leads_to_synchronized() {
+    for method in [Method::Snapshot, Method::Native, Method::Backup] {
+        let mut world = World::new(method);
+        world.run_on();
+        assert_eq!(world.finishes, [Finish::Synchronized], "{method:?}");
+        assert_eq!(world.node, NodeState::Synchronized);
+        assert!(world.is_closed());
+    }
+}
+
+#[test]
+fn a_hand_over_copies_nothing_and_goes_through_the_same_states() {
+    let mut world = World::new(Method::Backup);
+    world.run_on();
+    let mut given: Vec<(CommandId, Work)> = world.ids.iter().map(|(id, w)| (*id, *w)).collect();
+    given.sort_by_key(|(id, _)| *id);
+    let given: Vec<Work> = given.into_iter().map(|(_, work)| work).collect();
+    assert_eq!(given, BACKUP_WORK);
+    assert_eq!(
+        world.nodes,
+        [
+            NodeState::Preparing,
+            NodeState::Copying,
+            NodeState::CatchingUp,
+            NodeState::Synchronized
+        ]
+    );
+}
+
+#[test]
+fn a_source_that_says_nothing_of_the_slot_ends_the_hand_over() {
+    let mut world = World::new(Method::Backup);
+    let (id, _) = world.agent(Side::Source).at_work[0];
+    let counted = world.counted;
+    let outcome = Box::new(Ok(Outcome::SourceFacts(Box::default())));
+    let event = JobEvent::Ended {
+        id,
+        outcome,
+        counted,
+    };
+    world.apply(event).unwrap();
+    world.run_on();
+    let [Finish::Failed(fault)] = &world.finishes[..] else {
+        panic!("{:?}", world.finishes);
+    };
+    assert!(fault.hint.contains("same version"), "{fault:?}");
+}
+
+#[test]
+fn parts_whose_messages_were_lost_are_asked_for_again_and_not_without_end() {
+    let mut world = World::new(Method::Snapshot);
+    world.counted.done.parts = 2;
+    world.until(Work::Copy);
+    world.end_one(Side::Target, 0, false);
+    assert_eq!(world.work_of(Side::Target), [Work::Copy]);
+    world.counted.done = DONE;
+    world.run_on();
+    assert_eq!(world.node, NodeState::Synchronized);
+
+    let mut world = World::new(Method::Snapshot);
+    world.counted.done.parts = 2;
+    world.run_on();
+    assert_eq!(world.node, NodeState::Failed);
+    assert!(matches!(&world.finishes[..], [Finish::Failed(f)] if f.message.contains("2 of 3")));
+}
+
+#[test]
+fn nothing_is_synchronized_when_the_sums_differ() {
+    for lie in [
+        Totals { parts: 2, ..DONE },
+        Totals {
+            rows: RowCount(31),
+            ..DONE
+        },
+        Totals {
+            bytes: ByteCount(299),
+            ..DONE
+        },
+    ] {
+        for work in [Work::ProveTarget, Work::ProveSource] {
+            let mut world = World::new(Method::Snapshot);
+            world.until(work);
+            let Totals { parts, rows, bytes } = lie;
+            let agent = world.agent(work.side());
+            let at = agent.at_work.iter().position(|(_, w)| *w == work).unwrap();
+            let (id, _) = agent.at_work.remove(at);
+            let outcome = Box::new(Ok(Outcome::Totals { parts, rows, bytes }));
+            let counted = world.counted;
+            world
+                .apply(JobEvent::Ended {
+                    id,
+                    outcome,
+                    counted,
+                })
+                .unwrap();
+            world.run_on();
+            assert_eq!(world.node, NodeState::Failed, "{work:?} with {lie:?}");
+        }
+    }
+}
+
+#[test]
+fn a_schema_that_differs_stops_before_anything_is_touched() {
+    let mut world = World::new(Method::Snapshot);
+    world.rules.judge = schema_differs;
+    world.run_on();
+    let [Finish::Failed(fault)] = &world.finishes[..] else {
+        panic!("{:?}", world.finishes);
+    };
+    assert_eq!(fault.kind, FaultKind::SchemaMismatch);
+    assert!(
+        world
+            .ids
+            .values()
+            .all(|w| *w != Work::OpenSource && *w != Work::PrepareTarget)
+    );
+    assert!(world.is_closed());
+}
+
+#[test]
+fn a_job_survives_being_stored_at_every_command() {
+    for work in SNAPSHOT_WORK {
+        let mut world = World::new(Method::Snapshot);
+        world.until(work);
+        let text = serde_json::to_string(&world.job).unwrap();
+        assert_eq!(serde_json::from_str::<Job>(&text).unwrap(), world.job);
+        for side in Side::BOTH {
+            world.down(side);
+        }
+        world.up(Side::Target);
+        world.up(Side::Source);
+        world.run_on();
+        assert_eq!(world.node, NodeState::Synchronized);
+    }
+}

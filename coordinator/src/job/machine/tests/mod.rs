@@ -1,0 +1,348 @@
+//! The machine against agents that live in memory: good ones, and ones that die, lose their session,
+//! fail and lie, at every step.
+
+mod absence;
+mod ending;
+mod forward;
+mod histories;
+
+use std::collections::HashMap;
+
+use jiff::SignedDuration;
+use steep_protocol::message::facts::{Severity, SourceFacts};
+use steep_protocol::message::handover::{
+    HandoverFacts, Replication, SchemaCheck, SlotFacts, SlotName, Used,
+};
+use steep_protocol::message::job::Method;
+use steep_protocol::{ByteCount, FaultKind, JobId, Lsn, NodeState, RowCount};
+
+use super::super::handover::Handover;
+use super::super::state::transition;
+use super::super::{Shown, Why};
+use super::*;
+use crate::testing;
+
+const DONE: Totals = Totals {
+    parts: 3,
+    rows: RowCount(30),
+    bytes: ByteCount(300),
+};
+
+fn no_findings(_: &Case<'_>) -> Vec<Finding> {
+    Vec::new()
+}
+
+fn schema_differs(_: &Case<'_>) -> Vec<Finding> {
+    vec![Finding {
+        severity: Severity::Error,
+        code: "schema_mismatch".to_owned(),
+        node: Some(testing::node("b")),
+        what: "table public.t is missing".to_owned(),
+        why: String::new(),
+        fix: String::new(),
+    }]
+}
+
+/// One agent: what it was told and has not ended, what it was told to stop.
+#[derive(Default)]
+struct Agent {
+    online: bool,
+    incarnation: u64,
+    snapshot: bool,
+    at_work: Vec<(CommandId, Work)>,
+    aborted: Vec<CommandId>,
+}
+
+/// A job with both its agents, its node and its clock.
+struct World {
+    job: Job,
+    node: NodeState,
+    /// The states it went through.
+    nodes: Vec<NodeState>,
+    now: Timestamp,
+    agents: [Agent; 2],
+    counted: Counted,
+    finishes: Vec<Finish>,
+    ids: HashMap<CommandId, Work>,
+    rules: Rules,
+}
+
+impl World {
+    fn new(method: Method) -> Self {
+        let mut spec = testing::spec("a", "b");
+        spec.method = method;
+        let now = Timestamp::UNIX_EPOCH;
+        let mut job = Job::new(JobId(7), spec, "op", 1_000, now);
+        job.handover = (method == Method::Backup).then(handover);
+        let mut world = Self {
+            job,
+            node: NodeState::Uninitialized,
+            nodes: Vec::new(),
+            now,
+            agents: [Agent::default(), Agent::default()],
+            counted: Counted {
+                tables: 2,
+                planned: 3,
+                done: DONE,
+            },
+            finishes: Vec::new(),
+            ids: HashMap::new(),
+            rules: Rules {
+                judge: no_findings,
+                bounds: Bounds::default(),
+            },
+        };
+        world.up(Side::Source);
+        world.up(Side::Target);
+        world.apply(JobEvent::Begin).unwrap();
+        world
+    }
+
+    fn agent(&mut self, side: Side) -> &mut Agent {
+        &mut self.agents[usize::from(side == Side::Target)]
+    }
+
+    fn apply(&mut self, event: JobEvent) -> Result<(), Refused> {
+        let before = self.job.clone();
+        let (job, effects) = step(before, event, self.now, self.rules)?;
+        self.job = job;
+        for effect in effects {
+            self.execute(effect);
+        }
+        Ok(())
+    }
+
+    fn execute(&mut self, effect: Effect) {
+        match effect {
+            Effect::Send { id, work } => {
+                assert_eq!(
+                    *self.ids.entry(id).or_insert(work),
+                    work,
+                    "an id was reused"
+                );
+                if work.is_cleanup() {
+                    let others = self
+                        .job
+                        .running
+                        .iter()
+                        .any(|r| r.work.side() == work.side() && !r.work.is_cleanup());
+                    assert!(!others, "{work:?} given while others run on its side");
+                }
+                let agent = self.agent(work.side());
+                assert!(agent.online, "{work:?} sent to nobody");
+                if !agent.at_work.contains(&(id, work)) {
+                    agent.at_work.push((id, work));
+                }
+            }
+            Effect::Abort { id, side } => self.agent(side).aborted.push(id),
+            Effect::Node(event) => {
+                self.node = transition(self.node, event).expect("the node's relation");
+                self.nodes.push(self.node);
+            }
+            Effect::Finished(finish) => self.finishes.push(finish),
+            Effect::Closed => assert!(self.job.running.is_empty(), "closed with commands running"),
+            Effect::Forget { .. }
+            | Effect::PhaseStarted(_)
+            | Effect::PhaseCompleted { .. }
+            | Effect::Found(_)
+            | Effect::CleanupFailed { .. } => {}
+        }
+    }
+
+    fn up(&mut self, side: Side) {
+        let agent = self.agent(side);
+        agent.online = true;
+        let event = JobEvent::Up {
+            side,
+            incarnation: agent.incarnation,
+            snapshot: if agent.snapshot {
+                Snapshot::Held
+            } else {
+                Snapshot::NotHeld
+            },
+        };
+        self.apply(event).unwrap();
+    }
+
+    fn down(&mut self, side: Side) {
+        self.leave(side, Parting::Lost);
+    }
+
+    fn leave(&mut self, side: Side, parting: Parting) {
+        self.agent(side).online = false;
+        let event = JobEvent::Down {
+            side,
+            give_up: after(self.now, AWAY_LIMIT),
+            parting,
+        };
+        self.apply(event).unwrap();
+    }
+
+    /// The process dies: what it did and what it knew is gone.
+    fn kill(&mut self, side: Side) {
+        self.end_process(side);
+        if self.agent(side).online {
+            self.down(side);
+        }
+    }
+
+    /// The same, said beforehand.
+    fn kill_politely(&mut self, side: Side) {
+        self.end_process(side);
+        self.leave(side, Parting::Stopped);
+    }
+
+    fn end_process(&mut self, side: Side) {
+        let agent = self.agent(side);
+        agent.at_work.clear();
+        agent.snapshot = false;
+        agent.incarnation += 1;
+    }
+
+    fn tick(&mut self, seconds: i64) {
+        self.now += SignedDuration::from_secs(seconds);
+        self.apply(JobEvent::Tick).unwrap();
+    }
+
+    fn endanger(&mut self) {
+        let fault = Fault::new(FaultKind::Failed, "the slot is lost");
+        self.apply(JobEvent::Endangered { fault }).unwrap();
+    }
+
+    /// Ends one command, if the agent is there to say so.
+    fn end_one(&mut self, side: Side, at: usize, fault: bool) {
+        let counted = self.counted;
+        let agent = self.agent(side);
+        if !agent.online || agent.at_work.is_empty() {
+            return;
+        }
+        let (id, work) = agent.at_work.remove(at % agent.at_work.len());
+        let outcome = if agent.aborted.contains(&id) {
+            Err(Fault::new(FaultKind::Cancelled, "aborted"))
+        } else if fault {
+            Err(Fault::new(FaultKind::Failed, "disk full"))
+        } else {
+            if work == Work::OpenSource {
+                agent.snapshot = true;
+            }
+            Ok(self.outcome_of(work))
+        };
+        let outcome = Box::new(outcome);
+        self.apply(JobEvent::Ended {
+            id,
+            outcome,
+            counted,
+        })
+        .unwrap();
+    }
+
+    fn outcome_of(&self, work: Work) -> Outcome {
+        if work == Work::GatherSource && self.job.handover.is_some() {
+            return Outcome::HandoverFacts(Box::new(HandoverFacts {
+                source: SourceFacts::default(),
+                slot: SlotFacts::default(),
+            }));
+        }
+        outcome_of(work)
+    }
+
+    fn work_of(&self, side: Side) -> Vec<Work> {
+        let agent = &self.agents[usize::from(side == Side::Target)];
+        agent.at_work.iter().map(|(_, work)| *work).collect()
+    }
+
+    /// Ends commands well until that one is at work.
+    fn until(&mut self, work: Work) {
+        for _ in 0..50 {
+            for side in Side::BOTH {
+                if self.work_of(work.side()).contains(&work) {
+                    return;
+                }
+                self.end_one(side, 0, false);
+            }
+        }
+        panic!("{work:?} never began; the job is {:?}", self.job.stage);
+    }
+
+    fn run_on(&mut self) {
+        for _ in 0..100 {
+            for side in Side::BOTH {
+                self.end_one(side, 0, false);
+            }
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        matches!(self.job.stage, Stage::Closed(_))
+    }
+}
+
+/// A job that goes on from a backup.
+fn handover() -> Handover {
+    Handover {
+        replication: Replication {
+            id: JobId(9),
+            slot: SlotName::parse("backup").unwrap(),
+        },
+        lsn: Lsn(5),
+        schema: SchemaCheck::Compared,
+    }
+}
+
+fn outcome_of(work: Work) -> Outcome {
+    let Totals { parts, rows, bytes } = DONE;
+    match work {
+        Work::GatherSource | Work::Regrant => Outcome::SourceFacts(Box::default()),
+        Work::GatherTarget => Outcome::TargetFacts(Box::default()),
+        Work::OpenSource => Outcome::SourceOpened {
+            lsn: Lsn(5),
+            tables: 2,
+            parts,
+        },
+        Work::PrepareTarget | Work::BuildIndexes | Work::BuildConstraints | Work::Finish => {
+            Outcome::Warned(Vec::new())
+        }
+        Work::AwaitFence => Outcome::FencePassed { lsn: Lsn(6) },
+        Work::ProveTarget | Work::ProveSource => Outcome::Totals { parts, rows, bytes },
+        Work::Copy
+        | Work::CloseSnapshot
+        | Work::TakeSlot
+        | Work::Subscribe
+        | Work::AwaitNativeCopy
+        | Work::ReleaseTarget
+        | Work::ReleaseSource
+        | Work::CleanupTarget(_)
+        | Work::CleanupSource => Outcome::Done,
+    }
+}
+
+const SNAPSHOT_WORK: [Work; 15] = [
+    Work::GatherSource,
+    Work::GatherTarget,
+    Work::OpenSource,
+    Work::PrepareTarget,
+    Work::Copy,
+    Work::CloseSnapshot,
+    Work::BuildIndexes,
+    Work::BuildConstraints,
+    Work::Subscribe,
+    Work::AwaitFence,
+    Work::Finish,
+    Work::ProveTarget,
+    Work::ProveSource,
+    Work::ReleaseTarget,
+    Work::GatherSource,
+];
+
+/// Which commands a hand-over from a backup gives.
+const BACKUP_WORK: [Work; 9] = [
+    Work::GatherSource,
+    Work::GatherTarget,
+    Work::TakeSlot,
+    Work::PrepareTarget,
+    Work::Subscribe,
+    Work::AwaitFence,
+    Work::Finish,
+    Work::ReleaseTarget,
+    Work::ReleaseSource,
+];
