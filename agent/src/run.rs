@@ -54,10 +54,7 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
         &credentials,
         config.tuning,
     )?);
-    let advertise = config
-        .advertise
-        .clone()
-        .unwrap_or_else(|| reachable(endpoint.local_addr()));
+    let advertise = advertised(&config, endpoint.local_addr());
 
     let telemetry = Arc::new(Telemetry::default());
     let jobs = Arc::new(SourceJobs::default());
@@ -84,6 +81,7 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
     let (observer, watcher, seen) = observers(
         &config,
         &conninfo,
+        &jobs,
         Wishes {
             mirror,
             audit,
@@ -176,6 +174,7 @@ struct Wishes {
 fn observers(
     config: &Config,
     conninfo: &Arc<Conninfo>,
+    jobs: &Arc<SourceJobs>,
     wishes: Wishes,
 ) -> (Observer, DigestWatcher, Seen) {
     let (seen_sender, observed) = watch::channel(Observed::default());
@@ -191,6 +190,7 @@ fn observers(
     let observer = Observer {
         node: config.node.clone(),
         conninfo: Arc::clone(conninfo),
+        jobs: Arc::clone(jobs),
         seen: seen_sender,
         prepared: PreparedWatch::new(prepared_sender),
         mirror: wishes.mirror,
@@ -238,8 +238,12 @@ async fn end(mut tasks: JoinSet<()>) {
     }
 }
 
-/// Where an agent that listens everywhere is reached when nobody says: by its host's name.
-fn reachable(listen: SocketAddr) -> String {
+/// Where this agent is reached: what is configured, or else where it listens, which is everywhere by its
+/// host's name.
+fn advertised(config: &Config, listen: SocketAddr) -> String {
+    if let Some(address) = &config.advertise {
+        return address.clone();
+    }
     let unspecified = match listen.ip() {
         IpAddr::V4(ip) => ip.is_unspecified(),
         IpAddr::V6(ip) => ip.is_unspecified(),

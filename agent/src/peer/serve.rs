@@ -130,6 +130,15 @@ impl SourceJobs {
             .collect()
     }
 
+    /// Jobs whose snapshot is gone although nobody closed it.
+    #[must_use]
+    pub fn lost_snapshots(&self) -> Vec<JobId> {
+        let jobs = self.lock();
+        let broken = |job: &SourceJob| job.open.as_ref().is_some_and(|open| open.is_broken());
+        let lost = jobs.iter().filter(|(_, job)| broken(job));
+        lost.map(|(id, _)| *id).collect()
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<JobId, SourceJob>> {
         // Every critical section is a map operation; none can leave the map half changed.
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)

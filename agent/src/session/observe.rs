@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::report::Reports;
+use crate::peer::serve::SourceJobs;
 use crate::pg::{Conninfo, PgError, Session};
 use crate::sink::{self, schema};
 use crate::source::{self, Dropped, Unwanted};
@@ -37,6 +38,8 @@ pub struct Observer {
     pub node: NodeId,
     /// Its database.
     pub conninfo: Arc<Conninfo>,
+    /// Those whose snapshots are held here.
+    pub jobs: Arc<SourceJobs>,
     /// Where observations go; the newest replaces the last.
     pub seen: watch::Sender<Observed>,
     /// The same for slots that are prepared here.
@@ -94,6 +97,7 @@ impl Observer {
                 }
                 Observed {
                     postgres: Some(Err(why)),
+                    lost_snapshots: self.jobs.lost_snapshots(),
                     ..Observed::default()
                 }
             });
@@ -156,6 +160,7 @@ impl Observer {
             slots: source::slot_statuses(session, self.prepared.newest()).await?,
             subscriptions: sink::subscription_statuses(session).await?,
             digests: self.digests.borrow().clone(),
+            lost_snapshots: self.jobs.lost_snapshots(),
         })
     }
 

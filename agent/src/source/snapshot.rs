@@ -427,6 +427,13 @@ impl OpenSnapshot {
         &self.node
     }
 
+    /// Whether the session that holds the snapshot has ended by itself.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.as_ref().is_some_and(|held| held.holder.is_closed())
+    }
+
     /// Whether the session that holds the snapshot is over.
     pub(super) fn is_lost(&self) -> bool {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);

@@ -81,6 +81,9 @@ impl Vigil {
             return None;
         };
         let fault = match seen.postgres.as_ref()? {
+            _ if side == Side::Source && lost_its_snapshot(job, step, seen) => {
+                Some(snapshot_gone())
+            }
             Err(why) => self.silent(job, step, side, why, now),
             Ok(_) => {
                 *self.silence(side) = None;
@@ -220,6 +223,18 @@ impl Vigil {
     }
 }
 
+/// Whether rows are still to be read, or locks to be held, under a snapshot that is gone. What was read
+/// before may be on its way for long, at a rate that is limited; it is of no use.
+fn lost_its_snapshot(job: &Job, step: Step, seen: &Observed) -> bool {
+    step.needs_snapshot(job.spec.method) && seen.lost_snapshots.contains(&job.id)
+}
+
+fn snapshot_gone() -> Fault {
+    let text = "the snapshot is gone, because the session that held it has ended";
+    Fault::new(FaultKind::Failed, text)
+        .hint("see the source's log for why the session ended, then run init again")
+}
+
 /// Whether the job's slot must be there: from the end of the step that makes it on. Natively nothing
 /// hangs on it before the subscription does, which fails by itself without it.
 fn has_slot(method: Method, step: Step) -> bool {
@@ -305,6 +320,13 @@ mod tests {
         }
     }
 
+    fn without_snapshot(postgres: Observed) -> Observed {
+        Observed {
+            lost_snapshots: vec![JobId(3), JobId(7)],
+            ..postgres
+        }
+    }
+
     fn slot(wal_held: u64, wal_status: &str) -> Observed {
         let slot = SlotStatus {
             job: JobId(7),
@@ -355,6 +377,23 @@ mod tests {
             "{}",
             fault.hint
         );
+    }
+
+    #[test]
+    fn a_snapshot_that_is_gone_ends_the_job_at_the_first_look_while_it_is_needed_and_not_after() {
+        for postgres in [slot(0, "reserved"), silent()] {
+            let seen = without_snapshot(postgres);
+            let mut watched = Watched::copying();
+            let fault = watched.see(Side::Source, &seen).unwrap();
+            assert_eq!(fault.node, Some(testing::node("a")));
+            assert!(fault.message.contains("has ended"), "{fault}");
+            assert_eq!(Watched::copying().see(Side::Target, &seen), None);
+            let mut later = Watched::at(Method::Snapshot, Step::Indexes, None);
+            assert_eq!(later.see(Side::Source, &seen), None);
+        }
+        let mut other = without_snapshot(slot(0, "reserved"));
+        other.lost_snapshots = vec![JobId(3)];
+        assert_eq!(Watched::copying().see(Side::Source, &other), None);
     }
 
     #[test]

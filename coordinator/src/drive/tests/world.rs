@@ -461,7 +461,7 @@ impl World {
             postgres: Some(Ok(180_000)),
             slots: slot.into_iter().collect(),
             subscriptions: subscription.into_iter().collect(),
-            digests: Vec::new(),
+            ..Observed::default()
         };
         self.say(name, AgentMessage::Observed(observed));
     }

@@ -138,6 +138,8 @@ pub struct Observed {
     pub subscriptions: Vec<SubscriptionStatus>,
     /// The columns of what our replications carry, each as one digest; looked at less often.
     pub digests: Vec<ReplicatedDigest>,
+    /// Jobs whose snapshot, opened here, is gone although nobody closed it.
+    pub lost_snapshots: Vec<JobId>,
 }
 
 /// The columns of every table that a replication of ours carries, as this server has them.
