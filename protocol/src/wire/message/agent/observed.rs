@@ -1,0 +1,57 @@
+//! What an agent sees on its server about every second.
+
+use serde::{Deserialize, Serialize};
+
+use crate::wire::{ByteCount, JobId};
+
+/// What is true beside an agent.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Observed {
+    /// The server's version number (`server_version_num`), or why it cannot be asked.
+    pub postgres: Option<Result<u32, String>>,
+    /// Our slots on this server.
+    pub slots: Vec<SlotStatus>,
+    /// Our subscriptions on this server.
+    pub subscriptions: Vec<SubscriptionStatus>,
+    /// The columns of what our replications carry, each as one digest; looked at less often.
+    pub digests: Vec<ReplicatedDigest>,
+    /// Jobs whose snapshot, opened here, is gone although nobody closed it.
+    pub lost_snapshots: Vec<JobId>,
+}
+
+/// The columns of every table that a replication of ours carries, as this server has them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicatedDigest {
+    /// Its job.
+    pub job: JobId,
+    /// `steep_repl.replicated_digest`: the same on both ends while their columns are the same.
+    pub digest: String,
+}
+
+/// One of our replication slots.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SlotStatus {
+    /// Its job.
+    pub job: JobId,
+    /// Whether a walsender uses it.
+    pub active: bool,
+    /// WAL between the server's end and what the subscriber has confirmed.
+    pub lag: ByteCount,
+    /// WAL the slot keeps the server from removing.
+    pub wal_held: ByteCount,
+    /// `wal_status`: reserved, extended, unreserved or lost.
+    pub wal_status: String,
+}
+
+/// One of our subscriptions.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SubscriptionStatus {
+    /// Its job.
+    pub job: JobId,
+    /// Whether it is enabled.
+    pub enabled: bool,
+    /// Whether its apply worker runs.
+    pub running: bool,
+    /// `pg_stat_subscription_stats.apply_error_count` (PostgreSQL 15 and newer), else 0.
+    pub apply_errors: u64,
+}
