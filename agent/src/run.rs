@@ -18,12 +18,13 @@ use tracing::{info, warn};
 use crate::budget::Budget;
 use crate::config::{Config, Given};
 use crate::descent::Descent;
-use crate::peer::serve::{Server, SourceJobs};
+use crate::peer::serve::Server;
 use crate::pg::Conninfo;
 use crate::session::{
     Agent, Control, DigestWatcher, Observer, PreparedWatch, Queues, Readings, Reports, Seen,
     overdue,
 };
+use crate::source::SourceJobs;
 use crate::telemetry::{Budgets, Metrics, Sources, Telemetry};
 
 /// Mirror rows waiting for PostgreSQL; they replace one another.

@@ -15,9 +15,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::report::Reports;
-use crate::peer::serve::SourceJobs;
 use crate::pg::{Conninfo, PgError, Session};
 use crate::sink::{self, schema};
+use crate::source::SourceJobs;
 use crate::source::{self, Dropped, Unwanted};
 
 /// A look that takes longer is as good as a server that cannot be asked.

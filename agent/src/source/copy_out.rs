@@ -27,8 +27,11 @@ pub struct CopyOut {
     cancel: CancellationToken,
 }
 
-/// Begins to read `part`.
-pub(super) async fn begin(
+/// Begins to read a part under the snapshot. Waits for a free connection where all are at work.
+///
+/// # Errors
+/// A [`Fault`]: no such part, no snapshot any more, or PostgreSQL refused.
+pub async fn read_part(
     snapshot: &Arc<OpenSnapshot>,
     part: PartNo,
     format: CopyFormat,

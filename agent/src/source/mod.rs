@@ -3,7 +3,8 @@
 //! [`open`] makes publication, slot, snapshot and plan; [`OpenSnapshot`] holds them; [`CopyOut`] and
 //! [`SchemaDump`] read under them. Inside: `listing` (the catalog as values) → `publication` and
 //! `plan` (pure) → `slot` → `snapshot` (the order in which it all happens) → `pool`, `copy_out`,
-//! `schema`. `prepared` makes slots for nodes whose rows come from a backup.
+//! `schema`. `jobs` is who may ask for which. `prepared` makes slots for nodes whose rows come from a
+//! backup, and `notes` remembers them.
 //!
 //! Invariants: every table copied is published, and the other way round, at one LSN; the tables
 //! cannot be rewritten, truncated or dropped while the snapshot is held; nothing here writes to a
@@ -11,7 +12,9 @@
 
 mod copy_out;
 mod fence;
+mod jobs;
 mod listing;
+mod notes;
 mod plan;
 mod pool;
 mod prepared;
@@ -27,11 +30,12 @@ use steep_protocol::ByteCount;
 use steep_protocol::message::agent::Export;
 use steep_protocol::message::job::TableFilter;
 
-pub use copy_out::CopyOut;
+pub use copy_out::{CopyOut, read_part};
 pub use fence::await_fence;
+pub use jobs::{SourceJob, SourceJobs};
+pub use notes::prepared_slots;
 pub use prepared::{
-    Dropped, Unwanted, drop_prepared, drop_unused, give_back, prepare, prepared_slots, slot_facts,
-    take,
+    Dropped, Unwanted, drop_prepared, drop_unused, give_back, prepare, slot_facts, take,
 };
 pub use replicated::describe_replicated;
 pub use schema::{SchemaDump, pg_dump_major};

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::peer::SchemaSection;
 use steep_protocol::{Fault, FaultKind, Identifier, NodeId, RowCount, TableName};
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -13,7 +14,6 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::snapshot::Scope;
 use crate::chunk::{PartReader, ReadStep};
 use crate::pg::Conninfo;
 
@@ -31,6 +31,14 @@ const PLACES: [&str; 5] = [
     "/opt/homebrew/opt/postgresql@*/bin",
     "/Applications/Postgres.app/Contents/Versions/*/bin",
 ];
+
+/// What a schema dump covers.
+#[derive(Debug)]
+pub(super) struct Scope {
+    pub(super) filter: TableFilter,
+    /// Excluded by what they are attached to.
+    pub(super) excluded_with_root: Vec<TableName>,
+}
 
 /// What is dumped.
 #[derive(Debug, Clone, Copy)]

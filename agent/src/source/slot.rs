@@ -11,7 +11,7 @@ use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::prepared;
+use super::notes;
 use crate::pg::raw::{Mode, RawConnection};
 use crate::pg::{Conninfo, PgError, Session};
 use crate::task::Task;
@@ -223,7 +223,7 @@ pub(super) async fn remove(
     dropped.map_err(fault)?;
     match slot_gone {
         SlotGone::Yes if task.replication.is_prepared() => {
-            let forgotten = prepared::forget(session, &task.replication).await;
+            let forgotten = notes::forget(session, &task.replication).await;
             forgotten.map_err(fault)
         }
         SlotGone::Yes => Ok(()),

@@ -14,8 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use steep_protocol::message::agent::{Export, TableSummary};
-use steep_protocol::message::job::TableFilter;
-use steep_protocol::message::peer::{CopyFormat, CtidRange, SchemaSection, TablePlan};
+use steep_protocol::message::peer::{CtidRange, SchemaSection, TablePlan};
 use steep_protocol::{
     ByteCount, Fault, FaultKind, Identifier, Lsn, NodeId, PartNo, Retry, RowCount, TableName,
 };
@@ -23,11 +22,10 @@ use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::copy_out::{self, CopyOut};
 use super::listing::{self, Listing};
 use super::plan::{self, Plan, Splitting};
 use super::pool::Pool;
-use super::schema::{self, SchemaDump};
+use super::schema::{self, SchemaDump, Scope};
 use super::types::Types;
 use super::{OpenRequest, publication, slot};
 use crate::pg::{Conninfo, PgError, Session, literal};
@@ -67,14 +65,6 @@ struct Held {
     holder: Session,
     export: String,
     pool: Arc<Pool>,
-}
-
-/// What a schema dump covers.
-#[derive(Debug)]
-pub(super) struct Scope {
-    pub(super) filter: TableFilter,
-    /// Excluded by what they are attached to.
-    pub(super) excluded_with_root: Vec<TableName>,
 }
 
 /// Makes publication, slot, snapshot and plan; what an earlier attempt of the same job left is
@@ -359,19 +349,6 @@ impl OpenSnapshot {
     #[must_use]
     pub fn parts(&self) -> u32 {
         self.plan.parts
-    }
-
-    /// Begins to read a part. Waits for a free connection where all are at work.
-    ///
-    /// # Errors
-    /// A [`Fault`]: no such part, no snapshot any more, or PostgreSQL refused.
-    pub async fn part(
-        self: &Arc<Self>,
-        part: PartNo,
-        format: CopyFormat,
-        cancel: CancellationToken,
-    ) -> Result<CopyOut, Fault> {
-        copy_out::begin(self, part, format, cancel).await
     }
 
     /// Begins a dump of that section of the schema, as the snapshot sees it.

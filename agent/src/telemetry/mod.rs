@@ -22,8 +22,8 @@ use tokio_util::sync::CancellationToken;
 pub use flow::Flow;
 
 use crate::budget::Budget;
-use crate::peer::serve::SourceJobs;
 use crate::session::Reports;
+use crate::source::SourceJobs;
 
 /// What work adds to.
 #[derive(Debug, Default)]
