@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use steep_certs::Credentials;
-use steep_daemon::http;
+use steep_daemon::{http, say_panic};
 use steep_protocol::close::CloseCode;
 use steep_protocol::quic::{Endpoint, Incoming, Links, Role, Tuning};
 use tokio::net::TcpListener;
-use tokio::task::{JoinError, JoinSet};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
@@ -142,15 +142,6 @@ async fn accept(endpoint: Arc<Endpoint>, handle: Handle, links: Links, stop: Can
     }
     while let Some(ended) = connections.join_next().await {
         say_panic(ended);
-    }
-}
-
-/// A task that panicked took nobody along; that is no reason to say nothing of it.
-pub(crate) fn say_panic(ended: Result<(), JoinError>) {
-    if let Err(error) = ended
-        && error.is_panic()
-    {
-        tracing::error!(%error, "a task of the coordinator panicked; please report it");
     }
 }
 

@@ -15,4 +15,4 @@ pub mod metrics;
 pub mod traces;
 
 pub use config::{ConfigError, Settings};
-pub use life::{Stop, main, ready};
+pub use life::{Stop, main, ready, say_panic};

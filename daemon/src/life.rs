@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, ConfigError, ReadError, Settings, Shared, Wish};
@@ -116,6 +116,15 @@ fn tell_on_signal(stop: Stop) -> std::io::Result<impl Future<Output = ()> + Send
             stop.tell();
         }
     })
+}
+
+/// A task that panicked took nobody along; that is no reason to say nothing of it.
+pub fn say_panic(ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        tracing::error!(%error, "a task panicked; please report it");
+    }
 }
 
 /// Tells systemd, where it asks, that the daemon serves.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use steep_daemon::say_panic;
 use steep_protocol::close::CloseCode;
 use steep_protocol::limits::PLAN_PAGE;
 use steep_protocol::message::handover::Replication;
@@ -64,7 +65,7 @@ impl Server {
                         }
                     });
                 }
-                Some(ended) = peers.join_next() => log_panic(ended),
+                Some(ended) = peers.join_next() => say_panic(ended),
             }
         }
         peers.shutdown().await;
@@ -106,7 +107,7 @@ impl Server {
                         }
                     });
                 }
-                Some(ended) = streams.join_next() => log_panic(ended),
+                Some(ended) = streams.join_next() => say_panic(ended),
             }
         }
         // Nobody waits for the parts any more: this ends the COPY behind each.
@@ -139,7 +140,7 @@ impl Server {
                 let _ = sender.drained().await;
             }
             Ok(None) => {}
-            Err(error) => log_panic(Err(error)),
+            Err(error) => say_panic(Err(error)),
         }
     }
 
@@ -331,14 +332,6 @@ fn pages<T>(all: &[T]) -> impl Iterator<Item = (&[T], bool)> {
         let from = at * PLAN_PAGE;
         (&all[from..all.len().min(from + PLAN_PAGE)], at + 1 == count)
     })
-}
-
-fn log_panic(ended: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = ended
-        && error.is_panic()
-    {
-        tracing::error!(%error, "a peer's task panicked");
-    }
 }
 
 #[cfg(test)]

@@ -16,7 +16,6 @@ use steep_protocol::{Fault, JobId, NodeId, NodeState};
 
 use super::choice::{Detail, First, Focus, Order, Question, Sort};
 use super::outside::{clean_job, clean_option, clean_table, one_line};
-use super::view::Drawn;
 use crate::render::clean;
 
 /// Events kept: more than anybody scrolls through.
@@ -81,6 +80,13 @@ pub(crate) enum Link {
         /// Why it cannot be reached.
         why: String,
     },
+}
+
+/// What drawing found out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Drawn {
+    /// How many lines of the detail's chosen pane can be scrolled away.
+    pub(crate) scroll_most: usize,
 }
 
 /// A node and its job.

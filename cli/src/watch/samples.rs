@@ -8,9 +8,10 @@ use steep_protocol::message::job::{Confirmation, JobSpec};
 use steep_protocol::{JobId, NodeState, Phase};
 
 use super::keys::{Effect, Input, press};
+use super::model::Drawn;
 use super::model::{Model, News};
+use super::view;
 use super::view::theme::{Colours, Signs, Theme};
-use super::view::{self, Drawn};
 use crate::render::samples::{at, event, finding, id, node, progress, table};
 
 pub(super) const COLOURED: Theme = Theme {

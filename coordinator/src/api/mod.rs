@@ -9,6 +9,7 @@ mod watch;
 
 use std::time::Duration;
 
+use steep_daemon::say_panic;
 use steep_protocol::close::CloseCode;
 use steep_protocol::message::api::{ApiReply, ApiRequest};
 use steep_protocol::message::job::TableFilter;
@@ -20,7 +21,6 @@ use tokio_util::sync::CancellationToken;
 
 use self::follow::stopping;
 use crate::drive::{Answer, Ask, Handle, Interest, Operator, Question};
-use crate::server::say_panic;
 
 /// Requests of one connection at once; more wait in QUIC's flow control.
 const STREAMS_MAX: usize = 32;

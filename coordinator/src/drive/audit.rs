@@ -265,10 +265,7 @@ fn arguments(spec: &JobSpec) -> Vec<(String, String)> {
         SchemaMode::Manual => "manual",
     };
     let mut all = vec![
-        (
-            "method",
-            super::requests::method_name(spec.method).to_owned(),
-        ),
+        ("method", spec.method.name().to_owned()),
         ("parallel", spec.parallel.to_string()),
         ("schema_sync", schema.to_owned()),
         (

@@ -4,10 +4,11 @@
 //! Copy that is given again names only the parts that are missing.
 
 use steep_protocol::message::agent::{
-    Command, Export, IndexTiming, PeerAddress, SubscriptionStart,
+    Command, CoordinatorMessage, Export, IndexTiming, PeerAddress, SubscriptionStart,
 };
+use steep_protocol::message::handover::Replication;
 use steep_protocol::message::job::Method;
-use steep_protocol::{Epoch, Lsn, NodeId, limits};
+use steep_protocol::{CommandId, Epoch, JobId, Lsn, NodeId, limits};
 
 use super::{Driver, Live};
 use crate::assign::{self, WorkerLimits};
@@ -166,5 +167,23 @@ impl<S: Store> Driver<S> {
             target_max: max(&job.spec.target),
             target_used: used(&job.spec.target),
         })
+    }
+}
+
+/// The command as it is sent: with the names of the job's replication, where those are not its own.
+pub(super) fn addressed(
+    id: CommandId,
+    job: JobId,
+    replication: Option<Replication>,
+    command: Command,
+) -> CoordinatorMessage {
+    match replication {
+        None => CoordinatorMessage::Command { id, job, command },
+        Some(replication) => CoordinatorMessage::CommandOn {
+            id,
+            job,
+            replication,
+            command,
+        },
     }
 }

@@ -9,7 +9,7 @@ use steep_protocol::message::handover::SlotFacts;
 use steep_protocol::message::job::JobSpec;
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry};
 
-use super::handover::addressed;
+use super::compose::addressed;
 use super::{Answer, Driver, Reply};
 use crate::job::handover::Handover;
 use crate::job::machine::after;

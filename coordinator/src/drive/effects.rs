@@ -8,13 +8,13 @@ use steep_protocol::message::facts::{Finding, Severity};
 use steep_protocol::message::job::SchemaMode;
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeState, Phase};
 
-use super::handover::addressed;
+use super::compose::addressed;
 use super::jobs::table_events;
 use super::log::{Level, Note, last_phase};
 use super::{Answer, Driver, span};
 use crate::job::machine::{Effect, Finish};
 use crate::job::state::{NodeEvent, transition};
-use crate::job::{Closed, Job, Side, Stage, Work};
+use crate::job::{Closed, Side, Stage, Work};
 use crate::store::{Columns, Store, TableSum, Write};
 
 /// Findings of one command that are logged one by one.
@@ -262,7 +262,7 @@ impl<S: Store> Driver<S> {
         let stopped_in = last_phase(&live.job);
         let waiting = std::mem::take(&mut live.waiting);
         let counted = live.tally.counted().done;
-        let seconds = elapsed_seconds(&live.job, now);
+        let seconds = live.job.elapsed_seconds(now);
         let (fault, note) = match finish {
             Finish::Synchronized => {
                 let text = format!(
@@ -369,10 +369,4 @@ impl<S: Store> Driver<S> {
         }
         self.out.closed.push(id);
     }
-}
-
-/// Seconds from the request to the end, or to now.
-pub(super) fn elapsed_seconds(job: &Job, now: Timestamp) -> f64 {
-    let end = job.ended_at.unwrap_or(now);
-    (end.as_millisecond() - job.accepted_at.as_millisecond()).max(0) as f64 / 1e3
 }

@@ -15,7 +15,7 @@ use steep_protocol::message::schema::{SchemaCursor, SchemaReview};
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry};
 
 use super::audit::Wish;
-use super::handover::addressed;
+use super::compose::addressed;
 use super::{Answer, Driver, Operator, Reply};
 use crate::job::machine::after;
 use crate::store::Store;

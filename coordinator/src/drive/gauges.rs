@@ -240,7 +240,7 @@ impl<S: Store> Driver<S> {
             parts: (counted.done.parts.into(), counted.planned.into()),
             retries: view.detail.retries,
             workers: view.parallel_workers,
-            age: super::effects::elapsed_seconds(job, now),
+            age: job.elapsed_seconds(now),
             eta: view.eta_seconds,
         }
     }

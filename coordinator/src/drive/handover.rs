@@ -4,7 +4,7 @@
 //! has a session. Preparing is an errand (`errand`), completing a job like any other.
 
 use jiff::Timestamp;
-use steep_protocol::message::agent::{Command, CoordinatorMessage};
+use steep_protocol::message::agent::Command;
 use steep_protocol::message::facts::{Finding, Severity, SourceFacts};
 use steep_protocol::message::handover::{
     CompleteSpec, EXPIRES_MAX, PrepareSpec, PreparedSlot, PreparedState, Replication, SchemaCheck,
@@ -299,23 +299,5 @@ fn look_alone(node: &NodeId) -> JobSpec {
     JobSpec {
         method: Method::Backup,
         ..JobSpec::new(node.clone(), node.clone())
-    }
-}
-
-/// The command as it is sent: with the names of the job's replication, where those are not its own.
-pub(super) fn addressed(
-    id: CommandId,
-    job: JobId,
-    replication: Option<Replication>,
-    command: Command,
-) -> CoordinatorMessage {
-    match replication {
-        None => CoordinatorMessage::Command { id, job, command },
-        Some(replication) => CoordinatorMessage::CommandOn {
-            id,
-            job,
-            replication,
-            command,
-        },
     }
 }

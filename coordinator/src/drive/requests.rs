@@ -306,7 +306,7 @@ impl<S: Store> Driver<S> {
         )
         .job(&job)
         .field("operator", operator)
-        .field("method", method_name(job.spec.method))
+        .field("method", job.spec.method.name())
         .field("parallel", job.spec.parallel);
         if let Some(handover) = &job.handover {
             let slot = &handover.replication.slot;
@@ -451,14 +451,5 @@ impl<S: Store> Driver<S> {
         };
         self.revive(stored, now)?;
         Ok(Some(id))
-    }
-}
-
-pub(super) fn method_name(method: Method) -> &'static str {
-    match method {
-        Method::Snapshot => "snapshot",
-        Method::TwoPhase => "two-phase",
-        Method::Native => "native",
-        Method::Backup => "backup",
     }
 }

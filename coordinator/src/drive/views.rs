@@ -10,7 +10,6 @@ use steep_protocol::message::api::{
 };
 use steep_protocol::{ByteCount, Fault, JobId, NodeId, NodeState, RowCount};
 
-use super::effects::elapsed_seconds;
 use super::{Driver, Feed, Follow};
 use crate::job::Job;
 use crate::job::machine::after;
@@ -75,7 +74,7 @@ impl<S: Store> Driver<S> {
             rows_copied: counted.rows.0,
             bytes_copied: live.meter.bytes(&live.tally),
             wire_bytes: live.tally.wire().0,
-            duration_seconds: elapsed_seconds(job, now),
+            duration_seconds: job.elapsed_seconds(now),
             phases: job.clock.seconds(),
             warnings: job.warnings.clone(),
             report: Report {

@@ -379,6 +379,13 @@ impl Job {
         self.running.iter().any(|r| r.work.side() == side)
     }
 
+    /// Seconds from the request to the end, or to now.
+    #[must_use]
+    pub fn elapsed_seconds(&self, now: Timestamp) -> f64 {
+        let end = self.ended_at.unwrap_or(now);
+        (end.as_millisecond() - self.accepted_at.as_millisecond()).max(0) as f64 / 1e3
+    }
+
     /// Which side a node is on, if on any.
     #[must_use]
     pub fn side_of(&self, node: &steep_protocol::NodeId) -> Option<Side> {

@@ -3,27 +3,17 @@
 
 use steep_protocol::message::api::{ApiReply, ApiRequest};
 use steep_protocol::message::facts::Finding;
-use steep_protocol::message::handover::{CompleteSpec, SchemaCheck};
-use steep_protocol::message::job::{Confirmation, JobSpec, SchemaMode};
 use steep_protocol::{FaultKind, JobId, NodeId};
 
 use crate::client::Client;
-use crate::commands::doctor::{self, SCHEMA_MISMATCH};
+use crate::commands::doctor::SCHEMA_MISMATCH;
 use crate::commands::init::plan;
+use crate::commands::init::wanted::Wanted;
 use crate::failure::{self, Failure};
 use crate::follow::Follower;
 use crate::render::{findings, json};
 use crate::signals::Signals;
 use crate::terminal::{self, Terminal, print_line, tell};
-
-/// What is to be begun.
-#[derive(Debug, Clone)]
-pub(super) enum Wanted {
-    /// Rows are copied, to each target.
-    Copies(Vec<JobSpec>),
-    /// Rows are there, from a backup.
-    Backup(Box<CompleteSpec>),
-}
 
 /// Whether the job is waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,58 +28,6 @@ impl Manner {
     /// As `--detach` says.
     pub(super) fn of(detach: bool) -> Self {
         if detach { Self::Detach } else { Self::Follow }
-    }
-}
-
-impl Wanted {
-    /// The jobs.
-    pub(super) fn specs(&self) -> &[JobSpec] {
-        match self {
-            Self::Copies(specs) => specs,
-            Self::Backup(spec) => std::slice::from_ref(&spec.job),
-        }
-    }
-
-    /// Their targets.
-    pub(super) fn targets(&self) -> Vec<NodeId> {
-        self.specs().iter().map(|s| s.target.clone()).collect()
-    }
-
-    /// The preflight alone.
-    fn look(&self) -> ApiRequest {
-        match self.clone() {
-            Self::Copies(specs) => ApiRequest::Doctor { specs },
-            Self::Backup(spec) => ApiRequest::DoctorComplete(spec),
-        }
-    }
-
-    fn begin(self) -> ApiRequest {
-        match self {
-            Self::Copies(specs) => ApiRequest::Init { specs },
-            Self::Backup(spec) => ApiRequest::Complete(spec),
-        }
-    }
-
-    fn asks(&self) -> bool {
-        let compared = match self {
-            Self::Copies(_) => true,
-            Self::Backup(spec) => spec.schema == SchemaCheck::Compared,
-        };
-        let asks = |spec: &JobSpec| {
-            spec.schema_mode == SchemaMode::Manual && spec.confirmation == Confirmation::Needed
-        };
-        compared && self.specs().iter().any(asks)
-    }
-
-    fn confirm(&mut self) {
-        match self {
-            Self::Copies(specs) => {
-                for spec in specs {
-                    spec.confirmation = Confirmation::Given;
-                }
-            }
-            Self::Backup(spec) => spec.job.confirmation = Confirmation::Given,
-        }
     }
 }
 
@@ -120,22 +58,6 @@ pub(super) async fn run(
     Ok(follower.start(wanted.begin()).await.exit_code())
 }
 
-/// The preflight alone: findings by target.
-pub(super) async fn look(
-    client: &Client,
-    wanted: &Wanted,
-    signals: &mut Signals,
-) -> Result<Vec<(NodeId, Vec<Finding>)>, Failure> {
-    let (request, targets) = (wanted.look(), wanted.targets());
-    tokio::select! {
-        found = doctor::ask(client, &request, &targets) => found,
-        _ = signals.next() => {
-            let text = "interrupted before anything was changed";
-            Err(Failure::new(FaultKind::Cancelled, text))
-        }
-    }
-}
-
 /// Shows how the schemas differ and has it confirmed. Without a difference nothing is asked.
 async fn confirmed(
     client: &Client,
@@ -143,7 +65,7 @@ async fn confirmed(
     signals: &mut Signals,
     terminal: Terminal,
 ) -> Result<(), Failure> {
-    let found = look(client, wanted, signals).await?;
+    let found = wanted.look(client, signals).await?;
     let mut differing = None;
     for (target, all) in &found {
         let differences: Vec<Finding> = all

@@ -1,6 +1,7 @@
 //! `steep-repl init complete`: a node whose rows were restored from a backup goes on by replication.
 
-use super::begin::{self, Manner, Wanted};
+use super::begin::{self, Manner};
+use super::wanted::Wanted;
 use crate::args::CompleteArgs;
 use crate::commands::{Context, doctor};
 use crate::failure::Failure;
@@ -21,7 +22,7 @@ async fn go(args: &CompleteArgs, context: &Context) -> Result<u8, Failure> {
     let mut client = context.client().await?;
     let terminal = context.terminal;
     if args.dry_run {
-        let found = begin::look(&client, &wanted, &mut signals).await?;
+        let found = wanted.look(&client, &mut signals).await?;
         client.close().await;
         return Ok(doctor::told(&found, terminal));
     }

@@ -7,3 +7,4 @@ mod plan;
 pub(super) mod prepare;
 pub(super) mod progress;
 pub(super) mod start;
+mod wanted;

@@ -4,7 +4,7 @@ use steep_protocol::NodeId;
 use steep_protocol::message::facts::Finding;
 use steep_protocol::message::job::SchemaMode;
 
-use super::begin::{self, Wanted};
+use super::wanted::Wanted;
 use crate::client::Client;
 use crate::commands::doctor;
 use crate::failure::Failure;
@@ -75,7 +75,7 @@ async fn about_schemas(
     wanted: &Wanted,
     signals: &mut Signals,
 ) -> Result<Vec<(NodeId, Vec<Finding>)>, Failure> {
-    let mut found = begin::look(client, wanted, signals).await?;
+    let mut found = wanted.look(client, signals).await?;
     for (_, findings) in &mut found {
         findings.retain(|finding| finding.code.starts_with(ABOUT_SCHEMAS));
     }

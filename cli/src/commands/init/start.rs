@@ -2,7 +2,8 @@
 
 use steep_protocol::{NodeId, NodeState};
 
-use super::begin::{self, Manner, Wanted};
+use super::begin::{self, Manner};
+use super::wanted::Wanted;
 use crate::args::StartArgs;
 use crate::client::Client;
 use crate::commands::init::plan;

@@ -6,7 +6,7 @@ use ratatui::style::Style;
 use ratatui::symbols::border;
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Clear, Widget};
-use steep_protocol::message::job::{Confirmation, ExistingRows, JobSpec, Method, SchemaMode};
+use steep_protocol::message::job::{Confirmation, ExistingRows, JobSpec, SchemaMode};
 use steep_protocol::{NodeId, NodeState};
 
 use super::pieces::{put, wrap};
@@ -148,12 +148,7 @@ fn cancel(
 
 fn again(spec: &JobSpec, first: First, columns: usize, theme: &Theme) -> Vec<Line<'static>> {
     let (source, target) = (&spec.source, &spec.target);
-    let method = match spec.method {
-        Method::Snapshot => "snapshot",
-        Method::TwoPhase => "two-phase",
-        Method::Native => "native",
-        Method::Backup => "backup",
-    };
+    let method = spec.method.name();
     let workers = match spec.parallel {
         1 => "1 worker".to_owned(),
         workers => format!("{workers} workers"),

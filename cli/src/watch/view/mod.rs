@@ -19,7 +19,7 @@ use steep_protocol::{NodeId, NodeState};
 use self::pieces::{cell, clock, cut, flow, put, seconds, width, wrap};
 use self::theme::Theme;
 use super::choice::{Focus, Order, Sort};
-use super::model::{Link, Model, Node, Tone};
+use super::model::{Drawn, Link, Model, Node, Tone};
 use crate::units;
 
 /// The smallest screen that anything useful fits on.
@@ -43,13 +43,6 @@ const BY_WORTH: [NodeState; 8] = [
 
 /// How many of them are bad.
 const BAD_STATES: usize = 2;
-
-/// What drawing found out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Drawn {
-    /// How many lines of the detail's chosen pane can be scrolled away.
-    pub(crate) scroll_most: usize,
-}
 
 /// Draws everything.
 pub(crate) fn draw(model: &Model, theme: &Theme, area: Rect, buffer: &mut Buffer) -> Drawn {

@@ -20,6 +20,19 @@ pub enum Method {
     Backup,
 }
 
+impl Method {
+    /// As `--method` and JSON have it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Snapshot => "snapshot",
+            Self::TwoPhase => "two-phase",
+            Self::Native => "native",
+            Self::Backup => "backup",
+        }
+    }
+}
+
 /// What to do where both nodes have tables and they differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

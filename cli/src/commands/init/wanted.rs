@@ -1,0 +1,91 @@
+//! What is to be begun, and what a look at it alone finds.
+
+use steep_protocol::message::api::ApiRequest;
+use steep_protocol::message::facts::Finding;
+use steep_protocol::message::handover::{CompleteSpec, SchemaCheck};
+use steep_protocol::message::job::{Confirmation, JobSpec, SchemaMode};
+use steep_protocol::{FaultKind, NodeId};
+
+use crate::client::Client;
+use crate::commands::doctor;
+use crate::failure::Failure;
+use crate::signals::Signals;
+
+/// What is to be begun.
+#[derive(Debug, Clone)]
+pub(super) enum Wanted {
+    /// Rows are copied, to each target.
+    Copies(Vec<JobSpec>),
+    /// Rows are there, from a backup.
+    Backup(Box<CompleteSpec>),
+}
+
+impl Wanted {
+    /// The jobs.
+    pub(super) fn specs(&self) -> &[JobSpec] {
+        match self {
+            Self::Copies(specs) => specs,
+            Self::Backup(spec) => std::slice::from_ref(&spec.job),
+        }
+    }
+
+    /// Their targets.
+    pub(super) fn targets(&self) -> Vec<NodeId> {
+        self.specs().iter().map(|s| s.target.clone()).collect()
+    }
+
+    fn preflight(&self) -> ApiRequest {
+        match self.clone() {
+            Self::Copies(specs) => ApiRequest::Doctor { specs },
+            Self::Backup(spec) => ApiRequest::DoctorComplete(spec),
+        }
+    }
+
+    /// What begins the jobs.
+    pub(super) fn begin(self) -> ApiRequest {
+        match self {
+            Self::Copies(specs) => ApiRequest::Init { specs },
+            Self::Backup(spec) => ApiRequest::Complete(spec),
+        }
+    }
+
+    /// Whether a person is asked before differing schemas are gone on with.
+    pub(super) fn asks(&self) -> bool {
+        let compared = match self {
+            Self::Copies(_) => true,
+            Self::Backup(spec) => spec.schema == SchemaCheck::Compared,
+        };
+        let asks = |spec: &JobSpec| {
+            spec.schema_mode == SchemaMode::Manual && spec.confirmation == Confirmation::Needed
+        };
+        compared && self.specs().iter().any(asks)
+    }
+
+    /// A person, or `--yes`, has said that it goes on.
+    pub(super) fn confirm(&mut self) {
+        match self {
+            Self::Copies(specs) => {
+                for spec in specs {
+                    spec.confirmation = Confirmation::Given;
+                }
+            }
+            Self::Backup(spec) => spec.job.confirmation = Confirmation::Given,
+        }
+    }
+
+    /// The preflight alone: findings by target.
+    pub(super) async fn look(
+        &self,
+        client: &Client,
+        signals: &mut Signals,
+    ) -> Result<Vec<(NodeId, Vec<Finding>)>, Failure> {
+        let (request, targets) = (self.preflight(), self.targets());
+        tokio::select! {
+            found = doctor::ask(client, &request, &targets) => found,
+            _ = signals.next() => {
+                let text = "interrupted before anything was changed";
+                Err(Failure::new(FaultKind::Cancelled, text))
+            }
+        }
+    }
+}
