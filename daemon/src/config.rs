@@ -143,7 +143,8 @@ impl Shared {
     /// Where traces go, read.
     pub(crate) fn endpoint(&self) -> Result<Option<Endpoint>, ConfigError> {
         let text = self.otlp_endpoint.as_deref();
-        text.map(Endpoint::parse).transpose()
+        let read = text.map(Endpoint::parse).transpose();
+        read.map_err(|why| ConfigError::invalid(traces::SETTING, why))
     }
 }
 

@@ -27,8 +27,6 @@ use opentelemetry_sdk::trace::{
     SpanEvents, SpanExporter, SpanLinks, SpanProcessor as _,
 };
 
-use crate::config::ConfigError;
-
 /// The setting's name.
 pub(crate) const SETTING: &str = "otlp-endpoint";
 
@@ -90,28 +88,27 @@ impl Endpoint {
     /// Reads the setting: `http://HOST:PORT`, or with a path in front of `/v1/traces`.
     ///
     /// # Errors
-    /// [`ConfigError::Invalid`], which says what cannot be used and never repeats a password.
-    pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let bad = |why: String| Err(ConfigError::invalid(SETTING, why));
+    /// What cannot be used of it; a password is never repeated.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let bad = |why: &str| Err(why.to_owned());
         let Ok(uri) = text.parse::<ureq::http::Uri>() else {
-            return bad("it is no URL: use http://HOST:4318".to_owned());
+            return bad("it is no URL: use http://HOST:4318");
         };
         match uri.scheme_str() {
             Some("http") => {}
             Some("https") => {
                 return bad(
                     "https is not spoken here: name a collector on this machine or network by \
-                     http, and let it go on over TLS"
-                        .to_owned(),
+                     http, and let it go on over TLS",
                 );
             }
-            _ => return bad("it has to begin with http://, as http://HOST:4318".to_owned()),
+            _ => return bad("it has to begin with http://, as http://HOST:4318"),
         }
         if uri.authority().is_some_and(|a| a.as_str().contains('@')) {
-            return bad("it holds a user: set OTEL_EXPORTER_OTLP_HEADERS instead".to_owned());
+            return bad("it holds a user: set OTEL_EXPORTER_OTLP_HEADERS instead");
         }
         if uri.query().is_some() {
-            return bad("it holds a query: use http://HOST:4318".to_owned());
+            return bad("it holds a query: use http://HOST:4318");
         }
         let base = text.trim_end_matches('/');
         let base = base.strip_suffix(PATH).unwrap_or(base);

@@ -8,7 +8,7 @@
 //! must not keep the source's slot, which is removed once this side has let go or has given up.
 
 use steep_protocol::Fault;
-use steep_protocol::message::agent::CancelledData;
+use steep_protocol::message::job::CancelledData;
 
 use super::books::{self, Origin, Progress};
 use super::build::{build_constraints, build_indexes};

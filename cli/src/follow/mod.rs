@@ -11,8 +11,8 @@ mod intent;
 
 use std::collections::BTreeMap;
 
-use steep_protocol::message::agent::CancelledData;
 use steep_protocol::message::api::{ApiReply, ApiRequest, EndView, ProgressView};
+use steep_protocol::message::job::CancelledData;
 use steep_protocol::{JobId, NodeId};
 use tokio::sync::oneshot;
 

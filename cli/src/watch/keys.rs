@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use steep_protocol::message::agent::CancelledData;
+use steep_protocol::message::job::CancelledData;
 use steep_protocol::message::job::JobSpec;
 use steep_protocol::{NodeId, NodeState};
 

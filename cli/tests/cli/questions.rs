@@ -4,10 +4,10 @@ use std::fs;
 
 use jiff::Timestamp;
 use steep_certs::{Role, init_ca, issue};
-use steep_protocol::message::agent::CancelledData;
 use steep_protocol::message::api::{ApiReply, ApiRequest};
 use steep_protocol::message::facts::Severity;
 use steep_protocol::message::handover::{PreparedSlot, PreparedState, Replication, SlotName};
+use steep_protocol::message::job::CancelledData;
 use steep_protocol::{ByteCount, Fault, FaultKind, JobId, Lsn, NodeState, Phase};
 
 use crate::coordinator::{Coordinator, Ran, bare};

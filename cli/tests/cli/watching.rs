@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
 use rustix::process::Signal;
-use steep_protocol::message::agent::CancelledData;
 use steep_protocol::message::api::{ApiReply, ApiRequest, EventView, NodeView};
+use steep_protocol::message::job::CancelledData;
 use steep_protocol::message::job::ExistingRows;
 use steep_protocol::{Fault, FaultKind, NodeState, Phase};
 

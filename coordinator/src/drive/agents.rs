@@ -8,7 +8,8 @@ use steep_protocol::{CommandId, Fault, JobId, NodeId, NodeState};
 
 use super::log::Note;
 use super::{AgentInput, Driver};
-use crate::job::machine::{AWAY_LIMIT, JobEvent, Parting, Snapshot, after};
+use crate::job::machine::{AWAY_LIMIT, JobEvent, Parting, Snapshot};
+use crate::job::moment::after;
 use crate::registry::{Link, SessionId};
 use crate::store::{NodeRecord, Store, Write};
 

@@ -14,7 +14,7 @@ use steep_protocol::pace::Pace;
 use steep_protocol::{JobId, NodeId};
 
 use super::{Driver, Interest, Live};
-use crate::job::machine::after;
+use crate::job::moment::after;
 use crate::job::{Presence, Side, Stage};
 use crate::store::Store;
 

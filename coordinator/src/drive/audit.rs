@@ -7,14 +7,15 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use steep_protocol::message::agent::{CancelledData, CoordinatorMessage};
+use steep_protocol::message::agent::CoordinatorMessage;
 use steep_protocol::message::api::AuditView;
 use steep_protocol::message::handover::{CompleteSpec, PrepareSpec, SchemaCheck, SlotName};
+use steep_protocol::message::job::CancelledData;
 use steep_protocol::message::job::{Confirmation, ExistingRows, JobSpec, SchemaMode};
 use steep_protocol::{Fault, JobId, NodeId};
 
 use super::{Answer, Driver, Operator};
-use crate::job::machine::after;
+use crate::job::moment::after;
 use crate::store::{AuditDue, Store, Write};
 
 /// How often a node that has not confirmed is told again.

@@ -12,7 +12,7 @@ use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry};
 use super::compose::addressed;
 use super::{Answer, Driver, Reply};
 use crate::job::handover::Handover;
-use crate::job::machine::after;
+use crate::job::moment::after;
 use crate::job::preflight::{self, Case};
 use crate::store::Store;
 

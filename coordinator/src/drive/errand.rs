@@ -17,7 +17,7 @@ use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry};
 use super::audit::Wish;
 use super::compose::addressed;
 use super::{Answer, Driver, Operator, Reply};
-use crate::job::machine::after;
+use crate::job::moment::after;
 use crate::store::Store;
 
 /// Longer than reading the largest catalog takes.

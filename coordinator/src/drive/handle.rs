@@ -3,12 +3,13 @@
 
 use std::sync::Arc;
 
-use steep_protocol::message::agent::{AgentMessage, CancelledData, Registration};
+use steep_protocol::message::agent::{AgentMessage, Registration};
 use steep_protocol::message::api::{
     AuditView, EndView, EventView, JobView, NodeView, ProgressView,
 };
 use steep_protocol::message::facts::Finding;
 use steep_protocol::message::handover::{CompleteSpec, PrepareSpec, PreparedSlot, SlotName};
+use steep_protocol::message::job::CancelledData;
 use steep_protocol::message::job::{JobSpec, TableFilter};
 use steep_protocol::message::schema::{SchemaCursor, SchemaPage};
 use steep_protocol::{Fault, JobId, NodeId};

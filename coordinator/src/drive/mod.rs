@@ -49,7 +49,8 @@ pub use handle::{
     AgentInput, Answer, Ask, Feed, Follow, Handle, Interest, Operator, Question, Reply,
 };
 
-use crate::job::machine::{Parting, Rules, after};
+use crate::job::machine::{Parting, Rules};
+use crate::job::moment::after;
 use crate::job::progress::Meter;
 use crate::job::report::Slowest;
 use crate::job::tally::Tally;

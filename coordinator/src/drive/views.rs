@@ -12,7 +12,7 @@ use steep_protocol::{ByteCount, Fault, JobId, NodeId, NodeState, RowCount};
 
 use super::{Driver, Feed, Follow};
 use crate::job::Job;
-use crate::job::machine::after;
+use crate::job::moment::after;
 use crate::job::progress::{Detail, current_phase};
 use crate::job::report::{phase_times, report};
 use crate::store::{NodeRecord, Store};

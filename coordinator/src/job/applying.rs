@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use steep_protocol::message::agent::SubscriptionStatus;
 
-use super::machine::after;
+use super::moment::after;
 
 /// New errors of a subscription, without a calm between them, that count as broken. Workers start
 /// again after five seconds (`wal_retrieve_retry_interval`), so this is some fifteen seconds of errors.

@@ -17,16 +17,17 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use steep_protocol::message::agent::CancelledData;
 use steep_protocol::message::api::PhaseSeconds;
 use steep_protocol::message::facts::{Finding, SourceFacts};
 use steep_protocol::message::handover::{Replication, SlotFacts};
+use steep_protocol::message::job::CancelledData;
 use steep_protocol::message::job::{JobSpec, SyncSlots};
 use steep_protocol::{ByteCount, CommandId, Fault, JobId, Lsn, Phase, RowCount};
 
 pub mod applying;
 pub mod handover;
 pub mod machine;
+pub(crate) mod moment;
 pub mod preflight;
 pub mod progress;
 pub mod report;

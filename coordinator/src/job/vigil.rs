@@ -13,7 +13,7 @@ use steep_protocol::message::job::Method;
 use steep_protocol::{ByteCount, Fault, FaultKind, Retry};
 
 use super::applying::{ABSENT, Applying, Fares};
-use super::machine::after;
+use super::moment::after;
 use super::preflight::text::bytes;
 use super::{Job, Side, Stage, Step};
 

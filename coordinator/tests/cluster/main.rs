@@ -18,11 +18,12 @@ use steep_coordinator::job::vigil::Bounds;
 use steep_coordinator::server::Server;
 use steep_protocol::close::CloseCode;
 use steep_protocol::message::agent::{
-    AgentMessage, CancelledData, Command, CoordinatorMessage, Observed, Outcome, PartDone,
-    Registration, TableSummary,
+    AgentMessage, Command, CoordinatorMessage, Observed, Outcome, PartDone, Registration,
+    TableSummary,
 };
 use steep_protocol::message::api::{ApiReply, ApiRequest, EndView};
 use steep_protocol::message::facts::{SourceFacts, TargetFacts};
+use steep_protocol::message::job::CancelledData;
 use steep_protocol::message::job::{Confirmation, JobSpec};
 use steep_protocol::quic::{ConnectError, Connection, Endpoint, Expect, Receiver, Sender, Tuning};
 use steep_protocol::{

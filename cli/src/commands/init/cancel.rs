@@ -1,8 +1,8 @@
 //! `steep-repl init cancel`.
 
 use steep_protocol::FaultKind;
-use steep_protocol::message::agent::CancelledData;
 use steep_protocol::message::api::{ApiReply, ApiRequest};
+use steep_protocol::message::job::CancelledData;
 
 use crate::args::CancelArgs;
 use crate::commands::{Context, nodes};

@@ -6,14 +6,15 @@ use std::path::Path;
 
 use jiff::SignedDuration;
 use steep_protocol::message::agent::{
-    AgentMessage, CancelledData, Command, CoordinatorMessage, Observed, Outcome, PartDone,
-    Registration, ReplicatedDigest, SlotStatus, SubscriptionStatus, TableSummary,
+    AgentMessage, Command, CoordinatorMessage, Observed, Outcome, PartDone, Registration,
+    ReplicatedDigest, SlotStatus, SubscriptionStatus, TableSummary,
 };
 use steep_protocol::message::api::{EndView, EventView, NodeView, ProgressView};
 use steep_protocol::message::facts::{Finding, SourceFacts};
 use steep_protocol::message::handover::{
     HandoverFacts, PreparedSlot, PreparedState, Replication, SlotFacts, SlotName,
 };
+use steep_protocol::message::job::CancelledData;
 use steep_protocol::message::job::JobSpec;
 use steep_protocol::message::schema::{SchemaCursor, SchemaReview};
 use steep_protocol::pace::Pace;

@@ -5,7 +5,7 @@
 //! is back; the other side never waits for it, nor for long where it is there and cannot be cleaned,
 //! least of all the source, whose disk is at stake (G5).
 
-use steep_protocol::message::agent::CancelledData;
+use steep_protocol::message::job::CancelledData;
 use steep_protocol::{Fault, FaultKind, Phase, Retry};
 
 use super::super::handover::SlotFate;

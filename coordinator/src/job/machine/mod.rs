@@ -19,10 +19,12 @@ mod tests;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use steep_protocol::message::agent::{CancelledData, Outcome};
+use steep_protocol::message::agent::Outcome;
 use steep_protocol::message::facts::Finding;
+use steep_protocol::message::job::CancelledData;
 use steep_protocol::{CommandId, Fault, Phase};
 
+use super::moment::after;
 use super::preflight::Case;
 use super::state::NodeEvent;
 use super::vigil::Bounds;
@@ -396,13 +398,4 @@ impl Turn {
 enum Process {
     Same,
     Restarted,
-}
-
-/// A point in time that much later; the end of time where it overflows.
-#[must_use]
-pub fn after(now: Timestamp, wait: Duration) -> Timestamp {
-    jiff::SignedDuration::try_from(wait)
-        .ok()
-        .and_then(|wait| now.checked_add(wait).ok())
-        .unwrap_or(Timestamp::MAX)
 }

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use steep_protocol::message::agent::{CancelledData, Outcome};
+use steep_protocol::message::agent::Outcome;
 use steep_protocol::message::facts::{Finding, Severity, TargetFacts};
+use steep_protocol::message::job::CancelledData;
 use steep_protocol::message::job::{Method, SchemaMode};
 use steep_protocol::{Fault, FaultKind, Phase};
 

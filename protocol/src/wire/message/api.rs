@@ -4,9 +4,9 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::agent::CancelledData;
 use super::facts::Finding;
 use super::handover::{CompleteSpec, PrepareSpec, PreparedSlot, SlotName};
+use super::job::CancelledData;
 use super::job::{JobSpec, Method, TableFilter};
 use super::schema::SchemaPage;
 use crate::wire::{Fault, JobId, NodeId, NodeState, Phase};

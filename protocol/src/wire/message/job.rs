@@ -65,6 +65,15 @@ pub enum Confirmation {
     Given,
 }
 
+/// What a cancelled job leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CancelledData {
+    /// Nothing: tables we made are dropped, tables we filled are emptied.
+    Remove,
+    /// Tables and rows as they are (`--keep-data`); indexes put aside are built again.
+    Keep,
+}
+
 /// What the operator wants of compression.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

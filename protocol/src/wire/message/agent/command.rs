@@ -4,7 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use super::super::facts::{Finding, SourceFacts, TargetFacts};
 use super::super::handover::{HandoverFacts, PreparedSlot, SchemaCheck, Used};
-use super::super::job::{Compression, ExistingRows, SchemaMode, SyncSlots, TableFilter};
+use super::super::job::{
+    CancelledData, Compression, ExistingRows, SchemaMode, SyncSlots, TableFilter,
+};
 use super::super::schema::{SchemaCursor, SchemaPage, SchemaReview};
 use crate::wire::{ByteCount, Epoch, JobId, Lsn, NodeId, PartNo, RowCount};
 
@@ -280,15 +282,6 @@ pub enum SubscriptionStart {
     /// On a prepared slot, from that LSN, which is later than the slot's own: without an origin at it
     /// changes would be applied that the rows have already.
     AtOrigin(Lsn),
-}
-
-/// What a cancelled job leaves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum CancelledData {
-    /// Nothing: tables we made are dropped, tables we filled are emptied.
-    Remove,
-    /// Tables and rows as they are (`--keep-data`); indexes put aside are built again.
-    Keep,
 }
 
 /// What a command came to.

@@ -11,9 +11,7 @@ mod progress;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::command::{
-    CancelledData, Command, Export, IndexTiming, Outcome, PeerAddress, SubscriptionStart,
-};
+pub use self::command::{Command, Export, IndexTiming, Outcome, PeerAddress, SubscriptionStart};
 pub use self::mirror::{MirrorProgress, MirrorRow};
 pub use self::observed::{Observed, ReplicatedDigest, SlotStatus, SubscriptionStatus};
 pub use self::progress::{
