@@ -270,3 +270,40 @@ fn a_partition_that_is_left_out_keeps_the_indexes_above_it() -> Result<()> {
     assert_eq!(compare::contents(&target)?["\"Parted S\".other"], kept);
     compare::rows_except(&source, &target, &["\"Parted S\".other"])?.none()
 }
+
+/// Each lock of a transaction takes a place in the server's lock table: where a partitioned index has more
+/// partitions than there are places, it stays, and the rows come all the same.
+#[test]
+fn more_partitions_than_the_lock_table_has_places_keep_their_indexes() -> Result<()> {
+    let cluster = Cluster::builder()
+        .setting("node_b", "max_locks_per_transaction", "10")
+        .setting("node_b", "max_connections", "30")
+        .start()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    for database in [&source, &target] {
+        database.sql(
+            "CREATE TABLE wide (id integer PRIMARY KEY, body text) PARTITION BY RANGE (id);
+             CREATE TABLE narrow (id integer PRIMARY KEY, body text) PARTITION BY RANGE (id);
+             CREATE TABLE narrow_0 PARTITION OF narrow DEFAULT;
+             SELECT format('CREATE TABLE wide_%s PARTITION OF wide FOR VALUES FROM (%s) TO (%s)',
+                 part, part * 10, part * 10 + 10)
+             FROM generate_series(0, 1599) AS part \\gexec",
+        )?;
+    }
+    source.sql(
+        "INSERT INTO wide SELECT n, 'b' || n FROM generate_series(0, 15999) AS n;
+         INSERT INTO narrow SELECT n, repeat('b', 1000) FROM generate_series(0, 5999) AS n",
+    )?;
+    let before = all_of(&target)?;
+    let following = cluster.init_spawn(&["--max-rate", "2MB"])?;
+    cluster.wait_copying("node_b")?;
+    for (table, left) in [("wide_7", 1), ("narrow_0", 0)] {
+        let sql = format!("SELECT count(*) FROM pg_index WHERE indrelid = '{table}'::regclass");
+        assert_eq!(target.value::<u32>(&sql)?, left, "{table}");
+    }
+    following.finish(2 * LIMIT)?.expect(0)?;
+    same(&before, &all_of(&target)?)?;
+    source.sql("UPDATE wide SET body = 'new' WHERE id % 100 = 0")?;
+    cluster.wait_drained("node_a")?;
+    compare::rows(&source, &target)?.none()
+}
