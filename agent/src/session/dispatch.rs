@@ -22,8 +22,7 @@ use crate::peer::copy::{CopyRequest, copy};
 use crate::peer::link::Link;
 use crate::pg::{Conninfo, catalog};
 use crate::sink::{self, PrepareRequest, SchemaRequest};
-use crate::source::SourceJobs;
-use crate::source::{self, OpenRequest};
+use crate::source::{self, OpenRequest, SourceJobs};
 use crate::task::{Patience, Progress, Task};
 use crate::telemetry::{CommandEnd, Telemetry};
 

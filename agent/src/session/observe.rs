@@ -17,8 +17,7 @@ use tracing::{debug, warn};
 use super::report::Reports;
 use crate::pg::{Conninfo, PgError, Session};
 use crate::sink::{self, schema};
-use crate::source::SourceJobs;
-use crate::source::{self, Dropped, Unwanted};
+use crate::source::{self, Dropped, SourceJobs, Unwanted};
 
 /// A look that takes longer is as good as a server that cannot be asked.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);

@@ -4,8 +4,7 @@
 use std::collections::HashMap;
 
 use steep_protocol::message::api::{ApiReply, ApiRequest};
-use steep_protocol::message::job::CancelledData;
-use steep_protocol::message::job::JobSpec;
+use steep_protocol::message::job::{CancelledData, JobSpec};
 use steep_protocol::{Fault, FaultKind, NodeId};
 use tokio::task::{Id, JoinSet};
 

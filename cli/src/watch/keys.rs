@@ -3,8 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use steep_protocol::message::job::CancelledData;
-use steep_protocol::message::job::JobSpec;
+use steep_protocol::message::job::{CancelledData, JobSpec};
 use steep_protocol::{NodeId, NodeState};
 
 use super::choice::{Detail, First, Focus, Order, Pane, Question};

@@ -5,8 +5,7 @@ use std::sync::mpsc;
 
 use rustix::process::Signal;
 use steep_protocol::message::api::{ApiReply, ApiRequest, EventView, NodeView};
-use steep_protocol::message::job::CancelledData;
-use steep_protocol::message::job::ExistingRows;
+use steep_protocol::message::job::{CancelledData, ExistingRows};
 use steep_protocol::{Fault, FaultKind, NodeState, Phase};
 
 use crate::coordinator::{Coordinator, Hearing, PATIENCE, Step};

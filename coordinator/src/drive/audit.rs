@@ -10,8 +10,9 @@ use jiff::Timestamp;
 use steep_protocol::message::agent::CoordinatorMessage;
 use steep_protocol::message::api::AuditView;
 use steep_protocol::message::handover::{CompleteSpec, PrepareSpec, SchemaCheck, SlotName};
-use steep_protocol::message::job::CancelledData;
-use steep_protocol::message::job::{Confirmation, ExistingRows, JobSpec, SchemaMode};
+use steep_protocol::message::job::{
+    CancelledData, Confirmation, ExistingRows, JobSpec, SchemaMode,
+};
 use steep_protocol::{Fault, JobId, NodeId};
 
 use super::{Answer, Driver, Operator};

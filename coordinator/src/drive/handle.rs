@@ -9,8 +9,7 @@ use steep_protocol::message::api::{
 };
 use steep_protocol::message::facts::Finding;
 use steep_protocol::message::handover::{CompleteSpec, PrepareSpec, PreparedSlot, SlotName};
-use steep_protocol::message::job::CancelledData;
-use steep_protocol::message::job::{JobSpec, TableFilter};
+use steep_protocol::message::job::{CancelledData, JobSpec, TableFilter};
 use steep_protocol::message::schema::{SchemaCursor, SchemaPage};
 use steep_protocol::{Fault, JobId, NodeId};
 use tokio::sync::{mpsc, oneshot, watch};

@@ -1,8 +1,7 @@
 //! Operators' questions.
 
 use jiff::Timestamp;
-use steep_protocol::message::job::CancelledData;
-use steep_protocol::message::job::{JobSpec, Method};
+use steep_protocol::message::job::{CancelledData, JobSpec, Method};
 use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState};
 
 use super::audit::Wish;

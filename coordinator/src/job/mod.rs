@@ -20,8 +20,7 @@ use serde::{Deserialize, Serialize};
 use steep_protocol::message::api::PhaseSeconds;
 use steep_protocol::message::facts::{Finding, SourceFacts};
 use steep_protocol::message::handover::{Replication, SlotFacts};
-use steep_protocol::message::job::CancelledData;
-use steep_protocol::message::job::{JobSpec, SyncSlots};
+use steep_protocol::message::job::{CancelledData, JobSpec, SyncSlots};
 use steep_protocol::{ByteCount, CommandId, Fault, JobId, Lsn, Phase, RowCount};
 
 pub mod applying;

@@ -3,8 +3,7 @@
 //! Values and tables only. What follows what is [`super::machine`]'s.
 
 use serde::{Deserialize, Serialize};
-use steep_protocol::message::job::CancelledData;
-use steep_protocol::message::job::{JobSpec, Method};
+use steep_protocol::message::job::{CancelledData, JobSpec, Method};
 use steep_protocol::{NodeId, Phase};
 
 use super::state::NodeEvent;

@@ -23,8 +23,7 @@ use steep_protocol::message::agent::{
 };
 use steep_protocol::message::api::{ApiReply, ApiRequest, EndView};
 use steep_protocol::message::facts::{SourceFacts, TargetFacts};
-use steep_protocol::message::job::CancelledData;
-use steep_protocol::message::job::{Confirmation, JobSpec};
+use steep_protocol::message::job::{CancelledData, Confirmation, JobSpec};
 use steep_protocol::quic::{ConnectError, Connection, Endpoint, Expect, Receiver, Sender, Tuning};
 use steep_protocol::{
     ByteCount, CommandId, FaultKind, JobId, Lsn, NodeId, NodeState, PartNo, Retry, RowCount,

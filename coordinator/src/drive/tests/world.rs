@@ -14,8 +14,7 @@ use steep_protocol::message::facts::{Finding, SourceFacts};
 use steep_protocol::message::handover::{
     HandoverFacts, PreparedSlot, PreparedState, Replication, SlotFacts, SlotName,
 };
-use steep_protocol::message::job::CancelledData;
-use steep_protocol::message::job::JobSpec;
+use steep_protocol::message::job::{CancelledData, JobSpec};
 use steep_protocol::message::schema::{SchemaCursor, SchemaReview};
 use steep_protocol::pace::Pace;
 use steep_protocol::{

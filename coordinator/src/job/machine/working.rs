@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use steep_protocol::message::agent::Outcome;
 use steep_protocol::message::facts::{Finding, Severity, TargetFacts};
-use steep_protocol::message::job::CancelledData;
-use steep_protocol::message::job::{Method, SchemaMode};
+use steep_protocol::message::job::{CancelledData, Method, SchemaMode};
 use steep_protocol::{Fault, FaultKind, Phase};
 
 use super::super::{Plan, WARNINGS_MAX, Why, Witness};

@@ -7,8 +7,7 @@ use steep_protocol::message::api::{PhaseSeconds, Report};
 use super::super::{EVENTS_KEPT, JOBS_KEPT, NodeRecord};
 use super::write::PRUNE_EVERY;
 use super::*;
-use crate::job::{Closed, Step};
-use crate::job::{Job, Stage};
+use crate::job::{Closed, Job, Stage, Step};
 use crate::testing;
 
 fn job(id: u64) -> Job {
