@@ -103,6 +103,12 @@ impl Registry {
         self.agents.get_mut(node)
     }
 
+    /// Slots prepared on the node, to note what becomes of them; nothing until its agent has said so.
+    #[must_use]
+    pub fn prepared_mut(&mut self, node: &NodeId) -> Option<&mut Vec<PreparedSlot>> {
+        self.agents.get_mut(node)?.prepared.as_mut()
+    }
+
     /// Whether the node's agent has a session.
     #[must_use]
     pub fn is_online(&self, node: &NodeId) -> bool {

@@ -137,10 +137,7 @@ fn rows_are_kept_when_that_is_asked_for() -> Result<()> {
     sample::create(&source, 3)?;
     let following = cluster.init_spawn(&["--max-rate", "3MB"])?;
     cluster.wait_copying("node_b")?;
-    let committed = "SELECT count(*) FROM steep_repl.copy_ledger WHERE rows > 0";
-    wait::until_true("a part to be committed", LIMIT, || {
-        Ok(target.value::<u32>(committed)? > 0)
-    })?;
+    cluster.wait_committed("node_b", LIMIT)?;
     cluster
         .cli(&["init", "cancel", "--node", "node_b", "--keep-data", "--yes"])?
         .expect(0)?;

@@ -11,11 +11,16 @@ use steep_tests::{compare, partitioned, residue, sample, wait};
 /// Everything ends within this.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Indexes of tables whose names are like this, quoted; invalid ones that somebody left count too.
-fn indexes_on(database: &Database, table: &str) -> Result<u32> {
+/// Indexes of that table, quoted as needed; invalid ones that somebody left count too.
+fn indexes_of(database: &Database, table: &str) -> Result<u32> {
     database.value(&format!(
-        "SELECT count(*) FROM pg_index WHERE indrelid = '\"Parted S\".{table}'::regclass"
+        "SELECT count(*) FROM pg_index WHERE indrelid = '{table}'::regclass"
     ))
+}
+
+/// The same for a table of [`partitioned`].
+fn indexes_on(database: &Database, table: &str) -> Result<u32> {
+    indexes_of(database, &format!("\"Parted S\".{table}"))
 }
 
 /// What must be the same before and after.
@@ -32,6 +37,14 @@ fn same(before: &(String, Vec<String>), after: &(String, Vec<String>)) -> Result
     }
     ensure!(before.0 == after.0, "{}\n--- became\n{}", before.0, after.0);
     Ok(())
+}
+
+/// What is changed on the source from now on is on the target, too.
+fn changes_arrive(cluster: &Cluster) -> Result<()> {
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    partitioned::change(&source)?;
+    cluster.wait_drained("node_a")?;
+    compare::rows(&source, &target)?.none()
 }
 
 fn pair_of(installation: &Installation) -> Result<Cluster> {
@@ -96,9 +109,7 @@ fn load_and_compare(major: u32) -> Result<()> {
 
     same(&before, &all_of(&target)?)?;
     compare::rows(&source, &target)?.none()?;
-    partitioned::change(&source)?;
-    cluster.wait_drained("node_a")?;
-    compare::rows(&source, &target)?.none()
+    changes_arrive(&cluster)
 }
 
 #[test]
@@ -130,9 +141,7 @@ fn make_and_load(major: u32) -> Result<()> {
     let valid = "SELECT indisvalid FROM pg_index
         WHERE indexrelid = '\"Parted S\".no_overlap'::regclass";
     assert_eq!(target.value::<String>(valid)? == "t", !told);
-    partitioned::change(&source)?;
-    cluster.wait_drained("node_a")?;
-    compare::rows(&source, &target)?.none()
+    changes_arrive(&cluster)
 }
 
 #[test]
@@ -227,10 +236,7 @@ fn rows_that_are_kept_have_their_indexes_too() -> Result<()> {
     let before = indexes(&target)?;
     let following = cluster.init_spawn(&["--max-rate", "1MB"])?;
     cluster.wait_copying("node_b")?;
-    let committed = "SELECT count(*) FROM steep_repl.copy_ledger WHERE rows > 0";
-    wait::until_true("a part to be committed", LIMIT, || {
-        Ok(target.value::<u32>(committed)? > 0)
-    })?;
+    cluster.wait_committed("node_b", LIMIT)?;
     cluster
         .cli(&["init", "cancel", "--node", "node_b", "--keep-data", "--yes"])?
         .expect(0)?;
@@ -298,8 +304,7 @@ fn more_partitions_than_the_lock_table_has_places_keep_their_indexes() -> Result
     let following = cluster.init_spawn(&["--max-rate", "2MB"])?;
     cluster.wait_copying("node_b")?;
     for (table, left) in [("wide_7", 1), ("narrow_0", 0)] {
-        let sql = format!("SELECT count(*) FROM pg_index WHERE indrelid = '{table}'::regclass");
-        assert_eq!(target.value::<u32>(&sql)?, left, "{table}");
+        assert_eq!(indexes_of(&target, table)?, left, "{table}");
     }
     following.finish(2 * LIMIT)?.expect(0)?;
     same(&before, &all_of(&target)?)?;

@@ -127,11 +127,7 @@ impl<S: Store> Driver<S> {
 
     /// A prepared slot is gone: known at once, too.
     pub(super) fn slot_dropped(&mut self, node: &NodeId, slot: &SlotName) {
-        if let Some(known) = self
-            .registry
-            .get_mut(node)
-            .and_then(|a| a.prepared.as_mut())
-        {
+        if let Some(known) = self.registry.prepared_mut(node) {
             known.retain(|known| known.replication.slot != *slot);
         }
     }
@@ -155,12 +151,11 @@ impl<S: Store> Driver<S> {
         if ending.slot.returned().is_none() || !running.iter().any(gave_back) {
             return;
         }
-        let agent = self.registry.get_mut(&spec.source);
-        let mut known = agent
-            .and_then(|a| a.prepared.as_mut())
+        let known = self.registry.prepared_mut(&spec.source);
+        if let Some(slot) = known
             .into_iter()
-            .flatten();
-        if let Some(slot) = known.find(|known| known.replication == handover.replication)
+            .flatten()
+            .find(|known| known.replication == handover.replication)
             && matches!(slot.state, PreparedState::Taken(_))
         {
             slot.state = PreparedState::Waiting;

@@ -129,17 +129,21 @@ impl Cluster {
     }
 }
 
-/// An agent that does everything well and at once, but the commands it is told to hold.
-async fn good_agent(connection: Connection, holds: fn(&Command) -> bool) {
-    let (mut sender, mut receiver) = connection.open().await.unwrap();
-    let register = AgentMessage::Register(Registration {
+/// What an agent says first.
+fn registration() -> AgentMessage {
+    AgentMessage::Register(Registration {
         advertise: "127.0.0.1:7401".to_owned(),
         version: "0.1.0".to_owned(),
         incarnation: 1,
         open_snapshots: Vec::new(),
         max_workers: 4,
-    });
-    sender.send(&register).await.unwrap();
+    })
+}
+
+/// An agent that does everything well and at once, but the commands it is told to hold.
+async fn good_agent(connection: Connection, holds: fn(&Command) -> bool) {
+    let (mut sender, mut receiver) = connection.open().await.unwrap();
+    sender.send(&registration()).await.unwrap();
     let observed = Observed {
         postgres: Some(Ok(180_000)),
         ..Observed::default()
@@ -442,14 +446,7 @@ async fn who_waits_for_an_answer_is_told_that_the_coordinator_stops() {
     let (asked, mut hears) = tokio::sync::mpsc::channel(1);
     agents.spawn(async move {
         let (mut sender, mut receiver) = a.open().await.unwrap();
-        let register = AgentMessage::Register(Registration {
-            advertise: "127.0.0.1:7401".to_owned(),
-            version: "0.1.0".to_owned(),
-            incarnation: 1,
-            open_snapshots: Vec::new(),
-            max_workers: 4,
-        });
-        sender.send(&register).await.unwrap();
+        sender.send(&registration()).await.unwrap();
         while let Ok(Some(message)) = receiver.recv::<CoordinatorMessage>().await {
             if let CoordinatorMessage::Command { .. } = message {
                 let _ = asked.send(()).await;

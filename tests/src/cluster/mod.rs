@@ -323,6 +323,18 @@ impl Cluster {
         })
     }
 
+    /// Waits until rows of a node's job are not only there but committed.
+    ///
+    /// # Errors
+    /// That none are within `limit`.
+    pub fn wait_committed(&self, node: &str, limit: Duration) -> Result<()> {
+        let committed = "SELECT count(*) FROM steep_repl.copy_ledger WHERE rows > 0";
+        let target = self.database(node);
+        wait::until_true("a part to be committed", limit, || {
+            Ok(target.value::<u32>(committed)? > 0)
+        })
+    }
+
     /// Waits until a node's job is in that phase.
     ///
     /// # Errors
