@@ -243,7 +243,10 @@ impl<S: Store> Driver<S> {
         };
         driver.restore_audit(loaded.audit_due);
         for job in loaded.open_jobs {
-            driver.resume(job)?;
+            let id = job.id;
+            if let Err(error) = driver.resume(job) {
+                tracing::error!(event = "store.unreadable", job_id = %id, error = %error, "a job is not taken up again: what it left on its servers is removed by init cancel --force-cleanup");
+            }
         }
         let handle = Handle {
             agents: agent_sender,
@@ -293,7 +296,7 @@ impl<S: Store> Driver<S> {
                 }
             }
             Wake::Operator(Ask { question, reply }) => {
-                self.on_ask(question, reply, now)?;
+                self.on_ask(question, reply, now);
                 self.set_paces(now);
             }
             Wake::Time => self.on_tick(now),
