@@ -176,8 +176,9 @@ fn check(registration: &Registration) -> Result<(), &'static str> {
     if registration.version.len() > VERSION_MAX {
         return Err("its version is too long");
     }
-    if registration.open_snapshots.len() > SNAPSHOTS_MAX {
-        return Err("it claims too many snapshots");
+    let jobs = [&registration.open_snapshots, &registration.admitted];
+    if jobs.iter().any(|jobs| jobs.len() > SNAPSHOTS_MAX) {
+        return Err("it claims too many jobs");
     }
     if registration.max_workers == 0 {
         return Err("it has no workers");
@@ -246,6 +247,7 @@ mod tests {
             version: "0.1.0".to_owned(),
             incarnation: 1,
             open_snapshots: Vec::new(),
+            admitted: Vec::new(),
             max_workers: 4,
         }
     }
