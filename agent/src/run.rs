@@ -113,6 +113,7 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
         reports: Arc::clone(&reports),
         endpoint: Arc::clone(&endpoint),
         budget: received,
+        index_memory: config.index_memory,
         telemetry,
         readings: Readings::default(),
         drain: descent.drain().clone(),

@@ -306,6 +306,7 @@ impl Server {
             drain: self.descent.drain().clone(),
             progress: Progress::nowhere(),
             patience: Patience::default(),
+            index_memory: None,
         }
     }
 }

@@ -9,7 +9,7 @@ use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::peer::SchemaSection;
 use steep_protocol::message::schema::SchemaCursor;
 use steep_protocol::quic::Endpoint;
-use steep_protocol::{Fault, FaultKind, JobId, NodeId};
+use steep_protocol::{ByteCount, Fault, FaultKind, JobId, NodeId};
 use steep_schema::Schema;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -41,6 +41,8 @@ pub struct Agent {
     pub endpoint: Arc<Endpoint>,
     /// For the parts it fetches.
     pub budget: Budget,
+    /// What all index builds at once may use, where the operator says so.
+    pub index_memory: Option<ByteCount>,
     /// Counts what is done.
     pub telemetry: Arc<Telemetry>,
     /// Schemas being handed out.
@@ -83,6 +85,7 @@ impl Agent {
             drain: self.drain.clone(),
             progress: Progress::new(Arc::clone(&self.reports) as _),
             patience: Patience::default(),
+            index_memory: self.index_memory,
         };
         let running = self.telemetry.command_began();
         let told = Told {

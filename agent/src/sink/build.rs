@@ -42,7 +42,7 @@ pub async fn build_indexes(task: &Task, parallel: u8) -> Result<Vec<Finding>, Fa
     }
     let all = waiting(&conn, task.job, Stage::Indexes).await?;
     let weights: Vec<u64> = all.iter().map(weight).collect();
-    let memory = Memory::choose(&conn, &weights, parallel).await?;
+    let memory = Memory::choose(task, &conn, &weights, parallel).await?;
     let _awake = (!all.is_empty()).then(|| WalWriterAwake::beside(task));
     Pool::new(task, &conn, Phase::Indexes, memory)
         .run(all, parallel)
