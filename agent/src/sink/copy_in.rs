@@ -4,8 +4,8 @@
 //! comes second (a retry while the server still ends the first try) waits there for the first one's
 //! end, and then finds the part done or takes it over; it is never loaded twice.
 //!
-//! Commits wait for the disk (`synchronous_commit` stays on): a part is reported done only when no
-//! crash of the server can take it back. Triggers do not fire and foreign keys are not checked
+//! Commits wait for the disk, whatever the server is set to and whatever code of a table's owner has set
+//! meanwhile: a part is reported done only when no crash of the server can take it back. Triggers do not fire and foreign keys are not checked
 //! (`session_replication_role = replica`): the source has done both.
 //!
 //! Nothing is sent to the server before the second chunk: an empty part costs two round trips and
@@ -17,7 +17,7 @@ use steep_protocol::{ByteCount, Epoch, Fault, FaultKind, PartNo, RowCount};
 
 use super::line::Line;
 use crate::chunk::{PartWriter, Sent};
-use crate::pg::literal;
+use crate::pg::{DURABLE, literal};
 use crate::task::Task;
 
 /// Bytes of a binary COPY without rows: the header and the trailer (PostgreSQL manual, COPY, "Binary
@@ -302,7 +302,7 @@ impl PartWriter for PartLoad<'_> {
         let sql = format!(
             "SET LOCAL client_encoding = 'UTF8'; UPDATE steep_repl.copy_ledger
              SET rows = {rows}, bytes = {}, finished_at = clock_timestamp()
-             WHERE job = '{}' AND epoch = {} AND part = {}; COMMIT",
+             WHERE job = '{}' AND epoch = {} AND part = {}; {DURABLE}; COMMIT",
             self.bytes, self.loader.task.job, self.epoch.0, self.part.0
         );
         self.loader.line.rows(&sql).await?;

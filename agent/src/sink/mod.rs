@@ -19,6 +19,7 @@ mod batch;
 mod books;
 mod bootstrap;
 mod build;
+mod checks;
 mod cleanup;
 mod conn;
 mod copy_in;

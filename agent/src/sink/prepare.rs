@@ -9,6 +9,7 @@ use steep_schema::Schema;
 
 use super::books::{self, Origin, Progress};
 use super::build::{build_constraints, build_indexes};
+use super::checks::{self, Reach};
 use super::conn::Conn;
 use super::line::{REPLICA_ROLE, no_replica_role};
 use super::{bootstrap, existing, fingerprints, objects, schema, sync};
@@ -85,6 +86,7 @@ pub async fn prepare<P: PartReader, Q: PartReader>(
             findings.extend(sync::settle(task, &conn, wanted, plan).await?);
         }
         existing::make_ready(task, &conn, request, plan).await?;
+        checks::put_aside(task, &conn, Reach::Planned).await?;
         conn.execute(&prepared).await?;
         return Ok(findings);
     }
@@ -94,6 +96,7 @@ pub async fn prepare<P: PartReader, Q: PartReader>(
         findings.extend(build_indexes(task, 1).await?);
         findings.extend(build_constraints(task, 1).await?);
     }
+    checks::put_aside(task, &conn, Reach::All).await?;
     let listed = format!("{};\n{prepared}", objects::note_created(task.job));
     let noted = conn.transact(&listed).await;
     noted.map_err(|error| conn.fault(&error))?;
