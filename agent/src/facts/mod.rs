@@ -11,10 +11,12 @@
 
 mod content;
 mod link;
+mod loading;
 mod pooler;
 mod quirks;
 mod receiver;
 mod server;
+mod settings;
 mod walsender;
 
 use std::time::Duration;
@@ -22,7 +24,7 @@ use std::time::Duration;
 use steep_protocol::Fault;
 use steep_protocol::message::facts::{ServerFacts, SourceFacts, TargetFacts};
 use steep_protocol::message::job::TableFilter;
-use steep_protocol::message::peer::Secret;
+use steep_protocol::message::peer::{DatabaseSetting, Secret};
 use steep_schema::Schema;
 
 use crate::pg::{PgError, Session};
@@ -39,6 +41,8 @@ pub struct PeerFacts {
     pub conninfo: Option<Secret>,
     /// What the job's filter admits there.
     pub schema: Schema,
+    /// What decides values there.
+    pub settings: Vec<DatabaseSetting>,
 }
 
 /// The oldest version whose catalog these queries are written for; of an older one only the version
@@ -58,6 +62,7 @@ pub async fn source(task: &Task, filter: &TableFilter) -> Result<SourceFacts, Fa
         let mut facts = SourceFacts::default();
         if let Some(session) = session {
             facts = content::gather(task, &session, filter).await?;
+            facts.loading = loading::gather(task, &session, filter).await?;
             session.close().await;
             facts.replication_link = walsender::probe(task, &server).await?;
         }
@@ -84,6 +89,8 @@ pub async fn target(
         if let Some(session) = session {
             facts = receiver::gather(task, &session, filter, &peer).await?;
             quirks::gather(task, &session, &peer, &mut facts).await?;
+            facts.loading = loading::gather(task, &session, filter).await?;
+            settings::gather(task, &session, &peer, &mut facts).await?;
             if let Some(conninfo) = &peer.conninfo {
                 facts.server_link = link::probe(task, &session, conninfo).await?;
             }

@@ -198,6 +198,10 @@ impl Server {
                     .await
                     .map(PeerReply::Sequences)
             }
+            PeerRequest::FetchSettings { .. } => catalog::database_settings(&self.conninfo)
+                .await
+                .map(PeerReply::Settings)
+                .map_err(|error| error.to_fault(&self.node)),
             PeerRequest::DescribeSchema { .. } => return self.describe(entry, sender).await,
             PeerRequest::FetchPlan { .. } => match self.opened(entry) {
                 Ok(open) => return send_plan(&open, sender).await,

@@ -25,3 +25,4 @@ pub use conninfo::Conninfo;
 pub use error::{PgError, ServerError};
 pub(crate) use literal::literal;
 pub use session::Session;
+pub(crate) use settings::DURABLE;

@@ -6,19 +6,26 @@ use super::PgError;
 /// manual, `client_connection_check_interval`). Refused where the operating system cannot.
 pub(super) const CHECK_CLIENT: &str = "SET client_connection_check_interval = '2s'";
 
+/// Makes commits wait for this server's disk, however server, database or role are set. Settings that wait
+/// for standbys as well are left as they are. `pg_temp` is never searched for functions, but the path may be
+/// somebody else's when this runs.
+pub(crate) const DURABLE: &str = "SELECT pg_catalog.set_config('synchronous_commit', 'on', false) \
+     WHERE pg_catalog.current_setting('synchronous_commit') OPERATOR(pg_catalog.=) 'off'";
+
 /// Settings for a server of that version, as one simple query.
 ///
+/// `synchronous_commit`: what we have told somebody to be done is done, also after a crash.
 /// Timeouts: a job's own limits end it, not a server's default. `search_path`: names in our SQL and
 /// in `format_type` output are qualified. Formats: text that means the same on any server.
 /// `row_security`: an error rather than rows left out. `lc_monetary`: `money` in text reads back as
 /// the same number wherever it is read under the same setting.
 pub(super) fn statements(version: u32) -> String {
-    let mut sql = "SET statement_timeout = 0; SET lock_timeout = 0; \
+    let mut sql = format!("{DURABLE}; ")
+        + "SET statement_timeout = 0; SET lock_timeout = 0; \
          SET idle_in_transaction_session_timeout = 0; SET idle_session_timeout = 0; \
          SET search_path = ''; SET datestyle = 'ISO'; SET intervalstyle = 'postgres'; \
          SET extra_float_digits = 3; SET bytea_output = 'hex'; SET xmloption = 'content'; \
-         SET lc_monetary = 'C'; SET row_security = off; SET synchronize_seqscans = off"
-        .to_owned();
+         SET lc_monetary = 'C'; SET row_security = off; SET synchronize_seqscans = off";
     if version >= 170_000 {
         sql.push_str("; SET transaction_timeout = 0");
     }

@@ -21,7 +21,7 @@ use crate::facts::{self, PeerFacts};
 use crate::peer::copy::{CopyRequest, copy};
 use crate::peer::link::Link;
 use crate::pg::{Conninfo, catalog};
-use crate::sink::{self, PrepareRequest, SchemaRequest};
+use crate::sink::{self, Dumps, PrepareRequest, SchemaRequest};
 use crate::source::{self, OpenRequest, SourceJobs};
 use crate::task::{Patience, Progress, Task};
 use crate::telemetry::{CommandEnd, Telemetry};
@@ -359,8 +359,12 @@ impl Agent {
             } => {
                 let link = link(source);
                 let plan = link.plan().await?;
-                let pre = link.schema(SchemaSection::PreData).await?;
-                let post = link.schema(SchemaSection::PostData).await?;
+                let dumps = Dumps {
+                    pre_data: link.schema(SchemaSection::PreData).await?,
+                    extension_rows: link.schema(SchemaSection::ExtensionRows).await?,
+                    post_data: link.schema(SchemaSection::PostData).await?,
+                };
+                let settings = link.settings().await?;
                 let schema = SchemaRequest {
                     source: link.source().clone(),
                     described: link.described().await?,
@@ -368,8 +372,12 @@ impl Agent {
                     existing,
                     schema_mode,
                 };
-                let request = PrepareRequest { schema, indexes };
-                sink::prepare(task, &request, &plan.tables, pre, post)
+                let request = PrepareRequest {
+                    schema,
+                    indexes,
+                    settings,
+                };
+                sink::prepare(task, &request, &plan.tables, dumps)
                     .await
                     .map(Outcome::Warned)
             }
@@ -481,12 +489,14 @@ impl Agent {
                 clock_ahead: ping.clock_ahead,
                 conninfo: Some(link.conninfo().await?),
                 schema: link.described().await?,
+                settings: link.settings().await?,
             }),
             Err(fault) => Ok(PeerFacts {
                 link: Err(fault.message),
                 clock_ahead: 0.0,
                 conninfo: None,
                 schema: Schema::default(),
+                settings: Vec::new(),
             }),
         }
     }

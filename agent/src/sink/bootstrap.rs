@@ -12,6 +12,7 @@ use super::books::{self, Origin};
 use super::conn::Conn;
 use super::deferred::{Aside, Deferred};
 use super::objects;
+use super::prepare::Dumps;
 use super::schema;
 use super::sql_split::{SplitError, Splitter};
 use super::statement::Class;
@@ -26,19 +27,20 @@ const TELL_EVERY: u64 = 100;
 
 /// Makes the schema and stores what waits. On the way out the job's book says `Begun`; the caller
 /// lists what was made and says `Prepared`.
-pub(super) async fn make<P: PartReader, Q: PartReader>(
+pub(super) async fn make<R: PartReader>(
     task: &Task,
     conn: &Conn,
     plan: &[TablePlan],
-    pre_data: P,
-    post_data: Q,
+    dumps: Dumps<R>,
 ) -> Result<Vec<Finding>, Fault> {
     conn.execute("BEGIN").await?;
     books::open(conn, task.job, Origin::Bootstrap, plan).await?;
     objects::note_baseline(conn, task.job).await?;
     conn.execute("COMMIT").await?;
-    let mut findings = apply_pre_data(task, conn, pre_data).await?;
-    findings.extend(store_post_data(conn, task.job, post_data).await?);
+    let mut findings = apply(task, conn, dumps.pre_data, Strictness::Structure).await?;
+    // With them foreign keys of the users' tables hold; without them everything else is right.
+    findings.extend(apply(task, conn, dumps.extension_rows, Strictness::Afterwards).await?);
+    findings.extend(store_post_data(conn, task.job, dumps.post_data).await?);
     Ok(findings)
 }
 
@@ -107,13 +109,14 @@ fn is_our_extension(sql: &str) -> bool {
         && words.next() == Some(schema::NAME)
 }
 
-async fn apply_pre_data<P: PartReader>(
+async fn apply<R: PartReader>(
     task: &Task,
     conn: &Conn,
-    reader: P,
+    reader: R,
+    strictness: Strictness,
 ) -> Result<Vec<Finding>, Fault> {
     let mut dump = Dump::new(reader);
-    let mut batches = Batches::new(conn, Strictness::Structure);
+    let mut batches = Batches::new(conn, strictness);
     while let Some(sql) = dump.next(conn).await? {
         let item = Item::new(sql);
         match &item.class {

@@ -16,6 +16,7 @@ use tokio_postgres::error::SqlState;
 
 use super::batch::{Batches, Item, Strictness, is_of_the_statement};
 use super::books;
+use super::checks;
 use super::conn::Conn;
 use super::deferred::{Kind, Mark, Waiting, mark, waiting};
 use super::memory::Memory;
@@ -68,7 +69,8 @@ pub async fn build_constraints(task: &Task, parallel: u8) -> Result<Vec<Finding>
     if !books::installed(&conn).await? {
         return Ok(Vec::new());
     }
-    let mut findings = add_foreign_keys(task, &conn).await?;
+    let mut findings = checks::bring_back(task, &conn, Phase::Constraints).await?;
+    findings.extend(add_foreign_keys(task, &conn).await?);
     let added = waiting(&conn, task.job, Stage::ForeignKeys).await?;
     let memory = Memory::keep();
     findings.extend(
@@ -89,9 +91,11 @@ pub(super) async fn in_order(
     phase: Phase,
 ) -> Result<Vec<Finding>, Fault> {
     let strictness = match stage {
-        Stage::Indexes | Stage::Parents | Stage::IndexDetails | Stage::ForeignKeys => {
-            Strictness::Structure
-        }
+        Stage::Indexes
+        | Stage::Parents
+        | Stage::IndexDetails
+        | Stage::ForeignKeys
+        | Stage::Checks => Strictness::Structure,
         Stage::Rest | Stage::Refresh => Strictness::Afterwards,
     };
     let all = waiting(conn, task.job, stage).await?;
@@ -313,7 +317,12 @@ fn weight(one: &Waiting) -> u64 {
 async fn work(task: Task, worker: Worker, one: Waiting) -> Ended {
     let outcome = match one.kind {
         Kind::ForeignKey | Kind::ForeignKeyAtOnce => validate(&task, &worker.conn, &one).await,
-        Kind::Index | Kind::Key | Kind::Other => build(&task, &worker.conn, &one).await,
+        Kind::Index
+        | Kind::Key
+        | Kind::Check
+        | Kind::DomainCheck
+        | Kind::DomainNotNull
+        | Kind::Other => build(&task, &worker.conn, &one).await,
     };
     (worker, one, outcome)
 }

@@ -13,7 +13,7 @@ use steep_protocol::message::job::CancelledData;
 use super::books::{self, Origin, Progress};
 use super::build::{build_constraints, build_indexes};
 use super::conn::{Conn, application_names};
-use super::{existing, ledger, objects, replica_role, subscription};
+use super::{existing, ledger, objects, replica_role, settings, subscription};
 use crate::task::{Patience, Task};
 
 /// How long one of our own sessions may take to end once told, in milliseconds.
@@ -40,6 +40,7 @@ pub async fn cleanup(task: &Task, data: CancelledData) -> Result<(), Fault> {
         match (data, book.origin) {
             (CancelledData::Remove, Origin::Bootstrap) => {
                 objects::drop_created(&conn, task.job).await?;
+                settings::take_back(&conn, task.job).await?;
             }
             (CancelledData::Remove, Origin::Existing) => {
                 // Until the job has seen or made them empty, their rows are not its own.

@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use super::batch::is_of_the_statement;
 use super::books;
 use super::build::in_order;
+use super::checks;
 use super::conn::Conn;
 use super::statement::Stage;
 use crate::task::Task;
@@ -37,6 +38,8 @@ pub async fn finish(
         findings.extend(set_sequences(&conn, batch).await?);
     }
     if books::installed(&conn).await? {
+        // Of a native copy; any other has done it before.
+        findings.extend(checks::bring_back(task, &conn, Phase::CatchUp).await?);
         findings.extend(in_order(task, &conn, Stage::Refresh, Phase::CatchUp).await?);
         analyze(task, &conn, parallel).await?;
     }

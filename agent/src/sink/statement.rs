@@ -19,6 +19,8 @@ pub(super) enum Stage {
     ForeignKeys,
     /// Triggers, rules, policies, comments, privileges and the rest. In order.
     Rest,
+    /// CHECK constraints and those of domains that rows might not have passed while they were loaded.
+    Checks,
     /// Materialised views, which read the rows. In order, at the very end.
     Refresh,
 }
@@ -33,6 +35,7 @@ impl Stage {
             Self::ForeignKeys => 3,
             Self::Rest => 4,
             Self::Refresh => 5,
+            Self::Checks => 7,
         }
     }
 }

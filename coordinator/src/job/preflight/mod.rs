@@ -11,12 +11,13 @@
 //! In the order a person would look: [`servers`] (who is there), [`links`] (do they reach each
 //! other), [`privileges`], [`capacity`] (is there room for the job's slots, workers, sessions,
 //! locks), [`limits`] (what could end it midway), [`content`] (what is in the source), [`receiver`]
-//! (what is on the target), [`prepared`] (where a backup is to go on from), [`schema`] (how it differs).
+//! (what is on the target), [`loading`] (what rows need while they are loaded), [`prepared`] (where a backup is to go on from), [`schema`] (how it differs).
 
 mod capacity;
 mod content;
 mod limits;
 mod links;
+mod loading;
 mod prepared;
 mod privileges;
 mod receiver;
@@ -77,6 +78,7 @@ pub fn judge(case: &Case<'_>) -> Vec<Finding> {
     limits::judge(&pair, &mut findings);
     content::judge(&pair, &mut findings);
     receiver::judge(&pair, &mut findings);
+    loading::judge(&pair, &mut findings);
     if let Some((handover, slot)) = handover {
         prepared::judge(&pair, handover, slot, &mut findings);
     }

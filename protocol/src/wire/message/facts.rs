@@ -8,6 +8,10 @@ use super::schema::SchemaReview;
 use crate::wire::limits::LISTED_MAX;
 use crate::wire::{ByteCount, NodeId};
 
+mod loading;
+
+pub use loading::{LoadingFacts, SearchPathNeed, SettingDifference, SettingScope, Stops};
+
 /// Something a person should know before or after a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
@@ -201,6 +205,8 @@ pub struct SourceFacts {
     pub replication_link: Option<Result<(), String>>,
     /// `pg_dump` beside the agent: its major version, or why there is none.
     pub pg_dump: Option<Result<u32, String>>,
+    /// What its rows need.
+    pub loading: LoadingFacts,
 }
 
 /// What is true of a target.
@@ -236,6 +242,12 @@ pub struct TargetFacts {
     pub server_link: Option<Result<(), String>>,
     /// Seconds the source agent's clock is ahead of this one's.
     pub clock_ahead_seconds: f64,
+    /// What rows need there.
+    pub loading: LoadingFacts,
+    /// Settings that the source has otherwise, at most [`LISTED_MAX`].
+    pub settings: Vec<SettingDifference>,
+    /// Whether the role in use may alter the database.
+    pub owns_database: bool,
 }
 
 /// An extension that a server could install.

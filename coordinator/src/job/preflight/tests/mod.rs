@@ -1,5 +1,6 @@
 //! A healthy pair is silent; each defect yields exactly its finding, as grave as it is.
 
+mod loading;
 mod world;
 
 use std::collections::BTreeSet;
