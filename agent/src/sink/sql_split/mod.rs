@@ -74,6 +74,8 @@ pub(super) struct Splitter {
     words: Words,
     /// The unquoted word being read.
     word: Vec<u8>,
+    /// The last byte outside of quotes, comments and blanks before that word.
+    before: u8,
     /// The mode of a string that ended just now: another quote continues it.
     continued: Option<Backslash>,
     /// Whether only blanks with a line break followed that string.
@@ -93,10 +95,19 @@ enum Gap {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Body {
     Outside,
-    /// The last word was BEGIN.
+    /// The last token was BEGIN.
     Begin,
     /// In the body, with that many CASEs open, plus one.
     Inside(u32),
+}
+
+impl Body {
+    /// Something other than a word came.
+    fn not_followed(&mut self) {
+        if *self == Self::Begin {
+            *self = Self::Outside;
+        }
+    }
 }
 
 /// How a statement begins, as far as the cut depends on it.
@@ -120,6 +131,10 @@ fn is_word_start(b: u8) -> bool {
     b.is_ascii_alphabetic() || b == b'_' || b >= 0x80
 }
 
+fn is_blank(b: u8) -> bool {
+    matches!(b, b' ' | b'\t' | b'\r' | b'\n' | 0x0b | 0x0c)
+}
+
 fn is_word(b: u8) -> bool {
     is_word_start(b) || b.is_ascii_digit() || b == b'$'
 }
@@ -135,6 +150,7 @@ impl Splitter {
             body: Body::Outside,
             words: Words::Start,
             word: Vec::new(),
+            before: 0,
             continued: None,
             gap: Gap::None,
             standard_strings: true,
@@ -205,6 +221,8 @@ impl Splitter {
                 self.state = State::Block { depth: 1, last: 0 };
             }
             State::Dash | State::Slash => {
+                // An operator after all.
+                self.body.not_followed();
                 self.state = State::Plain;
                 return self.plain(byte);
             }
@@ -299,8 +317,11 @@ impl Splitter {
         let prefix_e = self.word.eq_ignore_ascii_case(b"e");
         self.end_word();
         self.follow_string(byte);
+        if !is_blank(byte) {
+            self.follow_token(byte);
+        }
         match byte {
-            b' ' | b'\t' | b'\r' | b'\n' | 0x0b | 0x0c => {
+            _ if is_blank(byte) => {
                 if !self.statement.is_empty() {
                     self.statement.push(byte);
                 }
@@ -357,11 +378,23 @@ impl Splitter {
         }
     }
 
+    /// A token that is no word began with `byte`: BEGIN ATOMIC has none in between, while comments, which
+    /// begin with the same bytes as operators, may stand there.
+    fn follow_token(&mut self, byte: u8) {
+        self.before = byte;
+        if !matches!(byte, b'-' | b'/') {
+            self.body.not_followed();
+        }
+    }
+
     fn end_word(&mut self) {
         if self.word.is_empty() {
             return;
         }
-        let is = |text: &str| self.word.eq_ignore_ascii_case(text.as_bytes());
+        // What follows a dot is a name, whatever it is called.
+        let keyword = self.before != b'.';
+        self.before = 0;
+        let is = |text: &str| keyword && self.word.eq_ignore_ascii_case(text.as_bytes());
         self.words = match self.words {
             Words::Start if is("create") => Words::Create,
             Words::Create if is("or") => Words::CreateOr,
@@ -374,7 +407,7 @@ impl Splitter {
         };
         if self.words == Words::Routine {
             self.body = match self.body {
-                Body::Outside if self.parens == 0 && is("begin") => Body::Begin,
+                Body::Outside | Body::Begin if self.parens == 0 && is("begin") => Body::Begin,
                 Body::Begin if is("atomic") => Body::Inside(1),
                 Body::Outside | Body::Begin => Body::Outside,
                 Body::Inside(depth) if is("case") => Body::Inside(depth + 1),
@@ -392,6 +425,7 @@ impl Splitter {
         self.body = Body::Outside;
         self.words = Words::Start;
         self.word.clear();
+        self.before = 0;
         self.continued = None;
         self.state = State::Plain;
         let mut bytes = std::mem::take(&mut self.statement);

@@ -79,6 +79,35 @@ fn begin_is_only_a_body_in_a_routine() {
 }
 
 #[test]
+fn a_name_is_no_keyword_wherever_it_stands() {
+    for head in [
+        "CREATE FUNCTION public.begin(atomic integer) RETURNS integer LANGUAGE sql AS 'x'",
+        "CREATE FUNCTION public.f(begin integer, atomic integer) RETURNS integer AS 'x'",
+        "CREATE FUNCTION begin(atomic integer) RETURNS public.begin\n    LANGUAGE sql AS 'x'",
+        "CREATE FUNCTION public.f() RETURNS public.begin atomic AS 'x'",
+        "CREATE FUNCTION begin.atomic() RETURNS begin.atomic AS 'x'",
+        "CREATE PROCEDURE public.p() SET begin.atomic TO 'x' AS 'y'",
+        "CREATE FUNCTION public.f() SET a TO begin, atomic AS 'y'",
+        "CREATE FUNCTION public.f() SET a TO begin \"x\" atomic AS 'y'",
+        "CREATE FUNCTION public.f() SET a TO begin - atomic AS 'y'",
+        "CREATE PROCEDURE public.\"BEGIN\"(OUT \"end\" integer) AS 'begin atomic'",
+    ] {
+        assert_eq!(split(&format!("{head};\nSELECT 1;")), [head, "SELECT 1"]);
+    }
+    for body in [
+        "CREATE FUNCTION public.begin(atomic integer) RETURNS public.begin\n BEGIN ATOMIC\n SELECT public.\"end\"(1);\nEND",
+        "CREATE FUNCTION public.f() RETURNS begin BEGIN ATOMIC SELECT t.\"case\" FROM s.end t; END",
+        "CREATE PROCEDURE p() BEGIN ATOMIC SELECT 1; SELECT (CASE WHEN (CASE 1 WHEN 2 THEN 3 END) THEN 1 END); END",
+    ] {
+        assert_eq!(split(&format!("{body};\nSELECT 1;")), [body, "SELECT 1"]);
+    }
+    assert_eq!(
+        split("CREATE FUNCTION f() BEGIN /* ; */ ATOMIC SELECT 1; END; SELECT 2").len(),
+        2
+    );
+}
+
+#[test]
 fn strings_follow_the_syntax_the_dump_announces() {
     let text = r"SET standard_conforming_strings = off; SELECT 'a\';b'; SET standard_conforming_strings = on; SELECT 'a\'; SELECT 2";
     assert_eq!(split(text).len(), 5);
@@ -150,7 +179,58 @@ fn literal() -> impl Strategy<Value = String> {
     })
 }
 
+/// Names as pg_dump writes them: reserved words in quotes, others bare.
+fn name() -> impl Strategy<Value = &'static str> {
+    prop_oneof![
+        Just("begin"),
+        Just("atomic"),
+        Just("\"end\""),
+        Just("\"case\""),
+        Just("\"be;gin\"\" atomic\""),
+        Just("\"(\""),
+        Just("f"),
+    ]
+}
+
+/// A routine with a body of statements, or one in a string.
+fn routine() -> impl Strategy<Value = String> {
+    let case = (0..4usize).prop_map(|depth| {
+        (0..depth).fold("1".to_owned(), |inner, _| {
+            format!("CASE WHEN (x > {inner}) THEN {inner} ELSE 2 END")
+        })
+    });
+    let statements = proptest::collection::vec((case, name()), 0..3);
+    let args = proptest::collection::vec((name(), name()), 0..3);
+    (name(), name(), args, statements, 0..3u8).prop_map(|(schema, own, args, inner, how)| {
+        let args: Vec<String> = args
+            .iter()
+            .map(|(a, t)| format!("{a} {schema}.{t}"))
+            .collect();
+        let head = format!(
+            "CREATE FUNCTION {schema}.{own}({}) RETURNS {schema}.{own}",
+            args.join(", ")
+        );
+        let body: String = inner
+            .iter()
+            .map(|(case, name)| format!(" SELECT {case} AS \"x\", {schema}.{name};\n"))
+            .collect();
+        match how {
+            0 => format!("{head}\n    LANGUAGE sql\n    BEGIN ATOMIC\n{body}END"),
+            1 => format!("{head} LANGUAGE sql AS $_$ BEGIN ATOMIC {body} $_$"),
+            _ => format!(
+                "{head} LANGUAGE sql SET {schema}.{own} TO 'begin' RETURN CASE 1 WHEN 2 THEN 3 END"
+            ),
+        }
+    })
+}
+
 proptest! {
+    #[test]
+    fn routines_end_where_they_end(routines in proptest::collection::vec(routine(), 1..5)) {
+        let text = routines.join(";\n\n--\n-- Name: begin atomic;\n--\n\n");
+        prop_assert_eq!(split(&text), routines);
+    }
+
     #[test]
     fn any_bytes_are_statements_or_an_error_and_pieces_change_nothing(
         bytes in proptest::collection::vec(any::<u8>(), 0..300), piece in 1..40usize
