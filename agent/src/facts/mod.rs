@@ -11,6 +11,7 @@
 
 mod content;
 mod link;
+mod owner_code;
 mod pooler;
 mod quirks;
 mod receiver;
@@ -58,6 +59,7 @@ pub async fn source(task: &Task, filter: &TableFilter) -> Result<SourceFacts, Fa
         let mut facts = SourceFacts::default();
         if let Some(session) = session {
             facts = content::gather(task, &session, filter).await?;
+            facts.owner_code = owner_code::calls(task, &session, filter).await?;
             session.close().await;
             facts.replication_link = walsender::probe(task, &server).await?;
         }
@@ -84,6 +86,7 @@ pub async fn target(
         if let Some(session) = session {
             facts = receiver::gather(task, &session, filter, &peer).await?;
             quirks::gather(task, &session, &peer, &mut facts).await?;
+            facts.owner_code = owner_code::calls(task, &session, filter).await?;
             if let Some(conninfo) = &peer.conninfo {
                 facts.server_link = link::probe(task, &session, conninfo).await?;
             }
@@ -119,6 +122,7 @@ async fn look(task: &Task) -> Result<(ServerFacts, Option<Session>), PgError> {
     session
         .run(&task.cancel, session.batch_execute(LOCK_PATIENCE))
         .await?;
-    let facts = server::gather(task, &session, facts).await?;
+    let mut facts = server::gather(task, &session, facts).await?;
+    facts.powers = owner_code::powers(task, &session).await?;
     Ok((facts, Some(session)))
 }
