@@ -77,6 +77,7 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
         budget: budgets.sent.clone(),
         telemetry: Arc::clone(&telemetry),
         descent: descent.clone(),
+        throttle: Arc::default(),
     };
     tasks.spawn(server.run(Arc::clone(&endpoint)));
     let (observer, watcher, seen) = observers(

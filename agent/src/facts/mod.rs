@@ -12,6 +12,7 @@
 mod content;
 mod link;
 mod loading;
+mod owner_code;
 mod pooler;
 mod quirks;
 mod receiver;
@@ -63,6 +64,7 @@ pub async fn source(task: &Task, filter: &TableFilter) -> Result<SourceFacts, Fa
         if let Some(session) = session {
             facts = content::gather(task, &session, filter).await?;
             facts.loading = loading::gather(task, &session, filter).await?;
+            facts.owner_code = owner_code::calls(task, &session, filter).await?;
             session.close().await;
             facts.replication_link = walsender::probe(task, &server).await?;
         }
@@ -91,6 +93,7 @@ pub async fn target(
             quirks::gather(task, &session, &peer, &mut facts).await?;
             facts.loading = loading::gather(task, &session, filter).await?;
             settings::gather(task, &session, &peer, &mut facts).await?;
+            facts.owner_code = owner_code::calls(task, &session, filter).await?;
             if let Some(conninfo) = &peer.conninfo {
                 facts.server_link = link::probe(task, &session, conninfo).await?;
             }
@@ -126,6 +129,7 @@ async fn look(task: &Task) -> Result<(ServerFacts, Option<Session>), PgError> {
     session
         .run(&task.cancel, session.batch_execute(LOCK_PATIENCE))
         .await?;
-    let facts = server::gather(task, &session, facts).await?;
+    let mut facts = server::gather(task, &session, facts).await?;
+    facts.powers = owner_code::powers(task, &session).await?;
     Ok((facts, Some(session)))
 }

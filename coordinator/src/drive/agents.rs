@@ -173,9 +173,8 @@ impl<S: Store> Driver<S> {
             return;
         };
         match message {
-            AgentMessage::Register(_) => {
-                tracing::warn!(node_id = %node, "an agent registered twice in one session");
-            }
+            // The session ends over it.
+            AgentMessage::Register(_) => {}
             AgentMessage::Audited { seq } => self.on_audited(node, seq),
             AgentMessage::Prepared(slots) => agent.prepared = Some(slots),
             AgentMessage::SlotExpired { slot } => self.slot_expired(node, &slot, now),

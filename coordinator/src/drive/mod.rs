@@ -37,6 +37,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use steep_daemon::Throttle;
 use steep_protocol::message::agent::{CoordinatorMessage, PartDone};
 use steep_protocol::message::api::{AuditView, EndView, ProgressSample};
 use steep_protocol::{Fault, JobId, NodeId, TableNo};
@@ -49,6 +50,7 @@ pub use handle::{
     AgentInput, Answer, Ask, Feed, Follow, Handle, Interest, Operator, Question, Reply,
 };
 
+use crate::admission::Admission;
 use crate::job::machine::{Parting, Rules};
 use crate::job::moment::after;
 use crate::job::progress::Meter;
@@ -148,6 +150,10 @@ pub struct Driver<S> {
     jobs: BTreeMap<JobId, Live>,
     doctors: Vec<doctor::Doctor>,
     errands: Vec<errand::Errand>,
+    /// How often each agent may say that slots have expired.
+    expirations: Admission,
+    /// Which lines are written of what agents do.
+    throttle: Throttle,
     /// How nodes that follow fare.
     following: BTreeMap<NodeId, following::Following>,
     /// How long columns must differ before that is drift.
@@ -225,6 +231,8 @@ impl<S: Store> Driver<S> {
             jobs: BTreeMap::new(),
             doctors: Vec::new(),
             errands: Vec::new(),
+            expirations: Admission::default(),
+            throttle: Throttle::default(),
             following: BTreeMap::new(),
             drift_grace: DRIFT_GRACE,
             next_command: loaded.next_command,

@@ -61,11 +61,9 @@ async fn install_locked(session: &Session) -> Result<(), PgError> {
         update_extension(session).await?;
     } else {
         let from = version(session).await?;
-        if from == 0 {
-            if session.own_schema().await? == OwnSchema::Absent {
-                // Fails where somebody makes one at this moment, which is then looked at as any other.
-                session.batch_execute("CREATE SCHEMA steep_repl").await?;
-            }
+        if from == 0 && session.own_schema().await? == OwnSchema::Absent {
+            // Fails where somebody makes one at this moment, which is then looked at as any other.
+            session.batch_execute("CREATE SCHEMA steep_repl").await?;
         }
         for version in &VERSIONS[from.min(VERSIONS.len())..] {
             session.batch_execute(version.script).await?;

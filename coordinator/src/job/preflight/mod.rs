@@ -9,7 +9,7 @@
 //! bounded whatever the number of tables.
 //!
 //! In the order a person would look: [`servers`] (who is there), [`links`] (do they reach each
-//! other), [`privileges`], [`capacity`] (is there room for the job's slots, workers, sessions,
+//! other), [`privileges`], [`owner_code`] (whose code runs with them), [`capacity`] (is there room for the job's slots, workers, sessions,
 //! locks), [`limits`] (what could end it midway), [`content`] (what is in the source), [`receiver`]
 //! (what is on the target), [`loading`] (what rows need while they are loaded), [`prepared`] (where a backup is to go on from), [`schema`] (how it differs).
 
@@ -18,6 +18,7 @@ mod content;
 mod limits;
 mod links;
 mod loading;
+mod owner_code;
 mod prepared;
 mod privileges;
 mod receiver;
@@ -74,6 +75,7 @@ pub fn judge(case: &Case<'_>) -> Vec<Finding> {
     servers::judge(&pair, &mut findings);
     links::judge(&pair, &mut findings);
     privileges::judge(&pair, &mut findings);
+    owner_code::judge(&pair, &mut findings);
     capacity::judge(&pair, &mut findings);
     limits::judge(&pair, &mut findings);
     content::judge(&pair, &mut findings);

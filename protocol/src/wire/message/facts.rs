@@ -139,6 +139,9 @@ pub struct ServerFacts {
     /// How it was seen that something between the agent and the server hands one client's statements
     /// to different sessions or servers.
     pub pooled: Option<String>,
+    /// What the role in use may do beyond its own objects: `SUPERUSER`, other attributes, and
+    /// PostgreSQL's own roles that it has.
+    pub powers: Vec<String>,
 }
 
 impl ServerFacts {
@@ -195,6 +198,9 @@ pub struct SourceFacts {
     pub large_objects: u64,
     /// Roles that own, are granted, or are named in a policy on something in the database.
     pub roles: Vec<String>,
+    /// Functions of ordinary roles that rows of the admitted tables call while they are loaded, each with
+    /// its owner and what calls it.
+    pub owner_code: Listed,
     /// Tables whose row security the role in use does not bypass.
     pub row_security: Listed,
     /// Tables and sequences the role in use may not read.
@@ -228,6 +234,8 @@ pub struct TargetFacts {
     /// Tables to be copied that have triggers which fire on replicated rows, and so on every row
     /// that is loaded.
     pub firing_triggers: Listed,
+    /// As [`SourceFacts::owner_code`], of the tables that are there.
+    pub owner_code: Listed,
     /// Whether the server knows `xml`; `None` where it could not be asked.
     pub xml: Option<bool>,
     /// Extensions whose files are here.
