@@ -95,7 +95,7 @@ pub struct ServerError {
     pub message: String,
     /// The server's hint, if it gave one.
     pub hint: Option<String>,
-    /// Where in a COPY it happened: table, line and column.
+    /// Where in a COPY it happened: table, line and column, and in which function.
     pub place: Option<String>,
     /// The constraint that was violated, if one was.
     pub constraint: Option<String>,
@@ -181,10 +181,18 @@ fn is_known(code: &str) -> bool {
     code.get(..2).is_some_and(|class| CLASSES.contains(&class))
 }
 
-/// `COPY t, line 3, column c: "value"` without the value.
+/// `COPY t, line 3, column c: "value"` without the value, and the innermost function, of which CONTEXT says
+/// name and line.
 fn copy_place(context: &str) -> Option<String> {
     let line = context.lines().find(|line| line.starts_with("COPY "))?;
-    Some(line.split(": ").next().unwrap_or(line).to_owned())
+    let mut place = line.split(": ").next().unwrap_or(line).to_owned();
+    let is_function =
+        |line: &&str| line.starts_with("PL/pgSQL function ") || line.starts_with("SQL function \"");
+    if let Some(function) = context.lines().find(is_function) {
+        place.push_str(", in ");
+        place.push_str(function);
+    }
+    Some(place)
 }
 
 impl From<tokio_postgres::Error> for PgError {
