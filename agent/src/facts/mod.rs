@@ -10,6 +10,7 @@
 //! catalog of any size is read as a stream and kept as counts and bounded lists.
 
 mod content;
+mod event_triggers;
 mod link;
 mod pooler;
 mod quirks;
@@ -119,6 +120,7 @@ async fn look(task: &Task) -> Result<(ServerFacts, Option<Session>), PgError> {
     session
         .run(&task.cancel, session.batch_execute(LOCK_PATIENCE))
         .await?;
-    let facts = server::gather(task, &session, facts).await?;
+    let mut facts = server::gather(task, &session, facts).await?;
+    facts.event_triggers = event_triggers::gather(task, &session).await?;
     Ok((facts, Some(session)))
 }

@@ -46,7 +46,8 @@ impl Deref for Session {
 
 impl Session {
     /// Connects as `steep-repl <purpose>` and makes the settings of this crate: no timeout of the
-    /// server's applies, names are never looked up in a path, values are written in one way.
+    /// server's applies, names are never looked up in a path, values are written in one way, and where
+    /// the role may say so the session is a replica's.
     ///
     /// # Errors
     /// [`PgError`]: not reached, not let in, or not the kind of server that is wanted.
@@ -99,6 +100,7 @@ impl Session {
         let mut tasks = JoinSet::new();
         tasks.spawn(drive(connection));
         client.batch_execute(&settings::statements(version)).await?;
+        client.batch_execute(settings::replica(version)).await?;
         // Not on every operating system; without it a lost agent's statement runs to its end.
         if let Err(error) = client.batch_execute(settings::CHECK_CLIENT).await {
             debug!(error = %PgError::from(error), "the server cannot watch for lost clients");

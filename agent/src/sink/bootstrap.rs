@@ -1,16 +1,17 @@
 //! Makes the source's schema in a database without tables: pre-data now, post-data put aside.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use steep_protocol::message::agent::{WorkProgress, WorkUnit};
 use steep_protocol::message::facts::Finding;
 use steep_protocol::message::peer::TablePlan;
-use steep_protocol::{Fault, FaultKind, JobId, Phase};
+use steep_protocol::{Fault, FaultKind, JobId, Phase, TableName};
 
 use super::batch::{Batches, Item, Strictness};
 use super::books::{self, Origin};
 use super::conn::Conn;
 use super::deferred::{Aside, Deferred};
+use super::missing;
 use super::objects;
 use super::schema;
 use super::sql_split::{SplitError, Splitter};
@@ -36,8 +37,10 @@ pub(super) async fn make<P: PartReader, Q: PartReader>(
     conn.execute("BEGIN").await?;
     books::open(conn, task.job, Origin::Bootstrap, plan).await?;
     objects::note_baseline(conn, task.job).await?;
+    conn.execute(missing::FORGET_ALL).await?;
     conn.execute("COMMIT").await?;
-    let mut findings = apply_pre_data(task, conn, pre_data).await?;
+    let planned = plan.iter().map(|table| table.name.clone()).collect();
+    let mut findings = apply_pre_data(task, conn, &planned, pre_data).await?;
     findings.extend(store_post_data(conn, task.job, post_data).await?);
     Ok(findings)
 }
@@ -110,10 +113,11 @@ fn is_our_extension(sql: &str) -> bool {
 async fn apply_pre_data<P: PartReader>(
     task: &Task,
     conn: &Conn,
+    planned: &BTreeSet<TableName>,
     reader: P,
 ) -> Result<Vec<Finding>, Fault> {
     let mut dump = Dump::new(reader);
-    let mut batches = Batches::new(conn, Strictness::Structure);
+    let mut batches = Batches::new(conn, task.job, Strictness::Structure(planned));
     while let Some(sql) = dump.next(conn).await? {
         let item = Item::new(sql);
         match &item.class {
@@ -149,6 +153,7 @@ async fn store_post_data<Q: PartReader>(
     let mut place = String::new();
     let mut missing = BTreeSet::new();
     let mut late_views = BTreeSet::new();
+    let mut policies = Policies::default();
     while let Some(sql) = dump.next(conn).await? {
         let item = Item::new(sql);
         match &item.class {
@@ -159,6 +164,14 @@ async fn store_post_data<Q: PartReader>(
                 continue;
             }
             Class::MaterializedView { view } => _ = late_views.insert(view.clone()),
+            Class::Policy { table } => {
+                policies.add(table.clone(), &item.sql);
+                continue;
+            }
+            Class::PolicyDetail => {
+                policies.details.push(item);
+                continue;
+            }
             _ => {}
         }
         if let Some(mut deferred) = Deferred::of_dump(item) {
@@ -175,6 +188,11 @@ async fn store_post_data<Q: PartReader>(
             aside.store(deferred).await?;
         }
     }
+    for item in policies.into_items() {
+        if let Some(deferred) = Deferred::of_dump(item) {
+            aside.store(deferred).await?;
+        }
+    }
     aside.finish().await?;
     let finding = |setting: String| {
         conn.warning(
@@ -185,6 +203,30 @@ async fn store_post_data<Q: PartReader>(
         )
     };
     Ok(missing.into_iter().map(finding).collect())
+}
+
+/// Policies of a dump, by table. A table's are one statement, made whole or not at all: of some alone, a
+/// restrictive one might be left out and others let in whom it keeps out. A table with row security and
+/// without policies lets nobody in but its owner.
+#[derive(Debug, Default)]
+struct Policies {
+    tables: BTreeMap<TableName, String>,
+    details: Vec<Item>,
+}
+
+impl Policies {
+    fn add(&mut self, table: TableName, sql: &str) {
+        let all = self.tables.entry(table).or_default();
+        if !all.is_empty() {
+            all.push_str(";\n");
+        }
+        all.push_str(sql);
+    }
+
+    fn into_items(self) -> impl Iterator<Item = Item> {
+        let whole = self.tables.into_values().map(Item::new);
+        whole.chain(self.details)
+    }
 }
 
 /// What must precede the statements that follow a `SET default_tablespace`: the same for one
@@ -209,6 +251,27 @@ async fn tablespace(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_policies_of_a_table_are_one_statement() {
+        let mut policies = Policies::default();
+        let [a, b] = ["a", "b"].map(|name| TableName::new("s", name).unwrap());
+        for (table, sql) in [
+            (&a, "CREATE POLICY p ON s.a USING (true)"),
+            (&b, "CREATE POLICY p ON s.b USING (true)"),
+            (&a, "CREATE POLICY r ON s.a AS RESTRICTIVE USING (x)"),
+        ] {
+            policies.add(table.clone(), sql);
+        }
+        let all: Vec<String> = policies.into_items().map(|item| item.sql).collect();
+        assert_eq!(
+            all,
+            [
+                "CREATE POLICY p ON s.a USING (true);\nCREATE POLICY r ON s.a AS RESTRICTIVE USING (x)",
+                "CREATE POLICY p ON s.b USING (true)",
+            ]
+        );
+    }
 
     #[test]
     fn only_our_own_extension_is_left_out_of_a_dump() {

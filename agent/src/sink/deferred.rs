@@ -72,6 +72,13 @@ impl Deferred {
             }
             Class::Setting { .. }
             | Class::IndexDetail
+            | Class::Identity { .. }
+            | Class::Table { .. }
+            | Class::Attach
+            | Class::RowSecurity
+            | Class::Policy { .. }
+            | Class::PolicyDetail
+            | Class::EventTrigger
             | Class::Privilege
             | Class::Comment
             | Class::Schema

@@ -11,7 +11,7 @@ use super::books::{self, Origin, Progress};
 use super::build::{build_constraints, build_indexes};
 use super::conn::Conn;
 use super::line::{REPLICA_ROLE, no_replica_role};
-use super::{bootstrap, existing, fingerprints, objects, schema, sync};
+use super::{bootstrap, existing, fingerprints, missing, objects, schema, sync};
 use crate::chunk::PartReader;
 use crate::task::{Patience, Task};
 
@@ -67,7 +67,12 @@ pub async fn prepare<P: PartReader, Q: PartReader>(
         Some(book) if book.progress == Progress::Prepared => return Ok(Vec::new()),
         Some(book) if book.origin == Origin::Bootstrap => {
             objects::drop_created(&conn, task.job).await?;
-            let forgotten = conn.transact(&books::forget(task.job)).await;
+            let forget = format!(
+                "{};\n{}",
+                books::forget(task.job),
+                missing::forget(task.job)
+            );
+            let forgotten = conn.transact(&forget).await;
             forgotten.map_err(|error| conn.fault(&error))?;
         }
         _ => {}

@@ -26,7 +26,7 @@ pub(super) async fn foreign_keys(
 ) -> Result<(), Fault> {
     let rows = found(conn, planned, FOREIGN_KEYS).await?;
     let mut aside = Aside::new(conn, task.job).await?;
-    let mut batches = Batches::new(conn, Strictness::Aside);
+    let mut batches = Batches::new(conn, task.job, Strictness::Aside);
     for row in &rows {
         let Some(deferred) = foreign_key(row) else {
             continue;
@@ -47,7 +47,7 @@ pub(super) async fn indexes(task: &Task, conn: &Conn, planned: &[Planned]) -> Re
         .filter(Tree::may_go)
         .partition(Tree::is_single);
     let mut aside = Aside::new(conn, task.job).await?;
-    let mut batches = Batches::new(conn, Strictness::Aside);
+    let mut batches = Batches::new(conn, task.job, Strictness::Aside);
     for tree in &single {
         let sql = format!("{};\n{}", aside.insert(&tree.deferred()), tree.root().drop);
         batches.add(Item::new(sql)).await?;

@@ -10,11 +10,13 @@
 //!
 //! In the order a person would look: [`servers`] (who is there), [`links`] (do they reach each
 //! other), [`privileges`], [`capacity`] (is there room for the job's slots, workers, sessions,
-//! locks), [`limits`] (what could end it midway), [`content`] (what is in the source), [`receiver`]
+//! locks), [`limits`] (what could end it midway), [`content`] (what is in the source),
+//! [`event_triggers`] (what fires on what the job makes), [`receiver`]
 //! (what is on the target), [`prepared`] (where a backup is to go on from), [`schema`] (how it differs).
 
 mod capacity;
 mod content;
+mod event_triggers;
 mod limits;
 mod links;
 mod prepared;
@@ -76,6 +78,7 @@ pub fn judge(case: &Case<'_>) -> Vec<Finding> {
     capacity::judge(&pair, &mut findings);
     limits::judge(&pair, &mut findings);
     content::judge(&pair, &mut findings);
+    event_triggers::judge(&pair, &mut findings);
     receiver::judge(&pair, &mut findings);
     if let Some((handover, slot)) = handover {
         prepared::judge(&pair, handover, slot, &mut findings);
