@@ -157,6 +157,17 @@ pub(super) fn note_created(job: JobId) -> String {
     )
 }
 
+/// The statement that adds what its own transaction makes to a list that was taken before.
+pub(super) fn note_made(job: JobId) -> String {
+    format!(
+        "INSERT INTO steep_repl.created (job, classid, objid)
+         SELECT '{job}', classid, objid FROM ({USER_OBJECTS}) AS there
+         WHERE there.xmin = pg_current_xact_id()::xid
+         AND EXISTS (SELECT FROM steep_repl.jobs WHERE job = '{job}' AND owns_listed)
+         ON CONFLICT DO NOTHING"
+    )
+}
+
 /// Drops what the job has made, and nothing else but what depends on it. What cannot be dropped stays and
 /// is told: it must not keep the rest, or the node's next job.
 pub(super) async fn drop_created(conn: &Conn, job: JobId) -> Result<Vec<Finding>, Fault> {

@@ -67,11 +67,11 @@ fn differences() -> String {
             SELECT oid, quote_ident(rolname) AS name FROM pg_roles UNION ALL SELECT 0, 'PUBLIC'
         )
         SELECT DISTINCT 1, format('%sREVOKE ALL %s ON %s FROM %s', context, columns, object, role.name)
-            FROM changed, aclexplode(now) AS given JOIN role ON role.oid = given.grantee
+            FROM changed, aclexplode(CASE WHEN cardinality(now) > 0 THEN now END) AS given JOIN role ON role.oid = given.grantee
         UNION ALL
         SELECT 2, format('%sGRANT %s %s ON %s TO %s%s', context, given.privilege_type, columns, object,
                 role.name, CASE WHEN given.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
-            FROM changed, aclexplode(was) AS given JOIN role ON role.oid = given.grantee
+            FROM changed, aclexplode(CASE WHEN cardinality(was) > 0 THEN was END) AS given JOIN role ON role.oid = given.grantee
         ORDER BY 1"
     )
 }

@@ -19,6 +19,7 @@ use self::label::Label;
 use super::batch::is_of_the_statement;
 use super::books;
 use super::conn::Conn;
+use super::objects;
 use crate::pg::{PgError, literal};
 use crate::task::Task;
 
@@ -193,7 +194,13 @@ async fn again(conn: &Conn, id: i64, scope: Scope) -> Result<Tried, Fault> {
     };
     let (setup, statement, before): (&str, &str, &str) = (row.get(0), row.get(1), row.get(2));
     let done = format!("DELETE FROM steep_repl.missing_objects WHERE id = {id}");
-    let outcome = conn.transact(&format!("{setup}{statement};\n{done}")).await;
+    let listed = match scope {
+        Scope::OfJob(job) => objects::note_made(job),
+        Scope::Everything => String::new(),
+    };
+    let outcome = conn
+        .transact(&format!("{setup}{statement};\n{done};\n{listed}"))
+        .await;
     let error = match outcome {
         Ok(()) => return Ok(Tried::Made),
         Err(error) => error,
