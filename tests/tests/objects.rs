@@ -153,3 +153,26 @@ fn every_kind_of_object_is_copied_taken_back_and_copied_again() -> Result<()> {
     compare::schema(&source, &target)?.none()?;
     compare::rows(&source, &target)?.none()
 }
+
+#[test]
+fn materialised_views_of_a_target_that_had_its_tables_are_filled() -> Result<()> {
+    let cluster = Cluster::pair()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    // The first reads the last by a way that no catalog knows of.
+    let schema = "
+        CREATE TABLE public.t (id integer PRIMARY KEY);
+        CREATE MATERIALIZED VIEW public.z_inner AS SELECT count(*) AS n FROM public.t WITH NO DATA;
+        CREATE FUNCTION public.inner_count() RETURNS bigint LANGUAGE plpgsql STABLE AS $$
+            BEGIN RETURN (SELECT n FROM public.z_inner); END $$;
+        CREATE MATERIALIZED VIEW public.a_outer AS SELECT public.inner_count() AS n WITH NO DATA;
+        CREATE MATERIALIZED VIEW public.unfilled AS SELECT id FROM public.t WITH NO DATA";
+    source.sql(schema)?;
+    target.sql(schema)?;
+    source.sql(
+        "INSERT INTO public.t SELECT generate_series(1, 100);
+         REFRESH MATERIALIZED VIEW public.z_inner;
+         REFRESH MATERIALIZED VIEW public.a_outer",
+    )?;
+    cluster.init(&[])?.expect(0)?;
+    compare::rows(&source, &target)?.none()
+}

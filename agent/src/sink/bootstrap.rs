@@ -15,7 +15,7 @@ use super::missing;
 use super::objects;
 use super::schema;
 use super::sql_split::{SplitError, Splitter};
-use super::statement::Class;
+use super::statement::{self, Class};
 use crate::chunk::{PartReader, ReadStep};
 use crate::task::Task;
 
@@ -203,6 +203,21 @@ async fn store_post_data<Q: PartReader>(
         )
     };
     Ok(missing.into_iter().map(finding).collect())
+}
+
+/// The materialised views that a dump fills, in its order; nothing else of it.
+pub(super) async fn refreshes<Q: PartReader>(
+    conn: &Conn,
+    reader: Q,
+) -> Result<Vec<(TableName, String)>, Fault> {
+    let mut dump = Dump::new(reader);
+    let mut found = Vec::new();
+    while let Some(sql) = dump.next(conn).await? {
+        if let Class::Refresh { view: Some(view) } = statement::classify(&sql) {
+            found.push((view, sql));
+        }
+    }
+    Ok(found)
 }
 
 /// Policies of a dump, by table. A table's are one statement, made whole or not at all: of some alone, a

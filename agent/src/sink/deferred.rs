@@ -84,7 +84,7 @@ impl Deferred {
             | Class::Schema
             | Class::Extension
             | Class::Replication
-            | Class::Refresh
+            | Class::Refresh { .. }
             | Class::MaterializedView { .. }
             | Class::Other => (Kind::Other, None, None),
         };

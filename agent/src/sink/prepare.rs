@@ -90,6 +90,8 @@ pub async fn prepare<P: PartReader, Q: PartReader>(
             findings.extend(sync::settle(task, &conn, wanted, plan).await?);
         }
         existing::make_ready(task, &conn, request, plan).await?;
+        let filled = bootstrap::refreshes(&conn, post_data).await?;
+        existing::store_refreshes(task, &conn, filled).await?;
         conn.execute(&prepared).await?;
         return Ok(findings);
     }

@@ -112,7 +112,10 @@ pub(super) enum Class {
     /// A publication or subscription, which a copy must not take over.
     Replication,
     /// `REFRESH MATERIALIZED VIEW`.
-    Refresh,
+    Refresh {
+        /// The view, where its name is understood.
+        view: Option<TableName>,
+    },
     /// `CREATE MATERIALIZED VIEW`: in the post-data section where it needs a primary key.
     MaterializedView {
         /// The view.
@@ -139,7 +142,7 @@ impl Class {
             Self::Index { .. } | Self::Key { .. } => Some(Stage::Indexes),
             Self::IndexDetail | Self::Identity { .. } => Some(Stage::IndexDetails),
             Self::ForeignKey { .. } => Some(Stage::ForeignKeys),
-            Self::Refresh => Some(Stage::Refresh),
+            Self::Refresh { .. } => Some(Stage::Refresh),
             Self::Policy { .. } | Self::PolicyDetail => Some(Stage::Policies),
             Self::EventTrigger => Some(Stage::EventTriggers),
             Self::Table { .. }
@@ -287,8 +290,8 @@ pub(super) fn classify(statement: &str) -> Class {
     if at.take(&["GRANT"]) || at.take(&["REVOKE"]) || at.take(&["ALTER", "DEFAULT", "PRIVILEGES"]) {
         return Class::Privilege;
     }
-    if at.take(&["REFRESH", "MATERIALIZED"]) {
-        return Class::Refresh;
+    if at.take(&["REFRESH", "MATERIALIZED", "VIEW"]) {
+        return Class::Refresh { view: at.table() };
     }
     if at.take(&["CREATE"]) {
         return created(at);
