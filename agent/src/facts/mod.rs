@@ -10,6 +10,7 @@
 //! catalog of any size is read as a stream and kept as counts and bounded lists.
 
 mod content;
+mod event_triggers;
 mod link;
 mod loading;
 mod owner_code;
@@ -131,5 +132,6 @@ async fn look(task: &Task) -> Result<(ServerFacts, Option<Session>), PgError> {
         .await?;
     let mut facts = server::gather(task, &session, facts).await?;
     facts.powers = owner_code::powers(task, &session).await?;
+    facts.event_triggers = event_triggers::gather(task, &session).await?;
     Ok((facts, Some(session)))
 }

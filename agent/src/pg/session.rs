@@ -47,7 +47,8 @@ impl Deref for Session {
 
 impl Session {
     /// Connects as `steep-repl <purpose>` and makes the settings of this crate: no timeout of the
-    /// server's applies, names are never looked up in a path, values are written in one way.
+    /// server's applies, names are never looked up in a path, values are written in one way, and where
+    /// the role may say so the session is a replica's.
     ///
     /// # Errors
     /// [`PgError`]: not reached, not let in, not the kind of server that is wanted, or a schema
@@ -105,6 +106,7 @@ impl Session {
             client.batch_execute(&refuse).await?;
         }
         guard::look(&client).await?;
+        client.batch_execute(settings::replica(version)).await?;
         // Not on every operating system; without it a lost agent's statement runs to its end.
         if let Err(error) = client.batch_execute(settings::CHECK_CLIENT).await {
             debug!(error = %PgError::from(error), "the server cannot watch for lost clients");

@@ -166,7 +166,8 @@ impl Agent {
             | Command::ReleaseTarget
             | Command::CleanupTarget { .. }
             | Command::DescribeSchema { .. }
-            | Command::CaptureFingerprints => None,
+            | Command::CaptureFingerprints
+            | Command::RebuildMissing => None,
         }
     }
 
@@ -197,7 +198,8 @@ impl Agent {
             | Command::Finish { .. }
             | Command::ProveTarget
             | Command::ReleaseTarget
-            | Command::CleanupTarget { .. } => self.as_target(task, command).await,
+            | Command::CleanupTarget { .. }
+            | Command::RebuildMissing => self.as_target(task, command).await,
             Command::CompareSchemas { .. } | Command::CompareReplicated { .. } => {
                 self.compare(task, command).await
             }
@@ -421,10 +423,10 @@ impl Agent {
             Command::AwaitNativeCopy => sink::await_native_copy(task).await.map(|()| Outcome::Done),
             Command::Finish { source, parallel } => {
                 let sequences = link(source).sequences().await?;
-                sink::finish(task, sequences, parallel)
-                    .await
-                    .map(Outcome::Warned)
+                let finished = sink::finish(task, sequences, parallel).await;
+                finished.map(|(findings, missing)| Outcome::Finished { findings, missing })
             }
+            Command::RebuildMissing => sink::rebuild(task).await.map(Outcome::Rebuilt),
             Command::ProveTarget => {
                 let (parts, rows, bytes) = sink::totals(task).await?;
                 Ok(Outcome::Totals { parts, rows, bytes })
@@ -435,7 +437,7 @@ impl Agent {
             }
             Command::CleanupTarget { data } => {
                 self.reports.forget(job);
-                sink::cleanup(task, data).await.map(|()| Outcome::Done)
+                sink::cleanup(task, data).await.map(Outcome::Warned)
             }
             other => Err(misdirected(&other)),
         }

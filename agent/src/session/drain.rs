@@ -166,7 +166,8 @@ pub(super) fn leave(command: &Command) -> Leave {
         | Command::BuildConstraints { .. }
         | Command::AwaitNativeCopy
         | Command::AwaitFence
-        | Command::Finish { .. } => Leave::Cancel,
+        | Command::Finish { .. }
+        | Command::RebuildMissing => Leave::Cancel,
         Command::Copy { .. }
         | Command::GatherSource { .. }
         | Command::GatherTarget { .. }
@@ -227,7 +228,8 @@ pub(super) fn reception(command: &Command) -> Reception {
         | Command::Admit { .. }
         | Command::AdmitReplicated { .. }
         | Command::CompareSchemas { .. }
-        | Command::CompareReplicated { .. } => Reception::Refused,
+        | Command::CompareReplicated { .. }
+        | Command::RebuildMissing => Reception::Refused,
     }
 }
 

@@ -1,22 +1,26 @@
 //! Runs statements of a schema dump in order, many to a transaction: a transaction each would wait
 //! for the disk ten thousand times, one for all would need a lock per object at once.
 //!
-//! Where a batch fails it is run again statement by statement under savepoints, and only what
-//! [`judge`] tolerates is skipped, each with a finding.
+//! Where a batch fails it is run again statement by statement under savepoints. What neither rows nor
+//! replication need is noted as [`missing`](super::missing) and left out, as [`judge`] decides.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use steep_protocol::message::facts::Finding;
-use steep_protocol::{Fault, FaultKind, Identifier};
+use steep_protocol::{Fault, FaultKind, Identifier, JobId, TableName};
 use tokio_postgres::error::SqlState;
 
 use super::conn::Conn;
+use super::missing::{Lack, Missing, Weight, is_duplicate};
 use super::statement::{self, Class, headline};
 use crate::pg::PgError;
 
 /// Statements of one transaction. A CREATE TABLE holds about five locks; the default lock table has
 /// 6,400 places, shared with everybody.
 const BATCH: usize = 200;
+
+/// Statements that failed before, named where one fails that cannot be done without.
+const ROOTS: usize = 3;
 
 /// Bytes of one transaction's statements, so that long function bodies do not add up.
 const BATCH_BYTES: usize = 1024 * 1024;
@@ -48,41 +52,62 @@ enum Verdict {
     Skip,
     /// Skip it and tell: code, and what it is about; one finding per pair.
     Tell(&'static str, String),
+    /// Go on without it, and note that it is missing.
+    Missing(Lack),
     /// Stop.
     Fail,
 }
 
 /// How much a failing statement matters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Strictness {
-    /// What the rows need: only what cannot matter to them may fail.
-    Structure,
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Strictness<'a> {
+    /// Before the rows: these tables have to be there for them; nothing of the same name may be in the way.
+    Structure(&'a BTreeSet<TableName>),
     /// Drops an index or constraint after its definition is stored: what something depends on stays, and
     /// so does what needs more locks than there is room for.
     Aside,
-    /// What comes after the rows: whatever one statement gets wrong is told and left.
+    /// What comes after the rows: only what replication needs, or what would let others see rows that
+    /// they may not, matters more than a note.
     Afterwards,
+    /// What a cleanup puts back: nothing is worth that it does not end.
+    Cleanup,
 }
 
-fn judge(class: &Class, strictness: Strictness, sql: &str, error: &PgError) -> Verdict {
+impl Strictness<'_> {
+    /// Whether a job cannot go on without it.
+    fn needs(self, class: &Class, code: &SqlState) -> bool {
+        match (self, class) {
+            (Self::Cleanup, _) => false,
+            (Self::Structure(planned), Class::Table { table }) if planned.contains(table) => true,
+            (Self::Structure(_), Class::Attach)
+            | (_, Class::Identity { .. } | Class::RowSecurity) => true,
+            (Self::Structure(_), _) => is_duplicate(code),
+            (Self::Aside, _) => true,
+            (Self::Afterwards, _) => false,
+        }
+    }
+
+    fn weight(self, class: &Class) -> Weight {
+        match class {
+            // Refreshes read rows too; they are tried again for as long as one of them works.
+            Class::Index { .. } | Class::Key { .. } | Class::ForeignKey { .. } => Weight::Heavy,
+            _ => Weight::Light,
+        }
+    }
+}
+
+fn judge(class: &Class, strictness: Strictness<'_>, sql: &str, error: &PgError) -> Verdict {
     let Some(code) = error.sqlstate() else {
         return Verdict::Fail;
     };
-    let denied = *code == SqlState::INSUFFICIENT_PRIVILEGE;
     match class {
-        Class::Privilege if denied || *code == SqlState::UNDEFINED_OBJECT => {
-            let role = statement::role(sql).unwrap_or_else(|| headline(sql));
-            let what = if denied { "privilege" } else { "missing_role" };
-            Verdict::Tell(what, role)
-        }
         Class::Schema if *code == SqlState::DUPLICATE_SCHEMA => Verdict::Skip,
-        Class::Comment if denied => Verdict::Tell("comment", headline(sql)),
         Class::Setting { name } => Verdict::Tell("setting", name.clone()),
         // 17 takes an exclusion constraint of a partition for another than its parent's, its own dumps' too.
         Class::IndexDetail if *code == SqlState::INVALID_OBJECT_DEFINITION => {
             Verdict::Tell("index_not_attached", headline(sql))
         }
-        _ if strictness == Strictness::Aside
+        _ if matches!(strictness, Strictness::Aside)
             && [
                 SqlState::DEPENDENT_OBJECTS_STILL_EXIST,
                 SqlState::OUT_OF_MEMORY,
@@ -91,39 +116,64 @@ fn judge(class: &Class, strictness: Strictness, sql: &str, error: &PgError) -> V
         {
             Verdict::Skip
         }
-        _ if strictness == Strictness::Afterwards && is_of_the_statement(code) => {
-            Verdict::Tell("statement_failed", format!("{}: {error}", headline(sql)))
-        }
-        _ => Verdict::Fail,
+        _ if !is_of_the_statement(code) || strictness.needs(class, code) => Verdict::Fail,
+        Class::Privilege => Verdict::Missing(privilege(sql, code)),
+        _ => Verdict::Missing(Lack::Object),
     }
 }
 
-/// Whether the SQLSTATE is about the statement, rather than about the server, its disk or the
-/// connection.
+/// Owners and privileges are told by the role they are for.
+fn privilege(sql: &str, code: &SqlState) -> Lack {
+    match statement::role(sql) {
+        Some(role) if *code == SqlState::INSUFFICIENT_PRIVILEGE => Lack::Privilege(role),
+        Some(role) if *code == SqlState::UNDEFINED_OBJECT => Lack::Role(role),
+        Some(_) | None => Lack::Object,
+    }
+}
+
+/// Whether the SQLSTATE is about the statement, rather than about the server, its disk, its locks or the
+/// connection. Extensions raise codes of any other class, internal errors among them.
 pub(super) fn is_of_the_statement(code: &SqlState) -> bool {
+    if *code == SqlState::UNDEFINED_FILE {
+        return true;
+    }
+    let of_the_server = [
+        SqlState::LOCK_NOT_AVAILABLE,
+        SqlState::DATA_CORRUPTED,
+        SqlState::INDEX_CORRUPTED,
+    ];
     let class = &code.code()[..2];
-    matches!(class, "0A" | "22" | "23" | "2B" | "42" | "P0" | "55")
+    !of_the_server.contains(code)
+        && !matches!(class, "08" | "25" | "28" | "40" | "53" | "57" | "58" | "F0")
 }
 
 /// Collects statements and runs them; the findings come at the end.
 #[derive(Debug)]
 pub(super) struct Batches<'a> {
     conn: &'a Conn,
-    strictness: Strictness,
+    job: JobId,
+    strictness: Strictness<'a>,
     items: Vec<Item>,
     bytes: usize,
+    /// Settings in force, as statements of one transaction.
+    settings: BTreeMap<String, String>,
     told: BTreeMap<(&'static str, String), u64>,
+    /// The first statements that could not be run: what a later one lacks.
+    missing: Vec<String>,
     count: u64,
 }
 
 impl<'a> Batches<'a> {
-    pub(super) fn new(conn: &'a Conn, strictness: Strictness) -> Self {
+    pub(super) fn new(conn: &'a Conn, job: JobId, strictness: Strictness<'a>) -> Self {
         Self {
             conn,
+            job,
             strictness,
             items: Vec::new(),
             bytes: 0,
+            settings: BTreeMap::new(),
             told: BTreeMap::new(),
+            missing: Vec::new(),
             count: 0,
         }
     }
@@ -168,9 +218,22 @@ impl<'a> Batches<'a> {
             }
         }
         match self.conn.transact(&sql).await {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                items.iter().for_each(|item| self.note_setting(item));
+                Ok(())
+            }
             Err(error @ PgError::Cancelled) => Err(self.conn.fault(&error)),
             Err(_) => self.one_by_one(&items).await,
+        }
+    }
+
+    /// Remembers what later statements are run under.
+    fn note_setting(&mut self, item: &Item) {
+        if let Class::Setting { name } = &item.class
+            && let Some(value) = item.sql.strip_prefix("SET ")
+        {
+            self.settings
+                .insert(name.clone(), format!("SET LOCAL {value};\n"));
         }
     }
 
@@ -186,13 +249,24 @@ impl<'a> Batches<'a> {
                         conn.roll_back().await.map_err(|e| conn.fault(&e))?;
                         return Err(fault);
                     }
-                    Verdict::Skip => {}
-                    Verdict::Tell(code, about) => *self.told.entry((code, about)).or_default() += 1,
+                    Verdict::Skip => {
+                        conn.execute("ROLLBACK TO SAVEPOINT statement").await?;
+                    }
+                    Verdict::Tell(code, about) => {
+                        *self.told.entry((code, about)).or_default() += 1;
+                        conn.execute("ROLLBACK TO SAVEPOINT statement").await?;
+                    }
+                    Verdict::Missing(lack) => {
+                        conn.execute("ROLLBACK TO SAVEPOINT statement").await?;
+                        conn.execute(&self.note_missing(item, lack, &error)).await?;
+                    }
                 }
-                conn.execute("ROLLBACK TO SAVEPOINT statement").await?;
                 if let Class::Setting { name } = &item.class {
+                    self.settings.remove(name);
                     self.reset(name).await?;
                 }
+            } else {
+                self.note_setting(item);
             }
             conn.execute("RELEASE SAVEPOINT statement").await?;
             if let Some(mark) = &item.mark {
@@ -200,6 +274,22 @@ impl<'a> Batches<'a> {
             }
         }
         conn.execute("COMMIT").await
+    }
+
+    /// The statement that notes what is missing.
+    fn note_missing(&mut self, item: &Item, lack: Lack, error: &PgError) -> String {
+        if self.missing.len() < ROOTS && !matches!(item.class, Class::Privilege | Class::Comment) {
+            self.missing
+                .push(format!("“{}”: {error}", headline(&item.sql)));
+        }
+        let setup: String = self.settings.values().map(String::as_str).collect();
+        let missing = Missing {
+            lack,
+            weight: self.strictness.weight(&item.class),
+            setup: &setup,
+            sql: &item.sql,
+        };
+        missing.note(self.job, error)
     }
 
     /// Whatever a setting was before is not what the next statements want either.
@@ -224,6 +314,10 @@ impl<'a> Batches<'a> {
             headline(sql),
             fault.message
         );
+        if !self.missing.is_empty() {
+            let before = self.missing.join("; ");
+            fault.message = format!("{}; before it failed {before}", fault.message);
+        }
         let hint = match error.sqlstate() {
             Some(code)
                 if code.code().starts_with("42")
@@ -251,41 +345,17 @@ impl<'a> Batches<'a> {
     fn finding(&self, code: &str, about: &str, times: u64) -> Finding {
         let conn = self.conn;
         match code {
-            "missing_role" => conn.warning(
-                code,
-                format!("role “{about}” does not exist here; {times} owners or privileges were left out"),
-                "objects belong to the role in use and the grants are missing",
-                "create the role and grant what it needs, or take the roles over with pg_dumpall --roles-only first",
-            ),
-            "privilege" => conn.warning(
-                code,
-                format!("{times} owners or privileges for role “{about}” could not be set"),
-                "the role in use may not do that; objects belong to it",
-                "set owners and privileges as a superuser",
-            ),
-            "comment" => conn.warning(
-                code,
-                format!("not allowed: {about}"),
-                "only the comment is missing",
-                "set it as a superuser, if it matters",
-            ),
             "setting" => conn.warning(
                 code,
                 format!("the schema wants setting “{about}” to be something this server does not have ({times} times)"),
                 "objects were made with the server's default instead",
                 "for default_tablespace: make the tablespace before, or move the objects later",
             ),
-            "index_not_attached" => conn.warning(
+            _ => conn.warning(
                 code,
                 format!("PostgreSQL refuses {about}: it takes the definitions for different"),
                 "the partition's own constraint holds, and the partitioned table's is there and not valid",
                 "nothing for the rows that are here; where new partitions are to have the constraint, add it to them",
-            ),
-            _ => conn.warning(
-                code,
-                about.to_owned(),
-                "the object is missing on this node; rows are not affected",
-                "make it by hand",
             ),
         }
     }
@@ -296,7 +366,7 @@ mod tests {
     use super::*;
     use crate::pg::ServerError;
 
-    fn verdict(sql: &str, code: &str, strictness: Strictness) -> Verdict {
+    fn verdict(sql: &str, code: &str, strictness: Strictness<'_>) -> Verdict {
         let error = PgError::Server(Box::new(ServerError {
             code: SqlState::from_code(code),
             message: "role \"x\" does not exist".to_owned(),
@@ -309,39 +379,56 @@ mod tests {
     }
 
     #[test]
-    fn only_what_cannot_matter_to_the_rows_is_skipped() {
-        use Strictness::{Afterwards, Structure};
+    fn before_the_rows_only_what_they_need_stops_a_job() {
+        let planned = BTreeSet::from([TableName::new("a", "b").unwrap()]);
+        let verdict = |sql, code| verdict(sql, code, Strictness::Structure(&planned));
         let owner = "ALTER TABLE a.b OWNER TO bob";
-        assert_eq!(
-            verdict(owner, "42704", Structure),
-            Verdict::Tell("missing_role", "bob".to_owned())
-        );
-        assert_eq!(
-            verdict("CREATE SCHEMA public", "42P06", Structure),
-            Verdict::Skip
-        );
+        let role = Lack::Role("bob".to_owned());
+        assert_eq!(verdict(owner, "42704"), Verdict::Missing(role));
+        let denied = Lack::Privilege("bob".to_owned());
+        assert_eq!(verdict(owner, "42501"), Verdict::Missing(denied));
+        assert_eq!(verdict("CREATE SCHEMA public", "42P06"), Verdict::Skip);
         // A type that is missing has the same SQLSTATE as a role that is missing.
-        assert_eq!(
-            verdict("CREATE TABLE a.b (c d)", "42704", Structure),
-            Verdict::Fail
-        );
-        assert_eq!(
-            verdict("CREATE TABLE a.b (c d)", "42P07", Structure),
-            Verdict::Fail
-        );
+        assert_eq!(verdict("CREATE TABLE a.b (c d)", "42704"), Verdict::Fail);
+        let attach = "ALTER TABLE ONLY a.p ATTACH PARTITION a.b DEFAULT";
+        assert_eq!(verdict(attach, "42P01"), Verdict::Fail);
+        for unneeded in [
+            "CREATE TABLE a.unlogged (c d)",
+            "CREATE VIEW a.v AS SELECT 1",
+            "CREATE FUNCTION a.f() RETURNS x",
+            "CREATE EXTENSION x",
+            "SECURITY LABEL FOR anon ON TABLE a.b IS 'x'",
+        ] {
+            assert_eq!(verdict(unneeded, "42704"), Verdict::Missing(Lack::Object));
+        }
+        // What is in the way is for a person to remove, as long as that costs nothing.
+        for taken in ["CREATE TABLE a.b (c d)", "CREATE VIEW a.v AS SELECT 1"] {
+            assert_eq!(verdict(taken, "42P07"), Verdict::Fail);
+        }
+    }
+
+    #[test]
+    fn after_the_rows_only_what_replication_or_secrecy_needs_stops_a_job() {
+        let verdict = |sql, code| verdict(sql, code, Strictness::Afterwards);
         let attach = "ALTER INDEX a.b_excl ATTACH PARTITION a.b_1_excl";
         assert!(matches!(
-            verdict(attach, "42P17", Structure),
+            verdict(attach, "42P17"),
             Verdict::Tell("index_not_attached", _)
         ));
-        assert_eq!(verdict(attach, "42704", Structure), Verdict::Fail);
-        // Afterwards one trigger more or less does not stop a job of hours, a full disk does.
         let trigger = "CREATE TRIGGER x BEFORE INSERT ON a.b EXECUTE FUNCTION f()";
-        assert!(matches!(
-            verdict(trigger, "42883", Afterwards),
-            Verdict::Tell(..)
-        ));
-        assert_eq!(verdict(trigger, "53100", Afterwards), Verdict::Fail);
-        assert_eq!(verdict(owner, "57P01", Afterwards), Verdict::Fail);
+        for sql in [attach, trigger, "REFRESH MATERIALIZED VIEW a.m"] {
+            assert_eq!(verdict(sql, "42883"), Verdict::Missing(Lack::Object));
+            // What an extension's own code raises.
+            assert_eq!(verdict(sql, "XX000"), Verdict::Missing(Lack::Object));
+            for server in ["53100", "57P01", "40P01", "55P03", "58030", "08006"] {
+                assert_eq!(verdict(sql, server), Verdict::Fail, "{server}");
+            }
+        }
+        for needed in [
+            "ALTER TABLE ONLY a.b REPLICA IDENTITY USING INDEX i",
+            "ALTER TABLE a.b ENABLE ROW LEVEL SECURITY",
+        ] {
+            assert_eq!(verdict(needed, "42704"), Verdict::Fail, "{needed}");
+        }
     }
 }

@@ -115,6 +115,7 @@ pub(super) fn forget(job: JobId) -> String {
         "created",
         "baseline",
         "baseline_schemas",
+        "baseline_privileges",
         "job_tables",
         "jobs",
     ]

@@ -1,21 +1,22 @@
 //! Makes the source's schema in a database without tables: pre-data now, post-data put aside.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use steep_protocol::message::agent::{WorkProgress, WorkUnit};
 use steep_protocol::message::facts::Finding;
 use steep_protocol::message::peer::TablePlan;
-use steep_protocol::{Fault, FaultKind, JobId, Phase};
+use steep_protocol::{Fault, FaultKind, JobId, Phase, TableName};
 
 use super::batch::{Batches, Item, Strictness};
 use super::books::{self, Origin};
 use super::conn::Conn;
 use super::deferred::{Aside, Deferred};
+use super::missing;
 use super::objects;
 use super::prepare::Dumps;
 use super::schema;
 use super::sql_split::{SplitError, Splitter};
-use super::statement::Class;
+use super::statement::{self, Class};
 use crate::chunk::{PartReader, ReadStep};
 use crate::task::Task;
 
@@ -36,8 +37,11 @@ pub(super) async fn make<R: PartReader>(
     conn.execute("BEGIN").await?;
     books::open(conn, task.job, Origin::Bootstrap, plan).await?;
     objects::note_baseline(conn, task.job).await?;
+    conn.execute(missing::FORGET_ALL).await?;
     conn.execute("COMMIT").await?;
-    let mut findings = apply(task, conn, dumps.pre_data, Strictness::Structure).await?;
+    let planned = plan.iter().map(|table| table.name.clone()).collect();
+    let structure = Strictness::Structure(&planned);
+    let mut findings = apply(task, conn, dumps.pre_data, structure).await?;
     // With them foreign keys of the users' tables hold; without them everything else is right.
     findings.extend(apply(task, conn, dumps.extension_rows, Strictness::Afterwards).await?);
     findings.extend(store_post_data(conn, task.job, dumps.post_data).await?);
@@ -113,10 +117,10 @@ async fn apply<R: PartReader>(
     task: &Task,
     conn: &Conn,
     reader: R,
-    strictness: Strictness,
+    strictness: Strictness<'_>,
 ) -> Result<Vec<Finding>, Fault> {
     let mut dump = Dump::new(reader);
-    let mut batches = Batches::new(conn, strictness);
+    let mut batches = Batches::new(conn, task.job, strictness);
     while let Some(sql) = dump.next(conn).await? {
         let item = Item::new(sql);
         match &item.class {
@@ -152,6 +156,7 @@ async fn store_post_data<Q: PartReader>(
     let mut place = String::new();
     let mut missing = BTreeSet::new();
     let mut late_views = BTreeSet::new();
+    let mut policies = Policies::default();
     while let Some(sql) = dump.next(conn).await? {
         let item = Item::new(sql);
         match &item.class {
@@ -162,6 +167,14 @@ async fn store_post_data<Q: PartReader>(
                 continue;
             }
             Class::MaterializedView { view } => _ = late_views.insert(view.clone()),
+            Class::Policy { table } => {
+                policies.add(table.clone(), &item.sql);
+                continue;
+            }
+            Class::PolicyDetail => {
+                policies.details.push(item);
+                continue;
+            }
             _ => {}
         }
         if let Some(mut deferred) = Deferred::of_dump(item) {
@@ -178,6 +191,11 @@ async fn store_post_data<Q: PartReader>(
             aside.store(deferred).await?;
         }
     }
+    for item in policies.into_items() {
+        if let Some(deferred) = Deferred::of_dump(item) {
+            aside.store(deferred).await?;
+        }
+    }
     aside.finish().await?;
     let finding = |setting: String| {
         conn.warning(
@@ -188,6 +206,45 @@ async fn store_post_data<Q: PartReader>(
         )
     };
     Ok(missing.into_iter().map(finding).collect())
+}
+
+/// The materialised views that a dump fills, in its order; nothing else of it.
+pub(super) async fn refreshes<Q: PartReader>(
+    conn: &Conn,
+    reader: Q,
+) -> Result<Vec<(TableName, String)>, Fault> {
+    let mut dump = Dump::new(reader);
+    let mut found = Vec::new();
+    while let Some(sql) = dump.next(conn).await? {
+        if let Class::Refresh { view: Some(view) } = statement::classify(&sql) {
+            found.push((view, sql));
+        }
+    }
+    Ok(found)
+}
+
+/// Policies of a dump, by table. A table's are one statement, made whole or not at all: of some alone, a
+/// restrictive one might be left out and others let in whom it keeps out. A table with row security and
+/// without policies lets nobody in but its owner.
+#[derive(Debug, Default)]
+struct Policies {
+    tables: BTreeMap<TableName, String>,
+    details: Vec<Item>,
+}
+
+impl Policies {
+    fn add(&mut self, table: TableName, sql: &str) {
+        let all = self.tables.entry(table).or_default();
+        if !all.is_empty() {
+            all.push_str(";\n");
+        }
+        all.push_str(sql);
+    }
+
+    fn into_items(self) -> impl Iterator<Item = Item> {
+        let whole = self.tables.into_values().map(Item::new);
+        whole.chain(self.details)
+    }
 }
 
 /// What must precede the statements that follow a `SET default_tablespace`: the same for one
@@ -212,6 +269,27 @@ async fn tablespace(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_policies_of_a_table_are_one_statement() {
+        let mut policies = Policies::default();
+        let [a, b] = ["a", "b"].map(|name| TableName::new("s", name).unwrap());
+        for (table, sql) in [
+            (&a, "CREATE POLICY p ON s.a USING (true)"),
+            (&b, "CREATE POLICY p ON s.b USING (true)"),
+            (&a, "CREATE POLICY r ON s.a AS RESTRICTIVE USING (x)"),
+        ] {
+            policies.add(table.clone(), sql);
+        }
+        let all: Vec<String> = policies.into_items().map(|item| item.sql).collect();
+        assert_eq!(
+            all,
+            [
+                "CREATE POLICY p ON s.a USING (true);\nCREATE POLICY r ON s.a AS RESTRICTIVE USING (x)",
+                "CREATE POLICY p ON s.b USING (true)",
+            ]
+        );
+    }
 
     #[test]
     fn only_our_own_extension_is_left_out_of_a_dump() {

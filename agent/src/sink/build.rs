@@ -1,15 +1,19 @@
 //! Brings back what was put aside: indexes and keys in parallel, those of partitioned tables above
 //! them, their details, foreign keys, everything else.
 //!
+//! What cannot be made and replication can do without is noted as missing and left out; what it needs
+//! stops the job, with everything else left as it is.
+//!
 //! Each statement notes its end in its own transaction, so that a command done again goes on where
 //! the last one stopped. Those transactions do not wait for the disk one by one: statement and note
 //! are lost or kept together, and the last commit of a stage waits for all of them.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use steep_protocol::message::agent::{WorkProgress, WorkUnit};
 use steep_protocol::message::facts::Finding;
-use steep_protocol::{Fault, FaultKind, Identifier, Phase, TableName};
+use steep_protocol::{Fault, FaultKind, Identifier, Phase, Retry, TableName};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_postgres::error::SqlState;
@@ -19,7 +23,9 @@ use super::books;
 use super::checks;
 use super::conn::Conn;
 use super::deferred::{Kind, Mark, Waiting, mark, waiting};
+use super::identity::Identities;
 use super::memory::Memory;
+use super::missing::{self, Lack, Missing, Weight};
 use super::queue::Queue;
 use super::statement::{Stage, headline};
 use super::wal::WalWriterAwake;
@@ -35,72 +41,118 @@ const WEIGHT_MIN: u64 = 8192;
 /// Indexes, the constraints that are indexes, and what is said about them.
 ///
 /// # Errors
-/// The first statement that fails; it and what is left stay stored for another try.
+/// An index that replication needs and that cannot be made, and faults of the server or the connection;
+/// what is left stays stored for another try.
 pub async fn build_indexes(task: &Task, parallel: u8) -> Result<Vec<Finding>, Fault> {
+    build_indexes_for(task, parallel, Purpose::Replication).await
+}
+
+/// What is built for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A replica, which finds rows by some of them.
+    Replication,
+    /// A node that replicates no more: none of them is in the way of a cleanup.
+    Cleanup,
+}
+
+impl Purpose {
+    fn strictness(self) -> Strictness<'static> {
+        match self {
+            Self::Replication => Strictness::Afterwards,
+            Self::Cleanup => Strictness::Cleanup,
+        }
+    }
+}
+
+/// [`build_indexes`] for that.
+pub(super) async fn build_indexes_for(
+    task: &Task,
+    parallel: u8,
+    purpose: Purpose,
+) -> Result<Vec<Finding>, Fault> {
     let conn = Conn::open(task, "build").await?;
     if !books::installed(&conn).await? {
         return Ok(Vec::new());
     }
     let all = waiting(&conn, task.job, Stage::Indexes).await?;
+    let needed = match purpose {
+        Purpose::Replication => Identities::read(&conn, task.job).await?.among(&all),
+        Purpose::Cleanup => HashSet::new(),
+    };
     let weights: Vec<u64> = all.iter().map(weight).collect();
     let memory = Memory::choose(task, &conn, &weights, parallel).await?;
     let _awake = (!all.is_empty()).then(|| WalWriterAwake::beside(task));
-    Pool::new(task, &conn, Phase::Indexes, memory)
+    Pool::new(task, &conn, Phase::Indexes, memory, needed)
         .run(all, parallel)
         .await?;
     let parents = waiting(&conn, task.job, Stage::Parents).await?;
-    Pool::new(task, &conn, Phase::Indexes, Memory::keep())
+    Pool::new(task, &conn, Phase::Indexes, Memory::keep(), HashSet::new())
         .run(parents, 1)
         .await?;
-    let findings = in_order(task, &conn, Stage::IndexDetails, Phase::Indexes).await?;
+    let findings = in_order(task, &conn, (Stage::IndexDetails, Phase::Indexes), purpose).await?;
     settle(&conn).await?;
     Ok(findings)
 }
 
-/// Foreign keys and all the rest.
+/// Foreign keys and all the rest, policies included.
 ///
-/// A foreign key that the rows violate is told and left `NOT VALID`; so is a trigger, policy or
-/// privilege that cannot be made. Neither stops the job.
+/// A foreign key that the rows violate is left `NOT VALID`; it and whatever cannot be made is noted as
+/// missing and does not stop the job.
 ///
 /// # Errors
 /// Faults of the server or the connection; what is left stays stored for another try.
 pub async fn build_constraints(task: &Task, parallel: u8) -> Result<Vec<Finding>, Fault> {
+    build_constraints_for(task, parallel, Purpose::Replication).await
+}
+
+/// [`build_constraints`] for that.
+pub(super) async fn build_constraints_for(
+    task: &Task,
+    parallel: u8,
+    purpose: Purpose,
+) -> Result<Vec<Finding>, Fault> {
     let conn = Conn::open(task, "build").await?;
     if !books::installed(&conn).await? {
         return Ok(Vec::new());
     }
-    let mut findings = checks::bring_back(task, &conn, Phase::Constraints).await?;
-    findings.extend(add_foreign_keys(task, &conn).await?);
+    checks::bring_back(task, &conn, Phase::Constraints).await?;
+    add_foreign_keys(task, &conn).await?;
     let added = waiting(&conn, task.job, Stage::ForeignKeys).await?;
     let memory = Memory::keep();
-    findings.extend(
-        Pool::new(task, &conn, Phase::Constraints, memory)
-            .run(added, parallel)
-            .await?,
-    );
-    findings.extend(in_order(task, &conn, Stage::Rest, Phase::Constraints).await?);
+    Pool::new(task, &conn, Phase::Constraints, memory, HashSet::new())
+        .run(added, parallel)
+        .await?;
+    let mut findings = in_order(task, &conn, (Stage::Rest, Phase::Constraints), purpose).await?;
+    findings.extend(in_order(task, &conn, (Stage::Policies, Phase::Constraints), purpose).await?);
+    missing::retry(&conn, task.job).await?;
     settle(&conn).await?;
     Ok(findings)
+}
+
+/// What nothing of the job may set off: made when everything else is.
+///
+/// # Errors
+/// Faults of the server or the connection; what is left stays stored for another try.
+pub(super) async fn build_event_triggers(
+    task: &Task,
+    conn: &Conn,
+    purpose: Purpose,
+) -> Result<Vec<Finding>, Fault> {
+    let stage = (Stage::EventTriggers, Phase::CatchUp);
+    in_order(task, conn, stage, purpose).await
 }
 
 /// Statements of a stage, one after the other, many to a transaction.
 pub(super) async fn in_order(
     task: &Task,
     conn: &Conn,
-    stage: Stage,
-    phase: Phase,
+    (stage, phase): (Stage, Phase),
+    purpose: Purpose,
 ) -> Result<Vec<Finding>, Fault> {
-    let strictness = match stage {
-        Stage::Indexes
-        | Stage::Parents
-        | Stage::IndexDetails
-        | Stage::ForeignKeys
-        | Stage::Checks => Strictness::Structure,
-        Stage::Rest | Stage::Refresh => Strictness::Afterwards,
-    };
     let all = waiting(conn, task.job, stage).await?;
     let total = all.len() as u64;
-    let mut batches = Batches::new(conn, strictness);
+    let mut batches = Batches::new(conn, task.job, purpose.strictness());
     for (done, one) in (1..).zip(all) {
         let mut item = Item::new(one.sql);
         item.mark = Some(mark(task.job, one.ord, Mark::Done));
@@ -131,8 +183,7 @@ async fn settle(conn: &Conn) -> Result<(), Fault> {
 
 /// Adds every foreign key, one after the other: adding two that refer to each other's tables at the
 /// same time would deadlock, and without a check it takes no time.
-async fn add_foreign_keys(task: &Task, conn: &Conn) -> Result<Vec<Finding>, Fault> {
-    let mut findings = Vec::new();
+async fn add_foreign_keys(task: &Task, conn: &Conn) -> Result<(), Fault> {
     for one in waiting(conn, task.job, Stage::ForeignKeys).await? {
         if one.added {
             continue;
@@ -149,23 +200,32 @@ async fn add_foreign_keys(task: &Task, conn: &Conn) -> Result<Vec<Finding>, Faul
         match conn.transact(&sql).await {
             Ok(()) => {}
             Err(error) if error.sqlstate().is_some_and(is_of_the_statement) => {
-                conn.execute(&mark(task.job, one.ord, Mark::Failed)).await?;
-                findings.push(foreign_key_missing(conn, &one, &error));
+                note_missing(task, conn, &one, (Lack::ForeignKey, &one.sql), &error).await?;
             }
             Err(error) => return Err(named(conn, &one, &error)),
         }
     }
-    Ok(findings)
+    Ok(())
 }
 
-fn foreign_key_missing(conn: &Conn, one: &Waiting, error: &PgError) -> Finding {
-    let label = one.label().unwrap_or_else(|| headline(&one.sql));
-    conn.warning(
-        "foreign_key_missing",
-        format!("foreign key {label} could not be made: {error}"),
-        "this node does not check what the source checks; rows are not affected",
-        "correct the rows on the source or copy the table referred to, then add the constraint here",
-    )
+/// Notes that it is missing, and that nothing is to be done about it any more.
+pub(super) async fn note_missing(
+    task: &Task,
+    conn: &Conn,
+    one: &Waiting,
+    (lack, sql): (Lack, &str),
+    error: &PgError,
+) -> Result<(), Fault> {
+    let missing = Missing {
+        lack,
+        weight: Weight::Heavy,
+        setup: "",
+        sql,
+    };
+    let note = missing.note(task.job, error);
+    let sql = format!("{note};\n{}", mark(task.job, one.ord, Mark::Failed));
+    let noted = conn.transact(&sql).await;
+    noted.map_err(|error| conn.fault(&error))
 }
 
 fn named(conn: &Conn, one: &Waiting, error: &PgError) -> Fault {
@@ -177,6 +237,27 @@ fn named(conn: &Conn, one: &Waiting, error: &PgError) -> Fault {
     fault
 }
 
+/// What it means that the index which replication finds rows by cannot be made. The same try would fail in
+/// the same way: what is in its way is in the rows.
+fn identity_failed(conn: &Conn, one: &Waiting, error: &PgError) -> Fault {
+    let fault = named(conn, one, error);
+    if !error.sqlstate().is_some_and(is_of_the_statement) {
+        return fault;
+    }
+    let table = one
+        .table
+        .as_ref()
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    let mut fault = fault.retry(Retry::Never).hint(format!(
+        "{table} is replicated by this index: without it UPDATE and DELETE cannot be applied. Mend on \
+         the source what keeps it from being built, then go on with steep-repl init {} --from SOURCE --resume",
+        conn.node()
+    ));
+    fault.table = one.table.clone().map(Box::new);
+    fault
+}
+
 /// One worker's connection.
 struct Worker {
     conn: Conn,
@@ -184,7 +265,7 @@ struct Worker {
 }
 
 /// How one statement ended.
-type Ended = (Worker, Waiting, Result<Option<Finding>, Fault>);
+type Ended = (Worker, Waiting, Result<(), Fault>);
 
 /// Workers on one stage.
 struct Pool<'a> {
@@ -192,25 +273,34 @@ struct Pool<'a> {
     conn: &'a Conn,
     phase: Phase,
     memory: Memory,
+    /// Those without which the job cannot go on.
+    needed: HashSet<i32>,
     done: u64,
     total: u64,
 }
 
 impl<'a> Pool<'a> {
-    fn new(task: &'a Task, conn: &'a Conn, phase: Phase, memory: Memory) -> Self {
+    fn new(
+        task: &'a Task,
+        conn: &'a Conn,
+        phase: Phase,
+        memory: Memory,
+        needed: HashSet<i32>,
+    ) -> Self {
         Self {
             task,
             conn,
             phase,
             memory,
+            needed,
             done: 0,
             total: 0,
         }
     }
 
-    async fn run(mut self, all: Vec<Waiting>, parallel: u8) -> Result<Vec<Finding>, Fault> {
+    async fn run(mut self, all: Vec<Waiting>, parallel: u8) -> Result<(), Fault> {
         if all.is_empty() {
-            return Ok(Vec::new());
+            return Ok(());
         }
         self.total = all.iter().map(weight).sum();
         let mut task = self.task.clone();
@@ -243,9 +333,8 @@ impl<'a> Pool<'a> {
         mut queue: Queue,
         mut idle: Vec<Worker>,
         running: &mut JoinSet<Ended>,
-    ) -> Result<Vec<Finding>, Fault> {
+    ) -> Result<(), Fault> {
         let mut at_work: Vec<(i32, Waiting)> = Vec::new();
-        let mut findings = Vec::new();
         let mut looks = tokio::time::interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -254,13 +343,17 @@ impl<'a> Pool<'a> {
                 && let Some(worker) = idle.pop()
             {
                 at_work.push((worker.pid, next.clone()));
-                running.spawn(work(task.clone(), worker, next));
+                let need = match self.needed.contains(&next.ord) {
+                    true => Need::ByReplication,
+                    false => Need::Nobody,
+                };
+                running.spawn(work(task.clone(), worker, next, need));
             }
             tokio::select! {
                 ended = running.join_next() => match ended {
-                    None => return Ok(findings),
+                    None => return Ok(()),
                     Some(Ok((worker, one, outcome))) => {
-                        findings.extend(outcome?);
+                        outcome?;
                         at_work.retain(|(pid, _)| *pid != worker.pid);
                         queue.done(&one);
                         self.done += weight(&one);
@@ -314,7 +407,16 @@ fn weight(one: &Waiting) -> u64 {
     one.weight + WEIGHT_MIN
 }
 
-async fn work(task: Task, worker: Worker, one: Waiting) -> Ended {
+/// Who cannot do without it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Need {
+    /// Replication finds rows by it.
+    ByReplication,
+    /// Nobody who would lose rows.
+    Nobody,
+}
+
+async fn work(task: Task, worker: Worker, one: Waiting, need: Need) -> Ended {
     let outcome = match one.kind {
         Kind::ForeignKey | Kind::ForeignKeyAtOnce => validate(&task, &worker.conn, &one).await,
         Kind::Index
@@ -322,7 +424,7 @@ async fn work(task: Task, worker: Worker, one: Waiting) -> Ended {
         | Kind::Check
         | Kind::DomainCheck
         | Kind::DomainNotNull
-        | Kind::Other => build(&task, &worker.conn, &one).await,
+        | Kind::Other => build(&task, &worker.conn, &one, need).await,
     };
     (worker, one, outcome)
 }
@@ -330,12 +432,16 @@ async fn work(task: Task, worker: Worker, one: Waiting) -> Ended {
 /// Tries of a statement that another session's locks got in the way of.
 const DEADLOCK_TRIES: u32 = 5;
 
-async fn build(task: &Task, conn: &Conn, one: &Waiting) -> Result<Option<Finding>, Fault> {
+async fn build(task: &Task, conn: &Conn, one: &Waiting, need: Need) -> Result<(), Fault> {
     let sql = format!("{};\n{}", one.sql, mark(task.job, one.ord, Mark::Done));
-    let built = insist(conn, &sql).await;
-    built
-        .map(|()| None)
-        .map_err(|error| named(conn, one, &error))
+    match insist(conn, &sql).await {
+        Ok(()) => Ok(()),
+        Err(error) if need == Need::ByReplication => Err(identity_failed(conn, one, &error)),
+        Err(error) if error.sqlstate().is_some_and(is_of_the_statement) => {
+            note_missing(task, conn, one, (Lack::Object, &one.sql), &error).await
+        }
+        Err(error) => Err(named(conn, one, &error)),
+    }
 }
 
 /// A transaction that is begun again where a deadlock ended it.
@@ -351,9 +457,9 @@ async fn insist(conn: &Conn, sql: &str) -> Result<(), PgError> {
     }
 }
 
-async fn validate(task: &Task, conn: &Conn, one: &Waiting) -> Result<Option<Finding>, Fault> {
+async fn validate(task: &Task, conn: &Conn, one: &Waiting) -> Result<(), Fault> {
     let (Some(table), Some(name)) = (&one.table, &one.name) else {
-        return Ok(None);
+        return Ok(());
     };
     let quoted = Identifier::parse(name.as_str())
         .map_err(|error| conn.own(Fault::new(FaultKind::Failed, error.to_string())))?
@@ -369,15 +475,13 @@ async fn validate(task: &Task, conn: &Conn, one: &Waiting) -> Result<Option<Find
     };
     let sql = format!("{check};\n{}", mark(task.job, one.ord, Mark::Done));
     match insist(conn, &sql).await {
-        Ok(()) => Ok(None),
-        Err(error) if error.is(&SqlState::FOREIGN_KEY_VIOLATION) => {
-            conn.execute(&mark(task.job, one.ord, Mark::Failed)).await?;
-            Ok(Some(conn.warning(
-                "foreign_key_violated",
-                format!("rows of {table} violate its foreign key {name}; it stays NOT VALID here"),
-                "the source holds the same rows: they came in while the constraint was not enforced there, or their table is not part of this copy",
-                "find the rows on the source, correct them, then run ALTER TABLE … VALIDATE CONSTRAINT here",
-            )))
+        Ok(()) => Ok(()),
+        Err(error) if error.sqlstate().is_some_and(is_of_the_statement) => {
+            let lack = match error.is(&SqlState::FOREIGN_KEY_VIOLATION) {
+                true => Lack::Violated,
+                false => Lack::ForeignKey,
+            };
+            note_missing(task, conn, one, (lack, &check), &error).await
         }
         Err(error) => Err(named(conn, one, &error)),
     }

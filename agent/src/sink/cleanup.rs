@@ -8,12 +8,13 @@
 //! must not keep the source's slot, which is removed once this side has let go or has given up.
 
 use steep_protocol::Fault;
+use steep_protocol::message::facts::Finding;
 use steep_protocol::message::job::CancelledData;
 
 use super::books::{self, Origin, Progress};
-use super::build::{build_constraints, build_indexes};
+use super::build::{Purpose, build_constraints_for, build_event_triggers, build_indexes_for};
 use super::conn::{Conn, application_names};
-use super::{existing, ledger, objects, replica_role, settings, subscription};
+use super::{existing, ledger, missing, objects, replica_role, settings, subscription};
 use crate::task::{Patience, Task};
 
 /// How long one of our own sessions may take to end once told, in milliseconds.
@@ -26,9 +27,11 @@ const PARALLEL: u8 = 4;
 /// schema the job made or the rows it put into tables that were there; with
 /// [`CancelledData::Keep`] both stay, and what was put aside is built again.
 ///
+/// Says what could not be removed: no other try would remove it.
+///
 /// # Errors
-/// Faults of the server or the connection; what is left is found by another try.
-pub async fn cleanup(task: &Task, data: CancelledData) -> Result<(), Fault> {
+/// Faults of the server or the connection, locks of others; what is left is found by another try.
+pub async fn cleanup(task: &Task, data: CancelledData) -> Result<Vec<Finding>, Fault> {
     let task = &Task {
         patience: Patience::Short,
         ..task.clone()
@@ -36,11 +39,13 @@ pub async fn cleanup(task: &Task, data: CancelledData) -> Result<(), Fault> {
     let conn = Conn::open(task, "cleanup").await?;
     end_others(task, &conn).await?;
     subscription::unsubscribe(&conn, &task.replication.name()).await?;
+    let mut findings = Vec::new();
     if let Some(book) = books::load(&conn, task.job).await? {
         match (data, book.origin) {
             (CancelledData::Remove, Origin::Bootstrap) => {
-                objects::drop_created(&conn, task.job).await?;
+                findings.extend(objects::drop_created(&conn, task.job).await?);
                 settings::take_back(&conn, task.job).await?;
+                conn.execute(&missing::forget(task.job)).await?;
             }
             (CancelledData::Remove, Origin::Existing) => {
                 // Until the job has seen or made them empty, their rows are not its own.
@@ -48,12 +53,13 @@ pub async fn cleanup(task: &Task, data: CancelledData) -> Result<(), Fault> {
                     empty(task, &conn).await?;
                 }
                 rebuild(task).await?;
-                objects::drop_listed(&conn, task.job).await?;
+                findings.extend(objects::drop_listed(&conn, task.job).await?);
             }
             (CancelledData::Keep, _) => rebuild(task).await?,
         }
     }
-    ledger::forget(task, &conn).await
+    ledger::forget(task, &conn).await?;
+    Ok(findings)
 }
 
 /// Ends sessions of the job that an agent has left behind: their locks would be in the way.
@@ -73,11 +79,14 @@ async fn empty(task: &Task, conn: &Conn) -> Result<(), Fault> {
     existing::truncate(conn, &planned).await
 }
 
-/// Makes again what was put aside. What cannot be made is told in the log and left stored by
-/// nobody: the error names it.
+/// Makes again what was put aside. What cannot be made is told in the log, and stays noted as missing for
+/// a rebuild.
 async fn rebuild(task: &Task) -> Result<(), Fault> {
-    let mut findings = build_indexes(task, PARALLEL).await?;
-    findings.extend(build_constraints(task, PARALLEL).await?);
+    let mut findings = build_indexes_for(task, PARALLEL, Purpose::Cleanup).await?;
+    findings.extend(build_constraints_for(task, PARALLEL, Purpose::Cleanup).await?);
+    let conn = Conn::open(task, "build").await?;
+    findings.extend(build_event_triggers(task, &conn, Purpose::Cleanup).await?);
+    findings.extend(missing::report(&conn).await?.findings);
     for finding in findings {
         tracing::warn!(job_id = %task.job, code = %finding.code, what = %finding.what, "put back with a flaw");
     }

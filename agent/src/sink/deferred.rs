@@ -84,12 +84,19 @@ impl Deferred {
             }
             Class::Setting { .. }
             | Class::IndexDetail
+            | Class::Identity { .. }
+            | Class::Table { .. }
+            | Class::Attach
+            | Class::RowSecurity
+            | Class::Policy { .. }
+            | Class::PolicyDetail
+            | Class::EventTrigger
             | Class::Privilege
             | Class::Comment
             | Class::Schema
             | Class::Extension
             | Class::Replication
-            | Class::Refresh
+            | Class::Refresh { .. }
             | Class::MaterializedView { .. }
             | Class::Other => (Kind::Other, None, None),
         };

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use steep_protocol::message::agent::{WorkProgress, WorkUnit};
+use steep_protocol::message::agent::{MissingObjects, WorkProgress, WorkUnit};
 use steep_protocol::message::facts::Finding;
 use steep_protocol::message::peer::SequenceValue;
 use steep_protocol::{Fault, FaultKind, Phase, TableName};
@@ -11,9 +11,10 @@ use tokio::task::JoinSet;
 
 use super::batch::is_of_the_statement;
 use super::books;
-use super::build::in_order;
+use super::build::{Purpose, build_event_triggers, in_order};
 use super::checks;
 use super::conn::Conn;
+use super::missing;
 use super::statement::Stage;
 use crate::task::Task;
 
@@ -23,7 +24,8 @@ const SEQUENCE_BATCH: usize = 1000;
 /// Names in a finding.
 const NAMED: usize = 20;
 
-/// Sets sequences, fills materialised views, analyses the planned tables.
+/// Sets sequences, fills materialised views, analyses the planned tables, makes event triggers, and says
+/// what is missing after all.
 ///
 /// # Errors
 /// Faults of the server or the connection, cancellation. What concerns one object is a finding.
@@ -31,7 +33,7 @@ pub async fn finish(
     task: &Task,
     sequences: Vec<SequenceValue>,
     parallel: u8,
-) -> Result<Vec<Finding>, Fault> {
+) -> Result<(Vec<Finding>, MissingObjects), Fault> {
     let conn = Conn::open(task, "finish").await?;
     let mut findings = Vec::new();
     for batch in sequences.chunks(SEQUENCE_BATCH) {
@@ -39,11 +41,24 @@ pub async fn finish(
     }
     if books::installed(&conn).await? {
         // Of a native copy; any other has done it before.
-        findings.extend(checks::bring_back(task, &conn, Phase::CatchUp).await?);
-        findings.extend(in_order(task, &conn, Stage::Refresh, Phase::CatchUp).await?);
+        checks::bring_back(task, &conn, Phase::CatchUp).await?;
+        findings.extend(
+            in_order(
+                task,
+                &conn,
+                (Stage::Refresh, Phase::CatchUp),
+                Purpose::Replication,
+            )
+            .await?,
+        );
+        // A view may read another by way of a function, which no order in a dump knows of.
+        missing::retry(&conn, task.job).await?;
         analyze(task, &conn, parallel).await?;
+        findings.extend(build_event_triggers(task, &conn, Purpose::Replication).await?);
+        let missing = missing::report(&conn).await?;
+        return Ok((findings, missing));
     }
-    Ok(findings)
+    Ok((findings, MissingObjects::default()))
 }
 
 /// Sets those that exist; the others are told.

@@ -12,7 +12,7 @@ use super::build::{build_constraints, build_indexes};
 use super::checks::{self, Reach};
 use super::conn::Conn;
 use super::line::{REPLICA_ROLE, no_replica_role};
-use super::{bootstrap, existing, fingerprints, objects, schema, settings, sync};
+use super::{bootstrap, existing, fingerprints, missing, objects, schema, settings, sync};
 use crate::chunk::PartReader;
 use crate::task::{Patience, Task};
 
@@ -81,7 +81,12 @@ pub async fn prepare<R: PartReader>(
         Some(book) if book.origin == Origin::Bootstrap => {
             objects::drop_created(&conn, task.job).await?;
             settings::take_back(&conn, task.job).await?;
-            let forgotten = conn.transact(&books::forget(task.job)).await;
+            let forget = format!(
+                "{};\n{}",
+                books::forget(task.job),
+                missing::forget(task.job)
+            );
+            let forgotten = conn.transact(&forget).await;
             forgotten.map_err(|error| conn.fault(&error))?;
         }
         _ => {}
@@ -100,6 +105,8 @@ pub async fn prepare<R: PartReader>(
         }
         existing::make_ready(task, &conn, request, plan).await?;
         checks::put_aside(task, &conn, Reach::Planned).await?;
+        let filled = bootstrap::refreshes(&conn, dumps.post_data).await?;
+        existing::store_refreshes(task, &conn, filled).await?;
         conn.execute(&prepared).await?;
         return Ok(findings);
     }

@@ -17,12 +17,16 @@ pub(super) enum Stage {
     IndexDetails,
     /// Foreign keys: added without a check, then checked in parallel.
     ForeignKeys,
-    /// Triggers, rules, policies, comments, privileges and the rest. In order.
+    /// Triggers, rules, comments, privileges and the rest. In order.
     Rest,
     /// CHECK constraints and those of domains that rows might not have passed while they were loaded.
     Checks,
+    /// Policies, all of a table at once, and what is said about them. In order.
+    Policies,
     /// Materialised views, which read the rows. In order, at the very end.
     Refresh,
+    /// Event triggers, after everything that they could fire at. In order.
+    EventTriggers,
 }
 
 impl Stage {
@@ -35,7 +39,9 @@ impl Stage {
             Self::ForeignKeys => 3,
             Self::Rest => 4,
             Self::Refresh => 5,
-            Self::Checks => 7,
+            Self::Policies => 7,
+            Self::EventTriggers => 8,
+            Self::Checks => 9,
         }
     }
 }
@@ -73,6 +79,31 @@ pub(super) enum Class {
     },
     /// Something about an index that exists by then.
     IndexDetail,
+    /// `REPLICA IDENTITY USING INDEX`.
+    Identity {
+        /// Of which table.
+        table: TableName,
+        /// The index.
+        index: String,
+    },
+    /// `CREATE TABLE` of any kind.
+    Table {
+        /// The table.
+        table: TableName,
+    },
+    /// `ATTACH PARTITION` of a table.
+    Attach,
+    /// Row security of a table, switched on or forced.
+    RowSecurity,
+    /// `CREATE POLICY`.
+    Policy {
+        /// On which table.
+        table: TableName,
+    },
+    /// What is said about a policy.
+    PolicyDetail,
+    /// An event trigger, or something about one.
+    EventTrigger,
     /// Owner, privilege or role: may name a role that this server does not have.
     Privilege,
     /// `COMMENT`.
@@ -84,7 +115,10 @@ pub(super) enum Class {
     /// A publication or subscription, which a copy must not take over.
     Replication,
     /// `REFRESH MATERIALIZED VIEW`.
-    Refresh,
+    Refresh {
+        /// The view, where its name is understood.
+        view: Option<TableName>,
+    },
     /// `CREATE MATERIALIZED VIEW`: in the post-data section where it needs a primary key.
     MaterializedView {
         /// The view.
@@ -109,10 +143,15 @@ impl Class {
         match self {
             Self::Setting { .. } | Self::Replication => None,
             Self::Index { .. } | Self::Key { .. } => Some(Stage::Indexes),
-            Self::IndexDetail => Some(Stage::IndexDetails),
+            Self::IndexDetail | Self::Identity { .. } => Some(Stage::IndexDetails),
             Self::ForeignKey { .. } => Some(Stage::ForeignKeys),
-            Self::Refresh => Some(Stage::Refresh),
-            Self::Privilege
+            Self::Refresh { .. } => Some(Stage::Refresh),
+            Self::Policy { .. } | Self::PolicyDetail => Some(Stage::Policies),
+            Self::EventTrigger => Some(Stage::EventTriggers),
+            Self::Table { .. }
+            | Self::Attach
+            | Self::RowSecurity
+            | Self::Privilege
             | Self::Comment
             | Self::Schema
             | Self::Extension
@@ -245,13 +284,17 @@ pub(super) fn classify(statement: &str) -> Class {
         };
     }
     if at.take(&["COMMENT", "ON"]) {
-        return Class::Comment;
+        return match () {
+            () if at.take(&["POLICY"]) => Class::PolicyDetail,
+            () if at.take(&["EVENT", "TRIGGER"]) => Class::EventTrigger,
+            () => Class::Comment,
+        };
     }
     if at.take(&["GRANT"]) || at.take(&["REVOKE"]) || at.take(&["ALTER", "DEFAULT", "PRIVILEGES"]) {
         return Class::Privilege;
     }
-    if at.take(&["REFRESH", "MATERIALIZED"]) {
-        return Class::Refresh;
+    if at.take(&["REFRESH", "MATERIALIZED", "VIEW"]) {
+        return Class::Refresh { view: at.table() };
     }
     if at.take(&["CREATE"]) {
         return created(at);
@@ -274,6 +317,22 @@ fn created(mut at: Cursor<'_>) -> Class {
     }
     if at.take(&["STATISTICS"]) {
         return Class::IndexDetail;
+    }
+    if at.take(&["EVENT", "TRIGGER"]) {
+        return Class::EventTrigger;
+    }
+    if at.take(&["POLICY"]) {
+        let named = at.name().is_some() && at.take(&["ON"]);
+        return match at.table().filter(|_| named) {
+            Some(table) => Class::Policy { table },
+            None => Class::Other,
+        };
+    }
+    if at.take(&["TABLE"]) || at.take(&["UNLOGGED", "TABLE"]) || at.take(&["FOREIGN", "TABLE"]) {
+        return match at.table() {
+            Some(table) => Class::Table { table },
+            None => Class::Other,
+        };
     }
     if at.take(&["MATERIALIZED", "VIEW"]) {
         return match at.table() {
@@ -298,6 +357,9 @@ fn altered(mut at: Cursor<'_>, statement: &str) -> Class {
     let names_owner = || role_after(statement, " OWNER TO ").is_some();
     if at.take(&["PUBLICATION"]) || at.take(&["SUBSCRIPTION"]) {
         return Class::Replication;
+    }
+    if at.take(&["EVENT", "TRIGGER"]) {
+        return Class::EventTrigger;
     }
     if at.take(&["INDEX"]) || at.take(&["STATISTICS"]) {
         return if names_owner() {
@@ -325,8 +387,21 @@ fn altered(mut at: Cursor<'_>, statement: &str) -> Class {
 }
 
 fn table_changed(mut at: Cursor<'_>, table: TableName, only: Only) -> Option<Class> {
-    if at.take(&["CLUSTER", "ON"]) || at.take(&["REPLICA", "IDENTITY", "USING"]) {
+    if at.take(&["REPLICA", "IDENTITY", "USING", "INDEX"]) {
+        let index = at.name()?;
+        return Some(Class::Identity { table, index });
+    }
+    if at.take(&["CLUSTER", "ON"]) {
         return Some(Class::IndexDetail);
+    }
+    if at.take(&["ATTACH", "PARTITION"]) {
+        return Some(Class::Attach);
+    }
+    let security = ["ENABLE", "FORCE"]
+        .iter()
+        .any(|how| at.take(&[how, "ROW", "LEVEL", "SECURITY"]));
+    if security {
+        return Some(Class::RowSecurity);
     }
     if !at.take(&["ADD", "CONSTRAINT"]) {
         return None;
@@ -338,6 +413,20 @@ fn table_changed(mut at: Cursor<'_>, table: TableName, only: Only) -> Option<Cla
     }
     let key = at.take(&["PRIMARY", "KEY"]) || at.take(&["UNIQUE"]) || at.take(&["EXCLUDE"]);
     key.then_some(Class::Key { table, name })
+}
+
+/// Whether a statement adds a primary key.
+pub(super) fn is_primary_key(statement: &str) -> bool {
+    let tokens = tokens(statement);
+    let mut at = Cursor(&tokens);
+    if !at.take(&["ALTER", "TABLE"]) {
+        return false;
+    }
+    at.take(&["ONLY"]);
+    at.table().is_some()
+        && at.take(&["ADD", "CONSTRAINT"])
+        && at.name().is_some()
+        && at.take(&["PRIMARY", "KEY"])
 }
 
 /// The role that the last `keyword` of the statement names, if a role's name follows it and nothing
@@ -441,14 +530,73 @@ mod tests {
         for rest in [
             "CREATE TRIGGER x BEFORE INSERT ON a.b FOR EACH ROW EXECUTE FUNCTION f()",
             "ALTER TABLE a.b ENABLE ROW LEVEL SECURITY",
-            "CREATE POLICY p ON a.b",
             "COMMENT ON INDEX a.b IS 'SET x'",
-            "CREATE EVENT TRIGGER e ON ddl_command_start EXECUTE FUNCTION f()",
             "ALTER TABLE a.b ADD CONSTRAINT c CHECK ((a > 0)) NOT VALID",
             "GRANT SELECT ON a.b TO r",
         ] {
             assert_eq!(stage(rest), Some(Stage::Rest), "{rest}");
         }
+    }
+
+    #[test]
+    fn policies_and_event_triggers_have_stages_of_their_own() {
+        for sql in [
+            "CREATE POLICY \"p q\" ON a.b AS RESTRICTIVE USING (true)",
+            "COMMENT ON POLICY p ON a.b IS 'x'",
+        ] {
+            assert_eq!(classify(sql).stage(), Some(Stage::Policies), "{sql}");
+        }
+        for sql in [
+            "CREATE EVENT TRIGGER e ON ddl_command_start EXECUTE FUNCTION f()",
+            "ALTER EVENT TRIGGER e OWNER TO bob",
+            "ALTER EVENT TRIGGER e DISABLE",
+            "COMMENT ON EVENT TRIGGER e IS 'x'",
+        ] {
+            assert_eq!(classify(sql).stage(), Some(Stage::EventTriggers), "{sql}");
+        }
+    }
+
+    #[test]
+    fn what_rows_and_replication_need_is_told_apart() {
+        let t = || table("a", "b");
+        for (sql, class) in [
+            (
+                "CREATE TABLE a.b (\n x integer)",
+                Class::Table { table: t() },
+            ),
+            ("CREATE UNLOGGED TABLE a.b ()", Class::Table { table: t() }),
+            (
+                "CREATE FOREIGN TABLE a.b () SERVER s",
+                Class::Table { table: t() },
+            ),
+            (
+                "ALTER TABLE ONLY a.b ATTACH PARTITION a.c DEFAULT",
+                Class::Attach,
+            ),
+            (
+                "ALTER TABLE a.b ENABLE ROW LEVEL SECURITY",
+                Class::RowSecurity,
+            ),
+            (
+                "ALTER TABLE ONLY a.b FORCE ROW LEVEL SECURITY",
+                Class::RowSecurity,
+            ),
+            (
+                "ALTER TABLE ONLY a.b REPLICA IDENTITY USING INDEX \"I\"",
+                Class::Identity {
+                    table: t(),
+                    index: "I".to_owned(),
+                },
+            ),
+        ] {
+            assert_eq!(classify(sql), class, "{sql}");
+        }
+        assert!(is_primary_key(
+            "ALTER TABLE ONLY a.b\n    ADD CONSTRAINT k PRIMARY KEY (x)"
+        ));
+        assert!(!is_primary_key(
+            "ALTER TABLE ONLY a.b ADD CONSTRAINT k UNIQUE (x)"
+        ));
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub(crate) enum InitCommand {
     Cancel(CancelArgs),
     /// Make a slot on the source that holds changes from now on, before a backup of it is taken
     Prepare(PrepareArgs),
+    /// Try again what could not be made on a node: its missing objects
+    Rebuild(RebuildArgs),
     /// Let a node whose rows were restored from a backup go on by replication
     Complete(CompleteArgs),
 }
@@ -182,6 +184,14 @@ pub(crate) struct CancelArgs {
     /// Don't ask
     #[arg(long, short)]
     pub(crate) yes: bool,
+}
+
+/// `init rebuild`.
+#[derive(Debug, Args)]
+pub(crate) struct RebuildArgs {
+    /// The node that lacks them
+    #[arg(long, value_name = "TARGET")]
+    pub(crate) node: NodeId,
 }
 
 /// `init TARGET... --from SOURCE`.

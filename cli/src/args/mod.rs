@@ -14,7 +14,7 @@ use steep_protocol::NodeId;
 
 pub(crate) use init::{
     CancelArgs, CompleteArgs, InitArgs, InitCommand, JobChoices, PrepareArgs, ProgressArgs,
-    SchemaChoice, StartArgs,
+    RebuildArgs, SchemaChoice, StartArgs,
 };
 pub(crate) use schema::{CaptureArgs, CompareArgs, DiffArgs, ExportArgs, SchemaCommand, Side};
 

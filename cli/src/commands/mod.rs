@@ -71,6 +71,9 @@ async fn execute(cli: Cli, terminal: Terminal) -> Result<u8, Failure> {
             Some(InitCommand::Prepare(args)) => {
                 interruptible(init::prepare::run(args, &context)).await
             }
+            Some(InitCommand::Rebuild(args)) => {
+                interruptible(init::rebuild::run(args, &context)).await
+            }
             Some(InitCommand::Complete(args)) => init::complete::run(args, &context).await,
         },
         Command::Nodes => interruptible(nodes::all(&context)).await,

@@ -1,13 +1,14 @@
 //! `steep-repl nodes` and `steep-repl status`.
 
+use steep_protocol::message::agent::MissingObjects;
 use steep_protocol::message::api::{ApiReply, ApiRequest, NodeView, ProgressView};
 use steep_protocol::{FaultKind, NodeId};
 
 use super::Context;
-use super::init::prepare;
+use super::init::{prepare, rebuild};
 use crate::client::Client;
 use crate::failure::{self, Failure};
-use crate::render::{json, nodes, progress, report};
+use crate::render::{json, missing, nodes, progress, report};
 use crate::terminal::{print, print_folded, print_line};
 
 /// Every node.
@@ -40,6 +41,11 @@ pub(super) async fn status(node: Option<NodeId>, context: &Context) -> Result<u8
         } else {
             Vec::new()
         };
+        let lacks = if node.is_some() && view.missing_objects > 0 {
+            rebuild::of(&client, &view.node_id).await?
+        } else {
+            MissingObjects::default()
+        };
         if context.terminal.json && node.is_some() {
             let job = job.as_ref().map(json::Progress::from);
             let prepared_slots = prepared.iter().map(json::PreparedSlotView::from).collect();
@@ -47,12 +53,14 @@ pub(super) async fn status(node: Option<NodeId>, context: &Context) -> Result<u8
                 node: view,
                 job,
                 prepared_slots,
+                missing: &lacks.findings,
             }));
         }
         if !text.is_empty() {
             text.push('\n');
         }
         text.push_str(&nodes::status(view, &prepared, paint));
+        text.push_str(&missing::list(&lacks, paint));
         if let Some(job) = job.filter(|_| node.is_some()) {
             text.push_str(&format!("\n{}", progress::block(&job, paint)));
         }

@@ -79,6 +79,8 @@ async fn lines(client: &Client, last: &mut u64) -> Result<(), Broken> {
             | ApiReply::Captured { .. }
             | ApiReply::Job(_)
             | ApiReply::Prepared(_)
+            | ApiReply::Missing(_)
+            | ApiReply::Rebuilt(_)
             | ApiReply::End
             | ApiReply::Fault(_) => {}
         }

@@ -207,6 +207,8 @@ impl<'a> Follower<'a> {
             | ApiReply::Captured { .. }
             | ApiReply::Job(_)
             | ApiReply::Prepared(_)
+            | ApiReply::Missing(_)
+            | ApiReply::Rebuilt(_)
             | ApiReply::End
             | ApiReply::Fault(_) => {}
         }

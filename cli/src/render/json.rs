@@ -21,7 +21,7 @@ use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState, Phase};
 use super::findings;
 
 /// Fields of events that are numbers, as docs/logs.md has them.
-const NUMERIC: [&str; 10] = [
+const NUMERIC: [&str; 12] = [
     "rows_copied",
     "bytes_copied",
     "duration_ms",
@@ -32,6 +32,8 @@ const NUMERIC: [&str; 10] = [
     "commands",
     "answers",
     "interrupted",
+    "made",
+    "missing",
 ];
 
 /// One line, without its end.
@@ -56,6 +58,8 @@ pub(crate) struct Status<'a> {
     pub(crate) job: Option<Progress<'a>>,
     /// Slots that are prepared on it.
     pub(crate) prepared_slots: Vec<PreparedSlotView<'a>>,
+    /// What it lacks of its source's schema.
+    pub(crate) missing: &'a [Finding],
 }
 
 /// A slot that is prepared on a node.

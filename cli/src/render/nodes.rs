@@ -5,7 +5,7 @@ use steep_protocol::message::api::NodeView;
 use steep_protocol::message::handover::PreparedSlot;
 
 use super::table::{pairs, table};
-use super::{Paint, clean, prepared};
+use super::{Paint, clean, missing, prepared};
 use crate::units;
 
 /// Every node, a line each; errors below.
@@ -43,6 +43,10 @@ pub(crate) fn nodes(nodes: &[NodeView], paint: Paint) -> String {
         for error in node.error_message.iter().chain(&node.postgres_error) {
             let error = clean(error);
             text.push_str(&format!("{}: {}\n", node.node_id, paint.red(&error)));
+        }
+        if node.missing_objects > 0 {
+            let line = missing::line(&node.node_id, node.missing_objects, paint);
+            text.push_str(&format!("{}: {line}\n", node.node_id));
         }
     }
     text
@@ -93,6 +97,10 @@ pub(crate) fn status(node: &NodeView, slots: &[PreparedSlot], paint: Paint) -> S
     }
     if let Some(held) = node.wal_held_bytes {
         lines.push(("WAL held", format!("{} on the source", units::size(held))));
+    }
+    if node.missing_objects > 0 {
+        let line = missing::line(&node.node_id, node.missing_objects, paint);
+        lines.push(("missing", line));
     }
     for slot in slots {
         lines.push(("prepared", prepared::line(slot, paint)));

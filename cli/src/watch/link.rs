@@ -201,6 +201,8 @@ impl Talker {
             | ApiReply::Schema(_)
             | ApiReply::Captured { .. }
             | ApiReply::Prepared(_)
+            | ApiReply::Missing(_)
+            | ApiReply::Rebuilt(_)
             | ApiReply::End
             | ApiReply::Fault(_) => return Ok(()),
         };

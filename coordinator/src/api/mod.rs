@@ -209,6 +209,17 @@ impl Stream {
                 self.prepared(node.clone(), Question::Prepared { node })
                     .await?;
             }
+            ApiRequest::Missing { node } => {
+                if let Answer::Missing(missing) = self.ask(Question::Missing { node }).await? {
+                    self.sender.send(&ApiReply::Missing(missing)).await?;
+                }
+            }
+            ApiRequest::Rebuild { node } => {
+                let question = Question::Rebuild { node, operator };
+                if let Answer::Rebuilt(rebuilt) = self.ask(question).await? {
+                    self.sender.send(&ApiReply::Rebuilt(rebuilt)).await?;
+                }
+            }
             ApiRequest::Complete(spec) => {
                 self.begin(Question::Complete { spec, operator }).await?;
             }

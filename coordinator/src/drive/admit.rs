@@ -81,6 +81,7 @@ impl<S: Store> Driver<S> {
     /// Whether a job may begin, from what the nodes are. Preflight looks at the servers later.
     pub(super) fn check_init(&self, spec: &JobSpec) -> Result<(), Fault> {
         self.check_target(&spec.target, &spec.source)?;
+        self.check_rebuilding(&spec.target)?;
         let source = &spec.source;
         if !self.may_be_source(source) {
             let text = format!("it is {} and cannot be a source", self.state_of(source));

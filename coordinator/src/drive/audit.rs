@@ -105,6 +105,15 @@ impl Wish {
         }
     }
 
+    pub(super) fn rebuild(node: &NodeId) -> Self {
+        Self {
+            action: "init.rebuild",
+            node: node.clone(),
+            source: None,
+            arguments: Vec::new(),
+        }
+    }
+
     pub(super) fn capture(node: &NodeId, peer: Option<&NodeId>) -> Self {
         let peer_argument = peer.map(|peer| ("peer".to_owned(), peer.to_string()));
         Self {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use steep_protocol::message::agent::CoordinatorMessage;
+use steep_protocol::message::agent::{CoordinatorMessage, MissingObjects};
 use steep_protocol::message::facts::{Finding, Severity};
 use steep_protocol::message::job::SchemaMode;
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeState, Phase};
@@ -43,6 +43,7 @@ impl<S: Store> Driver<S> {
                 self.phase_completed(id, phase, millis, now);
             }
             Effect::Found(findings) => self.found(id, &findings, now),
+            Effect::Missing(missing) => self.job_misses(id, missing),
             Effect::CleanupFailed { side, why } => self.cleanup_failed(id, side, &why, now),
             Effect::Finished(finish) => self.finished(id, finish, now),
             Effect::Closed => self.closed(id, now),
@@ -101,6 +102,7 @@ impl<S: Store> Driver<S> {
                 record.init_started_at = Some(accepted_at);
                 record.error_message = None;
                 record.lost = None;
+                record.missing = MissingObjects::default();
             }
             NodeState::Synchronized => {
                 record.init_completed_at = Some(now);
@@ -116,6 +118,7 @@ impl<S: Store> Driver<S> {
                 record.source = None;
                 record.error_message = None;
                 record.lost = None;
+                record.missing = MissingObjects::default();
             }
             NodeState::Copying
             | NodeState::CatchingUp

@@ -27,6 +27,9 @@ const ERRAND_LIMIT: Duration = Duration::from_secs(120);
 /// first.
 const PREPARE_LIMIT: Duration = Duration::from_secs(600);
 
+/// How long missing objects may take: indexes of large tables are among them.
+const REBUILD_LIMIT: Duration = Duration::from_secs(24 * 3600);
+
 /// Errands at once.
 const ERRANDS_MAX: usize = 64;
 
@@ -70,6 +73,8 @@ pub(super) enum Purpose {
     Prepare(Vec<Finding>, Reply),
     /// The source drops a prepared slot.
     DropPrepared(Reply),
+    /// The node tries again what could not be made.
+    Rebuild(Reply),
 }
 
 /// A node and what it is compared with.
@@ -174,8 +179,18 @@ impl<S: Store> Driver<S> {
         Err(Fault::new(FaultKind::Failed, text).retry(Retry::Backoff))
     }
 
-    fn begin_errand(&mut self, on: &NodeId, command: Command, purpose: Purpose, now: Timestamp) {
+    pub(super) fn begin_errand(
+        &mut self,
+        on: &NodeId,
+        command: Command,
+        purpose: Purpose,
+        now: Timestamp,
+    ) {
         let first = self.take_commands(COMMANDS);
+        let limit = match purpose {
+            Purpose::Rebuild(_) => REBUILD_LIMIT,
+            _ => ERRAND_LIMIT,
+        };
         let errand = Errand {
             job: self.new_job_id(),
             next: first,
@@ -183,7 +198,7 @@ impl<S: Store> Driver<S> {
             command: CommandId(first),
             purpose,
             replication: None,
-            give_up: after(now, ERRAND_LIMIT),
+            give_up: after(now, limit),
         };
         self.start_errand(errand, on, command);
     }
@@ -222,6 +237,13 @@ impl<S: Store> Driver<S> {
         errand.on = on.clone();
         let message = addressed(id, errand.job, errand.replication.clone(), command);
         self.send(on, message);
+    }
+
+    /// Whether that node tries again what could not be made.
+    pub(super) fn is_rebuilding(&self, node: &NodeId) -> bool {
+        let own =
+            |errand: &Errand| matches!(errand.purpose, Purpose::Rebuild(_)) && errand.on == *node;
+        self.errands.iter().any(own)
     }
 
     /// Whether that command is an errand's.
@@ -298,6 +320,9 @@ impl<S: Store> Driver<S> {
                 let slots = vec![*slot];
                 return self.answer(reply, Ok(Answer::Prepared { findings, slots }));
             }
+            (Purpose::Rebuild(reply), Outcome::Rebuilt(rebuilt)) => {
+                return self.rebuilt(&errand.on, rebuilt, reply, now);
+            }
             (Purpose::DropPrepared(reply), Outcome::Done) => {
                 if let Some(replication) = &errand.replication {
                     self.slot_dropped(&errand.on, &replication.slot);
@@ -333,7 +358,8 @@ impl<S: Store> Driver<S> {
             | Purpose::Capture { .. }
             | Purpose::LookBeforePrepare(..)
             | Purpose::Prepare(..)
-            | Purpose::DropPrepared(_) => return,
+            | Purpose::DropPrepared(_)
+            | Purpose::Rebuild(_) => return,
         };
         errand.purpose = purpose;
         self.errand_send(&mut errand, &on, command);
@@ -365,7 +391,8 @@ impl<S: Store> Driver<S> {
             | Purpose::Compare(_, After::Captured { reply, .. })
             | Purpose::LookBeforePrepare(_, reply)
             | Purpose::Prepare(_, reply)
-            | Purpose::DropPrepared(reply) => self.answer(reply, Err(fault)),
+            | Purpose::DropPrepared(reply)
+            | Purpose::Rebuild(reply) => self.answer(reply, Err(fault)),
             Purpose::Admit(pair, After::Drift { .. })
             | Purpose::Compare(pair, After::Drift { .. }) => {
                 Self::comparison_failed(&pair.node, &fault);
@@ -383,7 +410,14 @@ impl<S: Store> Driver<S> {
                      pg_stat_activity for old ones, end them, then try again",
                 ),
                 Purpose::LookBeforePrepare(..) | Purpose::DropPrepared(_) => (PREPARE_LIMIT, ""),
-                _ => (ERRAND_LIMIT, ""),
+                Purpose::Rebuild(_) => (
+                    REBUILD_LIMIT,
+                    "run steep-repl init rebuild again: what was made stays made",
+                ),
+                Purpose::Describe(_)
+                | Purpose::Capture { .. }
+                | Purpose::Admit(..)
+                | Purpose::Compare(..) => (ERRAND_LIMIT, ""),
             };
             let text = format!("the agent did not answer within {} s", limit.as_secs());
             let fault = Fault::new(FaultKind::Timeout, text)

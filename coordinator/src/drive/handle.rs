@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use steep_protocol::message::agent::{AgentMessage, Registration};
+use steep_protocol::message::agent::{AgentMessage, MissingObjects, Rebuilt, Registration};
 use steep_protocol::message::api::{
     AuditView, EndView, EventView, JobView, NodeView, ProgressView,
 };
@@ -112,6 +112,18 @@ pub enum Question {
         node: NodeId,
         /// What becomes of the rows.
         data: CancelledData,
+        /// Who asks.
+        operator: Operator,
+    },
+    /// What a node lacks of its source's schema.
+    Missing {
+        /// The node.
+        node: NodeId,
+    },
+    /// Have a node try again what could not be made.
+    Rebuild {
+        /// The node.
+        node: NodeId,
         /// Who asks.
         operator: Operator,
     },
@@ -234,6 +246,10 @@ pub enum Answer {
     },
     /// A job in full; `None` where there is none, or it is the one that was seen.
     Job(Option<Box<JobView>>),
+    /// What a node lacks.
+    Missing(MissingObjects),
+    /// What a rebuild came to.
+    Rebuilt(Rebuilt),
     /// How a job ended; `None` where none has.
     Report(Option<Box<EndView>>),
     /// Done.

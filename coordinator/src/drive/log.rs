@@ -165,6 +165,8 @@ macro_rules! trace_note {
                 .get("overall_progress")
                 .and_then(|p| p.parse::<f64>().ok()),
             statements = note.number("statements"),
+            made = note.number("made"),
+            missing = note.number("missing"),
             operator = note.get("operator"),
             method = note.get("method"),
             parallel = note.number("parallel"),

@@ -24,6 +24,7 @@ mod handle;
 mod handover;
 mod jobs;
 mod log;
+mod rebuild;
 mod requests;
 mod restore;
 mod span;

@@ -1,6 +1,7 @@
 //! Operators' questions.
 
 use jiff::Timestamp;
+use steep_protocol::message::agent::MissingObjects;
 use steep_protocol::message::job::{CancelledData, JobSpec, Method};
 use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState};
 
@@ -106,6 +107,13 @@ impl<S: Store> Driver<S> {
                 return;
             }
             Question::Alive => Ok(Answer::Done),
+            Question::Missing { node } => self
+                .known(&node)
+                .map(|_| Answer::Missing(self.nodes[&node].missing.clone())),
+            Question::Rebuild { node, operator } => {
+                self.rebuild(&node, &operator, reply, now);
+                return;
+            }
             Question::Capture {
                 node,
                 peer,
@@ -425,6 +433,7 @@ impl<S: Store> Driver<S> {
         record.state = to;
         record.source = None;
         record.error_message = None;
+        record.missing = MissingObjects::default();
         let record = record.clone();
         self.out.writes.push(Write::Node(record.clone()));
         let change = Note::info("init.state_change", format!("{node}: {state} to {to}"))

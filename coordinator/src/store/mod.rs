@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 pub use steep_protocol::limits::SAMPLES_MAX;
-use steep_protocol::message::agent::{PartDone, TableSummary};
+use steep_protocol::message::agent::{MissingObjects, PartDone, TableSummary};
 use steep_protocol::message::api::{AuditView, EndView, EventView, ProgressSample};
 use steep_protocol::message::schema::SchemaDifference;
 use steep_protocol::{ByteCount, JobId, NodeId, NodeState, RowCount, TableNo};
@@ -149,6 +149,8 @@ pub struct NodeRecord {
     /// Only a new job or a cancel takes it back.
     #[serde(default)]
     pub lost: Option<String>,
+    /// What it lacks of its source's schema, as its agent last said.
+    pub missing: MissingObjects,
 }
 
 /// How the columns of a synchronized node may differ from its source's.
@@ -190,6 +192,7 @@ impl NodeRecord {
             postgres_version: None,
             columns: Columns::Equal,
             lost: None,
+            missing: MissingObjects::default(),
         }
     }
 

@@ -4,6 +4,8 @@
 //! What something depends on stays, and so does what would not come back as it was: it costs time, not
 //! rows.
 
+use std::collections::HashSet;
+
 use steep_protocol::{Fault, TableName};
 use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
@@ -26,7 +28,7 @@ pub(super) async fn foreign_keys(
 ) -> Result<(), Fault> {
     let rows = found(conn, planned, FOREIGN_KEYS).await?;
     let mut aside = Aside::new(conn, task.job).await?;
-    let mut batches = Batches::new(conn, Strictness::Aside);
+    let mut batches = Batches::new(conn, task.job, Strictness::Aside);
     for row in &rows {
         let Some(deferred) = foreign_key(row) else {
             continue;
@@ -47,7 +49,7 @@ pub(super) async fn indexes(task: &Task, conn: &Conn, planned: &[Planned]) -> Re
         .filter(Tree::may_go)
         .partition(Tree::is_single);
     let mut aside = Aside::new(conn, task.job).await?;
-    let mut batches = Batches::new(conn, Strictness::Aside);
+    let mut batches = Batches::new(conn, task.job, Strictness::Aside);
     for tree in &single {
         let sql = format!("{};\n{}", aside.insert(&tree.deferred()), tree.root().drop);
         batches.add(Item::new(sql)).await?;
@@ -77,8 +79,13 @@ pub(super) async fn indexes(task: &Task, conn: &Conn, planned: &[Planned]) -> Re
     Ok(())
 }
 
-/// Materialised views that hold rows, to be filled again at the end.
-pub(super) async fn refreshes(task: &Task, conn: &Conn) -> Result<(), Fault> {
+/// Materialised views to be filled at the end: those that hold rows here, and of those that hold rows on
+/// the source (`filled`, as statements) all that are here too.
+pub(in crate::sink) async fn refreshes(
+    task: &Task,
+    conn: &Conn,
+    filled: Vec<(TableName, String)>,
+) -> Result<(), Fault> {
     let already =
         "SELECT EXISTS (SELECT FROM steep_repl.deferred_objects WHERE job = $1 AND stage = $2)";
     let stage = Stage::Refresh.code();
@@ -90,10 +97,24 @@ pub(super) async fn refreshes(task: &Task, conn: &Conn) -> Result<(), Fault> {
         return Ok(());
     }
     let mut aside = Aside::new(conn, task.job).await?;
+    let mut here = HashSet::new();
     for row in conn.rows(REFRESHES, &[]).await? {
         let view: &str = row.get(0);
         let sql = format!("REFRESH MATERIALIZED VIEW {view}");
         aside.store(said(Stage::Refresh, sql)).await?;
+        here.extend(table(&row, 1));
+    }
+    let is_view =
+        "SELECT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass($1) AND relkind = 'm')";
+    for (view, sql) in filled {
+        let wanted = !here.contains(&view)
+            && conn
+                .row(is_view, &[&view.quoted()])
+                .await?
+                .get::<_, bool>(0);
+        if wanted {
+            aside.store(said(Stage::Refresh, sql)).await?;
+        }
     }
     aside.finish().await
 }

@@ -6,6 +6,8 @@ mod aside;
 mod queries;
 mod trees;
 
+pub(super) use aside::refreshes as store_refreshes;
+
 use std::collections::BTreeMap;
 
 use steep_protocol::limits::LISTED_MAX;
@@ -53,7 +55,6 @@ pub(super) async fn make_ready(
     }
     if request.indexes == IndexTiming::Deferred {
         aside::indexes(task, conn, &planned).await?;
-        aside::refreshes(task, conn).await?;
     }
     Ok(())
 }

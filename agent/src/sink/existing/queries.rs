@@ -117,7 +117,7 @@ pub(super) const REFRESHES: &str = "WITH RECURSIVE reads AS (
         UNION SELECT reads.reader, depth.level + 1
         FROM depth JOIN reads ON reads.read = depth.view WHERE depth.level < 100
     )
-    SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c
+    SELECT format('%I.%I', n.nspname, c.relname), n.nspname::text, c.relname::text FROM pg_class c
     JOIN pg_namespace n ON n.oid = c.relnamespace
     JOIN depth ON depth.view = c.oid
     WHERE c.relkind = 'm' AND c.relispopulated

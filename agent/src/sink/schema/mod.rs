@@ -25,7 +25,7 @@ struct Version {
 }
 
 /// One script per version; the first is number 1 in `schema_version`.
-const VERSIONS: [Version; 2] = [
+const VERSIONS: [Version; 3] = [
     Version {
         name: "1.0",
         script: include_str!("../../../../extension/steep_repl--1.0.sql"),
@@ -33,6 +33,10 @@ const VERSIONS: [Version; 2] = [
     Version {
         name: "1.1",
         script: include_str!("../../../../extension/steep_repl--1.0--1.1.sql"),
+    },
+    Version {
+        name: "1.2",
+        script: include_str!("../../../../extension/steep_repl--1.1--1.2.sql"),
     },
 ];
 

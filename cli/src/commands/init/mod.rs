@@ -6,5 +6,6 @@ pub(super) mod complete;
 mod plan;
 pub(super) mod prepare;
 pub(super) mod progress;
+pub(super) mod rebuild;
 pub(super) mod start;
 mod wanted;

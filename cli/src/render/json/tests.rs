@@ -23,6 +23,7 @@ fn a_node_has_the_keys_of_the_contract_first() {
             node: &node,
             job: None,
             prepared_slots: Vec::new(),
+            missing: &[],
         }),
     ] {
         assert_eq!(keys(&text)[..contract.len()], contract);

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use jiff::SignedDuration;
 use steep_protocol::message::agent::{
-    AgentMessage, Command, CoordinatorMessage, Observed, Outcome, PartDone, Registration,
-    ReplicatedDigest, SlotStatus, SubscriptionStatus, TableSummary,
+    AgentMessage, Command, CoordinatorMessage, MissingObjects, Observed, Outcome, PartDone,
+    Rebuilt, Registration, ReplicatedDigest, SlotStatus, SubscriptionStatus, TableSummary,
 };
 use steep_protocol::message::api::{EndView, EventView, NodeView, ProgressView};
 use steep_protocol::message::facts::{Finding, SourceFacts};
@@ -73,6 +73,8 @@ pub(super) struct World {
     skipped: SignedDuration,
     /// What comparing schemas comes to.
     pub(super) review: SchemaReview,
+    /// What every target lacks.
+    pub(super) missing: MissingObjects,
 }
 
 impl World {
@@ -85,6 +87,7 @@ impl World {
             sessions: 0,
             skipped: SignedDuration::ZERO,
             review: SchemaReview::default(),
+            missing: MissingObjects::default(),
         };
         for name in nodes {
             world.join(name);
@@ -100,6 +103,7 @@ impl World {
             sessions,
             skipped,
             review,
+            missing,
             ..
         } = self;
         drop(driver);
@@ -114,6 +118,7 @@ impl World {
             sessions,
             skipped: SignedDuration::ZERO,
             review,
+            missing,
         };
         world.skip(skipped.as_secs());
         world
@@ -329,8 +334,15 @@ impl World {
             Command::PrepareTarget { .. }
             | Command::MatchSchema { .. }
             | Command::BuildIndexes { .. }
-            | Command::BuildConstraints { .. }
-            | Command::Finish { .. } => Outcome::Warned(Vec::new()),
+            | Command::BuildConstraints { .. } => Outcome::Warned(Vec::new()),
+            Command::Finish { .. } => Outcome::Finished {
+                findings: Vec::new(),
+                missing: self.missing.clone(),
+            },
+            Command::RebuildMissing => Outcome::Rebuilt(Rebuilt {
+                made: 1,
+                missing: self.missing.clone(),
+            }),
             Command::CleanupSource { .. } | Command::CloseSnapshot => {
                 self.agent(name).snapshots.remove(&job);
                 Outcome::Done

@@ -5,6 +5,7 @@
 //! is back; the other side never waits for it, nor for long where it is there and cannot be cleaned,
 //! least of all the source, whose disk is at stake (G5).
 
+use steep_protocol::message::agent::Outcome;
 use steep_protocol::message::job::CancelledData;
 use steep_protocol::{Fault, FaultKind, Phase, Retry};
 
@@ -85,7 +86,17 @@ impl Turn {
         match event {
             JobEvent::Begin => return Err(Refused::Begun),
             JobEvent::Ended { id, outcome, .. } => match self.take(id) {
-                Some(work) if work.is_cleanup() => self.cleaned(work.side(), outcome.err()),
+                Some(work) if work.is_cleanup() => {
+                    let fault = match *outcome {
+                        Ok(Outcome::Warned(findings)) => {
+                            self.warn(findings);
+                            None
+                        }
+                        Ok(_) => None,
+                        Err(fault) => Some(fault),
+                    };
+                    self.cleaned(work.side(), fault);
+                }
                 Some(_) | None => {}
             },
             JobEvent::Up {

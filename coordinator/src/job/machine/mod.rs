@@ -19,7 +19,7 @@ mod tests;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use steep_protocol::message::agent::Outcome;
+use steep_protocol::message::agent::{MissingObjects, Outcome};
 use steep_protocol::message::facts::Finding;
 use steep_protocol::message::job::CancelledData;
 use steep_protocol::{CommandId, Fault, Phase};
@@ -179,6 +179,8 @@ pub enum Effect {
     },
     /// Something a person should know was found.
     Found(Vec<Finding>),
+    /// What the target lacks, now that everything was tried.
+    Missing(MissingObjects),
     /// What the job made on that side could not be removed.
     CleanupFailed {
         /// Which side.

@@ -110,6 +110,11 @@ impl Turn {
             (Work::Subscribe, Outcome::Subscribed { sync_slots }) => {
                 self.job.sync_slots = Some(sync_slots);
             }
+            (Work::Finish, Outcome::Finished { findings, missing }) => {
+                self.warn(findings);
+                self.warn(missing.findings.clone());
+                self.effects.push(Effect::Missing(missing));
+            }
             (Work::Regrant, _) => {}
             (_, Outcome::Warned(findings)) => self.warn(findings),
             (_, Outcome::Done | Outcome::FencePassed { .. } | Outcome::Totals { .. }) => {}
@@ -123,7 +128,9 @@ impl Turn {
                 | Outcome::Reviewed(_)
                 | Outcome::SlotPrepared(_)
                 | Outcome::HandoverFacts(_)
-                | Outcome::Subscribed { .. },
+                | Outcome::Subscribed { .. }
+                | Outcome::Finished { .. }
+                | Outcome::Rebuilt(_),
             ) => return self.fail(self.misunderstood(work)),
         }
         if self.missing(work) {
@@ -235,7 +242,7 @@ impl Turn {
     }
 
     /// Keeps findings with the job, up to the limit, and records them all.
-    fn warn(&mut self, findings: Vec<Finding>) {
+    pub(super) fn warn(&mut self, findings: Vec<Finding>) {
         if findings.is_empty() {
             return;
         }

@@ -4,6 +4,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::agent::{MissingObjects, Rebuilt};
 use super::facts::Finding;
 use super::handover::{CompleteSpec, PrepareSpec, PreparedSlot, SlotName};
 use super::job::CancelledData;
@@ -111,6 +112,16 @@ pub enum ApiRequest {
         /// The node.
         node: NodeId,
     },
+    /// [`ApiReply::Missing`]: what a node lacks of its source's schema.
+    Missing {
+        /// The node.
+        node: NodeId,
+    },
+    /// [`ApiReply::Rebuilt`] once the node has tried again what could not be made.
+    Rebuild {
+        /// The node.
+        node: NodeId,
+    },
 }
 
 /// What the coordinator answers.
@@ -153,6 +164,10 @@ pub enum ApiReply {
     Job(Box<JobView>),
     /// Slots that are prepared on a node, by name.
     Prepared(Vec<PreparedSlot>),
+    /// What a node lacks.
+    Missing(MissingObjects),
+    /// What a rebuild came to.
+    Rebuilt(Rebuilt),
 }
 
 /// A node, as the CLI shows it.
@@ -184,6 +199,8 @@ pub struct NodeView {
     pub postgres_error: Option<String>,
     /// WAL its source keeps for it.
     pub wal_held_bytes: Option<u64>,
+    /// Statements of its source's schema that could not be run on it; [`ApiRequest::Missing`] gives more.
+    pub missing_objects: u64,
 }
 
 /// How far a job is. Sizes in bytes, times in UTC.

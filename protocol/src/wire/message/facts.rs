@@ -136,6 +136,8 @@ pub struct ServerFacts {
     pub extensions: Vec<(String, String)>,
     /// Seconds the server's clock is ahead of the agent's; within half the time of one query.
     pub clock_ahead_seconds: f64,
+    /// Event triggers that fire on what a session of the agent makes or drops.
+    pub event_triggers: Listed,
     /// How it was seen that something between the agent and the server hands one client's statements
     /// to different sessions or servers.
     pub pooled: Option<String>,

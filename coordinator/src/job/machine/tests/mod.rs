@@ -9,6 +9,7 @@ mod histories;
 use std::collections::HashMap;
 
 use jiff::SignedDuration;
+use steep_protocol::message::agent::MissingObjects;
 use steep_protocol::message::facts::{Severity, SourceFacts};
 use steep_protocol::message::handover::{
     HandoverFacts, Replication, SchemaCheck, SlotFacts, SlotName, Used,
@@ -145,6 +146,7 @@ impl World {
             | Effect::PhaseStarted(_)
             | Effect::PhaseCompleted { .. }
             | Effect::Found(_)
+            | Effect::Missing(_)
             | Effect::CleanupFailed { .. } => {}
         }
     }
@@ -299,9 +301,13 @@ fn outcome_of(work: Work) -> Outcome {
             tables: 2,
             parts,
         },
-        Work::PrepareTarget | Work::BuildIndexes | Work::BuildConstraints | Work::Finish => {
+        Work::PrepareTarget | Work::BuildIndexes | Work::BuildConstraints => {
             Outcome::Warned(Vec::new())
         }
+        Work::Finish => Outcome::Finished {
+            findings: Vec::new(),
+            missing: MissingObjects::default(),
+        },
         Work::AwaitFence => Outcome::FencePassed { lsn: Lsn(6) },
         Work::ProveTarget | Work::ProveSource => Outcome::Totals { parts, rows, bytes },
         Work::Copy

@@ -345,6 +345,12 @@ fn each_oddity_of_the_source_is_its_own_finding() {
                 .push(("postgis".into(), "3.5".into()));
             w.target.user_tables = 3;
         }),
+        ("event_triggers", Warning, |w| {
+            w.source.server.event_triggers = some("log_ddl (sql_drop, ENABLE ALWAYS)");
+        }),
+        ("event_triggers", Warning, |w| {
+            w.target.server.event_triggers = some("guard (ddl_command_start, enabled)");
+        }),
         ("missing_role", Warning, |w| {
             w.source.roles.push("auditor".into());
         }),

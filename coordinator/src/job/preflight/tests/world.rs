@@ -64,6 +64,7 @@ pub(super) fn healthy_server(identity: &str) -> ServerFacts {
         ("max_wal_size", "1024"),
     ];
     ServerFacts {
+        event_triggers: Default::default(),
         version: 180_001,
         database_identity: identity.to_owned(),
         database: "shop".to_owned(),

@@ -213,6 +213,8 @@ pub enum Command {
         /// Whether there is anything to do at all.
         check: SchemaCheck,
     },
+    /// Target: try again what could not be made, whichever job it was.
+    RebuildMissing,
 }
 
 impl Command {
@@ -250,6 +252,7 @@ impl Command {
             Self::TakeSlot { .. } => "take_slot",
             Self::ReturnSlot { .. } => "return_slot",
             Self::MatchSchema { .. } => "match_schema",
+            Self::RebuildMissing => "rebuild_missing",
         }
     }
 }
@@ -342,4 +345,32 @@ pub enum Outcome {
         /// The slots it makes for that.
         sync_slots: SyncSlots,
     },
+    /// Of [`Command::Finish`].
+    Finished {
+        /// What was not as it should be.
+        findings: Vec<Finding>,
+        /// What the target lacks.
+        missing: MissingObjects,
+    },
+    /// Of [`Command::RebuildMissing`].
+    Rebuilt(Rebuilt),
+}
+
+/// What a node lacks of its source's schema, because it could not be made there.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct MissingObjects {
+    /// How many statements that is.
+    pub total: u64,
+    /// One for each object, and one for each role whose owners and privileges are missing; at most
+    /// twice [`crate::limits::LISTED_MAX`] and one that says how many there are more.
+    pub findings: Vec<Finding>,
+}
+
+/// What a rebuild came to.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Rebuilt {
+    /// Statements that worked this time.
+    pub made: u64,
+    /// What is still missing.
+    pub missing: MissingObjects,
 }

@@ -11,7 +11,9 @@ mod progress;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::command::{Command, Export, IndexTiming, Outcome, PeerAddress, SubscriptionStart};
+pub use self::command::{
+    Command, Export, IndexTiming, MissingObjects, Outcome, PeerAddress, Rebuilt, SubscriptionStart,
+};
 pub use self::mirror::{MirrorProgress, MirrorRow};
 pub use self::observed::{Observed, ReplicatedDigest, SlotStatus, SubscriptionStatus};
 pub use self::progress::{
