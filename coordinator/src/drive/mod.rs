@@ -23,6 +23,7 @@ mod gauges;
 mod handle;
 mod handover;
 mod jobs;
+mod locks;
 mod log;
 mod requests;
 mod restore;
@@ -51,6 +52,7 @@ pub use handle::{
 };
 
 use crate::admission::Admission;
+use crate::job::locks::JobLocks;
 use crate::job::machine::{Parting, Rules};
 use crate::job::moment::after;
 use crate::job::progress::Meter;
@@ -87,6 +89,7 @@ struct Live {
     job: Job,
     tally: Tally,
     vigil: Vigil,
+    locks: JobLocks,
     meter: Meter,
     feed: watch::Sender<Feed>,
     /// Who looks at it in full.

@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 
 pub use self::command::{Command, Export, IndexTiming, Outcome, PeerAddress, SubscriptionStart};
 pub use self::mirror::{MirrorProgress, MirrorRow};
-pub use self::observed::{Observed, ReplicatedDigest, SlotStatus, SubscriptionStatus};
+pub use self::observed::{
+    LockConflict, LockRole, Observed, ReplicatedDigest, SlotStatus, SubscriptionStatus,
+};
 pub use self::progress::{
     PartDone, PartProgress, ProgressReport, TableSummary, WorkProgress, WorkUnit,
 };
