@@ -31,16 +31,12 @@ impl<S: Store> Driver<S> {
             };
             for lock in live.locks.observe(&live.job, side, &agent.observed) {
                 let text = sentence(&lock, &live.job.spec);
-                let event = match lock.role {
-                    LockRole::BlockedByUs => "lock.blocking",
-                    LockRole::BlocksUs => "lock.waiting",
-                    LockRole::GaveWay => "lock.gave_way",
+                let note = match lock.role {
+                    LockRole::BlockedByUs => Note::warn("lock.blocking", text),
+                    LockRole::BlocksUs => Note::warn("lock.waiting", text),
+                    LockRole::GaveWay => Note::warn("lock.gave_way", text),
                 };
-                notes.push(
-                    Note::warn(event, text)
-                        .job(&live.job)
-                        .field("table", &lock.table),
-                );
+                notes.push(note.job(&live.job).field("table", &lock.table));
             }
         }
         for note in notes {

@@ -189,7 +189,7 @@ fn each_shortage_is_its_own_finding() {
             take(&mut w.source.server, "max_connections", 97, 90);
         }),
         ("connections", Warning, |w| {
-            take(&mut w.source.server, "max_connections", 97, 89);
+            take(&mut w.source.server, "max_connections", 97, 88);
         }),
         ("connections", Error, |w| {
             take(&mut w.target.server, "role_connection_limit", 5, 2);
