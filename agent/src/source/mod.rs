@@ -6,9 +6,9 @@
 //! `schema`. `jobs` is who may ask for which. `prepared` makes slots for nodes whose rows come from a
 //! backup, and `notes` remembers them.
 //!
-//! Invariants: every table copied is published, and the other way round, at one LSN; the tables
-//! cannot be rewritten, truncated or dropped while the snapshot is held; nothing here writes to a
-//! user's table.
+//! Invariants: every table copied is published, and the other way round, at one LSN; a table that was
+//! rewritten, truncated, dropped or altered since is not read (`table_state`); no session of ours waits
+//! in a lock's queue for more than a moment; nothing here writes to a user's table.
 
 mod copy_out;
 mod fence;
@@ -24,11 +24,16 @@ mod schema;
 mod sequences;
 mod slot;
 mod snapshot;
+mod table_state;
 mod types;
+
+use std::sync::Arc;
 
 use steep_protocol::ByteCount;
 use steep_protocol::message::agent::Export;
 use steep_protocol::message::job::TableFilter;
+
+use crate::locks::LockBook;
 
 pub use copy_out::{CopyOut, read_part};
 pub use fence::await_fence;
@@ -54,4 +59,6 @@ pub struct OpenRequest {
     pub parallel: u8,
     /// Tables above this are split finely.
     pub large_table_threshold: ByteCount,
+    /// What is known of locks.
+    pub locks: Arc<LockBook>,
 }

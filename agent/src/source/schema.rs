@@ -3,25 +3,36 @@
 //! PostgreSQL's own tool knows every object of every version; we choose the binary, the section and
 //! what is left out. The password goes by the environment, which only its owner and root can read.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
 
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::peer::SchemaSection;
-use steep_protocol::{Fault, FaultKind, Identifier, NodeId, RowCount, TableName};
-use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::process::{Child, ChildStdout, Command};
-use tokio::task::JoinSet;
+use steep_protocol::{Fault, FaultKind, Identifier, JobId, NodeId, RowCount, TableName};
+use tokio::fs::File;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt};
+use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
+use tracing::info;
 
 use crate::chunk::{PartReader, ReadStep};
+use crate::locks::LockBook;
 use crate::pg::Conninfo;
 
 /// How much of `pg_dump`'s complaints is kept: its end, where the error is.
 const COMPLAINTS_MAX: usize = 4 * 1024;
 
-/// How long `pg_dump` waits for a lock that the snapshot's holder does not have already.
-const LOCK_WAIT: &str = "10s";
+/// How long `pg_dump` waits for a lock while it holds those of other tables; then it begins again.
+const LOCK_WAIT: &str = "2s";
+
+/// Between two dumps that somebody's lock was in the way of.
+const LOCKED_PAUSE: Duration = Duration::from_secs(1);
+
+/// Names `pg_dump`'s session.
+const PURPOSE: &str = "schema";
 
 /// Where installations put their programs; a `*` stands for one directory's name.
 const PLACES: [&str; 5] = [
@@ -46,30 +57,25 @@ pub(super) struct Scope {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct DumpSource<'a> {
     pub(super) node: &'a NodeId,
+    pub(super) job: JobId,
+    pub(super) locks: &'a Arc<LockBook>,
     pub(super) conninfo: &'a Conninfo,
     pub(super) server_version: u32,
     pub(super) snapshot: Option<&'a str>,
     pub(super) scope: &'a Scope,
 }
 
-/// A dump under way: SQL text, UTF-8. Dropped before its end, it kills `pg_dump`.
+/// A dump: SQL text, UTF-8, complete. `pg_dump` is over and its locks are gone before the first byte is
+/// read: whoever reads makes tables meanwhile, and takes long.
 #[derive(Debug)]
 pub struct SchemaDump {
     node: NodeId,
     /// None where there is nothing to dump.
-    running: Option<Running>,
+    text: Option<File>,
     cancel: CancellationToken,
 }
 
-/// `pg_dump` at work.
-#[derive(Debug)]
-struct Running {
-    child: Child,
-    stdout: ChildStdout,
-    complaints: JoinSet<String>,
-}
-
-/// Starts `pg_dump`.
+/// Runs `pg_dump`, again where somebody's lock was in its way or it was in somebody's.
 pub(super) async fn start(
     source: DumpSource<'_>,
     section: SchemaSection,
@@ -79,7 +85,7 @@ pub(super) async fn start(
     if section == SchemaSection::ExtensionRows && source.scope.extension_tables.is_empty() {
         return Ok(SchemaDump {
             node: source.node.clone(),
-            running: None,
+            text: None,
             cancel,
         });
     }
@@ -89,98 +95,119 @@ pub(super) async fn start(
              or name their directory in STEEP_PG_BIN",
         )
     })?;
+    // The watch names whoever is in the way, and whom the dump is in the way of.
+    let _attended = source.locks.attend();
+    source.locks.hindered(source.job, PURPOSE);
+    loop {
+        let run = run(&source, &program, section);
+        let ended = tokio::select! {
+            ended = run => ended.map_err(failed)?,
+            () = cancel.cancelled() => return Err(cancelled(source.node)),
+        };
+        let complaints = match ended {
+            Ok(text) => {
+                return Ok(SchemaDump {
+                    node: source.node.clone(),
+                    text: Some(text),
+                    cancel,
+                });
+            }
+            Err(complaints) => complaints,
+        };
+        let Some(who) = source.locks.hindered(source.job, PURPOSE) else {
+            let hint = hint(source.node, &complaints);
+            return Err(failed(complaints).hint(hint));
+        };
+        info!(job_id = %source.job, "the schema is dumped again: a lock of {who} was in the way");
+        tokio::select! {
+            () = tokio::time::sleep(LOCKED_PAUSE) => {}
+            () = cancel.cancelled() => return Err(cancelled(source.node)),
+        }
+    }
+}
+
+/// One dump into a file without a name, or why there is none. Dropped, it kills `pg_dump`.
+async fn run(
+    source: &DumpSource<'_>,
+    program: &Program,
+    section: SchemaSection,
+) -> Result<Result<File, String>, String> {
+    let unusable = |error: io::Error| format!("no file for the schema can be made: {error}");
+    let file = tempfile::tempfile().map_err(unusable)?;
     let mut command = Command::new(&program.path);
     command
         .args(arguments(section, source.snapshot, source.scope))
         .arg("--dbname")
-        .arg(source.conninfo.libpq_without_password())
-        .env("PGAPPNAME", "steep-repl schema")
+        .arg(
+            source
+                .conninfo
+                .libpq_for(&format!("{PURPOSE} {}", source.job)),
+        )
         .env_remove("PGPASSWORD")
         .stdin(Stdio::null())
-        .stdout(Stdio::piped())
+        .stdout(file.try_clone().map_err(unusable)?)
         .stderr(Stdio::piped())
         .kill_on_drop(true);
     if let Some(password) = source.conninfo.password() {
         command.env("PGPASSWORD", password.expose());
     }
-    let mut child = command
-        .spawn()
-        .map_err(|error| failed(format!("cannot start {}: {error}", program.path.display())))?;
-    let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
-        return Err(failed("pg_dump was started without its pipes".to_owned()));
+    let started = command.spawn();
+    let mut child =
+        started.map_err(|error| format!("cannot start {}: {error}", program.path.display()))?;
+    let complaints = match child.stderr.take() {
+        Some(stderr) => last_of(stderr).await,
+        None => String::new(),
     };
-    let mut complaints = JoinSet::new();
-    complaints.spawn(last_of(stderr));
-    Ok(SchemaDump {
-        node: source.node.clone(),
-        running: Some(Running {
-            child,
-            stdout,
-            complaints,
-        }),
-        cancel,
-    })
+    let status = child.wait().await;
+    let status = status.map_err(|error| format!("pg_dump cannot be waited for: {error}"))?;
+    if !status.success() {
+        let complaints = complaints.trim().lines().collect::<Vec<_>>().join("; ");
+        return Ok(Err(format!("pg_dump failed ({status}): {complaints}")));
+    }
+    let mut text = File::from_std(file);
+    text.rewind().await.map_err(unusable)?;
+    Ok(Ok(text))
+}
+
+/// What to do about a dump that failed. PostgreSQL's own words may be of any language; names of settings
+/// are not.
+fn hint(node: &NodeId, complaints: &str) -> String {
+    if complaints.contains("max_locks_per_transaction") {
+        return format!(
+            "the lock table is full: on {node}, ALTER SYSTEM SET max_locks_per_transaction to a higher \
+             number (doctor says which), restart its PostgreSQL, then run init again"
+        );
+    }
+    "the agent's role must be able to read the whole schema that is to be copied; where a table was \
+     dropped or altered meanwhile, run init again"
+        .to_owned()
+}
+
+fn cancelled(node: &NodeId) -> Fault {
+    Fault::new(FaultKind::Cancelled, "the schema dump was cancelled").on(node)
 }
 
 impl PartReader for SchemaDump {
     async fn read(&mut self, into: &mut Vec<u8>, limit: usize) -> Result<ReadStep, Fault> {
-        let Some(running) = &mut self.running else {
+        let Some(file) = &mut self.text else {
             return Ok(ReadStep::End { rows: RowCount(0) });
         };
-        let reading = async {
-            while into.len() < limit {
-                let room = (limit - into.len()) as u64;
-                let read = (&mut running.stdout).take(room).read_buf(into).await;
-                if read.map_err(|error| format!("pg_dump cannot be read: {error}"))? == 0 {
-                    return Ok(Ended::Yes);
-                }
+        while into.len() < limit {
+            let room = (limit - into.len()) as u64;
+            let mut text = (&mut *file).take(room);
+            let read = tokio::select! {
+                read = text.read_buf(into) => read,
+                () = self.cancel.cancelled() => return Err(cancelled(&self.node)),
+            };
+            let read = read.map_err(|error| {
+                let text = format!("the schema that was dumped cannot be read: {error}");
+                Fault::new(FaultKind::Failed, text).on(&self.node)
+            })?;
+            if read == 0 {
+                return Ok(ReadStep::End { rows: RowCount(0) });
             }
-            Ok(Ended::No)
-        };
-        let ended: Result<Ended, String> = tokio::select! {
-            ended = reading => ended,
-            () = self.cancel.cancelled() => return Err(self.cancelled()),
-        };
-        match ended {
-            Ok(Ended::No) => Ok(ReadStep::More),
-            Ok(Ended::Yes) => self.finish().await,
-            Err(message) => Err(Fault::new(FaultKind::Failed, message).on(&self.node)),
         }
-    }
-}
-
-enum Ended {
-    Yes,
-    No,
-}
-
-impl SchemaDump {
-    /// Output is over: a dump that failed has the same end, so its exit status decides.
-    async fn finish(&mut self) -> Result<ReadStep, Fault> {
-        let failed = |message: String| Fault::new(FaultKind::Failed, message).on(&self.node);
-        let Some(running) = &mut self.running else {
-            return Ok(ReadStep::End { rows: RowCount(0) });
-        };
-        let status = tokio::select! {
-            status = running.child.wait() => status,
-            () = self.cancel.cancelled() => return Err(self.cancelled()),
-        };
-        let status =
-            status.map_err(|error| failed(format!("pg_dump cannot be waited for: {error}")))?;
-        if status.success() {
-            return Ok(ReadStep::End { rows: RowCount(0) });
-        }
-        let complaints = match running.complaints.join_next().await {
-            Some(Ok(text)) => text,
-            Some(Err(_)) | None => String::new(),
-        };
-        let complaints = complaints.trim().lines().collect::<Vec<_>>().join("; ");
-        Err(failed(format!("pg_dump failed ({status}): {complaints}"))
-            .hint("the agent's role must be able to read the whole schema that is to be copied"))
-    }
-
-    fn cancelled(&self) -> Fault {
-        Fault::new(FaultKind::Cancelled, "the schema dump was cancelled").on(&self.node)
+        Ok(ReadStep::More)
     }
 }
 
@@ -411,6 +438,16 @@ mod tests {
         );
         assert_eq!(major_of("pg_dump (PostgreSQL) 19devel"), Some(19));
         assert_eq!(major_of("something else"), None);
+    }
+
+    #[test]
+    fn a_full_lock_table_is_told_from_a_right_that_is_missing_in_any_language() {
+        let node = NodeId::parse("node_a").unwrap();
+        let full = "FEHLER: gemeinsamer Speicher; Sie müssen max_locks_per_transaction erhöhen";
+        assert!(
+            hint(&node, full).contains("on node_a, ALTER SYSTEM SET max_locks_per_transaction")
+        );
+        assert!(hint(&node, "permission denied").contains("read the whole schema"));
     }
 
     #[test]

@@ -189,7 +189,7 @@ fn each_shortage_is_its_own_finding() {
             take(&mut w.source.server, "max_connections", 97, 90);
         }),
         ("connections", Warning, |w| {
-            take(&mut w.source.server, "max_connections", 97, 89);
+            take(&mut w.source.server, "max_connections", 97, 88);
         }),
         ("connections", Error, |w| {
             take(&mut w.target.server, "role_connection_limit", 5, 2);
@@ -238,8 +238,8 @@ fn each_shortage_is_its_own_finding() {
             w.spec.method = Method::Native;
             take(&mut w.source.server, "max_replication_slots", 5, 1);
         }),
-        ("locks", Error, |w| w.source.tables = 20_000),
-        ("locks", Warning, |w| w.source.tables = 8_000),
+        ("locks", Error, |w| w.source.tables = 10_000),
+        ("locks", Warning, |w| w.source.tables = 6_000),
     ]);
 }
 
