@@ -10,6 +10,9 @@
 //! catalog of any size is read as a stream and kept as counts and bounded lists.
 
 mod content;
+mod features;
+mod filters;
+mod identity;
 mod link;
 mod loading;
 mod owner_code;

@@ -26,6 +26,7 @@ use super::listing::{self, Listing};
 use super::plan::{self, Plan, Splitting};
 use super::pool::Pool;
 use super::schema::{self, SchemaDump, Scope};
+use super::selection::Selection;
 use super::types::Types;
 use super::{OpenRequest, publication, slot};
 use crate::pg::catalog::read_extension_tables;
@@ -173,6 +174,9 @@ async fn attempt_open(
     let plan = make_plan(task, request, admin, &listing, &names).await?;
     let of_extensions = read_extension_tables(admin).await;
     let of_extensions = of_extensions.map_err(|error| error.to_fault(&task.node))?;
+    let selection = Selection::load(catalog, &request.filter, &listing.partitions)
+        .await
+        .map_err(fault)?;
     info!(job_id = %task.job, %lsn, tables = plan.tables.len(), parts = plan.parts, "source opened");
     Ok(Attempt::Open(Box::new(OpenSnapshot {
         node: task.node.clone(),
@@ -189,6 +193,7 @@ async fn attempt_open(
                 .map(|table| table.name)
                 .filter(|name| request.filter.admits(name))
                 .collect(),
+            selection,
         },
         held: Mutex::new(held),
         read: Mutex::new(BTreeMap::new()),

@@ -3,8 +3,10 @@
 //! PostgreSQL's own tool knows every object of every version; we choose the binary, the section and
 //! what is left out. The password goes by the environment, which only its owner and root can read.
 
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+mod program;
+
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
 
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::peer::SchemaSection;
@@ -14,6 +16,9 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub use program::pg_dump_major;
+
+use super::selection::{ListFile, Selection};
 use crate::chunk::{PartReader, ReadStep};
 use crate::pg::Conninfo;
 
@@ -23,14 +28,9 @@ const COMPLAINTS_MAX: usize = 4 * 1024;
 /// How long `pg_dump` waits for a lock that the snapshot's holder does not have already.
 const LOCK_WAIT: &str = "10s";
 
-/// Where installations put their programs; a `*` stands for one directory's name.
-const PLACES: [&str; 5] = [
-    "/usr/lib/postgresql/*/bin",
-    "/usr/pgsql-*/bin",
-    "/usr/local/pgsql/bin",
-    "/opt/homebrew/opt/postgresql@*/bin",
-    "/Applications/Postgres.app/Contents/Versions/*/bin",
-];
+/// Tables outside the filter that are named to `pg_dump`, which looks for each: the rest of them is
+/// locked for a moment, and left out afterwards.
+const OUTSIDE_MAX: usize = 200;
 
 /// What a schema dump covers.
 #[derive(Debug)]
@@ -40,6 +40,8 @@ pub(super) struct Scope {
     pub(super) excluded_with_root: Vec<TableName>,
     /// Tables and sequences of extensions with rows of users.
     pub(super) extension_tables: Vec<TableName>,
+    /// What goes and comes with the tables; none where the filter chooses everything.
+    pub(super) selection: Option<Selection>,
 }
 
 /// What is dumped.
@@ -67,6 +69,8 @@ struct Running {
     child: Child,
     stdout: ChildStdout,
     complaints: JoinSet<String>,
+    /// What the child reads.
+    _files: Option<ListFile>,
 }
 
 /// Starts `pg_dump`.
@@ -83,29 +87,31 @@ pub(super) async fn start(
             cancel,
         });
     }
-    let program = find(source.server_version).await.map_err(|reason| {
-        failed(reason).hint(
-            "install the client programs of the source's PostgreSQL version beside its agent, \
+    let program = program::find(source.server_version)
+        .await
+        .map_err(|reason| {
+            failed(reason).hint(
+                "install the client programs of the source's PostgreSQL version beside its agent, \
              or name their directory in STEEP_PG_BIN",
-        )
-    })?;
-    let mut command = Command::new(&program.path);
-    command
-        .args(arguments(section, source.snapshot, source.scope))
+            )
+        })?;
+    let mut dump = Command::new(&program.path);
+    dump.args(arguments(section, source.snapshot, source.scope))
         .arg("--dbname")
         .arg(source.conninfo.libpq_without_password())
         .env("PGAPPNAME", "steep-repl schema")
-        .env_remove("PGPASSWORD")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
+        .env_remove("PGPASSWORD");
     if let Some(password) = source.conninfo.password() {
-        command.env("PGPASSWORD", password.expose());
+        dump.env("PGPASSWORD", password.expose());
     }
-    let mut child = command
-        .spawn()
-        .map_err(|error| failed(format!("cannot start {}: {error}", program.path.display())))?;
+    let (command, files) = match (&source.scope.selection, section) {
+        (None, _) | (Some(_), SchemaSection::ExtensionRows) => (dump, None),
+        (Some(selection), SchemaSection::PreData | SchemaSection::PostData) => {
+            let cut = cut(source.node, &program.path, dump, selection, &cancel).await?;
+            (cut.0, Some(cut.1))
+        }
+    };
+    let mut child = spawn(source.node, command, Stdio::piped())?;
     let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
         return Err(failed("pg_dump was started without its pipes".to_owned()));
     };
@@ -117,9 +123,89 @@ pub(super) async fn start(
             child,
             stdout,
             complaints,
+            _files: files,
         }),
         cancel,
     })
+}
+
+fn spawn(node: &NodeId, mut command: Command, stdout: Stdio) -> Result<Child, Fault> {
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(stdout)
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn();
+    child.map_err(|error| {
+        let program = Path::new(command.as_std().get_program());
+        let message = format!("cannot start {}: {error}", program.display());
+        Fault::new(FaultKind::Failed, message).on(node)
+    })
+}
+
+/// Dumps into an archive, and gives what makes SQL of the selected entries of it.
+async fn cut(
+    node: &NodeId,
+    pg_dump: &Path,
+    mut dump: Command,
+    selection: &Selection,
+    cancel: &CancellationToken,
+) -> Result<(Command, ListFile), Fault> {
+    let failed = |message: String| Fault::new(FaultKind::Failed, message).on(node);
+    let on_disk = |error: std::io::Error| {
+        failed(format!("cannot write a temporary file: {error}"))
+            .hint("the agent needs a directory for temporary files: see TMPDIR")
+    };
+    let files = ListFile::new().map_err(on_disk)?;
+    let archive = files.archive();
+    dump.arg("--format=custom").arg("--file").arg(&archive);
+    output(node, dump, cancel).await?;
+    let restore = pg_dump.with_file_name("pg_restore");
+    let mut list = Command::new(&restore);
+    list.args(["--list", "--verbose"]).arg(&archive);
+    let list = output(node, list, cancel).await?;
+    let list = selection.cut(&String::from_utf8_lossy(&list));
+    let list = files.write(&list).map_err(on_disk)?;
+    let mut command = Command::new(&restore);
+    command
+        .args(["--file=-", "--no-tablespaces", "--use-list"])
+        .arg(list)
+        .arg(archive);
+    Ok((command, files))
+}
+
+/// What a program prints, once it has succeeded.
+async fn output(
+    node: &NodeId,
+    command: Command,
+    cancel: &CancellationToken,
+) -> Result<Vec<u8>, Fault> {
+    let failed = |message: String| Fault::new(FaultKind::Failed, message).on(node);
+    let program = command.as_std().get_program().to_owned();
+    let program = Path::new(&program).display().to_string();
+    let child = spawn(node, command, Stdio::piped())?;
+    let output = tokio::select! {
+        output = child.wait_with_output() => output,
+        () = cancel.cancelled() => {
+            return Err(Fault::new(FaultKind::Cancelled, "the schema dump was cancelled").on(node));
+        }
+    };
+    let output = output.map_err(|error| failed(format!("{program} cannot be read: {error}")))?;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    Err(complained(node, &program, output.status, &output.stderr))
+}
+
+/// What a program that failed said last.
+fn complained(node: &NodeId, program: &str, status: ExitStatus, stderr: &[u8]) -> Fault {
+    let from = stderr.len().saturating_sub(COMPLAINTS_MAX);
+    let text = String::from_utf8_lossy(&stderr[from..]).into_owned();
+    let complaints = text.trim().lines().collect::<Vec<_>>().join("; ");
+    let message = format!("{program} failed ({status}): {complaints}");
+    Fault::new(FaultKind::Failed, message)
+        .hint("the agent's role must be able to read the whole schema that is to be copied")
+        .on(node)
 }
 
 impl PartReader for SchemaDump {
@@ -174,9 +260,13 @@ impl SchemaDump {
             Some(Ok(text)) => text,
             Some(Err(_)) | None => String::new(),
         };
-        let complaints = complaints.trim().lines().collect::<Vec<_>>().join("; ");
-        Err(failed(format!("pg_dump failed ({status}): {complaints}"))
-            .hint("the agent's role must be able to read the whole schema that is to be copied"))
+        let program = "pg_dump";
+        Err(complained(
+            &self.node,
+            program,
+            status,
+            complaints.as_bytes(),
+        ))
     }
 
     fn cancelled(&self) -> Fault {
@@ -224,18 +314,21 @@ fn arguments(section: SchemaSection, snapshot: Option<&str>, scope: &Scope) -> V
     .into();
     arguments.push(format!("--lock-wait-timeout={LOCK_WAIT}"));
     arguments.extend(snapshot.map(|snapshot| format!("--snapshot={snapshot}")));
-    if !scope.filter.include_schemas.is_empty() {
+    let schemas = scope.selection.as_ref().map_or(&[][..], Selection::schemas);
+    if !schemas.is_empty() {
         // With schemas chosen, pg_dump leaves extensions out unless they are asked for.
         arguments.push("--extension=*".to_owned());
     }
-    for schema in &scope.filter.include_schemas {
+    for schema in schemas {
         arguments.push(format!("--schema={}", pattern(schema)));
     }
+    let outside = scope.selection.as_ref().map_or(&[][..], Selection::outside);
     for table in scope
         .filter
         .exclude_tables
         .iter()
         .chain(&scope.excluded_with_root)
+        .chain(outside.iter().take(OUTSIDE_MAX))
     {
         arguments.push(format!("--exclude-table={}", table_pattern(table)));
     }
@@ -272,156 +365,24 @@ fn table_pattern(name: &TableName) -> String {
     name.quoted()
 }
 
-/// A `pg_dump` that was found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Program {
-    path: PathBuf,
-    major: u32,
-}
-
-/// The major version of the newest `pg_dump` there is, or why there is none: servers up to that
-/// version can be dumped.
-///
-/// # Errors
-/// A sentence for a person.
-pub async fn pg_dump_major() -> Result<u32, String> {
-    let newest = survey()
-        .await
-        .into_iter()
-        .map(|program| program.major)
-        .max();
-    newest.ok_or_else(|| "there is no pg_dump beside this agent".to_owned())
-}
-
-/// Of those not older than the server, the one named by `STEEP_PG_BIN`, else the nearest: what a newer
-/// one writes, an older target may not understand.
-async fn find(server_version: u32) -> Result<Program, String> {
-    let server = server_version / 10_000;
-    if let Some(program) = named().await.filter(|program| program.major >= server) {
-        return Ok(program);
-    }
-    choose(&survey().await, server)
-}
-
-/// The one in `STEEP_PG_BIN`.
-async fn named() -> Option<Program> {
-    let dir = std::env::var_os("STEEP_PG_BIN").filter(|dir| !dir.is_empty())?;
-    inspect(&Path::new(&dir).join("pg_dump")).await
-}
-
-/// All of them.
-async fn survey() -> Vec<Program> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let dirs = std::env::split_paths(&path).chain(PLACES.iter().flat_map(|place| expand(place)));
-    let mut seen: Vec<Program> = named().await.into_iter().collect();
-    for dir in dirs {
-        seen.extend(inspect(&dir.join("pg_dump")).await);
-    }
-    seen
-}
-
-fn choose(seen: &[Program], server: u32) -> Result<Program, String> {
-    let fitting = seen.iter().filter(|program| program.major >= server);
-    fitting
-        .min_by_key(|program| program.major)
-        .cloned()
-        .ok_or_else(|| {
-            let found: Vec<_> = seen
-                .iter()
-                .map(|program| program.major.to_string())
-                .collect();
-            let found = if found.is_empty() {
-                "there is none".to_owned()
-            } else {
-                format!("found: {}", found.join(", "))
-            };
-            format!("a pg_dump of version {server} or newer is needed beside this agent; {found}")
-        })
-}
-
-/// The directories that `place` stands for.
-fn expand(place: &str) -> Vec<PathBuf> {
-    let Some((before, after)) = place.split_once('*') else {
-        return vec![PathBuf::from(place)];
-    };
-    let (parent, prefix) = before.rsplit_once('/').unwrap_or(("", before));
-    let Ok(entries) = std::fs::read_dir(parent) else {
-        return Vec::new();
-    };
-    entries
-        .filter_map(Result::ok)
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix))
-        .map(|entry| entry.path().join(after.trim_start_matches('/')))
-        .collect()
-}
-
-/// Asks a program for its version; `None` where it is none or does not run.
-async fn inspect(path: &Path) -> Option<Program> {
-    if !path.is_file() {
-        return None;
-    }
-    let output = Command::new(path)
-        .arg("--version")
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output()
-        .await;
-    let output = output.ok().filter(|output| output.status.success())?;
-    let major = major_of(&String::from_utf8_lossy(&output.stdout))?;
-    Some(Program {
-        path: path.to_owned(),
-        major,
-    })
-}
-
-/// `pg_dump (PostgreSQL) 18.6 (Debian …)`.
-fn major_of(text: &str) -> Option<u32> {
-    let version = text.split_whitespace().nth(2)?;
-    let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
-    digits.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use steep_protocol::message::job::TableFilter;
 
     #[test]
-    fn the_nearest_version_that_is_not_older_is_chosen() {
-        let program = |major: u32| Program {
-            path: PathBuf::from(major.to_string()),
-            major,
-        };
-        let seen = [program(18), program(14), program(16), program(17)];
-        assert_eq!(choose(&seen, 16), Ok(program(16)));
-        assert_eq!(choose(&seen, 15), Ok(program(16)));
-        let refused = choose(&seen, 19).unwrap_err();
-        assert!(
-            refused.contains("19") && refused.contains("14"),
-            "{refused}"
-        );
-        assert!(choose(&[], 15).is_err());
-    }
-
-    #[test]
-    fn versions_are_read_from_what_pg_dump_says() {
-        assert_eq!(
-            major_of("pg_dump (PostgreSQL) 18.6 (Debian 18.6-1)\n"),
-            Some(18)
-        );
-        assert_eq!(major_of("pg_dump (PostgreSQL) 19devel"), Some(19));
-        assert_eq!(major_of("something else"), None);
-    }
-
-    #[test]
     fn names_reach_pg_dump_as_they_are() {
         let scope = Scope {
             filter: TableFilter {
-                include_schemas: vec![Identifier::parse("A*b\"c").unwrap()],
+                include_schemas: Vec::new(),
                 exclude_tables: vec![TableName::new("s.t", "u?").unwrap()],
             },
             excluded_with_root: vec![TableName::new("s", "leaf").unwrap()],
             extension_tables: vec![TableName::new("e", "Conf").unwrap()],
+            selection: Some(Selection::for_test(
+                vec![Identifier::parse("A*b\"c").unwrap()],
+                vec![TableName::new("A*b\"c", "outside").unwrap()],
+            )),
         };
         let rows = super::arguments(SchemaSection::ExtensionRows, None, &scope);
         assert!(
@@ -435,6 +396,7 @@ mod tests {
             "--schema=\"A*b\"\"c\"",
             "--exclude-table=\"s.t\".\"u?\"",
             "--exclude-table=\"s\".\"leaf\"",
+            "--exclude-table=\"A*b\"\"c\".\"outside\"",
             "--extension=*",
         ] {
             assert!(
