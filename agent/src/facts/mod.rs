@@ -11,6 +11,9 @@
 
 mod content;
 mod event_triggers;
+mod features;
+mod filters;
+mod identity;
 mod link;
 mod loading;
 mod owner_code;

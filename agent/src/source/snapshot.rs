@@ -25,6 +25,7 @@ use super::listing::{self, Listing};
 use super::plan::{self, Plan, Splitting};
 use super::pool::Pool;
 use super::schema::{self, SchemaDump, Scope};
+use super::selection::Selection;
 use super::table_state::{self, TableState};
 use super::types::Types;
 use super::{OpenRequest, publication, slot};
@@ -159,6 +160,7 @@ async fn attempt_open(
     let Catalog {
         listing,
         names,
+        selection,
         mut states,
     } = catalog.await.map_err(fault)?;
     if held.is_some() {
@@ -192,6 +194,7 @@ async fn attempt_open(
                 .map(|table| table.name)
                 .filter(|name| request.filter.admits(name))
                 .collect(),
+            selection,
         },
         locks: Arc::clone(&request.locks),
         held: Mutex::new(held),
@@ -240,6 +243,8 @@ struct Catalog {
     listing: Listing,
     /// The tables that are published.
     names: Vec<TableName>,
+    /// What goes and comes with the tables; none where the filter chooses everything.
+    selection: Option<Selection>,
     states: HashMap<u32, TableState>,
 }
 
@@ -260,9 +265,11 @@ async fn read_catalog(
         let names = publication::published(&listing, &published, names);
         let oids = oids(&listing, &names);
         let states = table_state::load(session, &oids).await?;
+        let selection = Selection::load(session, &request.filter, &listing.partitions).await?;
         Ok(Catalog {
             listing,
             names,
+            selection,
             states,
         })
     };

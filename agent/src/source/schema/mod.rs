@@ -3,8 +3,10 @@
 //! PostgreSQL's own tool knows every object of every version; we choose the binary, the section and
 //! what is left out. The password goes by the environment, which only its owner and root can read.
 
+mod program;
+
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +20,10 @@ use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use self::program::Program;
+pub use program::pg_dump_major;
+
+use super::selection::{ListFile, Selection};
 use crate::chunk::{PartReader, ReadStep};
 use crate::locks::LockBook;
 use crate::pg::Conninfo;
@@ -34,14 +40,9 @@ const LOCKED_PAUSE: Duration = Duration::from_secs(1);
 /// Names `pg_dump`'s session.
 const PURPOSE: &str = "schema";
 
-/// Where installations put their programs; a `*` stands for one directory's name.
-const PLACES: [&str; 5] = [
-    "/usr/lib/postgresql/*/bin",
-    "/usr/pgsql-*/bin",
-    "/usr/local/pgsql/bin",
-    "/opt/homebrew/opt/postgresql@*/bin",
-    "/Applications/Postgres.app/Contents/Versions/*/bin",
-];
+/// Tables outside the filter that are named to `pg_dump`, which looks for each: the rest of them is
+/// locked for a moment, and left out afterwards.
+const OUTSIDE_MAX: usize = 200;
 
 /// What a schema dump covers.
 #[derive(Debug)]
@@ -51,6 +52,8 @@ pub(super) struct Scope {
     pub(super) excluded_with_root: Vec<TableName>,
     /// Tables and sequences of extensions with rows of users.
     pub(super) extension_tables: Vec<TableName>,
+    /// What goes and comes with the tables; none where the filter chooses everything.
+    pub(super) selection: Option<Selection>,
 }
 
 /// What is dumped.
@@ -89,12 +92,14 @@ pub(super) async fn start(
             cancel,
         });
     }
-    let program = find(source.server_version).await.map_err(|reason| {
-        failed(reason).hint(
-            "install the client programs of the source's PostgreSQL version beside its agent, \
+    let program = program::find(source.server_version)
+        .await
+        .map_err(|reason| {
+            failed(reason).hint(
+                "install the client programs of the source's PostgreSQL version beside its agent, \
              or name their directory in STEEP_PG_BIN",
-        )
-    })?;
+            )
+        })?;
     // The watch names whoever is in the way, and whom the dump is in the way of.
     let _attended = source.locks.attend();
     source.locks.hindered(source.job, PURPOSE);
@@ -126,43 +131,87 @@ pub(super) async fn start(
     }
 }
 
-/// One dump into a file without a name, or why there is none. Dropped, it kills `pg_dump`.
+/// One dump into a file without a name, or what `pg_dump` complained of. Dropped, it kills the program.
 async fn run(
     source: &DumpSource<'_>,
     program: &Program,
     section: SchemaSection,
 ) -> Result<Result<File, String>, String> {
-    let unusable = |error: io::Error| format!("no file for the schema can be made: {error}");
-    let file = tempfile::tempfile().map_err(unusable)?;
-    let mut command = Command::new(&program.path);
-    command
-        .args(arguments(section, source.snapshot, source.scope))
+    let purpose = format!("{PURPOSE} {}", source.job);
+    let mut dump = Command::new(&program.path);
+    dump.args(arguments(section, source.snapshot, source.scope))
         .arg("--dbname")
-        .arg(
-            source
-                .conninfo
-                .libpq_for(&format!("{PURPOSE} {}", source.job)),
-        )
-        .env_remove("PGPASSWORD")
+        .arg(source.conninfo.libpq_for(&purpose))
+        .env_remove("PGPASSWORD");
+    if let Some(password) = source.conninfo.password() {
+        dump.env("PGPASSWORD", password.expose());
+    }
+    let selection = match section {
+        SchemaSection::PreData | SchemaSection::PostData => source.scope.selection.as_ref(),
+        SchemaSection::ExtensionRows => None,
+    };
+    match selection {
+        None => printed(dump).await,
+        Some(selection) => cut(dump, &program.path, selection).await,
+    }
+}
+
+fn unusable(error: io::Error) -> String {
+    format!("no file for the schema can be made (see TMPDIR): {error}")
+}
+
+/// Dumps into an archive, and makes SQL of the selected entries of it.
+async fn cut(
+    mut dump: Command,
+    pg_dump: &Path,
+    selection: &Selection,
+) -> Result<Result<File, String>, String> {
+    let files = ListFile::new().map_err(unusable)?;
+    let archive = files.archive();
+    dump.arg("--format=custom").arg("--file").arg(&archive);
+    if let Err(complaints) = printed(dump).await? {
+        return Ok(Err(complaints));
+    }
+    let program = pg_dump.with_file_name("pg_restore");
+    let mut list = Command::new(&program);
+    list.args(["--list", "--verbose"]).arg(&archive);
+    let mut contents = Vec::new();
+    match printed(list).await? {
+        Ok(mut list) => list.read_to_end(&mut contents).await.map_err(unusable)?,
+        Err(complaints) => return Ok(Err(complaints)),
+    };
+    let list = selection.cut(&String::from_utf8_lossy(&contents));
+    let list = files.write(&list).map_err(unusable)?;
+    let mut restore = Command::new(&program);
+    restore
+        .args(["--file=-", "--no-tablespaces", "--use-list"])
+        .arg(list)
+        .arg(archive);
+    printed(restore).await
+}
+
+/// What a program prints, or what it complained of where it failed.
+async fn printed(mut command: Command) -> Result<Result<File, String>, String> {
+    let name = Path::new(command.as_std().get_program())
+        .display()
+        .to_string();
+    let file = tempfile::tempfile().map_err(unusable)?;
+    let started = command
         .stdin(Stdio::null())
         .stdout(file.try_clone().map_err(unusable)?)
         .stderr(Stdio::piped())
-        .kill_on_drop(true);
-    if let Some(password) = source.conninfo.password() {
-        command.env("PGPASSWORD", password.expose());
-    }
-    let started = command.spawn();
-    let mut child =
-        started.map_err(|error| format!("cannot start {}: {error}", program.path.display()))?;
+        .kill_on_drop(true)
+        .spawn();
+    let mut child = started.map_err(|error| format!("cannot start {name}: {error}"))?;
     let complaints = match child.stderr.take() {
         Some(stderr) => last_of(stderr).await,
         None => String::new(),
     };
     let status = child.wait().await;
-    let status = status.map_err(|error| format!("pg_dump cannot be waited for: {error}"))?;
+    let status = status.map_err(|error| format!("{name} cannot be waited for: {error}"))?;
     if !status.success() {
         let complaints = complaints.trim().lines().collect::<Vec<_>>().join("; ");
-        return Ok(Err(format!("pg_dump failed ({status}): {complaints}")));
+        return Ok(Err(format!("{name} failed ({status}): {complaints}")));
     }
     let mut text = File::from_std(file);
     text.rewind().await.map_err(unusable)?;
@@ -251,18 +300,21 @@ fn arguments(section: SchemaSection, snapshot: Option<&str>, scope: &Scope) -> V
     .into();
     arguments.push(format!("--lock-wait-timeout={LOCK_WAIT}"));
     arguments.extend(snapshot.map(|snapshot| format!("--snapshot={snapshot}")));
-    if !scope.filter.include_schemas.is_empty() {
+    let schemas = scope.selection.as_ref().map_or(&[][..], Selection::schemas);
+    if !schemas.is_empty() {
         // With schemas chosen, pg_dump leaves extensions out unless they are asked for.
         arguments.push("--extension=*".to_owned());
     }
-    for schema in &scope.filter.include_schemas {
+    for schema in schemas {
         arguments.push(format!("--schema={}", pattern(schema)));
     }
+    let outside = scope.selection.as_ref().map_or(&[][..], Selection::outside);
     for table in scope
         .filter
         .exclude_tables
         .iter()
         .chain(&scope.excluded_with_root)
+        .chain(outside.iter().take(OUTSIDE_MAX))
     {
         arguments.push(format!("--exclude-table={}", table_pattern(table)));
     }
@@ -299,166 +351,24 @@ fn table_pattern(name: &TableName) -> String {
     name.quoted()
 }
 
-/// A `pg_dump` that was found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Program {
-    path: PathBuf,
-    major: u32,
-}
-
-/// The major version of the newest `pg_dump` there is, or why there is none: servers up to that
-/// version can be dumped.
-///
-/// # Errors
-/// A sentence for a person.
-pub async fn pg_dump_major() -> Result<u32, String> {
-    let newest = survey()
-        .await
-        .into_iter()
-        .map(|program| program.major)
-        .max();
-    newest.ok_or_else(|| "there is no pg_dump beside this agent".to_owned())
-}
-
-/// Of those not older than the server, the one named by `STEEP_PG_BIN`, else the nearest: what a newer
-/// one writes, an older target may not understand.
-async fn find(server_version: u32) -> Result<Program, String> {
-    let server = server_version / 10_000;
-    if let Some(program) = named().await.filter(|program| program.major >= server) {
-        return Ok(program);
-    }
-    choose(&survey().await, server)
-}
-
-/// The one in `STEEP_PG_BIN`.
-async fn named() -> Option<Program> {
-    let dir = std::env::var_os("STEEP_PG_BIN").filter(|dir| !dir.is_empty())?;
-    inspect(&Path::new(&dir).join("pg_dump")).await
-}
-
-/// All of them.
-async fn survey() -> Vec<Program> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let dirs = std::env::split_paths(&path).chain(PLACES.iter().flat_map(|place| expand(place)));
-    let mut seen: Vec<Program> = named().await.into_iter().collect();
-    for dir in dirs {
-        seen.extend(inspect(&dir.join("pg_dump")).await);
-    }
-    seen
-}
-
-fn choose(seen: &[Program], server: u32) -> Result<Program, String> {
-    let fitting = seen.iter().filter(|program| program.major >= server);
-    fitting
-        .min_by_key(|program| program.major)
-        .cloned()
-        .ok_or_else(|| {
-            let found: Vec<_> = seen
-                .iter()
-                .map(|program| program.major.to_string())
-                .collect();
-            let found = if found.is_empty() {
-                "there is none".to_owned()
-            } else {
-                format!("found: {}", found.join(", "))
-            };
-            format!("a pg_dump of version {server} or newer is needed beside this agent; {found}")
-        })
-}
-
-/// The directories that `place` stands for.
-fn expand(place: &str) -> Vec<PathBuf> {
-    let Some((before, after)) = place.split_once('*') else {
-        return vec![PathBuf::from(place)];
-    };
-    let (parent, prefix) = before.rsplit_once('/').unwrap_or(("", before));
-    let Ok(entries) = std::fs::read_dir(parent) else {
-        return Vec::new();
-    };
-    entries
-        .filter_map(Result::ok)
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix))
-        .map(|entry| entry.path().join(after.trim_start_matches('/')))
-        .collect()
-}
-
-/// Asks a program for its version; `None` where it is none or does not run.
-async fn inspect(path: &Path) -> Option<Program> {
-    if !path.is_file() {
-        return None;
-    }
-    let output = Command::new(path)
-        .arg("--version")
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output()
-        .await;
-    let output = output.ok().filter(|output| output.status.success())?;
-    let major = major_of(&String::from_utf8_lossy(&output.stdout))?;
-    Some(Program {
-        path: path.to_owned(),
-        major,
-    })
-}
-
-/// `pg_dump (PostgreSQL) 18.6 (Debian …)`.
-fn major_of(text: &str) -> Option<u32> {
-    let version = text.split_whitespace().nth(2)?;
-    let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
-    digits.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use steep_protocol::message::job::TableFilter;
 
     #[test]
-    fn the_nearest_version_that_is_not_older_is_chosen() {
-        let program = |major: u32| Program {
-            path: PathBuf::from(major.to_string()),
-            major,
-        };
-        let seen = [program(18), program(14), program(16), program(17)];
-        assert_eq!(choose(&seen, 16), Ok(program(16)));
-        assert_eq!(choose(&seen, 15), Ok(program(16)));
-        let refused = choose(&seen, 19).unwrap_err();
-        assert!(
-            refused.contains("19") && refused.contains("14"),
-            "{refused}"
-        );
-        assert!(choose(&[], 15).is_err());
-    }
-
-    #[test]
-    fn versions_are_read_from_what_pg_dump_says() {
-        assert_eq!(
-            major_of("pg_dump (PostgreSQL) 18.6 (Debian 18.6-1)\n"),
-            Some(18)
-        );
-        assert_eq!(major_of("pg_dump (PostgreSQL) 19devel"), Some(19));
-        assert_eq!(major_of("something else"), None);
-    }
-
-    #[test]
-    fn a_full_lock_table_is_told_from_a_right_that_is_missing_in_any_language() {
-        let node = NodeId::parse("node_a").unwrap();
-        let full = "FEHLER: gemeinsamer Speicher; Sie müssen max_locks_per_transaction erhöhen";
-        assert!(
-            hint(&node, full).contains("on node_a, ALTER SYSTEM SET max_locks_per_transaction")
-        );
-        assert!(hint(&node, "permission denied").contains("read the whole schema"));
-    }
-
-    #[test]
     fn names_reach_pg_dump_as_they_are() {
         let scope = Scope {
             filter: TableFilter {
-                include_schemas: vec![Identifier::parse("A*b\"c").unwrap()],
+                include_schemas: Vec::new(),
                 exclude_tables: vec![TableName::new("s.t", "u?").unwrap()],
             },
             excluded_with_root: vec![TableName::new("s", "leaf").unwrap()],
             extension_tables: vec![TableName::new("e", "Conf").unwrap()],
+            selection: Some(Selection::for_test(
+                vec![Identifier::parse("A*b\"c").unwrap()],
+                vec![TableName::new("A*b\"c", "outside").unwrap()],
+            )),
         };
         let rows = super::arguments(SchemaSection::ExtensionRows, None, &scope);
         assert!(
@@ -472,6 +382,7 @@ mod tests {
             "--schema=\"A*b\"\"c\"",
             "--exclude-table=\"s.t\".\"u?\"",
             "--exclude-table=\"s\".\"leaf\"",
+            "--exclude-table=\"A*b\"\"c\".\"outside\"",
             "--extension=*",
         ] {
             assert!(
