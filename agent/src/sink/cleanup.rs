@@ -13,7 +13,7 @@ use steep_protocol::message::job::CancelledData;
 use super::books::{self, Origin, Progress};
 use super::build::{build_constraints, build_indexes};
 use super::conn::{Conn, application_names};
-use super::{existing, ledger, objects, replica_role, settings, subscription};
+use super::{existing, keep_out, ledger, objects, replica_role, settings, subscription};
 use crate::task::{Patience, Task};
 
 /// How long one of our own sessions may take to end once told, in milliseconds.
@@ -53,6 +53,8 @@ pub async fn cleanup(task: &Task, data: CancelledData) -> Result<(), Fault> {
             (CancelledData::Keep, _) => rebuild(task).await?,
         }
     }
+    // Of tables that are dropped they went with them.
+    keep_out::lift(&conn, task.job).await?;
     ledger::forget(task, &conn).await
 }
 

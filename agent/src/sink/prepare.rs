@@ -12,7 +12,7 @@ use super::build::{build_constraints, build_indexes};
 use super::checks::{self, Reach};
 use super::conn::Conn;
 use super::line::{REPLICA_ROLE, no_replica_role};
-use super::{bootstrap, existing, fingerprints, objects, schema, settings, sync};
+use super::{bootstrap, existing, fingerprints, keep_out, objects, schema, settings, sync};
 use crate::chunk::PartReader;
 use crate::task::{Patience, Task};
 
@@ -100,6 +100,7 @@ pub async fn prepare<R: PartReader>(
         }
         existing::make_ready(task, &conn, request, plan).await?;
         checks::put_aside(task, &conn, Reach::Planned).await?;
+        findings.extend(keep_out::set(&conn, task.job).await?);
         conn.execute(&prepared).await?;
         return Ok(findings);
     }
@@ -111,6 +112,7 @@ pub async fn prepare<R: PartReader>(
         findings.extend(build_constraints(task, 1).await?);
     }
     checks::put_aside(task, &conn, Reach::All).await?;
+    findings.extend(keep_out::set(&conn, task.job).await?);
     let listed = format!("{};\n{prepared}", objects::note_created(task.job));
     let noted = conn.transact(&listed).await;
     noted.map_err(|error| conn.fault(&error))?;

@@ -27,7 +27,7 @@ use super::plan::{self, Plan, Splitting};
 use super::pool::Pool;
 use super::schema::{self, SchemaDump, Scope};
 use super::types::Types;
-use super::{OpenRequest, publication, slot};
+use super::{OpenRequest, membership, publication, slot};
 use crate::pg::catalog::read_extension_tables;
 use crate::pg::{Conninfo, PgError, Session, literal};
 use crate::task::Task;
@@ -154,6 +154,8 @@ async fn attempt_open(
             (made.lsn, Some(held), listing)
         }
     };
+    let at = held.as_ref().map_or(admin, |held| &held.holder);
+    membership::mark(admin, at, &name).await.map_err(fault)?;
     let names = plan::names(&listing, &request.filter);
     let catalog = held.as_ref().map_or(admin, |held| &held.holder);
     let published = published_oids(catalog, &name).await.map_err(fault)?;

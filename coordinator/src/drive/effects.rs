@@ -100,12 +100,12 @@ impl<S: Store> Driver<S> {
                 record.source = Some(source);
                 record.init_started_at = Some(accepted_at);
                 record.error_message = None;
-                record.lost = None;
+                record.forget_following();
             }
             NodeState::Synchronized => {
                 record.init_completed_at = Some(now);
                 record.error_message = None;
-                record.lost = None;
+                record.forget_following();
                 record.columns = match schema_mode {
                     SchemaMode::Strict => Columns::Equal,
                     // What was tolerated or confirmed.
@@ -115,7 +115,7 @@ impl<S: Store> Driver<S> {
             NodeState::Uninitialized => {
                 record.source = None;
                 record.error_message = None;
-                record.lost = None;
+                record.forget_following();
             }
             NodeState::Copying
             | NodeState::CatchingUp

@@ -26,6 +26,7 @@ use steep_protocol::{ByteCount, CommandId, Fault, JobId, Lsn, Phase, RowCount};
 pub mod applying;
 pub mod handover;
 pub mod machine;
+pub mod membership;
 pub(crate) mod moment;
 pub mod preflight;
 pub mod progress;

@@ -13,9 +13,10 @@ pub use steep_protocol::limits::SAMPLES_MAX;
 use steep_protocol::message::agent::{PartDone, TableSummary};
 use steep_protocol::message::api::{AuditView, EndView, EventView, ProgressSample};
 use steep_protocol::message::schema::SchemaDifference;
-use steep_protocol::{ByteCount, JobId, NodeId, NodeState, RowCount, TableNo};
+use steep_protocol::{ByteCount, JobId, NodeId, NodeState, RowCount, TableName, TableNo};
 
 use crate::job::Job;
+use crate::job::membership::Complete;
 use crate::job::progress::Mark;
 
 pub mod sqlite;
@@ -149,6 +150,12 @@ pub struct NodeRecord {
     /// Only a new job or a cancel takes it back.
     #[serde(default)]
     pub lost: Option<String>,
+    /// Tables that entered its replication later and are complete.
+    #[serde(default)]
+    pub complete: Vec<Complete>,
+    /// Tables of its source that were made later and are not replicated, as far as they were told.
+    #[serde(default)]
+    pub appeared: Vec<TableName>,
 }
 
 /// How the columns of a synchronized node may differ from its source's.
@@ -190,7 +197,16 @@ impl NodeRecord {
             postgres_version: None,
             columns: Columns::Equal,
             lost: None,
+            complete: Vec::new(),
+            appeared: Vec::new(),
         }
+    }
+
+    /// What was noted of its replication is of another one from here on.
+    pub fn forget_following(&mut self) {
+        self.lost = None;
+        self.complete.clear();
+        self.appeared.clear();
     }
 
     /// What publication and subscription of its last job are named after.

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::wire::{ByteCount, JobId};
+use super::membership::{Carried, PublicationStatus, SubscriptionWiring};
+use crate::wire::{ByteCount, JobId, Lsn};
 
 /// What is true beside an agent.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -17,6 +18,10 @@ pub struct Observed {
     pub digests: Vec<ReplicatedDigest>,
     /// Jobs whose snapshot, opened here, is gone although nobody closed it.
     pub lost_snapshots: Vec<JobId>,
+    /// Our publications on this server.
+    pub publications: Vec<PublicationStatus>,
+    /// What our replications carry; looked at as often as the digests.
+    pub carried: Carried,
 }
 
 /// The columns of every table that a replication of ours carries, as this server has them.
@@ -41,6 +46,8 @@ pub struct SlotStatus {
     pub wal_held: ByteCount,
     /// `wal_status`: reserved, extended, unreserved or lost.
     pub wal_status: String,
+    /// `confirmed_flush_lsn`: what the subscriber says it has.
+    pub confirmed: Lsn,
 }
 
 /// One of our subscriptions.
@@ -54,4 +61,12 @@ pub struct SubscriptionStatus {
     pub running: bool,
     /// `pg_stat_subscription_stats.apply_error_count` (PostgreSQL 15 and newer), else 0.
     pub apply_errors: u64,
+    /// Whether it still takes what it was made to take.
+    pub wiring: SubscriptionWiring,
+    /// Its mark, as a number.
+    pub mark: i64,
+    /// The transaction that altered it last.
+    pub altered_by: u64,
+    /// PostgreSQL's own words for its last error, where the agent may read the server's log. No values.
+    pub trouble: Option<String>,
 }
