@@ -19,6 +19,7 @@ pub mod facts;
 pub mod peer;
 pub mod pg;
 pub mod run;
+pub mod seat;
 pub mod session;
 pub mod sink;
 pub mod source;

@@ -10,6 +10,7 @@
 //! catalog of any size is read as a stream and kept as counts and bounded lists.
 
 mod content;
+mod lineage;
 mod link;
 mod loading;
 mod owner_code;
@@ -20,6 +21,7 @@ mod server;
 mod settings;
 mod walsender;
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use steep_protocol::Fault;
@@ -27,6 +29,8 @@ use steep_protocol::message::facts::{ServerFacts, SourceFacts, TargetFacts};
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::peer::{DatabaseSetting, Secret};
 use steep_schema::Schema;
+
+pub use lineage::lineage;
 
 use crate::pg::{PgError, Session};
 use crate::task::Task;
@@ -94,6 +98,9 @@ pub async fn target(
             facts.loading = loading::gather(task, &session, filter).await?;
             settings::gather(task, &session, &peer, &mut facts).await?;
             facts.owner_code = owner_code::calls(task, &session, filter).await?;
+            let wanted: HashSet<_> = peer.schema.tables().map(|table| &table.name).collect();
+            let own = task.replication.name();
+            facts.subscribed = lineage::subscribed(&session, own.as_str(), &wanted).await?;
             if let Some(conninfo) = &peer.conninfo {
                 facts.server_link = link::probe(task, &session, conninfo).await?;
             }
@@ -131,5 +138,6 @@ async fn look(task: &Task) -> Result<(ServerFacts, Option<Session>), PgError> {
         .await?;
     let mut facts = server::gather(task, &session, facts).await?;
     facts.powers = owner_code::powers(task, &session).await?;
+    facts.lineage = lineage::lineage(&session, &task.node).await?;
     Ok((facts, Some(session)))
 }

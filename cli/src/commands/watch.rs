@@ -79,6 +79,7 @@ async fn lines(client: &Client, last: &mut u64) -> Result<(), Broken> {
             | ApiReply::Captured { .. }
             | ApiReply::Job(_)
             | ApiReply::Prepared(_)
+            | ApiReply::Left(_)
             | ApiReply::End
             | ApiReply::Fault(_) => {}
         }

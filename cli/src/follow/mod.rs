@@ -207,6 +207,7 @@ impl<'a> Follower<'a> {
             | ApiReply::Captured { .. }
             | ApiReply::Job(_)
             | ApiReply::Prepared(_)
+            | ApiReply::Left(_)
             | ApiReply::End
             | ApiReply::Fault(_) => {}
         }

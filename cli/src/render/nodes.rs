@@ -44,6 +44,10 @@ pub(crate) fn nodes(nodes: &[NodeView], paint: Paint) -> String {
             let error = clean(error);
             text.push_str(&format!("{}: {}\n", node.node_id, paint.red(&error)));
         }
+        for warning in &node.warnings {
+            let warning = clean(warning);
+            text.push_str(&format!("{}: {}\n", node.node_id, paint.yellow(&warning)));
+        }
     }
     text
 }
@@ -99,6 +103,9 @@ pub(crate) fn status(node: &NodeView, slots: &[PreparedSlot], paint: Paint) -> S
     }
     if let Some(error) = &node.error_message {
         lines.push(("error", paint.red(&clean(error))));
+    }
+    for warning in &node.warnings {
+        lines.push(("warning", paint.yellow(&clean(warning))));
     }
     let id = node.node_id.as_str();
     match node.state {

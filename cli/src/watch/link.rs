@@ -201,6 +201,7 @@ impl Talker {
             | ApiReply::Schema(_)
             | ApiReply::Captured { .. }
             | ApiReply::Prepared(_)
+            | ApiReply::Left(_)
             | ApiReply::End
             | ApiReply::Fault(_) => return Ok(()),
         };

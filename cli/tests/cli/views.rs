@@ -30,6 +30,8 @@ pub(crate) fn node(name: &str, state: NodeState) -> NodeView {
         postgres_version: Some(180_006),
         postgres_error: None,
         wal_held_bytes: None,
+        unseen_since: None,
+        warnings: Vec::new(),
     }
 }
 

@@ -16,6 +16,7 @@ use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry};
 
 use super::audit::Wish;
 use super::compose::addressed;
+use super::give_up::Sweep;
 use super::{Answer, Driver, Operator, Reply};
 use crate::job::moment::after;
 use crate::store::Store;
@@ -70,6 +71,8 @@ pub(super) enum Purpose {
     Prepare(Vec<Finding>, Reply),
     /// The source drops a prepared slot.
     DropPrepared(Reply),
+    /// Leftovers of forgotten jobs are removed.
+    Sweep(Box<Sweep>),
 }
 
 /// A node and what it is compared with.
@@ -298,6 +301,7 @@ impl<S: Store> Driver<S> {
                 let slots = vec![*slot];
                 return self.answer(reply, Ok(Answer::Prepared { findings, slots }));
             }
+            (Purpose::Sweep(sweep), Outcome::Done) => return self.swept(*sweep, None, now),
             (Purpose::DropPrepared(reply), Outcome::Done) => {
                 if let Some(replication) = &errand.replication {
                     self.slot_dropped(&errand.on, &replication.slot);
@@ -333,7 +337,8 @@ impl<S: Store> Driver<S> {
             | Purpose::Capture { .. }
             | Purpose::LookBeforePrepare(..)
             | Purpose::Prepare(..)
-            | Purpose::DropPrepared(_) => return,
+            | Purpose::DropPrepared(_)
+            | Purpose::Sweep(_) => return,
         };
         errand.purpose = purpose;
         self.errand_send(&mut errand, &on, command);
@@ -366,6 +371,10 @@ impl<S: Store> Driver<S> {
             | Purpose::LookBeforePrepare(_, reply)
             | Purpose::Prepare(_, reply)
             | Purpose::DropPrepared(reply) => self.answer(reply, Err(fault)),
+            Purpose::Sweep(sweep) => {
+                let now = self.clock.now();
+                self.swept(*sweep, Some(&fault), now);
+            }
             Purpose::Admit(pair, After::Drift { .. })
             | Purpose::Compare(pair, After::Drift { .. }) => {
                 Self::comparison_failed(&pair.node, &fault);

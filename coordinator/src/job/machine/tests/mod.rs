@@ -145,7 +145,8 @@ impl World {
             | Effect::PhaseStarted(_)
             | Effect::PhaseCompleted { .. }
             | Effect::Found(_)
-            | Effect::CleanupFailed { .. } => {}
+            | Effect::CleanupFailed { .. }
+            | Effect::GivenUp { .. } => {}
         }
     }
 
