@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use steep_protocol::message::agent::{LockConflict, MirrorRow, Observed, PublicationStatus};
 use steep_protocol::message::api::AuditView;
 use steep_protocol::message::handover::{PreparedSlot, PreparedState};
+use steep_protocol::message::lineage::Lineage;
 use steep_protocol::pace::{LOOK_EVERY, first_look};
 use steep_protocol::{ByteCount, JobId, Lsn, NodeId};
 use tokio::sync::{Notify, mpsc, watch};
@@ -16,6 +17,7 @@ use tracing::{debug, warn};
 
 use super::digests::Looked;
 use super::report::Reports;
+use crate::facts;
 use crate::pg::{Conninfo, PgError, Session};
 use crate::sink::{self, schema};
 use crate::source::{self, Dropped, SourceJobs, Unwanted};
@@ -25,6 +27,9 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often it is told how much WAL prepared slots hold, where nothing else changes.
 const HELD_TOLD_EVERY: Duration = Duration::from_secs(5);
+
+/// How often the node's lineage is read where nothing of ours has come or gone.
+const LINEAGE_EVERY: Duration = Duration::from_secs(5);
 
 /// How long a look or an errand waits for a lock. Looks wait for none; somebody who locks our own
 /// tables is to be heard of, and not waited for.
@@ -44,6 +49,8 @@ pub struct Observer {
     pub seen: watch::Sender<Observed>,
     /// The same for slots that are prepared here.
     pub prepared: PreparedWatch,
+    /// The same for the node's lineage.
+    pub lineage: LineageWatch,
     /// Rows to mirror.
     pub mirror: mpsc::Receiver<MirrorRow>,
     /// What operators wanted, for the audit log.
@@ -111,6 +118,7 @@ impl Observer {
                 }
                 if signs.replace(&observed) {
                     self.look_at_columns.notify_one();
+                    self.lineage.read = None;
                 }
             }
             self.seen.send_replace(observed);
@@ -158,6 +166,13 @@ impl Observer {
             // Somebody holds the table of notes: what it said last still holds.
             Err(error) if error.sqlstate().is_some() => debug!(%error, "prepared slots not read"),
             Err(error) => return Err(error),
+        }
+        if self.lineage.is_due() {
+            match facts::lineage(session, &self.node).await {
+                Ok(lineage) => self.lineage.take(lineage),
+                Err(error) if error.sqlstate().is_some() => debug!(%error, "lineage not read"),
+                Err(error) => return Err(error),
+            }
         }
         // Slots before publications: a slot that is listed was made after its publication.
         let slots = source::slot_statuses(session, self.prepared.newest()).await?;
@@ -317,6 +332,36 @@ impl PreparedWatch {
             self.told = Some(Instant::now());
             self.seen.send_replace(Some(self.newest.clone()));
         }
+    }
+}
+
+/// The node's lineage, as the coordinator is told of it: when it changes.
+#[derive(Debug)]
+pub struct LineageWatch {
+    read: Option<Instant>,
+    seen: watch::Sender<Option<Lineage>>,
+}
+
+impl LineageWatch {
+    /// Nothing has been read yet.
+    #[must_use]
+    pub fn new(seen: watch::Sender<Option<Lineage>>) -> Self {
+        Self { read: None, seen }
+    }
+
+    fn is_due(&self) -> bool {
+        self.read.is_none_or(|at| at.elapsed() >= LINEAGE_EVERY)
+    }
+
+    fn take(&mut self, lineage: Lineage) {
+        self.read = Some(Instant::now());
+        self.seen.send_if_modified(|known| {
+            let news = known.as_ref() != Some(&lineage);
+            if news {
+                *known = Some(lineage);
+            }
+            news
+        });
     }
 }
 

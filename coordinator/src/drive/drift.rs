@@ -17,6 +17,7 @@ use super::Driver;
 use super::carried;
 use super::columns::{self, Differing, Digests, Judgement};
 use super::following::{self, Cause, Following, Health, Lasts, Word};
+use super::lineage::follows;
 use super::log::Note;
 use crate::job::applying::Fares;
 use crate::job::state::{NodeEvent, transition};
@@ -37,7 +38,7 @@ impl<S: Store> Driver<S> {
         }
         let concerned = self.nodes.values().filter(|record| {
             let own = record.id == *observer || record.source.as_ref() == Some(observer);
-            follows(record) && own
+            follows(record.state) && own
         });
         let concerned: Vec<NodeRecord> = concerned.cloned().collect();
         for record in concerned {
@@ -65,6 +66,8 @@ impl<S: Store> Driver<S> {
         {
             following.applying.observe(seen, now);
         }
+        let sight = self.sight_health(&record.id, source);
+        following.sight.take(sight, Word::News);
         let slot = self.slot_health(source, job);
         following.slot.take(slot, Word::of(observer, source));
         if source == observer && self.is_slot_moved(&record.id, source, job, &mut following) {
@@ -186,11 +189,11 @@ impl<S: Store> Driver<S> {
     ) -> bool {
         let stored = record.job.map(|job| self.store.job(job)).transpose();
         match stored.map(Option::flatten) {
-            Ok(Some(stored)) => {
-                let filter = stored.job.spec.filter;
+            Ok(stored) => {
+                // Of a replica that was taken up nobody knows the filter; what it replicates is asked.
+                let filter = stored.map_or_else(Default::default, |stored| stored.job.spec.filter);
                 self.compare_with_source(&record.id, source, filter, job, now)
             }
-            Ok(None) => false,
             Err(error) => {
                 tracing::warn!(node_id = %record.id, %error, "the job's tables cannot be looked up");
                 false
@@ -211,7 +214,7 @@ impl<S: Store> Driver<S> {
             .nodes
             .get(node)
             .filter(|r| r.replication() == Some(job));
-        let Some(record) = record.filter(|record| follows(record)).cloned() else {
+        let Some(record) = record.filter(|record| follows(record.state)).cloned() else {
             return;
         };
         let accepted = self.accepted(&record, review);
@@ -271,7 +274,7 @@ impl<S: Store> Driver<S> {
     }
 
     /// Changes a node's state, or the reason of it, to what its parts come to.
-    fn settle(&mut self, node: &NodeId, now: Timestamp) {
+    pub(super) fn settle(&mut self, node: &NodeId, now: Timestamp) {
         let (Some(following), Some(record)) = (self.following.get(node), self.nodes.get_mut(node))
         else {
             return;
@@ -322,7 +325,7 @@ impl<S: Store> Driver<S> {
         self.mirror(node, now);
     }
 
-    fn follow_changed(
+    pub(super) fn follow_changed(
         &mut self,
         node: &NodeId,
         event: NodeEvent,
@@ -357,10 +360,6 @@ impl<S: Store> Driver<S> {
         self.log(note, now);
         self.mirror(node, now);
     }
-}
-
-fn follows(record: &NodeRecord) -> bool {
-    matches!(record.state, NodeState::Synchronized | NodeState::Diverged)
 }
 
 fn drifted(

@@ -134,6 +134,8 @@ pub(super) struct Following {
     pub(super) subscription: Part,
     pub(super) carried: Part,
     pub(super) columns: Part,
+    /// Whether somebody can look at both ends.
+    pub(super) sight: Part,
     pub(super) applying: Applying,
     pub(super) parked: Parked,
     pub(super) watched: Watched,
@@ -150,6 +152,7 @@ impl Following {
             subscription: Part::default(),
             carried: Part::default(),
             columns: Part::default(),
+            sight: Part::default(),
             applying: Applying::default(),
             parked: Parked::default(),
             watched: Watched::default(),
@@ -157,13 +160,14 @@ impl Following {
         }
     }
 
-    pub(super) fn parts(&self) -> [&Part; 5] {
+    pub(super) fn parts(&self) -> [&Part; 6] {
         [
             &self.slot,
             &self.publication,
             &self.subscription,
             &self.carried,
             &self.columns,
+            &self.sight,
         ]
     }
 
