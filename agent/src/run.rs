@@ -14,6 +14,7 @@ use steep_protocol::message::api::AuditView;
 use steep_protocol::quic::Endpoint;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::budget::Budget;
@@ -83,19 +84,13 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
         throttle: Arc::default(),
     };
     tasks.spawn(server.run(Arc::clone(&endpoint)));
-    let (observer, watcher, lock_watch, seen) = observers(
-        &config,
-        &conninfo,
-        &jobs,
-        Wishes {
-            mirror,
-            audit,
-            reports: Arc::clone(&reports),
-        },
-    );
-    tasks.spawn(lock_watch.run(halt.clone()));
-    tasks.spawn(watcher.run(halt.clone()));
-    tasks.spawn(observer.run(halt.clone()));
+    let wishes = Wishes {
+        mirror,
+        audit,
+        reports: Arc::clone(&reports),
+    };
+    let (observers, seen) = observers(&config, &conninfo, &jobs, wishes);
+    observers.start(&mut tasks, halt);
     let received = budgets.received.clone();
     if let Some(address) = config.metrics {
         let sources = Sources {
@@ -187,6 +182,21 @@ struct Wishes {
     reports: Arc<Reports>,
 }
 
+/// Everything that looks at the server by itself.
+struct Observers {
+    observer: Observer,
+    digests: DigestWatcher,
+    locks: LockWatch,
+}
+
+impl Observers {
+    fn start(self, tasks: &mut JoinSet<()>, halt: &CancellationToken) {
+        tasks.spawn(self.locks.run(halt.clone()));
+        tasks.spawn(self.digests.run(halt.clone()));
+        tasks.spawn(self.observer.run(halt.clone()));
+    }
+}
+
 /// What looks at the server: slots and subscriptions every second, columns now and then, locks while
 /// something is at work.
 fn observers(
@@ -194,7 +204,7 @@ fn observers(
     conninfo: &Arc<Conninfo>,
     jobs: &Arc<SourceJobs>,
     wishes: Wishes,
-) -> (Observer, DigestWatcher, LockWatch, Seen) {
+) -> (Observers, Seen) {
     let (seen_sender, observed) = watch::channel(Observed::default());
     let (prepared_sender, prepared) = watch::channel(None);
     let (lineage_sender, lineage) = watch::channel(None);
@@ -232,7 +242,12 @@ fn observers(
         prepared,
         lineage,
     };
-    (observer, watcher, lock_watch, seen)
+    let observers = Observers {
+        observer,
+        digests: watcher,
+        locks: lock_watch,
+    };
+    (observers, seen)
 }
 
 /// Until the way down is over, or until a task ends that should not; what runs is cancelled then.
