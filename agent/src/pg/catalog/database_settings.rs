@@ -96,8 +96,9 @@ pub(crate) async fn read_settings(session: &Session) -> Result<Vec<DatabaseSetti
                 (false, Some(role)) => SettingScope::Role(role),
             },
         };
-        // Of a role everywhere, only what decides values is this database's business.
-        let matters = !matches!(setting.scope, SettingScope::Role(_)) || decides(&setting.name);
+        // Of a role everywhere, only what may decide values is this database's business.
+        let decides = decides(&setting.name) || setting.name.contains('.');
+        let matters = !matches!(setting.scope, SettingScope::Role(_)) || decides;
         if matters && found.len() < LISTED_MAX {
             found.push(setting);
         }

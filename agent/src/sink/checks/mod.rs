@@ -13,8 +13,9 @@ mod queries;
 use steep_protocol::message::agent::{WorkProgress, WorkUnit};
 use steep_protocol::{Fault, Identifier, Phase, TableName};
 use tokio_postgres::Row;
+use tokio_postgres::error::SqlState;
 
-use super::batch::{Batches, Item, Strictness, is_of_the_statement};
+use super::batch::{Batches, Item, Strictness};
 use super::books::{self, Planned};
 use super::build::note_missing;
 use super::conn::Conn;
@@ -190,6 +191,13 @@ fn validation(one: &Waiting) -> (String, Lack) {
     (statement, Lack::Check)
 }
 
+/// Whether the SQLSTATE is about the rows or the constraint: functions may raise any, so all are but those of
+/// the server, its connection and its locks.
+fn is_of_the_rows(code: &SqlState) -> bool {
+    let class = code.code().get(..2).unwrap_or_default();
+    !matches!(class, "08" | "25" | "40" | "53" | "57" | "58" | "F0" | "XX")
+}
+
 /// Notes that one failed, where that is its own fault.
 async fn given_up(
     task: &Task,
@@ -198,7 +206,7 @@ async fn given_up(
     missing: (Lack, &str),
     error: &PgError,
 ) -> Result<(), Fault> {
-    if !error.sqlstate().is_some_and(is_of_the_statement) {
+    if !error.sqlstate().is_some_and(is_of_the_rows) {
         return Err(conn.fault(error));
     }
     note_missing(task, conn, one, missing, error).await
@@ -217,6 +225,16 @@ mod tests {
             sql: "ALTER DOMAIN s.\"T\" SET NOT NULL".to_owned(),
             added: false,
             weight: 0,
+        }
+    }
+
+    #[test]
+    fn whatever_a_function_raises_is_of_the_rows() {
+        for code in ["23514", "42883", "P0001", "MY001", "55000"] {
+            assert!(is_of_the_rows(&SqlState::from_code(code)), "{code}");
+        }
+        for code in ["57014", "57P01", "53100", "40P01", "XX000"] {
+            assert!(!is_of_the_rows(&SqlState::from_code(code)), "{code}");
         }
     }
 
