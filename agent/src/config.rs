@@ -7,10 +7,10 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use steep_daemon::config::{ConfigError, Settings, metrics_address};
-use steep_protocol::NodeId;
 use steep_protocol::limits::WORKERS_MAX;
 use steep_protocol::quic::{Congestion, Traffic, Tuning};
-use steep_protocol::units::parse_duration;
+use steep_protocol::units::{parse_duration, parse_size};
+use steep_protocol::{ByteCount, NodeId};
 
 use crate::budget;
 use crate::pg::Conninfo;
@@ -71,6 +71,10 @@ pub struct Given {
     /// Mebibytes of memory for rows on their way; parts beyond it wait [default: 96]
     #[arg(long, value_name = "MIB")]
     pub memory_mib: Option<u32>,
+    /// Memory for all index builds at once, such as 2GiB [default: what is free on the server's machine,
+    /// within its control group]
+    #[arg(long, value_name = "SIZE")]
+    pub index_memory: Option<String>,
     /// How often the columns of replicated tables are compared with the source's [default: 60s]
     #[arg(long, value_name = "TIME")]
     pub schema_check_interval: Option<String>,
@@ -102,6 +106,8 @@ pub struct Config {
     pub max_workers: u8,
     /// Mebibytes for rows on their way.
     pub memory_mib: u32,
+    /// What all index builds at once may use, where it is set.
+    pub index_memory: Option<ByteCount>,
     /// Between two looks at the columns of replicated tables.
     pub schema_check_interval: Duration,
     /// The transport.
@@ -169,6 +175,12 @@ impl TryFrom<Given> for Config {
             metrics: given.metrics.as_deref().map(metrics_address).transpose()?,
             max_workers,
             memory_mib,
+            index_memory: given
+                .index_memory
+                .map(|text| {
+                    parse_size(&text).map_err(|why| ConfigError::invalid("index-memory", why))
+                })
+                .transpose()?,
             schema_check_interval: interval(given.schema_check_interval.as_deref())?,
             tuning: Tuning {
                 traffic: Traffic::Bulk,

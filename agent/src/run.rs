@@ -77,6 +77,7 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
         budget: budgets.sent.clone(),
         telemetry: Arc::clone(&telemetry),
         descent: descent.clone(),
+        throttle: Arc::default(),
     };
     tasks.spawn(server.run(Arc::clone(&endpoint)));
     let (observer, watcher, seen) = observers(
@@ -113,6 +114,7 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
         reports: Arc::clone(&reports),
         endpoint: Arc::clone(&endpoint),
         budget: received,
+        index_memory: config.index_memory,
         telemetry,
         readings: Readings::default(),
         drain: descent.drain().clone(),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use steep_protocol::message::agent::{PartDone, PartProgress, WorkProgress};
 use steep_protocol::message::handover::Replication;
-use steep_protocol::{JobId, NodeId, Phase};
+use steep_protocol::{ByteCount, JobId, NodeId, Phase};
 use tokio_util::sync::CancellationToken;
 
 use crate::pg::Conninfo;
@@ -30,6 +30,8 @@ pub struct Task {
     pub progress: Progress,
     /// How long its statements wait for locks of others.
     pub patience: Patience,
+    /// What all index builds at once may use; chosen from what is free where it is not set.
+    pub index_memory: Option<ByteCount>,
 }
 
 /// How long a statement waits for somebody else's lock.

@@ -2,7 +2,7 @@
 
 use steep_protocol::{Fault, FaultKind, NodeId};
 
-use crate::render::{Paint, clean};
+use crate::render::{Paint, clean, paragraph};
 
 /// The exit codes of the contract.
 pub(crate) const SUCCESS: u8 = 0;
@@ -86,7 +86,7 @@ pub(crate) fn exit_code(kind: FaultKind) -> u8 {
 
 /// A fault in one line: where and what.
 pub(crate) fn line(fault: &Fault) -> String {
-    clean(&fault.to_string()).replace('\n', " ")
+    clean(&fault.to_string())
 }
 
 /// A fault for a terminal or a log: what failed, on which node, why; then what to do.
@@ -95,9 +95,17 @@ pub(crate) fn render(fault: &Fault, paint: Paint) -> String {
         Some(node) => format!("{}: ", paint.bold(node.as_str())),
         None => String::new(),
     };
-    let mut text = format!("{} {node}{}", paint.red("error:"), clean(&fault.message));
+    let mut text = format!(
+        "{} {node}{}",
+        paint.red("error:"),
+        paragraph(&fault.message)
+    );
     if !fault.hint.is_empty() {
-        text.push_str(&format!("\n{} {}", paint.cyan("hint:"), clean(&fault.hint)));
+        text.push_str(&format!(
+            "\n{} {}",
+            paint.cyan("hint:"),
+            paragraph(&fault.hint)
+        ));
     }
     text
 }

@@ -14,6 +14,7 @@
 //! The coordinator never sees a row, a password or a connection string, and never talks to
 //! PostgreSQL. While it is down, transfers between agents go on.
 
+mod admission;
 pub mod api;
 pub mod assign;
 pub mod config;

@@ -3,17 +3,20 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use steep_certs::Credentials;
-use steep_daemon::{http, say_panic};
+use steep_daemon::{Throttle, http, say_panic};
 use steep_protocol::close::CloseCode;
-use steep_protocol::quic::{Endpoint, Incoming, Links, Role, Tuning};
+use steep_protocol::quic::{
+    Accepted, Arrival, ConnectionLimits, Endpoint, Links, Listener, Role, Tuning,
+};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::Admission;
 use crate::config::Config;
 use crate::drive::{Driver, Handle};
 use crate::metrics::Metrics;
@@ -24,8 +27,12 @@ use crate::{api, session};
 /// How long peers get to hear that we are going.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
-/// Connections at once: every agent of a large cluster and a crowd of operators.
-const CONNECTIONS_MAX: usize = 1_024;
+/// Connections at once: every agent of a large cluster and a crowd of operators. An operator's
+/// certificate may be used from many terminals, each with a question or a watcher.
+const CONNECTIONS: ConnectionLimits = ConnectionLimits {
+    total: 1_024,
+    per_identity: 32,
+};
 
 /// A coordinator that has taken its store and its addresses and has not begun to serve.
 pub struct Server {
@@ -124,19 +131,36 @@ impl Server {
 /// Accepts connections; each is greeted and served in its own task.
 async fn accept(endpoint: Arc<Endpoint>, handle: Handle, links: Links, stop: CancellationToken) {
     let mut connections = JoinSet::new();
+    let mut listener = Listener::new(endpoint, CONNECTIONS);
+    let throttle = Arc::new(Throttle::default());
+    let agents = Arc::new(Admission::default());
     let mut sessions = 0;
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
-            incoming = endpoint.accept(), if connections.len() < CONNECTIONS_MAX => {
-                let Some(incoming) = incoming else {
-                    break;
-                };
-                sessions += 1;
-                let session = SessionId(sessions);
-                let (handle, links, stop) = (handle.clone(), links.clone(), stop.clone());
-                connections.spawn(serve(incoming, session, handle, links, stop));
-            }
+            arrival = listener.next() => match arrival {
+                None => break,
+                Some(Arrival::Accepted(accepted)) => {
+                    sessions += 1;
+                    let session = SessionId(sessions);
+                    let guest = Guest {
+                        session,
+                        handle: handle.clone(),
+                        links: links.clone(),
+                        throttle: Arc::clone(&throttle),
+                        agents: Arc::clone(&agents),
+                    };
+                    connections.spawn(guest.serve(accepted, stop.clone()));
+                }
+                Some(Arrival::Failed { remote, error }) => {
+                    tracing::debug!(%remote, %error, "a connection did not come about");
+                }
+                Some(Arrival::Refused { remote, role, name }) => {
+                    if let Some(left_out) = throttle.pass("connections") {
+                        tracing::warn!(%remote, %role, %name, left_out, "a connection was refused: this certificate has too many");
+                    }
+                }
+            },
             Some(ended) = connections.join_next() => say_panic(ended),
         }
     }
@@ -145,34 +169,48 @@ async fn accept(endpoint: Arc<Endpoint>, handle: Handle, links: Links, stop: Can
     }
 }
 
-/// Greets a peer and serves it as what its certificate says it is (G7).
-async fn serve(
-    incoming: Incoming,
+/// What serving one connection needs.
+struct Guest {
     session: SessionId,
     handle: Handle,
     links: Links,
-    stop: CancellationToken,
-) {
-    let remote = incoming.remote();
-    let greeted = tokio::select! {
-        greeted = incoming.handshake() => greeted,
-        () = stop.cancelled() => return,
-    };
-    let connection = match greeted {
-        Ok(connection) => connection,
-        Err(error) => {
-            tracing::debug!(%remote, %error, "a connection did not come about");
-            return;
-        }
-    };
-    let peer = connection.peer().clone();
-    let _watched = links.watch(&connection);
-    match peer.role {
-        Role::Agent => session::serve(connection, session, handle.agents, stop).await,
-        Role::Operator => api::serve(connection, handle, stop).await,
-        Role::Coordinator => {
-            tracing::warn!(%remote, name = %peer.name, "another coordinator called and was refused");
-            connection.close(CloseCode::Forbidden);
+    throttle: Arc<Throttle>,
+    agents: Arc<Admission>,
+}
+
+impl Guest {
+    /// Serves a peer as what its certificate says it is (G7).
+    async fn serve(self, accepted: Accepted, stop: CancellationToken) {
+        let Accepted { connection, place } = accepted;
+        let peer = connection.peer().clone();
+        let _watched = self.links.watch(&connection);
+        match peer.role {
+            Role::Agent => {
+                // Until its session ends or has not begun in time, an agent's connection is in use.
+                let _busy = place.busy();
+                if !self.agents.admit(&peer.name, Instant::now()) {
+                    if let Some(left_out) = self.throttle.pass("registrations") {
+                        tracing::warn!(node_id = %peer.name, left_out, "an agent was refused: it registers again and again");
+                    }
+                    return connection.close(CloseCode::TooMany);
+                }
+                session::serve(
+                    connection,
+                    self.session,
+                    self.handle.agents,
+                    &self.throttle,
+                    stop,
+                )
+                .await;
+            }
+            Role::Operator => api::serve(connection, &place, self.handle, stop).await,
+            Role::Coordinator => {
+                if let Some(left_out) = self.throttle.pass("coordinator") {
+                    let remote = connection.remote();
+                    tracing::warn!(%remote, name = %peer.name, left_out, "another coordinator called and was refused");
+                }
+                connection.close(CloseCode::Forbidden);
+            }
         }
     }
 }

@@ -12,10 +12,13 @@
 mod content;
 mod event_triggers;
 mod link;
+mod loading;
+mod owner_code;
 mod pooler;
 mod quirks;
 mod receiver;
 mod server;
+mod settings;
 mod walsender;
 
 use std::time::Duration;
@@ -23,7 +26,7 @@ use std::time::Duration;
 use steep_protocol::Fault;
 use steep_protocol::message::facts::{ServerFacts, SourceFacts, TargetFacts};
 use steep_protocol::message::job::TableFilter;
-use steep_protocol::message::peer::Secret;
+use steep_protocol::message::peer::{DatabaseSetting, Secret};
 use steep_schema::Schema;
 
 use crate::pg::{PgError, Session};
@@ -40,6 +43,8 @@ pub struct PeerFacts {
     pub conninfo: Option<Secret>,
     /// What the job's filter admits there.
     pub schema: Schema,
+    /// What decides values there.
+    pub settings: Vec<DatabaseSetting>,
 }
 
 /// The oldest version whose catalog these queries are written for; of an older one only the version
@@ -59,6 +64,8 @@ pub async fn source(task: &Task, filter: &TableFilter) -> Result<SourceFacts, Fa
         let mut facts = SourceFacts::default();
         if let Some(session) = session {
             facts = content::gather(task, &session, filter).await?;
+            facts.loading = loading::gather(task, &session, filter).await?;
+            facts.owner_code = owner_code::calls(task, &session, filter).await?;
             session.close().await;
             facts.replication_link = walsender::probe(task, &server).await?;
         }
@@ -85,6 +92,9 @@ pub async fn target(
         if let Some(session) = session {
             facts = receiver::gather(task, &session, filter, &peer).await?;
             quirks::gather(task, &session, &peer, &mut facts).await?;
+            facts.loading = loading::gather(task, &session, filter).await?;
+            settings::gather(task, &session, &peer, &mut facts).await?;
+            facts.owner_code = owner_code::calls(task, &session, filter).await?;
             if let Some(conninfo) = &peer.conninfo {
                 facts.server_link = link::probe(task, &session, conninfo).await?;
             }
@@ -122,5 +132,6 @@ async fn look(task: &Task) -> Result<(ServerFacts, Option<Session>), PgError> {
         .await?;
     let mut facts = server::gather(task, &session, facts).await?;
     facts.event_triggers = event_triggers::gather(task, &session).await?;
+    facts.powers = owner_code::powers(task, &session).await?;
     Ok((facts, Some(session)))
 }

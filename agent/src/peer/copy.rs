@@ -18,6 +18,7 @@ use super::link::{Link, Plan};
 use super::rate::Rate;
 use super::span;
 use crate::budget::Budget;
+use crate::pg::catalog::for_loading;
 use crate::sink::{self, Begin, Loader, WalWriterAwake};
 use crate::task::Task;
 
@@ -48,6 +49,7 @@ struct Shared {
     link: Link,
     request: CopyRequest,
     plan: Plan,
+    settings: Arc<[String]>,
     formats: HashMap<TableNo, CopyFormat>,
     rate: Rate,
     budget: Budget,
@@ -69,6 +71,7 @@ pub async fn copy(
     budget: Budget,
 ) -> Result<(), Fault> {
     let plan = link.plan().await?;
+    let settings = for_loading(&link.settings().await?).into();
     let formats = sink::formats(task, &plan.tables).await?;
     let there = sink::ledger(task).await?;
     let done: HashSet<PartNo> = there.iter().map(|d| d.part).collect();
@@ -88,6 +91,7 @@ pub async fn copy(
         rate: Rate::new(request.max_rate),
         request,
         plan,
+        settings,
         formats,
         budget,
         queue: Mutex::new(queue),
@@ -164,7 +168,10 @@ impl Shared {
             .unwrap_or(CopyFormat::Text);
         let loader = match loader {
             Some(loader) => loader,
-            None => loader.insert(Loader::connect(&self.task, &self.plan.encoding).await?),
+            None => {
+                let settings = Arc::clone(&self.settings);
+                loader.insert(Loader::connect(&self.task, &self.plan.encoding, settings).await?)
+            }
         };
         let _share = self.budget.part(self.request.compression).await;
         // The source starts its COPY while the target begins its transaction.

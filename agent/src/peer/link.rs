@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
-use steep_protocol::limits::{PARTS_MAX, SCHEMA_PAGES_MAX, TABLES_MAX};
+use steep_protocol::limits::{LISTED_MAX, PARTS_MAX, SCHEMA_PAGES_MAX, TABLES_MAX};
 use steep_protocol::message::agent::PeerAddress;
 use steep_protocol::message::job::Compression;
 use steep_protocol::message::peer::{
-    CopyFormat, PeerReply, PeerRequest, SchemaSection, Secret, SequenceValue, TablePlan,
+    CopyFormat, DatabaseSetting, PeerReply, PeerRequest, SchemaSection, Secret, SequenceValue,
+    TablePlan,
 };
 use steep_protocol::quic::{Connection, Endpoint, Expect, Links, Receiver, Watched};
 use steep_protocol::{Epoch, Fault, FaultKind, JobId, Lsn, NodeId, PartNo, Retry};
@@ -208,6 +209,19 @@ impl Link {
             .0
         {
             PeerReply::Conninfo(conninfo) => Ok(conninfo),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    /// What decides values in the source's database.
+    ///
+    /// # Errors
+    /// As [`Link::plan`].
+    pub async fn settings(&self) -> Result<Vec<DatabaseSetting>, Fault> {
+        let request = PeerRequest::FetchSettings { job: self.job };
+        match self.ask(&request).await?.0 {
+            PeerReply::Settings(settings) if settings.len() <= LISTED_MAX => Ok(settings),
+            PeerReply::Settings(_) => Err(self.endless("number of settings")),
             _ => Err(self.unexpected()),
         }
     }

@@ -1,14 +1,17 @@
 //! The source's end: answers the targets that the coordinator named, from snapshots held open.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
-use steep_daemon::say_panic;
+use steep_daemon::{Throttle, say_panic};
 use steep_protocol::close::CloseCode;
-use steep_protocol::limits::PLAN_PAGE;
+use steep_protocol::limits::{PEER_REQUEST_MAX, PLAN_PAGE};
 use steep_protocol::message::handover::Replication;
 use steep_protocol::message::peer::{PeerReply, PeerRequest};
-use steep_protocol::quic::{Connection, Endpoint, Role, Sender, StreamError};
+use steep_protocol::quic::{
+    Accepted, Arrival, Connection, ConnectionLimits, Endpoint, Listener, Role, Sender, StreamError,
+};
 use steep_protocol::{Fault, FaultKind, JobId, NodeId};
 use tokio::runtime::Handle;
 use tokio::task::{self, JoinSet};
@@ -27,6 +30,22 @@ use crate::telemetry::{Flow, Telemetry};
 /// Rows for this many streams of one peer at once; the rest wait in QUIC's own limit.
 const STREAMS_AT_ONCE: usize = 128;
 
+/// Connections at once: some jobs with every node of a large cluster. Each may make us keep half a
+/// megabyte of requests.
+const CONNECTIONS: ConnectionLimits = ConnectionLimits {
+    total: 512,
+    per_identity: 16,
+};
+
+/// How long a peer has to say what it wants on a stream it opened.
+const REQUEST_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a peer that is told nothing but why it gets nothing may take to read it.
+const REFUSAL_LIMIT: Duration = Duration::from_secs(10);
+
+/// A connection on which nobody has asked anything for so long is closed; who needs it dials again.
+const IDLE_LIMIT: Duration = Duration::from_secs(600);
+
 /// Answers peers.
 #[derive(Debug, Clone)]
 pub struct Server {
@@ -44,6 +63,8 @@ pub struct Server {
     pub telemetry: Arc<Telemetry>,
     /// When to go.
     pub descent: Descent,
+    /// Which lines are written of what peers do.
+    pub throttle: Arc<Throttle>,
 }
 
 impl Server {
@@ -51,30 +72,40 @@ impl Server {
     /// is read under a snapshot any more that is not being read.
     pub async fn run(self, endpoint: Arc<Endpoint>) {
         let mut peers = JoinSet::new();
+        let mut listener = Listener::new(endpoint, CONNECTIONS);
         loop {
             tokio::select! {
                 () = self.descent.halt().cancelled() => break,
-                incoming = endpoint.accept() => {
-                    let Some(incoming) = incoming else { break };
-                    let server = self.clone();
-                    peers.spawn(async move {
-                        let remote = incoming.remote();
-                        match incoming.handshake().await {
-                            Ok(connection) => server.attend(connection).await,
-                            Err(error) => warn!(%remote, %error, "peer turned away"),
+                arrival = listener.next() => match arrival {
+                    None => break,
+                    Some(Arrival::Accepted(accepted)) => {
+                        let server = self.clone();
+                        peers.spawn(async move { server.attend(accepted).await });
+                    }
+                    Some(Arrival::Failed { remote, error }) => {
+                        if let Some(left_out) = self.throttle.pass("handshake") {
+                            warn!(%remote, %error, left_out, "peer turned away");
                         }
-                    });
-                }
+                    }
+                    Some(Arrival::Refused { remote, role, name }) => {
+                        if let Some(left_out) = self.throttle.pass("connections") {
+                            warn!(%remote, %role, peer = %name, left_out, "peer refused: it has too many connections");
+                        }
+                    }
+                },
                 Some(ended) = peers.join_next() => say_panic(ended),
             }
         }
         peers.shutdown().await;
     }
 
-    async fn attend(&self, connection: Connection) {
+    async fn attend(&self, accepted: Accepted) {
+        let Accepted { connection, place } = accepted;
         let peer = connection.peer().clone();
         if peer.role != Role::Agent {
-            warn!(peer = %peer.name, role = %peer.role, "peer refused: only agents fetch rows");
+            if let Some(left_out) = self.throttle.pass("role") {
+                warn!(peer = %peer.name, role = %peer.role, left_out, "peer refused: only agents fetch rows");
+            }
             connection.close(CloseCode::Forbidden);
             return;
         }
@@ -93,8 +124,16 @@ impl Server {
                     let server = self.clone();
                     let connection = connection.clone();
                     let cancel = cancel.child_token();
+                    let busy = place.busy();
                     streams.spawn(async move {
-                        match receiver.recv::<PeerRequest>().await {
+                        let _busy = busy;
+                        let asked = receiver.recv_short::<PeerRequest>(PEER_REQUEST_MAX);
+                        let Ok(asked) = tokio::time::timeout(REQUEST_LIMIT, asked).await else {
+                            debug!("a peer opened a stream and asked nothing in time");
+                            receiver.stop(CloseCode::Malformed);
+                            return;
+                        };
+                        match asked {
                             Ok(Some(request)) => {
                                 let _answering = server.descent.answering();
                                 server.attend_to(connection, request, sender, cancel).await;
@@ -108,6 +147,10 @@ impl Server {
                     });
                 }
                 Some(ended) = streams.join_next() => say_panic(ended),
+                () = tokio::time::sleep(IDLE_LIMIT), if streams.is_empty() => {
+                    connection.close(CloseCode::Done);
+                    break;
+                }
             }
         }
         // Nobody waits for the parts any more: this ends the COPY behind each.
@@ -160,14 +203,16 @@ impl Server {
                     .await
             }
             None => {
-                warn!(job_id = %job, %peer, "request refused: the coordinator named no such job for it");
+                if let Some(left_out) = self.throttle.pass("job") {
+                    warn!(job_id = %job, %peer, left_out, "request refused: the coordinator named no such job for it");
+                }
                 let fault = Fault::new(
                     FaultKind::Unauthorized,
                     format!("{} holds nothing for {peer} under job {job}", self.node),
                 )
                 .on(&self.node)
                 .hint("its agent may have been restarted, which ends its snapshots");
-                sender.send(&PeerReply::Fault(fault)).await
+                return refuse(sender, fault).await;
             }
         };
         sender.finish();
@@ -198,6 +243,10 @@ impl Server {
                     .await
                     .map(PeerReply::Sequences)
             }
+            PeerRequest::FetchSettings { .. } => catalog::database_settings(&self.conninfo)
+                .await
+                .map(PeerReply::Settings)
+                .map_err(|error| error.to_fault(&self.node)),
             PeerRequest::DescribeSchema { .. } => return self.describe(entry, sender).await,
             PeerRequest::FetchPlan { .. } => match self.opened(entry) {
                 Ok(open) => return send_plan(&open, sender).await,
@@ -306,8 +355,24 @@ impl Server {
             drain: self.descent.drain().clone(),
             progress: Progress::nowhere(),
             patience: Patience::default(),
+            index_memory: None,
         }
     }
+}
+
+/// Says why there is nothing, to somebody who may not even read that.
+async fn refuse(mut sender: Sender, fault: Fault) -> Option<Sender> {
+    let told = async {
+        if sender.send(&PeerReply::Fault(fault)).await.is_ok() {
+            sender.finish();
+            // Where it fails the peer has gone.
+            let _ = sender.drained().await;
+        }
+    };
+    if tokio::time::timeout(REFUSAL_LIMIT, told).await.is_err() {
+        sender.reset(CloseCode::Forbidden);
+    }
+    None
 }
 
 async fn send_plan(open: &OpenSnapshot, sender: &mut Sender) -> Result<(), StreamError> {

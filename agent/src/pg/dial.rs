@@ -157,6 +157,7 @@ fn is_worth_trying(route: &Route, last: Option<&(Route, PgError)>) -> bool {
         | PgError::Protocol(_)
         | PgError::Driver(_)
         | PgError::Extension { .. }
+        | PgError::Untrusted { .. }
         | PgError::Cancelled => false,
     }
 }

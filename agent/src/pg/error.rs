@@ -69,6 +69,17 @@ pub enum PgError {
         /// What the server said.
         reason: String,
     },
+    /// Somebody has a hand in the schema `steep_repl` whose code this agent will not run.
+    #[error(
+        "the schema steep_repl of this database is not used: {what} {role}, neither the agent's role \
+         nor a superuser, whose code would run with the agent's rights"
+    )]
+    Untrusted {
+        /// What in the schema, up to the role.
+        what: String,
+        /// The role behind it.
+        role: String,
+    },
     /// Cancelled from our side.
     #[error("cancelled")]
     Cancelled,
@@ -221,6 +232,7 @@ impl PgError {
             | Self::Protocol(_)
             | Self::Driver(_)
             | Self::Extension { .. }
+            | Self::Untrusted { .. }
             | Self::Cancelled => None,
         }
     }
@@ -260,6 +272,11 @@ impl PgError {
                 "install the extension's files of this version on the server, then let the extension's \
                  owner run ALTER EXTENSION steep_repl UPDATE TO '{wanted}'"
             )),
+            Self::Untrusted { .. } => fault(FaultKind::Failed).hint(
+                "look at what the schema holds; then drop it, and the agent makes it anew (DROP SCHEMA \
+                 steep_repl CASCADE, or DROP EXTENSION steep_repl), or revoke what was granted. What \
+                 you have checked can be kept by ALTER ... OWNER TO the agent's role or a superuser",
+            ),
             Self::Cancelled => fault(FaultKind::Cancelled),
         };
         fault.on(node)

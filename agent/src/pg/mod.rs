@@ -14,6 +14,7 @@ pub mod raw;
 mod conninfo;
 mod dial;
 mod error;
+mod guard;
 mod literal;
 mod patient;
 mod session;
@@ -23,5 +24,7 @@ mod transport;
 
 pub use conninfo::Conninfo;
 pub use error::{PgError, ServerError};
+pub use guard::OwnSchema;
 pub(crate) use literal::literal;
 pub use session::Session;
+pub(crate) use settings::DURABLE;

@@ -12,8 +12,9 @@ use tracing::debug;
 
 use super::conninfo::{Conninfo, SessionAttrs};
 use super::dial::{self, Route, Search, Stream};
+use super::settings::UserViews;
 use super::transport::Reads;
-use super::{PgError, settings};
+use super::{OwnSchema, PgError, guard, settings};
 
 /// How long a cancelled statement may take to end. PostgreSQL checks for cancellation often; what
 /// takes longer than this is a server that does not answer, and the connection is dropped.
@@ -50,7 +51,8 @@ impl Session {
     /// the role may say so the session is a replica's.
     ///
     /// # Errors
-    /// [`PgError`]: not reached, not let in, or not the kind of server that is wanted.
+    /// [`PgError`]: not reached, not let in, not the kind of server that is wanted, or a schema
+    /// `steep_repl` that is not to be trusted.
     pub async fn connect(conninfo: &Conninfo, purpose: &str) -> Result<Self, PgError> {
         let mut search = Search::new(conninfo);
         while let Some(route) = search.way() {
@@ -101,6 +103,10 @@ impl Session {
         tasks.spawn(drive(connection));
         client.batch_execute(&settings::statements(version)).await?;
         client.batch_execute(settings::replica(version)).await?;
+        if let Some(refuse) = settings::user_views(version, UserViews::Refused) {
+            client.batch_execute(&refuse).await?;
+        }
+        guard::look(&client).await?;
         // Not on every operating system; without it a lost agent's statement runs to its end.
         if let Err(error) = client.batch_execute(settings::CHECK_CLIENT).await {
             debug!(error = %PgError::from(error), "the server cannot watch for lost clients");
@@ -114,6 +120,26 @@ impl Session {
             route: route.clone(),
             tasks,
         })
+    }
+
+    /// Looks at the schema `steep_repl` again. Sessions that live long do so before they use it.
+    ///
+    /// # Errors
+    /// [`PgError::Untrusted`] where somebody else has a hand in it; [`PgError`] of the query.
+    pub async fn own_schema(&self) -> Result<OwnSchema, PgError> {
+        guard::look(&self.client).await
+    }
+
+    /// Lets statements read views and foreign tables of users, which functions in constraints and
+    /// materialised views may do.
+    ///
+    /// # Errors
+    /// [`PgError`] of the statement.
+    pub async fn read_user_views(&self) -> Result<(), PgError> {
+        if let Some(allow) = settings::user_views(self.version, UserViews::Read) {
+            self.client.batch_execute(&allow).await?;
+        }
+        Ok(())
     }
 
     /// The client, for transactions.

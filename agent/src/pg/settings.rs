@@ -6,19 +6,27 @@ use super::PgError;
 /// manual, `client_connection_check_interval`). Refused where the operating system cannot.
 pub(super) const CHECK_CLIENT: &str = "SET client_connection_check_interval = '2s'";
 
+/// Makes commits wait for this server's disk, however server, database or role are set. Settings that wait
+/// for standbys as well are left as they are. `pg_temp` is never searched for functions, but the path may be
+/// somebody else's when this runs.
+pub(crate) const DURABLE: &str = "SELECT pg_catalog.set_config('synchronous_commit', 'on', false) \
+     WHERE pg_catalog.current_setting('synchronous_commit') OPERATOR(pg_catalog.=) 'off'";
+
 /// Settings for a server of that version, as one simple query.
 ///
+/// `synchronous_commit`: what we have told somebody to be done is done, also after a crash.
 /// Timeouts: a job's own limits end it, not a server's default. `search_path`: names in our SQL and
-/// in `format_type` output are qualified. Formats: text that means the same on any server.
+/// in `format_type` output are qualified, and a temporary table never stands before PostgreSQL's own,
+/// as it would with an empty path. Formats: text that means the same on any server.
 /// `row_security`: an error rather than rows left out. `lc_monetary`: `money` in text reads back as
 /// the same number wherever it is read under the same setting.
 pub(super) fn statements(version: u32) -> String {
-    let mut sql = "SET statement_timeout = 0; SET lock_timeout = 0; \
+    let mut sql = format!("{DURABLE}; ")
+        + "SET statement_timeout = 0; SET lock_timeout = 0; \
          SET idle_in_transaction_session_timeout = 0; SET idle_session_timeout = 0; \
-         SET search_path = ''; SET datestyle = 'ISO'; SET intervalstyle = 'postgres'; \
+         SET search_path = pg_catalog, pg_temp; SET datestyle = 'ISO'; SET intervalstyle = 'postgres'; \
          SET extra_float_digits = 3; SET bytea_output = 'hex'; SET xmloption = 'content'; \
-         SET lc_monetary = 'C'; SET row_security = off; SET synchronize_seqscans = off"
-        .to_owned();
+         SET lc_monetary = 'C'; SET row_security = off; SET synchronize_seqscans = off";
     if version >= 170_000 {
         sql.push_str("; SET transaction_timeout = 0");
     }
@@ -35,6 +43,35 @@ pub(super) fn replica(version: u32) -> &'static str {
         "SELECT pg_catalog.set_config('session_replication_role', 'replica', false)
          FROM pg_catalog.pg_roles WHERE rolname = current_user AND rolsuper"
     }
+}
+
+/// The setting by which a session reads no view and no foreign table of users: somebody could put one
+/// in the place of a table or a sequence between our listing and our reading it, and a view's functions
+/// run with the rights of whoever reads (CVE-2024-7348 was this in pg_dump).
+const RESTRICT: &str = "restrict_nonsystem_relation_kind";
+
+/// Whether statements of a session may read views and foreign tables of users.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum UserViews {
+    /// Never: what it names is a table or a sequence.
+    Refused,
+    /// Functions in constraints and materialised views may read them.
+    Read,
+}
+
+/// Sets that for a session, where the server knows it: from 14.13, 15.8, 16.4 and 17 on.
+pub(super) fn user_views(version: u32, views: UserViews) -> Option<String> {
+    let known = match version / 10_000 {
+        14 => version >= 140_013,
+        15 => version >= 150_008,
+        16 => version >= 160_004,
+        major => major >= 17,
+    };
+    let value = match views {
+        UserViews::Refused => "view, foreign-table",
+        UserViews::Read => "",
+    };
+    known.then(|| format!("SET {RESTRICT} = '{value}'"))
 }
 
 /// `server_version_num` from `server_version` ("18.6 (Debian …)", "19devel", "18beta1").
@@ -74,6 +111,18 @@ mod tests {
         for bad in ["", "devel", "99999999999", "429496.7296", "4294967295.1"] {
             assert!(version_num(bad).is_err(), "{bad:?} was taken");
         }
+    }
+
+    #[test]
+    fn views_of_users_are_refused_where_the_server_can() {
+        for old in [140_012, 150_007, 160_003] {
+            assert_eq!(user_views(old, UserViews::Refused), None);
+            assert!(user_views(old + 1, UserViews::Refused).is_some());
+        }
+        let refused = user_views(180_000, UserViews::Refused).unwrap();
+        assert!(refused.ends_with("= 'view, foreign-table'"), "{refused}");
+        let read = user_views(180_000, UserViews::Read).unwrap();
+        assert!(read.ends_with("= ''"), "{read}");
     }
 
     #[test]

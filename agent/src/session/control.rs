@@ -233,6 +233,7 @@ impl Control {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             incarnation: self.incarnation,
             open_snapshots: self.agent.jobs.open_snapshots(),
+            admitted: self.agent.jobs.admitted(),
             max_workers: self.coordinator.max_workers,
         })
     }

@@ -9,7 +9,7 @@ use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::peer::SchemaSection;
 use steep_protocol::message::schema::SchemaCursor;
 use steep_protocol::quic::Endpoint;
-use steep_protocol::{Fault, FaultKind, JobId, NodeId};
+use steep_protocol::{ByteCount, Fault, FaultKind, JobId, NodeId};
 use steep_schema::Schema;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -21,7 +21,7 @@ use crate::facts::{self, PeerFacts};
 use crate::peer::copy::{CopyRequest, copy};
 use crate::peer::link::Link;
 use crate::pg::{Conninfo, catalog};
-use crate::sink::{self, PrepareRequest, SchemaRequest};
+use crate::sink::{self, Dumps, PrepareRequest, SchemaRequest};
 use crate::source::{self, OpenRequest, SourceJobs};
 use crate::task::{Patience, Progress, Task};
 use crate::telemetry::{CommandEnd, Telemetry};
@@ -41,6 +41,8 @@ pub struct Agent {
     pub endpoint: Arc<Endpoint>,
     /// For the parts it fetches.
     pub budget: Budget,
+    /// What all index builds at once may use, where the operator says so.
+    pub index_memory: Option<ByteCount>,
     /// Counts what is done.
     pub telemetry: Arc<Telemetry>,
     /// Schemas being handed out.
@@ -83,6 +85,7 @@ impl Agent {
             drain: self.drain.clone(),
             progress: Progress::new(Arc::clone(&self.reports) as _),
             patience: Patience::default(),
+            index_memory: self.index_memory,
         };
         let running = self.telemetry.command_began();
         let told = Told {
@@ -358,8 +361,12 @@ impl Agent {
             } => {
                 let link = link(source);
                 let plan = link.plan().await?;
-                let pre = link.schema(SchemaSection::PreData).await?;
-                let post = link.schema(SchemaSection::PostData).await?;
+                let dumps = Dumps {
+                    pre_data: link.schema(SchemaSection::PreData).await?,
+                    extension_rows: link.schema(SchemaSection::ExtensionRows).await?,
+                    post_data: link.schema(SchemaSection::PostData).await?,
+                };
+                let settings = link.settings().await?;
                 let schema = SchemaRequest {
                     source: link.source().clone(),
                     described: link.described().await?,
@@ -367,8 +374,12 @@ impl Agent {
                     existing,
                     schema_mode,
                 };
-                let request = PrepareRequest { schema, indexes };
-                sink::prepare(task, &request, &plan.tables, pre, post)
+                let request = PrepareRequest {
+                    schema,
+                    indexes,
+                    settings,
+                };
+                sink::prepare(task, &request, &plan.tables, dumps)
                     .await
                     .map(Outcome::Warned)
             }
@@ -480,12 +491,14 @@ impl Agent {
                 clock_ahead: ping.clock_ahead,
                 conninfo: Some(link.conninfo().await?),
                 schema: link.described().await?,
+                settings: link.settings().await?,
             }),
             Err(fault) => Ok(PeerFacts {
                 link: Err(fault.message),
                 clock_ahead: 0.0,
                 conninfo: None,
                 schema: Schema::default(),
+                settings: Vec::new(),
             }),
         }
     }

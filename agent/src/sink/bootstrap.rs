@@ -13,6 +13,7 @@ use super::conn::Conn;
 use super::deferred::{Aside, Deferred};
 use super::missing;
 use super::objects;
+use super::prepare::Dumps;
 use super::schema;
 use super::sql_split::{SplitError, Splitter};
 use super::statement::{self, Class};
@@ -27,12 +28,11 @@ const TELL_EVERY: u64 = 100;
 
 /// Makes the schema and stores what waits. On the way out the job's book says `Begun`; the caller
 /// lists what was made and says `Prepared`.
-pub(super) async fn make<P: PartReader, Q: PartReader>(
+pub(super) async fn make<R: PartReader>(
     task: &Task,
     conn: &Conn,
     plan: &[TablePlan],
-    pre_data: P,
-    post_data: Q,
+    dumps: Dumps<R>,
 ) -> Result<Vec<Finding>, Fault> {
     conn.execute("BEGIN").await?;
     books::open(conn, task.job, Origin::Bootstrap, plan).await?;
@@ -40,8 +40,11 @@ pub(super) async fn make<P: PartReader, Q: PartReader>(
     conn.execute(missing::FORGET_ALL).await?;
     conn.execute("COMMIT").await?;
     let planned = plan.iter().map(|table| table.name.clone()).collect();
-    let mut findings = apply_pre_data(task, conn, &planned, pre_data).await?;
-    findings.extend(store_post_data(conn, task.job, post_data).await?);
+    let structure = Strictness::Structure(&planned);
+    let mut findings = apply(task, conn, dumps.pre_data, structure).await?;
+    // With them foreign keys of the users' tables hold; without them everything else is right.
+    findings.extend(apply(task, conn, dumps.extension_rows, Strictness::Afterwards).await?);
+    findings.extend(store_post_data(conn, task.job, dumps.post_data).await?);
     Ok(findings)
 }
 
@@ -110,14 +113,14 @@ fn is_our_extension(sql: &str) -> bool {
         && words.next() == Some(schema::NAME)
 }
 
-async fn apply_pre_data<P: PartReader>(
+async fn apply<R: PartReader>(
     task: &Task,
     conn: &Conn,
-    planned: &BTreeSet<TableName>,
-    reader: P,
+    reader: R,
+    strictness: Strictness<'_>,
 ) -> Result<Vec<Finding>, Fault> {
     let mut dump = Dump::new(reader);
-    let mut batches = Batches::new(conn, task.job, Strictness::Structure(planned));
+    let mut batches = Batches::new(conn, task.job, strictness);
     while let Some(sql) = dump.next(conn).await? {
         let item = Item::new(sql);
         match &item.class {

@@ -20,6 +20,7 @@ use tokio_postgres::error::SqlState;
 
 use super::batch::{Batches, Item, Strictness, is_of_the_statement};
 use super::books;
+use super::checks;
 use super::conn::Conn;
 use super::deferred::{Kind, Mark, Waiting, mark, waiting};
 use super::identity::Identities;
@@ -80,7 +81,7 @@ pub(super) async fn build_indexes_for(
         Purpose::Cleanup => HashSet::new(),
     };
     let weights: Vec<u64> = all.iter().map(weight).collect();
-    let memory = Memory::choose(&conn, &weights, parallel).await?;
+    let memory = Memory::choose(task, &conn, &weights, parallel).await?;
     let _awake = (!all.is_empty()).then(|| WalWriterAwake::beside(task));
     Pool::new(task, &conn, Phase::Indexes, memory, needed)
         .run(all, parallel)
@@ -115,13 +116,14 @@ pub(super) async fn build_constraints_for(
     if !books::installed(&conn).await? {
         return Ok(Vec::new());
     }
+    let mut findings = checks::bring_back(task, &conn, Phase::Constraints).await?;
     add_foreign_keys(task, &conn).await?;
     let added = waiting(&conn, task.job, Stage::ForeignKeys).await?;
     let memory = Memory::keep();
     Pool::new(task, &conn, Phase::Constraints, memory, HashSet::new())
         .run(added, parallel)
         .await?;
-    let mut findings = in_order(task, &conn, (Stage::Rest, Phase::Constraints), purpose).await?;
+    findings.extend(in_order(task, &conn, (Stage::Rest, Phase::Constraints), purpose).await?);
     findings.extend(in_order(task, &conn, (Stage::Policies, Phase::Constraints), purpose).await?);
     missing::retry(&conn, task.job).await?;
     settle(&conn).await?;
@@ -417,7 +419,12 @@ enum Need {
 async fn work(task: Task, worker: Worker, one: Waiting, need: Need) -> Ended {
     let outcome = match one.kind {
         Kind::ForeignKey | Kind::ForeignKeyAtOnce => validate(&task, &worker.conn, &one).await,
-        Kind::Index | Kind::Key | Kind::Other => build(&task, &worker.conn, &one, need).await,
+        Kind::Index
+        | Kind::Key
+        | Kind::Check
+        | Kind::DomainCheck
+        | Kind::DomainNotNull
+        | Kind::Other => build(&task, &worker.conn, &one, need).await,
     };
     (worker, one, outcome)
 }

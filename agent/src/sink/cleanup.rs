@@ -14,7 +14,7 @@ use steep_protocol::message::job::CancelledData;
 use super::books::{self, Origin, Progress};
 use super::build::{Purpose, build_constraints_for, build_event_triggers, build_indexes_for};
 use super::conn::{Conn, application_names};
-use super::{existing, ledger, missing, objects, replica_role, subscription};
+use super::{existing, ledger, missing, objects, replica_role, settings, subscription};
 use crate::task::{Patience, Task};
 
 /// How long one of our own sessions may take to end once told, in milliseconds.
@@ -44,6 +44,7 @@ pub async fn cleanup(task: &Task, data: CancelledData) -> Result<Vec<Finding>, F
         match (data, book.origin) {
             (CancelledData::Remove, Origin::Bootstrap) => {
                 findings.extend(objects::drop_created(&conn, task.job).await?);
+                settings::take_back(&conn, task.job).await?;
                 conn.execute(&missing::forget(task.job)).await?;
             }
             (CancelledData::Remove, Origin::Existing) => {

@@ -38,6 +38,10 @@ impl Conn {
         let session = Session::connect(&task.conninfo, &purpose(task.job, what))
             .await
             .map_err(|error| error.to_fault(&task.node))?;
+        session
+            .read_user_views()
+            .await
+            .map_err(|error| error.to_fault(&task.node))?;
         let (node, cancel) = (task.node.clone(), task.cancel.clone());
         let conn = Self {
             session,

@@ -4,20 +4,22 @@
 //! comes second (a retry while the server still ends the first try) waits there for the first one's
 //! end, and then finds the part done or takes it over; it is never loaded twice.
 //!
-//! Commits wait for the disk (`synchronous_commit` stays on): a part is reported done only when no
-//! crash of the server can take it back. Triggers do not fire and foreign keys are not checked
+//! Commits wait for the disk, whatever the server is set to and whatever code of a table's owner has set
+//! meanwhile: a part is reported done only when no crash of the server can take it back. Triggers do not fire and foreign keys are not checked
 //! (`session_replication_role = replica`): the source has done both.
 //!
 //! Nothing is sent to the server before the second chunk: an empty part costs two round trips and
 //! no COPY, and a part of one chunk no thought of freezing it.
 
+use std::sync::Arc;
+
 use steep_protocol::message::agent::PartDone;
 use steep_protocol::message::peer::{CopyFormat, TablePlan};
 use steep_protocol::{ByteCount, Epoch, Fault, FaultKind, PartNo, RowCount};
 
-use super::line::Line;
+use super::line::{Line, Rolled};
 use crate::chunk::{PartWriter, Sent};
-use crate::pg::literal;
+use crate::pg::{DURABLE, literal};
 use crate::task::Task;
 
 /// Bytes of a binary COPY without rows: the header and the trailer (PostgreSQL manual, COPY, "Binary
@@ -34,6 +36,8 @@ pub struct Loader {
     task: Task,
     line: Line,
     encoding: String,
+    /// Statements that make a session like those of the source's applications.
+    settings: Arc<[String]>,
     /// A part was begun and its end has not been seen: its transaction may be open.
     open: bool,
 }
@@ -93,17 +97,39 @@ enum Freeze {
 }
 
 impl Loader {
-    /// Connects. `encoding` is the source database's, in which its COPY data come.
+    /// Connects. `encoding` is the source database's, in which its COPY data come; `settings` are
+    /// statements that make what is computed here be computed as there.
     ///
     /// # Errors
     /// Faults of the connection; a role that may not set `session_replication_role`.
-    pub async fn connect(task: &Task, encoding: &str) -> Result<Self, Fault> {
-        Ok(Self {
+    pub async fn connect(
+        task: &Task,
+        encoding: &str,
+        settings: Arc<[String]>,
+    ) -> Result<Self, Fault> {
+        let mut loader = Self {
             task: task.clone(),
             line: Line::open(task, "load").await?,
             encoding: encoding.to_owned(),
+            settings,
             open: false,
-        })
+        };
+        loader.settle().await?;
+        Ok(loader)
+    }
+
+    /// Makes the settings; one that this server does not take is left, and was named beforehand.
+    async fn settle(&mut self) -> Result<(), Fault> {
+        let settings = Arc::clone(&self.settings);
+        if settings.is_empty() || self.line.attempt(&settings.join("; ")).await?.is_ok() {
+            return Ok(());
+        }
+        for setting in settings.iter() {
+            if self.line.attempt(setting).await?.is_err() {
+                tracing::debug!(job_id = %self.task.job, "a setting of the source is not taken here");
+            }
+        }
+        Ok(())
     }
 
     /// Begins a part: takes its place in the ledger, unless it is taken.
@@ -146,7 +172,9 @@ impl Loader {
     /// Ends what a dropped [`PartLoad`] has left.
     async fn end_open(&mut self) -> Result<(), Fault> {
         if self.open {
-            self.line.roll_back(&self.task, "load").await?;
+            if self.line.roll_back(&self.task, "load").await? == Rolled::Anew {
+                self.settle().await?;
+            }
             self.open = false;
         }
         Ok(())
@@ -302,7 +330,7 @@ impl PartWriter for PartLoad<'_> {
         let sql = format!(
             "SET LOCAL client_encoding = 'UTF8'; UPDATE steep_repl.copy_ledger
              SET rows = {rows}, bytes = {}, finished_at = clock_timestamp()
-             WHERE job = '{}' AND epoch = {} AND part = {}; COMMIT",
+             WHERE job = '{}' AND epoch = {} AND part = {}; {DURABLE}; COMMIT",
             self.bytes, self.loader.task.job, self.epoch.0, self.part.0
         );
         self.loader.line.rows(&sql).await?;

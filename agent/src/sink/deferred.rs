@@ -20,6 +20,12 @@ pub(super) enum Kind {
     ForeignKey,
     /// A foreign key of a partitioned table, which is added and checked at once.
     ForeignKeyAtOnce,
+    /// A CHECK constraint, added first and checked later.
+    Check,
+    /// The same of a domain.
+    DomainCheck,
+    /// A domain's NOT NULL.
+    DomainNotNull,
     /// In order.
     Other,
 }
@@ -31,6 +37,9 @@ impl Kind {
             Self::Key => "key",
             Self::ForeignKey => "foreign_key",
             Self::ForeignKeyAtOnce => "foreign_key_at_once",
+            Self::Check => "check",
+            Self::DomainCheck => "domain_check",
+            Self::DomainNotNull => "domain_not_null",
             Self::Other => "other",
         }
     }
@@ -41,6 +50,9 @@ impl Kind {
             "key" => Self::Key,
             "foreign_key" => Self::ForeignKey,
             "foreign_key_at_once" => Self::ForeignKeyAtOnce,
+            "check" => Self::Check,
+            "domain_check" => Self::DomainCheck,
+            "domain_not_null" => Self::DomainNotNull,
             _ => Self::Other,
         }
     }

@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use super::batch::is_of_the_statement;
 use super::books;
 use super::build::{Purpose, build_event_triggers, in_order};
+use super::checks;
 use super::conn::Conn;
 use super::missing;
 use super::statement::Stage;
@@ -39,15 +40,10 @@ pub async fn finish(
         findings.extend(set_sequences(&conn, batch).await?);
     }
     if books::installed(&conn).await? {
-        findings.extend(
-            in_order(
-                task,
-                &conn,
-                (Stage::Refresh, Phase::CatchUp),
-                Purpose::Replication,
-            )
-            .await?,
-        );
+        // Of a native copy; any other has done it before.
+        findings.extend(checks::bring_back(task, &conn, Phase::CatchUp).await?);
+        let refresh = (Stage::Refresh, Phase::CatchUp);
+        findings.extend(in_order(task, &conn, refresh, Purpose::Replication).await?);
         // A view may read another by way of a function, which no order in a dump knows of.
         missing::retry(&conn, task.job).await?;
         analyze(task, &conn, parallel).await?;

@@ -26,6 +26,15 @@ pub(super) struct Line {
     busy: bool,
 }
 
+/// What a line is after everything on it was rolled back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rolled {
+    /// The same session.
+    Same,
+    /// A new one, which knows nothing of what was set.
+    Anew,
+}
+
 /// Who may cancel, and how the server is told.
 #[derive(Debug)]
 struct Watch {
@@ -109,13 +118,13 @@ impl Line {
     }
 
     /// Ends whatever is open, on a new connection if this one's place is unknown.
-    pub(super) async fn roll_back(&mut self, task: &Task, what: &str) -> Result<(), Fault> {
+    pub(super) async fn roll_back(&mut self, task: &Task, what: &str) -> Result<Rolled, Fault> {
         if self.busy || !self.raw.is_idle() {
             // The server rolls back by itself when it sees the old one closed.
             *self = Self::open(task, what).await?;
-            return Ok(());
+            return Ok(Rolled::Anew);
         }
-        self.rows("ROLLBACK").await.map(drop)
+        self.rows("ROLLBACK").await.map(|_| Rolled::Same)
     }
 
     fn judge<T>(&mut self, outcome: Result<T, PgError>) -> Result<T, Fault> {

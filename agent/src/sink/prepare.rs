@@ -3,15 +3,16 @@
 use steep_protocol::message::agent::IndexTiming;
 use steep_protocol::message::facts::Finding;
 use steep_protocol::message::job::{ExistingRows, SchemaMode, TableFilter};
-use steep_protocol::message::peer::TablePlan;
+use steep_protocol::message::peer::{DatabaseSetting, TablePlan};
 use steep_protocol::{Fault, NodeId};
 use steep_schema::Schema;
 
 use super::books::{self, Origin, Progress};
 use super::build::{build_constraints, build_indexes};
+use super::checks::{self, Reach};
 use super::conn::Conn;
 use super::line::{REPLICA_ROLE, no_replica_role};
-use super::{bootstrap, existing, fingerprints, missing, objects, schema, sync};
+use super::{bootstrap, existing, fingerprints, missing, objects, schema, settings, sync};
 use crate::chunk::PartReader;
 use crate::task::{Patience, Task};
 
@@ -22,6 +23,19 @@ pub struct PrepareRequest {
     pub schema: SchemaRequest,
     /// When indexes are built.
     pub indexes: IndexTiming,
+    /// What decides values in the source's database.
+    pub settings: Vec<DatabaseSetting>,
+}
+
+/// Dumps of the source's schema, read only where the schema is made of them.
+#[derive(Debug)]
+pub struct Dumps<R> {
+    /// Types, functions, tables, views, defaults.
+    pub pre_data: R,
+    /// Rows that users have put into tables of extensions.
+    pub extension_rows: R,
+    /// Indexes, constraints, triggers, rules, policies.
+    pub post_data: R,
 }
 
 /// What is wanted of a target's schema.
@@ -39,7 +53,7 @@ pub struct SchemaRequest {
     pub described: Schema,
 }
 
-/// Prepares the target for `plan`. In a database without tables the schema is made of the two
+/// Prepares the target for `plan`. In a database without tables the schema is made of the
 /// dumps; otherwise they are not read and the tables that are there are used.
 ///
 /// Done again for the same job, it does nothing once it has succeeded (rows may be there by then),
@@ -48,12 +62,11 @@ pub struct SchemaRequest {
 /// # Errors
 /// `SchemaMismatch` where the schemas differ and the mode is strict, or planned tables or columns are
 /// missing; a fault that names tables with rows; what the server refuses.
-pub async fn prepare<P: PartReader, Q: PartReader>(
+pub async fn prepare<R: PartReader>(
     task: &Task,
     request: &PrepareRequest,
     plan: &[TablePlan],
-    pre_data: P,
-    post_data: Q,
+    dumps: Dumps<R>,
 ) -> Result<Vec<Finding>, Fault> {
     let task = &Task {
         patience: Patience::Long,
@@ -67,6 +80,7 @@ pub async fn prepare<P: PartReader, Q: PartReader>(
         Some(book) if book.progress == Progress::Prepared => return Ok(Vec::new()),
         Some(book) if book.origin == Origin::Bootstrap => {
             objects::drop_created(&conn, task.job).await?;
+            settings::take_back(&conn, task.job).await?;
             let forget = format!(
                 "{};\n{}",
                 books::forget(task.job),
@@ -90,17 +104,20 @@ pub async fn prepare<P: PartReader, Q: PartReader>(
             findings.extend(sync::settle(task, &conn, wanted, plan).await?);
         }
         existing::make_ready(task, &conn, request, plan).await?;
-        let filled = bootstrap::refreshes(&conn, post_data).await?;
+        let filled = bootstrap::refreshes(&conn, dumps.post_data).await?;
         existing::store_refreshes(task, &conn, filled).await?;
+        checks::put_aside(task, &conn, Reach::Planned).await?;
         conn.execute(&prepared).await?;
         return Ok(findings);
     }
-    findings.extend(bootstrap::make(task, &conn, plan, pre_data, post_data).await?);
+    findings.extend(bootstrap::make(task, &conn, plan, dumps).await?);
+    findings.extend(settings::carry_over(task, &conn, &request.settings).await?);
     existing::check_shape(&conn, plan, wanted.schema_mode).await?;
     if request.indexes == IndexTiming::Upfront {
         findings.extend(build_indexes(task, 1).await?);
         findings.extend(build_constraints(task, 1).await?);
     }
+    checks::put_aside(task, &conn, Reach::All).await?;
     let listed = format!("{};\n{prepared}", objects::note_created(task.job));
     let noted = conn.transact(&listed).await;
     noted.map_err(|error| conn.fault(&error))?;

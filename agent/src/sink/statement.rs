@@ -21,6 +21,8 @@ pub(super) enum Stage {
     Rest,
     /// Policies, all of a table at once, and what is said about them. In order.
     Policies,
+    /// CHECK constraints and those of domains that rows might not have passed while they were loaded.
+    Checks,
     /// Materialised views, which read the rows. In order, at the very end.
     Refresh,
     /// Event triggers, after everything that they could fire at. In order.
@@ -37,8 +39,9 @@ impl Stage {
             Self::ForeignKeys => 3,
             Self::Rest => 4,
             Self::Refresh => 5,
-            Self::Policies => 7,
-            Self::EventTriggers => 8,
+            Self::Checks => 7,
+            Self::Policies => 8,
+            Self::EventTriggers => 9,
         }
     }
 }

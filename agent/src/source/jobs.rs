@@ -100,6 +100,12 @@ impl SourceJobs {
         self.lock().remove(&job)
     }
 
+    /// Jobs for which a target may ask.
+    #[must_use]
+    pub fn admitted(&self) -> Vec<JobId> {
+        self.lock().keys().copied().collect()
+    }
+
     /// Jobs whose snapshot is held open on the server.
     #[must_use]
     pub fn open_snapshots(&self) -> Vec<JobId> {

@@ -7,7 +7,7 @@ use steep_protocol::message::handover::{
 use steep_protocol::{ByteCount, Lsn, NodeId};
 use tokio_postgres::Row;
 
-use crate::pg::{PgError, Session};
+use crate::pg::{OwnSchema, PgError, Session};
 
 /// Whether this role can read the notes here: they may not be there, or another's.
 const READABLE: &str = "SELECT coalesce(has_schema_privilege(to_regnamespace('steep_repl'), 'USAGE') \
@@ -26,6 +26,9 @@ pub(super) async fn forget(session: &Session, replication: &Replication) -> Resu
 }
 
 pub(super) async fn readable(session: &Session) -> Result<bool, PgError> {
+    if session.own_schema().await? == OwnSchema::Absent {
+        return Ok(false);
+    }
     Ok(session.query_typed(READABLE, &[]).await?[0].get(0))
 }
 

@@ -38,6 +38,8 @@ pub(super) struct Scope {
     pub(super) filter: TableFilter,
     /// Excluded by what they are attached to.
     pub(super) excluded_with_root: Vec<TableName>,
+    /// Tables and sequences of extensions with rows of users.
+    pub(super) extension_tables: Vec<TableName>,
 }
 
 /// What is dumped.
@@ -54,10 +56,17 @@ pub(super) struct DumpSource<'a> {
 #[derive(Debug)]
 pub struct SchemaDump {
     node: NodeId,
+    /// None where there is nothing to dump.
+    running: Option<Running>,
+    cancel: CancellationToken,
+}
+
+/// `pg_dump` at work.
+#[derive(Debug)]
+struct Running {
     child: Child,
     stdout: ChildStdout,
     complaints: JoinSet<String>,
-    cancel: CancellationToken,
 }
 
 /// Starts `pg_dump`.
@@ -67,6 +76,13 @@ pub(super) async fn start(
     cancel: CancellationToken,
 ) -> Result<SchemaDump, Fault> {
     let failed = |message: String| Fault::new(FaultKind::Failed, message).on(source.node);
+    if section == SchemaSection::ExtensionRows && source.scope.extension_tables.is_empty() {
+        return Ok(SchemaDump {
+            node: source.node.clone(),
+            running: None,
+            cancel,
+        });
+    }
     let program = find(source.server_version).await.map_err(|reason| {
         failed(reason).hint(
             "install the client programs of the source's PostgreSQL version beside its agent, \
@@ -97,19 +113,24 @@ pub(super) async fn start(
     complaints.spawn(last_of(stderr));
     Ok(SchemaDump {
         node: source.node.clone(),
-        child,
-        stdout,
-        complaints,
+        running: Some(Running {
+            child,
+            stdout,
+            complaints,
+        }),
         cancel,
     })
 }
 
 impl PartReader for SchemaDump {
     async fn read(&mut self, into: &mut Vec<u8>, limit: usize) -> Result<ReadStep, Fault> {
+        let Some(running) = &mut self.running else {
+            return Ok(ReadStep::End { rows: RowCount(0) });
+        };
         let reading = async {
             while into.len() < limit {
                 let room = (limit - into.len()) as u64;
-                let read = (&mut self.stdout).take(room).read_buf(into).await;
+                let read = (&mut running.stdout).take(room).read_buf(into).await;
                 if read.map_err(|error| format!("pg_dump cannot be read: {error}"))? == 0 {
                     return Ok(Ended::Yes);
                 }
@@ -137,8 +158,11 @@ impl SchemaDump {
     /// Output is over: a dump that failed has the same end, so its exit status decides.
     async fn finish(&mut self) -> Result<ReadStep, Fault> {
         let failed = |message: String| Fault::new(FaultKind::Failed, message).on(&self.node);
+        let Some(running) = &mut self.running else {
+            return Ok(ReadStep::End { rows: RowCount(0) });
+        };
         let status = tokio::select! {
-            status = self.child.wait() => status,
+            status = running.child.wait() => status,
             () = self.cancel.cancelled() => return Err(self.cancelled()),
         };
         let status =
@@ -146,7 +170,7 @@ impl SchemaDump {
         if status.success() {
             return Ok(ReadStep::End { rows: RowCount(0) });
         }
-        let complaints = match self.complaints.join_next().await {
+        let complaints = match running.complaints.join_next().await {
             Some(Ok(text)) => text,
             Some(Err(_)) | None => String::new(),
         };
@@ -173,11 +197,16 @@ async fn last_of(mut from: impl AsyncRead + Unpin) -> String {
 }
 
 fn arguments(section: SchemaSection, snapshot: Option<&str>, scope: &Scope) -> Vec<String> {
+    if section == SchemaSection::ExtensionRows {
+        return extension_arguments(snapshot, scope);
+    }
     // Which materialised views are filled counts as data, though it is said after the data: only the
     // section names what is wanted there, and large objects, which are not replicated, are left out.
     let [section, what] = match section {
         SchemaSection::PreData => ["--section=pre-data", "--schema-only"],
-        SchemaSection::PostData => ["--section=post-data", "--no-blobs"],
+        SchemaSection::PostData | SchemaSection::ExtensionRows => {
+            ["--section=post-data", "--no-blobs"]
+        }
     };
     let mut arguments: Vec<String> = [
         section,
@@ -210,6 +239,26 @@ fn arguments(section: SchemaSection, snapshot: Option<&str>, scope: &Scope) -> V
     {
         arguments.push(format!("--exclude-table={}", table_pattern(table)));
     }
+    arguments
+}
+
+/// Rows as statements, since they are few and pass where statements do. What the extension has brought by
+/// itself is not there twice.
+fn extension_arguments(snapshot: Option<&str>, scope: &Scope) -> Vec<String> {
+    let mut arguments: Vec<String> = [
+        "--data-only",
+        "--inserts",
+        "--rows-per-insert=100",
+        "--on-conflict-do-nothing",
+        "--encoding=UTF8",
+        "--no-password",
+    ]
+    .map(str::to_owned)
+    .into();
+    arguments.push(format!("--lock-wait-timeout={LOCK_WAIT}"));
+    arguments.extend(snapshot.map(|snapshot| format!("--snapshot={snapshot}")));
+    let tables = scope.extension_tables.iter();
+    arguments.extend(tables.map(|table| format!("--table={}", table_pattern(table))));
     arguments
 }
 
@@ -372,7 +421,13 @@ mod tests {
                 exclude_tables: vec![TableName::new("s.t", "u?").unwrap()],
             },
             excluded_with_root: vec![TableName::new("s", "leaf").unwrap()],
+            extension_tables: vec![TableName::new("e", "Conf").unwrap()],
         };
+        let rows = super::arguments(SchemaSection::ExtensionRows, None, &scope);
+        assert!(
+            rows.contains(&"--table=\"e\".\"Conf\"".to_owned()),
+            "{rows:?}"
+        );
         let arguments = arguments(SchemaSection::PreData, Some("0-1"), &scope);
         for wanted in [
             "--section=pre-data",

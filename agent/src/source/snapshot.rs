@@ -28,6 +28,7 @@ use super::pool::Pool;
 use super::schema::{self, SchemaDump, Scope};
 use super::types::Types;
 use super::{OpenRequest, publication, slot};
+use crate::pg::catalog::read_extension_tables;
 use crate::pg::{Conninfo, PgError, Session, literal};
 use crate::task::Task;
 
@@ -170,6 +171,8 @@ async fn attempt_open(
         }
     }
     let plan = make_plan(task, request, admin, &listing, &names).await?;
+    let of_extensions = read_extension_tables(admin).await;
+    let of_extensions = of_extensions.map_err(|error| error.to_fault(&task.node))?;
     info!(job_id = %task.job, %lsn, tables = plan.tables.len(), parts = plan.parts, "source opened");
     Ok(Attempt::Open(Box::new(OpenSnapshot {
         node: task.node.clone(),
@@ -181,6 +184,11 @@ async fn attempt_open(
         scope: Scope {
             excluded_with_root: listing.excluded_with_root(&request.filter),
             filter: request.filter.clone(),
+            extension_tables: of_extensions
+                .into_iter()
+                .map(|table| table.name)
+                .filter(|name| request.filter.admits(name))
+                .collect(),
         },
         held: Mutex::new(held),
         read: Mutex::new(BTreeMap::new()),

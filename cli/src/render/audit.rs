@@ -12,7 +12,7 @@ pub(crate) fn wish(wish: &AuditView, paint: Paint) -> String {
         .map(|(name, value)| format!("{name}={value}"))
         .collect();
     let outcome = match (&wish.refused, wish.job_id) {
-        (Some(why), _) => paint.red(&format!("refused: {}", clean(why).replace('\n', " "))),
+        (Some(why), _) => paint.red(&format!("refused: {}", clean(why))),
         (None, Some(job)) => paint.dim(&format!("job {job}")),
         (None, None) => paint.dim("done"),
     };

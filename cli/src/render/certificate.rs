@@ -25,8 +25,9 @@ pub(crate) fn certificate(info: &CertificateInfo, now: Timestamp, paint: Paint) 
             paint.green(&text)
         }
     };
-    let mut sans = info.dns_names.clone();
-    sans.extend(info.addresses.iter().map(ToString::to_string));
+    let names = info.dns_names.iter().map(|name| clean(name));
+    let addresses = info.addresses.iter().map(ToString::to_string);
+    let sans: Vec<String> = names.chain(addresses).collect();
     let sans = if sans.is_empty() {
         "-".to_owned()
     } else {
@@ -36,7 +37,7 @@ pub(crate) fn certificate(info: &CertificateInfo, now: Timestamp, paint: Paint) 
         &[
             ("role", role),
             ("name", name),
-            ("names", clean(&sans)),
+            ("names", sans),
             ("from", info.validity.not_before.to_string()),
             ("until", format!("{} ({state})", info.validity.not_after)),
             ("issuer", clean(&info.issuer)),

@@ -18,7 +18,7 @@ pub(crate) fn event(event: &EventView, paint: Paint) -> String {
         paint.dim(&format!("{:.3}", event.timestamp)),
         clean(&event.event),
         paint.bold(node),
-        clean(&event.message).replace('\n', " "),
+        clean(&event.message),
     )
 }
 
@@ -29,7 +29,7 @@ pub(crate) fn brief(event: &EventView, paint: Paint) -> String {
         "{} {}: {}",
         paint.yellow(&clean(&event.level)),
         paint.bold(node),
-        clean(&event.message).replace('\n', " "),
+        clean(&event.message),
     )
 }
 

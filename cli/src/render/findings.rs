@@ -4,7 +4,7 @@ use steep_protocol::NodeId;
 use steep_protocol::message::facts::{Finding, Severity};
 
 use super::table::pairs;
-use super::{Paint, clean};
+use super::{Paint, clean, paragraph};
 
 /// The findings for one target, under a line that counts them.
 pub(crate) fn report(target: &NodeId, findings: &[Finding], paint: Paint) -> String {
@@ -29,7 +29,7 @@ pub(crate) fn plan(target: &NodeId, findings: &[Finding], paint: Paint) -> Strin
         statements.len()
     );
     for finding in differences.iter().chain(&statements) {
-        let what = clean(&finding.what).replace('\n', "\n    ");
+        let what = paragraph(&finding.what);
         text.push_str("  ");
         text.push_str(&match finding.severity {
             Severity::Error => paint.red(&what),
@@ -94,9 +94,12 @@ fn one(finding: &Finding, paint: Paint) -> String {
         None => String::new(),
     };
     let code = paint.dim(&format!("[{}]", clean(&finding.code)));
-    let what = clean(&finding.what).replace('\n', "\n    ");
+    let what = paragraph(&finding.what);
     let mut text = format!("  {severity} {node}{what} {code}\n");
-    let more = [("why", clean(&finding.why)), ("fix", clean(&finding.fix))];
+    let more = [
+        ("why", paragraph(&finding.why)),
+        ("fix", paragraph(&finding.fix)),
+    ];
     let more: Vec<_> = more
         .into_iter()
         .filter(|(_, value)| !value.is_empty())

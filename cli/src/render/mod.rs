@@ -71,9 +71,20 @@ impl Paint {
     }
 }
 
-/// Text from a server, fit for a terminal: control characters would move the cursor or worse, and
-/// those that turn the direction of writing would make a name look like another.
+/// Text from a server as one line, fit for a terminal: control characters would move the cursor or
+/// worse, those that turn the direction of writing would make a name look like another, and a line
+/// break would let an agent write lines that seem to be ours.
 pub(crate) fn clean(text: &str) -> String {
+    harmless(text).replace('\n', " ")
+}
+
+/// [`clean`] for text of several lines: those after the first are indented, so that none of them
+/// looks like a line of ours.
+pub(crate) fn paragraph(text: &str) -> String {
+    harmless(text).replace('\n', "\n    ")
+}
+
+fn harmless(text: &str) -> String {
     let odd = |c: char| {
         let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
         let breaks = matches!(c, '\u{2028}' | '\u{2029}');
@@ -161,7 +172,8 @@ mod tests {
 
     #[test]
     fn what_a_server_says_cannot_drive_the_terminal() {
-        assert_eq!(clean("a\u{1b}[2Jb\nc\u{7}"), "a\u{fffd}[2Jb\nc\u{fffd}");
+        assert_eq!(clean("a\u{1b}[2Jb\nc\u{7}"), "a\u{fffd}[2Jb c\u{fffd}");
+        assert_eq!(paragraph("a\nb\u{7}"), "a\n    b\u{fffd}");
         assert_eq!(
             clean("\u{9b}31m\u{202e}b\u{2028}ü漢"),
             "\u{fffd}31m\u{fffd}b\u{fffd}ü漢"

@@ -39,7 +39,7 @@ pub(crate) fn end(view: &EndView, paint: Paint) -> String {
     text.push_str(&pairs(&facts(view), 2, paint));
     text.push_str(&slowest(&view.report, paint));
     for missing in &view.report.not_copied {
-        let missing = clean(missing).replace('\n', " ");
+        let missing = clean(missing);
         text.push_str(&format!("  {} {missing}\n", paint.yellow("not copied")));
     }
     text.push_str(&findings::list(&view.warnings, paint));
@@ -111,7 +111,7 @@ fn slowest(report: &Report, paint: Paint) -> String {
     }
     let row = |table: &TableTime| {
         vec![
-            clean(&format!("  {}.{}", table.schema, table.table)).replace('\n', " "),
+            clean(&format!("  {}.{}", table.schema, table.table)),
             units::duration(table.seconds),
             units::size(table.bytes),
             units::count(table.rows),

@@ -10,7 +10,7 @@ use steep_protocol::TableName;
 use steep_protocol::message::schema::{ColumnModel, ObjectModel};
 use steep_schema::{Comparison, Schema, Status, TableComparison, line, named};
 
-use super::{Paint, clean};
+use super::{Paint, clean, paragraph};
 
 /// The narrowest half of a side by side view.
 const HALF_MIN: usize = 20;
@@ -29,12 +29,18 @@ pub(crate) fn comparison(compared: &Comparison, local: &str, remote: &str, paint
         text.push_str(&format!("{name}  {status}\n"));
         if table.status == Status::Mismatch {
             for difference in &table.differences {
-                text.push_str(&format!("  {}\n", clean(&named(difference, local, remote))));
+                text.push_str(&format!(
+                    "  {}\n",
+                    paragraph(&named(difference, local, remote))
+                ));
             }
         }
     }
     for difference in &compared.objects {
-        text.push_str(&format!("{}\n", clean(&named(difference, local, remote))));
+        text.push_str(&format!(
+            "{}\n",
+            paragraph(&named(difference, local, remote))
+        ));
     }
     let count = |status| compared.count(status);
     let differing = count(Status::Mismatch);
@@ -115,7 +121,7 @@ pub(crate) fn side_by_side(
         }
     }
     for difference in &table.differences {
-        let sentence = clean(&named(difference, sides.local.0, sides.remote.0));
+        let sentence = paragraph(&named(difference, sides.local.0, sides.remote.0));
         text.push_str(&format!("{sentence}\n"));
     }
     if table.status == Status::Match {
@@ -188,5 +194,5 @@ fn rows(sides: &Sides<'_>) -> Vec<Row> {
 
 /// On one line.
 fn shown(text: &str) -> String {
-    clean(text).replace('\n', " ")
+    clean(text)
 }

@@ -15,7 +15,7 @@ use steep_protocol::message::job::{ExistingRows, Method};
 use steep_protocol::{Fault, JobId, NodeId, NodeState};
 
 use super::choice::{Detail, First, Focus, Order, Question, Sort};
-use super::outside::{clean_job, clean_option, clean_table, one_line};
+use super::outside::{clean_job, clean_option, clean_table};
 use crate::render::clean;
 
 /// Events kept: more than anybody scrolls through.
@@ -179,7 +179,7 @@ impl Model {
                     Link::Away { since, .. } => since,
                     Link::Connecting | Link::Live => now,
                 };
-                let why = one_line(&fault.message);
+                let why = clean(&fault.message);
                 self.link = Link::Away { since, why };
             }
             News::Nodes(views) => {
@@ -239,7 +239,7 @@ impl Model {
     /// Says something.
     pub(crate) fn say(&mut self, text: impl AsRef<str>, tone: Tone) {
         self.notice = Some(Notice {
-            text: one_line(text.as_ref()),
+            text: clean(text.as_ref()),
             tone,
             at: self.now,
         });
@@ -315,9 +315,9 @@ impl Model {
 
     /// Takes an event that is not known yet into its place.
     fn event(&mut self, mut event: EventView) {
-        event.level = one_line(&event.level);
-        event.event = one_line(&event.event);
-        event.message = one_line(&event.message);
+        event.level = clean(&event.level);
+        event.event = clean(&event.event);
+        event.message = clean(&event.message);
         // None of the fields is shown.
         event.fields = Vec::new();
         let place = self.events.partition_point(|known| known.seq < event.seq);

@@ -62,6 +62,7 @@ impl FakeAgent {
             version: "0.1.0".to_owned(),
             incarnation: 1,
             open_snapshots: Vec::new(),
+            admitted: Vec::new(),
             max_workers: 4,
         });
         sender.send(&register).await?;

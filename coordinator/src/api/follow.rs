@@ -49,7 +49,7 @@ impl Stream {
             };
             let full = page.len() >= PAGE as usize;
             after = page.last().map_or(after, |wish| wish.seq);
-            self.sender.send(&ApiReply::Audit(page)).await?;
+            self.reply(&ApiReply::Audit(page)).await?;
             if !full {
                 return Ok(());
             }
@@ -62,13 +62,13 @@ impl Stream {
         let Answer::Progress { view, follow, end } = answer else {
             return Ok(());
         };
-        self.sender.send(&ApiReply::Progress(view)).await?;
+        self.reply(&ApiReply::Progress(view)).await?;
         if interest == Interest::Once {
             return Ok(());
         }
         match (follow, end) {
             (Some(follow), _) => self.watch(vec![follow], None).await,
-            (None, Some(end)) => Ok(self.sender.send(&ApiReply::Ended(end)).await?),
+            (None, Some(end)) => Ok(self.reply(&ApiReply::Ended(end)).await?),
             (None, None) => Ok(()),
         }
     }
@@ -96,10 +96,10 @@ impl Stream {
                 self.send_events(node.as_ref(), after, Some(&ids)).await?;
             }
             for (view, end) in news {
-                self.sender.send(&view).await?;
+                self.reply(&view).await?;
                 if let Some(end) = end {
                     watched.retain(|w| w.follow.job != end.job_id);
-                    self.sender.send(&ApiReply::Ended(end)).await?;
+                    self.reply(&ApiReply::Ended(end)).await?;
                 }
             }
             if !watched.is_empty() {
@@ -130,7 +130,7 @@ impl Stream {
             for event in page {
                 *after = (*after).max(event.seq);
                 if is_wanted(&event, jobs) {
-                    self.sender.send(&ApiReply::Event(event)).await?;
+                    self.reply(&ApiReply::Event(event)).await?;
                 }
             }
             if !full {

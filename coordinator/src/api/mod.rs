@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use steep_daemon::say_panic;
 use steep_protocol::close::CloseCode;
+use steep_protocol::limits::API_REQUEST_MAX;
 use steep_protocol::message::api::{ApiReply, ApiRequest};
 use steep_protocol::message::job::TableFilter;
-use steep_protocol::quic::{Connection, Receiver, Sender, StreamError};
+use steep_protocol::quic::{Busy, Connection, Place, Receiver, Sender, StreamError};
 use steep_protocol::{Fault, NodeId};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -28,13 +29,26 @@ const STREAMS_MAX: usize = 32;
 /// How long an operator has to say what it wants on a stream it opened.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 
+/// A connection on which nobody asks anything for so long is closed. A question that a person has to
+/// think about is answered sooner.
+const IDLE_LIMIT: Duration = Duration::from_secs(1_800);
+
+/// How long an operator may leave an answer unread. A terminal that was stopped for longer, or a reader
+/// that does not read, has to ask again.
+const READ_LIMIT: Duration = Duration::from_secs(60);
+
 /// How long answers under way get once the coordinator stops. The loop has answered by then, or has
 /// gone, which is an answer too.
 const ANSWERS_LIMIT: Duration = Duration::from_secs(1);
 
 /// Serves an operator's connection until either side ends it. When the coordinator stops, no request is
 /// taken any more; what is being answered is answered to its end, if only by saying that.
-pub async fn serve(connection: Connection, handle: Handle, shutdown: CancellationToken) {
+pub async fn serve(
+    connection: Connection,
+    place: &Place,
+    handle: Handle,
+    shutdown: CancellationToken,
+) {
     let operator = Operator {
         name: connection.peer().name.to_string(),
         certificate: connection.peer().certificate.clone(),
@@ -52,10 +66,14 @@ pub async fn serve(connection: Connection, handle: Handle, shutdown: Cancellatio
                     sender,
                     handle: handle.clone(),
                     operator: operator.clone(),
+                    _busy: place.busy(),
                 };
                 streams.spawn(stream.serve(receiver));
             }
             _ = connection.closed() => return,
+            () = tokio::time::sleep(IDLE_LIMIT), if streams.is_empty() => {
+                return connection.close(CloseCode::Done);
+            }
             Some(ended) = streams.join_next() => say_panic(ended),
         }
     }
@@ -74,6 +92,8 @@ struct Stream {
     sender: Sender,
     handle: Handle,
     operator: Operator,
+    /// The connection is in use as long as this request.
+    _busy: Busy,
 }
 
 /// What a request's `follow` means.
@@ -99,7 +119,8 @@ enum Ended {
 impl Stream {
     /// Reads the request and answers it to its end.
     async fn serve(mut self, mut receiver: Receiver) {
-        let received = tokio::time::timeout(REQUEST_LIMIT, receiver.recv::<ApiRequest>()).await;
+        let received = receiver.recv_short::<ApiRequest>(API_REQUEST_MAX);
+        let received = tokio::time::timeout(REQUEST_LIMIT, received).await;
         let Ok(Ok(Some(request))) = received else {
             self.sender.reset(CloseCode::Malformed);
             receiver.stop(CloseCode::Malformed);
@@ -114,11 +135,20 @@ impl Stream {
                 return;
             }
         };
-        if self.sender.send(&last).await.is_ok() {
+        if self.reply(&last).await.is_ok() {
             self.sender.finish();
             // A connection that is closed takes along what has not arrived.
-            let _ = self.sender.drained().await;
+            let _ = tokio::time::timeout(READ_LIMIT, self.sender.drained()).await;
         }
+    }
+
+    /// Sends a reply, to somebody who reads what he asked for.
+    async fn reply(&mut self, reply: &ApiReply) -> Result<(), StreamError> {
+        let sent = tokio::time::timeout(READ_LIMIT, self.sender.send(reply)).await;
+        sent.unwrap_or_else(|_| {
+            self.sender.reset(CloseCode::Cancelled);
+            Err(StreamError::Finished)
+        })
     }
 
     async fn answer(&mut self, request: ApiRequest) -> Result<(), Ended> {
@@ -126,7 +156,7 @@ impl Stream {
         match request {
             ApiRequest::Nodes { node } => {
                 if let Answer::Nodes(nodes) = self.ask(Question::Nodes { node }).await? {
-                    self.sender.send(&ApiReply::Nodes(nodes)).await?;
+                    self.reply(&ApiReply::Nodes(nodes)).await?;
                 }
             }
             ApiRequest::Events {
@@ -156,7 +186,7 @@ impl Stream {
                     operator,
                 };
                 if let Answer::Captured { tables } = self.ask(question).await? {
-                    self.sender.send(&ApiReply::Captured { tables }).await?;
+                    self.reply(&ApiReply::Captured { tables }).await?;
                 }
             }
             ApiRequest::Watch => self.watch_all().await?,
@@ -205,7 +235,7 @@ impl Stream {
         if let Answer::Findings(all) = self.ask(question).await? {
             for (target, findings) in all {
                 let reply = ApiReply::Findings { target, findings };
-                self.sender.send(&reply).await?;
+                self.reply(&reply).await?;
             }
         }
         Ok(())
@@ -215,7 +245,7 @@ impl Stream {
     async fn begin(&mut self, question: Question) -> Result<(), Ended> {
         if let Answer::Accepted { jobs, after } = self.ask(question).await? {
             let ids = jobs.iter().map(|job| (job.node.clone(), job.job)).collect();
-            self.sender.send(&ApiReply::Accepted { jobs: ids }).await?;
+            self.reply(&ApiReply::Accepted { jobs: ids }).await?;
             self.watch(jobs, Some(after)).await?;
         }
         Ok(())
@@ -227,9 +257,9 @@ impl Stream {
             if !findings.is_empty() {
                 let target = node;
                 let reply = ApiReply::Findings { target, findings };
-                self.sender.send(&reply).await?;
+                self.reply(&reply).await?;
             }
-            self.sender.send(&ApiReply::Prepared(slots)).await?;
+            self.reply(&ApiReply::Prepared(slots)).await?;
         }
         Ok(())
     }
@@ -247,7 +277,7 @@ impl Stream {
             let Answer::Schema { page, next } = self.ask(question).await? else {
                 return Ok(());
             };
-            self.sender.send(&ApiReply::Schema(page)).await?;
+            self.reply(&ApiReply::Schema(page)).await?;
             if next.is_none() {
                 return Ok(());
             }

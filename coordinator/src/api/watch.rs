@@ -65,7 +65,7 @@ impl Stream {
                 (first, sent) = (false, true);
                 let known = changed.iter().map(|node| (node.node_id.clone(), node));
                 seen.extend(known.map(|(id, node)| (id, node.clone())));
-                self.sender.send(&ApiReply::Nodes(changed)).await?;
+                self.reply(&ApiReply::Nodes(changed)).await?;
             }
             for follow in open {
                 jobs.entry(follow.job)
@@ -84,9 +84,9 @@ impl Stream {
         for (id, watched) in jobs.iter_mut() {
             if let Some((view, end)) = watched.news() {
                 sent = true;
-                self.sender.send(&view).await?;
+                self.reply(&view).await?;
                 if let Some(end) = end {
-                    self.sender.send(&ApiReply::Ended(end)).await?;
+                    self.reply(&ApiReply::Ended(end)).await?;
                     over.push(*id);
                     continue;
                 }
@@ -124,7 +124,7 @@ impl Stream {
                 && last.as_ref() != Some(&view)
             {
                 sent = true;
-                self.sender.send(&ApiReply::Job(view.clone())).await?;
+                self.reply(&ApiReply::Job(view.clone())).await?;
                 last = Some(view);
             }
             if interest == Interest::Once {
@@ -138,7 +138,7 @@ impl Stream {
     pub(super) async fn report(&mut self, node: NodeId) -> Result<(), Ended> {
         let answer = self.ask(Question::Report { node: node.clone() }).await?;
         match answer {
-            Answer::Report(Some(end)) => Ok(self.sender.send(&ApiReply::Ended(end)).await?),
+            Answer::Report(Some(end)) => Ok(self.reply(&ApiReply::Ended(end)).await?),
             _ => {
                 let text = "no job of the node has ended yet, so there is no report";
                 let hint = format!("`steep-repl status {node}` shows what it is doing");
@@ -160,7 +160,7 @@ impl Stream {
         };
         let last = events.last().map_or(0, |event| event.seq);
         for event in events {
-            self.sender.send(&ApiReply::Event(event)).await?;
+            self.reply(&ApiReply::Event(event)).await?;
         }
         Ok(last)
     }

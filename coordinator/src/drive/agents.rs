@@ -61,33 +61,48 @@ impl<S: Store> Driver<S> {
         );
         let note = Note::info("agent.connected", text).node(node);
         self.log(note.field("version", &registration.version), now);
-        self.registry.join(node.clone(), link, registration, now);
+        self.registry
+            .join(node.clone(), link, registration.clone(), now);
         self.send(node, CoordinatorMessage::Welcome { state });
         self.set_paces(now);
         for id in self.jobs_of(node) {
             self.meet(id, node, now);
         }
-        self.release_jobs_of(node);
+        self.release_idle(node, &registration);
         self.mirror(node, now);
         self.tell_audit(node);
     }
 
-    /// Tells a source's agent which jobs are over and good: it may have been away when they ended, and
-    /// would let their targets ask it for ever (G7).
-    fn release_jobs_of(&mut self, source: &NodeId) {
-        let good = self.nodes.values().filter(|record| {
-            record.source.as_ref() == Some(source)
-                && matches!(record.state, NodeState::Synchronized | NodeState::Diverged)
-        });
-        let jobs: Vec<JobId> = good
-            .filter_map(|record| record.job)
-            .filter(|job| !self.jobs.contains_key(job))
-            .collect();
-        for job in jobs {
-            let id = CommandId(self.take_commands(1));
-            let command = Command::ReleaseSource;
-            self.send(source, CoordinatorMessage::Command { id, job, command });
+    /// Tells an agent to forget the jobs that nobody works on any more: it was away when they ended, and
+    /// would let their targets ask it for ever (G7). What still holds a snapshot is more than a
+    /// permission, and not for a greeting to decide about.
+    fn release_idle(&mut self, source: &NodeId, registration: &Registration) {
+        let idle = |job: &&JobId| {
+            !self.jobs.contains_key(job)
+                && !self.is_asking(**job)
+                && !registration.open_snapshots.contains(job)
+        };
+        let idle: Vec<JobId> = registration.admitted.iter().filter(idle).copied().collect();
+        for job in idle {
+            let id = self.take_commands(1);
+            self.release_permission(job, id, source);
         }
+    }
+
+    /// Whether a doctor or an errand is at work under that id.
+    fn is_asking(&self, job: JobId) -> bool {
+        self.doctors.iter().any(|doctor| doctor.asks_as(job))
+            || self.errands.iter().any(|errand| errand.asks_as(job))
+    }
+
+    /// Takes back what a source was told to allow (G7), and nothing else: what is on its server stays.
+    pub(super) fn release_permission(&mut self, job: JobId, id: u64, source: &NodeId) {
+        let message = CoordinatorMessage::Command {
+            id: CommandId(id),
+            job,
+            command: Command::ReleaseSource,
+        };
+        self.send(source, message);
     }
 
     /// Tells a job whether that node's agent is there.
@@ -158,9 +173,8 @@ impl<S: Store> Driver<S> {
             return;
         };
         match message {
-            AgentMessage::Register(_) => {
-                tracing::warn!(node_id = %node, "an agent registered twice in one session");
-            }
+            // The session ends over it.
+            AgentMessage::Register(_) => {}
             AgentMessage::Audited { seq } => self.on_audited(node, seq),
             AgentMessage::Prepared(slots) => agent.prepared = Some(slots),
             AgentMessage::SlotExpired { slot } => self.slot_expired(node, &slot, now),

@@ -29,6 +29,13 @@ pub(super) struct Doctor {
     give_up: Timestamp,
 }
 
+impl Doctor {
+    /// Whether commands of a look are that job's.
+    pub(super) fn asks_as(&self, job: JobId) -> bool {
+        self.looks.iter().any(|look| look.id == job)
+    }
+}
+
 /// A look at one target and its source.
 struct Look {
     id: JobId,
@@ -205,12 +212,7 @@ impl<S: Store> Driver<S> {
                 self.send(&node, CoordinatorMessage::Abort { id });
             }
             let source = look.spec.source.clone();
-            self.doctor_send(
-                look.id,
-                look.first + 2,
-                &source,
-                Command::CleanupSource { sync_slots: None },
-            );
+            self.release_permission(look.id, look.first + 2, &source);
         }
     }
 

@@ -50,6 +50,13 @@ pub(super) struct Errand {
     give_up: Timestamp,
 }
 
+impl Errand {
+    /// Whether its commands are that job's.
+    pub(super) fn asks_as(&self, job: JobId) -> bool {
+        self.job == job
+    }
+}
+
 /// What it is for.
 pub(super) enum Purpose {
     /// A page of a schema.
@@ -288,7 +295,7 @@ impl<S: Store> Driver<S> {
             }
             (Purpose::Admit(pair, after), Outcome::Done) => Purpose::Compare(pair, after),
             (Purpose::Compare(pair, after), Outcome::Reviewed(review)) => {
-                self.take_back(errand.job, errand.next, &pair.peer);
+                self.release_permission(errand.job, errand.next, &pair.peer);
                 return self.compared(&pair, after, &review, now);
             }
             (Purpose::LookBeforePrepare(spec, reply), Outcome::SourceFacts(facts)) => {
@@ -301,14 +308,14 @@ impl<S: Store> Driver<S> {
                         self.errands.push(errand);
                     }
                     Err(fault) => {
-                        self.release_look(errand.job, errand.next, &errand.on);
+                        self.release_permission(errand.job, errand.next, &errand.on);
                         self.answer(reply, Err(fault));
                     }
                 }
                 return;
             }
             (Purpose::Prepare(findings, reply), Outcome::SlotPrepared(slot)) => {
-                self.release_look(errand.job, errand.next, &errand.on);
+                self.release_permission(errand.job, errand.next, &errand.on);
                 self.slot_prepared(&errand.on, &slot, now);
                 let slots = vec![*slot];
                 return self.answer(reply, Ok(Answer::Prepared { findings, slots }));
@@ -372,10 +379,10 @@ impl<S: Store> Driver<S> {
 
     fn errand_failed(&mut self, errand: Errand, fault: Fault) {
         if let Purpose::Admit(pair, _) | Purpose::Compare(pair, _) = &errand.purpose {
-            self.take_back(errand.job, errand.next, &pair.peer);
+            self.release_permission(errand.job, errand.next, &pair.peer);
         }
         if errand.replication.is_some() {
-            self.release_look(errand.job, errand.next, &errand.on);
+            self.release_permission(errand.job, errand.next, &errand.on);
         }
         match errand.purpose {
             Purpose::Describe(reply)
@@ -391,26 +398,6 @@ impl<S: Store> Driver<S> {
                 Self::comparison_failed(&pair.node, &fault);
             }
         }
-    }
-
-    /// Has a source forget that it was looked at before it was prepared (G7). What was made stays.
-    fn release_look(&mut self, job: JobId, id: u64, source: &NodeId) {
-        let message = CoordinatorMessage::Command {
-            id: CommandId(id),
-            job,
-            command: Command::ReleaseSource,
-        };
-        self.send(source, message);
-    }
-
-    /// What the peer was told to allow (G7).
-    fn take_back(&mut self, job: JobId, id: u64, peer: &NodeId) {
-        let message = CoordinatorMessage::Command {
-            id: CommandId(id),
-            job,
-            command: Command::CleanupSource { sync_slots: None },
-        };
-        self.send(peer, message);
     }
 
     /// Gives up what takes too long.

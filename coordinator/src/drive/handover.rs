@@ -3,6 +3,8 @@
 //! What is prepared is noted on its source and told by its agent; here it is only known while the agent
 //! has a session. Preparing is an errand (`errand`), completing a job like any other.
 
+use std::time::Instant;
+
 use jiff::Timestamp;
 use steep_protocol::message::agent::Command;
 use steep_protocol::message::facts::{Finding, Severity, SourceFacts};
@@ -181,6 +183,12 @@ impl<S: Store> Driver<S> {
     /// A prepared slot was dropped because its time was over.
     pub(super) fn slot_expired(&mut self, node: &NodeId, slot: &SlotName, now: Timestamp) {
         self.slot_dropped(node, slot);
+        if !self.expirations.admit(node, Instant::now()) {
+            if let Some(left_out) = self.throttle.pass("init.slot_expired") {
+                tracing::warn!(node_id = %node, left_out, "an agent reports more expired slots than it can have: they are not recorded");
+            }
+            return;
+        }
         let text = format!(
             "slot {slot}, prepared on {node}, was dropped: its time is over and no backup was \
              completed with it"

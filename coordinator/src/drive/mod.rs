@@ -38,6 +38,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use steep_daemon::Throttle;
 use steep_protocol::message::agent::{CoordinatorMessage, PartDone};
 use steep_protocol::message::api::{AuditView, EndView, ProgressSample};
 use steep_protocol::{Fault, JobId, NodeId, TableNo};
@@ -50,6 +51,7 @@ pub use handle::{
     AgentInput, Answer, Ask, Feed, Follow, Handle, Interest, Operator, Question, Reply,
 };
 
+use crate::admission::Admission;
 use crate::job::machine::{Parting, Rules};
 use crate::job::moment::after;
 use crate::job::progress::Meter;
@@ -149,6 +151,10 @@ pub struct Driver<S> {
     jobs: BTreeMap<JobId, Live>,
     doctors: Vec<doctor::Doctor>,
     errands: Vec<errand::Errand>,
+    /// How often each agent may say that slots have expired.
+    expirations: Admission,
+    /// Which lines are written of what agents do.
+    throttle: Throttle,
     /// How nodes that follow fare.
     following: BTreeMap<NodeId, following::Following>,
     /// How long columns must differ before that is drift.
@@ -226,6 +232,8 @@ impl<S: Store> Driver<S> {
             jobs: BTreeMap::new(),
             doctors: Vec::new(),
             errands: Vec::new(),
+            expirations: Admission::default(),
+            throttle: Throttle::default(),
             following: BTreeMap::new(),
             drift_grace: DRIFT_GRACE,
             next_command: loaded.next_command,
@@ -244,7 +252,10 @@ impl<S: Store> Driver<S> {
         };
         driver.restore_audit(loaded.audit_due);
         for job in loaded.open_jobs {
-            driver.resume(job)?;
+            let id = job.id;
+            if let Err(error) = driver.resume(job) {
+                tracing::error!(event = "store.unreadable", job_id = %id, error = %error, "a job is not taken up again: what it left on its servers is removed by init cancel --force-cleanup");
+            }
         }
         let handle = Handle {
             agents: agent_sender,
@@ -294,7 +305,7 @@ impl<S: Store> Driver<S> {
                 }
             }
             Wake::Operator(Ask { question, reply }) => {
-                self.on_ask(question, reply, now)?;
+                self.on_ask(question, reply, now);
                 self.set_paces(now);
             }
             Wake::Time => self.on_tick(now),

@@ -17,26 +17,29 @@ use crate::job::tally::Tally;
 use crate::job::{COMMANDS_PER_JOB, Job};
 use crate::store::{EventQuery, Store, StoreError, Write};
 
+/// A record that cannot be read costs the answer that needs it, and no more.
+fn unreadable(error: StoreError) -> Fault {
+    tracing::error!(event = "store.unreadable", error = %error, "a record of the store cannot be read");
+    Fault::new(FaultKind::Failed, format!("coordinator: {error}")).hint(
+        "everything else goes on; keep a copy of the coordinator's --data-dir and report this",
+    )
+}
+
 /// Events in one page.
 const EVENTS_PAGE: u32 = 500;
 
 impl<S: Store> Driver<S> {
-    /// Answers a question, now or (doctor, cancel) later. Its errors are the store's alone; what is
-    /// wrong with the question is an answer.
-    pub(super) fn on_ask(
-        &mut self,
-        question: Question,
-        reply: Reply,
-        now: Timestamp,
-    ) -> Result<(), StoreError> {
+    /// Answers a question, now or (doctor, cancel) later. What is wrong with the question is an answer,
+    /// and so is a record of the store that cannot be read.
+    pub(super) fn on_ask(&mut self, question: Question, reply: Reply, now: Timestamp) {
         let answer = match question {
             Question::Nodes { node } => self.nodes_answer(node.as_ref()),
-            Question::Events(query) => self.events_answer(query)?,
+            Question::Events(query) => self.events_answer(query),
             Question::Doctor { specs } => match self.check_doctor(&specs) {
                 Ok(()) => {
                     let looks = specs.into_iter().map(|spec| (spec, None)).collect();
                     self.begin_doctor(looks, reply, now);
-                    return Ok(());
+                    return;
                 }
                 Err(fault) => Err(fault),
             },
@@ -46,14 +49,14 @@ impl<S: Store> Driver<S> {
                 self.audit_init(wishes, &operator, &answer, now);
                 answer
             }
-            Question::Audit(query) => self.audit_answer(query)?,
+            Question::Audit(query) => self.audit_answer(query),
             Question::Gauges => Ok(Answer::Gauges(Box::new(self.gauges(now)))),
-            Question::Progress { node, interest } => self.progress_answer(&node, interest, now)?,
+            Question::Progress { node, interest } => self.progress_answer(&node, interest, now),
             Question::Overview { known } => {
                 self.overseer.take(now);
                 Ok(self.overview(&known, now))
             }
-            Question::Recent { node, limit } => self.recent_answer(node.as_ref(), limit)?,
+            Question::Recent { node, limit } => self.recent_answer(node.as_ref(), limit),
             Question::Job {
                 node,
                 seen,
@@ -62,10 +65,14 @@ impl<S: Store> Driver<S> {
                 if let Some(id) = self.live_job(&node) {
                     self.looks_at(id, interest, now);
                 }
-                self.job_answer(&node, seen, now)?
+                self.job_answer(&node, seen, now)
             }
             Question::Report { node } => match self.known(&node) {
-                Ok(_) => Ok(Answer::Report(self.store.last_end(&node)?.map(Box::new))),
+                Ok(_) => self
+                    .store
+                    .last_end(&node)
+                    .map_err(unreadable)
+                    .map(|end| Answer::Report(end.map(Box::new))),
                 Err(fault) => Err(fault),
             },
             Question::Cancel {
@@ -79,11 +86,11 @@ impl<S: Store> Driver<S> {
                 cursor,
             } => {
                 self.describe(&node, filter, cursor, reply, now);
-                return Ok(());
+                return;
             }
             Question::Prepare { spec, operator } => {
                 self.prepare(spec, &operator, reply, now);
-                return Ok(());
+                return;
             }
             Question::DropPrepared {
                 node,
@@ -91,13 +98,13 @@ impl<S: Store> Driver<S> {
                 operator,
             } => {
                 self.drop_prepared((&node, &slot), &operator, reply, now);
-                return Ok(());
+                return;
             }
             Question::Prepared { node } => self.prepared_answer(&node),
             Question::Complete { spec, operator } => self.complete(*spec, &operator, now),
             Question::DoctorComplete { spec } => {
                 self.doctor_complete(*spec, reply, now);
-                return Ok(());
+                return;
             }
             Question::Alive => Ok(Answer::Done),
             Question::Missing { node } => self
@@ -105,7 +112,7 @@ impl<S: Store> Driver<S> {
                 .map(|_| Answer::Missing(self.nodes[&node].missing.clone())),
             Question::Rebuild { node, operator } => {
                 self.rebuild(&node, &operator, reply, now);
-                return Ok(());
+                return;
             }
             Question::Capture {
                 node,
@@ -113,11 +120,10 @@ impl<S: Store> Driver<S> {
                 operator,
             } => {
                 self.capture(&node, peer, &operator, reply, now);
-                return Ok(());
+                return;
             }
         };
         self.answer(reply, answer);
-        Ok(())
     }
 
     fn nodes_answer(&self, node: Option<&NodeId>) -> Result<Answer, Fault> {
@@ -133,24 +139,22 @@ impl<S: Store> Driver<S> {
         ))
     }
 
-    fn events_answer(&mut self, query: EventQuery) -> Result<Result<Answer, Fault>, StoreError> {
-        if let Some(Err(fault)) = query.node.as_ref().map(|node| self.known(node)) {
-            return Ok(Err(fault));
+    fn events_answer(&mut self, query: EventQuery) -> Result<Answer, Fault> {
+        if let Some(node) = query.node.as_ref() {
+            self.known(node)?;
         }
         let limit = query.limit.min(EVENTS_PAGE);
-        Ok(Ok(Answer::Events(
-            self.store.events(&EventQuery { limit, ..query })?,
-        )))
+        let events = self.store.events(&EventQuery { limit, ..query });
+        events.map(Answer::Events).map_err(unreadable)
     }
 
-    fn audit_answer(&mut self, query: EventQuery) -> Result<Result<Answer, Fault>, StoreError> {
-        if let Some(Err(fault)) = query.node.as_ref().map(|node| self.known(node)) {
-            return Ok(Err(fault));
+    fn audit_answer(&mut self, query: EventQuery) -> Result<Answer, Fault> {
+        if let Some(node) = query.node.as_ref() {
+            self.known(node)?;
         }
         let limit = query.limit.min(EVENTS_PAGE);
-        Ok(Ok(Answer::Audit(
-            self.store.audit(&EventQuery { limit, ..query })?,
-        )))
+        let wishes = self.store.audit(&EventQuery { limit, ..query });
+        wishes.map(Answer::Audit).map_err(unreadable)
     }
 
     fn overview(&mut self, known: &[JobId], now: Timestamp) -> Answer {
@@ -168,16 +172,12 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    fn recent_answer(
-        &mut self,
-        node: Option<&NodeId>,
-        limit: u32,
-    ) -> Result<Result<Answer, Fault>, StoreError> {
-        if let Some(Err(fault)) = node.map(|node| self.known(node)) {
-            return Ok(Err(fault));
+    fn recent_answer(&mut self, node: Option<&NodeId>, limit: u32) -> Result<Answer, Fault> {
+        if let Some(node) = node {
+            self.known(node)?;
         }
-        let events = self.store.recent_events(node, limit.min(EVENTS_PAGE))?;
-        Ok(Ok(Answer::Events(events)))
+        let events = self.store.recent_events(node, limit.min(EVENTS_PAGE));
+        events.map(Answer::Events).map_err(unreadable)
     }
 
     fn job_answer(
@@ -185,27 +185,25 @@ impl<S: Store> Driver<S> {
         node: &NodeId,
         seen: Option<JobId>,
         now: Timestamp,
-    ) -> Result<Result<Answer, Fault>, StoreError> {
-        if let Err(fault) = self.known(node) {
-            return Ok(Err(fault));
-        }
+    ) -> Result<Answer, Fault> {
+        self.known(node)?;
         if let Some(id) = self.live_job(node) {
             let view = self.live_job_view(id, now);
-            return Ok(Ok(Answer::Job(view.map(Box::new))));
+            return Ok(Answer::Job(view.map(Box::new)));
         }
         let last = self.nodes[node].job.filter(|id| Some(*id) != seen);
         let stored = match last {
-            Some(id) => self.store.job(id)?,
+            Some(id) => self.store.job(id).map_err(unreadable)?,
             None => None,
         };
         let Some(stored) = stored else {
-            return Ok(Ok(Answer::Job(None)));
+            return Ok(Answer::Job(None));
         };
-        let (tally, meter) = self.look_at(&stored, now)?;
+        let (tally, meter) = self.look_at(&stored, now).map_err(unreadable)?;
         let state = self.state_of(node);
         let shown = meter.view(&stored.job, state, &tally, Detail::Shown, now);
         let view = job_view(&stored.job, shown.tables, stored.end);
-        Ok(Ok(Answer::Job(Some(Box::new(view)))))
+        Ok(Answer::Job(Some(Box::new(view))))
     }
 
     fn progress_answer(
@@ -213,10 +211,8 @@ impl<S: Store> Driver<S> {
         node: &NodeId,
         interest: Interest,
         now: Timestamp,
-    ) -> Result<Result<Answer, Fault>, StoreError> {
-        if let Err(fault) = self.known(node) {
-            return Ok(Err(fault));
-        }
+    ) -> Result<Answer, Fault> {
+        self.known(node)?;
         if let Some(id) = self.live_job(node)
             && let Some(view) = self.full_view(id, now)
         {
@@ -228,11 +224,11 @@ impl<S: Store> Driver<S> {
                 Interest::GoesOn => self.follow(id, now).filter(|_| end.is_none()),
                 Interest::Once => None,
             };
-            return Ok(Ok(Answer::Progress {
+            return Ok(Answer::Progress {
                 view: Box::new(view),
                 follow,
                 end: end.map(Box::new),
-            }));
+            });
         }
         let record = &self.nodes[node];
         let (state, idle, error) = (
@@ -241,30 +237,30 @@ impl<S: Store> Driver<S> {
             record.error_message.clone(),
         );
         let stored = match record.job {
-            Some(id) => self.store.job(id)?,
+            Some(id) => self.store.job(id).map_err(unreadable)?,
             None => None,
         };
         let Some(stored) = stored else {
-            return Ok(Ok(Answer::Progress {
+            return Ok(Answer::Progress {
                 view: Box::new(idle),
                 follow: None,
                 end: None,
-            }));
+            });
         };
-        let (tally, meter) = self.look_at(&stored, now)?;
+        let (tally, meter) = self.look_at(&stored, now).map_err(unreadable)?;
         let mut view = meter.view(&stored.job, state, &tally, Detail::All, now);
-        view.detail.history = self.store.samples(stored.job.id)?;
+        view.detail.history = self.store.samples(stored.job.id).map_err(unreadable)?;
         view.error_message = error;
         if let Some(end) = &stored.end {
             view.bytes_copied = end.bytes_copied;
             view.bytes_total = view.bytes_total.max(end.bytes_copied);
             view.tables_completed = end.tables;
         }
-        Ok(Ok(Answer::Progress {
+        Ok(Answer::Progress {
             view: Box::new(view),
             follow: None,
             end: stored.end.map(Box::new),
-        }))
+        })
     }
 
     /// Accepts all of those jobs or none.
@@ -359,18 +355,25 @@ impl<S: Store> Driver<S> {
         operator: &Operator,
         reply: Reply,
         now: Timestamp,
-    ) -> Result<(), StoreError> {
+    ) {
         let wish = Wish::cancel(node, data);
         if let Err(fault) = self.known(node) {
             self.audit(wish, operator, Err(fault.to_string()), now);
             self.answer(reply, Err(fault));
-            return Ok(());
+            return;
         }
         let state = self.state_of(node);
         let live = self.live_job(node);
         let live = match (live, state) {
             (Some(id), _) => Some(id),
-            (None, NodeState::Diverged) => self.revive_last(node, now)?,
+            (None, NodeState::Diverged) => match self.revive_last(node, now) {
+                Ok(revived) => revived,
+                Err(error) => {
+                    let fault = unreadable(error);
+                    self.audit(wish, operator, Err(fault.to_string()), now);
+                    return self.answer(reply, Err(fault));
+                }
+            },
             (None, _) => None,
         };
         let name = &operator.name;
@@ -381,7 +384,7 @@ impl<S: Store> Driver<S> {
             let outcome = answer.as_ref().map(|_| job).map_err(Fault::to_string);
             self.audit(wish, operator, outcome, now);
             self.answer(reply, answer);
-            return Ok(());
+            return;
         };
         if let Some(live) = self.jobs.get_mut(&id) {
             note = note.job(&live.job);
@@ -404,7 +407,6 @@ impl<S: Store> Driver<S> {
                 self.answer(reply, Err(fault));
             }
         }
-        Ok(())
     }
 
     /// A FAILED node of which nothing is left only changes its state; any other has nothing to

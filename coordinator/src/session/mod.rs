@@ -8,8 +8,10 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use steep_daemon::Throttle;
 use steep_protocol::NodeId;
 use steep_protocol::close::CloseCode;
+use steep_protocol::limits::REGISTRATION_MAX;
 use steep_protocol::message::agent::{AgentMessage, CoordinatorMessage, Registration};
 use steep_protocol::quic::{Connection, Receiver, Sender, StreamError};
 use tokio::sync::mpsc;
@@ -32,6 +34,9 @@ const REGISTER_LIMIT: Duration = Duration::from_secs(10);
 /// How long it has, once it has said all, to say that its process ends: a round trip.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
+/// How long an agent may leave messages unread.
+const WRITE_LIMIT: Duration = Duration::from_secs(30);
+
 /// The longest `HOST:PORT`: a DNS name, a colon and a port.
 const ADVERTISE_MAX: usize = 253 + 6;
 
@@ -47,6 +52,7 @@ pub async fn serve(
     connection: Connection,
     session: SessionId,
     loop_: mpsc::Sender<AgentInput>,
+    throttle: &Throttle,
     shutdown: CancellationToken,
 ) {
     let node = connection.peer().name.clone();
@@ -57,11 +63,15 @@ pub async fn serve(
     let (sender, receiver, registration) = match begun {
         Ok(Ok(begun)) => begun,
         Ok(Err(refusal)) => {
-            tracing::warn!(node_id = %node, error = %refusal, "an agent did not register");
+            if let Some(left_out) = throttle.pass("unregistered") {
+                tracing::warn!(node_id = %node, error = %refusal, left_out, "an agent did not register");
+            }
             return connection.close(CloseCode::Malformed);
         }
         Err(_) => {
-            tracing::warn!(node_id = %node, "an agent connected and did not register in time");
+            if let Some(left_out) = throttle.pass("unregistered") {
+                tracing::warn!(node_id = %node, left_out, "an agent connected and did not register in time");
+            }
             return connection.close(CloseCode::Malformed);
         }
     };
@@ -150,7 +160,8 @@ enum Refusal {
 
 async fn register(connection: &Connection) -> Result<(Sender, Receiver, Registration), Refusal> {
     let (sender, mut receiver) = connection.accept().await?;
-    let Some(AgentMessage::Register(registration)) = receiver.recv().await? else {
+    let Some(AgentMessage::Register(registration)) = receiver.recv_short(REGISTRATION_MAX).await?
+    else {
         return Err(Refusal::NotRegistered);
     };
     check(&registration).map_err(Refusal::Unusable)?;
@@ -176,8 +187,9 @@ fn check(registration: &Registration) -> Result<(), &'static str> {
     if registration.version.len() > VERSION_MAX {
         return Err("its version is too long");
     }
-    if registration.open_snapshots.len() > SNAPSHOTS_MAX {
-        return Err("it claims too many snapshots");
+    let jobs = [&registration.open_snapshots, &registration.admitted];
+    if jobs.iter().any(|jobs| jobs.len() > SNAPSHOTS_MAX) {
+        return Err("it claims too many jobs");
     }
     if registration.max_workers == 0 {
         return Err("it has no workers");
@@ -199,6 +211,11 @@ async fn read(
         // cancel-safe: half a message is kept.
         while let Some(received) = next.take() {
             match received {
+                // It did so when the session began. What it says after that is not listened to.
+                Ok(Some(AgentMessage::Register(_))) => {
+                    tracing::debug!(node_id = %node, "an agent registered twice in one session");
+                    end = Some(CloseCode::Malformed);
+                }
                 Ok(Some(message)) => messages.push(message),
                 Ok(None) => end = Some(CloseCode::Done),
                 Err(error) => {
@@ -227,8 +244,11 @@ async fn read(
 async fn write(mut sender: Sender, queue: &mut mpsc::Receiver<CoordinatorMessage>) -> End {
     let mut messages = Vec::with_capacity(TOGETHER);
     while queue.recv_many(&mut messages, TOGETHER).await > 0 {
-        if let Err(error) = sender.send_all(&messages).await {
-            return End::Theirs(error.code().unwrap_or(CloseCode::Malformed));
+        match tokio::time::timeout(WRITE_LIMIT, sender.send_all(&messages)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return End::Theirs(error.code().unwrap_or(CloseCode::Malformed)),
+            // It is there and does not read; it is told again what matters when it dials again.
+            Err(_) => return End::Ours(CloseCode::Superseded),
         }
         messages.clear();
     }
@@ -246,6 +266,7 @@ mod tests {
             version: "0.1.0".to_owned(),
             incarnation: 1,
             open_snapshots: Vec::new(),
+            admitted: Vec::new(),
             max_workers: 4,
         }
     }

@@ -41,7 +41,9 @@ pub mod sqlite;
 /// What moves right now (rates, parts on their way, what agents observe, who is connected) is not
 /// durable: agents say it again within a second.
 ///
-/// When [`Store::apply`] returns, its writes survive the process and the machine.
+/// When [`Store::apply`] returns, its writes survive the process and the machine. A list leaves out the
+/// records that cannot be read, and logs that; a single one is an error, which costs the answer that
+/// needs it and never the process.
 pub trait Store: Send {
     /// What a starting coordinator needs.
     ///
@@ -367,6 +369,14 @@ pub enum StoreError {
         path: PathBuf,
         /// Why not.
         source: std::io::Error,
+    },
+    /// Somebody else could write to the directory or a file of it.
+    #[error("{} is no place for the store: {why}", path.display())]
+    Place {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        why: String,
     },
     /// Another coordinator uses the directory.
     #[error(

@@ -136,6 +136,7 @@ fn registration() -> AgentMessage {
         version: "0.1.0".to_owned(),
         incarnation: 1,
         open_snapshots: Vec::new(),
+        admitted: Vec::new(),
         max_workers: 4,
     })
 }
@@ -480,6 +481,7 @@ async fn a_certificate_decides_what_its_bearer_may_do() {
         version: "0".to_owned(),
         incarnation: 1,
         open_snapshots: Vec::new(),
+        admitted: Vec::new(),
         max_workers: 1,
     });
     sender.send(&register).await.unwrap();

@@ -9,7 +9,7 @@ use steep_certs::{Credentials, Role};
 
 use super::connection::{Connection, is_tls};
 use super::error::{ConnectError, EndpointError, describe};
-use super::tuning::{Traffic, Tuning};
+use super::tuning::{Side, Traffic, Tuning};
 use crate::wire::NodeId;
 use crate::wire::close::CloseCode;
 use crate::wire::hello::ALPN;
@@ -17,15 +17,21 @@ use crate::wire::hello::ALPN;
 /// How long one address gets to answer before the next is tried.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a caller gets to finish TLS and hello.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a caller gets to finish TLS and hello: as long as one that dials waits for it.
+const HANDSHAKE_TIMEOUT: Duration = DIAL_TIMEOUT;
 
 /// Socket buffers asked of the kernel: 4 MiB hold 20 ms at 200 MB/s. The kernel gives what
 /// `net.core.rmem_max` allows.
 const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
 
-/// Callers waiting for their handshake. More are turned away by the transport.
-const HANDSHAKES_MAX: usize = 256;
+/// Callers that have not been looked at yet. More are turned away by the transport.
+const INCOMING_MAX: usize = 1_024;
+
+/// Bytes kept of a caller that has not been looked at: its first flight of packets.
+const INCOMING_BUFFER: u64 = 16 * 1024;
+
+/// The same, of all of them.
+const INCOMING_BUFFERS: u64 = 4 * 1024 * 1024;
 
 /// Whom a dialled address must turn out to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +62,16 @@ impl Incoming {
         self.inner.remote_address()
     }
 
+    /// The caller, if it has proved that it receives at its address. Else it is told to, and calls again.
+    pub(super) fn with_proved_address(self) -> Option<Self> {
+        if !self.inner.may_retry() {
+            return Some(self);
+        }
+        // Fails only for a caller that may not be asked.
+        let _ = self.inner.retry();
+        None
+    }
+
     /// Finishes TLS and the hello. Bounded in time; run it beside the accept loop.
     ///
     /// # Errors
@@ -74,7 +90,7 @@ impl Incoming {
             .await
             .unwrap_or_else(|_| {
                 Err(ConnectError::Broken(
-                    "the handshake took longer than 10 s".to_owned(),
+                    "the handshake took longer than 5 s".to_owned(),
                 ))
             })
     }
@@ -95,8 +111,10 @@ impl Endpoint {
             QuicServerConfig::try_from(tls).map_err(|e| EndpointError::Tls(e.to_string()))?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
         server
-            .transport_config(tuning.transport())
-            .max_incoming(HANDSHAKES_MAX);
+            .transport_config(tuning.transport(Side::Listens))
+            .max_incoming(INCOMING_MAX)
+            .incoming_buffer_size(INCOMING_BUFFER)
+            .incoming_buffer_size_total(INCOMING_BUFFERS);
         let socket = bind(address).map_err(|source| EndpointError::Bind { address, source })?;
         Self::open(socket, Some(server), credentials, tuning)
     }
@@ -127,7 +145,7 @@ impl Endpoint {
         let crypto =
             QuicClientConfig::try_from(tls).map_err(|e| EndpointError::Tls(e.to_string()))?;
         let mut client = quinn::ClientConfig::new(Arc::new(crypto));
-        client.transport_config(tuning.transport());
+        client.transport_config(tuning.transport(Side::Dials));
         let mut config = quinn::EndpointConfig::default();
         if tuning.traffic == Traffic::Bulk {
             config

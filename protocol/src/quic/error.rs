@@ -80,7 +80,7 @@ impl ConnectError {
         match self {
             Self::Resolve { .. } | Self::Unreachable { .. } | Self::Broken(_) => Retry::Backoff,
             Self::Refused {
-                code: CloseCode::ShuttingDown,
+                code: CloseCode::ShuttingDown | CloseCode::TooMany,
                 ..
             } => Retry::Backoff,
             Self::Certificate { .. }

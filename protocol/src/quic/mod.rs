@@ -2,12 +2,14 @@
 //!
 //! Invariants: no byte is exchanged with a peer whose certificate the cluster's CA did not sign; a
 //! dialled peer is who it was expected to be, by the name in its certificate, wherever it was found;
-//! every connection begins with the frozen hello ([`crate::hello`]); every window is bounded.
+//! every connection begins with the frozen hello ([`crate::hello`]); every window is bounded; so are
+//! unfinished handshakes and the connections of each identity ([`Listener`]).
 
 mod connection;
 mod endpoint;
 mod error;
 mod links;
+mod listener;
 mod stream;
 mod tuning;
 
@@ -18,6 +20,7 @@ pub use connection::{Connection, PathStats, Peer};
 pub use endpoint::{Endpoint, Expect, Incoming};
 pub use error::{ConnectError, EndpointError, StreamError};
 pub use links::{Links, PeerStats, Watched};
+pub use listener::{Accepted, Arrival, Busy, ConnectionLimits, Listener, Place};
 pub use steep_certs::Role;
 pub use stream::{Receiver, Sender};
 pub use tuning::{Congestion, Traffic, Tuning};

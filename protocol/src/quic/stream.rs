@@ -8,6 +8,7 @@ use super::error::StreamError;
 use crate::wire::close::CloseCode;
 use crate::wire::codec;
 use crate::wire::frame::{FrameHead, HEAD_LENGTH};
+use crate::wire::limits::CONTROL_FRAME_MAX;
 
 /// How much of a message's claimed length is believed before its bytes are there.
 const TRUST: usize = 64 * 1024;
@@ -55,8 +56,10 @@ impl Sender {
         let mut frames = Vec::new();
         for message in messages {
             let body = codec::encode(message)?;
-            let length = u32::try_from(body.len())
-                .map_err(|_| codec::CodecError::TooLong { length: body.len() })?;
+            let length = u32::try_from(body.len()).map_err(|_| codec::CodecError::TooLong {
+                length: body.len(),
+                longest: CONTROL_FRAME_MAX,
+            })?;
             frames.extend_from_slice(&length.to_be_bytes());
             frames.extend_from_slice(&body);
             if frames.len() >= TOGETHER {
@@ -136,6 +139,18 @@ impl Receiver {
         }
     }
 
+    /// As [`Receiver::recv`], of a message that is at most `longest` bytes long: nothing of a longer one
+    /// is kept. For messages of those who have shown no right to ask for more.
+    ///
+    /// # Errors
+    /// As [`Receiver::recv`]; [`StreamError::Codec`] for a longer one.
+    pub async fn recv_short<T: DeserializeOwned>(
+        &mut self,
+        longest: usize,
+    ) -> Result<Option<T>, StreamError> {
+        self.recv_at_most(longest).await
+    }
+
     /// The next control message, or `None` at a clean end.
     ///
     /// Cancel-safe: what has arrived of a message is kept for the next call.
@@ -143,6 +158,13 @@ impl Receiver {
     /// # Errors
     /// [`StreamError`] where the stream broke, or its bytes are no such message.
     pub async fn recv<T: DeserializeOwned>(&mut self) -> Result<Option<T>, StreamError> {
+        self.recv_at_most(CONTROL_FRAME_MAX).await
+    }
+
+    async fn recv_at_most<T: DeserializeOwned>(
+        &mut self,
+        longest: usize,
+    ) -> Result<Option<T>, StreamError> {
         while self.prefix_filled < 4 {
             let read = self
                 .inner
@@ -154,7 +176,7 @@ impl Receiver {
                 None => return Err(StreamError::Truncated),
             }
         }
-        let length = codec::frame_length(self.prefix)?;
+        let length = codec::frame_length(self.prefix, longest)?;
         while self.body.len() < length {
             let wanted = (length - self.body.len()).min(TRUST);
             // A chunk is taken whole or not at all, so dropping this future loses nothing.

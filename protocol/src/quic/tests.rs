@@ -1,5 +1,7 @@
 //! Two endpoints over real UDP with real certificates.
 
+mod crowd;
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;

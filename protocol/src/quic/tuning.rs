@@ -8,14 +8,27 @@ use quinn::{MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use crate::wire::limits::STREAM_WINDOW;
 
-/// The same for all streams of a connection: 16 workers with a full window each, and some.
-const CONNECTION_WINDOW: u32 = 24 * 1024 * 1024;
+/// Unread bytes of all streams of a connection that rows arrive by: 16 workers with a full window each,
+/// and some.
+const ROWS_WINDOW: u32 = 24 * 1024 * 1024;
 
-/// Bytes kept for retransmission. As much as the other end may have outstanding.
-const SEND_WINDOW: u64 = CONNECTION_WINDOW as u64;
+/// The same where requests alone arrive: 128 at their longest.
+const REQUESTS_WINDOW: u32 = 512 * 1024;
+
+/// The same where messages arrive: the longest takes some round trips.
+const MESSAGES_WINDOW: u32 = 2 * 1024 * 1024;
+
+/// Bytes of rows kept for retransmission. As much as the other end may have outstanding.
+const ROWS_SEND_WINDOW: u64 = ROWS_WINDOW as u64;
+
+/// The same of messages: what one who does not read his answers can make us keep.
+const MESSAGES_SEND_WINDOW: u64 = MESSAGES_WINDOW as u64;
 
 /// Streams a peer may have open at once: 16 workers each of several jobs, and questions beside.
-const STREAMS: u32 = 128;
+const ROWS_STREAMS: u32 = 128;
+
+/// The same where messages are exchanged: an agent has one, an operator one a question.
+const MESSAGES_STREAMS: u32 = 48;
 
 /// A silent peer is gone after this: a job whose agent died is to end within 15 s.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(8);
@@ -51,6 +64,15 @@ pub enum Traffic {
     Bulk,
 }
 
+/// Which end of a connection this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    /// It was called, and is asked.
+    Listens,
+    /// It called, and asks. Nobody opens a stream to it.
+    Dials,
+}
+
 /// How endpoints are set up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tuning {
@@ -80,15 +102,28 @@ impl Tuning {
         }
     }
 
-    pub(super) fn transport(self) -> Arc<TransportConfig> {
+    /// Unread bytes of a connection, bytes kept for retransmission, and streams that the other end opens.
+    fn windows(self, side: Side) -> (u32, u64, u32) {
+        match (self.traffic, side) {
+            (Traffic::Bulk, Side::Listens) => (REQUESTS_WINDOW, ROWS_SEND_WINDOW, ROWS_STREAMS),
+            (Traffic::Bulk, Side::Dials) => (ROWS_WINDOW, ROWS_SEND_WINDOW, 0),
+            (Traffic::Control, Side::Listens) => {
+                (MESSAGES_WINDOW, MESSAGES_SEND_WINDOW, MESSAGES_STREAMS)
+            }
+            (Traffic::Control, Side::Dials) => (MESSAGES_WINDOW, MESSAGES_SEND_WINDOW, 0),
+        }
+    }
+
+    pub(super) fn transport(self, side: Side) -> Arc<TransportConfig> {
+        let (receive, send, streams) = self.windows(side);
         let mut transport = TransportConfig::default();
         let mut discovery = MtuDiscoveryConfig::default();
         discovery.upper_bound(self.mtu_max());
         transport
-            .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
-            .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
-            .send_window(SEND_WINDOW)
-            .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS))
+            .stream_receive_window(VarInt::from_u32(STREAM_WINDOW.min(receive)))
+            .receive_window(VarInt::from_u32(receive))
+            .send_window(send)
+            .max_concurrent_bidi_streams(VarInt::from_u32(streams))
             .max_concurrent_uni_streams(VarInt::from_u32(0))
             .datagram_receive_buffer_size(None)
             .max_idle_timeout(Some(

@@ -62,6 +62,8 @@ close_codes! {
     SourceFailed = 7, "source failed";
     /// The receiver of a part failed.
     SinkFailed = 8, "sink failed";
+    /// This certificate has as many connections as it may have, or the process as it can serve.
+    TooMany = 9, "too many connections: close others of this certificate, or try again later";
 }
 
 #[cfg(test)]
@@ -70,7 +72,7 @@ mod tests {
 
     #[test]
     fn codes_are_frozen() {
-        let known: Vec<u32> = (0..9).collect();
+        let known: Vec<u32> = (0..10).collect();
         for code in &known {
             let reason = CloseCode::from_code(*code);
             assert!(

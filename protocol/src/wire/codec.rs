@@ -10,10 +10,12 @@ use super::limits::CONTROL_FRAME_MAX;
 #[derive(Debug, thiserror::Error)]
 pub enum CodecError {
     /// The message is longer than a control frame may be.
-    #[error("a control message of {length} bytes is over the limit of {CONTROL_FRAME_MAX}")]
+    #[error("a control message of {length} bytes is over the limit of {longest}")]
     TooLong {
         /// Its length in bytes.
         length: usize,
+        /// The most that is allowed there.
+        longest: usize,
     },
     /// The bytes do not decode.
     #[error("not a control message: {0}")]
@@ -37,6 +39,7 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, CodecError> {
     if bytes.len() > CONTROL_FRAME_MAX {
         return Err(CodecError::TooLong {
             length: bytes.len(),
+            longest: CONTROL_FRAME_MAX,
         });
     }
     Ok(bytes)
@@ -50,6 +53,7 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
     if bytes.len() > CONTROL_FRAME_MAX {
         return Err(CodecError::TooLong {
             length: bytes.len(),
+            longest: CONTROL_FRAME_MAX,
         });
     }
     let (message, used) = bincode::serde::decode_from_slice(bytes, config())
@@ -60,14 +64,14 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
     }
 }
 
-/// The length in a frame's prefix.
+/// The length in a frame's prefix, where it is at most `longest`.
 ///
 /// # Errors
 /// [`CodecError::TooLong`] before anything of that length is allocated.
-pub fn frame_length(prefix: [u8; 4]) -> Result<usize, CodecError> {
+pub fn frame_length(prefix: [u8; 4], longest: usize) -> Result<usize, CodecError> {
     let length = u32::from_be_bytes(prefix) as usize;
-    if length > CONTROL_FRAME_MAX {
-        Err(CodecError::TooLong { length })
+    if length > longest.min(CONTROL_FRAME_MAX) {
+        Err(CodecError::TooLong { length, longest })
     } else {
         Ok(length)
     }

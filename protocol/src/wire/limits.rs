@@ -4,6 +4,15 @@
 /// message is a page of table descriptions or a list of preflight findings, well below this.
 pub const CONTROL_FRAME_MAX: usize = 16 * 1024 * 1024;
 
+/// The longest request of one agent to another, in bytes: an id, numbers and a compression.
+pub const PEER_REQUEST_MAX: usize = 4 * 1024;
+
+/// The longest request of an operator, in bytes: the filters of several jobs, some thousand names.
+pub const API_REQUEST_MAX: usize = 256 * 1024;
+
+/// The longest registration of an agent, in bytes: the ids of ten thousand snapshots.
+pub const REGISTRATION_MAX: usize = 256 * 1024;
+
 /// Tables in one page of a plan: at 1,600 columns of 63-byte names each (PostgreSQL's limits) a
 /// page of 50 still fits a control frame.
 pub const PLAN_PAGE: usize = 50;

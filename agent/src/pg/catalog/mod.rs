@@ -4,6 +4,8 @@
 //! Only users' relations: never PostgreSQL's own, `information_schema`, `steep_repl`, temporary
 //! ones, or what an extension made (the extension makes it on the other side too).
 
+mod database_settings;
+mod extension_tables;
 mod rows;
 mod schema;
 
@@ -13,6 +15,11 @@ use steep_protocol::message::job::TableFilter;
 use steep_protocol::{Identifier, TableName};
 use tokio_postgres::Row;
 
+pub use database_settings::database_settings;
+pub(crate) use database_settings::{
+    alter, differences, for_loading, is_carried, quoted, read_settings,
+};
+pub(crate) use extension_tables::{ExtensionRelation, read_extension_tables};
 pub(crate) use rows::holding_rows;
 pub use schema::{describe, read_schema, read_schema_at_once};
 

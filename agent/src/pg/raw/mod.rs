@@ -25,8 +25,9 @@ use super::conninfo::Conninfo;
 use super::dial::{self, Route, Search, Stream};
 use super::error::ErrorFields;
 use super::session::ServerKind;
+use super::settings::UserViews;
 use super::transport::Reads;
-use super::{PgError, settings};
+use super::{PgError, guard, settings};
 use buffer::ReadBuffer;
 
 pub use buffer::CAPACITY as READ_BUFFER;
@@ -146,7 +147,27 @@ impl RawConnection {
         connection
             .query(&settings::statements(connection.version))
             .await?;
+        connection.guard(mode).await?;
         Ok(connection)
+    }
+
+    /// One that reads tables reads no view in their place; one that loads writes the ledger.
+    async fn guard(&mut self, mode: Mode) -> Result<(), PgError> {
+        match mode {
+            Mode::CopyOut => {
+                let refuse = settings::user_views(self.version, UserViews::Refused);
+                if let Some(refuse) = refuse {
+                    self.query(&refuse).await?;
+                }
+            }
+            Mode::Plain => {
+                let rows = self.query(guard::LOOK).await?;
+                let cell = |at: usize| rows.first()?.get(at)?.as_deref();
+                guard::judge([cell(0), cell(1), cell(2)])?;
+            }
+            Mode::Replication => {}
+        }
+        Ok(())
     }
 
     /// `server_version_num`.

@@ -78,9 +78,14 @@ impl Label {
         let sql = skip_settings(sql);
         read(sql).unwrap_or_else(|| Self {
             kind: "statement".to_owned(),
-            object: headline(sql),
+            object: first_words(sql),
         })
     }
+}
+
+/// Of a statement of a kind that is not known, no more than what it does: the rest may be rows.
+fn first_words(sql: &str) -> String {
+    sql.split_whitespace().take(2).collect::<Vec<_>>().join(" ")
 }
 
 /// Statements that only set something for those after them.
@@ -105,6 +110,10 @@ fn read(sql: &str) -> Option<Label> {
             let rest = &rest[rest.find(" ON ")?..];
             said(rest, "security label on")
         }
+        "INSERT" => Some(Label {
+            kind: "rows".to_owned(),
+            object: name(rest.trim_start().strip_prefix("INTO ")?),
+        }),
         "REFRESH" => {
             let (kind, rest) = kind(rest)?;
             let object = name(rest);
@@ -317,7 +326,12 @@ mod tests {
                 "a.m",
             ),
             ("CREATE TRUSTED PROCEDURAL LANGUAGE plx", "language", "plx"),
-            ("VACUUM", "statement", "VACUUM"),
+            (
+                "INSERT INTO ext.conf VALUES\n\t(1, 'x')",
+                "rows",
+                "ext.conf",
+            ),
+            ("VACUUM (FULL) t", "statement", "VACUUM (FULL)"),
         ] {
             let label = Label::of(sql);
             assert_eq!(

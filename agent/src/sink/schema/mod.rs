@@ -13,7 +13,7 @@ use steep_protocol::NodeId;
 use steep_protocol::message::agent::MirrorRow;
 use steep_protocol::message::api::AuditView;
 
-use crate::pg::{PgError, Session};
+use crate::pg::{OwnSchema, PgError, Session};
 
 /// The schema's name, and the extension's. Never copied, published or listed as a user's.
 pub const NAME: &str = "steep_repl";
@@ -65,10 +65,9 @@ async fn install_locked(session: &Session) -> Result<(), PgError> {
         update_extension(session).await?;
     } else {
         let from = version(session).await?;
-        if from == 0 {
-            session
-                .batch_execute("CREATE SCHEMA IF NOT EXISTS steep_repl")
-                .await?;
+        if from == 0 && session.own_schema().await? == OwnSchema::Absent {
+            // Fails where somebody makes one at this moment, which is then looked at as any other.
+            session.batch_execute("CREATE SCHEMA steep_repl").await?;
         }
         for version in &VERSIONS[from.min(VERSIONS.len())..] {
             session.batch_execute(version.script).await?;
@@ -107,7 +106,13 @@ async fn version(session: &Session) -> Result<usize, PgError> {
 }
 
 /// Whether the schema is there, so that its tables can be asked.
-pub(super) async fn exists(session: &Session) -> Result<bool, PgError> {
+///
+/// # Errors
+/// [`PgError::Untrusted`] where somebody else has a hand in it; [`PgError`] of a query.
+pub(crate) async fn exists(session: &Session) -> Result<bool, PgError> {
+    if session.own_schema().await? == OwnSchema::Absent {
+        return Ok(false);
+    }
     let sql = "SELECT pg_catalog.to_regclass('steep_repl.schema_version') IS NOT NULL";
     Ok(session.query_typed(sql, &[]).await?[0].get(0))
 }

@@ -109,11 +109,9 @@ fn columns_that_drift_are_named_and_their_repair_is_noticed() {
         replication: job,
     };
     assert_eq!(
-        (
-            told(&admit),
-            told(&Command::CleanupSource { sync_slots: None })
-        ),
-        (2, 2)
+        (told(&admit), told(&Command::ReleaseSource)),
+        (2, 3),
+        "the job's own, and one for each comparison"
     );
 
     world.observe_columns(job, "new", "new");

@@ -198,3 +198,21 @@ fn a_slot_is_prepared_where_the_source_allows_it_and_known_at_once() {
     let none = world.ask(complete(None)).unwrap_err();
     assert!(none.hint.contains("lost: somebody dropped it"), "{none:?}");
 }
+
+#[test]
+fn an_agent_cannot_fill_the_history_with_slots_that_have_expired() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    for name in ["a", "b"] {
+        for number in 0..100 {
+            let slot = SlotName::parse(format!("slot_{number}")).unwrap();
+            world.say(name, AgentMessage::SlotExpired { slot });
+        }
+    }
+    for name in ["a", "b"] {
+        let events = world.events(name);
+        let expired = events.iter().filter(|e| e.event == "init.slot_expired");
+        let count = expired.count();
+        assert!((1..50).contains(&count), "{count} events");
+    }
+}

@@ -203,7 +203,7 @@ fn the_preflight_alone_touches_nothing_and_takes_its_permission_back() {
     assert_eq!(targets, [node("b"), node("c")]);
     assert_eq!(world.state("b"), NodeState::Uninitialized);
     let last = &world.agent("a").history.last().unwrap().1;
-    assert_eq!(*last, Command::CleanupSource { sync_slots: None });
+    assert_eq!(*last, Command::ReleaseSource);
     assert!(world.agents.values().all(|agent| agent.kept.is_empty()));
 
     let specs = vec![spec("a", "b")];
@@ -212,6 +212,27 @@ fn the_preflight_alone_touches_nothing_and_takes_its_permission_back() {
     let fault = answer.try_recv().unwrap().unwrap_err();
     assert_eq!(fault.kind, FaultKind::Unreachable);
     assert!(world.driver.doctors.is_empty());
+}
+
+#[test]
+fn a_permission_that_could_not_be_taken_back_is_when_its_agent_is_back() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let specs = vec![spec("a", "b")];
+    let _answer = world.ask_later(Question::Doctor { specs });
+    world.end_one("a", None);
+    assert_eq!(world.agents[&node("a")].admitted.len(), 1);
+    world.leave("a");
+    world.leave("b");
+    assert!(world.driver.doctors.is_empty());
+    // Whether or not the coordinator remembers that it gave it.
+    let mut world = world.restart(directory.path());
+    world.join("a");
+    world.run_on();
+    let agent = &world.agents[&node("a")];
+    assert_eq!(agent.history.last().unwrap().1, Command::ReleaseSource);
+    assert!(agent.admitted.is_empty());
+    assert!(agent.kept.is_empty(), "its outcome is not kept for ever");
 }
 
 #[test]

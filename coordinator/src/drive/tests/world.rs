@@ -40,6 +40,8 @@ pub(super) struct FakeAgent {
     queue: mpsc::Receiver<CoordinatorMessage>,
     pub(super) online: bool,
     snapshots: BTreeSet<JobId>,
+    /// Jobs for which a peer may ask.
+    pub(super) admitted: BTreeSet<JobId>,
     /// Commands at work.
     pub(super) at_work: BTreeMap<CommandId, (JobId, Command)>,
     /// Outcomes not forgotten.
@@ -139,6 +141,7 @@ impl World {
             queue: mpsc::channel(1).1,
             online: false,
             snapshots: BTreeSet::new(),
+            admitted: BTreeSet::new(),
             at_work: BTreeMap::new(),
             kept: BTreeMap::new(),
             history: Vec::new(),
@@ -155,6 +158,7 @@ impl World {
             version: "0.1.0".to_owned(),
             incarnation: agent.incarnation,
             open_snapshots: agent.snapshots.iter().copied().collect(),
+            admitted: agent.admitted.iter().copied().collect(),
             max_workers: 16,
         };
         let kept: Vec<_> = agent.kept.clone().into_iter().collect();
@@ -187,6 +191,7 @@ impl World {
         agent.at_work.clear();
         agent.kept.clear();
         agent.snapshots.clear();
+        agent.admitted.clear();
         agent.incarnation += 1;
         self.leave(name);
     }
@@ -276,6 +281,17 @@ impl World {
 
     /// Does what a good agent does: messages first, then the outcome.
     fn perform(&mut self, name: &str, job: JobId, command: &Command) -> Outcome {
+        match command {
+            Command::GatherSource { .. }
+            | Command::GatherHandover { .. }
+            | Command::OpenSource { .. }
+            | Command::Admit { .. }
+            | Command::AdmitReplicated { .. } => self.agent(name).admitted.insert(job),
+            Command::CleanupSource { .. } | Command::ReleaseSource | Command::ReturnSlot { .. } => {
+                self.agent(name).admitted.remove(&job)
+            }
+            _ => false,
+        };
         match command {
             Command::GatherSource { .. } => Outcome::SourceFacts(Box::default()),
             Command::GatherHandover { .. } => Outcome::HandoverFacts(Box::new(HandoverFacts {

@@ -9,16 +9,19 @@
 //! bounded whatever the number of tables.
 //!
 //! In the order a person would look: [`servers`] (who is there), [`links`] (do they reach each
-//! other), [`privileges`], [`capacity`] (is there room for the job's slots, workers, sessions,
-//! locks), [`limits`] (what could end it midway), [`content`] (what is in the source),
-//! [`event_triggers`] (what fires on what the job makes), [`receiver`]
-//! (what is on the target), [`prepared`] (where a backup is to go on from), [`schema`] (how it differs).
+//! other), [`privileges`], [`owner_code`] (whose code runs with them), [`capacity`] (is there room for
+//! the job's slots, workers, sessions, locks), [`limits`] (what could end it midway), [`content`] (what
+//! is in the source), [`event_triggers`] (what fires on what the job makes), [`receiver`] (what is on the
+//! target), [`loading`] (what rows need while they are loaded), [`prepared`] (where a backup is to go on
+//! from), [`schema`] (how it differs).
 
 mod capacity;
 mod content;
 mod event_triggers;
 mod limits;
 mod links;
+mod loading;
+mod owner_code;
 mod prepared;
 mod privileges;
 mod receiver;
@@ -75,11 +78,13 @@ pub fn judge(case: &Case<'_>) -> Vec<Finding> {
     servers::judge(&pair, &mut findings);
     links::judge(&pair, &mut findings);
     privileges::judge(&pair, &mut findings);
+    owner_code::judge(&pair, &mut findings);
     capacity::judge(&pair, &mut findings);
     limits::judge(&pair, &mut findings);
     content::judge(&pair, &mut findings);
     event_triggers::judge(&pair, &mut findings);
     receiver::judge(&pair, &mut findings);
+    loading::judge(&pair, &mut findings);
     if let Some((handover, slot)) = handover {
         prepared::judge(&pair, handover, slot, &mut findings);
     }

@@ -5,8 +5,9 @@
 //! forget leave right after; there are a few writes a second, so the fsync does not matter.
 //!
 //! The directory is locked by `coordinator.lock` for the life of the [`SqliteStore`]; file and
-//! directory are readable by their owner alone.
+//! directory are readable by their owner alone, and nobody else may write to either ([`place`]).
 
+mod place;
 mod write;
 
 use std::fs::{File, OpenOptions};
@@ -110,6 +111,10 @@ impl SqliteStore {
             .mode(0o700)
             .create(directory)
             .map_err(failed("make the directory", directory))?;
+        place::check(
+            directory,
+            &[LOCK, FILE, "coordinator.db-wal", "coordinator.db-shm"],
+        )?;
         let lock = take_lock(directory)?;
         let path = directory.join(FILE);
         // Made before SQLite makes it, so that it is never readable by others; its WAL gets the
@@ -146,9 +151,12 @@ impl SqliteStore {
         let mut due = Vec::new();
         while let Some(row) = rows.next()? {
             let node = NodeId::parse(&row.get::<_, String>(0)?)
-                .map_err(|e| corrupt("audit trail".to_owned(), &e))?;
-            let view = from_json("audit trail", &row.get::<_, String>(1)?)?;
-            due.push(AuditDue { node, view });
+                .map_err(|e| corrupt("audit trail".to_owned(), &e));
+            let view = from_json("audit trail", &row.get::<_, String>(1)?);
+            due.extend(legible(node.and_then(|node| {
+                let view = view?;
+                Ok(AuditDue { node, view })
+            })));
         }
         Ok(due)
     }
@@ -204,10 +212,8 @@ impl Store for SqliteStore {
         let mut rows = query.query([])?;
         while let Some(row) = rows.next()? {
             let name: String = row.get(0)?;
-            nodes.push(from_json(
-                &format!("node {name}"),
-                &row.get::<_, String>(1)?,
-            )?);
+            let record = from_json(&format!("node {name}"), &row.get::<_, String>(1)?);
+            nodes.extend(legible(record));
         }
         let mut open_jobs = Vec::new();
         let mut query = self
@@ -216,7 +222,8 @@ impl Store for SqliteStore {
         let mut rows = query.query([])?;
         while let Some(row) = rows.next()? {
             let id: String = row.get(0)?;
-            open_jobs.push(from_json(&format!("job {id}"), &row.get::<_, String>(1)?)?);
+            let record = from_json(&format!("job {id}"), &row.get::<_, String>(1)?);
+            open_jobs.extend(legible(record));
         }
         let next = "SELECT value FROM meta WHERE key = 'next_command'";
         let next_command = self
@@ -327,7 +334,10 @@ impl Store for SqliteStore {
         let mut rows = statement.query(params![id.to_string(), SAMPLES_MAX])?;
         let mut samples = Vec::new();
         while let Some(row) = rows.next()? {
-            samples.push(from_json("progress", &row.get::<_, String>(0)?)?);
+            samples.extend(legible(from_json::<ProgressSample>(
+                "progress",
+                &row.get::<_, String>(0)?,
+            )));
         }
         Ok(samples)
     }
@@ -350,7 +360,7 @@ impl Store for SqliteStore {
         let mut rows = statement.query(params![signed(query.after), node, query.limit])?;
         let mut wishes = Vec::new();
         while let Some(row) = rows.next()? {
-            wishes.push(from_json("audit trail", &row.get::<_, String>(0)?)?);
+            wishes.extend(legible(from_json("audit trail", &row.get::<_, String>(0)?)));
         }
         Ok(wishes)
     }
@@ -380,7 +390,7 @@ impl Store for SqliteStore {
         let mut rows = statement.query(params![node.map(NodeId::as_str), limit])?;
         let mut events = Vec::new();
         while let Some(row) = rows.next()? {
-            events.push(from_json("event log", &row.get::<_, String>(0)?)?);
+            events.extend(legible(from_json("event log", &row.get::<_, String>(0)?)));
         }
         events.reverse();
         Ok(events)
@@ -395,7 +405,7 @@ impl Store for SqliteStore {
         let mut rows = statement.query(params![signed(query.after), node, query.limit])?;
         let mut events = Vec::new();
         while let Some(row) = rows.next()? {
-            events.push(from_json("event log", &row.get::<_, String>(0)?)?);
+            events.extend(legible(from_json("event log", &row.get::<_, String>(0)?)));
         }
         Ok(events)
     }
@@ -416,6 +426,15 @@ fn to_json<T: Serialize>(value: &T) -> Result<String, StoreError> {
 
 fn from_json<T: DeserializeOwned>(what: &str, text: &str) -> Result<T, StoreError> {
     serde_json::from_str(text).map_err(|e| corrupt(what.to_owned(), &e))
+}
+
+/// One of many records: a list lacks those that cannot be read, and the log says so.
+fn legible<T>(record: Result<T, StoreError>) -> Option<T> {
+    record
+        .inspect_err(|error| {
+            tracing::error!(event = "store.unreadable", error = %error, "a record of the store is left out");
+        })
+        .ok()
 }
 
 fn corrupt(what: String, error: &dyn std::error::Error) -> StoreError {

@@ -241,6 +241,64 @@ fn nobody_else_reads_it() {
 }
 
 #[test]
+fn a_directory_that_others_write_to_and_a_file_that_is_elsewhere_are_refused() {
+    use std::fs::{self, Permissions};
+
+    let directory = tempfile::tempdir().unwrap();
+    let (path, elsewhere) = (directory.path().join("data"), directory.path().join("else"));
+    drop(SqliteStore::open(&path).unwrap());
+    let refused = |path: &Path| {
+        let error = SqliteStore::open(path).unwrap_err();
+        assert!(matches!(error, StoreError::Place { .. }), "{error}");
+        error.to_string()
+    };
+    for mode in [0o770, 0o707, 0o1777] {
+        fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+        assert!(refused(&path).contains("chmod"), "{mode:o}");
+    }
+    fs::set_permissions(&path, Permissions::from_mode(0o700)).unwrap();
+    let file = path.join(FILE);
+    fs::rename(&file, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &file).unwrap();
+    assert!(refused(&path).contains("link"));
+    fs::remove_file(&file).unwrap();
+    fs::hard_link(&elsewhere, &file).unwrap();
+    assert!(refused(&path).contains("another name"));
+    fs::remove_file(&elsewhere).unwrap();
+    assert!(SqliteStore::open(&path).is_ok());
+}
+
+#[test]
+fn one_record_that_cannot_be_read_costs_no_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = SqliteStore::open(directory.path()).unwrap();
+    let writes: Vec<Write> = (1..=3).map(|i| Write::Event(event(i, "b"))).collect();
+    store.apply(&writes).unwrap();
+    let jobs = [1, 2].map(|i| Write::Job(Box::new(job(i))));
+    store.apply(&jobs).unwrap();
+    let damage = [
+        "UPDATE events SET record = '{\"seq\": 2}' WHERE seq = 2",
+        "UPDATE jobs SET record = 'x' WHERE job = '0000000000000001'",
+    ];
+    for sql in damage {
+        assert_eq!(store.connection.execute(sql, []).unwrap(), 1, "{sql}");
+    }
+    let query = EventQuery {
+        node: None,
+        after: 0,
+        limit: 9,
+    };
+    let seen = |events: Vec<EventView>| events.iter().map(|e| e.seq).collect::<Vec<_>>();
+    assert_eq!(seen(store.events(&query).unwrap()), [1, 3]);
+    assert_eq!(seen(store.recent_events(None, 9).unwrap()), [1, 3]);
+    assert_eq!(store.load().unwrap().open_jobs, [job(2)]);
+    assert!(matches!(
+        store.job(job(1).id),
+        Err(StoreError::Corrupt { .. })
+    ));
+}
+
+#[test]
 fn a_store_of_a_newer_version_is_left_alone() {
     let directory = tempfile::tempdir().unwrap();
     let store = SqliteStore::open(directory.path()).unwrap();

@@ -8,6 +8,10 @@ use super::schema::SchemaReview;
 use crate::wire::limits::LISTED_MAX;
 use crate::wire::{ByteCount, NodeId};
 
+mod loading;
+
+pub use loading::{LoadingFacts, SearchPathNeed, SettingDifference, SettingScope, Stops};
+
 /// Something a person should know before or after a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
@@ -137,6 +141,9 @@ pub struct ServerFacts {
     /// How it was seen that something between the agent and the server hands one client's statements
     /// to different sessions or servers.
     pub pooled: Option<String>,
+    /// What the role in use may do beyond its own objects: `SUPERUSER`, other attributes, and
+    /// PostgreSQL's own roles that it has.
+    pub powers: Vec<String>,
 }
 
 impl ServerFacts {
@@ -193,6 +200,9 @@ pub struct SourceFacts {
     pub large_objects: u64,
     /// Roles that own, are granted, or are named in a policy on something in the database.
     pub roles: Vec<String>,
+    /// Functions of ordinary roles that rows of the admitted tables call while they are loaded, each with
+    /// its owner and what calls it.
+    pub owner_code: Listed,
     /// Tables whose row security the role in use does not bypass.
     pub row_security: Listed,
     /// Tables and sequences the role in use may not read.
@@ -203,6 +213,8 @@ pub struct SourceFacts {
     pub replication_link: Option<Result<(), String>>,
     /// `pg_dump` beside the agent: its major version, or why there is none.
     pub pg_dump: Option<Result<u32, String>>,
+    /// What its rows need.
+    pub loading: LoadingFacts,
 }
 
 /// What is true of a target.
@@ -224,6 +236,8 @@ pub struct TargetFacts {
     /// Tables to be copied that have triggers which fire on replicated rows, and so on every row
     /// that is loaded.
     pub firing_triggers: Listed,
+    /// As [`SourceFacts::owner_code`], of the tables that are there.
+    pub owner_code: Listed,
     /// Whether the server knows `xml`; `None` where it could not be asked.
     pub xml: Option<bool>,
     /// Extensions whose files are here.
@@ -238,6 +252,12 @@ pub struct TargetFacts {
     pub server_link: Option<Result<(), String>>,
     /// Seconds the source agent's clock is ahead of this one's.
     pub clock_ahead_seconds: f64,
+    /// What rows need there.
+    pub loading: LoadingFacts,
+    /// Settings that the source has otherwise, at most [`LISTED_MAX`].
+    pub settings: Vec<SettingDifference>,
+    /// Whether the role in use may alter the database.
+    pub owns_database: bool,
 }
 
 /// An extension that a server could install.

@@ -7,6 +7,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::facts::SettingScope;
 use super::job::Compression;
 use super::schema::SchemaPage;
 use crate::wire::{Epoch, Fault, Identifier, JobId, Lsn, PartNo, TableName, TableNo};
@@ -60,6 +61,11 @@ pub enum PeerRequest {
         /// The job.
         job: JobId,
     },
+    /// [`PeerReply::Settings`]: what decides values there.
+    FetchSettings {
+        /// The job.
+        job: JobId,
+    },
 }
 
 impl PeerRequest {
@@ -73,7 +79,8 @@ impl PeerRequest {
             | Self::FetchSchema { job, .. }
             | Self::FetchPart { job, .. }
             | Self::FetchSequences { job }
-            | Self::FetchConninfo { job } => *job,
+            | Self::FetchConninfo { job }
+            | Self::FetchSettings { job } => *job,
         }
     }
 }
@@ -112,6 +119,8 @@ pub enum PeerReply {
     Conninfo(Secret),
     /// The request failed.
     Fault(Fault),
+    /// At most [`crate::limits::LISTED_MAX`] settings.
+    Settings(Vec<DatabaseSetting>),
 }
 
 /// Sections of a schema dump, as `pg_dump --section` names them.
@@ -121,6 +130,19 @@ pub enum SchemaSection {
     PreData,
     /// Indexes, constraints, triggers, rules, policies.
     PostData,
+    /// Rows that users have put into tables of extensions.
+    ExtensionRows,
+}
+
+/// A setting that sessions of a database begin with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatabaseSetting {
+    /// Its name.
+    pub name: String,
+    /// Its value. Applications keep keys in settings of their own.
+    pub value: Secret,
+    /// Where it is made.
+    pub scope: SettingScope,
 }
 
 /// COPY's format.

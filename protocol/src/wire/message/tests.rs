@@ -221,8 +221,10 @@ fn trailing_bytes_are_refused() {
 
 #[test]
 fn a_length_over_the_limit_is_refused_before_it_is_read() {
-    assert!(frame_length((CONTROL_FRAME_MAX as u32).to_be_bytes()).is_ok());
-    assert!(frame_length((CONTROL_FRAME_MAX as u32 + 1).to_be_bytes()).is_err());
+    assert!(frame_length((CONTROL_FRAME_MAX as u32).to_be_bytes(), usize::MAX).is_ok());
+    assert!(frame_length((CONTROL_FRAME_MAX as u32 + 1).to_be_bytes(), usize::MAX).is_err());
+    assert!(frame_length(4096u32.to_be_bytes(), 4096).is_ok());
+    assert!(frame_length(4097u32.to_be_bytes(), 4096).is_err());
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! A healthy pair is silent; each defect yields exactly its finding, as grave as it is.
 
+mod loading;
 mod world;
 
 use std::collections::BTreeSet;
@@ -158,6 +159,10 @@ fn each_missing_privilege_is_its_own_finding() {
         }),
         ("origin_privilege", Info, |w| {
             w.target.server.can_advance_origin = false;
+        }),
+        ("owner_code", Warning, |w| {
+            w.source.owner_code = some("app.fine(integer) of app by a check of app.orders");
+            w.target.server.powers = vec!["SUPERUSER".to_owned()];
         }),
     ]);
 }
@@ -592,4 +597,32 @@ fn what_keeps_a_source_from_being_prepared() {
     assert_eq!(standby, found("standby", Severity::Error));
     let old = judged(|w| w.source.server.version = 130_000);
     assert_eq!(old, found("version_too_old", Severity::Error));
+}
+
+#[test]
+fn code_of_owners_is_warned_of_where_it_would_gain_rights() {
+    let warned = |spoil: &dyn Fn(&mut World)| {
+        let mut world = healthy();
+        world.source.owner_code = some("app.fine(integer) of app by a check of app.orders");
+        world.target.server.powers = vec!["CREATEROLE".to_owned()];
+        spoil(&mut world);
+        let found = world.judge();
+        let found = found.iter().find(|finding| finding.code == "owner_code");
+        found.map(|finding| format!("{} {}", finding.what, finding.fix))
+    };
+    let text = warned(&|_| {}).unwrap();
+    for said in ["CREATEROLE", "app.fine(integer) of app", "--method native"] {
+        assert!(text.contains(said), "{said} is not in {text}");
+    }
+    // Who loads has no rights to lend.
+    assert_eq!(warned(&|w| w.target.server.powers.clear()), None);
+    // What is there already counts, not what the source has.
+    assert_eq!(warned(&|w| w.target.user_tables = 3), None);
+    // PostgreSQL uses each owner's own rights, from 16 on.
+    assert_eq!(warned(&|w| w.spec.method = Method::Native), None);
+    let old = warned(&|w| {
+        w.spec.method = Method::Native;
+        w.target.server.version = 150_000;
+    });
+    assert!(!old.unwrap().contains("--method native"));
 }

@@ -91,6 +91,7 @@ pub(super) fn healthy_server(identity: &str) -> ServerFacts {
         extensions: vec![("plpgsql".to_owned(), "1.0".to_owned())],
         clock_ahead_seconds: 0.001,
         pooled: None,
+        powers: Vec::new(),
     }
 }
 

@@ -130,6 +130,8 @@ pub struct Registration {
     pub incarnation: u64,
     /// Jobs whose snapshot this process holds open.
     pub open_snapshots: Vec<JobId>,
+    /// Jobs for which a peer may ask this process.
+    pub admitted: Vec<JobId>,
     /// Workers it will run at once, over all jobs.
     pub max_workers: u8,
 }

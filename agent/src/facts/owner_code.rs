@@ -1,0 +1,108 @@
+//! Code of tables' owners that runs while rows are loaded, and with which rights it would run.
+//!
+//! Checks, stored generated columns, domains and partition keys call functions for every row that COPY
+//! writes, as the role that loads. What they call is in `pg_depend`; functions of PostgreSQL's own are
+//! not, and some of those run statements that they are given as text.
+
+use steep_protocol::limits::LISTED_MAX;
+use steep_protocol::message::facts::Listed;
+use steep_protocol::message::job::TableFilter;
+
+use crate::pg::catalog::{Partitions, USER_RELATION, table_name};
+use crate::pg::{PgError, Session};
+use crate::task::Task;
+
+/// Rows of the answer that are looked at; far more than are listed.
+const ROWS_MAX: usize = 100 * LISTED_MAX;
+
+/// What the role in use may do beyond its own objects. Of a superuser that alone is told.
+const POWERS_SQL: &str = "
+    SELECT unnest(CASE WHEN r.rolsuper THEN ARRAY['SUPERUSER'] ELSE array_remove(ARRAY[
+            CASE WHEN r.rolcreaterole THEN 'CREATEROLE' END,
+            CASE WHEN r.rolbypassrls THEN 'BYPASSRLS' END,
+            CASE WHEN r.rolreplication THEN 'REPLICATION' END], NULL)
+        || ARRAY(SELECT p.rolname::text FROM pg_roles p
+            WHERE p.rolname IN ('pg_execute_server_program', 'pg_read_server_files',
+                'pg_write_server_files', 'pg_read_all_data', 'pg_write_all_data')
+            AND pg_has_role(p.oid, 'USAGE') ORDER BY 1) END)
+    FROM pg_roles r WHERE r.rolname = current_user";
+
+/// A row for each table, kind of code and function whose owner is neither a superuser nor the role in
+/// use. Types of columns are followed into arrays, domains and composites; all of those are users' own.
+fn calls_sql() -> String {
+    format!(
+        "WITH RECURSIVE rel AS (
+            SELECT c.oid, n.nspname::text AS schema_name, c.relname::text AS table_name, c.relowner
+            FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+            WHERE c.relkind IN ('r', 'p') AND {USER_RELATION}
+        ), used (rel, type) AS (
+            SELECT a.attrelid, a.atttypid FROM pg_attribute a JOIN rel ON rel.oid = a.attrelid
+            WHERE a.attnum > 0 AND NOT a.attisdropped AND a.atttypid >= 16384
+            UNION SELECT u.rel, inner_type.oid FROM used u JOIN pg_type y ON y.oid = u.type
+            CROSS JOIN LATERAL (
+                SELECT y.typelem WHERE y.typelem >= 16384
+                UNION ALL SELECT y.typbasetype WHERE y.typbasetype >= 16384
+                UNION ALL SELECT f.atttypid FROM pg_attribute f WHERE f.attrelid = y.typrelid
+                    AND f.attnum > 0 AND NOT f.attisdropped AND f.atttypid >= 16384
+                UNION ALL SELECT g.rngsubtype FROM pg_range g WHERE g.rngtypid = y.oid AND g.rngsubtype >= 16384
+            ) AS inner_type (oid)
+        ), code (rel, how, classid, objid, owner, expression) AS (
+            SELECT rel.oid, 'a check', 'pg_constraint'::regclass, k.oid, rel.relowner, k.conbin::text
+            FROM pg_constraint k JOIN rel ON rel.oid = k.conrelid WHERE k.contype = 'c'
+            UNION ALL SELECT u.rel, 'a domain', 'pg_constraint'::regclass, k.oid, y.typowner, k.conbin::text
+            FROM used u JOIN pg_constraint k ON k.contypid = u.type AND k.contype = 'c'
+            JOIN pg_type y ON y.oid = u.type
+            UNION ALL SELECT rel.oid, 'a generated column', 'pg_attrdef'::regclass, e.oid, rel.relowner, NULL
+            FROM pg_attribute a JOIN rel ON rel.oid = a.attrelid
+            JOIN pg_attrdef e ON e.adrelid = a.attrelid AND e.adnum = a.attnum WHERE a.attgenerated = 's'
+            UNION ALL SELECT rel.oid, 'the partition key', 'pg_class'::regclass, rel.oid, rel.relowner, NULL
+            FROM pg_partitioned_table t JOIN rel ON rel.oid = t.partrelid
+        ), statement_runner AS (
+            SELECT p.oid FROM pg_proc p WHERE p.pronamespace = 'pg_catalog'::regnamespace AND p.proname ~
+                '^(query|table|schema|database|cursor)_to_xml|^ts_(stat|rewrite)$|^set_config$|^pg_(read|ls)_|^lo_|^pg_(terminate|cancel)_backend$'
+        ), called AS (
+            SELECT c.rel, c.how, f.oid AS proc, f.proowner AS owner
+            FROM code c JOIN pg_depend d ON d.classid = c.classid AND d.objid = c.objid
+                AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass)
+            LEFT JOIN pg_operator o ON d.refclassid = 'pg_operator'::regclass AND o.oid = d.refobjid
+            JOIN pg_proc f ON f.oid = coalesce(o.oprcode::oid, d.refobjid)
+            UNION SELECT c.rel, c.how, s.oid, c.owner FROM code c
+            JOIN statement_runner s ON c.expression LIKE '%:funcid ' || s.oid || ' %'
+            WHERE c.expression ~ ('\\y(' || (SELECT string_agg(oid::text, '|') FROM statement_runner) || ')\\y')
+        )
+        SELECT rel.schema_name, rel.table_name, c.how, c.proc::regprocedure::text, r.rolname::text
+        FROM called c JOIN rel ON rel.oid = c.rel JOIN pg_roles r ON r.oid = c.owner
+        WHERE NOT r.rolsuper AND r.rolname <> current_user ORDER BY 1, 2, 3, 4 LIMIT {ROWS_MAX}"
+    )
+}
+
+/// Functions of ordinary roles that rows of the admitted tables call while they are loaded.
+pub(super) async fn calls(
+    task: &Task,
+    session: &Session,
+    filter: &TableFilter,
+) -> Result<Listed, PgError> {
+    let rows = session
+        .run(&task.cancel, session.query(&calls_sql(), &[]))
+        .await?;
+    if rows.is_empty() {
+        return Ok(Listed::default());
+    }
+    let partitions = Partitions::load(session).await?;
+    let mut listed = Vec::new();
+    for row in &rows {
+        let table = table_name(row, 0)?;
+        if partitions.admitted(filter, &table) {
+            let (how, function, owner): (&str, &str, &str) =
+                (row.try_get(2)?, row.try_get(3)?, row.try_get(4)?);
+            listed.push(format!("{function} of {owner} by {how} of {table}"));
+        }
+    }
+    Ok(listed.into_iter().collect())
+}
+
+/// What the role in use may do beyond its own objects.
+pub(super) async fn powers(task: &Task, session: &Session) -> Result<Vec<String>, PgError> {
+    let rows = session.run(&task.cancel, session.query(POWERS_SQL, &[]));
+    rows.await?.iter().map(|row| Ok(row.try_get(0)?)).collect()
+}

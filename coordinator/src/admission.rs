@@ -1,0 +1,60 @@
+//! How often an agent may do what becomes an event in the history each time: begin a session, say that a
+//! slot has expired. One that does nothing else must not fill the history; one that merely restarts, or
+//! whose path breaks, is below.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use steep_protocol::NodeId;
+
+/// So often in a [`WINDOW`]: an agent that cannot stay dials about every second at first, and then more
+/// rarely.
+const TIMES: usize = 20;
+
+/// What they are counted over.
+const WINDOW: Duration = Duration::from_secs(60);
+
+/// When each agent did it last. One entry an agent that has done it lately.
+#[derive(Debug, Default)]
+pub(crate) struct Admission {
+    done: Mutex<BTreeMap<NodeId, VecDeque<Instant>>>,
+}
+
+impl Admission {
+    /// Whether an agent may do it now. What is refused is not counted.
+    pub(crate) fn admit(&self, node: &NodeId, now: Instant) -> bool {
+        let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        let recent = |at: &Instant| now.saturating_duration_since(*at) < WINDOW;
+        done.retain(|_, times| times.back().is_some_and(recent));
+        let own = done.entry(node.clone()).or_default();
+        own.retain(recent);
+        let room = own.len() < TIMES;
+        if room {
+            own.push_back(now);
+        }
+        room
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_that_registers_without_end_is_held_up_and_no_other() {
+        let admission = Admission::default();
+        let node = |name| NodeId::parse(name).unwrap();
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        for _ in 0..TIMES {
+            assert!(admission.admit(&node("a"), start));
+        }
+        assert!(!admission.admit(&node("a"), after(59)));
+        assert!(admission.admit(&node("b"), after(59)));
+        assert!(admission.admit(&node("a"), after(60)));
+        // What is long past is forgotten.
+        admission.admit(&node("b"), after(200));
+        assert_eq!(admission.done.lock().unwrap().len(), 1);
+    }
+}

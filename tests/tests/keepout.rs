@@ -1,0 +1,196 @@
+//! Who may write to a database gains nothing by it: neither a schema `steep_repl` made beforehand nor code
+//! in the constraints of a table is run with more rights than its owner should have.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use steep_tests::cluster::Cluster;
+use steep_tests::pg::{Database, Installation};
+use steep_tests::{compare, wait};
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// What whoever attacks wants: every piece of code below does this.
+const ATTACK: &str = "ALTER ROLE mallory SUPERUSER";
+
+fn may_everything(database: &Database) -> Result<bool> {
+    let sql = "SELECT rolsuper FROM pg_roles WHERE rolname = 'mallory'";
+    Ok(database.sql(sql)? == "t")
+}
+
+/// The error that `nodes` shows for a node's PostgreSQL.
+fn postgres_error(cluster: &Cluster, node: &str) -> Result<String> {
+    let view = cluster.node_view(node)?.context("the node")?;
+    Ok(view["postgres_error"].as_str().unwrap_or("").to_owned())
+}
+
+/// Waits until the node's agent refuses its database, for that reason.
+fn wait_refused(cluster: &Cluster, node: &str, reason: &str) -> Result<()> {
+    wait::until_true(&format!("{node} to be refused: {reason}"), LIMIT, || {
+        Ok(postgres_error(cluster, node)?.contains(reason))
+    })
+}
+
+fn wait_accepted(cluster: &Cluster, node: &str) -> Result<()> {
+    wait::until_true(&format!("{node} to be used again"), LIMIT, || {
+        Ok(postgres_error(cluster, node)?.is_empty())
+    })
+}
+
+/// Everything that an agent ever asks of the schema, made by somebody who may create schemas.
+fn plant(database: &Database) -> Result<()> {
+    let name = database.sql("SELECT current_database()")?;
+    database.sql(&format!(
+        "CREATE ROLE mallory;
+         GRANT CREATE ON DATABASE {name} TO mallory;
+         SET ROLE mallory;
+         CREATE SCHEMA steep_repl;
+         GRANT ALL ON SCHEMA steep_repl TO PUBLIC;
+         CREATE FUNCTION steep_repl.seize() RETURNS int LANGUAGE plpgsql AS
+             'BEGIN {ATTACK}; RETURN 1; END';
+         CREATE VIEW steep_repl.schema_version AS SELECT steep_repl.seize() AS version;
+         CREATE VIEW steep_repl.init_slots AS SELECT '' AS slot_name, '' AS job, '' AS target_node,
+             '' AS source_node, NULL::pg_lsn AS lsn, now() AS created_at, now() AS expires_at
+             WHERE steep_repl.seize() = 1;
+         CREATE VIEW steep_repl.nodes AS SELECT '' AS node_id, '' AS state WHERE steep_repl.seize() = 1;
+         CREATE FUNCTION steep_repl.fingerprints(relations oid[])
+             RETURNS TABLE (relation oid, fingerprint text, column_definitions jsonb) LANGUAGE plpgsql AS
+             'BEGIN {ATTACK}; END';
+         GRANT ALL ON ALL TABLES IN SCHEMA steep_repl TO PUBLIC"
+    ))?;
+    Ok(())
+}
+
+#[test]
+fn a_schema_made_by_somebody_else_is_refused_before_anything_in_it_runs() -> Result<()> {
+    let mut cluster = Cluster::builder().start_servers()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    for database in [&source, &target] {
+        plant(database)?;
+    }
+    source.sql("CREATE TABLE t (id integer PRIMARY KEY); INSERT INTO t VALUES (1)")?;
+    cluster.start_coordinator()?;
+    for node in ["node_a", "node_b"] {
+        cluster.start_agent(node)?;
+        wait_refused(&cluster, node, "it belongs to mallory")?;
+    }
+    for command in [
+        &["doctor", "node_b", "--from", "node_a"][..],
+        &["init", "node_b", "--from", "node_a", "--yes"],
+        &["init", "prepare", "--node", "node_a", "--slot", "monday"],
+        &["schema", "capture", "--node", "node_a"],
+    ] {
+        let said = cluster.cli(command)?.expect(1)?.text();
+        assert!(
+            said.contains("it belongs to mallory"),
+            "{command:?}: {said}"
+        );
+    }
+    for database in [&source, &target] {
+        assert!(!may_everything(database)?);
+        database.sql("DROP SCHEMA steep_repl CASCADE")?;
+    }
+    for node in ["node_a", "node_b"] {
+        wait_accepted(&cluster, node)?;
+    }
+    cluster.init(&[])?.expect(0)?;
+    compare::rows(&source, &target)?.none()?;
+
+    // What was sound may become unsound, while sessions are open.
+    for (harm, mend, reason) in [
+        (
+            "GRANT ALL ON SCHEMA steep_repl TO mallory",
+            "REVOKE ALL ON SCHEMA steep_repl FROM mallory",
+            "objects can be made in it by mallory",
+        ),
+        (
+            "GRANT TRIGGER ON steep_repl.nodes TO PUBLIC",
+            "REVOKE TRIGGER ON steep_repl.nodes FROM PUBLIC",
+            "triggers can be made on its table nodes by PUBLIC",
+        ),
+        (
+            "ALTER FUNCTION steep_repl.user_tables() OWNER TO mallory",
+            "ALTER FUNCTION steep_repl.user_tables() OWNER TO CURRENT_USER",
+            "its function user_tables belongs to mallory",
+        ),
+        (
+            "CREATE FUNCTION public.seize() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+             ALTER FUNCTION public.seize() OWNER TO mallory;
+             CREATE TRIGGER seize BEFORE INSERT ON steep_repl.audit_log FOR EACH ROW EXECUTE FUNCTION public.seize()",
+            "DROP FUNCTION public.seize() CASCADE",
+            "a trigger on its table audit_log calls a function of mallory",
+        ),
+    ] {
+        source.sql(harm)?;
+        wait_refused(&cluster, "node_a", reason)?;
+        source.sql(mend)?;
+        wait_accepted(&cluster, "node_a")?;
+    }
+    Ok(())
+}
+
+/// A function in a check that does harm as soon as somebody with the right to do so loads rows.
+fn set_trap(database: &Database) -> Result<()> {
+    database.sql(&format!(
+        "SET ROLE mallory;
+         CREATE SCHEMA shop;
+         CREATE FUNCTION shop.fine(integer) RETURNS boolean LANGUAGE sql AS 'SELECT true';
+         CREATE TABLE shop.sale (id integer PRIMARY KEY, price integer CHECK (shop.fine(price)));
+         INSERT INTO shop.sale SELECT n, n FROM generate_series(1, 1000) n;
+         CREATE OR REPLACE FUNCTION shop.fine(integer) RETURNS boolean LANGUAGE plpgsql AS '
+         BEGIN
+             BEGIN RESET ROLE; {ATTACK}; EXCEPTION WHEN OTHERS THEN NULL; END;
+             RETURN true;
+         END'"
+    ))?;
+    Ok(())
+}
+
+/// The agents' roles are as README says: no superusers, members of the tables' owners.
+#[test]
+fn the_code_of_a_tables_owner_gains_nothing_while_rows_are_loaded() -> Result<()> {
+    if Installation::preferred()?.major() < 16 {
+        println!("NOT TESTED: before PostgreSQL 16 only superusers create subscriptions");
+        return Ok(());
+    }
+    let mut cluster = Cluster::builder().start_servers()?;
+    for (name, attributes) in [("node_a", "REPLICATION"), ("node_b", "NOREPLICATION")] {
+        let node = cluster.node_mut(name);
+        node.set_role("steep");
+        let password = node.server().password().replace('\'', "''");
+        node.database().sql(&format!(
+            "CREATE ROLE mallory;
+             CREATE ROLE steep LOGIN {attributes} PASSWORD '{password}';
+             GRANT mallory TO steep;
+             ALTER DATABASE app OWNER TO steep;
+             GRANT CREATE ON DATABASE app TO mallory"
+        ))?;
+    }
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    target.sql("GRANT pg_create_subscription TO steep")?;
+    target.sql("GRANT SET ON PARAMETER session_replication_role TO steep")?;
+    set_trap(&source)?;
+    cluster.start_coordinator()?;
+    cluster.start_agent("node_a")?;
+    cluster.start_agent("node_b")?;
+    cluster.wait_online(&["node_a", "node_b"])?;
+    let doctor = ["doctor", "node_b", "--from", "node_a", "--json"];
+    let said = cluster.cli(&doctor)?.expect(0)?.text();
+    assert!(!said.contains("owner_code"), "{said}");
+    cluster.init(&[])?.expect(0)?;
+    compare::rows(&source, &target)?.none()?;
+    for database in [&source, &target] {
+        assert!(!may_everything(database)?);
+    }
+    // A superuser would run it: that is said, by name.
+    target.sql("ALTER ROLE steep SUPERUSER")?;
+    let said = cluster.cli(&doctor)?.text();
+    for word in [
+        "owner_code",
+        "SUPERUSER",
+        "shop.fine(integer) of mallory by a check of shop.sale",
+    ] {
+        assert!(said.contains(word), "{word} is not in {said}");
+    }
+    Ok(())
+}
