@@ -16,6 +16,7 @@ pub mod chunk;
 pub mod config;
 pub mod descent;
 pub mod facts;
+pub mod locks;
 pub mod peer;
 pub mod pg;
 pub mod run;

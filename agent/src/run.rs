@@ -18,6 +18,7 @@ use tracing::{info, warn};
 use crate::budget::Budget;
 use crate::config::{Config, Given};
 use crate::descent::Descent;
+use crate::locks::LockWatch;
 use crate::peer::serve::Server;
 use crate::pg::Conninfo;
 use crate::session::{
@@ -80,7 +81,7 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
         throttle: Arc::default(),
     };
     tasks.spawn(server.run(Arc::clone(&endpoint)));
-    let (observer, watcher, seen) = observers(
+    let (observer, watcher, lock_watch, seen) = observers(
         &config,
         &conninfo,
         &jobs,
@@ -90,6 +91,7 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
             reports: Arc::clone(&reports),
         },
     );
+    tasks.spawn(lock_watch.run(halt.clone()));
     tasks.spawn(watcher.run(halt.clone()));
     tasks.spawn(observer.run(halt.clone()));
     let received = budgets.received.clone();
@@ -173,13 +175,14 @@ struct Wishes {
     reports: Arc<Reports>,
 }
 
-/// What looks at the server: slots and subscriptions every second, columns now and then.
+/// What looks at the server: slots and subscriptions every second, columns now and then, locks while
+/// something is at work.
 fn observers(
     config: &Config,
     conninfo: &Arc<Conninfo>,
     jobs: &Arc<SourceJobs>,
     wishes: Wishes,
-) -> (Observer, DigestWatcher, Seen) {
+) -> (Observer, DigestWatcher, LockWatch, Seen) {
     let (seen_sender, observed) = watch::channel(Observed::default());
     let (prepared_sender, prepared) = watch::channel(None);
     let look_at_columns = Arc::new(Notify::new());
@@ -189,6 +192,13 @@ fn observers(
         every: config.schema_check_interval,
         seen: digest_sender,
         now: Arc::clone(&look_at_columns),
+    };
+    let (lock_sender, locks) = watch::channel(Vec::new());
+    let lock_watch = LockWatch {
+        node: config.node.clone(),
+        conninfo: Arc::clone(conninfo),
+        book: Arc::clone(jobs.locks()),
+        seen: lock_sender,
     };
     let observer = Observer {
         node: config.node.clone(),
@@ -201,8 +211,10 @@ fn observers(
         reports: wishes.reports,
         digests,
         look_at_columns,
+        locks,
     };
-    (observer, watcher, Seen { observed, prepared })
+    let seen = Seen { observed, prepared };
+    (observer, watcher, lock_watch, seen)
 }
 
 /// Until the way down is over, or until a task ends that should not; what runs is cancelled then.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum as _;
 use serde::{Deserialize, Serialize};
 use steep_protocol::limits::{WORKERS_DEFAULT, WORKERS_MAX};
+use steep_protocol::message::job::YieldToDdl;
 
 use crate::args::{Global, LogFormat, SchemaChoice};
 use crate::failure::Failure;
@@ -27,6 +28,8 @@ pub(crate) mod variable {
     pub(crate) const PARALLEL: &str = "STEEP_REPL_PARALLEL";
     /// The default of `--schema-sync`.
     pub(crate) const SCHEMA_SYNC: &str = "STEEP_REPL_SCHEMA_SYNC";
+    /// The default of `--yield-to-ddl`.
+    pub(crate) const YIELD_TO_DDL: &str = "STEEP_REPL_YIELD_TO_DDL";
 }
 
 /// What the configuration file may say.
@@ -40,6 +43,7 @@ struct FileSettings {
     key: Option<PathBuf>,
     parallel: Option<u8>,
     schema_sync: Option<SchemaChoice>,
+    yield_to_ddl: Option<String>,
     log_format: Option<LogFormat>,
 }
 
@@ -63,9 +67,29 @@ pub(crate) struct Settings {
     /// The default of `--schema-sync`; strict where `None`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) schema_sync: Option<SchemaChoice>,
+    /// The default of `--yield-to-ddl`.
+    #[serde(skip_serializing_if = "YieldDefault::is_unset")]
+    pub(crate) yield_to_ddl: YieldDefault,
     /// Form of the log; by the terminal where `None`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) log_format: Option<LogFormat>,
+}
+
+/// How long others may wait where `--yield-to-ddl` does not say it; written as people write it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct YieldDefault(pub(crate) Option<YieldToDdl>);
+
+impl YieldDefault {
+    fn is_unset(&self) -> bool {
+        self.0.is_none()
+    }
+}
+
+impl Serialize for YieldDefault {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let text = self.0.unwrap_or_default().to_string();
+        serializer.serialize_str(&text)
+    }
 }
 
 /// What it takes to reach the coordinator: all of it there.
@@ -124,6 +148,13 @@ impl Settings {
                 Some(text) => Some(parse_schema_sync(&text)?),
                 None => file.schema_sync,
             },
+            yield_to_ddl: match environment(variable::YIELD_TO_DDL) {
+                Some(text) => parse_yield(&text, variable::YIELD_TO_DDL)?,
+                None => match file.yield_to_ddl {
+                    Some(text) => parse_yield(&text, "yield_to_ddl in the configuration file")?,
+                    None => YieldDefault::default(),
+                },
+            },
             log_format: flags.log_format.or(file.log_format),
         })
     }
@@ -170,6 +201,13 @@ fn parse_parallel(text: &str, whose: &str) -> Result<u8, Failure> {
         })
 }
 
+fn parse_yield(text: &str, whose: &str) -> Result<YieldDefault, Failure> {
+    let parsed = YieldToDdl::parse(text);
+    let limit =
+        parsed.map_err(|why| Failure::bad_request(format!("{whose} is {text:?}: {why}")))?;
+    Ok(YieldDefault(Some(limit)))
+}
+
 fn parse_schema_sync(text: &str) -> Result<SchemaChoice, Failure> {
     SchemaChoice::from_str(text, false).map_err(|_| {
         let name = variable::SCHEMA_SYNC;
@@ -213,7 +251,7 @@ fn read_file(
             path.display(),
             error.to_string().trim_end()
         ))
-        .hint("it may set coordinator, certs, ca, cert, key, parallel, schema_sync and log_format")
+        .hint("it may set coordinator, certs, ca, cert, key, parallel, schema_sync, yield_to_ddl and log_format")
     })
 }
 

@@ -17,6 +17,7 @@ mod diff;
 mod model;
 mod order;
 mod plan;
+mod rows;
 mod text;
 
 #[cfg(test)]
@@ -27,3 +28,4 @@ pub use cut::bounded;
 pub use diff::{Comparison, Status, TableComparison, compare, gates, named, place};
 pub use model::Schema;
 pub use plan::{Contents, Plan, at_stake, hindrance, plan, review};
+pub use rows::{Unfindable, unfindable};

@@ -204,7 +204,10 @@ const TROUBLE: [&str; 12] = [
 ];
 
 /// Events that other suites bring about, and check as every suite does.
-const ELSEWHERE: [&str; 5] = [
+const ELSEWHERE: [&str; 8] = [
+    "lock.blocking",
+    "lock.gave_way",
+    "lock.waiting",
     "schema.sync_applied",
     "init.reason_changed",
     "mirror.failed",

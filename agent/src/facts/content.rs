@@ -15,19 +15,13 @@ use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 
+use super::{features, filters, identity};
 use crate::pg::catalog::{Partitions, USER_RELATION, table_name};
 use crate::pg::{PgError, Session};
 use crate::source;
 use crate::task::Task;
 
-/// Types without an equality operator, by `pg_type.oid` (fixed since they exist, `pg_type.dat`):
-/// json, xml, point, lseg, path, box, polygon, line, circle and the arrays of all of them. None has
-/// a default btree or hash operator class, which is where the subscriber looks for one.
-const WITHOUT_EQUALITY: &str =
-    "114, 142, 600, 601, 602, 603, 604, 628, 718, 199, 143, 1017, 1018, 1019, 1020, 1027, 629, 719";
-
-/// A row per relation. The replica identity is judged as the server does: a primary key counts
-/// unless it is deferrable.
+/// A row per relation.
 fn relations_sql() -> String {
     format!(
         "SELECT n.nspname::text, c.relname::text, c.oid, c.relkind::text,
@@ -37,21 +31,6 @@ fn relations_sql() -> String {
                 AND CASE WHEN c.relkind = 'S' THEN has_sequence_privilege(c.oid, 'SELECT')
                     ELSE has_table_privilege(c.oid, 'SELECT') END, true) AS readable,
             c.relrowsecurity AND row_security_active(c.oid) AS row_security,
-            CASE c.relreplident
-                WHEN 'f' THEN true
-                WHEN 'd' THEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid
-                    AND i.indisprimary AND i.indimmediate AND i.indisvalid)
-                WHEN 'i' THEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid
-                    AND i.indisreplident AND i.indimmediate AND i.indisvalid)
-                ELSE false END AS identity,
-            c.relreplident = 'f' AND EXISTS (SELECT FROM pg_attribute a
-                JOIN pg_type t ON t.oid = a.atttypid
-                WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-                AND a.attgenerated = ''
-                AND (t.oid IN ({WITHOUT_EQUALITY}) OR t.typbasetype IN ({WITHOUT_EQUALITY}))) AS unequal,
-            EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attgenerated = 'v')
-                AS virtual,
-            pg_stat_get_tuples_updated(c.oid) + pg_stat_get_tuples_deleted(c.oid) > 0 AS changed,
             c.relkind = 'r' AND EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid
                 AND a.attnum > 0 AND NOT a.attisdropped AND a.atttypid IN (142, 143)) AS xml
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -94,6 +73,10 @@ pub(super) async fn gather(
     let mut census = census(task, session, filter).await?;
     census.facts.total_bytes = size(task, session, &census.with_storage).await?;
     let mut facts = census.facts;
+    facts.identities = identity::gather(task, session, filter).await?;
+    facts.features = features::of_source(task, session, filter).await?;
+    facts.filter = source::filter_facts(session, filter).await?;
+    facts.unmatched = filters::gather(task, session, filter).await?;
     let sql = "SELECT count(*) FROM pg_largeobject_metadata";
     let row = session
         .run(&task.cancel, session.query_one(sql, &[]))
@@ -163,10 +146,6 @@ struct Relation {
     owned: bool,
     readable: bool,
     row_security: bool,
-    identity: bool,
-    unequal: bool,
-    has_virtual: bool,
-    changed: bool,
     xml: bool,
 }
 
@@ -191,10 +170,6 @@ impl Relation {
             owned: row.try_get("owned")?,
             readable: row.try_get("readable")?,
             row_security: row.try_get("row_security")?,
-            identity: row.try_get("identity")?,
-            unequal: row.try_get("unequal")?,
-            has_virtual: row.try_get("virtual")?,
-            changed: row.try_get("changed")?,
             xml: row.try_get("xml")?,
         })
     }
@@ -218,15 +193,6 @@ impl Census {
                 self.with_storage.push(relation.oid);
                 if relation.xml {
                     add(&mut facts.xml, name);
-                }
-                if !relation.identity {
-                    let known = match relation.changed {
-                        true => &mut facts.changed_without_identity,
-                        false => &mut facts.without_identity,
-                    };
-                    add(known, name);
-                } else if relation.unequal {
-                    add(&mut facts.identity_without_equality, name);
                 }
             }
             Kind::Partitioned => {}
@@ -255,16 +221,18 @@ impl Census {
         if !relation.owned && !relation.unlogged {
             add(&mut facts.not_owned, name);
         }
-        if relation.has_virtual {
-            add(&mut facts.virtual_columns, name);
-        }
     }
 }
 
 /// One more, kept by name while there is room.
 pub(super) fn add(listed: &mut Listed, name: &TableName) {
+    add_text(listed, name.to_string());
+}
+
+/// As [`add`], of any text.
+pub(super) fn add_text(listed: &mut Listed, text: String) {
     if listed.names.len() < LISTED_MAX {
-        listed.names.push(name.to_string());
+        listed.names.push(text);
     }
     listed.count += 1;
 }
@@ -281,10 +249,6 @@ mod tests {
             owned: true,
             readable: true,
             row_security: false,
-            identity: true,
-            unequal: false,
-            has_virtual: false,
-            changed: false,
             xml: false,
         }
     }
@@ -307,19 +271,12 @@ mod tests {
     #[test]
     fn each_flag_names_the_table_in_its_list() {
         type Case = (fn(&mut Relation), fn(&SourceFacts) -> &Listed);
-        let cases: [Case; 9] = [
+        let cases: [Case; 5] = [
             (|r| r.unlogged = true, |f| &f.unlogged),
             (|r| r.owned = false, |f| &f.not_owned),
             (|r| r.readable = false, |f| &f.unreadable),
             (|r| r.row_security = true, |f| &f.row_security),
-            (|r| r.identity = false, |f| &f.without_identity),
-            (
-                |r| (r.identity, r.changed) = (false, true),
-                |f| &f.changed_without_identity,
-            ),
             (|r| r.xml = true, |f| &f.xml),
-            (|r| r.unequal = true, |f| &f.identity_without_equality),
-            (|r| r.has_virtual = true, |f| &f.virtual_columns),
         ];
         for (n, (flag, list)) in cases.into_iter().enumerate() {
             let mut relation = plain(Kind::Table);
@@ -329,21 +286,12 @@ mod tests {
     }
 
     #[test]
-    fn a_table_that_is_not_published_needs_no_identity_and_no_owner() {
+    fn a_table_that_is_not_published_needs_no_owner() {
         let mut unlogged = plain(Kind::Table);
         unlogged.unlogged = true;
-        unlogged.identity = false;
         unlogged.owned = false;
         let facts = counted(&unlogged);
         assert_eq!(facts.tables, 0);
-        assert!(facts.without_identity.is_empty() && facts.not_owned.is_empty());
-        assert!(
-            counted(&Relation {
-                identity: false,
-                ..plain(Kind::Partitioned)
-            })
-            .without_identity
-            .is_empty()
-        );
+        assert!(facts.not_owned.is_empty());
     }
 }

@@ -11,6 +11,9 @@
 
 mod content;
 mod event_triggers;
+mod features;
+mod filters;
+mod identity;
 mod link;
 mod loading;
 mod owner_code;
@@ -29,7 +32,7 @@ use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::peer::{DatabaseSetting, Secret};
 use steep_schema::Schema;
 
-use crate::pg::{PgError, Session};
+use crate::pg::{Again, LOCK_MOMENT, PgError, Session};
 use crate::task::Task;
 
 /// What the source's agent said, as far as it could be reached.
@@ -51,30 +54,33 @@ pub struct PeerFacts {
 /// is told, which is all that matters about it.
 const OLDEST_READABLE: u32 = 140_000;
 
-/// How long a query waits for a table that somebody has locked exclusively.
-const LOCK_PATIENCE: &str = "SET lock_timeout = '5s'";
-
 /// Looks at this node as a source.
 ///
 /// # Errors
 /// A [`Fault`] where PostgreSQL cannot be asked. What can be asked and is wrong is a fact.
 pub async fn source(task: &Task, filter: &TableFilter) -> Result<SourceFacts, Fault> {
-    let gathered = async {
-        let (server, session) = look(task).await?;
-        let mut facts = SourceFacts::default();
-        if let Some(session) = session {
-            facts = content::gather(task, &session, filter).await?;
-            facts.loading = loading::gather(task, &session, filter).await?;
-            facts.owner_code = owner_code::calls(task, &session, filter).await?;
-            session.close().await;
-            facts.replication_link = walsender::probe(task, &server).await?;
+    let fault = |error: PgError| error.to_fault(&task.node);
+    let mut again = Again::few();
+    loop {
+        match try_source(task, filter).await {
+            Err(error) => again.after(error, &task.cancel).await.map_err(fault)?,
+            Ok(facts) => return Ok(facts),
         }
-        facts.server = server;
-        Ok(facts)
-    };
-    gathered
-        .await
-        .map_err(|error: PgError| error.to_fault(&task.node))
+    }
+}
+
+async fn try_source(task: &Task, filter: &TableFilter) -> Result<SourceFacts, PgError> {
+    let (server, session) = look(task).await?;
+    let mut facts = SourceFacts::default();
+    if let Some(session) = session {
+        facts = content::gather(task, &session, filter).await?;
+        facts.loading = loading::gather(task, &session, filter).await?;
+        facts.owner_code = owner_code::calls(task, &session, filter).await?;
+        session.close().await;
+        facts.replication_link = walsender::probe(task, &server).await?;
+    }
+    facts.server = server;
+    Ok(facts)
 }
 
 /// Looks at this node as a target, and compares it with what the source's agent said.
@@ -86,29 +92,39 @@ pub async fn target(
     filter: &TableFilter,
     peer: PeerFacts,
 ) -> Result<TargetFacts, Fault> {
-    let gathered = async {
-        let (server, session) = look(task).await?;
-        let mut facts = TargetFacts::default();
-        if let Some(session) = session {
-            facts = receiver::gather(task, &session, filter, &peer).await?;
-            quirks::gather(task, &session, &peer, &mut facts).await?;
-            facts.loading = loading::gather(task, &session, filter).await?;
-            settings::gather(task, &session, &peer, &mut facts).await?;
-            facts.owner_code = owner_code::calls(task, &session, filter).await?;
-            if let Some(conninfo) = &peer.conninfo {
-                facts.server_link = link::probe(task, &session, conninfo).await?;
-            }
-            session.close().await;
+    let fault = |error: PgError| error.to_fault(&task.node);
+    let mut again = Again::few();
+    loop {
+        match try_target(task, filter, &peer).await {
+            Err(error) => again.after(error, &task.cancel).await.map_err(fault)?,
+            Ok(facts) => return Ok(facts),
         }
-        facts.server = server;
-        facts.clock_ahead_seconds = peer.clock_ahead;
-        let micros = |rtt: Duration| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
-        facts.agent_link = Some(peer.link.map(micros));
-        Ok(facts)
-    };
-    gathered
-        .await
-        .map_err(|error: PgError| error.to_fault(&task.node))
+    }
+}
+
+async fn try_target(
+    task: &Task,
+    filter: &TableFilter,
+    peer: &PeerFacts,
+) -> Result<TargetFacts, PgError> {
+    let (server, session) = look(task).await?;
+    let mut facts = TargetFacts::default();
+    if let Some(session) = session {
+        facts = receiver::gather(task, &session, filter, peer).await?;
+        quirks::gather(task, &session, peer, &mut facts).await?;
+        facts.loading = loading::gather(task, &session, filter).await?;
+        settings::gather(task, &session, peer, &mut facts).await?;
+        facts.owner_code = owner_code::calls(task, &session, filter).await?;
+        if let Some(conninfo) = &peer.conninfo {
+            facts.server_link = link::probe(task, &session, conninfo).await?;
+        }
+        session.close().await;
+    }
+    facts.server = server;
+    facts.clock_ahead_seconds = peer.clock_ahead;
+    let micros = |rtt: Duration| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
+    facts.agent_link = Some(peer.link.clone().map(micros));
+    Ok(facts)
 }
 
 /// What the server is like, and a session to ask it more: none where there is no point or no way,
@@ -128,10 +144,10 @@ async fn look(task: &Task) -> Result<(ServerFacts, Option<Session>), PgError> {
         return Ok((facts, None));
     }
     session
-        .run(&task.cancel, session.batch_execute(LOCK_PATIENCE))
+        .run(&task.cancel, session.batch_execute(LOCK_MOMENT))
         .await?;
     let mut facts = server::gather(task, &session, facts).await?;
-    facts.event_triggers = event_triggers::gather(task, &session).await?;
     facts.powers = owner_code::powers(task, &session).await?;
+    facts.event_triggers = event_triggers::gather(task, &session).await?;
     Ok((facts, Some(session)))
 }

@@ -1,5 +1,5 @@
-//! Two ways in which a target refuses or changes rows that its catalog alone would let pass: it was
-//! built without libxml, or has triggers that fire on what is replicated as well.
+//! Ways in which a target refuses or changes what its catalog alone would let pass: what it was built
+//! without, and triggers that fire on what is replicated as well.
 
 use std::collections::HashSet;
 
@@ -9,6 +9,7 @@ use tokio_postgres::error::SqlState;
 
 use super::PeerFacts;
 use super::content::add;
+use super::features;
 use crate::pg::catalog::table_name;
 use crate::pg::{PgError, Session};
 use crate::task::Task;
@@ -37,6 +38,9 @@ pub(super) async fn gather(
         Err(error) if error.is(&SqlState::FEATURE_NOT_SUPPORTED) => Some(false),
         Err(error) => return Err(error),
     };
+    let abilities = features::of_target(task, session).await?;
+    (facts.lz4, facts.icu) = (Some(abilities.lz4), Some(abilities.icu));
+    facts.locales = abilities.locales;
     let rows = session
         .run(&task.cancel, session.query(TRIGGERS_SQL, &[]))
         .await?;

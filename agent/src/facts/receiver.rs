@@ -6,10 +6,10 @@ use std::fmt::Write as _;
 use steep_protocol::message::facts::{AvailableExtension, TargetFacts};
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::{ByteCount, TableName};
-use steep_schema::{Status, at_stake, compare, plan, review};
+use steep_schema::{Status, Unfindable, at_stake, compare, plan, review, unfindable};
 
 use super::PeerFacts;
-use super::content::add;
+use super::content::{add, add_text};
 use crate::pg::catalog::{USER_RELATION, holding_rows, read_schema_at_once, table_name};
 use crate::pg::{PgError, Session};
 use crate::task::Task;
@@ -86,6 +86,13 @@ pub(super) async fn gather(
             .tables
             .iter()
             .filter(|t| t.status == Status::RemoteOnly);
+        for (table, missed) in unfindable(&peer.schema, &here) {
+            let label = match missed {
+                Unfindable::NoKey => format!("{table} (no key)"),
+                Unfindable::NotSent(column) => format!("{table} (column {column} is not sent)"),
+            };
+            add_text(&mut facts.unfindable, label);
+        }
         facts.extra_tables = extra.map(|t| t.name.to_string()).collect();
     }
     for row in session

@@ -19,7 +19,7 @@ use super::rate::Rate;
 use super::span;
 use crate::budget::Budget;
 use crate::pg::catalog::for_loading;
-use crate::sink::{self, Begin, Loader, WalWriterAwake};
+use crate::sink::{self, Begin, Loader, Named, WalWriterAwake};
 use crate::task::Task;
 
 /// Tries of one part before its fault is the job's.
@@ -129,6 +129,7 @@ impl Shared {
         let mut loader = None;
         while let Some(part) = self.take() {
             let mut tries = 1;
+            let mut named = 0;
             let mut span = span::load(&self.task.node, self.task.job, self.request.epoch, part);
             if let Ok(table) = self.table(part) {
                 span.text("table", &table.name);
@@ -141,6 +142,10 @@ impl Shared {
                     }
                     Err(fault) => fault,
                 };
+                if sink::build_named(&self.task, &fault, named).await? == Named::Built {
+                    named += 1;
+                    continue;
+                }
                 if fault.retry == Retry::Never || tries == TRIES {
                     span::failed(&mut span, &fault);
                     return Err(self.name_part(fault, part));

@@ -95,7 +95,7 @@ pub struct ServerError {
     pub message: String,
     /// The server's hint, if it gave one.
     pub hint: Option<String>,
-    /// Where in a COPY it happened: table, line and column.
+    /// Where in a COPY it happened: table, line and column, and in which function.
     pub place: Option<String>,
     /// The constraint that was violated, if one was.
     pub constraint: Option<String>,
@@ -181,10 +181,18 @@ fn is_known(code: &str) -> bool {
     code.get(..2).is_some_and(|class| CLASSES.contains(&class))
 }
 
-/// `COPY t, line 3, column c: "value"` without the value.
+/// `COPY t, line 3, column c: "value"` without the value, and the innermost function, of which CONTEXT says
+/// name and line.
 fn copy_place(context: &str) -> Option<String> {
     let line = context.lines().find(|line| line.starts_with("COPY "))?;
-    Some(line.split(": ").next().unwrap_or(line).to_owned())
+    let mut place = line.split(": ").next().unwrap_or(line).to_owned();
+    let is_function =
+        |line: &&str| line.starts_with("PL/pgSQL function ") || line.starts_with("SQL function \"");
+    if let Some(function) = context.lines().find(is_function) {
+        place.push_str(", in ");
+        place.push_str(function);
+    }
+    Some(place)
 }
 
 impl From<tokio_postgres::Error> for PgError {
@@ -261,7 +269,13 @@ impl PgError {
             Self::Unsuitable { .. } => fault(FaultKind::Unreachable)
                 .hint("name the right server in the agent's --postgres, or another target_session_attrs")
                 .retry(Retry::Backoff),
-            Self::Server(error) => return error.to_fault().on(node),
+            Self::Server(error) => {
+                let fault = error.to_fault().on(node);
+                return match self.is(&SqlState::OUT_OF_MEMORY) {
+                    true => fault.hint(out_of_memory(node)),
+                    false => fault,
+                };
+            }
             Self::Io(_) | Self::Closed => fault(FaultKind::Failed)
                 .hint("see the server's log for why it ended the connection")
                 .retry(Retry::NewConnection),
@@ -305,6 +319,14 @@ impl ServerError {
     }
 }
 
+/// What to do about 53200, which is a full lock table as well as a host without memory.
+fn out_of_memory(node: &NodeId) -> String {
+    format!(
+        "where it is shared memory that ran out, the lock table is full: on {node}, ALTER SYSTEM SET \
+         max_locks_per_transaction to twice what it is and restart PostgreSQL; else give the server memory"
+    )
+}
+
 /// Kind, next step and "again?" of a SQLSTATE (PostgreSQL manual, appendix A).
 fn judge(code: &str) -> (FaultKind, &'static str, Retry) {
     use FaultKind::{Failed, Unauthorized, Unreachable};
@@ -341,11 +363,7 @@ fn judge(code: &str) -> (FaultKind, &'static str, Retry) {
             "free disk space on this server, then run the command again",
             Never,
         ),
-        "53200" => (
-            Failed,
-            "raise max_locks_per_transaction if it is shared memory that ran out, else give the server memory",
-            Never,
-        ),
+        "53200" => (Failed, "", Never),
         "53400" => (
             Failed,
             "raise the limit the message names (max_replication_slots, max_wal_senders)",

@@ -102,11 +102,11 @@ impl Session {
         let mut tasks = JoinSet::new();
         tasks.spawn(drive(connection));
         client.batch_execute(&settings::statements(version)).await?;
-        client.batch_execute(settings::replica(version)).await?;
         if let Some(refuse) = settings::user_views(version, UserViews::Refused) {
             client.batch_execute(&refuse).await?;
         }
         guard::look(&client).await?;
+        client.batch_execute(settings::replica(version)).await?;
         // Not on every operating system; without it a lost agent's statement runs to its end.
         if let Err(error) = client.batch_execute(settings::CHECK_CLIENT).await {
             debug!(error = %PgError::from(error), "the server cannot watch for lost clients");

@@ -33,18 +33,6 @@ pub(super) fn statements(version: u32) -> String {
     sql
 }
 
-/// Makes the session a replica's where the role may: no trigger and no event trigger of a user's fires on
-/// what we do, but those that are enabled for replicas too. Asks first, since what is refused is logged.
-pub(super) fn replica(version: u32) -> &'static str {
-    if version >= 150_000 {
-        "SELECT pg_catalog.set_config('session_replication_role', 'replica', false)
-         WHERE pg_catalog.has_parameter_privilege('session_replication_role', 'SET')"
-    } else {
-        "SELECT pg_catalog.set_config('session_replication_role', 'replica', false)
-         FROM pg_catalog.pg_roles WHERE rolname = current_user AND rolsuper"
-    }
-}
-
 /// The setting by which a session reads no view and no foreign table of users: somebody could put one
 /// in the place of a table or a sequence between our listing and our reading it, and a view's functions
 /// run with the rights of whoever reads (CVE-2024-7348 was this in pg_dump).
@@ -72,6 +60,18 @@ pub(super) fn user_views(version: u32, views: UserViews) -> Option<String> {
         UserViews::Read => "",
     };
     known.then(|| format!("SET {RESTRICT} = '{value}'"))
+}
+
+/// Makes the session a replica's where the role may: no trigger and no event trigger of a user's fires on
+/// what we do, but those that are enabled for replicas too. Asks first, since what is refused is logged.
+pub(super) fn replica(version: u32) -> &'static str {
+    if version >= 150_000 {
+        "SELECT pg_catalog.set_config('session_replication_role', 'replica', false)
+         WHERE pg_catalog.has_parameter_privilege('session_replication_role', 'SET')"
+    } else {
+        "SELECT pg_catalog.set_config('session_replication_role', 'replica', false)
+         FROM pg_catalog.pg_roles WHERE rolname = current_user AND rolsuper"
+    }
 }
 
 /// `server_version_num` from `server_version` ("18.6 (Debian …)", "19devel", "18beta1").

@@ -15,13 +15,10 @@ use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::pg::{Conninfo, OwnSchema, PgError, Session};
+use crate::pg::{Conninfo, LOCK_MOMENT, OwnSchema, PgError, Session};
 
 /// A look that takes longer is given up; ten thousand tables take about a second.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Of a table that is locked longer than this, the next look will tell.
-const PATIENCE: &str = "SET lock_timeout = '5s'";
 
 /// Looks that were asked for are this far apart: a subscription that keeps failing asks every few
 /// seconds, and its columns do not change by that.
@@ -90,7 +87,8 @@ impl DigestWatcher {
             Some(session) => session,
             None => {
                 let fresh = Session::connect(&self.conninfo, "digests").await?;
-                fresh.batch_execute(PATIENCE).await?;
+                // Of a table that is locked longer, the next look will tell.
+                fresh.batch_execute(LOCK_MOMENT).await?;
                 session.insert(fresh)
             }
         };

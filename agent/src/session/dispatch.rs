@@ -88,6 +88,7 @@ impl Agent {
             index_memory: self.index_memory,
         };
         let running = self.telemetry.command_began();
+        let _attended = self.jobs.locks().attend();
         let told = Told {
             job,
             name: command.name(),
@@ -236,8 +237,10 @@ impl Agent {
                 export,
                 parallel,
                 large_table_threshold,
+                yield_to_ddl,
             } => {
                 self.jobs.admit(job, target, filter.clone());
+                self.jobs.locks().set_rule(job, yield_to_ddl);
                 if let Some(open) = self.jobs.get(job).and_then(|j| j.open) {
                     return opened(&open);
                 }
@@ -246,6 +249,7 @@ impl Agent {
                     export,
                     parallel,
                     large_table_threshold,
+                    locks: Arc::clone(self.jobs.locks()),
                 };
                 let open = Arc::new(source::open(task, request).await?);
                 self.jobs.open(job, Arc::clone(&open));

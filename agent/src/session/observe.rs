@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use steep_protocol::message::agent::{MirrorRow, Observed, ReplicatedDigest};
+use steep_protocol::message::agent::{LockConflict, MirrorRow, Observed, ReplicatedDigest};
 use steep_protocol::message::api::AuditView;
 use steep_protocol::message::handover::{PreparedSlot, PreparedState};
 use steep_protocol::pace::{LOOK_EVERY, first_look};
@@ -53,6 +53,8 @@ pub struct Observer {
     pub digests: watch::Receiver<Vec<ReplicatedDigest>>,
     /// Asks for them to be looked at now.
     pub look_at_columns: Arc<Notify>,
+    /// Who waits for our sessions and for whom they wait; looked at more often.
+    pub locks: watch::Receiver<Vec<LockConflict>>,
 }
 
 /// What a look does besides looking.
@@ -77,6 +79,7 @@ impl Observer {
             let errand = tokio::select! {
                 () = cancel.cancelled() => return,
                 _ = tick.tick() => Errand::Nothing,
+                Ok(()) = self.locks.changed() => Errand::Nothing,
                 Some(wish) = self.audit.recv() => Errand::Audit(wish),
                 row = self.mirror.recv() => match row {
                     Some(row) => Errand::Mirror(self.newest(row)),
@@ -97,6 +100,7 @@ impl Observer {
                 Observed {
                     postgres: Some(Err(why)),
                     lost_snapshots: self.jobs.lost_snapshots(),
+                    locks: self.locks.borrow().clone(),
                     ..Observed::default()
                 }
             });
@@ -160,6 +164,7 @@ impl Observer {
             subscriptions: sink::subscription_statuses(session).await?,
             digests: self.digests.borrow().clone(),
             lost_snapshots: self.jobs.lost_snapshots(),
+            locks: self.locks.borrow_and_update().clone(),
         })
     }
 
@@ -249,6 +254,9 @@ pub(super) fn stands_out(told: &Observed, seen: &Observed) -> bool {
         let mut plain = observed.clone();
         for slot in &mut plain.slots {
             (slot.lag, slot.wal_held) = (ByteCount(0), ByteCount(0));
+        }
+        for conflict in &mut plain.locks {
+            (conflict.waited_seconds, conflict.queued) = (0, 0);
         }
         plain
     };

@@ -116,14 +116,14 @@ pub(super) async fn build_constraints_for(
     if !books::installed(&conn).await? {
         return Ok(Vec::new());
     }
-    let mut findings = checks::bring_back(task, &conn, Phase::Constraints).await?;
+    checks::bring_back(task, &conn, Phase::Constraints).await?;
     add_foreign_keys(task, &conn).await?;
     let added = waiting(&conn, task.job, Stage::ForeignKeys).await?;
     let memory = Memory::keep();
     Pool::new(task, &conn, Phase::Constraints, memory, HashSet::new())
         .run(added, parallel)
         .await?;
-    findings.extend(in_order(task, &conn, (Stage::Rest, Phase::Constraints), purpose).await?);
+    let mut findings = in_order(task, &conn, (Stage::Rest, Phase::Constraints), purpose).await?;
     findings.extend(in_order(task, &conn, (Stage::Policies, Phase::Constraints), purpose).await?);
     missing::retry(&conn, task.job).await?;
     settle(&conn).await?;
@@ -209,7 +209,7 @@ async fn add_foreign_keys(task: &Task, conn: &Conn) -> Result<(), Fault> {
 }
 
 /// Notes that it is missing, and that nothing is to be done about it any more.
-async fn note_missing(
+pub(super) async fn note_missing(
     task: &Task,
     conn: &Conn,
     one: &Waiting,

@@ -41,9 +41,16 @@ pub async fn finish(
     }
     if books::installed(&conn).await? {
         // Of a native copy; any other has done it before.
-        findings.extend(checks::bring_back(task, &conn, Phase::CatchUp).await?);
-        let refresh = (Stage::Refresh, Phase::CatchUp);
-        findings.extend(in_order(task, &conn, refresh, Purpose::Replication).await?);
+        checks::bring_back(task, &conn, Phase::CatchUp).await?;
+        findings.extend(
+            in_order(
+                task,
+                &conn,
+                (Stage::Refresh, Phase::CatchUp),
+                Purpose::Replication,
+            )
+            .await?,
+        );
         // A view may read another by way of a function, which no order in a dump knows of.
         missing::retry(&conn, task.job).await?;
         analyze(task, &conn, parallel).await?;

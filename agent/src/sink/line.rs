@@ -107,14 +107,14 @@ impl Line {
     pub(super) async fn copy_write(&mut self, data: &[u8]) -> Result<(), Fault> {
         self.busy = true;
         let outcome = self.watch.run(self.raw.copy_in_write(data)).await;
-        self.judge(outcome)
+        self.judge_rows(outcome)
     }
 
     /// Ends COPY; the rows PostgreSQL counted.
     pub(super) async fn copy_end(&mut self) -> Result<RowCount, Fault> {
         self.busy = true;
         let outcome = self.watch.run(self.raw.copy_in_end()).await;
-        self.judge(outcome)
+        self.judge_rows(outcome)
     }
 
     /// Ends whatever is open, on a new connection if this one's place is unknown.
@@ -125,6 +125,17 @@ impl Line {
             return Ok(Rolled::Anew);
         }
         self.rows("ROLLBACK").await.map(|_| Rolled::Same)
+    }
+
+    /// [`Line::judge`] of what rows were refused for.
+    fn judge_rows<T>(&mut self, outcome: Result<T, PgError>) -> Result<T, Fault> {
+        let hint = outcome.as_ref().err().and_then(PgError::sqlstate);
+        let hint = hint.and_then(|code| refused_rows(code.code()));
+        let outcome = self.judge(outcome);
+        outcome.map_err(|fault| match hint {
+            Some(hint) if fault.hint.is_empty() => fault.hint(hint),
+            _ => fault,
+        })
     }
 
     fn judge<T>(&mut self, outcome: Result<T, PgError>) -> Result<T, Fault> {
@@ -149,6 +160,22 @@ impl Watch {
         }
         Err(PgError::Cancelled)
     }
+}
+
+/// What to do about rows of the source that are refused with that SQLSTATE.
+fn refused_rows(code: &str) -> Option<&'static str> {
+    Some(match code {
+        "22021" | "22P05" => {
+            "the source holds bytes that are no text in its encoding, or none that this database's encoding has: correct these rows on the source, or create the target database in SQL_ASCII or in the source's encoding"
+        }
+        "42883" | "42P01" | "42704" | "42703" => {
+            "a function that rows run does not find what it names, since search_path is empty here and when changes are applied: ALTER FUNCTION … SET search_path on the source; or a column names an object or role that this server does not have"
+        }
+        "23502" | "23514" | "P0001" | "22P02" => {
+            "the source holds rows that its own definitions do not let in any more: correct them there, or leave the table out with --exclude-table"
+        }
+        _ => return None,
+    })
 }
 
 /// What it means that a session may not load as a replica does.

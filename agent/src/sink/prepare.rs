@@ -104,9 +104,9 @@ pub async fn prepare<R: PartReader>(
             findings.extend(sync::settle(task, &conn, wanted, plan).await?);
         }
         existing::make_ready(task, &conn, request, plan).await?;
+        checks::put_aside(task, &conn, Reach::Planned).await?;
         let filled = bootstrap::refreshes(&conn, dumps.post_data).await?;
         existing::store_refreshes(task, &conn, filled).await?;
-        checks::put_aside(task, &conn, Reach::Planned).await?;
         conn.execute(&prepared).await?;
         return Ok(findings);
     }

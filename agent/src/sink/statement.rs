@@ -19,10 +19,10 @@ pub(super) enum Stage {
     ForeignKeys,
     /// Triggers, rules, comments, privileges and the rest. In order.
     Rest,
-    /// Policies, all of a table at once, and what is said about them. In order.
-    Policies,
     /// CHECK constraints and those of domains that rows might not have passed while they were loaded.
     Checks,
+    /// Policies, all of a table at once, and what is said about them. In order.
+    Policies,
     /// Materialised views, which read the rows. In order, at the very end.
     Refresh,
     /// Event triggers, after everything that they could fire at. In order.
@@ -39,9 +39,9 @@ impl Stage {
             Self::ForeignKeys => 3,
             Self::Rest => 4,
             Self::Refresh => 5,
-            Self::Checks => 7,
-            Self::Policies => 8,
-            Self::EventTriggers => 9,
+            Self::Policies => 7,
+            Self::EventTriggers => 8,
+            Self::Checks => 9,
         }
     }
 }

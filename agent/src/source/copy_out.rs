@@ -1,17 +1,23 @@
 //! One part, read: a COPY under the job's snapshot.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use steep_protocol::message::peer::{ColumnPlan, CopyFormat, CtidRange, TablePlan};
-use steep_protocol::{ByteCount, Fault, FaultKind, PartNo, RowCount};
+use steep_protocol::{ByteCount, Fault, FaultKind, PartNo, Retry, RowCount};
 use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 
 use super::pool::{Lease, Origin};
 use super::snapshot::OpenSnapshot;
+use super::table_state::{self, Change, TableState};
 use crate::chunk::{PartReader, ReadStep};
-use crate::pg::raw::CopyStep;
+use crate::pg::raw::{CopyStep, Preamble};
 use crate::pg::{PgError, literal};
+
+/// Before a table that is locked is tried again; doubled each time up to the longest pause.
+const LOCKED_PAUSE: Duration = Duration::from_millis(50);
+const LOCKED_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// The bytes of one part. Dropped before its end, it cancels the server's COPY.
 #[derive(Debug)]
@@ -27,51 +33,150 @@ pub struct CopyOut {
     cancel: CancellationToken,
 }
 
-/// Begins to read a part under the snapshot. Waits for a free connection where all are at work.
+/// Begins to read a part under the snapshot. Waits for a free connection where all are at work, and
+/// where somebody wants the table for itself, until that is over: outside of the lock's queue, where
+/// nobody waits behind us.
 ///
 /// # Errors
-/// A [`Fault`]: no such part, no snapshot any more, or PostgreSQL refused.
+/// A [`Fault`]: no such part, no snapshot any more, a table that is not what the plan saw any more, or
+/// PostgreSQL refused.
 pub async fn read_part(
     snapshot: &Arc<OpenSnapshot>,
     part: PartNo,
     format: CopyFormat,
     cancel: CancellationToken,
 ) -> Result<CopyOut, Fault> {
-    let (pool, export) = snapshot.readable()?;
-    let (table, range) = snapshot.locate(part)?;
-    let sql = format!(
-        "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET TRANSACTION SNAPSHOT {}; \
-         SET LOCAL client_encoding = {}; {}; COMMIT",
-        literal(&export),
-        literal(snapshot.encoding()),
-        copy_statement(table, range, format),
-    );
-    let what = format!("reading {} (part {part})", table.name);
-    let fault = |error: PgError| explain(snapshot, &what, &error);
-    let mut lease = pool.take(&cancel).await.map_err(fault)?;
-    let started = match start(&mut lease, &sql, &cancel).await {
+    let wanted = Wanted::locate(snapshot, part, format)?;
+    let mut pause = LOCKED_PAUSE;
+    let mut waits = None;
+    loop {
+        if let Some(lease) = attempt(snapshot, &wanted, &cancel).await? {
+            return Ok(CopyOut {
+                snapshot: Arc::clone(snapshot),
+                lease: Some(lease),
+                part,
+                what: wanted.what,
+                bytes: 0,
+                rows: RowCount(0),
+                cancel,
+            });
+        }
+        waits.get_or_insert_with(|| snapshot.wait_for(wanted.state.oid));
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = cancel.cancelled() => {
+                return Err(explain(snapshot, &wanted.what, &PgError::Cancelled));
+            }
+        }
+        pause = (pause * 2).min(LOCKED_PAUSE_MAX);
+    }
+}
+
+/// A part to read.
+struct Wanted<'a> {
+    table: &'a TablePlan,
+    state: &'a TableState,
+    sql: String,
+    /// For errors.
+    what: String,
+}
+
+impl<'a> Wanted<'a> {
+    fn locate(snapshot: &'a OpenSnapshot, part: PartNo, format: CopyFormat) -> Result<Self, Fault> {
+        let (_, export) = snapshot.readable()?;
+        let (table, range) = snapshot.locate(part)?;
+        let state = snapshot.state_of(table)?;
+        // An index of the table may be locked by itself; it is not waited for in a queue either. Names
+        // are asked for before the encoding changes.
+        let sql = format!(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET TRANSACTION SNAPSHOT {}; \
+             SET LOCAL lock_timeout = '1s'; {}; SET LOCAL client_encoding = {}; {}; COMMIT",
+            literal(&export),
+            table_state::lock_and_ask(&table.name, state),
+            literal(snapshot.encoding()),
+            copy_statement(table, range, format),
+        );
+        Ok(Self {
+            table,
+            state,
+            sql,
+            what: format!("reading {} (part {part})", table.name),
+        })
+    }
+}
+
+/// The connection on which the COPY runs; none where the table is locked.
+async fn attempt(
+    snapshot: &OpenSnapshot,
+    wanted: &Wanted<'_>,
+    cancel: &CancellationToken,
+) -> Result<Option<Lease>, Fault> {
+    let (pool, _) = snapshot.readable()?;
+    let fault = |error: PgError| explain(snapshot, &wanted.what, &error);
+    let changed = |change: Change| {
+        let who = snapshot.suspect(wanted.state.oid);
+        change.to_fault(snapshot.node(), &wanted.table.name, who.as_deref())
+    };
+    let mut lease = pool.take(cancel).await.map_err(fault)?;
+    let mut answer = Preamble::default();
+    let started = match start(&mut lease, &wanted.sql, &mut answer, cancel).await {
         Err(PgError::Closed | PgError::Io(_)) if lease.origin() == Origin::Reused => {
-            lease.renew(&cancel).await.map_err(fault)?;
-            start(&mut lease, &sql, &cancel).await
+            lease.renew(cancel).await.map_err(fault)?;
+            answer = Preamble::default();
+            start(&mut lease, &wanted.sql, &mut answer, cancel).await
         }
         other => other,
     };
-    started.map_err(fault)?;
-    Ok(CopyOut {
-        snapshot: Arc::clone(snapshot),
-        lease: Some(lease),
-        part,
-        what,
-        bytes: 0,
-        rows: RowCount(0),
-        cancel,
-    })
+    // Whatever became of the COPY: it was begun without knowing what the table is.
+    if answer.row.is_some()
+        && let Some(change) = table_state::judge(wanted.state, &answer)
+    {
+        return Err(changed(change));
+    }
+    match started {
+        Ok(()) => Ok(Some(lease)),
+        Err(error) if error.is(&SqlState::LOCK_NOT_AVAILABLE) => {
+            let connection = lease.connection().map_err(fault)?;
+            connection.query("ROLLBACK").await.map_err(fault)?;
+            lease.give_back();
+            Ok(None)
+        }
+        Err(error) if is_gone(&error) => Err(changed(Change::Gone)),
+        Err(error) => {
+            let ended = lease.connection().ok().map(|c| c.process_id());
+            let who = ended.and_then(|pid| snapshot.ended_for(pid));
+            Err(who.map_or_else(
+                || fault(error),
+                |who| gave_way(snapshot, &wanted.what, &who),
+            ))
+        }
+    }
 }
 
-async fn start(lease: &mut Lease, sql: &str, cancel: &CancellationToken) -> Result<(), PgError> {
+/// Whether the statement did not find the table.
+fn is_gone(error: &PgError) -> bool {
+    let gone = [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME];
+    error.sqlstate().is_some_and(|code| gone.contains(code))
+}
+
+/// The session was ended for somebody who waited for the table.
+fn gave_way(snapshot: &OpenSnapshot, what: &str, who: &str) -> Fault {
+    let text = format!("{what}: the job gave way to {who}");
+    Fault::new(FaultKind::Failed, text)
+        .hint("it reads the table again once that is over")
+        .retry(Retry::Backoff)
+        .on(snapshot.node())
+}
+
+async fn start(
+    lease: &mut Lease,
+    sql: &str,
+    answer: &mut Preamble,
+    cancel: &CancellationToken,
+) -> Result<(), PgError> {
     let connection = lease.connection()?;
     tokio::select! {
-        started = connection.copy_start(sql) => started,
+        started = connection.copy_start(sql, answer) => started,
         () = cancel.cancelled() => Err(PgError::Cancelled),
     }
 }
@@ -90,9 +195,13 @@ impl PartReader for CopyOut {
                 step = connection.copy_read(into, limit) => step,
             }
         };
-        let step = step
-            .await
-            .map_err(|error| explain(&self.snapshot, &self.what, &error))?;
+        let step = step.await.map_err(|error| {
+            let pid = lease.connection().ok().map(|c| c.process_id());
+            match pid.and_then(|pid| self.snapshot.ended_for(pid)) {
+                Some(who) => gave_way(&self.snapshot, &self.what, &who),
+                None => explain(&self.snapshot, &self.what, &error),
+            }
+        })?;
         self.bytes += (into.len() - before) as u64;
         match step {
             CopyStep::More => Ok(ReadStep::More),

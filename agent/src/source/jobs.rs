@@ -8,12 +8,14 @@ use steep_protocol::message::job::TableFilter;
 use steep_protocol::{JobId, Lsn, NodeId};
 
 use super::OpenSnapshot;
+use crate::locks::LockBook;
 
 /// The jobs for which this agent is the source. Shared by the session, which opens and closes them,
 /// and the server, which looks them up.
 #[derive(Debug, Default)]
 pub struct SourceJobs {
     jobs: Mutex<HashMap<JobId, SourceJob>>,
+    locks: Arc<LockBook>,
 }
 
 /// One of them.
@@ -95,8 +97,15 @@ impl SourceJobs {
         self.lock().get(&job).cloned()
     }
 
+    /// What is known of locks on this server.
+    #[must_use]
+    pub fn locks(&self) -> &Arc<LockBook> {
+        &self.locks
+    }
+
     /// Forgets a job. Its snapshot, if any, is the caller's to close.
     pub fn remove(&self, job: JobId) -> Option<SourceJob> {
+        self.locks.forget(job);
         self.lock().remove(&job)
     }
 

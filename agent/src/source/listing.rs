@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::{Identifier, TableName};
+use tokio_postgres::error::SqlState;
 
 use crate::pg::catalog::{Partitions, USER_RELATION, identifier, table_name};
 use crate::pg::{PgError, Session};
@@ -142,17 +143,40 @@ pub(super) struct Size {
     pub(super) rows: u64,
 }
 
-/// Sizes by the files, since `relpages` may be old or missing.
+/// Sizes by the files, since `relpages` may be old or missing; by `relpages` where somebody holds a
+/// table for himself.
 pub(super) async fn sizes(session: &Session, oids: &[u32]) -> Result<HashMap<u32, Size>, PgError> {
-    let sql = "SELECT c.oid, \
-             coalesce(pg_relation_size(c.oid), 0), \
-             CASE WHEN c.reltoastrelid = 0 THEN 0 \
-                  ELSE coalesce(pg_relation_size(c.reltoastrelid), 0) END, \
+    match sizes_by(
+        session,
+        oids,
+        ["pg_relation_size(c.oid)", "pg_relation_size(t.oid)"],
+    )
+    .await
+    {
+        Err(error) if error.is(&SqlState::LOCK_NOT_AVAILABLE) => {
+            let block = "current_setting('block_size')::int8";
+            let pages = ["c", "t"].map(|row| format!("greatest({row}.relpages, 0) * {block}"));
+            sizes_by(session, oids, [&pages[0], &pages[1]]).await
+        }
+        sizes => sizes,
+    }
+}
+
+/// Sizes by these expressions, over the table's row `c` of `pg_class` and that of its TOAST table, `t`.
+async fn sizes_by(
+    session: &Session,
+    oids: &[u32],
+    [heap, toast]: [&str; 2],
+) -> Result<HashMap<u32, Size>, PgError> {
+    let sql = format!(
+        "SELECT c.oid, coalesce({heap}, 0), coalesce({toast}, 0), \
              greatest(c.reltuples, 0)::float8, \
              current_setting('block_size')::int8 \
-         FROM unnest($1::oid[]) AS wanted(oid) JOIN pg_class c ON c.oid = wanted.oid";
+         FROM unnest($1::oid[]) AS wanted(oid) JOIN pg_class c ON c.oid = wanted.oid \
+         LEFT JOIN pg_class t ON t.oid = c.reltoastrelid"
+    );
     let mut sizes = HashMap::new();
-    for row in session.query(sql, &[&oids]).await? {
+    for row in session.query(&sql, &[&oids]).await? {
         let heap: i64 = row.try_get(1)?;
         let toast: i64 = row.try_get(2)?;
         let rows: f64 = row.try_get(3)?;

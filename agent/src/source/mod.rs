@@ -3,12 +3,12 @@
 //! [`open`] makes publication, slot, snapshot and plan; [`OpenSnapshot`] holds them; [`CopyOut`] and
 //! [`SchemaDump`] read under them. Inside: `listing` (the catalog as values) → `publication` and
 //! `plan` (pure) → `slot` → `snapshot` (the order in which it all happens) → `pool`, `copy_out`,
-//! `schema`. `jobs` is who may ask for which. `prepared` makes slots for nodes whose rows come from a
+//! `schema`, cut to what a filter makes of it by `selection`. `jobs` is who may ask for which. `prepared` makes slots for nodes whose rows come from a
 //! backup, and `notes` remembers them.
 //!
-//! Invariants: every table copied is published, and the other way round, at one LSN; the tables
-//! cannot be rewritten, truncated or dropped while the snapshot is held; nothing here writes to a
-//! user's table.
+//! Invariants: every table copied is published, and the other way round, at one LSN; a table that was
+//! rewritten, truncated, dropped or altered since is not read (`table_state`); no session of ours waits
+//! in a lock's queue for more than a moment; nothing here writes to a user's table.
 
 mod copy_out;
 mod fence;
@@ -21,14 +21,23 @@ mod prepared;
 mod publication;
 mod replicated;
 mod schema;
+mod selection;
 mod sequences;
 mod slot;
 mod snapshot;
+mod table_state;
 mod types;
+
+use std::sync::Arc;
 
 use steep_protocol::ByteCount;
 use steep_protocol::message::agent::Export;
+use steep_protocol::message::facts::FilterFacts;
 use steep_protocol::message::job::TableFilter;
+
+use crate::locks::LockBook;
+use crate::pg::catalog::Partitions;
+use crate::pg::{PgError, Session};
 
 pub use copy_out::{CopyOut, read_part};
 pub use fence::await_fence;
@@ -43,6 +52,18 @@ pub use sequences::sequences;
 pub use slot::{cleanup, slot_statuses};
 pub use snapshot::{OpenSnapshot, open};
 
+/// What a filter makes of the schema; nothing where it chooses everything.
+///
+/// # Errors
+/// [`PgError`] of a query.
+pub async fn filter_facts(session: &Session, filter: &TableFilter) -> Result<FilterFacts, PgError> {
+    let partitions = Partitions::load(session).await?;
+    match selection::Selection::load(session, filter, &partitions).await? {
+        Some(selection) => selection.facts(session).await,
+        None => Ok(FilterFacts::default()),
+    }
+}
+
 /// What [`open`] is asked for.
 #[derive(Debug, Clone)]
 pub struct OpenRequest {
@@ -54,4 +75,6 @@ pub struct OpenRequest {
     pub parallel: u8,
     /// Tables above this are split finely.
     pub large_table_threshold: ByteCount,
+    /// What is known of locks.
+    pub locks: Arc<LockBook>,
 }

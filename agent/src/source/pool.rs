@@ -1,11 +1,12 @@
 //! Connections for COPY: few, warm, and holding nothing between two parts.
 //!
-//! A part is one simple query: begin, import the snapshot, COPY, commit. So an idle connection has no
-//! transaction and no lock, a part of an empty table costs one round trip, and locks do not pile up
-//! over ten thousand tables.
+//! A part is one simple query: begin, import the snapshot, lock the table without waiting, ask whether it
+//! is what the plan saw, COPY, commit. So an idle connection has no transaction and no lock, a part of an
+//! empty table costs one round trip, and locks do not pile up over ten thousand tables.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use steep_protocol::JobId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +25,8 @@ const SETTINGS: &str = "SET max_parallel_workers_per_gather = 0; SET enable_seqs
 #[derive(Debug)]
 pub(super) struct Pool {
     conninfo: Conninfo,
+    /// Names its sessions.
+    purpose: String,
     permits: Arc<Semaphore>,
     idle: Mutex<Vec<RawConnection>>,
     /// Cancel requests for COPYs that nobody reads any more.
@@ -49,9 +52,10 @@ pub(super) enum Origin {
 }
 
 impl Pool {
-    pub(super) fn new(conninfo: Conninfo, size: u8) -> Self {
+    pub(super) fn new(conninfo: Conninfo, job: JobId, size: u8) -> Self {
         Self {
             conninfo,
+            purpose: format!("copy {job}"),
             permits: Arc::new(Semaphore::new(usize::from(size.max(1)))),
             idle: Mutex::new(Vec::new()),
             cancelling: Mutex::new(JoinSet::new()),
@@ -88,7 +92,7 @@ impl Pool {
     async fn connect(&self, cancel: &CancellationToken) -> Result<RawConnection, PgError> {
         let connecting = async {
             let mut connection =
-                RawConnection::connect(&self.conninfo, "copy", Mode::CopyOut).await?;
+                RawConnection::connect(&self.conninfo, &self.purpose, Mode::CopyOut).await?;
             connection.query(SETTINGS).await?;
             Ok(connection)
         };

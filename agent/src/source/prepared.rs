@@ -112,8 +112,8 @@ async fn make(
     let listing = Listing::load(session).await.map_err(fault)?;
     let members = publication::members(&listing, &TableFilter::default());
     // Before the slot: what it decodes is published from its first byte.
-    let sql = publication::create_statement(&replication.name(), &members);
-    let created = session.run(&task.cancel, session.batch_execute(&sql)).await;
+    let name = replication.name();
+    let created = publication::create(session, &task.cancel, &name, &members).await;
     created.map_err(fault)?;
     let created = slot::create_bare(task, session.conninfo(), session).await;
     let lsn = match created {

@@ -1,11 +1,13 @@
-//! What the publication names. Pure but for the statement at the end.
+//! What the publication names. Pure but for making it.
 
 use std::collections::{BTreeSet, HashSet};
 
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::{Identifier, TableName};
+use tokio_util::sync::CancellationToken;
 
 use super::listing::{Kind, Listing};
+use crate::pg::{Again, PgError, Session};
 
 /// The tables to publish: plain tables and inheritance children by themselves; for partitions the
 /// highest table above them of which nothing is left out, so that partitions made later belong to it.
@@ -62,8 +64,29 @@ pub(super) fn published(
         .collect()
 }
 
+/// Makes the publication. It locks each of its tables, against VACUUM and DDL alone, and lets all of them
+/// go where one cannot be had within a moment; then it tries again.
+///
+/// # Errors
+/// [`PgError`] of the statement, or [`PgError::Cancelled`].
+pub(super) async fn create(
+    session: &Session,
+    cancel: &CancellationToken,
+    name: &Identifier,
+    members: &[TableName],
+) -> Result<(), PgError> {
+    let create = create_statement(name, members);
+    let sql = format!("BEGIN; SET LOCAL lock_timeout = '1s'; {create}; COMMIT");
+    let mut again = Again::endless();
+    while let Err(error) = session.run(cancel, session.batch_execute(&sql)).await {
+        session.batch_execute("ROLLBACK").await?;
+        again.after(error, cancel).await?;
+    }
+    Ok(())
+}
+
 /// `CREATE PUBLICATION`, of nothing where there is nothing.
-pub(super) fn create_statement(name: &Identifier, members: &[TableName]) -> String {
+fn create_statement(name: &Identifier, members: &[TableName]) -> String {
     let mut sql = format!("CREATE PUBLICATION {}", name.quoted());
     for (n, member) in members.iter().enumerate() {
         sql.push_str(if n == 0 {

@@ -4,8 +4,9 @@ use steep_protocol::JobId;
 use steep_protocol::message::job::{ReplicationNames, TableFilter};
 use steep_protocol::message::schema::{ObjectKind, ObjectModel, SchemaPage};
 use steep_schema::Schema;
+use tokio_util::sync::CancellationToken;
 
-use crate::pg::{Conninfo, PgError, Session, catalog};
+use crate::pg::{Again, Conninfo, LOCK_MOMENT, PgError, Session, catalog};
 
 /// The schema as far as `filter` admits it. Each table that the job's publication carries, by itself
 /// or by a table above it, has an object for that: publications of ours are otherwise left out.
@@ -18,8 +19,14 @@ pub async fn describe_replicated(
     job: JobId,
 ) -> Result<Schema, PgError> {
     let session = Session::connect(conninfo, "describe").await?;
-    session.batch_execute("SET lock_timeout = '5s'").await?;
-    let mut schema = catalog::read_schema(&session, filter).await?;
+    session.batch_execute(LOCK_MOMENT).await?;
+    let mut again = Again::few();
+    let mut schema = loop {
+        match catalog::read_schema(&session, filter).await {
+            Err(error) => again.after(error, &CancellationToken::new()).await?,
+            Ok(schema) => break schema,
+        }
+    };
     let name = ReplicationNames(job).name();
     let sql = "SELECT schemaname::text, tablename::text FROM pg_publication_tables \
          WHERE pubname = $1";

@@ -6,7 +6,7 @@ use steep_protocol::{Fault, TableName};
 use tokio_postgres::error::SqlState;
 
 use crate::pg::catalog::{Partitions, USER_RELATION, table_name};
-use crate::pg::{PgError, Session};
+use crate::pg::{Again, LOCK_MOMENT, PgError, Session};
 use crate::task::Task;
 
 /// Sequences read in one statement: 200 short SELECTs plan in milliseconds.
@@ -24,11 +24,17 @@ pub async fn sequences(task: &Task, filter: &TableFilter) -> Result<Vec<Sequence
     let session = Session::connect(&task.conninfo, "sequences")
         .await
         .map_err(fault)?;
-    let mut attempt = 0;
+    let moment = session.batch_execute(LOCK_MOMENT).await;
+    moment.map_err(|error| fault(error.into()))?;
+    let (mut attempt, mut again) = (0, Again::endless());
     let values = loop {
         attempt += 1;
         match read_all(&session, task, filter).await {
             Err(error) if attempt < ATTEMPTS && error.is(&SqlState::UNDEFINED_TABLE) => {}
+            Err(error) if error.is(&SqlState::LOCK_NOT_AVAILABLE) => {
+                attempt -= 1;
+                again.after(error, &task.cancel).await.map_err(fault)?;
+            }
             other => break other.map_err(fault)?,
         }
     };

@@ -2,23 +2,22 @@
 //!
 //! ```text
 //! publication → slot + exported snapshot → holder imports it → tables as of the snapshot
-//!             → ACCESS SHARE on all of them → the same list again, now → plan
+//!             → the same list again, now → plan
 //! ```
-//! Publication before slot: what the slot decodes is published from its first byte. Locks: TRUNCATE
-//! and a rewriting ALTER TABLE are not MVCC-safe, and a rewrite moves rows to other pages; they must
-//! wait until the copy is over. The second list shows what slipped in between snapshot and lock; then
-//! everything is made anew.
+//! Publication before slot: what the slot decodes is published from its first byte. The holder keeps the
+//! snapshot and no lock: each part locks its own table while it is read, and asks first whether the table
+//! is what the snapshot saw (`table_state`). The second list shows what changed between slot and plan;
+//! then everything is made anew.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use steep_protocol::message::agent::{Export, TableSummary};
 use steep_protocol::message::peer::{CtidRange, SchemaSection, TablePlan};
 use steep_protocol::{
-    ByteCount, Fault, FaultKind, Identifier, Lsn, NodeId, PartNo, Retry, RowCount, TableName,
+    ByteCount, Fault, FaultKind, Identifier, JobId, Lsn, NodeId, PartNo, Retry, RowCount, TableName,
 };
-use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -26,36 +25,37 @@ use super::listing::{self, Listing};
 use super::plan::{self, Plan, Splitting};
 use super::pool::Pool;
 use super::schema::{self, SchemaDump, Scope};
+use super::selection::Selection;
+use super::table_state::{self, TableState};
 use super::types::Types;
 use super::{OpenRequest, publication, slot};
+use crate::locks::{Attended, LockBook, WaitsFor};
 use crate::pg::catalog::read_extension_tables;
-use crate::pg::{Conninfo, PgError, Session, literal};
+use crate::pg::{Conninfo, LOCK_MOMENT, PgError, Session, literal};
 use crate::task::Task;
 
-/// DDL between snapshot and lock makes everything be made anew, so many times.
+/// DDL between slot and plan makes everything be made anew, so many times.
 const ATTEMPTS: u32 = 3;
-
-/// How long a lock is waited for. Our waiting request makes everybody who comes after it wait too.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Tables in one LOCK statement.
-const LOCK_BATCH: usize = 500;
 
 /// What is left of a failed attempt is removed within this time, or left to the cleanup.
 const TIDY_UP: Duration = Duration::from_secs(10);
 
-/// A job's consistent point: slot, snapshot, locks and plan. Shared by everything that reads.
+/// A job's consistent point: slot, snapshot and plan. Shared by everything that reads.
 ///
 /// Holds one session, and one per worker while parts are read. Dropping it ends them; the slot stays.
 #[derive(Debug)]
 pub struct OpenSnapshot {
     node: NodeId,
+    job: JobId,
     conninfo: Conninfo,
     server_version: u32,
     encoding: String,
     lsn: Lsn,
     plan: Plan,
+    /// What each table of the plan was, by number.
+    states: Vec<Option<TableState>>,
     scope: Scope,
+    locks: Arc<LockBook>,
     held: Mutex<Option<Held>>,
     read: Mutex<BTreeMap<PartNo, (RowCount, ByteCount)>>,
 }
@@ -66,6 +66,7 @@ struct Held {
     holder: Session,
     export: String,
     pool: Arc<Pool>,
+    _attended: Attended,
 }
 
 /// Makes publication, slot, snapshot and plan; what an earlier attempt of the same job left is
@@ -92,9 +93,13 @@ pub async fn open(task: &Task, request: OpenRequest) -> Result<OpenSnapshot, Fau
 
 async fn try_open(task: &Task, request: &OpenRequest) -> Result<OpenSnapshot, Fault> {
     let fault = |error: PgError| error.to_fault(&task.node);
-    let admin = Session::connect(&task.conninfo, "source")
+    let admin = Session::connect(&task.conninfo, &format!("open {}", task.job))
         .await
         .map_err(fault)?;
+    admin
+        .batch_execute(LOCK_MOMENT)
+        .await
+        .map_err(|error| fault(error.into()))?;
     for attempt in 1..=ATTEMPTS {
         slot::remove(&admin, task, &task.cancel).await?;
         match attempt_open(task, request, &admin).await? {
@@ -103,7 +108,7 @@ async fn try_open(task: &Task, request: &OpenRequest) -> Result<OpenSnapshot, Fa
                 return Ok(*open);
             }
             Attempt::Changed(table) => {
-                warn!(job_id = %task.job, attempt, near = ?table, "a table changed before its lock");
+                warn!(job_id = %task.job, attempt, near = ?table, "a table changed while the snapshot was taken");
             }
         }
     }
@@ -116,7 +121,7 @@ async fn try_open(task: &Task, request: &OpenRequest) -> Result<OpenSnapshot, Fa
 
 enum Attempt {
     Open(Box<OpenSnapshot>),
-    /// That table, or one locked together with it, is not what it was when the snapshot was taken.
+    /// That table is not what it was when the snapshot was taken.
     Changed(TableName),
 }
 
@@ -129,17 +134,14 @@ async fn attempt_open(
     let name = task.replication.name();
     let before = Listing::load(admin).await.map_err(fault)?;
     let members = publication::members(&before, &request.filter);
-    let sql = publication::create_statement(&name, &members);
-    admin
-        .run(&task.cancel, admin.batch_execute(&sql))
-        .await
-        .map_err(fault)?;
+    let published = publication::create(admin, &task.cancel, &name, &members).await;
+    published.map_err(fault)?;
 
-    let (lsn, held, listing) = match request.export {
+    let (lsn, held) = match request.export {
         Export::Slot => {
             let created = slot::create_bare(task, admin.conninfo(), admin).await;
             created.map_err(fault)?;
-            (Lsn(0), None, before)
+            (Lsn(0), None)
         }
         Export::SlotAndSnapshot => {
             let made = slot::create(task, admin.conninfo(), admin)
@@ -150,18 +152,18 @@ async fn attempt_open(
                 .map_err(fault)?;
             // The holder has the snapshot now and exports it itself: the walsender can go.
             made.connection.close().await;
-            let listing = Listing::load(&held.holder).await.map_err(fault)?;
-            (made.lsn, Some(held), listing)
+            (made.lsn, Some(held))
         }
     };
-    let names = plan::names(&listing, &request.filter);
-    let catalog = held.as_ref().map_or(admin, |held| &held.holder);
-    let published = published_oids(catalog, &name).await.map_err(fault)?;
-    let names = publication::published(&listing, &published, names);
-    if let Some(held) = &held {
-        if let Locked::Changed(table) = lock(task, admin, held, &names).await? {
-            return Ok(Attempt::Changed(table));
-        }
+    let export = held.as_ref().map(|held| held.export.as_str());
+    let catalog = read_catalog(admin, export, &name, request);
+    let Catalog {
+        listing,
+        names,
+        selection,
+        mut states,
+    } = catalog.await.map_err(fault)?;
+    if held.is_some() {
         let now = Listing::load(admin).await.map_err(fault)?;
         let changed = names
             .iter()
@@ -174,13 +176,16 @@ async fn attempt_open(
     let of_extensions = read_extension_tables(admin).await;
     let of_extensions = of_extensions.map_err(|error| error.to_fault(&task.node))?;
     info!(job_id = %task.job, %lsn, tables = plan.tables.len(), parts = plan.parts, "source opened");
+    let oids = names.iter().filter_map(|name| listing.relations.get(name));
     Ok(Attempt::Open(Box::new(OpenSnapshot {
         node: task.node.clone(),
+        job: task.job,
         conninfo: admin.conninfo().clone(),
         server_version: admin.server_version(),
         encoding: admin.server_encoding().to_owned(),
         lsn,
         plan,
+        states: oids.map(|relation| states.remove(&relation.oid)).collect(),
         scope: Scope {
             excluded_with_root: listing.excluded_with_root(&request.filter),
             filter: request.filter.clone(),
@@ -189,13 +194,16 @@ async fn attempt_open(
                 .map(|table| table.name)
                 .filter(|name| request.filter.admits(name))
                 .collect(),
+            selection,
         },
+        locks: Arc::clone(&request.locks),
         held: Mutex::new(held),
         read: Mutex::new(BTreeMap::new()),
     })))
 }
 
-/// Imports the slot's snapshot into a session of our own, and exports it from there.
+/// Imports the slot's snapshot into a session of our own, and exports it from there. The session reads
+/// no table, not even a catalog: it would hold a lock on each to the end.
 async fn hold(
     task: &Task,
     request: &OpenRequest,
@@ -203,13 +211,9 @@ async fn hold(
     snapshot: &str,
 ) -> Result<Held, PgError> {
     let holder = Session::connect(conninfo, "snapshot").await?;
-    let sql = format!(
-        "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET TRANSACTION SNAPSHOT {}; \
-         SET LOCAL lock_timeout = {}",
-        literal(snapshot),
-        LOCK_TIMEOUT.as_millis()
-    );
-    holder.run(&task.cancel, holder.batch_execute(&sql)).await?;
+    holder
+        .run(&task.cancel, holder.batch_execute(&import(snapshot)))
+        .await?;
     let row = holder
         .run(
             &task.cancel,
@@ -217,12 +221,66 @@ async fn hold(
         )
         .await?;
     let export = row.try_get(0)?;
-    let pool = Arc::new(Pool::new(conninfo.clone(), request.parallel));
+    let pool = Arc::new(Pool::new(conninfo.clone(), task.job, request.parallel));
     Ok(Held {
         holder,
         export,
         pool,
+        _attended: request.locks.attend(),
     })
+}
+
+/// Begins a transaction under a snapshot.
+fn import(snapshot: &str) -> String {
+    format!(
+        "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET TRANSACTION SNAPSHOT {}",
+        literal(snapshot)
+    )
+}
+
+/// What the catalog says at the snapshot.
+struct Catalog {
+    listing: Listing,
+    /// The tables that are published.
+    names: Vec<TableName>,
+    /// What goes and comes with the tables; none where the filter chooses everything.
+    selection: Option<Selection>,
+    states: HashMap<u32, TableState>,
+}
+
+/// Reads the catalog under the snapshot, or as it is now where there is none, in a transaction that is
+/// over with it.
+async fn read_catalog(
+    session: &Session,
+    export: Option<&str>,
+    publication: &Identifier,
+    request: &OpenRequest,
+) -> Result<Catalog, PgError> {
+    let begin = export.map_or_else(|| "BEGIN READ ONLY".to_owned(), import);
+    session.batch_execute(&begin).await?;
+    let reading = async {
+        let listing = Listing::load(session).await?;
+        let names = plan::names(&listing, &request.filter);
+        let published = published_oids(session, publication).await?;
+        let names = publication::published(&listing, &published, names);
+        let oids = oids(&listing, &names);
+        let states = table_state::load(session, &oids).await?;
+        let selection = Selection::load(session, &request.filter, &listing.partitions).await?;
+        Ok(Catalog {
+            listing,
+            names,
+            selection,
+            states,
+        })
+    };
+    let read = reading.await;
+    session.batch_execute("ROLLBACK").await?;
+    read
+}
+
+fn oids(listing: &Listing, names: &[TableName]) -> Vec<u32> {
+    let known = names.iter().filter_map(|name| listing.relations.get(name));
+    known.map(|relation| relation.oid).collect()
 }
 
 /// What the publication names, as the catalog session sees it.
@@ -246,11 +304,9 @@ async fn make_plan(
     names: &[TableName],
 ) -> Result<Plan, Fault> {
     let fault = |error: PgError| error.to_fault(&task.node);
-    let oids: Vec<u32> = names
-        .iter()
-        .filter_map(|name| Some(listing.relations.get(name)?.oid))
-        .collect();
-    let sizes = listing::sizes(session, &oids).await.map_err(fault)?;
+    let sizes = listing::sizes(session, &oids(listing, names))
+        .await
+        .map_err(fault)?;
     let types = Types::load(session).await.map_err(fault)?;
     let splitting = Splitting {
         parallel: request.parallel,
@@ -258,74 +314,6 @@ async fn make_plan(
     };
     plan::make(listing, names, &sizes, &types, splitting)
         .map_err(|error| Fault::new(FaultKind::BadRequest, error.to_string()).on(&task.node))
-}
-
-enum Locked {
-    All,
-    Changed(TableName),
-}
-
-/// Takes ACCESS SHARE on all of them, in batches.
-async fn lock(
-    task: &Task,
-    admin: &Session,
-    held: &Held,
-    names: &[TableName],
-) -> Result<Locked, Fault> {
-    for batch in names.chunks(LOCK_BATCH) {
-        let list: Vec<String> = batch
-            .iter()
-            .map(|name| format!("ONLY {}", name.quoted()))
-            .collect();
-        let sql = format!("LOCK TABLE {} IN ACCESS SHARE MODE", list.join(", "));
-        let locked = held
-            .holder
-            .run(&task.cancel, held.holder.batch_execute(&sql))
-            .await;
-        let Err(error) = locked else { continue };
-        let dropped = [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME];
-        if error.sqlstate().is_some_and(|code| dropped.contains(code)) {
-            return Ok(Locked::Changed(batch[0].clone()));
-        }
-        let mut fault = error.to_fault(&task.node);
-        if error.is(&SqlState::LOCK_NOT_AVAILABLE) {
-            let culprit = who_locks(admin).await.unwrap_or_default();
-            fault.message = format!(
-                "a table is locked exclusively by another session{culprit}; it did not let go within {} s",
-                LOCK_TIMEOUT.as_secs()
-            );
-            fault.hint =
-                "let the ALTER, VACUUM FULL, TRUNCATE or LOCK that holds it finish, or end \
-                          that session, then run init again"
-                    .to_owned();
-        } else if error.is(&SqlState::OUT_OF_MEMORY) {
-            fault.hint = format!(
-                "raise max_locks_per_transaction on the source: {} tables must be locked at once",
-                names.len()
-            );
-        }
-        return Err(fault);
-    }
-    Ok(Locked::All)
-}
-
-/// Who holds a lock that our request conflicts with, for the message.
-async fn who_locks(admin: &Session) -> Option<String> {
-    let sql = "SELECT l.pid, l.relation::regclass::text, coalesce(a.application_name, '') \
-         FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid \
-         WHERE l.locktype = 'relation' AND l.granted AND l.mode = 'AccessExclusiveLock' \
-             AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
-         ORDER BY a.xact_start LIMIT 1";
-    let row = admin.query_opt(sql, &[]).await.ok()??;
-    let pid: i32 = row.try_get(0).ok()?;
-    let table: String = row.try_get(1).ok()?;
-    let application: String = row.try_get(2).ok()?;
-    let application = if application.is_empty() {
-        String::new()
-    } else {
-        format!(" of {application}")
-    };
-    Some(format!(" (process {pid}{application} holds {table})"))
 }
 
 impl OpenSnapshot {
@@ -374,6 +362,8 @@ impl OpenSnapshot {
         };
         let source = schema::DumpSource {
             node: &self.node,
+            job: self.job,
+            locks: &self.locks,
             conninfo: &self.conninfo,
             server_version: self.server_version,
             snapshot: export.as_deref(),
@@ -382,8 +372,8 @@ impl OpenSnapshot {
         schema::start(source, section, cancel).await
     }
 
-    /// Ends snapshot and locks; parts being read end with a fault. The slot stays. Done again, it
-    /// does nothing.
+    /// Ends the snapshot; parts being read end with a fault. The slot stays. Done again, it does
+    /// nothing.
     pub async fn close(&self) {
         let held = self
             .held
@@ -436,6 +426,30 @@ impl OpenSnapshot {
                     .on(&self.node),
             ),
         }
+    }
+
+    /// What a table was when the plan was made.
+    pub(super) fn state_of(&self, table: &TablePlan) -> Result<&TableState, Fault> {
+        let state = self.states.get(table.no.0 as usize);
+        state.and_then(Option::as_ref).ok_or_else(|| {
+            let text = format!("the plan has no table {}", table.name);
+            Fault::new(FaultKind::BadRequest, text).on(&self.node)
+        })
+    }
+
+    /// Parts wait for that table until the guard goes.
+    pub(super) fn wait_for(&self, table: u32) -> WaitsFor {
+        self.locks.wait_for(self.job, table)
+    }
+
+    /// Who was seen last to want that table for itself.
+    pub(super) fn suspect(&self, table: u32) -> Option<String> {
+        self.locks.suspect(table)
+    }
+
+    /// For whom that session was ended, where it was.
+    pub(super) fn ended_for(&self, pid: i32) -> Option<String> {
+        self.locks.ended_for(pid)
     }
 
     /// Which table and which range a part is.

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use steep_protocol::limits::{WORKERS_DEFAULT, WORKERS_MAX};
 use steep_protocol::message::handover::{CompleteSpec, PrepareSpec, SchemaCheck, SlotName};
 use steep_protocol::message::job::{
-    Compression, Confirmation, ExistingRows, JobSpec, Method, SchemaMode, TableFilter,
+    Compression, Confirmation, ExistingRows, JobSpec, Method, SchemaMode, TableFilter, YieldToDdl,
 };
 use steep_protocol::{ByteCount, Identifier, Lsn, NodeId, TableName};
 
@@ -255,6 +255,11 @@ pub(crate) struct JobChoices {
     /// Tables larger than this are split finely enough to keep all workers busy
     #[arg(long, value_name = "SIZE", default_value = "10GB", value_parser = parse_size)]
     pub(crate) large_table_threshold: ByteCount,
+    /// How long a statement on the source may wait for a table that is being read, such as 10s, or
+    /// never: the job then stops reading it, and reads it again later [default: 10s]
+    /// [env: STEEP_REPL_YIELD_TO_DDL]
+    #[arg(long, value_name = "WHEN", value_parser = YieldToDdl::parse)]
+    pub(crate) yield_to_ddl: Option<YieldToDdl>,
 }
 
 /// `--method`.
@@ -350,6 +355,7 @@ impl JobChoices {
             },
             large_table_threshold: self.large_table_threshold,
             timeout_seconds: self.timeout.as_secs(),
+            yield_to_ddl: self.yield_to_ddl.unwrap_or_default(),
         };
         Ok(targets.iter().map(spec).collect())
     }

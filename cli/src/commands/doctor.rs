@@ -19,6 +19,7 @@ pub(super) const SCHEMA_MISMATCH: &str = "schema_mismatch";
 pub(super) async fn run(mut args: DoctorArgs, context: &Context) -> Result<u8, Failure> {
     let choices = &mut args.choices;
     choices.schema_sync = choices.schema_sync.or(context.settings.schema_sync);
+    choices.yield_to_ddl = choices.yield_to_ddl.or(context.settings.yield_to_ddl.0);
     let parallel = Some(context.settings.parallel);
     let specs = args
         .choices

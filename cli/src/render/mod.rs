@@ -6,6 +6,7 @@ pub(crate) mod certificate;
 pub(crate) mod events;
 pub(crate) mod findings;
 pub(crate) mod json;
+pub(crate) mod locks;
 pub(crate) mod missing;
 pub(crate) mod nodes;
 pub(crate) mod prepared;

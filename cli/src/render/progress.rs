@@ -5,7 +5,7 @@ use steep_protocol::{NodeState, Phase};
 
 use super::nodes::state;
 use super::table::{pairs, table};
-use super::{Paint, clean};
+use super::{Paint, clean, locks};
 use crate::units;
 
 /// Tables shown in the block of one question.
@@ -80,9 +80,12 @@ pub(crate) fn frame(view: &ProgressView, elapsed: f64, tables: usize, paint: Pai
     Frame {
         title,
         overall,
-        // First, since a narrow terminal cuts the end.
-        rates: left(view)
+        // First what stands still, then the time, since a narrow terminal cuts the end.
+        rates: locks::lines(&view.detail.locks)
             .into_iter()
+            .take(1)
+            .map(|(label, lock)| format!("{label} {lock}"))
+            .chain(left(view))
             .chain(rates(view))
             .collect::<Vec<_>>()
             .join("  "),
@@ -118,6 +121,9 @@ pub(crate) fn line(view: &ProgressView, elapsed: f64) -> String {
         text.push_str(", ");
         text.push_str(&part);
     }
+    if let Some((label, lock)) = locks::lines(&view.detail.locks).first() {
+        text.push_str(&format!(", {label} {lock}"));
+    }
     text
 }
 
@@ -147,6 +153,7 @@ pub(crate) fn block(view: &ProgressView, paint: Paint) -> String {
         let now: Vec<_> = rates(view).into_iter().chain(left(view)).collect();
         lines.push(("now", now.join(", ")));
     }
+    lines.extend(locks::lines(&view.detail.locks));
     if let Some(started) = view.started_at {
         lines.push(("started", format!("{started:.0}")));
     }

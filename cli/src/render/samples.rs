@@ -1,9 +1,10 @@
 //! Views for tests, all alike but for what the test is about.
 
 use jiff::Timestamp;
+use steep_protocol::message::agent::LockRole;
 use steep_protocol::message::api::{
-    AuditView, EndView, EventView, NodeView, PhaseSeconds, PhaseTime, ProgressDetail, ProgressView,
-    Report, TableState, TableTime, TableView,
+    AuditView, EndView, EventView, LockView, NodeView, PhaseSeconds, PhaseTime, ProgressDetail,
+    ProgressView, Report, TableState, TableTime, TableView,
 };
 use steep_protocol::message::facts::{Finding, Severity};
 use steep_protocol::message::job::Method;
@@ -96,7 +97,22 @@ pub(crate) fn progress() -> ProgressView {
                 },
             ],
             history: Vec::new(),
+            locks: Vec::new(),
         },
+    }
+}
+
+pub(crate) fn lock(role: LockRole) -> LockView {
+    LockView {
+        node_id: id("node_a"),
+        role,
+        ours: "copy".to_owned(),
+        pid: 4711,
+        application: "psql".to_owned(),
+        statement: "ALTER TABLE public.orders ADD note text".to_owned(),
+        table: "public.orders".to_owned(),
+        waited_seconds: 7,
+        queued: 3,
     }
 }
 

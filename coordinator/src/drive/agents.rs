@@ -149,7 +149,13 @@ impl<S: Store> Driver<S> {
         // last heard.
         let give_up = after(agent.last_heard, AWAY_LIMIT);
         for id in self.jobs_of(node) {
-            if let Some(side) = self.jobs.get(&id).and_then(|live| live.job.side_of(node)) {
+            let live = self.jobs.get_mut(&id);
+            let side = live.and_then(|live| {
+                let side = live.job.side_of(node)?;
+                live.locks.lost(side);
+                Some(side)
+            });
+            if let Some(side) = side {
                 let event = JobEvent::Down {
                     side,
                     give_up,
@@ -189,6 +195,7 @@ impl<S: Store> Driver<S> {
                 agent.observed = observed;
                 self.note_version(node, version);
                 self.check_jobs(node, now);
+                self.check_locks(node, now);
                 self.check_drift(node, now);
             }
             other @ (AgentMessage::PlanPage { .. }

@@ -293,6 +293,7 @@ fn arguments(spec: &JobSpec) -> Vec<(String, String)> {
             "large_table_threshold",
             spec.large_table_threshold.0.to_string(),
         ),
+        ("yield_to_ddl", spec.yield_to_ddl.to_string()),
     ];
     if let Some(rate) = spec.max_rate {
         all.push(("max_rate", rate.0.to_string()));

@@ -48,6 +48,7 @@ impl<S: Store> Driver<S> {
                 },
                 parallel: workers,
                 large_table_threshold: spec.large_table_threshold,
+                yield_to_ddl: spec.yield_to_ddl,
             },
             Work::TakeSlot => Command::TakeSlot {
                 target: spec.target.clone(),

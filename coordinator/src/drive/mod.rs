@@ -23,6 +23,7 @@ mod gauges;
 mod handle;
 mod handover;
 mod jobs;
+mod locks;
 mod log;
 mod rebuild;
 mod requests;
@@ -52,6 +53,7 @@ pub use handle::{
 };
 
 use crate::admission::Admission;
+use crate::job::locks::JobLocks;
 use crate::job::machine::{Parting, Rules};
 use crate::job::moment::after;
 use crate::job::progress::Meter;
@@ -88,6 +90,7 @@ struct Live {
     job: Job,
     tally: Tally,
     vigil: Vigil,
+    locks: JobLocks,
     meter: Meter,
     feed: watch::Sender<Feed>,
     /// Who looks at it in full.

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use super::audience::Seat;
 use super::jobs::took;
 use super::{Driver, Feed, Live};
+use crate::job::locks::JobLocks;
 use crate::job::machine::{JobEvent, Parting};
 use crate::job::moment::after;
 use crate::job::progress::{Detail, Meter};
@@ -90,6 +91,7 @@ impl<S: Store> Driver<S> {
         let live = Live {
             tally,
             vigil: Vigil::default(),
+            locks: JobLocks::default(),
             meter,
             feed,
             seat: Seat::EMPTY,

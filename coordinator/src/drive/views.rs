@@ -89,9 +89,7 @@ impl<S: Store> Driver<S> {
     pub(super) fn live_job_view(&self, id: JobId, now: Timestamp) -> Option<JobView> {
         let live = self.jobs.get(&id)?;
         let state = self.state_of(&live.job.spec.target);
-        let view = live
-            .meter
-            .view(&live.job, state, &live.tally, Detail::Shown, now);
+        let view = live.view(state, Detail::Shown, now);
         let end = live.end.as_deref().cloned();
         Some(job_view(&live.job, view.tables, end))
     }
@@ -114,9 +112,7 @@ impl<S: Store> Driver<S> {
             return false;
         };
         let state = self.state_of(&live.job.spec.target);
-        let view = live
-            .meter
-            .view(&live.job, state, &live.tally, Detail::Active, now);
+        let view = live.view(state, Detail::Active, now);
         let Some(live) = self.jobs.get_mut(&id) else {
             return false;
         };
@@ -155,9 +151,7 @@ impl<S: Store> Driver<S> {
     pub(super) fn full_view(&self, id: JobId, now: Timestamp) -> Option<ProgressView> {
         let live = self.jobs.get(&id)?;
         let state = self.state_of(&live.job.spec.target);
-        let view = live
-            .meter
-            .view(&live.job, state, &live.tally, Detail::All, now);
+        let view = live.view(state, Detail::All, now);
         let history = live.history.clone();
         Some(ProgressView {
             detail: ProgressDetail {

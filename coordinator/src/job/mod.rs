@@ -25,6 +25,7 @@ use steep_protocol::{ByteCount, CommandId, Fault, JobId, Lsn, Phase, RowCount};
 
 pub mod applying;
 pub mod handover;
+pub mod locks;
 pub mod machine;
 pub(crate) mod moment;
 pub mod preflight;

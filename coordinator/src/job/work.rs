@@ -9,7 +9,7 @@ use steep_protocol::{NodeId, Phase};
 use super::state::NodeEvent;
 
 /// One of the two agents of a job.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Side {
     /// Where the rows are.
     Source,

@@ -69,3 +69,9 @@ pub const TABLES_SHOWN: usize = 100;
 
 /// Tables in the list of the slowest.
 pub const SLOWEST_TABLES: usize = 10;
+
+/// Conflicts of locks that an agent reports at once.
+pub const LOCK_CONFLICTS_MAX: usize = 20;
+
+/// Characters of another session's statement that are shown.
+pub const STATEMENT_SHOWN: usize = 200;

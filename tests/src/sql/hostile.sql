@@ -91,7 +91,7 @@ INSERT INTO no_columns DEFAULT VALUES;
 ALTER TABLE no_columns REPLICA IDENTITY FULL;
 CREATE TABLE only_generated (g integer GENERATED ALWAYS AS (42) STORED);
 INSERT INTO only_generated DEFAULT VALUES;
-ALTER TABLE only_generated REPLICA IDENTITY FULL;
+-- No replica identity: 18 would refuse every UPDATE of such a table with a FULL one.
 
 -- Names --------------------------------------------------------------------------------------
 CREATE SCHEMA "Größe; DROP SCHEMA ""x"" -- 'y'";

@@ -34,7 +34,7 @@ pub(super) async fn rows(
             }
             ExtensionRelation::Table { condition } => {
                 let sql = format!(
-                    "SELECT count(*) FROM (SELECT FROM ONLY {of} {condition} LIMIT {COUNT_MAX}) AS some"
+                    "SELECT count(*) FROM (SELECT FROM ONLY {of} {condition} LIMIT {COUNT_MAX}) AS chosen"
                 );
                 match count(task, session, &sql).await? {
                     Some(0) => continue,

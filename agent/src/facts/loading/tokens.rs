@@ -108,6 +108,9 @@ fn place(
         && tokens
             .get(next + 1)
             .is_some_and(|t| t.is("type") || t.is("rowtype"));
+    if name.schema.is_none() && ["only", "lateral"].contains(&name.name.as_str()) {
+        return;
+    }
     if inserted || (read && !is_called) || typed {
         found.relations.insert(name);
     } else if is_called && !after("table") && !after("as") && before(1) != Some(&Token::Mark(')')) {
@@ -287,8 +290,11 @@ fn comment(text: &str) -> usize {
 /// The length of the dollar-quoted string at the head of `text`, if it is one: `$1` is a parameter.
 fn dollar(text: &str) -> Option<usize> {
     let end = text[1..].find(|c: char| !(c.is_alphanumeric() || c == '_'))? + 1;
+    if text.as_bytes().get(end) != Some(&b'$') {
+        return None;
+    }
     let tag = &text[..=end];
-    if !tag.ends_with('$') || tag[1..].starts_with(|c: char| c.is_ascii_digit()) {
+    if tag[1..].starts_with(|c: char| c.is_ascii_digit()) {
         return None;
     }
     let close = text[tag.len()..].find(tag);

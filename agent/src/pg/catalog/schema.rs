@@ -16,9 +16,10 @@ use steep_protocol::message::schema::{
 };
 use steep_schema::{Schema, bounded, fingerprint};
 use tokio_postgres::Row;
+use tokio_util::sync::CancellationToken;
 
 use super::{Partitions, USER_RELATION, identifier, table_name};
-use crate::pg::{Conninfo, PgError, Session};
+use crate::pg::{Again, Conninfo, LOCK_MOMENT, PgError, Session};
 
 /// What the text of expressions depends on beyond what every session sets.
 const PINNED: &str = "SET timezone = 'UTC'; SET quote_all_identifiers = off; \
@@ -88,8 +89,14 @@ pub async fn read_schema_at_once(
 /// [`PgError`] of the connection or a query; a table that somebody has locked is waited for so long.
 pub async fn describe(conninfo: &Conninfo, filter: &TableFilter) -> Result<Schema, PgError> {
     let session = Session::connect(conninfo, "describe").await?;
-    session.batch_execute("SET lock_timeout = '5s'").await?;
-    let schema = read_schema_at_once(&session, filter).await?;
+    session.batch_execute(LOCK_MOMENT).await?;
+    let mut again = Again::few();
+    let schema = loop {
+        match read_schema_at_once(&session, filter).await {
+            Err(error) => again.after(error, &CancellationToken::new()).await?,
+            Ok(schema) => break schema,
+        }
+    };
     session.close().await;
     Ok(schema)
 }

@@ -224,6 +224,15 @@ impl Conninfo {
         pairs.join(" ")
     }
 
+    /// [`Conninfo::libpq_without_password`] for a program whose session is named after its purpose.
+    pub(crate) fn libpq_for(&self, purpose: &str) -> String {
+        let named = Self {
+            application_name: Some(self.application_name(purpose)),
+            ..self.clone()
+        };
+        named.libpq_without_password()
+    }
+
     /// The password for the first address, if there is one: for a child's `PGPASSWORD`.
     #[must_use]
     pub fn password(&self) -> Option<Secret> {
@@ -244,7 +253,7 @@ impl Conninfo {
     /// The same with `application_name` of ours: `steep-repl <purpose>`.
     /// The operator's name for us, shortened where it must be: the purpose names the job, by which
     /// sessions are found again.
-    pub(super) fn application_name(&self, purpose: &str) -> String {
+    pub(crate) fn application_name(&self, purpose: &str) -> String {
         let mut name = self.application_name.as_deref().unwrap_or("steep-repl");
         let room = APPLICATION_NAME_MAX.saturating_sub(purpose.len() + 1);
         if name.len() > room {

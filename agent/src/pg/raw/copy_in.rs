@@ -14,7 +14,7 @@ use tokio::io::AsyncWrite;
 
 use super::buffer::HEAD;
 use super::copy_out::rows_of;
-use super::{PgError, RawConnection, State, server_error};
+use super::{PgError, Preamble, RawConnection, State, server_error};
 
 /// The longest buffer: its message's length is a signed number of 32 bits to the server, which
 /// refuses more than a gigabyte.
@@ -37,11 +37,11 @@ impl RawConnection {
     /// # Errors
     /// [`PgError`]; after [`PgError::Server`] the connection is usable, after others not.
     pub async fn copy_in_start(&mut self, sql: &str) -> Result<(), PgError> {
-        self.begin_copy(sql, |message| match message {
+        let begun = |message: &Message| match message {
             Message::CopyInResponse(_) => Some(State::CopyIn),
             _ => None,
-        })
-        .await
+        };
+        self.begin_copy(sql, begun, &mut Preamble::default()).await
     }
 
     /// Sends COPY data; rows may begin and end anywhere.

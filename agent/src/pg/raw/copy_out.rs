@@ -4,7 +4,7 @@ use postgres_protocol::message::backend::Message;
 use steep_protocol::RowCount;
 
 use super::buffer::HEAD;
-use super::{PgError, RawConnection, State, server_error};
+use super::{PgError, Preamble, RawConnection, State, server_error};
 
 /// How a [`RawConnection::copy_read`] ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,16 +18,17 @@ pub enum CopyStep {
 
 impl RawConnection {
     /// Begins a `COPY … TO STDOUT`. Other statements may stand before and after it in `sql`; an
-    /// error in those after it counts as one of the COPY.
+    /// error in those after it counts as one of the COPY. What those before it answered is in
+    /// `preamble`, whether or not the COPY begins.
     ///
     /// # Errors
     /// [`PgError`]; after [`PgError::Server`] the connection is usable, after others not.
-    pub async fn copy_start(&mut self, sql: &str) -> Result<(), PgError> {
-        self.begin_copy(sql, |message| match message {
+    pub async fn copy_start(&mut self, sql: &str, preamble: &mut Preamble) -> Result<(), PgError> {
+        let begun = |message: &Message| match message {
             Message::CopyOutResponse(_) => Some(State::CopyOut { remaining: 0 }),
             _ => None,
-        })
-        .await
+        };
+        self.begin_copy(sql, begun, preamble).await
     }
 
     /// Appends COPY data to `into` until it holds `limit` bytes or the COPY ends.

@@ -16,7 +16,7 @@ mod startup;
 use std::collections::HashMap;
 
 use bytes::BytesMut;
-use postgres_protocol::message::backend::{ErrorResponseBody, Message};
+use postgres_protocol::message::backend::{ErrorResponseBody, Message, RowDescriptionBody};
 use postgres_protocol::message::frontend;
 use tokio::io::AsyncWriteExt;
 use tokio_postgres::fallible_iterator::FallibleIterator;
@@ -87,6 +87,26 @@ pub struct Canceller {
 
 /// A row of a simple query.
 pub type TextRow = Vec<Option<String>>;
+
+/// What statements before a COPY in the same query answered: columns and row of the last one.
+#[derive(Debug, Default)]
+pub struct Preamble {
+    /// Its columns.
+    pub columns: Vec<AnswerColumn>,
+    /// Its row.
+    pub row: Option<TextRow>,
+}
+
+/// A column of an answer, as PostgreSQL describes it; of a domain, the type below it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AnswerColumn {
+    /// Its name.
+    pub name: String,
+    /// Its type.
+    pub type_oid: u32,
+    /// What the type is narrowed to.
+    pub type_modifier: i32,
+}
 
 impl RawConnection {
     /// Connects as `steep-repl <purpose>`, with the settings every connection of ours has.
@@ -182,6 +202,12 @@ impl RawConnection {
         self.state == State::Idle
     }
 
+    /// The server's process for this connection.
+    #[must_use]
+    pub fn process_id(&self) -> i32 {
+        self.cancel.process_id
+    }
+
     /// What cancels this connection's statements.
     #[must_use]
     pub fn canceller(&self) -> Canceller {
@@ -250,6 +276,7 @@ impl RawConnection {
         &mut self,
         sql: &str,
         begun: fn(&Message) -> Option<State>,
+        preamble: &mut Preamble,
     ) -> Result<(), PgError> {
         self.send_query(sql).await?;
         loop {
@@ -260,10 +287,9 @@ impl RawConnection {
             }
             match message {
                 // A statement before the COPY, in the same query.
-                Message::CommandComplete(_)
-                | Message::RowDescription(_)
-                | Message::DataRow(_)
-                | Message::EmptyQueryResponse => {}
+                Message::CommandComplete(_) | Message::EmptyQueryResponse => {}
+                Message::RowDescription(body) => preamble.columns = answer_columns(&body)?,
+                Message::DataRow(body) => preamble.row = Some(text_row(&body)?),
                 Message::ErrorResponse(body) => {
                     let error = server_error(&body)?;
                     self.until_ready().await?;
@@ -338,6 +364,19 @@ impl Canceller {
             Err(_) => Err(dial::timed_out(&self.route)),
         }
     }
+}
+
+fn answer_columns(body: &RowDescriptionBody) -> Result<Vec<AnswerColumn>, PgError> {
+    let mut columns = Vec::new();
+    let mut fields = body.fields();
+    while let Some(field) = fields.next()? {
+        columns.push(AnswerColumn {
+            name: field.name().to_owned(),
+            type_oid: field.type_oid(),
+            type_modifier: field.type_modifier(),
+        });
+    }
+    Ok(columns)
 }
 
 fn text_row(body: &postgres_protocol::message::backend::DataRowBody) -> Result<TextRow, PgError> {

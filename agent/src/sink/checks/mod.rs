@@ -11,15 +11,16 @@
 mod queries;
 
 use steep_protocol::message::agent::{WorkProgress, WorkUnit};
-use steep_protocol::message::facts::Finding;
 use steep_protocol::{Fault, Identifier, Phase, TableName};
 use tokio_postgres::Row;
 
 use super::batch::{Batches, Item, Strictness, is_of_the_statement};
 use super::books::{self, Planned};
+use super::build::note_missing;
 use super::conn::Conn;
 use super::deferred::{Aside, Deferred, Kind, Mark, Waiting, mark, waiting};
-use super::statement::{Stage, headline};
+use super::missing::Lack;
+use super::statement::Stage;
 use crate::pg::PgError;
 use crate::task::Task;
 
@@ -134,12 +135,7 @@ fn comment(row: &Row, at: usize) -> String {
 ///
 /// # Errors
 /// Faults of the server or the connection; what is left stays stored for another try.
-pub(super) async fn bring_back(
-    task: &Task,
-    conn: &Conn,
-    phase: Phase,
-) -> Result<Vec<Finding>, Fault> {
-    let mut findings = Vec::new();
+pub(super) async fn bring_back(task: &Task, conn: &Conn, phase: Phase) -> Result<(), Fault> {
     let all = waiting(conn, task.job, Stage::Checks).await?;
     for one in all.iter().rev().filter(|one| !one.added) {
         let state = match one.kind {
@@ -149,7 +145,7 @@ pub(super) async fn bring_back(
         };
         let sql = format!("{};\n{}", one.sql, mark(task.job, one.ord, state));
         if let Err(error) = conn.transact(&sql).await {
-            findings.push(given_up(task, conn, one, error, Lost::Constraint).await?);
+            given_up(task, conn, one, (Lack::Object, &one.sql), &error).await?;
         }
     }
     let checked = waiting(conn, task.job, Stage::Checks).await?;
@@ -165,34 +161,25 @@ pub(super) async fn bring_back(
                 workers: 1,
             },
         );
-        let (statement, lost) = validation(one);
+        let (statement, lack) = validation(one);
         let sql = format!("{statement};\n{}", mark(task.job, one.ord, Mark::Done));
         if let Err(error) = conn.transact(&sql).await {
-            findings.push(given_up(task, conn, one, error, lost).await?);
+            given_up(task, conn, one, (lack, &statement), &error).await?;
         }
     }
-    Ok(findings)
+    Ok(())
 }
 
-/// What is missing where a statement fails.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Lost {
-    /// All of it.
-    Constraint,
-    /// That its rows are checked; the statement would do it.
-    Validation(String),
-}
-
-/// The statement that checks the rows, and what is lost without it.
-fn validation(one: &Waiting) -> (String, Lost) {
+/// The statement that checks the rows, and what is missing without it.
+fn validation(one: &Waiting) -> (String, Lack) {
     let on = match one.kind {
         Kind::Check => On::Table,
         Kind::DomainCheck => On::Domain,
-        _ => return (one.sql.clone(), Lost::Constraint),
+        _ => return (one.sql.clone(), Lack::Object),
     };
     let name = one.name.as_deref().and_then(|n| Identifier::parse(n).ok());
     let (Some(of), Some(name)) = (&one.table, name) else {
-        return (one.sql.clone(), Lost::Constraint);
+        return (one.sql.clone(), Lack::Object);
     };
     let statement = format!(
         "ALTER {} {} VALIDATE CONSTRAINT {}",
@@ -200,7 +187,7 @@ fn validation(one: &Waiting) -> (String, Lost) {
         of.quoted(),
         name.quoted()
     );
-    (statement.clone(), Lost::Validation(statement))
+    (statement, Lack::Check)
 }
 
 /// Notes that one failed, where that is its own fault.
@@ -208,28 +195,13 @@ async fn given_up(
     task: &Task,
     conn: &Conn,
     one: &Waiting,
-    error: PgError,
-    lost: Lost,
-) -> Result<Finding, Fault> {
+    missing: (Lack, &str),
+    error: &PgError,
+) -> Result<(), Fault> {
     if !error.sqlstate().is_some_and(is_of_the_statement) {
-        return Err(conn.fault(&error));
+        return Err(conn.fault(error));
     }
-    conn.execute(&mark(task.job, one.ord, Mark::Failed)).await?;
-    let label = one.label().unwrap_or_else(|| headline(&one.sql));
-    Ok(match lost {
-        Lost::Validation(statement) => conn.warning(
-            "check_not_valid",
-            format!("rows do not pass {label}, or it could not be checked; it is NOT VALID here: {error}"),
-            "the source holds the same rows, and the constraint is not true of them there either, or its function does not work with an empty search_path; new rows are checked",
-            &format!("correct the rows on the source, or the function on both, then run {statement} here"),
-        ),
-        Lost::Constraint => conn.warning(
-            "check_missing",
-            format!("{label} could not be made: {error}"),
-            "this node does not check what the source checks; rows are not affected",
-            &format!("correct the rows or the function on both nodes, then run here: {}", headline(&one.sql)),
-        ),
-    })
+    note_missing(task, conn, one, missing, error).await
 }
 
 #[cfg(test)]
@@ -260,10 +232,10 @@ mod tests {
             domain,
             "ALTER DOMAIN \"s\".\"T\" VALIDATE CONSTRAINT \"c\"\"k\""
         );
-        let (made, lost) = validation(&waits(Kind::DomainNotNull));
+        let (made, lack) = validation(&waits(Kind::DomainNotNull));
         assert_eq!(
-            (made.as_str(), lost),
-            ("ALTER DOMAIN s.\"T\" SET NOT NULL", Lost::Constraint)
+            (made.as_str(), lack),
+            ("ALTER DOMAIN s.\"T\" SET NOT NULL", Lack::Object)
         );
     }
 }

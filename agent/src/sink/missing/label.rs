@@ -140,7 +140,8 @@ fn created(mut rest: &str) -> Option<Label> {
                 _ => name(after),
             };
             let on_table = ["index", "trigger", "policy", "rule"].contains(&kind.as_str());
-            if on_table && let Some(table) = table_after_on(&after[object.len().min(after.len())..])
+            if on_table
+                && let Some(table) = table_after_on(after.get(object.len()..).unwrap_or_default())
             {
                 object = format!("{object} on {table}");
             }
@@ -168,10 +169,10 @@ fn altered(rest: &str) -> Option<Label> {
     let (kind, after) = kind(rest)?;
     let after = noise(after);
     let object = name(after);
-    let what = after[object.len().min(after.len())..].trim_start();
+    let what = after.get(object.len()..).unwrap_or_default().trim_start();
     if let Some(constraint) = what.strip_prefix("ADD CONSTRAINT ") {
         let own = name(constraint);
-        let kind = match constraint[own.len().min(constraint.len())..].trim_start() {
+        let kind = match constraint.get(own.len()..).unwrap_or_default().trim_start() {
             text if text.starts_with("FOREIGN KEY") => "foreign key",
             text if text.starts_with("PRIMARY KEY") => "primary key",
             _ => "constraint",
@@ -183,7 +184,7 @@ fn altered(rest: &str) -> Option<Label> {
     }
     if let Some(constraint) = what.strip_prefix("VALIDATE CONSTRAINT ") {
         return Some(Label {
-            kind: "validated foreign key".to_owned(),
+            kind: "validated constraint".to_owned(),
             object: format!("{} on {object}", name(constraint)),
         });
     }

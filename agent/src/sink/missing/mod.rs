@@ -34,6 +34,9 @@ pub(super) enum Lack {
     ForeignKey,
     /// A foreign key that rows violate: it is there, and stays `NOT VALID`.
     Violated,
+    /// A CHECK constraint, or a domain's, that rows break or that could not be checked: it is there, and
+    /// stays `NOT VALID`.
+    Check,
     /// An owner or privilege for a role that does not exist here.
     Role(String),
     /// An owner or privilege that the role in use may not set.
@@ -47,6 +50,7 @@ impl Lack {
             Self::Object => report::OBJECT,
             Self::ForeignKey => report::FOREIGN_KEY,
             Self::Violated => report::VIOLATED,
+            Self::Check => report::CHECK,
             Self::Role(_) => report::ROLE,
             Self::Privilege(_) => report::PRIVILEGE,
         }
@@ -55,7 +59,7 @@ impl Lack {
     /// What findings of that code are put together by.
     fn about(&self) -> &str {
         match self {
-            Self::Object | Self::ForeignKey | Self::Violated => "",
+            Self::Object | Self::ForeignKey | Self::Violated | Self::Check => "",
             Self::Role(role) | Self::Privilege(role) => role,
         }
     }

@@ -11,6 +11,7 @@ use crate::sink::conn::Conn;
 pub(super) const OBJECT: &str = "object_missing";
 pub(super) const FOREIGN_KEY: &str = "foreign_key_missing";
 pub(super) const VIOLATED: &str = "foreign_key_violated";
+pub(super) const CHECK: &str = "check_not_valid";
 pub(super) const ROLE: &str = "missing_role";
 pub(super) const PRIVILEGE: &str = "privilege";
 
@@ -118,6 +119,12 @@ fn for_object(conn: &Conn, row: &Row<'_>) -> Finding {
         VIOLATED => (
             format!("rows violate foreign key {object}; it stays NOT VALID here"),
             "the source holds the same rows: they came in while the constraint was not enforced there, or their table is not part of this copy",
+        ),
+        CHECK => (
+            format!(
+                "rows do not pass constraint {object}, or it could not be checked; it is NOT VALID here: {error}"
+            ),
+            "the source holds the same rows, and the constraint is not true of them there either, or its function needs a search_path; new rows are checked",
         ),
         FOREIGN_KEY => (
             format!("foreign key {object} could not be made: {error}"),

@@ -18,6 +18,7 @@ use crate::terminal::{Terminal, tell};
 pub(crate) async fn run(mut args: StartArgs, context: &Context) -> Result<u8, Failure> {
     let choices = &mut args.choices;
     choices.schema_sync = choices.schema_sync.or(context.settings.schema_sync);
+    choices.yield_to_ddl = choices.yield_to_ddl.or(context.settings.yield_to_ddl.0);
     begin::told(go(&args, context).await, &args.targets, context.terminal)
 }
 

@@ -11,6 +11,7 @@ use steep_protocol::{NodeState, Phase};
 use super::panes;
 use super::pieces::{bar, cell, flow, put, seconds, spark, width, wrap};
 use super::theme::Theme;
+use crate::render::locks;
 use crate::render::progress::{left, phase_name, phase_work, retries, wire, workers};
 use crate::units;
 use crate::watch::model::{Model, Node};
@@ -106,6 +107,12 @@ fn head(
     if let Some(view) = &node.progress {
         lines.push(overall(model, view, columns, theme));
         lines.extend(flow(amounts(view), columns, &dotted(theme)));
+        for (label, lock) in locks::lines(&view.detail.locks).into_iter().take(3) {
+            let text = wrap(&format!("{label} {lock}"), columns)
+                .into_iter()
+                .take(2);
+            lines.extend(text.map(|text| Line::styled(format!(" {text}"), theme.warning())));
+        }
     } else if let Some(job) = job {
         lines.extend(outcome(job, columns, theme));
     } else {

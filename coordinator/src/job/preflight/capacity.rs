@@ -8,20 +8,19 @@ use super::text::counted;
 use super::{End, Pair, Text, error, warning};
 
 /// Connections beside the COPY workers on the source: the snapshot's holder, `pg_dump`, the command
-/// at hand, and the agent's watch over slots.
-const SOURCE_EXTRA_CONNECTIONS: u64 = 4;
+/// at hand, and the agent's watches over slots and over locks.
+const SOURCE_EXTRA_CONNECTIONS: u64 = 5;
 
-/// Connections beside the workers on the target: the command at hand, the ledger, the watch over
-/// subscriptions, and the one that keeps the WAL writer at work.
-const TARGET_EXTRA_CONNECTIONS: u64 = 4;
+/// Connections beside the workers on the target: the command at hand, the ledger, the watches over
+/// subscriptions and over locks, and the one that keeps the WAL writer at work.
+const TARGET_EXTRA_CONNECTIONS: u64 = 5;
 
-/// What PostgreSQL's lock table holds beyond its nominal size before it is out of shared memory,
-/// as a factor. Measured with default settings: 1.6 (15) to 1.7 (18); less is relied on, since
-/// other sessions hold locks too.
-const LOCK_TABLE_SLACK: f64 = 1.4;
+/// The share of the lock table's nominal size that one job may need. The rest is for other sessions;
+/// the table may grow into shared memory that nobody uses, until somebody does.
+const LOCK_TABLE_SAFE: f64 = 0.9;
 
-/// Above this share of the nominal lock table, other sessions' locks can tip the balance.
-const LOCK_TABLE_COMFORT: f64 = 0.8;
+/// Above this share, other sessions' locks can tip the balance.
+const LOCK_TABLE_COMFORT: f64 = 0.6;
 
 pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     let (source, target) = (pair.source_end(), pair.target_end());
@@ -226,20 +225,22 @@ fn native_workers(pair: &Pair<'_>) -> Option<Finding> {
 }
 
 /// Sessions and workers that can hold locks at once, as the server sizes its lock table by them
-/// (manual, `max_locks_per_transaction`).
+/// (`MaxBackends` in postinit.c and `NLOCKENTS` in lock.c).
 fn lock_holders(end: &End<'_>) -> Option<u64> {
-    const HOLDERS: [&str; 5] = [
+    const HOLDERS: [&str; 3] = [
         "max_prepared_transactions",
         "max_worker_processes",
         "max_wal_senders",
-        "autovacuum_max_workers",
-        "autovacuum_worker_slots",
     ];
     let number = |name| end.server.number(name).and_then(|n| u64::try_from(n).ok());
     let connections = number("max_connections")?;
-    Some(connections + HOLDERS.iter().filter_map(|name| number(name)).sum::<u64>())
+    // Since 18, places for autovacuum's workers are more than the workers.
+    let autovacuum = number("autovacuum_worker_slots").or_else(|| number("autovacuum_max_workers"));
+    let others: u64 = HOLDERS.iter().filter_map(|name| number(name)).sum();
+    Some(connections + others + autovacuum.unwrap_or(0))
 }
 
+/// What `CREATE PUBLICATION` and `pg_dump` lock at once, one after the other: every table.
 fn locks(end: &End<'_>, tables: u64) -> Option<Finding> {
     let each = end.server.number("max_locks_per_transaction")?;
     let holders = lock_holders(end)?;
@@ -247,18 +248,19 @@ fn locks(end: &End<'_>, tables: u64) -> Option<Finding> {
     if tables as f64 <= nominal as f64 * LOCK_TABLE_COMFORT {
         return None;
     }
-    // A third more than needed, in steps people write.
-    let wanted = (tables * 4 / 3)
-        .div_ceil(holders.max(1))
-        .next_multiple_of(64);
+    // Twice what is needed, in steps people write.
+    let wanted = (tables * 2).div_ceil(holders.max(1)).next_multiple_of(64);
     let text = Text::new(
         format!(
-            "max_locks_per_transaction is {each}, which makes room for about {nominal} locks; the job holds {tables} at once"
+            "max_locks_per_transaction is {each}, which makes room for about {nominal} locks of all sessions; pg_dump and CREATE PUBLICATION hold {tables} at once"
         ),
-        "each table stays locked against ALTER and DROP while it is planned and its schema is read; a full lock table ends the job, and statements of other sessions",
-        format!("set max_locks_per_transaction to {wanted} or more and restart this server"),
+        "a full lock table ends the job, and statements of other sessions too",
+        format!(
+            "on {}: ALTER SYSTEM SET max_locks_per_transaction = {wanted}, then restart its PostgreSQL",
+            end.node
+        ),
     );
-    Some(if tables as f64 > nominal as f64 * LOCK_TABLE_SLACK {
+    Some(if tables as f64 > nominal as f64 * LOCK_TABLE_SAFE {
         error("locks", end.node, text)
     } else {
         warning("locks", end.node, text)

@@ -1,22 +1,21 @@
-//! What is in the source that needs a word: rows that cannot be told apart, objects that are not
+//! What is in the source that needs a word: objects that are not
 //! replicated, roles and extensions that must exist on the target, the means to carry the schema.
 
-use steep_protocol::message::facts::{Finding, Listed};
+use steep_protocol::message::facts::{Finding, Listed, UnmatchedFilter};
 
 use super::text::{all_names, counted, names, version};
-use super::{Pair, Text, error, info, warning};
-
-/// The first version with virtual generated columns.
-const VIRTUAL_COLUMNS_SINCE: u32 = 180_000;
+use super::{Pair, Text, error, features, identity, info, warning};
 
 pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
+    findings.extend(filters(pair));
+    findings.extend(dependants(pair));
     findings.extend(nothing_to_copy(pair));
-    findings.extend(identity(pair));
+    identity::judge(pair, findings);
     if !pair.is_restored() {
         findings.extend(not_replicated(pair));
         findings.extend(pg_dump(pair));
     }
-    findings.extend(virtual_columns(pair));
+    features::judge(pair, findings);
     findings.extend(xml(pair));
     findings.extend(extensions(pair));
     findings.extend(roles(pair));
@@ -25,7 +24,70 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
 /// What publishing every table means for the source.
 pub(super) fn judge_source(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     findings.extend(nothing_to_copy(pair));
-    findings.extend(identity(pair));
+    identity::judge(pair, findings);
+}
+
+fn filters(pair: &Pair<'_>) -> Vec<Finding> {
+    let told = pair.source.unmatched.iter().map(|unmatched| {
+        let UnmatchedFilter { option, name, near } = unmatched;
+        let meant = match near.as_slice() {
+            [] => format!("correct {option}, or leave it out"),
+            near => format!(
+                "did you mean {}? Otherwise leave {option} out",
+                near.join(", ")
+            ),
+        };
+        let text = Text::new(
+            format!("{option} {name} matches nothing here"),
+            "it would choose other tables than was meant",
+            meant,
+        );
+        error("filter_matches_nothing", &pair.spec.source, text)
+    });
+    told.collect()
+}
+
+/// What the filter makes of a schema that is created on the target.
+fn dependants(pair: &Pair<'_>) -> Vec<Finding> {
+    let (facts, node) = (&pair.source.filter, &pair.spec.source);
+    if !pair.schema_is_created() {
+        return Vec::new();
+    }
+    let mut found = Vec::new();
+    if !facts.split.is_empty() {
+        found.push(error(
+            "filter_splits",
+            node,
+            Text::new(
+                format!("tables that cannot be made without others that the filter leaves out: {}", names(&facts.split)),
+                "they inherit from such a table, or a column, default or check of them depends on it",
+                "leave them out too with --exclude-table, or let the filter admit what they depend on",
+            ),
+        ));
+    }
+    if !facts.left_out.is_empty() {
+        found.push(warning(
+            "filter_leaves_out",
+            node,
+            Text::new(
+                format!("left out, since they depend on what the filter leaves out: {}", names(&facts.left_out)),
+                "they cannot be made on the target without it",
+                "nothing, where the target does without them; else let the filter admit what they depend on",
+            ),
+        ));
+    }
+    if !facts.along.is_empty() {
+        found.push(info(
+            "filter_brings_along",
+            node,
+            Text::new(
+                format!("from outside the included schemas: {}", names(&facts.along)),
+                "the included tables cannot be made without them",
+                "nothing: they are made on the target too",
+            ),
+        ));
+    }
+    found
 }
 
 fn nothing_to_copy(pair: &Pair<'_>) -> Option<Finding> {
@@ -40,59 +102,6 @@ fn nothing_to_copy(pair: &Pair<'_>) -> Option<Finding> {
         );
         error("nothing_to_copy", &pair.spec.source, text)
     })
-}
-
-fn identity(pair: &Pair<'_>) -> Vec<Finding> {
-    let node = &pair.spec.source;
-    let mut found = Vec::new();
-    let without = &pair.source.without_identity;
-    if !without.is_empty() {
-        found.push(warning(
-            "no_replica_identity",
-            node,
-            Text::new(
-                format!(
-                    "{} neither a primary key nor another replica identity: {}",
-                    counted(without.count, "table has", "tables have"),
-                    names(without)
-                ),
-                "from the moment these tables are published, every UPDATE and DELETE on them FAILS ON THE SOURCE, in the applications that use it, until the publication is gone; INSERT goes on working",
-                "add a primary key, or ALTER TABLE … REPLICA IDENTITY FULL (or USING INDEX a unique index of NOT NULL columns), or leave them out with --exclude-table; ignore this only for tables that are never updated",
-            ),
-        ));
-    }
-    let changed = &pair.source.changed_without_identity;
-    if !changed.is_empty() {
-        found.push(error(
-            "replica_identity_needed",
-            node,
-            Text::new(
-                format!(
-                    "{} neither a primary key nor another replica identity, and rows that are updated or deleted: {}",
-                    counted(changed.count, "table has", "tables have"),
-                    names(changed)
-                ),
-                "from the moment these tables are published, every UPDATE and DELETE on them FAILS ON THE SOURCE, in the applications that do it today",
-                "add a primary key, or ALTER TABLE … REPLICA IDENTITY FULL (or USING INDEX a unique index of NOT NULL columns), or leave them out with --exclude-table",
-            ),
-        ));
-    }
-    let unequal = &pair.source.identity_without_equality;
-    if !unequal.is_empty() {
-        found.push(warning(
-            "replica_identity_equality",
-            node,
-            Text::new(
-                format!(
-                    "tables with REPLICA IDENTITY FULL have columns of a type without equality (json, xml, point and the like): {}",
-                    names(unequal)
-                ),
-                "the first UPDATE or DELETE on them stops the subscription, which cannot find the row to change",
-                "add a primary key and ALTER TABLE … REPLICA IDENTITY DEFAULT, or change the column's type (json to jsonb)",
-            ),
-        ));
-    }
-    found
 }
 
 fn not_replicated(pair: &Pair<'_>) -> Vec<Finding> {
@@ -156,23 +165,6 @@ fn not_replicated(pair: &Pair<'_>) -> Vec<Finding> {
         ));
     }
     found
-}
-
-fn virtual_columns(pair: &Pair<'_>) -> Option<Finding> {
-    let tables = &pair.source.virtual_columns;
-    let target = pair.target.server.version;
-    let lost = !tables.is_empty() && target < VIRTUAL_COLUMNS_SINCE && pair.schema_is_created();
-    lost.then(|| {
-        error(
-            "virtual_columns",
-            &pair.spec.target,
-            Text::new(
-                format!("virtual generated columns in {}", names(tables)),
-                format!("PostgreSQL {} does not know them: these tables cannot be created", version(target)),
-                "use a target of PostgreSQL 18 or newer, or create the tables yourself without these columns",
-            ),
-        )
-    })
 }
 
 fn xml(pair: &Pair<'_>) -> Option<Finding> {

@@ -11,13 +11,16 @@
 //! In the order a person would look: [`servers`] (who is there), [`links`] (do they reach each
 //! other), [`privileges`], [`owner_code`] (whose code runs with them), [`capacity`] (is there room for
 //! the job's slots, workers, sessions, locks), [`limits`] (what could end it midway), [`content`] (what
-//! is in the source), [`event_triggers`] (what fires on what the job makes), [`receiver`] (what is on the
-//! target), [`loading`] (what rows need while they are loaded), [`prepared`] (where a backup is to go on
-//! from), [`schema`] (how it differs).
+//! is in the source), [`identity`] (whether changes to its tables succeed and arrive), [`features`]
+//! (what its schema uses that the target may lack), [`event_triggers`] (what fires on what the job
+//! makes), [`receiver`] (what is on the target), [`loading`] (what rows need while they are loaded),
+//! [`prepared`] (where a backup is to go on from), [`schema`] (how it differs).
 
 mod capacity;
 mod content;
 mod event_triggers;
+mod features;
+mod identity;
 mod limits;
 mod links;
 mod loading;
@@ -25,6 +28,7 @@ mod owner_code;
 mod prepared;
 mod privileges;
 mod receiver;
+mod replicability;
 mod schema;
 mod servers;
 pub(super) mod text;
@@ -88,7 +92,9 @@ pub fn judge(case: &Case<'_>) -> Vec<Finding> {
     if let Some((handover, slot)) = handover {
         prepared::judge(&pair, handover, slot, &mut findings);
     }
-    if handover.is_none_or(|(handover, _)| handover.schema == SchemaCheck::Compared) {
+    let compared = handover.map_or(SchemaCheck::Compared, |(handover, _)| handover.schema);
+    identity::judge_keys(&pair, compared, &mut findings);
+    if compared == SchemaCheck::Compared {
         schema::judge(&pair, &mut findings);
     }
     // Stable: within a severity the order above is kept.

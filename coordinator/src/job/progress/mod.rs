@@ -289,6 +289,7 @@ impl Meter {
             phase_bytes_sec: counted.and_then(|_| self.pace.known_rate()),
             phase_times: phase_times(job, now),
             history: Vec::new(),
+            locks: Vec::new(),
         }
     }
 

@@ -4,7 +4,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::agent::{MissingObjects, Rebuilt};
+use super::agent::{LockRole, MissingObjects, Rebuilt};
 use super::facts::Finding;
 use super::handover::{CompleteSpec, PrepareSpec, PreparedSlot, SlotName};
 use super::job::CancelledData;
@@ -277,6 +277,48 @@ pub struct ProgressDetail {
     /// last hour about every ten seconds, what is older more and more thinly; at most
     /// [`crate::limits::SAMPLES_MAX`]. In a stream: empty.
     pub history: Vec<ProgressSample>,
+    /// Sessions that wait for the job's, or the other way round, on either server.
+    pub locks: Vec<LockView>,
+}
+
+/// Somebody who waits for a job, or whom it waits for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LockView {
+    /// On which node.
+    pub node_id: NodeId,
+    /// Who waits.
+    pub role: LockRole,
+    /// What the job does there: `copy`, `schema`, `sink-build`.
+    pub ours: String,
+    /// The other session's process; 0 for a prepared transaction.
+    pub pid: i32,
+    /// Its `application_name`.
+    pub application: String,
+    /// Its statement, shortened and without literals.
+    pub statement: String,
+    /// The table.
+    pub table: String,
+    /// How long whoever waits has waited.
+    pub waited_seconds: u32,
+    /// How many more wait for the same table.
+    pub queued: u32,
+}
+
+impl LockView {
+    /// The other session: `process 123 (psql: ALTER TABLE …)`.
+    #[must_use]
+    pub fn who(&self) -> String {
+        let who = match self.pid {
+            0 => "a prepared transaction".to_owned(),
+            pid => format!("process {pid}"),
+        };
+        match (self.application.as_str(), self.statement.as_str()) {
+            ("", "") => who,
+            (application, "") => format!("{who} ({application})"),
+            ("", statement) => format!("{who} ({statement})"),
+            (application, statement) => format!("{who} ({application}: {statement})"),
+        }
+    }
 }
 
 /// Where a job was at some time.

@@ -4,6 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::feature::Feature;
+use super::identity::IdentityGroup;
 use super::schema::SchemaReview;
 use crate::wire::limits::LISTED_MAX;
 use crate::wire::{ByteCount, NodeId};
@@ -176,22 +178,20 @@ pub struct SourceFacts {
     pub tables: u64,
     /// Their bytes with indexes and TOAST, and those of materialised views.
     pub total_bytes: ByteCount,
-    /// Tables that publish changes and have no replica identity, and whose rows nobody has changed
-    /// or deleted since the server's statistics begin.
-    pub without_identity: Listed,
-    /// The same, where somebody has: it would fail once they are published.
-    pub changed_without_identity: Listed,
-    /// Tables with `REPLICA IDENTITY FULL` and a column whose type has no equality, such as `json`:
-    /// the subscriber cannot find the row of an UPDATE or DELETE in them.
-    pub identity_without_equality: Listed,
+    /// Tables whose replica identity is not simply a key of ordinary columns, grouped.
+    pub identities: Vec<IdentityGroup>,
     /// Unlogged tables, which are neither copied nor replicated.
     pub unlogged: Listed,
     /// Foreign tables, which are not copied.
     pub foreign_tables: Listed,
     /// Materialised views, which are refreshed and not copied.
     pub materialized_views: Listed,
-    /// Tables with virtual generated columns, which only 18 and newer know.
-    pub virtual_columns: Listed,
+    /// What the schema uses that another server may lack.
+    pub features: Vec<FeatureUse>,
+    /// What the filter makes of everything that is not a table.
+    pub filter: FilterFacts,
+    /// Names in the filter that name nothing here.
+    pub unmatched: Vec<UnmatchedFilter>,
     /// Tables with a column of type `xml`, which a server may have been built without.
     pub xml: Listed,
     /// Sequences, which are set once at the end.
@@ -231,6 +231,9 @@ pub struct TargetFacts {
     pub not_owned: Listed,
     /// Tables that the filter admits and the source does not have. They are left alone.
     pub extra_tables: Listed,
+    /// Tables of both in which this end finds no row that an UPDATE or DELETE is about, since its key is
+    /// another than the source's.
+    pub unfindable: Listed,
     /// How its schema differs from the source's, where it has one, and what would be done about it.
     pub review: SchemaReview,
     /// Tables to be copied that have triggers which fire on replicated rows, and so on every row
@@ -240,6 +243,12 @@ pub struct TargetFacts {
     pub owner_code: Listed,
     /// Whether the server knows `xml`; `None` where it could not be asked.
     pub xml: Option<bool>,
+    /// Whether columns can be compressed by LZ4; `None` where it could not be asked, as of the next.
+    pub lz4: Option<bool>,
+    /// Whether it was built with ICU.
+    pub icu: Option<bool>,
+    /// Locales of the operating system that it knows, as `pg_collation.collcollate` spells them.
+    pub locales: Vec<String>,
     /// Extensions whose files are here.
     pub extensions_available: Vec<AvailableExtension>,
     /// Roles that exist here.
@@ -258,6 +267,39 @@ pub struct TargetFacts {
     pub settings: Vec<SettingDifference>,
     /// Whether the role in use may alter the database.
     pub owns_database: bool,
+}
+
+/// Objects that use a feature.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FeatureUse {
+    /// The feature.
+    pub feature: Feature,
+    /// The locale, where the feature is a collation of the operating system; else empty.
+    pub locale: String,
+    /// What uses it: relations, with the column, index or constraint that does.
+    pub objects: Listed,
+}
+
+/// What a filter makes of a schema.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct FilterFacts {
+    /// Objects that depend on tables that are left out, and so are left out with them.
+    pub left_out: Listed,
+    /// Objects outside the included schemas that the tables in them need, and so come along.
+    pub along: Listed,
+    /// Tables that the filter admits and that cannot be made without those it leaves out.
+    pub split: Listed,
+}
+
+/// A name in a filter that names nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnmatchedFilter {
+    /// The option it was given with, such as `--exclude-table`.
+    pub option: String,
+    /// The name.
+    pub name: String,
+    /// Names that are there and close to it.
+    pub near: Vec<String>,
 }
 
 /// An extension that a server could install.

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::wire::units::parse_duration;
 use crate::wire::{ByteCount, Identifier, JobId, NodeId, TableName, limits};
 
 /// How the rows get there.
@@ -183,6 +184,8 @@ pub struct JobSpec {
     pub large_table_threshold: ByteCount,
     /// The job fails once it has run this long.
     pub timeout_seconds: u64,
+    /// How long somebody may wait for a lock that the job holds on the source.
+    pub yield_to_ddl: YieldToDdl,
 }
 
 impl JobSpec {
@@ -203,6 +206,56 @@ impl JobSpec {
             filter: TableFilter::default(),
             large_table_threshold: ByteCount(10_000_000_000),
             timeout_seconds: 24 * 3600,
+            yield_to_ddl: YieldToDdl::default(),
+        }
+    }
+}
+
+/// How long another session may wait for a table on the source that the job is reading
+/// (`--yield-to-ddl`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum YieldToDdl {
+    /// So many seconds; the job stops reading the table then.
+    After(u32),
+    /// Until the table is read.
+    Never,
+}
+
+impl Default for YieldToDdl {
+    fn default() -> Self {
+        Self::After(10)
+    }
+}
+
+impl YieldToDdl {
+    /// Reads `10s`, `2m` or `never`.
+    ///
+    /// # Errors
+    /// A sentence that says what is allowed.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if text == "never" {
+            return Ok(Self::Never);
+        }
+        let seconds = parse_duration(text).map_err(|why| format!("{why}, or never"))?;
+        let seconds = u32::try_from(seconds.as_secs()).map_err(|error| error.to_string())?;
+        Ok(Self::After(seconds))
+    }
+
+    /// Whether a session that has waited so long is given way to.
+    #[must_use]
+    pub fn is_due(self, waited_seconds: f64) -> bool {
+        match self {
+            Self::After(limit) => waited_seconds >= f64::from(limit),
+            Self::Never => false,
+        }
+    }
+}
+
+impl fmt::Display for YieldToDdl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::After(seconds) => write!(f, "{seconds}s"),
+            Self::Never => f.write_str("never"),
         }
     }
 }
@@ -266,6 +319,20 @@ mod tests {
             "",
         ] {
             assert!(!ours.include(other), "{other:?} was taken for ours");
+        }
+    }
+
+    #[test]
+    fn how_long_others_may_wait_is_read_and_due_in_time() {
+        let limit = YieldToDdl::parse("1m30s").unwrap();
+        assert_eq!(limit, YieldToDdl::After(90));
+        assert!(!limit.is_due(89.9) && limit.is_due(90.0));
+        assert!(!YieldToDdl::parse("never").unwrap().is_due(1e9));
+        for bad in ["", "10", "0s", "always"] {
+            assert!(YieldToDdl::parse(bad).is_err(), "{bad:?} was taken");
+        }
+        for text in ["10s", "never"] {
+            assert_eq!(YieldToDdl::parse(text).unwrap().to_string(), text);
         }
     }
 

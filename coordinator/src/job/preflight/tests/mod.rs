@@ -1,16 +1,19 @@
 //! A healthy pair is silent; each defect yields exactly its finding, as grave as it is.
 
+mod features;
+mod identity;
 mod loading;
 mod world;
 
 use std::collections::BTreeSet;
 
-use steep_protocol::message::facts::{Severity, SourceFacts, TargetFacts};
+use steep_protocol::message::facts::{Severity, SourceFacts, TargetFacts, UnmatchedFilter};
 use steep_protocol::message::handover::{NotedSlot, SchemaCheck, ServerSlot, SlotFacts};
 use steep_protocol::message::job::{Confirmation, ExistingRows, Method, SchemaMode};
 use steep_protocol::message::schema::{Change, PlannedStatement, SchemaDifference, Subject};
 use steep_protocol::{ByteCount, Lsn, TableName};
 
+use identity::keyless;
 use world::{World, healthy, restored, set, some, take};
 
 fn difference(column: Option<&str>, change: Change) -> SchemaDifference {
@@ -189,7 +192,7 @@ fn each_shortage_is_its_own_finding() {
             take(&mut w.source.server, "max_connections", 97, 90);
         }),
         ("connections", Warning, |w| {
-            take(&mut w.source.server, "max_connections", 97, 89);
+            take(&mut w.source.server, "max_connections", 97, 88);
         }),
         ("connections", Error, |w| {
             take(&mut w.target.server, "role_connection_limit", 5, 2);
@@ -238,8 +241,8 @@ fn each_shortage_is_its_own_finding() {
             w.spec.method = Method::Native;
             take(&mut w.source.server, "max_replication_slots", 5, 1);
         }),
-        ("locks", Error, |w| w.source.tables = 20_000),
-        ("locks", Warning, |w| w.source.tables = 8_000),
+        ("locks", Error, |w| w.source.tables = 10_000),
+        ("locks", Warning, |w| w.source.tables = 6_000),
     ]);
 }
 
@@ -293,21 +296,12 @@ fn each_limit_that_could_end_the_job_is_its_own_finding() {
 fn each_oddity_of_the_source_is_its_own_finding() {
     walk(&[
         ("nothing_to_copy", Error, |w| w.source.tables = 0),
-        ("no_replica_identity", Warning, |w| {
-            w.source.without_identity = some("app.log");
-        }),
-        ("replica_identity_needed", Error, |w| {
-            w.source.changed_without_identity = some("app.cart");
-        }),
         ("xml", Error, |w| {
             w.source.xml = some("app.letters");
             w.target.xml = Some(false);
         }),
         ("firing_triggers", Error, |w| {
             w.target.firing_triggers = some("app.orders");
-        }),
-        ("replica_identity_equality", Warning, |w| {
-            w.source.identity_without_equality = some("app.docs");
         }),
         ("unlogged", Warning, |w| {
             w.source.unlogged = some("app.cache");
@@ -320,10 +314,21 @@ fn each_oddity_of_the_source_is_its_own_finding() {
             w.source.materialized_views = some("app.totals");
         }),
         ("sequences", Info, |w| w.source.sequences = 7),
-        ("virtual_columns", Error, |w| {
-            w.source.virtual_columns = some("app.v");
-            w.source.server.version = 170_000;
-            w.target.server.version = 170_000;
+        ("filter_splits", Error, |w| {
+            w.source.filter.split = some("app.child");
+        }),
+        ("filter_leaves_out", Warning, |w| {
+            w.source.filter.left_out = some("view app.totals");
+        }),
+        ("filter_brings_along", Info, |w| {
+            w.source.filter.along = some("type util.mood");
+        }),
+        ("filter_matches_nothing", Error, |w| {
+            w.source.unmatched = vec![UnmatchedFilter {
+                option: "--exclude-table".into(),
+                name: "app.oders".into(),
+                near: vec!["app.orders".into()],
+            }];
         }),
         ("missing_extension", Error, |w| {
             w.source
@@ -589,7 +594,7 @@ fn what_keeps_a_source_from_being_prepared() {
     assert_eq!(wal, found("wal_level", Severity::Error));
     let slots = judged(|w| take(&mut w.source.server, "max_replication_slots", 5, 5));
     assert_eq!(slots, found("replication_slots", Severity::Error));
-    let identity = judged(|w| w.source.changed_without_identity = some("t"));
+    let identity = judged(|w| w.source.identities = vec![keyless(true)]);
     assert_eq!(identity, found("replica_identity_needed", Severity::Error));
     let idle = judged(|w| set(&mut w.source.server, "idle_replication_slot_timeout", "60"));
     assert_eq!(idle, found("prepared_slot_limit", Severity::Warning));

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::super::facts::{Finding, SourceFacts, TargetFacts};
 use super::super::handover::{HandoverFacts, PreparedSlot, SchemaCheck, Used};
 use super::super::job::{
-    CancelledData, Compression, ExistingRows, SchemaMode, SyncSlots, TableFilter,
+    CancelledData, Compression, ExistingRows, SchemaMode, SyncSlots, TableFilter, YieldToDdl,
 };
 use super::super::schema::{SchemaCursor, SchemaPage, SchemaReview};
 use crate::wire::{ByteCount, Epoch, JobId, Lsn, NodeId, PartNo, RowCount};
@@ -49,6 +49,8 @@ pub enum Command {
         parallel: u8,
         /// See [`super::super::job::JobSpec::large_table_threshold`].
         large_table_threshold: ByteCount,
+        /// See [`super::super::job::JobSpec::yield_to_ddl`].
+        yield_to_ddl: YieldToDdl,
     },
     /// Target: create the schema where there is none, else check, empty (if told to) and put
     /// indexes and constraints aside.

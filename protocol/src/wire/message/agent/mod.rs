@@ -15,7 +15,9 @@ pub use self::command::{
     Command, Export, IndexTiming, MissingObjects, Outcome, PeerAddress, Rebuilt, SubscriptionStart,
 };
 pub use self::mirror::{MirrorProgress, MirrorRow};
-pub use self::observed::{Observed, ReplicatedDigest, SlotStatus, SubscriptionStatus};
+pub use self::observed::{
+    LockConflict, LockRole, Observed, ReplicatedDigest, SlotStatus, SubscriptionStatus,
+};
 pub use self::progress::{
     PartDone, PartProgress, ProgressReport, TableSummary, WorkProgress, WorkUnit,
 };

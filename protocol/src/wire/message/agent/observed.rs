@@ -17,6 +17,54 @@ pub struct Observed {
     pub digests: Vec<ReplicatedDigest>,
     /// Jobs whose snapshot, opened here, is gone although nobody closed it.
     pub lost_snapshots: Vec<JobId>,
+    /// Sessions of others that wait for ours, or ours for them; at most
+    /// [`LOCK_CONFLICTS_MAX`](crate::limits::LOCK_CONFLICTS_MAX).
+    pub locks: Vec<LockConflict>,
+}
+
+/// Another session and one of ours that want the same table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LockConflict {
+    /// The job that our session works for, where it works for one.
+    pub job: Option<JobId>,
+    /// Who waits.
+    pub role: LockRole,
+    /// What our session does, as its `application_name` says: `copy`, `schema`, `sink-build`.
+    pub ours: String,
+    /// The other session's process; 0 for a prepared transaction.
+    pub pid: i32,
+    /// Its `application_name`.
+    pub application: String,
+    /// Its statement without literals, cut off at
+    /// [`STATEMENT_SHOWN`](crate::limits::STATEMENT_SHOWN) characters.
+    pub statement: String,
+    /// The table, or another relation.
+    pub table: String,
+    /// How long whoever waits has waited.
+    pub waited_seconds: u32,
+    /// How many more wait for the same table.
+    pub queued: u32,
+}
+
+/// Who waits for whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LockRole {
+    /// The other session waits for ours.
+    BlockedByUs,
+    /// Our session waits for the other one.
+    BlocksUs,
+    /// The other session waited for ours, which was ended for it.
+    GaveWay,
+}
+
+impl LockConflict {
+    /// Whether it is the same conflict, a while later.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        (self.job, self.role, self.pid, &self.table, &self.ours)
+            == (other.job, other.role, other.pid, &other.table, &other.ours)
+    }
 }
 
 /// The columns of every table that a replication of ours carries, as this server has them.

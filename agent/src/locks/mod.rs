@@ -1,0 +1,197 @@
+//! Locks that our sessions and those of others want of each other.
+//!
+//! [`LockBook`] is what readers and the [`LockWatch`] know together: which tables are waited for outside
+//! of any queue, how long others may wait for a job, which sessions of ours were ended for somebody. The
+//! watch looks at the server while anything of ours is at work there, reports whom we block and who
+//! blocks us, and ends a session of ours that somebody has waited for too long (G5). Values only but for
+//! `watch`.
+
+mod conflicts;
+mod statement;
+mod watch;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use steep_protocol::JobId;
+use steep_protocol::message::job::YieldToDdl;
+use tokio::time::Instant;
+
+pub use watch::LockWatch;
+
+/// Tables of which it is remembered who wanted them last.
+const SUSPECTS_MAX: usize = 1_000;
+
+/// Shared by everything that takes locks and the watch.
+#[derive(Debug, Default)]
+pub struct LockBook {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// What is at work.
+    attended: usize,
+    rules: HashMap<JobId, YieldToDdl>,
+    awaited: HashMap<(JobId, u32), Awaited>,
+    /// Sessions of ours that were ended, and for whom.
+    ended: HashMap<i32, String>,
+    /// Statements of ours that were seen to wait, by job and purpose, since they were asked for last.
+    waited: HashMap<(JobId, String), String>,
+    /// Who was seen last to want a table for itself.
+    suspects: HashMap<u32, String>,
+}
+
+/// A table that parts wait for.
+#[derive(Debug, Clone, Copy)]
+struct Awaited {
+    parts: usize,
+    since: Instant,
+}
+
+impl LockBook {
+    /// The watch looks as long as the guard lives.
+    #[must_use]
+    pub fn attend(self: &Arc<Self>) -> Attended {
+        self.lock().attended += 1;
+        Attended(Arc::clone(self))
+    }
+
+    /// How long others may wait for that job's sessions.
+    pub(crate) fn set_rule(&self, job: JobId, rule: YieldToDdl) {
+        self.lock().rules.insert(job, rule);
+    }
+
+    /// The job is over.
+    pub(crate) fn forget(&self, job: JobId) {
+        let mut inner = self.lock();
+        inner.rules.remove(&job);
+        inner.waited.retain(|(of, _), _| *of != job);
+    }
+
+    /// A part waits for that table, outside of its queue, until the guard goes.
+    pub(crate) fn wait_for(self: &Arc<Self>, job: JobId, table: u32) -> WaitsFor {
+        let mut inner = self.lock();
+        let fresh = Awaited {
+            parts: 0,
+            since: Instant::now(),
+        };
+        inner.awaited.entry((job, table)).or_insert(fresh).parts += 1;
+        WaitsFor {
+            book: Arc::clone(self),
+            key: (job, table),
+        }
+    }
+
+    /// For whom that session of ours was ended, where it was.
+    pub(crate) fn ended_for(&self, pid: i32) -> Option<String> {
+        self.lock().ended.remove(&pid)
+    }
+
+    /// For whom a session of that purpose has waited, or was ended, since this was asked last.
+    pub(crate) fn hindered(&self, job: JobId, purpose: &str) -> Option<String> {
+        self.lock().waited.remove(&(job, purpose.to_owned()))
+    }
+
+    /// Who was seen last to want that table for itself.
+    pub(crate) fn suspect(&self, table: u32) -> Option<String> {
+        self.lock().suspects.get(&table).cloned()
+    }
+
+    fn is_attended(&self) -> bool {
+        self.lock().attended > 0
+    }
+
+    fn awaited(&self) -> Vec<(JobId, u32, Instant)> {
+        let inner = self.lock();
+        let all = inner.awaited.iter();
+        all.map(|((job, table), a)| (*job, *table, a.since))
+            .collect()
+    }
+
+    fn rule(&self, job: Option<JobId>) -> YieldToDdl {
+        let inner = self.lock();
+        let rule = job.and_then(|job| inner.rules.get(&job).copied());
+        rule.unwrap_or_default()
+    }
+
+    fn note_suspect(&self, table: u32, who: String) {
+        let mut inner = self.lock();
+        if inner.suspects.len() >= SUSPECTS_MAX {
+            inner.suspects.clear();
+        }
+        inner.suspects.insert(table, who);
+    }
+
+    fn note_waited(&self, job: JobId, purpose: &str, who: String) {
+        let mut inner = self.lock();
+        if inner.waited.len() < SUSPECTS_MAX {
+            inner.waited.insert((job, purpose.to_owned()), who);
+        }
+    }
+
+    /// Before it is ended, so that whoever loses the session finds the reason.
+    fn note_ended(&self, pid: i32, who: String) {
+        let mut inner = self.lock();
+        if inner.ended.len() >= SUSPECTS_MAX {
+            inner.ended.clear();
+        }
+        inner.ended.insert(pid, who);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Every critical section is a map operation; none can leave a map half changed.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Something of ours is at work on the server.
+#[derive(Debug)]
+pub struct Attended(Arc<LockBook>);
+
+impl Drop for Attended {
+    fn drop(&mut self) {
+        let mut inner = self.0.lock();
+        inner.attended = inner.attended.saturating_sub(1);
+    }
+}
+
+/// A part that waits for a table.
+#[derive(Debug)]
+pub(crate) struct WaitsFor {
+    book: Arc<LockBook>,
+    key: (JobId, u32),
+}
+
+impl Drop for WaitsFor {
+    fn drop(&mut self) {
+        let mut inner = self.book.lock();
+        if let Some(awaited) = inner.awaited.get_mut(&self.key) {
+            awaited.parts -= 1;
+            if awaited.parts == 0 {
+                inner.awaited.remove(&self.key);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_table_is_awaited_as_long_as_one_part_waits_for_it() {
+        let book = Arc::new(LockBook::default());
+        let one = book.wait_for(JobId(1), 16_384);
+        let two = book.wait_for(JobId(1), 16_384);
+        drop(one);
+        assert_eq!(book.awaited().len(), 1);
+        drop(two);
+        assert!(book.awaited().is_empty());
+        assert!(!book.is_attended());
+        let guard = book.attend();
+        assert!(book.is_attended());
+        drop(guard);
+        assert!(!book.is_attended());
+    }
+}

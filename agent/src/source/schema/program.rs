@@ -1,0 +1,156 @@
+//! Which `pg_dump` is used: there may be several beside an agent.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use tokio::process::Command;
+
+/// Where installations put their programs; a `*` stands for one directory's name.
+const PLACES: [&str; 5] = [
+    "/usr/lib/postgresql/*/bin",
+    "/usr/pgsql-*/bin",
+    "/usr/local/pgsql/bin",
+    "/opt/homebrew/opt/postgresql@*/bin",
+    "/Applications/Postgres.app/Contents/Versions/*/bin",
+];
+
+/// A `pg_dump` that was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Program {
+    pub(super) path: PathBuf,
+    major: u32,
+}
+
+/// The major version of the newest `pg_dump` there is, or why there is none: servers up to that
+/// version can be dumped.
+///
+/// # Errors
+/// A sentence for a person.
+pub async fn pg_dump_major() -> Result<u32, String> {
+    let newest = survey()
+        .await
+        .into_iter()
+        .map(|program| program.major)
+        .max();
+    newest.ok_or_else(|| "there is no pg_dump beside this agent".to_owned())
+}
+
+/// Of those not older than the server, the one named by `STEEP_PG_BIN`, else the nearest: what a newer
+/// one writes, an older target may not understand.
+pub(super) async fn find(server_version: u32) -> Result<Program, String> {
+    let server = server_version / 10_000;
+    if let Some(program) = named().await.filter(|program| program.major >= server) {
+        return Ok(program);
+    }
+    choose(&survey().await, server)
+}
+
+/// The one in `STEEP_PG_BIN`.
+async fn named() -> Option<Program> {
+    let dir = std::env::var_os("STEEP_PG_BIN").filter(|dir| !dir.is_empty())?;
+    inspect(&Path::new(&dir).join("pg_dump")).await
+}
+
+/// All of them.
+async fn survey() -> Vec<Program> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs = std::env::split_paths(&path).chain(PLACES.iter().flat_map(|place| expand(place)));
+    let mut seen: Vec<Program> = named().await.into_iter().collect();
+    for dir in dirs {
+        seen.extend(inspect(&dir.join("pg_dump")).await);
+    }
+    seen
+}
+
+fn choose(seen: &[Program], server: u32) -> Result<Program, String> {
+    let fitting = seen.iter().filter(|program| program.major >= server);
+    fitting
+        .min_by_key(|program| program.major)
+        .cloned()
+        .ok_or_else(|| {
+            let found: Vec<_> = seen
+                .iter()
+                .map(|program| program.major.to_string())
+                .collect();
+            let found = if found.is_empty() {
+                "there is none".to_owned()
+            } else {
+                format!("found: {}", found.join(", "))
+            };
+            format!("a pg_dump of version {server} or newer is needed beside this agent; {found}")
+        })
+}
+
+/// The directories that `place` stands for.
+fn expand(place: &str) -> Vec<PathBuf> {
+    let Some((before, after)) = place.split_once('*') else {
+        return vec![PathBuf::from(place)];
+    };
+    let (parent, prefix) = before.rsplit_once('/').unwrap_or(("", before));
+    let Ok(entries) = std::fs::read_dir(parent) else {
+        return Vec::new();
+    };
+    entries
+        .filter_map(Result::ok)
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix))
+        .map(|entry| entry.path().join(after.trim_start_matches('/')))
+        .collect()
+}
+
+/// Asks a program for its version; `None` where it is none or does not run.
+async fn inspect(path: &Path) -> Option<Program> {
+    if !path.is_file() {
+        return None;
+    }
+    let output = Command::new(path)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await;
+    let output = output.ok().filter(|output| output.status.success())?;
+    let major = major_of(&String::from_utf8_lossy(&output.stdout))?;
+    Some(Program {
+        path: path.to_owned(),
+        major,
+    })
+}
+
+/// `pg_dump (PostgreSQL) 18.6 (Debian …)`.
+fn major_of(text: &str) -> Option<u32> {
+    let version = text.split_whitespace().nth(2)?;
+    let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_version_that_is_not_older_is_chosen() {
+        let program = |major: u32| Program {
+            path: PathBuf::from(major.to_string()),
+            major,
+        };
+        let seen = [program(18), program(14), program(16), program(17)];
+        assert_eq!(choose(&seen, 16), Ok(program(16)));
+        assert_eq!(choose(&seen, 15), Ok(program(16)));
+        let refused = choose(&seen, 19).unwrap_err();
+        assert!(
+            refused.contains("19") && refused.contains("14"),
+            "{refused}"
+        );
+        assert!(choose(&[], 15).is_err());
+    }
+
+    #[test]
+    fn versions_are_read_from_what_pg_dump_says() {
+        assert_eq!(
+            major_of("pg_dump (PostgreSQL) 18.6 (Debian 18.6-1)\n"),
+            Some(18)
+        );
+        assert_eq!(major_of("pg_dump (PostgreSQL) 19devel"), Some(19));
+        assert_eq!(major_of("something else"), None);
+    }
+}
