@@ -22,8 +22,8 @@ use crate::locks::LockWatch;
 use crate::peer::serve::Server;
 use crate::pg::Conninfo;
 use crate::session::{
-    Agent, Control, DigestWatcher, Observer, PreparedWatch, Queues, Readings, Reports, Seen,
-    overdue,
+    Agent, Control, DigestWatcher, Looked, Observer, PreparedWatch, Queues, Readings, Reports,
+    Seen, overdue,
 };
 use crate::source::SourceJobs;
 use crate::telemetry::{Budgets, Metrics, Sources, Telemetry};
@@ -186,11 +186,11 @@ fn observers(
     let (seen_sender, observed) = watch::channel(Observed::default());
     let (prepared_sender, prepared) = watch::channel(None);
     let look_at_columns = Arc::new(Notify::new());
-    let (digest_sender, digests) = watch::channel(Vec::new());
+    let (looked_sender, looked) = watch::channel(Looked::default());
     let watcher = DigestWatcher {
         conninfo: Arc::clone(conninfo),
         every: config.schema_check_interval,
-        seen: digest_sender,
+        seen: looked_sender,
         now: Arc::clone(&look_at_columns),
     };
     let (lock_sender, locks) = watch::channel(Vec::new());
@@ -209,7 +209,7 @@ fn observers(
         mirror: wishes.mirror,
         audit: wishes.audit,
         reports: wishes.reports,
-        digests,
+        looked,
         look_at_columns,
         locks,
     };

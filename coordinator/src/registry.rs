@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::{
-    CoordinatorMessage, Observed, Registration, SlotStatus, SubscriptionStatus,
+    CoordinatorMessage, Observed, PublicationStatus, Registration, SlotStatus, SubscriptionStatus,
 };
 use steep_protocol::message::handover::PreparedSlot;
 use steep_protocol::pace::Pace;
@@ -193,6 +193,12 @@ impl Agent {
     pub fn digest(&self, job: JobId) -> Option<&str> {
         let found = self.observed.digests.iter().find(|d| d.job == job);
         found.map(|d| d.digest.as_str())
+    }
+
+    /// The job's publication as it saw it last.
+    #[must_use]
+    pub fn publication(&self, job: JobId) -> Option<&PublicationStatus> {
+        self.observed.publications.iter().find(|p| p.job == job)
     }
 
     /// The job's slot as it saw it last.

@@ -9,6 +9,7 @@
 
 pub mod catalog;
 pub mod discreet;
+pub(crate) mod mark;
 pub mod raw;
 
 mod conninfo;

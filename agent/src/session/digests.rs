@@ -7,7 +7,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use steep_protocol::message::agent::ReplicatedDigest;
+use steep_protocol::JobId;
+use steep_protocol::message::agent::{Carried, ReplicatedDigest};
 use steep_protocol::message::job::ReplicationNames;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::pg::{Conninfo, LOCK_MOMENT, OwnSchema, PgError, Session};
+use crate::{sink, source};
 
 /// A look that takes longer is given up; ten thousand tables take about a second.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(60);
@@ -28,6 +30,17 @@ const ASKED_EVERY: Duration = Duration::from_secs(15);
 /// (`extension/`): a test holds them together.
 const DIGESTS: &str = include_str!("digests.sql");
 
+/// What a look has found.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Looked {
+    /// Of every replication of ours.
+    pub digests: Vec<ReplicatedDigest>,
+    /// Which tables they carry, as far as that has changed.
+    pub carried: Carried,
+    /// What is known of the errors of those subscriptions that have failed.
+    pub troubles: Vec<(JobId, String)>,
+}
+
 /// Looks at the columns until cancelled.
 #[derive(Debug)]
 pub struct DigestWatcher {
@@ -36,7 +49,7 @@ pub struct DigestWatcher {
     /// Between two looks.
     pub every: Duration,
     /// Where digests go; the newest replace the last.
-    pub seen: watch::Sender<Vec<ReplicatedDigest>>,
+    pub seen: watch::Sender<Looked>,
     /// Asks for a look now.
     pub now: Arc<Notify>,
 }
@@ -48,6 +61,7 @@ impl DigestWatcher {
         let mut tick = tokio::time::interval(self.every);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut may_be_asked = Instant::now();
+        let mut looks = 0;
         loop {
             // A request that comes too soon is kept by the `Notify` until its time.
             let asked = async {
@@ -65,12 +79,10 @@ impl DigestWatcher {
                 looked = looking => looked,
             };
             match looked {
-                Ok(Ok(digests)) => {
-                    self.seen.send_if_modified(|seen| {
-                        let news = *seen != digests;
-                        *seen = digests;
-                        news
-                    });
+                Ok(Ok(mut looked)) => {
+                    looks += 1;
+                    looked.carried.look = looks;
+                    self.seen.send_replace(looked);
                 }
                 Ok(Err(error)) => {
                     // The observer tells where PostgreSQL cannot be asked at all.
@@ -82,7 +94,7 @@ impl DigestWatcher {
         }
     }
 
-    async fn look(&self, session: &mut Option<Session>) -> Result<Vec<ReplicatedDigest>, PgError> {
+    async fn look(&self, session: &mut Option<Session>) -> Result<Looked, PgError> {
         let session = match session {
             Some(session) => session,
             None => {
@@ -92,22 +104,43 @@ impl DigestWatcher {
                 session.insert(fresh)
             }
         };
-        let sql = "SELECT pg_catalog.to_regprocedure('steep_repl.fingerprints(oid[])') IS NOT NULL";
-        // Looked at anew each time: nothing is called in a schema that is not to be trusted.
-        let absent = session.own_schema().await? == OwnSchema::Absent;
-        if absent || !session.query_typed(sql, &[]).await?[0].get::<_, bool>(0) {
-            // Made with the first row that is mirrored.
-            return Ok(Vec::new());
-        }
-        let rows = session
-            .query_typed(DIGESTS, &[(&ReplicationNames::PREFIX, Type::TEXT)])
-            .await?;
-        let digest = |row: &tokio_postgres::Row| {
-            let name: &str = row.get(0);
-            let job = name.strip_prefix(ReplicationNames::PREFIX)?.parse().ok()?;
-            let digest = row.get::<_, Option<String>>(1)?;
-            Some(ReplicatedDigest { job, digest })
+        let carried = Carried {
+            look: 0,
+            published: source::published(session).await?,
+            subscribed: sink::subscribed(session).await?,
         };
-        Ok(rows.iter().filter_map(digest).collect())
+        let failing = failing(session).await?;
+        Ok(Looked {
+            digests: digests(session).await?,
+            carried,
+            troubles: sink::troubles(session, &failing).await?,
+        })
     }
+}
+
+/// Subscriptions of ours that have met errors; before 15 nobody counts them.
+async fn failing(session: &Session) -> Result<Vec<JobId>, PgError> {
+    let all = sink::subscription_statuses(session).await?;
+    let failing = all.iter().filter(|s| s.apply_errors > 0 || !s.running);
+    Ok(failing.map(|s| s.job).collect())
+}
+
+async fn digests(session: &Session) -> Result<Vec<ReplicatedDigest>, PgError> {
+    let sql = "SELECT pg_catalog.to_regprocedure('steep_repl.fingerprints(oid[])') IS NOT NULL";
+    // Looked at anew each time: nothing is called in a schema that is not to be trusted.
+    let absent = session.own_schema().await? == OwnSchema::Absent;
+    if absent || !session.query_typed(sql, &[]).await?[0].get::<_, bool>(0) {
+        // Made with the first row that is mirrored.
+        return Ok(Vec::new());
+    }
+    let rows = session
+        .query_typed(DIGESTS, &[(&ReplicationNames::PREFIX, Type::TEXT)])
+        .await?;
+    let digest = |row: &tokio_postgres::Row| {
+        let name: &str = row.get(0);
+        let job = name.strip_prefix(ReplicationNames::PREFIX)?.parse().ok()?;
+        let digest = row.get::<_, Option<String>>(1)?;
+        Some(ReplicatedDigest { job, digest })
+    };
+    Ok(rows.iter().filter_map(digest).collect())
 }

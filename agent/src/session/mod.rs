@@ -16,7 +16,7 @@ mod report;
 mod way;
 
 pub use control::{Control, Coordinator, Queues, Seen};
-pub use digests::DigestWatcher;
+pub use digests::{DigestWatcher, Looked};
 pub use dispatch::Agent;
 pub use observe::{Observer, PreparedWatch};
 pub use readings::Readings;

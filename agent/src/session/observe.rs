@@ -4,16 +4,17 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use steep_protocol::message::agent::{LockConflict, MirrorRow, Observed, ReplicatedDigest};
+use steep_protocol::message::agent::{LockConflict, MirrorRow, Observed, PublicationStatus};
 use steep_protocol::message::api::AuditView;
 use steep_protocol::message::handover::{PreparedSlot, PreparedState};
 use steep_protocol::pace::{LOOK_EVERY, first_look};
-use steep_protocol::{ByteCount, JobId, NodeId};
+use steep_protocol::{ByteCount, JobId, Lsn, NodeId};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use super::digests::Looked;
 use super::report::Reports;
 use crate::pg::{Conninfo, PgError, Session};
 use crate::sink::{self, schema};
@@ -49,8 +50,8 @@ pub struct Observer {
     pub audit: mpsc::Receiver<AuditView>,
     /// Where it is said that something is in the audit log.
     pub reports: Arc<Reports>,
-    /// The columns of what is replicated, as they were seen last.
-    pub digests: watch::Receiver<Vec<ReplicatedDigest>>,
+    /// What is replicated and its columns, as they were seen last.
+    pub looked: watch::Receiver<Looked>,
     /// Asks for them to be looked at now.
     pub look_at_columns: Arc<Notify>,
     /// Who waits for our sessions and for whom they wait; looked at more often.
@@ -158,13 +159,27 @@ impl Observer {
             Err(error) if error.sqlstate().is_some() => debug!(%error, "prepared slots not read"),
             Err(error) => return Err(error),
         }
+        // Slots before publications: a slot that is listed was made after its publication.
+        let slots = source::slot_statuses(session, self.prepared.newest()).await?;
+        let publications = source::publication_statuses(session).await?;
+        let mut subscriptions = sink::subscription_statuses(session).await?;
+        let looked = self.looked.borrow().clone();
+        for subscription in &mut subscriptions {
+            let own = looked
+                .troubles
+                .iter()
+                .find(|(job, _)| *job == subscription.job);
+            subscription.trouble = own.map(|(_, trouble)| trouble.clone());
+        }
         Ok(Observed {
             postgres: Some(Ok(session.server_version())),
-            slots: source::slot_statuses(session, self.prepared.newest()).await?,
-            subscriptions: sink::subscription_statuses(session).await?,
-            digests: self.digests.borrow().clone(),
+            slots,
+            subscriptions,
+            digests: looked.digests,
             lost_snapshots: self.jobs.lost_snapshots(),
             locks: self.locks.borrow_and_update().clone(),
+            publications,
+            carried: looked.carried,
         })
     }
 
@@ -254,6 +269,7 @@ pub(super) fn stands_out(told: &Observed, seen: &Observed) -> bool {
         let mut plain = observed.clone();
         for slot in &mut plain.slots {
             (slot.lag, slot.wal_held) = (ByteCount(0), ByteCount(0));
+            slot.confirmed = Lsn(0);
         }
         for conflict in &mut plain.locks {
             (conflict.waited_seconds, conflict.queued) = (0, 0);
@@ -304,12 +320,14 @@ impl PreparedWatch {
     }
 }
 
-/// What makes it worth looking at columns at once: a replication that is new here or gone, and errors
-/// of one, which other columns are the first thing to cause.
+/// What makes it worth looking at columns at once: a replication that is new here or gone, a publication
+/// that is not what it was, and errors of a subscription, which other columns are the first thing to
+/// cause.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Signs {
     jobs: BTreeSet<JobId>,
     errors: u64,
+    publications: Vec<PublicationStatus>,
 }
 
 impl Signs {
@@ -321,6 +339,7 @@ impl Signs {
                 .chain(observed.subscriptions.iter().map(|s| s.job))
                 .collect(),
             errors: observed.subscriptions.iter().map(|s| s.apply_errors).sum(),
+            publications: observed.publications.clone(),
         };
         let news = *self != now;
         *self = now;

@@ -14,7 +14,7 @@ use steep_protocol::message::job::CancelledData;
 use super::books::{self, Origin, Progress};
 use super::build::{Purpose, build_constraints_for, build_event_triggers, build_indexes_for};
 use super::conn::{Conn, application_names};
-use super::{existing, ledger, missing, objects, replica_role, settings, subscription};
+use super::{existing, keep_out, ledger, missing, objects, replica_role, settings, subscription};
 use crate::task::{Patience, Task};
 
 /// How long one of our own sessions may take to end once told, in milliseconds.
@@ -58,6 +58,8 @@ pub async fn cleanup(task: &Task, data: CancelledData) -> Result<Vec<Finding>, F
             (CancelledData::Keep, _) => rebuild(task).await?,
         }
     }
+    // Of tables that are dropped they went with them.
+    keep_out::lift(&conn, task.job).await?;
     ledger::forget(task, &conn).await?;
     Ok(findings)
 }

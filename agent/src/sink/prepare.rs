@@ -12,7 +12,9 @@ use super::build::{build_constraints, build_indexes};
 use super::checks::{self, Reach};
 use super::conn::Conn;
 use super::line::{REPLICA_ROLE, no_replica_role};
-use super::{bootstrap, existing, fingerprints, missing, objects, schema, settings, sync};
+use super::{
+    bootstrap, existing, fingerprints, keep_out, missing, objects, schema, settings, sync,
+};
 use crate::chunk::PartReader;
 use crate::task::{Patience, Task};
 
@@ -107,6 +109,7 @@ pub async fn prepare<R: PartReader>(
         checks::put_aside(task, &conn, Reach::Planned).await?;
         let filled = bootstrap::refreshes(&conn, dumps.post_data).await?;
         existing::store_refreshes(task, &conn, filled).await?;
+        findings.extend(keep_out::set(&conn, task.job).await?);
         conn.execute(&prepared).await?;
         return Ok(findings);
     }
@@ -118,6 +121,7 @@ pub async fn prepare<R: PartReader>(
         findings.extend(build_constraints(task, 1).await?);
     }
     checks::put_aside(task, &conn, Reach::All).await?;
+    findings.extend(keep_out::set(&conn, task.job).await?);
     let listed = format!("{};\n{prepared}", objects::note_created(task.job));
     let noted = conn.transact(&listed).await;
     noted.map_err(|error| conn.fault(&error))?;

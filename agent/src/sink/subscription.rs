@@ -20,6 +20,8 @@ use tokio::time::MissedTickBehavior;
 use tokio_postgres::error::SqlState;
 
 use super::conn::Conn;
+use super::keep_out;
+use super::membership::{self, wiring, wiring_sql};
 use super::wal::WalWriterAwake;
 use crate::pg::discreet;
 use crate::pg::{PgError, Session, literal};
@@ -89,6 +91,14 @@ pub async fn subscribe(
         }
         SubscriptionStart::NativeCopy => {}
     }
+    match start {
+        SubscriptionStart::AtSlot(_) | SubscriptionStart::AtOrigin(_) => {
+            keep_out::lift(&conn, task.job).await?;
+        }
+        SubscriptionStart::NativeCopy => {}
+    }
+    let marked = membership::mark(&conn, &name).await;
+    marked.map_err(|error| conn.fault(&error))?;
     let enable = format!("ALTER SUBSCRIPTION {} ENABLE", name.quoted());
     conn.execute(&enable).await?;
     Ok(sync_slots)
@@ -252,7 +262,10 @@ pub async fn await_native_copy(task: &Task) -> Result<(), Fault> {
             },
         );
         if now.ready == now.tables {
-            return Ok(());
+            keep_out::lift(&conn, task.job).await?;
+            // What is added from here on is not of this copy.
+            let marked = membership::mark(&conn, &name).await;
+            return marked.map_err(|error| conn.fault(&error));
         }
         if now.running {
             present = tokio::time::Instant::now();
@@ -378,10 +391,11 @@ pub async fn subscription_statuses(session: &Session) -> Result<Vec<Subscription
         "SELECT s.subname::text, s.subenabled,
             EXISTS (SELECT FROM pg_stat_subscription w
                 WHERE w.subid = s.oid AND w.pid IS NOT NULL AND w.relid IS NULL),
-            coalesce({errors}, 0)::int8
+            coalesce({errors}, 0)::int8, {}
          FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid
          WHERE d.datname = current_database() AND starts_with(s.subname::text, '{}')
          ORDER BY s.subname",
+        wiring_sql(session.server_version()),
         ReplicationNames::PREFIX
     );
     let rows = session.query_typed(&sql, &[]).await?;
@@ -393,6 +407,10 @@ pub async fn subscription_statuses(session: &Session) -> Result<Vec<Subscription
             enabled: row.get(1),
             running: row.get(2),
             apply_errors: u64::try_from(row.get::<_, i64>(3)).unwrap_or(0),
+            wiring: wiring(row.get(4)),
+            mark: row.get(5),
+            altered_by: u64::try_from(row.get::<_, i64>(6)).unwrap_or(0),
+            trouble: None,
         })
     };
     Ok(rows.iter().filter_map(status).collect())

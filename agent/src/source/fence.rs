@@ -1,7 +1,8 @@
 //! The fence: a position on the source that the subscriber must have passed.
 //!
 //! A transaction that was committed before the fence was taken lies before it in the log, so a
-//! subscriber that has confirmed the fence has all of them (G4).
+//! subscriber that has confirmed the fence has all of them (G4), as far as they were published: that is
+//! proved beside it.
 
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use steep_protocol::message::agent::{WorkProgress, WorkUnit};
 use steep_protocol::message::handover::SlotName;
 use steep_protocol::{Fault, FaultKind, Lsn, Phase, Retry};
 
+use super::membership;
 use crate::pg::{PgError, Session};
 use crate::task::Task;
 
@@ -75,8 +77,10 @@ async fn pass_fence(task: &Task, patience: &mut Patience) -> Result<Result<Lsn, 
         };
         patience.renew();
         if slot.confirmed >= fence {
+            // The position alone does not say that what lay before it was published.
+            let proved = membership::prove(&session, task).await?;
             session.close().await;
-            return Ok(Ok(fence));
+            return Ok(proved.map(|()| fence));
         }
         let first = *first.get_or_insert(slot.confirmed);
         let current = (!slot.active).then(|| "waiting for the subscription to connect".to_owned());

@@ -14,6 +14,7 @@ mod copy_out;
 mod fence;
 mod jobs;
 mod listing;
+mod membership;
 mod notes;
 mod plan;
 mod pool;
@@ -42,6 +43,7 @@ use crate::pg::{PgError, Session};
 pub use copy_out::{CopyOut, read_part};
 pub use fence::await_fence;
 pub use jobs::{SourceJob, SourceJobs};
+pub use membership::{publication_statuses, published};
 pub use notes::prepared_slots;
 pub use prepared::{
     Dropped, Unwanted, drop_prepared, drop_unused, give_back, prepare, slot_facts, take,

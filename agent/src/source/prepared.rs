@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use super::listing::Listing;
 use super::notes::{forget, lsn, readable, time};
 use super::slot::{self, SlotGone};
-use super::{plan, publication, snapshot};
+use super::{membership, plan, publication, snapshot};
 use crate::pg::{PgError, Session};
 use crate::sink::schema;
 use crate::task::Task;
@@ -127,6 +127,8 @@ async fn make(
         }
     };
     *made = Made::Slot;
+    let marked = membership::mark(session, session, &replication.name()).await;
+    marked.map_err(fault)?;
     let sql = "UPDATE steep_repl.init_slots SET lsn = $2::text::pg_lsn, created_at = now(), \
              expires_at = now() + $3::int8 * interval '1 second' \
          WHERE slot_name = $1 \
@@ -250,7 +252,12 @@ pub async fn take(task: &Task, target: &NodeId) -> Result<(), Fault> {
              AND EXISTS (SELECT FROM pg_replication_slots s WHERE s.slot_name = $1)";
     let taken = change(task, target, sql).await?;
     if taken > 0 {
-        return Ok(());
+        let fault = |error: PgError| error.to_fault(&task.node);
+        let session = Session::connect(&task.conninfo, "handover").await;
+        let session = session.map_err(fault)?;
+        let renewed = membership::renew(&session, task).await.map_err(fault)?;
+        session.close().await;
+        return renewed;
     }
     let slot = &task.replication.slot;
     let text = format!("the prepared slot {slot} has been dropped or taken meanwhile");

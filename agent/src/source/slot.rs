@@ -151,7 +151,8 @@ pub async fn slot_statuses(
     let names: Vec<&str> = taken.iter().map(|p| p.replication.slot.as_str()).collect();
     let sql = "SELECT slot_name::text, active, \
              greatest(pg_wal_lsn_diff(now.lsn, confirmed_flush_lsn), 0)::int8, \
-             greatest(pg_wal_lsn_diff(now.lsn, restart_lsn), 0)::int8, coalesce(wal_status, '') \
+             greatest(pg_wal_lsn_diff(now.lsn, restart_lsn), 0)::int8, coalesce(wal_status, ''), \
+             confirmed_flush_lsn::text \
          FROM pg_replication_slots, \
              (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() \
                           ELSE pg_current_wal_lsn() END AS lsn) now \
@@ -181,6 +182,10 @@ pub async fn slot_statuses(
             lag: bytes(2)?,
             wal_held: bytes(3)?,
             wal_status: row.try_get(4)?,
+            confirmed: row
+                .try_get::<_, Option<&str>>(5)?
+                .and_then(|lsn| lsn.parse().ok())
+                .unwrap_or_default(),
         });
     }
     Ok(statuses)

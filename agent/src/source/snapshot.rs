@@ -28,7 +28,7 @@ use super::schema::{self, SchemaDump, Scope};
 use super::selection::Selection;
 use super::table_state::{self, TableState};
 use super::types::Types;
-use super::{OpenRequest, publication, slot};
+use super::{OpenRequest, membership, publication, slot};
 use crate::locks::{Attended, LockBook, WaitsFor};
 use crate::pg::catalog::read_extension_tables;
 use crate::pg::{Conninfo, LOCK_MOMENT, PgError, Session, literal};
@@ -155,6 +155,8 @@ async fn attempt_open(
             (made.lsn, Some(held))
         }
     };
+    let at = held.as_ref().map_or(admin, |held| &held.holder);
+    membership::mark(admin, at, &name).await.map_err(fault)?;
     let export = held.as_ref().map(|held| held.export.as_str());
     let catalog = read_catalog(admin, export, &name, request);
     let Catalog {

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use steep_certs::Credentials;
 use steep_protocol::message::agent::{
     AgentMessage, Command, CoordinatorMessage, Observed, Outcome, PartDone, PartProgress,
-    ProgressReport, Registration, SlotStatus, TableSummary,
+    ProgressReport, PublicationState, PublicationStatus, Registration, SlotStatus, TableSummary,
 };
 use steep_protocol::message::facts::{SourceFacts, TargetFacts};
 use steep_protocol::pace::{Cadence, LOOK_EVERY, News, Pace, first_look};
@@ -180,11 +180,21 @@ impl FakeAgent {
                 lag: ByteCount(*held),
                 wal_held: ByteCount(*held),
                 wal_status: "reserved".to_owned(),
+                confirmed: Lsn(1),
             }
         });
+        let slots: Vec<SlotStatus> = slots.collect();
+        let publications = slots.iter().map(|slot| PublicationStatus {
+            job: slot.job,
+            state: PublicationState::Sound,
+            members: 1,
+            newest: 1,
+            mark: 1,
+        });
         Observed {
+            publications: publications.collect(),
             postgres: Some(Ok(180_000)),
-            slots: slots.collect(),
+            slots,
             ..Observed::default()
         }
     }

@@ -1,9 +1,10 @@
 //! Whether nodes that are synchronized still follow.
 //!
-//! Judged from what agents observe: the slot on the source's server, the subscription on the target's,
-//! and a digest over the columns of what is replicated on both. Where one is bad the node is DIVERGED,
+//! Judged from what agents observe: slot and publication on the source's server, the subscription on the
+//! target's, which tables both carry and since when (`carried`), and a digest over the columns of what is
+//! replicated on both. Where one is bad the node is DIVERGED,
 //! with every cause that is known; where all are good again it is SYNCHRONIZED again. Not so where a
-//! slot or a subscription was gone or lost: made again it looks good, and changes are missing. That is
+//! slot, a publication or a subscription was gone or lost: made again it looks good, and changes are missing. That is
 //! kept with the node. Digests only tell that columns differ; then the two ends are compared
 //! (`errand`), which names what differs, and `columns` says when that is believed.
 
@@ -13,6 +14,7 @@ use steep_protocol::{Fault, JobId, NodeId, NodeState};
 use steep_schema::named;
 
 use super::Driver;
+use super::carried;
 use super::columns::{self, Differing, Digests, Judgement};
 use super::following::{self, Cause, Following, Health, Lasts, Word};
 use super::log::Note;
@@ -25,7 +27,7 @@ use crate::store::{Accepted, Columns, NodeRecord, Store, Write};
 const NAMED: usize = 5;
 
 /// What to do about a node that cannot follow any more.
-const ANEW: &str = "changes may be missing, so the node must be initialised anew";
+pub(super) const ANEW: &str = "changes may be missing, so the node must be initialised anew";
 
 impl<S: Store> Driver<S> {
     /// Looks at every node that follows and for which that agent's word counts.
@@ -65,6 +67,20 @@ impl<S: Store> Driver<S> {
         }
         let slot = self.slot_health(source, job);
         following.slot.take(slot, Word::of(observer, source));
+        if source == observer && self.is_slot_moved(&record.id, source, job, &mut following) {
+            let why = format!(
+                "the replication slot on {source} was moved while the subscription was disabled: {ANEW}"
+            );
+            following
+                .slot
+                .take(Health::Bad(Cause::final_one(why)), Word::News);
+        }
+        let publication = self.publication_health(source, job);
+        following
+            .publication
+            .take(publication, Word::of(observer, source));
+        let carried = self.carried_health(record, source, job, &mut following.watched, now);
+        following.carried.take(carried, Word::News);
         let subscription = self.subscription_health(&record.id, job, following.applying.fares(now));
         let word = Word::of(observer, &record.id);
         following.subscription.take(subscription, word);
@@ -99,10 +115,16 @@ impl<S: Store> Driver<S> {
             None => Health::Suspect(Cause::final_one(format!(
                 "the subscription is gone: {ANEW}"
             ))),
-            Some(subscription) if !subscription.enabled => {
-                Health::Suspect(Cause::passing("the subscription is disabled".to_owned()))
+            Some(subscription) => {
+                if let Some(wrong) = carried::wiring(subscription.wiring) {
+                    return wrong;
+                }
+                if !subscription.enabled {
+                    let why = "the subscription is disabled".to_owned();
+                    return Health::Suspect(Cause::passing(why));
+                }
+                following::health(fares, subscription.trouble.as_deref(), node)
             }
-            Some(_) => following::health(fares, node),
         }
     }
 
@@ -321,7 +343,9 @@ impl<S: Store> Driver<S> {
         let text = match reason {
             Some(reason) => format!("{node}: {from} to {to}: {reason}"),
             None => {
-                format!("{node}: {from} to {to}: slot, subscription and columns are sound again")
+                format!(
+                    "{node}: {from} to {to}: slot, publication, subscription and columns are sound again"
+                )
             }
         };
         let mut note = match reason {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use steep_protocol::message::agent::{CoordinatorMessage, MissingObjects};
+use steep_protocol::message::agent::CoordinatorMessage;
 use steep_protocol::message::facts::{Finding, Severity};
 use steep_protocol::message::job::SchemaMode;
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeState, Phase};
@@ -101,13 +101,12 @@ impl<S: Store> Driver<S> {
                 record.source = Some(source);
                 record.init_started_at = Some(accepted_at);
                 record.error_message = None;
-                record.lost = None;
-                record.missing = MissingObjects::default();
+                record.forget_following();
             }
             NodeState::Synchronized => {
                 record.init_completed_at = Some(now);
                 record.error_message = None;
-                record.lost = None;
+                record.forget_following();
                 record.columns = match schema_mode {
                     SchemaMode::Strict => Columns::Equal,
                     // What was tolerated or confirmed.
@@ -117,8 +116,7 @@ impl<S: Store> Driver<S> {
             NodeState::Uninitialized => {
                 record.source = None;
                 record.error_message = None;
-                record.lost = None;
-                record.missing = MissingObjects::default();
+                record.forget_following();
             }
             NodeState::Copying
             | NodeState::CatchingUp

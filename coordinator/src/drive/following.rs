@@ -1,13 +1,15 @@
-//! How the parts of one node's replication fare, from one observation to the next: slot, subscription,
-//! columns.
+//! How the parts of one node's replication fare, from one observation to the next: slot, publication,
+//! subscription, what they carry, columns.
 //!
 //! Pure, and in memory only: agents say everything again. What must outlive the coordinator is with the
 //! node's record.
 
-use steep_protocol::{JobId, NodeId};
+use steep_protocol::message::agent::{SlotStatus, SubscriptionStatus};
+use steep_protocol::{JobId, Lsn, NodeId};
 
 use super::columns::Differing;
 use crate::job::applying::{Applying, Fares};
+use crate::job::membership::Watched;
 
 /// Observations in a row that must miss a slot or subscription: one may have been made while
 /// PostgreSQL was just starting.
@@ -128,9 +130,13 @@ pub(super) struct Following {
     /// The job that began it: with the next one everything is new.
     pub(super) job: JobId,
     pub(super) slot: Part,
+    pub(super) publication: Part,
     pub(super) subscription: Part,
+    pub(super) carried: Part,
     pub(super) columns: Part,
     pub(super) applying: Applying,
+    pub(super) parked: Parked,
+    pub(super) watched: Watched,
     /// While the digests differ.
     pub(super) differing: Option<Differing>,
 }
@@ -140,15 +146,25 @@ impl Following {
         Self {
             job,
             slot: Part::default(),
+            publication: Part::default(),
             subscription: Part::default(),
+            carried: Part::default(),
             columns: Part::default(),
             applying: Applying::default(),
+            parked: Parked::default(),
+            watched: Watched::default(),
             differing: None,
         }
     }
 
-    pub(super) fn parts(&self) -> [&Part; 3] {
-        [&self.slot, &self.subscription, &self.columns]
+    pub(super) fn parts(&self) -> [&Part; 5] {
+        [
+            &self.slot,
+            &self.publication,
+            &self.subscription,
+            &self.carried,
+            &self.columns,
+        ]
     }
 
     pub(super) fn is_sound(&self) -> bool {
@@ -164,9 +180,46 @@ impl Following {
     }
 }
 
-/// What a worker that fares so says of its subscription.
-pub(super) fn health(fares: Fares, node: &NodeId) -> Health {
-    let log = format!("the reason is in the log of PostgreSQL on {node}");
+/// The slot's position while its subscription is disabled: then nobody but a person moves it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Parked {
+    /// Who altered the subscription last.
+    by: u64,
+    /// Looks at the slot since.
+    looks: u8,
+    at: Option<Lsn>,
+}
+
+impl Parked {
+    /// Takes what the source's agent says of the slot. Whether somebody has moved it.
+    pub(super) fn is_moved(
+        &mut self,
+        slot: &SlotStatus,
+        subscription: &SubscriptionStatus,
+    ) -> bool {
+        let idle = !subscription.enabled && !subscription.running && !slot.active;
+        if !idle || self.by != subscription.altered_by {
+            *self = Self {
+                by: subscription.altered_by,
+                ..Self::default()
+            };
+            return false;
+        }
+        // What is said first may have been seen before the subscription was disabled.
+        self.looks = self.looks.saturating_add(1);
+        if self.looks < SUSPICIONS {
+            return false;
+        }
+        slot.confirmed > *self.at.get_or_insert(slot.confirmed)
+    }
+}
+
+/// What a worker that fares so says of its subscription. `trouble` is what is known of its errors.
+pub(super) fn health(fares: Fares, trouble: Option<&str>, node: &NodeId) -> Health {
+    let log = match trouble {
+        Some(trouble) => trouble.to_owned(),
+        None => format!("the reason is in the log of PostgreSQL on {node}"),
+    };
     match fares {
         // Neither broken nor sound.
         Fares::Unseen | Fares::Wavering => Health::Unknown,

@@ -12,6 +12,7 @@ mod admit;
 mod agents;
 mod audience;
 mod audit;
+mod carried;
 mod columns;
 mod compose;
 mod doctor;

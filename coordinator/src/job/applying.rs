@@ -112,6 +112,10 @@ mod tests {
                 enabled: true,
                 running: *running,
                 apply_errors: *apply_errors,
+                wiring: steep_protocol::message::agent::SubscriptionWiring::Sound,
+                mark: 0,
+                altered_by: 0,
+                trouble: None,
             };
             applying.observe(&status, now)
         };

@@ -27,6 +27,7 @@ pub mod applying;
 pub mod handover;
 pub mod locks;
 pub mod machine;
+pub mod membership;
 pub(crate) mod moment;
 pub mod preflight;
 pub mod progress;

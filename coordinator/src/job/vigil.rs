@@ -8,11 +8,14 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use steep_protocol::message::agent::{Observed, SlotStatus, SubscriptionStatus};
+use steep_protocol::message::agent::{
+    Carried, EnumLabels, Observed, SlotStatus, SubscriptionStatus, SubscriptionWiring,
+};
 use steep_protocol::message::job::Method;
 use steep_protocol::{ByteCount, Fault, FaultKind, Retry};
 
 use super::applying::{ABSENT, Applying, Fares};
+use super::membership;
 use super::moment::after;
 use super::preflight::text::bytes;
 use super::{Job, Side, Stage, Step};
@@ -60,6 +63,10 @@ pub struct Vigil {
     slot_missed: u8,
     /// Observations in a row without the subscription, or with one that is disabled.
     subscription_missed: u8,
+    /// Observations in a row without the publication.
+    publication_missed: u8,
+    /// Enum types that the source publishes.
+    labels: Vec<EnumLabels>,
     applying: Applying,
     /// Since when PostgreSQL has not answered.
     source_silent: Option<Timestamp>,
@@ -90,12 +97,14 @@ impl Vigil {
                 match side {
                     Side::Source if has_slot(job.spec.method, step) => {
                         let slot = seen.slots.iter().find(|s| s.job == job.replication().id);
-                        self.slot(job, slot, bounds)
+                        let there = slot.is_some();
+                        let fault = self.slot(job, slot, bounds);
+                        fault.or_else(|| self.publication(job, seen).filter(|_| there))
                     }
                     Side::Target if step >= Step::Converge => {
                         let mut own = seen.subscriptions.iter();
                         let own = own.find(|s| s.job == job.replication().id);
-                        self.subscription(job, own, now)
+                        self.subscription(job, own, &seen.carried, now)
                     }
                     Side::Source | Side::Target => None,
                 }
@@ -187,16 +196,53 @@ impl Vigil {
         })
     }
 
+    /// The publication, on the source. The slot goes on whether or not it is there.
+    fn publication(&mut self, job: &Job, seen: &Observed) -> Option<Fault> {
+        let id = job.replication().id;
+        let status = seen.publications.iter().find(|p| p.job == id);
+        let Some(what) = membership::publication(status) else {
+            self.publication_missed = 0;
+            let mark = status.map(|status| status.mark);
+            let mut looked = seen.carried.published.iter();
+            let looked = looked.find(|p| p.job == id && Some(p.mark) == mark)?;
+            self.labels.clone_from(&looked.enums);
+            // From a backup it may have entered before its slot was taken; the proof looks again.
+            let proved_later = job.spec.method == Method::Backup;
+            let tables = looked.joined.iter().map(|j| j.table.to_string()).take(5);
+            let tables: Vec<String> = tables.filter(|_| !proved_later).collect();
+            return (!tables.is_empty()).then(|| {
+                let text = format!(
+                    "tables entered the publication {} while the job worked: {}",
+                    job.replication().name(),
+                    tables.join(", ")
+                );
+                changes_missing(text)
+            });
+        };
+        self.publication_missed = self.publication_missed.saturating_add(1);
+        (self.publication_missed >= SUSPICIONS).then(|| {
+            let name = job.replication().name();
+            changes_missing(format!("the publication {name} {what}"))
+        })
+    }
+
     /// The subscription, on the target.
     fn subscription(
         &mut self,
         job: &Job,
         subscription: Option<&SubscriptionStatus>,
+        carried: &Carried,
         now: Timestamp,
     ) -> Option<Fault> {
         let name = job.replication().name();
         let missed = match subscription {
             None => Some("is not there any more"),
+            Some(own) if own.wiring == SubscriptionWiring::Skipping => {
+                Some("was told to skip a transaction")
+            }
+            Some(own) if own.wiring == SubscriptionWiring::Changed => {
+                Some("was given another slot or other publications")
+            }
             Some(own) if !own.enabled => Some("is disabled"),
             Some(_) => None,
         };
@@ -218,8 +264,21 @@ impl Vigil {
             Fares::KeepsFailing { errors } => format!("keeps failing ({errors} errors)"),
             Fares::Absent => format!("has had no worker for {} s", ABSENT.as_secs()),
         };
-        let text = format!("the subscription {name} {what}; see the target's log");
-        Some(Fault::new(FaultKind::Failed, text).hint(log))
+        let mut here = carried.subscribed.iter();
+        let here = here.find(|s| s.job == own.job && s.mark == own.mark);
+        let labels =
+            here.and_then(|s| membership::missing_labels(&self.labels, &s.enums, &job.spec.target));
+        let known: Vec<&str> = labels
+            .iter()
+            .map(String::as_str)
+            .chain(own.trouble.as_deref())
+            .collect();
+        if known.is_empty() {
+            let text = format!("the subscription {name} {what}; see the target's log");
+            return Some(Fault::new(FaultKind::Failed, text).hint(log));
+        }
+        let text = format!("the subscription {name} {what}: {}", known.join("; "));
+        Some(Fault::new(FaultKind::Failed, text).hint("mend that, then run init again"))
     }
 }
 
@@ -227,6 +286,13 @@ impl Vigil {
 /// before may be on its way for long, at a rate that is limited; it is of no use.
 fn lost_its_snapshot(job: &Job, step: Step, seen: &Observed) -> bool {
     step.needs_snapshot(job.spec.method) && seen.lost_snapshots.contains(&job.id)
+}
+
+fn changes_missing(text: String) -> Fault {
+    Fault::new(FaultKind::Failed, text).hint(
+        "changes may be missing on the target: leave the publication alone and attach no partitions \
+         while a job works, and run init again",
+    )
 }
 
 fn snapshot_gone() -> Fault {
@@ -249,6 +315,10 @@ fn has_slot(method: Method, step: Step) -> bool {
 mod tests {
     use jiff::SignedDuration;
     use steep_protocol::JobId;
+    use steep_protocol::TableName;
+    use steep_protocol::message::agent::{
+        JoinedTable, Made, PublicationState, PublicationStatus, Published, RowsThere, Subscribed,
+    };
 
     use super::*;
     use crate::job::{Running, Work};
@@ -334,10 +404,22 @@ mod tests {
             lag: ByteCount(0),
             wal_held: ByteCount(wal_held),
             wal_status: wal_status.to_owned(),
+            confirmed: steep_protocol::Lsn(1),
         };
         Observed {
+            publications: vec![publication(PublicationState::Sound)],
             slots: vec![slot],
             ..answering()
+        }
+    }
+
+    fn publication(state: PublicationState) -> PublicationStatus {
+        PublicationStatus {
+            job: JobId(7),
+            state,
+            members: 1,
+            newest: 1,
+            mark: 1,
         }
     }
 
@@ -347,6 +429,10 @@ mod tests {
             enabled,
             running,
             apply_errors,
+            wiring: SubscriptionWiring::Sound,
+            mark: 1,
+            altered_by: 1,
+            trouble: None,
         };
         Observed {
             subscriptions: vec![subscription],
@@ -377,6 +463,77 @@ mod tests {
             "{}",
             fault.hint
         );
+    }
+
+    #[test]
+    fn a_publication_that_is_not_what_it_was_ends_the_job_though_its_slot_goes_on() {
+        for state in [
+            None,
+            Some(PublicationState::Altered),
+            Some(PublicationState::Unmarked),
+        ] {
+            let mut seen = slot(0, "reserved");
+            seen.publications = state.into_iter().map(publication).collect();
+            let mut watched = Watched::copying();
+            let (seconds, fault) = watched.danger(Side::Source, &seen, 9).unwrap();
+            assert_eq!(seconds, 3, "{state:?}");
+            assert!(fault.message.contains("the publication"), "{fault}");
+        }
+        let joined = JoinedTable {
+            table: TableName::new("app", "p").unwrap(),
+            made: Made::Since,
+            rows: RowsThere::None,
+            by: 1,
+        };
+        let mut seen = slot(0, "reserved");
+        seen.carried.published = vec![Published {
+            job: JobId(7),
+            mark: 1,
+            joined: vec![joined],
+            joined_total: 1,
+            appeared: Vec::new(),
+            enums: Vec::new(),
+        }];
+        let fault = Watched::copying().see(Side::Source, &seen).unwrap();
+        assert!(fault.message.contains("app.p"), "{fault}");
+        seen.publications[0].mark = 2;
+        let old = Watched::copying().see(Side::Source, &seen);
+        assert_eq!(old, None, "what was seen before the mark says nothing");
+    }
+
+    #[test]
+    fn a_failing_subscription_says_what_is_known_of_it() {
+        let labels = |labels: &[&str]| EnumLabels {
+            name: TableName::new("post", "state").unwrap(),
+            labels: labels.iter().map(|&l| l.to_owned()).collect(),
+        };
+        let mut watched = Watched::catching_up();
+        let mut source = slot(0, "reserved");
+        source.carried.published = vec![Published {
+            job: JobId(7),
+            mark: 1,
+            joined: Vec::new(),
+            joined_total: 0,
+            appeared: Vec::new(),
+            enums: vec![labels(&["kept", "lost"])],
+        }];
+        assert_eq!(watched.see(Side::Source, &source), None);
+        let fault = (0..9).find_map(|errors| {
+            let mut target = subscription(true, false, errors);
+            target.subscriptions[0].trouble = Some("PostgreSQL says so".to_owned());
+            target.carried.subscribed = vec![Subscribed {
+                job: JobId(7),
+                mark: 1,
+                added: Vec::new(),
+                added_total: 0,
+                enums: vec![labels(&["kept"])],
+            }];
+            watched.see(Side::Target, &target)
+        });
+        let fault = fault.unwrap();
+        for word in ["post.state", "lost", "PostgreSQL says so"] {
+            assert!(fault.message.contains(word), "{fault}");
+        }
     }
 
     #[test]

@@ -13,9 +13,10 @@ pub use steep_protocol::limits::SAMPLES_MAX;
 use steep_protocol::message::agent::{MissingObjects, PartDone, TableSummary};
 use steep_protocol::message::api::{AuditView, EndView, EventView, ProgressSample};
 use steep_protocol::message::schema::SchemaDifference;
-use steep_protocol::{ByteCount, JobId, NodeId, NodeState, RowCount, TableNo};
+use steep_protocol::{ByteCount, JobId, NodeId, NodeState, RowCount, TableName, TableNo};
 
 use crate::job::Job;
+use crate::job::membership::Complete;
 use crate::job::progress::Mark;
 
 pub mod sqlite;
@@ -151,6 +152,12 @@ pub struct NodeRecord {
     pub lost: Option<String>,
     /// What it lacks of its source's schema, as its agent last said.
     pub missing: MissingObjects,
+    /// Tables that entered its replication later and are complete.
+    #[serde(default)]
+    pub complete: Vec<Complete>,
+    /// Tables of its source that were made later and are not replicated, as far as they were told.
+    #[serde(default)]
+    pub appeared: Vec<TableName>,
 }
 
 /// How the columns of a synchronized node may differ from its source's.
@@ -193,7 +200,17 @@ impl NodeRecord {
             columns: Columns::Equal,
             lost: None,
             missing: MissingObjects::default(),
+            complete: Vec::new(),
+            appeared: Vec::new(),
         }
+    }
+
+    /// What was noted of its replication is of another one from here on.
+    pub fn forget_following(&mut self) {
+        self.lost = None;
+        self.missing = MissingObjects::default();
+        self.complete.clear();
+        self.appeared.clear();
     }
 
     /// What publication and subscription of its last job are named after.

@@ -5,6 +5,7 @@
 //! ones, or what an extension made (the extension makes it on the other side too).
 
 mod database_settings;
+mod enums;
 mod extension_tables;
 mod rows;
 mod schema;
@@ -19,6 +20,7 @@ pub use database_settings::database_settings;
 pub(crate) use database_settings::{
     alter, differences, for_loading, is_carried, quoted, read_settings,
 };
+pub(crate) use enums::enum_labels;
 pub(crate) use extension_tables::{ExtensionRelation, read_extension_tables};
 pub(crate) use rows::holding_rows;
 pub use schema::{describe, read_schema, read_schema_at_once};

@@ -7,7 +7,7 @@ use steep_protocol::{FaultKind, JobId, NodeState, TableName};
 
 use super::super::*;
 use super::world::{World, operator};
-use super::{directory, slot, subscription};
+use super::{carried, directory, slot, subscription};
 use crate::store::EventQuery;
 use crate::testing::{node, spec};
 
@@ -322,6 +322,7 @@ fn a_subscription_that_keeps_failing_is_divergence_until_it_is_calm() {
         let observed = Observed {
             postgres: Some(Ok(180_000)),
             subscriptions: vec![failing],
+            carried: carried(job),
             digests,
             ..Observed::default()
         };

@@ -9,8 +9,11 @@ mod requests;
 mod watching;
 mod world;
 
-use steep_protocol::message::agent::{Command, SlotStatus, SubscriptionStatus};
-use steep_protocol::{ByteCount, JobId};
+use steep_protocol::message::agent::{
+    Carried, Command, PublicationState, PublicationStatus, Published, SlotStatus, Subscribed,
+    SubscriptionStatus, SubscriptionWiring,
+};
+use steep_protocol::{ByteCount, JobId, Lsn};
 
 fn directory() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
@@ -34,6 +37,39 @@ fn slot(job: JobId, wal_status: &str) -> SlotStatus {
         lag: ByteCount(77),
         wal_held: ByteCount(99),
         wal_status: wal_status.to_owned(),
+        confirmed: Lsn(1),
+    }
+}
+
+fn publication(job: JobId) -> PublicationStatus {
+    PublicationStatus {
+        job,
+        state: PublicationState::Sound,
+        members: 1,
+        newest: 1,
+        mark: 7,
+    }
+}
+
+/// Looked at, and nothing of it has changed.
+fn carried(job: JobId) -> Carried {
+    Carried {
+        look: 1,
+        published: vec![Published {
+            job,
+            mark: 7,
+            joined: Vec::new(),
+            joined_total: 0,
+            appeared: Vec::new(),
+            enums: Vec::new(),
+        }],
+        subscribed: vec![Subscribed {
+            job,
+            mark: 7,
+            added: Vec::new(),
+            added_total: 0,
+            enums: Vec::new(),
+        }],
     }
 }
 
@@ -43,5 +79,9 @@ fn subscription(job: JobId, enabled: bool) -> SubscriptionStatus {
         enabled,
         running: true,
         apply_errors: 0,
+        wiring: SubscriptionWiring::Sound,
+        mark: 7,
+        altered_by: 1,
+        trouble: None,
     }
 }

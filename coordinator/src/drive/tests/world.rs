@@ -485,8 +485,10 @@ impl World {
         slot: Option<SlotStatus>,
         subscription: Option<SubscriptionStatus>,
     ) {
+        let publications = slot.iter().map(|slot| super::publication(slot.job));
         let observed = Observed {
             postgres: Some(Ok(180_000)),
+            publications: publications.collect(),
             slots: slot.into_iter().collect(),
             subscriptions: subscription.into_iter().collect(),
             ..Observed::default()
@@ -505,10 +507,12 @@ impl World {
         let seen = |digest| Observed {
             postgres: Some(Ok(180_000)),
             digests: digests(digest),
+            carried: super::carried(job),
             ..Observed::default()
         };
         let of_source = Observed {
             slots: vec![super::slot(job, "reserved")],
+            publications: vec![super::publication(job)],
             ..seen(source)
         };
         let of_target = Observed {

@@ -60,16 +60,23 @@ impl Listed {
     }
 }
 
+impl Extend<String> for Listed {
+    /// Counts all, keeps the first [`LISTED_MAX`].
+    fn extend<I: IntoIterator<Item = String>>(&mut self, all: I) {
+        for name in all {
+            if self.names.len() < LISTED_MAX {
+                self.names.push(name);
+            }
+            self.count += 1;
+        }
+    }
+}
+
 impl FromIterator<String> for Listed {
     /// Counts all, keeps the first [`LISTED_MAX`].
     fn from_iter<I: IntoIterator<Item = String>>(all: I) -> Self {
         let mut listed = Self::default();
-        for name in all {
-            if listed.names.len() < LISTED_MAX {
-                listed.names.push(name);
-            }
-            listed.count += 1;
-        }
+        listed.extend(all);
         listed
     }
 }

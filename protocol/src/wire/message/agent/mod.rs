@@ -5,6 +5,7 @@
 //! agent keeps a finished command's outcome until the coordinator says [`CoordinatorMessage::Forget`].
 
 mod command;
+mod membership;
 mod mirror;
 mod observed;
 mod progress;
@@ -13,6 +14,10 @@ use serde::{Deserialize, Serialize};
 
 pub use self::command::{
     Command, Export, IndexTiming, MissingObjects, Outcome, PeerAddress, Rebuilt, SubscriptionStart,
+};
+pub use self::membership::{
+    AddedRows, AddedTable, CARRIED_MAX, Carried, EnumLabels, JoinedTable, LABELS_MAX, Made,
+    PublicationState, PublicationStatus, Published, RowsThere, Subscribed, SubscriptionWiring,
 };
 pub use self::mirror::{MirrorProgress, MirrorRow};
 pub use self::observed::{

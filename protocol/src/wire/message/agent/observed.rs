@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::wire::{ByteCount, JobId};
+use super::membership::{Carried, PublicationStatus, SubscriptionWiring};
+use crate::wire::{ByteCount, JobId, Lsn};
 
 /// What is true beside an agent.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -20,6 +21,10 @@ pub struct Observed {
     /// Sessions of others that wait for ours, or ours for them; at most
     /// [`LOCK_CONFLICTS_MAX`](crate::limits::LOCK_CONFLICTS_MAX).
     pub locks: Vec<LockConflict>,
+    /// Our publications on this server.
+    pub publications: Vec<PublicationStatus>,
+    /// What our replications carry; looked at as often as the digests.
+    pub carried: Carried,
 }
 
 /// Another session and one of ours that want the same table.
@@ -89,6 +94,8 @@ pub struct SlotStatus {
     pub wal_held: ByteCount,
     /// `wal_status`: reserved, extended, unreserved or lost.
     pub wal_status: String,
+    /// `confirmed_flush_lsn`: what the subscriber says it has.
+    pub confirmed: Lsn,
 }
 
 /// One of our subscriptions.
@@ -102,4 +109,12 @@ pub struct SubscriptionStatus {
     pub running: bool,
     /// `pg_stat_subscription_stats.apply_error_count` (PostgreSQL 15 and newer), else 0.
     pub apply_errors: u64,
+    /// Whether it still takes what it was made to take.
+    pub wiring: SubscriptionWiring,
+    /// Its mark, as a number.
+    pub mark: i64,
+    /// The transaction that altered it last.
+    pub altered_by: u64,
+    /// PostgreSQL's own words for its last error, where the agent may read the server's log. No values.
+    pub trouble: Option<String>,
 }
