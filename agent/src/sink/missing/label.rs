@@ -78,9 +78,14 @@ impl Label {
         let sql = skip_settings(sql);
         read(sql).unwrap_or_else(|| Self {
             kind: "statement".to_owned(),
-            object: headline(sql),
+            object: first_words(sql),
         })
     }
+}
+
+/// Of a statement of a kind that is not known, no more than what it does: the rest may be rows.
+fn first_words(sql: &str) -> String {
+    sql.split_whitespace().take(2).collect::<Vec<_>>().join(" ")
 }
 
 /// Statements that only set something for those after them.
@@ -105,6 +110,10 @@ fn read(sql: &str) -> Option<Label> {
             let rest = &rest[rest.find(" ON ")?..];
             said(rest, "security label on")
         }
+        "INSERT" => Some(Label {
+            kind: "rows".to_owned(),
+            object: name(rest.trim_start().strip_prefix("INTO ")?),
+        }),
         "REFRESH" => {
             let (kind, rest) = kind(rest)?;
             let object = name(rest);
@@ -131,7 +140,8 @@ fn created(mut rest: &str) -> Option<Label> {
                 _ => name(after),
             };
             let on_table = ["index", "trigger", "policy", "rule"].contains(&kind.as_str());
-            if on_table && let Some(table) = table_after_on(&after[object.len().min(after.len())..])
+            if on_table
+                && let Some(table) = table_after_on(after.get(object.len()..).unwrap_or_default())
             {
                 object = format!("{object} on {table}");
             }
@@ -159,10 +169,10 @@ fn altered(rest: &str) -> Option<Label> {
     let (kind, after) = kind(rest)?;
     let after = noise(after);
     let object = name(after);
-    let what = after[object.len().min(after.len())..].trim_start();
+    let what = after.get(object.len()..).unwrap_or_default().trim_start();
     if let Some(constraint) = what.strip_prefix("ADD CONSTRAINT ") {
         let own = name(constraint);
-        let kind = match constraint[own.len().min(constraint.len())..].trim_start() {
+        let kind = match constraint.get(own.len()..).unwrap_or_default().trim_start() {
             text if text.starts_with("FOREIGN KEY") => "foreign key",
             text if text.starts_with("PRIMARY KEY") => "primary key",
             _ => "constraint",
@@ -317,7 +327,12 @@ mod tests {
                 "a.m",
             ),
             ("CREATE TRUSTED PROCEDURAL LANGUAGE plx", "language", "plx"),
-            ("VACUUM", "statement", "VACUUM"),
+            (
+                "INSERT INTO ext.conf VALUES\n\t(1, 'x')",
+                "rows",
+                "ext.conf",
+            ),
+            ("VACUUM (FULL) t", "statement", "VACUUM (FULL)"),
         ] {
             let label = Label::of(sql);
             assert_eq!(

@@ -18,14 +18,16 @@ pub(super) const PRIVILEGE: &str = "privilege";
 /// The longest statement that a finding repeats.
 const STATEMENT_MAX: usize = 1000;
 
-/// Kinds whose statements stay on the server: they may hold passwords, or code that does.
-const UNTOLD: [&str; 6] = [
+/// Kinds whose statements stay on the server: they may hold passwords, code that does, or rows.
+const UNTOLD: [&str; 8] = [
     "user mapping",
     "server",
     "foreign data wrapper",
     "foreign table",
     "function",
     "procedure",
+    "rows",
+    "statement",
 ];
 
 /// One row of the table, as far as it is told.
