@@ -63,10 +63,7 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
     let reports = Arc::new(Reports::default());
     let (mirror_sender, mirror) = mpsc::channel(MIRROR_QUEUE);
     let (audit_sender, audit) = mpsc::channel(AUDIT_QUEUE);
-    let budgets = Budgets {
-        sent: Budget::half_of(config.memory_mib),
-        received: Budget::half_of(config.memory_mib),
-    };
+    let budgets = halves(&config);
     let descent = Descent::default();
     let halt = descent.halt();
     let mut tasks = JoinSet::new();
@@ -147,6 +144,14 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
     let code = CloseCode::ShuttingDown;
     endpoint.close(code, CLOSE_DEADLINE).await;
     outcome
+}
+
+/// What rows on their way may take, each way.
+fn halves(config: &Config) -> Budgets {
+    Budgets {
+        sent: Budget::half_of(config.memory_mib),
+        received: Budget::half_of(config.memory_mib),
+    }
 }
 
 /// This agent's certificates, which must be for this node.
