@@ -66,10 +66,7 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
     let reports = Arc::new(Reports::default());
     let (mirror_sender, mirror) = mpsc::channel(MIRROR_QUEUE);
     let (audit_sender, audit) = mpsc::channel(AUDIT_QUEUE);
-    let budgets = Budgets {
-        sent: Budget::half_of(config.memory_mib),
-        received: Budget::half_of(config.memory_mib),
-    };
+    let budgets = halves(&config);
     let descent = Descent::default();
     let halt = descent.halt();
     let mut tasks = JoinSet::new();
@@ -153,6 +150,14 @@ fn coordinator(
         advertise: advertise.to_owned(),
         max_workers: config.max_workers,
         seat: seat(endpoint.local_addr().port()),
+    }
+}
+
+/// What rows on their way may take, each way.
+fn halves(config: &Config) -> Budgets {
+    Budgets {
+        sent: Budget::half_of(config.memory_mib),
+        received: Budget::half_of(config.memory_mib),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use steep_tests::cluster::Cluster;
 use steep_tests::pg::{Database, Installation};
 use steep_tests::{compare, wait};
@@ -18,22 +18,22 @@ fn may_everything(database: &Database) -> Result<bool> {
     Ok(database.sql(sql)? == "t")
 }
 
-/// The error that `nodes` shows for a node's PostgreSQL.
-fn postgres_error(cluster: &Cluster, node: &str) -> Result<String> {
-    let view = cluster.node_view(node)?.context("the node")?;
-    Ok(view["postgres_error"].as_str().unwrap_or("").to_owned())
+/// The error that `nodes` shows for a node's PostgreSQL; nothing of a node that has not been heard of.
+fn postgres_error(cluster: &Cluster, node: &str) -> Result<Option<String>> {
+    let view = cluster.node_view(node)?;
+    Ok(view.map(|view| view["postgres_error"].as_str().unwrap_or("").to_owned()))
 }
 
 /// Waits until the node's agent refuses its database, for that reason.
 fn wait_refused(cluster: &Cluster, node: &str, reason: &str) -> Result<()> {
     wait::until_true(&format!("{node} to be refused: {reason}"), LIMIT, || {
-        Ok(postgres_error(cluster, node)?.contains(reason))
+        Ok(postgres_error(cluster, node)?.is_some_and(|error| error.contains(reason)))
     })
 }
 
 fn wait_accepted(cluster: &Cluster, node: &str) -> Result<()> {
     wait::until_true(&format!("{node} to be used again"), LIMIT, || {
-        Ok(postgres_error(cluster, node)?.is_empty())
+        Ok(postgres_error(cluster, node)?.is_some_and(|error| error.is_empty()))
     })
 }
 
