@@ -34,6 +34,8 @@ pub(crate) fn node(name: &str, state: NodeState) -> NodeView {
         postgres_error: None,
         wal_held_bytes: None,
         missing_objects: 0,
+        waiting: None,
+        kept_until: None,
     }
 }
 
@@ -98,6 +100,8 @@ pub(crate) fn progress() -> ProgressView {
             ],
             history: Vec::new(),
             locks: Vec::new(),
+            waiting: None,
+            restarts: 0,
         },
     }
 }
@@ -178,6 +182,7 @@ pub(crate) fn report() -> Report {
             took("pgbench_history", 4.25),
         ],
         not_copied: vec!["unlogged tables: public.cache".to_owned()],
+        kept_until: None,
     }
 }
 

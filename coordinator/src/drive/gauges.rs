@@ -180,7 +180,11 @@ impl<S: Store> Driver<S> {
             .map(|live| self.job_gauges(live, now))
             .collect();
         Gauges {
-            nodes: self.nodes.values().map(|n| self.node_gauges(n)).collect(),
+            nodes: self
+                .nodes
+                .values()
+                .map(|n| self.node_gauges(n, now))
+                .collect(),
             cleaning: (self.jobs.len() - jobs.len()) as u64,
             jobs,
             copied: pairs(&self.tallies.copied),
@@ -195,8 +199,8 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    fn node_gauges(&self, record: &crate::store::NodeRecord) -> NodeGauges {
-        let view = self.node_view(record);
+    fn node_gauges(&self, record: &crate::store::NodeRecord, now: Timestamp) -> NodeGauges {
+        let view = self.node_view(record, now);
         let agent = self.registry.get(&record.id);
         let slot = match (&record.source, record.replication()) {
             (Some(source), Some(job)) => self.registry.slot(source, job),

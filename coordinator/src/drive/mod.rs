@@ -28,6 +28,7 @@ mod log;
 mod rebuild;
 mod requests;
 mod restore;
+mod resume;
 mod span;
 mod views;
 
@@ -58,6 +59,7 @@ use crate::job::machine::{Parting, Rules};
 use crate::job::moment::after;
 use crate::job::progress::Meter;
 use crate::job::report::Slowest;
+use crate::job::retry::Patience;
 use crate::job::tally::Tally;
 use crate::job::vigil::{Bounds, Vigil};
 use crate::job::{Job, Side, preflight};
@@ -227,6 +229,7 @@ impl<S: Store> Driver<S> {
             rules: Rules {
                 judge: preflight::judge,
                 bounds,
+                patience: Patience::default(),
             },
             nodes,
             registry: Registry::default(),
@@ -266,6 +269,13 @@ impl<S: Store> Driver<S> {
             pulse: pulse_receiver,
         };
         Ok((driver, handle))
+    }
+
+    /// Jobs try again, and keep what they have once they have failed, for that long.
+    #[must_use]
+    pub fn patience(mut self, patience: Patience) -> Self {
+        self.rules.patience = patience;
+        self
     }
 
     /// Columns that differ are drift after that time.
