@@ -19,6 +19,11 @@ use super::{
 impl Turn {
     /// A command ended with a fault.
     pub(super) fn faulted(&mut self, step: Step, work: Work, fault: Fault) {
+        let source = fault.node.as_ref() == Some(&self.job.spec.source);
+        if fault.kind == FaultKind::Cancelled && source && self.loses_by_it(step) {
+            // While it is being stopped, its agent still removes what the job made there.
+            return self.snapshot_lost(step, self.stopped());
+        }
         let fault = self.blame(work, fault);
         match fault.retry {
             Retry::Backoff | Retry::NewConnection => self.try_again(step, work, fault),
