@@ -10,6 +10,7 @@ use steep_daemon::config::{ConfigError, Settings, metrics_address};
 use steep_protocol::units::{parse_duration, parse_size};
 
 use crate::drive::{DRIFT_GRACE, UNSEEN_GRACE};
+use crate::job::retry::Patience;
 use crate::job::vigil::Bounds;
 
 /// Where the coordinator listens unless told otherwise: everywhere, on the contract's port.
@@ -24,6 +25,16 @@ const MAX_WAL_HELD: &str = "256GiB";
 ///
 /// [`vigil::SNAPSHOT_AGE_MAX`]: crate::job::vigil::SNAPSHOT_AGE_MAX
 const MAX_SNAPSHOT_AGE: &str = "48h";
+
+/// [`retry::RETRY_FOR`] as it is written.
+///
+/// [`retry::RETRY_FOR`]: crate::job::retry::RETRY_FOR
+const RETRY_FOR: &str = "30m";
+
+/// [`retry::KEEP_FAILED`] as it is written.
+///
+/// [`retry::KEEP_FAILED`]: crate::job::retry::KEEP_FAILED
+const KEEP_FAILED: &str = "24h";
 
 /// Settings as given, on the command line, in the environment or in a file.
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
@@ -55,6 +66,14 @@ pub struct Given {
     /// [default: 48h]
     #[arg(long, value_name = "DURATION|none")]
     pub max_snapshot_age: Option<String>,
+    /// How long a job tries again without progress before it fails, where what went wrong may pass
+    /// [default: 30m]
+    #[arg(long, value_name = "TIME")]
+    pub retry_for: Option<String>,
+    /// How long a failed job keeps its rows and slot for init --resume; none to clean up at once
+    /// [default: 24h]
+    #[arg(long, value_name = "TIME|none")]
+    pub keep_failed: Option<String>,
     /// How long columns must differ from the source's before a node is DIVERGED: longer than a change
     /// takes that is made on both ends [default: 60s]
     #[arg(long, value_name = "TIME")]
@@ -82,6 +101,8 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// What a job may cost its source.
     pub bounds: Bounds,
+    /// How long jobs try again, and keep what they have once they have failed.
+    pub patience: Patience,
     /// How long columns must differ.
     pub drift_grace: Duration,
     /// How long nobody may be able to look at a node.
@@ -103,6 +124,8 @@ impl Settings for Given {
             max_snapshot_age: self
                 .max_snapshot_age
                 .or_else(|| Some(MAX_SNAPSHOT_AGE.to_owned())),
+            retry_for: self.retry_for.or_else(|| Some(RETRY_FOR.to_owned())),
+            keep_failed: self.keep_failed.or_else(|| Some(KEEP_FAILED.to_owned())),
             ..self
         }
     }
@@ -117,7 +140,7 @@ impl TryFrom<Given> for Config {
 
     fn try_from(given: Given) -> Result<Self, ConfigError> {
         let missing = Given::missing;
-        let bounds = bounds(&given)?;
+        let (bounds, patience) = (bounds(&given)?, patience(&given)?);
         Ok(Self {
             listen: given.listen.unwrap_or(LISTEN),
             data_dir: given.data_dir.ok_or_else(|| missing("data-dir"))?,
@@ -126,6 +149,7 @@ impl TryFrom<Given> for Config {
             key: given.key.ok_or_else(|| missing("key"))?,
             metrics: given.metrics.as_deref().map(metrics_address).transpose()?,
             bounds,
+            patience,
             drift_grace: grace("drift-grace", given.drift_grace.as_deref(), DRIFT_GRACE)?,
             unseen_grace: grace("unseen-grace", given.unseen_grace.as_deref(), UNSEEN_GRACE)?,
         })
@@ -141,6 +165,15 @@ fn bounds(given: &Given) -> Result<Bounds, ConfigError> {
     Ok(Bounds {
         wal_held: limit("max-wal-held", wal_held, parse_size)?,
         snapshot_age: limit("max-snapshot-age", age, parse_duration)?,
+    })
+}
+
+fn patience(given: &Given) -> Result<Patience, ConfigError> {
+    let retry = given.retry_for.as_deref().unwrap_or(RETRY_FOR);
+    let keep = given.keep_failed.as_deref().unwrap_or(KEEP_FAILED);
+    Ok(Patience {
+        retry_for: parse_duration(retry).map_err(|why| ConfigError::invalid("retry-for", why))?,
+        keep_failed: limit("keep-failed", keep, parse_duration)?,
     })
 }
 
@@ -190,6 +223,31 @@ mod tests {
         assert_eq!(config.bounds, Bounds::default());
         let shown = Given::default().with_defaults();
         assert_eq!(bounds(&shown).unwrap(), Bounds::default());
+        assert_eq!(config.patience, Patience::default());
+        assert_eq!(patience(&shown).unwrap(), Patience::default());
+    }
+
+    #[test]
+    fn what_failed_is_kept_as_long_as_is_said_or_not_at_all() {
+        let read = |retry: &str, keep: &str| {
+            patience(&Given {
+                retry_for: Some(retry.to_owned()),
+                keep_failed: Some(keep.to_owned()),
+                ..Given::default()
+            })
+        };
+        let short = read("90s", "2h").unwrap();
+        assert_eq!(short.retry_for, Duration::from_secs(90));
+        assert_eq!(short.keep_failed, Some(Duration::from_secs(7_200)));
+        for none in ["none", "0"] {
+            assert_eq!(read("90s", none).unwrap().keep_failed, None);
+        }
+        assert!(
+            read("long", "1h")
+                .unwrap_err()
+                .to_string()
+                .contains("retry-for")
+        );
     }
 
     #[test]

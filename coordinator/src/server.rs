@@ -64,7 +64,8 @@ impl Server {
         let (driver, handle) = Driver::new(store, config.bounds)?;
         let driver = driver
             .drift_grace(config.drift_grace)
-            .unseen_grace(config.unseen_grace);
+            .unseen_grace(config.unseen_grace)
+            .patience(config.patience);
         let health = match config.metrics {
             Some(address) => Some(http::bind(address).await?),
             None => None,

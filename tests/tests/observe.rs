@@ -188,7 +188,8 @@ const ORDINARY: [&str; 17] = [
 ];
 
 /// Events of jobs that go wrong or are stopped.
-const TROUBLE: [&str; 12] = [
+const TROUBLE: [&str; 13] = [
+    "init.retrying",
     "init.failed",
     "init.table_failed",
     "init.finding",
@@ -204,10 +205,13 @@ const TROUBLE: [&str; 12] = [
 ];
 
 /// Events that other suites bring about, and check as every suite does.
-const ELSEWHERE: [&str; 8] = [
+const ELSEWHERE: [&str; 11] = [
     "lock.blocking",
     "lock.gave_way",
     "lock.waiting",
+    "init.restarted",
+    "init.resumed",
+    "init.keep_ended",
     "schema.sync_applied",
     "init.reason_changed",
     "mirror.failed",
@@ -312,6 +316,8 @@ fn whatever_goes_wrong_or_is_stopped_is_logged_as_documented() -> Result<()> {
     let coordinator = cluster.coordinator().context("a coordinator")?;
     let failed = coordinator.events("init.table_failed")?;
     assert_eq!(failed[0]["table"], "public.t", "{failed:?}");
+    let cancel = ["init", "cancel", "--node", "node_b", "--yes"];
+    cluster.cli(&cancel)?.expect(0)?;
     source.sql("DROP TABLE t; DROP FUNCTION good")?;
 
     source.sql("CREATE TABLE d (id integer PRIMARY KEY); CREATE UNLOGGED TABLE u (id integer)")?;
@@ -332,7 +338,6 @@ fn whatever_goes_wrong_or_is_stopped_is_logged_as_documented() -> Result<()> {
         let agent = cluster.node("node_b").agent().context("an agent")?;
         Ok(!agent.events("part.retried")?.is_empty())
     })?;
-    let cancel = ["init", "cancel", "--node", "node_b", "--yes"];
     cluster.cli(&cancel)?.expect(0)?;
     following.finish(LIMIT)?.expect(4)?;
 

@@ -12,7 +12,7 @@ use steep_protocol::message::peer::{PeerReply, PeerRequest};
 use steep_protocol::quic::{
     Accepted, Arrival, Connection, ConnectionLimits, Endpoint, Listener, Role, Sender, StreamError,
 };
-use steep_protocol::{Fault, FaultKind, JobId, NodeId};
+use steep_protocol::{Fault, FaultKind, JobId, NodeId, Retry};
 use tokio::runtime::Handle;
 use tokio::task::{self, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -211,7 +211,9 @@ impl Server {
                     format!("{} holds nothing for {peer} under job {job}", self.node),
                 )
                 .on(&self.node)
-                .hint("its agent may have been restarted, which ends its snapshots");
+                .hint("its agent may have been restarted, which ends its snapshots")
+                // The coordinator may be about to tell a new process who may ask.
+                .retry(Retry::Backoff);
                 return refuse(sender, fault).await;
             }
         };
@@ -341,6 +343,7 @@ impl Server {
         entry.open.clone().ok_or_else(|| {
             Fault::new(FaultKind::Failed, "the job's snapshot is not open")
                 .on(&self.node)
+                .retry(Retry::Backoff)
                 .hint("run init again: rows can only be read under the snapshot of its slot")
         })
     }

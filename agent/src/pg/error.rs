@@ -276,9 +276,14 @@ impl PgError {
                     false => fault,
                 };
             }
-            Self::Io(_) | Self::Closed => fault(FaultKind::Failed)
-                .hint("see the server's log for why it ended the connection")
-                .retry(Retry::NewConnection),
+            Self::Io(_) | Self::Closed => Fault::new(
+                FaultKind::Failed,
+                self.to_string().replace("PostgreSQL", &format!("PostgreSQL of {node}")),
+            )
+            .hint(format!(
+                "see whether PostgreSQL of {node} runs, and its log for why it ended the connection"
+            ))
+            .retry(Retry::NewConnection),
             Self::Protocol(_) | Self::Driver(_) => {
                 fault(FaultKind::Failed).retry(Retry::NewConnection)
             }
@@ -355,7 +360,7 @@ fn judge(code: &str) -> (FaultKind, &'static str, Retry) {
         "57P03" => (Unreachable, "wait until the server has started", Backoff),
         "57P01" | "57P02" | "57P05" => (
             Failed,
-            "the server ended the session: see its log, then run the command again",
+            "the server ended the session: see its log for why",
             NewConnection,
         ),
         "53100" => (
@@ -449,5 +454,35 @@ mod tests {
         assert_eq!(kind("53300").kind, FaultKind::Unreachable);
         assert_eq!(kind("53300").retry, Retry::Backoff);
         assert_eq!(kind("57P01").retry, Retry::NewConnection);
+    }
+
+    #[test]
+    fn what_passes_by_itself_is_tried_again_and_what_an_operator_must_mend_is_not() {
+        let retry = |code| error(code, "", None).to_fault().retry;
+        for passing in [
+            "08006", "57P01", "57P02", "57P03", "57P05", "57014", "53300", "40001", "40P01",
+            "55P03", "55006",
+        ] {
+            assert_ne!(retry(passing), Retry::Never, "{passing}");
+        }
+        for lasting in [
+            "53100", "53200", "53400", "42501", "28P01", "3D000", "23505", "22P02", "42601",
+            "57P04",
+        ] {
+            assert_eq!(retry(lasting), Retry::Never, "{lasting}");
+        }
+    }
+
+    #[test]
+    fn a_lost_connection_says_whose_it_was_and_where_to_look() {
+        let fault = PgError::Closed.to_fault(&NodeId::parse("node_b").unwrap());
+        let said = "the connection to PostgreSQL of node_b was closed by the server";
+        assert_eq!(fault.message, said);
+        assert!(
+            fault.hint.contains("PostgreSQL of node_b runs"),
+            "{}",
+            fault.hint
+        );
+        assert_eq!(fault.retry, Retry::NewConnection);
     }
 }

@@ -243,7 +243,11 @@ impl Agent {
                 self.jobs.admit(job, target, filter.clone());
                 self.jobs.locks().set_rule(job, yield_to_ddl);
                 if let Some(open) = self.jobs.get(job).and_then(|j| j.open) {
-                    return opened(&open);
+                    if !open.is_broken() {
+                        return opened(&open);
+                    }
+                    // No row has been read under it yet: it is made anew.
+                    open.close().await;
                 }
                 let request = OpenRequest {
                     filter,

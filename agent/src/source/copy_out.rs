@@ -229,6 +229,8 @@ fn explain(snapshot: &OpenSnapshot, what: &str, error: &PgError) -> Fault {
             format!("{what}: the snapshot is gone, because the session that held it has ended"),
         )
         .hint("see the source's log for why the session ended, then run init again")
+        // Not for this snapshot: the coordinator hears of its loss, and begins again with another.
+        .retry(Retry::Backoff)
         .on(snapshot.node());
     }
     let mut fault = error.to_fault(snapshot.node());

@@ -425,6 +425,7 @@ impl OpenSnapshot {
             None => Err(
                 Fault::new(FaultKind::Failed, "the job's snapshot is closed")
                     .hint("run init again")
+                    .retry(Retry::Backoff)
                     .on(&self.node),
             ),
         }

@@ -210,7 +210,8 @@ pub(crate) struct StartArgs {
     pub(crate) from: Option<NodeId>,
     #[command(flatten)]
     pub(crate) choices: JobChoices,
-    /// Follow the target's job if one is at work; a failed one is cleaned up and begun again
+    /// Go on where the target's failed job stopped, with the rows that it has kept; follow it where it
+    /// is at work
     #[arg(long)]
     pub(crate) resume: bool,
     /// Start the job, print its id and don't wait for it

@@ -14,6 +14,7 @@ pub(crate) mod progress;
 pub(crate) mod report;
 pub(crate) mod schema;
 mod table;
+pub(crate) mod waiting;
 
 #[cfg(test)]
 pub(crate) mod samples;

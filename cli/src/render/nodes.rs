@@ -5,6 +5,7 @@ use steep_protocol::message::api::NodeView;
 use steep_protocol::message::handover::PreparedSlot;
 
 use super::table::{pairs, table};
+use super::waiting::waiting;
 use super::{Paint, clean, missing, prepared};
 use crate::units;
 
@@ -40,6 +41,9 @@ pub(crate) fn nodes(nodes: &[NodeView], paint: Paint) -> String {
     ];
     let mut text = table(&header, &rows, paint);
     for node in nodes {
+        if let Some(waits) = &node.waiting {
+            text.push_str(&format!("{}: {}\n", node.node_id, waiting(waits)));
+        }
         for error in node.error_message.iter().chain(&node.postgres_error) {
             let error = clean(error);
             text.push_str(&format!("{}: {}\n", node.node_id, paint.red(&error)));
@@ -115,8 +119,24 @@ pub(crate) fn status(node: &NodeView, slots: &[PreparedSlot], paint: Paint) -> S
     for warning in &node.warnings {
         lines.push(("warning", paint.yellow(&clean(warning))));
     }
+    if let Some(waits) = &node.waiting {
+        lines.push(("waiting", waiting(waits)));
+    }
     let id = node.node_id.as_str();
+    if let Some(until) = node.kept_until {
+        lines.push(("kept", format!("what it has, until {until:.0}")));
+    }
     match node.state {
+        NodeState::Failed if node.kept_until.is_some() => {
+            let source = node.source_node.as_ref().map_or("SOURCE", |s| s.as_str());
+            lines.push((
+                "next",
+                format!(
+                    "steep-repl init {id} --from {source} --resume, or steep-repl init cancel --node \
+                     {id}"
+                ),
+            ));
+        }
         NodeState::Failed => lines.push((
             "next",
             format!("steep-repl init {id} --from SOURCE, or steep-repl init cancel --node {id}"),

@@ -5,6 +5,7 @@ use steep_protocol::{NodeState, Phase};
 
 use super::nodes::state;
 use super::table::{pairs, table};
+use super::waiting::waiting;
 use super::{Paint, clean, locks};
 use crate::units;
 
@@ -154,6 +155,13 @@ pub(crate) fn block(view: &ProgressView, paint: Paint) -> String {
         lines.push(("now", now.join(", ")));
     }
     lines.extend(locks::lines(&view.detail.locks));
+    if view.detail.restarts > 0 {
+        let restarts = view.detail.restarts;
+        lines.push((
+            "begun again",
+            format!("{restarts} times: the snapshot was lost"),
+        ));
+    }
     if let Some(started) = view.started_at {
         lines.push(("started", format!("{started:.0}")));
     }
@@ -216,6 +224,9 @@ fn tables(view: &ProgressView, paint: Paint) -> String {
 
 /// The phase, how far it is, and on what.
 pub(crate) fn doing(view: &ProgressView) -> Option<String> {
+    if let Some(waits) = &view.detail.waiting {
+        return Some(waiting(waits));
+    }
     let mut text = match view.phase? {
         Phase::Preflight => "preflight",
         Phase::Snapshot => "taking the snapshot",

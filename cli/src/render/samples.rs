@@ -36,6 +36,8 @@ pub(crate) fn node(name: &str, state: NodeState) -> NodeView {
         missing_objects: 0,
         unseen_since: None,
         warnings: Vec::new(),
+        waiting: None,
+        kept_until: None,
     }
 }
 
@@ -100,6 +102,8 @@ pub(crate) fn progress() -> ProgressView {
             ],
             history: Vec::new(),
             locks: Vec::new(),
+            waiting: None,
+            restarts: 0,
         },
     }
 }
@@ -180,6 +184,7 @@ pub(crate) fn report() -> Report {
             took("pgbench_history", 4.25),
         ],
         not_copied: vec!["unlogged tables: public.cache".to_owned()],
+        kept_until: None,
     }
 }
 

@@ -258,21 +258,31 @@ fn a_request_that_may_not_have_arrived_is_not_sent_again() {
 }
 
 #[test]
-fn resume_follows_a_job_at_work_and_else_begins_anew() {
+fn resume_follows_a_job_at_work_and_else_lets_the_failed_one_go_on() {
     for (state, attached) in [(NodeState::Copying, true), (NodeState::Failed, false)] {
         let coordinator = Coordinator::start(move |request| match request {
-            ApiRequest::Nodes { .. } => all(vec![ApiReply::Nodes(vec![node("node_b", state)])]),
+            ApiRequest::Nodes { .. } => {
+                let mut view = node("node_b", state);
+                view.kept_until = (!attached).then_some(jiff::Timestamp::UNIX_EPOCH);
+                all(vec![ApiReply::Nodes(vec![view])])
+            }
             _ => all(vec![ended("node_b", NodeState::Synchronized, None)]),
         });
         let ran = coordinator.run("init node_b --from node_a --resume");
         assert_eq!(ran.code, 0, "{ran:?}");
         let last = coordinator.requests().pop().unwrap();
+        let asked = match &last {
+            ApiRequest::Progress { follow: true, .. } => attached,
+            ApiRequest::Resume { specs } => !attached && specs[0].target.as_str() == "node_b",
+            _ => false,
+        };
+        assert!(asked, "{last:?}");
         assert_eq!(
-            matches!(last, ApiRequest::Progress { follow: true, .. }),
-            attached,
-            "{last:?}"
+            ran.err.contains("what it has kept"),
+            !attached,
+            "{}",
+            ran.err
         );
-        assert_eq!(ran.err.contains("from the start"), !attached, "{}", ran.err);
     }
 }
 

@@ -33,6 +33,8 @@ pub(crate) fn node(name: &str, state: NodeState) -> NodeView {
         missing_objects: 0,
         unseen_since: None,
         warnings: Vec::new(),
+        waiting: None,
+        kept_until: None,
     }
 }
 

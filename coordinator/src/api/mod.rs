@@ -238,6 +238,9 @@ impl Stream {
             ApiRequest::Complete(spec) => {
                 self.begin(Question::Complete { spec, operator }).await?;
             }
+            ApiRequest::Resume { specs } => {
+                self.begin(Question::Resume { specs, operator }).await?;
+            }
             ApiRequest::DoctorComplete(spec) => {
                 self.look(Question::DoctorComplete { spec }).await?;
             }

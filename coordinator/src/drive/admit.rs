@@ -133,7 +133,10 @@ impl<S: Store> Driver<S> {
                     "remove it with steep-repl init cancel --node {target}, then run init again"
                 ),
             ),
-            NodeState::Failed => self.check_leftovers(target, source),
+            NodeState::Failed => {
+                self.check_kept(target)?;
+                self.check_leftovers(target, source)
+            }
             NodeState::Uninitialized
             | NodeState::Preparing
             | NodeState::Copying

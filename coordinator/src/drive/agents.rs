@@ -8,8 +8,8 @@ use steep_protocol::{CommandId, Fault, JobId, NodeId, NodeState};
 
 use super::log::Note;
 use super::{AgentInput, Driver};
-use crate::job::machine::{AWAY_LIMIT, JobEvent, Parting, Snapshot};
-use crate::job::moment::after;
+use crate::job::machine::{JobEvent, Parting, Snapshot};
+use crate::job::{ServerState, Side};
 use crate::registry::{Link, SessionId};
 use crate::store::{NodeRecord, Store, Write};
 
@@ -145,7 +145,7 @@ impl<S: Store> Driver<S> {
             },
             None => JobEvent::Down {
                 side,
-                give_up: after(now, AWAY_LIMIT),
+                since: now,
                 parting: Parting::Lost,
             },
         };
@@ -170,7 +170,7 @@ impl<S: Store> Driver<S> {
         self.log(Note::warn("agent.lost", text).node(node), now);
         // A process that was killed says nothing; QUIC notices late. It has been away since it was
         // last heard.
-        let give_up = after(agent.last_heard, AWAY_LIMIT);
+        let since = agent.last_heard;
         for id in self.jobs_of(node) {
             let live = self.jobs.get_mut(&id);
             let side = live.and_then(|live| {
@@ -181,7 +181,7 @@ impl<S: Store> Driver<S> {
             if let Some(side) = side {
                 let event = JobEvent::Down {
                     side,
-                    give_up,
+                    since,
                     parting,
                 };
                 self.advance(id, event, now);
@@ -240,9 +240,18 @@ impl<S: Store> Driver<S> {
             let Some(side) = live.job.side_of(node) else {
                 continue;
             };
-            let seen = &agent.observed;
-            if let Some(fault) = live.vigil.observe(&live.job, side, seen, bounds, now) {
-                self.advance(id, JobEvent::Endangered { fault }, now);
+            let seen = agent.observed.clone();
+            let danger = live.vigil.observe(&live.job, side, &seen, bounds, now);
+            let known = live.job.end(side).server == ServerState::Answers;
+            if let Some(answers) = seen.postgres.filter(|seen| seen.is_ok() != known) {
+                let answers = answers.map(drop);
+                self.advance(id, JobEvent::Server { side, answers }, now);
+            }
+            if side == Side::Source && seen.lost_snapshots.contains(&id) {
+                self.advance(id, JobEvent::SnapshotLost, now);
+            }
+            if let Some(fault) = danger {
+                self.advance(id, JobEvent::Endangered { side, fault }, now);
             }
         }
     }
@@ -272,11 +281,6 @@ impl<S: Store> Driver<S> {
             live.job.running.iter().find(own).map(|_| *id)
         });
         if let Some(id) = owner {
-            let counted = self
-                .jobs
-                .get(&id)
-                .map(|l| l.tally.counted())
-                .unwrap_or_default();
             if outcome.is_ok() {
                 self.note_returned(id, command);
             }
@@ -290,7 +294,6 @@ impl<S: Store> Driver<S> {
             let event = JobEvent::Ended {
                 id: command,
                 outcome,
-                counted,
             };
             return self.advance(id, event, now);
         }

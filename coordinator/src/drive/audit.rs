@@ -45,6 +45,13 @@ impl Wish {
         }
     }
 
+    pub(super) fn resume(spec: &JobSpec) -> Self {
+        Self {
+            action: "init.resume",
+            ..Self::init(spec)
+        }
+    }
+
     pub(super) fn cancel(node: &NodeId, data: CancelledData) -> Self {
         let keep = match data {
             CancelledData::Remove => "false",

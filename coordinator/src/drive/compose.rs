@@ -30,7 +30,11 @@ impl<S: Store> Driver<S> {
             return (command, workers);
         }
         let command = match work {
-            Work::GatherSource | Work::Regrant => Command::GatherSource {
+            Work::GatherSource => Command::GatherSource {
+                target: spec.target.clone(),
+                filter: filter(),
+            },
+            Work::Regrant => Command::Admit {
                 target: spec.target.clone(),
                 filter: filter(),
             },
@@ -123,7 +127,7 @@ impl<S: Store> Driver<S> {
             Work::CleanupSource => {
                 let fate = match &live.job.stage {
                     Stage::Ending(ending) => ending.slot,
-                    Stage::Working(_) | Stage::Closed(_) => SlotFate::Returned,
+                    Stage::Working(_) | Stage::Kept(_) | Stage::Closed(_) => SlotFate::Returned,
                 };
                 let used = fate.returned()?;
                 Some(Command::ReturnSlot { target, used })

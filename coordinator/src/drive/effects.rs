@@ -12,7 +12,7 @@ use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeState, Phase};
 use super::compose::addressed;
 use super::jobs::table_events;
 use super::log::{Level, Note, last_phase};
-use super::{Answer, Driver, span};
+use super::{Answer, Driver, Live, span};
 use crate::job::machine::{Effect, Finish};
 use crate::job::state::{NodeEvent, transition};
 use crate::job::{Closed, Side, Stage, Work};
@@ -26,6 +26,20 @@ const SCHEMA_MISMATCH: &str = "schema_mismatch";
 
 /// The code of findings about statements that auto has run.
 const SYNC_APPLIED: &str = "schema_sync_applied";
+
+impl Live {
+    /// What each table that has begun has come to.
+    pub(super) fn table_sums(&self) -> Vec<TableSum> {
+        let begun = self.tally.tables().iter().filter(|t| t.done > 0);
+        let sums = begun.map(|t| TableSum {
+            no: t.summary.no,
+            done: t.done,
+            rows: t.rows,
+            bytes: t.bytes,
+        });
+        sums.collect()
+    }
+}
 
 impl<S: Store> Driver<S> {
     /// Does one thing.
@@ -45,6 +59,13 @@ impl<S: Store> Driver<S> {
             }
             Effect::Found(findings) => self.found(id, &findings, now),
             Effect::Missing(missing) => self.job_misses(id, missing),
+            Effect::TriesAgain { work, fault } => self.tries_again(id, work, &fault, now),
+            Effect::BeginsAgain { fault, restarts } => {
+                self.begins_again(id, &fault, restarts, now);
+            }
+            Effect::PlanDropped => self.drop_plan(id, now),
+            Effect::Resumed => self.resumed(id),
+            Effect::KeepEnds { why } => self.keep_ends(id, &why, now),
             Effect::CleanupFailed { side, why } => self.cleanup_failed(id, side, &why, now),
             Effect::GivenUp { side, why } => self.given_up(id, side, &why, now),
             Effect::Finished(finish) => self.finished(id, finish, now),
@@ -340,22 +361,9 @@ impl<S: Store> Driver<S> {
             return;
         };
         live.end = Some(Arc::clone(&end));
-        let tables = live
-            .tally
-            .tables()
-            .iter()
-            .filter(|t| t.done > 0)
-            .map(|t| TableSum {
-                no: t.summary.no,
-                done: t.done,
-                rows: t.rows,
-                bytes: t.bytes,
-            });
-        let tables = tables.collect();
-        self.out.writes.push(Write::Seal {
-            end: Box::new(Arc::unwrap_or_clone(end)),
-            tables,
-        });
+        let end = Box::new(Arc::unwrap_or_clone(end));
+        let write = Self::end_write(&live.job, end, live.table_sums());
+        self.out.writes.push(write);
         self.tallies.ended(note.event());
         self.log(note, now);
         self.mirror(&target, now);

@@ -73,6 +73,13 @@ pub enum Question {
         /// Who asks.
         operator: Operator,
     },
+    /// Failed jobs that are to go on.
+    Resume {
+        /// One spec per target.
+        specs: Vec<JobSpec>,
+        /// Who asks.
+        operator: Operator,
+    },
     /// How far a node's job is.
     Progress {
         /// The node.

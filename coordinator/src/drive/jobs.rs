@@ -42,7 +42,13 @@ impl<S: Store> Driver<S> {
         let Some(live) = self.jobs.get_mut(&id) else {
             return Ok(());
         };
-        let (job, effects) = machine::step(live.job.clone(), event, now, self.rules)?;
+        let (job, effects) = machine::step(
+            live.job.clone(),
+            event,
+            live.tally.counted(),
+            now,
+            self.rules,
+        )?;
         if job != live.job {
             live.job = job;
             // What follows is logged with where the job is now.

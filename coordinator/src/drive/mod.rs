@@ -31,6 +31,7 @@ mod log;
 mod rebuild;
 mod requests;
 mod restore;
+mod resume;
 mod sight;
 mod span;
 mod views;
@@ -64,6 +65,7 @@ use crate::job::machine::{Parting, Rules};
 use crate::job::moment::after;
 use crate::job::progress::Meter;
 use crate::job::report::Slowest;
+use crate::job::retry::Patience;
 use crate::job::tally::Tally;
 use crate::job::vigil::{Bounds, Vigil};
 use crate::job::{Job, Side, preflight};
@@ -245,6 +247,7 @@ impl<S: Store> Driver<S> {
             rules: Rules {
                 judge: preflight::judge,
                 bounds,
+                patience: Patience::default(),
             },
             nodes,
             registry: Registry::default(),
@@ -294,6 +297,13 @@ impl<S: Store> Driver<S> {
     #[must_use]
     pub fn unseen_grace(mut self, grace: Duration) -> Self {
         self.unseen_grace = grace;
+        self
+    }
+
+    /// Jobs try again, and keep what they have once they have failed, for that long.
+    #[must_use]
+    pub fn patience(mut self, patience: Patience) -> Self {
+        self.rules.patience = patience;
         self
     }
 

@@ -33,7 +33,7 @@ impl<S: Store> Driver<S> {
     /// and so is a record of the store that cannot be read.
     pub(super) fn on_ask(&mut self, question: Question, reply: Reply, now: Timestamp) {
         let answer = match question {
-            Question::Nodes { node } => self.nodes_answer(node.as_ref()),
+            Question::Nodes { node } => self.nodes_answer(node.as_ref(), now),
             Question::Events(query) => self.events_answer(query),
             Question::Doctor { specs } => match self.check_doctor(&specs) {
                 Ok(()) => {
@@ -46,6 +46,12 @@ impl<S: Store> Driver<S> {
             Question::Init { specs, operator } => {
                 let wishes = specs.iter().map(Wish::init).collect();
                 let answer = self.init(specs, &operator.name, now);
+                self.audit_init(wishes, &operator, &answer, now);
+                answer
+            }
+            Question::Resume { specs, operator } => {
+                let wishes = specs.iter().map(Wish::resume).collect();
+                let answer = self.resume_failed(&specs, &operator.name, now);
                 self.audit_init(wishes, &operator, &answer, now);
                 answer
             }
@@ -135,7 +141,7 @@ impl<S: Store> Driver<S> {
         self.answer(reply, answer);
     }
 
-    fn nodes_answer(&self, node: Option<&NodeId>) -> Result<Answer, Fault> {
+    fn nodes_answer(&self, node: Option<&NodeId>, now: Timestamp) -> Result<Answer, Fault> {
         if let Some(node) = node {
             self.known(node)?;
         }
@@ -144,7 +150,7 @@ impl<S: Store> Driver<S> {
             .values()
             .filter(|r| node.is_none_or(|n| r.id == *n));
         Ok(Answer::Nodes(
-            wanted.map(|record| self.node_view(record)).collect(),
+            wanted.map(|record| self.node_view(record, now)).collect(),
         ))
     }
 
@@ -167,7 +173,10 @@ impl<S: Store> Driver<S> {
     }
 
     fn overview(&mut self, known: &[JobId], now: Timestamp) -> Answer {
-        let nodes = self.nodes.values().map(|record| self.node_view(record));
+        let nodes = self
+            .nodes
+            .values()
+            .map(|record| self.node_view(record, now));
         let nodes = nodes.collect();
         let new = |(id, live): &(&JobId, &Live)| live.end.is_none() && !known.contains(id);
         let new: Vec<JobId> = self.jobs.iter().filter(new).map(|(id, _)| *id).collect();

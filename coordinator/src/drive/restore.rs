@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use steep_protocol::message::api::Afterwards;
@@ -14,17 +13,12 @@ use super::jobs::took;
 use super::{Driver, Feed, Live};
 use crate::job::locks::JobLocks;
 use crate::job::machine::{JobEvent, Parting};
-use crate::job::moment::after;
 use crate::job::progress::{Detail, Meter};
 use crate::job::report::Slowest;
 use crate::job::tally::Tally;
 use crate::job::vigil::Vigil;
 use crate::job::{Job, Side};
 use crate::store::{Store, StoreError, StoredJob, TableTimes};
-
-/// How long jobs wait for agents after the coordinator's own start. Agents try again with growing
-/// pauses, and those may have grown while the coordinator was away.
-const RESUME_GRACE: Duration = Duration::from_secs(30);
 
 impl Live {
     /// Takes up when tables began and ended: those that are complete are in the report, and none
@@ -66,11 +60,10 @@ impl<S: Store> Driver<S> {
             live.history = history;
             live.restore_times(&times);
         }
-        let give_up = after(now, RESUME_GRACE);
         for side in Side::BOTH {
             let event = JobEvent::Down {
                 side,
-                give_up,
+                since: now,
                 parting: Parting::Lost,
             };
             self.advance(id, event, now);

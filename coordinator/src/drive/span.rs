@@ -38,9 +38,10 @@ fn interrupted(job: &Job) -> Option<&'static str> {
     match &job.stage {
         Stage::Working(_) | Stage::Closed(Closed::Synchronized) => None,
         Stage::Ending(ending) => Some(match &ending.why {
-            Why::Failed(fault) => fault.kind.as_str(),
+            Why::Failed(fault) | Why::Again(fault) => fault.kind.as_str(),
             Why::Cancelled(_) => FaultKind::Cancelled.as_str(),
         }),
+        Stage::Kept(kept) => Some(kept.fault.kind.as_str()),
         Stage::Closed(Closed::Failed(fault)) => Some(fault.kind.as_str()),
         Stage::Closed(Closed::Cancelled) => Some(FaultKind::Cancelled.as_str()),
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use steep_protocol::message::agent::{MirrorProgress, MirrorRow};
 use steep_protocol::message::api::{
-    EndView, JobView, NodeView, ProgressDetail, ProgressView, Report, TableView,
+    EndView, JobView, NodeView, ProgressDetail, ProgressView, Report, TableView, WaitingView,
 };
 use steep_protocol::{ByteCount, Fault, JobId, NodeId, NodeState, RowCount};
 
@@ -15,6 +15,7 @@ use crate::job::Job;
 use crate::job::moment::after;
 use crate::job::progress::{Detail, current_phase};
 use crate::job::report::{phase_times, report};
+use crate::job::retry;
 use crate::store::{NodeRecord, Store};
 
 /// A follower hears of an active job at least so often, changed or not.
@@ -22,7 +23,7 @@ const REPUBLISH: Duration = Duration::from_millis(500);
 
 impl<S: Store> Driver<S> {
     /// A node as the CLI shows it.
-    pub(super) fn node_view(&self, record: &NodeRecord) -> NodeView {
+    pub(super) fn node_view(&self, record: &NodeRecord, now: Timestamp) -> NodeView {
         let agent = self.registry.get(&record.id);
         let live = record.job.and_then(|id| self.jobs.get(&id));
         let slot = match (&record.source, record.replication()) {
@@ -53,7 +54,14 @@ impl<S: Store> Driver<S> {
             missing_objects: record.missing.total,
             unseen_since: self.unseen_since(&record.id),
             warnings: self.warnings(record),
+            waiting: live.and_then(|live| self.waiting(&live.job, now)),
+            kept_until: live.and_then(|live| live.job.kept_until()),
         }
+    }
+
+    /// What a job waits for.
+    fn waiting(&self, job: &Job, now: Timestamp) -> Option<WaitingView> {
+        retry::waiting(job, &self.rules.patience, now)
     }
 
     /// How a job ended.
@@ -114,7 +122,8 @@ impl<S: Store> Driver<S> {
             return false;
         };
         let state = self.state_of(&live.job.spec.target);
-        let view = live.view(state, Detail::Active, now);
+        let mut view = live.view(state, Detail::Active, now);
+        view.detail.waiting = self.waiting(&live.job, now);
         let Some(live) = self.jobs.get_mut(&id) else {
             return false;
         };
@@ -158,6 +167,7 @@ impl<S: Store> Driver<S> {
         Some(ProgressView {
             detail: ProgressDetail {
                 history,
+                waiting: self.waiting(&live.job, now),
                 ..view.detail
             },
             ..view

@@ -71,10 +71,10 @@ impl Applying {
         self.fares(now)
     }
 
-    /// The source does not answer: without it no worker can be there, which is not the subscription's
-    /// doing.
+    /// The source does not answer: without it no worker can be there, and each try of one may count as
+    /// an error. Neither is the subscription's doing.
     pub fn excuse(&mut self) {
-        self.absent = None;
+        *self = Self::default();
     }
 
     /// How it fares, as far as was seen.

@@ -14,8 +14,6 @@
 //! - what may have been made on a server is remembered ([`Residue`]) before the command that makes it
 //!   is sent, and until its removal is confirmed.
 
-use std::time::Duration;
-
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use steep_protocol::message::api::PhaseSeconds;
@@ -35,6 +33,7 @@ pub(crate) mod moment;
 pub mod preflight;
 pub mod progress;
 pub mod report;
+pub mod retry;
 pub mod state;
 pub mod tally;
 pub mod vigil;
@@ -43,6 +42,7 @@ mod work;
 
 use handover::{Handover, SlotFate};
 use lineage::Around;
+use retry::Retrying;
 
 pub use work::{Side, Step, Work};
 
@@ -74,6 +74,16 @@ pub struct Job {
     pub stage: Stage,
     /// Commands that were given and have not ended.
     pub running: Vec<Running>,
+    /// Work that failed in a way that may pass, until it has ended well.
+    pub retrying: Vec<Retrying>,
+    /// How often it began again because its snapshot was lost.
+    pub restarts: u8,
+    /// When its snapshot was asked for last.
+    pub snapshot_at: Option<Timestamp>,
+    /// Whether its node has been told that rows move.
+    pub opened: Opened,
+    /// When its time began to run: when it was accepted, or taken up again.
+    pub began_at: Timestamp,
     /// The first of the ids reserved for it.
     pub first_command: u64,
     /// How many of them are used.
@@ -119,8 +129,33 @@ pub enum Stage {
     Working(Step),
     /// Its commands are being stopped and what they made is being removed.
     Ending(Ending),
+    /// Failed; what it made is kept, so that it can go on once the cause is mended.
+    Kept(Kept),
     /// Over: nothing runs and nothing is owed.
     Closed(Closed),
+}
+
+/// A failed job that keeps what it has.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Kept {
+    /// Why it failed.
+    pub fault: Fault,
+    /// The step it goes on with.
+    pub step: Step,
+    /// When what it has is removed.
+    pub until: Timestamp,
+    /// When commands that do not end are given up.
+    pub stop_by: Timestamp,
+}
+
+/// Whether a job's node has been told that rows move. A job that begins again has told it before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Opened {
+    /// Not yet.
+    #[default]
+    No,
+    /// Yes.
+    Yes,
 }
 
 /// How a job that is over ended.
@@ -168,6 +203,8 @@ pub enum Unreachable {
 pub enum Why {
     /// This went wrong.
     Failed(Fault),
+    /// The snapshot was lost: what was made under it is removed, and the job begins again.
+    Again(Fault),
     /// An operator wishes it.
     Cancelled(CancelledData),
 }
@@ -204,6 +241,8 @@ pub struct Running {
 pub struct End {
     /// Whether its agent is there.
     pub presence: Presence,
+    /// Whether its PostgreSQL answers, as its agent saw it last.
+    pub server: ServerState,
     /// Which process of the agent was last there.
     pub incarnation: Option<u64>,
     /// What may be on its server because of this job.
@@ -217,8 +256,22 @@ pub enum Presence {
     Online,
     /// No.
     Away {
-        /// When a job that needs it stops waiting.
-        give_up: Timestamp,
+        /// Since when.
+        since: Timestamp,
+    },
+}
+
+/// Whether a side's PostgreSQL answers its agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ServerState {
+    /// Yes, or nobody has looked yet.
+    Answers,
+    /// No.
+    Silent {
+        /// Since when.
+        since: Timestamp,
+        /// Why, as it was first seen.
+        why: String,
     },
 }
 
@@ -297,20 +350,6 @@ impl PhaseClock {
         self.current = Some((phase, now));
     }
 
-    /// How long ago that phase began, where it has: one phase begins when the last one ends.
-    #[must_use]
-    pub fn since(&self, phase: Phase, now: Timestamp) -> Option<Duration> {
-        let (current, began) = self.current?;
-        let at = self.spent.iter().position(|(spent, _)| *spent == phase);
-        let before: u64 = match at {
-            Some(at) => self.spent[at..].iter().map(|(_, millis)| millis).sum(),
-            None if current == phase => 0,
-            None => return None,
-        };
-        let running = u64::try_from(now.as_millisecond() - began.as_millisecond()).unwrap_or(0);
-        Some(Duration::from_millis(before + running))
-    }
-
     /// The sums that an end is reported with.
     #[must_use]
     pub fn seconds(&self) -> PhaseSeconds {
@@ -342,6 +381,7 @@ impl Job {
     ) -> Self {
         let end = End {
             presence: Presence::Online,
+            server: ServerState::Answers,
             incarnation: None,
             residue: Residue::Nothing,
         };
@@ -354,6 +394,11 @@ impl Job {
             cancelled_by: None,
             stage: Stage::Working(Step::GatherSource),
             running: Vec::new(),
+            retrying: Vec::new(),
+            restarts: 0,
+            snapshot_at: None,
+            opened: Opened::No,
+            began_at: now,
             first_command,
             commands_issued: 0,
             source: end.clone(),
@@ -400,6 +445,27 @@ impl Job {
     #[must_use]
     pub fn is_busy(&self, side: Side) -> bool {
         self.running.iter().any(|r| r.work.side() == side)
+    }
+
+    /// Whether the job in that step cannot go on without that side.
+    #[must_use]
+    pub fn needs(&self, side: Side, step: Step) -> bool {
+        let own = |r: &Retrying| r.work.side() == side;
+        self.is_busy(side)
+            || self.retrying.iter().any(own)
+            || match side {
+                Side::Source => step.needs_source(),
+                Side::Target => step.needs_subscription(),
+            }
+    }
+
+    /// Until when it keeps what it has, where it has failed and does.
+    #[must_use]
+    pub fn kept_until(&self) -> Option<Timestamp> {
+        match &self.stage {
+            Stage::Kept(kept) => Some(kept.until),
+            Stage::Working(_) | Stage::Ending(_) | Stage::Closed(_) => None,
+        }
     }
 
     /// Seconds from the request to the end, or to now.

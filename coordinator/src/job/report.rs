@@ -57,6 +57,7 @@ pub fn report(job: &Job, workers: u8, slowest: &Slowest) -> Report {
         phase_times: phase_times(&job.clock),
         slowest_tables: slowest.tables.clone(),
         not_copied: not_copied(job),
+        kept_until: job.kept_until(),
     }
 }
 

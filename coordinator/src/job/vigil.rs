@@ -3,7 +3,8 @@
 //! Commands notice what they do themselves; hours may lie between a slot that is lost during the copy
 //! and the command that would need it, and nobody's command fails when a subscription does. Owns the
 //! counts from one observation to the next, in memory only: a restarted coordinator begins to count
-//! anew. Says what is wrong; that the job then fails is [`super::machine`]'s.
+//! anew. Says what is wrong; what becomes of the job is [`super::machine`]'s. A server that does not
+//! answer is no danger by itself: the machine waits for it.
 
 use std::time::Duration;
 
@@ -12,11 +13,10 @@ use steep_protocol::message::agent::{
     Carried, EnumLabels, Observed, SlotStatus, SubscriptionStatus, SubscriptionWiring,
 };
 use steep_protocol::message::job::Method;
-use steep_protocol::{ByteCount, Fault, FaultKind, Retry};
+use steep_protocol::{ByteCount, Fault, FaultKind};
 
 use super::applying::{ABSENT, Applying, Fares};
 use super::membership;
-use super::moment::after;
 use super::preflight::text::bytes;
 use super::{Job, Side, Stage, Step};
 
@@ -32,11 +32,6 @@ pub const SNAPSHOT_AGE_MAX: Duration = Duration::from_secs(48 * 3600);
 /// Observations in a row that must miss a slot or a subscription: one may have been on its way while
 /// it was made.
 const SUSPICIONS: u8 = 3;
-
-/// How long a PostgreSQL that a job needs may not answer, or not in time. What runs there fails by
-/// itself where the server says that it is gone; this is for one that says nothing, and for times in
-/// which nothing runs there. Enough for a restart; as long as the fence waits for the source.
-pub const SERVER_LIMIT: Duration = Duration::from_secs(60);
 
 /// What a job may cost its source before it is stopped (G5). `None` is no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,9 +63,6 @@ pub struct Vigil {
     /// Enum types that the source publishes.
     labels: Vec<EnumLabels>,
     applying: Applying,
-    /// Since when PostgreSQL has not answered.
-    source_silent: Option<Timestamp>,
-    target_silent: Option<Timestamp>,
 }
 
 impl Vigil {
@@ -84,78 +76,31 @@ impl Vigil {
         bounds: Bounds,
         now: Timestamp,
     ) -> Option<Fault> {
-        let Stage::Working(step) = job.stage else {
-            return None;
+        let step = match &job.stage {
+            Stage::Working(step) => *step,
+            // Its slot holds back WAL on the source; what becomes of the target is for who resumes it.
+            Stage::Kept(kept) if side == Side::Source => kept.step,
+            Stage::Kept(_) | Stage::Ending(_) | Stage::Closed(_) => return None,
         };
-        let fault = match seen.postgres.as_ref()? {
-            _ if side == Side::Source && lost_its_snapshot(job, step, seen) => {
-                Some(snapshot_gone())
+        let fault = match (side, seen.postgres.as_ref()?) {
+            (Side::Source, Err(_)) => {
+                self.applying.excuse();
+                None
             }
-            Err(why) => self.silent(job, step, side, why, now),
-            Ok(_) => {
-                *self.silence(side) = None;
-                match side {
-                    Side::Source if has_slot(job.spec.method, step) => {
-                        let slot = seen.slots.iter().find(|s| s.job == job.replication().id);
-                        let there = slot.is_some();
-                        let fault = self.slot(job, slot, bounds);
-                        fault.or_else(|| self.publication(job, seen).filter(|_| there))
-                    }
-                    Side::Target if step >= Step::Converge => {
-                        let mut own = seen.subscriptions.iter();
-                        let own = own.find(|s| s.job == job.replication().id);
-                        self.subscription(job, own, &seen.carried, now)
-                    }
-                    Side::Source | Side::Target => None,
-                }
+            (Side::Target, Err(_)) => None,
+            (Side::Source, Ok(_)) if has_slot(job.spec.method, step) => {
+                let slot = seen.slots.iter().find(|s| s.job == job.replication().id);
+                let fault = self.slot(job, slot, bounds);
+                fault.or_else(|| self.publication(job, seen).filter(|_| slot.is_some()))
             }
+            (Side::Target, Ok(_)) if step >= Step::Converge => {
+                let mut own = seen.subscriptions.iter();
+                let own = own.find(|s| s.job == job.replication().id);
+                self.subscription(job, own, &seen.carried, now)
+            }
+            (Side::Source | Side::Target, Ok(_)) => None,
         };
         fault.map(|fault| fault.on(side.node(&job.spec)))
-    }
-
-    fn silence(&mut self, side: Side) -> &mut Option<Timestamp> {
-        match side {
-            Side::Source => &mut self.source_silent,
-            Side::Target => &mut self.target_silent,
-        }
-    }
-
-    /// PostgreSQL does not answer its own agent.
-    fn silent(
-        &mut self,
-        job: &Job,
-        step: Step,
-        side: Side,
-        why: &str,
-        now: Timestamp,
-    ) -> Option<Fault> {
-        if side == Side::Source {
-            self.applying.excuse();
-        }
-        let needed = job.is_busy(side)
-            || match side {
-                Side::Source => step.needs_source(),
-                Side::Target => step >= Step::Converge,
-            };
-        let silence = self.silence(side);
-        if !needed {
-            *silence = None;
-            return None;
-        }
-        let since = *silence.get_or_insert(now);
-        (after(since, SERVER_LIMIT) <= now).then(|| {
-            let text = format!(
-                "PostgreSQL has not answered for {} s while the job needed it for {}: {why}",
-                SERVER_LIMIT.as_secs(),
-                step.phase()
-            );
-            Fault::new(FaultKind::Unreachable, text)
-                .hint(
-                    "see whether the server runs, and its log; what the job left there is removed \
-                     once it answers; then run init again",
-                )
-                .retry(Retry::Backoff)
-        })
     }
 
     /// The slot, on the source.
@@ -282,23 +227,11 @@ impl Vigil {
     }
 }
 
-/// Whether rows are still to be read, or locks to be held, under a snapshot that is gone. What was read
-/// before may be on its way for long, at a rate that is limited; it is of no use.
-fn lost_its_snapshot(job: &Job, step: Step, seen: &Observed) -> bool {
-    step.needs_snapshot(job.spec.method) && seen.lost_snapshots.contains(&job.id)
-}
-
 fn changes_missing(text: String) -> Fault {
     Fault::new(FaultKind::Failed, text).hint(
         "changes may be missing on the target: leave the publication alone and attach no partitions \
          while a job works, and run init again",
     )
-}
-
-fn snapshot_gone() -> Fault {
-    let text = "the snapshot is gone, because the session that held it has ended";
-    Fault::new(FaultKind::Failed, text)
-        .hint("see the source's log for why the session ended, then run init again")
 }
 
 /// Whether the job's slot must be there: from the end of the step that makes it on. Natively nothing
@@ -387,13 +320,6 @@ mod tests {
         Observed {
             postgres: Some(Err("connection refused".to_owned())),
             ..Observed::default()
-        }
-    }
-
-    fn without_snapshot(postgres: Observed) -> Observed {
-        Observed {
-            lost_snapshots: vec![JobId(3), JobId(7)],
-            ..postgres
         }
     }
 
@@ -537,23 +463,6 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_that_is_gone_ends_the_job_at_the_first_look_while_it_is_needed_and_not_after() {
-        for postgres in [slot(0, "reserved"), silent()] {
-            let seen = without_snapshot(postgres);
-            let mut watched = Watched::copying();
-            let fault = watched.see(Side::Source, &seen).unwrap();
-            assert_eq!(fault.node, Some(testing::node("a")));
-            assert!(fault.message.contains("has ended"), "{fault}");
-            assert_eq!(Watched::copying().see(Side::Target, &seen), None);
-            let mut later = Watched::at(Method::Snapshot, Step::Indexes, None);
-            assert_eq!(later.see(Side::Source, &seen), None);
-        }
-        let mut other = without_snapshot(slot(0, "reserved"));
-        other.lost_snapshots = vec![JobId(3)];
-        assert_eq!(Watched::copying().see(Side::Source, &other), None);
-    }
-
-    #[test]
     fn a_slot_is_missed_only_once_the_job_must_have_one() {
         for (method, step) in [
             (Method::Snapshot, Step::GatherTarget),
@@ -643,34 +552,35 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_says_nothing_ends_the_job_after_a_minute_where_it_is_needed() {
-        for (mut watched, side) in [
-            (Watched::copying(), Side::Source),
-            (Watched::copying(), Side::Target),
-            (Watched::catching_up(), Side::Source),
-            // Nothing runs there, and the subscription must.
-            (Watched::catching_up(), Side::Target),
-        ] {
-            let (seconds, fault) = watched.danger(side, &silent(), 100).unwrap();
-            assert_eq!(
-                (seconds, fault.kind),
-                (61, FaultKind::Unreachable),
-                "{side:?}"
-            );
-            assert!(fault.message.contains("connection refused"), "{fault}");
+    fn a_server_that_does_not_answer_is_waited_for_and_its_subscription_not_blamed() {
+        for side in [Side::Source, Side::Target] {
+            assert_eq!(Watched::copying().danger(side, &silent(), 200), None);
+            assert_eq!(Watched::catching_up().danger(side, &silent(), 200), None);
         }
-        let running = Some(Work::BuildIndexes);
-        let mut watched = Watched::at(Method::Snapshot, Step::Indexes, running);
-        assert_eq!(watched.danger(Side::Source, &silent(), 200), None);
+        // Each try to reach a source that is away may count as an error of the worker.
+        let mut watched = Watched::catching_up();
+        for errors in 0..30 {
+            assert_eq!(watched.see(Side::Source, &silent()), None);
+            let seen = subscription(true, false, errors);
+            assert_eq!(watched.see(Side::Target, &seen), None, "{errors}");
+        }
     }
 
     #[test]
-    fn a_server_that_is_back_within_the_minute_changes_nothing() {
-        let mut watched = Watched::catching_up();
-        for _ in 0..5 {
-            assert_eq!(watched.danger(Side::Target, &silent(), 55), None);
-            let back = subscription(true, true, 0);
-            assert_eq!(watched.danger(Side::Target, &back, 5), None);
-        }
+    fn a_slot_is_watched_while_a_failed_job_keeps_it() {
+        let mut watched = Watched::at(Method::Snapshot, Step::Indexes, None);
+        watched.job.stage = Stage::Kept(crate::job::Kept {
+            fault: Fault::new(FaultKind::Failed, "disk full"),
+            step: Step::Indexes,
+            until: Timestamp::MAX,
+            stop_by: Timestamp::UNIX_EPOCH,
+        });
+        assert_eq!(watched.see(Side::Source, &slot(1_000, "extended")), None);
+        assert_eq!(watched.danger(Side::Target, &answering(), 9), None);
+        assert!(
+            watched
+                .see(Side::Source, &slot(1_001, "extended"))
+                .is_some()
+        );
     }
 }

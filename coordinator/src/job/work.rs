@@ -38,8 +38,7 @@ impl Side {
 pub enum Work {
     /// `GatherSource`.
     GatherSource,
-    /// `GatherSource` once more, for its side effect alone: a source agent that restarted has
-    /// forgotten which target may ask it about this job.
+    /// `Admit`: a source agent that restarted has forgotten which target may ask it about this job.
     Regrant,
     /// `GatherTarget`.
     GatherTarget,
@@ -117,7 +116,8 @@ impl Work {
     #[must_use]
     pub fn describe(self) -> &'static str {
         match self {
-            Self::GatherSource | Self::Regrant => "looking at the source",
+            Self::GatherSource => "looking at the source",
+            Self::Regrant => "admitting the target",
             Self::GatherTarget => "looking at the target",
             Self::OpenSource => "opening the snapshot",
             Self::TakeSlot => "taking the prepared slot",
@@ -290,6 +290,34 @@ impl Step {
             Self::Indexes | Self::Constraints | Self::NativeCopy | Self::Prove | Self::Release => {
                 false
             }
+        }
+    }
+
+    /// Whether the subscription must be at work, and so the target's server.
+    #[must_use]
+    pub fn needs_subscription(self) -> bool {
+        match self {
+            Self::NativeCopy | Self::Converge | Self::Prove | Self::Release => true,
+            Self::GatherSource
+            | Self::GatherTarget
+            | Self::TakeSlot
+            | Self::OpenSource
+            | Self::PrepareTarget
+            | Self::Copy
+            | Self::Indexes
+            | Self::Constraints
+            | Self::Subscribe => false,
+        }
+    }
+
+    /// Whether all rows are on the target, so that only what stands on them is left to do.
+    #[must_use]
+    pub fn has_rows(self, method: Method) -> bool {
+        match method {
+            Method::Snapshot | Method::TwoPhase => self > Self::Copy,
+            Method::Native => self > Self::NativeCopy,
+            // They were there before the job, and stay whatever becomes of it.
+            Method::Backup => false,
         }
     }
 

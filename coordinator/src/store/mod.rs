@@ -260,6 +260,21 @@ pub enum Write {
         /// The sums.
         tables: Vec<TableSum>,
     },
+    /// The job has failed and may go on: how it ended, and its parts stay.
+    Pause {
+        /// How it ended.
+        end: Box<EndView>,
+    },
+    /// A job that had failed goes on.
+    Reopen {
+        /// The job.
+        job: JobId,
+    },
+    /// A job's plan, and the parts that were done of it, hold no longer.
+    PlanDropped {
+        /// The job.
+        job: JobId,
+    },
     /// Where a job's progress is now. Of more than [`SAMPLES_MAX`] of one job, every second one of
     /// the older half is dropped.
     Sample {

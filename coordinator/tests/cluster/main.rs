@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use steep_certs::{Credentials, Role};
 use steep_coordinator::config::Config;
+use steep_coordinator::job::retry::Patience;
 use steep_coordinator::job::vigil::Bounds;
 use steep_coordinator::server::Server;
 use steep_protocol::close::CloseCode;
@@ -80,6 +81,7 @@ impl Cluster {
             key: self.file("c.key"),
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
             bounds: Bounds::default(),
+            patience: Patience::default(),
             drift_grace: steep_coordinator::drive::DRIFT_GRACE,
             unseen_grace: steep_coordinator::drive::UNSEEN_GRACE,
         }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::peer::SchemaSection;
-use steep_protocol::{Fault, FaultKind, Identifier, JobId, NodeId, RowCount, TableName};
+use steep_protocol::{Fault, FaultKind, Identifier, JobId, NodeId, Retry, RowCount, TableName};
 use tokio::fs::File;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt};
 use tokio::process::Command;
@@ -121,7 +121,8 @@ pub(super) async fn start(
         };
         let Some(who) = source.locks.hindered(source.job, PURPOSE) else {
             let hint = hint(source.node, &complaints);
-            return Err(failed(complaints).hint(hint));
+            let retry = retry(&complaints);
+            return Err(failed(complaints).hint(hint).retry(retry));
         };
         info!(job_id = %source.job, "the schema is dumped again: a lock of {who} was in the way");
         tokio::select! {
@@ -216,6 +217,16 @@ async fn printed(mut command: Command) -> Result<Result<File, String>, String> {
     let mut text = File::from_std(file);
     text.rewind().await.map_err(unusable)?;
     Ok(Ok(text))
+}
+
+/// Whether a dump that failed may succeed later: its server was away, or a snapshot that went with it.
+/// `pg_dump` gives no SQLSTATE.
+fn retry(complaints: &str) -> Retry {
+    const PASSING: [&str; 3] = ["connection", "the database system is", "snapshot"];
+    match PASSING.iter().any(|sign| complaints.contains(sign)) {
+        true => Retry::Backoff,
+        false => Retry::Never,
+    }
 }
 
 /// What to do about a dump that failed. PostgreSQL's own words may be of any language; names of settings

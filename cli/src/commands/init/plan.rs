@@ -49,6 +49,9 @@ pub(super) async fn announce(
     signals: &mut Signals,
     terminal: Terminal,
 ) -> Result<(), Failure> {
+    if let Wanted::Resumed(_) = wanted {
+        return Ok(());
+    }
     let auto = wanted
         .specs()
         .iter()

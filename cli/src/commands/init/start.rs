@@ -1,6 +1,6 @@
 //! `steep-repl init TARGET... --from SOURCE`.
 
-use steep_protocol::{NodeId, NodeState};
+use steep_protocol::NodeId;
 
 use super::begin::{self, Manner};
 use super::wanted::Wanted;
@@ -32,27 +32,31 @@ async fn go(args: &StartArgs, context: &Context) -> Result<u8, Failure> {
     if args.dry_run {
         return plan::show(client, &wanted, &mut signals, terminal).await;
     }
-    if args.resume {
-        let active = active(&client, &args.targets, terminal).await?;
-        if active.len() == args.targets.len() {
-            let follower = Follower::new(&mut client, &mut signals, terminal, active);
-            let left = follower.attach().await;
-            client.close().await;
-            return Ok(left.exit_code());
+    let wanted = match args.resume {
+        false => wanted,
+        true => {
+            let active = active(&client, &args.targets, terminal).await?;
+            if active.len() == args.targets.len() {
+                let follower = Follower::new(&mut client, &mut signals, terminal, active);
+                let left = follower.attach().await;
+                client.close().await;
+                return Ok(left.exit_code());
+            }
+            if let Some(busy) = active.first() {
+                return Err(Failure::bad_request("a job is at work on this target, and not on all that were named")
+                    .on(busy)
+                    .hint(format!("follow it with `steep-repl init progress --node {busy} --follow`, and name the others alone")));
+            }
+            Wanted::Resumed(wanted.specs().to_vec())
         }
-        if let Some(busy) = active.first() {
-            return Err(Failure::bad_request("a job is at work on this target, and not on all that were named")
-                .on(busy)
-                .hint(format!("follow it with `steep-repl init progress --node {busy} --follow`, and name the others alone")));
-        }
-    }
+    };
     let manner = Manner::of(args.detach);
     let done = begin::run(wanted, manner, &mut client, &mut signals, terminal).await;
     client.close().await;
     done
 }
 
-/// Those targets that have a job at work; says what becomes of the others.
+/// Those targets that have a job at work; says what the others have kept.
 async fn active(
     client: &Client,
     targets: &[NodeId],
@@ -66,14 +70,12 @@ async fn active(
         };
         if view.state.is_active() {
             active.push(target.clone());
-        } else if !terminal.json {
-            let what = match view.state {
-                NodeState::Failed => {
-                    "its last job failed; what it left is cleaned up, and a new one runs from the start"
-                }
-                _ => "no job is at work, so a new one begins",
-            };
-            tell(&format!("{target}: {what}"));
+        } else if let Some(until) = view.kept_until
+            && !terminal.json
+        {
+            tell(&format!(
+                "{target}: goes on where it failed, with what it has kept (until {until:.0})"
+            ));
         }
     }
     Ok(active)

@@ -16,6 +16,8 @@ use crate::signals::Signals;
 pub(super) enum Wanted {
     /// Rows are copied, to each target.
     Copies(Vec<JobSpec>),
+    /// Failed jobs go on, for each target.
+    Resumed(Vec<JobSpec>),
     /// Rows are there, from a backup.
     Backup(Box<CompleteSpec>),
 }
@@ -24,7 +26,7 @@ impl Wanted {
     /// The jobs.
     pub(super) fn specs(&self) -> &[JobSpec] {
         match self {
-            Self::Copies(specs) => specs,
+            Self::Copies(specs) | Self::Resumed(specs) => specs,
             Self::Backup(spec) => std::slice::from_ref(&spec.job),
         }
     }
@@ -36,7 +38,7 @@ impl Wanted {
 
     fn preflight(&self) -> ApiRequest {
         match self.clone() {
-            Self::Copies(specs) => ApiRequest::Doctor { specs },
+            Self::Copies(specs) | Self::Resumed(specs) => ApiRequest::Doctor { specs },
             Self::Backup(spec) => ApiRequest::DoctorComplete(spec),
         }
     }
@@ -45,6 +47,7 @@ impl Wanted {
     pub(super) fn begin(self) -> ApiRequest {
         match self {
             Self::Copies(specs) => ApiRequest::Init { specs },
+            Self::Resumed(specs) => ApiRequest::Resume { specs },
             Self::Backup(spec) => ApiRequest::Complete(spec),
         }
     }
@@ -53,6 +56,8 @@ impl Wanted {
     pub(super) fn asks(&self) -> bool {
         let compared = match self {
             Self::Copies(_) => true,
+            // Their schemas are made already.
+            Self::Resumed(_) => false,
             Self::Backup(spec) => spec.schema == SchemaCheck::Compared,
         };
         let asks = |spec: &JobSpec| {
@@ -64,7 +69,7 @@ impl Wanted {
     /// A person, or `--yes`, has said that it goes on.
     pub(super) fn confirm(&mut self) {
         match self {
-            Self::Copies(specs) => {
+            Self::Copies(specs) | Self::Resumed(specs) => {
                 for spec in specs {
                     spec.confirmation = Confirmation::Given;
                 }

@@ -79,7 +79,7 @@ pub(super) fn draw(model: &Model, theme: &Theme, area: Rect, buffer: &mut Buffer
 /// What a job is doing, with the table at hand.
 pub(super) fn doing(view: &ProgressView) -> String {
     let mut text = crate::render::progress::doing(view).unwrap_or_else(|| view.state.to_string());
-    if view.phase == Some(Phase::Copy) {
+    if view.phase == Some(Phase::Copy) && view.detail.waiting.is_none() {
         text = format!(
             "copying {}/{} tables",
             view.tables_completed, view.tables_total

@@ -1,6 +1,7 @@
 //! Claims about agents and coordinators that die, lie or lose something.
 
 use steep_protocol::message::agent::{AgentMessage, Command, Outcome};
+use steep_protocol::message::api::WaitsFor;
 use steep_protocol::{Fault, FaultKind, NodeState};
 
 use super::super::{Answer, Wake};
@@ -98,15 +99,29 @@ fn ids_of_commands_are_never_used_again_after_a_restart() {
 }
 
 #[test]
-fn a_dead_agent_fails_the_job_and_is_cleaned_when_it_returns() {
+fn a_dead_agent_is_waited_for_and_cleaned_when_it_returns_too_late() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
     world.init(vec![spec("a", "b")]).unwrap();
     world.until("b", is_copy);
     world.kill("b");
-    world.skip(9);
+    world.skip(10);
+    let view = world.node("b");
+    assert_eq!(view.state, NodeState::Copying);
+    let waiting = view.waiting.unwrap();
+    assert_eq!(
+        (waiting.what, waiting.node_id),
+        (WaitsFor::Agent, node("b"))
+    );
+    assert_eq!(
+        world.progress("b").0.detail.waiting.unwrap().what,
+        WaitsFor::Agent
+    );
+    world.kill("a");
+    world.skip(1_789);
     assert_eq!(world.state("b"), NodeState::Copying);
     world.skip(1);
+    world.join("a");
     world.run_on();
     let view = world.node("b");
     assert_eq!(view.state, NodeState::Failed);
@@ -137,11 +152,11 @@ fn a_dead_agent_fails_the_job_and_is_cleaned_when_it_returns() {
 }
 
 #[test]
-fn a_failed_command_fails_the_job_with_its_cause_and_leaves_nothing() {
+fn a_failed_command_fails_the_job_with_its_cause_and_leaves_nothing_where_nothing_is_kept() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
     let follow = world.init(vec![spec("a", "b")]).unwrap().remove(0);
-    world.until("b", is_copy);
+    world.until("b", |c| matches!(c, Command::PrepareTarget { .. }));
     world.end_one(
         "b",
         Some(Fault::new(FaultKind::Failed, "disk full").hint("make room")),
@@ -251,10 +266,112 @@ fn a_subscription_that_keeps_failing_fails_the_catch_up_with_where_to_look() {
     let view = world.node("b");
     assert_eq!(view.state, NodeState::Failed);
     assert!(view.error_message.unwrap().contains("see the target's log"));
+    assert!(view.kept_until.is_some(), "whoever mends it can go on");
+}
+
+/// One part of three is done, and the copy fails.
+fn failed_copy(world: &mut World) {
+    let job = world.init(vec![spec("a", "b")]).unwrap()[0].job;
+    world.until("b", is_copy);
+    let parts = vec![super::world::done(0)];
+    world.say("b", AgentMessage::PartsDone { job, parts });
+    let fault = Fault::new(FaultKind::Failed, "disk full").hint("make room");
+    world.end_one("b", Some(fault));
 }
 
 #[test]
-fn a_target_whose_server_dies_in_the_catch_up_fails_the_job_unless_it_is_back_in_time() {
+fn a_failed_copy_is_kept_over_a_restart_and_goes_on_with_the_parts_that_are_missing() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b", "c"]);
+    failed_copy(&mut world);
+    let view = world.node("b");
+    assert_eq!(view.state, NodeState::Failed);
+    assert!(view.kept_until.is_some());
+    let fault = world.init(vec![spec("a", "b")]).unwrap_err();
+    assert!(fault.hint.contains("--resume"), "{}", fault.hint);
+    assert!(
+        fault.hint.contains("init cancel --node b"),
+        "{}",
+        fault.hint
+    );
+
+    let mut world = world.restart(directory.path());
+    world.join("a");
+    world.join("b");
+    let other = world.resume(vec![spec("c", "b")]).unwrap_err();
+    assert!(other.message.contains("rows of a, not of c"), "{other}");
+    let follow = world.resume(vec![spec("a", "b")]).unwrap().remove(0);
+    assert!(follow.feed.borrow().end.is_none(), "it has not ended");
+    assert_eq!(world.state("b"), NodeState::Copying);
+    let copies = world.agent("b").history.iter();
+    let orders: Vec<usize> = copies
+        .filter_map(|(_, c)| match c {
+            Command::Copy { order, .. } => Some(order.len()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(orders.last(), Some(&(PARTS as usize - 1)));
+    for name in ["a", "b"] {
+        let history = &world.agent(name).history;
+        assert!(!history.iter().any(|(_, c)| is_cleanup(c)), "{name}");
+    }
+    world.run_on();
+    assert_eq!(world.state("b"), NodeState::Synchronized);
+    let nothing = world.resume(vec![spec("a", "b")]).unwrap_err();
+    assert!(nothing.message.contains("nothing to resume"), "{nothing}");
+}
+
+#[test]
+fn a_cancel_removes_what_a_failed_job_has_kept() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    failed_copy(&mut world);
+    let mut answer = world.cancel("b");
+    world.run_on();
+    assert!(matches!(answer.try_recv(), Ok(Ok(Answer::Done))));
+    assert_eq!(world.state("b"), NodeState::Uninitialized);
+    assert!(world.node("b").kept_until.is_none());
+    world.init(vec![spec("a", "b")]).unwrap();
+    world.run_on();
+    assert_eq!(world.state("b"), NodeState::Synchronized);
+}
+
+#[test]
+fn a_lost_snapshot_begins_the_job_again_and_counts_from_nothing() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let follow = world.init(vec![spec("a", "b")]).unwrap().remove(0);
+    let job = follow.job;
+    world.until("b", is_copy);
+    let parts = vec![super::world::done(0), super::world::done(5)];
+    world.say("b", AgentMessage::PartsDone { job, parts });
+    assert_eq!(world.progress("b").0.rows_copied, 20);
+    let lost = steep_protocol::message::agent::Observed {
+        postgres: Some(Ok(180_000)),
+        slots: vec![slot(job, "reserved")],
+        lost_snapshots: vec![job],
+        ..Default::default()
+    };
+    world.say("a", AgentMessage::Observed(lost));
+    world.until("b", |c| matches!(c, Command::PrepareTarget { .. }));
+    let (view, _) = world.progress("b");
+    assert_eq!((view.rows_copied, view.detail.restarts), (0, 1));
+    assert_eq!(view.state, NodeState::Copying);
+    assert!(
+        follow.feed.borrow().end.is_none(),
+        "whoever follows it goes on"
+    );
+    // The new plan is what a restarted coordinator knows, and no part of the old one.
+    let mut world = world.restart(directory.path());
+    world.join("a");
+    world.join("b");
+    assert_eq!(world.progress("b").0.rows_copied, 0);
+    world.run_on();
+    assert_eq!(world.state("b"), NodeState::Synchronized);
+}
+
+#[test]
+fn a_target_whose_server_dies_in_the_catch_up_is_waited_for_as_long_as_the_budget_lasts() {
     let down = steep_protocol::message::agent::Observed {
         postgres: Some(Err("connection refused".to_owned())),
         ..Default::default()
@@ -268,11 +385,13 @@ fn a_target_whose_server_dies_in_the_catch_up_fails_the_job_unless_it_is_back_in
         world.until("b", finish);
         world.end_one("b", None);
         world.say("b", AgentMessage::Observed(down.clone()));
-        world.skip(50);
+        world.skip(1_500);
+        assert_eq!(world.node("b").waiting.unwrap().what, WaitsFor::Postgresql);
         if back {
             world.observe("b", None, Some(subscription(job, true)));
+            assert_eq!(world.node("b").waiting, None);
         }
-        world.skip(50);
+        world.skip(1_500);
         world.say("b", AgentMessage::Observed(down.clone()));
         world.run_on();
         let expected = if back {

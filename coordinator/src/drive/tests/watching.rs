@@ -94,7 +94,8 @@ fn history_and_retries_outlive_the_coordinator() {
     assert!(before.detail.history.len() >= 3, "{:?}", before.detail);
     let mut world = world.restart(directory.path());
     let (after, _) = world.progress("b");
-    assert_eq!(after.detail.history, before.detail.history);
+    let kept = after.detail.history.starts_with(&before.detail.history);
+    assert!(kept, "{:?}", after.detail.history);
     assert_eq!(
         (after.detail.retries, after.rows_copied),
         (3, before.rows_copied)

@@ -463,6 +463,14 @@ impl World {
         }
     }
 
+    pub(super) fn resume(&mut self, specs: Vec<JobSpec>) -> Result<Vec<Follow>, Fault> {
+        let operator = operator();
+        match self.ask(Question::Resume { specs, operator })? {
+            Answer::Accepted { jobs, .. } => Ok(jobs),
+            other => panic!("{other:?}"),
+        }
+    }
+
     pub(super) fn cancel(&mut self, name: &str) -> oneshot::Receiver<Result<Answer, Fault>> {
         self.ask_later(Question::Cancel {
             node: node(name),

@@ -10,10 +10,10 @@ use steep_protocol::message::job::CancelledData;
 use steep_protocol::{Fault, FaultKind, Phase, Retry};
 
 use super::super::handover::SlotFate;
-use super::super::{Awaited, Shown, Unreachable, Why};
+use super::super::{Awaited, Shown, Unreachable, Why, Witness};
 use super::{
     CLEANUP_AGAIN, Closed, Effect, Ending, Finish, JobEvent, NodeEvent, Process, Refused, Residue,
-    SHOW_AFTER_CANCEL, SHOW_AFTER_DEATH, SHOW_AFTER_FAULT, STOP_LIMIT, Side, Stage, Step,
+    Return, SHOW_AFTER_CANCEL, SHOW_AFTER_DEATH, SHOW_AFTER_FAULT, STOP_LIMIT, Side, Stage, Step,
     TARGET_FIRST, Turn, Work, after,
 };
 
@@ -34,14 +34,18 @@ impl Turn {
         self.phase(Phase::Cleanup);
         let slot = match &self.job.stage {
             Stage::Working(step) if *step >= Step::Subscribe => SlotFate::ReturnedUsed,
-            Stage::Working(_) | Stage::Ending(_) | Stage::Closed(_) => SlotFate::Returned,
+            Stage::Working(_) | Stage::Ending(_) | Stage::Kept(_) | Stage::Closed(_) => {
+                SlotFate::Returned
+            }
         };
+        self.job.retrying.clear();
         self.job.facts = None;
         self.job.slot_facts = None;
         let all_here = Side::BOTH.into_iter().all(|side| self.online(side));
         let (patience, awaited) = match &why {
             Why::Failed(_) if all_here => (SHOW_AFTER_FAULT, Awaited::Nobody),
             Why::Failed(_) => (SHOW_AFTER_DEATH, Awaited::Nobody),
+            Why::Again(_) => (self.rules.patience.retry_for, Awaited::Nobody),
             Why::Cancelled(_) => (SHOW_AFTER_CANCEL, Awaited::Operator),
         };
         let ending = Ending {
@@ -71,7 +75,7 @@ impl Turn {
         self.tidy(ending);
     }
 
-    fn abort_all(&mut self) {
+    pub(super) fn abort_all(&mut self) {
         for running in self.job.running.clone() {
             let side = running.work.side();
             if self.online(side) && !running.work.is_cleanup() {
@@ -107,9 +111,15 @@ impl Turn {
                 self.returned(side, incarnation);
                 ending.stop_by = ending.stop_by.max(after(self.now, STOP_LIMIT));
             }
-            JobEvent::Down { side, give_up, .. } => self.left(side, give_up),
+            JobEvent::Down { side, since, .. } => self.left(side, since),
+            JobEvent::Server { side, answers } => {
+                if self.saw_server(side, answers) == Return::Now {
+                    self.retry_stuck(side);
+                }
+            }
             // It ends already, and for its first cause.
-            JobEvent::Endangered { .. } => {}
+            JobEvent::Endangered { .. } | JobEvent::SnapshotLost => {}
+            JobEvent::Resume { .. } => return Err(Refused::NothingKept),
             JobEvent::Cancel { data } => {
                 if !matches!(ending.why, Why::Cancelled(_)) {
                     ending.why = Why::Cancelled(data);
@@ -198,9 +208,9 @@ impl Turn {
     }
 
     /// Gives the removals that can be given, and says how the job stands.
-    fn tidy(&mut self, mut ending: Ending) {
+    pub(super) fn tidy(&mut self, mut ending: Ending) {
         let data = match &ending.why {
-            Why::Failed(_) => CancelledData::Remove,
+            Why::Failed(_) | Why::Again(_) => CancelledData::Remove,
             Why::Cancelled(data) => *data,
         };
         for side in Side::BOTH {
@@ -220,8 +230,16 @@ impl Turn {
         if sides == [Tidy::Clean; 2] {
             return self.all_clean(ending);
         }
-        let busy = sides.contains(&Tidy::Busy) && self.now < ending.show_by;
-        if !busy && ending.unreachable == Unreachable::GivenUp {
+        let in_time = self.now < ending.show_by;
+        if let (false, Why::Again(fault)) = (in_time, &ending.why) {
+            ending.why = Why::Failed(fault.clone());
+        }
+        let waits = match ending.why {
+            // Whatever it waits for may come back.
+            Why::Again(_) => true,
+            Why::Failed(_) | Why::Cancelled(_) => in_time && sides.contains(&Tidy::Busy),
+        };
+        if !waits && ending.unreachable == Unreachable::GivenUp {
             for (side, tidy) in Side::BOTH.into_iter().zip(sides) {
                 if tidy != Tidy::Clean {
                     self.abandon(side);
@@ -229,7 +247,7 @@ impl Turn {
             }
             return self.all_clean(ending);
         }
-        if !busy {
+        if !waits {
             self.tell(&mut ending);
         }
         self.job.stage = Stage::Ending(ending);
@@ -287,12 +305,27 @@ impl Turn {
                 }
                 self.close(Closed::Failed(fault));
             }
+            Why::Again(_) => self.begin_again(),
             Why::Cancelled(_) => {
                 self.effects.push(Effect::Node(NodeEvent::Cancelled));
                 self.effects.push(Effect::Finished(Finish::Cancelled));
                 self.close(Closed::Cancelled);
             }
         }
+    }
+
+    /// Nothing of the job is left on either side: it begins anew, without another preflight.
+    fn begin_again(&mut self) {
+        self.job.running.clear();
+        for side in Side::BOTH {
+            self.end_mut(side).residue = Residue::Nothing;
+        }
+        self.job.plan = None;
+        self.job.sync_slots = None;
+        (self.job.proved_source, self.job.proved_target) = (None, None);
+        self.job.witness = Witness::Present;
+        self.job.recounts = 0;
+        self.enter(Step::OpenSource);
     }
 
     /// Shows FAILED, once, and tells the operator who waits, each time.
@@ -327,7 +360,7 @@ impl Turn {
                 self.effects
                     .push(Effect::Finished(Finish::CancelPending(fault)));
             }
-            Why::Failed(_) | Why::Cancelled(_) => {}
+            Why::Failed(_) | Why::Again(_) | Why::Cancelled(_) => {}
         }
         ending.awaited = Awaited::Nobody;
     }

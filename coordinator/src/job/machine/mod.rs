@@ -2,15 +2,20 @@
 //!
 //! Owns the flow of a job: [`step`] takes a job and something that happened and gives the job after
 //! it and what is to be done. Pure: it sends nothing, stores nothing and knows no clock. Its parts:
-//! `working` leads from the first command to SYNCHRONIZED, `ending` stops and removes.
+//! `working` leads from the first command to SYNCHRONIZED, `faults` decides what a fault means for the
+//! job, `ending` stops and removes, `kept` holds a failed job until it is resumed.
 //!
 //! Invariants, all of them tested with random agents in `tests`:
 //! - whatever happens, a cancel leads to a closed job once the agents answer;
+//! - once faults stop, a job comes to an end without an operator;
+//! - what may pass is waited for no longer than its budget;
 //! - nothing is removed from a side on which a command may still be at work;
 //! - what a command may leave is noted before the command is sent;
 //! - SYNCHRONIZED is reached by a proof or not at all (G4).
 
 mod ending;
+mod faults;
+mod kept;
 mod working;
 
 #[cfg(test)]
@@ -21,22 +26,20 @@ use std::time::Duration;
 use jiff::Timestamp;
 use steep_protocol::message::agent::{MissingObjects, Outcome};
 use steep_protocol::message::facts::Finding;
-use steep_protocol::message::job::CancelledData;
-use steep_protocol::{CommandId, Fault, Phase};
+use steep_protocol::message::job::{CancelledData, Compression};
+use steep_protocol::{ByteCount, CommandId, Fault, Phase};
 
 use super::moment::after;
 use super::preflight::Case;
+use super::retry::Patience;
 use super::state::NodeEvent;
 use super::vigil::Bounds;
-use super::{Closed, Ending, Job, Presence, Residue, Running, Side, Stage, Step, Totals, Work};
+use super::{
+    Closed, Ending, Job, Opened, Presence, Residue, Running, ServerState, Side, Stage, Step,
+    Totals, Work,
+};
 
-/// How long an agent whose work is needed may be away. Agents reconnect within a second or two of a
-/// broken network; together with [`SHOW_AFTER_DEATH`] this keeps FAILED visible within the 15 s that
-/// operators are promised.
-pub const AWAY_LIMIT: Duration = Duration::from_secs(10);
-
-/// How long the removal of what a job made may hold back FAILED when an agent is away: see
-/// [`AWAY_LIMIT`].
+/// How long the removal of what a job made may hold back FAILED when an agent is away.
 pub const SHOW_AFTER_DEATH: Duration = Duration::from_secs(2);
 
 /// How long it may hold back FAILED otherwise. PostgreSQL itself may be what died, and then FAILED
@@ -78,8 +81,6 @@ pub enum JobEvent {
         id: CommandId,
         /// How.
         outcome: Box<Result<Outcome, Fault>>,
-        /// What has been counted so far.
-        counted: Counted,
     },
     /// An agent began a session.
     Up {
@@ -94,8 +95,8 @@ pub enum JobEvent {
     Down {
         /// Which.
         side: Side,
-        /// When to stop waiting for it, if it is needed.
-        give_up: Timestamp,
+        /// When it was heard last.
+        since: Timestamp,
         /// What became of its process.
         parting: Parting,
     },
@@ -106,13 +107,42 @@ pub enum JobEvent {
     },
     /// An operator does not wait for the removal of what cannot be reached.
     GiveUp,
+    /// An agent saw whether its PostgreSQL answers.
+    Server {
+        /// Which agent.
+        side: Side,
+        /// Why it does not, where it does not.
+        answers: Result<(), String>,
+    },
+    /// The source's agent saw that the session which held the snapshot has ended.
+    SnapshotLost,
     /// What agents observe says that it cannot end well (see [`super::vigil`]).
     Endangered {
+        /// Where that was seen.
+        side: Side,
         /// Why.
         fault: Fault,
     },
+    /// An operator wants a failed job to go on.
+    Resume {
+        /// With what it goes on.
+        terms: Terms,
+    },
     /// Time has passed.
     Tick,
+}
+
+/// What an operator may change of a job that goes on. What is copied, and how it is prepared, stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terms {
+    /// Workers.
+    pub parallel: u8,
+    /// Seconds from now until the job fails.
+    pub timeout_seconds: u64,
+    /// COPY bytes a second over all workers.
+    pub max_rate: Option<ByteCount>,
+    /// Compression on the wire.
+    pub compression: Compression,
 }
 
 /// What is known of an agent whose session ended.
@@ -183,6 +213,29 @@ pub enum Effect {
     Found(Vec<Finding>),
     /// What the target lacks, now that everything was tried.
     Missing(MissingObjects),
+    /// Work failed for the first time and is given again.
+    TriesAgain {
+        /// What.
+        work: Work,
+        /// How it failed.
+        fault: Fault,
+    },
+    /// The snapshot was lost, and the job begins again once what it made is removed.
+    BeginsAgain {
+        /// Why.
+        fault: Fault,
+        /// How often that has happened now.
+        restarts: u8,
+    },
+    /// The plan, and what was counted of it, holds no longer: another one follows.
+    PlanDropped,
+    /// A failed job goes on: it has not ended.
+    Resumed,
+    /// What a failed job kept is removed now.
+    KeepEnds {
+        /// Why.
+        why: String,
+    },
     /// What the job made on that side could not be removed.
     CleanupFailed {
         /// Which side.
@@ -225,6 +278,12 @@ pub enum Refused {
     /// It began already.
     #[error("the job has begun already")]
     Begun,
+    /// It has not failed, or has kept nothing.
+    #[error("the job has kept nothing that could be resumed")]
+    NothingKept,
+    /// What it did when it failed has not been stopped yet.
+    #[error("what the job did when it failed is still being stopped")]
+    Stopping,
 }
 
 /// Preflight's judgement; a parameter so that the machine can be tested without it.
@@ -237,27 +296,32 @@ pub struct Rules {
     pub judge: Judge,
     /// What it may cost its source.
     pub bounds: Bounds,
+    /// How long it tries again, and keeps what it has.
+    pub patience: Patience,
 }
 
-/// The job after `event`, and what is to be done.
+/// The job after `event`, and what is to be done. `counted` is what its parts have come to so far.
 ///
 /// # Errors
 /// [`Refused`] where the event makes no sense; the caller keeps the job as it was.
 pub fn step(
     job: Job,
     event: JobEvent,
+    counted: Counted,
     now: Timestamp,
     rules: Rules,
 ) -> Result<(Job, Vec<Effect>), Refused> {
     let mut turn = Turn {
         job,
         effects: Vec::new(),
+        counted,
         now,
         rules,
     };
     match turn.job.stage.clone() {
         Stage::Working(step) => turn.working(step, event)?,
         Stage::Ending(ending) => turn.ending(ending, event)?,
+        Stage::Kept(kept) => turn.kept(kept, event)?,
         Stage::Closed(closed) => turn.closed(&closed, event)?,
     }
     Ok((turn.job, turn.effects))
@@ -267,6 +331,7 @@ pub fn step(
 struct Turn {
     job: Job,
     effects: Vec<Effect>,
+    counted: Counted,
     now: Timestamp,
     rules: Rules,
 }
@@ -290,11 +355,14 @@ impl Turn {
                 self.arrived(side, incarnation);
                 Ok(())
             }
-            JobEvent::Down { side, give_up, .. } => {
-                self.left(side, give_up);
+            JobEvent::Down { side, since, .. } => {
+                self.left(side, since);
                 Ok(())
             }
+            JobEvent::Resume { .. } => Err(Refused::NothingKept),
             JobEvent::Ended { .. }
+            | JobEvent::Server { .. }
+            | JobEvent::SnapshotLost
             | JobEvent::Endangered { .. }
             | JobEvent::GiveUp
             | JobEvent::Tick => Ok(()),
@@ -333,6 +401,10 @@ impl Turn {
             (Some(Residue::Objects), _) => end.residue = Residue::Objects,
             _ => {}
         }
+        if work == Work::OpenSource {
+            self.job.snapshot_at = Some(self.now);
+            self.effects.push(Effect::PlanDropped);
+        }
         self.job.running.push(Running { id, work });
         self.send(id, work);
     }
@@ -366,8 +438,39 @@ impl Turn {
     }
 
     /// Notes the end of an agent's session.
-    fn left(&mut self, side: Side, give_up: Timestamp) {
-        self.end_mut(side).presence = Presence::Away { give_up };
+    fn left(&mut self, side: Side, since: Timestamp) {
+        let end = self.end_mut(side);
+        end.presence = Presence::Away { since };
+        // Nobody sees the server now.
+        end.server = ServerState::Answers;
+    }
+
+    /// Notes whether a side's PostgreSQL answers; says whether it answers again.
+    fn saw_server(&mut self, side: Side, answers: Result<(), String>) -> Return {
+        let now = self.now;
+        let end = self.end_mut(side);
+        match (answers, &end.server) {
+            (Ok(()), ServerState::Silent { .. }) => {
+                end.server = ServerState::Answers;
+                Return::Now
+            }
+            (Err(why), ServerState::Answers) => {
+                end.server = ServerState::Silent { since: now, why };
+                Return::No
+            }
+            (Ok(()), ServerState::Answers) | (Err(_), ServerState::Silent { .. }) => Return::No,
+        }
+    }
+
+    /// Changes the node's state, as far as it has not been told before.
+    fn bring(&mut self, event: NodeEvent) {
+        if event == NodeEvent::Opened {
+            if self.job.opened == Opened::Yes {
+                return;
+            }
+            self.job.opened = Opened::Yes;
+        }
+        self.effects.push(Effect::Node(event));
     }
 
     fn end_mut(&mut self, side: Side) -> &mut super::End {
@@ -405,6 +508,13 @@ impl Turn {
         self.job.stage = Stage::Closed(closed);
         self.effects.push(Effect::Closed);
     }
+}
+
+/// Whether a server that was away is back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Return {
+    Now,
+    No,
 }
 
 /// Whether an agent that came back is the process that left.

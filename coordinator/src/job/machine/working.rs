@@ -5,14 +5,14 @@ use std::time::Duration;
 use steep_protocol::message::agent::Outcome;
 use steep_protocol::message::facts::{Finding, Severity, TargetFacts};
 use steep_protocol::message::job::{CancelledData, Method, SchemaMode};
-use steep_protocol::{Fault, FaultKind, Phase};
+use steep_protocol::{Fault, FaultKind};
 
 use super::super::preflight::origin;
 use super::super::{Plan, WARNINGS_MAX, Why, Witness};
 use super::{
-    AWAY_LIMIT, Case, Closed, Counted, Effect, Finish, JobEvent, NodeEvent, PARTS_PER_COPY,
-    Parting, Presence, Process, RECOUNTS_MAX, Refused, Residue, Side, Snapshot, Stage, Step,
-    Totals, Turn, Work, after,
+    Case, Closed, Effect, Finish, JobEvent, NodeEvent, PARTS_PER_COPY, Parting, Presence, Process,
+    RECOUNTS_MAX, Refused, Residue, Return, ServerState, Side, Snapshot, Stage, Step, Totals, Turn,
+    Work, after,
 };
 
 /// Problems named in the error of a preflight that failed; all of them are in the findings.
@@ -29,15 +29,11 @@ impl Turn {
                 self.effects.push(Effect::Node(NodeEvent::Begin));
                 self.enter(step);
             }
-            JobEvent::Ended {
-                id,
-                outcome,
-                counted,
-            } => {
+            JobEvent::Ended { id, outcome } => {
                 if let Some(work) = self.take(id) {
                     match *outcome {
-                        Ok(outcome) => self.answered(step, work, outcome, counted),
-                        Err(fault) => self.fail(self.blame(work, fault)),
+                        Ok(outcome) => self.answered(step, work, outcome),
+                        Err(fault) => self.faulted(step, work, fault),
                     }
                 }
             }
@@ -48,26 +44,36 @@ impl Turn {
             } => self.came_back(step, side, incarnation, snapshot),
             JobEvent::Down {
                 side,
-                give_up,
+                since,
                 parting,
             } => {
-                self.left(side, give_up);
-                let needed = side == Side::Source && step.needs_snapshot(self.job.spec.method);
-                if needed && parting == Parting::Stopped {
-                    self.fail(self.stopped());
+                self.left(side, since);
+                if side == Side::Source && parting == Parting::Stopped && step != Step::OpenSource {
+                    self.snapshot_lost(step, self.stopped());
                 }
             }
+            JobEvent::Server { side, answers } => {
+                if self.saw_server(side, answers) == Return::Now {
+                    self.hurry(side);
+                }
+            }
+            JobEvent::SnapshotLost => self.snapshot_lost(step, self.session_ended()),
             JobEvent::Cancel { data } => self.end(Why::Cancelled(data)),
-            JobEvent::Endangered { fault } => self.fail(fault),
+            JobEvent::Endangered { side, fault } => match side {
+                // Without the slot, or with it in the source's way, there is nothing to go on with.
+                Side::Source => self.fail(fault),
+                Side::Target => self.give_up(step, fault),
+            },
             // Only what ends has something to give up.
             JobEvent::GiveUp => {}
+            JobEvent::Resume { .. } => return Err(Refused::NothingKept),
             JobEvent::Tick => self.check_limits(step),
         }
         Ok(())
     }
 
     /// Begins a step.
-    fn enter(&mut self, step: Step) {
+    pub(super) fn enter(&mut self, step: Step) {
         self.job.stage = Stage::Working(step);
         self.phase(step.phase());
         for work in step.begins() {
@@ -79,13 +85,10 @@ impl Turn {
         }
     }
 
-    /// Stops the job with that error.
-    pub(super) fn fail(&mut self, fault: Fault) {
-        self.end(Why::Failed(fault));
-    }
-
     /// Takes a command's good outcome, and goes on if the step is complete.
-    fn answered(&mut self, step: Step, work: Work, outcome: Outcome, counted: Counted) {
+    fn answered(&mut self, step: Step, work: Work, outcome: Outcome) {
+        let counted = self.counted;
+        self.job.retrying.retain(|r| r.work != work);
         match (work, outcome) {
             (Work::GatherSource, Outcome::SourceFacts(facts)) => self.job.facts = Some(facts),
             (Work::GatherSource, Outcome::HandoverFacts(facts)) => {
@@ -96,7 +99,8 @@ impl Turn {
             (Work::OpenSource, Outcome::SourceOpened { lsn, tables, parts }) => {
                 self.job.plan = Some(Plan { lsn, tables, parts });
                 if (counted.tables, counted.planned) != (tables, parts) {
-                    return self.fail(self.incomplete_plan(counted));
+                    let fault = self.incomplete_plan();
+                    return self.try_again(step, work, fault);
                 }
                 if parts > PARTS_PER_COPY {
                     let text =
@@ -139,7 +143,7 @@ impl Turn {
         if self.missing(work) {
             return self.fail(self.misunderstood(work));
         }
-        self.advance(step, counted);
+        self.advance(step);
     }
 
     /// Whether the command's outcome did not bring what the next step needs.
@@ -158,18 +162,19 @@ impl Turn {
     }
 
     /// Goes to the next step if everything of this one has ended.
-    fn advance(&mut self, step: Step, counted: Counted) {
-        let waits = match step {
+    fn advance(&mut self, step: Step) {
+        let holds_up = |work: Work| match step {
             // Closing the snapshot may take its time while indexes and constraints are built.
-            Step::Indexes => self.job.is_running(Work::BuildIndexes),
-            _ => self.job.running.iter().any(|r| r.work != Work::Regrant),
+            Step::Indexes => work == Work::BuildIndexes,
+            _ => work != Work::Regrant,
         };
-        if waits {
+        let running = self.job.running.iter().any(|r| holds_up(r.work));
+        if running || self.job.retrying.iter().any(|r| holds_up(r.work)) {
             return;
         }
         match step {
-            Step::Copy => self.copied(counted),
-            Step::Prove => self.prove(counted),
+            Step::Copy => self.copied(),
+            Step::Prove => self.prove(),
             _ => self.leave(step),
         }
     }
@@ -177,9 +182,9 @@ impl Turn {
     /// A step is done: goes to the one after it, or is synchronized.
     fn leave(&mut self, step: Step) {
         let method = self.job.spec.method;
-        let brings = step.brings(method).iter();
-        self.effects
-            .extend(brings.map(|event| Effect::Node(*event)));
+        for event in step.brings(method) {
+            self.bring(*event);
+        }
         match step.next(method) {
             Some(next) => self.enter(next),
             None => self.synchronized(),
@@ -262,7 +267,8 @@ impl Turn {
 
     /// Copy ended: if every part was heard of, go on. If not, messages were lost with a session;
     /// given again, Copy finds the parts in the ledger and says them again.
-    fn copied(&mut self, counted: Counted) {
+    fn copied(&mut self) {
+        let counted = self.counted;
         let wanted = self.job.plan.map_or(0, |p| p.parts);
         if counted.done.parts == wanted {
             return self.leave(Step::Copy);
@@ -279,7 +285,8 @@ impl Turn {
     }
 
     /// Compares plan, ledger, source and our own sums (G4).
-    fn prove(&mut self, counted: Counted) {
+    fn prove(&mut self) {
+        let counted = self.counted;
         let plan = self.job.plan.map_or(0, |p| p.parts);
         let sums = [
             ("the ledger on the target", self.job.proved_target),
@@ -320,34 +327,44 @@ impl Turn {
     /// An agent has a session again: what it was told is told again, and it answers by id.
     fn came_back(&mut self, step: Step, side: Side, incarnation: u64, snapshot: Snapshot) {
         let process = self.arrived(side, incarnation);
-        let method = self.job.spec.method;
         if side == Side::Source {
-            let holds_none = snapshot == Snapshot::NotHeld
-                && method != Method::Native
-                && step != Step::OpenSource;
-            if step.needs_snapshot(method) && (process == Process::Restarted || holds_none) {
-                if process == Process::Restarted {
-                    // What that process was doing died with it.
-                    self.job.running.retain(|r| r.work.side() != side);
-                }
-                return self.fail(self.lost_snapshot());
+            if process == Process::Restarted {
+                self.source_restarted(step);
             }
-            if process == Process::Restarted && step != Step::GatherSource {
-                // The new process knows none of the commands' results, nor who may ask it.
-                if step >= Step::Indexes {
-                    self.job.witness = Witness::Restarted;
-                    self.job.running.retain(|r| r.work != Work::ProveSource);
-                }
-                self.job.running.retain(|r| r.work != Work::Regrant);
-                self.tell_again(side);
-                return self.give(Work::Regrant);
+            let holds_none =
+                snapshot == Snapshot::NotHeld && self.job.spec.method != Method::Native;
+            let lost = process == Process::Restarted || holds_none;
+            if lost && step != Step::OpenSource && self.loses_by_it(step) {
+                return self.snapshot_lost(step, self.lost_snapshot());
             }
         }
         self.tell_again(side);
+        self.hurry(side);
+    }
+
+    /// The source's new process knows none of the commands' results, nor who may ask it.
+    fn source_restarted(&mut self, step: Step) {
+        if step == Step::GatherSource {
+            return;
+        }
+        if step == Step::OpenSource {
+            // It may make another plan than the one of which pages have come.
+            self.job.running.retain(|r| r.work != Work::OpenSource);
+            self.job.retrying.retain(|r| r.work != Work::OpenSource);
+            return self.give(Work::OpenSource);
+        }
+        if step >= Step::Copy {
+            self.job.witness = Witness::Restarted;
+            self.job.running.retain(|r| r.work != Work::ProveSource);
+            self.job.retrying.retain(|r| r.work != Work::ProveSource);
+        }
+        self.job.running.retain(|r| r.work != Work::Regrant);
+        self.job.retrying.retain(|r| r.work != Work::Regrant);
+        self.give(Work::Regrant);
     }
 
     /// Sends every command of that side once more; the agent knows them by id.
-    fn tell_again(&mut self, side: Side) {
+    pub(super) fn tell_again(&mut self, side: Side) {
         for running in self.job.running.clone() {
             if running.work.side() == side {
                 self.send(running.id, running.work);
@@ -355,28 +372,38 @@ impl Turn {
         }
     }
 
-    /// The job's own time, and how long its agents have been away.
+    /// The job's own time, the age of its snapshot, and how long it has waited for what it needs.
     fn check_limits(&mut self, step: Step) {
         let limit = Duration::from_secs(self.job.spec.timeout_seconds);
-        if after(self.job.accepted_at, limit) <= self.now {
+        if after(self.job.began_at, limit) <= self.now {
             let text = format!("the job's time of {} s is over", limit.as_secs());
             let fault = Fault::new(FaultKind::Timeout, text)
                 .on(&self.job.spec.target)
                 .hint("run init again with a longer --timeout or more --parallel workers");
-            return self.fail(fault);
+            return self.give_up(step, fault);
         }
         if let Some(fault) = self.aged_snapshot(step) {
             return self.fail(fault);
         }
+        let budget = self.rules.patience.budget(step);
         for side in Side::BOTH {
-            let Presence::Away { give_up } = self.job.end(side).presence else {
+            if !self.job.needs(side, step) {
                 continue;
-            };
-            let needed = self.job.is_busy(side) || (side == Side::Source && step.needs_source());
-            if needed && give_up <= self.now {
-                return self.fail(self.gone(side, step));
+            }
+            let end = self.job.end(side);
+            if let Presence::Away { since } = end.presence
+                && after(since, budget) <= self.now
+            {
+                return self.give_up(step, self.gone(side, step, budget));
+            }
+            if let ServerState::Silent { since, why } = &end.server
+                && after(*since, budget) <= self.now
+            {
+                let fault = self.server_gone(side, step, budget, why);
+                return self.give_up(step, fault);
             }
         }
+        self.retry_due(step);
     }
 
     /// What is said where the snapshot, while it is held, is older than it may be (G5): vacuum removes
@@ -388,12 +415,12 @@ impl Turn {
             return None;
         }
         let limit = self.rules.bounds.snapshot_age?;
-        let age = self.job.clock.since(Phase::Snapshot, self.now)?;
-        (age >= limit).then(|| {
+        let asked = self.job.snapshot_at?;
+        (after(asked, limit) <= self.now).then(|| {
+            let age = (self.now.as_millisecond() - asked.as_millisecond()) / 1000;
             let text = format!(
-                "the job's snapshot is {} s old, over the limit of {} s: it keeps vacuum on the \
+                "the job's snapshot is {age} s old, over the limit of {} s: it keeps vacuum on the \
                  source from removing what has died since",
-                age.as_secs(),
                 limit.as_secs()
             );
             Fault::new(FaultKind::Failed, text)
@@ -403,79 +430,6 @@ impl Turn {
                      --max-snapshot-age of the coordinator",
                 )
         })
-    }
-
-    fn node(&self, work: Work) -> &steep_protocol::NodeId {
-        work.side().node(&self.job.spec)
-    }
-
-    /// A command's error, with its node, and told apart from an operator's cancel.
-    fn blame(&self, work: Work, mut fault: Fault) -> Fault {
-        if fault.kind == FaultKind::Cancelled {
-            // Nobody here asked for it.
-            fault.kind = FaultKind::Failed;
-            fault.message = format!("the agent was stopped during {}", work.describe());
-            if fault.hint.is_empty() {
-                fault.hint = "run init again once the agent is up".to_owned();
-            }
-        }
-        if fault.node.is_none() {
-            fault = fault.on(self.node(work));
-        }
-        fault
-    }
-
-    fn misunderstood(&self, work: Work) -> Fault {
-        let text = format!(
-            "the agent gave an answer that does not fit to {}",
-            work.describe()
-        );
-        Fault::new(FaultKind::Failed, text)
-            .on(self.node(work))
-            .hint("run the same version on the coordinator and on all agents")
-    }
-
-    fn incomplete_plan(&self, counted: Counted) -> Fault {
-        let (tables, parts) = self.job.plan.map_or((0, 0), |p| (p.tables, p.parts));
-        let text = format!(
-            "the plan arrived incomplete: {} of {tables} tables, {} of {parts} parts",
-            counted.tables, counted.planned
-        );
-        Fault::new(FaultKind::Failed, text)
-            .on(&self.job.spec.source)
-            .hint("the connection to the source's agent broke meanwhile; run init again")
-    }
-
-    fn stopped(&self) -> Fault {
-        Fault::new(
-            FaultKind::Failed,
-            "the source's agent was stopped, and the snapshot that the rows were copied under ended \
-             with it",
-        )
-        .on(&self.job.spec.source)
-        .hint("what was copied is removed; run init again once the agent is up")
-    }
-
-    fn lost_snapshot(&self) -> Fault {
-        Fault::new(
-            FaultKind::Failed,
-            "the source's agent restarted or lost its session to PostgreSQL, and with it the \
-             snapshot that the rows were copied under",
-        )
-        .on(&self.job.spec.source)
-        .hint("what was copied is removed; run init again once the agent is up")
-    }
-
-    fn gone(&self, side: Side, step: Step) -> Fault {
-        let text = format!(
-            "the agent has been away for {} s while the job needed it for {}",
-            AWAY_LIMIT.as_secs(),
-            step.phase()
-        );
-        Fault::new(FaultKind::Unreachable, text).on(side.node(&self.job.spec)).hint(
-            "start the agent again: what the job left there is removed when it is back; then run \
-             init again",
-        )
     }
 
     /// A synchronized node's job is undone after all.

@@ -232,7 +232,7 @@ impl Meter {
                 from + (to - from) * within / 100.0
             }
             Stage::Closed(Closed::Synchronized) => 100.0,
-            Stage::Ending(_) | Stage::Closed(_) => self.shown,
+            Stage::Ending(_) | Stage::Kept(_) | Stage::Closed(_) => self.shown,
         }
     }
 
@@ -290,6 +290,8 @@ impl Meter {
             phase_times: phase_times(job, now),
             history: Vec::new(),
             locks: Vec::new(),
+            waiting: None,
+            restarts: job.restarts,
         }
     }
 
@@ -427,8 +429,9 @@ fn error_of(job: &Job) -> Option<String> {
     match &job.stage {
         Stage::Ending(ending) => match &ending.why {
             Why::Failed(fault) => Some(told_of(fault, &job.spec.target)),
-            Why::Cancelled(_) => None,
+            Why::Again(_) | Why::Cancelled(_) => None,
         },
+        Stage::Kept(kept) => Some(told_of(&kept.fault, &job.spec.target)),
         Stage::Closed(Closed::Failed(fault)) => Some(told_of(fault, &job.spec.target)),
         Stage::Working(_) | Stage::Closed(Closed::Synchronized | Closed::Cancelled) => None,
     }

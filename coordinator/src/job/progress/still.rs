@@ -28,7 +28,7 @@ impl Sign {
             phase: current_phase(job),
             step: match job.stage {
                 Stage::Working(step) => Some(step),
-                Stage::Ending(_) | Stage::Closed(_) => None,
+                Stage::Ending(_) | Stage::Kept(_) | Stage::Closed(_) => None,
             },
             done: tally.counted().done,
             bytes: tally.bytes(),

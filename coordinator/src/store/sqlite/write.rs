@@ -47,6 +47,15 @@ pub(super) fn apply_one(transaction: &Transaction<'_>, write: &Write) -> Result<
             })
         }
         Write::Seal { end, tables } => seal(transaction, end, tables),
+        Write::Pause { end } => put_end(transaction, end),
+        Write::Reopen { job } => {
+            let sql = "UPDATE jobs SET ending = NULL, ended = NULL WHERE job = ?1";
+            execute(transaction, sql, params![job.to_string()])
+        }
+        Write::PlanDropped { job } => ["tables", "parts"].into_iter().try_for_each(|table| {
+            let sql = format!("DELETE FROM {table} WHERE job = ?1");
+            execute(transaction, &sql, params![job.to_string()])
+        }),
         Write::Sample { job, mark } => put_sample(transaction, *job, mark),
         Write::Times { job, tables } => tables.iter().try_for_each(|times| {
             let sql = "UPDATE tables SET began = ?3, ended = ?4 WHERE job = ?1 AND no = ?2";
@@ -110,9 +119,7 @@ fn seal(
     tables: &[TableSum],
 ) -> Result<(), StoreError> {
     let job = end.job_id.to_string();
-    let sql = "UPDATE jobs SET ending = ?2, ended = ?3 WHERE job = ?1";
-    let ended = end.report.ended_at.map_or(0, Timestamp::as_millisecond);
-    execute(transaction, sql, params![job, to_json(end)?, ended])?;
+    put_end(transaction, end)?;
     let sql = "UPDATE tables SET done = ?3, rows = ?4, bytes = ?5 WHERE job = ?1 AND no = ?2";
     for table in tables {
         let (rows, bytes) = (signed(table.rows.0), signed(table.bytes.0));
@@ -132,6 +139,13 @@ fn seal(
                AND target = ?1";
     let target = end.node_id.as_str();
     execute(transaction, sql, params![target, JOBS_KEPT - 1])
+}
+
+fn put_end(transaction: &Transaction<'_>, end: &EndView) -> Result<(), StoreError> {
+    let sql = "UPDATE jobs SET ending = ?2, ended = ?3 WHERE job = ?1";
+    let ended = end.report.ended_at.map_or(0, Timestamp::as_millisecond);
+    let job = end.job_id.to_string();
+    execute(transaction, sql, params![job, to_json(end)?, ended])
 }
 
 fn put_sample(transaction: &Transaction<'_>, job: JobId, mark: &Mark) -> Result<(), StoreError> {

@@ -132,6 +132,12 @@ pub enum ApiRequest {
         /// What becomes of the node.
         afterwards: Afterwards,
     },
+    /// As [`ApiRequest::Init`], for jobs that failed and have kept what they had: they go on. Of each
+    /// spec workers, rate, compression and time count; what is copied stays as it was asked for first.
+    Resume {
+        /// One spec per target.
+        specs: Vec<JobSpec>,
+    },
 }
 
 /// What becomes of a node once it is given up.
@@ -226,6 +232,41 @@ pub struct NodeView {
     pub unseen_since: Option<Timestamp>,
     /// What a person should know about it beside its state, a sentence each.
     pub warnings: Vec<String>,
+    /// What its job waits for, where it waits.
+    pub waiting: Option<WaitingView>,
+    /// Until when its failed job keeps what it has, where it does.
+    pub kept_until: Option<Timestamp>,
+}
+
+/// What a job waits for that cannot go on at this moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitingView {
+    /// The node that holds it up.
+    pub node_id: NodeId,
+    /// What of it.
+    pub what: WaitsFor,
+    /// For how long.
+    pub for_seconds: u64,
+    /// How often it was tried since.
+    pub tries: u32,
+    /// When it is tried again, where that is known.
+    pub next_try_seconds: Option<u64>,
+    /// When the job fails.
+    pub gives_up_seconds: u64,
+    /// Why it must wait, in one sentence.
+    pub reason: String,
+}
+
+/// What of a node is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WaitsFor {
+    /// Its agent.
+    Agent,
+    /// Its PostgreSQL.
+    Postgresql,
+    /// Another try of what failed there.
+    Retry,
 }
 
 /// How far a job is. Sizes in bytes, times in UTC.
@@ -304,6 +345,10 @@ pub struct ProgressDetail {
     pub history: Vec<ProgressSample>,
     /// Sessions that wait for the job's, or the other way round, on either server.
     pub locks: Vec<LockView>,
+    /// What the job waits for, where it waits.
+    pub waiting: Option<WaitingView>,
+    /// How often the job began again because its snapshot was lost.
+    pub restarts: u8,
 }
 
 /// Somebody who waits for a job, or whom it waits for.
@@ -502,6 +547,9 @@ pub struct Report {
     /// What the target does not have of the source, a sentence each; at most
     /// [`crate::limits::LISTED_MAX`].
     pub not_copied: Vec<String>,
+    /// Until when a failed job keeps what it has, where it does.
+    #[serde(default)]
+    pub kept_until: Option<Timestamp>,
 }
 
 /// How long a table took, from its first row to the commit of its last part.

@@ -1,22 +1,23 @@
 //! Agents that are away: for a moment, for ever, or with their process and its snapshot.
 
 use super::*;
+use crate::job::retry::{RESTARTS_MAX, waiting};
 
 #[test]
-fn a_dead_agent_is_shown_within_fifteen_seconds_and_cleaned_when_it_returns() {
+fn an_agent_that_stays_away_is_said_to_be_waited_for_and_given_up_when_the_budget_is_over() {
     for side in Side::BOTH {
         let mut world = World::new(Method::Snapshot);
+        world.rules.patience.keep_failed = None;
         world.until(Work::Copy);
         world.kill(side);
-        for _ in 0..14 {
-            world.tick(1);
-            let other = if side == Side::Source {
-                Side::Target
-            } else {
-                Side::Source
-            };
-            world.end_one(other, 0, false);
-        }
+        world.tick(12);
+        assert_eq!(world.node, NodeState::Copying, "{side:?}");
+        let waits = waiting(&world.job, &world.rules.patience, world.now).unwrap();
+        assert_eq!(waits.node_id, *side.node(&world.job.spec));
+        assert_eq!((waits.for_seconds, waits.gives_up_seconds), (12, 1_788));
+        world.tick(1_788);
+        world.run_on();
+        world.tick(3);
         assert_eq!(world.node, NodeState::Failed, "{side:?}");
         let [Finish::Failed(fault)] = &world.finishes[..] else {
             panic!("{:?}", world.finishes);
@@ -36,13 +37,14 @@ fn a_dead_agent_is_shown_within_fifteen_seconds_and_cleaned_when_it_returns() {
 }
 
 #[test]
-fn a_short_absence_changes_nothing() {
+fn an_absence_of_many_minutes_changes_nothing_once_the_preflight_is_over() {
     for work in SNAPSHOT_WORK {
         for side in Side::BOTH {
             let mut world = World::new(Method::Snapshot);
             world.until(work);
             world.down(side);
-            world.tick(9);
+            let preflight = matches!(work, Work::GatherSource | Work::GatherTarget);
+            world.tick(if preflight { 9 } else { 1_700 });
             world.up(side);
             world.run_on();
             assert_eq!(
@@ -54,66 +56,144 @@ fn a_short_absence_changes_nothing() {
     }
 }
 
+/// Whether a job in that work needs the snapshot, once there is one.
+fn reads(work: Work) -> bool {
+    matches!(work, Work::PrepareTarget | Work::Copy)
+}
+
 #[test]
-fn a_restarted_source_loses_the_snapshot_while_it_is_needed_and_not_after() {
+fn a_job_begins_again_by_itself_where_the_source_restarts_under_the_snapshot_and_goes_on_elsewhere()
+{
     for work in SNAPSHOT_WORK {
         let mut world = World::new(Method::Snapshot);
         world.until(work);
-        let needed = matches!(work, Work::OpenSource | Work::PrepareTarget | Work::Copy);
         world.kill(Side::Source);
         world.tick(1);
         world.up(Side::Source);
         assert_eq!(
             matches!(world.job.stage, Stage::Ending(_)),
-            needed,
+            reads(work),
             "{work:?}"
         );
         world.run_on();
-        let expected = if needed {
-            NodeState::Failed
-        } else {
-            NodeState::Synchronized
-        };
-        assert_eq!(world.node, expected, "{work:?}: {:?}", world.job.stage);
+        assert_eq!(world.finishes, [Finish::Synchronized], "{work:?}");
+        assert_eq!(world.job.restarts, u8::from(reads(work)), "{work:?}");
+        let opened = world.nodes.iter().filter(|s| **s == NodeState::Copying);
+        assert_eq!(opened.count(), 1, "{work:?}: {:?}", world.nodes);
     }
 }
 
 #[test]
-fn a_source_that_is_stopped_under_its_snapshot_ends_the_job_at_once_and_a_target_does_not() {
+fn a_source_that_is_stopped_under_its_snapshot_is_waited_for_and_a_target_too() {
     for work in SNAPSHOT_WORK {
         for side in Side::BOTH {
             let mut world = World::new(Method::Snapshot);
             world.until(work);
-            let needed = matches!(work, Work::OpenSource | Work::PrepareTarget | Work::Copy);
             world.kill_politely(side);
-            let Stage::Ending(ending) = &world.job.stage else {
-                assert!(side == Side::Target || !needed, "{work:?} goes on");
-                continue;
-            };
-            assert!(side == Side::Source && needed, "{work:?} ends by {side:?}");
-            let Why::Failed(fault) = &ending.why else {
-                panic!("{ending:?}");
-            };
-            assert!(fault.to_string().contains("was stopped"), "{fault}");
-            // It is seen without the agent, and what is left there is removed when it is back.
-            world.tick(3);
-            assert_eq!(world.node, NodeState::Failed);
+            let ends = matches!(world.job.stage, Stage::Ending(_));
+            assert_eq!(ends, side == Side::Source && reads(work), "{work:?}");
+            world.run_on();
+            world.tick(8);
+            assert_ne!(world.node, NodeState::Failed, "{work:?} by {side:?}");
             world.up(side);
             world.run_on();
-            assert!(matches!(world.job.stage, Stage::Closed(Closed::Failed(_))));
+            assert_eq!(
+                world.finishes,
+                [Finish::Synchronized],
+                "{work:?} by {side:?}"
+            );
         }
     }
 }
 
 #[test]
-fn a_snapshot_that_the_same_process_lost_stops_the_copy_at_once() {
+fn a_lost_snapshot_matters_while_parts_are_left_to_read_and_not_after() {
     let mut world = World::new(Method::Snapshot);
     world.until(Work::Copy);
-    world.down(Side::Source);
-    world.agent(Side::Source).snapshot = false;
-    world.up(Side::Source);
-    let Stage::Ending(ending) = &world.job.stage else {
-        panic!("{:?}", world.job.stage);
+    world.copied = true;
+    world.lose_snapshot();
+    assert_eq!(world.job.restarts, 0, "every part is committed");
+    world.run_on();
+    assert_eq!(world.finishes, [Finish::Synchronized]);
+
+    let mut world = World::new(Method::Snapshot);
+    world.until(Work::Copy);
+    world.lose_snapshot();
+    assert_eq!(world.job.restarts, 1);
+    assert!(!world.job.owes(Side::Source) || matches!(world.job.stage, Stage::Ending(_)));
+    world.run_on();
+    assert_eq!(world.finishes, [Finish::Synchronized]);
+    let given = |w: Work| world.ids.values().filter(|x| **x == w).count();
+    let clean = CancelledData::Remove;
+    let twice = [Work::OpenSource, Work::PrepareTarget].map(given);
+    assert_eq!(twice, [2, 2]);
+    let once = [
+        Work::CleanupTarget(clean),
+        Work::CleanupSource,
+        Work::GatherTarget,
+    ]
+    .map(given);
+    assert_eq!(once, [1, 1, 1]);
+}
+
+#[test]
+fn a_job_begins_again_five_times_and_then_fails() {
+    let mut world = World::new(Method::Snapshot);
+    for round in 1..=RESTARTS_MAX {
+        // The copy before it has to be stopped first.
+        world.until(Work::OpenSource);
+        world.until(Work::Copy);
+        world.lose_snapshot();
+        assert_eq!(world.job.restarts, round);
+    }
+    world.until(Work::OpenSource);
+    world.until(Work::Copy);
+    world.lose_snapshot();
+    world.run_on();
+    let [Finish::Failed(fault)] = &world.finishes[..] else {
+        panic!("{:?}", world.finishes);
     };
-    assert!(matches!(&ending.why, Why::Failed(f) if f.message.contains("snapshot")));
+    assert!(fault.message.contains("5 times"), "{fault}");
+    assert!(world.is_closed());
+}
+
+#[test]
+fn a_job_that_begins_again_can_be_cancelled_and_gives_up_where_it_cannot_clean_up() {
+    for cancelled in [true, false] {
+        let mut world = World::new(Method::Snapshot);
+        world.until(Work::Copy);
+        world.kill(Side::Source);
+        world.up(Side::Source);
+        world.down(Side::Source);
+        world.run_on();
+        assert_eq!(world.node, NodeState::Copying);
+        if cancelled {
+            let data = CancelledData::Remove;
+            world.apply(JobEvent::Cancel { data }).unwrap();
+        } else {
+            world.tick(1_801);
+        }
+        assert_eq!(world.node, NodeState::Failed);
+        world.up(Side::Source);
+        world.run_on();
+        assert!(world.is_closed());
+        let end = if cancelled {
+            NodeState::Uninitialized
+        } else {
+            NodeState::Failed
+        };
+        assert_eq!(world.node, end);
+    }
+}
+
+#[test]
+fn a_source_that_restarts_while_it_opens_makes_its_plan_anew() {
+    let mut world = World::new(Method::Snapshot);
+    world.until(Work::OpenSource);
+    world.kill(Side::Source);
+    world.up(Side::Source);
+    let opens = world.ids.values().filter(|w| **w == Work::OpenSource);
+    assert_eq!(opens.count(), 2, "pages of the first plan may have come");
+    world.run_on();
+    assert_eq!(world.finishes, [Finish::Synchronized]);
 }

@@ -66,9 +66,11 @@ fn a_cancel_at_every_command_removes_everything_target_first() {
 }
 
 #[test]
-fn a_fault_at_every_command_ends_in_failed_with_its_cause() {
+fn a_fault_that_cannot_pass_ends_in_failed_with_its_cause_at_every_command() {
     for work in SNAPSHOT_WORK {
         let mut world = World::new(Method::Snapshot);
+        // Nothing is kept: what is kept is tested in `keeping`.
+        world.rules.patience.keep_failed = None;
         world.until(work);
         let at = world
             .work_of(work.side())
@@ -196,6 +198,7 @@ fn a_target_that_cannot_be_cleaned_for_long_does_not_keep_the_source_from_it() {
 #[test]
 fn a_removal_that_failed_is_tried_again_by_itself() {
     let mut world = World::new(Method::Snapshot);
+    world.rules.patience.keep_failed = None;
     world.until(Work::Copy);
     world.end_one(Side::Target, 0, true);
     world.end_one(Side::Target, 0, true);

@@ -36,13 +36,8 @@ fn a_hand_over_copies_nothing_and_goes_through_the_same_states() {
 fn a_source_that_says_nothing_of_the_slot_ends_the_hand_over() {
     let mut world = World::new(Method::Backup);
     let (id, _) = world.agent(Side::Source).at_work[0];
-    let counted = world.counted;
     let outcome = Box::new(Ok(Outcome::SourceFacts(Box::default())));
-    let event = JobEvent::Ended {
-        id,
-        outcome,
-        counted,
-    };
+    let event = JobEvent::Ended { id, outcome };
     world.apply(event).unwrap();
     world.run_on();
     let [Finish::Failed(fault)] = &world.finishes[..] else {
@@ -90,14 +85,7 @@ fn nothing_is_synchronized_when_the_sums_differ() {
             let at = agent.at_work.iter().position(|(_, w)| *w == work).unwrap();
             let (id, _) = agent.at_work.remove(at);
             let outcome = Box::new(Ok(Outcome::Totals { parts, rows, bytes }));
-            let counted = world.counted;
-            world
-                .apply(JobEvent::Ended {
-                    id,
-                    outcome,
-                    counted,
-                })
-                .unwrap();
+            world.apply(JobEvent::Ended { id, outcome }).unwrap();
             world.run_on();
             assert_eq!(world.node, NodeState::Failed, "{work:?} with {lie:?}");
         }

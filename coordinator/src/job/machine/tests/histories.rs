@@ -13,7 +13,12 @@ enum Chance {
     Up(Side),
     Tick(i64),
     Cancel(CancelledData),
+    Resume,
     Endanger,
+    LoseSnapshot,
+    Silent(Side),
+    Answers(Side),
+    Stumble { side: Side, at: usize },
 }
 
 fn chance() -> impl Strategy<Value = Chance> {
@@ -27,59 +32,119 @@ fn chance() -> impl Strategy<Value = Chance> {
         4 => side().prop_map(Chance::Up),
         4 => (0i64..12).prop_map(Chance::Tick),
         1 => data.prop_map(Chance::Cancel),
+        1 => Just(Chance::Resume),
         1 => Just(Chance::Endanger),
+        1 => Just(Chance::LoseSnapshot),
+        1 => side().prop_map(Chance::Silent),
+        2 => side().prop_map(Chance::Answers),
+        3 => (side(), 0usize..3).prop_map(|(side, at)| Chance::Stumble { side, at }),
     ]
 }
 
+impl World {
+    fn suffer(&mut self, chance: Chance) {
+        match chance {
+            Chance::End { side, at, fault } => self.end_one(side, at, fault),
+            Chance::Stumble { side, at } => self.stumble(side, at),
+            Chance::Kill(side) => self.kill(side),
+            Chance::Down(side) if self.agent(side).online => self.down(side),
+            Chance::Up(side) if !self.agent(side).online => self.up(side),
+            Chance::Down(_) | Chance::Up(_) => {}
+            Chance::Tick(seconds) => self.tick(seconds),
+            Chance::Endanger => self.endanger(),
+            Chance::LoseSnapshot => self.lose_snapshot(),
+            Chance::Silent(side) => self.server(side, Err("refused".to_owned())),
+            Chance::Answers(side) => self.server(side, Ok(())),
+            Chance::Resume => _ = self.apply(JobEvent::Resume { terms: TERMS }),
+            Chance::Cancel(data) if !self.is_closed() => {
+                self.apply(JobEvent::Cancel { data }).unwrap();
+            }
+            Chance::Cancel(_) => {}
+        }
+    }
+
+    /// From here on everything is well.
+    fn heal(&mut self) {
+        for side in Side::BOTH {
+            if !self.agent(side).online {
+                self.up(side);
+            }
+            self.server(side, Ok(()));
+        }
+    }
+
+    fn check_end(&self) -> Result<(), TestCaseError> {
+        prop_assert!(self.is_closed(), "stuck: {:?}", self.job);
+        let settled = [
+            NodeState::Uninitialized,
+            NodeState::Failed,
+            NodeState::Synchronized,
+        ];
+        prop_assert!(settled.contains(&self.node));
+        prop_assert_eq!(
+            self.node == NodeState::Synchronized,
+            self.finishes.contains(&Finish::Synchronized)
+        );
+        if self.node != NodeState::Synchronized {
+            for side in Side::BOTH {
+                prop_assert!(!self.job.owes(side), "{:?} keeps something", side);
+            }
+        }
+        Ok(())
+    }
+}
+
+const METHODS: [Method; 3] = [Method::Native, Method::Snapshot, Method::Backup];
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2_000))]
+    #![proptest_config(ProptestConfig::with_cases(1_000))]
 
     #[test]
-    fn no_history_gets_stuck(
+    fn no_history_gets_stuck_once_it_is_cancelled(
         method in 0usize..3,
         chances in proptest::collection::vec(chance(), 0..120),
     ) {
-        let method = [Method::Native, Method::Snapshot, Method::Backup][method];
-        let mut world = World::new(method);
+        let mut world = World::new(METHODS[method]);
         for chance in chances {
-            match chance {
-                Chance::End { side, at, fault } => world.end_one(side, at, fault),
-                Chance::Kill(side) => world.kill(side),
-                Chance::Down(side) if world.agent(side).online => world.down(side),
-                Chance::Up(side) if !world.agent(side).online => world.up(side),
-                Chance::Down(_) | Chance::Up(_) => {}
-                Chance::Tick(seconds) => world.tick(seconds),
-                Chance::Endanger => world.endanger(),
-                Chance::Cancel(data) if !world.is_closed() => {
-                    world.apply(JobEvent::Cancel { data }).unwrap();
-                }
-                Chance::Cancel(_) => {}
-            }
+            world.suffer(chance);
         }
-        // From here on everything is well again, and an operator cancels.
         if !world.is_closed() {
             world.apply(JobEvent::Cancel { data: CancelledData::Remove }).unwrap();
         }
-        for side in Side::BOTH {
-            if !world.agent(side).online {
-                world.up(side);
-            }
-        }
+        world.heal();
         for _ in 0..10 {
             world.run_on();
             world.tick(15);
         }
-        prop_assert!(world.is_closed(), "stuck: {:?}", world.job);
-        let settled = [NodeState::Uninitialized, NodeState::Failed, NodeState::Synchronized];
-        prop_assert!(settled.contains(&world.node));
-        prop_assert_eq!(
-            world.node == NodeState::Synchronized,
-            world.finishes.contains(&Finish::Synchronized)
-        );
-        if world.node != NodeState::Synchronized {
-            for side in Side::BOTH {
-                prop_assert!(!world.job.owes(side), "{:?} keeps something", side);
-            }
+        world.check_end()?;
+    }
+
+    #[test]
+    fn once_faults_stop_every_job_comes_to_an_end_without_an_operator(
+        method in 0usize..3,
+        chances in proptest::collection::vec(chance(), 0..120),
+    ) {
+        let mut world = World::new(METHODS[method]);
+        for chance in chances {
+            world.suffer(chance);
         }
+        world.heal();
+        for _ in 0..10 {
+            world.run_on();
+            world.tick(15);
+        }
+        if let Stage::Kept(kept) = &world.job.stage {
+            prop_assert_eq!(world.node, NodeState::Failed);
+            prop_assert!(kept.until > world.now, "kept for ever");
+            // Whoever mends the cause can go on, and nothing stands in the way.
+            let mut resumed = world.clone();
+            resumed.apply(JobEvent::Resume { terms: TERMS }).unwrap();
+            resumed.live_on();
+            prop_assert_eq!(resumed.node, NodeState::Synchronized, "{:?}", resumed.job);
+            // And nobody needs to: its time ends.
+            world.tick(25 * 3600);
+            world.live_on();
+        }
+        world.check_end()?;
     }
 }

@@ -5,6 +5,8 @@ mod absence;
 mod ending;
 mod forward;
 mod histories;
+mod keeping;
+mod retrying;
 
 use std::collections::HashMap;
 
@@ -15,11 +17,11 @@ use steep_protocol::message::handover::{
     HandoverFacts, Replication, SchemaCheck, SlotFacts, SlotName, Used,
 };
 use steep_protocol::message::job::Method;
-use steep_protocol::{ByteCount, FaultKind, JobId, Lsn, NodeState, RowCount};
+use steep_protocol::{ByteCount, FaultKind, JobId, Lsn, NodeState, Retry, RowCount};
 
+use super::super::Shown;
 use super::super::handover::Handover;
 use super::super::state::transition;
-use super::super::{Shown, Why};
 use super::*;
 use crate::testing;
 
@@ -45,7 +47,7 @@ fn schema_differs(_: &Case<'_>) -> Vec<Finding> {
 }
 
 /// One agent: what it was told and has not ended, what it was told to stop.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Agent {
     online: bool,
     incarnation: u64,
@@ -55,6 +57,7 @@ struct Agent {
 }
 
 /// A job with both its agents, its node and its clock.
+#[derive(Clone)]
 struct World {
     job: Job,
     node: NodeState,
@@ -62,7 +65,9 @@ struct World {
     nodes: Vec<NodeState>,
     now: Timestamp,
     agents: [Agent; 2],
+    /// What is counted once the copy has ended.
     counted: Counted,
+    copied: bool,
     finishes: Vec<Finish>,
     ids: HashMap<CommandId, Work>,
     rules: Rules,
@@ -86,11 +91,13 @@ impl World {
                 planned: 3,
                 done: DONE,
             },
+            copied: false,
             finishes: Vec::new(),
             ids: HashMap::new(),
             rules: Rules {
                 judge: no_findings,
                 bounds: Bounds::default(),
+                patience: Patience::default(),
             },
         };
         world.up(Side::Source);
@@ -105,12 +112,28 @@ impl World {
 
     fn apply(&mut self, event: JobEvent) -> Result<(), Refused> {
         let before = self.job.clone();
-        let (job, effects) = step(before, event, self.now, self.rules)?;
+        let (job, effects) = step(before, event, self.count(), self.now, self.rules)?;
         self.job = job;
         for effect in effects {
             self.execute(effect);
         }
         Ok(())
+    }
+
+    /// What has been counted so far.
+    fn count(&self) -> Counted {
+        let done = match self.copied {
+            true => self.counted.done,
+            false => Totals {
+                parts: 1,
+                rows: RowCount(10),
+                bytes: ByteCount(100),
+            },
+        };
+        Counted {
+            done,
+            ..self.counted
+        }
     }
 
     fn execute(&mut self, effect: Effect) {
@@ -142,7 +165,12 @@ impl World {
             }
             Effect::Finished(finish) => self.finishes.push(finish),
             Effect::Closed => assert!(self.job.running.is_empty(), "closed with commands running"),
+            Effect::PlanDropped => self.copied = false,
+            Effect::Resumed => self.finishes.clear(),
             Effect::Forget { .. }
+            | Effect::TriesAgain { .. }
+            | Effect::BeginsAgain { .. }
+            | Effect::KeepEnds { .. }
             | Effect::PhaseStarted(_)
             | Effect::PhaseCompleted { .. }
             | Effect::Found(_)
@@ -175,7 +203,7 @@ impl World {
         self.agent(side).online = false;
         let event = JobEvent::Down {
             side,
-            give_up: after(self.now, AWAY_LIMIT),
+            since: self.now,
             parting,
         };
         self.apply(event).unwrap();
@@ -209,12 +237,23 @@ impl World {
 
     fn endanger(&mut self) {
         let fault = Fault::new(FaultKind::Failed, "the slot is lost");
-        self.apply(JobEvent::Endangered { fault }).unwrap();
+        let side = Side::Source;
+        self.apply(JobEvent::Endangered { side, fault }).unwrap();
     }
 
     /// Ends one command, if the agent is there to say so.
     fn end_one(&mut self, side: Side, at: usize, fault: bool) {
-        let counted = self.counted;
+        let fault = fault.then(|| Fault::new(FaultKind::Failed, "disk full"));
+        self.end_with(side, at, fault);
+    }
+
+    /// Ends one command with a fault that may pass.
+    fn stumble(&mut self, side: Side, at: usize) {
+        let fault = Fault::new(FaultKind::Failed, "the connection was closed");
+        self.end_with(side, at, Some(fault.retry(Retry::NewConnection)));
+    }
+
+    fn end_with(&mut self, side: Side, at: usize, fault: Option<Fault>) {
         let agent = self.agent(side);
         if !agent.online || agent.at_work.is_empty() {
             return;
@@ -222,21 +261,40 @@ impl World {
         let (id, work) = agent.at_work.remove(at % agent.at_work.len());
         let outcome = if agent.aborted.contains(&id) {
             Err(Fault::new(FaultKind::Cancelled, "aborted"))
-        } else if fault {
-            Err(Fault::new(FaultKind::Failed, "disk full"))
+        } else if let Some(fault) = fault {
+            Err(fault)
         } else {
-            if work == Work::OpenSource {
-                agent.snapshot = true;
+            match work {
+                Work::OpenSource => agent.snapshot = true,
+                Work::CloseSnapshot | Work::CleanupSource => agent.snapshot = false,
+                Work::Copy => self.copied = true,
+                _ => {}
             }
             Ok(self.outcome_of(work))
         };
         let outcome = Box::new(outcome);
-        self.apply(JobEvent::Ended {
-            id,
-            outcome,
-            counted,
-        })
-        .unwrap();
+        self.apply(JobEvent::Ended { id, outcome }).unwrap();
+    }
+
+    /// What the side's agent sees of its server.
+    fn server(&mut self, side: Side, answers: Result<(), String>) {
+        if self.agent(side).online {
+            self.apply(JobEvent::Server { side, answers }).unwrap();
+        }
+    }
+
+    /// The session that held the snapshot ends, and the agent sees it.
+    fn lose_snapshot(&mut self) {
+        self.agent(Side::Source).snapshot = false;
+        self.apply(JobEvent::SnapshotLost).unwrap();
+    }
+
+    /// Time passes and everything that is given ends well, until nothing is left to do.
+    fn live_on(&mut self) {
+        for _ in 0..40 {
+            self.run_on();
+            self.tick(15);
+        }
     }
 
     fn outcome_of(&self, work: Work) -> Outcome {
@@ -280,6 +338,14 @@ impl World {
     }
 }
 
+/// What a job is resumed with.
+const TERMS: Terms = Terms {
+    parallel: 2,
+    timeout_seconds: 24 * 3600,
+    max_rate: None,
+    compression: Compression::None,
+};
+
 /// A job that goes on from a backup.
 fn handover() -> Handover {
     Handover {
@@ -295,7 +361,7 @@ fn handover() -> Handover {
 fn outcome_of(work: Work) -> Outcome {
     let Totals { parts, rows, bytes } = DONE;
     match work {
-        Work::GatherSource | Work::Regrant => Outcome::SourceFacts(Box::default()),
+        Work::GatherSource => Outcome::SourceFacts(Box::default()),
         Work::GatherTarget => Outcome::TargetFacts(Box::default()),
         Work::OpenSource => Outcome::SourceOpened {
             lsn: Lsn(5),
@@ -313,6 +379,7 @@ fn outcome_of(work: Work) -> Outcome {
         Work::ProveTarget | Work::ProveSource => Outcome::Totals { parts, rows, bytes },
         Work::Copy
         | Work::CloseSnapshot
+        | Work::Regrant
         | Work::TakeSlot
         | Work::Subscribe
         | Work::AwaitNativeCopy

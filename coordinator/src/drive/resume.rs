@@ -1,0 +1,195 @@
+//! Failed jobs that have kept what they had, taken up again; and what becomes of what is counted when a
+//! job begins again by itself.
+
+use jiff::Timestamp;
+use steep_protocol::message::api::EndView;
+use steep_protocol::message::job::JobSpec;
+use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState, Retry};
+
+use super::log::Note;
+use super::{Answer, Driver};
+use crate::job::machine::{JobEvent, Refused, Terms};
+use crate::job::progress::Meter;
+use crate::job::report::Slowest;
+use crate::job::retry::RESTARTS_MAX;
+use crate::job::tally::Tally;
+use crate::job::{Job, Stage, Work};
+use crate::store::{Store, TableSum, Write};
+
+impl<S: Store> Driver<S> {
+    /// Takes up the failed jobs of all those targets, or of none.
+    pub(super) fn resume_failed(
+        &mut self,
+        specs: &[JobSpec],
+        operator: &str,
+        now: Timestamp,
+    ) -> Result<Answer, Fault> {
+        self.check_shape(specs)?;
+        let mut ids = Vec::new();
+        for spec in specs {
+            ids.push(self.check_resume(spec)?);
+        }
+        let after = self.next_event - 1;
+        for (id, spec) in ids.iter().zip(specs) {
+            if let Some(live) = self.jobs.get(id) {
+                let target = &spec.target;
+                let text = format!("{target} goes on where it failed, by {operator}");
+                let note = Note::info("init.resumed", text).job(&live.job);
+                self.log(note.field("operator", operator), now);
+            }
+            let terms = Terms {
+                parallel: spec.parallel,
+                timeout_seconds: spec.timeout_seconds,
+                max_rate: spec.max_rate,
+                compression: spec.compression,
+            };
+            let stepped = self.step(*id, JobEvent::Resume { terms }, now);
+            stepped.map_err(|refused| self.refused(&spec.target, refused))?;
+        }
+        let jobs = ids.into_iter().filter_map(|id| self.follow(id, now));
+        let jobs = jobs.collect();
+        Ok(Answer::Accepted { jobs, after })
+    }
+
+    /// The job that goes on, where it may.
+    fn check_resume(&self, spec: &JobSpec) -> Result<JobId, Fault> {
+        let (target, source) = (&spec.target, &spec.source);
+        let live = self.live_job(target).and_then(|id| self.jobs.get(&id));
+        let Some(live) = live.filter(|live| matches!(live.job.stage, Stage::Kept(_))) else {
+            return Err(self.refused(target, Refused::NothingKept));
+        };
+        if live.job.spec.source != *source {
+            let text = format!(
+                "its failed job has rows of {}, not of {source}",
+                live.job.spec.source
+            );
+            let hint = format!(
+                "name --from {}, or remove the job with steep-repl init cancel --node {target}",
+                live.job.spec.source
+            );
+            return Err(Fault::new(FaultKind::BadRequest, text)
+                .on(target)
+                .hint(hint));
+        }
+        if !live.job.running.is_empty() {
+            return Err(self.refused(target, Refused::Stopping));
+        }
+        self.check_online(source)?;
+        self.check_online(target)?;
+        Ok(live.job.id)
+    }
+
+    fn refused(&self, target: &NodeId, refused: Refused) -> Fault {
+        let fault = |text: String| Fault::new(FaultKind::Failed, text).on(target);
+        match refused {
+            Refused::Stopping => fault(refused.to_string())
+                .hint("try again in a few seconds")
+                .retry(Retry::Backoff),
+            Refused::NothingKept | Refused::Over | Refused::Begun => {
+                let state = self.state_of(target);
+                let hint = match state {
+                    NodeState::Failed => {
+                        "what the failed job made is removed, or is being removed: run init without \
+                         --resume"
+                    }
+                    _ => "only a failed job can be resumed; see steep-repl nodes",
+                };
+                fault(format!("there is nothing to resume: it is {state}")).hint(hint)
+            }
+        }
+    }
+
+    /// What a plain init is told of a target whose failed job has kept something.
+    pub(super) fn check_kept(&self, target: &NodeId) -> Result<(), Fault> {
+        let live = self.live_job(target).and_then(|id| self.jobs.get(&id));
+        let Some((job, until)) = live.and_then(|l| Some((&l.job, l.job.kept_until()?))) else {
+            return Ok(());
+        };
+        let text = format!(
+            "its failed job {} has kept what it had, until {until:.0}",
+            job.id
+        );
+        let hint = format!(
+            "go on with steep-repl init {target} --from {} --resume, or remove it with steep-repl \
+             init cancel --node {target}",
+            job.spec.source
+        );
+        Err(Fault::new(FaultKind::Failed, text).on(target).hint(hint))
+    }
+
+    /// Says that work failed and is given again.
+    pub(super) fn tries_again(&mut self, id: JobId, work: Work, fault: &Fault, now: Timestamp) {
+        let Some(live) = self.jobs.get(&id) else {
+            return;
+        };
+        let text = format!("{} failed and is tried again: {fault}", work.describe());
+        let note = Note::warn("init.retrying", text).job(&live.job);
+        self.log(note.field("hint", &fault.hint), now);
+    }
+
+    /// Says that the job begins again.
+    pub(super) fn begins_again(&mut self, id: JobId, fault: &Fault, restarts: u8, now: Timestamp) {
+        let Some(live) = self.jobs.get(&id) else {
+            return;
+        };
+        let text = format!(
+            "the job removes what it copied and begins again, for the {restarts}. of at most \
+             {RESTARTS_MAX} times: {fault}"
+        );
+        let note = Note::warn("init.restarted", text).job(&live.job);
+        self.log(note, now);
+    }
+
+    /// Forgets a plan and what was counted of it; nothing where there was none.
+    pub(super) fn drop_plan(&mut self, id: JobId, now: Timestamp) {
+        let Some(live) = self.jobs.get_mut(&id) else {
+            return;
+        };
+        if live.tally.tables().is_empty() {
+            return;
+        }
+        live.tally = Tally::default();
+        live.meter = Meter::default();
+        live.meter.observe(&live.job, &live.tally, now);
+        live.began.clear();
+        live.slowest = Slowest::default();
+        self.parts_due.remove(&id);
+        self.times_due.remove(&id);
+        self.out.writes.push(Write::PlanDropped { job: id });
+        self.touch(id);
+    }
+
+    /// A failed job goes on: it has not ended.
+    pub(super) fn resumed(&mut self, id: JobId) {
+        if let Some(live) = self.jobs.get_mut(&id) {
+            live.end = None;
+            live.complaints.clear();
+            self.out.writes.push(Write::Reopen { job: id });
+        }
+    }
+
+    /// What a failed job kept is removed: its report is its last.
+    pub(super) fn keep_ends(&mut self, id: JobId, why: &str, now: Timestamp) {
+        let Some(live) = self.jobs.get(&id) else {
+            return;
+        };
+        let text = format!("what the failed job had kept is removed: {why}");
+        let note = Note::warn("init.keep_ended", text).job(&live.job);
+        if let Some(end) = &live.end {
+            let mut end = end.as_ref().clone();
+            end.report.kept_until = None;
+            let tables = live.table_sums();
+            let end = Box::new(end);
+            self.out.writes.push(Write::Seal { end, tables });
+        }
+        self.log(note, now);
+    }
+
+    /// How a job's end is stored: one that keeps what it has may go on, part by part.
+    pub(super) fn end_write(job: &Job, end: Box<EndView>, tables: Vec<TableSum>) -> Write {
+        match job.stage {
+            Stage::Kept(_) => Write::Pause { end },
+            Stage::Working(_) | Stage::Ending(_) | Stage::Closed(_) => Write::Seal { end, tables },
+        }
+    }
+}

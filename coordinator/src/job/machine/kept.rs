@@ -1,0 +1,150 @@
+//! A failed job that keeps what it has: rows, ledger, slot and, where it is still held, the snapshot.
+//!
+//! It ends by being resumed, by a cancel, when its time is over, or when what it keeps is of no use any
+//! more or does harm on the source (G5).
+
+use steep_protocol::Fault;
+use steep_protocol::message::job::Method;
+
+use super::super::handover::SlotFate;
+use super::super::{Awaited, Kept, Opened, Shown, Unreachable, Why, Witness};
+use super::{
+    Effect, Ending, JobEvent, NodeEvent, Process, Refused, SHOW_AFTER_CANCEL, STOP_LIMIT, Side,
+    Snapshot, Stage, Step, Terms, Turn, Work, after,
+};
+
+impl Turn {
+    /// What a job that keeps what it has does with an event.
+    pub(super) fn kept(&mut self, mut kept: Kept, event: JobEvent) -> Result<(), Refused> {
+        let holds_snapshot = self.loses_by_it(kept.step);
+        match event {
+            JobEvent::Begin => return Err(Refused::Begun),
+            JobEvent::Ended { id, .. } => _ = self.take(id),
+            JobEvent::Up {
+                side,
+                incarnation,
+                snapshot,
+            } => {
+                let process = self.arrived(side, incarnation);
+                if process == Process::Restarted {
+                    self.job.running.retain(|r| r.work.side() != side);
+                    if side == Side::Source {
+                        self.job.witness = Witness::Restarted;
+                    }
+                }
+                kept.stop_by = kept.stop_by.max(after(self.now, STOP_LIMIT));
+                self.abort_all();
+                let gone = process == Process::Restarted || snapshot == Snapshot::NotHeld;
+                if side == Side::Source && holds_snapshot && gone {
+                    let why = self.lost_snapshot();
+                    return self.keep_no_longer(&kept, &why.message);
+                }
+            }
+            JobEvent::Down { side, since, .. } => self.left(side, since),
+            JobEvent::Server { side, answers } => _ = self.saw_server(side, answers),
+            JobEvent::SnapshotLost => {
+                if holds_snapshot {
+                    let why = self.session_ended();
+                    return self.keep_no_longer(&kept, &why.message);
+                }
+            }
+            // Only what ends has something to give up.
+            JobEvent::GiveUp => {}
+            JobEvent::Endangered { side, fault } => match side {
+                Side::Source => return self.keep_no_longer(&kept, &fault.message),
+                Side::Target => {}
+            },
+            JobEvent::Cancel { data } => {
+                self.end_shown(Why::Cancelled(data));
+                return Ok(());
+            }
+            JobEvent::Resume { terms } => return self.resume(&kept, terms),
+            JobEvent::Tick => {
+                if kept.stop_by <= self.now {
+                    self.job.running.clear();
+                }
+                if kept.until <= self.now {
+                    return self.keep_no_longer(&kept, "its time is over");
+                }
+            }
+        }
+        self.job.stage = Stage::Kept(kept);
+        Ok(())
+    }
+
+    /// What was kept is removed, with the job's own error and why it is kept no longer.
+    fn keep_no_longer(&mut self, kept: &Kept, why: &str) -> Result<(), Refused> {
+        self.effects.push(Effect::KeepEnds {
+            why: why.to_owned(),
+        });
+        let fault = Fault {
+            hint: format!("what was kept for --resume is removed: {why}. Run init again"),
+            ..kept.fault.clone()
+        };
+        self.end_shown(Why::Failed(fault));
+        Ok(())
+    }
+
+    /// Removes what a job made whose node is shown as FAILED already.
+    fn end_shown(&mut self, why: Why) {
+        let awaited = match why {
+            Why::Cancelled(_) => Awaited::Operator,
+            Why::Failed(_) | Why::Again(_) => Awaited::Nobody,
+        };
+        self.abort_all();
+        self.tidy(Ending {
+            why,
+            stop_by: after(self.now, STOP_LIMIT),
+            show_by: after(self.now, SHOW_AFTER_CANCEL),
+            shown: Shown::Failed,
+            unreachable: Unreachable::Awaited,
+            awaited,
+            slot: SlotFate::ReturnedUsed,
+        });
+    }
+
+    /// Goes on with the step that failed.
+    fn resume(&mut self, kept: &Kept, terms: Terms) -> Result<(), Refused> {
+        if !self.job.running.is_empty() {
+            return Err(Refused::Stopping);
+        }
+        let Terms {
+            parallel,
+            timeout_seconds,
+            max_rate,
+            compression,
+        } = terms;
+        let spec = &mut self.job.spec;
+        (spec.parallel, spec.timeout_seconds) = (parallel, timeout_seconds);
+        (spec.max_rate, spec.compression) = (max_rate, compression);
+        let method = spec.method;
+        self.job.began_at = self.now;
+        self.job.ended_at = None;
+        self.job.cancelled_by = None;
+        self.job.recounts = 0;
+        self.job.opened = Opened::No;
+        self.effects.push(Effect::Resumed);
+        for event in way_back(kept.step, method) {
+            self.bring(*event);
+        }
+        // The agent may have been restarted since; admitting twice changes nothing.
+        self.give(Work::Regrant);
+        self.enter(kept.step);
+        Ok(())
+    }
+}
+
+/// How a FAILED node gets to the state in which that step is done.
+fn way_back(step: Step, method: Method) -> &'static [NodeEvent] {
+    let is_copied = match method {
+        Method::Snapshot | Method::TwoPhase => step > Step::Constraints,
+        Method::Native => step > Step::NativeCopy,
+        Method::Backup => step > Step::PrepareTarget,
+    };
+    if is_copied {
+        &[NodeEvent::Begin, NodeEvent::Opened, NodeEvent::Copied]
+    } else {
+        // Every step that is resumed comes after the schema.
+        &[NodeEvent::Begin, NodeEvent::Opened]
+    }
+}

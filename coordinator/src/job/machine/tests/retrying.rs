@@ -1,0 +1,135 @@
+//! Faults that may pass: the work is given again, for as long as the budget lasts.
+
+use super::*;
+use crate::job::retry::{RETRY_FOR, waiting};
+use steep_protocol::message::api::WaitsFor;
+
+impl World {
+    /// Lets that work fail in a way that may pass.
+    fn trip(&mut self, work: Work) {
+        let at = self.work_of(work.side()).iter().position(|w| *w == work);
+        self.stumble(work.side(), at.unwrap());
+    }
+}
+
+#[test]
+fn work_that_fails_in_passing_is_given_again_at_every_command() {
+    for method in [Method::Snapshot, Method::Native, Method::Backup] {
+        for step in Step::path(method) {
+            for work in step.begins() {
+                let mut world = World::new(method);
+                world.until(*work);
+                world.trip(*work);
+                world.tick(2);
+                world.until(*work);
+                world.run_on();
+                assert_eq!(world.finishes, [Finish::Synchronized], "{work:?}");
+                assert!(world.job.retrying.is_empty());
+            }
+        }
+    }
+}
+
+#[test]
+fn pauses_grow_and_the_job_gives_up_when_the_budget_is_over() {
+    for work in [Work::PrepareTarget, Work::BuildIndexes, Work::Subscribe] {
+        let mut world = World::new(Method::Snapshot);
+        world.rules.patience.keep_failed = None;
+        world.until(work);
+        let began = world.now;
+        let mut tries = 0;
+        while world.node != NodeState::Failed {
+            if world.work_of(Side::Target).contains(&work) {
+                world.trip(work);
+                tries += 1;
+            }
+            world.tick(1);
+            world.end_one(Side::Source, 0, false);
+            let cleanup = world.work_of(Side::Target).iter().any(|w| w.is_cleanup());
+            if cleanup {
+                world.end_one(Side::Target, 0, false);
+            }
+        }
+        let seconds = (world.now.as_second() - began.as_second()).unsigned_abs();
+        assert!((1_800..1_840).contains(&seconds), "{work:?}: {seconds} s");
+        assert!((60..120).contains(&tries), "{work:?}: {tries} tries");
+        let [Finish::Failed(fault)] = &world.finishes[..] else {
+            panic!("{:?}", world.finishes);
+        };
+        assert!(fault.message.contains("connection was closed"), "{fault}");
+        assert!(fault.message.contains("times in a row"), "{fault}");
+    }
+}
+
+#[test]
+fn a_preflight_gives_up_within_seconds() {
+    let mut world = World::new(Method::Snapshot);
+    for _ in 0..14 {
+        if world.work_of(Side::Source).contains(&Work::GatherSource) {
+            world.trip(Work::GatherSource);
+        }
+        world.tick(1);
+    }
+    world.run_on();
+    assert_eq!(world.node, NodeState::Failed);
+    assert!(world.is_closed(), "nothing is kept of it");
+}
+
+#[test]
+fn what_is_waited_for_is_said_with_the_next_try_and_the_end_of_patience() {
+    let mut world = World::new(Method::Snapshot);
+    world.until(Work::BuildIndexes);
+    let said = |world: &World| waiting(&world.job, &world.rules.patience, world.now);
+    assert_eq!(said(&world), None);
+    world.trip(Work::BuildIndexes);
+    let waits = said(&world).unwrap();
+    assert_eq!(waits.node_id, testing::node("b"));
+    assert_eq!((waits.what, waits.tries), (WaitsFor::Retry, 1));
+    assert_eq!(waits.next_try_seconds, Some(1));
+    world.server(Side::Target, Err("connection refused".to_owned()));
+    let waits = said(&world).unwrap();
+    assert_eq!(waits.what, WaitsFor::Postgresql);
+    assert_eq!(waits.reason, "connection refused");
+    assert_eq!(waits.gives_up_seconds, RETRY_FOR.as_secs());
+    world.server(Side::Target, Ok(()));
+    world.tick(0);
+    assert_eq!(said(&world), None, "it is tried at once");
+    assert_eq!(world.work_of(Side::Target), [Work::BuildIndexes]);
+    world.run_on();
+    assert_eq!(world.finishes, [Finish::Synchronized]);
+}
+
+#[test]
+fn a_silent_server_is_given_up_where_it_is_needed_and_when_the_budget_is_over() {
+    for (work, side, ends) in [
+        (Work::Copy, Side::Source, true),
+        (Work::Copy, Side::Target, true),
+        (Work::AwaitFence, Side::Target, true),
+        (Work::BuildConstraints, Side::Source, false),
+    ] {
+        let mut world = World::new(Method::Snapshot);
+        world.rules.patience.keep_failed = None;
+        world.until(work);
+        world.server(side, Err("connection refused".to_owned()));
+        world.tick(1_799);
+        assert!(matches!(world.job.stage, Stage::Working(_)), "{work:?}");
+        world.tick(1);
+        let ended = matches!(world.job.stage, Stage::Ending(_));
+        assert_eq!(ended, ends, "{work:?} without the server of {side:?}");
+    }
+}
+
+#[test]
+fn a_command_whose_agent_left_is_not_given_before_it_is_back() {
+    let mut world = World::new(Method::Snapshot);
+    world.until(Work::BuildIndexes);
+    world.trip(Work::BuildIndexes);
+    world.kill(Side::Target);
+    world.tick(60);
+    assert_eq!(world.work_of(Side::Target), []);
+    world.up(Side::Target);
+    world.tick(0);
+    assert_eq!(world.work_of(Side::Target), [Work::BuildIndexes]);
+    world.run_on();
+    assert_eq!(world.finishes, [Finish::Synchronized]);
+}

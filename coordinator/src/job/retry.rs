@@ -1,0 +1,303 @@
+//! When a job tries again, and for how long: backoff, budget, and what it waits for meanwhile.
+//!
+//! Pure: time comes in as a value, and jitter is derived from the job's id. Holds no command; which one
+//! is given again is decided by [`super::machine`].
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+use steep_protocol::message::api::{WaitingView, WaitsFor};
+use steep_protocol::{Fault, NodeId};
+
+use super::moment::after;
+use super::{Job, Presence, ServerState, Side, Stage, Step, Why, Work};
+
+/// How long a job tries again without progress unless told otherwise: long enough for somebody to be
+/// called and to put a server right.
+pub const RETRY_FOR: Duration = Duration::from_secs(30 * 60);
+
+/// How long a failed job keeps what it has unless told otherwise.
+pub const KEEP_FAILED: Duration = Duration::from_secs(24 * 3600);
+
+/// How long a failed job keeps a snapshot that is still held. Shorter than [`KEEP_FAILED`]: vacuum on
+/// the source removes nothing meanwhile, and DDL there waits for the copied tables.
+pub const KEEP_SNAPSHOT: Duration = Duration::from_secs(3600);
+
+/// How long the preflight is tried again: nothing is lost yet, and an operator waits for its answer.
+pub const RETRY_PREFLIGHT: Duration = Duration::from_secs(10);
+
+/// How often a job whose snapshot was lost begins again by itself.
+pub const RESTARTS_MAX: u8 = 5;
+
+/// The first pause; doubled with every further failure.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The longest pause.
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// A try that worked for so long got further than the one before: the budget begins anew.
+const STEADY: Duration = Duration::from_secs(60);
+
+/// How often it does. A build that kills its server after minutes, each time, must come to an end.
+const RENEWALS_MAX: u8 = 10;
+
+/// How patient the coordinator is with its jobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// How long a job tries again without progress.
+    pub retry_for: Duration,
+    /// How long a failed job keeps what it has; `None` cleans up at once.
+    pub keep_failed: Option<Duration>,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            retry_for: RETRY_FOR,
+            keep_failed: Some(KEEP_FAILED),
+        }
+    }
+}
+
+impl Patience {
+    /// How long a job in that step tries again.
+    #[must_use]
+    pub fn budget(&self, step: Step) -> Duration {
+        match step {
+            Step::GatherSource | Step::GatherTarget => self.retry_for.min(RETRY_PREFLIGHT),
+            Step::TakeSlot
+            | Step::OpenSource
+            | Step::PrepareTarget
+            | Step::Copy
+            | Step::Indexes
+            | Step::Constraints
+            | Step::Subscribe
+            | Step::NativeCopy
+            | Step::Converge
+            | Step::Prove
+            | Step::Release => self.retry_for,
+        }
+    }
+}
+
+/// Work that failed in a way that may pass.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Retrying {
+    /// What.
+    pub work: Work,
+    /// How it failed last.
+    pub fault: Fault,
+    /// Since when there has been no progress.
+    pub since: Timestamp,
+    /// Failures since then.
+    pub tries: u32,
+    /// How often a steady try has begun the budget anew.
+    renewals: u8,
+    /// Parts that were done at the last failure.
+    parts: u32,
+    /// What comes next.
+    pub next: Next,
+}
+
+/// What comes next of [`Retrying`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Next {
+    /// It is given again then.
+    At(Timestamp),
+    /// It has been given again.
+    Running {
+        /// When.
+        since: Timestamp,
+    },
+}
+
+impl Retrying {
+    /// After a failure of that work; `before` is what is known of earlier ones. `parts` is how many
+    /// parts of the copy are done.
+    #[must_use]
+    pub fn after(
+        before: Option<Self>,
+        (work, fault): (Work, Fault),
+        parts: u32,
+        seed: u64,
+        now: Timestamp,
+    ) -> Self {
+        let mut this = before.unwrap_or_else(|| Self {
+            work,
+            fault: fault.clone(),
+            since: now,
+            tries: 0,
+            renewals: 0,
+            parts,
+            next: Next::At(now),
+        });
+        let steady = match this.next {
+            Next::Running { since } => after(since, STEADY) <= now,
+            Next::At(_) => false,
+        };
+        if parts > this.parts {
+            (this.since, this.tries, this.renewals) = (now, 0, 0);
+        } else if steady && this.renewals < RENEWALS_MAX {
+            (this.since, this.tries) = (now, 0);
+            this.renewals += 1;
+        }
+        this.tries = this.tries.saturating_add(1);
+        this.parts = parts;
+        this.fault = fault;
+        this.next = Next::At(after(now, pause(this.tries, seed)));
+        this
+    }
+
+    /// Whether it is due to be given again.
+    #[must_use]
+    pub fn is_due(&self, now: Timestamp) -> bool {
+        matches!(self.next, Next::At(at) if at <= now)
+    }
+
+    /// It need not wait any longer: what it failed for is there again.
+    pub fn hurry(&mut self, now: Timestamp) {
+        if let Next::At(at) = &mut self.next {
+            *at = now.min(*at);
+        }
+    }
+}
+
+/// The pause after so many failures: doubled from 1 s to 30 s, and up to a quarter shorter, so that
+/// what failed together is not tried again together.
+#[must_use]
+pub fn pause(tries: u32, seed: u64) -> Duration {
+    let doublings = tries.saturating_sub(1).min(10);
+    let longest = (PAUSE * 2u32.pow(doublings)).min(PAUSE_MAX);
+    // SplitMix64's mixing: neighbouring seeds give unrelated numbers.
+    let mut mixed = seed.wrapping_add(u64::from(tries).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    let share = u32::try_from((mixed ^ (mixed >> 31)) % 251).unwrap_or(0);
+    (longest - longest * share / 1000).max(PAUSE)
+}
+
+/// What a job waits for, where it waits: the side that holds it up longest-known first.
+#[must_use]
+pub fn waiting(job: &Job, patience: &Patience, now: Timestamp) -> Option<WaitingView> {
+    let (step, budget) = match &job.stage {
+        Stage::Working(step) => (*step, patience.budget(*step)),
+        Stage::Ending(ending) if matches!(ending.why, Why::Again(_)) => {
+            (Step::OpenSource, patience.retry_for)
+        }
+        Stage::Ending(_) | Stage::Kept(_) | Stage::Closed(_) => return None,
+    };
+    let view = |node: &NodeId, what, since, reason: &str| WaitingView {
+        node_id: node.clone(),
+        what,
+        for_seconds: seconds(since, now),
+        tries: 0,
+        next_try_seconds: None,
+        gives_up_seconds: seconds(now, after(since, budget)),
+        reason: reason.to_owned(),
+    };
+    let next_try = |side: Side| {
+        let mut own = job.retrying.iter().filter(|r| r.work.side() == side);
+        own.find_map(|r| match r.next {
+            Next::At(at) => Some((r.tries, seconds(now, at))),
+            Next::Running { .. } => None,
+        })
+    };
+    for side in Side::BOTH {
+        if let Presence::Away { since } = job.end(side).presence
+            && job.needs(side, step)
+        {
+            let reason = "its agent has no session with the coordinator; rows on their way go on";
+            return Some(view(side.node(&job.spec), WaitsFor::Agent, since, reason));
+        }
+    }
+    for side in Side::BOTH {
+        if let ServerState::Silent { since, why } = &job.end(side).server
+            && job.needs(side, step)
+        {
+            let mut view = view(side.node(&job.spec), WaitsFor::Postgresql, *since, why);
+            if let Some((tries, next)) = next_try(side) {
+                (view.tries, view.next_try_seconds) = (tries, Some(next));
+            }
+            return Some(view);
+        }
+    }
+    let retrying = job
+        .retrying
+        .iter()
+        .find(|r| matches!(r.next, Next::At(_)))?;
+    let node = retrying.fault.node.as_ref();
+    let node = node.unwrap_or_else(|| retrying.work.side().node(&job.spec));
+    let reason = retrying.fault.message.as_str();
+    let mut view = view(node, WaitsFor::Retry, retrying.since, reason);
+    view.tries = retrying.tries;
+    if let Next::At(at) = retrying.next {
+        view.next_try_seconds = Some(seconds(now, at));
+    }
+    Some(view)
+}
+
+/// Whole seconds from one point in time to another; 0 where it is over.
+fn seconds(from: Timestamp, to: Timestamp) -> u64 {
+    let span = SignedDuration::from_millis(to.as_millisecond() - from.as_millisecond());
+    u64::try_from(span.as_secs()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use steep_protocol::{FaultKind, Retry};
+
+    use super::*;
+
+    fn fault() -> Fault {
+        Fault::new(FaultKind::Failed, "gone").retry(Retry::Backoff)
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn failed(before: Option<Retrying>, parts: u32, second: i64) -> Retrying {
+        Retrying::after(before, (Work::Copy, fault()), parts, 7, at(second))
+    }
+
+    fn given(mut retrying: Retrying, second: i64) -> Option<Retrying> {
+        retrying.next = Next::Running { since: at(second) };
+        Some(retrying)
+    }
+
+    #[test]
+    fn pauses_grow_from_a_second_to_thirty_and_differ_from_job_to_job() {
+        for seed in 0..200 {
+            let pauses: Vec<Duration> = (1..40).map(|tries| pause(tries, seed)).collect();
+            assert_eq!(pauses[0], PAUSE);
+            assert!(pauses.iter().all(|p| (PAUSE..=PAUSE_MAX).contains(p)));
+            assert!(pauses[5..].iter().all(|p| *p >= PAUSE_MAX * 3 / 4));
+        }
+        let seeds: std::collections::BTreeSet<Duration> =
+            (0..200).map(|seed| pause(6, seed)).collect();
+        assert!(seeds.len() > 50, "{}", seeds.len());
+    }
+
+    #[test]
+    fn a_budget_begins_anew_with_parts_that_were_copied_and_with_a_try_that_worked_for_long() {
+        let first = failed(None, 3, 0);
+        assert_eq!((first.since, first.tries), (at(0), 1));
+        let second = failed(given(first, 1), 3, 5);
+        assert_eq!((second.since, second.tries), (at(0), 2));
+        let copied = failed(given(second.clone(), 10), 4, 20);
+        assert_eq!((copied.since, copied.tries), (at(20), 1));
+        let steady = failed(given(second, 10), 3, 70);
+        assert_eq!((steady.since, steady.tries), (at(70), 1));
+    }
+
+    #[test]
+    fn a_try_that_breaks_its_server_after_a_minute_each_time_comes_to_an_end() {
+        let mut retrying = failed(None, 0, 0);
+        for round in 1..=i64::from(RENEWALS_MAX) + 3 {
+            retrying = failed(given(retrying, round * 100), 0, round * 100 + 80);
+        }
+        assert_eq!(retrying.since, at(i64::from(RENEWALS_MAX) * 100 + 80));
+        assert_eq!(retrying.tries, 4);
+    }
+}

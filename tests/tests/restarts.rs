@@ -1,0 +1,193 @@
+//! PostgreSQL restarts under a job, and paths to agents break: the job goes on by itself and ends
+//! synchronized and equal. A job that fails with its rows copied keeps them, and goes on from there.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use rustix::process::Signal;
+use steep_tests::cluster::Cluster;
+use steep_tests::{compare, sample, wait};
+
+/// However loaded the machine: a job of a few seconds, and what restarts add to it.
+const END_LIMIT: Duration = Duration::from_secs(240);
+
+/// What is waited for is said within this.
+const SAID_LIMIT: Duration = Duration::from_secs(15);
+
+/// At this rate the copy takes long enough for a restart to come in the middle of it.
+const RATE: &str = "1500kB";
+
+/// How long a server stays away.
+const AWAY: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(5)];
+
+/// Its PostgreSQL dies, stays away for so long, and is started again. Time is what is tested here.
+fn restart(cluster: &mut Cluster, node: &str, away: Duration) -> Result<()> {
+    let server = cluster.node_mut(node).server_mut();
+    server.crash()?;
+    std::thread::sleep(away);
+    server.restart()
+}
+
+fn ends_synchronized_and_equal(cluster: &Cluster) -> Result<()> {
+    let states = ["failed", "synchronized"];
+    let state = cluster.wait_state("node_b", &states, END_LIMIT)?;
+    let view = cluster.node_view("node_b")?;
+    assert_eq!(state, "synchronized", "{view:?}");
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    source.sql("UPDATE pgbench_tellers SET tbalance = tbalance + 1")?;
+    cluster.wait_drained("node_a")?;
+    compare::rows(&source, &target)?.none()?;
+    compare::schema(&source, &target)?.none()
+}
+
+/// A cluster in mid-copy with a part committed, the job detached.
+fn copying() -> Result<Cluster> {
+    let cluster = Cluster::pair()?;
+    sample::create(&cluster.database("node_a"), 3)?;
+    cluster.init(&["--detach", "--max-rate", RATE])?.expect(0)?;
+    cluster.wait_committed("node_b", Duration::from_secs(60))?;
+    Ok(cluster)
+}
+
+fn restarts(cluster: &Cluster) -> Result<u64> {
+    let progress = cluster.progress("node_b")?;
+    progress["restarts"].as_u64().context("restarts are told")
+}
+
+#[test]
+fn of_the_targets_postgresql_in_mid_copy_cost_no_part_that_was_committed() -> Result<()> {
+    let mut cluster = copying()?;
+    for away in AWAY {
+        restart(&mut cluster, "node_b", away)?;
+        wait::until_true("rows to go on arriving", END_LIMIT, || {
+            Ok(cluster.progress("node_b")?["waiting"].is_null())
+        })?;
+    }
+    assert_eq!(restarts(&cluster)?, 0);
+    ends_synchronized_and_equal(&cluster)
+}
+
+#[test]
+fn of_the_sources_postgresql_in_mid_copy_let_the_job_begin_again_by_itself() -> Result<()> {
+    let mut cluster = copying()?;
+    restart(&mut cluster, "node_a", AWAY[1])?;
+    wait::until_true("the job to begin again", END_LIMIT, || {
+        Ok(restarts(&cluster)? == 1)
+    })?;
+    ends_synchronized_and_equal(&cluster)?;
+    assert_eq!(restarts(&cluster)?, 1);
+    let events = cluster.cli(&["events", "node_b", "--json"])?.expect(0)?;
+    let begun = |event: &serde_json::Value| event["event"] == "init.restarted";
+    assert_eq!(events.objects().iter().filter(|e| begun(e)).count(), 1);
+    Ok(())
+}
+
+#[test]
+fn of_either_postgresql_while_indexes_are_built_and_changes_caught_up_are_waited_out() -> Result<()>
+{
+    let mut cluster = Cluster::pair()?;
+    let source = cluster.database("node_a");
+    sample::create(&source, 1)?;
+    // Long enough to be met in the midst of it.
+    source.sql(
+        "CREATE FUNCTION slow(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS
+             $$ BEGIN IF $1 % 100 = 0 THEN PERFORM pg_sleep(0.05); END IF; RETURN $1; END $$;
+         CREATE TABLE built AS SELECT n AS id FROM generate_series(1, 20000) n;
+         ALTER TABLE built ADD PRIMARY KEY (id);
+         CREATE INDEX built_slowly ON built (slow(id));",
+    )?;
+    cluster.init(&["--detach"])?.expect(0)?;
+    cluster.wait_phase("node_b", "indexes")?;
+    for node in ["node_b", "node_a"] {
+        for away in AWAY {
+            restart(&mut cluster, node, away)?;
+        }
+    }
+    // Enough to catch up on.
+    for _ in 0..5 {
+        source.sql("UPDATE pgbench_accounts SET abalance = abalance + 1")?;
+    }
+    wait::until_true("changes to be caught up", END_LIMIT, || {
+        Ok(cluster.state("node_b")? == "catching_up")
+    })?;
+    for node in ["node_a", "node_b"] {
+        restart(&mut cluster, node, AWAY[1])?;
+    }
+    ends_synchronized_and_equal(&cluster)
+}
+
+#[test]
+fn of_a_path_to_the_coordinator_stop_no_rows_and_are_said() -> Result<()> {
+    let mut cluster = copying()?;
+    let target = cluster.database("node_b");
+    // The coordinator hears nobody, and nobody hears it.
+    cluster
+        .coordinator()
+        .context("it runs")?
+        .signal(Signal::STOP);
+    let size = || target.value::<u64>("SELECT pg_database_size(current_database())");
+    let before = size()?;
+    // Time is what is tested: longer than sessions live without an answer.
+    std::thread::sleep(Duration::from_secs(12));
+    assert!(size()? > before + 2_000_000, "rows have stopped");
+    cluster
+        .coordinator()
+        .context("it runs")?
+        .signal(Signal::CONT);
+    cluster.wait_online(&["node_a", "node_b"])?;
+    // An agent that is gone is said to be waited for, and the job goes on with its next process.
+    cluster.kill_agent("node_b")?;
+    wait::until_true("the wait to be said", SAID_LIMIT, || {
+        let view = cluster.node_view("node_b")?.context("it is known")?;
+        Ok(view["waiting"]["what"] == "agent" && view["waiting"]["gives_up_seconds"].is_u64())
+    })?;
+    cluster.start_agent("node_b")?;
+    ends_synchronized_and_equal(&cluster)
+}
+
+#[test]
+fn a_job_that_fails_with_its_rows_copied_keeps_them_and_is_resumed() -> Result<()> {
+    let cluster = Cluster::pair()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    sample::create(&source, 1)?;
+    // Its fault is no statement's of the schema: replication needs the key that cannot be built.
+    source.sql(
+        "CREATE FUNCTION may_build() RETURNS int LANGUAGE plpgsql AS
+             $$ BEGIN IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'go_on') THEN RETURN 1; END IF;
+                RAISE disk_full USING MESSAGE = 'no space left on device'; END $$;
+         CREATE FUNCTION slot_of(int) RETURNS int IMMUTABLE LANGUAGE sql AS
+             $$ SELECT $1 * public.may_build() $$;",
+    )?;
+    source.sql(
+        "CREATE ROLE go_on; CREATE TABLE kept AS SELECT n AS id FROM generate_series(1, 100) n;
+                CREATE UNIQUE INDEX kept_key ON kept (slot_of(id));",
+    )?;
+    let failed = cluster.init(&[])?;
+    assert_eq!(failed.code, 1, "{failed}");
+    let end = failed.last_object()?;
+    assert_eq!(end["event"], "init.failed");
+    assert!(end["kept_until"].is_string(), "{end}");
+    let hint = end["hint"].as_str().unwrap_or_default();
+    assert!(hint.contains("init node_b --from node_a --resume"), "{end}");
+    assert!(target.value::<u64>("SELECT count(*) FROM pgbench_accounts")? > 0);
+    let again = cluster.init(&[])?;
+    assert!(
+        again.code == 1 && again.text().contains("--resume"),
+        "{again}"
+    );
+
+    target.sql("CREATE ROLE go_on")?;
+    let copied =
+        target.sql("SELECT oid, relfilenode FROM pg_class WHERE relname = 'pgbench_history'")?;
+    cluster.init(&["--resume"])?.expect(0)?;
+    ends_synchronized_and_equal(&cluster)?;
+    let now =
+        target.sql("SELECT oid, relfilenode FROM pg_class WHERE relname = 'pgbench_history'")?;
+    assert_eq!(
+        copied, now,
+        "the rows that were there are the rows that are there"
+    );
+    let nothing = cluster.init(&["--resume"])?;
+    assert_eq!(nothing.code, 1, "{nothing}");
+    Ok(())
+}
