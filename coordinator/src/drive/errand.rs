@@ -418,7 +418,9 @@ impl<S: Store> Driver<S> {
                     "a new slot waits for transactions that were running before it: see \
                      pg_stat_activity for old ones, end them, then try again",
                 ),
-                Purpose::LookBeforePrepare(..) | Purpose::DropPrepared(_) => (PREPARE_LIMIT, ""),
+                Purpose::LookBeforePrepare(..) | Purpose::DropPrepared(_) | Purpose::Sweep(_) => {
+                    (PREPARE_LIMIT, "")
+                }
                 Purpose::Rebuild(_) => (
                     REBUILD_LIMIT,
                     "run steep-repl init rebuild again: what was made stays made",
@@ -426,8 +428,7 @@ impl<S: Store> Driver<S> {
                 Purpose::Describe(_)
                 | Purpose::Capture { .. }
                 | Purpose::Admit(..)
-                | Purpose::Compare(..)
-                | Purpose::Sweep(_) => (ERRAND_LIMIT, ""),
+                | Purpose::Compare(..) => (ERRAND_LIMIT, ""),
             };
             let text = format!("the agent did not answer within {} s", limit.as_secs());
             let fault = Fault::new(FaultKind::Timeout, text)
