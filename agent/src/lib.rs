@@ -20,6 +20,7 @@ pub mod locks;
 pub mod peer;
 pub mod pg;
 pub mod run;
+pub mod seat;
 pub mod session;
 pub mod sink;
 pub mod source;

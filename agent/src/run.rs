@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use steep_certs::{Credentials, Role};
 use steep_daemon::{Stop, http};
+use steep_protocol::Fault;
 use steep_protocol::close::CloseCode;
 use steep_protocol::message::agent::{MirrorRow, Observed};
 use steep_protocol::message::api::AuditView;
@@ -21,9 +22,10 @@ use crate::descent::Descent;
 use crate::locks::LockWatch;
 use crate::peer::serve::Server;
 use crate::pg::Conninfo;
+use crate::seat::seat;
 use crate::session::{
-    Agent, Control, DigestWatcher, Observer, PreparedWatch, Queues, Readings, Reports, Seen,
-    overdue,
+    Agent, Control, DigestWatcher, LineageWatch, Observer, PreparedWatch, Queues, Readings,
+    Reports, Seen, overdue,
 };
 use crate::source::SourceJobs;
 use crate::telemetry::{Budgets, Metrics, Sources, Telemetry};
@@ -129,12 +131,7 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
             mirror: mirror_sender,
             audit: audit_sender,
         },
-        crate::session::Coordinator {
-            address: config.coordinator.clone(),
-            endpoint: Arc::clone(&endpoint),
-            advertise: advertise.clone(),
-            max_workers: config.max_workers,
-        },
+        coordinator(&config, &endpoint, &advertise),
     );
     let mut controlling = JoinSet::new();
     controlling.spawn(control.run(stop.clone(), descent.clone()));
@@ -147,6 +144,21 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
     let code = CloseCode::ShuttingDown;
     endpoint.close(code, CLOSE_DEADLINE).await;
     outcome
+}
+
+/// The coordinator, and what it is told of this process.
+fn coordinator(
+    config: &Config,
+    endpoint: &Arc<Endpoint>,
+    advertise: &str,
+) -> crate::session::Coordinator {
+    crate::session::Coordinator {
+        address: config.coordinator.clone(),
+        endpoint: Arc::clone(endpoint),
+        advertise: advertise.to_owned(),
+        max_workers: config.max_workers,
+        seat: seat(endpoint.local_addr().port()),
+    }
 }
 
 /// This agent's certificates, which must be for this node.
@@ -185,6 +197,7 @@ fn observers(
 ) -> (Observer, DigestWatcher, LockWatch, Seen) {
     let (seen_sender, observed) = watch::channel(Observed::default());
     let (prepared_sender, prepared) = watch::channel(None);
+    let (lineage_sender, lineage) = watch::channel(None);
     let look_at_columns = Arc::new(Notify::new());
     let (digest_sender, digests) = watch::channel(Vec::new());
     let watcher = DigestWatcher {
@@ -206,6 +219,7 @@ fn observers(
         jobs: Arc::clone(jobs),
         seen: seen_sender,
         prepared: PreparedWatch::new(prepared_sender),
+        lineage: LineageWatch::new(lineage_sender),
         mirror: wishes.mirror,
         audit: wishes.audit,
         reports: wishes.reports,
@@ -213,20 +227,25 @@ fn observers(
         look_at_columns,
         locks,
     };
-    let seen = Seen { observed, prepared };
+    let seen = Seen {
+        observed,
+        prepared,
+        lineage,
+    };
     (observer, watcher, lock_watch, seen)
 }
 
 /// Until the way down is over, or until a task ends that should not; what runs is cancelled then.
 async fn until_stopped(
     tasks: &mut JoinSet<()>,
-    controlling: &mut JoinSet<()>,
+    controlling: &mut JoinSet<Result<(), Fault>>,
     stop: &Stop,
 ) -> anyhow::Result<()> {
     let broken = tokio::select! {
         ended = controlling.join_next() => match ended {
-            Some(Ok(())) if stop.asked().is_cancelled() => return Ok(()),
-            ended => ended,
+            Some(Ok(Ok(()))) if stop.asked().is_cancelled() => return Ok(()),
+            Some(Ok(Err(fault))) => bail!("{fault}; {}", fault.hint),
+            ended => ended.map(|ended| ended.map(|_| ())),
         },
         ended = tasks.join_next() => {
             stop.tell();

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use steep_daemon::config::{ConfigError, Settings, metrics_address};
 use steep_protocol::units::{parse_duration, parse_size};
 
-use crate::drive::DRIFT_GRACE;
+use crate::drive::{DRIFT_GRACE, UNSEEN_GRACE};
 use crate::job::vigil::Bounds;
 
 /// Where the coordinator listens unless told otherwise: everywhere, on the contract's port.
@@ -59,6 +59,10 @@ pub struct Given {
     /// takes that is made on both ends [default: 60s]
     #[arg(long, value_name = "TIME")]
     pub drift_grace: Option<String>,
+    /// How long nobody may be able to look at a node, because its agent or its PostgreSQL is away, before
+    /// the node is DIVERGED [default: 60s]
+    #[arg(long, value_name = "TIME")]
+    pub unseen_grace: Option<String>,
 }
 
 /// Settings in force.
@@ -80,6 +84,8 @@ pub struct Config {
     pub bounds: Bounds,
     /// How long columns must differ.
     pub drift_grace: Duration,
+    /// How long nobody may be able to look at a node.
+    pub unseen_grace: Duration,
 }
 
 impl Settings for Given {
@@ -120,7 +126,8 @@ impl TryFrom<Given> for Config {
             key: given.key.ok_or_else(|| missing("key"))?,
             metrics: given.metrics.as_deref().map(metrics_address).transpose()?,
             bounds,
-            drift_grace: grace(given.drift_grace.as_deref())?,
+            drift_grace: grace("drift-grace", given.drift_grace.as_deref(), DRIFT_GRACE)?,
+            unseen_grace: grace("unseen-grace", given.unseen_grace.as_deref(), UNSEEN_GRACE)?,
         })
     }
 }
@@ -150,9 +157,13 @@ fn limit<T>(
     read.map(Some)
 }
 
-fn grace(given: Option<&str>) -> Result<Duration, ConfigError> {
-    given.map_or(Ok(DRIFT_GRACE), |text| {
-        parse_duration(text).map_err(|why| ConfigError::invalid("drift-grace", why))
+fn grace(
+    name: &'static str,
+    given: Option<&str>,
+    usual: Duration,
+) -> Result<Duration, ConfigError> {
+    given.map_or(Ok(usual), |text| {
+        parse_duration(text).map_err(|why| ConfigError::invalid(name, why))
     })
 }
 
@@ -211,6 +222,7 @@ mod tests {
 
     #[test]
     fn a_grace_is_a_time() {
+        let grace = |text| grace("drift-grace", text, DRIFT_GRACE);
         assert_eq!(grace(None).unwrap(), DRIFT_GRACE);
         assert_eq!(grace(Some("5m")).unwrap(), Duration::from_secs(300));
         for bad in ["", "60", "-5s", "soon"] {

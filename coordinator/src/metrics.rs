@@ -111,6 +111,13 @@ fn nodes(page: &mut Page<'_>, nodes: &[NodeGauges]) -> fmt::Result {
             .iter()
             .filter_map(|n| Some(([("node", n.node.as_str())], u64::from(n.postgres?)))),
     )?;
+    page.gauge(
+        "steep_coordinator_node_unseen_seconds",
+        "Time since anybody could look at the node's PostgreSQL; 0 while somebody can",
+        nodes
+            .iter()
+            .map(|n| ([("node", n.node.as_str())], n.unseen)),
+    )?;
     let following = || {
         nodes.iter().filter_map(|n| {
             let follows = n.follows.as_ref()?;

@@ -4,6 +4,7 @@
 //! Memory only; what must survive is in the store's node records. Decides nothing.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::{
@@ -11,8 +12,10 @@ use steep_protocol::message::agent::{
 };
 use steep_protocol::message::handover::PreparedSlot;
 use steep_protocol::pace::Pace;
-use steep_protocol::{JobId, NodeId};
+use steep_protocol::{Fault, FaultKind, JobId, NodeId};
 use tokio::sync::mpsc;
+
+use crate::job::moment::after;
 
 /// One session of one agent, for the life of the coordinator's process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -37,6 +40,8 @@ pub struct Agent {
     pub observed: Observed,
     /// Slots that are prepared there; nothing until it has said so.
     pub prepared: Option<Vec<PreparedSlot>>,
+    /// Whether it has said in this session what its node's lineage is.
+    pub lineage_known: bool,
     /// When it was last heard.
     pub last_heard: Timestamp,
     /// How often it speaks, as far as it has been told.
@@ -47,7 +52,12 @@ pub struct Agent {
 #[derive(Debug, Default)]
 pub struct Registry {
     agents: BTreeMap<NodeId, Agent>,
+    /// The process that was last rejected as a node's agent.
+    rejected: BTreeMap<NodeId, u64>,
 }
+
+/// An agent that was heard within this time is alive: it speaks every 1.5 s.
+const ALIVE: Duration = Duration::from_secs(5);
 
 /// The agent's queue is full or its session is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -63,9 +73,41 @@ impl Registry {
             registration,
             observed: Observed::default(),
             prepared: None,
+            lineage_known: false,
             last_heard: now,
         };
+        self.rejected.remove(&node);
         self.agents.insert(node, agent);
+    }
+
+    /// Why a process may not be the node's agent: another one is. The same process comes back after its
+    /// network broke; one in the same seat shows that the one before is gone; and one that has said
+    /// nothing for a while has given up its place.
+    #[must_use]
+    pub fn rejects(
+        &self,
+        node: &NodeId,
+        registration: &Registration,
+        now: Timestamp,
+    ) -> Option<Fault> {
+        let agent = self.agents.get(node)?;
+        let known = &agent.registration;
+        let same = known.incarnation == registration.incarnation || known.seat == registration.seat;
+        if same || after(agent.last_heard, ALIVE) <= now {
+            return None;
+        }
+        let text = format!(
+            "another process is the agent of {node} already; it is reached at {}",
+            known.advertise
+        );
+        Some(Fault::new(FaultKind::Unauthorized, text).on(node).hint(
+            "give each agent a node name and a certificate of its own, or stop the other process",
+        ))
+    }
+
+    /// Notes that a process was rejected; whether that is news.
+    pub fn note_rejected(&mut self, node: &NodeId, incarnation: u64) -> bool {
+        self.rejected.insert(node.clone(), incarnation) != Some(incarnation)
     }
 
     /// Ends a session, if it is the node's current one.

@@ -62,7 +62,9 @@ impl Server {
         }
         let store = SqliteStore::open(&config.data_dir)?;
         let (driver, handle) = Driver::new(store, config.bounds)?;
-        let driver = driver.drift_grace(config.drift_grace);
+        let driver = driver
+            .drift_grace(config.drift_grace)
+            .unseen_grace(config.unseen_grace);
         let health = match config.metrics {
             Some(address) => Some(http::bind(address).await?),
             None => None,

@@ -14,6 +14,7 @@ mod event_triggers;
 mod features;
 mod filters;
 mod identity;
+mod lineage;
 mod link;
 mod loading;
 mod owner_code;
@@ -24,6 +25,7 @@ mod server;
 mod settings;
 mod walsender;
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use steep_protocol::Fault;
@@ -31,6 +33,8 @@ use steep_protocol::message::facts::{ServerFacts, SourceFacts, TargetFacts};
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::peer::{DatabaseSetting, Secret};
 use steep_schema::Schema;
+
+pub use lineage::lineage;
 
 use crate::pg::{Again, LOCK_MOMENT, PgError, Session};
 use crate::task::Task;
@@ -115,6 +119,9 @@ async fn try_target(
         facts.loading = loading::gather(task, &session, filter).await?;
         settings::gather(task, &session, peer, &mut facts).await?;
         facts.owner_code = owner_code::calls(task, &session, filter).await?;
+        let wanted: HashSet<_> = peer.schema.tables().map(|table| &table.name).collect();
+        let own = task.replication.name();
+        facts.subscribed = lineage::subscribed(&session, own.as_str(), &wanted).await?;
         if let Some(conninfo) = &peer.conninfo {
             facts.server_link = link::probe(task, &session, conninfo).await?;
         }
@@ -149,5 +156,6 @@ async fn look(task: &Task) -> Result<(ServerFacts, Option<Session>), PgError> {
     let mut facts = server::gather(task, &session, facts).await?;
     facts.powers = owner_code::powers(task, &session).await?;
     facts.event_triggers = event_triggers::gather(task, &session).await?;
+    facts.lineage = lineage::lineage(&session, &task.node).await?;
     Ok((facts, Some(session)))
 }

@@ -62,15 +62,12 @@ SELECT current_database()::text AS database,
        d.datcollate::text AS collate,
        d.datctype::text AS ctype,
        j.db ->> 'datcollversion' AS collation_version,
-       c.system_identifier::text || '/' || d.oid::text || '/'
-           || extract(epoch FROM pg_postmaster_start_time())::text AS identity,
        r.rolconnlimit::int8 AS role_limit,
        d.datconnlimit::int8 AS database_limit,
        EXISTS (SELECT FROM pg_roles p WHERE p.rolname = 'pg_use_reserved_connections'
            AND pg_has_role(p.oid, 'USAGE')) AS may_use_reserved
 FROM pg_database d
 CROSS JOIN LATERAL (SELECT to_jsonb(d) AS db) j
-CROSS JOIN pg_control_system() c
 JOIN pg_roles r ON r.rolname = current_user
 WHERE d.datname = current_database()";
 
@@ -145,7 +142,6 @@ async fn identity(
     facts.in_recovery = row.try_get("in_recovery")?;
     facts.encoding = row.try_get("encoding")?;
     facts.collation_version = row.try_get("collation_version")?;
-    facts.database_identity = row.try_get("identity")?;
     facts.collation = collation(
         row.try_get("provider")?,
         row.try_get("locale")?,

@@ -35,9 +35,9 @@ pub(super) async fn probe(
         () = task.cancel.cancelled() => return Err(PgError::Cancelled),
         identified = identify => identified,
     };
-    let expected = facts.database_identity.split('/').next();
+    let expected = facts.lineage.identity.map(|own| own.system.to_string());
     Ok(Some(match identified {
-        Ok(system) if system.as_deref() == expected => Ok(()),
+        Ok(system) if system == expected => Ok(()),
         Ok(_) => Err("it ended at another server".to_owned()),
         Err(error) => Err(error.to_string()),
     }))

@@ -10,10 +10,11 @@ use steep_daemon::Stop;
 use steep_protocol::close::CloseCode;
 use steep_protocol::limits::SUMMARY_PAGE;
 use steep_protocol::message::agent::{
-    AgentMessage, Command, CoordinatorMessage, MirrorRow, Observed, Outcome, Registration,
+    AgentMessage, Command, CoordinatorMessage, MirrorRow, Observed, Outcome, Registration, Seat,
 };
 use steep_protocol::message::api::AuditView;
 use steep_protocol::message::handover::{PreparedSlot, Replication};
+use steep_protocol::message::lineage::Lineage;
 use steep_protocol::pace::{Cadence, News, Pace};
 use steep_protocol::quic::{Connection, Endpoint, Expect, Receiver, Sender};
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, NodeState, Retry};
@@ -34,6 +35,10 @@ const PAUSE: Duration = Duration::from_millis(250);
 
 /// The longest pause: an agent is back within this of its coordinator.
 const PAUSE_MAX: Duration = Duration::from_secs(3);
+
+/// How long a process that was never welcomed tries to become the node's agent. The one before may
+/// have died on another machine, which the coordinator notices within 8 s.
+const REJECTED_LIMIT: Duration = Duration::from_secs(20);
 
 /// One command, from its arrival until its outcome is acknowledged.
 #[derive(Debug)]
@@ -67,6 +72,8 @@ pub struct Coordinator {
     pub advertise: String,
     /// Workers this agent will run at once.
     pub max_workers: u8,
+    /// Where the process listens.
+    pub seat: Seat,
 }
 
 /// What is seen of the server; the newest replaces the last.
@@ -76,6 +83,8 @@ pub struct Seen {
     pub observed: watch::Receiver<Observed>,
     /// Slots that are prepared here; nothing until they have been looked at.
     pub prepared: watch::Receiver<Option<Vec<PreparedSlot>>>,
+    /// Its lineage; nothing until it has been read.
+    pub lineage: watch::Receiver<Option<Lineage>>,
 }
 
 /// What goes into this node's `steep_repl` tables.
@@ -118,6 +127,8 @@ enum Gone {
         fault: Fault,
         welcomed: bool,
     },
+    /// The coordinator does not take this process for the node's agent.
+    Rejected(Fault),
 }
 
 impl Control {
@@ -144,13 +155,32 @@ impl Control {
     }
 
     /// Keeps a session up until told to stop, and then until what runs has ended or been cancelled.
-    pub async fn run(mut self, stop: Stop, descent: Descent) {
+    ///
+    /// # Errors
+    /// The coordinator's reason, where it has rejected this process ever since it was started.
+    pub async fn run(mut self, stop: Stop, descent: Descent) -> Result<(), Fault> {
         let way = &mut Way::new(stop, descent);
         let mut pause = PAUSE;
-        while let Gone::Lost { fault, welcomed } = self.session(way).await {
-            if welcomed {
-                pause = PAUSE;
-            }
+        let mut standing = Standing::New;
+        loop {
+            let fault = match self.session(way).await {
+                Gone::Down => break,
+                Gone::Lost { fault, welcomed } => {
+                    if welcomed {
+                        pause = PAUSE;
+                        standing = Standing::Welcomed;
+                    }
+                    fault
+                }
+                Gone::Rejected(fault) => {
+                    pause = PAUSE_MAX;
+                    standing = standing.rejected(Instant::now());
+                    if standing.is_hopeless(Instant::now()) {
+                        return Err(fault);
+                    }
+                    fault
+                }
+            };
             if fault.retry == Retry::Never {
                 // Still tried: certificates are renewed and coordinators are upgraded.
                 pause = PAUSE_MAX;
@@ -165,6 +195,7 @@ impl Control {
         if way.is_over() {
             self.say_drained(way);
         }
+        Ok(())
     }
 
     fn say_drained(&self, way: &Way) {
@@ -192,9 +223,13 @@ impl Control {
                 info!(event = "session", node_id = %self.agent.node, state = %state, "session with the coordinator");
                 (sender, receiver)
             }
-            Some(Err(fault)) => {
+            Some(Err(Unwelcome::Lost(fault))) => {
                 connection.close(CloseCode::Done);
                 return lost(fault);
+            }
+            Some(Err(Unwelcome::Rejected(fault))) => {
+                connection.close(CloseCode::Done);
+                return Gone::Rejected(fault);
             }
         };
         let mut speech = Speech {
@@ -235,6 +270,7 @@ impl Control {
             open_snapshots: self.agent.jobs.open_snapshots(),
             admitted: self.agent.jobs.admitted(),
             max_workers: self.coordinator.max_workers,
+            seat: self.coordinator.seat,
         })
     }
 
@@ -292,6 +328,7 @@ impl Control {
             self.tell(id, speech).await?;
         }
         self.seen.prepared.mark_changed();
+        self.seen.lineage.mark_changed();
         let mut news = self.reports.news();
         if self.seen.observed.borrow().postgres.is_some() {
             self.seen.observed.mark_changed();
@@ -341,6 +378,15 @@ impl Control {
                         send(speech.sender, &AgentMessage::Prepared(prepared)).await?;
                     }
                 }
+                changed = self.seen.lineage.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    let lineage = self.seen.lineage.borrow_and_update().clone();
+                    if let Some(lineage) = lineage {
+                        send(speech.sender, &AgentMessage::Lineage(Box::new(lineage))).await?;
+                    }
+                }
             }
         }
         Ok(())
@@ -383,7 +429,7 @@ impl Control {
                 None
             }
             // The session's, not a command's.
-            CoordinatorMessage::Pace(_) => None,
+            CoordinatorMessage::Pace(_) | CoordinatorMessage::Rejected(_) => None,
         }
     }
 
@@ -505,14 +551,52 @@ impl Control {
 async fn greet(
     connection: &Connection,
     registration: &AgentMessage,
-) -> Result<(Sender, Receiver, NodeState), Fault> {
+) -> Result<(Sender, Receiver, NodeState), Unwelcome> {
     let opened = connection.open().await;
-    let (mut sender, mut receiver) = opened.map_err(|error| error.to_fault())?;
-    send(&mut sender, registration).await?;
+    let (mut sender, mut receiver) = opened.map_err(|error| Unwelcome::Lost(error.to_fault()))?;
+    let sent = send(&mut sender, registration).await;
+    sent.map_err(Unwelcome::Lost)?;
     match receiver.recv::<CoordinatorMessage>().await {
         Ok(Some(CoordinatorMessage::Welcome { state })) => Ok((sender, receiver, state)),
-        Ok(_) => Err(unwelcome()),
-        Err(error) => Err(error.to_fault()),
+        Ok(Some(CoordinatorMessage::Rejected(fault))) => Err(Unwelcome::Rejected(fault)),
+        Ok(_) => Err(Unwelcome::Lost(unwelcome())),
+        Err(error) => Err(Unwelcome::Lost(error.to_fault())),
+    }
+}
+
+/// Why there is no session.
+enum Unwelcome {
+    /// It broke.
+    Lost(Fault),
+    /// The coordinator says that another process is the node's agent.
+    Rejected(Fault),
+}
+
+/// How the coordinator has received this process so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// Not at all.
+    New,
+    /// It was the node's agent. Should another process have taken its place while the network was
+    /// broken, parts may still be under way here, so it goes on trying.
+    Welcomed,
+    /// It was rejected each time, since then.
+    RejectedSince(Instant),
+}
+
+impl Standing {
+    fn rejected(self, now: Instant) -> Self {
+        match self {
+            Self::New => Self::RejectedSince(now),
+            Self::Welcomed | Self::RejectedSince(_) => self,
+        }
+    }
+
+    fn is_hopeless(self, now: Instant) -> bool {
+        match self {
+            Self::RejectedSince(since) => now.duration_since(since) >= REJECTED_LIMIT,
+            Self::New | Self::Welcomed => false,
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Instant;
 use steep_protocol::message::agent::{Command, Outcome, SubscriptionStart};
 use steep_protocol::message::handover::{HandoverFacts, Replication, SchemaCheck};
 use steep_protocol::message::job::TableFilter;
+use steep_protocol::message::lineage::ChangeOrigin;
 use steep_protocol::message::peer::SchemaSection;
 use steep_protocol::message::schema::SchemaCursor;
 use steep_protocol::quic::Endpoint;
@@ -412,18 +413,11 @@ impl Agent {
             Command::BuildConstraints { parallel } => sink::build_constraints(task, parallel)
                 .await
                 .map(Outcome::Warned),
-            Command::Subscribe { source, start } => {
-                let conninfo = link(source).conninfo().await?;
-                let sync_slots = sink::subscribe(task, &conninfo, start).await?;
-                if let SubscriptionStart::AtSlot(lsn) | SubscriptionStart::AtOrigin(lsn) = start {
-                    tracing::info!(job_id = %job, %lsn, "subscribed");
-                }
-                Ok(
-                    sync_slots.map_or(Outcome::Done, |sync_slots| Outcome::Subscribed {
-                        sync_slots,
-                    }),
-                )
-            }
+            Command::Subscribe {
+                source,
+                start,
+                origin,
+            } => subscribe(task, &link(source), start, origin).await,
             Command::AwaitNativeCopy => sink::await_native_copy(task).await.map(|()| Outcome::Done),
             Command::Finish { source, parallel } => {
                 let sequences = link(source).sequences().await?;
@@ -506,6 +500,21 @@ impl Agent {
             }),
         }
     }
+}
+
+async fn subscribe(
+    task: &Task,
+    link: &Link,
+    start: SubscriptionStart,
+    origin: ChangeOrigin,
+) -> Result<Outcome, Fault> {
+    let conninfo = link.conninfo().await?;
+    let sync_slots = sink::subscribe(task, &conninfo, start, origin).await?;
+    if let SubscriptionStart::AtSlot(lsn) | SubscriptionStart::AtOrigin(lsn) = start {
+        tracing::info!(job_id = %task.job, %lsn, "subscribed");
+    }
+    let subscribed = |sync_slots| Outcome::Subscribed { sync_slots };
+    Ok(sync_slots.map_or(Outcome::Done, subscribed))
 }
 
 /// How long a cancelled command gets to tell PostgreSQL and clean up behind itself.

@@ -18,7 +18,7 @@ mod way;
 pub use control::{Control, Coordinator, Queues, Seen};
 pub use digests::DigestWatcher;
 pub use dispatch::Agent;
-pub use observe::{Observer, PreparedWatch};
+pub use observe::{LineageWatch, Observer, PreparedWatch};
 pub use readings::Readings;
 pub use report::Reports;
 pub use way::overdue;

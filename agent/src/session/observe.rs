@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use steep_protocol::message::agent::{LockConflict, MirrorRow, Observed, ReplicatedDigest};
 use steep_protocol::message::api::AuditView;
 use steep_protocol::message::handover::{PreparedSlot, PreparedState};
+use steep_protocol::message::lineage::Lineage;
 use steep_protocol::pace::{LOOK_EVERY, first_look};
 use steep_protocol::{ByteCount, JobId, NodeId};
 use tokio::sync::{Notify, mpsc, watch};
@@ -15,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::report::Reports;
+use crate::facts;
 use crate::pg::{Conninfo, PgError, Session};
 use crate::sink::{self, schema};
 use crate::source::{self, Dropped, SourceJobs, Unwanted};
@@ -24,6 +26,9 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often it is told how much WAL prepared slots hold, where nothing else changes.
 const HELD_TOLD_EVERY: Duration = Duration::from_secs(5);
+
+/// How often the node's lineage is read where nothing of ours has come or gone.
+const LINEAGE_EVERY: Duration = Duration::from_secs(5);
 
 /// How long a look or an errand waits for a lock. Looks wait for none; somebody who locks our own
 /// tables is to be heard of, and not waited for.
@@ -43,6 +48,8 @@ pub struct Observer {
     pub seen: watch::Sender<Observed>,
     /// The same for slots that are prepared here.
     pub prepared: PreparedWatch,
+    /// The same for the node's lineage.
+    pub lineage: LineageWatch,
     /// Rows to mirror.
     pub mirror: mpsc::Receiver<MirrorRow>,
     /// What operators wanted, for the audit log.
@@ -110,6 +117,7 @@ impl Observer {
                 }
                 if signs.replace(&observed) {
                     self.look_at_columns.notify_one();
+                    self.lineage.read = None;
                 }
             }
             self.seen.send_replace(observed);
@@ -157,6 +165,13 @@ impl Observer {
             // Somebody holds the table of notes: what it said last still holds.
             Err(error) if error.sqlstate().is_some() => debug!(%error, "prepared slots not read"),
             Err(error) => return Err(error),
+        }
+        if self.lineage.is_due() {
+            match facts::lineage(session, &self.node).await {
+                Ok(lineage) => self.lineage.take(lineage),
+                Err(error) if error.sqlstate().is_some() => debug!(%error, "lineage not read"),
+                Err(error) => return Err(error),
+            }
         }
         Ok(Observed {
             postgres: Some(Ok(session.server_version())),
@@ -301,6 +316,36 @@ impl PreparedWatch {
             self.told = Some(Instant::now());
             self.seen.send_replace(Some(self.newest.clone()));
         }
+    }
+}
+
+/// The node's lineage, as the coordinator is told of it: when it changes.
+#[derive(Debug)]
+pub struct LineageWatch {
+    read: Option<Instant>,
+    seen: watch::Sender<Option<Lineage>>,
+}
+
+impl LineageWatch {
+    /// Nothing has been read yet.
+    #[must_use]
+    pub fn new(seen: watch::Sender<Option<Lineage>>) -> Self {
+        Self { read: None, seen }
+    }
+
+    fn is_due(&self) -> bool {
+        self.read.is_none_or(|at| at.elapsed() >= LINEAGE_EVERY)
+    }
+
+    fn take(&mut self, lineage: Lineage) {
+        self.read = Some(Instant::now());
+        self.seen.send_if_modified(|known| {
+            let news = known.as_ref() != Some(&lineage);
+            if news {
+                *known = Some(lineage);
+            }
+            news
+        });
     }
 }
 

@@ -14,6 +14,7 @@ use steep_protocol::message::agent::{
 };
 use steep_protocol::message::handover::Replication;
 use steep_protocol::message::job::{ReplicationNames, SyncSlots};
+use steep_protocol::message::lineage::ChangeOrigin;
 use steep_protocol::message::peer::Secret;
 use steep_protocol::{Fault, FaultKind, Identifier, Lsn, Phase, Retry};
 use tokio::time::MissedTickBehavior;
@@ -62,6 +63,7 @@ pub async fn subscribe(
     task: &Task,
     source: &Secret,
     start: SubscriptionStart,
+    origin: ChangeOrigin,
 ) -> Result<Option<SyncSlots>, Fault> {
     let conn = Conn::open(task, "subscribe").await?;
     let replication = &task.replication;
@@ -69,7 +71,7 @@ pub async fn subscribe(
     let found = match find(&conn, &name).await? {
         Some(found) => found,
         None => {
-            create(&conn, source, start, replication).await?;
+            create(&conn, source, (start, origin), replication).await?;
             let made = find(&conn, &name).await?;
             made.ok_or_else(|| conn.own(Fault::new(FaultKind::Failed, gone(&name))))?
         }
@@ -120,7 +122,7 @@ fn gone(name: &Identifier) -> String {
 async fn create(
     conn: &Conn,
     source: &Secret,
-    start: SubscriptionStart,
+    (start, origin): (SubscriptionStart, ChangeOrigin),
     replication: &Replication,
 ) -> Result<(), Fault> {
     let version = conn.session.server_version();
@@ -133,11 +135,11 @@ async fn create(
         ", slot_name = {}",
         literal(replication.slot.as_str())
     ));
-    // Rows that reached the source by replication belong to it as well as others do: but not what
-    // would come back to where it was made.
-    options.push_str(match version {
-        160_000.. => ", streaming = parallel, origin = none",
-        _ => ", streaming = on",
+    options.push_str(match (version, origin) {
+        (160_000.., ChangeOrigin::Any) => ", streaming = parallel, origin = any",
+        (160_000.., ChangeOrigin::None) => ", streaming = parallel, origin = none",
+        (_, ChangeOrigin::Any) => ", streaming = on",
+        (_, ChangeOrigin::None) => return Err(conn.own(origin_unknown())),
     });
     let quoted = replication.name().quoted();
     let statement =
@@ -149,6 +151,13 @@ async fn create(
         Err(error) if error.is(&SqlState::DUPLICATE_OBJECT) => Ok(()),
         Err(error) => Err(refused(conn, &error)),
     }
+}
+
+/// Without the option, changes would come back to where they were made.
+fn origin_unknown() -> Fault {
+    let text = "changes of this node would come back to it: subscriptions know where a change was \
+                made only since PostgreSQL 16";
+    Fault::new(FaultKind::Failed, text).hint("upgrade both servers to PostgreSQL 16 or newer")
 }
 
 /// Creates it without its connection string in any text.

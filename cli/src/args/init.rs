@@ -181,6 +181,10 @@ pub(crate) struct CancelArgs {
     /// Leave tables and rows on the target as they are
     #[arg(long)]
     pub(crate) keep_data: bool,
+    /// Also remove what no job stands for that the coordinator remembers, and don't wait for servers that
+    /// cannot be reached: what stays there is said
+    #[arg(long)]
+    pub(crate) force_cleanup: bool,
     /// Don't ask
     #[arg(long, short)]
     pub(crate) yes: bool,

@@ -81,7 +81,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Certs(CertsCommand),
     /// Every node: state, source, progress, lag, agent health
-    Nodes,
+    Nodes(NodesArgs),
     /// One node in full, with its job where one is at work; without NODE, all of them
     Status {
         /// Which node
@@ -114,6 +114,26 @@ pub(crate) enum Command {
     Completions {
         /// Which shell
         shell: Shell,
+    },
+}
+
+/// `nodes`.
+#[derive(Debug, Args)]
+pub(crate) struct NodesArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<NodesCommand>,
+}
+
+/// What can be done to nodes.
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodesCommand {
+    /// Forget a node that is gone: what can be reached of its replication is removed, the rest is said
+    Remove {
+        /// Which node; its agent must be stopped
+        node: NodeId,
+        /// Don't ask
+        #[arg(long, short)]
+        yes: bool,
     },
 }
 

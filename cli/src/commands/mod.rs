@@ -4,6 +4,7 @@ mod certs;
 mod completions;
 mod doctor;
 mod events;
+mod give_up;
 mod init;
 mod nodes;
 mod schema;
@@ -11,7 +12,7 @@ mod watch;
 
 use steep_protocol::FaultKind;
 
-use crate::args::{Cli, Command, InitCommand};
+use crate::args::{Cli, Command, InitCommand, NodesArgs, NodesCommand};
 use crate::client::Client;
 use crate::failure::{self, Failure};
 use crate::logging;
@@ -76,7 +77,10 @@ async fn execute(cli: Cli, terminal: Terminal) -> Result<u8, Failure> {
             }
             Some(InitCommand::Complete(args)) => init::complete::run(args, &context).await,
         },
-        Command::Nodes => interruptible(nodes::all(&context)).await,
+        Command::Nodes(NodesArgs { command: None }) => interruptible(nodes::all(&context)).await,
+        Command::Nodes(NodesArgs {
+            command: Some(NodesCommand::Remove { node, yes }),
+        }) => give_up::remove(node, yes, &context).await,
         Command::Status {
             node: Some(node),
             last_report: true,

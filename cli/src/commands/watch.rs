@@ -81,6 +81,7 @@ async fn lines(client: &Client, last: &mut u64) -> Result<(), Broken> {
             | ApiReply::Prepared(_)
             | ApiReply::Missing(_)
             | ApiReply::Rebuilt(_)
+            | ApiReply::Left(_)
             | ApiReply::End
             | ApiReply::Fault(_) => {}
         }

@@ -209,6 +209,7 @@ impl<'a> Follower<'a> {
             | ApiReply::Prepared(_)
             | ApiReply::Missing(_)
             | ApiReply::Rebuilt(_)
+            | ApiReply::Left(_)
             | ApiReply::End
             | ApiReply::Fault(_) => {}
         }

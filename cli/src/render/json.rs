@@ -453,6 +453,27 @@ impl<'a> Detached<'a> {
     }
 }
 
+/// A node that was given up: its job, or itself.
+#[derive(Debug, Serialize)]
+pub(crate) struct GivenUp<'a> {
+    event: &'static str,
+    node_id: &'a NodeId,
+    state: &'a str,
+    left: &'a [String],
+}
+
+impl<'a> GivenUp<'a> {
+    /// That node, as it is now, and what stays on servers that could not be reached.
+    pub(crate) fn new(node_id: &'a NodeId, state: &'a str, left: &'a [String]) -> Self {
+        Self {
+            event: "init.given_up",
+            node_id,
+            state,
+            left,
+        }
+    }
+}
+
 /// A node whose job was cancelled.
 #[derive(Debug, Serialize)]
 pub(crate) struct Cancelled<'a> {

@@ -48,6 +48,10 @@ pub(crate) fn nodes(nodes: &[NodeView], paint: Paint) -> String {
             let line = missing::line(&node.node_id, node.missing_objects, paint);
             text.push_str(&format!("{}: {line}\n", node.node_id));
         }
+        for warning in &node.warnings {
+            let warning = clean(warning);
+            text.push_str(&format!("{}: {}\n", node.node_id, paint.yellow(&warning)));
+        }
     }
     text
 }
@@ -107,6 +111,9 @@ pub(crate) fn status(node: &NodeView, slots: &[PreparedSlot], paint: Paint) -> S
     }
     if let Some(error) = &node.error_message {
         lines.push(("error", paint.red(&clean(error))));
+    }
+    for warning in &node.warnings {
+        lines.push(("warning", paint.yellow(&clean(warning))));
     }
     let id = node.node_id.as_str();
     match node.state {

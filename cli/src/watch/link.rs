@@ -203,6 +203,7 @@ impl Talker {
             | ApiReply::Prepared(_)
             | ApiReply::Missing(_)
             | ApiReply::Rebuilt(_)
+            | ApiReply::Left(_)
             | ApiReply::End
             | ApiReply::Fault(_) => return Ok(()),
         };

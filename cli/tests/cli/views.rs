@@ -31,6 +31,8 @@ pub(crate) fn node(name: &str, state: NodeState) -> NodeView {
         postgres_error: None,
         wal_held_bytes: None,
         missing_objects: 0,
+        unseen_since: None,
+        warnings: Vec::new(),
     }
 }
 

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use steep_certs::Credentials;
 use steep_protocol::message::agent::{
     AgentMessage, Command, CoordinatorMessage, Observed, Outcome, PartDone, PartProgress,
-    ProgressReport, Registration, SlotStatus, TableSummary,
+    ProgressReport, Registration, Seat, SlotStatus, TableSummary,
 };
 use steep_protocol::message::facts::{SourceFacts, TargetFacts};
 use steep_protocol::pace::{Cadence, LOOK_EVERY, News, Pace, first_look};
@@ -64,6 +64,7 @@ impl FakeAgent {
             open_snapshots: Vec::new(),
             admitted: Vec::new(),
             max_workers: 4,
+            seat: Seat(1),
         });
         sender.send(&register).await?;
         let pace = Pace::default();
@@ -211,7 +212,7 @@ fn progress(job: JobId, changed: Duration, now: Duration) -> Result<ProgressRepo
 async fn perform(sender: &mut Sender, job: JobId, command: &Command) -> Result<Outcome> {
     Ok(match command {
         Command::GatherSource { .. } => Outcome::SourceFacts(Box::new(SourceFacts {
-            server: server("a"),
+            server: server(1),
             tables: TABLES.into(),
             total_bytes: ByteCount(500),
             replication_link: Some(Ok(())),
@@ -219,7 +220,7 @@ async fn perform(sender: &mut Sender, job: JobId, command: &Command) -> Result<O
             ..SourceFacts::default()
         })),
         Command::GatherTarget { .. } => Outcome::TargetFacts(Box::new(TargetFacts {
-            server: server("b"),
+            server: server(2),
             disk_free: Some(ByteCount(1 << 50)),
             agent_link: Some(Ok(300)),
             server_link: Some(Ok(())),

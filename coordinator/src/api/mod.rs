@@ -177,6 +177,21 @@ impl Stream {
                 };
                 self.ask(question).await?;
             }
+            ApiRequest::GiveUp {
+                node,
+                data,
+                afterwards,
+            } => {
+                let question = Question::GiveUp {
+                    node,
+                    data,
+                    afterwards,
+                    operator,
+                };
+                if let Answer::Left(left) = self.ask(question).await? {
+                    self.sender.send(&ApiReply::Left(left)).await?;
+                }
+            }
             ApiRequest::Audit { node } => self.audit(node).await?,
             ApiRequest::Schema { node, filter } => self.schema(&node, &filter).await?,
             ApiRequest::Capture { node, peer } => {

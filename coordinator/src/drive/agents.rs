@@ -40,6 +40,9 @@ impl<S: Store> Driver<S> {
     }
 
     fn on_joined(&mut self, node: &NodeId, link: Link, registration: Registration, now: Timestamp) {
+        if let Some(fault) = self.registry.rejects(node, &registration, now) {
+            return self.reject(node, &link, &registration, fault, now);
+        }
         if let Some(before) = self.registry.session(node) {
             // Its jobs see the old session end before the new one begins.
             self.on_left(node, before, Parting::Lost, now);
@@ -69,8 +72,28 @@ impl<S: Store> Driver<S> {
             self.meet(id, node, now);
         }
         self.release_idle(node, &registration);
-        self.mirror(node, now);
+        if self.may_mirror(node) {
+            self.mirror(node, now);
+        }
         self.tell_audit(node);
+    }
+
+    /// Another process has a session as that node's agent: two would take turns, each ending what the
+    /// other has begun.
+    fn reject(
+        &mut self,
+        node: &NodeId,
+        link: &Link,
+        registration: &Registration,
+        fault: Fault,
+        now: Timestamp,
+    ) {
+        if self.registry.note_rejected(node, registration.incarnation) {
+            let note = Note::warn("agent.rejected", fault.to_string()).node(node);
+            self.log(note.field("address", &registration.advertise), now);
+        }
+        // A new session's queue is empty, and closed as soon as this is sent.
+        let _ = link.outbox.try_send(CoordinatorMessage::Rejected(fault));
     }
 
     /// Tells an agent to forget the jobs that nobody works on any more: it was away when they ended, and
@@ -184,6 +207,7 @@ impl<S: Store> Driver<S> {
             AgentMessage::Audited { seq } => self.on_audited(node, seq),
             AgentMessage::Prepared(slots) => agent.prepared = Some(slots),
             AgentMessage::SlotExpired { slot } => self.slot_expired(node, &slot, now),
+            AgentMessage::Lineage(lineage) => self.on_lineage(node, lineage, now),
             AgentMessage::Observed(observed) => {
                 let version = observed
                     .postgres
@@ -255,6 +279,12 @@ impl<S: Store> Driver<S> {
                 .unwrap_or_default();
             if outcome.is_ok() {
                 self.note_returned(id, command);
+            }
+            if matches!(outcome, Ok(Outcome::TargetFacts(_))) {
+                let around = self.around();
+                if let Some(live) = self.jobs.get_mut(&id) {
+                    *live.job.around = around;
+                }
             }
             let outcome = Box::new(outcome);
             let event = JobEvent::Ended {

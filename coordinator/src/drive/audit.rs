@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::CoordinatorMessage;
-use steep_protocol::message::api::AuditView;
+use steep_protocol::message::api::{Afterwards, AuditView};
 use steep_protocol::message::handover::{CompleteSpec, PrepareSpec, SchemaCheck, SlotName};
 use steep_protocol::message::job::{
     CancelledData, Confirmation, ExistingRows, JobSpec, SchemaMode,
@@ -56,6 +56,20 @@ impl Wish {
             source: None,
             arguments: vec![("keep_data".to_owned(), keep.to_owned())],
         }
+    }
+
+    pub(super) fn give_up(node: &NodeId, data: CancelledData, afterwards: Afterwards) -> Self {
+        let action = match afterwards {
+            Afterwards::Keep => "cancel",
+            Afterwards::Forget => "nodes.remove",
+        };
+        let mut wish = Self {
+            action,
+            ..Self::cancel(node, data)
+        };
+        let forced = ("force_cleanup".to_owned(), "true".to_owned());
+        wish.arguments.push(forced);
+        wish
     }
 
     pub(super) fn prepare(spec: &PrepareSpec) -> Self {

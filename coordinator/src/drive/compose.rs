@@ -82,6 +82,7 @@ impl<S: Store> Driver<S> {
                 } else {
                     SubscriptionStart::AtSlot(live.job.plan.map_or(Lsn(0), |p| p.lsn))
                 },
+                origin: live.job.origin,
             },
             Work::AwaitNativeCopy => Command::AwaitNativeCopy,
             Work::AwaitFence => Command::AwaitFence,
@@ -117,6 +118,7 @@ impl<S: Store> Driver<S> {
             Work::Subscribe => Some(Command::Subscribe {
                 source: self.peer(&spec.source),
                 start: SubscriptionStart::AtOrigin(handover.lsn),
+                origin: live.job.origin,
             }),
             Work::CleanupSource => {
                 let fate = match &live.job.stage {

@@ -161,11 +161,13 @@ impl<S: Store> Driver<S> {
                 return Ok(());
             }
             Err((Stage::Target(source, slot), Outcome::TargetFacts(target))) => {
+                let around = self.around();
                 let case = Case {
                     spec: &look.spec,
                     source: &source,
                     target: &target,
                     handover: look.handover.as_ref().zip(slot.as_deref()),
+                    around: &around,
                 };
                 let mut findings = (self.rules.judge)(&case);
                 let source = self.registry.get(&look.spec.source);

@@ -15,6 +15,7 @@ use steep_schema::named;
 use super::Driver;
 use super::columns::{self, Differing, Digests, Judgement};
 use super::following::{self, Cause, Following, Health, Lasts, Word};
+use super::lineage::follows;
 use super::log::Note;
 use crate::job::applying::Fares;
 use crate::job::state::{NodeEvent, transition};
@@ -25,7 +26,7 @@ use crate::store::{Accepted, Columns, NodeRecord, Store, Write};
 const NAMED: usize = 5;
 
 /// What to do about a node that cannot follow any more.
-const ANEW: &str = "changes may be missing, so the node must be initialised anew";
+pub(super) const ANEW: &str = "changes may be missing, so the node must be initialised anew";
 
 impl<S: Store> Driver<S> {
     /// Looks at every node that follows and for which that agent's word counts.
@@ -35,7 +36,7 @@ impl<S: Store> Driver<S> {
         }
         let concerned = self.nodes.values().filter(|record| {
             let own = record.id == *observer || record.source.as_ref() == Some(observer);
-            follows(record) && own
+            follows(record.state) && own
         });
         let concerned: Vec<NodeRecord> = concerned.cloned().collect();
         for record in concerned {
@@ -63,6 +64,8 @@ impl<S: Store> Driver<S> {
         {
             following.applying.observe(seen, now);
         }
+        let sight = self.sight_health(&record.id, source);
+        following.sight.take(sight, Word::News);
         let slot = self.slot_health(source, job);
         following.slot.take(slot, Word::of(observer, source));
         let subscription = self.subscription_health(&record.id, job, following.applying.fares(now));
@@ -164,11 +167,11 @@ impl<S: Store> Driver<S> {
     ) -> bool {
         let stored = record.job.map(|job| self.store.job(job)).transpose();
         match stored.map(Option::flatten) {
-            Ok(Some(stored)) => {
-                let filter = stored.job.spec.filter;
+            Ok(stored) => {
+                // Of a replica that was taken up nobody knows the filter; what it replicates is asked.
+                let filter = stored.map_or_else(Default::default, |stored| stored.job.spec.filter);
                 self.compare_with_source(&record.id, source, filter, job, now)
             }
-            Ok(None) => false,
             Err(error) => {
                 tracing::warn!(node_id = %record.id, %error, "the job's tables cannot be looked up");
                 false
@@ -189,7 +192,7 @@ impl<S: Store> Driver<S> {
             .nodes
             .get(node)
             .filter(|r| r.replication() == Some(job));
-        let Some(record) = record.filter(|record| follows(record)).cloned() else {
+        let Some(record) = record.filter(|record| follows(record.state)).cloned() else {
             return;
         };
         let accepted = self.accepted(&record, review);
@@ -249,7 +252,7 @@ impl<S: Store> Driver<S> {
     }
 
     /// Changes a node's state, or the reason of it, to what its parts come to.
-    fn settle(&mut self, node: &NodeId, now: Timestamp) {
+    pub(super) fn settle(&mut self, node: &NodeId, now: Timestamp) {
         let (Some(following), Some(record)) = (self.following.get(node), self.nodes.get_mut(node))
         else {
             return;
@@ -300,7 +303,7 @@ impl<S: Store> Driver<S> {
         self.mirror(node, now);
     }
 
-    fn follow_changed(
+    pub(super) fn follow_changed(
         &mut self,
         node: &NodeId,
         event: NodeEvent,
@@ -333,10 +336,6 @@ impl<S: Store> Driver<S> {
         self.log(note, now);
         self.mirror(node, now);
     }
-}
-
-fn follows(record: &NodeRecord) -> bool {
-    matches!(record.state, NodeState::Synchronized | NodeState::Diverged)
 }
 
 fn drifted(

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::{CoordinatorMessage, MissingObjects};
+use steep_protocol::message::api::Afterwards;
 use steep_protocol::message::facts::{Finding, Severity};
 use steep_protocol::message::job::SchemaMode;
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeState, Phase};
@@ -45,6 +46,7 @@ impl<S: Store> Driver<S> {
             Effect::Found(findings) => self.found(id, &findings, now),
             Effect::Missing(missing) => self.job_misses(id, missing),
             Effect::CleanupFailed { side, why } => self.cleanup_failed(id, side, &why, now),
+            Effect::GivenUp { side, why } => self.given_up(id, side, &why, now),
             Effect::Finished(finish) => self.finished(id, finish, now),
             Effect::Closed => self.closed(id, now),
         }
@@ -264,6 +266,7 @@ impl<S: Store> Driver<S> {
         let operator = live.job.cancelled_by.clone().unwrap_or_default();
         let stopped_in = last_phase(&live.job);
         let waiting = std::mem::take(&mut live.waiting);
+        let left = std::mem::take(&mut live.given_up);
         let counted = live.tally.counted().done;
         let seconds = live.job.elapsed_seconds(now);
         let (fault, note) = match finish {
@@ -296,7 +299,7 @@ impl<S: Store> Driver<S> {
         let millis = (seconds * 1e3).round();
         let note = note.field("duration_ms", millis).stopped_in(stopped_in);
         self.record_end(id, fault, note, now);
-        self.replied(waiting, &Ok(()));
+        self.replied(waiting, &Ok(left));
     }
 
     /// Says which table a job failed at, where it failed at one.
@@ -312,9 +315,9 @@ impl<S: Store> Driver<S> {
         self.log(note, now);
     }
 
-    fn replied(&mut self, waiting: Vec<super::Reply>, how: &Result<(), Fault>) {
+    fn replied(&mut self, waiting: Vec<super::Reply>, how: &Result<Vec<String>, Fault>) {
         for reply in waiting {
-            self.answer(reply, how.clone().map(|()| Answer::Done));
+            self.answer(reply, how.clone().map(removed));
         }
     }
 
@@ -365,11 +368,24 @@ impl<S: Store> Driver<S> {
         let Some(live) = self.jobs.get(&id) else {
             return;
         };
+        let (target, afterwards) = (live.job.spec.target.clone(), live.afterwards);
         if matches!(live.job.stage, Stage::Closed(Closed::Failed(_))) {
             let text = "everything that the failed job had made is removed";
             let note = Note::info("init.cleanup_completed", text).job(&live.job);
             self.log(note, now);
         }
         self.out.closed.push(id);
+        if afterwards == Afterwards::Forget {
+            self.forget_node(&target, now);
+        }
+    }
+}
+
+/// What is answered when a job is removed: nothing, where nothing of it stays.
+fn removed(left: Vec<String>) -> Answer {
+    if left.is_empty() {
+        Answer::Done
+    } else {
+        Answer::Left(left)
     }
 }

@@ -16,6 +16,7 @@ use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry};
 
 use super::audit::Wish;
 use super::compose::addressed;
+use super::give_up::Sweep;
 use super::{Answer, Driver, Operator, Reply};
 use crate::job::moment::after;
 use crate::store::Store;
@@ -75,6 +76,8 @@ pub(super) enum Purpose {
     DropPrepared(Reply),
     /// The node tries again what could not be made.
     Rebuild(Reply),
+    /// Leftovers of forgotten jobs are removed.
+    Sweep(Box<Sweep>),
 }
 
 /// A node and what it is compared with.
@@ -323,6 +326,7 @@ impl<S: Store> Driver<S> {
             (Purpose::Rebuild(reply), Outcome::Rebuilt(rebuilt)) => {
                 return self.rebuilt(&errand.on, rebuilt, reply, now);
             }
+            (Purpose::Sweep(sweep), Outcome::Done) => return self.swept(*sweep, None, now),
             (Purpose::DropPrepared(reply), Outcome::Done) => {
                 if let Some(replication) = &errand.replication {
                     self.slot_dropped(&errand.on, &replication.slot);
@@ -359,7 +363,8 @@ impl<S: Store> Driver<S> {
             | Purpose::LookBeforePrepare(..)
             | Purpose::Prepare(..)
             | Purpose::DropPrepared(_)
-            | Purpose::Rebuild(_) => return,
+            | Purpose::Rebuild(_)
+            | Purpose::Sweep(_) => return,
         };
         errand.purpose = purpose;
         self.errand_send(&mut errand, &on, command);
@@ -393,6 +398,10 @@ impl<S: Store> Driver<S> {
             | Purpose::Prepare(_, reply)
             | Purpose::DropPrepared(reply)
             | Purpose::Rebuild(reply) => self.answer(reply, Err(fault)),
+            Purpose::Sweep(sweep) => {
+                let now = self.clock.now();
+                self.swept(*sweep, Some(&fault), now);
+            }
             Purpose::Admit(pair, After::Drift { .. })
             | Purpose::Compare(pair, After::Drift { .. }) => {
                 Self::comparison_failed(&pair.node, &fault);
@@ -409,7 +418,9 @@ impl<S: Store> Driver<S> {
                     "a new slot waits for transactions that were running before it: see \
                      pg_stat_activity for old ones, end them, then try again",
                 ),
-                Purpose::LookBeforePrepare(..) | Purpose::DropPrepared(_) => (PREPARE_LIMIT, ""),
+                Purpose::LookBeforePrepare(..) | Purpose::DropPrepared(_) | Purpose::Sweep(_) => {
+                    (PREPARE_LIMIT, "")
+                }
                 Purpose::Rebuild(_) => (
                     REBUILD_LIMIT,
                     "run steep-repl init rebuild again: what was made stays made",

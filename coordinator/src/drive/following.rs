@@ -130,6 +130,8 @@ pub(super) struct Following {
     pub(super) slot: Part,
     pub(super) subscription: Part,
     pub(super) columns: Part,
+    /// Whether somebody can look at both ends.
+    pub(super) sight: Part,
     pub(super) applying: Applying,
     /// While the digests differ.
     pub(super) differing: Option<Differing>,
@@ -142,13 +144,14 @@ impl Following {
             slot: Part::default(),
             subscription: Part::default(),
             columns: Part::default(),
+            sight: Part::default(),
             applying: Applying::default(),
             differing: None,
         }
     }
 
-    pub(super) fn parts(&self) -> [&Part; 3] {
-        [&self.slot, &self.subscription, &self.columns]
+    pub(super) fn parts(&self) -> [&Part; 4] {
+        [&self.slot, &self.subscription, &self.columns, &self.sight]
     }
 
     pub(super) fn is_sound(&self) -> bool {

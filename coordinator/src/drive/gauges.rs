@@ -120,6 +120,8 @@ pub struct NodeGauges {
     pub connected: bool,
     /// Whether its PostgreSQL answered last; `None` where nobody knows.
     pub postgres: Option<bool>,
+    /// For how many seconds nobody has been able to look at it.
+    pub unseen: f64,
     /// Where it replicates from and how far behind it is, where it follows a node.
     pub follows: Option<Follows>,
 }
@@ -180,7 +182,11 @@ impl<S: Store> Driver<S> {
             .map(|live| self.job_gauges(live, now))
             .collect();
         Gauges {
-            nodes: self.nodes.values().map(|n| self.node_gauges(n)).collect(),
+            nodes: self
+                .nodes
+                .values()
+                .map(|n| self.node_gauges(n, now))
+                .collect(),
             cleaning: (self.jobs.len() - jobs.len()) as u64,
             jobs,
             copied: pairs(&self.tallies.copied),
@@ -195,7 +201,7 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    fn node_gauges(&self, record: &crate::store::NodeRecord) -> NodeGauges {
+    fn node_gauges(&self, record: &crate::store::NodeRecord, now: Timestamp) -> NodeGauges {
         let view = self.node_view(record);
         let agent = self.registry.get(&record.id);
         let slot = match (&record.source, record.replication()) {
@@ -209,6 +215,7 @@ impl<S: Store> Driver<S> {
             postgres: agent
                 .and_then(|a| a.observed.postgres.as_ref())
                 .map(Result::is_ok),
+            unseen: self.unseen_for(&record.id, now).as_secs_f64(),
             follows: record
                 .source
                 .as_ref()

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use steep_protocol::message::agent::{AgentMessage, MissingObjects, Rebuilt, Registration};
 use steep_protocol::message::api::{
-    AuditView, EndView, EventView, JobView, NodeView, ProgressView,
+    Afterwards, AuditView, EndView, EventView, JobView, NodeView, ProgressView,
 };
 use steep_protocol::message::facts::Finding;
 use steep_protocol::message::handover::{CompleteSpec, PrepareSpec, PreparedSlot, SlotName};
@@ -127,6 +127,17 @@ pub enum Question {
         /// Who asks.
         operator: Operator,
     },
+    /// Remove what can be reached of everything that is ours on a node, and give up the rest.
+    GiveUp {
+        /// The node.
+        node: NodeId,
+        /// What becomes of the rows.
+        data: CancelledData,
+        /// What becomes of the node.
+        afterwards: Afterwards,
+        /// Who asks.
+        operator: Operator,
+    },
     /// A page of what operators wanted.
     Audit(EventQuery),
     /// Everything that metrics tell.
@@ -211,6 +222,8 @@ pub struct Operator {
 pub enum Answer {
     /// Nodes by name.
     Nodes(Vec<NodeView>),
+    /// What stays where it could not be reached, a sentence each.
+    Left(Vec<String>),
     /// Events, oldest first.
     Events(Vec<EventView>),
     /// Operators' wishes, oldest first.

@@ -297,6 +297,7 @@ impl<S: Store> Driver<S> {
             | AgentMessage::Observed(_)
             | AgentMessage::Audited { .. }
             | AgentMessage::Prepared(_)
+            | AgentMessage::Lineage(_)
             | AgentMessage::SlotExpired { .. } => {}
         }
     }

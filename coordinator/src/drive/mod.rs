@@ -20,32 +20,37 @@ mod effects;
 mod errand;
 mod following;
 mod gauges;
+mod give_up;
 mod handle;
 mod handover;
 mod jobs;
+mod lineage;
 mod locks;
 mod log;
 mod rebuild;
 mod requests;
 mod restore;
+mod sight;
 mod span;
 mod views;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use steep_daemon::Throttle;
 use steep_protocol::message::agent::{CoordinatorMessage, PartDone};
-use steep_protocol::message::api::{AuditView, EndView, ProgressSample};
+use steep_protocol::message::api::{Afterwards, AuditView, EndView, ProgressSample};
 use steep_protocol::{Fault, JobId, NodeId, TableNo};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
+
+pub use sight::UNSEEN_GRACE;
 
 pub use gauges::{Copied, Ended, Gauges, JobGauges, NodeGauges};
 pub use handle::{
@@ -105,6 +110,10 @@ struct Live {
     workers: u8,
     /// How it ended, once it has.
     end: Option<Arc<EndView>>,
+    /// What was given up, a sentence each.
+    given_up: Vec<String>,
+    /// What becomes of its node once nothing is left to do.
+    afterwards: Afterwards,
     /// Why a removal failed last, by side. It is tried again and again; only news is logged.
     complaints: Vec<(Side, String)>,
     /// When its target last said what has been copied.
@@ -158,6 +167,14 @@ pub struct Driver<S> {
     expirations: Admission,
     /// Which lines are written of what agents do.
     throttle: Throttle,
+    /// Nodes that nobody can look at, and since when.
+    unseen: BTreeMap<NodeId, Timestamp>,
+    /// How long one that follows may be so and still be called synchronized.
+    unseen_grace: Duration,
+    /// Pairs of nodes of which it was said that they are one database.
+    aliases_told: BTreeSet<(NodeId, NodeId)>,
+    /// Jobs whose leftovers were removed; agents may still list them for some seconds.
+    swept: BTreeSet<JobId>,
     /// How nodes that follow fare.
     following: BTreeMap<NodeId, following::Following>,
     /// How long columns must differ before that is drift.
@@ -237,6 +254,10 @@ impl<S: Store> Driver<S> {
             errands: Vec::new(),
             expirations: Admission::default(),
             throttle: Throttle::default(),
+            unseen: BTreeMap::new(),
+            unseen_grace: UNSEEN_GRACE,
+            aliases_told: BTreeSet::new(),
+            swept: BTreeSet::new(),
             following: BTreeMap::new(),
             drift_grace: DRIFT_GRACE,
             next_command: loaded.next_command,
@@ -266,6 +287,13 @@ impl<S: Store> Driver<S> {
             pulse: pulse_receiver,
         };
         Ok((driver, handle))
+    }
+
+    /// A node that nobody can look at is not called synchronized after that time.
+    #[must_use]
+    pub fn unseen_grace(mut self, grace: Duration) -> Self {
+        self.unseen_grace = grace;
+        self
     }
 
     /// Columns that differ are drift after that time.
@@ -326,6 +354,9 @@ impl<S: Store> Driver<S> {
         let due = self.jobs.iter().filter(|(_, live)| due(live));
         for id in due.map(|(id, _)| *id).collect::<Vec<_>>() {
             self.tick_job(id, now);
+        }
+        if second {
+            self.tick_sight(now);
         }
         self.tick_doctors(now);
         self.tick_audit(now);

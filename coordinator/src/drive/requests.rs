@@ -18,7 +18,7 @@ use crate::job::{COMMANDS_PER_JOB, Job};
 use crate::store::{EventQuery, Store, StoreError, Write};
 
 /// A record that cannot be read costs the answer that needs it, and no more.
-fn unreadable(error: StoreError) -> Fault {
+pub(super) fn unreadable(error: StoreError) -> Fault {
     tracing::error!(event = "store.unreadable", error = %error, "a record of the store cannot be read");
     Fault::new(FaultKind::Failed, format!("coordinator: {error}")).hint(
         "everything else goes on; keep a copy of the coordinator's --data-dir and report this",
@@ -80,6 +80,14 @@ impl<S: Store> Driver<S> {
                 data,
                 operator,
             } => return self.cancel(&node, data, &operator, reply, now),
+            Question::GiveUp {
+                node,
+                data,
+                afterwards,
+                operator,
+            } => {
+                return self.give_up(&node, (data, afterwards), &operator, reply, now);
+            }
             Question::Schema {
                 node,
                 filter,
@@ -418,11 +426,21 @@ impl<S: Store> Driver<S> {
         operator: &str,
         now: Timestamp,
     ) -> Result<Answer, Fault> {
+        let forgotten = match state {
+            NodeState::Failed => self.holds_forgotten(node),
+            _ => self.has_leftovers(node),
+        };
         let Some(record) = self
             .nodes
             .get_mut(node)
-            .filter(|r| r.state == NodeState::Failed)
+            .filter(|r| r.state == NodeState::Failed && !forgotten)
         else {
+            if forgotten {
+                let text = "what is ours on the node or on its source stands for no job that this coordinator remembers";
+                let hint =
+                    format!("remove it with steep-repl init cancel --node {node} --force-cleanup");
+                return Err(Fault::new(FaultKind::Failed, text).on(node).hint(hint));
+            }
             let text = format!("there is nothing to cancel: the node is {state}");
             let hint = "only a node that is being initialised, that failed or that diverged can be \
                         cancelled; see steep-repl nodes";
@@ -452,7 +470,11 @@ impl<S: Store> Driver<S> {
     }
 
     /// Brings the last job of a node back into memory.
-    fn revive_last(&mut self, node: &NodeId, now: Timestamp) -> Result<Option<JobId>, StoreError> {
+    pub(super) fn revive_last(
+        &mut self,
+        node: &NodeId,
+        now: Timestamp,
+    ) -> Result<Option<JobId>, StoreError> {
         let Some(id) = self.nodes.get(node).and_then(|record| record.job) else {
             return Ok(None);
         };

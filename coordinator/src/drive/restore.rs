@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use steep_protocol::message::api::Afterwards;
 use steep_protocol::{ByteCount, JobId, NodeId, NodeState};
 use tokio::sync::watch;
 
@@ -101,6 +102,8 @@ impl<S: Store> Driver<S> {
             workers: job.spec.parallel,
             end: None,
             complaints: Vec::new(),
+            given_up: Vec::new(),
+            afterwards: Afterwards::Keep,
             heard: now,
             published: now,
             mirrored: now,

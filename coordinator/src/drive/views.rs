@@ -51,6 +51,8 @@ impl<S: Store> Driver<S> {
             postgres_error: observed.and_then(|p| p.as_ref().err()).cloned(),
             wal_held_bytes: slot.map(|s| s.wal_held.0),
             missing_objects: record.missing.total,
+            unseen_since: self.unseen_since(&record.id),
+            warnings: self.warnings(record),
         }
     }
 

@@ -1,6 +1,7 @@
 //! One initialisation of one target, as values.
 //!
-//! Owns what a job is ([`Job`]), where it goes on from a backup ([`handover`]), which state of a node
+//! Owns what a job is ([`Job`]), where it goes on from a backup ([`handover`]), who follows whom
+//! ([`lineage`]), which state of a node
 //! follows which ([`state`]), which command comes next ([`machine`]), whether it may begin at all
 //! ([`preflight`]) and can still end well ([`vigil`], [`applying`]),
 //! what has been copied ([`tally`]), how far that is ([`progress`]) and what is said at the end
@@ -21,10 +22,12 @@ use steep_protocol::message::api::PhaseSeconds;
 use steep_protocol::message::facts::{Finding, SourceFacts};
 use steep_protocol::message::handover::{Replication, SlotFacts};
 use steep_protocol::message::job::{CancelledData, JobSpec, SyncSlots};
+use steep_protocol::message::lineage::ChangeOrigin;
 use steep_protocol::{ByteCount, CommandId, Fault, JobId, Lsn, Phase, RowCount};
 
 pub mod applying;
 pub mod handover;
+pub mod lineage;
 pub mod locks;
 pub mod machine;
 pub(crate) mod moment;
@@ -38,6 +41,7 @@ pub mod vigil;
 mod work;
 
 use handover::{Handover, SlotFate};
+use lineage::Around;
 
 pub use work::{Side, Step, Work};
 
@@ -82,6 +86,10 @@ pub struct Job {
     /// The same of its prepared slot.
     #[serde(default)]
     pub slot_facts: Option<Box<SlotFacts>>,
+    /// What is known of all other nodes, until that has been judged.
+    pub around: Box<Around>,
+    /// Which of the source's changes its subscription takes.
+    pub origin: ChangeOrigin,
     /// The consistent point and the size of the plan, once there is one.
     pub plan: Option<Plan>,
     /// What PostgreSQL's own copy may leave on the source, once it has begun.
@@ -141,6 +149,17 @@ pub struct Ending {
     /// What becomes of its prepared slot, where it has one.
     #[serde(default)]
     pub slot: SlotFate,
+    /// What becomes of what cannot be reached.
+    pub unreachable: Unreachable,
+}
+
+/// What becomes of what a job made where its server cannot be reached, or does not let it be removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Unreachable {
+    /// It is removed as soon as that can be done.
+    Awaited,
+    /// It is left.
+    GivenUp,
 }
 
 /// Why a job ends before its time.
@@ -340,6 +359,8 @@ impl Job {
             target: end,
             facts: None,
             slot_facts: None,
+            around: Box::default(),
+            origin: ChangeOrigin::Any,
             plan: None,
             sync_slots: None,
             proved_target: None,

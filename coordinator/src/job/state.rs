@@ -19,6 +19,7 @@ use steep_protocol::NodeState;
 ///     │ Cancelled        │  └──────────────▶ REINITIALIZING ◀─────────────────────────────────┴──────┘
 ///     └──────────────────┘                     │ Proved ▶ SYNCHRONIZED, Failed ▶ FAILED
 ///       (and from every active state)              DIVERGED ─ Recovered ▶ SYNCHRONIZED
+///                                              UNINITIALIZED ─ Adopted ▶ DIVERGED
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum NodeEvent {
@@ -40,11 +41,13 @@ pub enum NodeEvent {
     Failed,
     /// Everything of ours was removed at an operator's wish.
     Cancelled,
+    /// It is a replica of ours that nobody here remembers.
+    Adopted,
 }
 
 impl NodeEvent {
     /// Every event.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Begin,
         Self::Opened,
         Self::Copied,
@@ -54,6 +57,7 @@ impl NodeEvent {
         Self::Redo,
         Self::Failed,
         Self::Cancelled,
+        Self::Adopted,
     ];
 }
 
@@ -79,7 +83,9 @@ pub fn transition(from: NodeState, event: NodeEvent) -> Result<NodeState, Illega
         (S::Preparing | S::Reinitializing, NodeEvent::Opened) => Ok(S::Copying),
         (S::Copying, NodeEvent::Copied) => Ok(S::CatchingUp),
         (S::CatchingUp | S::Reinitializing, NodeEvent::Proved) => Ok(S::Synchronized),
-        (S::Synchronized, NodeEvent::Drifted) => Ok(S::Diverged),
+        (S::Synchronized, NodeEvent::Drifted) | (S::Uninitialized, NodeEvent::Adopted) => {
+            Ok(S::Diverged)
+        }
         (S::Diverged, NodeEvent::Recovered) => Ok(S::Synchronized),
         (S::Synchronized | S::Diverged | S::Failed, NodeEvent::Redo) => Ok(S::Reinitializing),
         (
@@ -121,6 +127,7 @@ mod tests {
     const RELATION: &[(S, S)] = &[
         (S::Uninitialized, S::Preparing),
         (S::Uninitialized, S::Failed),
+        (S::Uninitialized, S::Diverged),
         (S::Preparing, S::Copying),
         (S::Preparing, S::Failed),
         (S::Preparing, S::Uninitialized),

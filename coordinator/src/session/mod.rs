@@ -252,12 +252,16 @@ async fn write(mut sender: Sender, queue: &mut mpsc::Receiver<CoordinatorMessage
         }
         messages.clear();
     }
-    // The loop has let go of this session.
+    // The loop has let go of this session; a reason that it gave last is to arrive.
+    sender.finish();
+    let _ = tokio::time::timeout(LAST_WORD, sender.drained()).await;
     End::Ours(CloseCode::Superseded)
 }
 
 #[cfg(test)]
 mod tests {
+    use steep_protocol::message::agent::Seat;
+
     use super::*;
 
     fn registration() -> Registration {
@@ -268,6 +272,7 @@ mod tests {
             open_snapshots: Vec::new(),
             admitted: Vec::new(),
             max_workers: 4,
+            seat: Seat(1),
         }
     }
 

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 pub use steep_protocol::limits::SAMPLES_MAX;
 use steep_protocol::message::agent::{MissingObjects, PartDone, TableSummary};
 use steep_protocol::message::api::{AuditView, EndView, EventView, ProgressSample};
+use steep_protocol::message::lineage::Lineage;
 use steep_protocol::message::schema::SchemaDifference;
 use steep_protocol::{ByteCount, JobId, NodeId, NodeState, RowCount, TableNo};
 
@@ -151,6 +152,10 @@ pub struct NodeRecord {
     pub lost: Option<String>,
     /// What it lacks of its source's schema, as its agent last said.
     pub missing: MissingObjects,
+    /// Which database it is, whose changes it applies and what of ours is in it, as its agent said last.
+    pub lineage: Option<Box<Lineage>>,
+    /// Since when nobody can look at it, where that lasts.
+    pub unseen_since: Option<Timestamp>,
 }
 
 /// How the columns of a synchronized node may differ from its source's.
@@ -193,6 +198,8 @@ impl NodeRecord {
             columns: Columns::Equal,
             lost: None,
             missing: MissingObjects::default(),
+            lineage: None,
+            unseen_since: None,
         }
     }
 
@@ -208,6 +215,8 @@ impl NodeRecord {
 pub enum Write {
     /// A node, in place of what was known of it.
     Node(NodeRecord),
+    /// A node is forgotten.
+    Forget(NodeId),
     /// A job, in place of what was known of it. A new one of the same target drops the plans of
     /// those before it.
     Job(Box<Job>),

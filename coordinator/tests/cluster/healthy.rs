@@ -1,9 +1,10 @@
 //! What an agent tells of a server with which nothing is wrong, and with room for a crowd of jobs.
 
 use steep_protocol::message::facts::{Capacity, ServerFacts};
+use steep_protocol::message::lineage::{Identity, Lineage};
 
 /// A server with which nothing is wrong.
-pub(crate) fn server(identity: &str) -> ServerFacts {
+pub(crate) fn server(system: u64) -> ServerFacts {
     let settings = [
         ("wal_level", "logical"),
         ("max_slot_wal_keep_size", "-1"),
@@ -22,7 +23,15 @@ pub(crate) fn server(identity: &str) -> ServerFacts {
     ];
     ServerFacts {
         version: 180_001,
-        database_identity: identity.to_owned(),
+        lineage: Lineage {
+            identity: Some(Identity {
+                system,
+                database: 5,
+                timeline: 1,
+                started: 100,
+            }),
+            ..Lineage::default()
+        },
         database: "app".to_owned(),
         role: "postgres".to_owned(),
         superuser: true,

@@ -18,7 +18,7 @@ use steep_coordinator::job::vigil::Bounds;
 use steep_coordinator::server::Server;
 use steep_protocol::close::CloseCode;
 use steep_protocol::message::agent::{
-    AgentMessage, Command, CoordinatorMessage, Observed, Outcome, PartDone, Registration,
+    AgentMessage, Command, CoordinatorMessage, Observed, Outcome, PartDone, Registration, Seat,
     TableSummary,
 };
 use steep_protocol::message::api::{ApiReply, ApiRequest, EndView};
@@ -81,6 +81,7 @@ impl Cluster {
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
             bounds: Bounds::default(),
             drift_grace: steep_coordinator::drive::DRIFT_GRACE,
+            unseen_grace: steep_coordinator::drive::UNSEEN_GRACE,
         }
     }
 
@@ -138,6 +139,7 @@ fn registration() -> AgentMessage {
         open_snapshots: Vec::new(),
         admitted: Vec::new(),
         max_workers: 4,
+        seat: Seat(1),
     })
 }
 
@@ -175,6 +177,7 @@ async fn good_agent(connection: Connection, holds: fn(&Command) -> bool) {
             | CoordinatorMessage::Audit(_)
             | CoordinatorMessage::Mirror(_)
             | CoordinatorMessage::Pace(_) => Ok(()),
+            CoordinatorMessage::Rejected(_) => return,
         };
         if answered.is_err() {
             return;
@@ -245,7 +248,7 @@ async fn perform(
 
 fn source_facts() -> SourceFacts {
     SourceFacts {
-        server: server("a"),
+        server: server(1),
         tables: 1,
         total_bytes: ByteCount(500),
         replication_link: Some(Ok(())),
@@ -256,7 +259,7 @@ fn source_facts() -> SourceFacts {
 
 fn target_facts() -> TargetFacts {
     TargetFacts {
-        server: server("b"),
+        server: server(2),
         disk_free: Some(ByteCount(1 << 40)),
         agent_link: Some(Ok(300)),
         server_link: Some(Ok(())),
@@ -483,6 +486,7 @@ async fn a_certificate_decides_what_its_bearer_may_do() {
         open_snapshots: Vec::new(),
         admitted: Vec::new(),
         max_workers: 1,
+        seat: Seat(1),
     });
     sender.send(&register).await.unwrap();
     sender.finish();

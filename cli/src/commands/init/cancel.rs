@@ -5,7 +5,7 @@ use steep_protocol::message::api::{ApiReply, ApiRequest};
 use steep_protocol::message::job::CancelledData;
 
 use crate::args::CancelArgs;
-use crate::commands::{Context, nodes};
+use crate::commands::{Context, give_up, nodes};
 use crate::failure::{self, Failure};
 use crate::render::{events, json};
 use crate::signals::Signals;
@@ -34,11 +34,11 @@ pub(crate) async fn run(args: CancelArgs, context: &Context) -> Result<u8, Failu
             return Err(Failure::new(FaultKind::Failed, "nothing was cancelled").on(&args.node));
         }
     }
-    let data = if args.keep_data {
-        CancelledData::Keep
-    } else {
-        CancelledData::Remove
-    };
+    if args.force_cleanup {
+        let data = data(args.keep_data);
+        return give_up::clean_up(args.node, data, client, context).await;
+    }
+    let data = data(args.keep_data);
     let request = ApiRequest::Cancel {
         node: args.node.clone(),
         data,
@@ -80,4 +80,12 @@ pub(crate) async fn run(args: CancelArgs, context: &Context) -> Result<u8, Failu
         ));
     }
     Ok(failure::SUCCESS)
+}
+
+fn data(keep: bool) -> CancelledData {
+    if keep {
+        CancelledData::Keep
+    } else {
+        CancelledData::Remove
+    }
 }

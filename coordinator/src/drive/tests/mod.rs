@@ -4,6 +4,7 @@ mod drift;
 mod faults;
 mod flow;
 mod handover;
+mod identity;
 mod missing;
 mod requests;
 mod watching;

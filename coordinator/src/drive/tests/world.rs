@@ -7,7 +7,7 @@ use std::path::Path;
 use jiff::SignedDuration;
 use steep_protocol::message::agent::{
     AgentMessage, Command, CoordinatorMessage, MissingObjects, Observed, Outcome, PartDone,
-    Rebuilt, Registration, ReplicatedDigest, SlotStatus, SubscriptionStatus, TableSummary,
+    Rebuilt, Registration, ReplicatedDigest, Seat, SlotStatus, SubscriptionStatus, TableSummary,
 };
 use steep_protocol::message::api::{EndView, EventView, NodeView, ProgressView};
 use steep_protocol::message::facts::{Finding, SourceFacts};
@@ -51,6 +51,8 @@ pub(super) struct FakeAgent {
     pub(super) mirrored: Vec<steep_protocol::message::agent::MirrorRow>,
     /// What it was told of operators' wishes; it confirms none by itself.
     pub(super) audited: Vec<AuditView>,
+    /// Why it was not taken for the node's agent.
+    pub(super) rejected: Vec<Fault>,
     /// How often it was told to speak, one after the other.
     pub(super) paces: Vec<Pace>,
     sums: BTreeMap<JobId, (u32, u64, u64)>,
@@ -147,6 +149,7 @@ impl World {
             history: Vec::new(),
             mirrored: Vec::new(),
             audited: Vec::new(),
+            rejected: Vec::new(),
             paces: Vec::new(),
             sums: BTreeMap::new(),
         });
@@ -160,6 +163,7 @@ impl World {
             open_snapshots: agent.snapshots.iter().copied().collect(),
             admitted: agent.admitted.iter().copied().collect(),
             max_workers: 16,
+            seat: Seat(0),
         };
         let kept: Vec<_> = agent.kept.clone().into_iter().collect();
         self.turn(vec![AgentInput::Joined {
@@ -171,6 +175,31 @@ impl World {
             self.say(name, AgentMessage::Finished { command, outcome });
         }
         self.listen();
+    }
+
+    /// Another process registers as a node's agent; why it is turned away, if it is.
+    pub(super) fn knock(&mut self, name: &str, incarnation: u64, seat: Seat) -> Option<Fault> {
+        self.sessions += 1;
+        let session = SessionId(self.sessions);
+        let (outbox, mut queue) = mpsc::channel(1_000);
+        let registration = Registration {
+            advertise: format!("{name}-again:7401"),
+            version: "0.1.0".to_owned(),
+            incarnation,
+            open_snapshots: Vec::new(),
+            admitted: Vec::new(),
+            max_workers: 16,
+            seat,
+        };
+        self.turn(vec![AgentInput::Joined {
+            node: node(name),
+            link: Link { session, outbox },
+            registration,
+        }]);
+        match queue.try_recv() {
+            Ok(CoordinatorMessage::Rejected(fault)) => Some(fault),
+            _ => None,
+        }
     }
 
     /// The agent's session ends; `dies` takes its process along.
@@ -247,6 +276,7 @@ impl World {
                     CoordinatorMessage::Mirror(row) => agent.mirrored.push(row),
                     CoordinatorMessage::Audit(wish) => agent.audited.push(*wish),
                     CoordinatorMessage::Pace(pace) => agent.paces.push(pace),
+                    CoordinatorMessage::Rejected(fault) => agent.rejected.push(fault),
                     CoordinatorMessage::Welcome { .. } => {}
                 }
             }

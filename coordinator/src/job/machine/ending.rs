@@ -10,7 +10,7 @@ use steep_protocol::message::job::CancelledData;
 use steep_protocol::{Fault, FaultKind, Phase, Retry};
 
 use super::super::handover::SlotFate;
-use super::super::{Awaited, Shown, Why};
+use super::super::{Awaited, Shown, Unreachable, Why};
 use super::{
     CLEANUP_AGAIN, Closed, Effect, Ending, Finish, JobEvent, NodeEvent, Process, Refused, Residue,
     SHOW_AFTER_CANCEL, SHOW_AFTER_DEATH, SHOW_AFTER_FAULT, STOP_LIMIT, Side, Stage, Step,
@@ -51,6 +51,7 @@ impl Turn {
             shown: Shown::NotYet,
             awaited,
             slot,
+            unreachable: Unreachable::Awaited,
         };
         self.abort_all();
         self.tidy(ending);
@@ -65,6 +66,7 @@ impl Turn {
             shown: Shown::Failed,
             awaited: Awaited::Operator,
             slot: SlotFate::Removed,
+            unreachable: Unreachable::Awaited,
         };
         self.tidy(ending);
     }
@@ -114,6 +116,12 @@ impl Turn {
                     ending.show_by = after(self.now, SHOW_AFTER_CANCEL);
                 }
                 ending.awaited = Awaited::Operator;
+                self.retry_stuck(Side::Target);
+                self.retry_stuck(Side::Source);
+            }
+            JobEvent::GiveUp => {
+                ending.unreachable = Unreachable::GivenUp;
+                ending.show_by = after(self.now, SHOW_AFTER_CANCEL);
                 self.retry_stuck(Side::Target);
                 self.retry_stuck(Side::Source);
             }
@@ -213,10 +221,30 @@ impl Turn {
             return self.all_clean(ending);
         }
         let busy = sides.contains(&Tidy::Busy) && self.now < ending.show_by;
+        if !busy && ending.unreachable == Unreachable::GivenUp {
+            for (side, tidy) in Side::BOTH.into_iter().zip(sides) {
+                if tidy != Tidy::Clean {
+                    self.abandon(side);
+                }
+            }
+            return self.all_clean(ending);
+        }
         if !busy {
             self.tell(&mut ending);
         }
         self.job.stage = Stage::Ending(ending);
+    }
+
+    /// Leaves on a side what cannot be removed there.
+    fn abandon(&mut self, side: Side) {
+        let why = match (&self.job.end(side).residue, self.online(side)) {
+            (_, false) => "its agent has no session".to_owned(),
+            (Residue::Stuck { why, .. }, true) => why.clone(),
+            (_, true) => "its agent does not end".to_owned(),
+        };
+        self.end_mut(side).residue = Residue::Removed;
+        self.job.running.retain(|r| r.work.side() != side);
+        self.effects.push(Effect::GivenUp { side, why });
     }
 
     /// An agent that is away and has nothing of the job on its server is not waited for.

@@ -104,6 +104,8 @@ pub enum JobEvent {
         /// What becomes of the rows.
         data: CancelledData,
     },
+    /// An operator does not wait for the removal of what cannot be reached.
+    GiveUp,
     /// What agents observe says that it cannot end well (see [`super::vigil`]).
     Endangered {
         /// Why.
@@ -186,6 +188,13 @@ pub enum Effect {
         /// Which side.
         side: Side,
         /// Why not.
+        why: String,
+    },
+    /// What the job made on that side is left there.
+    GivenUp {
+        /// Which side.
+        side: Side,
+        /// Why it cannot be removed.
         why: String,
     },
     /// The end has come; see [`Finish`].
@@ -285,7 +294,10 @@ impl Turn {
                 self.left(side, give_up);
                 Ok(())
             }
-            JobEvent::Ended { .. } | JobEvent::Endangered { .. } | JobEvent::Tick => Ok(()),
+            JobEvent::Ended { .. }
+            | JobEvent::Endangered { .. }
+            | JobEvent::GiveUp
+            | JobEvent::Tick => Ok(()),
         }
     }
 

@@ -7,6 +7,7 @@ use steep_protocol::message::facts::{Finding, Severity, TargetFacts};
 use steep_protocol::message::job::{CancelledData, Method, SchemaMode};
 use steep_protocol::{Fault, FaultKind, Phase};
 
+use super::super::preflight::origin;
 use super::super::{Plan, WARNINGS_MAX, Why, Witness};
 use super::{
     AWAY_LIMIT, Case, Closed, Counted, Effect, Finish, JobEvent, NodeEvent, PARTS_PER_COPY,
@@ -58,6 +59,8 @@ impl Turn {
             }
             JobEvent::Cancel { data } => self.end(Why::Cancelled(data)),
             JobEvent::Endangered { fault } => self.fail(fault),
+            // Only what ends has something to give up.
+            JobEvent::GiveUp => {}
             JobEvent::Tick => self.check_limits(step),
         }
         Ok(())
@@ -189,18 +192,22 @@ impl Turn {
             return self.fail(self.misunderstood(Work::GatherSource));
         };
         let slot = self.job.slot_facts.take();
+        let around = std::mem::take(&mut self.job.around);
         let case = Case {
             spec: &self.job.spec,
             source: &source,
             target,
             handover: self.job.handover.as_ref().zip(slot.as_deref()),
+            around: &around,
         };
         let findings = (self.rules.judge)(&case);
+        let origin = origin(&case);
         let errors: Vec<&Finding> = findings
             .iter()
             .filter(|f| f.severity == Severity::Error)
             .collect();
         let fault = (!errors.is_empty()).then(|| self.preflight_fault(&errors));
+        self.job.origin = origin;
         self.warn(findings);
         match fault {
             Some(fault) => self.fail(fault),

@@ -8,8 +8,8 @@
 //! yields its own code and no other (`tests` walks all of them); the number of findings is
 //! bounded whatever the number of tables.
 //!
-//! In the order a person would look: [`servers`] (who is there), [`links`] (do they reach each
-//! other), [`privileges`], [`owner_code`] (whose code runs with them), [`capacity`] (is there room for
+//! In the order a person would look: [`servers`] (who is there), [`lineage`] (whose changes do they
+//! apply), [`links`] (do they reach each other), [`privileges`], [`owner_code`] (whose code runs with them), [`capacity`] (is there room for
 //! the job's slots, workers, sessions, locks), [`limits`] (what could end it midway), [`content`] (what
 //! is in the source), [`identity`] (whether changes to its tables succeed and arrive), [`features`]
 //! (what its schema uses that the target may lack), [`event_triggers`] (what fires on what the job
@@ -22,6 +22,7 @@ mod event_triggers;
 mod features;
 mod identity;
 mod limits;
+mod lineage;
 mod links;
 mod loading;
 mod owner_code;
@@ -44,8 +45,10 @@ use steep_protocol::NodeId;
 use steep_protocol::message::facts::{Finding, ServerFacts, Severity, SourceFacts, TargetFacts};
 use steep_protocol::message::handover::{SchemaCheck, SlotFacts};
 use steep_protocol::message::job::{JobSpec, Method};
+use steep_protocol::message::lineage::ChangeOrigin;
 
 use super::handover::Handover;
+use super::lineage::Around;
 
 /// What is judged.
 #[derive(Debug, Clone, Copy)]
@@ -58,28 +61,28 @@ pub struct Case<'a> {
     pub target: &'a TargetFacts,
     /// What the job goes on from, where its rows come from a backup.
     pub handover: Option<(&'a Handover, &'a SlotFacts)>,
+    /// What is known of all other nodes.
+    pub around: &'a Around,
+}
+
+/// Which of the source's changes the target's subscription takes.
+#[must_use]
+pub fn origin(case: &Case<'_>) -> ChangeOrigin {
+    lineage::origin(&Pair::of(case), case.around)
 }
 
 /// Everything there is to say about starting that job on those servers, gravest first.
 #[must_use]
 pub fn judge(case: &Case<'_>) -> Vec<Finding> {
-    let Case {
-        spec,
-        source,
-        target,
-        handover,
-    } = *case;
-    let pair = Pair {
-        spec,
-        source,
-        target,
-    };
+    let pair = Pair::of(case);
+    let handover = case.handover;
     let mut findings = servers::unusable(&pair);
     if !findings.is_empty() {
         // Such a server has told nothing else.
         return findings;
     }
     servers::judge(&pair, &mut findings);
+    lineage::judge(&pair, case.around, &mut findings);
     links::judge(&pair, &mut findings);
     privileges::judge(&pair, &mut findings);
     owner_code::judge(&pair, &mut findings);
@@ -137,6 +140,14 @@ struct End<'a> {
 }
 
 impl<'a> Pair<'a> {
+    fn of(case: &Case<'a>) -> Self {
+        Self {
+            spec: case.spec,
+            source: case.source,
+            target: case.target,
+        }
+    }
+
     fn source_end(&self) -> End<'a> {
         End {
             node: &self.spec.source,

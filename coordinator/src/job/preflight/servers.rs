@@ -3,7 +3,7 @@
 use steep_protocol::message::facts::Finding;
 
 use super::text::version;
-use super::{End, Pair, Text, error, info, warning};
+use super::{End, Pair, Text, error, info, lineage, warning};
 
 /// The oldest version whose TID range scans and slots the data path is built on.
 const OLDEST_SUPPORTED: u32 = 140_000;
@@ -47,9 +47,7 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
 }
 
 fn same_database(pair: &Pair<'_>) -> Option<Finding> {
-    let identity = &pair.source.server.database_identity;
-    let same = !identity.is_empty() && *identity == pair.target.server.database_identity;
-    same.then(|| {
+    lineage::is_same_database(pair).then(|| {
         error(
             "same_database",
             &pair.spec.target,

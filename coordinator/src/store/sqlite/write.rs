@@ -23,6 +23,12 @@ pub(super) fn apply_one(transaction: &Transaction<'_>, write: &Write) -> Result<
                        ON CONFLICT (node) DO UPDATE SET record = excluded.record";
             execute(transaction, sql, params![node.id.as_str(), to_json(node)?])
         }
+        Write::Forget(node) => {
+            let due = "DELETE FROM audit_due WHERE node = ?1";
+            execute(transaction, due, params![node.as_str()])?;
+            let sql = "DELETE FROM nodes WHERE node = ?1";
+            execute(transaction, sql, params![node.as_str()])
+        }
         Write::Job(job) => put_job(transaction, job),
         Write::NextCommand(next) => {
             let sql = "UPDATE meta SET value = ?1 WHERE key = 'next_command'";

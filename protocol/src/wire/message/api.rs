@@ -122,6 +122,25 @@ pub enum ApiRequest {
         /// The node.
         node: NodeId,
     },
+    /// As [`ApiRequest::Cancel`], also of jobs that the coordinator does not remember and of nodes that
+    /// are gone; [`ApiReply::Left`] with what cannot be reached and stays.
+    GiveUp {
+        /// The node.
+        node: NodeId,
+        /// What becomes of the rows.
+        data: CancelledData,
+        /// What becomes of the node.
+        afterwards: Afterwards,
+    },
+}
+
+/// What becomes of a node once it is given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Afterwards {
+    /// It is uninitialized.
+    Keep,
+    /// It is forgotten.
+    Forget,
 }
 
 /// What the coordinator answers.
@@ -168,6 +187,8 @@ pub enum ApiReply {
     Missing(MissingObjects),
     /// What a rebuild came to.
     Rebuilt(Rebuilt),
+    /// What stays on servers that could not be reached, a sentence each.
+    Left(Vec<String>),
 }
 
 /// A node, as the CLI shows it.
@@ -201,6 +222,10 @@ pub struct NodeView {
     pub wal_held_bytes: Option<u64>,
     /// Statements of its source's schema that could not be run on it; [`ApiRequest::Missing`] gives more.
     pub missing_objects: u64,
+    /// Since when nobody can look at it.
+    pub unseen_since: Option<Timestamp>,
+    /// What a person should know about it beside its state, a sentence each.
+    pub warnings: Vec<String>,
 }
 
 /// How far a job is. Sizes in bytes, times in UTC.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::feature::Feature;
 use super::identity::IdentityGroup;
+use super::lineage::{Lineage, Tool};
 use super::schema::SchemaReview;
 use crate::wire::limits::LISTED_MAX;
 use crate::wire::{ByteCount, NodeId};
@@ -100,10 +101,8 @@ impl Capacity {
 pub struct ServerFacts {
     /// `server_version_num`.
     pub version: u32,
-    /// The system identifier, the database's oid and the moment the postmaster started: the same on
-    /// both ends means that source and target are one database. The moment tells a server from its
-    /// physical copy, which has the other two in common with it.
-    pub database_identity: String,
+    /// Which database it is, whose changes it applies, and what of ours is there.
+    pub lineage: Lineage,
     /// Database name.
     pub database: String,
     /// Role in use.
@@ -222,6 +221,8 @@ pub struct SourceFacts {
 pub struct TargetFacts {
     /// The server.
     pub server: ServerFacts,
+    /// Tables to be filled that a subscription writes to, by subscription.
+    pub subscribed: Vec<SubscribedTables>,
     /// User tables there; with none, the schema is created from the source.
     pub user_tables: u64,
     /// Of the tables to be copied, those that hold rows.
@@ -300,6 +301,17 @@ pub struct UnmatchedFilter {
     pub name: String,
     /// Names that are there and close to it.
     pub near: Vec<String>,
+}
+
+/// Tables that a subscription writes to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SubscribedTables {
+    /// The subscription's name.
+    pub subscription: String,
+    /// What made it.
+    pub tool: Tool,
+    /// Which.
+    pub tables: Listed,
 }
 
 /// An extension that a server could install.

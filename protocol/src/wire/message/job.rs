@@ -275,6 +275,12 @@ impl ReplicationNames {
     pub fn name(self) -> String {
         format!("{}{}", Self::PREFIX, self.0)
     }
+
+    /// The job whose name that is, if it is one of ours.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<JobId> {
+        name.strip_prefix(Self::PREFIX)?.parse().ok()
+    }
 }
 
 /// The slots that PostgreSQL's own copy makes on the source, one for each table on its way. They are

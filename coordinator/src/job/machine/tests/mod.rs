@@ -147,7 +147,8 @@ impl World {
             | Effect::PhaseCompleted { .. }
             | Effect::Found(_)
             | Effect::Missing(_)
-            | Effect::CleanupFailed { .. } => {}
+            | Effect::CleanupFailed { .. }
+            | Effect::GivenUp { .. } => {}
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod features;
 mod identity;
+mod lineage;
 mod loading;
 mod world;
 
@@ -82,7 +83,7 @@ fn a_healthy_pair_has_nothing_to_say() {
 fn each_defect_of_servers_and_links_is_its_own_finding() {
     walk(&[
         ("same_database", Error, |w| {
-            w.target.server.database_identity = "1/5/a".into();
+            w.target.server.lineage.identity = w.source.server.lineage.identity;
         }),
         ("version_too_old", Error, |w| {
             w.target.server.version = 130_012;

@@ -8,9 +8,11 @@ use steep_protocol::message::handover::{
     NotedSlot, Replication, SchemaCheck, ServerSlot, SlotFacts, SlotName,
 };
 use steep_protocol::message::job::{JobSpec, Method};
+use steep_protocol::message::lineage::{Identity, Lineage};
 use steep_protocol::{ByteCount, JobId, Lsn, NodeId};
 
 use super::super::super::handover::Handover;
+use super::super::super::lineage::Around;
 
 /// A job and what was seen of its two ends.
 pub(super) struct World {
@@ -18,6 +20,7 @@ pub(super) struct World {
     pub(super) source: SourceFacts,
     pub(super) target: TargetFacts,
     pub(super) handover: Option<(Handover, SlotFacts)>,
+    pub(super) around: Around,
 }
 
 impl World {
@@ -30,6 +33,7 @@ impl World {
                 .handover
                 .as_ref()
                 .map(|(handover, slot)| (handover, slot)),
+            around: &self.around,
         })
     }
 }
@@ -42,7 +46,7 @@ pub(super) fn capacity(bound_by: &str, limit: u64, used: u64) -> Capacity {
     }
 }
 
-pub(super) fn healthy_server(identity: &str) -> ServerFacts {
+pub(super) fn healthy_server(identity: Identity) -> ServerFacts {
     let settings = [
         ("wal_level", "logical"),
         ("default_transaction_read_only", "off"),
@@ -66,7 +70,10 @@ pub(super) fn healthy_server(identity: &str) -> ServerFacts {
     ServerFacts {
         event_triggers: Default::default(),
         version: 180_001,
-        database_identity: identity.to_owned(),
+        lineage: Lineage {
+            identity: Some(identity),
+            ..Lineage::default()
+        },
         database: "shop".to_owned(),
         role: "steep".to_owned(),
         superuser: false,
@@ -97,7 +104,7 @@ pub(super) fn healthy_server(identity: &str) -> ServerFacts {
 
 pub(super) fn healthy() -> World {
     let source = SourceFacts {
-        server: healthy_server("1/5/a"),
+        server: healthy_server(identity(1)),
         tables: 12,
         total_bytes: ByteCount(50_000_000_000),
         sequences: 0,
@@ -107,7 +114,7 @@ pub(super) fn healthy() -> World {
         ..SourceFacts::default()
     };
     let target = TargetFacts {
-        server: healthy_server("2/5/b"),
+        server: healthy_server(identity(2)),
         extensions_available: vec![AvailableExtension {
             name: "hstore".to_owned(),
             may_create: true,
@@ -128,6 +135,17 @@ pub(super) fn healthy() -> World {
         source,
         target,
         handover: None,
+        around: Around::default(),
+    }
+}
+
+/// One server of many, each with the same database.
+pub(super) fn identity(system: u64) -> Identity {
+    Identity {
+        system,
+        database: 5,
+        timeline: 1,
+        started: 100,
     }
 }
 

@@ -7,6 +7,7 @@ use super::super::handover::{HandoverFacts, PreparedSlot, SchemaCheck, Used};
 use super::super::job::{
     CancelledData, Compression, ExistingRows, SchemaMode, SyncSlots, TableFilter, YieldToDdl,
 };
+use super::super::lineage::ChangeOrigin;
 use super::super::schema::{SchemaCursor, SchemaPage, SchemaReview};
 use crate::wire::{ByteCount, Epoch, JobId, Lsn, NodeId, PartNo, RowCount};
 
@@ -100,6 +101,8 @@ pub enum Command {
         source: PeerAddress,
         /// What to begin with.
         start: SubscriptionStart,
+        /// Which of the source's changes to take.
+        origin: ChangeOrigin,
     },
     /// Target, native method: until every table of the subscription is ready.
     AwaitNativeCopy,

@@ -23,6 +23,7 @@ pub use self::progress::{
 };
 use super::api::AuditView;
 use super::handover::{PreparedSlot, Replication, SlotName};
+use super::lineage::Lineage;
 use crate::wire::pace::Pace;
 use crate::wire::{CommandId, Fault, JobId, NodeState};
 
@@ -70,6 +71,9 @@ pub enum AgentMessage {
         /// Which.
         slot: SlotName,
     },
+    /// Which database this is, whose changes it applies and what of ours is in it: in every session
+    /// once PostgreSQL could be asked, and again when it changes.
+    Lineage(Box<Lineage>),
 }
 
 /// From the coordinator to an agent.
@@ -119,6 +123,8 @@ pub enum CoordinatorMessage {
         /// What.
         command: Command,
     },
+    /// Answers [`AgentMessage::Register`] instead of a welcome; the session ends with it.
+    Rejected(Fault),
 }
 
 /// What an agent is, at the beginning of a session. Its node name comes from its certificate.
@@ -136,4 +142,11 @@ pub struct Registration {
     pub admitted: Vec<JobId>,
     /// Workers it will run at once, over all jobs.
     pub max_workers: u8,
+    /// Where the process listens, in a form that no two processes alive at the same time share. The
+    /// same seat with another incarnation means that the process before is gone.
+    pub seat: Seat,
 }
+
+/// A digest of the machine's boot, the network namespace and the port that an agent listens on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seat(pub u64);

@@ -1,0 +1,300 @@
+//! What agents say of their nodes' lineage: kept with the node, put together into the graph that
+//! preflight judges by, and used to take up replicas that this coordinator does not remember.
+
+use jiff::Timestamp;
+use steep_protocol::message::job::ReplicationNames;
+use steep_protocol::message::lineage::{Lineage, MirroredNode, Sameness, SubscriptionSeen, Tool};
+use steep_protocol::{JobId, NodeId, NodeState};
+
+use super::Driver;
+use super::drift::ANEW;
+use super::log::Note;
+use crate::job::lineage::{Around, Known, Sight};
+use crate::job::state::{NodeEvent, transition};
+use crate::store::{NodeRecord, Store, Write};
+
+impl<S: Store> Driver<S> {
+    /// An agent says what its node's lineage is.
+    pub(super) fn on_lineage(&mut self, node: &NodeId, lineage: Box<Lineage>, now: Timestamp) {
+        if !lineage.is_bounded() {
+            tracing::warn!(node_id = %node, "an agent's lineage is longer than one may be and is left out");
+            return;
+        }
+        let Some(agent) = self.registry.get_mut(node) else {
+            return;
+        };
+        let first = !std::mem::replace(&mut agent.lineage_known, true);
+        let Some(record) = self.nodes.get_mut(node) else {
+            return;
+        };
+        if record.lineage.as_ref() != Some(&lineage) {
+            record.lineage = Some(lineage);
+            self.out.writes.push(Write::Node(record.clone()));
+        }
+        self.warn_of_aliases(node, now);
+        // Who has the slot of a subscription may be known only now.
+        for node in self.nodes.keys().cloned().collect::<Vec<_>>() {
+            self.take_up(&node, now);
+        }
+        if first {
+            self.mirror(node, now);
+        }
+    }
+
+    /// Whether the node's own tables may be written: not before they have been read, where they may be
+    /// all that is known of a replica.
+    pub(super) fn may_mirror(&self, node: &NodeId) -> bool {
+        let blank = self
+            .nodes
+            .get(node)
+            .is_some_and(|record| record.state == NodeState::Uninitialized && record.job.is_none());
+        let agent = self.registry.get(node);
+        !blank || agent.is_some_and(|agent| agent.lineage_known)
+    }
+
+    /// Everything that is known of who follows whom.
+    pub(super) fn around(&self) -> Around {
+        let known = self.nodes.values().filter_map(|record| {
+            let agent = self.registry.get(&record.id);
+            Some(Known {
+                node: record.id.clone(),
+                lineage: record.lineage.as_deref()?.clone(),
+                sight: if agent.is_some_and(|agent| agent.lineage_known) {
+                    Sight::Now
+                } else {
+                    Sight::Before
+                },
+            })
+        });
+        Around {
+            nodes: known.collect(),
+            remembered: self.in_use(),
+        }
+    }
+
+    /// What replications are named after that jobs or nodes use now.
+    fn in_use(&self) -> Vec<JobId> {
+        let jobs = self.jobs.values().map(|live| &live.job);
+        let jobs = jobs.flat_map(|job| [job.id, job.replication().id]);
+        let following = self.nodes.values().filter(|record| follows(record.state));
+        let following = following.flat_map(|record| [record.job, record.replication]);
+        let prepared = self
+            .nodes
+            .keys()
+            .filter_map(|node| self.registry.get(node)?.prepared.as_ref())
+            .flatten()
+            .map(|slot| slot.replication.id);
+        jobs.chain(following.flatten()).chain(prepared).collect()
+    }
+
+    /// Other nodes that are the same database, as far as their agents have sessions.
+    pub(super) fn aliases(&self, node: &NodeId) -> Vec<&NodeId> {
+        let identity = |node: &NodeId| {
+            self.registry
+                .get(node)
+                .filter(|agent| agent.lineage_known)?;
+            self.nodes.get(node)?.lineage.as_ref()?.identity
+        };
+        let Some(own) = identity(node) else {
+            return Vec::new();
+        };
+        let same = |other: &&NodeId| {
+            *other != node
+                && identity(other).is_some_and(|other| own.compare(&other) == Sameness::Same)
+        };
+        self.nodes.keys().filter(same).collect()
+    }
+
+    fn warn_of_aliases(&mut self, node: &NodeId, now: Timestamp) {
+        let aliases: Vec<NodeId> = self.aliases(node).into_iter().cloned().collect();
+        for other in aliases {
+            let pair = if *node < other {
+                (node.clone(), other.clone())
+            } else {
+                (other.clone(), node.clone())
+            };
+            if self.aliases_told.insert(pair) {
+                let text = alias_warning(node, &other);
+                let note = Note::warn("node.same_database", text).node(node);
+                self.log(note.field("same_as", &other), now);
+            }
+        }
+    }
+
+    /// Takes up a node that is a replica of ours and of which this coordinator knows nothing: its store
+    /// was lost, or another coordinator has made it.
+    fn take_up(&mut self, node: &NodeId, now: Timestamp) {
+        let Some(record) = self.nodes.get(node) else {
+            return;
+        };
+        if record.state != NodeState::Uninitialized || self.live_job(node).is_some() {
+            return;
+        }
+        let Some(lineage) = record.lineage.as_deref().cloned() else {
+            return;
+        };
+        let Some((subscription, replication)) = own_subscription(&lineage) else {
+            if let Some(job) = lineage.books.iter().find(|job| self.is_news(**job)) {
+                self.found_half_made(node, *job, now);
+            }
+            return;
+        };
+        if !self.is_news(replication) {
+            return;
+        }
+        let mirrored = lineage.mirrored.as_ref();
+        let source = self.publisher_of(&subscription, node).or_else(|| {
+            let said = mirrored.and_then(|mirrored| mirrored.source.clone());
+            said.filter(|source| self.nodes.contains_key(source))
+        });
+        if let Some(source) = source {
+            if lineage.books.is_empty() {
+                self.take_replica(node, &source, replication, mirrored, now);
+            } else {
+                self.found_half_made(node, replication, now);
+            }
+        }
+    }
+
+    /// Whether nothing is remembered of that job. What was just removed may still be in a lineage that
+    /// was read before.
+    pub(super) fn is_news(&mut self, job: JobId) -> bool {
+        let known = self
+            .nodes
+            .values()
+            .any(|record| record.job == Some(job) || record.replication == Some(job));
+        if known || self.swept.contains(&job) || self.jobs.contains_key(&job) {
+            return false;
+        }
+        match self.store.job(job) {
+            Ok(stored) => stored.is_none(),
+            Err(error) => {
+                tracing::warn!(job_id = %job, %error, "the job cannot be looked up");
+                false
+            }
+        }
+    }
+
+    /// The one other node whose database has the subscription's slot.
+    fn publisher_of(&self, subscription: &SubscriptionSeen, node: &NodeId) -> Option<NodeId> {
+        let slot = subscription.slot.as_ref()?;
+        let has = |record: &&NodeRecord| {
+            let lineage = record.lineage.as_ref();
+            record.id != *node && lineage.is_some_and(|lineage| lineage.slots.contains(slot))
+        };
+        let mut publishers = self.nodes.values().filter(has);
+        let publisher = publishers.next()?;
+        publishers.next().is_none().then(|| publisher.id.clone())
+    }
+
+    /// A replica is taken for diverged until it has been looked at; then it is synchronized, if slot,
+    /// subscription and columns are sound and it was synchronized for whoever made it.
+    fn take_replica(
+        &mut self,
+        node: &NodeId,
+        source: &NodeId,
+        replication: JobId,
+        mirrored: Option<&MirroredNode>,
+        now: Timestamp,
+    ) {
+        let Some(record) = self.nodes.get_mut(node) else {
+            return;
+        };
+        let from = record.state;
+        let Ok(to) = transition(from, NodeEvent::Adopted) else {
+            return;
+        };
+        let job = mirrored.and_then(|mirrored| mirrored.job);
+        record.state = to;
+        record.source = Some(source.clone());
+        record.job = Some(job.unwrap_or(replication));
+        record.replication = (record.job != Some(replication)).then_some(replication);
+        record.lost = lasting(mirrored);
+        let reason = match &record.lost {
+            Some(lost) => lost.clone(),
+            None => format!(
+                "taken up from what is on {node} and {source}, since this coordinator does not \
+                 remember job {replication}; it has not been looked at yet"
+            ),
+        };
+        record.error_message = Some(reason.clone());
+        let record = record.clone();
+        self.out.writes.push(Write::Node(record.clone()));
+        let text = format!("{node}: {from} to {to}: {reason}");
+        let note = Note::warn("node.adopted", text)
+            .node(node)
+            .of(Some(source), record.job)
+            .field("from", from)
+            .field("to", to);
+        self.log(note, now);
+        self.mirror(node, now);
+    }
+
+    /// A job that nobody here remembers has begun on the node and not come to its end.
+    fn found_half_made(&mut self, node: &NodeId, job: JobId, now: Timestamp) {
+        let Some(record) = self.nodes.get_mut(node) else {
+            return;
+        };
+        let from = record.state;
+        let Ok(to) = transition(from, NodeEvent::Failed) else {
+            return;
+        };
+        let reason = format!(
+            "tables here belong to job {job}, which this coordinator does not remember: steep-repl \
+             init cancel --node {node} --force-cleanup removes what it made"
+        );
+        record.state = to;
+        record.error_message = Some(reason.clone());
+        self.out.writes.push(Write::Node(record.clone()));
+        let note = Note::warn("node.adopted", format!("{node}: {from} to {to}: {reason}"))
+            .node(node)
+            .of(None, Some(job))
+            .field("from", from)
+            .field("to", to);
+        self.log(note, now);
+        self.mirror(node, now);
+    }
+}
+
+/// What is shown of two names of one database.
+pub(super) fn alias_warning(node: &NodeId, other: &NodeId) -> String {
+    format!(
+        "{node} and {other} are one and the same database: correct --postgres of one of their agents, \
+         or stop one of them"
+    )
+}
+
+/// Whether a node in that state has a subscription of ours.
+pub(super) fn follows(state: NodeState) -> bool {
+    matches!(state, NodeState::Synchronized | NodeState::Diverged)
+}
+
+fn own_subscription(lineage: &Lineage) -> Option<(SubscriptionSeen, JobId)> {
+    let mut own = lineage.subscriptions.iter();
+    own.find_map(|subscription| {
+        let job = ReplicationNames::parse(&subscription.name)?;
+        (subscription.tool == Tool::PostgreSql).then(|| (subscription.clone(), job))
+    })
+}
+
+/// Why the node may never be called synchronized, where that is known or cannot be known.
+fn lasting(mirrored: Option<&MirroredNode>) -> Option<String> {
+    let unproved = "nobody knows whether its rows were ever proved equal to the source's";
+    match mirrored {
+        Some(mirrored) => match mirrored.state {
+            NodeState::Synchronized => None,
+            // What else it may have diverged for is seen again.
+            NodeState::Diverged => mirrored.error.clone().filter(|error| error.contains(ANEW)),
+            NodeState::Uninitialized
+            | NodeState::Preparing
+            | NodeState::Copying
+            | NodeState::CatchingUp
+            | NodeState::Failed
+            | NodeState::Reinitializing => Some(format!(
+                "{unproved}: it was {} when its coordinator was last heard of",
+                mirrored.state
+            )),
+        },
+        None => Some(unproved.to_owned()),
+    }
+}

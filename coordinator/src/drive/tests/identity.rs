@@ -1,0 +1,139 @@
+//! Who is taken for a node's agent, what becomes of nodes that nobody looks at, and of replicas that
+//! nobody remembers.
+
+use steep_protocol::NodeState;
+use steep_protocol::message::agent::{AgentMessage, Observed, Seat};
+use steep_protocol::message::job::ReplicationNames;
+use steep_protocol::message::lineage::{
+    ChangeOrigin, Identity, Lineage, MirroredNode, SubscriptionSeen, Tool,
+};
+
+use super::world::*;
+use super::*;
+
+fn lineage(system: u64) -> Lineage {
+    Lineage {
+        identity: Some(Identity {
+            system,
+            database: 5,
+            timeline: 1,
+            started: 100,
+        }),
+        ..Lineage::default()
+    }
+}
+
+fn tell(world: &mut World, name: &str, lineage: Lineage) {
+    world.say(name, AgentMessage::Lineage(Box::new(lineage)));
+}
+
+/// A replica of `a` made by that job, as its agent reports it.
+fn replica(job: JobId, state: NodeState) -> Lineage {
+    let name = ReplicationNames(job).name();
+    Lineage {
+        subscriptions: vec![SubscriptionSeen {
+            name: name.clone(),
+            tool: Tool::PostgreSql,
+            slot: Some(name),
+            origin: ChangeOrigin::Any,
+        }],
+        mirrored: Some(MirroredNode {
+            state,
+            source: None,
+            job: Some(job),
+            error: None,
+        }),
+        ..lineage(2)
+    }
+}
+
+#[test]
+fn a_second_process_is_turned_away_until_the_first_is_silent_and_one_in_its_seat_is_not() {
+    let directory = super::directory();
+    let mut world = World::open(directory.path(), &["a"]);
+    let refused = world.knock("a", 77, Seat(9)).unwrap();
+    assert!(refused.message.contains("a:7401"), "{refused}");
+    // The same again is no news.
+    assert!(world.knock("a", 77, Seat(9)).is_some());
+    let events = world.events("a");
+    let rejected = events.iter().filter(|e| e.event == "agent.rejected");
+    assert_eq!(rejected.count(), 1);
+    assert!(!events.iter().any(|e| e.event == "agent.lost"));
+    // The port is taken over: the process that had it is gone.
+    assert_eq!(world.knock("a", 78, Seat(0)), None);
+    assert!(world.knock("a", 79, Seat(9)).is_some());
+    world.skip(6);
+    assert_eq!(world.knock("a", 79, Seat(9)), None);
+}
+
+#[test]
+fn a_replica_that_nobody_remembers_is_taken_up_once_its_source_is_known() {
+    let directory = super::directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let job = JobId(0xabc);
+    tell(&mut world, "b", replica(job, NodeState::Synchronized));
+    assert_eq!(world.node("b").state, NodeState::Uninitialized);
+    assert!(world.agent("b").mirrored.is_empty() || world.node("b").source_node.is_none());
+    let slots = vec![ReplicationNames(job).name()];
+    tell(
+        &mut world,
+        "a",
+        Lineage {
+            slots,
+            ..lineage(1)
+        },
+    );
+    let view = world.node("b");
+    assert_eq!(view.state, NodeState::Diverged);
+    assert_eq!(view.source_node, Some(crate::testing::node("a")));
+    assert!(view.error_message.unwrap().contains("not been looked at"));
+}
+
+#[test]
+fn a_job_that_nobody_remembers_is_told_and_not_touched() {
+    let directory = super::directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let half = Lineage {
+        books: vec![JobId(0xabc)],
+        ..lineage(2)
+    };
+    tell(&mut world, "b", half);
+    let view = world.node("b");
+    assert_eq!(view.state, NodeState::Failed);
+    assert!(view.error_message.unwrap().contains("--force-cleanup"));
+    assert!(world.agent("b").at_work.is_empty());
+}
+
+#[test]
+fn two_names_of_one_database_are_told_once_and_shown() {
+    let directory = super::directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    tell(&mut world, "a", lineage(1));
+    tell(&mut world, "b", lineage(1));
+    tell(&mut world, "a", lineage(1));
+    assert!(world.node("a").warnings[0].contains("one and the same database"));
+    let told = world.events("b");
+    let told = told.iter().filter(|e| e.event == "node.same_database");
+    assert_eq!(told.count(), 1);
+}
+
+#[test]
+fn how_a_node_fares_is_unknown_since_nobody_could_look() {
+    let directory = super::directory();
+    let mut world = World::open(directory.path(), &["a"]);
+    let seen = || Observed {
+        postgres: Some(Ok(180_000)),
+        ..Observed::default()
+    };
+    world.say("a", AgentMessage::Observed(seen()));
+    world.skip(30);
+    assert_eq!(world.node("a").unseen_since, None);
+    world.leave("a");
+    world.skip(1);
+    world.skip(10);
+    assert!(world.node("a").unseen_since.is_some());
+    world.join("a");
+    world.say("a", AgentMessage::Observed(seen()));
+    world.skip(1);
+    assert_eq!(world.node("a").unseen_since, None);
+}

@@ -1,0 +1,352 @@
+//! Who follows whom, whichever tool made the subscriptions: a graph of the nodes' lineages.
+//!
+//! Pure. An edge leads from a node to each node whose database has the slot that one of its
+//! subscriptions names. Databases are told apart by their identity and not by the nodes' names, so one
+//! database under two names is one place in the graph.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use serde::{Deserialize, Serialize};
+use steep_protocol::message::lineage::{ChangeOrigin, Lineage, Sameness};
+use steep_protocol::{JobId, NodeId};
+
+/// What the coordinator knows besides what two agents have just said of their servers.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Around {
+    /// Every node's lineage.
+    pub nodes: Vec<Known>,
+    /// Jobs and prepared slots that the coordinator remembers.
+    pub remembered: Vec<JobId>,
+}
+
+/// A node's lineage, as its agent reported it last.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Known {
+    /// The node.
+    pub node: NodeId,
+    /// Its lineage.
+    pub lineage: Lineage,
+    /// When that was.
+    pub sight: Sight,
+}
+
+/// How old a lineage is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Sight {
+    /// A few seconds: the agent has a session.
+    Now,
+    /// Unknown: its server may have been started again since.
+    Before,
+}
+
+/// The graph.
+#[derive(Debug, Default)]
+pub struct Kinship<'a> {
+    nodes: BTreeMap<&'a NodeId, (&'a Lineage, Sight)>,
+}
+
+/// One step from a node to the one whose changes it applies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Step<'a> {
+    /// Who applies them.
+    pub node: &'a NodeId,
+    /// By which subscription.
+    pub subscription: &'a str,
+    /// Which changes that takes.
+    pub origin: ChangeOrigin,
+    /// Whose changes they are.
+    pub upstream: &'a NodeId,
+}
+
+impl<'a> Kinship<'a> {
+    /// The graph of all that is known; what is named in `fresh` replaces what was known before.
+    #[must_use]
+    pub fn new(around: &'a Around, fresh: [(&'a NodeId, &'a Lineage); 2]) -> Self {
+        let known = around.nodes.iter();
+        let known = known.map(|known| (&known.node, (&known.lineage, known.sight)));
+        let fresh = fresh.map(|(node, lineage)| (node, (lineage, Sight::Now)));
+        Self {
+            nodes: known.chain(fresh).collect(),
+        }
+    }
+
+    fn steps(&self, node: &'a NodeId) -> Vec<Step<'a>> {
+        let Some((lineage, _)) = self.nodes.get(node) else {
+            return Vec::new();
+        };
+        let subscriptions = lineage.subscriptions.iter();
+        let steps = subscriptions.flat_map(|subscription| {
+            let slot = subscription.slot.as_ref();
+            let upstreams = self.nodes.iter().filter(move |(upstream, (of, _))| {
+                let has_slot = slot.is_some_and(|slot| of.slots.contains(slot));
+                // Nobody subscribes to its own database.
+                has_slot && !self.is(node, upstream)
+            });
+            upstreams.map(|(upstream, _)| Step {
+                node,
+                subscription: subscription.name.as_str(),
+                origin: subscription.origin,
+                upstream,
+            })
+        });
+        steps.collect()
+    }
+
+    /// The shortest way on which changes made at `upstream` come to `node`; empty where none is known.
+    #[must_use]
+    pub fn path(&self, node: &'a NodeId, upstream: &NodeId) -> Vec<Step<'a>> {
+        let mut came_by: BTreeMap<&NodeId, Step<'a>> = BTreeMap::new();
+        let mut waiting = VecDeque::from([node]);
+        while let Some(at) = waiting.pop_front() {
+            for step in self.steps(at) {
+                if step.upstream == node || came_by.contains_key(step.upstream) {
+                    continue;
+                }
+                came_by.insert(step.upstream, step);
+                if self.is(step.upstream, upstream) {
+                    return Self::walked(&came_by, step.upstream, node);
+                }
+                waiting.push_back(step.upstream);
+            }
+        }
+        Vec::new()
+    }
+
+    fn walked(
+        came_by: &BTreeMap<&NodeId, Step<'a>>,
+        end: &NodeId,
+        start: &NodeId,
+    ) -> Vec<Step<'a>> {
+        let mut path = Vec::new();
+        let mut at = end;
+        while at != start {
+            let Some(step) = came_by.get(at) else { break };
+            path.push(*step);
+            at = step.node;
+        }
+        path.reverse();
+        path
+    }
+
+    /// Whether both names are of one database. Of one that is out of sight it cannot be told whether it
+    /// is a physical copy of the other or the same before a restart; then they are taken for one.
+    fn is(&self, one: &NodeId, other: &NodeId) -> bool {
+        let lineages = self.nodes.get(one).zip(self.nodes.get(other));
+        one == other
+            || lineages.is_some_and(|(one, other)| {
+                let identities = one.0.identity.zip(other.0.identity);
+                let sameness = identities.map(|(one, other)| one.compare(&other));
+                match (sameness, one.1, other.1) {
+                    (Some(Sameness::Same), ..) => true,
+                    (Some(Sameness::SameOrCopy), Sight::Now, Sight::Now) => false,
+                    (Some(Sameness::SameOrCopy), ..) => true,
+                    (Some(Sameness::Different) | None, ..) => false,
+                }
+            })
+    }
+
+    /// Other names of that node's database.
+    #[must_use]
+    pub fn aliases(&self, node: &NodeId) -> Vec<&'a NodeId> {
+        let others = self.nodes.keys().filter(|other| **other != node);
+        others
+            .filter(|other| self.is(node, other))
+            .copied()
+            .collect()
+    }
+
+    /// The nodes whose database has that slot.
+    #[must_use]
+    pub fn with_slot(&self, slot: &str) -> Vec<&'a NodeId> {
+        let has = |lineage: &Lineage| lineage.slots.iter().any(|known| known == slot);
+        let all = self.nodes.iter().filter(|(_, (lineage, _))| has(lineage));
+        all.map(|(node, _)| *node).collect()
+    }
+
+    /// Subscriptions of `node`, and of those it follows, whose publisher is no known node.
+    #[must_use]
+    pub fn unknown_upstreams(&self, node: &'a NodeId) -> Vec<(&'a NodeId, &'a str)> {
+        let mut seen = vec![node];
+        let mut at = 0;
+        let mut unknown = Vec::new();
+        while let Some(node) = seen.get(at).copied() {
+            at += 1;
+            let steps = self.steps(node);
+            let Some((lineage, _)) = self.nodes.get(node) else {
+                continue;
+            };
+            for subscription in &lineage.subscriptions {
+                let name = subscription.name.as_str();
+                if !steps.iter().any(|step| step.subscription == name) {
+                    unknown.push((node, name));
+                }
+            }
+            for step in steps {
+                if !seen.contains(&step.upstream) {
+                    seen.push(step.upstream);
+                }
+            }
+        }
+        unknown
+    }
+
+    /// Slots of `node` that no known node's subscription names: somebody unknown follows it by them.
+    #[must_use]
+    pub fn unknown_followers(&self, node: &NodeId) -> Vec<&'a str> {
+        let Some((lineage, _)) = self.nodes.get(node) else {
+            return Vec::new();
+        };
+        let known = |slot: &&str| {
+            let mut all = self.nodes.values().flat_map(|(of, _)| &of.subscriptions);
+            all.any(|subscription| subscription.slot.as_deref() == Some(slot))
+        };
+        let slots = lineage.slots.iter().map(String::as_str);
+        slots.filter(|slot| !known(slot)).collect()
+    }
+
+    /// Subscriptions of `node` that do not lead to `upstream`.
+    #[must_use]
+    pub fn others(&self, node: &'a NodeId, upstream: &NodeId) -> Vec<&'a str> {
+        let Some((lineage, _)) = self.nodes.get(node) else {
+            return Vec::new();
+        };
+        let steps = self.steps(node);
+        let from_it = |name: &str| {
+            let own = steps.iter().filter(|step| step.subscription == name);
+            own.clone().next().is_some() && own.into_iter().all(|s| self.is(s.upstream, upstream))
+        };
+        let names = lineage.subscriptions.iter().map(|s| s.name.as_str());
+        names.filter(|name| !from_it(name)).collect()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use steep_protocol::message::lineage::{Identity, SubscriptionSeen, Tool};
+
+    use super::*;
+
+    pub(crate) fn id(name: &str) -> NodeId {
+        NodeId::parse(name).unwrap()
+    }
+
+    /// A database that has those slots and subscribes to those.
+    pub(crate) fn lineage(database: u32, slots: &[&str], subscribes: &[&str]) -> Lineage {
+        Lineage {
+            identity: Some(Identity {
+                system: 7,
+                database,
+                timeline: 1,
+                started: 100,
+            }),
+            slots: slots.iter().map(|slot| (*slot).to_owned()).collect(),
+            subscriptions: subscribes
+                .iter()
+                .map(|slot| SubscriptionSeen {
+                    name: format!("sub_{slot}"),
+                    tool: Tool::PostgreSql,
+                    slot: Some((*slot).to_owned()),
+                    origin: ChangeOrigin::Any,
+                })
+                .collect(),
+            ..Lineage::default()
+        }
+    }
+
+    pub(crate) fn around(nodes: &[(&str, Lineage)]) -> Around {
+        let known = |(node, lineage): &(&str, Lineage)| Known {
+            node: id(node),
+            lineage: lineage.clone(),
+            sight: Sight::Before,
+        };
+        Around {
+            nodes: nodes.iter().map(known).collect(),
+            remembered: Vec::new(),
+        }
+    }
+
+    fn way(nodes: &[(&str, Lineage)], from: &str, to: &str) -> Vec<String> {
+        let around = around(nodes);
+        let (from, to) = (id(from), id(to));
+        let nothing = Lineage::default();
+        let of = |node: &NodeId| {
+            let found = around.nodes.iter().find(|known| known.node == *node);
+            found.map_or(&nothing, |known| &known.lineage)
+        };
+        let kinship = Kinship::new(&around, [(&from, of(&from)), (&to, of(&to))]);
+        let path = kinship.path(&from, &to);
+        path.iter().map(|step| step.upstream.to_string()).collect()
+    }
+
+    #[test]
+    fn a_chain_is_followed_over_every_node() {
+        let nodes = [
+            ("a", lineage(1, &["to_b"], &[])),
+            ("b", lineage(2, &["to_c"], &["to_b"])),
+            ("c", lineage(3, &[], &["to_c"])),
+        ];
+        assert_eq!(way(&nodes, "c", "a"), ["b", "a"]);
+        assert_eq!(way(&nodes, "b", "a"), ["a"]);
+        assert!(way(&nodes, "a", "c").is_empty());
+    }
+
+    #[test]
+    fn a_database_under_another_name_is_the_same_place() {
+        // x has no slot in its list yet, as one that was looked at earlier.
+        let nodes = [
+            ("a", lineage(1, &["to_b"], &[])),
+            ("b", lineage(2, &[], &["to_b"])),
+            ("x", lineage(1, &[], &[])),
+        ];
+        assert_eq!(way(&nodes, "b", "x"), ["a"]);
+    }
+
+    #[test]
+    fn a_circle_is_walked_once() {
+        let nodes = [
+            ("a", lineage(1, &["to_b"], &["to_a"])),
+            ("b", lineage(2, &["to_a"], &["to_b"])),
+            ("x", lineage(3, &[], &[])),
+        ];
+        assert!(way(&nodes, "a", "x").is_empty());
+        assert_eq!(way(&nodes, "a", "b"), ["b"]);
+    }
+
+    #[test]
+    fn what_leads_out_of_sight_is_told_on_both_ends() {
+        let around = around(&[
+            ("b", lineage(2, &["to_c", "to_whom"], &["from_whom"])),
+            ("c", lineage(3, &[], &["to_c"])),
+        ]);
+        let (b, c) = (&around.nodes[0], &around.nodes[1]);
+        let kinship = Kinship::new(&around, [(&b.node, &b.lineage), (&c.node, &c.lineage)]);
+        assert_eq!(
+            kinship.unknown_upstreams(&c.node),
+            [(&b.node, "sub_from_whom")]
+        );
+        assert_eq!(kinship.unknown_followers(&b.node), ["to_whom"]);
+        assert_eq!(kinship.others(&c.node, &b.node), Vec::<&str>::new());
+        assert_eq!(kinship.others(&b.node, &c.node), ["sub_from_whom"]);
+    }
+
+    #[test]
+    fn a_copy_is_told_apart_only_while_both_are_seen() {
+        let mut copy = lineage(1, &[], &[]);
+        copy.identity.as_mut().unwrap().started = 200;
+        let original = lineage(1, &["to_b"], &[]);
+        let follower = lineage(2, &[], &["to_b"]);
+        let (b, x) = (id("b"), id("x"));
+        for (sight, steps) in [(Sight::Now, 0), (Sight::Before, 1)] {
+            let around = Around {
+                nodes: vec![Known {
+                    node: id("a"),
+                    lineage: original.clone(),
+                    sight,
+                }],
+                remembered: Vec::new(),
+            };
+            let kinship = Kinship::new(&around, [(&b, &follower), (&x, &copy)]);
+            assert_eq!(kinship.path(&b, &x).len(), steps, "{sight:?}");
+        }
+    }
+}

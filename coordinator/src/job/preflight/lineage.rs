@@ -1,0 +1,283 @@
+//! Whose changes the two databases apply, and what earlier jobs have left in them.
+
+use steep_protocol::JobId;
+use steep_protocol::message::facts::{Finding, SubscribedTables};
+use steep_protocol::message::job::ReplicationNames;
+use steep_protocol::message::lineage::{ChangeOrigin, Lineage, Sameness, Tool};
+
+use super::super::lineage::{Around, Kinship, Step};
+use super::text::{all_names, counted, names};
+use super::{Pair, Text, error, warning};
+
+/// The oldest version whose subscriptions know where a change was made.
+const KNOWS_ORIGINS: u32 = 160_000;
+
+/// What stands between a source, a target and everybody they follow.
+pub(super) fn judge(pair: &Pair<'_>, around: &Around, findings: &mut Vec<Finding>) {
+    if is_same_database(pair) {
+        // Said elsewhere, and everything below would be said of it twice.
+        return;
+    }
+    findings.extend(feedback(pair, around));
+    findings.extend(
+        pair.target
+            .subscribed
+            .iter()
+            .map(|seen| subscribed(pair, seen)),
+    );
+    findings.extend(forgotten_on_target(pair, around));
+    findings.extend(forgotten_on_source(pair, around));
+}
+
+/// Which of the source's changes the subscription takes: all, unless the target's own would come back
+/// with them.
+pub(super) fn origin(pair: &Pair<'_>, around: &Around) -> ChangeOrigin {
+    if way_back(pair, &kinship(pair, around)).is_empty() {
+        ChangeOrigin::Any
+    } else {
+        ChangeOrigin::None
+    }
+}
+
+/// Whether both ends are one running database. Both were asked within seconds, so that a physical copy
+/// is told apart by the moment its server started.
+pub(super) fn is_same_database(pair: &Pair<'_>) -> bool {
+    let (source, target) = (&pair.source.server.lineage, &pair.target.server.lineage);
+    let both = source.identity.zip(target.identity);
+    both.is_some_and(|(source, target)| source.compare(&target) == Sameness::Same)
+}
+
+fn kinship<'a>(pair: &Pair<'a>, around: &'a Around) -> Kinship<'a> {
+    Kinship::new(
+        around,
+        [
+            (&pair.spec.source, &pair.source.server.lineage),
+            (&pair.spec.target, &pair.target.server.lineage),
+        ],
+    )
+}
+
+/// The way on which the target's changes come to the source. A target that is a physical copy of the
+/// source, or of whom it follows, is not in its own way.
+fn way_back<'a>(pair: &Pair<'a>, kinship: &Kinship<'a>) -> Vec<Step<'a>> {
+    let path = kinship.path(&pair.spec.source, &pair.spec.target);
+    let ends_elsewhere = path
+        .last()
+        .is_some_and(|step| step.upstream != &pair.spec.target);
+    if pair.is_restored() && ends_elsewhere {
+        return Vec::new();
+    }
+    path
+}
+
+fn told(path: &[Step<'_>]) -> String {
+    let steps = path.iter().map(|step| {
+        format!(
+            "{} follows {} by subscription {}",
+            step.node, step.upstream, step.subscription
+        )
+    });
+    steps.collect::<Vec<_>>().join(", ")
+}
+
+fn feedback(pair: &Pair<'_>, around: &Around) -> Vec<Finding> {
+    let kinship = kinship(pair, around);
+    let (source, target) = (&pair.spec.source, &pair.spec.target);
+    let path = way_back(pair, &kinship);
+    let Some(last) = path.last() else {
+        return out_of_sight(pair, &kinship).into_iter().collect();
+    };
+    let alias = if last.upstream == target {
+        String::new()
+    } else {
+        format!(", and {} is the database that {target} is", last.upstream)
+    };
+    let what = format!("{}{alias}", told(&path));
+    if !pair.is_restored() {
+        return vec![error(
+            "source_follows_target",
+            source,
+            Text::new(
+                what,
+                format!(
+                    "what is done to {target} is done to {source} as well: emptying and filling its tables would empty and fill the source's"
+                ),
+                format!(
+                    "choose a source that does not follow {target}, or drop that subscription on {} first",
+                    last.node
+                ),
+            ),
+        )];
+    }
+    let mut found = Vec::new();
+    let oldest = pair.source.server.version.min(pair.target.server.version);
+    if oldest < KNOWS_ORIGINS || path.iter().any(|step| step.origin == ChangeOrigin::Any) {
+        found.push(error(
+            "changes_would_circle",
+            source,
+            Text::new(
+                what.clone(),
+                "each change would come back to where it was made, and go round without end",
+                "both servers must be PostgreSQL 16 or newer and that subscription must have origin = none; or drop it first",
+            ),
+        ));
+    }
+    let others = kinship.others(source, target);
+    if !others.is_empty() {
+        let others: Vec<String> = others.into_iter().map(str::to_owned).collect();
+        found.push(error(
+            "changes_would_be_missed",
+            source,
+            Text::new(
+                format!(
+                    "{what}; and {source} gets changes of others by {}",
+                    all_names(&others)
+                ),
+                format!(
+                    "{target} can only take what is made on {source} itself, or its own changes would come back; what {source} gets from others would be missing on it without a word"
+                ),
+                "drop those subscriptions, or the one that leads back",
+            ),
+        ));
+    }
+    found
+}
+
+/// Where either end of a way back may lie with servers that no agent runs beside.
+fn out_of_sight(pair: &Pair<'_>, kinship: &Kinship<'_>) -> Option<Finding> {
+    let upstreams = kinship.unknown_upstreams(&pair.spec.source);
+    let followers = kinship.unknown_followers(&pair.spec.target);
+    if upstreams.is_empty() || followers.is_empty() {
+        // Without both there is no way back.
+        return None;
+    }
+    let upstreams: Vec<String> = upstreams
+        .into_iter()
+        .map(|(node, subscription)| format!("{subscription} on {node}"))
+        .collect();
+    let followers: Vec<String> = followers.into_iter().map(str::to_owned).collect();
+    Some(warning(
+        "source_follows_unknown",
+        &pair.spec.source,
+        Text::new(
+            format!(
+                "the publisher of {} is not a known node, and somebody unknown follows {} by slot {}",
+                all_names(&upstreams),
+                pair.spec.target,
+                all_names(&followers)
+            ),
+            format!(
+                "should the one get its changes from the other, what is done to {} is done to {} as well",
+                pair.spec.target, pair.spec.source
+            ),
+            "make sure that it does not; agents beside those servers would show it",
+        ),
+    ))
+}
+
+fn subscribed(pair: &Pair<'_>, seen: &SubscribedTables) -> Finding {
+    let (node, name) = (&pair.spec.target, &seen.subscription);
+    let ours = (seen.tool == Tool::PostgreSql)
+        .then(|| ReplicationNames::parse(name))
+        .flatten();
+    let (whose, fix) = match (ours, seen.tool.schema()) {
+        (Some(job), _) => (
+            format!("subscription {name} of job {job}"),
+            format!(
+                "steep-repl init cancel --node {node} --force-cleanup removes it, its slot and its publication"
+            ),
+        ),
+        (None, None) => (
+            format!("subscription {name}"),
+            format!(
+                "DROP SUBSCRIPTION {name} on {node}, or leave these tables out with --exclude-table"
+            ),
+        ),
+        (None, Some(schema)) => (
+            format!("subscription {name} of {schema}"),
+            format!(
+                "drop it with {schema}.drop_subscription, or leave these tables out with --exclude-table"
+            ),
+        ),
+    };
+    let tables = &seen.tables;
+    error(
+        "live_subscription",
+        node,
+        Text::new(
+            format!(
+                "{whose} writes to {}: {}",
+                counted(tables.count, "table to be filled", "tables to be filled"),
+                names(tables)
+            ),
+            "its changes and those of the new subscription would meet in the same rows",
+            fix,
+        ),
+    )
+}
+
+/// Jobs of ours in a database that the coordinator does not remember.
+fn unremembered(
+    lineage: &Lineage,
+    around: &Around,
+    at: impl Fn(&Lineage) -> Vec<JobId>,
+) -> Vec<JobId> {
+    let mut jobs = at(lineage);
+    jobs.retain(|job| !around.remembered.contains(job));
+    jobs.sort_unstable();
+    jobs.dedup();
+    jobs
+}
+
+fn said(jobs: &[JobId]) -> String {
+    all_names(&jobs.iter().map(ToString::to_string).collect::<Vec<_>>())
+}
+
+fn forgotten_on_target(pair: &Pair<'_>, around: &Around) -> Option<Finding> {
+    let books = |lineage: &Lineage| lineage.books.clone();
+    let jobs = unremembered(&pair.target.server.lineage, around, books);
+    let node = &pair.spec.target;
+    (!jobs.is_empty()).then(|| {
+        error(
+            "forgotten_job",
+            node,
+            Text::new(
+                format!(
+                    "tables here belong to a job that this coordinator does not remember: {}",
+                    said(&jobs)
+                ),
+                "another coordinator may be filling them; else they are half filled, and indexes of theirs are put aside",
+                format!(
+                    "steep-repl init cancel --node {node} --force-cleanup removes what that job made, once no other coordinator works on it"
+                ),
+            ),
+        )
+    })
+}
+
+fn forgotten_on_source(pair: &Pair<'_>, around: &Around) -> Option<Finding> {
+    let slots = |lineage: &Lineage| {
+        let names = lineage.slots.iter();
+        names
+            .filter_map(|slot| ReplicationNames::parse(slot))
+            .collect()
+    };
+    let jobs = unremembered(&pair.source.server.lineage, around, slots);
+    let node = &pair.spec.source;
+    (!jobs.is_empty()).then(|| {
+        warning(
+            "forgotten_slot",
+            node,
+            Text::new(
+                format!(
+                    "replication slots here belong to jobs that this coordinator does not remember: {}",
+                    said(&jobs)
+                ),
+                "another coordinator's replica may use them; one that nobody uses keeps WAL for ever",
+                format!(
+                    "steep-repl init cancel --node {node} --force-cleanup removes those that nobody uses"
+                ),
+            ),
+        )
+    })
+}

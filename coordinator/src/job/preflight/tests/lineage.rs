@@ -1,0 +1,125 @@
+//! Whose changes come where, and what earlier jobs have left.
+
+use steep_protocol::JobId;
+use steep_protocol::message::facts::{Severity, SubscribedTables};
+use steep_protocol::message::lineage::{ChangeOrigin, SubscriptionSeen, Tool};
+
+use super::super::super::lineage::tests::{around, lineage};
+use super::super::{Case, origin};
+use super::world::{World, healthy, identity, restored, some};
+use super::{Error, Warning, walk, walk_from};
+
+fn subscription(slot: &str, origin: ChangeOrigin) -> SubscriptionSeen {
+    SubscriptionSeen {
+        name: format!("sub_{slot}"),
+        tool: Tool::PostgreSql,
+        slot: Some(slot.to_owned()),
+        origin,
+    }
+}
+
+/// The source follows the target by a subscription that takes those changes.
+fn source_follows_target(world: &mut World, origin: ChangeOrigin) {
+    world.target.server.lineage.slots = vec!["back".to_owned()];
+    world.source.server.lineage.subscriptions = vec![subscription("back", origin)];
+}
+
+/// As a node that is restored from a backup and is already followed by its source, as nobody else is.
+fn both_ways() -> World {
+    let mut world = restored();
+    source_follows_target(&mut world, ChangeOrigin::None);
+    world
+}
+
+fn origin_of(world: &World) -> ChangeOrigin {
+    origin(&Case {
+        spec: &world.spec,
+        source: &world.source,
+        target: &world.target,
+        handover: None,
+        around: &world.around,
+    })
+}
+
+#[test]
+fn what_would_come_back_or_meet_others_stops_the_job() {
+    walk(&[
+        ("source_follows_target", Error, |w| {
+            source_follows_target(w, ChangeOrigin::Any);
+        }),
+        // Over another node, and with a database that has two names.
+        ("source_follows_target", Error, |w| {
+            let far = lineage(9, &["to_source"], &["from_alias"]);
+            let mut alias = lineage(8, &["from_alias"], &[]);
+            alias.identity = w.target.server.lineage.identity;
+            w.around = around(&[("far", far), ("alias", alias)]);
+            w.source.server.lineage.subscriptions =
+                vec![subscription("to_source", ChangeOrigin::Any)];
+        }),
+        ("source_follows_unknown", Warning, |w| {
+            w.source.server.lineage.subscriptions =
+                vec![subscription("elsewhere", ChangeOrigin::Any)];
+            w.target.server.lineage.slots = vec!["to_whom".to_owned()];
+        }),
+        ("live_subscription", Error, |w| {
+            w.target.subscribed = vec![SubscribedTables {
+                subscription: "others".to_owned(),
+                tool: Tool::Pglogical,
+                tables: some("app.orders"),
+            }];
+        }),
+        ("forgotten_job", Error, |w| {
+            w.target.server.lineage.books = vec![JobId(3)];
+        }),
+        ("forgotten_slot", Warning, |w| {
+            w.source.server.lineage.slots = vec!["steep_repl_0000000000000003".to_owned()];
+        }),
+    ]);
+}
+
+#[test]
+fn a_node_that_follows_others_passes_on_what_it_gets_from_them() {
+    let mut world = healthy();
+    world.source.server.lineage.subscriptions = vec![
+        subscription("from_a", ChangeOrigin::Any),
+        subscription("unknown", ChangeOrigin::Any),
+    ];
+    world.around = around(&[("a", lineage(9, &["from_a"], &[]))]);
+    assert_eq!(world.judge(), []);
+    assert_eq!(origin_of(&world), ChangeOrigin::Any);
+}
+
+#[test]
+fn changes_that_would_circle_are_filtered_and_nothing_is_missed_for_it() {
+    assert_eq!(both_ways().judge(), []);
+    assert_eq!(origin_of(&both_ways()), ChangeOrigin::None);
+    walk_from(
+        both_ways,
+        &[
+            ("changes_would_circle", Severity::Error, |w| {
+                w.source.server.version = 150_006;
+            }),
+            ("changes_would_circle", Severity::Error, |w| {
+                source_follows_target(w, ChangeOrigin::Any);
+            }),
+            ("changes_would_be_missed", Severity::Error, |w| {
+                let others = subscription("from_others", ChangeOrigin::Any);
+                w.source.server.lineage.subscriptions.push(others);
+            }),
+        ],
+    );
+}
+
+#[test]
+fn a_physical_copy_is_another_database_and_what_is_remembered_is_no_leftover() {
+    let mut copy = restored();
+    let mut of_the_copy = identity(1);
+    of_the_copy.started = 200;
+    copy.source.server.lineage.identity = Some(identity(1));
+    copy.target.server.lineage.identity = Some(of_the_copy);
+    assert_eq!(copy.judge(), []);
+    let mut known = healthy();
+    known.source.server.lineage.slots = vec!["steep_repl_0000000000000003".to_owned()];
+    known.around.remembered = vec![JobId(3)];
+    assert_eq!(known.judge(), []);
+}

@@ -1,0 +1,346 @@
+//! Who is who: databases told apart by what they are and not by their nodes' names, whose changes reach
+//! whom, what a coordinator finds that remembers nothing, and nodes that are gone.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use steep_tests::cluster::Cluster;
+use steep_tests::load::{Intensity, Load};
+use steep_tests::pg::Grouping;
+use steep_tests::ports::Port;
+use steep_tests::process::{Process, tail};
+use steep_tests::{compare, residue, sample, wait};
+
+/// Any job here, on a machine that is busy.
+const JOB_LIMIT: Duration = Duration::from_secs(90);
+
+/// What is noticed within seconds.
+const NOTICE_LIMIT: Duration = Duration::from_secs(60);
+
+const TABLE: &str = "
+    CREATE TABLE kept (id integer PRIMARY KEY, body text);
+    INSERT INTO kept SELECT n, 'early' FROM generate_series(1, 1000) AS n;";
+
+/// Writers that leave a busy machine room.
+const INTENSITY: Intensity = Intensity {
+    clients: 2,
+    rate: Some(40),
+};
+
+/// Our slots.
+const OURS: &str =
+    "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'steep\\_repl\\_%'";
+
+/// The codes of what doctor finds on `target` from `source`.
+fn findings(cluster: &Cluster, arguments: &[&str]) -> Result<Vec<(String, String)>> {
+    let all = [&["doctor", "--json"], arguments].concat();
+    let found = cluster.cli(&all)?.last_object()?;
+    let found = found["findings"].as_array().context("findings")?.clone();
+    let text = |finding: &Value, key: &str| finding[key].as_str().unwrap_or_default().to_owned();
+    Ok(found
+        .iter()
+        .map(|finding| (text(finding, "code"), text(finding, "what")))
+        .collect())
+}
+
+/// Replication made by hand, as anybody does.
+fn subscribe(cluster: &Cluster, from: &str, to: &str, name: &str, options: &str) -> Result<()> {
+    let (server, database) = (cluster.node(from).server(), cluster.database(from));
+    let conninfo = server.conninfo(database.name());
+    let conninfo = format!("{conninfo} password='{}'", server.password()).replace('\'', "''");
+    cluster
+        .database(from)
+        .sql(&format!("CREATE PUBLICATION {name} FOR TABLE kept"))?;
+    let sql = format!(
+        "CREATE SUBSCRIPTION {name} CONNECTION '{conninfo}' PUBLICATION {name} WITH ({options})"
+    );
+    cluster.database(to).sql(&sql).map(drop)
+}
+
+#[test]
+fn a_cascade_carries_every_change_and_no_database_is_copied_onto_whom_it_comes_from() -> Result<()>
+{
+    let mut cluster = Cluster::builder().nodes(4).start()?;
+    let source = cluster.database("node_a");
+    sample::create(&source, 1)?;
+    let writing = Load::start(&source, INTENSITY, Grouping::Shared)?;
+    cluster.init(&[])?.expect(0)?;
+    let from_b = ["init", "node_c", "--from", "node_b", "--yes", "--json"];
+    cluster.cli(&from_b)?.expect(0)?;
+    writing.wait_for(50, NOTICE_LIMIT)?;
+    writing.stop()?;
+    cluster.wait_drained("node_a")?;
+    cluster.wait_drained("node_b")?;
+    compare::rows(&source, &cluster.database("node_b"))?.none()?;
+    compare::rows(&source, &cluster.database("node_c"))?.none()?;
+
+    // The agent of node_d now runs beside node_a's database: one database with two names.
+    let first = cluster.node("node_a").server();
+    let (conninfo, password) = (first.conninfo(source.name()), first.password().to_owned());
+    cluster.stop_agent("node_d")?;
+    cluster.node_mut("node_d").set_elsewhere(conninfo, password);
+    cluster.start_agent("node_d")?;
+    cluster.wait_online(&["node_d"])?;
+    wait::until_true("two names are told", NOTICE_LIMIT, || {
+        let view = cluster.node_view("node_d")?.context("node_d")?;
+        Ok(view["warnings"].to_string().contains("same database"))
+    })?;
+    let rows = source.value::<i64>("SELECT count(*) FROM pgbench_accounts")?;
+    for from in ["node_b", "node_c"] {
+        let wanted = [
+            "init", "node_d", "--from", from, "--force", "--yes", "--json",
+        ];
+        let refused = cluster.cli(&wanted)?.expect(1)?.text();
+        ensure!(refused.contains("follows node_a"), "{refused}");
+    }
+    let same = ["node_d", "--from", "node_a"];
+    let same = findings(&cluster, &same)?;
+    ensure!(
+        same.iter().any(|(code, _)| code == "same_database"),
+        "{same:?}"
+    );
+    let after = source.value::<i64>("SELECT count(*) FROM pgbench_accounts")?;
+    ensure!(rows == after, "{rows} rows became {after}");
+    Ok(())
+}
+
+/// A second process with a node's name and certificate, on a port of its own.
+fn impostor(cluster: &Cluster, node: &str) -> Result<Process> {
+    let (server, certs) = (cluster.node(node).server(), cluster.dir().join("certs"));
+    let port = Port::take()?;
+    let mut command = Command::new(cluster.binaries().agent());
+    command
+        .args(["run", "--log-format", "json", "--node", node])
+        .args(["--coordinator", &cluster.coordinator_address()])
+        .args(["--listen", &port.address(), "--advertise", &port.address()])
+        .args([
+            "--postgres",
+            &server.conninfo(cluster.database(node).name()),
+        ])
+        .arg("--data-dir")
+        .arg(cluster.dir().join("impostor"))
+        .arg("--ca")
+        .arg(certs.join("ca.pem"))
+        .arg("--cert")
+        .arg(certs.join(format!("{node}.pem")))
+        .arg("--key")
+        .arg(certs.join(format!("{node}.key")))
+        .env("PGPASSWORD", server.password())
+        .env("HOME", cluster.dir());
+    let log = cluster.dir().join("impostor.log");
+    Process::spawn("impostor", &mut command, &log, Grouping::Shared)
+}
+
+#[test]
+fn a_second_agent_of_one_name_is_turned_away_and_says_why() -> Result<()> {
+    let mut cluster = Cluster::pair()?;
+    let second = impostor(&cluster, "node_b")?;
+    let log = second.log().to_path_buf();
+    let status = second.end()?;
+    ensure!(!status.success(), "it ended with {status}");
+    let said = tail(&log, 5);
+    ensure!(
+        said.contains("another process is the agent of node_b"),
+        "{said}"
+    );
+    let coordinator = cluster.coordinator().context("the coordinator runs")?;
+    let rejected = coordinator.events("agent.rejected")?;
+    ensure!(rejected.len() == 1, "{rejected:?}");
+    ensure!(
+        coordinator.events("agent.lost")?.is_empty(),
+        "the first has lost its place"
+    );
+    // One that was killed is replaced at once: nobody waits for the silence of the first.
+    cluster.kill_agent("node_b")?;
+    cluster.start_agent("node_b")?;
+    cluster.wait_online(&["node_b"])?;
+    let coordinator = cluster.coordinator().context("the coordinator runs")?;
+    ensure!(
+        coordinator.events("agent.rejected")?.len() == 1,
+        "it was turned away"
+    );
+    Ok(())
+}
+
+/// The coordinator forgets everything.
+fn forget(cluster: &mut Cluster) -> Result<()> {
+    cluster.kill_coordinator()?;
+    std::fs::remove_dir_all(cluster.dir().join("coordinator"))?;
+    cluster.start_coordinator()?;
+    cluster.wait_online(&["node_a", "node_b"])
+}
+
+#[test]
+fn a_coordinator_without_memory_takes_replicas_up_and_removes_what_is_half_made() -> Result<()> {
+    let mut cluster = Cluster::pair()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    source.sql(TABLE)?;
+    cluster.init(&[])?.expect(0)?;
+    forget(&mut cluster)?;
+    cluster.wait_state("node_b", &["synchronized"], NOTICE_LIMIT)?;
+    let view = cluster.node_view("node_b")?.context("node_b")?;
+    ensure!(view["source_node"] == "node_a", "{view}");
+    source.sql("INSERT INTO kept VALUES (5000, 'late')")?;
+    cluster.wait_drained("node_a")?;
+    compare::rows(&source, &target)?.none()?;
+    let refused = cluster.init(&["--force"])?.expect(1)?.text();
+    ensure!(refused.contains("already synchronized"), "{refused}");
+    let found = findings(&cluster, &["node_b", "--from", "node_a", "--force"])?;
+    ensure!(
+        found
+            .iter()
+            .any(|(code, what)| code == "live_subscription" && what.contains("public.kept")),
+        "{found:?}"
+    );
+    let clean = [
+        "init",
+        "cancel",
+        "--node",
+        "node_b",
+        "--force-cleanup",
+        "--yes",
+    ];
+    cluster.cli(&clean)?.expect(0)?;
+    cluster.wait_state("node_b", &["uninitialized"], NOTICE_LIMIT)?;
+    residue::of_jobs(&source)?.none()?;
+    residue::of_jobs(&target)?.none()?;
+    compare::rows(&source, &target)?.none()?;
+
+    // A job that is at work when everything is forgotten.
+    source.sql("INSERT INTO kept SELECT n, repeat(md5(n::text), 30) FROM generate_series(6000, 26000) AS n")?;
+    let slowly = ["--force", "--detach", "--max-rate", "1MB"];
+    cluster.init(&slowly)?.expect(0)?;
+    cluster.wait_copying("node_b")?;
+    forget(&mut cluster)?;
+    cluster.wait_state("node_b", &["failed"], NOTICE_LIMIT)?;
+    let refused = cluster.init(&["--force"])?;
+    ensure!(
+        refused.code != 0 && refused.text().contains("does not remember"),
+        "{refused}"
+    );
+    let refused = cluster.cli(&["init", "cancel", "--node", "node_b", "--yes"])?;
+    ensure!(
+        refused.code == 1 && refused.text().contains("--force-cleanup"),
+        "{refused}"
+    );
+    cluster.cli(&clean)?.expect(0)?;
+    residue::of_jobs(&source)?.none()?;
+    residue::of_jobs(&target)?.none()?;
+    ensure!(
+        target.value::<i64>("SELECT count(*) FROM kept")? == 0,
+        "rows of the job are left"
+    );
+    cluster.init(&["--force"])?.expect(0)?;
+    compare::rows(&source, &target)?.none()
+}
+
+#[test]
+fn a_node_that_nobody_can_look_at_is_not_synchronized_and_can_be_given_up() -> Result<()> {
+    let grace = "--unseen-grace=5s";
+    let mut cluster = Cluster::builder()
+        .nodes(3)
+        .coordinator_argument(grace)
+        .start()?;
+    let source = cluster.database("node_a");
+    source.sql(TABLE)?;
+    cluster.init(&[])?.expect(0)?;
+    let third = ["init", "node_c", "--from", "node_a", "--yes", "--json"];
+    cluster.cli(&third)?.expect(0)?;
+    // PostgreSQL alone is away, and comes back.
+    cluster.node_mut("node_b").server_mut().stop()?;
+    cluster.wait_state("node_b", &["diverged"], NOTICE_LIMIT)?;
+    let view = cluster.node_view("node_b")?.context("node_b")?;
+    ensure!(view["unseen_since"].is_string(), "{view}");
+    ensure!(
+        view["error_message"]
+            .to_string()
+            .contains("nobody can look at node_b"),
+        "{view}"
+    );
+    cluster.node_mut("node_b").server_mut().restart()?;
+    cluster.wait_state("node_b", &["synchronized"], JOB_LIMIT)?;
+    // It is gone for good, and its agent runs on.
+    cluster.node_mut("node_b").server_mut().stop()?;
+    cluster.wait_state("node_b", &["diverged"], NOTICE_LIMIT)?;
+    ensure!(source.value::<u32>(OURS)? == 2, "each has its slot");
+    let clean = [
+        "init",
+        "cancel",
+        "--node",
+        "node_b",
+        "--force-cleanup",
+        "--yes",
+        "--json",
+    ];
+    let given_up = cluster.cli(&clean)?.expect(0)?.last_object()?;
+    ensure!(
+        given_up["left"].to_string().contains("on node_b"),
+        "{given_up}"
+    );
+    cluster.wait_state("node_b", &["uninitialized"], NOTICE_LIMIT)?;
+    ensure!(
+        source.value::<u32>(OURS)? == 1,
+        "the slot of node_b is left"
+    );
+    // The whole machine is gone.
+    let remove = ["nodes", "remove", "node_c", "--yes", "--json"];
+    cluster.cli(&remove)?.expect(1)?;
+    cluster.kill_agent("node_c")?;
+    cluster.node_mut("node_c").server_mut().stop()?;
+    cluster.wait_state("node_c", &["diverged"], NOTICE_LIMIT)?;
+    let removed = cluster.cli(&remove)?.expect(0)?.last_object()?;
+    ensure!(
+        removed["left"].to_string().contains("on node_c"),
+        "{removed}"
+    );
+    ensure!(cluster.node_view("node_c")?.is_none(), "it is still known");
+    residue::of_jobs(&source)?.none()
+}
+
+#[test]
+fn subscriptions_made_by_anybody_are_seen_and_stop_an_init_that_would_meet_them() -> Result<()> {
+    let cluster = Cluster::pair()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    source.sql(TABLE)?;
+    target.sql(TABLE)?;
+    // The source follows the target: to empty the one would empty the other.
+    subscribe(
+        &cluster,
+        "node_b",
+        "node_a",
+        "backwards",
+        "copy_data = false",
+    )?;
+    let refused = cluster.init(&["--force"])?.expect(1)?.text();
+    ensure!(
+        refused.contains("node_a follows node_b by subscription backwards"),
+        "{refused}"
+    );
+    ensure!(
+        source.value::<i64>("SELECT count(*) FROM kept")? == 1000,
+        "rows are gone"
+    );
+    ensure!(
+        target.value::<i64>("SELECT count(*) FROM kept")? == 1000,
+        "rows are gone"
+    );
+    source.sql("DROP SUBSCRIPTION backwards")?;
+    // The target's table is written to by somebody's subscription.
+    subscribe(
+        &cluster,
+        "node_a",
+        "node_b",
+        "forwards",
+        "copy_data = false",
+    )?;
+    let refused = cluster.init(&["--force"])?.expect(1)?.text();
+    ensure!(
+        refused.contains("subscription forwards writes to 1 table"),
+        "{refused}"
+    );
+    target.sql("DROP SUBSCRIPTION forwards")?;
+    cluster.init(&["--force"])?.expect(0)?;
+    compare::rows(&source, &target)?.none()
+}
