@@ -73,14 +73,7 @@ impl<S: Store> Driver<S> {
                 }
                 self.job_answer(&node, seen, now)
             }
-            Question::Report { node } => match self.known(&node) {
-                Ok(_) => self
-                    .store
-                    .last_end(&node)
-                    .map_err(unreadable)
-                    .map(|end| Answer::Report(end.map(Box::new))),
-                Err(fault) => Err(fault),
-            },
+            Question::Report { node } => self.report_answer(&node),
             Question::Cancel {
                 node,
                 data,
@@ -91,54 +84,43 @@ impl<S: Store> Driver<S> {
                 data,
                 afterwards,
                 operator,
-            } => {
-                self.give_up(&node, (data, afterwards), &operator, reply, now);
-                return;
-            }
+            } => return self.give_up(&node, (data, afterwards), &operator, reply, now),
             Question::Schema {
                 node,
                 filter,
                 cursor,
-            } => {
-                self.describe(&node, filter, cursor, reply, now);
-                return;
-            }
+            } => return self.describe(&node, filter, cursor, reply, now),
             Question::Prepare { spec, operator } => {
-                self.prepare(spec, &operator, reply, now);
-                return;
+                return self.prepare(spec, &operator, reply, now);
             }
             Question::DropPrepared {
                 node,
                 slot,
                 operator,
-            } => {
-                self.drop_prepared((&node, &slot), &operator, reply, now);
-                return;
-            }
+            } => return self.drop_prepared((&node, &slot), &operator, reply, now),
             Question::Prepared { node } => self.prepared_answer(&node),
             Question::Complete { spec, operator } => self.complete(*spec, &operator, now),
-            Question::DoctorComplete { spec } => {
-                self.doctor_complete(*spec, reply, now);
-                return;
-            }
+            Question::DoctorComplete { spec } => return self.doctor_complete(*spec, reply, now),
             Question::Alive => Ok(Answer::Done),
             Question::Missing { node } => self
                 .known(&node)
                 .map(|_| Answer::Missing(self.nodes[&node].missing.clone())),
             Question::Rebuild { node, operator } => {
-                self.rebuild(&node, &operator, reply, now);
-                return;
+                return self.rebuild(&node, &operator, reply, now);
             }
             Question::Capture {
                 node,
                 peer,
                 operator,
-            } => {
-                self.capture(&node, peer, &operator, reply, now);
-                return;
-            }
+            } => return self.capture(&node, peer, &operator, reply, now),
         };
         self.answer(reply, answer);
+    }
+
+    fn report_answer(&mut self, node: &NodeId) -> Result<Answer, Fault> {
+        self.known(node)?;
+        let end = self.store.last_end(node).map_err(unreadable)?;
+        Ok(Answer::Report(end.map(Box::new)))
     }
 
     fn nodes_answer(&self, node: Option<&NodeId>, now: Timestamp) -> Result<Answer, Fault> {
