@@ -151,7 +151,7 @@ impl Change {
             "table {table} {what} before all its rows were read, so the job's snapshot cannot be \
              completed{who}"
         );
-        Fault::new(FaultKind::Failed, text)
+        Fault::new(FaultKind::SourceChanged, text)
             .hint(
                 "run init again once such statements are over; with --yield-to-ddl never they wait \
                  until the table has been read",

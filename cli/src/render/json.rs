@@ -398,7 +398,8 @@ fn failed_event(kind: FaultKind) -> &'static str {
         | FaultKind::SchemaMismatch
         | FaultKind::Timeout
         | FaultKind::Unreachable
-        | FaultKind::Unauthorized => "init.failed",
+        | FaultKind::Unauthorized
+        | FaultKind::SourceChanged => "init.failed",
     }
 }
 

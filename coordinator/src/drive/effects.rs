@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use steep_protocol::message::agent::CoordinatorMessage;
+use steep_protocol::message::agent::{CoordinatorMessage, MissingObjects};
 use steep_protocol::message::api::Afterwards;
 use steep_protocol::message::facts::{Finding, Severity};
 use steep_protocol::message::job::SchemaMode;
@@ -124,6 +124,7 @@ impl<S: Store> Driver<S> {
                 record.source = Some(source);
                 record.init_started_at = Some(accepted_at);
                 record.error_message = None;
+                record.missing = MissingObjects::default();
                 record.forget_following();
             }
             NodeState::Synchronized => {
@@ -139,6 +140,7 @@ impl<S: Store> Driver<S> {
             NodeState::Uninitialized => {
                 record.source = None;
                 record.error_message = None;
+                record.missing = MissingObjects::default();
                 record.forget_following();
             }
             NodeState::Copying

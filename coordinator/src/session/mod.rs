@@ -243,7 +243,9 @@ async fn read(
 
 async fn write(mut sender: Sender, queue: &mut mpsc::Receiver<CoordinatorMessage>) -> End {
     let mut messages = Vec::with_capacity(TOGETHER);
+    let mut rejected = false;
     while queue.recv_many(&mut messages, TOGETHER).await > 0 {
+        rejected = matches!(messages.last(), Some(CoordinatorMessage::Rejected(_)));
         match tokio::time::timeout(WRITE_LIMIT, sender.send_all(&messages)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return End::Theirs(error.code().unwrap_or(CloseCode::Malformed)),
@@ -252,9 +254,11 @@ async fn write(mut sender: Sender, queue: &mut mpsc::Receiver<CoordinatorMessage
         }
         messages.clear();
     }
-    // The loop has let go of this session; a reason that it gave last is to arrive.
-    sender.finish();
-    let _ = tokio::time::timeout(LAST_WORD, sender.drained()).await;
+    // The loop has let go of this session. Why the agent was rejected is to arrive before the end does.
+    if rejected {
+        sender.finish();
+        let _ = tokio::time::timeout(LAST_WORD, sender.drained()).await;
+    }
     End::Ours(CloseCode::Superseded)
 }
 

@@ -215,7 +215,6 @@ impl NodeRecord {
     /// What was noted of its replication is of another one from here on.
     pub fn forget_following(&mut self) {
         self.lost = None;
-        self.missing = MissingObjects::default();
         self.complete.clear();
         self.appeared.clear();
     }

@@ -24,6 +24,9 @@ pub enum FaultKind {
     Unreachable,
     /// Reached, and refused. Exit code 6.
     Unauthorized,
+    /// A table of the source is not any more what the job began with: what was read of it before is of
+    /// no use, and nothing that is kept helps. Exit code 1.
+    SourceChanged,
 }
 
 impl FaultKind {
@@ -38,6 +41,7 @@ impl FaultKind {
             Self::Timeout => "timeout",
             Self::Unreachable => "unreachable",
             Self::Unauthorized => "unauthorized",
+            Self::SourceChanged => "source_changed",
         }
     }
 }

@@ -116,7 +116,7 @@ fn read(sql: &str) -> Option<Label> {
         }),
         "REFRESH" => {
             let (kind, rest) = kind(rest)?;
-            let object = name(rest);
+            let object = name(rest.trim_start());
             Some(Label {
                 kind: format!("contents of {kind}"),
                 object,
@@ -132,6 +132,12 @@ fn read(sql: &str) -> Option<Label> {
 
 fn created(mut rest: &str) -> Option<Label> {
     loop {
+        // A constraint trigger is a trigger.
+        let (first, after) = word(rest)?;
+        if FILLERS.contains(&first.to_ascii_uppercase().as_str()) {
+            rest = after;
+            continue;
+        }
         if let Some((kind, after)) = kind(rest) {
             let after = noise(after);
             let mut object = match kind.as_str() {
@@ -147,11 +153,7 @@ fn created(mut rest: &str) -> Option<Label> {
             }
             return Some(Label { kind, object });
         }
-        let (filler, after) = word(rest)?;
-        if !FILLERS.contains(&filler.to_ascii_uppercase().as_str()) {
-            return None;
-        }
-        rest = after;
+        return None;
     }
 }
 

@@ -29,6 +29,8 @@ impl Turn {
             Retry::Backoff | Retry::NewConnection => self.try_again(step, work, fault),
             // What the fence says of the slot is final, and without the slot nothing can go on.
             Retry::Never if work == Work::AwaitFence => self.fail(fault),
+            // Under the job's snapshot that table can never be read whole.
+            Retry::Never if fault.kind == FaultKind::SourceChanged => self.fail(fault),
             Retry::Never => self.give_up(step, fault),
         }
     }

@@ -76,6 +76,20 @@ fn what_failed_before_its_rows_were_copied_or_against_the_fence_is_cleaned_up() 
 }
 
 #[test]
+fn a_table_that_changed_under_the_copy_leaves_nothing_that_would_be_worth_keeping() {
+    let mut world = World::new(Method::Snapshot);
+    world.until(Work::Copy);
+    let side = Work::Copy.side();
+    let at = world.work_of(side).iter().position(|w| *w == Work::Copy);
+    let fault = Fault::new(FaultKind::SourceChanged, "table t was truncated");
+    world.end_with(side, at.unwrap(), Some(fault));
+    assert_eq!(world.job.kept_until(), None);
+    world.run_on();
+    assert!(world.is_closed());
+    assert!(matches!(&world.finishes[..], [Finish::Failed(_)]));
+}
+
+#[test]
 fn nothing_is_kept_longer_than_is_said_and_its_cause_stays() {
     for work in KEPT {
         let mut world = failed(work);
