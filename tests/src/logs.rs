@@ -212,7 +212,7 @@ pub fn named_in_sources(dir: &Path) -> Result<BTreeSet<String>> {
 
 /// Words that are events by their form, or by what they are given to.
 fn literals(code: &str) -> Vec<String> {
-    const BEGINNINGS: [&str; 9] = [
+    const BEGINNINGS: [&str; 12] = [
         "event = \"",
         "\"init.",
         "\"schema.",
@@ -222,6 +222,9 @@ fn literals(code: &str) -> Vec<String> {
         "\"part.",
         "\"operator.",
         "\"job.",
+        "\"lock.",
+        "\"node.",
+        "\"table.",
     ];
     let mut found = Vec::new();
     for line in code.lines().filter(|l| !l.trim_start().starts_with("//")) {

@@ -7,7 +7,10 @@ use std::time::Duration;
 use anyhow::Result;
 use steep_tests::cluster::{Cluster, DATABASE, Output};
 use steep_tests::ports::Port;
-use steep_tests::{command, compare, residue, sample};
+use steep_tests::{command, compare, residue, sample, wait};
+
+/// A job that waits says so, and goes on once it may, within this.
+const WAIT_LIMIT: Duration = Duration::from_secs(60);
 
 /// Refused before anything was touched, or failed and cleaned up.
 fn nothing_is_left(cluster: &Cluster) -> Result<()> {
@@ -121,13 +124,17 @@ fn rows_on_the_target_are_kept_unless_force_is_given() -> Result<()> {
     residue::of_jobs(&source)?.none()?;
     residue::of_jobs(&target)?.none()?;
 
-    // Whoever reads a table is not waited for without end: others would wait behind us.
+    // Whoever reads a table is waited for outside of its lock's queue most of the time: others would wait
+    // behind us.
     target.sql("BEGIN; LOCK TABLE t IN ACCESS SHARE MODE; PREPARE TRANSACTION 'reader'")?;
-    expect(cluster.init(&["--force"])?, 1, &["node_b", "lock timeout"])?;
-    target.sql("ROLLBACK PREPARED 'reader'")?;
+    let forced = cluster.init_spawn(&["--force"])?;
+    wait::until_true("the lock to be said", WAIT_LIMIT, || {
+        let waiting = cluster.progress("node_b")?["waiting"]["reason"].to_string();
+        Ok(waiting.contains("lock timeout"))
+    })?;
     assert_eq!(target.sql("SELECT body FROM t")?, "mine");
-
-    cluster.init(&["--force"])?.expect(0)?;
+    target.sql("ROLLBACK PREPARED 'reader'")?;
+    forced.finish(WAIT_LIMIT)?.expect(0)?;
     compare::rows(&source, &target)?.none()?;
     compare::schema(&source, &target)?.none()
 }

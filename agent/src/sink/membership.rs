@@ -18,18 +18,21 @@ pub(super) async fn mark(conn: &Conn, name: &Identifier) -> Result<(), PgError> 
     mark::set(session, session, Marked::Subscription, name.as_str()).await
 }
 
-/// How a subscription `s` is wired, for a `SELECT`: a letter for [`wiring`], the mark's number, and who
-/// altered it last.
+/// How a subscription `s` is wired, for a `SELECT`: a letter for [`wiring`], the mark's number, and a
+/// number that is another once it was altered.
 pub(super) fn wiring_sql(server_version: u32) -> String {
     let skips = match server_version {
         150_000.. => "s.subskiplsn <> '0/0'",
         _ => "false",
     };
     let mark = mark::of("obj_description(s.oid, 'pg_subscription')");
+    let digest = Marked::Subscription.digest();
+    // Of pg_subscription all roles may read its columns but for the connection string, and no system
+    // column: so not by xmin.
     format!(
         "(SELECT CASE WHEN {skips} THEN 'k' WHEN m.mark IS NULL THEN 'u' \
-             WHEN {} <> {} THEN 'c' ELSE 's' END FROM (SELECT {mark} AS mark) AS m), {}, s.xmin::text::bigint",
-        Marked::Subscription.digest(),
+             WHEN {digest} <> {} THEN 'c' ELSE 's' END FROM (SELECT {mark} AS mark) AS m), {}, \
+         hashtextextended(concat({digest}, s.subenabled), 0) & 9223372036854775807",
         mark::digest("m.mark"),
         mark::number(&mark)
     )

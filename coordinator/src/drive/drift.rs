@@ -84,7 +84,7 @@ impl<S: Store> Driver<S> {
             .take(publication, Word::of(observer, source));
         let carried = self.carried_health(record, source, job, &mut following.watched, now);
         following.carried.take(carried, Word::News);
-        let subscription = self.subscription_health(&record.id, job, following.applying.fares(now));
+        let subscription = self.subscription_health(record, job, following.applying.fares(now));
         let word = Word::of(observer, &record.id);
         following.subscription.take(subscription, word);
         if record.lost.is_none() {
@@ -110,7 +110,8 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    fn subscription_health(&self, node: &NodeId, job: JobId, fares: Fares) -> Health {
+    fn subscription_health(&self, record: &NodeRecord, job: JobId, fares: Fares) -> Health {
+        let node = &record.id;
         let Some(agent) = self.registry.get(node).filter(|agent| agent.sees()) else {
             return Health::Unknown;
         };
@@ -126,7 +127,7 @@ impl<S: Store> Driver<S> {
                     let why = "the subscription is disabled".to_owned();
                     return Health::Suspect(Cause::passing(why));
                 }
-                following::health(fares, subscription.trouble.as_deref(), node)
+                following::health(fares, subscription.trouble.as_deref(), &record.risks, node)
             }
         }
     }

@@ -14,6 +14,7 @@ use super::jobs::table_events;
 use super::log::{Level, Note, last_phase};
 use super::{Answer, Driver, Live, span};
 use crate::job::machine::{Effect, Finish};
+use crate::job::preflight;
 use crate::job::state::{NodeEvent, transition};
 use crate::job::{Closed, Side, Stage, Work};
 use crate::store::{Columns, Store, TableSum, Write};
@@ -107,6 +108,7 @@ impl<S: Store> Driver<S> {
         let note = Note::info("init.state_change", "").job(&live.job);
         let accepted_at = live.job.accepted_at;
         let schema_mode = live.job.spec.schema_mode;
+        let risks = preflight::risks(&live.job.warnings);
         let Some(record) = self.nodes.get_mut(&target).filter(|r| r.job == Some(id)) else {
             return;
         };
@@ -129,6 +131,7 @@ impl<S: Store> Driver<S> {
             }
             NodeState::Synchronized => {
                 record.init_completed_at = Some(now);
+                record.risks = risks;
                 record.error_message = None;
                 record.forget_following();
                 record.columns = match schema_mode {

@@ -218,12 +218,21 @@ impl Parked {
     }
 }
 
-/// What a worker that fares so says of its subscription. `trouble` is what is known of its errors.
-pub(super) fn health(fares: Fares, trouble: Option<&str>, node: &NodeId) -> Health {
-    let log = match trouble {
+/// What a worker that fares so says of its subscription. `trouble` is what is known of its errors, `risks`
+/// what preflight warned of.
+pub(super) fn health(
+    fares: Fares,
+    trouble: Option<&str>,
+    risks: &[String],
+    node: &NodeId,
+) -> Health {
+    let mut log = match trouble {
         Some(trouble) => trouble.to_owned(),
         None => format!("the reason is in the log of PostgreSQL on {node}"),
     };
+    if !risks.is_empty() {
+        log = format!("{log}. Preflight warned: {}", risks.join("; "));
+    }
     match fares {
         // Neither broken nor sound.
         Fares::Unseen | Fares::Wavering => Health::Unknown,

@@ -13,6 +13,7 @@ use crate::job::progress::Meter;
 use crate::job::report::Slowest;
 use crate::job::retry::RESTARTS_MAX;
 use crate::job::tally::Tally;
+use crate::job::vigil::Vigil;
 use crate::job::{Job, Stage, Work};
 use crate::store::{Store, TableSum, Write};
 
@@ -164,6 +165,8 @@ impl<S: Store> Driver<S> {
         if let Some(live) = self.jobs.get_mut(&id) {
             live.end = None;
             live.complaints.clear();
+            // What was wrong before it was mended says nothing of what is now.
+            live.vigil = Vigil::default();
             self.out.writes.push(Write::Reopen { job: id });
         }
     }

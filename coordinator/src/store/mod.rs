@@ -151,6 +151,8 @@ pub struct NodeRecord {
     /// Only a new job or a cancel takes it back.
     #[serde(default)]
     pub lost: Option<String>,
+    /// What preflight warned of that could stop its subscription, a sentence each.
+    pub risks: Vec<String>,
     /// What it lacks of its source's schema, as its agent last said.
     pub missing: MissingObjects,
     /// Tables that entered its replication later and are complete.
@@ -204,6 +206,7 @@ impl NodeRecord {
             postgres_version: None,
             columns: Columns::Equal,
             lost: None,
+            risks: Vec::new(),
             missing: MissingObjects::default(),
             complete: Vec::new(),
             appeared: Vec::new(),

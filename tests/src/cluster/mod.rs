@@ -328,10 +328,11 @@ impl Cluster {
     /// # Errors
     /// That none are within `limit`.
     pub fn wait_committed(&self, node: &str, limit: Duration) -> Result<()> {
+        let made = "SELECT count(to_regclass('steep_repl.copy_ledger'))";
         let committed = "SELECT count(*) FROM steep_repl.copy_ledger WHERE rows > 0";
         let target = self.database(node);
         wait::until_true("a part to be committed", limit, || {
-            Ok(target.value::<u32>(committed)? > 0)
+            Ok(target.value::<u32>(made)? > 0 && target.value::<u32>(committed)? > 0)
         })
     }
 

@@ -74,6 +74,20 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     }
 }
 
+/// Findings about tables whose changes may stop the subscription.
+const RISKS: [&str; 3] = [
+    "replica_identity_not_sent",
+    "replica_identity_equality",
+    "target_key",
+];
+
+/// What of a job's findings may be why its subscription fails one day.
+#[must_use]
+pub fn risks(findings: &[Finding]) -> Vec<String> {
+    let risky = findings.iter().filter(|f| RISKS.contains(&f.code.as_str()));
+    risky.map(|finding| finding.what.clone()).collect()
+}
+
 /// Keys that differ on a target whose schema is taken as it is: `manual`, or not compared at all. With
 /// the other modes each difference is a finding of its own, or mended.
 pub(super) fn judge_keys(pair: &Pair<'_>, compared: SchemaCheck, findings: &mut Vec<Finding>) {

@@ -39,6 +39,7 @@ mod tests;
 
 use std::cmp::Reverse;
 
+pub use identity::risks;
 pub use prepared::standing;
 
 use steep_protocol::NodeId;
