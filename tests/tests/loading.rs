@@ -295,3 +295,46 @@ fn functions_that_need_a_path_and_rows_of_extensions_are_named_beforehand() -> R
     }
     Ok(())
 }
+
+#[test]
+fn what_calls_a_function_of_an_extension_that_was_altered_by_hand_is_named_beforehand() -> Result<()>
+{
+    let cluster = Cluster::pair()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    source.sql("CREATE EXTENSION unaccent")?;
+    source.sql("ALTER FUNCTION public.unaccent(text) IMMUTABLE")?;
+    source.sql(
+        "CREATE TABLE street (id integer PRIMARY KEY, name text,
+             plain text GENERATED ALWAYS AS (lower(public.unaccent(name))) STORED);
+         INSERT INTO street (id, name) SELECT n, 'Liberté ' || n FROM generate_series(1, 100) AS n;
+         CREATE INDEX street_name ON street (public.unaccent(name));
+         -- PostgreSQL takes a check whatever it calls.
+         CREATE TABLE town (id integer PRIMARY KEY, name text CHECK (public.unaccent(name) <> ''));
+         INSERT INTO town VALUES (1, 'Genève');",
+    )?;
+    let doctor = ["doctor", "node_b", "--from", "node_a"];
+    let refused = cluster.cli(&doctor)?.expect(1)?.text();
+    for told in [
+        "extension_function_altered",
+        "generated column public.street.plain",
+        "index street_name of public.street",
+        "CREATE EXTENSION IF NOT EXISTS \"unaccent\" WITH SCHEMA \"public\"",
+        "ALTER FUNCTION public.unaccent(text) IMMUTABLE",
+    ] {
+        assert!(refused.contains(told), "{told} is not in {refused}");
+    }
+    assert!(!refused.contains("public.town"), "{refused}");
+    let init = cluster.init(&[])?.expect(1)?.text();
+    assert!(init.contains("extension_function_altered"), "{init}");
+    target.sql("CREATE EXTENSION unaccent")?;
+    let still = cluster.cli(&doctor)?.expect(1)?.text();
+    assert!(still.contains("extension_function_altered"), "{still}");
+    target.sql("ALTER FUNCTION public.unaccent(text) IMMUTABLE")?;
+    let fine = cluster.cli(&doctor)?.expect(0)?.text();
+    assert!(!fine.contains("extension_function_altered"), "{fine}");
+    cluster.init(&[])?.expect(0)?;
+    compare::rows(&source, &target)?.none()?;
+    let indexes = "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY indexname";
+    assert_eq!(target.rows(indexes)?, source.rows(indexes)?);
+    Ok(())
+}

@@ -117,6 +117,7 @@ async fn try_target(
         facts = receiver::gather(task, &session, filter, peer).await?;
         quirks::gather(task, &session, peer, &mut facts).await?;
         facts.loading = loading::gather(task, &session, filter).await?;
+        facts.mutable_members = loading::altered::mutable(task, &session).await?;
         settings::gather(task, &session, peer, &mut facts).await?;
         facts.owner_code = owner_code::calls(task, &session, filter).await?;
         let wanted: HashSet<_> = peer.schema.tables().map(|table| &table.name).collect();

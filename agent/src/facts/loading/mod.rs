@@ -3,6 +3,7 @@
 //! Runs nothing of the users' code: what a function needs is read from its text ([`tokens`]), from the
 //! expressions that rows run on, callee by callee ([`search_path`]).
 
+pub(super) mod altered;
 mod extensions;
 mod search_path;
 mod tokens;
@@ -148,6 +149,7 @@ pub(super) async fn gather(
             }
         }
     }
+    facts.altered = altered::functions(task, session, filter).await?;
     facts.extension_rows = extensions::rows(task, session, filter).await?;
     Ok(facts)
 }

@@ -16,6 +16,7 @@
 //! (what fires on what the job makes), [`receiver`] (what is on the target), [`loading`] (what rows need
 //! while they are loaded), [`prepared`] (where a backup is to go on from), [`schema`] (how it differs).
 
+mod altered;
 mod capacity;
 mod content;
 mod event_triggers;
@@ -93,6 +94,7 @@ pub fn judge(case: &Case<'_>) -> Vec<Finding> {
     event_triggers::judge(&pair, &mut findings);
     receiver::judge(&pair, &mut findings);
     loading::judge(&pair, &mut findings);
+    altered::judge(&pair, &mut findings);
     if let Some((handover, slot)) = handover {
         prepared::judge(&pair, handover, slot, &mut findings);
     }

@@ -13,7 +13,9 @@ use crate::wire::{ByteCount, NodeId};
 
 mod loading;
 
-pub use loading::{LoadingFacts, SearchPathNeed, SettingDifference, SettingScope, Stops};
+pub use loading::{
+    AlteredFunction, LoadingFacts, SearchPathNeed, SettingDifference, SettingScope, Stops,
+};
 
 /// Something a person should know before or after a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -271,6 +273,8 @@ pub struct TargetFacts {
     pub clock_ahead_seconds: f64,
     /// What rows need there.
     pub loading: LoadingFacts,
+    /// Functions of extensions there that are not immutable, as [`AlteredFunction::function`] spells them.
+    pub mutable_members: Vec<String>,
     /// Settings that the source has otherwise, at most [`LISTED_MAX`].
     pub settings: Vec<SettingDifference>,
     /// Whether the role in use may alter the database.

@@ -1,6 +1,8 @@
 //! What rows need while they are loaded.
 
-use steep_protocol::message::facts::{SearchPathNeed, SettingDifference, SettingScope, Stops};
+use steep_protocol::message::facts::{
+    AlteredFunction, Listed, SearchPathNeed, SettingDifference, SettingScope, Stops,
+};
 
 use super::world::{World, healthy, restored, some};
 use super::{Error, Info, Warning, walk, walk_from};
@@ -102,4 +104,45 @@ fn a_setting_that_no_value_follows_is_not_worth_a_word() {
     let setting = setting("TimeZone", SettingScope::Server, false);
     world.target.settings.push(setting);
     assert_eq!(world.judge(), []);
+}
+
+fn altered(tables: Listed, indexes: Listed, sure: bool) -> AlteredFunction {
+    AlteredFunction {
+        function: "public.unaccent(text)".to_owned(),
+        extension: "\"unaccent\"".to_owned(),
+        schema: "\"public\"".to_owned(),
+        sure,
+        tables,
+        indexes,
+    }
+}
+
+#[test]
+fn what_calls_an_altered_function_of_an_extension_is_named_by_what_it_stops() {
+    let (column, index) = ("generated column public.t.c", "index i of public.t");
+    for (tables, indexes, sure, severity, named) in [
+        (some(column), Listed::default(), true, Error, column),
+        (some(column), Listed::default(), false, Warning, column),
+        (Listed::default(), some(index), true, Warning, index),
+    ] {
+        let mut world = healthy();
+        let function = altered(tables, indexes, sure);
+        world.source.loading.altered.push(function);
+        let found = world.judge();
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0].code, "extension_function_altered");
+        assert_eq!(found[0].severity, severity);
+        assert!(found[0].what.contains(named), "{}", found[0].what);
+        assert!(found[0].fix.contains(
+            "CREATE EXTENSION IF NOT EXISTS \"unaccent\" WITH SCHEMA \"public\"; ALTER FUNCTION public.unaccent(text) IMMUTABLE"
+        ));
+        // The extension alone does not mend it.
+        let installed = ("unaccent".to_owned(), "1.1".to_owned());
+        world.target.server.extensions.push(installed);
+        let member = "public.unaccent(text)".to_owned();
+        world.target.mutable_members.push(member);
+        assert_eq!(world.judge(), found);
+        world.target.mutable_members.clear();
+        assert_eq!(world.judge(), []);
+    }
 }

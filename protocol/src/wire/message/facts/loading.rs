@@ -18,6 +18,26 @@ pub struct LoadingFacts {
     /// Tables and sequences of extensions that hold what users put there, with how many rows: what
     /// `pg_dump` takes along though it is an extension's.
     pub extension_rows: Listed,
+    /// Immutable functions of extensions that were altered after these were made, and that something
+    /// depends on that takes no other; at most [`crate::limits::LISTED_MAX`].
+    pub altered: Vec<AlteredFunction>,
+}
+
+/// A function of an extension that is not as the extension's script made it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AlteredFunction {
+    /// The function with its arguments, quoted as SQL.
+    pub function: String,
+    /// Its extension, quoted.
+    pub extension: String,
+    /// The schema that the extension is in, quoted.
+    pub schema: String,
+    /// Whether neither grants nor a change of owner explain it.
+    pub sure: bool,
+    /// Generated columns and partition keys that call it.
+    pub tables: Listed,
+    /// Indexes that call it.
+    pub indexes: Listed,
 }
 
 /// A function that needs a `search_path`, where COPY and the apply worker have an empty one.
