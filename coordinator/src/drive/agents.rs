@@ -56,7 +56,7 @@ impl<S: Store> Driver<S> {
         record.advertise = Some(registration.advertise.clone());
         let state = record.state;
         if *record != before || before == NodeRecord::new(node.clone()) {
-            self.out.writes.push(Write::Node(record.clone()));
+            self.out.writes.push(Write::Node(Box::new(record.clone())));
         }
         let text = format!(
             "the agent of {node} registered from {}",
@@ -262,7 +262,7 @@ impl<S: Store> Driver<S> {
         };
         if version.is_some() && record.postgres_version != version {
             record.postgres_version = version;
-            self.out.writes.push(Write::Node(record.clone()));
+            self.out.writes.push(Write::Node(Box::new(record.clone())));
         }
     }
 

@@ -98,7 +98,7 @@ impl<S: Store> Driver<S> {
             && record.complete != complete
         {
             record.complete = complete;
-            self.out.writes.push(Write::Node(record.clone()));
+            self.out.writes.push(Write::Node(Box::new(record.clone())));
         }
         self.note_appeared(&record.id, source, job, appeared, now);
         if wrong.is_empty() {
@@ -130,7 +130,7 @@ impl<S: Store> Driver<S> {
             return;
         };
         let known = std::mem::replace(&mut record.appeared, appeared.clone());
-        self.out.writes.push(Write::Node(record.clone()));
+        self.out.writes.push(Write::Node(Box::new(record.clone())));
         for table in appeared.iter().filter(|table| !known.contains(table)) {
             let text = format!(
                 "{table} was made on {source} after {node} was initialised: it is not replicated"

@@ -177,7 +177,7 @@ impl<S: Store> Driver<S> {
             && record.columns != columns
         {
             record.columns = columns;
-            self.out.writes.push(Write::Node(record.clone()));
+            self.out.writes.push(Write::Node(Box::new(record.clone())));
         }
     }
 
@@ -285,7 +285,7 @@ impl<S: Store> Driver<S> {
         let lasting = causes.iter().find(|cause| cause.lasts == Lasts::ForGood);
         if let Some(lasting) = lasting.filter(|_| record.lost.is_none()) {
             record.lost = Some(lasting.why.clone());
-            self.out.writes.push(Write::Node(record.clone()));
+            self.out.writes.push(Write::Node(Box::new(record.clone())));
         }
         let lost = record.lost.as_deref();
         let others = causes.iter().map(|cause| cause.why.as_str());
@@ -318,7 +318,7 @@ impl<S: Store> Driver<S> {
         };
         record.error_message = Some(reason.to_owned());
         let record = record.clone();
-        self.out.writes.push(Write::Node(record.clone()));
+        self.out.writes.push(Write::Node(Box::new(record.clone())));
         let text = format!("{node}: still {}: {reason}", record.state);
         let note = Note::warn("init.reason_changed", text).field("reason", reason);
         let note = note.node(node).of(record.source.as_ref(), record.job);
@@ -343,7 +343,7 @@ impl<S: Store> Driver<S> {
         record.state = to;
         record.error_message = reason.map(str::to_owned);
         let record = record.clone();
-        self.out.writes.push(Write::Node(record.clone()));
+        self.out.writes.push(Write::Node(Box::new(record.clone())));
         let text = match reason {
             Some(reason) => format!("{node}: {from} to {to}: {reason}"),
             None => {

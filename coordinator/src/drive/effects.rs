@@ -152,7 +152,7 @@ impl<S: Store> Driver<S> {
             | NodeState::Failed
             | NodeState::Reinitializing => {}
         }
-        self.out.writes.push(Write::Node(record.clone()));
+        self.out.writes.push(Write::Node(Box::new(record.clone())));
         let note = note.field("from", from).field("to", to);
         self.log(note.text(format!("{target}: {from} to {to}")), now);
         self.mirror(&target, now);
@@ -359,7 +359,7 @@ impl<S: Store> Driver<S> {
             && let Some(fault) = fault.as_ref().filter(|_| state == NodeState::Failed)
         {
             record.error_message = Some(crate::job::progress::told_of(fault, &target));
-            self.out.writes.push(Write::Node(record.clone()));
+            self.out.writes.push(Write::Node(Box::new(record.clone())));
         }
         let end = Arc::new(self.end_view(&id, state, fault, now));
         let Some(live) = self.jobs.get_mut(&id) else {

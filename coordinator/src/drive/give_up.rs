@@ -416,7 +416,7 @@ impl<S: Store> Driver<S> {
                     .retain(|publication| *publication != job);
             }
         }
-        self.out.writes.push(Write::Node(record.clone()));
+        self.out.writes.push(Write::Node(Box::new(record.clone())));
     }
 
     fn sweep_over(&mut self, sweep: Sweep, now: Timestamp) {
@@ -466,7 +466,7 @@ impl<S: Store> Driver<S> {
         record.lost = None;
         let record = record.clone();
         self.following.remove(node);
-        self.out.writes.push(Write::Node(record));
+        self.out.writes.push(Write::Node(Box::new(record)));
         let note = Note::info("init.state_change", format!("{node}: {from} to {to}")).node(node);
         self.log(note.field("from", from).field("to", to), now);
         self.mirror(node, now);

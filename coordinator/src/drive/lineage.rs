@@ -29,7 +29,7 @@ impl<S: Store> Driver<S> {
         };
         if record.lineage.as_ref() != Some(&lineage) {
             record.lineage = Some(lineage);
-            self.out.writes.push(Write::Node(record.clone()));
+            self.out.writes.push(Write::Node(Box::new(record.clone())));
         }
         self.warn_of_aliases(node, now);
         // Who has the slot of a subscription may be known only now.
@@ -219,7 +219,7 @@ impl<S: Store> Driver<S> {
         };
         record.error_message = Some(reason.clone());
         let record = record.clone();
-        self.out.writes.push(Write::Node(record.clone()));
+        self.out.writes.push(Write::Node(Box::new(record.clone())));
         let text = format!("{node}: {from} to {to}: {reason}");
         let note = Note::warn("node.adopted", text)
             .node(node)
@@ -245,7 +245,7 @@ impl<S: Store> Driver<S> {
         );
         record.state = to;
         record.error_message = Some(reason.clone());
-        self.out.writes.push(Write::Node(record.clone()));
+        self.out.writes.push(Write::Node(Box::new(record.clone())));
         let note = Note::warn("node.adopted", format!("{node}: {from} to {to}: {reason}"))
             .node(node)
             .of(None, Some(job))

@@ -98,7 +98,7 @@ impl<S: Store> Driver<S> {
             && record.missing != missing
         {
             record.missing = missing;
-            self.out.writes.push(Write::Node(record.clone()));
+            self.out.writes.push(Write::Node(Box::new(record.clone())));
         }
     }
 }

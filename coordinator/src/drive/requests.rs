@@ -445,7 +445,7 @@ impl<S: Store> Driver<S> {
         record.error_message = None;
         record.missing = MissingObjects::default();
         let record = record.clone();
-        self.out.writes.push(Write::Node(record.clone()));
+        self.out.writes.push(Write::Node(Box::new(record.clone())));
         let change = Note::info("init.state_change", format!("{node}: {state} to {to}"))
             .node(node)
             .of(None, record.job)

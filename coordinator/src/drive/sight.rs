@@ -42,7 +42,7 @@ impl<S: Store> Driver<S> {
             let lasting = since.filter(|since| after(**since, self.unseen_grace) <= now);
             if record.unseen_since.as_ref() != lasting {
                 record.unseen_since = lasting.copied();
-                news.push(Write::Node(record.clone()));
+                news.push(Write::Node(Box::new(record.clone())));
             }
         }
         self.out.writes.extend(news);

@@ -233,7 +233,7 @@ impl NodeRecord {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Write {
     /// A node, in place of what was known of it.
-    Node(NodeRecord),
+    Node(Box<NodeRecord>),
     /// A node is forgotten.
     Forget(NodeId),
     /// A job, in place of what was known of it. A new one of the same target drops the plans of

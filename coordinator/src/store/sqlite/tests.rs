@@ -83,7 +83,7 @@ fn what_was_applied_is_there_after_a_crash() {
     let mut store = SqliteStore::open(directory.path()).unwrap();
     store
         .apply(&[
-            Write::Node(node.clone()),
+            Write::Node(Box::new(node.clone())),
             Write::Job(Box::new(open.clone())),
             Write::NextCommand(1 << 40),
             Write::Plan {
@@ -126,7 +126,7 @@ fn all_writes_or_none() {
     let mut store = SqliteStore::open(directory.path()).unwrap();
     store.apply(&[Write::Event(event(1, "b"))]).unwrap();
     let twice = [
-        Write::Node(NodeRecord::new(testing::node("b"))),
+        Write::Node(Box::new(NodeRecord::new(testing::node("b")))),
         Write::Event(event(1, "b")),
     ];
     assert!(store.apply(&twice).is_err());
