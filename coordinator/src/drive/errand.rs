@@ -326,7 +326,9 @@ impl<S: Store> Driver<S> {
             (Purpose::Rebuild(reply), Outcome::Rebuilt(rebuilt)) => {
                 return self.rebuilt(&errand.on, rebuilt, reply, now);
             }
-            (Purpose::Sweep(sweep), Outcome::Done) => return self.swept(*sweep, None, now),
+            (Purpose::Sweep(sweep), Outcome::Done | Outcome::Warned(_)) => {
+                return self.swept(*sweep, None, now);
+            }
             (Purpose::DropPrepared(reply), Outcome::Done) => {
                 if let Some(replication) = &errand.replication {
                     self.slot_dropped(&errand.on, &replication.slot);

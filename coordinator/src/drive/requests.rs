@@ -420,6 +420,8 @@ impl<S: Store> Driver<S> {
     ) -> Result<Answer, Fault> {
         let forgotten = match state {
             NodeState::Failed => self.holds_forgotten(node),
+            // What it follows by is its own.
+            NodeState::Synchronized => false,
             _ => self.has_leftovers(node),
         };
         let Some(record) = self
