@@ -216,7 +216,7 @@ fn a_job_keeps_others_out_and_fails_where_its_publication_changes() -> Result<()
         source.sql(&format!("DROP PUBLICATION {name}"))?;
         Ok(())
     };
-    ends(&dropped, &["the publication"])?;
+    ends(&dropped, &["the publication", "is gone"])?;
     let grown = || source.sql(GROWS).map(drop);
     ends(&grown, &["metrics.sample_05", "metrics.sample_06"])?;
     // Nothing of it is left in the way of tables that are there before.
