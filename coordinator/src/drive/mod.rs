@@ -17,6 +17,7 @@ mod columns;
 mod compose;
 mod doctor;
 mod drift;
+mod early;
 mod effects;
 mod errand;
 mod following;
@@ -166,6 +167,7 @@ pub struct Driver<S> {
     jobs: BTreeMap<JobId, Live>,
     doctors: Vec<doctor::Doctor>,
     errands: Vec<errand::Errand>,
+    early: Vec<early::Early>,
     /// How often each agent may say that slots have expired.
     expirations: Admission,
     /// Which lines are written of what agents do.
@@ -256,6 +258,7 @@ impl<S: Store> Driver<S> {
             jobs: BTreeMap::new(),
             doctors: Vec::new(),
             errands: Vec::new(),
+            early: Vec::new(),
             expirations: Admission::default(),
             throttle: Throttle::default(),
             unseen: BTreeMap::new(),
@@ -372,6 +375,7 @@ impl<S: Store> Driver<S> {
         self.tick_doctors(now);
         self.tick_audit(now);
         self.tick_errands(now);
+        self.tick_early(now);
         // Who has gone says nothing.
         self.set_paces(now);
     }

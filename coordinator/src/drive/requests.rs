@@ -31,7 +31,7 @@ const EVENTS_PAGE: u32 = 500;
 impl<S: Store> Driver<S> {
     /// Answers a question, now or (doctor, cancel) later. What is wrong with the question is an answer,
     /// and so is a record of the store that cannot be read.
-    pub(super) fn on_ask(&mut self, question: Question, reply: Reply, now: Timestamp) {
+    pub(super) fn take_question(&mut self, question: Question, reply: Reply, now: Timestamp) {
         let answer = match question {
             Question::Nodes { node } => self.nodes_answer(node.as_ref(), now),
             Question::Events(query) => self.events_answer(query),

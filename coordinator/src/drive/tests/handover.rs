@@ -45,8 +45,17 @@ fn told(world: &World, name: &str) -> Vec<&'static str> {
 fn a_hand_over_goes_on_from_the_only_prepared_slot_and_follows_by_its_name() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
-    let unknown = world.ask(complete(None)).unwrap_err();
+    let mut silent = world.ask_later(complete(None));
+    world.skip(4);
+    assert!(silent.try_recv().is_err(), "it waits for the agent");
+    world.skip(2);
+    let unknown = silent.try_recv().unwrap().unwrap_err();
     assert!(unknown.message.contains("not said yet"), "{unknown:?}");
+    let mut early = world.ask_later(complete(Some("tuesday")));
+    world.say("a", AgentMessage::Prepared(vec![prepared(REPLICATION)]));
+    world.skip(1);
+    let missing = early.try_recv().unwrap().unwrap_err();
+    assert!(missing.message.contains("no slot tuesday"), "{missing:?}");
     world.say("a", AgentMessage::Prepared(vec![prepared(REPLICATION)]));
     let missing = world.ask(complete(Some("tuesday"))).unwrap_err();
     assert!(missing.message.contains("no slot tuesday"), "{missing:?}");
@@ -153,6 +162,7 @@ fn rows_of_a_backup_are_not_asked_for_by_init_nor_copied_by_complete() {
     backup.method = Method::Backup;
     let refused = world.init(vec![backup]).unwrap_err();
     assert!(refused.message.contains("init complete"), "{refused:?}");
+    world.say("a", AgentMessage::Prepared(Vec::new()));
     let Question::Complete { mut spec, operator } = complete(None) else {
         unreachable!()
     };
