@@ -2,10 +2,11 @@
 //! the way down.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use steep_certs::Credentials;
 use steep_daemon::{Throttle, http, say_panic};
 use steep_protocol::close::CloseCode;
@@ -21,6 +22,7 @@ use crate::config::Config;
 use crate::drive::{Driver, Handle};
 use crate::metrics::Metrics;
 use crate::registry::SessionId;
+use crate::store::StoreError;
 use crate::store::sqlite::SqliteStore;
 use crate::{api, session};
 
@@ -42,6 +44,23 @@ pub struct Server {
     handle: Handle,
 }
 
+/// Says where the store is that cannot be used, and what to do without it, where the error does not.
+fn stored_in(directory: &Path, error: StoreError) -> anyhow::Error {
+    match &error {
+        StoreError::Corrupt { .. } | StoreError::Database(_) => anyhow!(
+            "{error}, in --data-dir {}. If it cannot be mended, put a backup of that directory in its \
+             place, or move it away and start without it: replicas are then taken up again as their \
+             agents tell of them, and jobs that were at work are removed by steep-repl init cancel \
+             --force-cleanup",
+            directory.display()
+        ),
+        StoreError::TooNew { .. } => anyhow!("{error} (in --data-dir {})", directory.display()),
+        StoreError::File { .. } | StoreError::Place { .. } | StoreError::InUse { .. } => {
+            error.into()
+        }
+    }
+}
+
 impl Server {
     /// Takes what the configuration names.
     ///
@@ -60,8 +79,9 @@ impl Server {
                 identity.name
             );
         }
-        let store = SqliteStore::open(&config.data_dir)?;
-        let (driver, handle) = Driver::new(store, config.bounds)?;
+        let (driver, handle) = SqliteStore::open(&config.data_dir)
+            .and_then(|store| Driver::new(store, config.bounds))
+            .map_err(|error| stored_in(&config.data_dir, error))?;
         let driver = driver
             .drift_grace(config.drift_grace)
             .unseen_grace(config.unseen_grace)

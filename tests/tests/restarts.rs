@@ -20,12 +20,25 @@ const RATE: &str = "1500kB";
 /// How long a server stays away.
 const AWAY: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(5)];
 
+/// Away for longer than most failovers take.
+const AWAY_FOR_LONG: [Duration; 1] = [Duration::from_secs(60)];
+
 /// Its PostgreSQL dies, stays away for so long, and is started again. Time is what is tested here.
 fn restart(cluster: &mut Cluster, node: &str, away: Duration) -> Result<()> {
     let server = cluster.node_mut(node).server_mut();
     server.crash()?;
     std::thread::sleep(away);
     server.restart()
+}
+
+/// [`restart`] in the midst of a phase, which waits for the server.
+fn restart_in(cluster: &mut Cluster, phase: &str, node: &str, away: Duration) -> Result<()> {
+    cluster.wait_phase("node_b", phase)?;
+    let server = cluster.node_mut(node).server_mut();
+    server.crash()?;
+    std::thread::sleep(away);
+    assert_eq!(cluster.progress("node_b")?["phase"], phase, "{node} is away");
+    cluster.node_mut(node).server_mut().restart()
 }
 
 fn ends_synchronized_and_equal(cluster: &Cluster) -> Result<()> {
@@ -54,11 +67,10 @@ fn restarts(cluster: &Cluster) -> Result<u64> {
     progress["restarts"].as_u64().context("restarts are told")
 }
 
-#[test]
-fn of_the_targets_postgresql_in_mid_copy_cost_no_part_that_was_committed() -> Result<()> {
+fn targets_in_mid_copy(away: &[Duration]) -> Result<()> {
     let mut cluster = copying()?;
-    for away in AWAY {
-        restart(&mut cluster, "node_b", away)?;
+    for away in away {
+        restart_in(&mut cluster, "copy", "node_b", *away)?;
         wait::until_true("rows to go on arriving", END_LIMIT, || {
             Ok(cluster.progress("node_b")?["waiting"].is_null())
         })?;
@@ -68,52 +80,96 @@ fn of_the_targets_postgresql_in_mid_copy_cost_no_part_that_was_committed() -> Re
 }
 
 #[test]
-fn of_the_sources_postgresql_in_mid_copy_let_the_job_begin_again_by_itself() -> Result<()> {
+fn of_the_targets_postgresql_in_mid_copy_cost_no_part_that_was_committed() -> Result<()> {
+    targets_in_mid_copy(&AWAY)
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn of_the_targets_postgresql_for_a_minute_in_mid_copy_cost_no_part_that_was_committed() -> Result<()>
+{
+    targets_in_mid_copy(&AWAY_FOR_LONG)
+}
+
+fn sources_in_mid_copy(away: &[Duration]) -> Result<()> {
     let mut cluster = copying()?;
-    restart(&mut cluster, "node_a", AWAY[1])?;
-    wait::until_true("the job to begin again", END_LIMIT, || {
-        Ok(restarts(&cluster)? == 1)
-    })?;
+    for (n, away) in (1..).zip(away) {
+        cluster.wait_phase("node_b", "copy")?;
+        cluster.wait_committed("node_b", Duration::from_secs(60))?;
+        restart(&mut cluster, "node_a", *away)?;
+        wait::until_true("the job to begin again", END_LIMIT, || {
+            Ok(restarts(&cluster)? == n)
+        })?;
+    }
     ends_synchronized_and_equal(&cluster)?;
-    assert_eq!(restarts(&cluster)?, 1);
+    assert_eq!(restarts(&cluster)?, away.len() as u64);
     let events = cluster.cli(&["events", "node_b", "--json"])?.expect(0)?;
     let begun = |event: &serde_json::Value| event["event"] == "init.restarted";
-    assert_eq!(events.objects().iter().filter(|e| begun(e)).count(), 1);
+    let begun = events.objects().iter().filter(|e| begun(e)).count();
+    assert_eq!(begun, away.len());
     Ok(())
 }
 
 #[test]
-fn of_either_postgresql_while_indexes_are_built_and_changes_caught_up_are_waited_out() -> Result<()>
-{
+fn of_the_sources_postgresql_in_mid_copy_let_the_job_begin_again_by_itself() -> Result<()> {
+    sources_in_mid_copy(&AWAY)
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn of_the_sources_postgresql_for_a_minute_in_mid_copy_let_the_job_begin_again_by_itself()
+-> Result<()> {
+    sources_in_mid_copy(&AWAY_FOR_LONG)
+}
+
+fn either_while_indexes_are_built_and_changes_caught_up(away: &[Duration]) -> Result<()> {
     let mut cluster = Cluster::pair()?;
-    let source = cluster.database("node_a");
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
     sample::create(&source, 1)?;
-    // Long enough to be met in the midst of it.
+    // Long enough to be met in the midst of it: a build of 10 s, and changes that are applied at 10 a
+    // second.
     source.sql(
         "CREATE FUNCTION slow(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS
              $$ BEGIN IF $1 % 100 = 0 THEN PERFORM pg_sleep(0.05); END IF; RETURN $1; END $$;
          CREATE TABLE built AS SELECT n AS id FROM generate_series(1, 20000) n;
          ALTER TABLE built ADD PRIMARY KEY (id);
-         CREATE INDEX built_slowly ON built (slow(id));",
+         CREATE INDEX built_slowly ON built (slow(id));
+         CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS
+             $$ BEGIN PERFORM pg_sleep(0.1); RETURN new; END $$;
+         CREATE TABLE applied (id int PRIMARY KEY);
+         CREATE TRIGGER slowly BEFORE INSERT ON applied FOR EACH ROW EXECUTE FUNCTION dawdle();
+         ALTER TABLE applied ENABLE REPLICA TRIGGER slowly;",
     )?;
     cluster.init(&["--detach"])?.expect(0)?;
     cluster.wait_phase("node_b", "indexes")?;
-    for node in ["node_b", "node_a"] {
-        for away in AWAY {
-            restart(&mut cluster, node, away)?;
+    source.sql(
+        "DO $$ BEGIN FOR n IN 1..200 LOOP INSERT INTO applied VALUES (n); COMMIT; END LOOP; END $$",
+    )?;
+    for phase in ["indexes", "catch_up"] {
+        for node in ["node_b", "node_a"] {
+            for away in away {
+                restart_in(&mut cluster, phase, node, *away)?;
+            }
         }
     }
-    // Enough to catch up on.
-    for _ in 0..5 {
-        source.sql("UPDATE pgbench_accounts SET abalance = abalance + 1")?;
-    }
-    wait::until_true("changes to be caught up", END_LIMIT, || {
-        Ok(cluster.state("node_b")? == "catching_up")
-    })?;
-    for node in ["node_a", "node_b"] {
-        restart(&mut cluster, node, AWAY[1])?;
-    }
+    let at_once = "CREATE OR REPLACE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS
+                       $$ BEGIN RETURN new; END $$";
+    source.sql(at_once)?;
+    target.sql(at_once)?;
     ends_synchronized_and_equal(&cluster)
+}
+
+#[test]
+fn of_either_postgresql_while_indexes_are_built_and_changes_caught_up_are_waited_out() -> Result<()>
+{
+    either_while_indexes_are_built_and_changes_caught_up(&AWAY)
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn of_either_postgresql_for_a_minute_while_indexes_are_built_and_changes_caught_up_are_waited_out()
+-> Result<()> {
+    either_while_indexes_are_built_and_changes_caught_up(&AWAY_FOR_LONG)
 }
 
 #[test]

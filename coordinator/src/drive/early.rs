@@ -41,7 +41,11 @@ impl<S: Store> Driver<S> {
     pub(super) fn on_ask(&mut self, question: Question, reply: Reply, now: Timestamp) {
         if self.is_early(&question) && self.early.len() < MAX {
             let until = after(now, PATIENCE);
-            self.early.push(Early { question, reply, until });
+            self.early.push(Early {
+                question,
+                reply,
+                until,
+            });
         } else {
             self.take_question(question, reply, now);
         }

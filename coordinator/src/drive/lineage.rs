@@ -232,6 +232,31 @@ impl<S: Store> Driver<S> {
 
     /// A job that nobody here remembers has begun on the node and not come to its end.
     fn found_half_made(&mut self, node: &NodeId, job: JobId, now: Timestamp) {
+        let reason = format!(
+            "tables here belong to job {job}, which this coordinator does not remember: steep-repl \
+             init cancel --node {node} --force-cleanup removes what it made"
+        );
+        self.fail_without_job(node, job, reason, now);
+    }
+
+    /// Fails nodes that were at work on a job whose record cannot be read any more.
+    pub(super) fn fail_unreadable(&mut self, now: Timestamp) {
+        let at_work = |record: &&NodeRecord| record.state.is_active();
+        let at_work = self.nodes.values().filter(at_work);
+        let jobs: Vec<(NodeId, JobId)> = at_work
+            .filter_map(|record| Some((record.id.clone(), record.job?)))
+            .filter(|(_, job)| !self.jobs.contains_key(job))
+            .collect();
+        for (node, job) in jobs {
+            let reason = format!(
+                "the coordinator's record of job {job} cannot be read: steep-repl init cancel \
+                 --node {node} --force-cleanup removes what the job made"
+            );
+            self.fail_without_job(&node, job, reason, now);
+        }
+    }
+
+    fn fail_without_job(&mut self, node: &NodeId, job: JobId, reason: String, now: Timestamp) {
         let Some(record) = self.nodes.get_mut(node) else {
             return;
         };
@@ -239,10 +264,6 @@ impl<S: Store> Driver<S> {
         let Ok(to) = transition(from, NodeEvent::Failed) else {
             return;
         };
-        let reason = format!(
-            "tables here belong to job {job}, which this coordinator does not remember: steep-repl \
-             init cancel --node {node} --force-cleanup removes what it made"
-        );
         record.state = to;
         record.error_message = Some(reason.clone());
         self.out.writes.push(Write::Node(Box::new(record.clone())));

@@ -288,6 +288,7 @@ impl<S: Store> Driver<S> {
                 tracing::error!(event = "store.unreadable", job_id = %id, error = %error, "a job is not taken up again: what it left on its servers is removed by init cancel --force-cleanup");
             }
         }
+        driver.fail_unreadable(driver.clock.now());
         let handle = Handle {
             agents: agent_sender,
             asks: ask_sender,

@@ -105,6 +105,25 @@ fn a_job_that_nobody_remembers_is_told_and_not_touched() {
 }
 
 #[test]
+fn a_node_whose_jobs_record_cannot_be_read_is_failed_and_says_how_to_clean_up() {
+    let directory = super::directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let jobs = world.init(vec![crate::testing::spec("a", "b")]).unwrap();
+    world.until("b", |command| command.name() == "copy");
+    assert_eq!(world.state("b"), NodeState::Copying);
+    let mut world = world.restart_after(directory.path(), || {
+        let store = rusqlite::Connection::open(directory.path().join("coordinator.db")).unwrap();
+        let damage = "UPDATE jobs SET record = '{'";
+        assert_eq!(store.execute(damage, []).unwrap(), 1);
+    });
+    let view = world.node("b");
+    assert_eq!(view.state, NodeState::Failed);
+    let reason = view.error_message.unwrap();
+    assert!(reason.contains(&jobs[0].job.to_string()), "{reason}");
+    assert!(reason.contains("--force-cleanup"), "{reason}");
+}
+
+#[test]
 fn two_names_of_one_database_are_told_once_and_shown() {
     let directory = super::directory();
     let mut world = World::open(directory.path(), &["a", "b"]);

@@ -99,6 +99,11 @@ impl World {
 
     /// The coordinator dies and is started again; the agents' processes live on without a session.
     pub(super) fn restart(self, directory: &Path) -> Self {
+        self.restart_after(directory, || {})
+    }
+
+    /// [`World::restart`], with something done while the coordinator is away.
+    pub(super) fn restart_after(self, directory: &Path, meanwhile: impl FnOnce()) -> Self {
         let Self {
             driver,
             mut agents,
@@ -109,6 +114,7 @@ impl World {
             ..
         } = self;
         drop(driver);
+        meanwhile();
         for agent in agents.values_mut() {
             agent.online = false;
         }

@@ -25,8 +25,8 @@ use steep_protocol::message::api::{AuditView, EndView, EventView, ProgressSample
 use steep_protocol::{ByteCount, JobId, NodeId, PartNo, RowCount, TableName, TableNo};
 
 use super::{
-    AuditDue, EventQuery, Loaded, SAMPLES_MAX, Store, StoreError, StoredJob, StoredTable, TableSum,
-    TableTimes, Write,
+    AuditDue, EventQuery, Loaded, NodeRecord, SAMPLES_MAX, Store, StoreError, StoredJob,
+    StoredTable, TableSum, TableTimes, Write,
 };
 use crate::job::progress::Mark;
 use write::apply_one;
@@ -213,7 +213,9 @@ impl Store for SqliteStore {
         while let Some(row) = rows.next()? {
             let name: String = row.get(0)?;
             let record = from_json(&format!("node {name}"), &row.get::<_, String>(1)?);
-            nodes.extend(legible(record));
+            // Its agent tells again what can be told.
+            let anew = || NodeId::parse(&name).ok().map(NodeRecord::new);
+            nodes.extend(legible(record).or_else(anew));
         }
         let mut open_jobs = Vec::new();
         let mut query = self

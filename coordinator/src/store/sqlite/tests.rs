@@ -279,6 +279,7 @@ fn one_record_that_cannot_be_read_costs_no_other() {
     let damage = [
         "UPDATE events SET record = '{\"seq\": 2}' WHERE seq = 2",
         "UPDATE jobs SET record = 'x' WHERE job = '0000000000000001'",
+        "INSERT INTO nodes (node, record) VALUES ('damaged', '{')",
     ];
     for sql in damage {
         assert_eq!(store.connection.execute(sql, []).unwrap(), 1, "{sql}");
@@ -291,7 +292,13 @@ fn one_record_that_cannot_be_read_costs_no_other() {
     let seen = |events: Vec<EventView>| events.iter().map(|e| e.seq).collect::<Vec<_>>();
     assert_eq!(seen(store.events(&query).unwrap()), [1, 3]);
     assert_eq!(seen(store.recent_events(None, 9).unwrap()), [1, 3]);
-    assert_eq!(store.load().unwrap().open_jobs, [job(2)]);
+    let loaded = store.load().unwrap();
+    assert_eq!(loaded.open_jobs, [job(2)]);
+    assert!(
+        loaded
+            .nodes
+            .contains(&NodeRecord::new(testing::node("damaged")))
+    );
     assert!(matches!(
         store.job(job(1).id),
         Err(StoreError::Corrupt { .. })
