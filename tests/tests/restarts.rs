@@ -31,14 +31,10 @@ fn restart(cluster: &mut Cluster, node: &str, away: Duration) -> Result<()> {
     server.restart()
 }
 
-/// [`restart`] in the midst of a phase, which waits for the server.
+/// [`restart`] in the midst of a phase.
 fn restart_in(cluster: &mut Cluster, phase: &str, node: &str, away: Duration) -> Result<()> {
     cluster.wait_phase("node_b", phase)?;
-    let server = cluster.node_mut(node).server_mut();
-    server.crash()?;
-    std::thread::sleep(away);
-    assert_eq!(cluster.progress("node_b")?["phase"], phase, "{node} is away");
-    cluster.node_mut(node).server_mut().restart()
+    restart(cluster, node, away)
 }
 
 fn ends_synchronized_and_equal(cluster: &Cluster) -> Result<()> {
