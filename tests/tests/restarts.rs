@@ -118,6 +118,27 @@ fn of_the_sources_postgresql_for_a_minute_in_mid_copy_let_the_job_begin_again_by
     sources_in_mid_copy(&AWAY_FOR_LONG)
 }
 
+#[test]
+#[ignore = "takes minutes"]
+fn of_the_sources_postgresql_for_a_minute_while_postgresql_copies_by_itself_are_waited_out()
+-> Result<()> {
+    let mut cluster = Cluster::pair()?;
+    let source = cluster.database("node_a");
+    sample::create(&source, 1)?;
+    // Enough to be met in the midst of it: PostgreSQL copies two at a time.
+    source.sql(
+        "DO $$ BEGIN FOR n IN 1..60 LOOP
+             EXECUTE format('CREATE TABLE many_%s AS SELECT 1 AS id', n);
+             EXECUTE format('ALTER TABLE many_%s ADD PRIMARY KEY (id)', n);
+         END LOOP; END $$",
+    )?;
+    cluster
+        .init(&["--detach", "--method", "native"])?
+        .expect(0)?;
+    restart_in(&mut cluster, "copy", "node_a", AWAY_FOR_LONG[0])?;
+    ends_synchronized_and_equal(&cluster)
+}
+
 fn either_while_indexes_are_built_and_changes_caught_up(away: &[Duration]) -> Result<()> {
     let mut cluster = Cluster::pair()?;
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));

@@ -23,6 +23,7 @@ use tokio_postgres::error::SqlState;
 use super::conn::Conn;
 use super::keep_out;
 use super::membership::{self, wiring, wiring_sql};
+use super::server_log::troubles;
 use super::wal::WalWriterAwake;
 use crate::pg::discreet;
 use crate::pg::{PgError, Session, literal};
@@ -281,7 +282,7 @@ pub async fn await_native_copy(task: &Task) -> Result<(), Fault> {
         }
         let failing = trouble.is_lasting(now.ready, now.errors);
         if failing || present.elapsed() > ABSENT_MAX {
-            return Err(stuck(&conn, &now.failing));
+            return Err(stuck(&conn, task, &now.failing).await);
         }
     }
 }
@@ -307,14 +308,23 @@ impl Trouble {
     }
 }
 
-fn stuck(conn: &Conn, tables: &[String]) -> Fault {
+/// PostgreSQL goes on trying by itself; a source that is away, and a cause that somebody mends, are waited
+/// out like any other fault.
+async fn stuck(conn: &Conn, task: &Task, tables: &[String]) -> Fault {
     let mut what = "PostgreSQL's own copy keeps failing".to_owned();
     if !tables.is_empty() {
         what.push_str(&format!(", tables not ready: {}", tables.join(", ")));
     }
-    conn.own(Fault::new(FaultKind::Failed, what)).hint(
-        "the reason is in this server's log (logical replication worker); also see the source's",
-    )
+    let troubles = troubles(&conn.session, &[task.replication.id]).await;
+    let trouble = troubles.ok().and_then(|told| told.into_iter().next());
+    if let Some((_, trouble)) = trouble {
+        what.push_str(&format!("; {trouble}"));
+    }
+    conn.own(Fault::new(FaultKind::Failed, what))
+        .hint(
+            "the reason is in this server's log (logical replication worker); also see the source's",
+        )
+        .retry(Retry::Backoff)
 }
 
 /// How far a native copy is.
