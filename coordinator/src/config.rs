@@ -10,20 +10,20 @@ use steep_daemon::config::{ConfigError, Settings, metrics_address};
 use steep_protocol::units::{parse_duration, parse_size};
 
 use crate::drive::{DRIFT_GRACE, UNSEEN_GRACE};
+use crate::job::health::Bounds;
 use crate::job::retry::Patience;
-use crate::job::vigil::Bounds;
 
 /// Where the coordinator listens unless told otherwise: everywhere, on the contract's port.
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 7400);
 
-/// [`vigil::WAL_HELD_MAX`] as it is written.
+/// [`health::WAL_HELD_MAX`] as it is written.
 ///
-/// [`vigil::WAL_HELD_MAX`]: crate::job::vigil::WAL_HELD_MAX
+/// [`health::WAL_HELD_MAX`]: crate::job::health::WAL_HELD_MAX
 const MAX_WAL_HELD: &str = "256GiB";
 
-/// [`vigil::SNAPSHOT_AGE_MAX`] as it is written.
+/// [`health::SNAPSHOT_AGE_MAX`] as it is written.
 ///
-/// [`vigil::SNAPSHOT_AGE_MAX`]: crate::job::vigil::SNAPSHOT_AGE_MAX
+/// [`health::SNAPSHOT_AGE_MAX`]: crate::job::health::SNAPSHOT_AGE_MAX
 const MAX_SNAPSHOT_AGE: &str = "48h";
 
 /// [`retry::RETRY_FOR`] as it is written.

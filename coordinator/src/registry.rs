@@ -15,7 +15,7 @@ use steep_protocol::pace::Pace;
 use steep_protocol::{Fault, FaultKind, JobId, NodeId};
 use tokio::sync::mpsc;
 
-use crate::job::moment::after;
+use crate::job::time::after;
 
 /// One session of one agent, for the life of the coordinator's process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

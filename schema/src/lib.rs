@@ -27,5 +27,5 @@ pub use columns::{definition, fingerprint, line};
 pub use cut::bounded;
 pub use diff::{Comparison, Status, TableComparison, compare, gates, named, place};
 pub use model::Schema;
-pub use plan::{Contents, Plan, at_stake, hindrance, plan, review};
+pub use plan::{Contents, Plan, at_stake, blocker, plan, review};
 pub use rows::{Unfindable, unfindable};

@@ -10,7 +10,7 @@ use steep_protocol::message::job::ReplicationNames;
 use steep_protocol::message::peer::Secret;
 use tokio_postgres::error::SqlState;
 
-use crate::pg::discreet::{self, Refusal};
+use crate::pg::secret_sql::{self, Refusal};
 use crate::pg::{PgError, Session};
 use crate::task::Task;
 
@@ -38,7 +38,7 @@ pub(super) async fn probe(
     );
     let work = async {
         session.batch_execute(BEGIN).await?;
-        discreet::execute(session, &statement, &marked).await
+        secret_sql::execute(session, &statement, &marked).await
     };
     let answer = session.run(&task.cancel, work).await;
     session.batch_execute("ROLLBACK").await?;

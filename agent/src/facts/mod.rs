@@ -19,10 +19,10 @@ mod link;
 mod loading;
 mod owner_code;
 mod pooler;
-mod quirks;
 mod receiver;
 mod server;
 mod settings;
+mod target_checks;
 mod walsender;
 
 use std::collections::HashSet;
@@ -115,7 +115,7 @@ async fn try_target(
     let mut facts = TargetFacts::default();
     if let Some(session) = session {
         facts = receiver::gather(task, &session, filter, peer).await?;
-        quirks::gather(task, &session, peer, &mut facts).await?;
+        target_checks::gather(task, &session, peer, &mut facts).await?;
         facts.loading = loading::gather(task, &session, filter).await?;
         facts.mutable_members = loading::altered::mutable(task, &session).await?;
         settings::gather(task, &session, peer, &mut facts).await?;

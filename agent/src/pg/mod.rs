@@ -2,15 +2,15 @@
 //!
 //! In the order a connection comes to be: [`Conninfo`] (what was asked for) → `dial` (a `transport`,
 //! with TLS where wanted) → [`Session`] (queries, through tokio-postgres) or [`raw`] (COPY and the
-//! replication protocol, without an allocation per row) → [`catalog`], [`discreet`].
+//! replication protocol, without an allocation per row) → [`catalog`], [`secret_sql`].
 //!
 //! Both kinds of connection come from one dialer, so that they reach the same server in the same
 //! way. No password, key or row value leaves this module in an error or a log: see [`PgError`].
 
 pub mod catalog;
-pub mod discreet;
 pub(crate) mod mark;
 pub mod raw;
+pub mod secret_sql;
 
 mod conninfo;
 mod dial;

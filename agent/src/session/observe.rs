@@ -31,7 +31,7 @@ const HELD_TOLD_EVERY: Duration = Duration::from_secs(5);
 /// How often the node's lineage is read where nothing of ours has come or gone.
 const LINEAGE_EVERY: Duration = Duration::from_secs(5);
 
-/// How long a look or an errand waits for a lock. Looks wait for none; somebody who locks our own
+/// How long a look or a task waits for a lock. Looks wait for none; somebody who locks our own
 /// tables is to be heard of, and not waited for.
 const LOCK_TIMEOUT: &str = "SET lock_timeout = '1s'";
 
@@ -66,7 +66,7 @@ pub struct Observer {
 }
 
 /// What a look does besides looking.
-enum Errand {
+enum ObserverTask {
     Nothing,
     Mirror(MirrorRow),
     Audit(AuditView),
@@ -84,13 +84,13 @@ impl Observer {
         let mut kept = true;
         let mut signs = Signs::default();
         loop {
-            let errand = tokio::select! {
+            let task = tokio::select! {
                 () = cancel.cancelled() => return,
-                _ = tick.tick() => Errand::Nothing,
-                Ok(()) = self.locks.changed() => Errand::Nothing,
-                Some(wish) = self.audit.recv() => Errand::Audit(wish),
+                _ = tick.tick() => ObserverTask::Nothing,
+                Ok(()) = self.locks.changed() => ObserverTask::Nothing,
+                Some(wish) = self.audit.recv() => ObserverTask::Audit(wish),
                 row = self.mirror.recv() => match row {
-                    Some(row) => Errand::Mirror(self.newest(row)),
+                    Some(row) => ObserverTask::Mirror(self.newest(row)),
                     None => return,
                 },
             };
@@ -129,7 +129,7 @@ impl Observer {
                 }
                 Err(_) => {}
             }
-            match self.write(&mut session, &errand).await {
+            match self.write(&mut session, &task).await {
                 None => {}
                 Some(Ok(())) if std::mem::take(&mut unwritten) => {
                     debug!("this node's own tables are kept again");
@@ -223,18 +223,18 @@ impl Observer {
         Ok(())
     }
 
-    /// Does the errand; nothing where there is none, or no server to do it on. That it cannot be done,
+    /// Does the task; nothing where there is none, or no server to do it on. That it cannot be done,
     /// for want of space, a right or a lock, says nothing of whether the server can be asked.
     async fn write(
         &self,
         session: &mut Option<Session>,
-        errand: &Errand,
+        task: &ObserverTask,
     ) -> Option<Result<(), String>> {
         let open = session.as_ref()?;
-        if matches!(errand, Errand::Nothing) {
+        if matches!(task, ObserverTask::Nothing) {
             return None;
         }
-        let written = tokio::time::timeout(LOOK_TIMEOUT, self.run_errand(open, errand)).await;
+        let written = tokio::time::timeout(LOOK_TIMEOUT, self.run_task(open, task)).await;
         Some(match written {
             Ok(written) => written.map_err(|error| error.to_fault(&self.node).message),
             Err(_) => {
@@ -245,15 +245,15 @@ impl Observer {
         })
     }
 
-    async fn run_errand(&self, session: &Session, errand: &Errand) -> Result<(), PgError> {
-        match errand {
-            Errand::Nothing => {}
-            Errand::Mirror(row) => {
+    async fn run_task(&self, session: &Session, task: &ObserverTask) -> Result<(), PgError> {
+        match task {
+            ObserverTask::Nothing => {}
+            ObserverTask::Mirror(row) => {
                 if self.installed(session).await? {
                     schema::mirror(session, &self.node, row).await?;
                 }
             }
-            Errand::Audit(wish) => {
+            ObserverTask::Audit(wish) => {
                 // Where it could not be written it is told again, and written once the extension is
                 // of this version.
                 if self.installed(session).await? {

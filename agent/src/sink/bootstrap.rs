@@ -8,9 +8,9 @@ use steep_protocol::message::peer::TablePlan;
 use steep_protocol::{Fault, FaultKind, JobId, Phase, TableName};
 
 use super::batch::{Batches, Item, Strictness};
-use super::books::{self, Origin};
 use super::conn::Conn;
 use super::deferred::{Aside, Deferred};
+use super::job_records::{self, Origin};
 use super::missing;
 use super::objects;
 use super::prepare::Dumps;
@@ -35,7 +35,7 @@ pub(super) async fn make<R: PartReader>(
     dumps: Dumps<R>,
 ) -> Result<Vec<Finding>, Fault> {
     conn.execute("BEGIN").await?;
-    books::open(conn, task.job, Origin::Bootstrap, plan).await?;
+    job_records::open(conn, task.job, Origin::Bootstrap, plan).await?;
     objects::note_baseline(conn, task.job).await?;
     conn.execute(missing::FORGET_ALL).await?;
     conn.execute("COMMIT").await?;

@@ -19,11 +19,11 @@ use tokio::time::MissedTickBehavior;
 use tokio_postgres::error::SqlState;
 
 use super::batch::{Batches, Item, Strictness, is_of_the_statement};
-use super::books;
 use super::checks;
 use super::conn::Conn;
 use super::deferred::{Kind, Mark, Waiting, mark, waiting};
 use super::identity::Identities;
+use super::job_records;
 use super::memory::Memory;
 use super::missing::{self, Lack, Missing, Weight};
 use super::queue::Queue;
@@ -72,7 +72,7 @@ pub(super) async fn build_indexes_for(
     purpose: Purpose,
 ) -> Result<Vec<Finding>, Fault> {
     let conn = Conn::open(task, "build").await?;
-    if !books::installed(&conn).await? {
+    if !job_records::installed(&conn).await? {
         return Ok(Vec::new());
     }
     let all = waiting(&conn, task.job, Stage::Indexes).await?;
@@ -113,7 +113,7 @@ pub(super) async fn build_constraints_for(
     purpose: Purpose,
 ) -> Result<Vec<Finding>, Fault> {
     let conn = Conn::open(task, "build").await?;
-    if !books::installed(&conn).await? {
+    if !job_records::installed(&conn).await? {
         return Ok(Vec::new());
     }
     checks::bring_back(task, &conn, Phase::Constraints).await?;

@@ -11,9 +11,9 @@ use steep_protocol::Fault;
 use steep_protocol::message::facts::Finding;
 use steep_protocol::message::job::CancelledData;
 
-use super::books::{self, Origin, Progress};
 use super::build::{Purpose, build_constraints_for, build_event_triggers, build_indexes_for};
 use super::conn::{Conn, application_names};
+use super::job_records::{self, Origin, Progress};
 use super::{existing, keep_out, ledger, missing, objects, replica_role, settings, subscription};
 use crate::task::{Patience, Task};
 
@@ -40,7 +40,7 @@ pub async fn cleanup(task: &Task, data: CancelledData) -> Result<Vec<Finding>, F
     end_others(task, &conn).await?;
     subscription::unsubscribe(&conn, &task.replication.name()).await?;
     let mut findings = Vec::new();
-    if let Some(book) = books::load(&conn, task.job).await? {
+    if let Some(book) = job_records::load(&conn, task.job).await? {
         match (data, book.origin) {
             (CancelledData::Remove, Origin::Bootstrap) => {
                 findings.extend(objects::drop_created(&conn, task.job).await?);
@@ -77,7 +77,7 @@ async fn end_others(task: &Task, conn: &Conn) -> Result<(), Fault> {
 async fn empty(task: &Task, conn: &Conn) -> Result<(), Fault> {
     // No trigger on TRUNCATE is meant for this.
     replica_role(conn).await?;
-    let planned = books::planned(conn, task.job).await?;
+    let planned = job_records::planned(conn, task.job).await?;
     existing::truncate(conn, &planned).await
 }
 

@@ -17,7 +17,7 @@ use steep_protocol::message::agent::PartDone;
 use steep_protocol::message::peer::{CopyFormat, TablePlan};
 use steep_protocol::{ByteCount, Epoch, Fault, FaultKind, PartNo, RowCount};
 
-use super::line::{Line, Rolled};
+use super::load_connection::{LoadConnection, Rolled};
 use crate::chunk::{PartWriter, Sent};
 use crate::pg::{DURABLE, literal};
 use crate::task::Task;
@@ -34,7 +34,7 @@ const FREEZE_WAIT: &str = "500ms";
 #[derive(Debug)]
 pub struct Loader {
     task: Task,
-    line: Line,
+    line: LoadConnection,
     encoding: String,
     /// Statements that make a session like those of the source's applications.
     settings: Arc<[String]>,
@@ -109,7 +109,7 @@ impl Loader {
     ) -> Result<Self, Fault> {
         let mut loader = Self {
             task: task.clone(),
-            line: Line::open(task, "load").await?,
+            line: LoadConnection::open(task, "load").await?,
             encoding: encoding.to_owned(),
             settings,
             open: false,

@@ -10,10 +10,10 @@ use steep_protocol::{Fault, FaultKind, Phase, TableName};
 use tokio::task::JoinSet;
 
 use super::batch::is_of_the_statement;
-use super::books;
 use super::build::{Purpose, build_event_triggers, in_order};
 use super::checks;
 use super::conn::Conn;
+use super::job_records;
 use super::missing;
 use super::statement::Stage;
 use crate::task::Task;
@@ -39,7 +39,7 @@ pub async fn finish(
     for batch in sequences.chunks(SEQUENCE_BATCH) {
         findings.extend(set_sequences(&conn, batch).await?);
     }
-    if books::installed(&conn).await? {
+    if job_records::installed(&conn).await? {
         // Of a native copy; any other has done it before.
         checks::bring_back(task, &conn, Phase::CatchUp).await?;
         findings.extend(
@@ -199,7 +199,7 @@ async fn analyze_some(
 /// before that a partitioned parent takes all of its partitions with it, and they are not analysed
 /// one by one as well.
 async fn targets(task: &Task, conn: &Conn) -> Result<VecDeque<String>, Fault> {
-    let planned = books::planned(conn, task.job).await?;
+    let planned = job_records::planned(conn, task.job).await?;
     let oids: Vec<u32> = planned.iter().map(|p| p.oid).collect();
     let only = conn.session.server_version() >= 180_000;
     let sql = if only {

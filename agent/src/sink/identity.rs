@@ -6,9 +6,9 @@ use std::collections::{HashMap, HashSet};
 
 use steep_protocol::{Fault, JobId, TableName};
 
-use super::books;
 use super::conn::Conn;
 use super::deferred::{Waiting, waiting};
+use super::job_records;
 use super::statement::{Class, Stage, classify, is_primary_key};
 
 /// What identifies the rows of each table that the job plans.
@@ -27,7 +27,7 @@ enum Identity {
 
 impl Identities {
     pub(super) async fn read(conn: &Conn, job: JobId) -> Result<Self, Fault> {
-        let planned = books::planned(conn, job).await?;
+        let planned = job_records::planned(conn, job).await?;
         let oids: Vec<u32> = planned.iter().map(|p| p.oid).collect();
         let sql = "SELECT oid FROM pg_class WHERE oid = ANY ($1) AND relreplident IN ('f', 'n')";
         let rows = conn.rows(sql, &[&oids]).await?;

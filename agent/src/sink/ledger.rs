@@ -3,8 +3,8 @@
 use steep_protocol::message::agent::PartDone;
 use steep_protocol::{ByteCount, Fault, PartNo, RowCount};
 
-use super::books;
 use super::conn::Conn;
+use super::job_records;
 use crate::task::Task;
 
 fn count(value: i64) -> u64 {
@@ -24,7 +24,7 @@ pub async fn ledger(task: &Task) -> Result<Vec<PartDone>, Fault> {
 }
 
 async fn read(task: &Task, conn: &Conn) -> Result<Vec<PartDone>, Fault> {
-    if !books::installed(conn).await? {
+    if !job_records::installed(conn).await? {
         return Ok(Vec::new());
     }
     let sql = "SELECT part, epoch, rows, bytes FROM steep_repl.copy_ledger
@@ -69,9 +69,9 @@ pub async fn release(task: &Task) -> Result<(), Fault> {
 }
 
 pub(super) async fn forget(task: &Task, conn: &Conn) -> Result<(), Fault> {
-    if !books::installed(conn).await? {
+    if !job_records::installed(conn).await? {
         return Ok(());
     }
-    let outcome = conn.transact(&books::forget(task.job)).await;
+    let outcome = conn.transact(&job_records::forget(task.job)).await;
     outcome.map_err(|error| conn.fault(&error))
 }

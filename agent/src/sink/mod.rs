@@ -16,7 +16,6 @@
 pub mod schema;
 
 mod batch;
-mod books;
 mod bootstrap;
 mod build;
 mod checks;
@@ -29,9 +28,10 @@ mod fingerprints;
 mod finish;
 mod formats;
 mod identity;
+mod job_records;
 mod keep_out;
 mod ledger;
-mod line;
+mod load_connection;
 mod membership;
 mod memory;
 mod missing;

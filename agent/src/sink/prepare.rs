@@ -7,11 +7,11 @@ use steep_protocol::message::peer::{DatabaseSetting, TablePlan};
 use steep_protocol::{Fault, NodeId};
 use steep_schema::Schema;
 
-use super::books::{self, Origin, Progress};
 use super::build::{build_constraints, build_indexes};
 use super::checks::{self, Reach};
 use super::conn::Conn;
-use super::line::{REPLICA_ROLE, no_replica_role};
+use super::job_records::{self, Origin, Progress};
+use super::load_connection::{REPLICA_ROLE, no_replica_role};
 use super::{
     bootstrap, existing, fingerprints, keep_out, missing, objects, schema, settings, sync,
 };
@@ -77,7 +77,7 @@ pub async fn prepare<R: PartReader>(
     let conn = Conn::open(task, "prepare").await?;
     let installed = schema::install(&conn.session).await;
     installed.map_err(|error| conn.fault(&error))?;
-    let book = books::load(&conn, task.job).await?;
+    let book = job_records::load(&conn, task.job).await?;
     match book {
         Some(book) if book.progress == Progress::Prepared => return Ok(Vec::new()),
         Some(book) if book.origin == Origin::Bootstrap => {
@@ -85,7 +85,7 @@ pub async fn prepare<R: PartReader>(
             settings::take_back(&conn, task.job).await?;
             let forget = format!(
                 "{};\n{}",
-                books::forget(task.job),
+                job_records::forget(task.job),
                 missing::forget(task.job)
             );
             let forgotten = conn.transact(&forget).await;
@@ -97,7 +97,7 @@ pub async fn prepare<R: PartReader>(
         replica_role(&conn).await?;
     }
     let mut findings = Vec::new();
-    let prepared = books::note(task.job, Progress::Prepared);
+    let prepared = job_records::note(task.job, Progress::Prepared);
     let wanted = &request.schema;
     fingerprints::store(&conn, &wanted.source, &wanted.described, &wanted.filter).await?;
     if objects::has_user_tables(&conn).await? {

@@ -3,7 +3,7 @@
 //!
 //! The source's connection string is a secret. It stands in the text of `CREATE SUBSCRIPTION`,
 //! which takes no parameters, so that statement is put together on the server
-//! ([`crate::pg::discreet`]); that may not make slots, so PostgreSQL's own copy too finds the slot
+//! ([`crate::pg::secret_sql`]); that may not make slots, so PostgreSQL's own copy too finds the slot
 //! that the source has made. PostgreSQL itself keeps the string in `pg_subscription.subconninfo`,
 //! which only superusers can read.
 
@@ -25,7 +25,7 @@ use super::keep_out;
 use super::membership::{self, wiring, wiring_sql};
 use super::server_log::troubles;
 use super::wal::WalWriterAwake;
-use crate::pg::discreet;
+use crate::pg::secret_sql;
 use crate::pg::{PgError, Session, literal};
 use crate::task::Task;
 
@@ -175,7 +175,7 @@ fn origin_unknown() -> Fault {
 async fn in_a_block(conn: &Conn, statement: &str, source: &Secret) -> Result<(), PgError> {
     let work = async {
         conn.session.batch_execute("BEGIN").await?;
-        discreet::execute(&conn.session, statement, source.expose()).await
+        secret_sql::execute(&conn.session, statement, source.expose()).await
     };
     let outcome = conn.run(work).await;
     let end = if matches!(outcome, Ok(Ok(()))) {

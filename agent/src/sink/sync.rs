@@ -15,12 +15,12 @@ use steep_protocol::message::job::{ExistingRows, SchemaMode};
 use steep_protocol::message::peer::TablePlan;
 use steep_protocol::message::schema::{PlannedStatement, SchemaDifference};
 use steep_protocol::{Fault, FaultKind, Retry, TableName};
-use steep_schema::{Comparison, Plan, Schema, at_stake, compare, gates, hindrance, named, plan};
+use steep_schema::{Comparison, Plan, Schema, at_stake, blocker, compare, gates, named, plan};
 use tokio_postgres::error::SqlState;
 
-use super::books::{self, Origin, Progress};
 use super::conn::Conn;
 use super::fingerprints::read;
+use super::job_records::{self, Origin, Progress};
 use super::{SchemaRequest, existing, objects};
 use crate::pg::PgError;
 use crate::pg::catalog::{holding_rows, read_schema_at_once};
@@ -84,9 +84,9 @@ async fn apply(
     let patience = LOCK_PATIENCE.as_millis();
     conn.execute(&format!("BEGIN; SET LOCAL lock_timeout = {patience}"))
         .await?;
-    books::open(conn, task.job, Origin::Existing, tables).await?;
+    job_records::open(conn, task.job, Origin::Existing, tables).await?;
     objects::note_baseline(conn, task.job).await?;
-    let planned = books::planned(conn, task.job).await?;
+    let planned = job_records::planned(conn, task.job).await?;
     let full = existing::with_rows(conn, &planned).await?;
     existing::refuse(conn, request.existing, &full)?;
     let stakes = at_stake(&request.described, here, compared);
@@ -99,7 +99,7 @@ async fn apply(
     may_run(conn, &plan, request.existing)?;
     if !full.is_empty() {
         existing::truncate_within(conn, &planned).await?;
-        conn.execute(&books::note(task.job, Progress::OwnsRows))
+        conn.execute(&job_records::note(task.job, Progress::OwnsRows))
             .await?;
     }
     for statement in &plan.statements {
@@ -141,7 +141,7 @@ fn may_run(conn: &Conn, plan: &Plan, existing: ExistingRows) -> Result<(), Fault
             format!(
                 "{} ({})",
                 named(d, "the source", "the target"),
-                hindrance(d).0
+                blocker(d).0
             )
         };
         let what = format!(

@@ -112,10 +112,10 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// Whether a doctor or an errand is at work under that id.
+    /// Whether a doctor or an query is at work under that id.
     fn is_asking(&self, job: JobId) -> bool {
         self.doctors.iter().any(|doctor| doctor.asks_as(job))
-            || self.errands.iter().any(|errand| errand.asks_as(job))
+            || self.queries.iter().any(|query| query.asks_as(job))
     }
 
     /// Takes back what a source was told to allow (G7), and nothing else: what is on its server stays.
@@ -188,7 +188,7 @@ impl<S: Store> Driver<S> {
             }
         }
         self.doctors_lost(node);
-        self.errands_lost(node);
+        self.queries_lost(node);
     }
 
     fn on_said(
@@ -241,7 +241,7 @@ impl<S: Store> Driver<S> {
                 continue;
             };
             let seen = agent.observed.clone();
-            let danger = live.vigil.observe(&live.job, side, &seen, bounds, now);
+            let danger = live.health.observe(&live.job, side, &seen, bounds, now);
             let known = live.job.end(side).server == ServerState::Answers;
             if let Some(answers) = seen.postgres.filter(|seen| seen.is_ok() != known) {
                 let answers = answers.map(drop);
@@ -298,10 +298,10 @@ impl<S: Store> Driver<S> {
             return self.advance(id, event, now);
         }
         self.send(node, CoordinatorMessage::Forget { id: command });
-        if !self.errand_owns(node, command) {
+        if !self.query_owns(node, command) {
             return self.doctor_finished(node, command, outcome);
         }
-        self.errand_finished(node, command, outcome, now);
+        self.query_finished(node, command, outcome, now);
     }
 
     /// Live jobs with that node on either side.

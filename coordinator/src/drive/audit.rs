@@ -1,8 +1,8 @@
-//! Who wanted what: operators' wishes, accepted or refused, in the store and in the audit logs of the
+//! Who wanted what: operators' entries, accepted or refused, in the store and in the audit logs of the
 //! nodes they are about.
 //!
-//! A node is told of an accepted wish in every session, and every minute in between, until its agent
-//! says that it is in `steep_repl.audit_log`. Refused wishes changed nothing and are kept here alone.
+//! A node is told of an accepted entry in every session, and every minute in between, until its agent
+//! says that it is in `steep_repl.audit_log`. Refused entries changed nothing and are kept here alone.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use steep_protocol::message::job::{
 use steep_protocol::{Fault, JobId, NodeId};
 
 use super::{Answer, Driver, Operator};
-use crate::job::moment::after;
+use crate::job::time::after;
 use crate::store::{AuditDue, Store, Write};
 
 /// How often a node that has not confirmed is told again.
@@ -26,16 +26,16 @@ const AGAIN_EVERY: Duration = Duration::from_secs(60);
 /// the store like all others.
 const DUE_MAX: usize = 1_000;
 
-/// A wish that has been heard, before it is known what comes of it.
+/// A entry that has been heard, before it is known what comes of it.
 #[derive(Debug, Clone)]
-pub(super) struct Wish {
+pub(super) struct AuditEntry {
     pub(super) action: &'static str,
     pub(super) node: NodeId,
     pub(super) source: Option<NodeId>,
     pub(super) arguments: Vec<(String, String)>,
 }
 
-impl Wish {
+impl AuditEntry {
     pub(super) fn init(spec: &JobSpec) -> Self {
         Self {
             action: "init",
@@ -70,13 +70,13 @@ impl Wish {
             Afterwards::Keep => "cancel",
             Afterwards::Forget => "nodes.remove",
         };
-        let mut wish = Self {
+        let mut entry = Self {
             action,
             ..Self::cancel(node, data)
         };
         let forced = ("force_cleanup".to_owned(), "true".to_owned());
-        wish.arguments.push(forced);
-        wish
+        entry.arguments.push(forced);
+        entry
     }
 
     pub(super) fn prepare(spec: &PrepareSpec) -> Self {
@@ -147,31 +147,31 @@ impl Wish {
 }
 
 impl<S: Store> Driver<S> {
-    /// Keeps what became of wishes for jobs.
+    /// Keeps what became of entries for jobs.
     pub(super) fn audit_init(
         &mut self,
-        wishes: Vec<Wish>,
+        entries: Vec<AuditEntry>,
         operator: &Operator,
         answer: &Result<Answer, Fault>,
         now: Timestamp,
     ) {
-        for wish in wishes {
+        for entry in entries {
             let job = match answer {
                 Ok(Answer::Accepted { jobs, .. }) => {
-                    let own = jobs.iter().find(|follow| follow.node == wish.node);
+                    let own = jobs.iter().find(|follow| follow.node == entry.node);
                     Ok(own.map(|follow| follow.job))
                 }
                 Ok(_) => Ok(None),
                 Err(fault) => Err(fault.to_string()),
             };
-            self.audit(wish, operator, job, now);
+            self.audit(entry, operator, job, now);
         }
     }
 
-    /// Keeps what became of a wish: its job, or why it was refused.
+    /// Keeps what became of a entry: its job, or why it was refused.
     pub(super) fn audit(
         &mut self,
-        wish: Wish,
+        entry: AuditEntry,
         operator: &Operator,
         outcome: Result<Option<JobId>, String>,
         now: Timestamp,
@@ -180,7 +180,7 @@ impl<S: Store> Driver<S> {
             Ok(job) => (job, None),
             Err(why) => (None, Some(why)),
         };
-        let source = wish.source.or_else(|| {
+        let source = entry.source.or_else(|| {
             let job = self.jobs.get(&job_id?)?;
             Some(job.job.spec.source.clone())
         });
@@ -190,11 +190,11 @@ impl<S: Store> Driver<S> {
             operator: operator.name.clone(),
             certificate: operator.certificate.clone(),
             address: operator.address.clone(),
-            action: wish.action.to_owned(),
-            node_id: wish.node,
+            action: entry.action.to_owned(),
+            node_id: entry.node,
             source_node: source,
             job_id,
-            arguments: wish.arguments,
+            arguments: entry.arguments,
             refused,
         };
         self.next_audit += 1;
@@ -208,7 +208,7 @@ impl<S: Store> Driver<S> {
             address = view.address,
             action = view.action,
             refused = view.refused,
-            "an operator's wish"
+            "an operator's request"
         );
         let mut due = Vec::new();
         if view.refused.is_none() {

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use steep_protocol::message::job::SchemaMode;
 use steep_protocol::message::schema::{Change, SchemaDifference, SchemaReview, Subject};
 
-use crate::job::moment::after;
+use crate::job::time::after;
 use crate::store::Accepted;
 
 /// When a comparison that failed, or found no reason for digests to differ, is tried again.

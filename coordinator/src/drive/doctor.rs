@@ -12,8 +12,8 @@ use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry};
 use super::compose::addressed;
 use super::{Answer, Driver, Reply};
 use crate::job::handover::Handover;
-use crate::job::moment::after;
 use crate::job::preflight::{self, Case};
+use crate::job::time::after;
 use crate::store::Store;
 
 /// Longer than any catalog query or dial of an agent takes.

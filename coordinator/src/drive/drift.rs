@@ -6,7 +6,7 @@
 //! with every cause that is known; where all are good again it is SYNCHRONIZED again. Not so where a
 //! slot, a publication or a subscription was gone or lost: made again it looks good, and changes are missing. That is
 //! kept with the node. Digests only tell that columns differ; then the two ends are compared
-//! (`errand`), which names what differs, and `columns` says when that is believed.
+//! (`query`), which names what differs, and `columns` says when that is believed.
 
 use jiff::Timestamp;
 use steep_protocol::message::schema::{SchemaDifference, SchemaReview};

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use steep_protocol::NodeId;
 
 use super::{Driver, Question, Reply};
-use crate::job::moment::after;
+use crate::job::time::after;
 use crate::store::Store;
 
 /// How long an agent is waited for. One that is silent for longer does not reach its PostgreSQL.

@@ -12,10 +12,10 @@ use steep_protocol::message::job::{CancelledData, ReplicationNames};
 use steep_protocol::message::lineage::{Lineage, Tool};
 use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState};
 
-use super::audit::Wish;
-use super::errand::Purpose;
+use super::audit::AuditEntry;
 use super::lineage::follows;
 use super::log::Note;
+use super::query::Purpose;
 use super::requests::unreadable;
 use super::sight::WORTH_TELLING;
 use super::{Answer, Driver, Operator, Reply};
@@ -73,7 +73,7 @@ impl<S: Store> Driver<S> {
         });
         let outcome = checked.as_ref().copied().map_err(Fault::to_string);
         self.audit(
-            Wish::give_up(node, data, afterwards),
+            AuditEntry::give_up(node, data, afterwards),
             operator,
             outcome,
             now,
@@ -370,7 +370,7 @@ impl<S: Store> Driver<S> {
             Side::Source => Command::CleanupSource { sync_slots: None },
         };
         let purpose = Purpose::Sweep(Box::new(sweep));
-        self.begin_errand_on(&next.on, next.replication, command, purpose, now);
+        self.begin_query_on(&next.on, next.replication, command, purpose, now);
     }
 
     /// A step of a sweep ended, well or not.

@@ -1,7 +1,7 @@
 //! Nodes made from a backup: slots prepared on a source, and jobs that go on from one.
 //!
 //! What is prepared is noted on its source and told by its agent; here it is only known while the agent
-//! has a session. Preparing is an errand (`errand`), completing a job like any other.
+//! has a session. Preparing is an query (`query`), completing a job like any other.
 
 use std::time::Instant;
 
@@ -15,9 +15,9 @@ use steep_protocol::message::handover::{
 use steep_protocol::message::job::{Confirmation, JobSpec, Method, SchemaMode, TableFilter};
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry};
 
-use super::audit::Wish;
-use super::errand::Purpose;
+use super::audit::AuditEntry;
 use super::log::Note;
+use super::query::Purpose;
 use super::{Answer, Driver, Operator, Reply};
 use crate::job::handover::{self, Handover};
 use crate::job::{Job, Running, Stage, Work, preflight};
@@ -34,7 +34,7 @@ impl<S: Store> Driver<S> {
     ) {
         let checked = self.check_prepare(&spec);
         let outcome = checked.as_ref().map(|()| None).map_err(Fault::to_string);
-        self.audit(Wish::prepare(&spec), operator, outcome, now);
+        self.audit(AuditEntry::prepare(&spec), operator, outcome, now);
         if let Err(fault) = checked {
             return self.answer(reply, Err(fault));
         }
@@ -49,7 +49,7 @@ impl<S: Store> Driver<S> {
             filter: TableFilter::default(),
         };
         let purpose = Purpose::LookBeforePrepare(spec, reply);
-        self.begin_errand_on(&node, replication, command, purpose, now);
+        self.begin_query_on(&node, replication, command, purpose, now);
     }
 
     fn check_prepare(&self, spec: &PrepareSpec) -> Result<(), Fault> {
@@ -67,7 +67,7 @@ impl<S: Store> Driver<S> {
                 EXPIRES_MAX / (24 * 3600)
             ));
         }
-        self.check_errand(&spec.node)?;
+        self.check_query(&spec.node)?;
         if self.may_be_source(&spec.node) {
             return Ok(());
         }
@@ -87,16 +87,21 @@ impl<S: Store> Driver<S> {
         now: Timestamp,
     ) {
         let checked = self
-            .check_errand(node)
+            .check_query(node)
             .and_then(|()| self.prepared_on(node))
             .and_then(|prepared| handover::choose(prepared, Some(slot), node).cloned());
         let outcome = checked.as_ref().map(|_| None).map_err(Fault::to_string);
-        self.audit(Wish::drop_prepared(node, slot), operator, outcome, now);
+        self.audit(
+            AuditEntry::drop_prepared(node, slot),
+            operator,
+            outcome,
+            now,
+        );
         match checked {
             Ok(known) => {
                 let purpose = Purpose::DropPrepared(reply);
                 let command = Command::DropPrepared;
-                self.begin_errand_on(node, known.replication, command, purpose, now);
+                self.begin_query_on(node, known.replication, command, purpose, now);
             }
             Err(fault) => self.answer(reply, Err(fault)),
         }
@@ -245,9 +250,9 @@ impl<S: Store> Driver<S> {
         operator: &Operator,
         now: Timestamp,
     ) -> Result<Answer, Fault> {
-        let wish = Wish::complete(&request);
+        let entry = AuditEntry::complete(&request);
         let answer = self.begin_complete(request, &operator.name, now);
-        self.audit_init(vec![wish], operator, &answer, now);
+        self.audit_init(vec![entry], operator, &answer, now);
         answer
     }
 

@@ -10,7 +10,6 @@
 
 mod admit;
 mod agents;
-mod audience;
 mod audit;
 mod carried;
 mod columns;
@@ -19,7 +18,6 @@ mod doctor;
 mod drift;
 mod early;
 mod effects;
-mod errand;
 mod following;
 mod gauges;
 mod give_up;
@@ -29,6 +27,7 @@ mod jobs;
 mod lineage;
 mod locks;
 mod log;
+mod query;
 mod rebuild;
 mod requests;
 mod restore;
@@ -36,6 +35,7 @@ mod resume;
 mod sight;
 mod span;
 mod views;
+mod watchers;
 
 #[cfg(test)]
 mod tests;
@@ -61,14 +61,14 @@ pub use handle::{
 };
 
 use crate::admission::Admission;
+use crate::job::health::{Bounds, JobHealth};
 use crate::job::locks::JobLocks;
 use crate::job::machine::{Parting, Rules};
-use crate::job::moment::after;
 use crate::job::progress::Meter;
 use crate::job::report::Slowest;
 use crate::job::retry::Patience;
 use crate::job::tally::Tally;
-use crate::job::vigil::{Bounds, Vigil};
+use crate::job::time::after;
 use crate::job::{Job, Side, preflight};
 use crate::registry::Registry;
 use crate::store::{NodeRecord, Store, StoreError, TableTimes, Write};
@@ -98,12 +98,12 @@ pub const DRIFT_GRACE: Duration = Duration::from_secs(60);
 struct Live {
     job: Job,
     tally: Tally,
-    vigil: Vigil,
+    health: JobHealth,
     locks: JobLocks,
     meter: Meter,
     feed: watch::Sender<Feed>,
     /// Who looks at it in full.
-    seat: audience::Seat,
+    seat: watchers::Lease,
     /// Operators that wait for the end of a cancel.
     waiting: Vec<Reply>,
     /// Tables that began and have not been completed, and when.
@@ -161,12 +161,12 @@ pub struct Driver<S> {
     nodes: BTreeMap<NodeId, NodeRecord>,
     registry: Registry,
     /// Who looks at everything.
-    overseer: audience::Seat,
+    overseer: watchers::Lease,
     /// When time passed last.
     ticked: Timestamp,
     jobs: BTreeMap<JobId, Live>,
     doctors: Vec<doctor::Doctor>,
-    errands: Vec<errand::Errand>,
+    queries: Vec<query::AgentQuery>,
     early: Vec<early::Early>,
     /// How often each agent may say that slots have expired.
     expirations: Admission,
@@ -253,11 +253,11 @@ impl<S: Store> Driver<S> {
             },
             nodes,
             registry: Registry::default(),
-            overseer: audience::Seat::EMPTY,
+            overseer: watchers::Lease::EMPTY,
             ticked: Timestamp::UNIX_EPOCH,
             jobs: BTreeMap::new(),
             doctors: Vec::new(),
-            errands: Vec::new(),
+            queries: Vec::new(),
             early: Vec::new(),
             expirations: Admission::default(),
             throttle: Throttle::default(),
@@ -375,7 +375,7 @@ impl<S: Store> Driver<S> {
         }
         self.tick_doctors(now);
         self.tick_audit(now);
-        self.tick_errands(now);
+        self.tick_queries(now);
         self.tick_early(now);
         // Who has gone says nothing.
         self.set_paces(now);

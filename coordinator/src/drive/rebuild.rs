@@ -5,9 +5,9 @@ use jiff::Timestamp;
 use steep_protocol::message::agent::{Command, MissingObjects, Rebuilt};
 use steep_protocol::{Fault, FaultKind, JobId, NodeId};
 
-use super::audit::Wish;
-use super::errand::Purpose;
+use super::audit::AuditEntry;
 use super::log::{Level, Note};
+use super::query::Purpose;
 use super::{Answer, Driver, Operator, Reply};
 use crate::store::{Store, Write};
 
@@ -21,16 +21,16 @@ impl<S: Store> Driver<S> {
         now: Timestamp,
     ) {
         let checked = self
-            .check_errand(node)
+            .check_query(node)
             .and_then(|()| self.check_idle(node))
             .and_then(|()| self.check_rebuilding(node));
         let job = self.nodes.get(node).and_then(|record| record.job);
         let outcome = checked.as_ref().map(|()| job).map_err(Fault::to_string);
-        self.audit(Wish::rebuild(node), operator, outcome, now);
+        self.audit(AuditEntry::rebuild(node), operator, outcome, now);
         match checked {
             Ok(()) => {
                 let purpose = Purpose::Rebuild(reply);
-                self.begin_errand(node, Command::RebuildMissing, purpose, now);
+                self.begin_query(node, Command::RebuildMissing, purpose, now);
             }
             Err(fault) => self.answer(reply, Err(fault)),
         }

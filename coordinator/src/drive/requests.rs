@@ -5,7 +5,7 @@ use steep_protocol::message::agent::MissingObjects;
 use steep_protocol::message::job::{CancelledData, JobSpec, Method};
 use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState};
 
-use super::audit::Wish;
+use super::audit::AuditEntry;
 use super::log::Note;
 use super::views::{idle_view, job_view};
 use super::{Answer, Driver, Interest, Live, Operator, Question, Reply};
@@ -44,15 +44,15 @@ impl<S: Store> Driver<S> {
                 Err(fault) => Err(fault),
             },
             Question::Init { specs, operator } => {
-                let wishes = specs.iter().map(Wish::init).collect();
+                let entries = specs.iter().map(AuditEntry::init).collect();
                 let answer = self.init(specs, &operator.name, now);
-                self.audit_init(wishes, &operator, &answer, now);
+                self.audit_init(entries, &operator, &answer, now);
                 answer
             }
             Question::Resume { specs, operator } => {
-                let wishes = specs.iter().map(Wish::resume).collect();
+                let entries = specs.iter().map(AuditEntry::resume).collect();
                 let answer = self.resume_failed(&specs, &operator.name, now);
-                self.audit_init(wishes, &operator, &answer, now);
+                self.audit_init(entries, &operator, &answer, now);
                 answer
             }
             Question::Audit(query) => self.audit_answer(query),
@@ -150,8 +150,8 @@ impl<S: Store> Driver<S> {
             self.known(node)?;
         }
         let limit = query.limit.min(EVENTS_PAGE);
-        let wishes = self.store.audit(&EventQuery { limit, ..query });
-        wishes.map(Answer::Audit).map_err(unreadable)
+        let entries = self.store.audit(&EventQuery { limit, ..query });
+        entries.map(Answer::Audit).map_err(unreadable)
     }
 
     fn overview(&mut self, known: &[JobId], now: Timestamp) -> Answer {
@@ -356,9 +356,9 @@ impl<S: Store> Driver<S> {
         reply: Reply,
         now: Timestamp,
     ) {
-        let wish = Wish::cancel(node, data);
+        let entry = AuditEntry::cancel(node, data);
         if let Err(fault) = self.known(node) {
-            self.audit(wish, operator, Err(fault.to_string()), now);
+            self.audit(entry, operator, Err(fault.to_string()), now);
             self.answer(reply, Err(fault));
             return;
         }
@@ -370,7 +370,7 @@ impl<S: Store> Driver<S> {
                 Ok(revived) => revived,
                 Err(error) => {
                     let fault = unreadable(error);
-                    self.audit(wish, operator, Err(fault.to_string()), now);
+                    self.audit(entry, operator, Err(fault.to_string()), now);
                     return self.answer(reply, Err(fault));
                 }
             },
@@ -382,7 +382,7 @@ impl<S: Store> Driver<S> {
             let job = self.nodes.get(node).and_then(|record| record.job);
             let answer = self.cancel_without_job(node, state, name, now);
             let outcome = answer.as_ref().map(|_| job).map_err(Fault::to_string);
-            self.audit(wish, operator, outcome, now);
+            self.audit(entry, operator, outcome, now);
             self.answer(reply, answer);
             return;
         };
@@ -396,7 +396,7 @@ impl<S: Store> Driver<S> {
         self.log(note.field("operator", name), now);
         let stepped = self.step(id, JobEvent::Cancel { data }, now);
         let outcome = stepped.as_ref().map(|()| Some(id));
-        self.audit(wish, operator, outcome.map_err(ToString::to_string), now);
+        self.audit(entry, operator, outcome.map_err(ToString::to_string), now);
         if let Err(refused) = stepped
             && let Some(live) = self.jobs.get_mut(&id)
         {

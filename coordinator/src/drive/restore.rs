@@ -8,15 +8,15 @@ use steep_protocol::message::api::Afterwards;
 use steep_protocol::{ByteCount, JobId, NodeId, NodeState};
 use tokio::sync::watch;
 
-use super::audience::Seat;
 use super::jobs::took;
+use super::watchers::Lease;
 use super::{Driver, Feed, Live};
+use crate::job::health::JobHealth;
 use crate::job::locks::JobLocks;
 use crate::job::machine::{JobEvent, Parting};
 use crate::job::progress::{Detail, Meter};
 use crate::job::report::Slowest;
 use crate::job::tally::Tally;
-use crate::job::vigil::Vigil;
 use crate::job::{Job, Side};
 use crate::store::{Store, StoreError, StoredJob, TableTimes};
 
@@ -84,11 +84,11 @@ impl<S: Store> Driver<S> {
         });
         let live = Live {
             tally,
-            vigil: Vigil::default(),
+            health: JobHealth::default(),
             locks: JobLocks::default(),
             meter,
             feed,
-            seat: Seat::EMPTY,
+            seat: Lease::EMPTY,
             waiting: Vec::new(),
             began: BTreeMap::new(),
             slowest: Slowest::default(),

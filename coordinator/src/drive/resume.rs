@@ -8,12 +8,12 @@ use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState, Retry};
 
 use super::log::Note;
 use super::{Answer, Driver};
+use crate::job::health::JobHealth;
 use crate::job::machine::{JobEvent, Refused, Terms};
 use crate::job::progress::Meter;
 use crate::job::report::Slowest;
 use crate::job::retry::RESTARTS_MAX;
 use crate::job::tally::Tally;
-use crate::job::vigil::Vigil;
 use crate::job::{Job, Stage, Work};
 use crate::store::{Store, TableSum, Write};
 
@@ -166,7 +166,7 @@ impl<S: Store> Driver<S> {
             live.end = None;
             live.complaints.clear();
             // What was wrong before it was mended says nothing of what is now.
-            live.vigil = Vigil::default();
+            live.health = JobHealth::default();
             self.out.writes.push(Write::Reopen { job: id });
         }
     }

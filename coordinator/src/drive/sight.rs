@@ -10,7 +10,7 @@ use steep_protocol::NodeId;
 use super::Driver;
 use super::following::{Cause, Following, Health, Word};
 use super::lineage::{alias_warning, follows};
-use crate::job::moment::after;
+use crate::job::time::after;
 use crate::registry::Agent;
 use crate::store::{NodeRecord, Store, Write};
 

@@ -12,10 +12,10 @@ use steep_protocol::{ByteCount, Fault, JobId, NodeId, NodeState, RowCount};
 
 use super::{Driver, Feed, Follow};
 use crate::job::Job;
-use crate::job::moment::after;
 use crate::job::progress::{Detail, current_phase};
 use crate::job::report::{phase_times, report};
 use crate::job::retry;
+use crate::job::time::after;
 use crate::store::{NodeRecord, Store};
 
 /// A follower hears of an active job at least so often, changed or not.

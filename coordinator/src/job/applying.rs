@@ -1,5 +1,5 @@
 //! How a subscription's worker fares, judged by time from what the target's agent observes: while a job
-//! works ([`super::vigil`]) and as long as its node follows after that.
+//! works ([`super::health`]) and as long as its node follows after that.
 //!
 //! Pure, and in memory only: a restarted coordinator begins to watch anew. How often agents look plays
 //! no part. Says what is the case; what becomes of it is the caller's.
@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use steep_protocol::message::agent::SubscriptionStatus;
 
-use super::moment::after;
+use super::time::after;
 
 /// New errors of a subscription, without a calm between them, that count as broken. Workers start
 /// again after five seconds (`wal_retrieve_retry_interval`), so this is some fifteen seconds of errors.

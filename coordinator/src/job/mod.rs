@@ -3,7 +3,7 @@
 //! Owns what a job is ([`Job`]), where it goes on from a backup ([`handover`]), who follows whom
 //! ([`lineage`]), which state of a node
 //! follows which ([`state`]), which command comes next ([`machine`]), whether it may begin at all
-//! ([`preflight`]) and can still end well ([`vigil`], [`applying`]),
+//! ([`preflight`]) and can still end well ([`health`], [`applying`]),
 //! what has been copied ([`tally`]), how far that is ([`progress`]) and what is said at the end
 //! ([`report`]). Everything here is pure: time comes in as a value, messages go out as values, and
 //! nothing knows SQLite, QUIC or tokio.
@@ -25,18 +25,18 @@ use steep_protocol::{ByteCount, CommandId, Fault, JobId, Lsn, Phase, RowCount};
 
 pub mod applying;
 pub mod handover;
+pub mod health;
 pub mod lineage;
 pub mod locks;
 pub mod machine;
 pub mod membership;
-pub(crate) mod moment;
 pub mod preflight;
 pub mod progress;
 pub mod report;
 pub mod retry;
 pub mod state;
 pub mod tally;
-pub mod vigil;
+pub(crate) mod time;
 
 mod work;
 

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use steep_protocol::message::api::{WaitingView, WaitsFor};
 use steep_protocol::{Fault, NodeId};
 
-use super::moment::after;
+use super::time::after;
 use super::{Job, Presence, ServerState, Side, Stage, Step, Why, Work};
 
 /// How long a job tries again without progress unless told otherwise: long enough for somebody to be

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use steep_certs::{Credentials, Role};
 use steep_coordinator::config::Config;
+use steep_coordinator::job::health::Bounds;
 use steep_coordinator::job::retry::Patience;
-use steep_coordinator::job::vigil::Bounds;
 use steep_coordinator::server::Server;
 use steep_protocol::close::CloseCode;
 use steep_protocol::message::agent::{

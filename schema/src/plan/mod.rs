@@ -6,10 +6,10 @@
 //!
 //! Not everything has a statement. An order of columns and an index that only the target has are left
 //! as they are, since neither can stop replication; what cannot be altered without making it anew, and
-//! what cannot be done in one transaction, is told and stops the job ([`hindrance`] says why).
+//! what cannot be done in one transaction, is told and stops the job ([`blocker`] says why).
 
+mod blocker;
 mod column;
-mod hindrance;
 mod object;
 mod rebuild;
 mod table;
@@ -26,7 +26,7 @@ use steep_protocol::message::schema::{
 };
 use steep_protocol::{Identifier, TableName};
 
-pub use hindrance::hindrance;
+pub use blocker::blocker;
 
 use column::Fate;
 use object::{Labels, Rename};

@@ -16,10 +16,10 @@ use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 
 use super::batch::{Batches, Item, Strictness};
-use super::books::{self, Planned};
 use super::build::note_missing;
 use super::conn::Conn;
 use super::deferred::{Aside, Deferred, Kind, Mark, Waiting, mark, waiting};
+use super::job_records::{self, Planned};
 use super::missing::Lack;
 use super::statement::Stage;
 use crate::pg::PgError;
@@ -52,7 +52,7 @@ impl On {
 
 /// Stores and drops them. Done again, it goes on where it was.
 pub(super) async fn put_aside(task: &Task, conn: &Conn, reach: Reach) -> Result<(), Fault> {
-    let planned = books::planned(conn, task.job).await?;
+    let planned = job_records::planned(conn, task.job).await?;
     let oids: Vec<u32> = planned.iter().map(|p: &Planned| p.oid).collect();
     let mut aside = Aside::new(conn, task.job).await?;
     let mut batches = Batches::new(conn, task.job, Strictness::Aside);

@@ -1,12 +1,12 @@
 //! A target that has the tables already: checks them, empties them where told to, and puts their
-//! indexes and constraints aside: [`aside`] stores and drops them, as the [`trees`] that they form where
+//! indexes and constraints aside: [`deferred_indexes`] stores and drops them, as the [`trees`] that they form where
 //! tables are partitioned, of what the [`queries`] find.
 
-mod aside;
+mod deferred_indexes;
 mod queries;
 mod trees;
 
-pub(super) use aside::refreshes as store_refreshes;
+pub(super) use deferred_indexes::refreshes as store_refreshes;
 
 use std::collections::BTreeMap;
 
@@ -19,9 +19,9 @@ use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 
 use super::PrepareRequest;
-use super::books::{self, Origin, Planned, Progress};
 use super::conn::Conn;
 use super::deferred;
+use super::job_records::{self, Origin, Planned, Progress};
 use crate::pg::PgError;
 use crate::task::Task;
 
@@ -37,24 +37,24 @@ pub(super) async fn make_ready(
 ) -> Result<(), Fault> {
     check_shape(conn, plan, request.schema.schema_mode).await?;
     conn.execute("BEGIN").await?;
-    books::open(conn, task.job, Origin::Existing, plan).await?;
+    job_records::open(conn, task.job, Origin::Existing, plan).await?;
     deferred::adopt(conn, task.job).await?;
     conn.execute("COMMIT").await?;
-    let planned = books::planned(conn, task.job).await?;
+    let planned = job_records::planned(conn, task.job).await?;
     let full = with_rows(conn, &planned).await?;
     refuse(conn, request.schema.existing, &full)?;
-    let owned = books::note(task.job, Progress::OwnsRows);
+    let owned = job_records::note(task.job, Progress::OwnsRows);
     if full.is_empty() {
         conn.execute(&owned).await?;
     }
     if request.indexes == IndexTiming::Deferred {
-        aside::foreign_keys(task, conn, &planned).await?;
+        deferred_indexes::foreign_keys(task, conn, &planned).await?;
     }
     if !full.is_empty() {
         replace_rows(conn, &planned, &owned).await?;
     }
     if request.indexes == IndexTiming::Deferred {
-        aside::indexes(task, conn, &planned).await?;
+        deferred_indexes::indexes(task, conn, &planned).await?;
     }
     Ok(())
 }

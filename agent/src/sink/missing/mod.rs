@@ -17,8 +17,8 @@ use tokio_postgres::error::SqlState;
 
 use self::label::Label;
 use super::batch::is_of_the_statement;
-use super::books;
 use super::conn::Conn;
+use super::job_records;
 use super::objects;
 use crate::pg::{PgError, literal};
 use crate::task::Task;
@@ -141,7 +141,7 @@ const REBUILD_LOCK: i64 = 0x7374_6565_705f_7262;
 /// A rebuild that is at work already; faults of the server or the connection.
 pub async fn rebuild(task: &Task) -> Result<Rebuilt, Fault> {
     let conn = Conn::open(task, "rebuild").await?;
-    if !books::installed(&conn).await? {
+    if !job_records::installed(&conn).await? {
         return Ok(Rebuilt::default());
     }
     let lock = "SELECT pg_catalog.pg_try_advisory_lock($1)";

@@ -8,7 +8,7 @@ use steep_protocol::{FaultKind, JobId, NodeId};
 use crate::client::Client;
 use crate::commands::doctor::SCHEMA_MISMATCH;
 use crate::commands::init::plan;
-use crate::commands::init::wanted::Wanted;
+use crate::commands::init::request::InitRequest;
 use crate::failure::{self, Failure};
 use crate::follow::Follower;
 use crate::render::{findings, json};
@@ -33,7 +33,7 @@ impl Manner {
 
 /// Begins the jobs, and follows them unless told not to.
 pub(super) async fn run(
-    mut wanted: Wanted,
+    mut wanted: InitRequest,
     manner: Manner,
     client: &mut Client,
     signals: &mut Signals,
@@ -61,7 +61,7 @@ pub(super) async fn run(
 /// Shows how the schemas differ and has it confirmed. Without a difference nothing is asked.
 async fn confirmed(
     client: &Client,
-    wanted: &Wanted,
+    wanted: &InitRequest,
     signals: &mut Signals,
     terminal: Terminal,
 ) -> Result<(), Failure> {

@@ -1,7 +1,7 @@
 //! `steep-repl init complete`: a node whose rows were restored from a backup goes on by replication.
 
 use super::begin::{self, Manner};
-use super::wanted::Wanted;
+use super::request::InitRequest;
 use crate::args::CompleteArgs;
 use crate::commands::{Context, doctor};
 use crate::failure::Failure;
@@ -17,7 +17,7 @@ pub(crate) async fn run(mut args: CompleteArgs, context: &Context) -> Result<u8,
 }
 
 async fn go(args: &CompleteArgs, context: &Context) -> Result<u8, Failure> {
-    let wanted = Wanted::Backup(Box::new(args.spec(context.settings.parallel)?));
+    let wanted = InitRequest::Backup(Box::new(args.spec(context.settings.parallel)?));
     let mut signals = Signals::catch()?;
     let mut client = context.client().await?;
     let terminal = context.terminal;

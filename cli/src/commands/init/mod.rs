@@ -7,5 +7,5 @@ mod plan;
 pub(super) mod prepare;
 pub(super) mod progress;
 pub(super) mod rebuild;
+mod request;
 pub(super) mod start;
-mod wanted;

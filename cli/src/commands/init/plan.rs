@@ -4,7 +4,7 @@ use steep_protocol::NodeId;
 use steep_protocol::message::facts::Finding;
 use steep_protocol::message::job::SchemaMode;
 
-use super::wanted::Wanted;
+use super::request::InitRequest;
 use crate::client::Client;
 use crate::commands::doctor;
 use crate::failure::Failure;
@@ -19,7 +19,7 @@ const ABOUT_SCHEMAS: &str = "schema_";
 /// them.
 pub(super) async fn show(
     client: Client,
-    wanted: &Wanted,
+    wanted: &InitRequest,
     signals: &mut Signals,
     terminal: Terminal,
 ) -> Result<u8, Failure> {
@@ -45,11 +45,11 @@ fn print_plan(target: &NodeId, mode: SchemaMode, findings: &[Finding]) {
 /// Says what auto will run, before the job begins.
 pub(super) async fn announce(
     client: &Client,
-    wanted: &Wanted,
+    wanted: &InitRequest,
     signals: &mut Signals,
     terminal: Terminal,
 ) -> Result<(), Failure> {
-    if let Wanted::Resumed(_) = wanted {
+    if let InitRequest::Resumed(_) = wanted {
         return Ok(());
     }
     let auto = wanted
@@ -75,7 +75,7 @@ pub(super) async fn announce(
 
 async fn about_schemas(
     client: &Client,
-    wanted: &Wanted,
+    wanted: &InitRequest,
     signals: &mut Signals,
 ) -> Result<Vec<(NodeId, Vec<Finding>)>, Failure> {
     let mut found = wanted.look(client, signals).await?;

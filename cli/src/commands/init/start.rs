@@ -3,7 +3,7 @@
 use steep_protocol::NodeId;
 
 use super::begin::{self, Manner};
-use super::wanted::Wanted;
+use super::request::InitRequest;
 use crate::args::StartArgs;
 use crate::client::Client;
 use crate::commands::init::plan;
@@ -24,7 +24,7 @@ pub(crate) async fn run(mut args: StartArgs, context: &Context) -> Result<u8, Fa
 
 async fn go(args: &StartArgs, context: &Context) -> Result<u8, Failure> {
     let parallel = Some(context.settings.parallel);
-    let wanted = Wanted::Copies(args.specs(parallel)?);
+    let wanted = InitRequest::Copies(args.specs(parallel)?);
     let mut signals = Signals::catch()?;
     let mut client = context.client().await?;
     let terminal = context.terminal;
@@ -47,7 +47,7 @@ async fn go(args: &StartArgs, context: &Context) -> Result<u8, Failure> {
                     .on(busy)
                     .hint(format!("follow it with `steep-repl init progress --node {busy} --follow`, and name the others alone")));
             }
-            Wanted::Resumed(wanted.specs().to_vec())
+            InitRequest::Resumed(wanted.specs().to_vec())
         }
     };
     let manner = Manner::of(args.detach);

@@ -29,11 +29,11 @@ use steep_protocol::message::facts::Finding;
 use steep_protocol::message::job::{CancelledData, Compression};
 use steep_protocol::{ByteCount, CommandId, Fault, Phase};
 
-use super::moment::after;
+use super::health::Bounds;
 use super::preflight::Case;
 use super::retry::Patience;
 use super::state::NodeEvent;
-use super::vigil::Bounds;
+use super::time::after;
 use super::{
     Closed, Ending, Job, Opened, Presence, Residue, Running, ServerState, Side, Stage, Step,
     Totals, Work,
@@ -116,7 +116,7 @@ pub enum JobEvent {
     },
     /// The source's agent saw that the session which held the snapshot has ended.
     SnapshotLost,
-    /// What agents observe says that it cannot end well (see [`super::vigil`]).
+    /// What agents observe says that it cannot end well (see [`super::health`]).
     Endangered {
         /// Where that was seen.
         side: Side,

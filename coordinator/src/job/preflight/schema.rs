@@ -4,7 +4,7 @@
 use steep_protocol::message::facts::{Finding, Severity};
 use steep_protocol::message::job::{Confirmation, ExistingRows, SchemaMode};
 use steep_protocol::message::schema::{PlannedStatement, SchemaDifference};
-use steep_schema::{hindrance, named};
+use steep_schema::{blocker, named};
 
 use super::text::counted;
 use super::{Pair, Text, finding};
@@ -40,7 +40,7 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     let mut unsaid = review.unplanned_total;
     for difference in &review.unplanned {
         let one = told(std::slice::from_ref(difference), Severity::Error);
-        add(pair, findings, UNPLANNED, one, 1, hindrance(difference));
+        add(pair, findings, UNPLANNED, one, 1, blocker(difference));
         unsaid = unsaid.saturating_sub(1);
     }
     let why = "there is no statement for these either";

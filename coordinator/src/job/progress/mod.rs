@@ -4,8 +4,8 @@
 //! (COPY bytes, bytes of tables being indexed, WAL to catch up on), and the highest percentages that
 //! were shown, so that a corrected estimate never makes a bar go back. Pure: time comes in as a value.
 
-mod pace;
-mod still;
+mod rate;
+mod stall;
 mod tables;
 
 use jiff::Timestamp;
@@ -15,8 +15,8 @@ use steep_protocol::message::api::{PhaseTime, ProgressDetail, ProgressSample, Pr
 use steep_protocol::message::job::Method;
 use steep_protocol::{Fault, NodeId, NodeState, Phase};
 
-use pace::Pace;
-use still::{Sign, Still};
+use rate::Pace;
+use stall::{Sign, Stall};
 use tables::{leading_table, table_views};
 
 use super::tally::Tally;
@@ -66,7 +66,7 @@ pub struct Meter {
     /// The highest percentage of that phase that was shown.
     shown_within: Option<(Phase, f64)>,
     retries: Retries,
-    still: Still,
+    stall: Stall,
 }
 
 /// Parts begun again, over restarts of the agent that counts them.
@@ -106,19 +106,19 @@ impl Meter {
         if phase == Phase::Copy && work.unit == WorkUnit::Bytes {
             self.native_bytes = self.native_bytes.max(work.done);
         }
-        self.still.heard(&work);
+        self.stall.heard(&work);
         self.work = Some((phase, work));
     }
 
     /// Takes word of work beside what is shown: it shows that the job moves, and nothing else.
     pub fn report_aside(&mut self, work: &WorkProgress) {
-        self.still.heard_aside(work);
+        self.stall.heard_aside(work);
     }
 
     /// How long nothing of the job has moved: no count, no part on its way, no phase.
     #[must_use]
     pub fn seconds_still(&self, now: Timestamp) -> f64 {
-        self.still.seconds(now)
+        self.stall.seconds(now)
     }
 
     /// Takes the target's count of parts begun again; it begins at zero with each of its processes.
@@ -169,7 +169,7 @@ impl Meter {
     /// Takes samples for the rates and moves the percentages on. Call it about once a tick.
     pub fn observe(&mut self, job: &Job, tally: &Tally, now: Timestamp) {
         let phase = current_phase(job);
-        self.still.observe(Sign::of(job, tally), now);
+        self.stall.observe(Sign::of(job, tally), now);
         if self.work.as_ref().is_some_and(|(p, _)| Some(*p) != phase) {
             self.work = None;
         }

@@ -349,7 +349,7 @@ fn a_label_that_the_plan_uses_is_told_and_one_that_it_does_not_is_added() {
     );
     let used = planned(&with("'a', 'b'", "'b'::app.mood"), &target, true);
     assert_eq!(used.unplanned.len(), 1);
-    assert!(hindrance(&used.unplanned[0]).1.contains("ADD VALUE"));
+    assert!(blocker(&used.unplanned[0]).1.contains("ADD VALUE"));
     assert!(!sql(&used).iter().any(|s| s.contains("ADD VALUE")));
 }
 
@@ -361,7 +361,7 @@ fn a_definition_that_was_cut_is_told_and_never_run() {
     for target in [check(Vec::new()), Schema::default()] {
         let plan = planned(&source, &target, true);
         assert_eq!(plan.unplanned.len(), 1);
-        assert!(hindrance(&plan.unplanned[0]).0.contains("too long") || target.tables().len() == 0);
+        assert!(blocker(&plan.unplanned[0]).0.contains("too long") || target.tables().len() == 0);
         assert!(!sql(&plan).iter().any(|s| s.contains("CHECK")));
     }
 }
@@ -382,11 +382,7 @@ fn an_extension_that_is_missing_is_told_where_the_plan_needs_it() {
     let target = schema(vec![table("mine", Vec::new())], Vec::new());
     let needs = planned(&with("app.hstore[]"), &target, true);
     assert_eq!(needs.unplanned.len(), 1);
-    assert!(
-        hindrance(&needs.unplanned[0])
-            .1
-            .contains("CREATE EXTENSION")
-    );
+    assert!(blocker(&needs.unplanned[0]).1.contains("CREATE EXTENSION"));
     assert!(planned(&with("text"), &target, true).unplanned.is_empty());
 }
 

@@ -11,7 +11,7 @@ use crate::text::qualified;
 /// Why a difference is among those without a statement, and what can be done, each as a sentence without
 /// a full stop.
 #[must_use]
-pub fn hindrance(difference: &SchemaDifference) -> (&'static str, &'static str) {
+pub fn blocker(difference: &SchemaDifference) -> (&'static str, &'static str) {
     if holds_cut(&difference.local) {
         return (
             "its definition is too long to be sent from one node to the other",

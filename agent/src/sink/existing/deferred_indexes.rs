@@ -14,9 +14,9 @@ use super::queries::{FOREIGN_KEYS, INDEXES, REFRESHES, WHOLE};
 use super::trees::{Holds, Index, Tree, trees};
 use crate::pg::PgError;
 use crate::sink::batch::{Batches, Item, Strictness};
-use crate::sink::books::Planned;
 use crate::sink::conn::Conn;
 use crate::sink::deferred::{Aside, Deferred, Kind};
+use crate::sink::job_records::Planned;
 use crate::sink::statement::Stage;
 use crate::task::Task;
 

@@ -72,12 +72,12 @@ fn line(value: &str) -> String {
 fn block(statement: &str) -> String {
     let statement = statement.replace('\'', "''");
     format!(
-        "DO $discreet$ BEGIN
+        "DO $secret$ BEGIN
             PERFORM set_config('steep_repl.answer', '', true);
             EXECUTE format('{statement}', (SELECT value FROM pg_temp.steep_repl_secret));
         EXCEPTION WHEN query_canceled OR others THEN
             PERFORM set_config('steep_repl.answer', SQLSTATE || ' ' || SQLERRM, true);
-        END $discreet$"
+        END $secret$"
     )
 }
 

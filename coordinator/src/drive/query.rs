@@ -1,7 +1,7 @@
 //! Commands to agents that belong to no job: reading a schema, storing fingerprints, comparing what a
 //! node replicates with its source, preparing a slot for a backup.
 //!
-//! An errand is one command after another, each answered by its agent, until whoever asked is answered
+//! An query is one command after another, each answered by its agent, until whoever asked is answered
 //! or it is given up. It makes no job and keeps nothing over a restart.
 
 use std::time::Duration;
@@ -14,15 +14,15 @@ use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::schema::{SchemaCursor, SchemaReview};
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry};
 
-use super::audit::Wish;
+use super::audit::AuditEntry;
 use super::compose::addressed;
 use super::give_up::Sweep;
 use super::{Answer, Driver, Operator, Reply};
-use crate::job::moment::after;
+use crate::job::time::after;
 use crate::store::Store;
 
 /// Longer than reading the largest catalog takes.
-const ERRAND_LIMIT: Duration = Duration::from_secs(120);
+const QUERY_LIMIT: Duration = Duration::from_secs(120);
 
 /// How long a slot is waited for that is being prepared: transactions that were running have to end
 /// first.
@@ -31,14 +31,14 @@ const PREPARE_LIMIT: Duration = Duration::from_secs(600);
 /// How long missing objects may take: indexes of large tables are among them.
 const REBUILD_LIMIT: Duration = Duration::from_secs(24 * 3600);
 
-/// Errands at once.
-const ERRANDS_MAX: usize = 64;
+/// AgentQuerys at once.
+const QUERIES_MAX: usize = 64;
 
-/// Ids that one errand uses: capture, admit, compare, and taking back the permission.
+/// Ids that one query uses: capture, admit, compare, and taking back the permission.
 const COMMANDS: u64 = 4;
 
 /// Something agents do beside jobs.
-pub(super) struct Errand {
+pub(super) struct AgentQuery {
     job: JobId,
     /// The ids that are left.
     next: u64,
@@ -51,7 +51,7 @@ pub(super) struct Errand {
     give_up: Timestamp,
 }
 
-impl Errand {
+impl AgentQuery {
     /// Whether its commands are that job's.
     pub(super) fn asks_as(&self, job: JobId) -> bool {
         self.job == job
@@ -106,10 +106,10 @@ impl<S: Store> Driver<S> {
         reply: Reply,
         now: Timestamp,
     ) {
-        match self.check_errand(node) {
+        match self.check_query(node) {
             Ok(()) => {
                 let command = Command::DescribeSchema { filter, cursor };
-                self.begin_errand(node, command, Purpose::Describe(reply), now);
+                self.begin_query(node, command, Purpose::Describe(reply), now);
             }
             Err(fault) => self.answer(reply, Err(fault)),
         }
@@ -125,20 +125,25 @@ impl<S: Store> Driver<S> {
         reply: Reply,
         now: Timestamp,
     ) {
-        let checked = self.check_errand(node).and_then(|()| match &peer {
+        let checked = self.check_query(node).and_then(|()| match &peer {
             Some(peer) if peer == node => {
                 let text = "a node is not its own peer";
                 Err(Fault::new(FaultKind::BadRequest, text).on(node))
             }
-            Some(peer) => self.check_errand(peer),
+            Some(peer) => self.check_query(peer),
             None => Ok(()),
         });
         let outcome = checked.as_ref().map(|()| None).map_err(Fault::to_string);
-        self.audit(Wish::capture(node, peer.as_ref()), operator, outcome, now);
+        self.audit(
+            AuditEntry::capture(node, peer.as_ref()),
+            operator,
+            outcome,
+            now,
+        );
         match checked {
             Ok(()) => {
                 let purpose = Purpose::Capture { peer, reply };
-                self.begin_errand(node, Command::CaptureFingerprints, purpose, now);
+                self.begin_query(node, Command::CaptureFingerprints, purpose, now);
             }
             Err(fault) => self.answer(reply, Err(fault)),
         }
@@ -154,11 +159,11 @@ impl<S: Store> Driver<S> {
         replication: JobId,
         now: Timestamp,
     ) -> bool {
-        let busy = self.errands.iter().any(|errand| {
-            matches!(&errand.purpose, Purpose::Admit(pair, After::Drift { .. })
+        let busy = self.queries.iter().any(|query| {
+            matches!(&query.purpose, Purpose::Admit(pair, After::Drift { .. })
                 | Purpose::Compare(pair, After::Drift { .. }) if pair.node == *node)
         });
-        if busy || self.check_errand(node).is_err() || self.check_errand(source).is_err() {
+        if busy || self.check_query(node).is_err() || self.check_query(source).is_err() {
             return false;
         }
         let pair = Pair {
@@ -168,21 +173,21 @@ impl<S: Store> Driver<S> {
         };
         let after = After::Drift { replication };
         let command = admit(&pair, &after);
-        self.begin_errand(source, command, Purpose::Admit(pair, after), now);
+        self.begin_query(source, command, Purpose::Admit(pair, after), now);
         true
     }
 
-    pub(super) fn check_errand(&self, node: &NodeId) -> Result<(), Fault> {
+    pub(super) fn check_query(&self, node: &NodeId) -> Result<(), Fault> {
         self.known(node)?;
         self.check_online(node)?;
-        if self.errands.len() < ERRANDS_MAX {
+        if self.queries.len() < QUERIES_MAX {
             return Ok(());
         }
         let text = "too many questions to agents are waiting for an answer";
         Err(Fault::new(FaultKind::Failed, text).retry(Retry::Backoff))
     }
 
-    pub(super) fn begin_errand(
+    pub(super) fn begin_query(
         &mut self,
         on: &NodeId,
         command: Command,
@@ -192,9 +197,9 @@ impl<S: Store> Driver<S> {
         let first = self.take_commands(COMMANDS);
         let limit = match purpose {
             Purpose::Rebuild(_) => REBUILD_LIMIT,
-            _ => ERRAND_LIMIT,
+            _ => QUERY_LIMIT,
         };
-        let errand = Errand {
+        let query = AgentQuery {
             job: self.new_job_id(),
             next: first,
             on: on.clone(),
@@ -203,11 +208,11 @@ impl<S: Store> Driver<S> {
             replication: None,
             give_up: after(now, limit),
         };
-        self.start_errand(errand, on, command);
+        self.start_query(query, on, command);
     }
 
-    /// Begins what is about a prepared slot. A new one has the errand's id.
-    pub(super) fn begin_errand_on(
+    /// Begins what is about a prepared slot. A new one has the query's id.
+    pub(super) fn begin_query_on(
         &mut self,
         on: &NodeId,
         replication: Replication,
@@ -216,7 +221,7 @@ impl<S: Store> Driver<S> {
         now: Timestamp,
     ) {
         let first = self.take_commands(COMMANDS);
-        let errand = Errand {
+        let query = AgentQuery {
             job: replication.id,
             next: first,
             on: on.clone(),
@@ -225,57 +230,57 @@ impl<S: Store> Driver<S> {
             replication: Some(replication),
             give_up: after(now, PREPARE_LIMIT),
         };
-        self.start_errand(errand, on, command);
+        self.start_query(query, on, command);
     }
 
-    fn start_errand(&mut self, mut errand: Errand, on: &NodeId, command: Command) {
-        self.errand_send(&mut errand, on, command);
-        self.errands.push(errand);
+    fn start_query(&mut self, mut query: AgentQuery, on: &NodeId, command: Command) {
+        self.query_send(&mut query, on, command);
+        self.queries.push(query);
     }
 
-    fn errand_send(&mut self, errand: &mut Errand, on: &NodeId, command: Command) {
-        let id = CommandId(errand.next);
-        errand.next += 1;
-        errand.command = id;
-        errand.on = on.clone();
-        let message = addressed(id, errand.job, errand.replication.clone(), command);
+    fn query_send(&mut self, query: &mut AgentQuery, on: &NodeId, command: Command) {
+        let id = CommandId(query.next);
+        query.next += 1;
+        query.command = id;
+        query.on = on.clone();
+        let message = addressed(id, query.job, query.replication.clone(), command);
         self.send(on, message);
     }
 
     /// Whether that node tries again what could not be made.
     pub(super) fn is_rebuilding(&self, node: &NodeId) -> bool {
         let own =
-            |errand: &Errand| matches!(errand.purpose, Purpose::Rebuild(_)) && errand.on == *node;
-        self.errands.iter().any(own)
+            |query: &AgentQuery| matches!(query.purpose, Purpose::Rebuild(_)) && query.on == *node;
+        self.queries.iter().any(own)
     }
 
-    /// Whether that command is an errand's.
-    pub(super) fn errand_owns(&self, node: &NodeId, command: CommandId) -> bool {
-        let own = |errand: &Errand| errand.command == command && errand.on == *node;
-        self.errands.iter().any(own)
+    /// Whether that command is an query's.
+    pub(super) fn query_owns(&self, node: &NodeId, command: CommandId) -> bool {
+        let own = |query: &AgentQuery| query.command == command && query.on == *node;
+        self.queries.iter().any(own)
     }
 
-    /// A command of an errand ended.
-    pub(super) fn errand_finished(
+    /// A command of an query ended.
+    pub(super) fn query_finished(
         &mut self,
         node: &NodeId,
         command: CommandId,
         outcome: Result<Outcome, Fault>,
         now: Timestamp,
     ) {
-        let own = |errand: &Errand| errand.command == command && errand.on == *node;
-        let Some(at) = self.errands.iter().position(own) else {
+        let own = |query: &AgentQuery| query.command == command && query.on == *node;
+        let Some(at) = self.queries.iter().position(own) else {
             return;
         };
-        let errand = self.errands.swap_remove(at);
+        let query = self.queries.swap_remove(at);
         match outcome {
-            Ok(outcome) => self.errand_step(errand, outcome, now),
-            Err(fault) => self.errand_failed(errand, fault),
+            Ok(outcome) => self.query_step(query, outcome, now),
+            Err(fault) => self.query_failed(query, fault),
         }
     }
 
-    fn errand_step(&mut self, mut errand: Errand, outcome: Outcome, now: Timestamp) {
-        let purpose = match (errand.purpose, outcome) {
+    fn query_step(&mut self, mut query: AgentQuery, outcome: Outcome, now: Timestamp) {
+        let purpose = match (query.purpose, outcome) {
             (Purpose::Describe(reply), Outcome::SchemaPage { page, next }) => {
                 return self.answer(reply, Ok(Answer::Schema { page, next }));
             }
@@ -290,7 +295,7 @@ impl<S: Store> Driver<S> {
                 Outcome::Captured { tables },
             ) => {
                 let pair = Pair {
-                    node: errand.on.clone(),
+                    node: query.on.clone(),
                     peer,
                     filter: TableFilter::default(),
                 };
@@ -298,7 +303,7 @@ impl<S: Store> Driver<S> {
             }
             (Purpose::Admit(pair, after), Outcome::Done) => Purpose::Compare(pair, after),
             (Purpose::Compare(pair, after), Outcome::Reviewed(review)) => {
-                self.release_permission(errand.job, errand.next, &pair.peer);
+                self.release_permission(query.job, query.next, &pair.peer);
                 return self.compared(&pair, after, &review, now);
             }
             (Purpose::LookBeforePrepare(spec, reply), Outcome::SourceFacts(facts)) => {
@@ -306,43 +311,41 @@ impl<S: Store> Driver<S> {
                     Ok(findings) => {
                         let expires_seconds = spec.expires_seconds;
                         let command = Command::PrepareSlot { expires_seconds };
-                        errand.purpose = Purpose::Prepare(findings, reply);
-                        self.errand_send(&mut errand, &spec.node, command);
-                        self.errands.push(errand);
+                        query.purpose = Purpose::Prepare(findings, reply);
+                        self.query_send(&mut query, &spec.node, command);
+                        self.queries.push(query);
                     }
                     Err(fault) => {
-                        self.release_permission(errand.job, errand.next, &errand.on);
+                        self.release_permission(query.job, query.next, &query.on);
                         self.answer(reply, Err(fault));
                     }
                 }
                 return;
             }
             (Purpose::Prepare(findings, reply), Outcome::SlotPrepared(slot)) => {
-                self.release_permission(errand.job, errand.next, &errand.on);
-                self.slot_prepared(&errand.on, &slot, now);
+                self.release_permission(query.job, query.next, &query.on);
+                self.slot_prepared(&query.on, &slot, now);
                 let slots = vec![*slot];
                 return self.answer(reply, Ok(Answer::Prepared { findings, slots }));
             }
             (Purpose::Rebuild(reply), Outcome::Rebuilt(rebuilt)) => {
-                return self.rebuilt(&errand.on, rebuilt, reply, now);
+                return self.rebuilt(&query.on, rebuilt, reply, now);
             }
             (Purpose::Sweep(sweep), Outcome::Done | Outcome::Warned(_)) => {
                 return self.swept(*sweep, None, now);
             }
             (Purpose::DropPrepared(reply), Outcome::Done) => {
-                if let Some(replication) = &errand.replication {
-                    self.slot_dropped(&errand.on, &replication.slot);
+                if let Some(replication) = &query.replication {
+                    self.slot_dropped(&query.on, &replication.slot);
                 }
                 return self.answer(reply, Ok(Answer::Done));
             }
             (purpose, _) => {
-                errand.purpose = purpose;
+                query.purpose = purpose;
                 let text = "the agent gave an answer that does not fit to what it was asked";
                 let hint = "run the same version on the coordinator and on all agents";
-                let fault = Fault::new(FaultKind::Failed, text)
-                    .on(&errand.on)
-                    .hint(hint);
-                return self.errand_failed(errand, fault);
+                let fault = Fault::new(FaultKind::Failed, text).on(&query.on).hint(hint);
+                return self.query_failed(query, fault);
             }
         };
         let (on, command) = match &purpose {
@@ -368,9 +371,9 @@ impl<S: Store> Driver<S> {
             | Purpose::Rebuild(_)
             | Purpose::Sweep(_) => return,
         };
-        errand.purpose = purpose;
-        self.errand_send(&mut errand, &on, command);
-        self.errands.push(errand);
+        query.purpose = purpose;
+        self.query_send(&mut query, &on, command);
+        self.queries.push(query);
     }
 
     fn compared(&mut self, pair: &Pair, after: After, review: &SchemaReview, now: Timestamp) {
@@ -384,14 +387,14 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    fn errand_failed(&mut self, errand: Errand, fault: Fault) {
-        if let Purpose::Admit(pair, _) | Purpose::Compare(pair, _) = &errand.purpose {
-            self.release_permission(errand.job, errand.next, &pair.peer);
+    fn query_failed(&mut self, query: AgentQuery, fault: Fault) {
+        if let Purpose::Admit(pair, _) | Purpose::Compare(pair, _) = &query.purpose {
+            self.release_permission(query.job, query.next, &pair.peer);
         }
-        if errand.replication.is_some() {
-            self.release_permission(errand.job, errand.next, &errand.on);
+        if query.replication.is_some() {
+            self.release_permission(query.job, query.next, &query.on);
         }
-        match errand.purpose {
+        match query.purpose {
             Purpose::Describe(reply)
             | Purpose::Capture { reply, .. }
             | Purpose::Admit(_, After::Captured { reply, .. })
@@ -412,9 +415,9 @@ impl<S: Store> Driver<S> {
     }
 
     /// Gives up what takes too long.
-    pub(super) fn tick_errands(&mut self, now: Timestamp) {
-        self.end_errands(|errand| {
-            let (limit, hint) = match &errand.purpose {
+    pub(super) fn tick_queries(&mut self, now: Timestamp) {
+        self.end_queries(|query| {
+            let (limit, hint) = match &query.purpose {
                 Purpose::Prepare(..) => (
                     PREPARE_LIMIT,
                     "a new slot waits for transactions that were running before it: see \
@@ -430,34 +433,34 @@ impl<S: Store> Driver<S> {
                 Purpose::Describe(_)
                 | Purpose::Capture { .. }
                 | Purpose::Admit(..)
-                | Purpose::Compare(..) => (ERRAND_LIMIT, ""),
+                | Purpose::Compare(..) => (QUERY_LIMIT, ""),
             };
             let text = format!("the agent did not answer within {} s", limit.as_secs());
             let fault = Fault::new(FaultKind::Timeout, text)
-                .on(&errand.on)
+                .on(&query.on)
                 .hint(hint);
-            (errand.give_up <= now).then_some(fault)
+            (query.give_up <= now).then_some(fault)
         });
     }
 
     /// An agent's session ended: whoever waits for it waits in vain.
-    pub(super) fn errands_lost(&mut self, node: &NodeId) {
+    pub(super) fn queries_lost(&mut self, node: &NodeId) {
         let text = "the agent went away before it had answered";
-        self.end_errands(|errand| {
+        self.end_queries(|query| {
             let fault = Fault::new(FaultKind::Unreachable, text).on(node);
-            (errand.on == *node).then(|| fault.retry(Retry::Backoff))
+            (query.on == *node).then(|| fault.retry(Retry::Backoff))
         });
     }
 
-    fn end_errands(&mut self, why: impl Fn(&Errand) -> Option<Fault>) {
-        for errand in std::mem::take(&mut self.errands) {
-            match why(&errand) {
+    fn end_queries(&mut self, why: impl Fn(&AgentQuery) -> Option<Fault>) {
+        for query in std::mem::take(&mut self.queries) {
+            match why(&query) {
                 Some(fault) => {
-                    let abort = CoordinatorMessage::Abort { id: errand.command };
-                    self.send(&errand.on.clone(), abort);
-                    self.errand_failed(errand, fault);
+                    let abort = CoordinatorMessage::Abort { id: query.command };
+                    self.send(&query.on.clone(), abort);
+                    self.query_failed(query, fault);
                 }
-                None => self.errands.push(errand),
+                None => self.queries.push(query),
             }
         }
     }

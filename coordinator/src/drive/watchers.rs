@@ -14,27 +14,27 @@ use steep_protocol::pace::Pace;
 use steep_protocol::{JobId, NodeId};
 
 use super::{Driver, Interest, Live};
-use crate::job::moment::after;
+use crate::job::time::after;
 use crate::job::{Presence, Side, Stage};
 use crate::store::Store;
 
 /// How long who asked is taken to watch. Watchers ask about every second; one that does not take what
 /// it is sent asks no more, and need not be told anything new.
-const LEASE: Duration = Duration::from_secs(3);
+const LEASE_TIME: Duration = Duration::from_secs(3);
 
 /// When what asks again and again has gone.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Seat {
+pub(super) struct Lease {
     until: Timestamp,
 }
 
-impl Seat {
+impl Lease {
     pub(super) const EMPTY: Self = Self {
         until: Timestamp::MIN,
     };
 
     pub(super) fn take(&mut self, now: Timestamp) {
-        self.until = after(now, LEASE);
+        self.until = after(now, LEASE_TIME);
     }
 
     fn is_taken(self, now: Timestamp) -> bool {

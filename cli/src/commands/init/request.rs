@@ -13,7 +13,7 @@ use crate::signals::Signals;
 
 /// What is to be begun.
 #[derive(Debug, Clone)]
-pub(super) enum Wanted {
+pub(super) enum InitRequest {
     /// Rows are copied, to each target.
     Copies(Vec<JobSpec>),
     /// Failed jobs go on, for each target.
@@ -22,7 +22,7 @@ pub(super) enum Wanted {
     Backup(Box<CompleteSpec>),
 }
 
-impl Wanted {
+impl InitRequest {
     /// The jobs.
     pub(super) fn specs(&self) -> &[JobSpec] {
         match self {

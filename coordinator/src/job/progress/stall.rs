@@ -62,7 +62,7 @@ impl Said {
 
 /// Since when nothing has moved.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Still {
+pub(super) struct Stall {
     sign: Option<Sign>,
     said: Said,
     aside: Said,
@@ -71,7 +71,7 @@ pub(super) struct Still {
     since: Option<Timestamp>,
 }
 
-impl Still {
+impl Stall {
     pub(super) fn heard(&mut self, work: &WorkProgress) {
         self.moved |= self.said.replace(work);
     }

@@ -1,7 +1,7 @@
 //! A bare connection that loads for one job: COPY IN without a visit per row or a task in between.
 //!
 //! Everything on it can be cancelled, every error is a fault of this node. A call that was cancelled
-//! or dropped midway leaves the line in an unknown place: [`Line::roll_back`] then makes a new one.
+//! or dropped midway leaves the line in an unknown place: [`LoadConnection::roll_back`] then makes a new one.
 
 use steep_protocol::{Fault, FaultKind, NodeId, RowCount};
 use tokio_postgres::error::SqlState;
@@ -18,7 +18,7 @@ pub(super) const REPLICA_ROLE: &str = "SET session_replication_role = replica";
 
 /// One connection that loads.
 #[derive(Debug)]
-pub(super) struct Line {
+pub(super) struct LoadConnection {
     raw: RawConnection,
     node: NodeId,
     watch: Watch,
@@ -42,7 +42,7 @@ struct Watch {
     canceller: Canceller,
 }
 
-impl Line {
+impl LoadConnection {
     /// Connects, as one who loads like a replica does: triggers do not fire, foreign keys are not
     /// checked.
     ///
@@ -81,7 +81,7 @@ impl Line {
         self.judge(outcome)
     }
 
-    /// As [`Line::rows`]; what the server refuses is the caller's to judge.
+    /// As [`LoadConnection::rows`]; what the server refuses is the caller's to judge.
     pub(super) async fn attempt(
         &mut self,
         sql: &str,
@@ -127,7 +127,7 @@ impl Line {
         self.rows("ROLLBACK").await.map(|_| Rolled::Same)
     }
 
-    /// [`Line::judge`] of what rows were refused for.
+    /// [`LoadConnection::judge`] of what rows were refused for.
     fn judge_rows<T>(&mut self, outcome: Result<T, PgError>) -> Result<T, Fault> {
         let hint = outcome.as_ref().err().and_then(PgError::sqlstate);
         let hint = hint.and_then(|code| refused_rows(code.code()));

@@ -53,7 +53,7 @@ impl Default for Bounds {
 
 /// What has been seen of one job so far.
 #[derive(Debug, Clone, Default)]
-pub struct Vigil {
+pub struct JobHealth {
     /// Observations in a row without the slot.
     slot_missed: u8,
     /// Observations in a row without the subscription, or with one that is disabled.
@@ -65,7 +65,7 @@ pub struct Vigil {
     applying: Applying,
 }
 
-impl Vigil {
+impl JobHealth {
     /// Takes what the agent on that side sees. The fault that the job is to end with, if it cannot go
     /// on.
     pub fn observe(
@@ -265,7 +265,7 @@ mod tests {
     /// A job in one step with one command, watched second by second.
     struct Watched {
         job: Job,
-        vigil: Vigil,
+        health: JobHealth,
         now: Timestamp,
     }
 
@@ -285,7 +285,7 @@ mod tests {
                 .collect();
             Self {
                 job,
-                vigil: Vigil::default(),
+                health: JobHealth::default(),
                 now,
             }
         }
@@ -300,7 +300,7 @@ mod tests {
 
         fn see(&mut self, side: Side, seen: &Observed) -> Option<Fault> {
             self.now += SignedDuration::from_secs(1);
-            self.vigil.observe(&self.job, side, seen, BOUNDS, self.now)
+            self.health.observe(&self.job, side, seen, BOUNDS, self.now)
         }
 
         /// Seconds until the job is seen to be in danger, and the fault; at most `limit`.
@@ -498,9 +498,9 @@ mod tests {
             wal_held: None,
             ..BOUNDS
         };
-        let (vigil, job) = (&mut watched.vigil, &watched.job);
+        let (health, job) = (&mut watched.health, &watched.job);
         assert_eq!(
-            vigil.observe(job, Side::Source, &seen, none, watched.now),
+            health.observe(job, Side::Source, &seen, none, watched.now),
             None
         );
     }
