@@ -21,6 +21,12 @@ use crate::pg::{PgError, Session};
 use crate::source;
 use crate::task::Task;
 
+/// Whether a relation's policies bind its owner, who applies changes from PostgreSQL 16 on; an apply
+/// worker refuses such tables.
+pub(super) const FORCED_SECURITY: &str =
+    "(c.relrowsecurity AND c.relforcerowsecurity AND NOT EXISTS
+    (SELECT FROM pg_roles o WHERE o.oid = c.relowner AND (o.rolsuper OR o.rolbypassrls)))";
+
 /// A row per relation.
 fn relations_sql() -> String {
     format!(
@@ -31,6 +37,12 @@ fn relations_sql() -> String {
                 AND CASE WHEN c.relkind = 'S' THEN has_sequence_privilege(c.oid, 'SELECT')
                     ELSE has_table_privilege(c.oid, 'SELECT') END, true) AS readable,
             c.relrowsecurity AND row_security_active(c.oid) AS row_security,
+            {FORCED_SECURITY} AS forced_security,
+            c.relkind IN ('r', 'p') AND EXISTS (
+                SELECT FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE']) AS w (needed)
+                WHERE NOT has_table_privilege(c.relowner, c.oid, w.needed)) AS owner_denied,
+            EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid
+                AND t.tgenabled IN ('A', 'R') AND NOT t.tgisinternal) AS firing_triggers,
             c.relkind = 'r' AND EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid
                 AND a.attnum > 0 AND NOT a.attisdropped AND a.atttypid IN (142, 143)) AS xml
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -146,6 +158,9 @@ struct Relation {
     owned: bool,
     readable: bool,
     row_security: bool,
+    forced_security: bool,
+    owner_denied: bool,
+    firing_triggers: bool,
     xml: bool,
 }
 
@@ -170,6 +185,9 @@ impl Relation {
             owned: row.try_get("owned")?,
             readable: row.try_get("readable")?,
             row_security: row.try_get("row_security")?,
+            forced_security: row.try_get("forced_security")?,
+            owner_denied: row.try_get("owner_denied")?,
+            firing_triggers: row.try_get("firing_triggers")?,
             xml: row.try_get("xml")?,
         })
     }
@@ -218,6 +236,15 @@ impl Census {
         } else if relation.row_security && !relation.unlogged {
             add(&mut facts.row_security, name);
         }
+        if relation.forced_security && !relation.unlogged {
+            add(&mut facts.forced_security, name);
+        }
+        if relation.owner_denied && !relation.unlogged {
+            add(&mut facts.owner_denied, name);
+        }
+        if relation.firing_triggers && !relation.unlogged {
+            add(&mut facts.firing_triggers, name);
+        }
         if !relation.owned && !relation.unlogged {
             add(&mut facts.not_owned, name);
         }
@@ -249,6 +276,9 @@ mod tests {
             owned: true,
             readable: true,
             row_security: false,
+            forced_security: false,
+            owner_denied: false,
+            firing_triggers: false,
             xml: false,
         }
     }
@@ -271,11 +301,14 @@ mod tests {
     #[test]
     fn each_flag_names_the_table_in_its_list() {
         type Case = (fn(&mut Relation), fn(&SourceFacts) -> &Listed);
-        let cases: [Case; 5] = [
+        let cases: [Case; 8] = [
             (|r| r.unlogged = true, |f| &f.unlogged),
             (|r| r.owned = false, |f| &f.not_owned),
             (|r| r.readable = false, |f| &f.unreadable),
             (|r| r.row_security = true, |f| &f.row_security),
+            (|r| r.forced_security = true, |f| &f.forced_security),
+            (|r| r.owner_denied = true, |f| &f.owner_denied),
+            (|r| r.firing_triggers = true, |f| &f.firing_triggers),
             (|r| r.xml = true, |f| &f.xml),
         ];
         for (n, (flag, list)) in cases.into_iter().enumerate() {

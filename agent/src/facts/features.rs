@@ -25,7 +25,7 @@ struct Question {
     from: &'static str,
 }
 
-const QUESTIONS: [Question; 13] = [
+const QUESTIONS: [Question; 14] = [
     Question {
         feature: Feature::Lz4,
         since: 140_000,
@@ -85,6 +85,14 @@ const QUESTIONS: [Question; 13] = [
         since: 170_000,
         detail: "k.conname",
         from: "JOIN pg_constraint k ON k.conrelid = c.oid WHERE c.relkind = 'p' AND k.contype = 'x'",
+    },
+    Question {
+        feature: Feature::EnumHashPartition,
+        since: 140_000,
+        detail: "a.attname",
+        from: "JOIN pg_partitioned_table p ON p.partrelid = c.oid AND p.partstrat = 'h' \
+            JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (p.partattrs) \
+            JOIN pg_type t ON t.oid = a.atttypid WHERE t.typtype = 'e'",
     },
     Question {
         feature: Feature::VirtualColumn,

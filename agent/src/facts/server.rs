@@ -9,6 +9,7 @@ use crate::task::Task;
 
 /// Settings that preflight judges. What a version does not have is left out by the query.
 const SETTINGS: &[&str] = &[
+    "array_nulls",
     "autovacuum_max_workers",
     "autovacuum_worker_slots",
     "default_transaction_read_only",
@@ -34,6 +35,7 @@ const SETTINGS: &[&str] = &[
     "transaction_timeout",
     "wal_level",
     "wal_sender_timeout",
+    "xmloption",
 ];
 
 /// `reset_val`: what would hold in a session that sets nothing itself, as ours do.

@@ -1,14 +1,14 @@
 //! Ways in which a target refuses or changes what its catalog alone would let pass: what it was built
-//! without, and triggers that fire on what is replicated as well.
+//! without, triggers that fire on what is replicated as well, and policies that bind the owner.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use steep_protocol::TableName;
 use steep_protocol::message::facts::TargetFacts;
 use tokio_postgres::error::SqlState;
 
 use super::PeerFacts;
-use super::content::add;
+use super::content::{FORCED_SECURITY, add};
 use super::features;
 use crate::pg::catalog::table_name;
 use crate::pg::{PgError, Session};
@@ -18,14 +18,18 @@ use crate::task::Task;
 const XML_SQL: &str = "SELECT xmlparse(content '<a/>') IS NOT NULL";
 
 /// `ENABLE ALWAYS` and `ENABLE REPLICA` (PostgreSQL manual, ALTER TABLE), constraints' own triggers
-/// left out.
-const TRIGGERS_SQL: &str = "
-    SELECT DISTINCT n.nspname::text, c.relname::text
-    FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
-    JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE t.tgenabled IN ('A', 'R') AND NOT t.tgisinternal ORDER BY 1, 2";
+/// left out; and [`FORCED_SECURITY`].
+fn tables_sql() -> String {
+    format!(
+        "SELECT n.nspname::text, c.relname::text, t.firing, {FORCED_SECURITY}
+         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+         CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid
+             AND t.tgenabled IN ('A', 'R') AND NOT t.tgisinternal) AS firing) AS t
+         WHERE c.relkind IN ('r', 'p') AND (t.firing OR {FORCED_SECURITY})"
+    )
+}
 
-/// Adds both to the facts.
+/// Adds them to the facts.
 pub(super) async fn gather(
     task: &Task,
     session: &Session,
@@ -42,15 +46,19 @@ pub(super) async fn gather(
     (facts.lz4, facts.icu) = (Some(abilities.lz4), Some(abilities.icu));
     facts.locales = abilities.locales;
     let rows = session
-        .run(&task.cancel, session.query(TRIGGERS_SQL, &[]))
+        .run(&task.cancel, session.query(&tables_sql(), &[]))
         .await?;
-    let with: HashSet<TableName> = rows
+    let found: HashMap<TableName, (bool, bool)> = rows
         .iter()
-        .map(|row| table_name(row, 0))
-        .collect::<Result<_, _>>()?;
+        .map(|row| Ok((table_name(row, 0)?, (row.get(2), row.get(3)))))
+        .collect::<Result<_, PgError>>()?;
     for table in peer.schema.tables() {
-        if with.contains(&table.name) {
+        let (firing, forced) = found.get(&table.name).copied().unwrap_or_default();
+        if firing {
             add(&mut facts.firing_triggers, &table.name);
+        }
+        if forced {
+            add(&mut facts.forced_security, &table.name);
         }
     }
     Ok(())

@@ -18,7 +18,7 @@ pub(crate) const DURABLE: &str = "SELECT pg_catalog.set_config('synchronous_comm
 /// Timeouts: a job's own limits end it, not a server's default. `search_path`: names in our SQL and
 /// in `format_type` output are qualified, and a temporary table never stands before PostgreSQL's own,
 /// as it would with an empty path. Formats: text that means the same on any server.
-/// `row_security`: an error rather than rows left out. `lc_monetary`: `money` in text reads back as
+/// `array_nulls`: a NULL in an array's text is a NULL. `row_security`: an error rather than rows left out. `lc_monetary`: `money` in text reads back as
 /// the same number wherever it is read under the same setting.
 pub(super) fn statements(version: u32) -> String {
     let mut sql = format!("{DURABLE}; ")
@@ -26,7 +26,8 @@ pub(super) fn statements(version: u32) -> String {
          SET idle_in_transaction_session_timeout = 0; SET idle_session_timeout = 0; \
          SET search_path = pg_catalog, pg_temp; SET datestyle = 'ISO'; SET intervalstyle = 'postgres'; \
          SET extra_float_digits = 3; SET bytea_output = 'hex'; SET xmloption = 'content'; \
-         SET lc_monetary = 'C'; SET row_security = off; SET synchronize_seqscans = off";
+         SET lc_monetary = 'C'; SET array_nulls = on; \
+         SET row_security = off; SET synchronize_seqscans = off";
     if version >= 170_000 {
         sql.push_str("; SET transaction_timeout = 0");
     }

@@ -117,16 +117,18 @@ fn judge(class: &Class, strictness: Strictness<'_>, sql: &str, error: &PgError) 
             Verdict::Skip
         }
         _ if !is_of_the_statement(code) || strictness.needs(class, code) => Verdict::Fail,
-        Class::Privilege => Verdict::Missing(privilege(sql, code)),
+        Class::Privilege => Verdict::Missing(privilege(sql, code, error)),
         _ => Verdict::Missing(Lack::Object),
     }
 }
 
-/// Owners and privileges are told by the role they are for.
-fn privilege(sql: &str, code: &SqlState) -> Lack {
+/// Owners and privileges are told by the role they are for. What they are of may be missing as well: a role
+/// is missing where the server names it.
+fn privilege(sql: &str, code: &SqlState, error: &PgError) -> Lack {
+    let named = |role: &str| error.to_string().contains(&format!("\"{role}\""));
     match statement::role(sql) {
         Some(role) if *code == SqlState::INSUFFICIENT_PRIVILEGE => Lack::Privilege(role),
-        Some(role) if *code == SqlState::UNDEFINED_OBJECT => Lack::Role(role),
+        Some(role) if *code == SqlState::UNDEFINED_OBJECT && named(&role) => Lack::Role(role),
         Some(_) | None => Lack::Object,
     }
 }
@@ -369,7 +371,7 @@ mod tests {
     fn verdict(sql: &str, code: &str, strictness: Strictness<'_>) -> Verdict {
         let error = PgError::Server(Box::new(ServerError {
             code: SqlState::from_code(code),
-            message: "role \"x\" does not exist".to_owned(),
+            message: "role \"bob\" does not exist".to_owned(),
             hint: None,
             place: None,
             constraint: None,
@@ -385,6 +387,8 @@ mod tests {
         let owner = "ALTER TABLE a.b OWNER TO bob";
         let role = Lack::Role("bob".to_owned());
         assert_eq!(verdict(owner, "42704"), Verdict::Missing(role));
+        let language = "ALTER LANGUAGE plx OWNER TO ann";
+        assert_eq!(verdict(language, "42704"), Verdict::Missing(Lack::Object));
         let denied = Lack::Privilege("bob".to_owned());
         assert_eq!(verdict(owner, "42501"), Verdict::Missing(denied));
         assert_eq!(verdict("CREATE SCHEMA public", "42P06"), Verdict::Skip);

@@ -6,7 +6,6 @@ use jiff::Timestamp;
 use steep_protocol::message::agent::{CoordinatorMessage, MissingObjects};
 use steep_protocol::message::api::Afterwards;
 use steep_protocol::message::facts::{Finding, Severity};
-use steep_protocol::message::job::SchemaMode;
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeState, Phase};
 
 use super::compose::addressed;
@@ -107,7 +106,6 @@ impl<S: Store> Driver<S> {
         let source = live.job.spec.source.clone();
         let note = Note::info("init.state_change", "").job(&live.job);
         let accepted_at = live.job.accepted_at;
-        let schema_mode = live.job.spec.schema_mode;
         let risks = preflight::risks(&live.job.warnings);
         let Some(record) = self.nodes.get_mut(&target).filter(|r| r.job == Some(id)) else {
             return;
@@ -134,11 +132,7 @@ impl<S: Store> Driver<S> {
                 record.risks = risks;
                 record.error_message = None;
                 record.forget_following();
-                record.columns = match schema_mode {
-                    SchemaMode::Strict => Columns::Equal,
-                    // What was tolerated or confirmed.
-                    SchemaMode::Auto | SchemaMode::Manual => Columns::AsFirstSeen,
-                };
+                record.columns = Columns::AsFirstSeen;
             }
             NodeState::Uninitialized => {
                 record.source = None;
@@ -288,6 +282,12 @@ impl<S: Store> Driver<S> {
             return;
         };
         let operator = live.job.cancelled_by.clone().unwrap_or_default();
+        let accepted_at = live.job.accepted_at;
+        let ended_well = self
+            .nodes
+            .get(&live.job.spec.target)
+            .and_then(|n| n.init_completed_at);
+        let followed = ended_well.is_some_and(|at| at >= accepted_at);
         let stopped_in = last_phase(&live.job);
         let waiting = std::mem::take(&mut live.waiting);
         let left = std::mem::take(&mut live.given_up);
@@ -307,7 +307,13 @@ impl<S: Store> Driver<S> {
                 (Some(fault), note)
             }
             Finish::Cancelled => {
-                let text = format!("cancelled by {operator}; everything of the job is removed");
+                let what = match followed {
+                    true => {
+                        "slot, publication and subscription are removed; tables, rows and settings stay"
+                    }
+                    false => "everything of the job is removed",
+                };
+                let text = format!("cancelled by {operator}; {what}");
                 let note = Note::info("init.cancelled", text.clone()).field("operator", &operator);
                 (Some(Fault::new(FaultKind::Cancelled, text)), note)
             }

@@ -11,11 +11,10 @@ use steep_protocol::message::peer::{DatabaseSetting, Secret};
 use crate::pg::{Conninfo, PgError, Session, literal};
 
 /// Settings of PostgreSQL's own that change what functions compute, or how their bodies are read.
-const DECIDING: [&str; 15] = [
+const DECIDING: [&str; 13] = [
     "DateStyle",
     "IntervalStyle",
     "TimeZone",
-    "array_nulls",
     "bytea_output",
     "default_text_search_config",
     "extra_float_digits",
@@ -26,17 +25,14 @@ const DECIDING: [&str; 15] = [
     "timezone_abbreviations",
     "transform_null_equals",
     "xmlbinary",
-    "xmloption",
 ];
+
+/// How text is read, as apply workers do: never taken over, and preflight sees to it here.
+const READING: [&str; 2] = ["array_nulls", "xmloption"];
 
 /// What a session that loads keeps as it has it: names are never looked up, and these are how text of
 /// rows is read.
-const OURS: [&str; 4] = [
-    "search_path",
-    "lc_monetary",
-    "xmloption",
-    "standard_conforming_strings",
-];
+const OURS: [&str; 3] = ["search_path", "lc_monetary", "standard_conforming_strings"];
 
 /// Whether it decides values or is an application's own, and so belongs to the rows.
 pub(crate) fn is_carried(name: &str) -> bool {
@@ -131,7 +127,8 @@ pub(crate) fn differences(
     roles: &BTreeSet<&str>,
 ) -> Vec<SettingDifference> {
     let mut found = Vec::new();
-    for wanted in source {
+    let reading = |s: &&DatabaseSetting| READING.iter().any(|r| r.eq_ignore_ascii_case(&s.name));
+    for wanted in source.iter().filter(|s| !reading(s)) {
         let same = |s: &&DatabaseSetting| s.name.eq_ignore_ascii_case(&wanted.name);
         let at = |scope: &SettingScope| here.iter().find(|s| same(s) && s.scope == *scope);
         let own = at(&wanted.scope);

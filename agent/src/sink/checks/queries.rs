@@ -16,7 +16,7 @@ const COMMENT: &str = "(SELECT format('COMMENT ON CONSTRAINT %I ON %s%I.%I IS %L
         n.nspname, {1}, d.description) FROM pg_description d
         WHERE d.classoid = 'pg_constraint'::regclass AND d.objoid = k.oid)";
 
-/// CHECK constraints of the planned tables and of those above them, parents first: dropping one there
+/// CHECK constraints, and NOT NULL ones that are NOT VALID, of the planned tables and of those above them, parents first: dropping one there
 /// drops what its children inherit. Those that are not enforced refuse no row. Columns: schema, table,
 /// name, definition, whether it is validated, comment.
 pub(super) fn of_tables(reach: Reach) -> String {
@@ -42,7 +42,7 @@ SELECT n.nspname::text, c.relname::text, k.conname::text, pg_get_constraintdef(k
     {comment}
 FROM family JOIN pg_class c ON c.oid = family.oid
 JOIN pg_namespace n ON n.oid = c.relnamespace
-JOIN pg_constraint k ON k.conrelid = c.oid AND k.contype = 'c' AND k.conislocal
+JOIN pg_constraint k ON k.conrelid = c.oid AND k.contype IN ('c', 'n') AND k.conislocal
 WHERE coalesce((to_jsonb(k) ->> 'conenforced')::boolean, true)
     AND pg_has_role(c.relowner, 'USAGE')
     AND (NOT k.convalidated OR {RUNS_CODE}) {whole}

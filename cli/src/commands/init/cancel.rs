@@ -1,8 +1,8 @@
 //! `steep-repl init cancel`.
 
-use steep_protocol::FaultKind;
 use steep_protocol::message::api::{ApiReply, ApiRequest};
 use steep_protocol::message::job::CancelledData;
+use steep_protocol::{FaultKind, NodeState};
 
 use crate::args::CancelArgs;
 use crate::commands::{Context, give_up, nodes};
@@ -17,10 +17,10 @@ pub(crate) async fn run(args: CancelArgs, context: &Context) -> Result<u8, Failu
     let client = context.client().await?;
     let node = nodes::ask(&client, Some(&args.node)).await?;
     if let (false, true, Some(view)) = (args.yes, context.terminal.interactive, node.first()) {
-        let rows = if args.keep_data {
-            "keeps the rows"
-        } else {
-            "removes the rows it copied"
+        let rows = match view.state {
+            NodeState::Diverged => "ends its replication and keeps tables and rows",
+            _ if args.keep_data => "keeps the rows",
+            _ => "removes the rows it copied",
         };
         let question = format!(
             "{} is {}. Cancel its job? That {rows}.",
@@ -69,15 +69,18 @@ pub(crate) async fn run(args: CancelArgs, context: &Context) -> Result<u8, Failu
     if context.terminal.json {
         print_line(&json::line(&json::Cancelled::new(&args.node)));
     } else {
-        let rows = if args.keep_data {
-            "; its tables and rows are kept"
-        } else {
-            ""
+        // What it was when it was asked about.
+        let followed = node
+            .first()
+            .is_some_and(|view| view.state == NodeState::Diverged);
+        let done = match (followed, args.keep_data) {
+            (true, _) => {
+                "its slot, publication and subscription are removed; tables, rows and settings stay"
+            }
+            (false, true) => "what the job made is removed; its tables and rows are kept",
+            (false, false) => "what the job made is removed",
         };
-        print_line(&format!(
-            "{} is uninitialized; what the job made is removed{rows}",
-            args.node
-        ));
+        print_line(&format!("{} is uninitialized; {done}", args.node));
     }
     Ok(failure::SUCCESS)
 }

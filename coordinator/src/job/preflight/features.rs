@@ -20,13 +20,14 @@ enum Need {
     },
     /// That locale.
     Locale,
+    /// No other server has it, whoever makes the schema there.
+    Elsewhere,
 }
 
 pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
-    if !pair.schema_is_created() {
-        return;
-    }
-    let uses = pair.source.features.iter();
+    let created = pair.schema_is_created();
+    let matters = |used: &&FeatureUse| created || used.feature == Feature::EnumHashPartition;
+    let uses = pair.source.features.iter().filter(matters);
     findings.extend(uses.filter_map(|used| missing(pair, used)));
 }
 
@@ -71,6 +72,14 @@ fn missing(pair: &Pair<'_>, used: &FeatureUse) -> Option<Finding> {
             );
             Some(warning(code, node, text))
         }
+        Need::Elsewhere => {
+            let text = Text::new(
+                what,
+                "a row belongs to another partition on every other server, since there the labels have other numbers: neither its copy nor its changes fit where the source keeps it",
+                "partition these tables by list, or by hash of another column, or leave them out with --exclude-table",
+            );
+            Some(error(code, node, text))
+        }
         Need::Version(_) | Need::Build { .. } | Need::Locale => None,
     }
 }
@@ -113,6 +122,11 @@ fn known(feature: Feature, target: &TargetFacts) -> (&'static str, &'static str,
             Need::Version(170_000),
         ),
         Feature::LibcCollation => ("locale", "columns", Need::Locale),
+        Feature::EnumHashPartition => (
+            "enum_hash_partition",
+            "partitioning by hash of an enum",
+            Need::Elsewhere,
+        ),
         Feature::NullsNotDistinct => (
             "target_version",
             "NULLS NOT DISTINCT",

@@ -75,10 +75,12 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
 }
 
 /// Findings about tables whose changes may stop the subscription.
-const RISKS: [&str; 3] = [
+const RISKS: [&str; 5] = [
     "replica_identity_not_sent",
     "replica_identity_equality",
     "target_key",
+    "firing_triggers",
+    "owner_privileges",
 ];
 
 /// What of a job's findings may be why its subscription fails one day.

@@ -1,7 +1,7 @@
 //! What is on the target already: rows, tables of its own; and whether its disk has room.
 
 use steep_protocol::ByteCount;
-use steep_protocol::message::facts::Finding;
+use steep_protocol::message::facts::{Finding, Listed};
 use steep_protocol::message::job::ExistingRows;
 
 use super::text::{bytes, counted, names};
@@ -22,6 +22,8 @@ const DISK_MATTERS: ByteCount = ByteCount(1_000_000_000);
 
 pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     findings.extend(extra_tables(pair));
+    findings.extend(forced_security(pair));
+    findings.extend(owner_denied(pair));
     if pair.is_restored() {
         return;
     }
@@ -67,20 +69,87 @@ fn existing_rows(pair: &Pair<'_>) -> Option<Finding> {
     })
 }
 
+/// Triggers that are there already would fire while rows are copied; those that come with the source's
+/// schema are made after that, and fire on changes.
 fn firing_triggers(pair: &Pair<'_>) -> Option<Finding> {
-    let tables = &pair.target.firing_triggers;
-    (!tables.is_empty()).then(|| {
-        error(
+    let what = |tables: &Listed| {
+        format!(
+            "{} triggers that are enabled for replicated rows as well (ENABLE ALWAYS or ENABLE REPLICA): {}",
+            counted(tables.count, "table has", "tables have"),
+            names(tables)
+        )
+    };
+    let (there, coming) = (&pair.target.firing_triggers, &pair.source.firing_triggers);
+    if !there.is_empty() {
+        return Some(error(
             "firing_triggers",
             &pair.spec.target,
             Text::new(
+                what(there),
+                "they would fire on every row that is copied, once for each",
+                "ALTER TABLE … DISABLE TRIGGER (or ENABLE TRIGGER, for rows of this node alone), and set them back once the node is synchronized",
+            ),
+        ));
+    }
+    (pair.target.user_tables == 0 && !coming.is_empty()).then(|| {
+        warning(
+            "firing_triggers",
+            &pair.spec.source,
+            Text::new(
+                what(coming),
                 format!(
-                    "{} triggers that are enabled for replicated rows as well (ENABLE ALWAYS or ENABLE REPLICA): {}",
+                    "they come with the schema and fire on {} too, for each change that is applied: what they write there comes in addition to what is replicated of it, so that rows differ or the subscription stops",
+                    pair.spec.target
+                ),
+                "where that is not wanted, ALTER TABLE … ENABLE TRIGGER on the source, for rows that are written there alone",
+            ),
+        )
+    })
+}
+
+/// The first version that applies changes with the rights of each table's owner.
+const OWNER_APPLIES: u32 = 160_000;
+
+/// From PostgreSQL 16 on changes are applied with the rights of each table's owner, and an apply worker
+/// refuses a table whose policies bind that role ("cannot replicate into relation with row-level security
+/// enabled").
+fn forced_security(pair: &Pair<'_>) -> Option<Finding> {
+    let tables = match pair.target.user_tables {
+        0 => &pair.source.forced_security,
+        _ => &pair.target.forced_security,
+    };
+    (pair.target.server.version >= OWNER_APPLIES && !tables.is_empty()).then(|| {
+        error(
+            "row_security_forced",
+            &pair.spec.target,
+            Text::new(
+                format!(
+                    "{} FORCE ROW LEVEL SECURITY and an owner who may not bypass it: {}",
                     counted(tables.count, "table has", "tables have"),
                     names(tables)
                 ),
-                "they would fire on every row that is copied, once for each",
-                "ALTER TABLE … DISABLE TRIGGER (or ENABLE TRIGGER, for rows of this node alone), and set them back once the node is synchronized",
+                "changes are applied with the rights of the owner, and PostgreSQL refuses that where policies bind him: the first change stops the subscription",
+                "ALTER TABLE … NO FORCE ROW LEVEL SECURITY on the source, or give the owner BYPASSRLS on both servers, or leave these tables out with --exclude-table",
+            ),
+        )
+    })
+}
+
+/// A right of his own table that an owner has revoked from himself.
+fn owner_denied(pair: &Pair<'_>) -> Option<Finding> {
+    let tables = &pair.source.owner_denied;
+    (pair.target.server.version >= OWNER_APPLIES && !tables.is_empty()).then(|| {
+        warning(
+            "owner_privileges",
+            &pair.spec.source,
+            Text::new(
+                format!(
+                    "{} an owner who lacks SELECT, INSERT, UPDATE, DELETE or TRUNCATE on it: {}",
+                    counted(tables.count, "table has", "tables have"),
+                    names(tables)
+                ),
+                "changes are applied with the rights of the owner: the first that takes such a right stops the subscription",
+                "GRANT the owner these rights on the target once the schema is there, or on the source",
             ),
         )
     })

@@ -36,6 +36,7 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     for end in pair.ends() {
         findings.extend(read_only(&end));
     }
+    findings.extend(reading(pair));
     findings.extend(standbys(pair));
     findings.extend(target_older(pair));
     if same.is_none() {
@@ -142,6 +143,34 @@ fn read_only(end: &End<'_>) -> Option<Finding> {
                 ),
             ),
         )
+    })
+}
+
+/// Apply workers read values from text.
+fn reading(pair: &Pair<'_>) -> impl Iterator<Item = Finding> {
+    let settings = [
+        (
+            "array_nulls",
+            "off",
+            "on",
+            "each NULL in an array that is replicated would be stored as the text NULL, or stop the subscription",
+        ),
+        (
+            "xmloption",
+            "document",
+            "content",
+            "the first value of type xml that is no whole document would stop the subscription",
+        ),
+    ];
+    let server = &pair.target.server;
+    let node = &pair.spec.target;
+    settings.into_iter().filter_map(move |(name, bad, good, why)| {
+        let set = server.setting(name)?.eq_ignore_ascii_case(bad);
+        let role = quoted(&server.role);
+        let fix = format!(
+            "ALTER ROLE {role} SET {name} = {good}, or change it where it is set: server, database or role"
+        );
+        set.then(|| error(name, node, Text::new(format!("{name} is {bad} for role {role}"), why, fix)))
     })
 }
 

@@ -213,6 +213,12 @@ pub struct SourceFacts {
     pub owner_code: Listed,
     /// Tables whose row security the role in use does not bypass.
     pub row_security: Listed,
+    /// Tables with `FORCE ROW LEVEL SECURITY` whose owner may not bypass it.
+    pub forced_security: Listed,
+    /// Tables whose owner lacks a right that applying changes takes.
+    pub owner_denied: Listed,
+    /// Tables with triggers that are enabled for replicated rows as well.
+    pub firing_triggers: Listed,
     /// Tables and sequences the role in use may not read.
     pub unreadable: Listed,
     /// Tables whose owner's rights the role in use does not have, and so may not publish.
@@ -249,6 +255,8 @@ pub struct TargetFacts {
     /// Tables to be copied that have triggers which fire on replicated rows, and so on every row
     /// that is loaded.
     pub firing_triggers: Listed,
+    /// As [`SourceFacts::forced_security`], of the tables that are there.
+    pub forced_security: Listed,
     /// As [`SourceFacts::owner_code`], of the tables that are there.
     pub owner_code: Listed,
     /// Whether the server knows `xml`; `None` where it could not be asked.

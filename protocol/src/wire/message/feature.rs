@@ -31,4 +31,7 @@ pub enum Feature {
     NotNullDetail,
     /// A collation of the operating system.
     LibcCollation,
+    /// A table that is partitioned by hash of an enum, which hashes the numbers that its labels have in
+    /// that database.
+    EnumHashPartition,
 }

@@ -8,7 +8,10 @@ mod world;
 
 use std::collections::BTreeSet;
 
-use steep_protocol::message::facts::{Severity, SourceFacts, TargetFacts, UnmatchedFilter};
+use steep_protocol::message::facts::{
+    FeatureUse, Severity, SourceFacts, TargetFacts, UnmatchedFilter,
+};
+use steep_protocol::message::feature::Feature;
 use steep_protocol::message::handover::{NotedSlot, SchemaCheck, ServerSlot, SlotFacts};
 use steep_protocol::message::job::{Confirmation, ExistingRows, Method, SchemaMode};
 use steep_protocol::message::schema::{Change, PlannedStatement, SchemaDifference, Subject};
@@ -98,6 +101,12 @@ fn each_defect_of_servers_and_links_is_its_own_finding() {
         }),
         ("read_only", Error, |w| {
             set(&mut w.target.server, "default_transaction_read_only", "on");
+        }),
+        ("array_nulls", Error, |w| {
+            set(&mut w.target.server, "array_nulls", "off");
+        }),
+        ("xmloption", Error, |w| {
+            set(&mut w.target.server, "xmloption", "document");
         }),
         ("encoding", Error, |w| {
             w.target.server.encoding = "LATIN1".into();
@@ -303,6 +312,22 @@ fn each_oddity_of_the_source_is_its_own_finding() {
         }),
         ("firing_triggers", Error, |w| {
             w.target.firing_triggers = some("app.orders");
+        }),
+        ("firing_triggers", Warning, |w| {
+            w.source.firing_triggers = some("app.orders");
+        }),
+        ("enum_hash_partition", Error, |w| {
+            w.source.features = vec![FeatureUse {
+                feature: Feature::EnumHashPartition,
+                locale: String::new(),
+                objects: some("app.moods"),
+            }];
+        }),
+        ("row_security_forced", Error, |w| {
+            w.source.forced_security = some("app.tenants");
+        }),
+        ("owner_privileges", Warning, |w| {
+            w.source.owner_denied = some("app.audit");
         }),
         ("unlogged", Warning, |w| {
             w.source.unlogged = some("app.cache");

@@ -1,0 +1,1 @@
+INSERT INTO listed VALUES (10000, ARRAY['live', NULL], NULL);

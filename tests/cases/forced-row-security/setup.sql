@@ -1,0 +1,12 @@
+CREATE ROLE tenant_owner;
+CREATE SCHEMA tenant AUTHORIZATION tenant_owner;
+CREATE TABLE tenant.docs (id integer PRIMARY KEY, tenant text);
+CREATE TABLE tenant.notes (id integer PRIMARY KEY, tenant text);
+INSERT INTO tenant.docs SELECT n, 't' || n % 3 FROM generate_series(1, 100) AS n;
+INSERT INTO tenant.notes SELECT n, 't' || n % 3 FROM generate_series(1, 100) AS n;
+ALTER TABLE tenant.docs OWNER TO tenant_owner;
+ALTER TABLE tenant.notes OWNER TO tenant_owner;
+ALTER TABLE tenant.docs ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+ALTER TABLE tenant.notes ENABLE ROW LEVEL SECURITY;
+CREATE POLICY own ON tenant.docs USING (tenant = current_setting('app.tenant', true));
+CREATE POLICY own ON tenant.notes USING (tenant = current_setting('app.tenant', true));

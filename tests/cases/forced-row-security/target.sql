@@ -1,0 +1,1 @@
+CREATE ROLE tenant_owner;

@@ -1,0 +1,1 @@
+SELECT id, name, extra, added FROM child ORDER BY id;

@@ -1,0 +1,1 @@
+SELECT count(*), sum(id), bool_and(touched) FROM shop.orders; SELECT count(*), bool_and(touched) FROM shop.customer;
