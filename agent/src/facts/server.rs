@@ -56,6 +56,7 @@ SELECT current_database()::text AS database,
            SELECT FROM pg_roles p WHERE p.rolname IN ('pg_create_subscription', 'rds_superuser')
            AND pg_has_role(p.oid, 'USAGE')) AS can_subscribe,
        has_function_privilege('pg_replication_origin_advance(text, pg_lsn)', 'EXECUTE')
+           AND has_function_privilege('pg_replication_origin_progress(text, boolean)', 'EXECUTE')
            AS can_advance_origin,
        pg_is_in_recovery() AS in_recovery,
        pg_encoding_to_char(d.encoding)::text AS encoding,
@@ -222,8 +223,14 @@ async fn capacities(
     Ok(found)
 }
 
-/// Tries it, and takes it back.
+/// Asks, where the version has an answer, since what is refused is an error in the server's log; else tries
+/// it, and takes it back.
 async fn can_silence_triggers(task: &Task, session: &Session) -> Result<bool, PgError> {
+    if session.server_version() >= 150_000 {
+        let sql = "SELECT has_parameter_privilege('session_replication_role', 'SET')";
+        let asked = session.query_one(sql, &[]);
+        return Ok(session.run(&task.cancel, asked).await?.try_get(0)?);
+    }
     let attempt = "BEGIN; SET LOCAL session_replication_role = replica";
     let outcome = session
         .run(&task.cancel, session.batch_execute(attempt))

@@ -1,5 +1,5 @@
 //! Why a subscription fails, in PostgreSQL's own words: the end of the server's log, where the role may
-//! read it (`pg_monitor` and `pg_read_server_files`, or a superuser).
+//! read it (EXECUTE on three functions, or a superuser).
 //!
 //! Only entries of that subscription's workers are looked at, which name its origin. Of an entry the
 //! message is told, never its details, and no more of the message than cannot hold a value: of one that
@@ -86,6 +86,15 @@ async fn trouble(session: &Session, origin: &str) -> Result<String, PgError> {
             "PostgreSQL's log there tells why ({file}; entries with replication origin \"{origin}\")"
         )
     };
+    // Asked first: what is refused is an error in that log.
+    let may = "SELECT has_function_privilege('pg_current_logfile(text)', 'EXECUTE')
+        AND has_function_privilege('pg_read_binary_file(text, bigint, bigint, boolean)', 'EXECUTE')
+        AND has_function_privilege('pg_stat_file(text, boolean)', 'EXECUTE')";
+    if !session.query_one(may, &[]).await?.get::<_, bool>(0) {
+        return Ok(place(
+            "the agent's role may not read it, which takes EXECUTE on pg_current_logfile(text), pg_stat_file(text, boolean) and pg_read_binary_file(text, bigint, bigint, boolean)",
+        ));
+    }
     let sql = "SELECT pg_current_logfile('stderr')";
     let file: String = match session.query_typed(sql, &[]).await {
         Ok(rows) => match rows.first().and_then(|row| row.get::<_, Option<String>>(0)) {

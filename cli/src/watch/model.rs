@@ -324,6 +324,11 @@ impl Model {
         if self.events.get(place).is_some_and(|k| k.seq == event.seq) {
             return;
         }
+        if event.event == "node.removed"
+            && let Some(node) = &event.node_id
+        {
+            self.nodes.remove(node);
+        }
         self.events.insert(place, event);
         if self.events.len() > EVENTS_KEPT {
             self.events.pop_front();

@@ -480,8 +480,10 @@ fn left_behind(node: &NodeId, side: Side, name: &str, why: &str) -> String {
              SUBSCRIPTION {name} DISABLE, then SET (slot_name = NONE), then DROP SUBSCRIPTION {name}"
         ),
         Side::Source => format!(
-            "on {node} slot and publication {name} stay ({why}), and the slot keeps WAL: SELECT \
-             pg_drop_replication_slot('{name}') and DROP PUBLICATION {name}"
+            "on {node} slot and publication {name} stay ({why}), and the slot keeps WAL: as a superuser, \
+             SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = \
+             '{name}', where it is in use, then SELECT pg_drop_replication_slot('{name}') and DROP \
+             PUBLICATION {name}"
         ),
     }
 }

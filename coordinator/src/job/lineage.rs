@@ -92,6 +92,16 @@ impl<'a> Kinship<'a> {
         steps.collect()
     }
 
+    /// The subscriptions of other nodes by which changes made at `upstream` come to them at once.
+    #[must_use]
+    pub fn followers(&self, upstream: &NodeId) -> Vec<Step<'a>> {
+        let others = self.nodes.keys().filter(|node| !self.is(node, upstream));
+        let steps = others.flat_map(|node| self.steps(node));
+        steps
+            .filter(|step| self.is(step.upstream, upstream))
+            .collect()
+    }
+
     /// The shortest way on which changes made at `upstream` come to `node`; empty where none is known.
     #[must_use]
     pub fn path(&self, node: &'a NodeId, upstream: &NodeId) -> Vec<Step<'a>> {

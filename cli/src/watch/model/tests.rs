@@ -19,6 +19,18 @@ fn events_are_kept_once_in_order_and_in_bounds() {
 }
 
 #[test]
+fn a_node_that_is_removed_is_shown_no_longer() {
+    let mut model = cluster();
+    let mut removed = event();
+    removed.seq = 9_999;
+    removed.event = "node.removed".to_owned();
+    removed.node_id = Some(id("node_b"));
+    model.apply(News::Event(removed), at(41));
+    assert!(!model.nodes.contains_key(&id("node_b")));
+    assert!(model.nodes.contains_key(&id("node_a")));
+}
+
+#[test]
 fn rates_are_sampled_once_a_second_and_bounded() {
     let mut model = cluster();
     let before = model.nodes[&id("node_b")].rates.len();

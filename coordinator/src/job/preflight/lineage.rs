@@ -19,11 +19,12 @@ pub(super) fn judge(pair: &Pair<'_>, around: &Around, findings: &mut Vec<Finding
         return;
     }
     findings.extend(feedback(pair, around));
+    findings.extend(followers(pair, around));
     findings.extend(
         pair.target
             .subscribed
             .iter()
-            .map(|seen| subscribed(pair, seen)),
+            .map(|seen| subscribed(pair, around, seen)),
     );
     findings.extend(forgotten_on_target(pair, around));
     findings.extend(forgotten_on_source(pair, around));
@@ -175,12 +176,49 @@ fn out_of_sight(pair: &Pair<'_>, kinship: &Kinship<'_>) -> Option<Finding> {
     ))
 }
 
-fn subscribed(pair: &Pair<'_>, seen: &SubscribedTables) -> Finding {
+/// Who follows the target: what empties and fills its tables does the same to theirs, through subscriptions
+/// that expect changes to the rows they have.
+fn followers(pair: &Pair<'_>, around: &Around) -> Option<Finding> {
+    let target = &pair.spec.target;
+    let kinship = kinship(pair, around);
+    if pair.is_restored() || !way_back(pair, &kinship).is_empty() {
+        return None;
+    }
+    let followers: Vec<String> = kinship
+        .followers(target)
+        .into_iter()
+        .map(|step| format!("{} by subscription {}", step.node, step.subscription))
+        .collect();
+    (!followers.is_empty()).then(|| {
+        error(
+            "target_is_followed",
+            target,
+            Text::new(
+                format!("{target} is followed by {}", all_names(&followers)),
+                format!(
+                    "emptying and filling the tables of {target} is replicated to whoever follows it: their tables are emptied too, and their subscriptions stop where that is refused or a row is there already"
+                ),
+                "end these subscriptions first (steep-repl nodes remove NODE for replicas made by this tool), and initialise the nodes again afterwards",
+            ),
+        )
+    })
+}
+
+fn subscribed(pair: &Pair<'_>, around: &Around, seen: &SubscribedTables) -> Finding {
     let (node, name) = (&pair.spec.target, &seen.subscription);
     let ours = (seen.tool == Tool::PostgreSql)
         .then(|| ReplicationNames::parse(name))
         .flatten();
+    let kinship = kinship(pair, around);
+    let alias = kinship.aliases(node).into_iter().next();
     let (whose, fix) = match (ours, seen.tool.schema()) {
+        (Some(job), _) if alias.is_some_and(|_| around.remembered.contains(&job)) => (
+            format!("subscription {name} of job {job}"),
+            format!(
+                "steep-repl nodes remove {0} ends it: {0} is another name of this database, and the subscription is its",
+                alias.unwrap_or(node)
+            ),
+        ),
         (Some(job), _) => (
             format!("subscription {name} of job {job}"),
             format!(

@@ -56,6 +56,11 @@ fn what_would_come_back_or_meet_others_stops_the_job() {
             w.source.server.lineage.subscriptions =
                 vec![subscription("to_source", ChangeOrigin::Any)];
         }),
+        ("target_is_followed", Error, |w| {
+            let below = lineage(9, &[], &["below"]);
+            w.around = around(&[("below", below)]);
+            w.target.server.lineage.slots = vec!["below".to_owned()];
+        }),
         ("source_follows_unknown", Warning, |w| {
             w.source.server.lineage.subscriptions =
                 vec![subscription("elsewhere", ChangeOrigin::Any)];
