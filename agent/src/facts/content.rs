@@ -8,7 +8,7 @@ use std::pin::pin;
 
 use futures_util::TryStreamExt;
 use steep_protocol::limits::LISTED_MAX;
-use steep_protocol::message::facts::{Listed, SourceFacts};
+use steep_protocol::message::facts::{Listed, OwnedTables, SourceFacts};
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::{ByteCount, TableName};
 use tokio_postgres::Row;
@@ -37,7 +37,8 @@ fn relations_sql() -> String {
                 AND CASE WHEN c.relkind = 'S' THEN has_sequence_privilege(c.oid, 'SELECT')
                     ELSE has_table_privilege(c.oid, 'SELECT') END, true) AS readable,
             c.relrowsecurity AND row_security_active(c.oid) AS row_security,
-            {FORCED_SECURITY} AS forced_security,
+            c.relrowsecurity AND c.relforcerowsecurity AS forced_security,
+            pg_get_userbyid(c.relowner)::text AS owner,
             c.relkind IN ('r', 'p') AND EXISTS (
                 SELECT FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE']) AS w (needed)
                 WHERE NOT has_table_privilege(c.relowner, c.oid, w.needed)) AS owner_denied,
@@ -158,7 +159,8 @@ struct Relation {
     owned: bool,
     readable: bool,
     row_security: bool,
-    forced_security: bool,
+    /// Its owner, where the policies bind him.
+    forced_on: Option<String>,
     owner_denied: bool,
     firing_triggers: bool,
     xml: bool,
@@ -185,7 +187,10 @@ impl Relation {
             owned: row.try_get("owned")?,
             readable: row.try_get("readable")?,
             row_security: row.try_get("row_security")?,
-            forced_security: row.try_get("forced_security")?,
+            forced_on: match row.try_get("forced_security")? {
+                true => Some(row.try_get("owner")?),
+                false => None,
+            },
             owner_denied: row.try_get("owner_denied")?,
             firing_triggers: row.try_get("firing_triggers")?,
             xml: row.try_get("xml")?,
@@ -236,8 +241,8 @@ impl Census {
         } else if relation.row_security && !relation.unlogged {
             add(&mut facts.row_security, name);
         }
-        if relation.forced_security && !relation.unlogged {
-            add(&mut facts.forced_security, name);
+        if let Some(owner) = relation.forced_on.as_ref().filter(|_| !relation.unlogged) {
+            add_owned(&mut facts.forced_security, owner, name);
         }
         if relation.owner_denied && !relation.unlogged {
             add(&mut facts.owner_denied, name);
@@ -248,6 +253,19 @@ impl Census {
         if !relation.owned && !relation.unlogged {
             add(&mut facts.not_owned, name);
         }
+    }
+}
+
+fn add_owned(owned: &mut Vec<OwnedTables>, owner: &str, name: &TableName) {
+    if let Some(known) = owned.iter_mut().find(|known| known.owner == owner) {
+        add(&mut known.tables, name);
+    } else if owned.len() < LISTED_MAX {
+        let mut tables = Listed::default();
+        add(&mut tables, name);
+        owned.push(OwnedTables {
+            owner: owner.to_owned(),
+            tables,
+        });
     }
 }
 
@@ -276,7 +294,7 @@ mod tests {
             owned: true,
             readable: true,
             row_security: false,
-            forced_security: false,
+            forced_on: None,
             owner_denied: false,
             firing_triggers: false,
             xml: false,
@@ -301,12 +319,11 @@ mod tests {
     #[test]
     fn each_flag_names_the_table_in_its_list() {
         type Case = (fn(&mut Relation), fn(&SourceFacts) -> &Listed);
-        let cases: [Case; 8] = [
+        let cases: [Case; 7] = [
             (|r| r.unlogged = true, |f| &f.unlogged),
             (|r| r.owned = false, |f| &f.not_owned),
             (|r| r.readable = false, |f| &f.unreadable),
             (|r| r.row_security = true, |f| &f.row_security),
-            (|r| r.forced_security = true, |f| &f.forced_security),
             (|r| r.owner_denied = true, |f| &f.owner_denied),
             (|r| r.firing_triggers = true, |f| &f.firing_triggers),
             (|r| r.xml = true, |f| &f.xml),
@@ -316,6 +333,15 @@ mod tests {
             flag(&mut relation);
             assert_eq!(list(&counted(&relation)).names, ["s.t"], "case {n}");
         }
+    }
+
+    #[test]
+    fn tables_whose_policies_bind_their_owners_are_listed_by_owner() {
+        let mut forced = plain(Kind::Table);
+        forced.forced_on = Some("ann".to_owned());
+        let facts = counted(&forced);
+        assert_eq!(facts.forced_security[0].owner, "ann");
+        assert_eq!(facts.forced_security[0].tables.names, ["s.t"]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What is on the target already: rows, tables of its own; and whether its disk has room.
 
 use steep_protocol::ByteCount;
-use steep_protocol::message::facts::{Finding, Listed};
+use steep_protocol::message::facts::{Finding, Listed, OwnedTables};
 use steep_protocol::message::job::ExistingRows;
 
 use super::text::{bytes, counted, names};
@@ -114,22 +114,30 @@ const OWNER_APPLIES: u32 = 160_000;
 /// refuses a table whose policies bind that role ("cannot replicate into relation with row-level security
 /// enabled").
 fn forced_security(pair: &Pair<'_>) -> Option<Finding> {
-    let tables = match pair.target.user_tables {
-        0 => &pair.source.forced_security,
-        _ => &pair.target.forced_security,
-    };
+    let mut tables = pair.target.forced_security.clone();
+    if pair.target.user_tables == 0 {
+        // Tables of an owner who is not there will belong to the role in use.
+        let binds = |owned: &&OwnedTables| {
+            pair.target.roles.contains(&owned.owner)
+                && !pair.target.bypassing.contains(&owned.owner)
+        };
+        for bound in pair.source.forced_security.iter().filter(binds) {
+            tables.count += bound.tables.count;
+            tables.names.extend(bound.tables.names.iter().cloned());
+        }
+    }
     (pair.target.server.version >= OWNER_APPLIES && !tables.is_empty()).then(|| {
         error(
             "row_security_forced",
             &pair.spec.target,
             Text::new(
                 format!(
-                    "{} FORCE ROW LEVEL SECURITY and an owner who may not bypass it: {}",
+                    "{} FORCE ROW LEVEL SECURITY and an owner who may not bypass it here: {}",
                     counted(tables.count, "table has", "tables have"),
-                    names(tables)
+                    names(&tables)
                 ),
-                "changes are applied with the rights of the owner, and PostgreSQL refuses that where policies bind him: the first change stops the subscription",
-                "ALTER TABLE … NO FORCE ROW LEVEL SECURITY on the source, or give the owner BYPASSRLS on both servers, or leave these tables out with --exclude-table",
+                "changes are applied with the rights of the owner, and PostgreSQL refuses that where policies bind that role: the first change stops the subscription",
+                "ALTER ROLE … BYPASSRLS for these owners on the target, or ALTER TABLE … NO FORCE ROW LEVEL SECURITY on the source, or leave these tables out with --exclude-table",
             ),
         )
     })

@@ -213,8 +213,8 @@ pub struct SourceFacts {
     pub owner_code: Listed,
     /// Tables whose row security the role in use does not bypass.
     pub row_security: Listed,
-    /// Tables with `FORCE ROW LEVEL SECURITY` whose owner may not bypass it.
-    pub forced_security: Listed,
+    /// Tables with `FORCE ROW LEVEL SECURITY`, by owner.
+    pub forced_security: Vec<OwnedTables>,
     /// Tables whose owner lacks a right that applying changes takes.
     pub owner_denied: Listed,
     /// Tables with triggers that are enabled for replicated rows as well.
@@ -229,6 +229,15 @@ pub struct SourceFacts {
     pub pg_dump: Option<Result<u32, String>>,
     /// What its rows need.
     pub loading: LoadingFacts,
+}
+
+/// Tables of one owner.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnedTables {
+    /// The role.
+    pub owner: String,
+    /// The tables.
+    pub tables: Listed,
 }
 
 /// What is true of a target.
@@ -255,8 +264,11 @@ pub struct TargetFacts {
     /// Tables to be copied that have triggers which fire on replicated rows, and so on every row
     /// that is loaded.
     pub firing_triggers: Listed,
-    /// As [`SourceFacts::forced_security`], of the tables that are there.
+    /// Of the tables to be copied, those that are there with `FORCE ROW LEVEL SECURITY` and an owner who may
+    /// not bypass it.
     pub forced_security: Listed,
+    /// Roles that bypass row security.
+    pub bypassing: Vec<String>,
     /// As [`SourceFacts::owner_code`], of the tables that are there.
     pub owner_code: Listed,
     /// Whether the server knows `xml`; `None` where it could not be asked.

@@ -9,7 +9,7 @@ mod world;
 use std::collections::BTreeSet;
 
 use steep_protocol::message::facts::{
-    FeatureUse, Severity, SourceFacts, TargetFacts, UnmatchedFilter,
+    FeatureUse, OwnedTables, Severity, SourceFacts, TargetFacts, UnmatchedFilter,
 };
 use steep_protocol::message::feature::Feature;
 use steep_protocol::message::handover::{NotedSlot, SchemaCheck, ServerSlot, SlotFacts};
@@ -324,7 +324,11 @@ fn each_oddity_of_the_source_is_its_own_finding() {
             }];
         }),
         ("row_security_forced", Error, |w| {
-            w.source.forced_security = some("app.tenants");
+            w.target.roles.push("ann".to_owned());
+            w.source.forced_security = vec![OwnedTables {
+                owner: "ann".to_owned(),
+                tables: some("app.tenants"),
+            }];
         }),
         ("owner_privileges", Warning, |w| {
             w.source.owner_denied = some("app.audit");
