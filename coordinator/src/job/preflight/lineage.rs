@@ -198,7 +198,7 @@ fn followers(pair: &Pair<'_>, around: &Around) -> Option<Finding> {
                 format!(
                     "emptying and filling the tables of {target} is replicated to whoever follows it: their tables are emptied too, and their subscriptions stop where that is refused or a row is there already"
                 ),
-                "end these subscriptions first (steep-repl nodes remove NODE for replicas made by this tool), and initialise the nodes again afterwards",
+                "end these subscriptions first: on each of those nodes ALTER SUBSCRIPTION … DISABLE, SET (slot_name = NONE), DROP SUBSCRIPTION, then steep-repl init cancel --node NODE once it is diverged, which drops the slot; initialise those nodes again afterwards",
             ),
         )
     })
