@@ -126,9 +126,9 @@ pub(crate) fn status(node: &NodeView, slots: &[PreparedSlot], paint: Paint) -> S
     if let Some(until) = node.kept_until {
         lines.push(("kept", format!("what it has, until {until:.0}")));
     }
+    let source = node.source_node.as_ref().map_or("SOURCE", |s| s.as_str());
     match node.state {
         NodeState::Failed if node.kept_until.is_some() => {
-            let source = node.source_node.as_ref().map_or("SOURCE", |s| s.as_str());
             lines.push((
                 "next",
                 format!(
@@ -139,7 +139,14 @@ pub(crate) fn status(node: &NodeView, slots: &[PreparedSlot], paint: Paint) -> S
         }
         NodeState::Failed => lines.push((
             "next",
-            format!("steep-repl init {id} --from SOURCE, or steep-repl init cancel --node {id}"),
+            format!("steep-repl init {id} --from {source}, or steep-repl init cancel --node {id}"),
+        )),
+        NodeState::Diverged => lines.push((
+            "next",
+            format!(
+                "mend the cause, or steep-repl init cancel --node {id}, then init {id} --from {source} \
+                 --force"
+            ),
         )),
         NodeState::Preparing
         | NodeState::Copying
@@ -150,7 +157,7 @@ pub(crate) fn status(node: &NodeView, slots: &[PreparedSlot], paint: Paint) -> S
                 format!("steep-repl init progress --node {id} --follow"),
             ));
         }
-        NodeState::Uninitialized | NodeState::Synchronized | NodeState::Diverged => {}
+        NodeState::Uninitialized | NodeState::Synchronized => {}
     }
     format!(
         "{}  {}\n{}",

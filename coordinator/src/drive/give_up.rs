@@ -281,7 +281,11 @@ impl<S: Store> Driver<S> {
                 plan.left
                     .push(left_behind(node, Side::Target, name.as_str(), why));
             }
+            let known = (plan.steps.len(), plan.left.len());
             self.plan_publishers(node, replication, &mut plan);
+            if here && known == (plan.steps.len(), plan.left.len()) {
+                plan.left.push(unseen_publisher(replication));
+            }
         }
         for slot in lineage
             .slots
@@ -486,6 +490,17 @@ fn left_behind(node: &NodeId, side: Side, name: &str, why: &str) -> String {
              PUBLICATION {name}"
         ),
     }
+}
+
+/// The other end is no node that this coordinator has seen: its agent has not come back yet, or none runs
+/// beside it.
+fn unseen_publisher(replication: &Replication) -> String {
+    format!(
+        "no node with a session has slot or publication {}: they are gone, or stay where this coordinator \
+         has not looked yet, and a slot keeps WAL: once the source's agent is back, steep-repl init cancel \
+         --node SOURCE --force-cleanup removes them",
+        replication.name().as_str()
+    )
 }
 
 /// Subscriptions of ours in a database, and jobs whose tables are in it.

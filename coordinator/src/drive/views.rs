@@ -207,7 +207,10 @@ impl<S: Store> Driver<S> {
             progress: progress.unwrap_or_default(),
             state: record.state,
             source: record.source.clone(),
-            job: record.job,
+            // Of a job that was cancelled nothing stays.
+            job: record
+                .job
+                .filter(|_| record.state != NodeState::Uninitialized),
             phase: live
                 .filter(|_| record.state.is_active())
                 .and_then(|l| current_phase(&l.job)),

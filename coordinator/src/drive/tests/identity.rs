@@ -3,11 +3,13 @@
 
 use steep_protocol::NodeState;
 use steep_protocol::message::agent::{AgentMessage, Observed, Seat};
-use steep_protocol::message::job::ReplicationNames;
+use steep_protocol::message::api::Afterwards;
+use steep_protocol::message::job::{CancelledData, ReplicationNames};
 use steep_protocol::message::lineage::{
     ChangeOrigin, Identity, Lineage, MirroredNode, SubscriptionSeen, Tool,
 };
 
+use super::super::{Answer, Question};
 use super::world::*;
 use super::*;
 
@@ -102,6 +104,33 @@ fn a_job_that_nobody_remembers_is_told_and_not_touched() {
     assert_eq!(view.state, NodeState::Failed);
     assert!(view.error_message.unwrap().contains("--force-cleanup"));
     assert!(world.agent("b").at_work.is_empty());
+}
+
+#[test]
+fn a_clean_up_says_that_the_other_end_was_not_seen() {
+    let directory = super::directory();
+    let mut world = World::open(directory.path(), &["b"]);
+    let job = JobId(0xabc);
+    let half = Lineage {
+        books: vec![job],
+        ..lineage(2)
+    };
+    tell(&mut world, "b", half);
+    let mut clean_up = world.ask_later(Question::GiveUp {
+        node: crate::testing::node("b"),
+        data: CancelledData::Remove,
+        afterwards: Afterwards::Keep,
+        operator: operator(),
+    });
+    world.run_on();
+    let Ok(Ok(Answer::Left(left))) = clean_up.try_recv() else {
+        panic!("no answer")
+    };
+    assert!(left[0].contains(&job.to_string()), "{left:?}");
+    assert!(
+        left[0].contains("--node SOURCE --force-cleanup"),
+        "{left:?}"
+    );
 }
 
 #[test]
