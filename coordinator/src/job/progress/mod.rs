@@ -15,7 +15,7 @@ use steep_protocol::message::api::{PhaseTime, ProgressDetail, ProgressSample, Pr
 use steep_protocol::message::job::Method;
 use steep_protocol::{Fault, NodeId, NodeState, Phase};
 
-use rate::Pace;
+use rate::Rate;
 use stall::{Sign, Stall};
 use tables::{leading_table, table_views};
 
@@ -60,8 +60,8 @@ pub struct Meter {
     native_bytes: u64,
     /// What is being counted, so that a pace is of one thing.
     counting: Option<(Phase, WorkUnit)>,
-    pace: Pace,
-    wire: Pace,
+    pace: Rate,
+    wire: Rate,
     shown: f64,
     /// The highest percentage of that phase that was shown.
     shown_within: Option<(Phase, f64)>,
@@ -177,8 +177,8 @@ impl Meter {
         let counting = phase.zip(counted.map(|c| c.unit));
         if counting != self.counting {
             self.counting = counting;
-            self.pace = Pace::default();
-            self.wire = Pace::default();
+            self.pace = Rate::default();
+            self.wire = Rate::default();
         }
         if let Some(counted) = counted {
             self.pace.observe(counted.done, now);

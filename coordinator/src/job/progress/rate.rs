@@ -25,7 +25,7 @@ const ETA_MAX: f64 = 30.0 * 86_400.0;
 
 /// The speed of one counter.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub(super) struct Pace {
+pub(super) struct Rate {
     last: Option<(Timestamp, u64)>,
     /// Seconds that have gone into the rates.
     sampled: f64,
@@ -33,7 +33,7 @@ pub(super) struct Pace {
     steady: f64,
 }
 
-impl Pace {
+impl Rate {
     /// Takes a sample. A counter that went back stands still meanwhile.
     pub(super) fn observe(&mut self, count: u64, now: Timestamp) {
         let Some((before, known)) = self.last else {
@@ -58,7 +58,7 @@ impl Pace {
         if self.shown < STILL { 0.0 } else { self.shown }
     }
 
-    /// As [`Pace::rate`], where enough has been watched to say so.
+    /// As [`Rate::rate`], where enough has been watched to say so.
     pub(super) fn known_rate(&self) -> Option<f64> {
         (self.sampled >= SAMPLED_MIN).then(|| self.rate())
     }
@@ -86,8 +86,8 @@ mod tests {
         Timestamp::UNIX_EPOCH + SignedDuration::from_millis(millis)
     }
 
-    fn steady(rate: u64, seconds: i64) -> Pace {
-        let mut pace = Pace::default();
+    fn steady(rate: u64, seconds: i64) -> Rate {
+        let mut pace = Rate::default();
         for tick in 0..=seconds * 4 {
             pace.observe(rate * tick as u64 / 4, at(tick * 250));
         }
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_not_told() {
-        assert_eq!(Pace::default().eta(1), None);
+        assert_eq!(Rate::default().eta(1), None);
         assert_eq!(steady(1_000, 1).eta(1_000), None);
         assert_eq!(steady(0, 60).eta(1_000), None);
         assert_eq!(steady(1_000, 60).eta(u64::MAX), None);
@@ -124,7 +124,7 @@ mod tests {
     proptest! {
         #[test]
         fn rates_are_finite_whatever_comes(samples in proptest::collection::vec((any::<u64>(), 0i64..100_000), 0..50)) {
-            let mut pace = Pace::default();
+            let mut pace = Rate::default();
             let mut now = 0;
             for (count, later) in samples {
                 now += later;
