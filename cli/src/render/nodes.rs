@@ -126,45 +126,37 @@ pub(crate) fn status(node: &NodeView, slots: &[PreparedSlot], paint: Paint) -> S
     if let Some(until) = node.kept_until {
         lines.push(("kept", format!("what it has, until {until:.0}")));
     }
-    let source = node.source_node.as_ref().map_or("SOURCE", |s| s.as_str());
-    match node.state {
-        NodeState::Failed if node.kept_until.is_some() => {
-            lines.push((
-                "next",
-                format!(
-                    "steep-repl init {id} --from {source} --resume, or steep-repl init cancel --node \
-                     {id}"
-                ),
-            ));
-        }
-        NodeState::Failed => lines.push((
-            "next",
-            format!("steep-repl init {id} --from {source}, or steep-repl init cancel --node {id}"),
-        )),
-        NodeState::Diverged => lines.push((
-            "next",
-            format!(
-                "mend the cause, or steep-repl init cancel --node {id}, then init {id} --from {source} \
-                 --force"
-            ),
-        )),
-        NodeState::Preparing
-        | NodeState::Copying
-        | NodeState::CatchingUp
-        | NodeState::Reinitializing => {
-            lines.push((
-                "next",
-                format!("steep-repl init progress --node {id} --follow"),
-            ));
-        }
-        NodeState::Uninitialized | NodeState::Synchronized => {}
-    }
+    lines.extend(next_step(node).map(|step| ("next", step)));
     format!(
         "{}  {}\n{}",
         paint.bold(id),
         state(node.state, paint),
         pairs(&lines, 2, paint)
     )
+}
+
+/// What somebody who reads the node's state would do next.
+fn next_step(node: &NodeView) -> Option<String> {
+    let id = node.node_id.as_str();
+    let source = node.source_node.as_ref().map_or("SOURCE", |s| s.as_str());
+    match node.state {
+        NodeState::Failed if node.kept_until.is_some() => Some(format!(
+            "steep-repl init {id} --from {source} --resume, or steep-repl init cancel --node {id}"
+        )),
+        NodeState::Failed => Some(format!(
+            "steep-repl init {id} --from {source}, or steep-repl init cancel --node {id}"
+        )),
+        NodeState::Diverged => Some(format!(
+            "mend the cause, or steep-repl init cancel --node {id}, then init {id} --from {source} --force"
+        )),
+        NodeState::Preparing
+        | NodeState::Copying
+        | NodeState::CatchingUp
+        | NodeState::Reinitializing => {
+            Some(format!("steep-repl init progress --node {id} --follow"))
+        }
+        NodeState::Uninitialized | NodeState::Synchronized => None,
+    }
 }
 
 /// A state in its colour.
