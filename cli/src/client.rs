@@ -177,7 +177,10 @@ fn lost(error: StreamError) -> Failure {
             fault.message
         ),
     );
-    failure.hint("jobs, and what was asked for and had arrived, go on without the command line: `steep-repl status` shows them")
+    failure.hint(
+        "jobs, and what was asked for and had arrived, go on without the command line: `steep-repl \
+         status` shows them",
+    )
 }
 
 /// A refusal ends it; anything else is a connection that can be made again.

@@ -21,11 +21,14 @@ use crate::pg::{PgError, Session};
 use crate::source;
 use crate::task::Task;
 
-/// Whether a relation's policies bind its owner, who applies changes from PostgreSQL 16 on; an apply
-/// worker refuses such tables.
-pub(super) const FORCED_SECURITY: &str =
-    "(c.relrowsecurity AND c.relforcerowsecurity AND NOT EXISTS
-    (SELECT FROM pg_roles o WHERE o.oid = c.relowner AND (o.rolsuper OR o.rolbypassrls)))";
+/// Whether a relation has triggers that fire on replicated rows as well: `ENABLE ALWAYS` and `ENABLE REPLICA`
+/// (PostgreSQL manual, ALTER TABLE), constraints' own triggers left out.
+pub(super) const FIRING_TRIGGERS: &str = "EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid
+    AND t.tgenabled IN ('A', 'R') AND NOT t.tgisinternal)";
+
+/// The owner, where the relation's policies bind owners too: from PostgreSQL 16 on the owner applies changes,
+/// and an apply worker refuses such tables unless that role bypasses row security.
+pub(super) const FORCED_ON: &str = "CASE WHEN c.relrowsecurity AND c.relforcerowsecurity THEN pg_get_userbyid(c.relowner)::text END";
 
 /// A row per relation.
 fn relations_sql() -> String {
@@ -37,13 +40,11 @@ fn relations_sql() -> String {
                 AND CASE WHEN c.relkind = 'S' THEN has_sequence_privilege(c.oid, 'SELECT')
                     ELSE has_table_privilege(c.oid, 'SELECT') END, true) AS readable,
             c.relrowsecurity AND row_security_active(c.oid) AS row_security,
-            c.relrowsecurity AND c.relforcerowsecurity AS forced_security,
-            pg_get_userbyid(c.relowner)::text AS owner,
+            {FORCED_ON} AS forced_on,
             c.relkind IN ('r', 'p') AND EXISTS (
                 SELECT FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE']) AS w (needed)
                 WHERE NOT has_table_privilege(c.relowner, c.oid, w.needed)) AS owner_denied,
-            EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid
-                AND t.tgenabled IN ('A', 'R') AND NOT t.tgisinternal) AS firing_triggers,
+            {FIRING_TRIGGERS} AS firing_triggers,
             c.relkind = 'r' AND EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid
                 AND a.attnum > 0 AND NOT a.attisdropped AND a.atttypid IN (142, 143)) AS xml
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -159,7 +160,7 @@ struct Relation {
     owned: bool,
     readable: bool,
     row_security: bool,
-    /// Its owner, where the policies bind him.
+    /// Its owner, where its policies bind the owner too.
     forced_on: Option<String>,
     owner_denied: bool,
     firing_triggers: bool,
@@ -187,10 +188,7 @@ impl Relation {
             owned: row.try_get("owned")?,
             readable: row.try_get("readable")?,
             row_security: row.try_get("row_security")?,
-            forced_on: match row.try_get("forced_security")? {
-                true => Some(row.try_get("owner")?),
-                false => None,
-            },
+            forced_on: row.try_get("forced_on")?,
             owner_denied: row.try_get("owner_denied")?,
             firing_triggers: row.try_get("firing_triggers")?,
             xml: row.try_get("xml")?,
@@ -256,7 +254,8 @@ impl Census {
     }
 }
 
-fn add_owned(owned: &mut Vec<OwnedTables>, owner: &str, name: &TableName) {
+/// As [`add`], by owner.
+pub(super) fn add_owned(owned: &mut Vec<OwnedTables>, owner: &str, name: &TableName) {
     if let Some(known) = owned.iter_mut().find(|known| known.owner == owner) {
         add(&mut known.tables, name);
     } else if owned.len() < LISTED_MAX {

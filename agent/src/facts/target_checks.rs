@@ -8,7 +8,7 @@ use steep_protocol::message::facts::TargetFacts;
 use tokio_postgres::error::SqlState;
 
 use super::PeerFacts;
-use super::content::{FORCED_SECURITY, add};
+use super::content::{FIRING_TRIGGERS, FORCED_ON, add, add_owned};
 use super::features;
 use crate::pg::catalog::table_name;
 use crate::pg::{PgError, Session};
@@ -20,15 +20,13 @@ const ROLES_MAX: usize = 1_024;
 /// Refused with `feature_not_supported` where there is no libxml.
 const XML_SQL: &str = "SELECT xmlparse(content '<a/>') IS NOT NULL";
 
-/// `ENABLE ALWAYS` and `ENABLE REPLICA` (PostgreSQL manual, ALTER TABLE), constraints' own triggers
-/// left out; and [`FORCED_SECURITY`].
+/// Tables with triggers that fire on replicated rows, or with policies that bind their owner.
 fn tables_sql() -> String {
     format!(
-        "SELECT n.nspname::text, c.relname::text, t.firing, {FORCED_SECURITY}
+        "SELECT n.nspname::text, c.relname::text, f.firing, f.forced_on
          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-         CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid
-             AND t.tgenabled IN ('A', 'R') AND NOT t.tgisinternal) AS firing) AS t
-         WHERE c.relkind IN ('r', 'p') AND (t.firing OR {FORCED_SECURITY})"
+         CROSS JOIN LATERAL (SELECT {FIRING_TRIGGERS} AS firing, {FORCED_ON} AS forced_on) AS f
+         WHERE c.relkind IN ('r', 'p') AND (f.firing OR f.forced_on IS NOT NULL)"
     )
 }
 
@@ -51,17 +49,19 @@ pub(super) async fn gather(
     let rows = session
         .run(&task.cancel, session.query(&tables_sql(), &[]))
         .await?;
-    let found: HashMap<TableName, (bool, bool)> = rows
+    let found: HashMap<TableName, (bool, Option<String>)> = rows
         .iter()
         .map(|row| Ok((table_name(row, 0)?, (row.get(2), row.get(3)))))
         .collect::<Result<_, PgError>>()?;
     for table in peer.schema.tables() {
-        let (firing, forced) = found.get(&table.name).copied().unwrap_or_default();
-        if firing {
+        let Some((firing, forced_on)) = found.get(&table.name) else {
+            continue;
+        };
+        if *firing {
             add(&mut facts.firing_triggers, &table.name);
         }
-        if forced {
-            add(&mut facts.forced_security, &table.name);
+        if let Some(owner) = forced_on {
+            add_owned(&mut facts.forced_security, owner, &table.name);
         }
     }
     let sql = "SELECT rolname::text FROM pg_roles WHERE rolsuper OR rolbypassrls ORDER BY 1";

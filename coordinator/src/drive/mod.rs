@@ -103,7 +103,7 @@ struct Live {
     meter: Meter,
     feed: watch::Sender<Feed>,
     /// Who looks at it in full.
-    seat: watchers::Lease,
+    lease: watchers::Lease,
     /// Operators that wait for the end of a cancel.
     waiting: Vec<Reply>,
     /// Tables that began and have not been completed, and when.
@@ -167,6 +167,7 @@ pub struct Driver<S> {
     jobs: BTreeMap<JobId, Live>,
     doctors: Vec<doctor::Doctor>,
     queries: Vec<query::AgentQuery>,
+    /// Questions that wait for an agent to look at its slots.
     early: Vec<early::Early>,
     /// How often each agent may say that slots have expired.
     expirations: Admission,

@@ -88,7 +88,7 @@ impl<S: Store> Driver<S> {
             locks: JobLocks::default(),
             meter,
             feed,
-            seat: Lease::EMPTY,
+            lease: Lease::EMPTY,
             waiting: Vec::new(),
             began: BTreeMap::new(),
             slowest: Slowest::default(),

@@ -45,7 +45,7 @@ impl Lease {
 impl Live {
     /// Whether somebody follows the job, or looks at it in full.
     pub(super) fn is_watched(&self, now: Timestamp) -> bool {
-        self.end.is_none() && (self.feed.receiver_count() > 0 || self.seat.is_taken(now))
+        self.end.is_none() && (self.feed.receiver_count() > 0 || self.lease.is_taken(now))
     }
 
     /// Whether it is at work, with both agents there, and nobody looks: then no deadline is near that
@@ -61,7 +61,7 @@ impl<S: Store> Driver<S> {
     /// Somebody asked for a job in full, and may go on.
     pub(super) fn looks_at(&mut self, id: JobId, interest: Interest, now: Timestamp) {
         if let (Interest::GoesOn, Some(live)) = (interest, self.jobs.get_mut(&id)) {
-            live.seat.take(now);
+            live.lease.take(now);
         }
     }
 

@@ -114,17 +114,18 @@ const OWNER_APPLIES: u32 = 160_000;
 /// refuses a table whose policies bind that role ("cannot replicate into relation with row-level security
 /// enabled").
 fn forced_security(pair: &Pair<'_>) -> Option<Finding> {
-    let mut tables = pair.target.forced_security.clone();
-    if pair.target.user_tables == 0 {
-        // Tables of an owner who is not there will belong to the role in use.
-        let binds = |owned: &&OwnedTables| {
-            pair.target.roles.contains(&owned.owner)
-                && !pair.target.bypassing.contains(&owned.owner)
-        };
-        for bound in pair.source.forced_security.iter().filter(binds) {
-            tables.count += bound.tables.count;
-            tables.names.extend(bound.tables.names.iter().cloned());
-        }
+    let forced = match pair.target.user_tables {
+        0 => &pair.source.forced_security,
+        _ => &pair.target.forced_security,
+    };
+    // Tables of an owner who is not there will belong to the role in use.
+    let binds = |owned: &&OwnedTables| {
+        pair.target.roles.contains(&owned.owner) && !pair.target.bypassing.contains(&owned.owner)
+    };
+    let mut tables = Listed::default();
+    for bound in forced.iter().filter(binds) {
+        tables.count += bound.tables.count;
+        tables.names.extend(bound.tables.names.iter().cloned());
     }
     (pair.target.server.version >= OWNER_APPLIES && !tables.is_empty()).then(|| {
         error(
@@ -143,7 +144,7 @@ fn forced_security(pair: &Pair<'_>) -> Option<Finding> {
     })
 }
 
-/// A right of his own table that an owner has revoked from himself.
+/// Tables whose owner lacks a right on them, as after REVOKE … FROM the owner.
 fn owner_denied(pair: &Pair<'_>) -> Option<Finding> {
     let tables = &pair.source.owner_denied;
     (pair.target.server.version >= OWNER_APPLIES && !tables.is_empty()).then(|| {

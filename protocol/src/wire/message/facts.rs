@@ -264,9 +264,8 @@ pub struct TargetFacts {
     /// Tables to be copied that have triggers which fire on replicated rows, and so on every row
     /// that is loaded.
     pub firing_triggers: Listed,
-    /// Of the tables to be copied, those that are there with `FORCE ROW LEVEL SECURITY` and an owner who may
-    /// not bypass it.
-    pub forced_security: Listed,
+    /// As [`SourceFacts::forced_security`], of the tables to be copied that are there.
+    pub forced_security: Vec<OwnedTables>,
     /// Roles that bypass row security.
     pub bypassing: Vec<String>,
     /// As [`SourceFacts::owner_code`], of the tables that are there.
