@@ -155,10 +155,7 @@ fn what_auto_left_as_it_was_is_no_drift_and_what_comes_after_it_is() -> Result<(
     let compared = || -> Result<usize> {
         let agent = cluster.node("node_b").agent().context("an agent")?;
         let done = agent.events("command.completed")?;
-        Ok(done
-            .iter()
-            .filter(|e| e["command"] == "compare_replicated")
-            .count())
+        Ok(done.iter().filter(|e| e["command"] == "compare").count())
     };
     let wait_judged = |what: &str, before: usize| {
         wait::until_true(what, DRIFT_LIMIT, || Ok(compared()? >= before + 2))

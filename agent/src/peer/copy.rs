@@ -7,10 +7,9 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use steep_protocol::message::agent::{PartDone, PartProgress};
-use steep_protocol::message::job::Compression;
+use steep_protocol::message::agent::{CopyParts, PartDone, PartProgress};
 use steep_protocol::message::peer::{CopyFormat, TablePlan};
-use steep_protocol::{ByteCount, Epoch, Fault, FaultKind, PartNo, Retry, TableNo};
+use steep_protocol::{Fault, FaultKind, PartNo, Retry, TableNo};
 use tokio::task::JoinSet;
 use tracing::warn;
 
@@ -28,26 +27,11 @@ const TRIES: u32 = 4;
 /// Pause before a part is tried again; doubled each time.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// What to fetch and how.
-#[derive(Debug, Clone)]
-pub struct CopyRequest {
-    /// The snapshot.
-    pub epoch: Epoch,
-    /// Workers.
-    pub parallel: u8,
-    /// Compression on the wire.
-    pub compression: Compression,
-    /// COPY bytes a second over all workers.
-    pub max_rate: Option<ByteCount>,
-    /// The parts, in order.
-    pub order: Vec<PartNo>,
-}
-
 /// What all workers of one job share.
 struct Shared {
     task: Task,
     link: Link,
-    request: CopyRequest,
+    request: CopyParts,
     plan: Plan,
     settings: Arc<[String]>,
     formats: HashMap<TableNo, CopyFormat>,
@@ -67,7 +51,7 @@ struct Shared {
 pub async fn copy(
     task: &Task,
     link: Link,
-    request: CopyRequest,
+    request: CopyParts,
     budget: Budget,
 ) -> Result<(), Fault> {
     let plan = link.plan().await?;

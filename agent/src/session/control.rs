@@ -10,7 +10,8 @@ use steep_daemon::Stop;
 use steep_protocol::close::CloseCode;
 use steep_protocol::limits::SUMMARY_PAGE;
 use steep_protocol::message::agent::{
-    AgentMessage, Command, CoordinatorMessage, MirrorRow, Observed, Outcome, Registration, Seat,
+    AfterStop, AgentMessage, AtStop, Command, CoordinatorMessage, MirrorRow, Observed, Outcome,
+    Registration, Seat,
 };
 use steep_protocol::message::api::AuditView;
 use steep_protocol::message::handover::{PreparedSlot, Replication};
@@ -24,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::dispatch::Agent;
-use super::drain::{self, LAST_WORDS, Leave, Reception, Stage};
+use super::drain::{LAST_WORDS, Stage};
 use super::observe::stands_out;
 use super::report::Reports;
 use super::way::{Way, until};
@@ -45,8 +46,8 @@ const REJECTED_LIMIT: Duration = Duration::from_secs(20);
 enum Entry {
     Running {
         cancel: CancellationToken,
-        leave: Leave,
-        wish: Wish,
+        at_stop: AtStop,
+        wanted: Wanted,
     },
     Ended {
         job: JobId,
@@ -56,7 +57,7 @@ enum Entry {
 
 /// What the coordinator wants of a command at work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wish {
+enum Wanted {
     Outcome,
     Abort,
 }
@@ -295,16 +296,18 @@ impl Control {
             Stage::Draining { .. } => {
                 let (commands, answers) = (self.tasks.len(), way.answers());
                 info!(event = "draining", node_id = %self.agent.node, commands, answers, "ending what is under way, and taking up nothing more");
-                self.cancel(|leave| leave == Leave::Cancel);
+                self.cancel(|at_stop| at_stop == AtStop::Cancel);
             }
             Stage::Cut { .. } => self.cancel(|_| true),
         }
     }
 
-    fn cancel(&self, which: impl Fn(Leave) -> bool) {
+    fn cancel(&self, which: impl Fn(AtStop) -> bool) {
         for entry in self.entries.values() {
-            if let Entry::Running { cancel, leave, .. } = entry
-                && which(*leave)
+            if let Entry::Running {
+                cancel, at_stop, ..
+            } = entry
+                && which(*at_stop)
             {
                 cancel.cancel();
             }
@@ -396,18 +399,15 @@ impl Control {
     fn obey(&mut self, message: CoordinatorMessage, way: &Way) -> Option<CommandId> {
         match message {
             CoordinatorMessage::Welcome { .. } => None,
-            CoordinatorMessage::Command { id, job, command } => {
-                self.begin(id, (job, Replication::of(job)), command, way)
-            }
-            CoordinatorMessage::CommandOn {
+            CoordinatorMessage::Command {
                 id,
                 job,
                 replication,
                 command,
             } => self.begin(id, (job, replication), command, way),
             CoordinatorMessage::Abort { id } => {
-                if let Some(Entry::Running { cancel, wish, .. }) = self.entries.get_mut(&id) {
-                    *wish = Wish::Abort;
+                if let Some(Entry::Running { cancel, wanted, .. }) = self.entries.get_mut(&id) {
+                    *wanted = Wanted::Abort;
                     cancel.cancel();
                 }
                 None
@@ -423,9 +423,9 @@ impl Control {
                 let _ = self.queues.mirror.try_send(row);
                 None
             }
-            CoordinatorMessage::Audit(wish) => {
+            CoordinatorMessage::Audit(entry) => {
                 // Said again until it is written.
-                let _ = self.queues.audit.try_send(*wish);
+                let _ = self.queues.audit.try_send(*entry);
                 None
             }
             // The session's, not a command's.
@@ -446,11 +446,12 @@ impl Control {
             Some(Entry::Ended { .. }) => return Some(id),
             None => {}
         }
+        let policy = command.policy();
         if way.is_down() {
-            match drain::reception(&command) {
-                Reception::Taken => {}
-                Reception::Left => return None,
-                Reception::Refused => {
+            match policy.after_stop {
+                AfterStop::Do => {}
+                AfterStop::Ignore => return None,
+                AfterStop::Refuse => {
                     let outcome = Err(stopping(&self.agent.node));
                     let refused = Entry::Ended { job: of.0, outcome };
                     self.entries.insert(id, refused);
@@ -461,8 +462,8 @@ impl Control {
         let cancel = CancellationToken::new();
         let running = Entry::Running {
             cancel: cancel.clone(),
-            leave: drain::leave(&command),
-            wish: Wish::Outcome,
+            at_stop: policy.at_stop,
+            wanted: Wanted::Outcome,
         };
         self.entries.insert(id, running);
         let agent = Arc::clone(&self.agent);
@@ -484,11 +485,13 @@ impl Control {
     ) -> Option<CommandId> {
         match ended {
             Ok((id, job, outcome)) => {
-                let wanted = match self.entries.get(&id) {
-                    Some(Entry::Running { wish, .. }) => *wish == Wish::Abort || outcome.is_ok(),
+                let told = match self.entries.get(&id) {
+                    Some(Entry::Running { wanted, .. }) => {
+                        *wanted == Wanted::Abort || outcome.is_ok()
+                    }
                     Some(Entry::Ended { .. }) | None => true,
                 };
-                if way.is_down() && !wanted {
+                if way.is_down() && !told {
                     // Said, it would end the job. Not said, the command is given again to the next
                     // process, which finds what this one has done.
                     self.entries.remove(&id);

@@ -3,8 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use steep_protocol::message::agent::{Command, Outcome, SubscriptionStart};
-use steep_protocol::message::handover::{HandoverFacts, Replication, SchemaCheck};
+use steep_protocol::message::agent::{
+    Command, Comparison, NodeCommand, OpenSource, Outcome, PeerAddress, PrepareTarget, RowsFrom,
+    SlotOrigin, SourceCommand, SubscriptionStart, TargetCommand,
+};
+use steep_protocol::message::facts::Finding;
+use steep_protocol::message::handover::{Replication, SchemaCheck};
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::lineage::ChangeOrigin;
 use steep_protocol::message::peer::SchemaSection;
@@ -19,11 +23,11 @@ use super::readings::Readings;
 use super::report::Reports;
 use crate::budget::Budget;
 use crate::facts::{self, PeerFacts};
-use crate::peer::copy::{CopyRequest, copy};
+use crate::peer::copy::copy;
 use crate::peer::link::Link;
 use crate::pg::{Conninfo, catalog};
 use crate::sink::{self, Dumps, PrepareRequest, SchemaRequest};
-use crate::source::{self, OpenRequest, SourceJobs};
+use crate::source::{self, SourceJobs};
 use crate::task::{Patience, Progress, Task};
 use crate::telemetry::{CommandEnd, Telemetry};
 
@@ -92,7 +96,7 @@ impl Agent {
         let _attended = self.jobs.locks().attend();
         let told = Told {
             job,
-            name: command.name(),
+            name: command.policy().name,
             source: self.source_of(&command),
             began: Instant::now(),
         };
@@ -139,208 +143,100 @@ impl Agent {
     /// The node that has the rows, where the command says it: this one, or the one it names.
     fn source_of(&self, command: &Command) -> Option<NodeId> {
         match command {
-            Command::GatherSource { .. }
-            | Command::Admit { .. }
-            | Command::AdmitReplicated { .. }
-            | Command::OpenSource { .. }
-            | Command::CloseSnapshot
-            | Command::AwaitFence
-            | Command::ProveSource
-            | Command::ReleaseSource
-            | Command::CleanupSource { .. }
-            | Command::PrepareSlot { .. }
-            | Command::DropPrepared
-            | Command::GatherHandover { .. }
-            | Command::TakeSlot { .. }
-            | Command::ReturnSlot { .. } => Some(self.node.clone()),
-            Command::GatherTarget { source, .. }
-            | Command::PrepareTarget { source, .. }
-            | Command::Copy { source, .. }
-            | Command::Subscribe { source, .. }
-            | Command::Finish { source, .. }
-            | Command::CompareSchemas { source, .. }
-            | Command::MatchSchema { source, .. }
-            | Command::CompareReplicated { source, .. } => Some(source.node.clone()),
-            Command::BuildIndexes { .. }
-            | Command::BuildConstraints { .. }
-            | Command::AwaitNativeCopy
-            | Command::ProveTarget
-            | Command::ReleaseTarget
-            | Command::CleanupTarget { .. }
-            | Command::DescribeSchema { .. }
-            | Command::CaptureFingerprints
-            | Command::RebuildMissing => None,
+            Command::Source(_) => Some(self.node.clone()),
+            Command::Target(_) | Command::Node(_) => command.peer().map(|peer| peer.node.clone()),
         }
     }
 
     async fn perform(&self, task: &Task, command: Command) -> Result<Outcome, Fault> {
         match command {
-            Command::GatherSource { .. }
-            | Command::Admit { .. }
-            | Command::AdmitReplicated { .. }
-            | Command::OpenSource { .. }
-            | Command::CloseSnapshot
-            | Command::AwaitFence
-            | Command::ProveSource
-            | Command::ReleaseSource
-            | Command::CleanupSource { .. } => self.as_source(task, command).await,
-            Command::PrepareSlot { .. }
-            | Command::DropPrepared
-            | Command::GatherHandover { .. }
-            | Command::TakeSlot { .. }
-            | Command::ReturnSlot { .. }
-            | Command::MatchSchema { .. } => self.hand_over(task, command).await,
-            Command::GatherTarget { .. }
-            | Command::PrepareTarget { .. }
-            | Command::Copy { .. }
-            | Command::BuildIndexes { .. }
-            | Command::BuildConstraints { .. }
-            | Command::Subscribe { .. }
-            | Command::AwaitNativeCopy
-            | Command::Finish { .. }
-            | Command::ProveTarget
-            | Command::ReleaseTarget
-            | Command::CleanupTarget { .. }
-            | Command::RebuildMissing => self.as_target(task, command).await,
-            Command::CompareSchemas { .. } | Command::CompareReplicated { .. } => {
-                self.compare(task, command).await
+            Command::Source(command) => self.as_source(task, command).await,
+            Command::Target(command) => self.as_target(task, command).await,
+            Command::Node(NodeCommand::DescribeSchema { filter, cursor }) => {
+                self.describe(&filter, cursor).await
             }
-            Command::DescribeSchema { filter, cursor } => self.describe(&filter, cursor).await,
-            Command::CaptureFingerprints => sink::capture_fingerprints(task)
-                .await
-                .map(|tables| Outcome::Captured { tables }),
+            Command::Node(NodeCommand::CaptureFingerprints) => {
+                let tables = sink::capture_fingerprints(task).await?;
+                Ok(Outcome::Captured { tables })
+            }
         }
     }
 
-    async fn as_source(&self, task: &Task, command: Command) -> Result<Outcome, Fault> {
+    async fn as_source(&self, task: &Task, command: SourceCommand) -> Result<Outcome, Fault> {
         let job = task.job;
         match command {
-            Command::GatherSource { target, filter } => {
-                self.jobs.admit(job, target, filter.clone());
-                let facts = facts::source(task, &filter).await?;
-                Ok(Outcome::SourceFacts(Box::new(facts)))
-            }
-            Command::Admit { target, filter } => {
-                self.jobs.admit(job, target, filter);
-                Ok(Outcome::Done)
-            }
-            Command::AdmitReplicated {
+            SourceCommand::Gather {
                 target,
                 filter,
-                replication,
+                slot,
             } => {
-                self.jobs.admit_replicated(job, target, filter, replication);
-                Ok(Outcome::Done)
-            }
-            Command::OpenSource {
-                target,
-                filter,
-                export,
-                parallel,
-                large_table_threshold,
-                yield_to_ddl,
-            } => {
-                self.jobs.admit(job, target, filter.clone());
-                self.jobs.locks().set_rule(job, yield_to_ddl);
-                if let Some(open) = self.jobs.get(job).and_then(|j| j.open) {
-                    if !open.is_broken() {
-                        return opened(&open);
-                    }
-                    // No row has been read under it yet: it is made anew.
-                    open.close().await;
+                self.jobs.admit(job, target, filter.clone(), None);
+                let mut facts = facts::source(task, &filter).await?;
+                if slot == SlotOrigin::Prepared {
+                    facts.slot = Some(source::slot_facts(task, &filter).await?);
                 }
-                let request = OpenRequest {
-                    filter,
-                    export,
-                    parallel,
-                    large_table_threshold,
-                    locks: Arc::clone(self.jobs.locks()),
-                };
-                let open = Arc::new(source::open(task, request).await?);
-                self.jobs.open(job, Arc::clone(&open));
-                opened(&open)
+                return Ok(Outcome::SourceFacts(Box::new(facts)));
             }
-            Command::CloseSnapshot => {
+            SourceCommand::Admit {
+                target,
+                filter,
+                replicated,
+            } => self.jobs.admit(job, target, filter, replicated),
+            SourceCommand::Open(request) => return self.open(task, request).await,
+            SourceCommand::CloseSnapshot => {
                 if let Some(open) = self.jobs.get(job).and_then(|j| j.open) {
                     open.close().await;
                     self.jobs.released(job);
                 }
-                Ok(Outcome::Done)
             }
-            Command::AwaitFence => source::await_fence(task)
-                .await
-                .map(|lsn| Outcome::FencePassed { lsn }),
-            Command::ProveSource => {
+            SourceCommand::AwaitFence => {
+                let lsn = source::await_fence(task).await?;
+                return Ok(Outcome::FencePassed { lsn });
+            }
+            SourceCommand::Prove => {
                 let open = self.jobs.get(job).and_then(|j| j.open).ok_or_else(|| {
                     Fault::new(FaultKind::Failed, "what was sent is no longer known here")
                         .hint("the agent was restarted during the job: run init again")
                 })?;
                 let (parts, rows, bytes) = open.totals();
-                Ok(Outcome::Totals { parts, rows, bytes })
+                return Ok(Outcome::Totals { parts, rows, bytes });
             }
-            Command::ReleaseSource => {
+            SourceCommand::Release => self.forget(job).await,
+            SourceCommand::Cleanup { sync_slots } => {
                 self.forget(job).await;
-                Ok(Outcome::Done)
+                source::cleanup(task, sync_slots).await?;
             }
-            Command::CleanupSource { sync_slots } => {
+            SourceCommand::PrepareSlot { expires_seconds } => {
+                let slot = source::prepare(task, expires_seconds).await?;
+                return Ok(Outcome::SlotPrepared(Box::new(slot)));
+            }
+            SourceCommand::DropPrepared => source::drop_prepared(task).await?,
+            SourceCommand::TakeSlot { target } => source::take(task, &target).await?,
+            SourceCommand::ReturnSlot { target, used } => {
                 self.forget(job).await;
-                source::cleanup(task, sync_slots)
-                    .await
-                    .map(|()| Outcome::Done)
+                source::give_back(task, &target, used).await?;
             }
-            other => Err(misdirected(&other)),
         }
+        Ok(Outcome::Done)
     }
 
-    /// As either end of a node whose rows come from a backup.
-    async fn hand_over(&self, task: &Task, command: Command) -> Result<Outcome, Fault> {
+    /// Opens a job's snapshot, or finds it open.
+    async fn open(&self, task: &Task, request: OpenSource) -> Result<Outcome, Fault> {
         let job = task.job;
-        match command {
-            Command::PrepareSlot { expires_seconds } => source::prepare(task, expires_seconds)
-                .await
-                .map(|slot| Outcome::SlotPrepared(Box::new(slot))),
-            Command::DropPrepared => source::drop_prepared(task).await.map(|()| Outcome::Done),
-            Command::GatherHandover { target, filter } => {
-                self.jobs.admit(job, target, filter.clone());
-                let facts = HandoverFacts {
-                    source: facts::source(task, &filter).await?,
-                    slot: source::slot_facts(task, &filter).await?,
-                };
-                Ok(Outcome::HandoverFacts(Box::new(facts)))
+        let (target, filter) = (request.target.clone(), request.filter.clone());
+        self.jobs.admit(job, target, filter, None);
+        self.jobs.locks().set_rule(job, request.yield_to_ddl);
+        if let Some(open) = self.jobs.get(job).and_then(|j| j.open) {
+            if !open.is_broken() {
+                return opened(&open);
             }
-            Command::TakeSlot { target } => {
-                source::take(task, &target).await.map(|()| Outcome::Done)
-            }
-            Command::ReturnSlot { target, used } => {
-                self.forget(job).await;
-                let returned = source::give_back(task, &target, used).await;
-                returned.map(|()| Outcome::Done)
-            }
-            Command::MatchSchema {
-                check: SchemaCheck::Skipped,
-                ..
-            } => Ok(Outcome::Done),
-            Command::MatchSchema {
-                source,
-                filter,
-                existing,
-                schema_mode,
-                check: SchemaCheck::Compared,
-            } => {
-                let links = &self.telemetry.links;
-                let link = Link::new(Arc::clone(&self.endpoint), source, job, links);
-                let request = SchemaRequest {
-                    source: link.source().clone(),
-                    described: link.described().await?,
-                    filter,
-                    existing,
-                    schema_mode,
-                };
-                let matched = sink::match_schema(task, &request).await;
-                matched.map(Outcome::Warned)
-            }
-            other => Err(misdirected(&other)),
+            // No row has been read under it yet: it is made anew.
+            open.close().await;
         }
+        let open = source::open(task, request, Arc::clone(self.jobs.locks())).await?;
+        let open = Arc::new(open);
+        self.jobs.open(job, Arc::clone(&open));
+        opened(&open)
     }
 
     /// From here on nobody may ask for that job, and no snapshot of it is held (G7).
@@ -351,121 +247,82 @@ impl Agent {
         self.reports.forget(job);
     }
 
-    async fn as_target(&self, task: &Task, command: Command) -> Result<Outcome, Fault> {
+    async fn as_target(&self, task: &Task, command: TargetCommand) -> Result<Outcome, Fault> {
         let job = task.job;
-        let links = &self.telemetry.links;
-        let link = |source| Link::new(Arc::clone(&self.endpoint), source, job, links);
         match command {
-            Command::GatherTarget { source, filter } => {
-                let peer = self.ask_peer(&link(source)).await?;
+            TargetCommand::Gather { source, filter } => {
+                let peer = self.ask_peer(&self.link(source, job)).await?;
                 let facts = facts::target(task, &filter, peer).await?;
                 Ok(Outcome::TargetFacts(Box::new(facts)))
             }
-            Command::PrepareTarget {
-                source,
-                filter,
-                existing,
-                schema_mode,
-                indexes,
-            } => {
-                let link = link(source);
-                let plan = link.plan().await?;
-                let dumps = Dumps {
-                    pre_data: link.schema(SchemaSection::PreData).await?,
-                    extension_rows: link.schema(SchemaSection::ExtensionRows).await?,
-                    post_data: link.schema(SchemaSection::PostData).await?,
-                };
-                let settings = link.settings().await?;
-                let schema = SchemaRequest {
-                    source: link.source().clone(),
-                    described: link.described().await?,
-                    filter,
-                    existing,
-                    schema_mode,
-                };
-                let request = PrepareRequest {
-                    schema,
-                    indexes,
-                    settings,
-                };
-                sink::prepare(task, &request, &plan.tables, dumps)
-                    .await
-                    .map(Outcome::Warned)
+            TargetCommand::Prepare(request) => {
+                let link = self.link(request.source.clone(), job);
+                prepare(task, &link, request).await.map(Outcome::Warned)
             }
-            Command::Copy {
-                source,
-                epoch,
-                parallel,
-                compression,
-                max_rate,
-                order,
-            } => {
-                let request = CopyRequest {
-                    epoch,
-                    parallel,
-                    compression,
-                    max_rate,
-                    order,
-                };
-                copy(task, link(source), request, self.budget.clone())
-                    .await
-                    .map(|()| Outcome::Done)
+            TargetCommand::Copy(request) => {
+                let link = self.link(request.source.clone(), job);
+                copy(task, link, request, self.budget.clone()).await?;
+                Ok(Outcome::Done)
             }
-            Command::BuildIndexes { parallel } => sink::build_indexes(task, parallel)
-                .await
-                .map(Outcome::Warned),
-            Command::BuildConstraints { parallel } => sink::build_constraints(task, parallel)
-                .await
-                .map(Outcome::Warned),
-            Command::Subscribe {
+            TargetCommand::BuildIndexes { parallel } => {
+                let built = sink::build_indexes(task, parallel).await;
+                built.map(Outcome::Warned)
+            }
+            TargetCommand::BuildConstraints { parallel } => {
+                let built = sink::build_constraints(task, parallel).await;
+                built.map(Outcome::Warned)
+            }
+            TargetCommand::Subscribe {
                 source,
                 start,
                 origin,
-            } => subscribe(task, &link(source), start, origin).await,
-            Command::AwaitNativeCopy => sink::await_native_copy(task).await.map(|()| Outcome::Done),
-            Command::Finish { source, parallel } => {
-                let sequences = link(source).sequences().await?;
-                let finished = sink::finish(task, sequences, parallel).await;
-                finished.map(|(findings, missing)| Outcome::Finished { findings, missing })
+            } => subscribe(task, &self.link(source, job), start, origin).await,
+            TargetCommand::AwaitNativeCopy => {
+                sink::await_native_copy(task).await?;
+                Ok(Outcome::Done)
             }
-            Command::RebuildMissing => sink::rebuild(task).await.map(Outcome::Rebuilt),
-            Command::ProveTarget => {
+            TargetCommand::Finish { source, parallel } => {
+                let sequences = self.link(source, job).sequences().await?;
+                let (findings, missing) = sink::finish(task, sequences, parallel).await?;
+                Ok(Outcome::Finished { findings, missing })
+            }
+            TargetCommand::Prove => {
                 let (parts, rows, bytes) = sink::totals(task).await?;
                 Ok(Outcome::Totals { parts, rows, bytes })
             }
-            Command::ReleaseTarget => {
+            TargetCommand::Release => {
                 self.reports.forget(job);
-                sink::release(task).await.map(|()| Outcome::Done)
+                sink::release(task).await?;
+                Ok(Outcome::Done)
             }
-            Command::CleanupTarget { data } => {
+            TargetCommand::Cleanup { data } => {
                 self.reports.forget(job);
                 sink::cleanup(task, data).await.map(Outcome::Warned)
             }
-            other => Err(misdirected(&other)),
+            TargetCommand::Compare {
+                source,
+                filter,
+                what,
+            } => {
+                let link = self.link(source, job);
+                let described = link.described().await?;
+                let review = match what {
+                    Comparison::Schemas => {
+                        sink::compare_schemas(task, link.source(), &described, &filter).await?
+                    }
+                    Comparison::Replicated(replication) => {
+                        sink::compare_replicated(task, &described, &filter, replication).await?
+                    }
+                };
+                Ok(Outcome::Reviewed(Box::new(review)))
+            }
+            TargetCommand::RebuildMissing => sink::rebuild(task).await.map(Outcome::Rebuilt),
         }
     }
 
-    /// With a source that was told to describe itself to this node.
-    async fn compare(&self, task: &Task, command: Command) -> Result<Outcome, Fault> {
+    fn link(&self, source: PeerAddress, job: JobId) -> Link {
         let links = &self.telemetry.links;
-        let link = |source| Link::new(Arc::clone(&self.endpoint), source, task.job, links);
-        let review = match command {
-            Command::CompareSchemas { source, filter } => {
-                let link = link(source);
-                let described = link.described().await?;
-                sink::compare_schemas(task, link.source(), &described, &filter).await?
-            }
-            Command::CompareReplicated {
-                source,
-                filter,
-                replication,
-            } => {
-                let described = link(source).described().await?;
-                sink::compare_replicated(task, &described, &filter, replication).await?
-            }
-            other => return Err(misdirected(&other)),
-        };
-        Ok(Outcome::Reviewed(Box::new(review)))
+        Link::new(Arc::clone(&self.endpoint), source, job, links)
     }
 
     async fn describe(
@@ -506,6 +363,35 @@ impl Agent {
     }
 }
 
+/// Makes the target ready for its rows; of a backup, whose rows are there, only the schema is compared.
+async fn prepare(task: &Task, link: &Link, request: PrepareTarget) -> Result<Vec<Finding>, Fault> {
+    if request.rows == RowsFrom::Backup(SchemaCheck::Skipped) {
+        return Ok(Vec::new());
+    }
+    let schema = SchemaRequest {
+        source: link.source().clone(),
+        described: link.described().await?,
+        filter: request.filter,
+        existing: request.existing,
+        schema_mode: request.schema_mode,
+    };
+    let RowsFrom::Copy(indexes) = request.rows else {
+        return sink::match_schema(task, &schema).await;
+    };
+    let plan = link.plan().await?;
+    let dumps = Dumps {
+        pre_data: link.schema(SchemaSection::PreData).await?,
+        extension_rows: link.schema(SchemaSection::ExtensionRows).await?,
+        post_data: link.schema(SchemaSection::PostData).await?,
+    };
+    let request = PrepareRequest {
+        schema,
+        indexes,
+        settings: link.settings().await?,
+    };
+    sink::prepare(task, &request, &plan.tables, dumps).await
+}
+
 async fn subscribe(
     task: &Task,
     link: &Link,
@@ -532,12 +418,4 @@ fn opened(open: &source::OpenSnapshot) -> Result<Outcome, Fault> {
         tables,
         parts: open.parts(),
     })
-}
-
-fn misdirected(command: &Command) -> Fault {
-    // `perform` sends each command to its own end; reaching this is our mistake, not the peer's.
-    Fault::new(
-        FaultKind::Failed,
-        format!("no way to do {command:?} on this end"),
-    )
 }

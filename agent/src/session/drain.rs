@@ -10,8 +10,6 @@
 
 use std::time::{Duration, Instant};
 
-use steep_protocol::message::agent::Command;
-
 /// How long what is under way may go on. A part of 256 MiB, the largest, takes less on a link of 15
 /// MB/s; with everything after it, it stays well below the 90 s after which systemd kills.
 const DRAIN_LIMIT: Duration = Duration::from_secs(20);
@@ -137,102 +135,6 @@ impl Load {
     }
 }
 
-/// What happens to a command that is at work when the agent is told to stop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Leave {
-    /// It has until the deadline; of a copy, the parts under way.
-    Finish,
-    /// It is cancelled at once, and given again to the next process.
-    Cancel,
-}
-
-/// What is done about a command that comes when the agent has been told to stop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Reception {
-    /// It is done: it ends or removes something.
-    Taken,
-    /// It is a job's: nothing is said, and the next process is given it again.
-    Left,
-    /// Somebody waits for an answer, and is told to ask again.
-    Refused,
-}
-
-/// [`Leave`] of that command.
-pub(super) fn leave(command: &Command) -> Leave {
-    match command {
-        // Single statements, or waits, that can take hours.
-        Command::OpenSource { .. }
-        | Command::BuildIndexes { .. }
-        | Command::BuildConstraints { .. }
-        | Command::AwaitNativeCopy
-        | Command::AwaitFence
-        | Command::Finish { .. }
-        | Command::RebuildMissing => Leave::Cancel,
-        Command::Copy { .. }
-        | Command::GatherSource { .. }
-        | Command::GatherTarget { .. }
-        | Command::GatherHandover { .. }
-        | Command::PrepareTarget { .. }
-        | Command::MatchSchema { .. }
-        | Command::TakeSlot { .. }
-        | Command::ReturnSlot { .. }
-        | Command::PrepareSlot { .. }
-        | Command::DropPrepared
-        | Command::CloseSnapshot
-        | Command::Subscribe { .. }
-        | Command::ProveSource
-        | Command::ProveTarget
-        | Command::ReleaseSource
-        | Command::ReleaseTarget
-        | Command::CleanupSource { .. }
-        | Command::CleanupTarget { .. }
-        | Command::DescribeSchema { .. }
-        | Command::CaptureFingerprints
-        | Command::Admit { .. }
-        | Command::AdmitReplicated { .. }
-        | Command::CompareSchemas { .. }
-        | Command::CompareReplicated { .. } => Leave::Finish,
-    }
-}
-
-/// [`Reception`] of that command.
-pub(super) fn reception(command: &Command) -> Reception {
-    match command {
-        Command::CloseSnapshot
-        | Command::ReturnSlot { .. }
-        | Command::DropPrepared
-        | Command::ReleaseSource
-        | Command::ReleaseTarget
-        | Command::CleanupSource { .. }
-        | Command::CleanupTarget { .. } => Reception::Taken,
-        // A `doctor` gathers too; it is told when the session ends.
-        Command::GatherSource { .. }
-        | Command::GatherTarget { .. }
-        | Command::GatherHandover { .. }
-        | Command::OpenSource { .. }
-        | Command::TakeSlot { .. }
-        | Command::PrepareTarget { .. }
-        | Command::MatchSchema { .. }
-        | Command::Copy { .. }
-        | Command::BuildIndexes { .. }
-        | Command::BuildConstraints { .. }
-        | Command::Subscribe { .. }
-        | Command::AwaitNativeCopy
-        | Command::AwaitFence
-        | Command::Finish { .. }
-        | Command::ProveSource
-        | Command::ProveTarget => Reception::Left,
-        Command::PrepareSlot { .. }
-        | Command::DescribeSchema { .. }
-        | Command::CaptureFingerprints
-        | Command::Admit { .. }
-        | Command::AdmitReplicated { .. }
-        | Command::CompareSchemas { .. }
-        | Command::CompareReplicated { .. }
-        | Command::RebuildMissing => Reception::Refused,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -342,16 +244,5 @@ mod tests {
     #[test]
     fn a_drain_fits_into_what_service_managers_give() {
         assert!(WAY_DOWN_MAX < seconds(45), "half of systemd's 90 s");
-    }
-
-    #[test]
-    fn what_ends_a_job_is_taken_and_has_time_and_what_may_last_hours_has_none() {
-        let cleanup = Command::CleanupSource { sync_slots: None };
-        assert_eq!(reception(&cleanup), Reception::Taken);
-        assert_eq!(leave(&cleanup), Leave::Finish);
-        let index = Command::BuildIndexes { parallel: 1 };
-        assert_eq!(reception(&index), Reception::Left);
-        assert_eq!(leave(&index), Leave::Cancel);
-        assert_eq!(reception(&Command::CaptureFingerprints), Reception::Refused);
     }
 }

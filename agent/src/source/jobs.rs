@@ -35,22 +35,13 @@ pub struct SourceJob {
 
 impl SourceJobs {
     /// Lets `target` ask for that job. An open snapshot of the job stays.
-    pub fn admit(&self, job: JobId, target: NodeId, filter: TableFilter) {
-        self.let_in(job, target, filter, None);
-    }
-
-    /// [`SourceJobs::admit`], for a look at what a replication carries.
-    pub fn admit_replicated(
+    pub fn admit(
         &self,
         job: JobId,
         target: NodeId,
         filter: TableFilter,
-        replication: JobId,
+        replication: Option<JobId>,
     ) {
-        self.let_in(job, target, filter, Some(replication));
-    }
-
-    fn let_in(&self, job: JobId, target: NodeId, filter: TableFilter, replication: Option<JobId>) {
         let mut jobs = self.lock();
         let (open, held_since) = jobs
             .remove(&job)

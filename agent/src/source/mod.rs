@@ -29,14 +29,9 @@ mod snapshot;
 mod table_state;
 mod types;
 
-use std::sync::Arc;
-
-use steep_protocol::ByteCount;
-use steep_protocol::message::agent::Export;
 use steep_protocol::message::facts::FilterFacts;
 use steep_protocol::message::job::TableFilter;
 
-use crate::locks::LockBook;
 use crate::pg::catalog::Partitions;
 use crate::pg::{PgError, Session};
 
@@ -64,19 +59,4 @@ pub async fn filter_facts(session: &Session, filter: &TableFilter) -> Result<Fil
         Some(selection) => selection.facts(session).await,
         None => Ok(FilterFacts::default()),
     }
-}
-
-/// What [`open`] is asked for.
-#[derive(Debug, Clone)]
-pub struct OpenRequest {
-    /// Which tables.
-    pub filter: TableFilter,
-    /// Whether a slot and a snapshot are wanted.
-    pub export: Export,
-    /// Workers that will read.
-    pub parallel: u8,
-    /// Tables above this are split finely.
-    pub large_table_threshold: ByteCount,
-    /// What is known of locks.
-    pub locks: Arc<LockBook>,
 }

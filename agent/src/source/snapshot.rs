@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use steep_protocol::message::agent::{Export, TableSummary};
+use steep_protocol::message::agent::{Export, OpenSource, TableSummary};
 use steep_protocol::message::peer::{CtidRange, SchemaSection, TablePlan};
 use steep_protocol::{
     ByteCount, Fault, FaultKind, Identifier, JobId, Lsn, NodeId, PartNo, Retry, RowCount, TableName,
@@ -28,7 +28,7 @@ use super::schema::{self, SchemaDump, Scope};
 use super::selection::Selection;
 use super::table_state::{self, TableState};
 use super::types::Types;
-use super::{OpenRequest, membership, publication, slot};
+use super::{membership, publication, slot};
 use crate::locks::{Attended, LockBook, WaitsFor};
 use crate::pg::catalog::read_extension_tables;
 use crate::pg::{Conninfo, LOCK_MOMENT, PgError, Session, literal};
@@ -74,8 +74,12 @@ struct Held {
 ///
 /// # Errors
 /// A [`Fault`]; what was made until then is removed again, as far as the server can be reached.
-pub async fn open(task: &Task, request: OpenRequest) -> Result<OpenSnapshot, Fault> {
-    let opened = try_open(task, &request).await;
+pub async fn open(
+    task: &Task,
+    request: OpenSource,
+    locks: Arc<LockBook>,
+) -> Result<OpenSnapshot, Fault> {
+    let opened = try_open(task, &request, &locks).await;
     if let Err(fault) = &opened {
         debug!(job_id = %task.job, error = %fault, "removing what was made");
         let tidy = Task {
@@ -91,7 +95,11 @@ pub async fn open(task: &Task, request: OpenRequest) -> Result<OpenSnapshot, Fau
     opened
 }
 
-async fn try_open(task: &Task, request: &OpenRequest) -> Result<OpenSnapshot, Fault> {
+async fn try_open(
+    task: &Task,
+    request: &OpenSource,
+    locks: &Arc<LockBook>,
+) -> Result<OpenSnapshot, Fault> {
     let fault = |error: PgError| error.to_fault(&task.node);
     let admin = Session::connect(&task.conninfo, &format!("open {}", task.job))
         .await
@@ -102,7 +110,7 @@ async fn try_open(task: &Task, request: &OpenRequest) -> Result<OpenSnapshot, Fa
         .map_err(|error| fault(error.into()))?;
     for attempt in 1..=ATTEMPTS {
         slot::remove(&admin, task, &task.cancel).await?;
-        match attempt_open(task, request, &admin).await? {
+        match attempt_open(task, request, locks, &admin).await? {
             Attempt::Open(open) => {
                 admin.close().await;
                 return Ok(*open);
@@ -127,7 +135,8 @@ enum Attempt {
 
 async fn attempt_open(
     task: &Task,
-    request: &OpenRequest,
+    request: &OpenSource,
+    locks: &Arc<LockBook>,
     admin: &Session,
 ) -> Result<Attempt, Fault> {
     let fault = |error: PgError| error.to_fault(&task.node);
@@ -147,7 +156,7 @@ async fn attempt_open(
             let made = slot::create(task, admin.conninfo(), admin)
                 .await
                 .map_err(fault)?;
-            let held = hold(task, request, admin.conninfo(), &made.snapshot)
+            let held = hold(task, request, locks, admin.conninfo(), &made.snapshot)
                 .await
                 .map_err(fault)?;
             // The holder has the snapshot now and exports it itself: the walsender can go.
@@ -198,7 +207,7 @@ async fn attempt_open(
                 .collect(),
             selection,
         },
-        locks: Arc::clone(&request.locks),
+        locks: Arc::clone(locks),
         held: Mutex::new(held),
         read: Mutex::new(BTreeMap::new()),
     })))
@@ -208,7 +217,8 @@ async fn attempt_open(
 /// no table, not even a catalog: it would hold a lock on each to the end.
 async fn hold(
     task: &Task,
-    request: &OpenRequest,
+    request: &OpenSource,
+    locks: &Arc<LockBook>,
     conninfo: &Conninfo,
     snapshot: &str,
 ) -> Result<Held, PgError> {
@@ -228,7 +238,7 @@ async fn hold(
         holder,
         export,
         pool,
-        _attended: request.locks.attend(),
+        _attended: locks.attend(),
     })
 }
 
@@ -256,7 +266,7 @@ async fn read_catalog(
     session: &Session,
     export: Option<&str>,
     publication: &Identifier,
-    request: &OpenRequest,
+    request: &OpenSource,
 ) -> Result<Catalog, PgError> {
     let begin = export.map_or_else(|| "BEGIN READ ONLY".to_owned(), import);
     session.batch_execute(&begin).await?;
@@ -300,7 +310,7 @@ pub(super) async fn published_oids(
 
 async fn make_plan(
     task: &Task,
-    request: &OpenRequest,
+    request: &OpenSource,
     session: &Session,
     listing: &Listing,
     names: &[TableName],

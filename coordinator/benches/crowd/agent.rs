@@ -9,7 +9,7 @@ use steep_certs::Credentials;
 use steep_protocol::message::agent::{
     AgentMessage, Command, CoordinatorMessage, Observed, Outcome, PartDone, PartProgress,
     ProgressReport, PublicationState, PublicationStatus, Registration, Seat, SlotStatus,
-    TableSummary,
+    SourceCommand, TableSummary, TargetCommand,
 };
 use steep_protocol::message::facts::{SourceFacts, TargetFacts};
 use steep_protocol::pace::{Cadence, LOOK_EVERY, News, Pace, first_look};
@@ -99,13 +99,15 @@ impl FakeAgent {
         match message {
             CoordinatorMessage::Command {
                 job,
-                command: Command::Copy { .. },
+                command: Command::Target(TargetCommand::Copy(_)),
                 ..
             } => {
                 self.copying.insert(job, 0);
             }
-            CoordinatorMessage::Command { id, job, command } => {
-                if let Command::OpenSource { .. } = command {
+            CoordinatorMessage::Command {
+                id, job, command, ..
+            } => {
+                if let Command::Source(SourceCommand::Open(_)) = command {
                     self.slots.insert(job, 0);
                 }
                 let outcome = Ok(perform(&mut self.sender, job, &command).await?);
@@ -222,22 +224,26 @@ fn progress(job: JobId, changed: Duration, now: Duration) -> Result<ProgressRepo
 
 async fn perform(sender: &mut Sender, job: JobId, command: &Command) -> Result<Outcome> {
     Ok(match command {
-        Command::GatherSource { .. } => Outcome::SourceFacts(Box::new(SourceFacts {
-            server: server(1),
-            tables: TABLES.into(),
-            total_bytes: ByteCount(500),
-            replication_link: Some(Ok(())),
-            pg_dump: Some(Ok(18)),
-            ..SourceFacts::default()
-        })),
-        Command::GatherTarget { .. } => Outcome::TargetFacts(Box::new(TargetFacts {
-            server: server(2),
-            disk_free: Some(ByteCount(1 << 50)),
-            agent_link: Some(Ok(300)),
-            server_link: Some(Ok(())),
-            ..TargetFacts::default()
-        })),
-        Command::OpenSource { .. } => {
+        Command::Source(SourceCommand::Gather { .. }) => {
+            Outcome::SourceFacts(Box::new(SourceFacts {
+                server: server(1),
+                tables: TABLES.into(),
+                total_bytes: ByteCount(500),
+                replication_link: Some(Ok(())),
+                pg_dump: Some(Ok(18)),
+                ..SourceFacts::default()
+            }))
+        }
+        Command::Target(TargetCommand::Gather { .. }) => {
+            Outcome::TargetFacts(Box::new(TargetFacts {
+                server: server(2),
+                disk_free: Some(ByteCount(1 << 50)),
+                agent_link: Some(Ok(300)),
+                server_link: Some(Ok(())),
+                ..TargetFacts::default()
+            }))
+        }
+        Command::Source(SourceCommand::Open(_)) => {
             let tables = (0..TABLES).map(|n| {
                 Ok(TableSummary {
                     no: TableNo(n),

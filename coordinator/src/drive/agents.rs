@@ -2,8 +2,9 @@
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::{
-    AgentMessage, Command, CoordinatorMessage, Outcome, Registration,
+    AgentMessage, Command, CoordinatorMessage, Outcome, Registration, SourceCommand,
 };
+use steep_protocol::message::handover::Replication;
 use steep_protocol::{CommandId, Fault, JobId, NodeId, NodeState};
 
 use super::log::Note;
@@ -112,10 +113,9 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// Whether a doctor or an query is at work under that id.
+    /// Whether a query is at work under that id.
     fn is_asking(&self, job: JobId) -> bool {
-        self.doctors.iter().any(|doctor| doctor.asks_as(job))
-            || self.queries.iter().any(|query| query.asks_as(job))
+        self.queries.iter().any(|query| query.asks_as(job))
     }
 
     /// Takes back what a source was told to allow (G7), and nothing else: what is on its server stays.
@@ -123,7 +123,8 @@ impl<S: Store> Driver<S> {
         let message = CoordinatorMessage::Command {
             id: CommandId(id),
             job,
-            command: Command::ReleaseSource,
+            replication: Replication::of(job),
+            command: Command::Source(SourceCommand::Release),
         };
         self.send(source, message);
     }
@@ -187,8 +188,7 @@ impl<S: Store> Driver<S> {
                 self.advance(id, event, now);
             }
         }
-        self.doctors_lost(node);
-        self.queries_lost(node);
+        self.queries_lost(node, now);
     }
 
     fn on_said(
@@ -298,9 +298,6 @@ impl<S: Store> Driver<S> {
             return self.advance(id, event, now);
         }
         self.send(node, CoordinatorMessage::Forget { id: command });
-        if !self.query_owns(node, command) {
-            return self.doctor_finished(node, command, outcome);
-        }
         self.query_finished(node, command, outcome, now);
     }
 

@@ -4,136 +4,104 @@
 //! Copy that is given again names only the parts that are missing.
 
 use steep_protocol::message::agent::{
-    Command, CoordinatorMessage, Export, IndexTiming, PeerAddress, SubscriptionStart,
+    Command, CopyParts, Export, IndexTiming, OpenSource, PeerAddress, PrepareTarget, RowsFrom,
+    SlotOrigin, SourceCommand, SubscriptionStart, TargetCommand,
 };
-use steep_protocol::message::handover::Replication;
 use steep_protocol::message::job::Method;
-use steep_protocol::{CommandId, Epoch, JobId, Lsn, NodeId, limits};
+use steep_protocol::{Epoch, Lsn, NodeId, limits};
 
 use super::{Driver, Live};
 use crate::assign::{self, WorkerLimits};
-use crate::job::handover::{Handover, SlotFate};
+use crate::job::handover::SlotFate;
 use crate::job::{Job, Stage, Work};
 use crate::store::Store;
 
 impl<S: Store> Driver<S> {
     /// The command for that work, and the workers it is given.
     pub(super) fn compose(&self, live: &Live, work: Work) -> (Command, u8) {
-        let spec = &live.job.spec;
+        let job = &live.job;
+        let spec = &job.spec;
         let source = || self.peer(&spec.source);
-        let filter = || spec.filter.clone();
-        let workers = self.workers(&live.job);
+        let (target, filter) = (|| spec.target.clone(), || spec.filter.clone());
+        let parallel = self.workers(job);
         let native = spec.method == Method::Native;
-        if let Some(handover) = &live.job.handover
-            && let Some(command) = self.compose_handover(live, handover, work)
-        {
-            return (command, workers);
-        }
         let command = match work {
-            Work::GatherSource => Command::GatherSource {
-                target: spec.target.clone(),
+            Work::GatherSource => Command::from(SourceCommand::Gather {
+                target: target(),
                 filter: filter(),
-            },
-            Work::Regrant => Command::Admit {
-                target: spec.target.clone(),
+                slot: match job.handover {
+                    Some(_) => SlotOrigin::Prepared,
+                    None => SlotOrigin::Made,
+                },
+            }),
+            Work::Regrant => Command::from(SourceCommand::Admit {
+                target: target(),
                 filter: filter(),
-            },
-            Work::GatherTarget => Command::GatherTarget {
+                replicated: None,
+            }),
+            Work::GatherTarget => Command::from(TargetCommand::Gather {
                 source: source(),
                 filter: filter(),
-            },
-            Work::OpenSource => Command::OpenSource {
-                target: spec.target.clone(),
+            }),
+            Work::OpenSource => Command::from(SourceCommand::Open(OpenSource {
+                target: target(),
                 filter: filter(),
-                export: if native {
-                    Export::Slot
-                } else {
-                    Export::SlotAndSnapshot
+                export: match native {
+                    true => Export::Slot,
+                    false => Export::SlotAndSnapshot,
                 },
-                parallel: workers,
+                parallel,
                 large_table_threshold: spec.large_table_threshold,
                 yield_to_ddl: spec.yield_to_ddl,
-            },
-            Work::TakeSlot => Command::TakeSlot {
-                target: spec.target.clone(),
-            },
-            Work::PrepareTarget => Command::PrepareTarget {
+            })),
+            Work::TakeSlot => SourceCommand::TakeSlot { target: target() }.into(),
+            Work::PrepareTarget => Command::from(TargetCommand::Prepare(PrepareTarget {
                 source: source(),
                 filter: filter(),
                 existing: spec.existing,
                 schema_mode: spec.schema_mode,
-                indexes: if native {
-                    IndexTiming::Upfront
-                } else {
-                    IndexTiming::Deferred
+                rows: match (&job.handover, native) {
+                    (Some(handover), _) => RowsFrom::Backup(handover.schema),
+                    (None, true) => RowsFrom::Copy(IndexTiming::Upfront),
+                    (None, false) => RowsFrom::Copy(IndexTiming::Deferred),
                 },
-            },
-            Work::Copy => Command::Copy {
+            })),
+            Work::Copy => Command::from(TargetCommand::Copy(CopyParts {
                 source: source(),
                 epoch: Epoch(0),
-                parallel: workers,
+                parallel,
                 compression: spec.compression,
                 max_rate: spec.max_rate,
                 order: assign::order(&live.tally),
-            },
-            Work::CloseSnapshot => Command::CloseSnapshot,
-            Work::BuildIndexes => Command::BuildIndexes { parallel: workers },
-            Work::BuildConstraints => Command::BuildConstraints { parallel: workers },
-            Work::Subscribe => Command::Subscribe {
+            })),
+            Work::CloseSnapshot => SourceCommand::CloseSnapshot.into(),
+            Work::BuildIndexes => TargetCommand::BuildIndexes { parallel }.into(),
+            Work::BuildConstraints => TargetCommand::BuildConstraints { parallel }.into(),
+            Work::Subscribe => Command::from(TargetCommand::Subscribe {
                 source: source(),
-                start: if native {
-                    SubscriptionStart::NativeCopy
-                } else {
-                    SubscriptionStart::AtSlot(live.job.plan.map_or(Lsn(0), |p| p.lsn))
+                start: match (&job.handover, native) {
+                    (Some(handover), _) => SubscriptionStart::AtOrigin(handover.lsn),
+                    (None, true) => SubscriptionStart::NativeCopy,
+                    (None, false) => {
+                        SubscriptionStart::AtSlot(job.plan.map_or(Lsn(0), |plan| plan.lsn))
+                    }
                 },
-                origin: live.job.origin,
-            },
-            Work::AwaitNativeCopy => Command::AwaitNativeCopy,
-            Work::AwaitFence => Command::AwaitFence,
-            Work::Finish => Command::Finish {
+                origin: job.origin,
+            }),
+            Work::AwaitNativeCopy => TargetCommand::AwaitNativeCopy.into(),
+            Work::AwaitFence => SourceCommand::AwaitFence.into(),
+            Work::Finish => Command::from(TargetCommand::Finish {
                 source: source(),
-                parallel: workers,
-            },
-            Work::ProveTarget => Command::ProveTarget,
-            Work::ProveSource => Command::ProveSource,
-            Work::ReleaseTarget => Command::ReleaseTarget,
-            Work::ReleaseSource => Command::ReleaseSource,
-            Work::CleanupTarget(data) => Command::CleanupTarget { data },
-            Work::CleanupSource => Command::CleanupSource {
-                sync_slots: live.job.sync_slots,
-            },
+                parallel,
+            }),
+            Work::ProveTarget => TargetCommand::Prove.into(),
+            Work::ProveSource => SourceCommand::Prove.into(),
+            Work::ReleaseTarget => TargetCommand::Release.into(),
+            Work::ReleaseSource => SourceCommand::Release.into(),
+            Work::CleanupTarget(data) => TargetCommand::Cleanup { data }.into(),
+            Work::CleanupSource => clean_source(job).into(),
         };
-        (command, workers)
-    }
-
-    /// What is another command where the rows come from a backup.
-    fn compose_handover(&self, live: &Live, handover: &Handover, work: Work) -> Option<Command> {
-        let spec = &live.job.spec;
-        let (target, filter) = (spec.target.clone(), spec.filter.clone());
-        match work {
-            Work::GatherSource => Some(Command::GatherHandover { target, filter }),
-            Work::PrepareTarget => Some(Command::MatchSchema {
-                source: self.peer(&spec.source),
-                filter,
-                existing: spec.existing,
-                schema_mode: spec.schema_mode,
-                check: handover.schema,
-            }),
-            Work::Subscribe => Some(Command::Subscribe {
-                source: self.peer(&spec.source),
-                start: SubscriptionStart::AtOrigin(handover.lsn),
-                origin: live.job.origin,
-            }),
-            Work::CleanupSource => {
-                let fate = match &live.job.stage {
-                    Stage::Ending(ending) => ending.slot,
-                    Stage::Working(_) | Stage::Kept(_) | Stage::Closed(_) => SlotFate::Returned,
-                };
-                let used = fate.returned()?;
-                Some(Command::ReturnSlot { target, used })
-            }
-            _ => None,
-        }
+        (command, parallel)
     }
 
     /// Where a node's agent is reached: what it says now, or said last.
@@ -177,20 +145,16 @@ impl<S: Store> Driver<S> {
     }
 }
 
-/// The command as it is sent: with the names of the job's replication, where those are not its own.
-pub(super) fn addressed(
-    id: CommandId,
-    job: JobId,
-    replication: Option<Replication>,
-    command: Command,
-) -> CoordinatorMessage {
-    match replication {
-        None => CoordinatorMessage::Command { id, job, command },
-        Some(replication) => CoordinatorMessage::CommandOn {
-            id,
-            job,
-            replication,
-            command,
-        },
-    }
+/// Removes what the job made on its source; a prepared slot that is not its own is given back.
+fn clean_source(job: &Job) -> SourceCommand {
+    let fate = match (&job.handover, &job.stage) {
+        (None, _) => SlotFate::Removed,
+        (Some(_), Stage::Ending(ending)) => ending.slot,
+        (Some(_), Stage::Working(_) | Stage::Kept(_) | Stage::Closed(_)) => SlotFate::Returned,
+    };
+    let sync_slots = job.sync_slots;
+    let target = job.spec.target.clone();
+    let returned = |used| SourceCommand::ReturnSlot { target, used };
+    let removed = SourceCommand::Cleanup { sync_slots };
+    fate.returned().map_or(removed, returned)
 }

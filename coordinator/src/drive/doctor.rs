@@ -1,69 +1,36 @@
-//! The preflight alone: both ends look, nothing is touched, no job is made and no state changes.
-
-use std::time::Duration;
+//! The preflight alone: both ends look, nothing is touched, no job is made and no state changes. A look at
+//! each target is a query (`query`); whoever asked is answered when all have ended, or with the first fault.
 
 use jiff::Timestamp;
-use steep_protocol::message::agent::{Command, CoordinatorMessage, Outcome};
-use steep_protocol::message::facts::{Finding, SourceFacts};
-use steep_protocol::message::handover::SlotFacts;
+use steep_protocol::message::agent::{Command, SlotOrigin, SourceCommand};
+use steep_protocol::message::facts::{Finding, SourceFacts, TargetFacts};
+use steep_protocol::message::handover::Replication;
 use steep_protocol::message::job::JobSpec;
-use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry};
+use steep_protocol::{Fault, FaultKind, NodeId, Retry};
 
-use super::compose::addressed;
+use super::query::Purpose;
 use super::{Answer, Driver, Reply};
 use crate::job::handover::Handover;
 use crate::job::preflight::{self, Case};
-use crate::job::time::after;
 use crate::store::Store;
 
-/// Longer than any catalog query or dial of an agent takes.
-const DOCTOR_LIMIT: Duration = Duration::from_secs(60);
-
-/// Questions of this kind at once.
+/// Doctors at once.
 const DOCTORS_MAX: usize = 32;
 
 /// One question: a look at each target.
 pub(super) struct Doctor {
-    looks: Vec<Look>,
-    reply: Option<Reply>,
-    give_up: Timestamp,
-}
-
-impl Doctor {
-    /// Whether commands of a look are that job's.
-    pub(super) fn asks_as(&self, job: JobId) -> bool {
-        self.looks.iter().any(|look| look.id == job)
-    }
+    reply: Reply,
+    /// What was found, target by target.
+    found: Vec<(NodeId, Option<Vec<Finding>>)>,
 }
 
 /// A look at one target and its source.
-struct Look {
-    id: JobId,
-    spec: JobSpec,
+pub(super) struct Look {
+    /// For which doctor.
+    pub(super) doctor: u64,
+    pub(super) spec: JobSpec,
     handover: Option<Handover>,
-    first: u64,
-    stage: Stage,
 }
-
-enum Stage {
-    Source,
-    Target(Box<SourceFacts>, Option<Box<SlotFacts>>),
-    Done(Vec<Finding>),
-}
-
-impl Look {
-    /// The command it waits for, and who does it.
-    fn waits_for(&self) -> Option<(CommandId, &NodeId)> {
-        match self.stage {
-            Stage::Source => Some((CommandId(self.first), &self.spec.source)),
-            Stage::Target(..) => Some((CommandId(self.first + 1), &self.spec.target)),
-            Stage::Done(_) => None,
-        }
-    }
-}
-
-/// Ids one look uses: source, target, and taking back the permission at the source.
-const COMMANDS: u64 = 3;
 
 impl<S: Store> Driver<S> {
     /// Whether one more can be asked.
@@ -82,173 +49,74 @@ impl<S: Store> Driver<S> {
         reply: Reply,
         now: Timestamp,
     ) {
-        let mut looks = Vec::with_capacity(wanted.len());
+        let doctor = self.take_commands(1);
+        let found = wanted.iter().map(|(spec, _)| (spec.target.clone(), None));
+        let found = found.collect();
+        self.doctors.insert(doctor, Doctor { reply, found });
         for (spec, handover) in wanted {
-            let look = Look {
-                id: self.new_job_id(),
-                first: self.take_commands(COMMANDS),
+            let job = self.new_job_id();
+            let prepared = handover.as_ref().map(|h| h.replication.clone());
+            let command = Command::Source(SourceCommand::Gather {
+                target: spec.target.clone(),
+                filter: spec.filter.clone(),
+                slot: match prepared {
+                    Some(_) => SlotOrigin::Prepared,
+                    None => SlotOrigin::Made,
+                },
+            });
+            let replication = prepared.unwrap_or_else(|| Replication::of(job));
+            let source = spec.source.clone();
+            let purpose = Purpose::LookAtSource(Look {
+                doctor,
                 spec,
                 handover,
-                stage: Stage::Source,
-            };
-            let (target, filter) = (look.spec.target.clone(), look.spec.filter.clone());
-            let command = match look.handover {
-                None => Command::GatherSource { target, filter },
-                Some(_) => Command::GatherHandover { target, filter },
-            };
-            let replication = look.handover.as_ref().map(|h| h.replication.clone());
-            let message = addressed(CommandId(look.first), look.id, replication, command);
-            self.send(&look.spec.source, message);
-            looks.push(look);
-        }
-        self.doctors.push(Doctor {
-            looks,
-            reply: Some(reply),
-            give_up: after(now, DOCTOR_LIMIT),
-        });
-    }
-
-    fn doctor_send(&mut self, job: JobId, id: u64, node: &NodeId, command: Command) {
-        let id = CommandId(id);
-        self.send(node, CoordinatorMessage::Command { id, job, command });
-    }
-
-    /// A command ended that no job waits for.
-    pub(super) fn doctor_finished(
-        &mut self,
-        node: &NodeId,
-        command: CommandId,
-        outcome: Result<Outcome, Fault>,
-    ) {
-        let own = |look: &Look| look.waits_for() == Some((command, node));
-        let mut doctors = std::mem::take(&mut self.doctors);
-        for doctor in &mut doctors {
-            if let Some(look) = doctor.looks.iter_mut().find(|look| own(look)) {
-                match self.doctor_step(look, outcome) {
-                    Ok(()) => self.finish_if_complete(doctor),
-                    Err(fault) => self.finish(doctor, Err(fault)),
-                }
-                break;
-            }
-        }
-        doctors.retain(|doctor| doctor.reply.is_some());
-        self.doctors = doctors;
-    }
-
-    fn doctor_step(
-        &mut self,
-        look: &mut Look,
-        outcome: Result<Outcome, Fault>,
-    ) -> Result<(), Fault> {
-        let stage = std::mem::replace(&mut look.stage, Stage::Done(Vec::new()));
-        let asked = match (stage, outcome?) {
-            (Stage::Source, Outcome::SourceFacts(facts)) if look.handover.is_none() => {
-                Ok((facts, None))
-            }
-            (Stage::Source, Outcome::HandoverFacts(facts)) if look.handover.is_some() => {
-                Ok((Box::new(facts.source), Some(Box::new(facts.slot))))
-            }
-            (stage, outcome) => Err((stage, outcome)),
-        };
-        let (fresh, node) = match asked {
-            Ok((facts, slot)) => {
-                let command = Command::GatherTarget {
-                    source: self.peer(&look.spec.source),
-                    filter: look.spec.filter.clone(),
-                };
-                self.doctor_send(look.id, look.first + 1, &look.spec.target, command);
-                look.stage = Stage::Target(facts, slot);
-                return Ok(());
-            }
-            Err((Stage::Target(source, slot), Outcome::TargetFacts(target))) => {
-                let around = self.around();
-                let case = Case {
-                    spec: &look.spec,
-                    source: &source,
-                    target: &target,
-                    handover: look.handover.as_ref().zip(slot.as_deref()),
-                    around: &around,
-                };
-                let mut findings = (self.rules.judge)(&case);
-                let source = self.registry.get(&look.spec.source);
-                let prepared = source.and_then(|agent| agent.prepared.as_deref());
-                findings.extend(preflight::standing(
-                    &look.spec.source,
-                    prepared.unwrap_or_default(),
-                ));
-                look.stage = Stage::Done(findings);
-                return Ok(());
-            }
-            Err((Stage::Source, _)) => (Stage::Source, &look.spec.source),
-            Err((stage, _)) => (stage, &look.spec.target),
-        };
-        look.stage = fresh;
-        let text = "the agent gave an answer that does not fit to looking at its server";
-        let hint = "run the same version on the coordinator and on all agents";
-        Err(Fault::new(FaultKind::Failed, text).on(node).hint(hint))
-    }
-
-    fn finish_if_complete(&mut self, doctor: &mut Doctor) {
-        if doctor.looks.iter().any(|look| look.waits_for().is_some()) {
-            return;
-        }
-        let findings = doctor.looks.iter_mut().map(|look| {
-            let found = match std::mem::replace(&mut look.stage, Stage::Done(Vec::new())) {
-                Stage::Done(found) => found,
-                Stage::Source | Stage::Target(..) => Vec::new(),
-            };
-            (look.spec.target.clone(), found)
-        });
-        let findings = findings.collect();
-        self.finish(doctor, Ok(Answer::Findings(findings)));
-    }
-
-    /// Answers, and takes back what the sources were told to allow (G7).
-    fn finish(&mut self, doctor: &mut Doctor, answer: Result<Answer, Fault>) {
-        if let Some(reply) = doctor.reply.take() {
-            self.answer(reply, answer);
-        }
-        for look in &doctor.looks {
-            if let Some((id, node)) = look.waits_for() {
-                let node = node.clone();
-                self.send(&node, CoordinatorMessage::Abort { id });
-            }
-            let source = look.spec.source.clone();
-            self.release_permission(look.id, look.first + 2, &source);
-        }
-    }
-
-    /// Gives up what takes too long.
-    pub(super) fn tick_doctors(&mut self, now: Timestamp) {
-        let text = format!(
-            "looking at the servers took longer than {} s",
-            DOCTOR_LIMIT.as_secs()
-        );
-        self.end_doctors(|doctor| {
-            (doctor.give_up <= now).then(|| Fault::new(FaultKind::Timeout, text.clone()))
-        });
-    }
-
-    /// An agent's session ended: whoever waits for it waits in vain.
-    pub(super) fn doctors_lost(&mut self, node: &NodeId) {
-        self.end_doctors(|doctor| {
-            let waits = doctor.looks.iter().any(|look| {
-                look.waits_for().is_some()
-                    && (look.spec.source == *node || look.spec.target == *node)
             });
-            let text = "the agent went away while it looked at its server";
-            waits.then(|| Fault::new(FaultKind::Unreachable, text).on(node))
-        });
+            self.begin_query_as(job, &source, replication, (command, purpose), now);
+        }
     }
 
-    fn end_doctors(&mut self, mut why: impl FnMut(&Doctor) -> Option<Fault>) {
-        let mut doctors = std::mem::take(&mut self.doctors);
-        for doctor in &mut doctors {
-            if let Some(fault) = why(doctor) {
-                self.finish(doctor, Err(fault));
+    /// Both ends of a look have looked: judges, and answers where it was the last.
+    pub(super) fn looked(&mut self, look: &Look, source: &SourceFacts, target: &TargetFacts) {
+        let around = self.around();
+        let case = Case {
+            spec: &look.spec,
+            source,
+            target,
+            handover: look.handover.as_ref().zip(source.slot.as_ref()),
+            around: &around,
+        };
+        let mut findings = (self.rules.judge)(&case);
+        let agent = self.registry.get(&look.spec.source);
+        let prepared = agent.and_then(|agent| agent.prepared.as_deref());
+        let prepared = prepared.unwrap_or_default();
+        findings.extend(preflight::standing(&look.spec.source, prepared));
+        let Some(doctor) = self.doctors.get_mut(&look.doctor) else {
+            return;
+        };
+        for (node, found) in &mut doctor.found {
+            if *node == look.spec.target {
+                *found = Some(std::mem::take(&mut findings));
             }
         }
-        doctors.retain(|doctor| doctor.reply.is_some());
-        self.doctors = doctors;
+        if doctor.found.iter().all(|(_, found)| found.is_some())
+            && let Some(Doctor { reply, found }) = self.doctors.remove(&look.doctor)
+        {
+            let found = found.into_iter();
+            let found = found.map(|(node, found)| (node, found.unwrap_or_default()));
+            self.answer(reply, Ok(Answer::Findings(found.collect())));
+        }
+    }
+
+    /// A look failed: its doctor has no use for the others.
+    pub(super) fn doctor_failed(&mut self, doctor: u64, fault: Fault, now: Timestamp) {
+        let Some(Doctor { reply, .. }) = self.doctors.remove(&doctor) else {
+            return;
+        };
+        self.answer(reply, Err(fault));
+        let other = Fault::new(
+            FaultKind::Cancelled,
+            "another look of the same question failed",
+        );
+        self.end_queries(|query| query.is_look_of(doctor).then(|| other.clone()), now);
     }
 }

@@ -8,7 +8,6 @@ use steep_protocol::message::api::Afterwards;
 use steep_protocol::message::facts::{Finding, Severity};
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeState, Phase};
 
-use super::compose::addressed;
 use super::jobs::table_events;
 use super::log::{Level, Note, last_phase};
 use super::{Answer, Driver, Live, span};
@@ -77,16 +76,19 @@ impl<S: Store> Driver<S> {
         let Some(live) = self.jobs.get(&id) else {
             return;
         };
-        let (message, workers) = self.compose(live, work);
+        let (told, workers) = self.compose(live, work);
         let node = work.side().node(&live.job.spec).clone();
-        let handover = live.job.handover.as_ref();
-        let replication = handover.map(|h| h.replication.clone());
+        let message = CoordinatorMessage::Command {
+            id: command,
+            job: id,
+            replication: live.job.replication(),
+            command: told,
+        };
         if work == Work::Copy
             && let Some(live) = self.jobs.get_mut(&id)
         {
             live.workers = workers;
         }
-        let message = addressed(command, id, replication, message);
         self.send(&node, message);
     }
 

@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 
 use jiff::Timestamp;
-use steep_protocol::message::agent::Command;
+use steep_protocol::message::agent::{Command, SourceCommand, TargetCommand};
 use steep_protocol::message::api::Afterwards;
 use steep_protocol::message::handover::{Replication, SlotName};
 use steep_protocol::message::job::{CancelledData, ReplicationNames};
@@ -370,8 +370,8 @@ impl<S: Store> Driver<S> {
             return self.sweep_over(sweep, now);
         };
         let command = match next.side {
-            Side::Target => Command::CleanupTarget { data: sweep.data },
-            Side::Source => Command::CleanupSource { sync_slots: None },
+            Side::Target => Command::Target(TargetCommand::Cleanup { data: sweep.data }),
+            Side::Source => Command::Source(SourceCommand::Cleanup { sync_slots: None }),
         };
         let purpose = Purpose::Sweep(Box::new(sweep));
         self.begin_query_on(&next.on, next.replication, command, purpose, now);

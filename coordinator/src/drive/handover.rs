@@ -1,12 +1,12 @@
 //! Nodes made from a backup: slots prepared on a source, and jobs that go on from one.
 //!
 //! What is prepared is noted on its source and told by its agent; here it is only known while the agent
-//! has a session. Preparing is an query (`query`), completing a job like any other.
+//! has a session. Preparing is a query (`query`), completing a job like any other.
 
 use std::time::Instant;
 
 use jiff::Timestamp;
-use steep_protocol::message::agent::Command;
+use steep_protocol::message::agent::{Command, SlotOrigin, SourceCommand};
 use steep_protocol::message::facts::{Finding, Severity, SourceFacts};
 use steep_protocol::message::handover::{
     CompleteSpec, EXPIRES_MAX, PrepareSpec, PreparedSlot, PreparedState, Replication, SchemaCheck,
@@ -44,10 +44,11 @@ impl<S: Store> Driver<S> {
             slot: spec.slot.clone(),
         };
         let node = spec.node.clone();
-        let command = Command::GatherSource {
+        let command = Command::Source(SourceCommand::Gather {
             target: node.clone(),
             filter: TableFilter::default(),
-        };
+            slot: SlotOrigin::Made,
+        });
         let purpose = Purpose::LookBeforePrepare(spec, reply);
         self.begin_query_on(&node, replication, command, purpose, now);
     }
@@ -100,7 +101,7 @@ impl<S: Store> Driver<S> {
         match checked {
             Ok(known) => {
                 let purpose = Purpose::DropPrepared(reply);
-                let command = Command::DropPrepared;
+                let command = Command::Source(SourceCommand::DropPrepared);
                 self.begin_query_on(node, known.replication, command, purpose, now);
             }
             Err(fault) => self.answer(reply, Err(fault)),

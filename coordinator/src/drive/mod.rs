@@ -32,6 +32,7 @@ mod rebuild;
 mod requests;
 mod restore;
 mod resume;
+mod schema;
 mod sight;
 mod span;
 mod views;
@@ -165,7 +166,8 @@ pub struct Driver<S> {
     /// When time passed last.
     ticked: Timestamp,
     jobs: BTreeMap<JobId, Live>,
-    doctors: Vec<doctor::Doctor>,
+    /// Preflights that are asked for, by the number that their looks name.
+    doctors: BTreeMap<u64, doctor::Doctor>,
     queries: Vec<query::AgentQuery>,
     /// Questions that wait for an agent to look at its slots.
     early: Vec<early::Early>,
@@ -257,7 +259,7 @@ impl<S: Store> Driver<S> {
             overseer: watchers::Lease::EMPTY,
             ticked: Timestamp::UNIX_EPOCH,
             jobs: BTreeMap::new(),
-            doctors: Vec::new(),
+            doctors: BTreeMap::new(),
             queries: Vec::new(),
             early: Vec::new(),
             expirations: Admission::default(),
@@ -374,7 +376,6 @@ impl<S: Store> Driver<S> {
         if second {
             self.tick_sight(now);
         }
-        self.tick_doctors(now);
         self.tick_audit(now);
         self.tick_queries(now);
         self.tick_early(now);

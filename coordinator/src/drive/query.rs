@@ -1,37 +1,28 @@
-//! Commands to agents that belong to no job: reading a schema, storing fingerprints, comparing what a
-//! node replicates with its source, preparing a slot for a backup.
+//! Commands to agents that belong to no job: a preflight alone, reading a schema, storing fingerprints,
+//! comparing what a node replicates with its source, preparing a slot for a backup, removing leftovers.
 //!
-//! An query is one command after another, each answered by its agent, until whoever asked is answered
-//! or it is given up. It makes no job and keeps nothing over a restart.
+//! A query is one command after another, each answered by its agent, until whoever asked is answered or
+//! it is given up. It makes no job and keeps nothing over a restart. What an outcome leads to is said by
+//! [`Driver::query_step`]; the module that begins a query also takes its last outcome.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
-use steep_protocol::message::agent::{Command, CoordinatorMessage, Outcome};
-use steep_protocol::message::facts::Finding;
+use steep_protocol::message::agent::{
+    Command, Comparison, CoordinatorMessage, Outcome, SourceCommand, TargetCommand,
+};
+use steep_protocol::message::facts::{Finding, SourceFacts};
 use steep_protocol::message::handover::{PrepareSpec, Replication};
 use steep_protocol::message::job::TableFilter;
-use steep_protocol::message::schema::{SchemaCursor, SchemaReview};
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry};
 
-use super::audit::AuditEntry;
-use super::compose::addressed;
+use super::doctor::Look;
 use super::give_up::Sweep;
-use super::{Answer, Driver, Operator, Reply};
+use super::{Answer, Driver, Reply};
 use crate::job::time::after;
 use crate::store::Store;
 
-/// Longer than reading the largest catalog takes.
-const QUERY_LIMIT: Duration = Duration::from_secs(120);
-
-/// How long a slot is waited for that is being prepared: transactions that were running have to end
-/// first.
-const PREPARE_LIMIT: Duration = Duration::from_secs(600);
-
-/// How long missing objects may take: indexes of large tables are among them.
-const REBUILD_LIMIT: Duration = Duration::from_secs(24 * 3600);
-
-/// AgentQuerys at once.
+/// Queries at once, without those of doctors.
 const QUERIES_MAX: usize = 64;
 
 /// Ids that one query uses: capture, admit, compare, and taking back the permission.
@@ -39,27 +30,34 @@ const COMMANDS: u64 = 4;
 
 /// Something agents do beside jobs.
 pub(super) struct AgentQuery {
+    course: Course,
+    purpose: Purpose,
+}
+
+/// How far a query is.
+struct Course {
+    /// As whom it asks. No job has that id, unless it is about a replication.
     job: JobId,
-    /// The ids that are left.
+    /// What its commands are about.
+    replication: Replication,
+    /// The next of its ids.
     next: u64,
     /// Who does what now.
     on: NodeId,
     command: CommandId,
-    purpose: Purpose,
-    /// What its commands are about, where they are about a prepared slot.
-    replication: Option<Replication>,
+    /// How long that may take, and until when.
+    limit: Duration,
     give_up: Timestamp,
+    /// The source that was told to answer the target.
+    admitted: Option<NodeId>,
 }
 
-impl AgentQuery {
-    /// Whether its commands are that job's.
-    pub(super) fn asks_as(&self, job: JobId) -> bool {
-        self.job == job
-    }
-}
-
-/// What it is for.
+/// What a command is for.
 pub(super) enum Purpose {
+    /// The source looks, for a doctor.
+    LookAtSource(Look),
+    /// The target looks; what the source saw is judged with it.
+    LookAtTarget(Look, Box<SourceFacts>),
     /// A page of a schema.
     Describe(Reply),
     /// Fingerprints of the node itself; then those of a peer, where one is named.
@@ -83,9 +81,9 @@ pub(super) enum Purpose {
 /// A node and what it is compared with.
 #[derive(Clone)]
 pub(super) struct Pair {
-    node: NodeId,
-    peer: NodeId,
-    filter: TableFilter,
+    pub(super) node: NodeId,
+    pub(super) peer: NodeId,
+    pub(super) filter: TableFilter,
 }
 
 /// What a comparison is for.
@@ -96,97 +94,94 @@ pub(super) enum After {
     Drift { replication: JobId },
 }
 
-impl<S: Store> Driver<S> {
-    /// Reads a node's schema, from the first page or on from another.
-    pub(super) fn describe(
-        &mut self,
-        node: &NodeId,
-        filter: TableFilter,
-        cursor: Option<SchemaCursor>,
-        reply: Reply,
-        now: Timestamp,
-    ) {
-        match self.check_query(node) {
-            Ok(()) => {
-                let command = Command::DescribeSchema { filter, cursor };
-                self.begin_query(node, command, Purpose::Describe(reply), now);
+/// What follows the outcome of a command.
+enum Next {
+    Ask(NodeId, Command, Purpose),
+    Over,
+}
+
+impl Purpose {
+    /// What is said with a timeout.
+    fn hint(&self) -> &'static str {
+        match self {
+            Self::Prepare(..) => {
+                "a new slot waits for transactions that were running before it: see \
+                 pg_stat_activity for old ones, end them, then try again"
             }
-            Err(fault) => self.answer(reply, Err(fault)),
+            Self::Rebuild(_) => "run steep-repl init rebuild again: what was made stays made",
+            Self::LookAtSource(_)
+            | Self::LookAtTarget(..)
+            | Self::Describe(_)
+            | Self::Capture { .. }
+            | Self::Admit(..)
+            | Self::Compare(..)
+            | Self::LookBeforePrepare(..)
+            | Self::DropPrepared(_)
+            | Self::Sweep(_) => "",
         }
     }
+}
 
-    /// Has a node store its fingerprints, and a peer's. It writes on the node, so it is in the audit
-    /// trail.
-    pub(super) fn capture(
-        &mut self,
-        node: &NodeId,
-        peer: Option<NodeId>,
-        operator: &Operator,
-        reply: Reply,
-        now: Timestamp,
-    ) {
-        let checked = self.check_query(node).and_then(|()| match &peer {
-            Some(peer) if peer == node => {
-                let text = "a node is not its own peer";
-                Err(Fault::new(FaultKind::BadRequest, text).on(node))
-            }
-            Some(peer) => self.check_query(peer),
-            None => Ok(()),
-        });
-        let outcome = checked.as_ref().map(|()| None).map_err(Fault::to_string);
-        self.audit(
-            AuditEntry::capture(node, peer.as_ref()),
-            operator,
-            outcome,
-            now,
-        );
-        match checked {
-            Ok(()) => {
-                let purpose = Purpose::Capture { peer, reply };
-                self.begin_query(node, Command::CaptureFingerprints, purpose, now);
-            }
-            Err(fault) => self.answer(reply, Err(fault)),
+impl After {
+    fn replicated(&self) -> Option<JobId> {
+        match self {
+            Self::Captured { .. } => None,
+            Self::Drift { replication } => Some(*replication),
         }
     }
+}
 
-    /// Compares what a node replicates with its source; what comes of it is `drift`'s. Says whether it
-    /// could be begun.
-    pub(super) fn compare_with_source(
-        &mut self,
-        node: &NodeId,
-        source: &NodeId,
-        filter: TableFilter,
-        replication: JobId,
-        now: Timestamp,
-    ) -> bool {
-        let busy = self.queries.iter().any(|query| {
-            matches!(&query.purpose, Purpose::Admit(pair, After::Drift { .. })
-                | Purpose::Compare(pair, After::Drift { .. }) if pair.node == *node)
-        });
-        if busy || self.check_query(node).is_err() || self.check_query(source).is_err() {
+impl AgentQuery {
+    /// Whether its commands are that job's.
+    pub(super) fn asks_as(&self, job: JobId) -> bool {
+        self.course.job == job
+    }
+
+    /// Whether it compares that node with its source.
+    pub(super) fn compares(&self, of: &NodeId) -> bool {
+        let (Purpose::Admit(pair, after) | Purpose::Compare(pair, after)) = &self.purpose else {
             return false;
-        }
-        let pair = Pair {
-            node: node.clone(),
-            peer: source.clone(),
-            filter,
         };
-        let after = After::Drift { replication };
-        let command = admit(&pair, &after);
-        self.begin_query(source, command, Purpose::Admit(pair, after), now);
-        true
+        pair.node == *of && matches!(after, After::Drift { .. })
     }
 
+    /// Whether that node tries again what could not be made.
+    pub(super) fn rebuilds(&self, node: &NodeId) -> bool {
+        self.course.on == *node && matches!(self.purpose, Purpose::Rebuild(_))
+    }
+
+    /// Whether it is a look of that doctor.
+    pub(super) fn is_look_of(&self, doctor: u64) -> bool {
+        self.look().is_some_and(|look| look.doctor == doctor)
+    }
+
+    fn look(&self) -> Option<&Look> {
+        match &self.purpose {
+            Purpose::LookAtSource(look) | Purpose::LookAtTarget(look, _) => Some(look),
+            _ => None,
+        }
+    }
+
+    /// Whether it cannot be answered without that node's agent.
+    fn needs(&self, node: &NodeId) -> bool {
+        self.course.on == *node || self.look().is_some_and(|look| look.spec.target == *node)
+    }
+}
+
+impl<S: Store> Driver<S> {
+    /// Whether a node can be asked something.
     pub(super) fn check_query(&self, node: &NodeId) -> Result<(), Fault> {
         self.known(node)?;
         self.check_online(node)?;
-        if self.queries.len() < QUERIES_MAX {
+        let own = self.queries.iter().filter(|query| query.look().is_none());
+        if own.count() < QUERIES_MAX {
             return Ok(());
         }
         let text = "too many questions to agents are waiting for an answer";
         Err(Fault::new(FaultKind::Failed, text).retry(Retry::Backoff))
     }
 
+    /// Begins what is about no replication.
     pub(super) fn begin_query(
         &mut self,
         on: &NodeId,
@@ -194,24 +189,11 @@ impl<S: Store> Driver<S> {
         purpose: Purpose,
         now: Timestamp,
     ) {
-        let first = self.take_commands(COMMANDS);
-        let limit = match purpose {
-            Purpose::Rebuild(_) => REBUILD_LIMIT,
-            _ => QUERY_LIMIT,
-        };
-        let query = AgentQuery {
-            job: self.new_job_id(),
-            next: first,
-            on: on.clone(),
-            command: CommandId(first),
-            purpose,
-            replication: None,
-            give_up: after(now, limit),
-        };
-        self.start_query(query, on, command);
+        let replication = Replication::of(self.new_job_id());
+        self.begin_query_on(on, replication, command, purpose, now);
     }
 
-    /// Begins what is about a prepared slot. A new one has the query's id.
+    /// Begins what is about that replication, whose id it has.
     pub(super) fn begin_query_on(
         &mut self,
         on: &NodeId,
@@ -220,47 +202,62 @@ impl<S: Store> Driver<S> {
         purpose: Purpose,
         now: Timestamp,
     ) {
+        let job = replication.id;
+        self.begin_query_as(job, on, replication, (command, purpose), now);
+    }
+
+    /// Begins what is about that replication, under an id of its own.
+    pub(super) fn begin_query_as(
+        &mut self,
+        job: JobId,
+        on: &NodeId,
+        replication: Replication,
+        (command, purpose): (Command, Purpose),
+        now: Timestamp,
+    ) {
         let first = self.take_commands(COMMANDS);
-        let query = AgentQuery {
-            job: replication.id,
+        let course = Course {
+            job,
+            replication,
             next: first,
             on: on.clone(),
             command: CommandId(first),
-            purpose,
-            replication: Some(replication),
-            give_up: after(now, PREPARE_LIMIT),
+            limit: Duration::ZERO,
+            give_up: now,
+            admitted: None,
         };
-        self.start_query(query, on, command);
+        self.go_on(course, on.clone(), command, purpose, now);
     }
 
-    fn start_query(&mut self, mut query: AgentQuery, on: &NodeId, command: Command) {
-        self.query_send(&mut query, on, command);
-        self.queries.push(query);
+    /// Gives a query's next command.
+    fn go_on(
+        &mut self,
+        mut course: Course,
+        on: NodeId,
+        command: Command,
+        purpose: Purpose,
+        now: Timestamp,
+    ) {
+        if let Command::Source(SourceCommand::Gather { .. } | SourceCommand::Admit { .. }) = command
+        {
+            course.admitted = Some(on.clone());
+        }
+        course.command = CommandId(course.next);
+        course.next += 1;
+        course.limit = command.policy().limit;
+        course.give_up = after(now, course.limit);
+        let message = CoordinatorMessage::Command {
+            id: course.command,
+            job: course.job,
+            replication: course.replication.clone(),
+            command,
+        };
+        self.send(&on, message);
+        course.on = on;
+        self.queries.push(AgentQuery { course, purpose });
     }
 
-    fn query_send(&mut self, query: &mut AgentQuery, on: &NodeId, command: Command) {
-        let id = CommandId(query.next);
-        query.next += 1;
-        query.command = id;
-        query.on = on.clone();
-        let message = addressed(id, query.job, query.replication.clone(), command);
-        self.send(on, message);
-    }
-
-    /// Whether that node tries again what could not be made.
-    pub(super) fn is_rebuilding(&self, node: &NodeId) -> bool {
-        let own =
-            |query: &AgentQuery| matches!(query.purpose, Purpose::Rebuild(_)) && query.on == *node;
-        self.queries.iter().any(own)
-    }
-
-    /// Whether that command is an query's.
-    pub(super) fn query_owns(&self, node: &NodeId, command: CommandId) -> bool {
-        let own = |query: &AgentQuery| query.command == command && query.on == *node;
-        self.queries.iter().any(own)
-    }
-
-    /// A command of an query ended.
+    /// A command ended that no job waits for.
     pub(super) fn query_finished(
         &mut self,
         node: &NodeId,
@@ -268,133 +265,125 @@ impl<S: Store> Driver<S> {
         outcome: Result<Outcome, Fault>,
         now: Timestamp,
     ) {
-        let own = |query: &AgentQuery| query.command == command && query.on == *node;
+        let own = |query: &AgentQuery| query.course.command == command && query.course.on == *node;
         let Some(at) = self.queries.iter().position(own) else {
             return;
         };
-        let query = self.queries.swap_remove(at);
-        match outcome {
-            Ok(outcome) => self.query_step(query, outcome, now),
-            Err(fault) => self.query_failed(query, fault),
+        let AgentQuery { course, purpose } = self.queries.swap_remove(at);
+        let next = match outcome {
+            Ok(outcome) => self.query_step(&course, purpose, outcome, now),
+            Err(fault) => {
+                self.query_failed(purpose, fault, now);
+                Next::Over
+            }
+        };
+        match next {
+            Next::Ask(on, command, purpose) => self.go_on(course, on, command, purpose, now),
+            Next::Over => self.query_over(&course),
         }
     }
 
-    fn query_step(&mut self, mut query: AgentQuery, outcome: Outcome, now: Timestamp) {
-        let purpose = match (query.purpose, outcome) {
+    /// What an outcome leads to.
+    fn query_step(
+        &mut self,
+        course: &Course,
+        purpose: Purpose,
+        outcome: Outcome,
+        now: Timestamp,
+    ) -> Next {
+        match (purpose, outcome) {
+            (Purpose::LookAtSource(look), Outcome::SourceFacts(facts)) => {
+                let (source, filter) = (self.peer(&look.spec.source), look.spec.filter.clone());
+                let command = TargetCommand::Gather { source, filter };
+                let (on, purpose) = (look.spec.target.clone(), Purpose::LookAtTarget(look, facts));
+                return Next::Ask(on, Command::Target(command), purpose);
+            }
+            (Purpose::LookAtTarget(look, source), Outcome::TargetFacts(target)) => {
+                self.looked(&look, &source, &target);
+            }
             (Purpose::Describe(reply), Outcome::SchemaPage { page, next }) => {
-                return self.answer(reply, Ok(Answer::Schema { page, next }));
+                self.answer(reply, Ok(Answer::Schema { page, next }));
             }
-            (Purpose::Capture { peer: None, reply }, Outcome::Captured { tables }) => {
-                return self.answer(reply, Ok(Answer::Captured { tables }));
-            }
-            (
-                Purpose::Capture {
-                    peer: Some(peer),
-                    reply,
-                },
-                Outcome::Captured { tables },
-            ) => {
+            (Purpose::Capture { peer, reply }, Outcome::Captured { tables }) => {
+                let Some(peer) = peer else {
+                    self.answer(reply, Ok(Answer::Captured { tables }));
+                    return Next::Over;
+                };
                 let pair = Pair {
-                    node: query.on.clone(),
+                    node: course.on.clone(),
                     peer,
                     filter: TableFilter::default(),
                 };
-                Purpose::Admit(pair, After::Captured { tables, reply })
+                let after = After::Captured { tables, reply };
+                return Next::Ask(
+                    pair.peer.clone(),
+                    admit(&pair, &after),
+                    Purpose::Admit(pair, after),
+                );
             }
-            (Purpose::Admit(pair, after), Outcome::Done) => Purpose::Compare(pair, after),
-            (Purpose::Compare(pair, after), Outcome::Reviewed(review)) => {
-                self.release_permission(query.job, query.next, &pair.peer);
-                return self.compared(&pair, after, &review, now);
+            (Purpose::Admit(pair, after), Outcome::Done) => {
+                let command = TargetCommand::Compare {
+                    source: self.peer(&pair.peer),
+                    filter: pair.filter.clone(),
+                    what: match after.replicated() {
+                        None => Comparison::Schemas,
+                        Some(replication) => Comparison::Replicated(replication),
+                    },
+                };
+                let (on, purpose) = (pair.node.clone(), Purpose::Compare(pair, after));
+                return Next::Ask(on, Command::Target(command), purpose);
             }
+            (Purpose::Compare(pair, after), Outcome::Reviewed(review)) => match after {
+                After::Captured { tables, reply } => {
+                    self.answer(reply, Ok(Answer::Captured { tables }));
+                }
+                After::Drift { replication } => {
+                    self.columns_compared(&pair.node, &pair.peer, replication, &review, now);
+                }
+            },
             (Purpose::LookBeforePrepare(spec, reply), Outcome::SourceFacts(facts)) => {
                 match Self::judge_prepare(&spec.node, &facts) {
                     Ok(findings) => {
                         let expires_seconds = spec.expires_seconds;
-                        let command = Command::PrepareSlot { expires_seconds };
-                        query.purpose = Purpose::Prepare(findings, reply);
-                        self.query_send(&mut query, &spec.node, command);
-                        self.queries.push(query);
+                        let command = SourceCommand::PrepareSlot { expires_seconds };
+                        let purpose = Purpose::Prepare(findings, reply);
+                        return Next::Ask(spec.node, Command::Source(command), purpose);
                     }
-                    Err(fault) => {
-                        self.release_permission(query.job, query.next, &query.on);
-                        self.answer(reply, Err(fault));
-                    }
+                    Err(fault) => self.answer(reply, Err(fault)),
                 }
-                return;
             }
             (Purpose::Prepare(findings, reply), Outcome::SlotPrepared(slot)) => {
-                self.release_permission(query.job, query.next, &query.on);
-                self.slot_prepared(&query.on, &slot, now);
+                self.slot_prepared(&course.on, &slot, now);
                 let slots = vec![*slot];
-                return self.answer(reply, Ok(Answer::Prepared { findings, slots }));
-            }
-            (Purpose::Rebuild(reply), Outcome::Rebuilt(rebuilt)) => {
-                return self.rebuilt(&query.on, rebuilt, reply, now);
-            }
-            (Purpose::Sweep(sweep), Outcome::Done | Outcome::Warned(_)) => {
-                return self.swept(*sweep, None, now);
+                self.answer(reply, Ok(Answer::Prepared { findings, slots }));
             }
             (Purpose::DropPrepared(reply), Outcome::Done) => {
-                if let Some(replication) = &query.replication {
-                    self.slot_dropped(&query.on, &replication.slot);
-                }
-                return self.answer(reply, Ok(Answer::Done));
+                self.slot_dropped(&course.on, &course.replication.slot);
+                self.answer(reply, Ok(Answer::Done));
+            }
+            (Purpose::Rebuild(reply), Outcome::Rebuilt(rebuilt)) => {
+                self.rebuilt(&course.on, rebuilt, reply, now);
+            }
+            (Purpose::Sweep(sweep), Outcome::Done | Outcome::Warned(_)) => {
+                self.swept(*sweep, None, now);
             }
             (purpose, _) => {
-                query.purpose = purpose;
                 let text = "the agent gave an answer that does not fit to what it was asked";
                 let hint = "run the same version on the coordinator and on all agents";
-                let fault = Fault::new(FaultKind::Failed, text).on(&query.on).hint(hint);
-                return self.query_failed(query, fault);
+                let fault = Fault::new(FaultKind::Failed, text)
+                    .on(&course.on)
+                    .hint(hint);
+                self.query_failed(purpose, fault, now);
             }
-        };
-        let (on, command) = match &purpose {
-            Purpose::Compare(pair, after) => {
-                let (source, filter) = (self.peer(&pair.peer), pair.filter.clone());
-                let command = match after {
-                    After::Captured { .. } => Command::CompareSchemas { source, filter },
-                    After::Drift { replication } => Command::CompareReplicated {
-                        source,
-                        filter,
-                        replication: *replication,
-                    },
-                };
-                (pair.node.clone(), command)
-            }
-            Purpose::Admit(pair, after) => (pair.peer.clone(), admit(pair, after)),
-            // Ended above.
-            Purpose::Describe(_)
-            | Purpose::Capture { .. }
-            | Purpose::LookBeforePrepare(..)
-            | Purpose::Prepare(..)
-            | Purpose::DropPrepared(_)
-            | Purpose::Rebuild(_)
-            | Purpose::Sweep(_) => return,
-        };
-        query.purpose = purpose;
-        self.query_send(&mut query, &on, command);
-        self.queries.push(query);
+        }
+        Next::Over
     }
 
-    fn compared(&mut self, pair: &Pair, after: After, review: &SchemaReview, now: Timestamp) {
-        match after {
-            After::Captured { tables, reply } => {
-                self.answer(reply, Ok(Answer::Captured { tables }));
+    fn query_failed(&mut self, purpose: Purpose, fault: Fault, now: Timestamp) {
+        match purpose {
+            Purpose::LookAtSource(look) | Purpose::LookAtTarget(look, _) => {
+                self.doctor_failed(look.doctor, fault, now);
             }
-            After::Drift { replication } => {
-                self.columns_compared(&pair.node, &pair.peer, replication, review, now);
-            }
-        }
-    }
-
-    fn query_failed(&mut self, query: AgentQuery, fault: Fault) {
-        if let Purpose::Admit(pair, _) | Purpose::Compare(pair, _) = &query.purpose {
-            self.release_permission(query.job, query.next, &pair.peer);
-        }
-        if query.replication.is_some() {
-            self.release_permission(query.job, query.next, &query.on);
-        }
-        match query.purpose {
             Purpose::Describe(reply)
             | Purpose::Capture { reply, .. }
             | Purpose::Admit(_, After::Captured { reply, .. })
@@ -403,10 +392,7 @@ impl<S: Store> Driver<S> {
             | Purpose::Prepare(_, reply)
             | Purpose::DropPrepared(reply)
             | Purpose::Rebuild(reply) => self.answer(reply, Err(fault)),
-            Purpose::Sweep(sweep) => {
-                let now = self.clock.now();
-                self.swept(*sweep, Some(&fault), now);
-            }
+            Purpose::Sweep(sweep) => self.swept(*sweep, Some(&fault), now),
             Purpose::Admit(pair, After::Drift { .. })
             | Purpose::Compare(pair, After::Drift { .. }) => {
                 Self::comparison_failed(&pair.node, &fault);
@@ -414,66 +400,61 @@ impl<S: Store> Driver<S> {
         }
     }
 
+    /// Takes back what a source was told to allow (G7).
+    fn query_over(&mut self, course: &Course) {
+        if let Some(source) = &course.admitted {
+            self.release_permission(course.job, course.next, source);
+        }
+    }
+
     /// Gives up what takes too long.
     pub(super) fn tick_queries(&mut self, now: Timestamp) {
-        self.end_queries(|query| {
-            let (limit, hint) = match &query.purpose {
-                Purpose::Prepare(..) => (
-                    PREPARE_LIMIT,
-                    "a new slot waits for transactions that were running before it: see \
-                     pg_stat_activity for old ones, end them, then try again",
-                ),
-                Purpose::LookBeforePrepare(..) | Purpose::DropPrepared(_) | Purpose::Sweep(_) => {
-                    (PREPARE_LIMIT, "")
-                }
-                Purpose::Rebuild(_) => (
-                    REBUILD_LIMIT,
-                    "run steep-repl init rebuild again: what was made stays made",
-                ),
-                Purpose::Describe(_)
-                | Purpose::Capture { .. }
-                | Purpose::Admit(..)
-                | Purpose::Compare(..) => (QUERY_LIMIT, ""),
-            };
+        let late = |query: &AgentQuery| {
+            let Course { on, limit, .. } = &query.course;
             let text = format!("the agent did not answer within {} s", limit.as_secs());
-            let fault = Fault::new(FaultKind::Timeout, text)
-                .on(&query.on)
-                .hint(hint);
-            (query.give_up <= now).then_some(fault)
-        });
+            let fault = Fault::new(FaultKind::Timeout, text).on(on);
+            (query.course.give_up <= now).then(|| fault.hint(query.purpose.hint()))
+        };
+        self.end_queries(late, now);
     }
 
     /// An agent's session ended: whoever waits for it waits in vain.
-    pub(super) fn queries_lost(&mut self, node: &NodeId) {
+    pub(super) fn queries_lost(&mut self, node: &NodeId, now: Timestamp) {
         let text = "the agent went away before it had answered";
-        self.end_queries(|query| {
-            let fault = Fault::new(FaultKind::Unreachable, text).on(node);
-            (query.on == *node).then(|| fault.retry(Retry::Backoff))
-        });
+        let fault = Fault::new(FaultKind::Unreachable, text).on(node);
+        let lost = |query: &AgentQuery| {
+            query
+                .needs(node)
+                .then(|| fault.clone().retry(Retry::Backoff))
+        };
+        self.end_queries(lost, now);
     }
 
-    fn end_queries(&mut self, why: impl Fn(&AgentQuery) -> Option<Fault>) {
-        for query in std::mem::take(&mut self.queries) {
-            match why(&query) {
-                Some(fault) => {
-                    let abort = CoordinatorMessage::Abort { id: query.command };
-                    self.send(&query.on.clone(), abort);
-                    self.query_failed(query, fault);
-                }
-                None => self.queries.push(query),
-            }
+    /// Ends those queries for which there is a reason.
+    pub(super) fn end_queries(
+        &mut self,
+        why: impl Fn(&AgentQuery) -> Option<Fault>,
+        now: Timestamp,
+    ) {
+        let ended = self
+            .queries
+            .extract_if(.., |query| why(query).is_some())
+            .collect::<Vec<_>>();
+        for query in ended {
+            let Some(fault) = why(&query) else { continue };
+            let AgentQuery { course, purpose } = query;
+            self.send(&course.on, CoordinatorMessage::Abort { id: course.command });
+            self.query_failed(purpose, fault, now);
+            self.query_over(&course);
         }
     }
 }
 
-fn admit(pair: &Pair, after: &After) -> Command {
-    let (target, filter) = (pair.node.clone(), pair.filter.clone());
-    match after {
-        After::Captured { .. } => Command::Admit { target, filter },
-        After::Drift { replication } => Command::AdmitReplicated {
-            target,
-            filter,
-            replication: *replication,
-        },
-    }
+/// Has the peer answer the node that compares itself with it.
+pub(super) fn admit(pair: &Pair, after: &After) -> Command {
+    Command::Source(SourceCommand::Admit {
+        target: pair.node.clone(),
+        filter: pair.filter.clone(),
+        replicated: after.replicated(),
+    })
 }

@@ -2,7 +2,7 @@
 //! when an operator asks.
 
 use jiff::Timestamp;
-use steep_protocol::message::agent::{Command, MissingObjects, Rebuilt};
+use steep_protocol::message::agent::{Command, MissingObjects, Rebuilt, TargetCommand};
 use steep_protocol::{Fault, FaultKind, JobId, NodeId};
 
 use super::audit::AuditEntry;
@@ -29,8 +29,8 @@ impl<S: Store> Driver<S> {
         self.audit(AuditEntry::rebuild(node), operator, outcome, now);
         match checked {
             Ok(()) => {
-                let purpose = Purpose::Rebuild(reply);
-                self.begin_query(node, Command::RebuildMissing, purpose, now);
+                let command = Command::Target(TargetCommand::RebuildMissing);
+                self.begin_query(node, command, Purpose::Rebuild(reply), now);
             }
             Err(fault) => self.answer(reply, Err(fault)),
         }
@@ -51,7 +51,7 @@ impl<S: Store> Driver<S> {
 
     /// Refuses while missing objects are being built on that node.
     pub(super) fn check_rebuilding(&self, node: &NodeId) -> Result<(), Fault> {
-        if !self.is_rebuilding(node) {
+        if !self.queries.iter().any(|query| query.rebuilds(node)) {
             return Ok(());
         }
         let text = "missing objects are being built on it";

@@ -18,7 +18,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use steep_protocol::message::api::PhaseSeconds;
 use steep_protocol::message::facts::{Finding, SourceFacts};
-use steep_protocol::message::handover::{Replication, SlotFacts};
+use steep_protocol::message::handover::Replication;
 use steep_protocol::message::job::{CancelledData, JobSpec, SyncSlots};
 use steep_protocol::message::lineage::ChangeOrigin;
 use steep_protocol::{ByteCount, CommandId, Fault, JobId, Lsn, Phase, RowCount};
@@ -94,9 +94,6 @@ pub struct Job {
     pub target: End,
     /// What the source's agent saw, until it has been judged.
     pub facts: Option<Box<SourceFacts>>,
-    /// The same of its prepared slot.
-    #[serde(default)]
-    pub slot_facts: Option<Box<SlotFacts>>,
     /// What is known of all other nodes, until that has been judged.
     pub around: Box<Around>,
     /// Which of the source's changes its subscription takes.
@@ -404,7 +401,6 @@ impl Job {
             source: end.clone(),
             target: end,
             facts: None,
-            slot_facts: None,
             around: Box::default(),
             origin: ChangeOrigin::Any,
             plan: None,

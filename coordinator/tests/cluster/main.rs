@@ -20,7 +20,7 @@ use steep_coordinator::server::Server;
 use steep_protocol::close::CloseCode;
 use steep_protocol::message::agent::{
     AgentMessage, Command, CoordinatorMessage, Observed, Outcome, PartDone, Registration, Seat,
-    TableSummary,
+    SourceCommand, TableSummary, TargetCommand,
 };
 use steep_protocol::message::api::{ApiReply, ApiRequest, EndView};
 use steep_protocol::message::facts::{SourceFacts, TargetFacts};
@@ -159,9 +159,9 @@ async fn good_agent(connection: Connection, holds: fn(&Command) -> bool) {
         .unwrap();
     while let Ok(Some(message)) = receiver.recv::<CoordinatorMessage>().await {
         let answered = match message {
-            CoordinatorMessage::Command { id, job, command } if !holds(&command) => {
-                perform(&mut sender, id, job, command).await
-            }
+            CoordinatorMessage::Command {
+                id, job, command, ..
+            } if !holds(&command) => perform(&mut sender, id, job, command).await,
             CoordinatorMessage::Abort { id } => {
                 let fault = steep_protocol::Fault::new(FaultKind::Cancelled, "aborted");
                 let outcome = Err(fault);
@@ -173,7 +173,6 @@ async fn good_agent(connection: Connection, holds: fn(&Command) -> bool) {
                     .await
             }
             CoordinatorMessage::Command { .. }
-            | CoordinatorMessage::CommandOn { .. }
             | CoordinatorMessage::Welcome { .. }
             | CoordinatorMessage::Forget { .. }
             | CoordinatorMessage::Audit(_)
@@ -194,9 +193,13 @@ async fn perform(
     command: Command,
 ) -> Result<(), steep_protocol::quic::StreamError> {
     let outcome = match command {
-        Command::GatherSource { .. } => Outcome::SourceFacts(Box::new(source_facts())),
-        Command::GatherTarget { .. } => Outcome::TargetFacts(Box::new(target_facts())),
-        Command::OpenSource { .. } => {
+        Command::Source(SourceCommand::Gather { .. }) => {
+            Outcome::SourceFacts(Box::new(source_facts()))
+        }
+        Command::Target(TargetCommand::Gather { .. }) => {
+            Outcome::TargetFacts(Box::new(target_facts()))
+        }
+        Command::Source(SourceCommand::Open(_)) => {
             let table = TableSummary {
                 no: TableNo(0),
                 name: TableName::new("public", "t").unwrap(),
@@ -217,7 +220,7 @@ async fn perform(
                 parts: 1,
             }
         }
-        Command::Copy { .. } => {
+        Command::Target(TargetCommand::Copy(_)) => {
             let part = PartDone {
                 part: PartNo(0),
                 rows: RowCount(5),
@@ -232,11 +235,13 @@ async fn perform(
                 .await?;
             Outcome::Done
         }
-        Command::ProveSource | Command::ProveTarget => Outcome::Totals {
-            parts: 1,
-            rows: RowCount(5),
-            bytes: ByteCount(400),
-        },
+        Command::Source(SourceCommand::Prove) | Command::Target(TargetCommand::Prove) => {
+            Outcome::Totals {
+                parts: 1,
+                rows: RowCount(5),
+                bytes: ByteCount(400),
+            }
+        }
         _ => Outcome::Done,
     };
     let outcome = Ok(outcome);
@@ -316,7 +321,7 @@ fn holds_nothing(_: &Command) -> bool {
 }
 
 fn holds_copy(command: &Command) -> bool {
-    matches!(command, Command::Copy { .. })
+    matches!(command, Command::Target(TargetCommand::Copy(_)))
 }
 
 fn end_of(replies: &[ApiReply]) -> &EndView {

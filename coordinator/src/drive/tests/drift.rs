@@ -1,6 +1,8 @@
 //! Columns that are no longer the source's, subscriptions that keep failing, and their repair.
 
-use steep_protocol::message::agent::{AgentMessage, Command, Observed};
+use steep_protocol::message::agent::{
+    AgentMessage, Command, Observed, SourceCommand, TargetCommand,
+};
 use steep_protocol::message::job::{SchemaMode, TableFilter};
 use steep_protocol::message::schema::{Change, SchemaDifference, SchemaReview, Subject};
 use steep_protocol::{FaultKind, JobId, NodeState, TableName};
@@ -66,7 +68,7 @@ pub(super) fn observe_for_long(world: &mut World, job: JobId, source: &str, targ
 fn compared(world: &World) -> usize {
     let told = &world.agents[&node("b")].history;
     told.iter()
-        .filter(|(_, c)| matches!(c, Command::CompareReplicated { .. }))
+        .filter(|(_, c)| matches!(c, Command::Target(TargetCommand::Compare { .. })))
         .count()
 }
 
@@ -100,16 +102,16 @@ fn columns_that_drift_are_named_and_their_repair_is_noticed() {
         world.agents[&node("a")]
             .history
             .iter()
-            .filter(|(_, c)| std::mem::discriminant(c) == std::mem::discriminant(command))
+            .filter(|(_, c)| c.policy() == command.policy())
             .count()
     };
-    let admit = Command::AdmitReplicated {
+    let admit = Command::Source(SourceCommand::Admit {
         target: node("b"),
         filter: TableFilter::default(),
-        replication: job,
-    };
+        replicated: Some(job),
+    });
     assert_eq!(
-        (told(&admit), told(&Command::ReleaseSource)),
+        (told(&admit), told(&Command::Source(SourceCommand::Release))),
         (2, 3),
         "the job's own, and one for each comparison"
     );
@@ -369,7 +371,9 @@ fn differences_that_only_the_preparing_target_finds_are_told_as_well() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
     world.init(vec![spec("a", "b")]).unwrap();
-    world.until("b", |c| matches!(c, Command::PrepareTarget { .. }));
+    world.until("b", |c| {
+        matches!(c, Command::Target(TargetCommand::Prepare(_)))
+    });
     let fault = Fault::new(FaultKind::SchemaMismatch, "the schema differs");
     world.end_one("b", Some(fault));
     world.run_on();

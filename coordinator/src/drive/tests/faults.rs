@@ -1,6 +1,8 @@
 //! Claims about agents and coordinators that die, lie or lose something.
 
-use steep_protocol::message::agent::{AgentMessage, Command, Outcome};
+use steep_protocol::message::agent::{
+    AgentMessage, Command, CopyParts, Outcome, SourceCommand, TargetCommand,
+};
 use steep_protocol::message::api::WaitsFor;
 use steep_protocol::{Fault, FaultKind, NodeState};
 
@@ -54,7 +56,9 @@ fn a_command_that_ended_while_the_coordinator_was_down_is_not_done_twice() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
     world.init(vec![spec("a", "b")]).unwrap();
-    world.until("b", |c| matches!(c, Command::BuildIndexes { .. }));
+    world.until("b", |c| {
+        matches!(c, Command::Target(TargetCommand::BuildIndexes { .. }))
+    });
     let (id, _) = world.agent("b").at_work.pop_first().unwrap();
     world
         .agent("b")
@@ -68,7 +72,7 @@ fn a_command_that_ended_while_the_coordinator_was_down_is_not_done_twice() {
     let builds = world.agent("b").history.iter();
     assert_eq!(
         builds
-            .filter(|(_, c)| matches!(c, Command::BuildIndexes { .. }))
+            .filter(|(_, c)| matches!(c, Command::Target(TargetCommand::BuildIndexes { .. })))
             .count(),
         1
     );
@@ -129,7 +133,7 @@ fn a_dead_agent_is_waited_for_and_cleaned_when_it_returns_too_late() {
     let done = world.agent("a").history.last().unwrap().1.clone();
     assert_eq!(
         done,
-        Command::CleanupSource { sync_slots: None },
+        Command::Source(SourceCommand::Cleanup { sync_slots: None }),
         "the source is not left with a slot"
     );
     let fault = world.init(vec![spec("a", "b")]).unwrap_err();
@@ -156,7 +160,9 @@ fn a_failed_command_fails_the_job_with_its_cause_and_leaves_nothing_where_nothin
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
     let follow = world.init(vec![spec("a", "b")]).unwrap().remove(0);
-    world.until("b", |c| matches!(c, Command::PrepareTarget { .. }));
+    world.until("b", |c| {
+        matches!(c, Command::Target(TargetCommand::Prepare(_)))
+    });
     world.end_one(
         "b",
         Some(Fault::new(FaultKind::Failed, "disk full").hint("make room")),
@@ -253,7 +259,9 @@ fn a_subscription_that_keeps_failing_fails_the_catch_up_with_where_to_look() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
     let job = world.init(vec![spec("a", "b")]).unwrap()[0].job;
-    world.until("a", |c| matches!(c, Command::AwaitFence));
+    world.until("a", |c| {
+        matches!(c, Command::Source(SourceCommand::AwaitFence))
+    });
     for apply_errors in 0..=3 {
         let failing = SubscriptionStatus {
             apply_errors,
@@ -306,7 +314,7 @@ fn a_failed_copy_is_kept_over_a_restart_and_goes_on_with_the_parts_that_are_miss
     let copies = world.agent("b").history.iter();
     let orders: Vec<usize> = copies
         .filter_map(|(_, c)| match c {
-            Command::Copy { order, .. } => Some(order.len()),
+            Command::Target(TargetCommand::Copy(CopyParts { order, .. })) => Some(order.len()),
             _ => None,
         })
         .collect();
@@ -353,7 +361,9 @@ fn a_lost_snapshot_begins_the_job_again_and_counts_from_nothing() {
         ..Default::default()
     };
     world.say("a", AgentMessage::Observed(lost));
-    world.until("b", |c| matches!(c, Command::PrepareTarget { .. }));
+    world.until("b", |c| {
+        matches!(c, Command::Target(TargetCommand::Prepare(_)))
+    });
     let (view, _) = world.progress("b");
     assert_eq!((view.rows_copied, view.detail.restarts), (0, 1));
     assert_eq!(view.state, NodeState::Copying);
@@ -380,8 +390,10 @@ fn a_target_whose_server_dies_in_the_catch_up_is_waited_for_as_long_as_the_budge
         let directory = directory();
         let mut world = World::open(directory.path(), &["a", "b"]);
         let job = world.init(vec![spec("a", "b")]).unwrap()[0].job;
-        world.until("a", |c| matches!(c, Command::AwaitFence));
-        let finish = |c: &Command| matches!(c, Command::Finish { .. });
+        world.until("a", |c| {
+            matches!(c, Command::Source(SourceCommand::AwaitFence))
+        });
+        let finish = |c: &Command| matches!(c, Command::Target(TargetCommand::Finish { .. }));
         world.until("b", finish);
         world.end_one("b", None);
         world.say("b", AgentMessage::Observed(down.clone()));
@@ -407,13 +419,16 @@ fn a_target_whose_server_dies_in_the_catch_up_is_waited_for_as_long_as_the_budge
 fn a_source_forgets_who_may_ask_once_the_job_is_good_also_where_it_was_away_then() {
     let released = |world: &mut World| {
         let told = world.agent("a").history.iter();
-        told.filter(|(_, c)| *c == Command::ReleaseSource).count()
+        told.filter(|(_, c)| *c == Command::Source(SourceCommand::Release))
+            .count()
     };
     for away in [false, true] {
         let directory = directory();
         let mut world = World::open(directory.path(), &["a", "b"]);
         world.init(vec![spec("a", "b")]).unwrap();
-        world.until("b", |c| matches!(c, Command::ReleaseTarget));
+        world.until("b", |c| {
+            matches!(c, Command::Target(TargetCommand::Release))
+        });
         assert_eq!(released(&mut world), 0, "the job may still fail");
         if away {
             world.leave("a");

@@ -1,7 +1,7 @@
 //! Claims about jobs that go well.
 
 use steep_protocol::message::agent::{
-    AgentMessage, Command, Outcome, PartProgress, ProgressReport,
+    AgentMessage, Command, Outcome, PartProgress, ProgressReport, SourceCommand, TargetCommand,
 };
 use steep_protocol::message::api::EventView;
 use steep_protocol::message::job::Method;
@@ -96,7 +96,9 @@ fn the_native_method_goes_through_the_same_states() {
     let mut native = spec("a", "b");
     native.method = Method::Native;
     world.init(vec![native]).unwrap();
-    world.until("b", |c| matches!(c, Command::AwaitNativeCopy));
+    world.until("b", |c| {
+        matches!(c, Command::Target(TargetCommand::AwaitNativeCopy))
+    });
     assert_eq!(world.state("b"), NodeState::Copying);
     world.run_on();
     assert_eq!(world.state("b"), NodeState::Synchronized);
@@ -147,7 +149,9 @@ fn a_job_of_many_tables_is_cheap_and_logs_large_ones_only() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
     let follow = world.init(vec![spec("a", "b")]).unwrap().remove(0);
-    world.until("a", |c| matches!(c, Command::OpenSource { .. }));
+    world.until("a", |c| {
+        matches!(c, Command::Source(SourceCommand::Open(_)))
+    });
     let mut tables: Vec<TableSummary> = (0..10_000u32)
         .map(|no| TableSummary {
             no: steep_protocol::TableNo(no),

@@ -38,7 +38,7 @@ fn begun(world: &mut World) -> JobId {
 
 fn told(world: &World, name: &str) -> Vec<&'static str> {
     let history = world.agents[&node(name)].history.iter();
-    history.map(|(_, command)| command.name()).collect()
+    history.map(|(_, command)| command.policy().name).collect()
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn a_hand_over_goes_on_from_the_only_prepared_slot_and_follows_by_its_name() {
     world.run_on();
     assert_eq!(world.state("b"), NodeState::Synchronized);
     let source = [
-        "gather_handover",
+        "gather_source",
         "take_slot",
         "await_fence",
         "release_source",
@@ -83,7 +83,7 @@ fn a_hand_over_goes_on_from_the_only_prepared_slot_and_follows_by_its_name() {
     assert_eq!(told(&world, "a")[looked..], source);
     let target = [
         "gather_target",
-        "match_schema",
+        "prepare_target",
         "subscribe",
         "finish",
         "release_target",
@@ -141,7 +141,7 @@ fn a_slot_serves_one_job_and_is_given_back_by_one_that_is_cancelled() {
         .unwrap_err();
     assert!(busy.message.contains(&job.to_string()), "{busy:?}");
 
-    world.until("b", |command| command.name() == "match_schema");
+    world.until("b", |command| command.policy().name == "prepare_target");
     let mut taken = prepared(REPLICATION);
     taken.state = PreparedState::Taken(node("b"));
     world.say("a", AgentMessage::Prepared(vec![taken]));

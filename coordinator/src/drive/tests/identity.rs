@@ -138,7 +138,7 @@ fn a_node_whose_jobs_record_cannot_be_read_is_failed_and_says_how_to_clean_up() 
     let directory = super::directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
     let jobs = world.init(vec![crate::testing::spec("a", "b")]).unwrap();
-    world.until("b", |command| command.name() == "copy");
+    world.until("b", |command| command.policy().name == "copy");
     assert_eq!(world.state("b"), NodeState::Copying);
     let mut world = world.restart_after(directory.path(), || {
         let store = rusqlite::Connection::open(directory.path().join("coordinator.db")).unwrap();

@@ -1,6 +1,6 @@
 //! Claims about what a node lacks of its source's schema.
 
-use steep_protocol::message::agent::{Command, MissingObjects, Rebuilt};
+use steep_protocol::message::agent::{Command, MissingObjects, Rebuilt, TargetCommand};
 use steep_protocol::message::facts::{Finding, Severity};
 use steep_protocol::{Fault, FaultKind};
 
@@ -100,5 +100,7 @@ fn jobs_and_rebuilds_of_a_node_keep_out_of_each_others_way() {
     let refused = world.init(vec![spec("a", "b")]).unwrap_err();
     assert!(refused.message.contains("are being built"), "{refused}");
     drop(waiting);
-    world.until("b", |command| matches!(command, Command::RebuildMissing));
+    world.until("b", |command| {
+        matches!(command, Command::Target(TargetCommand::RebuildMissing))
+    });
 }

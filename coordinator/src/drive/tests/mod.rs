@@ -11,8 +11,8 @@ mod watching;
 mod world;
 
 use steep_protocol::message::agent::{
-    Carried, Command, PublicationState, PublicationStatus, Published, SlotStatus, Subscribed,
-    SubscriptionStatus, SubscriptionWiring,
+    Carried, Command, PublicationState, PublicationStatus, Published, SlotStatus, SourceCommand,
+    Subscribed, SubscriptionStatus, SubscriptionWiring, TargetCommand,
 };
 use steep_protocol::{ByteCount, JobId, Lsn};
 
@@ -21,13 +21,14 @@ fn directory() -> tempfile::TempDir {
 }
 
 fn is_copy(command: &Command) -> bool {
-    matches!(command, Command::Copy { .. })
+    matches!(command, Command::Target(TargetCommand::Copy(_)))
 }
 
 fn is_cleanup(command: &Command) -> bool {
     matches!(
         command,
-        Command::CleanupSource { .. } | Command::CleanupTarget { .. }
+        Command::Source(SourceCommand::Cleanup { .. })
+            | Command::Target(TargetCommand::Cleanup { .. })
     )
 }
 

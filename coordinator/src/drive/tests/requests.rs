@@ -1,6 +1,6 @@
 //! Claims about what operators ask.
 
-use steep_protocol::message::agent::Command;
+use steep_protocol::message::agent::{Command, CopyParts, SourceCommand, TargetCommand};
 use steep_protocol::message::job::Method;
 use steep_protocol::{FaultKind, NodeState};
 
@@ -96,7 +96,7 @@ fn several_targets_begin_together_and_share_the_sources_workers() {
             .iter()
             .rev()
             .filter_map(|(_, c)| match c {
-                Command::Copy { parallel, .. } => Some(*parallel),
+                Command::Target(TargetCommand::Copy(CopyParts { parallel, .. })) => Some(*parallel),
                 _ => None,
             });
         copies.next().unwrap()
@@ -145,7 +145,7 @@ fn a_cancel_answers_when_everything_is_removed() {
         .map(|(_, c)| c.clone())
         .collect();
     assert!(
-        matches!(first[..], [Command::CleanupTarget { .. }]),
+        matches!(first[..], [Command::Target(TargetCommand::Cleanup { .. })]),
         "{first:?}"
     );
     assert!(
@@ -203,7 +203,7 @@ fn the_preflight_alone_touches_nothing_and_takes_its_permission_back() {
     assert_eq!(targets, [node("b"), node("c")]);
     assert_eq!(world.state("b"), NodeState::Uninitialized);
     let last = &world.agent("a").history.last().unwrap().1;
-    assert_eq!(*last, Command::ReleaseSource);
+    assert_eq!(*last, Command::Source(SourceCommand::Release));
     assert!(world.agents.values().all(|agent| agent.kept.is_empty()));
 
     let specs = vec![spec("a", "b")];
@@ -230,7 +230,10 @@ fn a_permission_that_could_not_be_taken_back_is_when_its_agent_is_back() {
     world.join("a");
     world.run_on();
     let agent = &world.agents[&node("a")];
-    assert_eq!(agent.history.last().unwrap().1, Command::ReleaseSource);
+    assert_eq!(
+        agent.history.last().unwrap().1,
+        Command::Source(SourceCommand::Release)
+    );
     assert!(agent.admitted.is_empty());
     assert!(agent.kept.is_empty(), "its outcome is not kept for ever");
 }

@@ -6,13 +6,14 @@ use std::path::Path;
 
 use jiff::SignedDuration;
 use steep_protocol::message::agent::{
-    AgentMessage, Command, CoordinatorMessage, MissingObjects, Observed, Outcome, PartDone,
-    Rebuilt, Registration, ReplicatedDigest, Seat, SlotStatus, SubscriptionStatus, TableSummary,
+    AgentMessage, Command, CoordinatorMessage, CopyParts, MissingObjects, NodeCommand, Observed,
+    Outcome, PartDone, Rebuilt, Registration, ReplicatedDigest, Seat, SlotOrigin, SlotStatus,
+    SourceCommand, SubscriptionStatus, TableSummary, TargetCommand,
 };
 use steep_protocol::message::api::{EndView, EventView, NodeView, ProgressView};
 use steep_protocol::message::facts::{Finding, SourceFacts};
 use steep_protocol::message::handover::{
-    HandoverFacts, PreparedSlot, PreparedState, Replication, SlotFacts, SlotName,
+    PreparedSlot, PreparedState, Replication, SlotFacts, SlotName,
 };
 use steep_protocol::message::job::{CancelledData, JobSpec};
 use steep_protocol::message::schema::{SchemaCursor, SchemaReview};
@@ -255,11 +256,6 @@ impl World {
                         id: command,
                         job,
                         command: what,
-                    }
-                    | CoordinatorMessage::CommandOn {
-                        id: command,
-                        job,
-                        command: what,
                         ..
                     } => {
                         if let Some(outcome) = agent.kept.get(&command) {
@@ -318,25 +314,35 @@ impl World {
     /// Does what a good agent does: messages first, then the outcome.
     fn perform(&mut self, name: &str, job: JobId, command: &Command) -> Outcome {
         match command {
-            Command::GatherSource { .. }
-            | Command::GatherHandover { .. }
-            | Command::OpenSource { .. }
-            | Command::Admit { .. }
-            | Command::AdmitReplicated { .. } => self.agent(name).admitted.insert(job),
-            Command::CleanupSource { .. } | Command::ReleaseSource | Command::ReturnSlot { .. } => {
-                self.agent(name).admitted.remove(&job)
-            }
-            _ => false,
-        };
+            Command::Source(command) => self.as_source(name, job, command),
+            Command::Target(command) => self.as_target(name, job, command),
+            Command::Node(NodeCommand::DescribeSchema { cursor, .. }) => Outcome::SchemaPage {
+                page: Box::default(),
+                next: cursor.is_none().then_some(SchemaCursor {
+                    reading: 7,
+                    page: 1,
+                }),
+            },
+            Command::Node(NodeCommand::CaptureFingerprints) => Outcome::Captured { tables: 3 },
+        }
+    }
+
+    fn as_source(&mut self, name: &str, job: JobId, command: &SourceCommand) -> Outcome {
         match command {
-            Command::GatherSource { .. } => Outcome::SourceFacts(Box::default()),
-            Command::GatherHandover { .. } => Outcome::HandoverFacts(Box::new(HandoverFacts {
-                source: SourceFacts::default(),
-                slot: SlotFacts::default(),
-            })),
-            Command::PrepareSlot { .. } => Outcome::SlotPrepared(Box::new(prepared(job))),
-            Command::GatherTarget { .. } => Outcome::TargetFacts(Box::default()),
-            Command::OpenSource { .. } => {
+            SourceCommand::Gather { slot, .. } => {
+                self.agent(name).admitted.insert(job);
+                let prepared = *slot == SlotOrigin::Prepared;
+                Outcome::SourceFacts(Box::new(SourceFacts {
+                    slot: prepared.then(SlotFacts::default),
+                    ..SourceFacts::default()
+                }))
+            }
+            SourceCommand::Admit { .. } => {
+                self.agent(name).admitted.insert(job);
+                Outcome::Done
+            }
+            SourceCommand::Open(_) => {
+                self.agent(name).admitted.insert(job);
                 self.agent(name).snapshots.insert(job);
                 self.agent(name).sums.insert(job, (PARTS, 60, 6_000));
                 self.say(
@@ -352,58 +358,61 @@ impl World {
                     parts: PARTS,
                 }
             }
-            Command::Copy { order, .. } => {
+            SourceCommand::Prove => self.sums(name, job),
+            SourceCommand::AwaitFence => Outcome::FencePassed { lsn: Lsn(10) },
+            SourceCommand::PrepareSlot { .. } => Outcome::SlotPrepared(Box::new(prepared(job))),
+            SourceCommand::CloseSnapshot => {
+                self.agent(name).snapshots.remove(&job);
+                Outcome::Done
+            }
+            SourceCommand::Cleanup { .. } => {
+                self.agent(name).admitted.remove(&job);
+                self.agent(name).snapshots.remove(&job);
+                Outcome::Done
+            }
+            SourceCommand::Release | SourceCommand::ReturnSlot { .. } => {
+                self.agent(name).admitted.remove(&job);
+                Outcome::Done
+            }
+            SourceCommand::TakeSlot { .. } | SourceCommand::DropPrepared => Outcome::Done,
+        }
+    }
+
+    fn as_target(&mut self, name: &str, job: JobId, command: &TargetCommand) -> Outcome {
+        match command {
+            TargetCommand::Gather { .. } => Outcome::TargetFacts(Box::default()),
+            TargetCommand::Copy(CopyParts { order, .. }) => {
                 let parts: Vec<PartDone> = order.iter().map(|part| done(part.0)).collect();
                 self.agent(name).sums.insert(job, (PARTS, 60, 6_000));
                 self.say(name, AgentMessage::PartsDone { job, parts });
                 Outcome::Done
             }
-            Command::ProveTarget | Command::ProveSource => {
-                let (parts, rows, bytes) = self.agent(name).sums[&job];
-                Outcome::Totals {
-                    parts,
-                    rows: RowCount(rows),
-                    bytes: ByteCount(bytes),
-                }
-            }
-            Command::AwaitFence => Outcome::FencePassed { lsn: Lsn(10) },
-            Command::PrepareTarget { .. }
-            | Command::MatchSchema { .. }
-            | Command::BuildIndexes { .. }
-            | Command::BuildConstraints { .. } => Outcome::Warned(Vec::new()),
-            Command::Finish { .. } => Outcome::Finished {
+            TargetCommand::Prove => self.sums(name, job),
+            TargetCommand::Prepare(_)
+            | TargetCommand::BuildIndexes { .. }
+            | TargetCommand::BuildConstraints { .. } => Outcome::Warned(Vec::new()),
+            TargetCommand::Finish { .. } => Outcome::Finished {
                 findings: Vec::new(),
                 missing: self.missing.clone(),
             },
-            Command::RebuildMissing => Outcome::Rebuilt(Rebuilt {
+            TargetCommand::RebuildMissing => Outcome::Rebuilt(Rebuilt {
                 made: 1,
                 missing: self.missing.clone(),
             }),
-            Command::CleanupSource { .. } | Command::CloseSnapshot => {
-                self.agent(name).snapshots.remove(&job);
-                Outcome::Done
-            }
-            Command::Subscribe { .. }
-            | Command::AwaitNativeCopy
-            | Command::ReleaseTarget
-            | Command::ReleaseSource
-            | Command::Admit { .. }
-            | Command::AdmitReplicated { .. }
-            | Command::TakeSlot { .. }
-            | Command::ReturnSlot { .. }
-            | Command::DropPrepared
-            | Command::CleanupTarget { .. } => Outcome::Done,
-            Command::DescribeSchema { cursor, .. } => Outcome::SchemaPage {
-                page: Box::default(),
-                next: cursor.is_none().then_some(SchemaCursor {
-                    reading: 7,
-                    page: 1,
-                }),
-            },
-            Command::CaptureFingerprints => Outcome::Captured { tables: 3 },
-            Command::CompareSchemas { .. } | Command::CompareReplicated { .. } => {
-                Outcome::Reviewed(Box::new(self.review.clone()))
-            }
+            TargetCommand::Subscribe { .. }
+            | TargetCommand::AwaitNativeCopy
+            | TargetCommand::Release
+            | TargetCommand::Cleanup { .. } => Outcome::Done,
+            TargetCommand::Compare { .. } => Outcome::Reviewed(Box::new(self.review.clone())),
+        }
+    }
+
+    fn sums(&mut self, name: &str, job: JobId) -> Outcome {
+        let (parts, rows, bytes) = self.agent(name).sums[&job];
+        Outcome::Totals {
+            parts,
+            rows: RowCount(rows),
+            bytes: ByteCount(bytes),
         }
     }
 

@@ -40,7 +40,6 @@ impl Turn {
         };
         self.job.retrying.clear();
         self.job.facts = None;
-        self.job.slot_facts = None;
         let all_here = Side::BOTH.into_iter().all(|side| self.online(side));
         let (patience, awaited) = match &why {
             Why::Failed(_) if all_here => (SHOW_AFTER_FAULT, Awaited::Nobody),

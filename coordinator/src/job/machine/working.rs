@@ -91,10 +91,6 @@ impl Turn {
         self.job.retrying.retain(|r| r.work != work);
         match (work, outcome) {
             (Work::GatherSource, Outcome::SourceFacts(facts)) => self.job.facts = Some(facts),
-            (Work::GatherSource, Outcome::HandoverFacts(facts)) => {
-                self.job.facts = Some(Box::new(facts.source));
-                self.job.slot_facts = Some(Box::new(facts.slot));
-            }
             (Work::GatherTarget, Outcome::TargetFacts(facts)) => return self.judge(&facts),
             (Work::OpenSource, Outcome::SourceOpened { lsn, tables, parts }) => {
                 self.job.plan = Some(Plan { lsn, tables, parts });
@@ -134,7 +130,6 @@ impl Turn {
                 | Outcome::Captured { .. }
                 | Outcome::Reviewed(_)
                 | Outcome::SlotPrepared(_)
-                | Outcome::HandoverFacts(_)
                 | Outcome::Subscribed { .. }
                 | Outcome::Finished { .. }
                 | Outcome::Rebuilt(_),
@@ -149,10 +144,10 @@ impl Turn {
     /// Whether the command's outcome did not bring what the next step needs.
     fn missing(&self, work: Work) -> bool {
         match work {
-            Work::GatherSource => {
-                let lacks_slot = self.job.handover.is_some() && self.job.slot_facts.is_none();
-                self.job.facts.is_none() || lacks_slot
-            }
+            Work::GatherSource => match &self.job.facts {
+                Some(facts) => self.job.handover.is_some() && facts.slot.is_none(),
+                None => true,
+            },
             Work::OpenSource => self.job.plan.is_none(),
             Work::ProveTarget => self.job.proved_target.is_none(),
             Work::ProveSource => self.job.proved_source.is_none(),
@@ -196,13 +191,12 @@ impl Turn {
         let Some(source) = self.job.facts.take() else {
             return self.fail(self.misunderstood(Work::GatherSource));
         };
-        let slot = self.job.slot_facts.take();
         let around = std::mem::take(&mut self.job.around);
         let case = Case {
             spec: &self.job.spec,
             source: &source,
             target,
-            handover: self.job.handover.as_ref().zip(slot.as_deref()),
+            handover: self.job.handover.as_ref().zip(source.slot.as_ref()),
             around: &around,
         };
         let findings = (self.rules.judge)(&case);

@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::feature::Feature;
+use super::handover::SlotFacts;
 use super::identity::IdentityGroup;
 use super::lineage::{Lineage, Tool};
 use super::schema::SchemaReview;
@@ -229,6 +230,8 @@ pub struct SourceFacts {
     pub pg_dump: Option<Result<u32, String>>,
     /// What its rows need.
     pub loading: LoadingFacts,
+    /// The prepared slot, where the job goes on from one.
+    pub slot: Option<SlotFacts>,
 }
 
 /// Tables of one owner.

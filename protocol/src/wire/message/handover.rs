@@ -11,7 +11,7 @@ use std::str::FromStr;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::facts::{Listed, SourceFacts};
+use super::facts::Listed;
 use super::job::{JobSpec, ReplicationNames};
 use crate::wire::{ByteCount, Identifier, JobId, Lsn, NodeId};
 
@@ -238,15 +238,6 @@ pub struct ServerSlot {
     pub restart: Option<Lsn>,
     /// What has been confirmed: nothing before it is sent again.
     pub confirmed: Option<Lsn>,
-}
-
-/// What a source says before a hand-over.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct HandoverFacts {
-    /// The server and what is in it.
-    pub source: SourceFacts,
-    /// The slot.
-    pub slot: SlotFacts,
 }
 
 /// Whether a job that ends before its time may have had changes applied from its prepared slot.

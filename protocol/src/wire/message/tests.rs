@@ -3,7 +3,10 @@
 use jiff::Timestamp;
 use proptest::prelude::*;
 
-use super::agent::{AgentMessage, Command, CoordinatorMessage, Outcome, PartDone, ProgressReport};
+use super::agent::{
+    AgentMessage, Command, CoordinatorMessage, CopyParts, Outcome, PartDone, ProgressReport,
+    SourceCommand, TargetCommand,
+};
 use super::api::{
     ApiReply, ApiRequest, AuditView, EndView, JobView, PhaseSeconds, PhaseTime, Report, TableTime,
 };
@@ -297,13 +300,12 @@ fn hand_overs_round_trip_and_a_bad_slot_name_does_not_decode() {
         id: JobId(9),
         slot: slot.clone(),
     };
-    let told = CoordinatorMessage::CommandOn {
+    let target = NodeId::parse("b").unwrap();
+    let told = CoordinatorMessage::Command {
         id: CommandId(1),
         job: JobId(2),
         replication: replication.clone(),
-        command: Command::TakeSlot {
-            target: NodeId::parse("b").unwrap(),
-        },
+        command: Command::Source(SourceCommand::TakeSlot { target }),
     };
     let bytes = encode(&told).unwrap();
     assert_eq!(decode::<CoordinatorMessage>(&bytes).unwrap(), told);
@@ -360,14 +362,15 @@ proptest! {
         let command = CoordinatorMessage::Command {
             id: CommandId(1),
             job: JobId(1),
-            command: Command::Copy {
+            replication: Replication::of(JobId(1)),
+            command: Command::Target(TargetCommand::Copy(CopyParts {
                 source,
                 epoch: Epoch(0),
                 parallel: 4,
                 compression: Compression::Auto,
                 max_rate: rate.map(ByteCount),
                 order: order.into_iter().map(PartNo).collect(),
-            },
+            })),
         };
         prop_assert_eq!(decode::<CoordinatorMessage>(&encode(&command).unwrap()).unwrap(), command);
     }

@@ -13,9 +13,7 @@ use std::collections::HashMap;
 use jiff::SignedDuration;
 use steep_protocol::message::agent::MissingObjects;
 use steep_protocol::message::facts::{Severity, SourceFacts};
-use steep_protocol::message::handover::{
-    HandoverFacts, Replication, SchemaCheck, SlotFacts, SlotName, Used,
-};
+use steep_protocol::message::handover::{Replication, SchemaCheck, SlotFacts, SlotName, Used};
 use steep_protocol::message::job::Method;
 use steep_protocol::{ByteCount, FaultKind, JobId, Lsn, NodeState, Retry, RowCount};
 
@@ -299,9 +297,9 @@ impl World {
 
     fn outcome_of(&self, work: Work) -> Outcome {
         if work == Work::GatherSource && self.job.handover.is_some() {
-            return Outcome::HandoverFacts(Box::new(HandoverFacts {
-                source: SourceFacts::default(),
-                slot: SlotFacts::default(),
+            return Outcome::SourceFacts(Box::new(SourceFacts {
+                slot: Some(SlotFacts::default()),
+                ..SourceFacts::default()
             }));
         }
         outcome_of(work)

@@ -1,9 +1,11 @@
 //! What an agent can be told to do, and what comes of it.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::super::facts::{Finding, SourceFacts, TargetFacts};
-use super::super::handover::{HandoverFacts, PreparedSlot, SchemaCheck, Used};
+use super::super::handover::{PreparedSlot, SchemaCheck, Used};
 use super::super::job::{
     CancelledData, Compression, ExistingRows, SchemaMode, SyncSlots, TableFilter, YieldToDdl,
 };
@@ -20,82 +22,122 @@ pub struct PeerAddress {
     pub address: String,
 }
 
-/// What an agent can be told to do. Each is idempotent by job: done again, it finds its own work.
+/// What an agent can be told to do: as the source of a job, as its target, or about its own node. Each
+/// command is idempotent by job: done again, it finds its own work.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Command {
-    /// Source: look, touch nothing. From here on `target` may ask for this job.
-    GatherSource {
+    /// As a source.
+    Source(SourceCommand),
+    /// As a target.
+    Target(TargetCommand),
+    /// As either.
+    Node(NodeCommand),
+}
+
+impl From<SourceCommand> for Command {
+    fn from(command: SourceCommand) -> Self {
+        Self::Source(command)
+    }
+}
+
+impl From<TargetCommand> for Command {
+    fn from(command: TargetCommand) -> Self {
+        Self::Target(command)
+    }
+}
+
+impl From<NodeCommand> for Command {
+    fn from(command: NodeCommand) -> Self {
+        Self::Node(command)
+    }
+}
+
+/// What the source's agent can be told to do.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum SourceCommand {
+    /// Look, touch nothing. From here on `target` may ask for this job.
+    Gather {
         /// Who will ask.
         target: NodeId,
         /// Which tables.
         filter: TableFilter,
+        /// Which slot the job uses.
+        slot: SlotOrigin,
     },
-    /// Target: look, touch nothing, and compare with the source.
-    GatherTarget {
-        /// The source's agent.
-        source: PeerAddress,
-        /// Which tables.
-        filter: TableFilter,
-    },
-    /// Source: publication, then slot with exported snapshot, then the plan under it. The snapshot
-    /// stays open until [`Command::CloseSnapshot`] or [`Command::CleanupSource`].
-    OpenSource {
-        /// The one node that may fetch it.
+    /// From here on `target` may ask for this job. Looks at nothing.
+    Admit {
+        /// Who will ask.
         target: NodeId,
-        /// Which tables.
+        /// For which tables.
         filter: TableFilter,
-        /// Whether a slot and a snapshot are wanted, or only publication and plan.
-        export: Export,
-        /// Workers that will fetch, for the plan.
-        parallel: u8,
-        /// See [`super::super::job::JobSpec::large_table_threshold`].
-        large_table_threshold: ByteCount,
-        /// See [`super::super::job::JobSpec::yield_to_ddl`].
-        yield_to_ddl: YieldToDdl,
+        /// The job that made a replication: then the description of the source also says which tables
+        /// the publication of that replication carries.
+        replicated: Option<JobId>,
     },
-    /// Target: create the schema where there is none, else check, empty (if told to) and put
-    /// indexes and constraints aside.
-    PrepareTarget {
-        /// The source's agent.
-        source: PeerAddress,
-        /// Which tables.
-        filter: TableFilter,
-        /// About rows that are there.
-        existing: ExistingRows,
-        /// About differences.
-        schema_mode: SchemaMode,
-        /// Whether indexes wait until after the rows.
-        indexes: IndexTiming,
-    },
-    /// Target: fetch these parts in this order, with that many workers, each committed with its
-    /// ledger row. Parts in the ledger already are reported done and not fetched.
-    Copy {
-        /// The source's agent.
-        source: PeerAddress,
-        /// The snapshot they belong to.
-        epoch: Epoch,
-        /// Workers.
-        parallel: u8,
-        /// Compression on the wire.
-        compression: Compression,
-        /// Bytes a second over all workers, before compression.
-        max_rate: Option<ByteCount>,
-        /// The parts; free workers take the next one.
-        order: Vec<PartNo>,
-    },
-    /// Source: all rows are there; end the snapshot, keep the slot.
+    /// Publication, then slot with exported snapshot, then the plan under it. The snapshot stays open
+    /// until [`SourceCommand::CloseSnapshot`] or [`SourceCommand::Cleanup`].
+    Open(OpenSource),
+    /// All rows are there; end the snapshot, keep the slot.
     CloseSnapshot,
-    /// Target: build what was put aside, up to and including indexes.
+    /// Take a fence LSN now and wait until the job's slot has confirmed it.
+    AwaitFence,
+    /// Sum up what was sent. Forgets the job's plan; the slot stays, for replication.
+    Prove,
+    /// The job is over and good; forget it, so that its target may not ask any more. Slot and
+    /// publication stay, for replication.
+    Release,
+    /// End the snapshot and remove slots and publication.
+    Cleanup {
+        /// Slots that the target's server may have left, where it copies by itself.
+        sync_slots: Option<SyncSlots>,
+    },
+    /// Make publication and slot of the command's replication, noted with that time of expiry.
+    PrepareSlot {
+        /// How long the slot is kept for want of a hand-over.
+        expires_seconds: u64,
+    },
+    /// Drop what [`SourceCommand::PrepareSlot`] made, unless a node uses it.
+    DropPrepared,
+    /// Note that the prepared slot is that target's from here on, so that it does not expire.
+    TakeSlot {
+        /// The target.
+        target: NodeId,
+    },
+    /// The target does not use the prepared slot after all. It is kept for another try until it expires.
+    ReturnSlot {
+        /// The target.
+        target: NodeId,
+        /// Whether changes may have been applied from it.
+        used: Used,
+    },
+}
+
+/// What the target's agent can be told to do.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum TargetCommand {
+    /// Look, touch nothing, and compare with the source.
+    Gather {
+        /// The source's agent.
+        source: PeerAddress,
+        /// Which tables.
+        filter: TableFilter,
+    },
+    /// Make the schema ready for the rows, or hold it against the source's where they are there.
+    Prepare(PrepareTarget),
+    /// Fetch parts, each committed with its ledger row. Parts in the ledger already are reported done
+    /// and not fetched.
+    Copy(CopyParts),
+    /// Build what was put aside, up to and including indexes.
     BuildIndexes {
         /// Builds at once.
         parallel: u8,
     },
-    /// Target: foreign keys, triggers and the rest.
+    /// Build foreign keys, triggers and the rest.
     BuildConstraints {
         /// Validations at once.
         parallel: u8,
     },
-    /// Target: subscription on the job's slot, origin at that LSN, enabled.
+    /// Make the subscription on the job's slot, move its origin to that LSN, enable it.
     Subscribe {
         /// The source's agent, which knows its own connection string.
         source: PeerAddress,
@@ -104,165 +146,289 @@ pub enum Command {
         /// Which of the source's changes to take.
         origin: ChangeOrigin,
     },
-    /// Target, native method: until every table of the subscription is ready.
+    /// Native method: wait until every table of the subscription is ready.
     AwaitNativeCopy,
-    /// Source: take a fence LSN now and wait until the job's slot has confirmed it.
-    AwaitFence,
-    /// Target: sequences from the source, materialised views, `ANALYZE`.
+    /// Sequences from the source, materialised views, `ANALYZE`.
     Finish {
         /// The source's agent.
         source: PeerAddress,
         /// Tables analysed at once.
         parallel: u8,
     },
-    /// Target: what the ledger holds.
-    ProveTarget,
-    /// Source: what was sent. Forgets the job's plan; the slot stays, for replication.
-    ProveSource,
-    /// Target: the job is over and good; forget the ledger.
-    ReleaseTarget,
-    /// Source: remove slots, publication and snapshot.
-    CleanupSource {
-        /// Slots that the target's server may have left, where it copies by itself.
-        sync_slots: Option<SyncSlots>,
-    },
-    /// Target: remove subscription, origin, ledger and, unless kept, the rows and tables we made.
-    CleanupTarget {
+    /// Sum up the ledger.
+    Prove,
+    /// The job is over and good; forget the ledger.
+    Release,
+    /// Remove subscription, origin, ledger and, unless kept, the rows and tables we made.
+    Cleanup {
         /// What becomes of the rows.
         data: CancelledData,
     },
-    /// Either: read the schema, or give the next page of a reading.
+    /// Compare with the source, which must have been told [`SourceCommand::Admit`] for the same job.
+    Compare {
+        /// The source's agent.
+        source: PeerAddress,
+        /// Which tables.
+        filter: TableFilter,
+        /// What of them.
+        what: Comparison,
+    },
+    /// Try again what could not be made, whichever job it was.
+    RebuildMissing,
+}
+
+/// What any agent can be told to do about its own node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum NodeCommand {
+    /// Read the schema, or give the next page of a reading.
     DescribeSchema {
         /// Of which tables; only for the first page.
         filter: TableFilter,
         /// Which page, unless the first.
         cursor: Option<SchemaCursor>,
     },
-    /// Either: store every table's fingerprint as it is now.
+    /// Store every table's fingerprint as it is now.
     CaptureFingerprints,
-    /// Source: from here on `target` may ask for this job. Looks at nothing.
-    Admit {
-        /// Who will ask.
-        target: NodeId,
-        /// For which tables.
-        filter: TableFilter,
-    },
-    /// Target: compare with the source, and store the source's fingerprints. The source must have been
-    /// told [`Command::Admit`] for the same job.
-    CompareSchemas {
-        /// The source's agent.
-        source: PeerAddress,
-        /// Which tables.
-        filter: TableFilter,
-    },
-    /// Source: the job is over and good; forget it, so that its target may not ask any more. Slot and
-    /// publication stay, for replication.
-    ReleaseSource,
-    /// Source: as [`Command::Admit`]; what it describes also says which tables the publication of that
-    /// replication carries.
-    AdmitReplicated {
-        /// Who will ask.
-        target: NodeId,
-        /// For which tables.
-        filter: TableFilter,
-        /// The job that made the replication.
-        replication: JobId,
-    },
-    /// Target: compare what that replication carries with the source; stores nothing. The source must
-    /// have been told [`Command::AdmitReplicated`] for the same job.
-    CompareReplicated {
-        /// The source's agent.
-        source: PeerAddress,
-        /// Which tables.
-        filter: TableFilter,
-        /// The job that made the replication.
-        replication: JobId,
-    },
-    /// Source: publication and slot of the command's replication, noted with that time of expiry.
-    PrepareSlot {
-        /// How long the slot is kept for want of a hand-over.
-        expires_seconds: u64,
-    },
-    /// Source: drop what [`Command::PrepareSlot`] made, unless a node uses it.
-    DropPrepared,
-    /// Source: as [`Command::GatherSource`], and look at the prepared slot.
-    GatherHandover {
-        /// Who will ask.
-        target: NodeId,
-        /// Which tables.
-        filter: TableFilter,
-    },
-    /// Source: note that the prepared slot is that target's from here on, so that it does not expire.
-    TakeSlot {
-        /// The target.
-        target: NodeId,
-    },
-    /// Source: the target does not use the prepared slot after all. It is kept for another try until
-    /// it expires.
-    ReturnSlot {
-        /// The target.
-        target: NodeId,
-        /// Whether changes may have been applied from it.
-        used: Used,
-    },
-    /// Target: its rows are there; hold its schema against the source's, and do as the mode says.
-    MatchSchema {
-        /// The source's agent.
-        source: PeerAddress,
-        /// Which tables.
-        filter: TableFilter,
-        /// About statements that lose data.
-        existing: ExistingRows,
-        /// About differences.
-        schema_mode: SchemaMode,
-        /// Whether there is anything to do at all.
-        check: SchemaCheck,
-    },
-    /// Target: try again what could not be made, whichever job it was.
-    RebuildMissing,
+}
+
+/// Of [`SourceCommand::Open`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OpenSource {
+    /// The one node that may fetch it.
+    pub target: NodeId,
+    /// Which tables.
+    pub filter: TableFilter,
+    /// Whether a slot and a snapshot are wanted, or only publication and plan.
+    pub export: Export,
+    /// Workers that will fetch, for the plan.
+    pub parallel: u8,
+    /// See [`super::super::job::JobSpec::large_table_threshold`].
+    pub large_table_threshold: ByteCount,
+    /// See [`super::super::job::JobSpec::yield_to_ddl`].
+    pub yield_to_ddl: YieldToDdl,
+}
+
+/// Of [`TargetCommand::Prepare`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PrepareTarget {
+    /// The source's agent.
+    pub source: PeerAddress,
+    /// Which tables.
+    pub filter: TableFilter,
+    /// About rows that are there.
+    pub existing: ExistingRows,
+    /// About differences.
+    pub schema_mode: SchemaMode,
+    /// Where its rows come from.
+    pub rows: RowsFrom,
+}
+
+/// Where a target's rows come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RowsFrom {
+    /// The source: the schema is created where there is none, else checked and emptied (if told to), and
+    /// indexes and constraints are put aside until then.
+    Copy(IndexTiming),
+    /// A backup, which was restored before the job: the schema is held against the source's.
+    Backup(SchemaCheck),
+}
+
+/// Of [`TargetCommand::Copy`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CopyParts {
+    /// The source's agent.
+    pub source: PeerAddress,
+    /// The snapshot they belong to.
+    pub epoch: Epoch,
+    /// Workers.
+    pub parallel: u8,
+    /// Compression on the wire.
+    pub compression: Compression,
+    /// Bytes a second over all workers, before compression.
+    pub max_rate: Option<ByteCount>,
+    /// The parts; free workers take the next one.
+    pub order: Vec<PartNo>,
+}
+
+/// Which slot a job uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SlotOrigin {
+    /// One that it makes.
+    Made,
+    /// One that was prepared: [`SourceFacts::slot`] tells of it.
+    Prepared,
+}
+
+/// What of two nodes is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Comparison {
+    /// Their schemas. The target stores the source's fingerprints.
+    Schemas,
+    /// What the replication of that job carries. Nothing is stored.
+    Replicated(JobId),
+}
+
+/// How a command is treated, beside being done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// Its name in logs and traces.
+    pub name: &'static str,
+    /// What becomes of it when its agent is told to stop.
+    pub at_stop: AtStop,
+    /// What its agent does where it comes after that.
+    pub after_stop: AfterStop,
+    /// How long the coordinator waits for its outcome where it belongs to no job. A job has its own time.
+    pub limit: Duration,
+}
+
+/// What becomes of a command at work when its agent is told to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AtStop {
+    /// It has until the deadline; of a copy, the parts under way.
+    Finish,
+    /// It is cancelled at once, and given again to the next process.
+    Cancel,
+}
+
+/// What an agent that was told to stop does about a command that comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AfterStop {
+    /// It does it: the command ends or removes something.
+    Do,
+    /// It does not answer: the command is a job's, and is given again to the next process.
+    Ignore,
+    /// It refuses: somebody waits for an answer, and can ask again.
+    Refuse,
+}
+
+impl Policy {
+    /// A step of a job that takes seconds, or can be broken off between two parts.
+    const STEP: Self = Self {
+        name: "",
+        at_stop: AtStop::Finish,
+        after_stop: AfterStop::Ignore,
+        // Longer than any catalog query or dial of an agent takes.
+        limit: Duration::from_secs(60),
+    };
+    /// A step of a job that is one statement, or one wait, and can take hours.
+    const LONG_STEP: Self = Self {
+        at_stop: AtStop::Cancel,
+        ..Self::STEP
+    };
+    /// Ends or removes something. Old transactions and locks can hold it up.
+    const REMOVAL: Self = Self {
+        after_stop: AfterStop::Do,
+        limit: Duration::from_secs(600),
+        ..Self::STEP
+    };
+    /// Answers somebody who waits. Reading the largest catalog takes less than its limit.
+    const QUESTION: Self = Self {
+        after_stop: AfterStop::Refuse,
+        limit: Duration::from_secs(120),
+        ..Self::STEP
+    };
+
+    const fn named(self, name: &'static str) -> Self {
+        Self { name, ..self }
+    }
+
+    const fn within(self, limit: Duration) -> Self {
+        Self { limit, ..self }
+    }
 }
 
 impl Command {
-    /// Its name, for logs.
+    /// How it is treated.
     #[must_use]
-    pub fn name(&self) -> &'static str {
+    pub fn policy(&self) -> Policy {
         match self {
-            Self::GatherSource { .. } => "gather_source",
-            Self::GatherTarget { .. } => "gather_target",
-            Self::OpenSource { .. } => "open_source",
-            Self::PrepareTarget { .. } => "prepare_target",
-            Self::Copy { .. } => "copy",
-            Self::CloseSnapshot => "close_snapshot",
-            Self::BuildIndexes { .. } => "build_indexes",
-            Self::BuildConstraints { .. } => "build_constraints",
-            Self::Subscribe { .. } => "subscribe",
-            Self::AwaitNativeCopy => "await_native_copy",
-            Self::AwaitFence => "await_fence",
-            Self::Finish { .. } => "finish",
-            Self::ProveTarget => "prove_target",
-            Self::ProveSource => "prove_source",
-            Self::ReleaseTarget => "release_target",
-            Self::CleanupSource { .. } => "cleanup_source",
-            Self::CleanupTarget { .. } => "cleanup_target",
-            Self::DescribeSchema { .. } => "describe_schema",
-            Self::CaptureFingerprints => "capture_fingerprints",
-            Self::Admit { .. } => "admit",
-            Self::CompareSchemas { .. } => "compare_schemas",
-            Self::ReleaseSource => "release_source",
-            Self::AdmitReplicated { .. } => "admit_replicated",
-            Self::CompareReplicated { .. } => "compare_replicated",
-            Self::PrepareSlot { .. } => "prepare_slot",
-            Self::DropPrepared => "drop_prepared",
-            Self::GatherHandover { .. } => "gather_handover",
-            Self::TakeSlot { .. } => "take_slot",
-            Self::ReturnSlot { .. } => "return_slot",
-            Self::MatchSchema { .. } => "match_schema",
-            Self::RebuildMissing => "rebuild_missing",
+            Self::Source(command) => command.policy(),
+            Self::Target(command) => command.policy(),
+            Self::Node(command) => command.policy(),
+        }
+    }
+
+    /// The source's agent, where the command says to whom the target must turn.
+    #[must_use]
+    pub fn peer(&self) -> Option<&PeerAddress> {
+        let Self::Target(command) = self else {
+            return None;
+        };
+        match command {
+            TargetCommand::Gather { source, .. }
+            | TargetCommand::Prepare(PrepareTarget { source, .. })
+            | TargetCommand::Copy(CopyParts { source, .. })
+            | TargetCommand::Subscribe { source, .. }
+            | TargetCommand::Finish { source, .. }
+            | TargetCommand::Compare { source, .. } => Some(source),
+            TargetCommand::BuildIndexes { .. }
+            | TargetCommand::BuildConstraints { .. }
+            | TargetCommand::AwaitNativeCopy
+            | TargetCommand::Prove
+            | TargetCommand::Release
+            | TargetCommand::Cleanup { .. }
+            | TargetCommand::RebuildMissing => None,
         }
     }
 }
 
-/// What [`Command::OpenSource`] makes.
+impl SourceCommand {
+    fn policy(&self) -> Policy {
+        match self {
+            Self::Gather { .. } => Policy::STEP.named("gather_source"),
+            Self::Admit { .. } => Policy::QUESTION.named("admit"),
+            Self::Open(_) => Policy::LONG_STEP.named("open_source"),
+            Self::CloseSnapshot => Policy::REMOVAL.named("close_snapshot"),
+            Self::AwaitFence => Policy::LONG_STEP.named("await_fence"),
+            Self::Prove => Policy::STEP.named("prove_source"),
+            Self::Release => Policy::REMOVAL.named("release_source"),
+            Self::Cleanup { .. } => Policy::REMOVAL.named("cleanup_source"),
+            // A new slot waits for transactions that were running before it.
+            Self::PrepareSlot { .. } => Policy::QUESTION
+                .named("prepare_slot")
+                .within(Policy::REMOVAL.limit),
+            Self::DropPrepared => Policy::REMOVAL.named("drop_prepared"),
+            Self::TakeSlot { .. } => Policy::STEP.named("take_slot"),
+            Self::ReturnSlot { .. } => Policy::REMOVAL.named("return_slot"),
+        }
+    }
+}
+
+impl TargetCommand {
+    fn policy(&self) -> Policy {
+        match self {
+            Self::Gather { .. } => Policy::STEP.named("gather_target"),
+            Self::Prepare(_) => Policy::STEP.named("prepare_target"),
+            Self::Copy(_) => Policy::STEP.named("copy"),
+            Self::BuildIndexes { .. } => Policy::LONG_STEP.named("build_indexes"),
+            Self::BuildConstraints { .. } => Policy::LONG_STEP.named("build_constraints"),
+            Self::Subscribe { .. } => Policy::STEP.named("subscribe"),
+            Self::AwaitNativeCopy => Policy::LONG_STEP.named("await_native_copy"),
+            Self::Finish { .. } => Policy::LONG_STEP.named("finish"),
+            Self::Prove => Policy::STEP.named("prove_target"),
+            Self::Release => Policy::REMOVAL.named("release_target"),
+            Self::Cleanup { .. } => Policy::REMOVAL.named("cleanup_target"),
+            Self::Compare { .. } => Policy::QUESTION.named("compare"),
+            // Indexes of large tables are among what is missing.
+            Self::RebuildMissing => Policy {
+                at_stop: AtStop::Cancel,
+                ..Policy::QUESTION.named("rebuild_missing")
+            }
+            .within(Duration::from_secs(24 * 3600)),
+        }
+    }
+}
+
+impl NodeCommand {
+    fn policy(&self) -> Policy {
+        match self {
+            Self::DescribeSchema { .. } => Policy::QUESTION.named("describe_schema"),
+            Self::CaptureFingerprints => Policy::QUESTION.named("capture_fingerprints"),
+        }
+    }
+}
+
+/// What [`SourceCommand::Open`] makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Export {
     /// A slot and a snapshot, at one consistent point.
@@ -297,11 +463,11 @@ pub enum SubscriptionStart {
 pub enum Outcome {
     /// Nothing to tell.
     Done,
-    /// Of [`Command::GatherSource`].
+    /// Of [`SourceCommand::Gather`].
     SourceFacts(Box<SourceFacts>),
-    /// Of [`Command::GatherTarget`].
+    /// Of [`TargetCommand::Gather`].
     TargetFacts(Box<TargetFacts>),
-    /// Of [`Command::OpenSource`]. Totals of the pages sent before.
+    /// Of [`SourceCommand::Open`]. Totals of the pages sent before.
     SourceOpened {
         /// The consistent point; 0/0 without a slot.
         lsn: Lsn,
@@ -310,15 +476,15 @@ pub enum Outcome {
         /// Parts in the plan.
         parts: u32,
     },
-    /// Of [`Command::PrepareTarget`] and the commands that build: what was not as it should be and
+    /// Of [`TargetCommand::Prepare`] and the commands that build: what was not as it should be and
     /// did not stop the job, such as an owner that does not exist on the target.
     Warned(Vec<Finding>),
-    /// Of [`Command::AwaitFence`].
+    /// Of [`SourceCommand::AwaitFence`].
     FencePassed {
         /// The fence.
         lsn: Lsn,
     },
-    /// Of [`Command::ProveTarget`] and [`Command::ProveSource`].
+    /// Of [`TargetCommand::Prove`] and [`SourceCommand::Prove`].
     Totals {
         /// Distinct parts.
         parts: u32,
@@ -327,37 +493,35 @@ pub enum Outcome {
         /// COPY bytes in them.
         bytes: ByteCount,
     },
-    /// Of [`Command::DescribeSchema`].
+    /// Of [`NodeCommand::DescribeSchema`].
     SchemaPage {
         /// Some of it.
         page: Box<SchemaPage>,
         /// Where it goes on.
         next: Option<SchemaCursor>,
     },
-    /// Of [`Command::CaptureFingerprints`].
+    /// Of [`NodeCommand::CaptureFingerprints`].
     Captured {
         /// How many tables.
         tables: u64,
     },
-    /// Of [`Command::CompareSchemas`] and [`Command::CompareReplicated`].
+    /// Of [`TargetCommand::Compare`].
     Reviewed(Box<SchemaReview>),
-    /// Of [`Command::PrepareSlot`].
+    /// Of [`SourceCommand::PrepareSlot`].
     SlotPrepared(Box<PreparedSlot>),
-    /// Of [`Command::GatherHandover`].
-    HandoverFacts(Box<HandoverFacts>),
-    /// Of [`Command::Subscribe`] where PostgreSQL copies by itself.
+    /// Of [`TargetCommand::Subscribe`] where PostgreSQL copies by itself.
     Subscribed {
         /// The slots it makes for that.
         sync_slots: SyncSlots,
     },
-    /// Of [`Command::Finish`].
+    /// Of [`TargetCommand::Finish`].
     Finished {
         /// What was not as it should be.
         findings: Vec<Finding>,
         /// What the target lacks.
         missing: MissingObjects,
     },
-    /// Of [`Command::RebuildMissing`].
+    /// Of [`TargetCommand::RebuildMissing`].
     Rebuilt(Rebuilt),
 }
 

@@ -13,7 +13,9 @@ mod progress;
 use serde::{Deserialize, Serialize};
 
 pub use self::command::{
-    Command, Export, IndexTiming, MissingObjects, Outcome, PeerAddress, Rebuilt, SubscriptionStart,
+    AfterStop, AtStop, Command, Comparison, CopyParts, Export, IndexTiming, MissingObjects,
+    NodeCommand, OpenSource, Outcome, PeerAddress, Policy, PrepareTarget, Rebuilt, RowsFrom,
+    SlotOrigin, SourceCommand, SubscriptionStart, TargetCommand,
 };
 pub use self::membership::{
     AddedRows, AddedTable, CARRIED_MAX, Carried, EnumLabels, JoinedTable, LABELS_MAX, Made,
@@ -40,7 +42,7 @@ pub enum AgentMessage {
     /// What is true beside this agent: at once where something stands out, else with the next report
     /// that [`Cadence::due`](crate::pace::Cadence::due) asks for.
     Observed(Observed),
-    /// Some tables of a plan; all pages precede the outcome of [`Command::OpenSource`].
+    /// Some tables of a plan; all pages precede the outcome of [`SourceCommand::Open`].
     PlanPage {
         /// The job.
         job: JobId,
@@ -95,6 +97,8 @@ pub enum CoordinatorMessage {
         id: CommandId,
         /// For which job.
         job: JobId,
+        /// What carries the job's changes.
+        replication: Replication,
         /// What.
         command: Command,
     },
@@ -114,20 +118,8 @@ pub enum CoordinatorMessage {
     /// [`AgentMessage::Audited`]; written once.
     Audit(Box<AuditView>),
     /// How closely somebody looks: speak as often as that asks for, until told otherwise or the
-    /// session ends. Calm before it is said. Since protocol 2.
+    /// session ends. Calm before it is said.
     Pace(Pace),
-    /// [`CoordinatorMessage::Command`] for a job whose replication is not named after itself. Since
-    /// protocol 2.
-    CommandOn {
-        /// Its id.
-        id: CommandId,
-        /// For which job.
-        job: JobId,
-        /// What carries the job's changes.
-        replication: Replication,
-        /// What.
-        command: Command,
-    },
     /// Answers [`AgentMessage::Register`] instead of a welcome; the session ends with it.
     Rejected(Fault),
 }
