@@ -10,7 +10,7 @@ use crate::args::DoctorArgs;
 use crate::client::Client;
 use crate::failure::{self, Failure};
 use crate::render::{findings, json};
-use crate::terminal::{Terminal, print, print_line};
+use crate::terminal::{Terminal, print, print_json};
 
 /// The code of findings about schemas that differ.
 pub(super) const SCHEMA_MISMATCH: &str = "schema_mismatch";
@@ -34,7 +34,7 @@ pub(super) async fn run(mut args: DoctorArgs, context: &Context) -> Result<u8, F
 /// Tells what was found; the exit code that it means.
 pub(super) fn told(found: &[(NodeId, Vec<Finding>)], terminal: Terminal) -> u8 {
     if terminal.json {
-        print_line(&json::line(&json::Doctor::new(found)));
+        print_json(&json::doctor(found));
     } else {
         let texts: Vec<_> = found
             .iter()

@@ -1,14 +1,14 @@
 //! `steep-repl events`.
 
 use steep_protocol::NodeId;
-use steep_protocol::message::api::{ApiReply, ApiRequest, EventView};
+use steep_protocol::message::api::{ApiReply, ApiRequest};
 
 use super::Context;
 use crate::client::{Broken, Client};
 use crate::failure::{self, Failure};
 use crate::redial::Redial;
 use crate::render::{audit, events, json};
-use crate::terminal::{print_line, tell};
+use crate::terminal::{print_json, print_line, tell};
 
 /// What operators wanted.
 pub(super) async fn audit(node: Option<NodeId>, context: &Context) -> Result<u8, Failure> {
@@ -19,11 +19,11 @@ pub(super) async fn audit(node: Option<NodeId>, context: &Context) -> Result<u8,
             continue;
         };
         for wish in &wishes {
-            print_line(&if context.terminal.json {
-                json::line(&json::Wish::from(wish))
+            if context.terminal.json {
+                print_json(&json::audit_entry(wish));
             } else {
-                audit::wish(wish, context.terminal.out)
-            });
+                print_line(&audit::wish(wish, context.terminal.out));
+            }
         }
     }
     client.close().await;
@@ -90,16 +90,12 @@ async fn show(
     while let Some(reply) = replies.next().await? {
         if let ApiReply::Event(event) = reply {
             *last = event.seq.max(*last);
-            print_line(&line(&event, context));
+            if context.terminal.json {
+                print_json(&json::event(&event));
+            } else {
+                print_line(&events::event(&event, context.terminal.out));
+            }
         }
     }
     Ok(())
-}
-
-fn line(event: &EventView, context: &Context) -> String {
-    if context.terminal.json {
-        json::line(&json::Event::from(event))
-    } else {
-        events::event(event, context.terminal.out)
-    }
 }

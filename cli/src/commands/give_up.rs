@@ -9,7 +9,7 @@ use crate::client::Client;
 use crate::failure::{self, Failure};
 use crate::render::{clean, json};
 use crate::signals::Signals;
-use crate::terminal::{self, print_line};
+use crate::terminal::{self, print_json, print_line};
 
 /// Forgets a node; asks first where somebody can answer.
 pub(crate) async fn remove(node: NodeId, yes: bool, context: &Context) -> Result<u8, Failure> {
@@ -76,7 +76,7 @@ async fn give_up(
 
 fn say(node: &NodeId, state: &str, text: &str, left: &[String], context: &Context) {
     if context.terminal.json {
-        print_line(&json::line(&json::GivenUp::new(node, state, left)));
+        print_json(&json::given_up(node, state, left));
         return;
     }
     print_line(text);

@@ -42,7 +42,7 @@ pub(crate) async fn run(cli: Cli) -> u8 {
         Ok(code) => code,
         Err(failure) => {
             if terminal.json {
-                terminal::print_line(&json::line(&json::Failed::command(&failure.0)));
+                terminal::print_json(&json::error(&failure.0));
             }
             terminal::tell(&failure::render(&failure.0, terminal.err));
             failure.exit_code()

@@ -9,7 +9,7 @@ use super::init::{prepare, rebuild};
 use crate::client::Client;
 use crate::failure::{self, Failure};
 use crate::render::{json, missing, nodes, progress, report};
-use crate::terminal::{print, print_folded, print_line};
+use crate::terminal::{print, print_folded, print_json};
 
 /// Every node.
 pub(super) async fn all(context: &Context) -> Result<u8, Failure> {
@@ -17,7 +17,7 @@ pub(super) async fn all(context: &Context) -> Result<u8, Failure> {
     let views = ask(&client, None).await?;
     client.close().await;
     if context.terminal.json {
-        print_line(&json::line(&json::Nodes { nodes: &views }));
+        print_json(&json::nodes(&views));
     } else {
         print(&nodes::nodes(&views, context.terminal.out));
     }
@@ -47,14 +47,8 @@ pub(super) async fn status(node: Option<NodeId>, context: &Context) -> Result<u8
             MissingObjects::default()
         };
         if context.terminal.json && node.is_some() {
-            let job = job.as_ref().map(json::Progress::from);
-            let prepared_slots = prepared.iter().map(json::PreparedSlotView::from).collect();
-            print_line(&json::line(&json::Status {
-                node: view,
-                job,
-                prepared_slots,
-                missing: &lacks.findings,
-            }));
+            let status = json::status(view, job.as_ref(), &prepared, &lacks.findings);
+            print_json(&status);
         }
         if !text.is_empty() {
             text.push('\n');
@@ -67,7 +61,7 @@ pub(super) async fn status(node: Option<NodeId>, context: &Context) -> Result<u8
     }
     client.close().await;
     match (context.terminal.json, &node) {
-        (true, None) => print_line(&json::line(&json::Nodes { nodes: &views })),
+        (true, None) => print_json(&json::nodes(&views)),
         (true, Some(_)) => {}
         (false, _) if views.is_empty() => print(&nodes::nodes(&[], paint)),
         (false, _) => print(&text),
@@ -91,7 +85,7 @@ pub(super) async fn last_report(node: NodeId, context: &Context) -> Result<u8, F
         return Err(Failure::new(FaultKind::Failed, text).on(&node));
     };
     if context.terminal.json {
-        print_line(&json::line(&json::End::from(&*end)));
+        print_json(&json::end(&end));
     } else {
         print_folded(&report::end(&end, context.terminal.out));
     }

@@ -10,7 +10,7 @@ use crate::failure::{self, Failure};
 use crate::redial::Redial;
 use crate::render::json;
 use crate::signals::Signals;
-use crate::terminal::{self, print_line, tell};
+use crate::terminal::{self, print_json, tell};
 use crate::watch::{self, Mouse, Theme};
 
 /// The screen; or, for programs, everything it would be drawn from, an object a line. A signal is
@@ -62,13 +62,13 @@ async fn lines(client: &Client, last: &mut u64) -> Result<(), Broken> {
     let mut replies = client.ask(&ApiRequest::Watch).await.map_err(Broken::Lost)?;
     while let Some(reply) = replies.next().await? {
         match reply {
-            ApiReply::Nodes(nodes) => print_line(&json::line(&json::Nodes { nodes: &nodes })),
-            ApiReply::Progress(view) => print_line(&json::line(&json::Progress::from(&*view))),
+            ApiReply::Nodes(nodes) => print_json(&json::nodes(&nodes)),
+            ApiReply::Progress(view) => print_json(&json::progress(&view)),
             ApiReply::Event(event) if event.seq > *last => {
                 *last = event.seq;
-                print_line(&json::line(&json::Event::from(&event)));
+                print_json(&json::event(&event));
             }
-            ApiReply::Ended(end) => print_line(&json::line(&json::End::from(&*end))),
+            ApiReply::Ended(end) => print_json(&json::end(&end)),
             // Events that were written; answers to other questions; the stream's end and faults never
             // get here.
             ApiReply::Event(_)

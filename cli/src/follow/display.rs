@@ -14,7 +14,7 @@ use self::bars::Bars;
 use self::calm::Calm;
 use crate::failure::{self, Failure};
 use crate::render::{Paint, events, findings, json, report};
-use crate::terminal::{Terminal, folded, print_folded, print_line, tell};
+use crate::terminal::{Terminal, folded, print_folded, print_json, print_line, tell};
 
 /// One of three ways.
 #[derive(Debug)]
@@ -81,7 +81,7 @@ impl Display {
                     print_line(&line);
                 }
             }
-            Way::Json => print_line(&json::line(&json::Progress::from(view))),
+            Way::Json => print_json(&json::progress(view)),
         }
     }
 
@@ -89,7 +89,7 @@ impl Display {
         match &self.way {
             // The end is an object of its own, with more in it, and comes last.
             Way::Json if is_end(&event.event) => {}
-            Way::Json => print_line(&json::line(&json::Event::from(event))),
+            Way::Json => print_json(&json::event(event)),
             Way::Bars(_) if is_warning(event) => self.say(&events::brief(event, self.paint)),
             Way::Lines(_) if is_warning(event) => self.say(&events::event(event, self.paint)),
             Way::Bars(_) | Way::Lines(_) => {}
@@ -98,7 +98,7 @@ impl Display {
 
     pub(super) fn findings(&self, target: &NodeId, found: &[Finding]) {
         match &self.way {
-            Way::Json => print_line(&json::line(&json::Preflight::new(target, found))),
+            Way::Json => print_json(&json::preflight(target, found)),
             Way::Bars(_) | Way::Lines(_) => {
                 if found
                     .iter()
@@ -112,7 +112,7 @@ impl Display {
 
     pub(super) fn end(&mut self, view: &EndView) {
         match &mut self.way {
-            Way::Json => print_line(&json::line(&json::End::from(view))),
+            Way::Json => print_json(&json::end(view)),
             Way::Lines(_) => print_folded(&report::end(view, self.paint)),
             Way::Bars(bars) => {
                 bars.remove(&view.node_id);
@@ -127,7 +127,7 @@ impl Display {
 
     pub(super) fn cancelled(&self, node: &NodeId) {
         match &self.way {
-            Way::Json => print_line(&json::line(&json::Cancelled::new(node))),
+            Way::Json => print_json(&json::cancelled(node)),
             Way::Bars(_) | Way::Lines(_) => {
                 self.say(&format!(
                     "{node}: cancelled, and what the job made is removed"
@@ -141,7 +141,7 @@ impl Display {
             "{node}: the job goes on; follow it with `steep-repl init progress --node {node} --follow`"
         );
         match (&self.way, job) {
-            (Way::Json, Some(job)) => print_line(&json::line(&json::Detached::new(node, job))),
+            (Way::Json, Some(job)) => print_json(&json::detached(node, job)),
             (Way::Json, None) => tell(&how),
             (Way::Bars(_) | Way::Lines(_), _) => self.say(&how),
         }
@@ -151,7 +151,7 @@ impl Display {
     pub(super) fn failed(&self, jobs: &[NodeId], failure: &Failure) {
         if let Way::Json = self.way {
             for node in failure.concerns(jobs) {
-                print_line(&json::line(&json::Failed::job(&failure.0, node)));
+                print_json(&json::not_begun(&failure.0, node));
             }
         }
         tell(&failure::render(&failure.0, self.errors));

@@ -19,9 +19,7 @@ pub(crate) fn report(target: &NodeId, findings: &[Finding], paint: Paint) -> Str
 
 /// Differences between schemas, then the statements that would be run, in their order.
 pub(crate) fn plan(target: &NodeId, findings: &[Finding], paint: Paint) -> String {
-    let (mut statements, differences): (Vec<_>, Vec<_>) =
-        findings.iter().partition(|finding| finding.code == PLAN);
-    statements.sort_by_key(|finding| place(finding));
+    let (statements, differences) = statements_and_differences(findings);
     let mut text = format!(
         "{}: {} differences, {} statements\n",
         paint.bold(target.as_str()),
@@ -42,12 +40,17 @@ pub(crate) fn plan(target: &NodeId, findings: &[Finding], paint: Paint) -> Strin
 }
 
 /// The code of a statement of a plan.
-pub(crate) const PLAN: &str = "schema_plan";
+const PLAN: &str = "schema_plan";
 
-/// Where a statement stands in its plan: it begins with its number.
-pub(crate) fn place(finding: &Finding) -> u64 {
-    let number = finding.what.split(' ').next();
-    number.and_then(|n| n.parse().ok()).unwrap_or(u64::MAX)
+/// The statements of a plan in their order, each of which begins with its number, and all other findings.
+pub(super) fn statements_and_differences(findings: &[Finding]) -> (Vec<&Finding>, Vec<&Finding>) {
+    let (mut statements, differences): (Vec<_>, Vec<_>) =
+        findings.iter().partition(|finding| finding.code == PLAN);
+    statements.sort_by_key(|finding| {
+        let number = finding.what.split(' ').next();
+        number.map_or(u64::MAX, |number| number.parse().unwrap_or(u64::MAX))
+    });
+    (statements, differences)
 }
 
 /// The findings alone, grouped by severity.

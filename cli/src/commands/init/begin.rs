@@ -13,7 +13,7 @@ use crate::failure::{self, Failure};
 use crate::follow::Follower;
 use crate::render::{findings, json};
 use crate::signals::Signals;
-use crate::terminal::{self, Terminal, print_line, tell};
+use crate::terminal::{self, Terminal, print_json, print_line, tell};
 
 /// Whether the job is waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,11 +46,11 @@ pub(super) async fn run(
     plan::announce(client, &wanted, signals, terminal).await?;
     if manner == Manner::Detach {
         for (node, job) in &accepted(client, &wanted.begin()).await? {
-            print_line(&if terminal.json {
-                json::line(&json::Detached::new(node, *job))
+            if terminal.json {
+                print_json(&json::detached(node, *job));
             } else {
-                format!("{node}: job {job}")
-            });
+                print_line(&format!("{node}: job {job}"));
+            }
         }
         return Ok(failure::SUCCESS);
     }
@@ -127,7 +127,7 @@ pub(super) fn told(
     match done {
         Err(failure) if terminal.json => {
             for target in failure.concerns(targets) {
-                print_line(&json::line(&json::Failed::job(&failure.0, target)));
+                print_json(&json::not_begun(&failure.0, target));
             }
             tell(&failure::render(&failure.0, terminal.err));
             Ok(failure.exit_code())

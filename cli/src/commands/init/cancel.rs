@@ -9,7 +9,7 @@ use crate::commands::{Context, give_up, nodes};
 use crate::failure::{self, Failure};
 use crate::render::{events, json};
 use crate::signals::Signals;
-use crate::terminal::{self, print_line, tell};
+use crate::terminal::{self, print_json, print_line, tell};
 
 /// Stops a node's job and removes what it made; asks first where somebody can answer.
 pub(crate) async fn run(args: CancelArgs, context: &Context) -> Result<u8, Failure> {
@@ -56,18 +56,19 @@ pub(crate) async fn run(args: CancelArgs, context: &Context) -> Result<u8, Failu
             }
         };
         match reply {
-            Some(ApiReply::Event(event)) => print_line(&if context.terminal.json {
-                json::line(&json::Event::from(&event))
-            } else {
-                events::event(&event, context.terminal.out)
-            }),
+            Some(ApiReply::Event(event)) if context.terminal.json => {
+                print_json(&json::event(&event));
+            }
+            Some(ApiReply::Event(event)) => {
+                print_line(&events::event(&event, context.terminal.out));
+            }
             Some(_) => {}
             None => break,
         }
     }
     client.close().await;
     if context.terminal.json {
-        print_line(&json::line(&json::Cancelled::new(&args.node)));
+        print_json(&json::cancelled(&args.node));
     } else {
         // What it was when it was asked about.
         let followed = node

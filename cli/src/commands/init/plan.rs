@@ -10,7 +10,7 @@ use crate::commands::doctor;
 use crate::failure::Failure;
 use crate::render::{findings, json};
 use crate::signals::Signals;
-use crate::terminal::{Terminal, print, print_line, tell};
+use crate::terminal::{Terminal, print, print_json, tell};
 
 /// How findings about schemas begin.
 const ABOUT_SCHEMAS: &str = "schema_";
@@ -27,7 +27,7 @@ pub(super) async fn show(
     client.close().await;
     for (spec, (target, findings)) in wanted.specs().iter().zip(&found) {
         if terminal.json {
-            print_plan(target, spec.schema_mode, findings);
+            print_json(&json::plan(target, spec.schema_mode, findings));
         } else {
             print(&findings::plan(target, findings, terminal.out));
         }
@@ -35,11 +35,6 @@ pub(super) async fn show(
     Ok(doctor::exit_code(
         found.iter().flat_map(|(_, findings)| findings),
     ))
-}
-
-/// For programs.
-fn print_plan(target: &NodeId, mode: SchemaMode, findings: &[Finding]) {
-    print_line(&json::line(&json::Plan::new(target, mode, findings)));
 }
 
 /// Says what auto will run, before the job begins.
@@ -65,7 +60,7 @@ pub(super) async fn announce(
             continue;
         }
         if terminal.json {
-            print_plan(target, spec.schema_mode, findings);
+            print_json(&json::plan(target, spec.schema_mode, findings));
         } else {
             tell(findings::plan(target, findings, terminal.err).trim_end());
         }

@@ -7,9 +7,8 @@ use super::both;
 use crate::args::DiffArgs;
 use crate::commands::Context;
 use crate::failure::{self, Failure};
-use crate::render::json;
 use crate::render::schema::{self, Sides};
-use crate::terminal::{print, print_line};
+use crate::terminal::{print, print_json};
 
 /// The table on both sides; the exit code says whether it differs.
 pub(super) async fn run(args: DiffArgs, context: &Context) -> Result<u8, Failure> {
@@ -28,7 +27,7 @@ pub(super) async fn run(args: DiffArgs, context: &Context) -> Result<u8, Failure
         remote: (&args.remote.name(), &remote),
     };
     if context.terminal.json {
-        print_line(&json::line(&schema::json::Diff::new(table, &sides)));
+        print_json(&schema::json::diff(table, &sides));
     } else {
         print(&schema::side_by_side(
             table,
