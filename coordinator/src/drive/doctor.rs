@@ -170,6 +170,7 @@ impl<S: Store> Driver<S> {
                     around: &around,
                 };
                 let mut findings = (self.rules.judge)(&case);
+                findings.extend(preflight::copy_size(&case));
                 let source = self.registry.get(&look.spec.source);
                 let prepared = source.and_then(|agent| agent.prepared.as_deref());
                 findings.extend(preflight::standing(
