@@ -127,6 +127,10 @@ impl Settings for Given {
             max_workers: self.max_workers.or(Some(WORKERS_MAX)),
             memory_mib: self.memory_mib.or(Some(budget::DEFAULT_MIB)),
             congestion: self.congestion.or(Some(CongestionChoice::Bbr)),
+            replication_conninfo: self.replication_conninfo.or_else(|| self.postgres.clone()),
+            schema_check_interval: self
+                .schema_check_interval
+                .or_else(|| Some(format!("{}s", SCHEMA_CHECK_INTERVAL.as_secs()))),
             ..self
         }
     }
