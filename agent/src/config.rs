@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use steep_daemon::config::{ConfigError, Settings, metrics_address};
 use steep_protocol::limits::WORKERS_MAX;
-use steep_protocol::quic::{Congestion, Traffic, Tuning};
+use steep_protocol::quic::{Congestion, Tuning};
 use steep_protocol::units::{parse_duration, parse_size};
 use steep_protocol::{ByteCount, NodeId};
 
@@ -187,8 +187,8 @@ impl TryFrom<Given> for Config {
                 .transpose()?,
             schema_check_interval: interval(given.schema_check_interval.as_deref())?,
             tuning: Tuning {
-                traffic: Traffic::Bulk,
                 congestion,
+                ..Tuning::BULK
             },
         })
     }
