@@ -37,7 +37,7 @@ impl Client {
     /// # Errors
     /// [`Failure`] with exit code 6 where the certificates cannot be used, nobody answers, or the
     /// coordinator refuses.
-    pub(crate) async fn connect(access: Access) -> Result<Self, Failure> {
+    pub(crate) async fn connect(access: Access, tuning: Tuning) -> Result<Self, Failure> {
         let unauthorized = |message: String| {
             Failure::new(FaultKind::Unauthorized, message)
                 .hint("`steep-repl certs show FILE` shows what a certificate is for")
@@ -53,7 +53,7 @@ impl Client {
             ))
             .hint("issue one with `steep-repl certs issue --role operator --name operator`"));
         }
-        let endpoint = Endpoint::dialer(&credentials, Tuning::CONTROL)
+        let endpoint = Endpoint::dialer(&credentials, tuning)
             .map_err(|error| Failure::new(FaultKind::Unreachable, error.to_string()))?;
         let connection = dial(&endpoint, &access).await?;
         Ok(Self {
@@ -112,17 +112,17 @@ impl Client {
 
 /// Why a reply did not come.
 #[derive(Debug)]
-pub(crate) enum Broken {
-    /// The coordinator refused or failed: its word is final.
-    Said(Failure),
-    /// The conversation broke: what was asked for may go on, and can be asked about again.
+pub(crate) enum ReplyError {
+    /// The coordinator refused the request or failed. Asking again is no use.
+    Refused(Failure),
+    /// The connection was lost: the request may still be carried out. Ask again.
     Lost(Failure),
 }
 
-impl From<Broken> for Failure {
-    fn from(broken: Broken) -> Self {
+impl From<ReplyError> for Failure {
+    fn from(broken: ReplyError) -> Self {
         match broken {
-            Broken::Said(failure) | Broken::Lost(failure) => failure,
+            ReplyError::Refused(failure) | ReplyError::Lost(failure) => failure,
         }
     }
 }
@@ -132,7 +132,7 @@ impl Replies {
     ///
     /// # Errors
     /// [`Broken`] where the coordinator refused, or the connection broke before the end.
-    pub(crate) async fn next(&mut self) -> Result<Option<ApiReply>, Broken> {
+    pub(crate) async fn next(&mut self) -> Result<Option<ApiReply>, ReplyError> {
         if self.ended {
             return Ok(None);
         }
@@ -145,11 +145,15 @@ impl Replies {
                 self.ended = true;
                 // A coordinator that stops says so, and is asked again when it is back.
                 let again = fault.retry == Retry::NewConnection;
-                let how = if again { Broken::Lost } else { Broken::Said };
+                let how = if again {
+                    ReplyError::Lost
+                } else {
+                    ReplyError::Refused
+                };
                 Err(how(fault.into()))
             }
             Some(reply) => Ok(Some(reply)),
-            None => Err(Broken::Lost(Failure::new(
+            None => Err(ReplyError::Lost(Failure::new(
                 FaultKind::Unreachable,
                 "the coordinator stopped answering in the middle of a reply",
             ))),
@@ -173,23 +177,23 @@ fn lost(error: StreamError) -> Failure {
     let failure = Failure::new(
         fault.kind,
         format!(
-            "the conversation with the coordinator broke: {}",
+            "the connection to the coordinator was lost: {}",
             fault.message
         ),
     );
     failure.hint(
-        "jobs, and what was asked for and had arrived, go on without the command line: `steep-repl \
+        "jobs go on without the command line, and so does a request that has arrived: `steep-repl \
          status` shows them",
     )
 }
 
 /// A refusal ends it; anything else is a connection that can be made again.
-fn broken(error: StreamError) -> Broken {
+fn broken(error: StreamError) -> ReplyError {
     match error.retry() {
-        Retry::Never => Broken::Said(lost(error)),
+        Retry::Never => ReplyError::Refused(lost(error)),
         Retry::Backoff | Retry::NewConnection => match error.code() {
-            Some(CloseCode::Forbidden | CloseCode::Version) => Broken::Said(lost(error)),
-            _ => Broken::Lost(lost(error)),
+            Some(CloseCode::Forbidden | CloseCode::Version) => ReplyError::Refused(lost(error)),
+            _ => ReplyError::Lost(lost(error)),
         },
     }
 }

@@ -17,13 +17,10 @@ pub(super) const SCHEMA_MISMATCH: &str = "schema_mismatch";
 
 /// Shows what stands in the way.
 pub(super) async fn run(mut args: DoctorArgs, context: &Context) -> Result<u8, Failure> {
-    let choices = &mut args.choices;
-    choices.schema_sync = choices.schema_sync.or(context.settings.schema_sync);
-    choices.yield_to_ddl = choices.yield_to_ddl.or(context.settings.yield_to_ddl.0);
-    let parallel = Some(context.settings.parallel);
+    args.choices.fill(&context.settings);
     let specs = args
         .choices
-        .specs(&args.targets, &args.from, parallel, Confirmation::Needed)?;
+        .specs(&args.targets, &args.from, Confirmation::Needed)?;
     let client = context.client().await?;
     let request = ApiRequest::Doctor { specs };
     let found = ask(&client, &request, &args.targets).await?;

@@ -4,13 +4,14 @@ mod certs;
 mod completions;
 mod doctor;
 mod events;
-mod give_up;
 mod init;
 mod nodes;
+mod remove;
 mod schema;
 mod watch;
 
 use steep_protocol::FaultKind;
+use steep_protocol::quic::Tuning;
 
 use crate::args::{Cli, Command, InitCommand, NodesArgs, NodesCommand};
 use crate::client::Client;
@@ -31,7 +32,7 @@ pub(crate) struct Context {
 
 impl Context {
     async fn client(&self) -> Result<Client, Failure> {
-        Client::connect(self.settings.access()?).await
+        Client::connect(self.settings.access()?, Tuning::CONTROL).await
     }
 }
 
@@ -80,33 +81,14 @@ async fn execute(cli: Cli, terminal: Terminal) -> Result<u8, Failure> {
         Command::Nodes(NodesArgs { command: None }) => interruptible(nodes::all(&context)).await,
         Command::Nodes(NodesArgs {
             command: Some(NodesCommand::Remove { node, yes }),
-        }) => give_up::remove(node, yes, &context).await,
+        }) => remove::remove(node, yes, &context).await,
         Command::Status {
             node: Some(node),
             last_report: true,
         } => interruptible(nodes::last_report(node, &context)).await,
         Command::Status { node, .. } => interruptible(nodes::status(node, &context)).await,
         Command::Watch(args) => watch::run(&args, &context).await,
-        Command::Events {
-            node, audit: true, ..
-        } => interruptible(events::audit(node, &context)).await,
-        Command::Events {
-            node,
-            follow: false,
-            audit: false,
-        } => interruptible(events::past(node, &context)).await,
-        Command::Events {
-            node,
-            follow: true,
-            audit: false,
-        } => {
-            // A signal is how watching ends: no error.
-            let mut signals = Signals::catch()?;
-            tokio::select! {
-                done = events::follow(node, &context) => done,
-                _ = signals.next() => Ok(failure::SUCCESS),
-            }
-        }
+        Command::Events(args) => events::run(args, &context).await,
         Command::Schema(command) => interruptible(schema::run(command, &context)).await,
         Command::Doctor(args) => interruptible(doctor::run(args, &context)).await,
     }

@@ -1,8 +1,8 @@
 //! `steep-repl nodes` and `steep-repl status`.
 
 use steep_protocol::message::agent::MissingObjects;
-use steep_protocol::message::api::{ApiReply, ApiRequest, NodeView, ProgressView};
-use steep_protocol::{FaultKind, NodeId};
+use steep_protocol::message::api::{ApiReply, ApiRequest, EndView, NodeView, ProgressView};
+use steep_protocol::{FaultKind, NodeId, NodeState};
 
 use super::Context;
 use super::init::{prepare, rebuild};
@@ -46,6 +46,13 @@ pub(super) async fn status(node: Option<NodeId>, context: &Context) -> Result<u8
         } else {
             MissingObjects::default()
         };
+        let fault = if view.state == NodeState::Failed {
+            // Why it failed is in the view; a report that is not kept takes nothing but the hint.
+            let end = end(&client, &view.node_id).await.ok().flatten();
+            end.and_then(|end| end.fault)
+        } else {
+            None
+        };
         if context.terminal.json && node.is_some() {
             let status = json::status(view, job.as_ref(), &prepared, &lacks.findings);
             print_json(&status);
@@ -53,7 +60,7 @@ pub(super) async fn status(node: Option<NodeId>, context: &Context) -> Result<u8
         if !text.is_empty() {
             text.push('\n');
         }
-        text.push_str(&nodes::status(view, &prepared, paint));
+        text.push_str(&nodes::status(view, &prepared, fault.as_ref(), paint));
         text.push_str(&missing::list(&lacks, paint));
         if let Some(job) = job.filter(|_| node.is_some()) {
             text.push_str(&format!("\n{}", progress::block(&job, paint)));
@@ -72,14 +79,8 @@ pub(super) async fn status(node: Option<NodeId>, context: &Context) -> Result<u8
 /// How the node's last job that is over ended.
 pub(super) async fn last_report(node: NodeId, context: &Context) -> Result<u8, Failure> {
     let client = context.client().await?;
-    let replies = client
-        .ask_all(&ApiRequest::Report { node: node.clone() })
-        .await?;
+    let end = end(&client, &node).await?;
     client.close().await;
-    let end = replies.into_iter().find_map(|reply| match reply {
-        ApiReply::Ended(end) => Some(end),
-        _ => None,
-    });
     let Some(end) = end else {
         let text = "the coordinator did not say how the last job ended";
         return Err(Failure::new(FaultKind::Failed, text).on(&node));
@@ -90,6 +91,15 @@ pub(super) async fn last_report(node: NodeId, context: &Context) -> Result<u8, F
         print_folded(&report::end(&end, context.terminal.out));
     }
     Ok(failure::SUCCESS)
+}
+
+async fn end(client: &Client, node: &NodeId) -> Result<Option<Box<EndView>>, Failure> {
+    let request = ApiRequest::Report { node: node.clone() };
+    let replies = client.ask_all(&request).await?;
+    Ok(replies.into_iter().find_map(|reply| match reply {
+        ApiReply::Ended(end) => Some(end),
+        _ => None,
+    }))
 }
 
 /// The nodes as they are; an unknown one is an error.

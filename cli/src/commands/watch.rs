@@ -2,10 +2,11 @@
 
 use steep_protocol::FaultKind;
 use steep_protocol::message::api::{ApiReply, ApiRequest};
+use steep_protocol::quic::Tuning;
 
 use super::Context;
 use crate::args::WatchArgs;
-use crate::client::{Broken, Client};
+use crate::client::{Client, ReplyError};
 use crate::failure::{self, Failure};
 use crate::redial::Redial;
 use crate::render::json;
@@ -29,7 +30,7 @@ pub(super) async fn run(args: &WatchArgs, context: &Context) -> Result<u8, Failu
             "`steep-repl watch --json` and `steep-repl events --follow` write lines instead",
         ));
     }
-    let client = context.client().await?;
+    let client = Client::connect(context.settings.access()?, Tuning::WATCHING).await?;
     let mouse = if args.mouse {
         Mouse::Ours
     } else {
@@ -45,8 +46,8 @@ async fn stream(context: &Context) -> Result<u8, Failure> {
     loop {
         let why = match lines(&client, &mut last).await {
             Ok(()) => Failure::new(FaultKind::Unreachable, "the coordinator stopped telling"),
-            Err(Broken::Said(failure)) => return Err(failure),
-            Err(Broken::Lost(failure)) => failure,
+            Err(ReplyError::Refused(failure)) => return Err(failure),
+            Err(ReplyError::Lost(failure)) => failure,
         };
         tell(&format!("{}; dialling again", failure::line(&why.0)));
         let mut redial = Redial::begin(why);
@@ -58,8 +59,11 @@ async fn stream(context: &Context) -> Result<u8, Failure> {
 }
 
 /// Each connection begins with the newest events: those up to `last` have been written.
-async fn lines(client: &Client, last: &mut u64) -> Result<(), Broken> {
-    let mut replies = client.ask(&ApiRequest::Watch).await.map_err(Broken::Lost)?;
+async fn lines(client: &Client, last: &mut u64) -> Result<(), ReplyError> {
+    let mut replies = client
+        .ask(&ApiRequest::Watch)
+        .await
+        .map_err(ReplyError::Lost)?;
     while let Some(reply) = replies.next().await? {
         match reply {
             ApiReply::Nodes(nodes) => print_json(&json::nodes(&nodes)),

@@ -4,7 +4,7 @@ use steep_protocol::message::api::ApiReply;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::client::{Broken, Replies};
+use crate::client::{Replies, ReplyError};
 
 /// Replies waiting to be shown. The coordinator waits when a slow terminal fills it.
 const QUEUE: usize = 64;
@@ -14,9 +14,9 @@ const QUEUE: usize = 64;
 pub(super) enum Item {
     /// A reply of any of the streams.
     Reply(Box<ApiReply>),
-    /// A stream broke or was refused.
-    Broken(Broken),
-    /// Every stream has said all.
+    /// A stream was lost or refused.
+    Failed(ReplyError),
+    /// Every stream has input all.
     Over,
 }
 
@@ -39,9 +39,9 @@ impl Feed {
                     let item = match replies.next().await {
                         Ok(Some(reply)) => Item::Reply(Box::new(reply)),
                         Ok(None) => return,
-                        Err(broken) => Item::Broken(broken),
+                        Err(broken) => Item::Failed(broken),
                     };
-                    let last = matches!(item, Item::Broken(_));
+                    let last = matches!(item, Item::Failed(_));
                     if sender.send(item).await.is_err() || last {
                         return;
                     }

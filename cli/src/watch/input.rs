@@ -16,9 +16,9 @@ const LOOK: Duration = Duration::from_millis(200);
 /// Inputs that wait; somebody who types faster than we draw waits a moment.
 const QUEUE: usize = 64;
 
-/// What came in.
+/// What input in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Came {
+pub(super) enum UserInput {
     /// Something that means the same wherever it is.
     Input(Input),
     /// A click on that line of the screen.
@@ -28,7 +28,7 @@ pub(super) enum Came {
 }
 
 /// Inputs from now on. The end of the queue is the end of the terminal.
-pub(super) fn listen() -> mpsc::Receiver<Came> {
+pub(super) fn listen() -> mpsc::Receiver<UserInput> {
     let (sender, receiver) = mpsc::channel(QUEUE);
     std::thread::spawn(move || {
         while !sender.is_closed() {
@@ -38,8 +38,8 @@ pub(super) fn listen() -> mpsc::Receiver<Came> {
                 Err(_) => return,
             }
             let Ok(event) = event::read() else { return };
-            if let Some(came) = meaning(&event)
-                && sender.blocking_send(came).is_err()
+            if let Some(input) = meaning(&event)
+                && sender.blocking_send(input).is_err()
             {
                 return;
             }
@@ -48,17 +48,19 @@ pub(super) fn listen() -> mpsc::Receiver<Came> {
     receiver
 }
 
-fn meaning(event: &Event) -> Option<Came> {
+fn meaning(event: &Event) -> Option<UserInput> {
     match event {
-        Event::Key(key) if key.kind != KeyEventKind::Release => key_meaning(*key).map(Came::Input),
+        Event::Key(key) if key.kind != KeyEventKind::Release => {
+            key_meaning(*key).map(UserInput::Input)
+        }
         Event::Mouse(mouse) => match mouse.kind {
-            MouseEventKind::Down(MouseButton::Left) => Some(Came::Click(mouse.row)),
-            MouseEventKind::ScrollUp => Some(Came::Input(Input::Up(1))),
-            MouseEventKind::ScrollDown => Some(Came::Input(Input::Up(-1))),
+            MouseEventKind::Down(MouseButton::Left) => Some(UserInput::Click(mouse.row)),
+            MouseEventKind::ScrollUp => Some(UserInput::Input(Input::Up(1))),
+            MouseEventKind::ScrollDown => Some(UserInput::Input(Input::Up(-1))),
             _ => None,
         },
-        Event::Resize(..) => Some(Came::Input(Input::Redraw)),
-        Event::Paste(text) => Some(Came::Paste(text.clone())),
+        Event::Resize(..) => Some(UserInput::Input(Input::Redraw)),
+        Event::Paste(text) => Some(UserInput::Paste(text.clone())),
         _ => None,
     }
 }

@@ -1,17 +1,17 @@
 //! `steep-repl watch`: the cluster before your eyes.
 //!
-//! `link` (what the coordinator says) and `input` (what a person does) → `model` and `keys` (pure) →
+//! `connection` (what the coordinator says) and `input` (what a person does) → `model` and `keys` (pure) →
 //! `view` (pure, from the model to a frame) → `screen` (the terminal). Nothing here decides anything
 //! about a job: whoever watches may go at any time.
 
 mod actions;
-mod choice;
+mod connection;
 mod input;
 mod keys;
-mod link;
 mod model;
-mod outside;
+mod sanitize;
 mod screen;
+mod state;
 mod view;
 
 #[cfg(test)]
@@ -27,9 +27,9 @@ use ratatui::buffer::Buffer;
 use steep_protocol::FaultKind;
 use tokio::time::MissedTickBehavior;
 
-use self::input::Came;
+use self::connection::Connection;
+use self::input::UserInput;
 use self::keys::{Effect, Input};
-use self::link::Conversation;
 use self::model::{Model, Tone};
 pub(crate) use self::screen::Mouse;
 use self::screen::Screen;
@@ -38,14 +38,14 @@ use crate::client::Client;
 use crate::failure::Failure;
 use crate::signals::Signals;
 
-/// Between two frames while there is news: smooth, and a trickle over a slow line.
+/// Between two frames while updates arrive: smooth, and a trickle over a slow line.
 const FRAME: Duration = Duration::from_millis(100);
 
-/// Without any news the clock on the screen still goes on.
+/// Without updates the clock on the screen still goes on.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// News taken in before the next frame.
-const NEWS_A_FRAME: usize = 1_000;
+/// Updates applied before the next frame.
+const UPDATES_PER_FRAME: usize = 1_000;
 
 /// Shows the cluster until somebody has seen enough.
 ///
@@ -58,21 +58,21 @@ pub(crate) async fn run(
     mouse: Mouse,
 ) -> Result<(), Failure> {
     let mut model = Model::new(client.address(), Timestamp::now());
-    let mut conversation = Conversation::begin(client);
+    let mut connection = Connection::start(client);
     let shown = match Screen::take(mouse) {
-        Ok(screen) => show(&mut model, screen, &theme, &mut conversation, signals).await,
+        Ok(screen) => show(&mut model, screen, &theme, &mut connection, signals).await,
         Err(error) => Err(no_terminal(&error)),
     };
-    conversation.end().await;
+    connection.close().await;
     shown
 }
 
-/// The loop: news, inputs, signals and time in; frames out. The terminal is given back at its end.
+/// The loop: updates, inputs, signals and time in; frames out. The terminal is given back at its end.
 async fn show(
     model: &mut Model,
     mut screen: Screen,
     theme: &Theme,
-    conversation: &mut Conversation,
+    connection: &mut Connection,
     signals: &mut Signals,
 ) -> Result<(), Failure> {
     // After the screen is ours: what is typed before belongs to the shell.
@@ -83,16 +83,16 @@ async fn show(
     let mut dirty = true;
     loop {
         tokio::select! {
-            // Somebody who presses a key is never kept waiting by news.
+            // Somebody who presses a key is never kept waiting by updates.
             biased;
             _ = signals.next() => return Ok(()),
-            came = inputs.recv() => {
+            input = inputs.recv() => {
                 // A terminal that can't be read is gone.
-                let Some(came) = came else { return Ok(()) };
-                let effect = match came {
-                    Came::Input(input) => keys::press(model, input),
-                    Came::Click(line) => clicked(model, line),
-                    Came::Paste(text) => {
+                let Some(input) = input else { return Ok(()) };
+                let effect = match input {
+                    UserInput::Input(input) => keys::press(model, input),
+                    UserInput::Click(line) => clicked(model, line),
+                    UserInput::Paste(text) => {
                         keys::paste(model, &text);
                         None
                     }
@@ -105,8 +105,8 @@ async fn show(
                         screen.renew();
                         continue;
                     }
-                    Some(effect) if !conversation.order(effect.clone()) => {
-                        model.say("too much is being asked for already", Tone::Bad);
+                    Some(effect) if !connection.send(effect.clone()) => {
+                        model.notify("too many actions are waiting already", Tone::Error);
                     }
                     Some(_) | None => {}
                 }
@@ -121,14 +121,14 @@ async fn show(
                     dirty = false;
                 }
             }
-            news = conversation.next() => {
+            update = connection.next() => {
                 // It ends by itself only where it broke.
-                let news = news.ok_or_else(broken)?;
+                let update = update.ok_or_else(broken)?;
                 let now = Timestamp::now();
-                model.apply(news, now);
-                for _ in 0..NEWS_A_FRAME {
-                    let Some(news) = conversation.ready() else { break };
-                    model.apply(news, now);
+                model.apply(update, now);
+                for _ in 0..UPDATES_PER_FRAME {
+                    let Some(update) = connection.try_next() else { break };
+                    model.apply(update, now);
                 }
                 dirty = true;
             }

@@ -1,7 +1,7 @@
 //! The terminal as a screen: taken, drawn on, and given back whatever happens.
 //!
 //! A thread of its own writes: a terminal that takes nothing (a stalled ssh, a stopped tmux) holds up
-//! that thread alone, while keys, signals and the conversation with the coordinator go on. It draws
+//! that thread alone, while keys, signals and the connection with the coordinator go on. It draws
 //! the newest frame there is; those it was too slow for are never drawn.
 
 use std::io::{self, Write};

@@ -138,7 +138,7 @@ fn a_cancel_whose_answer_is_lost_is_said_to_be() {
     let coordinator = cancelling(|| vec![Step::Leave]);
     let mut terminal = OnTerminal::start(&coordinator, "watch");
     terminal.wait_on_screen("node_b");
-    terminal.press("jcy");
+    terminal.press("gjcy");
     terminal.wait_on_screen("node_b: the connection broke before an answer");
     terminal.wait_on_screen("live");
     terminal.press("q");
@@ -152,14 +152,14 @@ fn keys_pressed_while_dialling_are_refused_and_not_kept() {
     coordinator.wait_for_a_knock();
     terminal.wait_on_screen("node_b");
     coordinator.hear(Hearing::None);
-    terminal.press("jcy");
+    terminal.press("gjcy");
     coordinator.wait_for_a_knock();
     // Whatever is pressed has been taken once the list of keys is shown.
     terminal.press("xcy?");
     terminal.wait_on_screen("this list");
     coordinator.hear(Hearing::Good);
     terminal.wait_on_screen("live");
-    terminal.wait_on_screen("the coordinator is away: nothing was asked of it");
+    terminal.wait_on_screen("the coordinator cannot be reached: nothing was sent to it");
     // Asked after whatever was kept would have been.
     terminal.press("x\r");
     terminal.wait_on_screen("no job yet");
@@ -244,7 +244,7 @@ fn a_terminal_that_takes_nothing_holds_up_neither_keys_nor_the_coordinator_nor_t
     terminal.stall();
     // Each draws something, and asks for something else.
     for node in ["node_a", "node_b", "node_c"] {
-        terminal.press(if node == "node_a" { "\r" } else { "n" });
+        terminal.press(if node == "node_a" { "g\r" } else { "n" });
         loop {
             match heard.recv_timeout(PATIENCE).unwrap() {
                 ApiRequest::Job { node: asked, .. } if asked.as_str() == node => break,

@@ -17,14 +17,14 @@ use crate::terminal::{self, Terminal, print_json, print_line, tell};
 
 /// Whether the job is waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Manner {
+pub(super) enum AfterStart {
     /// Until its end.
     Follow,
     /// No longer than until it is stored.
     Detach,
 }
 
-impl Manner {
+impl AfterStart {
     /// As `--detach` says.
     pub(super) fn of(detach: bool) -> Self {
         if detach { Self::Detach } else { Self::Follow }
@@ -34,7 +34,7 @@ impl Manner {
 /// Begins the jobs, and follows them unless told not to.
 pub(super) async fn run(
     mut wanted: InitRequest,
-    manner: Manner,
+    after_start: AfterStart,
     client: &mut Client,
     signals: &mut Signals,
     terminal: Terminal,
@@ -44,18 +44,23 @@ pub(super) async fn run(
         wanted.confirm();
     }
     plan::announce(client, &wanted, signals, terminal).await?;
-    if manner == Manner::Detach {
-        for (node, job) in &accepted(client, &wanted.begin()).await? {
-            if terminal.json {
-                print_json(&json::detached(node, *job));
-            } else {
-                print_line(&format!("{node}: job {job}"));
-            }
-        }
+    if after_start == AfterStart::Detach {
+        detached(&accepted(client, &wanted.begin()).await?, terminal);
         return Ok(failure::SUCCESS);
     }
     let follower = Follower::new(client, signals, terminal, wanted.targets());
     Ok(follower.start(wanted.begin()).await.exit_code())
+}
+
+/// Names jobs that go on without being followed.
+pub(super) fn detached(jobs: &[(NodeId, JobId)], terminal: Terminal) {
+    for (node, job) in jobs {
+        if terminal.json {
+            print_json(&json::detached(node, *job));
+        } else {
+            print_line(&format!("{node}: job {job}"));
+        }
+    }
 }
 
 /// Shows how the schemas differ and has it confirmed. Without a difference nothing is asked.

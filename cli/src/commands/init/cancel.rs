@@ -5,7 +5,7 @@ use steep_protocol::message::job::CancelledData;
 use steep_protocol::{FaultKind, NodeState};
 
 use crate::args::CancelArgs;
-use crate::commands::{Context, give_up, nodes};
+use crate::commands::{Context, nodes, remove};
 use crate::failure::{self, Failure};
 use crate::render::{events, json};
 use crate::signals::Signals;
@@ -36,7 +36,7 @@ pub(crate) async fn run(args: CancelArgs, context: &Context) -> Result<u8, Failu
     }
     if args.force_cleanup {
         let data = data(args.keep_data);
-        return give_up::clean_up(args.node, data, client, context).await;
+        return remove::clean_up(args.node, data, client, context).await;
     }
     let data = data(args.keep_data);
     let request = ApiRequest::Cancel {

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use steep_protocol::message::schema::{SchemaDifference, Subject};
 use steep_schema::{Comparison, Status, TableComparison, line};
 
-use super::Sides;
+use super::{NOT_COMPARED, Sides};
 use crate::render::json::joined;
 
 /// Two schemas: every table, equal ones included.
@@ -19,6 +19,7 @@ pub(crate) fn comparison(compared: &Comparison) -> Value {
         "remote_only_count": compared.count(Status::RemoteOnly),
         "objects": objects,
         "object_difference_count": compared.objects.len(),
+        "not_compared": NOT_COMPARED,
     })
 }
 

@@ -9,8 +9,8 @@ use steep_protocol::message::job::Method;
 use steep_protocol::{NodeState, Phase};
 
 use super::panes;
-use super::pieces::{bar, cell, flow, put, seconds, spark, width, wrap};
 use super::theme::Theme;
+use super::widgets::{bar, cell, flow, put, seconds, spark, width, wrap};
 use crate::render::locks;
 use crate::render::progress::{left, phase_name, phase_work, retries, wire, workers};
 use crate::units;

@@ -9,11 +9,11 @@ use ratatui::widgets::{Block, Clear, Widget};
 use steep_protocol::message::job::{Confirmation, ExistingRows, JobSpec, SchemaMode};
 use steep_protocol::{NodeId, NodeState};
 
-use super::pieces::{put, wrap};
 use super::theme::{Signs, Theme};
+use super::widgets::{put, wrap};
 use crate::units;
-use crate::watch::choice::{First, Focus, Question};
 use crate::watch::model::{Model, Node};
+use crate::watch::state::{First, Focus, Question};
 
 /// Columns of a box at most, borders included.
 const WIDEST: u16 = 74;

@@ -5,8 +5,8 @@ mod detail;
 mod dialog;
 mod nodes;
 mod panes;
-mod pieces;
 pub(crate) mod theme;
+mod widgets;
 
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
@@ -16,10 +16,10 @@ use ratatui::widgets::{Clear, Widget as _};
 use steep_protocol::message::api::EventView;
 use steep_protocol::{NodeId, NodeState};
 
-use self::pieces::{cell, clock, cut, flow, put, seconds, width, wrap};
 use self::theme::Theme;
-use super::choice::{Focus, Order, Sort};
+use self::widgets::{cell, clock, cut, flow, put, seconds, width, wrap};
 use super::model::{Drawn, Link, Model, Node, Tone};
+use super::state::{Focus, Order, Sort};
 use crate::units;
 
 /// The smallest screen that anything useful fits on.
@@ -259,7 +259,7 @@ fn about(model: &Model, theme: &Theme, area: Rect, buffer: &mut Buffer) {
         (errors.join("; "), theme.bad())
     } else if let Some(view) = &node.progress {
         (detail::doing(view), theme.moving())
-    } else if let Some(text) = standing(model, node) {
+    } else if let Some(text) = standing(node) {
         (text, theme.faint())
     } else {
         return;
@@ -271,15 +271,8 @@ fn about(model: &Model, theme: &Theme, area: Rect, buffer: &mut Buffer) {
 }
 
 /// What a node is when nothing happens to it.
-fn standing(model: &Model, node: &Node) -> Option<String> {
+fn standing(node: &Node) -> Option<String> {
     let view = &node.view;
-    let own = Some(&view.node_id);
-    let replicas: Vec<_> = model
-        .nodes
-        .values()
-        .filter(|other| other.view.source_node.as_ref() == own)
-        .map(|other| other.view.node_id.as_str())
-        .collect();
     let mut parts = Vec::new();
     if let (NodeState::Synchronized, Some(source), Some(at)) =
         (view.state, &view.source_node, view.init_completed_at)
@@ -291,7 +284,8 @@ fn standing(model: &Model, node: &Node) -> Option<String> {
         }
         parts.push(text);
     }
-    if !replicas.is_empty() {
+    if !view.replicas.is_empty() {
+        let replicas: Vec<_> = view.replicas.iter().map(NodeId::as_str).collect();
         parts.push(format!("source of {}", replicas.join(", ")));
     }
     (!parts.is_empty()).then(|| parts.join("; "))
@@ -380,13 +374,13 @@ fn bottom(model: &Model, theme: &Theme, columns: u16) -> Vec<Line<'static>> {
     }
     let said = match (&model.notice, &model.link) {
         (Some(notice), _) => Some((&notice.text, notice.tone)),
-        (None, Link::Away { why, .. }) => Some((why, Tone::Bad)),
+        (None, Link::Away { why, .. }) => Some((why, Tone::Error)),
         (None, Link::Connecting | Link::Live) => None,
     };
     if let Some((text, tone)) = said {
         let style = match tone {
-            Tone::Calm => theme.strong(),
-            Tone::Bad => theme.warning(),
+            Tone::Info => theme.strong(),
+            Tone::Error => theme.warning(),
         };
         let lines = wrap(text, columns.saturating_sub(2)).into_iter();
         let line = |text: String| Line::styled(format!(" {text}"), style);

@@ -6,11 +6,11 @@ use ratatui::style::Style;
 use ratatui::text::{Line, Span};
 use steep_protocol::{NodeId, NodeState};
 
-use super::pieces::{bar, cell, put, right};
 use super::theme::Theme;
+use super::widgets::{bar, cell, put, right};
 use crate::units;
-use crate::watch::choice::Sort;
 use crate::watch::model::{Model, Node};
+use crate::watch::state::Sort;
 
 /// Columns of a name at most, and at least where a narrow screen cuts names.
 const NAME: (usize, usize) = (24, 8);
@@ -321,9 +321,11 @@ fn value(node: &Node, column: Column, room: Room, model: &Model, theme: &Theme) 
     let plain = Style::new();
     let known = match column {
         Column::State => {
-            let text = match room {
-                Room::Ample => view.state.to_string(),
-                Room::Scarce => brief(view.state).to_owned(),
+            let text = match (view.state, room) {
+                // Nothing has to be done to a node that is a source alone.
+                (NodeState::Uninitialized, _) if !view.replicas.is_empty() => "source".to_owned(),
+                (state, Room::Ample) => state.to_string(),
+                (state, Room::Scarce) => brief(state).to_owned(),
             };
             Some((text, theme.state(view.state)))
         }
@@ -338,7 +340,7 @@ fn value(node: &Node, column: Column, room: Room, model: &Model, theme: &Theme) 
             None => ("unknown".to_owned(), theme.faint()),
         }),
         Column::Elapsed => job.and_then(|view| view.started_at).map(|at| {
-            let elapsed = super::pieces::seconds(at, model.now);
+            let elapsed = super::widgets::seconds(at, model.now);
             (units::eta(elapsed as u64), plain)
         }),
         Column::Lag => view.lag_bytes.map(|lag| (units::size(lag), plain)),
@@ -374,10 +376,10 @@ fn brief(state: NodeState) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use super::super::pieces::width;
+    use super::super::widgets::width;
     use super::*;
     use crate::render::samples::node;
-    use crate::watch::model::News;
+    use crate::watch::model::Update;
 
     #[test]
     fn every_column_has_a_place_and_a_worth() {
@@ -411,8 +413,8 @@ mod tests {
         for name in ["a", "berlin-replica-2", "a-name-that-is-longer-than-others"] {
             let mut view = node(name, NodeState::Copying);
             view.source_node = Some(view.node_id.clone());
-            let news = News::Nodes(vec![view]);
-            model.apply(news, jiff::Timestamp::UNIX_EPOCH);
+            let update = Update::Nodes(vec![view]);
+            model.apply(update, jiff::Timestamp::UNIX_EPOCH);
             let on_80 = columns_of(&model, 80);
             for column in &Column::BY_WORTH[..WANTED] {
                 assert!(on_80.contains(column), "{name}: no {column:?} in {on_80:?}");

@@ -8,12 +8,12 @@ use steep_protocol::NodeId;
 use steep_protocol::message::api::{TableState, TableView};
 use steep_protocol::message::facts::{Finding, Severity};
 
-use super::pieces::{bar, cell, cut, put, right, width, wrap};
 use super::theme::Theme;
+use super::widgets::{bar, cell, cut, put, right, width, wrap};
 use super::{event_line, rule};
 use crate::units;
-use crate::watch::choice::{Detail, Pane};
 use crate::watch::model::{Model, Node};
+use crate::watch::state::{Detail, Pane};
 
 /// From so many lines on for the panes, all of them are shown.
 const ALL_PANES: u16 = 24;

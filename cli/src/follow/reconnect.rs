@@ -7,7 +7,7 @@ use steep_protocol::{Fault, FaultKind, JobId, NodeState};
 
 use super::Follower;
 use super::feed::Feed;
-use crate::client::Broken;
+use crate::client::ReplyError;
 use crate::failure::{self, Failure};
 use crate::redial::Redial;
 
@@ -31,7 +31,7 @@ impl Follower<'_> {
                     Ok(replies) => {
                         self.display.note("connected again");
                         if !told && !self.all_active(&replies) {
-                            // Nobody said that the jobs are stored, and they are not at work:
+                            // Nobody input that the jobs are stored, and they are not at work:
                             // asking once more could start twice what ended quickly.
                             return Err(redial.why());
                         }
@@ -81,7 +81,7 @@ impl Follower<'_> {
         self.feed().await
     }
 
-    /// The coordinator has said all and some end was not among it, as when the job ended while we
+    /// The coordinator has input all and some end was not among it, as when the job ended while we
     /// were away.
     pub(super) async fn settle(&mut self) -> Result<(), Failure> {
         for node in self.running() {
@@ -118,8 +118,8 @@ impl Follower<'_> {
                 // Of another job, it says nothing about ours.
                 Ok(Some(ApiReply::Ended(end))) if Some(end.job_id) == job => break Some(*end),
                 Ok(Some(_)) => {}
-                Ok(None) | Err(Broken::Said(_)) => break None,
-                Err(Broken::Lost(failure)) => return Err(failure),
+                Ok(None) | Err(ReplyError::Refused(_)) => break None,
+                Err(ReplyError::Lost(failure)) => return Err(failure),
             }
         };
         let end = reported.unwrap_or_else(|| reconstructed(view, last, job));

@@ -6,8 +6,8 @@ mod tests;
 use steep_protocol::message::job::{CancelledData, JobSpec};
 use steep_protocol::{NodeId, NodeState};
 
-use super::choice::{Detail, First, Focus, Order, Pane, Question};
 use super::model::{Model, Tone};
+use super::state::{Detail, First, Focus, Order, Pane, Question};
 
 /// The longest filter; node names are shorter.
 const FILTER_MAX: usize = 64;
@@ -245,7 +245,7 @@ fn ask_cancel(model: &mut Model) {
         }
         NodeState::Uninitialized | NodeState::Synchronized => {
             let text = format!("{id} is {state}: no job is at work, so there is nothing to cancel");
-            model.say(text, Tone::Bad);
+            model.notify(text, Tone::Error);
         }
     }
 }
@@ -275,7 +275,7 @@ fn ask_again(model: &mut Model) -> Option<Effect> {
     };
     match why_not {
         Some(text) => {
-            model.say(text, Tone::Bad);
+            model.notify(text, Tone::Error);
             None
         }
         None => Some(Effect::AskLast(id)),
@@ -287,23 +287,23 @@ fn answer(model: &mut Model, question: Question, input: Input) -> Option<Effect>
     let effect = match (question, input) {
         (_, Input::Char('n' | 'N' | 'q') | Input::Escape) => None,
         (Question::Cancel { node, .. }, Input::Char('y' | 'Y')) => {
-            model.say(format!("{node}: cancelling"), Tone::Calm);
+            model.notify(format!("{node}: cancelling"), Tone::Info);
             Some(Effect::Cancel(node, CancelledData::Remove))
         }
         (Question::Cancel { node, .. }, Input::Char('k' | 'K')) => {
-            model.say(format!("{node}: cancelling, rows are kept"), Tone::Calm);
+            model.notify(format!("{node}: cancelling, rows are kept"), Tone::Info);
             Some(Effect::Cancel(node, CancelledData::Keep))
         }
         (Question::Again { spec, first }, Input::Char('y' | 'Y')) => {
             let target = &spec.target;
             match first {
                 First::Nothing => {
-                    model.say(format!("{target}: asking for a new job"), Tone::Calm);
+                    model.notify(format!("{target}: asking for a new job"), Tone::Info);
                     Some(Effect::Init(spec))
                 }
                 First::Cancel => {
                     let text = format!("{target}: removing what there is, for a new job");
-                    model.say(text, Tone::Calm);
+                    model.notify(text, Tone::Info);
                     Some(Effect::Restart(spec))
                 }
             }

@@ -296,15 +296,17 @@ pub(crate) fn doctor(found: &[(NodeId, Vec<Finding>)]) -> Value {
     })
 }
 
-/// What would be done about schemas that differ, of what preflight found about them.
+/// What would be done: about schemas that differ, and all else that preflight found.
 pub(crate) fn plan(node: &NodeId, schema_sync: SchemaMode, found: &[Finding]) -> Value {
-    let (statements, differences) = findings::statements_and_differences(found);
+    let (schema, rest): (Vec<_>, Vec<_>) = found.iter().partition(|f| findings::is_about_schema(f));
+    let (statements, differences) = findings::statements_and_differences(schema);
     json!({
         "event": "init.plan",
         "node_id": node,
         "schema_sync": schema_sync,
         "differences": differences,
         "statements": statements,
+        "findings": rest,
     })
 }
 

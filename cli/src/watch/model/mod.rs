@@ -14,8 +14,8 @@ use steep_protocol::message::api::{EndView, EventView, JobView, NodeView, Progre
 use steep_protocol::message::job::{ExistingRows, Method};
 use steep_protocol::{Fault, JobId, NodeId, NodeState};
 
-use super::choice::{Detail, First, Focus, Order, Question, Sort};
-use super::outside::{clean_job, clean_option, clean_table};
+use super::sanitize::{clean_job, clean_option, clean_table};
+use super::state::{Detail, First, Focus, Order, Question, Sort};
 use crate::render::clean;
 
 /// Events kept: more than anybody scrolls through.
@@ -115,14 +115,14 @@ pub(crate) struct Notice {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Tone {
     /// For information.
-    Calm,
+    Info,
     /// Something went wrong or cannot be done.
-    Bad,
+    Error,
 }
 
 /// What the coordinator said, or what became of talking to it.
 #[derive(Debug)]
-pub(crate) enum News {
+pub(crate) enum Update {
     /// It is there; everything will be said anew.
     Connected,
     /// It is not.
@@ -163,18 +163,18 @@ impl Model {
         }
     }
 
-    /// Takes in news.
-    pub(crate) fn apply(&mut self, news: News, now: Timestamp) {
+    /// Takes in update.
+    pub(crate) fn apply(&mut self, update: Update, now: Timestamp) {
         self.at(now);
-        match news {
-            News::Connected => {
+        match update {
+            Update::Connected => {
                 self.link = Link::Live;
                 self.stale = Stale {
                     nodes: true,
                     events: true,
                 };
             }
-            News::Lost(fault) => {
+            Update::Lost(fault) => {
                 let since = match self.link {
                     Link::Away { since, .. } => since,
                     Link::Connecting | Link::Live => now,
@@ -182,8 +182,8 @@ impl Model {
                 let why = clean(&fault.message);
                 self.link = Link::Away { since, why };
             }
-            News::Nodes(views) => {
-                // Events come before nodes: where none came, there are none.
+            Update::Nodes(views) => {
+                // Events come before nodes: where none input, there are none.
                 self.forget_events();
                 if std::mem::take(&mut self.stale.nodes) {
                     let known: Vec<_> = views.iter().map(|view| &view.node_id).collect();
@@ -196,18 +196,21 @@ impl Model {
                 for view in views {
                     self.node(view);
                 }
+                if self.selected.is_none() {
+                    self.selected = self.most_interesting();
+                }
             }
-            News::Progress(view) => self.progress(*view),
-            News::Ended(end) => {
+            Update::Progress(view) => self.progress(*view),
+            Update::Ended(end) => {
                 if let Some(node) = self.nodes.get_mut(&end.node_id) {
                     node.progress = None;
                 }
             }
-            News::Event(event) => {
+            Update::Event(event) => {
                 self.forget_events();
                 self.event(event);
             }
-            News::Job(mut view) => {
+            Update::Job(mut view) => {
                 clean_job(&mut view);
                 if let Some(detail) = &mut self.detail
                     && detail.node == view.spec.target
@@ -215,14 +218,14 @@ impl Model {
                     detail.job = Some(view);
                 }
             }
-            News::Last(node, view) => self.last(&node, view),
-            News::Answer(Ok(text)) => self.say(text, Tone::Calm),
-            News::Answer(Err(fault)) => {
+            Update::Last(node, view) => self.last(&node, view),
+            Update::Answer(Ok(text)) => self.notify(text, Tone::Info),
+            Update::Answer(Err(fault)) => {
                 let mut text = fault.to_string();
                 if !fault.hint.is_empty() {
                     text = format!("{text} ({})", fault.hint);
                 }
-                self.say(text, Tone::Bad);
+                self.notify(text, Tone::Error);
             }
         }
     }
@@ -237,7 +240,7 @@ impl Model {
     }
 
     /// Says something.
-    pub(crate) fn say(&mut self, text: impl AsRef<str>, tone: Tone) {
+    pub(crate) fn notify(&mut self, text: impl AsRef<str>, tone: Tone) {
         self.notice = Some(Notice {
             text: clean(text.as_ref()),
             tone,
@@ -341,12 +344,12 @@ impl Model {
             return;
         }
         match view {
-            Some(view) if view.spec.method == Method::Backup => self.say(
+            Some(view) if view.spec.method == Method::Backup => self.notify(
                 format!(
-                    "the rows of {node} came from a backup: restore one, then run \
+                    "the rows of {node} input from a backup: restore one, then run \
                      `steep-repl init complete`, or `steep-repl init` to copy them"
                 ),
-                Tone::Bad,
+                Tone::Error,
             ),
             Some(view) => {
                 let diverged = self
@@ -364,14 +367,23 @@ impl Model {
                 };
                 self.focus = Focus::Question(Question::Again { spec, first });
             }
-            None => self.say(
+            None => self.notify(
                 format!(
                     "{node} has never been initialised, so there is nothing to repeat: \
                      run `steep-repl init {node} --from SOURCE`"
                 ),
-                Tone::Bad,
+                Tone::Error,
             ),
         }
+    }
+
+    /// The node to open on: one with a job at work, else one in trouble.
+    fn most_interesting(&self) -> Option<NodeId> {
+        let all = || self.nodes.values().map(|node| &node.view);
+        let active = all().find(|view| view.state.is_active());
+        let trouble = |state| matches!(state, NodeState::Failed | NodeState::Diverged);
+        let found = active.or_else(|| all().find(|view| trouble(view.state)));
+        found.map(|view| view.node_id.clone())
     }
 
     /// The nodes to show, in order.

@@ -12,6 +12,17 @@ use steep_schema::{Comparison, Schema, Status, TableComparison, line, named};
 
 use super::{Paint, clean, paragraph};
 
+/// What may differ without being a difference here: replication does not depend on it.
+pub(crate) const NOT_COMPARED: [&str; 7] = [
+    "functions",
+    "triggers",
+    "views",
+    "materialized views",
+    "rules",
+    "policies",
+    "privileges",
+];
+
 /// The narrowest half of a side by side view.
 const HALF_MIN: usize = 20;
 
@@ -43,10 +54,10 @@ pub(crate) fn comparison(compared: &Comparison, local: &str, remote: &str, paint
         ));
     }
     let count = |status| compared.count(status);
-    let differing = count(Status::Mismatch);
     let summary = format!(
-        "{} tables match, {differing} differ, {} only on {local}, {} only on {remote}; {} other differences",
+        "tables: {} match, {} differ, {} only on {local}, {} only on {remote}; other differences: {}",
         count(Status::Match),
+        count(Status::Mismatch),
         count(Status::LocalOnly),
         count(Status::RemoteOnly),
         compared.objects.len()
@@ -56,6 +67,8 @@ pub(crate) fn comparison(compared: &Comparison, local: &str, remote: &str, paint
         true => paint.green(&summary),
         false => paint.yellow(&summary),
     });
+    text.push('\n');
+    text.push_str(&paint.dim(&format!("not compared: {}", NOT_COMPARED.join(", "))));
     text.push('\n');
     text
 }
