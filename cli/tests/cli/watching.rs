@@ -2,13 +2,14 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use steep_protocol::message::api::{ApiReply, ApiRequest, EventView, NodeView};
 use steep_protocol::message::job::{CancelledData, ExistingRows};
 use steep_protocol::{Fault, FaultKind, NodeState, Phase};
 
-use crate::coordinator::{Coordinator, Hearing, PATIENCE, Step};
+use crate::coordinator::{Coordinator, Hearing, PATIENCE, Relay, Step};
 use crate::pty::OnTerminal;
 use crate::views::{accepted, all, ended, event, job, node, progress};
 
@@ -120,6 +121,25 @@ fn a_coordinator_that_comes_back_is_found_again() {
     terminal.wait_for("reconnecting");
     terminal.wait_on_screen("node_z");
     terminal.wait_on_screen("live");
+    terminal.press("q");
+    assert_eq!(terminal.code(), 0);
+}
+
+#[test]
+fn a_coordinator_that_falls_silent_is_said_to_be_gone_within_three_seconds() {
+    let coordinator = cluster();
+    let relay = Relay::start(&coordinator.address);
+    let variables = [("STEEP_REPL_COORDINATOR", relay.address.as_str())];
+    let mut terminal = OnTerminal::start_with(&coordinator, "watch", &variables);
+    terminal.wait_on_screen("live");
+    // Outlasts the idle timeout: it stays live while the coordinator answers.
+    std::thread::sleep(Duration::from_secs(4));
+    assert!(!terminal.written().contains("reconnecting"));
+    relay.fall_silent();
+    let silent = Instant::now();
+    terminal.wait_for("reconnecting");
+    // 3 s from the last answer, and what a busy machine takes to draw.
+    assert!(silent.elapsed() < Duration::from_secs(4), "{silent:?}");
     terminal.press("q");
     assert_eq!(terminal.code(), 0);
 }

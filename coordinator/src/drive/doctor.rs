@@ -170,13 +170,13 @@ impl<S: Store> Driver<S> {
                     around: &around,
                 };
                 let mut findings = (self.rules.judge)(&case);
-                findings.extend(preflight::copy_size(&case));
                 let source = self.registry.get(&look.spec.source);
                 let prepared = source.and_then(|agent| agent.prepared.as_deref());
                 findings.extend(preflight::standing(
                     &look.spec.source,
                     prepared.unwrap_or_default(),
                 ));
+                findings.extend(preflight::copy_size(&case));
                 look.stage = Stage::Done(findings);
                 return Ok(());
             }

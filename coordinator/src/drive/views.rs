@@ -14,7 +14,7 @@ use steep_protocol::{ByteCount, Fault, JobId, NodeId, NodeState, RowCount};
 use super::{Driver, Feed, Follow};
 use crate::job::Job;
 use crate::job::progress::{Detail, current_phase};
-use crate::job::report::{phase_times, report};
+use crate::job::report::{phase_times, report, warnings};
 use crate::job::retry;
 use crate::job::time::after;
 use crate::store::{NodeRecord, Store};
@@ -103,7 +103,7 @@ impl<S: Store> Driver<S> {
             wire_bytes: live.tally.wire().0,
             duration_seconds: job.elapsed_seconds(now),
             phases: job.clock.seconds(),
-            warnings: job.warnings.clone(),
+            warnings: warnings(job),
             report: Report {
                 ended_at: Some(job.ended_at.unwrap_or(now)),
                 ..report(job, live.workers, &live.slowest)

@@ -37,20 +37,21 @@ pub(super) fn size(pair: &Pair<'_>) -> Option<Finding> {
         total.0.div_ceil(rate)
     });
     let tables = counted(pair.source.tables, "table", "tables");
+    let [least, most] = [time(shortest), time(longest)];
+    let span = match least == most {
+        true => most,
+        false => format!("{least} to {most}"),
+    };
+    let rates = match limit {
+        Some(limit) => format!("at no more than {}/s (--max-rate)", bytes(limit)),
+        None => {
+            let [slow, fast] = USUAL_RATES.map(|rate| bytes(ByteCount(rate)));
+            format!("at {slow}/s to {fast}/s")
+        }
+    };
     let text = Text::new(
         format!("{tables} to copy, {} with their indexes", bytes(total)),
-        format!(
-            "that takes about {} to {}, {}",
-            time(shortest),
-            time(longest),
-            match limit {
-                Some(limit) => format!("at no more than {}/s (--max-rate)", bytes(limit)),
-                None => {
-                    let [slow, fast] = USUAL_RATES.map(|rate| bytes(ByteCount(rate)));
-                    format!("at {slow}/s to {fast}/s")
-                }
-            }
-        ),
+        format!("that takes about {span}, {rates}"),
         "",
     );
     Some(info("copy_size", &pair.spec.source, text))
@@ -288,12 +289,15 @@ fn roles(pair: &Pair<'_>) -> Option<Finding> {
             "missing_role",
             &pair.spec.target,
             Text::new(
-                format!(
-                    "{} that own or may use something on the source {} not exist on the target: {}",
-                    if missing.len() == 1 { "a role" } else { "roles" },
-                    if missing.len() == 1 { "does" } else { "do" },
-                    all_names(&missing)
-                ),
+                match &missing[..] {
+                    [role] => format!(
+                        "the role {role} owns or may use something on the source and does not exist on the target"
+                    ),
+                    _ => format!(
+                        "roles that own or may use something on the source do not exist on the target: {}",
+                        all_names(&missing)
+                    ),
+                },
                 "what they own will belong to the agent's role, and what they were granted is left out",
                 "CREATE ROLE them on the target first (pg_dumpall --roles-only on the source writes the statements), or go without",
             ),
