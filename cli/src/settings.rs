@@ -1,5 +1,5 @@
-//! Where the coordinator is and which certificates to show: from flags, then the environment, then
-//! the configuration file, then defaults. Pure but for reading that one file.
+//! The address of the coordinator, the certificates, and defaults of flags. A flag wins over the
+//! environment, that over the configuration file, and that over the default.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -13,7 +13,7 @@ use steep_protocol::message::job::YieldToDdl;
 use crate::args::{Global, LogFormat, SchemaChoice};
 use crate::failure::Failure;
 
-/// The longest configuration file that is read, in bytes.
+/// The size limit of the configuration file, in bytes.
 const FILE_MAX: u64 = 64 * 1024;
 
 /// Variables of the environment.
@@ -32,7 +32,7 @@ pub(crate) mod variable {
     pub(crate) const YIELD_TO_DDL: &str = "STEEP_REPL_YIELD_TO_DDL";
 }
 
-/// What the configuration file may say.
+/// The keys of the configuration file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FileSettings {
@@ -47,7 +47,7 @@ struct FileSettings {
     log_format: Option<LogFormat>,
 }
 
-/// The result. Holds paths and addresses, no secret.
+/// The settings in force. They hold no secret.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Settings {
     /// Where the coordinator listens.
@@ -69,7 +69,7 @@ pub(crate) struct Settings {
     /// The default of `--yield-to-ddl`.
     #[serde(serialize_with = "as_text")]
     pub(crate) yield_to_ddl: YieldToDdl,
-    /// Form of the log; by the terminal where `None`.
+    /// Form of the log; `None`: text on a terminal, JSON otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) log_format: Option<LogFormat>,
 }
@@ -78,7 +78,7 @@ fn as_text<S: Serializer>(value: &YieldToDdl, serializer: S) -> Result<S::Ok, S:
     serializer.collect_str(value)
 }
 
-/// What it takes to reach the coordinator: all of it there.
+/// What a connection to the coordinator needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Access {
     /// `HOST:PORT`.
@@ -97,10 +97,10 @@ pub(crate) fn from_process(name: &str) -> Option<String> {
 }
 
 impl Settings {
-    /// Puts them together.
+    /// Merges flags, environment and file.
     ///
     /// # Errors
-    /// [`Failure`] where the file or a variable is not what it should be.
+    /// [`Failure`] if the file or a variable is invalid.
     pub(crate) fn load(
         flags: &Global,
         environment: impl Fn(&str) -> Option<String>,
@@ -145,7 +145,7 @@ impl Settings {
         })
     }
 
-    /// What it takes to reach the coordinator.
+    /// What a connection to the coordinator needs.
     ///
     /// # Errors
     /// [`Failure`] that names what is missing.
@@ -215,7 +215,7 @@ fn parse_schema_sync(text: &str) -> Result<SchemaChoice, Failure> {
     })
 }
 
-/// The file that was named, which must be there, or the default one, which need not.
+/// Reads the named file, which must exist, or the default file, if it exists.
 fn read_file(
     flags: &Global,
     environment: &impl Fn(&str) -> Option<String>,

@@ -86,7 +86,7 @@ fn say(files: &IssuedFiles, identity: Option<&Identity>, next: &str, context: &C
     print(&text);
 }
 
-/// What was asked for can be wrong, or the machine can: the exit codes differ.
+/// Exit code 2 for bad arguments, 1 for other errors.
 fn refused(error: &AuthorityError) -> Failure {
     let kind = match error {
         AuthorityError::Identity(_)

@@ -15,7 +15,7 @@ use crate::terminal::{Terminal, print, print_json};
 /// The code of findings about schemas that differ.
 pub(super) const SCHEMA_MISMATCH: &str = "schema_mismatch";
 
-/// Shows what stands in the way.
+/// Runs the preflight and prints the findings.
 pub(super) async fn run(mut args: DoctorArgs, context: &Context) -> Result<u8, Failure> {
     args.choices.fill(&context.settings);
     let specs = args
@@ -28,7 +28,7 @@ pub(super) async fn run(mut args: DoctorArgs, context: &Context) -> Result<u8, F
     Ok(told(&found, context.terminal))
 }
 
-/// Tells what was found; the exit code that it means.
+/// Prints the findings and returns the exit code.
 pub(super) fn told(found: &[(NodeId, Vec<Finding>)], terminal: Terminal) -> u8 {
     if terminal.json {
         print_json(&json::doctor(found));
@@ -42,7 +42,7 @@ pub(super) fn told(found: &[(NodeId, Vec<Finding>)], terminal: Terminal) -> u8 {
     exit_code(found.iter().flat_map(|(_, findings)| findings))
 }
 
-/// What preflight finds for each target.
+/// Runs the preflight. Returns findings by target.
 pub(super) async fn ask(
     client: &Client,
     request: &ApiRequest,

@@ -14,7 +14,7 @@ use crate::render::{audit, events, json};
 use crate::signals::Signals;
 use crate::terminal::{Terminal, print_json, print_line, tell};
 
-/// Past events shown on a terminal where neither a number nor a time is given.
+/// Past events printed as text if neither `--limit` nor `--since` is given.
 const LIMIT: usize = 100;
 
 pub(super) async fn run(args: EventsArgs, context: &Context) -> Result<u8, Failure> {
@@ -56,7 +56,7 @@ async fn follow(args: &EventsArgs, context: &Context) -> Result<u8, Failure> {
             client.address()
         ));
         let mut redial = Redial::begin(why);
-        // Before the first attempt too: a coordinator that starts and dies is not hammered.
+        // Also before the first attempt, in case the coordinator dies again and again.
         redial.wait().await;
         while let Err(failure) = client.reconnect().await {
             redial.failed(failure)?.wait().await;
@@ -76,7 +76,7 @@ fn request(args: &EventsArgs, follow: bool, after: u64) -> ApiRequest {
     }
 }
 
-/// Prints what is wanted of the past; returns the number of the last event there is.
+/// Prints past events; returns the number of the last event.
 async fn print_past(
     client: &Client,
     args: &EventsArgs,
@@ -98,7 +98,7 @@ async fn print_past(
     Ok(last)
 }
 
-/// Prints events after `last`, and moves it on.
+/// Prints new events and advances `last`.
 async fn print_new(
     client: &Client,
     args: &EventsArgs,
@@ -151,11 +151,11 @@ async fn print_audit(
     Ok(())
 }
 
-/// The newest records since some time.
+/// Collects the newest records.
 struct Newest<T> {
     since: Timestamp,
     limit: usize,
-    /// Whether somebody chose that number.
+    /// Whether the user gave the limit.
     chosen: bool,
     kept: VecDeque<T>,
     found: u64,

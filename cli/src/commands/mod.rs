@@ -22,11 +22,9 @@ use crate::settings::{self, Settings};
 use crate::signals::{Interrupt, Signals};
 use crate::terminal::{self, Terminal};
 
-/// What a command needs around it.
+/// The environment of a command.
 pub(crate) struct Context {
-    /// Where the coordinator is, and who we are.
     pub(crate) settings: Settings,
-    /// What we were started on.
     pub(crate) terminal: Terminal,
 }
 
@@ -36,7 +34,7 @@ impl Context {
     }
 }
 
-/// Runs the command line to its exit code; says what failed.
+/// Runs the command and returns the exit code. Prints failures.
 pub(crate) async fn run(cli: Cli) -> u8 {
     let terminal = Terminal::detect(cli.global.json);
     match execute(cli, terminal).await {
@@ -94,7 +92,7 @@ async fn execute(cli: Cli, terminal: Terminal) -> Result<u8, Failure> {
     }
 }
 
-/// Runs a command that changes nothing and may stop anywhere.
+/// Runs a command that a signal may stop at any point.
 async fn interruptible(work: impl Future<Output = Result<u8, Failure>>) -> Result<u8, Failure> {
     let mut signals = Signals::catch()?;
     tokio::select! {

@@ -47,7 +47,7 @@ pub(super) async fn status(node: Option<NodeId>, context: &Context) -> Result<u8
             MissingObjects::default()
         };
         let fault = if view.state == NodeState::Failed {
-            // Why it failed is in the view; a report that is not kept takes nothing but the hint.
+            // Without a stored report, only the hint is missing: the view has the error.
             let end = end(&client, &view.node_id).await.ok().flatten();
             end.and_then(|end| end.fault)
         } else {
@@ -76,7 +76,7 @@ pub(super) async fn status(node: Option<NodeId>, context: &Context) -> Result<u8
     Ok(failure::SUCCESS)
 }
 
-/// How the node's last job that is over ended.
+/// Prints the report of the node's last job that has ended.
 pub(super) async fn last_report(node: NodeId, context: &Context) -> Result<u8, Failure> {
     let client = context.client().await?;
     let end = end(&client, &node).await?;
@@ -102,7 +102,7 @@ async fn end(client: &Client, node: &NodeId) -> Result<Option<Box<EndView>>, Fai
     }))
 }
 
-/// The nodes as they are; an unknown one is an error.
+/// The views of one node or of all. An unknown node is an error.
 pub(super) async fn ask(client: &Client, node: Option<&NodeId>) -> Result<Vec<NodeView>, Failure> {
     let request = ApiRequest::Nodes {
         node: node.cloned(),
@@ -124,7 +124,7 @@ pub(super) async fn ask(client: &Client, node: Option<&NodeId>) -> Result<Vec<No
     }
 }
 
-/// How far a node's job is; `None` where it has none.
+/// The progress of a node's job; `None` without a job.
 pub(super) async fn job(client: &Client, node: &NodeId) -> Result<Option<ProgressView>, Failure> {
     let request = ApiRequest::Progress {
         node: node.clone(),

@@ -1,9 +1,9 @@
-//! What a signal or an answer means. Pure.
+//! Decides what to do after a signal or an answer. Pure.
 
 use super::LeftBy;
 use crate::signals::Interrupt;
 
-/// What the follower is at.
+/// What the follower is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
     /// Showing progress.
@@ -12,7 +12,6 @@ pub(super) enum Mode {
     Asking,
 }
 
-/// What came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Input {
     /// A signal.
@@ -21,7 +20,7 @@ pub(super) enum Input {
     Answer(Answer),
 }
 
-/// What a person typed.
+/// The answer of the user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answer {
     /// `c`.
@@ -62,7 +61,7 @@ pub(super) enum Intent {
     Cancel,
 }
 
-/// What to do after that. Nothing but a typed `c` ever cancels.
+/// The reaction to an input. Only a typed `c` cancels.
 pub(super) fn after(mode: Mode, input: Input, interactive: bool) -> Intent {
     match (input, mode) {
         (Input::Interrupt(Interrupt::Keyboard), Mode::Following) if interactive => Intent::Ask,

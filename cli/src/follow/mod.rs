@@ -1,8 +1,7 @@
-//! Following jobs to their end: the loop that takes replies, signals and answers.
+//! Follows jobs to their end: a loop over replies, signals and answers.
 //!
-//! Owns what is known of the jobs watched. Never decides how anything looks ([`display`]), nor what
-//! a signal means ([`interrupt`], pure). A lost coordinator is dialled again: the jobs go on without
-//! it and without us.
+//! [`display`] decides how things look, [`interrupt`] (pure) what a signal means. If the connection is
+//! lost, the follower reconnects; jobs do not depend on it.
 
 mod display;
 mod feed;
@@ -24,29 +23,28 @@ use crate::failure::{self, Failure};
 use crate::signals::Signals;
 use crate::terminal::{self, Terminal};
 
-/// How following came to its end.
+/// How following ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// All jobs have ended; the exit code of the first that did not end well, else success.
+    /// All jobs have ended. The exit code of the first that failed, else success.
     Ended(u8),
-    /// Somebody wanted to go; the jobs go on.
+    /// The user left; the jobs go on.
     Running(LeftBy),
-    /// The jobs were cancelled on the output.
+    /// The user cancelled the jobs.
     Cancelled,
 }
 
-/// Who wanted to go.
+/// How the user left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LeftBy {
-    /// A person input so when asked.
+    /// By choosing so when asked.
     Choice,
-    /// A signal.
+    /// By a signal.
     Signal,
 }
 
 impl Outcome {
-    /// What the process exits with. Being asked and choosing to leave is no failure; being told to
-    /// go before the node is synchronized is.
+    /// The exit code. Leaving by choice is success, leaving by signal before the end is a failure.
     pub(crate) fn exit_code(self) -> u8 {
         match self {
             Self::Ended(code) => code,
@@ -57,7 +55,7 @@ impl Outcome {
     }
 }
 
-/// What is being followed.
+/// Follows the jobs of some targets.
 #[derive(Debug)]
 pub(crate) struct Follower<'a> {
     client: &'a mut Client,
@@ -70,13 +68,11 @@ pub(crate) struct Follower<'a> {
     ends: BTreeMap<NodeId, EndView>,
 }
 
-/// What the loop does next.
+/// The next step of the loop.
 enum Next {
-    /// Goes on.
     On,
-    /// Is over.
     Over(Outcome),
-    /// The conversation broke.
+    /// The connection was lost.
     Again(Failure),
 }
 
@@ -100,8 +96,7 @@ impl<'a> Follower<'a> {
         }
     }
 
-    /// Starts jobs with that request and follows them. What goes wrong on the output has been told
-    /// when this returns, so that a job's end is never told twice.
+    /// Starts jobs and follows them. Reports every failure itself, so that no end is reported twice.
     pub(crate) async fn start(mut self, request: ApiRequest) -> Outcome {
         let feed = self
             .client
@@ -111,7 +106,7 @@ impl<'a> Follower<'a> {
         self.run(feed).await
     }
 
-    /// Follows jobs that are at work already, in the same output.
+    /// Follows jobs that are already running.
     pub(crate) async fn attach(mut self) -> Outcome {
         let feed = self.feed().await;
         self.run(feed).await
@@ -200,7 +195,7 @@ impl<'a> Follower<'a> {
             ApiReply::Event(event) => self.display.event(&event),
             ApiReply::Findings { target, findings } => self.display.findings(&target, &findings),
             ApiReply::Ended(view) => self.end(*view),
-            // Answers to other questions; the stream's end and faults never get here.
+            // Replies to other requests. `Replies` handles the end of the stream and faults.
             ApiReply::Nodes(_)
             | ApiReply::Audit(_)
             | ApiReply::Schema(_)
@@ -223,7 +218,7 @@ impl<'a> Follower<'a> {
         self.ends.insert(view.node_id.clone(), view);
     }
 
-    /// The first target that did not end well decides.
+    /// The exit code of the first target that failed.
     fn exit_code(&self) -> u8 {
         let ends = self
             .targets
@@ -279,7 +274,7 @@ impl<'a> Follower<'a> {
         running.cloned().collect()
     }
 
-    /// Cancels what has not ended, one target after the other; another signal leaves it at that.
+    /// Cancels the jobs that have not ended, one by one. Another signal stops the waiting.
     async fn cancel(&mut self) -> Result<Outcome, Failure> {
         for node in self.running() {
             self.display.note(&format!(
@@ -305,7 +300,7 @@ impl<'a> Follower<'a> {
         Ok(Outcome::Cancelled)
     }
 
-    /// One question per target that has not ended.
+    /// One stream for each job that has not ended.
     async fn feed(&self) -> Result<Feed, Failure> {
         let mut all = Vec::new();
         for node in self.running() {
@@ -325,7 +320,7 @@ impl<'a> Follower<'a> {
     }
 }
 
-/// The answer to the question that stands, or never.
+/// The answer to the open question; pends without one.
 async fn heard(answer: &mut Option<oneshot::Receiver<Option<String>>>) -> Option<String> {
     match answer {
         Some(answer) => answer.await.ok().flatten(),

@@ -1,4 +1,4 @@
-//! Nodes for people: the table of all, and one in full.
+//! Nodes as text: a table of all, and one in full.
 
 use steep_protocol::message::api::NodeView;
 use steep_protocol::message::handover::PreparedSlot;
@@ -198,7 +198,7 @@ pub(crate) fn role(node: &NodeView) -> Option<String> {
     (!parts.is_empty()).then(|| parts.join(", "))
 }
 
-/// The state; none of a node that is a source alone, to which nothing has to be done.
+/// The state; `None` for a node that is only a source.
 fn node_state(node: &NodeView) -> Option<NodeState> {
     let is_source = node.state == NodeState::Uninitialized && !node.replicas.is_empty();
     (!is_source).then_some(node.state)

@@ -1,5 +1,4 @@
-//! What a person wants done, on its way to the coordinator and back. Every wish gets one answer: what
-//! became of it, or that the connection broke before anybody could say.
+//! The actions of the user. Each gets one answer: its result, or that the connection was lost first.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -14,19 +13,19 @@ use super::model::Update;
 use crate::client::{Client, Replies, ReplyError};
 use crate::failure::Failure;
 
-/// Wishes that have not been answered.
+/// Actions without an answer.
 #[derive(Debug, Default)]
 pub(super) struct Actions {
     running: JoinSet<Done>,
     about: HashMap<Id, NodeId>,
 }
 
-/// A wish that has been answered.
+/// An answered action.
 #[derive(Debug)]
 pub(super) struct Done {
-    /// What is said of it.
+    /// The answer.
     pub(super) update: Update,
-    /// What it makes possible.
+    /// The action that follows it.
     pub(super) then: Option<Effect>,
 }
 
@@ -37,7 +36,7 @@ impl From<Update> for Done {
 }
 
 impl Actions {
-    /// How the node was initialised last.
+    /// Asks for the settings of the node's last job.
     pub(super) async fn last(&mut self, client: &Client, node: NodeId) {
         let request = ApiRequest::Job {
             node: node.clone(),
@@ -47,7 +46,6 @@ impl Actions {
         self.begin(node.clone(), async move { last(node, asked).await.into() });
     }
 
-    /// Cancels.
     pub(super) async fn cancel(&mut self, client: &Client, node: NodeId, data: CancelledData) {
         let asked = ask_cancel(client, &node, data).await;
         self.begin(node.clone(), async move {
@@ -55,7 +53,6 @@ impl Actions {
         });
     }
 
-    /// Initialises.
     pub(super) async fn init(&mut self, client: &Client, spec: JobSpec) {
         let request = ApiRequest::Init {
             specs: vec![spec.clone()],
@@ -66,7 +63,7 @@ impl Actions {
         });
     }
 
-    /// Cancels, and initialises once nothing is left.
+    /// Cancels, then initialises.
     pub(super) async fn restart(&mut self, client: &Client, spec: Box<JobSpec>) {
         let node = spec.target.clone();
         let asked = ask_cancel(client, &node, CancelledData::Remove).await;
@@ -83,7 +80,7 @@ impl Actions {
         self.about.insert(id, node);
     }
 
-    /// The next that is answered; waits for ever where none is on its way. Cancel-safe.
+    /// The next answer; pends without an action. Cancel-safe.
     pub(super) async fn next(&mut self) -> Done {
         match self.running.join_next_with_id().await {
             Some(Ok((id, done))) => {
@@ -98,7 +95,7 @@ impl Actions {
         }
     }
 
-    /// The connection is gone: an answer to every wish that has none.
+    /// Answers all open actions after the connection was lost.
     pub(super) fn abandon(mut self) -> Vec<Update> {
         let mut updates = Vec::new();
         while let Some(joined) = self.running.try_join_next_with_id() {
@@ -132,13 +129,13 @@ async fn ask_cancel(
     client.ask(&request).await
 }
 
-/// Every reply that leads to the end of an answer, one after another.
+/// Reads the replies until the end, or until `each` breaks.
 async fn drain(
     node: &NodeId,
     asked: Result<Replies, Failure>,
     mut each: impl FnMut(ApiReply) -> ControlFlow<()>,
 ) -> Result<(), Fault> {
-    // Where sending failed, some of it may have arrived.
+    // If sending failed, the request may have arrived all the same.
     let mut replies = asked.map_err(|_| unanswered(node))?;
     loop {
         match replies.next().await {

@@ -1,5 +1,4 @@
-//! What a person does at the terminal, as [`Input`]s. A thread reads, since terminals can only be
-//! waited for; it ends with the queue.
+//! Reads terminal events in a thread, which ends when the receiver is dropped.
 
 use std::time::Duration;
 
@@ -10,24 +9,24 @@ use tokio::sync::mpsc;
 
 use super::keys::Input;
 
-/// How often the thread looks whether anybody still wants to know.
+/// How often the thread checks whether the receiver is dropped.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// Inputs that wait; somebody who types faster than we draw waits a moment.
+/// Inputs waiting to be handled.
 const QUEUE: usize = 64;
 
-/// What input in.
+/// An event of the terminal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum UserInput {
-    /// Something that means the same wherever it is.
+    /// A key, or another event without a position.
     Input(Input),
-    /// A click on that line of the screen.
+    /// A click, with the line.
     Click(u16),
-    /// Text that was pasted.
+    /// Pasted text.
     Paste(String),
 }
 
-/// Inputs from now on. The end of the queue is the end of the terminal.
+/// Starts reading. The channel closes when the terminal is gone.
 pub(super) fn listen() -> mpsc::Receiver<UserInput> {
     let (sender, receiver) = mpsc::channel(QUEUE);
     std::thread::spawn(move || {

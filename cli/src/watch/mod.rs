@@ -1,8 +1,7 @@
-//! `steep-repl watch`: the cluster before your eyes.
+//! `steep-repl watch`: the cluster on a screen.
 //!
-//! `connection` (what the coordinator says) and `input` (what a person does) → `model` and `keys` (pure) →
-//! `view` (pure, from the model to a frame) → `screen` (the terminal). Nothing here decides anything
-//! about a job: whoever watches may go at any time.
+//! `connection` (updates) and `input` (keys) → `model` and `keys` (pure) → `view` (pure, draws a frame) →
+//! `screen` (the terminal).
 
 mod actions;
 mod connection;
@@ -38,19 +37,19 @@ use crate::client::Client;
 use crate::failure::Failure;
 use crate::signals::Signals;
 
-/// Between two frames while updates arrive: smooth, and a trickle over a slow line.
+/// The interval of frames while updates arrive: smooth, and little to send over a slow line.
 const FRAME: Duration = Duration::from_millis(100);
 
-/// Without updates the clock on the screen still goes on.
+/// The interval without updates, for the clock on the screen.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// Updates applied before the next frame.
+/// The most updates applied before a frame.
 const UPDATES_PER_FRAME: usize = 1_000;
 
-/// Shows the cluster until somebody has seen enough.
+/// Shows the cluster until the user quits.
 ///
 /// # Errors
-/// [`Failure`] where the terminal cannot be had or is gone, or where something of ours broke.
+/// [`Failure`] if the terminal refuses or is gone, or on an internal error.
 pub(crate) async fn run(
     client: Client,
     signals: &mut Signals,
@@ -67,7 +66,7 @@ pub(crate) async fn run(
     shown
 }
 
-/// The loop: updates, inputs, signals and time in; frames out. The terminal is given back at its end.
+/// The main loop. Restores the terminal at its end.
 async fn show(
     model: &mut Model,
     mut screen: Screen,
@@ -75,7 +74,7 @@ async fn show(
     connection: &mut Connection,
     signals: &mut Signals,
 ) -> Result<(), Failure> {
-    // After the screen is ours: what is typed before belongs to the shell.
+    // After the screen is taken: earlier input belongs to the shell.
     let mut inputs = input::listen();
     let mut frames = tokio::time::interval(FRAME);
     frames.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -83,11 +82,11 @@ async fn show(
     let mut dirty = true;
     loop {
         tokio::select! {
-            // Somebody who presses a key is never kept waiting by updates.
+            // Keys come before updates.
             biased;
             _ = signals.next() => return Ok(()),
             input = inputs.recv() => {
-                // A terminal that can't be read is gone.
+                // The terminal is gone.
                 let Some(input) = input else { return Ok(()) };
                 let effect = match input {
                     UserInput::Input(input) => keys::press(model, input),
@@ -97,7 +96,7 @@ async fn show(
                         None
                     }
                 };
-                // Soon rather than now: while a window is pulled larger, sizes come by the dozen.
+                // A resize redraws at the next tick: resizing a window sends dozens of them.
                 dirty = true;
                 match effect {
                     Some(Effect::Quit) => return Ok(()),
@@ -122,7 +121,7 @@ async fn show(
                 }
             }
             update = connection.next() => {
-                // It ends by itself only where it broke.
+                // The task ends by itself only after a panic.
                 let update = update.ok_or_else(broken)?;
                 let now = Timestamp::now();
                 model.apply(update, now);
@@ -132,7 +131,7 @@ async fn show(
                 }
                 dirty = true;
             }
-            // Last: where something of ours broke, the screen was given back because of that.
+            // Last, so that a panic of the task is reported first.
             error = screen.broken() => return Err(no_terminal(&error)),
         }
     }
@@ -157,7 +156,7 @@ fn clicked(model: &mut Model, line: u16) -> Option<Effect> {
 fn broken() -> Failure {
     Failure::new(
         FaultKind::Failed,
-        "watching broke off by an error of this program",
+        "watch stopped after an error of this program",
     )
     .hint("jobs go on: start `steep-repl watch` again, and report what it said before")
 }

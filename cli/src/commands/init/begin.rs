@@ -1,5 +1,4 @@
-//! From what is wanted to a job: what a person has to confirm, what auto will run, then the job itself,
-//! followed or not.
+//! Starts jobs: asks for confirmation, announces the statements of auto, then follows or detaches.
 
 use steep_protocol::message::api::{ApiReply, ApiRequest};
 use steep_protocol::message::facts::Finding;
@@ -15,23 +14,22 @@ use crate::render::{findings, json};
 use crate::signals::Signals;
 use crate::terminal::{self, Terminal, print_json, print_line, tell};
 
-/// Whether the job is waited for.
+/// What to do once the job has started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AfterStart {
-    /// Until its end.
+    /// Follow it to its end.
     Follow,
-    /// No longer than until it is stored.
+    /// Return once it is stored.
     Detach,
 }
 
 impl AfterStart {
-    /// As `--detach` says.
     pub(super) fn of(detach: bool) -> Self {
         if detach { Self::Detach } else { Self::Follow }
     }
 }
 
-/// Begins the jobs, and follows them unless told not to.
+/// Starts the jobs.
 pub(super) async fn run(
     mut wanted: InitRequest,
     after_start: AfterStart,
@@ -52,7 +50,7 @@ pub(super) async fn run(
     Ok(follower.start(wanted.begin()).await.exit_code())
 }
 
-/// Names jobs that go on without being followed.
+/// Prints the ids of jobs that are not followed.
 pub(super) fn detached(jobs: &[(NodeId, JobId)], terminal: Terminal) {
     for (node, job) in jobs {
         if terminal.json {
@@ -63,7 +61,7 @@ pub(super) fn detached(jobs: &[(NodeId, JobId)], terminal: Terminal) {
     }
 }
 
-/// Shows how the schemas differ and has it confirmed. Without a difference nothing is asked.
+/// Shows how the schemas differ and asks for confirmation if they do.
 async fn confirmed(
     client: &Client,
     wanted: &InitRequest,
@@ -109,7 +107,7 @@ async fn confirmed(
     .hint("make the schemas alike, or use --schema-sync auto"))
 }
 
-/// Starts the jobs and waits no longer than until they are stored.
+/// Starts the jobs and waits until they are stored.
 async fn accepted(client: &Client, request: &ApiRequest) -> Result<Vec<(NodeId, JobId)>, Failure> {
     let mut replies = client.ask(request).await?;
     while let Some(reply) = replies.next().await? {
@@ -123,7 +121,7 @@ async fn accepted(client: &Client, request: &ApiRequest) -> Result<Vec<(NodeId, 
     ))
 }
 
-/// Tells programs of a failure before there was a job: an `init.failed` for each target.
+/// Prints a failure before there is a job as an `init.failed` for each target, in JSON output.
 pub(super) fn told(
     done: Result<u8, Failure>,
     targets: &[NodeId],

@@ -11,7 +11,7 @@ use crate::render::{events, json};
 use crate::signals::Signals;
 use crate::terminal::{self, print_json, print_line, tell};
 
-/// Stops a node's job and removes what it made; asks first where somebody can answer.
+/// Cancels a node's job and removes what it made. Asks first on a terminal.
 pub(crate) async fn run(args: CancelArgs, context: &Context) -> Result<u8, Failure> {
     let mut signals = Signals::catch()?;
     let client = context.client().await?;
@@ -49,7 +49,7 @@ pub(crate) async fn run(args: CancelArgs, context: &Context) -> Result<u8, Failu
             reply = replies.next() => reply?,
             _ = signals.next() => {
                 tell(&format!(
-                    "{}: the cancelling goes on; `steep-repl status {0}` shows when it is done",
+                    "{}: the cancel goes on; `steep-repl status {0}` shows when it is done",
                     args.node
                 ));
                 return Ok(failure::ERROR);
@@ -70,7 +70,7 @@ pub(crate) async fn run(args: CancelArgs, context: &Context) -> Result<u8, Failu
     if context.terminal.json {
         print_json(&json::cancelled(&args.node));
     } else {
-        // What it was when it was asked about.
+        // The state before the cancel.
         let followed = node
             .first()
             .is_some_and(|view| view.state == NodeState::Diverged);

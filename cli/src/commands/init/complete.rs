@@ -1,4 +1,4 @@
-//! `steep-repl init complete`: a node whose rows were restored from a backup goes on by replication.
+//! `steep-repl init complete`: starts replication to a node that was restored from a backup.
 
 use super::begin::{self, AfterStart};
 use super::request::InitRequest;

@@ -34,7 +34,7 @@ pub(super) async fn show(
     ))
 }
 
-/// Says what auto will run, before the job begins.
+/// Prints the statements that auto will run.
 pub(super) async fn announce(
     client: &Client,
     wanted: &InitRequest,

@@ -1,4 +1,4 @@
-//! `steep-repl init prepare`: a slot on the source, before a backup of it is taken.
+//! `steep-repl init prepare`: creates a slot on the source before a backup is taken.
 
 use steep_protocol::message::api::{ApiReply, ApiRequest};
 use steep_protocol::message::facts::Finding;
@@ -47,7 +47,7 @@ pub(crate) async fn run(args: PrepareArgs, context: &Context) -> Result<u8, Fail
     Ok(failure::SUCCESS)
 }
 
-/// Slots that are prepared, and what was found beside them.
+/// The prepared slots, and findings.
 async fn ask(
     client: &Client,
     request: &ApiRequest,
@@ -63,7 +63,7 @@ async fn ask(
     Ok((slots, warnings))
 }
 
-/// What is prepared on a node; nothing where that cannot be told, since it is told beside other things.
+/// The slots prepared on a node. On error none: the caller shows them beside other things.
 pub(in crate::commands) async fn on(client: &Client, node: &NodeId) -> Vec<PreparedSlot> {
     let request = ApiRequest::Prepared { node: node.clone() };
     let asked = ask(client, &request).await;

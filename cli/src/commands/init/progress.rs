@@ -10,7 +10,7 @@ use crate::render::{json, progress};
 use crate::signals::Signals;
 use crate::terminal::{print, print_json};
 
-/// How far a node's job is, once or until its end.
+/// Shows the progress of a node's job, once or until its end.
 pub(crate) async fn run(args: ProgressArgs, context: &Context) -> Result<u8, Failure> {
     if !args.follow {
         return interruptible(once(&args, context)).await;

@@ -14,8 +14,8 @@ use crate::follow::Follower;
 use crate::signals::Signals;
 use crate::terminal::{Terminal, tell};
 
-/// Starts the jobs, and follows them unless told not to. Where that fails before there is a job,
-/// programs are told with an `init.failed` for each target.
+/// Starts the jobs, and follows them unless `--detach` is given. If there is no job yet when it fails, JSON
+/// output has an `init.failed` for each target.
 pub(crate) async fn run(args: StartArgs, context: &Context) -> Result<u8, Failure> {
     let targets = args.targets.clone();
     begin::told(go(args, context).await, &targets, context.terminal)
@@ -63,7 +63,7 @@ async fn go(mut args: StartArgs, context: &Context) -> Result<u8, Failure> {
     done
 }
 
-/// The flags about a job whose value is not the default.
+/// The job flags that differ from their default.
 fn changed(spec: Option<&JobSpec>) -> Vec<&'static str> {
     let Some(spec) = spec else { return Vec::new() };
     let usual = JobSpec::new(spec.source.clone(), spec.target.clone());
@@ -93,7 +93,7 @@ fn changed(spec: Option<&JobSpec>) -> Vec<&'static str> {
     changed.map(|(flag, _)| flag).collect()
 }
 
-/// Follows jobs that are at work, or says which they are.
+/// Follows running jobs or, with `--detach`, names them.
 async fn attach(
     targets: &[NodeId],
     after_start: AfterStart,
@@ -114,7 +114,7 @@ async fn attach(
     Ok(failure::SUCCESS)
 }
 
-/// Those targets that have a job at work; says what the others have kept.
+/// The targets with a running job. Tells the user what the other targets have kept.
 async fn active(
     client: &Client,
     targets: &[NodeId],

@@ -9,7 +9,7 @@ use crate::commands::Context;
 use crate::failure::{self, Failure};
 use crate::terminal::{print_json, print_line};
 
-/// Has the node store fingerprints, and says of how many tables.
+/// Makes the node store fingerprints, and prints the number of tables.
 pub(super) async fn run(args: CaptureArgs, context: &Context) -> Result<u8, Failure> {
     let client = context.client().await?;
     let request = ApiRequest::Capture {

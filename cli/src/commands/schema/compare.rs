@@ -9,7 +9,7 @@ use crate::failure::{self, Failure};
 use crate::render::schema;
 use crate::terminal::{print, print_json};
 
-/// Every difference; the exit code says whether there is one.
+/// Prints every difference. The exit code says whether there is one.
 pub(super) async fn run(args: CompareArgs, context: &Context) -> Result<u8, Failure> {
     let (local, remote) = both(&args.local, &args.remote, &args.schemas, context).await?;
     let compared = compare(&local, &remote);

@@ -10,7 +10,7 @@ use crate::failure::{self, Failure};
 use crate::render::schema::{self, Sides};
 use crate::terminal::{print, print_json};
 
-/// The table on both sides; the exit code says whether it differs.
+/// Prints the table on both sides. The exit code says whether it differs.
 pub(super) async fn run(args: DiffArgs, context: &Context) -> Result<u8, Failure> {
     let only = [args.table.schema.clone()];
     let (local, remote) = both(&args.local, &args.remote, &only, context).await?;
@@ -42,7 +42,7 @@ pub(super) async fn run(args: DiffArgs, context: &Context) -> Result<u8, Failure
     })
 }
 
-/// Columns of the terminal; none where the output goes elsewhere, and lines are as long as they are.
+/// Columns of the terminal; `None`, and no limit, if stdout is not one.
 fn width() -> Option<usize> {
     let terminal = console::Term::stdout();
     let (_, columns) = terminal.size_checked().filter(|_| terminal.is_term())?;

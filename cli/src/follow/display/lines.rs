@@ -1,4 +1,4 @@
-//! When a log gets a line: at every change of state or phase, and every ten seconds.
+//! Decides when to print a line: at each change of state or phase, and every ten seconds.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use steep_protocol::{NodeId, NodeState, Phase};
 
 use crate::render::progress;
 
-/// Between two lines that say the same but for the numbers.
+/// The interval of lines without a change of state or phase.
 const EVERY: Duration = Duration::from_secs(10);
 
 /// What was printed last for each node, and when.
@@ -18,7 +18,7 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    /// The line that is due, if one is, `now` after watching began.
+    /// The line to print, if one is due `now` after following began.
     pub(super) fn line(
         &mut self,
         view: &ProgressView,

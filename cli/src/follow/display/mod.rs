@@ -1,5 +1,5 @@
-//! Where following is shown: bars on a terminal, lines in a log, objects for programs. Text
-//! comes from [`crate::render`]; this only knows where it goes and when.
+//! Output while following jobs: bars on a terminal, lines in a log, JSON for programs. The text comes
+//! from [`crate::render`].
 
 mod bars;
 mod lines;
@@ -16,7 +16,7 @@ use crate::failure::{self, Failure};
 use crate::render::{Paint, events, findings, json, report};
 use crate::terminal::{Terminal, folded, print_folded, print_json, print_line, tell};
 
-/// One of three ways.
+/// The output of a follower.
 #[derive(Debug)]
 pub(super) struct Display {
     output: Output,
@@ -50,7 +50,7 @@ impl Display {
         }
     }
 
-    /// Text among the bars, or where it belongs.
+    /// Prints text above the bars, or to the stream for text.
     fn say(&self, text: &str) {
         match &self.output {
             Output::Bars(bars) => bars.above(&folded(text)),
@@ -59,7 +59,7 @@ impl Display {
         }
     }
 
-    /// Something about the command itself, not for programs.
+    /// Prints a note about the command itself, never as JSON.
     pub(super) fn note(&self, text: &str) {
         self.say(text);
     }
@@ -87,7 +87,7 @@ impl Display {
 
     pub(super) fn event(&self, event: &EventView) {
         match &self.output {
-            // The end is an object of its own, with more in it, and comes last.
+            // `Display::end` prints the end, with more in it.
             Output::Json if is_end(&event.event) => {}
             Output::Json => print_json(&json::event(event)),
             Output::Bars(_) if is_warning(event) => self.say(&events::brief(event, self.paint)),
@@ -147,7 +147,7 @@ impl Display {
         }
     }
 
-    /// The conversation about those jobs failed: told of the one it is about, else of all.
+    /// Reports a failure for the job it names, or for all jobs.
     pub(super) fn failed(&self, jobs: &[NodeId], failure: &Failure) {
         if let Output::Json = self.output {
             for node in failure.concerns(jobs) {
@@ -157,21 +157,21 @@ impl Display {
         tell(&failure::render(&failure.0, self.errors));
     }
 
-    /// Makes room for a question.
+    /// Hides the bars for a question.
     pub(super) fn pause(&self) {
         if let Output::Bars(bars) = &self.output {
             bars.hide();
         }
     }
 
-    /// Goes on after it.
+    /// Shows the bars again.
     pub(super) fn resume(&self) {
         if let Output::Bars(bars) = &self.output {
             bars.unhide();
         }
     }
 
-    /// Takes away what should not stay on the screen.
+    /// Removes the bars at the end.
     pub(super) fn finish(&mut self) {
         if let Output::Bars(bars) = &mut self.output {
             bars.clear();
@@ -187,8 +187,7 @@ fn is_end(event: &str) -> bool {
     matches!(event, "init.completed" | "init.failed" | "init.cancelled")
 }
 
-/// Seconds the job has run: by the coordinator's start where it is known and the clocks agree, else
-/// since we began to watch.
+/// Seconds since the job started or, if that is unknown or the clocks disagree, since following began.
 fn elapsed(view: &ProgressView, watched: Instant) -> f64 {
     let since = view
         .started_at

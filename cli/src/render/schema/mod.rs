@@ -1,4 +1,4 @@
-//! Schemas that were compared: for people, and ([`json`]) for programs.
+//! Compared schemas as text and ([`json`]) as JSON.
 
 pub(crate) mod json;
 
@@ -83,7 +83,6 @@ pub(crate) struct Sides<'a> {
     pub(crate) remote: (&'a str, &'a Schema),
 }
 
-/// A line of one side or of both.
 struct Row {
     local: Option<String>,
     remote: Option<String>,
@@ -104,7 +103,7 @@ pub(crate) fn side_by_side(
         .map(measure_text_width)
         .max()
         .unwrap_or(0);
-    // On a terminal both halves are cut to it; elsewhere nothing is.
+    // Only a terminal has a width to cut to.
     let half = width
         .map(|columns| columns.saturating_sub(3) / 2)
         .map(|half| half.max(HALF_MIN));
@@ -144,8 +143,8 @@ pub(crate) fn side_by_side(
     text
 }
 
-/// Columns in the local order, those of the remote alone where they stand there; then all else by kind
-/// and name.
+/// Columns in local order, with those that only the remote has at their place; then other objects by kind and
+/// name.
 fn rows(sides: &Sides<'_>) -> Vec<Row> {
     let columns = |schema: &'_ Schema| -> Vec<ColumnModel> {
         let table = schema.table(sides.table);

@@ -78,7 +78,7 @@ fn another_coordinator_shows_its_own_nodes_and_events_and_none_of_the_old() {
     );
     model.apply(Update::Connected, at(40));
     let text = screen(&model, 80, 24);
-    assert!(text.contains("node_b"), "old update are better than none");
+    assert!(text.contains("node_b"), "old nodes are better than none");
     // Its store is new, so that its events begin at one.
     let mut first = event();
     first.seq = 1;

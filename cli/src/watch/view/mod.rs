@@ -1,5 +1,5 @@
-//! From the model to a frame: a pure function, so that what is drawn can be tested without a
-//! terminal. Every part takes what room there is; below 40 columns or 8 lines it says so instead.
+//! Draws the model into a frame. Pure, so that it can be tested without a terminal. The layout adapts to the
+//! size, down to 40 columns and 8 lines.
 
 mod detail;
 mod dialog;
@@ -22,14 +22,13 @@ use super::model::{Drawn, Link, Model, Node, Tone};
 use super::state::{Focus, Order, Sort};
 use crate::units;
 
-/// The smallest screen that anything useful fits on.
+/// The smallest supported screen.
 const SMALLEST: (u16, u16) = (40, 8);
 
-/// The least lines for events; where fewer are left there are none.
+/// The fewest lines for events; with less room they are left out.
 const EVENTS_LEAST: u16 = 4;
 
-/// States in the order in which they are counted: what needs attention first, since a narrow screen
-/// cuts the end.
+/// The order of states in the summary: a narrow screen cuts the end.
 const BY_WORTH: [NodeState; 8] = [
     NodeState::Failed,
     NodeState::Diverged,
@@ -48,7 +47,10 @@ const BAD_STATES: usize = 2;
 pub(crate) fn draw(model: &Model, theme: &Theme, area: Rect, buffer: &mut Buffer) -> Drawn {
     let mut drawn = Drawn::default();
     if area.width < SMALLEST.0 || area.height < SMALLEST.1 {
-        let text = Line::from(format!("at least {}x{}, please", SMALLEST.0, SMALLEST.1));
+        let text = Line::from(format!(
+            "the screen must be at least {}x{}",
+            SMALLEST.0, SMALLEST.1
+        ));
         put(buffer, area, 0, &text);
         return drawn;
     }
@@ -92,13 +94,13 @@ pub(crate) fn row_at(model: &Model, area: Rect, line: u16) -> Option<usize> {
         .filter(|row| *row < rows)
 }
 
-/// How the lines between title and keys are shared.
+/// Heights of the parts between title and keys.
 struct Parts {
     /// Summary, and an empty line where there is room.
     header: u16,
     /// Rows of nodes, below their header.
     rows: u16,
-    /// What is to be said of the chosen node.
+    /// Text about the selected node.
     words: u16,
     /// Events, with their header.
     events: u16,
@@ -186,8 +188,7 @@ fn title(model: &Model, theme: &Theme, columns: u16) -> Line<'static> {
     ])
 }
 
-/// How many nodes in which state, and what moves in all. What needs attention comes first, and what
-/// does not fit whole is left out.
+/// Counts of nodes by state, and totals. The most important comes first; what does not fit is left out.
 fn summary(model: &Model, theme: &Theme, columns: u16) -> Line<'static> {
     let rows = model.rows();
     let all = model.nodes.len();
@@ -234,7 +235,7 @@ fn summary(model: &Model, theme: &Theme, columns: u16) -> Line<'static> {
     lines.swap_remove(0)
 }
 
-/// What is to be said of the chosen node: why it failed, or what it is doing.
+/// Text about the selected node: its error, what it is doing, or its role.
 fn about(model: &Model, theme: &Theme, area: Rect, buffer: &mut Buffer) {
     if area.height == 0 {
         return;
@@ -270,7 +271,7 @@ fn about(model: &Model, theme: &Theme, area: Rect, buffer: &mut Buffer) {
     }
 }
 
-/// What a node is when nothing happens to it.
+/// The role of a node without a job.
 fn standing(node: &Node) -> Option<String> {
     let view = &node.view;
     let mut parts = Vec::new();
@@ -336,7 +337,7 @@ fn event_line(event: &EventView, names: usize, theme: &Theme, columns: u16) -> L
     }
     let taken: usize = spans.iter().map(|span| width(&span.content)).sum();
     let room = usize::from(columns).saturating_sub(taken);
-    // Most messages of a node begin with its name, which has just been said.
+    // Most messages begin with the name of the node, which the line already has.
     let message = event
         .message
         .strip_prefix(node)
@@ -346,7 +347,7 @@ fn event_line(event: &EventView, names: usize, theme: &Theme, columns: u16) -> L
     Line::from(spans)
 }
 
-/// A line with a word in it.
+/// A horizontal line with a title.
 fn rule(word: &str, style: Style, theme: &Theme, columns: u16) -> Line<'static> {
     let line = |length: usize| String::from_iter(std::iter::repeat_n(theme.signs.line, length));
     let rest = usize::from(columns).saturating_sub(width(word) + 4);
@@ -357,11 +358,10 @@ fn rule(word: &str, style: Style, theme: &Theme, columns: u16) -> Line<'static> 
     ])
 }
 
-/// Lines that something said to the person takes at most.
+/// The most lines of a notice.
 const NOTICE_LINES: usize = 3;
 
-/// What was said, what is typed, or which keys there are. Never empty; what was said takes the lines
-/// it needs, over what is drawn there.
+/// The notice, the filter or the keys. Never empty. A notice may cover lines above the last.
 fn bottom(model: &Model, theme: &Theme, columns: u16) -> Vec<Line<'static>> {
     let columns = usize::from(columns);
     if model.focus == Focus::Filter {

@@ -1,5 +1,4 @@
-//! The lower part of the detail: tables, findings, events; together where there is room, else one
-//! after another.
+//! The lower part of the detail view: tables, findings and events, all at once if there is room.
 
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
@@ -15,14 +14,13 @@ use crate::units;
 use crate::watch::model::{Model, Node};
 use crate::watch::state::{Detail, Pane};
 
-/// From so many lines on for the panes, all of them are shown.
+/// With this many lines, all panes are shown.
 const ALL_PANES: u16 = 24;
 
-/// From so many columns on, panes stand side by side.
+/// With this many columns, panes are side by side.
 const SIDE_BY_SIDE: u16 = 150;
 
-/// The panes: all where there is room, else the chosen one. Says how far the chosen one can be
-/// scrolled.
+/// Draws all panes, or the selected one if there is little room. Returns how far that one can be scrolled.
 pub(super) fn draw(
     model: &Model,
     detail: &Detail,
