@@ -287,6 +287,52 @@ fn resume_follows_a_job_at_work_and_else_lets_the_failed_one_go_on() {
 }
 
 #[test]
+fn resume_of_a_job_at_work_says_which_flags_change_nothing_and_can_detach() {
+    let coordinator = Coordinator::start(move |request| match request {
+        ApiRequest::Nodes { .. } => all(vec![ApiReply::Nodes(vec![node(
+            "node_b",
+            NodeState::Copying,
+        )])]),
+        ApiRequest::Progress { follow: false, .. } => {
+            all(vec![progress("node_b", NodeState::Copying, Phase::Copy)])
+        }
+        other => panic!("{other:?}"),
+    });
+    let ran = coordinator.run("init node_b --from node_a --resume --max-rate 2MB --detach --json");
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(ran.err.contains("--max-rate changes nothing"), "{ran:?}");
+    let said = &ran.objects()[0];
+    assert_eq!(said["event"], "init.detached");
+    assert_eq!(said["job_id"], "0000000000000001");
+}
+
+#[test]
+fn past_events_are_chosen_by_level_and_number() {
+    let coordinator = Coordinator::start(|_| {
+        let levels = ["info", "warn", "info", "error", "warn"];
+        all(levels.map(|level| event("agent.lost", level)).to_vec())
+    });
+    let levels = |line: &str| -> Vec<String> {
+        let ran = coordinator.run(line);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        let objects = ran.objects();
+        let levels = objects.iter().map(|event| event["level"].as_str());
+        levels.map(|level| level.unwrap().to_owned()).collect()
+    };
+    assert_eq!(levels("events --json").len(), 5);
+    assert_eq!(
+        levels("events --json --level warn"),
+        ["warn", "error", "warn"]
+    );
+    assert_eq!(
+        levels("events --json --level warn --limit 2"),
+        ["error", "warn"]
+    );
+    assert_eq!(levels("events --json --level error"), ["error"]);
+    assert!(levels("events --json --since 10s").is_empty());
+}
+
+#[test]
 fn manual_mode_wants_a_word_before_it_starts() {
     let started = |coordinator: &Coordinator| {
         let requests = coordinator.requests();
