@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use steep_daemon::config::{ConfigError, Settings, metrics_address};
 use steep_protocol::limits::WORKERS_MAX;
-use steep_protocol::quic::{Congestion, Traffic, Tuning};
+use steep_protocol::quic::{Congestion, Tuning};
 use steep_protocol::units::{parse_duration, parse_size};
 use steep_protocol::{ByteCount, NodeId};
 
@@ -127,6 +127,10 @@ impl Settings for Given {
             max_workers: self.max_workers.or(Some(WORKERS_MAX)),
             memory_mib: self.memory_mib.or(Some(budget::DEFAULT_MIB)),
             congestion: self.congestion.or(Some(CongestionChoice::Bbr)),
+            replication_conninfo: self.replication_conninfo.or_else(|| self.postgres.clone()),
+            schema_check_interval: self
+                .schema_check_interval
+                .or_else(|| Some(format!("{}s", SCHEMA_CHECK_INTERVAL.as_secs()))),
             ..self
         }
     }
@@ -183,8 +187,8 @@ impl TryFrom<Given> for Config {
                 .transpose()?,
             schema_check_interval: interval(given.schema_check_interval.as_deref())?,
             tuning: Tuning {
-                traffic: Traffic::Bulk,
                 congestion,
+                ..Tuning::BULK
             },
         })
     }

@@ -1,4 +1,4 @@
-//! The connection to the coordinator: one stream per request, replies until it has said all.
+//! The connection to the coordinator. Each request has a stream of its own, which carries the replies.
 
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use steep_protocol::{Fault, FaultKind, Retry};
 use crate::failure::Failure;
 use crate::settings::Access;
 
-/// How long the coordinator gets to hear that we go.
-const GOODBYE: Duration = Duration::from_millis(500);
+/// How long closing the connection may take.
+const CLOSE_LIMIT: Duration = Duration::from_millis(500);
 
 /// A connection to the coordinator.
 #[derive(Debug)]
@@ -27,17 +27,17 @@ pub(crate) struct Client {
 pub(crate) struct Replies {
     receiver: Receiver,
     ended: bool,
-    // Dropping it would reset our half, which is how a request is given up.
+    // Dropping the sender resets our half of the stream, which abandons the request.
     _sender: Sender,
 }
 
 impl Client {
-    /// Dials the coordinator.
+    /// Connects to the coordinator.
     ///
     /// # Errors
-    /// [`Failure`] with exit code 6 where the certificates cannot be used, nobody answers, or the
+    /// [`Failure`] with exit code 6 if the certificates are unusable, nobody answers, or the
     /// coordinator refuses.
-    pub(crate) async fn connect(access: Access) -> Result<Self, Failure> {
+    pub(crate) async fn connect(access: Access, tuning: Tuning) -> Result<Self, Failure> {
         let unauthorized = |message: String| {
             Failure::new(FaultKind::Unauthorized, message)
                 .hint("`steep-repl certs show FILE` shows what a certificate is for")
@@ -53,7 +53,7 @@ impl Client {
             ))
             .hint("issue one with `steep-repl certs issue --role operator --name operator`"));
         }
-        let endpoint = Endpoint::dialer(&credentials, Tuning::CONTROL)
+        let endpoint = Endpoint::dialer(&credentials, tuning)
             .map_err(|error| Failure::new(FaultKind::Unreachable, error.to_string()))?;
         let connection = dial(&endpoint, &access).await?;
         Ok(Self {
@@ -63,12 +63,12 @@ impl Client {
         })
     }
 
-    /// Where the coordinator is.
+    /// The address of the coordinator.
     pub(crate) fn address(&self) -> &str {
         &self.access.coordinator
     }
 
-    /// Dials again after the connection was lost.
+    /// Reconnects after the connection was lost.
     ///
     /// # Errors
     /// As [`Client::connect`].
@@ -80,7 +80,7 @@ impl Client {
     /// Sends a request.
     ///
     /// # Errors
-    /// [`Failure`] where the connection is gone.
+    /// [`Failure`] if the connection is lost.
     pub(crate) async fn ask(&self, request: &ApiRequest) -> Result<Replies, Failure> {
         let (mut sender, receiver) = self.connection.open().await.map_err(lost)?;
         sender.send(request).await.map_err(lost)?;
@@ -91,10 +91,10 @@ impl Client {
         })
     }
 
-    /// Sends a request that one reply answers.
+    /// Sends a request and collects all replies.
     ///
     /// # Errors
-    /// [`Failure`] of the coordinator, or where the connection is gone.
+    /// [`Failure`] if the coordinator refuses or the connection is lost.
     pub(crate) async fn ask_all(&self, request: &ApiRequest) -> Result<Vec<ApiReply>, Failure> {
         let mut replies = self.ask(request).await?;
         let mut all = Vec::new();
@@ -104,35 +104,35 @@ impl Client {
         Ok(all)
     }
 
-    /// Says goodbye. What runs at the coordinator goes on.
+    /// Closes the connection. Jobs go on.
     pub(crate) async fn close(self) {
-        self.endpoint.close(CloseCode::Done, GOODBYE).await;
+        self.endpoint.close(CloseCode::Done, CLOSE_LIMIT).await;
     }
 }
 
-/// Why a reply did not come.
+/// Why there is no reply.
 #[derive(Debug)]
-pub(crate) enum Broken {
-    /// The coordinator refused or failed: its word is final.
-    Said(Failure),
-    /// The conversation broke: what was asked for may go on, and can be asked about again.
+pub(crate) enum ReplyError {
+    /// The coordinator refused the request or failed. Asking again is no use.
+    Refused(Failure),
+    /// The connection was lost: the request may still be carried out. Ask again.
     Lost(Failure),
 }
 
-impl From<Broken> for Failure {
-    fn from(broken: Broken) -> Self {
+impl From<ReplyError> for Failure {
+    fn from(broken: ReplyError) -> Self {
         match broken {
-            Broken::Said(failure) | Broken::Lost(failure) => failure,
+            ReplyError::Refused(failure) | ReplyError::Lost(failure) => failure,
         }
     }
 }
 
 impl Replies {
-    /// The next reply; `None` when everything has been said. Cancel-safe.
+    /// The next reply; `None` at the end. Cancel-safe.
     ///
     /// # Errors
-    /// [`Broken`] where the coordinator refused, or the connection broke before the end.
-    pub(crate) async fn next(&mut self) -> Result<Option<ApiReply>, Broken> {
+    /// [`ReplyError`].
+    pub(crate) async fn next(&mut self) -> Result<Option<ApiReply>, ReplyError> {
         if self.ended {
             return Ok(None);
         }
@@ -143,13 +143,17 @@ impl Replies {
             }
             Some(ApiReply::Fault(fault)) => {
                 self.ended = true;
-                // A coordinator that stops says so, and is asked again when it is back.
+                // The coordinator is stopping: ask again when it is back.
                 let again = fault.retry == Retry::NewConnection;
-                let how = if again { Broken::Lost } else { Broken::Said };
+                let how = if again {
+                    ReplyError::Lost
+                } else {
+                    ReplyError::Refused
+                };
                 Err(how(fault.into()))
             }
             Some(reply) => Ok(Some(reply)),
-            None => Err(Broken::Lost(Failure::new(
+            None => Err(ReplyError::Lost(Failure::new(
                 FaultKind::Unreachable,
                 "the coordinator stopped answering in the middle of a reply",
             ))),
@@ -173,23 +177,23 @@ fn lost(error: StreamError) -> Failure {
     let failure = Failure::new(
         fault.kind,
         format!(
-            "the conversation with the coordinator broke: {}",
+            "the connection to the coordinator was lost: {}",
             fault.message
         ),
     );
     failure.hint(
-        "jobs, and what was asked for and had arrived, go on without the command line: `steep-repl \
+        "jobs go on without the command line, and so does a request that has arrived: `steep-repl \
          status` shows them",
     )
 }
 
-/// A refusal ends it; anything else is a connection that can be made again.
-fn broken(error: StreamError) -> Broken {
+/// Refusals are final; after other errors the client may reconnect.
+fn broken(error: StreamError) -> ReplyError {
     match error.retry() {
-        Retry::Never => Broken::Said(lost(error)),
+        Retry::Never => ReplyError::Refused(lost(error)),
         Retry::Backoff | Retry::NewConnection => match error.code() {
-            Some(CloseCode::Forbidden | CloseCode::Version) => Broken::Said(lost(error)),
-            _ => Broken::Lost(lost(error)),
+            Some(CloseCode::Forbidden | CloseCode::Version) => ReplyError::Refused(lost(error)),
+            _ => ReplyError::Lost(lost(error)),
         },
     }
 }

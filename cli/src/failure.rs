@@ -1,4 +1,4 @@
-//! How a command fails: one fault, its exit code, and how it is told.
+//! The failure of a command: a fault, its exit code, and its text.
 
 use steep_protocol::{Fault, FaultKind, NodeId};
 
@@ -6,7 +6,7 @@ use crate::render::{Paint, clean, paragraph};
 
 /// The exit codes of the contract.
 pub(crate) const SUCCESS: u8 = 0;
-/// Anything without a code of its own.
+/// Any failure that has no code of its own.
 pub(crate) const ERROR: u8 = 1;
 /// The arguments make no sense.
 pub(crate) const BAD_ARGUMENTS: u8 = 2;
@@ -14,7 +14,7 @@ pub(crate) const BAD_ARGUMENTS: u8 = 2;
 pub(crate) const SCHEMA_MISMATCH: u8 = 3;
 /// Cancelled.
 pub(crate) const CANCELLED: u8 = 4;
-/// The job's time was over.
+/// The job timed out.
 pub(crate) const TIMEOUT: u8 = 5;
 /// Cannot connect, or not authorised.
 pub(crate) const CANNOT_CONNECT: u8 = 6;
@@ -25,7 +25,6 @@ pub(crate) const CANNOT_CONNECT: u8 = 6;
 pub(crate) struct Failure(pub(crate) Box<Fault>);
 
 impl Failure {
-    /// A failure of that kind.
     pub(crate) fn new(kind: FaultKind, message: impl Into<String>) -> Self {
         Self(Box::new(Fault::new(kind, message)))
     }
@@ -35,19 +34,19 @@ impl Failure {
         Self::new(FaultKind::BadRequest, message)
     }
 
-    /// With a next step.
+    /// Adds a next step.
     #[must_use]
     pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
         Self(Box::new(self.0.hint(hint)))
     }
 
-    /// On that node.
+    /// Names the node.
     #[must_use]
     pub(crate) fn on(self, node: &NodeId) -> Self {
         Self(Box::new(self.0.on(node)))
     }
 
-    /// Which of those nodes it is about: the one it names, or all where it names none of them.
+    /// The nodes that the failure concerns: the one it names, or all of them if it names none.
     pub(crate) fn concerns<'a>(&self, nodes: &'a [NodeId]) -> Vec<&'a NodeId> {
         let named = nodes
             .iter()
@@ -60,7 +59,6 @@ impl Failure {
         }
     }
 
-    /// What the process exits with.
     pub(crate) fn exit_code(&self) -> u8 {
         exit_code(self.0.kind)
     }
@@ -89,7 +87,7 @@ pub(crate) fn line(fault: &Fault) -> String {
     clean(&fault.to_string())
 }
 
-/// A fault for a terminal or a log: what failed, on which node, why; then what to do.
+/// A fault as text: the node, what failed and why, then a hint.
 pub(crate) fn render(fault: &Fault, paint: Paint) -> String {
     let node = match &fault.node {
         Some(node) => format!("{}: ", paint.bold(node.as_str())),

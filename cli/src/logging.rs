@@ -1,4 +1,4 @@
-//! The log on stderr. Results go to stdout and never through here.
+//! The log on stderr. Results go to stdout.
 
 use std::io::{self, IsTerminal};
 
@@ -6,8 +6,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::args::LogFormat;
 
-/// Starts it. Warnings and above, unless `RUST_LOG` says otherwise: what a command has to say is
-/// its output, the log is for what went on behind it.
+/// Starts the log: warnings and errors, unless `RUST_LOG` says otherwise.
 pub(crate) fn start(format: Option<LogFormat>) {
     let terminal = io::stderr().is_terminal();
     let format = format.unwrap_or(if terminal {

@@ -3,8 +3,8 @@
 //! `args` (parsed) → `settings` (from flags, environment, file) → `commands` → `client` ══QUIC══▶
 //! coordinator → `follow` → `render` (pure) → `terminal`; or → `watch`, the screen.
 //!
-//! Asks the coordinator and shows what it says. Never talks to an agent or to PostgreSQL, never sees
-//! a row or a database password, and decides nothing about a job: it may go at any time.
+//! Sends requests to the coordinator and shows the replies. It never talks to an agent or to PostgreSQL
+//! and never sees a row or a database password. Jobs do not depend on it.
 
 use std::process::ExitCode;
 
@@ -37,7 +37,7 @@ fn main() -> ExitCode {
         }
     };
     let code = runtime.block_on(commands::run(cli));
-    // A thread may still wait for a line from the terminal; it ends with the process.
+    // A thread may still be reading from the terminal; it ends with the process.
     runtime.shutdown_background();
     ExitCode::from(code)
 }

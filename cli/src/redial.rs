@@ -1,4 +1,4 @@
-//! Dialling a coordinator that went away: how long to go on, and how long to wait between.
+//! Reconnecting to the coordinator: how long to try, and how long to wait between attempts.
 
 use std::time::Duration;
 
@@ -7,13 +7,13 @@ use tokio::time::Instant;
 
 use crate::failure::Failure;
 
-/// How long a coordinator that went away is dialled again before a command gives up.
+/// How long a command tries to reconnect before it gives up.
 const DIAL_FOR: Duration = Duration::from_secs(60);
 
-/// Between two attempts.
+/// The pause between two attempts.
 pub(crate) const PAUSE: Duration = Duration::from_secs(1);
 
-/// One absence of the coordinator.
+/// The attempts after one loss of the connection.
 #[derive(Debug)]
 pub(crate) struct Redial {
     deadline: Instant,
@@ -21,7 +21,7 @@ pub(crate) struct Redial {
 }
 
 impl Redial {
-    /// It begins now, for that reason.
+    /// Starts now. `why` is the reason for the loss.
     pub(crate) fn begin(why: Failure) -> Self {
         Self {
             deadline: Instant::now() + DIAL_FOR,
@@ -29,15 +29,15 @@ impl Redial {
         }
     }
 
-    /// Why it began.
+    /// The reason for the loss.
     pub(crate) fn why(self) -> Failure {
         self.why
     }
 
-    /// An attempt failed: wait and try again, unless that is no use or the time is over.
+    /// Records a failed attempt. Fails if another one is pointless or the time is over.
     ///
     /// # Errors
-    /// The attempt's own [`Failure`], with a next step.
+    /// The [`Failure`] of the attempt, with a hint.
     pub(crate) fn failed(&mut self, failure: Failure) -> Result<&Self, Failure> {
         if is_worth_trying(&failure) && Instant::now() < self.deadline {
             return Ok(self);
@@ -53,7 +53,7 @@ impl Redial {
     }
 }
 
-/// Whether dialling once more may bring something else: not where we were refused.
+/// Whether another attempt may succeed. A refusal is final.
 pub(crate) fn is_worth_trying(failure: &Failure) -> bool {
     failure.0.kind == FaultKind::Unreachable
 }

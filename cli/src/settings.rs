@@ -1,19 +1,19 @@
-//! Where the coordinator is and which certificates to show: from flags, then the environment, then
-//! the configuration file, then defaults. Pure but for reading that one file.
+//! The address of the coordinator, the certificates, and defaults of flags. A flag wins over the
+//! environment, that over the configuration file, and that over the default.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum as _;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use steep_protocol::limits::{WORKERS_DEFAULT, WORKERS_MAX};
 use steep_protocol::message::job::YieldToDdl;
 
 use crate::args::{Global, LogFormat, SchemaChoice};
 use crate::failure::Failure;
 
-/// The longest configuration file that is read, in bytes.
+/// The size limit of the configuration file, in bytes.
 const FILE_MAX: u64 = 64 * 1024;
 
 /// Variables of the environment.
@@ -32,7 +32,7 @@ pub(crate) mod variable {
     pub(crate) const YIELD_TO_DDL: &str = "STEEP_REPL_YIELD_TO_DDL";
 }
 
-/// What the configuration file may say.
+/// The keys of the configuration file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FileSettings {
@@ -47,7 +47,7 @@ struct FileSettings {
     log_format: Option<LogFormat>,
 }
 
-/// The result. Holds paths and addresses, no secret.
+/// The settings in force. They hold no secret.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Settings {
     /// Where the coordinator listens.
@@ -64,35 +64,21 @@ pub(crate) struct Settings {
     pub(crate) key: Option<PathBuf>,
     /// The default of `--parallel`.
     pub(crate) parallel: u8,
-    /// The default of `--schema-sync`; strict where `None`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) schema_sync: Option<SchemaChoice>,
+    /// The default of `--schema-sync`.
+    pub(crate) schema_sync: SchemaChoice,
     /// The default of `--yield-to-ddl`.
-    #[serde(skip_serializing_if = "YieldDefault::is_unset")]
-    pub(crate) yield_to_ddl: YieldDefault,
-    /// Form of the log; by the terminal where `None`.
+    #[serde(serialize_with = "as_text")]
+    pub(crate) yield_to_ddl: YieldToDdl,
+    /// Form of the log; `None`: text on a terminal, JSON otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) log_format: Option<LogFormat>,
 }
 
-/// How long others may wait where `--yield-to-ddl` does not say it; written as people write it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct YieldDefault(pub(crate) Option<YieldToDdl>);
-
-impl YieldDefault {
-    fn is_unset(&self) -> bool {
-        self.0.is_none()
-    }
+fn as_text<S: Serializer>(value: &YieldToDdl, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
 }
 
-impl Serialize for YieldDefault {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let text = self.0.unwrap_or_default().to_string();
-        serializer.serialize_str(&text)
-    }
-}
-
-/// What it takes to reach the coordinator: all of it there.
+/// What a connection to the coordinator needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Access {
     /// `HOST:PORT`.
@@ -111,10 +97,10 @@ pub(crate) fn from_process(name: &str) -> Option<String> {
 }
 
 impl Settings {
-    /// Puts them together.
+    /// Merges flags, environment and file.
     ///
     /// # Errors
-    /// [`Failure`] where the file or a variable is not what it should be.
+    /// [`Failure`] if the file or a variable is invalid.
     pub(crate) fn load(
         flags: &Global,
         environment: impl Fn(&str) -> Option<String>,
@@ -145,21 +131,21 @@ impl Settings {
             key: pick(&flags.key, "operator.key", &file.key),
             parallel: parallel.unwrap_or(WORKERS_DEFAULT),
             schema_sync: match environment(variable::SCHEMA_SYNC) {
-                Some(text) => Some(parse_schema_sync(&text)?),
-                None => file.schema_sync,
+                Some(text) => parse_schema_sync(&text)?,
+                None => file.schema_sync.unwrap_or_default(),
             },
             yield_to_ddl: match environment(variable::YIELD_TO_DDL) {
                 Some(text) => parse_yield(&text, variable::YIELD_TO_DDL)?,
                 None => match file.yield_to_ddl {
                     Some(text) => parse_yield(&text, "yield_to_ddl in the configuration file")?,
-                    None => YieldDefault::default(),
+                    None => YieldToDdl::default(),
                 },
             },
             log_format: flags.log_format.or(file.log_format),
         })
     }
 
-    /// What it takes to reach the coordinator.
+    /// What a connection to the coordinator needs.
     ///
     /// # Errors
     /// [`Failure`] that names what is missing.
@@ -184,9 +170,23 @@ impl Settings {
         })
     }
 
-    /// The settings as a configuration file.
+    /// The settings as a configuration file; those without a value as comments.
     pub(crate) fn to_toml(&self) -> String {
-        toml::to_string(self).expect("strings, paths of text and a number are TOML")
+        let mut text = toml::to_string(self).expect("strings, paths of text and a number are TOML");
+        let unset = [
+            (self.coordinator.is_none(), "coordinator is not set"),
+            (self.ca.is_none(), "ca is not set"),
+            (self.cert.is_none(), "cert is not set"),
+            (self.key.is_none(), "key is not set"),
+            (
+                self.log_format.is_none(),
+                "log_format is not set: text on a terminal, json otherwise",
+            ),
+        ];
+        for (_, comment) in unset.iter().filter(|(is_unset, _)| *is_unset) {
+            text.push_str(&format!("# {comment}\n"));
+        }
+        text
     }
 }
 
@@ -201,11 +201,9 @@ fn parse_parallel(text: &str, whose: &str) -> Result<u8, Failure> {
         })
 }
 
-fn parse_yield(text: &str, whose: &str) -> Result<YieldDefault, Failure> {
-    let parsed = YieldToDdl::parse(text);
-    let limit =
-        parsed.map_err(|why| Failure::bad_request(format!("{whose} is {text:?}: {why}")))?;
-    Ok(YieldDefault(Some(limit)))
+fn parse_yield(text: &str, whose: &str) -> Result<YieldToDdl, Failure> {
+    YieldToDdl::parse(text)
+        .map_err(|why| Failure::bad_request(format!("{whose} is {text:?}: {why}")))
 }
 
 fn parse_schema_sync(text: &str) -> Result<SchemaChoice, Failure> {
@@ -217,7 +215,7 @@ fn parse_schema_sync(text: &str) -> Result<SchemaChoice, Failure> {
     })
 }
 
-/// The file that was named, which must be there, or the default one, which need not.
+/// Reads the named file, which must exist, or the default file, if it exists.
 fn read_file(
     flags: &Global,
     environment: &impl Fn(&str) -> Option<String>,
@@ -323,13 +321,13 @@ mod tests {
     fn the_mode_for_schemas_comes_from_the_environment_or_the_file() {
         let (_dir, path) = config("schema_sync = 'auto'");
         let of_file = load(&Global::default(), &[(variable::CONFIG, &path)]).unwrap();
-        assert_eq!(of_file.schema_sync, Some(SchemaChoice::Auto));
+        assert_eq!(of_file.schema_sync, SchemaChoice::Auto);
         let both = [
             (variable::CONFIG, path.as_str()),
             (variable::SCHEMA_SYNC, "manual"),
         ];
         let settings = load(&Global::default(), &both).unwrap();
-        assert_eq!(settings.schema_sync, Some(SchemaChoice::Manual));
+        assert_eq!(settings.schema_sync, SchemaChoice::Manual);
         assert!(load(&Global::default(), &[(variable::SCHEMA_SYNC, "loose")]).is_err());
     }
 
@@ -402,7 +400,11 @@ mod tests {
             parallel: 4,
             ..Settings::default()
         };
-        let (_dir, path) = config(&settings.to_toml());
+        let text = settings.to_toml();
+        assert!(text.contains("schema_sync = \"strict\""), "{text}");
+        assert!(text.contains("yield_to_ddl = \"10s\""), "{text}");
+        assert!(text.contains("# cert is not set"), "{text}");
+        let (_dir, path) = config(&text);
         assert_eq!(
             load(&Global::default(), &[(variable::CONFIG, &path)]).unwrap(),
             settings

@@ -5,16 +5,16 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::failure::Failure;
 use steep_protocol::FaultKind;
 
-/// What a person or a supervisor wants.
+/// A request to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Interrupt {
     /// Ctrl-C.
     Keyboard,
-    /// SIGTERM or SIGHUP: whoever watched is going.
+    /// SIGTERM or SIGHUP.
     Terminate,
 }
 
-/// The signals, from now on caught.
+/// The handlers of these signals.
 #[derive(Debug)]
 pub(crate) struct Signals {
     interrupt: Signal,
@@ -23,7 +23,7 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    /// Catches them.
+    /// Installs the handlers.
     ///
     /// # Errors
     /// [`Failure`] where the system refuses.
@@ -43,7 +43,7 @@ impl Signals {
         })
     }
 
-    /// The next one. Cancel-safe.
+    /// The next signal. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Interrupt {
         tokio::select! {
             _ = self.interrupt.recv() => Interrupt::Keyboard,

@@ -2,6 +2,7 @@
 
 use std::io::{self, BufRead, IsTerminal, Write};
 
+use serde_json::Value;
 use tokio::sync::oneshot;
 
 use crate::failure::ERROR;
@@ -83,6 +84,11 @@ pub(crate) fn print(text: &str) {
 /// Writes a line to stdout.
 pub(crate) fn print_line(line: &str) {
     print(&format!("{line}\n"));
+}
+
+/// Writes an object to stdout, as one line.
+pub(crate) fn print_json(object: &Value) {
+    print_line(&object.to_string());
 }
 
 /// Writes a line to stderr, where there is one.

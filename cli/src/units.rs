@@ -1,4 +1,4 @@
-//! Sizes, rates and durations as people read them; how they write them is the protocol's. Pure.
+//! Formats sizes, rates and durations. Pure.
 
 pub(crate) use steep_protocol::units::{parse_duration, parse_size};
 
@@ -10,7 +10,7 @@ pub(crate) fn size(bytes: u64) -> String {
     let mut value = bytes as f64;
     let mut unit = "B";
     for next in ["kB", "MB", "GB", "TB", "PB", "EB"] {
-        // What would round up to a thousand is written in the next unit.
+        // Below this, the value does not round up to 1000.
         if value < 999.5 {
             break;
         }
@@ -24,7 +24,7 @@ pub(crate) fn size(bytes: u64) -> String {
     }
 }
 
-/// `85.2 MB/s`; nothing sensible below a byte a second.
+/// `85.2 MB/s`.
 pub(crate) fn rate(bytes_per_second: f64) -> String {
     format!("{}/s", size(bytes_per_second.max(0.0).round() as u64))
 }
@@ -60,7 +60,7 @@ pub(crate) fn duration(seconds: f64) -> String {
     }
 }
 
-/// `19s`, then as [`duration`]: what is estimated has no tenths.
+/// [`duration`] of an estimate: `19s`, without tenths.
 pub(crate) fn eta(seconds: u64) -> String {
     if seconds < 60 {
         format!("{seconds}s")

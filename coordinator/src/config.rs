@@ -126,6 +126,8 @@ impl Settings for Given {
                 .or_else(|| Some(MAX_SNAPSHOT_AGE.to_owned())),
             retry_for: self.retry_for.or_else(|| Some(RETRY_FOR.to_owned())),
             keep_failed: self.keep_failed.or_else(|| Some(KEEP_FAILED.to_owned())),
+            drift_grace: self.drift_grace.or_else(|| Some(seconds(DRIFT_GRACE))),
+            unseen_grace: self.unseen_grace.or_else(|| Some(seconds(UNSEEN_GRACE))),
             ..self
         }
     }
@@ -188,6 +190,10 @@ fn limit<T>(
     }
     let read = parse(text).map_err(|why| ConfigError::invalid(name, format!("{why}, or none")));
     read.map(Some)
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{}s", duration.as_secs())
 }
 
 fn grace(

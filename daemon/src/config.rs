@@ -270,7 +270,7 @@ fn to_table<S: Serialize>(settings: &S) -> Table {
     Table::try_from(settings).expect("settings are options of plain values")
 }
 
-/// The settings as a file would hold them.
+/// The settings as a file would hold them; those without a value as comments.
 fn shown<S: Settings>(settings: &S, shared: &Shared) -> String {
     let mut table = to_table(settings);
     for name in S::SECRETS {
@@ -279,7 +279,17 @@ fn shown<S: Settings>(settings: &S, shared: &Shared) -> String {
         }
     }
     table.extend(to_table(shared));
-    toml::to_string(&table).expect("a table of plain values has a text form")
+    let mut text = toml::to_string(&table).expect("a table of plain values has a text form");
+    let line = Line::<S>::command();
+    let run = line.find_subcommand("run").into_iter();
+    for arg in run.chain([&line]).flat_map(clap::Command::get_arguments) {
+        let name = arg.get_id().as_str().replace('_', "-");
+        if !table.contains_key(&name) && name != "config" && name != "print-config" {
+            let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+            text.push_str(&format!("# {name} is not set: {help}\n"));
+        }
+    }
+    text
 }
 
 /// Where metrics and health are served: `ADDR:PORT`, or a port on loopback, since nothing listens
@@ -472,6 +482,7 @@ mod tests {
         };
         assert!(!text.contains("hunter2"), "{text}");
         assert!(text.contains("otlp-endpoint = \"http://h:4318\""), "{text}");
+        assert!(text.contains("# data-dir is not set: Where to"), "{text}");
         let file = file(&text);
         let (settings, format) = run(&[], Some(file.path())).unwrap();
         assert_eq!((settings.count, format), (Some(7), Some(LogFormat::Json)));

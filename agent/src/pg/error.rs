@@ -1,6 +1,6 @@
 //! What can go wrong with PostgreSQL, as a value, and as a [`Fault`] for a person.
 //!
-//! Never keeps DETAIL (it shows rows), the value part of CONTEXT (a COPY line), or quoted values of
+//! Never keeps DETAIL (it shows rows) but for the columns of a violated key, the value part of CONTEXT (a COPY line), or quoted values of
 //! data errors: what is stored here may be logged and sent to the coordinator.
 
 use std::io;
@@ -109,6 +109,7 @@ pub(crate) struct ErrorFields {
     pub(crate) code: String,
     pub(crate) message: String,
     pub(crate) hint: Option<String>,
+    pub(crate) detail: Option<String>,
     pub(crate) context: Option<String>,
     pub(crate) schema: Option<String>,
     pub(crate) table: Option<String>,
@@ -122,8 +123,14 @@ impl From<ErrorFields> for ServerError {
             (None, table) => table,
             (Some(_), None) => None,
         };
+        let mut message = without_values(&fields.code, &fields.message);
+        if fields.constraint.is_some()
+            && let Some(columns) = fields.detail.as_deref().and_then(key_columns)
+        {
+            message.push_str(&format!(", key ({columns})"));
+        }
         Self {
-            message: without_values(&fields.code, &fields.message),
+            message,
             code: SqlState::from_code(&fields.code),
             hint: fields.hint,
             place: fields.context.as_deref().and_then(copy_place),
@@ -139,6 +146,7 @@ impl From<&DbError> for ServerError {
             code: error.code().code().to_owned(),
             message: error.message().to_owned(),
             hint: error.hint().map(str::to_owned),
+            detail: error.detail().map(str::to_owned),
             context: error.where_().map(str::to_owned),
             schema: error.schema().map(str::to_owned),
             table: error.table().map(str::to_owned),
@@ -168,6 +176,12 @@ fn without_values(code: &str, message: &str) -> String {
         (Some(first), _) => format!("{}…", &message[..=first]),
         (None, _) => message.to_owned(),
     }
+}
+
+/// The columns in the DETAIL of a violated key, `Key (a, b)=(1, 2) already exists.`; of the values nothing.
+pub(crate) fn key_columns(detail: &str) -> Option<&str> {
+    let (columns, _) = detail.strip_prefix("Key (")?.split_once(")=(")?;
+    Some(columns)
 }
 
 /// Whether PostgreSQL itself raises errors of that class (PostgreSQL manual, appendix A); others are
@@ -445,6 +459,28 @@ mod tests {
             None,
         );
         assert!(bad.message.contains("t_pkey"));
+    }
+
+    #[test]
+    fn a_violated_key_names_its_columns_and_no_value() {
+        let violated = |detail: &str| {
+            ServerError::from(ErrorFields {
+                code: "23505".to_owned(),
+                message: "could not create unique index \"t_pkey\"".to_owned(),
+                detail: Some(detail.to_owned()),
+                constraint: Some("t_pkey".to_owned()),
+                ..ErrorFields::default()
+            })
+            .message
+        };
+        assert_eq!(
+            violated("Key (id, lower(name))=(4711, Key (x)=(y) is duplicated."),
+            "could not create unique index \"t_pkey\", key (id, lower(name))"
+        );
+        assert_eq!(
+            violated("4711 is there twice"),
+            "could not create unique index \"t_pkey\""
+        );
     }
 
     #[test]

@@ -25,6 +25,7 @@ mod tls;
 mod transport;
 
 pub use conninfo::Conninfo;
+pub(crate) use error::key_columns;
 pub use error::{PgError, ServerError};
 pub use guard::OwnSchema;
 pub(crate) use literal::literal;

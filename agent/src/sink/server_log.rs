@@ -2,13 +2,13 @@
 //! read it (EXECUTE on three functions, or a superuser).
 //!
 //! Only entries of that subscription's workers are looked at, which name its origin. Of an entry the
-//! message is told, never its details, and no more of the message than cannot hold a value: of one that
+//! message is told, of its details the columns of a violated key alone, and no more of the message than cannot hold a value: of one that
 //! is not known, only where it stands.
 
 use steep_protocol::message::job::ReplicationNames;
 use steep_protocol::{JobId, Lsn};
 
-use crate::pg::{PgError, Session};
+use crate::pg::{PgError, Session, key_columns};
 
 /// How much of the log's end is read: an entry is some lines, and workers try again every few seconds.
 const READ_BYTES: i64 = 256 * 1024;
@@ -126,12 +126,19 @@ fn last_error(log: &str, origin: &str) -> Option<String> {
         .iter()
         .rposition(|line| line.contains("CONTEXT:") && line.contains(&own))?;
     // The lines of an entry are written at once.
-    let message = lines[..context]
+    let before = lines[..context]
         .iter()
-        .rev()
-        .take_while(|line| !line.contains("CONTEXT:"))
-        .find_map(|line| line.split_once("ERROR:").map(|(_, message)| message.trim()))?;
-    let message = tellable(message)?;
+        .rposition(|line| line.contains("CONTEXT:"));
+    let entry = &lines[before.map_or(0, |at| at + 1)..context];
+    let at = entry.iter().rposition(|line| line.contains("ERROR:"))?;
+    let (_, message) = entry[at].split_once("ERROR:")?;
+    let mut message = tellable(message.trim())?;
+    let detail = entry[at..]
+        .iter()
+        .find_map(|line| line.split_once("DETAIL:"));
+    if let Some(columns) = detail.and_then(|(_, detail)| key_columns(detail.trim())) {
+        message.push_str(&format!(", key ({columns})"));
+    }
     let place = quoted_after(lines[context], "for replication target relation ");
     let during = quoted_after(lines[context], "during message type ");
     let mut told = format!("PostgreSQL says: {message}");
@@ -202,8 +209,8 @@ mod tests {
         let told = last_error(LOG, "pg_16394").unwrap();
         assert_eq!(
             told,
-            "PostgreSQL says: duplicate key value violates unique constraint \"t_pkey\" (INSERT on \
-             public.t); the transaction ends at 0/1A2B3C of the source's WAL"
+            "PostgreSQL says: duplicate key value violates unique constraint \"t_pkey\", key (id) \
+             (INSERT on public.t); the transaction ends at 0/1A2B3C of the source's WAL"
         );
         let told = last_error(LOG, "pg_2").unwrap();
         assert!(

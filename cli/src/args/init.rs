@@ -11,11 +11,19 @@ use steep_protocol::message::job::{
 use steep_protocol::{ByteCount, Identifier, Lsn, NodeId, TableName};
 
 use crate::failure::Failure;
+use crate::settings::Settings;
 use crate::units::{parse_duration, parse_size};
 
 /// `init`: a job to start, or a question about one.
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(after_help = "\
+Examples:
+  steep-repl init node_b --from node_a
+  steep-repl init node_b node_c --from node_a --parallel 8 --detach
+  steep-repl init node_b --from node_a --dry-run
+  steep-repl init node_b --from node_a --include-schema app --exclude-table app.log
+  steep-repl init node_b --from node_a --resume")]
 pub(crate) struct InitArgs {
     #[command(subcommand)]
     pub(crate) command: Option<InitCommand>,
@@ -40,6 +48,10 @@ pub(crate) enum InitCommand {
 
 /// `init prepare`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  steep-repl init prepare --node node_a --slot monday --expires 48h
+  steep-repl init prepare --node node_a --slot monday --drop")]
 pub(crate) struct PrepareArgs {
     /// The node that has the rows
     #[arg(long, value_name = "SOURCE")]
@@ -57,6 +69,10 @@ pub(crate) struct PrepareArgs {
 
 /// `init complete`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  steep-repl init complete --node node_b --source node_a --source-lsn 16/B374D848
+  steep-repl init complete --node node_b --source node_a --source-lsn 16/B374D848 --dry-run")]
 pub(crate) struct CompleteArgs {
     /// The node on which the backup was restored
     #[arg(long, value_name = "TARGET")]
@@ -163,6 +179,10 @@ fn confirmation(yes: bool) -> Confirmation {
 
 /// `init progress`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  steep-repl init progress --node node_b
+  steep-repl init progress --node node_b --follow")]
 pub(crate) struct ProgressArgs {
     /// The node that gets the rows
     #[arg(long, value_name = "TARGET")]
@@ -174,6 +194,11 @@ pub(crate) struct ProgressArgs {
 
 /// `init cancel`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  steep-repl init cancel --node node_b
+  steep-repl init cancel --node node_b --keep-data --yes
+  steep-repl init cancel --node node_b --force-cleanup")]
 pub(crate) struct CancelArgs {
     /// The node that gets the rows
     #[arg(long, value_name = "TARGET")]
@@ -192,6 +217,9 @@ pub(crate) struct CancelArgs {
 
 /// `init rebuild`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  steep-repl init rebuild --node node_b")]
 pub(crate) struct RebuildArgs {
     /// The node that lacks them
     #[arg(long, value_name = "TARGET")]
@@ -220,7 +248,7 @@ pub(crate) struct StartArgs {
     /// Take what would be asked as confirmed
     #[arg(long, short)]
     pub(crate) yes: bool,
-    /// Show how the schemas differ and what would be done about it, and change nothing
+    /// Show what would be copied, how the schemas differ, and what preflight finds; change nothing
     #[arg(long, conflicts_with_all = ["resume", "detach"])]
     pub(crate) dry_run: bool,
 }
@@ -279,10 +307,13 @@ pub(crate) enum MethodChoice {
 }
 
 /// `--schema-sync`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum SchemaChoice {
     /// Any difference stops the job before anything is changed.
+    #[default]
     Strict,
     /// The target is made to match, if no data is lost.
     Auto,
@@ -295,17 +326,23 @@ impl StartArgs {
     ///
     /// # Errors
     /// As [`JobChoices::specs`].
-    pub(crate) fn specs(&self, default_parallel: Option<u8>) -> Result<Vec<JobSpec>, Failure> {
+    pub(crate) fn specs(&self) -> Result<Vec<JobSpec>, Failure> {
         let Some(source) = &self.from else {
             return Err(Failure::bad_request("no source is given").hint("name it with --from"));
         };
-        let word = confirmation(self.yes);
         self.choices
-            .specs(&self.targets, source, default_parallel, word)
+            .specs(&self.targets, source, confirmation(self.yes))
     }
 }
 
 impl JobChoices {
+    /// Takes what was not given from the settings.
+    pub(crate) fn fill(&mut self, settings: &Settings) {
+        self.parallel.get_or_insert(settings.parallel);
+        self.schema_sync.get_or_insert(settings.schema_sync);
+        self.yield_to_ddl.get_or_insert(settings.yield_to_ddl);
+    }
+
     /// One spec per target.
     ///
     /// # Errors
@@ -314,7 +351,6 @@ impl JobChoices {
         &self,
         targets: &[NodeId],
         source: &NodeId,
-        default_parallel: Option<u8>,
         confirmation: Confirmation,
     ) -> Result<Vec<JobSpec>, Failure> {
         let method = match self.method {
@@ -345,10 +381,7 @@ impl JobChoices {
             source: source.clone(),
             target: target.clone(),
             method,
-            parallel: self
-                .parallel
-                .or(default_parallel)
-                .unwrap_or(WORKERS_DEFAULT),
+            parallel: self.parallel.unwrap_or(WORKERS_DEFAULT),
             schema_mode: mode(self.schema_sync),
             existing: existing(self.force),
             confirmation,

@@ -1,5 +1,6 @@
 //! The command line, as the contract names it. Parsing ends in types that need no second look.
 
+mod events;
 mod init;
 mod schema;
 
@@ -12,6 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use steep_protocol::NodeId;
 
+pub(crate) use events::{EventsArgs, Level};
 pub(crate) use init::{
     CancelArgs, CompleteArgs, InitArgs, InitCommand, JobChoices, PrepareArgs, ProgressArgs,
     RebuildArgs, SchemaChoice, StartArgs,
@@ -24,8 +26,17 @@ pub(crate) use schema::{CaptureArgs, CompareArgs, DiffArgs, ExportArgs, SchemaCo
     name = "steep-repl",
     version,
     max_term_width = 100,
-    after_help = "Exit codes: 0 success, 1 error, 2 bad arguments, 3 schemas differ, 4 cancelled, \
-                  5 timeout, 6 cannot connect or not authorised."
+    after_help = "\
+Examples:
+  steep-repl nodes
+  steep-repl doctor node_b --from node_a
+  steep-repl init node_b --from node_a
+  steep-repl watch
+
+`steep-repl COMMAND --help` has examples of each command.
+
+Exit codes: 0 success, 1 error, 2 bad arguments, 3 schemas differ, 4 cancelled, 5 timeout,
+6 cannot connect or not authorised."
 )]
 pub(crate) struct Cli {
     #[command(flatten)]
@@ -80,9 +91,14 @@ pub(crate) enum Command {
     /// Make and look at the cluster's certificates
     #[command(subcommand)]
     Certs(CertsCommand),
-    /// Every node: state, source, progress, lag, agent health
+    /// Every node: role, state, progress, lag, agent health
     Nodes(NodesArgs),
     /// One node in full, with its job where one is at work; without NODE, all of them
+    #[command(after_help = "\
+Examples:
+  steep-repl status node_b
+  steep-repl status node_b --last-report
+  steep-repl status --json")]
     Status {
         /// Which node
         node: Option<NodeId>,
@@ -91,16 +107,7 @@ pub(crate) enum Command {
         last_report: bool,
     },
     /// What happened, oldest first
-    Events {
-        /// Of which node; without it, of all
-        node: Option<NodeId>,
-        /// Go on with what happens from now on
-        #[arg(long, short)]
-        follow: bool,
-        /// Instead, what operators wanted: who, when, from where, with which arguments
-        #[arg(long, conflicts_with = "follow")]
-        audit: bool,
-    },
+    Events(EventsArgs),
     /// The cluster on a screen: nodes, jobs, events, with keys to look closer and to act
     Watch(WatchArgs),
     /// Look whether an init would work, and change nothing
@@ -111,6 +118,9 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Schema(SchemaCommand),
     /// Write a completion script for that shell to stdout
+    #[command(after_help = "\
+Examples:
+  steep-repl completions bash > /etc/bash_completion.d/steep-repl")]
     Completions {
         /// Which shell
         shell: Shell,
@@ -119,6 +129,11 @@ pub(crate) enum Command {
 
 /// `nodes`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  steep-repl nodes
+  steep-repl nodes --json
+  steep-repl nodes remove node_c")]
 pub(crate) struct NodesArgs {
     #[command(subcommand)]
     pub(crate) command: Option<NodesCommand>,
@@ -127,7 +142,10 @@ pub(crate) struct NodesArgs {
 /// What can be done to nodes.
 #[derive(Debug, Subcommand)]
 pub(crate) enum NodesCommand {
-    /// Forget a node that is gone: what can be reached of its replication is removed, the rest is said
+    /// Forget a node that is gone; remove what can be reached of its replication, and name the rest
+    #[command(after_help = "\
+Examples:
+  steep-repl nodes remove node_c --yes")]
     Remove {
         /// Which node; its agent must be stopped
         node: NodeId,
@@ -141,6 +159,9 @@ pub(crate) enum NodesCommand {
 #[derive(Debug, Subcommand)]
 pub(crate) enum CertsCommand {
     /// Make a cluster CA: ca.pem and ca.key
+    #[command(after_help = "\
+Examples:
+  steep-repl certs init --dir certs")]
     Init {
         /// Where to; made where it is missing
         #[arg(long, value_name = "DIR")]
@@ -149,6 +170,9 @@ pub(crate) enum CertsCommand {
     /// Issue a certificate of the CA: NAME.pem and NAME.key
     Issue(IssueArgs),
     /// What a certificate says: role, name, SANs, validity
+    #[command(after_help = "\
+Examples:
+  steep-repl certs show certs/node_a.pem")]
     Show {
         /// A certificate in PEM form
         file: PathBuf,
@@ -157,6 +181,11 @@ pub(crate) enum CertsCommand {
 
 /// `certs issue`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  steep-repl certs issue --dir certs --role coordinator --name main --san coordinator.example.net
+  steep-repl certs issue --dir certs --role agent --name node_a
+  steep-repl certs issue --dir certs --role operator --name operator --days 90")]
 pub(crate) struct IssueArgs {
     /// The directory with ca.pem and ca.key
     #[arg(long, value_name = "DIR")]
@@ -180,6 +209,10 @@ pub(crate) struct IssueArgs {
 
 /// `watch`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  steep-repl watch
+  steep-repl watch --json        lines for programs")]
 pub(crate) struct WatchArgs {
     /// Take clicks and the wheel; selecting text then needs Shift
     #[arg(long)]
@@ -188,6 +221,11 @@ pub(crate) struct WatchArgs {
 
 /// `doctor`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  steep-repl doctor node_b --from node_a
+  steep-repl doctor node_b node_c --from node_a --include-schema app
+  steep-repl doctor node_b --from node_a --schema-sync auto --json")]
 pub(crate) struct DoctorArgs {
     /// The nodes that would get the rows
     #[arg(required = true, value_name = "TARGET")]

@@ -51,6 +51,15 @@ impl Side {
 
 /// `schema compare`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Compares tables with their columns, keys, constraints, indexes and partitions, types, sequences,
+extensions and publications. Does not compare functions, triggers, views, rules, policies and
+privileges.
+
+Examples:
+  steep-repl schema compare node_a node_b
+  steep-repl schema compare node_a node_b --schemas app,billing
+  steep-repl schema compare node_a ./node_a.json")]
 pub(crate) struct CompareArgs {
     /// The local side: a node, or a file written by export
     #[arg(value_name = "A")]
@@ -65,6 +74,9 @@ pub(crate) struct CompareArgs {
 
 /// `schema diff`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  steep-repl schema diff node_a node_b public.orders")]
 pub(crate) struct DiffArgs {
     /// The local side: a node, or a file written by export
     #[arg(value_name = "A")]
@@ -79,6 +91,10 @@ pub(crate) struct DiffArgs {
 
 /// `schema capture`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  steep-repl schema capture --node node_b
+  steep-repl schema capture --node node_b --peer node_a")]
 pub(crate) struct CaptureArgs {
     /// The node that stores them
     #[arg(long)]
@@ -90,6 +106,9 @@ pub(crate) struct CaptureArgs {
 
 /// `schema export`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  steep-repl schema export --node node_a --output node_a.json")]
 pub(crate) struct ExportArgs {
     /// The node
     #[arg(long)]

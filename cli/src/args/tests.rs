@@ -9,6 +9,7 @@ use steep_protocol::message::job::{
 use steep_protocol::{ByteCount, Identifier, Lsn, TableName};
 
 use super::*;
+use crate::settings::Settings;
 
 fn parse(line: &str) -> Result<Cli, clap::Error> {
     let words = line.split_whitespace();
@@ -84,7 +85,7 @@ fn every_flag_of_init_reaches_the_job() {
          --large-table-threshold 1GiB --yes",
     );
     assert!(args.resume && args.detach && args.yes);
-    let specs = args.specs(Some(2)).unwrap();
+    let specs = args.specs().unwrap();
     let spec = &specs[0];
     assert_eq!(
         (spec.source.as_str(), spec.target.as_str()),
@@ -167,10 +168,8 @@ fn every_flag_of_complete_reaches_the_job() {
 #[test]
 fn defaults_are_those_of_the_contract() {
     let args = start("init node_b --from node_a");
-    let spec = |parallel| args.specs(parallel).unwrap()[0].clone();
-    assert_eq!(spec(None).parallel, 4);
-    assert_eq!(spec(Some(7)).parallel, 7);
-    let spec = spec(None);
+    let spec = args.specs().unwrap()[0].clone();
+    assert_eq!(spec.parallel, 4);
     assert_eq!(spec.confirmation, Confirmation::Needed);
     assert_eq!(spec.method, Method::Snapshot);
     assert_eq!(spec.schema_mode, SchemaMode::Strict);
@@ -180,6 +179,24 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(spec.large_table_threshold, ByteCount(10_000_000_000));
     assert!(spec.filter.is_everything() && spec.max_rate.is_none());
     assert_eq!(spec, JobSpec::new(spec.source.clone(), spec.target.clone()));
+}
+
+#[test]
+fn what_is_not_given_comes_from_the_settings() {
+    let settings = Settings {
+        parallel: 7,
+        schema_sync: SchemaChoice::Auto,
+        ..Settings::default()
+    };
+    let spec = |line| {
+        let mut args = start(line);
+        args.choices.fill(&settings);
+        args.specs().unwrap()[0].clone()
+    };
+    let filled = spec("init node_b --from node_a");
+    assert_eq!((filled.parallel, filled.schema_mode), (7, SchemaMode::Auto));
+    let given = spec("init node_b --from node_a --parallel 3 --schema-sync manual");
+    assert_eq!((given.parallel, given.schema_mode), (3, SchemaMode::Manual));
 }
 
 #[test]
@@ -239,7 +256,7 @@ fn what_is_not_there_yet_or_contradicts_itself_is_a_bad_request() {
         ("init node_b node_c node_b --from node_a", "twice"),
     ] {
         let args = start(line);
-        let failure = args.specs(None).unwrap_err();
+        let failure = args.specs().unwrap_err();
         assert_eq!(failure.exit_code(), 2);
         assert!(failure.to_string().contains(word), "{failure}");
     }
@@ -252,4 +269,30 @@ fn what_cannot_be_a_node_is_a_file() {
     for file in ["./node_a", "schema.json", "/tmp/x", "Old"] {
         assert_eq!(side(file), Side::File(file.into()));
     }
+}
+
+#[test]
+fn every_command_has_examples_that_parse() {
+    fn walk(command: &clap::Command, path: &str) {
+        if command.get_name() == "help" {
+            return;
+        }
+        let help = command.get_after_help().map(ToString::to_string);
+        let help = help.unwrap_or_default();
+        let examples: Vec<_> = help
+            .lines()
+            .filter_map(|line| line.strip_prefix("  steep-repl "))
+            .map(|line| line.split("  ").next().unwrap_or_default())
+            .map(|line| line.split(" > ").next().unwrap_or_default())
+            .collect();
+        let only_groups = command.is_subcommand_required_set();
+        assert!(only_groups || !examples.is_empty(), "{path} has no example");
+        for example in examples {
+            assert!(parse(example).is_ok(), "{example}");
+        }
+        for inner in command.get_subcommands() {
+            walk(inner, &format!("{path} {}", inner.get_name()));
+        }
+    }
+    walk(&Cli::command(), "steep-repl");
 }

@@ -1,7 +1,7 @@
 //! `steep-repl certs`. The only commands that need no coordinator.
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde_json::json;
 use steep_certs::{AuthorityError, IssuedFiles, LeafRequest, Role, Validity};
 use steep_certs::{Identity, init_ca, issue_with, show};
 use steep_protocol::FaultKind;
@@ -9,8 +9,8 @@ use steep_protocol::FaultKind;
 use super::Context;
 use crate::args::{CertsCommand, IssueArgs};
 use crate::failure::{self, Failure};
-use crate::render::{certificate, json};
-use crate::terminal::{print, print_line};
+use crate::render::{self, certificate};
+use crate::terminal::{print, print_json};
 
 pub(super) fn run(command: CertsCommand, context: &Context) -> Result<u8, Failure> {
     match command {
@@ -30,7 +30,7 @@ pub(super) fn run(command: CertsCommand, context: &Context) -> Result<u8, Failur
                 show(&file).map_err(|error| Failure::new(FaultKind::Failed, error.to_string()))?;
             let now = Timestamp::now();
             if context.terminal.json {
-                print_line(&json::line(&json::Certificate::new(&info, now)));
+                print_json(&render::json::certificate(&info, now));
             } else {
                 print(&certificate::certificate(&info, now, context.terminal.out));
             }
@@ -66,23 +66,14 @@ fn issue(args: &IssueArgs, context: &Context) -> Result<(), Failure> {
     Ok(())
 }
 
-#[derive(Debug, Serialize)]
-struct Written {
-    role: Option<&'static str>,
-    name: Option<String>,
-    ca: String,
-    certificate: String,
-    key: String,
-}
-
 fn say(files: &IssuedFiles, identity: Option<&Identity>, next: &str, context: &Context) {
     if context.terminal.json {
-        print_line(&json::line(&Written {
-            role: identity.map(|identity| identity.role.as_str()),
-            name: identity.map(|identity| identity.name.clone()),
-            ca: files.ca.display().to_string(),
-            certificate: files.certificate.display().to_string(),
-            key: files.key.display().to_string(),
+        print_json(&json!({
+            "role": identity.map(|identity| identity.role.as_str()),
+            "name": identity.map(|identity| &identity.name),
+            "ca": files.ca.display().to_string(),
+            "certificate": files.certificate.display().to_string(),
+            "key": files.key.display().to_string(),
         }));
         return;
     }
@@ -95,7 +86,7 @@ fn say(files: &IssuedFiles, identity: Option<&Identity>, next: &str, context: &C
     print(&text);
 }
 
-/// What was asked for can be wrong, or the machine can: the exit codes differ.
+/// Exit code 2 for bad arguments, 1 for other errors.
 fn refused(error: &AuthorityError) -> Failure {
     let kind = match error {
         AuthorityError::Identity(_)

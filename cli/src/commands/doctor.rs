@@ -10,20 +10,17 @@ use crate::args::DoctorArgs;
 use crate::client::Client;
 use crate::failure::{self, Failure};
 use crate::render::{findings, json};
-use crate::terminal::{Terminal, print, print_line};
+use crate::terminal::{Terminal, print, print_json};
 
 /// The code of findings about schemas that differ.
 pub(super) const SCHEMA_MISMATCH: &str = "schema_mismatch";
 
-/// Shows what stands in the way.
+/// Runs the preflight and prints the findings.
 pub(super) async fn run(mut args: DoctorArgs, context: &Context) -> Result<u8, Failure> {
-    let choices = &mut args.choices;
-    choices.schema_sync = choices.schema_sync.or(context.settings.schema_sync);
-    choices.yield_to_ddl = choices.yield_to_ddl.or(context.settings.yield_to_ddl.0);
-    let parallel = Some(context.settings.parallel);
+    args.choices.fill(&context.settings);
     let specs = args
         .choices
-        .specs(&args.targets, &args.from, parallel, Confirmation::Needed)?;
+        .specs(&args.targets, &args.from, Confirmation::Needed)?;
     let client = context.client().await?;
     let request = ApiRequest::Doctor { specs };
     let found = ask(&client, &request, &args.targets).await?;
@@ -31,10 +28,10 @@ pub(super) async fn run(mut args: DoctorArgs, context: &Context) -> Result<u8, F
     Ok(told(&found, context.terminal))
 }
 
-/// Tells what was found; the exit code that it means.
+/// Prints the findings and returns the exit code.
 pub(super) fn told(found: &[(NodeId, Vec<Finding>)], terminal: Terminal) -> u8 {
     if terminal.json {
-        print_line(&json::line(&json::Doctor::new(found)));
+        print_json(&json::doctor(found));
     } else {
         let texts: Vec<_> = found
             .iter()
@@ -45,7 +42,7 @@ pub(super) fn told(found: &[(NodeId, Vec<Finding>)], terminal: Terminal) -> u8 {
     exit_code(found.iter().flat_map(|(_, findings)| findings))
 }
 
-/// What preflight finds for each target.
+/// Runs the preflight. Returns findings by target.
 pub(super) async fn ask(
     client: &Client,
     request: &ApiRequest,

@@ -4,13 +4,14 @@ mod certs;
 mod completions;
 mod doctor;
 mod events;
-mod give_up;
 mod init;
 mod nodes;
+mod remove;
 mod schema;
 mod watch;
 
 use steep_protocol::FaultKind;
+use steep_protocol::quic::Tuning;
 
 use crate::args::{Cli, Command, InitCommand, NodesArgs, NodesCommand};
 use crate::client::Client;
@@ -21,28 +22,26 @@ use crate::settings::{self, Settings};
 use crate::signals::{Interrupt, Signals};
 use crate::terminal::{self, Terminal};
 
-/// What a command needs around it.
+/// The environment of a command.
 pub(crate) struct Context {
-    /// Where the coordinator is, and who we are.
     pub(crate) settings: Settings,
-    /// What we were started on.
     pub(crate) terminal: Terminal,
 }
 
 impl Context {
     async fn client(&self) -> Result<Client, Failure> {
-        Client::connect(self.settings.access()?).await
+        Client::connect(self.settings.access()?, Tuning::CONTROL).await
     }
 }
 
-/// Runs the command line to its exit code; says what failed.
+/// Runs the command and returns the exit code. Prints failures.
 pub(crate) async fn run(cli: Cli) -> u8 {
     let terminal = Terminal::detect(cli.global.json);
     match execute(cli, terminal).await {
         Ok(code) => code,
         Err(failure) => {
             if terminal.json {
-                terminal::print_line(&json::line(&json::Failed::command(&failure.0)));
+                terminal::print_json(&json::error(&failure.0));
             }
             terminal::tell(&failure::render(&failure.0, terminal.err));
             failure.exit_code()
@@ -80,39 +79,20 @@ async fn execute(cli: Cli, terminal: Terminal) -> Result<u8, Failure> {
         Command::Nodes(NodesArgs { command: None }) => interruptible(nodes::all(&context)).await,
         Command::Nodes(NodesArgs {
             command: Some(NodesCommand::Remove { node, yes }),
-        }) => give_up::remove(node, yes, &context).await,
+        }) => remove::remove(node, yes, &context).await,
         Command::Status {
             node: Some(node),
             last_report: true,
         } => interruptible(nodes::last_report(node, &context)).await,
         Command::Status { node, .. } => interruptible(nodes::status(node, &context)).await,
         Command::Watch(args) => watch::run(&args, &context).await,
-        Command::Events {
-            node, audit: true, ..
-        } => interruptible(events::audit(node, &context)).await,
-        Command::Events {
-            node,
-            follow: false,
-            audit: false,
-        } => interruptible(events::past(node, &context)).await,
-        Command::Events {
-            node,
-            follow: true,
-            audit: false,
-        } => {
-            // A signal is how watching ends: no error.
-            let mut signals = Signals::catch()?;
-            tokio::select! {
-                done = events::follow(node, &context) => done,
-                _ = signals.next() => Ok(failure::SUCCESS),
-            }
-        }
+        Command::Events(args) => events::run(args, &context).await,
         Command::Schema(command) => interruptible(schema::run(command, &context)).await,
         Command::Doctor(args) => interruptible(doctor::run(args, &context)).await,
     }
 }
 
-/// Runs a command that changes nothing and may stop anywhere.
+/// Runs a command that a signal may stop at any point.
 async fn interruptible(work: impl Future<Output = Result<u8, Failure>>) -> Result<u8, Failure> {
     let mut signals = Signals::catch()?;
     tokio::select! {

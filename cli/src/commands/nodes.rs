@@ -1,15 +1,15 @@
 //! `steep-repl nodes` and `steep-repl status`.
 
 use steep_protocol::message::agent::MissingObjects;
-use steep_protocol::message::api::{ApiReply, ApiRequest, NodeView, ProgressView};
-use steep_protocol::{FaultKind, NodeId};
+use steep_protocol::message::api::{ApiReply, ApiRequest, EndView, NodeView, ProgressView};
+use steep_protocol::{FaultKind, NodeId, NodeState};
 
 use super::Context;
 use super::init::{prepare, rebuild};
 use crate::client::Client;
 use crate::failure::{self, Failure};
 use crate::render::{json, missing, nodes, progress, report};
-use crate::terminal::{print, print_folded, print_line};
+use crate::terminal::{print, print_folded, print_json};
 
 /// Every node.
 pub(super) async fn all(context: &Context) -> Result<u8, Failure> {
@@ -17,7 +17,7 @@ pub(super) async fn all(context: &Context) -> Result<u8, Failure> {
     let views = ask(&client, None).await?;
     client.close().await;
     if context.terminal.json {
-        print_line(&json::line(&json::Nodes { nodes: &views }));
+        print_json(&json::nodes(&views));
     } else {
         print(&nodes::nodes(&views, context.terminal.out));
     }
@@ -46,20 +46,21 @@ pub(super) async fn status(node: Option<NodeId>, context: &Context) -> Result<u8
         } else {
             MissingObjects::default()
         };
+        let fault = if view.state == NodeState::Failed {
+            // Without a stored report, only the hint is missing: the view has the error.
+            let end = end(&client, &view.node_id).await.ok().flatten();
+            end.and_then(|end| end.fault)
+        } else {
+            None
+        };
         if context.terminal.json && node.is_some() {
-            let job = job.as_ref().map(json::Progress::from);
-            let prepared_slots = prepared.iter().map(json::PreparedSlotView::from).collect();
-            print_line(&json::line(&json::Status {
-                node: view,
-                job,
-                prepared_slots,
-                missing: &lacks.findings,
-            }));
+            let status = json::status(view, job.as_ref(), &prepared, &lacks.findings);
+            print_json(&status);
         }
         if !text.is_empty() {
             text.push('\n');
         }
-        text.push_str(&nodes::status(view, &prepared, paint));
+        text.push_str(&nodes::status(view, &prepared, fault.as_ref(), paint));
         text.push_str(&missing::list(&lacks, paint));
         if let Some(job) = job.filter(|_| node.is_some()) {
             text.push_str(&format!("\n{}", progress::block(&job, paint)));
@@ -67,7 +68,7 @@ pub(super) async fn status(node: Option<NodeId>, context: &Context) -> Result<u8
     }
     client.close().await;
     match (context.terminal.json, &node) {
-        (true, None) => print_line(&json::line(&json::Nodes { nodes: &views })),
+        (true, None) => print_json(&json::nodes(&views)),
         (true, Some(_)) => {}
         (false, _) if views.is_empty() => print(&nodes::nodes(&[], paint)),
         (false, _) => print(&text),
@@ -75,30 +76,33 @@ pub(super) async fn status(node: Option<NodeId>, context: &Context) -> Result<u8
     Ok(failure::SUCCESS)
 }
 
-/// How the node's last job that is over ended.
+/// Prints the report of the node's last job that has ended.
 pub(super) async fn last_report(node: NodeId, context: &Context) -> Result<u8, Failure> {
     let client = context.client().await?;
-    let replies = client
-        .ask_all(&ApiRequest::Report { node: node.clone() })
-        .await?;
+    let end = end(&client, &node).await?;
     client.close().await;
-    let end = replies.into_iter().find_map(|reply| match reply {
-        ApiReply::Ended(end) => Some(end),
-        _ => None,
-    });
     let Some(end) = end else {
         let text = "the coordinator did not say how the last job ended";
         return Err(Failure::new(FaultKind::Failed, text).on(&node));
     };
     if context.terminal.json {
-        print_line(&json::line(&json::End::from(&*end)));
+        print_json(&json::end(&end));
     } else {
         print_folded(&report::end(&end, context.terminal.out));
     }
     Ok(failure::SUCCESS)
 }
 
-/// The nodes as they are; an unknown one is an error.
+async fn end(client: &Client, node: &NodeId) -> Result<Option<Box<EndView>>, Failure> {
+    let request = ApiRequest::Report { node: node.clone() };
+    let replies = client.ask_all(&request).await?;
+    Ok(replies.into_iter().find_map(|reply| match reply {
+        ApiReply::Ended(end) => Some(end),
+        _ => None,
+    }))
+}
+
+/// The views of one node or of all. An unknown node is an error.
 pub(super) async fn ask(client: &Client, node: Option<&NodeId>) -> Result<Vec<NodeView>, Failure> {
     let request = ApiRequest::Nodes {
         node: node.cloned(),
@@ -120,7 +124,7 @@ pub(super) async fn ask(client: &Client, node: Option<&NodeId>) -> Result<Vec<No
     }
 }
 
-/// How far a node's job is; `None` where it has none.
+/// The progress of a node's job; `None` without a job.
 pub(super) async fn job(client: &Client, node: &NodeId) -> Result<Option<ProgressView>, Failure> {
     let request = ApiRequest::Progress {
         node: node.clone(),

@@ -2,15 +2,16 @@
 
 use steep_protocol::FaultKind;
 use steep_protocol::message::api::{ApiReply, ApiRequest};
+use steep_protocol::quic::Tuning;
 
 use super::Context;
 use crate::args::WatchArgs;
-use crate::client::{Broken, Client};
+use crate::client::{Client, ReplyError};
 use crate::failure::{self, Failure};
 use crate::redial::Redial;
 use crate::render::json;
 use crate::signals::Signals;
-use crate::terminal::{self, print_line, tell};
+use crate::terminal::{self, print_json, tell};
 use crate::watch::{self, Mouse, Theme};
 
 /// The screen; or, for programs, everything it would be drawn from, an object a line. A signal is
@@ -29,7 +30,7 @@ pub(super) async fn run(args: &WatchArgs, context: &Context) -> Result<u8, Failu
             "`steep-repl watch --json` and `steep-repl events --follow` write lines instead",
         ));
     }
-    let client = context.client().await?;
+    let client = Client::connect(context.settings.access()?, Tuning::WATCHING).await?;
     let mouse = if args.mouse {
         Mouse::Ours
     } else {
@@ -45,8 +46,8 @@ async fn stream(context: &Context) -> Result<u8, Failure> {
     loop {
         let why = match lines(&client, &mut last).await {
             Ok(()) => Failure::new(FaultKind::Unreachable, "the coordinator stopped telling"),
-            Err(Broken::Said(failure)) => return Err(failure),
-            Err(Broken::Lost(failure)) => failure,
+            Err(ReplyError::Refused(failure)) => return Err(failure),
+            Err(ReplyError::Lost(failure)) => failure,
         };
         tell(&format!("{}; dialling again", failure::line(&why.0)));
         let mut redial = Redial::begin(why);
@@ -58,17 +59,20 @@ async fn stream(context: &Context) -> Result<u8, Failure> {
 }
 
 /// Each connection begins with the newest events: those up to `last` have been written.
-async fn lines(client: &Client, last: &mut u64) -> Result<(), Broken> {
-    let mut replies = client.ask(&ApiRequest::Watch).await.map_err(Broken::Lost)?;
+async fn lines(client: &Client, last: &mut u64) -> Result<(), ReplyError> {
+    let mut replies = client
+        .ask(&ApiRequest::Watch)
+        .await
+        .map_err(ReplyError::Lost)?;
     while let Some(reply) = replies.next().await? {
         match reply {
-            ApiReply::Nodes(nodes) => print_line(&json::line(&json::Nodes { nodes: &nodes })),
-            ApiReply::Progress(view) => print_line(&json::line(&json::Progress::from(&*view))),
+            ApiReply::Nodes(nodes) => print_json(&json::nodes(&nodes)),
+            ApiReply::Progress(view) => print_json(&json::progress(&view)),
             ApiReply::Event(event) if event.seq > *last => {
                 *last = event.seq;
-                print_line(&json::line(&json::Event::from(&event)));
+                print_json(&json::event(&event));
             }
-            ApiReply::Ended(end) => print_line(&json::line(&json::End::from(&*end))),
+            ApiReply::Ended(end) => print_json(&json::end(&end)),
             // Events that were written; answers to other questions; the stream's end and faults never
             // get here.
             ApiReply::Event(_)

@@ -1,26 +1,25 @@
-//! Several streams of replies as one.
+//! Merges several streams of replies.
 
 use steep_protocol::message::api::ApiReply;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::client::{Broken, Replies};
+use crate::client::{Replies, ReplyError};
 
-/// Replies waiting to be shown. The coordinator waits when a slow terminal fills it.
+/// Replies waiting to be shown. If a slow terminal lets the queue fill, the coordinator waits.
 const QUEUE: usize = 64;
 
-/// What a feed gives.
 #[derive(Debug)]
 pub(super) enum Item {
-    /// A reply of any of the streams.
+    /// A reply from one of the streams.
     Reply(Box<ApiReply>),
-    /// A stream broke or was refused.
-    Broken(Broken),
-    /// Every stream has said all.
+    /// A stream was lost or refused.
+    Failed(ReplyError),
+    /// All streams have ended.
     Over,
 }
 
-/// Streams of replies, merged. Dropping it gives them up.
+/// The merged streams. Dropping it abandons them.
 #[derive(Debug)]
 pub(super) struct Feed {
     items: mpsc::Receiver<Item>,
@@ -28,7 +27,7 @@ pub(super) struct Feed {
 }
 
 impl Feed {
-    /// Reads all of them.
+    /// Merges these streams.
     pub(super) fn of(all: Vec<Replies>) -> Self {
         let (sender, items) = mpsc::channel(QUEUE);
         let mut readers = JoinSet::new();
@@ -39,9 +38,9 @@ impl Feed {
                     let item = match replies.next().await {
                         Ok(Some(reply)) => Item::Reply(Box::new(reply)),
                         Ok(None) => return,
-                        Err(broken) => Item::Broken(broken),
+                        Err(broken) => Item::Failed(broken),
                     };
-                    let last = matches!(item, Item::Broken(_));
+                    let last = matches!(item, Item::Failed(_));
                     if sender.send(item).await.is_err() || last {
                         return;
                     }
@@ -54,7 +53,7 @@ impl Feed {
         }
     }
 
-    /// The next item; [`Item::Over`] again and again at the end. Cancel-safe.
+    /// The next item; at the end always [`Item::Over`]. Cancel-safe.
     pub(super) async fn next(&mut self) -> Item {
         self.items.recv().await.unwrap_or(Item::Over)
     }

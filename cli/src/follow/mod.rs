@@ -1,13 +1,12 @@
-//! Following jobs to their end: the loop that takes replies, signals and answers.
+//! Follows jobs to their end: a loop over replies, signals and answers.
 //!
-//! Owns what is known of the jobs watched. Never decides how anything looks ([`display`]), nor what
-//! a signal means ([`intent`], pure). A lost coordinator is dialled again: the jobs go on without
-//! it and without us.
+//! [`display`] decides how things look, [`interrupt`] (pure) what a signal means. If the connection is
+//! lost, the follower reconnects; jobs do not depend on it.
 
-mod away;
 mod display;
 mod feed;
-mod intent;
+mod interrupt;
+mod reconnect;
 
 use std::collections::BTreeMap;
 
@@ -18,46 +17,45 @@ use tokio::sync::oneshot;
 
 use self::display::Display;
 use self::feed::{Feed, Item};
-use self::intent::{Answer, Intent, Mood, Said};
-use crate::client::{Broken, Client};
+use self::interrupt::{Answer, Input, Intent, Mode};
+use crate::client::{Client, ReplyError};
 use crate::failure::{self, Failure};
 use crate::signals::Signals;
 use crate::terminal::{self, Terminal};
 
-/// How following came to its end.
+/// How following ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Left {
-    /// All jobs have ended; the exit code of the first that did not end well, else success.
+pub(crate) enum Outcome {
+    /// All jobs have ended. The exit code of the first that failed, else success.
     Ended(u8),
-    /// Somebody wanted to go; the jobs go on.
-    Running(Wish),
-    /// The jobs were cancelled on the way.
+    /// The user left; the jobs go on.
+    Running(LeftBy),
+    /// The user cancelled the jobs.
     Cancelled,
 }
 
-/// Who wanted to go.
+/// How the user left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Wish {
-    /// A person said so when asked.
-    Spoken,
-    /// A signal.
+pub(crate) enum LeftBy {
+    /// By choosing so when asked.
+    Choice,
+    /// By a signal.
     Signal,
 }
 
-impl Left {
-    /// What the process exits with. Being asked and choosing to leave is no failure; being told to
-    /// go before the node is synchronized is.
+impl Outcome {
+    /// The exit code. Leaving by choice is success, leaving by signal before the end is a failure.
     pub(crate) fn exit_code(self) -> u8 {
         match self {
             Self::Ended(code) => code,
-            Self::Running(Wish::Spoken) => failure::SUCCESS,
-            Self::Running(Wish::Signal) => failure::ERROR,
+            Self::Running(LeftBy::Choice) => failure::SUCCESS,
+            Self::Running(LeftBy::Signal) => failure::ERROR,
             Self::Cancelled => failure::CANCELLED,
         }
     }
 }
 
-/// What is being followed.
+/// Follows the jobs of some targets.
 #[derive(Debug)]
 pub(crate) struct Follower<'a> {
     client: &'a mut Client,
@@ -70,13 +68,11 @@ pub(crate) struct Follower<'a> {
     ends: BTreeMap<NodeId, EndView>,
 }
 
-/// What the loop does next.
+/// The next step of the loop.
 enum Next {
-    /// Goes on.
     On,
-    /// Is over.
-    Over(Left),
-    /// The conversation broke.
+    Over(Outcome),
+    /// The connection was lost.
     Again(Failure),
 }
 
@@ -100,9 +96,8 @@ impl<'a> Follower<'a> {
         }
     }
 
-    /// Starts jobs with that request and follows them. What goes wrong on the way has been told
-    /// when this returns, so that a job's end is never told twice.
-    pub(crate) async fn start(mut self, request: ApiRequest) -> Left {
+    /// Starts jobs and follows them. Reports every failure itself, so that no end is reported twice.
+    pub(crate) async fn start(mut self, request: ApiRequest) -> Outcome {
         let feed = self
             .client
             .ask(&request)
@@ -111,13 +106,13 @@ impl<'a> Follower<'a> {
         self.run(feed).await
     }
 
-    /// Follows jobs that are at work already, in the same way.
-    pub(crate) async fn attach(mut self) -> Left {
+    /// Follows jobs that are already running.
+    pub(crate) async fn attach(mut self) -> Outcome {
         let feed = self.feed().await;
         self.run(feed).await
     }
 
-    async fn run(&mut self, feed: Result<Feed, Failure>) -> Left {
+    async fn run(&mut self, feed: Result<Feed, Failure>) -> Outcome {
         let followed = match feed {
             Ok(feed) => self.follow(feed).await,
             Err(failure) => Err(failure),
@@ -125,34 +120,34 @@ impl<'a> Follower<'a> {
         self.display.finish();
         match followed {
             Ok(left) => {
-                if let Left::Running(_) = left {
+                if let Outcome::Running(_) = left {
                     self.say_how_to_follow();
                 }
                 left
             }
             Err(failure) => {
                 self.display.failed(&self.running(), &failure);
-                Left::Ended(failure.exit_code())
+                Outcome::Ended(failure.exit_code())
             }
         }
     }
 
-    async fn follow(&mut self, mut feed: Feed) -> Result<Left, Failure> {
-        let mut mood = Mood::Following;
+    async fn follow(&mut self, mut feed: Feed) -> Result<Outcome, Failure> {
+        let mut mode = Mode::Following;
         let mut answer: Option<oneshot::Receiver<Option<String>>> = None;
         loop {
             let next = tokio::select! {
                 item = feed.next() => self.take(item).await?,
                 interrupt = self.signals.next() => {
-                    let said = Said::Interrupt(interrupt);
-                    let intent = intent::after(mood, said, self.terminal.interactive);
-                    self.act(intent, &mut mood, &mut answer).await?
+                    let input = Input::Interrupt(interrupt);
+                    let intent = interrupt::after(mode, input, self.terminal.interactive);
+                    self.act(intent, &mut mode, &mut answer).await?
                 }
-                said = heard(&mut answer) => {
+                input = heard(&mut answer) => {
                     answer = None;
-                    let said = Said::Answer(Answer::of(said.as_deref()));
-                    let intent = intent::after(mood, said, self.terminal.interactive);
-                    self.act(intent, &mut mood, &mut answer).await?
+                    let input = Input::Answer(Answer::of(input.as_deref()));
+                    let intent = interrupt::after(mode, input, self.terminal.interactive);
+                    self.act(intent, &mut mode, &mut answer).await?
                 }
             };
             match next {
@@ -160,7 +155,7 @@ impl<'a> Follower<'a> {
                 Next::Over(left) => return Ok(left),
                 Next::Again(failure) => match self.reconnect(failure).await? {
                     Some(again) => feed = again,
-                    None => return Ok(Left::Running(Wish::Signal)),
+                    None => return Ok(Outcome::Running(LeftBy::Signal)),
                 },
             }
         }
@@ -169,8 +164,8 @@ impl<'a> Follower<'a> {
     async fn take(&mut self, item: Item) -> Result<Next, Failure> {
         match item {
             Item::Reply(reply) => self.reply(*reply),
-            Item::Broken(Broken::Said(failure)) => return Err(failure),
-            Item::Broken(Broken::Lost(failure)) => return Ok(Next::Again(failure)),
+            Item::Failed(ReplyError::Refused(failure)) => return Err(failure),
+            Item::Failed(ReplyError::Lost(failure)) => return Ok(Next::Again(failure)),
             Item::Over => self.settle().await?,
         }
         let over = self
@@ -178,7 +173,7 @@ impl<'a> Follower<'a> {
             .iter()
             .all(|target| self.ends.contains_key(target));
         Ok(if over {
-            Next::Over(Left::Ended(self.exit_code()))
+            Next::Over(Outcome::Ended(self.exit_code()))
         } else {
             Next::On
         })
@@ -200,7 +195,7 @@ impl<'a> Follower<'a> {
             ApiReply::Event(event) => self.display.event(&event),
             ApiReply::Findings { target, findings } => self.display.findings(&target, &findings),
             ApiReply::Ended(view) => self.end(*view),
-            // Answers to other questions; the stream's end and faults never get here.
+            // Replies to other requests. `Replies` handles the end of the stream and faults.
             ApiReply::Nodes(_)
             | ApiReply::Audit(_)
             | ApiReply::Schema(_)
@@ -223,7 +218,7 @@ impl<'a> Follower<'a> {
         self.ends.insert(view.node_id.clone(), view);
     }
 
-    /// The first target that did not end well decides.
+    /// The exit code of the first target that failed.
     fn exit_code(&self) -> u8 {
         let ends = self
             .targets
@@ -239,12 +234,12 @@ impl<'a> Follower<'a> {
     async fn act(
         &mut self,
         intent: Intent,
-        mood: &mut Mood,
+        mode: &mut Mode,
         answer: &mut Option<oneshot::Receiver<Option<String>>>,
     ) -> Result<Next, Failure> {
         match intent {
             Intent::Ask => {
-                *mood = Mood::Asking;
+                *mode = Mode::Asking;
                 self.display.pause();
                 let jobs = if self.running().len() == 1 {
                     "the job"
@@ -256,12 +251,12 @@ impl<'a> Follower<'a> {
                 )));
             }
             Intent::Watch => {
-                *mood = Mood::Following;
+                *mode = Mode::Following;
                 self.display.resume();
             }
-            Intent::Leave(wish) => {
+            Intent::Leave(by) => {
                 self.display.resume();
-                return Ok(Next::Over(Left::Running(wish)));
+                return Ok(Next::Over(Outcome::Running(by)));
             }
             Intent::Cancel => {
                 self.display.resume();
@@ -279,8 +274,8 @@ impl<'a> Follower<'a> {
         running.cloned().collect()
     }
 
-    /// Cancels what has not ended, one target after the other; another signal leaves it at that.
-    async fn cancel(&mut self) -> Result<Left, Failure> {
+    /// Cancels the jobs that have not ended, one by one. Another signal stops the waiting.
+    async fn cancel(&mut self) -> Result<Outcome, Failure> {
         for node in self.running() {
             self.display.note(&format!(
                 "{node}: cancelling, and removing what the job made"
@@ -297,15 +292,15 @@ impl<'a> Follower<'a> {
                         Some(_) => {}
                         None => break,
                     },
-                    _ = self.signals.next() => return Ok(Left::Running(Wish::Signal)),
+                    _ = self.signals.next() => return Ok(Outcome::Running(LeftBy::Signal)),
                 }
             }
             self.display.cancelled(&node);
         }
-        Ok(Left::Cancelled)
+        Ok(Outcome::Cancelled)
     }
 
-    /// One question per target that has not ended.
+    /// One stream for each job that has not ended.
     async fn feed(&self) -> Result<Feed, Failure> {
         let mut all = Vec::new();
         for node in self.running() {
@@ -325,7 +320,7 @@ impl<'a> Follower<'a> {
     }
 }
 
-/// The answer to the question that stands, or never.
+/// The answer to the open question; pends without one.
 async fn heard(answer: &mut Option<oneshot::Receiver<Option<String>>>) -> Option<String> {
     match answer {
         Some(answer) => answer.await.ok().flatten(),
@@ -339,9 +334,9 @@ mod tests {
 
     #[test]
     fn leaving_by_choice_is_no_error_and_leaving_by_signal_is() {
-        assert_eq!(Left::Running(Wish::Spoken).exit_code(), 0);
-        assert_eq!(Left::Running(Wish::Signal).exit_code(), 1);
-        assert_eq!(Left::Cancelled.exit_code(), 4);
-        assert_eq!(Left::Ended(3).exit_code(), 3);
+        assert_eq!(Outcome::Running(LeftBy::Choice).exit_code(), 0);
+        assert_eq!(Outcome::Running(LeftBy::Signal).exit_code(), 1);
+        assert_eq!(Outcome::Cancelled.exit_code(), 4);
+        assert_eq!(Outcome::Ended(3).exit_code(), 3);
     }
 }

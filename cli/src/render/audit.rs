@@ -5,29 +5,29 @@ use steep_protocol::message::api::AuditView;
 use super::{Paint, clean};
 
 /// When, who, from where, what, about whom, and what came of it.
-pub(crate) fn wish(wish: &AuditView, paint: Paint) -> String {
-    let arguments: Vec<String> = wish
+pub(crate) fn entry(entry: &AuditView, paint: Paint) -> String {
+    let arguments: Vec<String> = entry
         .arguments
         .iter()
         .map(|(name, value)| format!("{name}={value}"))
         .collect();
-    let outcome = match (&wish.refused, wish.job_id) {
+    let outcome = match (&entry.refused, entry.job_id) {
         (Some(why), _) => paint.red(&format!("refused: {}", clean(why))),
         (None, Some(job)) => paint.dim(&format!("job {job}")),
         (None, None) => paint.dim("done"),
     };
-    let from = wish
+    let from = entry
         .source_node
         .as_ref()
         .map(|source| format!(" from {source}"))
         .unwrap_or_default();
     format!(
         "{}  {}  {}  {:<6}  {}{from}  {}  {outcome}",
-        paint.dim(&format!("{:.3}", wish.timestamp)),
-        paint.bold(&clean(&wish.operator)),
-        clean(&wish.address),
-        clean(&wish.action),
-        paint.bold(wish.node_id.as_str()),
+        paint.dim(&format!("{:.3}", entry.timestamp)),
+        paint.bold(&clean(&entry.operator)),
+        clean(&entry.address),
+        clean(&entry.action),
+        paint.bold(entry.node_id.as_str()),
         clean(&arguments.join(" ")),
     )
 }
@@ -38,10 +38,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wish_is_one_line() {
-        let mut view = samples::wish();
-        insta::assert_snapshot!(wish(&view, Paint::Plain));
+    fn an_audit_entry_is_one_line() {
+        let mut view = samples::audit_entry();
+        insta::assert_snapshot!(entry(&view, Paint::Plain));
         view.refused = Some("already synchronized\nrun reinit".to_owned());
-        insta::assert_snapshot!(wish(&view, Paint::Plain));
+        insta::assert_snapshot!(entry(&view, Paint::Plain));
     }
 }

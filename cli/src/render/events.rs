@@ -1,10 +1,10 @@
-//! Events for people, a line each.
+//! Events as text, one line each.
 
 use steep_protocol::message::api::EventView;
 
 use super::{Paint, clean};
 
-/// When, how grave, which kind, about whom, what.
+/// Time, level, event, node, message.
 pub(crate) fn event(event: &EventView, paint: Paint) -> String {
     let level = format!("{:<5}", clean(&event.level));
     let level = match event.level.as_str() {
@@ -22,7 +22,7 @@ pub(crate) fn event(event: &EventView, paint: Paint) -> String {
     )
 }
 
-/// The same among bars, where the moment is now and every column counts.
+/// The short form among progress bars.
 pub(crate) fn brief(event: &EventView, paint: Paint) -> String {
     let node = event.node_id.as_ref().map_or("-", |node| node.as_str());
     format!(

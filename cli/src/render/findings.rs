@@ -1,5 +1,7 @@
 //! What preflight found, for people: gravest first, each with what, where, why and what to do.
 
+use std::cmp::Reverse;
+
 use steep_protocol::NodeId;
 use steep_protocol::message::facts::{Finding, Severity};
 
@@ -17,16 +19,35 @@ pub(crate) fn report(target: &NodeId, findings: &[Finding], paint: Paint) -> Str
     text
 }
 
-/// Differences between schemas, then the statements that would be run, in their order.
-pub(crate) fn plan(target: &NodeId, findings: &[Finding], paint: Paint) -> String {
-    let (mut statements, differences): (Vec<_>, Vec<_>) =
-        findings.iter().partition(|finding| finding.code == PLAN);
-    statements.sort_by_key(|finding| place(finding));
+/// What `--dry-run` says: what preflight found, then what would become of the schema.
+pub(crate) fn dry_run(target: &NodeId, findings: &[Finding], paint: Paint) -> String {
+    let (schema, rest): (Vec<_>, Vec<_>) = findings.iter().partition(|f| is_about_schema(f));
     let mut text = format!(
-        "{}: {} differences, {} statements\n",
+        "{}: {}\n",
         paint.bold(target.as_str()),
-        differences.len(),
-        statements.len()
+        summary(findings, paint)
+    );
+    text.push_str(&list(rest, paint));
+    if schema.is_empty() {
+        text.push_str("  schema: nothing to change; an empty target gets the source's schema\n");
+    } else {
+        text.push_str(&plan(target, schema, paint));
+    }
+    text
+}
+
+/// Differences between schemas, then the statements that would be run, in their order.
+pub(crate) fn plan<'a>(
+    target: &NodeId,
+    findings: impl IntoIterator<Item = &'a Finding>,
+    paint: Paint,
+) -> String {
+    let (statements, differences) = statements_and_differences(findings);
+    let mut text = format!(
+        "{}: {}, {}\n",
+        paint.bold(target.as_str()),
+        counted(differences.len(), "difference"),
+        counted(statements.len(), "statement")
     );
     for finding in differences.iter().chain(&statements) {
         let what = paragraph(&finding.what);
@@ -42,44 +63,54 @@ pub(crate) fn plan(target: &NodeId, findings: &[Finding], paint: Paint) -> Strin
 }
 
 /// The code of a statement of a plan.
-pub(crate) const PLAN: &str = "schema_plan";
+const PLAN: &str = "schema_plan";
 
-/// Where a statement stands in its plan: it begins with its number.
-pub(crate) fn place(finding: &Finding) -> u64 {
-    let number = finding.what.split(' ').next();
-    number.and_then(|n| n.parse().ok()).unwrap_or(u64::MAX)
+/// Whether the finding is a difference between the schemas, or a statement about one.
+pub(crate) fn is_about_schema(finding: &Finding) -> bool {
+    finding.code.starts_with("schema_")
+}
+
+/// The statements of a plan in their order, each of which begins with its number, and all other findings.
+pub(super) fn statements_and_differences<'a>(
+    findings: impl IntoIterator<Item = &'a Finding>,
+) -> (Vec<&'a Finding>, Vec<&'a Finding>) {
+    let (mut statements, differences): (Vec<_>, Vec<_>) = findings
+        .into_iter()
+        .partition(|finding| finding.code == PLAN);
+    statements.sort_by_key(|finding| {
+        let number = finding.what.split(' ').next();
+        number.map_or(u64::MAX, |number| number.parse().unwrap_or(u64::MAX))
+    });
+    (statements, differences)
 }
 
 /// The findings alone, grouped by severity.
-pub(crate) fn list(findings: &[Finding], paint: Paint) -> String {
-    let mut text = String::new();
-    for severity in [Severity::Error, Severity::Warning, Severity::Info] {
-        let group = findings
-            .iter()
-            .filter(|finding| finding.severity == severity);
-        for finding in group {
-            text.push_str(&one(finding, paint));
-        }
-    }
-    text
+pub(crate) fn list<'a>(findings: impl IntoIterator<Item = &'a Finding>, paint: Paint) -> String {
+    let mut all: Vec<_> = findings.into_iter().collect();
+    all.sort_by_key(|finding| Reverse(finding.severity));
+    all.into_iter().map(|finding| one(finding, paint)).collect()
 }
 
 /// `2 errors, 1 warning`, or that all is well.
 pub(crate) fn summary(findings: &[Finding], paint: Paint) -> String {
     let count = |severity| findings.iter().filter(|f| f.severity == severity).count();
-    let say = |number: usize, what: &str| match number {
-        1 => format!("1 {what}"),
-        _ => format!("{number} {what}s"),
-    };
     match (count(Severity::Error), count(Severity::Warning)) {
         (0, 0) => paint.green("ready: nothing stands in the way"),
-        (0, warnings) => paint.yellow(&format!("ready, with {}", say(warnings, "warning"))),
-        (errors, 0) => paint.red(&say(errors, "error")),
+        (0, warnings) => paint.yellow(&format!("ready, with {}", counted(warnings, "warning"))),
+        (errors, 0) => paint.red(&counted(errors, "error")),
         (errors, warnings) => paint.red(&format!(
             "{}, {}",
-            say(errors, "error"),
-            say(warnings, "warning")
+            counted(errors, "error"),
+            counted(warnings, "warning")
         )),
+    }
+}
+
+/// `1 error`, `2 errors`.
+fn counted(number: usize, what: &str) -> String {
+    match number {
+        1 => format!("1 {what}"),
+        _ => format!("{number} {what}s"),
     }
 }
 

@@ -1,34 +1,9 @@
-//! What a node lacks of its source's schema, for people and as JSON.
+//! What a node lacks of its source's schema, for people.
 
-use serde::Serialize;
 use steep_protocol::NodeId;
 use steep_protocol::message::agent::{MissingObjects, Rebuilt};
-use steep_protocol::message::facts::Finding;
 
 use super::{Paint, findings};
-
-/// What a rebuild came to: `{"event":"init.rebuilt",…}`.
-#[derive(Debug, Serialize)]
-pub(crate) struct RebuiltJson<'a> {
-    event: &'static str,
-    node_id: &'a NodeId,
-    made: u64,
-    missing_objects: u64,
-    missing: &'a [Finding],
-}
-
-impl<'a> RebuiltJson<'a> {
-    /// Of that node.
-    pub(crate) fn new(node_id: &'a NodeId, rebuilt: &'a Rebuilt) -> Self {
-        Self {
-            event: "init.rebuilt",
-            node_id,
-            made: rebuilt.made,
-            missing_objects: rebuilt.missing.total,
-            missing: &rebuilt.missing.findings,
-        }
-    }
-}
 
 /// What a rebuild came to.
 pub(crate) fn rebuilt(node: &NodeId, rebuilt: &Rebuilt, paint: Paint) -> String {

@@ -1,8 +1,8 @@
-//! Nodes for people: the table of all, and one in full.
+//! Nodes as text: a table of all, and one in full.
 
-use steep_protocol::NodeState;
 use steep_protocol::message::api::NodeView;
 use steep_protocol::message::handover::PreparedSlot;
+use steep_protocol::{Fault, NodeId, NodeState};
 
 use super::table::{pairs, table};
 use super::waiting::waiting;
@@ -19,10 +19,8 @@ pub(crate) fn nodes(nodes: &[NodeView], paint: Paint) -> String {
         .map(|node| {
             vec![
                 paint.bold(node.node_id.as_str()),
-                state(node.state, paint),
-                node.source_node
-                    .as_ref()
-                    .map_or_else(dash, ToString::to_string),
+                role(node).unwrap_or_else(dash),
+                node_state(node).map_or_else(dash, |known| state(known, paint)),
                 node.progress.map_or_else(dash, units::percent),
                 node.lag_bytes.map_or_else(dash, units::size),
                 agent(node, paint),
@@ -32,8 +30,8 @@ pub(crate) fn nodes(nodes: &[NodeView], paint: Paint) -> String {
         .collect();
     let header = [
         "NODE",
+        "ROLE",
         "STATE",
-        "SOURCE",
         "PROGRESS",
         "LAG",
         "AGENT",
@@ -61,14 +59,14 @@ pub(crate) fn nodes(nodes: &[NodeView], paint: Paint) -> String {
 }
 
 /// One node in full.
-pub(crate) fn status(node: &NodeView, slots: &[PreparedSlot], paint: Paint) -> String {
+pub(crate) fn status(
+    node: &NodeView,
+    slots: &[PreparedSlot],
+    fault: Option<&Fault>,
+    paint: Paint,
+) -> String {
     let mut lines = vec![
-        (
-            "source",
-            node.source_node
-                .as_ref()
-                .map_or_else(dash, ToString::to_string),
-        ),
+        ("role", role(node).unwrap_or_else(dash)),
         (
             "agent",
             match &node.agent_version {
@@ -116,6 +114,9 @@ pub(crate) fn status(node: &NodeView, slots: &[PreparedSlot], paint: Paint) -> S
     if let Some(error) = &node.error_message {
         lines.push(("error", paint.red(&clean(error))));
     }
+    if let Some(fault) = fault.filter(|fault| !fault.hint.is_empty()) {
+        lines.push(("hint", clean(&fault.hint)));
+    }
     for warning in &node.warnings {
         lines.push(("warning", paint.yellow(&clean(warning))));
     }
@@ -126,37 +127,81 @@ pub(crate) fn status(node: &NodeView, slots: &[PreparedSlot], paint: Paint) -> S
     if let Some(until) = node.kept_until {
         lines.push(("kept", format!("what it has, until {until:.0}")));
     }
-    lines.extend(next_step(node).map(|step| ("next", step)));
-    format!(
-        "{}  {}\n{}",
-        paint.bold(id),
-        state(node.state, paint),
-        pairs(&lines, 2, paint)
-    )
+    for (step, label) in next_steps(node, fault).into_iter().zip(["next", "or"]) {
+        lines.push((label, step));
+    }
+    let head = match node_state(node) {
+        Some(known) => format!("{}  {}", paint.bold(id), state(known, paint)),
+        None => paint.bold(id),
+    };
+    format!("{head}\n{}", pairs(&lines, 2, paint))
 }
 
-/// What somebody who reads the node's state would do next.
-fn next_step(node: &NodeView) -> Option<String> {
+/// What to do next, the best first.
+fn next_steps(node: &NodeView, fault: Option<&Fault>) -> Vec<String> {
     let id = node.node_id.as_str();
     let source = node.source_node.as_ref().map_or("SOURCE", |s| s.as_str());
+    let init = format!("steep-repl init {id} --from {source}");
+    let cancel = format!("steep-repl init cancel --node {id}");
     match node.state {
-        NodeState::Failed if node.kept_until.is_some() => Some(format!(
-            "steep-repl init {id} --from {source} --resume, or steep-repl init cancel --node {id}"
-        )),
-        NodeState::Failed => Some(format!(
-            "steep-repl init {id} --from {source}, or steep-repl init cancel --node {id}"
-        )),
-        NodeState::Diverged => Some(format!(
-            "mend the cause, or steep-repl init cancel --node {id}, then init {id} --from {source} --force"
-        )),
+        NodeState::Failed if node.kept_until.is_some() => {
+            vec![format!("{init} --resume"), cancel]
+        }
+        NodeState::Failed => {
+            // The same command would fail again.
+            let force = fault.is_some_and(|fault| fault.hint.contains("--force"));
+            vec![
+                format!("{init}{}", if force { " --force" } else { "" }),
+                cancel,
+            ]
+        }
+        NodeState::Diverged => {
+            let anew = format!("{cancel}, then {init} --force");
+            if node.needs_init {
+                return vec![anew];
+            }
+            let error = node.error_message.as_deref().unwrap_or_default();
+            let mend = match &node.subscription_name {
+                Some(name) if error.contains("REFRESH PUBLICATION") => format!(
+                    "make what is missing on {id}, empty, then run there in SQL: \
+                     ALTER SUBSCRIPTION {name} REFRESH PUBLICATION;"
+                ),
+                _ => "remove the cause: the node is synchronized again by itself".to_owned(),
+            };
+            vec![mend, anew]
+        }
         NodeState::Preparing
         | NodeState::Copying
         | NodeState::CatchingUp
         | NodeState::Reinitializing => {
-            Some(format!("steep-repl init progress --node {id} --follow"))
+            vec![format!("steep-repl init progress --node {id} --follow")]
         }
-        NodeState::Uninitialized | NodeState::Synchronized => None,
+        NodeState::Uninitialized | NodeState::Synchronized => Vec::new(),
     }
+}
+
+/// Replicas named in a role.
+const REPLICAS_NAMED: usize = 3;
+
+/// `replica of node_a, source of node_c`; `None` for a node that is neither.
+pub(crate) fn role(node: &NodeView) -> Option<String> {
+    let replica = node.source_node.iter();
+    let mut parts: Vec<_> = replica
+        .map(|source| format!("replica of {source}"))
+        .collect();
+    let replicas: Vec<_> = node.replicas.iter().map(NodeId::as_str).collect();
+    match replicas.len() {
+        0 => {}
+        1..=REPLICAS_NAMED => parts.push(format!("source of {}", replicas.join(", "))),
+        more => parts.push(format!("source of {more} nodes")),
+    }
+    (!parts.is_empty()).then(|| parts.join(", "))
+}
+
+/// The state; `None` for a node that is only a source.
+fn node_state(node: &NodeView) -> Option<NodeState> {
+    let is_source = node.state == NodeState::Uninitialized && !node.replicas.is_empty();
+    (!is_source).then_some(node.state)
 }
 
 /// A state in its colour.
@@ -196,6 +241,8 @@ fn dash() -> String {
 
 #[cfg(test)]
 mod tests {
+    use steep_protocol::FaultKind;
+
     use super::super::samples::{at, id, node};
     use super::*;
 
@@ -215,13 +262,9 @@ mod tests {
         failed.error_message = Some("the disk is full".to_owned());
         let mut down = node("node_d", NodeState::Uninitialized);
         down.postgres_error = Some("connection refused".to_owned());
-        vec![
-            node("node_a", NodeState::Uninitialized),
-            following,
-            copying,
-            failed,
-            down,
-        ]
+        let mut source = node("node_a", NodeState::Uninitialized);
+        source.replicas = vec![id("node_b"), id("node_c")];
+        vec![source, following, copying, failed, down]
     }
 
     #[test]
@@ -243,8 +286,37 @@ mod tests {
     fn one_node_is_shown_in_full_with_the_next_step() {
         let text: Vec<_> = all()
             .iter()
-            .map(|node| status(node, &[], Paint::Plain))
+            .map(|node| status(node, &[], None, Paint::Plain))
             .collect();
         insta::assert_snapshot!(text.join("\n"));
+    }
+
+    #[test]
+    fn the_next_step_is_one_that_helps() {
+        let mut failed = node("node_b", NodeState::Failed);
+        failed.source_node = Some(id("node_a"));
+        let fault = Fault::new(FaultKind::Failed, "tables hold rows").hint("use --force");
+        assert_eq!(
+            next_steps(&failed, Some(&fault))[0],
+            "steep-repl init node_b --from node_a --force"
+        );
+        failed.kept_until = Some(at(0));
+        assert_eq!(
+            next_steps(&failed, None)[0],
+            "steep-repl init node_b --from node_a --resume"
+        );
+        let mut diverged = node("node_b", NodeState::Diverged);
+        diverged.subscription_name = Some("steep_repl_1".to_owned());
+        assert!(next_steps(&diverged, None)[0].starts_with("remove the cause"));
+        diverged.error_message = Some("run ALTER SUBSCRIPTION … REFRESH PUBLICATION".to_owned());
+        let steps = next_steps(&diverged, None);
+        assert!(steps[0].ends_with("ALTER SUBSCRIPTION steep_repl_1 REFRESH PUBLICATION;"));
+        diverged.needs_init = true;
+        assert_eq!(
+            next_steps(&diverged, None),
+            [
+                "steep-repl init cancel --node node_b, then steep-repl init node_b --from SOURCE --force"
+            ]
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! A job's progress for people: a calm line, a block, and what the bars show.
+//! A job's progress as text: a line, a block, and the texts of the bars.
 
 use steep_protocol::message::api::{ProgressView, TableState};
 use steep_protocol::{NodeState, Phase};
@@ -12,7 +12,7 @@ use crate::units;
 /// Tables shown in the block of one question.
 const TABLES_SHOWN: usize = 20;
 
-/// A job as bars: full at a thousand.
+/// The texts and values of a job's bars.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Frame {
     /// Who, from whom, in which state and phase, how long.
@@ -81,7 +81,7 @@ pub(crate) fn frame(view: &ProgressView, elapsed: f64, tables: usize, paint: Pai
     Frame {
         title,
         overall,
-        // First what stands still, then the time, since a narrow terminal cuts the end.
+        // Locks and time left first: a narrow terminal cuts the end.
         rates: locks::lines(&view.detail.locks)
             .into_iter()
             .take(1)
@@ -94,7 +94,7 @@ pub(crate) fn frame(view: &ProgressView, elapsed: f64, tables: usize, paint: Pai
     }
 }
 
-/// One line for a log: what a person would want to read every ten seconds.
+/// One line for a log.
 pub(crate) fn line(view: &ProgressView, elapsed: f64) -> String {
     let mut text = format!(
         "[{}] {}: {}",
@@ -128,7 +128,7 @@ pub(crate) fn line(view: &ProgressView, elapsed: f64) -> String {
     text
 }
 
-/// The whole of it, once.
+/// All details, for `init progress`.
 pub(crate) fn block(view: &ProgressView, paint: Paint) -> String {
     let mut lines = Vec::new();
     if let Some(source) = &view.source_node {
@@ -249,7 +249,7 @@ pub(crate) fn doing(view: &ProgressView) -> Option<String> {
     Some(text)
 }
 
-/// What moves, part by part.
+/// Workers, throughput and compression.
 fn rates(view: &ProgressView) -> Vec<String> {
     let mut parts = Vec::new();
     parts.extend(workers(view.parallel_workers));

@@ -38,6 +38,9 @@ pub(crate) fn node(name: &str, state: NodeState) -> NodeView {
         warnings: Vec::new(),
         waiting: None,
         kept_until: None,
+        replicas: Vec::new(),
+        subscription_name: None,
+        needs_init: false,
     }
 }
 
@@ -188,7 +191,7 @@ pub(crate) fn report() -> Report {
     }
 }
 
-pub(crate) fn wish() -> AuditView {
+pub(crate) fn audit_entry() -> AuditView {
     AuditView {
         seq: 4,
         timestamp: at(3),

@@ -1,7 +1,7 @@
-//! What a person wants done, on its way to the coordinator and back. Every wish gets one answer: what
-//! became of it, or that the connection broke before anybody could say.
+//! The actions of the user. Each gets one answer: its result, or that the connection was lost first.
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 
 use steep_protocol::message::api::{ApiReply, ApiRequest};
 use steep_protocol::message::job::{CancelledData, JobSpec};
@@ -9,34 +9,34 @@ use steep_protocol::{Fault, FaultKind, NodeId};
 use tokio::task::{Id, JoinSet};
 
 use super::keys::Effect;
-use super::model::News;
-use crate::client::{Broken, Client, Replies};
+use super::model::Update;
+use crate::client::{Client, Replies, ReplyError};
 use crate::failure::Failure;
 
-/// Wishes that have not been answered.
+/// Actions without an answer.
 #[derive(Debug, Default)]
 pub(super) struct Actions {
     running: JoinSet<Done>,
     about: HashMap<Id, NodeId>,
 }
 
-/// A wish that has been answered.
+/// An answered action.
 #[derive(Debug)]
 pub(super) struct Done {
-    /// What is said of it.
-    pub(super) news: News,
-    /// What it makes possible.
+    /// The answer.
+    pub(super) update: Update,
+    /// The action that follows it.
     pub(super) then: Option<Effect>,
 }
 
-impl From<News> for Done {
-    fn from(news: News) -> Self {
-        Self { news, then: None }
+impl From<Update> for Done {
+    fn from(update: Update) -> Self {
+        Self { update, then: None }
     }
 }
 
 impl Actions {
-    /// How the node was initialised last.
+    /// Asks for the settings of the node's last job.
     pub(super) async fn last(&mut self, client: &Client, node: NodeId) {
         let request = ApiRequest::Job {
             node: node.clone(),
@@ -46,34 +46,32 @@ impl Actions {
         self.begin(node.clone(), async move { last(node, asked).await.into() });
     }
 
-    /// Cancels.
     pub(super) async fn cancel(&mut self, client: &Client, node: NodeId, data: CancelledData) {
         let asked = ask_cancel(client, &node, data).await;
         self.begin(node.clone(), async move {
-            News::Answer(cancelled(&node, data, asked).await).into()
+            Update::Answer(cancelled(&node, data, asked).await).into()
         });
     }
 
-    /// Initialises.
     pub(super) async fn init(&mut self, client: &Client, spec: JobSpec) {
         let request = ApiRequest::Init {
             specs: vec![spec.clone()],
         };
         let asked = client.ask(&request).await;
         self.begin(spec.target.clone(), async move {
-            News::Answer(started(&spec, asked).await).into()
+            Update::Answer(started(&spec, asked).await).into()
         });
     }
 
-    /// Cancels, and initialises once nothing is left.
+    /// Cancels, then initialises.
     pub(super) async fn restart(&mut self, client: &Client, spec: Box<JobSpec>) {
         let node = spec.target.clone();
         let asked = ask_cancel(client, &node, CancelledData::Remove).await;
         self.begin(node.clone(), async move {
             let answer = cancelled(&node, CancelledData::Remove, asked).await;
             let then = answer.is_ok().then_some(Effect::Init(spec));
-            let news = News::Answer(answer);
-            Done { news, then }
+            let update = Update::Answer(answer);
+            Done { update, then }
         });
     }
 
@@ -82,7 +80,7 @@ impl Actions {
         self.about.insert(id, node);
     }
 
-    /// The next that is answered; waits for ever where none is on its way. Cancel-safe.
+    /// The next answer; pends without an action. Cancel-safe.
     pub(super) async fn next(&mut self) -> Done {
         match self.running.join_next_with_id().await {
             Some(Ok((id, done))) => {
@@ -90,25 +88,25 @@ impl Actions {
                 done
             }
             Some(Err(error)) => match self.about.remove(&error.id()) {
-                Some(node) => News::Answer(Err(unanswered(&node))).into(),
+                Some(node) => Update::Answer(Err(unanswered(&node))).into(),
                 None => std::future::pending().await,
             },
             None => std::future::pending().await,
         }
     }
 
-    /// The connection is gone: an answer to every wish that has none.
-    pub(super) fn abandon(mut self) -> Vec<News> {
-        let mut news = Vec::new();
+    /// Answers all open actions after the connection was lost.
+    pub(super) fn abandon(mut self) -> Vec<Update> {
+        let mut updates = Vec::new();
         while let Some(joined) = self.running.try_join_next_with_id() {
             if let Ok((id, done)) = joined {
                 self.about.remove(&id);
-                news.push(done.news);
+                updates.push(done.update);
             }
         }
         let lost = self.about.values();
-        news.extend(lost.map(|node| News::Answer(Err(unanswered(node)))));
-        news
+        updates.extend(lost.map(|node| Update::Answer(Err(unanswered(node)))));
+        updates
     }
 }
 
@@ -131,44 +129,38 @@ async fn ask_cancel(
     client.ask(&request).await
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Going {
-    On,
-    Enough,
-}
-
-/// Every reply that leads to the end of an answer, one after another.
+/// Reads the replies until the end, or until `each` breaks.
 async fn drain(
     node: &NodeId,
     asked: Result<Replies, Failure>,
-    mut each: impl FnMut(ApiReply) -> Going,
+    mut each: impl FnMut(ApiReply) -> ControlFlow<()>,
 ) -> Result<(), Fault> {
-    // Where sending failed, some of it may have arrived.
+    // If sending failed, the request may have arrived all the same.
     let mut replies = asked.map_err(|_| unanswered(node))?;
     loop {
         match replies.next().await {
             Ok(Some(reply)) => match each(reply) {
-                Going::On => {}
-                Going::Enough => return Ok(()),
+                ControlFlow::Continue(()) => {}
+                ControlFlow::Break(()) => return Ok(()),
             },
             Ok(None) => return Ok(()),
-            Err(Broken::Said(failure)) => return Err(*failure.0),
-            Err(Broken::Lost(_)) => return Err(unanswered(node)),
+            Err(ReplyError::Refused(failure)) => return Err(*failure.0),
+            Err(ReplyError::Lost(_)) => return Err(unanswered(node)),
         }
     }
 }
 
-async fn last(node: NodeId, asked: Result<Replies, Failure>) -> News {
+async fn last(node: NodeId, asked: Result<Replies, Failure>) -> Update {
     let mut found = None;
     let done = drain(&node, asked, |reply| {
         if let ApiReply::Job(view) = reply {
             found = Some(view);
         }
-        Going::On
+        ControlFlow::Continue(())
     });
     match done.await {
-        Ok(()) => News::Last(node, found),
-        Err(fault) => News::Answer(Err(fault)),
+        Ok(()) => Update::Last(node, found),
+        Err(fault) => Update::Answer(Err(fault)),
     }
 }
 
@@ -177,7 +169,7 @@ async fn cancelled(
     data: CancelledData,
     asked: Result<Replies, Failure>,
 ) -> Result<String, Fault> {
-    drain(node, asked, |_| Going::On).await?;
+    drain(node, asked, |_| ControlFlow::Continue(())).await?;
     let rows = match data {
         CancelledData::Remove => "what the job made is removed",
         CancelledData::Keep => "its tables and rows are kept",
@@ -191,9 +183,9 @@ async fn started(spec: &JobSpec, asked: Result<Replies, Failure>) -> Result<Stri
     drain(target, asked, |reply| match reply {
         ApiReply::Accepted { jobs } => {
             accepted = jobs.first().map(|(_, job)| *job);
-            Going::Enough
+            ControlFlow::Break(())
         }
-        _ => Going::On,
+        _ => ControlFlow::Continue(()),
     })
     .await?;
     match accepted {

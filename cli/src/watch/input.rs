@@ -1,5 +1,4 @@
-//! What a person does at the terminal, as [`Input`]s. A thread reads, since terminals can only be
-//! waited for; it ends with the queue.
+//! Reads terminal events in a thread, which ends when the receiver is dropped.
 
 use std::time::Duration;
 
@@ -10,25 +9,25 @@ use tokio::sync::mpsc;
 
 use super::keys::Input;
 
-/// How often the thread looks whether anybody still wants to know.
+/// How often the thread checks whether the receiver is dropped.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// Inputs that wait; somebody who types faster than we draw waits a moment.
+/// Inputs waiting to be handled.
 const QUEUE: usize = 64;
 
-/// What came in.
+/// An event of the terminal.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Came {
-    /// Something that means the same wherever it is.
+pub(super) enum UserInput {
+    /// A key, or another event without a position.
     Input(Input),
-    /// A click on that line of the screen.
+    /// A click, with the line.
     Click(u16),
-    /// Text that was pasted.
+    /// Pasted text.
     Paste(String),
 }
 
-/// Inputs from now on. The end of the queue is the end of the terminal.
-pub(super) fn listen() -> mpsc::Receiver<Came> {
+/// Starts reading. The channel closes when the terminal is gone.
+pub(super) fn listen() -> mpsc::Receiver<UserInput> {
     let (sender, receiver) = mpsc::channel(QUEUE);
     std::thread::spawn(move || {
         while !sender.is_closed() {
@@ -38,8 +37,8 @@ pub(super) fn listen() -> mpsc::Receiver<Came> {
                 Err(_) => return,
             }
             let Ok(event) = event::read() else { return };
-            if let Some(came) = meaning(&event)
-                && sender.blocking_send(came).is_err()
+            if let Some(input) = meaning(&event)
+                && sender.blocking_send(input).is_err()
             {
                 return;
             }
@@ -48,17 +47,19 @@ pub(super) fn listen() -> mpsc::Receiver<Came> {
     receiver
 }
 
-fn meaning(event: &Event) -> Option<Came> {
+fn meaning(event: &Event) -> Option<UserInput> {
     match event {
-        Event::Key(key) if key.kind != KeyEventKind::Release => key_meaning(*key).map(Came::Input),
+        Event::Key(key) if key.kind != KeyEventKind::Release => {
+            key_meaning(*key).map(UserInput::Input)
+        }
         Event::Mouse(mouse) => match mouse.kind {
-            MouseEventKind::Down(MouseButton::Left) => Some(Came::Click(mouse.row)),
-            MouseEventKind::ScrollUp => Some(Came::Input(Input::Up(1))),
-            MouseEventKind::ScrollDown => Some(Came::Input(Input::Up(-1))),
+            MouseEventKind::Down(MouseButton::Left) => Some(UserInput::Click(mouse.row)),
+            MouseEventKind::ScrollUp => Some(UserInput::Input(Input::Up(1))),
+            MouseEventKind::ScrollDown => Some(UserInput::Input(Input::Up(-1))),
             _ => None,
         },
-        Event::Resize(..) => Some(Came::Input(Input::Redraw)),
-        Event::Paste(text) => Some(Came::Paste(text.clone())),
+        Event::Resize(..) => Some(UserInput::Input(Input::Redraw)),
+        Event::Paste(text) => Some(UserInput::Paste(text.clone())),
         _ => None,
     }
 }

@@ -1,17 +1,16 @@
-//! `steep-repl watch`: the cluster before your eyes.
+//! `steep-repl watch`: the cluster on a screen.
 //!
-//! `link` (what the coordinator says) and `input` (what a person does) → `model` and `keys` (pure) →
-//! `view` (pure, from the model to a frame) → `screen` (the terminal). Nothing here decides anything
-//! about a job: whoever watches may go at any time.
+//! `connection` (updates) and `input` (keys) → `model` and `keys` (pure) → `view` (pure, draws a frame) →
+//! `screen` (the terminal).
 
 mod actions;
-mod choice;
+mod connection;
 mod input;
 mod keys;
-mod link;
 mod model;
-mod outside;
+mod sanitize;
 mod screen;
+mod state;
 mod view;
 
 #[cfg(test)]
@@ -27,9 +26,9 @@ use ratatui::buffer::Buffer;
 use steep_protocol::FaultKind;
 use tokio::time::MissedTickBehavior;
 
-use self::input::Came;
+use self::connection::Connection;
+use self::input::UserInput;
 use self::keys::{Effect, Input};
-use self::link::Conversation;
 use self::model::{Model, Tone};
 pub(crate) use self::screen::Mouse;
 use self::screen::Screen;
@@ -38,19 +37,19 @@ use crate::client::Client;
 use crate::failure::Failure;
 use crate::signals::Signals;
 
-/// Between two frames while there is news: smooth, and a trickle over a slow line.
+/// The interval of frames while updates arrive: smooth, and little to send over a slow line.
 const FRAME: Duration = Duration::from_millis(100);
 
-/// Without any news the clock on the screen still goes on.
+/// The interval without updates, for the clock on the screen.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// News taken in before the next frame.
-const NEWS_A_FRAME: usize = 1_000;
+/// The most updates applied before a frame.
+const UPDATES_PER_FRAME: usize = 1_000;
 
-/// Shows the cluster until somebody has seen enough.
+/// Shows the cluster until the user quits.
 ///
 /// # Errors
-/// [`Failure`] where the terminal cannot be had or is gone, or where something of ours broke.
+/// [`Failure`] if the terminal refuses or is gone, or on an internal error.
 pub(crate) async fn run(
     client: Client,
     signals: &mut Signals,
@@ -58,24 +57,24 @@ pub(crate) async fn run(
     mouse: Mouse,
 ) -> Result<(), Failure> {
     let mut model = Model::new(client.address(), Timestamp::now());
-    let mut conversation = Conversation::begin(client);
+    let mut connection = Connection::start(client);
     let shown = match Screen::take(mouse) {
-        Ok(screen) => show(&mut model, screen, &theme, &mut conversation, signals).await,
+        Ok(screen) => show(&mut model, screen, &theme, &mut connection, signals).await,
         Err(error) => Err(no_terminal(&error)),
     };
-    conversation.end().await;
+    connection.close().await;
     shown
 }
 
-/// The loop: news, inputs, signals and time in; frames out. The terminal is given back at its end.
+/// The main loop. Restores the terminal at its end.
 async fn show(
     model: &mut Model,
     mut screen: Screen,
     theme: &Theme,
-    conversation: &mut Conversation,
+    connection: &mut Connection,
     signals: &mut Signals,
 ) -> Result<(), Failure> {
-    // After the screen is ours: what is typed before belongs to the shell.
+    // After the screen is taken: earlier input belongs to the shell.
     let mut inputs = input::listen();
     let mut frames = tokio::time::interval(FRAME);
     frames.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -83,21 +82,21 @@ async fn show(
     let mut dirty = true;
     loop {
         tokio::select! {
-            // Somebody who presses a key is never kept waiting by news.
+            // Keys come before updates.
             biased;
             _ = signals.next() => return Ok(()),
-            came = inputs.recv() => {
-                // A terminal that can't be read is gone.
-                let Some(came) = came else { return Ok(()) };
-                let effect = match came {
-                    Came::Input(input) => keys::press(model, input),
-                    Came::Click(line) => clicked(model, line),
-                    Came::Paste(text) => {
+            input = inputs.recv() => {
+                // The terminal is gone.
+                let Some(input) = input else { return Ok(()) };
+                let effect = match input {
+                    UserInput::Input(input) => keys::press(model, input),
+                    UserInput::Click(line) => clicked(model, line),
+                    UserInput::Paste(text) => {
                         keys::paste(model, &text);
                         None
                     }
                 };
-                // Soon rather than now: while a window is pulled larger, sizes come by the dozen.
+                // A resize redraws at the next tick: resizing a window sends dozens of them.
                 dirty = true;
                 match effect {
                     Some(Effect::Quit) => return Ok(()),
@@ -105,8 +104,8 @@ async fn show(
                         screen.renew();
                         continue;
                     }
-                    Some(effect) if !conversation.order(effect.clone()) => {
-                        model.say("too much is being asked for already", Tone::Bad);
+                    Some(effect) if !connection.send(effect.clone()) => {
+                        model.notify("too many actions are waiting already", Tone::Error);
                     }
                     Some(_) | None => {}
                 }
@@ -121,18 +120,18 @@ async fn show(
                     dirty = false;
                 }
             }
-            news = conversation.next() => {
-                // It ends by itself only where it broke.
-                let news = news.ok_or_else(broken)?;
+            update = connection.next() => {
+                // The task ends by itself only after a panic.
+                let update = update.ok_or_else(broken)?;
                 let now = Timestamp::now();
-                model.apply(news, now);
-                for _ in 0..NEWS_A_FRAME {
-                    let Some(news) = conversation.ready() else { break };
-                    model.apply(news, now);
+                model.apply(update, now);
+                for _ in 0..UPDATES_PER_FRAME {
+                    let Some(update) = connection.try_next() else { break };
+                    model.apply(update, now);
                 }
                 dirty = true;
             }
-            // Last: where something of ours broke, the screen was given back because of that.
+            // Last, so that a panic of the task is reported first.
             error = screen.broken() => return Err(no_terminal(&error)),
         }
     }
@@ -157,7 +156,7 @@ fn clicked(model: &mut Model, line: u16) -> Option<Effect> {
 fn broken() -> Failure {
     Failure::new(
         FaultKind::Failed,
-        "watching broke off by an error of this program",
+        "watch stopped after an error of this program",
     )
     .hint("jobs go on: start `steep-repl watch` again, and report what it said before")
 }

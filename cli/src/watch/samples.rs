@@ -9,7 +9,7 @@ use steep_protocol::{JobId, NodeState, Phase};
 
 use super::keys::{Effect, Input, press};
 use super::model::Drawn;
-use super::model::{Model, News};
+use super::model::{Model, Update};
 use super::view;
 use super::view::theme::{Colours, Signs, Theme};
 use crate::render::samples::{at, event, finding, id, node, progress, table};
@@ -114,7 +114,7 @@ pub(super) fn job() -> JobView {
 /// A cluster in which everything happens at once.
 pub(super) fn cluster() -> Model {
     let mut model = Model::new("coordinator.example.net:7400", at(0));
-    model.apply(News::Connected, at(20));
+    model.apply(Update::Connected, at(20));
     let mut copying = node("node_b", NodeState::Copying);
     copying.source_node = Some(id("node_a"));
     copying.wal_held_bytes = Some(48_000_000);
@@ -130,19 +130,16 @@ pub(super) fn cluster() -> Model {
     away.source_node = Some(id("node_a"));
     let mut down = node("node_f", NodeState::Uninitialized);
     down.postgres_error = Some("connection refused".to_owned());
-    let nodes = vec![
-        node("node_a", NodeState::Uninitialized),
-        copying,
-        following,
-        failed,
-        away,
-        down,
-    ];
-    model.apply(News::Nodes(nodes), at(20));
+    let mut source = node("node_a", NodeState::Uninitialized);
+    source.replicas = ["node_b", "node_c", "berlin-replica-2", "node_e"]
+        .map(id)
+        .to_vec();
+    let nodes = vec![source, copying, following, failed, away, down];
+    model.apply(Update::Nodes(nodes), at(20));
     for second in 0..9u32 {
         let mut view = progress();
         view.throughput_bytes_sec = 85_200_000.0 - f64::from(second % 4) * 9_000_000.0;
-        model.apply(News::Progress(Box::new(view)), at(21 + i64::from(second)));
+        model.apply(Update::Progress(Box::new(view)), at(21 + i64::from(second)));
     }
     for (seq, level, text) in [
         (1, "info", "node_b: preparing to copying"),
@@ -158,7 +155,7 @@ pub(super) fn cluster() -> Model {
         if seq == 4 {
             event.node_id = Some(id("berlin-replica-2"));
         }
-        model.apply(News::Event(event), at(30));
+        model.apply(Update::Event(event), at(30));
     }
     model
 }
@@ -170,6 +167,6 @@ pub(super) fn opened() -> Model {
         press(&mut model, Input::Enter),
         Some(Effect::Open(id("node_b")))
     );
-    model.apply(News::Job(Box::new(job())), at(30));
+    model.apply(Update::Job(Box::new(job())), at(30));
     model
 }

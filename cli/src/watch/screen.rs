@@ -1,8 +1,7 @@
-//! The terminal as a screen: taken, drawn on, and given back whatever happens.
+//! The terminal in full-screen mode, restored whatever happens.
 //!
-//! A thread of its own writes: a terminal that takes nothing (a stalled ssh, a stopped tmux) holds up
-//! that thread alone, while keys, signals and the conversation with the coordinator go on. It draws
-//! the newest frame there is; those it was too slow for are never drawn.
+//! A thread writes to the terminal, so that a stalled one (ssh, tmux) holds up nothing else. The thread
+//! draws the newest frame and skips those it was too slow for.
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,36 +21,34 @@ use ratatui::crossterm::{cursor, queue};
 use ratatui::layout::Rect;
 use tokio::sync::oneshot;
 
-/// How long the terminal may take to be given back. One that takes nothing is left as it is.
+/// How long restoring may take. A stalled terminal is left as it is.
 const GIVE_BACK: Duration = Duration::from_millis(500);
 
-/// Whether clicks and the wheel come to us; then the terminal's own selection of text needs Shift.
+/// Who gets mouse events. If we do, selecting text in the terminal needs Shift.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mouse {
-    /// They stay with the terminal.
     Terminal,
-    /// They come to us.
     Ours,
 }
 
-/// Whether the terminal is ours. Read and changed with stdout locked, so that nothing is drawn after
-/// a panic has given it back.
+/// Whether we are in full-screen mode. Accessed with stdout locked, so that nothing is drawn after a panic
+/// restored the terminal.
 static OURS: AtomicBool = AtomicBool::new(false);
 
-/// The screen, ours until it is dropped.
+/// Full-screen mode until dropped.
 pub(crate) struct Screen {
     slot: Arc<Slot>,
-    /// Why nothing can be drawn any more.
+    /// The error that ended the thread.
     broken: oneshot::Receiver<io::Error>,
-    /// Closed once the terminal has been given back.
+    /// Closes once the terminal is restored.
     given_back: mpsc::Receiver<()>,
 }
 
 impl Screen {
-    /// Takes the terminal; a panic gives it back before it is told.
+    /// Enters full-screen mode. A panic restores the terminal before it prints.
     ///
     /// # Errors
-    /// Where the terminal cannot be had.
+    /// If the terminal refuses.
     pub(crate) fn take(mouse: Mouse) -> io::Result<Self> {
         static HOOK: Once = Once::new();
         HOOK.call_once(|| {
@@ -72,7 +69,7 @@ impl Screen {
         };
         std::thread::spawn(move || {
             if let Err(error) = painter.run(mouse) {
-                // Nobody listens any more where the screen is dropped.
+                // Fails if the screen is dropped.
                 let _ = tell.send(error);
             }
         });
@@ -83,17 +80,17 @@ impl Screen {
         })
     }
 
-    /// Has that frame shown, in place of any that waits. Never waits for the terminal.
+    /// Queues a frame in place of a waiting one. Never blocks.
     pub(crate) fn show(&self, frame: Buffer) {
         self.slot.change(|waiting| waiting.frame = Some(frame));
     }
 
-    /// Has everything written anew with the next frame.
+    /// Makes the next frame redraw everything.
     pub(crate) fn renew(&self) {
         self.slot.change(|waiting| waiting.renew = true);
     }
 
-    /// Why nothing can be drawn any more; waits until that is so. Cancel-safe.
+    /// Waits for the error that ends the thread. Cancel-safe.
     pub(crate) async fn broken(&mut self) -> io::Error {
         let broken = (&mut self.broken).await;
         broken.unwrap_or_else(|_| io::Error::other("what draws on it has stopped"))
@@ -102,7 +99,7 @@ impl Screen {
     /// Rows and columns.
     ///
     /// # Errors
-    /// Where the terminal is gone.
+    /// If the terminal is gone.
     pub(crate) fn area() -> io::Result<Rect> {
         let (width, height) = terminal::size()?;
         Ok(Rect::new(0, 0, width, height))
@@ -112,13 +109,13 @@ impl Screen {
 impl Drop for Screen {
     fn drop(&mut self) {
         self.slot.change(|waiting| waiting.over = true);
-        // An error is the end of the thread. Cooked in any case: that needs no writing.
+        // On error the thread has ended. Leaving raw mode needs no write.
         let _ = self.given_back.recv_timeout(GIVE_BACK);
         let _ = terminal::disable_raw_mode();
     }
 }
 
-/// What is to be drawn next.
+/// The next frame.
 #[derive(Debug, Default)]
 struct Slot {
     waiting: Mutex<Waiting>,
@@ -139,11 +136,11 @@ impl Slot {
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        // Values only: they are whole whatever happened to who changed them.
+        // A poisoned lock is harmless: the values are always valid.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next frame, and whether everything is to be written; `None` at the end.
+    /// The next frame, and whether to redraw everything; `None` at the end.
     fn next(&self) -> Option<(Buffer, bool)> {
         let mut waiting = self.lock();
         loop {
@@ -219,7 +216,7 @@ fn difference(shown: &mut Buffer, frame: Buffer, renew: bool) -> io::Result<Vec<
     Ok(bytes)
 }
 
-/// Nobody is left to hear that a terminal is gone.
+/// Ignores errors: the terminal may be gone.
 fn give_back() {
     let mut bytes = Vec::new();
     let _ = queue!(

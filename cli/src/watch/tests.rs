@@ -10,10 +10,10 @@ use ratatui::style::Color;
 use steep_protocol::message::job::{ExistingRows, SchemaMode};
 use steep_protocol::{ByteCount, Fault, FaultKind, NodeState};
 
-use super::choice::Pane;
 use super::keys::{Input, press};
-use super::model::{Model, News};
+use super::model::{Model, Update};
 use super::samples::{COLOURED, PLAIN, cluster, job, opened, screen, terminal};
+use super::state::Pane;
 use super::view;
 use crate::render::samples::{at, event, id, node, progress};
 
@@ -64,7 +64,7 @@ fn a_failed_node_in_detail_says_why_and_what_next() {
     end.state = NodeState::Failed;
     end.fault = Some(Fault::new(FaultKind::Failed, "the disk is full").hint("free space there"));
     view.end = Some(Box::new(end));
-    model.apply(News::Job(Box::new(view)), at(30));
+    model.apply(Update::Job(Box::new(view)), at(30));
     insta::assert_snapshot!(screen(&model, 80, 24));
 }
 
@@ -77,14 +77,14 @@ fn questions_say_what_they_will_do() {
     let mut asked = job();
     asked.spec.existing = ExistingRows::Replace;
     asked.spec.max_rate = Some(ByteCount(50_000_000));
-    model.apply(News::Last(id("node_b"), Some(Box::new(asked))), at(30));
+    model.apply(Update::Last(id("node_b"), Some(Box::new(asked))), at(30));
     let again = screen(&model, 80, 24);
     let mut model = cluster();
     model.selected = Some(id("node_e"));
     let mut asked = job();
     asked.spec.target = id("node_e");
     asked.spec.schema_mode = SchemaMode::Manual;
-    model.apply(News::Last(id("node_e"), Some(Box::new(asked))), at(30));
+    model.apply(Update::Last(id("node_e"), Some(Box::new(asked))), at(30));
     let diverged = screen(&model, 80, 24);
     press(&mut model, Input::Char('n'));
     press(&mut model, Input::Char('c'));
@@ -103,8 +103,8 @@ fn help_lists_every_key() {
 fn an_empty_cluster_says_what_to_do() {
     let mut model = Model::new("host:7400", at(0));
     assert!(screen(&model, 80, 24).contains("connecting"));
-    model.apply(News::Connected, at(1));
-    model.apply(News::Nodes(Vec::new()), at(1));
+    model.apply(Update::Connected, at(1));
+    model.apply(Update::Nodes(Vec::new()), at(1));
     assert!(screen(&model, 80, 24).contains("steep-agent run"));
     assert_eq!(press(&mut model, Input::Enter), None);
     assert_eq!(press(&mut model, Input::Char('c')), None);
@@ -129,23 +129,23 @@ fn hostile_text_reaches_no_cell() {
     let mut bad = node("node_b", NodeState::Copying);
     bad.error_message = Some(hostile.to_owned());
     bad.postgres_error = Some(hostile.to_owned());
-    model.apply(News::Nodes(vec![bad]), at(30));
+    model.apply(Update::Nodes(vec![bad]), at(30));
     let mut view = progress();
     view.current_table = Some(hostile.to_owned());
     view.tables[0].table = hostile.to_owned();
-    model.apply(News::Progress(Box::new(view)), at(30));
+    model.apply(Update::Progress(Box::new(view)), at(30));
     let mut named = job();
     named.operator = hostile.to_owned();
     named.findings[1].what = hostile.to_owned();
     named.tables[1].table = hostile.to_owned();
-    model.apply(News::Job(Box::new(named)), at(30));
+    model.apply(Update::Job(Box::new(named)), at(30));
     let mut event = event();
     event.seq = 99;
     event.message = hostile.to_owned();
     event.level = hostile.to_owned();
-    model.apply(News::Event(event), at(30));
+    model.apply(Update::Event(event), at(30));
     let fault = Fault::new(FaultKind::Failed, hostile).hint(hostile);
-    model.apply(News::Answer(Err(fault)), at(30));
+    model.apply(Update::Answer(Err(fault)), at(30));
     let mut seen = false;
     for (columns, lines) in [(80, 24), (170, 44)] {
         for pane in Pane::ALL {
@@ -173,29 +173,29 @@ fn moods() -> Vec<Model> {
         bad.error_message = Some(long.clone());
         bad.source_node = Some(id(&"s".repeat(63)));
         let named = node(&"n".repeat(63), NodeState::CatchingUp);
-        model.apply(News::Nodes(vec![bad, named]), at(30));
+        model.apply(Update::Nodes(vec![bad, named]), at(30));
         let mut view = progress();
         view.current_table = Some(long.clone());
         view.tables[0].table = long.clone();
         view.overall_percent = f64::NAN;
         view.throughput_bytes_sec = f64::INFINITY;
-        model.apply(News::Progress(Box::new(view)), at(30));
+        model.apply(Update::Progress(Box::new(view)), at(30));
         let mut named = job();
         named.operator = long.clone();
         named.findings[1].what = long.clone();
         named.findings[1].fix = long.clone();
         named.tables[1].table = long.clone();
-        model.apply(News::Job(Box::new(named)), at(30));
+        model.apply(Update::Job(Box::new(named)), at(30));
         let mut said = event();
         said.seq = 99;
         said.message = long.clone();
-        model.apply(News::Event(said), at(30));
+        model.apply(Update::Event(said), at(30));
         model
     };
     let mut asking = hostile(opened());
     press(&mut asking, Input::Char('c'));
     let mut again = hostile(cluster());
-    let last = News::Last(id("node_b"), Some(Box::new(job())));
+    let last = Update::Last(id("node_b"), Some(Box::new(job())));
     again.apply(last, at(30));
     let mut helping = cluster();
     press(&mut helping, Input::Char('?'));
@@ -203,7 +203,7 @@ fn moods() -> Vec<Model> {
     press(&mut filtering, Input::Char('/'));
     let mut told = hostile(opened());
     told.apply(
-        News::Answer(Err(Fault::new(FaultKind::Failed, long.clone()))),
+        Update::Answer(Err(Fault::new(FaultKind::Failed, long.clone()))),
         at(30),
     );
     let mut moods = vec![cluster(), opened(), asking, again, helping, filtering];

@@ -1,6 +1,8 @@
 //! A coordinator that says what the test tells it to, over real QUIC with real certificates.
 
+use std::net::UdpSocket;
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -237,5 +239,50 @@ impl Serving {
                 let _ = sender.drained().await;
             });
         }
+    }
+}
+
+/// Passes datagrams between one client and a coordinator until it falls silent, as a machine does that is gone.
+pub(crate) struct Relay {
+    pub(crate) address: String,
+    silent: Arc<AtomicBool>,
+}
+
+impl Relay {
+    pub(crate) fn start(coordinator: &str) -> Self {
+        let front = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let back = UdpSocket::bind("127.0.0.1:0").unwrap();
+        back.connect(coordinator).unwrap();
+        let address = front.local_addr().unwrap().to_string();
+        let silent = Arc::new(AtomicBool::new(false));
+        let client = Arc::new(Mutex::new(None));
+        let (from_client, to_client) = (front.try_clone().unwrap(), front);
+        let (to_coordinator, from_coordinator) = (back.try_clone().unwrap(), back);
+        let (known, muted) = (Arc::clone(&client), Arc::clone(&silent));
+        std::thread::spawn(move || {
+            let mut bytes = [0; 65_535];
+            while let Ok((length, peer)) = from_client.recv_from(&mut bytes) {
+                *known.lock().unwrap() = Some(peer);
+                if !muted.load(Ordering::Relaxed) {
+                    let _ = to_coordinator.send(&bytes[..length]);
+                }
+            }
+        });
+        let muted = Arc::clone(&silent);
+        std::thread::spawn(move || {
+            let mut bytes = [0; 65_535];
+            while let Ok(length) = from_coordinator.recv(&mut bytes) {
+                let peer = *client.lock().unwrap();
+                if let (Some(peer), false) = (peer, muted.load(Ordering::Relaxed)) {
+                    let _ = to_client.send_to(&bytes[..length], peer);
+                }
+            }
+        });
+        Self { address, silent }
+    }
+
+    /// From now on nothing passes.
+    pub(crate) fn fall_silent(&self) {
+        self.silent.store(true, Ordering::Relaxed);
     }
 }

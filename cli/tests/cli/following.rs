@@ -287,6 +287,52 @@ fn resume_follows_a_job_at_work_and_else_lets_the_failed_one_go_on() {
 }
 
 #[test]
+fn resume_of_a_job_at_work_says_which_flags_change_nothing_and_can_detach() {
+    let coordinator = Coordinator::start(move |request| match request {
+        ApiRequest::Nodes { .. } => all(vec![ApiReply::Nodes(vec![node(
+            "node_b",
+            NodeState::Copying,
+        )])]),
+        ApiRequest::Progress { follow: false, .. } => {
+            all(vec![progress("node_b", NodeState::Copying, Phase::Copy)])
+        }
+        other => panic!("{other:?}"),
+    });
+    let ran = coordinator.run("init node_b --from node_a --resume --max-rate 2MB --detach --json");
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(ran.err.contains("--max-rate changes nothing"), "{ran:?}");
+    let said = &ran.objects()[0];
+    assert_eq!(said["event"], "init.detached");
+    assert_eq!(said["job_id"], "0000000000000001");
+}
+
+#[test]
+fn past_events_are_chosen_by_level_and_number() {
+    let coordinator = Coordinator::start(|_| {
+        let levels = ["info", "warn", "info", "error", "warn"];
+        all(levels.map(|level| event("agent.lost", level)).to_vec())
+    });
+    let levels = |line: &str| -> Vec<String> {
+        let ran = coordinator.run(line);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        let objects = ran.objects();
+        let levels = objects.iter().map(|event| event["level"].as_str());
+        levels.map(|level| level.unwrap().to_owned()).collect()
+    };
+    assert_eq!(levels("events --json").len(), 5);
+    assert_eq!(
+        levels("events --json --level warn"),
+        ["warn", "error", "warn"]
+    );
+    assert_eq!(
+        levels("events --json --level warn --limit 2"),
+        ["error", "warn"]
+    );
+    assert_eq!(levels("events --json --level error"), ["error"]);
+    assert!(levels("events --json --since 10s").is_empty());
+}
+
+#[test]
 fn manual_mode_wants_a_word_before_it_starts() {
     let started = |coordinator: &Coordinator| {
         let requests = coordinator.requests();
@@ -382,9 +428,12 @@ fn a_signal_without_a_terminal_leaves_the_job_running() {
 
 #[test]
 fn a_signal_is_how_watching_events_ends() {
-    let coordinator = Coordinator::start(|request| {
-        assert!(matches!(request, ApiRequest::Events { follow: true, .. }));
-        vec![Step::Say(event("agent.connected", "info")), Step::Hold]
+    let coordinator = Coordinator::start(|request| match request {
+        ApiRequest::Events { follow: false, .. } => all(vec![]),
+        ApiRequest::Events { follow: true, .. } => {
+            vec![Step::Say(event("agent.connected", "info")), Step::Hold]
+        }
+        other => panic!("{other:?}"),
     });
     let (child, _out) = following(&coordinator, "events --follow --json");
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
@@ -395,14 +444,12 @@ fn a_signal_is_how_watching_events_ends() {
 fn followed_events_go_on_where_they_were_when_the_coordinator_is_back() {
     let mut connections = 0;
     let coordinator = Coordinator::start(move |request| {
-        let ApiRequest::Events {
-            follow: true,
-            after,
-            ..
-        } = request
-        else {
+        let ApiRequest::Events { follow, after, .. } = request else {
             panic!("{request:?}");
         };
+        if !follow {
+            return all(vec![]);
+        }
         connections += 1;
         match (connections, after) {
             (1, 0) => vec![Step::Say(event("agent.connected", "info")), Step::Leave],

@@ -289,7 +289,9 @@ fn printed_settings_are_those_that_hold() {
     assert_eq!(ran.code, 0);
     assert_eq!(
         ran.out,
-        "ca = \"/flag.pem\"\ncert = \"/env/operator.pem\"\nkey = \"/env/operator.key\"\nparallel = 7\n"
+        "ca = \"/flag.pem\"\ncert = \"/env/operator.pem\"\nkey = \"/env/operator.key\"\nparallel = 7\n\
+         schema_sync = \"strict\"\nyield_to_ddl = \"10s\"\n# coordinator is not set\n\
+         # log_format is not set: text on a terminal, json otherwise\n"
     );
 }
 

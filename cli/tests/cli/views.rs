@@ -35,6 +35,9 @@ pub(crate) fn node(name: &str, state: NodeState) -> NodeView {
         warnings: Vec::new(),
         waiting: None,
         kept_until: None,
+        replicas: Vec::new(),
+        subscription_name: None,
+        needs_init: false,
     }
 }
 

@@ -2,13 +2,14 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use steep_protocol::message::api::{ApiReply, ApiRequest, EventView, NodeView};
 use steep_protocol::message::job::{CancelledData, ExistingRows};
 use steep_protocol::{Fault, FaultKind, NodeState, Phase};
 
-use crate::coordinator::{Coordinator, Hearing, PATIENCE, Step};
+use crate::coordinator::{Coordinator, Hearing, PATIENCE, Relay, Step};
 use crate::pty::OnTerminal;
 use crate::views::{accepted, all, ended, event, job, node, progress};
 
@@ -124,6 +125,25 @@ fn a_coordinator_that_comes_back_is_found_again() {
     assert_eq!(terminal.code(), 0);
 }
 
+#[test]
+fn a_coordinator_that_falls_silent_is_said_to_be_gone_within_three_seconds() {
+    let coordinator = cluster();
+    let relay = Relay::start(&coordinator.address);
+    let variables = [("STEEP_REPL_COORDINATOR", relay.address.as_str())];
+    let mut terminal = OnTerminal::start_with(&coordinator, "watch", &variables);
+    terminal.wait_on_screen("live");
+    // Outlasts the idle timeout: it stays live while the coordinator answers.
+    std::thread::sleep(Duration::from_secs(4));
+    assert!(!terminal.written().contains("reconnecting"));
+    relay.fall_silent();
+    let silent = Instant::now();
+    terminal.wait_for("reconnecting");
+    // 3 s from the last answer, and what a busy machine takes to draw.
+    assert!(silent.elapsed() < Duration::from_secs(4), "{silent:?}");
+    terminal.press("q");
+    assert_eq!(terminal.code(), 0);
+}
+
 /// A cluster that does that when a job is cancelled.
 fn cancelling(cancel: impl Fn() -> Vec<Step> + Send + 'static) -> Coordinator {
     Coordinator::start(move |request| match request {
@@ -138,7 +158,7 @@ fn a_cancel_whose_answer_is_lost_is_said_to_be() {
     let coordinator = cancelling(|| vec![Step::Leave]);
     let mut terminal = OnTerminal::start(&coordinator, "watch");
     terminal.wait_on_screen("node_b");
-    terminal.press("jcy");
+    terminal.press("gjcy");
     terminal.wait_on_screen("node_b: the connection broke before an answer");
     terminal.wait_on_screen("live");
     terminal.press("q");
@@ -152,14 +172,14 @@ fn keys_pressed_while_dialling_are_refused_and_not_kept() {
     coordinator.wait_for_a_knock();
     terminal.wait_on_screen("node_b");
     coordinator.hear(Hearing::None);
-    terminal.press("jcy");
+    terminal.press("gjcy");
     coordinator.wait_for_a_knock();
     // Whatever is pressed has been taken once the list of keys is shown.
     terminal.press("xcy?");
     terminal.wait_on_screen("this list");
     coordinator.hear(Hearing::Good);
     terminal.wait_on_screen("live");
-    terminal.wait_on_screen("the coordinator is away: nothing was asked of it");
+    terminal.wait_on_screen("the coordinator cannot be reached: nothing was sent to it");
     // Asked after whatever was kept would have been.
     terminal.press("x\r");
     terminal.wait_on_screen("no job yet");
@@ -244,7 +264,7 @@ fn a_terminal_that_takes_nothing_holds_up_neither_keys_nor_the_coordinator_nor_t
     terminal.stall();
     // Each draws something, and asks for something else.
     for node in ["node_a", "node_b", "node_c"] {
-        terminal.press(if node == "node_a" { "\r" } else { "n" });
+        terminal.press(if node == "node_a" { "g\r" } else { "n" });
         loop {
             match heard.recv_timeout(PATIENCE).unwrap() {
                 ApiRequest::Job { node: asked, .. } if asked.as_str() == node => break,

@@ -15,7 +15,7 @@ use steep_protocol::limits::API_REQUEST_MAX;
 use steep_protocol::message::api::{ApiReply, ApiRequest};
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::quic::{Busy, Connection, Place, Receiver, Sender, StreamError};
-use steep_protocol::{Fault, NodeId};
+use steep_protocol::{Fault, NodeId, Retry};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -128,7 +128,7 @@ impl Stream {
         };
         let last = match self.answer(request).await {
             Ok(()) => ApiReply::End,
-            Err(Ended::Fault(fault)) => ApiReply::Fault(fault),
+            Err(Ended::Fault(fault)) => ApiReply::Fault(self.explained(fault)),
             Err(Ended::Stream(error)) => {
                 // Jobs go on without their watcher.
                 tracing::debug!(operator = %self.operator.name, %error, "an operator's stream ended");
@@ -140,6 +140,16 @@ impl Stream {
             // A connection that is closed takes along what has not arrived.
             let _ = tokio::time::timeout(READ_LIMIT, self.sender.drained()).await;
         }
+    }
+
+    /// The fault of a coordinator that stops, with the reason where its store failed.
+    fn explained(&self, mut fault: Fault) -> Fault {
+        if fault.retry == Retry::NewConnection
+            && let Some(why) = self.handle.failure.get()
+        {
+            fault.message = format!("{}: {why}", fault.message);
+        }
+        fault
     }
 
     /// Sends a reply, to somebody who reads what he asked for.

@@ -85,6 +85,7 @@ impl<S: Store> Driver<S> {
             return Health::Unknown;
         };
         let ends = Ends {
+            job,
             source: (source, published),
             look: there.observed.carried.look,
             target: (&record.id, subscribed),

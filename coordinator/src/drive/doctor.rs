@@ -86,6 +86,7 @@ impl<S: Store> Driver<S> {
             around: &around,
         };
         let mut findings = (self.rules.judge)(&case);
+        findings.extend(preflight::copy_size(&case));
         let agent = self.registry.get(&look.spec.source);
         let prepared = agent.and_then(|agent| agent.prepared.as_deref());
         let prepared = prepared.unwrap_or_default();

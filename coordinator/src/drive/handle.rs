@@ -1,7 +1,7 @@
 //! How everybody else speaks with the loop: what agents' sessions bring, what operators' streams ask, and
 //! what they are answered.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use steep_protocol::message::agent::{AgentMessage, MissingObjects, Rebuilt, Registration};
 use steep_protocol::message::api::{
@@ -338,4 +338,6 @@ pub struct Handle {
     pub asks: mpsc::Sender<Ask>,
     /// Changes whenever a feed or the event log has something new.
     pub pulse: watch::Receiver<u64>,
+    /// Why the loop has ended, where its store failed.
+    pub failure: Arc<OnceLock<String>>,
 }

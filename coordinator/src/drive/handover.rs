@@ -299,7 +299,7 @@ impl<S: Store> Driver<S> {
         let fix = errors.map(|f| f.fix.as_str()).next().unwrap_or_default();
         Err(Fault::new(FaultKind::Failed, text)
             .on(node)
-            .hint(format!("nothing was changed. {fix}")))
+            .hint(format!("nothing was changed; {fix}")))
     }
 }
 

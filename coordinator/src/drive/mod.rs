@@ -42,7 +42,7 @@ mod watchers;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -202,6 +202,7 @@ pub struct Driver<S> {
     times_due: BTreeMap<JobId, Vec<TableTimes>>,
     out: Outbox,
     pulse: watch::Sender<u64>,
+    failure: Arc<OnceLock<String>>,
     agents: mpsc::Receiver<AgentInput>,
     asks: mpsc::Receiver<Ask>,
 }
@@ -281,6 +282,7 @@ impl<S: Store> Driver<S> {
             times_due: BTreeMap::new(),
             out: Outbox::default(),
             pulse,
+            failure: Arc::default(),
             agents,
             asks,
         };
@@ -296,6 +298,7 @@ impl<S: Store> Driver<S> {
             agents: agent_sender,
             asks: ask_sender,
             pulse: pulse_receiver,
+            failure: Arc::clone(&driver.failure),
         };
         Ok((driver, handle))
     }
@@ -339,7 +342,10 @@ impl<S: Store> Driver<S> {
                 _ = tick.tick() => Wake::Time,
                 () = shutdown.cancelled() => return self.last_turn(),
             };
-            self.turn(&mut said, wake)?;
+            self.turn(&mut said, wake).inspect_err(|error| {
+                // Set once: the loop ends with it.
+                let _ = self.failure.set(error.to_string());
+            })?;
         }
     }
 

@@ -8,12 +8,13 @@ use steep_protocol::message::agent::{MirrorProgress, MirrorRow};
 use steep_protocol::message::api::{
     EndView, JobView, NodeView, ProgressDetail, ProgressView, Report, TableView, WaitingView,
 };
+use steep_protocol::message::job::ReplicationNames;
 use steep_protocol::{ByteCount, Fault, JobId, NodeId, NodeState, RowCount};
 
 use super::{Driver, Feed, Follow};
 use crate::job::Job;
 use crate::job::progress::{Detail, current_phase};
-use crate::job::report::{phase_times, report};
+use crate::job::report::{phase_times, report, warnings};
 use crate::job::retry;
 use crate::job::time::after;
 use crate::store::{NodeRecord, Store};
@@ -40,7 +41,9 @@ impl<S: Store> Driver<S> {
             state: record.state,
             source_node: record.source.clone(),
             init_started_at: record.init_started_at,
-            init_completed_at: record.init_completed_at,
+            init_completed_at: record
+                .init_completed_at
+                .filter(|completed| Some(*completed) >= record.init_started_at),
             error_message: record.error_message.clone(),
             agent_online: agent.is_some(),
             lag_bytes: slot.filter(|_| follows).map(|s| s.lag.0),
@@ -56,7 +59,20 @@ impl<S: Store> Driver<S> {
             warnings: self.warnings(record),
             waiting: live.and_then(|live| self.waiting(&live.job, now)),
             kept_until: live.and_then(|live| live.job.kept_until()),
+            replicas: self.replicas(&record.id),
+            subscription_name: record
+                .replication()
+                .filter(|_| follows)
+                .map(|job| ReplicationNames(job).name()),
+            needs_init: record.lost.is_some(),
         }
+    }
+
+    fn replicas(&self, source: &NodeId) -> Vec<NodeId> {
+        let all = self.nodes.values();
+        all.filter(|record| record.source.as_ref() == Some(source))
+            .map(|record| record.id.clone())
+            .collect()
     }
 
     /// What a job waits for.
@@ -87,7 +103,7 @@ impl<S: Store> Driver<S> {
             wire_bytes: live.tally.wire().0,
             duration_seconds: job.elapsed_seconds(now),
             phases: job.clock.seconds(),
-            warnings: job.warnings.clone(),
+            warnings: warnings(job),
             report: Report {
                 ended_at: Some(job.ended_at.unwrap_or(now)),
                 ..report(job, live.workers, &live.slowest)

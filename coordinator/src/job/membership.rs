@@ -10,7 +10,8 @@ use steep_protocol::message::agent::{
     AddedRows, AddedTable, EnumLabels, JoinedTable, Made, PublicationState, PublicationStatus,
     Published, RowsThere, Subscribed,
 };
-use steep_protocol::{NodeId, TableName};
+use steep_protocol::message::job::ReplicationNames;
+use steep_protocol::{JobId, NodeId, TableName};
 
 /// Tables and types named in one reason.
 const NAMED: usize = 5;
@@ -90,6 +91,8 @@ impl Watched {
 /// Both ends of one replication, as they were seen last.
 #[derive(Debug, Clone, Copy)]
 pub struct Ends<'a> {
+    /// What the subscription is named after.
+    pub job: JobId,
     /// The source, and what it publishes.
     pub source: (&'a NodeId, &'a Published),
     /// The source's look.
@@ -136,7 +139,10 @@ impl Ends<'_> {
 
     fn reasons(&self, untaken: &Named, unsure: &Named, copying: &Named) -> Vec<String> {
         let (source, target) = (self.source.0, self.target.0);
-        let refresh = "run ALTER SUBSCRIPTION … REFRESH PUBLICATION there, which copies its rows";
+        let refresh = format!(
+            "run ALTER SUBSCRIPTION {} REFRESH PUBLICATION there, which copies its rows",
+            ReplicationNames(self.job).name()
+        );
         let mut reasons = Vec::new();
         if !untaken.is_empty() {
             reasons.push(format!(
@@ -311,6 +317,7 @@ mod tests {
             };
             let (a, b) = (node("a"), node("b"));
             let ends = Ends {
+                job: JobId(1),
                 source: (&a, &published),
                 look: self.look,
                 target: (&b, &subscribed),

@@ -3,6 +3,7 @@
 
 use steep_protocol::limits::{LISTED_MAX, SLOWEST_TABLES};
 use steep_protocol::message::api::{PhaseTime, Report, TableTime};
+use steep_protocol::message::facts::Finding;
 
 use super::{Job, PhaseClock};
 
@@ -61,6 +62,19 @@ pub fn report(job: &Job, workers: u8, slowest: &Slowest) -> Report {
     }
 }
 
+/// Findings of a job that is over. Of missing roles, preflight's finding goes where the target has told what
+/// it left out for each.
+#[must_use]
+pub fn warnings(job: &Job) -> Vec<Finding> {
+    let of_target = |finding: &Finding| finding.fix.contains("init rebuild");
+    let is_role = |finding: &&Finding| finding.code == "missing_role";
+    let told = job.warnings.iter().filter(is_role).any(of_target);
+    let kept = job.warnings.iter();
+    kept.filter(|finding| !(told && is_role(finding) && !of_target(finding)))
+        .cloned()
+        .collect()
+}
+
 fn not_copied(job: &Job) -> Vec<String> {
     let filter = &job.spec.filter;
     let mut all = Vec::new();
@@ -87,7 +101,7 @@ fn not_copied(job: &Job) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use jiff::Timestamp;
-    use steep_protocol::message::facts::{Finding, Severity};
+    use steep_protocol::message::facts::Severity;
     use steep_protocol::{Identifier, JobId, Phase, TableName};
 
     use super::*;
@@ -139,6 +153,24 @@ mod tests {
                 (Phase::Indexes, 0.1)
             ]
         );
+    }
+
+    #[test]
+    fn a_missing_role_is_told_once() {
+        let spec = testing::spec("a", "b");
+        let mut job = Job::new(JobId(1), spec, "dba", 1, Timestamp::UNIX_EPOCH);
+        let role = |fix: &str| Finding {
+            severity: Severity::Warning,
+            code: "missing_role".to_owned(),
+            node: None,
+            what: String::new(),
+            why: String::new(),
+            fix: fix.to_owned(),
+        };
+        job.warnings = vec![role("CREATE ROLE it")];
+        assert_eq!(warnings(&job), job.warnings);
+        job.warnings.push(role("run steep-repl init rebuild"));
+        assert_eq!(warnings(&job), job.warnings[1..]);
     }
 
     #[test]

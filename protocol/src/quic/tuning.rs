@@ -33,8 +33,11 @@ const MESSAGES_STREAMS: u32 = 48;
 /// A silent peer is gone after this: a job whose agent died is to end within 15 s.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// Four probes fit in the idle timeout, so three may be lost.
-const KEEP_ALIVE: Duration = Duration::from_secs(2);
+/// The same for somebody who watches a screen, who is to know within 3 s.
+const IDLE_TIMEOUT_WATCHING: Duration = Duration::from_millis(2_500);
+
+/// Probes in the idle timeout, of which all but one may be lost.
+const PROBES: u32 = 4;
 
 /// The largest datagram tried. The sender hands the kernel up to ten at once for segmentation, and
 /// ten must stay below UDP's 65,507 bytes, or each batch is refused as a whole: jumbo frames of
@@ -80,6 +83,8 @@ pub struct Tuning {
     pub traffic: Traffic,
     /// How they react to loss.
     pub congestion: Congestion,
+    /// How soon a silent peer counts as gone. The shorter time of both ends holds.
+    pub idle_timeout: Duration,
 }
 
 impl Tuning {
@@ -87,11 +92,18 @@ impl Tuning {
     pub const CONTROL: Self = Self {
         traffic: Traffic::Control,
         congestion: Congestion::Cubic,
+        idle_timeout: IDLE_TIMEOUT,
+    };
+    /// For a screen that shows whether the coordinator is there.
+    pub const WATCHING: Self = Self {
+        idle_timeout: IDLE_TIMEOUT_WATCHING,
+        ..Self::CONTROL
     };
     /// For agents.
     pub const BULK: Self = Self {
         traffic: Traffic::Bulk,
         congestion: Congestion::Bbr,
+        idle_timeout: IDLE_TIMEOUT,
     };
 
     /// The largest UDP payload sent or received.
@@ -127,9 +139,11 @@ impl Tuning {
             .max_concurrent_uni_streams(VarInt::from_u32(0))
             .datagram_receive_buffer_size(None)
             .max_idle_timeout(Some(
-                IDLE_TIMEOUT.try_into().expect("8 s fit in a QUIC timeout"),
+                self.idle_timeout
+                    .try_into()
+                    .expect("seconds fit in a QUIC timeout"),
             ))
-            .keep_alive_interval(Some(KEEP_ALIVE))
+            .keep_alive_interval(Some(self.idle_timeout / PROBES))
             .mtu_discovery_config(Some(discovery));
         match self.congestion {
             Congestion::Bbr => {

@@ -402,6 +402,7 @@ fn server_error(body: &ErrorResponseBody) -> Result<PgError, PgError> {
             b'C' => known.code = value,
             b'M' => known.message = value,
             b'H' => known.hint = Some(value),
+            b'D' => known.detail = Some(value),
             b'W' => known.context = Some(value),
             b's' => known.schema = Some(value),
             b't' => known.table = Some(value),

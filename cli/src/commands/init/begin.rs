@@ -1,5 +1,4 @@
-//! From what is wanted to a job: what a person has to confirm, what auto will run, then the job itself,
-//! followed or not.
+//! Starts jobs: asks for confirmation, announces the statements of auto, then follows or detaches.
 
 use steep_protocol::message::api::{ApiReply, ApiRequest};
 use steep_protocol::message::facts::Finding;
@@ -13,28 +12,27 @@ use crate::failure::{self, Failure};
 use crate::follow::Follower;
 use crate::render::{findings, json};
 use crate::signals::Signals;
-use crate::terminal::{self, Terminal, print_line, tell};
+use crate::terminal::{self, Terminal, print_json, print_line, tell};
 
-/// Whether the job is waited for.
+/// What to do once the job has started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Manner {
-    /// Until its end.
+pub(super) enum AfterStart {
+    /// Follow it to its end.
     Follow,
-    /// No longer than until it is stored.
+    /// Return once it is stored.
     Detach,
 }
 
-impl Manner {
-    /// As `--detach` says.
+impl AfterStart {
     pub(super) fn of(detach: bool) -> Self {
         if detach { Self::Detach } else { Self::Follow }
     }
 }
 
-/// Begins the jobs, and follows them unless told not to.
+/// Starts the jobs.
 pub(super) async fn run(
     mut wanted: InitRequest,
-    manner: Manner,
+    after_start: AfterStart,
     client: &mut Client,
     signals: &mut Signals,
     terminal: Terminal,
@@ -44,21 +42,26 @@ pub(super) async fn run(
         wanted.confirm();
     }
     plan::announce(client, &wanted, signals, terminal).await?;
-    if manner == Manner::Detach {
-        for (node, job) in &accepted(client, &wanted.begin()).await? {
-            print_line(&if terminal.json {
-                json::line(&json::Detached::new(node, *job))
-            } else {
-                format!("{node}: job {job}")
-            });
-        }
+    if after_start == AfterStart::Detach {
+        detached(&accepted(client, &wanted.begin()).await?, terminal);
         return Ok(failure::SUCCESS);
     }
     let follower = Follower::new(client, signals, terminal, wanted.targets());
     Ok(follower.start(wanted.begin()).await.exit_code())
 }
 
-/// Shows how the schemas differ and has it confirmed. Without a difference nothing is asked.
+/// Prints the ids of jobs that are not followed.
+pub(super) fn detached(jobs: &[(NodeId, JobId)], terminal: Terminal) {
+    for (node, job) in jobs {
+        if terminal.json {
+            print_json(&json::detached(node, *job));
+        } else {
+            print_line(&format!("{node}: job {job}"));
+        }
+    }
+}
+
+/// Shows how the schemas differ and asks for confirmation if they do.
 async fn confirmed(
     client: &Client,
     wanted: &InitRequest,
@@ -104,7 +107,7 @@ async fn confirmed(
     .hint("make the schemas alike, or use --schema-sync auto"))
 }
 
-/// Starts the jobs and waits no longer than until they are stored.
+/// Starts the jobs and waits until they are stored.
 async fn accepted(client: &Client, request: &ApiRequest) -> Result<Vec<(NodeId, JobId)>, Failure> {
     let mut replies = client.ask(request).await?;
     while let Some(reply) = replies.next().await? {
@@ -118,7 +121,7 @@ async fn accepted(client: &Client, request: &ApiRequest) -> Result<Vec<(NodeId, 
     ))
 }
 
-/// Tells programs of a failure before there was a job: an `init.failed` for each target.
+/// Prints a failure before there is a job as an `init.failed` for each target, in JSON output.
 pub(super) fn told(
     done: Result<u8, Failure>,
     targets: &[NodeId],
@@ -127,7 +130,7 @@ pub(super) fn told(
     match done {
         Err(failure) if terminal.json => {
             for target in failure.concerns(targets) {
-                print_line(&json::line(&json::Failed::job(&failure.0, target)));
+                print_json(&json::not_begun(&failure.0, target));
             }
             tell(&failure::render(&failure.0, terminal.err));
             Ok(failure.exit_code())

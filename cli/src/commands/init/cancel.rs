@@ -5,13 +5,13 @@ use steep_protocol::message::job::CancelledData;
 use steep_protocol::{FaultKind, NodeState};
 
 use crate::args::CancelArgs;
-use crate::commands::{Context, give_up, nodes};
+use crate::commands::{Context, nodes, remove};
 use crate::failure::{self, Failure};
 use crate::render::{events, json};
 use crate::signals::Signals;
-use crate::terminal::{self, print_line, tell};
+use crate::terminal::{self, print_json, print_line, tell};
 
-/// Stops a node's job and removes what it made; asks first where somebody can answer.
+/// Cancels a node's job and removes what it made. Asks first on a terminal.
 pub(crate) async fn run(args: CancelArgs, context: &Context) -> Result<u8, Failure> {
     let mut signals = Signals::catch()?;
     let client = context.client().await?;
@@ -36,7 +36,7 @@ pub(crate) async fn run(args: CancelArgs, context: &Context) -> Result<u8, Failu
     }
     if args.force_cleanup {
         let data = data(args.keep_data);
-        return give_up::clean_up(args.node, data, client, context).await;
+        return remove::clean_up(args.node, data, client, context).await;
     }
     let data = data(args.keep_data);
     let request = ApiRequest::Cancel {
@@ -49,27 +49,28 @@ pub(crate) async fn run(args: CancelArgs, context: &Context) -> Result<u8, Failu
             reply = replies.next() => reply?,
             _ = signals.next() => {
                 tell(&format!(
-                    "{}: the cancelling goes on; `steep-repl status {0}` shows when it is done",
+                    "{}: the cancel goes on; `steep-repl status {0}` shows when it is done",
                     args.node
                 ));
                 return Ok(failure::ERROR);
             }
         };
         match reply {
-            Some(ApiReply::Event(event)) => print_line(&if context.terminal.json {
-                json::line(&json::Event::from(&event))
-            } else {
-                events::event(&event, context.terminal.out)
-            }),
+            Some(ApiReply::Event(event)) if context.terminal.json => {
+                print_json(&json::event(&event));
+            }
+            Some(ApiReply::Event(event)) => {
+                print_line(&events::event(&event, context.terminal.out));
+            }
             Some(_) => {}
             None => break,
         }
     }
     client.close().await;
     if context.terminal.json {
-        print_line(&json::line(&json::Cancelled::new(&args.node)));
+        print_json(&json::cancelled(&args.node));
     } else {
-        // What it was when it was asked about.
+        // The state before the cancel.
         let followed = node
             .first()
             .is_some_and(|view| view.state == NodeState::Diverged);

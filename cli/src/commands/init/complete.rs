@@ -1,6 +1,6 @@
-//! `steep-repl init complete`: a node whose rows were restored from a backup goes on by replication.
+//! `steep-repl init complete`: starts replication to a node that was restored from a backup.
 
-use super::begin::{self, Manner};
+use super::begin::{self, AfterStart};
 use super::request::InitRequest;
 use crate::args::CompleteArgs;
 use crate::commands::{Context, doctor};
@@ -10,7 +10,7 @@ use crate::signals::Signals;
 /// Starts the job and follows it as `init` does.
 pub(crate) async fn run(mut args: CompleteArgs, context: &Context) -> Result<u8, Failure> {
     if !args.skip_schema_check {
-        args.schema_sync = args.schema_sync.or(context.settings.schema_sync);
+        args.schema_sync.get_or_insert(context.settings.schema_sync);
     }
     let targets = [args.node.clone()];
     begin::told(go(&args, context).await, &targets, context.terminal)
@@ -26,8 +26,8 @@ async fn go(args: &CompleteArgs, context: &Context) -> Result<u8, Failure> {
         client.close().await;
         return Ok(doctor::told(&found, terminal));
     }
-    let manner = Manner::of(args.detach);
-    let done = begin::run(wanted, manner, &mut client, &mut signals, terminal).await;
+    let after_start = AfterStart::of(args.detach);
+    let done = begin::run(wanted, after_start, &mut client, &mut signals, terminal).await;
     client.close().await;
     done
 }

@@ -1,4 +1,4 @@
-//! What `init` would do about schemas that differ: `--dry-run`, and what auto is about to run.
+//! What `init` would do: `--dry-run`, and the statements that auto is about to run.
 
 use steep_protocol::NodeId;
 use steep_protocol::message::facts::Finding;
@@ -10,26 +10,23 @@ use crate::commands::doctor;
 use crate::failure::Failure;
 use crate::render::{findings, json};
 use crate::signals::Signals;
-use crate::terminal::{Terminal, print, print_line, tell};
+use crate::terminal::{Terminal, print, print_json, tell};
 
-/// How findings about schemas begin.
-const ABOUT_SCHEMAS: &str = "schema_";
-
-/// Shows differences and statements and changes nothing. The exit code is what `init` would have for
-/// them.
+/// Shows how much would be copied, how the schemas differ, which statements would be run, and what else
+/// preflight found; changes nothing. The exit code is the one `init` would stop with.
 pub(super) async fn show(
     client: Client,
     wanted: &InitRequest,
     signals: &mut Signals,
     terminal: Terminal,
 ) -> Result<u8, Failure> {
-    let found = about_schemas(&client, wanted, signals).await?;
+    let found = wanted.look(&client, signals).await?;
     client.close().await;
     for (spec, (target, findings)) in wanted.specs().iter().zip(&found) {
         if terminal.json {
-            print_plan(target, spec.schema_mode, findings);
+            print_json(&json::plan(target, spec.schema_mode, findings));
         } else {
-            print(&findings::plan(target, findings, terminal.out));
+            print(&findings::dry_run(target, findings, terminal.out));
         }
     }
     Ok(doctor::exit_code(
@@ -37,12 +34,7 @@ pub(super) async fn show(
     ))
 }
 
-/// For programs.
-fn print_plan(target: &NodeId, mode: SchemaMode, findings: &[Finding]) {
-    print_line(&json::line(&json::Plan::new(target, mode, findings)));
-}
-
-/// Says what auto will run, before the job begins.
+/// Prints the statements that auto will run.
 pub(super) async fn announce(
     client: &Client,
     wanted: &InitRequest,
@@ -65,7 +57,7 @@ pub(super) async fn announce(
             continue;
         }
         if terminal.json {
-            print_plan(target, spec.schema_mode, findings);
+            print_json(&json::plan(target, spec.schema_mode, findings));
         } else {
             tell(findings::plan(target, findings, terminal.err).trim_end());
         }
@@ -79,8 +71,8 @@ async fn about_schemas(
     signals: &mut Signals,
 ) -> Result<Vec<(NodeId, Vec<Finding>)>, Failure> {
     let mut found = wanted.look(client, signals).await?;
-    for (_, findings) in &mut found {
-        findings.retain(|finding| finding.code.starts_with(ABOUT_SCHEMAS));
+    for (_, found) in &mut found {
+        found.retain(findings::is_about_schema);
     }
     Ok(found)
 }

@@ -1,4 +1,4 @@
-//! `steep-repl init prepare`: a slot on the source, before a backup of it is taken.
+//! `steep-repl init prepare`: creates a slot on the source before a backup is taken.
 
 use steep_protocol::message::api::{ApiReply, ApiRequest};
 use steep_protocol::message::facts::Finding;
@@ -10,7 +10,7 @@ use crate::client::Client;
 use crate::commands::Context;
 use crate::failure::{self, Failure};
 use crate::render::{findings, json, prepared};
-use crate::terminal::{print, print_line, tell};
+use crate::terminal::{print, print_json, print_line, tell};
 
 /// Prepares a slot, or drops one that is prepared.
 pub(crate) async fn run(args: PrepareArgs, context: &Context) -> Result<u8, Failure> {
@@ -23,7 +23,7 @@ pub(crate) async fn run(args: PrepareArgs, context: &Context) -> Result<u8, Fail
             .await?;
         client.close().await;
         if terminal.json {
-            print_line(&json::line(&json::Unprepared::new(&args.node, &args.slot)));
+            print_json(&json::unprepared(&args.node, &args.slot));
         } else {
             print_line(&format!("{}: slot {} is dropped", args.node, args.slot));
         }
@@ -37,8 +37,7 @@ pub(crate) async fn run(args: PrepareArgs, context: &Context) -> Result<u8, Fail
     };
     let next = prepared::next(&args.node, slot);
     if terminal.json {
-        let said = json::Prepared::new(&args.node, slot, &next, &warnings);
-        print_line(&json::line(&said));
+        print_json(&json::prepared(&args.node, slot, &next, &warnings));
     } else {
         if !warnings.is_empty() {
             tell(findings::report(&args.node, &warnings, terminal.err).trim_end());
@@ -48,7 +47,7 @@ pub(crate) async fn run(args: PrepareArgs, context: &Context) -> Result<u8, Fail
     Ok(failure::SUCCESS)
 }
 
-/// Slots that are prepared, and what was found beside them.
+/// The prepared slots, and findings.
 async fn ask(
     client: &Client,
     request: &ApiRequest,
@@ -64,7 +63,7 @@ async fn ask(
     Ok((slots, warnings))
 }
 
-/// What is prepared on a node; nothing where that cannot be told, since it is told beside other things.
+/// The slots prepared on a node. On error none: the caller shows them beside other things.
 pub(in crate::commands) async fn on(client: &Client, node: &NodeId) -> Vec<PreparedSlot> {
     let request = ApiRequest::Prepared { node: node.clone() };
     let asked = ask(client, &request).await;

@@ -8,9 +8,9 @@ use crate::failure::{self, Failure};
 use crate::follow::Follower;
 use crate::render::{json, progress};
 use crate::signals::Signals;
-use crate::terminal::{print, print_line};
+use crate::terminal::{print, print_json};
 
-/// How far a node's job is, once or until its end.
+/// Shows the progress of a node's job, once or until its end.
 pub(crate) async fn run(args: ProgressArgs, context: &Context) -> Result<u8, Failure> {
     if !args.follow {
         return interruptible(once(&args, context)).await;
@@ -38,7 +38,7 @@ async fn once(args: &ProgressArgs, context: &Context) -> Result<u8, Failure> {
             .hint(format!("`steep-repl status {}` shows the node", args.node)));
     };
     if context.terminal.json {
-        print_line(&json::line(&json::Progress::from(&job)));
+        print_json(&json::progress(&job));
     } else {
         print(&progress::block(&job, context.terminal.out));
     }

@@ -9,9 +9,9 @@ use crate::client::Client;
 use crate::commands::Context;
 use crate::failure::{self, Failure};
 use crate::render::{json, missing};
-use crate::terminal::{print, print_line};
+use crate::terminal::{print, print_json};
 
-/// Has a node try again what could not be made, and says what is still missing: then the exit code is 1.
+/// Makes a node retry its missing objects. Exit code 1 if some are still missing.
 pub(crate) async fn run(args: RebuildArgs, context: &Context) -> Result<u8, Failure> {
     let client = context.client().await?;
     let request = ApiRequest::Rebuild {
@@ -28,9 +28,7 @@ pub(crate) async fn run(args: RebuildArgs, context: &Context) -> Result<u8, Fail
         return Err(Failure::new(FaultKind::Failed, text).on(&args.node));
     };
     if context.terminal.json {
-        print_line(&json::line(&missing::RebuiltJson::new(
-            &args.node, &rebuilt,
-        )));
+        print_json(&json::rebuilt(&args.node, &rebuilt));
     } else {
         print(&missing::rebuilt(
             &args.node,
@@ -44,7 +42,7 @@ pub(crate) async fn run(args: RebuildArgs, context: &Context) -> Result<u8, Fail
     })
 }
 
-/// What a node lacks.
+/// The missing objects of a node.
 pub(crate) async fn of(client: &Client, node: &NodeId) -> Result<MissingObjects, Failure> {
     let request = ApiRequest::Missing { node: node.clone() };
     let replies = client.ask_all(&request).await?;

@@ -1,4 +1,4 @@
-//! What is to be begun, and what a look at it alone finds.
+//! The jobs to start, and their preflight.
 
 use steep_protocol::message::api::ApiRequest;
 use steep_protocol::message::facts::Finding;
@@ -11,19 +11,18 @@ use crate::commands::doctor;
 use crate::failure::Failure;
 use crate::signals::Signals;
 
-/// What is to be begun.
+/// The jobs to start.
 #[derive(Debug, Clone)]
 pub(super) enum InitRequest {
-    /// Rows are copied, to each target.
+    /// Copy rows to each target.
     Copies(Vec<JobSpec>),
-    /// Failed jobs go on, for each target.
+    /// Resume the failed job of each target.
     Resumed(Vec<JobSpec>),
-    /// Rows are there, from a backup.
+    /// Start replication to a restored backup.
     Backup(Box<CompleteSpec>),
 }
 
 impl InitRequest {
-    /// The jobs.
     pub(super) fn specs(&self) -> &[JobSpec] {
         match self {
             Self::Copies(specs) | Self::Resumed(specs) => specs,
@@ -31,7 +30,6 @@ impl InitRequest {
         }
     }
 
-    /// Their targets.
     pub(super) fn targets(&self) -> Vec<NodeId> {
         self.specs().iter().map(|s| s.target.clone()).collect()
     }
@@ -43,7 +41,7 @@ impl InitRequest {
         }
     }
 
-    /// What begins the jobs.
+    /// The request that starts the jobs.
     pub(super) fn begin(self) -> ApiRequest {
         match self {
             Self::Copies(specs) => ApiRequest::Init { specs },
@@ -52,11 +50,11 @@ impl InitRequest {
         }
     }
 
-    /// Whether a person is asked before differing schemas are gone on with.
+    /// Whether the user must confirm differing schemas.
     pub(super) fn asks(&self) -> bool {
         let compared = match self {
             Self::Copies(_) => true,
-            // Their schemas are made already.
+            // The schema exists already.
             Self::Resumed(_) => false,
             Self::Backup(spec) => spec.schema == SchemaCheck::Compared,
         };
@@ -66,7 +64,7 @@ impl InitRequest {
         compared && self.specs().iter().any(asks)
     }
 
-    /// A person, or `--yes`, has said that it goes on.
+    /// Marks differing schemas as confirmed.
     pub(super) fn confirm(&mut self) {
         match self {
             Self::Copies(specs) | Self::Resumed(specs) => {
@@ -78,7 +76,7 @@ impl InitRequest {
         }
     }
 
-    /// The preflight alone: findings by target.
+    /// Runs the preflight alone. Returns findings by target.
     pub(super) async fn look(
         &self,
         client: &Client,

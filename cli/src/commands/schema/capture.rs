@@ -1,16 +1,15 @@
 //! `steep-repl schema capture`.
 
+use serde_json::json;
 use steep_protocol::FaultKind;
 use steep_protocol::message::api::{ApiReply, ApiRequest};
 
 use crate::args::CaptureArgs;
 use crate::commands::Context;
 use crate::failure::{self, Failure};
-use crate::render::json;
-use crate::render::schema::json::Captured;
-use crate::terminal::print_line;
+use crate::terminal::{print_json, print_line};
 
-/// Has the node store fingerprints, and says of how many tables.
+/// Makes the node store fingerprints, and prints the number of tables.
 pub(super) async fn run(args: CaptureArgs, context: &Context) -> Result<u8, Failure> {
     let client = context.client().await?;
     let request = ApiRequest::Capture {
@@ -27,16 +26,21 @@ pub(super) async fn run(args: CaptureArgs, context: &Context) -> Result<u8, Fail
         let text = "the coordinator did not say whether fingerprints are stored";
         return Err(Failure::new(FaultKind::Failed, text).on(&args.node));
     };
-    print_line(&if context.terminal.json {
-        json::line(&Captured::new(&args.node, args.peer.as_ref(), tables))
+    if context.terminal.json {
+        print_json(&json!({
+            "event": "schema.captured",
+            "node_id": args.node,
+            "peer": args.peer,
+            "tables": tables,
+        }));
     } else {
         let also = args
             .peer
             .map_or_else(String::new, |peer| format!(", and those of {peer}"));
-        format!(
+        print_line(&format!(
             "{}: fingerprints of {tables} tables are stored{also}",
             args.node
-        )
-    });
+        ));
+    }
     Ok(failure::SUCCESS)
 }

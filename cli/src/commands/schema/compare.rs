@@ -6,15 +6,15 @@ use super::both;
 use crate::args::CompareArgs;
 use crate::commands::Context;
 use crate::failure::{self, Failure};
-use crate::render::{json, schema};
-use crate::terminal::{print, print_line};
+use crate::render::schema;
+use crate::terminal::{print, print_json};
 
-/// Every difference; the exit code says whether there is one.
+/// Prints every difference. The exit code says whether there is one.
 pub(super) async fn run(args: CompareArgs, context: &Context) -> Result<u8, Failure> {
     let (local, remote) = both(&args.local, &args.remote, &args.schemas, context).await?;
     let compared = compare(&local, &remote);
     if context.terminal.json {
-        print_line(&json::line(&schema::json::Compared::new(&compared)));
+        print_json(&schema::json::comparison(&compared));
     } else {
         let names = (args.local.name(), args.remote.name());
         print(&schema::comparison(

@@ -7,11 +7,10 @@ use super::both;
 use crate::args::DiffArgs;
 use crate::commands::Context;
 use crate::failure::{self, Failure};
-use crate::render::json;
 use crate::render::schema::{self, Sides};
-use crate::terminal::{print, print_line};
+use crate::terminal::{print, print_json};
 
-/// The table on both sides; the exit code says whether it differs.
+/// Prints the table on both sides. The exit code says whether it differs.
 pub(super) async fn run(args: DiffArgs, context: &Context) -> Result<u8, Failure> {
     let only = [args.table.schema.clone()];
     let (local, remote) = both(&args.local, &args.remote, &only, context).await?;
@@ -28,7 +27,7 @@ pub(super) async fn run(args: DiffArgs, context: &Context) -> Result<u8, Failure
         remote: (&args.remote.name(), &remote),
     };
     if context.terminal.json {
-        print_line(&json::line(&schema::json::Diff::new(table, &sides)));
+        print_json(&schema::json::diff(table, &sides));
     } else {
         print(&schema::side_by_side(
             table,
@@ -43,7 +42,7 @@ pub(super) async fn run(args: DiffArgs, context: &Context) -> Result<u8, Failure
     })
 }
 
-/// Columns of the terminal; none where the output goes elsewhere, and lines are as long as they are.
+/// Columns of the terminal; `None`, and no limit, if stdout is not one.
 fn width() -> Option<usize> {
     let terminal = console::Term::stdout();
     let (_, columns) = terminal.size_checked().filter(|_| terminal.is_term())?;

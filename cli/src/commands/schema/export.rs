@@ -1,14 +1,13 @@
 //! `steep-repl schema export`.
 
 use jiff::Timestamp;
+use serde_json::json;
 
 use super::{ask, file};
 use crate::args::ExportArgs;
 use crate::commands::Context;
 use crate::failure::{self, Failure};
-use crate::render::json;
-use crate::render::schema::json::Exported;
-use crate::terminal::print_line;
+use crate::terminal::{print_json, print_line};
 
 /// Writes the node's schema to a file.
 pub(super) async fn run(args: ExportArgs, context: &Context) -> Result<u8, Failure> {
@@ -17,14 +16,19 @@ pub(super) async fn run(args: ExportArgs, context: &Context) -> Result<u8, Failu
     client.close().await;
     let tables = schema.tables().len();
     file::write(&args.output, &args.node, schema, Timestamp::now())?;
-    print_line(&if context.terminal.json {
-        json::line(&Exported::new(&args.node, &args.output, tables))
+    let output = args.output.display();
+    if context.terminal.json {
+        print_json(&json!({
+            "event": "schema.exported",
+            "node_id": args.node,
+            "output": output.to_string(),
+            "tables": tables,
+        }));
     } else {
-        format!(
-            "{}: {tables} tables written to {}",
-            args.node,
-            args.output.display()
-        )
-    });
+        print_line(&format!(
+            "{}: {tables} tables written to {output}",
+            args.node
+        ));
+    }
     Ok(failure::SUCCESS)
 }

@@ -1,5 +1,5 @@
-//! A schema as a file: JSON that is the same for the same schema but for when it was written, so that
-//! change control can hold two of them against each other.
+//! Exported schemas. The same schema gives the same JSON except for `exported_at`, so that version control
+//! can compare exports.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read as _, Write as _};
@@ -13,13 +13,12 @@ use steep_schema::Schema;
 
 use crate::failure::Failure;
 
-/// The form that this version writes and reads.
+/// The version of the file format.
 const FORMAT: &str = "steep-repl schema 1";
 
-/// The longest file that is read, in bytes: more than a hundred thousand tables.
+/// The size limit of a file, in bytes: enough for more than a hundred thousand tables.
 const FILE_MAX: u64 = 512 * 1024 * 1024;
 
-/// What stands in the file.
 #[derive(Debug, Serialize, Deserialize)]
 struct Exported {
     format: String,
@@ -29,7 +28,7 @@ struct Exported {
     schema: SchemaPage,
 }
 
-/// Reads one.
+/// Reads an export.
 pub(super) fn read(path: &Path) -> Result<Schema, Failure> {
     let unusable = |why: String| {
         Failure::bad_request(format!("{} cannot be used: {why}", path.display()))
@@ -46,7 +45,7 @@ pub(super) fn read(path: &Path) -> Result<Schema, Failure> {
         serde_json::from_slice(&text).map_err(|error| unusable(error.to_string()))?;
     if exported.format != FORMAT {
         return Err(unusable(format!(
-            "it is of the form {:?}, not {FORMAT:?}",
+            "its format is {:?}, not {FORMAT:?}",
             exported.format
         )));
     }
@@ -55,7 +54,7 @@ pub(super) fn read(path: &Path) -> Result<Schema, Failure> {
     Ok(schema)
 }
 
-/// Writes one, under its own name only once it is complete.
+/// Writes an export atomically.
 pub(super) fn write(
     path: &Path,
     node: &NodeId,
@@ -73,7 +72,7 @@ pub(super) fn write(
     let partial = Path::new(&partial);
     let written = put(partial, &exported).and_then(|()| fs::rename(partial, path));
     written.map_err(|error| {
-        // What is left of it is of no use; that it cannot be removed changes nothing.
+        // Best effort: the error that counts is the one above.
         let _ = fs::remove_file(partial);
         let text = format!("{} cannot be written: {error}", path.display());
         Failure::new(FaultKind::Failed, text)

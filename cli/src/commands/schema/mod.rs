@@ -1,4 +1,4 @@
-//! `steep-repl schema` and what stands below it: schemas are asked for, compared here, shown.
+//! `steep-repl schema`: reads schemas from nodes or files and compares them here.
 
 mod capture;
 mod compare;
@@ -25,7 +25,7 @@ pub(super) async fn run(command: SchemaCommand, context: &Context) -> Result<u8,
     }
 }
 
-/// Both sides' schemas, as far as those schemas go. Where both are files nobody is dialled.
+/// Both sides, limited to `schemas`. Two files need no connection.
 async fn both(
     local: &Side,
     remote: &Side,

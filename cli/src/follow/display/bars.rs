@@ -9,7 +9,7 @@ use steep_protocol::message::api::ProgressView;
 
 use crate::render::{Paint, progress};
 
-/// Lines for tables, over all jobs: what fits beside the rest on a small terminal.
+/// Lines for tables of all jobs together, so that everything fits on a small terminal.
 const TABLE_LINES: usize = 8;
 
 /// All bars of a command.
@@ -75,7 +75,7 @@ impl Bars {
         }
     }
 
-    /// Takes a job's bars away.
+    /// Removes the bars of a job.
     pub(super) fn remove(&mut self, node: &NodeId) {
         if let Some(group) = self.groups.remove(node) {
             let lines = [group.title, group.overall, group.rates];
@@ -93,27 +93,27 @@ impl Bars {
 
     /// Prints above the bars.
     pub(super) fn above(&self, text: &str) {
-        // Where the terminal is gone, so is who would read it.
+        // If the terminal is gone, nobody reads this.
         let _ = self.all.println(text.trim_end());
     }
 
-    /// Does something to the terminal while no bar is on it.
+    /// Runs `work` with the bars hidden.
     pub(super) fn suspended(&self, work: impl FnOnce()) {
         self.all.suspend(work);
     }
 
-    /// Takes the bars off the screen for a while.
+    /// Hides the bars until [`Bars::unhide`].
     pub(super) fn hide(&self) {
         let _ = self.all.clear();
         self.all.set_draw_target(ProgressDrawTarget::hidden());
     }
 
-    /// Puts them back.
+    /// Shows the bars again.
     pub(super) fn unhide(&self) {
         self.all.set_draw_target(ProgressDrawTarget::stderr());
     }
 
-    /// Takes all of them away.
+    /// Removes all bars.
     pub(super) fn clear(&mut self) {
         for node in self.groups.keys().cloned().collect::<Vec<_>>() {
             self.remove(&node);

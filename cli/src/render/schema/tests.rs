@@ -80,7 +80,7 @@ fn differences_stand_under_their_tables_and_are_counted() {
         Paint::Plain
     ));
     let same = comparison(&compare(&local, &local), "node_a", "node_b", Paint::Ansi);
-    assert!(same.contains("3 tables match, 0 differ") && same.contains('\u{1b}'));
+    assert!(same.contains("tables: 3 match, 0 differ") && same.contains('\u{1b}'));
 }
 
 #[test]

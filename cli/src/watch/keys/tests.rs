@@ -4,15 +4,15 @@ use steep_protocol::message::job::ExistingRows;
 
 use super::*;
 use crate::render::samples::{at, id, node, table};
-use crate::watch::choice::{Question, Sort};
-use crate::watch::model::{Model, News};
+use crate::watch::model::{Model, Update};
 use crate::watch::samples::{COLOURED, cluster, drawn, job, opened, screen, spec};
+use crate::watch::state::{Question, Sort};
 
 #[test]
 fn more_nodes_than_lines_scroll_with_the_choice() {
     let mut model = Model::new("host:7400", at(0));
     let many = (0..200).map(|n| node(&format!("node_{n:03}"), NodeState::Synchronized));
-    model.apply(News::Nodes(many.collect()), at(0));
+    model.apply(Update::Nodes(many.collect()), at(0));
     press(&mut model, Input::End);
     let text = screen(&model, 80, 24);
     assert!(
@@ -111,9 +111,9 @@ fn again_asks_for_the_last_job_and_then_a_person() {
     model.selected = Some(id("berlin-replica-2"));
     let ask = press(&mut model, Input::Char('r'));
     assert_eq!(ask, Some(Effect::AskLast(id("berlin-replica-2"))));
-    model.apply(News::Last(id("berlin-replica-2"), None), at(30));
+    model.apply(Update::Last(id("berlin-replica-2"), None), at(30));
     assert!(model.notice.clone().unwrap().text.contains("--from SOURCE"));
-    model.apply(News::Last(id("node_b"), Some(Box::new(job()))), at(30));
+    model.apply(Update::Last(id("node_b"), Some(Box::new(job()))), at(30));
     assert_eq!(press(&mut model, Input::Enter), None, "only y starts a job");
     assert_eq!(
         press(&mut model, Input::Char('y')),
@@ -125,7 +125,7 @@ fn again_asks_for_the_last_job_and_then_a_person() {
 fn a_diverged_node_is_cancelled_and_initialised_behind_one_question() {
     let mut model = cluster();
     let diverged = node("node_e", NodeState::Diverged);
-    model.apply(News::Nodes(vec![diverged]), at(30));
+    model.apply(Update::Nodes(vec![diverged]), at(30));
     model.selected = Some(id("node_e"));
     let ask = press(&mut model, Input::Char('r'));
     assert_eq!(ask, Some(Effect::AskLast(id("node_e"))));
@@ -133,7 +133,7 @@ fn a_diverged_node_is_cancelled_and_initialised_behind_one_question() {
     last.spec.target = id("node_e");
     let mut spec = Box::new(last.spec.clone());
     spec.existing = ExistingRows::Replace;
-    model.apply(News::Last(id("node_e"), Some(Box::new(last))), at(30));
+    model.apply(Update::Last(id("node_e"), Some(Box::new(last))), at(30));
     let text = screen(&model, 80, 24);
     assert!(text.contains("EMPTIED FIRST"), "{text}");
     let yes = press(&mut model, Input::Char('y'));
@@ -170,7 +170,7 @@ fn every_key_that_scrolls_moves_the_frame_until_its_ends() {
     let mut model = opened();
     let mut many = job();
     many.tables = (0..60).map(|n| table(&format!("t{n:02}"), 1.0)).collect();
-    model.apply(News::Job(Box::new(many)), at(30));
+    model.apply(Update::Job(Box::new(many)), at(30));
     let first = screen(&model, 80, 24);
     let end = press_drawn(&mut model, Input::Char('G'));
     assert!(end.contains("t59") && !end.contains("t00"), "{end}");
@@ -183,10 +183,10 @@ fn every_key_that_scrolls_moves_the_frame_until_its_ends() {
     press_drawn(&mut model, Input::End);
     let mut fewer = job();
     fewer.tables = (0..20).map(|n| table(&format!("t{n:02}"), 1.0)).collect();
-    model.apply(News::Job(Box::new(fewer)), at(31));
+    model.apply(Update::Job(Box::new(fewer)), at(31));
     let end = screen(&model, 80, 24);
     assert_ne!(press_drawn(&mut model, Input::Char('k')), end);
-    model.apply(News::Job(Box::new(job())), at(32));
+    model.apply(Update::Job(Box::new(job())), at(32));
     assert!(press_drawn(&mut model, Input::Home).contains("pgbench_accounts"));
     assert!(first.contains("t00"));
 }

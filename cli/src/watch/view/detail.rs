@@ -1,5 +1,4 @@
-//! One node and its job in full: how far, how the time went, how fast; below that the
-//! panes.
+//! The detail view of a node: progress, time by phase, rates; below them the panes.
 
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
@@ -9,14 +8,14 @@ use steep_protocol::message::job::Method;
 use steep_protocol::{NodeState, Phase};
 
 use super::panes;
-use super::pieces::{bar, cell, flow, put, seconds, spark, width, wrap};
 use super::theme::Theme;
+use super::widgets::{bar, cell, flow, put, seconds, spark, width, wrap};
 use crate::render::locks;
 use crate::render::progress::{left, phase_name, phase_work, retries, wire, workers};
 use crate::units;
 use crate::watch::model::{Model, Node};
 
-/// Phases of a job that copies by snapshots, in order.
+/// Phases of `--method snapshot`, in order.
 const SNAPSHOT_PHASES: [Phase; 9] = [
     Phase::Preflight,
     Phase::Snapshot,
@@ -29,7 +28,7 @@ const SNAPSHOT_PHASES: [Phase; 9] = [
     Phase::Prove,
 ];
 
-/// Phases of one that PostgreSQL copies by itself.
+/// Phases of `--method native`.
 const NATIVE_PHASES: [Phase; 5] = [
     Phase::Preflight,
     Phase::Schema,
@@ -38,7 +37,7 @@ const NATIVE_PHASES: [Phase; 5] = [
     Phase::CatchUp,
 ];
 
-/// Phases of one that goes on from a backup.
+/// Phases of `init complete`.
 const BACKUP_PHASES: [Phase; 5] = [
     Phase::Preflight,
     Phase::Schema,
@@ -47,7 +46,7 @@ const BACKUP_PHASES: [Phase; 5] = [
     Phase::Prove,
 ];
 
-/// Draws the node that is looked at. Says how far its pane can be scrolled.
+/// Draws the detail view. Returns how far its pane can be scrolled.
 pub(super) fn draw(model: &Model, theme: &Theme, area: Rect, buffer: &mut Buffer) -> usize {
     let Some(detail) = &model.detail else {
         return 0;
@@ -94,7 +93,7 @@ pub(super) fn doing(view: &ProgressView) -> String {
     text
 }
 
-/// Everything above the panes. What matters most comes first: a small screen cuts the rest.
+/// The lines above the panes. A small screen cuts the end.
 fn head(
     model: &Model,
     node: &Node,
@@ -243,7 +242,7 @@ fn outcome(job: &JobView, columns: usize, theme: &Theme) -> Vec<Line<'static>> {
     )
 }
 
-/// What can be done about a node in trouble.
+/// Next steps for a node in trouble.
 fn hint(node: &Node, job: Option<&JobView>) -> Option<String> {
     if !matches!(node.view.state, NodeState::Failed | NodeState::Diverged) {
         return None;

@@ -9,13 +9,13 @@ use ratatui::widgets::{Block, Clear, Widget};
 use steep_protocol::message::job::{Confirmation, ExistingRows, JobSpec, SchemaMode};
 use steep_protocol::{NodeId, NodeState};
 
-use super::pieces::{put, wrap};
 use super::theme::{Signs, Theme};
+use super::widgets::{put, wrap};
 use crate::units;
-use crate::watch::choice::{First, Focus, Question};
 use crate::watch::model::{Model, Node};
+use crate::watch::state::{First, Focus, Question};
 
-/// Columns of a box at most, borders included.
+/// The widest box, with borders.
 const WIDEST: u16 = 74;
 
 /// For terminals without line drawing.
@@ -49,7 +49,7 @@ const KEYS: [(&str, &str); 13] = [
     ("q Ctrl-C", "quit; jobs go on"),
 ];
 
-/// Draws the box that is open, if one is.
+/// Draws the open box, if any.
 pub(super) fn draw(model: &Model, theme: &Theme, area: Rect, buffer: &mut Buffer) {
     let width = area.width.saturating_sub(4).min(WIDEST);
     let columns = usize::from(width).saturating_sub(4);
@@ -123,7 +123,7 @@ fn cancel(
             "{node} has failed. Whatever is left of its job is removed, and the node is \
              uninitialized."
         ),
-        // Its copy was complete, so that the rows are its own by now.
+        // Its copy was complete: the rows belong to the node now.
         NodeState::Diverged => format!(
             "{node} has diverged. Its slot, publication and subscription are removed, and it stops \
              following its source. Its tables and rows stay. (To copy it again: r.)"
@@ -172,7 +172,7 @@ fn again(spec: &JobSpec, first: First, columns: usize, theme: &Theme) -> Vec<Lin
         );
         lines.extend(question(&text, &[], columns, theme, Style::new()));
     }
-    // Without a word nothing of this would be seen before it happens.
+    // Nothing else warns of this.
     let (schemas, style) = schemas(spec, theme);
     lines.extend(question(schemas, &[], columns, theme, style));
     let (rows, style) = match (first, spec.existing) {
@@ -194,7 +194,7 @@ fn again(spec: &JobSpec, first: First, columns: usize, theme: &Theme) -> Vec<Lin
     lines
 }
 
-/// What becomes of schemas that differ.
+/// What happens if the schemas differ.
 fn schemas(spec: &JobSpec, theme: &Theme) -> (&'static str, Style) {
     match (spec.schema_mode, spec.confirmation) {
         (SchemaMode::Strict, _) => (

@@ -1,12 +1,12 @@
-//! From the model to a frame: a pure function, so that what is drawn can be tested without a
-//! terminal. Every part takes what room there is; below 40 columns or 8 lines it says so instead.
+//! Draws the model into a frame. Pure, so that it can be tested without a terminal. The layout adapts to the
+//! size, down to 40 columns and 8 lines.
 
 mod detail;
 mod dialog;
 mod nodes;
 mod panes;
-mod pieces;
 pub(crate) mod theme;
+mod widgets;
 
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
@@ -16,20 +16,19 @@ use ratatui::widgets::{Clear, Widget as _};
 use steep_protocol::message::api::EventView;
 use steep_protocol::{NodeId, NodeState};
 
-use self::pieces::{cell, clock, cut, flow, put, seconds, width, wrap};
 use self::theme::Theme;
-use super::choice::{Focus, Order, Sort};
+use self::widgets::{cell, clock, cut, flow, put, seconds, width, wrap};
 use super::model::{Drawn, Link, Model, Node, Tone};
+use super::state::{Focus, Order, Sort};
 use crate::units;
 
-/// The smallest screen that anything useful fits on.
+/// The smallest supported screen.
 const SMALLEST: (u16, u16) = (40, 8);
 
-/// The least lines for events; where fewer are left there are none.
+/// The fewest lines for events; with less room they are left out.
 const EVENTS_LEAST: u16 = 4;
 
-/// States in the order in which they are counted: what needs attention first, since a narrow screen
-/// cuts the end.
+/// The order of states in the summary: a narrow screen cuts the end.
 const BY_WORTH: [NodeState; 8] = [
     NodeState::Failed,
     NodeState::Diverged,
@@ -48,7 +47,10 @@ const BAD_STATES: usize = 2;
 pub(crate) fn draw(model: &Model, theme: &Theme, area: Rect, buffer: &mut Buffer) -> Drawn {
     let mut drawn = Drawn::default();
     if area.width < SMALLEST.0 || area.height < SMALLEST.1 {
-        let text = Line::from(format!("at least {}x{}, please", SMALLEST.0, SMALLEST.1));
+        let text = Line::from(format!(
+            "the screen must be at least {}x{}",
+            SMALLEST.0, SMALLEST.1
+        ));
         put(buffer, area, 0, &text);
         return drawn;
     }
@@ -92,13 +94,13 @@ pub(crate) fn row_at(model: &Model, area: Rect, line: u16) -> Option<usize> {
         .filter(|row| *row < rows)
 }
 
-/// How the lines between title and keys are shared.
+/// Heights of the parts between title and keys.
 struct Parts {
     /// Summary, and an empty line where there is room.
     header: u16,
     /// Rows of nodes, below their header.
     rows: u16,
-    /// What is to be said of the chosen node.
+    /// Text about the selected node.
     words: u16,
     /// Events, with their header.
     events: u16,
@@ -186,8 +188,7 @@ fn title(model: &Model, theme: &Theme, columns: u16) -> Line<'static> {
     ])
 }
 
-/// How many nodes in which state, and what moves in all. What needs attention comes first, and what
-/// does not fit whole is left out.
+/// Counts of nodes by state, and totals. The most important comes first; what does not fit is left out.
 fn summary(model: &Model, theme: &Theme, columns: u16) -> Line<'static> {
     let rows = model.rows();
     let all = model.nodes.len();
@@ -234,7 +235,7 @@ fn summary(model: &Model, theme: &Theme, columns: u16) -> Line<'static> {
     lines.swap_remove(0)
 }
 
-/// What is to be said of the chosen node: why it failed, or what it is doing.
+/// Text about the selected node: its error, what it is doing, or its role.
 fn about(model: &Model, theme: &Theme, area: Rect, buffer: &mut Buffer) {
     if area.height == 0 {
         return;
@@ -259,7 +260,7 @@ fn about(model: &Model, theme: &Theme, area: Rect, buffer: &mut Buffer) {
         (errors.join("; "), theme.bad())
     } else if let Some(view) = &node.progress {
         (detail::doing(view), theme.moving())
-    } else if let Some(text) = standing(model, node) {
+    } else if let Some(text) = standing(node) {
         (text, theme.faint())
     } else {
         return;
@@ -270,16 +271,9 @@ fn about(model: &Model, theme: &Theme, area: Rect, buffer: &mut Buffer) {
     }
 }
 
-/// What a node is when nothing happens to it.
-fn standing(model: &Model, node: &Node) -> Option<String> {
+/// The role of a node without a job.
+fn standing(node: &Node) -> Option<String> {
     let view = &node.view;
-    let own = Some(&view.node_id);
-    let replicas: Vec<_> = model
-        .nodes
-        .values()
-        .filter(|other| other.view.source_node.as_ref() == own)
-        .map(|other| other.view.node_id.as_str())
-        .collect();
     let mut parts = Vec::new();
     if let (NodeState::Synchronized, Some(source), Some(at)) =
         (view.state, &view.source_node, view.init_completed_at)
@@ -291,7 +285,8 @@ fn standing(model: &Model, node: &Node) -> Option<String> {
         }
         parts.push(text);
     }
-    if !replicas.is_empty() {
+    if !view.replicas.is_empty() {
+        let replicas: Vec<_> = view.replicas.iter().map(NodeId::as_str).collect();
         parts.push(format!("source of {}", replicas.join(", ")));
     }
     (!parts.is_empty()).then(|| parts.join("; "))
@@ -342,7 +337,7 @@ fn event_line(event: &EventView, names: usize, theme: &Theme, columns: u16) -> L
     }
     let taken: usize = spans.iter().map(|span| width(&span.content)).sum();
     let room = usize::from(columns).saturating_sub(taken);
-    // Most messages of a node begin with its name, which has just been said.
+    // Most messages begin with the name of the node, which the line already has.
     let message = event
         .message
         .strip_prefix(node)
@@ -352,7 +347,7 @@ fn event_line(event: &EventView, names: usize, theme: &Theme, columns: u16) -> L
     Line::from(spans)
 }
 
-/// A line with a word in it.
+/// A horizontal line with a title.
 fn rule(word: &str, style: Style, theme: &Theme, columns: u16) -> Line<'static> {
     let line = |length: usize| String::from_iter(std::iter::repeat_n(theme.signs.line, length));
     let rest = usize::from(columns).saturating_sub(width(word) + 4);
@@ -363,11 +358,10 @@ fn rule(word: &str, style: Style, theme: &Theme, columns: u16) -> Line<'static> 
     ])
 }
 
-/// Lines that something said to the person takes at most.
+/// The most lines of a notice.
 const NOTICE_LINES: usize = 3;
 
-/// What was said, what is typed, or which keys there are. Never empty; what was said takes the lines
-/// it needs, over what is drawn there.
+/// The notice, the filter or the keys. Never empty. A notice may cover lines above the last.
 fn bottom(model: &Model, theme: &Theme, columns: u16) -> Vec<Line<'static>> {
     let columns = usize::from(columns);
     if model.focus == Focus::Filter {
@@ -380,13 +374,13 @@ fn bottom(model: &Model, theme: &Theme, columns: u16) -> Vec<Line<'static>> {
     }
     let said = match (&model.notice, &model.link) {
         (Some(notice), _) => Some((&notice.text, notice.tone)),
-        (None, Link::Away { why, .. }) => Some((why, Tone::Bad)),
+        (None, Link::Away { why, .. }) => Some((why, Tone::Error)),
         (None, Link::Connecting | Link::Live) => None,
     };
     if let Some((text, tone)) = said {
         let style = match tone {
-            Tone::Calm => theme.strong(),
-            Tone::Bad => theme.warning(),
+            Tone::Info => theme.strong(),
+            Tone::Error => theme.warning(),
         };
         let lines = wrap(text, columns.saturating_sub(2)).into_iter();
         let line = |text: String| Line::styled(format!(" {text}"), style);

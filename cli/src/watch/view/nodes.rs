@@ -6,31 +6,30 @@ use ratatui::style::Style;
 use ratatui::text::{Line, Span};
 use steep_protocol::{NodeId, NodeState};
 
-use super::pieces::{bar, cell, put, right};
 use super::theme::Theme;
+use super::widgets::{bar, cell, put, right};
 use crate::units;
-use crate::watch::choice::Sort;
 use crate::watch::model::{Model, Node};
+use crate::watch::state::Sort;
 
-/// Columns of a name at most, and at least where a narrow screen cuts names.
+/// The widest and the narrowest column of names.
 const NAME: (usize, usize) = (24, 8);
 
-/// Columns of a bar at most.
+/// The widest bar.
 const BAR_MOST: usize = 40;
 
-/// What a bar gets before columns that are only good to have.
+/// The room that a bar gets before less important columns.
 const BAR_MORE: usize = 10;
 
-/// Columns that are never left out on a screen of 80: what a node is, what it does, and what it
-/// costs its source.
+/// The first of [`Column::BY_WORTH`], which an 80-column screen always shows.
 const WANTED: usize = 8;
 
-/// How much room values take.
+/// How wide values are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Room {
-    /// As much as they like.
+    /// In full.
     Ample,
-    /// As little as they can be read in: states abbreviated, short bars.
+    /// Abbreviated states, short bars.
     Scarce,
 }
 
@@ -52,7 +51,7 @@ enum Column {
 }
 
 impl Column {
-    /// In the order in which they get room.
+    /// The most important first.
     const BY_WORTH: [Self; 12] = [
         Self::Name,
         Self::State,
@@ -92,7 +91,7 @@ impl Column {
             (Self::Progress, _) => "PROGRESS",
             (Self::Rate, _) => "RATE",
             (Self::Wire, _) => "WIRE",
-            // Of the phase at hand: what the job takes in all is not known.
+            // The ETA of the whole job is not known.
             (Self::Eta, _) => "PHASE ETA",
             (Self::Elapsed, _) => "ELAPSED",
             (Self::Lag, _) => "LAG",
@@ -103,7 +102,7 @@ impl Column {
         }
     }
 
-    /// Columns it takes, names of nodes and of sources being so long.
+    /// The width, given those of node and source names.
     fn width(self, room: Room, name: usize, source: usize) -> usize {
         match (self, room) {
             (Self::Name, _) => name + 2,
@@ -159,7 +158,7 @@ struct Columns {
     all: Vec<(Column, usize)>,
 }
 
-/// What fits: everything that matters, abbreviated where it must be, then what is good to have.
+/// Chooses the columns that fit.
 fn columns(model: &Model, room: usize) -> Columns {
     let longest = |names: &mut dyn Iterator<Item = &NodeId>| {
         let longest = names.map(|id| id.as_str().len()).max().unwrap_or(0);
@@ -193,12 +192,12 @@ fn columns(model: &Model, room: usize) -> Columns {
     let mut taken = Vec::new();
     for column in Column::BY_WORTH {
         let width = column.width(space, name, source) + 1;
-        // What is good to have does not take the room that a bar can use.
+        // Less important columns leave room for the bar.
         let spare = match column {
             Column::Wire | Column::Elapsed | Column::Postgres => BAR_MORE,
             _ => 0,
         };
-        // A narrower one that matters less may fit yet.
+        // A narrower, less important one may still fit.
         if width + spare <= left {
             left -= width;
             taken.push(column);
@@ -220,7 +219,7 @@ fn columns(model: &Model, room: usize) -> Columns {
     }
 }
 
-/// The first of the rows that are shown, so that the chosen one is among them.
+/// The first row to show, so that the selected one is visible.
 pub(super) fn first_row(model: &Model, shown: usize) -> usize {
     let chosen = model.selected_row().unwrap_or(0);
     (chosen + 1).saturating_sub(shown)
@@ -239,7 +238,7 @@ pub(super) fn draw(model: &Model, theme: &Theme, area: Rect, buffer: &mut Buffer
         if Some(number) == chosen {
             let rest = usize::from(area.width).saturating_sub(text.width());
             text.push_span(Span::raw(" ".repeat(rest)));
-            // One look for the whole row: colours in a reversed row would be a patchwork.
+            // The reversed row has one style: colours would be hard to read.
             for span in &mut text.spans {
                 span.style = theme.reversed();
             }
@@ -321,9 +320,11 @@ fn value(node: &Node, column: Column, room: Room, model: &Model, theme: &Theme) 
     let plain = Style::new();
     let known = match column {
         Column::State => {
-            let text = match room {
-                Room::Ample => view.state.to_string(),
-                Room::Scarce => brief(view.state).to_owned(),
+            let text = match (view.state, room) {
+                // Nothing has to be done to a node that is a source alone.
+                (NodeState::Uninitialized, _) if !view.replicas.is_empty() => "source".to_owned(),
+                (state, Room::Ample) => state.to_string(),
+                (state, Room::Scarce) => brief(state).to_owned(),
             };
             Some((text, theme.state(view.state)))
         }
@@ -338,7 +339,7 @@ fn value(node: &Node, column: Column, room: Room, model: &Model, theme: &Theme) 
             None => ("unknown".to_owned(), theme.faint()),
         }),
         Column::Elapsed => job.and_then(|view| view.started_at).map(|at| {
-            let elapsed = super::pieces::seconds(at, model.now);
+            let elapsed = super::widgets::seconds(at, model.now);
             (units::eta(elapsed as u64), plain)
         }),
         Column::Lag => view.lag_bytes.map(|lag| (units::size(lag), plain)),
@@ -358,7 +359,7 @@ fn value(node: &Node, column: Column, room: Room, model: &Model, theme: &Theme) 
     known.unwrap_or_else(|| ("-".to_owned(), theme.faint()))
 }
 
-/// A state in nine letters at most.
+/// A state in at most nine letters.
 fn brief(state: NodeState) -> &'static str {
     match state {
         NodeState::Uninitialized => "uninit.",
@@ -374,10 +375,10 @@ fn brief(state: NodeState) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use super::super::pieces::width;
+    use super::super::widgets::width;
     use super::*;
     use crate::render::samples::node;
-    use crate::watch::model::News;
+    use crate::watch::model::Update;
 
     #[test]
     fn every_column_has_a_place_and_a_worth() {
@@ -411,8 +412,8 @@ mod tests {
         for name in ["a", "berlin-replica-2", "a-name-that-is-longer-than-others"] {
             let mut view = node(name, NodeState::Copying);
             view.source_node = Some(view.node_id.clone());
-            let news = News::Nodes(vec![view]);
-            model.apply(news, jiff::Timestamp::UNIX_EPOCH);
+            let update = Update::Nodes(vec![view]);
+            model.apply(update, jiff::Timestamp::UNIX_EPOCH);
             let on_80 = columns_of(&model, 80);
             for column in &Column::BY_WORTH[..WANTED] {
                 assert!(on_80.contains(column), "{name}: no {column:?} in {on_80:?}");

@@ -1,5 +1,4 @@
-//! The lower part of the detail: tables, findings, events; together where there is room, else one
-//! after another.
+//! The lower part of the detail view: tables, findings and events, all at once if there is room.
 
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
@@ -8,21 +7,20 @@ use steep_protocol::NodeId;
 use steep_protocol::message::api::{TableState, TableView};
 use steep_protocol::message::facts::{Finding, Severity};
 
-use super::pieces::{bar, cell, cut, put, right, width, wrap};
 use super::theme::Theme;
+use super::widgets::{bar, cell, cut, put, right, width, wrap};
 use super::{event_line, rule};
 use crate::units;
-use crate::watch::choice::{Detail, Pane};
 use crate::watch::model::{Model, Node};
+use crate::watch::state::{Detail, Pane};
 
-/// From so many lines on for the panes, all of them are shown.
+/// With this many lines, all panes are shown.
 const ALL_PANES: u16 = 24;
 
-/// From so many columns on, panes stand side by side.
+/// With this many columns, panes are side by side.
 const SIDE_BY_SIDE: u16 = 150;
 
-/// The panes: all where there is room, else the chosen one. Says how far the chosen one can be
-/// scrolled.
+/// Draws all panes, or the selected one if there is little room. Returns how far that one can be scrolled.
 pub(super) fn draw(
     model: &Model,
     detail: &Detail,

@@ -1,5 +1,4 @@
-//! How things look: colours where there are any, and signs the terminal can show. Without colours
-//! nothing is lost: whatever a colour says, a word, a sign or boldness says too.
+//! Colours and signs. Colours carry no information of their own, so that NO_COLOR loses nothing.
 
 use ratatui::style::{Color, Modifier, Style};
 use steep_protocol::NodeState;
@@ -16,7 +15,7 @@ pub(crate) struct Theme {
 /// Whether there are colours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Colours {
-    /// The terminal's own sixteen, which fit to its background.
+    /// The sixteen colours of the terminal.
     Yes,
     /// None, as NO_COLOR wants it.
     No,

@@ -244,7 +244,7 @@ impl Turn {
             .unwrap_or(&self.job.spec.target);
         Fault::new(kind, text)
             .on(node)
-            .hint(format!("nothing was changed. {fix}"))
+            .hint(format!("nothing was changed; {fix}"))
     }
 
     /// Keeps findings with the job, up to the limit, and records them all.

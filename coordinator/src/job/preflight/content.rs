@@ -1,9 +1,10 @@
 //! What is in the source that needs a word: objects that are not
 //! replicated, roles and extensions that must exist on the target, the means to carry the schema.
 
+use steep_protocol::ByteCount;
 use steep_protocol::message::facts::{Finding, Listed, UnmatchedFilter};
 
-use super::text::{all_names, counted, names, version};
+use super::text::{all_names, bytes, counted, names, time, version};
 use super::{Pair, Text, error, features, identity, info, warning};
 
 pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
@@ -19,6 +20,41 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     findings.extend(xml(pair));
     findings.extend(extensions(pair));
     findings.extend(roles(pair));
+}
+
+/// How fast initialisations are, in bytes of the source's tables and indexes a second: with a slow disk or
+/// network, and with fast ones.
+const USUAL_RATES: [u64; 2] = [50_000_000, 250_000_000];
+
+/// How much would be copied, and about how long that takes.
+pub(super) fn size(pair: &Pair<'_>) -> Option<Finding> {
+    if pair.is_restored() {
+        return None;
+    }
+    let (total, limit) = (pair.source.total_bytes, pair.spec.max_rate);
+    let [longest, shortest] = USUAL_RATES.map(|rate| {
+        let rate = limit.map_or(rate, |limit| limit.0.clamp(1, rate));
+        total.0.div_ceil(rate)
+    });
+    let tables = counted(pair.source.tables, "table", "tables");
+    let [least, most] = [time(shortest), time(longest)];
+    let span = match least == most {
+        true => most,
+        false => format!("{least} to {most}"),
+    };
+    let rates = match limit {
+        Some(limit) => format!("at no more than {}/s (--max-rate)", bytes(limit)),
+        None => {
+            let [slow, fast] = USUAL_RATES.map(|rate| bytes(ByteCount(rate)));
+            format!("at {slow}/s to {fast}/s")
+        }
+    };
+    let text = Text::new(
+        format!("{tables} to copy, {} with their indexes", bytes(total)),
+        format!("that takes about {span}, {rates}"),
+        "",
+    );
+    Some(info("copy_size", &pair.spec.source, text))
 }
 
 /// What publishing every table means for the source.
@@ -253,12 +289,15 @@ fn roles(pair: &Pair<'_>) -> Option<Finding> {
             "missing_role",
             &pair.spec.target,
             Text::new(
-                format!(
-                    "{} that own or may use something on the source {} not exist on the target: {}",
-                    if missing.len() == 1 { "a role" } else { "roles" },
-                    if missing.len() == 1 { "does" } else { "do" },
-                    all_names(&missing)
-                ),
+                match &missing[..] {
+                    [role] => format!(
+                        "the role {role} owns or may use something on the source and does not exist on the target"
+                    ),
+                    _ => format!(
+                        "roles that own or may use something on the source do not exist on the target: {}",
+                        all_names(&missing)
+                    ),
+                },
                 "what they own will belong to the agent's role, and what they were granted is left out",
                 "CREATE ROLE them on the target first (pg_dumpall --roles-only on the source writes the statements), or go without",
             ),

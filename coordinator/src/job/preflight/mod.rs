@@ -108,6 +108,12 @@ pub fn judge(case: &Case<'_>) -> Vec<Finding> {
     findings
 }
 
+/// How much a job would copy, for somebody who asks before it begins.
+#[must_use]
+pub fn copy_size(case: &Case<'_>) -> Option<Finding> {
+    content::size(&Pair::of(case))
+}
+
 /// What there is to say about preparing a source for a backup, gravest first.
 #[must_use]
 pub fn judge_source(spec: &JobSpec, source: &SourceFacts) -> Vec<Finding> {

@@ -44,6 +44,15 @@ pub(in crate::job) fn bytes(count: ByteCount) -> String {
     format!("{value:.digits$} {}", UNITS[unit])
 }
 
+/// A time that is no more than estimated: `40 s`, `12 min`, `5 h`.
+pub(super) fn time(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{} s", seconds.max(1)),
+        120..7_200 => format!("{} min", seconds.div_ceil(60)),
+        _ => format!("{} h", seconds.div_ceil(3_600)),
+    }
+}
+
 /// `server_version_num` as people say it: `17.4`.
 pub(super) fn version(number: u32) -> String {
     format!("{}.{}", number / 10_000, number % 10_000)

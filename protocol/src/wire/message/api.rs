@@ -208,7 +208,7 @@ pub struct NodeView {
     pub source_node: Option<NodeId>,
     /// When its last job began.
     pub init_started_at: Option<Timestamp>,
-    /// When its last job ended well.
+    /// When its last job ended well; `None` while it runs and where it failed.
     pub init_completed_at: Option<Timestamp>,
     /// Why its last job failed.
     pub error_message: Option<String>,
@@ -236,6 +236,12 @@ pub struct NodeView {
     pub waiting: Option<WaitingView>,
     /// Until when its failed job keeps what it has, where it does.
     pub kept_until: Option<Timestamp>,
+    /// Nodes that get their rows from it, or are to.
+    pub replicas: Vec<NodeId>,
+    /// Its subscription, where it follows.
+    pub subscription_name: Option<String>,
+    /// Whether changes may be missing, so that only a new job helps.
+    pub needs_init: bool,
 }
 
 /// What a job waits for that cannot go on at this moment.

@@ -4,6 +4,7 @@ mod features;
 mod identity;
 mod lineage;
 mod loading;
+mod size;
 mod world;
 
 use std::collections::BTreeSet;

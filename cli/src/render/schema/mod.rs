@@ -1,4 +1,4 @@
-//! Schemas that were compared: for people, and ([`json`]) for programs.
+//! Compared schemas as text and ([`json`]) as JSON.
 
 pub(crate) mod json;
 
@@ -11,6 +11,17 @@ use steep_protocol::message::schema::{ColumnModel, ObjectModel};
 use steep_schema::{Comparison, Schema, Status, TableComparison, line, named};
 
 use super::{Paint, clean, paragraph};
+
+/// What may differ without being a difference here: replication does not depend on it.
+pub(crate) const NOT_COMPARED: [&str; 7] = [
+    "functions",
+    "triggers",
+    "views",
+    "materialized views",
+    "rules",
+    "policies",
+    "privileges",
+];
 
 /// The narrowest half of a side by side view.
 const HALF_MIN: usize = 20;
@@ -43,10 +54,10 @@ pub(crate) fn comparison(compared: &Comparison, local: &str, remote: &str, paint
         ));
     }
     let count = |status| compared.count(status);
-    let differing = count(Status::Mismatch);
     let summary = format!(
-        "{} tables match, {differing} differ, {} only on {local}, {} only on {remote}; {} other differences",
+        "tables: {} match, {} differ, {} only on {local}, {} only on {remote}; other differences: {}",
         count(Status::Match),
+        count(Status::Mismatch),
         count(Status::LocalOnly),
         count(Status::RemoteOnly),
         compared.objects.len()
@@ -56,6 +67,8 @@ pub(crate) fn comparison(compared: &Comparison, local: &str, remote: &str, paint
         true => paint.green(&summary),
         false => paint.yellow(&summary),
     });
+    text.push('\n');
+    text.push_str(&paint.dim(&format!("not compared: {}", NOT_COMPARED.join(", "))));
     text.push('\n');
     text
 }
@@ -70,7 +83,6 @@ pub(crate) struct Sides<'a> {
     pub(crate) remote: (&'a str, &'a Schema),
 }
 
-/// A line of one side or of both.
 struct Row {
     local: Option<String>,
     remote: Option<String>,
@@ -91,7 +103,7 @@ pub(crate) fn side_by_side(
         .map(measure_text_width)
         .max()
         .unwrap_or(0);
-    // On a terminal both halves are cut to it; elsewhere nothing is.
+    // Only a terminal has a width to cut to.
     let half = width
         .map(|columns| columns.saturating_sub(3) / 2)
         .map(|half| half.max(HALF_MIN));
@@ -131,8 +143,8 @@ pub(crate) fn side_by_side(
     text
 }
 
-/// Columns in the local order, those of the remote alone where they stand there; then all else by kind
-/// and name.
+/// Columns in local order, with those that only the remote has at their place; then other objects by kind and
+/// name.
 fn rows(sides: &Sides<'_>) -> Vec<Row> {
     let columns = |schema: &'_ Schema| -> Vec<ColumnModel> {
         let table = schema.table(sides.table);

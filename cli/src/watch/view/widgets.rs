@@ -1,4 +1,4 @@
-//! Small things that lines are made of: cells of a width, bars, sparklines.
+//! Parts of lines: cells, bars, sparklines, wrapped text.
 
 use std::collections::VecDeque;
 
@@ -11,32 +11,32 @@ use ratatui::text::{Line, Span};
 
 use super::theme::Theme;
 
-/// Text in exactly that many columns, cut with a sign where it is longer.
+/// Text padded or cut to a width.
 pub(super) fn cell(text: &str, width: usize, theme: &Theme) -> String {
     padded(text, width, Alignment::Left, theme)
 }
 
-/// The same, at the right edge.
+/// [`cell`], aligned to the right.
 pub(super) fn right(text: &str, width: usize, theme: &Theme) -> String {
     padded(text, width, Alignment::Right, theme)
 }
 
 fn padded(text: &str, width: usize, place: Alignment, theme: &Theme) -> String {
-    // Cut first: where half of a wide character would be cut, a column is left to be filled.
+    // Pad after cutting: a cut wide character leaves a free column.
     pad_str(&cut(text, width, theme), width, place, None).into_owned()
 }
 
-/// Text in at most that many columns.
+/// Text cut to a width.
 pub(super) fn cut(text: &str, width: usize, theme: &Theme) -> String {
     console::truncate_str(text, width, theme.signs.more).into_owned()
 }
 
-/// Columns a text takes.
+/// The width of a text in columns.
 pub(super) fn width(text: &str) -> usize {
     measure_text_width(text)
 }
 
-/// A line within an area; nothing where the area has no such line.
+/// Draws a line of an area, if the area has it.
 pub(super) fn put(buffer: &mut Buffer, area: Rect, line: u16, text: &Line<'_>) {
     if line < area.height {
         buffer.set_line(area.x, area.y + line, text, area.width);
@@ -87,7 +87,7 @@ pub(super) fn wrap(text: &str, columns: usize) -> Vec<String> {
     let mut lines = Vec::new();
     for paragraph in text.split('\n') {
         let mut line = String::new();
-        // Counted along: measuring the line for each word would make long texts slow.
+        // Measuring the whole line for each word would be slow for long texts.
         let mut used = 0;
         for word in paragraph.split_whitespace() {
             let taken = width(word);
@@ -120,7 +120,7 @@ pub(super) fn wrap(text: &str, columns: usize) -> Vec<String> {
     lines
 }
 
-/// Parts in lines of at most that width, whole as long as they fit.
+/// Parts in lines of at most that width. A part is not split if it fits in a line.
 pub(super) fn flow(parts: Vec<Span<'static>>, columns: usize, between: &str) -> Vec<Line<'static>> {
     let mut lines = Vec::new();
     let mut line = vec![Span::raw(" ")];

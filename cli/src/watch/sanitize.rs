@@ -1,4 +1,4 @@
-//! What comes from outside, made fit for a screen.
+//! Removes control characters from text of the coordinator.
 
 use steep_protocol::message::api::{JobView, TableView};
 use steep_protocol::message::facts::Finding;

@@ -1,27 +1,26 @@
-//! What a signal or an answer means. Pure.
+//! Decides what to do after a signal or an answer. Pure.
 
-use super::Wish;
+use super::LeftBy;
 use crate::signals::Interrupt;
 
-/// What the follower is at.
+/// What the follower is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mood {
+pub(super) enum Mode {
     /// Showing progress.
     Following,
     /// Waiting for an answer.
     Asking,
 }
 
-/// What came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Said {
+pub(super) enum Input {
     /// A signal.
     Interrupt(Interrupt),
     /// An answer.
     Answer(Answer),
 }
 
-/// What a person typed.
+/// The answer of the user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answer {
     /// `c`.
@@ -57,21 +56,21 @@ pub(super) enum Intent {
     /// Go on showing progress.
     Watch,
     /// Go, and leave the jobs running.
-    Leave(Wish),
+    Leave(LeftBy),
     /// Cancel the jobs.
     Cancel,
 }
 
-/// What to do after that. Nothing but a typed `c` ever cancels.
-pub(super) fn after(mood: Mood, said: Said, interactive: bool) -> Intent {
-    match (said, mood) {
-        (Said::Interrupt(Interrupt::Keyboard), Mood::Following) if interactive => Intent::Ask,
-        (Said::Interrupt(_), _) => Intent::Leave(Wish::Signal),
-        (Said::Answer(Answer::Cancel), _) => Intent::Cancel,
-        (Said::Answer(Answer::Leave), _) => Intent::Leave(Wish::Spoken),
-        (Said::Answer(Answer::Watch), _) => Intent::Watch,
-        (Said::Answer(Answer::Unclear), _) => Intent::Ask,
-        (Said::Answer(Answer::Gone), _) => Intent::Leave(Wish::Signal),
+/// The reaction to an input. Only a typed `c` cancels.
+pub(super) fn after(mode: Mode, input: Input, interactive: bool) -> Intent {
+    match (input, mode) {
+        (Input::Interrupt(Interrupt::Keyboard), Mode::Following) if interactive => Intent::Ask,
+        (Input::Interrupt(_), _) => Intent::Leave(LeftBy::Signal),
+        (Input::Answer(Answer::Cancel), _) => Intent::Cancel,
+        (Input::Answer(Answer::Leave), _) => Intent::Leave(LeftBy::Choice),
+        (Input::Answer(Answer::Watch), _) => Intent::Watch,
+        (Input::Answer(Answer::Unclear), _) => Intent::Ask,
+        (Input::Answer(Answer::Gone), _) => Intent::Leave(LeftBy::Signal),
     }
 }
 
@@ -81,34 +80,34 @@ mod tests {
 
     #[test]
     fn the_first_ctrl_c_asks_a_person_and_the_second_leaves() {
-        let ctrl_c = Said::Interrupt(Interrupt::Keyboard);
-        assert_eq!(after(Mood::Following, ctrl_c, true), Intent::Ask);
+        let ctrl_c = Input::Interrupt(Interrupt::Keyboard);
+        assert_eq!(after(Mode::Following, ctrl_c, true), Intent::Ask);
         assert_eq!(
-            after(Mood::Asking, ctrl_c, true),
-            Intent::Leave(Wish::Signal)
+            after(Mode::Asking, ctrl_c, true),
+            Intent::Leave(LeftBy::Signal)
         );
     }
 
     #[test]
     fn without_a_person_every_signal_leaves_and_none_cancels() {
-        for mood in [Mood::Following, Mood::Asking] {
+        for mode in [Mode::Following, Mode::Asking] {
             for interrupt in [Interrupt::Keyboard, Interrupt::Terminate] {
-                let intent = after(mood, Said::Interrupt(interrupt), false);
-                assert_eq!(intent, Intent::Leave(Wish::Signal));
+                let intent = after(mode, Input::Interrupt(interrupt), false);
+                assert_eq!(intent, Intent::Leave(LeftBy::Signal));
             }
-            let term = Said::Interrupt(Interrupt::Terminate);
-            assert_eq!(after(mood, term, true), Intent::Leave(Wish::Signal));
+            let term = Input::Interrupt(Interrupt::Terminate);
+            assert_eq!(after(mode, term, true), Intent::Leave(LeftBy::Signal));
         }
     }
 
     #[test]
     fn only_a_clear_answer_cancels() {
-        let answered = |line| after(Mood::Asking, Said::Answer(Answer::of(line)), true);
+        let answered = |line| after(Mode::Asking, Input::Answer(Answer::of(line)), true);
         assert_eq!(answered(Some("c")), Intent::Cancel);
-        assert_eq!(answered(Some("l")), Intent::Leave(Wish::Spoken));
+        assert_eq!(answered(Some("l")), Intent::Leave(LeftBy::Choice));
         assert_eq!(answered(Some("w")), Intent::Watch);
         assert_eq!(answered(Some("")), Intent::Ask);
         assert_eq!(answered(Some("yes")), Intent::Ask);
-        assert_eq!(answered(None), Intent::Leave(Wish::Signal));
+        assert_eq!(answered(None), Intent::Leave(LeftBy::Signal));
     }
 }

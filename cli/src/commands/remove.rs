@@ -1,4 +1,5 @@
-//! `steep-repl nodes remove` and `init cancel --force-cleanup`: giving up what cannot be reached.
+//! `steep-repl nodes remove` and `init cancel --force-cleanup`: clean-up without waiting for servers that
+//! cannot be reached.
 
 use steep_protocol::message::api::{Afterwards, ApiReply, ApiRequest};
 use steep_protocol::message::job::CancelledData;
@@ -9,9 +10,9 @@ use crate::client::Client;
 use crate::failure::{self, Failure};
 use crate::render::{clean, json};
 use crate::signals::Signals;
-use crate::terminal::{self, print_line};
+use crate::terminal::{self, print_json, print_line};
 
-/// Forgets a node; asks first where somebody can answer.
+/// Makes the coordinator forget a node. Asks first on a terminal.
 pub(crate) async fn remove(node: NodeId, yes: bool, context: &Context) -> Result<u8, Failure> {
     let mut signals = Signals::catch()?;
     let client = context.client().await?;
@@ -28,7 +29,7 @@ pub(crate) async fn remove(node: NodeId, yes: bool, context: &Context) -> Result
             return Err(Failure::new(FaultKind::Failed, "nothing was removed").on(&node));
         }
     }
-    // What stays on the node is the node's.
+    // Tables and rows belong to the node.
     let wanted = (CancelledData::Keep, Afterwards::Forget);
     let left = give_up(&node, wanted, &client).await?;
     client.close().await;
@@ -42,7 +43,7 @@ pub(crate) async fn remove(node: NodeId, yes: bool, context: &Context) -> Result
     Ok(failure::SUCCESS)
 }
 
-/// Removes what is ours on a node, remembered or not.
+/// Removes everything of ours on a node, even if the coordinator does not know of it.
 pub(crate) async fn clean_up(
     node: NodeId,
     data: CancelledData,
@@ -76,7 +77,7 @@ async fn give_up(
 
 fn say(node: &NodeId, state: &str, text: &str, left: &[String], context: &Context) {
     if context.terminal.json {
-        print_line(&json::line(&json::GivenUp::new(node, state, left)));
+        print_json(&json::given_up(node, state, left));
         return;
     }
     print_line(text);

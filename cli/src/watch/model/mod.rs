@@ -1,8 +1,8 @@
-//! What is known of the cluster, and what the person before the screen has chosen. Values only:
-//! replies and keys change it (`apply`, [`super::keys`]), [`super::view`] draws it.
+//! The state of the screen: the known cluster and the choices of the user. Updates ([`Model::apply`]) and keys
+//! ([`super::keys`]) change it, [`super::view`] draws it.
 //!
-//! Whatever comes from outside is cleaned here, once, so that nothing behind this can carry a control
-//! character to a terminal. Everything kept is bounded, however long somebody watches.
+//! Text from outside is sanitized here, once, so that no control character reaches the terminal. The size
+//! of everything is bounded.
 
 #[cfg(test)]
 mod tests;
@@ -14,8 +14,8 @@ use steep_protocol::message::api::{EndView, EventView, JobView, NodeView, Progre
 use steep_protocol::message::job::{ExistingRows, Method};
 use steep_protocol::{Fault, JobId, NodeId, NodeState};
 
-use super::choice::{Detail, First, Focus, Order, Question, Sort};
-use super::outside::{clean_job, clean_option, clean_table};
+use super::sanitize::{clean_job, clean_option, clean_table};
+use super::state::{Detail, First, Focus, Order, Question, Sort};
 use crate::render::clean;
 
 /// Events kept: more than anybody scrolls through.
@@ -27,65 +27,65 @@ const SAMPLES_KEPT: usize = 400;
 /// How long a notice stays, in seconds.
 const NOTICE_SECONDS: i64 = 15;
 
-/// Everything that is drawn.
+/// The state of the screen.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Model {
     /// Now, as the screen is drawn.
     pub(crate) now: Timestamp,
-    /// Where the coordinator is.
+    /// The address of the coordinator.
     pub(crate) address: String,
-    /// How we stand with it.
+    /// The state of the connection.
     pub(crate) link: Link,
     /// Every node.
     pub(crate) nodes: BTreeMap<NodeId, Node>,
     /// The newest events, oldest first.
     pub(crate) events: VecDeque<EventView>,
-    /// The node whose job is looked at in full.
+    /// The node shown in detail.
     pub(crate) detail: Option<Detail>,
-    /// The node whose row is chosen.
+    /// The selected node.
     pub(crate) selected: Option<NodeId>,
     /// The order of rows.
     pub(crate) sort: Sort,
     /// Whether that order is turned around.
     pub(crate) order: Order,
-    /// Only nodes in which this occurs are shown.
+    /// Only nodes that contain this text are shown.
     pub(crate) filter: String,
-    /// What keys go to.
+    /// The receiver of keys.
     pub(crate) focus: Focus,
-    /// Something said to the person.
+    /// A message to the user.
     pub(crate) notice: Option<Notice>,
-    /// What is kept from before the coordinator was there again.
+    /// What is left from before a reconnect.
     stale: Stale,
 }
 
-/// What has not been said anew since the coordinator is there. It stays on the screen until then, and
-/// goes as a whole: it may be another cluster, or one that has forgotten.
+/// What has not been replaced since the reconnect. Old nodes and events stay on the screen until the first
+/// new ones arrive, then all go at once: the coordinator may have lost its store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Stale {
     nodes: bool,
     events: bool,
 }
 
-/// How we stand with the coordinator.
+/// The state of the connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Link {
-    /// Dialling for the first time.
+    /// Connecting for the first time.
     Connecting,
-    /// What is shown is what it says.
+    /// Connected.
     Live,
-    /// It went away: what is shown is old.
+    /// Lost: what is shown is old.
     Away {
-        /// When it went.
+        /// Since when.
         since: Timestamp,
         /// Why it cannot be reached.
         why: String,
     },
 }
 
-/// What drawing found out.
+/// What drawing returns to the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Drawn {
-    /// How many lines of the detail's chosen pane can be scrolled away.
+    /// How far the selected pane can be scrolled, in lines.
     pub(crate) scroll_most: usize,
 }
 
@@ -94,57 +94,53 @@ pub(crate) struct Drawn {
 pub(crate) struct Node {
     /// The node.
     pub(crate) view: NodeView,
-    /// How far its job is, while one is at work.
+    /// The progress of its running job.
     pub(crate) progress: Option<ProgressView>,
-    /// COPY bytes a second of the last job seen, a sample a second, oldest first.
+    /// COPY bytes a second of the last job: one sample a second, oldest first.
     pub(crate) rates: VecDeque<u64>,
     sampled: Option<(Option<JobId>, Timestamp)>,
 }
 
-/// Something said to the person.
+/// A message to the user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Notice {
-    /// What.
     pub(crate) text: String,
-    /// Whether something went wrong.
     pub(crate) tone: Tone,
     at: Timestamp,
 }
 
-/// How a notice is meant.
+/// The kind of a notice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Tone {
     /// For information.
-    Calm,
+    Info,
     /// Something went wrong or cannot be done.
-    Bad,
+    Error,
 }
 
-/// What the coordinator said, or what became of talking to it.
+/// A reply of the coordinator, or a change of the connection.
 #[derive(Debug)]
-pub(crate) enum News {
-    /// It is there; everything will be said anew.
+pub(crate) enum Update {
+    /// Connected. All nodes and events follow.
     Connected,
-    /// It is not.
+    /// The connection was lost.
     Lost(Fault),
-    /// Nodes: all, then those that changed.
+    /// All nodes at first, then those that changed.
     Nodes(Vec<NodeView>),
-    /// How far a job is.
+    /// Progress of a job.
     Progress(Box<ProgressView>),
     /// A job has ended.
     Ended(Box<EndView>),
-    /// Something happened.
     Event(EventView),
-    /// The job that is looked at.
+    /// The job shown in detail.
     Job(Box<JobView>),
-    /// The job to be asked for again; `None` where the node never had one.
+    /// The job that `r` would repeat; `None` if the node never had one.
     Last(NodeId, Option<Box<JobView>>),
-    /// What was asked for is done, or was refused.
+    /// The result of an action.
     Answer(Result<String, Fault>),
 }
 
 impl Model {
-    /// Nothing is known yet.
     pub(crate) fn new(address: &str, now: Timestamp) -> Self {
         Self {
             now,
@@ -163,18 +159,18 @@ impl Model {
         }
     }
 
-    /// Takes in news.
-    pub(crate) fn apply(&mut self, news: News, now: Timestamp) {
+    /// Applies an update.
+    pub(crate) fn apply(&mut self, update: Update, now: Timestamp) {
         self.at(now);
-        match news {
-            News::Connected => {
+        match update {
+            Update::Connected => {
                 self.link = Link::Live;
                 self.stale = Stale {
                     nodes: true,
                     events: true,
                 };
             }
-            News::Lost(fault) => {
+            Update::Lost(fault) => {
                 let since = match self.link {
                     Link::Away { since, .. } => since,
                     Link::Connecting | Link::Live => now,
@@ -182,13 +178,13 @@ impl Model {
                 let why = clean(&fault.message);
                 self.link = Link::Away { since, why };
             }
-            News::Nodes(views) => {
-                // Events come before nodes: where none came, there are none.
+            Update::Nodes(views) => {
+                // Events come before nodes. If none came, there are none.
                 self.forget_events();
                 if std::mem::take(&mut self.stale.nodes) {
                     let known: Vec<_> = views.iter().map(|view| &view.node_id).collect();
                     self.nodes.retain(|id, _| known.contains(&id));
-                    // Said again of every job that is still at work.
+                    // Running jobs are reported again.
                     self.nodes
                         .values_mut()
                         .for_each(|node| node.progress = None);
@@ -196,18 +192,21 @@ impl Model {
                 for view in views {
                     self.node(view);
                 }
+                if self.selected.is_none() {
+                    self.selected = self.most_interesting();
+                }
             }
-            News::Progress(view) => self.progress(*view),
-            News::Ended(end) => {
+            Update::Progress(view) => self.progress(*view),
+            Update::Ended(end) => {
                 if let Some(node) = self.nodes.get_mut(&end.node_id) {
                     node.progress = None;
                 }
             }
-            News::Event(event) => {
+            Update::Event(event) => {
                 self.forget_events();
                 self.event(event);
             }
-            News::Job(mut view) => {
+            Update::Job(mut view) => {
                 clean_job(&mut view);
                 if let Some(detail) = &mut self.detail
                     && detail.node == view.spec.target
@@ -215,19 +214,19 @@ impl Model {
                     detail.job = Some(view);
                 }
             }
-            News::Last(node, view) => self.last(&node, view),
-            News::Answer(Ok(text)) => self.say(text, Tone::Calm),
-            News::Answer(Err(fault)) => {
+            Update::Last(node, view) => self.last(&node, view),
+            Update::Answer(Ok(text)) => self.notify(text, Tone::Info),
+            Update::Answer(Err(fault)) => {
                 let mut text = fault.to_string();
                 if !fault.hint.is_empty() {
                     text = format!("{text} ({})", fault.hint);
                 }
-                self.say(text, Tone::Bad);
+                self.notify(text, Tone::Error);
             }
         }
     }
 
-    /// Time has passed.
+    /// Sets the time, and removes an old notice.
     pub(crate) fn at(&mut self, now: Timestamp) {
         self.now = now;
         let old = |notice: &Notice| now.as_second() - notice.at.as_second() >= NOTICE_SECONDS;
@@ -236,8 +235,8 @@ impl Model {
         }
     }
 
-    /// Says something.
-    pub(crate) fn say(&mut self, text: impl AsRef<str>, tone: Tone) {
+    /// Shows a message.
+    pub(crate) fn notify(&mut self, text: impl AsRef<str>, tone: Tone) {
         self.notice = Some(Notice {
             text: clean(text.as_ref()),
             tone,
@@ -251,7 +250,7 @@ impl Model {
         }
     }
 
-    /// Takes over what drawing found out.
+    /// Takes the results of drawing.
     pub(crate) fn drawn(&mut self, drawn: Drawn) {
         if let Some(detail) = &mut self.detail {
             detail.scroll_most = drawn.scroll_most;
@@ -302,7 +301,7 @@ impl Model {
             .is_none_or(|(_, at)| self.now.as_millisecond() - at.as_millisecond() >= 1_000);
         if due {
             node.sampled = Some((view.job_id, self.now));
-            // What is not a number becomes zero, and rates are far below u64's end.
+            // NaN becomes 0.
             push(
                 &mut node.rates,
                 view.throughput_bytes_sec as u64,
@@ -313,12 +312,12 @@ impl Model {
         node.progress = Some(view).filter(|view| view.state.is_active());
     }
 
-    /// Takes an event that is not known yet into its place.
+    /// Inserts a new event in order.
     fn event(&mut self, mut event: EventView) {
         event.level = clean(&event.level);
         event.event = clean(&event.event);
         event.message = clean(&event.message);
-        // None of the fields is shown.
+        // Fields are not shown.
         event.fields = Vec::new();
         let place = self.events.partition_point(|known| known.seq < event.seq);
         if self.events.get(place).is_some_and(|k| k.seq == event.seq) {
@@ -341,12 +340,12 @@ impl Model {
             return;
         }
         match view {
-            Some(view) if view.spec.method == Method::Backup => self.say(
+            Some(view) if view.spec.method == Method::Backup => self.notify(
                 format!(
                     "the rows of {node} came from a backup: restore one, then run \
                      `steep-repl init complete`, or `steep-repl init` to copy them"
                 ),
-                Tone::Bad,
+                Tone::Error,
             ),
             Some(view) => {
                 let diverged = self
@@ -355,8 +354,7 @@ impl Model {
                     .is_some_and(|node| node.view.state == NodeState::Diverged);
                 let mut spec = Box::new(view.spec);
                 let first = if diverged {
-                    // A cancel leaves the rows of a copy that was complete, and they would be in
-                    // the way of the next.
+                    // The cancel of a diverged node keeps its rows, which the new copy must replace.
                     spec.existing = ExistingRows::Replace;
                     First::Cancel
                 } else {
@@ -364,14 +362,23 @@ impl Model {
                 };
                 self.focus = Focus::Question(Question::Again { spec, first });
             }
-            None => self.say(
+            None => self.notify(
                 format!(
                     "{node} has never been initialised, so there is nothing to repeat: \
                      run `steep-repl init {node} --from SOURCE`"
                 ),
-                Tone::Bad,
+                Tone::Error,
             ),
         }
+    }
+
+    /// The node to open on: one with a job at work, else one in trouble.
+    fn most_interesting(&self) -> Option<NodeId> {
+        let all = || self.nodes.values().map(|node| &node.view);
+        let active = all().find(|view| view.state.is_active());
+        let trouble = |state| matches!(state, NodeState::Failed | NodeState::Diverged);
+        let found = active.or_else(|| all().find(|view| trouble(view.state)));
+        found.map(|view| view.node_id.clone())
     }
 
     /// The nodes to show, in order.
@@ -392,7 +399,7 @@ impl Model {
         rows
     }
 
-    /// The chosen row: the one with the chosen node, else the first.
+    /// The row of the selected node, else the first.
     pub(crate) fn selected_row(&self) -> Option<usize> {
         let rows = self.rows();
         let found = rows
@@ -401,7 +408,7 @@ impl Model {
         found.or((!rows.is_empty()).then_some(0))
     }
 
-    /// The node that keys are about: the one in detail, else the chosen one.
+    /// The node that keys act on: the one in detail, else the selected one.
     pub(crate) fn subject(&self) -> Option<&Node> {
         if let Some(detail) = &self.detail {
             return self.nodes.get(&detail.node);
@@ -418,7 +425,7 @@ impl Model {
 }
 
 impl Node {
-    /// Smaller is further up.
+    /// The sort key: smaller is further up.
     fn rank(&self, sort: Sort) -> u64 {
         let down = |value: Option<u64>| value.map_or(u64::MAX, |value| u64::MAX - 1 - value);
         match sort {
@@ -442,7 +449,7 @@ impl Node {
         }
     }
 
-    /// Of the job at work.
+    /// Percent of the running job.
     pub(crate) fn percent(&self) -> Option<f64> {
         let known = self.progress.as_ref().map(|view| view.overall_percent);
         known.or(self.view.progress)

@@ -1,8 +1,8 @@
-//! Where following is shown: bars on a terminal, calm lines in a log, objects for programs. Text
-//! comes from [`crate::render`]; this only knows where it goes and when.
+//! Output while following jobs: bars on a terminal, lines in a log, JSON for programs. The text comes
+//! from [`crate::render`].
 
 mod bars;
-mod calm;
+mod lines;
 
 use std::time::Instant;
 
@@ -11,61 +11,61 @@ use steep_protocol::message::facts::{Finding, Severity};
 use steep_protocol::{JobId, NodeId};
 
 use self::bars::Bars;
-use self::calm::Calm;
+use self::lines::Lines;
 use crate::failure::{self, Failure};
 use crate::render::{Paint, events, findings, json, report};
-use crate::terminal::{Terminal, folded, print_folded, print_line, tell};
+use crate::terminal::{Terminal, folded, print_folded, print_json, print_line, tell};
 
-/// One of three ways.
+/// The output of a follower.
 #[derive(Debug)]
 pub(super) struct Display {
-    way: Way,
+    output: Output,
     paint: Paint,
     errors: Paint,
     started: Instant,
 }
 
 #[derive(Debug)]
-enum Way {
+enum Output {
     Bars(Bars),
-    Lines(Calm),
+    Lines(Lines),
     Json,
 }
 
 impl Display {
-    /// The way that suits that terminal.
+    /// Chooses the output that suits the terminal.
     pub(super) fn new(terminal: Terminal, jobs: usize) -> Self {
-        let way = if terminal.json {
-            Way::Json
+        let output = if terminal.json {
+            Output::Json
         } else if terminal.live {
-            Way::Bars(Bars::new(jobs, terminal.err))
+            Output::Bars(Bars::new(jobs, terminal.err))
         } else {
-            Way::Lines(Calm::default())
+            Output::Lines(Lines::default())
         };
         Self {
-            way,
+            output,
             paint: terminal.out,
             errors: terminal.err,
             started: Instant::now(),
         }
     }
 
-    /// Text among the bars, or where it belongs.
+    /// Prints text above the bars, or to the stream for text.
     fn say(&self, text: &str) {
-        match &self.way {
-            Way::Bars(bars) => bars.above(&folded(text)),
-            Way::Lines(_) => print_line(text.trim_end()),
-            Way::Json => tell(text.trim_end()),
+        match &self.output {
+            Output::Bars(bars) => bars.above(&folded(text)),
+            Output::Lines(_) => print_line(text.trim_end()),
+            Output::Json => tell(text.trim_end()),
         }
     }
 
-    /// Something about the command itself, not for programs.
+    /// Prints a note about the command itself, never as JSON.
     pub(super) fn note(&self, text: &str) {
         self.say(text);
     }
 
     pub(super) fn accepted(&self, jobs: &[(NodeId, JobId)]) {
-        if let Way::Lines(_) = self.way {
+        if let Output::Lines(_) = self.output {
             for (node, job) in jobs {
                 self.say(&format!("{node}: job {job} accepted"));
             }
@@ -74,32 +74,32 @@ impl Display {
 
     pub(super) fn progress(&mut self, view: &ProgressView) {
         let elapsed = elapsed(view, self.started);
-        match &mut self.way {
-            Way::Bars(bars) => bars.show(view, elapsed),
-            Way::Lines(calm) => {
-                if let Some(line) = calm.line(view, elapsed, self.started.elapsed()) {
+        match &mut self.output {
+            Output::Bars(bars) => bars.show(view, elapsed),
+            Output::Lines(lines) => {
+                if let Some(line) = lines.line(view, elapsed, self.started.elapsed()) {
                     print_line(&line);
                 }
             }
-            Way::Json => print_line(&json::line(&json::Progress::from(view))),
+            Output::Json => print_json(&json::progress(view)),
         }
     }
 
     pub(super) fn event(&self, event: &EventView) {
-        match &self.way {
-            // The end is an object of its own, with more in it, and comes last.
-            Way::Json if is_end(&event.event) => {}
-            Way::Json => print_line(&json::line(&json::Event::from(event))),
-            Way::Bars(_) if is_warning(event) => self.say(&events::brief(event, self.paint)),
-            Way::Lines(_) if is_warning(event) => self.say(&events::event(event, self.paint)),
-            Way::Bars(_) | Way::Lines(_) => {}
+        match &self.output {
+            // `Display::end` prints the end, with more in it.
+            Output::Json if is_end(&event.event) => {}
+            Output::Json => print_json(&json::event(event)),
+            Output::Bars(_) if is_warning(event) => self.say(&events::brief(event, self.paint)),
+            Output::Lines(_) if is_warning(event) => self.say(&events::event(event, self.paint)),
+            Output::Bars(_) | Output::Lines(_) => {}
         }
     }
 
     pub(super) fn findings(&self, target: &NodeId, found: &[Finding]) {
-        match &self.way {
-            Way::Json => print_line(&json::line(&json::Preflight::new(target, found))),
-            Way::Bars(_) | Way::Lines(_) => {
+        match &self.output {
+            Output::Json => print_json(&json::preflight(target, found)),
+            Output::Bars(_) | Output::Lines(_) => {
                 if found
                     .iter()
                     .any(|finding| finding.severity > Severity::Info)
@@ -111,24 +111,24 @@ impl Display {
     }
 
     pub(super) fn end(&mut self, view: &EndView) {
-        match &mut self.way {
-            Way::Json => print_line(&json::line(&json::End::from(view))),
-            Way::Lines(_) => print_folded(&report::end(view, self.paint)),
-            Way::Bars(bars) => {
+        match &mut self.output {
+            Output::Json => print_json(&json::end(view)),
+            Output::Lines(_) => print_folded(&report::end(view, self.paint)),
+            Output::Bars(bars) => {
                 bars.remove(&view.node_id);
                 let text = report::end(view, self.paint);
                 bars.suspended(|| print_folded(&text));
             }
         }
-        if let (Way::Json, Some(fault)) = (&self.way, &view.fault) {
+        if let (Output::Json, Some(fault)) = (&self.output, &view.fault) {
             tell(&failure::render(fault, self.errors));
         }
     }
 
     pub(super) fn cancelled(&self, node: &NodeId) {
-        match &self.way {
-            Way::Json => print_line(&json::line(&json::Cancelled::new(node))),
-            Way::Bars(_) | Way::Lines(_) => {
+        match &self.output {
+            Output::Json => print_json(&json::cancelled(node)),
+            Output::Bars(_) | Output::Lines(_) => {
                 self.say(&format!(
                     "{node}: cancelled, and what the job made is removed"
                 ));
@@ -140,40 +140,40 @@ impl Display {
         let how = format!(
             "{node}: the job goes on; follow it with `steep-repl init progress --node {node} --follow`"
         );
-        match (&self.way, job) {
-            (Way::Json, Some(job)) => print_line(&json::line(&json::Detached::new(node, job))),
-            (Way::Json, None) => tell(&how),
-            (Way::Bars(_) | Way::Lines(_), _) => self.say(&how),
+        match (&self.output, job) {
+            (Output::Json, Some(job)) => print_json(&json::detached(node, job)),
+            (Output::Json, None) => tell(&how),
+            (Output::Bars(_) | Output::Lines(_), _) => self.say(&how),
         }
     }
 
-    /// The conversation about those jobs failed: told of the one it is about, else of all.
+    /// Reports a failure for the job it names, or for all jobs.
     pub(super) fn failed(&self, jobs: &[NodeId], failure: &Failure) {
-        if let Way::Json = self.way {
+        if let Output::Json = self.output {
             for node in failure.concerns(jobs) {
-                print_line(&json::line(&json::Failed::job(&failure.0, node)));
+                print_json(&json::not_begun(&failure.0, node));
             }
         }
         tell(&failure::render(&failure.0, self.errors));
     }
 
-    /// Makes room for a question.
+    /// Hides the bars for a question.
     pub(super) fn pause(&self) {
-        if let Way::Bars(bars) = &self.way {
+        if let Output::Bars(bars) = &self.output {
             bars.hide();
         }
     }
 
-    /// Goes on after it.
+    /// Shows the bars again.
     pub(super) fn resume(&self) {
-        if let Way::Bars(bars) = &self.way {
+        if let Output::Bars(bars) = &self.output {
             bars.unhide();
         }
     }
 
-    /// Takes away what should not stay on the screen.
+    /// Removes the bars at the end.
     pub(super) fn finish(&mut self) {
-        if let Way::Bars(bars) = &mut self.way {
+        if let Output::Bars(bars) = &mut self.output {
             bars.clear();
         }
     }
@@ -187,8 +187,7 @@ fn is_end(event: &str) -> bool {
     matches!(event, "init.completed" | "init.failed" | "init.cancelled")
 }
 
-/// Seconds the job has run: by the coordinator's start where it is known and the clocks agree, else
-/// since we began to watch.
+/// Seconds since the job started or, if that is unknown or the clocks disagree, since following began.
 fn elapsed(view: &ProgressView, watched: Instant) -> f64 {
     let since = view
         .started_at

@@ -1,4 +1,4 @@
-//! When the coordinator went away: dialling it again, and finding out what happened meanwhile.
+//! Reconnecting to the coordinator, and finding out what happened to the jobs meanwhile.
 
 use steep_protocol::message::api::{
     ApiReply, ApiRequest, EndView, NodeView, PhaseSeconds, ProgressView, Report,
@@ -7,12 +7,12 @@ use steep_protocol::{Fault, FaultKind, JobId, NodeState};
 
 use super::Follower;
 use super::feed::Feed;
-use crate::client::Broken;
+use crate::client::ReplyError;
 use crate::failure::{self, Failure};
 use crate::redial::Redial;
 
 impl Follower<'_> {
-    /// Dials until the coordinator is back; `None` where a signal came first.
+    /// Reconnects; `None` if a signal came first.
     pub(super) async fn reconnect(&mut self, why: Failure) -> Result<Option<Feed>, Failure> {
         let told = !self.jobs.is_empty() || !self.last.is_empty();
         self.display.note(&format!(
@@ -31,8 +31,8 @@ impl Follower<'_> {
                     Ok(replies) => {
                         self.display.note("connected again");
                         if !told && !self.all_active(&replies) {
-                            // Nobody said that the jobs are stored, and they are not at work:
-                            // asking once more could start twice what ended quickly.
+                            // The coordinator never confirmed the jobs, and they are not running. Do
+                            // not ask again: jobs that ended quickly would run twice.
                             return Err(redial.why());
                         }
                         match self.go_on(&replies).await {
@@ -66,7 +66,7 @@ impl Follower<'_> {
         self.targets.iter().all(|target| active.contains(&target))
     }
 
-    /// Ends what has ended while we were away, and follows the rest.
+    /// Reports jobs that ended meanwhile, and follows the others.
     async fn go_on(&mut self, replies: &[ApiReply]) -> Result<Feed, Failure> {
         for reply in replies {
             let ApiReply::Nodes(views) = reply else {
@@ -81,8 +81,7 @@ impl Follower<'_> {
         self.feed().await
     }
 
-    /// The coordinator has said all and some end was not among it, as when the job ended while we
-    /// were away.
+    /// The streams ended without the end of some job: finds out how it ended.
     pub(super) async fn settle(&mut self) -> Result<(), Failure> {
         for node in self.running() {
             let request = ApiRequest::Nodes {
@@ -104,8 +103,7 @@ impl Follower<'_> {
         Ok(())
     }
 
-    /// An end that nobody told: the coordinator has kept the report of it. Where it has not, what the
-    /// node is now says how it ended.
+    /// Reports an end that was missed, from the stored report or else from the state of the node.
     async fn missed(&mut self, view: &NodeView) -> Result<(), Failure> {
         let node = &view.node_id;
         let last = self.last.get(node);
@@ -115,11 +113,11 @@ impl Follower<'_> {
         let mut replies = self.client.ask(&request).await?;
         let reported = loop {
             match replies.next().await {
-                // Of another job, it says nothing about ours.
+                // The report may be about another job.
                 Ok(Some(ApiReply::Ended(end))) if Some(end.job_id) == job => break Some(*end),
                 Ok(Some(_)) => {}
-                Ok(None) | Err(Broken::Said(_)) => break None,
-                Err(Broken::Lost(failure)) => return Err(failure),
+                Ok(None) | Err(ReplyError::Refused(_)) => break None,
+                Err(ReplyError::Lost(failure)) => return Err(failure),
             }
         };
         let end = reported.unwrap_or_else(|| reconstructed(view, last, job));
@@ -128,7 +126,7 @@ impl Follower<'_> {
     }
 }
 
-/// An end put together from what a node is now and what was last seen of its job.
+/// Derives an end from the state of the node and the last known progress of its job.
 fn reconstructed(node: &NodeView, last: Option<&ProgressView>, job: Option<JobId>) -> EndView {
     let fault = match node.state {
         NodeState::Synchronized => None,
@@ -139,7 +137,7 @@ fn reconstructed(node: &NodeView, last: Option<&ProgressView>, job: Option<JobId
         | NodeState::Reinitializing => Some(
             Fault::new(
                 FaultKind::Failed,
-                "the coordinator stopped telling about the job",
+                "the coordinator ended the stream before the job ended",
             )
             .hint(format!(
                 "see `steep-repl init progress --node {} --follow`",

@@ -1,25 +1,24 @@
-//! What the person before the screen has chosen: a node, an order of rows, a question to answer.
+//! What the user has chosen: the detail view, the order of rows, the open question.
 
 use steep_protocol::message::api::JobView;
 use steep_protocol::message::job::JobSpec;
 use steep_protocol::{NodeId, NodeState};
 
-/// A job in full.
+/// The detail view of a node.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Detail {
-    /// Whose.
     pub(crate) node: NodeId,
     /// The job; `None` until it is known, or where there is none.
     pub(crate) job: Option<Box<JobView>>,
-    /// What fills the lower part where not all fits.
+    /// The selected pane.
     pub(crate) pane: Pane,
-    /// Lines of it that are scrolled away.
+    /// How far the pane is scrolled, in lines.
     pub(crate) scroll: usize,
-    /// How many can be, as it was drawn last: what is beyond that is the end.
+    /// How far it could be scrolled when it was last drawn.
     pub(crate) scroll_most: usize,
 }
 
-/// What the lower part of the detail shows.
+/// A pane in the lower part of the detail view.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pane {
     /// Tables with bars.
@@ -87,7 +86,7 @@ impl Sort {
     }
 }
 
-/// Which way round.
+/// The direction of the order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Order {
     /// As [`Sort`] says.
@@ -96,43 +95,43 @@ pub(crate) enum Order {
     Reversed,
 }
 
-/// What keys go to.
+/// The receiver of keys.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Focus {
-    /// The table, or the detail where one is open.
+    /// The table or the detail view.
     Main,
-    /// The filter is being typed.
+    /// The filter.
     Filter,
-    /// The list of keys is shown.
+    /// The list of keys.
     Help,
-    /// A question stands.
+    /// A question.
     Question(Question),
 }
 
-/// What is asked before something is done.
+/// A question before an action.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Question {
-    /// Cancel that node's job, or remove what is left of it.
+    /// Cancel the node's job, or remove what is left of it?
     Cancel {
         /// The node.
         node: NodeId,
         /// Its state when asked.
         state: NodeState,
     },
-    /// Initialise it again, as it was asked for last.
+    /// Initialise the node again, with the settings of its last job?
     Again {
-        /// As it was asked for.
+        /// The settings of its last job.
         spec: Box<JobSpec>,
-        /// What has to be done before.
+        /// What must be done first.
         first: First,
     },
 }
 
-/// What has to be done before a node can be initialised again.
+/// What must be done before a node can be initialised again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum First {
     /// Nothing is in the way.
     Nothing,
-    /// The node still has what its last job made: a cancel removes it.
+    /// Cancel: the node still has what its last job made.
     Cancel,
 }

@@ -1,4 +1,4 @@
-//! When a log gets a line: at every change of state or phase, and every ten seconds.
+//! Decides when to print a line: at each change of state or phase, and every ten seconds.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,31 +8,31 @@ use steep_protocol::{NodeId, NodeState, Phase};
 
 use crate::render::progress;
 
-/// Between two lines that say the same but for the numbers.
+/// The interval of lines without a change of state or phase.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// What was said last, and when, of each node.
+/// What was printed last for each node, and when.
 #[derive(Debug, Default)]
-pub(super) struct Calm {
-    said: BTreeMap<NodeId, (NodeState, Option<Phase>, Duration)>,
+pub(super) struct Lines {
+    printed: BTreeMap<NodeId, (NodeState, Option<Phase>, Duration)>,
 }
 
-impl Calm {
-    /// The line that is due, if one is, `now` after watching began.
+impl Lines {
+    /// The line to print, if one is due `now` after following began.
     pub(super) fn line(
         &mut self,
         view: &ProgressView,
         elapsed: f64,
         now: Duration,
     ) -> Option<String> {
-        let due = match self.said.get(&view.node_id) {
+        let due = match self.printed.get(&view.node_id) {
             Some((state, phase, at)) => {
                 *state != view.state || *phase != view.phase || now.saturating_sub(*at) >= EVERY
             }
             None => true,
         };
         due.then(|| {
-            self.said
+            self.printed
                 .insert(view.node_id.clone(), (view.state, view.phase, now));
             progress::line(view, elapsed)
         })
@@ -46,21 +46,21 @@ mod tests {
 
     #[test]
     fn a_line_comes_with_each_change_and_every_ten_seconds() {
-        let mut calm = Calm::default();
+        let mut lines = Lines::default();
         let mut view = samples::progress();
-        let mut said = |view: &ProgressView, second| {
-            calm.line(view, 0.0, Duration::from_secs(second)).is_some()
+        let mut prints = |view: &ProgressView, second| {
+            lines.line(view, 0.0, Duration::from_secs(second)).is_some()
         };
-        assert!(said(&view, 0));
-        assert!(!said(&view, 1));
-        assert!(!said(&view, 9));
-        assert!(said(&view, 10));
+        assert!(prints(&view, 0));
+        assert!(!prints(&view, 1));
+        assert!(!prints(&view, 9));
+        assert!(prints(&view, 10));
         view.phase = Some(Phase::Indexes);
-        assert!(said(&view, 11));
-        assert!(!said(&view, 12));
+        assert!(prints(&view, 11));
+        assert!(!prints(&view, 12));
         view.state = NodeState::CatchingUp;
-        assert!(said(&view, 12));
+        assert!(prints(&view, 12));
         view.node_id = samples::id("node_c");
-        assert!(said(&view, 12));
+        assert!(prints(&view, 12));
     }
 }

@@ -1,4 +1,4 @@
-//! What a key means. Pure: an input changes the model and may want something done.
+//! What keys do. Pure: an input changes the model and may return an [`Effect`].
 
 #[cfg(test)]
 mod tests;
@@ -6,33 +6,26 @@ mod tests;
 use steep_protocol::message::job::{CancelledData, JobSpec};
 use steep_protocol::{NodeId, NodeState};
 
-use super::choice::{Detail, First, Focus, Order, Pane, Question};
 use super::model::{Model, Tone};
+use super::state::{Detail, First, Focus, Order, Pane, Question};
 
-/// The longest filter; node names are shorter.
+/// The longest filter, in characters.
 const FILTER_MAX: usize = 64;
 
 /// Rows that a page key moves.
 const PAGE: isize = 10;
 
-/// What a person did.
+/// An input of the user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Input {
-    /// A character.
     Char(char),
-    /// Return.
     Enter,
-    /// Escape.
     Escape,
-    /// Backspace.
     Backspace,
-    /// Tab.
     Tab,
-    /// Up by so many, or down where negative.
+    /// Up by so many rows; negative is down.
     Up(isize),
-    /// A page up.
     PageUp,
-    /// A page down.
     PageDown,
     /// To the first.
     Home,
@@ -40,34 +33,31 @@ pub(crate) enum Input {
     End,
     /// Ctrl-C.
     Interrupt,
-    /// The screen has another size, or was written over.
+    /// Ctrl-L, or another size of the screen.
     Redraw,
     /// A click on the row of the table with that number.
     Row(usize),
 }
 
-/// What is to be done beyond the screen.
+/// What to do outside of the model.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Effect {
-    /// Leave.
     Quit,
-    /// Draw everything anew.
+    /// Redraw everything.
     Redraw,
-    /// Look at that node's job in full.
+    /// Open the detail view of a node.
     Open(NodeId),
-    /// Look at none any more.
+    /// Close the detail view.
     Close,
-    /// Find out how that node was last initialised.
+    /// Ask for the settings of the node's last job.
     AskLast(NodeId),
-    /// Cancel.
     Cancel(NodeId, CancelledData),
-    /// Initialise.
     Init(Box<JobSpec>),
-    /// Cancel, removing what there is, and then initialise.
+    /// Cancel, then initialise.
     Restart(Box<JobSpec>),
 }
 
-/// Takes an input.
+/// Handles an input.
 pub(crate) fn press(model: &mut Model, input: Input) -> Option<Effect> {
     if input == Input::Interrupt {
         return Some(Effect::Quit);
@@ -92,7 +82,7 @@ pub(crate) fn press(model: &mut Model, input: Input) -> Option<Effect> {
     }
 }
 
-/// Takes pasted text. It was meant for wherever it was copied for: as keys it could cancel a job.
+/// Handles pasted text. It goes to the filter only: as keys, it could cancel a job.
 pub(crate) fn paste(model: &mut Model, text: &str) {
     if model.focus == Focus::Filter {
         for c in text.chars() {
@@ -166,7 +156,7 @@ fn main(model: &mut Model, input: Input) -> Option<Effect> {
 fn detail(model: &mut Model, input: Input) -> Option<Effect> {
     let detail = model.detail.as_mut()?;
     let most = detail.scroll_most;
-    // From where it was drawn: what it shows may have become shorter since.
+    // Limited to what was drawn: the content may have become shorter.
     let scrolled = |by: isize| detail.scroll.min(most).saturating_add_signed(by).min(most);
     match input {
         Input::Escape | Input::Enter | Input::Char('d') | Input::Backspace => {
@@ -197,7 +187,7 @@ fn show(detail: &mut Detail, pane: Pane) {
     detail.scroll = 0;
 }
 
-/// Opens the chosen node, moved up by so many rows.
+/// Moves the selection up by so many rows and opens the node there.
 fn open(model: &mut Model, up: isize) -> Option<Effect> {
     let pane = model.detail.as_ref().map_or(Pane::Tables, |d| d.pane);
     move_selection(model, up);
@@ -221,7 +211,7 @@ fn open(model: &mut Model, up: isize) -> Option<Effect> {
     Some(Effect::Open(node))
 }
 
-/// Chooses another row, and stays within those there are.
+/// Moves the selection within the rows.
 fn move_selection(model: &mut Model, up: isize) {
     let Some(row) = model.selected_row() else {
         return;
@@ -245,7 +235,7 @@ fn ask_cancel(model: &mut Model) {
         }
         NodeState::Uninitialized | NodeState::Synchronized => {
             let text = format!("{id} is {state}: no job is at work, so there is nothing to cancel");
-            model.say(text, Tone::Bad);
+            model.notify(text, Tone::Error);
         }
     }
 }
@@ -267,7 +257,7 @@ fn ask_again(model: &mut Model) -> Option<Effect> {
             "a job is at work on {id}, which is {}: c cancels it",
             view.state
         )),
-        // The coordinator copies nothing over a node that follows.
+        // The coordinator refuses to initialise a synchronized node.
         NodeState::Synchronized => Some(format!(
             "{id} is synchronized and follows its source: there is nothing to do. To copy it all \
              again, drop its subscription on {id}: once it is seen to have diverged, r starts over"
@@ -275,40 +265,40 @@ fn ask_again(model: &mut Model) -> Option<Effect> {
     };
     match why_not {
         Some(text) => {
-            model.say(text, Tone::Bad);
+            model.notify(text, Tone::Error);
             None
         }
         None => Some(Effect::AskLast(id)),
     }
 }
 
-/// Only a clear `y` (or `k`, where rows can be kept) does anything.
+/// Only `y`, or `k` to keep rows, confirms.
 fn answer(model: &mut Model, question: Question, input: Input) -> Option<Effect> {
     let effect = match (question, input) {
         (_, Input::Char('n' | 'N' | 'q') | Input::Escape) => None,
         (Question::Cancel { node, .. }, Input::Char('y' | 'Y')) => {
-            model.say(format!("{node}: cancelling"), Tone::Calm);
+            model.notify(format!("{node}: cancelling"), Tone::Info);
             Some(Effect::Cancel(node, CancelledData::Remove))
         }
         (Question::Cancel { node, .. }, Input::Char('k' | 'K')) => {
-            model.say(format!("{node}: cancelling, rows are kept"), Tone::Calm);
+            model.notify(format!("{node}: cancelling, rows are kept"), Tone::Info);
             Some(Effect::Cancel(node, CancelledData::Keep))
         }
         (Question::Again { spec, first }, Input::Char('y' | 'Y')) => {
             let target = &spec.target;
             match first {
                 First::Nothing => {
-                    model.say(format!("{target}: asking for a new job"), Tone::Calm);
+                    model.notify(format!("{target}: asking for a new job"), Tone::Info);
                     Some(Effect::Init(spec))
                 }
                 First::Cancel => {
                     let text = format!("{target}: removing what there is, for a new job");
-                    model.say(text, Tone::Calm);
+                    model.notify(text, Tone::Info);
                     Some(Effect::Restart(spec))
                 }
             }
         }
-        // Any other key leaves the question standing.
+        // Other keys leave the question open.
         _ => return None,
     };
     model.focus = Focus::Main;
