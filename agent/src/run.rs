@@ -21,6 +21,7 @@ use crate::budget::Budget;
 use crate::config::{Config, Given};
 use crate::descent::Descent;
 use crate::locks::LockWatch;
+use crate::metrics::{Budgets, Metrics, Sources};
 use crate::peer::serve::Server;
 use crate::pg::Conninfo;
 use crate::seat::seat;
@@ -28,8 +29,8 @@ use crate::session::{
     Agent, Control, DigestWatcher, LineageWatch, Looked, Observer, PreparedWatch, Queues, Readings,
     Reports, Seen, overdue,
 };
-use crate::source::SourceJobs;
-use crate::telemetry::{Budgets, Metrics, Sources, Telemetry};
+use crate::snapshot::SourceJobs;
+use crate::telemetry::Telemetry;
 
 /// Mirror rows waiting for PostgreSQL; they replace one another.
 const MIRROR_QUEUE: usize = 16;

@@ -18,8 +18,12 @@ use super::link::{Link, Plan};
 use super::rate::Rate;
 use super::span;
 use crate::budget::Budget;
+use crate::deferred::named::{Named, build_named};
+use crate::node::wal_writer::WalWriterAwake;
+use crate::part::copy_in::{Begin, Loader};
+use crate::part::formats::formats;
+use crate::part::ledger::ledger;
 use crate::pg::catalog::for_loading;
-use crate::sink::{self, Begin, Loader, Named, WalWriterAwake};
 use crate::task::Task;
 
 /// Tries of one part before its fault is the job's.
@@ -72,8 +76,8 @@ pub async fn copy(
 ) -> Result<(), Fault> {
     let plan = link.plan().await?;
     let settings = for_loading(&link.settings().await?).into();
-    let formats = sink::formats(task, &plan.tables).await?;
-    let there = sink::ledger(task).await?;
+    let formats = formats(task, &plan.tables).await?;
+    let there = ledger(task).await?;
     let done: HashSet<PartNo> = there.iter().map(|d| d.part).collect();
     for part in there {
         task.done(part);
@@ -142,7 +146,7 @@ impl Shared {
                     }
                     Err(fault) => fault,
                 };
-                if sink::build_named(&self.task, &fault, named).await? == Named::Built {
+                if build_named(&self.task, &fault, named).await? == Named::Built {
                     named += 1;
                     continue;
                 }

@@ -22,8 +22,10 @@ use super::{span, stream};
 use crate::budget::Budget;
 use crate::chunk::Packer;
 use crate::descent::Descent;
+use crate::part::copy_out::read_part;
 use crate::pg::{Conninfo, catalog};
-use crate::source::{self, OpenSnapshot, SourceJob, SourceJobs};
+use crate::replication::sequences::sequences;
+use crate::snapshot::{OpenSnapshot, SourceJob, SourceJobs, describe_replicated};
 use crate::task::{Patience, Progress, Task};
 use crate::telemetry::{Flow, Telemetry};
 
@@ -241,7 +243,7 @@ impl Server {
                 Ok(PeerReply::Conninfo(self.replication_conninfo.libpq()))
             }
             PeerRequest::FetchSequences { job } => {
-                source::sequences(&self.task(job, cancel), &entry.filter)
+                sequences(&self.task(job, cancel), &entry.filter)
                     .await
                     .map(PeerReply::Sequences)
             }
@@ -285,7 +287,7 @@ impl Server {
                         span.text("table", &table.name);
                     }
                     let share = self.budget.part(compression).await;
-                    Ok((source::read_part(&open, part, format, cancel).await?, share))
+                    Ok((read_part(&open, part, format, cancel).await?, share))
                 };
                 match begun.await {
                     Ok((mut rows, _share)) => {
@@ -314,7 +316,7 @@ impl Server {
 
     async fn describe(&self, entry: &SourceJob, sender: &mut Sender) -> Result<(), StreamError> {
         let described = match entry.replication {
-            Some(job) => source::describe_replicated(&self.conninfo, &entry.filter, job).await,
+            Some(job) => describe_replicated(&self.conninfo, &entry.filter, job).await,
             None => catalog::describe(&self.conninfo, &entry.filter).await,
         };
         let pages = match described {

@@ -22,8 +22,8 @@ use crate::facts::{self, PeerFacts};
 use crate::peer::copy::{CopyRequest, copy};
 use crate::peer::link::Link;
 use crate::pg::{Conninfo, catalog};
-use crate::sink::{self, Dumps, PrepareRequest, SchemaRequest};
 use crate::source::{self, OpenRequest, SourceJobs};
+use crate::target::{self as sink, Dumps, PrepareRequest, SchemaRequest};
 use crate::task::{Patience, Progress, Task};
 use crate::telemetry::{CommandEnd, Telemetry};
 
