@@ -14,7 +14,7 @@
 //! facts/     target/       what a server is like; the steps of a job on its target
 //! replication/             subscription, fence, sequences, prepared slots
 //! part/                    one part, read and written
-//! snapshot/  deferred/     the source's consistent point; indexes and constraints put aside and built
+//! snapshot/  deferred/     the source's consistent point; indexes and constraints, dropped and rebuilt
 //! dump/      schema/       pg_dump; statements, missing objects, comparison
 //! node/                    a job's connections, and the schema steep_repl
 //! locks/  task  telemetry/ who waits for whom; one command at work; counters
@@ -28,7 +28,6 @@ pub mod budget;
 pub mod chunk;
 pub mod config;
 pub mod deferred;
-pub mod descent;
 pub mod dump;
 pub mod facts;
 pub mod locks;
@@ -42,6 +41,7 @@ pub mod run;
 pub mod schema;
 pub mod seat;
 pub mod session;
+pub mod shutdown;
 pub mod snapshot;
 pub mod source;
 pub mod target;

@@ -1,4 +1,4 @@
-//! Brings back what was put aside: indexes and keys in parallel, those of partitioned tables above
+//! Builds what was deferred: indexes and keys in parallel, those of partitioned tables above
 //! them, their details, foreign keys, everything else.
 //!
 //! What cannot be made and replication can do without is noted as missing and left out; what it needs

@@ -141,9 +141,9 @@ impl Deferred {
 const STORE_ROWS: usize = 500;
 const STORE_BYTES: usize = 1024 * 1024;
 
-/// Stores what waits, in order.
+/// Stores deferred objects, in order, many at a time.
 #[derive(Debug)]
-pub(crate) struct Aside<'a> {
+pub(crate) struct DeferredWriter<'a> {
     conn: &'a Conn,
     job: JobId,
     next: i32,
@@ -151,7 +151,7 @@ pub(crate) struct Aside<'a> {
     bytes: usize,
 }
 
-impl<'a> Aside<'a> {
+impl<'a> DeferredWriter<'a> {
     /// Goes on after what the job has stored already.
     pub(crate) async fn new(conn: &'a Conn, job: JobId) -> Result<Self, Fault> {
         let sql =
@@ -260,7 +260,7 @@ pub(crate) async fn waiting(conn: &Conn, job: JobId, stage: Stage) -> Result<Vec
     Ok(rows.iter().map(Waiting::from_row).collect())
 }
 
-/// Takes over what jobs before this one have put aside and never brought back: a job that was given
+/// Takes over what jobs before this one have dropped and never rebuilt: a job that was given
 /// up without cleanup must not cost the tables their indexes. Inside the caller's transaction.
 pub(crate) async fn adopt(conn: &Conn, job: JobId) -> Result<(), Fault> {
     conn.execute(&format!(

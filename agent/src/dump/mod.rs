@@ -28,7 +28,7 @@ pub use program::pg_dump_major;
 
 use self::selection::{ListFile, Selection};
 use crate::chunk::{PartReader, ReadStep};
-use crate::locks::LockBook;
+use crate::locks::LockRegistry;
 use crate::pg::catalog::Partitions;
 use crate::pg::{Conninfo, PgError, Session};
 
@@ -65,7 +65,7 @@ pub(crate) struct Scope {
 pub(crate) struct DumpSource<'a> {
     pub(crate) node: &'a NodeId,
     pub(crate) job: JobId,
-    pub(crate) locks: &'a Arc<LockBook>,
+    pub(crate) locks: &'a Arc<LockRegistry>,
     pub(crate) conninfo: &'a Conninfo,
     pub(crate) server_version: u32,
     pub(crate) snapshot: Option<&'a str>,

@@ -1,4 +1,4 @@
-//! A job's own rows in `steep_repl`: what it is, which tables it plans, what it has put aside.
+//! A job's own rows in `steep_repl`: its origin, its progress, the tables it plans.
 //!
 //! Everything a crash must not forget is written here before, or in the transaction in which, the
 //! thing itself is done.
@@ -29,7 +29,7 @@ impl Origin {
 
 /// What a job has written about itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Book {
+pub(crate) struct JobRecord {
     pub(crate) origin: Origin,
     /// Whether rows may be loaded.
     pub(crate) progress: Progress,
@@ -46,14 +46,14 @@ pub(crate) enum Progress {
     Prepared,
 }
 
-/// The job's book, if it has one. Asks nothing of a schema that is not there.
-pub(crate) async fn load(conn: &Conn, job: JobId) -> Result<Option<Book>, Fault> {
+/// The job's record, if there is one. Without the schema there is none.
+pub(crate) async fn load(conn: &Conn, job: JobId) -> Result<Option<JobRecord>, Fault> {
     if !installed(conn).await? {
         return Ok(None);
     }
     let sql = "SELECT origin, owns_rows, prepared FROM steep_repl.jobs WHERE job = $1";
     let rows = conn.rows(sql, &[&job.to_string()]).await?;
-    Ok(rows.first().map(|row| Book {
+    Ok(rows.first().map(|row| JobRecord {
         origin: match row.get(0) {
             "bootstrap" => Origin::Bootstrap,
             _ => Origin::Existing,
@@ -73,7 +73,7 @@ pub(crate) async fn installed(conn: &Conn) -> Result<bool, Fault> {
         .map_err(|error| conn.fault(&error))
 }
 
-/// Opens the job's book: its origin and its plan. Inside the caller's transaction.
+/// Creates the job's record: its origin and its plan. Inside the caller's transaction.
 pub(crate) async fn open(
     conn: &Conn,
     job: JobId,

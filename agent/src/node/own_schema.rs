@@ -1,4 +1,4 @@
-//! The schema `steep_repl` on a node, in plain SQL: node state for people who look by SQL, the books
+//! The schema `steep_repl` on a node, in plain SQL: node state for people who look by SQL, the records
 //! of jobs, and fingerprints of tables.
 //!
 //! The SQL is that of the extension (`extension/` at the top of the project): one source for nodes
@@ -170,47 +170,46 @@ pub(crate) async fn mirror(
     Ok(())
 }
 
-/// Writes what an operator wanted into the audit log; once, however often it is told. The schema must
-/// be installed.
+/// Writes an operator's request into the audit log. Idempotent. The schema must be installed.
 ///
 /// # Errors
 /// [`PgError`] where the server refuses.
 pub(crate) async fn audit(
     session: &Session,
     node: &NodeId,
-    wish: &AuditView,
+    entry: &AuditView,
 ) -> Result<(), PgError> {
-    let arguments: serde_json::Map<_, _> = wish
+    let arguments: serde_json::Map<_, _> = entry
         .arguments
         .iter()
         .map(|(name, value)| (name.clone(), value.as_str().into()))
         .collect();
     let detail = serde_json::json!({
-        "seq": wish.seq,
-        "operator": wish.operator,
-        "certificate": wish.certificate,
-        "address": wish.address,
-        "target_node": wish.node_id,
-        "source_node": wish.source_node,
+        "seq": entry.seq,
+        "operator": entry.operator,
+        "certificate": entry.certificate,
+        "address": entry.address,
+        "target_node": entry.node_id,
+        "source_node": entry.source_node,
         "arguments": arguments,
     });
-    let job = wish.job_id.map(|job| job.to_string());
-    let event = format!("operator.{}", wish.action);
-    let at = wish.timestamp.as_microsecond();
+    let job = entry.job_id.map(|job| job.to_string());
+    let event = format!("operator.{}", entry.action);
+    let at = entry.timestamp.as_microsecond();
     session
         .execute(AUDIT, &[&at, &node.as_str(), &job, &event, &detail])
         .await?;
     Ok(())
 }
 
-/// The same moment and number are the same wish: numbers begin again only with a new coordinator.
+/// The same moment and number are the same entry: numbers begin again only with a new coordinator.
 const AUDIT: &str = "
-WITH wish AS (SELECT timestamptz 'epoch' + $1::int8 * interval '1 microsecond' AS at)
+WITH entry AS (SELECT timestamptz 'epoch' + $1::int8 * interval '1 microsecond' AS at)
 INSERT INTO steep_repl.audit_log (at, node_id, job, event, detail)
-SELECT wish.at, $2, $3, $4, $5::jsonb FROM wish
+SELECT entry.at, $2, $3, $4, $5::jsonb FROM entry
 WHERE NOT EXISTS (
     SELECT FROM steep_repl.audit_log a
-    WHERE a.at = wish.at AND a.event = $4 AND a.detail -> 'seq' = $5::jsonb -> 'seq')";
+    WHERE a.at = entry.at AND a.event = $4 AND a.detail -> 'seq' = $5::jsonb -> 'seq')";
 
 const MIRROR_NODE: &str = "
 WITH before AS (SELECT state FROM steep_repl.nodes WHERE node_id = $1),

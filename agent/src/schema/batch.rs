@@ -30,7 +30,7 @@ const BATCH_BYTES: usize = 1024 * 1024;
 pub(crate) struct Item {
     pub(crate) sql: String,
     pub(crate) class: Class,
-    /// Run after the statement, whether it was run or skipped; the book-keeping.
+    /// Run after the statement, whether it was run or skipped; the record of it.
     pub(crate) mark: Option<String>,
 }
 
@@ -65,7 +65,7 @@ pub(crate) enum Strictness<'a> {
     Structure(&'a BTreeSet<TableName>),
     /// Drops an index or constraint after its definition is stored: what something depends on stays, and
     /// so does what needs more locks than there is room for.
-    Aside,
+    Deferred,
     /// What comes after the rows: only what replication needs, or what would let others see rows that
     /// they may not, matters more than a note.
     Afterwards,
@@ -82,7 +82,7 @@ impl Strictness<'_> {
             (Self::Structure(_), Class::Attach)
             | (_, Class::Identity { .. } | Class::RowSecurity) => true,
             (Self::Structure(_), _) => is_duplicate(code),
-            (Self::Aside, _) => true,
+            (Self::Deferred, _) => true,
             (Self::Afterwards, _) => false,
         }
     }
@@ -107,7 +107,7 @@ fn judge(class: &Class, strictness: Strictness<'_>, sql: &str, error: &PgError) 
         Class::IndexDetail if *code == SqlState::INVALID_OBJECT_DEFINITION => {
             Verdict::Tell("index_not_attached", headline(sql))
         }
-        _ if matches!(strictness, Strictness::Aside)
+        _ if matches!(strictness, Strictness::Deferred)
             && [
                 SqlState::DEPENDENT_OBJECTS_STILL_EXIST,
                 SqlState::OUT_OF_MEMORY,

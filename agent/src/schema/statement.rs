@@ -5,7 +5,7 @@
 
 use steep_protocol::{Identifier, TableName};
 
-/// The stage of a job that runs a statement put aside.
+/// The stage of a job that runs a deferred statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Stage {
     /// Indexes and the constraints that are indexes: in parallel, once the rows are there.

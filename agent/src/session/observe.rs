@@ -90,7 +90,7 @@ impl Observer {
                 () = cancel.cancelled() => return,
                 _ = tick.tick() => ObserverTask::Nothing,
                 Ok(()) = self.locks.changed() => ObserverTask::Nothing,
-                Some(wish) = self.audit.recv() => ObserverTask::Audit(wish),
+                Some(entry) = self.audit.recv() => ObserverTask::Audit(entry),
                 row = self.mirror.recv() => match row {
                     Some(row) => ObserverTask::Mirror(self.newest(row)),
                     None => return,
@@ -255,12 +255,12 @@ impl Observer {
                     own_schema::mirror(session, &self.node, row).await?;
                 }
             }
-            ObserverTask::Audit(wish) => {
+            ObserverTask::Audit(entry) => {
                 // Where it could not be written it is told again, and written once the extension is
                 // of this version.
                 if self.installed(session).await? {
-                    own_schema::audit(session, &self.node, wish).await?;
-                    self.reports.audited(wish.seq);
+                    own_schema::audit(session, &self.node, entry).await?;
+                    self.reports.audited(entry.seq);
                 }
             }
         }

@@ -8,14 +8,14 @@ use steep_protocol::message::job::TableFilter;
 use steep_protocol::{JobId, Lsn, NodeId};
 
 use super::OpenSnapshot;
-use crate::locks::LockBook;
+use crate::locks::LockRegistry;
 
 /// The jobs for which this agent is the source. Shared by the session, which opens and closes them,
 /// and the server, which looks them up.
 #[derive(Debug, Default)]
 pub struct SourceJobs {
     jobs: Mutex<HashMap<JobId, SourceJob>>,
-    locks: Arc<LockBook>,
+    locks: Arc<LockRegistry>,
 }
 
 /// One of them.
@@ -99,7 +99,7 @@ impl SourceJobs {
 
     /// What is known of locks on this server.
     #[must_use]
-    pub fn locks(&self) -> &Arc<LockBook> {
+    pub fn locks(&self) -> &Arc<LockRegistry> {
         &self.locks
     }
 

@@ -30,7 +30,7 @@ use super::types::Types;
 use super::{publication, published, slot};
 use crate::dump::selection::Selection;
 use crate::dump::{self, SchemaDump, Scope};
-use crate::locks::{Attended, LockBook, WaitsFor};
+use crate::locks::{Attended, LockRegistry, WaitsFor};
 use crate::pg::catalog::read_extension_tables;
 use crate::pg::{Conninfo, LOCK_MOMENT, PgError, Session, literal};
 use crate::task::Task;
@@ -53,7 +53,7 @@ pub struct OpenRequest {
     /// Tables above this are split finely.
     pub large_table_threshold: ByteCount,
     /// What is known of locks.
-    pub locks: Arc<LockBook>,
+    pub locks: Arc<LockRegistry>,
 }
 
 /// A job's consistent point: slot, snapshot and plan. Shared by everything that reads.
@@ -71,7 +71,7 @@ pub struct OpenSnapshot {
     /// What each table of the plan was, by number.
     states: Vec<Option<TableState>>,
     scope: Scope,
-    locks: Arc<LockBook>,
+    locks: Arc<LockRegistry>,
     held: Mutex<Option<Held>>,
     read: Mutex<BTreeMap<PartNo, (RowCount, ByteCount)>>,
 }

@@ -1,4 +1,4 @@
-//! Makes the source's schema in a database without tables: pre-data now, post-data put aside.
+//! Makes the source's schema in a database without tables: pre-data now, post-data put writer.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use steep_protocol::{Fault, FaultKind, JobId, Phase, TableName};
 
 use super::Dumps;
 use crate::chunk::{PartReader, ReadStep};
-use crate::deferred::objects::{Aside, Deferred};
+use crate::deferred::objects::{Deferred, DeferredWriter};
 use crate::node::connection::Conn;
 use crate::node::job_records::{self, Origin};
 use crate::node::own_schema;
@@ -26,7 +26,7 @@ const READ: usize = 256 * 1024;
 /// Progress is told every so many statements.
 const TELL_EVERY: u64 = 100;
 
-/// Makes the schema and stores what waits. On the way out the job's book says `Begun`; the caller
+/// Makes the schema and stores what waits. On return the job's record says `Begun`; the caller
 /// lists what was made and says `Prepared`.
 pub(super) async fn make<R: PartReader>(
     task: &Task,
@@ -152,7 +152,7 @@ async fn store_post_data<Q: PartReader>(
     reader: Q,
 ) -> Result<Vec<Finding>, Fault> {
     let mut dump = Dump::new(reader);
-    let mut aside = Aside::new(conn, job).await?;
+    let mut writer = DeferredWriter::new(conn, job).await?;
     let mut place = String::new();
     let mut missing = BTreeSet::new();
     let mut late_views = BTreeSet::new();
@@ -188,15 +188,15 @@ async fn store_post_data<Q: PartReader>(
             {
                 deferred = deferred.after_its_table();
             }
-            aside.store(deferred).await?;
+            writer.store(deferred).await?;
         }
     }
     for item in policies.into_items() {
         if let Some(deferred) = Deferred::of_dump(item) {
-            aside.store(deferred).await?;
+            writer.store(deferred).await?;
         }
     }
-    aside.finish().await?;
+    writer.finish().await?;
     let finding = |setting: String| {
         conn.warning(
             "setting",

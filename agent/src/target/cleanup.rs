@@ -28,9 +28,9 @@ const TERMINATE_WAIT_MS: i64 = 10_000;
 /// Builds at once where indexes are made again: on emptied tables that takes no time.
 const PARALLEL: u8 = 4;
 
-/// Removes subscription, origin, and books of the job. With [`CancelledData::Remove`] also the
+/// Removes subscription, origin and records of the job. With [`CancelledData::Remove`] also the
 /// schema the job made or the rows it put into tables that were there; with
-/// [`CancelledData::Keep`] both stay, and what was put aside is built again.
+/// [`CancelledData::Keep`] both stay, and what was dropped is built again.
 ///
 /// Says what could not be removed: no other try would remove it.
 ///
@@ -45,8 +45,8 @@ pub async fn cleanup(task: &Task, data: CancelledData) -> Result<Vec<Finding>, F
     end_others(task, &conn).await?;
     subscription::unsubscribe(&conn, &task.replication.name()).await?;
     let mut findings = Vec::new();
-    if let Some(book) = job_records::load(&conn, task.job).await? {
-        match (data, book.origin) {
+    if let Some(record) = job_records::load(&conn, task.job).await? {
+        match (data, record.origin) {
             (CancelledData::Remove, Origin::Bootstrap) => {
                 findings.extend(objects::drop_created(&conn, task.job).await?);
                 settings::take_back(&conn, task.job).await?;
@@ -54,7 +54,7 @@ pub async fn cleanup(task: &Task, data: CancelledData) -> Result<Vec<Finding>, F
             }
             (CancelledData::Remove, Origin::Existing) => {
                 // Until the job has seen or made them empty, their rows are not its own.
-                if book.progress >= Progress::OwnsRows {
+                if record.progress >= Progress::OwnsRows {
                     empty(task, &conn).await?;
                 }
                 rebuild(task).await?;
@@ -86,8 +86,7 @@ async fn empty(task: &Task, conn: &Conn) -> Result<(), Fault> {
     existing::truncate(conn, &planned).await
 }
 
-/// Makes again what was put aside. What cannot be made is told in the log, and stays noted as missing for
-/// a rebuild.
+/// Rebuilds deferred objects. What fails is logged and stays noted as missing.
 async fn rebuild(task: &Task) -> Result<(), Fault> {
     let mut findings = build_indexes_for(task, PARALLEL, Purpose::Cleanup).await?;
     findings.extend(build_constraints_for(task, PARALLEL, Purpose::Cleanup).await?);

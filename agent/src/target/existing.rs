@@ -21,7 +21,7 @@ use crate::task::Task;
 /// Tables named in an error.
 const NAMED: usize = 20;
 
-/// Checks, empties and puts aside. Done again after a crash, it goes on where it was.
+/// Checks and empties the tables and defers their indexes. After a crash it continues where it stopped.
 pub(super) async fn make_ready(
     task: &Task,
     conn: &Conn,

@@ -1,6 +1,6 @@
 //! The steps of a job on its target, from an empty or existing schema to the end of catch-up.
 //!
-//! In the order a job takes them: [`prepare`] (schema made or checked, indexes put aside) → [`formats`] and
+//! In the order a job takes them: [`prepare`] (schema made or checked, indexes deferred) → [`formats`] and
 //! [`ledger`] (what is to be fetched, and how) → rows → [`build_indexes`], [`build_constraints`] →
 //! [`subscribe`] → [`finish`] → [`totals`] (the proof) → [`release`]; or [`cleanup`] at any time.
 //!

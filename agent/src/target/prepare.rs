@@ -1,4 +1,4 @@
-//! Makes a target ready for rows: its schema there, its tables empty, what slows loading put aside.
+//! Makes a target ready for rows: its schema there, its tables empty, what slows loading dropped.
 
 use steep_protocol::message::agent::IndexTiming;
 use steep_protocol::message::facts::Finding;
@@ -78,10 +78,10 @@ pub async fn prepare<R: PartReader>(
     let conn = Conn::open(task, "prepare").await?;
     let installed = own_schema::install(&conn.session).await;
     installed.map_err(|error| conn.fault(&error))?;
-    let book = job_records::load(&conn, task.job).await?;
-    match book {
-        Some(book) if book.progress == Progress::Prepared => return Ok(Vec::new()),
-        Some(book) if book.origin == Origin::Bootstrap => {
+    let record = job_records::load(&conn, task.job).await?;
+    match record {
+        Some(record) if record.progress == Progress::Prepared => return Ok(Vec::new()),
+        Some(record) if record.origin == Origin::Bootstrap => {
             objects::drop_created(&conn, task.job).await?;
             settings::take_back(&conn, task.job).await?;
             let forget = format!(
@@ -102,12 +102,12 @@ pub async fn prepare<R: PartReader>(
     let wanted = &request.schema;
     fingerprints::store(&conn, &wanted.source, &wanted.described, &wanted.filter).await?;
     if objects::has_user_tables(&conn).await? {
-        if book.is_none() {
-            // Later, indexes that this job has put aside would seem to be missing.
+        if record.is_none() {
+            // Later, indexes that this job has dropped would seem to be missing.
             findings.extend(sync::settle(task, &conn, wanted, plan).await?);
         }
         existing::make_ready(task, &conn, request, plan).await?;
-        checks::put_aside(task, &conn, Reach::Planned).await?;
+        checks::defer(task, &conn, Reach::Planned).await?;
         let filled = bootstrap::refreshes(&conn, dumps.post_data).await?;
         indexes::refreshes(task, &conn, filled).await?;
         findings.extend(keep_out::set(&conn, task.job).await?);
@@ -121,7 +121,7 @@ pub async fn prepare<R: PartReader>(
         findings.extend(build_indexes(task, 1).await?);
         findings.extend(build_constraints(task, 1).await?);
     }
-    checks::put_aside(task, &conn, Reach::All).await?;
+    checks::defer(task, &conn, Reach::All).await?;
     findings.extend(keep_out::set(&conn, task.job).await?);
     let listed = format!("{};\n{prepared}", objects::note_created(task.job));
     let noted = conn.transact(&listed).await;

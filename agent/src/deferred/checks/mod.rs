@@ -1,5 +1,5 @@
 //! CHECK constraints and constraints of domains that rows might not pass while they are loaded, though
-//! the source has them: put aside before the rows, brought back after them.
+//! the source has them: dropped before the rows, added again after them.
 //!
 //! A constraint that calls a function may read tables that are still empty, or was true only when the row
 //! was written; one that is NOT VALID was never true of all rows. Those of built-in, immutable functions
@@ -16,7 +16,7 @@ use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 
 use crate::deferred::build::note_missing;
-use crate::deferred::objects::{Aside, Deferred, Kind, Mark, Waiting, mark, waiting};
+use crate::deferred::objects::{Deferred, DeferredWriter, Kind, Mark, Waiting, mark, waiting};
 use crate::node::connection::Conn;
 use crate::node::job_records::{self, Planned};
 use crate::pg::PgError;
@@ -51,11 +51,11 @@ impl On {
 }
 
 /// Stores and drops them. Done again, it goes on where it was.
-pub(crate) async fn put_aside(task: &Task, conn: &Conn, reach: Reach) -> Result<(), Fault> {
+pub(crate) async fn defer(task: &Task, conn: &Conn, reach: Reach) -> Result<(), Fault> {
     let planned = job_records::planned(conn, task.job).await?;
     let oids: Vec<u32> = planned.iter().map(|p: &Planned| p.oid).collect();
-    let mut aside = Aside::new(conn, task.job).await?;
-    let mut batches = Batches::new(conn, task.job, Strictness::Aside);
+    let mut writer = DeferredWriter::new(conn, task.job).await?;
+    let mut batches = Batches::new(conn, task.job, Strictness::Deferred);
     let tables = conn.rows(&queries::of_tables(reach), &[&oids]).await?;
     let domains = conn.rows(&queries::of_domains(), &[&oids]).await?;
     let not_null = conn.rows(&queries::not_null(), &[&oids]).await?;
@@ -65,7 +65,7 @@ pub(crate) async fn put_aside(task: &Task, conn: &Conn, reach: Reach) -> Result<
         .chain(domains.iter().filter_map(|row| check(row, On::Domain)))
         .chain(not_null.iter().filter_map(domain_not_null));
     for (drop, deferred) in all {
-        let sql = format!("{};\n{drop}", aside.insert(&[deferred]));
+        let sql = format!("{};\n{drop}", writer.insert(&[deferred]));
         batches.add(Item::new(sql)).await?;
     }
     batches.finish().await.map(drop)
@@ -132,7 +132,7 @@ fn comment(row: &Row, at: usize) -> String {
     comment.map_or(String::new(), |comment| format!(";\n{comment}"))
 }
 
-/// Brings back what was put aside.
+/// Brings back what was put writer.
 ///
 /// # Errors
 /// Faults of the server or the connection; what is left stays stored for another try.

@@ -15,7 +15,7 @@ mod trees;
 
 use self::queries::{FOREIGN_KEYS, INDEXES, REFRESHES, WHOLE};
 use self::trees::{Holds, Index, Tree, trees};
-use crate::deferred::objects::{Aside, Deferred, Kind};
+use crate::deferred::objects::{Deferred, DeferredWriter, Kind};
 use crate::node::connection::Conn;
 use crate::node::job_records::Planned;
 use crate::pg::PgError;
@@ -30,14 +30,14 @@ pub(crate) async fn foreign_keys(
     planned: &[Planned],
 ) -> Result<(), Fault> {
     let rows = found(conn, planned, FOREIGN_KEYS).await?;
-    let mut aside = Aside::new(conn, task.job).await?;
-    let mut batches = Batches::new(conn, task.job, Strictness::Aside);
+    let mut writer = DeferredWriter::new(conn, task.job).await?;
+    let mut batches = Batches::new(conn, task.job, Strictness::Deferred);
     for row in &rows {
         let Some(deferred) = foreign_key(row) else {
             continue;
         };
         let drop: &str = row.get(3);
-        let sql = format!("{};\n{drop}", aside.insert(&deferred));
+        let sql = format!("{};\n{drop}", writer.insert(&deferred));
         batches.add(Item::new(sql)).await?;
     }
     batches.finish().await.map(|_| ())
@@ -51,15 +51,15 @@ pub(crate) async fn indexes(task: &Task, conn: &Conn, planned: &[Planned]) -> Re
         .into_iter()
         .filter(Tree::may_go)
         .partition(Tree::is_single);
-    let mut aside = Aside::new(conn, task.job).await?;
-    let mut batches = Batches::new(conn, task.job, Strictness::Aside);
+    let mut writer = DeferredWriter::new(conn, task.job).await?;
+    let mut batches = Batches::new(conn, task.job, Strictness::Deferred);
     for tree in &single {
-        let sql = format!("{};\n{}", aside.insert(&tree.deferred()), tree.root().drop);
+        let sql = format!("{};\n{}", writer.insert(&tree.deferred()), tree.root().drop);
         batches.add(Item::new(sql)).await?;
     }
     batches.finish().await?;
     for tree in &grown {
-        let store = aside.insert(&tree.deferred());
+        let store = writer.insert(&tree.deferred());
         let outcome = store_and_drop(conn, tree, &store).await;
         if !matches!(outcome, Ok(Outcome::Gone)) {
             conn.roll_back().await.map_err(|error| conn.fault(&error))?;
@@ -99,12 +99,12 @@ pub(crate) async fn refreshes(
     {
         return Ok(());
     }
-    let mut aside = Aside::new(conn, task.job).await?;
+    let mut writer = DeferredWriter::new(conn, task.job).await?;
     let mut here = HashSet::new();
     for row in conn.rows(REFRESHES, &[]).await? {
         let view: &str = row.get(0);
         let sql = format!("REFRESH MATERIALIZED VIEW {view}");
-        aside.store(said(Stage::Refresh, sql)).await?;
+        writer.store(said(Stage::Refresh, sql)).await?;
         here.extend(table(&row, 1));
     }
     let is_view =
@@ -116,10 +116,10 @@ pub(crate) async fn refreshes(
                 .await?
                 .get::<_, bool>(0);
         if wanted {
-            aside.store(said(Stage::Refresh, sql)).await?;
+            writer.store(said(Stage::Refresh, sql)).await?;
         }
     }
-    aside.finish().await
+    writer.finish().await
 }
 
 async fn found(conn: &Conn, planned: &[Planned], query: &str) -> Result<Vec<Row>, Fault> {

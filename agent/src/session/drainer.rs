@@ -1,4 +1,4 @@
-//! The way down, being gone: waits for what brings the next stage of [`super::drain`].
+//! Runs the shutdown: waits for what brings the next stage of [`super::drain`].
 
 use std::time::Instant;
 
@@ -7,30 +7,30 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::drain::{HURRY_MAX, Load, Stage, Told, WAY_DOWN_MAX};
-use crate::descent::Descent;
+use crate::shutdown::Shutdown;
 
-/// How far the way down is, and what it depends on.
+/// The stage of the shutdown, and what the next one depends on.
 #[derive(Debug)]
-pub(super) struct Way {
+pub(super) struct Drainer {
     stop: Stop,
-    descent: Descent,
+    shutdown: Shutdown,
     answers: watch::Receiver<usize>,
     stage: Stage,
     /// When it began.
     began: Instant,
     /// When a command ended last.
     ended: Option<Instant>,
-    /// Commands that did not come to their end.
+    /// Commands that were interrupted.
     interrupted: usize,
 }
 
-impl Way {
-    /// A way that begins when somebody says so.
-    pub(super) fn new(stop: Stop, descent: Descent) -> Self {
+impl Drainer {
+    /// A shutdown that begins at a signal of `stop`.
+    pub(super) fn new(stop: Stop, shutdown: Shutdown) -> Self {
         Self {
             stop,
-            answers: descent.answers(),
-            descent,
+            answers: shutdown.answers(),
+            shutdown,
             stage: Stage::Up,
             began: Instant::now(),
             ended: None,
@@ -38,10 +38,10 @@ impl Way {
         }
     }
 
-    /// Waits until another stage is reached, given so many commands at work and so many snapshots that
-    /// the coordinator will have closed. Tells everyone whom the stage concerns.
+    /// Waits for the next stage, given the number of running commands and of snapshots that the
+    /// coordinator has yet to close. Sends the stage's signal.
     ///
-    /// Cancel-safe: a stage that is reached is returned at once.
+    /// Cancel-safe: once a stage is due, the next call returns it.
     pub(super) async fn turn(&mut self, commands: usize, held: usize) -> Stage {
         loop {
             let load = Load {
@@ -76,9 +76,9 @@ impl Way {
             Stage::Up | Stage::Over => {}
             Stage::Draining { .. } => {
                 self.began = now;
-                self.descent.drain().cancel();
+                self.shutdown.drain().cancel();
             }
-            Stage::Cut { .. } => self.descent.cut().cancel(),
+            Stage::Cut { .. } => self.shutdown.cut().cancel(),
         }
     }
 
@@ -92,45 +92,45 @@ impl Way {
         }
     }
 
-    /// Whether the agent is on its way down.
+    /// Whether the shutdown has begun.
     pub(super) fn is_down(&self) -> bool {
         self.stage != Stage::Up
     }
 
-    /// Whether it has come to the end of it.
+    /// Whether the shutdown is over.
     pub(super) fn is_over(&self) -> bool {
         self.stage == Stage::Over
     }
 
-    /// A command has ended, of which the coordinator will be told.
+    /// A command has ended and the coordinator will get its outcome.
     pub(super) fn ended(&mut self) {
         if self.is_down() {
             self.ended = Some(Instant::now());
         }
     }
 
-    /// A command did not come to its end.
+    /// A command was interrupted.
     pub(super) fn interrupted(&mut self) {
         self.interrupted += 1;
     }
 
-    /// How many did not.
+    /// How many commands were interrupted.
     pub(super) fn interruptions(&self) -> usize {
         self.interrupted
     }
 
-    /// Answers to other agents that are under way.
+    /// How many requests of other agents are being answered.
     pub(super) fn answers(&self) -> usize {
         *self.answers.borrow()
     }
 
-    /// Milliseconds since it began.
+    /// Milliseconds since the shutdown began.
     pub(super) fn millis(&self) -> u64 {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 }
 
-/// Until the way down has taken longer than it can: somebody who does not listen holds it up.
+/// Returns when the shutdown has taken longer than its stages allow: a task ignores its signal.
 pub async fn overdue(stop: &Stop) {
     stop.asked().cancelled().await;
     let hurried = async {
@@ -150,7 +150,7 @@ async fn cancelled(signal: Option<&CancellationToken>) {
     }
 }
 
-/// Until that moment; for ever where there is none.
+/// Sleeps until `due`; for ever without one.
 pub(super) async fn until(due: Option<Instant>) {
     match due {
         Some(due) => tokio::time::sleep_until(due.into()).await,
@@ -164,35 +164,35 @@ mod tests {
 
     use super::*;
 
-    fn way() -> (Way, Stop, Descent) {
-        let (stop, descent) = (Stop::default(), Descent::default());
-        (Way::new(stop.clone(), descent.clone()), stop, descent)
+    fn drainer() -> (Drainer, Stop, Shutdown) {
+        let (stop, shutdown) = (Stop::default(), Shutdown::default());
+        (Drainer::new(stop.clone(), shutdown.clone()), stop, shutdown)
     }
 
     #[tokio::test]
     async fn an_answer_under_way_is_waited_for() {
-        let (mut way, stop, descent) = way();
-        let answer = descent.answering();
+        let (mut drainer, stop, shutdown) = drainer();
+        let answer = shutdown.answering();
         stop.tell();
-        let stage = way.turn(0, 0).await;
+        let stage = drainer.turn(0, 0).await;
         assert!(matches!(stage, Stage::Draining { .. }), "{stage:?}");
-        assert!(descent.drain().is_cancelled() && !descent.cut().is_cancelled());
-        let waited = tokio::time::timeout(Duration::from_millis(20), way.turn(0, 0));
+        assert!(shutdown.drain().is_cancelled() && !shutdown.cut().is_cancelled());
+        let waited = tokio::time::timeout(Duration::from_millis(20), drainer.turn(0, 0));
         assert!(waited.await.is_err(), "it is under way");
         drop(answer);
-        assert_eq!(way.turn(0, 0).await, Stage::Over);
+        assert_eq!(drainer.turn(0, 0).await, Stage::Over);
     }
 
     #[tokio::test]
     async fn a_second_signal_cuts_off_what_runs() {
-        let (mut way, stop, descent) = way();
+        let (mut drainer, stop, shutdown) = drainer();
         stop.tell();
-        way.turn(1, 0).await;
+        drainer.turn(1, 0).await;
         stop.tell();
-        let stage = way.turn(1, 0).await;
+        let stage = drainer.turn(1, 0).await;
         assert!(matches!(stage, Stage::Cut { .. }), "{stage:?}");
-        assert!(descent.cut().is_cancelled() && !descent.halt().is_cancelled());
-        assert_eq!(way.turn(0, 1).await, Stage::Over);
+        assert!(shutdown.cut().is_cancelled() && !shutdown.halt().is_cancelled());
+        assert_eq!(drainer.turn(0, 1).await, Stage::Over);
     }
 
     #[tokio::test(start_paused = true)]

@@ -14,7 +14,7 @@ use steep_protocol::{ByteCount, Epoch, Fault, FaultKind, PartNo, Retry, TableNo}
 use tokio::task::JoinSet;
 use tracing::warn;
 
-use super::link::{Link, Plan};
+use super::connection::{Plan, SourceAgent};
 use super::rate::Rate;
 use super::span;
 use crate::budget::Budget;
@@ -50,7 +50,7 @@ pub struct CopyRequest {
 /// What all workers of one job share.
 struct Shared {
     task: Task,
-    link: Link,
+    source: SourceAgent,
     request: CopyRequest,
     plan: Plan,
     settings: Arc<[String]>,
@@ -70,12 +70,12 @@ struct Shared {
 /// are left for the agent's next process.
 pub async fn copy(
     task: &Task,
-    link: Link,
+    source: SourceAgent,
     request: CopyRequest,
     budget: Budget,
 ) -> Result<(), Fault> {
-    let plan = link.plan().await?;
-    let settings = for_loading(&link.settings().await?).into();
+    let plan = source.plan().await?;
+    let settings = for_loading(&source.settings().await?).into();
     let formats = formats(task, &plan.tables).await?;
     let there = ledger(task).await?;
     let done: HashSet<PartNo> = there.iter().map(|d| d.part).collect();
@@ -91,7 +91,7 @@ pub async fn copy(
     let workers = usize::from(request.parallel.max(1)).min(queue.len());
     let shared = Arc::new(Shared {
         task: task.clone(),
-        link,
+        source,
         rate: Rate::new(request.max_rate),
         request,
         plan,
@@ -155,7 +155,7 @@ impl Shared {
                     return Err(self.name_part(fault, part));
                 }
                 let table = self.table(part).ok().map(|table| &table.name);
-                warn!(event = "part.retried", node_id = %self.task.node, source_node = %self.link.source(), job_id = %self.task.job, table = table.map(tracing::field::display), part = part.0, error = %fault, "part failed, trying again");
+                warn!(event = "part.retried", node_id = %self.task.node, source_node = %self.source.source(), job_id = %self.task.job, table = table.map(tracing::field::display), part = part.0, error = %fault, "part failed, trying again");
                 self.task.retried();
                 loader = None;
                 tokio::time::sleep(PAUSE * 2u32.pow(tries - 1)).await;
@@ -185,7 +185,7 @@ impl Shared {
         let _share = self.budget.part(self.request.compression).await;
         // The source starts its COPY while the target begins its transaction.
         let (incoming, begun) = tokio::join!(
-            self.link
+            self.source
                 .part(epoch, part, format, self.request.compression),
             loader.begin(epoch, table, part, format),
         );

@@ -1,24 +1,24 @@
-//! The way down, as everything that works in the agent hears of it.
+//! The signals of a shutdown.
 //!
-//! Owns three signals and a count. [`crate::session::Control`] decides when each is given
-//! (`session::drain`); who works looks at the one that concerns it.
+//! Owns three signals and a count. [`crate::session::Control`] sends them (`session::drain` says when);
+//! each task watches the one that concerns it.
 
 use std::sync::Arc;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// Three signals, each of which implies those before it: a process that ends whatever runs takes up
-/// nothing more either. Clones hear the same.
+/// Three signals, each of which implies those before it: an agent that cuts off its work starts no more
+/// either. Clones share them.
 #[derive(Debug, Clone)]
-pub struct Descent {
+pub struct Shutdown {
     drain: CancellationToken,
     cut: CancellationToken,
     halt: CancellationToken,
     answering: Arc<watch::Sender<usize>>,
 }
 
-impl Default for Descent {
+impl Default for Shutdown {
     fn default() -> Self {
         let halt = CancellationToken::new();
         let cut = halt.child_token();
@@ -31,40 +31,40 @@ impl Default for Descent {
     }
 }
 
-impl Descent {
-    /// Cancelled when nothing more is to be taken up. What is under way goes on.
+impl Shutdown {
+    /// Cancelled when no new work may start. Running work goes on.
     #[must_use]
     pub fn drain(&self) -> &CancellationToken {
         &self.drain
     }
 
-    /// Cancelled when what is still under way is to end at once.
+    /// Cancelled when running work must end at once.
     #[must_use]
     pub fn cut(&self) -> &CancellationToken {
         &self.cut
     }
 
-    /// Cancelled when everyone goes.
+    /// Cancelled when all tasks must end.
     #[must_use]
     pub fn halt(&self) -> &CancellationToken {
         &self.halt
     }
 
-    /// Another agent is being answered, until the value goes.
+    /// Counts a request of another agent as being answered until the guard is dropped.
     #[must_use]
     pub fn answering(&self) -> Answering {
         self.answering.send_modify(|count| *count += 1);
         Answering(Arc::clone(&self.answering))
     }
 
-    /// How many answers to other agents are under way.
+    /// How many requests of other agents are being answered.
     #[must_use]
     pub fn answers(&self) -> watch::Receiver<usize> {
         self.answering.subscribe()
     }
 }
 
-/// An answer under way.
+/// A request being answered.
 #[derive(Debug)]
 pub struct Answering(Arc<watch::Sender<usize>>);
 
@@ -80,26 +80,26 @@ mod tests {
 
     #[test]
     fn each_signal_implies_those_before_it() {
-        let heard = |of: &Descent| {
+        let heard = |of: &Shutdown| {
             let signals = [of.drain(), of.cut(), of.halt()];
             signals.map(CancellationToken::is_cancelled)
         };
-        let steps: [fn(&Descent) -> &CancellationToken; 3] =
-            [Descent::drain, Descent::cut, Descent::halt];
+        let steps: [fn(&Shutdown) -> &CancellationToken; 3] =
+            [Shutdown::drain, Shutdown::cut, Shutdown::halt];
         for (at, step) in steps.into_iter().enumerate() {
-            let descent = Descent::default();
-            step(&descent.clone()).cancel();
+            let shutdown = Shutdown::default();
+            step(&shutdown.clone()).cancel();
             let wanted: Vec<bool> = (0..3).map(|signal| signal <= at).collect();
-            assert_eq!(heard(&descent).to_vec(), wanted);
+            assert_eq!(heard(&shutdown).to_vec(), wanted);
         }
     }
 
     #[test]
     fn answers_are_counted_while_they_last() {
-        let descent = Descent::default();
-        let answers = descent.answers();
-        let first = descent.answering();
-        let second = descent.clone().answering();
+        let shutdown = Shutdown::default();
+        let answers = shutdown.answers();
+        let first = shutdown.answering();
+        let second = shutdown.clone().answering();
         assert_eq!(*answers.borrow(), 2);
         drop((first, second));
         assert_eq!(*answers.borrow(), 0);

@@ -1,4 +1,4 @@
-//! The target's end of a conversation with the source's agent.
+//! The target's connection to the source's agent.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +22,7 @@ use super::stream::Incoming;
 /// A source's agent, dialled when needed and again when the connection was lost. Clones share the
 /// connection.
 #[derive(Debug, Clone)]
-pub struct Link {
+pub struct SourceAgent {
     endpoint: Arc<Endpoint>,
     source: PeerAddress,
     job: JobId,
@@ -50,8 +50,8 @@ pub struct Ping {
     pub clock_ahead: f64,
 }
 
-impl Link {
-    /// A link that is not dialled yet. Its connections are counted in `links`.
+impl SourceAgent {
+    /// Not dialled yet. Its connections are counted in `links`.
     #[must_use]
     pub fn new(endpoint: Arc<Endpoint>, source: PeerAddress, job: JobId, links: &Links) -> Self {
         Self {
@@ -131,7 +131,7 @@ impl Link {
     /// The schema of what takes part.
     ///
     /// # Errors
-    /// As [`Link::plan`].
+    /// As [`SourceAgent::plan`].
     pub async fn described(&self) -> Result<Schema, Fault> {
         let request = PeerRequest::DescribeSchema { job: self.job };
         let (mut reply, mut receiver) = self.ask(&request).await?;
@@ -152,7 +152,7 @@ impl Link {
     /// A section of the schema, as text to be read.
     ///
     /// # Errors
-    /// As [`Link::plan`].
+    /// As [`SourceAgent::plan`].
     pub async fn schema(&self, section: SchemaSection) -> Result<Incoming, Fault> {
         self.frames(&PeerRequest::FetchSchema {
             job: self.job,
@@ -164,7 +164,7 @@ impl Link {
     /// A part's COPY data.
     ///
     /// # Errors
-    /// As [`Link::plan`].
+    /// As [`SourceAgent::plan`].
     pub async fn part(
         &self,
         epoch: Epoch,
@@ -186,7 +186,7 @@ impl Link {
     /// The source's sequences.
     ///
     /// # Errors
-    /// As [`Link::plan`].
+    /// As [`SourceAgent::plan`].
     pub async fn sequences(&self) -> Result<Vec<SequenceValue>, Fault> {
         match self
             .ask(&PeerRequest::FetchSequences { job: self.job })
@@ -201,7 +201,7 @@ impl Link {
     /// How the source's PostgreSQL is reached by another PostgreSQL.
     ///
     /// # Errors
-    /// As [`Link::plan`].
+    /// As [`SourceAgent::plan`].
     pub async fn conninfo(&self) -> Result<Secret, Fault> {
         match self
             .ask(&PeerRequest::FetchConninfo { job: self.job })
@@ -216,7 +216,7 @@ impl Link {
     /// What decides values in the source's database.
     ///
     /// # Errors
-    /// As [`Link::plan`].
+    /// As [`SourceAgent::plan`].
     pub async fn settings(&self) -> Result<Vec<DatabaseSetting>, Fault> {
         let request = PeerRequest::FetchSettings { job: self.job };
         match self.ask(&request).await?.0 {
