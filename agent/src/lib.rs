@@ -3,10 +3,23 @@
 //! In the order rows flow:
 //!
 //! ```text
-//! source/ (snapshot, plan, copy_out) → chunk/ (cut, pack, digest) → peer/ ══QUIC══▶ peer/ → chunk/ → sink/ (copy_in, ledger)
+//! part/copy_out → chunk/ (cut, pack, digest) → peer/ ══QUIC══▶ peer/ → chunk/ → part/copy_in
 //! ```
-//! and in the order commands flow: [`session`] (the coordinator's commands) → [`task`] (one per
-//! command) → [`source`], [`sink`], [`facts`] → [`pg`].
+//! and the rooms, each of which imports only those below it:
+//!
+//! ```text
+//! run, metrics/            the process
+//! session/                 the coordinator's commands, and what it is told
+//! peer/                    agent to agent
+//! facts/     target/       what a server is like; the steps of a job on its target
+//! replication/             subscription, fence, sequences, prepared slots
+//! part/                    one part, read and written
+//! snapshot/  deferred/     the source's consistent point; indexes and constraints, dropped and rebuilt
+//! dump/      schema/       pg_dump; statements, missing objects, comparison
+//! node/                    a job's connections, and the schema steep_repl
+//! locks/  task  telemetry/ who waits for whom; one command at work; counters
+//! pg/        chunk/        PostgreSQL; COPY data in pieces
+//! ```
 //!
 //! The agent never decides what a job does next: it does what it is told, idempotently, and says
 //! what it sees.
@@ -14,15 +27,23 @@
 pub mod budget;
 pub mod chunk;
 pub mod config;
-pub mod descent;
+pub mod deferred;
+pub mod dump;
 pub mod facts;
 pub mod locks;
+pub mod metrics;
+pub mod node;
+pub mod part;
 pub mod peer;
 pub mod pg;
+pub mod replication;
 pub mod run;
+pub mod schema;
 pub mod seat;
 pub mod session;
-pub mod sink;
+pub mod shutdown;
+pub mod snapshot;
 pub mod source;
+pub mod target;
 pub mod task;
 pub mod telemetry;

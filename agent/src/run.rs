@@ -1,4 +1,4 @@
-//! An agent's life: settings, certificates, tasks, and the way down.
+//! An agent's life: settings, certificates, tasks, and the shutdown.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -19,8 +19,8 @@ use tracing::{info, warn};
 
 use crate::budget::Budget;
 use crate::config::{Config, Given};
-use crate::descent::Descent;
 use crate::locks::LockWatch;
+use crate::metrics::{Budgets, Metrics, Sources};
 use crate::peer::serve::Server;
 use crate::pg::Conninfo;
 use crate::seat::seat;
@@ -28,8 +28,9 @@ use crate::session::{
     Agent, Control, DigestWatcher, LineageWatch, Looked, Observer, PreparedWatch, Queues, Readings,
     Reports, Seen, overdue,
 };
-use crate::source::SourceJobs;
-use crate::telemetry::{Budgets, Metrics, Sources, Telemetry};
+use crate::shutdown::Shutdown;
+use crate::snapshot::SourceJobs;
+use crate::telemetry::Telemetry;
 
 /// Mirror rows waiting for PostgreSQL; they replace one another.
 const MIRROR_QUEUE: usize = 16;
@@ -67,8 +68,8 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
     let (mirror_sender, mirror) = mpsc::channel(MIRROR_QUEUE);
     let (audit_sender, audit) = mpsc::channel(AUDIT_QUEUE);
     let budgets = halves(&config);
-    let descent = Descent::default();
-    let halt = descent.halt();
+    let shutdown = Shutdown::default();
+    let halt = shutdown.halt();
     let mut tasks = JoinSet::new();
     let server = Server {
         node: config.node.clone(),
@@ -77,16 +78,16 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
         jobs: Arc::clone(&jobs),
         budget: budgets.sent.clone(),
         telemetry: Arc::clone(&telemetry),
-        descent: descent.clone(),
+        shutdown: shutdown.clone(),
         throttle: Arc::default(),
     };
     tasks.spawn(server.run(Arc::clone(&endpoint)));
-    let wishes = Wishes {
+    let queues = ObserverQueues {
         mirror,
         audit,
         reports: Arc::clone(&reports),
     };
-    let (observers, seen) = observers(&config, &conninfo, &jobs, wishes);
+    let (observers, seen) = observers(&config, &conninfo, &jobs, queues);
     observers.start(&mut tasks, halt);
     let received = budgets.received.clone();
     if let Some(address) = config.metrics {
@@ -99,7 +100,7 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
             mirror: mirror_sender.clone(),
             budgets,
         };
-        let metrics = Metrics::new(sources, descent.drain().clone());
+        let metrics = Metrics::new(sources, shutdown.drain().clone());
         let listener = http::bind(address).await?;
         tasks.spawn(http::serve(listener, metrics, halt.clone()));
     }
@@ -113,7 +114,7 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
         index_memory: config.index_memory,
         telemetry,
         readings: Readings::default(),
-        drain: descent.drain().clone(),
+        drain: shutdown.drain().clone(),
     });
     let control = Control::new(
         agent,
@@ -126,7 +127,7 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
         coordinator(&config, &endpoint, &advertise),
     );
     let mut controlling = JoinSet::new();
-    controlling.spawn(control.run(stop.clone(), descent.clone()));
+    controlling.spawn(control.run(stop.clone(), shutdown.clone()));
 
     info!(event = "ready", node_id = %config.node, listen = %endpoint.local_addr(), %advertise, "agent ready");
     steep_daemon::ready();
@@ -181,7 +182,7 @@ fn credentials(config: &Config) -> anyhow::Result<Credentials> {
 }
 
 /// What the observer is asked to write.
-struct Wishes {
+struct ObserverQueues {
     mirror: mpsc::Receiver<MirrorRow>,
     audit: mpsc::Receiver<AuditView>,
     reports: Arc<Reports>,
@@ -208,7 +209,7 @@ fn observers(
     config: &Config,
     conninfo: &Arc<Conninfo>,
     jobs: &Arc<SourceJobs>,
-    wishes: Wishes,
+    queues: ObserverQueues,
 ) -> (Observers, Seen) {
     let (seen_sender, observed) = watch::channel(Observed::default());
     let (prepared_sender, prepared) = watch::channel(None);
@@ -225,7 +226,7 @@ fn observers(
     let lock_watch = LockWatch {
         node: config.node.clone(),
         conninfo: Arc::clone(conninfo),
-        book: Arc::clone(jobs.locks()),
+        registry: Arc::clone(jobs.locks()),
         seen: lock_sender,
     };
     let observer = Observer {
@@ -235,9 +236,9 @@ fn observers(
         seen: seen_sender,
         prepared: PreparedWatch::new(prepared_sender),
         lineage: LineageWatch::new(lineage_sender),
-        mirror: wishes.mirror,
-        audit: wishes.audit,
-        reports: wishes.reports,
+        mirror: queues.mirror,
+        audit: queues.audit,
+        reports: queues.reports,
         looked,
         look_at_columns,
         locks,

@@ -16,9 +16,9 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 
 use super::{features, filters, identity};
+use crate::dump;
 use crate::pg::catalog::{Partitions, USER_RELATION, table_name};
 use crate::pg::{PgError, Session};
-use crate::source;
 use crate::task::Task;
 
 /// Whether a relation has triggers that fire on replicated rows as well: `ENABLE ALWAYS` and `ENABLE REPLICA`
@@ -89,7 +89,7 @@ pub(super) async fn gather(
     let mut facts = census.facts;
     facts.identities = identity::gather(task, session, filter).await?;
     facts.features = features::of_source(task, session, filter).await?;
-    facts.filter = source::filter_facts(session, filter).await?;
+    facts.filter = dump::filter_facts(session, filter).await?;
     facts.unmatched = filters::gather(task, session, filter).await?;
     let sql = "SELECT count(*) FROM pg_largeobject_metadata";
     let row = session
@@ -102,7 +102,7 @@ pub(super) async fn gather(
     {
         facts.roles.push(row.try_get(0)?);
     }
-    facts.pg_dump = Some(source::pg_dump_major().await);
+    facts.pg_dump = Some(dump::pg_dump_major().await);
     Ok(facts)
 }
 

@@ -4,7 +4,7 @@
 //! Owns the gathering; never judges (the coordinator does, from both ends' facts) and never changes
 //! anything that outlives its transactions. Two probes do more than read, and are rolled back:
 //! whether triggers can be silenced ([`server`]) and whether this PostgreSQL reaches the other one
-//! ([`link`]); a third opens a replication connection and closes it again ([`walsender`]).
+//! ([`reachability`]); a third opens a replication connection and closes it again ([`walsender`]).
 //!
 //! Invariants: no name is built into SQL but through a quoted type; no password is in a fact; a
 //! catalog of any size is read as a stream and kept as counts and bounded lists.
@@ -15,10 +15,10 @@ mod features;
 mod filters;
 mod identity;
 mod lineage;
-mod link;
 mod loading;
 mod owner_code;
 mod pooler;
+mod reachability;
 mod receiver;
 mod server;
 mod settings;
@@ -124,7 +124,7 @@ async fn try_target(
         let own = task.replication.name();
         facts.subscribed = lineage::subscribed(&session, own.as_str(), &wanted).await?;
         if let Some(conninfo) = &peer.conninfo {
-            facts.server_link = link::probe(task, &session, conninfo).await?;
+            facts.server_link = reachability::probe(task, &session, conninfo).await?;
         }
         session.close().await;
     }

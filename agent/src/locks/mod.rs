@@ -1,6 +1,6 @@
 //! Locks that our sessions and those of others want of each other.
 //!
-//! [`LockBook`] is what readers and the [`LockWatch`] know together: which tables are waited for outside
+//! [`LockRegistry`] is what readers and the [`LockWatch`] share: which tables are waited for outside
 //! of any queue, how long others may wait for a job, which sessions of ours were ended for somebody. The
 //! watch looks at the server while anything of ours is at work there, reports whom we block and who
 //! blocks us, and ends a session of ours that somebody has waited for too long (G5). Values only but for
@@ -24,7 +24,7 @@ const SUSPECTS_MAX: usize = 1_000;
 
 /// Shared by everything that takes locks and the watch.
 #[derive(Debug, Default)]
-pub struct LockBook {
+pub struct LockRegistry {
     inner: Mutex<Inner>,
 }
 
@@ -49,7 +49,7 @@ struct Awaited {
     since: Instant,
 }
 
-impl LockBook {
+impl LockRegistry {
     /// The watch looks as long as the guard lives.
     #[must_use]
     pub fn attend(self: &Arc<Self>) -> Attended {
@@ -78,7 +78,7 @@ impl LockBook {
         };
         inner.awaited.entry((job, table)).or_insert(fresh).parts += 1;
         WaitsFor {
-            book: Arc::clone(self),
+            registry: Arc::clone(self),
             key: (job, table),
         }
     }
@@ -147,7 +147,7 @@ impl LockBook {
 
 /// Something of ours is at work on the server.
 #[derive(Debug)]
-pub struct Attended(Arc<LockBook>);
+pub struct Attended(Arc<LockRegistry>);
 
 impl Drop for Attended {
     fn drop(&mut self) {
@@ -159,13 +159,13 @@ impl Drop for Attended {
 /// A part that waits for a table.
 #[derive(Debug)]
 pub(crate) struct WaitsFor {
-    book: Arc<LockBook>,
+    registry: Arc<LockRegistry>,
     key: (JobId, u32),
 }
 
 impl Drop for WaitsFor {
     fn drop(&mut self) {
-        let mut inner = self.book.lock();
+        let mut inner = self.registry.lock();
         if let Some(awaited) = inner.awaited.get_mut(&self.key) {
             awaited.parts -= 1;
             if awaited.parts == 0 {
@@ -181,17 +181,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_table_is_awaited_as_long_as_one_part_waits_for_it() {
-        let book = Arc::new(LockBook::default());
-        let one = book.wait_for(JobId(1), 16_384);
-        let two = book.wait_for(JobId(1), 16_384);
+        let registry = Arc::new(LockRegistry::default());
+        let one = registry.wait_for(JobId(1), 16_384);
+        let two = registry.wait_for(JobId(1), 16_384);
         drop(one);
-        assert_eq!(book.awaited().len(), 1);
+        assert_eq!(registry.awaited().len(), 1);
         drop(two);
-        assert!(book.awaited().is_empty());
-        assert!(!book.is_attended());
-        let guard = book.attend();
-        assert!(book.is_attended());
+        assert!(registry.awaited().is_empty());
+        assert!(!registry.is_attended());
+        let guard = registry.attend();
+        assert!(registry.is_attended());
         drop(guard);
-        assert!(!book.is_attended());
+        assert!(!registry.is_attended());
     }
 }

@@ -10,7 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::LockBook;
+use super::LockRegistry;
 use super::conflicts::{Conflicts, Row, purpose};
 use super::statement::shown;
 use crate::pg::{Conninfo, PgError, Session};
@@ -35,7 +35,7 @@ pub struct LockWatch {
     /// Its database.
     pub conninfo: Arc<Conninfo>,
     /// What readers know.
-    pub book: Arc<LockBook>,
+    pub registry: Arc<LockRegistry>,
     /// Where conflicts go; the newest replace the last.
     pub seen: watch::Sender<Vec<LockConflict>>,
 }
@@ -52,7 +52,7 @@ impl LockWatch {
                 () = cancel.cancelled() => return,
                 _ = tick.tick() => {}
             }
-            if self.book.is_attended() {
+            if self.registry.is_attended() {
                 let look = self.look(&mut session, &mut conflicts);
                 match tokio::time::timeout(LOOK_TIMEOUT, look).await {
                     Ok(Ok(())) => {}
@@ -92,7 +92,7 @@ impl LockWatch {
         conflicts.take(&rows, now);
         for row in &rows {
             self.note(row);
-            let rule = self.book.rule(row.job);
+            let rule = self.registry.rule(row.job);
             if row.can_give_way() && rule.is_due(row.waited) {
                 self.give_way(session, row).await?;
                 conflicts.gave_way(row, now);
@@ -104,17 +104,17 @@ impl LockWatch {
     /// What readers want to know when they fail.
     fn note(&self, row: &Row) {
         if row.ours == "copy" {
-            self.book.note_suspect(row.oid, row.other());
+            self.registry.note_suspect(row.oid, row.other());
         } else if let (LockRole::BlocksUs, Some(job)) = (row.role, row.job) {
-            self.book.note_waited(job, &row.ours, row.other());
+            self.registry.note_waited(job, &row.ours, row.other());
         }
     }
 
     /// Ends the session: one that waits for its client to read does not hear of a cancel.
     async fn give_way(&self, session: &Session, row: &Row) -> Result<(), PgError> {
-        self.book.note_ended(row.own, row.other());
+        self.registry.note_ended(row.own, row.other());
         if let Some(job) = row.job {
-            self.book.note_waited(job, &row.ours, row.other());
+            self.registry.note_waited(job, &row.ours, row.other());
         }
         session
             .execute("SELECT pg_terminate_backend($1)", &[&row.own])
@@ -125,7 +125,7 @@ impl LockWatch {
 
     async fn ask(&self, session: &Session) -> Result<Vec<Row>, PgError> {
         let prefix = prefix(&self.conninfo);
-        let awaited = self.book.awaited();
+        let awaited = self.registry.awaited();
         let oids: Vec<u32> = awaited.iter().map(|(_, oid, _)| *oid).collect();
         let mut rows = Vec::new();
         for row in session.query(CONFLICTS, &[&prefix, &oids]).await? {

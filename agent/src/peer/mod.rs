@@ -1,16 +1,16 @@
 //! Agent to agent: the data path's middle.
 //!
-//! [`serve`] answers a target's agent from the snapshots this agent holds open; [`link`] is the other
-//! end, dialled by the target. [`stream`] moves one part over one QUIC stream; [`copy`] runs the
-//! workers that fetch a whole plan. [`rate`] is the operator's limit on all of them together. [`span`] tells traces
-//! of parts.
+//! [`serve`] answers a target's agent from the snapshots this agent holds open; [`connection`] is the other
+//! end, dialled by the target. [`stream`] moves one part over one QUIC stream; [`fetch`] runs the
+//! workers that fetch a whole plan. [`rate`] is the operator's limit on all of them together. [`span`] makes the
+//! trace spans of parts.
 //!
 //! Invariants: a request is answered only for the node that the coordinator named for its job (G7);
 //! a part is reported done only after the target's commit (G2); a broken connection costs the parts
 //! on it and nothing else.
 
-pub mod copy;
-pub mod link;
+pub mod connection;
+pub mod fetch;
 pub mod rate;
 pub mod serve;
 mod span;

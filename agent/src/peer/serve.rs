@@ -21,9 +21,11 @@ use tracing::{debug, warn};
 use super::{span, stream};
 use crate::budget::Budget;
 use crate::chunk::Packer;
-use crate::descent::Descent;
+use crate::part::copy_out::read_part;
 use crate::pg::{Conninfo, catalog};
-use crate::source::{self, OpenSnapshot, SourceJob, SourceJobs};
+use crate::replication::sequences::sequences;
+use crate::shutdown::Shutdown;
+use crate::snapshot::{OpenSnapshot, SourceJob, SourceJobs, describe_replicated};
 use crate::task::{Patience, Progress, Task};
 use crate::telemetry::{Flow, Telemetry};
 
@@ -62,7 +64,7 @@ pub struct Server {
     /// Counts what is sent.
     pub telemetry: Arc<Telemetry>,
     /// When to go.
-    pub descent: Descent,
+    pub shutdown: Shutdown,
     /// Which lines are written of what peers do.
     pub throttle: Arc<Throttle>,
 }
@@ -75,7 +77,7 @@ impl Server {
         let mut listener = Listener::new(endpoint, CONNECTIONS);
         loop {
             tokio::select! {
-                () = self.descent.halt().cancelled() => break,
+                () = self.shutdown.halt().cancelled() => break,
                 arrival = listener.next() => match arrival {
                     None => break,
                     Some(Arrival::Accepted(accepted)) => {
@@ -112,10 +114,10 @@ impl Server {
         debug!(peer = %peer.name, "peer connected");
         let _watched = self.telemetry.links.watch(&connection);
         let mut streams = JoinSet::new();
-        let cancel = self.descent.cut().child_token();
+        let cancel = self.shutdown.cut().child_token();
         loop {
             tokio::select! {
-                () = self.descent.halt().cancelled() => {
+                () = self.shutdown.halt().cancelled() => {
                     connection.close(CloseCode::ShuttingDown);
                     break;
                 }
@@ -135,7 +137,7 @@ impl Server {
                         };
                         match asked {
                             Ok(Some(request)) => {
-                                let _answering = server.descent.answering();
+                                let _answering = server.shutdown.answering();
                                 server.attend_to(connection, request, sender, cancel).await;
                             }
                             Ok(None) => {}
@@ -241,7 +243,7 @@ impl Server {
                 Ok(PeerReply::Conninfo(self.replication_conninfo.libpq()))
             }
             PeerRequest::FetchSequences { job } => {
-                source::sequences(&self.task(job, cancel), &entry.filter)
+                sequences(&self.task(job, cancel), &entry.filter)
                     .await
                     .map(PeerReply::Sequences)
             }
@@ -285,7 +287,7 @@ impl Server {
                         span.text("table", &table.name);
                     }
                     let share = self.budget.part(compression).await;
-                    Ok((source::read_part(&open, part, format, cancel).await?, share))
+                    Ok((read_part(&open, part, format, cancel).await?, share))
                 };
                 match begun.await {
                     Ok((mut rows, _share)) => {
@@ -294,7 +296,7 @@ impl Server {
                         let sent = tokio::select! {
                             sent = stream::send(&mut rows, packer, sender, flow) => sent?,
                             // A slow target would read for long before it came to a fault.
-                            () = self.descent.cut().cancelled() => {
+                            () = self.shutdown.cut().cancelled() => {
                                 sender.reset(CloseCode::ShuttingDown);
                                 return Err(StreamError::Finished);
                             }
@@ -314,7 +316,7 @@ impl Server {
 
     async fn describe(&self, entry: &SourceJob, sender: &mut Sender) -> Result<(), StreamError> {
         let described = match entry.replication {
-            Some(job) => source::describe_replicated(&self.conninfo, &entry.filter, job).await,
+            Some(job) => describe_replicated(&self.conninfo, &entry.filter, job).await,
             None => catalog::describe(&self.conninfo, &entry.filter).await,
         };
         let pages = match described {
@@ -334,7 +336,7 @@ impl Server {
     }
 
     fn opened(&self, entry: &SourceJob) -> Result<Arc<OpenSnapshot>, Fault> {
-        if self.descent.drain().is_cancelled() {
+        if self.shutdown.drain().is_cancelled() {
             let text = "the agent is being stopped, and the job's snapshot ends with it";
             return Err(Fault::new(FaultKind::Cancelled, text)
                 .on(&self.node)
@@ -355,7 +357,7 @@ impl Server {
             replication: Replication::of(job),
             conninfo: Arc::clone(&self.conninfo),
             cancel,
-            drain: self.descent.drain().clone(),
+            drain: self.shutdown.drain().clone(),
             progress: Progress::nowhere(),
             patience: Patience::default(),
             index_memory: None,

@@ -26,10 +26,10 @@ use tracing::{info, warn};
 
 use super::dispatch::Agent;
 use super::drain::{LAST_WORDS, Stage};
+use super::drainer::{Drainer as Way, until};
 use super::observe::stands_out;
 use super::report::Reports;
-use super::way::{Way, until};
-use crate::descent::Descent;
+use crate::shutdown::Shutdown as Descent;
 
 /// First pause after a failed dial; doubled up to [`PAUSE_MAX`].
 const PAUSE: Duration = Duration::from_millis(250);

@@ -17,7 +17,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::pg::{Conninfo, LOCK_MOMENT, OwnSchema, PgError, Session};
-use crate::{sink, source};
+use crate::replication::server_log::troubles;
+use crate::replication::subscribed::subscribed;
+use crate::replication::subscription::subscription_statuses;
+use crate::snapshot::published::published;
 
 /// A look that takes longer is given up; ten thousand tables take about a second.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(60);
@@ -106,21 +109,21 @@ impl DigestWatcher {
         };
         let carried = Carried {
             look: 0,
-            published: source::published(session).await?,
-            subscribed: sink::subscribed(session).await?,
+            published: published(session).await?,
+            subscribed: subscribed(session).await?,
         };
         let failing = failing(session).await?;
         Ok(Looked {
             digests: digests(session).await?,
             carried,
-            troubles: sink::troubles(session, &failing).await?,
+            troubles: troubles(session, &failing).await?,
         })
     }
 }
 
 /// Subscriptions of ours that have met errors; before 15 nobody counts them.
 async fn failing(session: &Session) -> Result<Vec<JobId>, PgError> {
-    let all = sink::subscription_statuses(session).await?;
+    let all = subscription_statuses(session).await?;
     let failing = all.iter().filter(|s| s.apply_errors > 0 || !s.running);
     Ok(failing.map(|s| s.job).collect())
 }

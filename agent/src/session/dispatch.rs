@@ -23,11 +23,11 @@ use super::readings::Readings;
 use super::report::Reports;
 use crate::budget::Budget;
 use crate::facts::{self, PeerFacts};
-use crate::peer::copy::copy;
-use crate::peer::link::Link;
+use crate::peer::connection::SourceAgent as Link;
+use crate::peer::fetch::copy;
 use crate::pg::{Conninfo, catalog};
-use crate::sink::{self, Dumps, PrepareRequest, SchemaRequest};
 use crate::source::{self, SourceJobs};
+use crate::target::{self as sink, Dumps, PrepareRequest, SchemaRequest};
 use crate::task::{Patience, Progress, Task};
 use crate::telemetry::{CommandEnd, Telemetry};
 

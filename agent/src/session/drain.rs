@@ -1,4 +1,4 @@
-//! What becomes of commands when the agent is told to stop, and when the way down is over. Pure.
+//! The stages of a shutdown, and what each does to running commands. Pure.
 //!
 //! ```text
 //! Up ─▶ Draining ─▶ Cut ─▶ Over        Draining ─▶ Over where nothing is left
@@ -21,18 +21,18 @@ const CUT_LIMIT: Duration = Duration::from_secs(5);
 /// and a wait for the disk.
 const LAST_ORDERS: Duration = Duration::from_millis(500);
 
-/// The longest way down from the first signal, with some time for the last words.
+/// The longest shutdown after the first signal, the last messages included.
 pub(super) const WAY_DOWN_MAX: Duration = DRAIN_LIMIT
     .saturating_add(CUT_LIMIT)
     .saturating_add(LAST_WORDS);
 
-/// The longest way down from the second signal.
+/// The longest shutdown after the second signal.
 pub(super) const HURRY_MAX: Duration = CUT_LIMIT.saturating_add(LAST_WORDS);
 
 /// How long the coordinator gets to hear what was done last.
 pub(super) const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// How far the way down is.
+/// The stage of a shutdown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
     /// Nobody has said stop.

@@ -3,22 +3,22 @@
 //! [`Control`] owns everything that outlives a session: commands at work, outcomes not acknowledged,
 //! parts reported done. A lost session changes none of it: transfers run on, and the next session
 //! says again what the coordinator may have missed. [`dispatch`] turns a command into a future;
-//! [`observe`] looks at the server; [`report`] collects progress between sends. Told to stop, the agent
-//! goes down in stages, within bounds: [`drain`] says which, [`way`] waits for them.
+//! [`observe`] looks at the server; [`report`] collects progress between sends. A
+//! shutdown goes through stages, each with a deadline: [`drain`] defines them, [`drainer`] waits for them.
 
 mod control;
 mod digests;
 mod dispatch;
 mod drain;
+mod drainer;
 mod observe;
 mod readings;
 mod report;
-mod way;
 
 pub use control::{Control, Coordinator, Queues, Seen};
 pub use digests::{DigestWatcher, Looked};
 pub use dispatch::Agent;
+pub use drainer::overdue;
 pub use observe::{LineageWatch, Observer, PreparedWatch};
 pub use readings::Readings;
 pub use report::Reports;
-pub use way::overdue;

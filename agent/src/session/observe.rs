@@ -18,9 +18,11 @@ use tracing::{debug, warn};
 use super::digests::Looked;
 use super::report::Reports;
 use crate::facts;
+use crate::node::{own_schema, slot_notes};
 use crate::pg::{Conninfo, PgError, Session};
-use crate::sink::{self, schema};
-use crate::source::{self, Dropped, SourceJobs, Unwanted};
+use crate::replication::prepared::{self, Dropped, Unwanted};
+use crate::replication::subscription;
+use crate::snapshot::{SourceJobs, published, slot};
 
 /// A look that takes longer is as good as a server that cannot be asked.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -88,7 +90,7 @@ impl Observer {
                 () = cancel.cancelled() => return,
                 _ = tick.tick() => ObserverTask::Nothing,
                 Ok(()) = self.locks.changed() => ObserverTask::Nothing,
-                Some(wish) = self.audit.recv() => ObserverTask::Audit(wish),
+                Some(entry) = self.audit.recv() => ObserverTask::Audit(entry),
                 row = self.mirror.recv() => match row {
                     Some(row) => ObserverTask::Mirror(self.newest(row)),
                     None => return,
@@ -161,7 +163,7 @@ impl Observer {
                 session.insert(fresh)
             }
         };
-        match source::prepared_slots(session, &self.node).await {
+        match slot_notes::prepared_slots(session, &self.node).await {
             Ok(prepared) => self.prepared.take(prepared),
             // Somebody holds the table of notes: what it said last still holds.
             Err(error) if error.sqlstate().is_some() => debug!(%error, "prepared slots not read"),
@@ -175,9 +177,9 @@ impl Observer {
             }
         }
         // Slots before publications: a slot that is listed was made after its publication.
-        let slots = source::slot_statuses(session, self.prepared.newest()).await?;
-        let publications = source::publication_statuses(session).await?;
-        let mut subscriptions = sink::subscription_statuses(session).await?;
+        let slots = slot::slot_statuses(session, self.prepared.newest()).await?;
+        let publications = published::publication_statuses(session).await?;
+        let mut subscriptions = subscription::subscription_statuses(session).await?;
         let looked = self.looked.borrow().clone();
         for subscription in &mut subscriptions {
             let own = looked
@@ -205,7 +207,7 @@ impl Observer {
                 continue;
             };
             let replication = &slot.replication;
-            let dropping = source::drop_unused(open, &self.node, replication, Unwanted::Expired);
+            let dropping = prepared::drop_unused(open, &self.node, replication, Unwanted::Expired);
             match tokio::time::timeout(LOOK_TIMEOUT, dropping).await {
                 Ok(Ok(Dropped::Yes)) => {
                     warn!(event = "init.slot_expired", node_id = %self.node, slot = %replication.slot, "a prepared slot was dropped: its time is over and no backup was completed with it");
@@ -250,15 +252,15 @@ impl Observer {
             ObserverTask::Nothing => {}
             ObserverTask::Mirror(row) => {
                 if self.installed(session).await? {
-                    schema::mirror(session, &self.node, row).await?;
+                    own_schema::mirror(session, &self.node, row).await?;
                 }
             }
-            ObserverTask::Audit(wish) => {
+            ObserverTask::Audit(entry) => {
                 // Where it could not be written it is told again, and written once the extension is
                 // of this version.
                 if self.installed(session).await? {
-                    schema::audit(session, &self.node, wish).await?;
-                    self.reports.audited(wish.seq);
+                    own_schema::audit(session, &self.node, entry).await?;
+                    self.reports.audited(entry.seq);
                 }
             }
         }
@@ -268,7 +270,7 @@ impl Observer {
     /// Makes sure of the node's own tables. An extension of an older version keeps them from being
     /// written, and nothing else.
     async fn installed(&self, session: &Session) -> Result<bool, PgError> {
-        match schema::install(session).await {
+        match own_schema::install(session).await {
             Err(error @ PgError::Extension { .. }) => {
                 warn!(node_id = %self.node, %error, "this node's own tables are not kept");
                 Ok(false)

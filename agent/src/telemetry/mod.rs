@@ -1,29 +1,12 @@
-//! What this agent tells Prometheus: counters that work adds to, and a page written when somebody
-//! scrapes.
-//!
-//! Owns counters; everything else is asked of who owns it at the
-//! moment of a scrape. Labels are peers' names and fixed words, never tables or jobs, so the number
-//! of series is bounded by the cluster's size. Names, units and labels: docs/metrics.md.
+//! Counters that work adds to, and that [`crate::metrics`] shows.
 
 mod flow;
-mod page;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use steep_daemon::http::{Health, Scrape};
-use steep_daemon::metrics::{self, Registry};
-use steep_protocol::NodeId;
-use steep_protocol::message::agent::{MirrorRow, Observed};
 use steep_protocol::quic::Links;
-use tokio::sync::{mpsc, watch};
-use tokio_util::sync::CancellationToken;
 
 pub use flow::Flow;
-
-use crate::budget::Budget;
-use crate::session::Reports;
-use crate::source::SourceJobs;
 
 /// What work adds to.
 #[derive(Debug, Default)]
@@ -32,11 +15,11 @@ pub struct Telemetry {
     pub sent: Flow,
     /// Connections.
     pub links: Links,
-    coordinator: AtomicBool,
-    running: AtomicU64,
-    done: AtomicU64,
-    failed: AtomicU64,
-    cancelled: AtomicU64,
+    pub(crate) coordinator: AtomicBool,
+    pub(crate) running: AtomicU64,
+    pub(crate) done: AtomicU64,
+    pub(crate) failed: AtomicU64,
+    pub(crate) cancelled: AtomicU64,
 }
 
 /// How a command ended.
@@ -90,65 +73,6 @@ impl Drop for RunningCommand<'_> {
             CommandEnd::Cancelled => &self.telemetry.cancelled,
         };
         counter.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-/// Everything that a scrape looks at.
-#[derive(Debug)]
-pub struct Sources {
-    /// This node.
-    pub node: NodeId,
-    /// The counters.
-    pub telemetry: Arc<Telemetry>,
-    /// Jobs for which it is the source.
-    pub jobs: Arc<SourceJobs>,
-    /// What its tasks report.
-    pub reports: Arc<Reports>,
-    /// What is observed of the server.
-    pub seen: watch::Receiver<Observed>,
-    /// Rows waiting to be mirrored.
-    pub mirror: mpsc::Sender<MirrorRow>,
-    /// What parts that are served may hold in memory, and those that are fetched.
-    pub budgets: Budgets,
-}
-
-/// The budgets of both directions.
-#[derive(Debug)]
-pub struct Budgets {
-    /// For parts that are served.
-    pub sent: Budget,
-    /// For parts that are fetched.
-    pub received: Budget,
-}
-
-/// Answers scrapes.
-#[derive(Debug)]
-pub struct Metrics {
-    registry: Registry,
-    drain: CancellationToken,
-}
-
-impl Metrics {
-    /// Metrics out of these. Once `drain` is cancelled, the agent is said to stop.
-    #[must_use]
-    pub fn new(sources: Sources, drain: CancellationToken) -> Self {
-        let mut registry = metrics::registry();
-        registry.register_collector(Box::new(sources));
-        Self { registry, drain }
-    }
-}
-
-impl Scrape for Metrics {
-    async fn scrape(&self) -> Option<String> {
-        Some(metrics::text(&self.registry))
-    }
-
-    async fn health(&self) -> Health {
-        if self.drain.is_cancelled() {
-            Health::Stopping
-        } else {
-            Health::Well
-        }
     }
 }
 

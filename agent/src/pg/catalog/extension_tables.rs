@@ -27,7 +27,7 @@ pub(crate) enum ExtensionRelation {
 /// How many are looked at; extensions have a handful.
 const TABLES_MAX: i64 = 1_000;
 
-/// Ours keeps its books for itself.
+/// Ours keeps its records for itself.
 const TABLES_SQL: &str = "
 SELECT n.nspname::text, c.relname::text, e.extname::text, c.relkind = 'S', coalesce(x.condition, '')
 FROM pg_extension e CROSS JOIN LATERAL unnest(e.extconfig, e.extcondition) AS x (oid, condition)

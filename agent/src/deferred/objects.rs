@@ -1,0 +1,299 @@
+//! What waits until the rows are there: its definition, stored in `steep_repl.deferred_objects`
+//! before the thing itself is left out or dropped, so that a crash can always bring it back.
+
+use steep_protocol::{Fault, JobId, TableName};
+use tokio_postgres::Row;
+
+use crate::node::connection::Conn;
+use crate::pg::literal;
+use crate::schema::batch::Item;
+use crate::schema::statement::{Class, Only, Stage};
+
+/// How a statement is run when its time comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// `CREATE INDEX`: shares its table with others of its kind.
+    Index,
+    /// A constraint that is an index: has its table for itself.
+    Key,
+    /// A foreign key that can be added first and checked later.
+    ForeignKey,
+    /// A foreign key of a partitioned table, which is added and checked at once.
+    ForeignKeyAtOnce,
+    /// A CHECK constraint, added first and checked later.
+    Check,
+    /// The same of a domain.
+    DomainCheck,
+    /// A domain's NOT NULL.
+    DomainNotNull,
+    /// In order.
+    Other,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Index => "index",
+            Self::Key => "key",
+            Self::ForeignKey => "foreign_key",
+            Self::ForeignKeyAtOnce => "foreign_key_at_once",
+            Self::Check => "check",
+            Self::DomainCheck => "domain_check",
+            Self::DomainNotNull => "domain_not_null",
+            Self::Other => "other",
+        }
+    }
+
+    fn from_name(name: &str) -> Self {
+        match name {
+            "index" => Self::Index,
+            "key" => Self::Key,
+            "foreign_key" => Self::ForeignKey,
+            "foreign_key_at_once" => Self::ForeignKeyAtOnce,
+            "check" => Self::Check,
+            "domain_check" => Self::DomainCheck,
+            "domain_not_null" => Self::DomainNotNull,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Something that waits.
+#[derive(Debug, Clone)]
+pub(crate) struct Deferred {
+    pub(crate) stage: Stage,
+    pub(crate) kind: Kind,
+    pub(crate) table: Option<TableName>,
+    pub(crate) name: Option<String>,
+    pub(crate) sql: String,
+}
+
+impl Deferred {
+    /// A statement of the post-data section; nothing for one that is never run.
+    pub(crate) fn of_dump(item: Item) -> Option<Self> {
+        let stage = item.class.stage()?;
+        let (kind, table, name) = match item.class {
+            Class::Index { table, name } => (Kind::Index, Some(table), Some(name)),
+            Class::Key { table, name } => (Kind::Key, Some(table), Some(name)),
+            Class::ForeignKey { table, name, only } => {
+                let kind = match only {
+                    Only::Yes => Kind::ForeignKey,
+                    Only::No => Kind::ForeignKeyAtOnce,
+                };
+                (kind, Some(table), Some(name.into()))
+            }
+            Class::Setting { .. }
+            | Class::IndexDetail
+            | Class::Identity { .. }
+            | Class::Table { .. }
+            | Class::Attach
+            | Class::RowSecurity
+            | Class::Policy { .. }
+            | Class::PolicyDetail
+            | Class::EventTrigger
+            | Class::Privilege
+            | Class::Comment
+            | Class::Schema
+            | Class::Extension
+            | Class::Replication
+            | Class::Refresh { .. }
+            | Class::MaterializedView { .. }
+            | Class::Other => (Kind::Other, None, None),
+        };
+        let sql = item.sql;
+        Some(Self {
+            stage,
+            kind,
+            table,
+            name,
+            sql,
+        })
+    }
+
+    /// The same, in order with everything else: its table is made only then.
+    pub(crate) fn after_its_table(mut self) -> Self {
+        self.stage = Stage::Rest;
+        self.kind = Kind::Other;
+        self
+    }
+
+    /// Whether it makes files, so that its tablespace matters.
+    pub(crate) fn makes_storage(&self) -> bool {
+        matches!(self.kind, Kind::Index | Kind::Key)
+    }
+
+    /// The row of values that stores it.
+    fn values(&self, job: JobId, ord: i32) -> String {
+        let text = |value: Option<&str>| value.map_or("NULL".to_owned(), literal);
+        format!(
+            "('{job}', {ord}, {}, '{}', {}, {}, {}, {})",
+            self.stage.code(),
+            self.kind.name(),
+            text(self.table.as_ref().map(|t| t.schema.as_str())),
+            text(self.table.as_ref().map(|t| t.table.as_str())),
+            text(self.name.as_deref()),
+            literal(&self.sql),
+        )
+    }
+}
+
+/// Rows stored by one statement, and bytes of it.
+const STORE_ROWS: usize = 500;
+const STORE_BYTES: usize = 1024 * 1024;
+
+/// Stores deferred objects, in order, many at a time.
+#[derive(Debug)]
+pub(crate) struct DeferredWriter<'a> {
+    conn: &'a Conn,
+    job: JobId,
+    next: i32,
+    values: Vec<String>,
+    bytes: usize,
+}
+
+impl<'a> DeferredWriter<'a> {
+    /// Goes on after what the job has stored already.
+    pub(crate) async fn new(conn: &'a Conn, job: JobId) -> Result<Self, Fault> {
+        let sql =
+            "SELECT coalesce(max(ord) + 1, 0) FROM steep_repl.deferred_objects WHERE job = $1";
+        let next = conn.row(sql, &[&job.to_string()]).await?.get(0);
+        Ok(Self {
+            conn,
+            job,
+            next,
+            values: Vec::new(),
+            bytes: 0,
+        })
+    }
+
+    /// The statement that stores these.
+    pub(crate) fn insert(&mut self, all: &[Deferred]) -> String {
+        let values: Vec<String> = all.iter().map(|one| self.row(one)).collect();
+        insert(&values)
+    }
+
+    fn row(&mut self, deferred: &Deferred) -> String {
+        let ord = self.next;
+        self.next += 1;
+        deferred.values(self.job, ord)
+    }
+
+    /// Stores one, with others.
+    pub(crate) async fn store(&mut self, deferred: Deferred) -> Result<(), Fault> {
+        let row = self.row(&deferred);
+        self.bytes += row.len();
+        self.values.push(row);
+        if self.values.len() >= STORE_ROWS || self.bytes >= STORE_BYTES {
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    /// Stores what is left.
+    pub(crate) async fn finish(mut self) -> Result<(), Fault> {
+        self.flush().await
+    }
+
+    async fn flush(&mut self) -> Result<(), Fault> {
+        self.bytes = 0;
+        let values = std::mem::take(&mut self.values);
+        if values.is_empty() {
+            return Ok(());
+        }
+        self.conn.execute(&insert(&values)).await
+    }
+}
+
+fn insert(values: &[String]) -> String {
+    format!(
+        "INSERT INTO steep_repl.deferred_objects
+         (job, ord, stage, kind, schema_name, table_name, name, create_sql) VALUES {}",
+        values.join(",\n")
+    )
+}
+
+/// One that is not done yet, as it was stored.
+#[derive(Debug, Clone)]
+pub(crate) struct Waiting {
+    pub(crate) ord: i32,
+    pub(crate) kind: Kind,
+    pub(crate) table: Option<TableName>,
+    pub(crate) name: Option<String>,
+    pub(crate) sql: String,
+    /// Added, and not yet checked.
+    pub(crate) added: bool,
+    /// Bytes of its table, as a weight.
+    pub(crate) weight: u64,
+}
+
+impl Waiting {
+    /// For display: the table, and the thing.
+    pub(crate) fn label(&self) -> Option<String> {
+        let (table, name) = (self.table.as_ref()?, self.name.as_ref()?);
+        Some(format!("{table}: {name}"))
+    }
+
+    fn from_row(row: &Row) -> Self {
+        let name = |at| row.get::<_, Option<String>>(at);
+        let table = name(2)
+            .zip(name(3))
+            .and_then(|(s, t)| TableName::new(s, t).ok());
+        Self {
+            ord: row.get(0),
+            kind: Kind::from_name(row.get(1)),
+            table,
+            name: name(4),
+            sql: row.get(5),
+            added: row.get(6),
+            weight: u64::try_from(row.get::<_, i64>(7)).unwrap_or(0),
+        }
+    }
+}
+
+/// What of a stage is not done, in order.
+pub(crate) async fn waiting(conn: &Conn, job: JobId, stage: Stage) -> Result<Vec<Waiting>, Fault> {
+    let sql = "SELECT ord, kind, schema_name, table_name, name, create_sql, d.state = 'added',
+            coalesce(pg_table_size(to_regclass(quote_ident(schema_name) || '.' || quote_ident(table_name))), 0)
+        FROM steep_repl.deferred_objects d
+        WHERE job = $1 AND stage = $2 AND d.state IN ('pending', 'added') ORDER BY ord";
+    let rows = conn.rows(sql, &[&job.to_string(), &stage.code()]).await?;
+    Ok(rows.iter().map(Waiting::from_row).collect())
+}
+
+/// Takes over what jobs before this one have dropped and never rebuilt: a job that was given
+/// up without cleanup must not cost the tables their indexes. Inside the caller's transaction.
+pub(crate) async fn adopt(conn: &Conn, job: JobId) -> Result<(), Fault> {
+    conn.execute(&format!(
+        "UPDATE steep_repl.deferred_objects AS d SET job = '{job}', ord = taken.ord
+         FROM (SELECT o.job, o.ord AS old, (row_number() OVER (ORDER BY j.started_at, o.job, o.ord)
+                + (SELECT coalesce(max(ord), -1) FROM steep_repl.deferred_objects
+                   WHERE job = '{job}'))::integer AS ord
+               FROM steep_repl.deferred_objects o LEFT JOIN steep_repl.jobs j USING (job)
+               WHERE o.job <> '{job}' AND o.state IN ('pending', 'added')) AS taken
+         WHERE d.job = taken.job AND d.ord = taken.old"
+    ))
+    .await
+}
+
+/// How far one of them is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mark {
+    /// Added, not checked.
+    Added,
+    /// Over.
+    Done,
+    /// Given up; the finding says why.
+    Failed,
+}
+
+/// The statement that notes it.
+pub(crate) fn mark(job: JobId, ord: i32, mark: Mark) -> String {
+    let state = match mark {
+        Mark::Added => "added",
+        Mark::Done => "done",
+        Mark::Failed => "failed",
+    };
+    format!(
+        "UPDATE steep_repl.deferred_objects SET state = '{state}' WHERE job = '{job}' AND ord = {ord}"
+    )
+}

@@ -1,0 +1,421 @@
+//! The schema as SQL, by `pg_dump`, under the job's snapshot.
+//!
+//! PostgreSQL's own tool knows every object of every version; we choose the binary, the section and
+//! what is left out. The password goes by the environment, which only its owner and root can read.
+
+pub(crate) mod selection;
+
+mod program;
+
+use std::io;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use steep_protocol::message::facts::FilterFacts;
+use steep_protocol::message::job::TableFilter;
+use steep_protocol::message::peer::SchemaSection;
+use steep_protocol::{Fault, FaultKind, Identifier, JobId, NodeId, Retry, RowCount, TableName};
+use tokio::fs::File;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt};
+use tokio::process::Command;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use self::program::Program;
+pub use program::pg_dump_major;
+
+use self::selection::{ListFile, Selection};
+use crate::chunk::{PartReader, ReadStep};
+use crate::locks::LockRegistry;
+use crate::pg::catalog::Partitions;
+use crate::pg::{Conninfo, PgError, Session};
+
+/// How much of `pg_dump`'s complaints is kept: its end, where the error is.
+const COMPLAINTS_MAX: usize = 4 * 1024;
+
+/// How long `pg_dump` waits for a lock while it holds those of other tables; then it begins again.
+const LOCK_WAIT: &str = "2s";
+
+/// Between two dumps that somebody's lock was in the way of.
+const LOCKED_PAUSE: Duration = Duration::from_secs(1);
+
+/// Names `pg_dump`'s session.
+const PURPOSE: &str = "schema";
+
+/// Tables outside the filter that are named to `pg_dump`, which looks for each: the rest of them is
+/// locked for a moment, and left out afterwards.
+const OUTSIDE_MAX: usize = 200;
+
+/// What a schema dump covers.
+#[derive(Debug)]
+pub(crate) struct Scope {
+    pub(crate) filter: TableFilter,
+    /// Excluded by what they are attached to.
+    pub(crate) excluded_with_root: Vec<TableName>,
+    /// Tables and sequences of extensions with rows of users.
+    pub(crate) extension_tables: Vec<TableName>,
+    /// What goes and comes with the tables; none where the filter chooses everything.
+    pub(crate) selection: Option<Selection>,
+}
+
+/// What is dumped.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DumpSource<'a> {
+    pub(crate) node: &'a NodeId,
+    pub(crate) job: JobId,
+    pub(crate) locks: &'a Arc<LockRegistry>,
+    pub(crate) conninfo: &'a Conninfo,
+    pub(crate) server_version: u32,
+    pub(crate) snapshot: Option<&'a str>,
+    pub(crate) scope: &'a Scope,
+}
+
+/// A dump: SQL text, UTF-8, complete. `pg_dump` is over and its locks are gone before the first byte is
+/// read: whoever reads makes tables meanwhile, and takes long.
+#[derive(Debug)]
+pub struct SchemaDump {
+    node: NodeId,
+    /// None where there is nothing to dump.
+    text: Option<File>,
+    cancel: CancellationToken,
+}
+
+/// Runs `pg_dump`, again where somebody's lock was in its way or it was in somebody's.
+pub(crate) async fn start(
+    source: DumpSource<'_>,
+    section: SchemaSection,
+    cancel: CancellationToken,
+) -> Result<SchemaDump, Fault> {
+    let failed = |message: String| Fault::new(FaultKind::Failed, message).on(source.node);
+    if section == SchemaSection::ExtensionRows && source.scope.extension_tables.is_empty() {
+        return Ok(SchemaDump {
+            node: source.node.clone(),
+            text: None,
+            cancel,
+        });
+    }
+    let program = program::find(source.server_version)
+        .await
+        .map_err(|reason| {
+            failed(reason).hint(
+                "install the client programs of the source's PostgreSQL version beside its agent, \
+             or name their directory in STEEP_PG_BIN",
+            )
+        })?;
+    // The watch names whoever is in the way, and whom the dump is in the way of.
+    let _attended = source.locks.attend();
+    source.locks.hindered(source.job, PURPOSE);
+    loop {
+        let run = run(&source, &program, section);
+        let ended = tokio::select! {
+            ended = run => ended.map_err(failed)?,
+            () = cancel.cancelled() => return Err(cancelled(source.node)),
+        };
+        let complaints = match ended {
+            Ok(text) => {
+                return Ok(SchemaDump {
+                    node: source.node.clone(),
+                    text: Some(text),
+                    cancel,
+                });
+            }
+            Err(complaints) => complaints,
+        };
+        let Some(who) = source.locks.hindered(source.job, PURPOSE) else {
+            let hint = hint(source.node, &complaints);
+            let retry = retry(&complaints);
+            return Err(failed(complaints).hint(hint).retry(retry));
+        };
+        info!(job_id = %source.job, "the schema is dumped again: a lock of {who} was in the way");
+        tokio::select! {
+            () = tokio::time::sleep(LOCKED_PAUSE) => {}
+            () = cancel.cancelled() => return Err(cancelled(source.node)),
+        }
+    }
+}
+
+/// One dump into a file without a name, or what `pg_dump` complained of. Dropped, it kills the program.
+async fn run(
+    source: &DumpSource<'_>,
+    program: &Program,
+    section: SchemaSection,
+) -> Result<Result<File, String>, String> {
+    let purpose = format!("{PURPOSE} {}", source.job);
+    let mut dump = Command::new(&program.path);
+    dump.args(arguments(section, source.snapshot, source.scope))
+        .arg("--dbname")
+        .arg(source.conninfo.libpq_for(&purpose))
+        .env_remove("PGPASSWORD");
+    if let Some(password) = source.conninfo.password() {
+        dump.env("PGPASSWORD", password.expose());
+    }
+    let selection = match section {
+        SchemaSection::PreData | SchemaSection::PostData => source.scope.selection.as_ref(),
+        SchemaSection::ExtensionRows => None,
+    };
+    match selection {
+        None => printed(dump).await,
+        Some(selection) => cut(dump, &program.path, selection).await,
+    }
+}
+
+fn unusable(error: io::Error) -> String {
+    format!("no file for the schema can be made (see TMPDIR): {error}")
+}
+
+/// Dumps into an archive, and makes SQL of the selected entries of it.
+async fn cut(
+    mut dump: Command,
+    pg_dump: &Path,
+    selection: &Selection,
+) -> Result<Result<File, String>, String> {
+    let files = ListFile::new().map_err(unusable)?;
+    let archive = files.archive();
+    dump.arg("--format=custom").arg("--file").arg(&archive);
+    if let Err(complaints) = printed(dump).await? {
+        return Ok(Err(complaints));
+    }
+    let program = pg_dump.with_file_name("pg_restore");
+    let mut list = Command::new(&program);
+    list.args(["--list", "--verbose"]).arg(&archive);
+    let mut contents = Vec::new();
+    match printed(list).await? {
+        Ok(mut list) => list.read_to_end(&mut contents).await.map_err(unusable)?,
+        Err(complaints) => return Ok(Err(complaints)),
+    };
+    let list = selection.cut(&String::from_utf8_lossy(&contents));
+    let list = files.write(&list).map_err(unusable)?;
+    let mut restore = Command::new(&program);
+    restore
+        .args(["--file=-", "--no-tablespaces", "--use-list"])
+        .arg(list)
+        .arg(archive);
+    printed(restore).await
+}
+
+/// What a program prints, or what it complained of where it failed.
+async fn printed(mut command: Command) -> Result<Result<File, String>, String> {
+    let name = Path::new(command.as_std().get_program())
+        .display()
+        .to_string();
+    let file = tempfile::tempfile().map_err(unusable)?;
+    let started = command
+        .stdin(Stdio::null())
+        .stdout(file.try_clone().map_err(unusable)?)
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn();
+    let mut child = started.map_err(|error| format!("cannot start {name}: {error}"))?;
+    let complaints = match child.stderr.take() {
+        Some(stderr) => last_of(stderr).await,
+        None => String::new(),
+    };
+    let status = child.wait().await;
+    let status = status.map_err(|error| format!("{name} cannot be waited for: {error}"))?;
+    if !status.success() {
+        let complaints = complaints.trim().lines().collect::<Vec<_>>().join("; ");
+        return Ok(Err(format!("{name} failed ({status}): {complaints}")));
+    }
+    let mut text = File::from_std(file);
+    text.rewind().await.map_err(unusable)?;
+    Ok(Ok(text))
+}
+
+/// Whether a dump that failed may succeed later: its server was away, or a snapshot that went with it.
+/// `pg_dump` gives no SQLSTATE.
+fn retry(complaints: &str) -> Retry {
+    const PASSING: [&str; 3] = ["connection", "the database system is", "snapshot"];
+    match PASSING.iter().any(|sign| complaints.contains(sign)) {
+        true => Retry::Backoff,
+        false => Retry::Never,
+    }
+}
+
+/// What to do about a dump that failed. PostgreSQL's own words may be of any language; names of settings
+/// are not.
+fn hint(node: &NodeId, complaints: &str) -> String {
+    if complaints.contains("max_locks_per_transaction") {
+        return format!(
+            "the lock table is full: on {node}, ALTER SYSTEM SET max_locks_per_transaction to a higher \
+             number (doctor says which), restart its PostgreSQL, then run init again"
+        );
+    }
+    "the agent's role must be able to read the whole schema that is to be copied; where a table was \
+     dropped or altered meanwhile, run init again"
+        .to_owned()
+}
+
+fn cancelled(node: &NodeId) -> Fault {
+    Fault::new(FaultKind::Cancelled, "the schema dump was cancelled").on(node)
+}
+
+impl PartReader for SchemaDump {
+    async fn read(&mut self, into: &mut Vec<u8>, limit: usize) -> Result<ReadStep, Fault> {
+        let Some(file) = &mut self.text else {
+            return Ok(ReadStep::End { rows: RowCount(0) });
+        };
+        while into.len() < limit {
+            let room = (limit - into.len()) as u64;
+            let mut text = (&mut *file).take(room);
+            let read = tokio::select! {
+                read = text.read_buf(into) => read,
+                () = self.cancel.cancelled() => return Err(cancelled(&self.node)),
+            };
+            let read = read.map_err(|error| {
+                let text = format!("the schema that was dumped cannot be read: {error}");
+                Fault::new(FaultKind::Failed, text).on(&self.node)
+            })?;
+            if read == 0 {
+                return Ok(ReadStep::End { rows: RowCount(0) });
+            }
+        }
+        Ok(ReadStep::More)
+    }
+}
+
+/// The last [`COMPLAINTS_MAX`] bytes, however much there is.
+async fn last_of(mut from: impl AsyncRead + Unpin) -> String {
+    let mut kept = Vec::new();
+    let mut block = [0; 1024];
+    while let Ok(read @ 1..) = from.read(&mut block).await {
+        kept.extend_from_slice(&block[..read]);
+        let excess = kept.len().saturating_sub(COMPLAINTS_MAX);
+        kept.drain(..excess);
+    }
+    String::from_utf8_lossy(&kept).into_owned()
+}
+
+fn arguments(section: SchemaSection, snapshot: Option<&str>, scope: &Scope) -> Vec<String> {
+    if section == SchemaSection::ExtensionRows {
+        return extension_arguments(snapshot, scope);
+    }
+    // Which materialised views are filled counts as data, though it is said after the data: only the
+    // section names what is wanted there, and large objects, which are not replicated, are left out.
+    let [section, what] = match section {
+        SchemaSection::PreData => ["--section=pre-data", "--schema-only"],
+        SchemaSection::PostData | SchemaSection::ExtensionRows => {
+            ["--section=post-data", "--no-blobs"]
+        }
+    };
+    let mut arguments: Vec<String> = [
+        section,
+        what,
+        "--encoding=UTF8",
+        "--no-password",
+        // Of this server, not of its schema: tablespaces are directories here, and what replicates
+        // from here or into it is not the replica's to do.
+        "--no-tablespaces",
+        "--no-publications",
+        "--no-subscriptions",
+        "--exclude-schema=steep_repl",
+    ]
+    .map(str::to_owned)
+    .into();
+    arguments.push(format!("--lock-wait-timeout={LOCK_WAIT}"));
+    arguments.extend(snapshot.map(|snapshot| format!("--snapshot={snapshot}")));
+    let schemas = scope.selection.as_ref().map_or(&[][..], Selection::schemas);
+    if !schemas.is_empty() {
+        // With schemas chosen, pg_dump leaves extensions out unless they are asked for.
+        arguments.push("--extension=*".to_owned());
+    }
+    for schema in schemas {
+        arguments.push(format!("--schema={}", pattern(schema)));
+    }
+    let outside = scope.selection.as_ref().map_or(&[][..], Selection::outside);
+    for table in scope
+        .filter
+        .exclude_tables
+        .iter()
+        .chain(&scope.excluded_with_root)
+        .chain(outside.iter().take(OUTSIDE_MAX))
+    {
+        arguments.push(format!("--exclude-table={}", table_pattern(table)));
+    }
+    arguments
+}
+
+/// Rows as statements, since they are few and pass where statements do. What the extension has brought by
+/// itself is not there twice.
+fn extension_arguments(snapshot: Option<&str>, scope: &Scope) -> Vec<String> {
+    let mut arguments: Vec<String> = [
+        "--data-only",
+        "--inserts",
+        "--rows-per-insert=100",
+        "--on-conflict-do-nothing",
+        "--encoding=UTF8",
+        "--no-password",
+    ]
+    .map(str::to_owned)
+    .into();
+    arguments.push(format!("--lock-wait-timeout={LOCK_WAIT}"));
+    arguments.extend(snapshot.map(|snapshot| format!("--snapshot={snapshot}")));
+    let tables = scope.extension_tables.iter();
+    arguments.extend(tables.map(|table| format!("--table={}", table_pattern(table))));
+    arguments
+}
+
+/// A name as a `pg_dump` pattern: in double quotes everything stands for itself (manual, section
+/// "Patterns" of psql), which is how SQL quotes it.
+fn pattern(name: &Identifier) -> String {
+    name.quoted()
+}
+
+fn table_pattern(name: &TableName) -> String {
+    name.quoted()
+}
+
+/// What a filter makes of the schema; nothing where it chooses everything.
+///
+/// # Errors
+/// [`PgError`] of a query.
+pub async fn filter_facts(session: &Session, filter: &TableFilter) -> Result<FilterFacts, PgError> {
+    let partitions = Partitions::load(session).await?;
+    match Selection::load(session, filter, &partitions).await? {
+        Some(selection) => selection.facts(session).await,
+        None => Ok(FilterFacts::default()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use steep_protocol::message::job::TableFilter;
+
+    #[test]
+    fn names_reach_pg_dump_as_they_are() {
+        let scope = Scope {
+            filter: TableFilter {
+                include_schemas: Vec::new(),
+                exclude_tables: vec![TableName::new("s.t", "u?").unwrap()],
+            },
+            excluded_with_root: vec![TableName::new("s", "leaf").unwrap()],
+            extension_tables: vec![TableName::new("e", "Conf").unwrap()],
+            selection: Some(Selection::for_test(
+                vec![Identifier::parse("A*b\"c").unwrap()],
+                vec![TableName::new("A*b\"c", "outside").unwrap()],
+            )),
+        };
+        let rows = super::arguments(SchemaSection::ExtensionRows, None, &scope);
+        assert!(
+            rows.contains(&"--table=\"e\".\"Conf\"".to_owned()),
+            "{rows:?}"
+        );
+        let arguments = arguments(SchemaSection::PreData, Some("0-1"), &scope);
+        for wanted in [
+            "--section=pre-data",
+            "--snapshot=0-1",
+            "--schema=\"A*b\"\"c\"",
+            "--exclude-table=\"s.t\".\"u?\"",
+            "--exclude-table=\"s\".\"leaf\"",
+            "--exclude-table=\"A*b\"\"c\".\"outside\"",
+            "--extension=*",
+        ] {
+            assert!(
+                arguments.iter().any(|given| given == wanted),
+                "{wanted} in {arguments:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! A job's own rows in `steep_repl`: its origin, its progress, the tables it plans.
+//!
+//! Everything a crash must not forget is written here before, or in the transaction in which, the
+//! thing itself is done.
+
+use steep_protocol::message::peer::TablePlan;
+use steep_protocol::{Fault, JobId, TableName};
+
+use super::connection::Conn;
+use super::own_schema;
+
+/// Where the target's schema comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The job made it.
+    Bootstrap,
+    /// It was there.
+    Existing,
+}
+
+impl Origin {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Bootstrap => "bootstrap",
+            Self::Existing => "existing",
+        }
+    }
+}
+
+/// What a job has written about itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct JobRecord {
+    pub(crate) origin: Origin,
+    /// Whether rows may be loaded.
+    pub(crate) progress: Progress,
+}
+
+/// How far a job's preparation has come, and so what it may take back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Progress {
+    /// Nothing is sure yet: rows in the planned tables are somebody else's.
+    Begun,
+    /// The planned tables were seen or are being made empty: rows in them are the job's.
+    OwnsRows,
+    /// Ready for rows.
+    Prepared,
+}
+
+/// The job's record, if there is one. Without the schema there is none.
+pub(crate) async fn load(conn: &Conn, job: JobId) -> Result<Option<JobRecord>, Fault> {
+    if !installed(conn).await? {
+        return Ok(None);
+    }
+    let sql = "SELECT origin, owns_rows, prepared FROM steep_repl.jobs WHERE job = $1";
+    let rows = conn.rows(sql, &[&job.to_string()]).await?;
+    Ok(rows.first().map(|row| JobRecord {
+        origin: match row.get(0) {
+            "bootstrap" => Origin::Bootstrap,
+            _ => Origin::Existing,
+        },
+        progress: match (row.get(1), row.get(2)) {
+            (_, true) => Progress::Prepared,
+            (true, false) => Progress::OwnsRows,
+            (false, false) => Progress::Begun,
+        },
+    }))
+}
+
+/// Whether `steep_repl` is there.
+pub(crate) async fn installed(conn: &Conn) -> Result<bool, Fault> {
+    own_schema::exists(&conn.session)
+        .await
+        .map_err(|error| conn.fault(&error))
+}
+
+/// Creates the job's record: its origin and its plan. Inside the caller's transaction.
+pub(crate) async fn open(
+    conn: &Conn,
+    job: JobId,
+    origin: Origin,
+    plan: &[TablePlan],
+) -> Result<(), Fault> {
+    conn.execute(&format!(
+        "INSERT INTO steep_repl.jobs (job, origin) VALUES ('{job}', '{}')
+         ON CONFLICT (job) DO UPDATE SET origin = excluded.origin;
+         DELETE FROM steep_repl.job_tables WHERE job = '{job}'",
+        origin.name()
+    ))
+    .await?;
+    let schemas: Vec<&str> = plan.iter().map(|t| t.name.schema.as_str()).collect();
+    let tables: Vec<&str> = plan.iter().map(|t| t.name.table.as_str()).collect();
+    let sql = "INSERT INTO steep_repl.job_tables (job, ord, schema_name, table_name)
+        SELECT $1, ord, s, t
+        FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS planned (s, t, ord)";
+    conn.rows(sql, &[&job.to_string(), &schemas, &tables])
+        .await?;
+    Ok(())
+}
+
+/// The statement that notes progress.
+pub(crate) fn note(job: JobId, progress: Progress) -> String {
+    let set = match progress {
+        Progress::Begun => "owns_rows = false, prepared = false",
+        Progress::OwnsRows => "owns_rows = true",
+        Progress::Prepared => "owns_rows = true, prepared = true",
+    };
+    format!("UPDATE steep_repl.jobs SET {set} WHERE job = '{job}'")
+}
+
+/// The statements that forget a job.
+pub(crate) fn forget(job: JobId) -> String {
+    [
+        "copy_ledger",
+        "deferred_objects",
+        "created",
+        "baseline",
+        "baseline_schemas",
+        "baseline_privileges",
+        "job_tables",
+        "jobs",
+    ]
+    .map(|table| format!("DELETE FROM steep_repl.{table} WHERE job = '{job}'"))
+    .join(";\n")
+}
+
+/// Those planned tables that exist, with their oids, in the plan's order.
+pub(crate) async fn planned(conn: &Conn, job: JobId) -> Result<Vec<Planned>, Fault> {
+    let sql = "SELECT c.oid, t.schema_name, t.table_name
+        FROM steep_repl.job_tables t
+        JOIN pg_namespace n ON n.nspname = t.schema_name
+        JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.table_name
+            AND c.relkind IN ('r', 'p', 'f')
+        WHERE t.job = $1 ORDER BY t.ord";
+    let rows = conn.rows(sql, &[&job.to_string()]).await?;
+    let table = |row: &tokio_postgres::Row| {
+        let name = TableName::new(row.get::<_, &str>(1), row.get::<_, &str>(2)).ok()?;
+        Some(Planned {
+            oid: row.get(0),
+            name,
+        })
+    };
+    Ok(rows.iter().filter_map(table).collect())
+}
+
+/// A planned table that exists.
+#[derive(Debug, Clone)]
+pub(crate) struct Planned {
+    pub(crate) oid: u32,
+    pub(crate) name: TableName,
+}

@@ -1,0 +1,340 @@
+//! COPY into the target: one transaction per part, rows and ledger row together (G2).
+//!
+//! A part begins with its ledger row, not ends with it: the row is the claim to the part. Whoever
+//! comes second (a retry while the server still ends the first try) waits there for the first one's
+//! end, and then finds the part done or takes it over; it is never loaded twice.
+//!
+//! Commits wait for the disk, whatever the server is set to and whatever code of a table's owner has set
+//! meanwhile: a part is reported done only when no crash of the server can take it back. Triggers do not fire and foreign keys are not checked
+//! (`session_replication_role = replica`): the source has done both.
+//!
+//! Nothing is sent to the server before the second chunk: an empty part costs two round trips and
+//! no COPY, and a part of one chunk no thought of freezing it.
+
+use std::sync::Arc;
+
+use steep_protocol::message::agent::PartDone;
+use steep_protocol::message::peer::{CopyFormat, TablePlan};
+use steep_protocol::{ByteCount, Epoch, Fault, FaultKind, PartNo, RowCount};
+
+use super::load_connection::{LoadConnection, Rolled};
+use crate::chunk::{PartWriter, Sent};
+use crate::pg::{DURABLE, literal};
+use crate::task::Task;
+
+/// Bytes of a binary COPY without rows: the header and the trailer (PostgreSQL manual, COPY, "Binary
+/// Format").
+const BINARY_EMPTY: u64 = 21;
+
+/// How long a part that could be frozen waits for its table; somebody who reads it is not worth
+/// more.
+const FREEZE_WAIT: &str = "500ms";
+
+/// Loads parts, one at a time, on one connection.
+#[derive(Debug)]
+pub(crate) struct Loader {
+    task: Task,
+    line: LoadConnection,
+    encoding: String,
+    /// Statements that make a session like those of the source's applications.
+    settings: Arc<[String]>,
+    /// A part was begun and its end has not been seen: its transaction may be open.
+    open: bool,
+}
+
+/// What beginning a part comes to.
+#[derive(Debug)]
+pub(crate) enum Begin<'a> {
+    /// The ledger has it already.
+    Done(PartDone),
+    /// Its rows are wanted.
+    Load(PartLoad<'a>),
+}
+
+/// A part being loaded. Dropping it takes back everything it has written, at the latest when the
+/// [`Loader`] begins another part or is dropped.
+pub(crate) struct PartLoad<'a> {
+    loader: &'a mut Loader,
+    epoch: Epoch,
+    part: PartNo,
+    table: String,
+    columns: String,
+    format: CopyFormat,
+    freeze: Freeze,
+    /// The first chunk, until it is known whether there is another.
+    first: Option<Vec<u8>>,
+    stage: Stage,
+    bytes: u64,
+}
+
+impl std::fmt::Debug for PartLoad<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PartLoad")
+            .field("part", &self.part)
+            .field("table", &self.table)
+            .field("bytes", &self.bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How far a part is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// No COPY runs yet.
+    Claimed,
+    /// COPY takes data.
+    Copying,
+}
+
+/// Whether rows may be written as if they had been there for long, which saves the server writing
+/// every page again when they are first read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Freeze {
+    /// The part is the whole table.
+    Try,
+    /// Others load the same table.
+    No,
+}
+
+impl Loader {
+    /// Connects. `encoding` is the source database's, in which its COPY data come; `settings` are
+    /// statements that make what is computed here be computed as there.
+    ///
+    /// # Errors
+    /// Faults of the connection; a role that may not set `session_replication_role`.
+    pub(crate) async fn connect(
+        task: &Task,
+        encoding: &str,
+        settings: Arc<[String]>,
+    ) -> Result<Self, Fault> {
+        let mut loader = Self {
+            task: task.clone(),
+            line: LoadConnection::open(task, "load").await?,
+            encoding: encoding.to_owned(),
+            settings,
+            open: false,
+        };
+        loader.settle().await?;
+        Ok(loader)
+    }
+
+    /// Makes the settings; one that this server does not take is left, and was named beforehand.
+    async fn settle(&mut self) -> Result<(), Fault> {
+        let settings = Arc::clone(&self.settings);
+        if settings.is_empty() || self.line.attempt(&settings.join("; ")).await?.is_ok() {
+            return Ok(());
+        }
+        for setting in settings.iter() {
+            if self.line.attempt(setting).await?.is_err() {
+                tracing::debug!(job_id = %self.task.job, "a setting of the source is not taken here");
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins a part: takes its place in the ledger, unless it is taken.
+    ///
+    /// # Errors
+    /// Faults of the server or the connection, cancellation.
+    pub(crate) async fn begin(
+        &mut self,
+        epoch: Epoch,
+        table: &TablePlan,
+        part: PartNo,
+        format: CopyFormat,
+    ) -> Result<Begin<'_>, Fault> {
+        self.end_open().await?;
+        self.open = true;
+        if !self.claim(epoch, table, part).await? {
+            let done = self.look_up(epoch, part).await?;
+            return Ok(Begin::Done(done));
+        }
+        let columns: Vec<String> = table.columns.iter().map(|c| c.name.quoted()).collect();
+        let freeze = if table.ranges.len() == 1 {
+            Freeze::Try
+        } else {
+            Freeze::No
+        };
+        Ok(Begin::Load(PartLoad {
+            epoch,
+            part,
+            table: table.name.quoted(),
+            columns: columns.join(", "),
+            format,
+            freeze,
+            first: None,
+            stage: Stage::Claimed,
+            bytes: 0,
+            loader: self,
+        }))
+    }
+
+    /// Ends what a dropped [`PartLoad`] has left.
+    async fn end_open(&mut self) -> Result<(), Fault> {
+        if self.open {
+            if self.line.roll_back(&self.task, "load").await? == Rolled::Anew {
+                self.settle().await?;
+            }
+            self.open = false;
+        }
+        Ok(())
+    }
+
+    async fn claim(
+        &mut self,
+        epoch: Epoch,
+        table: &TablePlan,
+        part: PartNo,
+    ) -> Result<bool, Fault> {
+        let sql = format!(
+            "BEGIN; INSERT INTO steep_repl.copy_ledger
+             (job, epoch, part, schema_name, table_name, rows, bytes, finished_at)
+             VALUES ('{}', {}, {}, {}, {}, 0, 0, now())
+             ON CONFLICT (job, epoch, part) DO NOTHING RETURNING part",
+            self.task.job,
+            epoch.0,
+            part.0,
+            literal(table.name.schema.as_str()),
+            literal(table.name.table.as_str()),
+        );
+        Ok(!self.line.rows(&sql).await?.is_empty())
+    }
+
+    async fn look_up(&mut self, epoch: Epoch, part: PartNo) -> Result<PartDone, Fault> {
+        self.end_open().await?;
+        let sql = format!(
+            "SELECT rows, bytes FROM steep_repl.copy_ledger
+             WHERE job = '{}' AND epoch = {} AND part = {}",
+            self.task.job, epoch.0, part.0
+        );
+        let rows = self.line.rows(&sql).await?;
+        let count = |at: usize| -> Option<u64> { rows.first()?.get(at)?.as_ref()?.parse().ok() };
+        let (Some(rows), Some(bytes)) = (count(0), count(1)) else {
+            let gone = format!("part {part} was in the ledger a moment ago and is not now");
+            return Err(self.line.own(Fault::new(FaultKind::Failed, gone)));
+        };
+        Ok(PartDone {
+            part,
+            rows: RowCount(rows),
+            bytes: ByteCount(bytes),
+            wire: ByteCount(0),
+        })
+    }
+}
+
+impl PartLoad<'_> {
+    fn is_utf8(&self) -> bool {
+        self.loader.encoding.eq_ignore_ascii_case("utf8")
+    }
+
+    /// Starts COPY.
+    async fn start(&mut self, freeze: Freeze) -> Result<(), Fault> {
+        let frozen = freeze == Freeze::Try && self.empty_table().await?;
+        let mut options = match self.format {
+            CopyFormat::Binary => "FORMAT binary".to_owned(),
+            CopyFormat::Text => "FORMAT text".to_owned(),
+        };
+        if frozen {
+            options.push_str(", FREEZE");
+        }
+        if self.format == CopyFormat::Text && !self.is_utf8() {
+            options.push_str(", ENCODING ");
+            options.push_str(&literal(&self.loader.encoding));
+        }
+        let columns = if self.columns.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", self.columns)
+        };
+        let copy = format!("COPY {}{columns} FROM STDIN WITH ({options})", self.table);
+        // The server reads all of a query in the encoding that holds when it arrives, so the names
+        // in it stay UTF-8.
+        let sql = if self.format == CopyFormat::Binary && !self.is_utf8() {
+            let encoding = literal(&self.loader.encoding);
+            format!("SET LOCAL client_encoding = {encoding}; {copy}")
+        } else {
+            copy
+        };
+        self.loader.line.copy_start(&sql).await?;
+        self.stage = Stage::Copying;
+        Ok(())
+    }
+
+    /// Makes the table new in this transaction, which is what FREEZE wants, if it holds no row and
+    /// nobody is in the way. Rows that came from elsewhere are never removed here.
+    async fn empty_table(&mut self) -> Result<bool, Fault> {
+        let line = &mut self.loader.line;
+        let table = &self.table;
+        let ask = format!(
+            "SAVEPOINT unfrozen; SET LOCAL lock_timeout = '{FREEZE_WAIT}';
+             LOCK TABLE ONLY {table} IN ACCESS EXCLUSIVE MODE;
+             SELECT 1 FROM ONLY {table} LIMIT 1"
+        );
+        let empty = line.attempt(&ask).await?.is_ok_and(|rows| rows.is_empty());
+        let fresh = format!(
+            "TRUNCATE ONLY {table}; SET LOCAL lock_timeout = 0; RELEASE SAVEPOINT unfrozen"
+        );
+        if empty && line.attempt(&fresh).await?.is_ok() {
+            return Ok(true);
+        }
+        line.rows("ROLLBACK TO SAVEPOINT unfrozen; RELEASE SAVEPOINT unfrozen")
+            .await?;
+        Ok(false)
+    }
+
+    /// Whether what was sent has no rows in it, so that no COPY is needed.
+    fn is_empty(&self, sent: Sent) -> bool {
+        let nothing = match self.format {
+            CopyFormat::Binary => self.bytes <= BINARY_EMPTY,
+            CopyFormat::Text => self.bytes == 0,
+        };
+        self.stage == Stage::Claimed && sent.rows.0 == 0 && nothing
+    }
+}
+
+impl PartWriter for PartLoad<'_> {
+    async fn write(&mut self, data: &[u8]) -> Result<(), Fault> {
+        self.bytes += data.len() as u64;
+        if self.stage == Stage::Claimed {
+            let Some(first) = self.first.take() else {
+                self.first = Some(data.to_vec());
+                return Ok(());
+            };
+            self.start(self.freeze).await?;
+            self.loader.line.copy_write(&first).await?;
+        }
+        self.loader.line.copy_write(data).await
+    }
+
+    async fn commit(mut self, sent: Sent) -> Result<(), Fault> {
+        let rows = if self.is_empty(sent) {
+            0
+        } else {
+            if self.stage == Stage::Claimed {
+                self.start(Freeze::No).await?;
+                if let Some(first) = self.first.take() {
+                    self.loader.line.copy_write(&first).await?;
+                }
+            }
+            self.loader.line.copy_end().await?.0
+        };
+        if rows != sent.rows.0 || self.bytes != sent.bytes.0 {
+            return Err(self.loader.line.own(Fault::new(
+                FaultKind::Failed,
+                format!(
+                    "part {} of {} has {} rows in {} bytes on the source and {rows} in {} here; it was taken back",
+                    self.part, self.table, sent.rows.0, sent.bytes.0, self.bytes
+                ),
+            )));
+        }
+        let sql = format!(
+            "SET LOCAL client_encoding = 'UTF8'; UPDATE steep_repl.copy_ledger
+             SET rows = {rows}, bytes = {}, finished_at = clock_timestamp()
+             WHERE job = '{}' AND epoch = {} AND part = {}; {DURABLE}; COMMIT",
+            self.bytes, self.loader.task.job, self.epoch.0, self.part.0
+        );
+        self.loader.line.rows(&sql).await?;
+        self.loader.open = false;
+        Ok(())
+    }
+}

@@ -1,0 +1,175 @@
+//! A bare connection that loads for one job: COPY IN without a visit per row or a task in between.
+//!
+//! Everything on it can be cancelled, every error is a fault of this node. A call that was cancelled
+//! or dropped midway leaves the line in an unknown place: [`LoadConnection::roll_back`] then makes a new one.
+
+use steep_protocol::{Fault, NodeId, RowCount};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use crate::node::connection::{REPLICA_ROLE, no_replica_role, purpose};
+use crate::pg::PgError;
+use crate::pg::raw::{Canceller, Mode, RawConnection, TextRow};
+use crate::task::Task;
+
+/// One connection that loads.
+#[derive(Debug)]
+pub(super) struct LoadConnection {
+    raw: RawConnection,
+    node: NodeId,
+    watch: Watch,
+    /// A call is under way, or ended where the next one cannot begin.
+    busy: bool,
+}
+
+/// What a line is after everything on it was rolled back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rolled {
+    /// The same session.
+    Same,
+    /// A new one, which knows nothing of what was set.
+    Anew,
+}
+
+/// Who may cancel, and how the server is told.
+#[derive(Debug)]
+struct Watch {
+    cancel: CancellationToken,
+    canceller: Canceller,
+}
+
+impl LoadConnection {
+    /// Connects, as one who loads like a replica does: triggers do not fire, foreign keys are not
+    /// checked.
+    ///
+    /// # Errors
+    /// Faults of the connection; a role that may not set `session_replication_role`.
+    pub(super) async fn open(task: &Task, what: &str) -> Result<Self, Fault> {
+        let purpose = purpose(task.job, what);
+        let raw = RawConnection::connect(&task.conninfo, &purpose, Mode::Plain)
+            .await
+            .map_err(|error| error.to_fault(&task.node))?;
+        let watch = Watch {
+            cancel: task.cancel.clone(),
+            canceller: raw.canceller(),
+        };
+        let mut line = Self {
+            raw,
+            node: task.node.clone(),
+            watch,
+            busy: false,
+        };
+        match line.attempt(REPLICA_ROLE).await? {
+            Ok(_) => Ok(line),
+            Err(error) => Err(no_replica_role(&error, &task.node)),
+        }
+    }
+
+    /// A fault of our own, on this node.
+    pub(super) fn own(&self, fault: Fault) -> Fault {
+        fault.on(&self.node)
+    }
+
+    /// Rows of statements without parameters.
+    pub(super) async fn rows(&mut self, sql: &str) -> Result<Vec<TextRow>, Fault> {
+        self.busy = true;
+        let outcome = self.watch.run(self.raw.query(sql)).await;
+        self.judge(outcome)
+    }
+
+    /// As [`LoadConnection::rows`]; what the server refuses is the caller's to judge.
+    pub(super) async fn attempt(
+        &mut self,
+        sql: &str,
+    ) -> Result<Result<Vec<TextRow>, PgError>, Fault> {
+        self.busy = true;
+        match self.watch.run(self.raw.query(sql)).await {
+            Err(error @ PgError::Server(_)) => {
+                self.busy = false;
+                Ok(Err(error))
+            }
+            other => self.judge(other).map(Ok),
+        }
+    }
+
+    /// Begins a COPY, the last statement of `sql`.
+    pub(super) async fn copy_start(&mut self, sql: &str) -> Result<(), Fault> {
+        self.busy = true;
+        let outcome = self.watch.run(self.raw.copy_in_start(sql)).await;
+        self.judge(outcome)
+    }
+
+    /// Sends COPY data.
+    pub(super) async fn copy_write(&mut self, data: &[u8]) -> Result<(), Fault> {
+        self.busy = true;
+        let outcome = self.watch.run(self.raw.copy_in_write(data)).await;
+        self.judge_rows(outcome)
+    }
+
+    /// Ends COPY; the rows PostgreSQL counted.
+    pub(super) async fn copy_end(&mut self) -> Result<RowCount, Fault> {
+        self.busy = true;
+        let outcome = self.watch.run(self.raw.copy_in_end()).await;
+        self.judge_rows(outcome)
+    }
+
+    /// Ends whatever is open, on a new connection if this one's place is unknown.
+    pub(super) async fn roll_back(&mut self, task: &Task, what: &str) -> Result<Rolled, Fault> {
+        if self.busy || !self.raw.is_idle() {
+            // The server rolls back by itself when it sees the old one closed.
+            *self = Self::open(task, what).await?;
+            return Ok(Rolled::Anew);
+        }
+        self.rows("ROLLBACK").await.map(|_| Rolled::Same)
+    }
+
+    /// [`LoadConnection::judge`] of what rows were refused for.
+    fn judge_rows<T>(&mut self, outcome: Result<T, PgError>) -> Result<T, Fault> {
+        let hint = outcome.as_ref().err().and_then(PgError::sqlstate);
+        let hint = hint.and_then(|code| refused_rows(code.code()));
+        let outcome = self.judge(outcome);
+        outcome.map_err(|fault| match hint {
+            Some(hint) if fault.hint.is_empty() => fault.hint(hint),
+            _ => fault,
+        })
+    }
+
+    fn judge<T>(&mut self, outcome: Result<T, PgError>) -> Result<T, Fault> {
+        self.busy = !matches!(outcome, Ok(_) | Err(PgError::Server(_)));
+        outcome.map_err(|error| error.to_fault(&self.node))
+    }
+}
+
+impl Watch {
+    /// Runs `work`. When the task is cancelled first, asks the server to end it.
+    async fn run<T>(&self, work: impl Future<Output = Result<T, PgError>>) -> Result<T, PgError> {
+        if self.cancel.is_cancelled() {
+            return Err(PgError::Cancelled);
+        }
+        tokio::select! {
+            biased;
+            outcome = work => return outcome,
+            () = self.cancel.cancelled() => {}
+        }
+        if let Err(error) = self.canceller.cancel().await {
+            debug!(%error, "a statement could not be cancelled");
+        }
+        Err(PgError::Cancelled)
+    }
+}
+
+/// What to do about rows of the source that are refused with that SQLSTATE.
+fn refused_rows(code: &str) -> Option<&'static str> {
+    Some(match code {
+        "22021" | "22P05" => {
+            "the source holds bytes that are no text in its encoding, or none that this database's encoding has: correct these rows on the source, or create the target database in SQL_ASCII or in the source's encoding"
+        }
+        "42883" | "42P01" | "42704" | "42703" => {
+            "a function that rows run does not find what it names, since search_path is empty here and when changes are applied: ALTER FUNCTION … SET search_path on the source; or a column names an object or role that this server does not have"
+        }
+        "23502" | "23514" | "P0001" | "22P02" => {
+            "the source holds rows that its own definitions do not let in any more: correct them there, or leave the table out with --exclude-table"
+        }
+        _ => return None,
+    })
+}

@@ -1,0 +1,304 @@
+//! The target's connection to the source's agent.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::de::DeserializeOwned;
+use steep_protocol::limits::{LISTED_MAX, PARTS_MAX, SCHEMA_PAGES_MAX, TABLES_MAX};
+use steep_protocol::message::agent::PeerAddress;
+use steep_protocol::message::job::Compression;
+use steep_protocol::message::peer::{
+    CopyFormat, DatabaseSetting, PeerReply, PeerRequest, SchemaSection, Secret, SequenceValue,
+    TablePlan,
+};
+use steep_protocol::quic::{Connection, Endpoint, Expect, Links, Receiver, Watched};
+use steep_protocol::{Epoch, Fault, FaultKind, JobId, Lsn, NodeId, PartNo, Retry};
+use steep_schema::Schema;
+use tokio::sync::Mutex;
+
+use super::stream::Incoming;
+
+/// A source's agent, dialled when needed and again when the connection was lost. Clones share the
+/// connection.
+#[derive(Debug, Clone)]
+pub struct SourceAgent {
+    endpoint: Arc<Endpoint>,
+    source: PeerAddress,
+    job: JobId,
+    links: Links,
+    connection: Arc<Mutex<Option<(Connection, Watched)>>>,
+}
+
+/// A plan as the target needs it.
+#[derive(Debug)]
+pub struct Plan {
+    /// The consistent point.
+    pub lsn: Lsn,
+    /// The source's encoding.
+    pub encoding: String,
+    /// Every table.
+    pub tables: Vec<TablePlan>,
+}
+
+/// What a ping told.
+#[derive(Debug, Clone, Copy)]
+pub struct Ping {
+    /// The round trip.
+    pub rtt: Duration,
+    /// Seconds the source agent's clock is ahead of ours.
+    pub clock_ahead: f64,
+}
+
+impl SourceAgent {
+    /// Not dialled yet. Its connections are counted in `links`.
+    #[must_use]
+    pub fn new(endpoint: Arc<Endpoint>, source: PeerAddress, job: JobId, links: &Links) -> Self {
+        Self {
+            endpoint,
+            source,
+            job,
+            links: links.clone(),
+            connection: Arc::new(Mutex::new(None)),
+        }
+    }
+
+    /// The source.
+    #[must_use]
+    pub fn source(&self) -> &NodeId {
+        &self.source.node
+    }
+
+    /// Whether UDP, TLS and version work, how far away the source is, and its clock.
+    ///
+    /// # Errors
+    /// The fault of whichever does not work.
+    pub async fn ping(&self) -> Result<Ping, Fault> {
+        let begin = Timestamp::now();
+        let (reply, _) = self.ask(&PeerRequest::Ping { job: self.job }).await?;
+        let PeerReply::Pong { unix_micros } = reply else {
+            return Err(self.unexpected());
+        };
+        let end = Timestamp::now();
+        let middle = (begin.as_microsecond() + end.as_microsecond()) / 2;
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "a clock difference needs no 53 bits"
+        )]
+        let clock_ahead = (unix_micros.saturating_sub(middle)) as f64 / 1e6;
+        Ok(Ping {
+            rtt: self.connected().await?.rtt(),
+            clock_ahead,
+        })
+    }
+
+    /// The whole plan.
+    ///
+    /// # Errors
+    /// The source's fault, or that of the connection.
+    pub async fn plan(&self) -> Result<Plan, Fault> {
+        let (mut reply, mut receiver) = self.ask(&PeerRequest::FetchPlan { job: self.job }).await?;
+        let mut plan = Plan {
+            lsn: Lsn(0),
+            encoding: String::new(),
+            tables: Vec::new(),
+        };
+        let mut parts = 0;
+        loop {
+            let PeerReply::Plan {
+                lsn,
+                encoding,
+                tables,
+                last,
+            } = reply
+            else {
+                return Err(self.unexpected());
+            };
+            plan.lsn = lsn;
+            plan.encoding = encoding;
+            parts += tables.iter().map(|table| table.ranges.len()).sum::<usize>();
+            plan.tables.extend(tables);
+            if plan.tables.len() > TABLES_MAX || parts > PARTS_MAX as usize {
+                return Err(self.endless("plan"));
+            }
+            if last {
+                return Ok(plan);
+            }
+            reply = self.next(&mut receiver).await?;
+        }
+    }
+
+    /// The schema of what takes part.
+    ///
+    /// # Errors
+    /// As [`SourceAgent::plan`].
+    pub async fn described(&self) -> Result<Schema, Fault> {
+        let request = PeerRequest::DescribeSchema { job: self.job };
+        let (mut reply, mut receiver) = self.ask(&request).await?;
+        let mut schema = Schema::default();
+        for _ in 0..SCHEMA_PAGES_MAX {
+            let PeerReply::Schema { page, last } = reply else {
+                return Err(self.unexpected());
+            };
+            schema.add(page);
+            if last {
+                return Ok(schema);
+            }
+            reply = self.next(&mut receiver).await?;
+        }
+        Err(self.endless("schema"))
+    }
+
+    /// A section of the schema, as text to be read.
+    ///
+    /// # Errors
+    /// As [`SourceAgent::plan`].
+    pub async fn schema(&self, section: SchemaSection) -> Result<Incoming, Fault> {
+        self.frames(&PeerRequest::FetchSchema {
+            job: self.job,
+            section,
+        })
+        .await
+    }
+
+    /// A part's COPY data.
+    ///
+    /// # Errors
+    /// As [`SourceAgent::plan`].
+    pub async fn part(
+        &self,
+        epoch: Epoch,
+        part: PartNo,
+        format: CopyFormat,
+        compression: Compression,
+    ) -> Result<Incoming, Fault> {
+        let job = self.job;
+        self.frames(&PeerRequest::FetchPart {
+            job,
+            epoch,
+            part,
+            format,
+            compression,
+        })
+        .await
+    }
+
+    /// The source's sequences.
+    ///
+    /// # Errors
+    /// As [`SourceAgent::plan`].
+    pub async fn sequences(&self) -> Result<Vec<SequenceValue>, Fault> {
+        match self
+            .ask(&PeerRequest::FetchSequences { job: self.job })
+            .await?
+            .0
+        {
+            PeerReply::Sequences(sequences) => Ok(sequences),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    /// How the source's PostgreSQL is reached by another PostgreSQL.
+    ///
+    /// # Errors
+    /// As [`SourceAgent::plan`].
+    pub async fn conninfo(&self) -> Result<Secret, Fault> {
+        match self
+            .ask(&PeerRequest::FetchConninfo { job: self.job })
+            .await?
+            .0
+        {
+            PeerReply::Conninfo(conninfo) => Ok(conninfo),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    /// What decides values in the source's database.
+    ///
+    /// # Errors
+    /// As [`SourceAgent::plan`].
+    pub async fn settings(&self) -> Result<Vec<DatabaseSetting>, Fault> {
+        let request = PeerRequest::FetchSettings { job: self.job };
+        match self.ask(&request).await?.0 {
+            PeerReply::Settings(settings) if settings.len() <= LISTED_MAX => Ok(settings),
+            PeerReply::Settings(_) => Err(self.endless("number of settings")),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    async fn frames(&self, request: &PeerRequest) -> Result<Incoming, Fault> {
+        match self.ask(request).await? {
+            (PeerReply::FramesFollow, receiver) => Ok(Incoming::new(receiver)),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    /// Sends a request on a stream of its own; its first reply, and the stream for what follows.
+    async fn ask(&self, request: &PeerRequest) -> Result<(PeerReply, Receiver), Fault> {
+        let connection = self.connected().await?;
+        let (mut sender, mut receiver) = connection.open().await.map_err(|e| e.to_fault())?;
+        sender.send(request).await.map_err(|e| e.to_fault())?;
+        sender.finish();
+        let reply = self.next(&mut receiver).await?;
+        Ok((reply, receiver))
+    }
+
+    async fn next(&self, receiver: &mut Receiver) -> Result<PeerReply, Fault> {
+        match receive::<PeerReply>(receiver).await? {
+            PeerReply::Fault(fault) => Err(fault),
+            reply => Ok(reply),
+        }
+    }
+
+    async fn connected(&self) -> Result<Connection, Fault> {
+        let mut slot = self.connection.lock().await;
+        if let Some((connection, _)) = slot.as_ref().filter(|(c, _)| !c.is_closed()) {
+            return Ok(connection.clone());
+        }
+        let expect = Expect::Agent(self.source.node.clone());
+        let dialled = self.endpoint.dial(&self.source.address, &expect).await;
+        let connection = dialled.map_err(|error| {
+            let mut fault = error.to_fault();
+            fault.message = format!(
+                "the agent of {} cannot be reached: {}",
+                self.source.node, fault.message
+            );
+            fault
+        })?;
+        *slot = Some((connection.clone(), self.links.watch(&connection)));
+        Ok(connection)
+    }
+
+    /// A list of theirs goes on beyond what any database holds (G9).
+    fn endless(&self, what: &str) -> Fault {
+        let node = &self.source.node;
+        let message = format!("the agent of {node} lists a {what} larger than is accepted");
+        Fault::new(FaultKind::Failed, message)
+            .hint("take fewer tables at a time: --include-schema, --exclude-table")
+    }
+
+    fn unexpected(&self) -> Fault {
+        Fault::new(
+            FaultKind::Failed,
+            format!(
+                "the agent of {} answered something else than was asked",
+                self.source.node
+            ),
+        )
+        .hint("the two agents may be of different versions: upgrade the older one")
+    }
+}
+
+async fn receive<T: DeserializeOwned>(receiver: &mut Receiver) -> Result<T, Fault> {
+    receiver
+        .recv()
+        .await
+        .map_err(|e| e.to_fault())?
+        .ok_or_else(|| {
+            Fault::new(
+                FaultKind::Unreachable,
+                "the peer ended the stream without an answer",
+            )
+            .retry(Retry::NewConnection)
+        })
+}

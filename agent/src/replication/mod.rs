@@ -1,0 +1,14 @@
+//! Logical replication around the copy: the subscription and its origin, and the proof that nothing is
+//! missing.
+//!
+//! On the target: [`subscription`], the tables it carries ([`subscribed`]), and [`keep_out`], which keeps
+//! others from writing to them before it begins. On the source: [`fence`] (everything has arrived),
+//! [`sequences`], which no subscription carries, and [`prepared`], slots for nodes made from a backup.
+
+pub(crate) mod fence;
+pub(crate) mod keep_out;
+pub(crate) mod prepared;
+pub(crate) mod sequences;
+pub(crate) mod server_log;
+pub(crate) mod subscribed;
+pub(crate) mod subscription;

@@ -1,0 +1,401 @@
+//! Slots that are prepared for a hand-over from a backup: made, looked at, taken, given back, dropped.
+//!
+//! What is prepared is noted in `steep_repl.init_slots` of this database, before the slot is made: a
+//! slot that nobody remembers would fill the disk (G5). A note names its node, since a physical copy of
+//! this server carries it along and must not take it for its own. Whether a hand-over may begin is the
+//! coordinator's to judge.
+
+use std::time::Duration;
+
+use steep_protocol::message::handover::{
+    NotedSlot, PreparedSlot, PreparedState, Replication, ServerSlot, SlotFacts, SlotName, Used,
+};
+use steep_protocol::message::job::TableFilter;
+use steep_protocol::{ByteCount, Fault, FaultKind, NodeId, TableName};
+use tokio_postgres::error::SqlState;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::node::own_schema;
+use crate::node::slot_notes::{forget, lsn, readable, time};
+use crate::pg::{PgError, Session};
+use crate::snapshot::listing::Listing;
+use crate::snapshot::slot::{self, SlotGone};
+use crate::snapshot::{plan, publication, published, published_oids};
+use crate::task::Task;
+
+/// How long the note of a slot that is being made holds, in seconds: what a crash leaves goes then.
+const UNFINISHED_SECONDS: i64 = 3_600;
+
+/// What is left of a failed attempt is removed within this time, or when its note expires.
+const TIDY_UP: Duration = Duration::from_secs(10);
+
+/// Makes publication and slot of the task's replication and notes them, to be kept so many seconds.
+/// Waits for transactions that were running before.
+///
+/// # Errors
+/// A [`Fault`]; what was made until then is removed again, as far as the server can be reached.
+pub async fn prepare(task: &Task, expires_seconds: u64) -> Result<PreparedSlot, Fault> {
+    let fault = |error: PgError| error.to_fault(&task.node);
+    let session = Session::connect(&task.conninfo, "prepare")
+        .await
+        .map_err(fault)?;
+    own_schema::install(&session).await.map_err(fault)?;
+    note(&session, task).await?;
+    let mut made = Made::Nothing;
+    let outcome = make(&session, task, expires_seconds, &mut made).await;
+    if outcome.is_err() {
+        let tidying = tidy(&session, task, made);
+        match tokio::time::timeout(TIDY_UP, tidying).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(job_id = %task.job, %error, "could not tidy up"),
+            Err(_) => warn!(job_id = %task.job, "could not tidy up in time"),
+        }
+    }
+    session.close().await;
+    outcome
+}
+
+/// What an attempt may have made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Made {
+    Nothing,
+    Slot,
+}
+
+/// Notes that the slot is being made. A note that came here with a copy of another node gives way.
+async fn note(session: &Session, task: &Task) -> Result<(), Fault> {
+    let fault = |error: PgError| error.to_fault(&task.node);
+    let (slot, job) = (
+        task.replication.slot.as_str(),
+        task.replication.id.to_string(),
+    );
+    let sql = "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)";
+    let there: bool = {
+        let values: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&slot];
+        let asked = session.run(&task.cancel, session.query_one(sql, &values));
+        let row = asked.await.map_err(fault)?;
+        row.try_get(0).map_err(|error| fault(error.into()))?
+    };
+    let sql = "INSERT INTO steep_repl.init_slots AS i (slot_name, job, source_node, expires_at) \
+         VALUES ($1, $2, $3, now() + $4::int8 * interval '1 second') \
+         ON CONFLICT (slot_name) DO UPDATE SET job = excluded.job, target_node = NULL, lsn = NULL, \
+             source_node = excluded.source_node, created_at = now(), expires_at = excluded.expires_at \
+         WHERE i.source_node IS DISTINCT FROM excluded.source_node";
+    let noted = match there {
+        true => 0,
+        false => session
+            .execute(
+                sql,
+                &[&slot, &job, &task.node.as_str(), &UNFINISHED_SECONDS],
+            )
+            .await
+            .map_err(|error| fault(error.into()))?,
+    };
+    if noted > 0 {
+        return Ok(());
+    }
+    let text = format!("there is a replication slot {slot} already, or one is being made");
+    Err(Fault::new(FaultKind::BadRequest, text)
+        .on(&task.node)
+        .hint("choose another name, or drop that slot if nobody needs it"))
+}
+
+async fn make(
+    session: &Session,
+    task: &Task,
+    expires_seconds: u64,
+    made: &mut Made,
+) -> Result<PreparedSlot, Fault> {
+    let fault = |error: PgError| error.to_fault(&task.node);
+    let replication = &task.replication;
+    let listing = Listing::load(session).await.map_err(fault)?;
+    let members = publication::members(&listing, &TableFilter::default());
+    // Before the slot: what it decodes is published from its first byte.
+    let name = replication.name();
+    let created = publication::create(session, &task.cancel, &name, &members).await;
+    created.map_err(fault)?;
+    let created = slot::create_bare(task, session.conninfo(), session).await;
+    let lsn = match created {
+        Ok(lsn) => lsn,
+        Err(error) => {
+            // Cancelled or broken off, it may be there.
+            if !error.is(&SqlState::DUPLICATE_OBJECT) {
+                *made = Made::Slot;
+            }
+            return Err(fault(error));
+        }
+    };
+    *made = Made::Slot;
+    let marked = published::mark(session, session, &replication.name()).await;
+    marked.map_err(fault)?;
+    let sql = "UPDATE steep_repl.init_slots SET lsn = $2::text::pg_lsn, created_at = now(), \
+             expires_at = now() + $3::int8 * interval '1 second' \
+         WHERE slot_name = $1 \
+         RETURNING (extract(epoch FROM created_at) * 1000000)::int8, \
+             (extract(epoch FROM expires_at) * 1000000)::int8";
+    let seconds = i64::try_from(expires_seconds).unwrap_or(i64::MAX);
+    let values: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
+        [&replication.slot.as_str(), &lsn.to_string(), &seconds];
+    let noted = session.run(&task.cancel, session.query_one(sql, &values));
+    let row = noted.await.map_err(fault)?;
+    info!(job_id = %task.job, slot = %replication.slot, %lsn, "slot prepared");
+    Ok(PreparedSlot {
+        replication: replication.clone(),
+        lsn,
+        created_at: time(&row, 0).map_err(fault)?,
+        expires_at: time(&row, 1).map_err(fault)?,
+        wal_held: ByteCount(0),
+        state: PreparedState::Waiting,
+    })
+}
+
+async fn tidy(session: &Session, task: &Task, made: Made) -> Result<(), PgError> {
+    let replication = &task.replication;
+    if made == Made::Slot {
+        slot::drop_slot(session, &replication.slot, &CancellationToken::new()).await?;
+    }
+    let publication = replication.name().quoted();
+    let sql = format!("DROP PUBLICATION IF EXISTS {publication}");
+    session.batch_execute(&sql).await?;
+    forget(session, replication).await
+}
+
+/// What is true of the task's prepared slot now.
+///
+/// # Errors
+/// A [`Fault`] where PostgreSQL cannot be asked.
+pub async fn slot_facts(task: &Task, filter: &TableFilter) -> Result<SlotFacts, Fault> {
+    let gathered = async {
+        let session = Session::connect(&task.conninfo, "preflight").await?;
+        let facts = gather(task, &session, filter).await?;
+        session.close().await;
+        Ok(facts)
+    };
+    gathered
+        .await
+        .map_err(|error: PgError| error.to_fault(&task.node))
+}
+
+async fn gather(
+    task: &Task,
+    session: &Session,
+    filter: &TableFilter,
+) -> Result<SlotFacts, PgError> {
+    let replication = &task.replication;
+    let mut facts = SlotFacts::default();
+    if readable(session).await? {
+        let sql = "SELECT lsn::text, (extract(epoch FROM expires_at) * 1000000)::int8, \
+                 expires_at <= now(), target_node \
+             FROM steep_repl.init_slots WHERE slot_name = $1 AND job = $2 AND source_node = $3 \
+                 AND lsn IS NOT NULL AND expires_at IS NOT NULL";
+        let job = replication.id.to_string();
+        let values: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
+            [&replication.slot.as_str(), &job, &task.node.as_str()];
+        if let Some(row) = session.query_opt(sql, &values).await? {
+            let target = row.try_get::<_, Option<&str>>(3)?;
+            facts.noted = Some(NotedSlot {
+                lsn: lsn(&row, 0)?.unwrap_or_default(),
+                expires_at: time(&row, 1)?,
+                expired: row.try_get(2)?,
+                target: target.and_then(|target| NodeId::parse(target).ok()),
+            });
+        }
+    }
+    facts.slot = server_slot(session, &replication.slot).await?;
+    let sql = "SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() \
+         ELSE pg_current_wal_insert_lsn() END)::text";
+    let row = session.query_one(sql, &[]).await?;
+    facts.wal_end = lsn(&row, 0)?.unwrap_or_default();
+    let sql = "SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1)";
+    let name = replication.name();
+    let row = session.query_one(sql, &[&name.as_str()]).await?;
+    facts.published = row.try_get(0)?;
+    let listing = Listing::load(session).await?;
+    let members = published_oids(session, &name).await?;
+    let wanted = plan::names(&listing, filter);
+    let carried = publication::published(&listing, &members, wanted.clone());
+    let missing = wanted.iter().filter(|name| !carried.contains(name));
+    facts.unpublished = missing.map(TableName::to_string).collect();
+    Ok(facts)
+}
+
+async fn server_slot(session: &Session, slot: &SlotName) -> Result<Option<ServerSlot>, PgError> {
+    // As JSON because the reason has a column only from PostgreSQL 17 on.
+    let sql = "SELECT plugin::text, database IS NOT DISTINCT FROM current_database(), active, \
+             coalesce(wal_status, ''), to_jsonb(s) ->> 'invalidation_reason', \
+             restart_lsn::text, confirmed_flush_lsn::text \
+         FROM pg_replication_slots s WHERE slot_name = $1";
+    let row = session.query_opt(sql, &[&slot.as_str()]).await?;
+    row.map(|row| {
+        Ok(ServerSlot {
+            plugin: row.try_get(0)?,
+            own_database: row.try_get(1)?,
+            active: row.try_get(2)?,
+            wal_status: row.try_get(3)?,
+            invalidated: row.try_get(4)?,
+            restart: lsn(&row, 5)?,
+            confirmed: lsn(&row, 6)?,
+        })
+    })
+    .transpose()
+}
+
+/// Notes that the task's slot is that target's from here on. Done again, it does nothing.
+///
+/// # Errors
+/// A [`Fault`] where the slot is another's, expired or gone meanwhile.
+pub async fn take(task: &Task, target: &NodeId) -> Result<(), Fault> {
+    let sql = "UPDATE steep_repl.init_slots SET target_node = $4 \
+         WHERE slot_name = $1 AND job = $2 AND source_node = $3 AND lsn IS NOT NULL \
+             AND (target_node = $4 OR target_node IS NULL AND expires_at > now()) \
+             AND EXISTS (SELECT FROM pg_replication_slots s WHERE s.slot_name = $1)";
+    let taken = change(task, target, sql).await?;
+    if taken > 0 {
+        let fault = |error: PgError| error.to_fault(&task.node);
+        let session = Session::connect(&task.conninfo, "handover").await;
+        let session = session.map_err(fault)?;
+        let renewed = published::renew(&session, task).await.map_err(fault)?;
+        session.close().await;
+        return renewed;
+    }
+    let slot = &task.replication.slot;
+    let text = format!("the prepared slot {slot} has been dropped or taken meanwhile");
+    Err(Fault::new(FaultKind::Failed, text)
+        .on(&task.node)
+        .hint("prepare another one, and take a backup after that"))
+}
+
+/// The target does not use the task's slot after all. Where changes may have been applied from it, only
+/// a backup that is taken from here on can be completed with it. Done again, it does nothing.
+///
+/// # Errors
+/// A [`Fault`] of the connection or the server.
+pub async fn give_back(task: &Task, target: &NodeId, used: Used) -> Result<(), Fault> {
+    let lsn = match used {
+        Used::No => "lsn",
+        Used::Perhaps => "greatest(lsn, pg_current_wal_insert_lsn())",
+    };
+    let sql = format!(
+        "UPDATE steep_repl.init_slots SET target_node = NULL, lsn = {lsn} \
+         WHERE slot_name = $1 AND job = $2 AND source_node = $3 AND target_node = $4"
+    );
+    change(task, target, &sql).await.map(drop)
+}
+
+async fn change(task: &Task, target: &NodeId, sql: &str) -> Result<u64, Fault> {
+    let changed = async {
+        let session = Session::connect(&task.conninfo, "handover").await?;
+        if !readable(&session).await? {
+            return Ok(0);
+        }
+        let job = task.replication.id.to_string();
+        let slot = task.replication.slot.as_str();
+        let values: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
+            [&slot, &job, &task.node.as_str(), &target.as_str()];
+        let changed = session
+            .run(&task.cancel, session.execute(sql, &values))
+            .await?;
+        session.close().await;
+        Ok(changed)
+    };
+    changed
+        .await
+        .map_err(|error: PgError| error.to_fault(&task.node))
+}
+
+/// Drops the task's prepared slot, which an operator does not want any more.
+///
+/// # Errors
+/// A [`Fault`] where a node uses it, or the server does not let go of it.
+pub async fn drop_prepared(task: &Task) -> Result<(), Fault> {
+    let fault = |error: PgError| error.to_fault(&task.node);
+    let session = Session::connect(&task.conninfo, "prepare")
+        .await
+        .map_err(fault)?;
+    let dropped = drop_unused(
+        &session,
+        &task.node,
+        &task.replication,
+        Unwanted::ByOperator,
+    );
+    let dropped = dropped.await.map_err(fault)?;
+    session.close().await;
+    if dropped == Dropped::Yes {
+        return Ok(());
+    }
+    let slot = &task.replication.slot;
+    let text = format!("the slot {slot} is in use, or is not prepared here");
+    Err(Fault::new(FaultKind::Failed, text)
+        .on(&task.node)
+        .hint("cancel the node that uses it: steep-repl init cancel"))
+}
+
+/// Why a prepared slot is dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unwanted {
+    /// Its time is over.
+    Expired,
+    /// Somebody says so.
+    ByOperator,
+}
+
+/// Whether a prepared slot was there to be dropped, and was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dropped {
+    /// Yes.
+    Yes,
+    /// A target has it, or it is noted no longer, or it does not let go.
+    No,
+}
+
+/// Drops slot, publication and note, where no target has the slot. The note is held meanwhile, so that
+/// nobody takes what is being dropped.
+///
+/// # Errors
+/// [`PgError`] of a statement; what is left is found by another try.
+pub(crate) async fn drop_unused(
+    session: &Session,
+    node: &NodeId,
+    replication: &Replication,
+    why: Unwanted,
+) -> Result<Dropped, PgError> {
+    session.batch_execute("BEGIN").await?;
+    let outcome = drop_noted(session, node, replication, why).await;
+    let end = match outcome {
+        Ok(Dropped::Yes) => "COMMIT",
+        Ok(Dropped::No) | Err(_) => "ROLLBACK",
+    };
+    session.batch_execute(end).await?;
+    outcome
+}
+
+async fn drop_noted(
+    session: &Session,
+    node: &NodeId,
+    replication: &Replication,
+    why: Unwanted,
+) -> Result<Dropped, PgError> {
+    let due = match why {
+        Unwanted::Expired => "expires_at <= now()",
+        Unwanted::ByOperator => "lsn IS NOT NULL",
+    };
+    let sql = format!(
+        "SELECT 1 FROM steep_repl.init_slots WHERE slot_name = $1 AND job = $2 \
+             AND source_node = $3 AND target_node IS NULL AND {due} FOR UPDATE"
+    );
+    let (slot, job) = (&replication.slot, replication.id.to_string());
+    let values: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
+        [&slot.as_str(), &job, &node.as_str()];
+    if session.query_opt(&sql, &values).await?.is_none() {
+        return Ok(Dropped::No);
+    }
+    if slot::drop_slot(session, slot, &CancellationToken::new()).await? == SlotGone::StillInUse {
+        return Ok(Dropped::No);
+    }
+    let publication = replication.name().quoted();
+    let sql = format!("DROP PUBLICATION IF EXISTS {publication}");
+    session.batch_execute(&sql).await?;
+    forget(session, replication).await?;
+    Ok(Dropped::Yes)
+}

@@ -1,0 +1,227 @@
+//! Why a subscription fails, in PostgreSQL's own words: the end of the server's log, where the role may
+//! read it (EXECUTE on three functions, or a superuser).
+//!
+//! Only entries of that subscription's workers are looked at, which name its origin. Of an entry the
+//! message is told, of its details the columns of a violated key alone, and no more of the message than cannot hold a value: of one that
+//! is not known, only where it stands.
+
+use steep_protocol::message::job::ReplicationNames;
+use steep_protocol::{JobId, Lsn};
+
+use crate::pg::{PgError, Session, key_columns};
+
+/// How much of the log's end is read: an entry is some lines, and workers try again every few seconds.
+const READ_BYTES: i64 = 256 * 1024;
+
+/// The longest text told.
+const TOLD_MAX: usize = 400;
+
+/// How the messages begin that an apply worker ends with, and whether what follows a colon may be told:
+/// names are, values are not.
+const KNOWN: [(&str, Tail); 20] = [
+    ("logical replication target relation ", Tail::Names),
+    (
+        "publisher did not send replica identity column ",
+        Tail::Names,
+    ),
+    (
+        "duplicate key value violates unique constraint ",
+        Tail::None,
+    ),
+    (
+        "conflicting key value violates exclusion constraint ",
+        Tail::None,
+    ),
+    ("conflict detected on relation ", Tail::Names),
+    ("null value in column ", Tail::None),
+    ("new row for relation ", Tail::None),
+    ("value for domain ", Tail::None),
+    ("insert or update on table ", Tail::None),
+    ("update or delete on table ", Tail::None),
+    ("invalid input value for enum ", Tail::None),
+    ("invalid input syntax for type ", Tail::None),
+    ("value too long for type ", Tail::None),
+    ("numeric field overflow", Tail::None),
+    ("no partition of relation ", Tail::None),
+    ("permission denied for ", Tail::None),
+    ("column ", Tail::None),
+    ("relation ", Tail::None),
+    ("could not ", Tail::Names),
+    ("cannot ", Tail::None),
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tail {
+    /// What follows a colon is left out.
+    None,
+    /// It holds names of objects, or the operating system's words.
+    Names,
+}
+
+/// What is known of the errors of each subscription of ours, in a sentence.
+///
+/// # Errors
+/// [`PgError`] where the connection is lost. That the log may not be read is told instead.
+pub(crate) async fn troubles(
+    session: &Session,
+    failing: &[JobId],
+) -> Result<Vec<(JobId, String)>, PgError> {
+    let mut told = Vec::new();
+    for job in failing {
+        let name = ReplicationNames(*job).name();
+        let sql = "SELECT s.oid FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid \
+             WHERE d.datname = current_database() AND s.subname = $1";
+        let Some(row) = session.query_opt(sql, &[&name]).await? else {
+            continue;
+        };
+        let origin = format!("pg_{}", row.get::<_, u32>(0));
+        told.push((*job, trouble(session, &origin).await?));
+    }
+    Ok(told)
+}
+
+async fn trouble(session: &Session, origin: &str) -> Result<String, PgError> {
+    let place = |file: &str| {
+        format!(
+            "PostgreSQL's log there tells why ({file}; entries with replication origin \"{origin}\")"
+        )
+    };
+    // Asked first: what is refused is an error in that log.
+    let may = "SELECT has_function_privilege('pg_current_logfile(text)', 'EXECUTE')
+        AND has_function_privilege('pg_read_binary_file(text, bigint, bigint, boolean)', 'EXECUTE')
+        AND has_function_privilege('pg_stat_file(text, boolean)', 'EXECUTE')";
+    if !session.query_one(may, &[]).await?.get::<_, bool>(0) {
+        return Ok(place(
+            "the agent's role may not read it, which takes EXECUTE on pg_current_logfile(text), pg_stat_file(text, boolean) and pg_read_binary_file(text, bigint, bigint, boolean)",
+        ));
+    }
+    let sql = "SELECT pg_current_logfile('stderr')";
+    let file: String = match session.query_typed(sql, &[]).await {
+        Ok(rows) => match rows.first().and_then(|row| row.get::<_, Option<String>>(0)) {
+            Some(file) => file,
+            None => return Ok(place("as log_destination of that server says")),
+        },
+        Err(error) if error.as_db_error().is_some() => {
+            return Ok(place("the agent's role may not read it"));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let sql = "SELECT pg_read_binary_file($1, greatest(size - $2, 0), $2, true) FROM pg_stat_file($1, true)";
+    let read = session.query_opt(sql, &[&file, &READ_BYTES]).await;
+    let bytes: Option<Vec<u8>> = match read {
+        Ok(row) => row.and_then(|row| row.get(0)),
+        Err(error) if error.as_db_error().is_some() => return Ok(place(&file)),
+        Err(error) => return Err(error.into()),
+    };
+    let text = bytes.unwrap_or_default();
+    let found = last_error(&String::from_utf8_lossy(&text), origin);
+    Ok(found.unwrap_or_else(|| place(&file)))
+}
+
+/// The last entry of that origin's workers, as far as it may be told.
+fn last_error(log: &str, origin: &str) -> Option<String> {
+    let lines: Vec<&str> = log.lines().collect();
+    let own = format!("replication origin \"{origin}\"");
+    let context = lines
+        .iter()
+        .rposition(|line| line.contains("CONTEXT:") && line.contains(&own))?;
+    // The lines of an entry are written at once.
+    let before = lines[..context]
+        .iter()
+        .rposition(|line| line.contains("CONTEXT:"));
+    let entry = &lines[before.map_or(0, |at| at + 1)..context];
+    let at = entry.iter().rposition(|line| line.contains("ERROR:"))?;
+    let (_, message) = entry[at].split_once("ERROR:")?;
+    let mut message = tellable(message.trim())?;
+    let detail = entry[at..]
+        .iter()
+        .find_map(|line| line.split_once("DETAIL:"));
+    if let Some(columns) = detail.and_then(|(_, detail)| key_columns(detail.trim())) {
+        message.push_str(&format!(", key ({columns})"));
+    }
+    let place = quoted_after(lines[context], "for replication target relation ");
+    let during = quoted_after(lines[context], "during message type ");
+    let mut told = format!("PostgreSQL says: {message}");
+    match (place, during) {
+        (Some(table), Some(during)) => told.push_str(&format!(" ({during} on {table})")),
+        (None, Some(during)) => told.push_str(&format!(" ({during})")),
+        _ => {}
+    }
+    let finish = quoted_lsn(lines[context]);
+    if let Some(lsn) = finish {
+        told.push_str(&format!(
+            "; the transaction ends at {lsn} of the source's WAL"
+        ));
+    }
+    let cut = told
+        .char_indices()
+        .nth(TOLD_MAX)
+        .map_or(told.len(), |(at, _)| at);
+    told.truncate(cut);
+    Some(
+        told.chars()
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .collect(),
+    )
+}
+
+fn tellable(message: &str) -> Option<String> {
+    let (_, tail) = KNOWN.iter().find(|(known, _)| message.starts_with(known))?;
+    Some(match tail {
+        Tail::Names => message.to_owned(),
+        Tail::None => match message.split_once(": ") {
+            Some((head, _)) => head.to_owned(),
+            None => message.to_owned(),
+        },
+    })
+}
+
+fn quoted_after<'a>(line: &'a str, words: &str) -> Option<&'a str> {
+    let (_, rest) = line.split_once(words)?;
+    rest.strip_prefix('"')?
+        .split_once('"')
+        .map(|(name, _)| name)
+}
+
+fn quoted_lsn(line: &str) -> Option<Lsn> {
+    let (_, rest) = line.split_once("finished at ")?;
+    rest.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOG: &str = "\
+2026-11-28 20:00:00 UTC [7] LOG:  logical replication apply worker for subscription \"s\" has started
+2026-11-28 20:00:01 UTC [7] ERROR:  duplicate key value violates unique constraint \"t_pkey\"
+2026-11-28 20:00:01 UTC [7] DETAIL:  Key (id)=(4711) already exists.
+2026-11-28 20:00:01 UTC [7] CONTEXT:  processing remote data for replication origin \"pg_16394\" during message type \"INSERT\" for replication target relation \"public.t\" in transaction 736, finished at 0/1A2B3C
+2026-11-28 20:00:02 UTC [9] ERROR:  invalid input value for enum public.mood: \"secret\"
+2026-11-28 20:00:02 UTC [9] CONTEXT:  processing remote data for replication origin \"pg_2\" during message type \"INSERT\" for replication target relation \"public.felt\" column \"mood\" in transaction 740, finished at 0/2
+2026-11-28 20:00:03 UTC [11] ERROR:  customer 4711 of secret is refused
+2026-11-28 20:00:03 UTC [11] CONTEXT:  PL/pgSQL function f() line 1 at RAISE
+\tprocessing remote data for replication origin \"pg_3\" during message type \"INSERT\"
+";
+
+    #[test]
+    fn the_last_error_of_a_subscription_is_told_without_its_values() {
+        let told = last_error(LOG, "pg_16394").unwrap();
+        assert_eq!(
+            told,
+            "PostgreSQL says: duplicate key value violates unique constraint \"t_pkey\", key (id) \
+             (INSERT on public.t); the transaction ends at 0/1A2B3C of the source's WAL"
+        );
+        let told = last_error(LOG, "pg_2").unwrap();
+        assert!(
+            told.contains("enum public.mood (INSERT on public.felt)"),
+            "{told}"
+        );
+        for origin in ["pg_16394", "pg_2", "pg_3", "pg_4"] {
+            let told = last_error(LOG, origin).unwrap_or_default();
+            assert!(!told.contains("4711") && !told.contains("secret"), "{told}");
+        }
+        assert_eq!(last_error(LOG, "pg_3"), None);
+        assert_eq!(last_error(LOG, "pg_1"), None, "no other's");
+    }
+}

@@ -1,0 +1,115 @@
+//! Settings of the source's database, taken over where the job makes the schema: what is computed from
+//! rows is then the same whoever writes them, PostgreSQL's apply worker included.
+//!
+//! A value never stands in a statement: applications keep keys in settings of their own. What undoes it is
+//! stored in the same transaction (G6).
+
+use steep_protocol::message::facts::{Finding, SettingScope};
+use steep_protocol::message::peer::DatabaseSetting;
+use steep_protocol::{Fault, JobId};
+
+use super::batch::is_of_the_statement;
+use crate::node::connection::Conn;
+use crate::pg::catalog::{alter, is_carried, quoted, read_settings};
+use crate::pg::{PgError, literal};
+use crate::task::Task;
+
+/// Under which what undoes a setting is stored in `steep_repl.deferred_objects`: no stage that is built.
+const UNDONE: i16 = 100;
+
+/// Takes them over. What the target's database has a value of its own for, or the role in use may not
+/// set, is told.
+pub(crate) async fn carry_over(
+    task: &Task,
+    conn: &Conn,
+    source: &[DatabaseSetting],
+) -> Result<Vec<Finding>, Fault> {
+    let here = read_settings(&conn.session).await;
+    let here = here.map_err(|error| conn.fault(&error))?;
+    let sql = "SELECT current_database()::text, ARRAY(SELECT rolname::text FROM pg_roles)";
+    let row = conn.row(sql, &[]).await?;
+    let (database, roles): (String, Vec<String>) = (row.get(0), row.get(1));
+    let mut left = Vec::new();
+    for wanted in source.iter().filter(|s| is_carried(&s.name)) {
+        match &wanted.scope {
+            SettingScope::Database => {}
+            SettingScope::RoleInDatabase(role) if roles.contains(role) => {}
+            SettingScope::RoleInDatabase(_) | SettingScope::Role(_) | SettingScope::Server => {
+                continue;
+            }
+        }
+        let own = here
+            .iter()
+            .find(|s| s.name.eq_ignore_ascii_case(&wanted.name) && s.scope == wanted.scope);
+        match own {
+            Some(own) if own.value == wanted.value => {}
+            Some(_) => left.push(format!("{} (has a value of its own here)", wanted.name)),
+            None => match set(task, conn, wanted, &database).await {
+                Ok(()) => {}
+                Err(error) if error.sqlstate().is_some_and(is_of_the_statement) => {
+                    let code = error.sqlstate().map_or("", |code| code.code());
+                    left.push(format!("{} (SQLSTATE {code})", wanted.name));
+                }
+                Err(error) => return Err(conn.fault(&error)),
+            },
+        }
+    }
+    if left.is_empty() {
+        return Ok(Vec::new());
+    }
+    Ok(vec![conn.warning(
+        "settings_not_taken_over",
+        format!("settings of the source's database are not set here: {}", left.join(", ")),
+        "rows are loaded under them; what is computed when changes are applied follows this server's settings",
+        "ALTER DATABASE … SET them here as its owner or a superuser, if values that are computed from rows follow them",
+    )])
+}
+
+async fn set(
+    task: &Task,
+    conn: &Conn,
+    wanted: &DatabaseSetting,
+    database: &str,
+) -> Result<(), PgError> {
+    let Some(alter) = alter(&wanted.scope, database) else {
+        return Ok(());
+    };
+    let name = quoted(&wanted.name);
+    let undo = literal(&format!("{alter} RESET {name}"));
+    let work = async {
+        conn.attempt("BEGIN").await?;
+        let sql = "SELECT set_config($1, $2, true)";
+        conn.fetch(sql, &[&wanted.name, &wanted.value.expose()])
+            .await?;
+        conn.attempt(&format!(
+            "INSERT INTO steep_repl.deferred_objects (job, ord, stage, kind, create_sql, state)
+             SELECT '{job}', coalesce(max(ord) + 1, 0), {UNDONE}, 'other', {undo}, 'done'
+             FROM steep_repl.deferred_objects WHERE job = '{job}';
+             {alter} SET {name} FROM CURRENT; COMMIT",
+            job = task.job
+        ))
+        .await
+    };
+    let outcome = work.await;
+    if outcome.is_err() {
+        conn.roll_back().await?;
+    }
+    outcome
+}
+
+/// Undoes what the job has set.
+pub(crate) async fn take_back(conn: &Conn, job: JobId) -> Result<(), Fault> {
+    let sql = "SELECT create_sql FROM steep_repl.deferred_objects WHERE job = $1 AND stage = $2";
+    for row in conn.rows(sql, &[&job.to_string(), &UNDONE]).await? {
+        let undo: &str = row.get(0);
+        match conn.attempt(undo).await {
+            Ok(()) => {}
+            // The role is gone, or what the agent may do has changed: nothing of rows is lost by it.
+            Err(error) if error.sqlstate().is_some_and(is_of_the_statement) => {
+                tracing::warn!(job_id = %job, statement = undo, %error, "a setting is left");
+            }
+            Err(error) => return Err(conn.fault(&error)),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,496 @@
+//! The consistent point, and the order in which it comes to be.
+//!
+//! ```text
+//! publication → slot + exported snapshot → holder imports it → tables as of the snapshot
+//!             → the same list again, now → plan
+//! ```
+//! Publication before slot: what the slot decodes is published from its first byte. The holder keeps the
+//! snapshot and no lock: each part locks its own table while it is read, and asks first whether the table
+//! is what the snapshot saw (`table_state`). The second list shows what changed between slot and plan;
+//! then everything is made anew.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use steep_protocol::message::agent::{Export, OpenSource, TableSummary};
+use steep_protocol::message::peer::{CtidRange, SchemaSection, TablePlan};
+use steep_protocol::{
+    ByteCount, Fault, FaultKind, Identifier, JobId, Lsn, NodeId, PartNo, Retry, RowCount, TableName,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::listing::{self, Listing};
+use super::plan::{self, Plan, Splitting};
+use super::pool::Pool;
+use super::table_state::{self, TableState};
+use super::types::Types;
+use super::{publication, published, slot};
+use crate::dump::selection::Selection;
+use crate::dump::{self, SchemaDump, Scope};
+use crate::locks::{Attended, LockRegistry, WaitsFor};
+use crate::pg::catalog::read_extension_tables;
+use crate::pg::{Conninfo, LOCK_MOMENT, PgError, Session, literal};
+use crate::task::Task;
+
+/// DDL between slot and plan makes everything be made anew, so many times.
+const ATTEMPTS: u32 = 3;
+
+/// What is left of a failed attempt is removed within this time, or left to the cleanup.
+const TIDY_UP: Duration = Duration::from_secs(10);
+
+/// A job's consistent point: slot, snapshot and plan. Shared by everything that reads.
+///
+/// Holds one session, and one per worker while parts are read. Dropping it ends them; the slot stays.
+#[derive(Debug)]
+pub struct OpenSnapshot {
+    node: NodeId,
+    job: JobId,
+    conninfo: Conninfo,
+    server_version: u32,
+    encoding: String,
+    lsn: Lsn,
+    plan: Plan,
+    /// What each table of the plan was, by number.
+    states: Vec<Option<TableState>>,
+    scope: Scope,
+    locks: Arc<LockRegistry>,
+    held: Mutex<Option<Held>>,
+    read: Mutex<BTreeMap<PartNo, (RowCount, ByteCount)>>,
+}
+
+/// What keeps the snapshot alive, and who reads it.
+#[derive(Debug)]
+struct Held {
+    holder: Session,
+    export: String,
+    pool: Arc<Pool>,
+    _attended: Attended,
+}
+
+/// Makes publication, slot, snapshot and plan; what an earlier attempt of the same job left is
+/// removed first. Blocks while transactions run that were there before the slot; says so.
+///
+/// # Errors
+/// A [`Fault`]; what was made until then is removed again, as far as the server can be reached.
+pub async fn open(
+    task: &Task,
+    request: OpenSource,
+    locks: Arc<LockRegistry>,
+) -> Result<OpenSnapshot, Fault> {
+    let opened = try_open(task, &request, &locks).await;
+    if let Err(fault) = &opened {
+        debug!(job_id = %task.job, error = %fault, "removing what was made");
+        let tidy = Task {
+            cancel: CancellationToken::new(),
+            ..task.clone()
+        };
+        match tokio::time::timeout(TIDY_UP, slot::cleanup(&tidy, None)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(job_id = %task.job, %error, "could not tidy up"),
+            Err(_) => warn!(job_id = %task.job, "could not tidy up in time"),
+        }
+    }
+    opened
+}
+
+async fn try_open(
+    task: &Task,
+    request: &OpenSource,
+    locks: &Arc<LockRegistry>,
+) -> Result<OpenSnapshot, Fault> {
+    let fault = |error: PgError| error.to_fault(&task.node);
+    let admin = Session::connect(&task.conninfo, &format!("open {}", task.job))
+        .await
+        .map_err(fault)?;
+    admin
+        .batch_execute(LOCK_MOMENT)
+        .await
+        .map_err(|error| fault(error.into()))?;
+    for attempt in 1..=ATTEMPTS {
+        slot::remove(&admin, task, &task.cancel).await?;
+        match attempt_open(task, request, locks, &admin).await? {
+            Attempt::Open(open) => {
+                admin.close().await;
+                return Ok(*open);
+            }
+            Attempt::Changed(table) => {
+                warn!(job_id = %task.job, attempt, near = ?table, "a table changed while the snapshot was taken");
+            }
+        }
+    }
+    let message = "tables keep being changed by DDL while their snapshot is being taken";
+    Err(Fault::new(FaultKind::Failed, message)
+        .hint("pause migrations and other DDL on the source, then run init again")
+        .retry(Retry::Backoff)
+        .on(&task.node))
+}
+
+enum Attempt {
+    Open(Box<OpenSnapshot>),
+    /// That table is not what it was when the snapshot was taken.
+    Changed(TableName),
+}
+
+async fn attempt_open(
+    task: &Task,
+    request: &OpenSource,
+    locks: &Arc<LockRegistry>,
+    admin: &Session,
+) -> Result<Attempt, Fault> {
+    let fault = |error: PgError| error.to_fault(&task.node);
+    let name = task.replication.name();
+    let before = Listing::load(admin).await.map_err(fault)?;
+    let members = publication::members(&before, &request.filter);
+    let published = publication::create(admin, &task.cancel, &name, &members).await;
+    published.map_err(fault)?;
+
+    let (lsn, held) = match request.export {
+        Export::Slot => {
+            let created = slot::create_bare(task, admin.conninfo(), admin).await;
+            created.map_err(fault)?;
+            (Lsn(0), None)
+        }
+        Export::SlotAndSnapshot => {
+            let made = slot::create(task, admin.conninfo(), admin)
+                .await
+                .map_err(fault)?;
+            let held = hold(task, request, locks, admin.conninfo(), &made.snapshot)
+                .await
+                .map_err(fault)?;
+            // The holder has the snapshot now and exports it itself: the walsender can go.
+            made.connection.close().await;
+            (made.lsn, Some(held))
+        }
+    };
+    let at = held.as_ref().map_or(admin, |held| &held.holder);
+    published::mark(admin, at, &name).await.map_err(fault)?;
+    let export = held.as_ref().map(|held| held.export.as_str());
+    let catalog = read_catalog(admin, export, &name, request);
+    let Catalog {
+        listing,
+        names,
+        selection,
+        mut states,
+    } = catalog.await.map_err(fault)?;
+    if held.is_some() {
+        let now = Listing::load(admin).await.map_err(fault)?;
+        let changed = names
+            .iter()
+            .find(|n| now.relations.get(*n) != listing.relations.get(*n));
+        if let Some(table) = changed {
+            return Ok(Attempt::Changed(table.clone()));
+        }
+    }
+    let plan = make_plan(task, request, admin, &listing, &names).await?;
+    let of_extensions = read_extension_tables(admin).await;
+    let of_extensions = of_extensions.map_err(|error| error.to_fault(&task.node))?;
+    info!(job_id = %task.job, %lsn, tables = plan.tables.len(), parts = plan.parts, "source opened");
+    let oids = names.iter().filter_map(|name| listing.relations.get(name));
+    Ok(Attempt::Open(Box::new(OpenSnapshot {
+        node: task.node.clone(),
+        job: task.job,
+        conninfo: admin.conninfo().clone(),
+        server_version: admin.server_version(),
+        encoding: admin.server_encoding().to_owned(),
+        lsn,
+        plan,
+        states: oids.map(|relation| states.remove(&relation.oid)).collect(),
+        scope: Scope {
+            excluded_with_root: listing.excluded_with_root(&request.filter),
+            filter: request.filter.clone(),
+            extension_tables: of_extensions
+                .into_iter()
+                .map(|table| table.name)
+                .filter(|name| request.filter.admits(name))
+                .collect(),
+            selection,
+        },
+        locks: Arc::clone(locks),
+        held: Mutex::new(held),
+        read: Mutex::new(BTreeMap::new()),
+    })))
+}
+
+/// Imports the slot's snapshot into a session of our own, and exports it from there. The session reads
+/// no table, not even a catalog: it would hold a lock on each to the end.
+async fn hold(
+    task: &Task,
+    request: &OpenSource,
+    locks: &Arc<LockRegistry>,
+    conninfo: &Conninfo,
+    snapshot: &str,
+) -> Result<Held, PgError> {
+    let holder = Session::connect(conninfo, "snapshot").await?;
+    holder
+        .run(&task.cancel, holder.batch_execute(&import(snapshot)))
+        .await?;
+    let row = holder
+        .run(
+            &task.cancel,
+            holder.query_one("SELECT pg_export_snapshot()", &[]),
+        )
+        .await?;
+    let export = row.try_get(0)?;
+    let pool = Arc::new(Pool::new(conninfo.clone(), task.job, request.parallel));
+    Ok(Held {
+        holder,
+        export,
+        pool,
+        _attended: locks.attend(),
+    })
+}
+
+/// Begins a transaction under a snapshot.
+fn import(snapshot: &str) -> String {
+    format!(
+        "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET TRANSACTION SNAPSHOT {}",
+        literal(snapshot)
+    )
+}
+
+/// What the catalog says at the snapshot.
+struct Catalog {
+    listing: Listing,
+    /// The tables that are published.
+    names: Vec<TableName>,
+    /// What goes and comes with the tables; none where the filter chooses everything.
+    selection: Option<Selection>,
+    states: HashMap<u32, TableState>,
+}
+
+/// Reads the catalog under the snapshot, or as it is now where there is none, in a transaction that is
+/// over with it.
+async fn read_catalog(
+    session: &Session,
+    export: Option<&str>,
+    publication: &Identifier,
+    request: &OpenSource,
+) -> Result<Catalog, PgError> {
+    let begin = export.map_or_else(|| "BEGIN READ ONLY".to_owned(), import);
+    session.batch_execute(&begin).await?;
+    let reading = async {
+        let listing = Listing::load(session).await?;
+        let names = plan::names(&listing, &request.filter);
+        let published = published_oids(session, publication).await?;
+        let names = publication::published(&listing, &published, names);
+        let oids = oids(&listing, &names);
+        let states = table_state::load(session, &oids).await?;
+        let selection = Selection::load(session, &request.filter, &listing.partitions).await?;
+        Ok(Catalog {
+            listing,
+            names,
+            selection,
+            states,
+        })
+    };
+    let read = reading.await;
+    session.batch_execute("ROLLBACK").await?;
+    read
+}
+
+fn oids(listing: &Listing, names: &[TableName]) -> Vec<u32> {
+    let known = names.iter().filter_map(|name| listing.relations.get(name));
+    known.map(|relation| relation.oid).collect()
+}
+
+/// What the publication names, as the catalog session sees it.
+pub(crate) async fn published_oids(
+    session: &Session,
+    name: &Identifier,
+) -> Result<HashSet<u32>, PgError> {
+    let sql = "SELECT r.prrelid FROM pg_publication_rel r \
+         JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = $1";
+    let rows = session.query(sql, &[&name.as_str()]).await?;
+    rows.iter()
+        .map(|row| row.try_get(0).map_err(PgError::from))
+        .collect()
+}
+
+async fn make_plan(
+    task: &Task,
+    request: &OpenSource,
+    session: &Session,
+    listing: &Listing,
+    names: &[TableName],
+) -> Result<Plan, Fault> {
+    let fault = |error: PgError| error.to_fault(&task.node);
+    let sizes = listing::sizes(session, &oids(listing, names))
+        .await
+        .map_err(fault)?;
+    let types = Types::load(session).await.map_err(fault)?;
+    let splitting = Splitting {
+        parallel: request.parallel,
+        large_table_threshold: request.large_table_threshold,
+    };
+    plan::make(listing, names, &sizes, &types, splitting)
+        .map_err(|error| Fault::new(FaultKind::BadRequest, error.to_string()).on(&task.node))
+}
+
+impl OpenSnapshot {
+    /// The slot's consistent point; 0/0 without a slot.
+    #[must_use]
+    pub fn lsn(&self) -> Lsn {
+        self.lsn
+    }
+
+    /// The database's encoding, in which text parts and strings in binary ones are read.
+    #[must_use]
+    pub fn encoding(&self) -> &str {
+        &self.encoding
+    }
+
+    /// The tables, by number.
+    #[must_use]
+    pub fn tables(&self) -> &[TablePlan] {
+        &self.plan.tables
+    }
+
+    /// The tables as the coordinator needs them, by number.
+    #[must_use]
+    pub fn summaries(&self) -> Vec<TableSummary> {
+        self.plan.summaries.clone()
+    }
+
+    /// How many parts there are.
+    #[must_use]
+    pub fn parts(&self) -> u32 {
+        self.plan.parts
+    }
+
+    /// Begins a dump of that section of the schema, as the snapshot sees it.
+    ///
+    /// # Errors
+    /// A [`Fault`] where there is no `pg_dump` that can do it.
+    pub async fn schema(
+        self: &Arc<Self>,
+        section: SchemaSection,
+        cancel: CancellationToken,
+    ) -> Result<SchemaDump, Fault> {
+        let export = {
+            let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+            held.as_ref().map(|held| held.export.clone())
+        };
+        let source = dump::DumpSource {
+            node: &self.node,
+            job: self.job,
+            locks: &self.locks,
+            conninfo: &self.conninfo,
+            server_version: self.server_version,
+            snapshot: export.as_deref(),
+            scope: &self.scope,
+        };
+        dump::start(source, section, cancel).await
+    }
+
+    /// Ends the snapshot; parts being read end with a fault. The slot stays. Done again, it does
+    /// nothing.
+    pub async fn close(&self) {
+        let held = self
+            .held
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(held) = held {
+            held.pool.close().await;
+            held.holder.close().await;
+        }
+    }
+
+    /// Parts, rows and bytes of what was read to its end at least once.
+    #[must_use]
+    pub fn totals(&self) -> (u32, RowCount, ByteCount) {
+        let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let parts = u32::try_from(read.len()).unwrap_or(u32::MAX);
+        (
+            parts,
+            read.values().map(|(rows, _)| *rows).sum(),
+            read.values().map(|(_, b)| *b).sum(),
+        )
+    }
+
+    pub(crate) fn node(&self) -> &NodeId {
+        &self.node
+    }
+
+    /// Whether the session that holds the snapshot has ended by itself.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.as_ref().is_some_and(|held| held.holder.is_closed())
+    }
+
+    /// Whether the session that holds the snapshot is over.
+    pub(crate) fn is_lost(&self) -> bool {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.as_ref().is_none_or(|held| held.holder.is_closed())
+    }
+
+    /// The pool to read with and the snapshot to import.
+    pub(crate) fn readable(&self) -> Result<(Arc<Pool>, String), Fault> {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        match held.as_ref() {
+            Some(held) => Ok((Arc::clone(&held.pool), held.export.clone())),
+            None => Err(
+                Fault::new(FaultKind::Failed, "the job's snapshot is closed")
+                    .hint("run init again")
+                    .retry(Retry::Backoff)
+                    .on(&self.node),
+            ),
+        }
+    }
+
+    /// What a table was when the plan was made.
+    pub(crate) fn state_of(&self, table: &TablePlan) -> Result<&TableState, Fault> {
+        let state = self.states.get(table.no.0 as usize);
+        state.and_then(Option::as_ref).ok_or_else(|| {
+            let text = format!("the plan has no table {}", table.name);
+            Fault::new(FaultKind::BadRequest, text).on(&self.node)
+        })
+    }
+
+    /// Parts wait for that table until the guard goes.
+    pub(crate) fn wait_for(&self, table: u32) -> WaitsFor {
+        self.locks.wait_for(self.job, table)
+    }
+
+    /// Who was seen last to want that table for itself.
+    pub(crate) fn suspect(&self, table: u32) -> Option<String> {
+        self.locks.suspect(table)
+    }
+
+    /// For whom that session was ended, where it was.
+    pub(crate) fn ended_for(&self, pid: i32) -> Option<String> {
+        self.locks.ended_for(pid)
+    }
+
+    /// Which table and which range a part is.
+    pub(crate) fn locate(&self, part: PartNo) -> Result<(&TablePlan, CtidRange), Fault> {
+        let tables = &self.plan.tables;
+        let after = tables.partition_point(|table| table.first_part <= part);
+        let table = after.checked_sub(1).and_then(|at| tables.get(at));
+        let range = table.and_then(|table| {
+            table
+                .ranges
+                .get((part.0 - table.first_part.0) as usize)
+                .copied()
+        });
+        match (table, range) {
+            (Some(table), Some(range)) => Ok((table, range)),
+            _ => Err(Fault::new(
+                FaultKind::BadRequest,
+                format!("the plan has no part {part}"),
+            )
+            .on(&self.node)),
+        }
+    }
+
+    /// A part was read to its end. Read again, it counts once.
+    pub(crate) fn count(&self, part: PartNo, rows: RowCount, bytes: ByteCount) {
+        self.read
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(part, (rows, bytes));
+    }
+}

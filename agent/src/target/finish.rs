@@ -1,0 +1,224 @@
+//! The last touches while the subscription catches up: sequences, materialised views, statistics.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use steep_protocol::message::agent::{MissingObjects, WorkProgress, WorkUnit};
+use steep_protocol::message::facts::Finding;
+use steep_protocol::message::peer::SequenceValue;
+use steep_protocol::{Fault, FaultKind, Phase, TableName};
+use tokio::task::JoinSet;
+
+use crate::deferred::build::{Purpose, build_event_triggers, in_order};
+use crate::deferred::checks;
+use crate::node::connection::Conn;
+use crate::node::job_records;
+use crate::schema::batch::is_of_the_statement;
+use crate::schema::missing;
+use crate::schema::statement::Stage;
+use crate::task::Task;
+
+/// Sequences set by one statement.
+const SEQUENCE_BATCH: usize = 1000;
+
+/// Names in a finding.
+const NAMED: usize = 20;
+
+/// Sets sequences, fills materialised views, analyses the planned tables, makes event triggers, and says
+/// what is missing after all.
+///
+/// # Errors
+/// Faults of the server or the connection, cancellation. What concerns one object is a finding.
+pub async fn finish(
+    task: &Task,
+    sequences: Vec<SequenceValue>,
+    parallel: u8,
+) -> Result<(Vec<Finding>, MissingObjects), Fault> {
+    let conn = Conn::open(task, "finish").await?;
+    let mut findings = Vec::new();
+    for batch in sequences.chunks(SEQUENCE_BATCH) {
+        findings.extend(set_sequences(&conn, batch).await?);
+    }
+    if job_records::installed(&conn).await? {
+        // Of a native copy; any other has done it before.
+        checks::bring_back(task, &conn, Phase::CatchUp).await?;
+        findings.extend(
+            in_order(
+                task,
+                &conn,
+                (Stage::Refresh, Phase::CatchUp),
+                Purpose::Replication,
+            )
+            .await?,
+        );
+        // A view may read another by way of a function, which no order in a dump knows of.
+        missing::retry(&conn, task.job).await?;
+        analyze(task, &conn, parallel).await?;
+        findings.extend(build_event_triggers(task, &conn, Purpose::Replication).await?);
+        let missing = missing::report(&conn).await?;
+        return Ok((findings, missing));
+    }
+    Ok((findings, MissingObjects::default()))
+}
+
+/// Sets those that exist; the others are told.
+async fn set_sequences(conn: &Conn, batch: &[SequenceValue]) -> Result<Vec<Finding>, Fault> {
+    let schemas: Vec<&str> = batch.iter().map(|s| s.name.schema.as_str()).collect();
+    let names: Vec<&str> = batch.iter().map(|s| s.name.table.as_str()).collect();
+    let sql = "SELECT w.ord FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w (s, n, ord)
+        JOIN pg_namespace n ON n.nspname = w.s
+        JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.n AND c.relkind = 'S'";
+    let rows = conn.rows(sql, &[&schemas, &names]).await?;
+    let mut is_there = vec![false; batch.len()];
+    for row in &rows {
+        let at = usize::try_from(row.get::<_, i64>(0)).unwrap_or(0);
+        if let Some(there) = at.checked_sub(1).and_then(|at| is_there.get_mut(at)) {
+            *there = true;
+        }
+    }
+    let (there, missing): (Vec<_>, Vec<_>) = batch.iter().zip(is_there).partition(|(_, t)| *t);
+    let there: Vec<&SequenceValue> = there.into_iter().map(|(s, _)| s).collect();
+    let missing: Vec<String> = missing.iter().map(|(s, _)| s.name.to_string()).collect();
+    let mut findings = Vec::new();
+    if !missing.is_empty() {
+        findings.push(sequences_missing(conn, &missing));
+    }
+    if set(conn, &there).await.is_ok() {
+        return Ok(findings);
+    }
+    for one in there {
+        match set(conn, &[one]).await {
+            Ok(()) => {}
+            Err(error) if error.sqlstate().is_some_and(is_of_the_statement) => {
+                findings.push(conn.warning(
+                    "sequence_not_set",
+                    format!("sequence {} could not be set: {error}", one.name),
+                    "once this node is written to, it may give out values that are taken",
+                    "give it the source's bounds, then set it with setval",
+                ));
+            }
+            Err(error) => return Err(conn.fault(&error)),
+        }
+    }
+    Ok(findings)
+}
+
+fn sequences_missing(conn: &Conn, missing: &[String]) -> Finding {
+    let some = missing[..missing.len().min(NAMED)].join(", ");
+    conn.warning(
+        "sequence_missing",
+        format!(
+            "{} sequences of the source are missing here: {some}",
+            missing.len()
+        ),
+        "their values are not taken over",
+        "create them, then set them with setval",
+    )
+}
+
+async fn set(conn: &Conn, sequences: &[&SequenceValue]) -> Result<(), crate::pg::PgError> {
+    let names: Vec<String> = sequences.iter().map(|s| s.name.quoted()).collect();
+    let values: Vec<i64> = sequences.iter().map(|s| s.last_value).collect();
+    let called: Vec<bool> = sequences.iter().map(|s| s.is_called).collect();
+    let sql = "SELECT count(setval(name::regclass, value, called))
+        FROM unnest($1::text[], $2::int8[], $3::bool[]) AS s (name, value, called)";
+    conn.fetch(sql, &[&names, &values, &called])
+        .await
+        .map(|_| ())
+}
+
+/// Analyses the planned tables and the parents above them, which no autovacuum would.
+async fn analyze(task: &Task, conn: &Conn, parallel: u8) -> Result<(), Fault> {
+    let targets = targets(task, conn).await?;
+    let total = targets.len() as u64;
+    if targets.is_empty() {
+        return Ok(());
+    }
+    let workers = usize::from(parallel.max(1)).min(targets.len());
+    let queue = Arc::new(Mutex::new(targets));
+    let mut task = task.clone();
+    let outer = task.cancel.clone();
+    // Where one fails the others are stopped, and only they.
+    task.cancel = outer.child_token();
+    let mut running = JoinSet::new();
+    for _ in 0..workers {
+        let (task, queue) = (task.clone(), Arc::clone(&queue));
+        running.spawn(async move { analyze_some(&task, &queue, total, workers).await });
+    }
+    let mut outcome = Ok(());
+    while let Some(ended) = running.join_next().await {
+        let ended = ended.unwrap_or_else(|error| {
+            let what = format!("a worker broke: {error}");
+            Err(conn.own(Fault::new(FaultKind::Failed, what)))
+        });
+        if outcome.is_ok() && ended.is_err() {
+            task.cancel.cancel();
+            outcome = ended;
+        }
+    }
+    outcome
+}
+
+async fn analyze_some(
+    task: &Task,
+    queue: &Mutex<VecDeque<String>>,
+    total: u64,
+    workers: usize,
+) -> Result<(), Fault> {
+    let conn = Conn::open(task, "analyze").await?;
+    // Statistics lost in a crash are made again by autovacuum; nothing waits for the disk.
+    conn.execute("SET synchronous_commit = off").await?;
+    loop {
+        let (next, left) = {
+            let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+            (queue.pop_front(), queue.len() as u64)
+        };
+        let Some(table) = next else { return Ok(()) };
+        task.work(
+            Phase::CatchUp,
+            WorkProgress {
+                done: total.saturating_sub(left + 1),
+                total,
+                unit: WorkUnit::Items,
+                current: Some(format!("statistics of {table}")),
+                workers: u8::try_from(workers).unwrap_or(u8::MAX),
+            },
+        );
+        match conn.attempt(&format!("ANALYZE {table}")).await {
+            Ok(()) => {}
+            // A table that is gone meanwhile, or somebody else's: its statistics are not worth a job.
+            Err(error) if error.sqlstate().is_some_and(is_of_the_statement) => {
+                tracing::warn!(job_id = %task.job, %table, %error, "table not analysed");
+            }
+            Err(error) => return Err(conn.fault(&error)),
+        }
+    }
+}
+
+/// What to analyse, largest first. From 18 on parents can be analysed without their partitions;
+/// before that a partitioned parent takes all of its partitions with it, and they are not analysed
+/// one by one as well.
+async fn targets(task: &Task, conn: &Conn) -> Result<VecDeque<String>, Fault> {
+    let planned = job_records::planned(conn, task.job).await?;
+    let oids: Vec<u32> = planned.iter().map(|p| p.oid).collect();
+    let only = conn.session.server_version() >= 180_000;
+    let sql = if only {
+        "SELECT n.nspname::text, c.relname::text, c.relkind = 'p' FROM (
+            SELECT oid FROM unnest($1::oid[]) AS t (oid)
+            UNION SELECT a.relid FROM unnest($1::oid[]) AS t (oid), pg_partition_ancestors(t.oid) AS a (relid)
+         ) AS all_of JOIN pg_class c USING (oid) JOIN pg_namespace n ON n.oid = c.relnamespace
+         ORDER BY c.relkind = 'p', pg_relation_size(c.oid) DESC, 1, 2"
+    } else {
+        "SELECT DISTINCT n.nspname::text, c.relname::text, false, pg_relation_size(c.oid)
+         FROM unnest($1::oid[]) AS t (oid)
+         JOIN pg_class c ON c.oid = coalesce(pg_partition_root(t.oid), t.oid)
+         JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY 4 DESC, 1, 2"
+    };
+    let rows = conn.rows(sql, &[&oids]).await?;
+    let name = |row: &tokio_postgres::Row| {
+        let table = TableName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)).ok()?;
+        let only = if row.get(2) { "ONLY " } else { "" };
+        Some(format!("{only}{}", table.quoted()))
+    };
+    Ok(rows.iter().filter_map(name).collect())
+}
