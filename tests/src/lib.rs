@@ -2,8 +2,9 @@
 //!
 //! In the order a test uses it: [`pg`] finds or installs PostgreSQL and runs servers; [`cluster`]
 //! adds certificates, a coordinator and agents; [`sample`], [`hostile`], [`partitioned`] and [`schema`]
-//! fill a database; [`load`] writes to it; [`compare`] proves two databases equal and [`residue`] that nothing is left behind; [`usage`] and [`scrape`] read what it cost and what it
-//! says of itself, [`collector`] what it sends of itself, [`logs`] what it logs.
+//! fill a database; [`load`] and [`session`] are its other users; [`compare`] proves two databases equal and
+//! [`residue`] that nothing is left behind; [`usage`] reads what it cost; [`scrape`], [`collector`] and
+//! [`logs`] read its metrics, traces and logs.
 //!
 //! The harness knows the product only from outside, as a user does: by its binaries, their flags,
 //! their output and what they leave in PostgreSQL. It links nothing of it.
@@ -29,5 +30,6 @@ pub mod schema;
 pub mod scrape;
 pub mod scratch;
 pub mod served;
+pub mod session;
 pub mod usage;
 pub mod wait;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use steep_tests::cluster::{Cluster, Running};
+use steep_tests::session::Session;
 use steep_tests::{compare, residue, sample, wait};
 
 /// The contract: five seconds for running COPYs, thirty at worst.
@@ -29,26 +30,12 @@ fn while_the_slot_waits_for_an_old_transaction() -> Result<()> {
     let source = cluster.database("node_a");
     sample::create(&source, 1)?;
     // A slot is consistent only once every transaction that was open has ended.
-    let mut open = source.client("psql");
-    open.args([
-        "-X",
-        "-c",
-        "BEGIN; SELECT txid_current(); SELECT pg_sleep(120)",
-    ])
-    .stdout(std::process::Stdio::null());
-    let mut open = open.spawn()?;
-    wait::until_true("the transaction", Duration::from_secs(10), || {
-        let sleeping = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
-        Ok(source.value::<u32>(sleeping)? == 1)
-    })?;
+    let open = Session::sleeping(&source, "open", "BEGIN; SELECT txid_current()")?;
     let following = cluster.init_spawn(&[])?;
     cluster.wait_state("node_b", &["preparing"], Duration::from_secs(20))?;
-    let outcome = cancel(&cluster, following, LIMIT);
-    source.sql(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'",
-    )?;
-    open.wait()?;
-    outcome
+    cancel(&cluster, following, LIMIT)?;
+    drop(open);
+    Ok(())
 }
 
 #[test]
@@ -161,33 +148,15 @@ fn while_a_user_reads_a_table_on_the_target_and_the_source_does_not_wait_for_the
     sample::create(&source, 3)?;
     let following = cluster.init_spawn(&["--max-rate", "2MB"])?;
     cluster.wait_copying("node_b")?;
-    let mut reader = target.client("psql");
-    reader
-        .args([
-            "-X",
-            "-c",
-            "BEGIN",
-            "-c",
-            "LOCK pgbench_tellers IN ACCESS SHARE MODE",
-        ])
-        .args(["-c", "SELECT pg_sleep(120)"])
-        .stdout(std::process::Stdio::null());
-    let mut reader = reader.spawn()?;
-    let sleeping = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
-    wait::until_true("the reader", Duration::from_secs(10), || {
-        Ok(target.value::<u32>(sleeping)? == 1)
-    })?;
+    let lock = "BEGIN; LOCK pgbench_tellers IN ACCESS SHARE MODE";
+    let reader = Session::sleeping(&target, "reader", lock)?;
     let cancel = cluster.cli_spawn(&["init", "cancel", "--node", "node_b", "--yes"])?;
     let slots = "SELECT count(*) FROM pg_replication_slots";
-    let gone = wait::until_true("the source's slot to go", LIMIT, || {
+    wait::until_true("the source's slot to go", LIMIT, || {
         Ok(source.value::<u32>(slots)? == 0)
-    });
+    })?;
     let told = cancel.finish(LIMIT)?.expect(1)?;
-    target.sql(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'",
-    )?;
-    reader.wait()?;
-    gone?;
+    drop(reader);
     assert!(told.text().contains("lock timeout"), "{told}");
     following.finish(LIMIT)?.expect(4)?;
     // Nobody has to ask again.

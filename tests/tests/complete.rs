@@ -123,13 +123,13 @@ fn a_physical_copy_completed_under_write_load_holds_exactly_the_sources_rows() -
         states,
         ["preparing", "copying", "catching_up", "synchronized"]
     );
-    let wishes = cluster
+    let entries = cluster
         .cli(&["events", "--audit", "--json"])?
         .expect(0)?
         .text();
     ensure!(
-        wishes.contains("\"init.prepare\"") && wishes.contains("\"init.complete\""),
-        "{wishes}"
+        entries.contains("\"init.prepare\"") && entries.contains("\"init.complete\""),
+        "{entries}"
     );
     wait_prepared(&cluster, "the slot to be the node's", |slot| {
         slot["state"] == "taken" && slot["target_node"] == "node_b"

@@ -2,14 +2,12 @@
 //! stays accepted, and what cannot be repaired is not taken for repaired. And what auto has made goes
 //! with its job, that and nothing else.
 
-use std::io::Write as _;
-use std::process::{Child, ChildStdin, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use steep_tests::cluster::{CLI_LIMIT, Cluster};
-use steep_tests::pg::Database;
+use steep_tests::session::Session;
 use steep_tests::{hostile, residue, schema, wait};
 
 /// A drift is seen within this where columns are looked at every second.
@@ -250,41 +248,6 @@ fn a_subscription_that_keeps_failing_recovers_and_a_slot_made_again_does_not() -
     Ok(())
 }
 
-/// A session that holds a lock until it is told to let go.
-struct Lock {
-    child: Child,
-    input: ChildStdin,
-}
-
-impl Lock {
-    fn of(database: &Database, table: &str) -> Result<Self> {
-        let mut child = database
-            .client("psql")
-            .args(["-X", "-q"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()?;
-        let mut input = child.stdin.take().context("a pipe")?;
-        writeln!(input, "BEGIN; LOCK TABLE {table} IN ACCESS SHARE MODE;")?;
-        input.flush()?;
-        wait::until_true("the lock to be held", DRIFT_LIMIT, || {
-            let held = format!(
-                "SELECT count(*) > 0 FROM pg_locks WHERE relation = '{table}'::regclass
-                 AND mode = 'AccessShareLock' AND granted AND pid <> pg_backend_pid()"
-            );
-            Ok(database.sql(&held)? == "t")
-        })?;
-        Ok(Self { child, input })
-    }
-
-    fn release(self) -> Result<()> {
-        let Self { mut child, input } = self;
-        drop(input);
-        child.wait()?;
-        Ok(())
-    }
-}
-
 #[test]
 fn what_auto_has_made_goes_with_its_job_and_nothing_else_does() -> Result<()> {
     let cluster = Cluster::pair()?;
@@ -309,7 +272,11 @@ fn what_auto_has_made_goes_with_its_job_and_nothing_else_does() -> Result<()> {
         .expect(3)?;
     target.sql("DELETE FROM t")?;
 
-    let lock = Lock::of(&target, "t")?;
+    let lock = Session::sleeping(
+        &target,
+        "reader",
+        "BEGIN; LOCK TABLE t IN ACCESS SHARE MODE",
+    )?;
     let arguments = ["--schema-sync", "auto", "--max-rate", "1MB"];
     let job = cluster.init_spawn(&arguments)?;
     wait::until_true("the plan to wait for the lock", DRIFT_LIMIT, || {
@@ -319,7 +286,7 @@ fn what_auto_has_made_goes_with_its_job_and_nothing_else_does() -> Result<()> {
     })?;
     // Others go on with their work meanwhile.
     target.sql("CREATE TABLE others (id integer); CREATE TYPE theirs AS ENUM ('y')")?;
-    lock.release()?;
+    drop(lock);
     cluster.wait_copying("node_b")?;
     assert_eq!(target.sql("SELECT to_regclass('made') IS NOT NULL")?, "t");
     target.sql("CREATE VIEW of_others AS SELECT * FROM child")?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use steep_tests::hostile::{self, Large};
 use steep_tests::load::{Intensity, Load};
-use steep_tests::pg::{Database, Grouping, Installation, Options, Server};
+use steep_tests::pg::{DATABASE, Database, Grouping, Installation, Options, Server};
 use steep_tests::{compare, sample, usage};
 
 fn server(name: &str) -> Result<Server> {
@@ -37,7 +37,7 @@ fn dump_and_restore(from: &Database, to: &Database) -> Result<()> {
 #[test]
 fn a_crashed_server_recovers_and_a_dropped_one_is_gone() -> Result<()> {
     let mut server = server("crash")?;
-    let database = server.create_database("app")?;
+    let database = server.database(DATABASE);
     database.sql("CREATE TABLE t AS SELECT generate_series(1, 10) AS i")?;
     server.crash()?;
     assert!(database.sql("SELECT 1").is_err());
@@ -131,7 +131,7 @@ fn the_hostile_database_can_be_made_and_compared() -> Result<()> {
 #[test]
 fn a_load_writes_until_it_is_stopped() -> Result<()> {
     let server = server("load")?;
-    let database = server.create_database("app")?;
+    let database = server.database(DATABASE);
     sample::create(&database, 1)?;
     let load = Load::start(
         &database,

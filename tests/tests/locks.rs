@@ -1,16 +1,16 @@
 //! Whoever wants a table that a job is reading waits no longer than the operator allows, is named
 //! meanwhile, and no row is read from a table that is not what it was.
 
-use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use serde_json::Value;
 use steep_tests::cluster::Cluster;
 use steep_tests::pg::Database;
+use steep_tests::session::Session;
 use steep_tests::{compare, residue, wait};
 
 /// A small table, and one of 20 MB that takes ten seconds at that rate.
@@ -77,61 +77,6 @@ impl Drop for Application {
     }
 }
 
-/// A statement of somebody else, under a name; ended when its value goes.
-struct Statement {
-    database: Database,
-    name: &'static str,
-    psql: Child,
-}
-
-impl Statement {
-    fn start(database: &Database, name: &'static str, sql: &str) -> Result<Self> {
-        let mut psql = database.client("psql");
-        psql.env("PGAPPNAME", name)
-            .args(["-X", "-v", "ON_ERROR_STOP=1", "-c", sql])
-            .stdout(Stdio::null());
-        Ok(Self {
-            database: database.clone(),
-            name,
-            psql: psql.spawn()?,
-        })
-    }
-
-    /// Begins one that sleeps at its end, and waits until it does.
-    fn sleeping(database: &Database, name: &'static str, sql: &str) -> Result<Self> {
-        let statement = Self::start(database, name, &format!("{sql}; SELECT pg_sleep(600)"))?;
-        let asleep = format!(
-            "SELECT count(*) FROM pg_stat_activity
-             WHERE application_name = '{name}' AND wait_event = 'PgSleep'"
-        );
-        wait::until_true("the other session", END_LIMIT, || {
-            Ok(database.value::<u32>(&asleep)? == 1)
-        })?;
-        Ok(statement)
-    }
-
-    fn ends_well(mut self) -> Result<()> {
-        let ended = wait::until("the other's statement", END_LIMIT, || {
-            Ok(self.psql.try_wait()?)
-        })?;
-        ensure!(ended.success(), "the other's statement failed");
-        Ok(())
-    }
-}
-
-impl Drop for Statement {
-    fn drop(&mut self) {
-        let end = format!(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-             WHERE application_name = '{}'",
-            self.name
-        );
-        drop(self.database.sql(&end));
-        drop(self.psql.kill());
-        drop(self.psql.wait());
-    }
-}
-
 /// Begins a slow job.
 fn begin(cluster: &Cluster, target: &str, further: &[&str]) -> Result<()> {
     let ends = ["init", target, "--from", "node_a", "--yes"];
@@ -194,12 +139,12 @@ fn a_statement_that_changes_a_table_being_read_ends_the_job_and_not_the_applicat
         begin(&cluster, "node_b", &["--yield-to-ddl", YIELD])?;
         reading(&cluster)?;
         let application = Application::start(&source);
-        let migration = Statement::start(&source, "migration", change)?;
+        let migration = Session::start(&source, "migration", change)?;
         let lock = named(&cluster, "node_b", "blocked_by_us", "migration")?;
         assert_eq!(lock["statement"], change);
         assert_eq!(lock["table"], "public.large");
         assert_eq!(lock["node_id"], "node_a");
-        migration.ends_well().context(change)?;
+        migration.succeeds().context(change)?;
         cluster.wait_state("node_b", &["failed"], END_LIMIT)?;
         let longest = application.stop();
         assert!(longest < WAIT_LIMIT, "{change}: {longest:?}");
@@ -236,14 +181,17 @@ fn a_lock_that_changes_nothing_is_given_way_to_or_not_and_the_job_goes_on() -> R
     reading(&cluster)?;
     let application = Application::start(&source);
     let lock = "BEGIN; LOCK TABLE large";
-    let holder = Statement::sleeping(&source, "maintenance", lock)?;
+    let holder = Session::sleeping(&source, "maintenance", lock)?;
     // Now it holds the table, and the part waits outside of the queue, in nobody's way.
     let waits = named(&cluster, "node_b", "blocks_us", "maintenance")?;
     assert_eq!(waits["table"], "public.large");
     assert_eq!(waits["ours"], "copy");
     let queued = "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
-        WHERE NOT l.granted AND a.application_name LIKE 'steep-repl%'";
-    assert_eq!(source.value::<u32>(queued)?, 0);
+        WHERE l.relation = 'large'::regclass AND NOT l.granted
+            AND a.application_name LIKE 'steep-repl%'";
+    wait::until_true("nobody of ours to be in the queue", END_LIMIT, || {
+        Ok(source.value::<u32>(queued)? == 0)
+    })?;
     drop(holder);
     let longest = application.stop();
     assert!(longest < 2 * WAIT_LIMIT, "{longest:?}");
@@ -254,12 +202,12 @@ fn a_lock_that_changes_nothing_is_given_way_to_or_not_and_the_job_goes_on() -> R
     begin(&cluster, "node_c", &["--yield-to-ddl", "never"])?;
     reading(&cluster)?;
     let lock = "BEGIN; LOCK TABLE large; COMMIT";
-    let migration = Statement::start(&source, "migration", lock)?;
+    let migration = Session::start(&source, "migration", lock)?;
     wait::until_true("more than the other limit to pass", END_LIMIT, || {
         let lock = named(&cluster, "node_c", "blocked_by_us", "migration")?;
         Ok(lock["waited_seconds"].as_u64() >= Some(4))
     })?;
-    migration.ends_well()?;
+    migration.succeeds()?;
     cluster.wait_state("node_c", &["synchronized"], END_LIMIT)?;
     compare::rows(&source, &cluster.database("node_c"))?.none()
 }
@@ -300,7 +248,7 @@ fn a_build_that_waits_for_somebody_on_the_target_says_for_whom() -> Result<()> {
     cluster.wait_copying("node_b")?;
     let target = cluster.database("node_b");
     let lock = "BEGIN; LOCK TABLE small IN ACCESS SHARE MODE";
-    let reader = Statement::sleeping(&target, "reader", lock)?;
+    let reader = Session::sleeping(&target, "reader", lock)?;
     let waits = named(&cluster, "node_b", "blocks_us", "reader")?;
     assert_eq!(waits["node_id"], "node_b");
     assert_eq!(waits["table"], "public.small");

@@ -1,19 +1,17 @@
-//! What can be seen of the product: metrics and the pages about them, logs and the page about them,
-//! the audit trail.
+//! Metrics and logs: the pages about them say what real processes serve and log.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use steep_tests::cluster::{Cluster, Running};
+use steep_tests::cluster::Cluster;
 use steep_tests::logs::{self, Documented, Program, quoted, rows};
-use steep_tests::pg::Database;
 use steep_tests::scrape::{self, Scrape};
 use steep_tests::served::{Seen, Served};
-use steep_tests::{sample, schema, wait};
+use steep_tests::{sample, wait};
 use yaml_rust2::{Yaml, YamlLoader};
 
 /// A table per worker for long enough to be looked at.
@@ -227,7 +225,7 @@ const ELSEWHERE: [&str; 20] = [
     "init.slot_expired",
 ];
 
-/// Words in the sources that are no events of logs: operators' wishes, and a span.
+/// Words in the sources that are no events of logs: operators' actions, and a span.
 const NO_EVENTS: [&str; 6] = [
     "schema.capture",
     "part.serve",
@@ -366,159 +364,4 @@ fn whatever_goes_wrong_or_is_stopped_is_logged_as_documented() -> Result<()> {
         assert!(events.contains(wanted), "no {wanted}: {events:?}");
     }
     Ok(())
-}
-
-/// What a watcher has been told of a node's rows so far.
-fn rows_told(watching: &Running) -> Result<u64> {
-    let text = watching.stdout_so_far()?;
-    let views = text
-        .lines()
-        .filter_map(|l| serde_json::from_str::<Value>(l).ok());
-    // Of the job itself, not of what happened to it.
-    let rows = views.filter(|v| v["node_id"] == "node_b" && v["overall_percent"].is_number());
-    Ok(rows
-        .filter_map(|view| view["rows_copied"].as_u64())
-        .max()
-        .unwrap_or(0))
-}
-
-#[test]
-fn a_change_in_postgresql_is_on_a_watchers_line_within_two_seconds() -> Result<()> {
-    let cluster = Cluster::pair()?;
-    sample::create(&cluster.database("node_a"), 2)?;
-    let watching = cluster.cli_spawn(&["watch", "--json"])?;
-    let mut init = cluster.init_spawn(&["--max-rate", "3MB"])?;
-    cluster.wait_copying("node_b")?;
-    let target = cluster.database("node_b");
-    let committed = "SELECT coalesce(sum(rows), 0)::bigint FROM steep_repl.copy_ledger
-                     WHERE finished_at IS NOT NULL";
-    let mut delays = Vec::new();
-    while delays.len() < 5 {
-        let before = rows_told(&watching)?;
-        let rows = wait::until("a part to be committed", LIMIT, || {
-            let rows: u64 = target.value(committed)?;
-            // The copy may be over before there are five.
-            let over = !init.is_running()?;
-            Ok((over || rows > before).then_some(rows))
-        })?;
-        if rows <= before {
-            break;
-        }
-        let seen = Instant::now();
-        wait::until_true("the watcher to be told", LIMIT, || {
-            Ok(rows_told(&watching)? >= rows)
-        })?;
-        delays.push(seen.elapsed());
-    }
-    delays.sort_unstable();
-    eprintln!("from the commit to the line: {delays:?}");
-    // One is not enough to tell a slow moment of the machine from a slow product.
-    let median = delays.get(delays.len() / 2).context("no part was seen")?;
-    assert!(*median < Duration::from_secs(2), "{delays:?}");
-    init.finish(LIMIT)?.expect(0)?;
-    Ok(())
-}
-
-#[test]
-fn who_did_what_is_in_the_store_and_on_both_nodes() -> Result<()> {
-    let cluster = Cluster::pair()?;
-    sample::create(&cluster.database("node_a"), 1)?;
-    let serial = {
-        let file = cluster.dir().join("certs/operator.pem");
-        let file = file.to_str().context("a path")?;
-        let shown = cluster.cli(&["certs", "show", file, "--json"])?.expect(0)?;
-        shown.last_object()?["serial"].clone()
-    };
-    cluster.init(&["--parallel", "3"])?.expect(0)?;
-    cluster.init(&[])?.expect(1)?;
-
-    let trail = cluster
-        .cli(&["events", "--audit", "--json"])?
-        .expect(0)?
-        .objects();
-    assert_eq!(trail.len(), 2, "{trail:?}");
-    let (first, second) = (&trail[0], &trail[1]);
-    assert_eq!(first["operator"], "operator");
-    assert_eq!(first["certificate"], serial);
-    assert_eq!(first["address"], "127.0.0.1");
-    assert_eq!(
-        (&first["action"], &first["node_id"]),
-        (&"init".into(), &"node_b".into())
-    );
-    assert_eq!(first["arguments"]["parallel"], "3");
-    assert!(first["refused"].is_null() && first["job_id"].is_string());
-    assert!(
-        second["refused"]
-            .as_str()
-            .is_some_and(|why| why.contains("already"))
-    );
-    let text = cluster
-        .cli(&["events", "node_a", "--audit"])?
-        .expect(0)?
-        .stdout;
-    assert!(
-        text.contains("operator") && text.contains("parallel=3"),
-        "{text}"
-    );
-
-    for node in ["node_a", "node_b"] {
-        let database = cluster.database(node);
-        let written = "SELECT count(*) FROM steep_repl.audit_log WHERE event = 'operator.init' \
-             AND detail ->> 'operator' = 'operator' AND detail -> 'arguments' ->> 'parallel' = '3'";
-        wait::until_true("the audit log to be written", LIMIT, || {
-            Ok(database.value::<u32>(written)? == 1)
-        })?;
-        let refused = "SELECT count(*) FROM steep_repl.audit_log WHERE event LIKE 'operator.%'";
-        assert_eq!(database.value::<u32>(refused)?, 1, "{node}");
-    }
-    let progress = "SELECT rows_copied > 100000 AND bytes_total >= bytes_copied AND wire_bytes > 0
-         FROM steep_repl.init_progress";
-    assert_eq!(cluster.database("node_b").sql(progress)?.trim(), "t");
-    Ok(())
-}
-
-/// Where a server finds the extension's files.
-fn find_extensions(of: &Database, at: &str) -> Result<()> {
-    of.sql(&format!("ALTER SYSTEM SET extension_control_path = '{at}'"))?;
-    of.sql("SELECT pg_reload_conf()")?;
-    wait::until_true("the setting to hold", LIMIT, || {
-        Ok(of.sql("SHOW extension_control_path")?.trim() == at)
-    })
-}
-
-#[test]
-fn a_wish_that_a_node_cannot_write_down_yet_is_written_when_it_can() -> Result<()> {
-    let mut cluster = Cluster::builder().start_servers()?;
-    cluster
-        .database("node_a")
-        .sql("CREATE TABLE t (id integer PRIMARY KEY)")?;
-    let target = cluster.database("node_b");
-    // An extension of the version before, whose update is nowhere to be found.
-    let share = schema::share(cluster.node("node_b").server())?;
-    find_extensions(&target, &format!("$system:{share}"))?;
-    target.sql("CREATE EXTENSION steep_repl VERSION '1.0'")?;
-    find_extensions(&target, "$system")?;
-    cluster.start_coordinator()?;
-    for node in ["node_a", "node_b"] {
-        cluster.start_agent(node)?;
-    }
-    cluster.wait_online(&["node_a", "node_b"])?;
-    let init = cluster.init(&[])?;
-    let written = "SELECT count(*) FROM steep_repl.audit_log WHERE event = 'operator.init'";
-    wait::until_true("the source to have it", LIMIT, || {
-        Ok(cluster.database("node_a").value::<u32>(written)? == 1)
-    })?;
-    wait::until_true("the target to have tried", LIMIT, || {
-        let log = fs::read_to_string(log(&cluster, "agent-node_b"))?;
-        Ok(log.contains("this node's own tables are not kept"))
-    })?;
-    assert_eq!(target.value::<u32>(written)?, 0, "{init}");
-
-    find_extensions(&target, &format!("$system:{share}"))?;
-    // A new session is told at once what it has not confirmed.
-    cluster.stop_agent("node_b")?;
-    cluster.start_agent("node_b")?;
-    wait::until_true("the target to have it", LIMIT, || {
-        Ok(target.value::<u32>(written)? == 1)
-    })
 }

@@ -1,13 +1,12 @@
 //! What happens to a job whose ground gives way: it ends in FAILED within seconds, with its cause and
 //! with nothing left behind, or goes on and is exact.
 
-use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 use steep_tests::cluster::Cluster;
-use steep_tests::pg::Database;
+use steep_tests::session::Session;
 use steep_tests::{compare, residue, wait};
 
 /// The contract.
@@ -67,50 +66,6 @@ fn follows(cluster: &Cluster) -> Result<()> {
     cluster.wait_drained("node_a")?;
     compare::rows(&source, &target)?.none()?;
     compare::schema(&source, &target)?.none()
-}
-
-/// A user's session at work on one statement; ended when its value goes.
-struct Session {
-    database: Database,
-    name: &'static str,
-    psql: Child,
-}
-
-impl Session {
-    /// Begins `sql` and waits until it sleeps.
-    fn sleeping(database: &Database, name: &'static str, sql: &str) -> Result<Self> {
-        let mut psql = database.client("psql");
-        psql.env("PGAPPNAME", name)
-            .args(["-X", "-c", sql])
-            .stdout(Stdio::null());
-        let psql = psql.spawn()?;
-        let session = Self {
-            database: database.clone(),
-            name,
-            psql,
-        };
-        wait::until_true("the user's session", FAILURE_LIMIT, || {
-            let sleeping = format!(
-                "SELECT count(*) FROM pg_stat_activity
-                 WHERE application_name = '{name}' AND wait_event = 'PgSleep'"
-            );
-            Ok(database.value::<u32>(&sleeping)? == 1)
-        })?;
-        Ok(session)
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        let end = format!(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-             WHERE application_name = '{}'",
-            self.name
-        );
-        drop(self.database.sql(&end));
-        drop(self.psql.kill());
-        drop(self.psql.wait());
-    }
 }
 
 #[test]
@@ -281,7 +236,7 @@ fn a_node_whose_own_tables_are_locked_is_still_seen() -> Result<()> {
     let cluster = Cluster::pair()?;
     copying(&cluster)?;
     let target = cluster.database("node_b");
-    let lock = "BEGIN; LOCK steep_repl.nodes; SELECT pg_sleep(120)";
+    let lock = "BEGIN; LOCK steep_repl.nodes";
     let user = Session::sleeping(&target, "locks", lock)?;
     wait::until_true("the agent to say so", FAILURE_LIMIT, || {
         let agent = cluster.node("node_b").agent().context("an agent")?;

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use super::{Cluster, DATABASE, Dials, Node};
+use super::{Cluster, Dials, Node};
 use crate::command;
 use crate::paths::Binaries;
 use crate::pg::{Durability, Grouping, Installation, Options, Server};
@@ -146,11 +146,14 @@ impl Builder {
             .map(|letter| format!("node_{}", char::from(letter)))
             .collect();
         issue_certificates(&binaries, &dir.join("certs"), &names)?;
-        // initdb is most of a cluster's start, and each server's is its own.
         let nodes = std::thread::scope(|scope| {
             let starting: Vec<_> = names
                 .iter()
-                .map(|name| scope.spawn(|| self.start_node(name, &dir)))
+                .enumerate()
+                .map(|(number, name)| {
+                    let (builder, dir) = (&self, &dir);
+                    scope.spawn(move || builder.start_node(number, name, dir))
+                })
                 .collect();
             let started = starting.into_iter().map(|thread| match thread.join() {
                 Ok(node) => node,
@@ -170,7 +173,7 @@ impl Builder {
         })
     }
 
-    fn start_node(&self, name: &str, dir: &Path) -> Result<Node> {
+    fn start_node(&self, number: usize, name: &str, dir: &Path) -> Result<Node> {
         let installation = match self.installations.get(name) {
             Some(installation) => installation.clone(),
             None => Installation::preferred()?,
@@ -183,10 +186,10 @@ impl Builder {
             settings: settings
                 .map(|(_, name, value)| (name.clone(), value.clone()))
                 .collect(),
+            template: number,
             dir: Some(dir.to_path_buf()),
         };
         let server = Server::start(&installation, options)?;
-        server.create_database(DATABASE)?;
         let arguments = self.agent_arguments.iter().filter(|(node, _)| node == name);
         Ok(Node {
             name: name.to_owned(),

@@ -19,14 +19,12 @@ pub use node::{Dials, Node};
 
 use crate::logs::Documented;
 use crate::paths::Binaries;
+pub use crate::pg::DATABASE;
 use crate::pg::{Database, Grouping};
 use crate::ports::Port;
 use crate::process::{Process, READY_LIMIT};
 use crate::scratch::Scratch;
 use crate::wait;
-
-/// The database that is replicated, on every node.
-pub const DATABASE: &str = "app";
 
 /// After the last write, changes arrive within this or replication has stopped.
 pub const DRAIN_LIMIT: Duration = Duration::from_secs(120);

@@ -1,4 +1,4 @@
-//! One PostgreSQL server of our own: made by initdb in a directory of its own, reached over TCP with
+//! One PostgreSQL server of our own: a template's copy in a directory of its own, reached over TCP with
 //! a password (as agents and subscriptions do) and over a socket without (as tests do), stopped and
 //! removed with its value.
 
@@ -15,6 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::account::Account;
 use super::database::Database;
 use super::install::Installation;
+use super::template::Template;
 use crate::ports::Port;
 use crate::process::tail;
 use crate::scratch::Scratch;
@@ -22,6 +23,9 @@ use crate::{command, wait};
 
 /// The role everything runs as.
 pub const SUPERUSER: &str = "postgres";
+
+/// The database that every server has.
+pub const DATABASE: &str = "app";
 
 /// Starting includes recovery after a crash.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -61,6 +65,8 @@ pub struct Options {
     pub grouping: Grouping,
     /// Further lines of `postgresql.conf`; they win over the harness's own.
     pub settings: Vec<(String, String)>,
+    /// The number of the template it is a copy of. Servers of one cluster need different ones.
+    pub template: usize,
     /// Where to live; a directory of its own where nothing is said. Not removed if given.
     pub dir: Option<PathBuf>,
 }
@@ -74,6 +80,7 @@ impl Options {
             durability: Durability::Relaxed,
             grouping: Grouping::Shared,
             settings: Vec::new(),
+            template: 0,
             dir: None,
         }
     }
@@ -98,7 +105,7 @@ impl Server {
     /// Makes a server and starts it.
     ///
     /// # Errors
-    /// What initdb or the server said.
+    /// What initdb, where it had to run, or the server said.
     pub fn start(installation: &Installation, options: Options) -> Result<Self> {
         let (scratch, parent) = match &options.dir {
             Some(dir) => (None, dir.clone()),
@@ -111,18 +118,20 @@ impl Server {
         let account = Account::for_servers()?;
         let dir = parent.join(&options.name);
         account.create_dir(&dir)?;
+        let template = Template::of(installation, options.template)?;
+        template.copy_to(&dir.join("data"), account)?;
         let mut server = Self {
             installation: installation.clone(),
             account,
             dir,
             port: Port::take()?,
-            password: format!("secret of {}", options.name),
+            password: template.password().to_owned(),
             postmaster: None,
             released: false,
             options,
             _scratch: scratch,
         };
-        server.init()?;
+        server.configure()?;
         for attempt in 1.. {
             match server.restart() {
                 Ok(()) => break,
@@ -317,44 +326,13 @@ impl Server {
         self.dir.join("data")
     }
 
-    fn init(&self) -> Result<()> {
-        let password_file = self.dir.join("password");
-        fs::write(&password_file, &self.password)?;
-        self.account.give(&password_file)?;
-        // C.UTF-8 sorts alike everywhere; C is the way out where the system does not have it.
-        let made = self.initdb("C.UTF-8", &password_file).or_else(|_| {
-            drop(fs::remove_dir_all(self.data()));
-            self.initdb("C", &password_file)
-        });
-        fs::remove_file(&password_file)?;
-        made?;
+    fn configure(&self) -> Result<()> {
         let conf = self.data().join("postgresql.conf");
         let mut conf = File::options().append(true).open(conf)?;
         for (name, value) in self.settings() {
             writeln!(conf, "{name} = '{value}'")?;
         }
         Ok(())
-    }
-
-    fn initdb(&self, locale: &str, password_file: &Path) -> Result<()> {
-        let mut initdb = Command::new(self.installation.program("initdb"));
-        initdb
-            .arg("-D")
-            .arg(self.data())
-            .args([
-                "-U",
-                SUPERUSER,
-                "-E",
-                "UTF8",
-                "--no-sync",
-                "--no-instructions",
-            ])
-            .args(["--auth-local=trust", "--auth-host=scram-sha-256"])
-            .arg(format!("--locale={locale}"))
-            .arg(format!("--pwfile={}", password_file.display()))
-            .current_dir(&self.dir);
-        self.account.apply(&mut initdb);
-        command::output(&mut initdb).map(drop)
     }
 
     /// Ours first, so that the caller's win: PostgreSQL takes the last of each.

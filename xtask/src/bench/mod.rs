@@ -6,6 +6,7 @@ mod fingerprints;
 mod many;
 mod measure;
 mod table;
+mod updates;
 mod ways;
 
 use anyhow::{Context as _, Result};
@@ -36,6 +37,9 @@ pub(crate) struct Arguments {
     /// Instead, measure the fingerprints of 1,000 and of 10,000 tables
     #[arg(long)]
     fingerprints: bool,
+    /// Instead, measure how soon progress and watchers are updated
+    #[arg(long)]
+    updates: bool,
 }
 
 /// Runs it.
@@ -48,6 +52,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let binaries = cargo::release_binaries()?;
     if let Some(count) = arguments.many_tables {
         return many::run(binaries, count);
+    }
+    if arguments.updates {
+        return updates::run(binaries);
     }
     let chosen: Vec<Way> = Way::all()
         .into_iter()
