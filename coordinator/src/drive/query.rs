@@ -94,11 +94,8 @@ pub(super) enum After {
     Drift { replication: JobId },
 }
 
-/// What follows the outcome of a command.
-enum Next {
-    Ask(NodeId, Command, Purpose),
-    Over,
-}
+/// What follows the outcome of a command: another one, on that node, for that purpose.
+type Next = Option<(NodeId, Command, Purpose)>;
 
 impl Purpose {
     /// What is said with a timeout.
@@ -274,12 +271,12 @@ impl<S: Store> Driver<S> {
             Ok(outcome) => self.query_step(&course, purpose, outcome, now),
             Err(fault) => {
                 self.query_failed(purpose, fault, now);
-                Next::Over
+                None
             }
         };
         match next {
-            Next::Ask(on, command, purpose) => self.go_on(course, on, command, purpose, now),
-            Next::Over => self.query_over(&course),
+            Some((on, command, purpose)) => self.go_on(course, on, command, purpose, now),
+            None => self.query_over(&course),
         }
     }
 
@@ -296,7 +293,7 @@ impl<S: Store> Driver<S> {
                 let (source, filter) = (self.peer(&look.spec.source), look.spec.filter.clone());
                 let command = TargetCommand::Gather { source, filter };
                 let (on, purpose) = (look.spec.target.clone(), Purpose::LookAtTarget(look, facts));
-                return Next::Ask(on, Command::Target(command), purpose);
+                return Some((on, Command::Target(command), purpose));
             }
             (Purpose::LookAtTarget(look, source), Outcome::TargetFacts(target)) => {
                 self.looked(&look, &source, &target);
@@ -307,7 +304,7 @@ impl<S: Store> Driver<S> {
             (Purpose::Capture { peer, reply }, Outcome::Captured { tables }) => {
                 let Some(peer) = peer else {
                     self.answer(reply, Ok(Answer::Captured { tables }));
-                    return Next::Over;
+                    return None;
                 };
                 let pair = Pair {
                     node: course.on.clone(),
@@ -315,11 +312,11 @@ impl<S: Store> Driver<S> {
                     filter: TableFilter::default(),
                 };
                 let after = After::Captured { tables, reply };
-                return Next::Ask(
+                return Some((
                     pair.peer.clone(),
                     admit(&pair, &after),
                     Purpose::Admit(pair, after),
-                );
+                ));
             }
             (Purpose::Admit(pair, after), Outcome::Done) => {
                 let command = TargetCommand::Compare {
@@ -331,7 +328,7 @@ impl<S: Store> Driver<S> {
                     },
                 };
                 let (on, purpose) = (pair.node.clone(), Purpose::Compare(pair, after));
-                return Next::Ask(on, Command::Target(command), purpose);
+                return Some((on, Command::Target(command), purpose));
             }
             (Purpose::Compare(pair, after), Outcome::Reviewed(review)) => match after {
                 After::Captured { tables, reply } => {
@@ -347,7 +344,7 @@ impl<S: Store> Driver<S> {
                         let expires_seconds = spec.expires_seconds;
                         let command = SourceCommand::PrepareSlot { expires_seconds };
                         let purpose = Purpose::Prepare(findings, reply);
-                        return Next::Ask(spec.node, Command::Source(command), purpose);
+                        return Some((spec.node, Command::Source(command), purpose));
                     }
                     Err(fault) => self.answer(reply, Err(fault)),
                 }
@@ -376,7 +373,7 @@ impl<S: Store> Driver<S> {
                 self.query_failed(purpose, fault, now);
             }
         }
-        Next::Over
+        None
     }
 
     fn query_failed(&mut self, purpose: Purpose, fault: Fault, now: Timestamp) {
