@@ -86,11 +86,11 @@ impl<S: Store> Driver<S> {
             around: &around,
         };
         let mut findings = (self.rules.judge)(&case);
-        findings.extend(preflight::copy_size(&case));
         let agent = self.registry.get(&look.spec.source);
         let prepared = agent.and_then(|agent| agent.prepared.as_deref());
         let prepared = prepared.unwrap_or_default();
         findings.extend(preflight::standing(&look.spec.source, prepared));
+        findings.extend(preflight::copy_size(&case));
         let Some(doctor) = self.doctors.get_mut(&look.doctor) else {
             return;
         };
