@@ -81,7 +81,7 @@ fn drift_is_named_and_its_repair_is_noticed() -> Result<()> {
     cluster.init(&[])?.expect(0)?;
     // A replica that was made from its source has no difference from it, whatever is in it.
     cluster
-        .cli(&["schema", "compare", "node_a", "node_b"])?
+        .cli(&["schema", "compare_replicated", "node_a", "node_b"])?
         .expect(0)?;
     // What agents ask for all replications at once is what SQL says of each.
     let asked = schema::digests()?;
@@ -153,7 +153,10 @@ fn what_auto_left_as_it_was_is_no_drift_and_what_comes_after_it_is() -> Result<(
     let compared = || -> Result<usize> {
         let agent = cluster.node("node_b").agent().context("an agent")?;
         let done = agent.events("command.completed")?;
-        Ok(done.iter().filter(|e| e["command"] == "compare").count())
+        Ok(done
+            .iter()
+            .filter(|e| e["command"] == "compare_replicated")
+            .count())
     };
     let wait_judged = |what: &str, before: usize| {
         wait::until_true(what, DRIFT_LIMIT, || Ok(compared()? >= before + 2))

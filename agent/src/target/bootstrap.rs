@@ -1,4 +1,4 @@
-//! Makes the source's schema in a database without tables: pre-data now, post-data put writer.
+//! Makes the source's schema in a database without tables: pre-data now, post-data deferred.
 
 use std::collections::{BTreeMap, BTreeSet};
 

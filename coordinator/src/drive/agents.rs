@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::{
-    AgentMessage, Command, CoordinatorMessage, Outcome, Registration, SourceCommand,
+    AgentMessage, CoordinatorMessage, Outcome, Registration, SourceCommand,
 };
 use steep_protocol::message::handover::Replication;
 use steep_protocol::{CommandId, Fault, JobId, NodeId, NodeState};
@@ -124,7 +124,7 @@ impl<S: Store> Driver<S> {
             id: CommandId(id),
             job,
             replication: Replication::of(job),
-            command: Command::Source(SourceCommand::Release),
+            command: SourceCommand::Release.into(),
         };
         self.send(source, message);
     }

@@ -29,10 +29,7 @@ impl<S: Store> Driver<S> {
             Work::GatherSource => Command::from(SourceCommand::Gather {
                 target: target(),
                 filter: filter(),
-                slot: match job.handover {
-                    Some(_) => SlotOrigin::Prepared,
-                    None => SlotOrigin::Made,
-                },
+                slot: SlotOrigin::of(&job.replication()),
             }),
             Work::Regrant => Command::from(SourceCommand::Admit {
                 target: target(),

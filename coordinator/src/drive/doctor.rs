@@ -2,7 +2,7 @@
 //! each target is a query (`query`); whoever asked is answered when all have ended, or with the first fault.
 
 use jiff::Timestamp;
-use steep_protocol::message::agent::{Command, SlotOrigin, SourceCommand};
+use steep_protocol::message::agent::{SlotOrigin, SourceCommand};
 use steep_protocol::message::facts::{Finding, SourceFacts, TargetFacts};
 use steep_protocol::message::handover::Replication;
 use steep_protocol::message::job::JobSpec;
@@ -56,22 +56,19 @@ impl<S: Store> Driver<S> {
         for (spec, handover) in wanted {
             let job = self.new_job_id();
             let prepared = handover.as_ref().map(|h| h.replication.clone());
-            let command = Command::Source(SourceCommand::Gather {
+            let replication = prepared.unwrap_or_else(|| Replication::of(job));
+            let command = SourceCommand::Gather {
                 target: spec.target.clone(),
                 filter: spec.filter.clone(),
-                slot: match prepared {
-                    Some(_) => SlotOrigin::Prepared,
-                    None => SlotOrigin::Made,
-                },
-            });
-            let replication = prepared.unwrap_or_else(|| Replication::of(job));
+                slot: SlotOrigin::of(&replication),
+            };
             let source = spec.source.clone();
             let purpose = Purpose::LookAtSource(Look {
                 doctor,
                 spec,
                 handover,
             });
-            self.begin_query_as(job, &source, replication, (command, purpose), now);
+            self.begin_query_as(job, &source, replication, (command.into(), purpose), now);
         }
     }
 
@@ -94,10 +91,9 @@ impl<S: Store> Driver<S> {
         let Some(doctor) = self.doctors.get_mut(&look.doctor) else {
             return;
         };
-        for (node, found) in &mut doctor.found {
-            if *node == look.spec.target {
-                *found = Some(std::mem::take(&mut findings));
-            }
+        let mut places = doctor.found.iter_mut();
+        if let Some((_, found)) = places.find(|(node, _)| *node == look.spec.target) {
+            *found = Some(findings);
         }
         if doctor.found.iter().all(|(_, found)| found.is_some())
             && let Some(Doctor { reply, found }) = self.doctors.remove(&look.doctor)

@@ -370,8 +370,8 @@ impl<S: Store> Driver<S> {
             return self.sweep_over(sweep, now);
         };
         let command = match next.side {
-            Side::Target => Command::Target(TargetCommand::Cleanup { data: sweep.data }),
-            Side::Source => Command::Source(SourceCommand::Cleanup { sync_slots: None }),
+            Side::Target => Command::from(TargetCommand::Cleanup { data: sweep.data }),
+            Side::Source => Command::from(SourceCommand::Cleanup { sync_slots: None }),
         };
         let purpose = Purpose::Sweep(Box::new(sweep));
         self.begin_query_on(&next.on, next.replication, command, purpose, now);

@@ -6,7 +6,7 @@
 use std::time::Instant;
 
 use jiff::Timestamp;
-use steep_protocol::message::agent::{Command, SlotOrigin, SourceCommand};
+use steep_protocol::message::agent::{SlotOrigin, SourceCommand};
 use steep_protocol::message::facts::{Finding, Severity, SourceFacts};
 use steep_protocol::message::handover::{
     CompleteSpec, EXPIRES_MAX, PrepareSpec, PreparedSlot, PreparedState, Replication, SchemaCheck,
@@ -44,11 +44,11 @@ impl<S: Store> Driver<S> {
             slot: spec.slot.clone(),
         };
         let node = spec.node.clone();
-        let command = Command::Source(SourceCommand::Gather {
+        let command = SourceCommand::Gather {
             target: node.clone(),
             filter: TableFilter::default(),
             slot: SlotOrigin::Made,
-        });
+        };
         let purpose = Purpose::LookBeforePrepare(spec, reply);
         self.begin_query_on(&node, replication, command, purpose, now);
     }
@@ -101,7 +101,7 @@ impl<S: Store> Driver<S> {
         match checked {
             Ok(known) => {
                 let purpose = Purpose::DropPrepared(reply);
-                let command = Command::Source(SourceCommand::DropPrepared);
+                let command = SourceCommand::DropPrepared;
                 self.begin_query_on(node, known.replication, command, purpose, now);
             }
             Err(fault) => self.answer(reply, Err(fault)),

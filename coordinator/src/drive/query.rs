@@ -182,7 +182,7 @@ impl<S: Store> Driver<S> {
     pub(super) fn begin_query(
         &mut self,
         on: &NodeId,
-        command: Command,
+        command: impl Into<Command>,
         purpose: Purpose,
         now: Timestamp,
     ) {
@@ -195,12 +195,12 @@ impl<S: Store> Driver<S> {
         &mut self,
         on: &NodeId,
         replication: Replication,
-        command: Command,
+        command: impl Into<Command>,
         purpose: Purpose,
         now: Timestamp,
     ) {
         let job = replication.id;
-        self.begin_query_as(job, on, replication, (command, purpose), now);
+        self.begin_query_as(job, on, replication, (command.into(), purpose), now);
     }
 
     /// Begins what is about that replication, under an id of its own.
@@ -293,7 +293,7 @@ impl<S: Store> Driver<S> {
                 let (source, filter) = (self.peer(&look.spec.source), look.spec.filter.clone());
                 let command = TargetCommand::Gather { source, filter };
                 let (on, purpose) = (look.spec.target.clone(), Purpose::LookAtTarget(look, facts));
-                return Some((on, Command::Target(command), purpose));
+                return Some((on, command.into(), purpose));
             }
             (Purpose::LookAtTarget(look, source), Outcome::TargetFacts(target)) => {
                 self.looked(&look, &source, &target);
@@ -328,7 +328,7 @@ impl<S: Store> Driver<S> {
                     },
                 };
                 let (on, purpose) = (pair.node.clone(), Purpose::Compare(pair, after));
-                return Some((on, Command::Target(command), purpose));
+                return Some((on, command.into(), purpose));
             }
             (Purpose::Compare(pair, after), Outcome::Reviewed(review)) => match after {
                 After::Captured { tables, reply } => {
@@ -344,7 +344,7 @@ impl<S: Store> Driver<S> {
                         let expires_seconds = spec.expires_seconds;
                         let command = SourceCommand::PrepareSlot { expires_seconds };
                         let purpose = Purpose::Prepare(findings, reply);
-                        return Some((spec.node, Command::Source(command), purpose));
+                        return Some((spec.node, command.into(), purpose));
                     }
                     Err(fault) => self.answer(reply, Err(fault)),
                 }
@@ -433,13 +433,14 @@ impl<S: Store> Driver<S> {
         why: impl Fn(&AgentQuery) -> Option<Fault>,
         now: Timestamp,
     ) {
-        let ended = self
-            .queries
-            .extract_if(.., |query| why(query).is_some())
-            .collect::<Vec<_>>();
-        for query in ended {
-            let Some(fault) = why(&query) else { continue };
-            let AgentQuery { course, purpose } = query;
+        let mut ended = Vec::new();
+        for query in std::mem::take(&mut self.queries) {
+            match why(&query) {
+                Some(fault) => ended.push((query, fault)),
+                None => self.queries.push(query),
+            }
+        }
+        for (AgentQuery { course, purpose }, fault) in ended {
             self.send(&course.on, CoordinatorMessage::Abort { id: course.command });
             self.query_failed(purpose, fault, now);
             self.query_over(&course);

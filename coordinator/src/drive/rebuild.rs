@@ -2,7 +2,7 @@
 //! when an operator asks.
 
 use jiff::Timestamp;
-use steep_protocol::message::agent::{Command, MissingObjects, Rebuilt, TargetCommand};
+use steep_protocol::message::agent::{MissingObjects, Rebuilt, TargetCommand};
 use steep_protocol::{Fault, FaultKind, JobId, NodeId};
 
 use super::audit::AuditEntry;
@@ -29,7 +29,7 @@ impl<S: Store> Driver<S> {
         self.audit(AuditEntry::rebuild(node), operator, outcome, now);
         match checked {
             Ok(()) => {
-                let command = Command::Target(TargetCommand::RebuildMissing);
+                let command = TargetCommand::RebuildMissing;
                 self.begin_query(node, command, Purpose::Rebuild(reply), now);
             }
             Err(fault) => self.answer(reply, Err(fault)),

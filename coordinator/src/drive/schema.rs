@@ -2,7 +2,7 @@
 //! its source.
 
 use jiff::Timestamp;
-use steep_protocol::message::agent::{Command, NodeCommand};
+use steep_protocol::message::agent::NodeCommand;
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::schema::SchemaCursor;
 use steep_protocol::{Fault, FaultKind, JobId, NodeId};
@@ -24,7 +24,7 @@ impl<S: Store> Driver<S> {
     ) {
         match self.check_query(node) {
             Ok(()) => {
-                let command = Command::Node(NodeCommand::DescribeSchema { filter, cursor });
+                let command = NodeCommand::DescribeSchema { filter, cursor };
                 self.begin_query(node, command, Purpose::Describe(reply), now);
             }
             Err(fault) => self.answer(reply, Err(fault)),
@@ -58,7 +58,7 @@ impl<S: Store> Driver<S> {
         );
         match checked {
             Ok(()) => {
-                let command = Command::Node(NodeCommand::CaptureFingerprints);
+                let command = NodeCommand::CaptureFingerprints;
                 self.begin_query(node, command, Purpose::Capture { peer, reply }, now);
             }
             Err(fault) => self.answer(reply, Err(fault)),

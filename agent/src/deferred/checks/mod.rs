@@ -132,7 +132,7 @@ fn comment(row: &Row, at: usize) -> String {
     comment.map_or(String::new(), |comment| format!(";\n{comment}"))
 }
 
-/// Brings back what was put writer.
+/// Adds again what [`defer`] dropped.
 ///
 /// # Errors
 /// Faults of the server or the connection; what is left stays stored for another try.

@@ -68,7 +68,7 @@ pub(super) fn observe_for_long(world: &mut World, job: JobId, source: &str, targ
 fn compared(world: &World) -> usize {
     let told = &world.agents[&node("b")].history;
     told.iter()
-        .filter(|(_, c)| matches!(c, Command::Target(TargetCommand::Compare { .. })))
+        .filter(|(_, c)| c.policy().name == "compare_replicated")
         .count()
 }
 

@@ -75,7 +75,7 @@ fn a_hand_over_goes_on_from_the_only_prepared_slot_and_follows_by_its_name() {
     world.run_on();
     assert_eq!(world.state("b"), NodeState::Synchronized);
     let source = [
-        "gather_source",
+        "gather_handover",
         "take_slot",
         "await_fence",
         "release_source",
@@ -83,7 +83,7 @@ fn a_hand_over_goes_on_from_the_only_prepared_slot_and_follows_by_its_name() {
     assert_eq!(told(&world, "a")[looked..], source);
     let target = [
         "gather_target",
-        "prepare_target",
+        "match_schema",
         "subscribe",
         "finish",
         "release_target",
@@ -141,7 +141,7 @@ fn a_slot_serves_one_job_and_is_given_back_by_one_that_is_cancelled() {
         .unwrap_err();
     assert!(busy.message.contains(&job.to_string()), "{busy:?}");
 
-    world.until("b", |command| command.policy().name == "prepare_target");
+    world.until("b", |command| command.policy().name == "match_schema");
     let mut taken = prepared(REPLICATION);
     taken.state = PreparedState::Taken(node("b"));
     world.say("a", AgentMessage::Prepared(vec![taken]));
@@ -190,7 +190,7 @@ fn a_slot_is_prepared_where_the_source_allows_it_and_known_at_once() {
     world.run_on();
     let fault = refused.try_recv().unwrap().unwrap_err();
     assert!(fault.message.contains("cannot be prepared"), "{fault:?}");
-    assert_eq!(told(&world, "a"), ["gather_source", "release_source"]);
+    assert_eq!(told(&world, "a"), ["gather_handover", "release_source"]);
     world.say(
         "a",
         AgentMessage::SlotExpired {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::super::facts::{Finding, SourceFacts, TargetFacts};
-use super::super::handover::{PreparedSlot, SchemaCheck, Used};
+use super::super::handover::{PreparedSlot, Replication, SchemaCheck, Used};
 use super::super::job::{
     CancelledData, Compression, ExistingRows, SchemaMode, SyncSlots, TableFilter, YieldToDdl,
 };
@@ -127,7 +127,7 @@ pub enum TargetCommand {
     /// Fetch parts, each committed with its ledger row. Parts in the ledger already are reported done
     /// and not fetched.
     Copy(CopyParts),
-    /// Build what was put aside, up to and including indexes.
+    /// Build what was deferred, up to and including indexes.
     BuildIndexes {
         /// Builds at once.
         parallel: u8,
@@ -227,7 +227,7 @@ pub struct PrepareTarget {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RowsFrom {
     /// The source: the schema is created where there is none, else checked and emptied (if told to), and
-    /// indexes and constraints are put aside until then.
+    /// indexes and constraints are deferred until then.
     Copy(IndexTiming),
     /// A backup, which was restored before the job: the schema is held against the source's.
     Backup(SchemaCheck),
@@ -250,13 +250,25 @@ pub struct CopyParts {
     pub order: Vec<PartNo>,
 }
 
-/// Which slot a job uses.
+/// Whose slot a job uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SlotOrigin {
     /// One that it makes.
     Made,
     /// One that was prepared: [`SourceFacts::slot`] tells of it.
     Prepared,
+}
+
+impl SlotOrigin {
+    /// Where a job's slot, once it is there, comes from.
+    #[must_use]
+    pub fn of(replication: &Replication) -> Self {
+        if replication.is_prepared() {
+            Self::Prepared
+        } else {
+            Self::Made
+        }
+    }
 }
 
 /// What of two nodes is compared.
@@ -375,8 +387,14 @@ impl Command {
 impl SourceCommand {
     fn policy(&self) -> Policy {
         match self {
-            Self::Gather { .. } => Policy::STEP.named("gather_source"),
-            Self::Admit { .. } => Policy::QUESTION.named("admit"),
+            Self::Gather { slot, .. } => Policy::STEP.named(match slot {
+                SlotOrigin::Made => "gather_source",
+                SlotOrigin::Prepared => "gather_handover",
+            }),
+            Self::Admit { replicated, .. } => Policy::QUESTION.named(match replicated {
+                None => "admit",
+                Some(_) => "admit_replicated",
+            }),
             Self::Open(_) => Policy::LONG_STEP.named("open_source"),
             Self::CloseSnapshot => Policy::REMOVAL.named("close_snapshot"),
             Self::AwaitFence => Policy::LONG_STEP.named("await_fence"),
@@ -398,7 +416,10 @@ impl TargetCommand {
     fn policy(&self) -> Policy {
         match self {
             Self::Gather { .. } => Policy::STEP.named("gather_target"),
-            Self::Prepare(_) => Policy::STEP.named("prepare_target"),
+            Self::Prepare(request) => Policy::STEP.named(match request.rows {
+                RowsFrom::Copy(_) => "prepare_target",
+                RowsFrom::Backup(_) => "match_schema",
+            }),
             Self::Copy(_) => Policy::STEP.named("copy"),
             Self::BuildIndexes { .. } => Policy::LONG_STEP.named("build_indexes"),
             Self::BuildConstraints { .. } => Policy::LONG_STEP.named("build_constraints"),
@@ -408,7 +429,10 @@ impl TargetCommand {
             Self::Prove => Policy::STEP.named("prove_target"),
             Self::Release => Policy::REMOVAL.named("release_target"),
             Self::Cleanup { .. } => Policy::REMOVAL.named("cleanup_target"),
-            Self::Compare { .. } => Policy::QUESTION.named("compare"),
+            Self::Compare { what, .. } => Policy::QUESTION.named(match what {
+                Comparison::Schemas => "compare_schemas",
+                Comparison::Replicated(_) => "compare_replicated",
+            }),
             // Indexes of large tables are among what is missing.
             Self::RebuildMissing => Policy {
                 at_stop: AtStop::Cancel,
@@ -542,4 +566,21 @@ pub struct Rebuilt {
     pub made: u64,
     /// What is still missing.
     pub missing: MissingObjects,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ends_a_job_is_done_and_has_time_and_what_may_last_hours_has_none() {
+        let cleanup = Command::from(SourceCommand::Cleanup { sync_slots: None }).policy();
+        assert_eq!(cleanup.after_stop, AfterStop::Do);
+        assert_eq!(cleanup.at_stop, AtStop::Finish);
+        let index = Command::from(TargetCommand::BuildIndexes { parallel: 1 }).policy();
+        assert_eq!(index.after_stop, AfterStop::Ignore);
+        assert_eq!(index.at_stop, AtStop::Cancel);
+        let capture = Command::from(NodeCommand::CaptureFingerprints).policy();
+        assert_eq!(capture.after_stop, AfterStop::Refuse);
+    }
 }
