@@ -43,7 +43,6 @@ pub mod seat;
 pub mod session;
 pub mod shutdown;
 pub mod snapshot;
-pub mod source;
 pub mod target;
 pub mod task;
 pub mod telemetry;

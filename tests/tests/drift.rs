@@ -81,7 +81,7 @@ fn drift_is_named_and_its_repair_is_noticed() -> Result<()> {
     cluster.init(&[])?.expect(0)?;
     // A replica that was made from its source has no difference from it, whatever is in it.
     cluster
-        .cli(&["schema", "compare_replicated", "node_a", "node_b"])?
+        .cli(&["schema", "compare", "node_a", "node_b"])?
         .expect(0)?;
     // What agents ask for all replications at once is what SQL says of each.
     let asked = schema::digests()?;

@@ -1,7 +1,8 @@
 //! What can go wrong with PostgreSQL, as a value, and as a [`Fault`] for a person.
 //!
-//! Never keeps DETAIL (it shows rows) but for the columns of a violated key, the value part of CONTEXT (a COPY line), or quoted values of
-//! data errors: what is stored here may be logged and sent to the coordinator.
+//! Of DETAIL, which shows rows, only the columns of a violated key are kept. The value part of CONTEXT (a
+//! COPY line) and quoted values of data errors are not: what is stored here may be logged and sent to the
+//! coordinator.
 
 use std::io;
 

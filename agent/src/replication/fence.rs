@@ -26,7 +26,7 @@ const RECONNECT_ATTEMPTS: u32 = 30;
 ///
 /// # Errors
 /// A [`Fault`] where the slot is gone or can no longer be used, the source stays away, or on cancel.
-pub async fn await_fence(task: &Task) -> Result<Lsn, Fault> {
+pub(crate) async fn await_fence(task: &Task) -> Result<Lsn, Fault> {
     let mut patience = Patience::default();
     loop {
         let error = match pass_fence(task, &mut patience).await {

@@ -35,7 +35,7 @@ const TIDY_UP: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// A [`Fault`]; what was made until then is removed again, as far as the server can be reached.
-pub async fn prepare(task: &Task, expires_seconds: u64) -> Result<PreparedSlot, Fault> {
+pub(crate) async fn prepare(task: &Task, expires_seconds: u64) -> Result<PreparedSlot, Fault> {
     let fault = |error: PgError| error.to_fault(&task.node);
     let session = Session::connect(&task.conninfo, "prepare")
         .await
@@ -165,7 +165,7 @@ async fn tidy(session: &Session, task: &Task, made: Made) -> Result<(), PgError>
 ///
 /// # Errors
 /// A [`Fault`] where PostgreSQL cannot be asked.
-pub async fn slot_facts(task: &Task, filter: &TableFilter) -> Result<SlotFacts, Fault> {
+pub(crate) async fn slot_facts(task: &Task, filter: &TableFilter) -> Result<SlotFacts, Fault> {
     let gathered = async {
         let session = Session::connect(&task.conninfo, "preflight").await?;
         let facts = gather(task, &session, filter).await?;
@@ -245,7 +245,7 @@ async fn server_slot(session: &Session, slot: &SlotName) -> Result<Option<Server
 ///
 /// # Errors
 /// A [`Fault`] where the slot is another's, expired or gone meanwhile.
-pub async fn take(task: &Task, target: &NodeId) -> Result<(), Fault> {
+pub(crate) async fn take(task: &Task, target: &NodeId) -> Result<(), Fault> {
     let sql = "UPDATE steep_repl.init_slots SET target_node = $4 \
          WHERE slot_name = $1 AND job = $2 AND source_node = $3 AND lsn IS NOT NULL \
              AND (target_node = $4 OR target_node IS NULL AND expires_at > now()) \
@@ -271,7 +271,7 @@ pub async fn take(task: &Task, target: &NodeId) -> Result<(), Fault> {
 ///
 /// # Errors
 /// A [`Fault`] of the connection or the server.
-pub async fn give_back(task: &Task, target: &NodeId, used: Used) -> Result<(), Fault> {
+pub(crate) async fn give_back(task: &Task, target: &NodeId, used: Used) -> Result<(), Fault> {
     let lsn = match used {
         Used::No => "lsn",
         Used::Perhaps => "greatest(lsn, pg_current_wal_insert_lsn())",
@@ -308,7 +308,7 @@ async fn change(task: &Task, target: &NodeId, sql: &str) -> Result<u64, Fault> {
 ///
 /// # Errors
 /// A [`Fault`] where a node uses it, or the server does not let go of it.
-pub async fn drop_prepared(task: &Task) -> Result<(), Fault> {
+pub(crate) async fn drop_prepared(task: &Task) -> Result<(), Fault> {
     let fault = |error: PgError| error.to_fault(&task.node);
     let session = Session::connect(&task.conninfo, "prepare")
         .await

@@ -1,4 +1,4 @@
-//! The session loop: dial, register, serve commands, and again; told to stop, the way down.
+//! The session loop: dial, register, serve commands, dial again; and the shutdown.
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -17,8 +17,8 @@ use steep_protocol::message::api::AuditView;
 use steep_protocol::message::handover::{PreparedSlot, Replication};
 use steep_protocol::message::lineage::Lineage;
 use steep_protocol::pace::{Cadence, News, Pace};
-use steep_protocol::quic::{Connection, Endpoint, Expect, Receiver, Sender};
-use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, NodeState, Retry};
+use steep_protocol::quic::{Endpoint, Expect, Receiver, Sender};
+use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -26,20 +26,17 @@ use tracing::{info, warn};
 
 use super::dispatch::Agent;
 use super::drain::{LAST_WORDS, Stage};
-use super::drainer::{Drainer as Way, until};
+use super::drainer::{Drainer, until};
+use super::greet::{Standing, Unwelcome, greet};
 use super::observe::stands_out;
 use super::report::Reports;
-use crate::shutdown::Shutdown as Descent;
+use crate::shutdown::Shutdown;
 
 /// First pause after a failed dial; doubled up to [`PAUSE_MAX`].
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// The longest pause: an agent is back within this of its coordinator.
 const PAUSE_MAX: Duration = Duration::from_secs(3);
-
-/// How long a process that was never welcomed tries to become the node's agent. The one before may
-/// have died on another machine, which the coordinator notices within 8 s.
-const REJECTED_LIMIT: Duration = Duration::from_secs(20);
 
 /// One command, from its arrival until its outcome is acknowledged.
 #[derive(Debug)]
@@ -122,7 +119,7 @@ struct Speech<'a> {
 
 /// Why a session ended.
 enum Gone {
-    /// The way down is over.
+    /// The shutdown is over.
     Down,
     Lost {
         fault: Fault,
@@ -159,12 +156,12 @@ impl Control {
     ///
     /// # Errors
     /// The coordinator's reason, where it has rejected this process ever since it was started.
-    pub async fn run(mut self, stop: Stop, descent: Descent) -> Result<(), Fault> {
-        let way = &mut Way::new(stop, descent);
+    pub async fn run(mut self, stop: Stop, shutdown: Shutdown) -> Result<(), Fault> {
+        let drainer = &mut Drainer::new(stop, shutdown);
         let mut pause = PAUSE;
         let mut standing = Standing::New;
         loop {
-            let fault = match self.session(way).await {
+            let fault = match self.session(drainer).await {
                 Gone::Down => break,
                 Gone::Lost { fault, welcomed } => {
                     if welcomed {
@@ -188,26 +185,30 @@ impl Control {
             }
             warn!(error = %fault, hint = %fault.hint, "no session with the coordinator, trying again");
             // Commands go on meanwhile; their ends are collected so that none is lost.
-            if self.beside(way, tokio::time::sleep(pause)).await.is_none() {
+            if self
+                .beside(drainer, tokio::time::sleep(pause))
+                .await
+                .is_none()
+            {
                 break;
             }
             pause = (pause * 2).min(PAUSE_MAX);
         }
-        if way.is_over() {
-            self.say_drained(way);
+        if drainer.is_over() {
+            self.say_drained(drainer);
         }
         Ok(())
     }
 
-    fn say_drained(&self, way: &Way) {
-        info!(event = "drained", node_id = %self.agent.node, duration_ms = way.millis(), interrupted = way.interruptions(), "nothing more is at work");
+    fn say_drained(&self, drainer: &Drainer) {
+        info!(event = "drained", node_id = %self.agent.node, duration_ms = drainer.millis(), interrupted = drainer.interruptions(), "nothing more is at work");
     }
 
-    async fn session(&mut self, way: &mut Way) -> Gone {
+    async fn session(&mut self, drainer: &mut Drainer) -> Gone {
         let endpoint = Arc::clone(&self.coordinator.endpoint);
         let address = self.coordinator.address.clone();
         let dial = endpoint.dial(&address, &Expect::Coordinator);
-        let connection = match self.beside(way, dial).await {
+        let connection = match self.beside(drainer, dial).await {
             None => return Gone::Down,
             Some(Ok(connection)) => connection,
             Some(Err(error)) => return lost(error.to_fault()),
@@ -215,7 +216,7 @@ impl Control {
         let _watched = self.agent.telemetry.links.watch(&connection);
         let registration = self.registration();
         let greet = greet(&connection, &registration);
-        let (mut sender, mut receiver) = match self.beside(way, greet).await {
+        let (mut sender, mut receiver) = match self.beside(drainer, greet).await {
             None => {
                 connection.close(CloseCode::ShuttingDown);
                 return Gone::Down;
@@ -241,7 +242,7 @@ impl Control {
         };
         self.reports.tell_again();
         self.agent.telemetry.coordinator(true);
-        let conversed = self.converse(&mut speech, &mut receiver, way).await;
+        let conversed = self.converse(&mut speech, &mut receiver, drainer).await;
         self.agent.telemetry.coordinator(false);
         let Err(fault) = conversed else {
             let last = async {
@@ -275,27 +276,31 @@ impl Control {
         })
     }
 
-    /// What that comes to; nothing where the way down is over first. Commands go on beside it.
-    async fn beside<T>(&mut self, way: &mut Way, work: impl Future<Output = T>) -> Option<T> {
+    /// The result of `work`; `None` if the shutdown is over first. Commands go on meanwhile.
+    async fn beside<T>(
+        &mut self,
+        drainer: &mut Drainer,
+        work: impl Future<Output = T>,
+    ) -> Option<T> {
         tokio::pin!(work);
-        while !way.is_over() {
+        while !drainer.is_over() {
             tokio::select! {
                 done = &mut work => return Some(done),
                 // Nobody is there who would have snapshots closed.
-                stage = way.turn(self.tasks.len(), 0) => self.descend(stage, way),
-                Some(ended) = self.tasks.join_next() => { self.ended(ended, way); }
+                stage = drainer.turn(self.tasks.len(), 0) => self.descend(stage, drainer),
+                Some(ended) = self.tasks.join_next() => { self.ended(ended, drainer); }
             }
         }
         None
     }
 
-    /// A stage of the way down is reached.
-    fn descend(&self, stage: Stage, way: &Way) {
+    /// The shutdown has reached a stage.
+    fn descend(&self, stage: Stage, drainer: &Drainer) {
         match stage {
             Stage::Up | Stage::Over => {}
             Stage::Draining { .. } => {
-                let (commands, answers) = (self.tasks.len(), way.answers());
-                info!(event = "draining", node_id = %self.agent.node, commands, answers, "ending what is under way, and taking up nothing more");
+                let (commands, answers) = (self.tasks.len(), drainer.answers());
+                info!(event = "draining", node_id = %self.agent.node, commands, answers, "ending what is under drainer, and taking up nothing more");
                 self.cancel(|at_stop| at_stop == AtStop::Cancel);
             }
             Stage::Cut { .. } => self.cancel(|_| true),
@@ -318,7 +323,7 @@ impl Control {
         &mut self,
         speech: &mut Speech<'_>,
         receiver: &mut Receiver,
-        way: &mut Way,
+        drainer: &mut Drainer,
     ) -> Result<(), Fault> {
         let ended: Vec<CommandId> = self
             .entries
@@ -336,23 +341,23 @@ impl Control {
         if self.seen.observed.borrow().postgres.is_some() {
             self.seen.observed.mark_changed();
         }
-        while !way.is_over() {
+        while !drainer.is_over() {
             let waits = (*news.borrow_and_update()).max(speech.looked);
             let due = speech.cadence.due(waits);
             let held = self.agent.jobs.open_snapshots().len();
             tokio::select! {
-                stage = way.turn(self.tasks.len(), held) => self.descend(stage, way),
+                stage = drainer.turn(self.tasks.len(), held) => self.descend(stage, drainer),
                 message = receiver.recv::<CoordinatorMessage>() => {
                     let message = message.map_err(|e| e.to_fault())?.ok_or_else(unwelcome)?;
                     if let CoordinatorMessage::Pace(pace) = message {
                         speech.cadence.keep(pace);
-                    } else if let Some(again) = self.obey(message, way) {
+                    } else if let Some(again) = self.obey(message, drainer) {
                         self.report(speech).await?;
                         self.tell(again, speech).await?;
                     }
                 }
                 Some(ended) = self.tasks.join_next() => {
-                    if let Some(id) = self.ended(ended, way) {
+                    if let Some(id) = self.ended(ended, drainer) {
                         // What the command did comes before its end.
                         self.report(speech).await?;
                         self.tell(id, speech).await?;
@@ -396,7 +401,7 @@ impl Control {
     }
 
     /// Does as told. The id of a command that has ended already and must be answered again.
-    fn obey(&mut self, message: CoordinatorMessage, way: &Way) -> Option<CommandId> {
+    fn obey(&mut self, message: CoordinatorMessage, drainer: &Drainer) -> Option<CommandId> {
         match message {
             CoordinatorMessage::Welcome { .. } => None,
             CoordinatorMessage::Command {
@@ -404,7 +409,7 @@ impl Control {
                 job,
                 replication,
                 command,
-            } => self.begin(id, (job, replication), command, way),
+            } => self.begin(id, (job, replication), command, drainer),
             CoordinatorMessage::Abort { id } => {
                 if let Some(Entry::Running { cancel, wanted, .. }) = self.entries.get_mut(&id) {
                     *wanted = Wanted::Abort;
@@ -439,7 +444,7 @@ impl Control {
         id: CommandId,
         of: (JobId, Replication),
         command: Command,
-        way: &Way,
+        drainer: &Drainer,
     ) -> Option<CommandId> {
         match self.entries.get(&id) {
             Some(Entry::Running { .. }) => return None,
@@ -447,7 +452,7 @@ impl Control {
             None => {}
         }
         let policy = command.policy();
-        if way.is_down() {
+        if drainer.is_down() {
             match policy.after_stop {
                 AfterStop::Do => {}
                 AfterStop::Ignore => return None,
@@ -481,7 +486,7 @@ impl Control {
     fn ended(
         &mut self,
         ended: Result<(CommandId, JobId, Result<Outcome, Fault>), tokio::task::JoinError>,
-        way: &mut Way,
+        drainer: &mut Drainer,
     ) -> Option<CommandId> {
         match ended {
             Ok((id, job, outcome)) => {
@@ -491,14 +496,14 @@ impl Control {
                     }
                     Some(Entry::Ended { .. }) | None => true,
                 };
-                if way.is_down() && !told {
+                if drainer.is_down() && !told {
                     // Said, it would end the job. Not said, the command is given again to the next
                     // process, which finds what this one has done.
                     self.entries.remove(&id);
-                    way.interrupted();
+                    drainer.interrupted();
                     return None;
                 }
-                way.ended();
+                drainer.ended();
                 self.entries.insert(id, Entry::Ended { job, outcome });
                 Some(id)
             }
@@ -550,59 +555,6 @@ impl Control {
     }
 }
 
-/// Registers, and waits to be welcomed: the session's stream, and the node's state.
-async fn greet(
-    connection: &Connection,
-    registration: &AgentMessage,
-) -> Result<(Sender, Receiver, NodeState), Unwelcome> {
-    let opened = connection.open().await;
-    let (mut sender, mut receiver) = opened.map_err(|error| Unwelcome::Lost(error.to_fault()))?;
-    let sent = send(&mut sender, registration).await;
-    sent.map_err(Unwelcome::Lost)?;
-    match receiver.recv::<CoordinatorMessage>().await {
-        Ok(Some(CoordinatorMessage::Welcome { state })) => Ok((sender, receiver, state)),
-        Ok(Some(CoordinatorMessage::Rejected(fault))) => Err(Unwelcome::Rejected(fault)),
-        Ok(_) => Err(Unwelcome::Lost(unwelcome())),
-        Err(error) => Err(Unwelcome::Lost(error.to_fault())),
-    }
-}
-
-/// Why there is no session.
-enum Unwelcome {
-    /// It broke.
-    Lost(Fault),
-    /// The coordinator says that another process is the node's agent.
-    Rejected(Fault),
-}
-
-/// How the coordinator has received this process so far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
-    /// Not at all.
-    New,
-    /// It was the node's agent. Should another process have taken its place while the network was
-    /// broken, parts may still be under way here, so it goes on trying.
-    Welcomed,
-    /// It was rejected each time, since then.
-    RejectedSince(Instant),
-}
-
-impl Standing {
-    fn rejected(self, now: Instant) -> Self {
-        match self {
-            Self::New => Self::RejectedSince(now),
-            Self::Welcomed | Self::RejectedSince(_) => self,
-        }
-    }
-
-    fn is_hopeless(self, now: Instant) -> bool {
-        match self {
-            Self::RejectedSince(since) => now.duration_since(since) >= REJECTED_LIMIT,
-            Self::New | Self::Welcomed => false,
-        }
-    }
-}
-
 /// A session that did not come about.
 fn lost(fault: Fault) -> Gone {
     Gone::Lost {
@@ -611,7 +563,7 @@ fn lost(fault: Fault) -> Gone {
     }
 }
 
-async fn send(sender: &mut Sender, message: &AgentMessage) -> Result<(), Fault> {
+pub(super) async fn send(sender: &mut Sender, message: &AgentMessage) -> Result<(), Fault> {
     sender.send(message).await.map_err(|e| e.to_fault())
 }
 
@@ -632,6 +584,6 @@ fn stopping(node: &NodeId) -> Fault {
         .on(node)
 }
 
-fn unwelcome() -> Fault {
+pub(super) fn unwelcome() -> Fault {
     Fault::new(FaultKind::Unreachable, "the coordinator ended the session").retry(Retry::Backoff)
 }

@@ -23,11 +23,12 @@ use super::readings::Readings;
 use super::report::Reports;
 use crate::budget::Budget;
 use crate::facts::{self, PeerFacts};
-use crate::peer::connection::SourceAgent as Link;
+use crate::peer::connection::SourceAgent;
 use crate::peer::fetch::copy;
 use crate::pg::{Conninfo, catalog};
-use crate::source::{self, SourceJobs};
-use crate::target::{self as sink, Dumps, PrepareRequest, SchemaRequest};
+use crate::replication::{fence, prepared};
+use crate::snapshot::{self, OpenSnapshot, SourceJobs, slot};
+use crate::target::{self, Dumps, PrepareRequest, SchemaRequest};
 use crate::task::{Patience, Progress, Task};
 use crate::telemetry::{CommandEnd, Telemetry};
 
@@ -156,7 +157,7 @@ impl Agent {
                 self.describe(&filter, cursor).await
             }
             Command::Node(NodeCommand::CaptureFingerprints) => {
-                let tables = sink::capture_fingerprints(task).await?;
+                let tables = target::capture_fingerprints(task).await?;
                 Ok(Outcome::Captured { tables })
             }
         }
@@ -173,7 +174,7 @@ impl Agent {
                 self.jobs.admit(job, target, filter.clone(), None);
                 let mut facts = facts::source(task, &filter).await?;
                 if slot == SlotOrigin::Prepared {
-                    facts.slot = Some(source::slot_facts(task, &filter).await?);
+                    facts.slot = Some(prepared::slot_facts(task, &filter).await?);
                 }
                 return Ok(Outcome::SourceFacts(Box::new(facts)));
             }
@@ -190,7 +191,7 @@ impl Agent {
                 }
             }
             SourceCommand::AwaitFence => {
-                let lsn = source::await_fence(task).await?;
+                let lsn = fence::await_fence(task).await?;
                 return Ok(Outcome::FencePassed { lsn });
             }
             SourceCommand::Prove => {
@@ -204,17 +205,17 @@ impl Agent {
             SourceCommand::Release => self.forget(job).await,
             SourceCommand::Cleanup { sync_slots } => {
                 self.forget(job).await;
-                source::cleanup(task, sync_slots).await?;
+                slot::cleanup(task, sync_slots).await?;
             }
             SourceCommand::PrepareSlot { expires_seconds } => {
-                let slot = source::prepare(task, expires_seconds).await?;
+                let slot = prepared::prepare(task, expires_seconds).await?;
                 return Ok(Outcome::SlotPrepared(Box::new(slot)));
             }
-            SourceCommand::DropPrepared => source::drop_prepared(task).await?,
-            SourceCommand::TakeSlot { target } => source::take(task, &target).await?,
+            SourceCommand::DropPrepared => prepared::drop_prepared(task).await?,
+            SourceCommand::TakeSlot { target } => prepared::take(task, &target).await?,
             SourceCommand::ReturnSlot { target, used } => {
                 self.forget(job).await;
-                source::give_back(task, &target, used).await?;
+                prepared::give_back(task, &target, used).await?;
             }
         }
         Ok(Outcome::Done)
@@ -233,7 +234,7 @@ impl Agent {
             // No row has been read under it yet: it is made anew.
             open.close().await;
         }
-        let open = source::open(task, request, Arc::clone(self.jobs.locks())).await?;
+        let open = snapshot::open(task, request, Arc::clone(self.jobs.locks())).await?;
         let open = Arc::new(open);
         self.jobs.open(job, Arc::clone(&open));
         opened(&open)
@@ -251,78 +252,78 @@ impl Agent {
         let job = task.job;
         match command {
             TargetCommand::Gather { source, filter } => {
-                let peer = self.ask_peer(&self.link(source, job)).await?;
+                let peer = self.ask_peer(&self.source_agent(source, job)).await?;
                 let facts = facts::target(task, &filter, peer).await?;
                 Ok(Outcome::TargetFacts(Box::new(facts)))
             }
             TargetCommand::Prepare(request) => {
-                let link = self.link(request.source.clone(), job);
+                let link = self.source_agent(request.source.clone(), job);
                 prepare(task, &link, request).await.map(Outcome::Warned)
             }
             TargetCommand::Copy(request) => {
-                let link = self.link(request.source.clone(), job);
+                let link = self.source_agent(request.source.clone(), job);
                 copy(task, link, request, self.budget.clone()).await?;
                 Ok(Outcome::Done)
             }
             TargetCommand::BuildIndexes { parallel } => {
-                let built = sink::build_indexes(task, parallel).await;
+                let built = target::build_indexes(task, parallel).await;
                 built.map(Outcome::Warned)
             }
             TargetCommand::BuildConstraints { parallel } => {
-                let built = sink::build_constraints(task, parallel).await;
+                let built = target::build_constraints(task, parallel).await;
                 built.map(Outcome::Warned)
             }
             TargetCommand::Subscribe {
                 source,
                 start,
                 origin,
-            } => subscribe(task, &self.link(source, job), start, origin).await,
+            } => subscribe(task, &self.source_agent(source, job), start, origin).await,
             TargetCommand::AwaitNativeCopy => {
-                sink::await_native_copy(task).await?;
+                target::await_native_copy(task).await?;
                 Ok(Outcome::Done)
             }
             TargetCommand::Finish { source, parallel } => {
-                let sequences = self.link(source, job).sequences().await?;
-                let (findings, missing) = sink::finish(task, sequences, parallel).await?;
+                let sequences = self.source_agent(source, job).sequences().await?;
+                let (findings, missing) = target::finish(task, sequences, parallel).await?;
                 Ok(Outcome::Finished { findings, missing })
             }
             TargetCommand::Prove => {
-                let (parts, rows, bytes) = sink::totals(task).await?;
+                let (parts, rows, bytes) = target::totals(task).await?;
                 Ok(Outcome::Totals { parts, rows, bytes })
             }
             TargetCommand::Release => {
                 self.reports.forget(job);
-                sink::release(task).await?;
+                target::release(task).await?;
                 Ok(Outcome::Done)
             }
             TargetCommand::Cleanup { data } => {
                 self.reports.forget(job);
-                sink::cleanup(task, data).await.map(Outcome::Warned)
+                target::cleanup(task, data).await.map(Outcome::Warned)
             }
             TargetCommand::Compare {
                 source,
                 filter,
                 what,
             } => {
-                let link = self.link(source, job);
+                let link = self.source_agent(source, job);
                 let described = link.described().await?;
                 let review = match what {
                     Comparison::Schemas => {
-                        sink::compare_schemas(task, link.source(), &described, &filter).await?
+                        target::compare_schemas(task, link.source(), &described, &filter).await?
                     }
                     Comparison::Replicated(replication) => {
-                        sink::compare_replicated(task, &described, &filter, replication).await?
+                        target::compare_replicated(task, &described, &filter, replication).await?
                     }
                 };
                 Ok(Outcome::Reviewed(Box::new(review)))
             }
-            TargetCommand::RebuildMissing => sink::rebuild(task).await.map(Outcome::Rebuilt),
+            TargetCommand::RebuildMissing => target::rebuild(task).await.map(Outcome::Rebuilt),
         }
     }
 
-    fn link(&self, source: PeerAddress, job: JobId) -> Link {
+    fn source_agent(&self, source: PeerAddress, job: JobId) -> SourceAgent {
         let links = &self.telemetry.links;
-        Link::new(Arc::clone(&self.endpoint), source, job, links)
+        SourceAgent::new(Arc::clone(&self.endpoint), source, job, links)
     }
 
     async fn describe(
@@ -343,7 +344,7 @@ impl Agent {
     }
 
     /// What the source's agent says of itself. That it cannot be reached is a fact like others.
-    async fn ask_peer(&self, link: &Link) -> Result<PeerFacts, Fault> {
+    async fn ask_peer(&self, link: &SourceAgent) -> Result<PeerFacts, Fault> {
         match link.ping().await {
             Ok(ping) => Ok(PeerFacts {
                 link: Ok(ping.rtt),
@@ -364,7 +365,11 @@ impl Agent {
 }
 
 /// Makes the target ready for its rows; of a backup, whose rows are there, only the schema is compared.
-async fn prepare(task: &Task, link: &Link, request: PrepareTarget) -> Result<Vec<Finding>, Fault> {
+async fn prepare(
+    task: &Task,
+    link: &SourceAgent,
+    request: PrepareTarget,
+) -> Result<Vec<Finding>, Fault> {
     if request.rows == RowsFrom::Backup(SchemaCheck::Skipped) {
         return Ok(Vec::new());
     }
@@ -376,7 +381,7 @@ async fn prepare(task: &Task, link: &Link, request: PrepareTarget) -> Result<Vec
         schema_mode: request.schema_mode,
     };
     let RowsFrom::Copy(indexes) = request.rows else {
-        return sink::match_schema(task, &schema).await;
+        return target::match_schema(task, &schema).await;
     };
     let plan = link.plan().await?;
     let dumps = Dumps {
@@ -389,17 +394,17 @@ async fn prepare(task: &Task, link: &Link, request: PrepareTarget) -> Result<Vec
         indexes,
         settings: link.settings().await?,
     };
-    sink::prepare(task, &request, &plan.tables, dumps).await
+    target::prepare(task, &request, &plan.tables, dumps).await
 }
 
 async fn subscribe(
     task: &Task,
-    link: &Link,
+    link: &SourceAgent,
     start: SubscriptionStart,
     origin: ChangeOrigin,
 ) -> Result<Outcome, Fault> {
     let conninfo = link.conninfo().await?;
-    let sync_slots = sink::subscribe(task, &conninfo, start, origin).await?;
+    let sync_slots = target::subscribe(task, &conninfo, start, origin).await?;
     if let SubscriptionStart::AtSlot(lsn) | SubscriptionStart::AtOrigin(lsn) = start {
         tracing::info!(job_id = %task.job, %lsn, "subscribed");
     }
@@ -410,7 +415,7 @@ async fn subscribe(
 /// How long a cancelled command gets to tell PostgreSQL and clean up behind itself.
 const GRACE: std::time::Duration = std::time::Duration::from_secs(8);
 
-fn opened(open: &source::OpenSnapshot) -> Result<Outcome, Fault> {
+fn opened(open: &OpenSnapshot) -> Result<Outcome, Fault> {
     let tables = u32::try_from(open.tables().len())
         .map_err(|_| Fault::new(FaultKind::Failed, "more tables than PostgreSQL can hold"))?;
     Ok(Outcome::SourceOpened {

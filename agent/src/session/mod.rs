@@ -4,13 +4,15 @@
 //! parts reported done. A lost session changes none of it: transfers run on, and the next session
 //! says again what the coordinator may have missed. [`dispatch`] turns a command into a future;
 //! [`observe`] looks at the server; [`report`] collects progress between sends. A
-//! shutdown goes through stages, each with a deadline: [`drain`] defines them, [`drainer`] waits for them.
+//! shutdown goes through stages, each with a deadline: [`drain`] defines them, [`drainer`] waits for them. [`greet`] begins a
+//! session.
 
 mod control;
 mod digests;
 mod dispatch;
 mod drain;
 mod drainer;
+mod greet;
 mod observe;
 mod readings;
 mod report;

@@ -196,7 +196,7 @@ pub(crate) async fn slot_statuses(
 ///
 /// # Errors
 /// A [`Fault`] where PostgreSQL cannot be reached or does not let go.
-pub async fn cleanup(task: &Task, sync_slots: Option<SyncSlots>) -> Result<(), Fault> {
+pub(crate) async fn cleanup(task: &Task, sync_slots: Option<SyncSlots>) -> Result<(), Fault> {
     let fault = |error: PgError| error.to_fault(&task.node);
     let session = Session::connect(&task.conninfo, "cleanup")
         .await

@@ -190,7 +190,7 @@ fn a_slot_is_prepared_where_the_source_allows_it_and_known_at_once() {
     world.run_on();
     let fault = refused.try_recv().unwrap().unwrap_err();
     assert!(fault.message.contains("cannot be prepared"), "{fault:?}");
-    assert_eq!(told(&world, "a"), ["gather_handover", "release_source"]);
+    assert_eq!(told(&world, "a"), ["gather_source", "release_source"]);
     world.say(
         "a",
         AgentMessage::SlotExpired {

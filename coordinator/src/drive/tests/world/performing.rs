@@ -1,0 +1,146 @@
+//! What the fake agents do with their commands, and what they say of it.
+
+use super::*;
+
+impl World {
+    /// Does what a good agent does: messages first, then the outcome.
+    pub(super) fn perform(&mut self, name: &str, job: JobId, command: &Command) -> Outcome {
+        match command {
+            Command::Source(command) => self.as_source(name, job, command),
+            Command::Target(command) => self.as_target(name, job, command),
+            Command::Node(NodeCommand::DescribeSchema { cursor, .. }) => Outcome::SchemaPage {
+                page: Box::default(),
+                next: cursor.is_none().then_some(SchemaCursor {
+                    reading: 7,
+                    page: 1,
+                }),
+            },
+            Command::Node(NodeCommand::CaptureFingerprints) => Outcome::Captured { tables: 3 },
+        }
+    }
+
+    fn as_source(&mut self, name: &str, job: JobId, command: &SourceCommand) -> Outcome {
+        match command {
+            SourceCommand::Gather { slot, .. } => {
+                self.agent(name).admitted.insert(job);
+                let prepared = *slot == SlotOrigin::Prepared;
+                Outcome::SourceFacts(Box::new(SourceFacts {
+                    slot: prepared.then(SlotFacts::default),
+                    ..SourceFacts::default()
+                }))
+            }
+            SourceCommand::Admit { .. } => {
+                self.agent(name).admitted.insert(job);
+                Outcome::Done
+            }
+            SourceCommand::Open(_) => {
+                self.agent(name).admitted.insert(job);
+                self.agent(name).snapshots.insert(job);
+                self.agent(name).sums.insert(job, (PARTS, 60, 6_000));
+                self.say(
+                    name,
+                    AgentMessage::PlanPage {
+                        job,
+                        tables: plan(),
+                    },
+                );
+                Outcome::SourceOpened {
+                    lsn: Lsn(9),
+                    tables: TABLES,
+                    parts: PARTS,
+                }
+            }
+            SourceCommand::Prove => self.sums(name, job),
+            SourceCommand::AwaitFence => Outcome::FencePassed { lsn: Lsn(10) },
+            SourceCommand::PrepareSlot { .. } => Outcome::SlotPrepared(Box::new(prepared(job))),
+            SourceCommand::CloseSnapshot => {
+                self.agent(name).snapshots.remove(&job);
+                Outcome::Done
+            }
+            SourceCommand::Cleanup { .. } => {
+                self.agent(name).admitted.remove(&job);
+                self.agent(name).snapshots.remove(&job);
+                Outcome::Done
+            }
+            SourceCommand::Release | SourceCommand::ReturnSlot { .. } => {
+                self.agent(name).admitted.remove(&job);
+                Outcome::Done
+            }
+            SourceCommand::TakeSlot { .. } | SourceCommand::DropPrepared => Outcome::Done,
+        }
+    }
+
+    fn as_target(&mut self, name: &str, job: JobId, command: &TargetCommand) -> Outcome {
+        match command {
+            TargetCommand::Gather { .. } => Outcome::TargetFacts(Box::default()),
+            TargetCommand::Copy(CopyParts { order, .. }) => {
+                let parts: Vec<PartDone> = order.iter().map(|part| done(part.0)).collect();
+                self.agent(name).sums.insert(job, (PARTS, 60, 6_000));
+                self.say(name, AgentMessage::PartsDone { job, parts });
+                Outcome::Done
+            }
+            TargetCommand::Prove => self.sums(name, job),
+            TargetCommand::Prepare(_)
+            | TargetCommand::BuildIndexes { .. }
+            | TargetCommand::BuildConstraints { .. } => Outcome::Warned(Vec::new()),
+            TargetCommand::Finish { .. } => Outcome::Finished {
+                findings: Vec::new(),
+                missing: self.missing.clone(),
+            },
+            TargetCommand::RebuildMissing => Outcome::Rebuilt(Rebuilt {
+                made: 1,
+                missing: self.missing.clone(),
+            }),
+            TargetCommand::Subscribe { .. }
+            | TargetCommand::AwaitNativeCopy
+            | TargetCommand::Release
+            | TargetCommand::Cleanup { .. } => Outcome::Done,
+            TargetCommand::Compare { .. } => Outcome::Reviewed(Box::new(self.review.clone())),
+        }
+    }
+
+    fn sums(&mut self, name: &str, job: JobId) -> Outcome {
+        let (parts, rows, bytes) = self.agent(name).sums[&job];
+        Outcome::Totals {
+            parts,
+            rows: RowCount(rows),
+            bytes: ByteCount(bytes),
+        }
+    }
+}
+
+pub(super) fn plan() -> Vec<TableSummary> {
+    let tables = (0..TABLES).map(|no| TableSummary {
+        no: TableNo(no),
+        name: TableName::new("public", format!("t{no}")).unwrap(),
+        rows_estimate: RowCount(20),
+        bytes_estimate: ByteCount(2_000),
+        first_part: PartNo(no * 2),
+        parts: 2,
+    });
+    tables.collect()
+}
+
+/// A slot that waits for a backup.
+pub(in super::super) fn prepared(id: JobId) -> PreparedSlot {
+    PreparedSlot {
+        replication: Replication {
+            id,
+            slot: SlotName::parse("monday").unwrap(),
+        },
+        lsn: Lsn(7),
+        created_at: Timestamp::UNIX_EPOCH,
+        expires_at: Timestamp::MAX,
+        wal_held: ByteCount(5),
+        state: PreparedState::Waiting,
+    }
+}
+
+pub(in super::super) fn done(part: u32) -> PartDone {
+    PartDone {
+        part: PartNo(part),
+        rows: RowCount(10),
+        bytes: ByteCount(1_000),
+        wire: ByteCount(300),
+    }
+}
