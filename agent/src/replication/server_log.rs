@@ -2,8 +2,8 @@
 //! read it (EXECUTE on three functions, or a superuser).
 //!
 //! Only entries of that subscription's workers are looked at, which name its origin. Of an entry the
-//! message is told, of its details the columns of a violated key alone, and no more of the message than cannot hold a value: of one that
-//! is not known, only where it stands.
+//! message is told, as far as it cannot hold a value, and of its details only the columns of a violated
+//! key. Of a message that is not known only its place is told.
 
 use steep_protocol::message::job::ReplicationNames;
 use steep_protocol::{JobId, Lsn};

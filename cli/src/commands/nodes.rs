@@ -46,6 +46,11 @@ pub(super) async fn status(node: Option<NodeId>, context: &Context) -> Result<u8
         } else {
             MissingObjects::default()
         };
+        if context.terminal.json && node.is_some() {
+            let status = json::status(view, job.as_ref(), &prepared, &lacks.findings);
+            print_json(&status);
+            continue;
+        }
         let fault = if view.state == NodeState::Failed {
             // Without a stored report, only the hint is missing: the view has the error.
             let end = end(&client, &view.node_id).await.ok().flatten();
@@ -53,10 +58,6 @@ pub(super) async fn status(node: Option<NodeId>, context: &Context) -> Result<u8
         } else {
             None
         };
-        if context.terminal.json && node.is_some() {
-            let status = json::status(view, job.as_ref(), &prepared, &lacks.findings);
-            print_json(&status);
-        }
         if !text.is_empty() {
             text.push('\n');
         }

@@ -131,9 +131,7 @@ impl<S: Store> Driver<S> {
             .nodes
             .values()
             .filter(|r| node.is_none_or(|n| r.id == *n));
-        Ok(Answer::Nodes(
-            wanted.map(|record| self.node_view(record, now)).collect(),
-        ))
+        Ok(Answer::Nodes(self.node_views(wanted, now)))
     }
 
     fn events_answer(&mut self, query: EventQuery) -> Result<Answer, Fault> {
@@ -155,11 +153,7 @@ impl<S: Store> Driver<S> {
     }
 
     fn overview(&mut self, known: &[JobId], now: Timestamp) -> Answer {
-        let nodes = self
-            .nodes
-            .values()
-            .map(|record| self.node_view(record, now));
-        let nodes = nodes.collect();
+        let nodes = self.node_views(self.nodes.values(), now);
         let new = |(id, live): &(&JobId, &Live)| live.end.is_none() && !known.contains(id);
         let new: Vec<JobId> = self.jobs.iter().filter(new).map(|(id, _)| *id).collect();
         Answer::Overview {

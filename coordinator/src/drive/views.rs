@@ -1,5 +1,6 @@
 //! Nodes and jobs as they are shown.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +24,27 @@ use crate::store::{NodeRecord, Store};
 const REPUBLISH: Duration = Duration::from_millis(500);
 
 impl<S: Store> Driver<S> {
-    /// A node as the CLI shows it.
+    /// Nodes as the CLI shows them. Every look of a watcher asks for all of them, so who replicates from
+    /// whom is read once, and not once for each node.
+    pub(super) fn node_views<'a>(
+        &self,
+        records: impl Iterator<Item = &'a NodeRecord>,
+        now: Timestamp,
+    ) -> Vec<NodeView> {
+        let mut replicas: BTreeMap<&NodeId, Vec<NodeId>> = BTreeMap::new();
+        for record in self.nodes.values() {
+            if let Some(source) = &record.source {
+                replicas.entry(source).or_default().push(record.id.clone());
+            }
+        }
+        let views = records.map(|record| NodeView {
+            replicas: replicas.remove(&record.id).unwrap_or_default(),
+            ..self.node_view(record, now)
+        });
+        views.collect()
+    }
+
+    /// A node without its replicas.
     pub(super) fn node_view(&self, record: &NodeRecord, now: Timestamp) -> NodeView {
         let agent = self.registry.get(&record.id);
         let live = record.job.and_then(|id| self.jobs.get(&id));
@@ -59,20 +80,13 @@ impl<S: Store> Driver<S> {
             warnings: self.warnings(record),
             waiting: live.and_then(|live| self.waiting(&live.job, now)),
             kept_until: live.and_then(|live| live.job.kept_until()),
-            replicas: self.replicas(&record.id),
+            replicas: Vec::new(),
             subscription_name: record
                 .replication()
                 .filter(|_| follows)
                 .map(|job| ReplicationNames(job).name()),
             needs_init: record.lost.is_some(),
         }
-    }
-
-    fn replicas(&self, source: &NodeId) -> Vec<NodeId> {
-        let all = self.nodes.values();
-        all.filter(|record| record.source.as_ref() == Some(source))
-            .map(|record| record.id.clone())
-            .collect()
     }
 
     /// What a job waits for.
