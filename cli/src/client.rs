@@ -81,9 +81,9 @@ impl Client {
     ///
     /// # Errors
     /// [`Failure`] if the connection is lost.
-    pub(crate) async fn ask(&self, request: &ApiRequest) -> Result<Replies, Failure> {
+    pub(crate) async fn ask(&self, request: impl Into<ApiRequest>) -> Result<Replies, Failure> {
         let (mut sender, receiver) = self.connection.open().await.map_err(lost)?;
-        sender.send(request).await.map_err(lost)?;
+        sender.send(&request.into()).await.map_err(lost)?;
         Ok(Replies {
             receiver,
             ended: false,
@@ -95,7 +95,10 @@ impl Client {
     ///
     /// # Errors
     /// [`Failure`] if the coordinator refuses or the connection is lost.
-    pub(crate) async fn ask_all(&self, request: &ApiRequest) -> Result<Vec<ApiReply>, Failure> {
+    pub(crate) async fn ask_all(
+        &self,
+        request: impl Into<ApiRequest>,
+    ) -> Result<Vec<ApiReply>, Failure> {
         let mut replies = self.ask(request).await?;
         let mut all = Vec::new();
         while let Some(reply) = replies.next().await? {

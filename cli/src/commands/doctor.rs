@@ -1,8 +1,8 @@
 //! `steep-repl doctor`: the preflight alone.
 
-use steep_protocol::message::api::{ApiReply, ApiRequest};
+use steep_protocol::message::api::{ApiReply, InitRequest, Query};
 use steep_protocol::message::facts::{Finding, Severity};
-use steep_protocol::message::job::Confirmation;
+use steep_protocol::message::job::{Confirmation, JobSpec};
 use steep_protocol::{FaultKind, NodeId};
 
 use super::Context;
@@ -22,8 +22,7 @@ pub(super) async fn run(mut args: DoctorArgs, context: &Context) -> Result<u8, F
         .choices
         .specs(&args.targets, &args.from, Confirmation::Needed)?;
     let client = context.client().await?;
-    let request = ApiRequest::Doctor { specs };
-    let found = ask(&client, &request, &args.targets).await?;
+    let found = ask(&client, &InitRequest::Copy(specs)).await?;
     client.close().await;
     Ok(told(&found, context.terminal))
 }
@@ -45,10 +44,9 @@ pub(super) fn told(found: &[(NodeId, Vec<Finding>)], terminal: Terminal) -> u8 {
 /// Runs the preflight. Returns findings by target.
 pub(super) async fn ask(
     client: &Client,
-    request: &ApiRequest,
-    targets: &[NodeId],
+    request: &InitRequest,
 ) -> Result<Vec<(NodeId, Vec<Finding>)>, Failure> {
-    let replies = client.ask_all(request).await?;
+    let replies = client.ask_all(Query::Doctor(request.clone())).await?;
     let found: Vec<_> = replies
         .into_iter()
         .filter_map(|reply| match reply {
@@ -57,7 +55,7 @@ pub(super) async fn ask(
         })
         .collect();
     // Silence about a target must not read as health.
-    for target in targets {
+    for JobSpec { target, .. } in request.specs() {
         if !found.iter().any(|(answered, _)| answered == target) {
             let message = "the coordinator did not say what preflight found";
             return Err(Failure::new(FaultKind::Failed, message).on(target));

@@ -84,7 +84,7 @@ async fn print_past(
 ) -> Result<u64, ReplyError> {
     let mut newest = Newest::new(args, terminal);
     let mut last = 0;
-    let asked = client.ask(&request(args, false, 0)).await;
+    let asked = client.ask(request(args, false, 0)).await;
     let mut replies = asked.map_err(ReplyError::Lost)?;
     while let Some(reply) = replies.next().await? {
         if let ApiReply::Event(event) = reply {
@@ -105,7 +105,7 @@ async fn print_new(
     last: &mut u64,
     terminal: Terminal,
 ) -> Result<(), ReplyError> {
-    let asked = client.ask(&request(args, true, *last)).await;
+    let asked = client.ask(request(args, true, *last)).await;
     let mut replies = asked.map_err(ReplyError::Lost)?;
     while let Some(reply) = replies.next().await? {
         if let ApiReply::Event(event) = reply {
@@ -133,7 +133,7 @@ async fn print_audit(
 ) -> Result<(), Failure> {
     let mut newest = Newest::new(args, terminal);
     let node = args.node.clone();
-    let mut replies = client.ask(&ApiRequest::Audit { node }).await?;
+    let mut replies = client.ask(ApiRequest::Audit { node }).await?;
     while let Some(reply) = replies.next().await? {
         if let ApiReply::Audit(entries) = reply {
             for entry in entries {

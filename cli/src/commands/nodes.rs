@@ -1,7 +1,7 @@
 //! `steep-repl nodes` and `steep-repl status`.
 
 use steep_protocol::message::agent::MissingObjects;
-use steep_protocol::message::api::{ApiReply, ApiRequest, EndView, NodeView, ProgressView};
+use steep_protocol::message::api::{ApiReply, ApiRequest, EndView, NodeView, ProgressView, Query};
 use steep_protocol::{FaultKind, NodeId, NodeState};
 
 use super::Context;
@@ -95,8 +95,8 @@ pub(super) async fn last_report(node: NodeId, context: &Context) -> Result<u8, F
 }
 
 async fn end(client: &Client, node: &NodeId) -> Result<Option<Box<EndView>>, Failure> {
-    let request = ApiRequest::Report { node: node.clone() };
-    let replies = client.ask_all(&request).await?;
+    let request = Query::Report { node: node.clone() };
+    let replies = client.ask_all(request).await?;
     Ok(replies.into_iter().find_map(|reply| match reply {
         ApiReply::Ended(end) => Some(end),
         _ => None,
@@ -105,11 +105,11 @@ async fn end(client: &Client, node: &NodeId) -> Result<Option<Box<EndView>>, Fai
 
 /// The views of one node or of all. An unknown node is an error.
 pub(super) async fn ask(client: &Client, node: Option<&NodeId>) -> Result<Vec<NodeView>, Failure> {
-    let request = ApiRequest::Nodes {
+    let request = Query::Nodes {
         node: node.cloned(),
     };
     let mut views = Vec::new();
-    for reply in client.ask_all(&request).await? {
+    for reply in client.ask_all(request).await? {
         if let ApiReply::Nodes(more) = reply {
             views.extend(more);
         }
@@ -131,7 +131,7 @@ pub(super) async fn job(client: &Client, node: &NodeId) -> Result<Option<Progres
         node: node.clone(),
         follow: false,
     };
-    let replies = client.ask_all(&request).await?;
+    let replies = client.ask_all(request).await?;
     Ok(replies.into_iter().find_map(|reply| match reply {
         ApiReply::Progress(view) => Some(*view),
         _ => None,

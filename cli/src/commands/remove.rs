@@ -1,7 +1,7 @@
 //! `steep-repl nodes remove` and `init cancel --force-cleanup`: clean-up without waiting for servers that
 //! cannot be reached.
 
-use steep_protocol::message::api::{Afterwards, ApiReply, ApiRequest};
+use steep_protocol::message::api::{Afterwards, ApiReply, Order};
 use steep_protocol::message::job::CancelledData;
 use steep_protocol::{FaultKind, NodeId};
 
@@ -62,12 +62,12 @@ async fn give_up(
     (data, afterwards): (CancelledData, Afterwards),
     client: &Client,
 ) -> Result<Vec<String>, Failure> {
-    let request = ApiRequest::GiveUp {
+    let request = Order::GiveUp {
         node: node.clone(),
         data,
         afterwards,
     };
-    let replies = client.ask_all(&request).await?;
+    let replies = client.ask_all(request).await?;
     let left = replies.into_iter().filter_map(|reply| match reply {
         ApiReply::Left(left) => Some(left),
         _ => None,

@@ -61,7 +61,7 @@ async fn stream(context: &Context) -> Result<u8, Failure> {
 /// Each connection begins with the newest events: those up to `last` have been written.
 async fn lines(client: &Client, last: &mut u64) -> Result<(), ReplyError> {
     let mut replies = client
-        .ask(&ApiRequest::Watch)
+        .ask(ApiRequest::Watch)
         .await
         .map_err(ReplyError::Lost)?;
     while let Some(reply) = replies.next().await? {

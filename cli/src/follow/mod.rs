@@ -10,7 +10,9 @@ mod reconnect;
 
 use std::collections::BTreeMap;
 
-use steep_protocol::message::api::{ApiReply, ApiRequest, EndView, ProgressView};
+use steep_protocol::message::api::{
+    ApiReply, ApiRequest, EndView, InitRequest, Order, ProgressView,
+};
 use steep_protocol::message::job::CancelledData;
 use steep_protocol::{JobId, NodeId};
 use tokio::sync::oneshot;
@@ -97,12 +99,9 @@ impl<'a> Follower<'a> {
     }
 
     /// Starts jobs and follows them. Reports every failure itself, so that no end is reported twice.
-    pub(crate) async fn start(mut self, request: ApiRequest) -> Outcome {
-        let feed = self
-            .client
-            .ask(&request)
-            .await
-            .map(|replies| Feed::of(vec![replies]));
+    pub(crate) async fn start(mut self, request: InitRequest) -> Outcome {
+        let replies = self.client.ask(Order::Init(request)).await;
+        let feed = replies.map(|replies| Feed::of(vec![replies]));
         self.run(feed).await
     }
 
@@ -280,11 +279,11 @@ impl<'a> Follower<'a> {
             self.display.note(&format!(
                 "{node}: cancelling, and removing what the job made"
             ));
-            let request = ApiRequest::Cancel {
+            let request = Order::Cancel {
                 node: node.clone(),
                 data: CancelledData::Remove,
             };
-            let mut replies = self.client.ask(&request).await?;
+            let mut replies = self.client.ask(request).await?;
             loop {
                 tokio::select! {
                     reply = replies.next() => match reply? {
@@ -306,7 +305,7 @@ impl<'a> Follower<'a> {
         for node in self.running() {
             all.push(
                 self.client
-                    .ask(&ApiRequest::Progress { node, follow: true })
+                    .ask(ApiRequest::Progress { node, follow: true })
                     .await?,
             );
         }

@@ -1,7 +1,7 @@
 //! Reconnecting to the coordinator, and finding out what happened to the jobs meanwhile.
 
 use steep_protocol::message::api::{
-    ApiReply, ApiRequest, EndView, NodeView, PhaseSeconds, ProgressView, Report,
+    ApiReply, EndView, NodeView, PhaseSeconds, ProgressView, Query, Report,
 };
 use steep_protocol::{Fault, FaultKind, JobId, NodeState};
 
@@ -24,7 +24,7 @@ impl Follower<'_> {
         loop {
             let attempt = async {
                 self.client.reconnect().await?;
-                self.client.ask_all(&ApiRequest::Nodes { node: None }).await
+                self.client.ask_all(Query::Nodes { node: None }).await
             };
             let failure = tokio::select! {
                 tried = attempt => match tried {
@@ -84,10 +84,10 @@ impl Follower<'_> {
     /// The streams ended without the end of some job: finds out how it ended.
     pub(super) async fn settle(&mut self) -> Result<(), Failure> {
         for node in self.running() {
-            let request = ApiRequest::Nodes {
+            let request = Query::Nodes {
                 node: Some(node.clone()),
             };
-            for reply in self.client.ask_all(&request).await? {
+            for reply in self.client.ask_all(request).await? {
                 let ApiReply::Nodes(views) = reply else {
                     continue;
                 };
@@ -109,8 +109,8 @@ impl Follower<'_> {
         let last = self.last.get(node);
         let job = self.jobs.get(node).copied();
         let job = job.or(last.and_then(|last| last.job_id));
-        let request = ApiRequest::Report { node: node.clone() };
-        let mut replies = self.client.ask(&request).await?;
+        let request = Query::Report { node: node.clone() };
+        let mut replies = self.client.ask(request).await?;
         let reported = loop {
             match replies.next().await {
                 // The report may be about another job.

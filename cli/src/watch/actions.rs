@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
-use steep_protocol::message::api::{ApiReply, ApiRequest};
+use steep_protocol::message::api::{ApiReply, ApiRequest, InitRequest, Order};
 use steep_protocol::message::job::{CancelledData, JobSpec};
 use steep_protocol::{Fault, FaultKind, NodeId};
 use tokio::task::{Id, JoinSet};
@@ -42,7 +42,7 @@ impl Actions {
             node: node.clone(),
             follow: false,
         };
-        let asked = client.ask(&request).await;
+        let asked = client.ask(request).await;
         self.begin(node.clone(), async move { last(node, asked).await.into() });
     }
 
@@ -54,10 +54,8 @@ impl Actions {
     }
 
     pub(super) async fn init(&mut self, client: &Client, spec: JobSpec) {
-        let request = ApiRequest::Init {
-            specs: vec![spec.clone()],
-        };
-        let asked = client.ask(&request).await;
+        let request = Order::Init(InitRequest::Copy(vec![spec.clone()]));
+        let asked = client.ask(request).await;
         self.begin(spec.target.clone(), async move {
             Update::Answer(started(&spec, asked).await).into()
         });
@@ -122,11 +120,11 @@ async fn ask_cancel(
     node: &NodeId,
     data: CancelledData,
 ) -> Result<Replies, Failure> {
-    let request = ApiRequest::Cancel {
+    let request = Order::Cancel {
         node: node.clone(),
         data,
     };
-    client.ask(&request).await
+    client.ask(request).await
 }
 
 /// Reads the replies until the end, or until `each` breaks.

@@ -125,7 +125,7 @@ impl ConnectionTask {
     }
 
     async fn listen(&mut self, actions: &mut Actions) -> Result<Failure, Closed> {
-        let mut all = match self.client.ask(&ApiRequest::Watch).await {
+        let mut all = match self.client.ask(ApiRequest::Watch).await {
             Ok(replies) => replies,
             Err(failure) => return Ok(failure),
         };
@@ -186,7 +186,7 @@ impl ConnectionTask {
     async fn look(&self, node: NodeId) -> Option<Replies> {
         let request = ApiRequest::Job { node, follow: true };
         // If this fails, the connection is lost and `listen` ends.
-        self.client.ask(&request).await.ok()
+        self.client.ask(request).await.ok()
     }
 
     async fn reply(&self, reply: ApiReply) -> Result<(), Closed> {

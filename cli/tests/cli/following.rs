@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
-use steep_protocol::message::api::{ApiReply, ApiRequest};
+use steep_protocol::message::api::{ApiReply, ApiRequest, InitRequest, Order, Query};
 use steep_protocol::message::facts::Severity;
 use steep_protocol::message::job::Confirmation;
 use steep_protocol::{Fault, FaultKind, JobId, NodeState, Phase};
@@ -148,12 +148,12 @@ fn detach_prints_the_job_and_goes() {
 #[test]
 fn a_coordinator_that_comes_back_is_followed_on() {
     let coordinator = Coordinator::start(|request| match request {
-        ApiRequest::Init { .. } => vec![
+        ApiRequest::Order(Order::Init(_)) => vec![
             Step::Say(accepted("node_b")),
             Step::Say(progress("node_b", NodeState::Copying, Phase::Copy)),
             Step::Leave,
         ],
-        ApiRequest::Nodes { .. } => all(vec![ApiReply::Nodes(vec![node(
+        ApiRequest::Query(Query::Nodes { .. }) => all(vec![ApiReply::Nodes(vec![node(
             "node_b",
             NodeState::Copying,
         )])]),
@@ -168,7 +168,7 @@ fn a_coordinator_that_comes_back_is_followed_on() {
     let starts = coordinator.requests();
     let starts = starts
         .iter()
-        .filter(|request| matches!(request, ApiRequest::Init { .. }));
+        .filter(|request| matches!(request, ApiRequest::Order(Order::Init(_))));
     assert_eq!(starts.count(), 1, "a job must not be started twice");
 }
 
@@ -176,9 +176,11 @@ fn a_coordinator_that_comes_back_is_followed_on() {
 fn an_end_missed_while_away_is_read_off_the_node() {
     for (state, code) in [(NodeState::Synchronized, 0), (NodeState::Failed, 1)] {
         let coordinator = Coordinator::start(move |request| match request {
-            ApiRequest::Init { .. } => vec![Step::Say(accepted("node_b")), Step::Leave],
-            ApiRequest::Nodes { .. } => all(vec![ApiReply::Nodes(vec![node("node_b", state)])]),
-            ApiRequest::Report { .. } => {
+            ApiRequest::Order(Order::Init(_)) => vec![Step::Say(accepted("node_b")), Step::Leave],
+            ApiRequest::Query(Query::Nodes { .. }) => {
+                all(vec![ApiReply::Nodes(vec![node("node_b", state)])])
+            }
+            ApiRequest::Query(Query::Report { .. }) => {
                 let fault = Fault::new(FaultKind::Failed, "no job of the node has ended");
                 vec![Step::Say(ApiReply::Fault(fault))]
             }
@@ -194,12 +196,12 @@ fn an_end_missed_while_away_is_read_off_the_node() {
 fn an_end_missed_while_away_is_told_as_it_was_kept() {
     for (kind, code) in [(FaultKind::SchemaMismatch, 3), (FaultKind::Timeout, 5)] {
         let coordinator = Coordinator::start(move |request| match request {
-            ApiRequest::Init { .. } => vec![Step::Say(accepted("node_b")), Step::Leave],
-            ApiRequest::Nodes { .. } => all(vec![ApiReply::Nodes(vec![node(
+            ApiRequest::Order(Order::Init(_)) => vec![Step::Say(accepted("node_b")), Step::Leave],
+            ApiRequest::Query(Query::Nodes { .. }) => all(vec![ApiReply::Nodes(vec![node(
                 "node_b",
                 NodeState::Failed,
             )])]),
-            ApiRequest::Report { .. } => {
+            ApiRequest::Query(Query::Report { .. }) => {
                 let fault = Fault::new(kind, "it broke").hint("mend it");
                 all(vec![ended("node_b", NodeState::Failed, Some(fault))])
             }
@@ -220,18 +222,20 @@ fn an_end_missed_while_away_is_told_as_it_was_kept() {
 #[test]
 fn the_end_of_another_job_is_not_taken_for_the_one_that_was_followed() {
     let coordinator = Coordinator::start(|request| match request {
-        ApiRequest::Init { .. } => vec![
+        ApiRequest::Order(Order::Init(_)) => vec![
             Step::Say(ApiReply::Accepted {
                 jobs: vec![(id("node_b"), JobId(2))],
             }),
             Step::Leave,
         ],
-        ApiRequest::Nodes { .. } => all(vec![ApiReply::Nodes(vec![node(
+        ApiRequest::Query(Query::Nodes { .. }) => all(vec![ApiReply::Nodes(vec![node(
             "node_b",
             NodeState::Failed,
         )])]),
         // Of job 1.
-        ApiRequest::Report { .. } => all(vec![ended("node_b", NodeState::Synchronized, None)]),
+        ApiRequest::Query(Query::Report { .. }) => {
+            all(vec![ended("node_b", NodeState::Synchronized, None)])
+        }
         other => panic!("{other:?}"),
     });
     let ran = coordinator.run("init node_b --from node_a --json");
@@ -243,8 +247,10 @@ fn the_end_of_another_job_is_not_taken_for_the_one_that_was_followed() {
 fn a_request_that_may_not_have_arrived_is_not_sent_again() {
     for (state, code) in [(NodeState::Uninitialized, 6), (NodeState::Preparing, 0)] {
         let coordinator = Coordinator::start(move |request| match request {
-            ApiRequest::Init { .. } => vec![Step::Leave],
-            ApiRequest::Nodes { .. } => all(vec![ApiReply::Nodes(vec![node("node_b", state)])]),
+            ApiRequest::Order(Order::Init(_)) => vec![Step::Leave],
+            ApiRequest::Query(Query::Nodes { .. }) => {
+                all(vec![ApiReply::Nodes(vec![node("node_b", state)])])
+            }
             _ => all(vec![ended("node_b", NodeState::Synchronized, None)]),
         });
         let ran = coordinator.run("init node_b --from node_a");
@@ -252,7 +258,7 @@ fn a_request_that_may_not_have_arrived_is_not_sent_again() {
         let starts = coordinator.requests();
         let starts = starts
             .iter()
-            .filter(|request| matches!(request, ApiRequest::Init { .. }));
+            .filter(|request| matches!(request, ApiRequest::Order(Order::Init(_))));
         assert_eq!(starts.count(), 1);
     }
 }
@@ -261,7 +267,7 @@ fn a_request_that_may_not_have_arrived_is_not_sent_again() {
 fn resume_follows_a_job_at_work_and_else_lets_the_failed_one_go_on() {
     for (state, attached) in [(NodeState::Copying, true), (NodeState::Failed, false)] {
         let coordinator = Coordinator::start(move |request| match request {
-            ApiRequest::Nodes { .. } => {
+            ApiRequest::Query(Query::Nodes { .. }) => {
                 let mut view = node("node_b", state);
                 view.kept_until = (!attached).then_some(jiff::Timestamp::UNIX_EPOCH);
                 all(vec![ApiReply::Nodes(vec![view])])
@@ -273,7 +279,9 @@ fn resume_follows_a_job_at_work_and_else_lets_the_failed_one_go_on() {
         let last = coordinator.requests().pop().unwrap();
         let asked = match &last {
             ApiRequest::Progress { follow: true, .. } => attached,
-            ApiRequest::Resume { specs } => !attached && specs[0].target.as_str() == "node_b",
+            ApiRequest::Order(Order::Init(InitRequest::Resume(specs))) => {
+                !attached && specs[0].target.as_str() == "node_b"
+            }
             _ => false,
         };
         assert!(asked, "{last:?}");
@@ -289,7 +297,7 @@ fn resume_follows_a_job_at_work_and_else_lets_the_failed_one_go_on() {
 #[test]
 fn resume_of_a_job_at_work_says_which_flags_change_nothing_and_can_detach() {
     let coordinator = Coordinator::start(move |request| match request {
-        ApiRequest::Nodes { .. } => all(vec![ApiReply::Nodes(vec![node(
+        ApiRequest::Query(Query::Nodes { .. }) => all(vec![ApiReply::Nodes(vec![node(
             "node_b",
             NodeState::Copying,
         )])]),
@@ -337,12 +345,12 @@ fn manual_mode_wants_a_word_before_it_starts() {
     let started = |coordinator: &Coordinator| {
         let requests = coordinator.requests();
         requests.into_iter().find_map(|request| match request {
-            ApiRequest::Init { specs } => Some(specs[0].confirmation),
+            ApiRequest::Order(Order::Init(InitRequest::Copy(specs))) => Some(specs[0].confirmation),
             _ => None,
         })
     };
     let differing = |request: &ApiRequest| match request {
-        ApiRequest::Doctor { .. } => {
+        ApiRequest::Query(Query::Doctor(_)) => {
             all(vec![findings("node_b", Severity::Error, "schema_mismatch")])
         }
         _ => all(vec![ended("node_b", NodeState::Synchronized, None)]),
@@ -361,7 +369,9 @@ fn manual_mode_wants_a_word_before_it_starts() {
     assert_eq!(started(&coordinator), Some(Confirmation::Given));
 
     let alike = Coordinator::start(|request| match request {
-        ApiRequest::Doctor { .. } => all(vec![findings("node_b", Severity::Warning, "clock")]),
+        ApiRequest::Query(Query::Doctor(_)) => {
+            all(vec![findings("node_b", Severity::Warning, "clock")])
+        }
         _ => all(vec![ended("node_b", NodeState::Synchronized, None)]),
     });
     assert_eq!(alike.run(line).code, 0);
@@ -421,7 +431,7 @@ fn a_signal_without_a_terminal_leaves_the_job_running() {
         assert!(
             !cancels
                 .iter()
-                .any(|request| matches!(request, ApiRequest::Cancel { .. }))
+                .any(|request| matches!(request, ApiRequest::Order(Order::Cancel { .. })))
         );
     }
 }

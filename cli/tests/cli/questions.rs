@@ -4,7 +4,7 @@ use std::fs;
 
 use jiff::Timestamp;
 use steep_certs::{Role, init_ca, issue};
-use steep_protocol::message::api::{ApiReply, ApiRequest};
+use steep_protocol::message::api::{ApiReply, ApiRequest, Order, Query};
 use steep_protocol::message::facts::Severity;
 use steep_protocol::message::handover::{PreparedSlot, PreparedState, Replication, SlotName};
 use steep_protocol::message::job::CancelledData;
@@ -15,14 +15,11 @@ use crate::views::{all, event, findings, id, node, progress};
 
 fn nodes() -> Coordinator {
     Coordinator::start(|request| match request {
-        ApiRequest::Nodes { node: Some(name) } if name.as_str() == "node_b" => {
-            all(vec![ApiReply::Nodes(vec![node(
-                "node_b",
-                NodeState::Copying,
-            )])])
-        }
-        ApiRequest::Nodes { node: Some(_) } => all(vec![ApiReply::Nodes(vec![])]),
-        ApiRequest::Nodes { node: None } => {
+        ApiRequest::Query(Query::Nodes { node: Some(name) }) if name.as_str() == "node_b" => all(
+            vec![ApiReply::Nodes(vec![node("node_b", NodeState::Copying)])],
+        ),
+        ApiRequest::Query(Query::Nodes { node: Some(_) }) => all(vec![ApiReply::Nodes(vec![])]),
+        ApiRequest::Query(Query::Nodes { node: None }) => {
             let views = [
                 ("node_a", NodeState::Uninitialized),
                 ("node_b", NodeState::Copying),
@@ -34,7 +31,9 @@ fn nodes() -> Coordinator {
         ApiRequest::Progress { follow: false, .. } => {
             all(vec![progress("node_b", NodeState::Copying, Phase::Copy)])
         }
-        ApiRequest::Prepared { .. } => all(vec![ApiReply::Prepared(vec![prepared_slot()])]),
+        ApiRequest::Query(Query::Prepared { .. }) => {
+            all(vec![ApiReply::Prepared(vec![prepared_slot()])])
+        }
         other => panic!("{other:?}"),
     })
 }
@@ -56,11 +55,11 @@ fn prepared_slot() -> PreparedSlot {
 #[test]
 fn a_slot_is_prepared_and_shown_and_dropped() {
     let coordinator = Coordinator::start(|request| match request {
-        ApiRequest::Prepare(spec) => {
+        ApiRequest::Order(Order::Prepare(spec)) => {
             assert_eq!((&spec.node, spec.expires_seconds), (&id("node_a"), 3_600));
             all(vec![ApiReply::Prepared(vec![prepared_slot()])])
         }
-        ApiRequest::DropPrepared { slot, .. } => {
+        ApiRequest::Order(Order::DropPrepared { slot, .. }) => {
             assert_eq!(slot.as_str(), "monday");
             all(Vec::new())
         }
@@ -170,7 +169,7 @@ fn doctor_exits_by_what_it_finds() {
 #[test]
 fn cancel_tells_what_to_do_with_the_rows() {
     let coordinator = Coordinator::start(|request| match request {
-        ApiRequest::Nodes { .. } => all(vec![ApiReply::Nodes(vec![node(
+        ApiRequest::Query(Query::Nodes { .. }) => all(vec![ApiReply::Nodes(vec![node(
             "node_b",
             NodeState::Copying,
         )])]),
@@ -186,11 +185,13 @@ fn cancel_tells_what_to_do_with_the_rows() {
     let asked: Vec<_> = coordinator
         .requests()
         .into_iter()
-        .filter(|request| matches!(request, ApiRequest::Cancel { .. }))
+        .filter(|request| matches!(request, ApiRequest::Order(Order::Cancel { .. })))
         .collect();
-    let cancel = |data| ApiRequest::Cancel {
-        node: id("node_b"),
-        data,
+    let cancel = |data| {
+        ApiRequest::Order(Order::Cancel {
+            node: id("node_b"),
+            data,
+        })
     };
     assert_eq!(
         asked,

@@ -1,7 +1,7 @@
 //! The binary on a pseudo-terminal: bars, questions, answers.
 
 use rustix::process::Signal;
-use steep_protocol::message::api::{ApiReply, ApiRequest};
+use steep_protocol::message::api::{ApiReply, ApiRequest, Order, Query};
 use steep_protocol::message::facts::Severity;
 use steep_protocol::{NodeState, Phase};
 
@@ -12,12 +12,12 @@ use crate::views::{accepted, all, ended, findings, node, progress};
 /// A job that goes on until it is cancelled.
 fn endless() -> Coordinator {
     Coordinator::start(|request| match request {
-        ApiRequest::Init { .. } => vec![
+        ApiRequest::Order(Order::Init(_)) => vec![
             Step::Say(accepted("node_b")),
             Step::Say(progress("node_b", NodeState::Copying, Phase::Copy)),
             Step::Hold,
         ],
-        ApiRequest::Nodes { .. } => all(vec![ApiReply::Nodes(vec![node(
+        ApiRequest::Query(Query::Nodes { .. }) => all(vec![ApiReply::Nodes(vec![node(
             "node_b",
             NodeState::Copying,
         )])]),
@@ -29,7 +29,7 @@ fn cancels(coordinator: &Coordinator) -> usize {
     let requests = coordinator.requests();
     requests
         .iter()
-        .filter(|request| matches!(request, ApiRequest::Cancel { .. }))
+        .filter(|request| matches!(request, ApiRequest::Order(Order::Cancel { .. })))
         .count()
 }
 
@@ -115,7 +115,7 @@ fn init_cancel_asks_a_person_first() {
 fn manual_differences_are_confirmed_by_a_person() {
     for (answer, code) in [("yes", 0), ("", 3)] {
         let coordinator = Coordinator::start(|request| match request {
-            ApiRequest::Doctor { .. } => {
+            ApiRequest::Query(Query::Doctor(_)) => {
                 all(vec![findings("node_b", Severity::Error, "schema_mismatch")])
             }
             _ => all(vec![ended("node_b", NodeState::Synchronized, None)]),

@@ -5,7 +5,9 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use steep_protocol::message::api::{ApiReply, ApiRequest, EventView, NodeView};
+use steep_protocol::message::api::{
+    ApiReply, ApiRequest, EventView, InitRequest, NodeView, Order, Query,
+};
 use steep_protocol::message::job::{CancelledData, ExistingRows};
 use steep_protocol::{Fault, FaultKind, NodeState, Phase};
 
@@ -69,9 +71,9 @@ fn watch_draws_takes_keys_and_gives_the_terminal_back() {
     let cancels: Vec<_> = coordinator
         .requests()
         .into_iter()
-        .filter(|request| matches!(request, ApiRequest::Cancel { .. }))
+        .filter(|request| matches!(request, ApiRequest::Order(Order::Cancel { .. })))
         .collect();
-    let [ApiRequest::Cancel { node, data }] = &cancels[..] else {
+    let [ApiRequest::Order(Order::Cancel { node, data })] = &cancels[..] else {
         panic!("{cancels:?}");
     };
     assert_eq!((node.as_str(), *data), ("node_b", CancelledData::Keep));
@@ -92,7 +94,8 @@ fn signals_and_ctrl_c_end_watching_and_give_the_terminal_back() {
         }
         assert_eq!(terminal.code(), 0, "{signal:?}");
         assert_given_back(&terminal);
-        let cancels = |request: &ApiRequest| matches!(request, ApiRequest::Cancel { .. });
+        let cancels =
+            |request: &ApiRequest| matches!(request, ApiRequest::Order(Order::Cancel { .. }));
         assert!(!coordinator.requests().iter().any(cancels));
     }
 }
@@ -148,7 +151,7 @@ fn a_coordinator_that_falls_silent_is_said_to_be_gone_within_three_seconds() {
 fn cancelling(cancel: impl Fn() -> Vec<Step> + Send + 'static) -> Coordinator {
     Coordinator::start(move |request| match request {
         ApiRequest::Watch => vec![Step::Say(ApiReply::Nodes(nodes())), Step::Hold],
-        ApiRequest::Cancel { .. } => cancel(),
+        ApiRequest::Order(Order::Cancel { .. }) => cancel(),
         _ => all(vec![]),
     })
 }
@@ -185,7 +188,8 @@ fn keys_pressed_while_dialling_are_refused_and_not_kept() {
     terminal.wait_on_screen("no job yet");
     terminal.press("q");
     assert_eq!(terminal.code(), 0);
-    let cancels = |request: &&ApiRequest| matches!(request, ApiRequest::Cancel { .. });
+    let cancels =
+        |request: &&ApiRequest| matches!(request, ApiRequest::Order(Order::Cancel { .. }));
     assert_eq!(coordinator.requests().iter().filter(cancels).count(), 1);
 }
 
@@ -198,11 +202,11 @@ fn a_diverged_node_is_initialised_again_only_once_its_cancel_is_done() {
                 vec![Step::Say(ApiReply::Nodes(nodes)), Step::Hold]
             }
             ApiRequest::Job { .. } => all(vec![job("node_b")]),
-            ApiRequest::Cancel { .. } if refused => {
+            ApiRequest::Order(Order::Cancel { .. }) if refused => {
                 let fault = Fault::new(FaultKind::Failed, "the slot is in use");
                 vec![Step::Say(ApiReply::Fault(fault))]
             }
-            ApiRequest::Init { .. } => all(vec![accepted("node_b")]),
+            ApiRequest::Order(Order::Init(_)) => all(vec![accepted("node_b")]),
             _ => all(vec![]),
         });
         let mut terminal = OnTerminal::start(&coordinator, "watch");
@@ -219,14 +223,23 @@ fn a_diverged_node_is_initialised_again_only_once_its_cancel_is_done() {
         assert_eq!(terminal.code(), 0);
         let mut asked = coordinator.requests();
         asked.retain(|request| {
-            matches!(request, ApiRequest::Cancel { .. } | ApiRequest::Init { .. })
+            matches!(
+                request,
+                ApiRequest::Order(Order::Cancel { .. }) | ApiRequest::Order(Order::Init(_))
+            )
         });
         match (&asked[..], refused) {
-            ([ApiRequest::Cancel { data, .. }, ApiRequest::Init { specs }], false) => {
+            (
+                [
+                    ApiRequest::Order(Order::Cancel { data, .. }),
+                    ApiRequest::Order(Order::Init(InitRequest::Copy(specs))),
+                ],
+                false,
+            ) => {
                 assert_eq!(*data, CancelledData::Remove);
                 assert_eq!(specs[0].existing, ExistingRows::Replace);
             }
-            ([ApiRequest::Cancel { .. }], true) => {}
+            ([ApiRequest::Order(Order::Cancel { .. })], true) => {}
             other => panic!("{other:?}"),
         }
     }
@@ -244,7 +257,7 @@ fn pasted_text_cancels_nothing_and_can_be_a_filter() {
     terminal.press("\rq");
     assert_eq!(terminal.code(), 0);
     terminal.wait_for("\u{1b}[?2004l");
-    let cancels = |request: &ApiRequest| matches!(request, ApiRequest::Cancel { .. });
+    let cancels = |request: &ApiRequest| matches!(request, ApiRequest::Order(Order::Cancel { .. }));
     assert!(!coordinator.requests().iter().any(cancels));
 }
 
@@ -393,7 +406,10 @@ fn lines_for_programs_say_each_event_once_over_all_connections() {
 #[test]
 fn the_last_report_is_asked_for_by_its_flag() {
     let coordinator = Coordinator::start(|request| {
-        assert!(matches!(request, ApiRequest::Report { .. }), "{request:?}");
+        assert!(
+            matches!(request, ApiRequest::Query(Query::Report { .. })),
+            "{request:?}"
+        );
         all(vec![ended("node_b", NodeState::Synchronized, None)])
     });
     let ran = coordinator.run("status node_b --last-report");

@@ -18,7 +18,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use steep_certs::{Credentials, Role};
 use steep_protocol::NodeId;
-use steep_protocol::message::api::{ApiReply, ApiRequest};
+use steep_protocol::message::api::{ApiReply, ApiRequest, InitRequest, Order, Query};
 use steep_protocol::message::job::{Confirmation, JobSpec};
 use steep_protocol::quic::{Connection, Endpoint, Expect, Tuning};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -97,7 +97,11 @@ async fn measure(dir: &Path, address: &str, metrics: &str, pid: u32, epoch: Inst
     let specs = (0..TARGETS).map(spec).collect::<Result<Vec<_>>>()?;
     for some in specs.chunks(50) {
         let specs = some.to_vec();
-        let mut accepted = ask(&connection, &ApiRequest::Init { specs }).await?;
+        let mut accepted = ask(
+            &connection,
+            &ApiRequest::Order(Order::Init(InitRequest::Copy(specs))),
+        )
+        .await?;
         match accepted.recv::<ApiReply>().await? {
             Some(ApiReply::Accepted { .. }) => {}
             other => bail!("{other:?}"),
@@ -346,7 +350,7 @@ async fn ask(
 
 /// How many agents are online, and how many nodes are copying.
 async fn nodes(connection: &Connection) -> Result<(usize, usize)> {
-    let mut receiver = ask(connection, &ApiRequest::Nodes { node: None }).await?;
+    let mut receiver = ask(connection, &ApiRequest::Query(Query::Nodes { node: None })).await?;
     let Some(ApiReply::Nodes(nodes)) = receiver.recv().await? else {
         bail!("no nodes");
     };

@@ -162,132 +162,47 @@ impl Stream {
     }
 
     async fn answer(&mut self, request: ApiRequest) -> Result<(), Ended> {
-        let operator = self.operator.clone();
         match request {
-            ApiRequest::Nodes { node } => {
-                if let Answer::Nodes(nodes) = self.ask(Question::Nodes { node }).await? {
-                    self.reply(&ApiReply::Nodes(nodes)).await?;
-                }
+            ApiRequest::Query(query) => self.once(Question::Query(query)).await,
+            ApiRequest::Order(order) => {
+                let operator = self.operator.clone();
+                self.once(Question::Order(order, operator)).await
             }
             ApiRequest::Events {
                 node,
                 follow,
                 after,
-            } => self.events(node, follow, after).await?,
-            ApiRequest::Doctor { specs } => self.look(Question::Doctor { specs }).await?,
-            ApiRequest::Init { specs } => {
-                self.begin(Question::Init { specs, operator }).await?;
-            }
-            ApiRequest::Progress { node, follow } => self.progress(node, interest(follow)).await?,
-            ApiRequest::Cancel { node, data } => {
-                let question = Question::Cancel {
-                    node,
-                    data,
-                    operator,
-                };
-                self.ask(question).await?;
-            }
-            ApiRequest::GiveUp {
-                node,
-                data,
-                afterwards,
-            } => {
-                let question = Question::GiveUp {
-                    node,
-                    data,
-                    afterwards,
-                    operator,
-                };
-                if let Answer::Left(left) = self.ask(question).await? {
-                    self.sender.send(&ApiReply::Left(left)).await?;
-                }
-            }
-            ApiRequest::Audit { node } => self.audit(node).await?,
-            ApiRequest::Schema { node, filter } => self.schema(&node, &filter).await?,
-            ApiRequest::Capture { node, peer } => {
-                let question = Question::Capture {
-                    node,
-                    peer,
-                    operator,
-                };
-                if let Answer::Captured { tables } = self.ask(question).await? {
-                    self.reply(&ApiReply::Captured { tables }).await?;
-                }
-            }
-            ApiRequest::Watch => self.watch_all().await?,
-            ApiRequest::Job { node, follow } => self.job(node, interest(follow)).await?,
-            ApiRequest::Report { node } => self.report(node).await?,
-            ApiRequest::Prepare(spec) => {
-                let node = spec.node.clone();
-                self.prepared(node, Question::Prepare { spec, operator })
-                    .await?;
-            }
-            ApiRequest::DropPrepared { node, slot } => {
-                let question = Question::DropPrepared {
-                    node,
-                    slot,
-                    operator,
-                };
-                self.ask(question).await?;
-            }
-            ApiRequest::Prepared { node } => {
-                self.prepared(node.clone(), Question::Prepared { node })
-                    .await?;
-            }
-            ApiRequest::Missing { node } => {
-                if let Answer::Missing(missing) = self.ask(Question::Missing { node }).await? {
-                    self.sender.send(&ApiReply::Missing(missing)).await?;
-                }
-            }
-            ApiRequest::Rebuild { node } => {
-                let question = Question::Rebuild { node, operator };
-                if let Answer::Rebuilt(rebuilt) = self.ask(question).await? {
-                    self.sender.send(&ApiReply::Rebuilt(rebuilt)).await?;
-                }
-            }
-            ApiRequest::Complete(spec) => {
-                self.begin(Question::Complete { spec, operator }).await?;
-            }
-            ApiRequest::Resume { specs } => {
-                self.begin(Question::Resume { specs, operator }).await?;
-            }
-            ApiRequest::DoctorComplete(spec) => {
-                self.look(Question::DoctorComplete { spec }).await?;
-            }
+            } => self.events(node, follow, after).await,
+            ApiRequest::Audit { node } => self.audit(node).await,
+            ApiRequest::Progress { node, follow } => self.progress(node, interest(follow)).await,
+            ApiRequest::Job { node, follow } => self.job(node, interest(follow)).await,
+            ApiRequest::Watch => self.watch_all().await,
+            ApiRequest::Schema { node, filter } => self.schema(&node, &filter).await,
         }
-        Ok(())
     }
 
-    /// A preflight alone.
-    async fn look(&mut self, question: Question) -> Result<(), Ended> {
-        if let Answer::Findings(all) = self.ask(question).await? {
-            for (target, findings) in all {
-                let reply = ApiReply::Findings { target, findings };
-                self.reply(&reply).await?;
+    /// What is asked once, and the jobs that it began.
+    async fn once(&mut self, question: Question) -> Result<(), Ended> {
+        match self.ask(question).await? {
+            Answer::Replies(replies) => {
+                for reply in replies {
+                    self.reply(&reply).await?;
+                }
             }
-        }
-        Ok(())
-    }
-
-    /// New jobs, and then how they go.
-    async fn begin(&mut self, question: Question) -> Result<(), Ended> {
-        if let Answer::Accepted { jobs, after } = self.ask(question).await? {
-            let ids = jobs.iter().map(|job| (job.node.clone(), job.job)).collect();
-            self.reply(&ApiReply::Accepted { jobs: ids }).await?;
-            self.watch(jobs, Some(after)).await?;
-        }
-        Ok(())
-    }
-
-    /// Prepared slots, after what was found on their node.
-    async fn prepared(&mut self, node: NodeId, question: Question) -> Result<(), Ended> {
-        if let Answer::Prepared { findings, slots } = self.ask(question).await? {
-            if !findings.is_empty() {
-                let target = node;
-                let reply = ApiReply::Findings { target, findings };
-                self.reply(&reply).await?;
+            Answer::Accepted { jobs, after } => {
+                let ids = jobs.iter().map(|job| (job.node.clone(), job.job)).collect();
+                self.reply(&ApiReply::Accepted { jobs: ids }).await?;
+                self.watch(jobs, Some(after)).await?;
             }
-            self.reply(&ApiReply::Prepared(slots)).await?;
+            // No answer to a query or an order.
+            Answer::Events(_)
+            | Answer::Audit(_)
+            | Answer::Progress { .. }
+            | Answer::Overview { .. }
+            | Answer::Job(_)
+            | Answer::Schema { .. }
+            | Answer::Gauges(_)
+            | Answer::Alive => {}
         }
         Ok(())
     }

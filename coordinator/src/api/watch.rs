@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use steep_protocol::message::api::{ApiReply, JobView, NodeView};
-use steep_protocol::{Fault, FaultKind, JobId, NodeId, limits};
+use steep_protocol::{Fault, JobId, NodeId, limits};
 use tokio::sync::watch;
 
 use super::follow::{Watched, stopping};
@@ -131,21 +131,6 @@ impl Stream {
                 return Ok(());
             }
             rest(&mut pulse, if sent { JOB_PAUSE } else { Duration::ZERO }).await?;
-        }
-    }
-
-    /// [`steep_protocol::message::api::ApiRequest::Report`].
-    pub(super) async fn report(&mut self, node: NodeId) -> Result<(), Ended> {
-        let answer = self.ask(Question::Report { node: node.clone() }).await?;
-        match answer {
-            Answer::Report(Some(end)) => Ok(self.reply(&ApiReply::Ended(end)).await?),
-            _ => {
-                let text = "no job of the node has ended yet, so there is no report";
-                let hint = format!("`steep-repl status {node}` shows what it is doing");
-                Err(Ended::Fault(
-                    Fault::new(FaultKind::Failed, text).on(&node).hint(hint),
-                ))
-            }
         }
     }
 

@@ -78,6 +78,15 @@ impl<S: Store> Driver<S> {
             .retry(Retry::Backoff))
     }
 
+    /// Whether a job may begin that copies from its source.
+    pub(super) fn check_copy(&self, spec: &JobSpec) -> Result<(), Fault> {
+        if spec.method == Method::Backup {
+            let text = "rows that come from a backup are taken by init complete";
+            return Err(Fault::new(FaultKind::BadRequest, text));
+        }
+        self.check_init(spec)
+    }
+
     /// Whether a job may begin, from what the nodes are. Preflight looks at the servers later.
     pub(super) fn check_init(&self, spec: &JobSpec) -> Result<(), Fault> {
         self.check_target(&spec.target, &spec.source)?;

@@ -1,5 +1,5 @@
-//! Who wanted what: operators' entries, accepted or refused, in the store and in the audit logs of the
-//! nodes they are about.
+//! What operators ordered, accepted or refused, in the store and in the audit logs of the nodes it is
+//! about.
 //!
 //! A node is told of an accepted entry in every session, and every minute in between, until its agent
 //! says that it is in `steep_repl.audit_log`. Refused entries changed nothing and are kept here alone.
@@ -8,168 +8,134 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::CoordinatorMessage;
-use steep_protocol::message::api::{Afterwards, AuditView};
-use steep_protocol::message::handover::{CompleteSpec, PrepareSpec, SchemaCheck, SlotName};
+use steep_protocol::message::api::{Afterwards, AuditView, InitRequest, Order};
+use steep_protocol::message::handover::{CompleteSpec, SchemaCheck, SlotName};
 use steep_protocol::message::job::{
     CancelledData, Confirmation, ExistingRows, JobSpec, SchemaMode,
 };
 use steep_protocol::{Fault, JobId, NodeId};
 
-use super::{Answer, Driver, Operator};
+use super::{Driver, Operator};
 use crate::job::time::after;
 use crate::store::{AuditDue, Store, Write};
 
 /// How often a node that has not confirmed is told again.
 const AGAIN_EVERY: Duration = Duration::from_secs(60);
 
-/// Wishes that one node can be behind with; of more, the newest are not told to it (G8). They are in
+/// Entries that one node can be behind with; of more, the newest are not told to it (G8). They are in
 /// the store like all others.
 const DUE_MAX: usize = 1_000;
 
-/// A entry that has been heard, before it is known what comes of it.
+/// What an operator asked for, about one node.
 #[derive(Debug, Clone)]
 pub(super) struct AuditEntry {
-    pub(super) action: &'static str,
-    pub(super) node: NodeId,
-    pub(super) source: Option<NodeId>,
-    pub(super) arguments: Vec<(String, String)>,
+    action: &'static str,
+    node: NodeId,
+    source: Option<NodeId>,
+    arguments: Vec<(String, String)>,
 }
 
 impl AuditEntry {
-    pub(super) fn init(spec: &JobSpec) -> Self {
-        Self {
-            action: "init",
-            node: spec.target.clone(),
-            source: Some(spec.source.clone()),
-            arguments: arguments(spec),
-        }
-    }
-
-    pub(super) fn resume(spec: &JobSpec) -> Self {
-        Self {
-            action: "init.resume",
-            ..Self::init(spec)
-        }
-    }
-
-    pub(super) fn cancel(node: &NodeId, data: CancelledData) -> Self {
-        let keep = match data {
-            CancelledData::Remove => "false",
-            CancelledData::Keep => "true",
+    /// One entry for each job of an order, or one alone.
+    pub(super) fn of(order: &Order) -> Vec<Self> {
+        let (action, node) = match order {
+            Order::Init(request) => return Self::init(request),
+            Order::Cancel { node, .. } => ("cancel", node),
+            Order::GiveUp {
+                node, afterwards, ..
+            } => match afterwards {
+                Afterwards::Keep => ("cancel", node),
+                Afterwards::Forget => ("nodes.remove", node),
+            },
+            Order::Capture { node, .. } => ("schema.capture", node),
+            Order::Prepare(spec) => ("init.prepare", &spec.node),
+            Order::DropPrepared { node, .. } => ("init.prepare", node),
+            Order::Rebuild { node } => ("init.rebuild", node),
         };
-        Self {
-            action: "cancel",
-            node: node.clone(),
-            source: None,
-            arguments: vec![("keep_data".to_owned(), keep.to_owned())],
-        }
-    }
-
-    pub(super) fn give_up(node: &NodeId, data: CancelledData, afterwards: Afterwards) -> Self {
-        let action = match afterwards {
-            Afterwards::Keep => "cancel",
-            Afterwards::Forget => "nodes.remove",
+        let keeps = |data: &CancelledData| (*data == CancelledData::Keep).to_string();
+        let arguments = match order {
+            Order::Init(_) | Order::Rebuild { .. } => Vec::new(),
+            Order::Cancel { data, .. } => vec![("keep_data", keeps(data))],
+            Order::GiveUp { data, .. } => {
+                vec![
+                    ("keep_data", keeps(data)),
+                    ("force_cleanup", true.to_string()),
+                ]
+            }
+            Order::Capture { peer, .. } => {
+                let peer = peer.iter().map(|peer| ("peer", peer.to_string()));
+                peer.collect()
+            }
+            Order::Prepare(spec) => vec![
+                ("slot", spec.slot.to_string()),
+                ("expires", format!("{}s", spec.expires_seconds)),
+            ],
+            Order::DropPrepared { slot, .. } => {
+                vec![("slot", slot.to_string()), ("drop", true.to_string())]
+            }
         };
-        let mut entry = Self {
+        let source = match order {
+            Order::Capture { peer, .. } => peer.clone(),
+            _ => None,
+        };
+        vec![Self {
             action,
-            ..Self::cancel(node, data)
+            node: node.clone(),
+            source,
+            arguments: owned(arguments),
+        }]
+    }
+
+    fn init(request: &InitRequest) -> Vec<Self> {
+        let (action, backup) = match request {
+            InitRequest::Copy(_) => ("init", Vec::new()),
+            InitRequest::Resume(_) => ("init.resume", Vec::new()),
+            InitRequest::Complete(spec) => ("init.complete", backup_arguments(spec)),
         };
-        let forced = ("force_cleanup".to_owned(), "true".to_owned());
-        entry.arguments.push(forced);
-        entry
-    }
-
-    pub(super) fn prepare(spec: &PrepareSpec) -> Self {
-        Self {
-            action: "init.prepare",
-            node: spec.node.clone(),
-            source: None,
-            arguments: vec![
-                ("slot".to_owned(), spec.slot.to_string()),
-                ("expires".to_owned(), format!("{}s", spec.expires_seconds)),
-            ],
-        }
-    }
-
-    pub(super) fn drop_prepared(node: &NodeId, slot: &SlotName) -> Self {
-        Self {
-            action: "init.prepare",
-            node: node.clone(),
-            source: None,
-            arguments: vec![
-                ("slot".to_owned(), slot.to_string()),
-                ("drop".to_owned(), "true".to_owned()),
-            ],
-        }
-    }
-
-    pub(super) fn complete(spec: &CompleteSpec) -> Self {
-        let mut arguments = arguments(&spec.job);
-        let slot = spec.slot.as_ref().map_or("-", SlotName::as_str);
-        let skip = match spec.schema {
-            SchemaCheck::Compared => "false",
-            SchemaCheck::Skipped => "true",
+        let entry = |spec: &JobSpec| {
+            let mut arguments = job_arguments(spec);
+            arguments.extend(backup.clone());
+            Self {
+                action,
+                node: spec.target.clone(),
+                source: Some(spec.source.clone()),
+                arguments: owned(arguments),
+            }
         };
-        arguments.extend(
-            [
-                ("slot", slot),
-                ("source_lsn", &spec.source_lsn.to_string()),
-                ("skip_schema_check", skip),
-            ]
-            .map(|(name, value)| (name.to_owned(), value.to_owned())),
-        );
-        Self {
-            action: "init.complete",
-            node: spec.job.target.clone(),
-            source: Some(spec.job.source.clone()),
-            arguments,
-        }
-    }
-
-    pub(super) fn rebuild(node: &NodeId) -> Self {
-        Self {
-            action: "init.rebuild",
-            node: node.clone(),
-            source: None,
-            arguments: Vec::new(),
-        }
-    }
-
-    pub(super) fn capture(node: &NodeId, peer: Option<&NodeId>) -> Self {
-        let peer_argument = peer.map(|peer| ("peer".to_owned(), peer.to_string()));
-        Self {
-            action: "schema.capture",
-            node: node.clone(),
-            source: peer.cloned(),
-            arguments: peer_argument.into_iter().collect(),
-        }
+        request.specs().iter().map(entry).collect()
     }
 }
 
+/// Name and value.
+type Argument = (&'static str, String);
+
+fn owned(arguments: Vec<Argument>) -> Vec<(String, String)> {
+    let arguments = arguments.into_iter();
+    arguments
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
+}
+
 impl<S: Store> Driver<S> {
-    /// Keeps what became of entries for jobs.
-    pub(super) fn audit_init(
+    /// Keeps what became of an order: the job of each entry, in their order, or why it was refused.
+    pub(super) fn audit_order(
         &mut self,
         entries: Vec<AuditEntry>,
         operator: &Operator,
-        answer: &Result<Answer, Fault>,
+        outcome: &Result<Vec<JobId>, Fault>,
         now: Timestamp,
     ) {
+        let mut jobs = outcome.iter().flatten().copied();
         for entry in entries {
-            let job = match answer {
-                Ok(Answer::Accepted { jobs, .. }) => {
-                    let own = jobs.iter().find(|follow| follow.node == entry.node);
-                    Ok(own.map(|follow| follow.job))
-                }
-                Ok(_) => Ok(None),
+            let result = match outcome {
+                Ok(_) => Ok(jobs.next()),
                 Err(fault) => Err(fault.to_string()),
             };
-            self.audit(entry, operator, job, now);
+            self.audit(entry, operator, result, now);
         }
     }
 
-    /// Keeps what became of a entry: its job, or why it was refused.
-    pub(super) fn audit(
+    fn audit(
         &mut self,
         entry: AuditEntry,
         operator: &Operator,
@@ -290,24 +256,20 @@ impl<S: Store> Driver<S> {
 const TOLD_AT_ONCE: usize = 50;
 
 /// What was asked for, as the command line would say it.
-fn arguments(spec: &JobSpec) -> Vec<(String, String)> {
+fn job_arguments(spec: &JobSpec) -> Vec<Argument> {
     let schema = match spec.schema_mode {
         SchemaMode::Strict => "strict",
         SchemaMode::Auto => "auto",
         SchemaMode::Manual => "manual",
     };
+    let force = spec.existing == ExistingRows::Replace;
+    let yes = spec.confirmation == Confirmation::Given;
     let mut all = vec![
         ("method", spec.method.name().to_owned()),
         ("parallel", spec.parallel.to_string()),
         ("schema_sync", schema.to_owned()),
-        (
-            "force",
-            (spec.existing == ExistingRows::Replace).to_string(),
-        ),
-        (
-            "yes",
-            (spec.confirmation == Confirmation::Given).to_string(),
-        ),
+        ("force", force.to_string()),
+        ("yes", yes.to_string()),
         ("compress", spec.compression.to_string()),
         ("timeout_seconds", spec.timeout_seconds.to_string()),
         (
@@ -327,9 +289,18 @@ fn arguments(spec: &JobSpec) -> Vec<(String, String)> {
     if !spec.filter.exclude_tables.is_empty() {
         all.push(("exclude_table", listed(spec.filter.exclude_tables.iter())));
     }
-    all.into_iter()
-        .map(|(name, value)| (name.to_owned(), value))
-        .collect()
+    all
+}
+
+/// What [`job_arguments`] lack of a backup.
+fn backup_arguments(spec: &CompleteSpec) -> Vec<Argument> {
+    let slot = spec.slot.as_ref().map_or("-", SlotName::as_str);
+    let skip = spec.schema == SchemaCheck::Skipped;
+    vec![
+        ("slot", slot.to_owned()),
+        ("source_lsn", spec.source_lsn.to_string()),
+        ("skip_schema_check", skip.to_string()),
+    ]
 }
 
 fn listed<T: ToString>(names: impl ExactSizeIterator<Item = T>) -> String {

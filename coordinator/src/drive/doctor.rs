@@ -3,13 +3,14 @@
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::{SlotOrigin, SourceCommand};
+use steep_protocol::message::api::{ApiReply, InitRequest};
 use steep_protocol::message::facts::{Finding, SourceFacts, TargetFacts};
 use steep_protocol::message::handover::Replication;
 use steep_protocol::message::job::JobSpec;
 use steep_protocol::{Fault, FaultKind, NodeId, Retry};
 
 use super::query::Purpose;
-use super::{Answer, Driver, Reply};
+use super::{Answer, Driver, Ticket};
 use crate::job::handover::Handover;
 use crate::job::preflight::{self, Case};
 use crate::store::Store;
@@ -19,7 +20,7 @@ const DOCTORS_MAX: usize = 32;
 
 /// One question: a look at each target.
 pub(super) struct Doctor {
-    reply: Reply,
+    ticket: Ticket,
     /// What was found, target by target.
     found: Vec<(NodeId, Option<Vec<Finding>>)>,
 }
@@ -42,17 +43,37 @@ impl<S: Store> Driver<S> {
         Err(Fault::new(FaultKind::Failed, text).retry(Retry::Backoff))
     }
 
-    /// Begins to look.
-    pub(super) fn begin_doctor(
+    /// Begins to look at what a request is about.
+    pub(super) fn doctor(
+        &mut self,
+        request: InitRequest,
+        ticket: Ticket,
+        now: Timestamp,
+    ) -> Result<(), Fault> {
+        self.check_doctor(request.specs())?;
+        let wanted = match request {
+            InitRequest::Copy(specs) | InitRequest::Resume(specs) => {
+                specs.into_iter().map(|spec| (spec, None)).collect()
+            }
+            InitRequest::Complete(spec) => {
+                let (spec, handover) = self.resolve(*spec)?;
+                vec![(spec, Some(handover))]
+            }
+        };
+        self.begin_doctor(wanted, ticket, now);
+        Ok(())
+    }
+
+    fn begin_doctor(
         &mut self,
         wanted: Vec<(JobSpec, Option<Handover>)>,
-        reply: Reply,
+        ticket: Ticket,
         now: Timestamp,
     ) {
         let doctor = self.take_commands(1);
         let found = wanted.iter().map(|(spec, _)| (spec.target.clone(), None));
         let found = found.collect();
-        self.doctors.insert(doctor, Doctor { reply, found });
+        self.doctors.insert(doctor, Doctor { ticket, found });
         for (spec, handover) in wanted {
             let job = self.new_job_id();
             let prepared = handover.as_ref().map(|h| h.replication.clone());
@@ -96,20 +117,22 @@ impl<S: Store> Driver<S> {
             *found = Some(findings);
         }
         if doctor.found.iter().all(|(_, found)| found.is_some())
-            && let Some(Doctor { reply, found }) = self.doctors.remove(&look.doctor)
+            && let Some(Doctor { ticket, found }) = self.doctors.remove(&look.doctor)
         {
-            let found = found.into_iter();
-            let found = found.map(|(node, found)| (node, found.unwrap_or_default()));
-            self.answer(reply, Ok(Answer::Findings(found.collect())));
+            let replies = found.into_iter().map(|(target, found)| ApiReply::Findings {
+                target,
+                findings: found.unwrap_or_default(),
+            });
+            self.answer(ticket, Ok(Answer::Replies(replies.collect())));
         }
     }
 
     /// A look failed: its doctor has no use for the others.
     pub(super) fn doctor_failed(&mut self, doctor: u64, fault: Fault, now: Timestamp) {
-        let Some(Doctor { reply, .. }) = self.doctors.remove(&doctor) else {
+        let Some(Doctor { ticket, .. }) = self.doctors.remove(&doctor) else {
             return;
         };
-        self.answer(reply, Err(fault));
+        self.answer(ticket, Err(fault));
         let other = Fault::new(
             FaultKind::Cancelled,
             "another look of the same question failed",

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use steep_protocol::NodeId;
+use steep_protocol::message::api::{InitRequest, Order, Query};
 
 use super::{Driver, Question, Reply};
 use crate::job::time::after;
@@ -29,8 +30,10 @@ impl Question {
     /// On which node the slots are that it is about.
     fn slots_of(&self) -> Option<&NodeId> {
         match self {
-            Self::Prepared { node } | Self::DropPrepared { node, .. } => Some(node),
-            Self::Complete { spec, .. } | Self::DoctorComplete { spec } => Some(&spec.job.source),
+            Self::Query(Query::Prepared { node })
+            | Self::Order(Order::DropPrepared { node, .. }, _) => Some(node),
+            Self::Query(Query::Doctor(InitRequest::Complete(spec)))
+            | Self::Order(Order::Init(InitRequest::Complete(spec)), _) => Some(&spec.job.source),
             _ => None,
         }
     }

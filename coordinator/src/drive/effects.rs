@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::{CoordinatorMessage, MissingObjects};
-use steep_protocol::message::api::Afterwards;
+use steep_protocol::message::api::{Afterwards, ApiReply};
 use steep_protocol::message::facts::{Finding, Severity};
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeState, Phase};
 
 use super::jobs::table_events;
 use super::log::{Level, Note, last_phase};
-use super::{Answer, Driver, Live, span};
+use super::{Answer, Driver, Live, Ticket, span};
 use crate::job::machine::{Effect, Finish};
 use crate::job::preflight;
 use crate::job::state::{NodeEvent, transition};
@@ -347,9 +347,10 @@ impl<S: Store> Driver<S> {
         self.log(note, now);
     }
 
-    fn replied(&mut self, waiting: Vec<super::Reply>, how: &Result<Vec<String>, Fault>) {
-        for reply in waiting {
-            self.answer(reply, how.clone().map(removed));
+    /// Answers those who wait for a removal: with what stays, a sentence each.
+    pub(super) fn replied(&mut self, waiting: Vec<Ticket>, how: &Result<Vec<String>, Fault>) {
+        for ticket in waiting {
+            self.answer(ticket, how.clone().map(removed));
         }
     }
 
@@ -401,10 +402,7 @@ impl<S: Store> Driver<S> {
 }
 
 /// What is answered when a job is removed: nothing, where nothing of it stays.
-fn removed(left: Vec<String>) -> Answer {
-    if left.is_empty() {
-        Answer::Done
-    } else {
-        Answer::Left(left)
-    }
+pub(super) fn removed(left: Vec<String>) -> Answer {
+    let left = (!left.is_empty()).then_some(ApiReply::Left(left));
+    Answer::Replies(left.into_iter().collect())
 }

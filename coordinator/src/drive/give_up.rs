@@ -12,13 +12,13 @@ use steep_protocol::message::job::{CancelledData, ReplicationNames};
 use steep_protocol::message::lineage::{Lineage, Tool};
 use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState};
 
-use super::audit::AuditEntry;
+use super::effects::removed;
 use super::lineage::follows;
 use super::log::Note;
 use super::query::Purpose;
 use super::requests::unreadable;
 use super::sight::WORTH_TELLING;
-use super::{Answer, Driver, Operator, Reply};
+use super::{Driver, Ticket};
 use crate::job::machine::JobEvent;
 use crate::job::state::{NodeEvent, transition};
 use crate::job::{Side, Stage};
@@ -34,7 +34,7 @@ pub(super) struct Sweep {
     data: CancelledData,
     afterwards: Afterwards,
     operator: String,
-    reply: Reply,
+    ticket: Ticket,
 }
 
 /// One end of one forgotten job.
@@ -58,35 +58,22 @@ impl<S: Store> Driver<S> {
         &mut self,
         node: &NodeId,
         wanted: (CancelledData, Afterwards),
-        operator: &Operator,
-        reply: Reply,
+        operator: &str,
+        ticket: Ticket,
         now: Timestamp,
-    ) {
+    ) -> Result<Option<JobId>, Fault> {
         let (data, afterwards) = wanted;
-        let checked = self.check_give_up(node, afterwards, now).and_then(|()| {
-            let follows = follows(self.state_of(node));
-            match self.live_job(node) {
-                Some(id) => Ok(Some(id)),
-                None if follows => self.revive_last(node, now).map_err(unreadable),
-                None => Ok(None),
+        self.check_give_up(node, afterwards, now)?;
+        let live = match self.live_job(node) {
+            None if follows(self.state_of(node)) => {
+                self.revive_last(node, now).map_err(unreadable)?
             }
-        });
-        let outcome = checked.as_ref().copied().map_err(Fault::to_string);
-        self.audit(
-            AuditEntry::give_up(node, data, afterwards),
-            operator,
-            outcome,
-            now,
-        );
-        let live = match checked {
-            Ok(live) => live,
-            Err(fault) => return self.answer(reply, Err(fault)),
+            live => live,
         };
-        let name = &operator.name;
-        let note = Note::info("init.cancel_requested", format!("by {name}")).node(node);
-        self.log(note.field("operator", name), now);
+        let note = Note::info("init.cancel_requested", format!("by {operator}")).node(node);
+        self.log(note.field("operator", operator), now);
         match live {
-            Some(id) => self.give_up_job(id, wanted, name, reply, now),
+            Some(id) => self.give_up_job(id, wanted, operator, ticket, now)?,
             None => {
                 let plan = self.sweep_plan(node);
                 let mut left = plan.left;
@@ -99,12 +86,13 @@ impl<S: Store> Driver<S> {
                     left,
                     data,
                     afterwards,
-                    operator: name.clone(),
-                    reply,
+                    operator: operator.to_owned(),
+                    ticket,
                 };
                 self.sweep(sweep, now);
             }
         }
+        Ok(live)
     }
 
     /// Whether a job that nobody here remembers has left something on a node.
@@ -161,11 +149,11 @@ impl<S: Store> Driver<S> {
         id: JobId,
         (data, afterwards): (CancelledData, Afterwards),
         operator: &str,
-        reply: Reply,
+        ticket: Ticket,
         now: Timestamp,
-    ) {
+    ) -> Result<(), Fault> {
         let Some(live) = self.jobs.get(&id) else {
-            return;
+            return Ok(());
         };
         let node = live.job.spec.target.clone();
         if self.state_of(&node) == NodeState::Synchronized {
@@ -182,19 +170,18 @@ impl<S: Store> Driver<S> {
             live.given_up = followers;
         }
         let stepped = self.step(id, JobEvent::Cancel { data }, now);
-        if let Err(refused) = stepped {
-            let fault = Fault::new(FaultKind::Failed, refused.to_string()).on(&node);
-            return self.answer(reply, Err(fault));
-        }
+        stepped.map_err(|refused| Fault::new(FaultKind::Failed, refused.to_string()).on(&node))?;
         let Some(live) = self.jobs.get_mut(&id) else {
-            return;
+            return Ok(());
         };
         if matches!(live.job.stage, Stage::Closed(_)) {
             let left = std::mem::take(&mut live.given_up);
-            return self.answer(reply, Ok(Answer::Left(left)));
+            self.answer(ticket, Ok(removed(left)));
+            return Ok(());
         }
-        live.waiting.push(reply);
+        live.waiting.push(ticket);
         self.advance(id, JobEvent::GiveUp, now);
+        Ok(())
     }
 
     /// What the job made on that side stays: its server cannot be reached or does not let it be removed.
@@ -429,7 +416,7 @@ impl<S: Store> Driver<S> {
             left,
             afterwards,
             operator,
-            reply,
+            ticket,
             ..
         } = sweep;
         self.reset(&node, now);
@@ -444,7 +431,7 @@ impl<S: Store> Driver<S> {
         if afterwards == Afterwards::Forget {
             self.forget_node(&node, now);
         }
-        self.answer(reply, Ok(Answer::Left(left)));
+        self.answer(ticket, Ok(removed(left)));
     }
 
     /// Back to uninitialized.

@@ -3,13 +3,11 @@
 
 use std::sync::{Arc, OnceLock};
 
-use steep_protocol::message::agent::{AgentMessage, MissingObjects, Rebuilt, Registration};
+use steep_protocol::message::agent::{AgentMessage, Registration};
 use steep_protocol::message::api::{
-    Afterwards, AuditView, EndView, EventView, JobView, NodeView, ProgressView,
+    ApiReply, AuditView, EndView, EventView, JobView, NodeView, Order, ProgressView, Query,
 };
-use steep_protocol::message::facts::Finding;
-use steep_protocol::message::handover::{CompleteSpec, PrepareSpec, PreparedSlot, SlotName};
-use steep_protocol::message::job::{CancelledData, JobSpec, TableFilter};
+use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::schema::{SchemaCursor, SchemaPage};
 use steep_protocol::{Fault, JobId, NodeId};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -51,35 +49,24 @@ pub enum AgentInput {
     },
 }
 
-/// What an operator's stream asks the loop.
+/// What an operator's stream asks the loop. A stream that goes on asks many times.
 #[derive(Debug, Clone)]
 pub enum Question {
-    /// Nodes; all of them where `None`.
-    Nodes {
-        /// Which.
-        node: Option<NodeId>,
-    },
+    /// [`Answer::Replies`].
+    Query(Query),
+    /// [`Answer::Accepted`] where jobs begin, else [`Answer::Replies`].
+    Order(Order, Operator),
     /// A page of events.
     Events(EventQuery),
-    /// The preflight alone.
-    Doctor {
-        /// One spec per target.
-        specs: Vec<JobSpec>,
+    /// The newest events.
+    Recent {
+        /// Of which node; of all where `None`.
+        node: Option<NodeId>,
+        /// At most so many.
+        limit: u32,
     },
-    /// New jobs.
-    Init {
-        /// One spec per target.
-        specs: Vec<JobSpec>,
-        /// Who asks.
-        operator: Operator,
-    },
-    /// Failed jobs that are to go on.
-    Resume {
-        /// One spec per target.
-        specs: Vec<JobSpec>,
-        /// Who asks.
-        operator: Operator,
-    },
+    /// A page of the audit trail.
+    Audit(EventQuery),
     /// How far a node's job is.
     Progress {
         /// The node.
@@ -92,13 +79,6 @@ pub enum Question {
         /// Jobs that are followed already.
         known: Vec<JobId>,
     },
-    /// The newest events.
-    Recent {
-        /// Of which node; of all where `None`.
-        node: Option<NodeId>,
-        /// At most so many.
-        limit: u32,
-    },
     /// A node's last job in full.
     Job {
         /// The node.
@@ -108,47 +88,6 @@ pub enum Question {
         /// Whether it is asked for again and again.
         interest: Interest,
     },
-    /// How a node's last job that is over ended.
-    Report {
-        /// The node.
-        node: NodeId,
-    },
-    /// Undo a node's job.
-    Cancel {
-        /// The node.
-        node: NodeId,
-        /// What becomes of the rows.
-        data: CancelledData,
-        /// Who asks.
-        operator: Operator,
-    },
-    /// What a node lacks of its source's schema.
-    Missing {
-        /// The node.
-        node: NodeId,
-    },
-    /// Have a node try again what could not be made.
-    Rebuild {
-        /// The node.
-        node: NodeId,
-        /// Who asks.
-        operator: Operator,
-    },
-    /// Remove what can be reached of everything that is ours on a node, and give up the rest.
-    GiveUp {
-        /// The node.
-        node: NodeId,
-        /// What becomes of the rows.
-        data: CancelledData,
-        /// What becomes of the node.
-        afterwards: Afterwards,
-        /// Who asks.
-        operator: Operator,
-    },
-    /// A page of what operators wanted.
-    Audit(EventQuery),
-    /// Everything that metrics tell.
-    Gauges,
     /// A page of a node's schema.
     Schema {
         /// The node.
@@ -158,50 +97,10 @@ pub enum Question {
         /// Which page, unless the first.
         cursor: Option<SchemaCursor>,
     },
-    /// Have a node store fingerprints.
-    Capture {
-        /// The node.
-        node: NodeId,
-        /// Whose, beside its own.
-        peer: Option<NodeId>,
-        /// Who asks.
-        operator: Operator,
-    },
+    /// Everything that metrics tell.
+    Gauges,
     /// Nothing: that there is an answer shows that the loop turns.
     Alive,
-    /// Prepare a slot.
-    Prepare {
-        /// Where, under which name, for how long.
-        spec: PrepareSpec,
-        /// Who asks.
-        operator: Operator,
-    },
-    /// Drop a prepared slot.
-    DropPrepared {
-        /// The source.
-        node: NodeId,
-        /// The slot.
-        slot: SlotName,
-        /// Who asks.
-        operator: Operator,
-    },
-    /// What is prepared on a node.
-    Prepared {
-        /// The node.
-        node: NodeId,
-    },
-    /// A new job that goes on from a backup.
-    Complete {
-        /// What is asked for.
-        spec: Box<CompleteSpec>,
-        /// Who asks.
-        operator: Operator,
-    },
-    /// The preflight alone of such a job.
-    DoctorComplete {
-        /// What is asked for.
-        spec: Box<CompleteSpec>,
-    },
 }
 
 /// Whether who asks watches.
@@ -227,18 +126,8 @@ pub struct Operator {
 /// What the loop answers.
 #[derive(Debug)]
 pub enum Answer {
-    /// Nodes by name.
-    Nodes(Vec<NodeView>),
-    /// What stays where it could not be reached, a sentence each.
-    Left(Vec<String>),
-    /// Events, oldest first.
-    Events(Vec<EventView>),
-    /// Operators' wishes, oldest first.
-    Audit(Vec<AuditView>),
-    /// What metrics tell.
-    Gauges(Box<Gauges>),
-    /// Findings by target, in the order asked.
-    Findings(Vec<(NodeId, Vec<Finding>)>),
+    /// All there is to say to the operator.
+    Replies(Vec<ApiReply>),
     /// The jobs are stored and run.
     Accepted {
         /// Each, to follow.
@@ -246,6 +135,10 @@ pub enum Answer {
         /// The last event before they began.
         after: u64,
     },
+    /// Events, oldest first.
+    Events(Vec<EventView>),
+    /// Audit entries, oldest first.
+    Audit(Vec<AuditView>),
     /// How far the node's last job is.
     Progress {
         /// Now, with every table.
@@ -266,14 +159,6 @@ pub enum Answer {
     },
     /// A job in full; `None` where there is none, or it is the one that was seen.
     Job(Option<Box<JobView>>),
-    /// What a node lacks.
-    Missing(MissingObjects),
-    /// What a rebuild came to.
-    Rebuilt(Rebuilt),
-    /// How a job ended; `None` where none has.
-    Report(Option<Box<EndView>>),
-    /// Done.
-    Done,
     /// A page of a schema.
     Schema {
         /// The page.
@@ -281,18 +166,16 @@ pub enum Answer {
         /// Where it goes on.
         next: Option<SchemaCursor>,
     },
-    /// Fingerprints are stored.
-    Captured {
-        /// How many tables' of the node itself.
-        tables: u64,
-    },
-    /// Slots that are prepared: one that has just been, or all of a node.
-    Prepared {
-        /// What was found on the way.
-        findings: Vec<Finding>,
-        /// The slots.
-        slots: Vec<PreparedSlot>,
-    },
+    /// What metrics tell.
+    Gauges(Box<Gauges>),
+    /// The loop turns.
+    Alive,
+}
+
+impl From<ApiReply> for Answer {
+    fn from(reply: ApiReply) -> Self {
+        Self::Replies(vec![reply])
+    }
 }
 
 /// Where an answer goes.

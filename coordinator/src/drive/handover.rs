@@ -15,10 +15,9 @@ use steep_protocol::message::handover::{
 use steep_protocol::message::job::{Confirmation, JobSpec, Method, SchemaMode, TableFilter};
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry};
 
-use super::audit::AuditEntry;
 use super::log::Note;
 use super::query::Purpose;
-use super::{Answer, Driver, Operator, Reply};
+use super::{Driver, Ticket};
 use crate::job::handover::{self, Handover};
 use crate::job::{Job, Running, Stage, Work, preflight};
 use crate::store::Store;
@@ -28,16 +27,10 @@ impl<S: Store> Driver<S> {
     pub(super) fn prepare(
         &mut self,
         spec: PrepareSpec,
-        operator: &Operator,
-        reply: Reply,
+        ticket: Ticket,
         now: Timestamp,
-    ) {
-        let checked = self.check_prepare(&spec);
-        let outcome = checked.as_ref().map(|()| None).map_err(Fault::to_string);
-        self.audit(AuditEntry::prepare(&spec), operator, outcome, now);
-        if let Err(fault) = checked {
-            return self.answer(reply, Err(fault));
-        }
+    ) -> Result<(), Fault> {
+        self.check_prepare(&spec)?;
         let id = self.new_job_id();
         let replication = Replication {
             id,
@@ -49,8 +42,9 @@ impl<S: Store> Driver<S> {
             filter: TableFilter::default(),
             slot: SlotOrigin::Made,
         };
-        let purpose = Purpose::LookBeforePrepare(spec, reply);
+        let purpose = Purpose::LookBeforePrepare(spec, ticket);
         self.begin_query_on(&node, replication, command, purpose, now);
+        Ok(())
     }
 
     fn check_prepare(&self, spec: &PrepareSpec) -> Result<(), Fault> {
@@ -82,34 +76,22 @@ impl<S: Store> Driver<S> {
     /// Drops a prepared slot that nobody uses.
     pub(super) fn drop_prepared(
         &mut self,
-        (node, slot): (&NodeId, &SlotName),
-        operator: &Operator,
-        reply: Reply,
+        node: &NodeId,
+        slot: &SlotName,
+        ticket: Ticket,
         now: Timestamp,
-    ) {
-        let checked = self
-            .check_query(node)
-            .and_then(|()| self.prepared_on(node))
-            .and_then(|prepared| handover::choose(prepared, Some(slot), node).cloned());
-        let outcome = checked.as_ref().map(|_| None).map_err(Fault::to_string);
-        self.audit(
-            AuditEntry::drop_prepared(node, slot),
-            operator,
-            outcome,
-            now,
-        );
-        match checked {
-            Ok(known) => {
-                let purpose = Purpose::DropPrepared(reply);
-                let command = SourceCommand::DropPrepared;
-                self.begin_query_on(node, known.replication, command, purpose, now);
-            }
-            Err(fault) => self.answer(reply, Err(fault)),
-        }
+    ) -> Result<(), Fault> {
+        self.check_query(node)?;
+        let known = handover::choose(self.prepared_on(node)?, Some(slot), node)?;
+        let replication = known.replication.clone();
+        let purpose = Purpose::DropPrepared(ticket);
+        let command = SourceCommand::DropPrepared;
+        self.begin_query_on(node, replication, command, purpose, now);
+        Ok(())
     }
 
     /// Slots prepared on a node, as its agent says.
-    fn prepared_on(&self, node: &NodeId) -> Result<&[PreparedSlot], Fault> {
+    pub(super) fn prepared_on(&self, node: &NodeId) -> Result<&[PreparedSlot], Fault> {
         self.known(node)?;
         self.check_online(node)?;
         let known = self.registry.get(node).and_then(|a| a.prepared.as_deref());
@@ -121,15 +103,6 @@ impl<S: Store> Driver<S> {
                     "try again in a moment; steep-repl status shows whether its PostgreSQL answers",
                 )
                 .retry(Retry::Backoff)
-        })
-    }
-
-    /// What is prepared on a node.
-    pub(super) fn prepared_answer(&self, node: &NodeId) -> Result<Answer, Fault> {
-        let slots = self.prepared_on(node)?.to_vec();
-        Ok(Answer::Prepared {
-            findings: Vec::new(),
-            slots,
         })
     }
 
@@ -204,7 +177,7 @@ impl<S: Store> Driver<S> {
     }
 
     /// The job that was asked for and what it goes on from.
-    fn resolve(&self, request: CompleteSpec) -> Result<(JobSpec, Handover), Fault> {
+    pub(super) fn resolve(&self, request: CompleteSpec) -> Result<(JobSpec, Handover), Fault> {
         let mut spec = request.job;
         if spec.method != Method::Backup || !spec.filter.is_everything() {
             let text = "init complete takes rows from a backup, and all tables";
@@ -226,7 +199,7 @@ impl<S: Store> Driver<S> {
     }
 
     /// Whether no other job has the slot, or has left something that uses it.
-    fn check_slot_free(&self, handover: &Handover) -> Result<(), Fault> {
+    pub(super) fn check_slot_free(&self, handover: &Handover) -> Result<(), Fault> {
         let id = handover.replication.id;
         let other = self
             .jobs
@@ -242,46 +215,6 @@ impl<S: Store> Driver<S> {
             .on(&other.spec.source)
             .hint(hint)
             .retry(Retry::Backoff))
-    }
-
-    /// Begins a job that goes on from a backup.
-    pub(super) fn complete(
-        &mut self,
-        request: CompleteSpec,
-        operator: &Operator,
-        now: Timestamp,
-    ) -> Result<Answer, Fault> {
-        let entry = AuditEntry::complete(&request);
-        let answer = self.begin_complete(request, &operator.name, now);
-        self.audit_init(vec![entry], operator, &answer, now);
-        answer
-    }
-
-    fn begin_complete(
-        &mut self,
-        request: CompleteSpec,
-        operator: &str,
-        now: Timestamp,
-    ) -> Result<Answer, Fault> {
-        self.check_shape(std::slice::from_ref(&request.job))?;
-        self.check_init(&request.job)?;
-        let (spec, handover) = self.resolve(request)?;
-        self.check_slot_free(&handover)?;
-        let after = self.next_event - 1;
-        let id = self.begin(spec, Some(handover), operator, now);
-        let jobs = self.follow(id, now).into_iter().collect();
-        Ok(Answer::Accepted { jobs, after })
-    }
-
-    /// The preflight alone of such a job.
-    pub(super) fn doctor_complete(&mut self, request: CompleteSpec, reply: Reply, now: Timestamp) {
-        let checked = self
-            .check_doctor(std::slice::from_ref(&request.job))
-            .and_then(|()| self.resolve(request));
-        match checked {
-            Ok((spec, handover)) => self.begin_doctor(vec![(spec, Some(handover))], reply, now),
-            Err(fault) => self.answer(reply, Err(fault)),
-        }
     }
 
     /// Judges a source before a slot is prepared there.

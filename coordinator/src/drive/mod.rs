@@ -27,6 +27,7 @@ mod jobs;
 mod lineage;
 mod locks;
 mod log;
+mod orders;
 mod query;
 mod rebuild;
 mod requests;
@@ -106,7 +107,7 @@ struct Live {
     /// Who looks at it in full.
     lease: watchers::Lease,
     /// Operators that wait for the end of a cancel.
-    waiting: Vec<Reply>,
+    waiting: Vec<Ticket>,
     /// Tables that began and have not been completed, and when.
     began: BTreeMap<TableNo, Timestamp>,
     /// Tables that took longest.
@@ -154,6 +155,10 @@ struct Outbox {
     observed: bool,
 }
 
+/// Stands for an operator who waits. Whoever has it may answer; the first answer counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Ticket(u64);
+
 /// The loop's state.
 pub struct Driver<S> {
     store: S,
@@ -187,6 +192,9 @@ pub struct Driver<S> {
     following: BTreeMap<NodeId, following::Following>,
     /// How long columns must differ before that is drift.
     drift_grace: Duration,
+    /// Operators who wait for an answer.
+    tickets: BTreeMap<Ticket, Reply>,
+    next_ticket: u64,
     next_command: u64,
     next_event: u64,
     next_audit: u64,
@@ -271,6 +279,8 @@ impl<S: Store> Driver<S> {
             swept: BTreeSet::new(),
             following: BTreeMap::new(),
             drift_grace: DRIFT_GRACE,
+            tickets: BTreeMap::new(),
+            next_ticket: 0,
             next_command: loaded.next_command,
             next_event: loaded.next_event,
             next_audit: loaded.next_audit,
@@ -467,8 +477,18 @@ impl<S: Store> Driver<S> {
         self.out.messages.push((node.clone(), message));
     }
 
+    /// Takes in somebody who waits for an answer.
+    fn issue(&mut self, reply: Reply) -> Ticket {
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        self.tickets.insert(ticket, reply);
+        ticket
+    }
+
     /// Queues an answer.
-    fn answer(&mut self, reply: Reply, answer: Result<Answer, Fault>) {
-        self.out.replies.push((reply, answer));
+    fn answer(&mut self, ticket: Ticket, answer: Result<Answer, Fault>) {
+        if let Some(reply) = self.tickets.remove(&ticket) {
+            self.out.replies.push((reply, answer));
+        }
     }
 }

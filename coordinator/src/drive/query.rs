@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use steep_protocol::message::agent::{
     Command, Comparison, CoordinatorMessage, Outcome, SourceCommand, TargetCommand,
 };
+use steep_protocol::message::api::ApiReply;
 use steep_protocol::message::facts::{Finding, SourceFacts};
 use steep_protocol::message::handover::{PrepareSpec, Replication};
 use steep_protocol::message::job::TableFilter;
@@ -18,7 +19,7 @@ use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry};
 
 use super::doctor::Look;
 use super::give_up::Sweep;
-use super::{Answer, Driver, Reply};
+use super::{Answer, Driver, Ticket};
 use crate::job::time::after;
 use crate::store::Store;
 
@@ -59,21 +60,24 @@ pub(super) enum Purpose {
     /// The target looks; what the source saw is judged with it.
     LookAtTarget(Look, Box<SourceFacts>),
     /// A page of a schema.
-    Describe(Reply),
+    Describe(Ticket),
     /// Fingerprints of the node itself; then those of a peer, where one is named.
-    Capture { peer: Option<NodeId>, reply: Reply },
+    Capture {
+        peer: Option<NodeId>,
+        ticket: Ticket,
+    },
     /// The peer has been told to answer; the node compares next.
     Admit(Pair, After),
     /// The node compares itself with its peer.
     Compare(Pair, After),
     /// The source looks whether a slot can be prepared.
-    LookBeforePrepare(PrepareSpec, Reply),
+    LookBeforePrepare(PrepareSpec, Ticket),
     /// The source prepares it; what was found before is told with it.
-    Prepare(Vec<Finding>, Reply),
+    Prepare(Vec<Finding>, Ticket),
     /// The source drops a prepared slot.
-    DropPrepared(Reply),
+    DropPrepared(Ticket),
     /// The node tries again what could not be made.
-    Rebuild(Reply),
+    Rebuild(Ticket),
     /// Leftovers of forgotten jobs are removed.
     Sweep(Box<Sweep>),
 }
@@ -89,7 +93,7 @@ pub(super) struct Pair {
 /// What a comparison is for.
 pub(super) enum After {
     /// Only the fingerprints it leaves: the answer says how many tables the node has itself.
-    Captured { tables: u64, reply: Reply },
+    Captured { tables: u64, ticket: Ticket },
     /// Whether the node has drifted from what the replication of that job carries.
     Drift { replication: JobId },
 }
@@ -298,12 +302,12 @@ impl<S: Store> Driver<S> {
             (Purpose::LookAtTarget(look, source), Outcome::TargetFacts(target)) => {
                 self.looked(&look, &source, &target);
             }
-            (Purpose::Describe(reply), Outcome::SchemaPage { page, next }) => {
-                self.answer(reply, Ok(Answer::Schema { page, next }));
+            (Purpose::Describe(ticket), Outcome::SchemaPage { page, next }) => {
+                self.answer(ticket, Ok(Answer::Schema { page, next }));
             }
-            (Purpose::Capture { peer, reply }, Outcome::Captured { tables }) => {
+            (Purpose::Capture { peer, ticket }, Outcome::Captured { tables }) => {
                 let Some(peer) = peer else {
-                    self.answer(reply, Ok(Answer::Captured { tables }));
+                    self.answer(ticket, Ok(ApiReply::Captured { tables }.into()));
                     return None;
                 };
                 let pair = Pair {
@@ -311,7 +315,7 @@ impl<S: Store> Driver<S> {
                     peer,
                     filter: TableFilter::default(),
                 };
-                let after = After::Captured { tables, reply };
+                let after = After::Captured { tables, ticket };
                 return Some((
                     pair.peer.clone(),
                     admit(&pair, &after),
@@ -331,35 +335,39 @@ impl<S: Store> Driver<S> {
                 return Some((on, command.into(), purpose));
             }
             (Purpose::Compare(pair, after), Outcome::Reviewed(review)) => match after {
-                After::Captured { tables, reply } => {
-                    self.answer(reply, Ok(Answer::Captured { tables }));
+                After::Captured { tables, ticket } => {
+                    self.answer(ticket, Ok(ApiReply::Captured { tables }.into()));
                 }
                 After::Drift { replication } => {
                     self.columns_compared(&pair.node, &pair.peer, replication, &review, now);
                 }
             },
-            (Purpose::LookBeforePrepare(spec, reply), Outcome::SourceFacts(facts)) => {
+            (Purpose::LookBeforePrepare(spec, ticket), Outcome::SourceFacts(facts)) => {
                 match Self::judge_prepare(&spec.node, &facts) {
                     Ok(findings) => {
                         let expires_seconds = spec.expires_seconds;
                         let command = SourceCommand::PrepareSlot { expires_seconds };
-                        let purpose = Purpose::Prepare(findings, reply);
+                        let purpose = Purpose::Prepare(findings, ticket);
                         return Some((spec.node, command.into(), purpose));
                     }
-                    Err(fault) => self.answer(reply, Err(fault)),
+                    Err(fault) => self.answer(ticket, Err(fault)),
                 }
             }
-            (Purpose::Prepare(findings, reply), Outcome::SlotPrepared(slot)) => {
+            (Purpose::Prepare(findings, ticket), Outcome::SlotPrepared(slot)) => {
                 self.slot_prepared(&course.on, &slot, now);
-                let slots = vec![*slot];
-                self.answer(reply, Ok(Answer::Prepared { findings, slots }));
+                let target = course.on.clone();
+                let found =
+                    (!findings.is_empty()).then_some(ApiReply::Findings { target, findings });
+                let prepared = ApiReply::Prepared(vec![*slot]);
+                let replies = found.into_iter().chain([prepared]).collect();
+                self.answer(ticket, Ok(Answer::Replies(replies)));
             }
-            (Purpose::DropPrepared(reply), Outcome::Done) => {
+            (Purpose::DropPrepared(ticket), Outcome::Done) => {
                 self.slot_dropped(&course.on, &course.replication.slot);
-                self.answer(reply, Ok(Answer::Done));
+                self.answer(ticket, Ok(Answer::Replies(Vec::new())));
             }
-            (Purpose::Rebuild(reply), Outcome::Rebuilt(rebuilt)) => {
-                self.rebuilt(&course.on, rebuilt, reply, now);
+            (Purpose::Rebuild(ticket), Outcome::Rebuilt(rebuilt)) => {
+                self.rebuilt(&course.on, rebuilt, ticket, now);
             }
             (Purpose::Sweep(sweep), Outcome::Done | Outcome::Warned(_)) => {
                 self.swept(*sweep, None, now);
@@ -381,14 +389,14 @@ impl<S: Store> Driver<S> {
             Purpose::LookAtSource(look) | Purpose::LookAtTarget(look, _) => {
                 self.doctor_failed(look.doctor, fault, now);
             }
-            Purpose::Describe(reply)
-            | Purpose::Capture { reply, .. }
-            | Purpose::Admit(_, After::Captured { reply, .. })
-            | Purpose::Compare(_, After::Captured { reply, .. })
-            | Purpose::LookBeforePrepare(_, reply)
-            | Purpose::Prepare(_, reply)
-            | Purpose::DropPrepared(reply)
-            | Purpose::Rebuild(reply) => self.answer(reply, Err(fault)),
+            Purpose::Describe(ticket)
+            | Purpose::Capture { ticket, .. }
+            | Purpose::Admit(_, After::Captured { ticket, .. })
+            | Purpose::Compare(_, After::Captured { ticket, .. })
+            | Purpose::LookBeforePrepare(_, ticket)
+            | Purpose::Prepare(_, ticket)
+            | Purpose::DropPrepared(ticket)
+            | Purpose::Rebuild(ticket) => self.answer(ticket, Err(fault)),
             Purpose::Sweep(sweep) => self.swept(*sweep, Some(&fault), now),
             Purpose::Admit(pair, After::Drift { .. })
             | Purpose::Compare(pair, After::Drift { .. }) => {

@@ -3,12 +3,12 @@
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::{MissingObjects, Rebuilt, TargetCommand};
+use steep_protocol::message::api::ApiReply;
 use steep_protocol::{Fault, FaultKind, JobId, NodeId};
 
-use super::audit::AuditEntry;
 use super::log::{Level, Note};
 use super::query::Purpose;
-use super::{Answer, Driver, Operator, Reply};
+use super::{Driver, Ticket};
 use crate::store::{Store, Write};
 
 impl<S: Store> Driver<S> {
@@ -16,24 +16,15 @@ impl<S: Store> Driver<S> {
     pub(super) fn rebuild(
         &mut self,
         node: &NodeId,
-        operator: &Operator,
-        reply: Reply,
+        ticket: Ticket,
         now: Timestamp,
-    ) {
-        let checked = self
-            .check_query(node)
-            .and_then(|()| self.check_idle(node))
-            .and_then(|()| self.check_rebuilding(node));
-        let job = self.nodes.get(node).and_then(|record| record.job);
-        let outcome = checked.as_ref().map(|()| job).map_err(Fault::to_string);
-        self.audit(AuditEntry::rebuild(node), operator, outcome, now);
-        match checked {
-            Ok(()) => {
-                let command = TargetCommand::RebuildMissing;
-                self.begin_query(node, command, Purpose::Rebuild(reply), now);
-            }
-            Err(fault) => self.answer(reply, Err(fault)),
-        }
+    ) -> Result<Option<JobId>, Fault> {
+        self.check_query(node)?;
+        self.check_idle(node)?;
+        self.check_rebuilding(node)?;
+        let command = TargetCommand::RebuildMissing;
+        self.begin_query(node, command, Purpose::Rebuild(ticket), now);
+        Ok(self.nodes.get(node).and_then(|record| record.job))
     }
 
     /// A job makes and removes the same objects.
@@ -64,7 +55,7 @@ impl<S: Store> Driver<S> {
         &mut self,
         node: &NodeId,
         rebuilt: Rebuilt,
-        reply: Reply,
+        ticket: Ticket,
         now: Timestamp,
     ) {
         let Rebuilt { made, missing } = &rebuilt;
@@ -82,7 +73,7 @@ impl<S: Store> Driver<S> {
             .field("missing", missing.total);
         self.log(note, now);
         self.misses(node, missing.clone());
-        self.answer(reply, Ok(Answer::Rebuilt(rebuilt)));
+        self.answer(ticket, Ok(ApiReply::Rebuilt(rebuilt).into()));
     }
 
     /// A job has tried everything.

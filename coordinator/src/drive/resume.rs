@@ -6,8 +6,8 @@ use steep_protocol::message::api::EndView;
 use steep_protocol::message::job::JobSpec;
 use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState, Retry};
 
+use super::Driver;
 use super::log::Note;
-use super::{Answer, Driver};
 use crate::job::health::JobHealth;
 use crate::job::machine::{JobEvent, Refused, Terms};
 use crate::job::progress::Meter;
@@ -24,13 +24,11 @@ impl<S: Store> Driver<S> {
         specs: &[JobSpec],
         operator: &str,
         now: Timestamp,
-    ) -> Result<Answer, Fault> {
-        self.check_shape(specs)?;
+    ) -> Result<Vec<JobId>, Fault> {
         let mut ids = Vec::new();
         for spec in specs {
             ids.push(self.check_resume(spec)?);
         }
-        let after = self.next_event - 1;
         for (id, spec) in ids.iter().zip(specs) {
             if let Some(live) = self.jobs.get(id) {
                 let target = &spec.target;
@@ -47,9 +45,7 @@ impl<S: Store> Driver<S> {
             let stepped = self.step(*id, JobEvent::Resume { terms }, now);
             stepped.map_err(|refused| self.refused(&spec.target, refused))?;
         }
-        let jobs = ids.into_iter().filter_map(|id| self.follow(id, now));
-        let jobs = jobs.collect();
-        Ok(Answer::Accepted { jobs, after })
+        Ok(ids)
     }
 
     /// The job that goes on, where it may.

@@ -7,9 +7,8 @@ use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::schema::SchemaCursor;
 use steep_protocol::{Fault, FaultKind, JobId, NodeId};
 
-use super::audit::AuditEntry;
 use super::query::{After, Pair, Purpose, admit};
-use super::{Driver, Operator, Reply};
+use super::{Driver, Ticket};
 use crate::store::Store;
 
 impl<S: Store> Driver<S> {
@@ -19,50 +18,34 @@ impl<S: Store> Driver<S> {
         node: &NodeId,
         filter: TableFilter,
         cursor: Option<SchemaCursor>,
-        reply: Reply,
+        ticket: Ticket,
         now: Timestamp,
-    ) {
-        match self.check_query(node) {
-            Ok(()) => {
-                let command = NodeCommand::DescribeSchema { filter, cursor };
-                self.begin_query(node, command, Purpose::Describe(reply), now);
-            }
-            Err(fault) => self.answer(reply, Err(fault)),
-        }
+    ) -> Result<(), Fault> {
+        self.check_query(node)?;
+        let command = NodeCommand::DescribeSchema { filter, cursor };
+        self.begin_query(node, command, Purpose::Describe(ticket), now);
+        Ok(())
     }
 
-    /// Has a node store its fingerprints, and a peer's. It writes on the node, so it is in the audit
-    /// trail.
+    /// Has a node store its fingerprints, and a peer's.
     pub(super) fn capture(
         &mut self,
         node: &NodeId,
         peer: Option<NodeId>,
-        operator: &Operator,
-        reply: Reply,
+        ticket: Ticket,
         now: Timestamp,
-    ) {
-        let checked = self.check_query(node).and_then(|()| match &peer {
-            Some(peer) if peer == node => {
+    ) -> Result<(), Fault> {
+        self.check_query(node)?;
+        if let Some(peer) = &peer {
+            if peer == node {
                 let text = "a node is not its own peer";
-                Err(Fault::new(FaultKind::BadRequest, text).on(node))
+                return Err(Fault::new(FaultKind::BadRequest, text).on(node));
             }
-            Some(peer) => self.check_query(peer),
-            None => Ok(()),
-        });
-        let outcome = checked.as_ref().map(|()| None).map_err(Fault::to_string);
-        self.audit(
-            AuditEntry::capture(node, peer.as_ref()),
-            operator,
-            outcome,
-            now,
-        );
-        match checked {
-            Ok(()) => {
-                let command = NodeCommand::CaptureFingerprints;
-                self.begin_query(node, command, Purpose::Capture { peer, reply }, now);
-            }
-            Err(fault) => self.answer(reply, Err(fault)),
+            self.check_query(peer)?;
         }
+        let command = NodeCommand::CaptureFingerprints;
+        self.begin_query(node, command, Purpose::Capture { peer, ticket }, now);
+        Ok(())
     }
 
     /// Compares what a node replicates with its source; what comes of it is `drift`'s. Says whether it

@@ -22,7 +22,7 @@ use steep_protocol::message::agent::{
     AgentMessage, Command, CoordinatorMessage, Observed, Outcome, PartDone, Registration, Seat,
     SourceCommand, TableSummary, TargetCommand,
 };
-use steep_protocol::message::api::{ApiReply, ApiRequest, EndView};
+use steep_protocol::message::api::{ApiReply, ApiRequest, EndView, InitRequest, Order, Query};
 use steep_protocol::message::facts::{SourceFacts, TargetFacts};
 use steep_protocol::message::job::{CancelledData, Confirmation, JobSpec};
 use steep_protocol::quic::{ConnectError, Connection, Endpoint, Expect, Receiver, Sender, Tuning};
@@ -305,7 +305,7 @@ async fn ask_all(connection: &Connection, request: &ApiRequest) -> Vec<ApiReply>
 /// Asks for the nodes until that many are online.
 async fn await_online(connection: &Connection, wanted: usize) {
     loop {
-        let replies = ask_all(connection, &ApiRequest::Nodes { node: None }).await;
+        let replies = ask_all(connection, &ApiRequest::Query(Query::Nodes { node: None })).await;
         let Some(ApiReply::Nodes(nodes)) = replies.first() else {
             panic!("{replies:?}");
         };
@@ -344,9 +344,7 @@ async fn an_init_is_accepted_followed_and_ended() {
     await_online(&dba, 2).await;
     let replies = ask_all(
         &dba,
-        &ApiRequest::Init {
-            specs: vec![spec()],
-        },
+        &ApiRequest::Order(Order::Init(InitRequest::Copy(vec![spec()]))),
     )
     .await;
     assert!(matches!(replies.first(), Some(ApiReply::Accepted { jobs }) if jobs.len() == 1));
@@ -389,9 +387,7 @@ async fn a_cancel_ends_the_init_that_someone_follows() {
     await_online(&dba, 2).await;
     let mut init = ask(
         &dba,
-        &ApiRequest::Init {
-            specs: vec![spec()],
-        },
+        &ApiRequest::Order(Order::Init(InitRequest::Copy(vec![spec()]))),
     )
     .await;
     let mut replies = Vec::new();
@@ -402,10 +398,10 @@ async fn a_cancel_ends_the_init_that_someone_follows() {
         replies.push(reply);
         if copying {
             let data = CancelledData::Remove;
-            let request = ApiRequest::Cancel {
+            let request = ApiRequest::Order(Order::Cancel {
                 node: node.clone(),
                 data,
-            };
+            });
             let cancelled = ask_all(&dba, &request).await;
             assert!(matches!(cancelled[..], [ApiReply::End]), "{cancelled:?}");
         }
@@ -414,7 +410,7 @@ async fn a_cancel_ends_the_init_that_someone_follows() {
     assert_eq!(end.state, NodeState::Uninitialized);
     assert_eq!(end.fault.as_ref().unwrap().kind, FaultKind::Cancelled);
     let data = CancelledData::Remove;
-    let replies = ask_all(&dba, &ApiRequest::Cancel { node, data }).await;
+    let replies = ask_all(&dba, &ApiRequest::Order(Order::Cancel { node, data })).await;
     let [ApiReply::Fault(fault)] = &replies[..] else {
         panic!("{replies:?}");
     };
@@ -501,13 +497,13 @@ async fn a_certificate_decides_what_its_bearer_may_do() {
         receiver.recv::<ApiReply>().await,
         Ok(Some(ApiReply::Nodes(_)))
     ));
-    let replies = ask_all(&dba, &ApiRequest::Nodes { node: None }).await;
+    let replies = ask_all(&dba, &ApiRequest::Query(Query::Nodes { node: None })).await;
     assert!(matches!(&replies[..], [ApiReply::Nodes(nodes), ApiReply::End] if nodes.is_empty()));
     // An agent that talks like an operator is closed.
     let (_a, a) = cluster.dial("node_a").await;
     let (mut sender, _receiver) = a.open().await.unwrap();
     sender
-        .send(&ApiRequest::Nodes { node: None })
+        .send(&ApiRequest::Query(Query::Nodes { node: None }))
         .await
         .unwrap();
     assert_eq!(a.closed().await, Some(CloseCode::Malformed));
@@ -543,7 +539,7 @@ async fn what_a_coordinator_knew_it_knows_when_it_is_started_again() {
     cluster.stop().await;
     cluster.serve().await;
     let (_dba, dba) = cluster.dial("dba").await;
-    let replies = ask_all(&dba, &ApiRequest::Nodes { node: None }).await;
+    let replies = ask_all(&dba, &ApiRequest::Query(Query::Nodes { node: None })).await;
     let Some(ApiReply::Nodes(nodes)) = replies.first() else {
         panic!("{replies:?}");
     };

@@ -2,7 +2,7 @@
 
 use super::*;
 use steep_protocol::Phase;
-use steep_protocol::message::api::{EventView, JobView, NodeView};
+use steep_protocol::message::api::{EventView, InitRequest, JobView, NodeView, Order, Query};
 
 /// The longest a watcher waits for something that must come.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -61,9 +61,7 @@ async fn a_watcher_hears_of_nodes_jobs_events_and_ends_from_any_moment_on() {
     await_online(&dba, 2).await;
     let mut init = ask(
         &dba,
-        &ApiRequest::Init {
-            specs: vec![spec()],
-        },
+        &ApiRequest::Order(Order::Init(InitRequest::Copy(vec![spec()]))),
     )
     .await;
     until(&mut early, |reply| changed(reply, NodeState::Copying)).await;
@@ -95,10 +93,10 @@ async fn a_watcher_hears_of_nodes_jobs_events_and_ends_from_any_moment_on() {
     assert_eq!(view.tables.len(), 1);
 
     let data = CancelledData::Remove;
-    let cancel = ApiRequest::Cancel {
+    let cancel = ApiRequest::Order(Order::Cancel {
         node: node.clone(),
         data,
-    };
+    });
     ask_all(&dba, &cancel).await;
     for watcher in [&mut early, &mut late] {
         let ended = until(watcher, |reply| match reply {
@@ -135,7 +133,7 @@ async fn that_there_is_no_node_is_said_once() {
 async fn the_last_report_is_kept_over_a_restart_and_while_the_next_job_runs() {
     let mut cluster = Cluster::start().await;
     let node = NodeId::parse("node_b").unwrap();
-    let ask_report = ApiRequest::Report { node: node.clone() };
+    let ask_report = ApiRequest::Query(Query::Report { node: node.clone() });
     let mut agents = JoinSet::new();
     let report = {
         let (_dba, dba) = cluster.dial("dba").await;
@@ -151,9 +149,7 @@ async fn the_last_report_is_kept_over_a_restart_and_while_the_next_job_runs() {
         );
         let mut init = ask(
             &dba,
-            &ApiRequest::Init {
-                specs: vec![spec()],
-            },
+            &ApiRequest::Order(Order::Init(InitRequest::Copy(vec![spec()]))),
         )
         .await;
         until(&mut init, |reply| match reply {
@@ -162,10 +158,10 @@ async fn the_last_report_is_kept_over_a_restart_and_while_the_next_job_runs() {
         })
         .await;
         let data = CancelledData::Remove;
-        let cancel = ApiRequest::Cancel {
+        let cancel = ApiRequest::Order(Order::Cancel {
             node: node.clone(),
             data,
-        };
+        });
         ask_all(&dba, &cancel).await;
         let replies = ask_all(&dba, &ask_report).await;
         let end = end_of(&replies).clone();
@@ -176,9 +172,7 @@ async fn the_last_report_is_kept_over_a_restart_and_while_the_next_job_runs() {
         // Another job of the node is at work: the last that is over is still the answer.
         let mut again = ask(
             &dba,
-            &ApiRequest::Init {
-                specs: vec![spec()],
-            },
+            &ApiRequest::Order(Order::Init(InitRequest::Copy(vec![spec()]))),
         )
         .await;
         until(&mut again, |reply| match reply {
@@ -193,9 +187,9 @@ async fn the_last_report_is_kept_over_a_restart_and_while_the_next_job_runs() {
     cluster.serve().await;
     let (_dba, dba) = cluster.dial("dba").await;
     assert_eq!(*end_of(&ask_all(&dba, &ask_report).await), report);
-    let unknown = ApiRequest::Report {
+    let unknown = ApiRequest::Query(Query::Report {
         node: NodeId::parse("nowhere").unwrap(),
-    };
+    });
     let replies = ask_all(&dba, &unknown).await;
     assert!(matches!(&replies[..], [ApiReply::Fault(_)]), "{replies:?}");
     cluster.stop().await;

@@ -11,7 +11,7 @@ use steep_certs::{Credentials, Role};
 use super::{ConnectError, Connection, Endpoint, Expect, StreamError, Tuning};
 use crate::close::CloseCode;
 use crate::frame::FrameHead;
-use crate::message::api::{ApiReply, ApiRequest};
+use crate::message::api::{ApiReply, ApiRequest, Query};
 use crate::{ByteCount, FaultKind, NodeId, RowCount};
 
 fn ca() -> tempfile::TempDir {
@@ -187,7 +187,7 @@ async fn reasons_to_reset_and_to_close_arrive() {
     let give_up = async {
         let (mut sender, mut receiver) = pair.dialled.open().await.unwrap();
         sender
-            .send(&ApiRequest::Nodes { node: None })
+            .send(&ApiRequest::Query(Query::Nodes { node: None }))
             .await
             .unwrap();
         receiver.recv::<ApiReply>().await.unwrap_err()

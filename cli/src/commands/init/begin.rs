@@ -1,13 +1,12 @@
 //! Starts jobs: asks for confirmation, announces the statements of auto, then follows or detaches.
 
-use steep_protocol::message::api::{ApiReply, ApiRequest};
+use steep_protocol::message::api::{ApiReply, InitRequest, Order};
 use steep_protocol::message::facts::Finding;
 use steep_protocol::{FaultKind, JobId, NodeId};
 
 use crate::client::Client;
 use crate::commands::doctor::SCHEMA_MISMATCH;
-use crate::commands::init::plan;
-use crate::commands::init::request::InitRequest;
+use crate::commands::init::{plan, request};
 use crate::failure::{self, Failure};
 use crate::follow::Follower;
 use crate::render::{findings, json};
@@ -37,17 +36,18 @@ pub(super) async fn run(
     signals: &mut Signals,
     terminal: Terminal,
 ) -> Result<u8, Failure> {
-    if wanted.asks() {
+    if request::asks(&wanted) {
         confirmed(client, &wanted, signals, terminal).await?;
-        wanted.confirm();
+        request::confirm(&mut wanted);
     }
     plan::announce(client, &wanted, signals, terminal).await?;
     if after_start == AfterStart::Detach {
-        detached(&accepted(client, &wanted.begin()).await?, terminal);
+        detached(&accepted(client, wanted).await?, terminal);
         return Ok(failure::SUCCESS);
     }
-    let follower = Follower::new(client, signals, terminal, wanted.targets());
-    Ok(follower.start(wanted.begin()).await.exit_code())
+    let targets = wanted.specs().iter().map(|spec| spec.target.clone());
+    let follower = Follower::new(client, signals, terminal, targets.collect());
+    Ok(follower.start(wanted).await.exit_code())
 }
 
 /// Prints the ids of jobs that are not followed.
@@ -68,7 +68,7 @@ async fn confirmed(
     signals: &mut Signals,
     terminal: Terminal,
 ) -> Result<(), Failure> {
-    let found = wanted.look(client, signals).await?;
+    let found = request::look(wanted, client, signals).await?;
     let mut differing = None;
     for (target, all) in &found {
         let differences: Vec<Finding> = all
@@ -108,8 +108,8 @@ async fn confirmed(
 }
 
 /// Starts the jobs and waits until they are stored.
-async fn accepted(client: &Client, request: &ApiRequest) -> Result<Vec<(NodeId, JobId)>, Failure> {
-    let mut replies = client.ask(request).await?;
+async fn accepted(client: &Client, request: InitRequest) -> Result<Vec<(NodeId, JobId)>, Failure> {
+    let mut replies = client.ask(Order::Init(request)).await?;
     while let Some(reply) = replies.next().await? {
         if let ApiReply::Accepted { jobs } = reply {
             return Ok(jobs);

@@ -1,6 +1,6 @@
 //! `steep-repl init cancel`.
 
-use steep_protocol::message::api::{ApiReply, ApiRequest};
+use steep_protocol::message::api::{ApiReply, Order};
 use steep_protocol::message::job::CancelledData;
 use steep_protocol::{FaultKind, NodeState};
 
@@ -39,11 +39,11 @@ pub(crate) async fn run(args: CancelArgs, context: &Context) -> Result<u8, Failu
         return remove::clean_up(args.node, data, client, context).await;
     }
     let data = data(args.keep_data);
-    let request = ApiRequest::Cancel {
+    let request = Order::Cancel {
         node: args.node.clone(),
         data,
     };
-    let mut replies = client.ask(&request).await?;
+    let mut replies = client.ask(request).await?;
     loop {
         let reply = tokio::select! {
             reply = replies.next() => reply?,

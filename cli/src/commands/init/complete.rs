@@ -1,7 +1,9 @@
 //! `steep-repl init complete`: starts replication to a node that was restored from a backup.
 
+use steep_protocol::message::api::InitRequest;
+
 use super::begin::{self, AfterStart};
-use super::request::InitRequest;
+use super::request;
 use crate::args::CompleteArgs;
 use crate::commands::{Context, doctor};
 use crate::failure::Failure;
@@ -17,12 +19,13 @@ pub(crate) async fn run(mut args: CompleteArgs, context: &Context) -> Result<u8,
 }
 
 async fn go(args: &CompleteArgs, context: &Context) -> Result<u8, Failure> {
-    let wanted = InitRequest::Backup(Box::new(args.spec(context.settings.parallel)?));
+    let spec = args.spec(context.settings.parallel)?;
+    let wanted = InitRequest::Complete(Box::new(spec));
     let mut signals = Signals::catch()?;
     let mut client = context.client().await?;
     let terminal = context.terminal;
     if args.dry_run {
-        let found = wanted.look(&client, &mut signals).await?;
+        let found = request::look(&wanted, &client, &mut signals).await?;
         client.close().await;
         return Ok(doctor::told(&found, terminal));
     }

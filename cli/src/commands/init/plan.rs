@@ -1,10 +1,11 @@
 //! What `init` would do: `--dry-run`, and the statements that auto is about to run.
 
 use steep_protocol::NodeId;
+use steep_protocol::message::api::InitRequest;
 use steep_protocol::message::facts::Finding;
 use steep_protocol::message::job::SchemaMode;
 
-use super::request::InitRequest;
+use super::request;
 use crate::client::Client;
 use crate::commands::doctor;
 use crate::failure::Failure;
@@ -20,7 +21,7 @@ pub(super) async fn show(
     signals: &mut Signals,
     terminal: Terminal,
 ) -> Result<u8, Failure> {
-    let found = wanted.look(&client, signals).await?;
+    let found = request::look(wanted, &client, signals).await?;
     client.close().await;
     for (spec, (target, findings)) in wanted.specs().iter().zip(&found) {
         if terminal.json {
@@ -41,7 +42,7 @@ pub(super) async fn announce(
     signals: &mut Signals,
     terminal: Terminal,
 ) -> Result<(), Failure> {
-    if let InitRequest::Resumed(_) = wanted {
+    if let InitRequest::Resume(_) = wanted {
         return Ok(());
     }
     let auto = wanted
@@ -70,7 +71,7 @@ async fn about_schemas(
     wanted: &InitRequest,
     signals: &mut Signals,
 ) -> Result<Vec<(NodeId, Vec<Finding>)>, Failure> {
-    let mut found = wanted.look(client, signals).await?;
+    let mut found = request::look(wanted, client, signals).await?;
     for (_, found) in &mut found {
         found.retain(findings::is_about_schema);
     }

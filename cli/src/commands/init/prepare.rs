@@ -1,6 +1,6 @@
 //! `steep-repl init prepare`: creates a slot on the source before a backup is taken.
 
-use steep_protocol::message::api::{ApiReply, ApiRequest};
+use steep_protocol::message::api::{ApiReply, ApiRequest, Order, Query};
 use steep_protocol::message::facts::Finding;
 use steep_protocol::message::handover::PreparedSlot;
 use steep_protocol::{FaultKind, NodeId};
@@ -18,9 +18,7 @@ pub(crate) async fn run(args: PrepareArgs, context: &Context) -> Result<u8, Fail
     let client = context.client().await?;
     if args.drop {
         let (node, slot) = (args.node.clone(), args.slot.clone());
-        client
-            .ask_all(&ApiRequest::DropPrepared { node, slot })
-            .await?;
+        client.ask_all(Order::DropPrepared { node, slot }).await?;
         client.close().await;
         if terminal.json {
             print_json(&json::unprepared(&args.node, &args.slot));
@@ -29,7 +27,7 @@ pub(crate) async fn run(args: PrepareArgs, context: &Context) -> Result<u8, Fail
         }
         return Ok(failure::SUCCESS);
     }
-    let (slots, warnings) = ask(&client, &ApiRequest::Prepare(args.spec())).await?;
+    let (slots, warnings) = ask(&client, Order::Prepare(args.spec())).await?;
     client.close().await;
     let Some(slot) = slots.first() else {
         let text = "the coordinator did not say what was prepared";
@@ -50,7 +48,7 @@ pub(crate) async fn run(args: PrepareArgs, context: &Context) -> Result<u8, Fail
 /// The prepared slots, and findings.
 async fn ask(
     client: &Client,
-    request: &ApiRequest,
+    request: impl Into<ApiRequest>,
 ) -> Result<(Vec<PreparedSlot>, Vec<Finding>), Failure> {
     let (mut slots, mut warnings) = (Vec::new(), Vec::new());
     for reply in client.ask_all(request).await? {
@@ -65,7 +63,7 @@ async fn ask(
 
 /// The slots prepared on a node. On error none: the caller shows them beside other things.
 pub(in crate::commands) async fn on(client: &Client, node: &NodeId) -> Vec<PreparedSlot> {
-    let request = ApiRequest::Prepared { node: node.clone() };
-    let asked = ask(client, &request).await;
+    let request = Query::Prepared { node: node.clone() };
+    let asked = ask(client, request).await;
     asked.map(|(slots, _)| slots).unwrap_or_default()
 }

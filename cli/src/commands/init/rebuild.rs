@@ -1,7 +1,7 @@
 //! `steep-repl init rebuild`.
 
 use steep_protocol::message::agent::MissingObjects;
-use steep_protocol::message::api::{ApiReply, ApiRequest};
+use steep_protocol::message::api::{ApiReply, Order, Query};
 use steep_protocol::{FaultKind, NodeId};
 
 use crate::args::RebuildArgs;
@@ -14,10 +14,10 @@ use crate::terminal::{print, print_json};
 /// Makes a node retry its missing objects. Exit code 1 if some are still missing.
 pub(crate) async fn run(args: RebuildArgs, context: &Context) -> Result<u8, Failure> {
     let client = context.client().await?;
-    let request = ApiRequest::Rebuild {
+    let request = Order::Rebuild {
         node: args.node.clone(),
     };
-    let replies = client.ask_all(&request).await?;
+    let replies = client.ask_all(request).await?;
     client.close().await;
     let rebuilt = replies.into_iter().find_map(|reply| match reply {
         ApiReply::Rebuilt(rebuilt) => Some(rebuilt),
@@ -44,8 +44,8 @@ pub(crate) async fn run(args: RebuildArgs, context: &Context) -> Result<u8, Fail
 
 /// The missing objects of a node.
 pub(crate) async fn of(client: &Client, node: &NodeId) -> Result<MissingObjects, Failure> {
-    let request = ApiRequest::Missing { node: node.clone() };
-    let replies = client.ask_all(&request).await?;
+    let request = Query::Missing { node: node.clone() };
+    let replies = client.ask_all(request).await?;
     let missing = replies.into_iter().find_map(|reply| match reply {
         ApiReply::Missing(missing) => Some(missing),
         _ => None,

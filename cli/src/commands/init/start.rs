@@ -1,10 +1,10 @@
 //! `steep-repl init TARGET... --from SOURCE`.
 
 use steep_protocol::NodeId;
+use steep_protocol::message::api::InitRequest;
 use steep_protocol::message::job::JobSpec;
 
 use super::begin::{self, AfterStart};
-use super::request::InitRequest;
 use crate::args::StartArgs;
 use crate::client::Client;
 use crate::commands::init::plan;
@@ -30,7 +30,7 @@ async fn go(mut args: StartArgs, context: &Context) -> Result<u8, Failure> {
     let terminal = context.terminal;
 
     if args.dry_run {
-        let wanted = InitRequest::Copies(specs);
+        let wanted = InitRequest::Copy(specs);
         return plan::show(client, &wanted, &mut signals, terminal).await;
     }
     let after_start = AfterStart::of(args.detach);
@@ -54,9 +54,9 @@ async fn go(mut args: StartArgs, context: &Context) -> Result<u8, Failure> {
                 "follow it with `steep-repl init progress --node {busy} --follow`, and resume the others alone"
             )));
         }
-        InitRequest::Resumed(specs)
+        InitRequest::Resume(specs)
     } else {
-        InitRequest::Copies(specs)
+        InitRequest::Copy(specs)
     };
     let done = begin::run(wanted, after_start, &mut client, &mut signals, terminal).await;
     client.close().await;

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use steep_protocol::FaultKind;
-use steep_protocol::message::api::{ApiReply, ApiRequest};
+use steep_protocol::message::api::{ApiReply, Order};
 
 use crate::args::CaptureArgs;
 use crate::commands::Context;
@@ -12,11 +12,11 @@ use crate::terminal::{print_json, print_line};
 /// Makes the node store fingerprints, and prints the number of tables.
 pub(super) async fn run(args: CaptureArgs, context: &Context) -> Result<u8, Failure> {
     let client = context.client().await?;
-    let request = ApiRequest::Capture {
+    let request = Order::Capture {
         node: args.node.clone(),
         peer: args.peer.clone(),
     };
-    let replies = client.ask_all(&request).await?;
+    let replies = client.ask_all(request).await?;
     client.close().await;
     let captured = replies.into_iter().find_map(|reply| match reply {
         ApiReply::Captured { tables } => Some(tables),

@@ -73,7 +73,7 @@ async fn ask(client: &Client, node: &NodeId, schemas: &[Identifier]) -> Result<S
         exclude_tables: Vec::new(),
     };
     let node = node.clone();
-    let mut replies = client.ask(&ApiRequest::Schema { node, filter }).await?;
+    let mut replies = client.ask(ApiRequest::Schema { node, filter }).await?;
     let mut schema = Schema::default();
     while let Some(reply) = replies.next().await? {
         if let ApiReply::Schema(page) = reply {

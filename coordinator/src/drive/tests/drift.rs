@@ -3,12 +3,13 @@
 use steep_protocol::message::agent::{
     AgentMessage, Command, Observed, SourceCommand, TargetCommand,
 };
+use steep_protocol::message::api::{ApiReply, Order};
 use steep_protocol::message::job::{SchemaMode, TableFilter};
 use steep_protocol::message::schema::{Change, SchemaDifference, SchemaReview, Subject};
 use steep_protocol::{FaultKind, JobId, NodeState, TableName};
 
 use super::super::*;
-use super::world::{World, operator};
+use super::world::{World, replies};
 use super::{carried, directory, slot, subscription};
 use crate::store::EventQuery;
 use crate::testing::{node, spec};
@@ -414,7 +415,7 @@ fn a_slot_or_subscription_that_was_gone_stays_gone_when_it_is_made_again() {
         // Only another job, or none, takes it back.
         let mut answer = world.cancel("b");
         world.run_on();
-        assert!(matches!(answer.try_recv(), Ok(Ok(Answer::Done))));
+        assert_eq!(replies(answer.try_recv().unwrap()), []);
         let job = synchronized(&mut world, SchemaMode::Strict);
         world.observe_columns(job, "same", "same");
         assert_eq!(world.state("b"), NodeState::Synchronized);
@@ -443,21 +444,17 @@ fn a_schema_is_read_page_by_page_and_fingerprints_are_stored_with_a_peers() {
     assert_eq!(page(&mut world, next), None);
 
     let capture = |world: &mut World, peer: Option<&str>| {
-        let question = Question::Capture {
+        let question = Order::Capture {
             node: node("b"),
             peer: peer.map(node),
-            operator: operator(),
         };
         let mut answer = world.ask_later(question);
         world.run_on();
         answer.try_recv().unwrap()
     };
     for peer in [None, Some("a")] {
-        let stored = capture(&mut world, peer);
-        assert!(
-            matches!(stored, Ok(Answer::Captured { tables: 3 })),
-            "{stored:?}"
-        );
+        let stored = replies(capture(&mut world, peer));
+        assert_eq!(stored, [ApiReply::Captured { tables: 3 }]);
     }
     for peer in ["b", "nobody"] {
         let refused = capture(&mut world, Some(peer)).unwrap_err();
@@ -470,13 +467,15 @@ fn a_schema_is_read_page_by_page_and_fingerprints_are_stored_with_a_peers() {
         limit: 100,
     };
     let trail = world.driver.store.audit(&query).unwrap();
-    let captures = trail.iter().filter(|wish| wish.action == "schema.capture");
+    let captures = trail
+        .iter()
+        .filter(|entry| entry.action == "schema.capture");
     let captures: Vec<_> = captures
-        .map(|wish| {
+        .map(|entry| {
             (
-                wish.operator.as_str(),
-                wish.arguments.len(),
-                wish.refused.is_some(),
+                entry.operator.as_str(),
+                entry.arguments.len(),
+                entry.refused.is_some(),
             )
         })
         .collect();
@@ -488,10 +487,9 @@ fn a_schema_is_read_page_by_page_and_fingerprints_are_stored_with_a_peers() {
     ];
     assert_eq!(captures, wanted);
     // An agent that goes away leaves nobody waiting.
-    let question = Question::Capture {
+    let question = Order::Capture {
         node: node("b"),
         peer: None,
-        operator: operator(),
     };
     let mut answer = world.ask_later(question);
     world.leave("b");

@@ -1,6 +1,7 @@
 //! Nodes made from a backup: which slot, which commands, what becomes of the slot.
 
 use steep_protocol::message::agent::AgentMessage;
+use steep_protocol::message::api::{ApiReply, InitRequest, Order, Query};
 use steep_protocol::message::handover::{
     CompleteSpec, PrepareSpec, PreparedSlot, PreparedState, SchemaCheck, SlotName,
 };
@@ -10,27 +11,28 @@ use steep_protocol::{JobId, Lsn, NodeState};
 use super::super::*;
 use super::directory;
 use super::drift::{lost_column, observe_for_long};
-use super::world::{World, operator, prepared};
+use super::world::{World, prepared, replies};
 use crate::testing::{node, spec};
 
 const REPLICATION: JobId = JobId(0x77);
 
-fn complete(slot: Option<&str>) -> Question {
+fn backup(slot: Option<&str>) -> CompleteSpec {
     let mut job = spec("a", "b");
     job.method = Method::Backup;
-    Question::Complete {
-        spec: Box::new(CompleteSpec {
-            job,
-            slot: slot.map(|name| SlotName::parse(name).unwrap()),
-            source_lsn: Lsn(8),
-            schema: SchemaCheck::Compared,
-        }),
-        operator: operator(),
+    CompleteSpec {
+        job,
+        slot: slot.map(|name| SlotName::parse(name).unwrap()),
+        source_lsn: Lsn(8),
+        schema: SchemaCheck::Compared,
     }
 }
 
+fn complete(spec: CompleteSpec) -> Order {
+    Order::Init(InitRequest::Complete(Box::new(spec)))
+}
+
 fn begun(world: &mut World) -> JobId {
-    match world.ask(complete(None)).unwrap() {
+    match world.ask(complete(backup(None))).unwrap() {
         Answer::Accepted { jobs, .. } => jobs[0].job,
         other => panic!("{other:?}"),
     }
@@ -45,29 +47,29 @@ fn told(world: &World, name: &str) -> Vec<&'static str> {
 fn a_hand_over_goes_on_from_the_only_prepared_slot_and_follows_by_its_name() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
-    let mut silent = world.ask_later(complete(None));
+    let mut silent = world.ask_later(complete(backup(None)));
     world.skip(4);
     assert!(silent.try_recv().is_err(), "it waits for the agent");
     world.skip(2);
     let unknown = silent.try_recv().unwrap().unwrap_err();
     assert!(unknown.message.contains("not said yet"), "{unknown:?}");
-    let mut early = world.ask_later(complete(Some("tuesday")));
+    let mut early = world.ask_later(complete(backup(Some("tuesday"))));
     world.say("a", AgentMessage::Prepared(vec![prepared(REPLICATION)]));
     world.skip(1);
     let missing = early.try_recv().unwrap().unwrap_err();
     assert!(missing.message.contains("no slot tuesday"), "{missing:?}");
     world.say("a", AgentMessage::Prepared(vec![prepared(REPLICATION)]));
-    let missing = world.ask(complete(Some("tuesday"))).unwrap_err();
+    let missing = world.ask(complete(backup(Some("tuesday")))).unwrap_err();
     assert!(missing.message.contains("no slot tuesday"), "{missing:?}");
     assert!(missing.hint.contains("monday"), "{missing:?}");
 
     let specs = vec![spec("a", "b")];
-    let mut doctor = world.ask_later(Question::Doctor { specs });
+    let mut doctor = world.ask_later(Query::Doctor(InitRequest::Copy(specs)));
     world.run_on();
-    let Ok(Ok(Answer::Findings(found))) = doctor.try_recv() else {
-        panic!("no findings")
-    };
-    assert_eq!(found[0].1[0].code, "prepared_slot");
+    match &replies(doctor.try_recv().unwrap())[..] {
+        [ApiReply::Findings { findings, .. }] => assert_eq!(findings[0].code, "prepared_slot"),
+        other => panic!("{other:?}"),
+    }
     let looked = world.agents[&node("a")].history.len();
 
     let job = begun(&mut world);
@@ -109,11 +111,9 @@ fn a_schema_that_was_not_checked_is_no_drift_as_it_was_first_seen() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
     world.say("a", AgentMessage::Prepared(vec![prepared(REPLICATION)]));
-    let Question::Complete { mut spec, operator } = complete(None) else {
-        unreachable!()
-    };
+    let mut spec = backup(None);
     spec.schema = SchemaCheck::Skipped;
-    world.ask(Question::Complete { spec, operator }).unwrap();
+    world.ask(complete(spec)).unwrap();
     world.run_on();
     world.review = lost_column();
     observe_for_long(&mut world, REPLICATION, "with", "without");
@@ -132,13 +132,9 @@ fn a_slot_serves_one_job_and_is_given_back_by_one_that_is_cancelled() {
     let mut world = World::open(directory.path(), &["a", "b", "c"]);
     world.say("a", AgentMessage::Prepared(vec![prepared(REPLICATION)]));
     let job = begun(&mut world);
-    let Question::Complete { mut spec, operator } = complete(None) else {
-        unreachable!()
-    };
+    let mut spec = backup(None);
     spec.job.target = node("c");
-    let busy = world
-        .ask(Question::Complete { spec, operator })
-        .unwrap_err();
+    let busy = world.ask(complete(spec)).unwrap_err();
     assert!(busy.message.contains(&job.to_string()), "{busy:?}");
 
     world.until("b", |command| command.policy().name == "match_schema");
@@ -158,16 +154,12 @@ fn a_slot_serves_one_job_and_is_given_back_by_one_that_is_cancelled() {
 fn rows_of_a_backup_are_not_asked_for_by_init_nor_copied_by_complete() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
-    let mut backup = spec("a", "b");
-    backup.method = Method::Backup;
-    let refused = world.init(vec![backup]).unwrap_err();
+    let refused = world.init(vec![backup(None).job]).unwrap_err();
     assert!(refused.message.contains("init complete"), "{refused:?}");
     world.say("a", AgentMessage::Prepared(Vec::new()));
-    let Question::Complete { mut spec, operator } = complete(None) else {
-        unreachable!()
-    };
+    let mut spec = backup(None);
     spec.job.method = Method::Snapshot;
-    let refused = world.ask(Question::Complete { spec, operator });
+    let refused = world.ask(complete(spec));
     assert!(refused.unwrap_err().message.contains("backup"));
 }
 
@@ -175,13 +167,12 @@ fn rows_of_a_backup_are_not_asked_for_by_init_nor_copied_by_complete() {
 fn a_slot_is_prepared_where_the_source_allows_it_and_known_at_once() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
-    let prepare = |slot: &str, seconds| Question::Prepare {
-        spec: PrepareSpec {
+    let prepare = |slot: &str, seconds| {
+        Order::Prepare(PrepareSpec {
             node: node("a"),
             slot: SlotName::parse(slot).unwrap(),
             expires_seconds: seconds,
-        },
-        operator: operator(),
+        })
     };
     assert!(world.ask(prepare("steep_repl_x", 60)).is_err());
     assert!(world.ask(prepare("monday", 0)).is_err());
@@ -205,7 +196,7 @@ fn a_slot_is_prepared_where_the_source_allows_it_and_known_at_once() {
         ..prepared(REPLICATION)
     };
     world.say("a", AgentMessage::Prepared(vec![lost]));
-    let none = world.ask(complete(None)).unwrap_err();
+    let none = world.ask(complete(backup(None))).unwrap_err();
     assert!(none.hint.contains("lost: somebody dropped it"), "{none:?}");
 }
 

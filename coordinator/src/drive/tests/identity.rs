@@ -3,13 +3,12 @@
 
 use steep_protocol::NodeState;
 use steep_protocol::message::agent::{AgentMessage, Observed, Seat};
-use steep_protocol::message::api::Afterwards;
+use steep_protocol::message::api::{Afterwards, ApiReply, Order};
 use steep_protocol::message::job::{CancelledData, ReplicationNames};
 use steep_protocol::message::lineage::{
     ChangeOrigin, Identity, Lineage, MirroredNode, SubscriptionSeen, Tool,
 };
 
-use super::super::{Answer, Question};
 use super::world::*;
 use super::*;
 
@@ -116,15 +115,15 @@ fn a_clean_up_says_that_the_other_end_was_not_seen() {
         ..lineage(2)
     };
     tell(&mut world, "b", half);
-    let mut clean_up = world.ask_later(Question::GiveUp {
+    let mut clean_up = world.ask_later(Order::GiveUp {
         node: crate::testing::node("b"),
         data: CancelledData::Remove,
         afterwards: Afterwards::Keep,
-        operator: operator(),
     });
     world.run_on();
-    let Ok(Ok(Answer::Left(left))) = clean_up.try_recv() else {
-        panic!("no answer")
+    let replies = replies(clean_up.try_recv().unwrap());
+    let [ApiReply::Left(left)] = &replies[..] else {
+        panic!("{replies:?}")
     };
     assert!(left[0].contains(&job.to_string()), "{left:?}");
     assert!(

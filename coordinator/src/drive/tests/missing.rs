@@ -1,11 +1,12 @@
 //! Claims about what a node lacks of its source's schema.
 
 use steep_protocol::message::agent::{Command, MissingObjects, Rebuilt, TargetCommand};
+use steep_protocol::message::api::{ApiReply, Order, Query};
 use steep_protocol::message::facts::{Finding, Severity};
 use steep_protocol::{Fault, FaultKind};
 
-use super::super::{Answer, Question};
-use super::world::{World, operator};
+use super::super::Answer;
+use super::world::{World, replies};
 use crate::store::{EventQuery, Store as _};
 use crate::testing::{node, spec};
 
@@ -27,10 +28,7 @@ fn lacks(total: u64) -> MissingObjects {
 }
 
 fn rebuild(world: &mut World, name: &str) -> Result<Answer, Fault> {
-    let question = Question::Rebuild {
-        node: node(name),
-        operator: operator(),
-    };
+    let question = Order::Rebuild { node: node(name) };
     let mut answer = world.ask_later(question);
     world.run_on();
     answer.try_recv().unwrap()
@@ -49,17 +47,16 @@ fn a_node_keeps_saying_what_it_lacks_until_a_rebuild_has_made_it() {
         world.join(name);
     }
     assert_eq!(world.node("b").missing_objects, 2);
-    let question = Question::Missing { node: node("b") };
-    let told = world.ask_later(question).try_recv().unwrap().unwrap();
-    assert!(matches!(told, Answer::Missing(missing) if missing == lacks(2)));
+    let question = Query::Missing { node: node("b") };
+    assert_eq!(replies(world.ask(question)), [ApiReply::Missing(lacks(2))]);
 
     world.missing = lacks(1);
-    let partly = rebuild(&mut world, "b").unwrap();
+    let partly = replies(rebuild(&mut world, "b"));
     let wanted = Rebuilt {
         made: 1,
         missing: lacks(1),
     };
-    assert!(matches!(partly, Answer::Rebuilt(rebuilt) if rebuilt == wanted));
+    assert_eq!(partly, [ApiReply::Rebuilt(wanted)]);
     assert_eq!(world.node("b").missing_objects, 1);
     world.missing = lacks(0);
     rebuild(&mut world, "b").unwrap();
@@ -75,8 +72,8 @@ fn a_node_keeps_saying_what_it_lacks_until_a_rebuild_has_made_it() {
         limit: 100,
     };
     let trail = world.driver.store.audit(&query).unwrap();
-    let wishes = trail.iter().filter(|wish| wish.action == "init.rebuild");
-    assert_eq!(wishes.count(), 2);
+    let rebuilds = trail.iter().filter(|entry| entry.action == "init.rebuild");
+    assert_eq!(rebuilds.count(), 2);
 }
 
 #[test]
@@ -85,10 +82,7 @@ fn jobs_and_rebuilds_of_a_node_keep_out_of_each_others_way() {
     let mut world = World::open(directory.path(), &["a", "b"]);
     world.init(vec![spec("a", "b")]).unwrap();
     world.until("b", is_copy);
-    let question = || Question::Rebuild {
-        node: node("b"),
-        operator: operator(),
-    };
+    let question = || Order::Rebuild { node: node("b") };
     let refused = world.ask_later(question()).try_recv().unwrap().unwrap_err();
     assert!(refused.message.contains("a job is at work"), "{refused}");
 

@@ -1,11 +1,12 @@
 //! Claims about what operators ask.
 
 use steep_protocol::message::agent::{Command, CopyParts, SourceCommand, TargetCommand};
+use steep_protocol::message::api::{ApiReply, InitRequest, Query};
 use steep_protocol::message::job::Method;
 use steep_protocol::{FaultKind, NodeState};
 
-use super::super::{Answer, Interest, Question};
-use super::world::World;
+use super::super::{Interest, Question};
+use super::world::{World, replies};
 use crate::store::NodeRecord;
 use crate::testing::{node, spec};
 
@@ -153,7 +154,7 @@ fn a_cancel_answers_when_everything_is_removed() {
         "the source waits for the target"
     );
     world.run_on();
-    assert!(matches!(answer.try_recv(), Ok(Ok(Answer::Done))));
+    assert_eq!(replies(answer.try_recv().unwrap()), []);
     assert_eq!(world.state("b"), NodeState::Uninitialized);
     let end = follow.feed.borrow().end.clone().unwrap();
     assert_eq!(end.fault.as_ref().unwrap().kind, FaultKind::Cancelled);
@@ -194,12 +195,16 @@ fn the_preflight_alone_touches_nothing_and_takes_its_permission_back() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b", "c"]);
     let specs = vec![spec("a", "b"), spec("a", "c")];
-    let mut answer = world.ask_later(Question::Doctor { specs });
+    let mut answer = world.ask_later(Query::Doctor(InitRequest::Copy(specs)));
     world.run_on();
-    let Ok(Ok(Answer::Findings(findings))) = answer.try_recv() else {
-        panic!("no findings");
-    };
-    let targets: Vec<_> = findings.iter().map(|(target, _)| target.clone()).collect();
+    let replies = replies(answer.try_recv().unwrap());
+    let targets: Vec<_> = replies
+        .iter()
+        .map(|reply| match reply {
+            ApiReply::Findings { target, .. } => target.clone(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
     assert_eq!(targets, [node("b"), node("c")]);
     assert_eq!(world.state("b"), NodeState::Uninitialized);
     let last = &world.agent("a").history.last().unwrap().1;
@@ -207,7 +212,7 @@ fn the_preflight_alone_touches_nothing_and_takes_its_permission_back() {
     assert!(world.agents.values().all(|agent| agent.kept.is_empty()));
 
     let specs = vec![spec("a", "b")];
-    let mut answer = world.ask_later(Question::Doctor { specs });
+    let mut answer = world.ask_later(Query::Doctor(InitRequest::Copy(specs)));
     world.leave("a");
     let fault = answer.try_recv().unwrap().unwrap_err();
     assert_eq!(fault.kind, FaultKind::Unreachable);
@@ -219,7 +224,7 @@ fn a_permission_that_could_not_be_taken_back_is_when_its_agent_is_back() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
     let specs = vec![spec("a", "b")];
-    let _answer = world.ask_later(Question::Doctor { specs });
+    let _answer = world.ask_later(Query::Doctor(InitRequest::Copy(specs)));
     world.end_one("a", None);
     assert_eq!(world.agents[&node("a")].admitted.len(), 1);
     world.leave("a");
@@ -242,8 +247,9 @@ fn a_permission_that_could_not_be_taken_back_is_when_its_agent_is_back() {
 fn nodes_that_nobody_initialised_are_listed_too() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["b", "a"]);
-    let Ok(Answer::Nodes(nodes)) = world.ask(Question::Nodes { node: None }) else {
-        panic!("no nodes");
+    let replies = replies(world.ask(Query::Nodes { node: None }));
+    let [ApiReply::Nodes(nodes)] = &replies[..] else {
+        panic!("{replies:?}");
     };
     let names: Vec<_> = nodes.iter().map(|n| n.node_id.as_str()).collect();
     assert_eq!(names, ["a", "b"]);

@@ -1,12 +1,12 @@
 //! Claims about the audit trail, the history of progress, and metrics.
 
 use steep_protocol::message::agent::{AgentMessage, PartProgress, ProgressReport};
-use steep_protocol::message::api::EventView;
+use steep_protocol::message::api::{ApiReply, EventView, Order, Query};
 use steep_protocol::pace::Pace;
 use steep_protocol::{ByteCount, Fault, FaultKind, JobId, NodeState, PartNo, Phase, TableName};
 
 use super::super::{Answer, Interest, Question};
-use super::world::{World, done, operator};
+use super::world::{World, done, replies};
 use crate::store::{EventQuery, Store};
 use crate::testing::{node, spec};
 
@@ -104,14 +104,13 @@ fn history_and_retries_outlive_the_coordinator() {
 }
 
 #[test]
-fn wishes_that_cannot_be_written_keep_none_from_being_told() {
+fn audit_entries_that_cannot_be_written_keep_none_from_being_told() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
     for _ in 0..60 {
-        let question = Question::Capture {
+        let question = Order::Capture {
             node: node("b"),
             peer: None,
-            operator: operator(),
         };
         drop(world.ask_later(question));
         world.run_on();
@@ -123,7 +122,7 @@ fn wishes_that_cannot_be_written_keep_none_from_being_told() {
         world.join("b");
     }
     let told = &world.agent("b").audited;
-    let told: std::collections::BTreeSet<u64> = told.iter().map(|wish| wish.seq).collect();
+    let told: std::collections::BTreeSet<u64> = told.iter().map(|entry| entry.seq).collect();
     assert_eq!(told.len(), 60);
 }
 
@@ -252,8 +251,9 @@ fn a_restart_forgets_no_table_and_begins_none_again() {
     let started = world.events("b");
     let started = started.iter().filter(|e| e.event == "init.table_started");
     assert_eq!(started.count(), 3);
-    let Ok(Answer::Report(Some(end))) = world.ask(Question::Report { node: node("b") }) else {
-        panic!("no report");
+    let replies = replies(world.ask(Query::Report { node: node("b") }));
+    let [ApiReply::Ended(end)] = &replies[..] else {
+        panic!("{replies:?}");
     };
     let slowest = &end.report.slowest_tables;
     assert_eq!(slowest.len(), 3, "{slowest:?}");

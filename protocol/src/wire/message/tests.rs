@@ -8,7 +8,8 @@ use super::agent::{
     SourceCommand, TargetCommand,
 };
 use super::api::{
-    ApiReply, ApiRequest, AuditView, EndView, JobView, PhaseSeconds, PhaseTime, Report, TableTime,
+    ApiReply, ApiRequest, AuditView, EndView, InitRequest, JobView, Order, PhaseSeconds, PhaseTime,
+    Query, Report, TableTime,
 };
 use super::handover::{
     CompleteSpec, PreparedSlot, PreparedState, Replication, SchemaCheck, SlotName,
@@ -117,7 +118,7 @@ fn what_watchers_ask_and_hear_round_trips() {
             node: node.clone(),
             follow: true,
         },
-        ApiRequest::Report { node: node.clone() },
+        ApiRequest::Query(Query::Report { node: node.clone() }),
         ApiRequest::Events {
             node: None,
             follow: true,
@@ -326,12 +327,12 @@ fn hand_overs_round_trip_and_a_bad_slot_name_does_not_decode() {
     }]);
     let bytes = encode(&prepared).unwrap();
     assert_eq!(decode::<AgentMessage>(&bytes).unwrap(), prepared);
-    let request = ApiRequest::Complete(Box::new(CompleteSpec {
+    let request = ApiRequest::Order(Order::Init(InitRequest::Complete(Box::new(CompleteSpec {
         job: job_view(NodeId::parse("b").unwrap()).spec,
         slot: Some(slot),
         source_lsn: Lsn(u64::MAX),
         schema: SchemaCheck::Skipped,
-    }));
+    }))));
     let bytes = encode(&request).unwrap();
     assert_eq!(decode::<ApiRequest>(&bytes).unwrap(), request);
 }

@@ -12,7 +12,9 @@ use steep_protocol::message::agent::{
     Outcome, PartDone, Rebuilt, Registration, ReplicatedDigest, Seat, SlotOrigin, SlotStatus,
     SourceCommand, SubscriptionStatus, TableSummary, TargetCommand,
 };
-use steep_protocol::message::api::{EndView, EventView, NodeView, ProgressView};
+use steep_protocol::message::api::{
+    ApiReply, EndView, EventView, InitRequest, NodeView, Order, ProgressView, Query,
+};
 use steep_protocol::message::facts::{Finding, SourceFacts};
 use steep_protocol::message::handover::{
     PreparedSlot, PreparedState, Replication, SlotFacts, SlotName,
@@ -60,6 +62,26 @@ pub(super) struct FakeAgent {
     /// How often it was told to speak, one after the other.
     pub(super) paces: Vec<Pace>,
     sums: BTreeMap<JobId, (u32, u64, u64)>,
+}
+
+/// All that an operator is answered.
+pub(super) fn replies(answer: Result<Answer, Fault>) -> Vec<ApiReply> {
+    match answer {
+        Ok(Answer::Replies(replies)) => replies,
+        other => panic!("{other:?}"),
+    }
+}
+
+impl From<Query> for Question {
+    fn from(query: Query) -> Self {
+        Self::Query(query)
+    }
+}
+
+impl From<Order> for Question {
+    fn from(order: Order) -> Self {
+        Self::Order(order, operator())
+    }
 }
 
 pub(super) fn operator() -> Operator {
@@ -351,9 +373,10 @@ impl World {
     /// Asks; the answer may come later.
     pub(super) fn ask_later(
         &mut self,
-        question: Question,
+        question: impl Into<Question>,
     ) -> oneshot::Receiver<Result<Answer, Fault>> {
         let (reply, answer) = oneshot::channel();
+        let question = question.into();
         let ask = Ask { question, reply };
         self.driver
             .turn(&mut Vec::new(), Wake::Operator(ask))
@@ -362,42 +385,39 @@ impl World {
         answer
     }
 
-    pub(super) fn ask(&mut self, question: Question) -> Result<Answer, Fault> {
+    pub(super) fn ask(&mut self, question: impl Into<Question>) -> Result<Answer, Fault> {
         self.ask_later(question)
             .try_recv()
             .expect("an answer at once")
     }
 
     pub(super) fn init(&mut self, specs: Vec<JobSpec>) -> Result<Vec<Follow>, Fault> {
-        let operator = operator();
-        match self.ask(Question::Init { specs, operator })? {
+        match self.ask(Order::Init(InitRequest::Copy(specs)))? {
             Answer::Accepted { jobs, .. } => Ok(jobs),
             other => panic!("{other:?}"),
         }
     }
 
     pub(super) fn resume(&mut self, specs: Vec<JobSpec>) -> Result<Vec<Follow>, Fault> {
-        let operator = operator();
-        match self.ask(Question::Resume { specs, operator })? {
+        match self.ask(Order::Init(InitRequest::Resume(specs)))? {
             Answer::Accepted { jobs, .. } => Ok(jobs),
             other => panic!("{other:?}"),
         }
     }
 
     pub(super) fn cancel(&mut self, name: &str) -> oneshot::Receiver<Result<Answer, Fault>> {
-        self.ask_later(Question::Cancel {
+        self.ask_later(Order::Cancel {
             node: node(name),
             data: CancelledData::Remove,
-            operator: operator(),
         })
     }
 
     pub(super) fn node(&mut self, name: &str) -> NodeView {
-        let question = Question::Nodes {
+        let question = Query::Nodes {
             node: Some(node(name)),
         };
-        match self.ask(question).unwrap() {
-            Answer::Nodes(mut nodes) => nodes.pop().unwrap(),
+        match &replies(self.ask(question))[..] {
+            [ApiReply::Nodes(nodes)] => nodes[0].clone(),
             other => panic!("{other:?}"),
         }
     }

@@ -6,7 +6,7 @@ mod request;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-pub use self::request::{Afterwards, ApiRequest};
+pub use self::request::{Afterwards, ApiRequest, InitRequest, Order, Query};
 use super::agent::{LockRole, MissingObjects, Rebuilt};
 use super::facts::Finding;
 use super::handover::PreparedSlot;
@@ -91,7 +91,7 @@ pub struct NodeView {
     pub postgres_error: Option<String>,
     /// WAL its source keeps for it.
     pub wal_held_bytes: Option<u64>,
-    /// Statements of its source's schema that could not be run on it; [`ApiRequest::Missing`] gives more.
+    /// Statements of its source's schema that could not be run on it; [`Query::Missing`] gives more.
     pub missing_objects: u64,
     /// Since when nobody can look at it.
     pub unseen_since: Option<Timestamp>,

@@ -11,11 +11,10 @@ use crate::wire::NodeId;
 /// What an operator asks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum ApiRequest {
-    /// [`ApiReply::Nodes`], of one node or of all.
-    Nodes {
-        /// Which; every node where `None`.
-        node: Option<NodeId>,
-    },
+    /// Changes nothing; the replies come at once.
+    Query(Query),
+    /// Changes something. It is audited, whether it is accepted or refused.
+    Order(Order),
     /// [`ApiReply::Event`]s, oldest first; with `follow`, on and on.
     Events {
         /// Of which node; every node where `None`.
@@ -25,16 +24,10 @@ pub enum ApiRequest {
         /// Only those after this number ([`EventView::seq`]); 0 for all.
         after: u64,
     },
-    /// [`ApiReply::Findings`] per spec: the preflight alone.
-    Doctor {
-        /// One spec per target.
-        specs: Vec<JobSpec>,
-    },
-    /// [`ApiReply::Accepted`] once all jobs are stored, then, for each, [`ApiReply::Progress`],
-    /// [`ApiReply::Event`] and [`ApiReply::Ended`]. Closing the stream leaves the jobs running.
-    Init {
-        /// One spec per target.
-        specs: Vec<JobSpec>,
+    /// [`ApiReply::Audit`]s, oldest first.
+    Audit {
+        /// About which node, on either side; every node where `None`.
+        node: Option<NodeId>,
     },
     /// [`ApiReply::Progress`] once, or with `follow` until the job has [`ApiReply::Ended`].
     Progress {
@@ -43,38 +36,6 @@ pub enum ApiRequest {
         /// Whether to go on.
         follow: bool,
     },
-    /// Back to uninitialized, everything of ours removed; [`ApiReply::End`] when that is done.
-    Cancel {
-        /// The node.
-        node: NodeId,
-        /// What becomes of the rows.
-        data: CancelledData,
-    },
-    /// [`ApiReply::Audit`]s, oldest first: what operators wanted.
-    Audit {
-        /// About which node, on either side; every node where `None`.
-        node: Option<NodeId>,
-    },
-    /// [`ApiReply::Schema`] pages: a node's schema as it is now.
-    Schema {
-        /// The node.
-        node: NodeId,
-        /// Of which tables.
-        filter: TableFilter,
-    },
-    /// [`ApiReply::Captured`]: the node stores its tables' fingerprints as they are now.
-    Capture {
-        /// The node.
-        node: NodeId,
-        /// Whose fingerprints it stores as well, for `steep_repl.compare_fingerprints`.
-        peer: Option<NodeId>,
-    },
-    /// The whole cluster, on and on: [`ApiReply::Event`]s, the last
-    /// [`crate::limits::RECENT_EVENTS`] first and then each new one; [`ApiReply::Nodes`] with all
-    /// nodes and then with those that changed; [`ApiReply::Progress`] of every job at work, and its
-    /// [`ApiReply::Ended`]. What changed is said within 500 ms; a slow reader skips what was
-    /// overtaken.
-    Watch,
     /// The node's last [`ApiReply::Event`]s and [`ApiReply::Job`], once, or with `follow` the job
     /// again whenever it has changed. A node that never had a job gives events only.
     Job {
@@ -83,11 +44,78 @@ pub enum ApiRequest {
         /// Whether to go on.
         follow: bool,
     },
+    /// The whole cluster, on and on: [`ApiReply::Event`]s, the last
+    /// [`crate::limits::RECENT_EVENTS`] first and then each new one; [`ApiReply::Nodes`] with all
+    /// nodes and then with those that changed; [`ApiReply::Progress`] of every job at work, and its
+    /// [`ApiReply::Ended`]. What changed is said within 500 ms; a slow reader skips what was
+    /// overtaken.
+    Watch,
+    /// [`ApiReply::Schema`] pages: a node's schema as it is now.
+    Schema {
+        /// The node.
+        node: NodeId,
+        /// Of which tables.
+        filter: TableFilter,
+    },
+}
+
+/// What changes nothing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Query {
+    /// [`ApiReply::Nodes`].
+    Nodes {
+        /// Which; every node where `None`.
+        node: Option<NodeId>,
+    },
+    /// [`ApiReply::Findings`] for each target: the preflight alone.
+    Doctor(InitRequest),
     /// How the node's last job that is over ended: [`ApiReply::Ended`], with its
     /// [`EndView::report`].
     Report {
         /// The node.
         node: NodeId,
+    },
+    /// [`ApiReply::Prepared`]: the slots that are prepared on a node.
+    Prepared {
+        /// The node.
+        node: NodeId,
+    },
+    /// [`ApiReply::Missing`]: what a node lacks of its source's schema.
+    Missing {
+        /// The node.
+        node: NodeId,
+    },
+}
+
+/// What changes something.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Order {
+    /// [`ApiReply::Accepted`] once all jobs are stored, then, for each, [`ApiReply::Progress`],
+    /// [`ApiReply::Event`] and [`ApiReply::Ended`]. Closing the stream leaves the jobs running.
+    Init(InitRequest),
+    /// Back to uninitialized, everything of ours removed; [`ApiReply::End`] when that is done.
+    Cancel {
+        /// The node.
+        node: NodeId,
+        /// What becomes of the rows.
+        data: CancelledData,
+    },
+    /// As [`Order::Cancel`], also of jobs that the coordinator does not remember and of nodes that
+    /// are gone; [`ApiReply::Left`] with what cannot be reached and stays.
+    GiveUp {
+        /// The node.
+        node: NodeId,
+        /// What becomes of the rows.
+        data: CancelledData,
+        /// What becomes of the node.
+        afterwards: Afterwards,
+    },
+    /// [`ApiReply::Captured`]: the node stores its tables' fingerprints as they are now.
+    Capture {
+        /// The node.
+        node: NodeId,
+        /// Whose fingerprints it stores as well, for `steep_repl.compare_fingerprints`.
+        peer: Option<NodeId>,
     },
     /// [`ApiReply::Findings`] of the source, where there are any, then [`ApiReply::Prepared`] with the
     /// slot that was made.
@@ -99,41 +127,41 @@ pub enum ApiRequest {
         /// The slot.
         slot: SlotName,
     },
-    /// As [`ApiRequest::Init`], for a target whose rows come from a backup.
-    Complete(Box<CompleteSpec>),
-    /// As [`ApiRequest::Doctor`], for [`ApiRequest::Complete`].
-    DoctorComplete(Box<CompleteSpec>),
-    /// [`ApiReply::Prepared`]: the slots that are prepared on a node.
-    Prepared {
-        /// The node.
-        node: NodeId,
-    },
-    /// [`ApiReply::Missing`]: what a node lacks of its source's schema.
-    Missing {
-        /// The node.
-        node: NodeId,
-    },
     /// [`ApiReply::Rebuilt`] once the node has tried again what could not be made.
     Rebuild {
         /// The node.
         node: NodeId,
     },
-    /// As [`ApiRequest::Cancel`], also of jobs that the coordinator does not remember and of nodes that
-    /// are gone; [`ApiReply::Left`] with what cannot be reached and stays.
-    GiveUp {
-        /// The node.
-        node: NodeId,
-        /// What becomes of the rows.
-        data: CancelledData,
-        /// What becomes of the node.
-        afterwards: Afterwards,
-    },
-    /// As [`ApiRequest::Init`], for jobs that failed and have kept what they had: they go on. Of each
-    /// spec workers, rate, compression and time count; what is copied stays as it was asked for first.
-    Resume {
-        /// One spec per target.
-        specs: Vec<JobSpec>,
-    },
+}
+
+/// How targets get their rows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum InitRequest {
+    /// From their sources; one spec per target.
+    Copy(Vec<JobSpec>),
+    /// Jobs that failed and have kept what they had go on, one spec per target. Workers, rate,
+    /// compression and time are those of the spec; what is copied stays as it was first asked for.
+    Resume(Vec<JobSpec>),
+    /// One target, whose rows come from a backup.
+    Complete(Box<CompleteSpec>),
+}
+
+impl InitRequest {
+    /// One spec per target.
+    pub fn specs(&self) -> &[JobSpec] {
+        match self {
+            Self::Copy(specs) | Self::Resume(specs) => specs,
+            Self::Complete(spec) => std::slice::from_ref(&spec.job),
+        }
+    }
+
+    /// The same, to change them.
+    pub fn specs_mut(&mut self) -> &mut [JobSpec] {
+        match self {
+            Self::Copy(specs) | Self::Resume(specs) => specs,
+            Self::Complete(spec) => std::slice::from_mut(&mut spec.job),
+        }
+    }
 }
 
 /// What becomes of a node once it is given up.
@@ -143,4 +171,22 @@ pub enum Afterwards {
     Keep,
     /// It is forgotten.
     Forget,
+}
+
+impl From<Query> for ApiRequest {
+    fn from(query: Query) -> Self {
+        Self::Query(query)
+    }
+}
+
+impl From<Order> for ApiRequest {
+    fn from(order: Order) -> Self {
+        Self::Order(order)
+    }
+}
+
+impl From<InitRequest> for Order {
+    fn from(init: InitRequest) -> Self {
+        Self::Init(init)
+    }
 }

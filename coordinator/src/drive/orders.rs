@@ -1,0 +1,244 @@
+//! Orders of operators: what changes something. Each is checked, begun and audited in one turn.
+
+use jiff::Timestamp;
+use steep_protocol::message::agent::MissingObjects;
+use steep_protocol::message::api::{InitRequest, Order};
+use steep_protocol::message::job::{CancelledData, JobSpec};
+use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState};
+
+use super::audit::AuditEntry;
+use super::log::Note;
+use super::requests::unreadable;
+use super::{Answer, Driver, Operator, Ticket};
+use crate::job::handover::Handover;
+use crate::job::machine::JobEvent;
+use crate::job::state::{NodeEvent, transition};
+use crate::job::tally::Tally;
+use crate::job::{COMMANDS_PER_JOB, Job};
+use crate::store::{Store, Write};
+
+impl<S: Store> Driver<S> {
+    /// Begins what was ordered; the ticket is answered here or when it has ended. A fault is a refusal:
+    /// nothing was begun, and the caller answers.
+    pub(super) fn order(
+        &mut self,
+        order: Order,
+        operator: &Operator,
+        ticket: Ticket,
+        now: Timestamp,
+    ) -> Result<(), Fault> {
+        let entries = AuditEntry::of(&order);
+        let by = &operator.name;
+        let one = |job: Option<JobId>| job.into_iter().collect();
+        let begun: Result<Vec<JobId>, Fault> = match order {
+            Order::Init(request) => self.init(request, by, ticket, now),
+            Order::Cancel { node, data } => self.cancel(&node, data, by, ticket, now).map(one),
+            Order::GiveUp {
+                node,
+                data,
+                afterwards,
+            } => {
+                let wanted = (data, afterwards);
+                self.give_up(&node, wanted, by, ticket, now).map(one)
+            }
+            Order::Rebuild { node } => self.rebuild(&node, ticket, now).map(one),
+            Order::Capture { node, peer } => {
+                let begun = self.capture(&node, peer, ticket, now);
+                begun.map(|()| Vec::new())
+            }
+            Order::Prepare(spec) => self.prepare(spec, ticket, now).map(|()| Vec::new()),
+            Order::DropPrepared { node, slot } => {
+                let begun = self.drop_prepared(&node, &slot, ticket, now);
+                begun.map(|()| Vec::new())
+            }
+        };
+        self.audit_order(entries, operator, &begun, now);
+        begun.map(|_| ())
+    }
+
+    /// Accepts all of those jobs or none.
+    fn init(
+        &mut self,
+        request: InitRequest,
+        operator: &str,
+        ticket: Ticket,
+        now: Timestamp,
+    ) -> Result<Vec<JobId>, Fault> {
+        let after = self.next_event - 1;
+        self.check_shape(request.specs())?;
+        let ids: Vec<JobId> = match request {
+            InitRequest::Copy(specs) => {
+                for spec in &specs {
+                    self.check_copy(spec)?;
+                }
+                let specs = specs.into_iter();
+                specs
+                    .map(|spec| self.begin(spec, None, operator, now))
+                    .collect()
+            }
+            InitRequest::Resume(specs) => self.resume_failed(&specs, operator, now)?,
+            InitRequest::Complete(spec) => {
+                self.check_init(&spec.job)?;
+                let (spec, handover) = self.resolve(*spec)?;
+                self.check_slot_free(&handover)?;
+                vec![self.begin(spec, Some(handover), operator, now)]
+            }
+        };
+        let jobs = ids.iter().filter_map(|id| self.follow(*id, now)).collect();
+        self.answer(ticket, Ok(Answer::Accepted { jobs, after }));
+        Ok(ids)
+    }
+
+    /// Begins a job that may begin.
+    pub(super) fn begin(
+        &mut self,
+        spec: JobSpec,
+        handover: Option<Handover>,
+        operator: &str,
+        now: Timestamp,
+    ) -> JobId {
+        let id = self.new_job_id();
+        let first = self.take_commands(COMMANDS_PER_JOB);
+        let mut job = Job::new(id, spec, operator, first, now);
+        job.handover = handover;
+        let (target, source) = (job.spec.target.clone(), job.spec.source.clone());
+        let mut note = Note::info(
+            "init.started",
+            format!("{target} from {source}, by {operator}"),
+        )
+        .job(&job)
+        .field("operator", operator)
+        .field("method", job.spec.method.name())
+        .field("parallel", job.spec.parallel);
+        if let Some(handover) = &job.handover {
+            let slot = &handover.replication.slot;
+            note = note.field("slot", slot).field("lsn", handover.lsn);
+        }
+        let replication = job.handover.as_ref().map(|h| h.replication.id);
+        self.out.writes.push(Write::Job(Box::new(job.clone())));
+        if let Some(record) = self.nodes.get_mut(&target) {
+            record.job = Some(id);
+            record.replication = replication;
+        }
+        self.adopt(job, Tally::default(), now);
+        self.log(note, now);
+        for node in [&source, &target] {
+            self.meet(id, node, now);
+        }
+        self.advance(id, JobEvent::Begin, now);
+        id
+    }
+
+    /// A block of command ids that were never used and never will be again.
+    pub(super) fn take_commands(&mut self, count: u64) -> u64 {
+        let first = self.next_command;
+        self.next_command += count;
+        self.out.writes.push(Write::NextCommand(self.next_command));
+        first
+    }
+
+    /// A random id that no job in memory has.
+    pub(super) fn new_job_id(&self) -> JobId {
+        loop {
+            let id = JobId(rand::random());
+            if !self.jobs.contains_key(&id) {
+                return id;
+            }
+        }
+    }
+
+    fn cancel(
+        &mut self,
+        node: &NodeId,
+        data: CancelledData,
+        operator: &str,
+        ticket: Ticket,
+        now: Timestamp,
+    ) -> Result<Option<JobId>, Fault> {
+        self.known(node)?;
+        let state = self.state_of(node);
+        let live = match (self.live_job(node), state) {
+            (None, NodeState::Diverged) => self.revive_last(node, now).map_err(unreadable)?,
+            (live, _) => live,
+        };
+        let Some(id) = live else {
+            let job = self.nodes.get(node).and_then(|record| record.job);
+            self.cancel_without_job(node, state, operator, now)?;
+            self.answer(ticket, Ok(Answer::Replies(Vec::new())));
+            return Ok(job);
+        };
+        let mut note = Note::info("init.cancel_requested", format!("by {operator}")).node(node);
+        if let Some(live) = self.jobs.get_mut(&id) {
+            note = note.job(&live.job);
+            // Stored with the job: who wanted it must be known when it is done, restart or not.
+            live.job.cancelled_by = Some(operator.to_owned());
+            self.out.writes.push(Write::Job(Box::new(live.job.clone())));
+            live.waiting.push(ticket);
+        }
+        self.log(note.field("operator", operator), now);
+        if let Err(refused) = self.step(id, JobEvent::Cancel { data }, now) {
+            let fault = Fault::new(FaultKind::Failed, refused.to_string()).on(node);
+            if let Some(live) = self.jobs.get_mut(&id) {
+                self.out.closed.push(id);
+                let waiting = std::mem::take(&mut live.waiting);
+                self.replied(waiting, &Err(fault.clone()));
+            }
+            return Err(fault);
+        }
+        Ok(Some(id))
+    }
+
+    /// A FAILED node of which nothing is left only changes its state; any other has nothing to
+    /// cancel.
+    fn cancel_without_job(
+        &mut self,
+        node: &NodeId,
+        state: NodeState,
+        operator: &str,
+        now: Timestamp,
+    ) -> Result<(), Fault> {
+        let forgotten = match state {
+            NodeState::Failed => self.holds_forgotten(node),
+            // What it follows by is its own.
+            NodeState::Synchronized => false,
+            _ => self.has_leftovers(node),
+        };
+        let Some(record) = self
+            .nodes
+            .get_mut(node)
+            .filter(|r| r.state == NodeState::Failed && !forgotten)
+        else {
+            if forgotten {
+                let text = "what is ours on the node or on its source stands for no job that this coordinator remembers";
+                let hint =
+                    format!("remove it with steep-repl init cancel --node {node} --force-cleanup");
+                return Err(Fault::new(FaultKind::Failed, text).on(node).hint(hint));
+            }
+            let text = format!("there is nothing to cancel: the node is {state}");
+            let hint = "only a node that is being initialised, that failed or that diverged can be \
+                        cancelled; see steep-repl nodes";
+            return Err(Fault::new(FaultKind::Failed, text).on(node).hint(hint));
+        };
+        let to = transition(state, NodeEvent::Cancelled)
+            .map_err(|e| Fault::new(FaultKind::Failed, e.to_string()).on(node))?;
+        record.state = to;
+        record.source = None;
+        record.error_message = None;
+        record.missing = MissingObjects::default();
+        let record = record.clone();
+        self.out.writes.push(Write::Node(Box::new(record.clone())));
+        let change = Note::info("init.state_change", format!("{node}: {state} to {to}"))
+            .node(node)
+            .of(None, record.job)
+            .field("from", state)
+            .field("to", to);
+        self.log(change, now);
+        let text = format!("cancelled by {operator}; nothing was left to remove");
+        let note = Note::info("init.cancelled", text)
+            .node(node)
+            .of(None, record.job);
+        self.log(note.field("operator", operator), now);
+        self.mirror(node, now);
+        Ok(())
+    }
+}
