@@ -80,7 +80,7 @@ impl<S: Store> Driver<S> {
                     (Some(handover), _) => SubscriptionStart::AtOrigin(handover.lsn),
                     (None, true) => SubscriptionStart::NativeCopy,
                     (None, false) => {
-                        SubscriptionStart::AtSlot(job.plan.map_or(Lsn(0), |plan| plan.lsn))
+                        SubscriptionStart::AtSlot(job.attempt.plan.map_or(Lsn(0), |plan| plan.lsn))
                     }
                 },
                 origin: job.origin,
@@ -149,7 +149,7 @@ fn clean_source(job: &Job) -> SourceCommand {
         (Some(_), Stage::Ending(ending)) => ending.slot,
         (Some(_), Stage::Working(_) | Stage::Kept(_) | Stage::Closed(_)) => SlotFate::Returned,
     };
-    let sync_slots = job.sync_slots;
+    let sync_slots = job.attempt.sync_slots;
     let target = job.spec.target.clone();
     let returned = |used| SourceCommand::ReturnSlot { target, used };
     let removed = SourceCommand::Cleanup { sync_slots };

@@ -61,14 +61,12 @@ pub struct Job {
     /// What was asked for.
     pub spec: JobSpec,
     /// What it goes on from, where its rows come from a backup: with that method and no other.
-    #[serde(default)]
     pub handover: Option<Handover>,
     /// The name in the certificate of who asked.
     pub operator: String,
     /// When.
     pub accepted_at: Timestamp,
     /// The name in the certificate of who wanted it cancelled, where somebody did.
-    #[serde(default)]
     pub cancelled_by: Option<String>,
     /// Where it is.
     pub stage: Stage,
@@ -78,8 +76,6 @@ pub struct Job {
     pub retrying: Vec<Retrying>,
     /// How often it began again because its snapshot was lost.
     pub restarts: u8,
-    /// When its snapshot was asked for last.
-    pub snapshot_at: Option<Timestamp>,
     /// Whether its node has been told that rows move.
     pub opened: Opened,
     /// When its time began to run: when it was accepted, or taken up again.
@@ -92,31 +88,46 @@ pub struct Job {
     pub source: End,
     /// The target's agent, and what may be on its server.
     pub target: End,
-    /// What the source's agent saw, until it has been judged.
-    pub facts: Option<Box<SourceFacts>>,
-    /// What is known of all other nodes, until that has been judged.
-    pub around: Box<Around>,
+    /// What its preflight has gathered.
+    pub preflight: Gathered,
     /// Which of the source's changes its subscription takes.
     pub origin: ChangeOrigin,
-    /// The consistent point and the size of the plan, once there is one.
-    pub plan: Option<Plan>,
-    /// What PostgreSQL's own copy may leave on the source, once it has begun.
-    #[serde(default)]
-    pub sync_slots: Option<SyncSlots>,
-    /// What the ledger holds, once asked.
-    pub proved_target: Option<Totals>,
-    /// What the source sent, once asked.
-    pub proved_source: Option<Totals>,
-    /// Whether the source's agent still knows what it sent.
-    pub witness: Witness,
-    /// How often Copy ended with parts that we had not heard of.
-    pub recounts: u8,
+    /// What is known of its copy under the present snapshot.
+    pub attempt: Attempt,
     /// What was found and did not stop the job; at most [`WARNINGS_MAX`].
     pub warnings: Vec<Finding>,
     /// Time by phase.
     pub clock: PhaseClock,
     /// When it ended, whichever way.
     pub ended_at: Option<Timestamp>,
+}
+
+/// What a preflight gathers and [`machine`] judges. Empty before and after.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Gathered {
+    /// What the source's agent saw.
+    pub source: Option<Box<SourceFacts>>,
+    /// What is known of all other nodes.
+    pub around: Box<Around>,
+}
+
+/// One copy under one snapshot. A job that begins again begins with an empty one.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Attempt {
+    /// When the snapshot was asked for.
+    pub snapshot_at: Option<Timestamp>,
+    /// The consistent point and the size of the plan, once there is one.
+    pub plan: Option<Plan>,
+    /// What PostgreSQL's own copy may leave on the source, once it has begun.
+    pub sync_slots: Option<SyncSlots>,
+    /// How often Copy ended with parts that we had not heard of.
+    pub recounts: u8,
+    /// What the ledger holds, once asked.
+    pub proved_target: Option<Totals>,
+    /// What the source sent, once asked.
+    pub proved_source: Option<Totals>,
+    /// Whether the source's agent still knows what it sent.
+    pub witness: Witness,
 }
 
 /// Where a job is.
@@ -180,7 +191,6 @@ pub struct Ending {
     /// Whether an operator waits for the removal.
     pub awaited: Awaited,
     /// What becomes of its prepared slot, where it has one.
-    #[serde(default)]
     pub slot: SlotFate,
     /// What becomes of what cannot be reached.
     pub unreachable: Unreachable,
@@ -315,9 +325,10 @@ pub struct Totals {
 }
 
 /// Whether the source's agent can testify to what it sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Witness {
     /// Its process is the one that sent it.
+    #[default]
     Present,
     /// It restarted after the last row was sent. Each part was compared with what the source said
     /// when it was committed, so the ledger and our sums still prove the copy.
@@ -393,22 +404,15 @@ impl Job {
             running: Vec::new(),
             retrying: Vec::new(),
             restarts: 0,
-            snapshot_at: None,
             opened: Opened::No,
             began_at: now,
             first_command,
             commands_issued: 0,
             source: end.clone(),
             target: end,
-            facts: None,
-            around: Box::default(),
+            preflight: Gathered::default(),
             origin: ChangeOrigin::Any,
-            plan: None,
-            sync_slots: None,
-            proved_target: None,
-            proved_source: None,
-            witness: Witness::Present,
-            recounts: 0,
+            attempt: Attempt::default(),
             warnings: Vec::new(),
             clock: PhaseClock::default(),
             ended_at: None,

@@ -10,7 +10,7 @@ use steep_protocol::message::job::CancelledData;
 use steep_protocol::{Fault, FaultKind, Phase, Retry};
 
 use super::super::handover::SlotFate;
-use super::super::{Awaited, Shown, Unreachable, Why, Witness};
+use super::super::{Attempt, Awaited, Shown, Unreachable, Why};
 use super::{
     CLEANUP_AGAIN, Closed, Effect, Ending, Finish, JobEvent, NodeEvent, Process, Refused, Residue,
     Return, SHOW_AFTER_CANCEL, SHOW_AFTER_DEATH, SHOW_AFTER_FAULT, STOP_LIMIT, Side, Stage, Step,
@@ -39,7 +39,7 @@ impl Turn {
             }
         };
         self.job.retrying.clear();
-        self.job.facts = None;
+        self.job.preflight.source = None;
         let all_here = Side::BOTH.into_iter().all(|side| self.online(side));
         let (patience, awaited) = match &why {
             Why::Failed(_) if all_here => (SHOW_AFTER_FAULT, Awaited::Nobody),
@@ -319,11 +319,7 @@ impl Turn {
         for side in Side::BOTH {
             self.end_mut(side).residue = Residue::Nothing;
         }
-        self.job.plan = None;
-        self.job.sync_slots = None;
-        (self.job.proved_source, self.job.proved_target) = (None, None);
-        self.job.witness = Witness::Present;
-        self.job.recounts = 0;
+        self.job.attempt = Attempt::default();
         self.enter(Step::OpenSource);
     }
 

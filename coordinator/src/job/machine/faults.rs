@@ -130,7 +130,7 @@ impl Turn {
             return None;
         }
         let keep = keep.min(KEEP_SNAPSHOT);
-        let (Some(limit), Some(asked)) = (self.rules.bounds.snapshot_age, self.job.snapshot_at)
+        let (Some(limit), Some(asked)) = (self.rules.bounds.snapshot_age, self.job.attempt.snapshot_at)
         else {
             return Some(keep);
         };
@@ -164,7 +164,7 @@ impl Turn {
     /// Whether the loss of the snapshot costs the job anything in that step. Parts that are all
     /// committed have no more need of it.
     pub(super) fn loses_by_it(&self, step: Step) -> bool {
-        let wanted = self.job.plan.map(|plan| plan.parts);
+        let wanted = self.job.attempt.plan.map(|plan| plan.parts);
         let copied = step == Step::Copy && wanted == Some(self.counted.done.parts);
         step.needs_snapshot(self.job.spec.method) && !copied
     }
@@ -210,7 +210,7 @@ impl Turn {
     }
 
     pub(super) fn incomplete_plan(&self) -> Fault {
-        let (tables, parts) = self.job.plan.map_or((0, 0), |p| (p.tables, p.parts));
+        let (tables, parts) = self.job.attempt.plan.map_or((0, 0), |p| (p.tables, p.parts));
         let text = format!(
             "the plan arrived incomplete: {} of {tables} tables, {} of {parts} parts",
             self.counted.tables, self.counted.planned

@@ -29,7 +29,7 @@ impl Turn {
                 if process == Process::Restarted {
                     self.job.running.retain(|r| r.work.side() != side);
                     if side == Side::Source {
-                        self.job.witness = Witness::Restarted;
+                        self.job.attempt.witness = Witness::Restarted;
                     }
                 }
                 kept.stop_by = kept.stop_by.max(after(self.now, STOP_LIMIT));
@@ -121,7 +121,7 @@ impl Turn {
         self.job.began_at = self.now;
         self.job.ended_at = None;
         self.job.cancelled_by = None;
-        self.job.recounts = 0;
+        self.job.attempt.recounts = 0;
         self.job.opened = Opened::No;
         self.effects.push(Effect::Resumed);
         for event in way_back(kept.step, method) {

@@ -402,7 +402,7 @@ impl Turn {
             _ => {}
         }
         if work == Work::OpenSource {
-            self.job.snapshot_at = Some(self.now);
+            self.job.attempt.snapshot_at = Some(self.now);
             self.effects.push(Effect::PlanDropped);
         }
         self.job.running.push(Running { id, work });

@@ -78,7 +78,7 @@ impl Turn {
         self.phase(step.phase());
         for work in step.begins() {
             // What a restarted agent no longer knows need not be asked for.
-            if *work == Work::ProveSource && self.job.witness == Witness::Restarted {
+            if *work == Work::ProveSource && self.job.attempt.witness == Witness::Restarted {
                 continue;
             }
             self.give(*work);
@@ -90,10 +90,10 @@ impl Turn {
         let counted = self.counted;
         self.job.retrying.retain(|r| r.work != work);
         match (work, outcome) {
-            (Work::GatherSource, Outcome::SourceFacts(facts)) => self.job.facts = Some(facts),
+            (Work::GatherSource, Outcome::SourceFacts(facts)) => self.job.preflight.source = Some(facts),
             (Work::GatherTarget, Outcome::TargetFacts(facts)) => return self.judge(&facts),
             (Work::OpenSource, Outcome::SourceOpened { lsn, tables, parts }) => {
-                self.job.plan = Some(Plan { lsn, tables, parts });
+                self.job.attempt.plan = Some(Plan { lsn, tables, parts });
                 if (counted.tables, counted.planned) != (tables, parts) {
                     let fault = self.incomplete_plan();
                     return self.try_again(step, work, fault);
@@ -105,13 +105,13 @@ impl Turn {
                 }
             }
             (Work::ProveTarget, Outcome::Totals { parts, rows, bytes }) => {
-                self.job.proved_target = Some(Totals { parts, rows, bytes });
+                self.job.attempt.proved_target = Some(Totals { parts, rows, bytes });
             }
             (Work::ProveSource, Outcome::Totals { parts, rows, bytes }) => {
-                self.job.proved_source = Some(Totals { parts, rows, bytes });
+                self.job.attempt.proved_source = Some(Totals { parts, rows, bytes });
             }
             (Work::Subscribe, Outcome::Subscribed { sync_slots }) => {
-                self.job.sync_slots = Some(sync_slots);
+                self.job.attempt.sync_slots = Some(sync_slots);
             }
             (Work::Finish, Outcome::Finished { findings, missing }) => {
                 self.warn(findings);
@@ -144,13 +144,13 @@ impl Turn {
     /// Whether the command's outcome did not bring what the next step needs.
     fn missing(&self, work: Work) -> bool {
         match work {
-            Work::GatherSource => match &self.job.facts {
+            Work::GatherSource => match &self.job.preflight.source {
                 Some(facts) => self.job.handover.is_some() && facts.slot.is_none(),
                 None => true,
             },
-            Work::OpenSource => self.job.plan.is_none(),
-            Work::ProveTarget => self.job.proved_target.is_none(),
-            Work::ProveSource => self.job.proved_source.is_none(),
+            Work::OpenSource => self.job.attempt.plan.is_none(),
+            Work::ProveTarget => self.job.attempt.proved_target.is_none(),
+            Work::ProveSource => self.job.attempt.proved_source.is_none(),
             Work::GatherTarget => true,
             _ => false,
         }
@@ -188,10 +188,10 @@ impl Turn {
 
     /// Weighs the facts of both ends.
     fn judge(&mut self, target: &TargetFacts) {
-        let Some(source) = self.job.facts.take() else {
+        let Some(source) = self.job.preflight.source.take() else {
             return self.fail(self.misunderstood(Work::GatherSource));
         };
-        let around = std::mem::take(&mut self.job.around);
+        let around = std::mem::take(&mut self.job.preflight.around);
         let case = Case {
             spec: &self.job.spec,
             source: &source,
@@ -263,12 +263,12 @@ impl Turn {
     /// given again, Copy finds the parts in the ledger and says them again.
     fn copied(&mut self) {
         let counted = self.counted;
-        let wanted = self.job.plan.map_or(0, |p| p.parts);
+        let wanted = self.job.attempt.plan.map_or(0, |p| p.parts);
         if counted.done.parts == wanted {
             return self.leave(Step::Copy);
         }
-        if self.job.recounts < RECOUNTS_MAX {
-            self.job.recounts += 1;
+        if self.job.attempt.recounts < RECOUNTS_MAX {
+            self.job.attempt.recounts += 1;
             return self.give(Work::Copy);
         }
         let text = format!(
@@ -281,10 +281,10 @@ impl Turn {
     /// Compares plan, ledger, source and our own sums (G4).
     fn prove(&mut self) {
         let counted = self.counted;
-        let plan = self.job.plan.map_or(0, |p| p.parts);
+        let plan = self.job.attempt.plan.map_or(0, |p| p.parts);
         let sums = [
-            ("the ledger on the target", self.job.proved_target),
-            ("the source's count of what it sent", self.job.proved_source),
+            ("the ledger on the target", self.job.attempt.proved_target),
+            ("the source's count of what it sent", self.job.attempt.proved_source),
         ];
         for (name, sum) in sums {
             let Some(sum) = sum else { continue };
@@ -348,7 +348,7 @@ impl Turn {
             return self.give(Work::OpenSource);
         }
         if step >= Step::Copy {
-            self.job.witness = Witness::Restarted;
+            self.job.attempt.witness = Witness::Restarted;
             self.job.running.retain(|r| r.work != Work::ProveSource);
             self.job.retrying.retain(|r| r.work != Work::ProveSource);
         }
@@ -409,7 +409,7 @@ impl Turn {
             return None;
         }
         let limit = self.rules.bounds.snapshot_age?;
-        let asked = self.job.snapshot_at?;
+        let asked = self.job.attempt.snapshot_at?;
         (after(asked, limit) <= self.now).then(|| {
             let age = (self.now.as_millisecond() - asked.as_millisecond()) / 1000;
             let text = format!(

@@ -84,7 +84,6 @@ pub struct Mark {
     #[serde(flatten)]
     pub sample: ProgressSample,
     /// Of the sample's retries, those of processes of the target's agent before the last.
-    #[serde(default)]
     pub retries_before: u64,
 }
 
@@ -248,7 +247,7 @@ impl Meter {
     fn percent_now(&self, job: &Job, tally: &Tally) -> Option<f64> {
         let counted = self.counted(job, tally)?;
         if current_phase(job) == Some(Phase::Copy) && job.spec.method != Method::Native {
-            let wanted = job.plan.map_or(0, |p| p.parts);
+            let wanted = job.attempt.plan.map_or(0, |p| p.parts);
             if tally.counted().done.parts == wanted {
                 return Some(100.0);
             }

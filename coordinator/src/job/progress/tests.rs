@@ -28,7 +28,7 @@ fn copying(tables: &[(u32, u64)]) -> (Job, Tally) {
     }
     let mut job = Job::new(JobId(1), testing::spec("a", "b"), "op", 0, now);
     job.stage = Stage::Working(Step::Copy);
-    job.plan = Some(Plan {
+    job.attempt.plan = Some(Plan {
         lsn: Lsn(1),
         tables: tables.len() as u32,
         parts: tally.counted().planned,
