@@ -4,7 +4,7 @@
 //! In the order a request flows:
 //!
 //! ```text
-//! operator ══QUIC══▶ api/ ──question──▶ drive/ ──event──▶ job/ (pure: machine, tally, progress, preflight)
+//! operator ══QUIC══▶ api/ ──question──▶ drive/ ──event──▶ job/ (pure: machine, copy_progress, progress, preflight)
 //!                                         │ ▲   ◀─effects──  └ assign/ (pure: order of parts, workers)
 //!                       store/ ◀─writes───┤ │
 //! agents  ◀══QUIC══▶ session/ ◀─commands──┘ └── what agents say

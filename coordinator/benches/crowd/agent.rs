@@ -35,7 +35,7 @@ pub(super) struct FakeAgent {
     copying: BTreeMap<JobId, u32>,
     /// Jobs whose slots it has, and how much WAL they hold back.
     slots: BTreeMap<JobId, u64>,
-    /// Operators' wishes in its audit log that it has not said so of.
+    /// Audit entries that it has and has not confirmed.
     audited: Vec<u64>,
     /// When it spoke last. Of all changes since then, the first has waited longest.
     changed: Duration,
@@ -118,7 +118,7 @@ impl FakeAgent {
                 self.sender.send(&finished).await?;
             }
             CoordinatorMessage::Pace(pace) => self.cadence.keep(pace),
-            CoordinatorMessage::Audit(wish) => self.audited.push(wish.seq),
+            CoordinatorMessage::Audit(entry) => self.audited.push(entry.seq),
             _ => {}
         }
         Ok(())

@@ -48,7 +48,7 @@ impl Stream {
                 return Ok(());
             };
             let full = page.len() >= PAGE as usize;
-            after = page.last().map_or(after, |wish| wish.seq);
+            after = page.last().map_or(after, |entry| entry.seq);
             self.reply(&ApiReply::Audit(page)).await?;
             if !full {
                 return Ok(());

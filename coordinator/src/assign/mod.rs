@@ -8,7 +8,7 @@ use std::collections::BinaryHeap;
 
 use steep_protocol::PartNo;
 
-use crate::job::tally::{TableTally, Tally};
+use crate::job::copy_progress::{CopyProgress, TableCopy};
 
 /// What limits the workers of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,22 +41,22 @@ pub fn workers(limits: WorkerLimits) -> u8 {
 /// size take turns (which spreads their locks and their files), and what is left for the end is
 /// small. Costs the number of parts times the logarithm of the number of tables.
 #[must_use]
-pub fn order(tally: &Tally) -> Vec<PartNo> {
-    let mut heap: BinaryHeap<(u64, Reverse<u32>)> = tally
+pub fn order(copied: &CopyProgress) -> Vec<PartNo> {
+    let mut heap: BinaryHeap<(u64, Reverse<u32>)> = copied
         .tables()
         .iter()
         .filter(|table| !table.is_complete())
         .map(|table| (weight(table, 0), Reverse(table.summary.no.0)))
         .collect();
-    let counted = tally.counted();
+    let counted = copied.counted();
     let mut order = Vec::with_capacity((counted.planned - counted.done.parts) as usize);
-    let mut taken = vec![0u32; tally.tables().len()];
+    let mut taken = vec![0u32; copied.tables().len()];
     while let Some((_, Reverse(no))) = heap.pop() {
-        let table = &tally.tables()[no as usize];
+        let table = &copied.tables()[no as usize];
         let next = &mut taken[no as usize];
         let part = PartNo(table.summary.first_part.0 + *next);
         *next += 1;
-        if !tally.is_done(part) {
+        if !copied.is_done(part) {
             order.push(part);
         }
         if *next < table.summary.parts {
@@ -67,7 +67,7 @@ pub fn order(tally: &Tally) -> Vec<PartNo> {
 }
 
 /// Estimated bytes of a table of which that many parts are taken.
-fn weight(table: &TableTally, taken: u32) -> u64 {
+fn weight(table: &TableCopy, taken: u32) -> u64 {
     let left = u128::from(table.summary.parts - taken);
     let bytes = u128::from(table.summary.bytes_estimate.0) * left;
     u64::try_from(bytes / u128::from(table.summary.parts)).unwrap_or(u64::MAX)
@@ -81,20 +81,20 @@ mod tests {
 
     use super::*;
 
-    fn tally(tables: &[(u32, u64)]) -> Tally {
-        let mut tally = Tally::default();
+    fn copied(tables: &[(u32, u64)]) -> CopyProgress {
+        let mut copied = CopyProgress::default();
         for (i, (parts, bytes)) in tables.iter().enumerate() {
             let table = TableSummary {
                 no: TableNo(i as u32),
                 name: TableName::new("public", format!("t{i}")).unwrap(),
                 rows_estimate: RowCount(0),
                 bytes_estimate: ByteCount(*bytes),
-                first_part: PartNo(tally.counted().planned),
+                first_part: PartNo(copied.counted().planned),
                 parts: *parts,
             };
-            tally.add_page(&[table]).unwrap();
+            copied.add_page(&[table]).unwrap();
         }
-        tally
+        copied
     }
 
     fn numbers(order: &[PartNo]) -> Vec<u32> {
@@ -104,7 +104,7 @@ mod tests {
     #[test]
     fn the_largest_table_comes_first_and_equal_ones_take_turns() {
         // Two large tables of four parts, one small one and an empty one.
-        let order = order(&tally(&[(1, 10), (4, 4_000), (4, 4_000), (1, 0)]));
+        let order = order(&copied(&[(1, 10), (4, 4_000), (4, 4_000), (1, 0)]));
         assert_eq!(numbers(&order), [1, 5, 2, 6, 3, 7, 4, 8, 0, 9]);
     }
 
@@ -140,23 +140,23 @@ mod tests {
             tables in proptest::collection::vec((1u32..9, 0u64..1_000), 1..30),
             done in proptest::collection::vec(any::<proptest::sample::Index>(), 0..40),
         ) {
-            let mut tally = tally(&tables);
-            let parts = tally.counted().planned;
+            let mut copied = copied(&tables);
+            let parts = copied.counted().planned;
             for index in done {
                 let part = PartNo(index.index(parts as usize) as u32);
                 let part = PartDone { part, rows: RowCount(1), bytes: ByteCount(1), wire: ByteCount(1) };
-                tally.note(&part).unwrap();
+                copied.note(&part).unwrap();
             }
-            let order = order(&tally);
+            let order = order(&copied);
             let mut sorted = numbers(&order);
             sorted.sort_unstable();
-            let missing: Vec<u32> = (0..parts).filter(|p| !tally.is_done(PartNo(*p))).collect();
+            let missing: Vec<u32> = (0..parts).filter(|p| !copied.is_done(PartNo(*p))).collect();
             prop_assert_eq!(sorted, missing);
             let mut last = vec![None; tables.len()];
             let mut remaining_before = u64::MAX;
             for part in order {
-                let no = tally.table_of(part).unwrap();
-                let table = tally.table(no).unwrap();
+                let no = copied.table_of(part).unwrap();
+                let table = copied.table(no).unwrap();
                 prop_assert!(last[no.0 as usize] < Some(part), "a range out of order");
                 last[no.0 as usize] = Some(part);
                 let remaining = weight(table, part.0 - table.summary.first_part.0);

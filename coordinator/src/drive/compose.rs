@@ -69,7 +69,7 @@ impl<S: Store> Driver<S> {
                 parallel,
                 compression: spec.compression,
                 max_rate: spec.max_rate,
-                order: assign::order(&live.tally),
+                order: assign::order(&live.copied),
             })),
             Work::CloseSnapshot => SourceCommand::CloseSnapshot.into(),
             Work::BuildIndexes => TargetCommand::BuildIndexes { parallel }.into(),

@@ -29,7 +29,7 @@ const SYNC_APPLIED: &str = "schema_sync_applied";
 impl Live {
     /// What each table that has begun has come to.
     pub(super) fn table_sums(&self) -> Vec<TableSum> {
-        let begun = self.tally.tables().iter().filter(|t| t.done > 0);
+        let begun = self.copied.tables().iter().filter(|t| t.done > 0);
         let sums = begun.map(|t| TableSum {
             no: t.summary.no,
             done: t.done,
@@ -172,9 +172,9 @@ impl<S: Store> Driver<S> {
         let Some(live) = self.jobs.get_mut(&id) else {
             return;
         };
-        live.meter.observe(&live.job, &live.tally, now);
+        live.meter.observe(&live.job, &live.copied, now);
         let seconds = millis as f64 / 1e3;
-        let counted = live.tally.counted().done;
+        let counted = live.copied.counted().done;
         span::phase(&live.job, phase, millis, counted, now);
         let text = format!("phase {phase} took {seconds:.1} s");
         let note = Note::info("init.phase_completed", text)
@@ -275,7 +275,7 @@ impl<S: Store> Driver<S> {
         let Some(live) = self.jobs.get_mut(&id) else {
             return;
         };
-        live.meter.observe(&live.job, &live.tally, now);
+        live.meter.observe(&live.job, &live.copied, now);
         if let Finish::Failed(fault) = &finish {
             self.table_failed(id, fault, now);
             self.schema_differs(id, fault, now);
@@ -293,7 +293,7 @@ impl<S: Store> Driver<S> {
         let stopped_in = last_phase(&live.job);
         let waiting = std::mem::take(&mut live.waiting);
         let left = std::mem::take(&mut live.given_up);
-        let counted = live.tally.counted().done;
+        let counted = live.copied.counted().done;
         let seconds = live.job.elapsed_seconds(now);
         let (fault, note) = match finish {
             Finish::Synchronized => {
@@ -359,7 +359,7 @@ impl<S: Store> Driver<S> {
         let Some(live) = self.jobs.get(&id) else {
             return;
         };
-        span::job(&live.job, fault.as_ref(), live.tally.counted().done, now);
+        span::job(&live.job, fault.as_ref(), live.copied.counted().done, now);
         let note = note.job(&live.job);
         let target = live.job.spec.target.clone();
         let record = self.nodes.get_mut(&target).filter(|r| r.job == Some(id));
@@ -378,7 +378,7 @@ impl<S: Store> Driver<S> {
         let end = Box::new(Arc::unwrap_or_clone(end));
         let write = Self::end_write(&live.job, end, live.table_sums());
         self.out.writes.push(write);
-        self.tallies.ended(note.event());
+        self.counters.ended(note.event());
         self.log(note, now);
         self.mirror(&target, now);
         self.touch(id);

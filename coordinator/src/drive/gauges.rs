@@ -14,7 +14,7 @@ use crate::store::Store;
 
 /// Counters since the coordinator began.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Tallies {
+pub(super) struct Counters {
     copied: BTreeMap<NodeId, Copied>,
     events: BTreeMap<&'static str, u64>,
     ended: Ended,
@@ -46,7 +46,7 @@ pub struct Ended {
     pub cancelled: u64,
 }
 
-impl Tallies {
+impl Counters {
     /// Parts are committed that were not known to be.
     pub(super) fn copied(&mut self, node: &NodeId, parts: &[PartDone]) {
         let copied = self.copied.entry(node.clone()).or_default();
@@ -101,7 +101,7 @@ pub struct Gauges {
     pub ask_queue: u64,
     /// Of all agents' outgoing queues, the longest.
     pub outbox: u64,
-    /// Wishes of operators that nodes have not confirmed.
+    /// Audit entries that nodes have not confirmed.
     pub audit_due: u64,
     /// Turns of the loop.
     pub turns: u64,
@@ -189,15 +189,15 @@ impl<S: Store> Driver<S> {
                 .collect(),
             cleaning: (self.jobs.len() - jobs.len()) as u64,
             jobs,
-            copied: pairs(&self.tallies.copied),
-            events: pairs(&self.tallies.events),
-            ended: self.tallies.ended,
+            copied: pairs(&self.counters.copied),
+            events: pairs(&self.counters.events),
+            ended: self.counters.ended,
             agent_queue: self.agents.len() as u64,
             ask_queue: self.asks.len() as u64,
             outbox: self.registry.longest_outbox() as u64,
             audit_due: self.audit_due.values().map(Vec::len).sum::<usize>() as u64,
-            turns: self.tallies.turns,
-            busy: self.tallies.busy,
+            turns: self.counters.turns,
+            busy: self.counters.busy,
         }
     }
 
@@ -230,10 +230,10 @@ impl<S: Store> Driver<S> {
     }
 
     fn job_gauges(&self, live: &super::Live, now: Timestamp) -> JobGauges {
-        let (job, tally) = (&live.job, &live.tally);
+        let (job, copied) = (&live.job, &live.copied);
         let state = self.state_of(&job.spec.target);
-        let view = live.meter.view(job, state, tally, Detail::Active, now);
-        let counted = tally.counted();
+        let view = live.meter.view(job, state, copied, Detail::Active, now);
+        let counted = copied.counted();
         JobGauges {
             node: view.node_id,
             phase: current_phase(job),

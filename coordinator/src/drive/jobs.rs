@@ -11,8 +11,8 @@ use steep_protocol::{JobId, NodeId, Phase, TableNo};
 
 use super::log::Note;
 use super::{Driver, Live};
+use crate::job::copy_progress::{Noted, TableCopy};
 use crate::job::machine::{self, JobEvent, Refused};
-use crate::job::tally::{Noted, TableTally};
 use crate::job::{Side, Stage, Step, progress};
 use crate::store::{SAMPLES_MAX, Store, TableTimes, Write};
 
@@ -45,14 +45,14 @@ impl<S: Store> Driver<S> {
         let (job, effects) = machine::step(
             live.job.clone(),
             event,
-            live.tally.counted(),
+            live.copied.counted(),
             now,
             self.rules,
         )?;
         if job != live.job {
             live.job = job;
             // What follows is logged with where the job is now.
-            live.meter.observe(&live.job, &live.tally, now);
+            live.meter.observe(&live.job, &live.copied, now);
             self.out.writes.push(Write::Job(Box::new(live.job.clone())));
             self.touch(id);
         }
@@ -75,7 +75,7 @@ impl<S: Store> Driver<S> {
         let Some(live) = self.jobs.get_mut(&id) else {
             return;
         };
-        live.meter.observe(&live.job, &live.tally, now);
+        live.meter.observe(&live.job, &live.copied, now);
         let active = matches!(live.job.stage, Stage::Working(_)) || live.end.is_none();
         if !active {
             return;
@@ -102,7 +102,7 @@ impl<S: Store> Driver<S> {
             return;
         };
         live.sampled = now;
-        let mark = live.meter.mark(&live.tally, now);
+        let mark = live.meter.mark(&live.copied, now);
         live.history.push(mark.sample);
         thin(&mut live.history);
         self.out.writes.push(Write::Sample { job: id, mark });
@@ -129,7 +129,7 @@ impl<S: Store> Driver<S> {
             return;
         }
         // What does not fit is missed when the totals come, and stops the job then.
-        if let Err(misfit) = live.tally.add_page(&tables) {
+        if let Err(misfit) = live.copied.add_page(&tables) {
             tracing::warn!(node_id = %node, job_id = %id, error = %misfit, "a page of the plan does not fit");
             return;
         }
@@ -161,11 +161,11 @@ impl<S: Store> Driver<S> {
         }
         let another = live.meter.retried(report.retries);
         live.heard = now;
-        live.tally.set_flight(&report.active);
-        let flight = live.tally.flight();
+        live.copied.set_flight(&report.active);
+        let flight = live.copied.flight();
         let mut begun: Vec<TableNo> = flight
             .iter()
-            .filter_map(|part| live.tally.table_of(part.part))
+            .filter_map(|part| live.copied.table_of(part.part))
             .collect();
         begun.dedup();
         for table in begun {
@@ -198,7 +198,7 @@ impl<S: Store> Driver<S> {
         let mut new = Vec::with_capacity(parts.len());
         let mut tables = Vec::new();
         for part in parts {
-            match live.tally.note(&part) {
+            match live.copied.note(&part) {
                 Ok(Noted::Known) => {}
                 Ok(Noted::Part(table)) => {
                     tables.push((table, false));
@@ -216,7 +216,7 @@ impl<S: Store> Driver<S> {
         if new.is_empty() {
             return;
         }
-        self.tallies.copied(node, &new);
+        self.counters.copied(node, &new);
         self.touch(id);
         self.parts_due.entry(id).or_default().extend(new);
         for (table, complete) in tables {
@@ -249,10 +249,10 @@ impl<S: Store> Driver<S> {
             ended: None,
         };
         self.times_due.entry(id).or_default().push(times);
-        let Some(tally) = live.tally.table(table).filter(|t| is_logged(live, t)) else {
+        let Some(copied) = live.copied.table(table).filter(|t| is_logged(live, t)) else {
             return;
         };
-        let name = tally.summary.name.to_string();
+        let name = copied.summary.name.to_string();
         let note = Note::info("init.table_started", format!("copying {name}"))
             .job(&live.job)
             .field("table", name);
@@ -271,20 +271,20 @@ impl<S: Store> Driver<S> {
         };
         self.times_due.entry(id).or_default().push(times);
         let millis = (now.as_millisecond() - began.as_millisecond()).max(0);
-        let Some(tally) = live.tally.table(table) else {
+        let Some(copied) = live.copied.table(table) else {
             return;
         };
-        live.slowest.note(took(tally, began, now));
-        if !is_logged(live, tally) {
+        live.slowest.note(took(copied, began, now));
+        if !is_logged(live, copied) {
             return;
         }
-        let name = tally.summary.name.to_string();
-        let text = format!("{name} is complete: {} rows", tally.rows.0);
+        let name = copied.summary.name.to_string();
+        let text = format!("{name} is complete: {} rows", copied.rows.0);
         let note = Note::info("init.table_complete", text)
             .job(&live.job)
             .field("table", name)
-            .field("rows_copied", tally.rows.0)
-            .field("bytes_copied", tally.bytes.0)
+            .field("rows_copied", copied.rows.0)
+            .field("bytes_copied", copied.bytes.0)
             .field("duration_ms", millis);
         self.log(note, now);
     }
@@ -310,7 +310,7 @@ impl<S: Store> Driver<S> {
 }
 
 /// How long a table that is complete took.
-pub(super) fn took(table: &TableTally, began: Timestamp, ended: Timestamp) -> TableTime {
+pub(super) fn took(table: &TableCopy, began: Timestamp, ended: Timestamp) -> TableTime {
     let millis = (ended.as_millisecond() - began.as_millisecond()).max(0);
     TableTime {
         schema: table.summary.name.schema.to_string(),
@@ -340,14 +340,14 @@ fn thin(history: &mut Vec<ProgressSample>) {
 }
 
 /// Whether a table's beginning and end are logged one by one.
-fn is_logged(live: &Live, table: &TableTally) -> bool {
-    live.tally.tables().len() <= TABLE_EVENTS_MAX
+fn is_logged(live: &Live, table: &TableCopy) -> bool {
+    live.copied.tables().len() <= TABLE_EVENTS_MAX
         || table.summary.bytes_estimate.0 >= TABLE_EVENTS_BYTES
 }
 
 /// What the log says about tables that it leaves out, where it leaves any out.
 pub(super) fn table_events(live: &Live) -> Option<String> {
-    let tables = live.tally.tables().len();
+    let tables = live.copied.tables().len();
     (tables > TABLE_EVENTS_MAX).then(|| {
         format!(
             "; of {tables} tables only those of {} MiB and more are logged one by one",

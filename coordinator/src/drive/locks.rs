@@ -14,7 +14,7 @@ use crate::store::Store;
 impl Live {
     /// How far it is, and who waits for it or lets it wait.
     pub(super) fn view(&self, state: NodeState, detail: Detail, now: Timestamp) -> ProgressView {
-        let mut view = self.meter.view(&self.job, state, &self.tally, detail, now);
+        let mut view = self.meter.view(&self.job, state, &self.copied, detail, now);
         view.detail.locks = self.locks.views(&self.job.spec);
         view
     }

@@ -127,7 +127,7 @@ impl Note {
 
     /// With where the job is, where the note does not say otherwise.
     fn within(self, live: &Live) -> Self {
-        let done = live.tally.counted().done;
+        let done = live.copied.counted().done;
         let percent = format!("{:.1}", live.meter.overall_percent());
         let note = self
             .or_field("overall_progress", percent)
@@ -194,7 +194,7 @@ impl<S: Store> Driver<S> {
             Level::Warn => trace_note!(warn, &note),
             Level::Error => trace_note!(error, &note),
         }
-        self.tallies.event(note.event);
+        self.counters.event(note.event);
         let event = EventView {
             seq: self.next_event,
             timestamp: now,

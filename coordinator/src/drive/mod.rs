@@ -63,18 +63,18 @@ pub use handle::{
 };
 
 use crate::admission::Admission;
+use crate::job::copy_progress::CopyProgress;
 use crate::job::health::{Bounds, JobHealth};
 use crate::job::locks::JobLocks;
 use crate::job::machine::{Parting, Rules};
 use crate::job::progress::Meter;
 use crate::job::report::Slowest;
 use crate::job::retry::Patience;
-use crate::job::tally::Tally;
 use crate::job::time::after;
 use crate::job::{Job, Side, preflight};
 use crate::registry::Registry;
 use crate::store::{NodeRecord, Store, StoreError, TableTimes, Write};
-use gauges::Tallies;
+use gauges::Counters;
 
 /// Messages of agents that may wait. Each can be as long as a control frame, so few.
 const AGENT_QUEUE: usize = 16;
@@ -99,7 +99,7 @@ pub const DRIFT_GRACE: Duration = Duration::from_secs(60);
 /// A job in memory: at work, or with something left to remove.
 struct Live {
     job: Job,
-    tally: Tally,
+    copied: CopyProgress,
     health: JobHealth,
     locks: JobLocks,
     meter: Meter,
@@ -198,11 +198,11 @@ pub struct Driver<S> {
     next_command: u64,
     next_event: u64,
     next_audit: u64,
-    /// Wishes that nodes have not confirmed, oldest first.
+    /// Audit entries that nodes have not confirmed, oldest first.
     audit_due: BTreeMap<NodeId, Vec<AuditView>>,
     /// When they were told of them last.
     audit_told: Timestamp,
-    tallies: Tallies,
+    counters: Counters,
     /// Parts done that are not written yet, and when some were last.
     parts_due: BTreeMap<JobId, Vec<PartDone>>,
     parts_written: Timestamp,
@@ -286,7 +286,7 @@ impl<S: Store> Driver<S> {
             next_audit: loaded.next_audit,
             audit_due: BTreeMap::new(),
             audit_told: Timestamp::UNIX_EPOCH,
-            tallies: Tallies::default(),
+            counters: Counters::default(),
             parts_due: BTreeMap::new(),
             parts_written: Timestamp::UNIX_EPOCH,
             times_due: BTreeMap::new(),
@@ -376,7 +376,7 @@ impl<S: Store> Driver<S> {
             Wake::Time => self.on_tick(now),
         }
         let flushed = self.flush(now);
-        self.tallies.turn(began.elapsed());
+        self.counters.turn(began.elapsed());
         flushed
     }
 

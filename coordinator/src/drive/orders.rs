@@ -10,10 +10,10 @@ use super::audit::AuditEntry;
 use super::log::Note;
 use super::requests::unreadable;
 use super::{Answer, Driver, Operator, Ticket};
+use crate::job::copy_progress::CopyProgress;
 use crate::job::handover::Handover;
 use crate::job::machine::JobEvent;
 use crate::job::state::{NodeEvent, transition};
-use crate::job::tally::Tally;
 use crate::job::{COMMANDS_PER_JOB, Job};
 use crate::store::{Store, Write};
 
@@ -120,7 +120,7 @@ impl<S: Store> Driver<S> {
             record.job = Some(id);
             record.replication = replication;
         }
-        self.adopt(job, Tally::default(), now);
+        self.adopt(job, CopyProgress::default(), now);
         self.log(note, now);
         for node in [&source, &target] {
             self.meet(id, node, now);

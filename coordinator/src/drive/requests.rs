@@ -170,9 +170,9 @@ impl<S: Store> Driver<S> {
         let Some(stored) = stored else {
             return Ok(Answer::Job(None));
         };
-        let (tally, meter) = self.look_at(&stored, now).map_err(unreadable)?;
+        let (copied, meter) = self.look_at(&stored, now).map_err(unreadable)?;
         let state = self.state_of(node);
-        let shown = meter.view(&stored.job, state, &tally, Detail::Shown, now);
+        let shown = meter.view(&stored.job, state, &copied, Detail::Shown, now);
         let view = job_view(&stored.job, shown.tables, stored.end);
         Ok(Answer::Job(Some(Box::new(view))))
     }
@@ -218,8 +218,8 @@ impl<S: Store> Driver<S> {
                 end: None,
             });
         };
-        let (tally, meter) = self.look_at(&stored, now).map_err(unreadable)?;
-        let mut view = meter.view(&stored.job, state, &tally, Detail::All, now);
+        let (copied, meter) = self.look_at(&stored, now).map_err(unreadable)?;
+        let mut view = meter.view(&stored.job, state, &copied, Detail::All, now);
         view.detail.history = self.store.samples(stored.job.id).map_err(unreadable)?;
         view.error_message = error;
         if let Some(end) = &stored.end {

@@ -11,12 +11,12 @@ use tokio::sync::watch;
 use super::jobs::took;
 use super::watchers::Lease;
 use super::{Driver, Feed, Live};
+use crate::job::copy_progress::CopyProgress;
 use crate::job::health::JobHealth;
 use crate::job::locks::JobLocks;
 use crate::job::machine::{JobEvent, Parting};
 use crate::job::progress::{Detail, Meter};
 use crate::job::report::Slowest;
-use crate::job::tally::Tally;
 use crate::job::{Job, Side};
 use crate::store::{Store, StoreError, StoredJob, TableTimes};
 
@@ -31,7 +31,7 @@ impl Live {
                 }
                 Some(ended) => {
                     let time = self
-                        .tally
+                        .copied
                         .table(table.no)
                         .map(|t| took(t, table.began, ended));
                     time.into_iter().for_each(|time| self.slowest.note(time));
@@ -46,9 +46,9 @@ impl<S: Store> Driver<S> {
     pub(super) fn resume(&mut self, job: Job) -> Result<(), StoreError> {
         let id = job.id;
         let now = self.clock.now();
-        let (tally, times) = self.recount(id)?;
+        let (copied, times) = self.recount(id)?;
         let end = self.store.job(id)?.and_then(|stored| stored.end);
-        self.adopt(job, tally, now);
+        self.adopt(job, copied, now);
         let history = self.store.samples(id)?;
         let last = self.store.last_mark(id)?;
         if let Some(live) = self.jobs.get_mut(&id) {
@@ -72,18 +72,18 @@ impl<S: Store> Driver<S> {
     }
 
     /// Holds a job in memory from here on.
-    pub(super) fn adopt(&mut self, job: Job, tally: Tally, now: Timestamp) {
+    pub(super) fn adopt(&mut self, job: Job, copied: CopyProgress, now: Timestamp) {
         let mut meter = Meter::default();
-        meter.observe(&job, &tally, now);
+        meter.observe(&job, &copied, now);
         let state = self.state_of(&job.spec.target);
-        let view = meter.view(&job, state, &tally, Detail::Active, now);
+        let view = meter.view(&job, state, &copied, Detail::Active, now);
         let (feed, _) = watch::channel(Feed {
             version: 0,
             view: Arc::new(view),
             end: None,
         });
         let live = Live {
-            tally,
+            copied,
             health: JobHealth::default(),
             locks: JobLocks::default(),
             meter,
@@ -111,8 +111,8 @@ impl<S: Store> Driver<S> {
     pub(super) fn revive(&mut self, stored: StoredJob, now: Timestamp) -> Result<(), StoreError> {
         let id = stored.job.id;
         let ends: [NodeId; 2] = Side::BOTH.map(|side| side.node(&stored.job.spec).clone());
-        let (tally, _) = self.recount(id)?;
-        self.adopt(stored.job, tally, now);
+        let (copied, _) = self.recount(id)?;
+        self.adopt(stored.job, copied, now);
         for node in ends {
             self.meet(id, &node, now);
         }
@@ -120,23 +120,23 @@ impl<S: Store> Driver<S> {
     }
 
     /// What has been planned and copied and when, as far as it is stored.
-    fn recount(&mut self, id: JobId) -> Result<(Tally, Vec<TableTimes>), StoreError> {
-        let mut tally = Tally::default();
+    fn recount(&mut self, id: JobId) -> Result<(CopyProgress, Vec<TableTimes>), StoreError> {
+        let mut copied = CopyProgress::default();
         let mut times = Vec::new();
         for table in self.store.plan(id)? {
             let sum = table.sum;
             times.extend(table.times);
-            if let Err(misfit) = tally.add_page(std::slice::from_ref(&table.summary)) {
+            if let Err(misfit) = copied.add_page(std::slice::from_ref(&table.summary)) {
                 return Err(StoreError::Corrupt {
                     what: format!("plan of job {id}"),
                     reason: misfit.to_string(),
                 });
             }
-            tally.restore_table(sum.no, sum.done, sum.rows, sum.bytes);
+            copied.restore_table(sum.no, sum.done, sum.rows, sum.bytes);
         }
         let mut misfit = None;
         self.store.parts(id, &mut |part| {
-            if let Err(error) = tally.note(&part) {
+            if let Err(error) = copied.note(&part) {
                 misfit = Some(error);
             }
         })?;
@@ -145,23 +145,23 @@ impl<S: Store> Driver<S> {
                 what: format!("parts of job {id}"),
                 reason: error.to_string(),
             }),
-            None => Ok((tally, times)),
+            None => Ok((copied, times)),
         }
     }
 
-    /// A finished job as it can be shown: its tally and its meter.
+    /// A finished job as it can be shown: its progress and its meter.
     pub(super) fn look_at(
         &mut self,
         stored: &StoredJob,
         now: Timestamp,
-    ) -> Result<(Tally, Meter), StoreError> {
-        let (mut tally, _) = self.recount(stored.job.id)?;
+    ) -> Result<(CopyProgress, Meter), StoreError> {
+        let (mut copied, _) = self.recount(stored.job.id)?;
         if let Some(end) = &stored.end {
-            tally.restore_wire(ByteCount(end.wire_bytes));
+            copied.restore_wire(ByteCount(end.wire_bytes));
         }
         let mut meter = Meter::default();
-        meter.observe(&stored.job, &tally, now);
-        Ok((tally, meter))
+        meter.observe(&stored.job, &copied, now);
+        Ok((copied, meter))
     }
 
     /// Whether the node is at work for any job: as the target of an active one or as its source.

@@ -8,12 +8,12 @@ use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState, Retry};
 
 use super::Driver;
 use super::log::Note;
+use crate::job::copy_progress::CopyProgress;
 use crate::job::health::JobHealth;
 use crate::job::machine::{JobEvent, Refused, Terms};
 use crate::job::progress::Meter;
 use crate::job::report::Slowest;
 use crate::job::retry::RESTARTS_MAX;
-use crate::job::tally::Tally;
 use crate::job::{Job, Stage, Work};
 use crate::store::{Store, TableSum, Write};
 
@@ -142,12 +142,12 @@ impl<S: Store> Driver<S> {
         let Some(live) = self.jobs.get_mut(&id) else {
             return;
         };
-        if live.tally.tables().is_empty() {
+        if live.copied.tables().is_empty() {
             return;
         }
-        live.tally = Tally::default();
+        live.copied = CopyProgress::default();
         live.meter = Meter::default();
-        live.meter.observe(&live.job, &live.tally, now);
+        live.meter.observe(&live.job, &live.copied, now);
         live.began.clear();
         live.slowest = Slowest::default();
         self.parts_due.remove(&id);

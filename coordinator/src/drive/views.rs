@@ -104,17 +104,17 @@ impl<S: Store> Driver<S> {
     ) -> EndView {
         // Only ever asked about a live job; its caller has just looked.
         let live = &self.jobs[id];
-        let (job, counted) = (&live.job, live.tally.counted().done);
+        let (job, counted) = (&live.job, live.copied.counted().done);
         EndView {
             node_id: job.spec.target.clone(),
             job_id: job.id,
             source_node: job.spec.source.clone(),
             state,
             fault,
-            tables: live.meter.tables(job, &live.tally).1,
+            tables: live.meter.tables(job, &live.copied).1,
             rows_copied: counted.rows.0,
-            bytes_copied: live.meter.bytes(&live.tally),
-            wire_bytes: live.tally.wire().0,
+            bytes_copied: live.meter.bytes(&live.copied),
+            wire_bytes: live.copied.wire().0,
             duration_seconds: job.elapsed_seconds(now),
             phases: job.clock.seconds(),
             warnings: warnings(job),
@@ -208,9 +208,9 @@ impl<S: Store> Driver<S> {
     pub(super) fn mirror_row(&self, node: &NodeId, now: Timestamp) -> Option<MirrorRow> {
         let record = self.nodes.get(node)?;
         let live = record.job.and_then(|id| self.jobs.get(&id));
-        let counted = live.map(|l| l.tally.counted().done).unwrap_or_default();
+        let counted = live.map(|l| l.copied.counted().done).unwrap_or_default();
         let tables = live.map_or((0, 0), |l| {
-            let (total, done) = l.meter.tables(&l.job, &l.tally);
+            let (total, done) = l.meter.tables(&l.job, &l.copied);
             let narrow = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
             (narrow(done), narrow(total))
         });
@@ -222,7 +222,7 @@ impl<S: Store> Driver<S> {
         let progress = live.map(|live| {
             let view = live
                 .meter
-                .view(&live.job, record.state, &live.tally, Detail::Active, now);
+                .view(&live.job, record.state, &live.copied, Detail::Active, now);
             MirrorProgress {
                 bytes_total: ByteCount(view.bytes_total),
                 wire_bytes: ByteCount(view.wire_bytes),
@@ -247,7 +247,7 @@ impl<S: Store> Driver<S> {
             overall_percent: live.map_or(finished, |l| l.meter.overall_percent()),
             tables,
             rows: RowCount(counted.rows.0),
-            bytes: live.map_or(counted.bytes, |l| ByteCount(l.meter.bytes(&l.tally))),
+            bytes: live.map_or(counted.bytes, |l| ByteCount(l.meter.bytes(&l.copied))),
             error: record.error_message.clone(),
         })
     }

@@ -4,7 +4,7 @@
 //! ([`lineage`]), which state of a node
 //! follows which ([`state`]), which command comes next ([`machine`]), whether it may begin at all
 //! ([`preflight`]) and can still end well ([`health`], [`applying`]),
-//! what has been copied ([`tally`]), how far that is ([`progress`]) and what is said at the end
+//! what has been copied ([`copy_progress`]), how far that is ([`progress`]) and what is said at the end
 //! ([`report`]). Everything here is pure: time comes in as a value, messages go out as values, and
 //! nothing knows SQLite, QUIC or tokio.
 //!
@@ -24,6 +24,7 @@ use steep_protocol::message::lineage::ChangeOrigin;
 use steep_protocol::{ByteCount, CommandId, Fault, JobId, Lsn, Phase, RowCount};
 
 pub mod applying;
+pub mod copy_progress;
 pub mod handover;
 pub mod health;
 pub mod lineage;
@@ -35,7 +36,6 @@ pub mod progress;
 pub mod report;
 pub mod retry;
 pub mod state;
-pub mod tally;
 pub(crate) mod time;
 
 mod work;
@@ -212,7 +212,7 @@ pub enum Why {
     Failed(Fault),
     /// The snapshot was lost: what was made under it is removed, and the job begins again.
     Again(Fault),
-    /// An operator wishes it.
+    /// An operator cancelled.
     Cancelled(CancelledData),
 }
 

@@ -39,7 +39,7 @@ pub enum NodeEvent {
     Redo,
     /// The job ended with an error, or what it left cannot be removed yet.
     Failed,
-    /// Everything of ours was removed at an operator's wish.
+    /// Everything of ours was removed because an operator cancelled.
     Cancelled,
     /// It is a replica of ours that nobody here remembers.
     Adopted,

@@ -294,16 +294,16 @@ pub enum Write {
     },
     /// What an operator wanted. Those older than [`AUDIT_KEPT`] are dropped now and then.
     Audit {
-        /// The wish.
+        /// The entry.
         view: Box<AuditView>,
         /// The nodes whose audit log it belongs into.
         due: Vec<NodeId>,
     },
-    /// A wish is in that node's audit log.
+    /// An entry is in that node's audit log.
     Audited {
         /// The node.
         node: NodeId,
-        /// The wish's number.
+        /// The entry's number.
         seq: u64,
     },
     /// Something that happened. Events older than [`EVENTS_KEPT`] are dropped now and then.
@@ -316,15 +316,15 @@ pub const EVENTS_KEPT: u64 = 100_000;
 /// Jobs of one target that are kept once they are over, with their reports.
 pub const JOBS_KEPT: u32 = 50;
 
-/// Operators' wishes kept: more than any cluster's operators have in years.
+/// Audit entries kept: more than any cluster's operators have in years.
 pub const AUDIT_KEPT: u64 = 100_000;
 
-/// A wish that a node's audit log does not have yet.
+/// An entry that a node's audit log does not have yet.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AuditDue {
     /// The node.
     pub node: NodeId,
-    /// The wish.
+    /// The entry.
     pub view: AuditView,
 }
 
@@ -383,9 +383,9 @@ pub struct Loaded {
     pub next_command: u64,
     /// The number of the next event.
     pub next_event: u64,
-    /// The number of the next wish of an operator.
+    /// The number of the next audit entry.
     pub next_audit: u64,
-    /// Wishes that nodes have not confirmed, oldest first.
+    /// Audit entries that nodes have not confirmed, oldest first.
     pub audit_due: Vec<AuditDue>,
 }
 

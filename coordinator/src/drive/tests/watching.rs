@@ -21,7 +21,7 @@ fn everything() -> EventQuery {
 }
 
 #[test]
-fn every_wish_is_kept_with_who_and_what_and_reaches_both_nodes_until_they_have_it() {
+fn every_audit_entry_is_kept_with_who_and_what_and_reaches_both_nodes_until_they_have_it() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b", "c"]);
     world.init(vec![spec("a", "b")]).unwrap();

@@ -130,7 +130,8 @@ impl Turn {
             return None;
         }
         let keep = keep.min(KEEP_SNAPSHOT);
-        let (Some(limit), Some(asked)) = (self.rules.bounds.snapshot_age, self.job.attempt.snapshot_at)
+        let (Some(limit), Some(asked)) =
+            (self.rules.bounds.snapshot_age, self.job.attempt.snapshot_at)
         else {
             return Some(keep);
         };
@@ -210,7 +211,11 @@ impl Turn {
     }
 
     pub(super) fn incomplete_plan(&self) -> Fault {
-        let (tables, parts) = self.job.attempt.plan.map_or((0, 0), |p| (p.tables, p.parts));
+        let (tables, parts) = self
+            .job
+            .attempt
+            .plan
+            .map_or((0, 0), |p| (p.tables, p.parts));
         let text = format!(
             "the plan arrived incomplete: {} of {tables} tables, {} of {parts} parts",
             self.counted.tables, self.counted.planned

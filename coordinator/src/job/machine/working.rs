@@ -90,7 +90,9 @@ impl Turn {
         let counted = self.counted;
         self.job.retrying.retain(|r| r.work != work);
         match (work, outcome) {
-            (Work::GatherSource, Outcome::SourceFacts(facts)) => self.job.preflight.source = Some(facts),
+            (Work::GatherSource, Outcome::SourceFacts(facts)) => {
+                self.job.preflight.source = Some(facts)
+            }
             (Work::GatherTarget, Outcome::TargetFacts(facts)) => return self.judge(&facts),
             (Work::OpenSource, Outcome::SourceOpened { lsn, tables, parts }) => {
                 self.job.attempt.plan = Some(Plan { lsn, tables, parts });
@@ -284,7 +286,10 @@ impl Turn {
         let plan = self.job.attempt.plan.map_or(0, |p| p.parts);
         let sums = [
             ("the ledger on the target", self.job.attempt.proved_target),
-            ("the source's count of what it sent", self.job.attempt.proved_source),
+            (
+                "the source's count of what it sent",
+                self.job.attempt.proved_source,
+            ),
         ];
         for (name, sum) in sums {
             let Some(sum) = sum else { continue };

@@ -19,7 +19,7 @@ use rate::Rate;
 use stall::{Sign, Stall};
 use tables::{leading_table, table_views};
 
-use super::tally::Tally;
+use super::copy_progress::CopyProgress;
 use super::{Closed, Job, Stage, Why};
 
 /// Copying is said to be complete when it is, not when an estimate says so.
@@ -151,14 +151,14 @@ impl Meter {
 
     /// Where the job is now, to be kept.
     #[must_use]
-    pub fn mark(&self, tally: &Tally, now: Timestamp) -> Mark {
+    pub fn mark(&self, copied: &CopyProgress, now: Timestamp) -> Mark {
         Mark {
             sample: ProgressSample {
                 at: now,
                 overall_percent: self.shown,
-                rows_copied: tally.counted().done.rows.0,
-                bytes_copied: self.bytes(tally),
-                wire_bytes: tally.wire().0,
+                rows_copied: copied.counted().done.rows.0,
+                bytes_copied: self.bytes(copied),
+                wire_bytes: copied.wire().0,
                 retries: self.retries(),
             },
             retries_before: self.retries.before,
@@ -166,13 +166,13 @@ impl Meter {
     }
 
     /// Takes samples for the rates and moves the percentages on. Call it about once a tick.
-    pub fn observe(&mut self, job: &Job, tally: &Tally, now: Timestamp) {
+    pub fn observe(&mut self, job: &Job, copied: &CopyProgress, now: Timestamp) {
         let phase = current_phase(job);
-        self.stall.observe(Sign::of(job, tally), now);
+        self.stall.observe(Sign::of(job, copied), now);
         if self.work.as_ref().is_some_and(|(p, _)| Some(*p) != phase) {
             self.work = None;
         }
-        let counted = self.counted(job, tally);
+        let counted = self.counted(job, copied);
         let counting = phase.zip(counted.map(|c| c.unit));
         if counting != self.counting {
             self.counting = counting;
@@ -183,24 +183,24 @@ impl Meter {
             self.pace.observe(counted.done, now);
         }
         if phase == Some(Phase::Copy) {
-            self.wire.observe(tally.wire().0, now);
+            self.wire.observe(copied.wire().0, now);
         }
         if let Some(phase) = phase {
-            let percent = self.percent_now(job, tally).unwrap_or(0.0);
+            let percent = self.percent_now(job, copied).unwrap_or(0.0);
             let before = self.shown_within.filter(|(p, _)| *p == phase);
             self.shown_within = Some((phase, before.map_or(percent, |(_, b)| b.max(percent))));
         }
-        self.shown = self.shown.max(self.overall(job, tally));
+        self.shown = self.shown.max(self.overall(job, copied));
     }
 
     /// What the current phase counts, how much of it is done and how much there is.
-    fn counted(&self, job: &Job, tally: &Tally) -> Option<Counting> {
+    fn counted(&self, job: &Job, copied: &CopyProgress) -> Option<Counting> {
         let phase = current_phase(job)?;
         if phase == Phase::Copy && job.spec.method != Method::Native {
             return Some(Counting {
                 unit: WorkUnit::Bytes,
-                done: tally.bytes().0,
-                total: tally.expected().0,
+                done: copied.bytes().0,
+                total: copied.expected().0,
             });
         }
         let (_, work) = self.work.as_ref().filter(|(p, _)| *p == phase)?;
@@ -219,15 +219,15 @@ impl Meter {
 
     /// COPY bytes that have moved.
     #[must_use]
-    pub fn bytes(&self, tally: &Tally) -> u64 {
-        tally.bytes().0.max(self.native_bytes)
+    pub fn bytes(&self, copied: &CopyProgress) -> u64 {
+        copied.bytes().0.max(self.native_bytes)
     }
 
-    fn overall(&self, job: &Job, tally: &Tally) -> f64 {
+    fn overall(&self, job: &Job, copied: &CopyProgress) -> f64 {
         match &job.stage {
             Stage::Working(step) => {
                 let (from, to) = span(job.spec.method, step.phase());
-                let within = self.phase_percent(job, tally).unwrap_or(0.0);
+                let within = self.phase_percent(job, copied).unwrap_or(0.0);
                 from + (to - from) * within / 100.0
             }
             Stage::Closed(Closed::Synchronized) => 100.0,
@@ -237,18 +237,18 @@ impl Meter {
 
     /// 0 to 100 within the current phase, where it can be told; never less than was shown before.
     #[must_use]
-    pub fn phase_percent(&self, job: &Job, tally: &Tally) -> Option<f64> {
+    pub fn phase_percent(&self, job: &Job, copied: &CopyProgress) -> Option<f64> {
         let phase = current_phase(job)?;
-        let percent = self.percent_now(job, tally)?;
+        let percent = self.percent_now(job, copied)?;
         let before = self.shown_within.filter(|(p, _)| *p == phase);
         Some(before.map_or(percent, |(_, b)| b.max(percent)))
     }
 
-    fn percent_now(&self, job: &Job, tally: &Tally) -> Option<f64> {
-        let counted = self.counted(job, tally)?;
+    fn percent_now(&self, job: &Job, copied: &CopyProgress) -> Option<f64> {
+        let counted = self.counted(job, copied)?;
         if current_phase(job) == Some(Phase::Copy) && job.spec.method != Method::Native {
             let wanted = job.attempt.plan.map_or(0, |p| p.parts);
-            if tally.counted().done.parts == wanted {
+            if copied.counted().done.parts == wanted {
                 return Some(100.0);
             }
             return Some(percent(counted.done, counted.total).min(ALMOST));
@@ -257,8 +257,8 @@ impl Meter {
     }
 
     /// Seconds until the phase ends, where it can be told.
-    fn eta(&self, job: &Job, tally: &Tally) -> Option<u64> {
-        let counted = self.counted(job, tally)?;
+    fn eta(&self, job: &Job, copied: &CopyProgress) -> Option<u64> {
+        let counted = self.counted(job, copied)?;
         // An estimate that is used up says nothing about what is left.
         if counted.total <= counted.done {
             return None;
@@ -274,11 +274,11 @@ impl Meter {
         }
     }
 
-    fn detail(&self, job: &Job, tally: &Tally, now: Timestamp) -> ProgressDetail {
-        let counted = self.counted(job, tally);
+    fn detail(&self, job: &Job, copied: &CopyProgress, now: Timestamp) -> ProgressDetail {
+        let counted = self.counted(job, copied);
         let counted = counted.filter(|c| c.unit == WorkUnit::Bytes);
         // Only what crossed the network has both sizes.
-        let (bytes, wire) = (tally.crossed().0, tally.wire().0);
+        let (bytes, wire) = (copied.crossed().0, copied.wire().0);
         ProgressDetail {
             throughput_wire_bytes_sec: self.wire.rate(),
             compression_ratio: (wire > 0).then(|| bytes as f64 / wire as f64),
@@ -300,25 +300,25 @@ impl Meter {
         &self,
         job: &Job,
         state: NodeState,
-        tally: &Tally,
+        copied: &CopyProgress,
         detail: Detail,
         now: Timestamp,
     ) -> ProgressView {
         let work = self.work.as_ref().map(|(_, work)| work);
-        let (tables_total, tables_completed) = self.tables(job, tally);
-        let leading = leading_table(tally);
+        let (tables_total, tables_completed) = self.tables(job, copied);
+        let leading = leading_table(copied);
         let (current_table, current_table_percent) = match leading {
-            Some((no, percent)) => (tally.name(no).map(ToString::to_string), Some(percent)),
+            Some((no, percent)) => (copied.name(no).map(ToString::to_string), Some(percent)),
             None => (work.and_then(|w| w.current.clone()), None),
         };
-        let counted = tally.counted().done;
-        let bytes_copied = self.bytes(tally);
+        let counted = copied.counted().done;
+        let bytes_copied = self.bytes(copied);
         let rows_each = if counted.bytes.0 == 0 {
             0.0
         } else {
             counted.rows.0 as f64 / counted.bytes.0 as f64
         };
-        let workers = u8::try_from(tally.flight().len()).unwrap_or(u8::MAX);
+        let workers = u8::try_from(copied.flight().len()).unwrap_or(u8::MAX);
         ProgressView {
             node_id: job.spec.target.clone(),
             job_id: Some(job.id),
@@ -326,44 +326,44 @@ impl Meter {
             state,
             phase: current_phase(job),
             overall_percent: self.shown,
-            phase_percent: self.phase_percent(job, tally),
+            phase_percent: self.phase_percent(job, copied),
             tables_total,
             tables_completed,
             current_table,
             current_table_percent,
             rows_copied: counted.rows.0,
             bytes_copied,
-            bytes_total: self.bytes_total(job, tally).max(bytes_copied),
-            wire_bytes: tally.wire().0,
+            bytes_total: self.bytes_total(job, copied).max(bytes_copied),
+            wire_bytes: copied.wire().0,
             // Rows come in whole parts; bytes move all the time and rows move with them.
             throughput_rows_sec: self.copy_rate() * rows_each,
             throughput_bytes_sec: self.copy_rate(),
-            eta_seconds: self.eta(job, tally),
+            eta_seconds: self.eta(job, copied),
             parallel_workers: workers.max(work.map_or(0, |w| w.workers)),
             started_at: Some(job.accepted_at),
             error_message: error_of(job),
-            tables: table_views(tally, detail),
-            detail: self.detail(job, tally, now),
+            tables: table_views(copied, detail),
+            detail: self.detail(job, copied, now),
         }
     }
 
-    fn bytes_total(&self, job: &Job, tally: &Tally) -> u64 {
+    fn bytes_total(&self, job: &Job, copied: &CopyProgress) -> u64 {
         let reported = self
             .work
             .as_ref()
             .filter(|(phase, work)| *phase == Phase::Copy && work.unit == WorkUnit::Bytes);
         match reported {
             Some((_, work)) if job.spec.method == Method::Native => work.total,
-            _ => tally.expected().0,
+            _ => copied.expected().0,
         }
     }
 
     /// Tables in all and finished. Natively, PostgreSQL's own count stands in for ours.
     #[must_use]
-    pub fn tables(&self, job: &Job, tally: &Tally) -> (u64, u64) {
-        let total = tally.tables().len() as u64;
+    pub fn tables(&self, job: &Job, copied: &CopyProgress) -> (u64, u64) {
+        let total = copied.tables().len() as u64;
         if job.spec.method != Method::Native {
-            return (total, u64::from(tally.completed()));
+            return (total, u64::from(copied.completed()));
         }
         let items = self
             .work

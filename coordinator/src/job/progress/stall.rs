@@ -9,7 +9,7 @@ use steep_protocol::{ByteCount, Phase};
 
 use super::super::{Job, Stage, Step, Totals};
 use super::current_phase;
-use crate::job::tally::Tally;
+use crate::job::copy_progress::CopyProgress;
 
 /// What changes whenever a job moves.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -23,18 +23,18 @@ pub(super) struct Sign {
 }
 
 impl Sign {
-    pub(super) fn of(job: &Job, tally: &Tally) -> Self {
+    pub(super) fn of(job: &Job, copied: &CopyProgress) -> Self {
         Self {
             phase: current_phase(job),
             step: match job.stage {
                 Stage::Working(step) => Some(step),
                 Stage::Ending(_) | Stage::Kept(_) | Stage::Closed(_) => None,
             },
-            done: tally.counted().done,
-            bytes: tally.bytes(),
-            wire: tally.wire(),
+            done: copied.counted().done,
+            bytes: copied.bytes(),
+            wire: copied.wire(),
             // Which parts are on their way: another one may happen to be as far.
-            parts: tally.flight().iter().map(|f| u64::from(f.part.0)).sum(),
+            parts: copied.flight().iter().map(|f| u64::from(f.part.0)).sum(),
         }
     }
 }

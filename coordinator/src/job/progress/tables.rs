@@ -7,40 +7,40 @@ use steep_protocol::message::api::{TableState, TableView};
 use steep_protocol::{ByteCount, TableNo, limits};
 
 use super::{ALMOST, Detail, percent};
-use crate::job::tally::{TableTally, Tally};
+use crate::job::copy_progress::{CopyProgress, TableCopy};
 
 /// The largest table on its way, and how far it is.
-pub(super) fn leading_table(tally: &Tally) -> Option<(TableNo, f64)> {
-    let tables = tally
+pub(super) fn leading_table(copied: &CopyProgress) -> Option<(TableNo, f64)> {
+    let tables = copied
         .flight()
         .iter()
-        .filter_map(|f| tally.table(tally.table_of(f.part)?));
+        .filter_map(|f| copied.table(copied.table_of(f.part)?));
     let largest = tables.max_by_key(|t| t.summary.bytes_estimate)?;
-    let moving = in_flight(tally, largest);
-    Some((largest.summary.no, table_percent(tally, largest, moving)))
+    let moving = in_flight(copied, largest);
+    Some((largest.summary.no, table_percent(copied, largest, moving)))
 }
 
 /// Bytes of that table on their way.
-fn in_flight(tally: &Tally, table: &TableTally) -> ByteCount {
-    let own = |f: &&PartProgress| tally.table_of(f.part) == Some(table.summary.no);
-    tally.flight().iter().filter(own).map(|f| f.bytes).sum()
+fn in_flight(copied: &CopyProgress, table: &TableCopy) -> ByteCount {
+    let own = |f: &&PartProgress| copied.table_of(f.part) == Some(table.summary.no);
+    copied.flight().iter().filter(own).map(|f| f.bytes).sum()
 }
 
-fn table_percent(tally: &Tally, table: &TableTally, moving: ByteCount) -> f64 {
+fn table_percent(copied: &CopyProgress, table: &TableCopy, moving: ByteCount) -> f64 {
     if table.is_complete() {
         return 100.0;
     }
-    percent((table.bytes + moving).0, tally.expected_of(table).0).min(ALMOST)
+    percent((table.bytes + moving).0, copied.expected_of(table).0).min(ALMOST)
 }
 
-pub(super) fn table_views(tally: &Tally, detail: Detail) -> Vec<TableView> {
-    let view = |table: &TableTally| {
-        let moving = in_flight(tally, table);
+pub(super) fn table_views(copied: &CopyProgress, detail: Detail) -> Vec<TableView> {
+    let view = |table: &TableCopy| {
+        let moving = in_flight(copied, table);
         let begun = table.done > 0
-            || tally
+            || copied
                 .flight()
                 .iter()
-                .any(|f| tally.table_of(f.part) == Some(table.summary.no));
+                .any(|f| copied.table_of(f.part) == Some(table.summary.no));
         TableView {
             schema: table.summary.name.schema.to_string(),
             table: table.summary.name.table.to_string(),
@@ -51,23 +51,23 @@ pub(super) fn table_views(tally: &Tally, detail: Detail) -> Vec<TableView> {
                 (false, true) => TableState::Copying,
                 (false, false) => TableState::Pending,
             },
-            percent: table_percent(tally, table, moving),
+            percent: table_percent(copied, table, moving),
         }
     };
     match detail {
-        Detail::All => tally.tables().iter().map(view).collect(),
-        Detail::Shown => shown(tally).into_iter().map(view).collect(),
+        Detail::All => copied.tables().iter().map(view).collect(),
+        Detail::Shown => shown(copied).into_iter().map(view).collect(),
         Detail::Active => {
-            let mut numbers: Vec<_> = tally
+            let mut numbers: Vec<_> = copied
                 .flight()
                 .iter()
-                .filter_map(|f| tally.table_of(f.part))
+                .filter_map(|f| copied.table_of(f.part))
                 .collect();
             numbers.sort_unstable();
             numbers.dedup();
             numbers
                 .into_iter()
-                .filter_map(|no| tally.table(no))
+                .filter_map(|no| copied.table(no))
                 .map(view)
                 .collect()
         }
@@ -75,14 +75,14 @@ pub(super) fn table_views(tally: &Tally, detail: Detail) -> Vec<TableView> {
 }
 
 /// The tables of [`Detail::Shown`].
-fn shown(tally: &Tally) -> Vec<&TableTally> {
-    let mut moving: Vec<_> = tally
+fn shown(copied: &CopyProgress) -> Vec<&TableCopy> {
+    let mut moving: Vec<_> = copied
         .flight()
         .iter()
-        .filter_map(|f| tally.table_of(f.part))
+        .filter_map(|f| copied.table_of(f.part))
         .collect();
     moving.sort_unstable();
-    let rank = |table: &&TableTally| {
+    let rank = |table: &&TableCopy| {
         let moves = moving.binary_search(&table.summary.no).is_ok();
         let class = match (moves, table.is_complete()) {
             (true, _) => 0,
@@ -90,9 +90,9 @@ fn shown(tally: &Tally) -> Vec<&TableTally> {
             (false, false) => 2,
             (false, true) => 3,
         };
-        (class, Reverse(tally.expected_of(table)), table.summary.no)
+        (class, Reverse(copied.expected_of(table)), table.summary.no)
     };
-    let mut tables: Vec<_> = tally.tables().iter().collect();
+    let mut tables: Vec<_> = copied.tables().iter().collect();
     if tables.len() > limits::TABLES_SHOWN {
         tables.select_nth_unstable_by_key(limits::TABLES_SHOWN, rank);
         tables.truncate(limits::TABLES_SHOWN);

@@ -12,29 +12,29 @@ use crate::testing;
 
 const MB: u64 = 1_000_000;
 
-fn copying(tables: &[(u32, u64)]) -> (Job, Tally) {
+fn copying(tables: &[(u32, u64)]) -> (Job, CopyProgress) {
     let now = Timestamp::UNIX_EPOCH;
-    let mut tally = Tally::default();
+    let mut copied = CopyProgress::default();
     for (i, (parts, bytes)) in tables.iter().enumerate() {
         let table = TableSummary {
             no: TableNo(i as u32),
             name: TableName::new("public", format!("t{i}")).unwrap(),
             rows_estimate: RowCount(0),
             bytes_estimate: ByteCount(*bytes),
-            first_part: PartNo(tally.counted().planned),
+            first_part: PartNo(copied.counted().planned),
             parts: *parts,
         };
-        tally.add_page(&[table]).unwrap();
+        copied.add_page(&[table]).unwrap();
     }
     let mut job = Job::new(JobId(1), testing::spec("a", "b"), "op", 0, now);
     job.stage = Stage::Working(Step::Copy);
     job.attempt.plan = Some(Plan {
         lsn: Lsn(1),
         tables: tables.len() as u32,
-        parts: tally.counted().planned,
+        parts: copied.counted().planned,
     });
     job.clock.start(Phase::Copy, now);
-    (job, tally)
+    (job, copied)
 }
 
 fn at(millis: i64) -> Timestamp {
@@ -52,13 +52,19 @@ fn done(part: u32, bytes: u64) -> PartDone {
 
 #[test]
 fn a_steady_copy_shows_its_rate_and_its_end() {
-    let (job, mut tally) = copying(&[(100, 1_000 * MB)]);
+    let (job, mut copied) = copying(&[(100, 1_000 * MB)]);
     let mut meter = Meter::default();
     for second in 0..50u32 {
-        tally.note(&done(second, 10 * MB)).unwrap();
-        meter.observe(&job, &tally, at(i64::from(second) * 1_000));
+        copied.note(&done(second, 10 * MB)).unwrap();
+        meter.observe(&job, &copied, at(i64::from(second) * 1_000));
     }
-    let view = meter.view(&job, NodeState::Copying, &tally, Detail::Active, at(49_000));
+    let view = meter.view(
+        &job,
+        NodeState::Copying,
+        &copied,
+        Detail::Active,
+        at(49_000),
+    );
     assert!(
         (view.throughput_bytes_sec - 10e6).abs() < 1e3,
         "{}",
@@ -80,15 +86,21 @@ fn a_steady_copy_shows_its_rate_and_its_end() {
 
 #[test]
 fn a_stalled_copy_shows_so_within_seconds() {
-    let (job, mut tally) = copying(&[(10, 100 * MB)]);
+    let (job, mut copied) = copying(&[(10, 100 * MB)]);
     let mut meter = Meter::default();
-    meter.observe(&job, &tally, at(0));
-    tally.note(&done(0, 10 * MB)).unwrap();
-    meter.observe(&job, &tally, at(1_000));
+    meter.observe(&job, &copied, at(0));
+    copied.note(&done(0, 10 * MB)).unwrap();
+    meter.observe(&job, &copied, at(1_000));
     for tick in 0..80 {
-        meter.observe(&job, &tally, at(1_250 + tick * 250));
+        meter.observe(&job, &copied, at(1_250 + tick * 250));
     }
-    let view = meter.view(&job, NodeState::Copying, &tally, Detail::Active, at(21_000));
+    let view = meter.view(
+        &job,
+        NodeState::Copying,
+        &copied,
+        Detail::Active,
+        at(21_000),
+    );
     assert!(
         view.throughput_bytes_sec < 100e3,
         "{}",
@@ -98,44 +110,44 @@ fn a_stalled_copy_shows_so_within_seconds() {
 
 #[test]
 fn what_moved_and_stands_still_says_for_how_long_and_at_no_rate() {
-    let (mut job, mut tally) = copying(&[(100, 1_000 * MB)]);
+    let (mut job, mut copied) = copying(&[(100, 1_000 * MB)]);
     let mut meter = Meter::default();
     for second in 0..20u32 {
-        tally.note(&done(second, 10 * MB)).unwrap();
-        meter.observe(&job, &tally, at(i64::from(second) * 1_000));
+        copied.note(&done(second, 10 * MB)).unwrap();
+        meter.observe(&job, &copied, at(i64::from(second) * 1_000));
         assert_eq!(meter.seconds_still(at(i64::from(second) * 1_000)), 0.0);
     }
     for second in 20..=619 {
-        meter.observe(&job, &tally, at(second * 1_000));
+        meter.observe(&job, &copied, at(second * 1_000));
     }
     assert_eq!(meter.seconds_still(at(619_000)), 600.0);
     let view = meter.view(
         &job,
         NodeState::Copying,
-        &tally,
+        &copied,
         Detail::Active,
         at(619_000),
     );
     assert_eq!(view.throughput_bytes_sec, 0.0);
     assert_eq!(view.detail.phase_bytes_sec, Some(0.0));
     // A part that begins moves it, and so does a phase.
-    tally.set_flight(&[PartProgress {
+    copied.set_flight(&[PartProgress {
         part: PartNo(70),
         bytes: ByteCount(0),
         wire: ByteCount(0),
     }]);
-    meter.observe(&job, &tally, at(620_000));
+    meter.observe(&job, &copied, at(620_000));
     assert_eq!(meter.seconds_still(at(620_000)), 0.0);
     job.clock.stop(at(630_000));
     job.clock.start(Phase::Constraints, at(630_000));
     job.stage = Stage::Working(Step::Constraints);
-    meter.observe(&job, &tally, at(630_000));
+    meter.observe(&job, &copied, at(630_000));
     assert_eq!(meter.seconds_still(at(631_000)), 1.0);
 }
 
 #[test]
 fn work_that_is_done_moves_a_job_and_work_that_is_added_does_not() {
-    let (mut job, tally) = copying(&[(1, MB)]);
+    let (mut job, copied) = copying(&[(1, MB)]);
     job.clock.stop(at(0));
     job.clock.start(Phase::CatchUp, at(0));
     job.stage = Stage::Working(Step::Converge);
@@ -148,30 +160,30 @@ fn work_that_is_done_moves_a_job_and_work_that_is_added_does_not() {
         workers: 1,
     };
     meter.report(Phase::CatchUp, work(5, 10));
-    meter.observe(&job, &tally, at(0));
+    meter.observe(&job, &copied, at(0));
     for second in 1..=60 {
         meter.report(Phase::CatchUp, work(5, 10 + second as u64));
-        meter.observe(&job, &tally, at(second * 1_000));
+        meter.observe(&job, &copied, at(second * 1_000));
     }
     assert_eq!(meter.seconds_still(at(60_000)), 60.0);
     meter.report_aside(&work(1, 2));
-    meter.observe(&job, &tally, at(61_000));
+    meter.observe(&job, &copied, at(61_000));
     assert_eq!(meter.seconds_still(at(61_000)), 0.0);
     meter.report(Phase::CatchUp, work(6, 70));
-    meter.observe(&job, &tally, at(70_000));
+    meter.observe(&job, &copied, at(70_000));
     assert_eq!(meter.seconds_still(at(70_000)), 0.0);
 }
 
 #[test]
 fn a_part_on_its_way_counts_and_the_copy_is_complete_only_when_it_is() {
-    let (job, mut tally) = copying(&[(1, MB), (2, 2 * MB)]);
+    let (job, mut copied) = copying(&[(1, MB), (2, 2 * MB)]);
     let meter = Meter::default();
-    tally.set_flight(&[PartProgress {
+    copied.set_flight(&[PartProgress {
         part: PartNo(1),
         bytes: ByteCount(40 * MB),
         wire: ByteCount(MB),
     }]);
-    let view = meter.view(&job, NodeState::Copying, &tally, Detail::Active, at(0));
+    let view = meter.view(&job, NodeState::Copying, &copied, Detail::Active, at(0));
     assert_eq!(view.current_table.as_deref(), Some("public.t1"));
     assert_eq!(view.tables.len(), 1);
     assert_eq!(view.tables[0].state, TableState::Copying);
@@ -180,23 +192,23 @@ fn a_part_on_its_way_counts_and_the_copy_is_complete_only_when_it_is() {
         (view.bytes_copied, view.wire_bytes, view.parallel_workers),
         (40 * MB, MB, 1)
     );
-    let view = meter.view(&job, NodeState::Copying, &tally, Detail::All, at(0));
+    let view = meter.view(&job, NodeState::Copying, &copied, Detail::All, at(0));
     let states: Vec<TableState> = view.tables.iter().map(|t| t.state).collect();
     assert_eq!(states, [TableState::Pending, TableState::Copying]);
     for part in 0..3 {
-        tally.note(&done(part, 40 * MB)).unwrap();
+        copied.note(&done(part, 40 * MB)).unwrap();
     }
-    assert_eq!(meter.phase_percent(&job, &tally), Some(100.0));
+    assert_eq!(meter.phase_percent(&job, &copied), Some(100.0));
 }
 
 #[test]
 fn an_empty_plan_is_complete_and_divides_by_nothing() {
-    let (job, tally) = copying(&[]);
+    let (job, copied) = copying(&[]);
     let meter = Meter::default();
-    assert_eq!(meter.phase_percent(&job, &tally), Some(100.0));
+    assert_eq!(meter.phase_percent(&job, &copied), Some(100.0));
     assert_eq!(
         meter
-            .view(&job, NodeState::Copying, &tally, Detail::All, at(0))
+            .view(&job, NodeState::Copying, &copied, Detail::All, at(0))
             .eta_seconds,
         None
     );
@@ -204,7 +216,7 @@ fn an_empty_plan_is_complete_and_divides_by_nothing() {
 
 #[test]
 fn native_copy_is_shown_from_what_postgresql_says() {
-    let (mut job, tally) = copying(&[(1, MB), (1, MB)]);
+    let (mut job, copied) = copying(&[(1, MB), (1, MB)]);
     job.spec.method = Method::Native;
     job.stage = Stage::Working(Step::NativeCopy);
     let mut meter = Meter::default();
@@ -217,18 +229,18 @@ fn native_copy_is_shown_from_what_postgresql_says() {
     };
     for tick in 0..=8 {
         meter.report(Phase::Copy, work(WorkUnit::Bytes, 100 + tick * 50, 1_000));
-        meter.observe(&job, &tally, at(tick as i64 * 250));
+        meter.observe(&job, &copied, at(tick as i64 * 250));
     }
-    let view = meter.view(&job, NodeState::Copying, &tally, Detail::Active, at(1_000));
+    let view = meter.view(&job, NodeState::Copying, &copied, Detail::Active, at(1_000));
     assert_eq!((view.bytes_copied, view.phase_percent), (500, Some(50.0)));
     assert_eq!((view.eta_seconds, view.parallel_workers), (Some(3), 2));
     meter.report(Phase::Copy, work(WorkUnit::Items, 1, 2));
-    assert_eq!(meter.tables(&job, &tally), (2, 1));
+    assert_eq!(meter.tables(&job, &copied), (2, 1));
 }
 
 #[test]
 fn every_phase_that_counts_bytes_has_a_pace_and_an_end() {
-    let (mut job, tally) = copying(&[(1, MB)]);
+    let (mut job, copied) = copying(&[(1, MB)]);
     for (phase, step) in [
         (Phase::Indexes, Step::Indexes),
         (Phase::Constraints, Step::Constraints),
@@ -249,9 +261,9 @@ fn every_phase_that_counts_bytes_has_a_pace_and_an_end() {
                     workers: 2,
                 },
             );
-            meter.observe(&job, &tally, at(tick as i64 * 250));
+            meter.observe(&job, &copied, at(tick as i64 * 250));
         }
-        let view = meter.view(&job, NodeState::Copying, &tally, Detail::Active, at(5_000));
+        let view = meter.view(&job, NodeState::Copying, &copied, Detail::Active, at(5_000));
         assert_eq!(
             (view.phase_percent, view.eta_seconds),
             (Some(50.0), Some(5))
@@ -274,8 +286,8 @@ fn every_phase_that_counts_bytes_has_a_pace_and_an_end() {
                 workers: 1,
             },
         );
-        meter.observe(&job, &tally, at(5_250));
-        let view = meter.view(&job, NodeState::Copying, &tally, Detail::Active, at(5_250));
+        meter.observe(&job, &copied, at(5_250));
+        let view = meter.view(&job, NodeState::Copying, &copied, Detail::Active, at(5_250));
         assert_eq!((view.phase_percent, view.eta_seconds), (Some(50.0), None));
         assert_eq!(view.detail.phase_bytes_done, None);
     }
@@ -283,29 +295,29 @@ fn every_phase_that_counts_bytes_has_a_pace_and_an_end() {
 
 #[test]
 fn compression_is_told_of_what_crossed_the_network_and_retries_outlive_their_agent() {
-    let (job, mut tally) = copying(&[(4, 4 * MB)]);
+    let (job, mut copied) = copying(&[(4, 4 * MB)]);
     let mut meter = Meter::default();
     let found = PartDone {
         wire: ByteCount(0),
         ..done(0, MB)
     };
-    tally.note(&found).unwrap();
-    let view = |meter: &Meter, tally: &Tally| {
-        let view = meter.view(&job, NodeState::Copying, tally, Detail::Active, at(0));
+    copied.note(&found).unwrap();
+    let view = |meter: &Meter, copied: &CopyProgress| {
+        let view = meter.view(&job, NodeState::Copying, copied, Detail::Active, at(0));
         view.detail
     };
-    assert_eq!(view(&meter, &tally).compression_ratio, None);
-    tally
+    assert_eq!(view(&meter, &copied).compression_ratio, None);
+    copied
         .note(&PartDone {
             wire: ByteCount(MB / 4),
             ..done(1, MB)
         })
         .unwrap();
-    assert_eq!(view(&meter, &tally).compression_ratio, Some(4.0));
+    assert_eq!(view(&meter, &copied).compression_ratio, Some(4.0));
     for count in [1, 3, 0, 2] {
         meter.retried(count);
     }
-    assert_eq!(view(&meter, &tally).retries, 5);
+    assert_eq!(view(&meter, &copied).retries, 5);
 }
 
 proptest! {
@@ -314,17 +326,17 @@ proptest! {
         tables in proptest::collection::vec((1u32..5, 0u64..100 * MB), 1..10),
         parts in proptest::collection::vec((any::<proptest::sample::Index>(), 0u64..200 * MB), 0..60),
     ) {
-        let (job, mut tally) = copying(&tables);
-        let planned = tally.counted().planned as usize;
+        let (job, mut copied) = copying(&tables);
+        let planned = copied.counted().planned as usize;
         let mut meter = Meter::default();
         let mut before = 0.0;
         for (i, (part, bytes)) in parts.into_iter().enumerate() {
             let part = part.index(planned) as u32;
-            tally.set_flight(&[PartProgress { part: PartNo(part), bytes: ByteCount(bytes / 2), wire: ByteCount(0) }]);
-            meter.observe(&job, &tally, at(i as i64 * 500));
-            tally.note(&done(part, bytes)).unwrap();
-            meter.observe(&job, &tally, at(i as i64 * 500 + 250));
-            let view = meter.view(&job, NodeState::Copying, &tally, Detail::All, at(i as i64 * 500 + 250));
+            copied.set_flight(&[PartProgress { part: PartNo(part), bytes: ByteCount(bytes / 2), wire: ByteCount(0) }]);
+            meter.observe(&job, &copied, at(i as i64 * 500));
+            copied.note(&done(part, bytes)).unwrap();
+            meter.observe(&job, &copied, at(i as i64 * 500 + 250));
+            let view = meter.view(&job, NodeState::Copying, &copied, Detail::All, at(i as i64 * 500 + 250));
             prop_assert!(view.overall_percent >= before && view.overall_percent <= 74.0);
             prop_assert!(view.throughput_bytes_sec >= 0.0 && view.throughput_bytes_sec.is_finite());
             prop_assert!(view.bytes_total >= view.bytes_copied);

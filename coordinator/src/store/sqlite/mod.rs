@@ -137,7 +137,7 @@ impl SqliteStore {
 }
 
 impl SqliteStore {
-    /// The number of the last wish; 0 where there was none.
+    /// The number of the last audit entry; 0 where there was none.
     fn last_audit(&self) -> Result<u64, StoreError> {
         let sql = "SELECT coalesce(max(seq), 0) FROM audit";
         Ok(self.connection.query_row(sql, [], |row| unsigned(row, 0))?)
@@ -360,11 +360,11 @@ impl Store for SqliteStore {
         )?;
         let node = query.node.as_ref().map(NodeId::as_str);
         let mut rows = statement.query(params![signed(query.after), node, query.limit])?;
-        let mut wishes = Vec::new();
+        let mut entries = Vec::new();
         while let Some(row) = rows.next()? {
-            wishes.extend(legible(from_json("audit trail", &row.get::<_, String>(0)?)));
+            entries.extend(legible(from_json("audit trail", &row.get::<_, String>(0)?)));
         }
-        Ok(wishes)
+        Ok(entries)
     }
 
     fn last_end(&mut self, target: &NodeId) -> Result<Option<EndView>, StoreError> {

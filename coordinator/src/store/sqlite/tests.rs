@@ -361,7 +361,7 @@ fn samples_are_thinned_where_they_are_old_and_go_with_the_next_job() {
 }
 
 #[test]
-fn a_wish_is_due_until_each_node_has_it() {
+fn an_audit_entry_is_due_until_each_node_has_it() {
     let directory = tempfile::tempdir().unwrap();
     let mut store = SqliteStore::open(directory.path()).unwrap();
     let view = AuditView {

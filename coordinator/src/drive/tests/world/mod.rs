@@ -55,7 +55,7 @@ pub(super) struct FakeAgent {
     /// Every command ever given, in order.
     pub(super) history: Vec<(CommandId, Command)>,
     pub(super) mirrored: Vec<steep_protocol::message::agent::MirrorRow>,
-    /// What it was told of operators' wishes; it confirms none by itself.
+    /// Audit entries it was told; it confirms none by itself.
     pub(super) audited: Vec<AuditView>,
     /// Why it was not taken for the node's agent.
     pub(super) rejected: Vec<Fault>,
@@ -301,7 +301,7 @@ impl World {
                         agent.kept.remove(&id);
                     }
                     CoordinatorMessage::Mirror(row) => agent.mirrored.push(row),
-                    CoordinatorMessage::Audit(wish) => agent.audited.push(*wish),
+                    CoordinatorMessage::Audit(entry) => agent.audited.push(*entry),
                     CoordinatorMessage::Pace(pace) => agent.paces.push(pace),
                     CoordinatorMessage::Rejected(fault) => agent.rejected.push(fault),
                     CoordinatorMessage::Welcome { .. } => {}

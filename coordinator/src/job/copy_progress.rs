@@ -46,7 +46,7 @@ pub enum Noted {
 
 /// One table's counters.
 #[derive(Debug, Clone, PartialEq)]
-pub struct TableTally {
+pub struct TableCopy {
     /// What the plan says.
     pub summary: TableSummary,
     /// Parts done.
@@ -57,7 +57,7 @@ pub struct TableTally {
     pub bytes: ByteCount,
 }
 
-impl TableTally {
+impl TableCopy {
     /// Whether every part is done.
     #[must_use]
     pub fn is_complete(&self) -> bool {
@@ -80,8 +80,8 @@ impl TableTally {
 
 /// All counters of one job.
 #[derive(Debug, Clone, Default)]
-pub struct Tally {
-    tables: Vec<TableTally>,
+pub struct CopyProgress {
+    tables: Vec<TableCopy>,
     bits: Vec<u64>,
     planned: u32,
     done: Totals,
@@ -90,7 +90,7 @@ pub struct Tally {
     crossed: ByteCount,
     completed: u32,
     flight: Vec<PartProgress>,
-    /// Sum of [`TableTally::projected`] over tables begun.
+    /// Sum of [`TableCopy::projected`] over tables begun.
     projected: u64,
     /// Sum of estimates over tables not begun.
     untouched: u64,
@@ -98,7 +98,7 @@ pub struct Tally {
     estimated_done: u64,
 }
 
-impl Tally {
+impl CopyProgress {
     /// Takes a page of the plan; one that was taken before is taken again without effect.
     ///
     /// # Errors
@@ -126,7 +126,7 @@ impl Tally {
                 .ok_or(Misfit::TooManyParts)?;
             self.untouched = self.untouched.saturating_add(table.bytes_estimate.0);
             self.bits.resize((self.planned as usize).div_ceil(64), 0);
-            self.tables.push(TableTally {
+            self.tables.push(TableCopy {
                 summary: table.clone(),
                 done: 0,
                 rows: RowCount(0),
@@ -212,7 +212,7 @@ impl Tally {
 
     /// The table of that number.
     #[must_use]
-    pub fn table(&self, no: TableNo) -> Option<&TableTally> {
+    pub fn table(&self, no: TableNo) -> Option<&TableCopy> {
         self.tables.get(no.0 as usize)
     }
 
@@ -224,7 +224,7 @@ impl Tally {
 
     /// Every table, in order of its number.
     #[must_use]
-    pub fn tables(&self) -> &[TableTally] {
+    pub fn tables(&self) -> &[TableCopy] {
         &self.tables
     }
 
@@ -282,7 +282,7 @@ impl Tally {
 
     /// COPY bytes that this table will be.
     #[must_use]
-    pub fn expected_of(&self, table: &TableTally) -> ByteCount {
+    pub fn expected_of(&self, table: &TableCopy) -> ByteCount {
         let estimate = table.summary.bytes_estimate.0 as f64 * self.ratio();
         ByteCount(table.projected().unwrap_or(estimate as u64))
     }
@@ -297,7 +297,7 @@ impl Tally {
     }
 
     /// Where a finished job's table stood, without knowing its parts one by one any more. Good for
-    /// showing; a tally restored so is not for [`Tally::note`].
+    /// showing; what is restored so is not for [`CopyProgress::note`].
     pub fn restore_table(&mut self, no: TableNo, done: u32, rows: RowCount, bytes: ByteCount) {
         let Some(table) = self.tables.get_mut(no.0 as usize).filter(|_| done > 0) else {
             return;
@@ -358,17 +358,17 @@ mod tests {
 
     #[test]
     fn a_part_said_twice_counts_once() {
-        let mut tally = Tally::default();
-        tally.add_page(&plan(&[(2, 100), (1, 50)])).unwrap();
-        assert_eq!(tally.note(&done(0, 10)), Ok(Noted::Part(TableNo(0))));
-        assert_eq!(tally.note(&done(0, 10)), Ok(Noted::Known));
-        assert_eq!(tally.note(&done(1, 10)), Ok(Noted::Table(TableNo(0))));
-        assert_eq!(tally.note(&done(2, 7)), Ok(Noted::Table(TableNo(1))));
-        assert_eq!(tally.note(&done(3, 7)), Err(Misfit::Part(PartNo(3))));
-        let counted = tally.counted();
+        let mut copied = CopyProgress::default();
+        copied.add_page(&plan(&[(2, 100), (1, 50)])).unwrap();
+        assert_eq!(copied.note(&done(0, 10)), Ok(Noted::Part(TableNo(0))));
+        assert_eq!(copied.note(&done(0, 10)), Ok(Noted::Known));
+        assert_eq!(copied.note(&done(1, 10)), Ok(Noted::Table(TableNo(0))));
+        assert_eq!(copied.note(&done(2, 7)), Ok(Noted::Table(TableNo(1))));
+        assert_eq!(copied.note(&done(3, 7)), Err(Misfit::Part(PartNo(3))));
+        let counted = copied.counted();
         assert_eq!((counted.done.parts, counted.done.bytes), (3, ByteCount(27)));
         assert_eq!(
-            (counted.tables, counted.planned, tally.completed()),
+            (counted.tables, counted.planned, copied.completed()),
             (2, 3, 2)
         );
     }
@@ -376,21 +376,24 @@ mod tests {
     #[test]
     fn pages_continue_one_another_and_may_be_repeated() {
         let all = plan(&[(1, 1), (3, 1), (2, 1)]);
-        let mut tally = Tally::default();
-        tally.add_page(&all[..2]).unwrap();
-        tally.add_page(&all[..2]).unwrap();
-        tally.add_page(&all[2..]).unwrap();
-        assert_eq!(tally.counted().planned, 6);
+        let mut copied = CopyProgress::default();
+        copied.add_page(&all[..2]).unwrap();
+        copied.add_page(&all[..2]).unwrap();
+        copied.add_page(&all[2..]).unwrap();
+        assert_eq!(copied.counted().planned, 6);
         let gap = plan(&[(1, 1), (1, 1)]);
         assert_eq!(
-            Tally::default().add_page(&gap[1..]),
+            CopyProgress::default().add_page(&gap[1..]),
             Err(Misfit::Table(TableNo(1)))
         );
         let mut huge = plan(&[(u32::MAX, 1)]);
-        assert_eq!(Tally::default().add_page(&huge), Err(Misfit::TooManyParts));
+        assert_eq!(
+            CopyProgress::default().add_page(&huge),
+            Err(Misfit::TooManyParts)
+        );
         huge[0].parts = 0;
         assert_eq!(
-            Tally::default().add_page(&huge),
+            CopyProgress::default().add_page(&huge),
             Err(Misfit::Table(TableNo(0)))
         );
     }
@@ -398,35 +401,35 @@ mod tests {
     #[test]
     fn the_estimate_corrects_itself_and_ends_exact() {
         let mb = 1_000_000;
-        let mut tally = Tally::default();
-        tally
+        let mut copied = CopyProgress::default();
+        copied
             .add_page(&plan(&[(4, 40 * mb), (1, 10 * mb), (1, 10 * mb)]))
             .unwrap();
-        assert_eq!(tally.expected(), ByteCount(60 * mb));
+        assert_eq!(copied.expected(), ByteCount(60 * mb));
         // Rows are half of what their heap is.
-        tally.note(&done(0, 5 * mb)).unwrap();
-        assert_eq!(tally.expected(), ByteCount(20 * mb + 10 * mb));
+        copied.note(&done(0, 5 * mb)).unwrap();
+        assert_eq!(copied.expected(), ByteCount(20 * mb + 10 * mb));
         for part in 1..4 {
-            tally.note(&done(part, 5 * mb)).unwrap();
+            copied.note(&done(part, 5 * mb)).unwrap();
         }
-        tally.note(&done(4, 1)).unwrap();
-        tally.note(&done(5, 2)).unwrap();
-        assert_eq!(tally.expected(), ByteCount(20 * mb + 3));
+        copied.note(&done(4, 1)).unwrap();
+        copied.note(&done(5, 2)).unwrap();
+        assert_eq!(copied.expected(), ByteCount(20 * mb + 3));
     }
 
     #[test]
     fn a_hundred_thousand_parts_are_cheap() {
         let tables = plan(&vec![(10, 1_000_000); 10_000]);
-        let mut tally = Tally::default();
+        let mut copied = CopyProgress::default();
         for page in tables.chunks(limits::SUMMARY_PAGE) {
-            tally.add_page(page).unwrap();
+            copied.add_page(page).unwrap();
         }
         for part in 0..100_000 {
-            tally.note(&done(part, 1_000)).unwrap();
-            assert!(tally.expected() >= tally.bytes());
+            copied.note(&done(part, 1_000)).unwrap();
+            assert!(copied.expected() >= copied.bytes());
         }
-        assert_eq!(tally.completed(), 10_000);
-        assert_eq!(tally.expected(), ByteCount(100_000_000));
+        assert_eq!(copied.completed(), 10_000);
+        assert_eq!(copied.expected(), ByteCount(100_000_000));
     }
 
     proptest! {
@@ -435,22 +438,22 @@ mod tests {
             tables in proptest::collection::vec((1u32..6, 0u64..1 << 40), 1..20),
             order in proptest::collection::vec(any::<proptest::sample::Index>(), 0..200),
         ) {
-            let mut tally = Tally::default();
-            tally.add_page(&plan(&tables)).unwrap();
-            let parts = tally.counted().planned;
+            let mut copied = CopyProgress::default();
+            copied.add_page(&plan(&tables)).unwrap();
+            let parts = copied.counted().planned;
             for index in order {
                 let part = index.index(parts as usize) as u32;
-                tally.set_flight(&[PartProgress { part: PartNo(part), bytes: ByteCount(3), wire: ByteCount(1) }]);
-                let _ = tally.note(&done(part, u64::from(part) * 1000)).unwrap();
-                prop_assert!(tally.flight().is_empty());
-                prop_assert!(tally.expected() >= tally.bytes());
+                copied.set_flight(&[PartProgress { part: PartNo(part), bytes: ByteCount(3), wire: ByteCount(1) }]);
+                let _ = copied.note(&done(part, u64::from(part) * 1000)).unwrap();
+                prop_assert!(copied.flight().is_empty());
+                prop_assert!(copied.expected() >= copied.bytes());
             }
-            let bytes: ByteCount = tally.tables().iter().map(|t| t.bytes).sum();
-            let seen = (0..parts).filter(|p| tally.is_done(PartNo(*p))).count();
-            prop_assert_eq!(bytes, tally.counted().done.bytes);
-            prop_assert_eq!(seen as u32, tally.counted().done.parts);
+            let bytes: ByteCount = copied.tables().iter().map(|t| t.bytes).sum();
+            let seen = (0..parts).filter(|p| copied.is_done(PartNo(*p))).count();
+            prop_assert_eq!(bytes, copied.counted().done.bytes);
+            prop_assert_eq!(seen as u32, copied.counted().done.parts);
             for part in 0..parts {
-                let table = tally.table(tally.table_of(PartNo(part)).unwrap()).unwrap();
+                let table = copied.table(copied.table_of(PartNo(part)).unwrap()).unwrap();
                 let first = table.summary.first_part.0;
                 prop_assert!(first <= part && part < first + table.summary.parts);
             }
