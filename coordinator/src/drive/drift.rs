@@ -16,10 +16,11 @@ use steep_schema::named;
 use super::Driver;
 use super::carried;
 use super::columns::{self, Differing, Digests, Judgement};
-use super::following::{self, Cause, Following, Health, Lasts, Word};
+use super::following::{self, Cause, Following, Health, Lasts};
 use super::lineage::follows;
 use super::log::Note;
-use crate::job::applying::Fares;
+use crate::job::apply_health::ApplyHealth;
+use crate::job::standing::Word;
 use crate::job::state::{NodeEvent, transition};
 use crate::registry::Agent;
 use crate::store::{Accepted, Columns, NodeRecord, Store, Write};
@@ -29,6 +30,15 @@ const NAMED: usize = 5;
 
 /// What to do about a node that cannot follow any more.
 pub(super) const ANEW: &str = "changes may be missing, so the node must be initialised anew";
+
+/// Whether what this agent says of a part of that node's is news.
+fn word(observer: &NodeId, own: &NodeId) -> Word {
+    if observer == own {
+        Word::News
+    } else {
+        Word::Known
+    }
+}
 
 impl<S: Store> Driver<S> {
     /// Looks at every node that follows and for which that agent's word counts.
@@ -64,12 +74,12 @@ impl<S: Store> Driver<S> {
             && let Some(agent) = self.registry.get(&record.id)
             && let Some(seen) = agent.subscription(job)
         {
-            following.applying.observe(seen, now);
+            following.apply.observe(seen, now);
         }
         let sight = self.sight_health(&record.id, source);
         following.sight.take(sight, Word::News);
         let slot = self.slot_health(source, job);
-        following.slot.take(slot, Word::of(observer, source));
+        following.slot.take(slot, word(observer, source));
         if source == observer && self.is_slot_moved(&record.id, source, job, &mut following) {
             let why = format!(
                 "the replication slot on {source} was moved while the subscription was disabled: {ANEW}"
@@ -81,12 +91,13 @@ impl<S: Store> Driver<S> {
         let publication = self.publication_health(source, job);
         following
             .publication
-            .take(publication, Word::of(observer, source));
+            .take(publication, word(observer, source));
         let carried = self.carried_health(record, source, job, &mut following.watched, now);
         following.carried.take(carried, Word::News);
-        let subscription = self.subscription_health(record, job, following.applying.fares(now));
-        let word = Word::of(observer, &record.id);
-        following.subscription.take(subscription, word);
+        let subscription = self.subscription_health(record, job, following.apply.health(now));
+        following
+            .subscription
+            .take(subscription, word(observer, &record.id));
         if record.lost.is_none() {
             let columns = self.column_health(record, source, job, &mut following.differing, now);
             following.columns.take(columns, Word::News);
@@ -110,7 +121,7 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    fn subscription_health(&self, record: &NodeRecord, job: JobId, fares: Fares) -> Health {
+    fn subscription_health(&self, record: &NodeRecord, job: JobId, apply: ApplyHealth) -> Health {
         let node = &record.id;
         let Some(agent) = self.registry.get(node).filter(|agent| agent.sees()) else {
             return Health::Unknown;
@@ -127,7 +138,7 @@ impl<S: Store> Driver<S> {
                     let why = "the subscription is disabled".to_owned();
                     return Health::Suspect(Cause::passing(why));
                 }
-                following::health(fares, subscription.trouble.as_deref(), &record.risks, node)
+                following::health(apply, subscription.trouble.as_deref(), &record.risks, node)
             }
         }
     }

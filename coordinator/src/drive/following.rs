@@ -1,19 +1,16 @@
-//! How the parts of one node's replication fare, from one observation to the next: slot, publication,
+//! How the parts of one node's replication do, from one observation to the next: slot, publication,
 //! subscription, what they carry, columns.
 //!
-//! Pure, and in memory only: agents say everything again. What must outlive the coordinator is with the
+//! In memory only: agents say everything again. What must outlive the coordinator is with the
 //! node's record.
 
 use steep_protocol::message::agent::{SlotStatus, SubscriptionStatus};
 use steep_protocol::{JobId, Lsn, NodeId};
 
 use super::columns::Differing;
-use crate::job::applying::{Applying, Fares};
+use crate::job::apply_health::{ApplyHealth, ApplyWatch};
 use crate::job::membership::Watched;
-
-/// Observations in a row that must miss a slot or subscription: one may have been made while
-/// PostgreSQL was just starting.
-const SUSPICIONS: u8 = 3;
+use crate::job::standing::{self, SUSPICIONS};
 
 /// Why a part of a replication is bad.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,88 +40,13 @@ impl Cause {
     }
 }
 
-/// What is the case with one part of a replication.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Health {
-    Good,
-    /// Nothing can be said at this moment.
-    Unknown,
-    /// It may be a passing state; counted.
-    Suspect(Cause),
-    Bad(Cause),
-}
+/// What one observation says of a part.
+pub(super) type Health = standing::Health<Cause>;
 
-/// Where a part stands, from one observation to the next. Bad until it is seen to be good.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Part {
-    suspicions: u8,
-    standing: Standing,
-}
+/// A part, from one observation to the next.
+pub(super) type Part = standing::Part<Cause>;
 
-#[derive(Debug, Clone, Default)]
-enum Standing {
-    #[default]
-    Undecided,
-    Sound,
-    Bad(Cause),
-}
-
-impl Part {
-    /// Takes what is the case. Only its own observer's word is `News`: the other one says nothing new
-    /// of it, and would be counted twice.
-    pub(super) fn take(&mut self, health: Health, word: Word) {
-        match health {
-            Health::Good => {
-                self.suspicions = 0;
-                self.standing = Standing::Sound;
-            }
-            Health::Bad(cause) => self.standing = Standing::Bad(cause),
-            Health::Suspect(cause) => {
-                if word == Word::News {
-                    self.suspicions = self.suspicions.saturating_add(1);
-                }
-                if self.suspicions >= SUSPICIONS {
-                    self.standing = Standing::Bad(cause);
-                } else {
-                    self.doubt();
-                }
-            }
-            Health::Unknown => self.doubt(),
-        }
-    }
-
-    fn doubt(&mut self) {
-        if let Standing::Sound = self.standing {
-            self.standing = Standing::Undecided;
-        }
-    }
-
-    pub(super) fn cause(&self) -> Option<&Cause> {
-        match &self.standing {
-            Standing::Bad(cause) => Some(cause),
-            Standing::Undecided | Standing::Sound => None,
-        }
-    }
-}
-
-/// Whose word an observation is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Word {
-    News,
-    Known,
-}
-
-impl Word {
-    pub(super) fn of(observer: &NodeId, own: &NodeId) -> Self {
-        if observer == own {
-            Self::News
-        } else {
-            Self::Known
-        }
-    }
-}
-
-/// How one node's following fares.
+/// What is known of one node's following.
 #[derive(Debug)]
 pub(super) struct Following {
     /// The job that began it: with the next one everything is new.
@@ -136,7 +58,7 @@ pub(super) struct Following {
     pub(super) columns: Part,
     /// Whether somebody can look at both ends.
     pub(super) sight: Part,
-    pub(super) applying: Applying,
+    pub(super) apply: ApplyWatch,
     pub(super) parked: Parked,
     pub(super) watched: Watched,
     /// While the digests differ.
@@ -153,7 +75,7 @@ impl Following {
             carried: Part::default(),
             columns: Part::default(),
             sight: Part::default(),
-            applying: Applying::default(),
+            apply: ApplyWatch::default(),
             parked: Parked::default(),
             watched: Watched::default(),
             differing: None,
@@ -172,15 +94,11 @@ impl Following {
     }
 
     pub(super) fn is_sound(&self) -> bool {
-        let parts = self.parts();
-        let mut parts = parts.iter();
-        parts.all(|part| matches!(part.standing, Standing::Sound))
+        self.parts().iter().all(|part| part.is_sound())
     }
 
     pub(super) fn is_decided(&self) -> bool {
-        let parts = self.parts();
-        let mut parts = parts.iter();
-        !parts.any(|part| matches!(part.standing, Standing::Undecided))
+        self.parts().iter().all(|part| part.is_decided())
     }
 }
 
@@ -218,10 +136,10 @@ impl Parked {
     }
 }
 
-/// What a worker that fares so says of its subscription. `trouble` is what is known of its errors, `risks`
+/// What its apply worker says of a subscription. `trouble` is what is known of its errors, `risks`
 /// what preflight warned of.
 pub(super) fn health(
-    fares: Fares,
+    apply: ApplyHealth,
     trouble: Option<&str>,
     risks: &[String],
     node: &NodeId,
@@ -233,39 +151,16 @@ pub(super) fn health(
     if !risks.is_empty() {
         log = format!("{log}. Preflight warned: {}", risks.join("; "));
     }
-    match fares {
+    match apply {
         // Neither broken nor sound.
-        Fares::Unseen | Fares::Wavering => Health::Unknown,
-        Fares::Well => Health::Good,
+        ApplyHealth::Unseen | ApplyHealth::Wavering => Health::Unknown,
+        ApplyHealth::Well => Health::Good,
         // No count of errors: a reason stays the same while nothing else is the matter.
-        Fares::KeepsFailing { .. } => Health::Bad(Cause::passing(format!(
+        ApplyHealth::KeepsFailing { .. } => Health::Bad(Cause::passing(format!(
             "the subscription keeps failing: {log}"
         ))),
-        Fares::Absent => Health::Bad(Cause::passing(format!(
+        ApplyHealth::Absent => Health::Bad(Cause::passing(format!(
             "the subscription has had no worker for a minute: {log}"
         ))),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_part_that_is_missed_is_bad_only_when_its_own_observer_says_so_often_enough() {
-        let mut part = Part::default();
-        let missed = || Health::Suspect(Cause::passing("gone".to_owned()));
-        part.take(Health::Good, Word::News);
-        for _ in 0..SUSPICIONS - 1 {
-            part.take(missed(), Word::News);
-            part.take(missed(), Word::Known);
-            assert_eq!(part.cause(), None);
-        }
-        part.take(missed(), Word::News);
-        assert!(part.cause().is_some());
-        part.take(Health::Unknown, Word::News);
-        assert!(part.cause().is_some(), "bad until it is seen to be good");
-        part.take(Health::Good, Word::Known);
-        assert_eq!(part.cause(), None);
     }
 }

@@ -8,8 +8,9 @@ use jiff::{SignedDuration, Timestamp};
 use steep_protocol::NodeId;
 
 use super::Driver;
-use super::following::{Cause, Following, Health, Word};
+use super::following::{Cause, Following, Health};
 use super::lineage::{alias_warning, follows};
+use crate::job::standing::Word;
 use crate::job::time::after;
 use crate::registry::Agent;
 use crate::store::{NodeRecord, Store, Write};

@@ -3,7 +3,7 @@
 //! Owns what a job is ([`Job`]), where it goes on from a backup ([`handover`]), who follows whom
 //! ([`lineage`]), which state of a node
 //! follows which ([`state`]), which command comes next ([`machine`]), whether it may begin at all
-//! ([`preflight`]) and can still end well ([`health`], [`applying`]),
+//! ([`preflight`]) and can still end well ([`health`], [`apply_health`], [`standing`]),
 //! what has been copied ([`copy_progress`]), how far that is ([`progress`]) and what is said at the end
 //! ([`report`]). Everything here is pure: time comes in as a value, messages go out as values, and
 //! nothing knows SQLite, QUIC or tokio.
@@ -23,7 +23,7 @@ use steep_protocol::message::job::{CancelledData, JobSpec, SyncSlots};
 use steep_protocol::message::lineage::ChangeOrigin;
 use steep_protocol::{ByteCount, CommandId, Fault, JobId, Lsn, Phase, RowCount};
 
-pub mod applying;
+pub mod apply_health;
 pub mod copy_progress;
 pub mod handover;
 pub mod health;
@@ -35,6 +35,7 @@ pub mod preflight;
 pub mod progress;
 pub mod report;
 pub mod retry;
+pub mod standing;
 pub mod state;
 pub(crate) mod time;
 

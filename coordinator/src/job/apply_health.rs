@@ -1,4 +1,4 @@
-//! How a subscription's worker fares, judged by time from what the target's agent observes: while a job
+//! How a subscription's apply worker does, judged by time from what the target's agent observes: while a job
 //! works ([`super::health`]) and as long as its node follows after that.
 //!
 //! Pure, and in memory only: a restarted coordinator begins to watch anew. How often agents look plays
@@ -24,7 +24,7 @@ pub const ABSENT: Duration = Duration::from_secs(60);
 
 /// What has been seen of one subscription.
 #[derive(Debug, Clone, Default)]
-pub struct Applying {
+pub struct ApplyWatch {
     /// Errors at the last observation; nothing before the first.
     errors: Option<u64>,
     strikes: u8,
@@ -32,9 +32,9 @@ pub struct Applying {
     absent: Option<Timestamp>,
 }
 
-/// How the worker fares.
+/// How the worker does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fares {
+pub enum ApplyHealth {
     /// Nothing was seen yet.
     Unseen,
     /// It runs, and no error is new.
@@ -50,9 +50,9 @@ pub enum Fares {
     Absent,
 }
 
-impl Applying {
+impl ApplyWatch {
     /// Takes what is seen now.
-    pub fn observe(&mut self, seen: &SubscriptionStatus, now: Timestamp) -> Fares {
+    pub fn observe(&mut self, seen: &SubscriptionStatus, now: Timestamp) -> ApplyHealth {
         let calm = self.struck.is_some_and(|struck| after(struck, CALM) <= now);
         match self.errors.replace(seen.apply_errors) {
             // Counters begin anew where statistics are reset.
@@ -68,7 +68,7 @@ impl Applying {
         } else {
             self.absent.get_or_insert(now);
         }
-        self.fares(now)
+        self.health(now)
     }
 
     /// The source does not answer: without it no worker can be there, and each try of one may count as
@@ -77,19 +77,19 @@ impl Applying {
         *self = Self::default();
     }
 
-    /// How it fares, as far as was seen.
+    /// How it does, as far as was seen.
     #[must_use]
-    pub fn fares(&self, now: Timestamp) -> Fares {
+    pub fn health(&self, now: Timestamp) -> ApplyHealth {
         let Some(errors) = self.errors else {
-            return Fares::Unseen;
+            return ApplyHealth::Unseen;
         };
         if self.strikes >= STRIKES {
-            return Fares::KeepsFailing { errors };
+            return ApplyHealth::KeepsFailing { errors };
         }
         match self.absent {
-            Some(since) if after(since, ABSENT) <= now => Fares::Absent,
-            None if self.strikes == 0 => Fares::Well,
-            Some(_) | None => Fares::Wavering,
+            Some(since) if after(since, ABSENT) <= now => ApplyHealth::Absent,
+            None if self.strikes == 0 => ApplyHealth::Well,
+            Some(_) | None => ApplyHealth::Wavering,
         }
     }
 }
@@ -102,8 +102,8 @@ mod tests {
     use super::*;
 
     /// What comes of observations that far apart, each with so many errors and a worker or none.
-    fn watched(every: Duration, seen: &[(u64, bool)]) -> Vec<Fares> {
-        let (mut applying, mut now) = (Applying::default(), Timestamp::UNIX_EPOCH);
+    fn watched(every: Duration, seen: &[(u64, bool)]) -> Vec<ApplyHealth> {
+        let (mut apply, mut now) = (ApplyWatch::default(), Timestamp::UNIX_EPOCH);
         let every = SignedDuration::try_from(every).unwrap();
         let observe = |(apply_errors, running): &(u64, bool)| {
             now += every;
@@ -117,7 +117,7 @@ mod tests {
                 altered_by: 0,
                 trouble: None,
             };
-            applying.observe(&status, now)
+            apply.observe(&status, now)
         };
         seen.iter().map(observe).collect()
     }
@@ -126,25 +126,27 @@ mod tests {
     fn a_worker_that_keeps_failing_is_broken_and_one_that_is_calm_again_is_not() {
         let second = Duration::from_secs(1);
         let seen = [(7, true), (8, false), (9, false), (10, false)];
-        let failing = Fares::KeepsFailing { errors: 10 };
-        let wavers = Fares::Wavering;
+        let failing = ApplyHealth::KeepsFailing { errors: 10 };
+        let wavers = ApplyHealth::Wavering;
         assert_eq!(
             watched(second, &seen),
-            [Fares::Well, wavers, wavers, failing],
+            [ApplyHealth::Well, wavers, wavers, failing],
             "errors of before do not count"
         );
         let calm: Vec<_> = seen.into_iter().chain([(10, true); 15]).collect();
-        let fares = watched(second, &calm);
-        assert_eq!(fares[17], failing, "14 seconds are not enough");
-        assert_eq!(fares[18], Fares::Well);
+        let health = watched(second, &calm);
+        assert_eq!(health[17], failing, "14 seconds are not enough");
+        assert_eq!(health[18], ApplyHealth::Well);
     }
 
     #[test]
     fn a_worker_that_never_comes_is_broken_after_a_minute_however_often_it_is_looked_for() {
         for every in [1, 3, 20] {
             let looks = [(0, false); 62];
-            let fares = watched(Duration::from_secs(every), &looks);
-            let broken = fares.iter().position(|fares| *fares == Fares::Absent);
+            let health = watched(Duration::from_secs(every), &looks);
+            let broken = health
+                .iter()
+                .position(|health| *health == ApplyHealth::Absent);
             assert_eq!(broken, Some(60 / every as usize), "{every}");
         }
     }
