@@ -287,7 +287,7 @@ impl<S: Store> Driver<S> {
             if matches!(outcome, Ok(Outcome::TargetFacts(_))) {
                 let around = self.around();
                 if let Some(live) = self.jobs.get_mut(&id) {
-                    live.job.preflight.around = Box::new(around);
+                    *live.job.preflight.around = around;
                 }
             }
             let outcome = Box::new(outcome);

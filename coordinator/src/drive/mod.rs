@@ -36,6 +36,7 @@ mod resume;
 mod schema;
 mod sight;
 mod span;
+mod sweep;
 mod views;
 mod watchers;
 

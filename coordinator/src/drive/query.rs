@@ -18,7 +18,7 @@ use steep_protocol::message::job::TableFilter;
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry};
 
 use super::doctor::Look;
-use super::give_up::Sweep;
+use super::sweep::Sweep;
 use super::{Answer, Driver, Ticket};
 use crate::job::time::after;
 use crate::store::Store;

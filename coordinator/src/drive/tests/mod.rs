@@ -5,6 +5,7 @@ mod faults;
 mod flow;
 mod handover;
 mod identity;
+mod keeping;
 mod missing;
 mod requests;
 mod watching;

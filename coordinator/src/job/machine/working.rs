@@ -91,7 +91,7 @@ impl Turn {
         self.job.retrying.retain(|r| r.work != work);
         match (work, outcome) {
             (Work::GatherSource, Outcome::SourceFacts(facts)) => {
-                self.job.preflight.source = Some(facts)
+                self.job.preflight.source = Some(facts);
             }
             (Work::GatherTarget, Outcome::TargetFacts(facts)) => return self.judge(&facts),
             (Work::OpenSource, Outcome::SourceOpened { lsn, tables, parts }) => {

@@ -11,11 +11,11 @@ mod retrying;
 use std::collections::HashMap;
 
 use jiff::SignedDuration;
-use steep_protocol::message::agent::MissingObjects;
+use steep_protocol::message::agent::{MissingObjects, Outcome};
 use steep_protocol::message::facts::{Severity, SourceFacts};
 use steep_protocol::message::handover::{Replication, SchemaCheck, SlotFacts, SlotName, Used};
-use steep_protocol::message::job::Method;
-use steep_protocol::{ByteCount, FaultKind, JobId, Lsn, NodeState, Retry, RowCount};
+use steep_protocol::message::job::{CancelledData, Compression, Method};
+use steep_protocol::{ByteCount, Fault, FaultKind, JobId, Lsn, NodeState, Retry, RowCount};
 
 use super::super::Shown;
 use super::super::handover::Handover;

@@ -1,0 +1,320 @@
+//! Leftovers that no job here stands for: what they are, and their removal, one after the other.
+
+use std::collections::VecDeque;
+
+use jiff::Timestamp;
+use steep_protocol::message::agent::{Command, SourceCommand, TargetCommand};
+use steep_protocol::message::api::Afterwards;
+use steep_protocol::message::handover::{Replication, SlotName};
+use steep_protocol::message::job::{CancelledData, ReplicationNames};
+use steep_protocol::message::lineage::{Lineage, Tool};
+use steep_protocol::{Fault, JobId, NodeId, NodeState};
+
+use super::effects::removed;
+use super::give_up::left_behind;
+use super::log::Note;
+use super::query::Purpose;
+use super::{Driver, Ticket};
+use crate::job::Side;
+use crate::job::state::{NodeEvent, transition};
+use crate::store::{NodeRecord, Store, Write};
+
+/// Leftovers being removed, one after the other.
+pub(super) struct Sweep {
+    pub(super) node: NodeId,
+    /// What is being removed, and what comes after it.
+    pub(super) steps: VecDeque<Removal>,
+    /// What stays, a sentence each.
+    pub(super) left: Vec<String>,
+    pub(super) data: CancelledData,
+    pub(super) afterwards: Afterwards,
+    pub(super) operator: String,
+    pub(super) ticket: Ticket,
+}
+
+/// One end of one forgotten job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Removal {
+    on: NodeId,
+    replication: Replication,
+    side: Side,
+}
+
+/// What a sweep would do.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Plan {
+    pub(super) steps: VecDeque<Removal>,
+    pub(super) left: Vec<String>,
+}
+
+impl<S: Store> Driver<S> {
+    /// Whether a job that is remembered, or another node that is synchronized, uses that replication.
+    fn is_used(&self, replication: JobId, node: &NodeId) -> bool {
+        let jobs = self.jobs.values().map(|live| &live.job);
+        let mut named = jobs.flat_map(|job| [job.id, job.replication().id]);
+        named.any(|id| id == replication)
+            || self.nodes.values().any(|record| {
+                record.id != *node
+                    && record.replication() == Some(replication)
+                    && record.state == NodeState::Synchronized
+            })
+    }
+    /// What of ours on a node no job stands for, and how it is removed.
+    pub(super) fn sweep_plan(&self, node: &NodeId) -> Plan {
+        let mut plan = Plan::default();
+        let Some(record) = self.nodes.get(node) else {
+            return plan;
+        };
+        let lineage = record.lineage.as_deref().cloned().unwrap_or_default();
+        let mut replications = forgotten_here(&lineage);
+        // What was given up while its other end was away, and is back.
+        if let Some(own) = record.replication()
+            && !replications.iter().any(|known| known.id == own)
+        {
+            replications.push(Replication::of(own));
+        }
+        replications.retain(|replication| !self.is_used(replication.id, node));
+        for replication in &replications {
+            let here = is_here(&lineage, replication.id);
+            if here && self.registry.is_online(node) {
+                plan.steps.push_back(Removal {
+                    on: node.clone(),
+                    replication: replication.clone(),
+                    side: Side::Target,
+                });
+            } else if here {
+                let name = replication.name();
+                let why = "its agent has no session";
+                plan.left
+                    .push(left_behind(node, Side::Target, name.as_str(), why));
+            }
+            let known = (plan.steps.len(), plan.left.len());
+            self.plan_publishers(node, replication, &mut plan);
+            if here && known == (plan.steps.len(), plan.left.len()) {
+                plan.left.push(unseen_publisher(replication));
+            }
+        }
+        for slot in lineage
+            .slots
+            .iter()
+            .filter(|slot| slot.starts_with(ReplicationNames::PREFIX))
+        {
+            let Some(job) = ReplicationNames::parse(slot) else {
+                continue;
+            };
+            if !self.is_used(job, node) {
+                self.plan_own_slot(node, job, &mut plan);
+            }
+        }
+        plan
+    }
+
+    /// The other end of a forgotten subscription.
+    fn plan_publishers(&self, node: &NodeId, replication: &Replication, plan: &mut Plan) {
+        let publishes = |record: &&NodeRecord| {
+            let agent = self.registry.get(&record.id);
+            let observed = agent.is_some_and(|agent| agent.slot(replication.id).is_some());
+            let told = record.lineage.as_ref().is_some_and(|lineage| {
+                let slot = replication.slot.as_str();
+                lineage.slots.iter().any(|known| known == slot)
+                    || lineage.publications.contains(&replication.id)
+            });
+            record.id != *node && (observed || told)
+        };
+        for record in self.nodes.values().filter(publishes) {
+            if self.registry.is_online(&record.id) {
+                plan.steps.push_back(Removal {
+                    on: record.id.clone(),
+                    replication: replication.clone(),
+                    side: Side::Source,
+                });
+            } else {
+                let (name, why) = (replication.name(), "its agent has no session");
+                plan.left
+                    .push(left_behind(&record.id, Side::Source, name.as_str(), why));
+            }
+        }
+    }
+
+    /// A slot that is named like ours and stands for no job here. One that somebody uses stays.
+    fn plan_own_slot(&self, node: &NodeId, job: JobId, plan: &mut Plan) {
+        let slot = Replication::of(job);
+        let name = &slot.slot;
+        let user = self.nodes.values().find(|record| {
+            let lineage = record.lineage.as_deref();
+            record.id != *node && lineage.is_some_and(|lineage| is_here(lineage, job))
+        });
+        let agent = self.registry.get(node);
+        let active = agent
+            .and_then(|agent| agent.slot(job))
+            .map(|slot| slot.active);
+        match (user, active) {
+            (Some(user), _) => plan.left.push(format!(
+                "slot {name} on {node} is {0}'s: steep-repl init cancel --node {0} --force-cleanup",
+                user.id
+            )),
+            (None, Some(true)) => plan.left.push(format!(
+                "slot {name} on {node} is in use by a server that no agent runs beside, and stays"
+            )),
+            (None, Some(false)) => plan.steps.push_back(Removal {
+                on: node.clone(),
+                replication: slot,
+                side: Side::Source,
+            }),
+            // It is gone, or its agent is.
+            (None, None) => {}
+        }
+    }
+
+    /// Whether something could be swept from a node.
+    pub(super) fn has_leftovers(&self, node: &NodeId) -> bool {
+        self.sweep_plan(node) != Plan::default()
+    }
+
+    /// Removes what comes next; at the end the node is as if nothing had been there.
+    pub(super) fn sweep(&mut self, sweep: Sweep, now: Timestamp) {
+        let Some(next) = sweep.steps.front().cloned() else {
+            return self.sweep_over(sweep, now);
+        };
+        let command = match next.side {
+            Side::Target => Command::from(TargetCommand::Cleanup { data: sweep.data }),
+            Side::Source => Command::from(SourceCommand::Cleanup { sync_slots: None }),
+        };
+        let purpose = Purpose::Sweep(Box::new(sweep));
+        self.begin_query_on(&next.on, next.replication, command, purpose, now);
+    }
+
+    /// A step of a sweep ended, well or not.
+    pub(super) fn swept(&mut self, mut sweep: Sweep, failed: Option<&Fault>, now: Timestamp) {
+        if let Some(step) = sweep.steps.pop_front() {
+            let name = step.replication.name();
+            match failed {
+                Some(fault) => sweep.left.push(left_behind(
+                    &step.on,
+                    step.side,
+                    name.as_str(),
+                    &fault.message,
+                )),
+                None => self.unlist(&step),
+            }
+        }
+        self.sweep(sweep, now);
+    }
+
+    /// What was just removed is not taken for there any more, though a lineage that was read before may
+    /// still come.
+    fn unlist(&mut self, step: &Removal) {
+        let job = step.replication.id;
+        self.swept.insert(job);
+        let Some(record) = self.nodes.get_mut(&step.on) else {
+            return;
+        };
+        let Some(lineage) = &mut record.lineage else {
+            return;
+        };
+        match step.side {
+            Side::Target => {
+                let own = |name: &str| ReplicationNames::parse(name) == Some(job);
+                lineage.subscriptions.retain(|s| !own(&s.name));
+                lineage.books.retain(|book| *book != job);
+            }
+            Side::Source => {
+                lineage
+                    .slots
+                    .retain(|slot| slot != step.replication.slot.as_str());
+                lineage
+                    .publications
+                    .retain(|publication| *publication != job);
+            }
+        }
+        self.out.writes.push(Write::Node(Box::new(record.clone())));
+    }
+
+    fn sweep_over(&mut self, sweep: Sweep, now: Timestamp) {
+        let Sweep {
+            node,
+            left,
+            afterwards,
+            operator,
+            ticket,
+            ..
+        } = sweep;
+        self.reset(&node, now);
+        let text =
+            format!("cancelled by {operator}; what could be reached of forgotten jobs is removed");
+        let note = Note::info("init.cancelled", text).node(&node);
+        self.log(note.field("operator", &operator), now);
+        for text in &left {
+            let note = Note::warn("init.given_up", text.clone()).node(&node);
+            self.log(note, now);
+        }
+        if afterwards == Afterwards::Forget {
+            self.forget_node(&node, now);
+        }
+        self.answer(ticket, Ok(removed(left)));
+    }
+
+    /// Back to uninitialized.
+    fn reset(&mut self, node: &NodeId, now: Timestamp) {
+        let Some(record) = self.nodes.get_mut(node) else {
+            return;
+        };
+        let from = record.state;
+        for event in [NodeEvent::Drifted, NodeEvent::Failed, NodeEvent::Cancelled] {
+            if record.state != NodeState::Uninitialized
+                && let Ok(to) = transition(record.state, event)
+            {
+                record.state = to;
+            }
+        }
+        let to = record.state;
+        if from == to {
+            return;
+        }
+        record.source = None;
+        record.replication = None;
+        record.error_message = None;
+        record.lost = None;
+        let record = record.clone();
+        self.following.remove(node);
+        self.out.writes.push(Write::Node(Box::new(record)));
+        let note = Note::info("init.state_change", format!("{node}: {from} to {to}")).node(node);
+        self.log(note.field("from", from).field("to", to), now);
+        self.mirror(node, now);
+    }
+}
+
+/// The other end is no node that this coordinator has seen: its agent has not come back yet, or none runs
+/// beside it.
+fn unseen_publisher(replication: &Replication) -> String {
+    format!(
+        "no node with a session has slot or publication {}: they are gone, or stay where this coordinator \
+         has not looked yet, and a slot keeps WAL: once the source's agent is back, steep-repl init cancel \
+         --node SOURCE --force-cleanup removes them",
+        replication.name().as_str()
+    )
+}
+
+/// Subscriptions of ours in a database, and jobs whose tables are in it.
+pub(super) fn forgotten_here(lineage: &Lineage) -> Vec<Replication> {
+    let native = lineage.subscriptions.iter();
+    let native = native.filter(|subscription| subscription.tool == Tool::PostgreSql);
+    let mut found: Vec<Replication> = native
+        .filter_map(|subscription| {
+            let id = ReplicationNames::parse(&subscription.name)?;
+            let slot = subscription.slot.as_ref();
+            let slot = slot.and_then(|slot| SlotName::parse(slot.clone()).ok());
+            Some(slot.map_or_else(|| Replication::of(id), |slot| Replication { id, slot }))
+        })
+        .collect();
+    for book in &lineage.books {
+        if !found.iter().any(|known| known.id == *book) {
+            found.push(Replication::of(*book));
+        }
+    }
+    found
+}
+
+fn is_here(lineage: &Lineage, job: JobId) -> bool {
+    forgotten_here(lineage).iter().any(|known| known.id == job)
+}
