@@ -15,7 +15,6 @@ use tokio_util::sync::CancellationToken;
 /// The longest accepted request head.
 const REQUEST_MAX: usize = 4_096;
 
-/// Time limits.
 #[derive(Debug, Clone, Copy)]
 struct Limits {
     /// For a client to send its request.
@@ -177,7 +176,6 @@ async fn answer<S: Scrape>(mut stream: TcpStream, metrics: Arc<S>, limits: Limit
     let _ = stream.shutdown().await;
 }
 
-/// The requested resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Route {
     Health,
@@ -296,7 +294,6 @@ mod tests {
         }
     }
 
-    /// Never answers.
     struct Never;
 
     impl Scrape for Never {
@@ -317,7 +314,6 @@ mod tests {
         assert_eq!(ask(address, "/metrics").await, "");
     }
 
-    /// Shutting down.
     struct Going;
 
     impl Scrape for Going {

@@ -52,14 +52,12 @@ const ANSWER_MAX: u64 = 64 * 1_024;
 
 static TRACES: OnceLock<Traces> = OnceLock::new();
 
-/// The exporter of this process.
 struct Traces {
     queue: BatchSpanProcessor,
     counts: Arc<Counts>,
     scope: InstrumentationScope,
 }
 
-/// Counts of spans.
 #[derive(Debug, Default)]
 struct Counts {
     finished: AtomicU64,

@@ -26,7 +26,6 @@ const NEW_KEYWORDS: [&str; 13] = [
     "system_user",
 ];
 
-/// A token of SQL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Token<'a> {
     /// A name, or a keyword.

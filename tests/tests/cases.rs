@@ -74,7 +74,6 @@ enum End {
     Resumed,
 }
 
-/// A case's files.
 struct Folder(PathBuf);
 
 impl Folder {

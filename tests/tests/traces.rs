@@ -17,7 +17,6 @@ use steep_tests::sample;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A span as received.
 #[derive(Debug)]
 struct Span {
     service: String,

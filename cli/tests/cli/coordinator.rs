@@ -95,7 +95,6 @@ impl Coordinator {
         }
     }
 
-    /// The requests it has received.
     pub(crate) fn requests(&self) -> Vec<ApiRequest> {
         self.requests.lock().unwrap().clone()
     }
@@ -119,7 +118,6 @@ impl Coordinator {
         command
     }
 
-    /// Runs it to the end.
     pub(crate) fn run(&self, line: &str) -> Ran {
         Ran::of(self.command(line).output().unwrap())
     }
@@ -145,7 +143,6 @@ pub(crate) fn bare(line: &str) -> Command {
     command
 }
 
-/// The result of a run.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) code: i32,

@@ -97,7 +97,6 @@ impl OnTerminal {
         });
     }
 
-    /// The terminal's current screen.
     pub(crate) fn screen(&self) -> vt100::Parser {
         screen_of(&self.output.0.lock().unwrap())
     }
@@ -149,7 +148,6 @@ impl OnTerminal {
         self.signal(Signal::WINCH);
     }
 
-    /// Presses keys.
     pub(crate) fn press(&mut self, keys: &str) {
         self.master.write_all(keys.as_bytes()).unwrap();
     }

@@ -157,7 +157,6 @@ async fn measure(dir: &Path, address: &str, metrics: &str, pid: u32, epoch: Inst
     Ok(())
 }
 
-/// The cost during an interval.
 struct Share {
     percent: f64,
     /// Per second.
@@ -196,7 +195,6 @@ async fn share(pid: u32) -> Result<Share> {
     })
 }
 
-/// Minimum, median and maximum.
 fn spread(mut millis: Vec<u128>) -> String {
     millis.sort_unstable();
     let at = |share: usize| millis[(millis.len() - 1) * share / 100];
@@ -251,7 +249,6 @@ fn resident(pid: u32) -> Result<u64> {
     Ok(kib * 1024)
 }
 
-/// Follows a job and discards its messages.
 async fn follow(connection: Connection, node: NodeId) -> Result<()> {
     let request = ApiRequest::Progress { node, follow: true };
     let mut receiver = ask(&connection, &request).await?;
@@ -259,7 +256,6 @@ async fn follow(connection: Connection, node: NodeId) -> Result<()> {
     Ok(())
 }
 
-/// Scrapes the metrics every second.
 async fn scrape(address: String) -> Result<()> {
     let mut each = interval(Duration::from_secs(1));
     loop {

@@ -23,7 +23,6 @@ struct Peer {
     ended: Counted,
 }
 
-/// Totals over connections.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Counted {
     sent_packets: u64,

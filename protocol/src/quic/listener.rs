@@ -145,7 +145,6 @@ impl Listener {
     }
 }
 
-/// A listener's connections.
 #[derive(Debug, Clone)]
 struct Places {
     limits: ConnectionLimits,

@@ -282,7 +282,6 @@ pub(crate) fn aspects(
     .collect()
 }
 
-/// Whether the column is generated.
 pub(crate) fn is_generated(column: &ColumnModel) -> bool {
     matches!(
         column.value,

@@ -261,7 +261,6 @@ fn any_edit() -> impl Strategy<Value = Edit> {
     ])
 }
 
-/// Changes a table as a whole.
 fn perform_on_table(edit: &Edit, remote: &mut Schema, chosen: &TableName) -> Named {
     match edit {
         Edit::DropTable => {

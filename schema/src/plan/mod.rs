@@ -92,7 +92,6 @@ struct Staged<'a> {
     cause: Option<&'a SchemaDifference>,
 }
 
-/// A plan under construction.
 pub(crate) struct Planner<'a> {
     source: &'a Schema,
     target: &'a Schema,

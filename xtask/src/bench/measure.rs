@@ -4,7 +4,6 @@ use anyhow::{Context as _, Result};
 use steep_tests::cluster::Cluster;
 use steep_tests::usage;
 
-/// One run of one tool.
 #[derive(Debug, Clone)]
 pub(super) struct Measured {
     /// When it reached what.
@@ -24,7 +23,6 @@ pub(super) struct Times {
     pub(super) ours: Option<Ours>,
 }
 
-/// The report of an init.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ours {
     /// COPY bytes.
@@ -42,10 +40,8 @@ pub(super) struct Costs {
     pub(super) postgres: f64,
 }
 
-/// The cost of one process.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Process {
-    /// CPU seconds.
     pub(super) cpu: f64,
     /// Peak memory in bytes.
     pub(super) peak: u64,

@@ -42,7 +42,6 @@ pub(crate) struct Arguments {
     updates: bool,
 }
 
-/// Runs the benchmark.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if arguments.fingerprints {
         // Only SQL: no process of ours runs.
@@ -162,7 +161,6 @@ pub(super) fn start_ours(cluster: &mut Cluster, nodes: [&str; 2]) -> Result<()> 
     cluster.wait_online(&nodes)
 }
 
-/// Stops them.
 pub(super) fn stop_ours(cluster: &mut Cluster, nodes: [&str; 2]) -> Result<()> {
     for node in nodes {
         cluster.kill_agent(node)?;

@@ -84,7 +84,6 @@ fn floor(work: impl Iterator<Item = f64>, ours: f64, processors: usize) {
     }
 }
 
-/// The fastest and the slowest run.
 fn range(runs: &[Measured]) -> (f64, f64) {
     let ready = runs.iter().map(|run| run.times.ready);
     ready.fold((f64::INFINITY, 0.0), |(first, last), one| {

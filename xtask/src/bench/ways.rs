@@ -14,7 +14,6 @@ use super::measure::{Ours, Times};
 /// Enough for the largest database and the slowest way.
 const LIMIT: Duration = Duration::from_secs(3_600);
 
-/// One way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
     /// The product, with that many workers.
@@ -60,7 +59,6 @@ impl Way {
         ]
     }
 
-    /// Whether it is the product's.
     pub(super) fn is_ours(self) -> bool {
         matches!(self, Self::Ours { .. })
     }

@@ -40,7 +40,6 @@ pub(crate) struct Arguments {
     stop: bool,
 }
 
-/// Runs the demonstration.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if arguments.stop {
         return kept::stop();

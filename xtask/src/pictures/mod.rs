@@ -37,7 +37,6 @@ pub(crate) struct Arguments {
     scale: u32,
 }
 
-/// Makes the pictures.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     println!("Building");
     // Screens are the same in every build; the tests' build often exists already.

@@ -14,7 +14,6 @@ const MARGIN: f64 = 14.0;
 /// The height of the bar with the command.
 const BAR: f64 = 34.0;
 
-/// The font size.
 const FONT: f64 = 14.0;
 
 const BACKGROUND: &str = "#16181d";
@@ -165,7 +164,6 @@ fn colour(colour: Color) -> Option<String> {
     }
 }
 
-/// Whether a cell is visible.
 fn is_seen(cell: Option<&Cell>) -> bool {
     cell.is_some_and(|cell| {
         !cell.contents().trim().is_empty() || cell.inverse() || cell.bgcolor() != Color::Default

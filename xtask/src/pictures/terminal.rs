@@ -89,12 +89,10 @@ impl Terminal {
         .with_context(|| format!("on the screen:\n{}", text(&self.screen())))
     }
 
-    /// The current screen.
     pub(super) fn screen(&self) -> vt100::Screen {
         locked(&self.shown).parser.screen().clone()
     }
 
-    /// Presses keys.
     pub(super) fn press(&mut self, keys: &str) -> Result<()> {
         Ok(self.master.write_all(keys.as_bytes())?)
     }
