@@ -250,7 +250,7 @@ fn read_file<S: Settings>(path: &Path) -> Result<Table, ConfigError> {
         .len();
     if length > FILE_MAX {
         return Err(fail(format!(
-            "{length} bytes are more than a configuration may have"
+            "{length} bytes are too many for a configuration file"
         )));
     }
     let text = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
