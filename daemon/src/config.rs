@@ -1,8 +1,8 @@
-//! Settings: flag, then environment, then file, then default.
+//! Settings: command line, then environment, then file, then default.
 //!
-//! A daemon describes its settings as one structure of options ([`Settings`]); every field is a flag,
-//! an environment variable (`PREFIX_FIELD`) and a key of the TOML file by the same name. Nothing here
-//! knows what a setting means.
+//! A daemon declares its settings as one struct of options ([`Settings`]). Each field is a flag, an
+//! environment variable (`PREFIX_FIELD`) and a key of the TOML file with the same name. This module
+//! does not know what a setting means.
 
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -15,35 +15,35 @@ use toml::Table;
 
 use crate::traces::{self, Endpoint};
 
-/// The longest configuration file read; a full one has a few hundred bytes.
+/// The longest accepted configuration file; a complete one has a few hundred bytes.
 const FILE_MAX: u64 = 64 * 1024;
 
-/// The file's keys that are no daemon's own.
+/// Keys of the file that all daemons share.
 const SHARED: [&str; 2] = ["log-format", traces::SETTING];
 
-/// A daemon's settings as they are given: every field an `Option`, and `None` where nobody said.
+/// A daemon's settings as given: every field is an `Option`, `None` if unset.
 ///
-/// Use `#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]`, so that a key that does
-/// not exist is an error that names it.
+/// Use `#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]`, so that an unknown key
+/// is an error that names it.
 pub trait Settings: Args + Serialize + DeserializeOwned {
     /// The binary's name.
     const NAME: &'static str;
-    /// What it is, in one sentence.
+    /// Its description, in one sentence.
     const ABOUT: &'static str;
-    /// What its environment variables begin with, without the underscore that follows.
+    /// The prefix of its environment variables, without the underscore.
     const PREFIX: &'static str;
-    /// Settings that may hold a password, as the file names them.
+    /// Settings that may contain a password, as named in the file.
     const SECRETS: &'static [&'static str];
 
-    /// With a default wherever there is one that can be shown.
+    /// Fills in every default that can be shown.
     #[must_use]
     fn with_defaults(self) -> Self;
 
-    /// A secret setting as it may be shown.
+    /// Redacts a secret setting.
     #[must_use]
     fn redact(secret: &str) -> String;
 
-    /// That setting, which has no default, is nowhere. `name` as the file has it.
+    /// The error for a required setting that is missing. `name` as in the file.
     #[must_use]
     fn missing(name: &'static str) -> ConfigError {
         ConfigError::Missing {
@@ -53,10 +53,10 @@ pub trait Settings: Args + Serialize + DeserializeOwned {
     }
 }
 
-/// Settings that do not make a configuration.
+/// Invalid settings.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// Something needed is nowhere.
+    /// A required setting is missing.
     #[error(
         "--{name} is missing: give it as a flag, as {variable} in the environment, or in the file"
     )]
@@ -66,26 +66,26 @@ pub enum ConfigError {
         /// Its environment variable.
         variable: String,
     },
-    /// Something given is not of its form.
+    /// A value is invalid.
     #[error("--{name} is not usable: {why}")]
     Invalid {
         /// The setting.
         name: &'static str,
-        /// What is wrong with it.
+        /// Why it is invalid.
         why: String,
     },
-    /// The file cannot be read.
+    /// The configuration file cannot be read.
     #[error("cannot read the configuration {}: {why}", path.display())]
     File {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// Why not.
         why: String,
     },
 }
 
 impl ConfigError {
-    /// That setting is not usable.
+    /// The error for an invalid value.
     #[must_use]
     pub fn invalid(name: &'static str, why: impl Into<String>) -> Self {
         let why = why.into();
@@ -93,13 +93,13 @@ impl ConfigError {
     }
 }
 
-/// Form of the log on stderr.
+/// The format of the log on stderr.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// One JSON object a line.
     Json,
-    /// For people.
+    /// Text for people.
     Text,
 }
 
@@ -112,7 +112,7 @@ struct Line<S: Args> {
     command: Command<S>,
 }
 
-/// What every command takes, before it or after it.
+/// Options of every command, before or after it.
 #[derive(Debug, Clone, Args)]
 struct Common {
     /// Form of the log on stderr [default: text on a terminal, json otherwise]
@@ -133,14 +133,14 @@ struct Common {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub(crate) struct Shared {
-    /// The form of the log.
+    /// The format of the log.
     pub log_format: Option<LogFormat>,
-    /// Where traces go.
+    /// The collector of traces.
     pub otlp_endpoint: Option<String>,
 }
 
 impl Shared {
-    /// Where traces go, read.
+    /// The parsed collector URL.
     pub(crate) fn endpoint(&self) -> Result<Option<Endpoint>, ConfigError> {
         let text = self.otlp_endpoint.as_deref();
         let read = text.map(Endpoint::parse).transpose();
@@ -148,26 +148,26 @@ impl Shared {
     }
 }
 
-/// What a daemon can do.
+/// The commands of a daemon.
 #[derive(Debug, Subcommand)]
 enum Command<S: Args> {
     /// Run until told to stop
     Run(Box<S>),
 }
 
-/// What a command line asks for.
+/// What to do, from the command line.
 #[derive(Debug)]
-pub(crate) enum Wish<S> {
+pub(crate) enum Invocation<S> {
     /// Run with these settings.
     Run(Box<S>, Shared),
-    /// Show this text.
+    /// Print this text.
     Print(String),
 }
 
-/// Reads a command line, the environment, and the file that either names.
+/// Reads the command line, the environment, and the file that either names.
 pub(crate) fn read<S: Settings>(
     line: impl IntoIterator<Item = OsString>,
-) -> Result<Wish<S>, ReadError> {
+) -> Result<Invocation<S>, ReadError> {
     let matches = command::<S>().try_get_matches_from(line)?;
     let Line { common, command } = Line::<S>::from_arg_matches(&matches)?;
     let Command::Run(given) = command;
@@ -181,17 +181,17 @@ pub(crate) fn read<S: Settings>(
         otlp_endpoint: common.otlp_endpoint.or(from_file.otlp_endpoint),
     };
     shared.endpoint()?;
-    // What is given stands above what the file says, key by key.
+    // Command line and environment override the file, key by key.
     table.extend(to_table(&*given));
     let settings = from_table::<S>(table).map_err(|why| ConfigError::invalid("config", why))?;
     let settings = settings.with_defaults();
     if common.print_config {
-        return Ok(Wish::Print(shown(&settings, &shared)));
+        return Ok(Invocation::Print(shown(&settings, &shared)));
     }
-    Ok(Wish::Run(Box::new(settings), shared))
+    Ok(Invocation::Run(Box::new(settings), shared))
 }
 
-/// Takes the settings that every daemon has out of a file's.
+/// Removes the shared settings from a file's table.
 fn shared_of(table: &mut Table) -> Result<Shared, ConfigError> {
     let mut shared = Shared::default();
     for name in SHARED {
@@ -206,22 +206,22 @@ fn shared_of(table: &mut Table) -> Result<Shared, ConfigError> {
     Ok(shared)
 }
 
-/// Why a command line leads nowhere.
+/// The command line or the settings are invalid.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReadError {
-    /// It is not of the form, or asks for help.
+    /// Invalid arguments, or a request for help.
     #[error(transparent)]
     Line(#[from] clap::Error),
-    /// Its settings are no configuration.
+    /// Invalid settings.
     #[error(transparent)]
     Config(#[from] ConfigError),
 }
 
-/// The command line's description, each argument with its environment variable.
+/// The command line, with an environment variable for each argument.
 fn command<S: Settings>() -> clap::Command {
     let named = |arg: clap::Arg| {
         let id = arg.get_id().to_string();
-        // Asking for the settings is an act, not a setting.
+        // These are actions, not settings.
         if id == "print_config" || id == "help" || id == "version" {
             return arg;
         }
@@ -250,11 +250,11 @@ fn read_file<S: Settings>(path: &Path) -> Result<Table, ConfigError> {
         .len();
     if length > FILE_MAX {
         return Err(fail(format!(
-            "{length} bytes are too many for a configuration"
+            "{length} bytes are too many for a configuration file"
         )));
     }
     let text = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
-    // The message alone: the error's own form shows the line, and a line may hold a password.
+    // Only the message: the full error shows the line, which may contain a password.
     let table: Table = toml::from_str(&text).map_err(|e| fail(e.message().to_owned()))?;
     let mut own = table.clone();
     own.retain(|name, _| !SHARED.contains(&name));
@@ -270,7 +270,7 @@ fn to_table<S: Serialize>(settings: &S) -> Table {
     Table::try_from(settings).expect("settings are options of plain values")
 }
 
-/// The settings as a file would hold them; those without a value as comments.
+/// The settings as a configuration file; those without a value as comments.
 fn shown<S: Settings>(settings: &S, shared: &Shared) -> String {
     let mut table = to_table(settings);
     for name in S::SECRETS {
@@ -292,11 +292,11 @@ fn shown<S: Settings>(settings: &S, shared: &Shared) -> String {
     text
 }
 
-/// Where metrics and health are served: `ADDR:PORT`, or a port on loopback, since nothing listens
-/// unauthenticated beyond this machine unless someone says so (G7).
+/// Parses the address for metrics and health: `ADDR:PORT`, or a port on loopback, since nothing
+/// unauthenticated listens beyond this machine by default (G7).
 ///
 /// # Errors
-/// [`ConfigError::Invalid`] where the text is neither.
+/// [`ConfigError::Invalid`] if the text is neither.
 pub fn metrics_address(text: &str) -> Result<SocketAddr, ConfigError> {
     let port = || {
         let port = text.strip_prefix(':').unwrap_or(text).parse().ok()?;
@@ -364,8 +364,8 @@ mod tests {
 
     fn run_shared(words: &[&str], file: Option<&Path>) -> Result<(Sample, Shared), ReadError> {
         match read::<Sample>(line(words, file))? {
-            Wish::Run(settings, shared) => Ok((*settings, shared)),
-            Wish::Print(text) => panic!("printed {text}"),
+            Invocation::Run(settings, shared) => Ok((*settings, shared)),
+            Invocation::Print(text) => panic!("printed {text}"),
         }
     }
 
@@ -477,7 +477,7 @@ mod tests {
             "http://h:4318",
             "--print-config",
         ];
-        let Ok(Wish::Print(text)) = read::<Sample>(line(&words, None)) else {
+        let Ok(Invocation::Print(text)) = read::<Sample>(line(&words, None)) else {
             panic!("nothing was printed");
         };
         assert!(!text.contains("hunter2"), "{text}");

@@ -1,5 +1,5 @@
-//! `GET /healthz` and `GET /metrics`, and nothing else, for whoever supervises the process. Reads
-//! little, waits little, serves few at once.
+//! Serves `GET /healthz` and `GET /metrics` to supervisors. Request size, waiting time and the
+//! number of clients are limited.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -12,58 +12,56 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-/// The longest request head read.
+/// The longest accepted request head.
 const REQUEST_MAX: usize = 4_096;
 
-/// How long clients and answers get.
 #[derive(Debug, Clone, Copy)]
 struct Limits {
-    /// For a client to say what it wants.
+    /// For a client to send its request.
     head: Duration,
-    /// For a client, from its arrival until it has taken its answer.
+    /// For a client, from its connection to the end of the answer.
     client: Duration,
-    /// For the process to show that it is alive.
+    /// For the process to report its health.
     health: Duration,
 }
 
-/// A request is one packet. Prometheus and supervisors wait ten seconds and one or more. A disk that is
-/// busy holds up a healthy process for a second or two.
+/// A request is one packet. Prometheus and supervisors wait ten seconds, or at least one. A busy
+/// disk can delay a healthy process for a second or two.
 const LIMITS: Limits = Limits {
     head: Duration::from_secs(1),
     client: Duration::from_secs(5),
     health: Duration::from_secs(3),
 };
 
-/// Clients at once. One more takes the place of the oldest: those who connect and say nothing, or never
-/// take their answer, must not keep a supervisor from asking.
+/// Concurrent clients. Another one replaces the oldest: idle clients must not lock out a
+/// supervisor.
 const CLIENTS_MAX: usize = 16;
 
-/// Pause after an accept that failed, which mostly means too many open files.
+/// Pause after a failed accept, which usually means too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What a scrape is answered with: `OpenMetrics` 1.0 text, which Prometheus asks for.
+/// Content type of a scrape: `OpenMetrics` 1.0 text, which Prometheus requests.
 const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Something that can be scraped.
+/// A process that can be scraped.
 pub trait Scrape: Send + Sync + 'static {
-    /// Every metric as it is now, in the `OpenMetrics` text format. `None` where the process is on
-    /// its way down.
+    /// Current metrics in the `OpenMetrics` text format; `None` during shutdown.
     fn scrape(&self) -> impl Future<Output = Option<String>> + Send;
 
-    /// How the process is. One that does not answer in time does not do its work.
+    /// The health of the process. No answer in time counts as [`Health::Ill`].
     fn health(&self) -> impl Future<Output = Health> + Send {
         std::future::ready(Health::Well)
     }
 }
 
-/// How a process is, for whoever supervises it.
+/// The health of a process, for its supervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Health {
-    /// It does its work.
+    /// It works normally.
     Well,
-    /// It was told to stop: it ends what it has begun and takes up nothing more.
+    /// It was told to stop: it finishes its work and accepts no more.
     Stopping,
-    /// It does not do its work.
+    /// It does not work.
     Ill,
 }
 
@@ -73,25 +71,22 @@ impl Health {
         match self {
             Self::Well => ("200 OK", "ok\n"),
             Self::Stopping => ("503 Service Unavailable", "stopping\n"),
-            Self::Ill => (
-                "503 Service Unavailable",
-                "the process does not do its work\n",
-            ),
+            Self::Ill => ("503 Service Unavailable", "the process is not working\n"),
         }
     }
 }
 
-/// Takes the address of `--metrics`.
+/// Binds the address of `--metrics`.
 ///
 /// # Errors
-/// Where it cannot be had.
+/// If the address is not available.
 pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .await
         .with_context(|| format!("cannot listen on --metrics {address}"))
 }
 
-/// Answers until `stop`.
+/// Serves until `stop`.
 pub async fn serve<S: Scrape>(listener: TcpListener, metrics: S, stop: CancellationToken) {
     serve_within(LIMITS, listener, metrics, stop).await;
 }
@@ -131,7 +126,7 @@ async fn serve_within<S: Scrape>(
     }
 }
 
-/// One request's head; nothing where there is none, or one that is too long.
+/// Reads a request's head; `None` if there is none or it is too long.
 async fn head(stream: &mut TcpStream) -> Option<Vec<u8>> {
     let mut head = Vec::with_capacity(512);
     let mut piece = [0; 512];
@@ -146,7 +141,7 @@ async fn head(stream: &mut TcpStream) -> Option<Vec<u8>> {
     Some(head)
 }
 
-/// Reads one request head and answers it. Cancelling drops the connection.
+/// Reads and answers one request. Cancelling closes the connection.
 async fn answer<S: Scrape>(mut stream: TcpStream, metrics: Arc<S>, limits: Limits) {
     let Ok(Some(head)) = tokio::time::timeout(limits.head, head(&mut stream)).await else {
         return;
@@ -163,7 +158,7 @@ async fn answer<S: Scrape>(mut stream: TcpStream, metrics: Arc<S>, limits: Limit
             None => ("503 Service Unavailable", plain, "stopping\n".to_owned()),
         },
         Route::Nowhere => {
-            let text = "only /healthz and /metrics are here\n".to_owned();
+            let text = "only /healthz and /metrics exist\n".to_owned();
             ("404 Not Found", plain, text)
         }
         Route::NotGet => {
@@ -176,12 +171,11 @@ async fn answer<S: Scrape>(mut stream: TcpStream, metrics: Arc<S>, limits: Limit
          connection: close\r\n\r\n{body}",
         body.len()
     );
-    // A client that has gone needs no answer.
+    // The client may have gone.
     let _ = stream.write_all(text.as_bytes()).await;
     let _ = stream.shutdown().await;
 }
 
-/// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Route {
     Health,
@@ -194,7 +188,7 @@ fn route(head: &[u8]) -> Route {
     let line = head.split(|b| *b == b'\r').next().unwrap_or_default();
     let mut words = line.split(|b| *b == b' ');
     let method = words.next();
-    // What comes after a question mark is for others: caches, or parameters of a scraper.
+    // Ignores the query string, which caches and scrapers may add.
     let path = words.next().and_then(|p| p.split(|b| *b == b'?').next());
     match (method, path) {
         (Some(b"GET"), Some(b"/healthz")) => Route::Health,
@@ -258,7 +252,7 @@ mod tests {
         tasks.join_next().await.unwrap().unwrap();
     }
 
-    /// Serves within short limits; the address, and the task that must be kept.
+    /// Serves with short limits. Returns the address and the task, which must be kept.
     async fn hurried<S: Scrape>(metrics: S) -> (SocketAddr, JoinSet<()>) {
         let limits = Limits {
             head: Duration::from_millis(100),
@@ -292,7 +286,7 @@ mod tests {
         for _ in 0..4 * CLIENTS_MAX {
             silent.push(TcpStream::connect(address).await.unwrap());
         }
-        // Within the time that the silent ones have: their places are taken.
+        // Earlier than the silent clients time out: their places were taken.
         let asked = tokio::time::timeout(LIMITS.head, ask(address, "/healthz"));
         assert!(asked.await.unwrap().ends_with("ok\n"));
         for stream in &mut silent {
@@ -300,7 +294,6 @@ mod tests {
         }
     }
 
-    /// Hangs.
     struct Never;
 
     impl Scrape for Never {
@@ -321,7 +314,6 @@ mod tests {
         assert_eq!(ask(address, "/metrics").await, "");
     }
 
-    /// On its way down.
     struct Going;
 
     impl Scrape for Going {

@@ -1,12 +1,11 @@
-//! What the agent and the coordinator have in common as processes.
+//! The common parts of the agent and the coordinator as processes.
 //!
-//! In the order of a life: [`config`] puts settings together, [`logging`] starts the log, [`life`]
-//! runs the program until it is told to stop, [`http`] answers whoever supervises it, with what
-//! [`metrics`] knows of the process itself. [`traces`] sends spans to who collects them, [`throttle`]
-//! keeps others from filling the log.
+//! [`config`] reads settings, [`logging`] starts the log, [`life`] runs the program until it is
+//! told to stop, [`http`] serves health and metrics, [`metrics`] adds those of the process itself,
+//! [`traces`] exports spans, [`throttle`] limits log lines that callers can cause.
 //!
-//! Knows nothing of nodes, jobs or PostgreSQL, and nothing of QUIC: what is served on the one HTTP
-//! address is for supervisors of the same machine, unless somebody says otherwise.
+//! It knows nothing of nodes, jobs, PostgreSQL or QUIC. By default, its HTTP address is reachable
+//! from the same machine only.
 
 pub mod config;
 pub mod http;

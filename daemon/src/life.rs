@@ -1,4 +1,4 @@
-//! A daemon's life: from its command line to its exit code, and what systemd hears of it.
+//! Runs a daemon from its command line to its exit code, and notifies systemd.
 
 use std::process::ExitCode;
 
@@ -6,13 +6,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{self, ConfigError, ReadError, Settings, Shared, Wish};
+use crate::config::{self, ConfigError, Invocation, ReadError, Settings, Shared};
 use crate::{logging, traces};
 
-/// The contract's exit code for bad arguments, wherever they were given.
+/// The contract's exit code for invalid arguments and settings.
 const BAD_ARGUMENTS: u8 = 2;
 
-/// What a daemon is told of its end from outside. Clones hear the same.
+/// The shutdown request. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct Stop {
     asked: CancellationToken,
@@ -20,19 +20,19 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// Cancelled at the first SIGTERM or SIGINT: nothing more is taken up.
+    /// Cancelled at the first SIGTERM or SIGINT: accept no more work.
     #[must_use]
     pub fn asked(&self) -> &CancellationToken {
         &self.asked
     }
 
-    /// Cancelled at the second, never before the first: nothing more is waited for.
+    /// Cancelled at the second, never before the first: stop waiting for work in progress.
     #[must_use]
     pub fn hurried(&self) -> &CancellationToken {
         &self.hurried
     }
 
-    /// Tells once more, as a signal does.
+    /// Requests a shutdown once more, as a signal does.
     pub fn tell(&self) {
         if self.asked.is_cancelled() {
             self.hurried.cancel();
@@ -41,20 +41,20 @@ impl Stop {
     }
 }
 
-/// Reads the settings, starts the log and, where wanted, traces, and runs `program` until it ends. It is
-/// expected to drain at the first SIGTERM or SIGINT and to return.
+/// Reads the settings, starts the log and traces, and runs `program` until it ends. The program is
+/// expected to drain at the first SIGTERM or SIGINT and return.
 ///
-/// The exit code is 0 after a good end, 2 where settings are not usable, else 1.
+/// The exit code is 0 for success, 2 for invalid settings, otherwise 1.
 pub async fn main<S: Settings>(
     program: impl AsyncFnOnce(S, Stop) -> anyhow::Result<()>,
 ) -> ExitCode {
     let (settings, shared) = match config::read::<S>(std::env::args_os()) {
-        Ok(Wish::Run(settings, shared)) => (settings, shared),
-        Ok(Wish::Print(text)) => {
+        Ok(Invocation::Run(settings, shared)) => (settings, shared),
+        Ok(Invocation::Print(text)) => {
             print!("{text}");
             return ExitCode::SUCCESS;
         }
-        // Help and usage errors, with clap's own exit codes: 0 and 2.
+        // Help and usage errors, with clap's own exit codes 0 and 2.
         Err(ReadError::Line(error)) => error.exit(),
         Err(ReadError::Config(error)) => return failed::<S>(&error.into()),
     };
@@ -71,7 +71,7 @@ pub async fn main<S: Settings>(
         Err(error) => return failed::<S>(&anyhow::Error::new(error).context("signals")),
     }
     let outcome = program(*settings, stop).await;
-    // Nothing else runs any more: this may block.
+    // Nothing else runs any more, so this may block.
     traces::stop();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -95,7 +95,7 @@ fn failed<S: Settings>(error: &anyhow::Error) -> ExitCode {
     }
 }
 
-/// Tells of each SIGTERM and SIGINT.
+/// Forwards SIGTERM and SIGINT to `stop`.
 fn tell_on_signal(stop: Stop) -> std::io::Result<impl Future<Output = ()> + Send + 'static> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -106,19 +106,19 @@ fn tell_on_signal(stop: Stop) -> std::io::Result<impl Future<Output = ()> + Send
                 _ = interrupt.recv() => "SIGINT",
             };
             let what = if stop.asked().is_cancelled() {
-                "told again to stop: nothing more is waited for"
+                "told again to stop: work in progress is cancelled"
             } else {
                 "told to stop"
             };
             tracing::info!(event = "stopping", signal = name, "{what}");
-            // Without systemd there is nobody to tell.
+            // Fails without systemd.
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
             stop.tell();
         }
     })
 }
 
-/// A task that panicked took nobody along; that is no reason to say nothing of it.
+/// Logs a panic of a task that nobody else reports.
 pub fn say_panic(ended: Result<(), JoinError>) {
     if let Err(error) = ended
         && error.is_panic()
@@ -127,7 +127,7 @@ pub fn say_panic(ended: Result<(), JoinError>) {
     }
 }
 
-/// Tells systemd, where it asks, that the daemon serves.
+/// Tells systemd that the daemon is ready.
 pub fn ready() {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 }

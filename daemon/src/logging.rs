@@ -1,4 +1,4 @@
-//! The start of the log: what is logged, in which form. Always to stderr.
+//! Starts the log, always on stderr.
 
 use std::io::IsTerminal;
 
@@ -6,14 +6,15 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::LogFormat;
 
-/// Says what is logged, as `RUST_LOG` does elsewhere.
+/// The variable that selects what is logged, like `RUST_LOG`.
 pub const FILTER: &str = "STEEP_LOG";
 
-/// Below warnings, tokio-postgres logs whole statements, and `CREATE SUBSCRIPTION` has a password.
-/// Added last, so that no filter from outside can undo it.
+/// Below warnings, tokio-postgres logs whole statements, and `CREATE SUBSCRIPTION` contains a
+/// password. Added last, so that no filter can override it.
 const QUIET: &str = "tokio_postgres=warn";
 
-/// Starts the log of this process; once. Text on a terminal and JSON elsewhere, where nobody chose.
+/// Starts the log of this process; call it once. The default is text on a terminal and JSON
+/// elsewhere.
 pub fn start(format: Option<LogFormat>) {
     let filter = EnvFilter::try_from_env(FILTER).unwrap_or_else(|_| EnvFilter::new("info"));
     let filter = filter.add_directive(QUIET.parse().expect("a directive"));

@@ -1,7 +1,7 @@
-//! What is known of the process itself, and the text form of everything that is.
+//! Metrics of the process itself, and the text format of all metrics.
 //!
-//! Names of the process's own metrics are those that Prometheus' clients have everywhere. Values are
-//! read from `/proc` when somebody scrapes; between scrapes this costs nothing.
+//! The names are those of Prometheus' own client libraries. Values are read from `/proc` at each
+//! scrape; between scrapes this costs nothing.
 
 use std::{fmt, fs};
 
@@ -14,7 +14,7 @@ pub use prometheus_client::collector::Collector;
 pub use prometheus_client::encoding::DescriptorEncoder;
 pub use prometheus_client::registry::Registry;
 
-/// A registry that already knows the process.
+/// A registry with the metrics of the process.
 #[must_use]
 pub fn registry() -> Registry {
     let mut registry = Registry::default();
@@ -22,13 +22,13 @@ pub fn registry() -> Registry {
     registry
 }
 
-/// The registry's metrics in the `OpenMetrics` text format.
+/// The registry in the `OpenMetrics` text format.
 #[must_use]
 pub fn text(registry: &Registry) -> String {
     let mut text = String::new();
     match prometheus_client::encoding::text::encode(&mut text, registry) {
         Ok(()) => text,
-        // Writing into a string fails only where one of our own collectors does.
+        // Writing into a string fails only if one of our own collectors does.
         Err(error) => {
             tracing::error!(%error, "metrics cannot be written");
             "# EOF\n".to_owned()
@@ -36,7 +36,7 @@ pub fn text(registry: &Registry) -> String {
     }
 }
 
-/// Memory, CPU, files and threads of this process, as far as the system tells.
+/// Memory, CPU, open files and threads of this process, as far as the system reports them.
 #[derive(Debug)]
 struct ProcessMetrics;
 
@@ -44,7 +44,7 @@ impl Collector for ProcessMetrics {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let mut page = Page::new(encoder);
         if let Some(resident) = resident_bytes() {
-            let help = "Memory of the process that is in RAM, in bytes";
+            let help = "Resident memory of the process, in bytes";
             page.gauge("process_resident_memory_bytes", help, [([], resident)])?;
         }
         if let Ok(files) = fs::read_dir("/proc/self/fd") {
@@ -58,7 +58,7 @@ impl Collector for ProcessMetrics {
     }
 }
 
-/// A scrape being written: metrics with all their values at once, as they are now.
+/// The output of one scrape.
 #[derive(Debug)]
 pub struct Page<'a> {
     encoder: DescriptorEncoder<'a>,
@@ -68,16 +68,16 @@ pub struct Page<'a> {
 pub type Label<'a> = (&'static str, &'a str);
 
 impl<'a> Page<'a> {
-    /// A page that goes to that encoder.
+    /// A page written with that encoder.
     #[must_use]
     pub fn new(encoder: DescriptorEncoder<'a>) -> Self {
         Self { encoder }
     }
 
-    /// A gauge and its values; left out where it has none.
+    /// Writes a gauge and its values; nothing if it has none.
     ///
     /// # Errors
-    /// Where the encoder does not take it, which a string always does.
+    /// If the encoder fails, which one that writes into a string never does.
     pub fn gauge<'l, const N: usize, V: EncodeGaugeValue>(
         &mut self,
         name: &str,
@@ -100,7 +100,7 @@ impl<'a> Page<'a> {
         Ok(())
     }
 
-    /// A counter and its values; left out where it has none. `_total` is added to the name.
+    /// Writes a counter and its values; nothing if it has none. `_total` is appended to the name.
     ///
     /// # Errors
     /// As [`Page::gauge`].
@@ -129,8 +129,8 @@ impl<'a> Page<'a> {
         Ok(())
     }
 
-    /// What every process tells of its QUIC connections, under names that begin with `prefix`; `by`
-    /// says whose they are.
+    /// Writes statistics of QUIC connections with names that start with `prefix`; `by` is the label
+    /// for the peer.
     ///
     /// # Errors
     /// As [`Page::gauge`].
@@ -153,7 +153,7 @@ impl<'a> Page<'a> {
             self.counter(&format!("{prefix}_quic_{name}"), help, values)
         };
         sum("sent_packets", "Packets sent", |p| p.sent_packets)?;
-        sum("lost_packets", "Packets sent and taken for lost", |p| {
+        sum("lost_packets", "Packets sent and considered lost", |p| {
             p.lost_packets
         })?;
         sum("sent_bytes", "UDP payload sent", |p| p.sent)?;

@@ -1,14 +1,14 @@
-//! Lines of the log that others can cause: one of a kind each minute, with the number of those that were
-//! left out, so that nobody fills a disk from outside.
+//! Limits log lines that callers can cause to one of each kind a minute, with the number of those
+//! left out, so that nobody can fill a disk from outside.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Between two lines of one kind.
+/// The interval between two lines of one kind.
 const EVERY: Duration = Duration::from_secs(60);
 
-/// Decides which lines are written. Kinds are words of ours, so there are few.
+/// Decides which lines are written. There are few kinds, because they are constants.
 #[derive(Debug, Default)]
 pub struct Throttle {
     kinds: Mutex<BTreeMap<&'static str, Kind>>,
@@ -21,7 +21,7 @@ struct Kind {
 }
 
 impl Throttle {
-    /// Whether a line of that kind is to be written now: then how many were left out since the last one.
+    /// Whether to write a line of that kind now: if so, how many were left out since the last one.
     pub fn pass(&self, kind: &'static str) -> Option<u64> {
         self.pass_at(kind, Instant::now())
     }

@@ -1,11 +1,10 @@
-//! Spans: what was done from when to when, sent to an OpenTelemetry collector where one is named
-//! (`--otlp-endpoint`), over OTLP/HTTP.
+//! Spans, exported to an OpenTelemetry collector over OTLP/HTTP (`--otlp-endpoint`).
 //!
-//! Off, a span is `None`. On, finished spans go through a bounded queue to a thread of their own;
-//! nobody ever waits for the collector. What finds no room or no collector is counted and said once.
-//! One per process, as the log is. Who makes a span says its ids: they are known before it begins, so
-//! that processes agree on them without a word. Attributes hold no row, password or address of a
-//! server.
+//! Without a collector, a span is `None`. Otherwise finished spans go through a bounded queue to a
+//! thread; nobody waits for the collector. Lost spans are counted and logged once. There is one
+//! exporter per process, like the log. The caller chooses the ids, which are known before a span
+//! starts, so that processes agree on them without a message. Attributes hold no row, password or
+//! server address.
 
 use std::fmt;
 use std::pin::Pin;
@@ -30,44 +29,42 @@ use opentelemetry_sdk::trace::{
 /// The setting's name.
 pub(crate) const SETTING: &str = "otlp-endpoint";
 
-/// Where traces are posted, below the endpoint (OTLP specification, "OTLP/HTTP Request").
+/// The path below the endpoint (OTLP specification, "OTLP/HTTP Request").
 const PATH: &str = "/v1/traces";
 
-/// Finished spans that wait; of half a kilobyte or so each.
+/// Finished spans waiting to be sent, about half a kilobyte each.
 const QUEUE: usize = 8_192;
 
-/// Spans of one request.
+/// Spans in one request.
 const BATCH: usize = 512;
 
 /// How long spans wait for others.
 const DELAY: Duration = Duration::from_secs(1);
 
-/// How long one request may take, further tries included.
+/// The time limit of a request, including retries.
 const REQUEST_LIMIT: Duration = Duration::from_secs(3);
 
-/// How long the process waits for the last spans on its way down.
+/// How long the process waits for the last spans when it stops.
 const FLUSH_LIMIT: Duration = Duration::from_secs(2);
 
-/// The longest answer read; a good one is empty.
+/// The longest answer read; that of a successful request is empty.
 const ANSWER_MAX: u64 = 64 * 1_024;
 
 static TRACES: OnceLock<Traces> = OnceLock::new();
 
-/// Spans of this process on their way out.
 struct Traces {
     queue: BatchSpanProcessor,
     counts: Arc<Counts>,
     scope: InstrumentationScope,
 }
 
-/// What became of spans.
 #[derive(Debug, Default)]
 struct Counts {
     finished: AtomicU64,
-    /// Taken by the collector, or refused by it, or not got to it.
+    /// Accepted or rejected by the collector, or undeliverable.
     settled: AtomicU64,
     lost: AtomicU64,
-    /// Whether a loss has been said.
+    /// Whether a loss has been logged.
     said: AtomicBool,
 }
 
@@ -75,20 +72,20 @@ impl Counts {
     fn lose(&self, spans: u64, why: &dyn fmt::Display) {
         self.lost.fetch_add(spans, Ordering::Relaxed);
         if !self.said.swap(true, Ordering::Relaxed) {
-            tracing::warn!(error = %why, "spans are lost; said once, counted until the end. Jobs go on");
+            tracing::warn!(error = %why, "spans are lost; logged once, jobs go on");
         }
     }
 }
 
-/// A collector's URL, as [`start`] takes it.
+/// A collector's URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint(String);
 
 impl Endpoint {
-    /// Reads the setting: `http://HOST:PORT`, or with a path in front of `/v1/traces`.
+    /// Parses `http://HOST:PORT`, optionally with a path in front of `/v1/traces`.
     ///
     /// # Errors
-    /// What cannot be used of it; a password is never repeated.
+    /// What is wrong with it; a password is never repeated.
     pub fn parse(text: &str) -> Result<Self, String> {
         let bad = |why: &str| Err(why.to_owned());
         let Ok(uri) = text.parse::<ureq::http::Uri>() else {
@@ -105,7 +102,7 @@ impl Endpoint {
             _ => return bad("it has to begin with http://, as http://HOST:4318"),
         }
         if uri.authority().is_some_and(|a| a.as_str().contains('@')) {
-            return bad("it holds a user: set OTEL_EXPORTER_OTLP_HEADERS instead");
+            return bad("it contains a user name: set OTEL_EXPORTER_OTLP_HEADERS instead");
         }
         if uri.query().is_some() {
             return bad("it holds a query: use http://HOST:4318");
@@ -116,18 +113,18 @@ impl Endpoint {
     }
 }
 
-/// Begins to send spans there; once.
+/// Starts exporting; call it once.
 ///
 /// # Errors
-/// Where the environment's own OTLP settings cannot be used.
+/// If the OTLP settings of the environment are invalid.
 pub(crate) fn start(service: &'static str, endpoint: &Endpoint) -> anyhow::Result<()> {
-    // A second start has nothing to add: the process has its spans sent already.
+    // A second start has no effect.
     let _ = TRACES.set(Traces::to(service, endpoint)?);
-    tracing::info!(endpoint = endpoint.0, "traces are sent");
+    tracing::info!(endpoint = endpoint.0, "exporting traces");
     Ok(())
 }
 
-/// Sends what is left, for a short while; says how much was lost. Blocks.
+/// Sends the rest within [`FLUSH_LIMIT`] and logs how many spans were lost. Blocks.
 pub(crate) fn stop() {
     let Some(traces) = TRACES.get() else {
         return;
@@ -140,29 +137,30 @@ pub(crate) fn stop() {
     }
 }
 
-/// Where a span belongs.
+/// The ids of a span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
-    /// The trace. Not 0.
+    /// The trace id. Not 0.
     pub trace: u128,
-    /// Its own id, where others have to know it; else it is drawn.
+    /// Its own id, if others must know it; otherwise random.
     pub span: Option<u64>,
-    /// The span it is a part of, where there is one.
+    /// The parent span, if any.
     pub parent: Option<u64>,
 }
 
-/// Which side of a request between processes a span is.
+/// The side of a request between processes that a span is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     /// Neither.
     Within,
-    /// Who asks.
+    /// The client.
     Asks,
-    /// Who answers.
+    /// The server.
     Answers,
 }
 
-/// Something being done. Sent when it is dropped; then without an outcome its outcome is `cancelled`.
+/// An operation in progress. Sent when it is dropped; without an outcome, its outcome is
+/// `cancelled`.
 #[derive(Debug)]
 #[must_use = "a span lasts until it is dropped"]
 pub struct Span(Option<Box<Open>>);
@@ -185,7 +183,7 @@ enum Outcome {
 }
 
 impl Span {
-    /// A span that begins now; nothing where no endpoint is set, and `place` is not asked for then.
+    /// Starts a span. Without a collector it is `None`, and `place` is not called.
     pub fn begin(name: &'static str, side: Side, place: impl FnOnce() -> Place) -> Self {
         if TRACES.get().is_none() {
             return Self(None);
@@ -205,7 +203,7 @@ impl Span {
         })))
     }
 
-    /// That it began and ended at these times, instead of when it is made and dropped.
+    /// Sets its start and end, instead of the times when it was created and dropped.
     pub fn lasted(mut self, began: SystemTime, ended: SystemTime) -> Self {
         if let Some(open) = &mut self.0 {
             open.began = began;
@@ -214,14 +212,14 @@ impl Span {
         self
     }
 
-    /// A number that belongs to it; the last one said counts.
+    /// Sets a numeric attribute; the last value counts.
     pub fn number(&mut self, name: &'static str, number: u64) {
         // OTLP's integers are signed.
         let number = i64::try_from(number).unwrap_or(i64::MAX);
         self.set(name, || number.into());
     }
 
-    /// A text that belongs to it; not made where nothing is sent.
+    /// Sets a text attribute; not formatted without a collector.
     pub fn text(&mut self, name: &'static str, text: impl fmt::Display) {
         self.set(name, || text.to_string().into());
     }
@@ -233,14 +231,14 @@ impl Span {
         }
     }
 
-    /// It came to a good end.
+    /// Sets a successful outcome.
     pub fn good(&mut self, outcome: &'static str) {
         if let Some(open) = &mut self.0 {
             open.outcome = Some(Outcome::Good(outcome));
         }
     }
 
-    /// It failed.
+    /// Sets a failed outcome.
     pub fn bad(&mut self, outcome: &'static str) {
         if let Some(open) = &mut self.0 {
             open.outcome = Some(Outcome::Bad(outcome));
@@ -293,13 +291,13 @@ impl Traces {
         })
     }
 
-    /// Sends what is left, for [`FLUSH_LIMIT`] at most, and nothing after that.
+    /// Sends the rest, for [`FLUSH_LIMIT`] at most, then closes the queue.
     fn flush(&self) {
-        // What it could not send in time is in the counts.
+        // The counters include spans that could not be sent in time.
         let _ = self.queue.shutdown_with_timeout(FLUSH_LIMIT);
     }
 
-    /// How many spans have not reached the collector; those under way are among them.
+    /// Spans that have not reached the collector, including those in flight.
     fn lost(&self) -> u64 {
         let counts = &self.counts;
         let lost = counts.lost.load(Ordering::Relaxed);
@@ -321,7 +319,7 @@ impl Traces {
     }
 }
 
-/// The span as the exporter takes it.
+/// The span in the exporter's format.
 fn data(open: Open, scope: &InstrumentationScope) -> SpanData {
     let (word, status) = match open.outcome {
         Some(Outcome::Good(word)) => (word, Status::Ok),
@@ -361,7 +359,7 @@ fn data(open: Open, scope: &InstrumentationScope) -> SpanData {
     }
 }
 
-/// An exporter that knows what it lost.
+/// An exporter that counts lost spans.
 #[derive(Debug)]
 struct Counted<E> {
     inner: E,
@@ -388,7 +386,7 @@ impl<E: SpanExporter> SpanExporter for Counted<E> {
     }
 }
 
-/// HTTP without TLS, on the exporter's own thread, where waiting costs nobody anything.
+/// HTTP without TLS, on the exporter's own thread, which may block.
 #[derive(Debug)]
 struct Client(ureq::Agent);
 
@@ -396,7 +394,7 @@ impl Client {
     fn new() -> Self {
         let config = ureq::Agent::config_builder()
             .timeout_global(Some(REQUEST_LIMIT))
-            // A collector is near; a proxy for the world outside is not meant for it.
+            // The collector is nearby; a proxy for the internet does not apply.
             .proxy(None)
             .max_redirects(0)
             .http_status_as_error(false)

@@ -1,11 +1,11 @@
-//! What steep-repl's processes say to each other.
+//! The messages between steep-repl's processes.
 //!
 //! [`wire`] is pure: ids, limits, messages, the chunk frame, the codec, close codes. It has no
-//! socket, no clock and no task, so all of it is tested as values. [`quic`] carries it: endpoints
-//! with mutual TLS, framed streams, and the peer's identity read from its certificate.
+//! socket, clock or task, so its tests need none. [`quic`] carries it: endpoints with mutual TLS,
+//! framed streams, and the peer's identity read from its certificate.
 //!
-//! Nothing here knows PostgreSQL beyond names and log positions, and nothing here decides anything:
-//! the state machine is the coordinator's, the data path is the agents'.
+//! This crate knows names and log positions of PostgreSQL and makes no decisions: the state machine
+//! is the coordinator's, the data path is the agents'.
 
 pub mod wire;
 

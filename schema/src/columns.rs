@@ -1,14 +1,14 @@
-//! What is said of a column, and a table's fingerprint, which is made of it.
+//! The text that describes a column, and the fingerprint of a table, which is built from it.
 //!
-//! The same text as `steep_repl.fingerprints` makes in SQL (`extension/`): a test on real servers
-//! compares the two.
+//! `steep_repl.fingerprints` produces the same text in SQL (`extension/`): a test on real servers
+//! compares them.
 
 use sha2::{Digest as _, Sha256};
 use steep_protocol::message::schema::{ColumnModel, ColumnValue, Identity};
 
 use crate::text::plain;
 
-/// A column as SQL defines it, without its name: text that its server understands.
+/// A column's SQL definition without its name, in its server's spelling.
 #[must_use]
 pub fn definition(column: &ColumnModel) -> String {
     let mut text = column.type_name.clone();
@@ -37,13 +37,13 @@ pub fn definition(column: &ColumnModel) -> String {
     text
 }
 
-/// A column's line in the text that a fingerprint is made of: the same on every version.
+/// A column's line in the text of a fingerprint: the same on every version.
 #[must_use]
 pub fn line(column: &ColumnModel) -> String {
     format!("{} {}", column.name.quoted(), plain(&definition(column)))
 }
 
-/// SHA-256 over the lines of the columns, in hex.
+/// SHA-256 over the columns' lines, in hex.
 #[must_use]
 pub fn fingerprint(columns: &[ColumnModel]) -> String {
     let mut hash = Sha256::new();

@@ -1,18 +1,18 @@
-//! Definitions too long to be carried whole.
+//! Truncation of long definitions.
 //!
-//! One that was cut still equals another just where the whole texts are equal, and can never be taken
-//! for a whole one: what it ends with is outside of every literal and quoted name, where PostgreSQL
-//! writes no such character.
+//! Truncated texts are equal exactly if the whole texts are, and cannot be confused with a whole
+//! one: they end with a character outside of literals and quoted names that PostgreSQL never writes
+//! there.
 
 use sha2::{Digest as _, Sha256};
 
-/// What stands between a text's beginning and its length.
+/// The separator between a text's beginning and its length.
 const BEGIN: &str = "… (";
 
-/// What stands between its length and its digest.
+/// The separator between its length and its digest.
 const MIDDLE: &str = " bytes, SHA-256 ";
 
-/// The text, or of one longer than `max` bytes its beginning, its length and its digest.
+/// The text; if it is longer than `max` bytes, its beginning, its length and its digest.
 #[must_use]
 pub fn bounded(text: String, max: usize) -> String {
     if text.len() <= max {
@@ -29,7 +29,7 @@ pub fn bounded(text: String, max: usize) -> String {
     format!("{}{BEGIN}{}{MIDDLE}{digest})", &text[..end], text.len())
 }
 
-/// Whether a text that was cut is in it: it must never be run.
+/// Whether it contains truncated text, which must never be run.
 pub(crate) fn holds_cut(text: &str) -> bool {
     text.match_indices(BEGIN).any(|(at, _)| {
         let rest = text[at + BEGIN.len()..].trim_start_matches(|c: char| c.is_ascii_digit());

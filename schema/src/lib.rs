@@ -1,14 +1,13 @@
-//! Compares the schemas of two nodes, and plans what makes a target's like its source's.
+//! Compares the schemas of two nodes and plans how to make a target's match its source's.
 //!
-//! Pure: [`Schema`] is put together from pages that agents read ([`steep_protocol::message::schema`]),
-//! [`compare`] names every difference, [`plan`] turns differences into statements in an order in which
-//! they can run. No socket, no catalog, no clock, so that agents (before and while they apply a plan)
-//! and the command line (for two nodes, or a node and a file) share one judgement. A crate of its own,
-//! since agents and the command line know nothing of each other, and `protocol` decides nothing.
+//! Pure: [`Schema`] is built from pages that agents read ([`steep_protocol::message::schema`]),
+//! [`compare`] lists every difference, [`plan`] turns differences into statements in a valid order.
+//! Agents use it before and while they apply a plan, the command line for two nodes, or a node and
+//! a file.
 //!
 //! Invariants, tested with random schemas:
-//! - a schema does not differ from itself, and one change gives exactly the difference that names it;
-//! - two tables have equal fingerprints just where no difference is about their columns;
+//! - a schema equals itself, and one change gives exactly the difference that names it;
+//! - two tables have equal fingerprints if and only if none of their differences concerns columns;
 //! - a plan's statements name what they would lose.
 
 mod columns;

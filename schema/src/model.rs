@@ -1,4 +1,4 @@
-//! A whole schema, to be looked up in.
+//! A whole schema in memory.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use steep_protocol::{Identifier, TableName};
 
 use crate::columns::line;
 
-/// What an object is found by.
+/// The key of an object.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Key {
     pub(crate) kind: ObjectKind,
@@ -38,7 +38,7 @@ pub struct Schema {
 }
 
 impl Schema {
-    /// Adds a page. What is there already under the same name is replaced.
+    /// Adds a page and replaces entries of the same name.
     pub fn add(&mut self, page: SchemaPage) {
         for table in page.tables {
             self.tables.insert(table.name.clone(), table);
@@ -48,7 +48,7 @@ impl Schema {
         }
     }
 
-    /// Everything in it, as one page.
+    /// The whole schema as one page.
     #[must_use]
     pub fn into_page(self) -> SchemaPage {
         SchemaPage {
@@ -57,7 +57,7 @@ impl Schema {
         }
     }
 
-    /// Everything in it, in pages of about [`SCHEMA_PAGE_BYTES`]; at least one.
+    /// The whole schema in pages of about [`SCHEMA_PAGE_BYTES`]; at least one.
     #[must_use]
     pub fn into_pages(self) -> Vec<SchemaPage> {
         let mut pages = Vec::new();
@@ -96,7 +96,7 @@ impl Schema {
         self.tables.get(name)
     }
 
-    /// Only what belongs to these schemas, and extensions; everything where none is named.
+    /// Only the contents of these schemas, and extensions; everything if none is named.
     #[must_use]
     pub fn within(mut self, schemas: &[Identifier]) -> Self {
         if schemas.is_empty() {
@@ -115,7 +115,7 @@ impl Schema {
         self
     }
 
-    /// Only that table and what belongs to it.
+    /// Only that table and its objects.
     #[must_use]
     pub fn only(mut self, table: &TableName) -> Self {
         self.tables.retain(|name, _| name == table);
@@ -124,9 +124,9 @@ impl Schema {
         self
     }
 
-    /// What belongs to a table beside its columns, by kind and name.
+    /// A table's objects, by kind and name.
     pub fn objects_of(&self, table: &TableName) -> impl Iterator<Item = &ObjectModel> {
-        // Keys begin with the kind, so a table's are found kind by kind; there are few.
+        // Keys start with the kind, so this looks up each of the few kinds.
         KINDS_OF_TABLES.into_iter().flat_map(move |kind| {
             let from = Key {
                 kind,
@@ -147,7 +147,7 @@ impl Schema {
         self.objects.values().filter(alone)
     }
 
-    /// What tables use of extensions, each with its extension's name as the definition.
+    /// Extension members that tables use; the definition is the extension's name.
     pub(crate) fn extension_members(&self) -> impl Iterator<Item = &ObjectModel> {
         let members = self.objects.values();
         members.filter(|object| object.kind == ObjectKind::ExtensionMember)
@@ -158,13 +158,13 @@ impl Schema {
         self.objects.contains_key(&Key::of(object))
     }
 
-    /// Its counterpart here.
+    /// The object of that kind and name.
     pub(crate) fn like(&self, object: &ObjectModel) -> Option<&ObjectModel> {
         self.objects.get(&Key::of(object))
     }
 }
 
-/// Kinds that belong to a table, in the order in which they are told.
+/// Kinds that belong to a table, in the order in which they are listed.
 const KINDS_OF_TABLES: [ObjectKind; 11] = [
     ObjectKind::PrimaryKey,
     ObjectKind::ReplicaIdentity,

@@ -1,9 +1,9 @@
-//! Which columns stand elsewhere, as few as can be.
+//! Finds the smallest set of columns that are out of order.
 
-/// Of places that should be increasing, those outside a longest increasing run: moving just them puts
-/// all in order. In the order given.
+/// Returns the places outside a longest increasing subsequence, in the given order: moving only
+/// these sorts all.
 pub(crate) fn moved(places: &[usize]) -> Vec<usize> {
-    // Patience sorting: the run of length n+1 that ends lowest, and what came before each place.
+    // Patience sorting: for each length, the run with the lowest end, and each place's predecessor.
     let mut ends: Vec<usize> = Vec::new();
     let mut before: Vec<Option<usize>> = vec![None; places.len()];
     for (at, place) in places.iter().enumerate() {

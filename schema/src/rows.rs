@@ -1,9 +1,9 @@
-//! Whether a subscriber finds the rows that a publisher's changes are about, where the two tables differ.
+//! Whether a subscriber can find the rows of a publisher's changes, if the two tables differ.
 //!
-//! The rule is PostgreSQL's (`logicalrep_rel_mark_updatable` in relation.c): a subscriber looks rows up
-//! by its own replica identity's index, else by its own primary key, and every column of that must be
-//! among those that the publisher sends of the old row. Without either it compares whole rows, which it
-//! does only where the publisher's identity is FULL.
+//! The rule is PostgreSQL's (`logicalrep_rel_mark_updatable` in relation.c): a subscriber looks up
+//! rows by its own replica identity's index, or else by its own primary key. The publisher must
+//! send every column of that index. Without one, the subscriber compares whole rows, which works
+//! only if the publisher's identity is FULL.
 
 use std::collections::BTreeSet;
 
@@ -12,16 +12,16 @@ use steep_protocol::{Identifier, TableName};
 
 use crate::Schema;
 
-/// What a subscriber misses.
+/// Why a subscriber finds no row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unfindable {
-    /// It has no key, and is not sent whole rows.
+    /// It has no key, and the publisher does not send whole rows.
     NoKey,
-    /// Its key has that column, which it is not sent.
+    /// The publisher does not send this column of its key.
     NotSent(Identifier),
 }
 
-/// Tables of both, not alike in their keys, in which the subscriber finds no row; in order.
+/// Common tables whose keys differ so that the subscriber finds no row; in order.
 #[must_use]
 pub fn unfindable(publisher: &Schema, subscriber: &Schema) -> Vec<(TableName, Unfindable)> {
     let both = publisher
@@ -49,7 +49,7 @@ struct Sent {
 }
 
 impl Sent {
-    /// None where it sends nothing: then the change fails there.
+    /// `None` if it sends nothing: then the change fails on the publisher.
     fn of(schema: &Schema, name: &TableName) -> Option<Self> {
         let table = schema.table(name)?;
         // Generated columns are not sent.
@@ -74,7 +74,7 @@ impl Sent {
     }
 }
 
-/// The columns by which a subscriber looks rows up.
+/// The columns by which a subscriber looks up rows.
 fn lookup(schema: &Schema, name: &TableName) -> Option<BTreeSet<Identifier>> {
     identity_key(schema, name).or_else(|| primary_key(schema, name))
 }
@@ -106,7 +106,7 @@ fn identity_key(schema: &Schema, name: &TableName) -> Option<BTreeSet<Identifier
     }
 }
 
-/// Unless it is deferrable: no row is looked up by such a one.
+/// `None` if it is deferrable, which cannot be used to look up rows.
 fn primary_key(schema: &Schema, name: &TableName) -> Option<BTreeSet<Identifier>> {
     let mut objects = schema.objects_of(name);
     let key = objects.find(|object| object.kind == ObjectKind::PrimaryKey)?;
@@ -125,7 +125,7 @@ fn key_columns(object: &ObjectModel) -> Option<BTreeSet<Identifier>> {
     loop {
         let (column, after) = take_name(rest.trim_start())?;
         columns.insert(Identifier::parse(column).ok()?);
-        // Operator classes, directions and the like.
+        // Skips operator classes, directions and the like.
         let end = after.find([',', ')'])?;
         if after[end..].starts_with(')') {
             return Some(columns);
@@ -134,7 +134,7 @@ fn key_columns(object: &ObjectModel) -> Option<BTreeSet<Identifier>> {
     }
 }
 
-/// A name as PostgreSQL writes it, and what follows.
+/// A leading name as PostgreSQL writes it, and the rest.
 fn take_name(text: &str) -> Option<(String, &str)> {
     let Some(quoted) = text.strip_prefix('"') else {
         let end = text.find([' ', ',', ')', '(']).unwrap_or(text.len());
@@ -160,7 +160,7 @@ mod tests {
     use super::*;
     use crate::samples::{column, name, object, schema, table};
 
-    /// One table, with what belongs to it.
+    /// One table with its objects.
     fn one(columns: &[&str], generated: &[&str], objects: &[(ObjectKind, &str, &str)]) -> Schema {
         let plain = columns.iter().map(|name| column(name));
         let stored = generated.iter().map(|name| {
@@ -207,7 +207,7 @@ mod tests {
         assert_eq!(missed(&keyed, &none), Some(Unfindable::NoKey));
         assert_eq!(missed(&full, &none), None);
         assert_eq!(missed(&full, &wider), None);
-        // The source refuses the change itself.
+        // The source rejects the change itself.
         assert_eq!(missed(&none, &keyed), None);
         let deferrable = one(&["a"], &[], &[DEFAULT, key("PRIMARY KEY (a) DEFERRABLE")]);
         assert_eq!(missed(&keyed, &deferrable), Some(Unfindable::NoKey));

@@ -1,4 +1,4 @@
-//! Schemas for tests, by hand and at random.
+//! Schemas for tests, fixed and random.
 
 use proptest::prelude::*;
 use steep_protocol::message::schema::{
@@ -55,7 +55,7 @@ pub(crate) fn schema(tables: Vec<TableModel>, objects: Vec<ObjectModel>) -> Sche
     schema
 }
 
-/// Recomputes fingerprints after columns were changed by hand.
+/// Recomputes fingerprints after columns were changed.
 pub(crate) fn settle(schema: &mut Schema) {
     for table in schema.tables.values_mut() {
         table.fingerprint = fingerprint(&table.columns);
@@ -64,7 +64,7 @@ pub(crate) fn settle(schema: &mut Schema) {
 
 const TYPES: [&str; 5] = ["integer", "bigint", "text", "numeric(10,2)", "app.mood[]"];
 
-/// The first is plain and is what others are computed from.
+/// The first column is plain, and others are generated from it.
 fn any_column(at: usize) -> impl Strategy<Value = ColumnModel> {
     let kinds = (0..TYPES.len(), 0..7u8);
     (kinds, any::<[bool; 3]>()).prop_map(move |((kind, value), [not_null, other, sorted])| {

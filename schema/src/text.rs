@@ -1,15 +1,15 @@
-//! SQL as PostgreSQL writes it, taken apart just far enough to know a name from a literal.
+//! Splits SQL as PostgreSQL prints it, just enough to tell names from literals.
 //!
-//! Everything here reads definitions that a server made with `standard_conforming_strings` on; other
-//! text gives other answers, never an error.
+//! The input is a definition printed with `standard_conforming_strings` on; other text gives wrong
+//! results, but no error.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use steep_protocol::{Identifier, TableName};
 
-/// Words that PostgreSQL 16 and 17 made keywords, and so have in quotes where they are names. `extension/`
-/// has the same list; a test on real servers holds it against theirs.
+/// Words that PostgreSQL 16 and 17 made keywords and therefore quote as names. `extension/` has the
+/// same list; a test compares it with real servers'.
 const NEW_KEYWORDS: [&str; 13] = [
     "json",
     "json_array",
@@ -26,21 +26,20 @@ const NEW_KEYWORDS: [&str; 13] = [
     "system_user",
 ];
 
-/// A piece of SQL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Token<'a> {
     /// A name, or a keyword.
     Bare(&'a str),
-    /// What stands between double quotes, inner ones still doubled.
+    /// The text between double quotes, inner ones still doubled.
     Quoted(&'a str),
-    /// A string, its quotes included.
+    /// A string literal with its quotes.
     Literal(&'a str),
-    /// One character of anything else.
+    /// Any other character.
     Other(&'a str),
 }
 
 impl<'a> Token<'a> {
-    /// What it would name.
+    /// The name it stands for, if it is one.
     fn name(self) -> Option<Cow<'a, str>> {
         match self {
             Self::Bare(name) => Some(Cow::Borrowed(name)),
@@ -91,7 +90,7 @@ fn tokens(text: &str) -> impl Iterator<Item = Token<'_>> {
     })
 }
 
-/// The length of what begins with a quote and ends with one that is not doubled.
+/// The length of a quoted text at the beginning; doubled quotes do not end it.
 fn enclosed(text: &str, quote: char) -> usize {
     let mut at = 1;
     while let Some(found) = text[at..].find(quote) {
@@ -104,7 +103,7 @@ fn enclosed(text: &str, quote: char) -> usize {
     text.len()
 }
 
-/// The text as versions before 16 would write it: without the quotes around [`NEW_KEYWORDS`].
+/// The text in the spelling of versions before 16: without quotes around [`NEW_KEYWORDS`].
 pub(crate) fn plain(text: &str) -> Cow<'_, str> {
     if !text.contains('"') {
         return Cow::Borrowed(text);
@@ -119,11 +118,11 @@ pub(crate) fn plain(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// The one of [`NEW_KEYWORDS`] that is no column without quotes. PostgreSQL writes what it means otherwise
-/// in capitals.
+/// The one of [`NEW_KEYWORDS`] that cannot be a column without quotes. PostgreSQL prints the
+/// function in capitals.
 const RESERVED: &str = "system_user";
 
-/// The text as versions from 16 on understand it, and older ones too.
+/// The text in a spelling that all versions accept.
 pub(crate) fn runnable(text: String) -> String {
     if !text.contains(RESERVED) {
         return text;
@@ -138,15 +137,15 @@ pub(crate) fn runnable(text: String) -> String {
     out
 }
 
-/// [`plain`] with the names of `renamed` replaced by their places in it, so that two texts that differ
-/// in those names alone come to one.
+/// [`plain`] with the `renamed` names replaced by their positions in it: texts that differ only in
+/// those names become equal.
 pub(crate) fn numbered<'a>(text: &str, renamed: impl Iterator<Item = &'a str> + Clone) -> String {
     let mut out = String::with_capacity(text.len());
     for token in tokens(&plain(text)) {
         let name = token.name();
         let place = name.and_then(|name| renamed.clone().position(|renamed| renamed == name));
         match place {
-            // No text of PostgreSQL's has a NUL.
+            // PostgreSQL's texts never contain a NUL.
             Some(place) => out.push_str(&format!("\0{place}")),
             None => token.write(&mut out),
         }
@@ -154,7 +153,7 @@ pub(crate) fn numbered<'a>(text: &str, renamed: impl Iterator<Item = &'a str> + 
     out
 }
 
-/// Every name in it, keywords among them.
+/// Every name in it, including keywords.
 pub(crate) fn names(text: &str) -> BTreeSet<String> {
     let names = tokens(text).filter_map(Token::name);
     names.map(Cow::into_owned).collect()
@@ -176,7 +175,8 @@ pub(crate) fn qualified(text: &str) -> Vec<TableName> {
     found
 }
 
-/// The parts of `FOREIGN KEY (…) REFERENCES table(…) …`: what precedes the table, the table, what follows.
+/// Splits `FOREIGN KEY (…) REFERENCES table(…) …` into the part before the table, the table, and
+/// the rest.
 pub(crate) fn references(definition: &str) -> Option<(&str, TableName, &str)> {
     const WORD: &str = " REFERENCES ";
     let mut outside = true;
@@ -194,7 +194,7 @@ pub(crate) fn references(definition: &str) -> Option<(&str, TableName, &str)> {
     Some((before, TableName::parse_typed(table).ok()?, after))
 }
 
-/// What precedes the owner in a sequence's definition, and the column that owns it.
+/// Splits a sequence's definition into the part before the owner and the owning column.
 pub(crate) fn owner(definition: &str) -> (&str, Option<(TableName, Identifier)>) {
     let Some((parameters, owner)) = definition.split_once(" OWNED BY ") else {
         return (definition, None);
@@ -285,7 +285,7 @@ mod tests {
         fn any_text_is_taken_apart_without_loss(text in "[a\"'. é(\\PC]{0,40}") {
             let mut again = String::new();
             tokens(&text).for_each(|token| token.write(&mut again));
-            // A quote that is never closed is closed.
+            // An unterminated quote is closed.
             prop_assert!(again.strip_prefix(text.as_str()).is_some_and(|more| more.is_empty() || more == "\""), "{again}");
             let _ = (plain(&text), qualified(&text), references(&text), owner(&text));
         }

@@ -1,4 +1,4 @@
-//! A collector of traces as a process sees it: takes what is posted and keeps it, undecoded.
+//! A trace collector that stores requests without decoding them.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-/// A request that began goes on within this.
+/// A request that has begun arrives within this time.
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// More than any batch of spans.
 const BODY_MAX: usize = 64 * 1024 * 1024;
 
-/// A collector; ends with its value.
+/// A collector; stops when dropped.
 #[derive(Debug)]
 pub struct Collector {
     address: SocketAddr,
@@ -31,10 +31,10 @@ struct Kept {
 }
 
 impl Collector {
-    /// A collector on a port of its own.
+    /// Starts a collector on its own port.
     ///
     /// # Errors
-    /// That there is no port.
+    /// No port is free.
     pub fn start() -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;
@@ -59,16 +59,16 @@ impl Collector {
         })
     }
 
-    /// What `--otlp-endpoint` is given.
+    /// The value for `--otlp-endpoint`.
     #[must_use]
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Every body that was posted, in order.
+    /// The bodies of all requests, in order.
     ///
     /// # Errors
-    /// Where something else came than a post of traces.
+    /// Something else than a request with traces arrived.
     pub fn bodies(&self) -> Result<Vec<Vec<u8>>> {
         let refused = lock(&self.kept.refused).clone();
         ensure!(refused.is_empty(), "{refused:?}");
@@ -79,7 +79,7 @@ impl Collector {
 impl Drop for Collector {
     fn drop(&mut self) {
         self.kept.stop.store(true, Ordering::SeqCst);
-        // Wakes the thread, which waits for somebody to come.
+        // Wakes the thread, which waits for a connection.
         let _ = TcpStream::connect(self.address);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -91,7 +91,7 @@ fn lock<T>(of: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Takes one request and ends the connection.
+/// Reads one request and closes the connection.
 fn answer(mut stream: &TcpStream) -> Result<Vec<u8>> {
     stream.set_read_timeout(Some(LIMIT))?;
     let mut reader = BufReader::new(stream);

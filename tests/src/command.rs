@@ -1,17 +1,17 @@
-//! Running a command to its end, with errors that say what it printed.
+//! Runs a command to its end; errors include its output.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-/// How much of a failed command's output an error shows, from its end.
+/// Bytes of a failed command's output in an error, from its end.
 const SHOWN: usize = 4_000;
 
 /// Runs `command` and returns its standard output.
 ///
 /// # Errors
-/// That it cannot be run, or that it failed, with the end of what it printed.
+/// It cannot be run or fails, with the end of its output.
 pub fn output(command: &mut Command) -> Result<String> {
     output_of(command, None)
 }
@@ -39,7 +39,7 @@ fn output_of(command: &mut Command, input: Option<&str>) -> Result<String> {
     let pipe = child.stdin.take();
     let output = std::thread::scope(|scope| {
         if let (Some(mut pipe), Some(input)) = (pipe, input) {
-            // A command that fails early does not read the rest; its own error says why.
+            // A command that fails early does not read its input; its own error says why.
             scope.spawn(move || drop(pipe.write_all(input.as_bytes())));
         }
         child.wait_with_output()
@@ -57,7 +57,7 @@ fn output_of(command: &mut Command, input: Option<&str>) -> Result<String> {
     Ok(stdout)
 }
 
-/// The last [`SHOWN`] bytes, cut at a character.
+/// The last [`SHOWN`] bytes, starting at a character.
 fn end(text: &str) -> &str {
     let mut from = text.len().saturating_sub(SHOWN);
     while !text.is_char_boundary(from) {

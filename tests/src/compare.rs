@@ -1,4 +1,4 @@
-//! Proof that two databases hold the same: every row of every table by an order-independent digest,
+//! Checks that two databases are equal: every row of every table by an order-independent digest,
 //! every definition by `pg_dump`, every sequence by its value.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,7 +9,7 @@ use anyhow::Result;
 use crate::command;
 use crate::pg::{Database, Installation};
 
-/// How two databases differ; empty where they do not.
+/// The differences between two databases.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Differences(pub Vec<String>);
 
@@ -20,7 +20,7 @@ impl Differences {
         self.0.is_empty()
     }
 
-    /// Makes an error of any difference.
+    /// Turns any difference into an error.
     ///
     /// # Errors
     /// The differences.
@@ -43,23 +43,24 @@ impl fmt::Display for Differences {
     }
 }
 
-/// What one table holds.
+/// The contents of one table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Contents {
-    /// Rows.
+    /// Number of rows.
     pub rows: u64,
-    /// Two sums over the rows' hashes: equal for equal multisets of rows, in whatever order, and
-    /// different for different ones but by an accident of 128 bits.
+    /// Two sums over the rows' hashes: equal for equal multisets of rows in any order, and
+    /// different for others except by a collision of 128 bits.
     digest: (String, String),
 }
 
-/// What every user table (leaf partitions, not roots) and materialised view holds, by quoted name.
+/// The contents of every user table (leaf partitions, not roots) and materialised view, by quoted
+/// name.
 ///
 /// # Errors
-/// What the server said.
+/// The server's error.
 pub fn contents(database: &Database) -> Result<BTreeMap<String, Contents>> {
-    // The text of a row depends on these settings, the sum of hashes on nothing else. The collation
-    // keeps a nondeterministic one from deciding what equal text is.
+    // These settings fix the text of a row; the sum of hashes depends on nothing else. With the C
+    // collation, a nondeterministic one cannot decide which texts are equal.
     let sql = format!(
         "SET TimeZone = 'UTC'; SET DateStyle = ISO; SET IntervalStyle = postgres;
          SET bytea_output = hex; SET extra_float_digits = 3; SET row_security = off;
@@ -94,7 +95,7 @@ pub fn contents(database: &Database) -> Result<BTreeMap<String, Contents>> {
     Ok(tables)
 }
 
-/// Not the server's, not an extension's, not temporary, not ours.
+/// Excludes objects of the server, of extensions, of ours, and temporary ones.
 const USER_OBJECT: &str = "
     n.nspname NOT LIKE 'pg\\_%' AND n.nspname NOT IN ('information_schema', 'steep_repl')
     AND NOT EXISTS (SELECT FROM pg_depend AS d WHERE d.classid = 'pg_class'::regclass
@@ -103,7 +104,7 @@ const USER_OBJECT: &str = "
 /// Compares all rows of all tables.
 ///
 /// # Errors
-/// That one side cannot be read.
+/// One side cannot be read.
 pub fn rows(left: &Database, right: &Database) -> Result<Differences> {
     rows_except(left, right, &[])
 }
@@ -136,7 +137,7 @@ pub fn rows_except(left: &Database, right: &Database, except: &[&str]) -> Result
             }
             (Some(a), Some(b)) if a != b => {
                 differences.push(format!(
-                    "{name} has {} rows on both sides, not the same",
+                    "{name} has {} rows on both sides, but they differ",
                     a.rows
                 ));
             }
@@ -149,7 +150,7 @@ pub fn rows_except(left: &Database, right: &Database, except: &[&str]) -> Result
 /// Compares the position of every sequence.
 ///
 /// # Errors
-/// That one side cannot be read.
+/// One side cannot be read.
 pub fn sequences(left: &Database, right: &Database) -> Result<Differences> {
     let read = |database: &Database| -> Result<BTreeSet<String>> {
         let sql = format!(
@@ -167,36 +168,36 @@ pub fn sequences(left: &Database, right: &Database) -> Result<Differences> {
 /// Compares all definitions, as `pg_dump --schema-only` writes them.
 ///
 /// # Errors
-/// That one side cannot be dumped.
+/// One side cannot be dumped.
 pub fn schema(left: &Database, right: &Database) -> Result<Differences> {
     schema_with(left, right, &[])
 }
 
-/// [`schema`] with further arguments for `pg_dump`, such as `--no-owner`.
+/// [`schema`] with more arguments for `pg_dump`, such as `--no-owner`.
 ///
 /// # Errors
 /// As [`schema`].
 pub fn schema_with(left: &Database, right: &Database, arguments: &[&str]) -> Result<Differences> {
-    // One pg_dump for both, the newer: two versions write the same thing differently.
+    // The newer pg_dump dumps both, because two versions write the same thing differently.
     let newer = std::cmp::max_by_key(left, right, |side| side.installation().major());
     let left = definitions(left, newer.installation(), arguments)?;
     let right = definitions(right, newer.installation(), arguments)?;
     Ok(either_only(&left, &right))
 }
 
-/// All definitions, as `pg_dump --schema-only` writes them: of two dumps of one database, taken at
+/// All definitions, as `pg_dump --schema-only` writes them, to compare dumps of one database at
 /// different times.
 ///
 /// # Errors
-/// That it cannot be dumped.
+/// It cannot be dumped.
 pub fn dump(database: &Database) -> Result<String> {
     let dump = written(database, database.installation(), &[])?;
-    // The random word that psql is restricted by differs each time.
+    // Removes psql's restriction key, which is random.
     let lines = dump.lines().filter(|line| !line.starts_with('\\'));
     Ok(lines.collect::<Vec<_>>().join("\n"))
 }
 
-/// A dump as a set of statements: their order says nothing about the database.
+/// A dump as a set of statements, because their order does not matter.
 fn definitions(
     database: &Database,
     installation: &Installation,
@@ -213,7 +214,7 @@ fn written(database: &Database, installation: &Installation, arguments: &[&str])
     command::output(&mut dump)
 }
 
-/// `pg_dump` parts objects by comments of the form `-- Name: …`.
+/// `pg_dump` separates objects by comments of the form `-- Name: …`.
 fn statements(dump: &str) -> BTreeSet<String> {
     let mut statements = BTreeSet::new();
     let mut current = String::new();
@@ -221,7 +222,7 @@ fn statements(dump: &str) -> BTreeSet<String> {
         if line.starts_with("-- Name: ") {
             statements.insert(std::mem::take(&mut current));
         }
-        // Versions, session settings, and the random word psql is restricted by, are no definitions.
+        // Versions, session settings and psql's restriction key are not definitions.
         let noise = line.trim().is_empty()
             || line.starts_with("--")
             || line.starts_with("SET ")

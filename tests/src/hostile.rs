@@ -1,5 +1,5 @@
-//! A database of everything that is hard to copy: every kind of column, name and object that a
-//! replica must have exactly and that a careless copier breaks.
+//! A database that is hard to copy: every kind of column, name and object that a replica must have
+//! exactly and that a careless copier breaks.
 
 use anyhow::Result;
 
@@ -8,32 +8,31 @@ use crate::pg::Database;
 const ROLES: &str = include_str!("sql/hostile_roles.sql");
 const OBJECTS: &str = include_str!("sql/hostile.sql");
 
-/// The one table whose rows do not arrive: unlogged tables are neither copied nor replicated, and
-/// preflight says so.
+/// The only table whose rows are not copied: it is unlogged, and preflight says so.
 pub const NOT_COPIED: &str = "hostile.unlogged";
 
-/// How large the largest values are.
+/// The size of the largest values.
 #[derive(Debug, Clone, Copy)]
 pub struct Large {
     /// Size of one bytea and one text value, in MB.
     pub megabytes: u32,
 }
 
-/// Creates the roles that own and are granted the objects. Roles belong to a server, not to a
-/// database: a target that shall have the owners needs them too.
+/// Creates the roles that own objects and have privileges. Roles belong to a server, so a target
+/// needs them too.
 ///
 /// # Errors
-/// What the server said.
+/// The server's error.
 pub fn create_roles(database: &Database) -> Result<()> {
     database.sql(ROLES).map(drop)
 }
 
-/// Creates everything that `target` can hold too; needs the roles.
+/// Creates everything that `target` supports too; needs the roles.
 ///
 /// # Errors
-/// What the server said.
+/// The server's error.
 pub fn create(database: &Database, target: &Database, large: Large) -> Result<()> {
-    // Whether XML works depends on how a server was built, and can only be tried.
+    // XML support depends on how a server was built, and can only be tested by using it.
     let xml = [database, target]
         .iter()
         .all(|side| side.sql("SELECT '<a/>'::xml").is_ok());

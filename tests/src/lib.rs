@@ -1,15 +1,15 @@
-//! The test harness: real PostgreSQL servers, real steep-repl processes, and what proves them right.
+//! The test harness: real PostgreSQL servers, real steep-repl processes, and checks.
 //!
 //! In the order a test uses it: [`pg`] finds or installs PostgreSQL and runs servers; [`cluster`]
-//! adds certificates, a coordinator and agents; [`sample`], [`hostile`], [`partitioned`] and [`schema`]
-//! fill a database; [`load`] and [`session`] are its other users; [`compare`] proves two databases equal and
-//! [`residue`] that nothing is left behind; [`usage`] reads what it cost; [`scrape`], [`collector`] and
-//! [`logs`] read its metrics, traces and logs.
+//! adds certificates, a coordinator and agents; [`sample`], [`hostile`], [`partitioned`] and
+//! [`schema`] fill a database; [`load`] and [`session`] are its other users; [`compare`] checks
+//! that two databases are equal and [`residue`] that nothing is left behind; [`usage`] reads CPU
+//! time and memory; [`scrape`], [`collector`] and [`logs`] read metrics, traces and logs.
 //!
-//! The harness knows the product only from outside, as a user does: by its binaries, their flags,
-//! their output and what they leave in PostgreSQL. It links nothing of it.
+//! The harness knows the product only from outside, like a user: by its binaries, flags, output and
+//! objects in PostgreSQL. It links none of its code.
 //!
-//! Invariants: whatever is started is stopped when its value is dropped, on a panic too; nothing
+//! Invariants: everything started is stopped when its value is dropped, also on a panic; nothing
 //! waits for time where it can wait for an event ([`wait`]); nothing is skipped silently.
 
 pub mod cluster;

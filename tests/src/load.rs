@@ -1,5 +1,5 @@
-//! A write load that runs for as long as its value is held: pgbench's own transactions and a mix of
-//! inserts, updates and deletes on the shop.
+//! A write load that runs until dropped: pgbench's own transactions, and inserts, updates and
+//! deletes on the shop.
 
 use std::fs;
 use std::path::Path;
@@ -13,27 +13,27 @@ use crate::process::Process;
 use crate::scratch::Scratch;
 use crate::wait;
 
-/// One transaction of the shop. Each adds exactly one row to `shop.event`, by which it is counted.
+/// One transaction of the shop. Each adds exactly one row to `shop.event`, which counts them.
 const SHOP: &str = include_str!("sql/shop_load.sql");
 
-/// The first transactions come as soon as pgbench has connected.
+/// The first transactions follow pgbench's connection.
 const BEGIN_LIMIT: Duration = Duration::from_secs(20);
 
-/// How much to write.
+/// The intensity of a load.
 #[derive(Debug, Clone, Copy)]
 pub struct Intensity {
     /// Connections.
     pub clients: u32,
-    /// Transactions a second, over all connections; as many as the server can do where `None`.
+    /// Transactions a second over all connections; unlimited if `None`.
     pub rate: Option<u32>,
 }
 
-/// What a load has done.
+/// The result of a load.
 #[derive(Debug, Clone, Copy)]
 pub struct Done {
     /// Transactions committed.
     pub transactions: u64,
-    /// For how long it ran.
+    /// Its running time.
     pub took: Duration,
 }
 
@@ -49,7 +49,7 @@ impl Done {
     }
 }
 
-/// A running load, killed when its value goes.
+/// A running load, killed when dropped.
 #[derive(Debug)]
 pub struct Load {
     pgbench: Process,
@@ -60,10 +60,10 @@ pub struct Load {
 }
 
 impl Load {
-    /// Starts writing to a database that holds the sample, and returns once rows arrive.
+    /// Starts writing to a database with the sample, and returns once rows arrive.
     ///
     /// # Errors
-    /// That pgbench does not start, or that nothing arrives.
+    /// pgbench does not start, or nothing arrives.
     pub fn start(database: &Database, intensity: Intensity, grouping: Grouping) -> Result<Self> {
         let scratch = Scratch::new()?;
         let script = scratch.path().join("shop.sql");
@@ -85,10 +85,10 @@ impl Load {
         Ok(load)
     }
 
-    /// Waits until that many more transactions have been committed.
+    /// Waits for that many more committed transactions.
     ///
     /// # Errors
-    /// That they do not come, with what pgbench printed.
+    /// They do not come, with pgbench's output.
     pub fn wait_for(&self, transactions_more: u64, limit: Duration) -> Result<()> {
         let goal = transactions(&self.database)? + transactions_more;
         let what = format!("{transactions_more} transactions of pgbench");
@@ -102,10 +102,10 @@ impl Load {
         .with_context(|| crate::process::tail(self.pgbench.log(), 10))
     }
 
-    /// Stops writing; says what was written. An error where pgbench has failed before.
+    /// Stops writing and returns what was written.
     ///
     /// # Errors
-    /// That pgbench is gone already, with what it printed.
+    /// pgbench has failed before, with its output.
     pub fn stop(self) -> Result<Done> {
         if !crate::usage::is_alive(self.pgbench.pid()) {
             anyhow::bail!(
@@ -115,7 +115,7 @@ impl Load {
         }
         let took = self.begun.elapsed();
         self.pgbench.kill()?;
-        // A transaction whose client is gone still ends, one way or the other.
+        // A transaction still commits or aborts after its client is gone.
         let alive = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgbench'";
         wait::until_true("the last transactions of pgbench", BEGIN_LIMIT, || {
             Ok(self.database.value::<u64>(alive)? == 0)

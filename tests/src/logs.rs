@@ -1,4 +1,4 @@
-//! The processes' logs held against docs/logs.md: which events there are, which fields each has.
+//! Compares the processes' logs with docs/logs.md: the events and their fields.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -9,13 +9,13 @@ use serde_json::Value;
 
 const PAGE: &str = include_str!("../../docs/logs.md");
 
-/// Where the page turns from the coordinator to agents.
+/// The heading between the coordinator's events and the agents'.
 const HALVES: &str = "## Events of an agent";
 
 /// Fields of every line.
 const EVERY: [&str; 4] = ["timestamp", "level", "target", "message"];
 
-/// Whose log.
+/// A program with a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Program {
     /// The coordinator's.
@@ -24,7 +24,7 @@ pub enum Program {
     Agent,
 }
 
-/// What the page says of an event: its levels, the fields it always has, those it may have.
+/// An event as documented: its levels, the fields it always has, and those it may have.
 #[derive(Debug)]
 struct Schema {
     levels: Vec<String>,
@@ -32,7 +32,7 @@ struct Schema {
     known: BTreeSet<String>,
 }
 
-/// The page, read.
+/// The parsed page.
 #[derive(Debug)]
 pub struct Documented {
     coordinator: BTreeMap<String, Schema>,
@@ -40,7 +40,7 @@ pub struct Documented {
     types: BTreeMap<String, String>,
 }
 
-/// Rows of a page's tables whose first cell is a name in backticks: all cells of each.
+/// All cells of the table rows whose first cell is a name in backticks.
 #[must_use]
 pub fn rows(page: &str) -> Vec<Vec<String>> {
     page.lines()
@@ -63,10 +63,10 @@ pub fn quoted(cell: &str) -> Vec<String> {
 }
 
 impl Documented {
-    /// What the page says.
+    /// Parses the page.
     ///
     /// # Errors
-    /// That it is not in the form that can be read.
+    /// The page has another form.
     pub fn read() -> Result<Self> {
         let (coordinator, agent) = PAGE.split_once(HALVES).context("two halves")?;
         let types = rows(PAGE).into_iter().filter(|row| row.len() == 3);
@@ -95,10 +95,10 @@ impl Documented {
         }
     }
 
-    /// Checks a line against its schema; its event, where it has one.
+    /// Checks a line against its schema and returns its event, if any.
     ///
     /// # Errors
-    /// What is not as documented.
+    /// What differs from the documentation.
     pub fn check(&self, program: Program, line: &Value) -> Result<Option<String>> {
         let fields = line.as_object().context("no object")?;
         for name in EVERY {
@@ -132,11 +132,11 @@ impl Documented {
         Ok(Some(event.to_owned()))
     }
 
-    /// Checks every line of a log; its events. A line that is not JSON is what a process says where it
-    /// cannot log; the last may be half written.
+    /// Checks every line of a log and returns its events. A line that is not JSON is a message from
+    /// before or after logging; the last may be incomplete.
     ///
     /// # Errors
-    /// The first line that is not as documented.
+    /// The first line that differs from the documentation.
     pub fn check_log(&self, program: Program, log: &Path) -> Result<BTreeSet<String>> {
         let text = String::from_utf8_lossy(&fs::read(log)?).into_owned();
         let mut events = BTreeSet::new();
@@ -150,7 +150,7 @@ impl Documented {
         Ok(events)
     }
 
-    /// [`Documented::check_log`] of every process that had its log in that directory.
+    /// [`Documented::check_log`] for every log in that directory.
     ///
     /// # Errors
     /// As there.
@@ -170,7 +170,7 @@ impl Documented {
     }
 }
 
-/// Of one half of the page, what each event is like.
+/// The events in one half of the page.
 fn schemas(page: &str) -> Result<BTreeMap<String, Schema>> {
     let mut schemas = BTreeMap::new();
     for row in rows(page) {
@@ -187,10 +187,10 @@ fn schemas(page: &str) -> Result<BTreeMap<String, Schema>> {
     Ok(schemas)
 }
 
-/// Every event that the sources below that directory name, tests aside.
+/// Every event named in the sources below that directory, without tests.
 ///
 /// # Errors
-/// That they cannot be read.
+/// They cannot be read.
 pub fn named_in_sources(dir: &Path) -> Result<BTreeSet<String>> {
     let mut events = BTreeSet::new();
     for entry in fs::read_dir(dir).with_context(|| dir.display().to_string())? {
@@ -210,7 +210,7 @@ pub fn named_in_sources(dir: &Path) -> Result<BTreeSet<String>> {
     Ok(events)
 }
 
-/// Words that are events by their form, or by what they are given to.
+/// Literals that are events by their form or by their use.
 fn literals(code: &str) -> Vec<String> {
     const BEGINNINGS: [&str; 12] = [
         "event = \"",

@@ -1,5 +1,5 @@
-//! Partitioned tables with every kind of index and constraint, rows for them, and what the catalog says
-//! of all that.
+//! Partitioned tables with every kind of index and constraint, rows for them, and their catalog
+//! entries.
 
 use anyhow::Result;
 
@@ -7,18 +7,18 @@ use crate::pg::Database;
 
 const OBJECTS: &str = include_str!("sql/partitioned.sql");
 
-/// Creates the tables, all of them empty.
+/// Creates the empty tables.
 ///
 /// # Errors
-/// What the server said.
+/// The server's error.
 pub fn create(database: &Database) -> Result<()> {
     database.sql(OBJECTS).map(drop)
 }
 
-/// So many rows of a kilobyte in the largest of them, and fewer in the others.
+/// Inserts that many rows of a kilobyte into the largest table, and fewer into the others.
 ///
 /// # Errors
-/// What the server said.
+/// The server's error.
 pub fn fill(database: &Database, rows: u32) -> Result<()> {
     let sql = format!(
         "SET search_path = \"Parted S\", public;
@@ -45,10 +45,10 @@ pub fn fill(database: &Database, rows: u32) -> Result<()> {
     database.sql(&sql).map(drop)
 }
 
-/// A change of each kind, as a subscriber must be able to apply it.
+/// Makes a change of each kind, which a subscriber must be able to apply.
 ///
 /// # Errors
-/// What the server said.
+/// The server's error.
 pub fn change(database: &Database) -> Result<()> {
     let sql = "SET search_path = \"Parted S\", public;
          UPDATE \"Root t\" SET body = 'new', amount = -1 WHERE id % 10 = 0;
@@ -59,12 +59,12 @@ pub fn change(database: &Database) -> Result<()> {
     database.sql(sql).map(drop)
 }
 
-/// A line for each index and foreign key of users' tables, also those of partitions, which a dump does
-/// not tell in full: what it belongs to, whether it is valid, clustered on and so on. Not `connoinherit`
-/// of what is attached, which means nothing for an index and depends on who was there first.
+/// A line for each index and foreign key of user tables and partitions, with details that a dump
+/// lacks: its parent, whether it is valid, clustered on and so on. Without `connoinherit` of
+/// attached ones, which means nothing for an index and depends on the order of creation.
 ///
 /// # Errors
-/// What the server said.
+/// The server's error.
 pub fn catalog(database: &Database) -> Result<Vec<String>> {
     let sql = "
         SELECT concat_ws(' ', 'index', x.oid::regclass, 'of', h.inhparent::regclass, i.indisvalid, i.indisready,

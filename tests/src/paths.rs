@@ -1,4 +1,4 @@
-//! Where things are: the workspace, the target directory, the binaries under test.
+//! Paths of the workspace, the target directory and the binaries under test.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 /// The workspace's root.
 ///
 /// # Panics
-/// Where this crate has no parent directory, which the workspace's layout rules out.
+/// This crate has no parent directory, which the workspace's layout rules out.
 #[must_use]
 pub fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -16,13 +16,13 @@ pub fn workspace() -> PathBuf {
         .to_path_buf()
 }
 
-/// `target/debug` or `target/release`: wherever the running executable was built.
+/// `target/debug` or `target/release`: where the running executable was built.
 ///
 /// # Errors
-/// That the running executable cannot be found.
+/// The running executable cannot be found.
 pub fn profile_dir() -> Result<PathBuf> {
     let exe = std::env::current_exe().context("cannot tell where this executable is")?;
-    // Tests are in deps/, doctests elsewhere, xtask directly in the profile's directory.
+    // Tests are in deps/, doctests elsewhere, xtask in the profile's directory.
     let dir = exe
         .ancestors()
         .skip(1)
@@ -54,15 +54,15 @@ pub struct Binaries {
 impl Binaries {
     const NAMES: [&str; 3] = ["steep-repl", "steep-agent", "steep-coordinator"];
 
-    /// Those beside the running executable.
+    /// The binaries beside the running executable.
     ///
     /// # Errors
-    /// That some are not built, and how to build them.
+    /// Some are not built, and how to build them.
     pub fn beside_me() -> Result<Self> {
         Self::within(profile_dir()?)
     }
 
-    /// Those in that directory.
+    /// The binaries in that directory.
     ///
     /// # Errors
     /// As [`Binaries::beside_me`].
@@ -83,7 +83,7 @@ impl Binaries {
         Ok(Self { dir })
     }
 
-    /// Where they are.
+    /// Their directory.
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir

@@ -1,5 +1,5 @@
-//! Ports nobody else has: each is locked by a file for as long as it is held, so that tests running
-//! at the same time never pick the same, and is outside the range the kernel gives to clients.
+//! Ports that nobody else uses. A lock file per port keeps concurrent tests apart, and the range is
+//! outside of the kernel's range for clients.
 
 use std::fs::File;
 use std::net::{TcpListener, UdpSocket};
@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context as _, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 
-/// Below Linux's usual range for clients (32768–60999), above most services.
+/// Below Linux's default range for clients (32768–60999), above most services.
 const RANGE: std::ops::Range<u16> = 20_000..32_000;
 
-/// A port on 127.0.0.1, TCP and UDP, ours until dropped.
+/// A port on 127.0.0.1, TCP and UDP, reserved until dropped.
 #[derive(Debug)]
 pub struct Port {
     number: u16,
@@ -21,15 +21,15 @@ pub struct Port {
 }
 
 impl Port {
-    /// Takes a free one.
+    /// Reserves a free port.
     ///
     /// # Errors
-    /// That none is free, or that the directory of locks cannot be used.
+    /// None is free, or the directory of locks cannot be used.
     pub fn take() -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let locks = lock_dir()?;
         let size = u32::from(RANGE.end - RANGE.start);
-        // Different processes begin at different places: less to try.
+        // Different processes start at different ports, to need fewer attempts.
         let begin = std::process::id().wrapping_mul(7_919) % size;
         for _ in 0..size {
             let step = NEXT.fetch_add(1, Ordering::Relaxed) % size;

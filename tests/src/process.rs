@@ -1,5 +1,4 @@
-//! A process of the product: started, waited for by what it logs, killed, and its log shown when a
-//! test fails.
+//! A process of the product. Tests wait for its log events, and its log is shown if a test fails.
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt as _;
@@ -14,13 +13,13 @@ use serde_json::Value;
 use crate::pg::Grouping;
 use crate::wait;
 
-/// A daemon says that it is ready well within this, or something is wrong.
+/// A daemon is ready well within this time, or something is wrong.
 pub const READY_LIMIT: Duration = Duration::from_secs(20);
 
-/// Draining has a deadline of its own in the daemons, of half a minute at most; this is beyond it.
+/// Longer than the daemons' own deadline for draining, which is half a minute at most.
 const STOP_LIMIT: Duration = Duration::from_secs(45);
 
-/// A running process, ended when its value goes.
+/// A running process, ended when dropped.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -36,7 +35,7 @@ impl Process {
     /// Starts `command` with its output appended to `log`.
     ///
     /// # Errors
-    /// That it cannot be run.
+    /// It cannot be run.
     pub fn spawn(
         name: &str,
         command: &mut Command,
@@ -64,14 +63,14 @@ impl Process {
         })
     }
 
-    /// Waits for a log line whose `event` is that, logged by this process and no earlier one.
+    /// Waits for a log line of this run with that `event`.
     ///
     /// # Errors
-    /// That the process ended, or that the line did not come; with the end of the log.
+    /// The process ended, or the line did not come; with the end of the log.
     pub fn wait_for_event(&mut self, event: &str, limit: Duration) -> Result<Value> {
         let what = format!("the event {event:?} of {}", self.name);
         let outcome = wait::until(&what, limit, || {
-            // Asked before the log is read: what it logged before ending still counts.
+            // Checked before the log is read: lines from before its end still count.
             let ended = self.child.try_wait()?;
             if let Some(found) = self.events(event)?.into_iter().next() {
                 return Ok(Some(found));
@@ -84,10 +83,10 @@ impl Process {
         outcome.with_context(|| format!("end of {}:\n{}", self.log.display(), tail(&self.log, 20)))
     }
 
-    /// Every line of this process's log with that `event`.
+    /// Every line of this run with that `event`.
     ///
     /// # Errors
-    /// That the log cannot be read.
+    /// The log cannot be read.
     pub fn events(&self, event: &str) -> Result<Vec<Value>> {
         let log = fs::read(&self.log)?;
         let text = String::from_utf8_lossy(log.get(self.log_from..).unwrap_or_default());
@@ -111,10 +110,10 @@ impl Process {
         &self.log
     }
 
-    /// Kills it, as a crash would.
+    /// Kills it, like a crash.
     ///
     /// # Errors
-    /// That it cannot be waited for.
+    /// It cannot be waited for.
     pub fn kill(mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;
@@ -124,7 +123,7 @@ impl Process {
     /// Sends SIGTERM and waits for its end.
     ///
     /// # Errors
-    /// That it does not end.
+    /// It does not end.
     pub fn terminate(self) -> Result<ExitStatus> {
         self.signal(Signal::TERM);
         self.end()
@@ -133,20 +132,20 @@ impl Process {
     /// Waits for the end of a process that was told to stop.
     ///
     /// # Errors
-    /// That it does not end.
+    /// It does not end.
     pub fn end(mut self) -> Result<ExitStatus> {
         self.ended_within(STOP_LIMIT)?
             .with_context(|| format!("{} did not end on SIGTERM", self.name))
     }
 
-    /// Sends a signal; stopping and continuing a process is how a hang is made.
+    /// Sends a signal; SIGSTOP and SIGCONT simulate a hang.
     pub fn signal(&self, signal: Signal) {
         if let Some(pid) = i32::try_from(self.pid()).ok().and_then(Pid::from_raw) {
             let _ = kill_process(pid, signal);
         }
     }
 
-    /// Lets the process live on when its value goes; returns its id.
+    /// Keeps the process running when dropped; returns its id.
     #[must_use]
     pub fn release(&mut self) -> u32 {
         self.released = true;
@@ -155,7 +154,8 @@ impl Process {
 
     fn ended_within(&mut self, limit: Duration) -> Result<Option<ExitStatus>> {
         let begun = Instant::now();
-        // Not wait::until: stopping goes on when the user has interrupted everything else.
+        // Not wait::until: the process must stop even after the user has interrupted everything
+        // else.
         while begun.elapsed() < limit {
             if let Some(status) = self.child.try_wait()? {
                 return Ok(Some(status));
@@ -171,7 +171,7 @@ impl Drop for Process {
         if self.released {
             return;
         }
-        // A test's output is shown where the test fails, and only there.
+        // The output of a test is shown only if it fails.
         if self.grouping == Grouping::Shared {
             eprintln!("--- {}: end of {} ---", self.name, self.log.display());
             eprintln!("{}", tail(&self.log, 40));
@@ -181,7 +181,7 @@ impl Drop for Process {
     }
 }
 
-/// The last lines of a file; nothing where there is none.
+/// The last lines of a file; empty if there is none.
 #[must_use]
 pub fn tail(path: &Path, lines: usize) -> String {
     let content = fs::read(path).unwrap_or_default();

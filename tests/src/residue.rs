@@ -1,11 +1,11 @@
-//! Proof that nothing of ours is left on a server: what a cancelled or failed job must not leave.
+//! Checks that a cancelled or failed job has left nothing of ours on a server.
 
 use anyhow::Result;
 
 use crate::compare::Differences;
 use crate::pg::Database;
 
-/// Slots, publications, subscriptions, origins, rows of the ledger and sessions of ours.
+/// Our slots, publications, subscriptions, origins, ledger rows and sessions.
 const OURS: &str = "
     SELECT 'slot ' || slot_name FROM pg_replication_slots
     UNION ALL SELECT 'publication ' || pubname FROM pg_publication
@@ -16,10 +16,10 @@ const OURS: &str = "
     UNION ALL SELECT 'a transaction of ' || application_name FROM pg_stat_activity
               WHERE application_name LIKE 'steep-repl%' AND state LIKE 'idle in transaction%'";
 
-/// What of ours is left on a server, whatever it is.
+/// What is left of ours on a server.
 ///
 /// # Errors
-/// What the server said.
+/// The server's error.
 pub fn of_jobs(database: &Database) -> Result<Differences> {
     let mut left: Vec<String> = database.rows(OURS)?.into_iter().flatten().collect();
     let ledger = "SELECT to_regclass('steep_repl.copy_ledger') IS NOT NULL";
@@ -32,10 +32,10 @@ pub fn of_jobs(database: &Database) -> Result<Differences> {
     Ok(Differences(left))
 }
 
-/// [`of_jobs`], and every object in schemas of users: what a target that was empty must not keep.
+/// [`of_jobs`], plus every object in users' schemas, for a target that was empty.
 ///
 /// # Errors
-/// What the server said.
+/// The server's error.
 pub fn of_everything(database: &Database) -> Result<Differences> {
     let mut left = of_jobs(database)?;
     let objects = database.rows(

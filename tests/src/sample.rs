@@ -1,4 +1,4 @@
-//! The sample database: pgbench's tables, and a small shop with the types people really use.
+//! The sample database: pgbench's tables, and a small shop with commonly used types.
 
 use anyhow::Result;
 
@@ -7,11 +7,11 @@ use crate::pg::Database;
 
 const SHOP: &str = include_str!("sql/shop.sql");
 
-/// Fills a database: pgbench at that scale (one is 100,000 accounts, about 15 MB) and a shop of
+/// Fills a database: pgbench with that scale (one is 100,000 accounts, about 15 MB) and a shop of
 /// about a tenth of its rows.
 ///
 /// # Errors
-/// What the server said.
+/// The server's error.
 pub fn create(database: &Database, scale: u32) -> Result<()> {
     pgbench(database, scale)?;
     database.sql_with(SHOP, &[("customers", (scale * 500).max(1_000).to_string())])?;
@@ -21,10 +21,10 @@ pub fn create(database: &Database, scale: u32) -> Result<()> {
 /// pgbench's tables alone.
 ///
 /// # Errors
-/// What pgbench said.
+/// The error of pgbench.
 pub fn pgbench(database: &Database, scale: u32) -> Result<()> {
     let mut init = database.client("pgbench");
-    // "G": rows are made in the server, which takes half the time.
+    // "G" generates rows in the server, which takes half the time.
     init.args(["--initialize", "--quiet", "--init-steps", "dtGvp"])
         .args(["--scale", &scale.to_string()]);
     command::output(&mut init).map(drop)
@@ -33,11 +33,11 @@ pub fn pgbench(database: &Database, scale: u32) -> Result<()> {
 /// The `cluster_name` of a server on which [`slowly`] is slow.
 pub const SLOW: &str = "slow";
 
-/// A function `public.slowly(integer)` that gives its argument, after half a second where the server is
-/// [`SLOW`]: an index over it takes as long there as a large one.
+/// Creates a function `public.slowly(integer)` that returns its argument, after half a second if
+/// the server is [`SLOW`]: building an index over it there takes as long as a large one.
 ///
 /// # Errors
-/// What the server said.
+/// The server's error.
 pub fn slowly(database: &Database) -> Result<()> {
     let sql = format!(
         "CREATE FUNCTION public.slowly(n integer) RETURNS integer IMMUTABLE LANGUAGE plpgsql AS $$
@@ -49,12 +49,12 @@ pub fn slowly(database: &Database) -> Result<()> {
     database.sql(&sql).map(drop)
 }
 
-/// That many empty tables with a primary key each, in schema `many`.
+/// Creates that many empty tables with a primary key each, in schema `many`.
 ///
 /// # Errors
-/// What the server said.
+/// The server's error.
 pub fn many_tables(database: &Database, count: u32) -> Result<()> {
-    // In steps: one transaction would need a lock for each.
+    // In steps, because one transaction would need a lock for each.
     let sql = format!(
         "CREATE SCHEMA many;
          SELECT format('CREATE TABLE many.t%s (id bigint PRIMARY KEY, body text)', n)

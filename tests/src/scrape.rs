@@ -1,4 +1,4 @@
-//! Metrics as a scraper sees them: the endpoint's answer, and the `OpenMetrics` text in it.
+//! Metrics as a scraper reads them: the endpoint's answer, and its `OpenMetrics` text.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-/// An endpoint answers well within this.
+/// An endpoint answers well within this time.
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// One value.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
-    /// The name, with `_total` where it is a counter's.
+    /// The name, with `_total` for a counter.
     pub name: String,
     /// Labels by name.
     pub labels: BTreeMap<String, String>,
@@ -21,7 +21,7 @@ pub struct Sample {
     pub value: f64,
 }
 
-/// Everything that was served.
+/// The result of a scrape.
 #[derive(Debug, Clone, Default)]
 pub struct Scrape {
     /// Types by the metric's name, as the text declares them.
@@ -31,7 +31,7 @@ pub struct Scrape {
 }
 
 impl Scrape {
-    /// The value of that name whose labels are among these, and no other.
+    /// The only value with that name and those labels.
     #[must_use]
     pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let matches = |sample: &&Sample| {
@@ -47,7 +47,7 @@ impl Scrape {
 /// `GET path` from `address`: status line and body.
 ///
 /// # Errors
-/// That nobody answers.
+/// Nobody answers.
 pub fn get(address: &str, path: &str) -> Result<(String, String)> {
     let mut stream = TcpStream::connect(address).with_context(|| format!("nobody at {address}"))?;
     stream.set_read_timeout(Some(LIMIT))?;
@@ -62,7 +62,7 @@ pub fn get(address: &str, path: &str) -> Result<(String, String)> {
 /// Scrapes an endpoint.
 ///
 /// # Errors
-/// That it does not answer, or not in the form.
+/// It does not answer, or in another format.
 pub fn scrape(address: &str) -> Result<Scrape> {
     let (status, body) = get(address, "/metrics")?;
     if !status.contains(" 200 ") {
@@ -94,7 +94,7 @@ fn sample(line: &str) -> Option<Sample> {
         Some((name, labels)) => (name, labels.strip_suffix('}')?),
         None => (series, ""),
     };
-    // Values of ours hold neither commas nor quotes.
+    // Our label values contain neither commas nor quotes.
     let labels = labels.split(',').filter(|l| !l.is_empty()).map(|label| {
         let (name, value) = label.split_once('=')?;
         Some((name.to_owned(), value.trim_matches('"').to_owned()))

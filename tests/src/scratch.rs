@@ -1,5 +1,5 @@
-//! Temporary directories that another user's server can live in, removed with their value; and the
-//! removal of what a killed run has left.
+//! Temporary directories that a server under another account can use, removed when dropped; and
+//! cleanup after killed runs.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -13,23 +13,23 @@ use tempfile::TempDir;
 use crate::pg::account;
 use crate::usage;
 
-/// What the names begin with; the id of the owning process follows.
+/// The prefix of their names; the id of the owning process follows.
 const PREFIX: &str = "steep-repl-run-";
 
-/// Set to keep the directories of a run, logs and data and all.
+/// If set, the directories of a run are kept, with logs and data.
 pub const KEEP_VARIABLE: &str = "STEEP_TEST_KEEP";
 
-/// A directory that goes with its value.
+/// A directory that is removed when dropped.
 #[derive(Debug)]
 pub struct Scratch {
     dir: TempDir,
 }
 
 impl Scratch {
-    /// Makes one.
+    /// Creates one.
     ///
     /// # Errors
-    /// That it cannot be made.
+    /// It cannot be created.
     pub fn new() -> Result<Self> {
         static SWEEP: Once = Once::new();
         let base = base();
@@ -38,7 +38,7 @@ impl Scratch {
             .prefix(&format!("{PREFIX}{}-", std::process::id()))
             .tempdir_in(&base)
             .with_context(|| format!("cannot create a directory in {}", base.display()))?;
-        // Others may pass through, as the server's account must, and not look around.
+        // Other accounts may enter it, as the server's must, but not list it.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711))?;
         if std::env::var_os(KEEP_VARIABLE).is_some() {
             dir.disable_cleanup(true);
@@ -54,8 +54,8 @@ impl Scratch {
     }
 }
 
-/// The directory for temporary files, unless sockets in it would have too long a name (107 bytes,
-/// unix(7)) or the server's account cannot get there.
+/// The directory for temporary files, unless socket paths in it would be too long (107 bytes,
+/// unix(7)) or the server's account cannot enter it.
 fn base() -> PathBuf {
     let usual = std::env::temp_dir();
     let short = usual.as_os_str().len() < 50;
@@ -66,7 +66,7 @@ fn base() -> PathBuf {
     }
 }
 
-/// Removes what runs have left whose process is gone, and ends the servers in it.
+/// Removes directories of runs whose process is gone, and ends the servers in them.
 fn sweep(base: &Path) {
     let me = rustix::process::getuid().as_raw();
     let Ok(entries) = fs::read_dir(base) else {
@@ -92,7 +92,7 @@ fn sweep(base: &Path) {
     }
 }
 
-/// Ends every process whose working directory or executable's arguments lie in `dir`.
+/// Ends every process whose working directory or arguments are in `dir`.
 fn end_processes_in(dir: &Path) {
     let Ok(entries) = fs::read_dir("/proc") else {
         return;

@@ -1,5 +1,6 @@
-//! What metrics endpoints have served, and expressions of alerts and dashboards held against it: names,
-//! labels, the values that labels are compared with, and the labels that texts show.
+//! Collects what metrics endpoints have served, and compares expressions of alerts and dashboards
+//! with it: names, labels, the values that labels are compared with, and the labels that texts
+//! show.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,10 +8,10 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::scrape::Scrape;
 
-/// What was seen of a metric: its type and its labels.
+/// Type and labels of each metric.
 pub type Seen = BTreeMap<String, (String, BTreeSet<String>)>;
 
-/// Everything that was served: metrics, and the values that each label had in any of them.
+/// Everything that was served: metrics, and the values of each label.
 #[derive(Debug, Default)]
 pub struct Served {
     /// Each by name.
@@ -19,11 +20,11 @@ pub struct Served {
 }
 
 impl Served {
-    /// Takes note of a scrape.
+    /// Adds a scrape.
     ///
     /// # Errors
-    /// That a metric has another type or other labels than before.
-    pub fn look(&mut self, scrape: &Scrape) -> Result<()> {
+    /// A metric has another type or other labels than before.
+    pub fn add(&mut self, scrape: &Scrape) -> Result<()> {
         let Self { metrics, values } = self;
         for sample in &scrape.samples {
             for (label, value) in &sample.labels {
@@ -46,11 +47,11 @@ impl Served {
         Ok(())
     }
 
-    /// Holds an expression and the text beside it against what there is.
+    /// Compares an expression and its text with what was served.
     ///
     /// # Errors
-    /// What they name and there is not.
-    pub fn bears(&self, expression: &str, text: &str) -> Result<()> {
+    /// Names in them that were not served.
+    pub fn check(&self, expression: &str, text: &str) -> Result<()> {
         // Prometheus itself adds these.
         let jobs = ["steep-coordinator", "steep-agent"].map(str::to_owned);
         let mut labels: BTreeSet<String> = ["job", "instance"].map(str::to_owned).into();
@@ -143,7 +144,7 @@ fn selectors(expression: &str) -> Result<Vec<Selector>> {
     Ok(found)
 }
 
-/// The labels that sides are matched or sums are made by.
+/// Labels used to match or to group.
 fn grouped(expression: &str) -> Vec<String> {
     let mut labels = Vec::new();
     for word in ["on (", "on(", "by (", "by("] {
@@ -195,9 +196,9 @@ mod tests {
             "sum by (node) (steep_states{state!~\"failed|copying\"})",
             "up{job=\"steep-agent\"} == 0",
         ] {
-            served.bears(good, "{{ $labels.instance }} {{ $value | humanize }}")?;
+            served.check(good, "{{ $labels.instance }} {{ $value | humanize }}")?;
         }
-        served.bears("steep_states", "{{node}}: {{ $labels.state }}")?;
+        served.check("steep_states", "{{node}}: {{ $labels.state }}")?;
         for (bad, text) in [
             ("steep_state == 1", ""),
             ("steep_states{state=\"filed\"}", ""),
@@ -208,7 +209,7 @@ mod tests {
             ("steep_lonely", "{{ $labels.node }}"),
             ("steep_lonely", "{{node}}"),
         ] {
-            assert!(served.bears(bad, text).is_err(), "{bad} {text}");
+            assert!(served.check(bad, text).is_err(), "{bad} {text}");
         }
         Ok(())
     }

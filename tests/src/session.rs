@@ -1,4 +1,4 @@
-//! Somebody else's session on a server: one `psql` at work on its statements, ended with its value.
+//! Another session on a server: a `psql` that runs its statements, ended when dropped.
 
 use std::process::{Child, Stdio};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::wait;
 /// A statement that waits for a job takes no longer than the job.
 const LIMIT: Duration = Duration::from_secs(90);
 
-/// A session, known to others by its `application_name`.
+/// A session, identified by its `application_name`.
 #[derive(Debug)]
 pub struct Session {
     database: Database,
@@ -20,10 +20,10 @@ pub struct Session {
 }
 
 impl Session {
-    /// Starts `sql`, and does not wait for it.
+    /// Starts `sql` without waiting for it.
     ///
     /// # Errors
-    /// That psql cannot be run.
+    /// psql cannot be run.
     pub fn start(database: &Database, name: &'static str, sql: &str) -> Result<Self> {
         let mut psql = database.client("psql");
         psql.env("PGAPPNAME", name)
@@ -36,10 +36,10 @@ impl Session {
         })
     }
 
-    /// Runs `sql`, and returns once it is done and the session sleeps, its transaction open.
+    /// Runs `sql`, and returns once it is done and the session sleeps with its transaction open.
     ///
     /// # Errors
-    /// That it does not get there.
+    /// It does not get there.
     pub fn sleeping(database: &Database, name: &'static str, sql: &str) -> Result<Self> {
         let session = Self::start(database, name, &format!("{sql}; SELECT pg_sleep(600)"))?;
         let asleep = format!(
@@ -52,10 +52,10 @@ impl Session {
         Ok(session)
     }
 
-    /// Waits for the end of its statements.
+    /// Waits for its statements to succeed.
     ///
     /// # Errors
-    /// That one failed, or does not end.
+    /// One failed, or does not end.
     pub fn succeeds(mut self) -> Result<()> {
         let what = format!("the end of the session {}", self.name);
         let status = wait::until(&what, LIMIT, || Ok(self.psql.try_wait()?))?;

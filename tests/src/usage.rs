@@ -1,23 +1,23 @@
-//! What processes cost, from `/proc` (proc(5)): CPU seconds and peak memory.
+//! CPU seconds and peak memory of processes, from `/proc` (proc(5)).
 
 use std::fs;
 
 use anyhow::{Context as _, Result};
 
-/// CPU seconds (user and system) that process has used itself.
+/// CPU seconds (user and system) used by that process itself.
 ///
 /// # Errors
-/// That there is no such process.
+/// There is no such process.
 pub fn cpu_seconds(pid: u32) -> Result<f64> {
     let stat = Stat::read(pid)?;
     Ok(seconds(stat.own))
 }
 
-/// CPU seconds of a process, its living children, and the children it has waited for: a whole
-/// PostgreSQL server, by its postmaster.
+/// CPU seconds of a process, its living children, and the children it has waited for: for a
+/// postmaster, its whole server.
 ///
 /// # Errors
-/// That there is no such process.
+/// There is no such process.
 pub fn tree_cpu_seconds(pid: u32) -> Result<f64> {
     let stat = Stat::read(pid)?;
     let mut ticks = stat.own + stat.waited_for;
@@ -36,10 +36,10 @@ pub fn tree_cpu_seconds(pid: u32) -> Result<f64> {
     Ok(seconds(ticks))
 }
 
-/// The most memory that process has had resident, in bytes (`VmHWM`).
+/// The peak resident memory of that process in bytes (`VmHWM`).
 ///
 /// # Errors
-/// That there is no such process.
+/// There is no such process.
 pub fn peak_memory(pid: u32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -53,15 +53,16 @@ pub fn peak_memory(pid: u32) -> Result<u64> {
     Ok(kib.with_context(|| format!("process {pid} has no VmHWM"))? * 1024)
 }
 
-/// When that process began, in ticks since boot: tells a process from a later one with its id.
+/// When that process started, in ticks since boot: distinguishes it from a later one with the same
+/// id.
 ///
 /// # Errors
-/// That there is no such process.
+/// There is no such process.
 pub fn begun(pid: u32) -> Result<u64> {
     Ok(Stat::read(pid)?.begun)
 }
 
-/// Whether that process exists and has not ended; one that waits to be reaped has.
+/// Whether that process exists and is not a zombie.
 #[must_use]
 pub fn is_alive(pid: u32) -> bool {
     Stat::read(pid).is_ok_and(|stat| stat.state != 'Z')
@@ -79,7 +80,8 @@ impl Stat {
     fn read(pid: u32) -> Result<Self> {
         let text = fs::read_to_string(format!("/proc/{pid}/stat"))
             .with_context(|| format!("there is no process {pid}"))?;
-        // The second field is the name in brackets, and may itself hold brackets and blanks.
+        // The second field is the name in parentheses, which may itself contain parentheses and
+        // blanks.
         let rest = text.rsplit_once(')').map_or("", |(_, rest)| rest);
         let fields: Vec<&str> = rest.split_whitespace().collect();
         // proc(5) counts from 1 with the state as field 3.
@@ -115,7 +117,7 @@ mod tests {
         let me = std::process::id();
         assert!(is_alive(me));
         assert!(peak_memory(me).unwrap() > 100_000);
-        // In this order: it goes on using time meanwhile.
+        // In this order, because CPU time keeps growing.
         let own = cpu_seconds(me).unwrap();
         assert!(tree_cpu_seconds(me).unwrap() >= own);
         assert!(begun(me).unwrap() > 0);

@@ -1,16 +1,16 @@
-//! Waiting for something to become true: with a limit, a name, and an end when the user says stop.
+//! Waits for a condition, with a time limit and a name for the error, until the user interrupts.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-/// How often a condition is looked at. Short against what it costs to start a process.
+/// How often a condition is checked: short compared with the start of a process.
 const POLL: Duration = Duration::from_millis(20);
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// Makes every wait of this process end with an error, now and from now on.
+/// Makes every wait of this process fail, now and from now on.
 pub fn interrupt() {
     INTERRUPTED.store(true, Ordering::SeqCst);
 }
@@ -21,15 +21,15 @@ pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::SeqCst)
 }
 
-/// Takes an interruption back: somebody else has dealt with it.
+/// Cancels an interruption that somebody else has handled.
 pub fn resume() {
     INTERRUPTED.store(false, Ordering::SeqCst);
 }
 
-/// Looks until `look` gives a value and returns it.
+/// Calls `look` until it returns a value.
 ///
 /// # Errors
-/// What `look` returns as an error; that `limit` is over; that the process was interrupted.
+/// An error of `look`; `limit` has passed; the process was interrupted.
 pub fn until<T>(
     what: &str,
     limit: Duration,

@@ -1,4 +1,4 @@
-//! The product's promise: a replica under write load, exact, that says how it went.
+//! The product's promise: an exact replica under write load, with a report.
 
 use std::time::Duration;
 
@@ -110,7 +110,7 @@ fn a_synchronized_node_has_a_slot_and_a_subscription_and_no_ledger() -> Result<(
         target.sql("SELECT state FROM steep_repl.nodes WHERE node_id = 'node_b'")?,
         "synchronized"
     );
-    // Whatever was published, it is not our own schema.
+    // Our own schema is never published.
     let published = "SELECT count(*) FROM pg_publication_tables WHERE schemaname = 'steep_repl'";
     assert_eq!(source.value::<u32>(published)?, 0);
     Ok(())

@@ -1,4 +1,4 @@
-//! The audit trail: what an operator did, in the coordinator's store and on the nodes concerned.
+//! The audit log: operators' requests, in the coordinator's store and on the nodes concerned.
 
 use std::fs;
 use std::time::Duration;
@@ -68,7 +68,7 @@ fn who_did_what_is_in_the_store_and_on_both_nodes() -> Result<()> {
     Ok(())
 }
 
-/// Where a server finds the extension's files.
+/// Where a server looks for extensions.
 fn find_extensions(of: &Database, at: &str) -> Result<()> {
     of.sql(&format!("ALTER SYSTEM SET extension_control_path = '{at}'"))?;
     of.sql("SELECT pg_reload_conf()")?;
@@ -84,7 +84,7 @@ fn an_audit_entry_that_a_node_cannot_write_yet_is_written_when_it_can() -> Resul
         .database("node_a")
         .sql("CREATE TABLE t (id integer PRIMARY KEY)")?;
     let target = cluster.database("node_b");
-    // An extension of the version before, whose update is nowhere to be found.
+    // An extension of the previous version without its update script.
     let share = schema::share(cluster.node("node_b").server())?;
     find_extensions(&target, &format!("$system:{share}"))?;
     target.sql("CREATE EXTENSION steep_repl VERSION '1.0'")?;
@@ -106,7 +106,7 @@ fn an_audit_entry_that_a_node_cannot_write_yet_is_written_when_it_can() -> Resul
     assert_eq!(target.value::<u32>(written)?, 0, "{init}");
 
     find_extensions(&target, &format!("$system:{share}"))?;
-    // A new session is told at once what it has not confirmed.
+    // A new session resends entries that were not acknowledged.
     cluster.stop_agent("node_b")?;
     cluster.start_agent("node_b")?;
     wait::until_true("the target to have it", LIMIT, || {

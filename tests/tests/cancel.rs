@@ -1,4 +1,4 @@
-//! Cancelling in every phase gives back two servers as they were.
+//! Cancelling in any phase restores both servers.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use steep_tests::{compare, residue, sample, wait};
 const COPY_LIMIT: Duration = Duration::from_secs(5);
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Cancels, and checks that nothing is left and that whoever followed the job was told.
+/// Cancels, and checks that nothing is left and that the follower was notified.
 fn cancel(cluster: &Cluster, following: Running, limit: Duration) -> Result<()> {
     let cancelled = cluster
         .cli(&["init", "cancel", "--node", "node_b", "--yes"])?
@@ -29,7 +29,7 @@ fn while_the_slot_waits_for_an_old_transaction() -> Result<()> {
     let cluster = Cluster::pair()?;
     let source = cluster.database("node_a");
     sample::create(&source, 1)?;
-    // A slot is consistent only once every transaction that was open has ended.
+    // A slot becomes consistent only after every open transaction has ended.
     let open = Session::sleeping(&source, "open", "BEGIN; SELECT txid_current()")?;
     let following = cluster.init_spawn(&[])?;
     cluster.wait_state("node_b", &["preparing"], Duration::from_secs(20))?;
@@ -78,7 +78,7 @@ fn while_a_foreign_key_is_validated() -> Result<()> {
          INSERT INTO parent SELECT generate_series(1, 1000);
          INSERT INTO child SELECT n, n FROM generate_series(1, 1000) AS n;",
     )?;
-    // The target's own way to make that statement slow: it belongs to its administrator and stays.
+    // An event trigger of the target's administrator makes that statement slow; it must stay.
     cluster.database("node_b").sql(
         "CREATE FUNCTION public.slowly() RETURNS event_trigger LANGUAGE plpgsql AS $$
          BEGIN
@@ -159,7 +159,7 @@ fn while_a_user_reads_a_table_on_the_target_and_the_source_does_not_wait_for_the
     drop(reader);
     assert!(told.text().contains("lock timeout"), "{told}");
     following.finish(LIMIT)?.expect(4)?;
-    // Nobody has to ask again.
+    // No second request is needed.
     cluster.wait_state("node_b", &["uninitialized"], LIMIT)?;
     residue::of_everything(&target)?.none()
 }

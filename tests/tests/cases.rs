@@ -1,6 +1,7 @@
-//! Databases that broke tools like this one. Each folder of `tests/cases` is one: `setup.sql` makes the
-//! source, `target.sql` readies the target, `during.sql` runs on the source while rows are copied,
-//! `mend.sql` puts the target right, `check.sql` prints what must be the same on both in the end, and `case.toml` says which end is right.
+//! Databases that broke similar tools. Each folder of `tests/cases` is one: `setup.sql` creates the
+//! source, `target.sql` prepares the target, `during.sql` runs on the source while rows are copied,
+//! `mend.sql` repairs the target, `check.sql` prints what must be equal on both at the end, and
+//! `case.toml` defines the expected result.
 
 use std::fs;
 use std::path::PathBuf;
@@ -15,65 +16,64 @@ use steep_tests::{paths, residue};
 /// Slow enough for `during.sql` to run while rows are copied.
 const RATE: &str = "4MB";
 
-/// A job of a case ends, and a node that cannot follow is found out, within this.
+/// A job ends, and a node that cannot follow is noticed, within this time.
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// `case.toml`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Case {
-    /// Why it broke others, and what the right end is.
+    /// Why it broke other tools, and what should happen.
     #[expect(dead_code, reason = "for people")]
     about: String,
     end: End,
     /// When `during.sql` runs.
     #[serde(default)]
     during: During,
-    /// Words that `doctor` must say beforehand.
+    /// Texts that `doctor` must print beforehand.
     #[serde(default)]
     doctor: Vec<String>,
-    /// Words that it must not say.
+    /// Texts that it must not print.
     #[serde(default)]
     doctor_keeps_quiet_about: Vec<String>,
-    /// Words that the node's status and its last report must say in the end.
+    /// Texts that the node's status or last report must contain at the end.
     #[serde(default)]
     said: Vec<String>,
-    /// The major version that both servers must be.
+    /// The required major version of both servers.
     postgres: Option<u32>,
     /// psql variables of a variant, such as `["guard"]`.
     #[serde(default)]
     variables: Vec<String>,
 }
 
-/// When the source's application is at work.
+/// When the source's application runs.
 #[derive(Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum During {
     /// While rows are copied.
     #[default]
     Copying,
-    /// Once the node follows.
+    /// Once the node is synchronized.
     Following,
 }
 
-/// How a case ends.
+/// The expected result of a case.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum End {
     /// Synchronized, and `check.sql` prints the same on both nodes.
     Equal,
-    /// Preflight stops it, and nothing is left.
+    /// Preflight refuses it, and nothing is left.
     Refused,
-    /// The node does not call itself synchronized; status says why.
+    /// The node is not synchronized; status says why.
     Diverged,
     /// The job fails while rows are copied, says why, and leaves nothing.
     Failed,
-    /// The job fails, says why and keeps its rows; after `mend.sql` on the target it is resumed, and the
-    /// nodes are equal.
+    /// The job fails, says why and keeps its rows; after `mend.sql` on the target it is resumed,
+    /// and the nodes are equal.
     Resumed,
 }
 
-/// A case's files.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -81,7 +81,7 @@ impl Folder {
         Self(paths::workspace().join("tests/cases").join(name))
     }
 
-    /// A script, where the case has it.
+    /// A script, if the case has it.
     fn script(&self, name: &str) -> Result<Option<String>> {
         let path = self.0.join(name);
         if !path.exists() {
@@ -154,7 +154,7 @@ fn run_variant(name: &str, description: &str) -> Result<()> {
             }
             cluster.wait_drained("node_a")?;
             same(&run, &source, &target)?;
-            // What agents do when they look, and when they begin, changes nothing.
+            // Nothing that agents do on start or when they observe changes anything.
             cluster.cli(&["schema", "compare", "node_a", "node_b"])?;
             cluster.stop_agent("node_b")?;
             cluster.start_agent("node_b")?;
@@ -202,7 +202,7 @@ fn start(case: &Case) -> Result<Cluster> {
     builder.start()
 }
 
-/// What the node's status and its last report say.
+/// The node's status and last report as text.
 fn told(cluster: &Cluster) -> Result<String> {
     let view = cluster.node_view("node_b")?.context("node_b is known")?;
     let report = cluster.cli(&["status", "node_b", "--last-report", "--json"])?;
@@ -232,7 +232,7 @@ fn same(
     Ok(())
 }
 
-/// A test for each case, and one that every folder has its test.
+/// A test for each case, and one that checks that every folder has a test.
 macro_rules! cases {
     ($($test:ident: $folder:literal $(, $description:literal)?;)+) => {
         $(

@@ -53,7 +53,7 @@ const COMPLETED: &[&str] = &[
 ];
 const PHASES: &[&str] = &["preparing", "copying", "indexing", "catching_up"];
 
-/// Every key of the contract is there, `null` where there is nothing to say.
+/// Every key of the contract exists, with `null` for missing values.
 fn has_keys(value: &Value, keys: &[&str]) {
     let object = value
         .as_object()
@@ -113,7 +113,7 @@ fn a_stream_of_progress_has_an_update_at_least_every_half_second() -> Result<()>
     let cluster = Cluster::pair()?;
     sample::create(&cluster.database("node_a"), 1)?;
     let mut following = cluster.init_spawn(&["--max-rate", "3MB"])?;
-    // When each update was there to be read.
+    // When each update was readable.
     let mut seen: Vec<Instant> = Vec::new();
     wait::until_true("the end of the job", Duration::from_secs(90), || {
         let ended = !following.is_running()?;
@@ -131,7 +131,7 @@ fn a_stream_of_progress_has_an_update_at_least_every_half_second() -> Result<()>
         mean <= Duration::from_millis(500),
         "{mean:?} between updates"
     );
-    // Twice the promise: this machine may be busy with other things for a moment.
+    // Twice the promise, because this machine may be busy.
     assert!(
         *longest <= Duration::from_secs(1),
         "{longest:?} without an update"
@@ -237,7 +237,7 @@ fn keys_are_for_their_owner_and_nothing_is_overwritten() -> Result<()> {
     Ok(())
 }
 
-/// The README's commands, in its order, on a cluster of ours: what it tells a newcomer must work.
+/// Runs the README's commands in their order on a test cluster: they must work for a newcomer.
 #[test]
 fn every_command_of_the_readme_works() -> Result<()> {
     let cluster = Cluster::pair()?;
@@ -246,14 +246,14 @@ fn every_command_of_the_readme_works() -> Result<()> {
     let mut run = 0;
     for line in console_commands(&readme) {
         let Some(arguments) = line.strip_prefix("steep-repl ") else {
-            // Cargo's are run by the tests of this project themselves, exports by the harness.
+            // The project's other tests run cargo's commands; the harness sets the exports.
             assert!(
                 line.starts_with("cargo ") || line.starts_with("export "),
                 "{line}"
             );
             continue;
         };
-        // Certificates go to a directory beside the cluster's own.
+        // Certificates go to a directory beside the cluster's.
         let own = cluster.dir().join("readme-certs").display().to_string();
         let words = arguments
             .split_whitespace()
@@ -276,7 +276,7 @@ fn every_command_of_the_readme_works() -> Result<()> {
     Ok(())
 }
 
-/// Lines that begin with `$ ` in blocks marked `console`, continuations joined.
+/// Lines that start with `$ ` in blocks marked `console`, with continuations joined.
 fn console_commands(readme: &str) -> Vec<String> {
     let mut commands: Vec<String> = Vec::new();
     let mut inside = false;

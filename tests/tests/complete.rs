@@ -1,4 +1,4 @@
-//! A node made from a backup: prepared, restored by other means, completed; exact under write load, and
+//! A node restored from a backup: prepared, restored and completed; exact under write load, and
 //! refused where it could not be.
 
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -33,7 +33,7 @@ fn complete(cluster: &Cluster, lsn: &str, further: &[&str]) -> Result<Output> {
     cluster.cli(&complete_arguments(lsn, further))
 }
 
-/// The slots that `status` shows as prepared on the source.
+/// The prepared slots that `status` shows for the source.
 fn prepared(cluster: &Cluster) -> Result<Vec<Value>> {
     let status = cluster.cli(&["status", "node_a", "--json"])?.expect(0)?;
     let slots = status.last_object()?["prepared_slots"].clone();
@@ -63,7 +63,7 @@ fn end_of_wal(source: &Database) -> Result<String> {
     source.sql("SELECT pg_current_wal_lsn()")
 }
 
-/// Findings of a refusal, by code.
+/// Whether a refusal has a finding with that code.
 fn said(output: &Output, code: &str) -> bool {
     output.text().contains(code)
 }
@@ -137,7 +137,7 @@ fn a_physical_copy_completed_under_write_load_holds_exactly_the_sources_rows() -
     let twice = complete(&cluster, &lsn, &["--slot", "monday"])?.expect(1)?;
     ensure!(twice.text().contains("already synchronized"), "{twice}");
 
-    // Torn down, it leaves nothing: the slot had become its own.
+    // Cancelling leaves nothing: the slot had become the node's own.
     let name = target.sql("SELECT subname FROM pg_subscription")?;
     target.sql(&format!(
         "ALTER SUBSCRIPTION {name} DISABLE; ALTER SUBSCRIPTION {name} SET (slot_name = NONE);
@@ -157,14 +157,14 @@ fn a_physical_copy_completed_under_write_load_holds_exactly_the_sources_rows() -
     Ok(())
 }
 
-/// A backup of a source that nobody writes to.
+/// A backup of a source without writers.
 fn dump(source: &Database, target: &Database) -> Result<String> {
     restore(source, target, &[])?;
     end_of_wal(source)
 }
 
-/// A backup under the snapshot of a slot that lives as long as its connection: consistent at the slot's
-/// position, whoever writes.
+/// A backup under the snapshot of a slot that lives as long as its connection: consistent at the
+/// slot's position under any load.
 fn dump_under_load(source: &Database, target: &Database) -> Result<String> {
     let mut session = source
         .client("psql")
@@ -255,7 +255,7 @@ fn each_mode_does_with_a_difference_what_it_says() -> Result<()> {
         said(&auto, "DROP COLUMN") && said(&auto, "--force"),
         "{auto}"
     );
-    // Nothing has been touched, and the slot waits as before.
+    // Nothing was changed, and the slot still waits.
     assert_eq!(target.sql(columns)?, "id,name,own");
     residue::of_jobs(&target)?.none()?;
     ensure!(
@@ -312,7 +312,7 @@ fn a_confirmed_or_unchecked_schema_is_taken_as_it_is_and_is_no_drift() -> Result
     Ok(())
 }
 
-/// A reader of a slot that is not ours.
+/// A foreign reader of a slot.
 fn read_slot(source: &Database, slot: &str) -> Result<std::process::Child> {
     let publication = source.sql("SELECT pubname FROM pg_publication")?;
     let mut reader: Command = source.client("pg_recvlogical");
@@ -373,7 +373,7 @@ fn a_slot_or_position_that_would_lose_changes_is_refused() -> Result<()> {
         database.sql("DROP TABLE new")?;
     }
 
-    // Two that nobody names; one of them loses its WAL, and then both are gone.
+    // With two slots, one must be named; one of them loses its WAL, then both are gone.
     prepare(&cluster, "other", &["--expires", "3s"])?.expect(0)?;
     let two = complete(&cluster, &lsn, &[])?.expect(2)?;
     ensure!(two.text().contains("--slot"), "{two}");
@@ -422,7 +422,7 @@ fn a_cancel_or_timeout_in_the_middle_gives_the_slot_back_for_a_newer_backup() ->
     prepare(&cluster, "patient", &[])?.expect(0)?;
     let lsn = dump(&source, &target)?;
     source.sql("INSERT INTO goods (name) VALUES ('late')")?;
-    // Whoever holds the table holds up the catch-up.
+    // This lock holds up the catch-up.
     target.sql("BEGIN; LOCK TABLE goods IN EXCLUSIVE MODE; PREPARE TRANSACTION 'held'")?;
     let following = cluster.cli_spawn(&complete_arguments(&lsn, &[]))?;
     cluster.wait_phase("node_b", "catch_up")?;
@@ -433,7 +433,8 @@ fn a_cancel_or_timeout_in_the_middle_gives_the_slot_back_for_a_newer_backup() ->
     assert_eq!(cluster.state("node_b")?, "uninitialized");
     let subscriptions = "SELECT (SELECT count(*) FROM pg_subscription), (SELECT count(*) FROM pg_replication_origin)";
     assert_eq!(target.sql(subscriptions)?, "0|0");
-    // Rows and slot are the operator's; changes may have been applied, so the old backup is of no use.
+    // Rows and slot belong to the operator; changes may have been applied, so the old backup cannot
+    // be used.
     assert_eq!(target.sql("SELECT count(*) FROM goods")?, "100");
     wait_prepared(&cluster, "the slot to wait again", |slot| {
         slot["state"] == "waiting"

@@ -1,5 +1,5 @@
-//! Any process may be killed in mid-copy: what is waited for is said within fifteen seconds, and the job
-//! goes on by itself once it is back; `init cancel` cleans up; `init` works again.
+//! Any process may be killed during the copy: the job says within fifteen seconds what it waits
+//! for, and continues once the process is back; `init cancel` cleans up; `init` works again.
 
 use std::time::Duration;
 
@@ -7,13 +7,13 @@ use anyhow::{Context as _, Result};
 use steep_tests::cluster::Cluster;
 use steep_tests::{compare, residue, sample};
 
-/// The contract: what is waited for is said within this.
+/// The contract: the job says within this time what it waits for.
 const FAILURE_LIMIT: Duration = Duration::from_secs(15);
 
-/// At this rate the copy takes about half a minute, so that death comes in the middle of it.
+/// The copy takes about half a minute at this rate, so that the kill falls into it.
 const RATE: &str = "1500kB";
 
-/// A cluster in mid-copy, the job detached.
+/// A cluster during the copy, with the job detached.
 fn copying() -> Result<Cluster> {
     let cluster = Cluster::pair()?;
     sample::create(&cluster.database("node_a"), 3)?;
@@ -22,7 +22,7 @@ fn copying() -> Result<Cluster> {
     Ok(cluster)
 }
 
-/// Waits until it is said that the job waits for that node.
+/// Waits until the job says that it waits for that node.
 fn waits_for(cluster: &Cluster, node: &str) -> Result<()> {
     let what = format!("a wait for {node} to be said");
     steep_tests::wait::until_true(&what, FAILURE_LIMIT, || {
@@ -31,7 +31,7 @@ fn waits_for(cluster: &Cluster, node: &str) -> Result<()> {
     })
 }
 
-/// Waits until the job has gone on by itself to its end.
+/// Waits until the job has continued to its end by itself.
 fn ends_well(cluster: &Cluster) -> Result<()> {
     let limit = Duration::from_secs(180);
     let state = cluster.wait_state("node_b", &["failed", "synchronized"], limit)?;
@@ -61,7 +61,7 @@ fn of_the_sources_agent() -> Result<()> {
     cluster.kill_agent("node_a")?;
     waits_for(&cluster, "node_a")?;
     cluster.start_agent("node_a")?;
-    // The snapshot ended with it: the job begins again.
+    // The snapshot ended with the agent: the job starts over.
     ends_well(&cluster)
 }
 
@@ -87,7 +87,7 @@ fn of_the_targets_agent_that_is_back_at_once() -> Result<()> {
 fn of_the_coordinator_does_not_stop_rows_on_their_way() -> Result<()> {
     let mut cluster = copying()?;
     cluster.kill_coordinator()?;
-    // What the target has must grow while nobody coordinates.
+    // The copy must continue without a coordinator.
     let target = cluster.database("node_b");
     let ledger = || target.value::<u64>("SELECT pg_database_size(current_database())");
     let before = ledger()?;

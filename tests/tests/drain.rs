@@ -1,5 +1,5 @@
-//! Daemons that are told to stop: they end what is under way, within bounds, and exit with 0; a job goes
-//! on where it can, and fails at once, with the cause, where it cannot.
+//! Daemons that are told to stop: they finish their work within limits and exit with 0; a job
+//! continues if it can, and otherwise fails at once with the cause.
 
 use std::time::{Duration, Instant};
 
@@ -7,25 +7,25 @@ use anyhow::{Context as _, Result};
 use steep_tests::cluster::Cluster;
 use steep_tests::{compare, residue, sample, scrape, wait};
 
-/// The longest way down of an agent is 30 s by its own bounds; and a machine that is busy.
+/// An agent's own limit is 30 s, plus time for a busy machine.
 const DRAIN_LIMIT: Duration = Duration::from_secs(40);
 
-/// The longest way down that was hurried.
+/// The longest shutdown after a second signal.
 const HURRIED_LIMIT: Duration = Duration::from_secs(10);
 
-/// For whoever has nothing to do: half of what a drain may take that waits for something.
+/// The longest shutdown of an idle daemon: half of what a waiting drain may take.
 const IDLE_LIMIT: Duration = Duration::from_secs(10);
 
-/// For a copy that goes on.
+/// For a copy that continues.
 const COPY_LIMIT: Duration = Duration::from_secs(90);
 
-/// Many parts of some seconds each: well within what a drain waits for.
+/// Many parts of a few seconds each: well within a drain's limit.
 const SHORT_PARTS: [&str; 4] = ["--max-rate", "2MB", "--large-table-threshold", "1MB"];
 
-/// One part under way, of minutes.
+/// One part that takes minutes.
 const LONG_PARTS: [&str; 4] = ["--max-rate", "200kB", "--parallel", "1"];
 
-/// A cluster in mid-copy, the job detached.
+/// A cluster during the copy, with the job detached.
 fn copying(further: &[&str]) -> Result<Cluster> {
     let cluster = Cluster::pair()?;
     sample::create(&cluster.database("node_a"), 3)?;
@@ -35,7 +35,7 @@ fn copying(further: &[&str]) -> Result<Cluster> {
     Ok(cluster)
 }
 
-/// Parts in the target's ledger, and parts being copied beside them.
+/// Parts in the target's ledger, and parts being copied.
 fn parts(cluster: &Cluster) -> Result<(u64, u64)> {
     let counts = cluster.database("node_b").sql(
         "SELECT (SELECT count(*) FROM steep_repl.copy_ledger),
@@ -45,7 +45,7 @@ fn parts(cluster: &Cluster) -> Result<(u64, u64)> {
     Ok((done.parse()?, active.parse()?))
 }
 
-/// The event of the end of a drain in that agent's log.
+/// The `drained` event in that agent's log.
 fn drained(cluster: &Cluster, node: &str) -> Result<serde_json::Value> {
     let log = cluster.dir().join(format!("agent-{node}.log"));
     let text = std::fs::read_to_string(log)?;
@@ -57,7 +57,7 @@ fn drained(cluster: &Cluster, node: &str) -> Result<serde_json::Value> {
         .context("no end of the drain in the log")
 }
 
-/// The job that a source's stop ended begins again by itself once its agent is back.
+/// A job whose source was stopped starts over by itself once the agent is back.
 fn begins_again(cluster: &mut Cluster) -> Result<()> {
     assert_eq!(cluster.state("node_b")?, "copying");
     cluster.start_agent("node_a")?;
@@ -78,7 +78,7 @@ fn a_target_ends_the_parts_under_way_and_its_next_process_goes_on() -> Result<()
     let begun = Instant::now();
     cluster.begin_stop_of_agent("node_b")?;
     let address = cluster.node("node_b").agent_address();
-    // One that has ended meanwhile says nothing; the parts take longer.
+    // An agent that has exited does not answer; the parts take longer than that.
     let (status, body) = scrape::get(&address, "/healthz")?;
     assert!(
         status.contains("503") && body == "stopping\n",
@@ -91,7 +91,7 @@ fn a_target_ends_the_parts_under_way_and_its_next_process_goes_on() -> Result<()
     assert!(kept >= done + active, "{kept} of {done} and {active}");
     let end = drained(&cluster, "node_b")?;
     assert_eq!(end["interrupted"], 1, "no part was left: {end}");
-    // The coordinator was told of all of them.
+    // All of them were reported to the coordinator.
     let rows: u64 = target.value("SELECT sum(rows)::bigint FROM steep_repl.copy_ledger")?;
     assert_eq!(cluster.progress("node_b")?["rows_copied"], rows);
 
@@ -123,7 +123,7 @@ fn a_source_whose_parts_take_too_long_goes_all_the_same() -> Result<()> {
     let end = drained(&cluster, "node_a")?;
     assert!(end["duration_ms"].as_u64() >= Some(20_000), "{end}");
     assert_eq!(cluster.state("node_b")?, "copying");
-    // At that rate it would take minutes once more.
+    // At that rate it would take minutes again.
     cluster.cli(&["init", "cancel", "--node", "node_b", "--yes"])?;
     cluster.start_agent("node_a")?;
     cluster.wait_state("node_b", &["uninitialized"], COPY_LIMIT)?;
@@ -139,7 +139,7 @@ fn told_twice_an_agent_cancels_what_runs() -> Result<()> {
     assert_eq!(cluster.stop_agent("node_b")?.code(), Some(0));
     assert!(begun.elapsed() < HURRIED_LIMIT, "{:?}", begun.elapsed());
     assert_eq!(drained(&cluster, "node_b")?["interrupted"], 1);
-    // The job waits for the next process, like after any other end of this one.
+    // The job waits for the next process, as after any other exit.
     assert_eq!(cluster.state("node_b")?, "copying");
     cluster.start_agent("node_b")?;
     cluster.wait_online(&["node_b"])?;

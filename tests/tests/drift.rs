@@ -1,6 +1,6 @@
-//! Nodes that follow and stop doing so: every cause is named, its repair is noticed, what was accepted
-//! stays accepted, and what cannot be repaired is not taken for repaired. And what auto has made goes
-//! with its job, that and nothing else.
+//! Nodes that stop following: every cause is named, its repair is noticed, accepted differences
+//! stay accepted, and what cannot be repaired is not taken for repaired. A cancel removes what auto
+//! created, and nothing else.
 
 use std::time::Duration;
 
@@ -10,15 +10,15 @@ use steep_tests::cluster::{CLI_LIMIT, Cluster};
 use steep_tests::session::Session;
 use steep_tests::{hostile, residue, schema, wait};
 
-/// A drift is seen within this where columns are looked at every second.
+/// A drift is seen within this time if columns are checked every second.
 const DRIFT_LIMIT: Duration = Duration::from_secs(30);
 
-/// A subscription that fails is broken, or calm again, within this.
+/// A failing subscription is reported, or a repaired one recognised, within this time.
 const SUBSCRIPTION_LIMIT: Duration = Duration::from_secs(60);
 
 fn watched() -> Result<Cluster> {
     Cluster::builder()
-        // A subscription that fails tries again soon.
+        // A failing subscription retries soon.
         .setting("node_b", "wal_retrieve_retry_interval", "1s")
         .agent_argument("node_a", "--schema-check-interval=1s")
         .agent_argument("node_b", "--schema-check-interval=1s")
@@ -32,7 +32,7 @@ fn reason(cluster: &Cluster) -> Result<String> {
     Ok(said.unwrap_or_default().to_owned())
 }
 
-/// Waits until the reason has all these words.
+/// Waits until the reason contains all these words.
 fn wait_reason(cluster: &Cluster, words: &[&str]) -> Result<()> {
     let mut said = String::new();
     let all = wait::until_true("the reason to be told", DRIFT_LIMIT, || {
@@ -64,7 +64,7 @@ fn count(events: &[Value], event: &str, to: &str) -> usize {
     events.iter().filter(same).count()
 }
 
-/// Runs on the target, for the one subscription there is.
+/// A statement for the target's only subscription.
 fn alter_subscription(what: &str) -> String {
     let name = "(SELECT subname FROM pg_subscription WHERE subname LIKE 'steep%')";
     format!("SELECT format('ALTER SUBSCRIPTION %I {what}', {name}) \\gexec")
@@ -79,11 +79,11 @@ fn drift_is_named_and_its_repair_is_noticed() -> Result<()> {
     hostile::create(&source, &target, hostile::Large { megabytes: 1 })?;
     source.sql("CREATE TABLE public.goes (id integer PRIMARY KEY)")?;
     cluster.init(&[])?.expect(0)?;
-    // A replica that was made from its source has no difference from it, whatever is in it.
+    // A replica made from its source has no difference from it, whatever it contains.
     cluster
         .cli(&["schema", "compare", "node_a", "node_b"])?
         .expect(0)?;
-    // What agents ask for all replications at once is what SQL says of each.
+    // The agents' query for all replications gives the same digests as the SQL function.
     let asked = schema::digests()?;
     let said = "SELECT name, steep_repl.replicated_digest(name) FROM (SELECT pubname::text AS name FROM pg_publication
         WHERE pubname LIKE 'steep\\_repl\\_%' UNION SELECT subname::text FROM pg_subscription) AS n";
@@ -97,7 +97,7 @@ fn drift_is_named_and_its_repair_is_noticed() -> Result<()> {
     let table = schema::some_table(&target)?;
     target.sql(&format!("ALTER TABLE {table} ADD COLUMN drifted integer"))?;
     wait_diverged(&cluster, &["drifted", "extra"])?;
-    // A second cause is told beside the first, and goes by itself.
+    // A second cause is reported beside the first, and disappears by itself.
     target.sql(&alter_subscription("DISABLE"))?;
     wait_reason(&cluster, &["drifted", "disabled"])?;
     target.sql(&format!("ALTER TABLE {table} DROP COLUMN drifted"))?;
@@ -106,7 +106,7 @@ fn drift_is_named_and_its_repair_is_noticed() -> Result<()> {
     })?;
     target.sql(&alter_subscription("ENABLE"))?;
     wait_recovered(&cluster)?;
-    // A table that the source has no more.
+    // A table that the source no longer has.
     source.sql("DROP TABLE public.goes")?;
     wait_diverged(&cluster, &["table public.goes is on node_b only"])?;
     target.sql("DROP TABLE public.goes")?;
@@ -138,7 +138,7 @@ fn what_auto_left_as_it_was_is_no_drift_and_what_comes_after_it_is() -> Result<(
     target.sql(&format!(
         "{parted} CREATE TABLE t (id integer PRIMARY KEY, b integer, a integer)"
     ))?;
-    // Of tables that a job leaves out, what is stored stays.
+    // Stored fingerprints of tables left out by a job stay.
     cluster
         .cli(&["schema", "capture", "--node", "node_b", "--peer", "node_a"])?
         .expect(0)?;
@@ -180,8 +180,8 @@ fn what_auto_left_as_it_was_is_no_drift_and_what_comes_after_it_is() -> Result<(
         "{}",
         reason(&cluster)?
     );
-    // And changes of the source's. A new partition belongs to the publication at once, and to the
-    // subscription when that is told.
+    // The same for changes on the source. A new partition is in the publication at once, and in the
+    // subscription after a refresh.
     let add = "ALTER TABLE t ADD COLUMN d integer";
     source.sql(&format!("{add}; {second}"))?;
     let words = [
@@ -223,7 +223,7 @@ fn a_subscription_that_keeps_failing_recovers_and_a_slot_made_again_does_not() -
         source.sql(
             "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active",
         )?;
-        // Refused while the walsender is still there.
+        // Fails while the walsender still runs.
         let drop = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots";
         let _ = source.sql(drop);
         Ok(source.sql("SELECT count(*) FROM pg_replication_slots")? == "0")
@@ -237,7 +237,7 @@ fn a_subscription_that_keeps_failing_recovers_and_a_slot_made_again_does_not() -
     wait::until_true("replication to go on", SUBSCRIPTION_LIMIT, || {
         Ok(target.sql("SELECT string_agg(id::text, ',' ORDER BY id) FROM t")? == "1,3")
     })?;
-    // Slot and subscription look sound to both agents; the row between is missing all the same.
+    // Slot and subscription look sound to both agents, yet the row in between is missing.
     wait::until_true("the slot to be seen", DRIFT_LIMIT, || {
         let view = cluster.node_view("node_b")?.context("node_b")?;
         Ok(view["lag_bytes"].is_number())
@@ -268,7 +268,7 @@ fn what_auto_has_made_goes_with_its_job_and_nothing_else_does() -> Result<()> {
          CREATE TABLE child (id integer PRIMARY KEY, made_id integer);
          INSERT INTO t VALUES (1, 'ok')",
     )?;
-    // Strict ends with its own code whatever else is in the way: here rows are.
+    // Strict exits with its own code whatever else is wrong: here the target has rows.
     cluster.init(&[])?.expect(3)?;
     cluster
         .cli(&["doctor", "node_b", "--from", "node_a"])?
@@ -287,7 +287,7 @@ fn what_auto_has_made_goes_with_its_job_and_nothing_else_does() -> Result<()> {
             "SELECT count(*) FROM pg_locks WHERE relation = 't'::regclass AND NOT granted";
         Ok(target.sql(waiting)? != "0")
     })?;
-    // Others go on with their work meanwhile.
+    // Others work in the meantime.
     target.sql("CREATE TABLE others (id integer); CREATE TYPE theirs AS ENUM ('y')")?;
     drop(lock);
     cluster.wait_copying("node_b")?;
@@ -307,7 +307,7 @@ fn what_auto_has_made_goes_with_its_job_and_nothing_else_does() -> Result<()> {
         target.sql(there)?,
         "child=true made=false mood=true of_others=true others=true t=true theirs=true unused=false"
     );
-    // The type that a column of before was changed to is in use.
+    // The type that an existing column was changed to is in use.
     let kind = "SELECT atttypid::regtype FROM pg_attribute WHERE attrelid = 't'::regclass AND attname = 'kind'";
     assert_eq!(target.sql(kind)?, "mood");
     residue::of_jobs(&target)?.none()?;

@@ -1,5 +1,4 @@
-//! Every error that is to be expected: a clear message, the exit code of the contract, and nothing
-//! left behind.
+//! Every expected error: a clear message, the contract's exit code, and nothing left behind.
 
 use std::process::Command;
 use std::time::Duration;
@@ -9,16 +8,16 @@ use steep_tests::cluster::{Cluster, DATABASE, Output};
 use steep_tests::ports::Port;
 use steep_tests::{command, compare, residue, sample, wait};
 
-/// A job that waits says so, and goes on once it may, within this.
+/// A waiting job says so, and continues once it can, within this time.
 const WAIT_LIMIT: Duration = Duration::from_secs(60);
 
-/// Refused before anything was touched, or failed and cleaned up.
+/// After a refusal, or after a failed job's cleanup.
 fn nothing_is_left(cluster: &Cluster) -> Result<()> {
     residue::of_jobs(&cluster.database("node_a"))?.none()?;
     residue::of_everything(&cluster.database("node_b"))?.none()
 }
 
-/// The exit code is that, and each word is in what it printed.
+/// Checks the exit code and that the output contains each word.
 fn expect(output: Output, code: i32, words: &[&str]) -> Result<()> {
     let output = output.expect(code)?;
     let text = output.text().to_lowercase();
@@ -124,8 +123,8 @@ fn rows_on_the_target_are_kept_unless_force_is_given() -> Result<()> {
     residue::of_jobs(&source)?.none()?;
     residue::of_jobs(&target)?.none()?;
 
-    // Whoever reads a table is waited for outside of its lock's queue most of the time: others would wait
-    // behind us.
+    // The job waits for a reader mostly outside of the lock's queue, so that others do not wait
+    // behind it.
     target.sql("BEGIN; LOCK TABLE t IN ACCESS SHARE MODE; PREPARE TRANSACTION 'reader'")?;
     let forced = cluster.init_spawn(&["--force"])?;
     wait::until_true("the lock to be said", WAIT_LIMIT, || {
@@ -180,7 +179,7 @@ fn a_postgresql_that_is_down_is_named_with_exit_code_6() -> Result<()> {
 fn agents_that_do_not_reach_each_other_are_told_apart_from_the_rest() -> Result<()> {
     let mut cluster = Cluster::pair()?;
     sample::create(&cluster.database("node_a"), 1)?;
-    // Held, so that nothing else begins to listen there.
+    // Reserved, so that nothing else starts to listen there.
     let nobody = Port::take()?;
     cluster.kill_agent("node_a")?;
     cluster
@@ -254,11 +253,11 @@ fn a_full_disk_on_the_target_fails_the_job_and_leaves_nothing() -> Result<()> {
     nothing_is_left(&cluster)
 }
 
-/// A file system of 60 MB in memory, unmounted when its value goes.
+/// A file system of 60 MB in memory, unmounted when dropped.
 struct SmallDisk(std::path::PathBuf);
 
 impl SmallDisk {
-    /// Nothing where this process may not mount.
+    /// `None` if this process may not mount.
     fn mount(at: &std::path::Path) -> Result<Option<Self>> {
         std::fs::create_dir_all(at)?;
         let account = steep_tests::pg::account::Account::for_servers()?;
@@ -277,7 +276,7 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // Lazily: the server still has files open there.
+        // Lazily, because the server still has open files.
         drop(command::output(
             Command::new("umount").arg("-l").arg(&self.0),
         ));

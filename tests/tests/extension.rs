@@ -1,5 +1,5 @@
-//! The schema `steep_repl` as an extension: what is upgraded is what is made anew, who may not upgrade
-//! it is told so, and an extension of the source's is no part of what is copied.
+//! The schema `steep_repl` as an extension: an upgrade gives the same as a new installation, a role
+//! that may not upgrade it is told so, and the source's extension is not copied.
 
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ const OBJECTS: &str = r"
     FROM pg_namespace WHERE nspname = 'steep_repl'
     ORDER BY 1, 2, 3, 4";
 
-/// Whether the preferred server can find an extension elsewhere than where it is installed.
+/// Whether the preferred server supports extensions in other directories.
 fn can_be_shared() -> Result<bool> {
     let major = Installation::preferred()?.major();
     if major < 18 {
@@ -102,7 +102,7 @@ fn what_is_upgraded_is_what_is_made_anew_and_its_rows_are_kept() -> Result<()> {
     let kept = "SELECT (SELECT count(*) FROM steep_repl.nodes), (SELECT bytes_total FROM steep_repl.init_progress),
         (SELECT node_id FROM steep_repl.schema_fingerprints), (SELECT event FROM steep_repl.audit_log)";
     assert_eq!(upgraded.sql(kept)?, "1|0||e");
-    // Nothing of it is visible to others.
+    // Others have no access to it.
     let granted = "SELECT count(*) FROM pg_proc WHERE pronamespace = 'steep_repl'::regnamespace
         AND has_function_privilege('public', oid, 'EXECUTE')";
     for database in [&upgraded, &fresh, &plain] {
@@ -138,7 +138,7 @@ fn agents_upgrade_what_is_there_and_an_extension_of_the_sources_is_not_copied() 
     }
     assert_eq!(source.sql(EXTENSION)?, "1.2");
     source.sql("CREATE TABLE t (id integer PRIMARY KEY); INSERT INTO t VALUES (1)")?;
-    // Both targets read the dump of a source that has the extension.
+    // Both targets read the dump of a source with the extension.
     let init = ["init", "node_c", "--from", "node_a", "--yes", "--json"];
     cluster.init(&[])?.expect(0)?;
     cluster.cli(&init)?.expect(0)?;
@@ -185,7 +185,7 @@ fn who_does_not_own_an_old_extension_is_told_so() -> Result<()> {
         "{refused}"
     );
     assert_eq!(database.sql(EXTENSION)?, "1.0");
-    // Its own tables cannot be kept; everything else goes on.
+    // The node cannot update its own tables, but everything else works.
     assert_eq!(cluster.state("node_a")?, "uninitialized");
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! What a replication carries: tables and partitions that enter or leave it, labels of enums, the
-//! publication itself. What is missing is named, and nothing heals before its rows are there.
+//! Contents of a replication: tables and partitions that enter or leave it, enum labels, the
+//! publication itself. What is missing is named, and a node recovers only when its rows are there.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use steep_tests::cluster::{CLI_LIMIT, Cluster};
 use steep_tests::pg::Database;
 use steep_tests::{residue, wait};
 
-/// Something is noticed within this where it is looked for every second.
+/// A change is noticed within this time if the agents check every second.
 const NOTICED: Duration = Duration::from_secs(60);
 
 const SHAPE: &str = "CREATE SCHEMA metrics;
@@ -20,7 +20,7 @@ const SHAPE: &str = "CREATE SCHEMA metrics;
 const ROWS: &str = "INSERT INTO metrics.sample
     SELECT date '2026-01-01' + n % 30, n FROM generate_series(1, 900) AS n;";
 
-/// A partition that is made as one, and one that is filled and then attached.
+/// A partition that is created as one, and a table that is filled and then attached.
 const GROWS: &str = "CREATE TABLE metrics.sample_05 PARTITION OF metrics.sample
         FOR VALUES FROM ('2026-05-01') TO ('2026-06-01');
     INSERT INTO metrics.sample SELECT date '2026-05-01' + n % 30, n FROM generate_series(1, 60) AS n;
@@ -54,7 +54,7 @@ fn reason(cluster: &Cluster) -> Result<String> {
         .to_owned())
 }
 
-/// Waits until the node is diverged and the reason has all these words.
+/// Waits until the node is diverged and the reason contains all these words.
 fn wait_diverged(cluster: &Cluster, words: &[&str]) -> Result<()> {
     let mut said = String::new();
     let all = wait::until_true("the reason to be told", NOTICED, || {
@@ -80,7 +80,7 @@ fn refresh(target: &Database, options: &str) -> Result<()> {
     Ok(())
 }
 
-/// The one publication of ours, as `ALTER PUBLICATION` takes it.
+/// Our publication, quoted for `ALTER PUBLICATION`.
 fn publication(source: &Database) -> Result<String> {
     source.sql("SELECT quote_ident(pubname) FROM pg_publication WHERE pubname LIKE 'steep%'")
 }
@@ -97,7 +97,7 @@ fn what_enters_or_leaves_a_replication_is_named_and_heals_with_its_rows_only() -
     )?;
     cluster.init(&[])?.expect(0)?;
 
-    // Nobody asked for it: told, and no divergence.
+    // Nobody requested it: an event, but no divergence.
     source.sql("CREATE TABLE later (id integer PRIMARY KEY)")?;
     wait::until_true("the new table to be told", NOTICED, || {
         let events = cluster
@@ -116,11 +116,11 @@ fn what_enters_or_leaves_a_replication_is_named_and_heals_with_its_rows_only() -
         &cluster,
         &["does not take", "metrics.sample_05", "metrics.sample_06"],
     )?;
-    // Made by hand and taken without its earlier rows, it looks the same on both ends.
+    // Created by hand and added without its earlier rows, it looks the same on both ends.
     target.sql(FOLLOWS)?;
     refresh(&target, "WITH (copy_data = false)")?;
     wait_diverged(&cluster, &["rows may be missing", "metrics.sample_06"])?;
-    // A label that is missing stops the subscription; it goes on by itself once the label is there.
+    // A missing label stops the subscription, which continues by itself once the label exists.
     source.sql("ALTER TYPE mood ADD VALUE 'glad'")?;
     source.sql("INSERT INTO felt VALUES (1, '{glad}')")?;
     wait_diverged(
@@ -142,7 +142,7 @@ fn what_enters_or_leaves_a_replication_is_named_and_heals_with_its_rows_only() -
         Ok(!reason(&cluster)?.contains("public.mood"))
     })?;
     wait_diverged(&cluster, &["rows may be missing", "metrics.sample_06"])?;
-    // With their rows they are whole.
+    // With their rows they are complete.
     target.sql("DROP TABLE metrics.sample_05, metrics.sample_06")?;
     target.sql(FOLLOWS)?;
     refresh(&target, "")?;
@@ -151,7 +151,7 @@ fn what_enters_or_leaves_a_replication_is_named_and_heals_with_its_rows_only() -
     let sum = "SELECT count(*), sum(id) FROM metrics.sample";
     assert_eq!(target.sql(sum)?, source.sql(sum)?);
 
-    // Out and in again: both ends look as before, and a row is missing.
+    // Removed and added again: both ends look as before, and a row is missing.
     let name = publication(&source)?;
     source.sql(&format!(
         "ALTER PUBLICATION {name} DROP TABLE ONLY t; INSERT INTO t VALUES (1);
@@ -163,7 +163,7 @@ fn what_enters_or_leaves_a_replication_is_named_and_heals_with_its_rows_only() -
     wait_recovered(&cluster)?;
     assert_eq!(target.sql("SELECT count(*) FROM t")?, "2");
 
-    // Made again in the same way, it is another publication.
+    // Created again in the same way, it is another publication.
     let tables = "TABLE ONLY t, ONLY felt, ONLY metrics.sample";
     source.sql(&format!(
         "DROP PUBLICATION {name}; CREATE PUBLICATION {name} FOR {tables}"
@@ -219,7 +219,7 @@ fn a_job_keeps_others_out_and_fails_where_its_publication_changes() -> Result<()
     ends(&dropped, &["the publication", "is gone"])?;
     let grown = || source.sql(GROWS).map(drop);
     ends(&grown, &["metrics.sample_05", "metrics.sample_06"])?;
-    // Nothing of it is left in the way of tables that are there before.
+    // Nothing is left that would affect tables created before the next job.
     target.sql(&format!(
         "{SHAPE} {FOLLOWS} CREATE TABLE filler (id integer PRIMARY KEY, body text)"
     ))?;

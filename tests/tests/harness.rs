@@ -1,4 +1,4 @@
-//! The harness itself: what the other suites rely on, without any process of the product.
+//! The harness itself, without any process of the product.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -13,7 +13,7 @@ fn server(name: &str) -> Result<Server> {
     Server::start(&Installation::preferred()?, Options::named(name))
 }
 
-/// PostgreSQL's own copy, for comparison.
+/// PostgreSQL's own tools, for comparison.
 fn dump_and_restore(from: &Database, to: &Database) -> Result<()> {
     let mut dump = from
         .client_of(to.installation(), "pg_dump")

@@ -1,5 +1,5 @@
-//! Who is who: databases told apart by what they are and not by their nodes' names, whose changes reach
-//! whom, what a coordinator finds that remembers nothing, and nodes that are gone.
+//! Identities: nodes are told apart by their databases, not by their names; whose changes reach
+//! whom; what a coordinator without its store finds; and nodes that are gone.
 
 use std::process::Command;
 use std::time::Duration;
@@ -13,17 +13,17 @@ use steep_tests::ports::Port;
 use steep_tests::process::{Process, tail};
 use steep_tests::{compare, residue, sample, wait};
 
-/// Any job here, on a machine that is busy.
+/// Any job here ends within this time on a busy machine.
 const JOB_LIMIT: Duration = Duration::from_secs(90);
 
-/// What is noticed within seconds.
+/// For what is noticed within seconds.
 const NOTICE_LIMIT: Duration = Duration::from_secs(60);
 
 const TABLE: &str = "
     CREATE TABLE kept (id integer PRIMARY KEY, body text);
     INSERT INTO kept SELECT n, 'early' FROM generate_series(1, 1000) AS n;";
 
-/// Writers that leave a busy machine room.
+/// A load that leaves a busy machine room.
 const INTENSITY: Intensity = Intensity {
     clients: 2,
     rate: Some(40),
@@ -33,7 +33,7 @@ const INTENSITY: Intensity = Intensity {
 const OURS: &str =
     "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'steep\\_repl\\_%'";
 
-/// The codes of what doctor finds on `target` from `source`.
+/// Codes of the findings of `doctor`.
 fn findings(cluster: &Cluster, arguments: &[&str]) -> Result<Vec<(String, String)>> {
     let all = [&["doctor", "--json"], arguments].concat();
     let found = cluster.cli(&all)?.last_object()?;
@@ -45,7 +45,7 @@ fn findings(cluster: &Cluster, arguments: &[&str]) -> Result<Vec<(String, String
         .collect())
 }
 
-/// Replication made by hand, as anybody does.
+/// Replication created by hand.
 fn subscribe(cluster: &Cluster, from: &str, to: &str, name: &str, options: &str) -> Result<()> {
     let (server, database) = (cluster.node(from).server(), cluster.database(from));
     let conninfo = server.conninfo(database.name());
@@ -76,7 +76,7 @@ fn a_cascade_carries_every_change_and_no_database_is_copied_onto_whom_it_comes_f
     compare::rows(&source, &cluster.database("node_b"))?.none()?;
     compare::rows(&source, &cluster.database("node_c"))?.none()?;
 
-    // The agent of node_d now runs beside node_a's database: one database with two names.
+    // The agent of node_d now uses node_a's database: one database with two names.
     let first = cluster.node("node_a").server();
     let (conninfo, password) = (first.conninfo(source.name()), first.password().to_owned());
     cluster.stop_agent("node_d")?;
@@ -106,7 +106,7 @@ fn a_cascade_carries_every_change_and_no_database_is_copied_onto_whom_it_comes_f
     Ok(())
 }
 
-/// A second process with a node's name and certificate, on a port of its own.
+/// A second process with a node's name and certificate, on its own port.
 fn impostor(cluster: &Cluster, node: &str) -> Result<Process> {
     let (server, certs) = (cluster.node(node).server(), cluster.dir().join("certs"));
     let port = Port::take()?;
@@ -152,7 +152,7 @@ fn a_second_agent_of_one_name_is_turned_away_and_says_why() -> Result<()> {
         coordinator.events("agent.lost")?.is_empty(),
         "the first has lost its place"
     );
-    // One that was killed is replaced at once: nobody waits for the silence of the first.
+    // A killed one is replaced at once, without waiting for its timeout.
     cluster.kill_agent("node_b")?;
     cluster.start_agent("node_b")?;
     cluster.wait_online(&["node_b"])?;
@@ -164,7 +164,7 @@ fn a_second_agent_of_one_name_is_turned_away_and_says_why() -> Result<()> {
     Ok(())
 }
 
-/// The coordinator forgets everything.
+/// The coordinator loses its store.
 fn forget(cluster: &mut Cluster) -> Result<()> {
     cluster.kill_coordinator()?;
     std::fs::remove_dir_all(cluster.dir().join("coordinator"))?;
@@ -208,7 +208,7 @@ fn a_coordinator_without_memory_takes_replicas_up_and_removes_what_is_half_made(
     residue::of_jobs(&target)?.none()?;
     compare::rows(&source, &target)?.none()?;
 
-    // A job that is at work when everything is forgotten.
+    // A job that is running when the store is lost.
     source.sql("INSERT INTO kept SELECT n, repeat(md5(n::text), 30) FROM generate_series(6000, 26000) AS n")?;
     let slowly = ["--force", "--detach", "--max-rate", "1MB"];
     cluster.init(&slowly)?.expect(0)?;
@@ -248,7 +248,7 @@ fn a_node_that_nobody_can_look_at_is_not_synchronized_and_can_be_given_up() -> R
     cluster.init(&[])?.expect(0)?;
     let third = ["init", "node_c", "--from", "node_a", "--yes", "--json"];
     cluster.cli(&third)?.expect(0)?;
-    // PostgreSQL alone is away, and comes back.
+    // Only PostgreSQL is away, and comes back.
     cluster.node_mut("node_b").server_mut().stop()?;
     cluster.wait_state("node_b", &["diverged"], NOTICE_LIMIT)?;
     let view = cluster.node_view("node_b")?.context("node_b")?;
@@ -261,7 +261,7 @@ fn a_node_that_nobody_can_look_at_is_not_synchronized_and_can_be_given_up() -> R
     );
     cluster.node_mut("node_b").server_mut().restart()?;
     cluster.wait_state("node_b", &["synchronized"], JOB_LIMIT)?;
-    // It is gone for good, and its agent runs on.
+    // It is gone for good, while its agent runs.
     cluster.node_mut("node_b").server_mut().stop()?;
     cluster.wait_state("node_b", &["diverged"], NOTICE_LIMIT)?;
     ensure!(source.value::<u32>(OURS)? == 2, "each has its slot");
@@ -305,7 +305,7 @@ fn subscriptions_made_by_anybody_are_seen_and_stop_an_init_that_would_meet_them(
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
     source.sql(TABLE)?;
     target.sql(TABLE)?;
-    // The source follows the target: to empty the one would empty the other.
+    // The source follows the target: emptying one would empty the other.
     subscribe(
         &cluster,
         "node_b",
@@ -327,7 +327,7 @@ fn subscriptions_made_by_anybody_are_seen_and_stop_an_init_that_would_meet_them(
         "rows are gone"
     );
     source.sql("DROP SUBSCRIPTION backwards")?;
-    // The target's table is written to by somebody's subscription.
+    // A foreign subscription writes to the target's table.
     subscribe(
         &cluster,
         "node_a",

@@ -1,5 +1,5 @@
-//! Who may write to a database gains nothing by it: neither a schema `steep_repl` made beforehand nor code
-//! in the constraints of a table is run with more rights than its owner should have.
+//! Write access to a database gives nobody more rights: neither a schema `steep_repl` created
+//! beforehand nor code in a table's constraints runs with more rights than its owner should have.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use steep_tests::{compare, wait};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// What whoever attacks wants: every piece of code below does this.
+/// The attacker's goal, which every piece of code below attempts.
 const ATTACK: &str = "ALTER ROLE mallory SUPERUSER";
 
 fn may_everything(database: &Database) -> Result<bool> {
@@ -18,13 +18,14 @@ fn may_everything(database: &Database) -> Result<bool> {
     Ok(database.sql(sql)? == "t")
 }
 
-/// The error that `nodes` shows for a node's PostgreSQL; nothing of a node that has not been heard of.
+/// The error that `nodes` shows for a node's PostgreSQL; `None` for a node that has not reported
+/// yet.
 fn postgres_error(cluster: &Cluster, node: &str) -> Result<Option<String>> {
     let view = cluster.node_view(node)?;
     Ok(view.map(|view| view["postgres_error"].as_str().unwrap_or("").to_owned()))
 }
 
-/// Waits until the node's agent refuses its database, for that reason.
+/// Waits until the node's agent refuses its database for that reason.
 fn wait_refused(cluster: &Cluster, node: &str, reason: &str) -> Result<()> {
     wait::until_true(&format!("{node} to be refused: {reason}"), LIMIT, || {
         Ok(postgres_error(cluster, node)?.is_some_and(|error| error.contains(reason)))
@@ -37,7 +38,7 @@ fn wait_accepted(cluster: &Cluster, node: &str) -> Result<()> {
     })
 }
 
-/// Everything that an agent ever asks of the schema, made by somebody who may create schemas.
+/// Everything that an agent uses of the schema, created by a role that may create schemas.
 fn plant(database: &Database) -> Result<()> {
     let name = database.sql("SELECT current_database()")?;
     database.sql(&format!(
@@ -96,7 +97,7 @@ fn a_schema_made_by_somebody_else_is_refused_before_anything_in_it_runs() -> Res
     cluster.init(&[])?.expect(0)?;
     compare::rows(&source, &target)?.none()?;
 
-    // What was sound may become unsound, while sessions are open.
+    // A sound schema may become unsound while sessions are open.
     for (harm, mend, reason) in [
         (
             "GRANT ALL ON SCHEMA steep_repl TO mallory",
@@ -129,7 +130,7 @@ fn a_schema_made_by_somebody_else_is_refused_before_anything_in_it_runs() -> Res
     Ok(())
 }
 
-/// A function in a check that does harm as soon as somebody with the right to do so loads rows.
+/// A function in a check that attacks as soon as a role with enough rights loads rows.
 fn set_trap(database: &Database) -> Result<()> {
     database.sql(&format!(
         "SET ROLE mallory;
@@ -146,7 +147,7 @@ fn set_trap(database: &Database) -> Result<()> {
     Ok(())
 }
 
-/// The agents' roles are as README says: no superusers, members of the tables' owners.
+/// The agents' roles follow the README: no superusers, but members of the tables' owners.
 #[test]
 fn the_code_of_a_tables_owner_gains_nothing_while_rows_are_loaded() -> Result<()> {
     if Installation::preferred()?.major() < 16 {
@@ -182,7 +183,7 @@ fn the_code_of_a_tables_owner_gains_nothing_while_rows_are_loaded() -> Result<()
     for database in [&source, &target] {
         assert!(!may_everything(database)?);
     }
-    // A superuser would run it: that is said, by name.
+    // A superuser would run it, which a finding reports by name.
     target.sql("ALTER ROLE steep SUPERUSER")?;
     let said = cluster.cli(&doctor)?.text();
     for word in [

@@ -1,5 +1,5 @@
-//! Rows arrive although what checks and computes them wants more than rows: other tables, settings, names
-//! that are found, or leniency that a source has granted once.
+//! Rows arrive although their checks and generated columns need more than the rows: other tables,
+//! settings, names that resolve, or constraints that were never validated.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use steep_tests::cluster::Cluster;
 use steep_tests::pg::{Database, Installation};
 use steep_tests::{compare, residue};
 
-/// Everything that rows do not pass as they come, and that comes back after them.
+/// Constraints that rows fail while they are loaded, and that return afterwards.
 const CONSTRAINTS: &str = "
     CREATE SCHEMA ref;
     CREATE TABLE ref.code (code text PRIMARY KEY);
@@ -47,7 +47,7 @@ const CONSTRAINTS: &str = "
     ALTER TABLE parted_1 REPLICA IDENTITY FULL; ALTER TABLE parted_2 REPLICA IDENTITY FULL;
     ";
 
-/// What values follow, and what they name.
+/// Values that depend on settings, and columns that refer to objects.
 const VALUES: &str = "
     CREATE FUNCTION local_day(at timestamptz) RETURNS date LANGUAGE sql IMMUTABLE AS 'SELECT at::date';
     CREATE FUNCTION words(t text) RETURNS tsvector LANGUAGE sql IMMUTABLE AS 'SELECT to_tsvector(t)';
@@ -78,7 +78,7 @@ const CHANGES: &str = "
     INSERT INTO reading VALUES (1001, '2026-03-31 23:00Z'), (1002, '2026-04-01 03:00+09');
     INSERT INTO catalog_of VALUES (6, 'visit_day');";
 
-/// Constraints with what they say and whether they count as checked.
+/// Constraints with their definitions and whether they are validated.
 fn constraints(database: &Database) -> Result<Vec<Vec<String>>> {
     database.rows(
         "SELECT coalesce(conrelid::regclass::text, contypid::regtype::text), conname, convalidated,
@@ -121,7 +121,7 @@ fn what_rows_do_not_pass_as_they_come_is_put_aside_and_settings_come_along() -> 
     target.sql("ALTER DATABASE app SET synchronous_commit = off")?;
     let before = settings(&target)?;
 
-    // A cancel takes the settings back with everything else.
+    // A cancel restores the settings too.
     let following = cluster.init_spawn(&["--max-rate", "500kB"])?;
     cluster.wait_copying("node_b")?;
     ensure!(settings(&target)?.contains("Asia/Tokyo"), "not set yet");
@@ -138,7 +138,7 @@ fn what_rows_do_not_pass_as_they_come_is_put_aside_and_settings_come_along() -> 
     for told in ["was_known", "settings_taken_over", "NOT NULL"] {
         assert!(report.contains(told), "{told} is not in {report}");
     }
-    // All are there; of those that were checked, the one that rows break is not any more.
+    // All exist; of the validated ones, only the one that rows violate is no longer validated.
     let mut wanted = constraints(&source)?;
     for row in &mut wanted {
         if row[1] == "was_known" {
@@ -206,8 +206,8 @@ const LOOSE: &str = "
     CREATE OR REPLACE FUNCTION mail_key(t text) RETURNS text LANGUAGE plpgsql IMMUTABLE
         AS $$ BEGIN RETURN lower(squeeze(t)); END $$;";
 
-/// An extension whose files are written by the server, as the first version that looks for them elsewhere
-/// allows.
+/// An extension whose files the server writes, on the first version that looks for extensions in
+/// other directories.
 fn with_extension(source: &Database, target: &Database, place: &str) -> Result<()> {
     let path = format!("ALTER DATABASE app SET extension_control_path = '$system:{place}'");
     source.sql(&format!(

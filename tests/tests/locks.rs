@@ -1,5 +1,5 @@
-//! Whoever wants a table that a job is reading waits no longer than the operator allows, is named
-//! meanwhile, and no row is read from a table that is not what it was.
+//! A session that wants a table being read waits no longer than the operator allows and is named
+//! meanwhile, and no row is read from a table that has changed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,18 +23,18 @@ const ROWS: &str =
     "INSERT INTO large SELECT n, repeat(md5(n::text), 30) FROM generate_series(1, 20000) AS n";
 const RATE: &str = "2MB";
 
-/// Packed, all rows would be on their way at once, and the source done with them.
+/// With compression, all rows would be in flight at once, and the source done with them.
 const SLOWLY: [&str; 5] = ["--detach", "--compress", "none", "--max-rate", RATE];
 
-/// What the tests allow others to wait, and what the application may have waited then: the limit, the
-/// statement itself and a machine that is busy.
+/// The limit in the tests, and the longest wait of the application then: the limit, the statement
+/// itself and time for a busy machine.
 const YIELD: &str = "2s";
 const WAIT_LIMIT: Duration = Duration::from_secs(9);
 
-/// From where a test has seen what it wanted, any job here ends within this.
+/// Any job here ends within this time once a test has seen what it wanted.
 const END_LIMIT: Duration = Duration::from_secs(90);
 
-/// An application that writes into `large` without pause.
+/// An application that keeps writing into `large`.
 struct Application {
     stop: Arc<AtomicBool>,
     at_work: Option<JoinHandle<Duration>>,
@@ -48,7 +48,7 @@ impl Application {
             let mut longest = Duration::ZERO;
             while !told.load(Ordering::SeqCst) {
                 let begun = Instant::now();
-                // There may be no table for a while.
+                // The table may be missing for a while.
                 let insert = "INSERT INTO large VALUES (nextval('late'), 'late')";
                 drop(database.sql(insert));
                 longest = longest.max(begun.elapsed());
@@ -61,7 +61,7 @@ impl Application {
         }
     }
 
-    /// The longest that a row has taken.
+    /// Stops it and returns the longest time of an insert.
     fn stop(mut self) -> Duration {
         self.stop.store(true, Ordering::SeqCst);
         let at_work = self.at_work.take();
@@ -77,14 +77,14 @@ impl Drop for Application {
     }
 }
 
-/// Begins a slow job.
+/// Starts a slow job.
 fn begin(cluster: &Cluster, target: &str, further: &[&str]) -> Result<()> {
     let ends = ["init", target, "--from", "node_a", "--yes"];
     let arguments: Vec<&str> = ends.iter().chain(&SLOWLY).chain(further).copied().collect();
     cluster.cli(&arguments)?.expect(0).map(drop)
 }
 
-/// Waits until `status` names a session of that name in that role.
+/// Waits until `status` names a session with that name in that role.
 fn named(cluster: &Cluster, target: &str, role: &str, application: &str) -> Result<Value> {
     wait::until("status to name the session", END_LIMIT, || {
         let view = cluster.progress(target)?;
@@ -95,7 +95,7 @@ fn named(cluster: &Cluster, target: &str, role: &str, application: &str) -> Resu
     })
 }
 
-/// Waits until the large table is being read, and no more.
+/// Waits until only the large table is being read.
 fn reading(cluster: &Cluster) -> Result<()> {
     let source = cluster.database("node_a");
     wait::until_true("the large table to be read", END_LIMIT, || {
@@ -106,7 +106,7 @@ fn reading(cluster: &Cluster) -> Result<()> {
     })
 }
 
-/// Whether an event of that name tells of the job.
+/// Whether there is an event of that name for the job.
 fn has_event(cluster: &Cluster, event: &str) -> Result<bool> {
     let events = cluster.cli(&["events", "node_b", "--json"])?.objects();
     Ok(events.iter().any(|seen| seen["event"] == event))
@@ -182,7 +182,7 @@ fn a_lock_that_changes_nothing_is_given_way_to_or_not_and_the_job_goes_on() -> R
     let application = Application::start(&source);
     let lock = "BEGIN; LOCK TABLE large";
     let holder = Session::sleeping(&source, "maintenance", lock)?;
-    // Now it holds the table, and the part waits outside of the queue, in nobody's way.
+    // Now it holds the table, and the part waits outside of the queue.
     let waits = named(&cluster, "node_b", "blocks_us", "maintenance")?;
     assert_eq!(waits["table"], "public.large");
     assert_eq!(waits["ours"], "copy");
@@ -224,7 +224,7 @@ fn a_table_that_is_rewritten_between_its_parts_fails_the_job_by_name() -> Result
         &["--large-table-threshold", "1MB", "--parallel", "1"],
     )?;
     cluster.wait_committed("node_b", END_LIMIT)?;
-    // Between two parts, which are read in a moment, nobody holds the table.
+    // Nobody holds the table between two parts.
     source.sql("CLUSTER large USING large_pkey")?;
     cluster.wait_state("node_b", &["failed"], END_LIMIT)?;
     let view = cluster.node_view("node_b")?.context("node_b is known")?;

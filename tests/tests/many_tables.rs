@@ -1,4 +1,4 @@
-//! Many tables: the plan, the schema and the hand-off do not depend on rows.
+//! Many tables: plan, schema and hand-off without rows.
 
 use std::time::Duration;
 

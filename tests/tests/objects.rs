@@ -1,5 +1,5 @@
-//! One object that cannot be made costs neither the rows nor the rest; what is missing is said until it is
-//! made; and a cancel takes back every kind of object.
+//! An object that cannot be created affects neither the rows nor the rest; status lists it until it
+//! is created; and a cancel removes every kind of object.
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
@@ -9,7 +9,7 @@ use steep_tests::{compare, residue};
 
 const MISSING: &str = include_str!("../src/sql/missing.sql");
 
-/// Has a session fail at a statement with that text in it, whichever role it has.
+/// Makes sessions fail at a statement with that text, whatever their role.
 fn guard(database: &Database, text: &str) -> Result<()> {
     let sql = format!(
         "CREATE FUNCTION public.guard() RETURNS event_trigger LANGUAGE plpgsql AS $$
@@ -32,7 +32,7 @@ fn init<'a>(further: &[&'a str]) -> Vec<&'a str> {
     [&init[..], &without, further].concat()
 }
 
-/// What the node says it lacks.
+/// The node's missing objects.
 fn lacks(cluster: &Cluster) -> Result<Value> {
     let status = cluster.cli(&["status", "node_b", "--json"])?.expect(0)?;
     status.last_object()
@@ -43,7 +43,7 @@ fn rebuild(cluster: &Cluster, code: i32) -> Result<Value> {
     cluster.cli(&rebuild)?.expect(code)?.last_object()
 }
 
-/// Every policy and whether row security is on.
+/// Every policy, and whether row security is on.
 fn policies(database: &Database) -> Result<String> {
     database.sql(
         "SELECT relrowsecurity, (SELECT count(*) FROM pg_policy WHERE polrelid = c.oid)
@@ -57,7 +57,7 @@ fn what_cannot_be_made_is_said_and_tried_again_and_costs_no_rows() -> Result<()>
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
     source.sql(MISSING)?;
 
-    // What rows are found by is the one thing that a replica cannot do without.
+    // A replica cannot do without the index that finds its rows.
     guard(&target, "account_pkey")?;
     let failed = cluster.cli(&init(&[]))?.expect(1)?.text();
     for said in ["account_pkey", "event_triggers", "--resume"] {
@@ -75,7 +75,8 @@ fn what_cannot_be_made_is_said_and_tried_again_and_costs_no_rows() -> Result<()>
         ensure!(done.contains(missing), "{missing}: {done}");
     }
     cluster.wait_drained("node_a")?;
-    // Nothing of ours was logged as DDL of the source's, and matviews were filled in an order that works.
+    // Our statements are not logged as DDL of the source, and materialised views were filled in an
+    // order that works.
     compare::rows_except(&source, &target, &["public.secret"])?.none()?;
     let built = "SELECT count(*) FROM pg_class WHERE relname IN ('account_pkey', 'account_owner')";
     assert_eq!(target.value::<u32>(built)?, 2);
@@ -87,7 +88,7 @@ fn what_cannot_be_made_is_said_and_tried_again_and_costs_no_rows() -> Result<()>
         "all policies of a table, or none"
     );
 
-    // It is said, and tried again, whatever has restarted meanwhile.
+    // Listed and retried across restarts.
     cluster.kill_coordinator()?;
     cluster.kill_agent("node_b")?;
     cluster.start_coordinator()?;
@@ -104,9 +105,9 @@ fn what_cannot_be_made_is_said_and_tried_again_and_costs_no_rows() -> Result<()>
     assert_eq!(nothing["made"], 0, "{nothing}");
     assert_eq!(nothing["missing_objects"], before["missing_objects"]);
 
-    // The causes are mended one by one.
+    // Removes the causes one by one.
     target.sql(
-        // A person's DDL on this node would be logged, and on this node alone.
+        // A person's DDL would be logged, but on this node only.
         "SET session_replication_role = replica;
          CREATE OR REPLACE FUNCTION public.mail_key(t text) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT t $$;
          CREATE ROLE absent_owner;
@@ -121,7 +122,7 @@ fn what_cannot_be_made_is_said_and_tried_again_and_costs_no_rows() -> Result<()>
         "SELECT obj_description('public.account_mail_key'::regclass), pg_get_userbyid(relowner)
         FROM pg_class WHERE oid = 'public.account'::regclass";
     assert_eq!(target.sql(details)?, "goes with its index|absent_owner");
-    // Made by hand, or given up: nothing is missing any more.
+    // Created by hand, or given up: nothing is missing any more.
     target.sql("DELETE FROM steep_repl.missing_objects")?;
     assert_eq!(rebuild(&cluster, 0)?["missing_objects"], 0);
     source.sql("DELETE FROM public.account WHERE id <= 10")?;
@@ -139,7 +140,7 @@ fn every_kind_of_object_is_copied_taken_back_and_copied_again() -> Result<()> {
     guard(&target, "ALTER SUBSCRIPTION%ENABLE")?;
     let before = compare::dump(&target)?;
     for _ in 0..2 {
-        // Everything is made by then but what comes last of all.
+        // By then everything exists except what comes last.
         cluster.init(&[])?.expect(1)?;
         let cancel = ["init", "cancel", "--node", "node_b", "--yes"];
         cluster.cli(&cancel)?.expect(0)?;
@@ -158,7 +159,7 @@ fn every_kind_of_object_is_copied_taken_back_and_copied_again() -> Result<()> {
 fn materialised_views_of_a_target_that_had_its_tables_are_filled() -> Result<()> {
     let cluster = Cluster::pair()?;
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
-    // The first reads the last by a way that no catalog knows of.
+    // The first depends on the last in a way that no catalog records.
     let schema = "
         CREATE TABLE public.t (id integer PRIMARY KEY);
         CREATE MATERIALIZED VIEW public.z_inner AS SELECT count(*) AS n FROM public.t WITH NO DATA;

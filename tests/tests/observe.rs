@@ -1,4 +1,4 @@
-//! Metrics and logs: the pages about them say what real processes serve and log.
+//! Metrics and logs: docs describe what real processes serve and log.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,7 +14,7 @@ use steep_tests::served::{Seen, Served};
 use steep_tests::{sample, wait};
 use yaml_rust2::{Yaml, YamlLoader};
 
-/// A table per worker for long enough to be looked at.
+/// A table per worker, copied slowly enough to be observed.
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn doc(name: &str) -> Result<String> {
@@ -47,7 +47,7 @@ fn pages_dashboard_and_alerts_name_what_real_processes_serve() -> Result<()> {
     wait::until_true("the end of the init", LIMIT, || {
         for address in &endpoints {
             let scrape = scrape::scrape(address)?;
-            served.look(&scrape)?;
+            served.add(&scrape)?;
             let copying = scrape.value("steep_coordinator_jobs", &[("phase", "copy")]);
             if copying == Some(1.0) {
                 busy = Some(scrape);
@@ -64,7 +64,7 @@ fn pages_dashboard_and_alerts_name_what_real_processes_serve() -> Result<()> {
     let [coordinator, source, target] = endpoints.map(|address| scrape::scrape(&address));
     let (coordinator, source, target) = (coordinator?, source?, target?);
     for scrape in [&coordinator, &source, &target] {
-        served.look(scrape)?;
+        served.add(scrape)?;
     }
     same_numbers(&end, &coordinator, &source, &target);
 
@@ -90,15 +90,15 @@ fn pages_dashboard_and_alerts_name_what_real_processes_serve() -> Result<()> {
         assert!(texts.len() > 10, "{what} has {} expressions", texts.len());
         for (expression, text) in texts {
             served
-                .bears(&expression, &text)
+                .check(&expression, &text)
                 .with_context(|| format!("{what}: {expression}"))?;
         }
     }
     Ok(())
 }
 
-/// The numbers are those of the job, wherever they are counted. Where a part had to be begun again,
-/// what moved is more.
+/// Numbers agree with the job's, wherever they are counted. Restarted parts add to the bytes that
+/// moved.
 fn same_numbers(end: &Value, coordinator: &Scrape, source: &Scrape, target: &Scrape) {
     let to_b = [("node", "node_b")];
     let committed = coordinator.value("steep_coordinator_copied_rows_total", &to_b);
@@ -132,7 +132,7 @@ fn same_numbers(end: &Value, coordinator: &Scrape, source: &Scrape, target: &Scr
     assert!(udp > end["wire_bytes"].as_f64());
 }
 
-/// Each panel's expressions, with the legend and the title beside them.
+/// Each panel's expressions, with legend and title.
 fn panels(dashboard: &Value) -> Vec<(String, String)> {
     let panels = dashboard["panels"].as_array().into_iter().flatten();
     panels
@@ -144,7 +144,7 @@ fn panels(dashboard: &Value) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Each alert's expression, with what it says.
+/// Each alert's expression, with its texts.
 fn rules(file: &Yaml) -> Result<Vec<(String, String)>> {
     let groups = file["groups"].as_vec().context("groups")?;
     let mut rules = Vec::new();
@@ -164,7 +164,7 @@ fn rules(file: &Yaml) -> Result<Vec<(String, String)>> {
     Ok(rules)
 }
 
-/// Events of a job that goes well, of the processes around it, and of one that is refused.
+/// Events of a successful job, of the processes around it, and of a refused one.
 const ORDINARY: [&str; 17] = [
     "init.started",
     "init.state_change",
@@ -185,7 +185,7 @@ const ORDINARY: [&str; 17] = [
     "drained",
 ];
 
-/// Events of jobs that go wrong or are stopped.
+/// Events of jobs that fail or are stopped.
 const TROUBLE: [&str; 12] = [
     "init.failed",
     "init.table_failed",
@@ -201,7 +201,7 @@ const TROUBLE: [&str; 12] = [
     "part.retried",
 ];
 
-/// Events that other suites bring about, and check as every suite does.
+/// Events that other suites cause and check.
 const ELSEWHERE: [&str; 20] = [
     "init.retrying",
     "agent.rejected",
@@ -225,7 +225,7 @@ const ELSEWHERE: [&str; 20] = [
     "init.slot_expired",
 ];
 
-/// Words in the sources that are no events of logs: operators' actions, and a span.
+/// Words in the sources that are not events: operators' actions, and a span.
 const NO_EVENTS: [&str; 6] = [
     "schema.capture",
     "part.serve",
@@ -265,7 +265,7 @@ fn what_is_documented_is_what_the_sources_log_and_what_the_tests_bring_about() -
     Ok(())
 }
 
-/// Logs of a cluster by program: their lines with an event, all as documented.
+/// The events in a cluster's logs, all as documented.
 fn logged(cluster: &Cluster) -> Result<BTreeSet<String>> {
     let documented = Documented::read()?;
     let mut events = documented.check_log(Program::Coordinator, &log(cluster, "coordinator"))?;
@@ -284,7 +284,7 @@ fn logs_are_as_documented_and_one_job_is_followed_by_its_id_through_all_of_them(
     let mut cluster = Cluster::pair()?;
     sample::create(&cluster.database("node_a"), 1)?;
     let job = cluster.init(&[])?.expect(0)?.last_object()?["job_id"].clone();
-    // A second one is refused, and is in the trail as well.
+    // A second init is refused and recorded too.
     cluster.init(&[])?.expect(1)?;
     cluster.stop_agent("node_b")?;
     wait::until_true("the agent to be missed", LIMIT, || {
@@ -313,7 +313,7 @@ fn whatever_goes_wrong_or_is_stopped_is_logged_as_documented() -> Result<()> {
         .setting("node_b", "cluster_name", "bad")
         .start()?;
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
-    // A row that the source takes and the target does not.
+    // A row that the source accepts and the target does not.
     source.sql(
         "CREATE FUNCTION good(n integer) RETURNS integer IMMUTABLE LANGUAGE sql AS
          $$ SELECT n / CASE WHEN n = 500 AND current_setting('cluster_name') = 'bad' THEN 0 ELSE 1 END $$;
@@ -334,7 +334,7 @@ fn whatever_goes_wrong_or_is_stopped_is_logged_as_documented() -> Result<()> {
     source.sql("DROP TABLE d, u")?;
     target.sql("DROP TABLE d, u")?;
 
-    // A connection that breaks in the middle of a part, and a cancel.
+    // A connection that breaks during a part, and a cancel.
     sample::create(&source, 2)?;
     let following = cluster.init_spawn(&["--max-rate", "1MB"])?;
     cluster.wait_copying("node_b")?;

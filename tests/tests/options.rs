@@ -67,7 +67,7 @@ fn a_rate_is_not_exceeded() -> Result<()> {
     let seconds = end["phases"]["copying"].as_f64().unwrap_or_default();
     let rate = copied / seconds;
     assert!(copied > 24e6, "{end}");
-    // A second's worth may go out at once in the beginning.
+    // The first second's worth may be sent at once.
     assert!(
         copied <= 8e6 * (seconds + 1.5),
         "{rate} bytes a second: {end}"
@@ -124,7 +124,7 @@ fn only_the_tables_that_are_asked_for_take_part() -> Result<()> {
             "{name} was copied"
         );
     }
-    // What is written to them later must not stop the others.
+    // Later writes to them must not stop the others.
     source.sql(
         "INSERT INTO pgbench_history (tid) VALUES (1); UPDATE pgbench_tellers SET tbalance = 1",
     )?;

@@ -1,5 +1,5 @@
-//! A target that has partitioned tables already loads them without their indexes, and has every one of
-//! them again afterwards: attached, named, valid and commented on as it was.
+//! A target with existing partitioned tables loads them without their indexes and has all of them
+//! again afterwards: attached, named, valid and commented on as before.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use steep_tests::cluster::Cluster;
 use steep_tests::pg::{Database, Installation};
 use steep_tests::{compare, partitioned, residue, sample, wait};
 
-/// Everything ends within this.
+/// Everything ends within this time.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Indexes of that table, quoted as needed; invalid ones that somebody left count too.
+/// Indexes of that table, quoted as needed, including invalid ones.
 fn indexes_of(database: &Database, table: &str) -> Result<u32> {
     database.value(&format!(
         "SELECT count(*) FROM pg_index WHERE indrelid = '{table}'::regclass"
@@ -23,7 +23,7 @@ fn indexes_on(database: &Database, table: &str) -> Result<u32> {
     indexes_of(database, &format!("\"Parted S\".{table}"))
 }
 
-/// What must be the same before and after.
+/// What must be equal before and after.
 fn all_of(database: &Database) -> Result<(String, Vec<String>)> {
     Ok((compare::dump(database)?, partitioned::catalog(database)?))
 }
@@ -39,7 +39,7 @@ fn same(before: &(String, Vec<String>), after: &(String, Vec<String>)) -> Result
     Ok(())
 }
 
-/// What is changed on the source from now on is on the target, too.
+/// Later changes on the source arrive on the target.
 fn changes_arrive(cluster: &Cluster) -> Result<()> {
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
     partitioned::change(&source)?;
@@ -68,7 +68,7 @@ fn load_and_compare(major: u32) -> Result<()> {
     partitioned::create(&source)?;
     partitioned::create(&target)?;
     partitioned::fill(&source, 6000)?;
-    // To be replaced.
+    // Rows to be replaced.
     partitioned::fill(&target, 1000)?;
     let before = all_of(&target)?;
 
@@ -101,7 +101,7 @@ fn load_and_compare(major: u32) -> Result<()> {
         let half = "a foreign key to it is in several states";
         assert_eq!(indexes_on(&target, "half")?, 1, "{half}");
     }
-    // Before 18 a partitioned table's foreign key stays, and what it refers to.
+    // Before 18, a partitioned table's foreign key and the key it references stay.
     let referred = u32::from(major < 18);
     assert_eq!(indexes_on(&target, "country")?, referred);
     assert_eq!(indexes_on(&target, "tree_1")?, referred);
@@ -127,8 +127,8 @@ fn a_schema_of_partitions_is_the_same_after_a_load_on_15() -> Result<()> {
     load_and_compare(15)
 }
 
-/// Releases of 17 refuse to attach what they have made under an exclusion constraint themselves, dumps of
-/// theirs included.
+/// Releases of 17 refuse to attach what they have created under an exclusion constraint themselves,
+/// in their own dumps too.
 fn make_and_load(major: u32) -> Result<()> {
     let installation = Installation::of_major(major)?;
     let cluster = pair_of(&installation)?;
@@ -242,7 +242,7 @@ fn rows_that_are_kept_have_their_indexes_too() -> Result<()> {
         .expect(0)?;
     following.finish(LIMIT)?;
     assert_eq!(indexes(&target)?, before);
-    // Its rows may lack those they refer to: then it is there, unchecked.
+    // Referenced rows may be missing: then the constraint exists but is not validated.
     let foreign = "SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND conparentid = 0";
     assert_eq!(target.sql(foreign)?, source.sql(foreign)?);
     Ok(())
@@ -277,8 +277,8 @@ fn a_partition_that_is_left_out_keeps_the_indexes_above_it() -> Result<()> {
     compare::rows_except(&source, &target, &["\"Parted S\".other"])?.none()
 }
 
-/// Each lock of a transaction takes a place in the server's lock table: where a partitioned index has more
-/// partitions than there are places, it stays, and the rows come all the same.
+/// Each lock of a transaction takes an entry in the server's lock table. A partitioned index with
+/// more partitions than entries stays, and the rows arrive nevertheless.
 #[test]
 fn more_partitions_than_the_lock_table_has_places_keep_their_indexes() -> Result<()> {
     let cluster = Cluster::builder()

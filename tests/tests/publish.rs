@@ -1,5 +1,5 @@
-//! What publishing tables means for those that change their rows, and what a filter makes of a schema:
-//! both are said beforehand, by name, and what is said is what happens.
+//! The effects of publishing tables on those who change their rows, and of a filter on a schema:
+//! both are reported beforehand by name, and happen as reported.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use steep_tests::cluster::Cluster;
 use steep_tests::compare;
 use steep_tests::pg::Installation;
 
-/// What doctor says, as severity, code and what is the case.
+/// Findings of doctor as severity, code and text.
 fn findings(cluster: &Cluster, target: &str, further: &[&str]) -> Result<Vec<[String; 3]>> {
     let mut arguments = vec!["doctor", target, "--from", "node_a", "--json"];
     arguments.extend(further);
@@ -24,7 +24,8 @@ fn findings(cluster: &Cluster, target: &str, further: &[&str]) -> Result<Vec<[St
         .collect())
 }
 
-/// That there is exactly one finding of that code and severity which names all of `names`.
+/// Checks that there is exactly one finding with that code and severity, and that it contains all
+/// of `names`.
 fn named(found: &[[String; 3]], severity: &str, code: &str, names: &[&str]) -> Result<()> {
     let of_code = found.iter().filter(|f| f[0] == severity && f[1] == code);
     let fits = of_code.filter(|f| names.iter().all(|name| f[2].contains(name)));
@@ -96,10 +97,10 @@ fn what_would_fail_on_18_is_refused_by_name_and_nothing_else_is() -> Result<()> 
     }
     let refused = cluster.init(&[])?.expect(1)?;
     ensure!(refused.text().contains("public.computed_key"), "{refused}");
-    // Nothing is published meanwhile, so nothing breaks.
+    // Nothing is published yet, so nothing breaks.
     source.sql("UPDATE full_stored SET v = 'b'; UPDATE computed_key SET v = 'b'")?;
 
-    // A name that matches nothing leaves nothing out.
+    // A name that matches nothing excludes nothing.
     let mistyped = findings(&cluster, "node_b", &["--exclude-table", "computed_keys"])?;
     named(
         &mistyped,
@@ -185,7 +186,7 @@ fn what_an_older_source_does_not_send_and_another_build_lacks_is_named() -> Resu
             && !said.text().contains("public.full_stored"),
         "{said}"
     );
-    // Where this build of the target lacks what the source has, it is named as well.
+    // Features that this build of the target lacks are named as well.
     let lacks = |sql: &str| cluster.database("node_c").sql(sql).is_err();
     for (code, sql) in [
         (
@@ -304,7 +305,7 @@ fn what_depends_on_a_filtered_table_goes_and_what_is_needed_comes() -> Result<()
         UNION ALL SELECT count(*), sum(id), 0, 0 FROM app.events_1";
     assert_eq!(source.sql(content)?, target.sql(content)?);
 
-    // A child cannot be made without what it inherits from.
+    // A child cannot exist without its parent.
     source.sql("CREATE TABLE app.special (LIKE other.customer) INHERITS (other.customer)")?;
     let excluded = ["--exclude-table", "other.customer"];
     let found = findings(&cluster, "node_c", &excluded)?;

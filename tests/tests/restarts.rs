@@ -1,5 +1,6 @@
-//! PostgreSQL restarts under a job, and paths to agents break: the job goes on by itself and ends
-//! synchronized and equal. A job that fails with its rows copied keeps them, and goes on from there.
+//! PostgreSQL restarts during a job, and connections to agents break: the job continues by itself
+//! and ends synchronized and equal. A job that fails with all rows copied keeps them and resumes
+//! from there.
 
 use std::time::Duration;
 
@@ -8,22 +9,22 @@ use rustix::process::Signal;
 use steep_tests::cluster::Cluster;
 use steep_tests::{compare, sample, wait};
 
-/// However loaded the machine: a job of a few seconds, and what restarts add to it.
+/// For a job of a few seconds with restarts on a busy machine.
 const END_LIMIT: Duration = Duration::from_secs(240);
 
-/// What is waited for is said within this.
+/// The job says within this time what it waits for.
 const SAID_LIMIT: Duration = Duration::from_secs(15);
 
-/// At this rate the copy takes long enough for a restart to come in the middle of it.
+/// The copy takes long enough at this rate for a restart to fall into it.
 const RATE: &str = "1500kB";
 
 /// How long a server stays away.
 const AWAY: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(5)];
 
-/// Away for longer than most failovers take.
+/// Longer than most failovers take.
 const AWAY_FOR_LONG: [Duration; 1] = [Duration::from_secs(60)];
 
-/// Its PostgreSQL dies, stays away for so long, and is started again. Time is what is tested here.
+/// Crashes its PostgreSQL and starts it again after `away`. Time is what is tested here.
 fn restart(cluster: &mut Cluster, node: &str, away: Duration) -> Result<()> {
     let server = cluster.node_mut(node).server_mut();
     server.crash()?;
@@ -31,7 +32,7 @@ fn restart(cluster: &mut Cluster, node: &str, away: Duration) -> Result<()> {
     server.restart()
 }
 
-/// [`restart`] in the midst of a phase.
+/// [`restart`] during a phase.
 fn restart_in(cluster: &mut Cluster, phase: &str, node: &str, away: Duration) -> Result<()> {
     cluster.wait_phase("node_b", phase)?;
     restart(cluster, node, away)
@@ -49,7 +50,7 @@ fn ends_synchronized_and_equal(cluster: &Cluster) -> Result<()> {
     compare::schema(&source, &target)?.none()
 }
 
-/// A cluster in mid-copy with a part committed, the job detached.
+/// A cluster during the copy with a part committed and the job detached.
 fn copying() -> Result<Cluster> {
     let cluster = Cluster::pair()?;
     sample::create(&cluster.database("node_a"), 3)?;
@@ -125,7 +126,7 @@ fn of_the_sources_postgresql_for_a_minute_while_postgresql_copies_by_itself_are_
     let mut cluster = Cluster::pair()?;
     let source = cluster.database("node_a");
     sample::create(&source, 1)?;
-    // Enough to be met in the midst of it: PostgreSQL copies two at a time.
+    // Enough for a restart to fall into it: PostgreSQL copies two tables at a time.
     source.sql(
         "DO $$ BEGIN FOR n IN 1..60 LOOP
              EXECUTE format('CREATE TABLE many_%s AS SELECT 1 AS id', n);
@@ -143,8 +144,8 @@ fn either_while_indexes_are_built_and_changes_caught_up(away: &[Duration]) -> Re
     let mut cluster = Cluster::pair()?;
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
     sample::create(&source, 1)?;
-    // Long enough to be met in the midst of it: a build of 10 s, and changes that are applied at 10 a
-    // second.
+    // Long enough for a restart to fall into it: a build of 10 s, and changes that are applied at
+    // 10 a second.
     source.sql(
         "CREATE FUNCTION slow(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS
              $$ BEGIN IF $1 % 100 = 0 THEN PERFORM pg_sleep(0.05); END IF; RETURN $1; END $$;
@@ -193,14 +194,14 @@ fn of_either_postgresql_for_a_minute_while_indexes_are_built_and_changes_caught_
 fn of_a_path_to_the_coordinator_stop_no_rows_and_are_said() -> Result<()> {
     let mut cluster = copying()?;
     let target = cluster.database("node_b");
-    // The coordinator hears nobody, and nobody hears it.
+    // The coordinator and the agents cannot reach each other.
     cluster
         .coordinator()
         .context("it runs")?
         .signal(Signal::STOP);
     let size = || target.value::<u64>("SELECT pg_database_size(current_database())");
     let before = size()?;
-    // Time is what is tested: longer than sessions live without an answer.
+    // Time is what is tested: longer than a session lives without an answer.
     std::thread::sleep(Duration::from_secs(12));
     assert!(size()? > before + 2_000_000, "rows have stopped");
     cluster
@@ -208,7 +209,7 @@ fn of_a_path_to_the_coordinator_stop_no_rows_and_are_said() -> Result<()> {
         .context("it runs")?
         .signal(Signal::CONT);
     cluster.wait_online(&["node_a", "node_b"])?;
-    // An agent that is gone is said to be waited for, and the job goes on with its next process.
+    // The job says that it waits for the killed agent, and continues with its next process.
     cluster.kill_agent("node_b")?;
     wait::until_true("the wait to be said", SAID_LIMIT, || {
         let view = cluster.node_view("node_b")?.context("it is known")?;
@@ -223,7 +224,7 @@ fn a_job_that_fails_with_its_rows_copied_keeps_them_and_is_resumed() -> Result<(
     let cluster = Cluster::pair()?;
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
     sample::create(&source, 1)?;
-    // Its fault is no statement's of the schema: replication needs the key that cannot be built.
+    // This is no missing object: replication needs the key that cannot be built.
     source.sql(
         "CREATE FUNCTION may_build() RETURNS int LANGUAGE plpgsql AS
              $$ BEGIN IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'go_on') THEN RETURN 1; END IF;

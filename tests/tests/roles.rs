@@ -1,12 +1,12 @@
-//! Agents that are no superusers: what the README says a role needs is enough, and what it lacks is
-//! said before anything is touched.
+//! Agents without superuser rights: the role described in the README suffices, and missing rights
+//! are reported before anything is touched.
 
 use anyhow::Result;
 use steep_tests::cluster::{CLI_LIMIT, Cluster};
 use steep_tests::pg::{Database, Installation};
 use steep_tests::{compare, residue, wait};
 
-/// The roles the README describes: each owns its database and what is in it.
+/// The roles of the README: each owns its database and everything in it.
 fn owned_databases() -> Result<Option<Cluster>> {
     if Installation::preferred()?.major() < 16 {
         println!("NOT TESTED: before PostgreSQL 16 only superusers create subscriptions");
@@ -49,7 +49,7 @@ fn grant(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// The target's server writes down everything it is told, as a careful administrator may have it.
+/// The target's server logs all statements.
 fn log_everything(cluster: &Cluster) -> Result<()> {
     let target = cluster.database("node_b");
     for (name, value) in [
@@ -62,7 +62,7 @@ fn log_everything(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// Neither server's log holds the password by which the target's reaches the source's.
+/// Neither server's log contains the password that the target's server uses for the source's.
 fn no_password_in_logs(cluster: &Cluster) -> Result<()> {
     let password = cluster.node("node_a").server().password();
     for node in ["node_a", "node_b"] {
@@ -77,7 +77,7 @@ fn no_password_in_logs(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// What keeps the WAL writer at work is allowed to everybody.
+/// Any role may keep the WAL writer awake.
 fn the_wal_writer_was_kept_at_work(cluster: &Cluster) -> Result<()> {
     let log = std::fs::read_to_string(cluster.node("node_b").server().log())?;
     assert!(log.contains("pg_logical_emit_message(false"), "{log}");
@@ -143,8 +143,8 @@ fn a_right_that_is_missing_is_named_with_the_statement_that_grants_it() -> Resul
     residue::of_everything(&cluster.database("node_b"))?.none()
 }
 
-/// The target's server cannot reach the source's: its own log must not tell the password, though
-/// only superusers may turn off what writes it.
+/// The target's server cannot reach the source's: its own log must not contain the password,
+/// although only superusers may disable the logging that would write it.
 #[test]
 fn a_refused_subscription_leaves_no_password_in_the_servers_log() -> Result<()> {
     let Some(mut cluster) = owned_databases()? else {
@@ -154,13 +154,13 @@ fn a_refused_subscription_leaves_no_password_in_the_servers_log() -> Result<()> 
     log_everything(&cluster)?;
     start_agents(&mut cluster)?;
     let password = cluster.node("node_a").server().password().to_owned();
-    // Refused only once rows are there: the role may no longer replicate then.
+    // Refused only once rows are there, because the role loses its right to replicate then.
     let running = cluster.init_spawn(&["--max-rate", "500kB"])?;
     cluster.wait_copying("node_b")?;
     cluster
         .database("node_a")
         .sql("ALTER ROLE keeper NOREPLICATION")?;
-    // It may be granted again, so the job waits, and says what it was told without the password.
+    // The right may be granted again, so the job waits, and shows the error without the password.
     wait::until_true("the refusal to be said", CLI_LIMIT, || {
         let waiting = cluster.progress("node_b")?["waiting"]["reason"].to_string();
         Ok(waiting.contains("the subscription cannot be created"))

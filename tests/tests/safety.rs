@@ -1,5 +1,5 @@
-//! What happens to a job whose ground gives way: it ends in FAILED within seconds, with its cause and
-//! with nothing left behind, or goes on and is exact.
+//! Jobs that lose what they depend on: each fails within seconds with its cause and leaves nothing
+//! behind, or continues and is exact.
 
 use std::time::Duration;
 
@@ -9,16 +9,16 @@ use steep_tests::cluster::Cluster;
 use steep_tests::session::Session;
 use steep_tests::{compare, residue, wait};
 
-/// The contract.
+/// The contract's limit.
 const FAILURE_LIMIT: Duration = Duration::from_secs(15);
 
-/// Some fifteen seconds of errors, and a machine that is busy.
+/// Some fifteen seconds of errors, plus time for a busy machine.
 const APPLY_LIMIT: Duration = Duration::from_secs(40);
 
-/// From where a test has seen what it wanted, any job here ends within this.
+/// Any job here ends within this time once a test has seen what it wanted.
 const END_LIMIT: Duration = Duration::from_secs(60);
 
-/// A small table and one of 20 MB, which at this rate takes some ten seconds.
+/// A small table and one of 20 MB, which takes some ten seconds at this rate.
 const TABLES: &str = "
     CREATE TABLE small (id integer PRIMARY KEY, body text);
     CREATE TABLE large (id integer PRIMARY KEY, body text);
@@ -26,24 +26,24 @@ const TABLES: &str = "
     INSERT INTO large SELECT n, repeat(md5(n::text), 30) FROM generate_series(1, 20000) AS n;";
 const RATE: &str = "2MB";
 
-/// The job's slot on its source, as a condition.
+/// A condition for the job's slot on its source.
 const OURS: &str = "slot_name LIKE 'steep\\_repl\\_%'";
 
-/// That cluster in mid-copy, the job detached.
+/// That cluster during the copy, with the job detached.
 fn copying(cluster: &Cluster) -> Result<()> {
     cluster.database("node_a").sql(TABLES)?;
     cluster.init(&["--detach", "--max-rate", RATE])?.expect(0)?;
     cluster.wait_copying("node_b")
 }
 
-/// The job fails within `limit` and each word is in its cause or its hint; nothing is left.
+/// The job fails within `limit`, its cause or hint contains each word, and nothing is left.
 fn fails(cluster: &Cluster, limit: Duration, words: &[&str]) -> Result<()> {
     fails_saying(cluster, limit, words)?;
     residue::of_jobs(&cluster.database("node_a"))?.none()?;
     residue::of_everything(&cluster.database("node_b"))?.none()
 }
 
-/// The job fails within `limit` and each word is in its cause or its hint.
+/// The job fails within `limit`, and its cause or hint contains each word.
 fn fails_saying(cluster: &Cluster, limit: Duration, words: &[&str]) -> Result<()> {
     cluster.wait_state("node_b", &["failed"], limit)?;
     let end = cluster
@@ -59,7 +59,7 @@ fn fails_saying(cluster: &Cluster, limit: Duration, words: &[&str]) -> Result<()
     Ok(())
 }
 
-/// What is written from now on arrives too, and both sides hold the same.
+/// Later writes arrive too, and both sides are equal.
 fn follows(cluster: &Cluster) -> Result<()> {
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
     source.sql("INSERT INTO small VALUES (900000, 'late')")?;
@@ -89,7 +89,7 @@ fn a_slot_that_loses_its_wal_during_the_copy_fails_the_job_within_seconds() -> R
     let source = cluster.database("node_a");
     source.sql("ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'")?;
     source.sql("SELECT pg_reload_conf()")?;
-    // Segments are of 16 MB; what is held back beyond the limit goes at the next checkpoint.
+    // Segments have 16 MB; WAL beyond the limit is removed at the next checkpoint.
     for _ in 0..3 {
         source.sql("SELECT pg_logical_emit_message(false, 'x', repeat('x', 1000000))")?;
         source.sql("SELECT pg_switch_wal()")?;
@@ -132,7 +132,7 @@ fn a_row_in_the_way_of_replication_fails_the_catch_up_which_goes_on_once_it_is_g
     wait::until_true("the small table", END_LIMIT, || {
         Ok(target.value::<u32>("SELECT count(*) FROM small")? == 100)
     })?;
-    // Ordinary sessions are kept out while rows are loaded; a replica's is not.
+    // Ordinary sessions cannot write while rows are loaded; a replica's can.
     target.sql(
         "SET session_replication_role = replica; INSERT INTO small VALUES (500, 'in the way')",
     )?;
@@ -145,7 +145,7 @@ fn a_row_in_the_way_of_replication_fails_the_catch_up_which_goes_on_once_it_is_g
     follows(&cluster)
 }
 
-/// Makes the target slow to apply late rows, until [`at_once`].
+/// Makes the target apply late rows slowly, until [`at_once`].
 fn slowly(cluster: &Cluster) -> Result<()> {
     cluster.database("node_a").sql(
         "CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -164,13 +164,13 @@ fn slowly(cluster: &Cluster) -> Result<()> {
         .map(drop)
 }
 
-/// Sessions that begin from now on are not slow any more.
+/// Makes new sessions fast again.
 fn at_once(cluster: &Cluster) -> Result<()> {
     let target = cluster.database("node_b");
     target.sql("ALTER DATABASE app RESET steep.slow").map(drop)
 }
 
-/// Whether the target's agent has ended that command well.
+/// Whether the target's agent has completed that command.
 fn has_ended(cluster: &Cluster, command: &str) -> Result<bool> {
     let agent = cluster.node("node_b").agent().context("an agent")?;
     let ended = agent.events("command.completed")?;
@@ -186,7 +186,7 @@ fn a_target_that_crashes_in_the_catch_up_and_is_back_goes_on_and_loses_no_row() 
     cluster.wait_copying("node_b")?;
     let source = cluster.database("node_a");
     source.sql("INSERT INTO slow SELECT n, 'late' FROM generate_series(1001, 1300) AS n")?;
-    // From here on nothing of ours runs on the target: only its subscription does.
+    // From here on only the subscription works on the target.
     wait::until_true("the catch-up alone", END_LIMIT, || {
         has_ended(&cluster, "finish")
     })?;
@@ -251,7 +251,7 @@ fn a_node_whose_own_tables_are_locked_is_still_seen() -> Result<()> {
     follows(&cluster)
 }
 
-/// PostgreSQL's own copy at work, and slow.
+/// PostgreSQL's own copy, running slowly.
 fn copying_natively(cluster: &Cluster) -> Result<()> {
     slowly(cluster)?;
     cluster
@@ -282,13 +282,13 @@ fn postgresqls_own_copy_leaves_no_slot_on_the_source_when_its_target_is_lost() -
     copying_natively(&cluster)?;
     let source = cluster.database("node_a");
     let slots = "SELECT count(*) FROM pg_replication_slots";
-    // Its own and at least that of the table that takes long.
+    // Its own slot and at least the slow table's.
     wait::until_true("the slots of the copy", END_LIMIT, || {
         Ok(source.value::<u32>(slots)? >= 2)
     })?;
     cluster.node_mut("node_b").server_mut().crash()?;
     cluster.kill_agent("node_b")?;
-    // The target cannot be cleaned up yet, and the source does not wait for that.
+    // The target cannot be cleaned up yet, but the source is cleaned up without waiting.
     cluster.cli(&["init", "cancel", "--node", "node_b", "--yes"])?;
     wait::until_true("the source to be free of slots", END_LIMIT, || {
         Ok(source.value::<u32>(slots)? == 0)
@@ -311,7 +311,7 @@ fn postgresqls_own_copy_survives_the_death_of_the_agent_beside_it() -> Result<()
     ends_well(&cluster)
 }
 
-/// The job goes on, or fails with a cause and can be begun again.
+/// The job continues, or fails with a cause and can be started again.
 fn ends_well(cluster: &Cluster) -> Result<()> {
     let state = cluster.wait_state("node_b", &["failed", "synchronized"], END_LIMIT)?;
     if state == "failed" {
@@ -327,8 +327,8 @@ fn ends_well(cluster: &Cluster) -> Result<()> {
     follows(cluster)
 }
 
-/// Kills the target's agent and starts it again once `command` runs there, which an administrator's
-/// event trigger makes slow: on statements of that tag, where `slow` is the case.
+/// Kills and restarts the target's agent during `command`. An administrator's event trigger makes
+/// the command slow: at statements with that tag where the condition `slow` holds.
 fn dies_in(command: &str, tag: &str, slow: &str) -> Result<()> {
     let mut cluster = Cluster::pair()?;
     cluster.database("node_a").sql(
@@ -364,7 +364,7 @@ fn dies_in(command: &str, tag: &str, slow: &str) -> Result<()> {
 
 #[test]
 fn an_agent_that_dies_while_it_prepares_the_schema_leaves_no_job_half_done() -> Result<()> {
-    // Not those that the agent makes for itself, at any moment.
+    // Not statements that the agent runs for itself.
     let slow = "current_query() ILIKE '%public.small%'";
     dies_in("prepare_target", "CREATE TABLE", slow)
 }

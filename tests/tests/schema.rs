@@ -1,5 +1,5 @@
-//! Schemas: every change on one side is named and nothing else is; auto makes both sides alike;
-//! fingerprints are the same on every version.
+//! Schemas: every change is named and nothing else; auto makes both sides match; fingerprints are
+//! the same on every version.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use steep_tests::cluster::{Cluster, Output};
 use steep_tests::pg::Installation;
-use steep_tests::schema::{self, DEEDS, Deed, Random};
+use steep_tests::schema::{self, CHANGES, Random, SchemaChange};
 use steep_tests::{compare, residue};
 
 fn compared(cluster: &Cluster) -> Result<(i32, Value)> {
@@ -39,7 +39,7 @@ fn differences(compared: &Value) -> Result<BTreeMap<String, BTreeSet<String>>> {
     Ok(found)
 }
 
-/// Kind, name and type of every difference that belongs to no table.
+/// Kind, name and type of every difference outside of tables.
 fn alone(compared: &Value) -> Result<BTreeSet<String>> {
     let list = compared["objects"].as_array().context("objects")?;
     let said = list.iter().map(|d| {
@@ -50,10 +50,10 @@ fn alone(compared: &Value) -> Result<BTreeSet<String>> {
     Ok(said.collect())
 }
 
-/// Each kind of change once, then so many tables with two at random.
+/// Each kind of change once, then this many tables with two random ones.
 const PAIRS: usize = 20;
 
-/// What the source has besides tables, and what each is called.
+/// The source's objects outside of tables, and the expected differences.
 const ALONE: (&str, [&str; 5]) = (
     "CREATE TYPE \"Odd S\".\"a.b\" AS ENUM ('x'); CREATE DOMAIN \"Odd S\".dom AS text DEFAULT 'it''s \"json\"' CHECK (VALUE <> '\"json\"');
      CREATE TYPE \"Odd S\".pair AS (a \"Odd S\".\"a.b\"[], b text COLLATE \"C\"); CREATE SEQUENCE \"Odd S\".numbers START 5;
@@ -73,34 +73,34 @@ fn random_changes_are_named_exactly_and_auto_takes_them_back() -> Result<()> {
     let cluster = Cluster::pair()?;
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
     let mut random = Random::seeded();
-    let mut deeds: Vec<Vec<&Deed>> = DEEDS.iter().map(|deed| vec![deed]).collect();
-    while deeds.len() < DEEDS.len() + PAIRS {
-        let mut two = [0, 0].map(|_| random.below(DEEDS.len()));
+    let mut groups: Vec<Vec<&SchemaChange>> = CHANGES.iter().map(|change| vec![change]).collect();
+    while groups.len() < CHANGES.len() + PAIRS {
+        let mut two = [0, 0].map(|_| random.below(CHANGES.len()));
         two.sort_unstable();
-        let [one, other] = two.map(|at| &DEEDS[at]);
+        let [one, other] = two.map(|at| &CHANGES[at]);
         if one.goes_with(other) {
-            deeds.push(vec![one, other]);
+            groups.push(vec![one, other]);
         }
     }
     let mut expected = BTreeMap::new();
     let mut changes = String::new();
-    for (number, deeds) in deeds.iter().enumerate() {
+    for (number, group) in groups.iter().enumerate() {
         let table = format!("T {number} \"x\"");
         let mut names = BTreeSet::new();
-        for deed in deeds {
-            changes.push_str(&deed.sql(number));
-            names.extend(deed.expected(number));
+        for change in group {
+            changes.push_str(&change.sql(number));
+            names.extend(change.expected(number));
         }
         if !names.is_empty() {
             expected.insert(table, names);
         }
     }
     for database in [&source, &target] {
-        database.sql(&schema::tables(deeds.len()))?;
+        database.sql(&schema::tables(groups.len()))?;
     }
     assert_eq!(compared(&cluster)?.0, 0);
-    // Changes meet rows, which go before they are taken back.
-    target.sql(&schema::rows(deeds.len()))?;
+    // The changed tables have rows, which are removed before the changes are reverted.
+    target.sql(&schema::rows(groups.len()))?;
     target.sql(&changes)?;
     source.sql(ALONE.0)?;
     expected.insert(
@@ -116,13 +116,13 @@ fn random_changes_are_named_exactly_and_auto_takes_them_back() -> Result<()> {
     };
     assert_eq!(missing(&said)?, ALONE.1.map(str::to_owned).into());
 
-    // What strict would stop at is listed, and nothing is touched.
+    // What strict would stop at is listed, and nothing is changed.
     let refused = cluster.init(&["--force"])?.expect(3)?;
     ensure!(refused.text().contains("schema_mismatch"), "{refused}");
     residue::of_jobs(&source)?.none()?;
     assert_eq!(differences(&compared(&cluster)?.1)?, expected);
 
-    source.sql(&schema::rows(deeds.len()))?;
+    source.sql(&schema::rows(groups.len()))?;
     cluster
         .init(&["--schema-sync", "auto", "--force"])?
         .expect(0)?;
@@ -135,7 +135,7 @@ fn random_changes_are_named_exactly_and_auto_takes_them_back() -> Result<()> {
         "seed {}: {left:#?}",
         random.seed()
     );
-    // Whole rows as text are the same only where columns are in the same order.
+    // Rows as text are equal only if columns have the same order.
     let moved: Vec<String> = left.keys().map(|table| schema::quoted(table)).collect();
     let moved: Vec<&str> = moved.iter().map(String::as_str).collect();
     compare::rows_except(&source, &target, &moved)?.none()?;
@@ -190,14 +190,14 @@ fn a_plan_is_shown_by_a_dry_run_and_refused_where_it_loses_data() -> Result<()> 
     assert_eq!(target.sql("SELECT mine FROM t")?, "dear");
     residue::of_jobs(&target)?.none()?;
 
-    // A new label cannot be used in the transaction that adds it: that is known before it begins.
+    // A new label cannot be used in the transaction that adds it, which the plan knows beforehand.
     let failed = cluster
         .init(&["--schema-sync", "auto", "--force"])?
         .expect(1)?;
     ensure!(failed.text().contains("ADD VALUE"), "{failed}");
     assert_eq!(compare::schema(&source, &target)?, before);
     target.sql("ALTER TYPE mood ADD VALUE 'ok' AFTER 'sad'")?;
-    // Nor can a type of an extension that is not there.
+    // Nor can a type of a missing extension.
     source.sql("CREATE EXTENSION hstore; CREATE TABLE h (id integer PRIMARY KEY, a hstore[])")?;
     let failed = cluster
         .init(&["--schema-sync", "auto", "--force"])?
@@ -247,7 +247,7 @@ fn rows_below_what_auto_alters_count_and_rows_to_be_replaced_stand_in_no_way() -
          CREATE TABLE child () INHERITS (parent);
          INSERT INTO parted VALUES (2, 'b', 'dear'); INSERT INTO child VALUES ('b', 'dear')",
     )?;
-    // None of the tables that are copied holds a row.
+    // None of the tables to be copied has rows.
     let auto = ["--schema-sync", "auto"];
     let plan = cluster.init(&[auto[0], auto[1], "--dry-run"])?.expect(1)?;
     for table in ["parted", "parent"] {
@@ -255,7 +255,7 @@ fn rows_below_what_auto_alters_count_and_rows_to_be_replaced_stand_in_no_way() -
         ensure!(plan.text().contains(&loss), "{plan}");
     }
     cluster.init(&auto)?.expect(1)?;
-    // Nor where the partition is on both sides and left out.
+    // Nor if the partition is on both sides and excluded.
     source.sql("CREATE TABLE own PARTITION OF parted FOR VALUES IN (2)")?;
     let without = ["--exclude-table", "public.own"];
     let refused = cluster.init(&[auto, without].concat())?.expect(1)?;
@@ -279,7 +279,7 @@ fn rows_below_what_auto_alters_count_and_rows_to_be_replaced_stand_in_no_way() -
          INSERT INTO t VALUES (1, 'no number', 'x'), (2, NULL, 'x')",
     )?;
     cluster.init(&auto)?.expect(1)?;
-    // Who has a table for longer than we wait is named.
+    // A session that holds a table for longer than the limit is named.
     target.sql("BEGIN; LOCK TABLE t IN ACCESS SHARE MODE; PREPARE TRANSACTION 'mine'")?;
     let stuck = cluster.init(&[auto[0], auto[1], "--force"])?.expect(1)?;
     ensure!(
@@ -356,7 +356,7 @@ fn a_schema_is_exported_compared_with_its_file_and_captured_with_a_peers() -> Re
         "public",
     ])?
     .expect(0)?;
-    // The command line and SQL come to one fingerprint.
+    // The command line and SQL give the same fingerprint.
     let sql = "SELECT steep_repl.compute_fingerprint('Odd S', 'T 2 \"x\"')";
     let tables = compared(&cluster)?.1;
     let table = tables["comparisons"]
@@ -388,7 +388,7 @@ fn fingerprints_and_definitions_are_the_same_on_every_version() -> Result<()> {
     let cluster = builder.start()?;
     for node in &nodes {
         let database = cluster.database(node);
-        // What a session is set to must not matter.
+        // Session settings must not matter.
         database.sql("ALTER DATABASE app SET datestyle = 'German'; ALTER DATABASE app SET timezone = 'Asia/Tokyo'")?;
         database.sql(&schema::tables(2))?;
         database.sql(schema::EVERYTHING)?;
@@ -411,7 +411,7 @@ fn fingerprints_and_definitions_are_the_same_on_every_version() -> Result<()> {
         assert_eq!(all(node)?, first, "{node}");
     }
 
-    // What the oldest has, the newest can be made to have.
+    // What the oldest version has, the newest can be changed to.
     let oldest = nodes[nodes.len() - 1];
     cluster
         .database("node_a")
@@ -426,7 +426,7 @@ fn fingerprints_and_definitions_are_the_same_on_every_version() -> Result<()> {
         "--yes",
     ];
     cluster.cli(&arguments)?.expect(0)?;
-    // A publication is a server's own, and has lost its tables.
+    // A publication belongs to a server, and has lost its tables.
     let publish = "ALTER PUBLICATION few SET TABLE every.kinds, every.parent";
     cluster.database("node_a").sql(publish)?;
     let output = cluster.cli(&["schema", "compare", "node_a", oldest, "--json"])?;

@@ -1,5 +1,4 @@
-//! What is told of jobs to a collector of traces: one trace of all three processes, and no harm where
-//! the collector is no good.
+//! Traces of jobs: one trace over all three processes, and no harm without a working collector.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -18,7 +17,6 @@ use steep_tests::sample;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A span as it arrived.
 #[derive(Debug)]
 struct Span {
     service: String,
@@ -93,7 +91,7 @@ fn cluster(endpoint: &str) -> Result<Cluster> {
     builder.start()
 }
 
-/// They send what they have on their way down.
+/// They export their last spans when they stop.
 fn stop(cluster: &mut Cluster) -> Result<()> {
     for node in ["node_a", "node_b"] {
         ensure!(cluster.stop_agent(node)?.success(), "{node}");
@@ -105,7 +103,7 @@ fn stop(cluster: &mut Cluster) -> Result<()> {
 /// Spans by name: service, parent's name and attributes.
 type Kinds = BTreeMap<String, (String, String, BTreeSet<String>)>;
 
-/// The page's table of spans.
+/// The table of spans in docs/traces.md.
 fn documented() -> Result<Kinds> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/traces.md");
     let page = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
@@ -127,7 +125,7 @@ fn documented() -> Result<Kinds> {
     Ok(table)
 }
 
-/// Cancels a job in the middle of its copy; its id.
+/// Cancels a job during the copy and returns its id.
 fn cancelled_job(cluster: &Cluster) -> Result<String> {
     let init = cluster.init_spawn(&["--parallel", "2", "--max-rate", "1MB"])?;
     cluster.wait_copying("node_b")?;
@@ -138,7 +136,7 @@ fn cancelled_job(cluster: &Cluster) -> Result<String> {
     Ok(view["job_id"].as_str().context("a job")?.to_owned())
 }
 
-/// What was under way is there, and says what became of it.
+/// Interrupted spans exist and have an outcome.
 fn check_cancelled(spans: &[Span]) -> Result<()> {
     let outcomes = |name: &str| -> Vec<&str> {
         let named = spans.iter().filter(|s| s.name == name);
@@ -146,7 +144,7 @@ fn check_cancelled(spans: &[Span]) -> Result<()> {
     };
     assert_eq!(outcomes("job"), ["cancelled"], "{spans:?}");
     assert!(outcomes("part").contains(&"cancelled"), "{spans:?}");
-    // What was asked for may have left the source before.
+    // The source may have sent requested parts before.
     assert!(!outcomes("part.serve").is_empty(), "{spans:?}");
     let phase = |name: &str| {
         let phases = spans.iter().filter(|s| s.name == "phase");
@@ -166,8 +164,8 @@ fn check_cancelled(spans: &[Span]) -> Result<()> {
     Ok(())
 }
 
-/// Of parts that were asked for more than once, because a connection broke, the last time alone: the
-/// times before are as they came and are no part of what the job adds up to.
+/// Keeps only the last request of parts that were requested more than once, because a connection
+/// broke: earlier ones are not part of the job's totals.
 fn last_serves(spans: Vec<Span>) -> Vec<Span> {
     let mut last: BTreeMap<Vec<u8>, u64> = BTreeMap::new();
     for serve in spans.iter().filter(|s| s.name == "part.serve") {
@@ -265,7 +263,7 @@ fn a_job_is_one_trace_of_phases_and_parts_from_all_three_processes() -> Result<(
 
 #[test]
 fn a_collector_that_never_answers_costs_spans_and_nothing_else() -> Result<()> {
-    // Connections are made, and stay in the kernel's queue.
+    // Connections succeed, but stay in the kernel's queue.
     let silent = TcpListener::bind("127.0.0.1:0")?;
     let mut cluster = cluster(&format!("http://{}", silent.local_addr()?))?;
     sample::create(&cluster.database("node_a"), 1)?;

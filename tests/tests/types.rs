@@ -1,4 +1,4 @@
-//! Everything that is hard to copy arrives as it was, and goes on to be replicated.
+//! Everything that is hard to copy arrives unchanged and is replicated afterwards.
 
 use anyhow::Result;
 use steep_tests::cluster::Cluster;
@@ -6,10 +6,10 @@ use steep_tests::hostile::{self, Large, NOT_COPIED};
 use steep_tests::pg::Database;
 use steep_tests::{compare, usage};
 
-/// The contract: whatever the rows, an agent stays below this.
+/// The contract: an agent uses less than this, whatever the rows.
 const AGENT_MEMORY: u64 = 128 * 1024 * 1024;
 
-/// Whether the same changes on the source arrive, on every kind of replica identity.
+/// Whether changes on the source arrive, for every kind of replica identity.
 fn changes_arrive(cluster: &Cluster, source: &Database, target: &Database) -> Result<()> {
     source.sql(
         "SET search_path = hostile, public;
@@ -79,7 +79,7 @@ fn roles_that_the_target_lacks_are_named_and_stop_nothing() -> Result<()> {
 fn one_large_table_is_split_into_ranges_and_arrives_whole() -> Result<()> {
     let cluster = Cluster::pair()?;
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
-    // With holes: whole pages without a row, and pages beyond the planner's estimate.
+    // With holes: pages without rows, and pages beyond the planner's estimate.
     source.sql(
         "CREATE TABLE large (id bigint PRIMARY KEY, body text);
          INSERT INTO large SELECT n, repeat(md5(n::text), 8) FROM generate_series(1, 200000) AS n;
@@ -128,7 +128,7 @@ fn a_target_with_the_same_schema_keeps_its_indexes_and_triggers() -> Result<()> 
     Ok(())
 }
 
-/// Two findings that protect others: the source's applications, and what a target's triggers write.
+/// Two findings that protect the source's applications, and what a target's triggers write.
 #[test]
 fn what_would_fail_on_the_source_or_fire_on_the_target_is_refused_and_what_helps_helps()
 -> Result<()> {

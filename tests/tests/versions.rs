@@ -1,5 +1,5 @@
-//! Source and target of different major versions. What the machine does not have is said, by name:
-//! `cargo xtask test` lists it before it begins.
+//! Source and target of different major versions. Missing versions are named: `cargo xtask test`
+//! lists them before it begins.
 
 use anyhow::Result;
 use steep_tests::cluster::Cluster;
@@ -7,13 +7,13 @@ use steep_tests::hostile::{self, Large, NOT_COPIED};
 use steep_tests::pg::Installation;
 use steep_tests::{compare, sample};
 
-/// A cluster of two versions; nothing where the machine lacks one that cannot be fetched.
+/// A cluster of two versions; `None` if one is missing and cannot be downloaded.
 fn cluster(source: u32, target: u32) -> Result<Option<Cluster>> {
     let mut builder = Cluster::builder();
     for (node, major) in [("node_a", source), ("node_b", target)] {
         match Installation::of_major(major) {
             Ok(found) => builder = builder.postgres(node, &found),
-            // 17 and 18 can be fetched wherever the tests can run; older ones cannot.
+            // 17 and 18 can be downloaded wherever the tests run; older ones cannot.
             Err(error) if major < 17 => {
                 eprintln!("NOT TESTED: PostgreSQL {major} is not on this machine: {error:#}");
                 return Ok(None);
@@ -75,7 +75,7 @@ fn everything_hostile_arrives_from_15_on_17() -> Result<()> {
     everything_hostile_arrives(15, 17)
 }
 
-/// Debian's 15 is built with libxml, the packages are not: this is where XML is tested.
+/// Debian's 15 is built with libxml, unlike the packages: this is where XML is tested.
 #[test]
 fn everything_hostile_arrives_from_15_on_15() -> Result<()> {
     everything_hostile_arrives(15, 15)

@@ -1,4 +1,4 @@
-//! Running cargo, with its output where the user sees it.
+//! Runs cargo with visible output.
 
 use std::ffi::OsString;
 use std::process::Command;
@@ -8,9 +8,9 @@ use steep_tests::paths::{self, Binaries};
 
 /// A cargo command in the workspace, as if typed by hand.
 ///
-/// This process was started by cargo itself, which describes the package being run in its
-/// environment. Build scripts that watch those variables would take each change between here and the
-/// user's shell for a reason to build again, and most of the tree with them.
+/// Cargo started this process and describes the running package in its environment. Build scripts
+/// that depend on those variables would see a change and rebuild themselves and most of the tree,
+/// so they are removed.
 pub(crate) fn command() -> Command {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let mut command = Command::new(cargo);
@@ -30,7 +30,7 @@ pub(crate) fn command() -> Command {
     command
 }
 
-/// Runs a command to its end, output inherited.
+/// Runs a command to its end, with inherited output.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();
     let status = command
@@ -46,7 +46,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Builds the product's binaries for use, not for debugging.
+/// Builds the product's binaries in release mode.
 pub(crate) fn release_binaries() -> Result<Binaries> {
     let mut build = command();
     build.args([

@@ -1,14 +1,13 @@
-//! Ctrl-C and SIGTERM end every wait with an error, so that everything started is stopped on the way
-//! out instead of being left behind.
+//! Makes Ctrl-C and SIGTERM end every wait with an error, so that everything started is stopped.
 
 use anyhow::Result;
 use steep_tests::wait;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Begins to watch, on a thread of its own.
+/// Starts watching for signals on its own thread.
 ///
 /// # Errors
-/// That signals cannot be watched.
+/// Signals cannot be watched.
 pub(crate) fn watch() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

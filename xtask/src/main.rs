@@ -20,14 +20,14 @@ struct Arguments {
     command: Command,
 }
 
-/// What to do.
+/// Subcommands.
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Shows the product at work on two real PostgreSQL servers under a write load
     Demo(demo::Arguments),
-    /// Runs everything that has to pass: formatting, lints, documentation, all tests
+    /// Runs everything that must pass: formatting, lints, documentation, all tests
     Test(test::Arguments),
-    /// Measures the product beside the other ways to copy a database
+    /// Compares the product with other ways to copy a database
     Bench(bench::Arguments),
     /// Makes the pictures of README.md again, from a real run
     Pictures(pictures::Arguments),
@@ -44,7 +44,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // The alternate form is the chain of causes, without a backtrace.
+            // The alternate form prints the chain of causes, without a backtrace.
             eprintln!("\nerror: {error:#}");
             ExitCode::FAILURE
         }

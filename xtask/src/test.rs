@@ -1,4 +1,4 @@
-//! `cargo xtask test`: everything that has to pass, in the order in which it fails fastest.
+//! `cargo xtask test`: everything that must pass, fastest to fail first.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -9,10 +9,10 @@ use steep_tests::pg::Installation;
 
 use crate::{cargo, units};
 
-/// The versions between which `tests/tests/versions.rs` copies.
+/// The versions that `tests/tests/versions.rs` copies between.
 const VERSIONS: [u32; 3] = [18, 17, 15];
 
-/// What to leave out.
+/// Options of the tests.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Leave out the tests that run whole clusters
@@ -20,7 +20,7 @@ pub(crate) struct Arguments {
     fast: bool,
 }
 
-/// Runs the steps, and stops at the first that fails.
+/// Runs the steps, and stops at the first failure.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let mut steps = Steps::default();
     steps.run("formatting", |cargo| {
@@ -72,14 +72,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         steps.time("PostgreSQL", postgresql)?;
     }
     steps.run("tests", |cargo| {
-        // Errors of tests are chains of causes; a backtrace for each buries them.
+        // Errors of tests are chains of causes, which backtraces would hide.
         tests(cargo.env("RUST_LIB_BACKTRACE", "0"), arguments.fast)
     })?;
     steps.report();
     Ok(())
 }
 
-/// Fetches what the tests would fetch, and says what they cannot have.
+/// Downloads what the tests need, and lists what is not available.
 fn postgresql() -> Result<()> {
     let preferred = Installation::preferred()?;
     println!(
@@ -103,8 +103,8 @@ fn postgresql() -> Result<()> {
     Ok(())
 }
 
-/// cargo-nextest runs tests side by side within the limits of `.config/nextest.toml`; without it,
-/// one binary after the other, two tests at a time.
+/// cargo-nextest runs tests concurrently within the limits of `.config/nextest.toml`; without it,
+/// one binary runs after the other, two tests at a time.
 fn tests(cargo: &mut Command, fast: bool) -> &mut Command {
     if has_subcommand("nextest") {
         cargo.args(["nextest", "run", "--workspace"]);
@@ -128,7 +128,7 @@ fn has_subcommand(name: &str) -> bool {
     ask.status().is_ok_and(|status| status.success())
 }
 
-/// What has been run, and how long it took; nothing where it was skipped.
+/// The completed steps and their times.
 #[derive(Default)]
 struct Steps(Vec<(&'static str, Option<Duration>)>);
 

@@ -20,10 +20,10 @@ Examples:
 pub(crate) struct EventsArgs {
     /// Only events of this node, as target or source
     pub(crate) node: Option<NodeId>,
-    /// Go on with new events
+    /// Keep printing new events
     #[arg(long, short)]
     pub(crate) follow: bool,
-    /// Only events since then: a time such as 2026-11-28T20:00:00Z, or so long ago, such as 10m
+    /// Only events since then: a time such as 2026-11-28T20:00:00Z, or a duration such as 10m
     #[arg(long, value_name = "WHEN")]
     pub(crate) since: Option<Since>,
     /// Only the newest N [default: 100; all with --since or --json]
@@ -32,7 +32,7 @@ pub(crate) struct EventsArgs {
     /// Only events of this level and above
     #[arg(long, default_value = "info", conflicts_with = "audit")]
     pub(crate) level: Level,
-    /// Show what operators asked for instead: who, when, from where, with which arguments
+    /// Show operators' requests instead: who, when, from where, with which arguments
     #[arg(long, conflicts_with = "follow")]
     pub(crate) audit: bool,
 }
@@ -42,7 +42,7 @@ pub(crate) struct EventsArgs {
 pub(crate) enum Since {
     /// A point in time.
     At(Timestamp),
-    /// So long ago.
+    /// A duration before now.
     Ago(SignedDuration),
 }
 
@@ -63,7 +63,7 @@ impl FromStr for Since {
 }
 
 impl Since {
-    /// The point in time; the beginning of all where the duration reaches beyond it.
+    /// The point in time; the earliest possible one if the duration reaches further back.
     pub(crate) fn at(self, now: Timestamp) -> Timestamp {
         match self {
             Self::At(at) => at,
@@ -72,7 +72,7 @@ impl Since {
     }
 }
 
-/// Levels of events, the least first.
+/// Levels of events, lowest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Level {
     /// Everything.
@@ -84,7 +84,7 @@ pub(crate) enum Level {
 }
 
 impl Level {
-    /// The level of an event; one that is not known is shown as the highest.
+    /// The level of an event; an unknown one counts as the highest.
     pub(crate) fn of(text: &str) -> Self {
         match text {
             "info" => Self::Info,

@@ -1,4 +1,4 @@
-//! `init` and what stands below it.
+//! `init` and its subcommands.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::failure::Failure;
 use crate::settings::Settings;
 use crate::units::{parse_duration, parse_size};
 
-/// `init`: a job to start, or a question about one.
+/// `init`: start a job, or a subcommand.
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(after_help = "\
@@ -31,18 +31,18 @@ pub(crate) struct InitArgs {
     pub(crate) start: StartArgs,
 }
 
-/// About a job that is there.
+/// Subcommands of `init`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum InitCommand {
-    /// How far a node's job is
+    /// Show the progress of a node's job
     Progress(ProgressArgs),
     /// Stop a node's job, or clean up after a failed one, and remove what it made
     Cancel(CancelArgs),
-    /// Make a slot on the source that holds changes from now on, before a backup of it is taken
+    /// Before a backup, create a slot on the source that retains all later changes
     Prepare(PrepareArgs),
-    /// Try again what could not be made on a node: its missing objects
+    /// Retry creating the objects that a node lacks
     Rebuild(RebuildArgs),
-    /// Let a node whose rows were restored from a backup go on by replication
+    /// Start replication on a node that was restored from a backup
     Complete(CompleteArgs),
 }
 
@@ -53,16 +53,16 @@ Examples:
   steep-repl init prepare --node node_a --slot monday --expires 48h
   steep-repl init prepare --node node_a --slot monday --drop")]
 pub(crate) struct PrepareArgs {
-    /// The node that has the rows
+    /// The source node
     #[arg(long, value_name = "SOURCE")]
     pub(crate) node: NodeId,
     /// The slot's name: lower-case letters, digits and underscores
     #[arg(long, value_name = "NAME")]
     pub(crate) slot: SlotName,
-    /// The slot is dropped after that time if no backup has been completed with it: it holds WAL
+    /// Drop the slot after this time if no backup has been completed with it: it retains WAL
     #[arg(long, default_value = "168h", value_parser = parse_duration)]
     pub(crate) expires: Duration,
-    /// Drop the slot that was prepared under that name instead
+    /// Drop the prepared slot of this name instead
     #[arg(long)]
     pub(crate) drop: bool,
 }
@@ -77,40 +77,40 @@ pub(crate) struct CompleteArgs {
     /// The node on which the backup was restored
     #[arg(long, value_name = "TARGET")]
     pub(crate) node: NodeId,
-    /// The node that it is a backup of
+    /// The node that the backup was taken from
     #[arg(long, value_name = "SOURCE")]
     pub(crate) source: NodeId,
-    /// Where in the source's WAL the backup is consistent, such as 16/B374D848
+    /// The position in the source's WAL at which the backup is consistent, such as 16/B374D848
     #[arg(long, value_name = "LSN")]
     pub(crate) source_lsn: Lsn,
-    /// The prepared slot [default: the only one that is prepared on the source]
+    /// The prepared slot [default: the source's only prepared slot]
     #[arg(long, value_name = "NAME")]
     pub(crate) slot: Option<SlotName>,
-    /// What to do where the schemas differ [default: strict] [env: STEEP_REPL_SCHEMA_SYNC]
+    /// What to do if the schemas differ [default: strict] [env: STEEP_REPL_SCHEMA_SYNC]
     #[arg(long, value_name = "MODE")]
     pub(crate) schema_sync: Option<SchemaChoice>,
-    /// Don't compare the schemas at all
+    /// Don't compare the schemas
     #[arg(long, conflicts_with = "schema_sync")]
     pub(crate) skip_schema_check: bool,
-    /// With --schema-sync auto also allow what loses data
+    /// With --schema-sync auto, also allow statements that lose data
     #[arg(long)]
     pub(crate) force: bool,
-    /// The job fails once it has run this long
+    /// The job fails after this time
     #[arg(long, default_value = "24h", value_parser = parse_duration)]
     pub(crate) timeout: Duration,
     /// Start the job, print its id and don't wait for it
     #[arg(long)]
     pub(crate) detach: bool,
-    /// Take what would be asked as confirmed
+    /// Answer all questions with yes
     #[arg(long, short)]
     pub(crate) yes: bool,
-    /// Look whether it would work, and change nothing
+    /// Check whether it would work, and change nothing
     #[arg(long, conflicts_with = "detach")]
     pub(crate) dry_run: bool,
 }
 
 impl PrepareArgs {
-    /// What is asked of the coordinator.
+    /// The request to the coordinator.
     pub(crate) fn spec(&self) -> PrepareSpec {
         PrepareSpec {
             node: self.node.clone(),
@@ -121,10 +121,10 @@ impl PrepareArgs {
 }
 
 impl CompleteArgs {
-    /// What is asked of the coordinator.
+    /// The request to the coordinator.
     ///
     /// # Errors
-    /// Where source and target are the same.
+    /// If source and target are the same.
     pub(crate) fn spec(&self, parallel: u8) -> Result<CompleteSpec, Failure> {
         if self.node == self.source {
             let text =
@@ -184,10 +184,10 @@ Examples:
   steep-repl init progress --node node_b
   steep-repl init progress --node node_b --follow")]
 pub(crate) struct ProgressArgs {
-    /// The node that gets the rows
+    /// The target node
     #[arg(long, value_name = "TARGET")]
     pub(crate) node: NodeId,
-    /// Go on until the job ends
+    /// Follow until the job ends
     #[arg(long, short)]
     pub(crate) follow: bool,
 }
@@ -200,17 +200,17 @@ Examples:
   steep-repl init cancel --node node_b --keep-data --yes
   steep-repl init cancel --node node_b --force-cleanup")]
 pub(crate) struct CancelArgs {
-    /// The node that gets the rows
+    /// The target node
     #[arg(long, value_name = "TARGET")]
     pub(crate) node: NodeId,
-    /// Leave tables and rows on the target as they are
+    /// Keep tables and rows on the target
     #[arg(long)]
     pub(crate) keep_data: bool,
-    /// Also remove what no job stands for that the coordinator remembers, and don't wait for servers that
-    /// cannot be reached: what stays there is said
+    /// Also remove objects that belong to no known job, and don't wait for servers that cannot be
+    /// reached: list what remains there
     #[arg(long)]
     pub(crate) force_cleanup: bool,
-    /// Don't ask
+    /// Don't ask for confirmation
     #[arg(long, short)]
     pub(crate) yes: bool,
 }
@@ -221,7 +221,7 @@ pub(crate) struct CancelArgs {
 Examples:
   steep-repl init rebuild --node node_b")]
 pub(crate) struct RebuildArgs {
-    /// The node that lacks them
+    /// The node that lacks objects
     #[arg(long, value_name = "TARGET")]
     pub(crate) node: NodeId,
 }
@@ -229,23 +229,22 @@ pub(crate) struct RebuildArgs {
 /// `init TARGET... --from SOURCE`.
 #[derive(Debug, Args)]
 pub(crate) struct StartArgs {
-    /// The nodes that get the rows
+    /// The target nodes
     #[arg(required = true, value_name = "TARGET")]
     pub(crate) targets: Vec<NodeId>,
-    /// The node that has the rows
-    // Required, and yet an option: with a subcommand it is absent.
+    /// The source node
+    // Required, yet an option: it is absent with a subcommand.
     #[arg(long, value_name = "SOURCE", required = true)]
     pub(crate) from: Option<NodeId>,
     #[command(flatten)]
     pub(crate) choices: JobChoices,
-    /// Go on where the target's failed job stopped, with the rows that it has kept; follow it where it
-    /// is at work
+    /// Continue the target's failed job with the rows it has kept, or follow it if it is running
     #[arg(long)]
     pub(crate) resume: bool,
     /// Start the job, print its id and don't wait for it
     #[arg(long)]
     pub(crate) detach: bool,
-    /// Take what would be asked as confirmed
+    /// Answer all questions with yes
     #[arg(long, short)]
     pub(crate) yes: bool,
     /// Show what would be copied, how the schemas differ, and what preflight finds; change nothing
@@ -253,44 +252,44 @@ pub(crate) struct StartArgs {
     pub(crate) dry_run: bool,
 }
 
-/// What a job is told, for `init` and `doctor` alike.
+/// Options of a job, for `init` and `doctor`.
 #[derive(Debug, Args)]
 pub(crate) struct JobChoices {
-    /// How the rows get there
+    /// How to copy the rows
     #[arg(long, default_value = "snapshot")]
     pub(crate) method: MethodChoice,
     /// Workers, 1 to 16 [default: 4] [env: STEEP_REPL_PARALLEL]
     #[arg(long, value_name = "N",
           value_parser = clap::value_parser!(u8).range(1..=i64::from(WORKERS_MAX)))]
     pub(crate) parallel: Option<u8>,
-    /// What to do where the target has tables and they differ [default: strict]
-    /// [env: STEEP_REPL_SCHEMA_SYNC]
+    /// What to do if existing tables differ [default: strict] [env: STEEP_REPL_SCHEMA_SYNC]
     #[arg(long, value_name = "MODE")]
     pub(crate) schema_sync: Option<SchemaChoice>,
-    /// Empty the target's tables where they hold rows; with --schema-sync auto also allow what loses data
+    /// Empty the target's tables if they contain rows; with --schema-sync auto, also allow
+    /// statements that lose data
     #[arg(long)]
     pub(crate) force: bool,
-    /// The job fails once it has run this long
+    /// The job fails after this time
     #[arg(long, default_value = "24h", value_parser = parse_duration)]
     pub(crate) timeout: Duration,
     /// Compression between the agents: auto, none, lz4, zstd or zstd:LEVEL
     #[arg(long, value_name = "HOW", default_value = "auto", value_parser = Compression::parse)]
     pub(crate) compress: Compression,
-    /// The most bytes of rows a second, before compression, such as 50MB
+    /// Maximum bytes of rows a second, before compression, such as 50MB
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) max_rate: Option<ByteCount>,
-    /// Only tables of this schema; may be given several times
+    /// Only tables of this schema; may be repeated
     #[arg(long = "include-schema", value_name = "SCHEMA", value_parser = parse_schema)]
     pub(crate) include_schemas: Vec<Identifier>,
-    /// Not this table (schema.table); may be given several times
+    /// Without this table (schema.table); may be repeated
     #[arg(long = "exclude-table", value_name = "TABLE", value_parser = parse_table)]
     pub(crate) exclude_tables: Vec<TableName>,
-    /// Tables larger than this are split finely enough to keep all workers busy
+    /// Split tables larger than this finely enough to keep all workers busy
     #[arg(long, value_name = "SIZE", default_value = "10GB", value_parser = parse_size)]
     pub(crate) large_table_threshold: ByteCount,
-    /// How long a statement on the source may wait for a table that is being read, such as 10s, or
-    /// never: the job then stops reading it, and reads it again later [default: 10s]
-    /// [env: STEEP_REPL_YIELD_TO_DDL]
+    /// How long a statement on the source may wait for a table being read, such as 10s, or never;
+    /// then the job stops reading the table and reads it again later [default: 10s] [env:
+    /// STEEP_REPL_YIELD_TO_DDL]
     #[arg(long, value_name = "WHEN", value_parser = YieldToDdl::parse)]
     pub(crate) yield_to_ddl: Option<YieldToDdl>,
 }
@@ -300,7 +299,7 @@ pub(crate) struct JobChoices {
 pub(crate) enum MethodChoice {
     /// Parallel COPY of one consistent snapshot, agent to agent over QUIC.
     Snapshot,
-    /// As snapshot, with a snapshot prepared beforehand (not available yet).
+    /// Like snapshot, with a snapshot prepared beforehand (not available yet).
     TwoPhase,
     /// PostgreSQL's own initial copy of a subscription.
     Native,
@@ -315,9 +314,9 @@ pub(crate) enum SchemaChoice {
     /// Any difference stops the job before anything is changed.
     #[default]
     Strict,
-    /// The target is made to match, if no data is lost.
+    /// Make the target match, if no data is lost.
     Auto,
-    /// Differences are shown and confirmed.
+    /// Show the differences and ask.
     Manual,
 }
 
@@ -336,7 +335,7 @@ impl StartArgs {
 }
 
 impl JobChoices {
-    /// Takes what was not given from the settings.
+    /// Fills in missing options from the settings.
     pub(crate) fn fill(&mut self, settings: &Settings) {
         self.parallel.get_or_insert(settings.parallel);
         self.schema_sync.get_or_insert(settings.schema_sync);
@@ -346,7 +345,7 @@ impl JobChoices {
     /// One spec per target.
     ///
     /// # Errors
-    /// Where the choices don't go together or are not available.
+    /// If the options contradict each other or are not available.
     pub(crate) fn specs(
         &self,
         targets: &[NodeId],
@@ -399,7 +398,7 @@ impl JobChoices {
     }
 }
 
-/// A schema's name as it stands in the catalog, or in double quotes as SQL writes it.
+/// A schema's name as in the catalog, or in double quotes as in SQL.
 pub(super) fn parse_schema(text: &str) -> Result<Identifier, String> {
     let bare = text
         .strip_prefix('"')

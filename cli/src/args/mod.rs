@@ -1,4 +1,4 @@
-//! The command line, as the contract names it. Parsing ends in types that need no second look.
+//! The command line as defined by the contract. Parsing produces validated types.
 
 mod events;
 mod init;
@@ -20,7 +20,7 @@ pub(crate) use init::{
 };
 pub(crate) use schema::{CaptureArgs, CompareArgs, DiffArgs, ExportArgs, SchemaCommand, Side};
 
-/// Brings up a live logical replica of a PostgreSQL node: fast, watched, cancellable.
+/// Brings up a live logical replica of a PostgreSQL node: fast, observable, cancellable.
 #[derive(Debug, Parser)]
 #[command(
     name = "steep-repl",
@@ -45,11 +45,11 @@ pub(crate) struct Cli {
     pub(crate) command: Option<Command>,
 }
 
-/// What every command takes.
+/// Options of every command.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
-    /// Where the coordinator listens [env: STEEP_REPL_COORDINATOR]
+    /// The coordinator's address [env: STEEP_REPL_COORDINATOR]
     #[arg(long, global = true, value_name = "HOST:PORT")]
     pub(crate) coordinator: Option<String>,
     /// The cluster's CA certificate [env: STEEP_REPL_CERTS=DIR, its ca.pem]
@@ -64,65 +64,65 @@ pub(crate) struct Global {
     /// Configuration file, TOML [env: STEEP_REPL_CONFIG; default: ~/.config/steep-repl/config.toml]
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Form of the log on stderr [default: text on a terminal, json otherwise]
+    /// Format of the log on stderr [default: text on a terminal, json otherwise]
     #[arg(long, global = true, value_name = "FORMAT")]
     pub(crate) log_format: Option<LogFormat>,
-    /// Machine output: one object for a question, one object a line for a stream
+    /// Machine-readable output: one object, or one object a line for streams
     #[arg(long, global = true)]
     pub(crate) json: bool,
-    /// Show the settings that result from flags, environment and file, and stop
+    /// Show the effective settings from flags, environment and file, and exit
     #[arg(long, global = true)]
     pub(crate) print_config: bool,
 }
 
-/// Form of the log.
+/// Format of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum LogFormat {
     /// One JSON object a line.
     Json,
-    /// For people.
+    /// Text for people.
     Text,
 }
 
-/// What to do.
+/// Commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Make and look at the cluster's certificates
+    /// Create and inspect the cluster's certificates
     #[command(subcommand)]
     Certs(CertsCommand),
     /// Every node: role, state, progress, lag, agent health
     Nodes(NodesArgs),
-    /// One node in full, with its job where one is at work; without NODE, all of them
+    /// One node in full, with its running job; without NODE, all nodes
     #[command(after_help = "\
 Examples:
   steep-repl status node_b
   steep-repl status node_b --last-report
   steep-repl status --json")]
     Status {
-        /// Which node
+        /// The node
         node: Option<NodeId>,
-        /// How the node's last job that is over ended, in full
+        /// Show the final report of the node's last finished job
         #[arg(long, requires = "node")]
         last_report: bool,
     },
-    /// What happened, oldest first
+    /// Show events, oldest first
     Events(EventsArgs),
-    /// The cluster on a screen: nodes, jobs, events, with keys to look closer and to act
+    /// The cluster on one screen: nodes, jobs, events, with keys to inspect and act
     Watch(WatchArgs),
-    /// Look whether an init would work, and change nothing
+    /// Check whether an init would work, and change nothing
     Doctor(DoctorArgs),
     /// Make nodes live replicas of another node
     Init(Box<InitArgs>),
-    /// Compare nodes' schemas, and keep what they are
+    /// Compare nodes' schemas, and export or capture them
     #[command(subcommand)]
     Schema(SchemaCommand),
-    /// Write a completion script for that shell to stdout
+    /// Write a shell completion script to stdout
     #[command(after_help = "\
 Examples:
   steep-repl completions bash > /etc/bash_completion.d/steep-repl")]
     Completions {
-        /// Which shell
+        /// The shell
         shell: Shell,
     },
 }
@@ -139,17 +139,17 @@ pub(crate) struct NodesArgs {
     pub(crate) command: Option<NodesCommand>,
 }
 
-/// What can be done to nodes.
+/// Actions on nodes.
 #[derive(Debug, Subcommand)]
 pub(crate) enum NodesCommand {
-    /// Forget a node that is gone; remove what can be reached of its replication, and name the rest
+    /// Forget a node that is gone; remove what can be reached of its replication, and list the rest
     #[command(after_help = "\
 Examples:
   steep-repl nodes remove node_c --yes")]
     Remove {
-        /// Which node; its agent must be stopped
+        /// The node; its agent must be stopped
         node: NodeId,
-        /// Don't ask
+        /// Don't ask for confirmation
         #[arg(long, short)]
         yes: bool,
     },
@@ -158,23 +158,23 @@ Examples:
 /// Certificates.
 #[derive(Debug, Subcommand)]
 pub(crate) enum CertsCommand {
-    /// Make a cluster CA: ca.pem and ca.key
+    /// Create a cluster CA: ca.pem and ca.key
     #[command(after_help = "\
 Examples:
   steep-repl certs init --dir certs")]
     Init {
-        /// Where to; made where it is missing
+        /// The directory to write to; created if missing
         #[arg(long, value_name = "DIR")]
         dir: PathBuf,
     },
-    /// Issue a certificate of the CA: NAME.pem and NAME.key
+    /// Issue a certificate signed by the CA: NAME.pem and NAME.key
     Issue(IssueArgs),
-    /// What a certificate says: role, name, SANs, validity
+    /// Show a certificate: role, name, SANs, validity
     #[command(after_help = "\
 Examples:
   steep-repl certs show certs/node_a.pem")]
     Show {
-        /// A certificate in PEM form
+        /// A certificate in PEM format
         file: PathBuf,
     },
 }
@@ -190,19 +190,19 @@ pub(crate) struct IssueArgs {
     /// The directory with ca.pem and ca.key
     #[arg(long, value_name = "DIR")]
     pub(crate) dir: PathBuf,
-    /// What the holder is: agent, coordinator or operator
+    /// The holder's role: agent, coordinator or operator
     #[arg(long)]
     pub(crate) role: steep_certs::Role,
-    /// Who the holder is; for an agent, the node's name
+    /// The holder's name; for an agent, the node's name
     #[arg(long)]
     pub(crate) name: String,
-    /// A host name or IP address to add; may be given several times
+    /// A host name or IP address to add; may be repeated
     #[arg(long = "san", value_name = "HOST_OR_IP")]
     pub(crate) sans: Vec<String>,
-    /// Where to write, with a copy of ca.pem [default: DIR]
+    /// The directory to write to, with a copy of ca.pem [default: DIR]
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
-    /// How long it holds, in days
+    /// Validity in days
     #[arg(long, default_value_t = 825, value_parser = clap::value_parser!(u16).range(1..=3650))]
     pub(crate) days: u16,
 }
@@ -214,7 +214,7 @@ Examples:
   steep-repl watch
   steep-repl watch --json        lines for programs")]
 pub(crate) struct WatchArgs {
-    /// Take clicks and the wheel; selecting text then needs Shift
+    /// Enable clicks and the wheel; selecting text then needs Shift
     #[arg(long)]
     pub(crate) mouse: bool,
 }
@@ -227,10 +227,10 @@ Examples:
   steep-repl doctor node_b node_c --from node_a --include-schema app
   steep-repl doctor node_b --from node_a --schema-sync auto --json")]
 pub(crate) struct DoctorArgs {
-    /// The nodes that would get the rows
+    /// The target nodes
     #[arg(required = true, value_name = "TARGET")]
     pub(crate) targets: Vec<NodeId>,
-    /// The node that has the rows
+    /// The source node
     #[arg(long, value_name = "SOURCE")]
     pub(crate) from: NodeId,
     #[command(flatten)]

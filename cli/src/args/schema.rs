@@ -1,4 +1,4 @@
-//! `schema` and what stands below it.
+//! `schema` and its subcommands.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -8,12 +8,13 @@ use steep_protocol::{Identifier, NodeId, TableName};
 
 use super::init::{parse_schema, parse_table};
 
-/// Schemas: compare, look at one table, keep.
+/// Commands about schemas.
 #[derive(Debug, Subcommand)]
 pub(crate) enum SchemaCommand {
-    /// Every difference between two nodes, or a node and an exported file; exit code 3 where there is one
+    /// List all differences between two nodes, or a node and an exported file; exit code 3 if there
+    /// are any
     Compare(CompareArgs),
-    /// One table of two nodes, side by side
+    /// Show one table of two nodes side by side
     Diff(DiffArgs),
     /// Store the fingerprints of a node's tables in its own steep_repl schema
     Capture(CaptureArgs),
@@ -24,23 +25,24 @@ pub(crate) enum SchemaCommand {
 /// One side of a comparison.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Side {
-    /// As the node's catalog is now.
+    /// A node's current catalog.
     Node(NodeId),
-    /// As it was exported.
+    /// An exported file.
     File(PathBuf),
 }
 
 impl FromStr for Side {
     type Err = std::convert::Infallible;
 
-    /// What cannot be a node's name is a file's; a file that could be a node is written `./file`.
+    /// A text that is not a valid node name is a file name; a file with a valid node name is
+    /// written `./file`.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         Ok(NodeId::parse(text).map_or_else(|_| Self::File(text.into()), Self::Node))
     }
 }
 
 impl Side {
-    /// What to call it.
+    /// Its name in the output.
     pub(crate) fn name(&self) -> String {
         match self {
             Self::Node(node) => node.to_string(),
@@ -67,7 +69,7 @@ pub(crate) struct CompareArgs {
     /// The remote side: a node or a file
     #[arg(value_name = "B")]
     pub(crate) remote: Side,
-    /// Only these schemas, divided by commas
+    /// Only these schemas, separated by commas
     #[arg(long, value_name = "S,S", value_delimiter = ',', value_parser = parse_schema)]
     pub(crate) schemas: Vec<Identifier>,
 }
@@ -99,7 +101,7 @@ pub(crate) struct CaptureArgs {
     /// The node that stores them
     #[arg(long)]
     pub(crate) node: NodeId,
-    /// A node whose fingerprints it stores as well, for steep_repl.compare_fingerprints
+    /// A node whose fingerprints it also stores, for steep_repl.compare_fingerprints
     #[arg(long)]
     pub(crate) peer: Option<NodeId>,
 }
@@ -113,10 +115,10 @@ pub(crate) struct ExportArgs {
     /// The node
     #[arg(long)]
     pub(crate) node: NodeId,
-    /// Where to; replaced where it is there already
+    /// The file to write; an existing one is replaced
     #[arg(long, value_name = "FILE")]
     pub(crate) output: PathBuf,
-    /// Only these schemas, divided by commas
+    /// Only these schemas, separated by commas
     #[arg(long, value_name = "S,S", value_delimiter = ',', value_parser = parse_schema)]
     pub(crate) schemas: Vec<Identifier>,
 }

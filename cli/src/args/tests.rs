@@ -1,4 +1,4 @@
-//! Every command and flag of the contract parses, and what is none does not.
+//! Every command and flag of the contract parses, and others do not.
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};

@@ -1,4 +1,4 @@
-//! A coordinator that says what the test tells it to, over real QUIC with real certificates.
+//! A scripted coordinator over real QUIC with real certificates.
 
 use std::net::UdpSocket;
 use std::process::{Command, Output};
@@ -16,31 +16,31 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// What it does on a stream.
+/// One step of the script for a stream.
 pub(crate) enum Step {
-    /// Says that.
+    /// Send this reply.
     Say(ApiReply),
-    /// Says nothing more, and keeps the stream.
+    /// Send nothing more and keep the stream open.
     Hold,
-    /// Closes the connection as a coordinator that stops.
+    /// Close the connection like a coordinator that stops.
     Leave,
 }
 
-/// Whether it answers those who dial.
+/// Whether it answers new connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Hearing {
     /// At once.
     Good,
-    /// Not before its hearing is good again.
+    /// Not until it is set back to good.
     None,
 }
 
-/// The longest that a test waits for something to happen.
+/// The longest that a test waits for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 type Script = dyn FnMut(&ApiRequest) -> Vec<Step> + Send;
 
-/// The coordinator, for as long as it is kept.
+/// A scripted coordinator that runs until dropped.
 pub(crate) struct Coordinator {
     pub(crate) address: String,
     pub(crate) certs: TempDir,
@@ -52,7 +52,7 @@ pub(crate) struct Coordinator {
 }
 
 impl Coordinator {
-    /// Starts one that answers each request with that script's steps.
+    /// Starts one that answers each request with the script's steps.
     pub(crate) fn start(script: impl FnMut(&ApiRequest) -> Vec<Step> + Send + 'static) -> Self {
         let certs = tempfile::tempdir().unwrap();
         init_ca(certs.path()).unwrap();
@@ -95,22 +95,21 @@ impl Coordinator {
         }
     }
 
-    /// What it has been asked.
     pub(crate) fn requests(&self) -> Vec<ApiRequest> {
         self.requests.lock().unwrap().clone()
     }
 
-    /// From now on whoever dials is not answered, until that is taken back.
+    /// Sets whether new connections are answered.
     pub(crate) fn hear(&self, hearing: Hearing) {
         self.hearing.send_replace(hearing);
     }
 
-    /// Waits until somebody has dialled since it was asked last.
+    /// Waits until somebody has dialled since the last call.
     pub(crate) fn wait_for_a_knock(&self) {
         self.knocks.recv_timeout(PATIENCE).unwrap();
     }
 
-    /// The command line, told where this coordinator is, with those words.
+    /// The command line for this coordinator, with those words.
     pub(crate) fn command(&self, line: &str) -> Command {
         let mut command = bare(line);
         command
@@ -119,7 +118,6 @@ impl Coordinator {
         command
     }
 
-    /// Runs it to its end.
     pub(crate) fn run(&self, line: &str) -> Ran {
         Ran::of(self.command(line).output().unwrap())
     }
@@ -134,7 +132,7 @@ impl Drop for Coordinator {
     }
 }
 
-/// The command line without any setting of the machine.
+/// The command line without the machine's settings.
 pub(crate) fn bare(line: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_steep-repl"));
     command
@@ -145,7 +143,6 @@ pub(crate) fn bare(line: &str) -> Command {
     command
 }
 
-/// What a run came to.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) code: i32,
@@ -162,7 +159,7 @@ impl Ran {
         }
     }
 
-    /// Its output as JSON, an object a line.
+    /// Its output as JSON objects, one a line.
     pub(crate) fn objects(&self) -> Vec<serde_json::Value> {
         self.out
             .lines()
@@ -227,7 +224,7 @@ impl Serving {
                         }
                         Step::Hold => serving.stop.cancelled().await,
                         Step::Leave => {
-                            // What was said must have arrived: closing drops what is on its way.
+                            // Waits until the reply has arrived: closing drops data in flight.
                             sender.finish();
                             let _ = sender.drained().await;
                             connection.close(CloseCode::ShuttingDown);
@@ -235,14 +232,15 @@ impl Serving {
                     }
                 }
                 sender.finish();
-                // Until the other end has it all.
+                // Waits until the other end has read everything.
                 let _ = sender.drained().await;
             });
         }
     }
 }
 
-/// Passes datagrams between one client and a coordinator until it falls silent, as a machine does that is gone.
+/// Forwards datagrams between one client and a coordinator until it falls silent, like a machine
+/// that is gone.
 pub(crate) struct Relay {
     pub(crate) address: String,
     silent: Arc<AtomicBool>,
@@ -281,7 +279,7 @@ impl Relay {
         Self { address, silent }
     }
 
-    /// From now on nothing passes.
+    /// From now on nothing is forwarded.
     pub(crate) fn fall_silent(&self) {
         self.silent.store(true, Ordering::Relaxed);
     }

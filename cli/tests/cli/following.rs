@@ -125,7 +125,7 @@ fn a_refused_job_is_init_failed_for_its_target() {
     assert_eq!(objects.len(), 1, "{}", ran.out);
     assert_eq!(objects[0]["event"], "init.failed");
     assert_eq!(objects[0]["node_id"], "node_c");
-    // Refused before anything is dialled: the same.
+    // Refused before dialling, with the same output.
     let ran = coordinator.run("init node_b --from node_b --json");
     assert_eq!(
         (ran.code, ran.objects()[0]["event"].as_str()),
@@ -395,7 +395,7 @@ fn findings_and_warnings_on_the_way_are_shown() {
     );
 }
 
-/// A child that follows a job which never ends, after its first line.
+/// A child that follows an endless job, after its first line.
 fn following(
     coordinator: &Coordinator,
     line: &str,
@@ -463,7 +463,7 @@ fn followed_events_go_on_where_they_were_when_the_coordinator_is_back() {
         connections += 1;
         match (connections, after) {
             (1, 0) => vec![Step::Say(event("agent.connected", "info")), Step::Leave],
-            // A coordinator that is stopping says so and is dialled again all the same.
+            // A coordinator that is stopping says so and is dialled again nevertheless.
             (2, 1) => all(vec![ApiReply::Fault(
                 Fault::new(FaultKind::Unreachable, "the coordinator is stopping")
                     .retry(steep_protocol::Retry::NewConnection),

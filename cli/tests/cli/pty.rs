@@ -1,4 +1,4 @@
-//! The binary with a pseudo-terminal of its own.
+//! The binary on its own pseudo-terminal.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -14,11 +14,11 @@ use crate::coordinator::{Coordinator, PATIENCE};
 /// Columns and lines.
 const SIZE: (u16, u16) = (80, 24);
 
-/// A child with a terminal, and what it has written there.
+/// A child on a terminal, and its output.
 pub(crate) struct OnTerminal {
     child: Child,
     master: File,
-    /// Ours, so that the terminal's settings can be asked for after the child has gone.
+    /// Kept open, so that the terminal's settings can be read after the child has exited.
     slave: File,
     output: Arc<(Mutex<Vec<u8>>, Condvar)>,
 }
@@ -28,13 +28,13 @@ impl OnTerminal {
         Self::start_with(coordinator, line, &[])
     }
 
-    /// With those variables in its environment.
+    /// Starts it with those environment variables.
     pub(crate) fn start_with(
         coordinator: &Coordinator,
         line: &str,
         variables: &[(&str, &str)],
     ) -> Self {
-        // Closed in children: one that holds its own master never sees its terminal go.
+        // Close-on-exec: a child that holds its own master would never see its terminal close.
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let master = openpt(flags).unwrap();
         grantpt(&master).unwrap();
@@ -64,7 +64,7 @@ impl OnTerminal {
         let (writes, mut reads) = (Arc::clone(&output), master.try_clone().unwrap());
         std::thread::spawn(move || {
             let mut bytes = [0; 4096];
-            // The master fails once nobody has the slave any more.
+            // Reading fails once nobody holds the slave.
             while let Ok(length @ 1..) = reads.read(&mut bytes) {
                 writes.0.lock().unwrap().extend_from_slice(&bytes[..length]);
                 writes.1.notify_all();
@@ -78,12 +78,12 @@ impl OnTerminal {
         }
     }
 
-    /// Everything written so far.
+    /// All output so far.
     pub(crate) fn written(&self) -> String {
         String::from_utf8_lossy(&self.output.0.lock().unwrap()).into_owned()
     }
 
-    /// Waits until that text has been written.
+    /// Waits until that text has been output.
     pub(crate) fn wait_for(&self, text: &str) {
         self.wait(text, |written| {
             String::from_utf8_lossy(written).contains(text)
@@ -97,7 +97,6 @@ impl OnTerminal {
         });
     }
 
-    /// What the terminal shows now.
     pub(crate) fn screen(&self) -> vt100::Parser {
         screen_of(&self.output.0.lock().unwrap())
     }
@@ -117,7 +116,7 @@ impl OnTerminal {
         );
     }
 
-    /// Whether typed lines are shown and kept for lines, as a shell wants its terminal.
+    /// Whether the terminal is in line mode with echo, as a shell needs it.
     pub(crate) fn is_for_lines(&self) -> bool {
         let modes = tcgetattr(&self.slave).unwrap().local_modes;
         modes.contains(LocalModes::ECHO | LocalModes::ICANON)
@@ -131,12 +130,12 @@ impl OnTerminal {
         writeln!(self.master, "{line}").unwrap();
     }
 
-    /// From now on the terminal takes nothing, as one behind a connection that stalls.
+    /// From now on the terminal accepts no output, like one behind a stalled connection.
     pub(crate) fn stall(&self) {
         tcflow(&self.slave, Action::OOff).unwrap();
     }
 
-    /// Gives it another size, as pulling at a window does.
+    /// Resizes the terminal, like dragging a window.
     pub(crate) fn resize(&self, columns: u16, lines: u16) {
         let size = Winsize {
             ws_col: columns,
@@ -145,11 +144,10 @@ impl OnTerminal {
             ws_ypixel: 0,
         };
         tcsetwinsize(&self.master, size).unwrap();
-        // The kernel tells those alone whose own terminal it is.
+        // The kernel signals only processes that have it as their controlling terminal.
         self.signal(Signal::WINCH);
     }
 
-    /// Presses keys.
     pub(crate) fn press(&mut self, keys: &str) {
         self.master.write_all(keys.as_bytes()).unwrap();
     }
@@ -161,7 +159,7 @@ impl OnTerminal {
 
 impl Drop for OnTerminal {
     fn drop(&mut self) {
-        // A test that failed leaves nothing behind; one that did not has waited for the child.
+        // Cleans up after a failed test; otherwise the child has already exited.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

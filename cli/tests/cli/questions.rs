@@ -1,4 +1,4 @@
-//! Commands that ask and go.
+//! Commands that ask once and exit.
 
 use std::fs;
 
@@ -161,7 +161,7 @@ fn doctor_exits_by_what_it_finds() {
         "doctor node_b --from node_a --json",
     );
     assert_eq!(ran.objects()[0]["findings"][0]["code"], "wal_level");
-    // Silence is not health.
+    // No reply is not a healthy coordinator.
     let silent = Coordinator::start(|_| all(vec![]));
     assert_eq!(silent.run(line).code, 1);
 }
@@ -230,8 +230,8 @@ fn a_fault_of_the_coordinator_is_told_with_its_exit_code() {
 
 #[test]
 fn who_cannot_connect_or_is_nobody_gets_6() {
-    // A socket that is bound and never answers would take long; a closed port is told at once or
-    // after the dial's own limit.
+    // A bound socket that never answers would take long; a closed port fails at once or after the
+    // dial's own limit.
     let coordinator = nodes();
     let elsewhere = tempfile::tempdir().unwrap();
     init_ca(elsewhere.path()).unwrap();

@@ -1,4 +1,4 @@
-//! The binary on a pseudo-terminal: bars, questions, answers.
+//! The binary on a pseudo-terminal: bars, prompts, answers.
 
 use rustix::process::Signal;
 use steep_protocol::message::api::{ApiReply, ApiRequest, Order, Query};
@@ -9,7 +9,7 @@ use crate::coordinator::{Coordinator, Step};
 use crate::pty::OnTerminal;
 use crate::views::{accepted, all, ended, findings, node, progress};
 
-/// A job that goes on until it is cancelled.
+/// A job that runs until it is cancelled.
 fn endless() -> Coordinator {
     Coordinator::start(|request| match request {
         ApiRequest::Order(Order::Init(_)) => vec![

@@ -112,7 +112,7 @@ pub(crate) fn event(kind: &str, level: &str) -> ApiReply {
     })
 }
 
-/// A job that is over, as it was asked for.
+/// A finished job with default options.
 pub(crate) fn job(name: &str) -> ApiReply {
     let spec = JobSpec::new(id("node_a"), id(name));
     ApiReply::Job(Box::new(JobView {
@@ -143,7 +143,7 @@ pub(crate) fn findings(name: &str, severity: Severity, code: &str) -> ApiReply {
     }
 }
 
-/// Those replies, then the end.
+/// Those replies, then the end of the stream.
 pub(crate) fn all(replies: Vec<ApiReply>) -> Vec<Step> {
     replies
         .into_iter()

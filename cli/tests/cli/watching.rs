@@ -15,7 +15,7 @@ use crate::coordinator::{Coordinator, Hearing, PATIENCE, Relay, Step};
 use crate::pty::OnTerminal;
 use crate::views::{accepted, all, ended, event, job, node, progress};
 
-/// Leaves the alternate screen and shows the cursor again.
+/// Leaves the alternate screen and shows the cursor.
 const GIVEN_BACK: [&str; 2] = ["\u{1b}[?1049l", "\u{1b}[?25h"];
 
 fn nodes() -> Vec<NodeView> {
@@ -26,7 +26,7 @@ fn nodes() -> Vec<NodeView> {
     vec![source, node("node_b", NodeState::Copying), failed]
 }
 
-/// A cluster with a job that goes on.
+/// A cluster with an endless job.
 fn cluster() -> Coordinator {
     Coordinator::start(|request| match request {
         ApiRequest::Watch => vec![
@@ -56,9 +56,9 @@ fn watch_draws_takes_keys_and_gives_the_terminal_back() {
     terminal.wait_on_screen("1 copying");
     assert!(terminal.screen().screen().alternate_screen());
     assert!(!terminal.is_for_lines());
-    // Down twice, to the node whose error would clear the screen and ring.
+    // Down twice, to the node whose error would clear the screen and ring the bell.
     terminal.press("jj");
-    // As it was written: the emulator leaves the replacement character out.
+    // Checks the raw output, because the emulator drops the replacement character.
     terminal.wait_for("node_c: evil \u{fffd}[2J\u{fffd}31m\u{fffd} text");
     assert!(!terminal.written().contains("\u{1b}[2J\u{9b}"));
     terminal.press("k\r");
@@ -120,7 +120,7 @@ fn a_coordinator_that_comes_back_is_found_again() {
         }
     });
     let mut terminal = OnTerminal::start(&coordinator, "watch");
-    // As it was written: it is on the screen for a moment only.
+    // Checks the raw output, because the screen shows it only briefly.
     terminal.wait_for("reconnecting");
     terminal.wait_on_screen("node_z");
     terminal.wait_on_screen("live");
@@ -135,19 +135,19 @@ fn a_coordinator_that_falls_silent_is_said_to_be_gone_within_three_seconds() {
     let variables = [("STEEP_REPL_COORDINATOR", relay.address.as_str())];
     let mut terminal = OnTerminal::start_with(&coordinator, "watch", &variables);
     terminal.wait_on_screen("live");
-    // Outlasts the idle timeout: it stays live while the coordinator answers.
+    // Longer than the idle timeout: it stays connected while the coordinator answers.
     std::thread::sleep(Duration::from_secs(4));
     assert!(!terminal.written().contains("reconnecting"));
     relay.fall_silent();
     let silent = Instant::now();
     terminal.wait_for("reconnecting");
-    // 3 s from the last answer, and what a busy machine takes to draw.
+    // 3 s from the last answer, plus the time a busy machine needs to draw.
     assert!(silent.elapsed() < Duration::from_secs(4), "{silent:?}");
     terminal.press("q");
     assert_eq!(terminal.code(), 0);
 }
 
-/// A cluster that does that when a job is cancelled.
+/// A cluster that runs `cancel` when a job is cancelled.
 fn cancelling(cancel: impl Fn() -> Vec<Step> + Send + 'static) -> Coordinator {
     Coordinator::start(move |request| match request {
         ApiRequest::Watch => vec![Step::Say(ApiReply::Nodes(nodes())), Step::Hold],
@@ -177,13 +177,13 @@ fn keys_pressed_while_dialling_are_refused_and_not_kept() {
     coordinator.hear(Hearing::None);
     terminal.press("gjcy");
     coordinator.wait_for_a_knock();
-    // Whatever is pressed has been taken once the list of keys is shown.
+    // All earlier keys have been handled once the list of keys is shown.
     terminal.press("xcy?");
     terminal.wait_on_screen("this list");
     coordinator.hear(Hearing::Good);
     terminal.wait_on_screen("live");
     terminal.wait_on_screen("the coordinator cannot be reached: nothing was sent to it");
-    // Asked after whatever was kept would have been.
+    // Pressed after any buffered keys.
     terminal.press("x\r");
     terminal.wait_on_screen("no job yet");
     terminal.press("q");
@@ -275,7 +275,7 @@ fn a_terminal_that_takes_nothing_holds_up_neither_keys_nor_the_coordinator_nor_t
     let mut terminal = OnTerminal::start(&coordinator, "watch");
     terminal.wait_on_screen("node_b");
     terminal.stall();
-    // Each draws something, and asks for something else.
+    // Each node draws a different screen and sends a different request.
     for node in ["node_a", "node_b", "node_c"] {
         terminal.press(if node == "node_a" { "g\r" } else { "n" });
         loop {
@@ -322,7 +322,7 @@ fn another_size_clears_and_draws_in_one_frame() {
     for columns in (60..100).rev() {
         terminal.resize(columns, 24);
     }
-    // The columns that eighty have no room for.
+    // Columns that do not fit into 80.
     terminal.resize(160, 30);
     terminal.wait_for("ELAPSED");
     terminal.press("q");
@@ -366,7 +366,7 @@ fn without_a_terminal_watch_says_what_else_there_is_and_writes_lines_for_program
             progress("node_b", NodeState::Copying, Phase::Copy),
             ended("node_b", NodeState::Synchronized, None),
         ]),
-        // Dialled again after the end, as a service that is watched for ever must be.
+        // Dials again after the end, because it watches a service that may restart.
         _ => all(vec![ApiReply::Fault(Fault::new(
             FaultKind::Unauthorized,
             "not any more",

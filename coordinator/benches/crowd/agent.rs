@@ -1,4 +1,4 @@
-//! Agents without servers, which say what real ones would and when they would.
+//! Agents without servers that send the messages of real ones at the same times.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,26 +20,26 @@ use tokio::time::{Instant, interval_at, sleep, sleep_until};
 use super::healthy::server;
 use super::{PART_MILLIS, PARTS_EACH, TABLES};
 
-/// What the agents have said, and in how many sends.
+/// Messages of all agents, and the number of sends.
 pub(super) static MESSAGES: AtomicU64 = AtomicU64::new(0);
 pub(super) static SENDS: AtomicU64 = AtomicU64::new(0);
 
-/// An agent that does everything at once, but copies without end.
+/// An agent that finishes every command at once, except that it copies for ever.
 pub(super) struct FakeAgent {
     sender: Sender,
     cadence: Cadence,
     epoch: Instant,
-    /// When its parts end, from a whole second on.
+    /// When its parts end, as an offset from a full second.
     phase: Duration,
-    /// Jobs it copies, and parts done of each.
+    /// Jobs it copies, with the number of finished parts.
     copying: BTreeMap<JobId, u32>,
-    /// Jobs whose slots it has, and how much WAL they hold back.
+    /// Jobs whose slots it has, with their retained WAL.
     slots: BTreeMap<JobId, u64>,
-    /// Audit entries that it has and has not confirmed.
+    /// Audit entries that it has not acknowledged.
     audited: Vec<u64>,
-    /// When it spoke last. Of all changes since then, the first has waited longest.
+    /// Time of its last report: the oldest unreported change is that old.
     changed: Duration,
-    /// Whether its server has been looked at since.
+    /// Whether it has observed its server since.
     looked: bool,
 }
 
@@ -124,7 +124,7 @@ impl FakeAgent {
         Ok(())
     }
 
-    /// When it speaks next: of jobs it copies, bytes grow all the time.
+    /// Time of its next report: for jobs it copies, bytes grow all the time.
     fn due(&self) -> Instant {
         let news = if !self.audited.is_empty() {
             News::Event
@@ -137,7 +137,7 @@ impl FakeAgent {
         due.map_or(Instant::now() + LOOK_EVERY, Instant::from_std)
     }
 
-    /// Says everything there is to say, together.
+    /// Sends everything new, together.
     async fn speak(&mut self) -> Result<()> {
         let now = Instant::now().into_std();
         let audited = std::mem::take(&mut self.audited).into_iter();
@@ -174,7 +174,7 @@ impl FakeAgent {
 }
 
 impl FakeAgent {
-    /// What it observes, in which nothing stands out: WAL is written all the time.
+    /// Its observations, in which nothing stands out: WAL is written all the time.
     fn observed(&mut self) -> Observed {
         let slots = self.slots.iter_mut().map(|(job, held)| {
             *held += 1_000;
@@ -204,7 +204,7 @@ impl FakeAgent {
     }
 }
 
-/// Four parts on their way, the first of which says when something changed and when that is said.
+/// Four parts in flight; the first encodes when something changed and when that is sent.
 fn progress(job: JobId, changed: Duration, now: Duration) -> Result<ProgressReport> {
     let changed = u64::try_from(changed.as_millis())?;
     let now = u64::try_from(now.as_millis())?;

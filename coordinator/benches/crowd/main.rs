@@ -1,12 +1,13 @@
-//! What a hundred nodes in progress cost the coordinator: `cargo bench -p steep-coordinator`.
+//! Measures what a hundred nodes in progress cost the coordinator: `cargo bench -p
+//! steep-coordinator`.
 //!
-//! The real coordinator, as its own process, over real QUIC; a hundred targets and ten sources that
-//! pretend to have servers, each target copying and speaking when a real agent would
-//! ([`steep_protocol::pace`]). Prints the coordinator's share of one processor and how much the agents
-//! say while nobody watches, while it is scraped each second, while one operator watches the cluster
-//! and while 25 follow a job each; how old the answer to a question is while nobody watches; and how
-//! long a change takes to reach who watches, from the moment it happens beside the agent. Fails where
-//! the share is over [`SHARE_MAX`] while nobody watches.
+//! It runs the real coordinator as its own process over real QUIC, with a hundred targets and ten
+//! sources without servers, each target copying and reporting at the times of a real agent
+//! ([`steep_protocol::pace`]). It prints the coordinator's share of one CPU and the agents'
+//! messages while nobody watches, while it is scraped each second, while one operator watches the
+//! cluster and while 25 follow a job each; the age of an answer while nobody watches; and the time
+//! from a change at an agent to its arrival at a watcher. It fails if the share exceeds
+//! [`SHARE_MAX`] while nobody watches.
 
 use std::fs;
 use std::net::UdpSocket;
@@ -35,24 +36,24 @@ use agent::{FakeAgent, MESSAGES, SENDS};
 const SOURCES: u32 = 10;
 const TARGETS: u32 = 100;
 
-/// Tables and parts of each job; enough that none ends.
+/// Tables and parts of each job, enough that none ends.
 const TABLES: u32 = 50;
 const PARTS_EACH: u32 = 1_000;
 
-/// Each target ends a part so often, in milliseconds.
+/// Interval between finished parts of a target, in milliseconds.
 const PART_MILLIS: u64 = 1_000;
 
-/// Questions asked while nobody watches.
+/// Requests sent while nobody watches.
 const QUESTIONS: u32 = 50;
 
 const MEASURED: Duration = Duration::from_secs(15);
 
-/// What a hundred nodes in progress may cost while nobody watches, in percent of a processor.
+/// The highest share of a CPU, in percent, for a hundred nodes in progress that nobody watches.
 const SHARE_MAX: f64 = 1.0;
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    // Under `cargo test` benches are only built, or run with this flag.
+    // `cargo test` only builds benches, or runs them with this flag.
     if std::env::args().any(|word| word == "--test") {
         return Ok(());
     }
@@ -73,7 +74,7 @@ async fn main() -> Result<()> {
     let mut agents = JoinSet::new();
     for (at, name) in (0..).zip(&names) {
         let (address, credentials) = (address.clone(), credentials(dir, name)?);
-        // They do not all end their parts at once.
+        // Parts of different agents end at different times.
         let phase = Duration::from_millis(at * PART_MILLIS / names.len() as u64);
         agents.spawn(async move { FakeAgent::run(&address, &credentials, epoch, phase).await });
     }
@@ -135,7 +136,7 @@ async fn measure(dir: &Path, address: &str, metrics: &str, pid: u32, epoch: Inst
     let mut followers = JoinSet::new();
     for n in 0..TARGETS {
         let node = NodeId::parse(&format!("target_{n}"))?;
-        // As many connections as operators would have: a connection bears 32 streams at most.
+        // Several connections, as operators would have: one allows 32 streams.
         let connection = if n % 25 == 0 {
             endpoint.dial(address, &Expect::Coordinator).await?
         } else {
@@ -160,10 +161,9 @@ async fn measure(dir: &Path, address: &str, metrics: &str, pid: u32, epoch: Inst
     Ok(())
 }
 
-/// What a while cost.
 struct Share {
     percent: f64,
-    /// A second.
+    /// Per second.
     messages: f64,
     sends: f64,
 }
@@ -182,7 +182,7 @@ impl std::fmt::Display for Share {
     }
 }
 
-/// The share of a processor that process uses over the next while, and what agents say meanwhile.
+/// Measures a process's share of a CPU and the agents' messages during an interval.
 async fn share(pid: u32) -> Result<Share> {
     let count = || {
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed) as f64;
@@ -199,7 +199,6 @@ async fn share(pid: u32) -> Result<Share> {
     })
 }
 
-/// Milliseconds, as people compare them.
 fn spread(mut millis: Vec<u128>) -> String {
     millis.sort_unstable();
     let at = |share: usize| millis[(millis.len() - 1) * share / 100];
@@ -212,8 +211,8 @@ fn spread(mut millis: Vec<u128>) -> String {
     )
 }
 
-/// How old what the coordinator knows is, in milliseconds: of one job after the other, each asked for
-/// once, so that nobody watches.
+/// The age of the coordinator's data in milliseconds: asks once for one job after the other, so
+/// that nobody watches.
 async fn ask_now_and_then(connection: &Connection, epoch: Instant) -> Result<Vec<u128>> {
     let mut ages = Vec::new();
     for n in 0..QUESTIONS {
@@ -233,8 +232,8 @@ async fn ask_now_and_then(connection: &Connection, epoch: Instant) -> Result<Vec
     Ok(ages)
 }
 
-/// User and system time of that process, from its scheduler's statistics: ticks of 10 ms are too
-/// coarse for what is measured here.
+/// User and system time of a process from its scheduler's statistics: ticks of 10 ms are too coarse
+/// here.
 fn cpu_millis(pid: u32) -> Result<f64> {
     let mut nanos = 0u64;
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
@@ -254,7 +253,6 @@ fn resident(pid: u32) -> Result<u64> {
     Ok(kib * 1024)
 }
 
-/// Follows a job and throws away what it says.
 async fn follow(connection: Connection, node: NodeId) -> Result<()> {
     let request = ApiRequest::Progress { node, follow: true };
     let mut receiver = ask(&connection, &request).await?;
@@ -262,7 +260,6 @@ async fn follow(connection: Connection, node: NodeId) -> Result<()> {
     Ok(())
 }
 
-/// Asks for the metrics, each second, on and on.
 async fn scrape(address: String) -> Result<()> {
     let mut each = interval(Duration::from_secs(1));
     loop {
@@ -277,14 +274,14 @@ async fn scrape(address: String) -> Result<()> {
     }
 }
 
-/// Milliseconds from a change beside an agent to its arrival at who watches the cluster. Reports carry
-/// the time of the change as the bytes of their part.
+/// Milliseconds from a change at an agent to its arrival at a watcher of the cluster. Reports
+/// encode the time of the change in the bytes of their part.
 async fn watch_for(connection: &Connection, epoch: Instant) -> Result<Vec<u128>> {
     let node = NodeId::parse("target_7")?;
     let mut receiver = ask(connection, &ApiRequest::Watch).await?;
     let mut delays = Vec::new();
     let began = Instant::now();
-    // What changed before somebody watched waited for nobody.
+    // Ignores changes from before the watch.
     let mut last = u64::try_from(epoch.elapsed().as_millis())?;
     while began.elapsed() < MEASURED {
         let view = match receiver.recv().await? {
@@ -296,7 +293,7 @@ async fn watch_for(connection: &Connection, epoch: Instant) -> Result<Vec<u128>>
         if view.node_id != node {
             continue;
         }
-        // Of every part, the lowest bits are the time; the one on its way is the largest.
+        // The low bits of each part's bytes are the time; the part in flight has the largest.
         let at = view.bytes_copied >> 20;
         if at > last {
             delays.push(epoch.elapsed().as_millis().saturating_sub(at.into()));
@@ -348,7 +345,7 @@ async fn ask(
     Ok(receiver)
 }
 
-/// How many agents are online, and how many nodes are copying.
+/// Agents online, and nodes copying.
 async fn nodes(connection: &Connection) -> Result<(usize, usize)> {
     let mut receiver = ask(connection, &ApiRequest::Query(Query::Nodes { node: None })).await?;
     let Some(ApiReply::Nodes(nodes)) = receiver.recv().await? else {

@@ -116,7 +116,7 @@ fn spans_go_to_the_collector_in_one_request() {
 
 #[test]
 fn without_a_collector_spans_are_counted_and_nobody_waits() {
-    // Accepts nobody: connections stay in the kernel's queue, and no answer ever comes.
+    // Never accepts: connections stay in the kernel's queue, and no answer comes.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let traces = traces(&format!("http://{}", listener.local_addr().unwrap()));
     let began = std::time::Instant::now();

@@ -1,4 +1,4 @@
-//! A connection whose peer is known and whose hello has been exchanged.
+//! A connection with a known peer and a completed hello.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,27 +11,27 @@ use crate::wire::close::CloseCode;
 use crate::wire::hello::{Answer, HELLO_LENGTH, Hello};
 use crate::wire::{ByteCount, NodeId};
 
-/// Who is at the other end, from its certificate.
+/// The peer's identity, from its certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
-    /// What it may be.
+    /// Its role.
     pub role: Role,
-    /// Its name: of an agent, the node's.
+    /// Its name; for an agent, the node's.
     pub name: NodeId,
     /// The serial number of the certificate it showed, as `steep-repl certs show` prints it.
     pub certificate: String,
 }
 
-/// How a connection's path does. Counters are over the connection's life.
+/// Statistics of a connection's path. Counters cover the connection's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PathStats {
-    /// The current estimate of the round trip.
+    /// The current round-trip estimate.
     pub rtt: Duration,
-    /// Bytes that congestion control lets be on their way at once.
+    /// Bytes that congestion control allows in flight.
     pub congestion_window: ByteCount,
     /// Packets sent.
     pub sent_packets: u64,
-    /// Of those, taken for lost.
+    /// Packets considered lost.
     pub lost_packets: u64,
     /// UDP payload sent.
     pub sent: ByteCount,
@@ -39,7 +39,7 @@ pub struct PathStats {
     pub received: ByteCount,
 }
 
-/// A connection. Clones are the same connection.
+/// A connection. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Connection {
     inner: quinn::Connection,
@@ -58,7 +58,8 @@ impl Connection {
         let _ = send.finish();
         let mut head = [0; HELLO_LENGTH];
         if let Err(error) = recv.read_exact(&mut head).await {
-            // A listener that refuses closes the connection; its reason says more than the stream's.
+            // A listener that refuses closes the connection; its reason is more specific than the
+            // stream's.
             return Err(inner
                 .close_reason()
                 .map_or_else(|| broken(&error), |e| refused_or_broken(&e)));
@@ -96,20 +97,20 @@ impl Connection {
                 protocol: version,
             }),
             Answer::Refused { code, reason } => {
-                // The peer closes once it has read why.
+                // The peer closes after reading the refusal.
                 let _ = tokio::time::timeout(Duration::from_secs(5), inner.closed()).await;
                 Err(ConnectError::Refused { code, reason })
             }
         }
     }
 
-    /// Who is at the other end.
+    /// The peer's identity.
     #[must_use]
     pub fn peer(&self) -> &Peer {
         &self.peer
     }
 
-    /// The protocol that both ends speak ([`crate::hello::VERSION`]).
+    /// The protocol version in use ([`crate::hello::VERSION`]).
     #[must_use]
     pub fn protocol(&self) -> u16 {
         self.protocol
@@ -118,22 +119,22 @@ impl Connection {
     /// Opens a stream. Waits while the peer's limit of streams is reached.
     ///
     /// # Errors
-    /// [`StreamError::Lost`] where the connection is gone.
+    /// [`StreamError::Lost`] if the connection is gone.
     pub async fn open(&self) -> Result<(Sender, Receiver), StreamError> {
         let (send, recv) = self.inner.open_bi().await?;
         Ok((Sender::new(send), Receiver::new(recv)))
     }
 
-    /// The next stream that the peer opens.
+    /// Waits for the next stream that the peer opens.
     ///
     /// # Errors
-    /// [`StreamError::Lost`] where the connection is gone.
+    /// [`StreamError::Lost`] if the connection is gone.
     pub async fn accept(&self) -> Result<(Sender, Receiver), StreamError> {
         let (send, recv) = self.inner.accept_bi().await?;
         Ok((Sender::new(send), Receiver::new(recv)))
     }
 
-    /// Closes it at once, for that reason.
+    /// Closes it at once with that reason.
     pub fn close(&self, code: CloseCode) {
         self.inner.close(
             quinn::VarInt::from_u32(code.code()),
@@ -141,24 +142,24 @@ impl Connection {
         );
     }
 
-    /// Until it is closed, by whoever; why, as far as the peer said.
+    /// Waits until either end has closed it. Returns the peer's reason, if it gave one.
     pub async fn closed(&self) -> Option<CloseCode> {
         closed_with(&self.inner.closed().await)
     }
 
-    /// Whether it is closed already.
+    /// Whether it is closed.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.inner.close_reason().is_some()
     }
 
-    /// Where the peer is, as this end sees it.
+    /// The peer's address as seen from here.
     #[must_use]
     pub fn remote(&self) -> SocketAddr {
         self.inner.remote_address()
     }
 
-    /// How the path does, from the transport's own counters.
+    /// The transport's own statistics.
     #[must_use]
     pub fn path(&self) -> PathStats {
         let stats = self.inner.stats();
@@ -172,7 +173,7 @@ impl Connection {
         }
     }
 
-    /// The current estimate of the round trip.
+    /// The current round-trip estimate.
     #[must_use]
     pub fn rtt(&self) -> Duration {
         self.inner.rtt()
@@ -185,7 +186,7 @@ fn refused_or_broken(error: &quinn::ConnectionError) -> ConnectError {
             code,
             reason: code.to_string(),
         },
-        // TLS 1.3 lets the client finish before the server has judged its certificate, so the
+        // In TLS 1.3 the client finishes before the server has checked its certificate, so the
         // server's alert arrives here.
         None if is_tls(error) => ConnectError::Certificate {
             address: "the peer".to_owned(),

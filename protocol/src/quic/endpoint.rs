@@ -14,26 +14,26 @@ use crate::wire::NodeId;
 use crate::wire::close::CloseCode;
 use crate::wire::hello::ALPN;
 
-/// How long one address gets to answer before the next is tried.
+/// Time for one address to answer before the next is tried.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a caller gets to finish TLS and hello: as long as one that dials waits for it.
+/// Time for a caller to finish TLS and hello; the caller waits as long.
 const HANDSHAKE_TIMEOUT: Duration = DIAL_TIMEOUT;
 
-/// Socket buffers asked of the kernel: 4 MiB hold 20 ms at 200 MB/s. The kernel gives what
-/// `net.core.rmem_max` allows.
+/// Requested socket buffers: 4 MiB hold 20 ms at 200 MB/s. The kernel grants at most
+/// `net.core.rmem_max`.
 const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
 
-/// Callers that have not been looked at yet. More are turned away by the transport.
+/// Callers waiting to be accepted. The transport rejects more.
 const INCOMING_MAX: usize = 1_024;
 
-/// Bytes kept of a caller that has not been looked at: its first flight of packets.
+/// Bytes buffered per waiting caller: its first flight of packets.
 const INCOMING_BUFFER: u64 = 16 * 1024;
 
-/// The same, of all of them.
+/// Bytes buffered for all waiting callers.
 const INCOMING_BUFFERS: u64 = 4 * 1024 * 1024;
 
-/// Whom a dialled address must turn out to be.
+/// The expected identity of a dialled peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expect {
     /// A coordinator of this cluster.
@@ -49,33 +49,35 @@ pub struct Endpoint {
     local: SocketAddr,
 }
 
-/// A caller that has not shown who it is yet.
+/// A caller that has not been authenticated yet.
 #[derive(Debug)]
 pub struct Incoming {
     inner: quinn::Incoming,
 }
 
 impl Incoming {
-    /// Where it calls from.
+    /// The caller's address.
     #[must_use]
     pub fn remote(&self) -> SocketAddr {
         self.inner.remote_address()
     }
 
-    /// The caller, if it has proved that it receives at its address. Else it is told to, and calls again.
+    /// The caller, if it has proved that it receives at its address. Otherwise it is told to retry
+    /// with a proof.
     pub(super) fn with_proved_address(self) -> Option<Self> {
         if !self.inner.may_retry() {
             return Some(self);
         }
-        // Fails only for a caller that may not be asked.
+        // Fails only if a retry is not allowed; the caller then times out.
         let _ = self.inner.retry();
         None
     }
 
-    /// Finishes TLS and the hello. Bounded in time; run it beside the accept loop.
+    /// Finishes TLS and the hello within [`HANDSHAKE_TIMEOUT`]. Run it beside the accept loop.
     ///
     /// # Errors
-    /// [`ConnectError`] where the caller has no certificate of ours or speaks something else.
+    /// [`ConnectError`] if the caller has no certificate of this cluster or speaks another
+    /// protocol.
     pub async fn handshake(self) -> Result<Connection, ConnectError> {
         let address = self.inner.remote_address().to_string();
         let work = async {
@@ -97,10 +99,10 @@ impl Incoming {
 }
 
 impl Endpoint {
-    /// Listens on that address, and can dial from it, as an agent does.
+    /// Listens on that address, and can also dial from it, as an agent does.
     ///
     /// # Errors
-    /// [`EndpointError`] where the address cannot be had or the certificates cannot be used.
+    /// [`EndpointError`] if the address is not available or the certificates cannot be used.
     pub fn listen(
         address: SocketAddr,
         credentials: &Credentials,
@@ -122,7 +124,7 @@ impl Endpoint {
     /// Only dials, from any port.
     ///
     /// # Errors
-    /// [`EndpointError`] where there is no socket or the certificates cannot be used.
+    /// [`EndpointError`] if no socket can be opened or the certificates cannot be used.
     pub fn dialer(credentials: &Credentials, tuning: Tuning) -> Result<Self, EndpointError> {
         let any6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
         let any4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
@@ -170,12 +172,12 @@ impl Endpoint {
         Ok(Self { inner, local })
     }
 
-    /// The next caller; `None` once the endpoint is closed. Cancel-safe.
+    /// Waits for the next caller; `None` once the endpoint is closed. Cancel-safe.
     pub async fn accept(&self) -> Option<Incoming> {
         self.inner.accept().await.map(|inner| Incoming { inner })
     }
 
-    /// Dials `HOST:PORT`, every address of it in turn, and makes sure of who answers.
+    /// Dials `HOST:PORT`, trying each of its addresses in turn, and verifies the peer's identity.
     ///
     /// # Errors
     /// [`ConnectError`] of the last address tried.
@@ -231,13 +233,14 @@ impl Endpoint {
             .unwrap_or_else(|_| Err(unreachable("no answer within 5 s".to_owned())))
     }
 
-    /// Where it listens, with the port the kernel chose.
+    /// The listening address, with the port that the kernel chose.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local
     }
 
-    /// Closes every connection for that reason and waits until the peers could have heard.
+    /// Closes every connection with that reason and waits until the peers have been notified, or
+    /// `deadline` has passed.
     pub async fn close(&self, code: CloseCode, deadline: Duration) {
         self.inner.close(
             quinn::VarInt::from_u32(code.code()),
@@ -280,7 +283,7 @@ fn bind(address: SocketAddr) -> std::io::Result<UdpSocket> {
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
     }
-    // The kernel may give less, or nothing in a sandbox; either way the socket works.
+    // Best effort: the kernel may grant less, and a sandbox nothing.
     let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
     let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
     socket.bind(&address.into())?;

@@ -1,4 +1,4 @@
-//! What can go wrong with endpoints, connections and streams, and whether to try again.
+//! Errors of endpoints, connections and streams, and whether to retry.
 
 use std::net::SocketAddr;
 
@@ -11,7 +11,7 @@ use crate::wire::{Fault, FaultKind, Retry};
 /// An endpoint could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
-    /// The address is taken, or not ours.
+    /// The address is in use or not local.
     #[error("cannot listen on UDP {address}: {source}")]
     Bind {
         /// Where.
@@ -19,7 +19,7 @@ pub enum EndpointError {
         /// Why.
         source: std::io::Error,
     },
-    /// The certificates do not make a TLS configuration.
+    /// No TLS configuration can be built from the certificates.
     #[error("the certificates cannot be used for TLS")]
     Credentials(#[from] steep_certs::CredentialsError),
     /// The TLS configuration lacks what QUIC needs.
@@ -27,18 +27,18 @@ pub enum EndpointError {
     Tls(String),
 }
 
-/// A connection did not come about.
+/// A connection failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The name has no address.
     #[error("cannot resolve {address}: {source}")]
     Resolve {
-        /// What was to be resolved.
+        /// The address.
         address: String,
-        /// Why it cannot be.
+        /// The resolver's error.
         source: std::io::Error,
     },
-    /// Nothing answers there.
+    /// Nothing answers at that address.
     #[error("no answer from {address} over UDP: {reason}")]
     Unreachable {
         /// Where.
@@ -54,18 +54,18 @@ pub enum ConnectError {
         /// Why.
         reason: String,
     },
-    /// The peer's certificate has no identity of ours.
+    /// The peer's certificate carries no identity of this cluster.
     #[error("the peer's certificate does not say who it is: {0}")]
     Identity(String),
     /// The peer refused, with a reason.
     #[error("refused: {reason}")]
     Refused {
-        /// For programs.
+        /// The code.
         code: CloseCode,
-        /// For people.
+        /// The reason as text.
         reason: String,
     },
-    /// What answered is something else.
+    /// The peer speaks another protocol.
     #[error(transparent)]
     Hello(#[from] HelloError),
     /// The connection broke before it could be used.
@@ -90,7 +90,7 @@ impl ConnectError {
         }
     }
 
-    /// The same for people and scripts: what next.
+    /// The error for people and scripts, with the next step.
     #[must_use]
     pub fn to_fault(&self) -> Fault {
         let (kind, hint) = match self {
@@ -123,36 +123,36 @@ impl ConnectError {
     }
 }
 
-/// A stream broke or said something that is not the protocol.
+/// A stream broke or violated the protocol.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
     /// The connection is gone.
     #[error("the connection was lost: {reason}")]
     Lost {
-        /// The peer's reason, where it closed the connection itself.
+        /// The peer's reason, if the peer closed the connection.
         code: Option<CloseCode>,
-        /// In words.
+        /// The reason as text.
         reason: String,
     },
-    /// The peer gave this stream up.
+    /// The peer reset or stopped this stream.
     #[error("the peer ended the stream: {0}")]
     Reset(CloseCode),
     /// The stream ended in the middle of a message.
     #[error("the stream ended in the middle of a message")]
     Truncated,
-    /// Bytes that are no message.
+    /// The bytes are not a valid message.
     #[error(transparent)]
     Codec(#[from] CodecError),
-    /// Bytes that are no frame.
+    /// The bytes are not a valid frame.
     #[error(transparent)]
     Frame(#[from] FrameError),
-    /// We ended the stream ourselves and went on using it.
+    /// The stream was used after it was finished.
     #[error("the stream was already finished")]
     Finished,
 }
 
 impl StreamError {
-    /// Why the peer ended stream or connection, where it said so.
+    /// Why the peer ended the stream or connection, if it said so.
     #[must_use]
     pub fn code(&self) -> Option<CloseCode> {
         match self {
@@ -162,7 +162,7 @@ impl StreamError {
         }
     }
 
-    /// Whether the same can be tried again.
+    /// Whether to retry.
     #[must_use]
     pub fn retry(&self) -> Retry {
         match self {
@@ -172,7 +172,7 @@ impl StreamError {
         }
     }
 
-    /// The same for people and scripts.
+    /// The error for people and scripts.
     #[must_use]
     pub fn to_fault(&self) -> Fault {
         let kind = match self.code() {
@@ -222,7 +222,7 @@ fn close_code(code: quinn::VarInt) -> CloseCode {
     CloseCode::from_code(u32::try_from(code.into_inner()).unwrap_or(u32::MAX))
 }
 
-/// The peer's own reason for closing, if it gave one.
+/// The peer's reason for closing, if it gave one.
 pub(super) fn closed_with(error: &quinn::ConnectionError) -> Option<CloseCode> {
     match error {
         quinn::ConnectionError::ApplicationClosed(close) => Some(close_code(close.error_code)),

@@ -1,7 +1,7 @@
-//! QUIC connections by peer: how each path does now, and what all of them have come to.
+//! QUIC statistics by peer: the current state of each connection, and totals over all of them.
 //!
-//! Holds a clone of each live connection, and a connection lives as long as its last clone: whoever
-//! owns one keeps the [`Watched`] beside it and drops both together.
+//! It holds a clone of each live connection, and a connection lives as long as its last clone. So
+//! the owner of a connection must keep the [`Watched`] beside it and drop both together.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::{Connection, PathStats, Role};
 
-/// Every peer ever connected to; nodes of a cluster are few.
+/// Every peer ever connected to; a cluster has few nodes.
 #[derive(Debug, Clone, Default)]
 pub struct Links {
     peers: Arc<Mutex<BTreeMap<String, Peer>>>,
@@ -19,11 +19,10 @@ pub struct Links {
 struct Peer {
     next: u64,
     live: BTreeMap<u64, Connection>,
-    /// Of connections that have ended.
+    /// Totals of closed connections.
     ended: Counted,
 }
 
-/// Sums over connections.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Counted {
     sent_packets: u64,
@@ -41,18 +40,18 @@ impl Counted {
     }
 }
 
-/// One peer's paths.
+/// Statistics of one peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerStats {
     /// The node's name, `coordinator`, or `operators` for all of them.
     pub peer: String,
     /// Live connections.
     pub connections: u64,
-    /// The longest round trip of any of them.
+    /// The longest round trip among its connections.
     pub rtt: Duration,
-    /// Their congestion windows, summed, in bytes.
+    /// The sum of its congestion windows, in bytes.
     pub congestion_window: u64,
-    /// Packets sent, over all connections ever.
+    /// Packets sent, over all connections so far.
     pub sent_packets: u64,
     /// Of those, lost.
     pub lost_packets: u64,
@@ -62,7 +61,7 @@ pub struct PeerStats {
     pub received: u64,
 }
 
-/// A connection that is counted until this goes.
+/// Counts a connection until it is dropped.
 #[derive(Debug)]
 pub struct Watched {
     links: Links,
@@ -71,12 +70,12 @@ pub struct Watched {
 }
 
 impl Links {
-    /// Counts a connection in.
+    /// Starts counting a connection.
     #[must_use]
     pub fn watch(&self, connection: &Connection) -> Watched {
         let peer = match connection.peer().role {
             Role::Coordinator => "coordinator".to_owned(),
-            // Operators come and go, and nobody's network is watched by the name of who calls.
+            // Operators share one series: their names are not nodes of a network.
             Role::Operator => "operators".to_owned(),
             Role::Agent => connection.peer().name.to_string(),
         };
@@ -92,7 +91,7 @@ impl Links {
         }
     }
 
-    /// Every peer's paths, by name.
+    /// Statistics of every peer, sorted by name.
     #[must_use]
     pub fn stats(&self) -> Vec<PeerStats> {
         let peers = self.lock();

@@ -1,10 +1,10 @@
-//! Who is let in: a listener's callers, from their first packet to a connection that may be served.
+//! Admission of callers, from the first packet to a connection that may be served.
 //!
-//! Owns every unfinished handshake of an endpoint and counts its connections. A caller that has not
-//! shown its certificate takes no connection's place: handshakes are bounded apart, and where there are
-//! too many the oldest gives way, which is one that does not get on. While many are under way, callers
-//! must first prove that they receive at their address (RFC 9000, 8.1.2), so forged addresses cost
-//! nothing. No identity can take more than its share of the connections.
+//! The listener owns all unfinished handshakes of an endpoint and counts its connections.
+//! Handshakes have their own limit, so an unauthenticated caller takes no connection's place. At
+//! that limit, the oldest handshake is dropped: it is the one that has stalled. With many
+//! handshakes under way, callers must first prove that they receive at their address (RFC 9000,
+//! 8.1.2), so forged addresses cost nothing. No identity can exceed its share of the connections.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -20,66 +20,67 @@ use super::error::ConnectError;
 use crate::wire::NodeId;
 use crate::wire::close::CloseCode;
 
-/// Unfinished handshakes. One that gets on is over within a few round trips, so 256 let some thousand
-/// callers a second in; each holds about 100 kB.
+/// Maximum number of unfinished handshakes. A normal one takes a few round trips, so 256 allow some
+/// thousand callers a second; each holds about 100 kB.
 const HANDSHAKES_MAX: usize = 256;
 
-/// With so many unfinished handshakes callers have to prove their address, which costs a round trip.
+/// From this many unfinished handshakes on, callers must prove their address, which costs them a
+/// round trip.
 const PROVE_ADDRESS_FROM: usize = 32;
 
-/// How many connections a listener serves.
+/// Limits on a listener's connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConnectionLimits {
-    /// At once.
+    /// In total.
     pub total: usize,
-    /// Of one identity, which is a role and a name.
+    /// Per identity, which is a role and a name.
     pub per_identity: usize,
 }
 
-/// An endpoint's callers, one after the other.
+/// Yields an endpoint's callers one by one.
 #[derive(Debug)]
 pub struct Listener {
     endpoint: Arc<Endpoint>,
     places: Places,
     handshakes: JoinSet<(SocketAddr, Result<Connection, ConnectError>)>,
-    /// The handshakes' tasks, oldest first.
+    /// The handshake tasks, oldest first.
     started: VecDeque<AbortHandle>,
 }
 
-/// What became of a caller.
+/// The result of a call.
 #[derive(Debug)]
 pub enum Arrival {
-    /// It is known and may be served.
+    /// The caller is authenticated and may be served.
     Accepted(Accepted),
-    /// It did not finish its handshake.
+    /// The handshake failed.
     Failed {
-        /// Where it called from.
+        /// The caller's address.
         remote: SocketAddr,
-        /// Why.
+        /// The error.
         error: ConnectError,
     },
-    /// It is known and was refused: too many connections.
+    /// The caller is authenticated, but there are too many connections.
     Refused {
-        /// Where it called from.
+        /// The caller's address.
         remote: SocketAddr,
-        /// What its certificate says it is.
+        /// Its role, from its certificate.
         role: Role,
         /// Its name.
         name: NodeId,
     },
 }
 
-/// A connection to be served, and its place among the others.
+/// A connection to serve, and its place among the connections.
 #[derive(Debug)]
 pub struct Accepted {
     /// The connection.
     pub connection: Connection,
-    /// Kept as long as it is served.
+    /// Must be kept while the connection is served.
     pub place: Place,
 }
 
 impl Listener {
-    /// Listens with that endpoint.
+    /// Listens on that endpoint.
     #[must_use]
     pub fn new(endpoint: Arc<Endpoint>, limits: ConnectionLimits) -> Self {
         Self {
@@ -93,14 +94,14 @@ impl Listener {
         }
     }
 
-    /// The next caller whose handshake has ended, well or not; `None` once the endpoint is closed.
+    /// Waits for the next handshake to end, well or not; `None` once the endpoint is closed.
     /// Cancel-safe.
     pub async fn next(&mut self) -> Option<Arrival> {
         loop {
             tokio::select! {
                 incoming = self.endpoint.accept() => self.begin(incoming?),
                 Some(ended) = self.handshakes.join_next() => {
-                    // One that gave way, or broke by a mistake of ours, has closed its connection.
+                    // A dropped or panicked handshake has closed its connection.
                     let Ok((remote, greeted)) = ended else { continue };
                     return Some(match greeted {
                         Ok(connection) => self.places.seat(connection),
@@ -111,7 +112,7 @@ impl Listener {
         }
     }
 
-    /// Handshakes that have been begun and not ended, as far as it has been looked at.
+    /// Unfinished handshakes, as of the last call of `next`.
     #[cfg(test)]
     pub(super) fn handshakes(&mut self) -> usize {
         self.started.retain(|handshake| !handshake.is_finished());
@@ -144,14 +145,13 @@ impl Listener {
     }
 }
 
-/// The connections of a listener.
 #[derive(Debug, Clone)]
 struct Places {
     limits: ConnectionLimits,
     table: Arc<Mutex<Table<Connection>>>,
 }
 
-/// Connections by the order in which they came.
+/// Connections in order of arrival.
 #[derive(Debug)]
 struct Table<C> {
     next: u64,
@@ -166,11 +166,11 @@ struct Holder<C> {
     connection: C,
 }
 
-/// Whether another connection of an identity finds room.
+/// Whether there is room for another connection of an identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Room {
     Free,
-    /// That one has to go: the identity's oldest on which nothing happens.
+    /// After closing that one: the identity's oldest idle connection.
     InPlaceOf(u64),
     None,
 }
@@ -239,7 +239,7 @@ impl Places {
     }
 }
 
-/// A connection's place; dropping it makes room for another.
+/// A connection's place. Dropping it makes room for another.
 #[derive(Debug)]
 pub struct Place {
     id: u64,
@@ -247,12 +247,12 @@ pub struct Place {
     table: Arc<Mutex<Table<Connection>>>,
 }
 
-/// Something happens on a connection, until it is dropped: the connection does not give way.
+/// Marks a connection as busy until dropped: it is not closed in favour of another.
 #[derive(Debug)]
 pub struct Busy(Arc<AtomicUsize>);
 
 impl Place {
-    /// Notes that something happens on the connection.
+    /// Marks the connection as busy.
     #[must_use]
     pub fn busy(&self) -> Busy {
         self.busy.fetch_add(1, Ordering::Relaxed);
@@ -305,7 +305,7 @@ mod tests {
         assert_eq!(table.room(LIMITS, Role::Agent, &a), Room::InPlaceOf(1));
         second.store(1, Ordering::Relaxed);
         assert_eq!(table.room(LIMITS, Role::Agent, &a), Room::None);
-        // An operator of that name is somebody else.
+        // An operator of the same name is another identity.
         assert_eq!(table.room(LIMITS, Role::Operator, &a), Room::Free);
     }
 

@@ -1,8 +1,8 @@
-//! The half with sockets: QUIC endpoints with mutual TLS, framed streams, who the peer is.
+//! The half with sockets: QUIC endpoints with mutual TLS, framed streams, the peer's identity.
 //!
 //! Invariants: no byte is exchanged with a peer whose certificate the cluster's CA did not sign; a
-//! dialled peer is who it was expected to be, by the name in its certificate, wherever it was found;
-//! every connection begins with the frozen hello ([`crate::hello`]); every window is bounded; so are
+//! dialled peer must prove the expected name by its certificate, whatever its address; every
+//! connection begins with the frozen hello ([`crate::hello`]); every window is bounded, and so are
 //! unfinished handshakes and the connections of each identity ([`Listener`]).
 
 mod connection;

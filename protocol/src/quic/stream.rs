@@ -1,5 +1,5 @@
-//! The two halves of a stream. Control messages travel as length-prefixed frames; parts as raw
-//! bytes whose heads the caller reads.
+//! The two halves of a stream. Control messages are length-prefixed frames; parts are raw bytes,
+//! whose heads the caller reads.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -10,10 +10,10 @@ use crate::wire::codec;
 use crate::wire::frame::{FrameHead, HEAD_LENGTH};
 use crate::wire::limits::CONTROL_FRAME_MAX;
 
-/// How much of a message's claimed length is believed before its bytes are there.
+/// Bytes allocated for a message before its content has arrived, whatever length it claims.
 const TRUST: usize = 64 * 1024;
 
-/// Messages that are sent together are handed on in pieces of about this.
+/// Target size of the pieces that [`Sender::send_all`] writes.
 const TOGETHER: usize = 64 * 1024;
 
 /// The sending half.
@@ -38,20 +38,20 @@ impl Sender {
 
     /// Sends one control message.
     ///
-    /// Not cancel-safe: dropped midway, the stream is only good for [`Sender::reset`].
+    /// Not cancel-safe: if dropped midway, the stream can only be reset ([`Sender::reset`]).
     ///
     /// # Errors
-    /// [`StreamError`] where the message is too long or the stream is gone.
+    /// [`StreamError`] if the message is too long or the stream is gone.
     pub async fn send<T: Serialize>(&mut self, message: &T) -> Result<(), StreamError> {
         self.send_all(std::slice::from_ref(message)).await
     }
 
-    /// Sends control messages together: small ones share their packets, and the peer wakes once.
+    /// Sends control messages together: small ones share packets, and the peer wakes once.
     ///
-    /// Not cancel-safe, as [`Sender::send`].
+    /// Not cancel-safe, like [`Sender::send`].
     ///
     /// # Errors
-    /// [`StreamError`] where a message is too long or the stream is gone.
+    /// [`StreamError`] if a message is too long or the stream is gone.
     pub async fn send_all<T: Serialize>(&mut self, messages: &[T]) -> Result<(), StreamError> {
         let mut frames = Vec::new();
         for message in messages {
@@ -72,20 +72,20 @@ impl Sender {
         self.send_bytes(frames).await
     }
 
-    /// Sends bytes as they are, without copying them. Waits while the peer's window is full, which
-    /// is how a slow target slows its source.
+    /// Sends bytes without copying them. Waits while the peer's window is full, which is how a slow
+    /// target slows its source.
     ///
     /// # Errors
-    /// [`StreamError`] where the stream is gone.
+    /// [`StreamError`] if the stream is gone.
     pub async fn send_bytes(&mut self, bytes: Vec<u8>) -> Result<(), StreamError> {
         Ok(self.inner.write_chunk(bytes.into()).await?)
     }
 
-    /// Sends pieces one after the other, as [`Sender::send_bytes`] does each, but wakes whoever
-    /// carries them, and the peer, once for as many as there is room for.
+    /// Sends pieces in order, like [`Sender::send_bytes`] for each, but wakes the transport and the
+    /// peer only once for as many as fit the window.
     ///
     /// # Errors
-    /// [`StreamError`] where the stream is gone.
+    /// [`StreamError`] if the stream is gone.
     pub async fn send_pieces(
         &mut self,
         pieces: impl IntoIterator<Item = Vec<u8>>,
@@ -97,26 +97,26 @@ impl Sender {
     /// Sends a frame's head.
     ///
     /// # Errors
-    /// [`StreamError`] where the stream is gone.
+    /// [`StreamError`] if the stream is gone.
     pub async fn send_head(&mut self, head: FrameHead) -> Result<(), StreamError> {
         Ok(self.inner.write_all(&head.to_bytes()).await?)
     }
 
-    /// Says that nothing more comes. Sending afterwards is an error; finishing twice is not.
+    /// Ends the stream. Sending afterwards is an error; finishing twice is not.
     pub fn finish(&mut self) {
-        // Fails only where the stream has ended already, which is what was wanted.
+        // Fails only if the stream has already ended.
         let _ = self.inner.finish();
     }
 
-    /// Gives the stream up; what was sent may not arrive.
+    /// Abandons the stream; sent bytes may not arrive.
     pub fn reset(&mut self, code: CloseCode) {
         let _ = self.inner.reset(quinn::VarInt::from_u32(code.code()));
     }
 
-    /// Until the peer has read everything up to the end, or given the stream up.
+    /// Waits until the peer has read everything.
     ///
     /// # Errors
-    /// [`StreamError`] where the peer stopped reading or the connection was lost.
+    /// [`StreamError`] if the peer stopped reading or the connection was lost.
     pub async fn drained(&mut self) -> Result<(), StreamError> {
         match self.inner.stopped().await {
             Ok(None) => Ok(()),
@@ -139,11 +139,11 @@ impl Receiver {
         }
     }
 
-    /// As [`Receiver::recv`], of a message that is at most `longest` bytes long: nothing of a longer one
-    /// is kept. For messages of those who have shown no right to ask for more.
+    /// Like [`Receiver::recv`], for a message of at most `longest` bytes; a longer one is rejected
+    /// by its length. Use it for peers that have not proved a right to send more.
     ///
     /// # Errors
-    /// As [`Receiver::recv`]; [`StreamError::Codec`] for a longer one.
+    /// As [`Receiver::recv`]; [`StreamError::Codec`] for a longer message.
     pub async fn recv_short<T: DeserializeOwned>(
         &mut self,
         longest: usize,
@@ -153,10 +153,10 @@ impl Receiver {
 
     /// The next control message, or `None` at a clean end.
     ///
-    /// Cancel-safe: what has arrived of a message is kept for the next call.
+    /// Cancel-safe: a partly received message is kept for the next call.
     ///
     /// # Errors
-    /// [`StreamError`] where the stream broke, or its bytes are no such message.
+    /// [`StreamError`] if the stream broke, or its bytes are not such a message.
     pub async fn recv<T: DeserializeOwned>(&mut self) -> Result<Option<T>, StreamError> {
         self.recv_at_most(CONTROL_FRAME_MAX).await
     }
@@ -191,20 +191,20 @@ impl Receiver {
         Ok(Some(message?))
     }
 
-    /// A frame's head.
+    /// Reads a frame's head.
     ///
     /// # Errors
-    /// [`StreamError`] where the stream ended or the bytes are no head.
+    /// [`StreamError`] if the stream ended or the bytes are not a head.
     pub async fn recv_head(&mut self) -> Result<FrameHead, StreamError> {
         let mut bytes = [0; HEAD_LENGTH];
         self.read_exact(&mut bytes).await?;
         Ok(FrameHead::from_bytes(&bytes)?)
     }
 
-    /// Exactly that many bytes. Not cancel-safe.
+    /// Reads exactly that many bytes. Not cancel-safe.
     ///
     /// # Errors
-    /// [`StreamError::Truncated`] where the stream ends before.
+    /// [`StreamError::Truncated`] if the stream ends before.
     pub async fn read_exact(&mut self, into: &mut [u8]) -> Result<(), StreamError> {
         self.inner
             .read_exact(into)
@@ -217,7 +217,7 @@ impl Receiver {
 
     /// Tells the peer to stop sending.
     pub fn stop(&mut self, code: CloseCode) {
-        // Fails only where the stream has ended already.
+        // Fails only if the stream has already ended.
         let _ = self.inner.stop(quinn::VarInt::from_u32(code.code()));
     }
 }

@@ -1,4 +1,4 @@
-//! What the transport is told, each number with its reason.
+//! Transport settings, each number with its reason.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,50 +8,50 @@ use quinn::{MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use crate::wire::limits::STREAM_WINDOW;
 
-/// Unread bytes of all streams of a connection that rows arrive by: 16 workers with a full window each,
-/// and some.
+/// Receive window of a connection that carries rows: 16 workers with a full stream window each, and
+/// some.
 const ROWS_WINDOW: u32 = 24 * 1024 * 1024;
 
-/// The same where requests alone arrive: 128 at their longest.
+/// Receive window where only requests arrive: 128 of the longest.
 const REQUESTS_WINDOW: u32 = 512 * 1024;
 
-/// The same where messages arrive: the longest takes some round trips.
+/// Receive window for messages: the longest takes some round trips.
 const MESSAGES_WINDOW: u32 = 2 * 1024 * 1024;
 
-/// Bytes of rows kept for retransmission. As much as the other end may have outstanding.
+/// Send buffer for rows: as much as the receive window of the other end.
 const ROWS_SEND_WINDOW: u64 = ROWS_WINDOW as u64;
 
-/// The same of messages: what one who does not read his answers can make us keep.
+/// Send buffer for messages: the most that a peer who reads no answers can make us keep.
 const MESSAGES_SEND_WINDOW: u64 = MESSAGES_WINDOW as u64;
 
-/// Streams a peer may have open at once: 16 workers each of several jobs, and questions beside.
+/// Streams a peer may have open: 16 workers each for several jobs, and requests.
 const ROWS_STREAMS: u32 = 128;
 
-/// The same where messages are exchanged: an agent has one, an operator one a question.
+/// Streams for messages: an agent uses one, an operator one per request.
 const MESSAGES_STREAMS: u32 = 48;
 
-/// A silent peer is gone after this: a job whose agent died is to end within 15 s.
+/// Time until a silent peer is considered gone: a job whose agent died must end within 15 s.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// The same for somebody who watches a screen, who is to know within 3 s.
+/// The same for a watched screen, which must report the loss within 3 s.
 const IDLE_TIMEOUT_WATCHING: Duration = Duration::from_millis(2_500);
 
-/// Probes in the idle timeout, of which all but one may be lost.
+/// Keep-alive probes per idle timeout; all but one may be lost.
 const PROBES: u32 = 4;
 
-/// The largest datagram tried. The sender hands the kernel up to ten at once for segmentation, and
-/// ten must stay below UDP's 65,507 bytes, or each batch is refused as a whole: jumbo frames of
-/// 9,000 are therefore not filled, and 6,500 gives most of their gain.
+/// The largest datagram tried. Up to ten are passed to the kernel at once for segmentation, and
+/// together they must stay below UDP's 65,507 bytes, or the whole batch is rejected. So jumbo
+/// frames of 9,000 are not filled; 6,500 gives most of their gain.
 const MTU_MAX: u16 = 6_500;
 
-/// Receive batches are as long as the largest datagram times what the kernel coalesces, so processes
+/// Receive buffers grow with the largest datagram times what the kernel coalesces, so processes
 /// that carry no rows stay at Ethernet's size.
 const MTU_CONTROL: u16 = 1_452;
 
 /// How a connection reacts to loss and delay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Congestion {
-    /// Models bandwidth and delay; keeps going at 1 % loss, where loss-based control collapses.
+    /// Models bandwidth and delay; keeps its rate at 1 % loss, where loss-based control collapses.
     #[default]
     Bbr,
     /// Loss-based; fair to others on a shared, clean path.
@@ -70,31 +70,31 @@ pub enum Traffic {
 /// Which end of a connection this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Side {
-    /// It was called, and is asked.
+    /// It accepted the connection and answers requests.
     Listens,
-    /// It called, and asks. Nobody opens a stream to it.
+    /// It dialled and sends requests. The other end opens no stream.
     Dials,
 }
 
-/// How endpoints are set up.
+/// Settings of an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tuning {
-    /// What they carry.
+    /// The kind of traffic.
     pub traffic: Traffic,
-    /// How they react to loss.
+    /// The congestion control.
     pub congestion: Congestion,
-    /// How soon a silent peer counts as gone. The shorter time of both ends holds.
+    /// Time until a silent peer is considered gone. The shorter of both ends' applies.
     pub idle_timeout: Duration,
 }
 
 impl Tuning {
-    /// For the coordinator and the CLI.
+    /// For coordinator and CLI.
     pub const CONTROL: Self = Self {
         traffic: Traffic::Control,
         congestion: Congestion::Cubic,
         idle_timeout: IDLE_TIMEOUT,
     };
-    /// For a screen that shows whether the coordinator is there.
+    /// For a screen that shows whether the coordinator is reachable.
     pub const WATCHING: Self = Self {
         idle_timeout: IDLE_TIMEOUT_WATCHING,
         ..Self::CONTROL
@@ -114,7 +114,7 @@ impl Tuning {
         }
     }
 
-    /// Unread bytes of a connection, bytes kept for retransmission, and streams that the other end opens.
+    /// Receive window, send buffer, and streams that the other end may open.
     fn windows(self, side: Side) -> (u32, u64, u32) {
         match (self.traffic, side) {
             (Traffic::Bulk, Side::Listens) => (REQUESTS_WINDOW, ROWS_SEND_WINDOW, ROWS_STREAMS),

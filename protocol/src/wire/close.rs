@@ -1,10 +1,10 @@
-//! Why a connection or stream was closed. Peers branch on the code, never on text.
+//! Reasons for closing a connection or stream. Peers branch on the code, never on text.
 
 use std::fmt;
 
 macro_rules! close_codes {
     ($($(#[$doc:meta])* $name:ident = $code:literal, $text:literal;)+) => {
-        /// A reason to close, carried as a QUIC application error code.
+        /// A close reason, carried as a QUIC application error code.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum CloseCode {
             $($(#[$doc])* $name,)+
@@ -13,7 +13,7 @@ macro_rules! close_codes {
         }
 
         impl CloseCode {
-            /// The number on the wire.
+            /// The code on the wire.
             #[must_use]
             pub fn code(self) -> u32 {
                 match self {
@@ -22,7 +22,7 @@ macro_rules! close_codes {
                 }
             }
 
-            /// The reason of that number.
+            /// The reason with that code.
             #[must_use]
             pub fn from_code(code: u32) -> Self {
                 match code {
@@ -44,17 +44,17 @@ macro_rules! close_codes {
 }
 
 close_codes! {
-    /// Nothing went wrong; the work is over.
+    /// The work is complete.
     Done = 0, "done";
-    /// The process is stopping; come back.
+    /// The process is stopping; reconnect later.
     ShuttingDown = 1, "shutting down";
-    /// The versions have nothing in common.
+    /// No common version.
     Version = 2, "no common protocol version";
     /// The certificate's role or name does not allow this.
     Forbidden = 3, "not allowed by certificate";
-    /// Bytes that are not the protocol.
+    /// The bytes violate the protocol.
     Malformed = 4, "malformed message";
-    /// A newer connection of the same node took its place.
+    /// A newer connection of the same node replaced it.
     Superseded = 5, "superseded by a newer connection";
     /// The job or part was cancelled.
     Cancelled = 6, "cancelled";
@@ -62,7 +62,7 @@ close_codes! {
     SourceFailed = 7, "source failed";
     /// The receiver of a part failed.
     SinkFailed = 8, "sink failed";
-    /// This certificate has as many connections as it may have, or the process as it can serve.
+    /// The certificate, or the process, has reached its limit of connections.
     TooMany = 9, "too many connections: close others of this certificate, or try again later";
 }
 

@@ -1,4 +1,4 @@
-//! An error as it crosses the wire: what failed, where, why, what next, and whether to try again.
+//! An error as sent over the wire: what failed, where, why, what to do, and whether to retry.
 
 use std::fmt;
 
@@ -6,26 +6,26 @@ use serde::{Deserialize, Serialize};
 
 use super::{NodeId, TableName};
 
-/// The kind of an error, as scripts tell them apart. The CLI's exit code is made of it.
+/// The kind of an error, for scripts. It determines the CLI's exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FaultKind {
-    /// Anything without a kind of its own. Exit code 1.
+    /// Anything else. Exit code 1.
     Failed,
-    /// The request itself makes no sense. Exit code 2.
+    /// The request is invalid. Exit code 2.
     BadRequest,
     /// Schemas differ and the mode is strict. Exit code 3.
     SchemaMismatch,
     /// Cancelled by an operator. Exit code 4.
     Cancelled,
-    /// The job's time is over. Exit code 5.
+    /// The job's time limit has passed. Exit code 5.
     Timeout,
-    /// Somebody cannot be reached. Exit code 6.
+    /// A peer or server cannot be reached. Exit code 6.
     Unreachable,
-    /// Reached, and refused. Exit code 6.
+    /// Reached, but refused. Exit code 6.
     Unauthorized,
-    /// A table of the source is not any more what the job began with: what was read of it before is of
-    /// no use, and nothing that is kept helps. Exit code 1.
+    /// A table of the source changed since the job began: rows read before are useless, so nothing
+    /// is kept. Exit code 1.
     SourceChanged,
 }
 
@@ -46,11 +46,11 @@ impl FaultKind {
     }
 }
 
-/// Whether the same thing may be tried again.
+/// Whether to retry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Retry {
-    /// It would fail in the same way.
+    /// It would fail again.
     Never,
     /// After a pause.
     Backoff,
@@ -58,27 +58,27 @@ pub enum Retry {
     NewConnection,
 }
 
-/// An error for a person and for a program: it names the node, the cause and the next step.
+/// An error for people and programs: it names the node, the cause and the next step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {
-    /// Which kind.
+    /// The kind.
     pub kind: FaultKind,
-    /// The node it happened on, where there is one.
+    /// The node where it happened, if any.
     pub node: Option<NodeId>,
     /// What failed and why, in one sentence. Never a row value, password or connection string.
     pub message: String,
-    /// What to do next, in one sentence; empty where there is nothing to add.
+    /// What to do next, in one sentence; may be empty.
     pub hint: String,
-    /// Whether trying again can help.
+    /// Whether to retry.
     pub retry: Retry,
-    /// The table it happened at, where there is one; not in what older versions stored. Boxed, since
-    /// most have none and faults travel in every result.
+    /// The table, if any; absent in records of older versions. Boxed, because most faults have none
+    /// and every result carries a fault.
     #[serde(default)]
     pub table: Option<Box<TableName>>,
 }
 
 impl Fault {
-    /// A fault of that kind, with nothing to add and no retry.
+    /// A fault of that kind without hint or retry.
     pub fn new(kind: FaultKind, message: impl Into<String>) -> Self {
         Self {
             kind,
@@ -90,28 +90,28 @@ impl Fault {
         }
     }
 
-    /// With a next step.
+    /// Sets the next step.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = hint.into();
         self
     }
 
-    /// On that node.
+    /// Sets the node.
     #[must_use]
     pub fn on(mut self, node: &NodeId) -> Self {
         self.node = Some(node.clone());
         self
     }
 
-    /// At that table.
+    /// Sets the table.
     #[must_use]
     pub fn at(mut self, table: &TableName) -> Self {
         self.table = Some(Box::new(table.clone()));
         self
     }
 
-    /// With that answer to "again?".
+    /// Sets whether to retry.
     #[must_use]
     pub fn retry(mut self, retry: Retry) -> Self {
         self.retry = retry;

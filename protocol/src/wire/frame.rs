@@ -5,9 +5,9 @@
 //! end    kind:u8=2  reserved:u24  chunks:u64  raw:u64  rows:u64   (zero to 44)    44 bytes
 //! fault  kind:u8=3  reserved:u24  length:u32                      (zero to 44)    44 bytes, a Fault
 //! ```
-//! Numbers are big-endian. The digest is BLAKE3 of the payload, so that nothing unpacks bytes that
-//! were changed, and it can name the chunk in a store. Chunks are cut without regard to rows: a row
-//! may span many, and no row size changes what a worker must hold.
+//! Numbers are big-endian. The digest is BLAKE3 of the payload on the wire, checked before
+//! unpacking. Chunks are cut without regard to rows: a row may span many, so a worker's memory does
+//! not depend on row sizes.
 
 use super::limits::{CHUNK_RAW_MAX, CHUNK_WIRE_MAX, CONTROL_FRAME_MAX};
 use super::{ByteCount, RowCount};
@@ -19,10 +19,10 @@ const KIND_CHUNK: u8 = 1;
 const KIND_END: u8 = 2;
 const KIND_FAULT: u8 = 3;
 
-/// How a chunk's payload is packed.
+/// A chunk's compression.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Packing {
-    /// As it came.
+    /// Uncompressed.
     Raw,
     /// One LZ4 block.
     Lz4,
@@ -54,9 +54,9 @@ impl Packing {
 pub enum FrameHead {
     /// COPY data follows.
     Chunk {
-        /// How it is packed.
+        /// Its compression.
         packing: Packing,
-        /// Its length unpacked, 1 to [`CHUNK_RAW_MAX`] bytes.
+        /// Its uncompressed length, 1 to [`CHUNK_RAW_MAX`] bytes.
         raw: u32,
         /// Its length on the wire, 1 to [`CHUNK_WIRE_MAX`] bytes.
         wire: u32,
@@ -65,37 +65,37 @@ pub enum FrameHead {
     },
     /// The part is complete; nothing follows.
     End {
-        /// How many chunks were sent.
+        /// Number of chunks sent.
         chunks: u64,
-        /// COPY bytes over all of them.
+        /// COPY bytes in all chunks.
         raw: ByteCount,
         /// Rows, as the source's PostgreSQL counted them.
         rows: RowCount,
     },
-    /// The source failed; an encoded [`super::Fault`] of that length follows, and nothing after it.
+    /// The source failed; an encoded [`super::Fault`] of that length follows, then nothing.
     Fault {
         /// Its length in bytes.
         length: u32,
     },
 }
 
-/// Bytes that are no frame head.
+/// Not a valid frame head.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     /// Neither chunk, end nor fault.
     #[error("frame kind {0} is unknown")]
     Kind(u8),
-    /// A packing of a newer peer.
+    /// A compression of a newer peer.
     #[error("packing {0} is unknown")]
     Packing(u8),
-    /// A length of zero or over its limit.
+    /// A length is zero or over its limit.
     #[error("a frame says {field} is {length} bytes; 1 to {limit} are allowed")]
     Length {
-        /// Which length.
+        /// The field.
         field: &'static str,
-        /// What it says.
+        /// Its value.
         length: u64,
-        /// What is allowed.
+        /// The limit.
         limit: usize,
     },
 }
@@ -113,7 +113,7 @@ fn within(field: &'static str, length: u32, limit: usize) -> Result<u32, FrameEr
 }
 
 impl FrameHead {
-    /// The bytes to send.
+    /// Encodes the head.
     #[must_use]
     pub fn to_bytes(self) -> [u8; HEAD_LENGTH] {
         let mut bytes = [0; HEAD_LENGTH];
@@ -144,10 +144,10 @@ impl FrameHead {
         bytes
     }
 
-    /// The head in those bytes, every length within its limit.
+    /// Decodes a head and checks every length.
     ///
     /// # Errors
-    /// [`FrameError`] where they are none.
+    /// [`FrameError`] if it is not valid.
     pub fn from_bytes(bytes: &[u8; HEAD_LENGTH]) -> Result<Self, FrameError> {
         let u32_at = |at: usize| {
             u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])

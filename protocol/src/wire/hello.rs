@@ -1,5 +1,5 @@
-//! The first bytes of every connection, frozen for all time, so that any two versions can at least
-//! say why they part.
+//! The first bytes of every connection. They never change, so any two versions can tell each other
+//! why they are incompatible.
 //!
 //! ```text
 //! hello    "STEEPREP"  lowest:u16  highest:u16  reserved:u32     16 bytes, both ways of speaking
@@ -12,15 +12,15 @@
 use super::close::CloseCode;
 use super::limits::REFUSAL_REASON_MAX;
 
-/// What both ends must speak to exchange a hello at all (TLS ALPN).
+/// The TLS ALPN that both ends must offer to exchange a hello.
 pub const ALPN: &[u8] = b"steep-repl/1";
 
-/// The protocol spoken by this build.
+/// The protocol version of this build.
 ///
-/// 3. The first. What was numbered before was never published, and no build speaks it any more.
+/// 3: the first. Earlier numbers were never published, and no build speaks them.
 pub const VERSION: u16 = 3;
 
-/// The oldest protocol this build can still speak.
+/// The oldest version this build can speak.
 pub const VERSION_MIN: u16 = 3;
 
 /// The length of a hello, of an answer and of a refusal without its reason.
@@ -39,27 +39,27 @@ pub struct Hello {
     pub highest: u16,
 }
 
-/// What the listening end says to a hello.
+/// The listening end's answer to a hello.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// Go on, in that version.
+    /// Go on with that version.
     Accepted {
-        /// The version both speak.
+        /// The version to use.
         version: u16,
     },
-    /// The connection ends here.
+    /// The connection ends.
     Refused {
-        /// Why, for programs.
+        /// The reason as a code.
         code: CloseCode,
-        /// Why, for people; at most [`REFUSAL_REASON_MAX`] bytes are sent.
+        /// The reason as text; at most [`REFUSAL_REASON_MAX`] bytes are sent.
         reason: String,
     },
 }
 
-/// Bytes that are no hello or no answer to one.
+/// Not a valid hello or answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HelloError {
-    /// The first eight bytes are not ours: something else listens or calls there.
+    /// The first eight bytes are not ours: the peer is another program.
     #[error("the peer does not speak steep-repl's protocol")]
     NotSteep,
     /// A version range whose end lies before its beginning.
@@ -71,13 +71,13 @@ pub enum HelloError {
 }
 
 impl Hello {
-    /// What this build says.
+    /// This build's hello.
     pub const OURS: Self = Self {
         lowest: VERSION_MIN,
         highest: VERSION,
     };
 
-    /// The bytes to send.
+    /// Encodes the hello.
     #[must_use]
     pub fn to_bytes(self) -> [u8; HELLO_LENGTH] {
         let mut bytes = [0; HELLO_LENGTH];
@@ -87,10 +87,10 @@ impl Hello {
         bytes
     }
 
-    /// The hello in those bytes.
+    /// Decodes a hello.
     ///
     /// # Errors
-    /// [`HelloError`] where they are none.
+    /// [`HelloError`] if it is not valid.
     pub fn from_bytes(bytes: &[u8; HELLO_LENGTH]) -> Result<Self, HelloError> {
         if &bytes[..8] != HELLO {
             return Err(HelloError::NotSteep);
@@ -104,7 +104,7 @@ impl Hello {
         }
     }
 
-    /// The newest version that both ends speak, or why there is none.
+    /// Chooses the newest common version, or refuses with the reason.
     #[must_use]
     pub fn answer(self, ours: Self) -> Answer {
         let version = self.highest.min(ours.highest);
@@ -122,7 +122,7 @@ impl Hello {
 }
 
 impl Answer {
-    /// The bytes to send.
+    /// Encodes the answer.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = vec![0; HELLO_LENGTH];
@@ -136,7 +136,7 @@ impl Answer {
                 while !reason.is_char_boundary(end) {
                     end -= 1;
                 }
-                // Both fit: codes are small by construction and the length is bounded above.
+                // Both fit: codes are small and the length is limited above.
                 let code = u16::try_from(code.code()).unwrap_or(u16::MAX);
                 let length = u16::try_from(end).unwrap_or(0);
                 bytes[..8].copy_from_slice(REFUSAL);
@@ -148,10 +148,10 @@ impl Answer {
         bytes
     }
 
-    /// How many bytes of reason follow this head; none after an acceptance.
+    /// The length of the reason that follows this head; 0 after an acceptance.
     ///
     /// # Errors
-    /// [`HelloError`] where the head is neither.
+    /// [`HelloError`] if the head is neither.
     pub fn reason_length(head: &[u8; HELLO_LENGTH]) -> Result<usize, HelloError> {
         match &head[..8] {
             b if b == ANSWER => Ok(0),
@@ -167,10 +167,10 @@ impl Answer {
         }
     }
 
-    /// The answer of that head and reason.
+    /// Decodes an answer from its head and reason.
     ///
     /// # Errors
-    /// [`HelloError`] where the head is neither an acceptance nor a refusal.
+    /// [`HelloError`] if the head is neither an acceptance nor a refusal.
     pub fn from_bytes(head: &[u8; HELLO_LENGTH], reason: &[u8]) -> Result<Self, HelloError> {
         let number = u16::from_be_bytes([head[8], head[9]]);
         match &head[..8] {

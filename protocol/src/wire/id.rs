@@ -1,11 +1,11 @@
-//! Ids and units. Two bare integers never stand side by side in a message.
+//! Ids and units, so that messages never carry two bare integers side by side.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// An id or unit that is not of its form.
+/// An id or unit that does not parse.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {given:?} is not valid: {rule}")]
 pub struct InvalidId {
@@ -16,7 +16,7 @@ pub struct InvalidId {
 
 impl InvalidId {
     fn new(what: &'static str, given: &str, rule: &'static str) -> Self {
-        // What came from outside is shown, but never more of it than a line can hold.
+        // Truncated, so that the error stays on one line.
         let given = given.chars().take(80).collect();
         Self { what, given, rule }
     }
@@ -24,8 +24,8 @@ impl InvalidId {
 
 /// The name of a node: one PostgreSQL server and the agent beside it.
 ///
-/// It stands in the agent's certificate, in slot and publication names and in file names, hence the
-/// narrow alphabet: 1 to 63 of `a-z 0-9 _ -`, beginning with a letter.
+/// It is used in certificates, slot and publication names and file names, which limits its
+/// alphabet: 1 to 63 of `a-z 0-9 _ -`, starting with a letter.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct NodeId(String);
@@ -37,7 +37,7 @@ impl NodeId {
     /// Parses a node name.
     ///
     /// # Errors
-    /// [`InvalidId`] where the name breaks the rule above.
+    /// [`InvalidId`] if the name breaks the rule above.
     pub fn parse(text: &str) -> Result<Self, InvalidId> {
         let valid = text.len() <= 63
             && text.starts_with(|c: char| c.is_ascii_lowercase())
@@ -84,7 +84,7 @@ impl fmt::Display for NodeId {
     }
 }
 
-/// One initialisation, from the request to its end. Random; shown as 16 hexadecimal digits.
+/// One initialisation. Random; written as 16 hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct JobId(pub u64);
 
@@ -105,8 +105,8 @@ impl FromStr for JobId {
     }
 }
 
-/// One command of the coordinator to one agent. Unique for the coordinator's life; an agent that
-/// sees an id again answers with what that command has already come to.
+/// One command of the coordinator to one agent. Unique for the coordinator's life. An agent that
+/// receives an id again answers with that command's outcome so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct CommandId(pub u64);
 
@@ -116,8 +116,8 @@ impl fmt::Display for CommandId {
     }
 }
 
-/// Which snapshot of a job a part belongs to. A job has one, until its source session is lost and
-/// the unfinished tables are copied under another.
+/// The snapshot of a job that a part belongs to. A job that loses its snapshot gets another one for
+/// the unfinished tables.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
@@ -160,7 +160,7 @@ macro_rules! count {
 
         impl std::ops::Sub for $name {
             type Output = Self;
-            /// Saturates at zero: a difference of two counts read at different times may be below.
+            /// Saturates at zero: counts read at different times may be out of order.
             fn sub(self, other: Self) -> Self {
                 Self(self.0.saturating_sub(other.0))
             }
@@ -191,7 +191,7 @@ count! {
 pub struct Lsn(pub u64);
 
 impl Lsn {
-    /// How far `self` is ahead of `other`; nothing where it is behind.
+    /// How far `self` is ahead of `other`; 0 if it is behind.
     #[must_use]
     pub fn distance_from(self, other: Self) -> ByteCount {
         ByteCount(self.0.saturating_sub(other.0))

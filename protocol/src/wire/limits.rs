@@ -1,4 +1,4 @@
-//! Every limit that a length from outside is checked against before anything is allocated.
+//! Limits for lengths from outside, checked before anything is allocated.
 
 /// The longest control frame, in bytes. A plan travels in pages ([`PLAN_PAGE`]), so the largest
 /// message is a page of table descriptions or a list of preflight findings, well below this.
@@ -7,7 +7,7 @@ pub const CONTROL_FRAME_MAX: usize = 16 * 1024 * 1024;
 /// The longest request of one agent to another, in bytes: an id, numbers and a compression.
 pub const PEER_REQUEST_MAX: usize = 4 * 1024;
 
-/// The longest request of an operator, in bytes: the filters of several jobs, some thousand names.
+/// The longest request of an operator, in bytes: filters of several jobs, some thousand names.
 pub const API_REQUEST_MAX: usize = 256 * 1024;
 
 /// The longest registration of an agent, in bytes: the ids of ten thousand snapshots.
@@ -17,7 +17,7 @@ pub const REGISTRATION_MAX: usize = 256 * 1024;
 /// page of 50 still fits a control frame.
 pub const PLAN_PAGE: usize = 50;
 
-/// Tables of one job. A peer that lists more is not listened to any longer.
+/// Tables of one job. A connection that lists more is closed.
 pub const TABLES_MAX: usize = 1_000_000;
 
 /// Pages of one schema: a gigabyte of text, which is a million tables of a few columns each.
@@ -26,20 +26,20 @@ pub const SCHEMA_PAGES_MAX: usize = 2_048;
 /// Tables in one page of summaries for the coordinator: about 150 bytes each.
 pub const SUMMARY_PAGE: usize = 5_000;
 
-/// Bytes of text in one page of a schema, after which it ends. One table's columns at their longest
-/// still fit a control frame with it.
+/// Bytes of text after which a page of a schema ends. With one more table of maximal columns it
+/// still fits a control frame.
 pub const SCHEMA_PAGE_BYTES: usize = 512 * 1024;
 
-/// COPY bytes in one chunk before compression. Large enough that per-chunk costs vanish, small
-/// enough that 16 workers hold a few MiB each way.
+/// COPY bytes in one chunk before compression: large enough to make the cost per chunk negligible,
+/// small enough that 16 workers hold a few MiB each way.
 pub const CHUNK_RAW_MAX: usize = 256 * 1024;
 
-/// Bytes of one chunk on the wire. A packed chunk that would be longer than the raw one is sent
-/// raw, so this is the same.
+/// Bytes of one chunk on the wire. Equal, because a chunk that compression would lengthen is sent
+/// raw.
 pub const CHUNK_WIRE_MAX: usize = CHUNK_RAW_MAX;
 
-/// Unacknowledged and unread bytes of one stream. Beyond about 2 MiB a lossy path makes so many
-/// gaps that quinn gives the connection up; a long path is filled by many streams instead.
+/// Unacknowledged and unread bytes of one stream. Beyond about 2 MiB, a lossy path causes so many
+/// gaps that quinn drops the connection; many streams fill a long path instead.
 pub const STREAM_WINDOW: u32 = 1024 * 1024;
 
 /// The longest reason in a refusal, in bytes.
@@ -48,30 +48,30 @@ pub const REFUSAL_REASON_MAX: usize = 1024;
 /// Parts of one job. At the smallest range size this is far beyond PostgreSQL's 32 TB per table.
 pub const PARTS_MAX: u32 = 4_000_000;
 
-/// Names listed in a preflight finding or in facts; beyond it only the count is given.
+/// Names listed in a preflight finding or in facts; more are only counted.
 pub const LISTED_MAX: usize = 100;
 
-/// Samples of one job's progress that are kept and shown: an hour of one every ten seconds, and as
-/// many again for all the time before it.
+/// Samples of one job's progress that are kept and shown: one every ten seconds for an hour, and as
+/// many for all the time before.
 pub const SAMPLES_MAX: usize = 720;
 
-/// Workers of one job, the contract's bound on `--parallel`.
+/// Workers of one job, the upper bound of `--parallel`.
 pub const WORKERS_MAX: u8 = 16;
 
-/// Workers of a job where nobody says otherwise.
+/// Workers of a job by default.
 pub const WORKERS_DEFAULT: u8 = 4;
 
-/// Events a watcher is told of at the start: some screens full.
+/// Events sent to a watcher at the start: some screens full.
 pub const RECENT_EVENTS: u32 = 200;
 
-/// Tables in the view of one job, which goes out every second while somebody looks at it.
+/// Tables in the view of one job, which is sent every second while somebody watches.
 pub const TABLES_SHOWN: usize = 100;
 
-/// Tables in the list of the slowest.
+/// Tables in the report's list of the slowest.
 pub const SLOWEST_TABLES: usize = 10;
 
-/// Conflicts of locks that an agent reports at once.
+/// Lock conflicts in one report of an agent.
 pub const LOCK_CONFLICTS_MAX: usize = 20;
 
-/// Characters of another session's statement that are shown.
+/// Characters shown of another session's statement.
 pub const STATEMENT_SHOWN: usize = 200;

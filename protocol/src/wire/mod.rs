@@ -1,7 +1,8 @@
 //! The pure half: values and bytes, no IO.
 //!
 //! In the order a connection uses them: [`hello`], [`message`] (control), [`frame`] (data),
-//! [`close`]. Beside them [`pace`], how often agents speak, and [`units`], what people write.
+//! [`close`]. Besides these, [`pace`] is how often agents report, and [`units`] parses sizes and
+//! durations.
 
 pub mod close;
 pub mod codec;

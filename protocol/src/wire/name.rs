@@ -1,5 +1,5 @@
-//! SQL names. Text becomes an [`Identifier`] once, at the edge; only an identifier can be quoted,
-//! and SQL is built of quoted identifiers alone (G10).
+//! SQL names. Text is parsed into an [`Identifier`] once, where it enters; only an identifier can
+//! be quoted, and SQL is built from quoted identifiers only (G10).
 
 use std::fmt;
 
@@ -11,30 +11,30 @@ const IDENTIFIER_MAX: usize = 63;
 /// Text that cannot be the name of an SQL object.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidName {
-    /// No characters at all.
+    /// The name is empty.
     #[error("an SQL name cannot be empty")]
     Empty,
-    /// Longer than [`IDENTIFIER_MAX`].
+    /// The name is longer than [`IDENTIFIER_MAX`].
     #[error("an SQL name holds at most {IDENTIFIER_MAX} bytes, this one has {0}")]
     TooLong(usize),
-    /// Contains a NUL, which no PostgreSQL text can.
+    /// The name contains a NUL, which no PostgreSQL text can.
     #[error("an SQL name cannot contain a NUL byte")]
     Nul,
-    /// `schema.table` was wanted.
+    /// The text is not of the form `schema.table`.
     #[error("{0:?} does not name a table: write schema.table, quoting parts as SQL does")]
     NotATable(String),
 }
 
-/// The name of one SQL object, exactly as the catalog holds it: case kept, not quoted.
+/// The name of an SQL object exactly as in the catalog: case preserved, not quoted.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Identifier(String);
 
 impl Identifier {
-    /// Takes a name as the catalog holds it.
+    /// Accepts a name as in the catalog.
     ///
     /// # Errors
-    /// [`InvalidName`] where PostgreSQL could not hold such a name.
+    /// [`InvalidName`] if PostgreSQL allows no such name.
     pub fn parse(text: impl Into<String>) -> Result<Self, InvalidName> {
         let text = text.into();
         if text.is_empty() {
@@ -90,10 +90,10 @@ pub struct TableName {
 }
 
 impl TableName {
-    /// Takes both names as the catalog holds them.
+    /// Accepts both names as in the catalog.
     ///
     /// # Errors
-    /// [`InvalidName`] where either could not be a name.
+    /// [`InvalidName`] if either is not valid.
     pub fn new(schema: impl Into<String>, table: impl Into<String>) -> Result<Self, InvalidName> {
         Ok(Self {
             schema: Identifier::parse(schema)?,
@@ -101,8 +101,8 @@ impl TableName {
         })
     }
 
-    /// Reads what a person types: `schema.table`, `"Odd Schema"."Table"`, or a bare `table` which
-    /// is taken to be in `public`. Unquoted parts fold to lower case, as in SQL.
+    /// Parses typed text: `schema.table`, `"Odd Schema"."Table"`, or a bare `table` in `public`.
+    /// Unquoted parts fold to lower case, as in SQL.
     ///
     /// ```
     /// use steep_protocol::TableName;
@@ -113,7 +113,7 @@ impl TableName {
     /// ```
     ///
     /// # Errors
-    /// [`InvalidName`] where it is not one or two well-formed names.
+    /// [`InvalidName`] if it is not one or two well-formed names.
     pub fn parse_typed(text: &str) -> Result<Self, InvalidName> {
         let bad = || InvalidName::NotATable(text.chars().take(160).collect());
         let mut parts = Vec::new();
@@ -148,7 +148,7 @@ impl fmt::Display for TableName {
     }
 }
 
-/// One part of a typed name and what follows it.
+/// One part of a typed name, and the rest.
 fn take_typed_part(text: &str) -> Option<(String, &str)> {
     let Some(quoted) = text.strip_prefix('"') else {
         let end = text.find('.').unwrap_or(text.len());

@@ -1,30 +1,31 @@
-//! How often an agent speaks: pure, time comes in as a value.
+//! How often an agent reports. Pure: time is an argument.
 //!
-//! What begins, ends or goes wrong is said at once. What only grows, parts done among it, is said as
-//! often as somebody looks: hundreds of jobs that nobody watches are to cost their coordinator next to
-//! nothing. What an agent has to say goes out together, and calm agents all speak on the same beat of
-//! the wall clock, so that the coordinator wakes once for all of them instead of once for each. Nothing
-//! depends on clocks being right: agents whose clocks differ speak as often, and cost more.
+//! Starts, ends and faults are reported at once. Growing numbers, including finished parts, are
+//! reported as often as somebody watches, so that hundreds of unwatched jobs cost the coordinator
+//! next to nothing. An agent sends everything it has together, and unwatched agents all report on
+//! the same beat of the wall clock, so that the coordinator wakes once for all of them. Correct
+//! clocks are not required: agents with different clocks report as often, but cost more.
 
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-/// Between two reports while somebody watches, and between two of whatever kind. Who watches hears of
-/// a report within 150 ms, so that a change is seen well within 500 ms.
+/// The interval between reports while somebody watches, and the minimum between any two. A watcher
+/// gets a report within 150 ms, so a change is visible well within 500 ms.
 pub const WATCHED_EVERY: Duration = Duration::from_millis(200);
 
-/// The beat of what only grows while nobody watches: who asks once is told nothing that is older than
-/// 2 s.
+/// The beat of growing numbers while nobody watches: a single query returns nothing older than 2 s.
 pub const CALM_EVERY: Duration = Duration::from_millis(1_500);
 
-/// Between two looks at a server. Every second one is just before a beat ([`first_look`]).
+/// The interval between observations of a server. Every second one falls just before a beat
+/// ([`first_look`]).
 pub const LOOK_EVERY: Duration = Duration::from_millis(750);
 
-/// A look takes a few milliseconds; so long before the beat, it is told with it.
+/// An observation takes a few milliseconds; starting this long before the beat, it is in the same
+/// report.
 const LOOK_AHEAD: Duration = Duration::from_millis(150);
 
-/// How closely somebody looks at what an agent does.
+/// Whether somebody watches an agent's work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Pace {
     /// Nobody watches.
@@ -34,30 +35,30 @@ pub enum Pace {
     Watched,
 }
 
-/// What there is to say.
+/// What there is to report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum News {
     /// Nothing.
     #[default]
     None,
-    /// Something has grown.
+    /// A number has grown.
     Growth,
-    /// Something has begun, ended or gone wrong, or stands out.
+    /// Something has begun, ended or failed, or stands out.
     Event,
 }
 
-/// When an agent is to speak next, within one session.
+/// When an agent reports next, within one session.
 #[derive(Debug, Clone, Copy)]
 pub struct Cadence {
     pace: Pace,
-    /// When it spoke last.
+    /// The time of the last report.
     spoke: Instant,
-    /// Some beat of the wall clock.
+    /// A beat of the wall clock in the future.
     beat: Instant,
 }
 
 impl Cadence {
-    /// An agent that has just spoken, at `now`, which its wall clock calls `wall`.
+    /// For an agent that has just reported at `now`, which is `wall` by its wall clock.
     #[must_use]
     pub fn new(pace: Pace, now: Instant, wall: SystemTime) -> Self {
         Self {
@@ -67,12 +68,12 @@ impl Cadence {
         }
     }
 
-    /// From now on at that pace; what has waited for a calmer one is due at once.
+    /// Changes the pace. What has waited for a slower one becomes due at once.
     pub fn keep(&mut self, pace: Pace) {
         self.pace = pace;
     }
 
-    /// It has spoken.
+    /// Notes that a report was sent.
     pub fn spoke(&mut self, now: Instant) {
         self.spoke = now;
         while self.beat <= now {
@@ -80,7 +81,7 @@ impl Cadence {
         }
     }
 
-    /// When that is to be said; `None` where there is nothing.
+    /// When that must be reported; `None` for no news.
     #[must_use]
     pub fn due(&self, news: News) -> Option<Instant> {
         match (news, self.pace) {
@@ -91,11 +92,11 @@ impl Cadence {
     }
 }
 
-/// When to look at a server first, then every [`LOOK_EVERY`], at `now`, which the wall clock calls
-/// `wall`.
+/// The time of the first observation of a server, then every [`LOOK_EVERY`]. `now` is `wall` by the
+/// wall clock.
 #[must_use]
 pub fn first_look(now: Instant, wall: SystemTime) -> Instant {
-    // The beat after the next may be too far away, and the next one too near.
+    // Observations start `LOOK_AHEAD` before each beat and half a beat later: take the next one.
     let mut look = next_beat(now, wall) + LOOK_EVERY - LOOK_AHEAD;
     while look > now + LOOK_EVERY {
         look -= LOOK_EVERY;
@@ -106,7 +107,7 @@ pub fn first_look(now: Instant, wall: SystemTime) -> Instant {
 fn next_beat(now: Instant, wall: SystemTime) -> Instant {
     let since = wall.duration_since(SystemTime::UNIX_EPOCH);
     let past = since.unwrap_or_default().as_nanos() % CALM_EVERY.as_nanos();
-    // Less than a beat, which fits.
+    // Less than a beat, so it fits.
     let past = Duration::from_nanos(u64::try_from(past).unwrap_or(0));
     now + (CALM_EVERY - past)
 }

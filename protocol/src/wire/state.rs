@@ -1,5 +1,5 @@
-//! The states of a node and the phases of a job, as everyone sees them. Which state may follow
-//! which is the coordinator's to say (`coordinator/src/job/state.rs`).
+//! The states of a node and the phases of a job. `coordinator/src/job/state.rs` defines the
+//! transitions.
 
 use std::fmt;
 
@@ -9,26 +9,26 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NodeState {
-    /// Known, and not a replica of anything.
+    /// Known, but not a replica.
     Uninitialized,
     /// Preflight, slot and snapshot, schema.
     Preparing,
-    /// Rows are moving, or indexes and constraints are being built on them.
+    /// Rows are being copied, or indexes and constraints built.
     Copying,
-    /// The subscription runs and has not passed the fence yet.
+    /// The subscription runs but has not passed the fence yet.
     CatchingUp,
-    /// Proved equal up to a fence, and following its source.
+    /// Verified equal up to a fence, and following its source.
     Synchronized,
     /// Was synchronized; something broke or drifted since.
     Diverged,
-    /// A job ended with an error; the cause is kept with the node.
+    /// A job failed; the cause is stored with the node.
     Failed,
     /// Some or all tables are being copied again.
     Reinitializing,
 }
 
 impl NodeState {
-    /// Every state, in the order of a life.
+    /// Every state, in the order of a node's life.
     pub const ALL: [Self; 8] = [
         Self::Uninitialized,
         Self::Preparing,
@@ -40,7 +40,7 @@ impl NodeState {
         Self::Reinitializing,
     ];
 
-    /// Whether a job is at work on the node.
+    /// Whether the node has a running job.
     #[must_use]
     pub fn is_active(self) -> bool {
         matches!(
@@ -64,7 +64,7 @@ impl NodeState {
         }
     }
 
-    /// The state of that name, if there is one.
+    /// The state with that name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|s| s.as_str() == name)
@@ -77,34 +77,34 @@ impl fmt::Display for NodeState {
     }
 }
 
-/// What a job is doing, finer than the node's state.
+/// The current step of a job, finer than the node's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
-    /// Looking at both servers before touching either.
+    /// Checks on both servers, before anything is touched.
     Preflight,
     /// Publication, slot and exported snapshot on the source; the plan.
     Snapshot,
-    /// Schema on the target; indexes and constraints put aside.
+    /// Schema on the target; indexes and constraints deferred.
     Schema,
     /// Rows.
     Copy,
     /// Indexes and the constraints that need one.
     Indexes,
-    /// Foreign keys, triggers and what else comes after the data.
+    /// Foreign keys, triggers and everything else after the data.
     Constraints,
     /// Creating and enabling the subscription.
     Subscribe,
-    /// Until the subscription has passed the fence; sequences and statistics meanwhile.
+    /// Waiting until the subscription has passed the fence; meanwhile sequences and statistics.
     CatchUp,
-    /// Everything is checked against the ledger.
+    /// Comparing everything with the ledger.
     Prove,
     /// Removing what the job made.
     Cleanup,
 }
 
 impl Phase {
-    /// Every phase, in the order in which a snapshot job goes through them.
+    /// Every phase, in the order of a snapshot job.
     pub const ALL: [Self; 10] = [
         Self::Preflight,
         Self::Snapshot,

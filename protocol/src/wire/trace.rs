@@ -1,30 +1,30 @@
-//! Under which ids a job's spans are found: a function of the job alone.
+//! Trace and span ids of a job, derived from the job alone.
 //!
-//! Coordinator and both agents come to the same ids without telling one another, also where one of
-//! them is older, and a person comes from a job's id to its trace. Frozen by a test.
+//! So the coordinator and both agents agree on them without a message, even across versions, and a
+//! person can find the trace by the job's id. Frozen by a test.
 
 use super::{Epoch, JobId, PartNo, Phase};
 
-/// The job's trace: its id twice, as one reads it.
+/// The job's trace id: the job's id twice.
 #[must_use]
 pub fn trace_id(job: JobId) -> u128 {
     u128::from(job.0) << 64 | u128::from(job.0)
 }
 
-/// The span of the job itself.
+/// The id of the job's span.
 #[must_use]
 pub fn job_span(job: JobId) -> u64 {
     span(job, Kind::Job, 0)
 }
 
-/// The span of one of its phases.
+/// The id of a phase's span.
 #[must_use]
 pub fn phase_span(job: JobId, phase: Phase) -> u64 {
     let place = Phase::ALL.iter().position(|p| *p == phase);
     span(job, Kind::Phase, place.unwrap_or(Phase::ALL.len()) as u64)
 }
 
-/// The span of one of its parts, on the target.
+/// The id of a part's span on the target.
 #[must_use]
 pub fn part_span(job: JobId, epoch: Epoch, part: PartNo) -> u64 {
     span(
@@ -41,7 +41,7 @@ enum Kind {
     Part = 3,
 }
 
-/// Two numbers of one kind never meet: each step is one to one. Zero is no span's id.
+/// Injective for each kind, because each step is. Zero is not a valid span id.
 fn span(job: JobId, kind: Kind, number: u64) -> u64 {
     mix(mix(job.0 ^ kind as u64) ^ number).max(1)
 }

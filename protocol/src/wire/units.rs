@@ -1,10 +1,10 @@
-//! Sizes and durations as people write them, on command lines and in files of settings. Pure.
+//! Sizes and durations as written on command lines and in configuration files. Pure.
 
 use std::time::Duration;
 
 use super::ByteCount;
 
-/// What a suffix multiplies by, longest suffixes first so that none is taken for another's end.
+/// Suffixes and their factors, longest first so that none matches another's end.
 const SIZE_UNITS: [(&str, u64); 14] = [
     ("kib", 1 << 10),
     ("mib", 1 << 20),
@@ -22,11 +22,11 @@ const SIZE_UNITS: [(&str, u64); 14] = [
     ("", 1),
 ];
 
-/// Reads `50MB`, `1.5GiB`, `4096`: decimal units by thousands, the `i` units by 1,024; upper and
-/// lower case alike. At least one byte.
+/// Reads `50MB`, `1.5GiB`, `4096`: decimal units are powers of 1,000, the `i` units powers of
+/// 1,024; case is ignored. At least one byte.
 ///
 /// # Errors
-/// A sentence that says what is allowed.
+/// A sentence that names the allowed values.
 pub fn parse_size(text: &str) -> Result<ByteCount, String> {
     let bad = || "write a size like 50MB, 10GB or 1GiB".to_owned();
     let lower = text.trim().to_ascii_lowercase();
@@ -36,7 +36,7 @@ pub fn parse_size(text: &str) -> Result<ByteCount, String> {
         .ok_or_else(bad)?;
     let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
     let digits = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
-    // Nine digits of fraction are more than any unit can tell apart in practice.
+    // More than nine digits of a fraction make no difference for any unit.
     if !digits(whole) || !digits(fraction) || fraction.len() > 9 {
         return Err(bad());
     }
@@ -51,11 +51,11 @@ pub fn parse_size(text: &str) -> Result<ByteCount, String> {
     }
 }
 
-/// Reads `24h`, `90s`, `1h30m`, `2d`: whole numbers with `d h m s`, each unit once, from large to
-/// small. At least one second.
+/// Reads `24h`, `90s`, `1h30m`, `2d`: whole numbers with `d h m s`, each unit at most once, from
+/// large to small. At least one second.
 ///
 /// # Errors
-/// A sentence that says what is allowed.
+/// A sentence that names the allowed values.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let bad = || "write a duration like 90s, 30m, 24h or 1h30m".to_owned();
     let mut units = [('d', 86_400), ('h', 3_600), ('m', 60), ('s', 1u64)].into_iter();
@@ -69,7 +69,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         let (number, tail) = rest.split_at(end);
         let mut chars = tail.chars();
         let unit = chars.next().ok_or_else(bad)?;
-        // Taking units off the iterator is what refuses `1m1h` and `1h1h`.
+        // Advancing the iterator rejects `1m1h` and `1h1h`.
         let (_, scale) = units.find(|(name, _)| *name == unit).ok_or_else(bad)?;
         if number.is_empty() {
             return Err(bad());

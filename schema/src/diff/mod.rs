@@ -1,4 +1,4 @@
-//! Every difference between two schemas, each under its own name.
+//! Lists every difference between two schemas.
 
 pub(crate) mod renamed;
 
@@ -16,36 +16,36 @@ use crate::columns::{definition, line};
 use crate::model::{Key, Schema};
 use crate::order::moved;
 
-/// Two schemas side by side.
+/// The comparison of two schemas.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Comparison {
-    /// Every table of either, by name.
+    /// Every table of either side, by name.
     pub tables: Vec<TableComparison>,
-    /// What differs and belongs to no table.
+    /// Differences outside of tables.
     pub objects: Vec<SchemaDifference>,
 }
 
-/// A table on both sides.
+/// The comparison of one table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TableComparison {
     /// Its name.
     pub name: TableName,
-    /// Its fingerprint on the local side, where it is there.
+    /// Its fingerprint on the local side, if it exists there.
     pub local_fingerprint: Option<String>,
-    /// And on the remote side.
+    /// Its fingerprint on the remote side, if it exists there.
     pub remote_fingerprint: Option<String>,
-    /// What it comes to.
+    /// The result.
     pub status: Status,
-    /// How it differs, columns first.
+    /// Its differences, columns first.
     pub differences: Vec<SchemaDifference>,
 }
 
-/// What a table's comparison comes to.
+/// The result of comparing a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
     /// Nothing differs.
     Match,
-    /// Something does.
+    /// Something differs.
     Mismatch,
     /// The remote lacks it.
     LocalOnly,
@@ -67,13 +67,13 @@ impl Status {
 }
 
 impl Comparison {
-    /// Every difference: those of tables in the order of their names, then the others.
+    /// Every difference: those of tables by name, then the others.
     pub fn differences(&self) -> impl Iterator<Item = &SchemaDifference> {
         let tables = self.tables.iter().flat_map(|table| &table.differences);
         tables.chain(&self.objects)
     }
 
-    /// How many tables have that status.
+    /// The number of tables with that status.
     #[must_use]
     pub fn count(&self, status: Status) -> usize {
         self.tables.iter().filter(|t| t.status == status).count()
@@ -119,9 +119,8 @@ pub fn compare(local: &Schema, remote: &Schema) -> Comparison {
 
 /// Whether a difference between a source (local) and a target (remote) can matter to replication.
 ///
-/// What only the target has as a whole does not: tables of its own are left alone. Nor does what
-/// belongs to a server rather than to its tables: which publications a table is in, and which version
-/// an extension has.
+/// Tables and types that only the target has do not, and neither do publications and extension
+/// versions, which belong to a server rather than to its tables.
 #[must_use]
 pub fn gates(difference: &SchemaDifference) -> bool {
     match difference.subject {
@@ -132,7 +131,7 @@ pub fn gates(difference: &SchemaDifference) -> bool {
     }
 }
 
-/// What a difference is about, for a sentence: `column a of app.t`, `enum app.mood`.
+/// The subject of a difference, for a sentence: `column a of app.t`, `enum app.mood`.
 #[must_use]
 pub fn place(difference: &SchemaDifference) -> String {
     let subject = difference.subject.as_str().replace('_', " ");
@@ -145,7 +144,7 @@ pub fn place(difference: &SchemaDifference) -> String {
     }
 }
 
-/// A difference as a sentence without a full stop, the two sides called so.
+/// A difference as a sentence without a full stop, with these names for the two sides.
 #[must_use]
 pub fn named(difference: &SchemaDifference, local: &str, remote: &str) -> String {
     let place = place(difference);
@@ -182,8 +181,8 @@ fn whole(table: &TableModel, change: Change) -> SchemaDifference {
     }
 }
 
-/// Columns by name; one that is missing and one that is extra at the same place among the rest, alike
-/// but for the name, are one that was renamed.
+/// Columns by name. A missing and an extra column in the same place, equal but for the name, count
+/// as renamed.
 fn columns(here: &TableModel, there: &TableModel, renamed: &Renamed) -> Vec<SchemaDifference> {
     let counterpart = |column: &ColumnModel| {
         let wanted = renamed.in_remote(&here.name, column.name.as_str());
@@ -253,7 +252,7 @@ fn columns(here: &TableModel, there: &TableModel, renamed: &Renamed) -> Vec<Sche
     found
 }
 
-/// What differs between two columns but for the name; `same` judges expressions and types.
+/// The differences between two columns except the name; `same` compares expressions and types.
 pub(crate) fn aspects(
     one: &ColumnModel,
     other: &ColumnModel,
@@ -283,7 +282,6 @@ pub(crate) fn aspects(
     .collect()
 }
 
-/// Whether the column is computed from others.
 pub(crate) fn is_generated(column: &ColumnModel) -> bool {
     matches!(
         column.value,
@@ -291,8 +289,8 @@ pub(crate) fn is_generated(column: &ColumnModel) -> bool {
     )
 }
 
-/// Objects of one table, or of none, by kind and name; one that is missing and one that is extra with
-/// the same definition are one that was renamed.
+/// Objects of one table, or of none, by kind and name. A missing and an extra one with the same
+/// definition count as renamed.
 fn objects<'a>(
     here: impl Iterator<Item = &'a ObjectModel>,
     there: impl Iterator<Item = &'a ObjectModel>,
@@ -339,7 +337,7 @@ fn objects<'a>(
     found
 }
 
-/// Types, sequences and the like are known by their names: another name is another thing.
+/// Types, sequences and the like are identified by name, so they are never renamed.
 fn may_be_renamed(kind: ObjectKind) -> bool {
     matches!(
         kind,
@@ -364,8 +362,8 @@ fn about(object: &ObjectModel, change: Change, local: String, remote: String) ->
     }
 }
 
-/// An object's name as differences have it: with its schema where it has one, either in quotes where
-/// what is between the two could be taken for a part of it. So no two objects of a kind share one.
+/// An object's name in differences: qualified if it has a schema, with a part quoted if it would be
+/// ambiguous otherwise. So no two objects of a kind share one.
 pub(crate) fn called(object: &ObjectModel) -> String {
     let part = |name: &str| {
         if name.contains(['.', '"']) {

@@ -1,4 +1,4 @@
-//! Columns that have other names on the other side, and definitions that differ in those alone.
+//! Renamed columns, and definitions that differ only in their names.
 
 use std::collections::BTreeMap;
 
@@ -9,14 +9,14 @@ use super::aspects;
 use crate::model::Schema;
 use crate::text::{numbered, owner, plain, references};
 
-/// Pairs of names, local and remote, of columns taken to be the same one, by table.
+/// Pairs of names, local and remote, of renamed columns, by table.
 #[derive(Debug, Default)]
 pub(crate) struct Renamed {
     tables: BTreeMap<TableName, Vec<(String, String)>>,
 }
 
 impl Renamed {
-    /// Of all tables that both have.
+    /// Renamed columns of all common tables.
     pub(crate) fn between(local: &Schema, remote: &Schema) -> Self {
         let pairs = local.tables.values().filter_map(|here| {
             let there = remote.tables.get(&here.name)?;
@@ -32,16 +32,16 @@ impl Renamed {
         self.tables.get(table).map_or(&[], Vec::as_slice)
     }
 
-    /// What the column is called on the remote side, if it is there.
+    /// The column's name on the remote side, if it exists there.
     pub(super) fn in_remote<'a>(&'a self, table: &TableName, column: &'a str) -> &'a str {
         let renamed = self.of(table).iter().find(|(local, _)| local == column);
         renamed.map_or(column, |(_, remote)| remote)
     }
 
-    /// Whether two texts about columns of that table say the same.
+    /// Whether two texts about columns of that table are equivalent.
     pub(super) fn same(&self, table: &TableName, local: &str, remote: &str) -> bool {
         if local == remote {
-            // The names that were exchanged may be in it, but then on one side it would be broken.
+            // The texts may contain exchanged names, but then one of the sides would be invalid.
             return true;
         }
         let pairs = self.of(table);
@@ -52,7 +52,7 @@ impl Renamed {
             == numbered(remote, pairs.iter().map(|(_, remote)| remote.as_str()))
     }
 
-    /// Whether two definitions of a kind say the same.
+    /// Whether two definitions of a kind are equivalent.
     pub(crate) fn same_object(&self, local: &ObjectModel, remote: &ObjectModel) -> bool {
         if local.definition == remote.definition {
             return true;
@@ -87,7 +87,7 @@ impl Renamed {
     }
 }
 
-/// Of columns that only one side has, in the same gap between columns that both have.
+/// Pairs columns that only one side has, in the same gap between common columns.
 fn pairs(here: &TableModel, there: &TableModel) -> Vec<(String, String)> {
     let mut candidates = lone(there, here);
     let mut pairs = Vec::new();
@@ -103,7 +103,7 @@ fn pairs(here: &TableModel, there: &TableModel) -> Vec<(String, String)> {
     pairs
 }
 
-/// Columns that the other has not, each with the last one before it that the other has.
+/// Columns that the other side lacks, each with the last common column before it.
 fn lone<'a>(one: &'a TableModel, other: &TableModel) -> Vec<(Option<&'a str>, &'a ColumnModel)> {
     let mut after = None;
     let mut found = Vec::new();

@@ -1,4 +1,4 @@
-//! One change, one difference, and its right name.
+//! Each change gives one difference, with the right name.
 
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -46,7 +46,7 @@ fn columns_are_missing_extra_renamed_or_moved() {
         of_columns(&["a", "b", "c"], &["c", "a", "b"]),
         [a("c", Change::Order)]
     );
-    // Elsewhere in the table it is another column.
+    // In another place of the table it is another column.
     assert_eq!(
         of_columns(&["a", "b"], &["x", "b"]),
         [a("a", Change::Renamed)]
@@ -119,7 +119,7 @@ fn what_is_made_of_a_renamed_column_does_not_differ() {
         )
     };
     let mut there = with("b", "t_b");
-    // As PostgreSQL would spell it where `b` were a keyword.
+    // PostgreSQL's spelling if `b` were a keyword.
     let spelled = object(ObjectKind::Unique, Some("t"), "k", "UNIQUE (\"b\")");
     there.objects.insert(Key::of(&spelled), spelled);
     let found = names(&compare(&with("a", "t_a"), &there));
@@ -205,7 +205,7 @@ fn what_cannot_stop_replication_does_not_stop_an_init() {
     let comparison = compare(&here, &there);
     assert_eq!(comparison.differences().count(), 4);
     assert_eq!(comparison.differences().filter(|d| gates(d)).count(), 0);
-    // Seen from the other side, a table and a type are missing.
+    // In the other direction, a table and a type are missing.
     let back = compare(&there, &here);
     assert_eq!(back.differences().filter(|d| gates(d)).count(), 2);
 }
@@ -229,9 +229,9 @@ fn a_difference_reads_as_a_sentence() {
     );
 }
 
-/// Something done to one side, and what it must be called.
+/// A change to one side.
 #[derive(Debug, Clone)]
-enum Deed {
+enum Edit {
     DropColumn,
     AddColumn,
     RenameColumn,
@@ -245,26 +245,25 @@ enum Deed {
     NewObject,
 }
 
-fn any_deed() -> impl Strategy<Value = Deed> {
+fn any_edit() -> impl Strategy<Value = Edit> {
     prop::sample::select(vec![
-        Deed::DropColumn,
-        Deed::AddColumn,
-        Deed::RenameColumn,
-        Deed::Type,
-        Deed::Nullability,
-        Deed::Default,
-        Deed::Identity,
-        Deed::Collation,
-        Deed::DropTable,
-        Deed::Object,
-        Deed::NewObject,
+        Edit::DropColumn,
+        Edit::AddColumn,
+        Edit::RenameColumn,
+        Edit::Type,
+        Edit::Nullability,
+        Edit::Default,
+        Edit::Identity,
+        Edit::Collation,
+        Edit::DropTable,
+        Edit::Object,
+        Edit::NewObject,
     ])
 }
 
-/// What is done to a table as a whole.
-fn perform_on_table(deed: &Deed, remote: &mut Schema, chosen: &TableName) -> Named {
-    match deed {
-        Deed::DropTable => {
+fn perform_on_table(edit: &Edit, remote: &mut Schema, chosen: &TableName) -> Named {
+    match edit {
+        Edit::DropTable => {
             remote.tables.remove(chosen);
             remote
                 .objects
@@ -276,7 +275,7 @@ fn perform_on_table(deed: &Deed, remote: &mut Schema, chosen: &TableName) -> Nam
                 Change::Missing,
             )
         }
-        Deed::Object => {
+        Edit::Object => {
             let kind = ObjectKind::ReplicaIdentity;
             let found = remote
                 .objects
@@ -308,8 +307,8 @@ fn perform_on_table(deed: &Deed, remote: &mut Schema, chosen: &TableName) -> Nam
     }
 }
 
-/// Does it to `remote`; the difference it makes.
-fn perform(deed: &Deed, remote: &mut Schema, table: Index, place: Index) -> Named {
+/// Applies a change to `remote` and returns the expected difference.
+fn perform(edit: &Edit, remote: &mut Schema, table: Index, place: Index) -> Named {
     let at = table.index(remote.tables.len());
     let chosen = remote.tables.keys().nth(at).unwrap().clone();
     let model = remote.tables.get_mut(&chosen).unwrap();
@@ -324,16 +323,16 @@ fn perform(deed: &Deed, remote: &mut Schema, table: Index, place: Index) -> Name
         )
     };
     let target = &mut model.columns[place];
-    let named = match deed {
-        Deed::DropColumn => {
+    let named = match edit {
+        Edit::DropColumn => {
             model.columns.remove(place);
             of_column(column_name, Change::Missing)
         }
-        Deed::AddColumn => {
+        Edit::AddColumn => {
             model.columns.insert(place, column("brand_new"));
             of_column("brand_new".to_owned(), Change::Extra)
         }
-        Deed::RenameColumn => {
+        Edit::RenameColumn => {
             target.name = Identifier::parse("other_name").unwrap();
             let anew = |text: &mut String| *text = text.replace(&column_name, "other_name");
             for column in &mut model.columns {
@@ -353,15 +352,15 @@ fn perform(deed: &Deed, remote: &mut Schema, table: Index, place: Index) -> Name
             }
             of_column(column_name, Change::Renamed)
         }
-        Deed::Type => {
+        Edit::Type => {
             target.type_name.push_str("[]");
             of_column(column_name, Change::Type)
         }
-        Deed::Nullability => {
+        Edit::Nullability => {
             target.not_null = !target.not_null;
             of_column(column_name, Change::Nullability)
         }
-        Deed::Default => {
+        Edit::Default => {
             let change = match &mut target.value {
                 value @ ColumnValue::Nothing => {
                     *value = ColumnValue::Default("7".to_owned());
@@ -378,18 +377,18 @@ fn perform(deed: &Deed, remote: &mut Schema, table: Index, place: Index) -> Name
             };
             of_column(column_name, change)
         }
-        Deed::Identity => {
+        Edit::Identity => {
             target.identity = match target.identity {
                 Identity::No => Identity::Always,
                 Identity::Always | Identity::ByDefault => Identity::No,
             };
             of_column(column_name, Change::Identity)
         }
-        Deed::Collation => {
+        Edit::Collation => {
             target.collation = Some("\"pg_catalog\".\"POSIX\"".to_owned());
             of_column(column_name, Change::Collation)
         }
-        Deed::DropTable | Deed::Object | Deed::NewObject => perform_on_table(deed, remote, &chosen),
+        Edit::DropTable | Edit::Object | Edit::NewObject => perform_on_table(edit, remote, &chosen),
     };
     settle(remote);
     named
@@ -405,19 +404,19 @@ proptest! {
 
     #[test]
     fn one_deed_makes_just_the_difference_that_names_it(
-        local in any_schema(), deed in any_deed(), table: Index, place: Index,
+        local in any_schema(), edit in any_edit(), table: Index, place: Index,
     ) {
         let mut remote = local.clone();
-        let expected = perform(&deed, &mut remote, table, place);
+        let expected = perform(&edit, &mut remote, table, place);
         prop_assert_eq!(names(&compare(&local, &remote)), vec![expected]);
     }
 
     #[test]
     fn fingerprints_differ_just_where_columns_do(
-        local in any_schema(), deed in any_deed(), table: Index, place: Index,
+        local in any_schema(), edit in any_edit(), table: Index, place: Index,
     ) {
         let mut remote = local.clone();
-        perform(&deed, &mut remote, table, place);
+        perform(&edit, &mut remote, table, place);
         for compared in compare(&local, &remote).tables {
             let columns = compared.differences.iter().any(|d| d.subject != Subject::Table
                 && d.subject == Subject::Column);

@@ -1,4 +1,4 @@
-//! What the plan cannot do, and why.
+//! Differences that the plan cannot resolve, and why.
 
 use steep_protocol::TableName;
 use steep_protocol::message::schema::{Change, ObjectKind, SchemaDifference, Subject};
@@ -8,8 +8,8 @@ use super::object::more_labels;
 use crate::cut::holds_cut;
 use crate::text::qualified;
 
-/// Why a difference is among those without a statement, and what can be done, each as a sentence without
-/// a full stop.
+/// Why a difference has no statement, and what the operator can do, each as a sentence without a
+/// full stop.
 #[must_use]
 pub fn blocker(difference: &SchemaDifference) -> (&'static str, &'static str) {
     if holds_cut(&difference.local) {
@@ -28,18 +28,18 @@ pub fn blocker(difference: &SchemaDifference) -> (&'static str, &'static str) {
             )
         }
         Subject::Object(ObjectKind::Extension) => (
-            "types, defaults or indexes of the plan are made of this extension",
+            "types, defaults or indexes of the plan need this extension",
             "run CREATE EXTENSION on the target, in the same schema as on the source, then try again",
         ),
         _ => (
-            "there is no statement that changes this in place",
+            "no statement changes this in place",
             "make this change on the target yourself, or start with a target database without tables",
         ),
     }
 }
 
 impl Planner<'_> {
-    /// Takes back statements that cannot run, and tells the differences for which they were.
+    /// Removes statements that cannot run, and reports their differences as unplanned.
     pub(super) fn withdraw(&mut self) {
         self.withdraw_labels();
         self.miss_extensions();
@@ -56,7 +56,7 @@ impl Planner<'_> {
         }
     }
 
-    /// New labels of enums that another statement already uses.
+    /// New enum labels that another statement of the transaction already uses.
     fn withdraw_labels(&mut self) {
         for labels in std::mem::take(&mut self.labels) {
             let used = self.staged.iter().any(|staged| {

@@ -1,5 +1,5 @@
-//! Columns of tables that both sides have: each becomes what it should be in one transition. What a
-//! table above it gets comes down by itself; only what is left to do is said.
+//! Columns of common tables: each is changed by one transition. Changes of a parent table propagate
+//! to its children, so only the rest is planned there.
 
 use std::collections::BTreeSet;
 
@@ -14,19 +14,19 @@ use super::{Planner, Stage};
 use crate::diff::is_generated;
 use crate::text::{names, owner};
 
-/// What becomes of a table's columns, as far as other things depend on it.
+/// Changes of a table's columns that affect dependent objects.
 #[derive(Debug, Default)]
 pub(super) struct Fate {
     /// Dropped and added again.
     pub(super) anew: BTreeSet<String>,
-    /// Of another type or collation.
+    /// Getting another type or collation.
     pub(super) retyped: BTreeSet<String>,
-    /// The target's columns as [`aligned`] has them.
+    /// The target's columns as returned by [`aligned`].
     columns: Vec<ColumnModel>,
 }
 
 impl<'a> Planner<'a> {
-    /// Every column of every table that both have, parents before their children.
+    /// Plans every column of every common table, parents before children.
     pub(super) fn columns(&mut self) {
         let (source, target) = (self.source, self.target);
         let both = source.tables().filter_map(|wanted| {
@@ -54,7 +54,7 @@ impl<'a> Planner<'a> {
         at.map_or(&[], |at| &tables[at].differences)
     }
 
-    /// A table of the target; its columns say what they say in the source's words where that is the same.
+    /// A table of the target, with its columns in the source's words where they mean the same.
     fn found<'s>(&'s self, table: &'s TableModel) -> &'s [ColumnModel] {
         let fate = self.fates.get(&table.name);
         fate.map_or(&table.columns, |fate| &fate.columns)
@@ -68,7 +68,7 @@ impl<'a> Planner<'a> {
     fn depth(&self, table: &TableName) -> usize {
         let mut depth = 0;
         let mut above = parents(self.target, table);
-        // The catalog cannot hold a circle; what was read of it might.
+        // The catalog cannot contain a cycle, but its data may be inconsistent.
         while !above.is_empty() && depth < 64 {
             depth += 1;
             above = above.iter().flat_map(|t| parents(self.target, t)).collect();
@@ -89,7 +89,7 @@ impl<'a> Planner<'a> {
         let found = self.found(found).to_vec();
         for extra in found.iter().filter(|c| is(c, Change::Extra)) {
             self.cause = about(all, extra).next();
-            // Dropped above, it goes here as well.
+            // A column dropped in the parent is dropped here too.
             if !above.iter().any(|above| has(above, extra)) {
                 self.drop_column(table, extra);
             }
@@ -112,7 +112,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// What a column is once everything above it has been done; nothing where it has none above.
+    /// A column after all changes of its parents; `None` if it is not inherited.
     fn comes_down(
         &self,
         wanted: &ColumnModel,
@@ -132,14 +132,14 @@ impl<'a> Planner<'a> {
             };
             any = true;
             let to = ColumnModel {
-                // Each table numbers its own rows.
+                // Each table has its own identity.
                 identity: Identity::No,
                 ..to
             };
             let anew = self.is_anew(&parent.name, wanted);
             match (find(self.found(parent)), &mut result) {
                 (Some(from), Some(result)) if !anew => descend(&from, &to, result),
-                // Added above, and merged with what is here.
+                // Added in the parent and merged with the one here.
                 (None, Some(_)) => {}
                 (_, result) => *result = Some(to),
             }
@@ -172,7 +172,7 @@ impl<'a> Planner<'a> {
             let sql = format!("ALTER TABLE {on} ALTER COLUMN {column} {}", step.what);
             if step.narrows {
                 let what = format!(
-                    "what of column {} of {table} does not fit {} ({} now)",
+                    "values of column {} of {table} that do not fit {} (now {})",
                     wanted.name, wanted.type_name, found.type_name
                 );
                 self.add_losing(step.stage, table, sql, what);
@@ -182,7 +182,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// What a table below another has of its own: whether it refuses NULL, and its default.
+    /// The properties that a child table has of its own: NOT NULL and default.
     pub(super) fn own(&mut self, table: &TableName, from: &ColumnModel, wanted: &ColumnModel) {
         if alike(from, wanted) {
             return;
@@ -193,7 +193,7 @@ impl<'a> Planner<'a> {
         };
         let (on, column) = (table.quoted(), wanted.name.quoted());
         for step in steps {
-            // A default is this table's alone; what refuses NULL does so below it as well.
+            // A default concerns this table only; NOT NULL also applies to its children.
             let only = if step.what.ends_with(" NOT NULL") {
                 ""
             } else {
@@ -208,7 +208,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// A sequence that the column would still own beside its identity's.
+    /// A sequence that the column would own in addition to its identity's.
     fn free_sequences(&mut self, table: &TableName, column: &ColumnModel) {
         let owned = |definition: &str| {
             let (_, owner) = owner(definition);
@@ -256,7 +256,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// The remote definition begins with the name that the column has there.
+    /// The remote definition begins with the column's name there.
     fn rename(
         &mut self,
         table: &TableName,
@@ -282,7 +282,7 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// Those that are about that column.
+/// The differences of that column.
 fn about<'d>(
     differences: &'d [SchemaDifference],
     column: &ColumnModel,
@@ -297,7 +297,7 @@ fn has(table: &TableModel, column: &ColumnModel) -> bool {
     table.columns.iter().any(|c| c.name == column.name)
 }
 
-/// Does to `column` what comes down where the one above goes from `from` to `to`.
+/// Applies to `column` what a child inherits when its parent's column goes from `from` to `to`.
 fn descend(from: &ColumnModel, to: &ColumnModel, column: &mut ColumnModel) {
     let retyped = retypes(from, to);
     if retyped {
@@ -321,8 +321,8 @@ fn with_value(column: &ColumnModel, of: &ColumnModel) -> ColumnModel {
     }
 }
 
-/// The column, with those aspects as `wanted` has them that do not differ: texts that say the same may be
-/// written otherwise, after a rename or by another version.
+/// The column with all equal aspects spelled as in `wanted`: equal texts may be written differently
+/// after a rename or by another version.
 fn aligned(column: &ColumnModel, wanted: &ColumnModel, changes: &[Change]) -> ColumnModel {
     let differs = |change| changes.contains(&change);
     let mut column = column.clone();
@@ -335,8 +335,8 @@ fn aligned(column: &ColumnModel, wanted: &ColumnModel, changes: &[Change]) -> Co
     column
 }
 
-/// What becomes of a table's columns. One that is computed from a column that is altered or goes cannot
-/// stay meanwhile.
+/// The changes of a table's columns. A generated column cannot stay while its base column is
+/// altered or dropped.
 fn fate(wanted: &TableModel, found: &TableModel, differences: &[SchemaDifference]) -> Fate {
     let changes =
         |column| -> Vec<Change> { about(differences, column).map(|d| d.change).collect() };
@@ -347,7 +347,7 @@ fn fate(wanted: &TableModel, found: &TableModel, differences: &[SchemaDifference
         let changes = changes(column);
         let counterpart = wanted.columns.iter().find(|c| c.name == column.name);
         let Some(to) = counterpart.filter(|_| !changes.contains(&Change::Missing)) else {
-            // One that was renamed keeps all that is made of it.
+            // A renamed column keeps its dependent objects.
             if changes.contains(&Change::Extra) {
                 touched.insert(name);
             }
@@ -370,7 +370,7 @@ fn fate(wanted: &TableModel, found: &TableModel, differences: &[SchemaDifference
         };
         let extra = about(differences, column).any(|d| d.change == Change::Extra);
         let alters = wanted.columns.iter().find(|c| c.name == column.name);
-        // Renamed, it is what it was.
+        // A renamed column stays the same.
         let stays = !extra && alters.is_none_or(is_generated);
         if stays && !names(text).is_disjoint(&touched) {
             fate.anew.insert(column.name.to_string());

@@ -1,12 +1,12 @@
-//! Statements that make a target's schema like its source's, in an order in which they can run.
+//! Plans statements that make a target's schema match its source's, in a valid order.
 //!
-//! [`Stage`] is the order. Each statement says what of the target's rows it would lose; a table that
-//! holds none loses nothing. What has to go only because something else is altered (a foreign key while
-//! its key is exchanged, an index while its column is) is made again as it was.
+//! [`Stage`] is the order. Each statement names what it would lose of the target's rows; an empty
+//! table loses nothing. An object that must go only because another is altered (a foreign key while
+//! its key is replaced, an index while its column is) is recreated as it was.
 //!
-//! Not everything has a statement. An order of columns and an index that only the target has are left
-//! as they are, since neither can stop replication; what cannot be altered without making it anew, and
-//! what cannot be done in one transaction, is told and stops the job ([`blocker`] says why).
+//! Some differences have no statement. The order of columns and indexes that only the target has
+//! cannot stop replication and are left alone. What would have to be recreated, or cannot be done
+//! in one transaction, stops the job ([`blocker`] says why).
 
 mod blocker;
 mod column;
@@ -35,23 +35,23 @@ use crate::diff::{Comparison, gates};
 use crate::model::{Key, Schema};
 use crate::text::runnable;
 
-/// Differences and statements kept in a review; of more only the number.
+/// Differences and statements listed in a review; more are only counted.
 const REVIEW_MAX: usize = 500;
 
 /// The longest text of a definition or statement in a review, in characters.
 const TEXT_MAX: usize = 2_000;
 
-/// Which of the target's tables hold rows.
+/// Tells which of the target's tables contain rows.
 pub type Contents<'a> = &'a dyn Fn(&TableName) -> bool;
 
-/// What would be done.
+/// A plan.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Plan {
     /// In order.
     pub statements: Vec<PlannedStatement>,
-    /// Differences that stay and cannot stop replication.
+    /// Differences that remain and cannot stop replication.
     pub tolerated: Vec<SchemaDifference>,
-    /// Differences for which there is no statement.
+    /// Differences without a statement.
     pub unplanned: Vec<SchemaDifference>,
 }
 
@@ -64,19 +64,19 @@ pub(crate) enum Stage {
     DropObjects,
     RenameObjects,
     RenameColumns,
-    /// Before sequences are made, which may have the names of theirs.
+    /// Before new sequences, which may have the names of theirs.
     DropIdentities,
-    /// Sequences, types and tables, those first that others are made of.
+    /// Sequences, types and tables, ordered by dependency.
     Make,
-    /// Before the columns that they are computed from are altered or dropped.
+    /// Before their base columns are altered or dropped.
     DropGenerated,
     DropColumns,
     Columns,
     AddColumns,
     AddGenerated,
-    /// Tables below others that were there: these have got their columns by now.
+    /// Children of existing tables, whose columns are final by now.
     MakeBelow,
-    /// What tables below others have of their own.
+    /// Child tables' own properties.
     OwnColumns,
     Belonging,
     Keys,
@@ -85,34 +85,33 @@ pub(crate) enum Stage {
     ForeignKeys,
 }
 
-/// A statement, and the difference for which it is.
+/// A statement, and the difference it resolves.
 struct Staged<'a> {
     stage: Stage,
     statement: PlannedStatement,
     cause: Option<&'a SchemaDifference>,
 }
 
-/// A plan being made.
 pub(crate) struct Planner<'a> {
     source: &'a Schema,
     target: &'a Schema,
     comparison: &'a Comparison,
     holds_rows: Contents<'a>,
-    /// What becomes of columns, by table.
+    /// Changes of columns, by table.
     fates: BTreeMap<TableName, Fate>,
-    /// What statements drop of the target's objects.
+    /// The target's objects that statements drop.
     dropped: BTreeSet<Key>,
-    /// What has another name on the target.
+    /// Renames of objects.
     renames: Vec<Rename<'a>>,
-    /// The difference that is being planned.
+    /// The difference being planned.
     cause: Option<&'a SchemaDifference>,
-    /// Labels that enums get.
+    /// New enum labels.
     labels: Vec<Labels<'a>>,
     staged: Vec<Staged<'a>>,
     plan: Plan,
 }
 
-/// Plans what makes `target` (remote in `comparison`) like `source` (local).
+/// Plans how to make `target` (remote in `comparison`) match `source` (local).
 #[must_use]
 pub fn plan(
     source: &Schema,
@@ -143,7 +142,7 @@ pub fn plan(
     planner.rebuild();
     planner.withdraw();
     planner.plan.statements = {
-        // Stable: within a stage the order above is kept.
+        // The sort is stable: it keeps the order within a stage.
         planner.staged.sort_by_key(|staged| staged.stage);
         let statements = planner.staged.into_iter();
         statements.map(|staged| staged.statement).collect()
@@ -151,7 +150,7 @@ pub fn plan(
     planner.plan
 }
 
-/// Tables of the target whose rows a plan could lose: which of them hold any decides what it says.
+/// Tables of the target whose rows a plan could lose: the caller checks which of them contain any.
 #[must_use]
 pub fn at_stake(source: &Schema, target: &Schema, comparison: &Comparison) -> BTreeSet<TableName> {
     let asked = RefCell::new(BTreeSet::new());
@@ -163,7 +162,8 @@ pub fn at_stake(source: &Schema, target: &Schema, comparison: &Comparison) -> BT
     asked.into_inner()
 }
 
-/// A comparison and its plan as they are told: differences that matter, shortened and cut off.
+/// A comparison and its plan as reported: relevant differences, with long texts and lists
+/// truncated.
 #[must_use]
 pub fn review(comparison: &Comparison, plan: &Plan) -> SchemaReview {
     let gating: Vec<&SchemaDifference> = comparison.differences().filter(|d| gates(d)).collect();
@@ -211,7 +211,7 @@ impl<'a> Planner<'a> {
         self.stage(stage, PlannedStatement { sql, loses: None });
     }
 
-    /// A statement that costs rows or values where the table holds any.
+    /// Adds a statement that loses rows or values if the table contains any.
     fn add_losing(&mut self, stage: Stage, table: &TableName, sql: String, what: String) {
         let loses = (self.holds_rows)(table).then_some(what);
         self.stage(stage, PlannedStatement { sql, loses });
@@ -230,7 +230,7 @@ impl<'a> Planner<'a> {
         self.plan.tolerated.push(difference.clone());
     }
 
-    /// Once, whatever asks for it.
+    /// Reports a difference as unplanned, at most once.
     fn give_up(&mut self, difference: &SchemaDifference) {
         if !self.plan.unplanned.contains(difference) {
             self.plan.unplanned.push(difference.clone());
@@ -243,7 +243,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Every schema that something new goes to and that is not there.
+    /// Creates every schema that new objects need and that is missing.
     fn schemas(&mut self) {
         let there: BTreeSet<&str> = self
             .target
@@ -266,7 +266,7 @@ impl<'a> Planner<'a> {
 
     fn alter(&mut self, difference: &'a SchemaDifference) {
         match (difference.subject, difference.change) {
-            // Made already, with all that stands alone; columns are planned together.
+            // Already created with the objects outside of tables; columns are planned together.
             (Subject::Table | Subject::Column | Subject::Object(ObjectKind::Schema), _) => {}
             (Subject::Object(kind), _) if difference.table.is_some() => {
                 self.alter_object(kind, difference);

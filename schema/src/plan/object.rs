@@ -1,5 +1,4 @@
-//! Constraints, indexes and the like of tables, and types and sequences, that both sides have or only
-//! one.
+//! Constraints, indexes and other objects of tables, and types and sequences.
 
 use steep_protocol::message::schema::{Change, ObjectKind, ObjectModel, SchemaDifference};
 use steep_protocol::{Identifier, TableName};
@@ -10,7 +9,7 @@ use crate::diff::called;
 use crate::model::Key;
 
 impl<'a> Planner<'a> {
-    /// Adds something to a table that does not have it.
+    /// Adds an object to a table.
     pub(super) fn add_object(&mut self, object: &ObjectModel) {
         let Some(table) = &object.table else { return };
         let on = table.quoted();
@@ -52,7 +51,7 @@ impl<'a> Planner<'a> {
                     self.add(Stage::Belonging, sql);
                 }
             }
-            // Said by CREATE TABLE, or not a table's own.
+            // Part of CREATE TABLE, or not an object of a table.
             _ => {}
         }
     }
@@ -62,7 +61,7 @@ impl<'a> Planner<'a> {
         self.add(Stage::ReplicaIdentity, sql);
     }
 
-    /// What belongs to a table that both sides have.
+    /// Changes an object of a common table.
     pub(super) fn alter_object(&mut self, kind: ObjectKind, difference: &'a SchemaDifference) {
         let Some(table) = &difference.table else {
             return;
@@ -77,7 +76,7 @@ impl<'a> Planner<'a> {
         match (kind, difference.change, wanted) {
             (ObjectKind::ReplicaIdentity, _, Some(wanted)) => {
                 if difference.remote.starts_with("USING INDEX") {
-                    // Its columns could not be altered to take NULL.
+                    // Otherwise its columns could not become nullable.
                     let sql = format!("ALTER TABLE {} REPLICA IDENTITY DEFAULT", table.quoted());
                     self.add(Stage::DropObjects, sql);
                 }
@@ -147,7 +146,7 @@ impl<'a> Planner<'a> {
         );
     }
 
-    /// Renames, or makes anew under the new name what `goes` says cannot stay meanwhile.
+    /// Renames an object, or recreates it under the new name if `goes` says that it cannot stay.
     pub(super) fn rename_object(
         &mut self,
         rename: Rename<'a>,
@@ -181,7 +180,7 @@ impl<'a> Planner<'a> {
         );
     }
 
-    /// A type or sequence that both sides have and that differs.
+    /// Changes a type or sequence that both sides have.
     pub(super) fn alter_alone(&mut self, kind: ObjectKind, difference: &'a SchemaDifference) {
         let same = |o: &&ObjectModel| o.kind == kind && Some(called(o)) == difference.name;
         let Some((object, name)) = self
@@ -222,23 +221,23 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// Something that has another name on the target.
+/// An object with another name on the target.
 pub(super) struct Rename<'a> {
     pub(super) found: &'a ObjectModel,
     pub(super) wanted: &'a ObjectModel,
     pub(super) difference: &'a SchemaDifference,
 }
 
-/// Labels that an enum gets.
+/// New labels of an enum.
 pub(super) struct Labels<'a> {
     pub(super) difference: &'a SchemaDifference,
     pub(super) name: TableName,
-    /// Without their quotes.
+    /// Without quotes.
     pub(super) labels: Vec<String>,
 }
 
-/// Labels of an enum that are missing, as they stand between quotes, and how each is added; `None` where
-/// it has others or another order.
+/// The enum labels that are missing, as literals without quotes, and how each is added; `None` if
+/// the target has other labels or another order.
 pub(super) fn more_labels(wanted: &str, found: &str) -> Option<Vec<(String, String)>> {
     let (wanted, found) = (literals(wanted)?, literals(found)?);
     let mut clauses = Vec::new();
@@ -262,8 +261,8 @@ pub(super) fn more_labels(wanted: &str, found: &str) -> Option<Vec<(String, Stri
     there.peek().is_none().then_some(clauses)
 }
 
-/// `'a', 'it''s'` as its literals, still quoted. A backslash makes a literal `E'…'`; labels with one are
-/// left to people.
+/// Splits `'a', 'it''s'` into literals with quotes. A backslash makes a literal `E'…'`; enums with
+/// such labels are left to the operator.
 fn literals(list: &str) -> Option<Vec<String>> {
     let mut found = Vec::new();
     let mut rest = list;

@@ -1,4 +1,4 @@
-//! What has to go while something else is altered, and is made again as it was.
+//! Objects that must be dropped while another is altered, and are recreated as they were.
 
 use std::collections::BTreeSet;
 
@@ -11,8 +11,8 @@ use crate::model::Key;
 use crate::text::{names, references};
 
 impl<'a> Planner<'a> {
-    /// Drops and makes again, so far unchanged: what a column that is dropped would take along, foreign
-    /// keys over columns of another type, and those that need a key that goes.
+    /// Drops and recreates unchanged objects: those that a dropped column would take along, foreign
+    /// keys over retyped columns, and those that need a dropped key.
     pub(super) fn rebuild(&mut self) {
         let renames = std::mem::take(&mut self.renames);
         let is_foreign = |rename: &Rename<'_>| rename.found.kind == ObjectKind::ForeignKey;
@@ -50,7 +50,7 @@ impl<'a> Planner<'a> {
         self.identify_again();
     }
 
-    /// Whether both have it alike, or it is an index that only the target has and keeps.
+    /// Whether both sides have it, or it is an index of the target that is kept.
     fn stays(&self, object: &ObjectModel) -> bool {
         let kept = match object.kind {
             ObjectKind::PrimaryKey
@@ -76,7 +76,7 @@ impl<'a> Planner<'a> {
         kept && !self.dropped.contains(&Key::of(object))
     }
 
-    /// Whether it goes along with a column that is dropped.
+    /// Whether it is dropped with a column.
     fn goes_along(&self, object: &ObjectModel) -> bool {
         let fate = object
             .table
@@ -114,7 +114,7 @@ impl<'a> Planner<'a> {
         keyless || touches(table, own) || touches(&to, theirs)
     }
 
-    /// As the source has it, or as it is where only the target does.
+    /// Recreates it as on the source, or as it was if only the target has it.
     fn make_again(&mut self, object: &'a ObjectModel) {
         let Some(table) = &object.table else { return };
         self.drop_object(object.kind, table, &object.name);
@@ -122,7 +122,7 @@ impl<'a> Planner<'a> {
         self.add_object(wanted);
     }
 
-    /// An index that rows are identified by, and that was made anew, has to be named again.
+    /// Restores a replica identity whose index was recreated.
     fn identify_again(&mut self) {
         let (source, target) = (self.source, self.target);
         let tables: BTreeSet<&TableName> = self
@@ -147,7 +147,7 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// Whether a foreign key may need it.
+/// Whether a foreign key may depend on it.
 fn is_key(object: &ObjectModel) -> bool {
     match object.kind {
         ObjectKind::PrimaryKey | ObjectKind::Unique => true,

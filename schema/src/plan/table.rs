@@ -1,4 +1,4 @@
-//! Making what is missing: types, sequences and tables, and all that belongs to new tables.
+//! Creates what is missing: types, sequences, tables, and all objects of new tables.
 
 use std::collections::HashMap;
 
@@ -13,7 +13,7 @@ use crate::diff::called;
 use crate::model::Schema;
 use crate::text::qualified;
 
-/// Something to be made.
+/// Something to create.
 enum New<'a> {
     Type(&'a ObjectModel),
     Table(&'a TableModel),
@@ -36,7 +36,7 @@ impl New<'_> {
 }
 
 impl<'a> Planner<'a> {
-    /// Everything that the target lacks as a whole.
+    /// Creates everything outside of existing tables that the target lacks.
     pub(super) fn make(&mut self) {
         let (source, target) = (self.source, self.target);
         let alone = source.objects_alone().filter(|o| !target.has(o));
@@ -58,7 +58,7 @@ impl<'a> Planner<'a> {
         new.extend(tables.map(New::Table));
         new.sort_by_key(New::rank);
         let order = Order::of(source, &new);
-        // What is below a table that is there already waits for that table's columns.
+        // Children of an existing table wait for that table's columns.
         let mut waits = vec![false; new.len()];
         for at in order.places {
             let below = match new[at] {
@@ -89,7 +89,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// The difference that an object is missing.
+    /// The difference that reports the object as missing.
     fn missing(&self, object: &ObjectModel) -> Option<&'a SchemaDifference> {
         let name = called(object);
         let is = |d: &&SchemaDifference| {
@@ -117,7 +117,7 @@ impl<'a> Planner<'a> {
         let sql = match object.kind {
             ObjectKind::Domain => format!("CREATE DOMAIN {name} AS {definition}"),
             ObjectKind::Enum => format!("CREATE TYPE {name} AS ENUM ({definition})"),
-            // Its function wants a type that is not there yet.
+            // Its function needs the type, which does not exist yet.
             ObjectKind::Range if definition.contains(CANONICAL) => return self.give_up_cause(),
             ObjectKind::Range => format!("CREATE TYPE {name} AS RANGE ({definition})"),
             _ => format!("CREATE TYPE {name} AS ({definition})"),
@@ -161,7 +161,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// A partition takes its columns from its parent; what it has of its own is said afterwards.
+    /// A partition takes its columns from its parent; its own properties follow.
     fn own_traits(&mut self, table: &TableModel) {
         let above = parents(self.source, &table.name);
         let Some(parent) = above.first().and_then(|name| self.source.table(name)) else {
@@ -179,16 +179,16 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// What says that a range has a function that makes its values canonical.
+/// Marks a range with a canonical function.
 const CANONICAL: &str = "CANONICAL = ";
 
-/// How the definition of a partition's parent begins.
+/// The beginning of a partition's definition.
 const PARTITION_OF: &str = "PARTITION OF ";
 
-/// How the definition of a table's parents begins, where it inherits from them.
+/// The beginning of an inheriting table's definition.
 const INHERITS: &str = "INHERITS ";
 
-/// The statements that make a table a child of what is above it.
+/// The statements that attach a table to its parents.
 pub(super) fn attach(object: &ObjectModel) -> Vec<String> {
     let Some(child) = object.table.as_ref().map(TableName::quoted) else {
         return Vec::new();
@@ -207,7 +207,7 @@ pub(super) fn attach(object: &ObjectModel) -> Vec<String> {
     names_in(&object.definition).iter().map(inherit).collect()
 }
 
-/// The tables above that one.
+/// The parents of that table.
 pub(super) fn parents(schema: &Schema, table: &TableName) -> Vec<TableName> {
     let parent = schema
         .objects_of(table)
@@ -232,7 +232,7 @@ fn names_in(definition: &str) -> Vec<TableName> {
     names
 }
 
-/// A name in quotes at the beginning, and what follows it.
+/// A leading quoted name, and the rest.
 fn leading_name(text: &str) -> Option<(TableName, &str)> {
     let mut inside = false;
     let end = text
@@ -246,12 +246,12 @@ fn leading_name(text: &str) -> Option<(TableName, &str)> {
     Some((name, &text[end..]))
 }
 
-/// A column as CREATE TABLE and ADD COLUMN take it.
+/// A column in CREATE TABLE and ADD COLUMN.
 pub(super) fn column_sql(column: &ColumnModel) -> String {
     format!("{} {}", column.name.quoted(), definition(column))
 }
 
-/// The name of an object that stands alone, ready for SQL.
+/// The name of an object outside of tables, quoted for SQL.
 pub(super) fn quoted(object: &ObjectModel) -> Option<String> {
     let name = Identifier::parse(object.name.as_str()).ok()?;
     let schema = object.schema.as_ref()?;
@@ -266,11 +266,11 @@ pub(super) fn type_name(object: &ObjectModel) -> Option<TableName> {
     })
 }
 
-/// An order in which new things can be made.
+/// The order in which new things can be created.
 struct Order {
-    /// Such that what others are made of comes before them; else as they come.
+    /// Dependencies first, otherwise in the given order.
     places: Vec<usize>,
-    /// What each is made of.
+    /// The dependencies of each.
     needs: Vec<Vec<usize>>,
 }
 
@@ -291,7 +291,7 @@ impl Order {
     }
 }
 
-/// What a definition is made of, by the types it names.
+/// The dependencies of a definition: the types it names.
 fn needs(source: &Schema, new: &New<'_>, places: &HashMap<TableName, usize>) -> Vec<usize> {
     let in_text = |text: &str| {
         let names = qualified(text).into_iter();
@@ -309,7 +309,7 @@ fn needs(source: &Schema, new: &New<'_>, places: &HashMap<TableName, usize>) -> 
     }
 }
 
-/// Places what `at` needs, then `at`. A circle, which no catalog has, ends where it was begun.
+/// Places the dependencies of `at`, then `at`. A cycle, which no catalog has, is cut.
 fn place(at: usize, needs: &[Vec<usize>], seen: &mut [bool], placed: &mut Vec<usize>) {
     let mut stack = vec![(at, 0)];
     while let Some((current, next)) = stack.pop() {

@@ -1,6 +1,6 @@
-//! How one column becomes another: all of it at once, since its aspects depend on each other. An identity
-//! wants a column that has no default and refuses NULL; a default may not be castable where the values
-//! are; an expression can be dropped but not given.
+//! Turns one column into another, all aspects at once, since they depend on each other. An identity
+//! requires NOT NULL and no default; a default may not be castable where values are; an expression
+//! can be dropped but not added.
 
 use steep_protocol::message::schema::{ColumnModel, ColumnValue, Identity};
 
@@ -8,31 +8,31 @@ use super::Stage;
 use crate::diff::{aspects, is_generated};
 use crate::text::plain;
 
-/// What makes a column of a table another.
+/// How a column of a table is changed.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Transition {
     /// Alterations, in order.
     Steps(Vec<Step>),
-    /// It has to be dropped and added again.
+    /// It must be dropped and added again.
     Anew,
 }
 
-/// One `ALTER TABLE … ` of a column.
+/// One `ALTER TABLE … ALTER COLUMN`.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Step {
     pub(super) stage: Stage,
-    /// What follows the column's name in `ALTER COLUMN`.
+    /// The text after the column's name in `ALTER COLUMN`.
     pub(super) what: String,
-    /// Whether values of a type that holds more are cast.
+    /// Whether values are cast from a wider type.
     pub(super) narrows: bool,
 }
 
-/// Whether the two columns are the same but for the name.
+/// Whether the two columns are equal except for their names.
 pub(super) fn alike(one: &ColumnModel, other: &ColumnModel) -> bool {
     aspects(one, other, same).is_empty()
 }
 
-/// Whether values are of another type, or are sorted by another collation.
+/// Whether the type or the collation changes.
 pub(super) fn retypes(found: &ColumnModel, wanted: &ColumnModel) -> bool {
     !same(&found.type_name, &wanted.type_name) || found.collation != wanted.collation
 }
@@ -41,7 +41,7 @@ fn same(one: &str, other: &str) -> bool {
     plain(one) == plain(other)
 }
 
-/// What makes `found` like `wanted`.
+/// Plans how to make `found` match `wanted`.
 pub(super) fn transition(found: &ColumnModel, wanted: &ColumnModel) -> Transition {
     let mut steps = Steps::default();
     let retypes = retypes(found, wanted);
@@ -60,7 +60,7 @@ pub(super) fn transition(found: &ColumnModel, wanted: &ColumnModel) -> Transitio
         ColumnValue::Nothing | ColumnValue::Default(_) => {}
     }
     if found.identity != Identity::No && wanted.identity == Identity::No {
-        // The sequence that it has may have the name of one that is to be made.
+        // Its sequence may have the name of one that is to be created.
         steps.add(Stage::DropIdentities, "DROP IDENTITY");
     }
     let default = |column: &ColumnModel| match &column.value {
@@ -129,8 +129,8 @@ impl Steps {
     }
 }
 
-/// Whether every value of the type `from` is one of the type `to`, the same to a reader. Only what is
-/// certain; of others it is said that values may be lost.
+/// Whether every value of type `from` is a value of type `to` with the same meaning. Only if
+/// certain; otherwise the plan says that values may be lost.
 fn holds_all(to: &str, from: &str) -> bool {
     let length = |kind: &str, name: &str| -> Option<u32> {
         kind.strip_prefix(name)?

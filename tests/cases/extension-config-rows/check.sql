@@ -1,4 +1,4 @@
--- 'ours 4' comes while rows are copied, and is not replicated.
+-- 'ours 4' is inserted while rows are copied, and is not replicated.
 SELECT id, name, shipped FROM rulebook.rule WHERE name <> 'ours 4' ORDER BY id;
 SELECT rule_id, who FROM rulebook.exception ORDER BY 1, 2;
 SELECT last_value, is_called FROM rulebook.revision;

@@ -1,4 +1,4 @@
-//! Describing a cluster and starting it.
+//! Describes and starts a cluster.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,7 +14,7 @@ use crate::pg::{Durability, Grouping, Installation, Options, Server};
 use crate::ports::Port;
 use crate::scratch::Scratch;
 
-/// What a cluster is to be. Everything has a default: two nodes, the preferred PostgreSQL, no fsync.
+/// The description of a cluster. Defaults: two nodes, the preferred PostgreSQL, no fsync.
 #[derive(Debug)]
 pub struct Builder {
     nodes: usize,
@@ -45,7 +45,7 @@ impl Default for Builder {
 }
 
 impl Builder {
-    /// How many nodes: `node_a`, `node_b` and so on.
+    /// The number of nodes: `node_a`, `node_b` and so on.
     #[must_use]
     pub fn nodes(mut self, count: usize) -> Self {
         self.nodes = count;
@@ -60,7 +60,7 @@ impl Builder {
         self
     }
 
-    /// A line of one node's `postgresql.conf`.
+    /// A line for one node's `postgresql.conf`.
     #[must_use]
     pub fn setting(mut self, node: &str, name: &str, value: &str) -> Self {
         self.settings
@@ -68,7 +68,7 @@ impl Builder {
         self
     }
 
-    /// A further argument for one node's agent.
+    /// An additional argument for one node's agent.
     #[must_use]
     pub fn agent_argument(mut self, node: &str, argument: &str) -> Self {
         self.agent_arguments
@@ -76,35 +76,35 @@ impl Builder {
         self
     }
 
-    /// A further argument for the coordinator.
+    /// An additional argument for the coordinator.
     #[must_use]
     pub fn coordinator_argument(mut self, argument: &str) -> Self {
         self.coordinator_arguments.push(argument.to_owned());
         self
     }
 
-    /// Whether commits reach the disk.
+    /// Whether commits wait for the disk.
     #[must_use]
     pub fn durability(mut self, durability: Durability) -> Self {
         self.durability = durability;
         self
     }
 
-    /// Which process group everything belongs to.
+    /// The process group of everything.
     #[must_use]
     pub fn grouping(mut self, grouping: Grouping) -> Self {
         self.grouping = grouping;
         self
     }
 
-    /// Binaries of another build than the harness's own.
+    /// Binaries of another build than the harness.
     #[must_use]
     pub fn binaries(mut self, binaries: Binaries) -> Self {
         self.binaries = Some(binaries);
         self
     }
 
-    /// A directory to live in that is not removed in the end.
+    /// A directory that is not removed at the end.
     #[must_use]
     pub fn dir(mut self, dir: PathBuf) -> Self {
         self.dir = Some(dir);
@@ -127,7 +127,7 @@ impl Builder {
         Ok(cluster)
     }
 
-    /// Servers and certificates only.
+    /// Creates servers and certificates only.
     ///
     /// # Errors
     /// What did not start.
@@ -207,7 +207,7 @@ impl Builder {
     }
 }
 
-/// Through the product's own commands, as an operator does.
+/// Uses the product's own commands, like an operator.
 fn issue_certificates(binaries: &Binaries, dir: &Path, nodes: &[String]) -> Result<()> {
     fs::create_dir_all(dir)?;
     let run = |arguments: &[&str]| {

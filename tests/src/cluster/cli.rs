@@ -1,4 +1,4 @@
-//! The CLI, run as a user runs it.
+//! Runs the CLI like a user.
 
 use std::fmt;
 use std::fs::File;
@@ -14,18 +14,18 @@ use super::Cluster;
 use crate::process::tail;
 use crate::wait;
 
-/// What a command of the CLI came to.
+/// The result of a CLI command.
 #[derive(Debug, Clone)]
 pub struct Output {
-    /// The arguments, for messages.
+    /// The arguments, for error messages.
     pub arguments: String,
-    /// The exit code; -1 where a signal ended it.
+    /// The exit code; -1 if a signal ended it.
     pub code: i32,
     /// Standard output.
     pub stdout: String,
     /// Standard error.
     pub stderr: String,
-    /// How long it ran.
+    /// Its running time.
     pub took: Duration,
 }
 
@@ -33,19 +33,19 @@ impl Output {
     /// Checks the exit code.
     ///
     /// # Errors
-    /// That it is another one, with everything the command printed.
+    /// Another exit code, with all output of the command.
     pub fn expect(self, code: i32) -> Result<Self> {
         if self.code == code {
             Ok(self)
         } else {
-            bail!("exit code {code} was expected of {self}")
+            bail!("expected exit code {code} from {self}")
         }
     }
 
-    /// Every JSON object on standard output, those inside one outer list too.
+    /// Every JSON object on standard output, including those inside one outer list.
     #[must_use]
     pub fn objects(&self) -> Vec<Value> {
-        // One document over several lines, or one document a line: JSON does not care.
+        // Accepts one document over several lines as well as one a line.
         let documents = serde_json::Deserializer::from_str(&self.stdout).into_iter::<Value>();
         documents
             .map_while(Result::ok)
@@ -64,7 +64,7 @@ impl Output {
     /// The last JSON object on standard output.
     ///
     /// # Errors
-    /// That there is none.
+    /// There is none.
     pub fn last_object(&self) -> Result<Value> {
         self.objects()
             .pop()
@@ -92,7 +92,7 @@ impl fmt::Display for Output {
     }
 }
 
-/// The last lines, each cut: a stream of progress is long, and its end says what happened.
+/// The last lines, truncated: a stream of progress is long, and its end says what happened.
 fn shown(text: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();
     let last = lines[lines.len().saturating_sub(12)..].iter();
@@ -100,7 +100,7 @@ fn shown(text: &str) -> String {
     cut.join("\n")
 }
 
-/// A command of the CLI that is still at work; killed when its value goes.
+/// A running CLI command, killed when dropped.
 #[derive(Debug)]
 pub struct Running {
     arguments: String,
@@ -118,28 +118,28 @@ impl Running {
         }
     }
 
-    /// Kills it; what it has started goes on.
+    /// Kills it; a job that it started goes on.
     ///
     /// # Errors
-    /// That it cannot be waited for.
+    /// It cannot be waited for.
     pub fn kill(mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;
         Ok(())
     }
 
-    /// Whether it is still at work.
+    /// Whether it still runs.
     ///
     /// # Errors
-    /// That it cannot be asked.
+    /// Its status cannot be read.
     pub fn is_running(&mut self) -> Result<bool> {
         Ok(self.child.try_wait()?.is_none())
     }
 
-    /// What it has printed on standard output so far.
+    /// Its standard output so far.
     ///
     /// # Errors
-    /// That it cannot be read.
+    /// It cannot be read.
     pub fn stdout_so_far(&self) -> Result<String> {
         Ok(String::from_utf8_lossy(&std::fs::read(&self.stdout)?).into_owned())
     }
@@ -147,7 +147,7 @@ impl Running {
     /// Waits for its end.
     ///
     /// # Errors
-    /// That it does not come within `limit`.
+    /// It does not end within `limit`.
     pub fn finish(mut self, limit: Duration) -> Result<Output> {
         let what = format!("the end of steep-repl {}", self.arguments);
         let ended = wait::until(&what, limit, || Ok(self.child.try_wait()?));
@@ -179,14 +179,14 @@ impl Drop for Running {
     }
 }
 
-/// No command of a test takes longer, the largest initialisation included.
+/// Longer than any command of a test, including the largest initialisation.
 pub const CLI_LIMIT: Duration = Duration::from_secs(300);
 
 impl Cluster {
-    /// Runs the CLI to its end.
+    /// Runs the CLI to the end.
     ///
     /// # Errors
-    /// That it cannot be run, or does not end within [`CLI_LIMIT`].
+    /// It cannot be run, or does not end within [`CLI_LIMIT`].
     pub fn cli(&self, arguments: &[&str]) -> Result<Output> {
         self.cli_spawn(arguments)?.finish(CLI_LIMIT)
     }
@@ -194,9 +194,10 @@ impl Cluster {
     /// Starts the CLI.
     ///
     /// # Errors
-    /// That it cannot be run.
+    /// It cannot be run.
     pub fn cli_spawn(&self, arguments: &[&str]) -> Result<Running> {
-        // Files, not pipes: a command that prints much must not wait for a test that waits for it.
+        // Files instead of pipes: a command with much output must not wait for a test that waits
+        // for it.
         let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let stdout = self.dir.join(format!("cli-{number}.out"));
         let stderr = self.dir.join(format!("cli-{number}.err"));
@@ -216,7 +217,7 @@ impl Cluster {
         })
     }
 
-    /// The CLI with its environment, to be run by the caller.
+    /// The CLI with its environment, for the caller to run.
     #[must_use]
     pub fn cli_command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(self.binaries.cli());
@@ -230,7 +231,7 @@ impl Cluster {
         command
     }
 
-    /// What a shell must export to talk to this cluster.
+    /// The environment that a shell needs for this cluster.
     #[must_use]
     pub fn cli_environment(&self) -> Vec<(&'static str, String)> {
         vec![

@@ -1,5 +1,5 @@
-//! A whole cluster: PostgreSQL servers, certificates, a coordinator and an agent beside each server,
-//! all as separate processes, driven through the CLI as a user would.
+//! A whole cluster: PostgreSQL servers, certificates, a coordinator and an agent beside each
+//! server, all as separate processes, used through the CLI like a user.
 
 mod builder;
 mod cli;
@@ -26,13 +26,13 @@ use crate::process::{Process, READY_LIMIT};
 use crate::scratch::Scratch;
 use crate::wait;
 
-/// After the last write, changes arrive within this or replication has stopped.
+/// Changes arrive within this time after the last write, or replication has stopped.
 pub const DRAIN_LIMIT: Duration = Duration::from_secs(120);
 
-/// An agent that runs is seen by the coordinator within this.
+/// The coordinator sees a running agent within this time.
 const ONLINE_LIMIT: Duration = Duration::from_secs(20);
 
-/// A job of a test gets to any phase within this.
+/// A job of a test reaches any phase within this time.
 const PHASE_LIMIT: Duration = Duration::from_secs(60);
 
 fn init_arguments<'a>(further: &[&'a str]) -> Vec<&'a str> {
@@ -41,7 +41,8 @@ fn init_arguments<'a>(further: &[&'a str]) -> Vec<&'a str> {
     arguments
 }
 
-/// Everything that runs, ended when its value goes: processes first, then servers, then the files.
+/// Everything that runs. When dropped, it ends first processes, then servers, then removes the
+/// files.
 #[derive(Debug)]
 pub struct Cluster {
     coordinator: Option<Process>,
@@ -55,7 +56,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// A cluster to be described.
+    /// Starts the description of a cluster.
     #[must_use]
     pub fn builder() -> Builder {
         Builder::default()
@@ -72,7 +73,7 @@ impl Cluster {
     /// A node by name.
     ///
     /// # Panics
-    /// Where there is none of that name.
+    /// There is no such node.
     #[must_use]
     pub fn node(&self, name: &str) -> &Node {
         self.nodes
@@ -81,10 +82,10 @@ impl Cluster {
             .expect("no node of that name")
     }
 
-    /// A node by name, to be changed.
+    /// A node by name, mutable.
     ///
     /// # Panics
-    /// Where there is none of that name.
+    /// There is no such node.
     #[must_use]
     pub fn node_mut(&mut self, name: &str) -> &mut Node {
         self.nodes
@@ -102,13 +103,13 @@ impl Cluster {
     /// A node's replicated database.
     ///
     /// # Panics
-    /// Where there is no node of that name.
+    /// There is no such node.
     #[must_use]
     pub fn database(&self, node: &str) -> Database {
         self.node(node).database()
     }
 
-    /// Where everything of it lies.
+    /// The directory of all its files.
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -126,7 +127,7 @@ impl Cluster {
         self.coordinator_port.address()
     }
 
-    /// The coordinator's process, where it runs.
+    /// The coordinator's process, if it runs.
     #[must_use]
     pub fn coordinator(&self) -> Option<&Process> {
         self.coordinator.as_ref()
@@ -155,7 +156,7 @@ impl Cluster {
             .arg(certs.join("coordinator.pem"))
             .arg("--key")
             .arg(certs.join("coordinator.key"))
-            // TCP, where QUIC has UDP: one port is both.
+            // One port serves both: TCP for metrics and UDP for QUIC.
             .args(["--metrics", &self.coordinator_address()])
             .args(&self.coordinator_arguments)
             .env("HOME", &self.dir)
@@ -167,10 +168,10 @@ impl Cluster {
         Ok(())
     }
 
-    /// Kills the coordinator as a crash would.
+    /// Kills the coordinator like a crash.
     ///
     /// # Errors
-    /// That it does not run or cannot be killed.
+    /// It does not run or cannot be killed.
     pub fn kill_coordinator(&mut self) -> Result<()> {
         self.coordinator
             .take()
@@ -178,10 +179,10 @@ impl Cluster {
             .kill()
     }
 
-    /// Stops the coordinator as its service manager would.
+    /// Stops the coordinator like its service manager.
     ///
     /// # Errors
-    /// That it does not run or does not end.
+    /// It does not run or does not end.
     pub fn stop_coordinator(&mut self) -> Result<std::process::ExitStatus> {
         self.coordinator
             .take()
@@ -200,18 +201,18 @@ impl Cluster {
             .start_agent(&agent, &coordinator, &certs, grouping)
     }
 
-    /// Kills a node's agent as a crash would.
+    /// Kills a node's agent like a crash.
     ///
     /// # Errors
-    /// That it does not run or cannot be killed.
+    /// It does not run or cannot be killed.
     pub fn kill_agent(&mut self, node: &str) -> Result<()> {
         self.node_mut(node).take_agent()?.kill()
     }
 
-    /// Stops a node's agent as its service manager would.
+    /// Stops a node's agent like its service manager.
     ///
     /// # Errors
-    /// That it does not run or does not end.
+    /// It does not run or does not end.
     pub fn stop_agent(&mut self, node: &str) -> Result<std::process::ExitStatus> {
         self.node_mut(node).take_agent()?.terminate()
     }
@@ -219,7 +220,7 @@ impl Cluster {
     /// Tells a node's agent to stop, and waits until it is draining.
     ///
     /// # Errors
-    /// That it does not run or does not drain.
+    /// It does not run or does not drain.
     pub fn begin_stop_of_agent(&mut self, node: &str) -> Result<()> {
         let agent = self.node_mut(node).agent.as_mut();
         let agent = agent.context("the agent does not run")?;
@@ -230,16 +231,16 @@ impl Cluster {
     /// Waits for the end of an agent that was told to stop.
     ///
     /// # Errors
-    /// That it does not run or does not end.
+    /// It does not run or does not end.
     pub fn end_of_agent(&mut self, node: &str) -> Result<std::process::ExitStatus> {
         self.node_mut(node).take_agent()?.end()
     }
 
-    /// Puts a physical copy of one node in place of another, whose agent is away meanwhile. Returns the
-    /// position in the WAL of the first that the copy has come to.
+    /// Replaces a node by a physical copy of another one; its agent is stopped meanwhile. Returns
+    /// the copy's position in the first one's WAL.
     ///
     /// # Errors
-    /// What did not work.
+    /// What failed.
     pub fn restore_copy(&mut self, from: &str, to: &str) -> Result<String> {
         self.stop_agent(to)?;
         let (source, password) = (
@@ -269,10 +270,10 @@ impl Cluster {
         Ok(())
     }
 
-    /// What `nodes --json` says of a node.
+    /// A node's entry in `nodes --json`.
     ///
     /// # Errors
-    /// That the CLI fails.
+    /// The CLI fails.
     pub fn node_view(&self, node: &str) -> Result<Option<Value>> {
         let output = self.cli(&["nodes", "--json"])?;
         if output.code != 0 {
@@ -284,7 +285,7 @@ impl Cluster {
             .find(|view| view["node_id"] == node))
     }
 
-    /// `init node_b --from node_a --yes --json` with further arguments, to its end.
+    /// Runs `init node_b --from node_a --yes --json` with more arguments to the end.
     ///
     /// # Errors
     /// As [`Cluster::cli`].
@@ -292,7 +293,7 @@ impl Cluster {
         self.cli(&init_arguments(further))
     }
 
-    /// [`Cluster::init`], left at work.
+    /// Starts [`Cluster::init`] without waiting.
     ///
     /// # Errors
     /// As [`Cluster::cli_spawn`].
@@ -300,20 +301,20 @@ impl Cluster {
         self.cli_spawn(&init_arguments(further))
     }
 
-    /// What `init progress --json` says of a node.
+    /// A node's `init progress --json`.
     ///
     /// # Errors
-    /// That the CLI fails.
+    /// The CLI fails.
     pub fn progress(&self, node: &str) -> Result<Value> {
         self.cli(&["init", "progress", "--node", node, "--json"])?
             .expect(0)?
             .last_object()
     }
 
-    /// Waits until rows of a node's job are arriving.
+    /// Waits until rows of a node's job arrive.
     ///
     /// # Errors
-    /// That none do.
+    /// None do.
     pub fn wait_copying(&self, node: &str) -> Result<()> {
         wait::until_true(&format!("rows to arrive at {node}"), PHASE_LIMIT, || {
             let progress = self.progress(node)?;
@@ -321,10 +322,10 @@ impl Cluster {
         })
     }
 
-    /// Waits until rows of a node's job are not only there but committed.
+    /// Waits until rows of a node's job are committed.
     ///
     /// # Errors
-    /// That none are within `limit`.
+    /// None are within `limit`.
     pub fn wait_committed(&self, node: &str, limit: Duration) -> Result<()> {
         let made = "SELECT count(to_regclass('steep_repl.copy_ledger'))";
         let committed = "SELECT count(*) FROM steep_repl.copy_ledger WHERE rows > 0";
@@ -337,7 +338,7 @@ impl Cluster {
     /// Waits until a node's job is in that phase.
     ///
     /// # Errors
-    /// That it does not get there.
+    /// It does not get there.
     pub fn wait_phase(&self, node: &str, phase: &str) -> Result<()> {
         wait::until_true(
             &format!("{node} to be in phase {phase}"),
@@ -349,7 +350,7 @@ impl Cluster {
     /// A node's state, such as `synchronized`.
     ///
     /// # Errors
-    /// That the CLI fails or the node is not known.
+    /// The CLI fails or the node is not known.
     pub fn state(&self, node: &str) -> Result<String> {
         let view = self
             .node_view(node)?
@@ -357,10 +358,10 @@ impl Cluster {
         Ok(view["state"].as_str().unwrap_or_default().to_owned())
     }
 
-    /// Waits until a node is in one of these states; returns which.
+    /// Waits until a node is in one of these states, and returns it.
     ///
     /// # Errors
-    /// That it does not get there.
+    /// It does not get there.
     pub fn wait_state(&self, node: &str, states: &[&str], limit: Duration) -> Result<String> {
         wait::until(
             &format!("{node} to be {}", states.join(" or ")),
@@ -372,14 +373,14 @@ impl Cluster {
         )
     }
 
-    /// Waits until everything written on `source` so far has been applied by every subscriber of
-    /// ours; writing must have stopped.
+    /// Waits until all our subscribers have applied everything written on `source`; nobody may
+    /// write meanwhile.
     ///
     /// # Errors
-    /// That there is no slot of ours, or how far behind it stays.
+    /// There is no slot of ours, or how far behind it stays.
     pub fn wait_drained(&self, source: &str) -> Result<()> {
         let database = self.database(source);
-        // A message gets the position past everything before it into the stream.
+        // A logical message advances the stream past everything before it.
         let fence = database.sql(
             "SELECT pg_logical_emit_message(true, 'steep-tests', 'fence');
              SELECT pg_current_wal_flush_lsn();",
@@ -403,8 +404,7 @@ impl Cluster {
         )
     }
 
-    /// Holds every log against its documentation: whatever a suite makes the processes do, failures
-    /// above all, what they log of it is what docs/logs.md says.
+    /// Compares every log with docs/logs.md: so each suite also checks what its failures log.
     fn check_logs(&self) -> Result<()> {
         Documented::read()?.check_all(&self.dir)
     }
@@ -413,7 +413,8 @@ impl Cluster {
         self.dir.join("certs")
     }
 
-    /// Lets everything live on when this value goes; returns names and ids of the processes.
+    /// Keeps everything running after this value is dropped; returns names and ids of the
+    /// processes.
     #[must_use]
     pub fn release(&mut self) -> Vec<(String, u32)> {
         let mut processes = Vec::new();
@@ -429,12 +430,12 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        // A test that fails has something more important to say, and demonstrations are no tests.
+        // A failing test has a more important message, and demonstrations are not tests.
         if self.grouping == Grouping::Own || std::thread::panicking() {
             return;
         }
         if let Err(error) = self.check_logs() {
-            panic!("a log is not as docs/logs.md says: {error:#}");
+            panic!("a log differs from docs/logs.md: {error:#}");
         }
     }
 }

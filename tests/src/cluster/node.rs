@@ -1,4 +1,4 @@
-//! One node of a cluster: a server, and an agent beside it.
+//! One node of a cluster: a server and its agent.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,33 +10,33 @@ use crate::pg::{Database, Grouping, Server};
 use crate::ports::Port;
 use crate::process::{Process, READY_LIMIT};
 
-/// A node. Its agent, where one runs, ends before its server.
+/// A node. Its agent ends before its server.
 #[derive(Debug)]
 pub struct Node {
     pub(super) name: String,
     pub(super) agent: Option<Process>,
     pub(super) server: Server,
     pub(super) port: Port,
-    /// What other agents are told, where it is not the port's own address.
+    /// The address announced to other agents, if not the agent's own.
     pub(super) advertise: Option<String>,
-    /// What the agent takes for the password, where it is not the right one.
+    /// The agent's password, if not the right one.
     pub(super) password: Option<String>,
-    /// Whom the agent connects as, where it is not the superuser.
+    /// The agent's role, if not the superuser.
     pub(super) role: Option<String>,
-    /// Where the agent connects, where it is not the server beside it.
+    /// The agent's database, if not its own server's.
     pub(super) elsewhere: Option<String>,
     pub(super) dials: Dials,
     pub(super) agent_arguments: Vec<String>,
     pub(super) dir: PathBuf,
 }
 
-/// How an agent reaches the server beside it.
+/// How an agent connects to its server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Dials {
-    /// By TCP, with a password, as other servers do.
+    /// By TCP with a password, like other servers.
     #[default]
     Tcp,
-    /// By the server's socket.
+    /// By the server's Unix socket.
     Socket,
 }
 
@@ -53,7 +53,7 @@ impl Node {
         &self.server
     }
 
-    /// Its server, to be stopped, crashed and started.
+    /// Its server, mutable: to stop, crash and start it.
     #[must_use]
     pub fn server_mut(&mut self) -> &mut Server {
         &mut self.server
@@ -65,40 +65,40 @@ impl Node {
         self.server.database(DATABASE)
     }
 
-    /// Its agent, where one runs.
+    /// Its agent, if it runs.
     #[must_use]
     pub fn agent(&self) -> Option<&Process> {
         self.agent.as_ref()
     }
 
-    /// Where its agent listens.
+    /// Its agent's address.
     #[must_use]
     pub fn agent_address(&self) -> String {
         self.port.address()
     }
 
-    /// What other agents are told from its agent's next start on.
+    /// Sets the address announced to other agents from the next start on.
     pub fn set_advertise(&mut self, address: Option<String>) {
         self.advertise = address;
     }
 
-    /// What its agent takes for the password from its next start on; the right one where `None`.
+    /// Sets the agent's password from the next start on; `None` for the right one.
     pub fn set_password(&mut self, password: Option<String>) {
         self.password = password;
     }
 
-    /// Whom its agent connects as from its next start on: a role that is there, with the server's
-    /// own password.
+    /// Sets the agent's role from the next start on: an existing role with the server's own
+    /// password.
     pub fn set_role(&mut self, role: &str) {
         self.role = Some(role.to_owned());
     }
 
-    /// How its agent reaches the server from its next start on.
+    /// Sets how the agent connects from the next start on.
     pub fn set_dials(&mut self, dials: Dials) {
         self.dials = dials;
     }
 
-    /// Where the agent connects when it is started next: a database of another node's server.
+    /// Sets another node's database for the agent from the next start on.
     pub fn set_elsewhere(&mut self, conninfo: String, password: String) {
         self.elsewhere = Some(conninfo);
         self.password = Some(password);
@@ -115,7 +115,7 @@ impl Node {
     fn local_conninfo(&self) -> String {
         match self.dials {
             Dials::Tcp => self.conninfo(),
-            // Of two hosts the last one counts.
+            // The last of two hosts counts.
             Dials::Socket => format!("{} host={}", self.conninfo(), self.server.dir().display()),
         }
     }
@@ -181,7 +181,7 @@ impl Node {
     }
 }
 
-/// An agent finds `pg_dump` beside its own PostgreSQL first, as on a machine that has only that one.
+/// The agent finds `pg_dump` beside its own PostgreSQL first, like on a machine with only one.
 fn path_with(bin: &Path) -> std::ffi::OsString {
     let usual = std::env::var_os("PATH").unwrap_or_default();
     let dirs = std::iter::once(bin.to_path_buf()).chain(std::env::split_paths(&usual));

@@ -1,5 +1,5 @@
-//! The account servers run under. PostgreSQL refuses to run as root; root's servers run as
-//! `postgres` where that account exists, else as `nobody`.
+//! The account of the servers. PostgreSQL refuses to run as root, so root's servers run as
+//! `postgres` if that account exists, otherwise as `nobody`.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -9,12 +9,12 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-/// Who a server runs as.
+/// The account that a server runs as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Account {
-    /// Whoever runs the tests.
+    /// The user who runs the tests.
     Own,
-    /// Somebody without privileges, because the tests run as root.
+    /// An unprivileged account, because the tests run as root.
     Unprivileged {
         /// User id.
         uid: u32,
@@ -27,7 +27,7 @@ impl Account {
     /// The account for servers of this process.
     ///
     /// # Errors
-    /// That this process is root and there is nobody else.
+    /// This process is root and there is no other account.
     pub fn for_servers() -> Result<Self> {
         if !rustix::process::getuid().is_root() {
             return Ok(Self::Own);
@@ -46,20 +46,20 @@ impl Account {
         }
     }
 
-    /// Creates a directory that belongs to this account alone.
+    /// Creates a directory that only this account can use.
     ///
     /// # Errors
-    /// That it cannot be created or given away.
+    /// It cannot be created or its owner not changed.
     pub fn create_dir(self, dir: &Path) -> Result<()> {
         fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
         fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
         self.give(dir)
     }
 
-    /// Gives a file or directory to this account.
+    /// Changes the owner of a file or directory to this account.
     ///
     /// # Errors
-    /// That it cannot be given.
+    /// The owner cannot be changed.
     pub fn give(self, path: &Path) -> Result<()> {
         if let Self::Unprivileged { uid, gid } = self {
             std::os::unix::fs::chown(path, Some(uid), Some(gid))
@@ -80,8 +80,7 @@ impl Account {
     }
 }
 
-/// Whether everybody may pass through every directory on the way to `path`, links resolved, and
-/// `path` itself.
+/// Whether everybody may enter every directory above `path`, links resolved, and read `path`.
 #[must_use]
 pub fn open_to_others(path: &Path) -> bool {
     let Ok(real) = path.canonicalize() else {

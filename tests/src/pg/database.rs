@@ -1,4 +1,4 @@
-//! One database of a running server, asked through `psql`.
+//! A database of a running server, used through `psql`.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -9,14 +9,14 @@ use anyhow::{Context as _, Result};
 use super::install::Installation;
 use crate::command;
 
-/// What separates columns in psql's output: ASCII's own separator, which no test prints.
+/// Separates columns in psql's output: the ASCII separator, which no test prints.
 const COLUMN: char = '\u{1f}';
 
-/// What ends rows: the one character no value can hold.
+/// Ends rows: the only character that no value can contain.
 const ROW: char = '\0';
 
-/// How to reach one database, over the server's socket, as its superuser. Cheap to clone, and no
-/// longer valid once the server is gone.
+/// How to connect to a database, by the server's socket as its superuser. Cheap to clone; invalid
+/// once the server is gone.
 #[derive(Debug, Clone)]
 pub struct Database {
     pub(super) installation: Installation,
@@ -44,13 +44,13 @@ impl Database {
         &self.installation
     }
 
-    /// A client program of the server's own version, pointed at this database by the environment.
+    /// A client program of the server's version, with this database in its environment.
     #[must_use]
     pub fn client(&self, program: &str) -> Command {
         self.client_of(&self.installation, program)
     }
 
-    /// A client program of another version, pointed at this database.
+    /// A client program of another version, with this database in its environment.
     #[must_use]
     pub fn client_of(&self, installation: &Installation, program: &str) -> Command {
         let mut command = Command::new(installation.program(program));
@@ -65,8 +65,8 @@ impl Database {
         command
     }
 
-    /// Runs SQL, several statements and psql's own commands included; returns what it prints, one
-    /// row a line, columns divided by `|`.
+    /// Runs SQL, including several statements and psql's own commands; returns the output, one row
+    /// a line, columns separated by `|`.
     ///
     /// # Errors
     /// The first error, at which it stops.
@@ -99,10 +99,10 @@ impl Database {
         Ok(printed.split_terminator(ROW).map(row).collect())
     }
 
-    /// The one value of a query.
+    /// The single value of a query.
     ///
     /// # Errors
-    /// As [`Database::sql`], and where it is not of that type.
+    /// As [`Database::sql`], or the value has another type.
     pub fn value<T: FromStr>(&self, sql: &str) -> Result<T> {
         let text = self.sql(sql)?;
         text.parse()

@@ -1,5 +1,5 @@
-//! Finding a PostgreSQL to run: `STEEP_PG_BIN` and nothing else where it is set; otherwise `PATH`,
-//! the usual places and what was fetched before; 18 preferred, and fetched where there is none.
+//! Finds a PostgreSQL: only `STEEP_PG_BIN` if it is set, otherwise `PATH`, the usual directories
+//! and earlier downloads. It prefers 18, and downloads it if there is none.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -19,10 +19,11 @@ pub const BIN_VARIABLE: &str = "STEEP_PG_BIN";
 /// The oldest major version the product supports.
 const OLDEST: u32 = 14;
 
-/// The major version used where there is a choice.
+/// The preferred major version.
 const PREFERRED: u32 = 18;
 
-/// What the harness runs. A directory without all of them is a client installation or a partial one.
+/// Programs that the harness runs. A directory without some of them is a client-only or incomplete
+/// installation.
 const PROGRAMS: [&str; 6] = [
     "postgres",
     "initdb",
@@ -32,7 +33,7 @@ const PROGRAMS: [&str; 6] = [
     "pgbench",
 ];
 
-/// One PostgreSQL, installed somewhere.
+/// An installed PostgreSQL.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Installation {
     major: u32,
@@ -41,20 +42,20 @@ pub struct Installation {
 }
 
 impl Installation {
-    /// The one tests use where they do not care: see the module.
+    /// The default installation for tests, see the module.
     ///
     /// # Errors
-    /// That `STEEP_PG_BIN` is not usable, or that nothing was found and nothing could be fetched.
+    /// `STEEP_PG_BIN` is not usable, or nothing was found and nothing could be downloaded.
     pub fn preferred() -> Result<Self> {
         static FOUND: OnceLock<Result<Installation, String>> = OnceLock::new();
         let found = FOUND.get_or_init(|| find_preferred().map_err(|error| format!("{error:#}")));
         found.clone().map_err(anyhow::Error::msg)
     }
 
-    /// The newest minor version of that major version, fetched where it can be.
+    /// The newest minor version of that major version, downloaded if possible.
     ///
     /// # Errors
-    /// That there is none, and why none could be fetched.
+    /// There is none, and why none could be downloaded.
     pub fn of_major(major: u32) -> Result<Self> {
         if let Ok(preferred) = Self::preferred()
             && preferred.major == major
@@ -70,11 +71,10 @@ impl Installation {
         }
     }
 
-    /// Takes the directory of programs `bin`.
+    /// Uses the `bin` directory.
     ///
     /// # Errors
-    /// That programs are missing, that the version is too old, or that the account servers run under
-    /// cannot read it.
+    /// Programs are missing, the version is too old, or the servers' account cannot read it.
     pub fn within(bin: &Path) -> Result<Self> {
         for program in PROGRAMS {
             if !bin.join(program).is_file() {
@@ -128,10 +128,10 @@ impl Installation {
     }
 }
 
-/// Every usable installation that is on the machine, by version, oldest first.
+/// Every usable installation on the machine, by version, oldest first.
 ///
 /// # Errors
-/// That the target directory cannot be found.
+/// The target directory cannot be found.
 pub fn all() -> Result<Vec<Installation>> {
     let mut bins = BTreeSet::new();
     if let Some(path) = std::env::var_os("PATH") {

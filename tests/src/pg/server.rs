@@ -1,6 +1,6 @@
-//! One PostgreSQL server of our own: a template's copy in a directory of its own, reached over TCP with
-//! a password (as agents and subscriptions do) and over a socket without (as tests do), stopped and
-//! removed with its value.
+//! A PostgreSQL server for a test: a copy of a template in its own directory, reached over TCP with
+//! a password (like agents and subscriptions) and over a socket without (like tests), stopped and
+//! removed when dropped.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -21,22 +21,22 @@ use crate::process::tail;
 use crate::scratch::Scratch;
 use crate::{command, wait};
 
-/// The role everything runs as.
+/// The superuser.
 pub const SUPERUSER: &str = "postgres";
 
 /// The database that every server has.
 pub const DATABASE: &str = "app";
 
-/// Starting includes recovery after a crash.
+/// Includes recovery after a crash.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// A fast shutdown writes a checkpoint.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
 
-/// Other servers may take the port between our look and PostgreSQL's.
+/// Other processes may take the port before PostgreSQL does.
 const PORT_ATTEMPTS: usize = 5;
 
-/// Whether commits reach the disk.
+/// Whether commits wait for the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
     /// `fsync = on`, as in production: for demonstrations and measurements.
@@ -45,7 +45,7 @@ pub enum Durability {
     Relaxed,
 }
 
-/// Which process group processes belong to.
+/// The process group of processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Grouping {
     /// The caller's: a test runner that stops a test stops its servers too.
@@ -54,25 +54,25 @@ pub enum Grouping {
     Own,
 }
 
-/// How a server is to be.
+/// Options of a server.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// For messages and directory names.
+    /// For error messages and directory names.
     pub name: String,
-    /// Whether commits reach the disk.
+    /// Whether commits wait for the disk.
     pub durability: Durability,
     /// Its process group.
     pub grouping: Grouping,
-    /// Further lines of `postgresql.conf`; they win over the harness's own.
+    /// Additional lines of `postgresql.conf`, which override the harness's.
     pub settings: Vec<(String, String)>,
-    /// The number of the template it is a copy of. Servers of one cluster need different ones.
+    /// The number of its template. Servers of one cluster need different ones.
     pub template: usize,
-    /// Where to live; a directory of its own where nothing is said. Not removed if given.
+    /// Its directory; by default a new one. A given one is not removed.
     pub dir: Option<PathBuf>,
 }
 
 impl Options {
-    /// For a test.
+    /// Options for a test.
     #[must_use]
     pub fn named(name: &str) -> Self {
         Self {
@@ -96,16 +96,16 @@ pub struct Server {
     port: Port,
     password: String,
     postmaster: Option<Child>,
-    /// Whether the server lives on when its value goes.
+    /// Whether the server keeps running when dropped.
     released: bool,
     _scratch: Option<Scratch>,
 }
 
 impl Server {
-    /// Makes a server and starts it.
+    /// Creates a server and starts it.
     ///
     /// # Errors
-    /// What initdb, where it had to run, or the server said.
+    /// The error of initdb or the server.
     pub fn start(installation: &Installation, options: Options) -> Result<Self> {
         let (scratch, parent) = match &options.dir {
             Some(dir) => (None, dir.clone()),
@@ -161,7 +161,7 @@ impl Server {
         self.port.number()
     }
 
-    /// The PostgreSQL it is.
+    /// Its PostgreSQL.
     #[must_use]
     pub fn installation(&self) -> &Installation {
         &self.installation
@@ -188,7 +188,7 @@ impl Server {
         )
     }
 
-    /// The postmaster's process, where it runs.
+    /// The postmaster's process, if it runs.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.postmaster.as_ref().map(Child::id)
@@ -206,7 +206,7 @@ impl Server {
         self.dir.join("server.log")
     }
 
-    /// A database of it, whether it exists yet or not.
+    /// One of its databases, which need not exist yet.
     #[must_use]
     pub fn database(&self, name: &str) -> Database {
         Database {
@@ -220,14 +220,14 @@ impl Server {
     /// Creates a database.
     ///
     /// # Errors
-    /// What the server said.
+    /// The server's error.
     pub fn create_database(&self, name: &str) -> Result<Database> {
         self.database("postgres")
             .sql(&format!("CREATE DATABASE {name}"))?;
         Ok(self.database(name))
     }
 
-    /// Starts it (again), and returns once it takes connections.
+    /// Starts it again, and returns once it accepts connections.
     ///
     /// # Errors
     /// Why it does not start, with the end of its log.
@@ -263,10 +263,10 @@ impl Server {
         })
     }
 
-    /// Stops it as `pg_ctl stop -m fast` does; harder where that takes too long.
+    /// Stops it like `pg_ctl stop -m fast`, and kills it if that takes too long.
     ///
     /// # Errors
-    /// That it cannot be stopped at all.
+    /// It cannot be stopped.
     pub fn stop(&mut self) -> Result<()> {
         for (signal, limit) in [
             (Signal::INT, STOP_LIMIT),
@@ -280,10 +280,10 @@ impl Server {
         bail!("{} cannot be stopped", self.name())
     }
 
-    /// Ends it without a checkpoint, as a crash of the machine would: the next start recovers.
+    /// Ends it without a checkpoint, like a crash of the machine: the next start recovers.
     ///
     /// # Errors
-    /// That it does not end.
+    /// It does not end.
     pub fn crash(&mut self) -> Result<()> {
         if self.signal_and_wait(Signal::QUIT, STOP_LIMIT)? {
             return Ok(());
@@ -291,12 +291,12 @@ impl Server {
         bail!("{} did not end", self.name())
     }
 
-    /// Puts a physical copy of another server of the same version, taken while that one is at work, in
-    /// place of everything in this one, and starts it. Returns the position that the copy has come to:
-    /// everything before it in the other's WAL is in its rows.
+    /// Replaces its data by a physical copy of another running server of the same version, and
+    /// starts it. Returns the copy's position: everything before it in the other's WAL is in its
+    /// rows.
     ///
     /// # Errors
-    /// What `pg_basebackup` or the server said.
+    /// The error of `pg_basebackup` or the server.
     pub fn become_copy_of(&mut self, other: &Database, password: &str) -> Result<String> {
         self.stop()?;
         fs::remove_dir_all(self.data())?;
@@ -310,12 +310,12 @@ impl Server {
         command::output(&mut backup)?;
         password.clone_into(&mut self.password);
         self.restart()?;
-        // What it has recovered to; nothing where it was not recovered.
+        // The end of its recovery; empty without one.
         self.database(other.name())
             .sql("SELECT pg_last_wal_replay_lsn()")
     }
 
-    /// Lets the server live on when its value goes; returns its process.
+    /// Keeps the server running when dropped; returns its process id.
     #[must_use]
     pub fn release(&mut self) -> Option<u32> {
         self.released = true;
@@ -335,7 +335,7 @@ impl Server {
         Ok(())
     }
 
-    /// Ours first, so that the caller's win: PostgreSQL takes the last of each.
+    /// Ours come first, so that the caller's override them: PostgreSQL uses the last.
     fn settings(&self) -> Vec<(String, String)> {
         let fsync = match self.options.durability {
             Durability::Full => "on",
@@ -350,7 +350,7 @@ impl Server {
             ("max_replication_slots", "32"),
             ("max_worker_processes", "32"),
             ("max_logical_replication_workers", "16"),
-            // A subscriber tells how far it is every second instead of every ten.
+            // Subscribers report every second instead of every ten.
             ("wal_receiver_status_interval", "1s"),
             ("max_wal_size", "8GB"),
             ("checkpoint_timeout", "15min"),
@@ -399,7 +399,8 @@ impl Server {
         };
         let _ = kill_process(pid, signal);
         let begun = std::time::Instant::now();
-        // Not wait::until: stopping goes on when the user has interrupted everything else.
+        // Not wait::until: the server must stop even after the user has interrupted everything
+        // else.
         while begun.elapsed() < limit {
             if self.exited()?.is_some() {
                 return Ok(true);
@@ -415,12 +416,12 @@ impl Drop for Server {
         if self.released {
             return;
         }
-        // A test's output is shown where the test fails, and only there.
+        // The output of a test is shown only if it fails.
         if self.options.grouping == Grouping::Shared {
             eprintln!("--- {}: end of {} ---", self.name(), self.log().display());
             eprintln!("{}", tail(&self.log(), 20));
         }
-        // What nobody will look at again needs no checkpoint.
+        // Data that will be removed needs no checkpoint.
         let ended = self.crash().or_else(|_| self.stop());
         if let Err(error) = ended {
             eprintln!("{error:#}");

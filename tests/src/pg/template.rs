@@ -1,8 +1,9 @@
-//! Data directories made once by initdb and copied for each server: initdb takes longer than most
-//! tests.
+//! Data directories created once by initdb and copied for each server, because initdb takes longer
+//! than most tests.
 //!
-//! Each template has a system identifier of its own. The product takes two servers with the same
-//! identifier for physical copies of one database, so the servers of a cluster need different templates.
+//! Each template has its own system identifier. The product takes two servers with the same
+//! identifier for physical copies of one database, so the servers of a cluster need different
+//! templates.
 
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -19,7 +20,7 @@ use super::server::{DATABASE, SUPERUSER};
 use crate::scratch::Scratch;
 use crate::{command, paths};
 
-/// C.UTF-8 sorts alike everywhere; C is for systems that lack it.
+/// C.UTF-8 sorts the same everywhere; C is for systems without it.
 const LOCALES: [&str; 2] = ["C.UTF-8", "C"];
 
 const INITDB: [&str; 8] = [
@@ -41,7 +42,7 @@ pub(super) struct Template {
 }
 
 impl Template {
-    /// The template of that number, made where it does not exist.
+    /// The template with that number, created if it does not exist.
     pub(super) fn of(installation: &Installation, number: usize) -> Result<Self> {
         let password = format!("secret of {number}");
         let mut how = DefaultHasher::new();
@@ -56,7 +57,7 @@ impl Template {
             return Ok(template);
         }
         fs::create_dir_all(&home).with_context(|| format!("cannot create {}", home.display()))?;
-        // Tests are many processes: the first makes the template.
+        // Tests are many processes; the first one creates the template.
         let lock = File::create(home.join(format!(".{name}.lock")))?;
         flock(&lock, FlockOperation::LockExclusive)?;
         if !template.data.is_dir() {
@@ -70,13 +71,14 @@ impl Template {
         &self.password
     }
 
-    /// Makes `data` a copy that belongs to `account`.
+    /// Copies it to `data`, owned by `account`.
     pub(super) fn copy_to(&self, data: &Path, account: Account) -> Result<()> {
         copy(&self.data, data, account)
             .with_context(|| format!("cannot copy {} to {}", self.data.display(), data.display()))
     }
 
-    /// The servers' account may be unable to reach the target directory, so initdb runs elsewhere.
+    /// initdb runs elsewhere, because the servers' account may be unable to enter the target
+    /// directory.
     fn make(&self, installation: &Installation, staging: &Path) -> Result<()> {
         let account = Account::for_servers()?;
         let scratch = Scratch::new()?;

@@ -102,7 +102,7 @@ SELECT n, 'a', 'ü', '''', '$1', ' ' FROM generate_series(1, 10) AS n;
 CREATE TABLE "123456789012345678901234567890123456789012345678901234567890123" (
     "abcdefghijabcdefghijabcdefghijabcdefghijabcdefghijabcdefghijabc" integer PRIMARY KEY);
 INSERT INTO "123456789012345678901234567890123456789012345678901234567890123" VALUES (1);
--- 63 bytes of two-byte characters and one more: a cut in the middle would not be UTF-8.
+-- 63 bytes of two-byte characters and one more: truncated in the middle, it would not be UTF-8.
 CREATE TABLE "äöüäöüäöüäöüäöüäöüäöüäöüäöüäöüx" (id integer PRIMARY KEY);
 INSERT INTO "äöüäöüäöüäöüäöüäöüäöüäöüäöüäöüx" VALUES (1);
 CREATE TABLE "UPPER" ("ID" integer PRIMARY KEY);
@@ -170,7 +170,7 @@ INSERT INTO booking
 SELECT n, tsrange(timestamp '2025-01-01' + n * interval '1 hour', timestamp '2025-01-01' + (n + 1) * interval '1 hour')
 FROM generate_series(1, 20) AS n;
 
--- Triggers that say when they fire: they must not, neither while rows are copied nor when applied.
+-- Triggers that log when they fire: they must not, neither while rows are copied nor when changes are applied.
 CREATE FUNCTION must_not_fire() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION 'trigger % fired on %', TG_NAME, TG_TABLE_NAME;

@@ -1,4 +1,4 @@
--- It owns a table whose policies bind its owner, and changes are applied with the owner's rights.
+-- It owns a table whose policies apply to its owner, and changes are applied with the owner's rights.
 CREATE ROLE steep_owner BYPASSRLS;
 CREATE ROLE steep_reader;
 CREATE ROLE "Odd ""Role""";

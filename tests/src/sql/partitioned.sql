@@ -31,7 +31,7 @@ CREATE INDEX by_expression ON "Root t" ((code + id), lower(body)) WITH (fillfact
 CREATE UNIQUE INDEX unique_without_constraint ON "Root t" (region, code, id);
 CREATE INDEX far ON "Root t" (code) TABLESPACE elsewhere;
 ALTER INDEX eu_low_code_idx SET TABLESPACE pg_default;
--- Invalid, and remains so: not every partition has one.
+-- Remains invalid: not every partition has one.
 CREATE INDEX unfinished ON ONLY "Root t" (code, amount);
 CREATE INDEX us_unfinished ON us (code, amount);
 ALTER INDEX unfinished ATTACH PARTITION us_unfinished;
@@ -39,7 +39,7 @@ CREATE INDEX eu_unfinished ON ONLY "Eu" (code, amount);
 CREATE INDEX eu_low_unfinished ON eu_low (code, amount);
 ALTER INDEX eu_unfinished ATTACH PARTITION eu_low_unfinished;
 ALTER INDEX unfinished ATTACH PARTITION eu_unfinished;
--- Attached to none.
+-- Not attached.
 CREATE INDEX us_own ON us (body, code) TABLESPACE elsewhere;
 CREATE INDEX eu_own ON "Eu" (amount, code);
 CREATE STATISTICS us_codes (dependencies) ON code, amount FROM us;
@@ -79,7 +79,7 @@ ALTER TABLE item ADD CONSTRAINT not_enforced FOREIGN KEY (root_id, region) REFER
     NOT ENFORCED;
 ALTER TABLE visit ADD CONSTRAINT parted_unchecked FOREIGN KEY (item) REFERENCES item NOT VALID;
 ALTER TABLE visit ADD CONSTRAINT parted_not_enforced FOREIGN KEY (spare) REFERENCES item NOT ENFORCED;
--- Its parts are in a state of their own.
+-- A foreign key that only one partition has validated.
 CREATE TABLE half (id integer PRIMARY KEY);
 CREATE TABLE mixed (id integer PRIMARY KEY, half integer) PARTITION BY LIST (id);
 CREATE TABLE mixed_1 PARTITION OF mixed FOR VALUES IN (1);
@@ -97,7 +97,7 @@ ALTER TABLE booking_1 REPLICA IDENTITY FULL;
 ALTER TABLE booking_2 REPLICA IDENTITY FULL;
 \endif
 
--- What others need stays.
+-- Needed by other objects, so it stays.
 CREATE TABLE counted (id integer PRIMARY KEY, body text) PARTITION BY RANGE (id);
 CREATE TABLE counted_1 PARTITION OF counted FOR VALUES FROM (0) TO (1000);
 CREATE INDEX counted_body ON counted (body);

@@ -1,4 +1,4 @@
--- A small shop: what an ordinary application keeps, with the types it uses.
+-- A small shop with the types of an ordinary application.
 -- Variable: customers.
 
 CREATE SCHEMA shop;
@@ -79,7 +79,7 @@ CREATE VIEW open_order AS
     WHERE o.state IN ('placed', 'paid');
 CREATE SEQUENCE invoice_number START 1000;
 
--- Rows that are the same in every run: hashes of the row's number instead of chance.
+-- Rows are the same in every run: hashes of the row's number instead of random values.
 INSERT INTO customer
 SELECT md5('customer ' || n)::uuid, 'Customer ' || n, 'c' || n || '@example.org',
        ROW('Street ' || n % 90, 'Zürich', lpad((n % 9000)::text, 4, '0'))::address,

@@ -1,4 +1,4 @@
-//! Fingerprints of many tables: what the functions of the schema `steep_repl` cost, in one session.
+//! Measures the fingerprint functions of the schema `steep_repl` for many tables, in one session.
 
 use anyhow::{Context as _, Result};
 use steep_tests::pg::Database;
@@ -7,7 +7,7 @@ use steep_tests::schema;
 use super::builder;
 use crate::units;
 
-/// Runs a statement several times in its own session and gives the milliseconds of each.
+/// Runs a statement several times in its own session and returns the milliseconds of each.
 const TOOK: &str =
     "CREATE FUNCTION pg_temp.took(work text) RETURNS SETOF float8 LANGUAGE plpgsql AS $$
     DECLARE began timestamptz;
@@ -19,7 +19,7 @@ const TOOK: &str =
         END LOOP;
     END $$;";
 
-/// What is measured.
+/// The statements to measure.
 const WORK: [(&str, &str); 4] = [
     (
         "compute every fingerprint",
@@ -39,7 +39,7 @@ const WORK: [(&str, &str); 4] = [
     ),
 ];
 
-/// Measures for 1,000 and for 10,000 tables of ten columns, three of them with defaults.
+/// Measures 1,000 and 10,000 tables of ten columns, three of them with defaults.
 pub(super) fn run() -> Result<()> {
     println!("Starting a PostgreSQL server");
     let cluster = builder(1)

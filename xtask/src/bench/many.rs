@@ -1,4 +1,4 @@
-//! Many empty tables: whether the time grows with their number, or faster.
+//! Many empty tables: whether the time grows linearly with their number.
 
 use std::time::Instant;
 
@@ -18,7 +18,7 @@ pub(super) fn run(binaries: Binaries, count: u32) -> Result<()> {
     ];
     let mut builder = builder(1 + steps.len()).binaries(binaries);
     for node in ["node_a", "node_b", "node_c", "node_d"] {
-        // One transaction locks every table: pg_dump's, and the restoring one's indexes too.
+        // One transaction locks every table: pg_dump's, and the restoring one's also its indexes.
         builder = builder.setting(node, "max_locks_per_transaction", "1024");
     }
     println!("Starting {} PostgreSQL servers", 1 + steps.len());
@@ -47,7 +47,7 @@ pub(super) fn run(binaries: Binaries, count: u32) -> Result<()> {
     Ok(())
 }
 
-/// One transaction may not hold the locks for all.
+/// In steps, because one transaction may not hold that many locks.
 fn drop_tables(source: &steep_tests::pg::Database) -> Result<()> {
     source
         .sql(

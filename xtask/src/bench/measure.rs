@@ -1,30 +1,28 @@
-//! What a run cost: processor time and memory, from outside.
+//! CPU time and memory of a run, measured from outside.
 
 use anyhow::{Context as _, Result};
 use steep_tests::cluster::Cluster;
 use steep_tests::usage;
 
-/// One run of one way.
 #[derive(Debug, Clone)]
 pub(super) struct Measured {
-    /// When it had what.
+    /// When it reached what.
     pub(super) times: Times,
-    /// What it cost.
+    /// Its cost.
     pub(super) costs: Costs,
 }
 
 /// Seconds from the command to the result.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Times {
-    /// Until all rows were there.
+    /// Until all rows were copied.
     pub(super) copied: f64,
-    /// Until keys were there, and changes followed where the way has that.
+    /// Until keys were built and, with replication, changes followed.
     pub(super) ready: f64,
-    /// What the product tells of itself.
+    /// What the product itself reports.
     pub(super) ours: Option<Ours>,
 }
 
-/// What an init says it has done.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ours {
     /// COPY bytes.
@@ -33,7 +31,7 @@ pub(super) struct Ours {
     pub(super) phases: [(&'static str, f64); 4],
 }
 
-/// Processor seconds so far, and peaks of memory in bytes. Nothing of ours where none of it runs.
+/// CPU seconds and peak memory so far. `ours` is `None` if the product does not run.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Costs {
     /// Source's agent, target's agent, coordinator.
@@ -42,17 +40,15 @@ pub(super) struct Costs {
     pub(super) postgres: f64,
 }
 
-/// What one process cost.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Process {
-    /// Processor seconds.
     pub(super) cpu: f64,
-    /// The most memory it had, in bytes.
+    /// Peak memory in bytes.
     pub(super) peak: u64,
 }
 
 impl Costs {
-    /// Costs until now.
+    /// The cost until now.
     pub(super) fn of(cluster: &Cluster, target: &str) -> Result<Self> {
         let agent = |node: &str| {
             cluster
@@ -85,7 +81,7 @@ impl Costs {
         })
     }
 
-    /// Processor seconds since `before`; peaks as they are.
+    /// CPU seconds since `before`, with the peaks unchanged.
     pub(super) fn since(&self, before: &Self) -> Self {
         let ours = self.ours.zip(before.ours).map(|(now, then)| {
             std::array::from_fn(|at| Process {

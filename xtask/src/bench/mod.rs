@@ -1,6 +1,6 @@
-//! `cargo xtask bench`: the product beside the other ways to copy a database, in one run, on the same
-//! source, each into a fresh server, alone on the machine. What runs beside a server reaches it by its
-//! socket, as it would in earnest; a subscription goes from server to server by TCP.
+//! `cargo xtask bench`: compares the product with other ways to copy a database, in one run, with
+//! the same source, each into a fresh server, alone on the machine. Programs beside a server
+//! connect by its socket, as in production; a subscription connects by TCP.
 
 mod fingerprints;
 mod many;
@@ -19,16 +19,16 @@ use crate::{cargo, units};
 use measure::Measured;
 use ways::Way;
 
-/// What to measure.
+/// Options of the benchmark.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Size of the database: 100,000 pgbench accounts and about 16 MB each
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     scale: u32,
-    /// Only these ways (words of their names); may be given several times
+    /// Only these ways (words of their names); may be repeated
     #[arg(long, value_name = "WORD")]
     only: Vec<String>,
-    /// How often each way is run; the median counts
+    /// Number of runs of each way; the median counts
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=9))]
     runs: u8,
     /// Instead, initialise that many empty tables, and a quarter and a half of them
@@ -37,15 +37,14 @@ pub(crate) struct Arguments {
     /// Instead, measure the fingerprints of 1,000 and of 10,000 tables
     #[arg(long)]
     fingerprints: bool,
-    /// Instead, measure how soon progress and watchers are updated
+    /// Instead, measure the delay of progress and watchers
     #[arg(long)]
     updates: bool,
 }
 
-/// Runs it.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if arguments.fingerprints {
-        // In SQL alone: nothing of ours runs.
+        // Only SQL: no process of ours runs.
         return fingerprints::run();
     }
     println!("Building");
@@ -82,7 +81,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         .collect();
     let mut results: Vec<(&Way, Vec<Measured>)> =
         ways.iter().map(|way| (*way, Vec::new())).collect();
-    // Round by round: what changes on the machine meanwhile changes for all alike.
+    // In rounds, so that changes on the machine affect all ways alike.
     for (at, target) in targets.iter().enumerate() {
         let (way, measured) = &mut results[at % ways.len()];
         anyhow::ensure!(!wait::interrupted(), "interrupted");
@@ -105,7 +104,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Servers as a careful owner sets them up for a load of this size; the same for every way.
+/// Servers configured for a load of this size, the same for every way.
 pub(super) fn builder(nodes: usize) -> steep_tests::cluster::Builder {
     let mut builder = Cluster::builder()
         .nodes(nodes)
@@ -132,7 +131,7 @@ fn run_way(cluster: &mut Cluster, way: &Way, target: &str) -> Result<Measured> {
         cluster.database(node).sql("CHECKPOINT")?;
     }
     if way.is_ours() {
-        // New processes, so that peaks of memory are of this run.
+        // New processes, so that peaks of memory belong to this run.
         start_ours(cluster, ends)?;
     }
     let before = measure::Costs::of(cluster, target)?;
@@ -141,13 +140,14 @@ fn run_way(cluster: &mut Cluster, way: &Way, target: &str) -> Result<Measured> {
     if way.is_ours() {
         stop_ours(cluster, ends)?;
     }
-    // The target's server would go on writing into the next one's time, and reach for the source.
+    // Otherwise the target's server would keep writing during the next run, and connect to the
+    // source.
     cluster.node_mut(target).server_mut().stop()?;
     cleanup_source(cluster)?;
     Ok(Measured { times, costs })
 }
 
-/// Coordinator and agents without a memory of earlier runs.
+/// Starts coordinator and agents with empty state.
 pub(super) fn start_ours(cluster: &mut Cluster, nodes: [&str; 2]) -> Result<()> {
     let memory = cluster.dir().join("coordinator");
     if memory.exists() {
@@ -161,7 +161,6 @@ pub(super) fn start_ours(cluster: &mut Cluster, nodes: [&str; 2]) -> Result<()> 
     cluster.wait_online(&nodes)
 }
 
-/// Ends them.
 pub(super) fn stop_ours(cluster: &mut Cluster, nodes: [&str; 2]) -> Result<()> {
     for node in nodes {
         cluster.kill_agent(node)?;
@@ -169,7 +168,7 @@ pub(super) fn stop_ours(cluster: &mut Cluster, nodes: [&str; 2]) -> Result<()> {
     cluster.kill_coordinator()
 }
 
-/// Leaves the source as it was.
+/// Restores the source.
 pub(super) fn cleanup_source(cluster: &Cluster) -> Result<()> {
     cluster.database("node_a").sql(
         "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active;

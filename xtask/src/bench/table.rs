@@ -1,4 +1,4 @@
-//! The results, side by side.
+//! Prints the results side by side.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,8 @@ use super::ways::Way;
 
 const MEBI: f64 = 1024.0 * 1024.0;
 
-/// Prints one line per way; below, how far the product is from the floor, and its cost per GB.
+/// Prints one line per way; below, the distance of the product from the lower bound, and its cost
+/// per GB.
 pub(super) fn print<'a>(
     results: &[(&Way, Vec<Measured>)],
     missing: impl Iterator<Item = &'a Way>,
@@ -69,21 +70,20 @@ pub(super) fn print<'a>(
     }
 }
 
-/// No way can be ready before the processors have done what PostgreSQL itself has to do, of which the
-/// leanest way is the measure.
+/// The lower bound: no way can be ready before the CPUs have done PostgreSQL's own work, which the
+/// leanest way measures.
 fn floor(work: impl Iterator<Item = f64>, ours: f64, processors: usize) {
     let least = work.fold(f64::INFINITY, f64::min);
     #[expect(clippy::cast_precision_loss, reason = "machines are not that large")]
     let floor = least / processors as f64;
     if ours.is_finite() {
         println!(
-            "Floor: the least work of PostgreSQL over {processors} processors: {floor:.1} s; ours is {:.2} times that.",
+            "Lower bound: PostgreSQL's least work on {processors} CPUs takes {floor:.1} s; ours takes {:.2} times that.",
             ours / floor
         );
     }
 }
 
-/// The fastest and the slowest run.
 fn range(runs: &[Measured]) -> (f64, f64) {
     let ready = runs.iter().map(|run| run.times.ready);
     ready.fold((f64::INFINITY, 0.0), |(first, last), one| {
@@ -117,9 +117,9 @@ fn per_gigabyte(way: &Way, measured: &Measured) {
     }
 }
 
-/// The run in the middle by time to ready; of two, the slower.
+/// The run with the median time to ready; of two, the slower.
 fn median(runs: &[Measured]) -> Option<&Measured> {
-    // Milliseconds order as the seconds do, and integers can be sorted.
+    // Sorts by milliseconds, because floats have no total order.
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,

@@ -1,5 +1,5 @@
-//! How soon those who look at a job hear of it: the pauses between updates of its progress, and the time
-//! from a part's commit to the line of a watcher.
+//! Measures the delay of updates: the intervals between updates of a job's progress, and the time
+//! from a part's commit to a watcher's line.
 
 use std::time::{Duration, Instant};
 
@@ -51,7 +51,7 @@ pub(super) fn run(binaries: Binaries) -> Result<()> {
     print("from a commit to the watcher", delays)
 }
 
-/// The rows that a watcher has been told of so far.
+/// The rows that a watcher has received so far.
 fn rows_told(watching: &Running) -> Result<u64> {
     let text = watching.stdout_so_far()?;
     let views = text

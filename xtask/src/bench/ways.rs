@@ -1,4 +1,4 @@
-//! The ways to get a database onto another server, each as its documentation recommends it.
+//! The ways to copy a database to another server, each as its documentation recommends.
 
 use std::fmt;
 use std::process::{Command, Stdio};
@@ -11,13 +11,12 @@ use steep_tests::{command, scratch::Scratch, wait};
 
 use super::measure::{Ours, Times};
 
-/// The largest database in the slowest way.
+/// Enough for the largest database and the slowest way.
 const LIMIT: Duration = Duration::from_secs(3_600);
 
-/// One way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
-    /// This product, with that many workers.
+    /// The product, with that many workers.
     Ours { parallel: u8 },
     /// `CREATE SUBSCRIPTION … (copy_data = true)`.
     Subscription { binary: bool },
@@ -25,7 +24,7 @@ pub(super) enum Way {
     Psql,
     /// `pg_dump -Fd -j 2 -Z 0`, then `pg_restore -j 2`; no replication.
     DumpRestore,
-    /// `pgcopydb clone`, with binary COPY where it has that, large tables whole or in parts; no
+    /// `pgcopydb clone`, with binary COPY if it has that, large tables whole or split; no
     /// replication.
     Pgcopydb { split: bool },
 }
@@ -45,7 +44,7 @@ impl fmt::Display for Way {
 }
 
 impl Way {
-    /// Every way; the product's first, as the others are compared with it.
+    /// Every way. The product comes first, because the others are compared with it.
     pub(super) fn all() -> Vec<Self> {
         vec![
             Self::Ours { parallel: 2 },
@@ -60,12 +59,11 @@ impl Way {
         ]
     }
 
-    /// Whether it is the product's.
     pub(super) fn is_ours(self) -> bool {
         matches!(self, Self::Ours { .. })
     }
 
-    /// Whether the machine has what it needs.
+    /// Whether the machine has the programs it needs.
     pub(super) fn is_installed(self) -> bool {
         !matches!(self, Self::Pgcopydb { .. })
             || Command::new("pgcopydb")
@@ -89,7 +87,7 @@ impl Way {
     }
 }
 
-/// As the last line of `init --json` has them.
+/// As named in the last line of `init --json`.
 const PHASES: [&str; 4] = ["preparing", "copying", "indexing", "catching_up"];
 
 fn ours(cluster: &Cluster, target: &str, parallel: u8) -> Result<Times> {
@@ -121,7 +119,7 @@ fn ours(cluster: &Cluster, target: &str, parallel: u8) -> Result<Times> {
 
 fn subscription(cluster: &Cluster, from: &Database, to: &Database, binary: bool) -> Result<Times> {
     let server = cluster.node("node_a").server();
-    // Quoted for libpq inside, as a literal of SQL outside.
+    // Quoted for libpq inside, as an SQL literal outside.
     let conninfo = format!(
         "{} password='{}'",
         server.conninfo(DATABASE),
@@ -129,7 +127,7 @@ fn subscription(cluster: &Cluster, from: &Database, to: &Database, binary: bool)
     );
     let conninfo = conninfo.replace('\'', "''");
     let begun = Instant::now();
-    // PostgreSQL's own way has all indexes in place before the rows.
+    // PostgreSQL's own copy needs all indexes before the rows.
     schema(from, to, &["--schema-only"])?;
     from.sql("CREATE PUBLICATION bench FOR ALL TABLES")?;
     to.sql(&format!(
@@ -225,7 +223,7 @@ fn pgcopydb(cluster: &Cluster, target: &str, to: &Database, split: bool) -> Resu
         .output()?;
     let help = [help.stdout, help.stderr].concat();
     let binary = String::from_utf8_lossy(&help).contains("--use-copy-binary");
-    // It runs pg_dump and pg_restore of its own search path.
+    // It runs the pg_dump and pg_restore of its `PATH`.
     let bin = to.installation().bin().to_path_buf();
     let usual = std::env::var_os("PATH").unwrap_or_default();
     let path = std::env::join_paths(std::iter::once(bin).chain(std::env::split_paths(&usual)))?;
@@ -247,7 +245,7 @@ fn pgcopydb(cluster: &Cluster, target: &str, to: &Database, split: bool) -> Resu
     let begun = Instant::now();
     command::output(&mut clone)?;
     let ready = begun.elapsed().as_secs_f64();
-    // It builds indexes as soon as each table is there: there is no moment between.
+    // It builds indexes as soon as each table is copied, so there is no time in between.
     Ok(Times {
         copied: ready,
         ready,

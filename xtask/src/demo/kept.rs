@@ -1,4 +1,5 @@
-//! What `--keep` leaves running: one directory per user, and a list of processes to stop it by.
+//! State of a demonstration kept by `--keep`: one directory per user, and a list of processes to
+//! stop.
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
@@ -13,10 +14,10 @@ use steep_tests::usage;
 
 use super::psql;
 
-/// Daemons drain, within half a minute, and servers write a checkpoint within this.
+/// Within this time daemons drain and servers write a checkpoint.
 const STOP_LIMIT: Duration = Duration::from_secs(45);
 
-/// Makes the directory a kept demonstration lives in.
+/// Creates the directory of a kept demonstration.
 pub(super) fn directory() -> Result<PathBuf> {
     let dir = path();
     if dir.exists() {
@@ -25,7 +26,7 @@ pub(super) fn directory() -> Result<PathBuf> {
             dir.display()
         );
     }
-    // Servers' accounts pass through; nobody looks around.
+    // The servers' account may enter it, but nobody may list it.
     fs::DirBuilder::new()
         .mode(0o711)
         .create(&dir)
@@ -33,7 +34,7 @@ pub(super) fn directory() -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// Lets the cluster live on, and says how to talk to it and how to stop it.
+/// Keeps the cluster running, and prints how to use and stop it.
 pub(super) fn leave(cluster: &mut Cluster) -> Result<()> {
     let processes: Vec<Value> = cluster
         .release()
@@ -41,7 +42,7 @@ pub(super) fn leave(cluster: &mut Cluster) -> Result<()> {
         .map(|(name, pid)| Ok(json!({"name": name, "pid": pid, "begun": usage::begun(pid)?})))
         .collect::<Result<_>>()?;
     fs::write(list(), serde_json::to_string_pretty(&processes)?)?;
-    println!("Everything is still running. To talk to it:\n");
+    println!("Everything is still running. To use it:\n");
     for (name, value) in cluster.cli_environment() {
         println!("  export {name}={value}");
     }
@@ -56,8 +57,8 @@ pub(super) fn leave(cluster: &mut Cluster) -> Result<()> {
     Ok(())
 }
 
-/// Stops what was kept, and removes it. A directory without a list, from a demonstration that failed
-/// in between, is removed too.
+/// Stops and removes what was kept. A directory without a list, from a demonstration that failed
+/// midway, is removed too.
 pub(super) fn stop() -> Result<()> {
     let dir = path();
     let Ok(meta) = fs::symlink_metadata(&dir) else {
@@ -87,7 +88,7 @@ pub(super) fn stop() -> Result<()> {
     Ok(())
 }
 
-/// SIGINT is a fast shutdown to PostgreSQL and an orderly end to the daemons.
+/// SIGINT is a fast shutdown for PostgreSQL and a drain for the daemons.
 fn stop_process(pid: u32) {
     let Some(target) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
         return;

@@ -1,5 +1,5 @@
-//! `cargo xtask demo`: the product at work before your eyes, from nothing to a proved replica, and
-//! nothing left behind.
+//! `cargo xtask demo`: shows the product from nothing to a verified replica, and leaves nothing
+//! behind.
 
 mod kept;
 
@@ -16,17 +16,17 @@ use steep_tests::{compare, sample, wait};
 
 use crate::{cargo, units};
 
-/// Transactions a second of the write load: busy, and bearable for a machine of two cores that runs
-/// both servers, both agents and the load itself.
+/// Transactions a second of the write load, suitable for a machine with two cores that runs both
+/// servers, both agents and the load itself.
 const LOAD: Intensity = Intensity {
     clients: 4,
     rate: Some(1_000),
 };
 
-/// The load goes on after the replica is synchronized, so that replication is seen at work.
+/// The load continues after the replica is synchronized, to show replication.
 const TRANSACTIONS_AFTER: u64 = 2_000;
 
-/// How the demonstration is to be.
+/// Options of the demonstration.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Size of the sample database: 100,000 pgbench accounts and about 16 MB each
@@ -40,7 +40,6 @@ pub(crate) struct Arguments {
     stop: bool,
 }
 
-/// Runs it.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if arguments.stop {
         return kept::stop();
@@ -65,7 +64,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     let mut cluster = builder.start()?;
     if let Err(error) = show(&cluster, arguments.scale) {
-        // Whoever stopped it knows why, and needs no logs.
+        // An interrupted run needs no logs.
         if wait::interrupted() {
             bail!("interrupted; everything is stopped and removed");
         }
@@ -99,11 +98,11 @@ fn show(cluster: &Cluster, scale: u32) -> Result<()> {
     if !status.success() {
         bail!("steep-repl init ended with {status}");
     }
-    // Ctrl-C was the CLI's to answer.
+    // Ctrl-C was for the CLI.
     wait::resume();
     let state = cluster.state("node_b")?;
     if state != "synchronized" {
-        bail!("node_b is {state}; nothing to prove");
+        bail!("node_b is {state}; nothing to compare");
     }
 
     println!("\nWriting on, with node_b following");
@@ -128,7 +127,7 @@ fn show(cluster: &Cluster, scale: u32) -> Result<()> {
     )
 }
 
-/// What was measured around the product, not by it.
+/// Measurements from outside the product.
 struct Measured {
     size: u64,
     took: Duration,
@@ -216,7 +215,7 @@ fn check_interrupted() -> Result<()> {
     }
 }
 
-/// A shell command that reaches a node's database.
+/// A shell command that opens a node's database.
 fn psql(cluster: &Cluster, node: &str) -> String {
     let server = cluster.node(node).server();
     format!(

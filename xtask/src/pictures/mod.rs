@@ -1,8 +1,7 @@
 //! `cargo xtask pictures`: the pictures of README.md, from a real run on a pseudo-terminal.
 //!
-//! Nothing in them is drawn by hand: a cluster is started, a database is copied slowly enough to look
-//! at, and what the terminal shows is written as SVG. So they can be made again whenever the screens
-//! change.
+//! It starts a cluster, copies a database slowly, and writes the terminal's screens as SVG, so that
+//! the pictures can be repeated whenever the screens change.
 
 mod svg;
 mod terminal;
@@ -24,10 +23,10 @@ use crate::cargo;
 /// Lines and columns.
 const SIZE: (u16, u16) = (28, 104);
 
-/// The longest anything takes to appear.
+/// The longest wait for anything to appear.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// What is to be painted.
+/// Options of the pictures.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Where the pictures go
@@ -38,10 +37,9 @@ pub(crate) struct Arguments {
     scale: u32,
 }
 
-/// Makes them.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     println!("Building");
-    // Screens look alike in every build; the one that the tests use is often there already.
+    // Screens are the same in every build; the tests' build often exists already.
     let mut build = cargo::command();
     build.args(["build", "-p", "steep-cli", "-p", "steep-agent", "-p"]);
     cargo::run(build.arg("steep-coordinator"))?;
@@ -65,7 +63,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     watch(&cluster, &album)
 }
 
-/// `init`, at work and at its end.
+/// `init`, running and at its end.
 fn init(cluster: &Cluster, album: &Album) -> Result<()> {
     let line = ["init", "node_b", "--from", "node_a", "--max-rate", "40MB"];
     let mut terminal = Terminal::start(cluster.cli_command(&line), SIZE)?;
@@ -78,7 +76,7 @@ fn init(cluster: &Cluster, album: &Album) -> Result<()> {
     album.add("report", &command, &terminal.screen())
 }
 
-/// `watch`, with a job at work: all nodes, then that one.
+/// `watch` with a running job: all nodes, then that one.
 fn watch(cluster: &Cluster, album: &Album) -> Result<()> {
     let line = [
         "init",
@@ -110,7 +108,7 @@ fn watch(cluster: &Cluster, album: &Album) -> Result<()> {
         .map(drop)
 }
 
-/// The percentage on the first line that begins with that word; zero where there is none.
+/// The percentage on the first line that starts with that word; zero if there is none.
 fn percent(text: &str, beginning: &str) -> f64 {
     let line = text
         .lines()
@@ -123,7 +121,7 @@ fn percent(text: &str, beginning: &str) -> f64 {
         .unwrap_or(0.0)
 }
 
-/// Where pictures go.
+/// The directory of the pictures.
 struct Album {
     output: PathBuf,
 }

@@ -1,19 +1,19 @@
-//! A terminal's screen as SVG: text that scales, can be selected and is small. Pure.
+//! Renders a terminal's screen as SVG, with scalable and selectable text. Pure.
 
 use std::fmt::Write as _;
 
 use vt100::{Cell, Color, Screen};
 
-/// A cell, in units of the picture. Fonts differ; every run of text is stretched to its cells.
+/// The size of a cell, in units of the picture. Fonts differ, so every run of text is stretched to
+/// its cells.
 const CELL: (f64, f64) = (8.4, 18.0);
 
-/// Around the text.
+/// The margin around the text.
 const MARGIN: f64 = 14.0;
 
-/// The bar with the command.
+/// The height of the bar with the command.
 const BAR: f64 = 34.0;
 
-/// The size of letters.
 const FONT: f64 = 14.0;
 
 const BACKGROUND: &str = "#16181d";
@@ -26,7 +26,7 @@ const PALETTE: [&str; 16] = [
     "#656d7a", "#f0848d", "#a9d896", "#ecd28c", "#8cbef5", "#d4a3e8", "#7dd0d9", "#ffffff",
 ];
 
-/// How a cell looks.
+/// The style of a cell.
 #[derive(Debug, Clone, PartialEq)]
 struct Look {
     foreground: String,
@@ -35,7 +35,7 @@ struct Look {
     dim: bool,
 }
 
-/// The screen under a bar with the command. Empty lines at the end are left out.
+/// Renders the screen below a bar with the command, without trailing empty lines.
 pub(super) fn picture(command: &str, screen: &Screen) -> String {
     let (lines, columns) = screen.size();
     let used = (0..lines)
@@ -63,7 +63,7 @@ pub(super) fn picture(command: &str, screen: &Screen) -> String {
     svg
 }
 
-/// A line, cells of one look together.
+/// Renders a line, joining cells of one style.
 fn runs(screen: &Screen, line: u16, columns: u16, svg: &mut String) {
     let mut column = 0;
     while column < columns {
@@ -72,7 +72,7 @@ fn runs(screen: &Screen, line: u16, columns: u16, svg: &mut String) {
         let mut text = String::new();
         while column < columns && self::look(screen.cell(line, column)) == look {
             match screen.cell(line, column) {
-                // The cell before it holds the character.
+                // The previous cell holds the character.
                 Some(cell) if cell.is_wide_continuation() => {}
                 Some(cell) if cell.has_contents() => text.push_str(cell.contents()),
                 Some(_) | None => text.push(' '),
@@ -88,7 +88,6 @@ fn run(look: &Look, text: &str, (line, column, cells): (u16, u16, u16), svg: &mu
     let y = BAR + MARGIN + f64::from(line) * CELL.1;
     let length = f64::from(cells) * CELL.0;
     let dim = if look.dim { " opacity=\"0.6\"" } else { "" };
-    // Writing to a String does not fail.
     if let Some(background) = &look.background {
         let _ = writeln!(
             svg,
@@ -139,7 +138,7 @@ fn look(cell: Option<&Cell>) -> Look {
     }
 }
 
-/// `None` for the terminal's own.
+/// `None` for the terminal's default.
 fn colour(colour: Color) -> Option<String> {
     match colour {
         Color::Default => None,
@@ -165,7 +164,6 @@ fn colour(colour: Color) -> Option<String> {
     }
 }
 
-/// Whether anything of a cell is to be seen.
 fn is_seen(cell: Option<&Cell>) -> bool {
     cell.is_some_and(|cell| {
         !cell.contents().trim().is_empty() || cell.inverse() || cell.bgcolor() != Color::Default

@@ -1,4 +1,4 @@
-//! A command on a pseudo-terminal, and what it shows there.
+//! A command on a pseudo-terminal, and its screen.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
@@ -11,10 +11,10 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use steep_tests::wait;
 
-/// Without output for so long, a frame is taken to be complete.
+/// After this time without output, a frame is considered complete.
 const QUIET: Duration = Duration::from_millis(40);
 
-/// A command with a terminal of its own; killed when it goes.
+/// A command on its own terminal, killed when dropped.
 pub(super) struct Terminal {
     child: Child,
     master: File,
@@ -27,7 +27,7 @@ struct Shown {
 }
 
 impl Terminal {
-    /// Starts a command on a terminal of so many lines and columns.
+    /// Starts a command on a terminal with that many lines and columns.
     pub(super) fn start(mut command: Command, (lines, columns): (u16, u16)) -> Result<Self> {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY)?;
         grantpt(&master)?;
@@ -50,7 +50,8 @@ impl Terminal {
             .stdout(Stdio::from(slave.try_clone()?))
             .stderr(Stdio::from(slave));
         let child = command.spawn().context("cannot start the command")?;
-        // Ours of the slave go with `command`, so that the master ends with the child.
+        // Closes our copies of the slave, which `command` owns, so that the master ends with the
+        // child.
         drop(command);
         let master = File::from(master);
         let shown = Arc::new(Mutex::new(Shown {
@@ -73,7 +74,7 @@ impl Terminal {
         })
     }
 
-    /// Waits until the screen's text is as wanted and nothing is being drawn.
+    /// Waits until the screen has the wanted text and nothing is being drawn.
     pub(super) fn wait(
         &self,
         what: &str,
@@ -88,17 +89,15 @@ impl Terminal {
         .with_context(|| format!("on the screen:\n{}", text(&self.screen())))
     }
 
-    /// What is on the screen now.
     pub(super) fn screen(&self) -> vt100::Screen {
         locked(&self.shown).parser.screen().clone()
     }
 
-    /// Presses keys.
     pub(super) fn press(&mut self, keys: &str) -> Result<()> {
         Ok(self.master.write_all(keys.as_bytes())?)
     }
 
-    /// Waits for the command's good end, and until all of its output has come.
+    /// Waits until the command has succeeded and all of its output has arrived.
     pub(super) fn finish(&mut self, limit: Duration) -> Result<()> {
         let child = &mut self.child;
         let status = wait::until("the command's end", limit, || Ok(child.try_wait()?))?;
@@ -117,7 +116,7 @@ impl Drop for Terminal {
     }
 }
 
-/// Line by line, where `contents` would join a full line with the next.
+/// Line by line, because `contents` would join a full line with the next.
 fn text(screen: &vt100::Screen) -> String {
     let (_, columns) = screen.size();
     screen.rows(0, columns).collect::<Vec<_>>().join("\n")

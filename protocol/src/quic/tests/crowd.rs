@@ -1,4 +1,4 @@
-//! Many callers at once: those who mean no good keep nobody out.
+//! Many callers at once: attackers shut nobody out.
 
 use std::net::UdpSocket;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use super::{
 use crate::limits::PEER_REQUEST_MAX;
 use crate::message::peer::PeerRequest;
 
-/// Generous: machines that run tests are busy.
+/// Generous, because test machines are busy.
 const LIMIT: Duration = Duration::from_secs(30);
 
 const LIMITS: ConnectionLimits = ConnectionLimits {
@@ -37,7 +37,7 @@ async fn accepted(listener: &mut Listener) -> Accepted {
     }
 }
 
-/// Passes on what is sent to `target`, and nothing of what comes back: callers that never get on.
+/// Forwards packets to `target` and drops the replies: its callers never finish a handshake.
 struct OneWay {
     address: String,
     stop: Arc<AtomicBool>,
@@ -96,7 +96,7 @@ async fn unfinished_handshakes_are_bounded_and_shut_nobody_out() {
         let (attacker, expect, at) = (Arc::clone(&attacker), expect.clone(), relay.address.clone());
         calls.spawn(async move { attacker.dial(&at, &expect).await.err() });
     }
-    // The attack is under way once as many callers are there as need not prove their address.
+    // The attack has used up the handshakes that need no proof of address.
     let crowded = async {
         while listener.handshakes() < 32 {
             assert!(
@@ -122,7 +122,7 @@ async fn unfinished_handshakes_are_bounded_and_shut_nobody_out() {
     let (dialled, accepted) = tokio::join!(honest.dial(&address, &expect), arrival);
     assert_eq!(dialled.unwrap().peer().name, node("a"));
     assert_eq!(accepted.connection.peer().name, node("c"));
-    // Those behind the relay never hear that they are to prove their address.
+    // Callers behind the relay never receive the request to prove their address.
     assert!(most <= 40, "{most} handshakes at once");
     calls.shutdown().await;
 }
@@ -145,7 +145,7 @@ async fn an_identity_takes_its_share_of_connections_and_no_more() {
     for _ in 0..10 {
         all.push(call(&greedy, &mut listener, &address).await);
     }
-    // The oldest on which nothing happens have given way.
+    // The oldest idle connections were closed.
     for (dialled, _) in &all[..6] {
         let closed = tokio::time::timeout(LIMIT, dialled.closed());
         assert_eq!(closed.await.unwrap(), Some(CloseCode::TooMany));
@@ -162,7 +162,7 @@ async fn an_identity_takes_its_share_of_connections_and_no_more() {
     }
     let (other, _accepted) = call(&modest, &mut listener, &address).await;
     assert!(!other.is_closed());
-    // What is over makes room.
+    // Closed connections make room.
     drop(busy);
     drop(all);
     let (again, _accepted) = call(&greedy, &mut listener, &address).await;
@@ -175,7 +175,7 @@ async fn a_request_that_claims_to_be_long_is_refused_by_its_length() {
     let claim = async {
         let (mut sender, _receiver) = pair.dialled.open().await.unwrap();
         let length = u32::try_from(PEER_REQUEST_MAX + 1).unwrap();
-        // One byte of it, and no end.
+        // Only one byte of it, and no end.
         let mut bytes = length.to_be_bytes().to_vec();
         bytes.push(0);
         sender.send_bytes(bytes).await.unwrap();

@@ -1,8 +1,8 @@
-//! What a schema uses that not every version or build of PostgreSQL has.
+//! Features of a schema that not every version or build of PostgreSQL has.
 
 use serde::{Deserialize, Serialize};
 
-/// Something that a server must know to make an object.
+/// A feature that a server needs to create an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Feature {
     /// A column with `COMPRESSION lz4`.
@@ -31,7 +31,7 @@ pub enum Feature {
     NotNullDetail,
     /// A collation of the operating system.
     LibcCollation,
-    /// A table that is partitioned by hash of an enum, which hashes the numbers that its labels have in
-    /// that database.
+    /// A table partitioned by hash of an enum: the hash depends on the labels' oids in that
+    /// database.
     EnumHashPartition,
 }

@@ -1,9 +1,9 @@
-//! A node made from a backup: the slot that is prepared on the source beforehand, and the hand-over to
-//! replication once the backup is restored.
+//! Nodes restored from a backup: a slot is prepared on the source beforehand, and replication takes
+//! over once the backup is restored.
 //!
-//! A prepared slot holds the source's WAL from its consistent point on. A backup that is consistent at
-//! some later position is then completed by what the slot yields from that position on. Plain data;
-//! what is judged of it is the coordinator's, what is done about it the agents'.
+//! A prepared slot retains the source's WAL from its consistent point on. A backup that is
+//! consistent at a later position is completed by the slot's changes from that position on. Plain
+//! data: the coordinator judges it, the agents act on it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,10 +18,10 @@ use crate::wire::{ByteCount, Identifier, JobId, Lsn, NodeId};
 /// The longest time that a prepared slot may be kept, in seconds: a year.
 pub const EXPIRES_MAX: u64 = 366 * 24 * 3600;
 
-/// Prepared slots that one node tells of; more than any server has slots.
+/// Prepared slots that one node reports; more than any server has.
 pub const PREPARED_MAX: usize = 1_000;
 
-/// Text that cannot be the name of a replication slot.
+/// Text that is not a valid slot name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} cannot be the name of a replication slot: use 1 to 63 lower-case letters, digits and underscores"
@@ -34,10 +34,10 @@ pub struct InvalidSlotName(String);
 pub struct SlotName(Identifier);
 
 impl SlotName {
-    /// Takes a name.
+    /// Parses a name.
     ///
     /// # Errors
-    /// [`InvalidSlotName`] where PostgreSQL would refuse it.
+    /// [`InvalidSlotName`] if PostgreSQL would refuse it.
     pub fn parse(text: impl Into<String>) -> Result<Self, InvalidSlotName> {
         let text = text.into();
         let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
@@ -53,13 +53,13 @@ impl SlotName {
         self.0.as_str()
     }
 
-    /// As SQL and the replication protocol take it.
+    /// The quoted name for SQL and the replication protocol.
     #[must_use]
     pub fn quoted(&self) -> String {
         self.0.quoted()
     }
 
-    /// Whether it is one of those that jobs give their own slots.
+    /// Whether it has the form of jobs' own slots.
     #[must_use]
     pub fn is_reserved(&self) -> bool {
         self.as_str().starts_with(ReplicationNames::PREFIX)
@@ -92,20 +92,20 @@ impl fmt::Display for SlotName {
     }
 }
 
-/// What carries a job's changes: publication and subscription share the name that `id` makes, the
-/// slot has a name of its own where it was prepared.
+/// The names of a job's replication. Publication and subscription share the name derived from `id`;
+/// a prepared slot has its own name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Replication {
-    /// Names publication and subscription ([`ReplicationNames`]): a job's own id, or that of the
-    /// preparation which it completes. Decoding knows a publication by the name it had when a change
-    /// was written, so it cannot be renamed afterwards.
+    /// Determines the name of publication and subscription ([`ReplicationNames`]): the job's id, or
+    /// the id of the preparation that it completes. Decoding looks up a publication by the name it
+    /// had when a change was written, so it cannot be renamed.
     pub id: JobId,
-    /// The slot.
+    /// The slot's name.
     pub slot: SlotName,
 }
 
 impl Replication {
-    /// A job's own: all three share one name.
+    /// A job's own replication: all three share one name.
     #[must_use]
     pub fn of(job: JobId) -> Self {
         let slot = SlotName::parse(ReplicationNames(job).name());
@@ -115,14 +115,14 @@ impl Replication {
         }
     }
 
-    /// Name of publication and subscription.
+    /// The name of publication and subscription.
     #[must_use]
     pub fn name(&self) -> Identifier {
         let name = Identifier::parse(ReplicationNames(self.id).name());
         name.expect("27 bytes of a-z, 0-9 and underscore")
     }
 
-    /// Whether the slot was made by a preparation.
+    /// Whether the slot was prepared.
     #[must_use]
     pub fn is_prepared(&self) -> bool {
         self.slot.as_str() != ReplicationNames(self.id).name()
@@ -136,14 +136,14 @@ pub struct PrepareSpec {
     pub node: NodeId,
     /// The slot's name.
     pub slot: SlotName,
-    /// How long it is kept for want of a hand-over; at most [`EXPIRES_MAX`].
+    /// How long it is kept without a hand-over; at most [`EXPIRES_MAX`].
     pub expires_seconds: u64,
 }
 
-/// Whether the schemas of a restored target and its source are held against each other.
+/// Whether the schemas of a restored target and its source are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SchemaCheck {
-    /// As the job's mode says.
+    /// As the job's schema mode says.
     Compared,
     /// Not at all (`--skip-schema-check`).
     Skipped,
@@ -154,98 +154,98 @@ pub enum SchemaCheck {
 pub struct CompleteSpec {
     /// The job; its method is [`super::job::Method::Backup`].
     pub job: JobSpec,
-    /// The prepared slot; the only one of the source where none is named.
+    /// The prepared slot; by default the source's only one.
     pub slot: Option<SlotName>,
     /// The position at which the restored rows are consistent.
     pub source_lsn: Lsn,
-    /// About schemas.
+    /// Whether to compare schemas.
     pub schema: SchemaCheck,
 }
 
-/// A slot that is prepared on a node, as its agent sees it.
+/// A prepared slot, as its agent sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PreparedSlot {
-    /// What it belongs to.
+    /// Its replication.
     pub replication: Replication,
-    /// The earliest position from which a backup can be completed with it.
+    /// The earliest position at which a backup can be completed with it.
     pub lsn: Lsn,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
-    /// When it is dropped for want of a hand-over.
+    /// When it is dropped without a hand-over.
     pub expires_at: Timestamp,
-    /// WAL that it keeps the server from removing.
+    /// WAL that it retains.
     pub wal_held: ByteCount,
-    /// What has become of it.
+    /// Its state.
     pub state: PreparedState,
 }
 
-/// What has become of a prepared slot.
+/// The state of a prepared slot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PreparedState {
     /// It waits for a hand-over.
     Waiting,
-    /// It is, or is about to be, the slot of that node's replication.
+    /// It is, or is about to be, used by that node.
     Taken(NodeId),
-    /// Its time is over; it is about to be dropped.
+    /// It has expired and is about to be dropped.
     Expired,
-    /// It cannot be used any more: dropped by somebody, or invalidated.
+    /// It can no longer be used: dropped or invalidated. The text says which.
     Lost(String),
 }
 
-/// What is true of a prepared slot when it is to be used.
+/// Facts about a prepared slot before it is used.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct SlotFacts {
-    /// What the source has noted of it.
+    /// The source's record of it.
     pub noted: Option<NotedSlot>,
     /// The slot itself.
     pub slot: Option<ServerSlot>,
-    /// Where the source's WAL ends now.
+    /// The source's current end of WAL.
     pub wal_end: Lsn,
-    /// Whether the publication that was made with it is there.
+    /// Whether its publication exists.
     pub published: bool,
-    /// Tables of the source which that publication does not carry.
+    /// Tables of the source that its publication lacks.
     pub unpublished: Listed,
 }
 
-/// A preparation, as it is noted on its node.
+/// A preparation as recorded on its node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NotedSlot {
-    /// The earliest position from which a backup can be completed with it.
+    /// The earliest position at which a backup can be completed with it.
     pub lsn: Lsn,
-    /// When it ends.
+    /// When it expires.
     pub expires_at: Timestamp,
-    /// Whether that time has come, by the source's clock.
+    /// Whether it has expired by the source's clock.
     pub expired: bool,
-    /// The node that uses it, where one does.
+    /// The node that uses it, if any.
     pub target: Option<NodeId>,
 }
 
-/// A replication slot as `pg_replication_slots` tells of it.
+/// A row of `pg_replication_slots`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerSlot {
     /// The output plugin; none for a physical slot.
     pub plugin: Option<String>,
     /// Whether it is of the agent's own database.
     pub own_database: bool,
-    /// Whether a walsender uses it.
+    /// Whether it belongs to the agent's database.
     pub active: bool,
     /// `wal_status`: reserved, extended, unreserved or lost.
     pub wal_status: String,
-    /// `invalidation_reason`, where the server knows one (PostgreSQL 17 and newer).
+    /// `invalidation_reason`, if the server has one (PostgreSQL 17 and newer).
     pub invalidated: Option<String>,
     /// The oldest WAL it needs.
     pub restart: Option<Lsn>,
-    /// What has been confirmed: nothing before it is sent again.
+    /// The confirmed position: nothing before it is sent again.
     pub confirmed: Option<Lsn>,
 }
 
-/// Whether a job that ends before its time may have had changes applied from its prepared slot.
+/// Whether an unfinished job may have applied changes from its prepared slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Used {
-    /// No: the same backup can be tried again.
+    /// No: the same backup can be used again.
     No,
-    /// It may: only a newer backup can be completed with the slot, or changes would be applied twice.
+    /// Possibly: only a newer backup can be used, or changes would be applied twice.
     Perhaps,
 }
 

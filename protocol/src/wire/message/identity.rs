@@ -1,27 +1,27 @@
-//! How the tables of a source name the row that an UPDATE or DELETE is about, as far as it decides
+//! Replica identities: how the source's tables identify the row of an UPDATE or DELETE. They decide
 //! whether the statement succeeds on the source and can be applied on the target.
 
 use serde::{Deserialize, Serialize};
 
 use super::facts::Listed;
 
-/// Tables that are alike in all that matters here. The number of groups is bounded by the types below.
+/// Tables with equal traits. The types below limit the number of groups.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdentityGroup {
-    /// What they have in common.
+    /// Their common traits.
     pub traits: IdentityTraits,
-    /// Whether their rows have been updated or deleted since the server's statistics began.
+    /// Whether rows were updated or deleted since the server's statistics were reset.
     pub changed: bool,
     /// The tables.
     pub tables: Listed,
 }
 
-/// What PostgreSQL looks at.
+/// The traits that PostgreSQL checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct IdentityTraits {
-    /// What the source writes of the old row.
+    /// What the source logs of the old row.
     pub identity: RowIdentity,
-    /// The primary key, by which the target finds a row of a table with `REPLICA IDENTITY FULL`.
+    /// The primary key, which the target uses to find rows of a table with `REPLICA IDENTITY FULL`.
     pub primary_key: PrimaryKey,
     /// Whether the table has a stored generated column.
     pub stored_columns: bool,
@@ -31,7 +31,7 @@ pub struct IdentityTraits {
     pub comparable: bool,
 }
 
-/// `pg_class.relreplident`, and what has become of the index it names.
+/// `pg_class.relreplident`, and the state of the index it names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum RowIdentity {
     /// The columns of a valid, immediate unique index.
@@ -42,12 +42,12 @@ pub enum RowIdentity {
     Missing(MissingIdentity),
 }
 
-/// What columns a key has.
+/// The columns of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum KeyColumns {
-    /// Ordinary ones.
+    /// Ordinary columns.
     Ordinary,
-    /// A generated one among them.
+    /// Including a generated column.
     Generated,
 }
 
@@ -60,18 +60,18 @@ pub enum MissingIdentity {
     Deferrable,
     /// `REPLICA IDENTITY NOTHING`.
     Nothing,
-    /// The index that `REPLICA IDENTITY USING INDEX` named is gone or not valid.
+    /// The index of `REPLICA IDENTITY USING INDEX` is gone or not valid.
     IndexLost,
 }
 
-/// A primary key as the target would use it.
+/// A primary key as the target can use it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum PrimaryKey {
-    /// There is none, or it is not valid.
+    /// None, or not valid.
     None,
-    /// Checked at once: rows are found by it.
+    /// Checked immediately: usable to find rows.
     Immediate(KeyColumns),
-    /// Checked at the end of the transaction: no row is found by it, and from 17 on the source must send
-    /// its columns all the same.
+    /// Checked at the end of the transaction: not usable to find rows, yet from 17 on the source
+    /// must send its columns.
     Deferrable(KeyColumns),
 }

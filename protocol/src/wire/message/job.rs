@@ -1,4 +1,4 @@
-//! What a job is asked to do. Chosen once, by the operator; every later message refers to it.
+//! The specification of a job. The operator chooses it once; later messages refer to it.
 
 use std::fmt;
 
@@ -7,22 +7,22 @@ use serde::{Deserialize, Serialize};
 use crate::wire::units::parse_duration;
 use crate::wire::{ByteCount, Identifier, JobId, NodeId, TableName, limits};
 
-/// How the rows get there.
+/// How rows are copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
     /// Parallel COPY under one exported snapshot, agent to agent over QUIC.
     Snapshot,
-    /// As `snapshot`, with a snapshot prepared beforehand.
+    /// As `Snapshot`, with a snapshot prepared beforehand.
     TwoPhase,
     /// PostgreSQL's own `CREATE SUBSCRIPTION … (copy_data = true)`.
     Native,
-    /// They are there: restored from a backup, which replication goes on from (`init complete`).
+    /// Not at all: the target was restored from a backup (`init complete`).
     Backup,
 }
 
 impl Method {
-    /// As `--method` and JSON have it.
+    /// The name in `--method` and JSON.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -34,7 +34,7 @@ impl Method {
     }
 }
 
-/// What to do where both nodes have tables and they differ.
+/// What to do about existing tables that differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SchemaMode {
@@ -42,11 +42,11 @@ pub enum SchemaMode {
     Strict,
     /// Make the target match, if nothing is lost.
     Auto,
-    /// Warn, and go on once confirmed.
+    /// Warn, and continue once confirmed.
     Manual,
 }
 
-/// What to do where the target's tables hold rows.
+/// What to do about rows in the target's tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ExistingRows {
@@ -56,7 +56,8 @@ pub enum ExistingRows {
     Replace,
 }
 
-/// Whether warnings that need a person's word have it (`--yes`, or the answer to the question).
+/// Whether the operator has confirmed warnings that require it (`--yes`, or the answer to the
+/// prompt).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Confirmation {
@@ -66,20 +67,20 @@ pub enum Confirmation {
     Given,
 }
 
-/// What a cancelled job leaves.
+/// What a cancelled job leaves behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CancelledData {
-    /// Nothing: tables we made are dropped, tables we filled are emptied.
+    /// Nothing: created tables are dropped, filled tables are emptied.
     Remove,
-    /// Tables and rows as they are (`--keep-data`); indexes put aside are built again.
+    /// Tables and rows (`--keep-data`); dropped indexes are rebuilt.
     Keep,
 }
 
-/// What the operator wants of compression.
+/// The requested compression.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Compression {
-    /// Chosen by each sender from what the data and the link do.
+    /// Each sender chooses by data and link.
     Auto,
     /// None.
     None,
@@ -90,7 +91,7 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// Zstandard's level where none is named.
+    /// Zstandard's default level.
     pub const ZSTD_LEVEL_DEFAULT: u8 = 3;
 
     /// Reads `auto`, `none`, `lz4`, `zstd` or `zstd:LEVEL`.
@@ -103,7 +104,7 @@ impl Compression {
     /// ```
     ///
     /// # Errors
-    /// A sentence that says what is allowed.
+    /// A sentence that names the allowed values.
     pub fn parse(text: &str) -> Result<Self, String> {
         match text {
             "auto" => Ok(Self::Auto),
@@ -131,23 +132,23 @@ impl fmt::Display for Compression {
     }
 }
 
-/// Which tables take part. Both lists empty: every table of the database but our own.
+/// Which tables take part. By default every table of the database but our own.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct TableFilter {
-    /// Only tables of these schemas, where any are named.
+    /// Only tables of these schemas, if any are named.
     pub include_schemas: Vec<Identifier>,
-    /// And of those, not these tables.
+    /// Without these tables.
     pub exclude_tables: Vec<TableName>,
 }
 
 impl TableFilter {
-    /// Whether the filter lets everything through.
+    /// Whether the filter admits everything.
     #[must_use]
     pub fn is_everything(&self) -> bool {
         self.include_schemas.is_empty() && self.exclude_tables.is_empty()
     }
 
-    /// Whether that table takes part.
+    /// Whether the filter admits that table.
     #[must_use]
     pub fn admits(&self, table: &TableName) -> bool {
         let schema =
@@ -156,41 +157,40 @@ impl TableFilter {
     }
 }
 
-/// One initialisation, as it was asked for.
+/// The specification of one initialisation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobSpec {
-    /// The node that has the rows.
+    /// The source node.
     pub source: NodeId,
-    /// The node that gets them.
+    /// The target node.
     pub target: NodeId,
-    /// How.
+    /// The method.
     pub method: Method,
     /// Workers, 1 to [`crate::limits::WORKERS_MAX`].
     pub parallel: u8,
-    /// What to do about differences in schema.
+    /// What to do about schema differences.
     pub schema_mode: SchemaMode,
-    /// What to do about rows that are there already.
+    /// What to do about existing rows.
     pub existing: ExistingRows,
     /// Whether warnings are confirmed.
     pub confirmation: Confirmation,
     /// Compression on the wire.
     pub compression: Compression,
-    /// The most COPY bytes a second over all workers, before compression.
+    /// Maximum COPY bytes a second over all workers, before compression.
     pub max_rate: Option<ByteCount>,
-    /// Which tables.
+    /// The tables.
     pub filter: TableFilter,
-    /// Tables larger than this are split finely enough that every worker gets several ranges;
-    /// smaller ones too where that pays.
+    /// Larger tables are split finely enough for every worker to get several ranges; smaller ones
+    /// are split where it pays.
     pub large_table_threshold: ByteCount,
-    /// The job fails once it has run this long.
+    /// The job fails after this many seconds.
     pub timeout_seconds: u64,
-    /// How long somebody may wait for a lock that the job holds on the source.
+    /// How long others may wait for a lock that the job holds on the source.
     pub yield_to_ddl: YieldToDdl,
 }
 
 impl JobSpec {
-    /// A job of which nothing but its ends is chosen: what the commands do where no flag is given.
-    /// Nobody has confirmed anything.
+    /// A job with default options. Nothing is confirmed.
     #[must_use]
     pub fn new(source: NodeId, target: NodeId) -> Self {
         Self {
@@ -211,13 +211,13 @@ impl JobSpec {
     }
 }
 
-/// How long another session may wait for a table on the source that the job is reading
+/// How long another session may wait for a table that the job is reading on the source
 /// (`--yield-to-ddl`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum YieldToDdl {
-    /// So many seconds; the job stops reading the table then.
+    /// That many seconds; then the job stops reading the table.
     After(u32),
-    /// Until the table is read.
+    /// Until the table has been read.
     Never,
 }
 
@@ -231,7 +231,7 @@ impl YieldToDdl {
     /// Reads `10s`, `2m` or `never`.
     ///
     /// # Errors
-    /// A sentence that says what is allowed.
+    /// A sentence that names the allowed values.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text == "never" {
             return Ok(Self::Never);
@@ -241,7 +241,7 @@ impl YieldToDdl {
         Ok(Self::After(seconds))
     }
 
-    /// Whether a session that has waited so long is given way to.
+    /// Whether a session that has waited so long must be let through.
     #[must_use]
     pub fn is_due(self, waited_seconds: f64) -> bool {
         match self {
@@ -260,31 +260,31 @@ impl fmt::Display for YieldToDdl {
     }
 }
 
-/// The names of what a job makes on the servers, all from the job's id: two jobs never meet, and
-/// what is left of one can be found by name.
+/// The names of a job's objects on the servers. They derive from the job's id, so jobs never
+/// collide and leftovers can be found by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReplicationNames(pub JobId);
 
 impl ReplicationNames {
-    /// Every name of ours begins so.
+    /// The prefix of all our names.
     pub const PREFIX: &'static str = "steep_repl_";
 
-    /// Slot on the source, publication on the source and subscription on the target: one name for
-    /// all three, so that each shows where the others are. 27 bytes of `a-z 0-9 _`.
+    /// The one name of the slot and publication on the source and the subscription on the target,
+    /// so that each leads to the others. 27 bytes of `a-z 0-9 _`.
     #[must_use]
     pub fn name(self) -> String {
         format!("{}{}", Self::PREFIX, self.0)
     }
 
-    /// The job whose name that is, if it is one of ours.
+    /// The job with that name, if it is one of ours.
     #[must_use]
     pub fn parse(name: &str) -> Option<JobId> {
         name.strip_prefix(Self::PREFIX)?.parse().ok()
     }
 }
 
-/// The slots that PostgreSQL's own copy makes on the source, one for each table on its way. They are
-/// the target server's to drop, which it cannot do where it no longer reaches the source.
+/// The slots that PostgreSQL's own copy creates on the source, one per table being copied. The
+/// target server drops them, unless it can no longer reach the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SyncSlots {
     /// The subscription's oid on the target.
@@ -294,7 +294,7 @@ pub struct SyncSlots {
 }
 
 impl SyncSlots {
-    /// Whether that is one of them: `pg_<subscription>_sync_<table's oid>_<system>`
+    /// Whether that slot is one of them: `pg_<subscription>_sync_<table's oid>_<system>`
     /// (`ReplicationSlotNameForTablesync` in PostgreSQL's tablesync.c).
     #[must_use]
     pub fn include(self, slot: &str) -> bool {

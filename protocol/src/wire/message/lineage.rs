@@ -1,7 +1,7 @@
-//! Which database a node is, whose changes it applies, and what of ours is in it.
+//! A node's lineage: its database's identity, its subscriptions and slots, and our objects in it.
 //!
-//! Each agent reports its own node's lineage; the coordinator puts them together into the graph of who
-//! follows whom (`coordinator/src/job/lineage`), whichever tool made the subscriptions.
+//! Each agent reports its own node's lineage. The coordinator combines them into the graph of who
+//! follows whom (`coordinator/src/job/lineage`), whichever tool created the subscriptions.
 
 use std::fmt;
 
@@ -9,18 +9,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::wire::{JobId, NodeId, NodeState};
 
-/// Subscriptions, slots, publications and books listed of one database; a server has a fixed number
-/// of slots and workers, far below this.
+/// Maximum length of each list in a lineage; a server's slots and workers are far fewer.
 pub const LINEAGE_MAX: usize = 256;
 
-/// The longest name in a lineage, in bytes: an identifier of PostgreSQL, or of a tool built on it.
+/// The longest name in a lineage, in bytes: an identifier of PostgreSQL or of a tool built on it.
 pub const LINEAGE_NAME_MAX: usize = 255;
 
-/// One database of one running server.
+/// The identity of one database of one running server.
 ///
-/// A physical copy has the system identifier and the oid in common with its original, and the timeline
-/// too unless it was promoted. What it never shares is the moment its postmaster started, which in turn
-/// changes with every restart.
+/// A physical copy shares the system identifier and the oid with its original, and the timeline too
+/// unless it was promoted. It never shares the postmaster's start time, which changes with every
+/// restart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// `pg_control_system().system_identifier`, without a sign.
@@ -33,7 +32,7 @@ pub struct Identity {
     pub started: i64,
 }
 
-/// What two identities say about their databases.
+/// The result of comparing two identities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sameness {
     /// One database of one running server.
@@ -60,10 +59,10 @@ impl Identity {
     }
 }
 
-/// What made a subscription.
+/// The tool that created a subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Tool {
-    /// PostgreSQL itself, told by us or by anybody.
+    /// PostgreSQL's own `CREATE SUBSCRIPTION`.
     PostgreSql,
     /// The extension pglogical.
     Pglogical,
@@ -72,7 +71,7 @@ pub enum Tool {
 }
 
 impl Tool {
-    /// The schema in which an extension keeps its subscriptions.
+    /// The schema in which an extension stores its subscriptions.
     #[must_use]
     pub fn schema(self) -> Option<&'static str> {
         match self {
@@ -89,13 +88,13 @@ impl fmt::Display for Tool {
     }
 }
 
-/// Which changes a subscription takes from its publisher.
+/// Which changes a subscription requests from its publisher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum ChangeOrigin {
-    /// All, those included that the publisher applied from others.
+    /// All, including those that the publisher applied from others.
     #[default]
     Any,
-    /// Only those that were made at the publisher.
+    /// Only those made at the publisher.
     None,
 }
 
@@ -104,16 +103,16 @@ pub enum ChangeOrigin {
 pub struct SubscriptionSeen {
     /// Its name.
     pub name: String,
-    /// What made it.
+    /// The tool that created it.
     pub tool: Tool,
-    /// The slot on its publisher, where it has one. It tells who the publisher is: the database that
-    /// has a slot of that name.
+    /// Its slot on the publisher, if any. The database that has a slot of that name is the
+    /// publisher.
     pub slot: Option<String>,
-    /// Which changes it takes.
+    /// Which changes it requests.
     pub origin: ChangeOrigin,
 }
 
-/// What `steep_repl.nodes` says of the node: what a coordinator mirrored there last.
+/// The node's row in `steep_repl.nodes`: what a coordinator mirrored there last.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MirroredNode {
     /// The state.
@@ -126,25 +125,25 @@ pub struct MirroredNode {
     pub error: Option<String>,
 }
 
-/// What an agent knows about its node's place among others.
+/// A node's place among others.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Lineage {
-    /// Which database it is; `None` until it could be asked.
+    /// Its database's identity; `None` until it has been read.
     pub identity: Option<Identity>,
     /// Every subscription in the database, ours and others'; at most [`LINEAGE_MAX`].
     pub subscriptions: Vec<SubscriptionSeen>,
     /// Every logical slot of the database; at most [`LINEAGE_MAX`].
     pub slots: Vec<String>,
-    /// Publications named like ours; at most [`LINEAGE_MAX`].
+    /// Publications with our names; at most [`LINEAGE_MAX`].
     pub publications: Vec<JobId>,
-    /// Jobs with a book in `steep_repl.jobs`, so with tables that are theirs; at most [`LINEAGE_MAX`].
+    /// Jobs with a row in `steep_repl.jobs`, which own tables; at most [`LINEAGE_MAX`].
     pub books: Vec<JobId>,
     /// What a coordinator mirrored to this node last.
     pub mirrored: Option<MirroredNode>,
 }
 
 impl Lineage {
-    /// Whether every list and name is as short as an agent may send it (G9).
+    /// Whether every list and name is within its limit (G9).
     #[must_use]
     pub fn is_bounded(&self) -> bool {
         let short = |name: &str| name.len() <= LINEAGE_NAME_MAX;
@@ -192,7 +191,7 @@ mod tests {
             with(|i| (i.started, i.timeline) = (200, 2)),
             Sameness::Different
         );
-        // A promotion does not start the postmaster again.
+        // A promotion does not restart the postmaster.
         assert_eq!(with(|i| i.timeline = 2), Sameness::Same);
         assert_eq!(with(|i| i.database = 6), Sameness::Different);
         assert_eq!(with(|i| i.system = 8), Sameness::Different);

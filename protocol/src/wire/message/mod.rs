@@ -1,9 +1,9 @@
-//! Control messages, by who speaks to whom.
+//! Control messages, by their ends.
 //!
-//! [`api`] CLI and coordinator · [`agent`] agents and coordinator · [`peer`] agent and agent ·
-//! [`schema`] what all three say of schemas, [`handover`] of nodes made from a backup, [`lineage`] of
-//! which database a node is and whose changes it applies, [`identity`] of replica identities, [`feature`]
-//! of what servers may lack. Each is plain data; the session defines the order of messages.
+//! [`api`]: CLI and coordinator. [`agent`]: agents and coordinator. [`peer`]: agent and agent. All
+//! of them use [`schema`], [`handover`] (nodes restored from a backup), [`lineage`] (a node's
+//! database and subscriptions), [`identity`] (replica identities) and [`feature`] (what servers may
+//! lack). Messages are plain data; the session defines their order.
 
 pub mod agent;
 pub mod api;

@@ -1,7 +1,8 @@
-//! Between two agents. The target's agent dials the source's and opens one stream per request.
+//! Messages between two agents. The target's agent dials the source's and opens one stream per
+//! request.
 //!
 //! A request names its job; the source answers only the node that the coordinator named for that
-//! job (G7). Bulk answers are frames ([`crate::frame`]), so a schema travels as a part does.
+//! job (G7). Bulk answers are frames ([`crate::frame`]), so a schema is sent like a part.
 
 use std::fmt;
 
@@ -12,56 +13,56 @@ use super::job::Compression;
 use super::schema::SchemaPage;
 use crate::wire::{Epoch, Fault, Identifier, JobId, Lsn, PartNo, TableName, TableNo};
 
-/// What a target asks of a source.
+/// A request of a target to a source.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum PeerRequest {
-    /// Answered with [`PeerReply::Pong`]: UDP, TLS and the version work between the two.
+    /// Answered with [`PeerReply::Pong`]: checks UDP, TLS and the version.
     Ping {
         /// The job.
         job: JobId,
     },
-    /// [`PeerReply::Plan`] pages until `last`.
+    /// Answered with [`PeerReply::Plan`] pages until `last`.
     FetchPlan {
         /// The job.
         job: JobId,
     },
-    /// [`PeerReply::Schema`] pages until `last`: everything the job's filter admits, before any plan
-    /// exists, for the comparison of schemas.
+    /// Answered with [`PeerReply::Schema`] pages until `last`: everything the job's filter admits,
+    /// for the comparison of schemas before a plan exists.
     DescribeSchema {
         /// The job.
         job: JobId,
     },
-    /// [`PeerReply::FramesFollow`], then SQL text as chunks, then the end frame.
+    /// Answered with [`PeerReply::FramesFollow`], then SQL text as chunks, then the end frame.
     FetchSchema {
         /// The job.
         job: JobId,
-        /// Which section of the dump.
+        /// The section of the dump.
         section: SchemaSection,
     },
-    /// [`PeerReply::FramesFollow`], then COPY data as chunks, then the end frame.
+    /// Answered with [`PeerReply::FramesFollow`], then COPY data as chunks, then the end frame.
     FetchPart {
         /// The job.
         job: JobId,
-        /// The snapshot it belongs to.
+        /// The part's snapshot.
         epoch: Epoch,
-        /// Which.
+        /// Its number.
         part: PartNo,
-        /// COPY's format, chosen by the target, which knows both ends' types.
+        /// The format of COPY, chosen by the target, which knows both ends' types.
         format: CopyFormat,
         /// Compression for this stream.
         compression: Compression,
     },
-    /// [`PeerReply::Sequences`].
+    /// Answered with [`PeerReply::Sequences`].
     FetchSequences {
         /// The job.
         job: JobId,
     },
-    /// [`PeerReply::Conninfo`]: how this node's PostgreSQL is reached by another PostgreSQL.
+    /// Answered with [`PeerReply::Conninfo`]: how another PostgreSQL connects to this one.
     FetchConninfo {
         /// The job.
         job: JobId,
     },
-    /// [`PeerReply::Settings`]: what decides values there.
+    /// Answered with [`PeerReply::Settings`]: settings that affect values.
     FetchSettings {
         /// The job.
         job: JobId,
@@ -69,7 +70,7 @@ pub enum PeerRequest {
 }
 
 impl PeerRequest {
-    /// The job it is for.
+    /// The job of the request.
     #[must_use]
     pub fn job(&self) -> JobId {
         match self {
@@ -85,15 +86,15 @@ impl PeerRequest {
     }
 }
 
-/// What the source answers, one per request unless said otherwise.
+/// The source's answer, one per request unless noted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum PeerReply {
-    /// To a ping.
+    /// The answer to a ping.
     Pong {
-        /// The source's clock, as microseconds since 1970 UTC.
+        /// The source's clock in microseconds since 1970 UTC.
         unix_micros: i64,
     },
-    /// Some tables of the plan.
+    /// A page of the plan.
     Plan {
         /// The consistent point.
         lsn: Lsn,
@@ -101,14 +102,14 @@ pub enum PeerReply {
         encoding: String,
         /// At most [`crate::limits::PLAN_PAGE`].
         tables: Vec<TablePlan>,
-        /// Nothing follows.
+        /// Whether this is the last page.
         last: bool,
     },
-    /// Some of the schema.
+    /// A page of the schema.
     Schema {
         /// About [`crate::limits::SCHEMA_PAGE_BYTES`].
         page: SchemaPage,
-        /// Nothing follows.
+        /// Whether this is the last page.
         last: bool,
     },
     /// Frames follow on this stream.
@@ -126,31 +127,31 @@ pub enum PeerReply {
 /// Sections of a schema dump, as `pg_dump --section` names them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SchemaSection {
-    /// Types, functions, tables, views, defaults: what rows need.
+    /// Types, functions, tables, views, defaults: needed before rows.
     PreData,
     /// Indexes, constraints, triggers, rules, policies.
     PostData,
-    /// Rows that users have put into tables of extensions.
+    /// Users' rows in tables of extensions.
     ExtensionRows,
 }
 
-/// A setting that sessions of a database begin with.
+/// A setting that applies to new sessions of a database.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DatabaseSetting {
     /// Its name.
     pub name: String,
-    /// Its value. Applications keep keys in settings of their own.
+    /// Its value, secret because applications store keys in custom settings.
     pub value: Secret,
-    /// Where it is made.
+    /// Where it is set.
     pub scope: SettingScope,
 }
 
-/// COPY's format.
+/// The format of COPY.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CopyFormat {
-    /// Where both ends have the same types with send and receive functions.
+    /// Used if both ends have the same types with send and receive functions.
     Binary,
-    /// Everywhere else.
+    /// Used otherwise.
     Text,
 }
 
@@ -161,11 +162,11 @@ pub struct TablePlan {
     pub no: TableNo,
     /// Its name.
     pub name: TableName,
-    /// The columns to copy, in order; generated ones are left out.
+    /// The columns to copy, in order, without generated ones.
     pub columns: Vec<ColumnPlan>,
     /// Its first part.
     pub first_part: PartNo,
-    /// One per part. A table that is not split has one open range.
+    /// One range per part. A table that is not split has one unbounded range.
     pub ranges: Vec<CtidRange>,
 }
 
@@ -176,12 +177,12 @@ pub struct ColumnPlan {
     pub name: Identifier,
     /// Its type as `format_type(oid, typmod)` writes it with an empty `search_path`.
     pub type_name: String,
-    /// Whether the type's binary form means the same on another server of any supported version.
+    /// Whether the type's binary form is the same on every supported version and server.
     pub binary: bool,
 }
 
-/// Heap pages from `from` up to, not including, `to`; open where `None`. The first range of a table
-/// is open below and the last is open above, so that no page is outside of all of them.
+/// Heap pages from `from` up to, not including, `to`; unbounded where `None`. A table's first range
+/// has no lower bound and its last no upper bound, so that every page is in a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CtidRange {
     /// The first page.
@@ -205,21 +206,21 @@ pub struct SequenceValue {
     pub name: TableName,
     /// `last_value`.
     pub last_value: i64,
-    /// Whether that value has been given out.
+    /// Whether that value has been used.
     pub is_called: bool,
 }
 
-/// Text that never reaches a log, an error or a terminal.
+/// Text that is never logged, put into an error or printed.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Secret(String);
 
 impl Secret {
-    /// Wraps it.
+    /// Wraps a text.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 
-    /// The text itself, for the one place that needs it.
+    /// The text, for the one place that needs it.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0

@@ -1,21 +1,21 @@
-//! What a node's schema is, as its catalog says it: tables with their columns, and everything else
-//! that can stop replication, each as a kind, a name and a definition.
+//! The model of a node's schema: tables with their columns, and every other object that matters to
+//! replication as a kind, a name and a definition.
 //!
-//! Agents read it (`agent/src/pg/catalog`), in a few queries whatever the number of tables; it travels
-//! in pages; the crate `steep-schema` compares two of them. A definition is text that PostgreSQL wrote
-//! with an empty `search_path` and pinned formats, so that equal objects have equal definitions on
-//! every supported version. Nothing here judges.
+//! Agents read it (`agent/src/pg/catalog`) in a few queries, whatever the number of tables. It
+//! travels in pages, and the crate `steep-schema` compares two of them. PostgreSQL prints the
+//! definitions with an empty `search_path` and fixed formats, so that equal objects have equal
+//! definitions on every supported version.
 
 use serde::{Deserialize, Serialize};
 
 use crate::wire::{Identifier, TableName};
 
-/// Some of a schema: pages follow one another until the last.
+/// A page of a schema.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct SchemaPage {
     /// Tables, by name.
     pub tables: Vec<TableModel>,
-    /// What is not a column: of tables, and by itself.
+    /// Objects other than columns.
     pub objects: Vec<ObjectModel>,
 }
 
@@ -26,7 +26,7 @@ pub struct TableModel {
     pub name: TableName,
     /// `steep_repl.compute_fingerprint` of it: SHA-256 over its columns, in hex.
     pub fingerprint: String,
-    /// Its place in the order in which tables and types were made.
+    /// Its position in the order in which tables and types were created.
     pub rank: u32,
     /// Its live columns in order.
     pub columns: Vec<ColumnModel>,
@@ -41,9 +41,9 @@ pub struct ColumnModel {
     pub type_name: String,
     /// Its collation, quoted and qualified, where it is not the type's own.
     pub collation: Option<String>,
-    /// Whether it refuses NULL.
+    /// Whether it is `NOT NULL`.
     pub not_null: bool,
-    /// Whether it numbers its rows by itself.
+    /// Whether it is an identity column.
     pub identity: Identity,
     /// Its default or generation expression.
     pub value: ColumnValue,
@@ -61,7 +61,7 @@ pub enum Identity {
     ByDefault,
 }
 
-/// What a column holds where nobody says.
+/// The value of a column that an INSERT omits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ColumnValue {
@@ -69,30 +69,30 @@ pub enum ColumnValue {
     Nothing,
     /// The value of this expression.
     Default(String),
-    /// Always the value of this expression, kept with the row.
+    /// Generated and stored.
     Stored(String),
-    /// Always the value of this expression, computed when read.
+    /// Generated when read.
     Virtual(String),
 }
 
-/// Something that is not a column.
+/// An object other than a column.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ObjectModel {
-    /// What it is.
+    /// Its kind.
     pub kind: ObjectKind,
-    /// The table it belongs to, where it belongs to one.
+    /// Its table, if it belongs to one.
     pub table: Option<TableName>,
-    /// Its schema, where it has one of its own.
+    /// Its schema, if it has its own.
     pub schema: Option<Identifier>,
-    /// Its name; empty where a table has only one of the kind, without a name.
+    /// Its name; empty for objects without one.
     pub name: String,
-    /// What it is, so that the same text is the same thing.
+    /// Its definition. Equal text means equal objects.
     pub definition: String,
-    /// As [`TableModel::rank`], of types; else 0.
+    /// As [`TableModel::rank`], for types; otherwise 0.
     pub rank: u32,
 }
 
-/// Kinds of objects, in the order in which they are told.
+/// Kinds of objects, in the order in which they are listed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ObjectKind {
@@ -116,11 +116,11 @@ pub enum ObjectKind {
     Parent,
     /// `UNLOGGED`.
     Persistence,
-    /// Being published by that publication, with row filter and columns.
+    /// Membership in that publication, with row filter and columns.
     Publication,
     /// A schema that holds tables or types.
     Schema,
-    /// An extension; its version is the definition.
+    /// An extension; the definition is its version.
     Extension,
     /// An enum's labels, as SQL literals.
     Enum,
@@ -128,12 +128,12 @@ pub enum ObjectKind {
     Domain,
     /// A composite type's attributes.
     Composite,
-    /// A sequence's type and parameters that is not an identity column's.
+    /// The type and parameters of a sequence that is not an identity column's.
     Sequence,
-    /// A range type's subtype and what else it is made of.
+    /// A range type's subtype and parameters.
     Range,
-    /// A type, function or the like of an extension that tables use; the extension is the definition.
-    /// Never a difference: it tells what the extension is needed for.
+    /// A type, function or similar member of an extension that tables use; the definition is the
+    /// extension. It is never a difference: it shows what the extension is needed for.
     ExtensionMember,
 }
 
@@ -165,68 +165,68 @@ impl ObjectKind {
     }
 }
 
-/// Where the next page of a schema begins: which reading of the catalog, and how far in it.
+/// Where the next page of a schema begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SchemaCursor {
-    /// The reading; an agent keeps one for a short time.
+    /// The reading of the catalog, which an agent keeps for a short time.
     pub reading: u64,
     /// The page.
     pub page: u32,
 }
 
-/// One way in which two schemas differ. `local` is the one to be followed: the source's, or the first
-/// that was named.
+/// One difference between two schemas. `local` is the reference: the source's, or the first one
+/// named.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SchemaDifference {
-    /// The table, where it is about one.
+    /// The table, if it concerns one.
     pub table: Option<TableName>,
-    /// What it is about.
+    /// Its subject.
     pub subject: Subject,
-    /// The column's or object's name; `None` where it is the table itself, or has no name.
+    /// The column's or object's name; `None` for the table itself or an object without a name.
     pub name: Option<String>,
-    /// What differs.
+    /// The kind of difference.
     pub change: Change,
-    /// The local definition; empty where there is none.
+    /// The local definition; empty if there is none.
     pub local: String,
-    /// The remote definition; empty where there is none.
+    /// The remote definition; empty if there is none.
     pub remote: String,
 }
 
-/// A statement that brings a target's schema nearer to its source's.
+/// A statement that brings a target's schema closer to its source's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlannedStatement {
     /// One statement, names quoted.
     pub sql: String,
-    /// What of the target's rows is lost by it, where something is.
+    /// What it loses of the target's rows, if anything.
     pub loses: Option<String>,
 }
 
-/// How a target's schema differs from its source's, and what would be done about it. Lists are cut
-/// off; the numbers say of how many.
+/// The differences between a target's schema and its source's, and what would be done about them.
+/// Lists are truncated, with their total numbers.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct SchemaReview {
     /// Differences that matter to replication.
     pub differences: Vec<SchemaDifference>,
-    /// How many there are in all.
+    /// Their total number.
     pub differences_total: u64,
-    /// What `--schema-sync auto` would run, in order.
+    /// Statements of `--schema-sync auto`, in order.
     pub plan: Vec<PlannedStatement>,
-    /// How many statements there are in all.
+    /// Their total number.
     pub plan_total: u64,
-    /// Differences for which there is no statement.
+    /// Differences without a statement.
     pub unplanned: Vec<SchemaDifference>,
-    /// How many there are in all.
+    /// Their total number.
     pub unplanned_total: u64,
 }
 
-/// What a difference is about.
+/// The subject of a difference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Subject {
     /// A table as a whole.
     Table,
     /// One of its columns.
     Column,
-    /// Something else.
+    /// Another object.
     Object(ObjectKind),
 }
 
@@ -242,7 +242,7 @@ impl Subject {
     }
 }
 
-/// What differs.
+/// The kind of a difference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Change {
     /// The remote lacks it.
@@ -251,19 +251,19 @@ pub enum Change {
     Extra,
     /// The same under another name.
     Renamed,
-    /// A column's type or its modifiers.
+    /// A column's type or modifiers.
     Type,
     /// A column's default.
     Default,
-    /// Whether a column refuses NULL.
+    /// Whether a column is `NOT NULL`.
     Nullability,
     /// Whether and how a column is an identity.
     Identity,
-    /// Whether a column is generated, how, and from what.
+    /// Whether, how and from what a column is generated.
     Generation,
     /// A column's collation.
     Collation,
-    /// A column's place among those that both have.
+    /// A column's position among the common ones.
     Order,
     /// An object's definition.
     Definition,

@@ -1,4 +1,4 @@
-//! Codec claims over the real messages: round trips, any bytes, bounds.
+//! Codec tests over the real messages: round trips, arbitrary bytes, limits.
 
 use jiff::Timestamp;
 use proptest::prelude::*;
@@ -233,7 +233,7 @@ fn a_length_over_the_limit_is_refused_before_it_is_read() {
 
 #[test]
 fn a_vector_that_claims_more_than_its_bytes_is_refused() {
-    // Variant 4 of AgentMessage is PartsDone: job, then a length of 2^60 and nothing behind it.
+    // Variant 4 of AgentMessage is PartsDone: a job, then a length of 2^60 without elements.
     let mut bytes = vec![4, 1];
     bytes.push(253);
     bytes.extend_from_slice(&(1u64 << 60).to_le_bytes());

@@ -1,4 +1,4 @@
-//! What is planned, in which order, and what it is said to lose.
+//! Which statements are planned, their order, and their losses.
 
 mod server;
 
@@ -454,8 +454,8 @@ fn a_review_is_bounded_and_counts_the_rest() {
 }
 
 proptest! {
-    /// Run by a server that refuses what PostgreSQL would, a plan leaves what it tolerates and no more;
-    /// and no column with values goes without a word.
+    /// Run by a server that rejects what PostgreSQL would, a plan leaves exactly what it tolerates,
+    /// and names every column whose values it drops.
     #[test]
     fn a_plan_makes_the_target_like_the_source(source in any_schema(), target in any_schema()) {
         let comparison = compare(&source, &target);
@@ -475,7 +475,7 @@ proptest! {
             let computed = crate::diff::is_generated(column.unwrap());
             prop_assert!(statement.loses.is_some() || computed, "{}", statement.sql);
         }
-        // Done once, there is nothing left to do.
+        // A second run has nothing to do.
         let again = super::plan(&source, &run, &after, &|_| true);
         prop_assert_eq!(sql(&again), Vec::<&str>::new());
     }

@@ -1,5 +1,5 @@
-//! A server of sorts: does to a schema what a statement of a plan says, and refuses what PostgreSQL
-//! would. Only as much SQL as plans for [`any_schema`](crate::samples::any_schema) have.
+//! A fake server: applies a plan's statements to a schema and rejects what PostgreSQL would. It
+//! knows only the SQL of plans for [`any_schema`](crate::samples::any_schema).
 
 use steep_protocol::message::schema::{
     ColumnModel, ColumnValue, Identity, ObjectKind, ObjectModel, TableModel,
@@ -13,7 +13,7 @@ use crate::plan::table::column_sql;
 use crate::samples::name;
 use crate::text::{names, references};
 
-/// The schema after all statements, or the first that is refused, and why.
+/// The schema after all statements, or the first rejected one and why.
 pub(super) fn run<'s>(
     mut schema: Schema,
     source: &Schema,
@@ -98,7 +98,7 @@ impl Server<'_> {
         self.schema.objects.values()
     }
 
-    /// Something made of columns, all of which must be there.
+    /// An object over columns, which must exist.
     fn constrain(
         &mut self,
         table: &str,
@@ -127,7 +127,7 @@ impl Server<'_> {
         Ok(())
     }
 
-    /// The one object that it is about, with which an index identity goes.
+    /// Removes the matching object; an index identity goes with its index.
     fn remove(&mut self, is: impl Fn(&ObjectModel) -> bool) -> Outcome {
         let found = self
             .objects()
@@ -222,7 +222,7 @@ impl Server<'_> {
                 .iter()
                 .any(|c| c.name.as_str() == "c0" && !is_generated(c))
         {
-            return Err("computed from nothing".to_owned());
+            return Err("its base column is missing".to_owned());
         }
         columns.push(column);
         Ok(())
@@ -231,14 +231,14 @@ impl Server<'_> {
     fn drop_column(&mut self, table: &TableName, column: &str) -> Outcome {
         let model = self.table(table);
         if is_base(model, column) {
-            return Err("a column is computed from it".to_owned());
+            return Err("a column is generated from it".to_owned());
         }
         let before = model.columns.len();
         model.columns.retain(|c| c.name.as_str() != column);
         if model.columns.len() == before {
             return Err("no such column".to_owned());
         }
-        // Along goes what is made of it.
+        // Dependent objects are dropped too.
         self.schema.objects.retain(|key, o| {
             key.table.as_ref() != Some(table) || !names(&o.definition).contains(column)
         });
@@ -296,7 +296,7 @@ fn is_key_of(object: &ObjectModel, table: &str) -> bool {
     object.kind == ObjectKind::PrimaryKey && object.table.as_ref() == Some(&name(table))
 }
 
-/// Whether another column is computed from it.
+/// Whether another column is generated from it.
 fn is_base(table: &TableModel, column: &str) -> bool {
     table.columns.iter().any(|c| match &c.value {
         ColumnValue::Stored(text) | ColumnValue::Virtual(text) => names(text).contains(column),
@@ -312,7 +312,7 @@ fn set(column: &mut ColumnModel, what: &str, needed: bool, keyed: bool) -> Outco
     match what {
         "SET NOT NULL" => column.not_null = true,
         "DROP NOT NULL" => {
-            allowed(!has_identity && !keyed, "an identity or a key wants it")?;
+            allowed(!has_identity && !keyed, "an identity or a key needs it")?;
             column.not_null = false;
         }
         "DROP IDENTITY" => {
@@ -346,7 +346,7 @@ fn set(column: &mut ColumnModel, what: &str, needed: bool, keyed: bool) -> Outco
             } else {
                 let kind = what.strip_prefix("SET DATA TYPE ").unwrap();
                 let kind = kind.split_once(" USING ").unwrap().0;
-                allowed(!needed && !is_generated(column), "something is made of it")?;
+                allowed(!needed && !is_generated(column), "something depends on it")?;
                 allowed(!has_default, "a default may not be castable")?;
                 let (kind, collation) = match kind.split_once(" COLLATE ") {
                     Some((kind, collation)) => (kind, Some(collation.to_owned())),

@@ -1,17 +1,17 @@
 //! Which tables a replication carries, and since when.
 //!
 //! A slot's position says how far changes were decoded, not whether they were published. So each
-//! publication and subscription of ours carries a mark: the snapshot at which it was complete. Whatever
-//! entered a publication or a subscription after that, the mark tells.
+//! publication and subscription of ours carries a mark: the snapshot at which it was complete.
+//! Comparing with the mark shows what was added later.
 
 use serde::{Deserialize, Serialize};
 
 use crate::wire::{JobId, TableName};
 
-/// Tables told one by one of each replication; of more only the number.
+/// Tables listed per replication; more are only counted.
 pub const CARRIED_MAX: usize = 1_000;
 
-/// Bytes of enum labels told of each replication.
+/// Bytes of enum labels listed per replication.
 pub const LABELS_MAX: usize = 256 * 1024;
 
 /// One of our publications.
@@ -19,110 +19,111 @@ pub const LABELS_MAX: usize = 256 * 1024;
 pub struct PublicationStatus {
     /// Its job.
     pub job: JobId,
-    /// Whether it is what it was.
+    /// Whether it is unchanged.
     pub state: PublicationState,
-    /// Tables that it names.
+    /// Number of tables in it.
     pub members: u64,
-    /// The highest oid among their `pg_publication_rel` rows: changes when a table is put in.
+    /// The highest oid among their `pg_publication_rel` rows: it changes when a table is added.
     pub newest: u32,
-    /// Its mark, as a number: another one is another mark.
+    /// Its mark, as a number; it differs for a different mark.
     pub mark: i64,
 }
 
-/// Whether a publication is the one that was made with its slot.
+/// Whether a publication is unchanged since its slot was created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PublicationState {
-    /// The same, with the same options, all the time.
+    /// Unchanged, with the same options.
     Sound,
-    /// `ALTER PUBLICATION` was run on it after its slot was made.
+    /// `ALTER PUBLICATION` was run on it after its slot was created.
     Altered,
-    /// Without a mark of ours: not complete yet, or made again by somebody else.
+    /// Without our mark: incomplete, or recreated by somebody else.
     Unmarked,
 }
 
-/// Whether a subscription takes what it was made to take.
+/// Whether a subscription is configured as it was created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SubscriptionWiring {
-    /// Its slot and publications are those that it was made with.
+    /// It has its original slot and publications.
     Sound,
     /// It has another slot or other publications.
     Changed,
-    /// `ALTER SUBSCRIPTION ... SKIP` makes it leave out a transaction.
+    /// `ALTER SUBSCRIPTION ... SKIP` makes it skip a transaction.
     Skipping,
-    /// Without a mark of ours.
+    /// Without our mark.
     Unmarked,
 }
 
-/// What the replications of one server carry, at one look.
+/// The contents of one server's replications, as read at one time.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Carried {
-    /// Which look of this process it was, from 1; 0 before the first.
+    /// The number of this reading within the process, from 1; 0 before the first.
     pub look: u64,
-    /// What is published here.
+    /// Publications on this server.
     pub published: Vec<Published>,
-    /// What is subscribed to here.
+    /// Subscriptions on this server.
     pub subscribed: Vec<Subscribed>,
 }
 
-/// What a publication of ours publishes.
+/// The contents of one of our publications.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Published {
     /// Its job.
     pub job: JobId,
-    /// The mark at that look, as in [`PublicationStatus::mark`].
+    /// Its mark at that reading, as in [`PublicationStatus::mark`].
     pub mark: i64,
-    /// Tables that entered it after its mark; at most [`CARRIED_MAX`].
+    /// Tables that were added after its mark; at most [`CARRIED_MAX`].
     pub joined: Vec<JoinedTable>,
-    /// All of them.
+    /// Their total number.
     pub joined_total: u64,
-    /// Tables made after the mark that it does not publish; at most [`crate::limits::LISTED_MAX`].
+    /// Tables created after the mark that it does not publish; at most
+    /// [`crate::limits::LISTED_MAX`].
     pub appeared: Vec<TableName>,
     /// The enum types of published columns; at most [`LABELS_MAX`] bytes.
     pub enums: Vec<EnumLabels>,
 }
 
-/// A table that entered a publication after its mark: made, attached or put in since.
+/// A table that was added to a publication after its mark: created, attached or put in since.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JoinedTable {
     /// Its name.
     pub table: TableName,
-    /// Whether the table itself is younger than the mark.
+    /// Whether the table itself is newer than the mark.
     pub made: Made,
     /// Whether it holds rows now.
     pub rows: RowsThere,
-    /// The transaction that put it in or attached it: another one where it was out in between.
+    /// The transaction that added or attached it; a different one if it was removed in between.
     pub by: u64,
 }
 
-/// When a table was made.
+/// When a table was created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Made {
-    /// Before the mark: it may have been published before, and not in between.
+    /// Before the mark: it may have been published, removed and added again.
     Before,
     /// After it.
     Since,
 }
 
-/// Whether a table holds rows.
+/// Whether a table contains rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RowsThere {
-    /// None at all.
+    /// None.
     None,
-    /// Some, or it could not be looked at.
+    /// Some, or the table could not be read.
     Some,
 }
 
-/// What a subscription of ours takes.
+/// The contents of one of our subscriptions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subscribed {
     /// Its job.
     pub job: JobId,
-    /// The mark at that look, as in
+    /// Its mark at that reading, as in
     /// [`SubscriptionStatus::mark`](super::SubscriptionStatus::mark).
     pub mark: i64,
-    /// Tables that were added to it after its mark; at most [`CARRIED_MAX`].
+    /// Tables that were added after its mark; at most [`CARRIED_MAX`].
     pub added: Vec<AddedTable>,
-    /// All of them.
+    /// Their total number.
     pub added_total: u64,
     /// The enum types of subscribed tables' columns; at most [`LABELS_MAX`] bytes.
     pub enums: Vec<EnumLabels>,
@@ -133,20 +134,20 @@ pub struct Subscribed {
 pub struct AddedTable {
     /// Its name.
     pub table: TableName,
-    /// The transaction that added it: another one where it was taken out and added again.
+    /// The transaction that added it; a different one if it was removed in between.
     pub by: u64,
-    /// Where its earlier rows are.
+    /// What happened to the rows it had before.
     pub rows: AddedRows,
 }
 
-/// What PostgreSQL does about the rows of a table that it adds.
+/// What PostgreSQL does with the existing rows of an added table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AddedRows {
-    /// It has copied them.
+    /// They have been copied.
     Copied,
-    /// It copies them.
+    /// They are being copied.
     Copying,
-    /// Nothing (`copy_data = false`).
+    /// They are not copied (`copy_data = false`).
     NotCopied,
 }
 

@@ -1,4 +1,4 @@
-//! What a node shows of itself to whoever asks it in SQL.
+//! What a node shows about itself in SQL.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,30 +9,30 @@ use crate::wire::{ByteCount, JobId, NodeId, NodeState, Phase, RowCount};
 pub struct MirrorRow {
     /// Its state.
     pub state: NodeState,
-    /// Where it replicates from, or is being initialised from.
+    /// Its source.
     pub source: Option<NodeId>,
-    /// The job, where one is or was at work.
+    /// Its current or last job.
     pub job: Option<JobId>,
     /// The phase, while a job is active.
     pub phase: Option<Phase>,
     /// 0 to 100.
     pub overall_percent: f64,
-    /// Tables finished and in all.
+    /// Tables finished, and tables in total.
     pub tables: (u32, u32),
     /// Rows so far.
     pub rows: RowCount,
     /// COPY bytes so far.
     pub bytes: ByteCount,
-    /// Why it failed, where it did.
+    /// Why it failed, if it did.
     pub error: Option<String>,
-    /// What else `steep_repl.init_progress` says.
+    /// The remaining columns of `steep_repl.init_progress`.
     pub progress: MirrorProgress,
 }
 
-/// What moves, for SQL users.
+/// Progress for SQL users.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct MirrorProgress {
-    /// COPY bytes in all, as far as can be told.
+    /// Estimated COPY bytes in total.
     pub bytes_total: ByteCount,
     /// Bytes on the wire so far.
     pub wire_bytes: ByteCount,
@@ -40,10 +40,10 @@ pub struct MirrorProgress {
     pub rows_sec: f64,
     /// COPY bytes a second, smoothed.
     pub bytes_sec: f64,
-    /// Seconds until the phase ends, where that can be told.
+    /// Seconds until the phase ends, if known.
     pub eta_seconds: Option<u64>,
     /// Workers busy now.
     pub workers: u8,
-    /// Parts that were begun again.
+    /// Parts that were restarted.
     pub retries: u64,
 }

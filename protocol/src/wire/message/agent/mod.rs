@@ -1,21 +1,22 @@
-//! Between an agent and the coordinator, on the one session stream the agent opens.
+//! Messages between an agent and the coordinator, on the one session stream that the agent opens.
 //!
-//! The agent registers, then says what it observes; the coordinator gives commands. A command has an
-//! id and is idempotent: sent again after a reconnect, it is answered with what it has come to. The
-//! agent keeps a finished command's outcome until the coordinator says [`CoordinatorMessage::Forget`].
+//! The agent registers, then reports what it observes; the coordinator sends commands. A command
+//! has an id and is idempotent: if it is sent again after a reconnect, the answer is its outcome so
+//! far. The agent keeps a finished command's outcome until [`CoordinatorMessage::Forget`].
 
 mod command;
 mod membership;
 mod mirror;
 mod observed;
+mod outcome;
+mod policy;
 mod progress;
 
 use serde::{Deserialize, Serialize};
 
 pub use self::command::{
-    AfterStop, AtStop, Command, Comparison, CopyParts, Export, IndexTiming, MissingObjects,
-    NodeCommand, OpenSource, Outcome, PeerAddress, Policy, PrepareTarget, Rebuilt, RowsFrom,
-    SlotOrigin, SourceCommand, SubscriptionStart, TargetCommand,
+    Command, Comparison, CopyParts, Export, IndexTiming, NodeCommand, OpenSource, PeerAddress,
+    PrepareTarget, RowsFrom, SlotOrigin, SourceCommand, SubscriptionStart, TargetCommand,
 };
 pub use self::membership::{
     AddedRows, AddedTable, CARRIED_MAX, Carried, EnumLabels, JoinedTable, LABELS_MAX, Made,
@@ -25,6 +26,8 @@ pub use self::mirror::{MirrorProgress, MirrorRow};
 pub use self::observed::{
     LockConflict, LockRole, Observed, ReplicatedDigest, SlotStatus, SubscriptionStatus,
 };
+pub use self::outcome::{MissingObjects, Outcome, Rebuilt};
+pub use self::policy::{AfterStop, AtStop, Policy};
 pub use self::progress::{
     PartDone, PartProgress, ProgressReport, TableSummary, WorkProgress, WorkUnit,
 };
@@ -37,21 +40,21 @@ use crate::wire::{CommandId, Fault, JobId, NodeState};
 /// From an agent to the coordinator.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum AgentMessage {
-    /// First on every session.
+    /// The first message of every session.
     Register(Registration),
-    /// What is true beside this agent: at once where something stands out, else with the next report
-    /// that [`Cadence::due`](crate::pace::Cadence::due) asks for.
+    /// The state of the server: at once if something stands out, otherwise with the next report
+    /// that [`Cadence::due`](crate::pace::Cadence::due) allows.
     Observed(Observed),
-    /// Some tables of a plan; all pages precede the outcome of [`SourceCommand::Open`].
+    /// A page of a plan; all pages precede the outcome of [`SourceCommand::Open`].
     PlanPage {
         /// The job.
         job: JobId,
         /// At most [`crate::limits::SUMMARY_PAGE`] tables, in order of their number.
         tables: Vec<TableSummary>,
     },
-    /// While something moves, as often as [`Cadence::due`](crate::pace::Cadence::due) says.
+    /// Progress, as often as [`Cadence::due`](crate::pace::Cadence::due) says.
     Progress(ProgressReport),
-    /// These parts are committed, rows and ledger together. May be said again.
+    /// These parts are committed, rows and ledger together. May be repeated.
     PartsDone {
         /// The job.
         job: JobId,
@@ -60,26 +63,26 @@ pub enum AgentMessage {
     },
     /// A command has ended.
     Finished {
-        /// Which.
+        /// Its id.
         command: CommandId,
-        /// How.
+        /// Its outcome.
         outcome: Result<Outcome, Fault>,
     },
-    /// [`CoordinatorMessage::Audit`] of that number is in `steep_repl.audit_log`.
+    /// The entry of [`CoordinatorMessage::Audit`] with that number is in `steep_repl.audit_log`.
     Audited {
         /// [`AuditView::seq`].
         seq: u64,
     },
-    /// Every slot that is prepared here and how it stands; said when that changes, at most every few
+    /// All prepared slots on this node and their states; sent when they change, at most every few
     /// seconds.
     Prepared(Vec<PreparedSlot>),
-    /// A prepared slot was dropped because its time was over.
+    /// A prepared slot was dropped because it expired.
     SlotExpired {
-        /// Which.
+        /// Its name.
         slot: SlotName,
     },
-    /// Which database this is, whose changes it applies and what of ours is in it: in every session
-    /// once PostgreSQL could be asked, and again when it changes.
+    /// The node's lineage: sent in every session once PostgreSQL has been queried, and again when
+    /// it changes.
     Lineage(Box<Lineage>),
 }
 
@@ -88,59 +91,59 @@ pub enum AgentMessage {
 pub enum CoordinatorMessage {
     /// Answers [`AgentMessage::Register`].
     Welcome {
-        /// The node's state as the coordinator holds it.
+        /// The node's state in the coordinator's store.
         state: NodeState,
     },
-    /// Do this, once.
+    /// Run this once.
     Command {
         /// Its id.
         id: CommandId,
-        /// For which job.
+        /// The job it belongs to.
         job: JobId,
-        /// What carries the job's changes.
+        /// Names of the job's slot, publication and subscription.
         replication: Replication,
-        /// What.
+        /// The command.
         command: Command,
     },
-    /// Stop that command; it ends with a fault of kind `Cancelled`. Unknown ids are ignored.
+    /// Cancel that command; it ends with a fault of kind `Cancelled`. Unknown ids are ignored.
     Abort {
-        /// Which.
+        /// Its id.
         id: CommandId,
     },
-    /// The outcome has been stored; the agent need not keep it.
+    /// The outcome is stored; the agent can drop it.
     Forget {
-        /// Which.
+        /// The command's id.
         id: CommandId,
     },
-    /// What `steep_repl.nodes` and `steep_repl.init_progress` on this node should say.
+    /// The node's rows in `steep_repl.nodes` and `steep_repl.init_progress`.
     Mirror(MirrorRow),
-    /// What belongs into this node's `steep_repl.audit_log`. Said again in every session until it is
+    /// An entry for this node's `steep_repl.audit_log`. Repeated in every session until
     /// [`AgentMessage::Audited`]; written once.
     Audit(Box<AuditView>),
-    /// How closely somebody looks: speak as often as that asks for, until told otherwise or the
-    /// session ends. Calm before it is said.
+    /// How often to report, until the next such message or the end of the session. A session starts
+    /// with [`Pace::Calm`].
     Pace(Pace),
-    /// Answers [`AgentMessage::Register`] instead of a welcome; the session ends with it.
+    /// The answer to [`AgentMessage::Register`] instead of a welcome; the session ends.
     Rejected(Fault),
 }
 
-/// What an agent is, at the beginning of a session. Its node name comes from its certificate.
+/// An agent's description of itself. Its node name comes from its certificate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Registration {
     /// `HOST:PORT` where other agents reach it.
     pub advertise: String,
     /// The agent's version.
     pub version: String,
-    /// Random at each start of the process: another value means that open snapshots are gone.
+    /// Random at each start of the process: if it changed, open snapshots are gone.
     pub incarnation: u64,
     /// Jobs whose snapshot this process holds open.
     pub open_snapshots: Vec<JobId>,
-    /// Jobs for which a peer may ask this process.
+    /// Jobs whose target may send requests to this process.
     pub admitted: Vec<JobId>,
-    /// Workers it will run at once, over all jobs.
+    /// Workers it can run at once, over all jobs.
     pub max_workers: u8,
-    /// Where the process listens, in a form that no two processes alive at the same time share. The
-    /// same seat with another incarnation means that the process before is gone.
+    /// Where the process listens, as a value that no two living processes share. The same seat with
+    /// another incarnation means that the earlier process is gone.
     pub seat: Seat,
 }
 

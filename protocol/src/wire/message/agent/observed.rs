@@ -1,42 +1,42 @@
-//! What an agent sees on its server about every second.
+//! What an agent reads on its server about every second.
 
 use serde::{Deserialize, Serialize};
 
 use super::membership::{Carried, PublicationStatus, SubscriptionWiring};
 use crate::wire::{ByteCount, JobId, Lsn};
 
-/// What is true beside an agent.
+/// The state of an agent's server.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Observed {
-    /// The server's version number (`server_version_num`), or why it cannot be asked.
+    /// The server's version (`server_version_num`), or why it does not answer.
     pub postgres: Option<Result<u32, String>>,
     /// Our slots on this server.
     pub slots: Vec<SlotStatus>,
     /// Our subscriptions on this server.
     pub subscriptions: Vec<SubscriptionStatus>,
-    /// The columns of what our replications carry, each as one digest; looked at less often.
+    /// Digests of the replicated columns; read less often.
     pub digests: Vec<ReplicatedDigest>,
-    /// Jobs whose snapshot, opened here, is gone although nobody closed it.
+    /// Jobs whose snapshot, opened here, was lost.
     pub lost_snapshots: Vec<JobId>,
-    /// Sessions of others that wait for ours, or ours for them; at most
+    /// Sessions that wait for ours, or ours for them; at most
     /// [`LOCK_CONFLICTS_MAX`](crate::limits::LOCK_CONFLICTS_MAX).
     pub locks: Vec<LockConflict>,
     /// Our publications on this server.
     pub publications: Vec<PublicationStatus>,
-    /// What our replications carry; looked at as often as the digests.
+    /// Contents of our replications; read as often as the digests.
     pub carried: Carried,
 }
 
-/// Another session and one of ours that want the same table.
+/// A lock conflict between another session and one of ours.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LockConflict {
-    /// The job that our session works for, where it works for one.
+    /// The job of our session, if it has one.
     pub job: Option<JobId>,
-    /// Who waits.
+    /// Who waits for whom.
     pub role: LockRole,
-    /// What our session does, as its `application_name` says: `copy`, `schema`, `sink-build`.
+    /// The work of our session, from its `application_name`: `copy`, `schema`, `sink-build`.
     pub ours: String,
-    /// The other session's process; 0 for a prepared transaction.
+    /// The other session's process id; 0 for a prepared transaction.
     pub pid: i32,
     /// Its `application_name`.
     pub application: String,
@@ -45,7 +45,7 @@ pub struct LockConflict {
     pub statement: String,
     /// The table, or another relation.
     pub table: String,
-    /// How long whoever waits has waited.
+    /// How long the waiting session has waited.
     pub waited_seconds: u32,
     /// How many more wait for the same table.
     pub queued: u32,
@@ -59,12 +59,12 @@ pub enum LockRole {
     BlockedByUs,
     /// Our session waits for the other one.
     BlocksUs,
-    /// The other session waited for ours, which was ended for it.
+    /// The other session waited, and ours was terminated to let it run.
     GaveWay,
 }
 
 impl LockConflict {
-    /// Whether it is the same conflict, a while later.
+    /// Whether it is the same conflict at a later time.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         (self.job, self.role, self.pid, &self.table, &self.ours)
@@ -72,12 +72,12 @@ impl LockConflict {
     }
 }
 
-/// The columns of every table that a replication of ours carries, as this server has them.
+/// A digest of the columns that one of our replications carries, as this server has them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplicatedDigest {
     /// Its job.
     pub job: JobId,
-    /// `steep_repl.replicated_digest`: the same on both ends while their columns are the same.
+    /// `steep_repl.replicated_digest`: equal on both ends while their columns are equal.
     pub digest: String,
 }
 
@@ -88,13 +88,13 @@ pub struct SlotStatus {
     pub job: JobId,
     /// Whether a walsender uses it.
     pub active: bool,
-    /// WAL between the server's end and what the subscriber has confirmed.
+    /// WAL between the server's end of WAL and the subscriber's confirmed position.
     pub lag: ByteCount,
-    /// WAL the slot keeps the server from removing.
+    /// WAL that the slot retains.
     pub wal_held: ByteCount,
     /// `wal_status`: reserved, extended, unreserved or lost.
     pub wal_status: String,
-    /// `confirmed_flush_lsn`: what the subscriber says it has.
+    /// `confirmed_flush_lsn`: the subscriber's confirmed position.
     pub confirmed: Lsn,
 }
 
@@ -109,12 +109,13 @@ pub struct SubscriptionStatus {
     pub running: bool,
     /// `pg_stat_subscription_stats.apply_error_count` (PostgreSQL 15 and newer), else 0.
     pub apply_errors: u64,
-    /// Whether it still takes what it was made to take.
+    /// Whether it is configured as it was created.
     pub wiring: SubscriptionWiring,
     /// Its mark, as a number.
     pub mark: i64,
     /// The transaction that altered it last.
     pub altered_by: u64,
-    /// PostgreSQL's own words for its last error, where the agent may read the server's log. No values.
+    /// PostgreSQL's message for its last error, without values, if the agent may read the server's
+    /// log.
     pub trouble: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! What a plan holds, and what moves.
+//! Tables of a plan, and progress.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,48 +11,48 @@ pub struct TableSummary {
     pub no: TableNo,
     /// Its name.
     pub name: TableName,
-    /// Estimated rows (`reltuples`); 0 where PostgreSQL does not know.
+    /// Estimated rows (`reltuples`); 0 if unknown.
     pub rows_estimate: RowCount,
     /// Estimated heap bytes (`relpages` or the file's size), as a weight for the order.
     pub bytes_estimate: ByteCount,
     /// Its first part.
     pub first_part: PartNo,
-    /// How many parts.
+    /// Number of parts.
     pub parts: u32,
 }
 
 /// A part that is committed on the target.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PartDone {
-    /// Which.
+    /// Its number.
     pub part: PartNo,
-    /// Rows, counted alike by both servers.
+    /// Rows; both servers' counts agree.
     pub rows: RowCount,
     /// COPY bytes.
     pub bytes: ByteCount,
-    /// Bytes on the wire; 0 where it was found in the ledger.
+    /// Bytes on the wire; 0 if it was found in the ledger.
     pub wire: ByteCount,
 }
 
-/// What moves, as the agent at work sees it.
+/// Progress of a job, as seen by the working agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProgressReport {
     /// The job.
     pub job: JobId,
-    /// What it is doing.
+    /// The current phase.
     pub phase: Phase,
     /// Parts being copied now.
     pub active: Vec<PartProgress>,
-    /// For phases that are not counted in parts.
+    /// Progress of phases without parts.
     pub work: Option<WorkProgress>,
-    /// How often this process began a part of the job again after a fault.
+    /// How often this process restarted a part of the job after a fault.
     pub retries: u64,
 }
 
-/// A part on its way.
+/// A part in flight.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PartProgress {
-    /// Which.
+    /// Its number.
     pub part: PartNo,
     /// COPY bytes so far.
     pub bytes: ByteCount,
@@ -60,27 +60,27 @@ pub struct PartProgress {
     pub wire: ByteCount,
 }
 
-/// Work that is not rows: indexes built, WAL to catch up on.
+/// Progress of work other than rows: indexes built, WAL to catch up on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WorkProgress {
     /// Done so far, in `unit`.
     pub done: u64,
-    /// In all, in `unit`; may grow.
+    /// Total, in `unit`; may grow.
     pub total: u64,
-    /// Of what.
+    /// The unit.
     pub unit: WorkUnit,
-    /// The table or object at hand, for display.
+    /// The current table or object, for display.
     pub current: Option<String>,
-    /// How many are at work.
+    /// Busy workers.
     pub workers: u8,
 }
 
-/// What work is counted in.
+/// The unit of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WorkUnit {
     /// Bytes.
     Bytes,
-    /// Statements, indexes, tables: things.
+    /// Statements, indexes or tables.
     Items,
 }

@@ -1,0 +1,95 @@
+//! Outcomes of commands.
+
+use serde::{Deserialize, Serialize};
+
+use super::super::facts::{Finding, SourceFacts, TargetFacts};
+use super::super::handover::PreparedSlot;
+use super::super::job::SyncSlots;
+use super::super::schema::{SchemaCursor, SchemaPage, SchemaReview};
+use crate::wire::{ByteCount, Lsn, RowCount};
+
+/// The outcome of a command.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Success without a result.
+    Done,
+    /// Of `SourceCommand::Gather`.
+    SourceFacts(Box<SourceFacts>),
+    /// Of `TargetCommand::Gather`.
+    TargetFacts(Box<TargetFacts>),
+    /// Of `SourceCommand::Open`: totals of the pages sent before.
+    SourceOpened {
+        /// The consistent point; 0/0 without a slot.
+        lsn: Lsn,
+        /// Tables in the plan.
+        tables: u32,
+        /// Parts in the plan.
+        parts: u32,
+    },
+    /// Of `TargetCommand::Prepare` and the commands that build: problems that did not stop the
+    /// job, such as an owner that does not exist on the target.
+    Warned(Vec<Finding>),
+    /// Of `SourceCommand::AwaitFence`.
+    FencePassed {
+        /// The fence.
+        lsn: Lsn,
+    },
+    /// Of `TargetCommand::Prove` and `SourceCommand::Prove`.
+    Totals {
+        /// Distinct parts.
+        parts: u32,
+        /// Rows in them.
+        rows: RowCount,
+        /// COPY bytes in them.
+        bytes: ByteCount,
+    },
+    /// Of `NodeCommand::DescribeSchema`.
+    SchemaPage {
+        /// A page of the schema.
+        page: Box<SchemaPage>,
+        /// The cursor of the next page.
+        next: Option<SchemaCursor>,
+    },
+    /// Of `NodeCommand::CaptureFingerprints`.
+    Captured {
+        /// Number of tables.
+        tables: u64,
+    },
+    /// Of `TargetCommand::Compare`.
+    Reviewed(Box<SchemaReview>),
+    /// Of `SourceCommand::PrepareSlot`.
+    SlotPrepared(Box<PreparedSlot>),
+    /// Of `TargetCommand::Subscribe` if PostgreSQL copies by itself.
+    Subscribed {
+        /// The slots it creates for that.
+        sync_slots: SyncSlots,
+    },
+    /// Of `TargetCommand::Finish`.
+    Finished {
+        /// Problems that did not stop the job.
+        findings: Vec<Finding>,
+        /// Objects that the target lacks.
+        missing: MissingObjects,
+    },
+    /// Of `TargetCommand::RebuildMissing`.
+    Rebuilt(Rebuilt),
+}
+
+/// Objects of the source's schema that could not be created on a node.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct MissingObjects {
+    /// Number of missing statements.
+    pub total: u64,
+    /// One per object, and one per role whose ownerships and privileges are missing; at most twice
+    /// [`crate::limits::LISTED_MAX`], plus one with the number of further ones.
+    pub findings: Vec<Finding>,
+}
+
+/// The outcome of a rebuild.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Rebuilt {
+    /// Statements that succeeded this time.
+    pub made: u64,
+    /// Objects still missing.
+    pub missing: MissingObjects,
+}
