@@ -36,7 +36,7 @@ use steep_schema::Schema;
 
 pub use lineage::lineage;
 
-use crate::pg::{Again, LOCK_MOMENT, PgError, Session};
+use crate::pg::{Again, PgError, SHORT_LOCK_TIMEOUT, Session};
 use crate::task::Task;
 
 /// What the source's agent said, as far as it could be reached.
@@ -152,7 +152,7 @@ async fn look(task: &Task) -> Result<(ServerFacts, Option<Session>), PgError> {
         return Ok((facts, None));
     }
     session
-        .run(&task.cancel, session.batch_execute(LOCK_MOMENT))
+        .run(&task.cancel, session.batch_execute(SHORT_LOCK_TIMEOUT))
         .await?;
     let mut facts = server::gather(task, &session, facts).await?;
     facts.powers = owner_code::powers(task, &session).await?;

@@ -5,7 +5,6 @@
 
 use steep_protocol::{Fault, NodeId, RowCount};
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
 
 use crate::node::connection::{REPLICA_ROLE, no_replica_role, purpose};
 use crate::pg::PgError;
@@ -17,7 +16,8 @@ use crate::task::Task;
 pub(super) struct LoadConnection {
     raw: RawConnection,
     node: NodeId,
-    watch: Watch,
+    cancel: CancellationToken,
+    canceller: Canceller,
     /// A call is under way, or ended where the next one cannot begin.
     busy: bool,
 }
@@ -31,13 +31,6 @@ pub(super) enum Rolled {
     Anew,
 }
 
-/// Who may cancel, and how the server is told.
-#[derive(Debug)]
-struct Watch {
-    cancel: CancellationToken,
-    canceller: Canceller,
-}
-
 impl LoadConnection {
     /// Connects, as one who loads like a replica does: triggers do not fire, foreign keys are not
     /// checked.
@@ -49,14 +42,11 @@ impl LoadConnection {
         let raw = RawConnection::connect(&task.conninfo, &purpose, Mode::Plain)
             .await
             .map_err(|error| error.to_fault(&task.node))?;
-        let watch = Watch {
-            cancel: task.cancel.clone(),
-            canceller: raw.canceller(),
-        };
         let mut line = Self {
+            canceller: raw.canceller(),
             raw,
             node: task.node.clone(),
-            watch,
+            cancel: task.cancel.clone(),
             busy: false,
         };
         match line.attempt(REPLICA_ROLE).await? {
@@ -73,8 +63,8 @@ impl LoadConnection {
     /// Rows of statements without parameters.
     pub(super) async fn rows(&mut self, sql: &str) -> Result<Vec<TextRow>, Fault> {
         self.busy = true;
-        let outcome = self.watch.run(self.raw.query(sql)).await;
-        self.judge(outcome)
+        let rows = self.canceller.run(&self.cancel, self.raw.query(sql)).await;
+        self.ended(rows)
     }
 
     /// As [`LoadConnection::rows`]; what the server refuses is the caller's to judge.
@@ -83,34 +73,37 @@ impl LoadConnection {
         sql: &str,
     ) -> Result<Result<Vec<TextRow>, PgError>, Fault> {
         self.busy = true;
-        match self.watch.run(self.raw.query(sql)).await {
+        match self.canceller.run(&self.cancel, self.raw.query(sql)).await {
             Err(error @ PgError::Server(_)) => {
                 self.busy = false;
                 Ok(Err(error))
             }
-            other => self.judge(other).map(Ok),
+            other => self.ended(other).map(Ok),
         }
     }
 
     /// Begins a COPY, the last statement of `sql`.
     pub(super) async fn copy_start(&mut self, sql: &str) -> Result<(), Fault> {
         self.busy = true;
-        let outcome = self.watch.run(self.raw.copy_in_start(sql)).await;
-        self.judge(outcome)
+        let start = self.raw.copy_in_start(sql);
+        let begun = self.canceller.run(&self.cancel, start).await;
+        self.ended(begun)
     }
 
     /// Sends COPY data.
     pub(super) async fn copy_write(&mut self, data: &[u8]) -> Result<(), Fault> {
         self.busy = true;
-        let outcome = self.watch.run(self.raw.copy_in_write(data)).await;
-        self.judge_rows(outcome)
+        let write = self.raw.copy_in_write(data);
+        let written = self.canceller.run(&self.cancel, write).await;
+        self.ended_with_rows(written)
     }
 
     /// Ends COPY; the rows PostgreSQL counted.
     pub(super) async fn copy_end(&mut self) -> Result<RowCount, Fault> {
         self.busy = true;
-        let outcome = self.watch.run(self.raw.copy_in_end()).await;
-        self.judge_rows(outcome)
+        let end = self.raw.copy_in_end();
+        let ended = self.canceller.run(&self.cancel, end).await;
+        self.ended_with_rows(ended)
     }
 
     /// Ends whatever is open, on a new connection if this one's place is unknown.
@@ -123,38 +116,20 @@ impl LoadConnection {
         self.rows("ROLLBACK").await.map(|_| Rolled::Same)
     }
 
-    /// [`LoadConnection::judge`] of what rows were refused for.
-    fn judge_rows<T>(&mut self, outcome: Result<T, PgError>) -> Result<T, Fault> {
-        let hint = outcome.as_ref().err().and_then(PgError::sqlstate);
-        let hint = hint.and_then(|code| refused_rows(code.code()));
-        let outcome = self.judge(outcome);
-        outcome.map_err(|fault| match hint {
+    /// As [`LoadConnection::ended`], with what to do about rows that were refused.
+    fn ended_with_rows<T>(&mut self, outcome: Result<T, PgError>) -> Result<T, Fault> {
+        let code = outcome.as_ref().err().and_then(PgError::sqlstate);
+        let hint = code.and_then(|code| refused_rows(code.code()));
+        self.ended(outcome).map_err(|fault| match hint {
             Some(hint) if fault.hint.is_empty() => fault.hint(hint),
             _ => fault,
         })
     }
 
-    fn judge<T>(&mut self, outcome: Result<T, PgError>) -> Result<T, Fault> {
+    /// Notes whether the next call can begin.
+    fn ended<T>(&mut self, outcome: Result<T, PgError>) -> Result<T, Fault> {
         self.busy = !matches!(outcome, Ok(_) | Err(PgError::Server(_)));
         outcome.map_err(|error| error.to_fault(&self.node))
-    }
-}
-
-impl Watch {
-    /// Runs `work`. When the task is cancelled first, asks the server to end it.
-    async fn run<T>(&self, work: impl Future<Output = Result<T, PgError>>) -> Result<T, PgError> {
-        if self.cancel.is_cancelled() {
-            return Err(PgError::Cancelled);
-        }
-        tokio::select! {
-            biased;
-            outcome = work => return outcome,
-            () = self.cancel.cancelled() => {}
-        }
-        if let Err(error) = self.canceller.cancel().await {
-            debug!(%error, "a statement could not be cancelled");
-        }
-        Err(PgError::Cancelled)
     }
 }
 

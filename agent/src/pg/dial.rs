@@ -6,7 +6,6 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::BytesMut;
 use postgres_protocol::message::frontend;
@@ -18,7 +17,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 
-use super::conninfo::{Address, Conninfo, Endpoint, Keepalive, SslMode, socket_path};
+use super::conninfo::{Address, Conninfo, Endpoint, Keepalive, SessionAttrs, SslMode, socket_path};
 use super::transport::{Reads, Transport};
 use super::{PgError, tls};
 
@@ -63,70 +62,46 @@ fn routes(conninfo: &Conninfo) -> Vec<Route> {
         .collect()
 }
 
-/// The search for a server that lets us in: one way after the other.
-#[derive(Debug)]
-pub(super) struct Search {
-    ways: std::vec::IntoIter<Route>,
-    patience: Duration,
-    failed: Vec<(Route, PgError)>,
+/// Tries one route after the other until `login` succeeds. Each has `connect_timeout` for stream and
+/// login.
+pub(super) async fn connect<T, F: Future<Output = Result<T, PgError>>>(
+    conninfo: &Conninfo,
+    reads: Reads,
+    login: impl Fn(Stream, Route) -> F,
+) -> Result<T, PgError> {
+    let mut failed = Vec::new();
+    for route in routes(conninfo) {
+        if !is_worth_trying(&route, failed.last()) {
+            continue;
+        }
+        let attempt = async { login(open(conninfo, &route, reads).await?, route.clone()).await };
+        match tokio::time::timeout(conninfo.connect_timeout, attempt).await {
+            Ok(Ok(connection)) => return Ok(connection),
+            Ok(Err(error)) => failed.push((route, error)),
+            Err(_) => failed.push((route.clone(), timed_out(&route))),
+        }
+    }
+    Err(most_telling(failed))
 }
 
-impl Search {
-    pub(super) fn new(conninfo: &Conninfo) -> Self {
-        Self {
-            ways: routes(conninfo).into_iter(),
-            patience: conninfo.connect_timeout,
-            failed: Vec::new(),
+/// A server's answer before a missing one; all places where none answered.
+fn most_telling(mut failed: Vec<(Route, PgError)>) -> PgError {
+    let answered = failed
+        .iter()
+        .position(|(_, error)| !matches!(error, PgError::Connect { .. }));
+    if let Some(at) = answered.or((failed.len() == 1).then_some(0)) {
+        return failed.swap_remove(at).1;
+    }
+    let (mut places, mut reasons) = (Vec::new(), Vec::new());
+    for (_, error) in failed {
+        if let PgError::Connect { place, source } = error {
+            reasons.push(format!("{place}: {source}"));
+            places.push(place);
         }
     }
-
-    /// The next way worth trying after what failed.
-    pub(super) fn way(&mut self) -> Option<Route> {
-        let Self { ways, failed, .. } = self;
-        ways.find(|route| is_worth_trying(route, failed.last()))
-    }
-
-    /// What `attempt` makes of that way, unless it fails or takes longer than `connect_timeout`.
-    pub(super) async fn within<T>(
-        &mut self,
-        route: &Route,
-        attempt: impl Future<Output = Result<T, PgError>>,
-    ) -> Option<T> {
-        let outcome = tokio::time::timeout(self.patience, attempt).await;
-        match outcome.unwrap_or_else(|_| Err(timed_out(route))) {
-            Ok(made) => Some(made),
-            Err(error) => {
-                self.failed.push((route.clone(), error));
-                None
-            }
-        }
-    }
-
-    /// The one error to tell: a server's answer before a missing one, all places where none answered.
-    pub(super) fn into_error(mut self) -> PgError {
-        let answered = self
-            .failed
-            .iter()
-            .position(|(_, error)| !matches!(error, PgError::Connect { .. }));
-        if let Some(at) = answered {
-            return self.failed.swap_remove(at).1;
-        }
-        if self.failed.len() == 1 {
-            return self.failed.swap_remove(0).1;
-        }
-        let mut places = Vec::new();
-        let mut reasons = Vec::new();
-        for (_, error) in self.failed {
-            if let PgError::Connect { place, source } = error {
-                reasons.push(format!("{place}: {source}"));
-                places.push(place);
-            }
-        }
-        let kind = io::ErrorKind::NotConnected;
-        PgError::Connect {
-            place: places.join(" or "),
-            source: io::Error::new(kind, reasons.join("; ")),
-        }
+    PgError::Connect {
+        place: places.join(" or "),
+        source: io::Error::new(io::ErrorKind::NotConnected, reasons.join("; ")),
     }
 }
 
@@ -273,6 +248,38 @@ async fn encrypt(
     Ok(Stream::Right(Box::new(stream)))
 }
 
+/// Checks that the server is of the kind that `target_session_attrs` wants, from what PostgreSQL 14 and
+/// newer report at the login.
+pub(super) fn check_kind<'a>(
+    wanted: SessionAttrs,
+    route: &Route,
+    parameter: impl Fn(&str) -> Option<&'a str>,
+) -> Result<(), PgError> {
+    let standby = parameter("in_hot_standby") == Some("on");
+    let read_only = standby || parameter("default_transaction_read_only") == Some("on");
+    let suits = match wanted {
+        // A standby is preferred, not demanded; with one server in the list that is the same.
+        SessionAttrs::Any | SessionAttrs::PreferStandby => true,
+        SessionAttrs::ReadWrite => !read_only,
+        SessionAttrs::ReadOnly => read_only,
+        SessionAttrs::Primary => !standby,
+        SessionAttrs::Standby => standby,
+    };
+    if suits {
+        return Ok(());
+    }
+    let is = match (standby, read_only) {
+        (true, _) => "a standby",
+        (false, true) => "read-only",
+        (false, false) => "a primary",
+    };
+    let wanted = wanted.as_str();
+    Err(PgError::Unsuitable {
+        place: route.endpoint.to_string(),
+        reason: format!("target_session_attrs={wanted} is wanted and the server is {is}"),
+    })
+}
+
 /// The error of an attempt along `route` that took too long.
 pub(super) fn timed_out(route: &Route) -> PgError {
     let source = io::Error::new(io::ErrorKind::TimedOut, "no answer in time");
@@ -287,4 +294,29 @@ pub(super) fn timed_out(route: &Route) -> PgError {
 pub(super) async fn until_closed(stream: &mut Stream) {
     let mut rest = [0; 64];
     while matches!(stream.read(&mut rest).await, Ok(n) if n > 0) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kind_of_server_decides_whether_it_is_used() {
+        let conninfo = Conninfo::parse("host=h user=u dbname=d").unwrap();
+        let route = &routes(&conninfo)[0];
+        let suits = |standby, read_only, wanted| {
+            let parameter = |name: &str| match name {
+                "in_hot_standby" => Some(standby),
+                "default_transaction_read_only" => Some(read_only),
+                _ => None,
+            };
+            check_kind(wanted, route, parameter).is_ok()
+        };
+        assert!(suits("off", "off", SessionAttrs::ReadWrite));
+        assert!(!suits("on", "off", SessionAttrs::ReadWrite));
+        assert!(!suits("off", "on", SessionAttrs::ReadWrite));
+        assert!(suits("off", "on", SessionAttrs::Primary));
+        assert!(suits("on", "off", SessionAttrs::Standby));
+        assert!(!suits("off", "off", SessionAttrs::Standby));
+    }
 }

@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::PgError;
 
-/// How long a request for a lock may stand in the queue. For sessions that use [`Again`].
-pub(crate) const LOCK_MOMENT: &str = "SET lock_timeout = '1s'";
+/// How long a request for a lock may stand in the queue.
+pub(crate) const SHORT_LOCK_TIMEOUT: &str = "SET lock_timeout = '1s'";
 
 /// How long it stays away from the queue.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -18,7 +18,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// How often a question is asked again.
 const QUESTIONS: u8 = 5;
 
-/// Whether a statement that did not get a lock within [`LOCK_MOMENT`] is run again.
+/// Whether a statement that did not get a lock within [`SHORT_LOCK_TIMEOUT`] is run again.
 #[derive(Debug)]
 pub(crate) struct Again {
     /// `None` where the job's own limits end it.

@@ -29,6 +29,6 @@ pub(crate) use error::key_columns;
 pub use error::{PgError, ServerError};
 pub use guard::OwnSchema;
 pub(crate) use literal::literal;
-pub(crate) use lock_timeout::{Again, LOCK_MOMENT};
+pub(crate) use lock_timeout::{Again, SHORT_LOCK_TIMEOUT};
 pub use session::Session;
 pub(crate) use settings::DURABLE;

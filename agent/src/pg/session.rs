@@ -10,8 +10,8 @@ use tokio_postgres::{Client, Connection, NoTls};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::conninfo::{Conninfo, SessionAttrs};
-use super::dial::{self, Route, Search, Stream};
+use super::conninfo::Conninfo;
+use super::dial::{self, Route, Stream};
 use super::settings::UserViews;
 use super::transport::Reads;
 use super::{OwnSchema, PgError, guard, settings};
@@ -54,22 +54,30 @@ impl Session {
     /// [`PgError`]: not reached, not let in, not the kind of server that is wanted, or a schema
     /// `steep_repl` that is not to be trusted.
     pub async fn connect(conninfo: &Conninfo, purpose: &str) -> Result<Self, PgError> {
-        let mut search = Search::new(conninfo);
-        while let Some(route) = search.way() {
-            let attempt = Self::connect_along(conninfo, &route, purpose);
-            if let Some(connection) = search.within(&route, attempt).await {
-                return Ok(connection);
-            }
-        }
-        Err(search.into_error())
+        let login = |stream, route| Self::login(conninfo, stream, route, purpose);
+        dial::connect(conninfo, Reads::Eager, login).await
     }
 
-    async fn connect_along(
+    /// [`Session::connect`], for statements that wait for a lock no longer than
+    /// [`SHORT_LOCK_TIMEOUT`](super::SHORT_LOCK_TIMEOUT).
+    ///
+    /// # Errors
+    /// As [`Session::connect`].
+    pub(crate) async fn connect_impatient(
         conninfo: &Conninfo,
-        route: &Route,
         purpose: &str,
     ) -> Result<Self, PgError> {
-        let stream = dial::open(conninfo, route, Reads::Eager).await?;
+        let session = Self::connect(conninfo, purpose).await?;
+        session.batch_execute(super::SHORT_LOCK_TIMEOUT).await?;
+        Ok(session)
+    }
+
+    async fn login(
+        conninfo: &Conninfo,
+        stream: Stream,
+        route: Route,
+        purpose: &str,
+    ) -> Result<Self, PgError> {
         let mut config = tokio_postgres::Config::new();
         config
             .user(&conninfo.user)
@@ -85,15 +93,10 @@ impl Session {
         let (client, connection) = config
             .connect_raw(stream, NoTls)
             .await
-            .map_err(|error| login_error(error, route))?;
-        let kind = ServerKind::of(|name| connection.parameter(name));
-        if !kind.is_wanted(conninfo.session_attrs) {
-            let place = route.endpoint.to_string();
-            return Err(PgError::Unsuitable {
-                place,
-                reason: kind.unwanted(conninfo.session_attrs),
-            });
-        }
+            .map_err(|error| login_error(error, &route))?;
+        dial::check_kind(conninfo.session_attrs, &route, |name| {
+            connection.parameter(name)
+        })?;
         let version = settings::version_num(connection.parameter("server_version").unwrap_or(""))?;
         let encoding = connection
             .parameter("server_encoding")
@@ -117,7 +120,7 @@ impl Session {
             version,
             encoding,
             here,
-            route: route.clone(),
+            route,
             tasks,
         })
     }
@@ -246,65 +249,5 @@ fn login_error(error: tokio_postgres::Error, route: &Route) -> PgError {
         },
         PgError::Driver(reason) => PgError::Login { place, reason },
         other => other,
-    }
-}
-
-/// What kind of server answered, as PostgreSQL 14 and newer report it at the login.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct ServerKind {
-    standby: bool,
-    read_only: bool,
-}
-
-impl ServerKind {
-    pub(super) fn of<'a>(parameter: impl Fn(&str) -> Option<&'a str>) -> Self {
-        let standby = parameter("in_hot_standby") == Some("on");
-        let read_only = standby || parameter("default_transaction_read_only") == Some("on");
-        Self { standby, read_only }
-    }
-
-    pub(super) fn is_wanted(self, attrs: SessionAttrs) -> bool {
-        match attrs {
-            // A standby is preferred, not demanded; with one server in the list that is the same.
-            SessionAttrs::Any | SessionAttrs::PreferStandby => true,
-            SessionAttrs::ReadWrite => !self.read_only,
-            SessionAttrs::ReadOnly => self.read_only,
-            SessionAttrs::Primary => !self.standby,
-            SessionAttrs::Standby => self.standby,
-        }
-    }
-
-    pub(super) fn unwanted(self, attrs: SessionAttrs) -> String {
-        let is = match (self.standby, self.read_only) {
-            (true, _) => "a standby",
-            (false, true) => "read-only",
-            (false, false) => "a primary",
-        };
-        format!(
-            "target_session_attrs={} is wanted and the server is {is}",
-            attrs.as_str()
-        )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_kind_of_server_decides_whether_it_is_used() {
-        let kind = |standby: &'static str, read_only: &'static str| {
-            ServerKind::of(move |name| match name {
-                "in_hot_standby" => Some(standby),
-                "default_transaction_read_only" => Some(read_only),
-                _ => None,
-            })
-        };
-        assert!(kind("off", "off").is_wanted(SessionAttrs::ReadWrite));
-        assert!(!kind("on", "off").is_wanted(SessionAttrs::ReadWrite));
-        assert!(!kind("off", "on").is_wanted(SessionAttrs::ReadWrite));
-        assert!(kind("off", "on").is_wanted(SessionAttrs::Primary));
-        assert!(kind("on", "off").is_wanted(SessionAttrs::Standby));
-        assert!(!kind("off", "off").is_wanted(SessionAttrs::Standby));
     }
 }

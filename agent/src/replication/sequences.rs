@@ -6,7 +6,7 @@ use steep_protocol::{Fault, TableName};
 use tokio_postgres::error::SqlState;
 
 use crate::pg::catalog::{Partitions, USER_RELATION, table_name};
-use crate::pg::{Again, LOCK_MOMENT, PgError, Session};
+use crate::pg::{Again, PgError, Session};
 use crate::task::Task;
 
 /// Sequences read in one statement: 200 short SELECTs plan in milliseconds.
@@ -24,11 +24,9 @@ pub(crate) async fn sequences(
     filter: &TableFilter,
 ) -> Result<Vec<SequenceValue>, Fault> {
     let fault = |error: PgError| error.to_fault(&task.node);
-    let session = Session::connect(&task.conninfo, "sequences")
+    let session = Session::connect_impatient(&task.conninfo, "sequences")
         .await
         .map_err(fault)?;
-    let moment = session.batch_execute(LOCK_MOMENT).await;
-    moment.map_err(|error| fault(error.into()))?;
     let (mut attempt, mut again) = (0, Again::endless());
     let values = loop {
         attempt += 1;

@@ -16,7 +16,7 @@ use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::pg::{Conninfo, LOCK_MOMENT, OwnSchema, PgError, Session};
+use crate::pg::{Conninfo, OwnSchema, PgError, Session};
 use crate::replication::server_log::troubles;
 use crate::replication::subscribed::subscribed;
 use crate::replication::subscription::subscription_statuses;
@@ -101,9 +101,8 @@ impl DigestWatcher {
         let session = match session {
             Some(session) => session,
             None => {
-                let fresh = Session::connect(&self.conninfo, "digests").await?;
-                // Of a table that is locked longer, the next look will tell.
-                fresh.batch_execute(LOCK_MOMENT).await?;
+                // A table that is locked for longer is read the next time.
+                let fresh = Session::connect_impatient(&self.conninfo, "digests").await?;
                 session.insert(fresh)
             }
         };

@@ -33,10 +33,6 @@ const HELD_TOLD_EVERY: Duration = Duration::from_secs(5);
 /// How often the node's lineage is read where nothing of ours has come or gone.
 const LINEAGE_EVERY: Duration = Duration::from_secs(5);
 
-/// How long a look or a task waits for a lock. Looks wait for none; somebody who locks our own
-/// tables is to be heard of, and not waited for.
-const LOCK_TIMEOUT: &str = "SET lock_timeout = '1s'";
-
 /// Looks at the server until cancelled; also keeps this node's row in its `steep_repl` tables, since
 /// both want one quiet connection.
 #[derive(Debug)]
@@ -158,8 +154,8 @@ impl Observer {
         let session = match session {
             Some(session) => session,
             None => {
-                let fresh = Session::connect(&self.conninfo, "observer").await?;
-                fresh.batch_execute(LOCK_TIMEOUT).await?;
+                // Whoever locks our own tables is reported, not waited for.
+                let fresh = Session::connect_impatient(&self.conninfo, "observer").await?;
                 session.insert(fresh)
             }
         };

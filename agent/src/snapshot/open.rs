@@ -31,7 +31,7 @@ use crate::dump::selection::Selection;
 use crate::dump::{self, SchemaDump, Scope};
 use crate::locks::{Attended, LockRegistry, WaitsFor};
 use crate::pg::catalog::read_extension_tables;
-use crate::pg::{Conninfo, LOCK_MOMENT, PgError, Session, literal};
+use crate::pg::{Conninfo, PgError, Session, literal};
 use crate::task::Task;
 
 /// DDL between slot and plan makes everything be made anew, so many times.
@@ -101,13 +101,9 @@ async fn try_open(
     locks: &Arc<LockRegistry>,
 ) -> Result<OpenSnapshot, Fault> {
     let fault = |error: PgError| error.to_fault(&task.node);
-    let admin = Session::connect(&task.conninfo, &format!("open {}", task.job))
+    let admin = Session::connect_impatient(&task.conninfo, &format!("open {}", task.job))
         .await
         .map_err(fault)?;
-    admin
-        .batch_execute(LOCK_MOMENT)
-        .await
-        .map_err(|error| fault(error.into()))?;
     for attempt in 1..=ATTEMPTS {
         slot::remove(&admin, task, &task.cancel).await?;
         match attempt_open(task, request, locks, &admin).await? {

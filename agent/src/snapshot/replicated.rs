@@ -6,7 +6,7 @@ use steep_protocol::message::schema::{ObjectKind, ObjectModel, SchemaPage};
 use steep_schema::Schema;
 use tokio_util::sync::CancellationToken;
 
-use crate::pg::{Again, Conninfo, LOCK_MOMENT, PgError, Session, catalog};
+use crate::pg::{Again, Conninfo, PgError, Session, catalog};
 
 /// The schema as far as `filter` admits it. Each table that the job's publication carries, by itself
 /// or by a table above it, has an object for that: publications of ours are otherwise left out.
@@ -18,8 +18,7 @@ pub async fn describe_replicated(
     filter: &TableFilter,
     job: JobId,
 ) -> Result<Schema, PgError> {
-    let session = Session::connect(conninfo, "describe").await?;
-    session.batch_execute(LOCK_MOMENT).await?;
+    let session = Session::connect_impatient(conninfo, "describe").await?;
     let mut again = Again::few();
     let mut schema = loop {
         match catalog::read_schema(&session, filter).await {

@@ -19,7 +19,7 @@ use tokio_postgres::Row;
 use tokio_util::sync::CancellationToken;
 
 use super::{Partitions, USER_RELATION, identifier, table_name};
-use crate::pg::{Again, Conninfo, LOCK_MOMENT, PgError, Session};
+use crate::pg::{Again, Conninfo, PgError, Session};
 
 /// What the text of expressions depends on beyond what every session sets.
 const PINNED: &str = "SET timezone = 'UTC'; SET quote_all_identifiers = off; \
@@ -88,8 +88,7 @@ pub async fn read_schema_at_once(
 /// # Errors
 /// [`PgError`] of the connection or a query; a table that somebody has locked is waited for so long.
 pub async fn describe(conninfo: &Conninfo, filter: &TableFilter) -> Result<Schema, PgError> {
-    let session = Session::connect(conninfo, "describe").await?;
-    session.batch_execute(LOCK_MOMENT).await?;
+    let session = Session::connect_impatient(conninfo, "describe").await?;
     let mut again = Again::few();
     let schema = loop {
         match read_schema_at_once(&session, filter).await {

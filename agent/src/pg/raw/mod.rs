@@ -20,11 +20,12 @@ use postgres_protocol::message::backend::{ErrorResponseBody, Message, RowDescrip
 use postgres_protocol::message::frontend;
 use tokio::io::AsyncWriteExt;
 use tokio_postgres::fallible_iterator::FallibleIterator;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
 
 use super::conninfo::Conninfo;
-use super::dial::{self, Route, Search, Stream};
+use super::dial::{self, Route, Stream};
 use super::error::ErrorFields;
-use super::session::ServerKind;
 use super::settings::UserViews;
 use super::transport::Reads;
 use super::{PgError, guard, settings};
@@ -114,27 +115,21 @@ impl RawConnection {
     /// # Errors
     /// [`PgError`]: not reached, not let in, or not the kind of server that is wanted.
     pub async fn connect(conninfo: &Conninfo, purpose: &str, mode: Mode) -> Result<Self, PgError> {
-        let mut search = Search::new(conninfo);
-        while let Some(route) = search.way() {
-            let attempt = Self::connect_along(conninfo, &route, purpose, mode);
-            if let Some(connection) = search.within(&route, attempt).await {
-                return Ok(connection);
-            }
-        }
-        Err(search.into_error())
-    }
-
-    async fn connect_along(
-        conninfo: &Conninfo,
-        route: &Route,
-        purpose: &str,
-        mode: Mode,
-    ) -> Result<Self, PgError> {
         let reads = match mode {
             Mode::CopyOut => Reads::Patient,
             Mode::Plain | Mode::Replication => Reads::Eager,
         };
-        let stream = dial::open(conninfo, route, reads).await?;
+        let login = |stream, route| Self::login(conninfo, stream, route, purpose, mode);
+        dial::connect(conninfo, reads, login).await
+    }
+
+    async fn login(
+        conninfo: &Conninfo,
+        stream: Stream,
+        route: Route,
+        purpose: &str,
+        mode: Mode,
+    ) -> Result<Self, PgError> {
         let canceller = Canceller {
             conninfo: conninfo.pinned(&route.endpoint),
             route: route.clone(),
@@ -149,21 +144,10 @@ impl RawConnection {
             version: 0,
             state: State::Idle,
         };
-        connection.start(conninfo, route, purpose, mode).await?;
-        let kind = ServerKind::of(|name| connection.parameters.get(name).map(String::as_str));
-        if !kind.is_wanted(conninfo.session_attrs) {
-            let place = route.endpoint.to_string();
-            return Err(PgError::Unsuitable {
-                place,
-                reason: kind.unwanted(conninfo.session_attrs),
-            });
-        }
-        connection.version = settings::version_num(
-            connection
-                .parameters
-                .get("server_version")
-                .map_or("", |v| v),
-        )?;
+        connection.start(conninfo, &route, purpose, mode).await?;
+        let parameter = |name: &str| connection.parameters.get(name).map(String::as_str);
+        dial::check_kind(conninfo.session_attrs, &route, parameter)?;
+        connection.version = settings::version_num(parameter("server_version").unwrap_or(""))?;
         connection
             .query(&settings::statements(connection.version))
             .await?;
@@ -345,6 +329,30 @@ impl RawConnection {
 }
 
 impl Canceller {
+    /// Runs `work`, a call of the connection. When `cancel` comes first, asks the server to end it; the
+    /// connection is then in an unknown place.
+    ///
+    /// # Errors
+    /// What `work` fails with, or [`PgError::Cancelled`].
+    pub async fn run<T>(
+        &self,
+        cancel: &CancellationToken,
+        work: impl Future<Output = Result<T, PgError>>,
+    ) -> Result<T, PgError> {
+        if cancel.is_cancelled() {
+            return Err(PgError::Cancelled);
+        }
+        tokio::select! {
+            biased;
+            outcome = work => return outcome,
+            () = cancel.cancelled() => {}
+        }
+        if let Err(error) = self.cancel().await {
+            debug!(%error, "a statement could not be cancelled");
+        }
+        Err(PgError::Cancelled)
+    }
+
     /// Asks the server to end what the connection runs; returns when it has been told.
     ///
     /// # Errors
