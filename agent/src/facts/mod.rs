@@ -28,6 +28,7 @@ mod walsender;
 use std::collections::HashSet;
 use std::time::Duration;
 
+use backon::Retryable as _;
 use steep_protocol::Fault;
 use steep_protocol::message::facts::{ServerFacts, SourceFacts, TargetFacts};
 use steep_protocol::message::job::TableFilter;
@@ -36,7 +37,7 @@ use steep_schema::Schema;
 
 pub use lineage::lineage;
 
-use crate::pg::{Again, PgError, SHORT_LOCK_TIMEOUT, Session};
+use crate::pg::{PgError, SHORT_LOCK_TIMEOUT, Session, lock_timeout};
 use crate::task::Task;
 
 /// What the source's agent said, as far as it could be reached.
@@ -63,14 +64,9 @@ const OLDEST_READABLE: u32 = 140_000;
 /// # Errors
 /// A [`Fault`] where PostgreSQL cannot be asked. What can be asked and is wrong is a fact.
 pub async fn source(task: &Task, filter: &TableFilter) -> Result<SourceFacts, Fault> {
-    let fault = |error: PgError| error.to_fault(&task.node);
-    let mut again = Again::few();
-    loop {
-        match try_source(task, filter).await {
-            Err(error) => again.after(error, &task.cancel).await.map_err(fault)?,
-            Ok(facts) => return Ok(facts),
-        }
-    }
+    let facts = (|| try_source(task, filter)).retry(lock_timeout::a_few_times());
+    let facts = facts.when(PgError::is_locked).await;
+    facts.map_err(|error| error.to_fault(&task.node))
 }
 
 async fn try_source(task: &Task, filter: &TableFilter) -> Result<SourceFacts, PgError> {
@@ -96,14 +92,9 @@ pub async fn target(
     filter: &TableFilter,
     peer: PeerFacts,
 ) -> Result<TargetFacts, Fault> {
-    let fault = |error: PgError| error.to_fault(&task.node);
-    let mut again = Again::few();
-    loop {
-        match try_target(task, filter, &peer).await {
-            Err(error) => again.after(error, &task.cancel).await.map_err(fault)?,
-            Ok(facts) => return Ok(facts),
-        }
-    }
+    let facts = (|| try_target(task, filter, &peer)).retry(lock_timeout::a_few_times());
+    let facts = facts.when(PgError::is_locked).await;
+    facts.map_err(|error| error.to_fault(&task.node))
 }
 
 async fn try_target(

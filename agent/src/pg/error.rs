@@ -245,18 +245,7 @@ impl PgError {
     pub fn sqlstate(&self) -> Option<&SqlState> {
         match self {
             Self::Server(error) => Some(&error.code),
-            Self::Conninfo(_)
-            | Self::Connect { .. }
-            | Self::Tls { .. }
-            | Self::Login { .. }
-            | Self::Unsuitable { .. }
-            | Self::Io(_)
-            | Self::Closed
-            | Self::Protocol(_)
-            | Self::Driver(_)
-            | Self::Extension { .. }
-            | Self::Untrusted { .. }
-            | Self::Cancelled => None,
+            _ => None,
         }
     }
 
@@ -264,6 +253,12 @@ impl PgError {
     #[must_use]
     pub fn is(&self, code: &SqlState) -> bool {
         self.sqlstate() == Some(code)
+    }
+
+    /// Whether a statement did not get a lock within `lock_timeout`.
+    #[must_use]
+    pub(crate) fn is_locked(&self) -> bool {
+        self.is(&SqlState::LOCK_NOT_AVAILABLE)
     }
 
     /// The error as it crosses the wire, on that node.

@@ -8,6 +8,7 @@
 //! way. No password, key or row value leaves this module in an error or a log: see [`PgError`].
 
 pub mod catalog;
+pub(crate) mod lock_timeout;
 pub(crate) mod mark;
 pub mod raw;
 pub mod secret_sql;
@@ -17,7 +18,6 @@ mod dial;
 mod error;
 mod guard;
 mod literal;
-mod lock_timeout;
 mod patient;
 mod session;
 mod settings;
@@ -29,6 +29,6 @@ pub(crate) use error::key_columns;
 pub use error::{PgError, ServerError};
 pub use guard::OwnSchema;
 pub(crate) use literal::literal;
-pub(crate) use lock_timeout::{Again, SHORT_LOCK_TIMEOUT};
+pub(crate) use lock_timeout::SHORT_LOCK_TIMEOUT;
 pub use session::Session;
 pub(crate) use settings::DURABLE;

@@ -1,12 +1,13 @@
 //! Where the sequences stand. Logical replication does not carry them; they are set at the end.
 
+use backon::Retryable as _;
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::peer::SequenceValue;
 use steep_protocol::{Fault, TableName};
 use tokio_postgres::error::SqlState;
 
 use crate::pg::catalog::{Partitions, USER_RELATION, table_name};
-use crate::pg::{Again, PgError, Session};
+use crate::pg::{PgError, Session, lock_timeout};
 use crate::task::Task;
 
 /// Sequences read in one statement: 200 short SELECTs plan in milliseconds.
@@ -27,18 +28,13 @@ pub(crate) async fn sequences(
     let session = Session::connect_impatient(&task.conninfo, "sequences")
         .await
         .map_err(fault)?;
-    let (mut attempt, mut again) = (0, Again::endless());
-    let values = loop {
-        attempt += 1;
-        match read_all(&session, task, filter).await {
-            Err(error) if attempt < ATTEMPTS && error.is(&SqlState::UNDEFINED_TABLE) => {}
-            Err(error) if error.is(&SqlState::LOCK_NOT_AVAILABLE) => {
-                attempt -= 1;
-                again.after(error, &task.cancel).await.map_err(fault)?;
-            }
-            other => break other.map_err(fault)?,
-        }
-    };
+    let mut dropped = 0;
+    let read = (|| read_all(&session, task, filter)).retry(lock_timeout::always());
+    let read = read.when(|error| {
+        dropped += u32::from(error.is(&SqlState::UNDEFINED_TABLE));
+        error.is_locked() || error.is(&SqlState::UNDEFINED_TABLE) && dropped < ATTEMPTS
+    });
+    let values = read.await.map_err(fault)?;
     session.close().await;
     Ok(values)
 }

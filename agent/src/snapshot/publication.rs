@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeSet, HashSet};
 
+use backon::Retryable as _;
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::{Identifier, TableName};
 use tokio_util::sync::CancellationToken;
 
 use super::listing::{Kind, Listing};
-use crate::pg::{Again, PgError, Session};
+use crate::pg::{PgError, Session, lock_timeout};
 
 /// The tables to publish: plain tables and inheritance children by themselves; for partitions the
 /// highest table above them of which nothing is left out, so that partitions made later belong to it.
@@ -77,12 +78,15 @@ pub(crate) async fn create(
 ) -> Result<(), PgError> {
     let create = create_statement(name, members);
     let sql = format!("BEGIN; SET LOCAL lock_timeout = '1s'; {create}; COMMIT");
-    let mut again = Again::endless();
-    while let Err(error) = session.run(cancel, session.batch_execute(&sql)).await {
-        session.batch_execute("ROLLBACK").await?;
-        again.after(error, cancel).await?;
-    }
-    Ok(())
+    let attempt = || async {
+        let created = session.run(cancel, session.batch_execute(&sql)).await;
+        if created.is_err() {
+            session.batch_execute("ROLLBACK").await?;
+        }
+        created
+    };
+    let attempts = attempt.retry(lock_timeout::always());
+    attempts.when(PgError::is_locked).await
 }
 
 /// `CREATE PUBLICATION`, of nothing where there is nothing.

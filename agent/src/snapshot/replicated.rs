@@ -1,12 +1,12 @@
 //! What a replication carries, as its source has it: the schema, with the publication's tables named.
 
+use backon::Retryable as _;
 use steep_protocol::JobId;
 use steep_protocol::message::job::{ReplicationNames, TableFilter};
 use steep_protocol::message::schema::{ObjectKind, ObjectModel, SchemaPage};
 use steep_schema::Schema;
-use tokio_util::sync::CancellationToken;
 
-use crate::pg::{Again, Conninfo, PgError, Session, catalog};
+use crate::pg::{Conninfo, PgError, Session, catalog, lock_timeout};
 
 /// The schema as far as `filter` admits it. Each table that the job's publication carries, by itself
 /// or by a table above it, has an object for that: publications of ours are otherwise left out.
@@ -19,13 +19,10 @@ pub async fn describe_replicated(
     job: JobId,
 ) -> Result<Schema, PgError> {
     let session = Session::connect_impatient(conninfo, "describe").await?;
-    let mut again = Again::few();
-    let mut schema = loop {
-        match catalog::read_schema(&session, filter).await {
-            Err(error) => again.after(error, &CancellationToken::new()).await?,
-            Ok(schema) => break schema,
-        }
-    };
+    let mut schema = (|| catalog::read_schema(&session, filter))
+        .retry(lock_timeout::a_few_times())
+        .when(PgError::is_locked)
+        .await?;
     let name = ReplicationNames(job).name();
     let sql = "SELECT schemaname::text, tablename::text FROM pg_publication_tables \
          WHERE pubname = $1";

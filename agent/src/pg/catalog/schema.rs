@@ -9,6 +9,7 @@ mod alone;
 
 use std::collections::{BTreeSet, HashMap};
 
+use backon::Retryable as _;
 use steep_protocol::TableName;
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::schema::{
@@ -16,10 +17,9 @@ use steep_protocol::message::schema::{
 };
 use steep_schema::{Schema, bounded, fingerprint};
 use tokio_postgres::Row;
-use tokio_util::sync::CancellationToken;
 
 use super::{Partitions, USER_RELATION, identifier, table_name};
-use crate::pg::{Again, Conninfo, PgError, Session};
+use crate::pg::{Conninfo, PgError, Session, lock_timeout};
 
 /// What the text of expressions depends on beyond what every session sets.
 const PINNED: &str = "SET timezone = 'UTC'; SET quote_all_identifiers = off; \
@@ -89,13 +89,10 @@ pub async fn read_schema_at_once(
 /// [`PgError`] of the connection or a query; a table that somebody has locked is waited for so long.
 pub async fn describe(conninfo: &Conninfo, filter: &TableFilter) -> Result<Schema, PgError> {
     let session = Session::connect_impatient(conninfo, "describe").await?;
-    let mut again = Again::few();
-    let schema = loop {
-        match read_schema_at_once(&session, filter).await {
-            Err(error) => again.after(error, &CancellationToken::new()).await?,
-            Ok(schema) => break schema,
-        }
-    };
+    let schema = (|| read_schema_at_once(&session, filter))
+        .retry(lock_timeout::a_few_times())
+        .when(PgError::is_locked)
+        .await?;
     session.close().await;
     Ok(schema)
 }
