@@ -69,7 +69,7 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
     let (audit_sender, audit) = mpsc::channel(AUDIT_QUEUE);
     let budgets = halves(&config);
     let shutdown = Shutdown::default();
-    let halt = shutdown.halt();
+    let halt = &shutdown.halt;
     let mut tasks = JoinSet::new();
     let server = Server {
         node: config.node.clone(),
@@ -100,7 +100,7 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
             mirror: mirror_sender.clone(),
             budgets,
         };
-        let metrics = Metrics::new(sources, shutdown.drain().clone());
+        let metrics = Metrics::new(sources, shutdown.drain.clone());
         let listener = http::bind(address).await?;
         tasks.spawn(http::serve(listener, metrics, halt.clone()));
     }
@@ -114,7 +114,7 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
         index_memory: config.index_memory,
         telemetry,
         readings: Readings::default(),
-        drain: shutdown.drain().clone(),
+        drain: shutdown.drain.clone(),
     });
     let control = Control::new(
         agent,

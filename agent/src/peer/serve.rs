@@ -77,7 +77,7 @@ impl Server {
         let mut listener = Listener::new(endpoint, CONNECTIONS);
         loop {
             tokio::select! {
-                () = self.shutdown.halt().cancelled() => break,
+                () = self.shutdown.halt.cancelled() => break,
                 arrival = listener.next() => match arrival {
                     None => break,
                     Some(Arrival::Accepted(accepted)) => {
@@ -114,10 +114,10 @@ impl Server {
         debug!(peer = %peer.name, "peer connected");
         let _watched = self.telemetry.links.watch(&connection);
         let mut streams = JoinSet::new();
-        let cancel = self.shutdown.cut().child_token();
+        let cancel = self.shutdown.cut.child_token();
         loop {
             tokio::select! {
-                () = self.shutdown.halt().cancelled() => {
+                () = self.shutdown.halt.cancelled() => {
                     connection.close(CloseCode::ShuttingDown);
                     break;
                 }
@@ -137,7 +137,7 @@ impl Server {
                         };
                         match asked {
                             Ok(Some(request)) => {
-                                let _answering = server.shutdown.answering();
+                                let _answering = server.shutdown.answers.token();
                                 server.attend_to(connection, request, sender, cancel).await;
                             }
                             Ok(None) => {}
@@ -296,7 +296,7 @@ impl Server {
                         let sent = tokio::select! {
                             sent = stream::send(&mut rows, packer, sender, flow) => sent?,
                             // A slow target would read for long before it came to a fault.
-                            () = self.shutdown.cut().cancelled() => {
+                            () = self.shutdown.cut.cancelled() => {
                                 sender.reset(CloseCode::ShuttingDown);
                                 return Err(StreamError::Finished);
                             }
@@ -336,7 +336,7 @@ impl Server {
     }
 
     fn opened(&self, entry: &SourceJob) -> Result<Arc<OpenSnapshot>, Fault> {
-        if self.shutdown.drain().is_cancelled() {
+        if self.shutdown.drain.is_cancelled() {
             let text = "the agent is being stopped, and the job's snapshot ends with it";
             return Err(Fault::new(FaultKind::Cancelled, text)
                 .on(&self.node)
@@ -357,7 +357,7 @@ impl Server {
             replication: Replication::of(job),
             conninfo: Arc::clone(&self.conninfo),
             cancel,
-            drain: self.shutdown.drain().clone(),
+            drain: self.shutdown.drain.clone(),
             progress: Progress::nowhere(),
             patience: Patience::default(),
             index_memory: None,

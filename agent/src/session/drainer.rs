@@ -3,8 +3,6 @@
 use std::time::Instant;
 
 use steep_daemon::Stop;
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 use super::drain::{HURRY_MAX, Load, Stage, Told, WAY_DOWN_MAX};
 use crate::shutdown::Shutdown;
@@ -14,7 +12,6 @@ use crate::shutdown::Shutdown;
 pub(super) struct Drainer {
     stop: Stop,
     shutdown: Shutdown,
-    answers: watch::Receiver<usize>,
     stage: Stage,
     /// When it began.
     began: Instant,
@@ -29,7 +26,6 @@ impl Drainer {
     pub(super) fn new(stop: Stop, shutdown: Shutdown) -> Self {
         Self {
             stop,
-            answers: shutdown.answers(),
             shutdown,
             stage: Stage::Up,
             began: Instant::now(),
@@ -45,26 +41,25 @@ impl Drainer {
     pub(super) async fn turn(&mut self, commands: usize, held: usize) -> Stage {
         loop {
             let load = Load {
-                at_work: commands + *self.answers.borrow_and_update(),
+                at_work: commands + self.answers(),
                 held,
                 ended: self.ended,
             };
             let now = Instant::now();
-            let next = self.stage.next(self.told(), load, now);
+            let told = self.told();
+            let next = self.stage.next(told, load, now);
             if next != self.stage {
                 self.reach(next, now);
                 return next;
             }
-            let signal = match self.told() {
-                Told::Nothing => Some(self.stop.asked()),
-                Told::Stop => Some(self.stop.hurried()),
-                Told::Hurry => None,
+            let signal = match told {
+                Told::Nothing => self.stop.asked(),
+                Told::Stop | Told::Hurry => self.stop.hurried(),
             };
             let due = next.due(load);
             tokio::select! {
-                () = cancelled(signal) => {}
-                // We hold a sender ourselves.
-                _ = self.answers.changed() => {}
+                () = signal.cancelled(), if told != Told::Hurry => {}
+                () = self.shutdown.answers.wait(), if self.answers() > 0 => {}
                 () = until(due) => {}
             }
         }
@@ -76,9 +71,9 @@ impl Drainer {
             Stage::Up | Stage::Over => {}
             Stage::Draining { .. } => {
                 self.began = now;
-                self.shutdown.drain().cancel();
+                self.shutdown.drain.cancel();
             }
-            Stage::Cut { .. } => self.shutdown.cut().cancel(),
+            Stage::Cut { .. } => self.shutdown.cut.cancel(),
         }
     }
 
@@ -121,7 +116,7 @@ impl Drainer {
 
     /// How many requests of other agents are being answered.
     pub(super) fn answers(&self) -> usize {
-        *self.answers.borrow()
+        self.shutdown.answers.len()
     }
 
     /// Milliseconds since the shutdown began.
@@ -140,13 +135,6 @@ pub async fn overdue(stop: &Stop) {
     tokio::select! {
         () = tokio::time::sleep(WAY_DOWN_MAX) => {}
         () = hurried => {}
-    }
-}
-
-async fn cancelled(signal: Option<&CancellationToken>) {
-    match signal {
-        Some(signal) => signal.cancelled().await,
-        None => std::future::pending().await,
     }
 }
 
@@ -172,11 +160,11 @@ mod tests {
     #[tokio::test]
     async fn an_answer_under_way_is_waited_for() {
         let (mut drainer, stop, shutdown) = drainer();
-        let answer = shutdown.answering();
+        let answer = shutdown.answers.token();
         stop.tell();
         let stage = drainer.turn(0, 0).await;
         assert!(matches!(stage, Stage::Draining { .. }), "{stage:?}");
-        assert!(shutdown.drain().is_cancelled() && !shutdown.cut().is_cancelled());
+        assert!(shutdown.drain.is_cancelled() && !shutdown.cut.is_cancelled());
         let waited = tokio::time::timeout(Duration::from_millis(20), drainer.turn(0, 0));
         assert!(waited.await.is_err(), "it is under way");
         drop(answer);
@@ -191,7 +179,7 @@ mod tests {
         stop.tell();
         let stage = drainer.turn(1, 0).await;
         assert!(matches!(stage, Stage::Cut { .. }), "{stage:?}");
-        assert!(shutdown.cut().is_cancelled() && !shutdown.halt().is_cancelled());
+        assert!(shutdown.cut.is_cancelled() && !shutdown.halt.is_cancelled());
         assert_eq!(drainer.turn(0, 1).await, Stage::Over);
     }
 
