@@ -17,7 +17,9 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 
-use super::conninfo::{Address, Conninfo, Endpoint, Keepalive, SessionAttrs, SslMode, socket_path};
+use super::conninfo::{
+    Address, Conninfo, Endpoint, Keepalive, SessionAttrs, SslMode, socket_path, word,
+};
 use super::transport::{Reads, Transport};
 use super::{PgError, tls};
 
@@ -273,7 +275,7 @@ pub(super) fn check_kind<'a>(
         (false, true) => "read-only",
         (false, false) => "a primary",
     };
-    let wanted = wanted.as_str();
+    let wanted = word(wanted);
     Err(PgError::Unsuitable {
         place: route.endpoint.to_string(),
         reason: format!("target_session_attrs={wanted} is wanted and the server is {is}"),

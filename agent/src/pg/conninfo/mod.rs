@@ -3,6 +3,10 @@
 //! `parse` (pure) reads libpq's notations, `resolve` adds environment and defaults (given as a
 //! value), `passfile` looks up passwords. What comes out needs no environment any more. The
 //! password is a [`Secret`]; `Debug` and `Display` of everything here are without it.
+//!
+//! `tokio_postgres::Config` (0.7.18) does not read these strings: it refuses `sslrootcert`, `sslcert`,
+//! `sslkey`, `passfile`, `keepalives_count` and `sslmode` with `allow` or `verify-*`, and knows neither the
+//! environment nor the password file. The same string must also become a subscription's, unchanged.
 
 mod parse;
 mod passfile;
@@ -13,6 +17,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::ValueEnum;
 use steep_protocol::message::peer::Secret;
 
 use super::PgError;
@@ -57,7 +62,7 @@ pub(super) enum Address {
 }
 
 /// How much TLS (PostgreSQL manual, section "SSL Support", table of `sslmode`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(super) enum SslMode {
     Disable,
     Allow,
@@ -65,28 +70,6 @@ pub(super) enum SslMode {
     Require,
     VerifyCa,
     VerifyFull,
-}
-
-impl SslMode {
-    const ALL: [Self; 6] = [
-        Self::Disable,
-        Self::Allow,
-        Self::Prefer,
-        Self::Require,
-        Self::VerifyCa,
-        Self::VerifyFull,
-    ];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Disable => "disable",
-            Self::Allow => "allow",
-            Self::Prefer => "prefer",
-            Self::Require => "require",
-            Self::VerifyCa => "verify-ca",
-            Self::VerifyFull => "verify-full",
-        }
-    }
 }
 
 /// TLS settings, resolved.
@@ -108,7 +91,7 @@ pub(super) enum Roots {
 }
 
 /// `target_session_attrs`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum SessionAttrs {
     Any,
     ReadWrite,
@@ -116,28 +99,6 @@ pub(super) enum SessionAttrs {
     Primary,
     Standby,
     PreferStandby,
-}
-
-impl SessionAttrs {
-    const ALL: [Self; 6] = [
-        Self::Any,
-        Self::ReadWrite,
-        Self::ReadOnly,
-        Self::Primary,
-        Self::Standby,
-        Self::PreferStandby,
-    ];
-
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Any => "any",
-            Self::ReadWrite => "read-write",
-            Self::ReadOnly => "read-only",
-            Self::Primary => "primary",
-            Self::Standby => "standby",
-            Self::PreferStandby => "prefer-standby",
-        }
-    }
 }
 
 /// TCP keepalive; 0 leaves the operating system's value.
@@ -189,7 +150,7 @@ impl Conninfo {
         let mut pairs = self.libpq_address();
         pairs.push(("user", self.user.clone()));
         pairs.push(("dbname", self.database.clone()));
-        pairs.push(("sslmode", self.tls.mode.as_str().to_owned()));
+        pairs.push(("sslmode", word(self.tls.mode)));
         match &self.tls.roots {
             Some(Roots::File(path)) => pairs.push(("sslrootcert", text(path))),
             Some(Roots::System) => pairs.push(("sslrootcert", "system".to_owned())),
@@ -199,21 +160,13 @@ impl Conninfo {
             pairs.push(("sslcert", text(cert)));
             pairs.push(("sslkey", text(key)));
         }
-        pairs.push((
-            "connect_timeout",
-            self.connect_timeout.as_secs().to_string(),
-        ));
-        pairs.extend(
-            self.application_name
-                .clone()
-                .map(|name| ("application_name", name)),
-        );
+        let timeout = self.connect_timeout.as_secs().to_string();
+        pairs.push(("connect_timeout", timeout));
+        let name = self.application_name.clone();
+        pairs.extend(name.map(|name| ("application_name", name)));
         pairs.extend(self.options.clone().map(|options| ("options", options)));
         if self.session_attrs != SessionAttrs::Any {
-            pairs.push((
-                "target_session_attrs",
-                self.session_attrs.as_str().to_owned(),
-            ));
+            pairs.push(("target_session_attrs", word(self.session_attrs)));
         }
         pairs.extend(self.libpq_keepalive());
         pairs.extend(self.passed_on.iter().cloned());
@@ -250,9 +203,8 @@ impl Conninfo {
         }
     }
 
-    /// The same with `application_name` of ours: `steep-repl <purpose>`.
-    /// The operator's name for us, shortened where it must be: the purpose names the job, by which
-    /// sessions are found again.
+    /// `steep-repl <purpose>`, or the operator's name in place of `steep-repl`, shortened where it must be:
+    /// the purpose names the job, by which sessions are found again.
     pub(crate) fn application_name(&self, purpose: &str) -> String {
         let mut name = self.application_name.as_deref().unwrap_or("steep-repl");
         let room = APPLICATION_NAME_MAX.saturating_sub(purpose.len() + 1);
@@ -349,6 +301,12 @@ impl fmt::Display for Conninfo {
 /// The socket's file in its directory.
 pub(super) fn socket_path(dir: &Path, port: u16) -> PathBuf {
     dir.join(format!(".s.PGSQL.{port}"))
+}
+
+/// How libpq writes a setting of few values.
+pub(super) fn word(of: impl ValueEnum) -> String {
+    let value = of.to_possible_value();
+    value.map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
 fn text(path: &Path) -> String {

@@ -8,11 +8,14 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::ValueEnum;
 use steep_protocol::message::peer::Secret;
 
 use super::parse::{Reason, Settings};
 use super::passfile::{self, Wanted};
-use super::{Address, Conninfo, Endpoint, Keepalive, Roots, SessionAttrs, SslMode, TlsSettings};
+use super::{
+    Address, Conninfo, Endpoint, Keepalive, Roots, SessionAttrs, SslMode, TlsSettings, word,
+};
 
 /// Where servers put their sockets: Debian's and most distributions' directory, then PostgreSQL's
 /// own default.
@@ -90,9 +93,10 @@ impl<'a> Lookup<'a> {
     }
 
     fn list(&self, key: &str, variable: &str) -> Vec<&'a str> {
-        self.get(key, variable)
-            .map(|value| value.split(',').map(str::trim).collect())
-            .unwrap_or_default()
+        let values = self.get(key, variable).into_iter();
+        values
+            .flat_map(|value| value.split(',').map(str::trim))
+            .collect()
     }
 
     fn seconds(&self, key: &str, variable: &str, default: Duration) -> Result<Duration, Reason> {
@@ -107,12 +111,8 @@ impl<'a> Lookup<'a> {
     }
 
     fn existing_default(&self, name: &str) -> Option<PathBuf> {
-        let path = self
-            .environment
-            .home
-            .as_ref()?
-            .join(".postgresql")
-            .join(name);
+        let home = self.environment.home.as_ref()?;
+        let path = home.join(".postgresql").join(name);
         path.exists().then_some(path)
     }
 }
@@ -128,10 +128,8 @@ pub(super) fn resolve(settings: &Settings, environment: &Environment) -> Result<
         .or(environment.user.as_deref())
         .ok_or("it names no user, and the operating system's is unknown: add user=")?
         .to_owned();
-    let database = lookup
-        .get("dbname", "PGDATABASE")
-        .unwrap_or(&user)
-        .to_owned();
+    let database = lookup.get("dbname", "PGDATABASE").unwrap_or(&user);
+    let database = database.to_owned();
     if lookup.get("channel_binding", "PGCHANNELBINDING") == Some("require") {
         return Err("channel_binding=require is not supported: use sslmode=verify-full".into());
     }
@@ -286,13 +284,7 @@ fn resolve_tls(lookup: &Lookup<'_>) -> Result<TlsSettings, Reason> {
         None => lookup.existing_default("root.crt").map(Roots::File),
     };
     let mode = match lookup.get("sslmode", "PGSSLMODE") {
-        Some(text) => SslMode::ALL
-            .into_iter()
-            .find(|mode| mode.as_str() == text)
-            .ok_or_else(|| {
-                let all: Vec<_> = SslMode::ALL.iter().map(|mode| mode.as_str()).collect();
-                format!("sslmode is none of {}", all.join(", "))
-            })?,
+        Some(text) => choice("sslmode", text)?,
         None if roots == Some(Roots::System) => SslMode::VerifyFull,
         None => SslMode::Prefer,
     };
@@ -300,7 +292,7 @@ fn resolve_tls(lookup: &Lookup<'_>) -> Result<TlsSettings, Reason> {
         (SslMode::VerifyCa | SslMode::VerifyFull, None) => {
             return Err(format!(
                 "sslmode={} needs sslrootcert=FILE or sslrootcert=system",
-                mode.as_str()
+                word(mode)
             ));
         }
         (SslMode::VerifyFull, Some(Roots::System)) => {}
@@ -340,16 +332,17 @@ fn resolve_attrs(lookup: &Lookup<'_>) -> Result<SessionAttrs, Reason> {
     let Some(text) = lookup.get("target_session_attrs", "PGTARGETSESSIONATTRS") else {
         return Ok(SessionAttrs::Any);
     };
-    SessionAttrs::ALL
-        .into_iter()
-        .find(|attrs| attrs.as_str() == text)
-        .ok_or_else(|| {
-            let all: Vec<_> = SessionAttrs::ALL
-                .iter()
-                .map(|attrs| attrs.as_str())
-                .collect();
-            format!("target_session_attrs is none of {}", all.join(", "))
-        })
+    choice("target_session_attrs", text)
+}
+
+/// A setting of few values.
+fn choice<T: ValueEnum>(key: &str, text: &str) -> Result<T, Reason> {
+    let all = T::value_variants();
+    let found = all.iter().find(|value| word((*value).clone()) == text);
+    found.cloned().ok_or_else(|| {
+        let all: Vec<_> = all.iter().cloned().map(word).collect();
+        format!("{key} is none of {}", all.join(", "))
+    })
 }
 
 fn resolve_keepalive(lookup: &Lookup<'_>) -> Result<Option<Keepalive>, Reason> {
