@@ -13,3 +13,4 @@ pub(crate) mod objects;
 mod identity;
 mod memory;
 mod queue;
+mod workers;

@@ -16,6 +16,7 @@ pub mod secret_sql;
 mod conninfo;
 mod dial;
 mod error;
+mod fault;
 mod guard;
 mod literal;
 mod patient;

@@ -1,29 +1,24 @@
 //! The session loop: dial, register, serve commands, dial again; and the shutdown.
 
-use std::collections::HashMap;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use futures_util::FutureExt;
 use steep_daemon::Stop;
 use steep_protocol::close::CloseCode;
 use steep_protocol::limits::SUMMARY_PAGE;
 use steep_protocol::message::agent::{
-    AfterStop, AgentMessage, AtStop, Command, CoordinatorMessage, MirrorRow, Observed, Outcome,
-    Registration, Seat,
+    AgentMessage, AtStop, CoordinatorMessage, MirrorRow, Observed, Outcome, Registration, Seat,
 };
 use steep_protocol::message::api::AuditView;
-use steep_protocol::message::handover::{PreparedSlot, Replication};
+use steep_protocol::message::handover::PreparedSlot;
 use steep_protocol::message::lineage::Lineage;
 use steep_protocol::pace::{Cadence, News, Pace};
 use steep_protocol::quic::{Endpoint, Expect, Receiver, Sender};
-use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry};
+use steep_protocol::{CommandId, Fault, FaultKind, Retry};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::commands::Commands;
 use super::dispatch::Agent;
 use super::drain::{LAST_WORDS, Stage};
 use super::drainer::{Drainer, until};
@@ -37,27 +32,6 @@ const PAUSE: Duration = Duration::from_millis(250);
 
 /// The longest pause: an agent is back within this of its coordinator.
 const PAUSE_MAX: Duration = Duration::from_secs(3);
-
-/// One command, from its arrival until its outcome is acknowledged.
-#[derive(Debug)]
-enum Entry {
-    Running {
-        cancel: CancellationToken,
-        at_stop: AtStop,
-        wanted: Wanted,
-    },
-    Ended {
-        job: JobId,
-        outcome: Result<Outcome, Fault>,
-    },
-}
-
-/// What the coordinator wants of a command at work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wanted {
-    Outcome,
-    Abort,
-}
 
 /// The coordinator, and what it is to know of this agent.
 #[derive(Debug)]
@@ -102,8 +76,7 @@ pub struct Control {
     coordinator: Coordinator,
     seen: Seen,
     queues: Queues,
-    entries: HashMap<CommandId, Entry>,
-    tasks: JoinSet<(CommandId, JobId, Result<Outcome, Fault>)>,
+    commands: Commands,
     incarnation: u64,
 }
 
@@ -141,13 +114,12 @@ impl Control {
         coordinator: Coordinator,
     ) -> Self {
         Self {
+            commands: Commands::new(Arc::clone(&agent)),
             agent,
             reports,
             coordinator,
             seen,
             queues,
-            entries: HashMap::new(),
-            tasks: JoinSet::new(),
             incarnation: rand::random(),
         }
     }
@@ -287,8 +259,8 @@ impl Control {
             tokio::select! {
                 done = &mut work => return Some(done),
                 // Nobody is there who would have snapshots closed.
-                stage = drainer.turn(self.tasks.len(), 0) => self.descend(stage, drainer),
-                Some(ended) = self.tasks.join_next() => { self.ended(ended, drainer); }
+                stage = drainer.turn(self.commands.at_work(), 0) => self.descend(stage, drainer),
+                Some(ended) = self.commands.next() => { self.commands.ended(ended, drainer); }
             }
         }
         None
@@ -299,23 +271,11 @@ impl Control {
         match stage {
             Stage::Up | Stage::Over => {}
             Stage::Draining { .. } => {
-                let (commands, answers) = (self.tasks.len(), drainer.answers());
-                info!(event = "draining", node_id = %self.agent.node, commands, answers, "ending what is under drainer, and taking up nothing more");
-                self.cancel(|at_stop| at_stop == AtStop::Cancel);
+                let (commands, answers) = (self.commands.at_work(), drainer.answers());
+                info!(event = "draining", node_id = %self.agent.node, commands, answers, "ending what is under way, and taking up nothing more");
+                self.commands.cancel(|at_stop| at_stop == AtStop::Cancel);
             }
-            Stage::Cut { .. } => self.cancel(|_| true),
-        }
-    }
-
-    fn cancel(&self, which: impl Fn(AtStop) -> bool) {
-        for entry in self.entries.values() {
-            if let Entry::Running {
-                cancel, at_stop, ..
-            } = entry
-                && which(*at_stop)
-            {
-                cancel.cancel();
-            }
+            Stage::Cut { .. } => self.commands.cancel(|_| true),
         }
     }
 
@@ -325,12 +285,7 @@ impl Control {
         receiver: &mut Receiver,
         drainer: &mut Drainer,
     ) -> Result<(), Fault> {
-        let ended: Vec<CommandId> = self
-            .entries
-            .iter()
-            .filter(|(_, e)| matches!(e, Entry::Ended { .. }))
-            .map(|(id, _)| *id)
-            .collect();
+        let ended = self.commands.unacknowledged();
         self.report(speech).await?;
         for id in ended {
             self.tell(id, speech).await?;
@@ -346,7 +301,7 @@ impl Control {
             let due = speech.cadence.due(waits);
             let held = self.agent.jobs.open_snapshots().len();
             tokio::select! {
-                stage = drainer.turn(self.tasks.len(), held) => self.descend(stage, drainer),
+                stage = drainer.turn(self.commands.at_work(), held) => self.descend(stage, drainer),
                 message = receiver.recv::<CoordinatorMessage>() => {
                     let message = message.map_err(|e| e.to_fault())?.ok_or_else(unwelcome)?;
                     if let CoordinatorMessage::Pace(pace) = message {
@@ -356,8 +311,8 @@ impl Control {
                         self.tell(again, speech).await?;
                     }
                 }
-                Some(ended) = self.tasks.join_next() => {
-                    if let Some(id) = self.ended(ended, drainer) {
+                Some(ended) = self.commands.next() => {
+                    if let Some(id) = self.commands.ended(ended, drainer) {
                         // What the command did comes before its end.
                         self.report(speech).await?;
                         self.tell(id, speech).await?;
@@ -409,18 +364,16 @@ impl Control {
                 job,
                 replication,
                 command,
-            } => self.begin(id, (job, replication), command, drainer),
+            } => {
+                let of = (job, replication);
+                self.commands.begin(id, of, command, drainer)
+            }
             CoordinatorMessage::Abort { id } => {
-                if let Some(Entry::Running { cancel, wanted, .. }) = self.entries.get_mut(&id) {
-                    *wanted = Wanted::Abort;
-                    cancel.cancel();
-                }
+                self.commands.abort(id);
                 None
             }
             CoordinatorMessage::Forget { id } => {
-                if let Some(Entry::Ended { .. }) = self.entries.get(&id) {
-                    self.entries.remove(&id);
-                }
+                self.commands.forget(id);
                 None
             }
             CoordinatorMessage::Mirror(row) => {
@@ -435,83 +388,6 @@ impl Control {
             }
             // The session's, not a command's.
             CoordinatorMessage::Pace(_) | CoordinatorMessage::Rejected(_) => None,
-        }
-    }
-
-    /// Begins a command, once. Its id where it has ended already and must be answered again.
-    fn begin(
-        &mut self,
-        id: CommandId,
-        of: (JobId, Replication),
-        command: Command,
-        drainer: &Drainer,
-    ) -> Option<CommandId> {
-        match self.entries.get(&id) {
-            Some(Entry::Running { .. }) => return None,
-            Some(Entry::Ended { .. }) => return Some(id),
-            None => {}
-        }
-        let policy = command.policy();
-        if drainer.is_down() {
-            match policy.after_stop {
-                AfterStop::Do => {}
-                AfterStop::Ignore => return None,
-                AfterStop::Refuse => {
-                    let outcome = Err(stopping(&self.agent.node));
-                    let refused = Entry::Ended { job: of.0, outcome };
-                    self.entries.insert(id, refused);
-                    return Some(id);
-                }
-            }
-        }
-        let cancel = CancellationToken::new();
-        let running = Entry::Running {
-            cancel: cancel.clone(),
-            at_stop: policy.at_stop,
-            wanted: Wanted::Outcome,
-        };
-        self.entries.insert(id, running);
-        let agent = Arc::clone(&self.agent);
-        self.tasks.spawn(async move {
-            let job = of.0;
-            // A mistake of ours ends this job, at once and with a reason, and no other.
-            let work = AssertUnwindSafe(agent.fulfil(of, command, cancel));
-            let outcome = work.catch_unwind().await;
-            let outcome = outcome.unwrap_or_else(|_| Err(panicked(&agent.node)));
-            (id, job, outcome)
-        });
-        None
-    }
-
-    fn ended(
-        &mut self,
-        ended: Result<(CommandId, JobId, Result<Outcome, Fault>), tokio::task::JoinError>,
-        drainer: &mut Drainer,
-    ) -> Option<CommandId> {
-        match ended {
-            Ok((id, job, outcome)) => {
-                let told = match self.entries.get(&id) {
-                    Some(Entry::Running { wanted, .. }) => {
-                        *wanted == Wanted::Abort || outcome.is_ok()
-                    }
-                    Some(Entry::Ended { .. }) | None => true,
-                };
-                if drainer.is_down() && !told {
-                    // Said, it would end the job. Not said, the command is given again to the next
-                    // process, which finds what this one has done.
-                    self.entries.remove(&id);
-                    drainer.interrupted();
-                    return None;
-                }
-                drainer.ended();
-                self.entries.insert(id, Entry::Ended { job, outcome });
-                Some(id)
-            }
-            Err(error) => {
-                // Commands are never aborted from outside, and what they panic with is caught.
-                tracing::error!(%error, "a command was lost");
-                None
-            }
         }
     }
 
@@ -533,15 +409,15 @@ impl Control {
     }
 
     async fn tell(&self, id: CommandId, speech: &mut Speech<'_>) -> Result<(), Fault> {
-        let Some(Entry::Ended { job, outcome }) = self.entries.get(&id) else {
+        let Some((job, outcome)) = self.commands.outcome(id) else {
             return Ok(());
         };
         if matches!(outcome, Ok(Outcome::SourceOpened { .. }))
-            && let Some(open) = self.agent.jobs.get(*job).and_then(|j| j.open)
+            && let Some(open) = self.agent.jobs.get(job).and_then(|j| j.open)
         {
             for tables in open.summaries().chunks(SUMMARY_PAGE) {
                 let page = AgentMessage::PlanPage {
-                    job: *job,
+                    job,
                     tables: tables.to_vec(),
                 };
                 send(speech.sender, &page).await?;
@@ -565,23 +441,6 @@ fn lost(fault: Fault) -> Gone {
 
 pub(super) async fn send(sender: &mut Sender, message: &AgentMessage) -> Result<(), Fault> {
     sender.send(message).await.map_err(|e| e.to_fault())
-}
-
-/// What a command that panicked comes to. The panic itself is in the agent's log.
-fn panicked(node: &NodeId) -> Fault {
-    Fault::new(
-        FaultKind::Failed,
-        "the agent made a mistake that it had not provided for",
-    )
-    .hint("the agent's log says where (\"panicked at\"); please report it, and run init again")
-    .on(node)
-}
-
-fn stopping(node: &NodeId) -> Fault {
-    Fault::new(FaultKind::Unreachable, "the agent is being stopped")
-        .hint("ask again when it is back")
-        .retry(Retry::Backoff)
-        .on(node)
 }
 
 pub(super) fn unwelcome() -> Fault {

@@ -7,6 +7,7 @@
 //! shutdown goes through stages, each with a deadline: [`drain`] defines them, [`drainer`] waits for them. [`greet`] begins a
 //! session.
 
+mod commands;
 mod control;
 mod digests;
 mod dispatch;
