@@ -23,29 +23,31 @@ use crate::pg::raw::READ_BUFFER;
 const PART: usize = READ_BUFFER + 3 * CHUNK_RAW_MAX + STREAM_WINDOW as usize;
 
 /// Mebibytes for rows unless told otherwise. With what an agent needs besides it stays below 128.
-pub const DEFAULT_MIB: u32 = 96;
+pub(crate) const DEFAULT_MIB: u32 = 96;
 
 /// The least that can be given: a part in each direction with the largest context.
-pub const LEAST_MIB: u32 = 16;
+pub(crate) const LEAST_MIB: u32 = 16;
 
 /// The unit in which the budget is kept: a semaphore counts no further than 32 bits.
 const UNIT: usize = 64 * 1024;
 
 /// The parts that may be under way at once in one direction. Clones share it.
 #[derive(Debug, Clone)]
-pub struct Budget {
+pub(crate) struct Budget {
     room: Arc<Semaphore>,
     units: u32,
 }
 
 /// A part's share of the budget, given back when dropped.
 #[derive(Debug)]
-pub struct Share(#[expect(dead_code, reason = "held for its Drop")] Option<OwnedSemaphorePermit>);
+pub(crate) struct Share(
+    #[expect(dead_code, reason = "held for its Drop")] Option<OwnedSemaphorePermit>,
+);
 
 impl Budget {
     /// One direction's half of so many mebibytes.
     #[must_use]
-    pub fn half_of(mebibytes: u32) -> Self {
+    pub(crate) fn half_of(mebibytes: u32) -> Self {
         let units = mebibytes.max(LEAST_MIB) * (1024 * 1024 / UNIT as u32) / 2;
         Self {
             room: Arc::new(Semaphore::new(units as usize)),
@@ -55,19 +57,19 @@ impl Budget {
 
     /// Bytes that all parts at once may hold.
     #[must_use]
-    pub fn limit(&self) -> usize {
+    pub(crate) fn limit(&self) -> usize {
         self.units as usize * UNIT
     }
 
     /// Bytes set aside for the parts under way now.
     #[must_use]
-    pub fn used(&self) -> usize {
+    pub(crate) fn used(&self) -> usize {
         self.limit()
             .saturating_sub(self.room.available_permits() * UNIT)
     }
 
     /// Waits for room for one more part that is packed that way. Those who wait are served in order.
-    pub async fn part(&self, compression: Compression) -> Share {
+    pub(crate) async fn part(&self, compression: Compression) -> Share {
         let units = u32::try_from(cost(compression).div_ceil(UNIT)).unwrap_or(u32::MAX);
         let units = units.min(self.units);
         // The semaphore is never closed.

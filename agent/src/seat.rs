@@ -14,7 +14,7 @@ const NETWORK: &str = "/proc/self/ns/net";
 
 /// The seat of the process that listens on `port`.
 #[must_use]
-pub fn seat(port: u16) -> Seat {
+pub(crate) fn seat(port: u16) -> Seat {
     let boot = std::fs::read(BOOT_ID)
         .unwrap_or_else(|_| rustix::system::uname().nodename().to_bytes().to_vec());
     let network = std::fs::read_link(NETWORK).unwrap_or_default();

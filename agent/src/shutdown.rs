@@ -7,15 +7,15 @@ use tokio_util::task::TaskTracker;
 /// Three signals, each of which implies those before it: an agent that cuts off its work starts no more
 /// either. Clones share them.
 #[derive(Debug, Clone)]
-pub struct Shutdown {
+pub(crate) struct Shutdown {
     /// Cancelled when no new work may start. Running work goes on.
-    pub drain: CancellationToken,
+    pub(crate) drain: CancellationToken,
     /// Cancelled when running work must end at once.
-    pub cut: CancellationToken,
+    pub(crate) cut: CancellationToken,
     /// Cancelled when all tasks must end.
-    pub halt: CancellationToken,
+    pub(crate) halt: CancellationToken,
     /// Requests of other agents that are being answered, each by a token.
-    pub answers: TaskTracker,
+    pub(crate) answers: TaskTracker,
 }
 
 impl Default for Shutdown {

@@ -11,32 +11,32 @@ use crate::pg::Conninfo;
 
 /// What a running command knows. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Task {
+pub(crate) struct Task {
     /// This node.
-    pub node: NodeId,
+    pub(crate) node: NodeId,
     /// The job it is for.
-    pub job: JobId,
+    pub(crate) job: JobId,
     /// What carries the job's changes.
-    pub replication: Replication,
+    pub(crate) replication: Replication,
     /// This node's database.
-    pub conninfo: Arc<Conninfo>,
+    pub(crate) conninfo: Arc<Conninfo>,
     /// Cancelled when the command is aborted or the agent waits no longer. Whoever runs a statement must
     /// select on it and send PostgreSQL a cancel request.
-    pub cancel: CancellationToken,
+    pub(crate) cancel: CancellationToken,
     /// Cancelled when the agent is told to stop. Whoever does one thing after the other begins no other
     /// then, where what is left is found again.
-    pub drain: CancellationToken,
+    pub(crate) drain: CancellationToken,
     /// Where progress goes.
-    pub progress: Progress,
+    pub(crate) progress: Progress,
     /// How long its statements wait for locks of others.
-    pub patience: Patience,
+    pub(crate) patience: Patience,
     /// What all index builds at once may use; chosen from what is free where it is not set.
-    pub index_memory: Option<ByteCount>,
+    pub(crate) index_memory: Option<ByteCount>,
 }
 
 /// How long a statement waits for somebody else's lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Patience {
+pub(crate) enum Patience {
     /// Until the job's own limits end it.
     #[default]
     Endless,
@@ -49,7 +49,7 @@ pub enum Patience {
 impl Patience {
     /// What a session sets, where it is not what every session begins with.
     #[must_use]
-    pub fn setting(self) -> Option<&'static str> {
+    pub(crate) fn setting(self) -> Option<&'static str> {
         match self {
             Self::Endless => None,
             Self::Long => Some("SET lock_timeout = '10s'"),
@@ -60,12 +60,12 @@ impl Patience {
 
 /// The sending end of a job's progress. Reports replace one another; completed parts do not.
 #[derive(Debug, Clone)]
-pub struct Progress {
+pub(crate) struct Progress {
     inner: Arc<dyn ProgressSink>,
 }
 
 /// Where progress ends up: the session in the agent, a recorder in tests.
-pub trait ProgressSink: Send + Sync + std::fmt::Debug {
+pub(crate) trait ProgressSink: Send + Sync + std::fmt::Debug {
     /// Work that is not counted in parts.
     fn work(&self, job: JobId, phase: Phase, work: WorkProgress);
     /// A part on its way.
@@ -80,13 +80,13 @@ pub trait ProgressSink: Send + Sync + std::fmt::Debug {
 
 impl Progress {
     /// Progress that goes to `sink`.
-    pub fn new(sink: Arc<dyn ProgressSink>) -> Self {
+    pub(crate) fn new(sink: Arc<dyn ProgressSink>) -> Self {
         Self { inner: sink }
     }
 
     /// Progress that nobody watches.
     #[must_use]
-    pub fn nowhere() -> Self {
+    pub(crate) fn nowhere() -> Self {
         #[derive(Debug)]
         struct Nowhere;
         impl ProgressSink for Nowhere {
@@ -102,27 +102,27 @@ impl Progress {
 
 impl Task {
     /// Says how far work that is not counted in parts has come.
-    pub fn work(&self, phase: Phase, work: WorkProgress) {
+    pub(crate) fn work(&self, phase: Phase, work: WorkProgress) {
         self.progress.inner.work(self.job, phase, work);
     }
 
     /// Says how far a part has come.
-    pub fn part(&self, progress: PartProgress) {
+    pub(crate) fn part(&self, progress: PartProgress) {
         self.progress.inner.part(self.job, progress);
     }
 
     /// Says that a part is committed.
-    pub fn done(&self, done: PartDone) {
+    pub(crate) fn done(&self, done: PartDone) {
         self.progress.inner.done(self.job, done);
     }
 
     /// Says that a part failed and is begun again.
-    pub fn retried(&self) {
+    pub(crate) fn retried(&self) {
         self.progress.inner.retried(self.job);
     }
 
     /// Says how many parts wait for a worker.
-    pub fn waiting(&self, parts: usize) {
+    pub(crate) fn waiting(&self, parts: usize) {
         self.progress.inner.waiting(self.job, parts);
     }
 }

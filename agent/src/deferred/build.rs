@@ -33,7 +33,7 @@ use crate::task::Task;
 /// # Errors
 /// An index that replication needs and that cannot be made, and faults of the server or the connection;
 /// what is left stays stored for another try.
-pub async fn build_indexes(task: &Task, parallel: u8) -> Result<Vec<Finding>, Fault> {
+pub(crate) async fn build_indexes(task: &Task, parallel: u8) -> Result<Vec<Finding>, Fault> {
     build_indexes_for(task, parallel, Purpose::Replication).await
 }
 
@@ -92,7 +92,7 @@ pub(crate) async fn build_indexes_for(
 ///
 /// # Errors
 /// Faults of the server or the connection; what is left stays stored for another try.
-pub async fn build_constraints(task: &Task, parallel: u8) -> Result<Vec<Finding>, Fault> {
+pub(crate) async fn build_constraints(task: &Task, parallel: u8) -> Result<Vec<Finding>, Fault> {
     build_constraints_for(task, parallel, Purpose::Replication).await
 }
 

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use self::program::Program;
-pub use program::pg_dump_major;
+pub(crate) use program::pg_dump_major;
 
 use self::selection::{ListFile, Selection};
 use crate::chunk::{PartReader, ReadStep};
@@ -75,7 +75,7 @@ pub(crate) struct DumpSource<'a> {
 /// A dump: SQL text, UTF-8, complete. `pg_dump` is over and its locks are gone before the first byte is
 /// read: whoever reads makes tables meanwhile, and takes long.
 #[derive(Debug)]
-pub struct SchemaDump {
+pub(crate) struct SchemaDump {
     node: NodeId,
     /// None where there is nothing to dump.
     text: Option<File>,
@@ -370,7 +370,10 @@ fn table_pattern(name: &TableName) -> String {
 ///
 /// # Errors
 /// [`PgError`] of a query.
-pub async fn filter_facts(session: &Session, filter: &TableFilter) -> Result<FilterFacts, PgError> {
+pub(crate) async fn filter_facts(
+    session: &Session,
+    filter: &TableFilter,
+) -> Result<FilterFacts, PgError> {
     let partitions = Partitions::load(session).await?;
     match Selection::load(session, filter, &partitions).await? {
         Some(selection) => selection.facts(session).await,

@@ -26,7 +26,7 @@ pub(super) struct Program {
 ///
 /// # Errors
 /// A sentence for a person.
-pub async fn pg_dump_major() -> Result<u32, String> {
+pub(crate) async fn pg_dump_major() -> Result<u32, String> {
     let newest = survey()
         .await
         .into_iter()

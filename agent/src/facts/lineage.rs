@@ -34,7 +34,7 @@ const ERROR_CHARACTERS: usize = 500;
 ///
 /// # Errors
 /// [`PgError`] of a query.
-pub async fn lineage(session: &Session, node: &NodeId) -> Result<Lineage, PgError> {
+pub(crate) async fn lineage(session: &Session, node: &NodeId) -> Result<Lineage, PgError> {
     let identity = session.query_typed(IDENTITY_SQL, &[]).await?;
     let mut lineage = Lineage {
         identity: identity.first().map(identity_of).transpose()?,

@@ -35,24 +35,24 @@ use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::peer::{DatabaseSetting, Secret};
 use steep_schema::Schema;
 
-pub use lineage::lineage;
+pub(crate) use lineage::lineage;
 
 use crate::pg::{PgError, SHORT_LOCK_TIMEOUT, Session, lock_timeout};
 use crate::task::Task;
 
 /// What the source's agent said, as far as it could be reached.
 #[derive(Debug)]
-pub struct PeerFacts {
+pub(crate) struct PeerFacts {
     /// The round trip to it, or why it is not reached.
-    pub link: Result<Duration, String>,
+    pub(crate) link: Result<Duration, String>,
     /// Seconds its clock is ahead of ours.
-    pub clock_ahead: f64,
+    pub(crate) clock_ahead: f64,
     /// How its PostgreSQL is reached by another PostgreSQL.
-    pub conninfo: Option<Secret>,
+    pub(crate) conninfo: Option<Secret>,
     /// What the job's filter admits there.
-    pub schema: Schema,
+    pub(crate) schema: Schema,
     /// What decides values there.
-    pub settings: Vec<DatabaseSetting>,
+    pub(crate) settings: Vec<DatabaseSetting>,
 }
 
 /// The oldest version whose catalog these queries are written for; of an older one only the version
@@ -63,7 +63,7 @@ const OLDEST_READABLE: u32 = 140_000;
 ///
 /// # Errors
 /// A [`Fault`] where PostgreSQL cannot be asked. What can be asked and is wrong is a fact.
-pub async fn source(task: &Task, filter: &TableFilter) -> Result<SourceFacts, Fault> {
+pub(crate) async fn source(task: &Task, filter: &TableFilter) -> Result<SourceFacts, Fault> {
     let facts = (|| try_source(task, filter)).retry(lock_timeout::a_few_times());
     let facts = facts.when(PgError::is_locked).await;
     facts.map_err(|error| error.to_fault(&task.node))
@@ -87,7 +87,7 @@ async fn try_source(task: &Task, filter: &TableFilter) -> Result<SourceFacts, Pg
 ///
 /// # Errors
 /// A [`Fault`] where PostgreSQL cannot be asked. What can be asked and is wrong is a fact.
-pub async fn target(
+pub(crate) async fn target(
     task: &Task,
     filter: &TableFilter,
     peer: PeerFacts,

@@ -17,14 +17,14 @@ use steep_protocol::JobId;
 use steep_protocol::message::job::YieldToDdl;
 use tokio::time::Instant;
 
-pub use watch::LockWatch;
+pub(crate) use watch::LockWatch;
 
 /// Tables of which it is remembered who wanted them last.
 const SUSPECTS_MAX: usize = 1_000;
 
 /// Shared by everything that takes locks and the watch.
 #[derive(Debug, Default)]
-pub struct LockRegistry {
+pub(crate) struct LockRegistry {
     inner: Mutex<Inner>,
 }
 
@@ -52,7 +52,7 @@ struct Awaited {
 impl LockRegistry {
     /// The watch looks as long as the guard lives.
     #[must_use]
-    pub fn attend(self: &Arc<Self>) -> Attended {
+    pub(crate) fn attend(self: &Arc<Self>) -> Attended {
         self.lock().attended += 1;
         Attended(Arc::clone(self))
     }
@@ -147,7 +147,7 @@ impl LockRegistry {
 
 /// Something of ours is at work on the server.
 #[derive(Debug)]
-pub struct Attended(Arc<LockRegistry>);
+pub(crate) struct Attended(Arc<LockRegistry>);
 
 impl Drop for Attended {
     fn drop(&mut self) {

@@ -29,20 +29,20 @@ const NAME_KEPT: usize = 24;
 
 /// Looks, reports, and gives way.
 #[derive(Debug)]
-pub struct LockWatch {
+pub(crate) struct LockWatch {
     /// This node.
-    pub node: NodeId,
+    pub(crate) node: NodeId,
     /// Its database.
-    pub conninfo: Arc<Conninfo>,
+    pub(crate) conninfo: Arc<Conninfo>,
     /// What readers know.
-    pub registry: Arc<LockRegistry>,
+    pub(crate) registry: Arc<LockRegistry>,
     /// Where conflicts go; the newest replace the last.
-    pub seen: watch::Sender<Vec<LockConflict>>,
+    pub(crate) seen: watch::Sender<Vec<LockConflict>>,
 }
 
 impl LockWatch {
     /// Runs until cancelled.
-    pub async fn run(self, cancel: CancellationToken) {
+    pub(crate) async fn run(self, cancel: CancellationToken) {
         let mut session = None;
         let mut conflicts = Conflicts::default();
         let mut tick = tokio::time::interval(LOOK_EVERY);

@@ -22,35 +22,35 @@ use crate::telemetry::Telemetry;
 
 /// Everything that a scrape looks at.
 #[derive(Debug)]
-pub struct Sources {
+pub(crate) struct Sources {
     /// This node.
-    pub node: NodeId,
+    pub(crate) node: NodeId,
     /// The counters.
-    pub telemetry: Arc<Telemetry>,
+    pub(crate) telemetry: Arc<Telemetry>,
     /// Jobs for which it is the source.
-    pub jobs: Arc<SourceJobs>,
+    pub(crate) jobs: Arc<SourceJobs>,
     /// What its tasks report.
-    pub reports: Arc<Reports>,
+    pub(crate) reports: Arc<Reports>,
     /// What is observed of the server.
-    pub seen: watch::Receiver<Observed>,
+    pub(crate) seen: watch::Receiver<Observed>,
     /// Rows waiting to be mirrored.
-    pub mirror: mpsc::Sender<MirrorRow>,
+    pub(crate) mirror: mpsc::Sender<MirrorRow>,
     /// What parts that are served may hold in memory, and those that are fetched.
-    pub budgets: Budgets,
+    pub(crate) budgets: Budgets,
 }
 
 /// The budgets of both directions.
 #[derive(Debug)]
-pub struct Budgets {
+pub(crate) struct Budgets {
     /// For parts that are served.
-    pub sent: Budget,
+    pub(crate) sent: Budget,
     /// For parts that are fetched.
-    pub received: Budget,
+    pub(crate) received: Budget,
 }
 
 /// Answers scrapes.
 #[derive(Debug)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     registry: Registry,
     drain: CancellationToken,
 }
@@ -58,7 +58,7 @@ pub struct Metrics {
 impl Metrics {
     /// Metrics out of these. Once `drain` is cancelled, the agent is said to stop.
     #[must_use]
-    pub fn new(sources: Sources, drain: CancellationToken) -> Self {
+    pub(crate) fn new(sources: Sources, drain: CancellationToken) -> Self {
         let mut registry = metrics::registry();
         registry.register_collector(Box::new(sources));
         Self { registry, drain }

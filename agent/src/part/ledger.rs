@@ -50,7 +50,7 @@ async fn read(task: &Task, conn: &Conn) -> Result<Vec<PartDone>, Fault> {
 ///
 /// # Errors
 /// Faults of the server or the connection.
-pub async fn totals(task: &Task) -> Result<(u32, RowCount, ByteCount), Fault> {
+pub(crate) async fn totals(task: &Task) -> Result<(u32, RowCount, ByteCount), Fault> {
     let parts = ledger(task).await?;
     let rows = parts.iter().map(|p| p.rows).sum();
     let bytes = parts.iter().map(|p| p.bytes).sum();
@@ -61,7 +61,7 @@ pub async fn totals(task: &Task) -> Result<(u32, RowCount, ByteCount), Fault> {
 ///
 /// # Errors
 /// Faults of the server or the connection.
-pub async fn release(task: &Task) -> Result<(), Fault> {
+pub(crate) async fn release(task: &Task) -> Result<(), Fault> {
     let conn = Conn::open(task, "release").await?;
     let outcome = forget(task, &conn).await;
     conn.session.close().await;

@@ -22,7 +22,7 @@ use super::stream::Incoming;
 /// A source's agent, dialled when needed and again when the connection was lost. Clones share the
 /// connection.
 #[derive(Debug, Clone)]
-pub struct SourceAgent {
+pub(crate) struct SourceAgent {
     endpoint: Arc<Endpoint>,
     source: PeerAddress,
     job: JobId,
@@ -32,28 +32,33 @@ pub struct SourceAgent {
 
 /// A plan as the target needs it.
 #[derive(Debug)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// The consistent point.
-    pub lsn: Lsn,
+    pub(crate) lsn: Lsn,
     /// The source's encoding.
-    pub encoding: String,
+    pub(crate) encoding: String,
     /// Every table.
-    pub tables: Vec<TablePlan>,
+    pub(crate) tables: Vec<TablePlan>,
 }
 
 /// What a ping told.
 #[derive(Debug, Clone, Copy)]
-pub struct Ping {
+pub(crate) struct Ping {
     /// The round trip.
-    pub rtt: Duration,
+    pub(crate) rtt: Duration,
     /// Seconds the source agent's clock is ahead of ours.
-    pub clock_ahead: f64,
+    pub(crate) clock_ahead: f64,
 }
 
 impl SourceAgent {
     /// Not dialled yet. Its connections are counted in `links`.
     #[must_use]
-    pub fn new(endpoint: Arc<Endpoint>, source: PeerAddress, job: JobId, links: &Links) -> Self {
+    pub(crate) fn new(
+        endpoint: Arc<Endpoint>,
+        source: PeerAddress,
+        job: JobId,
+        links: &Links,
+    ) -> Self {
         Self {
             endpoint,
             source,
@@ -65,7 +70,7 @@ impl SourceAgent {
 
     /// The source.
     #[must_use]
-    pub fn source(&self) -> &NodeId {
+    pub(crate) fn source(&self) -> &NodeId {
         &self.source.node
     }
 
@@ -73,7 +78,7 @@ impl SourceAgent {
     ///
     /// # Errors
     /// The fault of whichever does not work.
-    pub async fn ping(&self) -> Result<Ping, Fault> {
+    pub(crate) async fn ping(&self) -> Result<Ping, Fault> {
         let begin = Timestamp::now();
         let (reply, _) = self.ask(&PeerRequest::Ping { job: self.job }).await?;
         let PeerReply::Pong { unix_micros } = reply else {
@@ -96,7 +101,7 @@ impl SourceAgent {
     ///
     /// # Errors
     /// The source's fault, or that of the connection.
-    pub async fn plan(&self) -> Result<Plan, Fault> {
+    pub(crate) async fn plan(&self) -> Result<Plan, Fault> {
         let (mut reply, mut receiver) = self.ask(&PeerRequest::FetchPlan { job: self.job }).await?;
         let mut plan = Plan {
             lsn: Lsn(0),
@@ -132,7 +137,7 @@ impl SourceAgent {
     ///
     /// # Errors
     /// As [`SourceAgent::plan`].
-    pub async fn described(&self) -> Result<Schema, Fault> {
+    pub(crate) async fn described(&self) -> Result<Schema, Fault> {
         let request = PeerRequest::DescribeSchema { job: self.job };
         let (mut reply, mut receiver) = self.ask(&request).await?;
         let mut schema = Schema::default();
@@ -153,7 +158,7 @@ impl SourceAgent {
     ///
     /// # Errors
     /// As [`SourceAgent::plan`].
-    pub async fn schema(&self, section: SchemaSection) -> Result<Incoming, Fault> {
+    pub(crate) async fn schema(&self, section: SchemaSection) -> Result<Incoming, Fault> {
         self.frames(&PeerRequest::FetchSchema {
             job: self.job,
             section,
@@ -165,7 +170,7 @@ impl SourceAgent {
     ///
     /// # Errors
     /// As [`SourceAgent::plan`].
-    pub async fn part(
+    pub(crate) async fn part(
         &self,
         epoch: Epoch,
         part: PartNo,
@@ -187,7 +192,7 @@ impl SourceAgent {
     ///
     /// # Errors
     /// As [`SourceAgent::plan`].
-    pub async fn sequences(&self) -> Result<Vec<SequenceValue>, Fault> {
+    pub(crate) async fn sequences(&self) -> Result<Vec<SequenceValue>, Fault> {
         match self
             .ask(&PeerRequest::FetchSequences { job: self.job })
             .await?
@@ -202,7 +207,7 @@ impl SourceAgent {
     ///
     /// # Errors
     /// As [`SourceAgent::plan`].
-    pub async fn conninfo(&self) -> Result<Secret, Fault> {
+    pub(crate) async fn conninfo(&self) -> Result<Secret, Fault> {
         match self
             .ask(&PeerRequest::FetchConninfo { job: self.job })
             .await?
@@ -217,7 +222,7 @@ impl SourceAgent {
     ///
     /// # Errors
     /// As [`SourceAgent::plan`].
-    pub async fn settings(&self) -> Result<Vec<DatabaseSetting>, Fault> {
+    pub(crate) async fn settings(&self) -> Result<Vec<DatabaseSetting>, Fault> {
         let request = PeerRequest::FetchSettings { job: self.job };
         match self.ask(&request).await?.0 {
             PeerReply::Settings(settings) if settings.len() <= LISTED_MAX => Ok(settings),

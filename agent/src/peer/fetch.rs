@@ -52,7 +52,7 @@ struct Shared {
 /// # Errors
 /// The first fault that trying again does not help against; `Cancelled` where the task is, or where parts
 /// are left for the agent's next process.
-pub async fn copy(
+pub(crate) async fn copy(
     task: &Task,
     source: SourceAgent,
     request: CopyParts,

@@ -9,9 +9,9 @@
 //! a part is reported done only after the target's commit (G2); a broken connection costs the parts
 //! on it and nothing else.
 
-pub mod connection;
-pub mod fetch;
+pub(crate) mod connection;
+pub(crate) mod fetch;
 pub mod rate;
-pub mod serve;
+pub(crate) mod serve;
 mod span;
 pub mod stream;

@@ -50,29 +50,29 @@ const IDLE_LIMIT: Duration = Duration::from_secs(600);
 
 /// Answers peers.
 #[derive(Debug, Clone)]
-pub struct Server {
+pub(crate) struct Server {
     /// This node.
-    pub node: NodeId,
+    pub(crate) node: NodeId,
     /// Its database.
-    pub conninfo: Arc<Conninfo>,
+    pub(crate) conninfo: Arc<Conninfo>,
     /// How other servers reach it.
-    pub replication_conninfo: Arc<Conninfo>,
+    pub(crate) replication_conninfo: Arc<Conninfo>,
     /// The jobs to answer for.
-    pub jobs: Arc<SourceJobs>,
+    pub(crate) jobs: Arc<SourceJobs>,
     /// For the parts it serves.
-    pub budget: Budget,
+    pub(crate) budget: Budget,
     /// Counts what is sent.
-    pub telemetry: Arc<Telemetry>,
+    pub(crate) telemetry: Arc<Telemetry>,
     /// When to go.
-    pub shutdown: Shutdown,
+    pub(crate) shutdown: Shutdown,
     /// Which lines are written of what peers do.
-    pub throttle: Arc<Throttle>,
+    pub(crate) throttle: Arc<Throttle>,
 }
 
 impl Server {
     /// Accepts peers until everyone goes. On the way down what is asked for is answered still, but nothing
     /// is read under a snapshot any more that is not being read.
-    pub async fn run(self, endpoint: Arc<Endpoint>) {
+    pub(crate) async fn run(self, endpoint: Arc<Endpoint>) {
         let mut peers = JoinSet::new();
         let mut listener = Listener::new(endpoint, CONNECTIONS);
         loop {

@@ -10,7 +10,7 @@ use tokio_postgres::error::{DbError, SqlState};
 
 /// An error of a connection to PostgreSQL.
 #[derive(Debug, thiserror::Error)]
-pub enum PgError {
+pub(crate) enum PgError {
     /// The connection string or its environment is wrong.
     #[error("the PostgreSQL connection string is not usable: {0}")]
     Conninfo(String),
@@ -88,19 +88,19 @@ pub enum PgError {
 /// An ErrorResponse, without what may hold values of rows.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message} (SQLSTATE {})", code.code())]
-pub struct ServerError {
+pub(crate) struct ServerError {
     /// The SQLSTATE.
-    pub code: SqlState,
+    pub(crate) code: SqlState,
     /// The primary message; quoted values of data errors are replaced.
-    pub message: String,
+    pub(crate) message: String,
     /// The server's hint, if it gave one.
-    pub hint: Option<String>,
+    pub(crate) hint: Option<String>,
     /// Where in a COPY it happened: table, line and column, and in which function.
-    pub place: Option<String>,
+    pub(crate) place: Option<String>,
     /// The constraint that was violated, if one was.
-    pub constraint: Option<String>,
+    pub(crate) constraint: Option<String>,
     /// The object the error names by its fields: schema and table.
-    pub table: Option<String>,
+    pub(crate) table: Option<String>,
 }
 
 /// The parts of an ErrorResponse as they come.
@@ -241,7 +241,7 @@ impl PgError {
 
     /// The SQLSTATE, where PostgreSQL gave one.
     #[must_use]
-    pub fn sqlstate(&self) -> Option<&SqlState> {
+    pub(crate) fn sqlstate(&self) -> Option<&SqlState> {
         match self {
             Self::Server(error) => Some(&error.code),
             _ => None,
@@ -250,7 +250,7 @@ impl PgError {
 
     /// Whether PostgreSQL answered with that SQLSTATE.
     #[must_use]
-    pub fn is(&self, code: &SqlState) -> bool {
+    pub(crate) fn is(&self, code: &SqlState) -> bool {
         self.sqlstate() == Some(code)
     }
 

@@ -8,7 +8,7 @@ use super::{PgError, ServerError};
 impl PgError {
     /// The error as it crosses the wire, on that node.
     #[must_use]
-    pub fn to_fault(&self, node: &NodeId) -> Fault {
+    pub(crate) fn to_fault(&self, node: &NodeId) -> Fault {
         let fault = |kind| Fault::new(kind, self.to_string());
         let fault = match self {
             Self::Conninfo(_) => {

@@ -12,7 +12,7 @@ use super::PgError;
 
 /// What the catalog says about the schema `steep_repl`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OwnSchema {
+pub(crate) enum OwnSchema {
     /// There is none.
     Absent,
     /// There is one, and nobody has a hand in it who should not.

@@ -7,11 +7,11 @@
 //! Both kinds of connection come from one dialer, so that they reach the same server in the same
 //! way. No password, key or row value leaves this module in an error or a log: see [`PgError`].
 
-pub mod catalog;
+pub(crate) mod catalog;
 pub(crate) mod lock_timeout;
 pub(crate) mod mark;
-pub mod raw;
-pub mod secret_sql;
+pub(crate) mod raw;
+pub(crate) mod secret_sql;
 
 mod conninfo;
 mod dial;
@@ -25,11 +25,11 @@ mod settings;
 mod tls;
 mod transport;
 
-pub use conninfo::Conninfo;
+pub(crate) use conninfo::Conninfo;
 pub(crate) use error::key_columns;
-pub use error::{PgError, ServerError};
-pub use guard::OwnSchema;
+pub(crate) use error::{PgError, ServerError};
+pub(crate) use guard::OwnSchema;
 pub(crate) use literal::literal;
 pub(crate) use lock_timeout::SHORT_LOCK_TIMEOUT;
-pub use session::Session;
+pub(crate) use session::Session;
 pub(crate) use settings::DURABLE;

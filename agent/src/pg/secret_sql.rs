@@ -20,11 +20,11 @@ const ANSWER: &str = "SELECT current_setting('steep_repl.answer', true)";
 
 /// A statement that the server refused; what it did is undone, the transaction goes on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
+pub(crate) struct Refusal {
     /// The SQLSTATE.
-    pub code: String,
+    pub(crate) code: String,
     /// The message, without the password.
-    pub message: String,
+    pub(crate) message: String,
 }
 
 /// Runs `statement` with `conninfo` in the place of its `%L`, in the open transaction of `session`.
@@ -33,7 +33,7 @@ pub struct Refusal {
 /// # Errors
 /// The driver's, where it could not be tried: no `plpgsql`, no right to temporary tables, a broken
 /// connection.
-pub async fn execute(
+pub(crate) async fn execute(
     session: &Session,
     statement: &str,
     conninfo: &str,

@@ -29,7 +29,7 @@ const CLOSE_GRACE: Duration = Duration::from_secs(1);
 /// One connection for queries. Dropping it closes the connection at once; the server then rolls
 /// back what is open.
 #[derive(Debug)]
-pub struct Session {
+pub(crate) struct Session {
     client: Client,
     version: u32,
     encoding: String,
@@ -53,7 +53,7 @@ impl Session {
     /// # Errors
     /// [`PgError`]: not reached, not let in, not the kind of server that is wanted, or a schema
     /// `steep_repl` that is not to be trusted.
-    pub async fn connect(conninfo: &Conninfo, purpose: &str) -> Result<Self, PgError> {
+    pub(crate) async fn connect(conninfo: &Conninfo, purpose: &str) -> Result<Self, PgError> {
         let login = |stream, route| Self::login(conninfo, stream, route, purpose);
         dial::connect(conninfo, Reads::Eager, login).await
     }
@@ -129,7 +129,7 @@ impl Session {
     ///
     /// # Errors
     /// [`PgError::Untrusted`] where somebody else has a hand in it; [`PgError`] of the query.
-    pub async fn own_schema(&self) -> Result<OwnSchema, PgError> {
+    pub(crate) async fn own_schema(&self) -> Result<OwnSchema, PgError> {
         guard::look(&self.client).await
     }
 
@@ -138,33 +138,28 @@ impl Session {
     ///
     /// # Errors
     /// [`PgError`] of the statement.
-    pub async fn read_user_views(&self) -> Result<(), PgError> {
+    pub(crate) async fn read_user_views(&self) -> Result<(), PgError> {
         if let Some(allow) = settings::user_views(self.version, UserViews::Read) {
             self.client.batch_execute(&allow).await?;
         }
         Ok(())
     }
 
-    /// The client, for transactions.
-    pub fn client_mut(&mut self) -> &mut Client {
-        &mut self.client
-    }
-
     /// `server_version_num`: 180006 for 18.6.
     #[must_use]
-    pub fn server_version(&self) -> u32 {
+    pub(crate) fn server_version(&self) -> u32 {
         self.version
     }
 
     /// The database's encoding.
     #[must_use]
-    pub fn server_encoding(&self) -> &str {
+    pub(crate) fn server_encoding(&self) -> &str {
         &self.encoding
     }
 
     /// How to reach this very server again, where the original names several.
     #[must_use]
-    pub fn conninfo(&self) -> &Conninfo {
+    pub(crate) fn conninfo(&self) -> &Conninfo {
         &self.here
     }
 
@@ -174,7 +169,7 @@ impl Session {
     /// # Errors
     /// What `work` fails with, or [`PgError::Cancelled`]. After that the session may be used again,
     /// in a transaction only for ROLLBACK.
-    pub async fn run<T>(
+    pub(crate) async fn run<T>(
         &self,
         cancel: &CancellationToken,
         work: impl Future<Output = Result<T, tokio_postgres::Error>>,
@@ -219,7 +214,7 @@ impl Session {
     }
 
     /// Says goodbye, so that the server does not log a lost client.
-    pub async fn close(self) {
+    pub(crate) async fn close(self) {
         let Self {
             client, mut tasks, ..
         } = self;

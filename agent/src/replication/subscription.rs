@@ -62,7 +62,7 @@ async fn find(conn: &Conn, name: &Identifier) -> Result<Option<Found>, Fault> {
 ///
 /// # Errors
 /// Faults of the server, the connection, and of the server's own connection to the source.
-pub async fn subscribe(
+pub(crate) async fn subscribe(
     task: &Task,
     source: &Secret,
     start: SubscriptionStart,
@@ -245,7 +245,7 @@ async fn advance(conn: &Conn, oid: u32, lsn: Lsn, position: Position) -> Result<
 ///
 /// # Errors
 /// A fault where its workers keep failing, or the subscription is gone or disabled.
-pub async fn await_native_copy(task: &Task) -> Result<(), Fault> {
+pub(crate) async fn await_native_copy(task: &Task) -> Result<(), Fault> {
     let conn = Conn::open(task, "watch").await?;
     let _awake = WalWriterAwake::beside(task);
     let name = task.replication.name();

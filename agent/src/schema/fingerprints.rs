@@ -17,7 +17,7 @@ const STORE_BATCH: usize = 1_000;
 ///
 /// # Errors
 /// Faults of the server or the connection.
-pub async fn capture_fingerprints(task: &Task) -> Result<u64, Fault> {
+pub(crate) async fn capture_fingerprints(task: &Task) -> Result<u64, Fault> {
     let conn = Conn::open(task, "capture").await?;
     let installed = own_schema::install(&conn.session).await;
     installed.map_err(|error| conn.fault(&error))?;
@@ -30,7 +30,7 @@ pub async fn capture_fingerprints(task: &Task) -> Result<u64, Fault> {
 ///
 /// # Errors
 /// Faults of the server or the connection.
-pub async fn compare_schemas(
+pub(crate) async fn compare_schemas(
     task: &Task,
     source: &NodeId,
     described: &Schema,

@@ -30,7 +30,7 @@ const TEXT_MAX: usize = 600;
 ///
 /// # Errors
 /// Faults of the server or the connection.
-pub async fn compare_replicated(
+pub(crate) async fn compare_replicated(
     task: &Task,
     described: &Schema,
     filter: &TableFilter,

@@ -35,42 +35,42 @@ const PAUSE_MAX: Duration = Duration::from_secs(3);
 
 /// The coordinator, and what it is to know of this agent.
 #[derive(Debug)]
-pub struct Coordinator {
+pub(crate) struct Coordinator {
     /// Its `HOST:PORT`.
-    pub address: String,
+    pub(crate) address: String,
     /// Dials it.
-    pub endpoint: Arc<Endpoint>,
+    pub(crate) endpoint: Arc<Endpoint>,
     /// Where peers reach this agent.
-    pub advertise: String,
+    pub(crate) advertise: String,
     /// Workers this agent will run at once.
-    pub max_workers: u8,
+    pub(crate) max_workers: u8,
     /// Where the process listens.
-    pub seat: Seat,
+    pub(crate) seat: Seat,
 }
 
 /// What is seen of the server; the newest replaces the last.
 #[derive(Debug)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// What is true beside this agent.
-    pub observed: watch::Receiver<Observed>,
+    pub(crate) observed: watch::Receiver<Observed>,
     /// Slots that are prepared here; nothing until they have been looked at.
-    pub prepared: watch::Receiver<Option<Vec<PreparedSlot>>>,
+    pub(crate) prepared: watch::Receiver<Option<Vec<PreparedSlot>>>,
     /// Its lineage; nothing until it has been read.
-    pub lineage: watch::Receiver<Option<Lineage>>,
+    pub(crate) lineage: watch::Receiver<Option<Lineage>>,
 }
 
 /// What goes into this node's `steep_repl` tables.
 #[derive(Debug)]
-pub struct Queues {
+pub(crate) struct Queues {
     /// Its state and progress.
-    pub mirror: mpsc::Sender<MirrorRow>,
+    pub(crate) mirror: mpsc::Sender<MirrorRow>,
     /// What operators wanted.
-    pub audit: mpsc::Sender<AuditView>,
+    pub(crate) audit: mpsc::Sender<AuditView>,
 }
 
 /// Everything that outlives a session with the coordinator.
 #[derive(Debug)]
-pub struct Control {
+pub(crate) struct Control {
     agent: Arc<Agent>,
     reports: Arc<Reports>,
     coordinator: Coordinator,
@@ -106,7 +106,7 @@ impl Control {
     /// A control path with no session yet. `seen` is what is observed of the server, `queues` take
     /// what goes into its `steep_repl` tables.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         agent: Arc<Agent>,
         reports: Arc<Reports>,
         seen: Seen,
@@ -128,7 +128,7 @@ impl Control {
     ///
     /// # Errors
     /// The coordinator's reason, where it has rejected this process ever since it was started.
-    pub async fn run(mut self, stop: Stop, shutdown: Shutdown) -> Result<(), Fault> {
+    pub(crate) async fn run(mut self, stop: Stop, shutdown: Shutdown) -> Result<(), Fault> {
         let drainer = &mut Drainer::new(stop, shutdown);
         let mut pause = PAUSE;
         let mut standing = Standing::New;

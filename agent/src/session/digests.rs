@@ -35,31 +35,31 @@ const DIGESTS: &str = include_str!("digests.sql");
 
 /// What a look has found.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Looked {
+pub(crate) struct Looked {
     /// Of every replication of ours.
-    pub digests: Vec<ReplicatedDigest>,
+    pub(crate) digests: Vec<ReplicatedDigest>,
     /// Which tables they carry, as far as that has changed.
-    pub carried: Carried,
+    pub(crate) carried: Carried,
     /// What is known of the errors of those subscriptions that have failed.
-    pub troubles: Vec<(JobId, String)>,
+    pub(crate) troubles: Vec<(JobId, String)>,
 }
 
 /// Looks at the columns until cancelled.
 #[derive(Debug)]
-pub struct DigestWatcher {
+pub(crate) struct DigestWatcher {
     /// The database.
-    pub conninfo: Arc<Conninfo>,
+    pub(crate) conninfo: Arc<Conninfo>,
     /// Between two looks.
-    pub every: Duration,
+    pub(crate) every: Duration,
     /// Where digests go; the newest replace the last.
-    pub seen: watch::Sender<Looked>,
+    pub(crate) seen: watch::Sender<Looked>,
     /// Asks for a look now.
-    pub now: Arc<Notify>,
+    pub(crate) now: Arc<Notify>,
 }
 
 impl DigestWatcher {
     /// Runs until cancelled.
-    pub async fn run(self, cancel: CancellationToken) {
+    pub(crate) async fn run(self, cancel: CancellationToken) {
         let mut session = None;
         let mut tick = tokio::time::interval(self.every);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

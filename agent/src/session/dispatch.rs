@@ -34,27 +34,27 @@ use crate::telemetry::{CommandEnd, Telemetry};
 
 /// What commands work with.
 #[derive(Debug)]
-pub struct Agent {
+pub(crate) struct Agent {
     /// This node.
-    pub node: NodeId,
+    pub(crate) node: NodeId,
     /// Its database.
-    pub conninfo: Arc<Conninfo>,
+    pub(crate) conninfo: Arc<Conninfo>,
     /// Jobs for which it is the source.
-    pub jobs: Arc<SourceJobs>,
+    pub(crate) jobs: Arc<SourceJobs>,
     /// Where progress goes.
-    pub reports: Arc<Reports>,
+    pub(crate) reports: Arc<Reports>,
     /// Dials sources.
-    pub endpoint: Arc<Endpoint>,
+    pub(crate) endpoint: Arc<Endpoint>,
     /// For the parts it fetches.
-    pub budget: Budget,
+    pub(crate) budget: Budget,
     /// What all index builds at once may use, where the operator says so.
-    pub index_memory: Option<ByteCount>,
+    pub(crate) index_memory: Option<ByteCount>,
     /// Counts what is done.
-    pub telemetry: Arc<Telemetry>,
+    pub(crate) telemetry: Arc<Telemetry>,
     /// Schemas being handed out.
-    pub readings: Readings,
+    pub(crate) readings: Readings,
     /// Cancelled when the agent is told to stop.
-    pub drain: CancellationToken,
+    pub(crate) drain: CancellationToken,
 }
 
 /// A command, as the log tells of it.
@@ -76,7 +76,7 @@ impl Agent {
     ///
     /// # Errors
     /// The fault that ended it, naming this node.
-    pub async fn fulfil(
+    pub(crate) async fn fulfil(
         &self,
         (job, replication): (JobId, Replication),
         command: Command,

@@ -126,7 +126,7 @@ impl Drainer {
 }
 
 /// Returns when the shutdown has taken longer than its stages allow: a task ignores its signal.
-pub async fn overdue(stop: &Stop) {
+pub(crate) async fn overdue(stop: &Stop) {
     stop.asked().cancelled().await;
     let hurried = async {
         stop.hurried().cancelled().await;

@@ -18,10 +18,10 @@ mod observe;
 mod readings;
 mod report;
 
-pub use control::{Control, Coordinator, Queues, Seen};
-pub use digests::{DigestWatcher, Looked};
-pub use dispatch::Agent;
-pub use drainer::overdue;
-pub use observe::{LineageWatch, Observer, PreparedWatch};
-pub use readings::Readings;
-pub use report::Reports;
+pub(crate) use control::{Control, Coordinator, Queues, Seen};
+pub(crate) use digests::{DigestWatcher, Looked};
+pub(crate) use dispatch::Agent;
+pub(crate) use drainer::overdue;
+pub(crate) use observe::{LineageWatch, Observer, PreparedWatch};
+pub(crate) use readings::Readings;
+pub(crate) use report::Reports;

@@ -36,31 +36,31 @@ const LINEAGE_EVERY: Duration = Duration::from_secs(5);
 /// Looks at the server until cancelled; also keeps this node's row in its `steep_repl` tables, since
 /// both want one quiet connection.
 #[derive(Debug)]
-pub struct Observer {
+pub(crate) struct Observer {
     /// This node.
-    pub node: NodeId,
+    pub(crate) node: NodeId,
     /// Its database.
-    pub conninfo: Arc<Conninfo>,
+    pub(crate) conninfo: Arc<Conninfo>,
     /// Those whose snapshots are held here.
-    pub jobs: Arc<SourceJobs>,
+    pub(crate) jobs: Arc<SourceJobs>,
     /// Where observations go; the newest replaces the last.
-    pub seen: watch::Sender<Observed>,
+    pub(crate) seen: watch::Sender<Observed>,
     /// The same for slots that are prepared here.
-    pub prepared: PreparedWatch,
+    pub(crate) prepared: PreparedWatch,
     /// The same for the node's lineage.
-    pub lineage: LineageWatch,
+    pub(crate) lineage: LineageWatch,
     /// Rows to mirror.
-    pub mirror: mpsc::Receiver<MirrorRow>,
+    pub(crate) mirror: mpsc::Receiver<MirrorRow>,
     /// What operators wanted, for the audit log.
-    pub audit: mpsc::Receiver<AuditView>,
+    pub(crate) audit: mpsc::Receiver<AuditView>,
     /// Where it is said that something is in the audit log.
-    pub reports: Arc<Reports>,
+    pub(crate) reports: Arc<Reports>,
     /// What is replicated and its columns, as they were seen last.
-    pub looked: watch::Receiver<Looked>,
+    pub(crate) looked: watch::Receiver<Looked>,
     /// Asks for them to be looked at now.
-    pub look_at_columns: Arc<Notify>,
+    pub(crate) look_at_columns: Arc<Notify>,
     /// Who waits for our sessions and for whom they wait; looked at more often.
-    pub locks: watch::Receiver<Vec<LockConflict>>,
+    pub(crate) locks: watch::Receiver<Vec<LockConflict>>,
 }
 
 /// What a look does besides looking.
@@ -72,7 +72,7 @@ enum ObserverTask {
 
 impl Observer {
     /// Runs until cancelled. Errors are observations, not ends.
-    pub async fn run(mut self, cancel: CancellationToken) {
+    pub(crate) async fn run(mut self, cancel: CancellationToken) {
         let mut session = None;
         // Beats are the wall clock's; a look that took too long moves none of the others.
         let first = first_look(std::time::Instant::now(), SystemTime::now());
@@ -295,7 +295,7 @@ pub(super) fn stands_out(told: &Observed, seen: &Observed) -> bool {
 /// Slots that are prepared here, as the coordinator is told of them: at once where one has come, gone or
 /// changed, and now and then how much WAL they hold.
 #[derive(Debug)]
-pub struct PreparedWatch {
+pub(crate) struct PreparedWatch {
     newest: Vec<PreparedSlot>,
     told: Option<Instant>,
     seen: watch::Sender<Option<Vec<PreparedSlot>>>,
@@ -304,7 +304,7 @@ pub struct PreparedWatch {
 impl PreparedWatch {
     /// Nothing has been looked at yet.
     #[must_use]
-    pub fn new(seen: watch::Sender<Option<Vec<PreparedSlot>>>) -> Self {
+    pub(crate) fn new(seen: watch::Sender<Option<Vec<PreparedSlot>>>) -> Self {
         Self {
             newest: Vec::new(),
             told: None,
@@ -335,7 +335,7 @@ impl PreparedWatch {
 
 /// The node's lineage, as the coordinator is told of it: when it changes.
 #[derive(Debug)]
-pub struct LineageWatch {
+pub(crate) struct LineageWatch {
     read: Option<Instant>,
     seen: watch::Sender<Option<Lineage>>,
 }
@@ -343,7 +343,7 @@ pub struct LineageWatch {
 impl LineageWatch {
     /// Nothing has been read yet.
     #[must_use]
-    pub fn new(seen: watch::Sender<Option<Lineage>>) -> Self {
+    pub(crate) fn new(seen: watch::Sender<Option<Lineage>>) -> Self {
         Self { read: None, seen }
     }
 

@@ -17,7 +17,7 @@ const HELD_FOR: Duration = Duration::from_secs(60);
 
 /// All of them.
 #[derive(Debug, Default)]
-pub struct Readings {
+pub(crate) struct Readings {
     held: Mutex<Vec<Reading>>,
 }
 
@@ -30,7 +30,7 @@ struct Reading {
 
 impl Readings {
     /// The first page of a reading, and where it goes on.
-    pub fn begin(&self, mut pages: Vec<SchemaPage>) -> (SchemaPage, Option<SchemaCursor>) {
+    pub(crate) fn begin(&self, mut pages: Vec<SchemaPage>) -> (SchemaPage, Option<SchemaCursor>) {
         if pages.len() <= 1 {
             return (pages.pop().unwrap_or_default(), None);
         }
@@ -54,7 +54,10 @@ impl Readings {
     ///
     /// # Errors
     /// A fault where the reading is held no longer, or the page has been taken.
-    pub fn go_on(&self, at: SchemaCursor) -> Result<(SchemaPage, Option<SchemaCursor>), Fault> {
+    pub(crate) fn go_on(
+        &self,
+        at: SchemaCursor,
+    ) -> Result<(SchemaPage, Option<SchemaCursor>), Fault> {
         let gone = || {
             let text = "the schema that was being read is no longer held";
             Fault::new(FaultKind::Failed, text)

@@ -20,10 +20,10 @@ const PARTS_PER_MESSAGE: usize = 10_000;
 
 /// Collects what tasks report until the session sends it.
 #[derive(Debug, Default)]
-pub struct Reports {
+pub(crate) struct Reports {
     jobs: Mutex<HashMap<JobId, JobReport>>,
     /// Rows that came in and were committed here, over all jobs.
-    pub received: Flow,
+    pub(crate) received: Flow,
     retries: AtomicU64,
     /// Wishes of operators that are in the audit log since the last [`Reports::take`].
     audited: Mutex<Vec<u64>>,
@@ -48,24 +48,24 @@ struct JobReport {
 
 /// What waits, over all jobs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Depths {
+pub(crate) struct Depths {
     /// Parts being loaded.
-    pub loading: u64,
+    pub(crate) loading: u64,
     /// Parts without a worker.
-    pub waiting: u64,
+    pub(crate) waiting: u64,
     /// Parts done that the coordinator has not been told of.
-    pub untold: u64,
+    pub(crate) untold: u64,
 }
 
 impl Reports {
     /// Tells what waits to be taken, as soon as it weighs more than before.
     #[must_use]
-    pub fn news(&self) -> watch::Receiver<News> {
+    pub(crate) fn news(&self) -> watch::Receiver<News> {
         self.news.subscribe()
     }
 
     /// What has changed since the last call, as messages.
-    pub fn take(&self) -> Vec<AgentMessage> {
+    pub(crate) fn take(&self) -> Vec<AgentMessage> {
         // Before anything is taken: what comes meanwhile is taken now or is news again.
         self.news.send_if_modified(|news| {
             *news = News::None;
@@ -109,7 +109,7 @@ impl Reports {
     }
 
     /// A new session: the coordinator may have missed anything.
-    pub fn tell_again(&self) {
+    pub(crate) fn tell_again(&self) {
         for report in self.lock().values_mut() {
             report.told = 0;
             report.changed = true;
@@ -118,7 +118,7 @@ impl Reports {
     }
 
     /// An operator's wish is in the audit log. Lost with its session, it is asked for again.
-    pub fn audited(&self, seq: u64) {
+    pub(crate) fn audited(&self, seq: u64) {
         let mut audited = self.audited.lock().unwrap_or_else(PoisonError::into_inner);
         audited.push(seq);
         drop(audited);
@@ -126,7 +126,7 @@ impl Reports {
     }
 
     /// A prepared slot was dropped because its time was over. Told once, in this session or the next.
-    pub fn slot_expired(&self, slot: SlotName) {
+    pub(crate) fn slot_expired(&self, slot: SlotName) {
         let mut expired = self.expired.lock().unwrap_or_else(PoisonError::into_inner);
         expired.push(slot);
         drop(expired);
@@ -135,13 +135,13 @@ impl Reports {
 
     /// Parts begun again since the process began.
     #[must_use]
-    pub fn retries(&self) -> u64 {
+    pub(crate) fn retries(&self) -> u64 {
         self.retries.load(Ordering::Relaxed)
     }
 
     /// What waits now.
     #[must_use]
-    pub fn depths(&self) -> Depths {
+    pub(crate) fn depths(&self) -> Depths {
         let mut depths = Depths::default();
         for report in self.lock().values() {
             depths.loading += report.active.len() as u64;
@@ -152,7 +152,7 @@ impl Reports {
     }
 
     /// The job is over.
-    pub fn forget(&self, job: JobId) {
+    pub(crate) fn forget(&self, job: JobId) {
         self.lock().remove(&job);
     }
 

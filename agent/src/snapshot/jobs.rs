@@ -13,29 +13,29 @@ use crate::locks::LockRegistry;
 /// The jobs for which this agent is the source. Shared by the session, which opens and closes them,
 /// and the server, which looks them up.
 #[derive(Debug, Default)]
-pub struct SourceJobs {
+pub(crate) struct SourceJobs {
     jobs: Mutex<HashMap<JobId, SourceJob>>,
     locks: Arc<LockRegistry>,
 }
 
 /// One of them.
 #[derive(Debug, Clone)]
-pub struct SourceJob {
+pub(crate) struct SourceJob {
     /// The one node that may ask.
-    pub target: NodeId,
+    pub(crate) target: NodeId,
     /// Which tables.
-    pub filter: TableFilter,
+    pub(crate) filter: TableFilter,
     /// Of which replication the description names the published tables.
-    pub replication: Option<JobId>,
+    pub(crate) replication: Option<JobId>,
     /// The snapshot, once there is one.
-    pub open: Option<Arc<OpenSnapshot>>,
+    pub(crate) open: Option<Arc<OpenSnapshot>>,
     /// Since when it is held open on the server, while it is.
     held_since: Option<Instant>,
 }
 
 impl SourceJobs {
     /// Lets `target` ask for that job. An open snapshot of the job stays.
-    pub fn admit(
+    pub(crate) fn admit(
         &self,
         job: JobId,
         target: NodeId,
@@ -59,7 +59,7 @@ impl SourceJobs {
     }
 
     /// Puts a job's snapshot where its target can reach it.
-    pub fn open(&self, job: JobId, snapshot: Arc<OpenSnapshot>) {
+    pub(crate) fn open(&self, job: JobId, snapshot: Arc<OpenSnapshot>) {
         if let Some(entry) = self.lock().get_mut(&job) {
             entry.held_since = (snapshot.lsn() != Lsn(0)).then(Instant::now);
             entry.open = Some(snapshot);
@@ -67,7 +67,7 @@ impl SourceJobs {
     }
 
     /// The job's snapshot is no longer held on the server; its plan stays.
-    pub fn released(&self, job: JobId) {
+    pub(crate) fn released(&self, job: JobId) {
         if let Some(entry) = self.lock().get_mut(&job) {
             entry.held_since = None;
         }
@@ -75,7 +75,7 @@ impl SourceJobs {
 
     /// How long each snapshot has been held open.
     #[must_use]
-    pub fn snapshot_ages(&self) -> Vec<Duration> {
+    pub(crate) fn snapshot_ages(&self) -> Vec<Duration> {
         let jobs = self.lock();
         jobs.values()
             .filter_map(|job| Some(job.held_since?.elapsed()))
@@ -84,31 +84,31 @@ impl SourceJobs {
 
     /// That job, if this agent is its source.
     #[must_use]
-    pub fn get(&self, job: JobId) -> Option<SourceJob> {
+    pub(crate) fn get(&self, job: JobId) -> Option<SourceJob> {
         self.lock().get(&job).cloned()
     }
 
     /// What is known of locks on this server.
     #[must_use]
-    pub fn locks(&self) -> &Arc<LockRegistry> {
+    pub(crate) fn locks(&self) -> &Arc<LockRegistry> {
         &self.locks
     }
 
     /// Forgets a job. Its snapshot, if any, is the caller's to close.
-    pub fn remove(&self, job: JobId) -> Option<SourceJob> {
+    pub(crate) fn remove(&self, job: JobId) -> Option<SourceJob> {
         self.locks.forget(job);
         self.lock().remove(&job)
     }
 
     /// Jobs for which a target may ask.
     #[must_use]
-    pub fn admitted(&self) -> Vec<JobId> {
+    pub(crate) fn admitted(&self) -> Vec<JobId> {
         self.lock().keys().copied().collect()
     }
 
     /// Jobs whose snapshot is held open on the server.
     #[must_use]
-    pub fn open_snapshots(&self) -> Vec<JobId> {
+    pub(crate) fn open_snapshots(&self) -> Vec<JobId> {
         self.lock()
             .iter()
             .filter(|(_, j)| j.held_since.is_some())
@@ -118,7 +118,7 @@ impl SourceJobs {
 
     /// Jobs whose snapshot is gone although nobody closed it.
     #[must_use]
-    pub fn lost_snapshots(&self) -> Vec<JobId> {
+    pub(crate) fn lost_snapshots(&self) -> Vec<JobId> {
         let jobs = self.lock();
         let broken = |job: &SourceJob| job.open.as_ref().is_some_and(|open| open.is_broken());
         let lost = jobs.iter().filter(|(_, job)| broken(job));

@@ -21,7 +21,7 @@ mod open;
 mod replicated;
 mod types;
 
-pub use jobs::{SourceJob, SourceJobs};
+pub(crate) use jobs::{SourceJob, SourceJobs};
 pub(crate) use open::published_oids;
-pub use open::{OpenSnapshot, open};
-pub use replicated::describe_replicated;
+pub(crate) use open::{OpenSnapshot, open};
+pub(crate) use replicated::describe_replicated;

@@ -44,7 +44,7 @@ const TIDY_UP: Duration = Duration::from_secs(10);
 ///
 /// Holds one session, and one per worker while parts are read. Dropping it ends them; the slot stays.
 #[derive(Debug)]
-pub struct OpenSnapshot {
+pub(crate) struct OpenSnapshot {
     node: NodeId,
     job: JobId,
     conninfo: Conninfo,
@@ -74,7 +74,7 @@ struct Held {
 ///
 /// # Errors
 /// A [`Fault`]; what was made until then is removed again, as far as the server can be reached.
-pub async fn open(
+pub(crate) async fn open(
     task: &Task,
     request: OpenSource,
     locks: Arc<LockRegistry>,
@@ -327,31 +327,31 @@ async fn make_plan(
 impl OpenSnapshot {
     /// The slot's consistent point; 0/0 without a slot.
     #[must_use]
-    pub fn lsn(&self) -> Lsn {
+    pub(crate) fn lsn(&self) -> Lsn {
         self.lsn
     }
 
     /// The database's encoding, in which text parts and strings in binary ones are read.
     #[must_use]
-    pub fn encoding(&self) -> &str {
+    pub(crate) fn encoding(&self) -> &str {
         &self.encoding
     }
 
     /// The tables, by number.
     #[must_use]
-    pub fn tables(&self) -> &[TablePlan] {
+    pub(crate) fn tables(&self) -> &[TablePlan] {
         &self.plan.tables
     }
 
     /// The tables as the coordinator needs them, by number.
     #[must_use]
-    pub fn summaries(&self) -> Vec<TableSummary> {
+    pub(crate) fn summaries(&self) -> Vec<TableSummary> {
         self.plan.summaries.clone()
     }
 
     /// How many parts there are.
     #[must_use]
-    pub fn parts(&self) -> u32 {
+    pub(crate) fn parts(&self) -> u32 {
         self.plan.parts
     }
 
@@ -359,7 +359,7 @@ impl OpenSnapshot {
     ///
     /// # Errors
     /// A [`Fault`] where there is no `pg_dump` that can do it.
-    pub async fn schema(
+    pub(crate) async fn schema(
         self: &Arc<Self>,
         section: SchemaSection,
         cancel: CancellationToken,
@@ -382,7 +382,7 @@ impl OpenSnapshot {
 
     /// Ends the snapshot; parts being read end with a fault. The slot stays. Done again, it does
     /// nothing.
-    pub async fn close(&self) {
+    pub(crate) async fn close(&self) {
         let held = self
             .held
             .lock()
@@ -396,7 +396,7 @@ impl OpenSnapshot {
 
     /// Parts, rows and bytes of what was read to its end at least once.
     #[must_use]
-    pub fn totals(&self) -> (u32, RowCount, ByteCount) {
+    pub(crate) fn totals(&self) -> (u32, RowCount, ByteCount) {
         let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         let parts = u32::try_from(read.len()).unwrap_or(u32::MAX);
         (
@@ -412,7 +412,7 @@ impl OpenSnapshot {
 
     /// Whether the session that holds the snapshot has ended by itself.
     #[must_use]
-    pub fn is_broken(&self) -> bool {
+    pub(crate) fn is_broken(&self) -> bool {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.as_ref().is_some_and(|held| held.holder.is_closed())
     }

@@ -13,7 +13,7 @@ use crate::pg::{Conninfo, PgError, Session, catalog, lock_timeout};
 ///
 /// # Errors
 /// [`PgError`] of the connection or a query; a table that somebody has locked is waited for so long.
-pub async fn describe_replicated(
+pub(crate) async fn describe_replicated(
     conninfo: &Conninfo,
     filter: &TableFilter,
     job: JobId,

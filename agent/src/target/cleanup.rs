@@ -36,7 +36,7 @@ const PARALLEL: u8 = 4;
 ///
 /// # Errors
 /// Faults of the server or the connection, locks of others; what is left is found by another try.
-pub async fn cleanup(task: &Task, data: CancelledData) -> Result<Vec<Finding>, Fault> {
+pub(crate) async fn cleanup(task: &Task, data: CancelledData) -> Result<Vec<Finding>, Fault> {
     let task = &Task {
         patience: Patience::Short,
         ..task.clone()

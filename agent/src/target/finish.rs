@@ -29,7 +29,7 @@ const NAMED: usize = 20;
 ///
 /// # Errors
 /// Faults of the server or the connection, cancellation. What concerns one object is a finding.
-pub async fn finish(
+pub(crate) async fn finish(
     task: &Task,
     sequences: Vec<SequenceValue>,
     parallel: u8,

@@ -13,13 +13,13 @@ mod finish;
 mod prepare;
 mod sync;
 
-pub use cleanup::cleanup;
-pub use finish::finish;
-pub use prepare::{Dumps, PrepareRequest, SchemaRequest, match_schema, prepare};
+pub(crate) use cleanup::cleanup;
+pub(crate) use finish::finish;
+pub(crate) use prepare::{Dumps, PrepareRequest, SchemaRequest, match_schema, prepare};
 
-pub use crate::deferred::build::{build_constraints, build_indexes};
-pub use crate::part::ledger::{release, totals};
-pub use crate::replication::subscription::{await_native_copy, subscribe};
-pub use crate::schema::fingerprints::{capture_fingerprints, compare_schemas};
-pub use crate::schema::missing::rebuild;
-pub use crate::schema::replicated::compare_replicated;
+pub(crate) use crate::deferred::build::{build_constraints, build_indexes};
+pub(crate) use crate::part::ledger::{release, totals};
+pub(crate) use crate::replication::subscription::{await_native_copy, subscribe};
+pub(crate) use crate::schema::fingerprints::{capture_fingerprints, compare_schemas};
+pub(crate) use crate::schema::missing::rebuild;
+pub(crate) use crate::schema::replicated::compare_replicated;

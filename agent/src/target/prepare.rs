@@ -21,39 +21,39 @@ use crate::task::{Patience, Task};
 
 /// What is wanted of a target.
 #[derive(Debug)]
-pub struct PrepareRequest {
+pub(crate) struct PrepareRequest {
     /// Of its schema.
-    pub schema: SchemaRequest,
+    pub(crate) schema: SchemaRequest,
     /// When indexes are built.
-    pub indexes: IndexTiming,
+    pub(crate) indexes: IndexTiming,
     /// What decides values in the source's database.
-    pub settings: Vec<DatabaseSetting>,
+    pub(crate) settings: Vec<DatabaseSetting>,
 }
 
 /// Dumps of the source's schema, read only where the schema is made of them.
 #[derive(Debug)]
-pub struct Dumps<R> {
+pub(crate) struct Dumps<R> {
     /// Types, functions, tables, views, defaults.
-    pub pre_data: R,
+    pub(crate) pre_data: R,
     /// Rows that users have put into tables of extensions.
-    pub extension_rows: R,
+    pub(crate) extension_rows: R,
     /// Indexes, constraints, triggers, rules, policies.
-    pub post_data: R,
+    pub(crate) post_data: R,
 }
 
 /// What is wanted of a target's schema.
 #[derive(Debug)]
-pub struct SchemaRequest {
+pub(crate) struct SchemaRequest {
     /// Which tables take part.
-    pub filter: TableFilter,
+    pub(crate) filter: TableFilter,
     /// What to do about rows that are there.
-    pub existing: ExistingRows,
+    pub(crate) existing: ExistingRows,
     /// What to do about differences in schema.
-    pub schema_mode: SchemaMode,
+    pub(crate) schema_mode: SchemaMode,
     /// The source.
-    pub source: NodeId,
+    pub(crate) source: NodeId,
     /// Its schema, as far as `filter` admits it.
-    pub described: Schema,
+    pub(crate) described: Schema,
 }
 
 /// Prepares the target for `plan`. In a database without tables the schema is made of the
@@ -65,7 +65,7 @@ pub struct SchemaRequest {
 /// # Errors
 /// `SchemaMismatch` where the schemas differ and the mode is strict, or planned tables or columns are
 /// missing; a fault that names tables with rows; what the server refuses.
-pub async fn prepare<R: PartReader>(
+pub(crate) async fn prepare<R: PartReader>(
     task: &Task,
     request: &PrepareRequest,
     plan: &[TablePlan],
@@ -134,7 +134,10 @@ pub async fn prepare<R: PartReader>(
 ///
 /// # Errors
 /// `SchemaMismatch` where the schemas differ and the mode is strict; what the server refuses.
-pub async fn match_schema(task: &Task, request: &SchemaRequest) -> Result<Vec<Finding>, Fault> {
+pub(crate) async fn match_schema(
+    task: &Task,
+    request: &SchemaRequest,
+) -> Result<Vec<Finding>, Fault> {
     let conn = Conn::open(task, "prepare").await?;
     let installed = own_schema::install(&conn.session).await;
     installed.map_err(|error| conn.fault(&error))?;

@@ -69,7 +69,9 @@ ORDER BY 3 DESC, 4 NULLS FIRST, 1";
 ///
 /// # Errors
 /// Faults of the connection or the server.
-pub async fn database_settings(conninfo: &Conninfo) -> Result<Vec<DatabaseSetting>, PgError> {
+pub(crate) async fn database_settings(
+    conninfo: &Conninfo,
+) -> Result<Vec<DatabaseSetting>, PgError> {
     let session = Session::connect(conninfo, "settings").await?;
     let settings = read_settings(&session).await?;
     session.close().await;

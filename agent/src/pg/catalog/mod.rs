@@ -16,14 +16,14 @@ use steep_protocol::message::job::TableFilter;
 use steep_protocol::{Identifier, TableName};
 use tokio_postgres::Row;
 
-pub use database_settings::database_settings;
+pub(crate) use database_settings::database_settings;
 pub(crate) use database_settings::{
     alter, differences, for_loading, is_carried, quoted, read_settings,
 };
 pub(crate) use enums::enum_labels;
 pub(crate) use extension_tables::{ExtensionRelation, read_extension_tables};
 pub(crate) use rows::holding_rows;
-pub use schema::{describe, read_schema, read_schema_at_once};
+pub(crate) use schema::{describe, read_schema, read_schema_at_once};
 
 use super::{PgError, Session};
 

@@ -36,7 +36,10 @@ const DEFINITION_MAX: usize = 256 * 1024;
 ///
 /// # Errors
 /// [`PgError`] of a query.
-pub async fn read_schema(session: &Session, filter: &TableFilter) -> Result<Schema, PgError> {
+pub(crate) async fn read_schema(
+    session: &Session,
+    filter: &TableFilter,
+) -> Result<Schema, PgError> {
     session.batch_execute(PINNED).await?;
     let partitions = Partitions::load(session).await?;
     let admitted = |name: &TableName| partitions.admitted(filter, name);
@@ -69,7 +72,7 @@ pub async fn read_schema(session: &Session, filter: &TableFilter) -> Result<Sche
 ///
 /// # Errors
 /// [`PgError`] of a query.
-pub async fn read_schema_at_once(
+pub(crate) async fn read_schema_at_once(
     session: &Session,
     filter: &TableFilter,
 ) -> Result<Schema, PgError> {
@@ -87,7 +90,7 @@ pub async fn read_schema_at_once(
 ///
 /// # Errors
 /// [`PgError`] of the connection or a query; a table that somebody has locked is waited for so long.
-pub async fn describe(conninfo: &Conninfo, filter: &TableFilter) -> Result<Schema, PgError> {
+pub(crate) async fn describe(conninfo: &Conninfo, filter: &TableFilter) -> Result<Schema, PgError> {
     let session = Session::connect_impatient(conninfo, "describe").await?;
     let schema = (|| read_schema_at_once(&session, filter))
         .retry(lock_timeout::a_few_times())

@@ -28,7 +28,7 @@ const APPLICATION_NAME_MAX: usize = 63;
 
 /// How to reach and enter one database, possibly at one of several addresses.
 #[derive(Clone)]
-pub struct Conninfo {
+pub(crate) struct Conninfo {
     pub(super) endpoints: Vec<Endpoint>,
     pub(super) user: String,
     pub(super) database: String,
@@ -115,7 +115,7 @@ impl Conninfo {
     ///
     /// # Errors
     /// [`PgError::Conninfo`] says what is wrong, without repeating values.
-    pub fn parse(text: &str) -> Result<Self, PgError> {
+    pub(crate) fn parse(text: &str) -> Result<Self, PgError> {
         parse::parse(text)
             .and_then(|settings| resolve::resolve(&settings, &Environment::of_process()))
             .map_err(PgError::Conninfo)
@@ -123,7 +123,7 @@ impl Conninfo {
 
     /// Host, port, user and database: what a log may show.
     #[must_use]
-    pub fn redacted(&self) -> String {
+    pub(crate) fn redacted(&self) -> String {
         let place: Vec<_> = self.endpoints.iter().map(ToString::to_string).collect();
         format!(
             "{} user={} dbname={}",
@@ -136,7 +136,7 @@ impl Conninfo {
     /// The whole connection in libpq's keyword/value form, resolved password included: for
     /// `CREATE SUBSCRIPTION`.
     #[must_use]
-    pub fn libpq(&self) -> Secret {
+    pub(crate) fn libpq(&self) -> Secret {
         let mut text = self.libpq_without_password();
         if let Some(password) = self.password() {
             text.push_str(&format!(" password={}", quote(password.expose())));
@@ -146,7 +146,7 @@ impl Conninfo {
 
     /// As [`Conninfo::libpq`] but without the password: fit for a command line.
     #[must_use]
-    pub fn libpq_without_password(&self) -> String {
+    pub(crate) fn libpq_without_password(&self) -> String {
         let mut pairs = self.libpq_address();
         pairs.push(("user", self.user.clone()));
         pairs.push(("dbname", self.database.clone()));
@@ -188,7 +188,7 @@ impl Conninfo {
 
     /// The password for the first address, if there is one: for a child's `PGPASSWORD`.
     #[must_use]
-    pub fn password(&self) -> Option<Secret> {
+    pub(crate) fn password(&self) -> Option<Secret> {
         self.endpoints
             .first()
             .and_then(|endpoint| endpoint.password.clone())

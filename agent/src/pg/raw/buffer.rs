@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use crate::pg::PgError;
 
 /// One read takes as much as there is, up to this.
-pub const CAPACITY: usize = 256 * 1024;
+pub(crate) const CAPACITY: usize = 256 * 1024;
 
 /// Tag and length.
 pub(super) const HEAD: usize = 5;

@@ -36,7 +36,7 @@ impl RawConnection {
     ///
     /// # Errors
     /// [`PgError`]; after [`PgError::Server`] the connection is usable, after others not.
-    pub async fn copy_in_start(&mut self, sql: &str) -> Result<(), PgError> {
+    pub(crate) async fn copy_in_start(&mut self, sql: &str) -> Result<(), PgError> {
         let begun = |message: &Message| match message {
             Message::CopyInResponse(_) => Some(State::CopyIn),
             _ => None,
@@ -48,7 +48,7 @@ impl RawConnection {
     ///
     /// # Errors
     /// [`PgError`]; the connection is not usable afterwards.
-    pub async fn copy_in_write(&mut self, data: &[u8]) -> Result<(), PgError> {
+    pub(crate) async fn copy_in_write(&mut self, data: &[u8]) -> Result<(), PgError> {
         if self.state != State::CopyIn {
             return Err(PgError::Protocol("no COPY takes data".to_owned()));
         }
@@ -62,7 +62,7 @@ impl RawConnection {
     ///
     /// # Errors
     /// [`PgError`]; after [`PgError::Server`] the connection is usable, after others not.
-    pub async fn copy_in_end(&mut self) -> Result<RowCount, PgError> {
+    pub(crate) async fn copy_in_end(&mut self) -> Result<RowCount, PgError> {
         if self.state != State::CopyIn {
             return Err(PgError::Protocol("no COPY is to be ended".to_owned()));
         }

@@ -8,7 +8,7 @@ use super::{PgError, Preamble, RawConnection, State, server_error};
 
 /// How a [`RawConnection::copy_read`] ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CopyStep {
+pub(crate) enum CopyStep {
     /// The buffer is full; more may follow.
     More,
     /// All data has been read and PostgreSQL counted so many rows. The connection is ready for the
@@ -23,7 +23,11 @@ impl RawConnection {
     ///
     /// # Errors
     /// [`PgError`]; after [`PgError::Server`] the connection is usable, after others not.
-    pub async fn copy_start(&mut self, sql: &str, preamble: &mut Preamble) -> Result<(), PgError> {
+    pub(crate) async fn copy_start(
+        &mut self,
+        sql: &str,
+        preamble: &mut Preamble,
+    ) -> Result<(), PgError> {
         let begun = |message: &Message| match message {
             Message::CopyOutResponse(_) => Some(State::CopyOut { remaining: 0 }),
             _ => None,
@@ -35,7 +39,7 @@ impl RawConnection {
     ///
     /// # Errors
     /// [`PgError`]; after [`PgError::Server`] the connection is usable, after others not.
-    pub async fn copy_read(
+    pub(crate) async fn copy_read(
         &mut self,
         into: &mut Vec<u8>,
         limit: usize,

@@ -31,19 +31,19 @@ use super::transport::Reads;
 use super::{PgError, guard, settings};
 use buffer::ReadBuffer;
 
-pub use buffer::CAPACITY as READ_BUFFER;
-pub use copy_out::CopyStep;
+pub(crate) use buffer::CAPACITY as READ_BUFFER;
+pub(crate) use copy_out::CopyStep;
 
 /// The longest message other than COPY data. PostgreSQL's own are far below, except that a row of a
 /// simple query has no bound: ours ask for short ones.
-pub const MESSAGE_MAX: usize = 16 * 1024 * 1024;
+pub(crate) const MESSAGE_MAX: usize = 16 * 1024 * 1024;
 
 /// The most bytes of rows that one simple query may answer.
 const ANSWER_MAX: usize = 64 * 1024 * 1024;
 
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
+pub(crate) enum Mode {
     /// SQL and COPY.
     Plain,
     /// The same, for much COPY data out: whoever uses it is on a thread that may block.
@@ -68,7 +68,7 @@ enum State {
 
 /// One connection on the bare protocol. Dropping it closes the socket.
 #[derive(Debug)]
-pub struct RawConnection {
+pub(crate) struct RawConnection {
     stream: Stream,
     buffer: ReadBuffer,
     parameters: HashMap<String, String>,
@@ -79,7 +79,7 @@ pub struct RawConnection {
 
 /// Cancels what its connection runs, from outside.
 #[derive(Debug, Clone)]
-pub struct Canceller {
+pub(crate) struct Canceller {
     conninfo: Conninfo,
     route: Route,
     process_id: i32,
@@ -87,26 +87,26 @@ pub struct Canceller {
 }
 
 /// A row of a simple query.
-pub type TextRow = Vec<Option<String>>;
+pub(crate) type TextRow = Vec<Option<String>>;
 
 /// What statements before a COPY in the same query answered: columns and row of the last one.
 #[derive(Debug, Default)]
-pub struct Preamble {
+pub(crate) struct Preamble {
     /// Its columns.
-    pub columns: Vec<AnswerColumn>,
+    pub(crate) columns: Vec<AnswerColumn>,
     /// Its row.
-    pub row: Option<TextRow>,
+    pub(crate) row: Option<TextRow>,
 }
 
 /// A column of an answer, as PostgreSQL describes it; of a domain, the type below it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AnswerColumn {
+pub(crate) struct AnswerColumn {
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// Its type.
-    pub type_oid: u32,
+    pub(crate) type_oid: u32,
     /// What the type is narrowed to.
-    pub type_modifier: i32,
+    pub(crate) type_modifier: i32,
 }
 
 impl RawConnection {
@@ -114,7 +114,11 @@ impl RawConnection {
     ///
     /// # Errors
     /// [`PgError`]: not reached, not let in, or not the kind of server that is wanted.
-    pub async fn connect(conninfo: &Conninfo, purpose: &str, mode: Mode) -> Result<Self, PgError> {
+    pub(crate) async fn connect(
+        conninfo: &Conninfo,
+        purpose: &str,
+        mode: Mode,
+    ) -> Result<Self, PgError> {
         let reads = match mode {
             Mode::CopyOut => Reads::Patient,
             Mode::Plain | Mode::Replication => Reads::Eager,
@@ -174,27 +178,21 @@ impl RawConnection {
         Ok(())
     }
 
-    /// `server_version_num`.
-    #[must_use]
-    pub fn server_version(&self) -> u32 {
-        self.version
-    }
-
     /// Whether a query may be sent: no COPY is under way.
     #[must_use]
-    pub fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.state == State::Idle
     }
 
     /// The server's process for this connection.
     #[must_use]
-    pub fn process_id(&self) -> i32 {
+    pub(crate) fn process_id(&self) -> i32 {
         self.cancel.process_id
     }
 
     /// What cancels this connection's statements.
     #[must_use]
-    pub fn canceller(&self) -> Canceller {
+    pub(crate) fn canceller(&self) -> Canceller {
         self.cancel.clone()
     }
 
@@ -203,7 +201,7 @@ impl RawConnection {
     ///
     /// # Errors
     /// [`PgError`]; after [`PgError::Server`] the connection is usable, after others not.
-    pub async fn query(&mut self, sql: &str) -> Result<Vec<TextRow>, PgError> {
+    pub(crate) async fn query(&mut self, sql: &str) -> Result<Vec<TextRow>, PgError> {
         self.send_query(sql).await?;
         let mut rows = Vec::new();
         let mut size = 0;
@@ -234,7 +232,7 @@ impl RawConnection {
     }
 
     /// Says goodbye and closes.
-    pub async fn close(mut self) {
+    pub(crate) async fn close(mut self) {
         let mut goodbye = BytesMut::new();
         frontend::terminate(&mut goodbye);
         // Whether it arrives makes no difference: the socket closes either way.
@@ -334,7 +332,7 @@ impl Canceller {
     ///
     /// # Errors
     /// What `work` fails with, or [`PgError::Cancelled`].
-    pub async fn run<T>(
+    pub(crate) async fn run<T>(
         &self,
         cancel: &CancellationToken,
         work: impl Future<Output = Result<T, PgError>>,
@@ -357,7 +355,7 @@ impl Canceller {
     ///
     /// # Errors
     /// [`PgError`] where the server could not be asked.
-    pub async fn cancel(&self) -> Result<(), PgError> {
+    pub(crate) async fn cancel(&self) -> Result<(), PgError> {
         let asking = async {
             let mut stream = dial::open(&self.conninfo, &self.route, Reads::Eager).await?;
             let mut request = BytesMut::new();

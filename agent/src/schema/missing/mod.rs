@@ -139,7 +139,7 @@ const REBUILD_LOCK: i64 = 0x7374_6565_705f_7262;
 ///
 /// # Errors
 /// A rebuild that is at work already; faults of the server or the connection.
-pub async fn rebuild(task: &Task) -> Result<Rebuilt, Fault> {
+pub(crate) async fn rebuild(task: &Task) -> Result<Rebuilt, Fault> {
     let conn = Conn::open(task, "rebuild").await?;
     if !job_records::installed(&conn).await? {
         return Ok(Rebuilt::default());
