@@ -35,13 +35,13 @@ use crate::telemetry::Telemetry;
 /// Mirror rows waiting for PostgreSQL; they replace one another.
 const MIRROR_QUEUE: usize = 16;
 
-/// Entries for the audit log waiting for PostgreSQL; what finds no room is said again.
+/// Audit entries waiting for PostgreSQL; the coordinator repeats those that find no room.
 const AUDIT_QUEUE: usize = 64;
 
-/// How long peers get to hear that we are going.
+/// How long peers have to hear that we are going.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 
-/// How long tasks that hold nothing of value get to end by themselves.
+/// How long tasks that hold nothing of value have to end by themselves.
 const TASKS_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Runs until `stop`, and then until what is under way has ended, within the bounds of
@@ -139,7 +139,6 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
     outcome
 }
 
-/// The coordinator, and what it is told of this process.
 fn coordinator(
     config: &Config,
     endpoint: &Arc<Endpoint>,
@@ -154,7 +153,7 @@ fn coordinator(
     }
 }
 
-/// What rows on their way may take, each way.
+/// The memory budgets of both directions.
 fn halves(config: &Config) -> Budgets {
     Budgets {
         sent: Budget::half_of(config.memory_mib),
@@ -181,14 +180,12 @@ fn credentials(config: &Config) -> anyhow::Result<Credentials> {
     Ok(credentials)
 }
 
-/// What the observer is asked to write.
 struct ObserverQueues {
     mirror: mpsc::Receiver<MirrorRow>,
     audit: mpsc::Receiver<AuditView>,
     reports: Arc<Reports>,
 }
 
-/// Everything that looks at the server by itself.
 struct Observers {
     observer: Observer,
     digests: DigestWatcher,
@@ -203,8 +200,7 @@ impl Observers {
     }
 }
 
-/// What looks at the server: slots and subscriptions every second, columns now and then, locks while
-/// something is at work.
+/// Watches slots and subscriptions every second, columns now and then, locks while something is at work.
 fn observers(
     config: &Config,
     conninfo: &Arc<Conninfo>,
@@ -256,7 +252,7 @@ fn observers(
     (observers, seen)
 }
 
-/// Until the way down is over, or until a task ends that should not; what runs is cancelled then.
+/// Waits for the end of the shutdown, or for a task that ends unexpectedly.
 async fn until_stopped(
     tasks: &mut JoinSet<()>,
     controlling: &mut JoinSet<Result<(), Fault>>,
@@ -285,7 +281,7 @@ async fn until_stopped(
     bail!("a part of the agent ended by itself: {broken:?}")
 }
 
-/// Waits for tasks that have been told to end. One that asks a PostgreSQL that hangs is not waited for.
+/// Waits for tasks that were told to end, except those that wait for a hanging PostgreSQL.
 async fn end(mut tasks: JoinSet<()>) {
     let ended = async { while tasks.join_next().await.is_some() {} };
     if tokio::time::timeout(TASKS_DEADLINE, ended).await.is_err() {
@@ -293,8 +289,7 @@ async fn end(mut tasks: JoinSet<()>) {
     }
 }
 
-/// Where this agent is reached: what is configured, or else where it listens, which is everywhere by its
-/// host's name.
+/// Where others reach this agent: as configured, else where it listens, else by its host name.
 fn advertised(config: &Config, listen: SocketAddr) -> String {
     if let Some(address) = &config.advertise {
         return address.clone();

@@ -1,20 +1,19 @@
-//! The signals of a shutdown. [`crate::session`] sends them, its `drain` says when; each task watches the
-//! one that concerns it.
+//! The signals of a shutdown. [`crate::session`] sends them, as its `drain` decides; each task watches the
+//! one it needs.
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Three signals, each of which implies those before it: an agent that cuts off its work starts no more
-/// either. Clones share them.
+/// Each signal implies those before it. Clones share them.
 #[derive(Debug, Clone)]
 pub(crate) struct Shutdown {
-    /// Cancelled when no new work may start. Running work goes on.
+    /// No new work may start. Running work goes on.
     pub(crate) drain: CancellationToken,
-    /// Cancelled when running work must end at once.
+    /// Running work must end at once.
     pub(crate) cut: CancellationToken,
-    /// Cancelled when all tasks must end.
+    /// All tasks must end.
     pub(crate) halt: CancellationToken,
-    /// Requests of other agents that are being answered, each by a token.
+    /// Holds a token for each request of another agent that is being answered.
     pub(crate) answers: TaskTracker,
 }
 
@@ -23,7 +22,7 @@ impl Default for Shutdown {
         let halt = CancellationToken::new();
         let cut = halt.child_token();
         let answers = TaskTracker::new();
-        // Requests are answered until the end; closed, the tracker can be waited for.
+        // A closed tracker still gives out tokens, and can be waited for.
         answers.close();
         Self {
             drain: cut.child_token(),

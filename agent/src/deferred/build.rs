@@ -1,12 +1,12 @@
-//! Builds what was deferred: indexes and keys in parallel, those of partitioned tables above
-//! them, their details, foreign keys, everything else.
+//! Builds what was deferred: indexes and keys in parallel, then those of partitioned tables above them,
+//! their details, foreign keys, everything else.
 //!
-//! What cannot be made and replication can do without is noted as missing and left out; what it needs
-//! stops the job, with everything else left as it is.
+//! What fails and replication does not need is noted as missing and skipped; what it needs stops the job
+//! and leaves the rest as it is.
 //!
-//! Each statement notes its end in its own transaction, so that a command done again goes on where
-//! the last one stopped. Those transactions do not wait for the disk one by one: statement and note
-//! are lost or kept together, and the last commit of a stage waits for all of them.
+//! Each statement records its end in its own transaction, so a repeated command goes on where the last one
+//! stopped. These transactions do not wait for the disk: statement and record are lost or kept together,
+//! and the last commit of a stage waits for all of them.
 
 use std::collections::HashSet;
 
@@ -28,21 +28,17 @@ use crate::schema::missing::{self, Lack, Missing, Weight};
 use crate::schema::statement::{Stage, headline};
 use crate::task::Task;
 
-/// Indexes, the constraints that are indexes, and what is said about them.
-///
-/// # Errors
-/// An index that replication needs and that cannot be made, and faults of the server or the connection;
-/// what is left stays stored for another try.
+/// Builds indexes, the constraints that are indexes, and their details. Fails where replication needs an
+/// index that cannot be built. After an error, what is left stays stored for another try.
 pub(crate) async fn build_indexes(task: &Task, parallel: u8) -> Result<Vec<Finding>, Fault> {
     build_indexes_for(task, parallel, Purpose::Replication).await
 }
 
-/// What is built for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// A replica, which finds rows by some of them.
+    /// Replication finds rows by some of the indexes.
     Replication,
-    /// A node that replicates no more: none of them is in the way of a cleanup.
+    /// The node no longer replicates: no failing index may stop a cleanup.
     Cleanup,
 }
 
@@ -55,7 +51,6 @@ impl Purpose {
     }
 }
 
-/// [`build_indexes`] for that.
 pub(crate) async fn build_indexes_for(
     task: &Task,
     parallel: u8,
@@ -85,18 +80,14 @@ pub(crate) async fn build_indexes_for(
     Ok(findings)
 }
 
-/// Foreign keys and all the rest, policies included.
+/// Builds foreign keys and everything else, policies included.
 ///
-/// A foreign key that the rows violate is left `NOT VALID`; it and whatever cannot be made is noted as
-/// missing and does not stop the job.
-///
-/// # Errors
-/// Faults of the server or the connection; what is left stays stored for another try.
+/// A foreign key that the rows violate stays `NOT VALID`. This and anything that cannot be built is noted
+/// as missing and does not stop the job. After an error, what is left stays stored for another try.
 pub(crate) async fn build_constraints(task: &Task, parallel: u8) -> Result<Vec<Finding>, Fault> {
     build_constraints_for(task, parallel, Purpose::Replication).await
 }
 
-/// [`build_constraints`] for that.
 pub(crate) async fn build_constraints_for(
     task: &Task,
     parallel: u8,
@@ -120,10 +111,8 @@ pub(crate) async fn build_constraints_for(
     Ok(findings)
 }
 
-/// What nothing of the job may set off: made when everything else is.
-///
-/// # Errors
-/// Faults of the server or the connection; what is left stays stored for another try.
+/// Comes last, since nothing of the job may fire them. After an error, what is left stays stored for
+/// another try.
 pub(crate) async fn build_event_triggers(
     task: &Task,
     conn: &Conn,
@@ -133,7 +122,7 @@ pub(crate) async fn build_event_triggers(
     in_order(task, conn, stage, purpose).await
 }
 
-/// Statements of a stage, one after the other, many to a transaction.
+/// Runs a stage's statements in order, many per transaction.
 pub(crate) async fn in_order(
     task: &Task,
     conn: &Conn,
@@ -171,14 +160,14 @@ async fn settle(conn: &Conn) -> Result<(), Fault> {
     outcome.map_err(|error| conn.fault(&error))
 }
 
-/// Adds every foreign key, one after the other: adding two that refer to each other's tables at the
-/// same time would deadlock, and without a check it takes no time.
+/// Adds every foreign key, one after the other: two that refer to each other's tables would deadlock, and
+/// without a check it takes no time.
 async fn add_foreign_keys(task: &Task, conn: &Conn) -> Result<(), Fault> {
     for one in waiting(conn, task.job, Stage::ForeignKeys).await? {
         if one.added {
             continue;
         }
-        // What the source has not checked or does not enforce stays so.
+        // A constraint that the source has not checked or does not enforce stays so.
         let unchecked = one.sql.ends_with("NOT VALID") || one.sql.ends_with("NOT ENFORCED");
         let later = one.kind == Kind::ForeignKey && !unchecked;
         let (tail, state) = match later {
@@ -198,7 +187,7 @@ async fn add_foreign_keys(task: &Task, conn: &Conn) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Notes that it is missing, and that nothing is to be done about it any more.
+/// Notes that it is missing and not to be tried again in this stage.
 pub(crate) async fn note_missing(
     task: &Task,
     conn: &Conn,
@@ -227,8 +216,7 @@ pub(super) fn named(conn: &Conn, one: &Waiting, error: &PgError) -> Fault {
     fault
 }
 
-/// What it means that the index which replication finds rows by cannot be made. The same try would fail in
-/// the same way: what is in its way is in the rows.
+/// The fault where an index that replication needs cannot be built. No retry: the rows are in its way.
 pub(super) fn identity_failed(conn: &Conn, one: &Waiting, error: &PgError) -> Fault {
     let fault = named(conn, one, error);
     if !error.sqlstate().is_some_and(is_of_the_statement) {

@@ -1,4 +1,4 @@
-//! Workers that build the statements of one stage in parallel, and what they say of their progress.
+//! Workers that build a stage's statements in parallel and report their progress.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -19,28 +19,24 @@ use crate::schema::batch::is_of_the_statement;
 use crate::schema::missing::Lack;
 use crate::task::Task;
 
-/// Between two looks at the server's own progress views.
+/// How often the server's progress views are read.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// What a table weighs besides its bytes, so that small ones are seen to move too.
+/// Added to every table's bytes, so that small ones show progress too.
 const WEIGHT_MIN: u64 = 8192;
 
-/// One worker's connection.
 struct Worker {
     conn: Conn,
     pid: i32,
 }
 
-/// How one statement ended.
 type Ended = (Worker, Waiting, Result<(), Fault>);
 
-/// Workers on one stage.
 pub(super) struct Pool<'a> {
     task: &'a Task,
     conn: &'a Conn,
     phase: Phase,
     memory: Memory,
-    /// Those without which the job cannot go on.
     needed: HashSet<i32>,
     done: u64,
     total: u64,
@@ -71,7 +67,7 @@ impl<'a> Pool<'a> {
         }
         self.total = all.iter().map(weight).sum();
         let mut task = self.task.clone();
-        // Where one fails the others are stopped, and only they.
+        // A failure stops the other workers, and only them.
         task.cancel = self.task.cancel.child_token();
         let mut idle = Vec::new();
         for _ in 0..usize::from(parallel.max(1)).min(all.len()) {
@@ -136,7 +132,7 @@ impl<'a> Pool<'a> {
         }
     }
 
-    /// What the server says of the statements at work, as a share of their tables' bytes.
+    /// Reports the server's progress of running statements, as a share of their tables' bytes.
     async fn tell(&self, at_work: &[(i32, Waiting)]) -> Result<(), Fault> {
         let pids: Vec<i32> = at_work.iter().map(|(pid, _)| *pid).collect();
         let rows = self.conn.rows(SHARES, &[&pids]).await?;
@@ -160,8 +156,8 @@ impl<'a> Pool<'a> {
     }
 }
 
-/// How far each index is: reading the table is the first half, sorting has no numbers, writing the
-/// tree is the rest (PostgreSQL manual, "CREATE INDEX Progress Reporting").
+/// An index's progress: reading the table is the first half, sorting is not measured, writing the tree is
+/// the rest (PostgreSQL manual, "CREATE INDEX Progress Reporting").
 const SHARES: &str = "
 SELECT pid, CASE
     WHEN tuples_done > 0 AND tuples_total > 0
@@ -174,12 +170,10 @@ pub(super) fn weight(one: &Waiting) -> u64 {
     one.weight + WEIGHT_MIN
 }
 
-/// Who cannot do without it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Need {
     /// Replication finds rows by it.
     ByReplication,
-    /// Nobody who would lose rows.
     Nobody,
 }
 
@@ -196,7 +190,7 @@ async fn work(task: Task, worker: Worker, one: Waiting, need: Need) -> Ended {
     (worker, one, outcome)
 }
 
-/// Tries of a statement that another session's locks got in the way of.
+/// Tries of a statement that deadlocked with another session.
 const DEADLOCK_TRIES: u32 = 5;
 
 async fn build(task: &Task, conn: &Conn, one: &Waiting, need: Need) -> Result<(), Fault> {
@@ -211,7 +205,7 @@ async fn build(task: &Task, conn: &Conn, one: &Waiting, need: Need) -> Result<()
     }
 }
 
-/// A transaction that is begun again where a deadlock ended it.
+/// Repeats a transaction that a deadlock ended.
 async fn insist(conn: &Conn, sql: &str) -> Result<(), PgError> {
     let mut tries = 1;
     loop {
@@ -254,8 +248,8 @@ async fn validate(task: &Task, conn: &Conn, one: &Waiting) -> Result<(), Fault> 
     }
 }
 
-/// Before PostgreSQL 18, VALIDATE leaves a constraint's parts for each partition of the table it
-/// refers to as they are; added again without NOT VALID it is whole.
+/// Before PostgreSQL 18, VALIDATE skips a constraint's parts for partitions of the referenced table;
+/// dropped and added without NOT VALID it becomes whole.
 async fn refers_to_partitions(conn: &Conn, table: &TableName, name: &str) -> Result<bool, Fault> {
     if conn.session.server_version() >= 180_000 {
         return Ok(false);

@@ -1,13 +1,13 @@
-//! What a server is like, before anything is touched: a few queries over the catalog, whatever the
-//! number of tables.
+//! Facts about a server, gathered before anything is changed: a few catalog queries for any number of
+//! tables.
 //!
-//! Owns the gathering; never judges (the coordinator does, from both ends' facts) and never changes
-//! anything that outlives its transactions. Two probes do more than read, and are rolled back:
-//! whether triggers can be silenced ([`server`]) and whether this PostgreSQL reaches the other one
-//! ([`reachability`]); a third opens a replication connection and closes it again ([`walsender`]).
+//! Gathers only: the coordinator judges, from both ends' facts. Nothing here changes anything that outlives
+//! its transaction. Two probes do more than read and are rolled back: whether triggers can be silenced
+//! ([`server`]), and whether this PostgreSQL reaches the other one ([`reachability`]). A third opens a
+//! replication connection and closes it ([`walsender`]).
 //!
-//! Invariants: no name is built into SQL but through a quoted type; no password is in a fact; a
-//! catalog of any size is read as a stream and kept as counts and bounded lists.
+//! Invariants: names go into SQL only through quoted types; no fact holds a password; a catalog of any size
+//! is streamed and kept as counts and bounded lists.
 
 mod content;
 mod event_triggers;
@@ -40,29 +40,20 @@ pub(crate) use lineage::lineage;
 use crate::pg::{PgError, SHORT_LOCK_TIMEOUT, Session, lock_timeout};
 use crate::task::Task;
 
-/// What the source's agent said, as far as it could be reached.
+/// What the source's agent reported, as far as it was reached.
 #[derive(Debug)]
 pub(crate) struct PeerFacts {
-    /// The round trip to it, or why it is not reached.
     pub(crate) link: Result<Duration, String>,
-    /// Seconds its clock is ahead of ours.
     pub(crate) clock_ahead: f64,
-    /// How its PostgreSQL is reached by another PostgreSQL.
     pub(crate) conninfo: Option<Secret>,
-    /// What the job's filter admits there.
     pub(crate) schema: Schema,
-    /// What decides values there.
     pub(crate) settings: Vec<DatabaseSetting>,
 }
 
-/// The oldest version whose catalog these queries are written for; of an older one only the version
-/// is told, which is all that matters about it.
+/// The oldest version for which these queries are written; of an older server only its version is reported.
 const OLDEST_READABLE: u32 = 140_000;
 
-/// Looks at this node as a source.
-///
-/// # Errors
-/// A [`Fault`] where PostgreSQL cannot be asked. What can be asked and is wrong is a fact.
+/// Facts about this node as a source. Fails only where PostgreSQL cannot be asked.
 pub(crate) async fn source(task: &Task, filter: &TableFilter) -> Result<SourceFacts, Fault> {
     let facts = (|| try_source(task, filter)).retry(lock_timeout::a_few_times());
     let facts = facts.when(PgError::is_locked).await;
@@ -83,10 +74,7 @@ async fn try_source(task: &Task, filter: &TableFilter) -> Result<SourceFacts, Pg
     Ok(facts)
 }
 
-/// Looks at this node as a target, and compares it with what the source's agent said.
-///
-/// # Errors
-/// A [`Fault`] where PostgreSQL cannot be asked. What can be asked and is wrong is a fact.
+/// Facts about this node as a target of that source. Fails only where PostgreSQL cannot be asked.
 pub(crate) async fn target(
     task: &Task,
     filter: &TableFilter,
@@ -126,8 +114,7 @@ async fn try_target(
     Ok(facts)
 }
 
-/// What the server is like, and a session to ask it more: none where there is no point or no way,
-/// which the facts tell.
+/// The server's facts, and a session for more questions; `None` where the facts say why not.
 async fn look(task: &Task) -> Result<(ServerFacts, Option<Session>), PgError> {
     let session = Session::connect(&task.conninfo, "preflight").await?;
     let mut facts = ServerFacts {
@@ -137,7 +124,7 @@ async fn look(task: &Task) -> Result<(ServerFacts, Option<Session>), PgError> {
     if facts.version < OLDEST_READABLE {
         return Ok((facts, None));
     }
-    // First of all: behind a pooler, prepared statements may not even work.
+    // First, as prepared statements may not work behind a pooler.
     facts.pooled = pooler::detect(task, &session).await?;
     if facts.pooled.is_some() {
         return Ok((facts, None));

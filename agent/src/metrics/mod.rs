@@ -1,8 +1,7 @@
-//! What this agent tells Prometheus: a page written when somebody scrapes.
+//! Prometheus metrics, collected from their owners at each scrape.
 //!
-//! Owns nothing: each value is asked of who owns it at the moment of a scrape. Labels are peers' names and
-//! fixed words, never tables or jobs, so the number of series is bounded by the cluster's size. Names,
-//! units and labels: docs/metrics.md.
+//! Labels are peers' names and fixed words, never tables or jobs, so the cluster's size bounds the number
+//! of series. Names, units and labels: docs/metrics.md.
 
 mod page;
 
@@ -20,26 +19,17 @@ use crate::session::Reports;
 use crate::snapshot::SourceJobs;
 use crate::telemetry::Telemetry;
 
-/// Everything that a scrape looks at.
 #[derive(Debug)]
 pub(crate) struct Sources {
-    /// This node.
     pub(crate) node: NodeId,
-    /// The counters.
     pub(crate) telemetry: Arc<Telemetry>,
-    /// Jobs for which it is the source.
     pub(crate) jobs: Arc<SourceJobs>,
-    /// What its tasks report.
     pub(crate) reports: Arc<Reports>,
-    /// What is observed of the server.
     pub(crate) seen: watch::Receiver<Observed>,
-    /// Rows waiting to be mirrored.
     pub(crate) mirror: mpsc::Sender<MirrorRow>,
-    /// What parts that are served may hold in memory, and those that are fetched.
     pub(crate) budgets: Budgets,
 }
 
-/// The budgets of both directions.
 #[derive(Debug)]
 pub(crate) struct Budgets {
     /// For parts that are served.
@@ -48,7 +38,6 @@ pub(crate) struct Budgets {
     pub(crate) received: Budget,
 }
 
-/// Answers scrapes.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
@@ -56,8 +45,7 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    /// Metrics out of these. Once `drain` is cancelled, the agent is said to stop.
-    #[must_use]
+    /// Reports `Stopping` once `drain` is cancelled.
     pub(crate) fn new(sources: Sources, drain: CancellationToken) -> Self {
         let mut registry = metrics::registry();
         registry.register_collector(Box::new(sources));

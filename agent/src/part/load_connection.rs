@@ -1,7 +1,7 @@
-//! A bare connection that loads for one job: COPY IN without a visit per row or a task in between.
+//! A bare connection that loads for one job, without the per-row cost of the driver.
 //!
-//! Everything on it can be cancelled, every error is a fault of this node. A call that was cancelled
-//! or dropped midway leaves the line in an unknown place: [`LoadConnection::roll_back`] then makes a new one.
+//! Every call can be cancelled and every error becomes a fault of this node. A call that was cancelled or
+//! dropped leaves the connection in an unknown state; [`LoadConnection::roll_back`] then opens a new one.
 
 use steep_protocol::{Fault, NodeId, RowCount};
 use tokio_util::sync::CancellationToken;
@@ -11,32 +11,25 @@ use crate::pg::PgError;
 use crate::pg::raw::{Canceller, Mode, RawConnection, TextRow};
 use crate::task::Task;
 
-/// One connection that loads.
 #[derive(Debug)]
 pub(super) struct LoadConnection {
     raw: RawConnection,
     node: NodeId,
     cancel: CancellationToken,
     canceller: Canceller,
-    /// A call is under way, or ended where the next one cannot begin.
+    /// A call is running, or ended so that no other can follow.
     busy: bool,
 }
 
-/// What a line is after everything on it was rolled back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Rolled {
-    /// The same session.
     Same,
-    /// A new one, which knows nothing of what was set.
+    /// A new session, without the settings of the old one.
     Anew,
 }
 
 impl LoadConnection {
-    /// Connects, as one who loads like a replica does: triggers do not fire, foreign keys are not
-    /// checked.
-    ///
-    /// # Errors
-    /// Faults of the connection; a role that may not set `session_replication_role`.
+    /// Connects and sets `session_replication_role = replica`.
     pub(super) async fn open(task: &Task, what: &str) -> Result<Self, Fault> {
         let purpose = purpose(task.job, what);
         let raw = RawConnection::connect(&task.conninfo, &purpose, Mode::Plain)
@@ -55,19 +48,17 @@ impl LoadConnection {
         }
     }
 
-    /// A fault of our own, on this node.
     pub(super) fn own(&self, fault: Fault) -> Fault {
         fault.on(&self.node)
     }
 
-    /// Rows of statements without parameters.
     pub(super) async fn rows(&mut self, sql: &str) -> Result<Vec<TextRow>, Fault> {
         self.busy = true;
         let rows = self.canceller.run(&self.cancel, self.raw.query(sql)).await;
         self.ended(rows)
     }
 
-    /// As [`LoadConnection::rows`]; what the server refuses is the caller's to judge.
+    /// As [`LoadConnection::rows`]; the caller handles an error of the server.
     pub(super) async fn attempt(
         &mut self,
         sql: &str,
@@ -90,7 +81,6 @@ impl LoadConnection {
         self.ended(begun)
     }
 
-    /// Sends COPY data.
     pub(super) async fn copy_write(&mut self, data: &[u8]) -> Result<(), Fault> {
         self.busy = true;
         let write = self.raw.copy_in_write(data);
@@ -98,7 +88,7 @@ impl LoadConnection {
         self.ended_with_rows(written)
     }
 
-    /// Ends COPY; the rows PostgreSQL counted.
+    /// Returns the rows that PostgreSQL counted.
     pub(super) async fn copy_end(&mut self) -> Result<RowCount, Fault> {
         self.busy = true;
         let end = self.raw.copy_in_end();
@@ -106,17 +96,17 @@ impl LoadConnection {
         self.ended_with_rows(ended)
     }
 
-    /// Ends whatever is open, on a new connection if this one's place is unknown.
+    /// Rolls back, on a new connection if this one's state is unknown.
     pub(super) async fn roll_back(&mut self, task: &Task, what: &str) -> Result<Rolled, Fault> {
         if self.busy || !self.raw.is_idle() {
-            // The server rolls back by itself when it sees the old one closed.
+            // The server rolls back when it sees the old connection closed.
             *self = Self::open(task, what).await?;
             return Ok(Rolled::Anew);
         }
         self.rows("ROLLBACK").await.map(|_| Rolled::Same)
     }
 
-    /// As [`LoadConnection::ended`], with what to do about rows that were refused.
+    /// As [`LoadConnection::ended`], with a hint where rows were refused.
     fn ended_with_rows<T>(&mut self, outcome: Result<T, PgError>) -> Result<T, Fault> {
         let code = outcome.as_ref().err().and_then(PgError::sqlstate);
         let hint = code.and_then(|code| refused_rows(code.code()));

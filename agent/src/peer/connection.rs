@@ -19,8 +19,7 @@ use tokio::sync::Mutex;
 
 use super::stream::Incoming;
 
-/// A source's agent, dialled when needed and again when the connection was lost. Clones share the
-/// connection.
+/// The source's agent, dialled when needed and redialled after a loss. Clones share the connection.
 #[derive(Debug, Clone)]
 pub(crate) struct SourceAgent {
     endpoint: Arc<Endpoint>,
@@ -30,29 +29,21 @@ pub(crate) struct SourceAgent {
     connection: Arc<Mutex<Option<(Connection, Watched)>>>,
 }
 
-/// A plan as the target needs it.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    /// The consistent point.
     pub(crate) lsn: Lsn,
-    /// The source's encoding.
     pub(crate) encoding: String,
-    /// Every table.
     pub(crate) tables: Vec<TablePlan>,
 }
 
-/// What a ping told.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ping {
-    /// The round trip.
     pub(crate) rtt: Duration,
-    /// Seconds the source agent's clock is ahead of ours.
     pub(crate) clock_ahead: f64,
 }
 
 impl SourceAgent {
-    /// Not dialled yet. Its connections are counted in `links`.
-    #[must_use]
+    /// Does not dial yet. Its connections are counted in `links`.
     pub(crate) fn new(
         endpoint: Arc<Endpoint>,
         source: PeerAddress,
@@ -68,16 +59,11 @@ impl SourceAgent {
         }
     }
 
-    /// The source.
-    #[must_use]
     pub(crate) fn source(&self) -> &NodeId {
         &self.source.node
     }
 
-    /// Whether UDP, TLS and version work, how far away the source is, and its clock.
-    ///
-    /// # Errors
-    /// The fault of whichever does not work.
+    /// Checks UDP, TLS and version; measures round trip and clock difference.
     pub(crate) async fn ping(&self) -> Result<Ping, Fault> {
         let begin = Timestamp::now();
         let (reply, _) = self.ask(&PeerRequest::Ping { job: self.job }).await?;
@@ -97,10 +83,6 @@ impl SourceAgent {
         })
     }
 
-    /// The whole plan.
-    ///
-    /// # Errors
-    /// The source's fault, or that of the connection.
     pub(crate) async fn plan(&self) -> Result<Plan, Fault> {
         let (mut reply, mut receiver) = self.ask(&PeerRequest::FetchPlan { job: self.job }).await?;
         let mut plan = Plan {
@@ -134,9 +116,6 @@ impl SourceAgent {
     }
 
     /// The schema of what takes part.
-    ///
-    /// # Errors
-    /// As [`SourceAgent::plan`].
     pub(crate) async fn described(&self) -> Result<Schema, Fault> {
         let request = PeerRequest::DescribeSchema { job: self.job };
         let (mut reply, mut receiver) = self.ask(&request).await?;
@@ -154,10 +133,7 @@ impl SourceAgent {
         Err(self.endless("schema"))
     }
 
-    /// A section of the schema, as text to be read.
-    ///
-    /// # Errors
-    /// As [`SourceAgent::plan`].
+    /// A dump of a schema section.
     pub(crate) async fn schema(&self, section: SchemaSection) -> Result<Incoming, Fault> {
         self.frames(&PeerRequest::FetchSchema {
             job: self.job,
@@ -166,10 +142,6 @@ impl SourceAgent {
         .await
     }
 
-    /// A part's COPY data.
-    ///
-    /// # Errors
-    /// As [`SourceAgent::plan`].
     pub(crate) async fn part(
         &self,
         epoch: Epoch,
@@ -188,10 +160,6 @@ impl SourceAgent {
         .await
     }
 
-    /// The source's sequences.
-    ///
-    /// # Errors
-    /// As [`SourceAgent::plan`].
     pub(crate) async fn sequences(&self) -> Result<Vec<SequenceValue>, Fault> {
         match self
             .ask(&PeerRequest::FetchSequences { job: self.job })
@@ -203,10 +171,7 @@ impl SourceAgent {
         }
     }
 
-    /// How the source's PostgreSQL is reached by another PostgreSQL.
-    ///
-    /// # Errors
-    /// As [`SourceAgent::plan`].
+    /// How another PostgreSQL reaches the source's.
     pub(crate) async fn conninfo(&self) -> Result<Secret, Fault> {
         match self
             .ask(&PeerRequest::FetchConninfo { job: self.job })
@@ -218,10 +183,7 @@ impl SourceAgent {
         }
     }
 
-    /// What decides values in the source's database.
-    ///
-    /// # Errors
-    /// As [`SourceAgent::plan`].
+    /// Settings of the source's database that affect values.
     pub(crate) async fn settings(&self) -> Result<Vec<DatabaseSetting>, Fault> {
         let request = PeerRequest::FetchSettings { job: self.job };
         match self.ask(&request).await?.0 {
@@ -238,7 +200,7 @@ impl SourceAgent {
         }
     }
 
-    /// Sends a request on a stream of its own; its first reply, and the stream for what follows.
+    /// Sends a request on a stream of its own; returns the first reply, and the stream for more.
     async fn ask(&self, request: &PeerRequest) -> Result<(PeerReply, Receiver), Fault> {
         let connection = self.connected().await?;
         let (mut sender, mut receiver) = connection.open().await.map_err(|e| e.to_fault())?;
@@ -274,7 +236,7 @@ impl SourceAgent {
         Ok(connection)
     }
 
-    /// A list of theirs goes on beyond what any database holds (G9).
+    /// The peer's list is longer than any database needs (G9).
     fn endless(&self, what: &str) -> Fault {
         let node = &self.source.node;
         let message = format!("the agent of {node} lists a {what} larger than is accepted");

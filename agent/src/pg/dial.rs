@@ -1,7 +1,7 @@
-//! From a [`Conninfo`] to an open stream, TLS where wanted; shared by every kind of connection.
+//! From a [`Conninfo`] to an open stream, with TLS where wanted; shared by every kind of connection.
 //!
-//! Addresses are tried in order. As in libpq, a refused login ends the search, except that
-//! `sslmode=allow` and `prefer` try the same address once more the other way.
+//! Addresses are tried in order. As in libpq, a refused login ends the search, except that `sslmode=allow`
+//! and `prefer` retry the same address the other way.
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,18 +23,16 @@ use super::conninfo::{
 use super::transport::{Reads, Transport};
 use super::{PgError, tls};
 
-/// An open connection, before the first PostgreSQL message or after it: in the clear on the left,
-/// through TLS on the right.
+/// Plain on the left, TLS on the right.
 pub(super) type Stream = Either<Transport, Box<TlsStream<Transport>>>;
 
-/// One way to one server; can be taken again, for a cancel request.
+/// A way to one server; used again for a cancel request.
 #[derive(Debug, Clone)]
 pub(super) struct Route {
     pub(super) endpoint: Endpoint,
     tls: TlsUse,
 }
 
-/// What to do about TLS on a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum TlsUse {
     Never,
@@ -42,7 +40,7 @@ enum TlsUse {
     Always,
 }
 
-/// The ways to try, in order.
+/// The routes to try, in order.
 fn routes(conninfo: &Conninfo) -> Vec<Route> {
     let ways = |endpoint: &Endpoint| -> &[TlsUse] {
         match (&endpoint.address, conninfo.tls.mode) {
@@ -64,8 +62,7 @@ fn routes(conninfo: &Conninfo) -> Vec<Route> {
         .collect()
 }
 
-/// Tries one route after the other until `login` succeeds. Each has `connect_timeout` for stream and
-/// login.
+/// Tries one route after another until `login` succeeds. Each has `connect_timeout` for stream and login.
 pub(super) async fn connect<T, F: Future<Output = Result<T, PgError>>>(
     conninfo: &Conninfo,
     reads: Reads,
@@ -86,7 +83,7 @@ pub(super) async fn connect<T, F: Future<Output = Result<T, PgError>>>(
     Err(most_telling(failed))
 }
 
-/// A server's answer before a missing one; all places where none answered.
+/// The first answer of a server; without any, all places that did not answer.
 fn most_telling(mut failed: Vec<(Route, PgError)>) -> PgError {
     let answered = failed
         .iter()
@@ -107,14 +104,13 @@ fn most_telling(mut failed: Vec<(Route, PgError)>) -> PgError {
     }
 }
 
-/// Whether `route` is worth trying after the last failure.
 fn is_worth_trying(route: &Route, last: Option<&(Route, PgError)>) -> bool {
     let Some((last, error)) = last else {
         return true;
     };
     let same_place = last.endpoint == route.endpoint;
     match error {
-        // Not even reached: the other way to the same place would not get further.
+        // Not reached at all: the other way to the same place would not help.
         PgError::Connect { .. } if same_place => false,
         PgError::Connect { .. } | PgError::Tls { .. } | PgError::Closed | PgError::Io(_) => true,
         PgError::Server(error) => {
@@ -126,7 +122,7 @@ fn is_worth_trying(route: &Route, last: Option<&(Route, PgError)>) -> bool {
             let refused = error.code.code().starts_with("28");
             same_place == refused && (refused || elsewhere.contains(&error.code))
         }
-        // The wrong kind of server: another may be the right one.
+        // Another server may be of the right kind.
         PgError::Unsuitable { .. } if !same_place => true,
         PgError::Login { .. }
         | PgError::Unsuitable { .. }
@@ -139,11 +135,11 @@ fn is_worth_trying(route: &Route, last: Option<&(Route, PgError)>) -> bool {
     }
 }
 
-/// What a local socket is to hold on its way to the server, in bytes, so that whoever loads is woken
-/// for hundreds of kilobytes at once. TCP finds its own size.
+/// Send buffer of a local socket, in bytes, so that a loader wakes once for hundreds of kilobytes. TCP
+/// sizes its own.
 const SEND_BUFFER: usize = 1024 * 1024;
 
-/// Opens a stream along `route`. Unbounded in time: callers bound it together with the login.
+/// Without a time limit: callers limit it together with the login.
 pub(super) async fn open(
     conninfo: &Conninfo,
     route: &Route,
@@ -159,7 +155,7 @@ pub(super) async fn open(
             let stream = UnixStream::connect(socket_path(dir, port))
                 .await
                 .map_err(unreachable)?;
-            // Nothing but speed depends on it, and the kernel gives what its administrator allows.
+            // Only speed depends on it, and the kernel may cap it.
             let _ = rustix::net::sockopt::set_socket_send_buffer_size(&stream, SEND_BUFFER);
             let transport = Transport::unix(stream, reads).map_err(unreachable)?;
             return Ok(Stream::Left(transport));
@@ -228,8 +224,8 @@ async fn encrypt(
     let mut request = BytesMut::new();
     frontend::ssl_request(&mut request);
     transport.write_all(&request).await?;
-    // One byte and no more: whatever else came in clear text is the handshake's to refuse, and must not
-    // be taken for the server's later.
+    // Exactly one byte: any further clear text must reach the handshake, which refuses it, and never pass
+    // for the server's own.
     match transport.read_u8().await? {
         b'S' => {}
         b'N' if route.tls == TlsUse::IfOffered => return Ok(Stream::Left(transport)),
@@ -250,8 +246,7 @@ async fn encrypt(
     Ok(Stream::Right(Box::new(stream)))
 }
 
-/// Checks that the server is of the kind that `target_session_attrs` wants, from what PostgreSQL 14 and
-/// newer report at the login.
+/// Checks `target_session_attrs` against what PostgreSQL 14 and newer report at the login.
 pub(super) fn check_kind<'a>(
     wanted: SessionAttrs,
     route: &Route,
@@ -260,7 +255,7 @@ pub(super) fn check_kind<'a>(
     let standby = parameter("in_hot_standby") == Some("on");
     let read_only = standby || parameter("default_transaction_read_only") == Some("on");
     let suits = match wanted {
-        // A standby is preferred, not demanded; with one server in the list that is the same.
+        // Preferred only; with a single server that is the same as any.
         SessionAttrs::Any | SessionAttrs::PreferStandby => true,
         SessionAttrs::ReadWrite => !read_only,
         SessionAttrs::ReadOnly => read_only,
@@ -282,7 +277,6 @@ pub(super) fn check_kind<'a>(
     })
 }
 
-/// The error of an attempt along `route` that took too long.
 pub(super) fn timed_out(route: &Route) -> PgError {
     let source = io::Error::new(io::ErrorKind::TimedOut, "no answer in time");
     PgError::Connect {
@@ -291,8 +285,8 @@ pub(super) fn timed_out(route: &Route) -> PgError {
     }
 }
 
-/// Waits until the server has closed: for a cancel request, that is when it has been acted on, so
-/// that it cannot hit a later statement.
+/// Waits until the server closes the stream. After a cancel request this means that the request was handled
+/// and cannot hit a later statement.
 pub(super) async fn until_closed(stream: &mut Stream) {
     let mut rest = [0; 64];
     while matches!(stream.read(&mut rest).await, Ok(n) if n > 0) {}

@@ -1,109 +1,74 @@
-//! What can go wrong with PostgreSQL, as a value. `fault` says it to a person.
+//! Errors of PostgreSQL as values; `fault` puts them into words for a person.
 //!
-//! Of DETAIL, which shows rows, only the columns of a violated key are kept. The value part of CONTEXT (a
-//! COPY line) and quoted values of data errors are not: what is stored here may be logged and sent to the
+//! Of DETAIL, which shows rows, only the columns of a violated key are kept. The value in CONTEXT (a COPY
+//! line) and quoted values of data errors are dropped: what is stored here may be logged and sent to the
 //! coordinator.
 
 use std::io;
 
 use tokio_postgres::error::{DbError, SqlState};
 
-/// An error of a connection to PostgreSQL.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PgError {
-    /// The connection string or its environment is wrong.
     #[error("the PostgreSQL connection string is not usable: {0}")]
     Conninfo(String),
-    /// No server answered at any of the addresses.
     #[error("cannot connect to PostgreSQL at {place}: {source}")]
-    Connect {
-        /// Where.
-        place: String,
-        /// Why.
-        source: io::Error,
-    },
-    /// TLS was wanted and did not come about.
+    Connect { place: String, source: io::Error },
     #[error("cannot use TLS with PostgreSQL at {place}: {reason}")]
-    Tls {
-        /// Where.
-        place: String,
-        /// Why.
-        reason: String,
-    },
-    /// The server was reached and let us not in, by our own doing.
+    Tls { place: String, reason: String },
+    /// The server was reached, but the login failed on our side.
     #[error("cannot log in to PostgreSQL at {place}: {reason}")]
-    Login {
-        /// Where.
-        place: String,
-        /// Why.
-        reason: String,
-    },
-    /// Let in, but it is not the kind of server that `target_session_attrs` asks for.
+    Login { place: String, reason: String },
+    /// Not the kind of server that `target_session_attrs` asks for.
     #[error("PostgreSQL at {place} is not used: {reason}")]
-    Unsuitable {
-        /// Where.
-        place: String,
-        /// Why.
-        reason: String,
-    },
-    /// PostgreSQL answered with an error.
+    Unsuitable { place: String, reason: String },
     #[error(transparent)]
     Server(Box<ServerError>),
-    /// The connection broke.
     #[error("the connection to PostgreSQL broke: {0}")]
     Io(#[from] io::Error),
-    /// The connection is over.
     #[error("the connection to PostgreSQL was closed by the server")]
     Closed,
-    /// The server said something that is not the protocol, or more than is allowed.
+    /// The server broke the protocol, or sent more than is allowed.
     #[error("PostgreSQL sent something unexpected: {0}")]
     Protocol(String),
-    /// The driver failed in another way; says nothing about values.
+    /// Another error of the driver, without values.
     #[error("the PostgreSQL driver failed: {0}")]
     Driver(String),
-    /// The schema `steep_repl` is an extension's, of an older version than this agent needs.
+    /// The schema `steep_repl` belongs to an extension of an older version than this agent needs.
     #[error("the extension steep_repl cannot be updated to version {wanted}: {reason}")]
     Extension {
-        /// The version this agent needs.
         wanted: &'static str,
-        /// What the server said.
         reason: String,
     },
-    /// Somebody has a hand in the schema `steep_repl` whose code this agent will not run.
+    /// Somebody else controls part of the schema `steep_repl`, whose code this agent will not run.
     #[error(
         "the schema steep_repl of this database is not used: {what} {role}, neither the agent's role \
          nor a superuser, whose code would run with the agent's rights"
     )]
     Untrusted {
-        /// What in the schema, up to the role.
+        /// Part of a sentence that ends with the role.
         what: String,
-        /// The role behind it.
         role: String,
     },
-    /// Cancelled from our side.
     #[error("cancelled")]
     Cancelled,
 }
 
-/// An ErrorResponse, without what may hold values of rows.
+/// An ErrorResponse, without anything that may hold row values.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message} (SQLSTATE {})", code.code())]
 pub(crate) struct ServerError {
-    /// The SQLSTATE.
     pub(crate) code: SqlState,
     /// The primary message; quoted values of data errors are replaced.
     pub(crate) message: String,
-    /// The server's hint, if it gave one.
     pub(crate) hint: Option<String>,
-    /// Where in a COPY it happened: table, line and column, and in which function.
+    /// Where in a COPY: table, line, column, and function.
     pub(crate) place: Option<String>,
-    /// The constraint that was violated, if one was.
     pub(crate) constraint: Option<String>,
-    /// The object the error names by its fields: schema and table.
+    /// Schema and table, from the error's own fields.
     pub(crate) table: Option<String>,
 }
 
-/// The parts of an ErrorResponse as they come.
 #[derive(Debug, Default)]
 pub(crate) struct ErrorFields {
     pub(crate) code: String,
@@ -155,11 +120,11 @@ impl From<&DbError> for ServerError {
     }
 }
 
-/// The message without what may be values of rows.
+/// Removes what may be row values.
 ///
-/// Class 22 (data exception) quotes the value: everything from the first double quote to the last
-/// goes, since the value may hold quotes itself. What a function raises may be anything: of that only
-/// the SQLSTATE is told. Class 23 (integrity) quotes names alone; its values are in DETAIL.
+/// Class 22 (data exception) quotes the value, which may itself hold quotes: everything from the first
+/// double quote to the last goes. The text of a function's own error may be anything: only its SQLSTATE
+/// stays. Class 23 (integrity) quotes only names; its values are in DETAIL.
 fn without_values(code: &str, message: &str) -> String {
     if !code.starts_with("22") {
         let raised = code == "P0001" || !is_known(code);
@@ -178,14 +143,14 @@ fn without_values(code: &str, message: &str) -> String {
     }
 }
 
-/// The columns in the DETAIL of a violated key, `Key (a, b)=(1, 2) already exists.`; of the values nothing.
+/// The columns in the DETAIL of a violated key, `Key (a, b)=(1, 2) already exists.`, without the values.
 pub(crate) fn key_columns(detail: &str) -> Option<&str> {
     let (columns, _) = detail.strip_prefix("Key (")?.split_once(")=(")?;
     Some(columns)
 }
 
-/// Whether PostgreSQL itself raises errors of that class (PostgreSQL manual, appendix A); others are
-/// made up by functions.
+/// Whether PostgreSQL itself raises errors of that class (PostgreSQL manual, appendix A). Other classes
+/// come from functions.
 fn is_known(code: &str) -> bool {
     const CLASSES: [&str; 44] = [
         "00", "01", "02", "03", "08", "09", "0A", "0B", "0F", "0L", "0P", "0Z", "10", "20", "21",
@@ -195,8 +160,7 @@ fn is_known(code: &str) -> bool {
     code.get(..2).is_some_and(|class| CLASSES.contains(&class))
 }
 
-/// `COPY t, line 3, column c: "value"` without the value, and the innermost function, of which CONTEXT says
-/// name and line.
+/// `COPY t, line 3, column c: "value"` without the value, and the innermost function with its line.
 fn copy_place(context: &str) -> Option<String> {
     let line = context.lines().find(|line| line.starts_with("COPY "))?;
     let mut place = line.split(": ").next().unwrap_or(line).to_owned();
@@ -229,7 +193,7 @@ impl From<tokio_postgres::Error> for PgError {
 }
 
 impl PgError {
-    /// What a server refused, of which only SQLSTATE and message are known.
+    /// A server error of which only SQLSTATE and message are known.
     pub(crate) fn refused(code: &str, message: &str) -> Self {
         let fields = ErrorFields {
             code: code.to_owned(),
@@ -239,8 +203,7 @@ impl PgError {
         Self::Server(Box::new(fields.into()))
     }
 
-    /// The SQLSTATE, where PostgreSQL gave one.
-    #[must_use]
+    /// Where PostgreSQL gave one.
     pub(crate) fn sqlstate(&self) -> Option<&SqlState> {
         match self {
             Self::Server(error) => Some(&error.code),
@@ -248,14 +211,11 @@ impl PgError {
         }
     }
 
-    /// Whether PostgreSQL answered with that SQLSTATE.
-    #[must_use]
     pub(crate) fn is(&self, code: &SqlState) -> bool {
         self.sqlstate() == Some(code)
     }
 
     /// Whether a statement did not get a lock within `lock_timeout`.
-    #[must_use]
     pub(crate) fn is_locked(&self) -> bool {
         self.is(&SqlState::LOCK_NOT_AVAILABLE)
     }

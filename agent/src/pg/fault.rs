@@ -1,4 +1,4 @@
-//! An error of PostgreSQL as a [`Fault`]: what a person reads, what to do about it, and "again?".
+//! A PostgreSQL error as a [`Fault`]: message, next step, and whether to retry.
 
 use steep_protocol::{Fault, FaultKind, NodeId, Retry};
 use tokio_postgres::error::SqlState;
@@ -6,8 +6,6 @@ use tokio_postgres::error::SqlState;
 use super::{PgError, ServerError};
 
 impl PgError {
-    /// The error as it crosses the wire, on that node.
-    #[must_use]
     pub(crate) fn to_fault(&self, node: &NodeId) -> Fault {
         let fault = |kind| Fault::new(kind, self.to_string());
         let fault = match self {
@@ -79,7 +77,7 @@ impl ServerError {
     }
 }
 
-/// What to do about 53200, which is a full lock table as well as a host without memory.
+/// The next step for 53200: either the lock table is full or the host has no memory.
 fn out_of_memory(node: &NodeId) -> String {
     format!(
         "where it is shared memory that ran out, the lock table is full: on {node}, ALTER SYSTEM SET \
@@ -87,7 +85,7 @@ fn out_of_memory(node: &NodeId) -> String {
     )
 }
 
-/// Kind, next step and "again?" of a SQLSTATE (PostgreSQL manual, appendix A).
+/// Kind, next step and retry for a SQLSTATE (PostgreSQL manual, appendix A).
 fn judge(code: &str) -> (FaultKind, &'static str, Retry) {
     use FaultKind::{Failed, Unauthorized, Unreachable};
     use Retry::{Backoff, Never, NewConnection};

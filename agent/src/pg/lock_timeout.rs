@@ -1,21 +1,20 @@
-//! Statements on a source stand in a lock queue for a moment only, then leave it and come back: whoever
-//! comes after a request that waits may have to wait behind it, and behind every lock that its
-//! transaction holds.
+//! Statements on a source stay in a lock queue for a moment only, then leave it and come back: later
+//! requests wait behind a queued one, and behind every lock that its transaction holds.
 
 use std::time::Duration;
 
 use backon::ConstantBuilder;
 
-/// How long a request for a lock may stand in the queue.
+/// The longest stay in a lock queue.
 pub(crate) const SHORT_LOCK_TIMEOUT: &str = "SET lock_timeout = '1s'";
 
-/// How long it stays away from the queue.
+/// The time away from the queue.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// How often a question is asked again.
+/// Retries of a question that somebody waits for.
 const QUESTIONS: usize = 5;
 
-/// Retries for work of a job, which the job's own limits end.
+/// Retries for a job's work; the job's own limits end it.
 pub(crate) fn always() -> ConstantBuilder {
     let constant = ConstantBuilder::new().with_delay(PAUSE);
     constant.without_max_times()
@@ -33,7 +32,7 @@ mod tests {
     use super::*;
     use crate::pg::PgError;
 
-    /// How often work that finds its lock free at the 100th attempt is tried.
+    /// Attempts at work that finds its lock free the 100th time.
     async fn tried(code: &str, again: ConstantBuilder) -> u32 {
         let mut tries = 0;
         let work = || {

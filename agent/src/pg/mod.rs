@@ -1,11 +1,11 @@
-//! Talking to this node's PostgreSQL: connection strings, connections, the catalog.
+//! This node's PostgreSQL: connection strings, connections, the catalog.
 //!
-//! In the order a connection comes to be: [`Conninfo`] (what was asked for) → `dial` (a `transport`,
-//! with TLS where wanted) → [`Session`] (queries, through tokio-postgres) or [`raw`] (COPY and the
-//! replication protocol, without an allocation per row) → [`catalog`], [`secret_sql`].
+//! In the order of use: [`Conninfo`] → `dial` (a `transport`, with TLS where wanted) → [`Session`]
+//! (queries, through tokio-postgres) or [`raw`] (COPY and the replication protocol, without allocations per
+//! row) → [`catalog`], [`secret_sql`].
 //!
-//! Both kinds of connection come from one dialer, so that they reach the same server in the same
-//! way. No password, key or row value leaves this module in an error or a log: see [`PgError`].
+//! Both kinds of connection use one dialer and so reach the same server in the same way. No password, key
+//! or row value leaves this module in an error or a log: see [`PgError`].
 
 pub(crate) mod catalog;
 pub(crate) mod lock_timeout;

@@ -1,10 +1,10 @@
-//! A socket for a thread that may block: it reads when a good read has come together.
+//! A socket for a thread that may block, which waits for large reads.
 //!
-//! PostgreSQL sends COPY data 8 KiB at a time. To be woken for each costs a reader several times what
-//! the bytes cost, and an event loop is woken even while nobody asks it to read. A thread of its own
-//! can look away instead: it sleeps for less time than the server takes to fill the socket, and finds
-//! a hundred kilobytes at once. So this socket is known to no event loop; it blocks whoever polls it,
-//! for [`LONGEST_WAIT`] at most, after which other branches of the same task get their turn.
+//! PostgreSQL sends COPY data 8 KiB at a time. Waking for each costs several times what handling the bytes
+//! costs, and an event loop wakes even while nobody reads. A thread of its own can sleep instead, for less
+//! time than the server takes to fill the socket, and then read a hundred kilobytes at once. No event loop
+//! knows this socket. It blocks whoever polls it for [`LONGEST_WAIT`] at most, after which other branches
+//! of the task run.
 
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -16,36 +16,33 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// How long one poll blocks. A cancelled task notices after this.
+/// How long one poll blocks, and so how late a cancellation may be noticed.
 const LONGEST_WAIT: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 50_000_000,
 };
 
-/// What PostgreSQL sends at once in the midst of much; less is an answer that somebody waits for
+/// What PostgreSQL sends at once in the middle of a COPY; a smaller read is the end of an answer
 /// (`PQ_SEND_BUFFER_SIZE` of `pqcomm.c`).
 const SENT_AT_ONCE: usize = 8 * 1024;
 
-/// A read worth waiting for: about half of what a Unix socket holds before its sender has to wait.
+/// About half of what a Unix socket holds before its sender waits.
 const GOOD_READ: u32 = 96 * 1024;
 
-/// The shortest and the longest look away.
+/// The shortest and the longest sleep.
 const PAUSES: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(1));
 
-/// A connected socket that does not block.
 #[derive(Debug)]
 pub(super) enum Socket {
     Tcp(std::net::TcpStream),
     Unix(UnixStream),
 }
 
-/// Such a socket, for a thread that may block. Dropping it closes the connection.
+/// Dropping it closes the connection.
 #[derive(Debug)]
 pub(super) struct Patient {
     socket: Socket,
-    /// When the last read found something.
     last_read: Instant,
-    /// What it found.
     found: usize,
 }
 
@@ -58,8 +55,8 @@ impl Patient {
         }
     }
 
-    /// Reads until the buffer is full or no more is to be expected at once. Nothing at the end;
-    /// [`io::ErrorKind::WouldBlock`] where nothing has come for long.
+    /// Reads until the buffer is full or nothing more is expected soon. 0 at the end;
+    /// [`io::ErrorKind::WouldBlock`] after a long silence.
     fn fill(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let mut filled = 0;
         loop {
@@ -75,10 +72,10 @@ impl Patient {
                     std::thread::sleep(pause(count, since));
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // What came before an error is not lost: the next read meets the error again.
+                // The next read meets the same error again.
                 Err(_) if filled > 0 => return Ok(filled),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    // A small buffer was emptied in the midst of much.
+                    // A small buffer was emptied in the middle of a COPY.
                     if self.found >= SENT_AT_ONCE {
                         self.found = 0;
                         std::thread::sleep(PAUSES.0);
@@ -124,7 +121,7 @@ impl AsyncWrite for Patient {
             match self.socket.write(bytes) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    // What goes out is a query now and then: there is hardly ever no room.
+                    // Only queries go out, so there is nearly always room.
                     std::thread::sleep(PAUSES.1);
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
@@ -143,7 +140,7 @@ impl AsyncWrite for Patient {
     }
 }
 
-/// How long a good read takes to come together from a sender that sent `count` bytes in `took`.
+/// How long a sender of `count` bytes in `took` needs for a good read.
 fn pause(count: usize, took: Duration) -> Duration {
     let count = u32::try_from(count).unwrap_or(u32::MAX).max(1);
     let wanted = took.saturating_mul(GOOD_READ) / count;
@@ -172,7 +169,7 @@ impl Socket {
         }
     }
 
-    /// Whether there is something to read, if only the end, before [`LONGEST_WAIT`] is over.
+    /// Whether there is something to read, or the end, within [`LONGEST_WAIT`].
     fn wait(&self) -> io::Result<bool> {
         let mut watched = [PollFd::new(self, PollFlags::IN)];
         match poll(&mut watched, Some(&LONGEST_WAIT)) {

@@ -1,4 +1,4 @@
-//! One ordinary connection: tokio-postgres' client, its connection task, our settings.
+//! An ordinary connection: tokio-postgres' client, its connection task, our settings.
 
 use std::future::Future;
 use std::ops::Deref;
@@ -16,18 +16,16 @@ use super::settings::UserViews;
 use super::transport::Reads;
 use super::{OwnSchema, PgError, guard, settings};
 
-/// How long a cancelled statement may take to end. PostgreSQL checks for cancellation often; what
-/// takes longer than this is a server that does not answer, and the connection is dropped.
+/// How long a cancelled statement may take to end. PostgreSQL checks often, so after this the server is
+/// taken to be dead and the connection is dropped.
 const CANCEL_GRACE: Duration = Duration::from_secs(10);
 
-/// A request may find the server between two statements: it is repeated so often.
+/// A cancel request may reach the server between two statements, so it is repeated.
 const CANCEL_AGAIN: Duration = Duration::from_millis(500);
 
-/// How long a connection may take to say goodbye.
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
-/// One connection for queries. Dropping it closes the connection at once; the server then rolls
-/// back what is open.
+/// Dropping it closes the connection at once; the server then rolls back.
 #[derive(Debug)]
 pub(crate) struct Session {
     client: Client,
@@ -46,23 +44,14 @@ impl Deref for Session {
 }
 
 impl Session {
-    /// Connects as `steep-repl <purpose>` and makes the settings of this crate: no timeout of the
-    /// server's applies, names are never looked up in a path, values are written in one way, and where
-    /// the role may say so the session is a replica's.
-    ///
-    /// # Errors
-    /// [`PgError`]: not reached, not let in, not the kind of server that is wanted, or a schema
-    /// `steep_repl` that is not to be trusted.
+    /// Connects as `steep-repl <purpose>` with our settings: no timeouts of the server's, no user schemas
+    /// in `search_path`, fixed output formats, and the replica role where the role may set it.
     pub(crate) async fn connect(conninfo: &Conninfo, purpose: &str) -> Result<Self, PgError> {
         let login = |stream, route| Self::login(conninfo, stream, route, purpose);
         dial::connect(conninfo, Reads::Eager, login).await
     }
 
-    /// [`Session::connect`], for statements that wait for a lock no longer than
-    /// [`SHORT_LOCK_TIMEOUT`](super::SHORT_LOCK_TIMEOUT).
-    ///
-    /// # Errors
-    /// As [`Session::connect`].
+    /// [`Session::connect`] with [`SHORT_LOCK_TIMEOUT`](super::SHORT_LOCK_TIMEOUT).
     pub(crate) async fn connect_impatient(
         conninfo: &Conninfo,
         purpose: &str,
@@ -110,7 +99,7 @@ impl Session {
         }
         guard::look(&client).await?;
         client.batch_execute(settings::replica(version)).await?;
-        // Not on every operating system; without it a lost agent's statement runs to its end.
+        // Not every operating system supports it; without it, a lost agent's statement runs to its end.
         if let Err(error) = client.batch_execute(settings::CHECK_CLIENT).await {
             debug!(error = %PgError::from(error), "the server cannot watch for lost clients");
         }
@@ -125,19 +114,13 @@ impl Session {
         })
     }
 
-    /// Looks at the schema `steep_repl` again. Sessions that live long do so before they use it.
-    ///
-    /// # Errors
-    /// [`PgError::Untrusted`] where somebody else has a hand in it; [`PgError`] of the query.
+    /// Checks the schema `steep_repl` again, as sessions that live long do before they use it.
     pub(crate) async fn own_schema(&self) -> Result<OwnSchema, PgError> {
         guard::look(&self.client).await
     }
 
-    /// Lets statements read views and foreign tables of users, which functions in constraints and
-    /// materialised views may do.
-    ///
-    /// # Errors
-    /// [`PgError`] of the statement.
+    /// Allows reading user views and foreign tables, which functions in constraints and materialised views
+    /// may do.
     pub(crate) async fn read_user_views(&self) -> Result<(), PgError> {
         if let Some(allow) = settings::user_views(self.version, UserViews::Read) {
             self.client.batch_execute(&allow).await?;
@@ -146,29 +129,22 @@ impl Session {
     }
 
     /// `server_version_num`: 180006 for 18.6.
-    #[must_use]
     pub(crate) fn server_version(&self) -> u32 {
         self.version
     }
 
-    /// The database's encoding.
-    #[must_use]
     pub(crate) fn server_encoding(&self) -> &str {
         &self.encoding
     }
 
-    /// How to reach this very server again, where the original names several.
-    #[must_use]
+    /// Reaches this very server again, where the original names several.
     pub(crate) fn conninfo(&self) -> &Conninfo {
         &self.here
     }
 
-    /// Runs `work`, statements of this session. When `cancel` comes first, sends PostgreSQL a cancel
-    /// request, waits until the statement has ended and gives [`PgError::Cancelled`].
-    ///
-    /// # Errors
-    /// What `work` fails with, or [`PgError::Cancelled`]. After that the session may be used again,
-    /// in a transaction only for ROLLBACK.
+    /// Runs `work`, statements of this session. When `cancel` comes first, sends a cancel request, waits
+    /// for the statement's end and returns [`PgError::Cancelled`]. After that the session may be used
+    /// again, in a transaction only for ROLLBACK.
     pub(crate) async fn run<T>(
         &self,
         cancel: &CancellationToken,
@@ -204,7 +180,6 @@ impl Session {
         Err(PgError::Cancelled)
     }
 
-    /// Asks the server to end what this session runs.
     async fn cancel_request(&self) -> Result<(), PgError> {
         let token = self.client.cancel_token();
         let mut stream = dial::open(&self.here, &self.route, Reads::Eager).await?;
@@ -213,7 +188,7 @@ impl Session {
         Ok(())
     }
 
-    /// Says goodbye, so that the server does not log a lost client.
+    /// Disconnects properly, so that the server does not log a lost client.
     pub(crate) async fn close(self) {
         let Self {
             client, mut tasks, ..
@@ -234,7 +209,7 @@ async fn drive(connection: Connection<Stream, tokio_postgres::tls::NoTlsStream>)
     }
 }
 
-/// The driver says only in words that a password was wanted and none was there.
+/// The driver says only by text that a password is missing.
 fn login_error(error: tokio_postgres::Error, route: &Route) -> PgError {
     let place = route.endpoint.to_string();
     match PgError::from(error) {

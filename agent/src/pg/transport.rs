@@ -1,4 +1,4 @@
-//! A socket to PostgreSQL, before TLS if there is any.
+//! A socket to PostgreSQL, below TLS.
 
 use std::io;
 use std::pin::Pin;
@@ -9,16 +9,14 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::patient::{Patient, Socket};
 
-/// How what comes in is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reads {
-    /// As it comes, by the event loop.
+    /// As data come, by the event loop.
     Eager,
-    /// In large reads, by whoever polls, who is on a thread that may block.
+    /// In large reads, on a thread that may block.
     Patient,
 }
 
-/// An open socket.
 #[derive(Debug)]
 pub(super) enum Transport {
     Tcp(TcpStream),

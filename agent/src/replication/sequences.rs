@@ -1,4 +1,4 @@
-//! Where the sequences stand. Logical replication does not carry them; they are set at the end.
+//! Reads sequence positions. Logical replication does not carry them; they are set at the end.
 
 use backon::Retryable as _;
 use steep_protocol::message::job::TableFilter;
@@ -10,16 +10,13 @@ use crate::pg::catalog::{Partitions, USER_RELATION, table_name};
 use crate::pg::{PgError, Session, lock_timeout};
 use crate::task::Task;
 
-/// Sequences read in one statement: 200 short SELECTs plan in milliseconds.
+/// Sequences per statement: 200 short SELECTs plan in milliseconds.
 const BATCH: usize = 200;
 
-/// A sequence may be dropped between the list and the reading; more often than this it is not that.
+/// A sequence may be dropped between listing and reading; more failures than this have another cause.
 const ATTEMPTS: u32 = 5;
 
-/// The position of every sequence that `filter` admits; one that belongs to a table goes with it.
-///
-/// # Errors
-/// A [`Fault`] where PostgreSQL cannot be asked.
+/// Every sequence that `filter` admits; one that belongs to a table follows the table.
 pub(crate) async fn sequences(
     task: &Task,
     filter: &TableFilter,
@@ -60,7 +57,7 @@ async fn read_all(
         let owned = row.try_get::<_, Option<String>>(2)?.is_some();
         let admitted =
             filter.admits(&name) && (!owned || partitions.admitted(filter, &table_name(&row, 2)?));
-        // Owned by two columns it would come twice; PostgreSQL does not do that, but could.
+        // Owned by two columns it would appear twice; PostgreSQL does not do that, but could.
         if admitted && names.last() != Some(&name) {
             names.push(name);
         }

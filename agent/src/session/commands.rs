@@ -14,7 +14,6 @@ use tokio_util::sync::CancellationToken;
 use super::dispatch::Agent;
 use super::drainer::Drainer;
 
-/// All commands that have not been acknowledged.
 #[derive(Debug)]
 pub(super) struct Commands {
     agent: Arc<Agent>,
@@ -22,7 +21,6 @@ pub(super) struct Commands {
     running: JoinSet<Done>,
 }
 
-/// How a command ended.
 type Done = (CommandId, JobId, Result<Outcome, Fault>);
 
 #[derive(Debug)]
@@ -38,7 +36,6 @@ enum Entry {
     },
 }
 
-/// What the coordinator wants of a command at work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wanted {
     Outcome,
@@ -54,24 +51,22 @@ impl Commands {
         }
     }
 
-    /// How many are at work.
     pub(super) fn at_work(&self) -> usize {
         self.running.len()
     }
 
-    /// The next one that ends, for [`Commands::ended`]; `None` where none is at work. Cancel-safe.
+    /// The next command that ends, for [`Commands::ended`]; `None` where none is at work. Cancel-safe.
     pub(super) async fn next(&mut self) -> Option<Result<Done, JoinError>> {
         self.running.join_next().await
     }
 
-    /// Those whose outcomes are not acknowledged.
+    /// Commands that ended and whose outcomes the coordinator has not acknowledged.
     pub(super) fn unacknowledged(&self) -> Vec<CommandId> {
         let ended =
             |(id, entry): (&CommandId, &Entry)| matches!(entry, Entry::Ended { .. }).then_some(*id);
         self.entries.iter().filter_map(ended).collect()
     }
 
-    /// How a command ended.
     pub(super) fn outcome(&self, id: CommandId) -> Option<(JobId, &Result<Outcome, Fault>)> {
         match self.entries.get(&id) {
             Some(Entry::Ended { job, outcome }) => Some((*job, outcome)),
@@ -87,14 +82,13 @@ impl Commands {
         }
     }
 
-    /// Its outcome is acknowledged.
+    /// The coordinator has the outcome.
     pub(super) fn forget(&mut self, id: CommandId) {
         if let Some(Entry::Ended { .. }) = self.entries.get(&id) {
             self.entries.remove(&id);
         }
     }
 
-    /// Cancels those that are at work and that `which` says.
     pub(super) fn cancel(&self, which: impl Fn(AtStop) -> bool) {
         for entry in self.entries.values() {
             if let Entry::Running {
@@ -107,7 +101,7 @@ impl Commands {
         }
     }
 
-    /// Begins a command, once. Its id where it has ended already and must be answered again.
+    /// Begins a command, once. Returns its id where it has already ended and must be answered again.
     pub(super) fn begin(
         &mut self,
         id: CommandId,
@@ -152,7 +146,7 @@ impl Commands {
         None
     }
 
-    /// Keeps an outcome until it is acknowledged; the id where the coordinator is to hear of it.
+    /// Keeps the outcome until it is acknowledged; returns the id where the coordinator is to hear of it.
     pub(super) fn ended(
         &mut self,
         ended: Result<Done, JoinError>,
@@ -167,8 +161,8 @@ impl Commands {
                     Some(Entry::Ended { .. }) | None => true,
                 };
                 if drainer.is_down() && !told {
-                    // Said, it would end the job. Not said, the command is given again to the next
-                    // process, which finds what this one has done.
+                    // Reported, it would end the job. Unreported, the command goes to the next process,
+                    // which finds what this one has done.
                     self.entries.remove(&id);
                     drainer.interrupted();
                     return None;
@@ -178,7 +172,7 @@ impl Commands {
                 Some(id)
             }
             Err(error) => {
-                // Commands are never aborted from outside, and what they panic with is caught.
+                // Commands are not aborted from outside, and their panics are caught.
                 tracing::error!(%error, "a command was lost");
                 None
             }
@@ -186,7 +180,8 @@ impl Commands {
     }
 }
 
-/// The fault of a command that panicked. What it panicked with may hold values, and is in the agent's log.
+/// The fault of a command that panicked. The panic's message may hold values, so it stays in the agent's
+/// log.
 fn panicked(command: &str, node: &NodeId) -> Fault {
     let text = format!("internal error in the command {command} (please report it)");
     Fault::new(FaultKind::Failed, text)

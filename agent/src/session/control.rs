@@ -33,38 +33,29 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// The longest pause: an agent is back within this of its coordinator.
 const PAUSE_MAX: Duration = Duration::from_secs(3);
 
-/// The coordinator, and what it is to know of this agent.
 #[derive(Debug)]
 pub(crate) struct Coordinator {
-    /// Its `HOST:PORT`.
     pub(crate) address: String,
-    /// Dials it.
     pub(crate) endpoint: Arc<Endpoint>,
-    /// Where peers reach this agent.
     pub(crate) advertise: String,
-    /// Workers this agent will run at once.
     pub(crate) max_workers: u8,
-    /// Where the process listens.
     pub(crate) seat: Seat,
 }
 
 /// What is seen of the server; the newest replaces the last.
 #[derive(Debug)]
 pub(crate) struct Seen {
-    /// What is true beside this agent.
     pub(crate) observed: watch::Receiver<Observed>,
-    /// Slots that are prepared here; nothing until they have been looked at.
+    /// `None` until first read.
     pub(crate) prepared: watch::Receiver<Option<Vec<PreparedSlot>>>,
-    /// Its lineage; nothing until it has been read.
+    /// `None` until first read.
     pub(crate) lineage: watch::Receiver<Option<Lineage>>,
 }
 
-/// What goes into this node's `steep_repl` tables.
+/// Rows for this node's `steep_repl` tables.
 #[derive(Debug)]
 pub(crate) struct Queues {
-    /// Its state and progress.
     pub(crate) mirror: mpsc::Sender<MirrorRow>,
-    /// What operators wanted.
     pub(crate) audit: mpsc::Sender<AuditView>,
 }
 
@@ -80,32 +71,28 @@ pub(crate) struct Control {
     incarnation: u64,
 }
 
-/// What goes out in one session, and when.
+/// What is sent in one session, and when.
 struct Speech<'a> {
     sender: &'a mut Sender,
     cadence: Cadence,
-    /// What was said to be observed last.
+    /// The last observation sent.
     told: Option<Observed>,
-    /// What it is to say of the server that it has not.
+    /// What the next observation brings that was not sent.
     looked: News,
 }
 
 /// Why a session ended.
 enum Gone {
-    /// The shutdown is over.
     Down,
     Lost {
         fault: Fault,
         welcomed: bool,
     },
-    /// The coordinator does not take this process for the node's agent.
+    /// The coordinator takes another process for the node's agent.
     Rejected(Fault),
 }
 
 impl Control {
-    /// A control path with no session yet. `seen` is what is observed of the server, `queues` take
-    /// what goes into its `steep_repl` tables.
-    #[must_use]
     pub(crate) fn new(
         agent: Arc<Agent>,
         reports: Arc<Reports>,
@@ -124,10 +111,8 @@ impl Control {
         }
     }
 
-    /// Keeps a session up until told to stop, and then until what runs has ended or been cancelled.
-    ///
-    /// # Errors
-    /// The coordinator's reason, where it has rejected this process ever since it was started.
+    /// Keeps a session up until told to stop, then until what runs has ended or been cancelled. Fails with
+    /// the coordinator's reason where it rejected this process from the start.
     pub(crate) async fn run(mut self, stop: Stop, shutdown: Shutdown) -> Result<(), Fault> {
         let drainer = &mut Drainer::new(stop, shutdown);
         let mut pause = PAUSE;
@@ -152,11 +137,11 @@ impl Control {
                 }
             };
             if fault.retry == Retry::Never {
-                // Still tried: certificates are renewed and coordinators are upgraded.
+                // Still retried: certificates get renewed and coordinators upgraded.
                 pause = PAUSE_MAX;
             }
             warn!(error = %fault, hint = %fault.hint, "no session with the coordinator, trying again");
-            // Commands go on meanwhile; their ends are collected so that none is lost.
+            // Commands go on meanwhile, and their ends are collected.
             if self
                 .beside(drainer, tokio::time::sleep(pause))
                 .await
@@ -223,7 +208,7 @@ impl Control {
                 let heard = speech.sender.drained().await;
                 heard.map_err(|error| error.to_fault())
             };
-            // What was done is in the ledger, and is said again by the next process.
+            // A part that is not reported now is in the ledger, and the next process reports it.
             let _ = tokio::time::timeout(LAST_WORDS, last).await;
             connection.close(CloseCode::ShuttingDown);
             return Gone::Down;
@@ -248,7 +233,7 @@ impl Control {
         })
     }
 
-    /// The result of `work`; `None` if the shutdown is over first. Commands go on meanwhile.
+    /// The result of `work`; `None` if the shutdown ends first. Commands go on meanwhile.
     async fn beside<T>(
         &mut self,
         drainer: &mut Drainer,
@@ -258,7 +243,7 @@ impl Control {
         while !drainer.is_over() {
             tokio::select! {
                 done = &mut work => return Some(done),
-                // Nobody is there who would have snapshots closed.
+                // Without a session nobody closes snapshots.
                 stage = drainer.turn(self.commands.at_work(), 0) => self.descend(stage, drainer),
                 Some(ended) = self.commands.next() => { self.commands.ended(ended, drainer); }
             }
@@ -266,7 +251,6 @@ impl Control {
         None
     }
 
-    /// The shutdown has reached a stage.
     fn descend(&self, stage: Stage, drainer: &Drainer) {
         match stage {
             Stage::Up | Stage::Over => {}
@@ -313,12 +297,12 @@ impl Control {
                 }
                 Some(ended) = self.commands.next() => {
                     if let Some(id) = self.commands.ended(ended, drainer) {
-                        // What the command did comes before its end.
+                        // What the command did is reported before its end.
                         self.report(speech).await?;
                         self.tell(id, speech).await?;
                     }
                 }
-                // What waits weighs more than it did; there is always a sender, which is ours.
+                // Something more urgent waits. We hold a sender ourselves, so this never errs.
                 _ = news.changed() => {}
                 () = until(due) => self.report(speech).await?,
                 changed = self.seen.observed.changed() => {
@@ -355,7 +339,7 @@ impl Control {
         Ok(())
     }
 
-    /// Does as told. The id of a command that has ended already and must be answered again.
+    /// Returns the id of a command that has already ended and must be answered again.
     fn obey(&mut self, message: CoordinatorMessage, drainer: &Drainer) -> Option<CommandId> {
         match message {
             CoordinatorMessage::Welcome { .. } => None,
@@ -377,21 +361,21 @@ impl Control {
                 None
             }
             CoordinatorMessage::Mirror(row) => {
-                // A full queue means that PostgreSQL is slow; the next row says more anyway.
+                // A full queue means that PostgreSQL is slow; the next row replaces this one.
                 let _ = self.queues.mirror.try_send(row);
                 None
             }
             CoordinatorMessage::Audit(entry) => {
-                // Said again until it is written.
+                // The coordinator repeats it until it is written.
                 let _ = self.queues.audit.try_send(*entry);
                 None
             }
-            // The session's, not a command's.
+            // Handled by the session.
             CoordinatorMessage::Pace(_) | CoordinatorMessage::Rejected(_) => None,
         }
     }
 
-    /// Says everything there is to say, together: what has changed, and the newest observation.
+    /// Sends everything that has changed, with the newest observation.
     async fn report(&self, speech: &mut Speech<'_>) -> Result<(), Fault> {
         let mut messages = self.reports.take();
         let now = Instant::now();
@@ -431,7 +415,6 @@ impl Control {
     }
 }
 
-/// A session that did not come about.
 fn lost(fault: Fault) -> Gone {
     Gone::Lost {
         fault,

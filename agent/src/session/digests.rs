@@ -1,8 +1,8 @@
-//! The columns of what is replicated, looked at now and then: one query, one digest a replication, each
+//! Digests of the replicated columns, read now and then by one query: one digest per replication, each
 //! table's fingerprint computed once however many replications carry it.
 //!
-//! On a connection of its own, beside the observer's: reading expressions waits for tables that are
-//! locked exclusively, and slots must be seen meanwhile. What cannot be read this time is what it was.
+//! Uses a connection of its own: reading expressions waits for exclusively locked tables, and the observer
+//! must not. On error, the previous value stays.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,43 +22,35 @@ use crate::replication::subscribed::subscribed;
 use crate::replication::subscription::subscription_statuses;
 use crate::snapshot::published::published;
 
-/// A look that takes longer is given up; ten thousand tables take about a second.
+/// A look that takes longer is abandoned; ten thousand tables take about a second.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Looks that were asked for are this far apart: a subscription that keeps failing asks every few
-/// seconds, and its columns do not change by that.
+/// Minimum interval between requested looks: a failing subscription asks every few seconds, which does not
+/// change its columns.
 const ASKED_EVERY: Duration = Duration::from_secs(15);
 
-/// The digests of every replication of ours here, each as `steep_repl.replicated_digest` computes one
-/// (`extension/`): a test holds them together.
+/// The digest of every replication of ours here, as `steep_repl.replicated_digest` (`extension/`) computes
+/// it; a test compares the two.
 const DIGESTS: &str = include_str!("digests.sql");
 
-/// What a look has found.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Looked {
-    /// Of every replication of ours.
     pub(crate) digests: Vec<ReplicatedDigest>,
     /// Which tables they carry, as far as that has changed.
     pub(crate) carried: Carried,
-    /// What is known of the errors of those subscriptions that have failed.
+    /// What is known of the errors of failing subscriptions.
     pub(crate) troubles: Vec<(JobId, String)>,
 }
 
-/// Looks at the columns until cancelled.
 #[derive(Debug)]
 pub(crate) struct DigestWatcher {
-    /// The database.
     pub(crate) conninfo: Arc<Conninfo>,
-    /// Between two looks.
     pub(crate) every: Duration,
-    /// Where digests go; the newest replace the last.
     pub(crate) seen: watch::Sender<Looked>,
-    /// Asks for a look now.
     pub(crate) now: Arc<Notify>,
 }
 
 impl DigestWatcher {
-    /// Runs until cancelled.
     pub(crate) async fn run(self, cancel: CancellationToken) {
         let mut session = None;
         let mut tick = tokio::time::interval(self.every);
@@ -66,7 +58,7 @@ impl DigestWatcher {
         let mut may_be_asked = Instant::now();
         let mut looks = 0;
         loop {
-            // A request that comes too soon is kept by the `Notify` until its time.
+            // The `Notify` keeps an early request until its time.
             let asked = async {
                 tokio::time::sleep_until(may_be_asked).await;
                 self.now.notified().await;
@@ -88,7 +80,7 @@ impl DigestWatcher {
                     self.seen.send_replace(looked);
                 }
                 Ok(Err(error)) => {
-                    // The observer tells where PostgreSQL cannot be asked at all.
+                    // The observer reports a server that does not answer.
                     debug!(%error, "the columns of replicated tables could not be read");
                     session = None;
                 }
@@ -120,7 +112,7 @@ impl DigestWatcher {
     }
 }
 
-/// Subscriptions of ours that have met errors; before 15 nobody counts them.
+/// Our subscriptions with errors; versions before 15 do not count them.
 async fn failing(session: &Session) -> Result<Vec<JobId>, PgError> {
     let all = subscription_statuses(session).await?;
     let failing = all.iter().filter(|s| s.apply_errors > 0 || !s.running);
@@ -129,10 +121,10 @@ async fn failing(session: &Session) -> Result<Vec<JobId>, PgError> {
 
 async fn digests(session: &Session) -> Result<Vec<ReplicatedDigest>, PgError> {
     let sql = "SELECT pg_catalog.to_regprocedure('steep_repl.fingerprints(oid[])') IS NOT NULL";
-    // Looked at anew each time: nothing is called in a schema that is not to be trusted.
+    // Checked each time: nothing is called in an untrusted schema.
     let absent = session.own_schema().await? == OwnSchema::Absent;
     if absent || !session.query_typed(sql, &[]).await?[0].get::<_, bool>(0) {
-        // Made with the first row that is mirrored.
+        // The schema is created with the first mirrored row.
         return Ok(Vec::new());
     }
     let rows = session

@@ -1,4 +1,4 @@
-//! Runs the shutdown: waits for what brings the next stage of [`super::drain`].
+//! Runs the shutdown: waits for the events that bring the next stage of [`super::drain`].
 
 use std::time::Instant;
 
@@ -7,22 +7,17 @@ use steep_daemon::Stop;
 use super::drain::{HURRY_MAX, Load, Stage, Told, WAY_DOWN_MAX};
 use crate::shutdown::Shutdown;
 
-/// The stage of the shutdown, and what the next one depends on.
 #[derive(Debug)]
 pub(super) struct Drainer {
     stop: Stop,
     shutdown: Shutdown,
     stage: Stage,
-    /// When it began.
     began: Instant,
-    /// When a command ended last.
     ended: Option<Instant>,
-    /// Commands that were interrupted.
     interrupted: usize,
 }
 
 impl Drainer {
-    /// A shutdown that begins at a signal of `stop`.
     pub(super) fn new(stop: Stop, shutdown: Shutdown) -> Self {
         Self {
             stop,
@@ -34,8 +29,8 @@ impl Drainer {
         }
     }
 
-    /// Waits for the next stage, given the number of running commands and of snapshots that the
-    /// coordinator has yet to close. Sends the stage's signal.
+    /// Waits for the next stage and sends its signal. `held` counts snapshots that the coordinator has yet
+    /// to close.
     ///
     /// Cancel-safe: once a stage is due, the next call returns it.
     pub(super) async fn turn(&mut self, commands: usize, held: usize) -> Stage {
@@ -87,45 +82,40 @@ impl Drainer {
         }
     }
 
-    /// Whether the shutdown has begun.
     pub(super) fn is_down(&self) -> bool {
         self.stage != Stage::Up
     }
 
-    /// Whether the shutdown is over.
     pub(super) fn is_over(&self) -> bool {
         self.stage == Stage::Over
     }
 
-    /// A command has ended and the coordinator will get its outcome.
+    /// A command ended and the coordinator will get its outcome.
     pub(super) fn ended(&mut self) {
         if self.is_down() {
             self.ended = Some(Instant::now());
         }
     }
 
-    /// A command was interrupted.
     pub(super) fn interrupted(&mut self) {
         self.interrupted += 1;
     }
 
-    /// How many commands were interrupted.
     pub(super) fn interruptions(&self) -> usize {
         self.interrupted
     }
 
-    /// How many requests of other agents are being answered.
     pub(super) fn answers(&self) -> usize {
         self.shutdown.answers.len()
     }
 
-    /// Milliseconds since the shutdown began.
+    /// Since the shutdown began.
     pub(super) fn millis(&self) -> u64 {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 }
 
-/// Returns when the shutdown has taken longer than its stages allow: a task ignores its signal.
+/// Returns when the shutdown has outlasted its stages, because a task ignores its signal.
 pub(crate) async fn overdue(stop: &Stop) {
     stop.asked().cancelled().await;
     let hurried = async {

@@ -1,11 +1,10 @@
-//! The control path's end in the agent: one session with the coordinator, kept up for life.
+//! The agent's end of the control path: one session with the coordinator at a time.
 //!
-//! [`Control`] owns everything that outlives a session: commands at work, outcomes not acknowledged,
-//! parts reported done. A lost session changes none of it: transfers run on, and the next session
-//! says again what the coordinator may have missed. [`dispatch`] turns a command into a future;
-//! [`observe`] looks at the server; [`report`] collects progress between sends. A
-//! shutdown goes through stages, each with a deadline: [`drain`] defines them, [`drainer`] waits for them. [`greet`] begins a
-//! session.
+//! [`Control`] owns everything that outlives a session; [`commands`] keeps running commands and
+//! unacknowledged outcomes. A lost session changes none of it: transfers go on, and the next session
+//! repeats what the coordinator may have missed. [`greet`] begins a session, [`dispatch`] turns a command
+//! into a future, [`observe`] looks at the server, [`report`] collects progress between sends. A shutdown
+//! goes through stages, each with a deadline: [`drain`] defines them, [`drainer`] waits for them.
 
 mod commands;
 mod control;

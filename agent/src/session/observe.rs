@@ -1,4 +1,4 @@
-//! What is true beside this agent, looked at about every second on one connection of its own.
+//! Looks at this agent's server about every second, on one connection of its own.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -24,46 +24,36 @@ use crate::replication::prepared::{self, Dropped, Unwanted};
 use crate::replication::subscription;
 use crate::snapshot::{SourceJobs, published, slot};
 
-/// A look that takes longer is as good as a server that cannot be asked.
+/// A slower look counts as a server that does not answer.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often it is told how much WAL prepared slots hold, where nothing else changes.
+/// How often the WAL held by prepared slots is reported where nothing else changes.
 const HELD_TOLD_EVERY: Duration = Duration::from_secs(5);
 
-/// How often the node's lineage is read where nothing of ours has come or gone.
+/// How often the node's lineage is read where no replication of ours came or went.
 const LINEAGE_EVERY: Duration = Duration::from_secs(5);
 
-/// Looks at the server until cancelled; also keeps this node's row in its `steep_repl` tables, since
-/// both want one quiet connection.
+/// Also writes this node's row to its `steep_repl` tables, since both want one quiet connection.
 #[derive(Debug)]
 pub(crate) struct Observer {
-    /// This node.
     pub(crate) node: NodeId,
-    /// Its database.
     pub(crate) conninfo: Arc<Conninfo>,
-    /// Those whose snapshots are held here.
     pub(crate) jobs: Arc<SourceJobs>,
-    /// Where observations go; the newest replaces the last.
     pub(crate) seen: watch::Sender<Observed>,
-    /// The same for slots that are prepared here.
     pub(crate) prepared: PreparedWatch,
-    /// The same for the node's lineage.
     pub(crate) lineage: LineageWatch,
-    /// Rows to mirror.
     pub(crate) mirror: mpsc::Receiver<MirrorRow>,
-    /// What operators wanted, for the audit log.
     pub(crate) audit: mpsc::Receiver<AuditView>,
-    /// Where it is said that something is in the audit log.
+    /// Notified of entries written to the audit log.
     pub(crate) reports: Arc<Reports>,
-    /// What is replicated and its columns, as they were seen last.
+    /// The last look at replicated columns.
     pub(crate) looked: watch::Receiver<Looked>,
-    /// Asks for them to be looked at now.
     pub(crate) look_at_columns: Arc<Notify>,
-    /// Who waits for our sessions and for whom they wait; looked at more often.
+    /// Lock conflicts, which are read more often.
     pub(crate) locks: watch::Receiver<Vec<LockConflict>>,
 }
 
-/// What a look does besides looking.
+/// What to do besides looking.
 enum ObserverTask {
     Nothing,
     Mirror(MirrorRow),
@@ -71,10 +61,10 @@ enum ObserverTask {
 }
 
 impl Observer {
-    /// Runs until cancelled. Errors are observations, not ends.
+    /// Runs until cancelled. Errors become observations.
     pub(crate) async fn run(mut self, cancel: CancellationToken) {
         let mut session = None;
-        // Beats are the wall clock's; a look that took too long moves none of the others.
+        // Looks follow the wall clock; a slow one does not shift the next.
         let first = first_look(std::time::Instant::now(), SystemTime::now());
         let mut tick = tokio::time::interval_at(first.into(), LOOK_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -141,7 +131,7 @@ impl Observer {
         }
     }
 
-    /// Rows replace one another; only the last one waiting matters.
+    /// Only the last row waiting matters.
     fn newest(&mut self, row: MirrorRow) -> MirrorRow {
         let mut newest = row;
         while let Ok(row) = self.mirror.try_recv() {
@@ -161,7 +151,7 @@ impl Observer {
         };
         match slot_notes::prepared_slots(session, &self.node).await {
             Ok(prepared) => self.prepared.take(prepared),
-            // Somebody holds the table of notes: what it said last still holds.
+            // The table of notes is locked: the previous value holds.
             Err(error) if error.sqlstate().is_some() => debug!(%error, "prepared slots not read"),
             Err(error) => return Err(error),
         }
@@ -172,7 +162,7 @@ impl Observer {
                 Err(error) => return Err(error),
             }
         }
-        // Slots before publications: a slot that is listed was made after its publication.
+        // Slots before publications: the publication of a listed slot exists already.
         let slots = slot::slot_statuses(session, self.prepared.newest()).await?;
         let publications = published::publication_statuses(session).await?;
         let mut subscriptions = subscription::subscription_statuses(session).await?;
@@ -196,7 +186,7 @@ impl Observer {
         })
     }
 
-    /// Drops prepared slots whose time is over: each holds WAL that nobody will ask for (G5).
+    /// Drops expired prepared slots, which hold WAL that nobody will ask for (G5).
     async fn drop_expired(&self, session: &mut Option<Session>) -> Result<(), String> {
         for slot in self.prepared.newest() {
             let (Some(open), PreparedState::Expired) = (session.as_ref(), &slot.state) else {
@@ -212,7 +202,7 @@ impl Observer {
                 Ok(Ok(Dropped::No)) => {}
                 Ok(Err(error)) => return Err(error.to_fault(&self.node).message),
                 Err(_) => {
-                    // Its answer may still come, and would be taken for another's.
+                    // A late answer would be taken for another query's.
                     *session = None;
                     return Err("PostgreSQL did not answer within 5 s".to_owned());
                 }
@@ -221,8 +211,8 @@ impl Observer {
         Ok(())
     }
 
-    /// Does the task; nothing where there is none, or no server to do it on. That it cannot be done,
-    /// for want of space, a right or a lock, says nothing of whether the server can be asked.
+    /// Does the task, where there is one and the server answers. A failure for lack of space, rights or a
+    /// lock does not mean that the server is down.
     async fn write(
         &self,
         session: &mut Option<Session>,
@@ -236,7 +226,7 @@ impl Observer {
         Some(match written {
             Ok(written) => written.map_err(|error| error.to_fault(&self.node).message),
             Err(_) => {
-                // Its answer may still come, and would be taken for another's.
+                // A late answer would be taken for another query's.
                 *session = None;
                 Err("PostgreSQL did not answer within 5 s".to_owned())
             }
@@ -252,8 +242,7 @@ impl Observer {
                 }
             }
             ObserverTask::Audit(entry) => {
-                // Where it could not be written it is told again, and written once the extension is
-                // of this version.
+                // The coordinator repeats what was not written, until the extension is new enough.
                 if self.installed(session).await? {
                     own_schema::audit(session, &self.node, entry).await?;
                     self.reports.audited(entry.seq);
@@ -263,8 +252,7 @@ impl Observer {
         Ok(())
     }
 
-    /// Makes sure of the node's own tables. An extension of an older version keeps them from being
-    /// written, and nothing else.
+    /// Installs the node's own tables. An older extension only keeps them from being written.
     async fn installed(&self, session: &Session) -> Result<bool, PgError> {
         match own_schema::install(session).await {
             Err(error @ PgError::Extension { .. }) => {
@@ -276,7 +264,7 @@ impl Observer {
     }
 }
 
-/// Whether there is more to be told than numbers that have grown.
+/// Whether more has changed than numbers that have grown.
 pub(super) fn stands_out(told: &Observed, seen: &Observed) -> bool {
     let plain = |observed: &Observed| {
         let mut plain = observed.clone();
@@ -292,8 +280,8 @@ pub(super) fn stands_out(told: &Observed, seen: &Observed) -> bool {
     plain(told) != plain(seen)
 }
 
-/// Slots that are prepared here, as the coordinator is told of them: at once where one has come, gone or
-/// changed, and now and then how much WAL they hold.
+/// Reports prepared slots: at once where one came, went or changed, and now and then how much WAL they
+/// hold.
 #[derive(Debug)]
 pub(crate) struct PreparedWatch {
     newest: Vec<PreparedSlot>,
@@ -302,8 +290,6 @@ pub(crate) struct PreparedWatch {
 }
 
 impl PreparedWatch {
-    /// Nothing has been looked at yet.
-    #[must_use]
     pub(crate) fn new(seen: watch::Sender<Option<Vec<PreparedSlot>>>) -> Self {
         Self {
             newest: Vec::new(),
@@ -333,7 +319,7 @@ impl PreparedWatch {
     }
 }
 
-/// The node's lineage, as the coordinator is told of it: when it changes.
+/// Reports the node's lineage when it changes.
 #[derive(Debug)]
 pub(crate) struct LineageWatch {
     read: Option<Instant>,
@@ -341,8 +327,6 @@ pub(crate) struct LineageWatch {
 }
 
 impl LineageWatch {
-    /// Nothing has been read yet.
-    #[must_use]
     pub(crate) fn new(seen: watch::Sender<Option<Lineage>>) -> Self {
         Self { read: None, seen }
     }
@@ -363,9 +347,8 @@ impl LineageWatch {
     }
 }
 
-/// What makes it worth looking at columns at once: a replication that is new here or gone, a publication
-/// that is not what it was, and errors of a subscription, which other columns are the first thing to
-/// cause.
+/// What makes a look at columns urgent: a replication that came or went, a changed publication, and errors
+/// of a subscription, which changed columns often cause.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Signs {
     jobs: BTreeSet<JobId>,
@@ -374,7 +357,7 @@ struct Signs {
 }
 
 impl Signs {
-    /// Takes what was observed; whether it is another than before.
+    /// Returns whether they differ from the last ones.
     fn replace(&mut self, observed: &Observed) -> bool {
         let slots = observed.slots.iter().map(|slot| slot.job);
         let now = Self {

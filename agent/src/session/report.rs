@@ -15,21 +15,21 @@ use tokio::sync::watch;
 use crate::task::ProgressSink;
 use crate::telemetry::Flow;
 
-/// Parts in one message; the rest follow in the next.
+/// More parts follow in the next message.
 const PARTS_PER_MESSAGE: usize = 10_000;
 
 /// Collects what tasks report until the session sends it.
 #[derive(Debug, Default)]
 pub(crate) struct Reports {
     jobs: Mutex<HashMap<JobId, JobReport>>,
-    /// Rows that came in and were committed here, over all jobs.
+    /// Rows received and committed here, over all jobs.
     pub(crate) received: Flow,
     retries: AtomicU64,
-    /// Wishes of operators that are in the audit log since the last [`Reports::take`].
+    /// Operators' requests written to the audit log since the last [`Reports::take`].
     audited: Mutex<Vec<u64>>,
-    /// Prepared slots that have expired since then.
+    /// Prepared slots that expired since then.
     expired: Mutex<Vec<SlotName>>,
-    /// The weightiest of what waits to be taken.
+    /// The most urgent of what waits.
     news: watch::Sender<News>,
 }
 
@@ -39,7 +39,7 @@ struct JobReport {
     phase: Option<Phase>,
     work: Option<WorkProgress>,
     active: BTreeMap<PartNo, PartProgress>,
-    /// Every part done, in the order of commits; those before `told` have been sent on this session.
+    /// Parts done, in commit order; those before `told` were sent in this session.
     done: Vec<PartDone>,
     told: usize,
     retries: u64,
@@ -49,24 +49,21 @@ struct JobReport {
 /// What waits, over all jobs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Depths {
-    /// Parts being loaded.
     pub(crate) loading: u64,
-    /// Parts without a worker.
     pub(crate) waiting: u64,
-    /// Parts done that the coordinator has not been told of.
+    /// Parts done that were not reported.
     pub(crate) untold: u64,
 }
 
 impl Reports {
-    /// Tells what waits to be taken, as soon as it weighs more than before.
-    #[must_use]
+    /// Changes when something more urgent waits than before.
     pub(crate) fn news(&self) -> watch::Receiver<News> {
         self.news.subscribe()
     }
 
     /// What has changed since the last call, as messages.
     pub(crate) fn take(&self) -> Vec<AgentMessage> {
-        // Before anything is taken: what comes meanwhile is taken now or is news again.
+        // Reset before anything is taken: what arrives meanwhile is taken now or raises it again.
         self.news.send_if_modified(|news| {
             *news = News::None;
             false
@@ -117,7 +114,7 @@ impl Reports {
         self.tell(News::Event);
     }
 
-    /// An operator's wish is in the audit log. Lost with its session, it is asked for again.
+    /// If this is lost with its session, the coordinator repeats the request.
     pub(crate) fn audited(&self, seq: u64) {
         let mut audited = self.audited.lock().unwrap_or_else(PoisonError::into_inner);
         audited.push(seq);
@@ -125,7 +122,7 @@ impl Reports {
         self.tell(News::Event);
     }
 
-    /// A prepared slot was dropped because its time was over. Told once, in this session or the next.
+    /// Reported once, in this session or the next.
     pub(crate) fn slot_expired(&self, slot: SlotName) {
         let mut expired = self.expired.lock().unwrap_or_else(PoisonError::into_inner);
         expired.push(slot);
@@ -133,14 +130,11 @@ impl Reports {
         self.tell(News::Event);
     }
 
-    /// Parts begun again since the process began.
-    #[must_use]
+    /// Parts begun again since the process started.
     pub(crate) fn retries(&self) -> u64 {
         self.retries.load(Ordering::Relaxed)
     }
 
-    /// What waits now.
-    #[must_use]
     pub(crate) fn depths(&self) -> Depths {
         let mut depths = Depths::default();
         for report in self.lock().values() {
@@ -151,7 +145,6 @@ impl Reports {
         depths
     }
 
-    /// The job is over.
     pub(crate) fn forget(&self, job: JobId) {
         self.lock().remove(&job);
     }
@@ -176,8 +169,7 @@ impl Reports {
         });
     }
 
-    /// Counts what has come of a part since it was heard of last; a part that is smaller than it was
-    /// has been begun again.
+    /// Counts the bytes of a part since its last report; a part that shrank was begun again.
     fn count(&self, before: Option<&PartProgress>, bytes: ByteCount, wire: ByteCount) {
         let known = before.filter(|b| b.bytes <= bytes && b.wire <= wire);
         let (old_bytes, old_wire) = known.map_or_else(Default::default, |b| (b.bytes, b.wire));
@@ -223,7 +215,7 @@ impl ProgressSink for Reports {
             report.phase = Some(Phase::Copy);
             report.work = None;
             let before = report.active.remove(&done.part);
-            // One that was found in the ledger came another time.
+            // Without wire bytes the part was found in the ledger, from an earlier attempt.
             if done.wire != ByteCount(0) {
                 self.count(before.as_ref(), done.bytes, done.wire);
                 self.received.completed(done.rows);

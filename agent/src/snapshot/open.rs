@@ -34,15 +34,15 @@ use crate::pg::catalog::read_extension_tables;
 use crate::pg::{Conninfo, PgError, Session, literal};
 use crate::task::Task;
 
-/// DDL between slot and plan makes everything be made anew, so many times.
+/// Attempts, each from the start, where DDL comes between slot and plan.
 const ATTEMPTS: u32 = 3;
 
-/// What is left of a failed attempt is removed within this time, or left to the cleanup.
+/// Limit for removing what a failed attempt left; the rest is left to the cleanup.
 const TIDY_UP: Duration = Duration::from_secs(10);
 
-/// A job's consistent point: slot, snapshot and plan. Shared by everything that reads.
+/// A job's slot, snapshot and plan, shared by everything that reads.
 ///
-/// Holds one session, and one per worker while parts are read. Dropping it ends them; the slot stays.
+/// Holds one session, and one more per worker while parts are read. Dropping it ends them; the slot stays.
 #[derive(Debug)]
 pub(crate) struct OpenSnapshot {
     node: NodeId,
@@ -52,7 +52,7 @@ pub(crate) struct OpenSnapshot {
     encoding: String,
     lsn: Lsn,
     plan: Plan,
-    /// What each table of the plan was, by number.
+    /// By table number.
     states: Vec<Option<TableState>>,
     scope: Scope,
     locks: Arc<LockRegistry>,
@@ -69,11 +69,9 @@ struct Held {
     _attended: Attended,
 }
 
-/// Makes publication, slot, snapshot and plan; what an earlier attempt of the same job left is
-/// removed first. Blocks while transactions run that were there before the slot; says so.
-///
-/// # Errors
-/// A [`Fault`]; what was made until then is removed again, as far as the server can be reached.
+/// Creates publication, slot, snapshot and plan, after removing those of an earlier attempt. Waits, and
+/// says so, for transactions older than the slot. On error, what was created is removed as far as the
+/// server can be reached.
 pub(crate) async fn open(
     task: &Task,
     request: OpenSource,
@@ -125,7 +123,7 @@ async fn try_open(
 
 enum Attempt {
     Open(Box<OpenSnapshot>),
-    /// That table is not what it was when the snapshot was taken.
+    /// This table changed after the snapshot was taken.
     Changed(TableName),
 }
 
@@ -155,7 +153,7 @@ async fn attempt_open(
             let held = hold(task, request, locks, admin.conninfo(), &made.snapshot)
                 .await
                 .map_err(fault)?;
-            // The holder has the snapshot now and exports it itself: the walsender can go.
+            // The holder exports the snapshot itself now: the walsender can go.
             made.connection.close().await;
             (made.lsn, Some(held))
         }
@@ -209,8 +207,8 @@ async fn attempt_open(
     })))
 }
 
-/// Imports the slot's snapshot into a session of our own, and exports it from there. The session reads
-/// no table, not even a catalog: it would hold a lock on each to the end.
+/// Imports the slot's snapshot into a session of our own and exports it from there. That session reads no
+/// table, not even a catalog, as it would hold the lock to the end.
 async fn hold(
     task: &Task,
     request: &OpenSource,
@@ -238,7 +236,6 @@ async fn hold(
     })
 }
 
-/// Begins a transaction under a snapshot.
 fn import(snapshot: &str) -> String {
     format!(
         "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET TRANSACTION SNAPSHOT {}",
@@ -249,15 +246,13 @@ fn import(snapshot: &str) -> String {
 /// What the catalog says at the snapshot.
 struct Catalog {
     listing: Listing,
-    /// The tables that are published.
     names: Vec<TableName>,
-    /// What goes and comes with the tables; none where the filter chooses everything.
+    /// What `pg_dump` is to select; `None` where the filter chooses everything.
     selection: Option<Selection>,
     states: HashMap<u32, TableState>,
 }
 
-/// Reads the catalog under the snapshot, or as it is now where there is none, in a transaction that is
-/// over with it.
+/// Reads the catalog under the snapshot, or the current one without, in a transaction of its own.
 async fn read_catalog(
     session: &Session,
     export: Option<&str>,
@@ -326,39 +321,30 @@ async fn make_plan(
 
 impl OpenSnapshot {
     /// The slot's consistent point; 0/0 without a slot.
-    #[must_use]
     pub(crate) fn lsn(&self) -> Lsn {
         self.lsn
     }
 
-    /// The database's encoding, in which text parts and strings in binary ones are read.
-    #[must_use]
+    /// The database's encoding, that of COPY data.
     pub(crate) fn encoding(&self) -> &str {
         &self.encoding
     }
 
-    /// The tables, by number.
-    #[must_use]
+    /// By number.
     pub(crate) fn tables(&self) -> &[TablePlan] {
         &self.plan.tables
     }
 
-    /// The tables as the coordinator needs them, by number.
-    #[must_use]
+    /// By number.
     pub(crate) fn summaries(&self) -> Vec<TableSummary> {
         self.plan.summaries.clone()
     }
 
-    /// How many parts there are.
-    #[must_use]
     pub(crate) fn parts(&self) -> u32 {
         self.plan.parts
     }
 
-    /// Begins a dump of that section of the schema, as the snapshot sees it.
-    ///
-    /// # Errors
-    /// A [`Fault`] where there is no `pg_dump` that can do it.
+    /// Starts a dump of a schema section under the snapshot. Fails where no `pg_dump` is new enough.
     pub(crate) async fn schema(
         self: &Arc<Self>,
         section: SchemaSection,
@@ -380,8 +366,7 @@ impl OpenSnapshot {
         dump::start(source, section, cancel).await
     }
 
-    /// Ends the snapshot; parts being read end with a fault. The slot stays. Done again, it does
-    /// nothing.
+    /// Ends the snapshot; parts being read fail. The slot stays. Idempotent.
     pub(crate) async fn close(&self) {
         let held = self
             .held
@@ -394,8 +379,7 @@ impl OpenSnapshot {
         }
     }
 
-    /// Parts, rows and bytes of what was read to its end at least once.
-    #[must_use]
+    /// Parts, rows and bytes that were read to their end at least once.
     pub(crate) fn totals(&self) -> (u32, RowCount, ByteCount) {
         let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         let parts = u32::try_from(read.len()).unwrap_or(u32::MAX);
@@ -410,14 +394,13 @@ impl OpenSnapshot {
         &self.node
     }
 
-    /// Whether the session that holds the snapshot has ended by itself.
-    #[must_use]
+    /// Whether the session that holds the snapshot ended by itself.
     pub(crate) fn is_broken(&self) -> bool {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.as_ref().is_some_and(|held| held.holder.is_closed())
     }
 
-    /// Whether the session that holds the snapshot is over.
+    /// Whether the session that holds the snapshot has ended.
     pub(crate) fn is_lost(&self) -> bool {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.as_ref().is_none_or(|held| held.holder.is_closed())
@@ -437,7 +420,6 @@ impl OpenSnapshot {
         }
     }
 
-    /// What a table was when the plan was made.
     pub(crate) fn state_of(&self, table: &TablePlan) -> Result<&TableState, Fault> {
         let state = self.states.get(table.no.0 as usize);
         state.and_then(Option::as_ref).ok_or_else(|| {
@@ -446,22 +428,19 @@ impl OpenSnapshot {
         })
     }
 
-    /// Parts wait for that table until the guard goes.
+    /// A part waits for the table while the guard lives.
     pub(crate) fn wait_for(&self, table: u32) -> WaitsFor {
         self.locks.wait_for(self.job, table)
     }
 
-    /// Who was seen last to want that table for itself.
     pub(crate) fn suspect(&self, table: u32) -> Option<String> {
         self.locks.suspect(table)
     }
 
-    /// For whom that session was ended, where it was.
     pub(crate) fn ended_for(&self, pid: i32) -> Option<String> {
         self.locks.ended_for(pid)
     }
 
-    /// Which table and which range a part is.
     pub(crate) fn locate(&self, part: PartNo) -> Result<(&TablePlan, CtidRange), Fault> {
         let tables = &self.plan.tables;
         let after = tables.partition_point(|table| table.first_part <= part);
@@ -482,7 +461,7 @@ impl OpenSnapshot {
         }
     }
 
-    /// A part was read to its end. Read again, it counts once.
+    /// Counts a part that was read to its end, once.
     pub(crate) fn count(&self, part: PartNo, rows: RowCount, bytes: ByteCount) {
         self.read
             .lock()

@@ -1,4 +1,4 @@
-//! What the publication names. Pure but for making it.
+//! What the publication names. Pure, except for creating it.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -10,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 use super::listing::{Kind, Listing};
 use crate::pg::{PgError, Session, lock_timeout};
 
-/// The tables to publish: plain tables and inheritance children by themselves; for partitions the
-/// highest table above them of which nothing is left out, so that partitions made later belong to it.
+/// The tables to publish: plain tables and inheritance children by themselves, partitions by the highest
+/// table above them of which nothing is excluded, so that later partitions belong to it.
 pub(crate) fn members(listing: &Listing, filter: &TableFilter) -> Vec<TableName> {
     let mut incomplete: BTreeSet<&TableName> = BTreeSet::new();
     for (name, relation) in &listing.relations {
@@ -65,11 +65,8 @@ pub(crate) fn published(
         .collect()
 }
 
-/// Makes the publication. It locks each of its tables, against VACUUM and DDL alone, and lets all of them
-/// go where one cannot be had within a moment; then it tries again.
-///
-/// # Errors
-/// [`PgError`] of the statement, or [`PgError::Cancelled`].
+/// Creates the publication. This locks each table, against VACUUM and DDL only. If one is not available
+/// within a moment, it releases all and tries again.
 pub(crate) async fn create(
     session: &Session,
     cancel: &CancellationToken,
@@ -89,7 +86,6 @@ pub(crate) async fn create(
     attempts.when(PgError::is_locked).await
 }
 
-/// `CREATE PUBLICATION`, of nothing where there is nothing.
 fn create_statement(name: &Identifier, members: &[TableName]) -> String {
     let mut sql = format!("CREATE PUBLICATION {}", name.quoted());
     for (n, member) in members.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! What a replication carries, as its source has it: the schema, with the publication's tables named.
+//! The schema that a replication carries, as the source has it, with the publication's tables named.
 
 use backon::Retryable as _;
 use steep_protocol::JobId;
@@ -8,11 +8,8 @@ use steep_schema::Schema;
 
 use crate::pg::{Conninfo, PgError, Session, catalog, lock_timeout};
 
-/// The schema as far as `filter` admits it. Each table that the job's publication carries, by itself
-/// or by a table above it, has an object for that: publications of ours are otherwise left out.
-///
-/// # Errors
-/// [`PgError`] of the connection or a query; a table that somebody has locked is waited for so long.
+/// The schema that `filter` admits. Each table that the job's publication carries, itself or by a table
+/// above it, has an object for that; our publications are otherwise left out.
 pub(crate) async fn describe_replicated(
     conninfo: &Conninfo,
     filter: &TableFilter,

@@ -1,10 +1,10 @@
 //! The steps of a job on its target, from an empty or existing schema to the end of catch-up.
 //!
-//! In the order a job takes them: [`prepare`] (schema made or checked, indexes deferred) → `formats` and
-//! `ledger` (what is to be fetched, and how) → rows → [`build_indexes`], [`build_constraints`] →
-//! [`subscribe`] → [`finish`] → [`totals`] (the proof) → [`release`]; or [`cleanup`] at any time.
+//! In a job's order: [`prepare`] (schema created or checked, indexes deferred) → `formats` and `ledger`
+//! (what to fetch, and how) → rows → [`build_indexes`], [`build_constraints`] → [`subscribe`] → [`finish`]
+//! → [`totals`] (the proof) → [`release`]; or [`cleanup`] at any time.
 //!
-//! Idempotent by job. Nothing here decides what a job does next, and nothing talks to another node.
+//! Idempotent by job. Nothing here decides what a job does next or talks to another node.
 
 mod bootstrap;
 mod cleanup;

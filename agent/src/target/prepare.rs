@@ -1,4 +1,4 @@
-//! Makes a target ready for rows: its schema there, its tables empty, what slows loading dropped.
+//! Prepares a target for rows: schema created, tables empty, indexes that slow loading dropped.
 
 use steep_protocol::message::agent::IndexTiming;
 use steep_protocol::message::facts::Finding;
@@ -19,52 +19,40 @@ use crate::replication::keep_out;
 use crate::schema::{fingerprints, missing, objects, settings};
 use crate::task::{Patience, Task};
 
-/// What is wanted of a target.
 #[derive(Debug)]
 pub(crate) struct PrepareRequest {
-    /// Of its schema.
     pub(crate) schema: SchemaRequest,
-    /// When indexes are built.
     pub(crate) indexes: IndexTiming,
-    /// What decides values in the source's database.
+    /// Settings of the source's database that affect values.
     pub(crate) settings: Vec<DatabaseSetting>,
 }
 
-/// Dumps of the source's schema, read only where the schema is made of them.
+/// Dumps of the source's schema, read only where the schema is created from them.
 #[derive(Debug)]
 pub(crate) struct Dumps<R> {
     /// Types, functions, tables, views, defaults.
     pub(crate) pre_data: R,
-    /// Rows that users have put into tables of extensions.
+    /// User data in extensions' tables.
     pub(crate) extension_rows: R,
     /// Indexes, constraints, triggers, rules, policies.
     pub(crate) post_data: R,
 }
 
-/// What is wanted of a target's schema.
 #[derive(Debug)]
 pub(crate) struct SchemaRequest {
-    /// Which tables take part.
     pub(crate) filter: TableFilter,
-    /// What to do about rows that are there.
     pub(crate) existing: ExistingRows,
-    /// What to do about differences in schema.
     pub(crate) schema_mode: SchemaMode,
-    /// The source.
     pub(crate) source: NodeId,
-    /// Its schema, as far as `filter` admits it.
     pub(crate) described: Schema,
 }
 
-/// Prepares the target for `plan`. In a database without tables the schema is made of the
-/// dumps; otherwise they are not read and the tables that are there are used.
+/// Prepares the target for `plan`. In a database without tables the schema is created from the dumps;
+/// otherwise they are not read and the existing tables are used.
 ///
-/// Done again for the same job, it does nothing once it has succeeded (rows may be there by then),
-/// and begins anew where it had not.
-///
-/// # Errors
-/// `SchemaMismatch` where the schemas differ and the mode is strict, or planned tables or columns are
-/// missing; a fault that names tables with rows; what the server refuses.
+/// Repeated for the same job, it does nothing after a success, when rows may exist, and starts over after a
+/// failure. Fails with `SchemaMismatch` where the schemas differ in strict mode or planned tables or
+/// columns are missing, and where tables hold rows.
 pub(crate) async fn prepare<R: PartReader>(
     task: &Task,
     request: &PrepareRequest,
@@ -103,7 +91,7 @@ pub(crate) async fn prepare<R: PartReader>(
     fingerprints::store(&conn, &wanted.source, &wanted.described, &wanted.filter).await?;
     if objects::has_user_tables(&conn).await? {
         if record.is_none() {
-            // Later, indexes that this job has dropped would seem to be missing.
+            // Later, indexes that this job drops would count as differences.
             findings.extend(sync::settle(task, &conn, wanted, plan).await?);
         }
         existing::make_ready(task, &conn, request, plan).await?;
@@ -129,11 +117,8 @@ pub(crate) async fn prepare<R: PartReader>(
     Ok(findings)
 }
 
-/// Holds the schema of a target whose rows are there already against the source's, and does as the mode
-/// says. Touches no row. Done again for the same job, it finds alike what it has made alike.
-///
-/// # Errors
-/// `SchemaMismatch` where the schemas differ and the mode is strict; what the server refuses.
+/// Compares the schema of a target that has its rows with the source's, and acts by the mode. Touches no
+/// row. Idempotent. Fails with `SchemaMismatch` where the schemas differ in strict mode.
 pub(crate) async fn match_schema(
     task: &Task,
     request: &SchemaRequest,

@@ -1,8 +1,8 @@
-//! What a statement of a schema dump is about, for a person: the kind of object and its name. Pure.
+//! What a statement of a schema dump is about, for display: kind and name. Pure.
 
 use crate::schema::statement::headline;
 
-/// Kinds as statements name them, longer ones before those they begin with.
+/// As statements name them; longer ones before their own prefixes.
 const KINDS: [&str; 41] = [
     "ACCESS METHOD",
     "AGGREGATE",
@@ -64,12 +64,12 @@ const FILLERS: [&str; 10] = [
 /// Words between the kind and the name.
 const NOISE: [&str; 5] = ["IF", "NOT", "EXISTS", "ONLY", "CONCURRENTLY"];
 
-/// An object, as far as a statement tells.
+/// An object, as far as a statement names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Label {
     /// In lower case: `index`, `foreign key`, `comment on view`.
     pub(crate) kind: String,
-    /// The name as the statement writes it, with the table it is on where there is one.
+    /// The name as written, with its table where there is one.
     pub(crate) object: String,
 }
 
@@ -83,12 +83,12 @@ impl Label {
     }
 }
 
-/// Of a statement of a kind that is not known, no more than what it does: the rest may be rows.
+/// For an unknown kind, only what the statement does: the rest may be rows.
 fn first_words(sql: &str) -> String {
     sql.split_whitespace().take(2).collect::<Vec<_>>().join(" ")
 }
 
-/// Statements that only set something for those after them.
+/// Skips statements that only set something for the next ones.
 fn skip_settings(sql: &str) -> &str {
     let mut rest = sql.trim_start();
     while rest.starts_with("SET LOCAL ") {
@@ -141,7 +141,7 @@ fn created(mut rest: &str) -> Option<Label> {
         if let Some((kind, after)) = kind(rest) {
             let after = noise(after);
             let mut object = match kind.as_str() {
-                // An index and statistics are named without the schema, casts and mappings not at all.
+                // Indexes and statistics are named without schema, casts and mappings not at all.
                 "cast" | "transform" | "user mapping" => headline(after),
                 _ => name(after),
             };
@@ -235,7 +235,7 @@ fn word(text: &str) -> Option<(&str, &str)> {
     (end > 0).then(|| (&text[..end], &text[end..]))
 }
 
-/// The name at the head of `text`: parts in quotes or not, with dots, and the arguments of a routine.
+/// The name at the start of `text`: parts, quoted or not, with dots, and a routine's arguments.
 fn name(text: &str) -> String {
     let mut quoted = false;
     let mut depth = 0_u32;
@@ -251,7 +251,7 @@ fn name(text: &str) -> String {
     headline(&text[..end.map_or(text.len(), |(at, _)| at)])
 }
 
-/// The table behind the first `ON` or `TO` outside of quotes.
+/// The table after the first `ON` or `TO` outside quotes.
 fn table_after_on(text: &str) -> Option<String> {
     let at = text.find(" ON ")?;
     let rest = text[at + 4..].trim_start();
