@@ -32,6 +32,7 @@ mod dump;
 mod facts;
 mod locks;
 mod metrics;
+mod mutex;
 mod node;
 mod part;
 pub mod peer;

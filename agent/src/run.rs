@@ -25,12 +25,10 @@ use crate::peer::serve::Server;
 use crate::pg::Conninfo;
 use crate::seat::seat;
 use crate::session::{
-    Agent, Control, DigestWatcher, LineageWatch, Looked, Observer, PreparedWatch, Queues, Readings,
-    Reports, Seen, overdue,
+    Agent, Control, Coordinator, DigestWatcher, LineageWatch, Looked, Observer, PreparedWatch,
+    Queues, Readings, Seen, overdue,
 };
 use crate::shutdown::Shutdown;
-use crate::snapshot::SourceJobs;
-use crate::telemetry::Telemetry;
 
 /// Mirror rows waiting for PostgreSQL; they replace one another.
 const MIRROR_QUEUE: usize = 16;
@@ -62,40 +60,45 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
     )?);
     let advertise = advertised(&config, endpoint.local_addr());
 
-    let telemetry = Arc::new(Telemetry::default());
-    let jobs = Arc::new(SourceJobs::default());
-    let reports = Arc::new(Reports::default());
     let (mirror_sender, mirror) = mpsc::channel(MIRROR_QUEUE);
     let (audit_sender, audit) = mpsc::channel(AUDIT_QUEUE);
-    let budgets = halves(&config);
+    let budgets = Budgets {
+        sent: Budget::half_of(config.memory_mib),
+        received: Budget::half_of(config.memory_mib),
+    };
     let shutdown = Shutdown::default();
     let halt = &shutdown.halt;
+    let agent = Arc::new(Agent {
+        node: config.node.clone(),
+        conninfo,
+        jobs: Arc::default(),
+        reports: Arc::default(),
+        endpoint: Arc::clone(&endpoint),
+        budget: budgets.received.clone(),
+        index_memory: config.index_memory,
+        telemetry: Arc::default(),
+        readings: Readings::default(),
+        drain: shutdown.drain.clone(),
+    });
     let mut tasks = JoinSet::new();
     let server = Server {
         node: config.node.clone(),
-        conninfo: Arc::clone(&conninfo),
+        conninfo: Arc::clone(&agent.conninfo),
         replication_conninfo,
-        jobs: Arc::clone(&jobs),
+        jobs: Arc::clone(&agent.jobs),
         budget: budgets.sent.clone(),
-        telemetry: Arc::clone(&telemetry),
+        telemetry: Arc::clone(&agent.telemetry),
         shutdown: shutdown.clone(),
         throttle: Arc::default(),
     };
     tasks.spawn(server.run(Arc::clone(&endpoint)));
-    let queues = ObserverQueues {
-        mirror,
-        audit,
-        reports: Arc::clone(&reports),
-    };
-    let (observers, seen) = observers(&config, &conninfo, &jobs, queues);
-    observers.start(&mut tasks, halt);
-    let received = budgets.received.clone();
+    let seen = observe(&mut tasks, &agent, &config, (mirror, audit), halt);
     if let Some(address) = config.metrics {
         let sources = Sources {
             node: config.node.clone(),
-            telemetry: Arc::clone(&telemetry),
-            jobs: Arc::clone(&jobs),
-            reports: Arc::clone(&reports),
+            telemetry: Arc::clone(&agent.telemetry),
+            jobs: Arc::clone(&agent.jobs),
+            reports: Arc::clone(&agent.reports),
             seen: seen.observed.clone(),
             mirror: mirror_sender.clone(),
             budgets,
@@ -104,28 +107,17 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
         let listener = http::bind(address).await?;
         tasks.spawn(http::serve(listener, metrics, halt.clone()));
     }
-    let agent = Arc::new(Agent {
-        node: config.node.clone(),
-        conninfo,
-        jobs,
-        reports: Arc::clone(&reports),
-        endpoint: Arc::clone(&endpoint),
-        budget: received,
-        index_memory: config.index_memory,
-        telemetry,
-        readings: Readings::default(),
-        drain: shutdown.drain.clone(),
-    });
-    let control = Control::new(
-        agent,
-        reports,
-        seen,
-        Queues {
-            mirror: mirror_sender,
-            audit: audit_sender,
-        },
-        coordinator(&config, &endpoint, &advertise),
-    );
+    let coordinator = Coordinator {
+        address: config.coordinator.clone(),
+        advertise: advertise.clone(),
+        max_workers: config.max_workers,
+        seat: seat(endpoint.local_addr().port()),
+    };
+    let queues = Queues {
+        mirror: mirror_sender,
+        audit: audit_sender,
+    };
+    let control = Control::new(agent, seen, queues, coordinator);
     let mut controlling = JoinSet::new();
     controlling.spawn(control.run(stop.clone(), shutdown.clone()));
 
@@ -137,28 +129,6 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
     let code = CloseCode::ShuttingDown;
     endpoint.close(code, CLOSE_DEADLINE).await;
     outcome
-}
-
-fn coordinator(
-    config: &Config,
-    endpoint: &Arc<Endpoint>,
-    advertise: &str,
-) -> crate::session::Coordinator {
-    crate::session::Coordinator {
-        address: config.coordinator.clone(),
-        endpoint: Arc::clone(endpoint),
-        advertise: advertise.to_owned(),
-        max_workers: config.max_workers,
-        seat: seat(endpoint.local_addr().port()),
-    }
-}
-
-/// The memory budgets of both directions.
-fn halves(config: &Config) -> Budgets {
-    Budgets {
-        sent: Budget::half_of(config.memory_mib),
-        received: Budget::half_of(config.memory_mib),
-    }
 }
 
 /// This agent's certificates, which must be for this node.
@@ -180,76 +150,54 @@ fn credentials(config: &Config) -> anyhow::Result<Credentials> {
     Ok(credentials)
 }
 
-struct ObserverQueues {
-    mirror: mpsc::Receiver<MirrorRow>,
-    audit: mpsc::Receiver<AuditView>,
-    reports: Arc<Reports>,
-}
-
-struct Observers {
-    observer: Observer,
-    digests: DigestWatcher,
-    locks: LockWatch,
-}
-
-impl Observers {
-    fn start(self, tasks: &mut JoinSet<()>, halt: &CancellationToken) {
-        tasks.spawn(self.locks.run(halt.clone()));
-        tasks.spawn(self.digests.run(halt.clone()));
-        tasks.spawn(self.observer.run(halt.clone()));
-    }
-}
-
 /// Watches slots and subscriptions every second, columns now and then, locks while something is at work.
-fn observers(
+fn observe(
+    tasks: &mut JoinSet<()>,
+    agent: &Agent,
     config: &Config,
-    conninfo: &Arc<Conninfo>,
-    jobs: &Arc<SourceJobs>,
-    queues: ObserverQueues,
-) -> (Observers, Seen) {
-    let (seen_sender, observed) = watch::channel(Observed::default());
+    (mirror, audit): (mpsc::Receiver<MirrorRow>, mpsc::Receiver<AuditView>),
+    halt: &CancellationToken,
+) -> Seen {
+    let (seen, observed) = watch::channel(Observed::default());
     let (prepared_sender, prepared) = watch::channel(None);
     let (lineage_sender, lineage) = watch::channel(None);
-    let look_at_columns = Arc::new(Notify::new());
     let (looked_sender, looked) = watch::channel(Looked::default());
-    let watcher = DigestWatcher {
-        conninfo: Arc::clone(conninfo),
+    let (lock_sender, locks) = watch::channel(Vec::new());
+    let look_at_columns = Arc::new(Notify::new());
+    let digests = DigestWatcher {
+        conninfo: Arc::clone(&agent.conninfo),
         every: config.schema_check_interval,
         seen: looked_sender,
         now: Arc::clone(&look_at_columns),
     };
-    let (lock_sender, locks) = watch::channel(Vec::new());
+    tasks.spawn(digests.run(halt.clone()));
     let lock_watch = LockWatch {
-        node: config.node.clone(),
-        conninfo: Arc::clone(conninfo),
-        registry: Arc::clone(jobs.locks()),
+        node: agent.node.clone(),
+        conninfo: Arc::clone(&agent.conninfo),
+        registry: Arc::clone(agent.jobs.locks()),
         seen: lock_sender,
     };
+    tasks.spawn(lock_watch.run(halt.clone()));
     let observer = Observer {
-        node: config.node.clone(),
-        conninfo: Arc::clone(conninfo),
-        jobs: Arc::clone(jobs),
-        seen: seen_sender,
+        node: agent.node.clone(),
+        conninfo: Arc::clone(&agent.conninfo),
+        jobs: Arc::clone(&agent.jobs),
+        seen,
         prepared: PreparedWatch::new(prepared_sender),
         lineage: LineageWatch::new(lineage_sender),
-        mirror: queues.mirror,
-        audit: queues.audit,
-        reports: queues.reports,
+        mirror,
+        audit,
+        reports: Arc::clone(&agent.reports),
         looked,
         look_at_columns,
         locks,
     };
-    let seen = Seen {
+    tasks.spawn(observer.run(halt.clone()));
+    Seen {
         observed,
         prepared,
         lineage,
-    };
-    let observers = Observers {
-        observer,
-        digests: watcher,
-        locks: lock_watch,
-    };
-    (observers, seen)
+    }
 }
 
 /// Waits for the end of the shutdown, or for a task that ends unexpectedly.

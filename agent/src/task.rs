@@ -1,13 +1,18 @@
 //! What every long operation gets, on either end.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use steep_protocol::message::agent::{PartDone, PartProgress, WorkProgress};
 use steep_protocol::message::handover::Replication;
-use steep_protocol::{ByteCount, JobId, NodeId, Phase};
+use steep_protocol::{ByteCount, Fault, JobId, NodeId, Phase};
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
-use crate::pg::Conninfo;
+use crate::pg::{Conninfo, PgError, Session};
+
+/// Limit for removing what a failed attempt left.
+const TIDY_UP: Duration = Duration::from_secs(10);
 
 /// What a running command knows. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -88,6 +93,31 @@ impl Progress {
 }
 
 impl Task {
+    /// Connects to this node's database.
+    pub(crate) async fn connect(&self, purpose: &str) -> Result<Session, Fault> {
+        let session = Session::connect(&self.conninfo, purpose).await;
+        session.map_err(|error| self.fault(error))
+    }
+
+    /// The fault of an error of this node's database.
+    pub(crate) fn fault(&self, error: impl Into<PgError>) -> Fault {
+        let error: PgError = error.into();
+        error.to_fault(&self.node)
+    }
+
+    /// Runs `removing` after a failed attempt, for a limited time. What is left is removed by the cleanup, or
+    /// when its note expires.
+    pub(crate) async fn tidy_up<E: std::fmt::Display>(
+        &self,
+        removing: impl Future<Output = Result<(), E>>,
+    ) {
+        match tokio::time::timeout(TIDY_UP, removing).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(job_id = %self.job, %error, "could not tidy up"),
+            Err(_) => warn!(job_id = %self.job, "could not tidy up in time"),
+        }
+    }
+
     pub(crate) fn work(&self, phase: Phase, work: WorkProgress) {
         self.progress.inner.work(self.job, phase, work);
     }

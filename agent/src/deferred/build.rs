@@ -28,12 +28,6 @@ use crate::schema::missing::{self, Lack, Missing, Weight};
 use crate::schema::statement::{Stage, headline};
 use crate::task::Task;
 
-/// Builds indexes, the constraints that are indexes, and their details. Fails where replication needs an
-/// index that cannot be built. After an error, what is left stays stored for another try.
-pub(crate) async fn build_indexes(task: &Task, parallel: u8) -> Result<Vec<Finding>, Fault> {
-    build_indexes_for(task, parallel, Purpose::Replication).await
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// Replication finds rows by some of the indexes.
@@ -51,7 +45,9 @@ impl Purpose {
     }
 }
 
-pub(crate) async fn build_indexes_for(
+/// Builds indexes, the constraints that are indexes, and their details. Fails where replication needs an
+/// index that cannot be built. After an error, what is left stays stored for another try.
+pub(crate) async fn build_indexes(
     task: &Task,
     parallel: u8,
     purpose: Purpose,
@@ -84,11 +80,7 @@ pub(crate) async fn build_indexes_for(
 ///
 /// A foreign key that the rows violate stays `NOT VALID`. This and anything that cannot be built is noted
 /// as missing and does not stop the job. After an error, what is left stays stored for another try.
-pub(crate) async fn build_constraints(task: &Task, parallel: u8) -> Result<Vec<Finding>, Fault> {
-    build_constraints_for(task, parallel, Purpose::Replication).await
-}
-
-pub(crate) async fn build_constraints_for(
+pub(crate) async fn build_constraints(
     task: &Task,
     parallel: u8,
     purpose: Purpose,

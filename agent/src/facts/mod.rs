@@ -57,7 +57,7 @@ const OLDEST_READABLE: u32 = 140_000;
 pub(crate) async fn source(task: &Task, filter: &TableFilter) -> Result<SourceFacts, Fault> {
     let facts = (|| try_source(task, filter)).retry(lock_timeout::a_few_times());
     let facts = facts.when(PgError::is_locked).await;
-    facts.map_err(|error| error.to_fault(&task.node))
+    facts.map_err(|error| task.fault(error))
 }
 
 async fn try_source(task: &Task, filter: &TableFilter) -> Result<SourceFacts, PgError> {
@@ -82,7 +82,7 @@ pub(crate) async fn target(
 ) -> Result<TargetFacts, Fault> {
     let facts = (|| try_target(task, filter, &peer)).retry(lock_timeout::a_few_times());
     let facts = facts.when(PgError::is_locked).await;
-    facts.map_err(|error| error.to_fault(&task.node))
+    facts.map_err(|error| task.fault(error))
 }
 
 async fn try_target(

@@ -10,11 +10,13 @@ mod statement;
 mod watch;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use steep_protocol::JobId;
 use steep_protocol::message::job::YieldToDdl;
 use tokio::time::Instant;
+
+use crate::mutex::lock;
 
 pub(crate) use watch::LockWatch;
 
@@ -135,7 +137,7 @@ impl LockRegistry {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // A critical section is a single map operation, so no panic leaves a map inconsistent.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 }
 

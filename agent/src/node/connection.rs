@@ -35,13 +35,9 @@ pub(crate) fn application_names(job: JobId) -> String {
 
 impl Conn {
     pub(crate) async fn open(task: &Task, what: &str) -> Result<Self, Fault> {
-        let session = Session::connect(&task.conninfo, &purpose(task.job, what))
-            .await
-            .map_err(|error| error.to_fault(&task.node))?;
-        session
-            .read_user_views()
-            .await
-            .map_err(|error| error.to_fault(&task.node))?;
+        let session = task.connect(&purpose(task.job, what)).await?;
+        let allowed = session.read_user_views().await;
+        allowed.map_err(|error| task.fault(error))?;
         let (node, cancel) = (task.node.clone(), task.cancel.clone());
         let conn = Self {
             session,

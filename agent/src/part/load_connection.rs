@@ -34,7 +34,7 @@ impl LoadConnection {
         let purpose = purpose(task.job, what);
         let raw = RawConnection::connect(&task.conninfo, &purpose, Mode::Plain)
             .await
-            .map_err(|error| error.to_fault(&task.node))?;
+            .map_err(|error| task.fault(error))?;
         let mut line = Self {
             canceller: raw.canceller(),
             raw,

@@ -161,11 +161,8 @@ impl SourceAgent {
     }
 
     pub(crate) async fn sequences(&self) -> Result<Vec<SequenceValue>, Fault> {
-        match self
-            .ask(&PeerRequest::FetchSequences { job: self.job })
-            .await?
-            .0
-        {
+        let request = PeerRequest::FetchSequences { job: self.job };
+        match self.ask(&request).await?.0 {
             PeerReply::Sequences(sequences) => Ok(sequences),
             _ => Err(self.unexpected()),
         }
@@ -173,11 +170,8 @@ impl SourceAgent {
 
     /// How another PostgreSQL reaches the source's.
     pub(crate) async fn conninfo(&self) -> Result<Secret, Fault> {
-        match self
-            .ask(&PeerRequest::FetchConninfo { job: self.job })
-            .await?
-            .0
-        {
+        let request = PeerRequest::FetchConninfo { job: self.job };
+        match self.ask(&request).await?.0 {
             PeerReply::Conninfo(conninfo) => Ok(conninfo),
             _ => Err(self.unexpected()),
         }
@@ -245,14 +239,10 @@ impl SourceAgent {
     }
 
     fn unexpected(&self) -> Fault {
-        Fault::new(
-            FaultKind::Failed,
-            format!(
-                "the agent of {} answered something else than was asked",
-                self.source.node
-            ),
-        )
-        .hint("the two agents may be of different versions: upgrade the older one")
+        let node = &self.source.node;
+        let text = format!("the agent of {node} answered something else than was asked");
+        Fault::new(FaultKind::Failed, text)
+            .hint("the two agents may be of different versions: upgrade the older one")
     }
 }
 

@@ -4,7 +4,7 @@
 //! fetched again; the ledger says whether it was committed.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use steep_protocol::message::agent::{CopyParts, PartDone, PartProgress};
@@ -18,6 +18,7 @@ use super::rate::Rate;
 use super::span;
 use crate::budget::Budget;
 use crate::deferred::named::{Named, build_named};
+use crate::mutex::lock;
 use crate::node::wal_writer::WalWriterAwake;
 use crate::part::copy_in::{Begin, Loader};
 use crate::part::formats::formats;
@@ -210,7 +211,7 @@ impl Shared {
     }
 
     fn queue(&self) -> std::sync::MutexGuard<'_, VecDeque<PartNo>> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.queue)
     }
 
     /// The last table whose first part is not after `part`.

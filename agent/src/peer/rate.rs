@@ -6,6 +6,8 @@ use std::time::Duration;
 use steep_protocol::ByteCount;
 use tokio::time::Instant;
 
+use crate::mutex::lock;
+
 /// Shared by workers. Keeps one instant: when everything admitted so far would have passed at the allowed
 /// rate.
 #[derive(Debug)]
@@ -34,10 +36,7 @@ impl Rate {
             return;
         };
         let until = {
-            let mut paid = self
-                .paid_until
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut paid = lock(&self.paid_until);
             *paid = next(*paid, Instant::now(), bytes, per_second);
             *paid
         };

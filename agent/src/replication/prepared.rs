@@ -4,8 +4,6 @@
 //! forgotten slot would fill the disk (G5). A note names its node, as a physical copy of this server
 //! contains it and must not take it for its own. The coordinator judges whether a hand-over may begin.
 
-use std::time::Duration;
-
 use steep_protocol::message::handover::{
     NotedSlot, PreparedSlot, PreparedState, Replication, ServerSlot, SlotFacts, SlotName, Used,
 };
@@ -13,7 +11,7 @@ use steep_protocol::message::job::TableFilter;
 use steep_protocol::{ByteCount, Fault, FaultKind, NodeId, TableName};
 use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::node::own_schema;
 use crate::node::slot_notes::{forget, lsn, readable, time};
@@ -26,27 +24,17 @@ use crate::task::Task;
 /// How long the note of an unfinished slot is valid, in seconds, so that the rest of a crash expires.
 const UNFINISHED_SECONDS: i64 = 3_600;
 
-/// Limit for removing what a failed attempt left; the rest goes when its note expires.
-const TIDY_UP: Duration = Duration::from_secs(10);
-
 /// Creates publication and slot of the task's replication and notes them, valid for `expires_seconds`.
 /// Waits for older transactions. On error, what was created is removed as far as the server can be reached.
 pub(crate) async fn prepare(task: &Task, expires_seconds: u64) -> Result<PreparedSlot, Fault> {
     let fault = |error: PgError| error.to_fault(&task.node);
-    let session = Session::connect(&task.conninfo, "prepare")
-        .await
-        .map_err(fault)?;
+    let session = task.connect("prepare").await?;
     own_schema::install(&session).await.map_err(fault)?;
     note(&session, task).await?;
     let mut made = Made::Nothing;
     let outcome = make(&session, task, expires_seconds, &mut made).await;
     if outcome.is_err() {
-        let tidying = tidy(&session, task, made);
-        match tokio::time::timeout(TIDY_UP, tidying).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => warn!(job_id = %task.job, %error, "could not tidy up"),
-            Err(_) => warn!(job_id = %task.job, "could not tidy up in time"),
-        }
+        task.tidy_up(tidy(&session, task, made)).await;
     }
     session.close().await;
     outcome
@@ -62,33 +50,26 @@ enum Made {
 /// Notes the slot before its creation. A note that came with a copy of another node is replaced.
 async fn note(session: &Session, task: &Task) -> Result<(), Fault> {
     let fault = |error: PgError| error.to_fault(&task.node);
-    let (slot, job) = (
-        task.replication.slot.as_str(),
-        task.replication.id.to_string(),
-    );
+    let slot = task.replication.slot.as_str();
+    let job = task.replication.id.to_string();
     let sql = "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)";
-    let there: bool = {
-        let values: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&slot];
-        let asked = session.run(&task.cancel, session.query_one(sql, &values));
-        let row = asked.await.map_err(fault)?;
-        row.try_get(0).map_err(|error| fault(error.into()))?
-    };
+    let values: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&slot];
+    let asked = session.run(&task.cancel, session.query_one(sql, &values));
+    let there: bool = asked.await.map_err(fault)?.get(0);
     let sql = "INSERT INTO steep_repl.init_slots AS i (slot_name, job, source_node, expires_at) \
          VALUES ($1, $2, $3, now() + $4::int8 * interval '1 second') \
          ON CONFLICT (slot_name) DO UPDATE SET job = excluded.job, target_node = NULL, lsn = NULL, \
              source_node = excluded.source_node, created_at = now(), expires_at = excluded.expires_at \
          WHERE i.source_node IS DISTINCT FROM excluded.source_node";
-    let noted = match there {
-        true => 0,
-        false => session
-            .execute(
-                sql,
-                &[&slot, &job, &task.node.as_str(), &UNFINISHED_SECONDS],
-            )
+    let note: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
+        [&slot, &job, &task.node.as_str(), &UNFINISHED_SECONDS];
+    if !there
+        && session
+            .execute(sql, &note)
             .await
-            .map_err(|error| fault(error.into()))?,
-    };
-    if noted > 0 {
+            .map_err(|error| task.fault(error))?
+            > 0
+    {
         return Ok(());
     }
     let text = format!("there is a replication slot {slot} already, or one is being made");
@@ -164,9 +145,7 @@ pub(crate) async fn slot_facts(task: &Task, filter: &TableFilter) -> Result<Slot
         session.close().await;
         Ok(facts)
     };
-    gathered
-        .await
-        .map_err(|error: PgError| error.to_fault(&task.node))
+    gathered.await.map_err(|error: PgError| task.fault(error))
 }
 
 async fn gather(
@@ -242,12 +221,10 @@ pub(crate) async fn take(task: &Task, target: &NodeId) -> Result<(), Fault> {
              AND EXISTS (SELECT FROM pg_replication_slots s WHERE s.slot_name = $1)";
     let taken = change(task, target, sql).await?;
     if taken > 0 {
-        let fault = |error: PgError| error.to_fault(&task.node);
-        let session = Session::connect(&task.conninfo, "handover").await;
-        let session = session.map_err(fault)?;
-        let renewed = published::renew(&session, task).await.map_err(fault)?;
+        let session = task.connect("handover").await?;
+        let renewed = published::renew(&session, task).await;
         session.close().await;
-        return renewed;
+        return renewed.map_err(|error| task.fault(error))?;
     }
     let slot = &task.replication.slot;
     let text = format!("the prepared slot {slot} has been dropped or taken meanwhile");
@@ -286,18 +263,14 @@ async fn change(task: &Task, target: &NodeId, sql: &str) -> Result<u64, Fault> {
         session.close().await;
         Ok(changed)
     };
-    changed
-        .await
-        .map_err(|error: PgError| error.to_fault(&task.node))
+    changed.await.map_err(|error: PgError| task.fault(error))
 }
 
 /// Drops the task's prepared slot on an operator's request. Fails where a node uses it, or the server does
 /// not release it.
 pub(crate) async fn drop_prepared(task: &Task) -> Result<(), Fault> {
     let fault = |error: PgError| error.to_fault(&task.node);
-    let session = Session::connect(&task.conninfo, "prepare")
-        .await
-        .map_err(fault)?;
+    let session = task.connect("prepare").await?;
     let dropped = drop_unused(
         &session,
         &task.node,

@@ -164,7 +164,7 @@ impl Commands {
                     // Reported, it would end the job. Unreported, the command goes to the next process,
                     // which finds what this one has done.
                     self.entries.remove(&id);
-                    drainer.interrupted();
+                    drainer.interrupted += 1;
                     return None;
                 }
                 drainer.ended();

@@ -13,7 +13,7 @@ use steep_protocol::message::api::AuditView;
 use steep_protocol::message::handover::PreparedSlot;
 use steep_protocol::message::lineage::Lineage;
 use steep_protocol::pace::{Cadence, News, Pace};
-use steep_protocol::quic::{Endpoint, Expect, Receiver, Sender};
+use steep_protocol::quic::{Expect, Receiver, Sender};
 use steep_protocol::{CommandId, Fault, FaultKind, Retry};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
@@ -24,7 +24,6 @@ use super::drain::{LAST_WORDS, Stage};
 use super::drainer::{Drainer, until};
 use super::greet::{Standing, Unwelcome, greet};
 use super::observe::stands_out;
-use super::report::Reports;
 use crate::shutdown::Shutdown;
 
 /// First pause after a failed dial; doubled up to [`PAUSE_MAX`].
@@ -36,7 +35,6 @@ const PAUSE_MAX: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub(crate) struct Coordinator {
     pub(crate) address: String,
-    pub(crate) endpoint: Arc<Endpoint>,
     pub(crate) advertise: String,
     pub(crate) max_workers: u8,
     pub(crate) seat: Seat,
@@ -63,7 +61,6 @@ pub(crate) struct Queues {
 #[derive(Debug)]
 pub(crate) struct Control {
     agent: Arc<Agent>,
-    reports: Arc<Reports>,
     coordinator: Coordinator,
     seen: Seen,
     queues: Queues,
@@ -95,7 +92,6 @@ enum Gone {
 impl Control {
     pub(crate) fn new(
         agent: Arc<Agent>,
-        reports: Arc<Reports>,
         seen: Seen,
         queues: Queues,
         coordinator: Coordinator,
@@ -103,7 +99,6 @@ impl Control {
         Self {
             commands: Commands::new(Arc::clone(&agent)),
             agent,
-            reports,
             coordinator,
             seen,
             queues,
@@ -158,11 +153,11 @@ impl Control {
     }
 
     fn say_drained(&self, drainer: &Drainer) {
-        info!(event = "drained", node_id = %self.agent.node, duration_ms = drainer.millis(), interrupted = drainer.interruptions(), "nothing more is at work");
+        info!(event = "drained", node_id = %self.agent.node, duration_ms = drainer.millis(), interrupted = drainer.interrupted, "nothing more is at work");
     }
 
     async fn session(&mut self, drainer: &mut Drainer) -> Gone {
-        let endpoint = Arc::clone(&self.coordinator.endpoint);
+        let endpoint = Arc::clone(&self.agent.endpoint);
         let address = self.coordinator.address.clone();
         let dial = endpoint.dial(&address, &Expect::Coordinator);
         let connection = match self.beside(drainer, dial).await {
@@ -197,7 +192,7 @@ impl Control {
             told: None,
             looked: News::None,
         };
-        self.reports.tell_again();
+        self.agent.reports.tell_again();
         self.agent.telemetry.coordinator(true);
         let conversed = self.converse(&mut speech, &mut receiver, drainer).await;
         self.agent.telemetry.coordinator(false);
@@ -276,7 +271,7 @@ impl Control {
         }
         self.seen.prepared.mark_changed();
         self.seen.lineage.mark_changed();
-        let mut news = self.reports.news();
+        let mut news = self.agent.reports.news();
         if self.seen.observed.borrow().postgres.is_some() {
             self.seen.observed.mark_changed();
         }
@@ -377,7 +372,7 @@ impl Control {
 
     /// Sends everything that has changed, with the newest observation.
     async fn report(&self, speech: &mut Speech<'_>) -> Result<(), Fault> {
-        let mut messages = self.reports.take();
+        let mut messages = self.agent.reports.take();
         let now = Instant::now();
         if std::mem::take(&mut speech.looked) != News::None {
             let seen = self.seen.observed.borrow().clone();

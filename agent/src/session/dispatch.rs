@@ -22,6 +22,7 @@ use tracing::{info, warn};
 use super::readings::Readings;
 use super::report::Reports;
 use crate::budget::Budget;
+use crate::deferred::build::Purpose;
 use crate::facts::{self, PeerFacts};
 use crate::peer::connection::SourceAgent;
 use crate::peer::fetch::copy;
@@ -253,12 +254,12 @@ impl Agent {
                 Ok(Outcome::Done)
             }
             TargetCommand::BuildIndexes { parallel } => {
-                let built = target::build_indexes(task, parallel).await;
-                built.map(Outcome::Warned)
+                let built = target::build_indexes(task, parallel, Purpose::Replication);
+                built.await.map(Outcome::Warned)
             }
             TargetCommand::BuildConstraints { parallel } => {
-                let built = target::build_constraints(task, parallel).await;
-                built.map(Outcome::Warned)
+                let built = target::build_constraints(task, parallel, Purpose::Replication);
+                built.await.map(Outcome::Warned)
             }
             TargetCommand::Subscribe {
                 source,

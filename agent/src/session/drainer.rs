@@ -14,7 +14,8 @@ pub(super) struct Drainer {
     stage: Stage,
     began: Instant,
     ended: Option<Instant>,
-    interrupted: usize,
+    /// Commands that were interrupted.
+    pub(super) interrupted: usize,
 }
 
 impl Drainer {
@@ -95,14 +96,6 @@ impl Drainer {
         if self.is_down() {
             self.ended = Some(Instant::now());
         }
-    }
-
-    pub(super) fn interrupted(&mut self) {
-        self.interrupted += 1;
-    }
-
-    pub(super) fn interruptions(&self) -> usize {
-        self.interrupted
     }
 
     pub(super) fn answers(&self) -> usize {

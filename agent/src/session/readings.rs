@@ -3,11 +3,13 @@
 //! The reader asks for the next page when it has the last, so only the agent that read the schema buffers
 //! it, for a short time and a few at once.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use steep_protocol::message::schema::{SchemaCursor, SchemaPage};
 use steep_protocol::{Fault, FaultKind, Retry};
+
+use crate::mutex::lock;
 
 /// The oldest makes room.
 const HELD_MAX: usize = 4;
@@ -81,7 +83,7 @@ impl Readings {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Reading>> {
         // A critical section always leaves the list whole.
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.held)
     }
 }
 

@@ -1,8 +1,8 @@
 //! Progress between two sends: the newest of each kind, and every part done.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use steep_protocol::message::agent::{
     AgentMessage, PartDone, PartProgress, ProgressReport, WorkProgress,
@@ -12,6 +12,7 @@ use steep_protocol::pace::News;
 use steep_protocol::{ByteCount, JobId, PartNo, Phase};
 use tokio::sync::watch;
 
+use crate::mutex::lock;
 use crate::task::ProgressSink;
 use crate::telemetry::Flow;
 
@@ -68,19 +69,10 @@ impl Reports {
             *news = News::None;
             false
         });
-        let audited = {
-            let mut audited = self.audited.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::take(&mut *audited)
-        };
-        let mut messages: Vec<AgentMessage> = audited
-            .into_iter()
-            .map(|seq| AgentMessage::Audited { seq })
-            .collect();
-        let expired = {
-            let mut expired = self.expired.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::take(&mut *expired)
-        };
-        let expired = expired.into_iter();
+        let mut messages = Vec::new();
+        let audited = std::mem::take(&mut *lock(&self.audited)).into_iter();
+        messages.extend(audited.map(|seq| AgentMessage::Audited { seq }));
+        let expired = std::mem::take(&mut *lock(&self.expired)).into_iter();
         messages.extend(expired.map(|slot| AgentMessage::SlotExpired { slot }));
         for (job, report) in self.lock().iter_mut() {
             for parts in report.done[report.told..].chunks(PARTS_PER_MESSAGE) {
@@ -116,17 +108,13 @@ impl Reports {
 
     /// If this is lost with its session, the coordinator repeats the request.
     pub(crate) fn audited(&self, seq: u64) {
-        let mut audited = self.audited.lock().unwrap_or_else(PoisonError::into_inner);
-        audited.push(seq);
-        drop(audited);
+        lock(&self.audited).push(seq);
         self.tell(News::Event);
     }
 
     /// Reported once, in this session or the next.
     pub(crate) fn slot_expired(&self, slot: SlotName) {
-        let mut expired = self.expired.lock().unwrap_or_else(PoisonError::into_inner);
-        expired.push(slot);
-        drop(expired);
+        lock(&self.expired).push(slot);
         self.tell(News::Event);
     }
 
@@ -177,7 +165,7 @@ impl Reports {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<JobId, JobReport>> {
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.jobs)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The jobs for which this agent is the source: who may ask for what, and their open snapshots.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use steep_protocol::message::job::TableFilter;
@@ -9,6 +9,7 @@ use steep_protocol::{JobId, Lsn, NodeId};
 
 use super::OpenSnapshot;
 use crate::locks::LockRegistry;
+use crate::mutex::lock;
 
 /// Shared by the session, which opens and closes jobs, and the peer server, which looks them up.
 #[derive(Debug, Default)]
@@ -112,6 +113,6 @@ impl SourceJobs {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<JobId, SourceJob>> {
         // A critical section is a single map operation, so no panic leaves the map inconsistent.
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.jobs)
     }
 }

@@ -10,8 +10,7 @@
 //! then everything is made anew.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
 
 use steep_protocol::message::agent::{Export, OpenSource, TableSummary};
 use steep_protocol::message::peer::{CtidRange, SchemaSection, TablePlan};
@@ -30,15 +29,13 @@ use super::{publication, published, slot};
 use crate::dump::selection::Selection;
 use crate::dump::{self, SchemaDump, Scope};
 use crate::locks::{Attended, LockRegistry, WaitsFor};
+use crate::mutex::lock;
 use crate::pg::catalog::read_extension_tables;
 use crate::pg::{Conninfo, PgError, Session, literal};
 use crate::task::Task;
 
 /// Attempts, each from the start, where DDL comes between slot and plan.
 const ATTEMPTS: u32 = 3;
-
-/// Limit for removing what a failed attempt left; the rest is left to the cleanup.
-const TIDY_UP: Duration = Duration::from_secs(10);
 
 /// A job's slot, snapshot and plan, shared by everything that reads.
 ///
@@ -84,11 +81,7 @@ pub(crate) async fn open(
             cancel: CancellationToken::new(),
             ..task.clone()
         };
-        match tokio::time::timeout(TIDY_UP, slot::cleanup(&tidy, None)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => warn!(job_id = %task.job, %error, "could not tidy up"),
-            Err(_) => warn!(job_id = %task.job, "could not tidy up in time"),
-        }
+        task.tidy_up(slot::cleanup(&tidy, None)).await;
     }
     opened
 }
@@ -179,7 +172,7 @@ async fn attempt_open(
     }
     let plan = make_plan(task, request, admin, &listing, &names).await?;
     let of_extensions = read_extension_tables(admin).await;
-    let of_extensions = of_extensions.map_err(|error| error.to_fault(&task.node))?;
+    let of_extensions = of_extensions.map_err(fault)?;
     info!(job_id = %task.job, %lsn, tables = plan.tables.len(), parts = plan.parts, "source opened");
     let oids = names.iter().filter_map(|name| listing.relations.get(name));
     Ok(Attempt::Open(Box::new(OpenSnapshot {
@@ -220,13 +213,8 @@ async fn hold(
     holder
         .run(&task.cancel, holder.batch_execute(&import(snapshot)))
         .await?;
-    let row = holder
-        .run(
-            &task.cancel,
-            holder.query_one("SELECT pg_export_snapshot()", &[]),
-        )
-        .await?;
-    let export = row.try_get(0)?;
+    let exported = holder.query_one("SELECT pg_export_snapshot()", &[]);
+    let export = holder.run(&task.cancel, exported).await?.try_get(0)?;
     let pool = Arc::new(Pool::new(conninfo.clone(), task.job, request.parallel));
     Ok(Held {
         holder,
@@ -351,7 +339,7 @@ impl OpenSnapshot {
         cancel: CancellationToken,
     ) -> Result<SchemaDump, Fault> {
         let export = {
-            let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+            let held = lock(&self.held);
             held.as_ref().map(|held| held.export.clone())
         };
         let source = dump::DumpSource {
@@ -368,11 +356,7 @@ impl OpenSnapshot {
 
     /// Ends the snapshot; parts being read fail. The slot stays. Idempotent.
     pub(crate) async fn close(&self) {
-        let held = self
-            .held
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let held = lock(&self.held).take();
         if let Some(held) = held {
             held.pool.close().await;
             held.holder.close().await;
@@ -381,13 +365,10 @@ impl OpenSnapshot {
 
     /// Parts, rows and bytes that were read to their end at least once.
     pub(crate) fn totals(&self) -> (u32, RowCount, ByteCount) {
-        let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = lock(&self.read);
         let parts = u32::try_from(read.len()).unwrap_or(u32::MAX);
-        (
-            parts,
-            read.values().map(|(rows, _)| *rows).sum(),
-            read.values().map(|(_, b)| *b).sum(),
-        )
+        let rows = read.values().map(|(rows, _)| *rows).sum();
+        (parts, rows, read.values().map(|(_, bytes)| *bytes).sum())
     }
 
     pub(crate) fn node(&self) -> &NodeId {
@@ -396,19 +377,19 @@ impl OpenSnapshot {
 
     /// Whether the session that holds the snapshot ended by itself.
     pub(crate) fn is_broken(&self) -> bool {
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = lock(&self.held);
         held.as_ref().is_some_and(|held| held.holder.is_closed())
     }
 
     /// Whether the session that holds the snapshot has ended.
     pub(crate) fn is_lost(&self) -> bool {
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = lock(&self.held);
         held.as_ref().is_none_or(|held| held.holder.is_closed())
     }
 
     /// The pool to read with and the snapshot to import.
     pub(crate) fn readable(&self) -> Result<(Arc<Pool>, String), Fault> {
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = lock(&self.held);
         match held.as_ref() {
             Some(held) => Ok((Arc::clone(&held.pool), held.export.clone())),
             None => Err(
@@ -446,26 +427,17 @@ impl OpenSnapshot {
         let after = tables.partition_point(|table| table.first_part <= part);
         let table = after.checked_sub(1).and_then(|at| tables.get(at));
         let range = table.and_then(|table| {
-            table
-                .ranges
-                .get((part.0 - table.first_part.0) as usize)
-                .copied()
+            let at = (part.0 - table.first_part.0) as usize;
+            Some((table, *table.ranges.get(at)?))
         });
-        match (table, range) {
-            (Some(table), Some(range)) => Ok((table, range)),
-            _ => Err(Fault::new(
-                FaultKind::BadRequest,
-                format!("the plan has no part {part}"),
-            )
-            .on(&self.node)),
-        }
+        range.ok_or_else(|| {
+            let text = format!("the plan has no part {part}");
+            Fault::new(FaultKind::BadRequest, text).on(&self.node)
+        })
     }
 
     /// Counts a part that was read to its end, once.
     pub(crate) fn count(&self, part: PartNo, rows: RowCount, bytes: ByteCount) {
-        self.read
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(part, (rows, bytes));
+        lock(&self.read).insert(part, (rows, bytes));
     }
 }

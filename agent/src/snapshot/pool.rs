@@ -4,7 +4,7 @@
 //! what the plan saw, COPY, commit. So a part of an empty table costs one round trip, and locks do not
 //! accumulate over ten thousand tables.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use steep_protocol::JobId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use crate::mutex::lock;
 use crate::pg::raw::{Mode, RawConnection};
 use crate::pg::{Conninfo, PgError};
 
@@ -68,11 +69,7 @@ impl Pool {
             permit = permits.acquire_owned() => permit.map_err(|_| PgError::Closed)?,
             () = cancel.cancelled() => return Err(PgError::Cancelled),
         };
-        let idle = self
-            .idle
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop();
+        let idle = lock(&self.idle).pop();
         let (connection, origin) = match idle {
             Some(connection) => (connection, Origin::Reused),
             None => (self.connect(cancel).await?, Origin::New),
@@ -101,7 +98,7 @@ impl Pool {
     /// Closes idle connections; the others end with their COPY.
     pub(crate) async fn close(&self) {
         self.permits.close();
-        let idle = std::mem::take(&mut *self.idle.lock().unwrap_or_else(PoisonError::into_inner));
+        let idle = std::mem::take(&mut *lock(&self.idle));
         for connection in idle {
             connection.close().await;
         }
@@ -113,10 +110,7 @@ impl Pool {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return;
         };
-        let mut cancelling = self
-            .cancelling
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut cancelling = lock(&self.cancelling);
         while cancelling.try_join_next().is_some() {}
         let canceller = connection.canceller();
         cancelling.spawn_on(
@@ -156,11 +150,7 @@ impl Lease {
         if let Some(connection) = self.connection.take()
             && !self.pool.permits.is_closed()
         {
-            let mut idle = self
-                .pool
-                .idle
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut idle = lock(&self.pool.idle);
             idle.push(connection);
         }
     }

@@ -189,9 +189,7 @@ pub(crate) async fn slot_statuses(
 /// Removes the job's publication and slot, ending whoever uses it. Idempotent.
 pub(crate) async fn cleanup(task: &Task, sync_slots: Option<SyncSlots>) -> Result<(), Fault> {
     let fault = |error: PgError| error.to_fault(&task.node);
-    let session = Session::connect(&task.conninfo, "cleanup")
-        .await
-        .map_err(fault)?;
+    let session = task.connect("cleanup").await?;
     remove(&session, task, &task.cancel).await?;
     if let Some(made) = sync_slots {
         for slot in left_by_own_copy(&session, made).await.map_err(fault)? {

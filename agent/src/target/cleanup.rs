@@ -12,9 +12,7 @@ use steep_protocol::message::facts::Finding;
 use steep_protocol::message::job::CancelledData;
 
 use super::existing;
-use crate::deferred::build::{
-    Purpose, build_constraints_for, build_event_triggers, build_indexes_for,
-};
+use crate::deferred::build::{Purpose, build_constraints, build_event_triggers, build_indexes};
 use crate::node::connection::{Conn, application_names};
 use crate::node::job_records::{self, Origin, Progress};
 use crate::part::ledger;
@@ -86,8 +84,8 @@ async fn empty(task: &Task, conn: &Conn) -> Result<(), Fault> {
 
 /// Rebuilds deferred objects. Failures are logged and stay noted as missing.
 async fn rebuild(task: &Task) -> Result<(), Fault> {
-    let mut findings = build_indexes_for(task, PARALLEL, Purpose::Cleanup).await?;
-    findings.extend(build_constraints_for(task, PARALLEL, Purpose::Cleanup).await?);
+    let mut findings = build_indexes(task, PARALLEL, Purpose::Cleanup).await?;
+    findings.extend(build_constraints(task, PARALLEL, Purpose::Cleanup).await?);
     let conn = Conn::open(task, "build").await?;
     findings.extend(build_event_triggers(task, &conn, Purpose::Cleanup).await?);
     findings.extend(missing::report(&conn).await?.findings);

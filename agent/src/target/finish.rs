@@ -1,7 +1,7 @@
 //! The last steps while the subscription catches up: sequences, materialised views, statistics.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use steep_protocol::message::agent::{MissingObjects, WorkProgress, WorkUnit};
 use steep_protocol::message::facts::Finding;
@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 
 use crate::deferred::build::{Purpose, build_event_triggers, in_order};
 use crate::deferred::checks;
+use crate::mutex::lock;
 use crate::node::connection::Conn;
 use crate::node::job_records;
 use crate::schema::batch::is_of_the_statement;
@@ -165,7 +166,7 @@ async fn analyze_some(
     conn.execute("SET synchronous_commit = off").await?;
     loop {
         let (next, left) = {
-            let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut queue = lock(queue);
             (queue.pop_front(), queue.len() as u64)
         };
         let Some(table) = next else { return Ok(()) };

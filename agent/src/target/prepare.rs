@@ -9,7 +9,7 @@ use steep_schema::Schema;
 
 use super::{bootstrap, existing, sync};
 use crate::chunk::PartReader;
-use crate::deferred::build::{build_constraints, build_indexes};
+use crate::deferred::build::{Purpose, build_constraints, build_indexes};
 use crate::deferred::checks::{self, Reach};
 use crate::deferred::indexes;
 use crate::node::connection::Conn;
@@ -106,8 +106,8 @@ pub(crate) async fn prepare<R: PartReader>(
     findings.extend(settings::carry_over(task, &conn, &request.settings).await?);
     existing::check_shape(&conn, plan, wanted.schema_mode).await?;
     if request.indexes == IndexTiming::Upfront {
-        findings.extend(build_indexes(task, 1).await?);
-        findings.extend(build_constraints(task, 1).await?);
+        findings.extend(build_indexes(task, 1, Purpose::Replication).await?);
+        findings.extend(build_constraints(task, 1, Purpose::Replication).await?);
     }
     checks::defer(task, &conn, Reach::All).await?;
     findings.extend(keep_out::set(&conn, task.job).await?);

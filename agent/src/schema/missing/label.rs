@@ -76,10 +76,12 @@ pub(crate) struct Label {
 impl Label {
     pub(crate) fn of(sql: &str) -> Self {
         let sql = skip_settings(sql);
-        read(sql).unwrap_or_else(|| Self {
-            kind: "statement".to_owned(),
-            object: first_words(sql),
-        })
+        read(sql).unwrap_or_else(|| Self::new("statement", first_words(sql)))
+    }
+
+    fn new(kind: impl Into<String>, object: String) -> Self {
+        let kind = kind.into();
+        Self { kind, object }
     }
 }
 
@@ -110,63 +112,48 @@ fn read(sql: &str) -> Option<Label> {
             let rest = &rest[rest.find(" ON ")?..];
             said(rest, "security label on")
         }
-        "INSERT" => Some(Label {
-            kind: "rows".to_owned(),
-            object: name(rest.trim_start().strip_prefix("INTO ")?),
-        }),
+        "INSERT" => {
+            let into = rest.trim_start().strip_prefix("INTO ")?;
+            Some(Label::new("rows", name(into)))
+        }
         "REFRESH" => {
             let (kind, rest) = kind(rest)?;
-            let object = name(rest.trim_start());
-            Some(Label {
-                kind: format!("contents of {kind}"),
-                object,
-            })
+            let kind = format!("contents of {kind}");
+            Some(Label::new(kind, name(rest.trim_start())))
         }
-        verb @ ("GRANT" | "REVOKE") => Some(Label {
-            kind: "privilege".to_owned(),
-            object: headline(&format!("{verb} {rest}")),
-        }),
+        verb @ ("GRANT" | "REVOKE") => {
+            let object = headline(&format!("{verb} {rest}"));
+            Some(Label::new("privilege", object))
+        }
         _ => None,
     }
 }
 
 fn created(mut rest: &str) -> Option<Label> {
-    loop {
-        // A constraint trigger is a trigger.
-        let (first, after) = word(rest)?;
-        if FILLERS.contains(&first.to_ascii_uppercase().as_str()) {
-            rest = after;
-            continue;
-        }
-        if let Some((kind, after)) = kind(rest) {
-            let after = noise(after);
-            let mut object = match kind.as_str() {
-                // Indexes and statistics are named without schema, casts and mappings not at all.
-                "cast" | "transform" | "user mapping" => headline(after),
-                _ => name(after),
-            };
-            let on_table = ["index", "trigger", "policy", "rule"].contains(&kind.as_str());
-            if on_table
-                && let Some(table) = table_after_on(after.get(object.len()..).unwrap_or_default())
-            {
-                object = format!("{object} on {table}");
-            }
-            return Some(Label { kind, object });
-        }
-        return None;
+    // A constraint trigger is a trigger.
+    while let Some((first, after)) = word(rest)
+        && FILLERS.contains(&first.to_ascii_uppercase().as_str())
+    {
+        rest = after;
     }
+    let (kind, after) = kind(rest)?;
+    let after = noise(after);
+    let mut object = match kind.as_str() {
+        // Indexes and statistics are named without schema, casts and mappings not at all.
+        "cast" | "transform" | "user mapping" => headline(after),
+        _ => name(after),
+    };
+    if ["index", "trigger", "policy", "rule"].contains(&kind.as_str())
+        && let Some(table) = table_after_on(after.get(object.len()..).unwrap_or_default())
+    {
+        object = format!("{object} on {table}");
+    }
+    Some(Label { kind, object })
 }
 
 fn altered(rest: &str) -> Option<Label> {
-    let default = rest
-        .trim_start()
-        .strip_prefix("DEFAULT PRIVILEGES")
-        .map(|_| Label {
-            kind: "default privileges".to_owned(),
-            object: headline(rest),
-        });
-    if default.is_some() {
-        return default;
+    if rest.trim_start().starts_with("DEFAULT PRIVILEGES") {
+        return Some(Label::new("default privileges", headline(rest)));
     }
     let (kind, after) = kind(rest)?;
     let after = noise(after);
@@ -179,16 +166,11 @@ fn altered(rest: &str) -> Option<Label> {
             text if text.starts_with("PRIMARY KEY") => "primary key",
             _ => "constraint",
         };
-        return Some(Label {
-            kind: kind.to_owned(),
-            object: format!("{own} on {object}"),
-        });
+        return Some(Label::new(kind, format!("{own} on {object}")));
     }
     if let Some(constraint) = what.strip_prefix("VALIDATE CONSTRAINT ") {
-        return Some(Label {
-            kind: "validated constraint".to_owned(),
-            object: format!("{} on {object}", name(constraint)),
-        });
+        let object = format!("{} on {object}", name(constraint));
+        return Some(Label::new("validated constraint", object));
     }
     let kind = match what.contains(" OWNER TO ") || what.starts_with("OWNER TO ") {
         true => format!("owner of {kind}"),
@@ -202,10 +184,8 @@ fn said(rest: &str, how: &str) -> Option<Label> {
     let rest = rest.trim_start().strip_prefix("ON ")?;
     let (kind, after) = kind(rest)?;
     let end = after.find(" IS ").unwrap_or(after.len());
-    Some(Label {
-        kind: format!("{how} {kind}"),
-        object: headline(after[..end].trim()),
-    })
+    let object = headline(after[..end].trim());
+    Some(Label::new(format!("{how} {kind}"), object))
 }
 
 fn kind(rest: &str) -> Option<(String, &str)> {
