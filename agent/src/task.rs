@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use steep_protocol::message::agent::{PartDone, PartProgress, WorkProgress};
+use steep_protocol::message::agent::{PartDone, PartProgress, WorkProgress, WorkUnit};
 use steep_protocol::message::handover::Replication;
 use steep_protocol::{ByteCount, Fault, JobId, NodeId, Phase};
 use tokio_util::sync::CancellationToken;
@@ -120,6 +120,19 @@ impl Task {
 
     pub(crate) fn work(&self, phase: Phase, work: WorkProgress) {
         self.progress.inner.work(self.job, phase, work);
+    }
+
+    /// Reports work of one worker, counted in items.
+    pub(crate) fn items(&self, phase: Phase, (done, total): (u64, u64), current: Option<String>) {
+        let (unit, workers) = (WorkUnit::Items, 1);
+        let work = WorkProgress {
+            done,
+            total,
+            unit,
+            current,
+            workers,
+        };
+        self.work(phase, work);
     }
 
     pub(crate) fn part(&self, progress: PartProgress) {

@@ -10,7 +10,6 @@
 
 use std::collections::HashSet;
 
-use steep_protocol::message::agent::{WorkProgress, WorkUnit};
 use steep_protocol::message::facts::Finding;
 use steep_protocol::{Fault, FaultKind, Phase, Retry};
 
@@ -129,17 +128,7 @@ pub(crate) async fn in_order(
         item.mark = Some(mark(task.job, one.ord, Mark::Done));
         let current = Some(headline(&item.sql));
         batches.add(item).await?;
-        let unit = WorkUnit::Items;
-        task.work(
-            phase,
-            WorkProgress {
-                done,
-                total,
-                unit,
-                current,
-                workers: 1,
-            },
-        );
+        task.items(phase, (done, total), current);
     }
     batches.finish().await
 }

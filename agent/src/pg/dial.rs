@@ -20,7 +20,7 @@ use tokio_util::either::Either;
 use super::conninfo::{
     Address, Conninfo, Endpoint, Keepalive, SessionAttrs, SslMode, socket_path, word,
 };
-use super::transport::{Reads, Transport};
+use super::transport::{self, Reads, Transport};
 use super::{PgError, tls};
 
 /// Plain on the left, TLS on the right.
@@ -157,8 +157,9 @@ pub(super) async fn open(
                 .map_err(unreachable)?;
             // Only speed depends on it, and the kernel may cap it.
             let _ = rustix::net::sockopt::set_socket_send_buffer_size(&stream, SEND_BUFFER);
-            let transport = Transport::unix(stream, reads).map_err(unreachable)?;
-            return Ok(Stream::Left(transport));
+            return Ok(Stream::Left(
+                transport::unix(stream, reads).map_err(unreachable)?,
+            ));
         }
         Address::Host {
             name,
@@ -185,10 +186,10 @@ pub(super) async fn open(
         }
     };
     prepare(&tcp, conninfo.keepalive).map_err(unreachable)?;
-    let transport = Transport::tcp(tcp, reads).map_err(unreachable)?;
+    let socket = transport::tcp(tcp, reads).map_err(unreachable)?;
     match route.tls {
-        TlsUse::Never => Ok(Stream::Left(transport)),
-        TlsUse::IfOffered | TlsUse::Always => encrypt(conninfo, route, &name, transport).await,
+        TlsUse::Never => Ok(Stream::Left(socket)),
+        TlsUse::IfOffered | TlsUse::Always => encrypt(conninfo, route, &name, socket).await,
     }
 }
 
@@ -232,13 +233,13 @@ async fn encrypt(
         b'N' => return Err(failed("the server does not offer it".to_owned())),
         _ => {
             return Err(failed(
-                "the answer to the request was not understood".to_owned(),
+                "the server's answer to the TLS request is invalid".to_owned(),
             ));
         }
     }
     let config = tls::client_config(&conninfo.tls).map_err(failed)?;
     let name = ServerName::try_from(name.to_owned())
-        .map_err(|_| failed("the host is no name that a certificate can carry".to_owned()))?;
+        .map_err(|_| failed("the host is not a name that a certificate can have".to_owned()))?;
     let stream = TlsConnector::from(Arc::new(config))
         .connect(name, transport)
         .await

@@ -6,14 +6,15 @@
 //! knows this socket. It blocks whoever polls it for [`LONGEST_WAIT`] at most, after which other branches
 //! of the task run.
 
-use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{SendFlags, Shutdown, send, shutdown};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// How long one poll blocks, and so how late a cancellation may be noticed.
@@ -32,22 +33,17 @@ const GOOD_READ: u32 = 96 * 1024;
 /// The shortest and the longest sleep.
 const PAUSES: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(1));
 
-#[derive(Debug)]
-pub(super) enum Socket {
-    Tcp(std::net::TcpStream),
-    Unix(UnixStream),
-}
-
 /// Dropping it closes the connection.
 #[derive(Debug)]
 pub(super) struct Patient {
-    socket: Socket,
+    socket: OwnedFd,
     last_read: Instant,
     found: usize,
 }
 
 impl Patient {
-    pub(super) fn new(socket: Socket) -> Self {
+    /// `socket` must not block.
+    pub(super) fn new(socket: OwnedFd) -> Self {
         Self {
             socket,
             last_read: Instant::now(),
@@ -60,7 +56,7 @@ impl Patient {
     fn fill(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let mut filled = 0;
         loop {
-            match self.socket.read(&mut into[filled..]) {
+            match rustix::io::read(&self.socket, &mut into[filled..]) {
                 Ok(count) => {
                     filled += count;
                     let since = self.last_read.elapsed();
@@ -71,21 +67,21 @@ impl Patient {
                     }
                     std::thread::sleep(pause(count, since));
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(Errno::INTR) => {}
                 // The next read meets the same error again.
                 Err(_) if filled > 0 => return Ok(filled),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                Err(error @ Errno::WOULDBLOCK) => {
                     // A small buffer was emptied in the middle of a COPY.
                     if self.found >= SENT_AT_ONCE {
                         self.found = 0;
                         std::thread::sleep(PAUSES.0);
-                    } else if !self.socket.wait()? {
-                        return Err(error);
+                    } else if !wait(&self.socket)? {
+                        return Err(error.into());
                     } else {
                         self.last_read = Instant::now();
                     }
                 }
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.into()),
             }
         }
     }
@@ -118,15 +114,15 @@ impl AsyncWrite for Patient {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         loop {
-            match self.socket.write(bytes) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            match send(&self.socket, bytes, SendFlags::NOSIGNAL) {
+                Err(Errno::INTR) => {}
+                Err(Errno::WOULDBLOCK) => {
                     // Only queries go out, so there is nearly always room.
                     std::thread::sleep(PAUSES.1);
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }
-                written => return Poll::Ready(written),
+                written => return Poll::Ready(written.map_err(io::Error::from)),
             }
         }
     }
@@ -136,7 +132,7 @@ impl AsyncWrite for Patient {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.socket.shutdown())
+        Poll::Ready(shutdown(&self.socket, Shutdown::Write).map_err(io::Error::from))
     }
 }
 
@@ -147,50 +143,23 @@ fn pause(count: usize, took: Duration) -> Duration {
     wanted.clamp(PAUSES.0, PAUSES.1)
 }
 
-impl Socket {
-    fn read(&self, into: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => (&mut &*stream).read(into),
-            Self::Unix(stream) => (&mut &*stream).read(into),
-        }
-    }
-
-    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => (&mut &*stream).write(bytes),
-            Self::Unix(stream) => (&mut &*stream).write(bytes),
-        }
-    }
-
-    fn shutdown(&self) -> io::Result<()> {
-        match self {
-            Self::Tcp(stream) => stream.shutdown(std::net::Shutdown::Write),
-            Self::Unix(stream) => stream.shutdown(std::net::Shutdown::Write),
-        }
-    }
-
-    /// Whether there is something to read, or the end, within [`LONGEST_WAIT`].
-    fn wait(&self) -> io::Result<bool> {
-        let mut watched = [PollFd::new(self, PollFlags::IN)];
-        match poll(&mut watched, Some(&LONGEST_WAIT)) {
-            Ok(ready) => Ok(ready > 0),
-            Err(rustix::io::Errno::INTR) => Ok(false),
-            Err(error) => Err(error.into()),
-        }
-    }
-}
-
-impl AsFd for Socket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Tcp(stream) => stream.as_fd(),
-            Self::Unix(stream) => stream.as_fd(),
-        }
+/// Whether there is something to read, or the end, within [`LONGEST_WAIT`].
+fn wait(socket: &OwnedFd) -> io::Result<bool> {
+    match poll(
+        &mut [PollFd::new(socket, PollFlags::IN)],
+        Some(&LONGEST_WAIT),
+    ) {
+        Ok(ready) => Ok(ready > 0),
+        Err(Errno::INTR) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::os::unix::net::UnixStream;
+
     use super::*;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio_util::sync::CancellationToken;
@@ -198,7 +167,7 @@ mod tests {
     fn pair() -> (Patient, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
-        (Patient::new(Socket::Unix(ours)), theirs)
+        (Patient::new(ours.into()), theirs)
     }
 
     #[tokio::test]

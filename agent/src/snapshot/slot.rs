@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use steep_protocol::message::agent::{SlotStatus, WorkProgress, WorkUnit};
+use steep_protocol::message::agent::SlotStatus;
 use steep_protocol::message::handover::{PreparedSlot, PreparedState, SlotName};
 use steep_protocol::message::job::{ReplicationNames, SyncSlots};
 use steep_protocol::{ByteCount, Fault, FaultKind, Lsn, Phase, Retry};
@@ -123,17 +123,10 @@ async fn say_waiting(task: &Task, watcher: &Session) {
             Some(format!("; the oldest is process {pid}, for {age} s"))
         });
     let current = format!(
-        "the slot waits for transactions that were running{}",
+        "the slot waits for older transactions{}",
         oldest.unwrap_or_default()
     );
-    let work = WorkProgress {
-        done: 0,
-        total: 1,
-        unit: WorkUnit::Items,
-        current: Some(current),
-        workers: 1,
-    };
-    task.work(Phase::Snapshot, work);
+    task.items(Phase::Snapshot, (0, 1), Some(current));
 }
 
 /// Our slots on this server: those of jobs, and prepared ones that a target uses.

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use steep_protocol::message::agent::{WorkProgress, WorkUnit};
 use steep_protocol::message::facts::Finding;
 use steep_protocol::message::peer::TablePlan;
 use steep_protocol::{Fault, FaultKind, JobId, Phase, TableName};
@@ -132,14 +131,7 @@ async fn apply<R: PartReader>(
         batches.add(item).await?;
         let done = batches.count();
         if done.is_multiple_of(TELL_EVERY) {
-            let work = WorkProgress {
-                done,
-                total: done,
-                unit: WorkUnit::Items,
-                current: None,
-                workers: 1,
-            };
-            task.work(Phase::Schema, work);
+            task.items(Phase::Schema, (done, done), None);
         }
     }
     batches.finish().await

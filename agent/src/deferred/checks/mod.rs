@@ -10,7 +10,6 @@
 
 mod queries;
 
-use steep_protocol::message::agent::{WorkProgress, WorkUnit};
 use steep_protocol::{Fault, Identifier, Phase, TableName};
 use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
@@ -148,16 +147,7 @@ pub(crate) async fn bring_back(task: &Task, conn: &Conn, phase: Phase) -> Result
     let checked = waiting(conn, task.job, Stage::Checks).await?;
     let total = checked.len() as u64;
     for (done, one) in (0..).zip(&checked) {
-        task.work(
-            phase,
-            WorkProgress {
-                done,
-                total,
-                unit: WorkUnit::Items,
-                current: one.label(),
-                workers: 1,
-            },
-        );
+        task.items(phase, (done, total), one.label());
         let (statement, lack) = validation(one);
         let sql = format!("{statement};\n{}", mark(task.job, one.ord, Mark::Done));
         if let Err(error) = conn.transact(&sql).await {
