@@ -222,11 +222,11 @@ async fn until_stopped(
             ended
         }
         () = overdue(stop) => {
-            warn!("the coordinator does not listen: what there is to say is said by the next process");
+            warn!("the coordinator does not answer: the next process reports the rest");
             return Ok(());
         }
     };
-    bail!("a part of the agent ended by itself: {broken:?}")
+    bail!("a task of the agent ended unexpectedly: {broken:?}")
 }
 
 /// Waits for tasks that were told to end, except those that wait for a hanging PostgreSQL.

@@ -52,7 +52,7 @@ impl LockWatch {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => {
                         // The observer reports a server that does not answer.
-                        debug!(%error, "locks could not be looked at");
+                        debug!(%error, "locks could not be read");
                         session = None;
                     }
                     Err(_) => session = None,

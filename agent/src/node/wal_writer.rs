@@ -48,7 +48,7 @@ impl WalWriterAwake {
             while let Err(fault) = keep(&task).await
                 && !matches!(fault.kind, FaultKind::Cancelled | FaultKind::Unauthorized)
             {
-                debug!(error = %fault, "the WAL writer is left alone for a while");
+                debug!(error = %fault, "the WAL writer is not kept awake for a while");
                 tokio::time::sleep(AGAIN).await;
             }
         });

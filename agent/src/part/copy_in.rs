@@ -114,7 +114,7 @@ impl Loader {
         }
         for setting in settings.iter() {
             if self.line.attempt(setting).await?.is_err() {
-                tracing::debug!(job_id = %self.task.job, "a setting of the source is not taken here");
+                tracing::debug!(job_id = %self.task.job, "a setting of the source is not accepted here");
             }
         }
         Ok(())
@@ -306,7 +306,7 @@ impl PartWriter for PartLoad<'_> {
             return Err(self.loader.line.own(Fault::new(
                 FaultKind::Failed,
                 format!(
-                    "part {} of {} has {} rows in {} bytes on the source and {rows} in {} here; it was taken back",
+                    "part {} of {} has {} rows in {} bytes on the source and {rows} in {} here; it was rolled back",
                     self.part, self.table, sent.rows.0, sent.bytes.0, self.bytes
                 ),
             )));

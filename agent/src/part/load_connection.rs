@@ -127,13 +127,13 @@ impl LoadConnection {
 fn refused_rows(code: &str) -> Option<&'static str> {
     Some(match code {
         "22021" | "22P05" => {
-            "the source holds bytes that are no text in its encoding, or none that this database's encoding has: correct these rows on the source, or create the target database in SQL_ASCII or in the source's encoding"
+            "the source holds bytes that are not valid text in its encoding, or characters that this database's encoding lacks: correct these rows on the source, or create the target database in SQL_ASCII or in the source's encoding"
         }
         "42883" | "42P01" | "42704" | "42703" => {
             "a function that rows run does not find what it names, since search_path is empty here and when changes are applied: ALTER FUNCTION … SET search_path on the source; or a column names an object or role that this server does not have"
         }
         "23502" | "23514" | "P0001" | "22P02" => {
-            "the source holds rows that its own definitions do not let in any more: correct them there, or leave the table out with --exclude-table"
+            "the source holds rows that its own constraints no longer accept: correct them there, or leave the table out with --exclude-table"
         }
         _ => return None,
     })

@@ -240,7 +240,7 @@ impl SourceAgent {
 
     fn unexpected(&self) -> Fault {
         let node = &self.source.node;
-        let text = format!("the agent of {node} answered something else than was asked");
+        let text = format!("the agent of {node} sent an unexpected answer");
         Fault::new(FaultKind::Failed, text)
             .hint("the two agents may be of different versions: upgrade the older one")
     }

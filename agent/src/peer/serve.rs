@@ -122,7 +122,7 @@ impl Server {
                         let _busy = busy;
                         let asked = receiver.recv_short::<PeerRequest>(PEER_REQUEST_MAX);
                         let Ok(asked) = tokio::time::timeout(REQUEST_LIMIT, asked).await else {
-                            debug!("a peer opened a stream and asked nothing in time");
+                            debug!("a peer opened a stream and sent no request in time");
                             receiver.stop(CloseCode::Malformed);
                             return;
                         };

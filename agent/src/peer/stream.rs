@@ -231,7 +231,7 @@ impl Incoming {
                 Err(codec::decode(&body).unwrap_or_else(|e| {
                     Fault::new(
                         FaultKind::Failed,
-                        format!("the source failed, unreadably: {e}"),
+                        format!("the source's fault cannot be read: {e}"),
                     )
                 }))
             }

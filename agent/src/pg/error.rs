@@ -129,7 +129,7 @@ fn without_values(code: &str, message: &str) -> String {
     if !code.starts_with("22") {
         let raised = code == "P0001" || !is_known(code);
         return match raised {
-            true => "a function raised an exception; its text may hold values and is not told"
+            true => "a function raised an exception; its text may hold values and is not shown"
                 .to_owned(),
             false => message.to_owned(),
         };

@@ -80,7 +80,7 @@ impl ServerError {
 /// The next step for 53200: either the lock table is full or the host has no memory.
 fn out_of_memory(node: &NodeId) -> String {
     format!(
-        "where it is shared memory that ran out, the lock table is full: on {node}, ALTER SYSTEM SET \
+        "if shared memory ran out, the lock table is full: on {node}, ALTER SYSTEM SET \
          max_locks_per_transaction to twice what it is and restart PostgreSQL; else give the server memory"
     )
 }

@@ -82,7 +82,7 @@ async fn read_all(
                 .and_then(|at| batch.get(at))
                 .cloned();
             let name =
-                name.ok_or_else(|| PgError::Protocol("a sequence nobody asked for".into()))?;
+                name.ok_or_else(|| PgError::Protocol("a sequence that was not asked for".into()))?;
             let (last_value, is_called) = (row.try_get(1)?, row.try_get(2)?);
             values.push(SequenceValue {
                 name,

@@ -153,7 +153,7 @@ impl Control {
     }
 
     fn say_drained(&self, drainer: &Drainer) {
-        info!(event = "drained", node_id = %self.agent.node, duration_ms = drainer.millis(), interrupted = drainer.interrupted, "nothing more is at work");
+        info!(event = "drained", node_id = %self.agent.node, duration_ms = drainer.millis(), interrupted = drainer.interrupted, "all work has ended");
     }
 
     async fn session(&mut self, drainer: &mut Drainer) -> Gone {
@@ -251,7 +251,7 @@ impl Control {
             Stage::Up | Stage::Over => {}
             Stage::Draining { .. } => {
                 let (commands, answers) = (self.commands.at_work(), drainer.answers());
-                info!(event = "draining", node_id = %self.agent.node, commands, answers, "ending what is under way, and taking up nothing more");
+                info!(event = "draining", node_id = %self.agent.node, commands, answers, "finishing running work, taking no new work");
                 self.commands.cancel(|at_stop| at_stop == AtStop::Cancel);
             }
             Stage::Cut { .. } => self.commands.cancel(|_| true),

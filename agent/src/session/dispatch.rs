@@ -184,7 +184,7 @@ impl Agent {
             }
             SourceCommand::Prove => {
                 let open = self.jobs.get(job).and_then(|j| j.open).ok_or_else(|| {
-                    Fault::new(FaultKind::Failed, "what was sent is no longer known here")
+                    Fault::new(FaultKind::Failed, "this agent no longer knows what it sent")
                         .hint("the agent was restarted during the job: run init again")
                 })?;
                 let (parts, rows, bytes) = open.totals();

@@ -196,7 +196,7 @@ impl Observer {
             let dropping = prepared::drop_unused(open, &self.node, replication, Unwanted::Expired);
             match tokio::time::timeout(LOOK_TIMEOUT, dropping).await {
                 Ok(Ok(Dropped::Yes)) => {
-                    warn!(event = "init.slot_expired", node_id = %self.node, slot = %replication.slot, "a prepared slot was dropped: its time is over and no backup was completed with it");
+                    warn!(event = "init.slot_expired", node_id = %self.node, slot = %replication.slot, "an expired prepared slot was dropped: no backup was completed with it");
                     self.reports.slot_expired(replication.slot.clone());
                 }
                 Ok(Ok(Dropped::No)) => {}

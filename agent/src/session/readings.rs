@@ -57,7 +57,7 @@ impl Readings {
         at: SchemaCursor,
     ) -> Result<(SchemaPage, Option<SchemaCursor>), Fault> {
         let gone = || {
-            let text = "the schema that was being read is no longer held";
+            let text = "the schema being read has expired";
             Fault::new(FaultKind::Failed, text)
                 .hint("ask again")
                 .retry(Retry::Backoff)

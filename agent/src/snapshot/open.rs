@@ -76,7 +76,7 @@ pub(crate) async fn open(
 ) -> Result<OpenSnapshot, Fault> {
     let opened = try_open(task, &request, &locks).await;
     if let Err(fault) = &opened {
-        debug!(job_id = %task.job, error = %fault, "removing what was made");
+        debug!(job_id = %task.job, error = %fault, "removing what the attempt created");
         let tidy = Task {
             cancel: CancellationToken::new(),
             ..task.clone()

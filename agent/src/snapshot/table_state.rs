@@ -139,7 +139,7 @@ impl Change {
             Self::Columns(how) => format!("was altered: {how}"),
         };
         let who = who.map_or_else(String::new, |who| {
-            format!("; the last to want it for itself was {who}")
+            format!("; the last session that wanted it for itself was {who}")
         });
         let text = format!(
             "table {table} {what} before all its rows were read, so the job's snapshot cannot be \
