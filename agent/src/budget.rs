@@ -1,12 +1,11 @@
-//! How much memory rows may take up at once, over all jobs of an agent (G8).
+//! Limits the memory for rows over all jobs of an agent (G8).
 //!
-//! What a part under way can hold is bounded, whatever its rows are like: fixed buffers, a stream's
-//! window, a compressor's context. So a budget of bytes is a number of parts: those beyond it wait
-//! until another has ended, which lowers the concurrency instead of using the memory that PostgreSQL
-//! needs beside the agent. The operator sets it (`--memory-mib`).
+//! What a running part can hold is bounded, whatever its rows: fixed buffers, a stream's window, a
+//! compressor's context. So a budget of bytes is a number of parts, and further parts wait until one ends,
+//! rather than use the memory that PostgreSQL needs. The operator sets it (`--memory-mib`).
 //!
-//! Parts that are served and parts that are fetched have half each: with a common budget, two agents
-//! that fetch from each other could wait for each other.
+//! Served and fetched parts have half each: with a common budget, two agents that fetch from each other
+//! could deadlock.
 
 use std::sync::Arc;
 
@@ -17,35 +16,35 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::chunk::context_bytes;
 use crate::pg::raw::READ_BUFFER;
 
-/// The most that one part under way holds on either end, besides a compressor's context: what the
-/// connection to PostgreSQL has read, a chunk raw, packed and handed over, and a stream's window on
-/// its way.
+/// The most that a running part holds on either end, besides a compressor's context: the read buffer of its
+/// PostgreSQL connection; a chunk raw, packed and handed over; a stream's window in flight.
 const PART: usize = READ_BUFFER + 3 * CHUNK_RAW_MAX + STREAM_WINDOW as usize;
 
-/// Mebibytes for rows unless told otherwise. With what an agent needs besides it stays below 128.
-pub const DEFAULT_MIB: u32 = 96;
+/// Default. With everything else an agent then stays below 128 MiB.
+pub(crate) const DEFAULT_MIB: u32 = 96;
 
-/// The least that can be given: a part in each direction with the largest context.
-pub const LEAST_MIB: u32 = 16;
+/// The minimum: one part in each direction with the largest context.
+pub(crate) const LEAST_MIB: u32 = 16;
 
-/// The unit in which the budget is kept: a semaphore counts no further than 32 bits.
+/// Granularity: a semaphore counts no further than 32 bits.
 const UNIT: usize = 64 * 1024;
 
-/// The parts that may be under way at once in one direction. Clones share it.
+/// The concurrent parts in one direction. Clones share it.
 #[derive(Debug, Clone)]
-pub struct Budget {
+pub(crate) struct Budget {
     room: Arc<Semaphore>,
     units: u32,
 }
 
-/// A part's share of the budget, given back when dropped.
+/// A part's share, returned when dropped.
 #[derive(Debug)]
-pub struct Share(#[expect(dead_code, reason = "held for its Drop")] Option<OwnedSemaphorePermit>);
+pub(crate) struct Share(
+    #[expect(dead_code, reason = "held for its Drop")] Option<OwnedSemaphorePermit>,
+);
 
 impl Budget {
-    /// One direction's half of so many mebibytes.
-    #[must_use]
-    pub fn half_of(mebibytes: u32) -> Self {
+    /// Half of the given mebibytes, for one direction.
+    pub(crate) fn half_of(mebibytes: u32) -> Self {
         let units = mebibytes.max(LEAST_MIB) * (1024 * 1024 / UNIT as u32) / 2;
         Self {
             room: Arc::new(Semaphore::new(units as usize)),
@@ -53,21 +52,18 @@ impl Budget {
         }
     }
 
-    /// Bytes that all parts at once may hold.
-    #[must_use]
-    pub fn limit(&self) -> usize {
+    pub(crate) fn limit(&self) -> usize {
         self.units as usize * UNIT
     }
 
-    /// Bytes set aside for the parts under way now.
-    #[must_use]
-    pub fn used(&self) -> usize {
+    /// Bytes reserved by running parts.
+    pub(crate) fn used(&self) -> usize {
         self.limit()
             .saturating_sub(self.room.available_permits() * UNIT)
     }
 
-    /// Waits for room for one more part that is packed that way. Those who wait are served in order.
-    pub async fn part(&self, compression: Compression) -> Share {
+    /// Waits, in order, for room for a part that is packed that way.
+    pub(crate) async fn part(&self, compression: Compression) -> Share {
         let units = u32::try_from(cost(compression).div_ceil(UNIT)).unwrap_or(u32::MAX);
         let units = units.min(self.units);
         // The semaphore is never closed.
@@ -75,7 +71,6 @@ impl Budget {
     }
 }
 
-/// What a part that is packed that way can hold.
 const fn cost(compression: Compression) -> usize {
     PART + context_bytes(compression)
 }
@@ -85,7 +80,7 @@ mod tests {
     use super::*;
     use futures_util::FutureExt;
 
-    /// Shares of parts that begin until one has to wait.
+    /// Starts parts until one has to wait.
     fn begin(budget: &Budget, compression: Compression) -> Vec<Share> {
         std::iter::from_fn(|| budget.part(compression).now_or_never()).collect()
     }

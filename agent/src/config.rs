@@ -85,33 +85,20 @@ pub struct Given {
 
 /// Settings in force.
 #[derive(Debug, Clone)]
-pub struct Config {
-    /// This node.
-    pub node: NodeId,
-    /// The coordinator's `HOST:PORT`.
-    pub coordinator: String,
-    /// Where to listen.
-    pub listen: SocketAddr,
-    /// Where peers reach us, if not there.
-    pub advertise: Option<String>,
-    /// The database.
-    pub postgres: String,
-    /// The same, for other servers.
-    pub replication_conninfo: String,
-    /// CA certificate, certificate, key.
-    pub credentials: (PathBuf, PathBuf, PathBuf),
-    /// Metrics and health, where they are wanted.
-    pub metrics: Option<SocketAddr>,
-    /// Workers at once.
-    pub max_workers: u8,
-    /// Mebibytes for rows on their way.
-    pub memory_mib: u32,
-    /// What all index builds at once may use, where it is set.
-    pub index_memory: Option<ByteCount>,
-    /// Between two looks at the columns of replicated tables.
-    pub schema_check_interval: Duration,
-    /// The transport.
-    pub tuning: Tuning,
+pub(crate) struct Config {
+    pub(crate) node: NodeId,
+    pub(crate) coordinator: String,
+    pub(crate) listen: SocketAddr,
+    pub(crate) advertise: Option<String>,
+    pub(crate) postgres: String,
+    pub(crate) replication_conninfo: String,
+    pub(crate) credentials: (PathBuf, PathBuf, PathBuf),
+    pub(crate) metrics: Option<SocketAddr>,
+    pub(crate) max_workers: u8,
+    pub(crate) memory_mib: u32,
+    pub(crate) index_memory: Option<ByteCount>,
+    pub(crate) schema_check_interval: Duration,
+    pub(crate) tuning: Tuning,
 }
 
 impl Settings for Given {

@@ -24,25 +24,26 @@
 //! The agent never decides what a job does next: it does what it is told, idempotently, and says
 //! what it sees.
 
-pub mod budget;
+mod budget;
 pub mod chunk;
 pub mod config;
-pub mod deferred;
-pub mod dump;
-pub mod facts;
-pub mod locks;
-pub mod metrics;
-pub mod node;
-pub mod part;
+mod deferred;
+mod dump;
+mod facts;
+mod locks;
+mod metrics;
+mod mutex;
+mod node;
+mod part;
 pub mod peer;
-pub mod pg;
-pub mod replication;
+mod pg;
+mod replication;
 pub mod run;
-pub mod schema;
-pub mod seat;
-pub mod session;
-pub mod shutdown;
-pub mod snapshot;
-pub mod target;
-pub mod task;
+mod schema;
+mod seat;
+mod session;
+mod shutdown;
+mod snapshot;
+mod target;
+mod task;
 pub mod telemetry;

@@ -25,23 +25,21 @@ use crate::peer::serve::Server;
 use crate::pg::Conninfo;
 use crate::seat::seat;
 use crate::session::{
-    Agent, Control, DigestWatcher, LineageWatch, Looked, Observer, PreparedWatch, Queues, Readings,
-    Reports, Seen, overdue,
+    Agent, Control, Coordinator, DigestWatcher, LineageWatch, Looked, Observer, PreparedWatch,
+    Queues, Readings, Seen, overdue,
 };
 use crate::shutdown::Shutdown;
-use crate::snapshot::SourceJobs;
-use crate::telemetry::Telemetry;
 
 /// Mirror rows waiting for PostgreSQL; they replace one another.
 const MIRROR_QUEUE: usize = 16;
 
-/// Entries for the audit log waiting for PostgreSQL; what finds no room is said again.
+/// Audit entries waiting for PostgreSQL; the coordinator repeats those that find no room.
 const AUDIT_QUEUE: usize = 64;
 
-/// How long peers get to hear that we are going.
+/// How long peers have to hear that we are going.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 
-/// How long tasks that hold nothing of value get to end by themselves.
+/// How long tasks that hold nothing of value have to end by themselves.
 const TASKS_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Runs until `stop`, and then until what is under way has ended, within the bounds of
@@ -62,70 +60,64 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
     )?);
     let advertise = advertised(&config, endpoint.local_addr());
 
-    let telemetry = Arc::new(Telemetry::default());
-    let jobs = Arc::new(SourceJobs::default());
-    let reports = Arc::new(Reports::default());
     let (mirror_sender, mirror) = mpsc::channel(MIRROR_QUEUE);
     let (audit_sender, audit) = mpsc::channel(AUDIT_QUEUE);
-    let budgets = halves(&config);
+    let budgets = Budgets {
+        sent: Budget::half_of(config.memory_mib),
+        received: Budget::half_of(config.memory_mib),
+    };
     let shutdown = Shutdown::default();
-    let halt = shutdown.halt();
+    let halt = &shutdown.halt;
+    let agent = Arc::new(Agent {
+        node: config.node.clone(),
+        conninfo,
+        jobs: Arc::default(),
+        reports: Arc::default(),
+        endpoint: Arc::clone(&endpoint),
+        budget: budgets.received.clone(),
+        index_memory: config.index_memory,
+        telemetry: Arc::default(),
+        readings: Readings::default(),
+        drain: shutdown.drain.clone(),
+    });
     let mut tasks = JoinSet::new();
     let server = Server {
         node: config.node.clone(),
-        conninfo: Arc::clone(&conninfo),
+        conninfo: Arc::clone(&agent.conninfo),
         replication_conninfo,
-        jobs: Arc::clone(&jobs),
+        jobs: Arc::clone(&agent.jobs),
         budget: budgets.sent.clone(),
-        telemetry: Arc::clone(&telemetry),
+        telemetry: Arc::clone(&agent.telemetry),
         shutdown: shutdown.clone(),
         throttle: Arc::default(),
     };
     tasks.spawn(server.run(Arc::clone(&endpoint)));
-    let queues = ObserverQueues {
-        mirror,
-        audit,
-        reports: Arc::clone(&reports),
-    };
-    let (observers, seen) = observers(&config, &conninfo, &jobs, queues);
-    observers.start(&mut tasks, halt);
-    let received = budgets.received.clone();
+    let seen = observe(&mut tasks, &agent, &config, (mirror, audit), halt);
     if let Some(address) = config.metrics {
         let sources = Sources {
             node: config.node.clone(),
-            telemetry: Arc::clone(&telemetry),
-            jobs: Arc::clone(&jobs),
-            reports: Arc::clone(&reports),
+            telemetry: Arc::clone(&agent.telemetry),
+            jobs: Arc::clone(&agent.jobs),
+            reports: Arc::clone(&agent.reports),
             seen: seen.observed.clone(),
             mirror: mirror_sender.clone(),
             budgets,
         };
-        let metrics = Metrics::new(sources, shutdown.drain().clone());
+        let metrics = Metrics::new(sources, shutdown.drain.clone());
         let listener = http::bind(address).await?;
         tasks.spawn(http::serve(listener, metrics, halt.clone()));
     }
-    let agent = Arc::new(Agent {
-        node: config.node.clone(),
-        conninfo,
-        jobs,
-        reports: Arc::clone(&reports),
-        endpoint: Arc::clone(&endpoint),
-        budget: received,
-        index_memory: config.index_memory,
-        telemetry,
-        readings: Readings::default(),
-        drain: shutdown.drain().clone(),
-    });
-    let control = Control::new(
-        agent,
-        reports,
-        seen,
-        Queues {
-            mirror: mirror_sender,
-            audit: audit_sender,
-        },
-        coordinator(&config, &endpoint, &advertise),
-    );
+    let coordinator = Coordinator {
+        address: config.coordinator.clone(),
+        advertise: advertise.clone(),
+        max_workers: config.max_workers,
+        seat: seat(endpoint.local_addr().port()),
+    };
+    let queues = Queues {
+        mirror: mirror_sender,
+        audit: audit_sender,
+    };
+    let control = Control::new(agent, seen, queues, coordinator);
     let mut controlling = JoinSet::new();
     controlling.spawn(control.run(stop.clone(), shutdown.clone()));
 
@@ -137,29 +129,6 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
     let code = CloseCode::ShuttingDown;
     endpoint.close(code, CLOSE_DEADLINE).await;
     outcome
-}
-
-/// The coordinator, and what it is told of this process.
-fn coordinator(
-    config: &Config,
-    endpoint: &Arc<Endpoint>,
-    advertise: &str,
-) -> crate::session::Coordinator {
-    crate::session::Coordinator {
-        address: config.coordinator.clone(),
-        endpoint: Arc::clone(endpoint),
-        advertise: advertise.to_owned(),
-        max_workers: config.max_workers,
-        seat: seat(endpoint.local_addr().port()),
-    }
-}
-
-/// What rows on their way may take, each way.
-fn halves(config: &Config) -> Budgets {
-    Budgets {
-        sent: Budget::half_of(config.memory_mib),
-        received: Budget::half_of(config.memory_mib),
-    }
 }
 
 /// This agent's certificates, which must be for this node.
@@ -181,82 +150,57 @@ fn credentials(config: &Config) -> anyhow::Result<Credentials> {
     Ok(credentials)
 }
 
-/// What the observer is asked to write.
-struct ObserverQueues {
-    mirror: mpsc::Receiver<MirrorRow>,
-    audit: mpsc::Receiver<AuditView>,
-    reports: Arc<Reports>,
-}
-
-/// Everything that looks at the server by itself.
-struct Observers {
-    observer: Observer,
-    digests: DigestWatcher,
-    locks: LockWatch,
-}
-
-impl Observers {
-    fn start(self, tasks: &mut JoinSet<()>, halt: &CancellationToken) {
-        tasks.spawn(self.locks.run(halt.clone()));
-        tasks.spawn(self.digests.run(halt.clone()));
-        tasks.spawn(self.observer.run(halt.clone()));
-    }
-}
-
-/// What looks at the server: slots and subscriptions every second, columns now and then, locks while
-/// something is at work.
-fn observers(
+/// Watches slots and subscriptions every second, columns now and then, locks while something is at work.
+fn observe(
+    tasks: &mut JoinSet<()>,
+    agent: &Agent,
     config: &Config,
-    conninfo: &Arc<Conninfo>,
-    jobs: &Arc<SourceJobs>,
-    queues: ObserverQueues,
-) -> (Observers, Seen) {
-    let (seen_sender, observed) = watch::channel(Observed::default());
+    (mirror, audit): (mpsc::Receiver<MirrorRow>, mpsc::Receiver<AuditView>),
+    halt: &CancellationToken,
+) -> Seen {
+    let (seen, observed) = watch::channel(Observed::default());
     let (prepared_sender, prepared) = watch::channel(None);
     let (lineage_sender, lineage) = watch::channel(None);
-    let look_at_columns = Arc::new(Notify::new());
     let (looked_sender, looked) = watch::channel(Looked::default());
-    let watcher = DigestWatcher {
-        conninfo: Arc::clone(conninfo),
+    let (lock_sender, locks) = watch::channel(Vec::new());
+    let look_at_columns = Arc::new(Notify::new());
+    let digests = DigestWatcher {
+        conninfo: Arc::clone(&agent.conninfo),
         every: config.schema_check_interval,
         seen: looked_sender,
         now: Arc::clone(&look_at_columns),
     };
-    let (lock_sender, locks) = watch::channel(Vec::new());
+    tasks.spawn(digests.run(halt.clone()));
     let lock_watch = LockWatch {
-        node: config.node.clone(),
-        conninfo: Arc::clone(conninfo),
-        registry: Arc::clone(jobs.locks()),
+        node: agent.node.clone(),
+        conninfo: Arc::clone(&agent.conninfo),
+        registry: Arc::clone(agent.jobs.locks()),
         seen: lock_sender,
     };
+    tasks.spawn(lock_watch.run(halt.clone()));
     let observer = Observer {
-        node: config.node.clone(),
-        conninfo: Arc::clone(conninfo),
-        jobs: Arc::clone(jobs),
-        seen: seen_sender,
+        node: agent.node.clone(),
+        conninfo: Arc::clone(&agent.conninfo),
+        jobs: Arc::clone(&agent.jobs),
+        seen,
         prepared: PreparedWatch::new(prepared_sender),
         lineage: LineageWatch::new(lineage_sender),
-        mirror: queues.mirror,
-        audit: queues.audit,
-        reports: queues.reports,
+        mirror,
+        audit,
+        reports: Arc::clone(&agent.reports),
         looked,
         look_at_columns,
         locks,
     };
-    let seen = Seen {
+    tasks.spawn(observer.run(halt.clone()));
+    Seen {
         observed,
         prepared,
         lineage,
-    };
-    let observers = Observers {
-        observer,
-        digests: watcher,
-        locks: lock_watch,
-    };
-    (observers, seen)
+    }
 }
 
-/// Until the way down is over, or until a task ends that should not; what runs is cancelled then.
+/// Waits for the end of the shutdown, or for a task that ends unexpectedly.
 async fn until_stopped(
     tasks: &mut JoinSet<()>,
     controlling: &mut JoinSet<Result<(), Fault>>,
@@ -278,14 +222,14 @@ async fn until_stopped(
             ended
         }
         () = overdue(stop) => {
-            warn!("the coordinator does not listen: what there is to say is said by the next process");
+            warn!("the coordinator does not answer: the next process reports the rest");
             return Ok(());
         }
     };
-    bail!("a part of the agent ended by itself: {broken:?}")
+    bail!("a task of the agent ended unexpectedly: {broken:?}")
 }
 
-/// Waits for tasks that have been told to end. One that asks a PostgreSQL that hangs is not waited for.
+/// Waits for tasks that were told to end, except those that wait for a hanging PostgreSQL.
 async fn end(mut tasks: JoinSet<()>) {
     let ended = async { while tasks.join_next().await.is_some() {} };
     if tokio::time::timeout(TASKS_DEADLINE, ended).await.is_err() {
@@ -293,8 +237,7 @@ async fn end(mut tasks: JoinSet<()>) {
     }
 }
 
-/// Where this agent is reached: what is configured, or else where it listens, which is everywhere by its
-/// host's name.
+/// Where others reach this agent: as configured, else where it listens, else by its host name.
 fn advertised(config: &Config, listen: SocketAddr) -> String {
     if let Some(address) = &config.advertise {
         return address.clone();

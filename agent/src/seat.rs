@@ -1,20 +1,17 @@
 //! Where this process listens, as a digest that no two living processes share.
 //!
-//! One port of one network namespace of one boot of one machine has one listener. So the coordinator
-//! knows that a process is gone when another one reports its seat, and need not wait until the silence
-//! of the first has lasted long enough.
+//! A port has one listener per network namespace, boot and machine. So when another process reports the
+//! same seat, the coordinator knows at once that the first is gone.
 
 use steep_protocol::message::agent::Seat;
 
-/// Changes with every boot; the host's name where there is none.
+/// Changes with every boot; the host name replaces it where it is missing.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// Names the network namespace, by its inode.
+/// Identifies the network namespace by its inode.
 const NETWORK: &str = "/proc/self/ns/net";
 
-/// The seat of the process that listens on `port`.
-#[must_use]
-pub fn seat(port: u16) -> Seat {
+pub(crate) fn seat(port: u16) -> Seat {
     let boot = std::fs::read(BOOT_ID)
         .unwrap_or_else(|_| rustix::system::uname().nodename().to_bytes().to_vec());
     let network = std::fs::read_link(NETWORK).unwrap_or_default();

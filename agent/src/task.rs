@@ -1,55 +1,53 @@
-//! One command at work: what every long operation gets, whichever end it is on.
+//! What every long operation gets, on either end.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use steep_protocol::message::agent::{PartDone, PartProgress, WorkProgress};
+use steep_protocol::message::agent::{PartDone, PartProgress, WorkProgress, WorkUnit};
 use steep_protocol::message::handover::Replication;
-use steep_protocol::{ByteCount, JobId, NodeId, Phase};
+use steep_protocol::{ByteCount, Fault, JobId, NodeId, Phase};
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
-use crate::pg::Conninfo;
+use crate::pg::{Conninfo, PgError, Session};
+
+/// Limit for removing what a failed attempt left.
+const TIDY_UP: Duration = Duration::from_secs(10);
 
 /// What a running command knows. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Task {
-    /// This node.
-    pub node: NodeId,
-    /// The job it is for.
-    pub job: JobId,
-    /// What carries the job's changes.
-    pub replication: Replication,
-    /// This node's database.
-    pub conninfo: Arc<Conninfo>,
-    /// Cancelled when the command is aborted or the agent waits no longer. Whoever runs a statement must
-    /// select on it and send PostgreSQL a cancel request.
-    pub cancel: CancellationToken,
-    /// Cancelled when the agent is told to stop. Whoever does one thing after the other begins no other
-    /// then, where what is left is found again.
-    pub drain: CancellationToken,
-    /// Where progress goes.
-    pub progress: Progress,
-    /// How long its statements wait for locks of others.
-    pub patience: Patience,
-    /// What all index builds at once may use; chosen from what is free where it is not set.
-    pub index_memory: Option<ByteCount>,
+pub(crate) struct Task {
+    pub(crate) node: NodeId,
+    pub(crate) job: JobId,
+    /// The slot, publication and subscription of the job.
+    pub(crate) replication: Replication,
+    pub(crate) conninfo: Arc<Conninfo>,
+    /// Cancelled when the command is aborted or its time in a shutdown is over. Whoever runs a statement
+    /// must select on it and send a cancel request.
+    pub(crate) cancel: CancellationToken,
+    /// Cancelled when the agent is told to stop: loops over items that can be resumed stop before the next
+    /// one.
+    pub(crate) drain: CancellationToken,
+    pub(crate) progress: Progress,
+    pub(crate) patience: Patience,
+    /// For all index builds together; chosen from free memory where it is not set.
+    pub(crate) index_memory: Option<ByteCount>,
 }
 
-/// How long a statement waits for somebody else's lock.
+/// How long a statement waits for others' locks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Patience {
+pub(crate) enum Patience {
     /// Until the job's own limits end it.
     #[default]
     Endless,
-    /// Ten seconds: whoever wants a table that we wait for waits behind us.
+    /// Ten seconds: others who want the table wait behind us.
     Long,
-    /// Some seconds: what a cleanup cannot get now it tries again later, while the source is let go.
+    /// A cleanup tries again later, while the source is released.
     Short,
 }
 
 impl Patience {
-    /// What a session sets, where it is not what every session begins with.
-    #[must_use]
-    pub fn setting(self) -> Option<&'static str> {
+    pub(crate) fn setting(self) -> Option<&'static str> {
         match self {
             Self::Endless => None,
             Self::Long => Some("SET lock_timeout = '10s'"),
@@ -60,33 +58,27 @@ impl Patience {
 
 /// The sending end of a job's progress. Reports replace one another; completed parts do not.
 #[derive(Debug, Clone)]
-pub struct Progress {
+pub(crate) struct Progress {
     inner: Arc<dyn ProgressSink>,
 }
 
-/// Where progress ends up: the session in the agent, a recorder in tests.
-pub trait ProgressSink: Send + Sync + std::fmt::Debug {
+/// The session in the agent, a recorder in tests.
+pub(crate) trait ProgressSink: Send + Sync + std::fmt::Debug {
     /// Work that is not counted in parts.
     fn work(&self, job: JobId, phase: Phase, work: WorkProgress);
-    /// A part on its way.
     fn part(&self, job: JobId, progress: PartProgress);
-    /// A part is committed.
     fn done(&self, job: JobId, done: PartDone);
-    /// A part failed and is begun again.
     fn retried(&self, job: JobId);
-    /// So many parts wait for a worker.
     fn waiting(&self, job: JobId, parts: usize);
 }
 
 impl Progress {
-    /// Progress that goes to `sink`.
-    pub fn new(sink: Arc<dyn ProgressSink>) -> Self {
+    pub(crate) fn new(sink: Arc<dyn ProgressSink>) -> Self {
         Self { inner: sink }
     }
 
-    /// Progress that nobody watches.
-    #[must_use]
-    pub fn nowhere() -> Self {
+    /// Discards everything.
+    pub(crate) fn nowhere() -> Self {
         #[derive(Debug)]
         struct Nowhere;
         impl ProgressSink for Nowhere {
@@ -101,28 +93,61 @@ impl Progress {
 }
 
 impl Task {
-    /// Says how far work that is not counted in parts has come.
-    pub fn work(&self, phase: Phase, work: WorkProgress) {
+    /// Connects to this node's database.
+    pub(crate) async fn connect(&self, purpose: &str) -> Result<Session, Fault> {
+        let session = Session::connect(&self.conninfo, purpose).await;
+        session.map_err(|error| self.fault(error))
+    }
+
+    /// The fault of an error of this node's database.
+    pub(crate) fn fault(&self, error: impl Into<PgError>) -> Fault {
+        let error: PgError = error.into();
+        error.to_fault(&self.node)
+    }
+
+    /// Runs `removing` after a failed attempt, for a limited time. What is left is removed by the cleanup, or
+    /// when its note expires.
+    pub(crate) async fn tidy_up<E: std::fmt::Display>(
+        &self,
+        removing: impl Future<Output = Result<(), E>>,
+    ) {
+        match tokio::time::timeout(TIDY_UP, removing).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(job_id = %self.job, %error, "could not tidy up"),
+            Err(_) => warn!(job_id = %self.job, "could not tidy up in time"),
+        }
+    }
+
+    pub(crate) fn work(&self, phase: Phase, work: WorkProgress) {
         self.progress.inner.work(self.job, phase, work);
     }
 
-    /// Says how far a part has come.
-    pub fn part(&self, progress: PartProgress) {
+    /// Reports work of one worker, counted in items.
+    pub(crate) fn items(&self, phase: Phase, (done, total): (u64, u64), current: Option<String>) {
+        let (unit, workers) = (WorkUnit::Items, 1);
+        let work = WorkProgress {
+            done,
+            total,
+            unit,
+            current,
+            workers,
+        };
+        self.work(phase, work);
+    }
+
+    pub(crate) fn part(&self, progress: PartProgress) {
         self.progress.inner.part(self.job, progress);
     }
 
-    /// Says that a part is committed.
-    pub fn done(&self, done: PartDone) {
+    pub(crate) fn done(&self, done: PartDone) {
         self.progress.inner.done(self.job, done);
     }
 
-    /// Says that a part failed and is begun again.
-    pub fn retried(&self) {
+    pub(crate) fn retried(&self) {
         self.progress.inner.retried(self.job);
     }
 
-    /// Says how many parts wait for a worker.
-    pub fn waiting(&self, parts: usize) {
+    pub(crate) fn waiting(&self, parts: usize) {
         self.progress.inner.waiting(self.job, parts);
     }
 }

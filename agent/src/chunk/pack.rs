@@ -1,7 +1,7 @@
-//! Packing and unpacking of one chunk, with its digest. Pure, but for the CPU it takes.
+//! Packs and unpacks chunks, with digests. Pure.
 //!
-//! The digest is of the payload as it travels: what arrives is checked before anything unpacks it,
-//! and rows that pack well cost little to digest. Both ends keep their buffers from chunk to chunk.
+//! The digest covers the payload as it travels: it is checked before anything unpacks the bytes, and rows
+//! that pack well cost little to digest. Both ends reuse their buffers.
 
 use std::fmt;
 use std::time::Duration;
@@ -11,23 +11,23 @@ use steep_protocol::limits::CHUNK_RAW_MAX;
 use steep_protocol::message::job::Compression;
 use zstd::bulk::{Compressor, Decompressor};
 
-/// Round trips above this mean that bytes leave the building: stronger compression pays, since one
-/// core packs more than most such links carry. Between two busy machines side by side, threads that
-/// wait for a processor look like milliseconds of distance.
+/// A longer round trip means a real network, where stronger compression pays, as one core packs more than
+/// most such links carry. Between busy machines side by side, threads that wait for a processor look like
+/// milliseconds of distance.
 const FAR: Duration = Duration::from_millis(10);
 
-/// Zstandard's level for such links: about 400 MB/s on one core.
+/// About 400 MB/s on one core.
 const FAR_LEVEL: u8 = 1;
 
-/// After a chunk that did not shrink, this many are sent raw before packing is tried again, so
-/// incompressible data costs a hundredth of the packing.
+/// Chunks sent raw after one that did not shrink, so that incompressible data cost a hundredth of the
+/// packing.
 const RAW_RUN: u32 = 100;
 
 /// A chunk that keeps more than 15/16 of its size is not worth unpacking.
 const WORTH_IT: (usize, usize) = (15, 16);
 
-/// Bytes that a part holds while it is packed or unpacked that way, besides the chunks themselves.
-/// Zstandard's contexts as its own `sizeof` tells them for chunks of our size; a test compares.
+/// Bytes for packing or unpacking a part, besides the chunks. Zstandard's contexts as its own `sizeof`
+/// reports them for our chunk size; a test compares.
 #[must_use]
 pub const fn context_bytes(compression: Compression) -> usize {
     const MIB: usize = 1024 * 1024;
@@ -46,14 +46,14 @@ pub const fn context_bytes(compression: Compression) -> usize {
 pub struct Packer {
     method: Method,
     raw_left: u32,
-    /// As long as the largest chunk packed so far could get; what is behind a chunk's end is old.
+    /// As long as the largest chunk packed so far could get; bytes behind a chunk's end are old.
     packed: Vec<u8>,
 }
 
 enum Method {
     None,
     Lz4,
-    /// Made when the first chunk comes: a context takes more memory than an empty table is worth.
+    /// Created with the first chunk: a context takes more memory than an empty table is worth.
     Zstd {
         level: u8,
         context: Option<Compressor<'static>>,
@@ -85,7 +85,7 @@ pub enum PackError {
 }
 
 impl Packer {
-    /// A packer for what the operator chose; `auto` decides by how far away the peer is.
+    /// For the operator's choice; `auto` depends on the distance to the peer.
     #[must_use]
     pub fn new(compression: Compression, rtt: Duration) -> Self {
         let zstd = |level| Method::Zstd {
@@ -127,8 +127,7 @@ impl Packer {
         Ok((head, payload))
     }
 
-    /// How the beginning of `self.packed` is packed and how long it is, or nothing where packing does
-    /// not pay.
+    /// How the start of `self.packed` is packed and how long it is; `None` where packing does not pay.
     fn try_pack(&mut self, raw: &[u8]) -> Result<Option<(Packing, usize)>, PackError> {
         debug_assert!(!raw.is_empty() && raw.len() <= CHUNK_RAW_MAX);
         if self.raw_left > 0 {
@@ -221,8 +220,7 @@ impl Unpacker {
     }
 }
 
-/// The first `length` bytes of a buffer that only ever grows, so that it is zeroed once and not for
-/// every chunk.
+/// The first `length` bytes of a buffer that only grows, so that it is zeroed only once.
 fn room(buffer: &mut Vec<u8>, length: usize) -> &mut [u8] {
     if buffer.len() < length {
         buffer.resize(length, 0);

@@ -1,28 +1,23 @@
-//! Builds what was deferred: indexes and keys in parallel, those of partitioned tables above
-//! them, their details, foreign keys, everything else.
+//! Builds what was deferred: indexes and keys in parallel, then those of partitioned tables above them,
+//! their details, foreign keys, everything else.
 //!
-//! What cannot be made and replication can do without is noted as missing and left out; what it needs
-//! stops the job, with everything else left as it is.
+//! What fails and replication does not need is noted as missing and skipped; what it needs stops the job
+//! and leaves the rest as it is.
 //!
-//! Each statement notes its end in its own transaction, so that a command done again goes on where
-//! the last one stopped. Those transactions do not wait for the disk one by one: statement and note
-//! are lost or kept together, and the last commit of a stage waits for all of them.
+//! Each statement records its end in its own transaction, so a repeated command goes on where the last one
+//! stopped. These transactions do not wait for the disk: statement and record are lost or kept together,
+//! and the last commit of a stage waits for all of them.
 
 use std::collections::HashSet;
-use std::time::Duration;
 
-use steep_protocol::message::agent::{WorkProgress, WorkUnit};
 use steep_protocol::message::facts::Finding;
-use steep_protocol::{Fault, FaultKind, Identifier, Phase, Retry, TableName};
-use tokio::task::JoinSet;
-use tokio::time::MissedTickBehavior;
-use tokio_postgres::error::SqlState;
+use steep_protocol::{Fault, FaultKind, Phase, Retry};
 
 use super::checks;
 use super::identity::Identities;
 use super::memory::Memory;
 use super::objects::{Kind, Mark, Waiting, mark, waiting};
-use super::queue::Queue;
+use super::workers::{Pool, weight};
 use crate::node::connection::Conn;
 use crate::node::job_records;
 use crate::node::wal_writer::WalWriterAwake;
@@ -32,27 +27,11 @@ use crate::schema::missing::{self, Lack, Missing, Weight};
 use crate::schema::statement::{Stage, headline};
 use crate::task::Task;
 
-/// Between two looks at the server's own progress views.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
-
-/// What a table weighs besides its bytes, so that small ones are seen to move too.
-const WEIGHT_MIN: u64 = 8192;
-
-/// Indexes, the constraints that are indexes, and what is said about them.
-///
-/// # Errors
-/// An index that replication needs and that cannot be made, and faults of the server or the connection;
-/// what is left stays stored for another try.
-pub async fn build_indexes(task: &Task, parallel: u8) -> Result<Vec<Finding>, Fault> {
-    build_indexes_for(task, parallel, Purpose::Replication).await
-}
-
-/// What is built for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// A replica, which finds rows by some of them.
+    /// Replication finds rows by some of the indexes.
     Replication,
-    /// A node that replicates no more: none of them is in the way of a cleanup.
+    /// The node no longer replicates: no failing index may stop a cleanup.
     Cleanup,
 }
 
@@ -65,8 +44,9 @@ impl Purpose {
     }
 }
 
-/// [`build_indexes`] for that.
-pub(crate) async fn build_indexes_for(
+/// Builds indexes, the constraints that are indexes, and their details. Fails where replication needs an
+/// index that cannot be built. After an error, what is left stays stored for another try.
+pub(crate) async fn build_indexes(
     task: &Task,
     parallel: u8,
     purpose: Purpose,
@@ -95,19 +75,11 @@ pub(crate) async fn build_indexes_for(
     Ok(findings)
 }
 
-/// Foreign keys and all the rest, policies included.
+/// Builds foreign keys and everything else, policies included.
 ///
-/// A foreign key that the rows violate is left `NOT VALID`; it and whatever cannot be made is noted as
-/// missing and does not stop the job.
-///
-/// # Errors
-/// Faults of the server or the connection; what is left stays stored for another try.
-pub async fn build_constraints(task: &Task, parallel: u8) -> Result<Vec<Finding>, Fault> {
-    build_constraints_for(task, parallel, Purpose::Replication).await
-}
-
-/// [`build_constraints`] for that.
-pub(crate) async fn build_constraints_for(
+/// A foreign key that the rows violate stays `NOT VALID`. This and anything that cannot be built is noted
+/// as missing and does not stop the job. After an error, what is left stays stored for another try.
+pub(crate) async fn build_constraints(
     task: &Task,
     parallel: u8,
     purpose: Purpose,
@@ -130,10 +102,8 @@ pub(crate) async fn build_constraints_for(
     Ok(findings)
 }
 
-/// What nothing of the job may set off: made when everything else is.
-///
-/// # Errors
-/// Faults of the server or the connection; what is left stays stored for another try.
+/// Comes last, since nothing of the job may fire them. After an error, what is left stays stored for
+/// another try.
 pub(crate) async fn build_event_triggers(
     task: &Task,
     conn: &Conn,
@@ -143,7 +113,7 @@ pub(crate) async fn build_event_triggers(
     in_order(task, conn, stage, purpose).await
 }
 
-/// Statements of a stage, one after the other, many to a transaction.
+/// Runs a stage's statements in order, many per transaction.
 pub(crate) async fn in_order(
     task: &Task,
     conn: &Conn,
@@ -158,17 +128,7 @@ pub(crate) async fn in_order(
         item.mark = Some(mark(task.job, one.ord, Mark::Done));
         let current = Some(headline(&item.sql));
         batches.add(item).await?;
-        let unit = WorkUnit::Items;
-        task.work(
-            phase,
-            WorkProgress {
-                done,
-                total,
-                unit,
-                current,
-                workers: 1,
-            },
-        );
+        task.items(phase, (done, total), current);
     }
     batches.finish().await
 }
@@ -181,14 +141,14 @@ async fn settle(conn: &Conn) -> Result<(), Fault> {
     outcome.map_err(|error| conn.fault(&error))
 }
 
-/// Adds every foreign key, one after the other: adding two that refer to each other's tables at the
-/// same time would deadlock, and without a check it takes no time.
+/// Adds every foreign key, one after the other: two that refer to each other's tables would deadlock, and
+/// without a check it takes no time.
 async fn add_foreign_keys(task: &Task, conn: &Conn) -> Result<(), Fault> {
     for one in waiting(conn, task.job, Stage::ForeignKeys).await? {
         if one.added {
             continue;
         }
-        // What the source has not checked or does not enforce stays so.
+        // A constraint that the source has not checked or does not enforce stays so.
         let unchecked = one.sql.ends_with("NOT VALID") || one.sql.ends_with("NOT ENFORCED");
         let later = one.kind == Kind::ForeignKey && !unchecked;
         let (tail, state) = match later {
@@ -208,7 +168,7 @@ async fn add_foreign_keys(task: &Task, conn: &Conn) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Notes that it is missing, and that nothing is to be done about it any more.
+/// Notes that it is missing and not to be tried again in this stage.
 pub(crate) async fn note_missing(
     task: &Task,
     conn: &Conn,
@@ -228,7 +188,7 @@ pub(crate) async fn note_missing(
     noted.map_err(|error| conn.fault(&error))
 }
 
-fn named(conn: &Conn, one: &Waiting, error: &PgError) -> Fault {
+pub(super) fn named(conn: &Conn, one: &Waiting, error: &PgError) -> Fault {
     let mut fault = conn.fault(error);
     if fault.kind != FaultKind::Cancelled {
         let label = one.label().unwrap_or_else(|| headline(&one.sql));
@@ -237,9 +197,8 @@ fn named(conn: &Conn, one: &Waiting, error: &PgError) -> Fault {
     fault
 }
 
-/// What it means that the index which replication finds rows by cannot be made. The same try would fail in
-/// the same way: what is in its way is in the rows.
-fn identity_failed(conn: &Conn, one: &Waiting, error: &PgError) -> Fault {
+/// The fault where an index that replication needs cannot be built. No retry: the rows are in its way.
+pub(super) fn identity_failed(conn: &Conn, one: &Waiting, error: &PgError) -> Fault {
     let fault = named(conn, one, error);
     if !error.sqlstate().is_some_and(is_of_the_statement) {
         return fault;
@@ -256,245 +215,4 @@ fn identity_failed(conn: &Conn, one: &Waiting, error: &PgError) -> Fault {
     ));
     fault.table = one.table.clone().map(Box::new);
     fault
-}
-
-/// One worker's connection.
-struct Worker {
-    conn: Conn,
-    pid: i32,
-}
-
-/// How one statement ended.
-type Ended = (Worker, Waiting, Result<(), Fault>);
-
-/// Workers on one stage.
-struct Pool<'a> {
-    task: &'a Task,
-    conn: &'a Conn,
-    phase: Phase,
-    memory: Memory,
-    /// Those without which the job cannot go on.
-    needed: HashSet<i32>,
-    done: u64,
-    total: u64,
-}
-
-impl<'a> Pool<'a> {
-    fn new(
-        task: &'a Task,
-        conn: &'a Conn,
-        phase: Phase,
-        memory: Memory,
-        needed: HashSet<i32>,
-    ) -> Self {
-        Self {
-            task,
-            conn,
-            phase,
-            memory,
-            needed,
-            done: 0,
-            total: 0,
-        }
-    }
-
-    async fn run(mut self, all: Vec<Waiting>, parallel: u8) -> Result<(), Fault> {
-        if all.is_empty() {
-            return Ok(());
-        }
-        self.total = all.iter().map(weight).sum();
-        let mut task = self.task.clone();
-        // Where one fails the others are stopped, and only they.
-        task.cancel = self.task.cancel.child_token();
-        let mut idle = Vec::new();
-        for _ in 0..usize::from(parallel.max(1)).min(all.len()) {
-            idle.push(self.worker(&task).await?);
-        }
-        let mut running = JoinSet::new();
-        let outcome = self.drive(&task, Queue::new(all), idle, &mut running).await;
-        if outcome.is_err() {
-            task.cancel.cancel();
-            while running.join_next().await.is_some() {}
-        }
-        outcome
-    }
-
-    async fn worker(&self, task: &Task) -> Result<Worker, Fault> {
-        let conn = Conn::open(task, "build").await?;
-        conn.execute("SET synchronous_commit = off").await?;
-        conn.execute(&self.memory.settings()).await?;
-        let pid = conn.row("SELECT pg_backend_pid()", &[]).await?.get(0);
-        Ok(Worker { conn, pid })
-    }
-
-    async fn drive(
-        &mut self,
-        task: &Task,
-        mut queue: Queue,
-        mut idle: Vec<Worker>,
-        running: &mut JoinSet<Ended>,
-    ) -> Result<(), Fault> {
-        let mut at_work: Vec<(i32, Waiting)> = Vec::new();
-        let mut looks = tokio::time::interval(LOOK_EVERY);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            while !idle.is_empty()
-                && let Some(next) = queue.next()
-                && let Some(worker) = idle.pop()
-            {
-                at_work.push((worker.pid, next.clone()));
-                let need = match self.needed.contains(&next.ord) {
-                    true => Need::ByReplication,
-                    false => Need::Nobody,
-                };
-                running.spawn(work(task.clone(), worker, next, need));
-            }
-            tokio::select! {
-                ended = running.join_next() => match ended {
-                    None => return Ok(()),
-                    Some(Ok((worker, one, outcome))) => {
-                        outcome?;
-                        at_work.retain(|(pid, _)| *pid != worker.pid);
-                        queue.done(&one);
-                        self.done += weight(&one);
-                        idle.push(worker);
-                    }
-                    Some(Err(error)) => {
-                        let what = format!("a worker broke: {error}");
-                        return Err(self.conn.own(Fault::new(FaultKind::Failed, what)));
-                    }
-                },
-                _ = looks.tick() => self.tell(&at_work).await?,
-            }
-        }
-    }
-
-    /// What the server says of the statements at work, as a share of their tables' bytes.
-    async fn tell(&self, at_work: &[(i32, Waiting)]) -> Result<(), Fault> {
-        let pids: Vec<i32> = at_work.iter().map(|(pid, _)| *pid).collect();
-        let rows = self.conn.rows(SHARES, &[&pids]).await?;
-        let mut done = self.done;
-        for row in &rows {
-            let (pid, share): (i32, f64) = (row.get(0), row.get(1));
-            if let Some((_, one)) = at_work.iter().find(|(p, _)| *p == pid) {
-                done += (weight(one) as f64 * share.clamp(0.0, 1.0)) as u64;
-            }
-        }
-        let heaviest = at_work.iter().max_by_key(|(_, one)| one.weight);
-        let work = WorkProgress {
-            done,
-            total: self.total,
-            unit: WorkUnit::Bytes,
-            current: heaviest.and_then(|(_, one)| one.label()),
-            workers: u8::try_from(at_work.len()).unwrap_or(u8::MAX),
-        };
-        self.task.work(self.phase, work);
-        Ok(())
-    }
-}
-
-/// How far each index is: reading the table is the first half, sorting has no numbers, writing the
-/// tree is the rest (PostgreSQL manual, "CREATE INDEX Progress Reporting").
-const SHARES: &str = "
-SELECT pid, CASE
-    WHEN tuples_done > 0 AND tuples_total > 0
-        THEN 0.6 + 0.4 * tuples_done::float8 / tuples_total
-    WHEN blocks_total > 0 THEN 0.5 * blocks_done::float8 / blocks_total
-    ELSE 0.0::float8 END
-FROM pg_stat_progress_create_index WHERE pid = ANY ($1)";
-
-fn weight(one: &Waiting) -> u64 {
-    one.weight + WEIGHT_MIN
-}
-
-/// Who cannot do without it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Need {
-    /// Replication finds rows by it.
-    ByReplication,
-    /// Nobody who would lose rows.
-    Nobody,
-}
-
-async fn work(task: Task, worker: Worker, one: Waiting, need: Need) -> Ended {
-    let outcome = match one.kind {
-        Kind::ForeignKey | Kind::ForeignKeyAtOnce => validate(&task, &worker.conn, &one).await,
-        Kind::Index
-        | Kind::Key
-        | Kind::Check
-        | Kind::DomainCheck
-        | Kind::DomainNotNull
-        | Kind::Other => build(&task, &worker.conn, &one, need).await,
-    };
-    (worker, one, outcome)
-}
-
-/// Tries of a statement that another session's locks got in the way of.
-const DEADLOCK_TRIES: u32 = 5;
-
-async fn build(task: &Task, conn: &Conn, one: &Waiting, need: Need) -> Result<(), Fault> {
-    let sql = format!("{};\n{}", one.sql, mark(task.job, one.ord, Mark::Done));
-    match insist(conn, &sql).await {
-        Ok(()) => Ok(()),
-        Err(error) if need == Need::ByReplication => Err(identity_failed(conn, one, &error)),
-        Err(error) if error.sqlstate().is_some_and(is_of_the_statement) => {
-            note_missing(task, conn, one, (Lack::Object, &one.sql), &error).await
-        }
-        Err(error) => Err(named(conn, one, &error)),
-    }
-}
-
-/// A transaction that is begun again where a deadlock ended it.
-async fn insist(conn: &Conn, sql: &str) -> Result<(), PgError> {
-    let mut tries = 1;
-    loop {
-        match conn.transact(sql).await {
-            Err(error) if error.is(&SqlState::T_R_DEADLOCK_DETECTED) && tries < DEADLOCK_TRIES => {
-                tries += 1;
-            }
-            outcome => return outcome,
-        }
-    }
-}
-
-async fn validate(task: &Task, conn: &Conn, one: &Waiting) -> Result<(), Fault> {
-    let (Some(table), Some(name)) = (&one.table, &one.name) else {
-        return Ok(());
-    };
-    let quoted = Identifier::parse(name.as_str())
-        .map_err(|error| conn.own(Fault::new(FaultKind::Failed, error.to_string())))?
-        .quoted();
-    let of = table.quoted();
-    let check = if refers_to_partitions(conn, table, name).await? {
-        format!(
-            "ALTER TABLE ONLY {of} DROP CONSTRAINT {quoted};\n{}",
-            one.sql
-        )
-    } else {
-        format!("ALTER TABLE ONLY {of} VALIDATE CONSTRAINT {quoted}")
-    };
-    let sql = format!("{check};\n{}", mark(task.job, one.ord, Mark::Done));
-    match insist(conn, &sql).await {
-        Ok(()) => Ok(()),
-        Err(error) if error.sqlstate().is_some_and(is_of_the_statement) => {
-            let lack = match error.is(&SqlState::FOREIGN_KEY_VIOLATION) {
-                true => Lack::Violated,
-                false => Lack::ForeignKey,
-            };
-            note_missing(task, conn, one, (lack, &check), &error).await
-        }
-        Err(error) => Err(named(conn, one, &error)),
-    }
-}
-
-/// Before PostgreSQL 18, VALIDATE leaves a constraint's parts for each partition of the table it
-/// refers to as they are; added again without NOT VALID it is whole.
-async fn refers_to_partitions(conn: &Conn, table: &TableName, name: &str) -> Result<bool, Fault> {
-    if conn.session.server_version() >= 180_000 {
-        return Ok(false);
-    }
-    let sql = "SELECT EXISTS (SELECT FROM pg_constraint k
-        JOIN pg_class c ON c.oid = k.confrelid AND c.relkind = 'p'
-        WHERE k.conrelid = to_regclass($1) AND k.conname = $2 AND k.contype = 'f')";
-    Ok(conn.row(sql, &[&table.quoted(), &name]).await?.get(0))
 }

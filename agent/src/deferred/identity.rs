@@ -1,6 +1,6 @@
-//! Which of the indexes that wait are those replication finds rows by: the one that REPLICA IDENTITY names,
-//! else the primary key, of a table that is replicated (PostgreSQL manual, "Publication"). Without it
-//! UPDATE and DELETE could not be applied here; without any other, nothing is lost but time.
+//! Which waiting indexes replication finds rows by: the one that REPLICA IDENTITY names, else the primary
+//! key, for replicated tables (PostgreSQL manual, "Publication"). Without them UPDATE and DELETE cannot be
+//! applied; without any other index only time is lost.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,17 +11,15 @@ use crate::node::connection::Conn;
 use crate::node::job_records;
 use crate::schema::statement::{Class, Stage, classify, is_primary_key};
 
-/// What identifies the rows of each table that the job plans.
+/// How each planned table identifies its rows.
 #[derive(Debug, Default)]
 pub(super) struct Identities(HashMap<TableName, Identity>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Identity {
-    /// The primary key, where there is one.
     PrimaryKey,
-    /// That index.
     Index(String),
-    /// The whole row, or nothing.
+    /// By the whole row, or not at all.
     NoIndex,
 }
 
@@ -43,7 +41,7 @@ impl Identities {
         Ok(Self::of(tables.collect(), &details))
     }
 
-    /// An index that is named wins: the table says so only once it is there.
+    /// A named index wins: the table refers to it only once it exists.
     fn of(mut tables: HashMap<TableName, Identity>, details: &[Waiting]) -> Self {
         for detail in details {
             if let Class::Identity { table, index } = classify(&detail.sql)
@@ -55,7 +53,7 @@ impl Identities {
         Self(tables)
     }
 
-    /// Those among `all` that are an identity.
+    /// Those of `all` that are an identity.
     pub(super) fn among(&self, all: &[Waiting]) -> HashSet<i32> {
         let is_identity = |one: &&Waiting| {
             let identity = one.table.as_ref().and_then(|table| self.0.get(table));

@@ -1,8 +1,8 @@
-//! Indexes, constraints and checks that wait until the rows are there.
+//! Indexes, constraints and checks that wait for the rows.
 //!
-//! [`objects`] stores their definitions in `steep_repl.deferred_objects`: those of a schema that a job
-//! makes before anything is made, those of a schema that is there in the transaction that drops them
-//! ([`indexes`], [`checks`]). [`build`] makes them, as many at once as [`memory`] allows.
+//! [`objects`] stores their definitions in `steep_repl.deferred_objects`: for a schema that the job
+//! creates, before anything else; for an existing schema, in the transaction that drops them ([`indexes`],
+//! [`checks`]). [`build`] builds them, with as many [`workers`] as [`memory`] allows.
 
 pub(crate) mod build;
 pub(crate) mod checks;
@@ -13,3 +13,4 @@ pub(crate) mod objects;
 mod identity;
 mod memory;
 mod queue;
+mod workers;

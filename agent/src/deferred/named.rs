@@ -1,5 +1,5 @@
-//! Indexes that rows name: a value of `regclass` is refused as long as what it names is not there, and
-//! indexes wait until the rows are. What a row was refused for is built early.
+//! Indexes that rows name: a `regclass` value is refused while what it names does not exist, and indexes
+//! wait for the rows. An index that a row was refused for is built early.
 
 use steep_protocol::{Fault, TableName};
 use tokio_postgres::error::SqlState;
@@ -9,16 +9,12 @@ use crate::node::connection::Conn;
 use crate::schema::statement::Stage;
 use crate::task::Task;
 
-/// How many of one part's rows may ask for an index each; then all are built, since each asks only after
-/// the part was begun anew.
+/// Indexes built one by one for a part; then all are built, since each costs another start of the part.
 const ONE_BY_ONE: u32 = 3;
 
-/// Builds what `fault` says is missing, if that is one that waits. `tries` counts how often a part has asked.
-///
-/// # Errors
-/// Faults of the server or the connection; an index that cannot be built.
+/// Builds the index that `fault` says is missing, if it waits. `tries` counts the part's requests.
 pub(crate) async fn build_named(task: &Task, fault: &Fault, tries: u32) -> Result<Named, Fault> {
-    // Undefined table: what regclass says of any relation. Spares a look at every other fault.
+    // Undefined table, which regclass reports for any relation. Spares other faults a query.
     if !fault.message.contains("(SQLSTATE 42P01)") {
         return Ok(Named::Nothing);
     }
@@ -42,12 +38,10 @@ pub(crate) async fn build_named(task: &Task, fault: &Fault, tries: u32) -> Resul
     Ok(Named::Built)
 }
 
-/// What came of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Named {
-    /// It is not for want of an index.
+    /// The fault has another cause.
     Nothing,
-    /// The part may be tried again.
     Built,
 }
 
@@ -60,7 +54,7 @@ fn is_there(code: Option<&SqlState>) -> bool {
     code.is_some_and(|code| there.contains(code))
 }
 
-/// PostgreSQL says `"schema.name"`, in whatever language, and quotes nothing within.
+/// PostgreSQL writes `"schema.name"` in any language, without inner quotes.
 fn is_named(one: &Waiting, message: &str) -> bool {
     let (Some(TableName { schema, .. }), Some(name)) = (&one.table, &one.name) else {
         return false;

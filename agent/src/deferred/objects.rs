@@ -1,5 +1,5 @@
-//! What waits until the rows are there: its definition, stored in `steep_repl.deferred_objects`
-//! before the thing itself is left out or dropped, so that a crash can always bring it back.
+//! What waits for the rows: its definition is stored in `steep_repl.deferred_objects` before it is skipped
+//! or dropped, so that it survives any crash.
 
 use steep_protocol::{Fault, JobId, TableName};
 use tokio_postgres::Row;
@@ -9,24 +9,21 @@ use crate::pg::literal;
 use crate::schema::batch::Item;
 use crate::schema::statement::{Class, Only, Stage};
 
-/// How a statement is run when its time comes.
+/// How a statement is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// `CREATE INDEX`: shares its table with others of its kind.
     Index,
-    /// A constraint that is an index: has its table for itself.
+    /// A constraint that is an index: needs its table for itself.
     Key,
-    /// A foreign key that can be added first and checked later.
+    /// Added first and checked later.
     ForeignKey,
-    /// A foreign key of a partitioned table, which is added and checked at once.
+    /// Of a partitioned table: added and checked at once.
     ForeignKeyAtOnce,
-    /// A CHECK constraint, added first and checked later.
+    /// Added first and checked later.
     Check,
-    /// The same of a domain.
     DomainCheck,
-    /// A domain's NOT NULL.
     DomainNotNull,
-    /// In order.
     Other,
 }
 
@@ -58,7 +55,6 @@ impl Kind {
     }
 }
 
-/// Something that waits.
 #[derive(Debug, Clone)]
 pub(crate) struct Deferred {
     pub(crate) stage: Stage,
@@ -69,7 +65,7 @@ pub(crate) struct Deferred {
 }
 
 impl Deferred {
-    /// A statement of the post-data section; nothing for one that is never run.
+    /// A statement of the post-data section; `None` for one that is never run.
     pub(crate) fn of_dump(item: Item) -> Option<Self> {
         let stage = item.class.stage()?;
         let (kind, table, name) = match item.class {
@@ -110,19 +106,19 @@ impl Deferred {
         })
     }
 
-    /// The same, in order with everything else: its table is made only then.
+    /// Moves it to the ordered stage, where its table is created.
     pub(crate) fn after_its_table(mut self) -> Self {
         self.stage = Stage::Rest;
         self.kind = Kind::Other;
         self
     }
 
-    /// Whether it makes files, so that its tablespace matters.
+    /// Whether it creates files, so that its tablespace matters.
     pub(crate) fn makes_storage(&self) -> bool {
         matches!(self.kind, Kind::Index | Kind::Key)
     }
 
-    /// The row of values that stores it.
+    /// The VALUES row that stores it.
     fn values(&self, job: JobId, ord: i32) -> String {
         let text = |value: Option<&str>| value.map_or("NULL".to_owned(), literal);
         format!(
@@ -137,7 +133,7 @@ impl Deferred {
     }
 }
 
-/// Rows stored by one statement, and bytes of it.
+/// Rows and bytes per INSERT.
 const STORE_ROWS: usize = 500;
 const STORE_BYTES: usize = 1024 * 1024;
 
@@ -152,7 +148,7 @@ pub(crate) struct DeferredWriter<'a> {
 }
 
 impl<'a> DeferredWriter<'a> {
-    /// Goes on after what the job has stored already.
+    /// Continues after what the job has stored.
     pub(crate) async fn new(conn: &'a Conn, job: JobId) -> Result<Self, Fault> {
         let sql =
             "SELECT coalesce(max(ord) + 1, 0) FROM steep_repl.deferred_objects WHERE job = $1";
@@ -166,7 +162,6 @@ impl<'a> DeferredWriter<'a> {
         })
     }
 
-    /// The statement that stores these.
     pub(crate) fn insert(&mut self, all: &[Deferred]) -> String {
         let values: Vec<String> = all.iter().map(|one| self.row(one)).collect();
         insert(&values)
@@ -178,7 +173,7 @@ impl<'a> DeferredWriter<'a> {
         deferred.values(self.job, ord)
     }
 
-    /// Stores one, with others.
+    /// Stores one, batched.
     pub(crate) async fn store(&mut self, deferred: Deferred) -> Result<(), Fault> {
         let row = self.row(&deferred);
         self.bytes += row.len();
@@ -189,7 +184,6 @@ impl<'a> DeferredWriter<'a> {
         Ok(())
     }
 
-    /// Stores what is left.
     pub(crate) async fn finish(mut self) -> Result<(), Fault> {
         self.flush().await
     }
@@ -212,7 +206,7 @@ fn insert(values: &[String]) -> String {
     )
 }
 
-/// One that is not done yet, as it was stored.
+/// One that is not done yet.
 #[derive(Debug, Clone)]
 pub(crate) struct Waiting {
     pub(crate) ord: i32,
@@ -220,14 +214,14 @@ pub(crate) struct Waiting {
     pub(crate) table: Option<TableName>,
     pub(crate) name: Option<String>,
     pub(crate) sql: String,
-    /// Added, and not yet checked.
+    /// Added and not yet checked.
     pub(crate) added: bool,
-    /// Bytes of its table, as a weight.
+    /// Bytes of its table.
     pub(crate) weight: u64,
 }
 
 impl Waiting {
-    /// For display: the table, and the thing.
+    /// For display: table and object.
     pub(crate) fn label(&self) -> Option<String> {
         let (table, name) = (self.table.as_ref()?, self.name.as_ref()?);
         Some(format!("{table}: {name}"))
@@ -250,7 +244,7 @@ impl Waiting {
     }
 }
 
-/// What of a stage is not done, in order.
+/// What is left of a stage, in order.
 pub(crate) async fn waiting(conn: &Conn, job: JobId, stage: Stage) -> Result<Vec<Waiting>, Fault> {
     let sql = "SELECT ord, kind, schema_name, table_name, name, create_sql, d.state = 'added',
             coalesce(pg_table_size(to_regclass(quote_ident(schema_name) || '.' || quote_ident(table_name))), 0)
@@ -260,8 +254,8 @@ pub(crate) async fn waiting(conn: &Conn, job: JobId, stage: Stage) -> Result<Vec
     Ok(rows.iter().map(Waiting::from_row).collect())
 }
 
-/// Takes over what jobs before this one have dropped and never rebuilt: a job that was given
-/// up without cleanup must not cost the tables their indexes. Inside the caller's transaction.
+/// Takes over what earlier jobs dropped and never rebuilt: a job abandoned without cleanup must not cost
+/// tables their indexes. Runs in the caller's transaction.
 pub(crate) async fn adopt(conn: &Conn, job: JobId) -> Result<(), Fault> {
     conn.execute(&format!(
         "UPDATE steep_repl.deferred_objects AS d SET job = '{job}', ord = taken.ord
@@ -275,18 +269,15 @@ pub(crate) async fn adopt(conn: &Conn, job: JobId) -> Result<(), Fault> {
     .await
 }
 
-/// How far one of them is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mark {
     /// Added, not checked.
     Added,
-    /// Over.
     Done,
-    /// Given up; the finding says why.
+    /// The finding says why.
     Failed,
 }
 
-/// The statement that notes it.
 pub(crate) fn mark(job: JobId, ord: i32, mark: Mark) -> String {
     let state = match mark {
         Mark::Added => "added",

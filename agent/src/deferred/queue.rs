@@ -1,7 +1,7 @@
-//! Which of the waiting statements may run now. Pure.
+//! Which waiting statements may run now. Pure.
 //!
-//! Two `CREATE INDEX` share a table; a constraint wants it alone. A worker that was given the wrong
-//! one would sit in the server and wait, so the choice is made here.
+//! Two `CREATE INDEX` can share a table, a constraint cannot. A worker with the wrong statement would wait
+//! in the server, so the choice is made here.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,6 @@ use steep_protocol::TableName;
 
 use super::objects::{Kind, Waiting};
 
-/// Who holds a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Held {
     Shared(u32),
@@ -24,7 +23,7 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// Takes the statements; those of equal weight stay in their order.
+    /// Statements of equal weight stay in order.
     pub(super) fn new(mut pending: Vec<Waiting>) -> Self {
         pending.sort_by_key(|w| (std::cmp::Reverse(w.weight), w.ord));
         // Taken from the end.
@@ -35,8 +34,7 @@ impl Queue {
         }
     }
 
-    /// The next one that need not wait for another of ours; to be given back by
-    /// [`done`](Self::done).
+    /// The next statement that need not wait for another of ours; return it with [`done`](Self::done).
     pub(super) fn next(&mut self) -> Option<Waiting> {
         let free = |w: &Waiting| match w.table.as_ref().and_then(|t| self.held.get(t)) {
             None => true,
@@ -56,7 +54,6 @@ impl Queue {
         Some(waiting)
     }
 
-    /// Says that one is over.
     pub(super) fn done(&mut self, waiting: &Waiting) {
         let Some(table) = &waiting.table else { return };
         match self.held.get(table) {

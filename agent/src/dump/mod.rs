@@ -1,7 +1,7 @@
-//! The schema as SQL, by `pg_dump`, under the job's snapshot.
+//! The schema as SQL, by `pg_dump` under the job's snapshot.
 //!
-//! PostgreSQL's own tool knows every object of every version; we choose the binary, the section and
-//! what is left out. The password goes by the environment, which only its owner and root can read.
+//! PostgreSQL's own tool knows every object of every version; this chooses the program, the section and
+//! what is left out. The password goes through the environment, which only its owner and root can read.
 
 pub(crate) mod selection;
 
@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use self::program::Program;
-pub use program::pg_dump_major;
+pub(crate) use program::pg_dump_major;
 
 use self::selection::{ListFile, Selection};
 use crate::chunk::{PartReader, ReadStep};
@@ -32,35 +32,33 @@ use crate::locks::LockRegistry;
 use crate::pg::catalog::Partitions;
 use crate::pg::{Conninfo, PgError, Session};
 
-/// How much of `pg_dump`'s complaints is kept: its end, where the error is.
+/// How much of `pg_dump`'s messages is kept: the end, where the error is.
 const COMPLAINTS_MAX: usize = 4 * 1024;
 
-/// How long `pg_dump` waits for a lock while it holds those of other tables; then it begins again.
+/// How long `pg_dump` waits for a lock while it holds others; then it starts again.
 const LOCK_WAIT: &str = "2s";
 
-/// Between two dumps that somebody's lock was in the way of.
+/// Before a dump that met a lock starts again.
 const LOCKED_PAUSE: Duration = Duration::from_secs(1);
 
 /// Names `pg_dump`'s session.
 const PURPOSE: &str = "schema";
 
-/// Tables outside the filter that are named to `pg_dump`, which looks for each: the rest of them is
-/// locked for a moment, and left out afterwards.
+/// Tables outside the filter that are excluded by name, which costs `pg_dump` a lookup each: the others are
+/// locked for a moment and cut out afterwards.
 const OUTSIDE_MAX: usize = 200;
 
-/// What a schema dump covers.
 #[derive(Debug)]
 pub(crate) struct Scope {
     pub(crate) filter: TableFilter,
     /// Excluded by what they are attached to.
     pub(crate) excluded_with_root: Vec<TableName>,
-    /// Tables and sequences of extensions with rows of users.
+    /// Tables and sequences of extensions with user data.
     pub(crate) extension_tables: Vec<TableName>,
-    /// What goes and comes with the tables; none where the filter chooses everything.
+    /// `None` where the filter chooses everything.
     pub(crate) selection: Option<Selection>,
 }
 
-/// What is dumped.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct DumpSource<'a> {
     pub(crate) node: &'a NodeId,
@@ -72,17 +70,17 @@ pub(crate) struct DumpSource<'a> {
     pub(crate) scope: &'a Scope,
 }
 
-/// A dump: SQL text, UTF-8, complete. `pg_dump` is over and its locks are gone before the first byte is
-/// read: whoever reads makes tables meanwhile, and takes long.
+/// A complete dump as SQL text. `pg_dump` has ended and released its locks before the first byte is read,
+/// since the reader creates tables meanwhile and takes long.
 #[derive(Debug)]
-pub struct SchemaDump {
+pub(crate) struct SchemaDump {
     node: NodeId,
-    /// None where there is nothing to dump.
+    /// `None` where there is nothing to dump.
     text: Option<File>,
     cancel: CancellationToken,
 }
 
-/// Runs `pg_dump`, again where somebody's lock was in its way or it was in somebody's.
+/// Runs `pg_dump`, again where a lock was in its way or it was in somebody's.
 pub(crate) async fn start(
     source: DumpSource<'_>,
     section: SchemaSection,
@@ -104,7 +102,7 @@ pub(crate) async fn start(
              or name their directory in STEEP_PG_BIN",
             )
         })?;
-    // The watch names whoever is in the way, and whom the dump is in the way of.
+    // The watch reports who is in the way, and in whose way the dump is.
     let _attended = source.locks.attend();
     source.locks.hindered(source.job, PURPOSE);
     loop {
@@ -136,7 +134,7 @@ pub(crate) async fn start(
     }
 }
 
-/// One dump into a file without a name, or what `pg_dump` complained of. Dropped, it kills the program.
+/// One dump into an unnamed file, or the program's error messages. Dropping it kills the program.
 async fn run(
     source: &DumpSource<'_>,
     program: &Program,
@@ -165,7 +163,7 @@ fn unusable(error: io::Error) -> String {
     format!("no file for the schema can be made (see TMPDIR): {error}")
 }
 
-/// Dumps into an archive, and makes SQL of the selected entries of it.
+/// Dumps into an archive, then writes SQL for the selected entries.
 async fn cut(
     mut dump: Command,
     pg_dump: &Path,
@@ -195,7 +193,7 @@ async fn cut(
     printed(restore).await
 }
 
-/// What a program prints, or what it complained of where it failed.
+/// A program's output, or its error messages where it failed.
 async fn printed(mut command: Command) -> Result<Result<File, String>, String> {
     let name = Path::new(command.as_std().get_program())
         .display()
@@ -223,8 +221,8 @@ async fn printed(mut command: Command) -> Result<Result<File, String>, String> {
     Ok(Ok(text))
 }
 
-/// Whether a dump that failed may succeed later: its server was away, or a snapshot that went with it.
-/// `pg_dump` gives no SQLSTATE.
+/// Whether a failed dump may succeed later: the server was away, or the snapshot with it. `pg_dump` gives
+/// no SQLSTATE.
 fn retry(complaints: &str) -> Retry {
     const PASSING: [&str; 3] = ["connection", "the database system is", "snapshot"];
     match PASSING.iter().any(|sign| complaints.contains(sign)) {
@@ -233,8 +231,7 @@ fn retry(complaints: &str) -> Retry {
     }
 }
 
-/// What to do about a dump that failed. PostgreSQL's own words may be of any language; names of settings
-/// are not.
+/// What to do about a failed dump. PostgreSQL's messages may be in any language, but not names of settings.
 fn hint(node: &NodeId, complaints: &str) -> String {
     if complaints.contains("max_locks_per_transaction") {
         return format!(
@@ -275,7 +272,7 @@ impl PartReader for SchemaDump {
     }
 }
 
-/// The last [`COMPLAINTS_MAX`] bytes, however much there is.
+/// The last [`COMPLAINTS_MAX`] bytes.
 async fn last_of(mut from: impl AsyncRead + Unpin) -> String {
     let mut kept = Vec::new();
     let mut block = [0; 1024];
@@ -291,8 +288,8 @@ fn arguments(section: SchemaSection, snapshot: Option<&str>, scope: &Scope) -> V
     if section == SchemaSection::ExtensionRows {
         return extension_arguments(snapshot, scope);
     }
-    // Which materialised views are filled counts as data, though it is said after the data: only the
-    // section names what is wanted there, and large objects, which are not replicated, are left out.
+    // Which materialised views are filled counts as data, though it comes after the data: only the section
+    // selects it there. It also leaves out large objects, which are not replicated.
     let [section, what] = match section {
         SchemaSection::PreData => ["--section=pre-data", "--schema-only"],
         SchemaSection::PostData | SchemaSection::ExtensionRows => {
@@ -304,8 +301,8 @@ fn arguments(section: SchemaSection, snapshot: Option<&str>, scope: &Scope) -> V
         what,
         "--encoding=UTF8",
         "--no-password",
-        // Of this server, not of its schema: tablespaces are directories here, and what replicates
-        // from here or into it is not the replica's to do.
+        // Properties of the server, not the schema: tablespaces are directories, and publications and
+        // subscriptions are not the replica's.
         "--no-tablespaces",
         "--no-publications",
         "--no-subscriptions",
@@ -317,7 +314,7 @@ fn arguments(section: SchemaSection, snapshot: Option<&str>, scope: &Scope) -> V
     arguments.extend(snapshot.map(|snapshot| format!("--snapshot={snapshot}")));
     let schemas = scope.selection.as_ref().map_or(&[][..], Selection::schemas);
     if !schemas.is_empty() {
-        // With schemas chosen, pg_dump leaves extensions out unless they are asked for.
+        // With chosen schemas, pg_dump leaves extensions out unless asked.
         arguments.push("--extension=*".to_owned());
     }
     for schema in schemas {
@@ -336,8 +333,8 @@ fn arguments(section: SchemaSection, snapshot: Option<&str>, scope: &Scope) -> V
     arguments
 }
 
-/// Rows as statements, since they are few and pass where statements do. What the extension has brought by
-/// itself is not there twice.
+/// As INSERTs, since the rows are few and go where statements go. Rows that the extension itself brings are
+/// left out.
 fn extension_arguments(snapshot: Option<&str>, scope: &Scope) -> Vec<String> {
     let mut arguments: Vec<String> = [
         "--data-only",
@@ -356,8 +353,8 @@ fn extension_arguments(snapshot: Option<&str>, scope: &Scope) -> Vec<String> {
     arguments
 }
 
-/// A name as a `pg_dump` pattern: in double quotes everything stands for itself (manual, section
-/// "Patterns" of psql), which is how SQL quotes it.
+/// A name as a `pg_dump` pattern: inside double quotes everything is literal (psql manual, "Patterns"),
+/// which is how SQL quotes it.
 fn pattern(name: &Identifier) -> String {
     name.quoted()
 }
@@ -366,11 +363,11 @@ fn table_pattern(name: &TableName) -> String {
     name.quoted()
 }
 
-/// What a filter makes of the schema; nothing where it chooses everything.
-///
-/// # Errors
-/// [`PgError`] of a query.
-pub async fn filter_facts(session: &Session, filter: &TableFilter) -> Result<FilterFacts, PgError> {
+/// What a filter makes of the schema; `None` where it chooses everything.
+pub(crate) async fn filter_facts(
+    session: &Session,
+    filter: &TableFilter,
+) -> Result<FilterFacts, PgError> {
     let partitions = Partitions::load(session).await?;
     match Selection::load(session, filter, &partitions).await? {
         Some(selection) => selection.facts(session).await,

@@ -1,11 +1,11 @@
-//! Which `pg_dump` is used: there may be several beside an agent.
+//! Finds a `pg_dump`: there may be several on a machine.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use tokio::process::Command;
 
-/// Where installations put their programs; a `*` stands for one directory's name.
+/// Where installations put their programs; `*` stands for a directory name.
 const PLACES: [&str; 5] = [
     "/usr/lib/postgresql/*/bin",
     "/usr/pgsql-*/bin",
@@ -14,19 +14,15 @@ const PLACES: [&str; 5] = [
     "/Applications/Postgres.app/Contents/Versions/*/bin",
 ];
 
-/// A `pg_dump` that was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Program {
     pub(super) path: PathBuf,
     major: u32,
 }
 
-/// The major version of the newest `pg_dump` there is, or why there is none: servers up to that
-/// version can be dumped.
-///
-/// # Errors
-/// A sentence for a person.
-pub async fn pg_dump_major() -> Result<u32, String> {
+/// The major version of the newest `pg_dump`, up to which servers can be dumped; else a message that says
+/// why there is none.
+pub(crate) async fn pg_dump_major() -> Result<u32, String> {
     let newest = survey()
         .await
         .into_iter()
@@ -35,8 +31,8 @@ pub async fn pg_dump_major() -> Result<u32, String> {
     newest.ok_or_else(|| "there is no pg_dump beside this agent".to_owned())
 }
 
-/// Of those not older than the server, the one named by `STEEP_PG_BIN`, else the nearest: what a newer
-/// one writes, an older target may not understand.
+/// Of those at least as new as the server, the one in `STEEP_PG_BIN`, else the nearest: an older target may
+/// not understand the output of a newer one.
 pub(super) async fn find(server_version: u32) -> Result<Program, String> {
     let server = server_version / 10_000;
     if let Some(program) = named().await.filter(|program| program.major >= server) {
@@ -51,7 +47,6 @@ async fn named() -> Option<Program> {
     inspect(&Path::new(&dir).join("pg_dump")).await
 }
 
-/// All of them.
 async fn survey() -> Vec<Program> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let dirs = std::env::split_paths(&path).chain(PLACES.iter().flat_map(|place| expand(place)));
@@ -97,7 +92,7 @@ fn expand(place: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Asks a program for its version; `None` where it is none or does not run.
+/// `None` where it is not a `pg_dump` or does not run.
 async fn inspect(path: &Path) -> Option<Program> {
     if !path.is_file() {
         return None;

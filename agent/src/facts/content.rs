@@ -1,8 +1,7 @@
-//! What is in a source: one pass over its relations, folded into counts and bounded lists.
+//! What a source holds: one pass over its relations, folded into counts and bounded lists.
 //!
-//! The query gives flags for every user's relation; which of them take part is decided by
-//! [`Partitions::admitted`], as everywhere, and what each flag counts for by [`Census::count`], which
-//! is pure.
+//! The query returns flags for every user relation. [`Partitions::admitted`] decides which take part, and
+//! [`Census::count`], which is pure, what each flag counts for.
 
 use std::pin::pin;
 
@@ -21,16 +20,15 @@ use crate::pg::catalog::{Partitions, USER_RELATION, table_name};
 use crate::pg::{PgError, Session};
 use crate::task::Task;
 
-/// Whether a relation has triggers that fire on replicated rows as well: `ENABLE ALWAYS` and `ENABLE REPLICA`
-/// (PostgreSQL manual, ALTER TABLE), constraints' own triggers left out.
+/// Whether a relation has triggers that also fire on replicated rows: `ENABLE ALWAYS` and `ENABLE REPLICA`
+/// (PostgreSQL manual, ALTER TABLE), except those of constraints.
 pub(super) const FIRING_TRIGGERS: &str = "EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid
     AND t.tgenabled IN ('A', 'R') AND NOT t.tgisinternal)";
 
-/// The owner, where the relation's policies bind owners too: from PostgreSQL 16 on the owner applies changes,
-/// and an apply worker refuses such tables unless that role bypasses row security.
+/// The owner, where the relation's policies bind owners too: since PostgreSQL 16 the owner applies changes,
+/// and an apply worker refuses such tables unless the owner bypasses row security.
 pub(super) const FORCED_ON: &str = "CASE WHEN c.relrowsecurity AND c.relforcerowsecurity THEN pg_get_userbyid(c.relowner)::text END";
 
-/// A row per relation.
 fn relations_sql() -> String {
     format!(
         "SELECT n.nspname::text, c.relname::text, c.oid, c.relkind::text,
@@ -56,7 +54,7 @@ fn relations_sql() -> String {
 const SIZE_SQL: &str =
     "SELECT coalesce(sum(pg_total_relation_size(t.oid)), 0)::int8 FROM unnest($1::oid[]) t (oid)";
 
-/// What the last `VACUUM` or `ANALYZE` knew, for when a table is locked: no lock is taken for it.
+/// As of the last `VACUUM` or `ANALYZE`; takes no lock, for tables that are locked.
 const SIZE_ESTIMATE_SQL: &str = "
     WITH chosen AS (SELECT c.oid, c.reltoastrelid FROM pg_class c WHERE c.oid = ANY ($1::oid[])),
     heap AS (SELECT oid FROM chosen UNION ALL SELECT reltoastrelid FROM chosen),
@@ -65,8 +63,8 @@ const SIZE_ESTIMATE_SQL: &str = "
     SELECT coalesce(sum(c.relpages::int8 * current_setting('block_size')::int8), 0)::int8
     FROM file JOIN pg_class c ON c.oid = file.oid";
 
-/// Owners and grantees: all that `pg_shdepend` records for this database, and the owners it leaves
-/// out because they are pinned (the role that initdb made).
+/// Owners and grantees: those that `pg_shdepend` records for this database, and the owners it omits because
+/// they are pinned (initdb's role).
 const ROLES_SQL: &str = "
     SELECT DISTINCT r.rolname::text FROM pg_roles r JOIN (
         SELECT s.refobjid AS oid FROM pg_shdepend s
@@ -141,7 +139,6 @@ async fn size(task: &Task, session: &Session, oids: &[u32]) -> Result<ByteCount,
     ))
 }
 
-/// What a relation is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Table,
@@ -151,7 +148,6 @@ enum Kind {
     Sequence,
 }
 
-/// What the query says of one relation.
 #[derive(Debug, Clone)]
 struct Relation {
     oid: u32,
@@ -160,7 +156,7 @@ struct Relation {
     owned: bool,
     readable: bool,
     row_security: bool,
-    /// Its owner, where its policies bind the owner too.
+    /// Only where its policies bind the owner too.
     forced_on: Option<String>,
     owner_denied: bool,
     firing_triggers: bool,
@@ -196,11 +192,10 @@ impl Relation {
     }
 }
 
-/// Facts as they add up.
 #[derive(Debug, Default)]
 struct Census {
     facts: SourceFacts,
-    /// Relations whose bytes the target will need too.
+    /// Relations that need space on the target too.
     with_storage: Vec<u32>,
 }
 
@@ -268,12 +263,12 @@ pub(super) fn add_owned(owned: &mut Vec<OwnedTables>, owner: &str, name: &TableN
     }
 }
 
-/// One more, kept by name while there is room.
+/// Counts one more; keeps its name while there is room.
 pub(super) fn add(listed: &mut Listed, name: &TableName) {
     add_text(listed, name.to_string());
 }
 
-/// As [`add`], of any text.
+/// As [`add`], for any text.
 pub(super) fn add_text(listed: &mut Listed, text: String) {
     if listed.names.len() < LISTED_MAX {
         listed.names.push(text);

@@ -1,11 +1,11 @@
-//! Event triggers that fire on what a session of ours makes or drops.
+//! Event triggers that fire on what our sessions create or drop.
 
 use steep_protocol::message::facts::Listed;
 
 use crate::pg::{PgError, Session};
 use crate::task::Task;
 
-/// Sessions are a replica's where the role in use may say so; else ordinary event triggers fire as well.
+/// Our sessions act as replicas where the role may set that; otherwise ordinary event triggers fire too.
 const FIRING: &str = "
     SELECT format('%I (%s, %s)', evtname, evtevent, CASE evtenabled WHEN 'A' THEN 'ENABLE ALWAYS'
         WHEN 'R' THEN 'ENABLE REPLICA' ELSE 'enabled' END)
@@ -14,7 +14,6 @@ const FIRING: &str = "
     OR (evtenabled = 'O' AND current_setting('session_replication_role') <> 'replica')
     ORDER BY evtname";
 
-/// Their names, with what they wait for.
 pub(super) async fn gather(task: &Task, session: &Session) -> Result<Listed, PgError> {
     let rows = session
         .run(&task.cancel, session.query(FIRING, &[]))

@@ -1,5 +1,5 @@
-//! What the source's schema uses that another server may lack, by object; and what collations a target
-//! has. Each question is asked only of versions whose catalog can answer it.
+//! Features that the source's schema uses and another server may lack, by object; and the collations of a
+//! target. Each question is asked only of versions whose catalog can answer it.
 
 use std::collections::BTreeMap;
 
@@ -13,10 +13,10 @@ use crate::pg::catalog::{Partitions, USER_RELATION, identifier};
 use crate::pg::{PgError, Session};
 use crate::task::Task;
 
-/// Collations of a target that are told: more than ICU and a full set of locales come to.
+/// Enough for ICU and a full set of locales.
 const COLLATIONS_MAX: usize = 4_096;
 
-/// One question: relations that use a feature, as schema, name, and what in it does.
+/// Finds the relations that use a feature.
 struct Question {
     feature: Feature,
     since: u32,
@@ -150,7 +150,7 @@ pub(super) async fn of_source(
             "" => name.to_string(),
             detail => format!("{name} ({detail})"),
         };
-        // Collations are looked for by name on the other server.
+        // The other server is searched for collations by name.
         let (key, label) = match question.feature {
             Feature::LibcCollation => (detail, name.to_string()),
             _ => (String::new(), label),
@@ -168,7 +168,7 @@ pub(super) async fn of_source(
     Ok(uses.into_iter().map(found).collect())
 }
 
-/// One query for all that a server of that version can be asked.
+/// One query for everything that a server of that version can answer.
 fn sql(version: u32) -> String {
     let asked = QUESTIONS.iter().enumerate();
     let asked = asked.filter(|(_, question)| version >= question.since);
@@ -184,7 +184,7 @@ fn sql(version: u32) -> String {
             .position(|q| q.feature == feature)
             .unwrap_or(usize::MAX)
     };
-    // Users' own, whether anything uses them or not: they come with the schema.
+    // All user collations, used or not: they come with the schema.
     asked.push(format!(
         "SELECT CASE l.collprovider WHEN 'i' THEN {} WHEN 'b' THEN {} ELSE {} END, n.nspname::text, \
              l.collname::text, CASE WHEN l.collprovider = 'c' THEN l.collcollate::text ELSE '' END \
@@ -207,7 +207,6 @@ fn sql(version: u32) -> String {
     )
 }
 
-/// What a target can compress and compare by.
 #[derive(Debug)]
 pub(super) struct Abilities {
     pub(super) lz4: bool,
@@ -216,7 +215,7 @@ pub(super) struct Abilities {
     pub(super) locales: Vec<String>,
 }
 
-/// Whether ICU is built in shows in the collations that `initdb` imported from it.
+/// ICU support shows in the collations that `initdb` imported.
 const ABILITIES: &str = "
     SELECT coalesce((SELECT 'lz4' = ANY (enumvals) FROM pg_settings
             WHERE name = 'default_toast_compression'), false),
@@ -226,7 +225,6 @@ const LOCALES: &str = "
     SELECT DISTINCT collcollate::text FROM pg_collation WHERE collprovider = 'c' AND collcollate IS NOT NULL
     UNION SELECT datcollate::text FROM pg_database WHERE datname = current_database()";
 
-/// Asks the target.
 pub(super) async fn of_target(task: &Task, session: &Session) -> Result<Abilities, PgError> {
     let row = session
         .run(&task.cancel, session.query_one(ABILITIES, &[]))

@@ -1,5 +1,4 @@
-//! Names in a filter that name nothing: mistyped, they would leave everything as if they were not
-//! there. What was meant may be close to them.
+//! Names in a filter that match nothing, with suggestions: a typo would otherwise be ignored.
 
 use std::collections::BTreeSet;
 
@@ -10,10 +9,10 @@ use steep_protocol::message::job::TableFilter;
 use crate::pg::{PgError, Session};
 use crate::task::Task;
 
-/// Names that are offered for one that is unknown.
+/// Suggestions per unknown name.
 const NEAR_MAX: usize = 3;
 
-/// Whatever `--exclude-table` can leave out, by schema and name.
+/// Everything that `--exclude-table` can leave out, by schema and name.
 const RELATIONS: &str = "
     SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind IN ('r', 'p', 'f', 'v', 'm', 'S') AND c.relpersistence <> 't'
@@ -23,7 +22,7 @@ const SCHEMAS: &str = "
     SELECT nspname::text FROM pg_namespace
     WHERE nspname !~ '^pg_' AND nspname NOT IN ('information_schema', 'steep_repl')";
 
-/// The names of `filter` that nothing here has. Costs no query where the filter names nothing.
+/// The names of `filter` that match nothing here. Costs no query where the filter is empty.
 pub(super) async fn gather(
     task: &Task,
     session: &Session,
@@ -57,7 +56,7 @@ pub(super) async fn gather(
     Ok(unmatched)
 }
 
-/// Those of `wanted` that are not among `known`, with what is nearest to each.
+/// Those of `wanted` that are not in `known`, each with its nearest matches.
 fn missing(
     option: &str,
     wanted: impl Iterator<Item = Vec<String>>,
@@ -73,7 +72,7 @@ fn missing(
         .collect()
 }
 
-/// The same name in another schema or case first, then what a few slips of the finger make of it.
+/// The same name in another schema or case first, then names a few typos away.
 fn near(name: &[String], known: &BTreeSet<Vec<String>>) -> Vec<String> {
     let own = |name: &[String]| name.last().map(|n| n.to_lowercase()).unwrap_or_default();
     let text = name.join(".").to_lowercase();
@@ -94,7 +93,7 @@ fn near(name: &[String], known: &BTreeSet<Vec<String>>) -> Vec<String> {
     found.into_iter().map(|(_, name)| name).collect()
 }
 
-/// Insertions, deletions and replacements from one to the other, if no more than `most`.
+/// The edit distance, if it is no more than `most`.
 fn edits(from: &str, to: &str, most: usize) -> Option<usize> {
     let (from, to): (Vec<char>, Vec<char>) = (from.chars().collect(), to.chars().collect());
     if from.len().abs_diff(to.len()) > most {

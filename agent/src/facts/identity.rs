@@ -1,6 +1,6 @@
-//! How each table names its rows: one query whatever the number of tables, folded into groups.
+//! How each table identifies its rows: one query for any number of tables, folded into groups.
 //!
-//! Which statements a group's tables allow is the coordinator's to judge, for both versions.
+//! The coordinator judges, for both versions, which statements a group allows.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -20,10 +20,10 @@ use crate::pg::catalog::{Partitions, USER_RELATION, table_name};
 use crate::pg::{PgError, Session};
 use crate::task::Task;
 
-/// Types without equality, and those that hold one: a value of an array, a composite or a domain is
-/// compared by its parts (`lookup_type_cache` in typcache.c). Equality comes from a default btree or hash
-/// operator class, of the type itself or of one it can be read as (`GetDefaultOpClass` in indexcmds.c).
-/// Enums, ranges and multiranges always have it.
+/// Types without equality, and those that contain one: arrays, composites and domains are compared by their
+/// parts (`lookup_type_cache` in typcache.c). Equality comes from a default btree or hash operator class of
+/// the type or of one it is binary coercible to (`GetDefaultOpClass` in indexcmds.c). Enums, ranges and
+/// multiranges always have it.
 const INCOMPARABLE: &str = "
     parts (whole, part) AS (
         SELECT DISTINCT a.atttypid, a.atttypid FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
@@ -46,7 +46,6 @@ const INCOMPARABLE: &str = "
                 AND k.casttarget = o.opcintype AND k.castmethod = 'b' AND k.castcontext = 'i')))
     )";
 
-/// Which index is what, and whether a generated column is among its key columns.
 const KEYS: &str = "
     keys AS (
         SELECT i.indrelid, i.indisprimary, i.indisreplident, i.indimmediate,
@@ -55,7 +54,7 @@ const KEYS: &str = "
         FROM pg_index i WHERE (i.indisprimary OR i.indisreplident) AND i.indisvalid
     )";
 
-/// Tables whose identity is simply a key of ordinary columns are left out: nothing can go wrong with it.
+/// Leaves out tables whose identity is a key of ordinary columns, with which nothing can go wrong.
 fn sql() -> String {
     format!(
         "WITH RECURSIVE {INCOMPARABLE}, {KEYS}, described AS (
@@ -109,11 +108,10 @@ pub(super) async fn gather(
     Ok(groups.finish())
 }
 
-/// What the query says of one table.
 struct Described {
     traits: IdentityTraits,
     changed: bool,
-    /// A column without equality.
+    /// The first column without equality.
     incomparable: Option<String>,
 }
 
@@ -151,7 +149,7 @@ fn identity(text: &str) -> Result<RowIdentity, PgError> {
     })
 }
 
-/// Of whether the key is immediate, and whether it has a generated column.
+/// From whether the key is immediate and whether it has a generated column.
 fn primary_key(key: (Option<bool>, Option<bool>)) -> PrimaryKey {
     let (Some(immediate), Some(generated)) = key else {
         return PrimaryKey::None;
@@ -166,12 +164,11 @@ fn primary_key(key: (Option<bool>, Option<bool>)) -> PrimaryKey {
     }
 }
 
-/// Groups as they fill.
 #[derive(Default)]
 struct Groups(BTreeMap<(IdentityTraits, bool), Listed>);
 
 impl Groups {
-    /// A column without equality is named with its table.
+    /// A column without equality is reported with its table.
     fn add(&mut self, name: &TableName, described: &Described) {
         let group = (described.traits, described.changed);
         let label = match &described.incomparable {

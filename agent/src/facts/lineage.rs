@@ -1,8 +1,8 @@
-//! Which database this is, whose changes it applies, and what of ours is in it: asked of catalogs that
-//! every role may read, so that no superuser is needed.
+//! Which database this is, whose changes it applies, and which of our objects are in it. Uses only catalogs
+//! that every role may read.
 //!
-//! Tables of other tools, and our own, are read only where reading runs nobody's code: an ordinary table
-//! without row security, whose owner is a superuser or the agent's own role.
+//! Tables of other tools and our own are read only where that runs nobody's code: ordinary tables without
+//! row security, owned by a superuser or the agent's role.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -18,7 +18,7 @@ use tokio_postgres::Row;
 use super::content::add;
 use crate::pg::{PgError, Session, literal};
 
-/// Until the first checkpoint after a promotion only the name of the WAL file says the new timeline.
+/// Until the first checkpoint after a promotion, only the name of the WAL file has the new timeline.
 const IDENTITY_SQL: &str = "
     SELECT c.system_identifier, d.oid,
         CASE WHEN pg_is_in_recovery() THEN (pg_control_checkpoint()).timeline_id
@@ -26,15 +26,12 @@ const IDENTITY_SQL: &str = "
         (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::int8
     FROM pg_control_system() c, pg_database d WHERE d.datname = current_database()";
 
-/// Characters of a mirrored error; of four bytes each they fit
+/// Characters of a mirrored error; at four bytes each they fit
 /// [`steep_protocol::message::lineage::MIRRORED_ERROR_MAX`].
 const ERROR_CHARACTERS: usize = 500;
 
-/// Everything that is known without asking anybody else.
-///
-/// # Errors
-/// [`PgError`] of a query.
-pub async fn lineage(session: &Session, node: &NodeId) -> Result<Lineage, PgError> {
+/// Everything that this server knows by itself.
+pub(crate) async fn lineage(session: &Session, node: &NodeId) -> Result<Lineage, PgError> {
     let identity = session.query_typed(IDENTITY_SQL, &[]).await?;
     let mut lineage = Lineage {
         identity: identity.first().map(identity_of).transpose()?,
@@ -104,7 +101,7 @@ async fn subscriptions(session: &Session) -> Result<Vec<SubscriptionSeen>, PgErr
     Ok(found)
 }
 
-/// Whether a table can be read without running anybody's code.
+/// Whether reading the table runs nobody's code.
 async fn is_plain(session: &Session, schema: &str, table: &str) -> Result<bool, PgError> {
     let sql = format!(
         "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -118,8 +115,8 @@ async fn is_plain(session: &Session, schema: &str, table: &str) -> Result<bool, 
     Ok(session.query_typed(&sql, &[]).await?[0].try_get(0)?)
 }
 
-/// Subscriptions of an extension that replicates by itself. Both have the same tables; an empty list of
-/// forwarded origins is what `origin = none` is in PostgreSQL.
+/// Subscriptions of extensions with replication of their own. Both have the same tables; an empty list of
+/// forwarded origins corresponds to `origin = none`.
 async fn foreign_subscriptions(
     session: &Session,
     tool: Tool,
@@ -151,7 +148,7 @@ async fn foreign_subscriptions(
     Ok(())
 }
 
-/// What our own schema says, where there is one that can be read.
+/// What our own schema says, where it exists and can be read.
 async fn own_tables(
     session: &Session,
     node: &NodeId,
@@ -236,7 +233,7 @@ pub(super) async fn subscribed(
         {
             continue;
         }
-        // A row without a table is the subscription's as a whole.
+        // A row without a table stands for the whole subscription.
         let sql = format!(
             "SELECT s.j ->> 'sub_name', t.j ->> 'sync_nspname', t.j ->> 'sync_relname'
              FROM (SELECT to_jsonb(x) AS j FROM {schema}.subscription x) s

@@ -1,13 +1,13 @@
-//! What a server is like, before anything is touched: a few queries over the catalog, whatever the
-//! number of tables.
+//! Facts about a server, gathered before anything is changed: a few catalog queries for any number of
+//! tables.
 //!
-//! Owns the gathering; never judges (the coordinator does, from both ends' facts) and never changes
-//! anything that outlives its transactions. Two probes do more than read, and are rolled back:
-//! whether triggers can be silenced ([`server`]) and whether this PostgreSQL reaches the other one
-//! ([`reachability`]); a third opens a replication connection and closes it again ([`walsender`]).
+//! Gathers only: the coordinator judges, from both ends' facts. Nothing here changes anything that outlives
+//! its transaction. Two probes do more than read and are rolled back: whether triggers can be silenced
+//! ([`server`]), and whether this PostgreSQL reaches the other one ([`reachability`]). A third opens a
+//! replication connection and closes it ([`walsender`]).
 //!
-//! Invariants: no name is built into SQL but through a quoted type; no password is in a fact; a
-//! catalog of any size is read as a stream and kept as counts and bounded lists.
+//! Invariants: names go into SQL only through quoted types; no fact holds a password; a catalog of any size
+//! is streamed and kept as counts and bounded lists.
 
 mod content;
 mod event_triggers;
@@ -28,49 +28,36 @@ mod walsender;
 use std::collections::HashSet;
 use std::time::Duration;
 
+use backon::Retryable as _;
 use steep_protocol::Fault;
 use steep_protocol::message::facts::{ServerFacts, SourceFacts, TargetFacts};
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::peer::{DatabaseSetting, Secret};
 use steep_schema::Schema;
 
-pub use lineage::lineage;
+pub(crate) use lineage::lineage;
 
-use crate::pg::{Again, LOCK_MOMENT, PgError, Session};
+use crate::pg::{PgError, SHORT_LOCK_TIMEOUT, Session, lock_timeout};
 use crate::task::Task;
 
-/// What the source's agent said, as far as it could be reached.
+/// What the source's agent reported, as far as it was reached.
 #[derive(Debug)]
-pub struct PeerFacts {
-    /// The round trip to it, or why it is not reached.
-    pub link: Result<Duration, String>,
-    /// Seconds its clock is ahead of ours.
-    pub clock_ahead: f64,
-    /// How its PostgreSQL is reached by another PostgreSQL.
-    pub conninfo: Option<Secret>,
-    /// What the job's filter admits there.
-    pub schema: Schema,
-    /// What decides values there.
-    pub settings: Vec<DatabaseSetting>,
+pub(crate) struct PeerFacts {
+    pub(crate) link: Result<Duration, String>,
+    pub(crate) clock_ahead: f64,
+    pub(crate) conninfo: Option<Secret>,
+    pub(crate) schema: Schema,
+    pub(crate) settings: Vec<DatabaseSetting>,
 }
 
-/// The oldest version whose catalog these queries are written for; of an older one only the version
-/// is told, which is all that matters about it.
+/// The oldest version for which these queries are written; of an older server only its version is reported.
 const OLDEST_READABLE: u32 = 140_000;
 
-/// Looks at this node as a source.
-///
-/// # Errors
-/// A [`Fault`] where PostgreSQL cannot be asked. What can be asked and is wrong is a fact.
-pub async fn source(task: &Task, filter: &TableFilter) -> Result<SourceFacts, Fault> {
-    let fault = |error: PgError| error.to_fault(&task.node);
-    let mut again = Again::few();
-    loop {
-        match try_source(task, filter).await {
-            Err(error) => again.after(error, &task.cancel).await.map_err(fault)?,
-            Ok(facts) => return Ok(facts),
-        }
-    }
+/// Facts about this node as a source. Fails only where PostgreSQL cannot be asked.
+pub(crate) async fn source(task: &Task, filter: &TableFilter) -> Result<SourceFacts, Fault> {
+    let facts = (|| try_source(task, filter)).retry(lock_timeout::a_few_times());
+    let facts = facts.when(PgError::is_locked).await;
+    facts.map_err(|error| task.fault(error))
 }
 
 async fn try_source(task: &Task, filter: &TableFilter) -> Result<SourceFacts, PgError> {
@@ -87,23 +74,15 @@ async fn try_source(task: &Task, filter: &TableFilter) -> Result<SourceFacts, Pg
     Ok(facts)
 }
 
-/// Looks at this node as a target, and compares it with what the source's agent said.
-///
-/// # Errors
-/// A [`Fault`] where PostgreSQL cannot be asked. What can be asked and is wrong is a fact.
-pub async fn target(
+/// Facts about this node as a target of that source. Fails only where PostgreSQL cannot be asked.
+pub(crate) async fn target(
     task: &Task,
     filter: &TableFilter,
     peer: PeerFacts,
 ) -> Result<TargetFacts, Fault> {
-    let fault = |error: PgError| error.to_fault(&task.node);
-    let mut again = Again::few();
-    loop {
-        match try_target(task, filter, &peer).await {
-            Err(error) => again.after(error, &task.cancel).await.map_err(fault)?,
-            Ok(facts) => return Ok(facts),
-        }
-    }
+    let facts = (|| try_target(task, filter, &peer)).retry(lock_timeout::a_few_times());
+    let facts = facts.when(PgError::is_locked).await;
+    facts.map_err(|error| task.fault(error))
 }
 
 async fn try_target(
@@ -135,8 +114,7 @@ async fn try_target(
     Ok(facts)
 }
 
-/// What the server is like, and a session to ask it more: none where there is no point or no way,
-/// which the facts tell.
+/// The server's facts, and a session for more questions; `None` where the facts say why not.
 async fn look(task: &Task) -> Result<(ServerFacts, Option<Session>), PgError> {
     let session = Session::connect(&task.conninfo, "preflight").await?;
     let mut facts = ServerFacts {
@@ -146,13 +124,13 @@ async fn look(task: &Task) -> Result<(ServerFacts, Option<Session>), PgError> {
     if facts.version < OLDEST_READABLE {
         return Ok((facts, None));
     }
-    // First of all: behind a pooler, prepared statements may not even work.
+    // First, as prepared statements may not work behind a pooler.
     facts.pooled = pooler::detect(task, &session).await?;
     if facts.pooled.is_some() {
         return Ok((facts, None));
     }
     session
-        .run(&task.cancel, session.batch_execute(LOCK_MOMENT))
+        .run(&task.cancel, session.batch_execute(SHORT_LOCK_TIMEOUT))
         .await?;
     let mut facts = server::gather(task, &session, facts).await?;
     facts.powers = owner_code::powers(task, &session).await?;

@@ -1,8 +1,8 @@
-//! Code of tables' owners that runs while rows are loaded, and with which rights it would run.
+//! Code of table owners that runs while rows are loaded, and the rights it would have.
 //!
 //! Checks, stored generated columns, domains and partition keys call functions for every row that COPY
-//! writes, as the role that loads. What they call is in `pg_depend`; functions of PostgreSQL's own are
-//! not, and some of those run statements that they are given as text.
+//! writes, as the loading role. `pg_depend` lists these functions except PostgreSQL's own, some of which
+//! run statements given as text.
 
 use steep_protocol::limits::LISTED_MAX;
 use steep_protocol::message::facts::Listed;
@@ -12,10 +12,10 @@ use crate::pg::catalog::{Partitions, USER_RELATION, table_name};
 use crate::pg::{PgError, Session};
 use crate::task::Task;
 
-/// Rows of the answer that are looked at; far more than are listed.
+/// Rows of the answer that are read; far more than are listed.
 const ROWS_MAX: usize = 100 * LISTED_MAX;
 
-/// What the role in use may do beyond its own objects. Of a superuser that alone is told.
+/// What the role may do beyond its own objects. For a superuser, only that it is one.
 const POWERS_SQL: &str = "
     SELECT unnest(CASE WHEN r.rolsuper THEN ARRAY['SUPERUSER'] ELSE array_remove(ARRAY[
             CASE WHEN r.rolcreaterole THEN 'CREATEROLE' END,
@@ -27,8 +27,8 @@ const POWERS_SQL: &str = "
             AND pg_has_role(p.oid, 'USAGE') ORDER BY 1) END)
     FROM pg_roles r WHERE r.rolname = current_user";
 
-/// A row for each table, kind of code and function whose owner is neither a superuser nor the role in
-/// use. Types of columns are followed into arrays, domains and composites; all of those are users' own.
+/// A row per table, kind of code, and function whose owner is neither a superuser nor the current role.
+/// Column types are followed into arrays, domains and composites, all of them user types.
 fn calls_sql() -> String {
     format!(
         "WITH RECURSIVE rel AS (
@@ -76,7 +76,7 @@ fn calls_sql() -> String {
     )
 }
 
-/// Functions of ordinary roles that rows of the admitted tables call while they are loaded.
+/// Functions of ordinary roles that loading the admitted tables calls.
 pub(super) async fn calls(
     task: &Task,
     session: &Session,
@@ -101,7 +101,7 @@ pub(super) async fn calls(
     Ok(listed.into_iter().collect())
 }
 
-/// What the role in use may do beyond its own objects.
+/// What the role may do beyond its own objects.
 pub(super) async fn powers(task: &Task, session: &Session) -> Result<Vec<String>, PgError> {
     let rows = session.run(&task.cancel, session.query(POWERS_SQL, &[]));
     rows.await?.iter().map(|row| Ok(row.try_get(0)?)).collect()

@@ -1,25 +1,24 @@
-//! Whether one connection of ours is one session of one server.
+//! Whether a connection is one session of one server.
 //!
-//! A pooler in transaction or statement mode lends a server's session to whoever speaks; a load
-//! balancer sends each connection elsewhere. Either breaks exported snapshots, and both pass every
-//! test that asks one thing on one connection. So two connections are interleaved here: while one
-//! is in a transaction, the other speaks, and each must find itself where it was. Simple queries
-//! only, since prepared statements are what such poolers break first. A pooler in session mode is
-//! one session for one connection, and not seen here.
+//! A pooler in transaction or statement mode lends a session to whoever sends a statement, and a load
+//! balancer sends each connection elsewhere. Both break exported snapshots, and both pass any test on a
+//! single connection. So two connections are interleaved: while one is in a transaction the other speaks,
+//! and each must find its own session again. Simple queries only, as such poolers break prepared statements
+//! first. A pooler in session mode is not detected here.
 
 use tokio_postgres::{SimpleQueryMessage, SimpleQueryRow};
 
 use crate::pg::{PgError, Session};
 use crate::task::Task;
 
-/// Who answers: the server process, when its postmaster started, and the mark that was set.
+/// Identifies the server process, its postmaster's start and the mark.
 const WHO: &str = "SELECT pg_backend_pid(), pg_postmaster_start_time(), \
     current_setting('steep_repl.mark', true)";
 
-/// A customised option (manual, "Customized Options"): any session takes it, and keeps it.
+/// A customised option (manual, "Customized Options"), which any session accepts and keeps.
 const MARK: &str = "SET steep_repl.mark = 'kept'";
 
-/// Times a borrowed session is looked for: a pool may hand out a free one first.
+/// Attempts to see a borrowed session: a pool may hand out a free one first.
 const ROUNDS: usize = 3;
 
 /// One answer to [`WHO`].
@@ -49,14 +48,14 @@ impl Who {
     }
 }
 
-/// How it shows that something is in between, if it does.
+/// How a pooler shows, if it does.
 pub(super) async fn detect(task: &Task, first: &Session) -> Result<Option<String>, PgError> {
     let second = Session::connect(&task.conninfo, "preflight").await?;
     let seen = first.run(&task.cancel, interleave(first, &second)).await;
     second.close().await;
     let seen = match seen {
         Ok(seen) => seen,
-        // A pooler that keeps BEGIN from being a statement of its own, or lost the session.
+        // A pooler that does not pass BEGIN on as a statement of its own, or lost the session.
         Err(PgError::Server(error)) => {
             return Ok(Some(format!("two interleaved sessions fail: {error}")));
         }
@@ -65,8 +64,7 @@ pub(super) async fn detect(task: &Task, first: &Session) -> Result<Option<String
     Ok(seen.iter().find_map(verdict))
 }
 
-/// What was seen in one round: the first connection, the second in its transaction, the first
-/// again, the second again.
+/// The first connection, the second in its transaction, the first again, the second again.
 type Round = [Who; 4];
 
 async fn interleave(

@@ -1,10 +1,10 @@
-//! Whether this PostgreSQL can subscribe to the source's: asked of PostgreSQL itself, since only it
-//! knows how it resolves names, which routes, certificates and password files it has.
+//! Whether this PostgreSQL can subscribe to the source's. Only PostgreSQL itself knows its name resolution,
+//! routes, certificates and password files, so it is asked to try.
 //!
-//! A subscription without slot is created in a transaction that is rolled back. The connection it
-//! opens carries an option that no server knows, which a server refuses only after it has let the
-//! role in as a replication client of that database: that refusal is the proof wanted, and the
-//! probe stops there, without having looked at anything on the source.
+//! A subscription without slot is created in a transaction that is rolled back. Its connection carries an
+//! option that no server knows and that the server refuses only after it has let the role in as a
+//! replication client of that database. This refusal is the proof; the probe never looks at anything on the
+//! source.
 
 use steep_protocol::message::job::ReplicationNames;
 use steep_protocol::message::peer::Secret;
@@ -14,21 +14,20 @@ use crate::pg::secret_sql::{self, Refusal};
 use crate::pg::{PgError, Session};
 use crate::task::Task;
 
-/// The option that no server knows. Its name tells who reads the source's log what it was.
+/// Unknown to every server. The name explains itself in the source's log.
 const UNKNOWN_OPTION: &str = "steep_repl_reachability_check";
 
-/// A server that does not answer for so long is not reached; libpq in a server knows no
-/// `connect_timeout` of its own.
+/// The limit for a server that does not answer, as libpq in a server has no `connect_timeout` of its own.
 const BEGIN: &str = "BEGIN; SET LOCAL statement_timeout = '10s'";
 
-/// `Ok` where the source's server lets this one in, else why not; `None` where this server would
-/// not let us ask, for a reason that is a fact of its own.
+/// `Ok` where the source's server lets this one in, else why not; `None` where this server cannot try, for
+/// a reason that is a fact of its own.
 pub(super) async fn probe(
     task: &Task,
     session: &Session,
     conninfo: &Secret,
 ) -> Result<Option<Result<(), String>>, PgError> {
-    // Later keywords win over earlier ones, so this replaces options of the string itself.
+    // Later keywords win, so this replaces the string's own options.
     let marked = format!("{} options='-c {UNKNOWN_OPTION}=on'", conninfo.expose());
     let statement = format!(
         "CREATE SUBSCRIPTION {}_probe CONNECTION %L PUBLICATION steep_repl_probe WITH \
@@ -58,14 +57,14 @@ fn verdict(answer: &Result<(), Refusal>) -> Option<Result<(), String>> {
         return Some(Ok(()));
     }
     match code.as_str() {
-        // May not subscribe at all; or cannot write: facts of the server itself.
+        // May not subscribe, or cannot write: both are facts of the server itself.
         "42501" | "25006" => None,
         "57014" => Some(Err("no answer within 10 s".to_owned())),
         _ => Some(Err(reason(message))),
     }
 }
 
-/// libpq's message in one line, without what stands before each time.
+/// libpq's message in one line, without its constant prefix.
 fn reason(message: &str) -> String {
     let message = match message.split_once("could not connect to the publisher: ") {
         Some((_, reason)) => reason,

@@ -1,4 +1,4 @@
-//! What is on a target: its tables and how they differ, rows, extensions, roles, room on the disk.
+//! What a target holds: its tables and their differences, rows, extensions, roles, disk space.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
@@ -14,13 +14,13 @@ use crate::pg::catalog::{USER_RELATION, holding_rows, read_schema_at_once, table
 use crate::pg::{PgError, Session};
 use crate::task::Task;
 
-/// Tables asked in one statement whether they hold a row. Bounds the statement, not the tables.
+/// Tables per statement that asks whether they hold a row.
 const PROBE_BATCH: usize = 200;
 
-/// Tables asked in all; of more that have a file with pages, it is taken for granted.
+/// Tables asked in all; beyond that, a table with pages counts as having rows.
 const PROBE_MAX: usize = 2_000;
 
-/// Foreign tables count: a database with any is not one whose schema is ours to make.
+/// Foreign tables count: a database that has any already has a schema.
 fn tables_sql() -> String {
     format!(
         "SELECT n.nspname::text, c.relname::text,
@@ -42,8 +42,8 @@ const EXTENSIONS_SQL: &str = "
         ON v.name = a.name AND v.version = a.default_version
     GROUP BY a.name ORDER BY a.name";
 
-/// Where the data directory is, if we may know, and only where server and agent share a machine:
-/// over a Unix socket, or over TCP with both ends of the connection at one address.
+/// Where the data directory is, if the role may know, and only where server and agent share a machine: over
+/// a Unix socket, or over TCP with the same address on both ends.
 const DATA_DIRECTORY_SQL: &str = "
     SELECT (SELECT s.setting FROM pg_settings s WHERE s.name = 'data_directory')
     WHERE inet_client_addr() IS NOT DISTINCT FROM inet_server_addr()";
@@ -74,7 +74,7 @@ pub(super) async fn gather(
         }
         let full = with_rows(task, session, &suspects).await?;
         let compared = compare(&peer.schema, &here);
-        // Not `full`: what is altered may be above tables that hold rows and that nobody copies.
+        // Not `full`: an altered table may stand above tables that hold rows and are not copied.
         let stakes = at_stake(&peer.schema, &here, &compared);
         let holding = holding_rows(session, &task.cancel, &stakes).await?;
         let plan = plan(&peer.schema, &here, &compared, &|table| {
@@ -112,7 +112,6 @@ pub(super) async fn gather(
     Ok(facts)
 }
 
-/// One table of the target.
 struct Table {
     owned: bool,
     has_pages: bool,
@@ -126,7 +125,7 @@ async fn tables(task: &Task, session: &Session) -> Result<HashMap<TableName, Tab
     let read = |row: &tokio_postgres::Row| {
         let table = Table {
             owned: row.try_get("owned")?,
-            // Nothing where the table has been dropped since.
+            // NULL where the table has been dropped since.
             has_pages: row
                 .try_get::<_, Option<bool>>("has_pages")?
                 .unwrap_or(false),
@@ -138,8 +137,8 @@ async fn tables(task: &Task, session: &Session) -> Result<HashMap<TableName, Tab
     rows.iter().map(read).collect()
 }
 
-/// Pages may be empty: each table that has some is asked for one row. Tables that cannot be asked
-/// are taken to hold rows.
+/// Pages may be empty, so each table that has some is asked for one row. Tables that cannot be asked count
+/// as having rows.
 async fn with_rows(
     task: &Task,
     session: &Session,
@@ -163,7 +162,7 @@ async fn with_rows(
     Ok(full)
 }
 
-/// The place in `names` of each table that holds a row, in order.
+/// Returns the positions in `names` of tables that hold a row, in order.
 fn probe_sql<'a>(names: impl Iterator<Item = &'a TableName>) -> String {
     let mut sql = String::new();
     for (at, name) in names.enumerate() {

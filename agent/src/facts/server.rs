@@ -1,4 +1,4 @@
-//! What holds for either end: who we are there, what the server is set to, what is in use.
+//! Facts of either end: our role, the server's settings, what is in use.
 
 use jiff::Timestamp;
 use steep_protocol::message::facts::{Capacity, ServerFacts};
@@ -7,7 +7,7 @@ use tokio_postgres::error::SqlState;
 use crate::pg::{PgError, Session};
 use crate::task::Task;
 
-/// Settings that preflight judges. What a version does not have is left out by the query.
+/// Settings that preflight judges. The query omits those that a version does not have.
 const SETTINGS: &[&str] = &[
     "array_nulls",
     "autovacuum_max_workers",
@@ -38,12 +38,12 @@ const SETTINGS: &[&str] = &[
     "xmloption",
 ];
 
-/// `reset_val`: what would hold in a session that sets nothing itself, as ours do.
+/// `reset_val` is the value in a session that sets nothing itself.
 const SETTINGS_SQL: &str = "SELECT name, coalesce(reset_val, '') FROM pg_settings \
     WHERE name = ANY ($1) ORDER BY name";
 
-/// Provider roles stand for rights that plain PostgreSQL gives by attribute alone. Columns that
-/// only some versions of `pg_database` have are read through JSON.
+/// Providers' roles stand for rights that plain PostgreSQL gives only by attribute. Columns that only some
+/// versions of `pg_database` have are read through JSON.
 const IDENTITY_SQL: &str = "
 SELECT current_database()::text AS database,
        current_user::text AS role,
@@ -74,8 +74,8 @@ CROSS JOIN LATERAL (SELECT to_jsonb(d) AS db) j
 JOIN pg_roles r ON r.rolname = current_user
 WHERE d.datname = current_database()";
 
-/// What is in use, asked of sources that every role may read. Where `backend_type` is hidden from
-/// us, a row with a database is taken for a client.
+/// What is in use, from sources that every role may read. Where `backend_type` is hidden, a row with a
+/// database counts as a client.
 const IN_USE_SQL: &str = "
 WITH backend AS (
     SELECT a.datname, a.usename, a.backend_type,
@@ -94,7 +94,7 @@ SELECT (SELECT count(*) FROM pg_replication_slots) AS slots,
            'checkpointer', 'walwriter', 'walsender', 'walreceiver', 'walsummarizer', 'startup',
            'archiver', 'logger', 'slotsync worker', 'io worker', 'standalone backend')) AS workers";
 
-/// Adds everything to `facts`, which knows its version.
+/// Adds everything to `facts`, which has the version already.
 pub(super) async fn gather(
     task: &Task,
     session: &Session,
@@ -109,7 +109,7 @@ pub(super) async fn gather(
     }
     let limits = identity(task, session, &mut facts).await?;
     facts.capacity = capacities(task, session, &facts, &limits).await?;
-    // Ours is each node's own: no source's needs to be on its target.
+    // Our own extension need not be on both ends.
     let sql = "SELECT extname::text, extversion FROM pg_extension \
         WHERE extname <> 'steep_repl' ORDER BY extname";
     for row in session.run(&task.cancel, session.query(sql, &[])).await? {
@@ -120,7 +120,7 @@ pub(super) async fn gather(
     Ok(facts)
 }
 
-/// Bounds on connections that are not settings; -1 is none.
+/// Connection limits that are not settings; -1 means none.
 struct ConnectionLimits {
     role: i64,
     database: i64,
@@ -158,8 +158,8 @@ async fn identity(
     })
 }
 
-/// Provider and name. With libc the two categories are named apart where they differ; the other
-/// providers have one locale for both.
+/// Provider and name. With libc, differing categories are named separately; other providers have one locale
+/// for both.
 fn collation(provider: &str, locale: Option<&str>, collate: &str, ctype: &str) -> String {
     match (provider, locale) {
         ("i", Some(locale)) => format!("icu {locale}"),
@@ -223,8 +223,8 @@ async fn capacities(
     Ok(found)
 }
 
-/// Asks, where the version has an answer, since what is refused is an error in the server's log; else tries
-/// it, and takes it back.
+/// Asks where the version can tell, since a refusal is an error in the server's log; otherwise tries and
+/// rolls back.
 async fn can_silence_triggers(task: &Task, session: &Session) -> Result<bool, PgError> {
     if session.server_version() >= 150_000 {
         let sql = "SELECT has_parameter_privilege('session_replication_role', 'SET')";
@@ -243,7 +243,7 @@ async fn can_silence_triggers(task: &Task, session: &Session) -> Result<bool, Pg
     }
 }
 
-/// Seconds the server is ahead: its clock against the middle of the time the question took.
+/// Seconds the server is ahead: its clock against the middle of the question's round trip.
 async fn clock_ahead(task: &Task, session: &Session) -> Result<f64, PgError> {
     let sql = "SELECT extract(epoch FROM clock_timestamp())::float8";
     let statement = session.run(&task.cancel, session.prepare(sql)).await?;

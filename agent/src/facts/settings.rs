@@ -1,4 +1,4 @@
-//! Settings of database and roles that the source has otherwise.
+//! Database and role settings that differ from the source's.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,7 @@ use crate::task::Task;
 const DATABASE_SQL: &str = "SELECT datname::text, pg_has_role(datdba, 'USAGE')
     FROM pg_database WHERE datname = current_database()";
 
-/// Adds them to the facts, which know the roles that are here.
+/// Needs the roles that are here in `facts`.
 pub(super) async fn gather(
     task: &Task,
     session: &Session,

@@ -1,10 +1,11 @@
-//! Ways in which a target refuses or changes what its catalog alone would let pass: what it was built
-//! without, triggers that fire on what is replicated as well, and policies that bind the owner.
+//! Ways in which a target refuses or changes rows that its catalog alone would accept: missing build
+//! options, triggers that also fire on replicated rows, policies that bind the owner.
 
 use std::collections::HashMap;
 
 use steep_protocol::TableName;
 use steep_protocol::message::facts::TargetFacts;
+use steep_schema::Schema;
 use tokio_postgres::error::SqlState;
 
 use super::PeerFacts;
@@ -14,10 +15,10 @@ use crate::pg::catalog::table_name;
 use crate::pg::{PgError, Session};
 use crate::task::Task;
 
-/// Roles that bypass row security are few.
 const ROLES_MAX: usize = 1_024;
 
-/// Refused with `feature_not_supported` where there is no libxml.
+/// `feature_not_supported` without libxml. Nothing in the catalog tells, and `pg_config()` is for
+/// superusers. The server logs the error, so it is asked only where the source has such columns.
 const XML_SQL: &str = "SELECT xmlparse(content '<a/>') IS NOT NULL";
 
 /// Tables with triggers that fire on replicated rows, or with policies that bind their owner.
@@ -30,19 +31,20 @@ fn tables_sql() -> String {
     )
 }
 
-/// Adds them to the facts.
 pub(super) async fn gather(
     task: &Task,
     session: &Session,
     peer: &PeerFacts,
     facts: &mut TargetFacts,
 ) -> Result<(), PgError> {
-    let asked = session.run(&task.cancel, session.query(XML_SQL, &[])).await;
-    facts.xml = match asked {
-        Ok(_) => Some(true),
-        Err(error) if error.is(&SqlState::FEATURE_NOT_SUPPORTED) => Some(false),
-        Err(error) => return Err(error),
-    };
+    if has_xml(&peer.schema) {
+        let asked = session.run(&task.cancel, session.query(XML_SQL, &[])).await;
+        facts.xml = match asked {
+            Ok(_) => Some(true),
+            Err(error) if error.is(&SqlState::FEATURE_NOT_SUPPORTED) => Some(false),
+            Err(error) => return Err(error),
+        };
+    }
     let abilities = features::of_target(task, session).await?;
     (facts.lz4, facts.icu) = (Some(abilities.lz4), Some(abilities.icu));
     facts.locales = abilities.locales;
@@ -69,4 +71,46 @@ pub(super) async fn gather(
     let names = rows.iter().take(ROLES_MAX).map(|row| row.try_get(0));
     facts.bypassing = names.collect::<Result<_, _>>()?;
     Ok(())
+}
+
+fn has_xml(schema: &Schema) -> bool {
+    let mut columns = schema.tables().flat_map(|table| &table.columns);
+    columns.any(|column| matches!(column.type_name.as_str(), "xml" | "xml[]"))
+}
+
+#[cfg(test)]
+mod tests {
+    use steep_protocol::Identifier;
+    use steep_protocol::message::schema::{
+        ColumnModel, ColumnValue, Identity, SchemaPage, TableModel,
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_server_is_asked_about_xml_only_for_a_source_that_has_some() {
+        let with_column = |type_name: &str| {
+            let column = ColumnModel {
+                name: Identifier::parse("c").unwrap(),
+                type_name: type_name.to_owned(),
+                collation: None,
+                not_null: false,
+                identity: Identity::No,
+                value: ColumnValue::Nothing,
+            };
+            let mut schema = Schema::default();
+            schema.add(SchemaPage {
+                tables: vec![TableModel {
+                    name: TableName::new("public", "t").unwrap(),
+                    fingerprint: String::new(),
+                    rank: 0,
+                    columns: vec![column],
+                }],
+                objects: Vec::new(),
+            });
+            schema
+        };
+        assert!(has_xml(&with_column("xml")) && has_xml(&with_column("xml[]")));
+        assert!(!has_xml(&with_column("text")) && !has_xml(&Schema::default()));
+    }
 }

@@ -1,7 +1,6 @@
-//! Whether a source lets us in as a replication client. Such a connection is made differently from
-//! others and can fail alone: `pg_hba.conf`, the role's attribute, or a pooler, none of which knows
-//! replication. Poolers in session mode, which look like a server in every other way, are found out
-//! here.
+//! Whether a source lets us in as a replication client. Such a connection can fail alone, by `pg_hba.conf`,
+//! the role's attribute, or a pooler, none of which passes replication on. This also detects poolers in
+//! session mode, which otherwise look like a server.
 
 use steep_protocol::message::facts::ServerFacts;
 
@@ -9,7 +8,7 @@ use crate::pg::PgError;
 use crate::pg::raw::{Mode, RawConnection};
 use crate::task::Task;
 
-/// `Ok` where it works, else why not; `None` where the facts say already that it cannot.
+/// `Ok` where it works, else why not; `None` where other facts already exclude it.
 pub(super) async fn probe(
     task: &Task,
     facts: &ServerFacts,

@@ -1,4 +1,4 @@
-//! From rows of the server to conflicts that are reported, and sessions that are to give way. Pure.
+//! Turns the server's rows into conflicts to report and sessions to end. Pure.
 
 use std::time::Duration;
 
@@ -7,22 +7,18 @@ use steep_protocol::limits::LOCK_CONFLICTS_MAX;
 use steep_protocol::message::agent::{LockConflict, LockRole};
 use tokio::time::Instant;
 
-/// A wait of ours that ends and begins again within this time is one: our statements leave the queue and
-/// come back.
+/// Our statements leave the lock queue and come back; two waits this close together count as one.
 const BRIDGED: Duration = Duration::from_secs(3);
 
-/// How long it is told that a session has given way.
+/// How long a session that gave way is still reported.
 const GAVE_WAY_TOLD: Duration = Duration::from_secs(10);
 
-/// One row of the server's answer.
 #[derive(Debug, Clone)]
 pub(super) struct Row {
     pub(super) role: LockRole,
     pub(super) job: Option<JobId>,
-    /// Our session's purpose and process.
     pub(super) ours: String,
     pub(super) own: i32,
-    /// The other session.
     pub(super) pid: i32,
     pub(super) application: String,
     pub(super) statement: String,
@@ -33,13 +29,12 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// The other session, for a sentence.
     pub(super) fn other(&self) -> String {
         describe(self.pid, &self.application, &self.statement)
     }
 
-    /// Whether the session that is waited for may be ended: what reads rows or the catalog, and nothing
-    /// of a target's, whose tables are the job's own.
+    /// Whether our session may be ended: it reads rows or the catalog, and is not a target's, whose tables
+    /// belong to the job.
     pub(super) fn can_give_way(&self) -> bool {
         const STAY: [&str; 4] = ["snapshot", "slot", "observer", "locks"];
         self.role == LockRole::BlockedByUs
@@ -48,7 +43,7 @@ impl Row {
     }
 }
 
-/// A session for a sentence: `process 123 (psql): ALTER TABLE …`.
+/// For messages: `process 123 (psql): ALTER TABLE …`.
 fn describe(pid: i32, application: &str, statement: &str) -> String {
     let mut text = match pid {
         0 => "a prepared transaction".to_owned(),
@@ -63,7 +58,7 @@ fn describe(pid: i32, application: &str, statement: &str) -> String {
     text
 }
 
-/// What our session is for, and for which job: `copy 00c0ffee00c0ffee` after the common beginning.
+/// Parses an `application_name` such as `steep-repl copy 00c0ffee00c0ffee`.
 pub(super) fn purpose(name: &str, prefix: &str) -> (String, Option<JobId>) {
     let rest = name.strip_prefix(prefix).unwrap_or(name).trim();
     match rest.rsplit_once(' ') {
@@ -82,14 +77,12 @@ struct Known {
     last: Instant,
 }
 
-/// Conflicts from one look to the next.
 #[derive(Debug, Default)]
 pub(super) struct Conflicts {
     known: Vec<Known>,
 }
 
 impl Conflicts {
-    /// Takes what a look has found.
     pub(super) fn take(&mut self, rows: &[Row], now: Instant) {
         for row in rows {
             self.note(row, row.role, now);
@@ -104,7 +97,6 @@ impl Conflicts {
         });
     }
 
-    /// Our session was ended for that one.
     pub(super) fn gave_way(&mut self, row: &Row, now: Instant) {
         self.note(row, LockRole::GaveWay, now);
     }
@@ -143,7 +135,7 @@ impl Conflicts {
         }
     }
 
-    /// Those to report, the longest first.
+    /// Longest first.
     pub(super) fn shown(&self) -> Vec<LockConflict> {
         let mut all: Vec<LockConflict> = self.known.iter().map(|k| k.conflict.clone()).collect();
         all.sort_by_key(|conflict| std::cmp::Reverse(conflict.waited_seconds));

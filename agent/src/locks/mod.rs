@@ -1,48 +1,47 @@
-//! Locks that our sessions and those of others want of each other.
+//! Lock conflicts between our sessions and others'.
 //!
-//! [`LockRegistry`] is what readers and the [`LockWatch`] share: which tables are waited for outside
-//! of any queue, how long others may wait for a job, which sessions of ours were ended for somebody. The
-//! watch looks at the server while anything of ours is at work there, reports whom we block and who
-//! blocks us, and ends a session of ours that somebody has waited for too long (G5). Values only but for
-//! `watch`.
+//! [`LockRegistry`] is shared by readers and the [`LockWatch`]: which tables parts wait for, how long
+//! others may wait for a job, which of our sessions were ended and for whom. The watch looks at the server
+//! while anything of ours is at work there, reports who blocks whom, and ends a session of ours that has
+//! blocked somebody for too long (G5). Only `watch` does IO.
 
 mod conflicts;
 mod statement;
 mod watch;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use steep_protocol::JobId;
 use steep_protocol::message::job::YieldToDdl;
 use tokio::time::Instant;
 
-pub use watch::LockWatch;
+use crate::mutex::lock;
 
-/// Tables of which it is remembered who wanted them last.
+pub(crate) use watch::LockWatch;
+
+/// Limit for each of the maps below.
 const SUSPECTS_MAX: usize = 1_000;
 
-/// Shared by everything that takes locks and the watch.
 #[derive(Debug, Default)]
-pub struct LockRegistry {
+pub(crate) struct LockRegistry {
     inner: Mutex<Inner>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// What is at work.
+    /// Running tasks; the watch looks while there are any.
     attended: usize,
     rules: HashMap<JobId, YieldToDdl>,
     awaited: HashMap<(JobId, u32), Awaited>,
-    /// Sessions of ours that were ended, and for whom.
+    /// By process id, with the session it was ended for.
     ended: HashMap<i32, String>,
-    /// Statements of ours that were seen to wait, by job and purpose, since they were asked for last.
+    /// Whom our statements waited for, by job and purpose, since they were last asked for.
     waited: HashMap<(JobId, String), String>,
-    /// Who was seen last to want a table for itself.
+    /// By table, the session last seen to want an exclusive lock.
     suspects: HashMap<u32, String>,
 }
 
-/// A table that parts wait for.
 #[derive(Debug, Clone, Copy)]
 struct Awaited {
     parts: usize,
@@ -50,26 +49,23 @@ struct Awaited {
 }
 
 impl LockRegistry {
-    /// The watch looks as long as the guard lives.
-    #[must_use]
-    pub fn attend(self: &Arc<Self>) -> Attended {
+    /// The watch runs while the guard lives.
+    pub(crate) fn attend(self: &Arc<Self>) -> Attended {
         self.lock().attended += 1;
         Attended(Arc::clone(self))
     }
 
-    /// How long others may wait for that job's sessions.
     pub(crate) fn set_rule(&self, job: JobId, rule: YieldToDdl) {
         self.lock().rules.insert(job, rule);
     }
 
-    /// The job is over.
     pub(crate) fn forget(&self, job: JobId) {
         let mut inner = self.lock();
         inner.rules.remove(&job);
         inner.waited.retain(|(of, _), _| *of != job);
     }
 
-    /// A part waits for that table, outside of its queue, until the guard goes.
+    /// A part waits for the table, outside the lock queue, while the guard lives.
     pub(crate) fn wait_for(self: &Arc<Self>, job: JobId, table: u32) -> WaitsFor {
         let mut inner = self.lock();
         let fresh = Awaited {
@@ -83,17 +79,17 @@ impl LockRegistry {
         }
     }
 
-    /// For whom that session of ours was ended, where it was.
+    /// The session for which ours was ended, if it was.
     pub(crate) fn ended_for(&self, pid: i32) -> Option<String> {
         self.lock().ended.remove(&pid)
     }
 
-    /// For whom a session of that purpose has waited, or was ended, since this was asked last.
+    /// Whom that purpose's session waited for, or was ended for, since the last call.
     pub(crate) fn hindered(&self, job: JobId, purpose: &str) -> Option<String> {
         self.lock().waited.remove(&(job, purpose.to_owned()))
     }
 
-    /// Who was seen last to want that table for itself.
+    /// The session last seen to want an exclusive lock on the table.
     pub(crate) fn suspect(&self, table: u32) -> Option<String> {
         self.lock().suspects.get(&table).cloned()
     }
@@ -130,7 +126,7 @@ impl LockRegistry {
         }
     }
 
-    /// Before it is ended, so that whoever loses the session finds the reason.
+    /// Called before the session is ended, so that its owner finds the reason.
     fn note_ended(&self, pid: i32, who: String) {
         let mut inner = self.lock();
         if inner.ended.len() >= SUSPECTS_MAX {
@@ -140,14 +136,13 @@ impl LockRegistry {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Every critical section is a map operation; none can leave a map half changed.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        // A critical section is a single map operation, so no panic leaves a map inconsistent.
+        lock(&self.inner)
     }
 }
 
-/// Something of ours is at work on the server.
 #[derive(Debug)]
-pub struct Attended(Arc<LockRegistry>);
+pub(crate) struct Attended(Arc<LockRegistry>);
 
 impl Drop for Attended {
     fn drop(&mut self) {
@@ -156,7 +151,6 @@ impl Drop for Attended {
     }
 }
 
-/// A part that waits for a table.
 #[derive(Debug)]
 pub(crate) struct WaitsFor {
     registry: Arc<LockRegistry>,

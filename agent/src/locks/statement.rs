@@ -1,9 +1,9 @@
-//! Another session's statement as it is shown: short, on one line, without values.
+//! Another session's statement for display: short, on one line, without values.
 
 use steep_protocol::limits::STATEMENT_SHOWN;
 
-/// Literals become `'…'`, since they may be values of rows or secrets; blanks and control characters
-/// one blank; the rest is cut.
+/// Literals become `'…'`, as they may hold row values or secrets; whitespace and control characters become
+/// one space; the rest is cut.
 pub(super) fn shown(statement: &str) -> String {
     let mut text = String::new();
     let mut count = 0;
@@ -14,7 +14,7 @@ pub(super) fn shown(statement: &str) -> String {
             break;
         }
         if c == '\'' {
-            // Doubled quotes end one literal and begin the next, which comes to the same.
+            // A doubled quote ends one literal and begins the next, with the same result.
             while rest.next_if(|c| *c != '\'').is_some() {}
             rest.next();
             if !text.ends_with("'…'") {
@@ -22,7 +22,7 @@ pub(super) fn shown(statement: &str) -> String {
                 count += 3;
             }
         } else if c == '$' && rest.peek().is_some_and(|c| !c.is_ascii_digit()) {
-            // A body in dollar quotes: nothing after it is worth its parsing.
+            // A dollar-quoted body: the rest is not worth parsing.
             text.push('…');
             break;
         } else if c.is_whitespace() || c.is_control() {

@@ -15,34 +15,28 @@ use super::conflicts::{Conflicts, Row, purpose};
 use super::statement::shown;
 use crate::pg::{Conninfo, PgError, Session};
 
-/// Between two looks. Whoever waits for us is named within two seconds, reports included.
+/// Whoever waits for us is reported within two seconds.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// A look that takes longer is given up.
+/// A look that takes longer is abandoned.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Every session of ours, who waits for it and whom it waits for.
 const CONFLICTS: &str = include_str!("conflicts.sql");
 
-/// Of an application's name that an operator chose, what is kept however long the purpose is.
+/// How much of the operator's `application_name` is kept, however long the purpose is.
 const NAME_KEPT: usize = 24;
 
-/// Looks, reports, and gives way.
 #[derive(Debug)]
-pub struct LockWatch {
-    /// This node.
-    pub node: NodeId,
-    /// Its database.
-    pub conninfo: Arc<Conninfo>,
-    /// What readers know.
-    pub registry: Arc<LockRegistry>,
-    /// Where conflicts go; the newest replace the last.
-    pub seen: watch::Sender<Vec<LockConflict>>,
+pub(crate) struct LockWatch {
+    pub(crate) node: NodeId,
+    pub(crate) conninfo: Arc<Conninfo>,
+    pub(crate) registry: Arc<LockRegistry>,
+    pub(crate) seen: watch::Sender<Vec<LockConflict>>,
 }
 
 impl LockWatch {
-    /// Runs until cancelled.
-    pub async fn run(self, cancel: CancellationToken) {
+    pub(crate) async fn run(self, cancel: CancellationToken) {
         let mut session = None;
         let mut conflicts = Conflicts::default();
         let mut tick = tokio::time::interval(LOOK_EVERY);
@@ -57,8 +51,8 @@ impl LockWatch {
                 match tokio::time::timeout(LOOK_TIMEOUT, look).await {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => {
-                        // The observer tells where PostgreSQL cannot be asked at all.
-                        debug!(%error, "locks could not be looked at");
+                        // The observer reports a server that does not answer.
+                        debug!(%error, "locks could not be read");
                         session = None;
                     }
                     Err(_) => session = None,
@@ -101,7 +95,6 @@ impl LockWatch {
         Ok(())
     }
 
-    /// What readers want to know when they fail.
     fn note(&self, row: &Row) {
         if row.ours == "copy" {
             self.registry.note_suspect(row.oid, row.other());
@@ -110,7 +103,7 @@ impl LockWatch {
         }
     }
 
-    /// Ends the session: one that waits for its client to read does not hear of a cancel.
+    /// Ends the session. A cancel request would not reach one that waits for its client to read.
     async fn give_way(&self, session: &Session, row: &Row) -> Result<(), PgError> {
         self.registry.note_ended(row.own, row.other());
         if let Some(job) = row.job {
@@ -166,7 +159,7 @@ impl LockWatch {
     }
 }
 
-/// How the names of all our sessions on that server begin.
+/// The prefix of all our sessions' names on that server.
 fn prefix(conninfo: &Conninfo) -> String {
     let mut name = conninfo.application_name("");
     name.truncate(name.trim_end().len());

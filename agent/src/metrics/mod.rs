@@ -1,8 +1,7 @@
-//! What this agent tells Prometheus: a page written when somebody scrapes.
+//! Prometheus metrics, collected from their owners at each scrape.
 //!
-//! Owns nothing: each value is asked of who owns it at the moment of a scrape. Labels are peers' names and
-//! fixed words, never tables or jobs, so the number of series is bounded by the cluster's size. Names,
-//! units and labels: docs/metrics.md.
+//! Labels are peers' names and fixed words, never tables or jobs, so the cluster's size bounds the number
+//! of series. Names, units and labels: docs/metrics.md.
 
 mod page;
 
@@ -20,45 +19,34 @@ use crate::session::Reports;
 use crate::snapshot::SourceJobs;
 use crate::telemetry::Telemetry;
 
-/// Everything that a scrape looks at.
 #[derive(Debug)]
-pub struct Sources {
-    /// This node.
-    pub node: NodeId,
-    /// The counters.
-    pub telemetry: Arc<Telemetry>,
-    /// Jobs for which it is the source.
-    pub jobs: Arc<SourceJobs>,
-    /// What its tasks report.
-    pub reports: Arc<Reports>,
-    /// What is observed of the server.
-    pub seen: watch::Receiver<Observed>,
-    /// Rows waiting to be mirrored.
-    pub mirror: mpsc::Sender<MirrorRow>,
-    /// What parts that are served may hold in memory, and those that are fetched.
-    pub budgets: Budgets,
+pub(crate) struct Sources {
+    pub(crate) node: NodeId,
+    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) jobs: Arc<SourceJobs>,
+    pub(crate) reports: Arc<Reports>,
+    pub(crate) seen: watch::Receiver<Observed>,
+    pub(crate) mirror: mpsc::Sender<MirrorRow>,
+    pub(crate) budgets: Budgets,
 }
 
-/// The budgets of both directions.
 #[derive(Debug)]
-pub struct Budgets {
+pub(crate) struct Budgets {
     /// For parts that are served.
-    pub sent: Budget,
+    pub(crate) sent: Budget,
     /// For parts that are fetched.
-    pub received: Budget,
+    pub(crate) received: Budget,
 }
 
-/// Answers scrapes.
 #[derive(Debug)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     registry: Registry,
     drain: CancellationToken,
 }
 
 impl Metrics {
-    /// Metrics out of these. Once `drain` is cancelled, the agent is said to stop.
-    #[must_use]
-    pub fn new(sources: Sources, drain: CancellationToken) -> Self {
+    /// Reports `Stopping` once `drain` is cancelled.
+    pub(crate) fn new(sources: Sources, drain: CancellationToken) -> Self {
         let mut registry = metrics::registry();
         registry.register_collector(Box::new(sources));
         Self { registry, drain }

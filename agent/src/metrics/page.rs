@@ -1,4 +1,4 @@
-//! The page that a scrape gets. Every metric here stands in docs/metrics.md, which a test checks.
+//! The metrics page. A test compares it with docs/metrics.md.
 
 use std::fmt;
 use std::sync::atomic::Ordering;
@@ -29,7 +29,6 @@ impl Collector for Sources {
 }
 
 impl Sources {
-    /// What moves.
     fn rows(&self, page: &mut Page<'_>) -> fmt::Result {
         let (sent, received) = (self.telemetry.sent.sum(), self.reports.received.sum());
         let both = |sent: u64, received: u64| {
@@ -65,7 +64,6 @@ impl Sources {
         )
     }
 
-    /// What is being done.
     fn work(&self, page: &mut Page<'_>) -> fmt::Result {
         let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         let telemetry = &self.telemetry;
@@ -121,7 +119,6 @@ impl Sources {
         )
     }
 
-    /// What is true of the server.
     fn server(&self, page: &mut Page<'_>) -> fmt::Result {
         let seen = self.seen.borrow().clone();
         let up = matches!(seen.postgres, Some(Ok(_)));
@@ -149,7 +146,7 @@ impl Sources {
     }
 }
 
-/// Slots and subscriptions of ours. Left out where nobody knows.
+/// Left out where the server does not answer.
 fn replication(page: &mut Page<'_>, seen: &Observed) -> fmt::Result {
     let (slots, subscriptions) = (&seen.slots, &seen.subscriptions);
     let active = slots.iter().filter(|s| s.active).count() as u64;
@@ -196,7 +193,6 @@ fn replication(page: &mut Page<'_>, seen: &Observed) -> fmt::Result {
     )
 }
 
-/// How the network does.
 fn paths(page: &mut Page<'_>, peers: &[PeerStats]) -> fmt::Result {
     page.paths("steep_agent", "by the peer's name", peers)?;
     let live = peers.iter().filter(|p| p.connections > 0);

@@ -1,5 +1,5 @@
-//! A connection that works for one job: every statement can be cancelled, every error is a fault of
-//! this node, and the server shows which job it belongs to.
+//! A connection for one job: every statement can be cancelled, every error becomes a fault of this node,
+//! and the server shows the job in `application_name`.
 
 use steep_protocol::message::facts::{Finding, Severity};
 use steep_protocol::{Fault, FaultKind, JobId, NodeId};
@@ -11,13 +11,11 @@ use tokio_util::sync::CancellationToken;
 use crate::pg::{PgError, Session};
 use crate::task::Task;
 
-/// Parameters of a query.
 pub(crate) type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
-/// What a session sets to load as a replica does: triggers do not fire, foreign keys are not checked.
+/// Loads as a replica does: triggers do not fire, foreign keys are not checked.
 pub(crate) const REPLICA_ROLE: &str = "SET session_replication_role = replica";
 
-/// One connection, for one job.
 #[derive(Debug)]
 pub(crate) struct Conn {
     pub(crate) session: Session,
@@ -25,27 +23,21 @@ pub(crate) struct Conn {
     cancel: CancellationToken,
 }
 
-/// Every connection of a sink is called `sink-WHAT JOB`, so that what an agent left behind can be
-/// found and ended by a later one.
+/// Target connections are named `sink-WHAT JOB`, so that a later agent finds and ends those left behind.
 pub(crate) fn purpose(job: JobId, what: &str) -> String {
     format!("sink-{what} {job}")
 }
 
-/// `LIKE` pattern of the `application_name`s above.
+/// `LIKE` pattern of those names.
 pub(crate) fn application_names(job: JobId) -> String {
     format!("% sink-% {job}")
 }
 
 impl Conn {
-    /// Connects.
     pub(crate) async fn open(task: &Task, what: &str) -> Result<Self, Fault> {
-        let session = Session::connect(&task.conninfo, &purpose(task.job, what))
-            .await
-            .map_err(|error| error.to_fault(&task.node))?;
-        session
-            .read_user_views()
-            .await
-            .map_err(|error| error.to_fault(&task.node))?;
+        let session = task.connect(&purpose(task.job, what)).await?;
+        let allowed = session.read_user_views().await;
+        allowed.map_err(|error| task.fault(error))?;
         let (node, cancel) = (task.node.clone(), task.cancel.clone());
         let conn = Self {
             session,
@@ -58,17 +50,14 @@ impl Conn {
         Ok(conn)
     }
 
-    /// The node.
     pub(crate) fn node(&self) -> &NodeId {
         &self.node
     }
 
-    /// The error as a fault of this node.
     pub(crate) fn fault(&self, error: &PgError) -> Fault {
         error.to_fault(&self.node)
     }
 
-    /// A fault of our own, on this node.
     pub(crate) fn own(&self, fault: Fault) -> Fault {
         fault.on(&self.node)
     }
@@ -81,23 +70,22 @@ impl Conn {
         self.session.run(&self.cancel, work).await
     }
 
-    /// Runs statements without parameters; the caller judges the error.
+    /// Statements without parameters; the caller handles the error.
     pub(crate) async fn attempt(&self, sql: &str) -> Result<(), PgError> {
         self.run(self.session.batch_execute(sql)).await
     }
 
-    /// Runs statements without parameters.
+    /// Statements without parameters.
     pub(crate) async fn execute(&self, sql: &str) -> Result<(), Fault> {
         self.attempt(sql).await.map_err(|error| self.fault(&error))
     }
 
-    /// Makes this session load as a replica does.
     pub(crate) async fn replica_role(&self) -> Result<(), Fault> {
         let set = self.attempt(REPLICA_ROLE).await;
         set.map_err(|error| no_replica_role(&error, &self.node))
     }
 
-    /// Runs statements in one transaction, which is rolled back where they fail.
+    /// One transaction, rolled back on error.
     pub(crate) async fn transact(&self, sql: &str) -> Result<(), PgError> {
         let outcome = self.attempt(&format!("BEGIN;\n{sql};\nCOMMIT")).await;
         if outcome.is_err() {
@@ -106,29 +94,27 @@ impl Conn {
         outcome
     }
 
-    /// Ends a failed transaction. After a cancellation too, hence not by way of the token.
+    /// Ends a failed transaction, also after a cancellation, so it ignores the token.
     pub(crate) async fn roll_back(&self) -> Result<(), PgError> {
         Ok(self.session.batch_execute("ROLLBACK").await?)
     }
 
-    /// Rows of a query; the caller judges the error.
+    /// Rows of a query; the caller handles the error.
     pub(crate) async fn fetch(&self, sql: &str, params: Params<'_>) -> Result<Vec<Row>, PgError> {
         self.run(self.session.query(sql, params)).await
     }
 
-    /// Rows of a query.
     pub(crate) async fn rows(&self, sql: &str, params: Params<'_>) -> Result<Vec<Row>, Fault> {
         let rows = self.fetch(sql, params).await;
         rows.map_err(|error| self.fault(&error))
     }
 
-    /// The one row of a query that always gives one.
+    /// The only row of a query that always returns one.
     pub(crate) async fn row(&self, sql: &str, params: Params<'_>) -> Result<Row, Fault> {
         let row = self.run(self.session.query_one(sql, params)).await;
         row.map_err(|error| self.fault(&error))
     }
 
-    /// A warning about this node.
     pub(crate) fn warning(&self, code: &str, what: String, why: &str, fix: &str) -> Finding {
         Finding {
             severity: Severity::Warning,
@@ -141,7 +127,7 @@ impl Conn {
     }
 }
 
-/// What it means that a session may not load as a replica does.
+/// The fault of a role that may not set `session_replication_role`.
 pub(crate) fn no_replica_role(error: &PgError, node: &NodeId) -> Fault {
     if !error.is(&SqlState::INSUFFICIENT_PRIVILEGE) {
         return error.to_fault(node);

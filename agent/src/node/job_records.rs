@@ -1,7 +1,6 @@
-//! A job's own rows in `steep_repl`: its origin, its progress, the tables it plans.
+//! A job's rows in `steep_repl`: origin, progress, planned tables.
 //!
-//! Everything a crash must not forget is written here before, or in the transaction in which, the
-//! thing itself is done.
+//! What must survive a crash is written before the action, or in its transaction.
 
 use steep_protocol::message::peer::TablePlan;
 use steep_protocol::{Fault, JobId, TableName};
@@ -12,9 +11,7 @@ use super::own_schema;
 /// Where the target's schema comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// The job made it.
     Bootstrap,
-    /// It was there.
     Existing,
 }
 
@@ -27,26 +24,23 @@ impl Origin {
     }
 }
 
-/// What a job has written about itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct JobRecord {
     pub(crate) origin: Origin,
-    /// Whether rows may be loaded.
     pub(crate) progress: Progress,
 }
 
-/// How far a job's preparation has come, and so what it may take back.
+/// How far preparation has come, and so what cleanup may remove.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Progress {
-    /// Nothing is sure yet: rows in the planned tables are somebody else's.
+    /// Rows in the planned tables may belong to somebody else.
     Begun,
-    /// The planned tables were seen or are being made empty: rows in them are the job's.
+    /// The planned tables were empty or are being emptied: rows in them are the job's.
     OwnsRows,
-    /// Ready for rows.
     Prepared,
 }
 
-/// The job's record, if there is one. Without the schema there is none.
+/// `None` also where the schema `steep_repl` is missing.
 pub(crate) async fn load(conn: &Conn, job: JobId) -> Result<Option<JobRecord>, Fault> {
     if !installed(conn).await? {
         return Ok(None);
@@ -66,14 +60,13 @@ pub(crate) async fn load(conn: &Conn, job: JobId) -> Result<Option<JobRecord>, F
     }))
 }
 
-/// Whether `steep_repl` is there.
 pub(crate) async fn installed(conn: &Conn) -> Result<bool, Fault> {
     own_schema::exists(&conn.session)
         .await
         .map_err(|error| conn.fault(&error))
 }
 
-/// Creates the job's record: its origin and its plan. Inside the caller's transaction.
+/// Runs in the caller's transaction.
 pub(crate) async fn open(
     conn: &Conn,
     job: JobId,
@@ -97,7 +90,6 @@ pub(crate) async fn open(
     Ok(())
 }
 
-/// The statement that notes progress.
 pub(crate) fn note(job: JobId, progress: Progress) -> String {
     let set = match progress {
         Progress::Begun => "owns_rows = false, prepared = false",
@@ -107,7 +99,6 @@ pub(crate) fn note(job: JobId, progress: Progress) -> String {
     format!("UPDATE steep_repl.jobs SET {set} WHERE job = '{job}'")
 }
 
-/// The statements that forget a job.
 pub(crate) fn forget(job: JobId) -> String {
     [
         "copy_ledger",
@@ -123,7 +114,7 @@ pub(crate) fn forget(job: JobId) -> String {
     .join(";\n")
 }
 
-/// Those planned tables that exist, with their oids, in the plan's order.
+/// The planned tables that exist, in plan order.
 pub(crate) async fn planned(conn: &Conn, job: JobId) -> Result<Vec<Planned>, Fault> {
     let sql = "SELECT c.oid, t.schema_name, t.table_name
         FROM steep_repl.job_tables t
@@ -142,7 +133,6 @@ pub(crate) async fn planned(conn: &Conn, job: JobId) -> Result<Vec<Planned>, Fau
     Ok(rows.iter().filter_map(table).collect())
 }
 
-/// A planned table that exists.
 #[derive(Debug, Clone)]
 pub(crate) struct Planned {
     pub(crate) oid: u32,

@@ -1,8 +1,8 @@
-//! This node's database as jobs work in it: their connections, and what they note there.
+//! This node's database as jobs use it: their connections and their records.
 //!
-//! What a crash must not forget is in the schema `steep_repl` of this very database ([`own_schema`]),
-//! written before, or in one transaction with, what it is about: a job and its planned tables
-//! ([`job_records`]), slots prepared for a node from a backup ([`slot_notes`]).
+//! What must survive a crash is in the schema `steep_repl` of that database ([`own_schema`]), written
+//! before the action or in its transaction: jobs and their planned tables ([`job_records`]), and slots
+//! prepared for a node from a backup ([`slot_notes`]).
 
 pub(crate) mod connection;
 pub(crate) mod job_records;

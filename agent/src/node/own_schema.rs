@@ -1,13 +1,10 @@
-//! The schema `steep_repl` on a node, in plain SQL: node state for people who look by SQL, the records
-//! of jobs, and fingerprints of tables.
+//! The schema `steep_repl`: node state for people who query it, job records, and table fingerprints.
 //!
-//! The SQL is that of the extension (`extension/` at the top of the project): one source for nodes
-//! where an administrator installs it with `CREATE EXTENSION` and for all others, where the agent
-//! does. Each version is a script that leads there from the one before, applied once, in order, in
-//! one transaction; the script itself notes its number in `schema_version`. A published script never
-//! changes. Nothing here is granted to PUBLIC. An agent that finds a newer version than it knows
-//! leaves it alone: versions only add. What belongs to an extension is left to the extension: the
-//! agent asks for its update and never touches its objects.
+//! Its SQL is the extension's (`extension/`), whether an administrator runs `CREATE EXTENSION` or the agent
+//! installs it. Each version is a script from the one before, applied once, in order, in one transaction;
+//! it writes its own number to `schema_version`. Published scripts never change, and nothing is granted to
+//! PUBLIC. An agent leaves a newer version alone, since versions only add. Where the extension owns the
+//! schema, the agent asks for its update and changes nothing itself.
 
 use steep_protocol::NodeId;
 use steep_protocol::message::agent::MirrorRow;
@@ -15,16 +12,15 @@ use steep_protocol::message::api::AuditView;
 
 use crate::pg::{OwnSchema, PgError, Session};
 
-/// The schema's name, and the extension's. Never copied, published or listed as a user's.
+/// Schema and extension name. Never copied, published or listed as a user's.
 pub(crate) const NAME: &str = "steep_repl";
 
-/// A version of the extension and the script that leads to it.
 struct Version {
     name: &'static str,
     script: &'static str,
 }
 
-/// One script per version; the first is number 1 in `schema_version`.
+/// The first one is number 1 in `schema_version`.
 const VERSIONS: [Version; 3] = [
     Version {
         name: "1.0",
@@ -40,13 +36,10 @@ const VERSIONS: [Version; 3] = [
     },
 ];
 
-/// Agents that install at the same time queue up here; the number says nothing.
+/// Advisory lock that serialises concurrent installs; the number is arbitrary.
 const INSTALL_LOCK: i64 = 0x7374_6565_705f_7631;
 
-/// Makes the schema or brings it to this agent's version. Costs one query where nothing is to do.
-///
-/// # Errors
-/// [`PgError`] where the server refuses; the schema is then as it was.
+/// Creates or updates the schema. Costs one query where it is current; on error nothing has changed.
 pub(crate) async fn install(session: &Session) -> Result<(), PgError> {
     if version(session).await? >= VERSIONS.len() {
         return Ok(());
@@ -66,7 +59,7 @@ async fn install_locked(session: &Session) -> Result<(), PgError> {
     } else {
         let from = version(session).await?;
         if from == 0 && session.own_schema().await? == OwnSchema::Absent {
-            // Fails where somebody makes one at this moment, which is then looked at as any other.
+            // Fails if somebody creates one now; the next try checks that one like any other.
             session.batch_execute("CREATE SCHEMA steep_repl").await?;
         }
         for version in &VERSIONS[from.min(VERSIONS.len())..] {
@@ -77,7 +70,7 @@ async fn install_locked(session: &Session) -> Result<(), PgError> {
     Ok(())
 }
 
-/// Whether the schema is an extension's, whose objects are not ours to change.
+/// Whether an extension owns the schema, whose objects are then not ours to change.
 async fn is_extension(session: &Session) -> Result<bool, PgError> {
     let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_extension WHERE extname = 'steep_repl')";
     Ok(session.query_typed(sql, &[]).await?[0].get(0))
@@ -95,7 +88,7 @@ async fn update_extension(session: &Session) -> Result<(), PgError> {
     })
 }
 
-/// The version installed; 0 where there is none.
+/// 0 where there is none.
 async fn version(session: &Session) -> Result<usize, PgError> {
     if !exists(session).await? {
         return Ok(0);
@@ -105,10 +98,6 @@ async fn version(session: &Session) -> Result<usize, PgError> {
     Ok(usize::try_from(version).unwrap_or(0))
 }
 
-/// Whether the schema is there, so that its tables can be asked.
-///
-/// # Errors
-/// [`PgError::Untrusted`] where somebody else has a hand in it; [`PgError`] of a query.
 pub(crate) async fn exists(session: &Session) -> Result<bool, PgError> {
     if session.own_schema().await? == OwnSchema::Absent {
         return Ok(false);
@@ -117,11 +106,8 @@ pub(crate) async fn exists(session: &Session) -> Result<bool, PgError> {
     Ok(session.query_typed(sql, &[]).await?[0].get(0))
 }
 
-/// Writes this node's row, its job's progress and, where the state changed, a line of the audit
-/// log. The schema must be installed.
-///
-/// # Errors
-/// [`PgError`] where the server refuses.
+/// Writes this node's row, its job's progress and, when the state changed, an audit entry. The schema must
+/// be installed.
 pub(crate) async fn mirror(
     session: &Session,
     node: &NodeId,
@@ -170,10 +156,7 @@ pub(crate) async fn mirror(
     Ok(())
 }
 
-/// Writes an operator's request into the audit log. Idempotent. The schema must be installed.
-///
-/// # Errors
-/// [`PgError`] where the server refuses.
+/// Writes an operator's request to the audit log. Idempotent. The schema must be installed.
 pub(crate) async fn audit(
     session: &Session,
     node: &NodeId,
@@ -202,7 +185,7 @@ pub(crate) async fn audit(
     Ok(())
 }
 
-/// The same moment and number are the same entry: numbers begin again only with a new coordinator.
+/// The same time and number are the same entry: only a new coordinator starts numbering again.
 const AUDIT: &str = "
 WITH entry AS (SELECT timestamptz 'epoch' + $1::int8 * interval '1 microsecond' AS at)
 INSERT INTO steep_repl.audit_log (at, node_id, job, event, detail)
@@ -261,7 +244,7 @@ mod tests {
         }
     }
 
-    /// Within CREATE EXTENSION a script cannot end transactions, and the agent brings its own.
+    /// CREATE EXTENSION and the agent both run scripts inside a transaction of their own.
     #[test]
     fn scripts_leave_transactions_alone() {
         for version in &VERSIONS {

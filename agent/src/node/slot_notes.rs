@@ -1,4 +1,4 @@
-//! What is prepared here, as it is noted in `steep_repl.init_slots` of this database.
+//! Prepared slots as noted in this database's `steep_repl.init_slots`.
 
 use jiff::Timestamp;
 use steep_protocol::message::handover::{
@@ -9,11 +9,11 @@ use tokio_postgres::Row;
 
 use crate::pg::{OwnSchema, PgError, Session};
 
-/// Whether this role can read the notes here: they may not be there, or another's.
+/// Whether this role can read the notes: the table may be missing or another role's.
 const READABLE: &str = "SELECT coalesce(has_schema_privilege(to_regnamespace('steep_repl'), 'USAGE') \
      AND has_table_privilege(to_regclass('steep_repl.init_slots'), 'SELECT'), false)";
 
-/// Forgets the note of a prepared slot that is gone. Where there are no notes, that is done.
+/// Deletes the note of a prepared slot. Idempotent.
 pub(crate) async fn forget(session: &Session, replication: &Replication) -> Result<(), PgError> {
     if readable(session).await? {
         let sql = "DELETE FROM steep_repl.init_slots WHERE slot_name = $1 AND job = $2";
@@ -44,10 +44,7 @@ pub(crate) fn lsn(row: &Row, at: usize) -> Result<Option<Lsn>, PgError> {
     text.map(|text| text.parse().map_err(bad)).transpose()
 }
 
-/// Every slot that is prepared on this node, by name; at most [`PREPARED_MAX`].
-///
-/// # Errors
-/// [`PgError`] of a query.
+/// Prepared slots by name; at most [`PREPARED_MAX`].
 pub(crate) async fn prepared_slots(
     session: &Session,
     node: &NodeId,
@@ -78,7 +75,7 @@ pub(crate) async fn prepared_slots(
     Ok(slots)
 }
 
-/// One of them; nothing where somebody wrote a note that is not ours.
+/// `None` where the note is not one of ours.
 fn prepared_slot(row: &Row) -> Result<Option<PreparedSlot>, PgError> {
     let slot = SlotName::parse(row.try_get::<_, String>(0)?).ok();
     let id = row.try_get::<_, Option<&str>>(1)?;

@@ -1,11 +1,10 @@
-//! Keeps the server's WAL writer at work while rows come and indexes are built.
+//! Keeps the server's WAL writer awake while rows are loaded and indexes are built.
 //!
-//! A load fills the WAL buffers faster than the WAL writer looks at them (`wal_writer_delay`, 200 ms),
-//! and then the very backends that load write the WAL and wait for the disk, a segment at a time. An
-//! asynchronous commit wakes the WAL writer early (PostgreSQL manual, "Asynchronous Commit"), so one is
-//! made as often as some WAL has come together: a message that nobody reads, which takes no
-//! transaction id and waits for nothing. Two COPYs of 1.3 GB together took 9.0 to 11.1 s without that
-//! and 6.2 to 8.3 s with it (PostgreSQL 18, 2 processors).
+//! A load fills the WAL buffers faster than the WAL writer wakes (`wal_writer_delay`, 200 ms). The loading
+//! backends then write the WAL themselves and wait for the disk. An asynchronous commit wakes the WAL
+//! writer early (PostgreSQL manual, "Asynchronous Commit"), so this sends one whenever some WAL has
+//! accumulated: a message that nobody reads, needs no transaction id and waits for nothing. Two COPYs of
+//! 1.3 GB together took 9.0 to 11.1 s without it and 6.2 to 8.3 s with it (PostgreSQL 18, 2 processors).
 
 use std::time::Duration;
 
@@ -16,27 +15,26 @@ use tracing::debug;
 use super::connection::Conn;
 use crate::task::Task;
 
-/// WAL between two messages, in bytes: little beside the buffers (4 to 16 MiB by default), and not
-/// less than what the WAL writer thinks worth a write (`wal_writer_flush_after`, 1 MiB).
+/// WAL bytes between two messages: small beside the buffers (4 to 16 MiB by default), and as much as the
+/// WAL writer thinks worth a write (`wal_writer_flush_after`, 1 MiB).
 const STRIDE: u64 = 2 * 1024 * 1024;
 
-/// Time between two messages: never so often that they cost something…
+/// More messages than this would cost something.
 const PAUSE_MIN: Duration = Duration::from_millis(5);
 
-/// …nor so rarely that a load which begins is seen late.
+/// Fewer would notice the start of a load late.
 const PAUSE_MAX: Duration = Duration::from_millis(160);
 
-/// Before another try where the server was not reached.
+/// Before reconnecting.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// Writes the message; how far the WAL then is, in bytes. Not part of a transaction, so that it needs
-/// no id of one.
+/// Writes the message and returns the WAL position. Non-transactional, so it needs no transaction id.
 const MESSAGE: &str =
     "SELECT (pg_logical_emit_message(false, 'steep_repl', '') - '0/0'::pg_lsn)::int8";
 
-/// While this lives the WAL writer of a task's node is kept at work, on a connection of its own.
+/// Keeps the WAL writer of the task's node awake while it lives, on a connection of its own.
 ///
-/// It only makes things faster: whatever goes wrong here is left to those who load.
+/// Only a speed-up: errors here are ignored.
 #[derive(Debug)]
 pub(crate) struct WalWriterAwake {
     _runner: JoinSet<()>,
@@ -50,7 +48,7 @@ impl WalWriterAwake {
             while let Err(fault) = keep(&task).await
                 && !matches!(fault.kind, FaultKind::Cancelled | FaultKind::Unauthorized)
             {
-                debug!(error = %fault, "the WAL writer is left alone for a while");
+                debug!(error = %fault, "the WAL writer is not kept awake for a while");
                 tokio::time::sleep(AGAIN).await;
             }
         });
@@ -75,8 +73,8 @@ async fn keep(task: &Task) -> Result<(), Fault> {
     }
 }
 
-/// The pause in which [`STRIDE`] would come together at the pace of the last one. It grows step by
-/// step, as a load may stop for a moment, and shrinks at once.
+/// The pause in which [`STRIDE`] would accumulate at the current rate. It grows step by step, as a load may
+/// stop for a moment, and shrinks at once.
 fn next(pause: Duration, grown: u64) -> Duration {
     let fitting = pause.mul_f64(STRIDE as f64 / grown.max(1) as f64);
     fitting.min(pause * 2).clamp(PAUSE_MIN, PAUSE_MAX)
@@ -86,7 +84,7 @@ fn next(pause: Duration, grown: u64) -> Duration {
 mod tests {
     use super::*;
 
-    /// Pauses while WAL comes at `rate` bytes a second, from `pause` on.
+    /// The pause reached while WAL comes at `rate` bytes a second.
     fn settled(mut pause: Duration, rate: f64) -> Duration {
         for _ in 0..10 {
             pause = next(pause, (rate * pause.as_secs_f64()) as u64);

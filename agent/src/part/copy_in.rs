@@ -1,15 +1,14 @@
 //! COPY into the target: one transaction per part, rows and ledger row together (G2).
 //!
-//! A part begins with its ledger row, not ends with it: the row is the claim to the part. Whoever
-//! comes second (a retry while the server still ends the first try) waits there for the first one's
-//! end, and then finds the part done or takes it over; it is never loaded twice.
+//! A part begins with its ledger row, which claims the part. A retry that comes while the server still ends
+//! the first try waits there, then finds the part done or takes it over. No part is loaded twice.
 //!
-//! Commits wait for the disk, whatever the server is set to and whatever code of a table's owner has set
-//! meanwhile: a part is reported done only when no crash of the server can take it back. Triggers do not fire and foreign keys are not checked
-//! (`session_replication_role = replica`): the source has done both.
+//! Commits wait for the disk, whatever the server or the code of a table's owner has set: a part is
+//! reported done only when a crash cannot undo it. Triggers do not fire and foreign keys are not checked
+//! (`session_replication_role = replica`), as the source has done both.
 //!
-//! Nothing is sent to the server before the second chunk: an empty part costs two round trips and
-//! no COPY, and a part of one chunk no thought of freezing it.
+//! Nothing is sent before the second chunk: an empty part costs two round trips and no COPY, and a part of
+//! one chunk is never frozen.
 
 use std::sync::Arc;
 
@@ -22,12 +21,10 @@ use crate::chunk::{PartWriter, Sent};
 use crate::pg::{DURABLE, literal};
 use crate::task::Task;
 
-/// Bytes of a binary COPY without rows: the header and the trailer (PostgreSQL manual, COPY, "Binary
-/// Format").
+/// Size of a binary COPY without rows: header and trailer (PostgreSQL manual, COPY, "Binary Format").
 const BINARY_EMPTY: u64 = 21;
 
-/// How long a part that could be frozen waits for its table; somebody who reads it is not worth
-/// more.
+/// How long a part that could be frozen waits for its table. Freezing is not worth a longer wait.
 const FREEZE_WAIT: &str = "500ms";
 
 /// Loads parts, one at a time, on one connection.
@@ -36,23 +33,21 @@ pub(crate) struct Loader {
     task: Task,
     line: LoadConnection,
     encoding: String,
-    /// Statements that make a session like those of the source's applications.
+    /// Statements that make the session compute values as the source does.
     settings: Arc<[String]>,
-    /// A part was begun and its end has not been seen: its transaction may be open.
+    /// A part was begun and its end was not seen: its transaction may be open.
     open: bool,
 }
 
-/// What beginning a part comes to.
 #[derive(Debug)]
 pub(crate) enum Begin<'a> {
-    /// The ledger has it already.
+    /// Already in the ledger.
     Done(PartDone),
-    /// Its rows are wanted.
     Load(PartLoad<'a>),
 }
 
-/// A part being loaded. Dropping it takes back everything it has written, at the latest when the
-/// [`Loader`] begins another part or is dropped.
+/// A part being loaded. Dropping it undoes everything it has written, at the latest when the [`Loader`]
+/// begins another part or is dropped.
 pub(crate) struct PartLoad<'a> {
     loader: &'a mut Loader,
     epoch: Epoch,
@@ -61,7 +56,7 @@ pub(crate) struct PartLoad<'a> {
     columns: String,
     format: CopyFormat,
     freeze: Freeze,
-    /// The first chunk, until it is known whether there is another.
+    /// The first chunk, until a second one arrives.
     first: Option<Vec<u8>>,
     stage: Stage,
     bytes: u64,
@@ -77,31 +72,24 @@ impl std::fmt::Debug for PartLoad<'_> {
     }
 }
 
-/// How far a part is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// No COPY runs yet.
     Claimed,
-    /// COPY takes data.
     Copying,
 }
 
-/// Whether rows may be written as if they had been there for long, which saves the server writing
-/// every page again when they are first read.
+/// Whether rows may be written frozen, which saves rewriting every page when it is first read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Freeze {
     /// The part is the whole table.
     Try,
-    /// Others load the same table.
+    /// Other parts load the same table.
     No,
 }
 
 impl Loader {
-    /// Connects. `encoding` is the source database's, in which its COPY data come; `settings` are
-    /// statements that make what is computed here be computed as there.
-    ///
-    /// # Errors
-    /// Faults of the connection; a role that may not set `session_replication_role`.
+    /// `encoding` is the source database's, in which COPY data arrive; `settings` make this server compute
+    /// values as the source does.
     pub(crate) async fn connect(
         task: &Task,
         encoding: &str,
@@ -118,7 +106,7 @@ impl Loader {
         Ok(loader)
     }
 
-    /// Makes the settings; one that this server does not take is left, and was named beforehand.
+    /// Applies the settings. One that this server does not accept is skipped; preflight has named it.
     async fn settle(&mut self) -> Result<(), Fault> {
         let settings = Arc::clone(&self.settings);
         if settings.is_empty() || self.line.attempt(&settings.join("; ")).await?.is_ok() {
@@ -126,16 +114,13 @@ impl Loader {
         }
         for setting in settings.iter() {
             if self.line.attempt(setting).await?.is_err() {
-                tracing::debug!(job_id = %self.task.job, "a setting of the source is not taken here");
+                tracing::debug!(job_id = %self.task.job, "a setting of the source is not accepted here");
             }
         }
         Ok(())
     }
 
-    /// Begins a part: takes its place in the ledger, unless it is taken.
-    ///
-    /// # Errors
-    /// Faults of the server or the connection, cancellation.
+    /// Claims the part in the ledger, unless it is done.
     pub(crate) async fn begin(
         &mut self,
         epoch: Epoch,
@@ -169,7 +154,7 @@ impl Loader {
         }))
     }
 
-    /// Ends what a dropped [`PartLoad`] has left.
+    /// Rolls back what a dropped [`PartLoad`] left open.
     async fn end_open(&mut self) -> Result<(), Fault> {
         if self.open {
             if self.line.roll_back(&self.task, "load").await? == Rolled::Anew {
@@ -227,7 +212,6 @@ impl PartLoad<'_> {
         self.loader.encoding.eq_ignore_ascii_case("utf8")
     }
 
-    /// Starts COPY.
     async fn start(&mut self, freeze: Freeze) -> Result<(), Fault> {
         let frozen = freeze == Freeze::Try && self.empty_table().await?;
         let mut options = match self.format {
@@ -247,8 +231,8 @@ impl PartLoad<'_> {
             format!(" ({})", self.columns)
         };
         let copy = format!("COPY {}{columns} FROM STDIN WITH ({options})", self.table);
-        // The server reads all of a query in the encoding that holds when it arrives, so the names
-        // in it stay UTF-8.
+        // The server decodes a whole query in the encoding in force when it arrives, so names in it stay
+        // UTF-8.
         let sql = if self.format == CopyFormat::Binary && !self.is_utf8() {
             let encoding = literal(&self.loader.encoding);
             format!("SET LOCAL client_encoding = {encoding}; {copy}")
@@ -260,8 +244,8 @@ impl PartLoad<'_> {
         Ok(())
     }
 
-    /// Makes the table new in this transaction, which is what FREEZE wants, if it holds no row and
-    /// nobody is in the way. Rows that came from elsewhere are never removed here.
+    /// FREEZE needs a table that is new in this transaction: truncates it, if it is empty and nobody is in
+    /// the way. Never removes rows.
     async fn empty_table(&mut self) -> Result<bool, Fault> {
         let line = &mut self.loader.line;
         let table = &self.table;
@@ -282,7 +266,7 @@ impl PartLoad<'_> {
         Ok(false)
     }
 
-    /// Whether what was sent has no rows in it, so that no COPY is needed.
+    /// Whether the part has no rows, so that no COPY is needed.
     fn is_empty(&self, sent: Sent) -> bool {
         let nothing = match self.format {
             CopyFormat::Binary => self.bytes <= BINARY_EMPTY,
@@ -322,7 +306,7 @@ impl PartWriter for PartLoad<'_> {
             return Err(self.loader.line.own(Fault::new(
                 FaultKind::Failed,
                 format!(
-                    "part {} of {} has {} rows in {} bytes on the source and {rows} in {} here; it was taken back",
+                    "part {} of {} has {} rows in {} bytes on the source and {rows} in {} here; it was rolled back",
                     self.part, self.table, sent.rows.0, sent.bytes.0, self.bytes
                 ),
             )));

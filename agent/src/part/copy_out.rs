@@ -1,4 +1,4 @@
-//! One part, read: a COPY under the job's snapshot.
+//! Reads one part: a COPY under the job's snapshot.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::snapshot::OpenSnapshot;
 use crate::snapshot::pool::{Lease, Origin};
 use crate::snapshot::table_state::{self, Change, TableState};
 
-/// Before a table that is locked is tried again; doubled each time up to the longest pause.
+/// Pause before a locked table is tried again; doubled each time.
 const LOCKED_PAUSE: Duration = Duration::from_millis(50);
 const LOCKED_PAUSE_MAX: Duration = Duration::from_secs(1);
 
@@ -26,20 +26,17 @@ pub(crate) struct CopyOut {
     /// `None` after the end.
     lease: Option<Lease>,
     part: PartNo,
-    /// For errors.
     what: String,
     bytes: u64,
     rows: RowCount,
     cancel: CancellationToken,
 }
 
-/// Begins to read a part under the snapshot. Waits for a free connection where all are at work, and
-/// where somebody wants the table for itself, until that is over: outside of the lock's queue, where
-/// nobody waits behind us.
+/// Starts reading a part under the snapshot. Waits for a free connection, and while the table is locked:
+/// outside the lock queue, where nobody waits behind us.
 ///
-/// # Errors
-/// A [`Fault`]: no such part, no snapshot any more, a table that is not what the plan saw any more, or
-/// PostgreSQL refused.
+/// Fails where there is no such part, the snapshot is gone, the table is not what the plan saw, or
+/// PostgreSQL refuses.
 pub(crate) async fn read_part(
     snapshot: &Arc<OpenSnapshot>,
     part: PartNo,
@@ -72,12 +69,10 @@ pub(crate) async fn read_part(
     }
 }
 
-/// A part to read.
 struct Wanted<'a> {
     table: &'a TablePlan,
     state: &'a TableState,
     sql: String,
-    /// For errors.
     what: String,
 }
 
@@ -86,8 +81,8 @@ impl<'a> Wanted<'a> {
         let (_, export) = snapshot.readable()?;
         let (table, range) = snapshot.locate(part)?;
         let state = snapshot.state_of(table)?;
-        // An index of the table may be locked by itself; it is not waited for in a queue either. Names
-        // are asked for before the encoding changes.
+        // An index of the table may be locked by itself; it is not waited for in the queue either. Names
+        // are resolved before the encoding changes.
         let sql = format!(
             "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET TRANSACTION SNAPSHOT {}; \
              SET LOCAL lock_timeout = '1s'; {}; SET LOCAL client_encoding = {}; {}; COMMIT",
@@ -105,7 +100,7 @@ impl<'a> Wanted<'a> {
     }
 }
 
-/// The connection on which the COPY runs; none where the table is locked.
+/// The connection on which the COPY runs; `None` where the table is locked.
 async fn attempt(
     snapshot: &OpenSnapshot,
     wanted: &Wanted<'_>,
@@ -127,7 +122,7 @@ async fn attempt(
         }
         other => other,
     };
-    // Whatever became of the COPY: it was begun without knowing what the table is.
+    // Checked whether or not the COPY succeeded: it began before the table's state was known.
     if answer.row.is_some()
         && let Some(change) = table_state::judge(wanted.state, &answer)
     {
@@ -153,13 +148,12 @@ async fn attempt(
     }
 }
 
-/// Whether the statement did not find the table.
 fn is_gone(error: &PgError) -> bool {
     let gone = [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME];
     error.sqlstate().is_some_and(|code| gone.contains(code))
 }
 
-/// The session was ended for somebody who waited for the table.
+/// The fault of a session that was ended because somebody waited for the table.
 fn gave_way(snapshot: &OpenSnapshot, what: &str, who: &str) -> Fault {
     let text = format!("{what}: the job gave way to {who}");
     Fault::new(FaultKind::Failed, text)
@@ -217,7 +211,7 @@ impl PartReader for CopyOut {
     }
 }
 
-/// What the error means while a snapshot is read.
+/// The fault of an error under the snapshot.
 fn explain(snapshot: &OpenSnapshot, what: &str, error: &PgError) -> Fault {
     let lost = [
         SqlState::INVALID_PARAMETER_VALUE,
@@ -229,7 +223,7 @@ fn explain(snapshot: &OpenSnapshot, what: &str, error: &PgError) -> Fault {
             format!("{what}: the snapshot is gone, because the session that held it has ended"),
         )
         .hint("see the source's log for why the session ended, then run init again")
-        // Not for this snapshot: the coordinator hears of its loss, and begins again with another.
+        // Not with this snapshot: the coordinator hears that it is lost and begins again with another.
         .retry(Retry::Backoff)
         .on(snapshot.node());
     }
@@ -240,8 +234,8 @@ fn explain(snapshot: &OpenSnapshot, what: &str, error: &PgError) -> Fault {
     fault
 }
 
-/// The COPY of one range. A whole table is copied by name, which spares the executor; that reads the
-/// table itself and never its children, as `ONLY` does in the other form.
+/// The COPY of one range. A whole table is copied by name, which spares the executor; like `ONLY` in the
+/// other form, that reads no child tables.
 fn copy_statement(table: &TablePlan, range: CtidRange, format: CopyFormat) -> String {
     let format = match format {
         CopyFormat::Binary => "binary",
@@ -250,7 +244,7 @@ fn copy_statement(table: &TablePlan, range: CtidRange, format: CopyFormat) -> St
     let columns = column_list(&table.columns);
     let name = table.name.quoted();
     if range == CtidRange::ALL {
-        // Without a list, COPY takes every column that is not generated: none, if there is none.
+        // Without a list, COPY takes every column that is not generated.
         let list = if columns.is_empty() {
             columns
         } else {

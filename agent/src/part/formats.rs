@@ -1,4 +1,4 @@
-//! Chooses COPY's format for each table: binary where both ends mean the same by it.
+//! Chooses COPY's format for each table: binary where it means the same on both ends.
 
 use std::collections::HashMap;
 
@@ -16,11 +16,8 @@ struct Column {
     receives: bool,
 }
 
-/// The format of every planned table: binary only where the source says its columns allow it and
-/// the columns of that name here are of the same types and can receive it; text everywhere else.
-///
-/// # Errors
-/// Faults of the server or the connection.
+/// Binary where the source says the columns allow it and the columns here have the same types and can
+/// receive it; text everywhere else.
 pub(crate) async fn formats(
     task: &Task,
     plan: &[TablePlan],

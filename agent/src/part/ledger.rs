@@ -1,4 +1,4 @@
-//! Reads the ledger: which parts of a job are committed on this node (G2).
+//! Reads the ledger: the parts of a job that are committed on this node (G2).
 
 use steep_protocol::message::agent::PartDone;
 use steep_protocol::{ByteCount, Fault, PartNo, RowCount};
@@ -11,11 +11,7 @@ fn count(value: i64) -> u64 {
     u64::try_from(value).unwrap_or(0)
 }
 
-/// Parts of this job that are there, in order. A part that two snapshots have brought counts once,
-/// as its later one.
-///
-/// # Errors
-/// Faults of the server or the connection.
+/// The job's committed parts, in order. A part loaded under two snapshots counts once, as the later one.
 pub(crate) async fn ledger(task: &Task) -> Result<Vec<PartDone>, Fault> {
     let conn = Conn::open(task, "ledger").await?;
     let parts = read(task, &conn).await;
@@ -46,22 +42,16 @@ async fn read(task: &Task, conn: &Conn) -> Result<Vec<PartDone>, Fault> {
     Ok(parts)
 }
 
-/// What the ledger holds in all: distinct parts, rows and COPY bytes.
-///
-/// # Errors
-/// Faults of the server or the connection.
-pub async fn totals(task: &Task) -> Result<(u32, RowCount, ByteCount), Fault> {
+/// Distinct parts, rows and COPY bytes.
+pub(crate) async fn totals(task: &Task) -> Result<(u32, RowCount, ByteCount), Fault> {
     let parts = ledger(task).await?;
     let rows = parts.iter().map(|p| p.rows).sum();
     let bytes = parts.iter().map(|p| p.bytes).sum();
     Ok((u32::try_from(parts.len()).unwrap_or(u32::MAX), rows, bytes))
 }
 
-/// Forgets the job: it is over and good.
-///
-/// # Errors
-/// Faults of the server or the connection.
-pub async fn release(task: &Task) -> Result<(), Fault> {
+/// Deletes the records of a job that is complete.
+pub(crate) async fn release(task: &Task) -> Result<(), Fault> {
     let conn = Conn::open(task, "release").await?;
     let outcome = forget(task, &conn).await;
     conn.session.close().await;

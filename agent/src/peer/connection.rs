@@ -19,10 +19,9 @@ use tokio::sync::Mutex;
 
 use super::stream::Incoming;
 
-/// A source's agent, dialled when needed and again when the connection was lost. Clones share the
-/// connection.
+/// The source's agent, dialled when needed and redialled after a loss. Clones share the connection.
 #[derive(Debug, Clone)]
-pub struct SourceAgent {
+pub(crate) struct SourceAgent {
     endpoint: Arc<Endpoint>,
     source: PeerAddress,
     job: JobId,
@@ -30,30 +29,27 @@ pub struct SourceAgent {
     connection: Arc<Mutex<Option<(Connection, Watched)>>>,
 }
 
-/// A plan as the target needs it.
 #[derive(Debug)]
-pub struct Plan {
-    /// The consistent point.
-    pub lsn: Lsn,
-    /// The source's encoding.
-    pub encoding: String,
-    /// Every table.
-    pub tables: Vec<TablePlan>,
+pub(crate) struct Plan {
+    pub(crate) lsn: Lsn,
+    pub(crate) encoding: String,
+    pub(crate) tables: Vec<TablePlan>,
 }
 
-/// What a ping told.
 #[derive(Debug, Clone, Copy)]
-pub struct Ping {
-    /// The round trip.
-    pub rtt: Duration,
-    /// Seconds the source agent's clock is ahead of ours.
-    pub clock_ahead: f64,
+pub(crate) struct Ping {
+    pub(crate) rtt: Duration,
+    pub(crate) clock_ahead: f64,
 }
 
 impl SourceAgent {
-    /// Not dialled yet. Its connections are counted in `links`.
-    #[must_use]
-    pub fn new(endpoint: Arc<Endpoint>, source: PeerAddress, job: JobId, links: &Links) -> Self {
+    /// Does not dial yet. Its connections are counted in `links`.
+    pub(crate) fn new(
+        endpoint: Arc<Endpoint>,
+        source: PeerAddress,
+        job: JobId,
+        links: &Links,
+    ) -> Self {
         Self {
             endpoint,
             source,
@@ -63,17 +59,12 @@ impl SourceAgent {
         }
     }
 
-    /// The source.
-    #[must_use]
-    pub fn source(&self) -> &NodeId {
+    pub(crate) fn source(&self) -> &NodeId {
         &self.source.node
     }
 
-    /// Whether UDP, TLS and version work, how far away the source is, and its clock.
-    ///
-    /// # Errors
-    /// The fault of whichever does not work.
-    pub async fn ping(&self) -> Result<Ping, Fault> {
+    /// Checks UDP, TLS and version; measures round trip and clock difference.
+    pub(crate) async fn ping(&self) -> Result<Ping, Fault> {
         let begin = Timestamp::now();
         let (reply, _) = self.ask(&PeerRequest::Ping { job: self.job }).await?;
         let PeerReply::Pong { unix_micros } = reply else {
@@ -92,11 +83,7 @@ impl SourceAgent {
         })
     }
 
-    /// The whole plan.
-    ///
-    /// # Errors
-    /// The source's fault, or that of the connection.
-    pub async fn plan(&self) -> Result<Plan, Fault> {
+    pub(crate) async fn plan(&self) -> Result<Plan, Fault> {
         let (mut reply, mut receiver) = self.ask(&PeerRequest::FetchPlan { job: self.job }).await?;
         let mut plan = Plan {
             lsn: Lsn(0),
@@ -129,10 +116,7 @@ impl SourceAgent {
     }
 
     /// The schema of what takes part.
-    ///
-    /// # Errors
-    /// As [`SourceAgent::plan`].
-    pub async fn described(&self) -> Result<Schema, Fault> {
+    pub(crate) async fn described(&self) -> Result<Schema, Fault> {
         let request = PeerRequest::DescribeSchema { job: self.job };
         let (mut reply, mut receiver) = self.ask(&request).await?;
         let mut schema = Schema::default();
@@ -149,11 +133,8 @@ impl SourceAgent {
         Err(self.endless("schema"))
     }
 
-    /// A section of the schema, as text to be read.
-    ///
-    /// # Errors
-    /// As [`SourceAgent::plan`].
-    pub async fn schema(&self, section: SchemaSection) -> Result<Incoming, Fault> {
+    /// A dump of a schema section.
+    pub(crate) async fn schema(&self, section: SchemaSection) -> Result<Incoming, Fault> {
         self.frames(&PeerRequest::FetchSchema {
             job: self.job,
             section,
@@ -161,11 +142,7 @@ impl SourceAgent {
         .await
     }
 
-    /// A part's COPY data.
-    ///
-    /// # Errors
-    /// As [`SourceAgent::plan`].
-    pub async fn part(
+    pub(crate) async fn part(
         &self,
         epoch: Epoch,
         part: PartNo,
@@ -183,41 +160,25 @@ impl SourceAgent {
         .await
     }
 
-    /// The source's sequences.
-    ///
-    /// # Errors
-    /// As [`SourceAgent::plan`].
-    pub async fn sequences(&self) -> Result<Vec<SequenceValue>, Fault> {
-        match self
-            .ask(&PeerRequest::FetchSequences { job: self.job })
-            .await?
-            .0
-        {
+    pub(crate) async fn sequences(&self) -> Result<Vec<SequenceValue>, Fault> {
+        let request = PeerRequest::FetchSequences { job: self.job };
+        match self.ask(&request).await?.0 {
             PeerReply::Sequences(sequences) => Ok(sequences),
             _ => Err(self.unexpected()),
         }
     }
 
-    /// How the source's PostgreSQL is reached by another PostgreSQL.
-    ///
-    /// # Errors
-    /// As [`SourceAgent::plan`].
-    pub async fn conninfo(&self) -> Result<Secret, Fault> {
-        match self
-            .ask(&PeerRequest::FetchConninfo { job: self.job })
-            .await?
-            .0
-        {
+    /// How another PostgreSQL reaches the source's.
+    pub(crate) async fn conninfo(&self) -> Result<Secret, Fault> {
+        let request = PeerRequest::FetchConninfo { job: self.job };
+        match self.ask(&request).await?.0 {
             PeerReply::Conninfo(conninfo) => Ok(conninfo),
             _ => Err(self.unexpected()),
         }
     }
 
-    /// What decides values in the source's database.
-    ///
-    /// # Errors
-    /// As [`SourceAgent::plan`].
-    pub async fn settings(&self) -> Result<Vec<DatabaseSetting>, Fault> {
+    /// Settings of the source's database that affect values.
+    pub(crate) async fn settings(&self) -> Result<Vec<DatabaseSetting>, Fault> {
         let request = PeerRequest::FetchSettings { job: self.job };
         match self.ask(&request).await?.0 {
             PeerReply::Settings(settings) if settings.len() <= LISTED_MAX => Ok(settings),
@@ -233,7 +194,7 @@ impl SourceAgent {
         }
     }
 
-    /// Sends a request on a stream of its own; its first reply, and the stream for what follows.
+    /// Sends a request on a stream of its own; returns the first reply, and the stream for more.
     async fn ask(&self, request: &PeerRequest) -> Result<(PeerReply, Receiver), Fault> {
         let connection = self.connected().await?;
         let (mut sender, mut receiver) = connection.open().await.map_err(|e| e.to_fault())?;
@@ -269,7 +230,7 @@ impl SourceAgent {
         Ok(connection)
     }
 
-    /// A list of theirs goes on beyond what any database holds (G9).
+    /// The peer's list is longer than any database needs (G9).
     fn endless(&self, what: &str) -> Fault {
         let node = &self.source.node;
         let message = format!("the agent of {node} lists a {what} larger than is accepted");
@@ -278,14 +239,10 @@ impl SourceAgent {
     }
 
     fn unexpected(&self) -> Fault {
-        Fault::new(
-            FaultKind::Failed,
-            format!(
-                "the agent of {} answered something else than was asked",
-                self.source.node
-            ),
-        )
-        .hint("the two agents may be of different versions: upgrade the older one")
+        let node = &self.source.node;
+        let text = format!("the agent of {node} sent an unexpected answer");
+        Fault::new(FaultKind::Failed, text)
+            .hint("the two agents may be of different versions: upgrade the older one")
     }
 }
 

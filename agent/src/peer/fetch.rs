@@ -1,10 +1,10 @@
-//! Fetching a plan: workers that take the next part, load it, and report it once it is committed.
+//! Fetches a plan: workers take the next part, load it, and report it once it is committed.
 //!
-//! Free workers pull from one queue, so a slow range never idles the rest. A part whose connection
-//! broke is fetched again; its ledger says whether it had been committed after all.
+//! Workers pull from one queue, so a slow range does not idle the others. A part whose connection broke is
+//! fetched again; the ledger says whether it was committed.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use steep_protocol::message::agent::{CopyParts, PartDone, PartProgress};
@@ -18,6 +18,7 @@ use super::rate::Rate;
 use super::span;
 use crate::budget::Budget;
 use crate::deferred::named::{Named, build_named};
+use crate::mutex::lock;
 use crate::node::wal_writer::WalWriterAwake;
 use crate::part::copy_in::{Begin, Loader};
 use crate::part::formats::formats;
@@ -25,13 +26,13 @@ use crate::part::ledger::ledger;
 use crate::pg::catalog::for_loading;
 use crate::task::Task;
 
-/// Tries of one part before its fault is the job's.
+/// After these tries, a part's fault becomes the job's.
 const TRIES: u32 = 4;
 
-/// Pause before a part is tried again; doubled each time.
+/// Before a part is tried again; doubled each time.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// What all workers of one job share.
+/// Shared by all workers of a job.
 struct Shared {
     task: Task,
     source: SourceAgent,
@@ -44,15 +45,12 @@ struct Shared {
     queue: Mutex<VecDeque<PartNo>>,
 }
 
-/// Fetches the parts. Returns once all of them are committed, or, where the agent is told to stop, those
-/// that are under way.
+/// Fetches the parts. Returns once all are committed, or, during a shutdown, those that have begun.
 ///
-/// Dropping the future takes back the parts under way; committed ones stay in the ledger.
-///
-/// # Errors
-/// The first fault that trying again does not help against; `Cancelled` where the task is, or where parts
-/// are left for the agent's next process.
-pub async fn copy(
+/// Dropping the future rolls back unfinished parts; committed ones stay in the ledger. Fails with the first
+/// fault that a retry does not fix, and with `Cancelled` where the task is or where parts are left to the
+/// agent's next process.
+pub(crate) async fn copy(
     task: &Task,
     source: SourceAgent,
     request: CopyParts,
@@ -150,7 +148,7 @@ impl Shared {
         Ok(())
     }
 
-    /// One part, from asking for it to its commit.
+    /// One part, from request to commit.
     async fn load(&self, loader: &mut Option<Loader>, part: PartNo) -> Result<PartDone, Fault> {
         let table = self.table(part)?;
         let epoch = self.request.epoch;
@@ -190,7 +188,7 @@ impl Shared {
         Ok(done)
     }
 
-    /// The next part; none where the agent is to stop.
+    /// The next part; `None` during a shutdown.
     fn take(&self) -> Option<PartNo> {
         if self.task.drain.is_cancelled() {
             return None;
@@ -201,7 +199,7 @@ impl Shared {
         part
     }
 
-    /// How it ends when every worker has.
+    /// Fails where parts are left after all workers have ended.
     fn left(&self) -> Result<(), Fault> {
         match self.queue().len() {
             0 => Ok(()),
@@ -213,10 +211,10 @@ impl Shared {
     }
 
     fn queue(&self) -> std::sync::MutexGuard<'_, VecDeque<PartNo>> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.queue)
     }
 
-    /// The table of a part: the last one whose first part is not after it.
+    /// The last table whose first part is not after `part`.
     fn table(&self, part: PartNo) -> Result<&TablePlan, Fault> {
         let tables = &self.plan.tables;
         let after = tables.partition_point(|t| t.first_part <= part);

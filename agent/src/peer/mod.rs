@@ -1,17 +1,15 @@
-//! Agent to agent: the data path's middle.
+//! Agent to agent: the middle of the data path.
 //!
-//! [`serve`] answers a target's agent from the snapshots this agent holds open; [`connection`] is the other
-//! end, dialled by the target. [`stream`] moves one part over one QUIC stream; [`fetch`] runs the
-//! workers that fetch a whole plan. [`rate`] is the operator's limit on all of them together. [`span`] makes the
-//! trace spans of parts.
+//! [`serve`] answers a target's agent from the snapshots held open here; [`connection`] is the target's
+//! end. [`stream`] moves one part over one QUIC stream, [`fetch`] runs the workers that fetch a plan,
+//! [`rate`] limits them all together, and [`span`] makes the trace spans of parts.
 //!
-//! Invariants: a request is answered only for the node that the coordinator named for its job (G7);
-//! a part is reported done only after the target's commit (G2); a broken connection costs the parts
-//! on it and nothing else.
+//! Invariants: only the node that the coordinator named for a job gets an answer (G7); a part is reported
+//! done only after the target's commit (G2); a broken connection costs the parts on it and nothing else.
 
-pub mod connection;
-pub mod fetch;
+pub(crate) mod connection;
+pub(crate) mod fetch;
 pub mod rate;
-pub mod serve;
+pub(crate) mod serve;
 mod span;
 pub mod stream;

@@ -6,16 +6,18 @@ use std::time::Duration;
 use steep_protocol::ByteCount;
 use tokio::time::Instant;
 
-/// A limit shared by workers. Time owed is kept as one instant: the moment at which everything
-/// admitted so far would have passed at the allowed rate.
+use crate::mutex::lock;
+
+/// Shared by workers. Keeps one instant: when everything admitted so far would have passed at the allowed
+/// rate.
 #[derive(Debug)]
 pub struct Rate {
     per_second: Option<u64>,
     paid_until: Mutex<Instant>,
 }
 
-/// A worker may be ahead by this much, so that waits are long enough for timers and short enough
-/// not to be seen.
+/// A worker may be ahead by this much, so that waits are long enough for timers and short enough not to
+/// show.
 const BURST: Duration = Duration::from_millis(100);
 
 impl Rate {
@@ -34,10 +36,7 @@ impl Rate {
             return;
         };
         let until = {
-            let mut paid = self
-                .paid_until
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut paid = lock(&self.paid_until);
             *paid = next(*paid, Instant::now(), bytes, per_second);
             *paid
         };
@@ -45,7 +44,7 @@ impl Rate {
     }
 }
 
-/// When everything up to and including those bytes will have passed. Idle time is not saved up.
+/// When everything including `bytes` will have passed. Idle time is not saved up.
 fn next(paid_until: Instant, now: Instant, bytes: ByteCount, per_second: u64) -> Instant {
     let nanos = u128::from(bytes.0) * 1_000_000_000 / u128::from(per_second);
     paid_until.max(now) + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX / 2))

@@ -29,55 +29,46 @@ use crate::snapshot::{OpenSnapshot, SourceJob, SourceJobs, describe_replicated};
 use crate::task::{Patience, Progress, Task};
 use crate::telemetry::{Flow, Telemetry};
 
-/// Rows for this many streams of one peer at once; the rest wait in QUIC's own limit.
+/// Concurrent streams per peer; more wait in QUIC's own limit.
 const STREAMS_AT_ONCE: usize = 128;
 
-/// Connections at once: some jobs with every node of a large cluster. Each may make us keep half a
-/// megabyte of requests.
+/// Some jobs with every node of a large cluster. Each connection may make us buffer half a megabyte of
+/// requests.
 const CONNECTIONS: ConnectionLimits = ConnectionLimits {
     total: 512,
     per_identity: 16,
 };
 
-/// How long a peer has to say what it wants on a stream it opened.
+/// How long a peer that opened a stream may take to send its request.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long a peer that is told nothing but why it gets nothing may take to read it.
+/// How long a refused peer may take to read the reason.
 const REFUSAL_LIMIT: Duration = Duration::from_secs(10);
 
-/// A connection on which nobody has asked anything for so long is closed; who needs it dials again.
+/// An unused connection is closed after this; the peer can dial again.
 const IDLE_LIMIT: Duration = Duration::from_secs(600);
 
-/// Answers peers.
 #[derive(Debug, Clone)]
-pub struct Server {
-    /// This node.
-    pub node: NodeId,
-    /// Its database.
-    pub conninfo: Arc<Conninfo>,
-    /// How other servers reach it.
-    pub replication_conninfo: Arc<Conninfo>,
-    /// The jobs to answer for.
-    pub jobs: Arc<SourceJobs>,
-    /// For the parts it serves.
-    pub budget: Budget,
-    /// Counts what is sent.
-    pub telemetry: Arc<Telemetry>,
-    /// When to go.
-    pub shutdown: Shutdown,
-    /// Which lines are written of what peers do.
-    pub throttle: Arc<Throttle>,
+pub(crate) struct Server {
+    pub(crate) node: NodeId,
+    pub(crate) conninfo: Arc<Conninfo>,
+    pub(crate) replication_conninfo: Arc<Conninfo>,
+    pub(crate) jobs: Arc<SourceJobs>,
+    pub(crate) budget: Budget,
+    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) shutdown: Shutdown,
+    pub(crate) throttle: Arc<Throttle>,
 }
 
 impl Server {
-    /// Accepts peers until everyone goes. On the way down what is asked for is answered still, but nothing
-    /// is read under a snapshot any more that is not being read.
-    pub async fn run(self, endpoint: Arc<Endpoint>) {
+    /// Accepts peers until the agent halts. During a shutdown requests are still answered, but no new read
+    /// under a snapshot starts.
+    pub(crate) async fn run(self, endpoint: Arc<Endpoint>) {
         let mut peers = JoinSet::new();
         let mut listener = Listener::new(endpoint, CONNECTIONS);
         loop {
             tokio::select! {
-                () = self.shutdown.halt().cancelled() => break,
+                () = self.shutdown.halt.cancelled() => break,
                 arrival = listener.next() => match arrival {
                     None => break,
                     Some(Arrival::Accepted(accepted)) => {
@@ -114,10 +105,10 @@ impl Server {
         debug!(peer = %peer.name, "peer connected");
         let _watched = self.telemetry.links.watch(&connection);
         let mut streams = JoinSet::new();
-        let cancel = self.shutdown.cut().child_token();
+        let cancel = self.shutdown.cut.child_token();
         loop {
             tokio::select! {
-                () = self.shutdown.halt().cancelled() => {
+                () = self.shutdown.halt.cancelled() => {
                     connection.close(CloseCode::ShuttingDown);
                     break;
                 }
@@ -131,13 +122,13 @@ impl Server {
                         let _busy = busy;
                         let asked = receiver.recv_short::<PeerRequest>(PEER_REQUEST_MAX);
                         let Ok(asked) = tokio::time::timeout(REQUEST_LIMIT, asked).await else {
-                            debug!("a peer opened a stream and asked nothing in time");
+                            debug!("a peer opened a stream and sent no request in time");
                             receiver.stop(CloseCode::Malformed);
                             return;
                         };
                         match asked {
                             Ok(Some(request)) => {
-                                let _answering = server.shutdown.answering();
+                                let _answering = server.shutdown.answers.token();
                                 server.attend_to(connection, request, sender, cancel).await;
                             }
                             Ok(None) => {}
@@ -155,15 +146,15 @@ impl Server {
                 }
             }
         }
-        // Nobody waits for the parts any more: this ends the COPY behind each.
+        // Nobody waits for the parts any more: this ends their COPYs.
         cancel.cancel();
         streams.shutdown().await;
         debug!(peer = %peer.name, "peer gone");
     }
 
-    /// Answers where the answer belongs: a part is read, packed and digested on a thread of its own,
-    /// warm from one step to the next and in nobody's way; the event loop has QUIC to do. It is answered
-    /// when the peer has all of it: what is sent is lost with a connection that is closed.
+    /// A part is read, packed and digested on a thread of its own, so that the event loop is free for QUIC.
+    /// The request counts as answered when the peer has received everything, since closing the connection
+    /// loses what is in flight.
     async fn attend_to(
         self,
         connection: Connection,
@@ -181,7 +172,7 @@ impl Server {
         };
         match answered {
             Ok(Some(mut sender)) => {
-                // Where it fails the peer has gone, or given the answer up.
+                // An error means that the peer has gone or given up.
                 let _ = sender.drained().await;
             }
             Ok(None) => {}
@@ -189,7 +180,7 @@ impl Server {
         }
     }
 
-    /// The stream, where there is an answer in it to arrive.
+    /// Returns the stream where an answer is still being delivered.
     async fn answer(
         &self,
         connection: &Connection,
@@ -214,7 +205,7 @@ impl Server {
                 )
                 .on(&self.node)
                 .hint("its agent may have been restarted, which ends its snapshots")
-                // The coordinator may be about to tell a new process who may ask.
+                // The coordinator may be about to tell a restarted process who may ask.
                 .retry(Retry::Backoff);
                 return refuse(sender, fault).await;
             }
@@ -295,8 +286,8 @@ impl Server {
                         let flow = &self.telemetry.sent;
                         let sent = tokio::select! {
                             sent = stream::send(&mut rows, packer, sender, flow) => sent?,
-                            // A slow target would read for long before it came to a fault.
-                            () = self.shutdown.cut().cancelled() => {
+                            // A slow target would read for long before it reached a fault frame.
+                            () = self.shutdown.cut.cancelled() => {
                                 sender.reset(CloseCode::ShuttingDown);
                                 return Err(StreamError::Finished);
                             }
@@ -336,7 +327,7 @@ impl Server {
     }
 
     fn opened(&self, entry: &SourceJob) -> Result<Arc<OpenSnapshot>, Fault> {
-        if self.shutdown.drain().is_cancelled() {
+        if self.shutdown.drain.is_cancelled() {
             let text = "the agent is being stopped, and the job's snapshot ends with it";
             return Err(Fault::new(FaultKind::Cancelled, text)
                 .on(&self.node)
@@ -357,7 +348,7 @@ impl Server {
             replication: Replication::of(job),
             conninfo: Arc::clone(&self.conninfo),
             cancel,
-            drain: self.shutdown.drain().clone(),
+            drain: self.shutdown.drain.clone(),
             progress: Progress::nowhere(),
             patience: Patience::default(),
             index_memory: None,
@@ -365,12 +356,12 @@ impl Server {
     }
 }
 
-/// Says why there is nothing, to somebody who may not even read that.
+/// Sends the reason, for a limited time, to a peer that may not read it.
 async fn refuse(mut sender: Sender, fault: Fault) -> Option<Sender> {
     let told = async {
         if sender.send(&PeerReply::Fault(fault)).await.is_ok() {
             sender.finish();
-            // Where it fails the peer has gone.
+            // An error means that the peer has gone.
             let _ = sender.drained().await;
         }
     };
@@ -395,7 +386,7 @@ async fn send_plan(open: &OpenSnapshot, sender: &mut Sender) -> Result<(), Strea
     Ok(())
 }
 
-/// The pages of a list, at least one, the last one marked.
+/// At least one page; the last one is marked.
 fn pages<T>(all: &[T]) -> impl Iterator<Item = (&[T], bool)> {
     let count = all.len().div_ceil(PLAN_PAGE).max(1);
     (0..count).map(move |at| {

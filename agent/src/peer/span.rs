@@ -1,4 +1,4 @@
-//! Spans of parts: what the target and the source each did for one. Nothing where no traces are sent.
+//! Trace spans of parts, on the target and on the source. Empty where traces are off.
 
 use steep_daemon::traces::{Place, Side, Span};
 use steep_protocol::message::agent::PartDone;
@@ -7,7 +7,7 @@ use steep_protocol::{ByteCount, Epoch, Fault, JobId, NodeId, PartNo, Phase, RowC
 
 use crate::chunk::Sent;
 
-/// The target's: a part from its place in the queue to its commit, within the job's copy.
+/// On the target: from the queue to the commit, within the job's copy.
 pub(super) fn load(node: &NodeId, job: JobId, epoch: Epoch, part: PartNo) -> Span {
     let mut span = Span::begin("part", Side::Asks, || Place {
         trace: trace_id(job),
@@ -19,7 +19,7 @@ pub(super) fn load(node: &NodeId, job: JobId, epoch: Epoch, part: PartNo) -> Spa
     span
 }
 
-/// The source's: one answer, within the target's span of that part.
+/// On the source: one answer, within the target's span of that part.
 pub(super) fn serve(node: &NodeId, job: JobId, epoch: Epoch, part: PartNo) -> Span {
     let mut span = Span::begin("part.serve", Side::Answers, || Place {
         trace: trace_id(job),
@@ -36,13 +36,11 @@ fn describe(span: &mut Span, node: &NodeId, job: JobId, part: PartNo) {
     span.number("part", part.0.into());
 }
 
-/// The target's: the part is in the ledger.
 pub(super) fn committed(span: &mut Span, done: PartDone) {
     moved(span, done.rows, done.bytes, done.wire);
     span.good("committed");
 }
 
-/// The source's: all of it has gone, or its server failed.
 pub(super) fn served(span: &mut Span, sent: &Result<Sent, Fault>) {
     match sent {
         Ok(sent) => {
@@ -59,7 +57,7 @@ fn moved(span: &mut Span, rows: RowCount, bytes: ByteCount, wire: ByteCount) {
     span.number("wire_bytes", wire.0);
 }
 
-/// That it failed. The kind alone: a message is for the log.
+/// Records only the kind of fault; messages belong in the log.
 pub(super) fn failed(span: &mut Span, fault: &Fault) {
     span.bad(fault.kind.as_str());
 }

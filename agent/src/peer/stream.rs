@@ -12,13 +12,13 @@ use super::rate::Rate;
 use crate::chunk::{PackError, Packer, PartReader, PartWriter, ReadStep, Sent, Unpacker};
 use crate::telemetry::Flow;
 
-/// Frames are handed to QUIC together once they hold so many bytes…
+/// Frames are handed to QUIC together once they hold this many bytes…
 const TOGETHER_BYTES: usize = 64 * 1024;
 
-/// …or so many rows' bytes, unpacked, so that a stream of what packs well keeps moving…
+/// …or this many bytes unpacked, so that a well-packed stream keeps moving…
 const TOGETHER_RAW: ByteCount = ByteCount(1024 * 1024);
 
-/// …or the first of them has waited so long, as where the reader is slow.
+/// …or the first of them has waited this long, as with a slow reader.
 const TOGETHER_WAIT: Duration = Duration::from_millis(100);
 
 /// Sends everything a reader has, then the end frame; or a fault frame where the reader fails.
@@ -84,8 +84,8 @@ pub async fn send<R: PartReader>(
     }
 }
 
-/// Frames that wait for others to go with: a chunk that packed well is small, and a hand-over costs
-/// as much as the packing of it.
+/// Frames collected for one hand-over: a well-packed chunk is small, and a hand-over costs as much as
+/// packing it.
 #[derive(Debug, Default)]
 struct Held {
     frames: Vec<Vec<u8>>,
@@ -95,7 +95,7 @@ struct Held {
 }
 
 impl Held {
-    /// Takes a chunk; its bytes on the wire.
+    /// Returns the chunk's bytes on the wire.
     fn add(&mut self, head: FrameHead, payload: Vec<u8>, raw: ByteCount) -> ByteCount {
         let wire = ByteCount((payload.len() + HEAD_LENGTH) as u64);
         self.frames.extend([head.to_bytes().to_vec(), payload]);
@@ -105,7 +105,7 @@ impl Held {
         wire
     }
 
-    /// What is handed over at once takes no more memory than a chunk.
+    /// One hand-over takes no more memory than a chunk.
     fn has_room(&self, payload: usize) -> bool {
         self.wire.0 as usize + payload <= CHUNK_RAW_MAX
     }
@@ -231,7 +231,7 @@ impl Incoming {
                 Err(codec::decode(&body).unwrap_or_else(|e| {
                     Fault::new(
                         FaultKind::Failed,
-                        format!("the source failed, unreadably: {e}"),
+                        format!("the source's fault cannot be read: {e}"),
                     )
                 }))
             }
@@ -264,8 +264,7 @@ impl Incoming {
     }
 }
 
-/// What arrives can be read like what is local: a schema dump fetched from the source is a part
-/// without rows.
+/// A dump fetched from the source is a part without rows, read like a local one.
 impl PartReader for Incoming {
     async fn read(&mut self, into: &mut Vec<u8>, limit: usize) -> Result<ReadStep, Fault> {
         loop {
@@ -307,7 +306,7 @@ mod tests {
         rows: RowCount(0),
     };
 
-    /// Chunks of that size that go together.
+    /// How many chunks of that size go together.
     fn together(payload: usize, raw: usize) -> usize {
         let mut held = Held::default();
         let fill = |_: &usize| {

@@ -1,12 +1,11 @@
-//! From a [`Conninfo`] to an open stream, TLS where wanted; shared by every kind of connection.
+//! From a [`Conninfo`] to an open stream, with TLS where wanted; shared by every kind of connection.
 //!
-//! Addresses are tried in order. As in libpq, a refused login ends the search, except that
-//! `sslmode=allow` and `prefer` try the same address once more the other way.
+//! Addresses are tried in order. As in libpq, a refused login ends the search, except that `sslmode=allow`
+//! and `prefer` retry the same address the other way.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::BytesMut;
 use postgres_protocol::message::frontend;
@@ -18,22 +17,22 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 
-use super::conninfo::{Address, Conninfo, Endpoint, Keepalive, SslMode, socket_path};
-use super::transport::{Reads, Transport};
+use super::conninfo::{
+    Address, Conninfo, Endpoint, Keepalive, SessionAttrs, SslMode, socket_path, word,
+};
+use super::transport::{self, Reads, Transport};
 use super::{PgError, tls};
 
-/// An open connection, before the first PostgreSQL message or after it: in the clear on the left,
-/// through TLS on the right.
+/// Plain on the left, TLS on the right.
 pub(super) type Stream = Either<Transport, Box<TlsStream<Transport>>>;
 
-/// One way to one server; can be taken again, for a cancel request.
+/// A way to one server; used again for a cancel request.
 #[derive(Debug, Clone)]
 pub(super) struct Route {
     pub(super) endpoint: Endpoint,
     tls: TlsUse,
 }
 
-/// What to do about TLS on a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum TlsUse {
     Never,
@@ -41,7 +40,7 @@ enum TlsUse {
     Always,
 }
 
-/// The ways to try, in order.
+/// The routes to try, in order.
 fn routes(conninfo: &Conninfo) -> Vec<Route> {
     let ways = |endpoint: &Endpoint| -> &[TlsUse] {
         match (&endpoint.address, conninfo.tls.mode) {
@@ -63,81 +62,55 @@ fn routes(conninfo: &Conninfo) -> Vec<Route> {
         .collect()
 }
 
-/// The search for a server that lets us in: one way after the other.
-#[derive(Debug)]
-pub(super) struct Search {
-    ways: std::vec::IntoIter<Route>,
-    patience: Duration,
-    failed: Vec<(Route, PgError)>,
+/// Tries one route after another until `login` succeeds. Each has `connect_timeout` for stream and login.
+pub(super) async fn connect<T, F: Future<Output = Result<T, PgError>>>(
+    conninfo: &Conninfo,
+    reads: Reads,
+    login: impl Fn(Stream, Route) -> F,
+) -> Result<T, PgError> {
+    let mut failed = Vec::new();
+    for route in routes(conninfo) {
+        if !is_worth_trying(&route, failed.last()) {
+            continue;
+        }
+        let attempt = async { login(open(conninfo, &route, reads).await?, route.clone()).await };
+        match tokio::time::timeout(conninfo.connect_timeout, attempt).await {
+            Ok(Ok(connection)) => return Ok(connection),
+            Ok(Err(error)) => failed.push((route, error)),
+            Err(_) => failed.push((route.clone(), timed_out(&route))),
+        }
+    }
+    Err(most_telling(failed))
 }
 
-impl Search {
-    pub(super) fn new(conninfo: &Conninfo) -> Self {
-        Self {
-            ways: routes(conninfo).into_iter(),
-            patience: conninfo.connect_timeout,
-            failed: Vec::new(),
+/// The first answer of a server; without any, all places that did not answer.
+fn most_telling(mut failed: Vec<(Route, PgError)>) -> PgError {
+    let answered = failed
+        .iter()
+        .position(|(_, error)| !matches!(error, PgError::Connect { .. }));
+    if let Some(at) = answered.or((failed.len() == 1).then_some(0)) {
+        return failed.swap_remove(at).1;
+    }
+    let (mut places, mut reasons) = (Vec::new(), Vec::new());
+    for (_, error) in failed {
+        if let PgError::Connect { place, source } = error {
+            reasons.push(format!("{place}: {source}"));
+            places.push(place);
         }
     }
-
-    /// The next way worth trying after what failed.
-    pub(super) fn way(&mut self) -> Option<Route> {
-        let Self { ways, failed, .. } = self;
-        ways.find(|route| is_worth_trying(route, failed.last()))
-    }
-
-    /// What `attempt` makes of that way, unless it fails or takes longer than `connect_timeout`.
-    pub(super) async fn within<T>(
-        &mut self,
-        route: &Route,
-        attempt: impl Future<Output = Result<T, PgError>>,
-    ) -> Option<T> {
-        let outcome = tokio::time::timeout(self.patience, attempt).await;
-        match outcome.unwrap_or_else(|_| Err(timed_out(route))) {
-            Ok(made) => Some(made),
-            Err(error) => {
-                self.failed.push((route.clone(), error));
-                None
-            }
-        }
-    }
-
-    /// The one error to tell: a server's answer before a missing one, all places where none answered.
-    pub(super) fn into_error(mut self) -> PgError {
-        let answered = self
-            .failed
-            .iter()
-            .position(|(_, error)| !matches!(error, PgError::Connect { .. }));
-        if let Some(at) = answered {
-            return self.failed.swap_remove(at).1;
-        }
-        if self.failed.len() == 1 {
-            return self.failed.swap_remove(0).1;
-        }
-        let mut places = Vec::new();
-        let mut reasons = Vec::new();
-        for (_, error) in self.failed {
-            if let PgError::Connect { place, source } = error {
-                reasons.push(format!("{place}: {source}"));
-                places.push(place);
-            }
-        }
-        let kind = io::ErrorKind::NotConnected;
-        PgError::Connect {
-            place: places.join(" or "),
-            source: io::Error::new(kind, reasons.join("; ")),
-        }
+    PgError::Connect {
+        place: places.join(" or "),
+        source: io::Error::new(io::ErrorKind::NotConnected, reasons.join("; ")),
     }
 }
 
-/// Whether `route` is worth trying after the last failure.
 fn is_worth_trying(route: &Route, last: Option<&(Route, PgError)>) -> bool {
     let Some((last, error)) = last else {
         return true;
     };
     let same_place = last.endpoint == route.endpoint;
     match error {
-        // Not even reached: the other way to the same place would not get further.
+        // Not reached at all: the other way to the same place would not help.
         PgError::Connect { .. } if same_place => false,
         PgError::Connect { .. } | PgError::Tls { .. } | PgError::Closed | PgError::Io(_) => true,
         PgError::Server(error) => {
@@ -149,7 +122,7 @@ fn is_worth_trying(route: &Route, last: Option<&(Route, PgError)>) -> bool {
             let refused = error.code.code().starts_with("28");
             same_place == refused && (refused || elsewhere.contains(&error.code))
         }
-        // The wrong kind of server: another may be the right one.
+        // Another server may be of the right kind.
         PgError::Unsuitable { .. } if !same_place => true,
         PgError::Login { .. }
         | PgError::Unsuitable { .. }
@@ -162,11 +135,11 @@ fn is_worth_trying(route: &Route, last: Option<&(Route, PgError)>) -> bool {
     }
 }
 
-/// What a local socket is to hold on its way to the server, in bytes, so that whoever loads is woken
-/// for hundreds of kilobytes at once. TCP finds its own size.
+/// Send buffer of a local socket, in bytes, so that a loader wakes once for hundreds of kilobytes. TCP
+/// sizes its own.
 const SEND_BUFFER: usize = 1024 * 1024;
 
-/// Opens a stream along `route`. Unbounded in time: callers bound it together with the login.
+/// Without a time limit: callers limit it together with the login.
 pub(super) async fn open(
     conninfo: &Conninfo,
     route: &Route,
@@ -182,10 +155,11 @@ pub(super) async fn open(
             let stream = UnixStream::connect(socket_path(dir, port))
                 .await
                 .map_err(unreachable)?;
-            // Nothing but speed depends on it, and the kernel gives what its administrator allows.
+            // Only speed depends on it, and the kernel may cap it.
             let _ = rustix::net::sockopt::set_socket_send_buffer_size(&stream, SEND_BUFFER);
-            let transport = Transport::unix(stream, reads).map_err(unreachable)?;
-            return Ok(Stream::Left(transport));
+            return Ok(Stream::Left(
+                transport::unix(stream, reads).map_err(unreachable)?,
+            ));
         }
         Address::Host {
             name,
@@ -212,10 +186,10 @@ pub(super) async fn open(
         }
     };
     prepare(&tcp, conninfo.keepalive).map_err(unreachable)?;
-    let transport = Transport::tcp(tcp, reads).map_err(unreachable)?;
+    let socket = transport::tcp(tcp, reads).map_err(unreachable)?;
     match route.tls {
-        TlsUse::Never => Ok(Stream::Left(transport)),
-        TlsUse::IfOffered | TlsUse::Always => encrypt(conninfo, route, &name, transport).await,
+        TlsUse::Never => Ok(Stream::Left(socket)),
+        TlsUse::IfOffered | TlsUse::Always => encrypt(conninfo, route, &name, socket).await,
     }
 }
 
@@ -251,21 +225,21 @@ async fn encrypt(
     let mut request = BytesMut::new();
     frontend::ssl_request(&mut request);
     transport.write_all(&request).await?;
-    // One byte and no more: whatever else came in clear text is the handshake's to refuse, and must not
-    // be taken for the server's later.
+    // Exactly one byte: any further clear text must reach the handshake, which refuses it, and never pass
+    // for the server's own.
     match transport.read_u8().await? {
         b'S' => {}
         b'N' if route.tls == TlsUse::IfOffered => return Ok(Stream::Left(transport)),
         b'N' => return Err(failed("the server does not offer it".to_owned())),
         _ => {
             return Err(failed(
-                "the answer to the request was not understood".to_owned(),
+                "the server's answer to the TLS request is invalid".to_owned(),
             ));
         }
     }
     let config = tls::client_config(&conninfo.tls).map_err(failed)?;
     let name = ServerName::try_from(name.to_owned())
-        .map_err(|_| failed("the host is no name that a certificate can carry".to_owned()))?;
+        .map_err(|_| failed("the host is not a name that a certificate can have".to_owned()))?;
     let stream = TlsConnector::from(Arc::new(config))
         .connect(name, transport)
         .await
@@ -273,7 +247,37 @@ async fn encrypt(
     Ok(Stream::Right(Box::new(stream)))
 }
 
-/// The error of an attempt along `route` that took too long.
+/// Checks `target_session_attrs` against what PostgreSQL 14 and newer report at the login.
+pub(super) fn check_kind<'a>(
+    wanted: SessionAttrs,
+    route: &Route,
+    parameter: impl Fn(&str) -> Option<&'a str>,
+) -> Result<(), PgError> {
+    let standby = parameter("in_hot_standby") == Some("on");
+    let read_only = standby || parameter("default_transaction_read_only") == Some("on");
+    let suits = match wanted {
+        // Preferred only; with a single server that is the same as any.
+        SessionAttrs::Any | SessionAttrs::PreferStandby => true,
+        SessionAttrs::ReadWrite => !read_only,
+        SessionAttrs::ReadOnly => read_only,
+        SessionAttrs::Primary => !standby,
+        SessionAttrs::Standby => standby,
+    };
+    if suits {
+        return Ok(());
+    }
+    let is = match (standby, read_only) {
+        (true, _) => "a standby",
+        (false, true) => "read-only",
+        (false, false) => "a primary",
+    };
+    let wanted = word(wanted);
+    Err(PgError::Unsuitable {
+        place: route.endpoint.to_string(),
+        reason: format!("target_session_attrs={wanted} is wanted and the server is {is}"),
+    })
+}
+
 pub(super) fn timed_out(route: &Route) -> PgError {
     let source = io::Error::new(io::ErrorKind::TimedOut, "no answer in time");
     PgError::Connect {
@@ -282,9 +286,34 @@ pub(super) fn timed_out(route: &Route) -> PgError {
     }
 }
 
-/// Waits until the server has closed: for a cancel request, that is when it has been acted on, so
-/// that it cannot hit a later statement.
+/// Waits until the server closes the stream. After a cancel request this means that the request was handled
+/// and cannot hit a later statement.
 pub(super) async fn until_closed(stream: &mut Stream) {
     let mut rest = [0; 64];
     while matches!(stream.read(&mut rest).await, Ok(n) if n > 0) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kind_of_server_decides_whether_it_is_used() {
+        let conninfo = Conninfo::parse("host=h user=u dbname=d").unwrap();
+        let route = &routes(&conninfo)[0];
+        let suits = |standby, read_only, wanted| {
+            let parameter = |name: &str| match name {
+                "in_hot_standby" => Some(standby),
+                "default_transaction_read_only" => Some(read_only),
+                _ => None,
+            };
+            check_kind(wanted, route, parameter).is_ok()
+        };
+        assert!(suits("off", "off", SessionAttrs::ReadWrite));
+        assert!(!suits("on", "off", SessionAttrs::ReadWrite));
+        assert!(!suits("off", "on", SessionAttrs::ReadWrite));
+        assert!(suits("off", "on", SessionAttrs::Primary));
+        assert!(suits("on", "off", SessionAttrs::Standby));
+        assert!(!suits("off", "off", SessionAttrs::Standby));
+    }
 }

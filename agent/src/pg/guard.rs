@@ -1,27 +1,25 @@
-//! Refuses a schema `steep_repl` that somebody else has a hand in.
+//! Refuses a schema `steep_repl` that somebody else controls in part.
 //!
-//! Whoever may create schemas in the database could make `steep_repl` first, with views, functions or
-//! triggers of their own, and this agent would run them with its rights. So everything in it that can
-//! carry code must belong to the agent's role or to a superuser, and nobody else may be able to add to
-//! it. The check reads PostgreSQL's catalog alone and calls nothing in the schema. Once it holds, it goes
-//! on holding: only the owners themselves, or superusers, can change what was checked.
+//! Whoever may create schemas could create `steep_repl` first, with views, functions or triggers that this
+//! agent would run with its rights. So everything in it that can carry code must belong to the agent's role
+//! or a superuser, and nobody else may add to it. The check reads only PostgreSQL's catalog and calls
+//! nothing in the schema. Its result stays true, as only those owners and superusers can change what was
+//! checked.
 
 use tokio_postgres::Client;
 
 use super::PgError;
 
-/// What the catalog says about the schema `steep_repl`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OwnSchema {
-    /// There is none.
+pub(crate) enum OwnSchema {
     Absent,
-    /// There is one, and nobody has a hand in it who should not.
+    /// Only the agent's role and superusers control it.
     Trusted,
 }
 
-/// Whether there is such a schema, and the first thing in it that is not to be trusted, with the role
-/// behind it. By way of `pg_depend`, so that the number of other tables does not matter. CREATE on the
-/// schema and TRIGGER on a table let others add code later.
+/// Whether the schema exists, and the first untrusted thing in it, with the role behind it. Uses
+/// `pg_depend`, so that the number of other tables does not matter. CREATE on the schema and TRIGGER on a
+/// table allow adding code later.
 pub(super) const LOOK: &str = "
 WITH place AS (
     SELECT n.oid, n.nspowner, n.nspacl FROM pg_catalog.pg_namespace n WHERE n.nspname = 'steep_repl'
@@ -55,23 +53,17 @@ WITH place AS (
 )
 SELECT (EXISTS (SELECT FROM place))::text, bad.what, bad.role FROM (SELECT) AS one LEFT JOIN bad ON true";
 
-/// The longest text of a server that is told: names have at most 63 bytes.
+/// Limit for the server's texts; names have at most 63 bytes.
 const TEXT_MAX: usize = 200;
 
-/// Looks at the schema `steep_repl`, before anything in it is used.
-///
-/// # Errors
-/// [`PgError::Untrusted`] where somebody else has a hand in it; [`PgError`] of the query.
+/// Checks the schema, before anything in it is used.
 pub(super) async fn look(client: &Client) -> Result<OwnSchema, PgError> {
     let row = client.query_typed(LOOK, &[]).await?;
     let row = row.first().ok_or_else(unexpected)?;
     judge([row.try_get(0)?, row.try_get(1)?, row.try_get(2)?])
 }
 
-/// What the answer to [`LOOK`] means.
-///
-/// # Errors
-/// As [`look`].
+/// Interprets the answer to [`LOOK`].
 pub(super) fn judge(answer: [Option<&str>; 3]) -> Result<OwnSchema, PgError> {
     match answer {
         [_, Some(what), Some(role)] => Err(PgError::Untrusted {
@@ -88,7 +80,7 @@ fn unexpected() -> PgError {
     PgError::Protocol("the catalog of the schema steep_repl is not understood".to_owned())
 }
 
-/// Names that others have chosen, on one line.
+/// Makes names that others chose safe to print: one line, no control characters.
 fn plain(text: &str) -> String {
     let shown = |c: char| if c.is_control() { '\u{fffd}' } else { c };
     text.chars().take(TEXT_MAX).map(shown).collect()

@@ -1,7 +1,4 @@
-//! Values in the text of statements that take no parameters.
-
-/// Text as an SQL string, for statements that take no parameters. Whatever the setting of
-/// `standard_conforming_strings`.
+/// Text as an SQL string, for statements without parameters. Independent of `standard_conforming_strings`.
 pub(crate) fn literal(text: &str) -> String {
     let doubled = text.replace('\'', "''");
     if doubled.contains('\\') {

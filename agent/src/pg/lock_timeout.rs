@@ -1,88 +1,53 @@
-//! Statements on a source stand in a lock queue for a moment only, then leave it and come back: whoever
-//! comes after a request that waits may have to wait behind it, and behind every lock that its
-//! transaction holds.
+//! Statements on a source stay in a lock queue for a moment only, then leave it and come back: later
+//! requests wait behind a queued one, and behind every lock that its transaction holds.
 
 use std::time::Duration;
 
-use tokio_postgres::error::SqlState;
-use tokio_util::sync::CancellationToken;
+use backon::ConstantBuilder;
 
-use super::PgError;
+/// The longest stay in a lock queue.
+pub(crate) const SHORT_LOCK_TIMEOUT: &str = "SET lock_timeout = '1s'";
 
-/// How long a request for a lock may stand in the queue. For sessions that use [`Again`].
-pub(crate) const LOCK_MOMENT: &str = "SET lock_timeout = '1s'";
-
-/// How long it stays away from the queue.
+/// The time away from the queue.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// How often a question is asked again.
-const QUESTIONS: u8 = 5;
+/// Retries of a question that somebody waits for.
+const QUESTIONS: usize = 5;
 
-/// Whether a statement that did not get a lock within [`LOCK_MOMENT`] is run again.
-#[derive(Debug)]
-pub(crate) struct Again {
-    /// `None` where the job's own limits end it.
-    left: Option<u8>,
+/// Retries for a job's work; the job's own limits end it.
+pub(crate) fn always() -> ConstantBuilder {
+    let constant = ConstantBuilder::new().with_delay(PAUSE);
+    constant.without_max_times()
 }
 
-impl Again {
-    /// For work of a job.
-    pub(crate) fn endless() -> Self {
-        Self { left: None }
-    }
-
-    /// For a question that somebody waits for.
-    pub(crate) fn few() -> Self {
-        Self {
-            left: Some(QUESTIONS),
-        }
-    }
-
-    /// Waits until the statement may be run again.
-    ///
-    /// # Errors
-    /// `error` where it is not one of a lock or there were too many, or [`PgError::Cancelled`].
-    pub(crate) async fn after(
-        &mut self,
-        error: PgError,
-        cancel: &CancellationToken,
-    ) -> Result<(), PgError> {
-        if !error.is(&SqlState::LOCK_NOT_AVAILABLE) || self.left == Some(0) {
-            return Err(error);
-        }
-        self.left = self.left.map(|left| left - 1);
-        tokio::select! {
-            () = tokio::time::sleep(PAUSE) => Ok(()),
-            () = cancel.cancelled() => Err(PgError::Cancelled),
-        }
-    }
+/// Retries for a question that somebody waits for.
+pub(crate) fn a_few_times() -> ConstantBuilder {
+    always().with_max_times(QUESTIONS)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use backon::Retryable as _;
 
-    fn locked() -> PgError {
-        PgError::refused("55P03", "canceling statement due to lock timeout")
+    use super::*;
+    use crate::pg::PgError;
+
+    /// Attempts at work that finds its lock free the 100th time.
+    async fn tried(code: &str, again: ConstantBuilder) -> u32 {
+        let mut tries = 0;
+        let work = || {
+            tries += 1;
+            let refused = PgError::refused(code, "canceling statement due to lock timeout");
+            std::future::ready(if tries == 100 { Ok(()) } else { Err(refused) })
+        };
+        let _ = work.retry(again).when(PgError::is_locked).await;
+        tries
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_question_gives_up_and_work_does_not() {
-        let cancel = CancellationToken::new();
-        let mut question = Again::few();
-        for _ in 0..QUESTIONS {
-            assert!(question.after(locked(), &cancel).await.is_ok());
-        }
-        let gave_up = question.after(locked(), &cancel).await;
-        assert!(gave_up.is_err_and(|e| e.is(&SqlState::LOCK_NOT_AVAILABLE)));
-        let mut work = Again::endless();
-        for _ in 0..100 {
-            assert!(work.after(locked(), &cancel).await.is_ok());
-        }
-        let other = PgError::refused("42P01", "no such table");
-        assert!(work.after(other, &cancel).await.is_err());
-        cancel.cancel();
-        let cancelled = work.after(locked(), &cancel).await;
-        assert!(matches!(cancelled, Err(PgError::Cancelled)));
+        assert_eq!(tried("55P03", a_few_times()).await, 1 + QUESTIONS as u32);
+        assert_eq!(tried("55P03", always()).await, 100);
+        assert_eq!(tried("42P01", always()).await, 1);
     }
 }

@@ -1,48 +1,49 @@
-//! The mark on each publication and subscription of ours: the snapshot at which it was complete.
+//! The mark on each of our publications and subscriptions: the snapshot at which it was complete.
 //!
-//! A comment on the object, so that it goes with it and a restarted agent finds it. A catalog row that
-//! this snapshot does not see was written later: a table that was put in, attached or added since. An
-//! object that was dropped and made again has no mark.
+//! It is a comment, so it disappears with the object, and a restarted agent finds it. A catalog row that
+//! this snapshot does not see is newer: a table that was added or attached since. An object that was
+//! dropped and created again has no mark.
 
 use tokio_postgres::types::Type;
 
 use super::{PgError, Session, literal};
 
-/// What a mark looks like: the snapshot, the owner, and a digest over what else must stay as it was.
+/// The snapshot, the owner, and a digest of everything else that must not change.
 const PATTERN: &str = "^steep_repl mark [0-9]+:[0-9]+:[0-9,]* [0-9]+ [0-9a-f]{64}$";
 
-/// The mark in an expression that gives a comment; NULL where it is none.
+/// The mark in a comment; NULL where it is not one. `comment`, like the arguments below, is an SQL
+/// expression.
 pub(crate) fn of(comment: &str) -> String {
     format!("substring({comment} FROM '{PATTERN}')")
 }
 
-/// The snapshot's text in an expression that gives a mark.
+/// The snapshot's text in a mark.
 pub(crate) fn since(mark: &str) -> String {
     format!("split_part({mark}, ' ', 3)")
 }
 
-/// A number for an expression that gives a mark; 0 where there is none.
+/// A number for a mark; 0 without one.
 pub(crate) fn number(mark: &str) -> String {
     format!("coalesce(hashtextextended({mark}, 0), 0)")
 }
 
-/// The owner in an expression that gives a mark.
+/// The owner in a mark.
 pub(crate) fn owner(mark: &str) -> String {
     format!("split_part({mark}, ' ', 4)")
 }
 
-/// The digest in an expression that gives a mark.
+/// The digest in a mark.
 pub(crate) fn digest(mark: &str) -> String {
     format!("split_part({mark}, ' ', 5)")
 }
 
-/// SHA-256 over an expression that gives text.
+/// SHA-256 of a text.
 pub(crate) fn sha256(text: &str) -> String {
     format!("encode(sha256(convert_to({text}, 'UTF8')), 'hex')")
 }
 
-/// Whether a row whose `xmin` is `xid` was written after the snapshot whose text `since` gives. Transactions in rows have 32
-/// bits; the epoch is that of the newest one, or the one before where that would be in the future.
+/// Whether the row with that `xmin` was written after the snapshot `since`. An `xmin` has 32 bits; its
+/// epoch is the current one, or the previous one where it would otherwise lie in the future.
 pub(crate) fn late(xid: &str, since: &str) -> String {
     let now = "pg_snapshot_xmax(pg_current_snapshot())::text::bigint";
     let number = format!("{xid}::text::bigint");
@@ -53,17 +54,14 @@ pub(crate) fn late(xid: &str, since: &str) -> String {
     )
 }
 
-/// What is marked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Marked {
-    /// A publication of this database.
     Publication,
-    /// A subscription of this database.
     Subscription,
 }
 
 impl Marked {
-    /// For an alias `p` of `pg_publication` or `s` of `pg_subscription`: what must stay as it is.
+    /// Digest of what must not change, for the alias `p` of `pg_publication` or `s` of `pg_subscription`.
     pub(crate) fn digest(self) -> String {
         sha256(match self {
             Self::Publication => "(to_jsonb(p) - 'pubowner' - 'oid')::text",
@@ -74,11 +72,7 @@ impl Marked {
     }
 }
 
-/// Marks the publication or subscription of that name with the snapshot of `at`'s transaction. Done
-/// again, it begins anew.
-///
-/// # Errors
-/// [`PgError`] of a statement.
+/// Marks the publication or subscription with the snapshot of `at`'s transaction; replaces an older mark.
 pub(crate) async fn set(
     session: &Session,
     at: &Session,

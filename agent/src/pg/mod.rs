@@ -1,34 +1,35 @@
-//! Talking to this node's PostgreSQL: connection strings, connections, the catalog.
+//! This node's PostgreSQL: connection strings, connections, the catalog.
 //!
-//! In the order a connection comes to be: [`Conninfo`] (what was asked for) → `dial` (a `transport`,
-//! with TLS where wanted) → [`Session`] (queries, through tokio-postgres) or [`raw`] (COPY and the
-//! replication protocol, without an allocation per row) → [`catalog`], [`secret_sql`].
+//! In the order of use: [`Conninfo`] → `dial` (a `transport`, with TLS where wanted) → [`Session`]
+//! (queries, through tokio-postgres) or [`raw`] (COPY and the replication protocol, without allocations per
+//! row) → [`catalog`], [`secret_sql`].
 //!
-//! Both kinds of connection come from one dialer, so that they reach the same server in the same
-//! way. No password, key or row value leaves this module in an error or a log: see [`PgError`].
+//! Both kinds of connection use one dialer and so reach the same server in the same way. No password, key
+//! or row value leaves this module in an error or a log: see [`PgError`].
 
-pub mod catalog;
+pub(crate) mod catalog;
+pub(crate) mod lock_timeout;
 pub(crate) mod mark;
-pub mod raw;
-pub mod secret_sql;
+pub(crate) mod raw;
+pub(crate) mod secret_sql;
 
 mod conninfo;
 mod dial;
 mod error;
+mod fault;
 mod guard;
 mod literal;
-mod lock_timeout;
 mod patient;
 mod session;
 mod settings;
 mod tls;
 mod transport;
 
-pub use conninfo::Conninfo;
+pub(crate) use conninfo::Conninfo;
 pub(crate) use error::key_columns;
-pub use error::{PgError, ServerError};
-pub use guard::OwnSchema;
+pub(crate) use error::{PgError, ServerError};
+pub(crate) use guard::OwnSchema;
 pub(crate) use literal::literal;
-pub(crate) use lock_timeout::{Again, LOCK_MOMENT};
-pub use session::Session;
+pub(crate) use lock_timeout::SHORT_LOCK_TIMEOUT;
+pub(crate) use session::Session;
 pub(crate) use settings::DURABLE;

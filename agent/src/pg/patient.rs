@@ -1,56 +1,49 @@
-//! A socket for a thread that may block: it reads when a good read has come together.
+//! A socket for a thread that may block, which waits for large reads.
 //!
-//! PostgreSQL sends COPY data 8 KiB at a time. To be woken for each costs a reader several times what
-//! the bytes cost, and an event loop is woken even while nobody asks it to read. A thread of its own
-//! can look away instead: it sleeps for less time than the server takes to fill the socket, and finds
-//! a hundred kilobytes at once. So this socket is known to no event loop; it blocks whoever polls it,
-//! for [`LONGEST_WAIT`] at most, after which other branches of the same task get their turn.
+//! PostgreSQL sends COPY data 8 KiB at a time. Waking for each costs several times what handling the bytes
+//! costs, and an event loop wakes even while nobody reads. A thread of its own can sleep instead, for less
+//! time than the server takes to fill the socket, and then read a hundred kilobytes at once. No event loop
+//! knows this socket. It blocks whoever polls it for [`LONGEST_WAIT`] at most, after which other branches
+//! of the task run.
 
-use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{SendFlags, Shutdown, send, shutdown};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// How long one poll blocks. A cancelled task notices after this.
+/// How long one poll blocks, and so how late a cancellation may be noticed.
 const LONGEST_WAIT: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 50_000_000,
 };
 
-/// What PostgreSQL sends at once in the midst of much; less is an answer that somebody waits for
+/// What PostgreSQL sends at once in the middle of a COPY; a smaller read is the end of an answer
 /// (`PQ_SEND_BUFFER_SIZE` of `pqcomm.c`).
 const SENT_AT_ONCE: usize = 8 * 1024;
 
-/// A read worth waiting for: about half of what a Unix socket holds before its sender has to wait.
+/// About half of what a Unix socket holds before its sender waits.
 const GOOD_READ: u32 = 96 * 1024;
 
-/// The shortest and the longest look away.
+/// The shortest and the longest sleep.
 const PAUSES: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(1));
 
-/// A connected socket that does not block.
-#[derive(Debug)]
-pub(super) enum Socket {
-    Tcp(std::net::TcpStream),
-    Unix(UnixStream),
-}
-
-/// Such a socket, for a thread that may block. Dropping it closes the connection.
+/// Dropping it closes the connection.
 #[derive(Debug)]
 pub(super) struct Patient {
-    socket: Socket,
-    /// When the last read found something.
+    socket: OwnedFd,
     last_read: Instant,
-    /// What it found.
     found: usize,
 }
 
 impl Patient {
-    pub(super) fn new(socket: Socket) -> Self {
+    /// `socket` must not block.
+    pub(super) fn new(socket: OwnedFd) -> Self {
         Self {
             socket,
             last_read: Instant::now(),
@@ -58,12 +51,12 @@ impl Patient {
         }
     }
 
-    /// Reads until the buffer is full or no more is to be expected at once. Nothing at the end;
-    /// [`io::ErrorKind::WouldBlock`] where nothing has come for long.
+    /// Reads until the buffer is full or nothing more is expected soon. 0 at the end;
+    /// [`io::ErrorKind::WouldBlock`] after a long silence.
     fn fill(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let mut filled = 0;
         loop {
-            match self.socket.read(&mut into[filled..]) {
+            match rustix::io::read(&self.socket, &mut into[filled..]) {
                 Ok(count) => {
                     filled += count;
                     let since = self.last_read.elapsed();
@@ -74,21 +67,21 @@ impl Patient {
                     }
                     std::thread::sleep(pause(count, since));
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // What came before an error is not lost: the next read meets the error again.
+                Err(Errno::INTR) => {}
+                // The next read meets the same error again.
                 Err(_) if filled > 0 => return Ok(filled),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    // A small buffer was emptied in the midst of much.
+                Err(error @ Errno::WOULDBLOCK) => {
+                    // A small buffer was emptied in the middle of a COPY.
                     if self.found >= SENT_AT_ONCE {
                         self.found = 0;
                         std::thread::sleep(PAUSES.0);
-                    } else if !self.socket.wait()? {
-                        return Err(error);
+                    } else if !wait(&self.socket)? {
+                        return Err(error.into());
                     } else {
                         self.last_read = Instant::now();
                     }
                 }
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.into()),
             }
         }
     }
@@ -121,15 +114,15 @@ impl AsyncWrite for Patient {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         loop {
-            match self.socket.write(bytes) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    // What goes out is a query now and then: there is hardly ever no room.
+            match send(&self.socket, bytes, SendFlags::NOSIGNAL) {
+                Err(Errno::INTR) => {}
+                Err(Errno::WOULDBLOCK) => {
+                    // Only queries go out, so there is nearly always room.
                     std::thread::sleep(PAUSES.1);
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }
-                written => return Poll::Ready(written),
+                written => return Poll::Ready(written.map_err(io::Error::from)),
             }
         }
     }
@@ -139,61 +132,34 @@ impl AsyncWrite for Patient {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.socket.shutdown())
+        Poll::Ready(shutdown(&self.socket, Shutdown::Write).map_err(io::Error::from))
     }
 }
 
-/// How long a good read takes to come together from a sender that sent `count` bytes in `took`.
+/// How long a sender of `count` bytes in `took` needs for a good read.
 fn pause(count: usize, took: Duration) -> Duration {
     let count = u32::try_from(count).unwrap_or(u32::MAX).max(1);
     let wanted = took.saturating_mul(GOOD_READ) / count;
     wanted.clamp(PAUSES.0, PAUSES.1)
 }
 
-impl Socket {
-    fn read(&self, into: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => (&mut &*stream).read(into),
-            Self::Unix(stream) => (&mut &*stream).read(into),
-        }
-    }
-
-    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => (&mut &*stream).write(bytes),
-            Self::Unix(stream) => (&mut &*stream).write(bytes),
-        }
-    }
-
-    fn shutdown(&self) -> io::Result<()> {
-        match self {
-            Self::Tcp(stream) => stream.shutdown(std::net::Shutdown::Write),
-            Self::Unix(stream) => stream.shutdown(std::net::Shutdown::Write),
-        }
-    }
-
-    /// Whether there is something to read, if only the end, before [`LONGEST_WAIT`] is over.
-    fn wait(&self) -> io::Result<bool> {
-        let mut watched = [PollFd::new(self, PollFlags::IN)];
-        match poll(&mut watched, Some(&LONGEST_WAIT)) {
-            Ok(ready) => Ok(ready > 0),
-            Err(rustix::io::Errno::INTR) => Ok(false),
-            Err(error) => Err(error.into()),
-        }
-    }
-}
-
-impl AsFd for Socket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Tcp(stream) => stream.as_fd(),
-            Self::Unix(stream) => stream.as_fd(),
-        }
+/// Whether there is something to read, or the end, within [`LONGEST_WAIT`].
+fn wait(socket: &OwnedFd) -> io::Result<bool> {
+    match poll(
+        &mut [PollFd::new(socket, PollFlags::IN)],
+        Some(&LONGEST_WAIT),
+    ) {
+        Ok(ready) => Ok(ready > 0),
+        Err(Errno::INTR) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::os::unix::net::UnixStream;
+
     use super::*;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio_util::sync::CancellationToken;
@@ -201,7 +167,7 @@ mod tests {
     fn pair() -> (Patient, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
-        (Patient::new(Socket::Unix(ours)), theirs)
+        (Patient::new(ours.into()), theirs)
     }
 
     #[tokio::test]

@@ -1,39 +1,33 @@
-//! A statement that takes a connection string but no parameters, run so that no log and no view shows
-//! its password.
+//! Runs a statement with a connection string in its text, so that no log and no view shows the password.
 //!
-//! The string goes in as COPY data, which no server logs whatever it is told to log, into a temporary
-//! table of the transaction; the statement is put together on the server and run in a block that
-//! catches its errors. So neither the text of a query, nor its parameters, nor an error, nor
-//! `pg_stat_activity` holds it; and what the server says of it is cleaned before anybody reads it.
+//! The string goes to a temporary table as COPY data, which no server logs. The statement is composed on
+//! the server and run in a block that catches its errors. So neither query text, parameters, errors nor
+//! `pg_stat_activity` hold the string, and the server's message is cleaned before anybody reads it.
 
 use bytes::Bytes;
 use futures_util::{SinkExt, pin_mut};
 
 use super::{Conninfo, Session};
 
-/// Gone with the transaction, and seen by this session alone.
+/// Visible to this session only, and dropped with the transaction.
 const PLACE: &str = "CREATE TEMPORARY TABLE steep_repl_secret (value text) ON COMMIT DROP";
 
 const PASS_IN: &str = "COPY pg_temp.steep_repl_secret FROM STDIN (FORMAT text)";
 
 const ANSWER: &str = "SELECT current_setting('steep_repl.answer', true)";
 
-/// A statement that the server refused; what it did is undone, the transaction goes on.
+/// The server refused the statement; its effects are undone, the transaction goes on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
-    /// The SQLSTATE.
-    pub code: String,
-    /// The message, without the password.
-    pub message: String,
+pub(crate) struct Refusal {
+    pub(crate) code: String,
+    /// Without the password.
+    pub(crate) message: String,
 }
 
-/// Runs `statement` with `conninfo` in the place of its `%L`, in the open transaction of `session`.
-/// Other percent signs are doubled.
-///
-/// # Errors
-/// The driver's, where it could not be tried: no `plpgsql`, no right to temporary tables, a broken
+/// Runs `statement` with `conninfo` for its `%L`, in the open transaction of `session`. Other percent signs
+/// are doubled. Fails where it cannot be tried: no `plpgsql`, no right to temporary tables, a broken
 /// connection.
-pub async fn execute(
+pub(crate) async fn execute(
     session: &Session,
     statement: &str,
     conninfo: &str,
@@ -93,7 +87,7 @@ fn read(answer: &str, conninfo: &str) -> Result<(), Refusal> {
 }
 
 fn cleaned(code: &str, message: &str, conninfo: &str) -> String {
-    // Syntax: libpq quotes pieces of a string that it cannot read.
+    // Syntax errors: libpq quotes parts of a string that it cannot parse.
     if code == "42601" {
         return "the connection string is not valid for libpq".to_owned();
     }

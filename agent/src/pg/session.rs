@@ -1,4 +1,4 @@
-//! One ordinary connection: tokio-postgres' client, its connection task, our settings.
+//! An ordinary connection: tokio-postgres' client, its connection task, our settings.
 
 use std::future::Future;
 use std::ops::Deref;
@@ -10,26 +10,24 @@ use tokio_postgres::{Client, Connection, NoTls};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::conninfo::{Conninfo, SessionAttrs};
-use super::dial::{self, Route, Search, Stream};
+use super::conninfo::Conninfo;
+use super::dial::{self, Route, Stream};
 use super::settings::UserViews;
 use super::transport::Reads;
 use super::{OwnSchema, PgError, guard, settings};
 
-/// How long a cancelled statement may take to end. PostgreSQL checks for cancellation often; what
-/// takes longer than this is a server that does not answer, and the connection is dropped.
+/// How long a cancelled statement may take to end. PostgreSQL checks often, so after this the server is
+/// taken to be dead and the connection is dropped.
 const CANCEL_GRACE: Duration = Duration::from_secs(10);
 
-/// A request may find the server between two statements: it is repeated so often.
+/// A cancel request may reach the server between two statements, so it is repeated.
 const CANCEL_AGAIN: Duration = Duration::from_millis(500);
 
-/// How long a connection may take to say goodbye.
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
-/// One connection for queries. Dropping it closes the connection at once; the server then rolls
-/// back what is open.
+/// Dropping it closes the connection at once; the server then rolls back.
 #[derive(Debug)]
-pub struct Session {
+pub(crate) struct Session {
     client: Client,
     version: u32,
     encoding: String,
@@ -46,30 +44,29 @@ impl Deref for Session {
 }
 
 impl Session {
-    /// Connects as `steep-repl <purpose>` and makes the settings of this crate: no timeout of the
-    /// server's applies, names are never looked up in a path, values are written in one way, and where
-    /// the role may say so the session is a replica's.
-    ///
-    /// # Errors
-    /// [`PgError`]: not reached, not let in, not the kind of server that is wanted, or a schema
-    /// `steep_repl` that is not to be trusted.
-    pub async fn connect(conninfo: &Conninfo, purpose: &str) -> Result<Self, PgError> {
-        let mut search = Search::new(conninfo);
-        while let Some(route) = search.way() {
-            let attempt = Self::connect_along(conninfo, &route, purpose);
-            if let Some(connection) = search.within(&route, attempt).await {
-                return Ok(connection);
-            }
-        }
-        Err(search.into_error())
+    /// Connects as `steep-repl <purpose>` with our settings: no timeouts of the server's, no user schemas
+    /// in `search_path`, fixed output formats, and the replica role where the role may set it.
+    pub(crate) async fn connect(conninfo: &Conninfo, purpose: &str) -> Result<Self, PgError> {
+        let login = |stream, route| Self::login(conninfo, stream, route, purpose);
+        dial::connect(conninfo, Reads::Eager, login).await
     }
 
-    async fn connect_along(
+    /// [`Session::connect`] with [`SHORT_LOCK_TIMEOUT`](super::SHORT_LOCK_TIMEOUT).
+    pub(crate) async fn connect_impatient(
         conninfo: &Conninfo,
-        route: &Route,
         purpose: &str,
     ) -> Result<Self, PgError> {
-        let stream = dial::open(conninfo, route, Reads::Eager).await?;
+        let session = Self::connect(conninfo, purpose).await?;
+        session.batch_execute(super::SHORT_LOCK_TIMEOUT).await?;
+        Ok(session)
+    }
+
+    async fn login(
+        conninfo: &Conninfo,
+        stream: Stream,
+        route: Route,
+        purpose: &str,
+    ) -> Result<Self, PgError> {
         let mut config = tokio_postgres::Config::new();
         config
             .user(&conninfo.user)
@@ -85,15 +82,10 @@ impl Session {
         let (client, connection) = config
             .connect_raw(stream, NoTls)
             .await
-            .map_err(|error| login_error(error, route))?;
-        let kind = ServerKind::of(|name| connection.parameter(name));
-        if !kind.is_wanted(conninfo.session_attrs) {
-            let place = route.endpoint.to_string();
-            return Err(PgError::Unsuitable {
-                place,
-                reason: kind.unwanted(conninfo.session_attrs),
-            });
-        }
+            .map_err(|error| login_error(error, &route))?;
+        dial::check_kind(conninfo.session_attrs, &route, |name| {
+            connection.parameter(name)
+        })?;
         let version = settings::version_num(connection.parameter("server_version").unwrap_or(""))?;
         let encoding = connection
             .parameter("server_encoding")
@@ -107,7 +99,7 @@ impl Session {
         }
         guard::look(&client).await?;
         client.batch_execute(settings::replica(version)).await?;
-        // Not on every operating system; without it a lost agent's statement runs to its end.
+        // Not every operating system supports it; without it, a lost agent's statement runs to its end.
         if let Err(error) = client.batch_execute(settings::CHECK_CLIENT).await {
             debug!(error = %PgError::from(error), "the server cannot watch for lost clients");
         }
@@ -117,61 +109,43 @@ impl Session {
             version,
             encoding,
             here,
-            route: route.clone(),
+            route,
             tasks,
         })
     }
 
-    /// Looks at the schema `steep_repl` again. Sessions that live long do so before they use it.
-    ///
-    /// # Errors
-    /// [`PgError::Untrusted`] where somebody else has a hand in it; [`PgError`] of the query.
-    pub async fn own_schema(&self) -> Result<OwnSchema, PgError> {
+    /// Checks the schema `steep_repl` again, as sessions that live long do before they use it.
+    pub(crate) async fn own_schema(&self) -> Result<OwnSchema, PgError> {
         guard::look(&self.client).await
     }
 
-    /// Lets statements read views and foreign tables of users, which functions in constraints and
-    /// materialised views may do.
-    ///
-    /// # Errors
-    /// [`PgError`] of the statement.
-    pub async fn read_user_views(&self) -> Result<(), PgError> {
+    /// Allows reading user views and foreign tables, which functions in constraints and materialised views
+    /// may do.
+    pub(crate) async fn read_user_views(&self) -> Result<(), PgError> {
         if let Some(allow) = settings::user_views(self.version, UserViews::Read) {
             self.client.batch_execute(&allow).await?;
         }
         Ok(())
     }
 
-    /// The client, for transactions.
-    pub fn client_mut(&mut self) -> &mut Client {
-        &mut self.client
-    }
-
     /// `server_version_num`: 180006 for 18.6.
-    #[must_use]
-    pub fn server_version(&self) -> u32 {
+    pub(crate) fn server_version(&self) -> u32 {
         self.version
     }
 
-    /// The database's encoding.
-    #[must_use]
-    pub fn server_encoding(&self) -> &str {
+    pub(crate) fn server_encoding(&self) -> &str {
         &self.encoding
     }
 
-    /// How to reach this very server again, where the original names several.
-    #[must_use]
-    pub fn conninfo(&self) -> &Conninfo {
+    /// Reaches this very server again, where the original names several.
+    pub(crate) fn conninfo(&self) -> &Conninfo {
         &self.here
     }
 
-    /// Runs `work`, statements of this session. When `cancel` comes first, sends PostgreSQL a cancel
-    /// request, waits until the statement has ended and gives [`PgError::Cancelled`].
-    ///
-    /// # Errors
-    /// What `work` fails with, or [`PgError::Cancelled`]. After that the session may be used again,
-    /// in a transaction only for ROLLBACK.
-    pub async fn run<T>(
+    /// Runs `work`, statements of this session. When `cancel` comes first, sends a cancel request, waits
+    /// for the statement's end and returns [`PgError::Cancelled`]. After that the session may be used
+    /// again, in a transaction only for ROLLBACK.
+    pub(crate) async fn run<T>(
         &self,
         cancel: &CancellationToken,
         work: impl Future<Output = Result<T, tokio_postgres::Error>>,
@@ -206,7 +180,6 @@ impl Session {
         Err(PgError::Cancelled)
     }
 
-    /// Asks the server to end what this session runs.
     async fn cancel_request(&self) -> Result<(), PgError> {
         let token = self.client.cancel_token();
         let mut stream = dial::open(&self.here, &self.route, Reads::Eager).await?;
@@ -215,8 +188,8 @@ impl Session {
         Ok(())
     }
 
-    /// Says goodbye, so that the server does not log a lost client.
-    pub async fn close(self) {
+    /// Disconnects properly, so that the server does not log a lost client.
+    pub(crate) async fn close(self) {
         let Self {
             client, mut tasks, ..
         } = self;
@@ -236,7 +209,7 @@ async fn drive(connection: Connection<Stream, tokio_postgres::tls::NoTlsStream>)
     }
 }
 
-/// The driver says only in words that a password was wanted and none was there.
+/// The driver says only by text that a password is missing.
 fn login_error(error: tokio_postgres::Error, route: &Route) -> PgError {
     let place = route.endpoint.to_string();
     match PgError::from(error) {
@@ -246,65 +219,5 @@ fn login_error(error: tokio_postgres::Error, route: &Route) -> PgError {
         },
         PgError::Driver(reason) => PgError::Login { place, reason },
         other => other,
-    }
-}
-
-/// What kind of server answered, as PostgreSQL 14 and newer report it at the login.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct ServerKind {
-    standby: bool,
-    read_only: bool,
-}
-
-impl ServerKind {
-    pub(super) fn of<'a>(parameter: impl Fn(&str) -> Option<&'a str>) -> Self {
-        let standby = parameter("in_hot_standby") == Some("on");
-        let read_only = standby || parameter("default_transaction_read_only") == Some("on");
-        Self { standby, read_only }
-    }
-
-    pub(super) fn is_wanted(self, attrs: SessionAttrs) -> bool {
-        match attrs {
-            // A standby is preferred, not demanded; with one server in the list that is the same.
-            SessionAttrs::Any | SessionAttrs::PreferStandby => true,
-            SessionAttrs::ReadWrite => !self.read_only,
-            SessionAttrs::ReadOnly => self.read_only,
-            SessionAttrs::Primary => !self.standby,
-            SessionAttrs::Standby => self.standby,
-        }
-    }
-
-    pub(super) fn unwanted(self, attrs: SessionAttrs) -> String {
-        let is = match (self.standby, self.read_only) {
-            (true, _) => "a standby",
-            (false, true) => "read-only",
-            (false, false) => "a primary",
-        };
-        format!(
-            "target_session_attrs={} is wanted and the server is {is}",
-            attrs.as_str()
-        )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_kind_of_server_decides_whether_it_is_used() {
-        let kind = |standby: &'static str, read_only: &'static str| {
-            ServerKind::of(move |name| match name {
-                "in_hot_standby" => Some(standby),
-                "default_transaction_read_only" => Some(read_only),
-                _ => None,
-            })
-        };
-        assert!(kind("off", "off").is_wanted(SessionAttrs::ReadWrite));
-        assert!(!kind("on", "off").is_wanted(SessionAttrs::ReadWrite));
-        assert!(!kind("off", "on").is_wanted(SessionAttrs::ReadWrite));
-        assert!(kind("off", "on").is_wanted(SessionAttrs::Primary));
-        assert!(kind("on", "off").is_wanted(SessionAttrs::Standby));
-        assert!(!kind("off", "off").is_wanted(SessionAttrs::Standby));
     }
 }

@@ -1,25 +1,24 @@
-//! What every connection of ours sets, and how versions are read.
+//! The settings of our connections, and the parsing of versions.
 
 use super::PgError;
 
-/// Lets the server notice within seconds that the agent is gone while it works for it (PostgreSQL
-/// manual, `client_connection_check_interval`). Refused where the operating system cannot.
+/// Lets the server notice within seconds that its client is gone (PostgreSQL manual,
+/// `client_connection_check_interval`). Some operating systems do not support it.
 pub(super) const CHECK_CLIENT: &str = "SET client_connection_check_interval = '2s'";
 
-/// Makes commits wait for this server's disk, however server, database or role are set. Settings that wait
-/// for standbys as well are left as they are. `pg_temp` is never searched for functions, but the path may be
-/// somebody else's when this runs.
+/// Makes commits wait for this server's disk, whatever is set. Stricter settings, which also wait for
+/// standbys, stay. `pg_temp` is never searched for functions, but the rest of the path may be somebody
+/// else's.
 pub(crate) const DURABLE: &str = "SELECT pg_catalog.set_config('synchronous_commit', 'on', false) \
      WHERE pg_catalog.current_setting('synchronous_commit') OPERATOR(pg_catalog.=) 'off'";
 
 /// Settings for a server of that version, as one simple query.
 ///
-/// `synchronous_commit`: what we have told somebody to be done is done, also after a crash.
-/// Timeouts: a job's own limits end it, not a server's default. `search_path`: names in our SQL and
-/// in `format_type` output are qualified, and a temporary table never stands before PostgreSQL's own,
-/// as it would with an empty path. Formats: text that means the same on any server.
-/// `array_nulls`: a NULL in an array's text is a NULL. `row_security`: an error rather than rows left out. `lc_monetary`: `money` in text reads back as
-/// the same number wherever it is read under the same setting.
+/// `synchronous_commit`: what we report as done survives a crash. Timeouts: a job's own limits apply.
+/// `search_path`: names in our SQL and in `format_type` output are qualified, and no temporary table comes
+/// before PostgreSQL's own, as with an empty path. Formats: text means the same on any server.
+/// `array_nulls`: a NULL in an array's text is a NULL. `row_security`: an error instead of missing rows.
+/// `lc_monetary`: `money` as text reads back as the same number.
 pub(super) fn statements(version: u32) -> String {
     let mut sql = format!("{DURABLE}; ")
         + "SET statement_timeout = 0; SET lock_timeout = 0; \
@@ -34,21 +33,21 @@ pub(super) fn statements(version: u32) -> String {
     sql
 }
 
-/// The setting by which a session reads no view and no foreign table of users: somebody could put one
-/// in the place of a table or a sequence between our listing and our reading it, and a view's functions
-/// run with the rights of whoever reads (CVE-2024-7348 was this in pg_dump).
+/// Keeps a session from reading user views and foreign tables: one could be put in the place of a table or
+/// sequence between listing and reading, and a view's functions run with the reader's rights (CVE-2024-7348
+/// in pg_dump).
 const RESTRICT: &str = "restrict_nonsystem_relation_kind";
 
-/// Whether statements of a session may read views and foreign tables of users.
+/// Whether a session may read user views and foreign tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum UserViews {
-    /// Never: what it names is a table or a sequence.
+    /// The session names only tables and sequences.
     Refused,
-    /// Functions in constraints and materialised views may read them.
+    /// Functions in constraints and materialised views may need them.
     Read,
 }
 
-/// Sets that for a session, where the server knows it: from 14.13, 15.8, 16.4 and 17 on.
+/// `None` where the server lacks the setting: it has it from 14.13, 15.8, 16.4 and 17 on.
 pub(super) fn user_views(version: u32, views: UserViews) -> Option<String> {
     let known = match version / 10_000 {
         14 => version >= 140_013,
@@ -63,8 +62,8 @@ pub(super) fn user_views(version: u32, views: UserViews) -> Option<String> {
     known.then(|| format!("SET {RESTRICT} = '{value}'"))
 }
 
-/// Makes the session a replica's where the role may: no trigger and no event trigger of a user's fires on
-/// what we do, but those that are enabled for replicas too. Asks first, since what is refused is logged.
+/// Sets the replica role where possible: only triggers enabled for replicas fire. Asks first, since the
+/// server logs a refusal.
 pub(super) fn replica(version: u32) -> &'static str {
     if version >= 150_000 {
         "SELECT pg_catalog.set_config('session_replication_role', 'replica', false)

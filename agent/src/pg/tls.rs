@@ -1,7 +1,7 @@
-//! TLS towards PostgreSQL, as `sslmode` means it.
+//! TLS to PostgreSQL, following `sslmode`.
 //!
-//! TLS 1.2 is allowed here, and only here: PostgreSQL servers of the supported versions may be
-//! built on an OpenSSL without 1.3.
+//! TLS 1.2 is allowed here, and only here: supported PostgreSQL servers may be built on an OpenSSL without
+//! 1.3.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,10 +18,10 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
 use super::conninfo::{Roots, SslMode, TlsSettings};
 
-/// Why no TLS configuration could be made or used; fit to be shown.
+/// Fit to be shown.
 pub(super) type Reason = String;
 
-/// The configuration that `settings` ask for. Reads the files they name.
+/// Reads the files that `settings` name.
 pub(super) fn client_config(settings: &TlsSettings) -> Result<ClientConfig, Reason> {
     let provider = Arc::new(ring::default_provider());
     let check = match (settings.mode, &settings.roots) {
@@ -68,7 +68,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Reason> {
     }
 }
 
-/// Whether the certificate must be for the host we asked for.
+/// Whether the certificate must be for the requested host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum NameCheck {
     Skip,
@@ -78,7 +78,7 @@ enum NameCheck {
 /// `verify-ca` and `verify-full`.
 #[derive(Debug)]
 struct Verifier {
-    /// Trusted as they are: a server's own certificate may be named as root, as OpenSSL allows.
+    /// Trusted as they are: a server's own certificate may serve as root, as in OpenSSL.
     pinned: Vec<CertificateDer<'static>>,
     chain: Arc<WebPkiServerVerifier>,
     name_check: NameCheck,
@@ -141,7 +141,7 @@ impl ServerCertVerifier for Verifier {
             ocsp_response,
             now,
         );
-        // The name is checked last, so that a wrong name means that all else is right.
+        // The name is checked last, so a wrong name means that everything else is right.
         match verdict {
             Err(Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
@@ -173,7 +173,7 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// `require` and below: encryption without knowing to whom, which is what these modes promise.
+/// `require` and below: encryption without authentication, as these modes promise.
 #[derive(Debug)]
 struct AcceptAny {
     provider: Arc<CryptoProvider>,

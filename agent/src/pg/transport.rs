@@ -1,109 +1,34 @@
-//! A socket to PostgreSQL, before TLS if there is any.
+//! A socket to PostgreSQL, below TLS.
 
 use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_util::either::Either;
 
-use super::patient::{Patient, Socket};
+use super::patient::Patient;
 
-/// How what comes in is read.
+/// How incoming data are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reads {
-    /// As it comes, by the event loop.
+    /// As data come, by the event loop.
     Eager,
-    /// In large reads, by whoever polls, who is on a thread that may block.
+    /// In large reads, on a thread that may block.
     Patient,
 }
 
 /// An open socket.
-#[derive(Debug)]
-pub(super) enum Transport {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-    Patient(Patient),
+pub(super) type Transport = Either<Either<TcpStream, UnixStream>, Patient>;
+
+pub(super) fn tcp(stream: TcpStream, reads: Reads) -> io::Result<Transport> {
+    Ok(match reads {
+        Reads::Eager => Either::Left(Either::Left(stream)),
+        Reads::Patient => Either::Right(Patient::new(stream.into_std()?.into())),
+    })
 }
 
-impl Transport {
-    pub(super) fn tcp(stream: TcpStream, reads: Reads) -> io::Result<Self> {
-        match reads {
-            Reads::Eager => Ok(Self::Tcp(stream)),
-            Reads::Patient => Ok(Self::Patient(Patient::new(Socket::Tcp(stream.into_std()?)))),
-        }
-    }
-
-    pub(super) fn unix(stream: UnixStream, reads: Reads) -> io::Result<Self> {
-        match reads {
-            Reads::Eager => Ok(Self::Unix(stream)),
-            Reads::Patient => Ok(Self::Patient(Patient::new(Socket::Unix(
-                stream.into_std()?,
-            )))),
-        }
-    }
-}
-
-impl AsyncRead for Transport {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Patient(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for Transport {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
-            Self::Patient(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Self::Patient(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Tcp(stream) => stream.is_write_vectored(),
-            Self::Unix(stream) => stream.is_write_vectored(),
-            Self::Patient(stream) => stream.is_write_vectored(),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Patient(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Patient(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
-    }
+pub(super) fn unix(stream: UnixStream, reads: Reads) -> io::Result<Transport> {
+    Ok(match reads {
+        Reads::Eager => Either::Left(Either::Right(stream)),
+        Reads::Patient => Either::Right(Patient::new(stream.into_std()?.into())),
+    })
 }

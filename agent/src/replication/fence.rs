@@ -1,8 +1,7 @@
 //! The fence: a position on the source that the subscriber must have passed.
 //!
-//! A transaction that was committed before the fence was taken lies before it in the log, so a
-//! subscriber that has confirmed the fence has all of them (G4), as far as they were published: that is
-//! proved beside it.
+//! Transactions committed before the fence was taken lie before it in the WAL, so a subscriber that has
+//! confirmed the fence has them all (G4), as far as they were published, which is proved separately.
 
 use std::time::Duration;
 
@@ -14,18 +13,15 @@ use crate::pg::{PgError, Session};
 use crate::snapshot::published;
 use crate::task::Task;
 
-/// The subscriber confirms at most this often worth looking.
+/// The subscriber confirms no more often than this.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-/// A source that went away is looked for so often, so many times: a minute, enough for a restart.
+/// Reconnects to a source for a minute, enough for a restart.
 const RECONNECT_EVERY: Duration = Duration::from_secs(2);
 const RECONNECT_ATTEMPTS: u32 = 30;
 
-/// Takes a fence and waits until the job's slot has confirmed it. A restart of the source in between
-/// is waited out, and the fence taken anew.
-///
-/// # Errors
-/// A [`Fault`] where the slot is gone or can no longer be used, the source stays away, or on cancel.
+/// Takes a fence and waits until the job's slot has confirmed it. Waits out a restart of the source and
+/// takes a new fence. Fails where the slot is gone or unusable, the source stays away, or on cancel.
 pub(crate) async fn await_fence(task: &Task) -> Result<Lsn, Fault> {
     let mut patience = Patience::default();
     loop {
@@ -45,8 +41,8 @@ pub(crate) async fn await_fence(task: &Task) -> Result<Lsn, Fault> {
     }
 }
 
-/// How often the source may be found away in a row. A catch-up may last for days; a source that was
-/// there in between has used up nothing.
+/// How often in a row the source may be away. A catch-up may last for days, so a source that answered in
+/// between starts from zero.
 #[derive(Debug, Default)]
 struct Patience {
     attempts: u32,
@@ -58,14 +54,14 @@ impl Patience {
         self.attempts = 0;
     }
 
-    /// It was away once more; whether that is once too often.
+    /// It was away again; whether that is too often.
     fn is_over(&mut self) -> bool {
         self.attempts += 1;
         self.attempts > RECONNECT_ATTEMPTS
     }
 }
 
-/// One connection's worth: the fence, or a verdict on the slot, or an error that may pass.
+/// One connection: the fence, a verdict on the slot, or a transient error.
 async fn pass_fence(task: &Task, patience: &mut Patience) -> Result<Result<Lsn, Fault>, PgError> {
     let session = Session::connect(&task.conninfo, "fence").await?;
     let fence = take_fence(&session, task).await?;
@@ -77,7 +73,7 @@ async fn pass_fence(task: &Task, patience: &mut Patience) -> Result<Result<Lsn, 
         };
         patience.renew();
         if slot.confirmed >= fence {
-            // The position alone does not say that what lay before it was published.
+            // The position alone does not prove that everything before it was published.
             let proved = published::prove(&session, task).await?;
             session.close().await;
             return Ok(proved.map(|()| fence));
@@ -101,8 +97,8 @@ async fn pass_fence(task: &Task, patience: &mut Patience) -> Result<Result<Lsn, 
     }
 }
 
-/// A message in the log gives the subscriber something to confirm even where nobody writes; where it
-/// may not be written, the present end of the log serves, and the next write confirms it.
+/// A WAL message gives the subscriber something to confirm even without writes. Without the right to send
+/// one, the current WAL position serves, and the next write confirms it.
 async fn take_fence(session: &Session, task: &Task) -> Result<Lsn, PgError> {
     let emit = "SELECT pg_logical_emit_message(false, 'steep_repl', 'fence')::text";
     let row = match session
@@ -135,7 +131,7 @@ async fn look(
     task: &Task,
     name: &SlotName,
 ) -> Result<Result<Confirmed, Fault>, PgError> {
-    // As JSON because the reason has a column only from PostgreSQL 17 on.
+    // As JSON, since only PostgreSQL 17 and newer have a column for the reason.
     let sql = "SELECT active, confirmed_flush_lsn::text, coalesce(wal_status, ''), \
              to_jsonb(s) ->> 'invalidation_reason' \
          FROM pg_replication_slots s WHERE slot_name = $1";

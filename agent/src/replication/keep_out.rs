@@ -1,9 +1,9 @@
 //! Keeps others from writing to tables while their rows are loaded.
 //!
-//! A row of somebody else's would stand among those of the source, and nothing would tell. So each
-//! planned table, and each table above it, gets a trigger that refuses statements. It is an ordinary one:
-//! sessions that load or apply run as a replica and do not fire it, and a statement trigger costs COPY
-//! nothing. It goes before the subscription begins; a cleanup finds it by its function.
+//! Another's row would be indistinguishable from the source's. So each planned table, and each table above
+//! it, gets an ordinary statement trigger that refuses writes. Sessions that load or apply are replicas and
+//! do not fire it, and COPY pays nothing for it. It is dropped before the subscription begins; a cleanup
+//! finds it by its function.
 
 use std::time::Duration;
 
@@ -15,25 +15,22 @@ use crate::node::connection::Conn;
 use crate::pg::PgError;
 use crate::schema::batch::is_of_the_statement;
 
-/// Tables of one transaction: each is locked until its end.
+/// Tables per transaction, each locked until its end.
 const BATCH: usize = 200;
 
-/// How long a trigger waits for a table to be dropped from it: who comes meanwhile waits behind us.
+/// How long to wait for a table while others wait behind us.
 const DROP_WAIT: &str = "2s";
 
-/// Attempts to drop triggers, and the pause between two.
 const DROP_ATTEMPTS: u32 = 30;
 const DROP_PAUSE: Duration = Duration::from_secs(1);
 
-/// Tables named in a finding or a fault.
 const NAMED: usize = 5;
 
 const TRIGGER: &str = "steep_repl_keep_out";
 
-/// A table to guard.
 struct Guarded {
     name: TableName,
-    /// Its rows are loaded; else it is above one whose rows are.
+    /// Its rows are loaded; otherwise it is above such a table.
     planned: bool,
 }
 
@@ -41,11 +38,8 @@ fn function(job: JobId) -> String {
     format!("steep_repl.keep_out_{job}()")
 }
 
-/// Guards the job's tables, and makes sure that they hold no row. Done again, it does nothing new.
-///
-/// # Errors
-/// A fault that names tables which somebody has written to already; faults of the server. That the role
-/// may not make a trigger is a finding.
+/// Guards the job's tables and checks that they hold no rows. Idempotent. Fails where somebody has written
+/// to them; a missing right to create triggers is a finding.
 pub(crate) async fn set(conn: &Conn, job: JobId) -> Result<Vec<Finding>, Fault> {
     let make = format!(
         "CREATE OR REPLACE FUNCTION {} RETURNS trigger LANGUAGE plpgsql AS $refuse$
@@ -104,7 +98,7 @@ pub(crate) async fn set(conn: &Conn, job: JobId) -> Result<Vec<Finding>, Fault> 
     Ok(vec![unguarded(conn, &few(&open), &why)])
 }
 
-/// Whether the server does not let us, rather than somebody is in the way.
+/// Whether the server refuses, rather than somebody being in the way.
 fn is_refused(error: &PgError) -> bool {
     let code = error.sqlstate();
     code.is_some_and(|code| *code != SqlState::LOCK_NOT_AVAILABLE && is_of_the_statement(code))
@@ -129,8 +123,8 @@ fn unguarded(conn: &Conn, tables: &str, why: &str) -> Finding {
     )
 }
 
-/// The planned tables and those above them, by inheritance or as partitions: a statement fires the
-/// triggers of the table that it names.
+/// The planned tables and those above them, by inheritance or as partitions: a statement fires the triggers
+/// of the table that it names.
 async fn tables(conn: &Conn, job: JobId) -> Result<Vec<Guarded>, Fault> {
     let sql = "WITH RECURSIVE planned AS MATERIALIZED (
             SELECT c.oid FROM steep_repl.job_tables t JOIN pg_namespace n ON n.nspname = t.schema_name
@@ -151,7 +145,7 @@ async fn tables(conn: &Conn, job: JobId) -> Result<Vec<Guarded>, Fault> {
     Ok(rows.iter().filter_map(guarded).collect())
 }
 
-/// Guards some tables in one transaction, which waits for those who write to them, and looks for rows.
+/// Guards some tables in one transaction, which waits for current writers, and looks for rows.
 async fn guard(
     conn: &Conn,
     job: JobId,
@@ -195,10 +189,7 @@ async fn guard(
     Ok(())
 }
 
-/// Takes the job's guards away, where there are any.
-///
-/// # Errors
-/// Faults of the server; of a table that somebody uses without a pause.
+/// Removes the job's guards. Fails where a table is in use without a pause.
 pub(crate) async fn lift(conn: &Conn, job: JobId) -> Result<(), Fault> {
     let sql = "SELECT n.nspname::text, c.relname::text FROM pg_trigger t
         JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace

@@ -2,8 +2,8 @@
 //! missing.
 //!
 //! On the target: [`subscription`], the tables it carries ([`subscribed`]), and [`keep_out`], which keeps
-//! others from writing to them before it begins. On the source: [`fence`] (everything has arrived),
-//! [`sequences`], which no subscription carries, and [`prepared`], slots for nodes made from a backup.
+//! others from writing to them before. On the source: [`fence`] (everything has arrived), [`sequences`],
+//! which no subscription carries, and [`prepared`], slots for nodes restored from a backup.
 
 pub(crate) mod fence;
 pub(crate) mod keep_out;

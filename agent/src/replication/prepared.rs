@@ -1,11 +1,8 @@
-//! Slots that are prepared for a hand-over from a backup: made, looked at, taken, given back, dropped.
+//! Slots prepared for a hand-over from a backup: created, read, taken, given back, dropped.
 //!
-//! What is prepared is noted in `steep_repl.init_slots` of this database, before the slot is made: a
-//! slot that nobody remembers would fill the disk (G5). A note names its node, since a physical copy of
-//! this server carries it along and must not take it for its own. Whether a hand-over may begin is the
-//! coordinator's to judge.
-
-use std::time::Duration;
+//! A prepared slot is noted in this database's `steep_repl.init_slots` before it is created, since a
+//! forgotten slot would fill the disk (G5). A note names its node, as a physical copy of this server
+//! contains it and must not take it for its own. The coordinator judges whether a hand-over may begin.
 
 use steep_protocol::message::handover::{
     NotedSlot, PreparedSlot, PreparedState, Replication, ServerSlot, SlotFacts, SlotName, Used,
@@ -14,7 +11,7 @@ use steep_protocol::message::job::TableFilter;
 use steep_protocol::{ByteCount, Fault, FaultKind, NodeId, TableName};
 use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::node::own_schema;
 use crate::node::slot_notes::{forget, lsn, readable, time};
@@ -24,75 +21,55 @@ use crate::snapshot::slot::{self, SlotGone};
 use crate::snapshot::{plan, publication, published, published_oids};
 use crate::task::Task;
 
-/// How long the note of a slot that is being made holds, in seconds: what a crash leaves goes then.
+/// How long the note of an unfinished slot is valid, in seconds, so that the rest of a crash expires.
 const UNFINISHED_SECONDS: i64 = 3_600;
 
-/// What is left of a failed attempt is removed within this time, or when its note expires.
-const TIDY_UP: Duration = Duration::from_secs(10);
-
-/// Makes publication and slot of the task's replication and notes them, to be kept so many seconds.
-/// Waits for transactions that were running before.
-///
-/// # Errors
-/// A [`Fault`]; what was made until then is removed again, as far as the server can be reached.
+/// Creates publication and slot of the task's replication and notes them, valid for `expires_seconds`.
+/// Waits for older transactions. On error, what was created is removed as far as the server can be reached.
 pub(crate) async fn prepare(task: &Task, expires_seconds: u64) -> Result<PreparedSlot, Fault> {
     let fault = |error: PgError| error.to_fault(&task.node);
-    let session = Session::connect(&task.conninfo, "prepare")
-        .await
-        .map_err(fault)?;
+    let session = task.connect("prepare").await?;
     own_schema::install(&session).await.map_err(fault)?;
     note(&session, task).await?;
     let mut made = Made::Nothing;
     let outcome = make(&session, task, expires_seconds, &mut made).await;
     if outcome.is_err() {
-        let tidying = tidy(&session, task, made);
-        match tokio::time::timeout(TIDY_UP, tidying).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => warn!(job_id = %task.job, %error, "could not tidy up"),
-            Err(_) => warn!(job_id = %task.job, "could not tidy up in time"),
-        }
+        task.tidy_up(tidy(&session, task, made)).await;
     }
     session.close().await;
     outcome
 }
 
-/// What an attempt may have made.
+/// What an attempt may have created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Made {
     Nothing,
     Slot,
 }
 
-/// Notes that the slot is being made. A note that came here with a copy of another node gives way.
+/// Notes the slot before its creation. A note that came with a copy of another node is replaced.
 async fn note(session: &Session, task: &Task) -> Result<(), Fault> {
     let fault = |error: PgError| error.to_fault(&task.node);
-    let (slot, job) = (
-        task.replication.slot.as_str(),
-        task.replication.id.to_string(),
-    );
+    let slot = task.replication.slot.as_str();
+    let job = task.replication.id.to_string();
     let sql = "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)";
-    let there: bool = {
-        let values: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&slot];
-        let asked = session.run(&task.cancel, session.query_one(sql, &values));
-        let row = asked.await.map_err(fault)?;
-        row.try_get(0).map_err(|error| fault(error.into()))?
-    };
+    let values: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&slot];
+    let asked = session.run(&task.cancel, session.query_one(sql, &values));
+    let there: bool = asked.await.map_err(fault)?.get(0);
     let sql = "INSERT INTO steep_repl.init_slots AS i (slot_name, job, source_node, expires_at) \
          VALUES ($1, $2, $3, now() + $4::int8 * interval '1 second') \
          ON CONFLICT (slot_name) DO UPDATE SET job = excluded.job, target_node = NULL, lsn = NULL, \
              source_node = excluded.source_node, created_at = now(), expires_at = excluded.expires_at \
          WHERE i.source_node IS DISTINCT FROM excluded.source_node";
-    let noted = match there {
-        true => 0,
-        false => session
-            .execute(
-                sql,
-                &[&slot, &job, &task.node.as_str(), &UNFINISHED_SECONDS],
-            )
+    let note: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
+        [&slot, &job, &task.node.as_str(), &UNFINISHED_SECONDS];
+    if !there
+        && session
+            .execute(sql, &note)
             .await
-            .map_err(|error| fault(error.into()))?,
-    };
-    if noted > 0 {
+            .map_err(|error| task.fault(error))?
+            > 0
+    {
         return Ok(());
     }
     let text = format!("there is a replication slot {slot} already, or one is being made");
@@ -111,7 +88,7 @@ async fn make(
     let replication = &task.replication;
     let listing = Listing::load(session).await.map_err(fault)?;
     let members = publication::members(&listing, &TableFilter::default());
-    // Before the slot: what it decodes is published from its first byte.
+    // Before the slot: what the slot decodes is published from its first byte.
     let name = replication.name();
     let created = publication::create(session, &task.cancel, &name, &members).await;
     created.map_err(fault)?;
@@ -119,7 +96,7 @@ async fn make(
     let lsn = match created {
         Ok(lsn) => lsn,
         Err(error) => {
-            // Cancelled or broken off, it may be there.
+            // Cancelled or disconnected, it may exist.
             if !error.is(&SqlState::DUPLICATE_OBJECT) {
                 *made = Made::Slot;
             }
@@ -161,10 +138,6 @@ async fn tidy(session: &Session, task: &Task, made: Made) -> Result<(), PgError>
     forget(session, replication).await
 }
 
-/// What is true of the task's prepared slot now.
-///
-/// # Errors
-/// A [`Fault`] where PostgreSQL cannot be asked.
 pub(crate) async fn slot_facts(task: &Task, filter: &TableFilter) -> Result<SlotFacts, Fault> {
     let gathered = async {
         let session = Session::connect(&task.conninfo, "preflight").await?;
@@ -172,9 +145,7 @@ pub(crate) async fn slot_facts(task: &Task, filter: &TableFilter) -> Result<Slot
         session.close().await;
         Ok(facts)
     };
-    gathered
-        .await
-        .map_err(|error: PgError| error.to_fault(&task.node))
+    gathered.await.map_err(|error: PgError| task.fault(error))
 }
 
 async fn gather(
@@ -221,7 +192,7 @@ async fn gather(
 }
 
 async fn server_slot(session: &Session, slot: &SlotName) -> Result<Option<ServerSlot>, PgError> {
-    // As JSON because the reason has a column only from PostgreSQL 17 on.
+    // As JSON, since only PostgreSQL 17 and newer have a column for the reason.
     let sql = "SELECT plugin::text, database IS NOT DISTINCT FROM current_database(), active, \
              coalesce(wal_status, ''), to_jsonb(s) ->> 'invalidation_reason', \
              restart_lsn::text, confirmed_flush_lsn::text \
@@ -241,10 +212,8 @@ async fn server_slot(session: &Session, slot: &SlotName) -> Result<Option<Server
     .transpose()
 }
 
-/// Notes that the task's slot is that target's from here on. Done again, it does nothing.
-///
-/// # Errors
-/// A [`Fault`] where the slot is another's, expired or gone meanwhile.
+/// Assigns the task's slot to `target`. Idempotent. Fails where the slot is another's, has expired or is
+/// gone.
 pub(crate) async fn take(task: &Task, target: &NodeId) -> Result<(), Fault> {
     let sql = "UPDATE steep_repl.init_slots SET target_node = $4 \
          WHERE slot_name = $1 AND job = $2 AND source_node = $3 AND lsn IS NOT NULL \
@@ -252,12 +221,10 @@ pub(crate) async fn take(task: &Task, target: &NodeId) -> Result<(), Fault> {
              AND EXISTS (SELECT FROM pg_replication_slots s WHERE s.slot_name = $1)";
     let taken = change(task, target, sql).await?;
     if taken > 0 {
-        let fault = |error: PgError| error.to_fault(&task.node);
-        let session = Session::connect(&task.conninfo, "handover").await;
-        let session = session.map_err(fault)?;
-        let renewed = published::renew(&session, task).await.map_err(fault)?;
+        let session = task.connect("handover").await?;
+        let renewed = published::renew(&session, task).await;
         session.close().await;
-        return renewed;
+        return renewed.map_err(|error| task.fault(error))?;
     }
     let slot = &task.replication.slot;
     let text = format!("the prepared slot {slot} has been dropped or taken meanwhile");
@@ -266,11 +233,8 @@ pub(crate) async fn take(task: &Task, target: &NodeId) -> Result<(), Fault> {
         .hint("prepare another one, and take a backup after that"))
 }
 
-/// The target does not use the task's slot after all. Where changes may have been applied from it, only
-/// a backup that is taken from here on can be completed with it. Done again, it does nothing.
-///
-/// # Errors
-/// A [`Fault`] of the connection or the server.
+/// The target does not use the task's slot after all. If changes may have been applied from it, only a
+/// backup taken from here on can use it. Idempotent.
 pub(crate) async fn give_back(task: &Task, target: &NodeId, used: Used) -> Result<(), Fault> {
     let lsn = match used {
         Used::No => "lsn",
@@ -299,20 +263,14 @@ async fn change(task: &Task, target: &NodeId, sql: &str) -> Result<u64, Fault> {
         session.close().await;
         Ok(changed)
     };
-    changed
-        .await
-        .map_err(|error: PgError| error.to_fault(&task.node))
+    changed.await.map_err(|error: PgError| task.fault(error))
 }
 
-/// Drops the task's prepared slot, which an operator does not want any more.
-///
-/// # Errors
-/// A [`Fault`] where a node uses it, or the server does not let go of it.
+/// Drops the task's prepared slot on an operator's request. Fails where a node uses it, or the server does
+/// not release it.
 pub(crate) async fn drop_prepared(task: &Task) -> Result<(), Fault> {
     let fault = |error: PgError| error.to_fault(&task.node);
-    let session = Session::connect(&task.conninfo, "prepare")
-        .await
-        .map_err(fault)?;
+    let session = task.connect("prepare").await?;
     let dropped = drop_unused(
         &session,
         &task.node,
@@ -331,29 +289,21 @@ pub(crate) async fn drop_prepared(task: &Task) -> Result<(), Fault> {
         .hint("cancel the node that uses it: steep-repl init cancel"))
 }
 
-/// Why a prepared slot is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unwanted {
-    /// Its time is over.
     Expired,
-    /// Somebody says so.
     ByOperator,
 }
 
-/// Whether a prepared slot was there to be dropped, and was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Dropped {
-    /// Yes.
     Yes,
-    /// A target has it, or it is noted no longer, or it does not let go.
+    /// A target has it, its note is gone, or it is in use.
     No,
 }
 
-/// Drops slot, publication and note, where no target has the slot. The note is held meanwhile, so that
-/// nobody takes what is being dropped.
-///
-/// # Errors
-/// [`PgError`] of a statement; what is left is found by another try.
+/// Drops slot, publication and note, unless a target has the slot. Locks the note meanwhile, so that nobody
+/// takes it.
 pub(crate) async fn drop_unused(
     session: &Session,
     node: &NodeId,

@@ -1,46 +1,37 @@
-//! Where the sequences stand. Logical replication does not carry them; they are set at the end.
+//! Reads sequence positions. Logical replication does not carry them; they are set at the end.
 
+use backon::Retryable as _;
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::peer::SequenceValue;
 use steep_protocol::{Fault, TableName};
 use tokio_postgres::error::SqlState;
 
 use crate::pg::catalog::{Partitions, USER_RELATION, table_name};
-use crate::pg::{Again, LOCK_MOMENT, PgError, Session};
+use crate::pg::{PgError, Session, lock_timeout};
 use crate::task::Task;
 
-/// Sequences read in one statement: 200 short SELECTs plan in milliseconds.
+/// Sequences per statement: 200 short SELECTs plan in milliseconds.
 const BATCH: usize = 200;
 
-/// A sequence may be dropped between the list and the reading; more often than this it is not that.
+/// A sequence may be dropped between listing and reading; more failures than this have another cause.
 const ATTEMPTS: u32 = 5;
 
-/// The position of every sequence that `filter` admits; one that belongs to a table goes with it.
-///
-/// # Errors
-/// A [`Fault`] where PostgreSQL cannot be asked.
+/// Every sequence that `filter` admits; one that belongs to a table follows the table.
 pub(crate) async fn sequences(
     task: &Task,
     filter: &TableFilter,
 ) -> Result<Vec<SequenceValue>, Fault> {
     let fault = |error: PgError| error.to_fault(&task.node);
-    let session = Session::connect(&task.conninfo, "sequences")
+    let session = Session::connect_impatient(&task.conninfo, "sequences")
         .await
         .map_err(fault)?;
-    let moment = session.batch_execute(LOCK_MOMENT).await;
-    moment.map_err(|error| fault(error.into()))?;
-    let (mut attempt, mut again) = (0, Again::endless());
-    let values = loop {
-        attempt += 1;
-        match read_all(&session, task, filter).await {
-            Err(error) if attempt < ATTEMPTS && error.is(&SqlState::UNDEFINED_TABLE) => {}
-            Err(error) if error.is(&SqlState::LOCK_NOT_AVAILABLE) => {
-                attempt -= 1;
-                again.after(error, &task.cancel).await.map_err(fault)?;
-            }
-            other => break other.map_err(fault)?,
-        }
-    };
+    let mut dropped = 0;
+    let read = (|| read_all(&session, task, filter)).retry(lock_timeout::always());
+    let read = read.when(|error| {
+        dropped += u32::from(error.is(&SqlState::UNDEFINED_TABLE));
+        error.is_locked() || error.is(&SqlState::UNDEFINED_TABLE) && dropped < ATTEMPTS
+    });
+    let values = read.await.map_err(fault)?;
     session.close().await;
     Ok(values)
 }
@@ -66,7 +57,7 @@ async fn read_all(
         let owned = row.try_get::<_, Option<String>>(2)?.is_some();
         let admitted =
             filter.admits(&name) && (!owned || partitions.admitted(filter, &table_name(&row, 2)?));
-        // Owned by two columns it would come twice; PostgreSQL does not do that, but could.
+        // Owned by two columns it would appear twice; PostgreSQL does not do that, but could.
         if admitted && names.last() != Some(&name) {
             names.push(name);
         }
@@ -91,7 +82,7 @@ async fn read_all(
                 .and_then(|at| batch.get(at))
                 .cloned();
             let name =
-                name.ok_or_else(|| PgError::Protocol("a sequence nobody asked for".into()))?;
+                name.ok_or_else(|| PgError::Protocol("a sequence that was not asked for".into()))?;
             let (last_value, is_called) = (row.try_get(1)?, row.try_get(2)?);
             values.push(SequenceValue {
                 name,

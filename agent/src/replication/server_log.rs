@@ -1,23 +1,22 @@
 //! Why a subscription fails, in PostgreSQL's own words: the end of the server's log, where the role may
-//! read it (EXECUTE on three functions, or a superuser).
+//! read it (a superuser, or with EXECUTE on three functions).
 //!
-//! Only entries of that subscription's workers are looked at, which name its origin. Of an entry the
-//! message is told, as far as it cannot hold a value, and of its details only the columns of a violated
-//! key. Of a message that is not known only its place is told.
+//! Uses only entries of that subscription's workers, which name its origin. Repeats a message only as far
+//! as it cannot hold a value, and of its details only the columns of a violated key. For an unknown message
+//! only its place.
 
 use steep_protocol::message::job::ReplicationNames;
 use steep_protocol::{JobId, Lsn};
 
 use crate::pg::{PgError, Session, key_columns};
 
-/// How much of the log's end is read: an entry is some lines, and workers try again every few seconds.
+/// How much of the log's end is read: an entry has a few lines, and workers retry every few seconds.
 const READ_BYTES: i64 = 256 * 1024;
 
-/// The longest text told.
 const TOLD_MAX: usize = 400;
 
-/// How the messages begin that an apply worker ends with, and whether what follows a colon may be told:
-/// names are, values are not.
+/// The beginnings of messages with which an apply worker ends, and whether the text after a colon may be
+/// repeated: names may, values may not.
 const KNOWN: [(&str, Tail); 20] = [
     ("logical replication target relation ", Tail::Names),
     (
@@ -52,16 +51,13 @@ const KNOWN: [(&str, Tail); 20] = [
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tail {
-    /// What follows a colon is left out.
     None,
-    /// It holds names of objects, or the operating system's words.
+    /// Object names, or the operating system's words.
     Names,
 }
 
-/// What is known of the errors of each subscription of ours, in a sentence.
-///
-/// # Errors
-/// [`PgError`] where the connection is lost. That the log may not be read is told instead.
+/// What is known of the errors of each of our subscriptions, in a sentence. An unreadable log is part of
+/// the answer.
 pub(crate) async fn troubles(
     session: &Session,
     failing: &[JobId],
@@ -86,7 +82,7 @@ async fn trouble(session: &Session, origin: &str) -> Result<String, PgError> {
             "PostgreSQL's log there tells why ({file}; entries with replication origin \"{origin}\")"
         )
     };
-    // Asked first: what is refused is an error in that log.
+    // Asked first: a refusal would be an error in that log.
     let may = "SELECT has_function_privilege('pg_current_logfile(text)', 'EXECUTE')
         AND has_function_privilege('pg_read_binary_file(text, bigint, bigint, boolean)', 'EXECUTE')
         AND has_function_privilege('pg_stat_file(text, boolean)', 'EXECUTE')";
@@ -118,7 +114,7 @@ async fn trouble(session: &Session, origin: &str) -> Result<String, PgError> {
     Ok(found.unwrap_or_else(|| place(&file)))
 }
 
-/// The last entry of that origin's workers, as far as it may be told.
+/// The last entry of that origin's workers, as far as it may be repeated.
 fn last_error(log: &str, origin: &str) -> Option<String> {
     let lines: Vec<&str> = log.lines().collect();
     let own = format!("replication origin \"{origin}\"");

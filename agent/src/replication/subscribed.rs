@@ -1,4 +1,4 @@
-//! Which tables a subscription has taken since it was complete, and whether it is still wired as it was.
+//! Which tables a subscription has added since it was complete, and whether it was altered.
 
 use steep_protocol::message::agent::{
     AddedRows, AddedTable, CARRIED_MAX, Subscribed, SubscriptionWiring,
@@ -19,7 +19,7 @@ pub(crate) async fn mark(conn: &Conn, name: &Identifier) -> Result<(), PgError> 
 }
 
 /// How a subscription `s` is wired, for a `SELECT`: a letter for [`wiring`], the mark's number, and a
-/// number that is another once it was altered.
+/// number that changes when it is altered.
 pub(crate) fn wiring_sql(server_version: u32) -> String {
     let skips = match server_version {
         150_000.. => "s.subskiplsn <> '0/0'",
@@ -27,8 +27,8 @@ pub(crate) fn wiring_sql(server_version: u32) -> String {
     };
     let mark = mark::of("obj_description(s.oid, 'pg_subscription')");
     let digest = Marked::Subscription.digest();
-    // Of pg_subscription all roles may read its columns but for the connection string, and no system
-    // column: so not by xmin.
+    // All roles may read pg_subscription's columns except the connection string, but no system column,
+    // hence not xmin.
     format!(
         "(SELECT CASE WHEN {skips} THEN 'k' WHEN m.mark IS NULL THEN 'u' \
              WHEN {digest} <> {} THEN 'c' ELSE 's' END FROM (SELECT {mark} AS mark) AS m), {}, \
@@ -47,10 +47,7 @@ pub(crate) fn wiring(letter: &str) -> SubscriptionWiring {
     }
 }
 
-/// What our marked subscriptions take, as far as it is not what it was at their mark.
-///
-/// # Errors
-/// [`PgError`] of a query.
+/// How our marked subscriptions differ from what they were at their mark.
 pub(crate) async fn subscribed(session: &Session) -> Result<Vec<Subscribed>, PgError> {
     let prefix = ReplicationNames::PREFIX;
     let ours = format!(

@@ -1,11 +1,10 @@
-//! The hand-over to replication (G1): a subscription on the job's slot, its origin at the slot's
-//! LSN or the backup's, enabled last.
+//! The hand-over to replication (G1): a subscription on the job's slot, its origin at the slot's LSN or the
+//! backup's, enabled last.
 //!
-//! The source's connection string is a secret. It stands in the text of `CREATE SUBSCRIPTION`,
-//! which takes no parameters, so that statement is put together on the server
-//! ([`crate::pg::secret_sql`]); that may not make slots, so PostgreSQL's own copy too finds the slot
-//! that the source has made. PostgreSQL itself keeps the string in `pg_subscription.subconninfo`,
-//! which only superusers can read.
+//! The source's connection string is a secret, and `CREATE SUBSCRIPTION` takes no parameters, so the
+//! statement is composed on the server ([`crate::pg::secret_sql`]). Such a block cannot create slots, so a
+//! native copy too uses a slot that the source has created. PostgreSQL itself keeps the string in
+//! `pg_subscription.subconninfo`, which only superusers can read.
 
 use std::time::Duration;
 
@@ -29,17 +28,16 @@ use crate::pg::secret_sql;
 use crate::pg::{PgError, Session, literal};
 use crate::task::Task;
 
-/// Between two looks at a native copy.
+/// Interval while a native copy runs.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// Errors of one subscription's workers before its job is given up. Workers start again after five
-/// seconds (`wal_retrieve_retry_interval`), so this is some twenty seconds of nothing but errors.
+/// Worker errors after which a job is given up. Workers restart after five seconds
+/// (`wal_retrieve_retry_interval`), so this is some twenty seconds of errors only.
 const ERRORS_MAX: i64 = 4;
 
-/// How long a subscription may be without its worker, on servers that do not count errors.
+/// How long a subscription may lack its worker, on servers that do not count errors.
 const ABSENT_MAX: Duration = Duration::from_secs(60);
 
-/// A subscription of ours as the catalog has it.
 struct Found {
     oid: u32,
     enabled: bool,
@@ -56,13 +54,9 @@ async fn find(conn: &Conn, name: &Identifier) -> Result<Option<Found>, Fault> {
     }))
 }
 
-/// Makes the job's subscription and enables it. Done again, goes on where it was: what is enabled
-/// is left alone, since its origin has moved on by itself. Gives the slots that its own copy makes,
-/// where it copies by itself.
-///
-/// # Errors
-/// Faults of the server, the connection, and of the server's own connection to the source.
-pub async fn subscribe(
+/// Creates the job's subscription and enables it. Repeated, goes on where it was: an enabled one is left
+/// alone, since its origin has moved. Returns the slots of its own copy, if it copies.
+pub(crate) async fn subscribe(
     task: &Task,
     source: &Secret,
     start: SubscriptionStart,
@@ -112,13 +106,13 @@ async fn sync_slots(conn: &Conn, subscription: &Found) -> Result<SyncSlots, Faul
     let system: i64 = conn.row(sql, &[]).await?.get(0);
     Ok(SyncSlots {
         subscription: subscription.oid,
-        // Shown as PostgreSQL shows it: without a sign.
+        // Unsigned, as PostgreSQL shows it.
         system: system.cast_unsigned(),
     })
 }
 
-/// A physical copy of the source brings the prepared publication along, which nobody needs here. Where
-/// it cannot be dropped it does no harm.
+/// A physical copy of the source contains the prepared publication, which is useless here and harmless
+/// where it cannot be dropped.
 async fn drop_copied_publication(conn: &Conn, name: &Identifier) {
     let sql = format!("DROP PUBLICATION IF EXISTS {}", name.quoted());
     if let Err(error) = conn.attempt(&sql).await {
@@ -164,7 +158,7 @@ async fn create(
     }
 }
 
-/// Without the option, changes would come back to where they were made.
+/// Without the option, changes would return to where they were made.
 fn origin_unknown() -> Fault {
     let text = "changes of this node would come back to it: subscriptions know where a change was \
                 made only since PostgreSQL 16";
@@ -216,15 +210,15 @@ fn refused(conn: &Conn, error: &PgError) -> Fault {
 /// What an origin's position is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Position {
-    /// Not for exactness, since the source sends nothing from before its slot's own position; with it,
-    /// the position is right in `pg_stat_subscription` and in the origin from the first moment, and
-    /// nothing is sent twice after a slot was moved by hand. So a role that may not do it goes without.
+    /// For display, since the source sends nothing from before its slot's position anyway:
+    /// `pg_stat_subscription` and the origin are right from the start, and nothing is sent twice after a
+    /// slot was moved by hand. A role that may not set it goes without.
     Told,
-    /// For exactness: the slot begins earlier than the rows end.
+    /// For correctness: the slot begins before the end of the rows.
     Decides,
 }
 
-/// Puts the subscription's origin where its changes are to begin.
+/// Sets the position where the subscription's changes begin.
 async fn advance(conn: &Conn, oid: u32, lsn: Lsn, position: Position) -> Result<(), Fault> {
     let origin = literal(&format!("pg_{oid}"));
     let sql = format!(
@@ -241,11 +235,9 @@ async fn advance(conn: &Conn, oid: u32, lsn: Lsn, position: Position) -> Result<
     }
 }
 
-/// Waits until PostgreSQL's own copy has made every table of the subscription ready.
-///
-/// # Errors
-/// A fault where its workers keep failing, or the subscription is gone or disabled.
-pub async fn await_native_copy(task: &Task) -> Result<(), Fault> {
+/// Waits until PostgreSQL's own copy has every table of the subscription ready. Fails where its workers
+/// keep failing, or the subscription is gone or disabled.
+pub(crate) async fn await_native_copy(task: &Task) -> Result<(), Fault> {
     let conn = Conn::open(task, "watch").await?;
     let _awake = WalWriterAwake::beside(task);
     let name = task.replication.name();
@@ -273,7 +265,7 @@ pub async fn await_native_copy(task: &Task) -> Result<(), Fault> {
         );
         if now.ready == now.tables {
             keep_out::lift(&conn, task.job).await?;
-            // What is added from here on is not of this copy.
+            // What is added from here on is not part of this copy.
             let marked = subscribed::mark(&conn, &name).await;
             return marked.map_err(|error| conn.fault(&error));
         }
@@ -287,8 +279,7 @@ pub async fn await_native_copy(task: &Task) -> Result<(), Fault> {
     }
 }
 
-/// Errors of PostgreSQL's workers since a table was last made ready: what a bad night of the network
-/// costs now and then is not what keeps a copy from its end.
+/// Worker errors since a table last became ready: occasional network errors do not stop a copy.
 #[derive(Debug, Default)]
 struct Trouble {
     ready: Option<u64>,
@@ -296,7 +287,7 @@ struct Trouble {
 }
 
 impl Trouble {
-    /// Whether there are too many, with so many tables ready and so many errors in all.
+    /// Whether there are too many errors for the tables that became ready.
     fn is_lasting(&mut self, ready: u64, errors: i64) -> bool {
         if self.ready.is_none_or(|before| ready > before) {
             *self = Self {
@@ -308,8 +299,7 @@ impl Trouble {
     }
 }
 
-/// PostgreSQL goes on trying by itself; a source that is away, and a cause that somebody mends, are waited
-/// out like any other fault.
+/// A retryable fault: PostgreSQL goes on trying, and the source may return or somebody may fix the cause.
 async fn stuck(conn: &Conn, task: &Task, tables: &[String]) -> Fault {
     let mut what = "PostgreSQL's own copy keeps failing".to_owned();
     if !tables.is_empty() {
@@ -327,7 +317,7 @@ async fn stuck(conn: &Conn, task: &Task, tables: &[String]) -> Fault {
         .retry(Retry::Backoff)
 }
 
-/// How far a native copy is.
+/// Progress of a native copy.
 struct Native {
     tables: u64,
     ready: u64,
@@ -383,7 +373,7 @@ async fn native(conn: &Conn, name: &Identifier) -> Result<Native, Fault> {
     })
 }
 
-/// The table that has most bytes behind it, and how many are copied by workers now.
+/// The table with the most bytes being copied, and the number of copying workers.
 async fn copying(conn: &Conn) -> Result<(Option<String>, u8), Fault> {
     let sql = "SELECT p.relid::regclass::text, pg_size_pretty(p.bytes_processed)
         FROM pg_stat_progress_copy p JOIN pg_stat_subscription w USING (pid)
@@ -395,10 +385,7 @@ async fn copying(conn: &Conn) -> Result<(Option<String>, u8), Fault> {
     Ok((rows.first().map(label), workers))
 }
 
-/// Every subscription of ours in this database.
-///
-/// # Errors
-/// [`PgError`] of the query.
+/// Our subscriptions in this database.
 pub(crate) async fn subscription_statuses(
     session: &Session,
 ) -> Result<Vec<SubscriptionStatus>, PgError> {
@@ -437,8 +424,8 @@ pub(crate) async fn subscription_statuses(
     Ok(rows.iter().filter_map(status).collect())
 }
 
-/// Drops the job's subscription and what it leaves, without the source: its slot is the source's to
-/// remove, and the source may be dead.
+/// Drops the job's subscription and what it leaves, without the source, which may be dead: its slot is the
+/// source's to remove.
 pub(crate) async fn unsubscribe(conn: &Conn, name: &Identifier) -> Result<(), Fault> {
     let Some(found) = find(conn, name).await? else {
         return Ok(());
@@ -468,7 +455,7 @@ mod tests {
     #[test]
     fn errors_count_from_the_last_table_that_was_made_ready() {
         let mut trouble = Trouble::default();
-        // What went wrong before anybody looked is not held against it.
+        // Errors from before the first look do not count.
         assert!(!trouble.is_lasting(0, 9));
         assert!(!trouble.is_lasting(0, 9 + ERRORS_MAX - 1));
         assert!(!trouble.is_lasting(1, 9 + ERRORS_MAX));

@@ -1,8 +1,8 @@
-//! Runs statements of a schema dump in order, many to a transaction: a transaction each would wait
-//! for the disk ten thousand times, one for all would need a lock per object at once.
+//! Runs statements of a schema dump in order, many per transaction: one each would wait for the disk ten
+//! thousand times, one for all would need a lock per object at once.
 //!
-//! Where a batch fails it is run again statement by statement under savepoints. What neither rows nor
-//! replication need is noted as [`missing`](super::missing) and left out, as [`judge`] decides.
+//! A failed batch is repeated statement by statement under savepoints. What neither rows nor replication
+//! need is noted as [`missing`](super::missing) and skipped, as [`judge`] decides.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,22 +15,21 @@ use super::statement::{self, Class, headline};
 use crate::node::connection::Conn;
 use crate::pg::PgError;
 
-/// Statements of one transaction. A CREATE TABLE holds about five locks; the default lock table has
-/// 6,400 places, shared with everybody.
+/// A CREATE TABLE holds about five locks; the default lock table has 6,400 places, for everybody.
 const BATCH: usize = 200;
 
-/// Statements that failed before, named where one fails that cannot be done without.
+/// Earlier failures named with one that stops the job.
 const ROOTS: usize = 3;
 
-/// Bytes of one transaction's statements, so that long function bodies do not add up.
+/// So that long function bodies do not add up.
 const BATCH_BYTES: usize = 1024 * 1024;
 
-/// A statement to run, and what to run with it in the same transaction.
+/// A statement, and what to run with it in its transaction.
 #[derive(Debug)]
 pub(crate) struct Item {
     pub(crate) sql: String,
     pub(crate) class: Class,
-    /// Run after the statement, whether it was run or skipped; the record of it.
+    /// Records the statement; run whether it was run or skipped.
     pub(crate) mark: Option<String>,
 }
 
@@ -45,31 +44,30 @@ impl Item {
     }
 }
 
-/// What to do about a statement that failed.
+/// What to do about a failed statement.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
-    /// It is as if it had worked.
+    /// Treat it as done.
     Skip,
-    /// Skip it and tell: code, and what it is about; one finding per pair.
+    /// Skip and report: code and subject; one finding per pair.
     Tell(&'static str, String),
-    /// Go on without it, and note that it is missing.
+    /// Skip and note as missing.
     Missing(Lack),
-    /// Stop.
     Fail,
 }
 
 /// How much a failing statement matters.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Strictness<'a> {
-    /// Before the rows: these tables have to be there for them; nothing of the same name may be in the way.
+    /// Before the rows: these tables must exist, and nothing of the same name may be in the way.
     Structure(&'a BTreeSet<TableName>),
-    /// Drops an index or constraint after its definition is stored: what something depends on stays, and
-    /// so does what needs more locks than there is room for.
+    /// Drops an index or constraint whose definition is stored: it stays where something depends on it, or
+    /// where that needs too many locks.
     Deferred,
-    /// What comes after the rows: only what replication needs, or what would let others see rows that
-    /// they may not, matters more than a note.
+    /// After the rows: only what replication needs, or what keeps rows from being seen, matters more than a
+    /// note.
     Afterwards,
-    /// What a cleanup puts back: nothing is worth that it does not end.
+    /// Restored by a cleanup, which nothing may stop.
     Cleanup,
 }
 
@@ -89,7 +87,7 @@ impl Strictness<'_> {
 
     fn weight(self, class: &Class) -> Weight {
         match class {
-            // Refreshes read rows too; they are tried again for as long as one of them works.
+            // Refreshes read rows too; they are repeated while one of them succeeds.
             Class::Index { .. } | Class::Key { .. } | Class::ForeignKey { .. } => Weight::Heavy,
             _ => Weight::Light,
         }
@@ -103,7 +101,7 @@ fn judge(class: &Class, strictness: Strictness<'_>, sql: &str, error: &PgError) 
     match class {
         Class::Schema if *code == SqlState::DUPLICATE_SCHEMA => Verdict::Skip,
         Class::Setting { name } => Verdict::Tell("setting", name.clone()),
-        // 17 takes an exclusion constraint of a partition for another than its parent's, its own dumps' too.
+        // 17 confuses a partition's exclusion constraint with its parent's, in its own dumps too.
         Class::IndexDetail if *code == SqlState::INVALID_OBJECT_DEFINITION => {
             Verdict::Tell("index_not_attached", headline(sql))
         }
@@ -122,8 +120,8 @@ fn judge(class: &Class, strictness: Strictness<'_>, sql: &str, error: &PgError) 
     }
 }
 
-/// Owners and privileges are told by the role they are for. What they are of may be missing as well: a role
-/// is missing where the server names it.
+/// Reports owners and privileges by role. What they are of may be missing too: the role is missing where
+/// the server names it.
 fn privilege(sql: &str, code: &SqlState, error: &PgError) -> Lack {
     let named = |role: &str| error.to_string().contains(&format!("\"{role}\""));
     match statement::role(sql) {
@@ -133,8 +131,8 @@ fn privilege(sql: &str, code: &SqlState, error: &PgError) -> Lack {
     }
 }
 
-/// Whether the SQLSTATE is about the statement, rather than about the server, its disk, its locks or the
-/// connection. Extensions raise codes of any other class, internal errors among them.
+/// Whether the SQLSTATE concerns the statement, not the server, disk, locks or connection. Extensions raise
+/// codes of any other class, internal errors included.
 pub(crate) fn is_of_the_statement(code: &SqlState) -> bool {
     if *code == SqlState::UNDEFINED_FILE {
         return true;
@@ -149,7 +147,7 @@ pub(crate) fn is_of_the_statement(code: &SqlState) -> bool {
         && !matches!(class, "08" | "25" | "28" | "40" | "53" | "57" | "58" | "F0")
 }
 
-/// Collects statements and runs them; the findings come at the end.
+/// Collects statements and runs them; findings come at the end.
 #[derive(Debug)]
 pub(crate) struct Batches<'a> {
     conn: &'a Conn,
@@ -157,10 +155,9 @@ pub(crate) struct Batches<'a> {
     strictness: Strictness<'a>,
     items: Vec<Item>,
     bytes: usize,
-    /// Settings in force, as statements of one transaction.
     settings: BTreeMap<String, String>,
     told: BTreeMap<(&'static str, String), u64>,
-    /// The first statements that could not be run: what a later one lacks.
+    /// The first failed statements, as causes of later failures.
     missing: Vec<String>,
     count: u64,
 }
@@ -180,12 +177,11 @@ impl<'a> Batches<'a> {
         }
     }
 
-    /// Statements taken so far.
     pub(crate) fn count(&self) -> u64 {
         self.count
     }
 
-    /// Takes a statement, and runs the batch if it is full.
+    /// Adds a statement, and runs the batch if it is full.
     pub(crate) async fn add(&mut self, item: Item) -> Result<(), Fault> {
         self.count += 1;
         self.bytes += item.sql.len();
@@ -196,7 +192,7 @@ impl<'a> Batches<'a> {
         Ok(())
     }
 
-    /// Runs what is left and tells what was skipped.
+    /// Runs the rest and returns what was skipped.
     pub(crate) async fn finish(mut self) -> Result<Vec<Finding>, Fault> {
         self.flush().await?;
         let told = std::mem::take(&mut self.told);
@@ -229,7 +225,7 @@ impl<'a> Batches<'a> {
         }
     }
 
-    /// Remembers what later statements are run under.
+    /// Remembers the settings for later statements.
     fn note_setting(&mut self, item: &Item) {
         if let Class::Setting { name } = &item.class
             && let Some(value) = item.sql.strip_prefix("SET ")
@@ -278,7 +274,6 @@ impl<'a> Batches<'a> {
         conn.execute("COMMIT").await
     }
 
-    /// The statement that notes what is missing.
     fn note_missing(&mut self, item: &Item, lack: Lack, error: &PgError) -> String {
         if self.missing.len() < ROOTS && !matches!(item.class, Class::Privilege | Class::Comment) {
             self.missing
@@ -294,7 +289,7 @@ impl<'a> Batches<'a> {
         missing.note(self.job, error)
     }
 
-    /// Whatever a setting was before is not what the next statements want either.
+    /// The previous value is not what later statements want either.
     async fn reset(&self, name: &str) -> Result<(), Fault> {
         let Ok(name) = Identifier::parse(name) else {
             return Ok(());
@@ -392,7 +387,7 @@ mod tests {
         let denied = Lack::Privilege("bob".to_owned());
         assert_eq!(verdict(owner, "42501"), Verdict::Missing(denied));
         assert_eq!(verdict("CREATE SCHEMA public", "42P06"), Verdict::Skip);
-        // A type that is missing has the same SQLSTATE as a role that is missing.
+        // A missing type has the same SQLSTATE as a missing role.
         assert_eq!(verdict("CREATE TABLE a.b (c d)", "42704"), Verdict::Fail);
         let attach = "ALTER TABLE ONLY a.p ATTACH PARTITION a.b DEFAULT";
         assert_eq!(verdict(attach, "42P01"), Verdict::Fail);
@@ -405,7 +400,7 @@ mod tests {
         ] {
             assert_eq!(verdict(unneeded, "42704"), Verdict::Missing(Lack::Object));
         }
-        // What is in the way is for a person to remove, as long as that costs nothing.
+        // A person must remove what is in the way, while that costs nothing.
         for taken in ["CREATE TABLE a.b (c d)", "CREATE VIEW a.v AS SELECT 1"] {
             assert_eq!(verdict(taken, "42P07"), Verdict::Fail);
         }
@@ -422,7 +417,7 @@ mod tests {
         let trigger = "CREATE TRIGGER x BEFORE INSERT ON a.b EXECUTE FUNCTION f()";
         for sql in [attach, trigger, "REFRESH MATERIALIZED VIEW a.m"] {
             assert_eq!(verdict(sql, "42883"), Verdict::Missing(Lack::Object));
-            // What an extension's own code raises.
+            // Raised by extensions' own code.
             assert_eq!(verdict(sql, "XX000"), Verdict::Missing(Lack::Object));
             for server in ["53100", "57P01", "40P01", "55P03", "58030", "08006"] {
                 assert_eq!(verdict(sql, server), Verdict::Fail, "{server}");

@@ -1,4 +1,4 @@
-//! Fingerprints kept on this node: its own, and those of its source.
+//! Fingerprints stored on this node: its own, and those of its source.
 
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::schema::SchemaReview;
@@ -10,14 +10,10 @@ use crate::node::own_schema;
 use crate::pg::catalog;
 use crate::task::Task;
 
-/// Tables stored by one statement.
 const STORE_BATCH: usize = 1_000;
 
-/// Stores every table's fingerprint as it is now; how many.
-///
-/// # Errors
-/// Faults of the server or the connection.
-pub async fn capture_fingerprints(task: &Task) -> Result<u64, Fault> {
+/// Stores the current fingerprint of every table; returns how many.
+pub(crate) async fn capture_fingerprints(task: &Task) -> Result<u64, Fault> {
     let conn = Conn::open(task, "capture").await?;
     let installed = own_schema::install(&conn.session).await;
     installed.map_err(|error| conn.fault(&error))?;
@@ -27,10 +23,7 @@ pub async fn capture_fingerprints(task: &Task) -> Result<u64, Fault> {
 }
 
 /// How this node's schema differs from its source's; stores the source's fingerprints.
-///
-/// # Errors
-/// Faults of the server or the connection.
-pub async fn compare_schemas(
+pub(crate) async fn compare_schemas(
     task: &Task,
     source: &NodeId,
     described: &Schema,
@@ -42,19 +35,18 @@ pub async fn compare_schemas(
     store(&conn, source, described, filter).await?;
     let here = read(&conn, filter).await?;
     let compared = compare(described, &here);
-    // Whatever the plan would lose, it is not run here.
+    // Only the plan's differences are used; it is not run.
     let plan = plan(described, &here, &compared, &|_| true);
     Ok(review(&compared, &plan))
 }
 
-/// This node's schema, read on that connection, within its transaction where it has one.
+/// Reads this node's schema on that connection, in its transaction if there is one.
 pub(crate) async fn read(conn: &Conn, filter: &TableFilter) -> Result<Schema, Fault> {
     let read = catalog::read_schema(&conn.session, filter).await;
     read.map_err(|error| conn.fault(&error))
 }
 
-/// Puts a peer's fingerprints in place of what was stored of those tables of it that `filter` admits;
-/// nothing is known of the others, so what was stored of them stays.
+/// Replaces the stored fingerprints of the peer's tables that `filter` admits; others stay as they are.
 pub(crate) async fn store(
     conn: &Conn,
     peer: &NodeId,

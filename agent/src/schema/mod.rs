@@ -1,7 +1,7 @@
-//! Schemas: a dump as statements that are run, what could not be made, what is there, and how two differ.
+//! Schemas: running a dump, what could not be created, what exists, and how two schemas differ.
 //!
-//! [`sql_split`] cuts a dump into statements, [`statement`] says what each is, [`batch`] runs them, and
-//! [`missing`] stores those that fail and that rows do not need. [`objects`] lists what a job has made, so
+//! [`sql_split`] cuts a dump into statements, [`statement`] classifies them, [`batch`] runs them, and
+//! [`missing`] stores those that fail and that rows do not need. [`objects`] lists what a job created, so
 //! that a cleanup drops exactly that (G6). [`fingerprints`] and [`replicated`] compare two nodes.
 
 pub(crate) mod batch;

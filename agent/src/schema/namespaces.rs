@@ -1,12 +1,11 @@
-//! Owner, privileges and comment of schemas that were there before a job made its own objects: a
-//! dump changes them (those of `public` above all), and dropping what was made does not change them
-//! back.
+//! Owner, privileges and comment of schemas that existed before a job created its objects: a dump changes
+//! them (`public` above all), and dropping the objects does not change them back.
 
 use steep_protocol::{Fault, JobId};
 
 use crate::node::connection::Conn;
 
-/// Remembers them. Inside the caller's transaction.
+/// Stores them. Runs in the caller's transaction.
 pub(super) fn note(job: JobId) -> String {
     format!(
         "DELETE FROM steep_repl.baseline_schemas WHERE job = '{job}';
@@ -18,7 +17,7 @@ pub(super) fn note(job: JobId) -> String {
     )
 }
 
-/// One statement per difference: the owner first, since privileges are given by it.
+/// One statement per difference: the owner first, who grants the privileges.
 const DIFFERENCES: &str = "
 WITH changed AS (
     SELECT b.schema_name, b.owner, b.acl AS was, b.comment, n.nspowner, n.oid,
@@ -44,7 +43,7 @@ SELECT 4, format('COMMENT ON SCHEMA %I IS %L', schema_name, comment) FROM change
     WHERE comment IS DISTINCT FROM obj_description(oid, 'pg_namespace')
 ORDER BY 1";
 
-/// Puts them back. A role that may not do so leaves them; what they hold is gone by then.
+/// Restores them. A role that may not leaves them; their content is gone by then.
 pub(super) async fn restore(conn: &Conn, job: JobId) -> Result<(), Fault> {
     let rows = conn.rows(DIFFERENCES, &[&job.to_string()]).await?;
     let statements: Vec<&str> = rows.iter().map(|row| row.get(1)).collect();

@@ -1,9 +1,9 @@
-//! Which objects of a database are a job's own: those that were not there before it made the
-//! schema, as a list taken when it had.
+//! Which objects of a database are a job's own: those that a list, taken when the schema was complete, adds
+//! to the baseline from before.
 //!
-//! Until the list is taken everything that is not in the baseline counts as the job's, which is
-//! right for the seconds in which a schema is made in a database without tables. After that only
-//! listed objects are, so that a table somebody makes meanwhile is never dropped for it.
+//! Until the list is taken everything outside the baseline counts as the job's, for the seconds in which a
+//! schema is created in a database without tables. After that only listed objects do, so a table that
+//! somebody creates meanwhile is never dropped.
 
 use steep_protocol::message::facts::Finding;
 use steep_protocol::{Fault, JobId};
@@ -15,8 +15,8 @@ use super::{namespaces, privileges};
 use crate::node::connection::Conn;
 use crate::pg::PgError;
 
-/// Every object a schema dump can make that stands by itself: not made by initdb (below 16384), not
-/// part of an extension, not an inner part of another object, not ours.
+/// Every independent object that a schema dump can create: not initdb's (below 16384), not an extension's,
+/// not an inner part of another, not ours.
 const USER_OBJECTS: &str = "
     SELECT o.classid, o.objid, o.xmin FROM (
         SELECT 'pg_namespace'::regclass::oid AS classid, oid AS objid, xmin FROM pg_namespace
@@ -52,9 +52,9 @@ const USER_OBJECTS: &str = "
         SELECT FROM pg_depend d WHERE d.classid = o.classid AND d.objid = o.objid
         AND d.objsubid = 0 AND d.deptype IN ('e', 'i'))";
 
-/// The statement that drops each object of `o (classid, objid)`, as PostgreSQL names it, and the order in
-/// which most go without another try: what fires first, then what holds rows, extensions last.
-/// Routines and transforms are not dropped by the name that they are identified by.
+/// The DROP statement of each object of `o (classid, objid)`, as PostgreSQL names it, in the order in which
+/// most succeed: first what fires, then what holds rows, extensions last. Routines and transforms are
+/// dropped by another name than their identity.
 const DROPS: &str = "
     SELECT CASE o.classid
             WHEN 'pg_proc'::regclass THEN (
@@ -78,8 +78,7 @@ const DROPS: &str = "
     ORDER BY o.classid <> 'pg_event_trigger'::regclass, o.classid <> 'pg_class'::regclass,
         o.classid = 'pg_extension'::regclass, o.objid";
 
-/// What is on the job's list; where it made the schema and the list was never taken, what the baseline
-/// does not have.
+/// The job's list; where the job created the schema and never took a list, what the baseline lacks.
 fn mine(only_listed: bool) -> String {
     let unlisted = match only_listed {
         true => String::new(),
@@ -98,12 +97,12 @@ fn mine(only_listed: bool) -> String {
     )
 }
 
-/// What goes with an object that is dropped.
+/// What is dropped along with an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Dependants {
-    /// Everything: the job made the whole schema.
+    /// Everything: the job created the whole schema.
     Dropped,
-    /// Nothing: it stays while somebody else's objects use it.
+    /// Nothing: it stays while other objects use it.
     Kept,
 }
 
@@ -116,18 +115,17 @@ impl Dependants {
     }
 }
 
-/// An object that could not be dropped.
 #[derive(Debug)]
 struct Left {
     statement: String,
     error: PgError,
 }
 
-/// Objects dropped in one transaction: a table with its indexes, TOAST and sequences holds about ten
-/// locks, and the default lock table has 6,400 places for everybody.
+/// Objects dropped per transaction: a table with indexes, TOAST and sequences holds about ten locks, and
+/// the default lock table has 6,400 places, for everybody.
 const DROP_BATCH: usize = 100;
 
-/// Remembers what is there. Inside the caller's transaction.
+/// Stores what exists. Runs in the caller's transaction.
 pub(crate) async fn note_baseline(conn: &Conn, job: JobId) -> Result<(), Fault> {
     conn.execute(&format!(
         "DELETE FROM steep_repl.baseline WHERE job = '{job}';
@@ -141,9 +139,9 @@ pub(crate) async fn note_baseline(conn: &Conn, job: JobId) -> Result<(), Fault> 
     .await
 }
 
-/// The statement that lists what the job has made, complete from then on. In a database that had
-/// tables, others work meanwhile and their objects appear between baseline and list: there all of the
-/// job's are made in the transaction that lists them, which tells them from those.
+/// Lists what the job created; the list is complete from then on. In a database with tables, others create
+/// objects between baseline and list: there the job creates all of its own in the transaction that lists
+/// them.
 pub(crate) fn note_created(job: JobId) -> String {
     format!(
         "INSERT INTO steep_repl.created (job, classid, objid)
@@ -157,7 +155,7 @@ pub(crate) fn note_created(job: JobId) -> String {
     )
 }
 
-/// The statement that adds what its own transaction makes to a list that was taken before.
+/// Adds what its transaction creates to an existing list.
 pub(crate) fn note_made(job: JobId) -> String {
     format!(
         "INSERT INTO steep_repl.created (job, classid, objid)
@@ -168,8 +166,8 @@ pub(crate) fn note_made(job: JobId) -> String {
     )
 }
 
-/// Drops what the job has made, and nothing else but what depends on it. What cannot be dropped stays and
-/// is told: it must not keep the rest, or the node's next job.
+/// Drops what the job created and what depends on it. What cannot be dropped is reported and stops neither
+/// the rest nor the node's next job.
 pub(crate) async fn drop_created(conn: &Conn, job: JobId) -> Result<Vec<Finding>, Fault> {
     let mut left = drop_all(conn, job, Dependants::Dropped).await?;
     left.extend(drop_schemas(conn, job).await?);
@@ -179,14 +177,14 @@ pub(crate) async fn drop_created(conn: &Conn, job: JobId) -> Result<Vec<Finding>
     Ok(findings)
 }
 
-/// Drops what a job in a database that had tables has listed, and of that only what nobody else's objects
-/// use: a column of theirs may be of a type that the job made.
+/// Drops what the job listed in a database with tables, except what others' objects use: their columns may
+/// be of the job's types.
 pub(crate) async fn drop_listed(conn: &Conn, job: JobId) -> Result<Vec<Finding>, Fault> {
     let sql = "SELECT EXISTS (SELECT FROM steep_repl.jobs WHERE job = $1 AND owns_listed)";
     if !conn.row(sql, &[&job.to_string()]).await?.get::<_, bool>(0) {
         return Ok(Vec::new());
     }
-    // A foreign key to a table of the job's can only have come after it, and holds no data.
+    // Foreign keys to the job's tables are newer than these, and hold no data.
     drop_references(conn, job).await?;
     let mut left = drop_all(conn, job, Dependants::Kept).await?;
     left.extend(drop_schemas(conn, job).await?);
@@ -194,7 +192,7 @@ pub(crate) async fn drop_listed(conn: &Conn, job: JobId) -> Result<Vec<Finding>,
     Ok(left.iter().map(|one| stays(conn, one)).collect())
 }
 
-/// What uses one another goes from the outside in: rounds, until one changes nothing.
+/// Objects that use one another are dropped from the outside in, in rounds, until one changes nothing.
 async fn drop_all(conn: &Conn, job: JobId, dependants: Dependants) -> Result<Vec<Left>, Fault> {
     let sql = mine(dependants == Dependants::Kept);
     let mut before = usize::MAX;
@@ -213,7 +211,7 @@ async fn drop_all(conn: &Conn, job: JobId, dependants: Dependants) -> Result<Vec
     }
 }
 
-/// One round; what it could not drop.
+/// Returns what it could not drop.
 async fn drop_round(conn: &Conn, drops: &[String]) -> Result<Vec<Left>, Fault> {
     let mut left = Vec::new();
     for batch in drops.chunks(DROP_BATCH) {
@@ -236,13 +234,12 @@ async fn drop_round(conn: &Conn, drops: &[String]) -> Result<Vec<Left>, Fault> {
     Ok(left)
 }
 
-/// Whether another try would end in the same way: everything but locks, the server and the connection.
+/// Whether a retry would fail the same way: anything but locks, the server and the connection.
 fn is_about_one(error: &PgError) -> bool {
     error.sqlstate().is_some_and(is_of_the_statement)
 }
 
-/// Schemas come last: they are empty by now, or hold what somebody else has put there, which is not
-/// ours to drop.
+/// Schemas come last. One that is not empty holds what somebody else put there.
 async fn drop_schemas(conn: &Conn, job: JobId) -> Result<Vec<Left>, Fault> {
     let rows = conn.rows(&mine(false), &[&job.to_string(), &true]).await?;
     let drop = |row: &Row| format!("DROP {} RESTRICT", row.get::<_, &str>(0));
@@ -281,7 +278,7 @@ async fn drop_references(conn: &Conn, job: JobId) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Whether the database has tables of a user's: then its schema is not for us to make.
+/// Whether the database has user tables; if so, the job does not create the schema.
 pub(crate) async fn has_user_tables(conn: &Conn) -> Result<bool, Fault> {
     let sql = "SELECT EXISTS (
         SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace

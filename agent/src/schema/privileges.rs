@@ -1,5 +1,5 @@
-//! Privileges that a dump changes on objects which are not the job's: system objects, and default
-//! privileges. What was there before is noted, and put back when the job is undone.
+//! Privileges that a dump changes on objects that are not the job's: system objects and default privileges.
+//! They are stored, and restored when the job is undone.
 
 use steep_protocol::message::facts::Finding;
 use steep_protocol::{Fault, JobId};
@@ -7,8 +7,8 @@ use steep_protocol::{Fault, JobId};
 use super::batch::is_of_the_statement;
 use crate::node::connection::Conn;
 
-/// Every such list of privileges that is not the built-in one: what to say before and in a GRANT, and the
-/// list that stands where none is stored.
+/// Every such list that is not built-in: what comes before and in a GRANT, and the list that applies where
+/// none is stored.
 const PRIVILEGES: &str = "
     SELECT '' AS context, 'SCHEMA ' || quote_ident(nspname) AS object, '' AS columns, nspacl AS acl,
         acldefault('n', nspowner) AS initial
@@ -40,7 +40,7 @@ const PRIVILEGES: &str = "
             ELSE d.defaclobjtype END, d.defaclrole) ELSE '{}' END
     FROM pg_default_acl d";
 
-/// Remembers them. Inside the caller's transaction.
+/// Stores them. Runs in the caller's transaction.
 pub(super) fn note(job: JobId) -> String {
     format!(
         "DELETE FROM steep_repl.baseline_privileges WHERE job = '{job}';
@@ -49,10 +49,10 @@ pub(super) fn note(job: JobId) -> String {
     )
 }
 
-/// What leads back: everything that somebody has now is revoked first, for each list that differs.
+/// The statements that restore each list that differs; they first revoke everything granted now.
 ///
-/// A list that is the built-in one now stands nowhere: what was there before is granted beside it, which
-/// is all that a dump can have taken away.
+/// A list that is built-in now is stored nowhere: the former grants are added to it, as a dump can only
+/// have revoked some.
 fn differences() -> String {
     format!(
         "WITH changed AS (
@@ -76,7 +76,7 @@ fn differences() -> String {
     )
 }
 
-/// Puts them back. What may not be put back is told.
+/// Restores them, and reports what it may not.
 pub(super) async fn restore(conn: &Conn, job: JobId) -> Result<Vec<Finding>, Fault> {
     let rows = conn.rows(&differences(), &[&job.to_string()]).await?;
     let statements: Vec<&str> = rows.iter().map(|row| row.get(1)).collect();

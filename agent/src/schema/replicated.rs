@@ -1,9 +1,9 @@
-//! How what a subscription carries differs from its source: tables that only one end has or carries,
-//! and columns.
+//! How what a subscription carries differs from its source: tables that only one end has or replicates, and
+//! columns.
 //!
-//! Just what `steep_repl.replicated_digest` is made of, so that two digests differ where a difference is
-//! found here, and nowhere else: not keys and indexes, which a replica may have of its own, and not
-//! tables that are not replicated. Stores nothing.
+//! Covers exactly what `steep_repl.replicated_digest` covers, so that two digests differ where this finds a
+//! difference: not keys and indexes, which a replica may have of its own, nor tables that are not
+//! replicated. Stores nothing.
 
 use std::collections::BTreeSet;
 
@@ -19,18 +19,15 @@ use crate::node::connection::Conn;
 use crate::pg::catalog;
 use crate::task::Task;
 
-/// Text of the differences told one by one, in bytes; the others are told as one, by their digest. The
-/// coordinator keeps those that were accepted with the node: thousands of ordinary ones.
+/// Bytes of differences reported one by one; the others are combined in a digest. The coordinator keeps
+/// those accepted with the node.
 const TOLD_BYTES: usize = 512 * 1024;
 
-/// The longest definition told, in bytes.
+/// The longest definition reported, in bytes.
 const TEXT_MAX: usize = 600;
 
-/// Compares what the subscription of `replication` carries with the source as it describes itself.
-///
-/// # Errors
-/// Faults of the server or the connection.
-pub async fn compare_replicated(
+/// Compares what the subscription of `replication` carries with the source's own description.
+pub(crate) async fn compare_replicated(
     task: &Task,
     described: &Schema,
     filter: &TableFilter,
@@ -92,7 +89,7 @@ fn drifted(
     drifted.collect()
 }
 
-/// A table that both ends have and only one replicates.
+/// A table on both ends that only one replicates.
 fn carried_by_one(table: &TableName, name: &str, change: Change) -> SchemaDifference {
     let (local, remote) = match change {
         Change::Missing => ("published, and not subscribed to", ""),
@@ -108,8 +105,8 @@ fn carried_by_one(table: &TableName, name: &str, change: Change) -> SchemaDiffer
     }
 }
 
-/// As many as fit into so many bytes, and of the rest one that is another as soon as any of them is: what
-/// was accepted is told from what was not, however much there is.
+/// As many as fit into `bytes`, and a digest of the rest that changes with any of them, so that accepted
+/// differences can be told from new ones.
 fn told(all: Vec<SchemaDifference>, bytes: usize) -> Vec<SchemaDifference> {
     let mut told: Vec<SchemaDifference> = Vec::new();
     let mut rest = Vec::new();

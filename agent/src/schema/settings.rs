@@ -1,8 +1,8 @@
-//! Settings of the source's database, taken over where the job makes the schema: what is computed from
-//! rows is then the same whoever writes them, PostgreSQL's apply worker included.
+//! Settings of the source's database, carried over where the job creates the schema: values computed from
+//! rows are then the same whoever writes them, PostgreSQL's apply worker included.
 //!
-//! A value never stands in a statement: applications keep keys in settings of their own. What undoes it is
-//! stored in the same transaction (G6).
+//! A value never appears in a statement's text, since applications keep keys in their own settings. What
+//! undoes it is stored in the same transaction (G6).
 
 use steep_protocol::message::facts::{Finding, SettingScope};
 use steep_protocol::message::peer::DatabaseSetting;
@@ -14,11 +14,10 @@ use crate::pg::catalog::{alter, is_carried, quoted, read_settings};
 use crate::pg::{PgError, literal};
 use crate::task::Task;
 
-/// Under which what undoes a setting is stored in `steep_repl.deferred_objects`: no stage that is built.
+/// The stage number of undo statements in `steep_repl.deferred_objects`; no stage that is built.
 const UNDONE: i16 = 100;
 
-/// Takes them over. What the target's database has a value of its own for, or the role in use may not
-/// set, is told.
+/// Skips, and reports, what the target's database sets itself or the role may not set.
 pub(crate) async fn carry_over(
     task: &Task,
     conn: &Conn,
@@ -104,7 +103,7 @@ pub(crate) async fn take_back(conn: &Conn, job: JobId) -> Result<(), Fault> {
         let undo: &str = row.get(0);
         match conn.attempt(undo).await {
             Ok(()) => {}
-            // The role is gone, or what the agent may do has changed: nothing of rows is lost by it.
+            // The role is gone, or the agent's rights have changed: no row is lost by it.
             Err(error) if error.sqlstate().is_some_and(is_of_the_statement) => {
                 tracing::warn!(job_id = %job, statement = undo, %error, "a setting is left");
             }

@@ -1,35 +1,29 @@
 //! The session loop: dial, register, serve commands, dial again; and the shutdown.
 
-use std::collections::HashMap;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use futures_util::FutureExt;
 use steep_daemon::Stop;
 use steep_protocol::close::CloseCode;
 use steep_protocol::limits::SUMMARY_PAGE;
 use steep_protocol::message::agent::{
-    AfterStop, AgentMessage, AtStop, Command, CoordinatorMessage, MirrorRow, Observed, Outcome,
-    Registration, Seat,
+    AgentMessage, AtStop, CoordinatorMessage, MirrorRow, Observed, Outcome, Registration, Seat,
 };
 use steep_protocol::message::api::AuditView;
-use steep_protocol::message::handover::{PreparedSlot, Replication};
+use steep_protocol::message::handover::PreparedSlot;
 use steep_protocol::message::lineage::Lineage;
 use steep_protocol::pace::{Cadence, News, Pace};
-use steep_protocol::quic::{Endpoint, Expect, Receiver, Sender};
-use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry};
+use steep_protocol::quic::{Expect, Receiver, Sender};
+use steep_protocol::{CommandId, Fault, FaultKind, Retry};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::commands::Commands;
 use super::dispatch::Agent;
 use super::drain::{LAST_WORDS, Stage};
 use super::drainer::{Drainer, until};
 use super::greet::{Standing, Unwelcome, greet};
 use super::observe::stands_out;
-use super::report::Reports;
 use crate::shutdown::Shutdown;
 
 /// First pause after a failed dial; doubled up to [`PAUSE_MAX`].
@@ -38,125 +32,83 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// The longest pause: an agent is back within this of its coordinator.
 const PAUSE_MAX: Duration = Duration::from_secs(3);
 
-/// One command, from its arrival until its outcome is acknowledged.
 #[derive(Debug)]
-enum Entry {
-    Running {
-        cancel: CancellationToken,
-        at_stop: AtStop,
-        wanted: Wanted,
-    },
-    Ended {
-        job: JobId,
-        outcome: Result<Outcome, Fault>,
-    },
-}
-
-/// What the coordinator wants of a command at work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wanted {
-    Outcome,
-    Abort,
-}
-
-/// The coordinator, and what it is to know of this agent.
-#[derive(Debug)]
-pub struct Coordinator {
-    /// Its `HOST:PORT`.
-    pub address: String,
-    /// Dials it.
-    pub endpoint: Arc<Endpoint>,
-    /// Where peers reach this agent.
-    pub advertise: String,
-    /// Workers this agent will run at once.
-    pub max_workers: u8,
-    /// Where the process listens.
-    pub seat: Seat,
+pub(crate) struct Coordinator {
+    pub(crate) address: String,
+    pub(crate) advertise: String,
+    pub(crate) max_workers: u8,
+    pub(crate) seat: Seat,
 }
 
 /// What is seen of the server; the newest replaces the last.
 #[derive(Debug)]
-pub struct Seen {
-    /// What is true beside this agent.
-    pub observed: watch::Receiver<Observed>,
-    /// Slots that are prepared here; nothing until they have been looked at.
-    pub prepared: watch::Receiver<Option<Vec<PreparedSlot>>>,
-    /// Its lineage; nothing until it has been read.
-    pub lineage: watch::Receiver<Option<Lineage>>,
+pub(crate) struct Seen {
+    pub(crate) observed: watch::Receiver<Observed>,
+    /// `None` until first read.
+    pub(crate) prepared: watch::Receiver<Option<Vec<PreparedSlot>>>,
+    /// `None` until first read.
+    pub(crate) lineage: watch::Receiver<Option<Lineage>>,
 }
 
-/// What goes into this node's `steep_repl` tables.
+/// Rows for this node's `steep_repl` tables.
 #[derive(Debug)]
-pub struct Queues {
-    /// Its state and progress.
-    pub mirror: mpsc::Sender<MirrorRow>,
-    /// What operators wanted.
-    pub audit: mpsc::Sender<AuditView>,
+pub(crate) struct Queues {
+    pub(crate) mirror: mpsc::Sender<MirrorRow>,
+    pub(crate) audit: mpsc::Sender<AuditView>,
 }
 
 /// Everything that outlives a session with the coordinator.
 #[derive(Debug)]
-pub struct Control {
+pub(crate) struct Control {
     agent: Arc<Agent>,
-    reports: Arc<Reports>,
     coordinator: Coordinator,
     seen: Seen,
     queues: Queues,
-    entries: HashMap<CommandId, Entry>,
-    tasks: JoinSet<(CommandId, JobId, Result<Outcome, Fault>)>,
+    commands: Commands,
     incarnation: u64,
 }
 
-/// What goes out in one session, and when.
+/// What is sent in one session, and when.
 struct Speech<'a> {
     sender: &'a mut Sender,
     cadence: Cadence,
-    /// What was said to be observed last.
+    /// The last observation sent.
     told: Option<Observed>,
-    /// What it is to say of the server that it has not.
+    /// What the next observation brings that was not sent.
     looked: News,
 }
 
 /// Why a session ended.
 enum Gone {
-    /// The shutdown is over.
     Down,
     Lost {
         fault: Fault,
         welcomed: bool,
     },
-    /// The coordinator does not take this process for the node's agent.
+    /// The coordinator takes another process for the node's agent.
     Rejected(Fault),
 }
 
 impl Control {
-    /// A control path with no session yet. `seen` is what is observed of the server, `queues` take
-    /// what goes into its `steep_repl` tables.
-    #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         agent: Arc<Agent>,
-        reports: Arc<Reports>,
         seen: Seen,
         queues: Queues,
         coordinator: Coordinator,
     ) -> Self {
         Self {
+            commands: Commands::new(Arc::clone(&agent)),
             agent,
-            reports,
             coordinator,
             seen,
             queues,
-            entries: HashMap::new(),
-            tasks: JoinSet::new(),
             incarnation: rand::random(),
         }
     }
 
-    /// Keeps a session up until told to stop, and then until what runs has ended or been cancelled.
-    ///
-    /// # Errors
-    /// The coordinator's reason, where it has rejected this process ever since it was started.
-    pub async fn run(mut self, stop: Stop, shutdown: Shutdown) -> Result<(), Fault> {
+    /// Keeps a session up until told to stop, then until what runs has ended or been cancelled. Fails with
+    /// the coordinator's reason where it rejected this process from the start.
+    pub(crate) async fn run(mut self, stop: Stop, shutdown: Shutdown) -> Result<(), Fault> {
         let drainer = &mut Drainer::new(stop, shutdown);
         let mut pause = PAUSE;
         let mut standing = Standing::New;
@@ -180,11 +132,11 @@ impl Control {
                 }
             };
             if fault.retry == Retry::Never {
-                // Still tried: certificates are renewed and coordinators are upgraded.
+                // Still retried: certificates get renewed and coordinators upgraded.
                 pause = PAUSE_MAX;
             }
             warn!(error = %fault, hint = %fault.hint, "no session with the coordinator, trying again");
-            // Commands go on meanwhile; their ends are collected so that none is lost.
+            // Commands go on meanwhile, and their ends are collected.
             if self
                 .beside(drainer, tokio::time::sleep(pause))
                 .await
@@ -201,11 +153,11 @@ impl Control {
     }
 
     fn say_drained(&self, drainer: &Drainer) {
-        info!(event = "drained", node_id = %self.agent.node, duration_ms = drainer.millis(), interrupted = drainer.interruptions(), "nothing more is at work");
+        info!(event = "drained", node_id = %self.agent.node, duration_ms = drainer.millis(), interrupted = drainer.interrupted, "all work has ended");
     }
 
     async fn session(&mut self, drainer: &mut Drainer) -> Gone {
-        let endpoint = Arc::clone(&self.coordinator.endpoint);
+        let endpoint = Arc::clone(&self.agent.endpoint);
         let address = self.coordinator.address.clone();
         let dial = endpoint.dial(&address, &Expect::Coordinator);
         let connection = match self.beside(drainer, dial).await {
@@ -240,7 +192,7 @@ impl Control {
             told: None,
             looked: News::None,
         };
-        self.reports.tell_again();
+        self.agent.reports.tell_again();
         self.agent.telemetry.coordinator(true);
         let conversed = self.converse(&mut speech, &mut receiver, drainer).await;
         self.agent.telemetry.coordinator(false);
@@ -251,7 +203,7 @@ impl Control {
                 let heard = speech.sender.drained().await;
                 heard.map_err(|error| error.to_fault())
             };
-            // What was done is in the ledger, and is said again by the next process.
+            // A part that is not reported now is in the ledger, and the next process reports it.
             let _ = tokio::time::timeout(LAST_WORDS, last).await;
             connection.close(CloseCode::ShuttingDown);
             return Gone::Down;
@@ -276,7 +228,7 @@ impl Control {
         })
     }
 
-    /// The result of `work`; `None` if the shutdown is over first. Commands go on meanwhile.
+    /// The result of `work`; `None` if the shutdown ends first. Commands go on meanwhile.
     async fn beside<T>(
         &mut self,
         drainer: &mut Drainer,
@@ -286,36 +238,23 @@ impl Control {
         while !drainer.is_over() {
             tokio::select! {
                 done = &mut work => return Some(done),
-                // Nobody is there who would have snapshots closed.
-                stage = drainer.turn(self.tasks.len(), 0) => self.descend(stage, drainer),
-                Some(ended) = self.tasks.join_next() => { self.ended(ended, drainer); }
+                // Without a session nobody closes snapshots.
+                stage = drainer.turn(self.commands.at_work(), 0) => self.descend(stage, drainer),
+                Some(ended) = self.commands.next() => { self.commands.ended(ended, drainer); }
             }
         }
         None
     }
 
-    /// The shutdown has reached a stage.
     fn descend(&self, stage: Stage, drainer: &Drainer) {
         match stage {
             Stage::Up | Stage::Over => {}
             Stage::Draining { .. } => {
-                let (commands, answers) = (self.tasks.len(), drainer.answers());
-                info!(event = "draining", node_id = %self.agent.node, commands, answers, "ending what is under drainer, and taking up nothing more");
-                self.cancel(|at_stop| at_stop == AtStop::Cancel);
+                let (commands, answers) = (self.commands.at_work(), drainer.answers());
+                info!(event = "draining", node_id = %self.agent.node, commands, answers, "finishing running work, taking no new work");
+                self.commands.cancel(|at_stop| at_stop == AtStop::Cancel);
             }
-            Stage::Cut { .. } => self.cancel(|_| true),
-        }
-    }
-
-    fn cancel(&self, which: impl Fn(AtStop) -> bool) {
-        for entry in self.entries.values() {
-            if let Entry::Running {
-                cancel, at_stop, ..
-            } = entry
-                && which(*at_stop)
-            {
-                cancel.cancel();
-            }
+            Stage::Cut { .. } => self.commands.cancel(|_| true),
         }
     }
 
@@ -325,19 +264,14 @@ impl Control {
         receiver: &mut Receiver,
         drainer: &mut Drainer,
     ) -> Result<(), Fault> {
-        let ended: Vec<CommandId> = self
-            .entries
-            .iter()
-            .filter(|(_, e)| matches!(e, Entry::Ended { .. }))
-            .map(|(id, _)| *id)
-            .collect();
+        let ended = self.commands.unacknowledged();
         self.report(speech).await?;
         for id in ended {
             self.tell(id, speech).await?;
         }
         self.seen.prepared.mark_changed();
         self.seen.lineage.mark_changed();
-        let mut news = self.reports.news();
+        let mut news = self.agent.reports.news();
         if self.seen.observed.borrow().postgres.is_some() {
             self.seen.observed.mark_changed();
         }
@@ -346,7 +280,7 @@ impl Control {
             let due = speech.cadence.due(waits);
             let held = self.agent.jobs.open_snapshots().len();
             tokio::select! {
-                stage = drainer.turn(self.tasks.len(), held) => self.descend(stage, drainer),
+                stage = drainer.turn(self.commands.at_work(), held) => self.descend(stage, drainer),
                 message = receiver.recv::<CoordinatorMessage>() => {
                     let message = message.map_err(|e| e.to_fault())?.ok_or_else(unwelcome)?;
                     if let CoordinatorMessage::Pace(pace) = message {
@@ -356,14 +290,14 @@ impl Control {
                         self.tell(again, speech).await?;
                     }
                 }
-                Some(ended) = self.tasks.join_next() => {
-                    if let Some(id) = self.ended(ended, drainer) {
-                        // What the command did comes before its end.
+                Some(ended) = self.commands.next() => {
+                    if let Some(id) = self.commands.ended(ended, drainer) {
+                        // What the command did is reported before its end.
                         self.report(speech).await?;
                         self.tell(id, speech).await?;
                     }
                 }
-                // What waits weighs more than it did; there is always a sender, which is ours.
+                // Something more urgent waits. We hold a sender ourselves, so this never errs.
                 _ = news.changed() => {}
                 () = until(due) => self.report(speech).await?,
                 changed = self.seen.observed.changed() => {
@@ -400,7 +334,7 @@ impl Control {
         Ok(())
     }
 
-    /// Does as told. The id of a command that has ended already and must be answered again.
+    /// Returns the id of a command that has already ended and must be answered again.
     fn obey(&mut self, message: CoordinatorMessage, drainer: &Drainer) -> Option<CommandId> {
         match message {
             CoordinatorMessage::Welcome { .. } => None,
@@ -409,115 +343,36 @@ impl Control {
                 job,
                 replication,
                 command,
-            } => self.begin(id, (job, replication), command, drainer),
+            } => {
+                let of = (job, replication);
+                self.commands.begin(id, of, command, drainer)
+            }
             CoordinatorMessage::Abort { id } => {
-                if let Some(Entry::Running { cancel, wanted, .. }) = self.entries.get_mut(&id) {
-                    *wanted = Wanted::Abort;
-                    cancel.cancel();
-                }
+                self.commands.abort(id);
                 None
             }
             CoordinatorMessage::Forget { id } => {
-                if let Some(Entry::Ended { .. }) = self.entries.get(&id) {
-                    self.entries.remove(&id);
-                }
+                self.commands.forget(id);
                 None
             }
             CoordinatorMessage::Mirror(row) => {
-                // A full queue means that PostgreSQL is slow; the next row says more anyway.
+                // A full queue means that PostgreSQL is slow; the next row replaces this one.
                 let _ = self.queues.mirror.try_send(row);
                 None
             }
             CoordinatorMessage::Audit(entry) => {
-                // Said again until it is written.
+                // The coordinator repeats it until it is written.
                 let _ = self.queues.audit.try_send(*entry);
                 None
             }
-            // The session's, not a command's.
+            // Handled by the session.
             CoordinatorMessage::Pace(_) | CoordinatorMessage::Rejected(_) => None,
         }
     }
 
-    /// Begins a command, once. Its id where it has ended already and must be answered again.
-    fn begin(
-        &mut self,
-        id: CommandId,
-        of: (JobId, Replication),
-        command: Command,
-        drainer: &Drainer,
-    ) -> Option<CommandId> {
-        match self.entries.get(&id) {
-            Some(Entry::Running { .. }) => return None,
-            Some(Entry::Ended { .. }) => return Some(id),
-            None => {}
-        }
-        let policy = command.policy();
-        if drainer.is_down() {
-            match policy.after_stop {
-                AfterStop::Do => {}
-                AfterStop::Ignore => return None,
-                AfterStop::Refuse => {
-                    let outcome = Err(stopping(&self.agent.node));
-                    let refused = Entry::Ended { job: of.0, outcome };
-                    self.entries.insert(id, refused);
-                    return Some(id);
-                }
-            }
-        }
-        let cancel = CancellationToken::new();
-        let running = Entry::Running {
-            cancel: cancel.clone(),
-            at_stop: policy.at_stop,
-            wanted: Wanted::Outcome,
-        };
-        self.entries.insert(id, running);
-        let agent = Arc::clone(&self.agent);
-        self.tasks.spawn(async move {
-            let job = of.0;
-            // A mistake of ours ends this job, at once and with a reason, and no other.
-            let work = AssertUnwindSafe(agent.fulfil(of, command, cancel));
-            let outcome = work.catch_unwind().await;
-            let outcome = outcome.unwrap_or_else(|_| Err(panicked(&agent.node)));
-            (id, job, outcome)
-        });
-        None
-    }
-
-    fn ended(
-        &mut self,
-        ended: Result<(CommandId, JobId, Result<Outcome, Fault>), tokio::task::JoinError>,
-        drainer: &mut Drainer,
-    ) -> Option<CommandId> {
-        match ended {
-            Ok((id, job, outcome)) => {
-                let told = match self.entries.get(&id) {
-                    Some(Entry::Running { wanted, .. }) => {
-                        *wanted == Wanted::Abort || outcome.is_ok()
-                    }
-                    Some(Entry::Ended { .. }) | None => true,
-                };
-                if drainer.is_down() && !told {
-                    // Said, it would end the job. Not said, the command is given again to the next
-                    // process, which finds what this one has done.
-                    self.entries.remove(&id);
-                    drainer.interrupted();
-                    return None;
-                }
-                drainer.ended();
-                self.entries.insert(id, Entry::Ended { job, outcome });
-                Some(id)
-            }
-            Err(error) => {
-                // Commands are never aborted from outside, and what they panic with is caught.
-                tracing::error!(%error, "a command was lost");
-                None
-            }
-        }
-    }
-
-    /// Says everything there is to say, together: what has changed, and the newest observation.
+    /// Sends everything that has changed, with the newest observation.
     async fn report(&self, speech: &mut Speech<'_>) -> Result<(), Fault> {
-        let mut messages = self.reports.take();
+        let mut messages = self.agent.reports.take();
         let now = Instant::now();
         if std::mem::take(&mut speech.looked) != News::None {
             let seen = self.seen.observed.borrow().clone();
@@ -533,15 +388,15 @@ impl Control {
     }
 
     async fn tell(&self, id: CommandId, speech: &mut Speech<'_>) -> Result<(), Fault> {
-        let Some(Entry::Ended { job, outcome }) = self.entries.get(&id) else {
+        let Some((job, outcome)) = self.commands.outcome(id) else {
             return Ok(());
         };
         if matches!(outcome, Ok(Outcome::SourceOpened { .. }))
-            && let Some(open) = self.agent.jobs.get(*job).and_then(|j| j.open)
+            && let Some(open) = self.agent.jobs.get(job).and_then(|j| j.open)
         {
             for tables in open.summaries().chunks(SUMMARY_PAGE) {
                 let page = AgentMessage::PlanPage {
-                    job: *job,
+                    job,
                     tables: tables.to_vec(),
                 };
                 send(speech.sender, &page).await?;
@@ -555,7 +410,6 @@ impl Control {
     }
 }
 
-/// A session that did not come about.
 fn lost(fault: Fault) -> Gone {
     Gone::Lost {
         fault,
@@ -565,23 +419,6 @@ fn lost(fault: Fault) -> Gone {
 
 pub(super) async fn send(sender: &mut Sender, message: &AgentMessage) -> Result<(), Fault> {
     sender.send(message).await.map_err(|e| e.to_fault())
-}
-
-/// What a command that panicked comes to. The panic itself is in the agent's log.
-fn panicked(node: &NodeId) -> Fault {
-    Fault::new(
-        FaultKind::Failed,
-        "the agent made a mistake that it had not provided for",
-    )
-    .hint("the agent's log says where (\"panicked at\"); please report it, and run init again")
-    .on(node)
-}
-
-fn stopping(node: &NodeId) -> Fault {
-    Fault::new(FaultKind::Unreachable, "the agent is being stopped")
-        .hint("ask again when it is back")
-        .retry(Retry::Backoff)
-        .on(node)
 }
 
 pub(super) fn unwelcome() -> Fault {

@@ -1,8 +1,8 @@
-//! The columns of what is replicated, looked at now and then: one query, one digest a replication, each
+//! Digests of the replicated columns, read now and then by one query: one digest per replication, each
 //! table's fingerprint computed once however many replications carry it.
 //!
-//! On a connection of its own, beside the observer's: reading expressions waits for tables that are
-//! locked exclusively, and slots must be seen meanwhile. What cannot be read this time is what it was.
+//! Uses a connection of its own: reading expressions waits for exclusively locked tables, and the observer
+//! must not. On error, the previous value stays.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,57 +16,49 @@ use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::pg::{Conninfo, LOCK_MOMENT, OwnSchema, PgError, Session};
+use crate::pg::{Conninfo, OwnSchema, PgError, Session};
 use crate::replication::server_log::troubles;
 use crate::replication::subscribed::subscribed;
 use crate::replication::subscription::subscription_statuses;
 use crate::snapshot::published::published;
 
-/// A look that takes longer is given up; ten thousand tables take about a second.
+/// A look that takes longer is abandoned; ten thousand tables take about a second.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Looks that were asked for are this far apart: a subscription that keeps failing asks every few
-/// seconds, and its columns do not change by that.
+/// Minimum interval between requested looks: a failing subscription asks every few seconds, which does not
+/// change its columns.
 const ASKED_EVERY: Duration = Duration::from_secs(15);
 
-/// The digests of every replication of ours here, each as `steep_repl.replicated_digest` computes one
-/// (`extension/`): a test holds them together.
+/// The digest of every replication of ours here, as `steep_repl.replicated_digest` (`extension/`) computes
+/// it; a test compares the two.
 const DIGESTS: &str = include_str!("digests.sql");
 
-/// What a look has found.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Looked {
-    /// Of every replication of ours.
-    pub digests: Vec<ReplicatedDigest>,
+pub(crate) struct Looked {
+    pub(crate) digests: Vec<ReplicatedDigest>,
     /// Which tables they carry, as far as that has changed.
-    pub carried: Carried,
-    /// What is known of the errors of those subscriptions that have failed.
-    pub troubles: Vec<(JobId, String)>,
+    pub(crate) carried: Carried,
+    /// What is known of the errors of failing subscriptions.
+    pub(crate) troubles: Vec<(JobId, String)>,
 }
 
-/// Looks at the columns until cancelled.
 #[derive(Debug)]
-pub struct DigestWatcher {
-    /// The database.
-    pub conninfo: Arc<Conninfo>,
-    /// Between two looks.
-    pub every: Duration,
-    /// Where digests go; the newest replace the last.
-    pub seen: watch::Sender<Looked>,
-    /// Asks for a look now.
-    pub now: Arc<Notify>,
+pub(crate) struct DigestWatcher {
+    pub(crate) conninfo: Arc<Conninfo>,
+    pub(crate) every: Duration,
+    pub(crate) seen: watch::Sender<Looked>,
+    pub(crate) now: Arc<Notify>,
 }
 
 impl DigestWatcher {
-    /// Runs until cancelled.
-    pub async fn run(self, cancel: CancellationToken) {
+    pub(crate) async fn run(self, cancel: CancellationToken) {
         let mut session = None;
         let mut tick = tokio::time::interval(self.every);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut may_be_asked = Instant::now();
         let mut looks = 0;
         loop {
-            // A request that comes too soon is kept by the `Notify` until its time.
+            // The `Notify` keeps an early request until its time.
             let asked = async {
                 tokio::time::sleep_until(may_be_asked).await;
                 self.now.notified().await;
@@ -88,7 +80,7 @@ impl DigestWatcher {
                     self.seen.send_replace(looked);
                 }
                 Ok(Err(error)) => {
-                    // The observer tells where PostgreSQL cannot be asked at all.
+                    // The observer reports a server that does not answer.
                     debug!(%error, "the columns of replicated tables could not be read");
                     session = None;
                 }
@@ -101,9 +93,8 @@ impl DigestWatcher {
         let session = match session {
             Some(session) => session,
             None => {
-                let fresh = Session::connect(&self.conninfo, "digests").await?;
-                // Of a table that is locked longer, the next look will tell.
-                fresh.batch_execute(LOCK_MOMENT).await?;
+                // A table that is locked for longer is read the next time.
+                let fresh = Session::connect_impatient(&self.conninfo, "digests").await?;
                 session.insert(fresh)
             }
         };
@@ -121,7 +112,7 @@ impl DigestWatcher {
     }
 }
 
-/// Subscriptions of ours that have met errors; before 15 nobody counts them.
+/// Our subscriptions with errors; versions before 15 do not count them.
 async fn failing(session: &Session) -> Result<Vec<JobId>, PgError> {
     let all = subscription_statuses(session).await?;
     let failing = all.iter().filter(|s| s.apply_errors > 0 || !s.running);
@@ -130,10 +121,10 @@ async fn failing(session: &Session) -> Result<Vec<JobId>, PgError> {
 
 async fn digests(session: &Session) -> Result<Vec<ReplicatedDigest>, PgError> {
     let sql = "SELECT pg_catalog.to_regprocedure('steep_repl.fingerprints(oid[])') IS NOT NULL";
-    // Looked at anew each time: nothing is called in a schema that is not to be trusted.
+    // Checked each time: nothing is called in an untrusted schema.
     let absent = session.own_schema().await? == OwnSchema::Absent;
     if absent || !session.query_typed(sql, &[]).await?[0].get::<_, bool>(0) {
-        // Made with the first row that is mirrored.
+        // The schema is created with the first mirrored row.
         return Ok(Vec::new());
     }
     let rows = session

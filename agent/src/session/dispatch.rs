@@ -1,4 +1,4 @@
-//! From a command to the function that does it. Nothing is decided here.
+//! From a command to the function that runs it. Decides nothing.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -22,6 +22,7 @@ use tracing::{info, warn};
 use super::readings::Readings;
 use super::report::Reports;
 use crate::budget::Budget;
+use crate::deferred::build::Purpose;
 use crate::facts::{self, PeerFacts};
 use crate::peer::connection::SourceAgent;
 use crate::peer::fetch::copy;
@@ -32,32 +33,22 @@ use crate::target::{self, Dumps, PrepareRequest, SchemaRequest};
 use crate::task::{Patience, Progress, Task};
 use crate::telemetry::{CommandEnd, Telemetry};
 
-/// What commands work with.
 #[derive(Debug)]
-pub struct Agent {
-    /// This node.
-    pub node: NodeId,
-    /// Its database.
-    pub conninfo: Arc<Conninfo>,
-    /// Jobs for which it is the source.
-    pub jobs: Arc<SourceJobs>,
-    /// Where progress goes.
-    pub reports: Arc<Reports>,
-    /// Dials sources.
-    pub endpoint: Arc<Endpoint>,
-    /// For the parts it fetches.
-    pub budget: Budget,
-    /// What all index builds at once may use, where the operator says so.
-    pub index_memory: Option<ByteCount>,
-    /// Counts what is done.
-    pub telemetry: Arc<Telemetry>,
-    /// Schemas being handed out.
-    pub readings: Readings,
-    /// Cancelled when the agent is told to stop.
-    pub drain: CancellationToken,
+pub(crate) struct Agent {
+    pub(crate) node: NodeId,
+    pub(crate) conninfo: Arc<Conninfo>,
+    pub(crate) jobs: Arc<SourceJobs>,
+    pub(crate) reports: Arc<Reports>,
+    pub(crate) endpoint: Arc<Endpoint>,
+    pub(crate) budget: Budget,
+    /// For all index builds together, where the operator sets it.
+    pub(crate) index_memory: Option<ByteCount>,
+    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) readings: Readings,
+    pub(crate) drain: CancellationToken,
 }
 
-/// A command, as the log tells of it.
+/// A command as logged.
 struct Told {
     job: JobId,
     name: &'static str,
@@ -72,11 +63,8 @@ impl Told {
 }
 
 impl Agent {
-    /// Does what the command says, until it is done or cancelled.
-    ///
-    /// # Errors
-    /// The fault that ended it, naming this node.
-    pub async fn fulfil(
+    /// Runs the command until it is done or cancelled.
+    pub(crate) async fn fulfil(
         &self,
         (job, replication): (JobId, Replication),
         command: Command,
@@ -102,10 +90,10 @@ impl Agent {
             began: Instant::now(),
         };
         info!(event = "command.started", node_id = %self.node, source_node = told.source(), job_id = %job, command = told.name, "command began");
-        // Boxed: the largest of these futures would otherwise be every command's size.
+        // Boxed: otherwise every command would be as large as the largest future.
         let work = Box::pin(self.perform(&task, command));
         let outcome = tokio::select! {
-            // The work hears of a cancel by itself and tells PostgreSQL; this is for what does not.
+            // The work watches the token itself and cancels its statement; this is for work that does not.
             () = async { cancel.cancelled().await; tokio::time::sleep(GRACE).await } => {
                 Err(Fault::new(FaultKind::Cancelled, "cancelled"))
             }
@@ -141,7 +129,7 @@ impl Agent {
         }
     }
 
-    /// The node that has the rows, where the command says it: this one, or the one it names.
+    /// The node that has the rows, where the command says it.
     fn source_of(&self, command: &Command) -> Option<NodeId> {
         match command {
             Command::Source(_) => Some(self.node.clone()),
@@ -196,7 +184,7 @@ impl Agent {
             }
             SourceCommand::Prove => {
                 let open = self.jobs.get(job).and_then(|j| j.open).ok_or_else(|| {
-                    Fault::new(FaultKind::Failed, "what was sent is no longer known here")
+                    Fault::new(FaultKind::Failed, "this agent no longer knows what it sent")
                         .hint("the agent was restarted during the job: run init again")
                 })?;
                 let (parts, rows, bytes) = open.totals();
@@ -231,7 +219,7 @@ impl Agent {
             if !open.is_broken() {
                 return opened(&open);
             }
-            // No row has been read under it yet: it is made anew.
+            // No row has been read under it yet, so it is opened again.
             open.close().await;
         }
         let open = snapshot::open(task, request, Arc::clone(self.jobs.locks())).await?;
@@ -240,7 +228,7 @@ impl Agent {
         opened(&open)
     }
 
-    /// From here on nobody may ask for that job, and no snapshot of it is held (G7).
+    /// From here on nobody may ask for the job, and no snapshot of it is held (G7).
     async fn forget(&self, job: JobId) {
         if let Some(open) = self.jobs.remove(job).and_then(|j| j.open) {
             open.close().await;
@@ -266,12 +254,12 @@ impl Agent {
                 Ok(Outcome::Done)
             }
             TargetCommand::BuildIndexes { parallel } => {
-                let built = target::build_indexes(task, parallel).await;
-                built.map(Outcome::Warned)
+                let built = target::build_indexes(task, parallel, Purpose::Replication);
+                built.await.map(Outcome::Warned)
             }
             TargetCommand::BuildConstraints { parallel } => {
-                let built = target::build_constraints(task, parallel).await;
-                built.map(Outcome::Warned)
+                let built = target::build_constraints(task, parallel, Purpose::Replication);
+                built.await.map(Outcome::Warned)
             }
             TargetCommand::Subscribe {
                 source,
@@ -343,7 +331,7 @@ impl Agent {
         Ok(Outcome::SchemaPage { page, next })
     }
 
-    /// What the source's agent says of itself. That it cannot be reached is a fact like others.
+    /// What the source's agent says of itself. An unreachable agent is a fact, not an error.
     async fn ask_peer(&self, link: &SourceAgent) -> Result<PeerFacts, Fault> {
         match link.ping().await {
             Ok(ping) => Ok(PeerFacts {
@@ -364,7 +352,7 @@ impl Agent {
     }
 }
 
-/// Makes the target ready for its rows; of a backup, whose rows are there, only the schema is compared.
+/// Prepares the target for its rows; for a backup, which has them, only compares the schema.
 async fn prepare(
     task: &Task,
     link: &SourceAgent,
@@ -412,7 +400,7 @@ async fn subscribe(
     Ok(sync_slots.map_or(Outcome::Done, subscribed))
 }
 
-/// How long a cancelled command gets to tell PostgreSQL and clean up behind itself.
+/// How long a cancelled command has to cancel its statement and clean up.
 const GRACE: std::time::Duration = std::time::Duration::from_secs(8);
 
 fn opened(open: &OpenSnapshot) -> Result<Outcome, Fault> {

@@ -10,18 +10,17 @@
 
 use std::time::{Duration, Instant};
 
-/// How long what is under way may go on. A part of 256 MiB, the largest, takes less on a link of 15
-/// MB/s; with everything after it, it stays well below the 90 s after which systemd kills.
+/// How long running work may go on. A part of 256 MiB, the largest, takes less at 15 MB/s, and the whole
+/// shutdown stays well below systemd's 90 s.
 const DRAIN_LIMIT: Duration = Duration::from_secs(20);
 
-/// How long what has been cancelled gets to tell PostgreSQL, and a job that fails by it to be cleaned up.
+/// How long cancelled work has to cancel its statements, and a job that fails by it to be cleaned up.
 const CUT_LIMIT: Duration = Duration::from_secs(5);
 
-/// How long the coordinator has for what it makes of an end it was told. Its answer takes a round trip
-/// and a wait for the disk.
+/// How long the coordinator has to react to an outcome: a round trip and a write to disk.
 const LAST_ORDERS: Duration = Duration::from_millis(500);
 
-/// The longest shutdown after the first signal, the last messages included.
+/// The longest shutdown after the first signal, last messages included.
 pub(super) const WAY_DOWN_MAX: Duration = DRAIN_LIMIT
     .saturating_add(CUT_LIMIT)
     .saturating_add(LAST_WORDS);
@@ -29,59 +28,47 @@ pub(super) const WAY_DOWN_MAX: Duration = DRAIN_LIMIT
 /// The longest shutdown after the second signal.
 pub(super) const HURRY_MAX: Duration = CUT_LIMIT.saturating_add(LAST_WORDS);
 
-/// How long the coordinator gets to hear what was done last.
+/// How long the coordinator has to receive the last messages.
 pub(super) const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// The stage of a shutdown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// Nobody has said stop.
     Up,
-    /// What is under way goes on, nothing more is taken up.
+    /// Running work goes on, no new work starts.
     Draining {
-        /// Since when.
         since: Instant,
     },
-    /// What was under way has been cancelled.
     Cut {
-        /// Since when.
         since: Instant,
-        /// Why.
         why: Why,
     },
-    /// The process ends.
     Over,
 }
 
-/// Why what was under way was cancelled.
+/// Why running work was cancelled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Why {
-    /// Its time was over.
     Late,
-    /// Somebody said stop again.
     Hurried,
 }
 
-/// What has been said from outside.
+/// The signals received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Told {
-    /// Nothing.
     Nothing,
-    /// Stop.
     Stop,
-    /// And again.
     Hurry,
 }
 
-/// What there is to wait for.
+/// What a shutdown waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Load {
     /// Commands and answers to other agents.
     pub(super) at_work: usize,
-    /// Snapshots that the coordinator, which is there, will have closed: their jobs end now, by the
-    /// last part or by one that is refused, and are cleaned up while this agent still can.
+    /// Snapshots that the connected coordinator will have closed: their jobs end now, and are cleaned up
+    /// while this agent still can.
     pub(super) held: usize,
-    /// When something ended last of which the coordinator may make something.
+    /// When a command ended to which the coordinator may react.
     pub(super) ended: Option<Instant>,
 }
 
@@ -116,7 +103,7 @@ impl Stage {
         }
     }
 
-    /// When time alone may bring the next stage.
+    /// When the next stage is due by time alone.
     pub(super) fn due(self, load: Load) -> Option<Instant> {
         let limit = match self {
             Self::Up | Self::Over => return None,

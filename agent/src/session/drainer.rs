@@ -1,35 +1,27 @@
-//! Runs the shutdown: waits for what brings the next stage of [`super::drain`].
+//! Runs the shutdown: waits for the events that bring the next stage of [`super::drain`].
 
 use std::time::Instant;
 
 use steep_daemon::Stop;
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 use super::drain::{HURRY_MAX, Load, Stage, Told, WAY_DOWN_MAX};
 use crate::shutdown::Shutdown;
 
-/// The stage of the shutdown, and what the next one depends on.
 #[derive(Debug)]
 pub(super) struct Drainer {
     stop: Stop,
     shutdown: Shutdown,
-    answers: watch::Receiver<usize>,
     stage: Stage,
-    /// When it began.
     began: Instant,
-    /// When a command ended last.
     ended: Option<Instant>,
     /// Commands that were interrupted.
-    interrupted: usize,
+    pub(super) interrupted: usize,
 }
 
 impl Drainer {
-    /// A shutdown that begins at a signal of `stop`.
     pub(super) fn new(stop: Stop, shutdown: Shutdown) -> Self {
         Self {
             stop,
-            answers: shutdown.answers(),
             shutdown,
             stage: Stage::Up,
             began: Instant::now(),
@@ -38,33 +30,32 @@ impl Drainer {
         }
     }
 
-    /// Waits for the next stage, given the number of running commands and of snapshots that the
-    /// coordinator has yet to close. Sends the stage's signal.
+    /// Waits for the next stage and sends its signal. `held` counts snapshots that the coordinator has yet
+    /// to close.
     ///
     /// Cancel-safe: once a stage is due, the next call returns it.
     pub(super) async fn turn(&mut self, commands: usize, held: usize) -> Stage {
         loop {
             let load = Load {
-                at_work: commands + *self.answers.borrow_and_update(),
+                at_work: commands + self.answers(),
                 held,
                 ended: self.ended,
             };
             let now = Instant::now();
-            let next = self.stage.next(self.told(), load, now);
+            let told = self.told();
+            let next = self.stage.next(told, load, now);
             if next != self.stage {
                 self.reach(next, now);
                 return next;
             }
-            let signal = match self.told() {
-                Told::Nothing => Some(self.stop.asked()),
-                Told::Stop => Some(self.stop.hurried()),
-                Told::Hurry => None,
+            let signal = match told {
+                Told::Nothing => self.stop.asked(),
+                Told::Stop | Told::Hurry => self.stop.hurried(),
             };
             let due = next.due(load);
             tokio::select! {
-                () = cancelled(signal) => {}
-                // We hold a sender ourselves.
-                _ = self.answers.changed() => {}
+                () = signal.cancelled(), if told != Told::Hurry => {}
+                () = self.shutdown.answers.wait(), if self.answers() > 0 => {}
                 () = until(due) => {}
             }
         }
@@ -76,9 +67,9 @@ impl Drainer {
             Stage::Up | Stage::Over => {}
             Stage::Draining { .. } => {
                 self.began = now;
-                self.shutdown.drain().cancel();
+                self.shutdown.drain.cancel();
             }
-            Stage::Cut { .. } => self.shutdown.cut().cancel(),
+            Stage::Cut { .. } => self.shutdown.cut.cancel(),
         }
     }
 
@@ -92,46 +83,33 @@ impl Drainer {
         }
     }
 
-    /// Whether the shutdown has begun.
     pub(super) fn is_down(&self) -> bool {
         self.stage != Stage::Up
     }
 
-    /// Whether the shutdown is over.
     pub(super) fn is_over(&self) -> bool {
         self.stage == Stage::Over
     }
 
-    /// A command has ended and the coordinator will get its outcome.
+    /// A command ended and the coordinator will get its outcome.
     pub(super) fn ended(&mut self) {
         if self.is_down() {
             self.ended = Some(Instant::now());
         }
     }
 
-    /// A command was interrupted.
-    pub(super) fn interrupted(&mut self) {
-        self.interrupted += 1;
-    }
-
-    /// How many commands were interrupted.
-    pub(super) fn interruptions(&self) -> usize {
-        self.interrupted
-    }
-
-    /// How many requests of other agents are being answered.
     pub(super) fn answers(&self) -> usize {
-        *self.answers.borrow()
+        self.shutdown.answers.len()
     }
 
-    /// Milliseconds since the shutdown began.
+    /// Since the shutdown began.
     pub(super) fn millis(&self) -> u64 {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 }
 
-/// Returns when the shutdown has taken longer than its stages allow: a task ignores its signal.
-pub async fn overdue(stop: &Stop) {
+/// Returns when the shutdown has outlasted its stages, because a task ignores its signal.
+pub(crate) async fn overdue(stop: &Stop) {
     stop.asked().cancelled().await;
     let hurried = async {
         stop.hurried().cancelled().await;
@@ -140,13 +118,6 @@ pub async fn overdue(stop: &Stop) {
     tokio::select! {
         () = tokio::time::sleep(WAY_DOWN_MAX) => {}
         () = hurried => {}
-    }
-}
-
-async fn cancelled(signal: Option<&CancellationToken>) {
-    match signal {
-        Some(signal) => signal.cancelled().await,
-        None => std::future::pending().await,
     }
 }
 
@@ -172,11 +143,11 @@ mod tests {
     #[tokio::test]
     async fn an_answer_under_way_is_waited_for() {
         let (mut drainer, stop, shutdown) = drainer();
-        let answer = shutdown.answering();
+        let answer = shutdown.answers.token();
         stop.tell();
         let stage = drainer.turn(0, 0).await;
         assert!(matches!(stage, Stage::Draining { .. }), "{stage:?}");
-        assert!(shutdown.drain().is_cancelled() && !shutdown.cut().is_cancelled());
+        assert!(shutdown.drain.is_cancelled() && !shutdown.cut.is_cancelled());
         let waited = tokio::time::timeout(Duration::from_millis(20), drainer.turn(0, 0));
         assert!(waited.await.is_err(), "it is under way");
         drop(answer);
@@ -191,7 +162,7 @@ mod tests {
         stop.tell();
         let stage = drainer.turn(1, 0).await;
         assert!(matches!(stage, Stage::Cut { .. }), "{stage:?}");
-        assert!(shutdown.cut().is_cancelled() && !shutdown.halt().is_cancelled());
+        assert!(shutdown.cut.is_cancelled() && !shutdown.halt.is_cancelled());
         assert_eq!(drainer.turn(0, 1).await, Stage::Over);
     }
 

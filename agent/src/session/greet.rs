@@ -1,4 +1,4 @@
-//! The first words of a session: the agent registers, and the coordinator takes it or does not.
+//! The beginning of a session: the agent registers, and the coordinator welcomes or rejects it.
 
 use std::time::{Duration, Instant};
 
@@ -8,11 +8,11 @@ use steep_protocol::{Fault, NodeState};
 
 use super::control::{send, unwelcome};
 
-/// How long a process that was never welcomed tries to become the node's agent. The one before may
-/// have died on another machine, which the coordinator notices within 8 s.
+/// How long a process that was never welcomed keeps trying. Its predecessor may have died on another
+/// machine, which the coordinator notices within 8 s.
 const REJECTED_LIMIT: Duration = Duration::from_secs(20);
 
-/// Registers, and waits to be welcomed: the session's stream, and the node's state.
+/// Registers and waits for the welcome; returns the session's stream and the node's state.
 pub(super) async fn greet(
     connection: &Connection,
     registration: &AgentMessage,
@@ -31,21 +31,19 @@ pub(super) async fn greet(
 
 /// Why there is no session.
 pub(super) enum Unwelcome {
-    /// It broke.
     Lost(Fault),
-    /// The coordinator says that another process is the node's agent.
+    /// Another process is the node's agent.
     Rejected(Fault),
 }
 
 /// How the coordinator has received this process so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Standing {
-    /// Not at all.
     New,
-    /// It was the node's agent. Should another process have taken its place while the network was
-    /// broken, parts may still be under way here, so it goes on trying.
+    /// Once welcomed. If another process took its place during a network failure, parts may still be
+    /// running here, so it keeps trying.
     Welcomed,
-    /// It was rejected each time, since then.
+    /// Rejected each time, since then.
     RejectedSince(Instant),
 }
 

@@ -1,12 +1,12 @@
-//! The control path's end in the agent: one session with the coordinator, kept up for life.
+//! The agent's end of the control path: one session with the coordinator at a time.
 //!
-//! [`Control`] owns everything that outlives a session: commands at work, outcomes not acknowledged,
-//! parts reported done. A lost session changes none of it: transfers run on, and the next session
-//! says again what the coordinator may have missed. [`dispatch`] turns a command into a future;
-//! [`observe`] looks at the server; [`report`] collects progress between sends. A
-//! shutdown goes through stages, each with a deadline: [`drain`] defines them, [`drainer`] waits for them. [`greet`] begins a
-//! session.
+//! [`Control`] owns everything that outlives a session; [`commands`] keeps running commands and
+//! unacknowledged outcomes. A lost session changes none of it: transfers go on, and the next session
+//! repeats what the coordinator may have missed. [`greet`] begins a session, [`dispatch`] turns a command
+//! into a future, [`observe`] looks at the server, [`report`] collects progress between sends. A shutdown
+//! goes through stages, each with a deadline: [`drain`] defines them, [`drainer`] waits for them.
 
+mod commands;
 mod control;
 mod digests;
 mod dispatch;
@@ -17,10 +17,10 @@ mod observe;
 mod readings;
 mod report;
 
-pub use control::{Control, Coordinator, Queues, Seen};
-pub use digests::{DigestWatcher, Looked};
-pub use dispatch::Agent;
-pub use drainer::overdue;
-pub use observe::{LineageWatch, Observer, PreparedWatch};
-pub use readings::Readings;
-pub use report::Reports;
+pub(crate) use control::{Control, Coordinator, Queues, Seen};
+pub(crate) use digests::{DigestWatcher, Looked};
+pub(crate) use dispatch::Agent;
+pub(crate) use drainer::overdue;
+pub(crate) use observe::{LineageWatch, Observer, PreparedWatch};
+pub(crate) use readings::Readings;
+pub(crate) use report::Reports;

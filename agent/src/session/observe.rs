@@ -1,4 +1,4 @@
-//! What is true beside this agent, looked at about every second on one connection of its own.
+//! Looks at this agent's server about every second, on one connection of its own.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -24,50 +24,36 @@ use crate::replication::prepared::{self, Dropped, Unwanted};
 use crate::replication::subscription;
 use crate::snapshot::{SourceJobs, published, slot};
 
-/// A look that takes longer is as good as a server that cannot be asked.
+/// A slower look counts as a server that does not answer.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often it is told how much WAL prepared slots hold, where nothing else changes.
+/// How often the WAL held by prepared slots is reported where nothing else changes.
 const HELD_TOLD_EVERY: Duration = Duration::from_secs(5);
 
-/// How often the node's lineage is read where nothing of ours has come or gone.
+/// How often the node's lineage is read where no replication of ours came or went.
 const LINEAGE_EVERY: Duration = Duration::from_secs(5);
 
-/// How long a look or a task waits for a lock. Looks wait for none; somebody who locks our own
-/// tables is to be heard of, and not waited for.
-const LOCK_TIMEOUT: &str = "SET lock_timeout = '1s'";
-
-/// Looks at the server until cancelled; also keeps this node's row in its `steep_repl` tables, since
-/// both want one quiet connection.
+/// Also writes this node's row to its `steep_repl` tables, since both want one quiet connection.
 #[derive(Debug)]
-pub struct Observer {
-    /// This node.
-    pub node: NodeId,
-    /// Its database.
-    pub conninfo: Arc<Conninfo>,
-    /// Those whose snapshots are held here.
-    pub jobs: Arc<SourceJobs>,
-    /// Where observations go; the newest replaces the last.
-    pub seen: watch::Sender<Observed>,
-    /// The same for slots that are prepared here.
-    pub prepared: PreparedWatch,
-    /// The same for the node's lineage.
-    pub lineage: LineageWatch,
-    /// Rows to mirror.
-    pub mirror: mpsc::Receiver<MirrorRow>,
-    /// What operators wanted, for the audit log.
-    pub audit: mpsc::Receiver<AuditView>,
-    /// Where it is said that something is in the audit log.
-    pub reports: Arc<Reports>,
-    /// What is replicated and its columns, as they were seen last.
-    pub looked: watch::Receiver<Looked>,
-    /// Asks for them to be looked at now.
-    pub look_at_columns: Arc<Notify>,
-    /// Who waits for our sessions and for whom they wait; looked at more often.
-    pub locks: watch::Receiver<Vec<LockConflict>>,
+pub(crate) struct Observer {
+    pub(crate) node: NodeId,
+    pub(crate) conninfo: Arc<Conninfo>,
+    pub(crate) jobs: Arc<SourceJobs>,
+    pub(crate) seen: watch::Sender<Observed>,
+    pub(crate) prepared: PreparedWatch,
+    pub(crate) lineage: LineageWatch,
+    pub(crate) mirror: mpsc::Receiver<MirrorRow>,
+    pub(crate) audit: mpsc::Receiver<AuditView>,
+    /// Notified of entries written to the audit log.
+    pub(crate) reports: Arc<Reports>,
+    /// The last look at replicated columns.
+    pub(crate) looked: watch::Receiver<Looked>,
+    pub(crate) look_at_columns: Arc<Notify>,
+    /// Lock conflicts, which are read more often.
+    pub(crate) locks: watch::Receiver<Vec<LockConflict>>,
 }
 
-/// What a look does besides looking.
+/// What to do besides looking.
 enum ObserverTask {
     Nothing,
     Mirror(MirrorRow),
@@ -75,10 +61,10 @@ enum ObserverTask {
 }
 
 impl Observer {
-    /// Runs until cancelled. Errors are observations, not ends.
-    pub async fn run(mut self, cancel: CancellationToken) {
+    /// Runs until cancelled. Errors become observations.
+    pub(crate) async fn run(mut self, cancel: CancellationToken) {
         let mut session = None;
-        // Beats are the wall clock's; a look that took too long moves none of the others.
+        // Looks follow the wall clock; a slow one does not shift the next.
         let first = first_look(std::time::Instant::now(), SystemTime::now());
         let mut tick = tokio::time::interval_at(first.into(), LOOK_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -145,7 +131,7 @@ impl Observer {
         }
     }
 
-    /// Rows replace one another; only the last one waiting matters.
+    /// Only the last row waiting matters.
     fn newest(&mut self, row: MirrorRow) -> MirrorRow {
         let mut newest = row;
         while let Ok(row) = self.mirror.try_recv() {
@@ -158,14 +144,14 @@ impl Observer {
         let session = match session {
             Some(session) => session,
             None => {
-                let fresh = Session::connect(&self.conninfo, "observer").await?;
-                fresh.batch_execute(LOCK_TIMEOUT).await?;
+                // Whoever locks our own tables is reported, not waited for.
+                let fresh = Session::connect_impatient(&self.conninfo, "observer").await?;
                 session.insert(fresh)
             }
         };
         match slot_notes::prepared_slots(session, &self.node).await {
             Ok(prepared) => self.prepared.take(prepared),
-            // Somebody holds the table of notes: what it said last still holds.
+            // The table of notes is locked: the previous value holds.
             Err(error) if error.sqlstate().is_some() => debug!(%error, "prepared slots not read"),
             Err(error) => return Err(error),
         }
@@ -176,7 +162,7 @@ impl Observer {
                 Err(error) => return Err(error),
             }
         }
-        // Slots before publications: a slot that is listed was made after its publication.
+        // Slots before publications: the publication of a listed slot exists already.
         let slots = slot::slot_statuses(session, self.prepared.newest()).await?;
         let publications = published::publication_statuses(session).await?;
         let mut subscriptions = subscription::subscription_statuses(session).await?;
@@ -200,7 +186,7 @@ impl Observer {
         })
     }
 
-    /// Drops prepared slots whose time is over: each holds WAL that nobody will ask for (G5).
+    /// Drops expired prepared slots, which hold WAL that nobody will ask for (G5).
     async fn drop_expired(&self, session: &mut Option<Session>) -> Result<(), String> {
         for slot in self.prepared.newest() {
             let (Some(open), PreparedState::Expired) = (session.as_ref(), &slot.state) else {
@@ -210,13 +196,13 @@ impl Observer {
             let dropping = prepared::drop_unused(open, &self.node, replication, Unwanted::Expired);
             match tokio::time::timeout(LOOK_TIMEOUT, dropping).await {
                 Ok(Ok(Dropped::Yes)) => {
-                    warn!(event = "init.slot_expired", node_id = %self.node, slot = %replication.slot, "a prepared slot was dropped: its time is over and no backup was completed with it");
+                    warn!(event = "init.slot_expired", node_id = %self.node, slot = %replication.slot, "an expired prepared slot was dropped: no backup was completed with it");
                     self.reports.slot_expired(replication.slot.clone());
                 }
                 Ok(Ok(Dropped::No)) => {}
                 Ok(Err(error)) => return Err(error.to_fault(&self.node).message),
                 Err(_) => {
-                    // Its answer may still come, and would be taken for another's.
+                    // A late answer would be taken for another query's.
                     *session = None;
                     return Err("PostgreSQL did not answer within 5 s".to_owned());
                 }
@@ -225,8 +211,8 @@ impl Observer {
         Ok(())
     }
 
-    /// Does the task; nothing where there is none, or no server to do it on. That it cannot be done,
-    /// for want of space, a right or a lock, says nothing of whether the server can be asked.
+    /// Does the task, where there is one and the server answers. A failure for lack of space, rights or a
+    /// lock does not mean that the server is down.
     async fn write(
         &self,
         session: &mut Option<Session>,
@@ -240,7 +226,7 @@ impl Observer {
         Some(match written {
             Ok(written) => written.map_err(|error| error.to_fault(&self.node).message),
             Err(_) => {
-                // Its answer may still come, and would be taken for another's.
+                // A late answer would be taken for another query's.
                 *session = None;
                 Err("PostgreSQL did not answer within 5 s".to_owned())
             }
@@ -256,8 +242,7 @@ impl Observer {
                 }
             }
             ObserverTask::Audit(entry) => {
-                // Where it could not be written it is told again, and written once the extension is
-                // of this version.
+                // The coordinator repeats what was not written, until the extension is new enough.
                 if self.installed(session).await? {
                     own_schema::audit(session, &self.node, entry).await?;
                     self.reports.audited(entry.seq);
@@ -267,8 +252,7 @@ impl Observer {
         Ok(())
     }
 
-    /// Makes sure of the node's own tables. An extension of an older version keeps them from being
-    /// written, and nothing else.
+    /// Installs the node's own tables. An older extension only keeps them from being written.
     async fn installed(&self, session: &Session) -> Result<bool, PgError> {
         match own_schema::install(session).await {
             Err(error @ PgError::Extension { .. }) => {
@@ -280,7 +264,7 @@ impl Observer {
     }
 }
 
-/// Whether there is more to be told than numbers that have grown.
+/// Whether more has changed than numbers that have grown.
 pub(super) fn stands_out(told: &Observed, seen: &Observed) -> bool {
     let plain = |observed: &Observed| {
         let mut plain = observed.clone();
@@ -296,19 +280,17 @@ pub(super) fn stands_out(told: &Observed, seen: &Observed) -> bool {
     plain(told) != plain(seen)
 }
 
-/// Slots that are prepared here, as the coordinator is told of them: at once where one has come, gone or
-/// changed, and now and then how much WAL they hold.
+/// Reports prepared slots: at once where one came, went or changed, and now and then how much WAL they
+/// hold.
 #[derive(Debug)]
-pub struct PreparedWatch {
+pub(crate) struct PreparedWatch {
     newest: Vec<PreparedSlot>,
     told: Option<Instant>,
     seen: watch::Sender<Option<Vec<PreparedSlot>>>,
 }
 
 impl PreparedWatch {
-    /// Nothing has been looked at yet.
-    #[must_use]
-    pub fn new(seen: watch::Sender<Option<Vec<PreparedSlot>>>) -> Self {
+    pub(crate) fn new(seen: watch::Sender<Option<Vec<PreparedSlot>>>) -> Self {
         Self {
             newest: Vec::new(),
             told: None,
@@ -337,17 +319,15 @@ impl PreparedWatch {
     }
 }
 
-/// The node's lineage, as the coordinator is told of it: when it changes.
+/// Reports the node's lineage when it changes.
 #[derive(Debug)]
-pub struct LineageWatch {
+pub(crate) struct LineageWatch {
     read: Option<Instant>,
     seen: watch::Sender<Option<Lineage>>,
 }
 
 impl LineageWatch {
-    /// Nothing has been read yet.
-    #[must_use]
-    pub fn new(seen: watch::Sender<Option<Lineage>>) -> Self {
+    pub(crate) fn new(seen: watch::Sender<Option<Lineage>>) -> Self {
         Self { read: None, seen }
     }
 
@@ -367,9 +347,8 @@ impl LineageWatch {
     }
 }
 
-/// What makes it worth looking at columns at once: a replication that is new here or gone, a publication
-/// that is not what it was, and errors of a subscription, which other columns are the first thing to
-/// cause.
+/// What makes a look at columns urgent: a replication that came or went, a changed publication, and errors
+/// of a subscription, which changed columns often cause.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Signs {
     jobs: BTreeSet<JobId>,
@@ -378,7 +357,7 @@ struct Signs {
 }
 
 impl Signs {
-    /// Takes what was observed; whether it is another than before.
+    /// Returns whether they differ from the last ones.
     fn replace(&mut self, observed: &Observed) -> bool {
         let slots = observed.slots.iter().map(|slot| slot.job);
         let now = Self {

@@ -1,23 +1,24 @@
-//! Schemas that were read and are being handed out in pages.
+//! Schemas that were read and are handed out in pages.
 //!
-//! Whoever asks takes the next page when it has the last, so nobody buffers a whole schema but the
-//! agent that read it, and that only for a short time and a few of them at once.
+//! The reader asks for the next page when it has the last, so only the agent that read the schema buffers
+//! it, for a short time and a few at once.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use steep_protocol::message::schema::{SchemaCursor, SchemaPage};
 use steep_protocol::{Fault, FaultKind, Retry};
 
-/// Readings held at once; the oldest makes room.
+use crate::mutex::lock;
+
+/// The oldest makes room.
 const HELD_MAX: usize = 4;
 
-/// How long a reading is held after its last page was taken.
+/// How long a reading is kept after its last page was taken.
 const HELD_FOR: Duration = Duration::from_secs(60);
 
-/// All of them.
 #[derive(Debug, Default)]
-pub struct Readings {
+pub(crate) struct Readings {
     held: Mutex<Vec<Reading>>,
 }
 
@@ -29,8 +30,8 @@ struct Reading {
 }
 
 impl Readings {
-    /// The first page of a reading, and where it goes on.
-    pub fn begin(&self, mut pages: Vec<SchemaPage>) -> (SchemaPage, Option<SchemaCursor>) {
+    /// The first page of a reading, and the cursor for the next.
+    pub(crate) fn begin(&self, mut pages: Vec<SchemaPage>) -> (SchemaPage, Option<SchemaCursor>) {
         if pages.len() <= 1 {
             return (pages.pop().unwrap_or_default(), None);
         }
@@ -50,13 +51,13 @@ impl Readings {
         (first, Some(next))
     }
 
-    /// A further page.
-    ///
-    /// # Errors
-    /// A fault where the reading is held no longer, or the page has been taken.
-    pub fn go_on(&self, at: SchemaCursor) -> Result<(SchemaPage, Option<SchemaCursor>), Fault> {
+    /// A further page. Fails where the reading has expired or the page was taken.
+    pub(crate) fn go_on(
+        &self,
+        at: SchemaCursor,
+    ) -> Result<(SchemaPage, Option<SchemaCursor>), Fault> {
         let gone = || {
-            let text = "the schema that was being read is no longer held";
+            let text = "the schema being read has expired";
             Fault::new(FaultKind::Failed, text)
                 .hint("ask again")
                 .retry(Retry::Backoff)
@@ -81,8 +82,8 @@ impl Readings {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Reading>> {
-        // Every critical section leaves the list whole.
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        // A critical section always leaves the list whole.
+        lock(&self.held)
     }
 }
 

@@ -1,8 +1,8 @@
 //! Progress between two sends: the newest of each kind, and every part done.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use steep_protocol::message::agent::{
     AgentMessage, PartDone, PartProgress, ProgressReport, WorkProgress,
@@ -12,24 +12,25 @@ use steep_protocol::pace::News;
 use steep_protocol::{ByteCount, JobId, PartNo, Phase};
 use tokio::sync::watch;
 
+use crate::mutex::lock;
 use crate::task::ProgressSink;
 use crate::telemetry::Flow;
 
-/// Parts in one message; the rest follow in the next.
+/// More parts follow in the next message.
 const PARTS_PER_MESSAGE: usize = 10_000;
 
 /// Collects what tasks report until the session sends it.
 #[derive(Debug, Default)]
-pub struct Reports {
+pub(crate) struct Reports {
     jobs: Mutex<HashMap<JobId, JobReport>>,
-    /// Rows that came in and were committed here, over all jobs.
-    pub received: Flow,
+    /// Rows received and committed here, over all jobs.
+    pub(crate) received: Flow,
     retries: AtomicU64,
-    /// Wishes of operators that are in the audit log since the last [`Reports::take`].
+    /// Operators' requests written to the audit log since the last [`Reports::take`].
     audited: Mutex<Vec<u64>>,
-    /// Prepared slots that have expired since then.
+    /// Prepared slots that expired since then.
     expired: Mutex<Vec<SlotName>>,
-    /// The weightiest of what waits to be taken.
+    /// The most urgent of what waits.
     news: watch::Sender<News>,
 }
 
@@ -39,7 +40,7 @@ struct JobReport {
     phase: Option<Phase>,
     work: Option<WorkProgress>,
     active: BTreeMap<PartNo, PartProgress>,
-    /// Every part done, in the order of commits; those before `told` have been sent on this session.
+    /// Parts done, in commit order; those before `told` were sent in this session.
     done: Vec<PartDone>,
     told: usize,
     retries: u64,
@@ -48,42 +49,30 @@ struct JobReport {
 
 /// What waits, over all jobs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Depths {
-    /// Parts being loaded.
-    pub loading: u64,
-    /// Parts without a worker.
-    pub waiting: u64,
-    /// Parts done that the coordinator has not been told of.
-    pub untold: u64,
+pub(crate) struct Depths {
+    pub(crate) loading: u64,
+    pub(crate) waiting: u64,
+    /// Parts done that were not reported.
+    pub(crate) untold: u64,
 }
 
 impl Reports {
-    /// Tells what waits to be taken, as soon as it weighs more than before.
-    #[must_use]
-    pub fn news(&self) -> watch::Receiver<News> {
+    /// Changes when something more urgent waits than before.
+    pub(crate) fn news(&self) -> watch::Receiver<News> {
         self.news.subscribe()
     }
 
     /// What has changed since the last call, as messages.
-    pub fn take(&self) -> Vec<AgentMessage> {
-        // Before anything is taken: what comes meanwhile is taken now or is news again.
+    pub(crate) fn take(&self) -> Vec<AgentMessage> {
+        // Reset before anything is taken: what arrives meanwhile is taken now or raises it again.
         self.news.send_if_modified(|news| {
             *news = News::None;
             false
         });
-        let audited = {
-            let mut audited = self.audited.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::take(&mut *audited)
-        };
-        let mut messages: Vec<AgentMessage> = audited
-            .into_iter()
-            .map(|seq| AgentMessage::Audited { seq })
-            .collect();
-        let expired = {
-            let mut expired = self.expired.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::take(&mut *expired)
-        };
-        let expired = expired.into_iter();
+        let mut messages = Vec::new();
+        let audited = std::mem::take(&mut *lock(&self.audited)).into_iter();
+        messages.extend(audited.map(|seq| AgentMessage::Audited { seq }));
+        let expired = std::mem::take(&mut *lock(&self.expired)).into_iter();
         messages.extend(expired.map(|slot| AgentMessage::SlotExpired { slot }));
         for (job, report) in self.lock().iter_mut() {
             for parts in report.done[report.told..].chunks(PARTS_PER_MESSAGE) {
@@ -109,7 +98,7 @@ impl Reports {
     }
 
     /// A new session: the coordinator may have missed anything.
-    pub fn tell_again(&self) {
+    pub(crate) fn tell_again(&self) {
         for report in self.lock().values_mut() {
             report.told = 0;
             report.changed = true;
@@ -117,31 +106,24 @@ impl Reports {
         self.tell(News::Event);
     }
 
-    /// An operator's wish is in the audit log. Lost with its session, it is asked for again.
-    pub fn audited(&self, seq: u64) {
-        let mut audited = self.audited.lock().unwrap_or_else(PoisonError::into_inner);
-        audited.push(seq);
-        drop(audited);
+    /// If this is lost with its session, the coordinator repeats the request.
+    pub(crate) fn audited(&self, seq: u64) {
+        lock(&self.audited).push(seq);
         self.tell(News::Event);
     }
 
-    /// A prepared slot was dropped because its time was over. Told once, in this session or the next.
-    pub fn slot_expired(&self, slot: SlotName) {
-        let mut expired = self.expired.lock().unwrap_or_else(PoisonError::into_inner);
-        expired.push(slot);
-        drop(expired);
+    /// Reported once, in this session or the next.
+    pub(crate) fn slot_expired(&self, slot: SlotName) {
+        lock(&self.expired).push(slot);
         self.tell(News::Event);
     }
 
-    /// Parts begun again since the process began.
-    #[must_use]
-    pub fn retries(&self) -> u64 {
+    /// Parts begun again since the process started.
+    pub(crate) fn retries(&self) -> u64 {
         self.retries.load(Ordering::Relaxed)
     }
 
-    /// What waits now.
-    #[must_use]
-    pub fn depths(&self) -> Depths {
+    pub(crate) fn depths(&self) -> Depths {
         let mut depths = Depths::default();
         for report in self.lock().values() {
             depths.loading += report.active.len() as u64;
@@ -151,8 +133,7 @@ impl Reports {
         depths
     }
 
-    /// The job is over.
-    pub fn forget(&self, job: JobId) {
+    pub(crate) fn forget(&self, job: JobId) {
         self.lock().remove(&job);
     }
 
@@ -176,8 +157,7 @@ impl Reports {
         });
     }
 
-    /// Counts what has come of a part since it was heard of last; a part that is smaller than it was
-    /// has been begun again.
+    /// Counts the bytes of a part since its last report; a part that shrank was begun again.
     fn count(&self, before: Option<&PartProgress>, bytes: ByteCount, wire: ByteCount) {
         let known = before.filter(|b| b.bytes <= bytes && b.wire <= wire);
         let (old_bytes, old_wire) = known.map_or_else(Default::default, |b| (b.bytes, b.wire));
@@ -185,7 +165,7 @@ impl Reports {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<JobId, JobReport>> {
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.jobs)
     }
 }
 
@@ -223,7 +203,7 @@ impl ProgressSink for Reports {
             report.phase = Some(Phase::Copy);
             report.work = None;
             let before = report.active.remove(&done.part);
-            // One that was found in the ledger came another time.
+            // Without wire bytes the part was found in the ledger, from an earlier attempt.
             if done.wire != ByteCount(0) {
                 self.count(before.as_ref(), done.bytes, done.wire);
                 self.received.completed(done.rows);

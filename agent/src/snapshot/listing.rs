@@ -9,36 +9,33 @@ use tokio_postgres::error::SqlState;
 use crate::pg::catalog::{Partitions, USER_RELATION, identifier, table_name};
 use crate::pg::{PgError, Session};
 
-/// Users' relations that hold rows or partitions, by name.
+/// User relations that hold rows or partitions, by name.
 #[derive(Debug)]
 pub(crate) struct Listing {
     pub(crate) relations: BTreeMap<TableName, Relation>,
     pub(crate) partitions: Partitions,
 }
 
-/// One of them. Equal where nothing has changed that a COPY would trip over: not even the file.
+/// Two are equal where nothing has changed that affects a COPY, including the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Relation {
     pub(crate) oid: u32,
     pub(crate) kind: Kind,
     /// Changes when the table is rewritten or truncated.
     filenode: u32,
-    /// Columns that hold values of their own, in order; generated ones are not among them.
+    /// Columns that store values, in order, so without generated ones.
     pub(crate) columns: Vec<Column>,
 }
 
-/// What kind of relation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// A table with rows that are logged: what is copied and replicated.
+    /// Logged: copied and replicated.
     Table,
-    /// A partitioned table, without rows of its own.
     Partitioned,
-    /// Unlogged or foreign: neither replicated nor copied.
+    /// Unlogged or foreign: neither copied nor replicated.
     NotReplicated,
 }
 
-/// A column to copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Column {
     pub(crate) name: Identifier,
@@ -92,7 +89,7 @@ impl Listing {
         })
     }
 
-    /// Whether the job copies and replicates that table.
+    /// Whether the job copies and replicates the table.
     pub(crate) fn takes_part(&self, filter: &TableFilter, name: &TableName) -> bool {
         let table = self
             .relations
@@ -101,8 +98,7 @@ impl Listing {
         table && self.partitions.admitted(filter, name)
     }
 
-    /// The relations that `filter` keeps out by what they are attached to, though not by their own
-    /// names.
+    /// Relations that `filter` excludes by what they are attached to, not by their own names.
     pub(crate) fn excluded_with_root(&self, filter: &TableFilter) -> Vec<TableName> {
         self.relations
             .keys()
@@ -132,19 +128,17 @@ fn kind_of(relkind: &str, persistence: &str) -> Kind {
     }
 }
 
-/// How large tables are now and how many rows they are thought to have.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Size {
     /// Pages of the table itself.
     pub(crate) pages: u32,
-    /// Bytes of the table and of what it keeps out of line.
+    /// Bytes of the table and its TOAST table.
     pub(crate) bytes: u64,
-    /// `reltuples`; 0 where it is not known.
+    /// `reltuples`; 0 where unknown.
     pub(crate) rows: u64,
 }
 
-/// Sizes by the files, since `relpages` may be old or missing; by `relpages` where somebody holds a
-/// table for himself.
+/// By file size, since `relpages` may be old or missing; by `relpages` where a table is locked.
 pub(crate) async fn sizes(session: &Session, oids: &[u32]) -> Result<HashMap<u32, Size>, PgError> {
     match sizes_by(
         session,
@@ -162,7 +156,7 @@ pub(crate) async fn sizes(session: &Session, oids: &[u32]) -> Result<HashMap<u32
     }
 }
 
-/// Sizes by these expressions, over the table's row `c` of `pg_class` and that of its TOAST table, `t`.
+/// The expressions refer to the table's `pg_class` row as `c` and its TOAST table's as `t`.
 async fn sizes_by(
     session: &Session,
     oids: &[u32],
@@ -183,7 +177,7 @@ async fn sizes_by(
         let block: i64 = row.try_get(4)?;
         let pages = u32::try_from(heap / block.max(1)).unwrap_or(u32::MAX);
         let bytes = u64::try_from(heap.saturating_add(toast)).unwrap_or(0);
-        // A float as PostgreSQL keeps it, never negative here; an estimate.
+        // A `float4` that is never negative here; an estimate.
         sizes.insert(
             row.try_get(0)?,
             Size {

@@ -10,8 +10,7 @@
 //! then everything is made anew.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
 
 use steep_protocol::message::agent::{Export, OpenSource, TableSummary};
 use steep_protocol::message::peer::{CtidRange, SchemaSection, TablePlan};
@@ -30,21 +29,19 @@ use super::{publication, published, slot};
 use crate::dump::selection::Selection;
 use crate::dump::{self, SchemaDump, Scope};
 use crate::locks::{Attended, LockRegistry, WaitsFor};
+use crate::mutex::lock;
 use crate::pg::catalog::read_extension_tables;
-use crate::pg::{Conninfo, LOCK_MOMENT, PgError, Session, literal};
+use crate::pg::{Conninfo, PgError, Session, literal};
 use crate::task::Task;
 
-/// DDL between slot and plan makes everything be made anew, so many times.
+/// Attempts, each from the start, where DDL comes between slot and plan.
 const ATTEMPTS: u32 = 3;
 
-/// What is left of a failed attempt is removed within this time, or left to the cleanup.
-const TIDY_UP: Duration = Duration::from_secs(10);
-
-/// A job's consistent point: slot, snapshot and plan. Shared by everything that reads.
+/// A job's slot, snapshot and plan, shared by everything that reads.
 ///
-/// Holds one session, and one per worker while parts are read. Dropping it ends them; the slot stays.
+/// Holds one session, and one more per worker while parts are read. Dropping it ends them; the slot stays.
 #[derive(Debug)]
-pub struct OpenSnapshot {
+pub(crate) struct OpenSnapshot {
     node: NodeId,
     job: JobId,
     conninfo: Conninfo,
@@ -52,7 +49,7 @@ pub struct OpenSnapshot {
     encoding: String,
     lsn: Lsn,
     plan: Plan,
-    /// What each table of the plan was, by number.
+    /// By table number.
     states: Vec<Option<TableState>>,
     scope: Scope,
     locks: Arc<LockRegistry>,
@@ -69,28 +66,22 @@ struct Held {
     _attended: Attended,
 }
 
-/// Makes publication, slot, snapshot and plan; what an earlier attempt of the same job left is
-/// removed first. Blocks while transactions run that were there before the slot; says so.
-///
-/// # Errors
-/// A [`Fault`]; what was made until then is removed again, as far as the server can be reached.
-pub async fn open(
+/// Creates publication, slot, snapshot and plan, after removing those of an earlier attempt. Waits, and
+/// says so, for transactions older than the slot. On error, what was created is removed as far as the
+/// server can be reached.
+pub(crate) async fn open(
     task: &Task,
     request: OpenSource,
     locks: Arc<LockRegistry>,
 ) -> Result<OpenSnapshot, Fault> {
     let opened = try_open(task, &request, &locks).await;
     if let Err(fault) = &opened {
-        debug!(job_id = %task.job, error = %fault, "removing what was made");
+        debug!(job_id = %task.job, error = %fault, "removing what the attempt created");
         let tidy = Task {
             cancel: CancellationToken::new(),
             ..task.clone()
         };
-        match tokio::time::timeout(TIDY_UP, slot::cleanup(&tidy, None)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => warn!(job_id = %task.job, %error, "could not tidy up"),
-            Err(_) => warn!(job_id = %task.job, "could not tidy up in time"),
-        }
+        task.tidy_up(slot::cleanup(&tidy, None)).await;
     }
     opened
 }
@@ -101,13 +92,9 @@ async fn try_open(
     locks: &Arc<LockRegistry>,
 ) -> Result<OpenSnapshot, Fault> {
     let fault = |error: PgError| error.to_fault(&task.node);
-    let admin = Session::connect(&task.conninfo, &format!("open {}", task.job))
+    let admin = Session::connect_impatient(&task.conninfo, &format!("open {}", task.job))
         .await
         .map_err(fault)?;
-    admin
-        .batch_execute(LOCK_MOMENT)
-        .await
-        .map_err(|error| fault(error.into()))?;
     for attempt in 1..=ATTEMPTS {
         slot::remove(&admin, task, &task.cancel).await?;
         match attempt_open(task, request, locks, &admin).await? {
@@ -129,7 +116,7 @@ async fn try_open(
 
 enum Attempt {
     Open(Box<OpenSnapshot>),
-    /// That table is not what it was when the snapshot was taken.
+    /// This table changed after the snapshot was taken.
     Changed(TableName),
 }
 
@@ -159,7 +146,7 @@ async fn attempt_open(
             let held = hold(task, request, locks, admin.conninfo(), &made.snapshot)
                 .await
                 .map_err(fault)?;
-            // The holder has the snapshot now and exports it itself: the walsender can go.
+            // The holder exports the snapshot itself now: the walsender can go.
             made.connection.close().await;
             (made.lsn, Some(held))
         }
@@ -185,7 +172,7 @@ async fn attempt_open(
     }
     let plan = make_plan(task, request, admin, &listing, &names).await?;
     let of_extensions = read_extension_tables(admin).await;
-    let of_extensions = of_extensions.map_err(|error| error.to_fault(&task.node))?;
+    let of_extensions = of_extensions.map_err(fault)?;
     info!(job_id = %task.job, %lsn, tables = plan.tables.len(), parts = plan.parts, "source opened");
     let oids = names.iter().filter_map(|name| listing.relations.get(name));
     Ok(Attempt::Open(Box::new(OpenSnapshot {
@@ -213,8 +200,8 @@ async fn attempt_open(
     })))
 }
 
-/// Imports the slot's snapshot into a session of our own, and exports it from there. The session reads
-/// no table, not even a catalog: it would hold a lock on each to the end.
+/// Imports the slot's snapshot into a session of our own and exports it from there. That session reads no
+/// table, not even a catalog, as it would hold the lock to the end.
 async fn hold(
     task: &Task,
     request: &OpenSource,
@@ -226,13 +213,8 @@ async fn hold(
     holder
         .run(&task.cancel, holder.batch_execute(&import(snapshot)))
         .await?;
-    let row = holder
-        .run(
-            &task.cancel,
-            holder.query_one("SELECT pg_export_snapshot()", &[]),
-        )
-        .await?;
-    let export = row.try_get(0)?;
+    let exported = holder.query_one("SELECT pg_export_snapshot()", &[]);
+    let export = holder.run(&task.cancel, exported).await?.try_get(0)?;
     let pool = Arc::new(Pool::new(conninfo.clone(), task.job, request.parallel));
     Ok(Held {
         holder,
@@ -242,7 +224,6 @@ async fn hold(
     })
 }
 
-/// Begins a transaction under a snapshot.
 fn import(snapshot: &str) -> String {
     format!(
         "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET TRANSACTION SNAPSHOT {}",
@@ -253,15 +234,13 @@ fn import(snapshot: &str) -> String {
 /// What the catalog says at the snapshot.
 struct Catalog {
     listing: Listing,
-    /// The tables that are published.
     names: Vec<TableName>,
-    /// What goes and comes with the tables; none where the filter chooses everything.
+    /// What `pg_dump` is to select; `None` where the filter chooses everything.
     selection: Option<Selection>,
     states: HashMap<u32, TableState>,
 }
 
-/// Reads the catalog under the snapshot, or as it is now where there is none, in a transaction that is
-/// over with it.
+/// Reads the catalog under the snapshot, or the current one without, in a transaction of its own.
 async fn read_catalog(
     session: &Session,
     export: Option<&str>,
@@ -330,46 +309,37 @@ async fn make_plan(
 
 impl OpenSnapshot {
     /// The slot's consistent point; 0/0 without a slot.
-    #[must_use]
-    pub fn lsn(&self) -> Lsn {
+    pub(crate) fn lsn(&self) -> Lsn {
         self.lsn
     }
 
-    /// The database's encoding, in which text parts and strings in binary ones are read.
-    #[must_use]
-    pub fn encoding(&self) -> &str {
+    /// The database's encoding, that of COPY data.
+    pub(crate) fn encoding(&self) -> &str {
         &self.encoding
     }
 
-    /// The tables, by number.
-    #[must_use]
-    pub fn tables(&self) -> &[TablePlan] {
+    /// By number.
+    pub(crate) fn tables(&self) -> &[TablePlan] {
         &self.plan.tables
     }
 
-    /// The tables as the coordinator needs them, by number.
-    #[must_use]
-    pub fn summaries(&self) -> Vec<TableSummary> {
+    /// By number.
+    pub(crate) fn summaries(&self) -> Vec<TableSummary> {
         self.plan.summaries.clone()
     }
 
-    /// How many parts there are.
-    #[must_use]
-    pub fn parts(&self) -> u32 {
+    pub(crate) fn parts(&self) -> u32 {
         self.plan.parts
     }
 
-    /// Begins a dump of that section of the schema, as the snapshot sees it.
-    ///
-    /// # Errors
-    /// A [`Fault`] where there is no `pg_dump` that can do it.
-    pub async fn schema(
+    /// Starts a dump of a schema section under the snapshot. Fails where no `pg_dump` is new enough.
+    pub(crate) async fn schema(
         self: &Arc<Self>,
         section: SchemaSection,
         cancel: CancellationToken,
     ) -> Result<SchemaDump, Fault> {
         let export = {
-            let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+            let held = lock(&self.held);
             held.as_ref().map(|held| held.export.clone())
         };
         let source = dump::DumpSource {
@@ -384,52 +354,42 @@ impl OpenSnapshot {
         dump::start(source, section, cancel).await
     }
 
-    /// Ends the snapshot; parts being read end with a fault. The slot stays. Done again, it does
-    /// nothing.
-    pub async fn close(&self) {
-        let held = self
-            .held
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+    /// Ends the snapshot; parts being read fail. The slot stays. Idempotent.
+    pub(crate) async fn close(&self) {
+        let held = lock(&self.held).take();
         if let Some(held) = held {
             held.pool.close().await;
             held.holder.close().await;
         }
     }
 
-    /// Parts, rows and bytes of what was read to its end at least once.
-    #[must_use]
-    pub fn totals(&self) -> (u32, RowCount, ByteCount) {
-        let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Parts, rows and bytes that were read to their end at least once.
+    pub(crate) fn totals(&self) -> (u32, RowCount, ByteCount) {
+        let read = lock(&self.read);
         let parts = u32::try_from(read.len()).unwrap_or(u32::MAX);
-        (
-            parts,
-            read.values().map(|(rows, _)| *rows).sum(),
-            read.values().map(|(_, b)| *b).sum(),
-        )
+        let rows = read.values().map(|(rows, _)| *rows).sum();
+        (parts, rows, read.values().map(|(_, bytes)| *bytes).sum())
     }
 
     pub(crate) fn node(&self) -> &NodeId {
         &self.node
     }
 
-    /// Whether the session that holds the snapshot has ended by itself.
-    #[must_use]
-    pub fn is_broken(&self) -> bool {
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Whether the session that holds the snapshot ended by itself.
+    pub(crate) fn is_broken(&self) -> bool {
+        let held = lock(&self.held);
         held.as_ref().is_some_and(|held| held.holder.is_closed())
     }
 
-    /// Whether the session that holds the snapshot is over.
+    /// Whether the session that holds the snapshot has ended.
     pub(crate) fn is_lost(&self) -> bool {
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = lock(&self.held);
         held.as_ref().is_none_or(|held| held.holder.is_closed())
     }
 
     /// The pool to read with and the snapshot to import.
     pub(crate) fn readable(&self) -> Result<(Arc<Pool>, String), Fault> {
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = lock(&self.held);
         match held.as_ref() {
             Some(held) => Ok((Arc::clone(&held.pool), held.export.clone())),
             None => Err(
@@ -441,7 +401,6 @@ impl OpenSnapshot {
         }
     }
 
-    /// What a table was when the plan was made.
     pub(crate) fn state_of(&self, table: &TablePlan) -> Result<&TableState, Fault> {
         let state = self.states.get(table.no.0 as usize);
         state.and_then(Option::as_ref).ok_or_else(|| {
@@ -450,47 +409,35 @@ impl OpenSnapshot {
         })
     }
 
-    /// Parts wait for that table until the guard goes.
+    /// A part waits for the table while the guard lives.
     pub(crate) fn wait_for(&self, table: u32) -> WaitsFor {
         self.locks.wait_for(self.job, table)
     }
 
-    /// Who was seen last to want that table for itself.
     pub(crate) fn suspect(&self, table: u32) -> Option<String> {
         self.locks.suspect(table)
     }
 
-    /// For whom that session was ended, where it was.
     pub(crate) fn ended_for(&self, pid: i32) -> Option<String> {
         self.locks.ended_for(pid)
     }
 
-    /// Which table and which range a part is.
     pub(crate) fn locate(&self, part: PartNo) -> Result<(&TablePlan, CtidRange), Fault> {
         let tables = &self.plan.tables;
         let after = tables.partition_point(|table| table.first_part <= part);
         let table = after.checked_sub(1).and_then(|at| tables.get(at));
         let range = table.and_then(|table| {
-            table
-                .ranges
-                .get((part.0 - table.first_part.0) as usize)
-                .copied()
+            let at = (part.0 - table.first_part.0) as usize;
+            Some((table, *table.ranges.get(at)?))
         });
-        match (table, range) {
-            (Some(table), Some(range)) => Ok((table, range)),
-            _ => Err(Fault::new(
-                FaultKind::BadRequest,
-                format!("the plan has no part {part}"),
-            )
-            .on(&self.node)),
-        }
+        range.ok_or_else(|| {
+            let text = format!("the plan has no part {part}");
+            Fault::new(FaultKind::BadRequest, text).on(&self.node)
+        })
     }
 
-    /// A part was read to its end. Read again, it counts once.
+    /// Counts a part that was read to its end, once.
     pub(crate) fn count(&self, part: PartNo, rows: RowCount, bytes: ByteCount) {
-        self.read
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(part, (rows, bytes));
+        lock(&self.read).insert(part, (rows, bytes));
     }
 }

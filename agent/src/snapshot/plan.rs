@@ -1,7 +1,7 @@
 //! Which tables in which parts. Pure: catalog values in, plan out.
 //!
-//! Every page of every table lies in exactly one part: the first range of a table is open below and
-//! the last open above, the others meet. Parts are numbered through, tables' parts are neighbours.
+//! Every page of a table lies in exactly one part: the first range is open below, the last one open above,
+//! and the others meet. Parts are numbered through; those of a table are neighbours.
 
 use std::collections::HashMap;
 
@@ -14,22 +14,22 @@ use steep_protocol::{ByteCount, PartNo, RowCount, TableName, TableNo};
 use super::listing::{Listing, Size};
 use super::types::Types;
 
-/// Ranges per worker of a table that is split: enough that one slow range at the end idles the
-/// others for an eighth of their time at most, few enough that the cost per part does not show.
+/// Ranges per worker for a table that is split: enough that a slow last range idles the others for at most
+/// an eighth of their time, few enough that the cost per part does not matter.
 const RANGES_PER_WORKER: u64 = 4;
 
-/// Tables smaller than this are not worth a second part, unless the operator calls them large: a
-/// worker copies it in about half a second.
+/// Smaller tables get one part, unless the operator calls them large: a worker copies this much in about
+/// half a second.
 const SPLIT_FROM: u64 = 64 << 20;
 
-/// The smallest range where nobody asked for finer ones. A part costs a transaction on each side,
-/// some milliseconds, against about 100 ms for so many bytes.
+/// The smallest range by default. A part costs a transaction on each side, some milliseconds, against about
+/// 100 ms for this many bytes.
 const RANGE_MIN: u64 = 16 << 20;
 
 /// The smallest range of a table that the operator calls large.
 const RANGE_MIN_LARGE: u64 = 1 << 20;
 
-/// The largest range: what is sent again when a part is lost, and what progress moves by.
+/// The largest range: what is sent again when a part is lost, and the step in which progress moves.
 const RANGE_MAX: u64 = 256 << 20;
 
 /// How finely to split.
@@ -39,7 +39,6 @@ pub(crate) struct Splitting {
     pub(crate) large_table_threshold: ByteCount,
 }
 
-/// The plan of a job.
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
     pub(crate) tables: Vec<TablePlan>,
@@ -52,7 +51,7 @@ pub(crate) struct Plan {
 #[error("{0} tables are more than a job can hold ({PARTS_MAX}); split the job by schema")]
 pub(crate) struct TooManyTables(usize);
 
-/// Makes the plan of those tables, in the order given.
+/// Plans the tables in the order given.
 pub(crate) fn make(
     listing: &Listing,
     names: &[TableName],
@@ -100,7 +99,7 @@ pub(crate) fn make(
     Ok(plan)
 }
 
-/// The tables that take part, in order of their names.
+/// The tables that take part, by name.
 pub(crate) fn names(listing: &Listing, filter: &TableFilter) -> Vec<TableName> {
     listing
         .relations
@@ -110,7 +109,7 @@ pub(crate) fn names(listing: &Listing, filter: &TableFilter) -> Vec<TableName> {
         .collect()
 }
 
-/// How many ranges each table gets; [`PARTS_MAX`] in all. `None` where one each is too many.
+/// Ranges for each table, [`PARTS_MAX`] in all. `None` where one each is too many.
 fn range_counts(sizes: &[Size], splitting: Splitting) -> Option<Vec<u32>> {
     if sizes.len() > PARTS_MAX as usize {
         return None;
@@ -129,7 +128,6 @@ fn range_counts(sizes: &[Size], splitting: Splitting) -> Option<Vec<u32>> {
     }
 }
 
-/// How many ranges a table of that size gets.
 fn range_count(size: Size, splitting: Splitting) -> u32 {
     let large = size.bytes > splitting.large_table_threshold.0;
     if !large && size.bytes < SPLIT_FROM {
@@ -144,7 +142,7 @@ fn range_count(size: Size, splitting: Splitting) -> u32 {
         .clamp(1, PARTS_MAX)
 }
 
-/// `count` ranges over a table of `pages`, as even as pages allow.
+/// `count` ranges over `pages`, as even as possible.
 fn ranges(pages: u32, count: u32) -> Vec<CtidRange> {
     let bound = |n: u32| {
         let inner = n > 0 && n < count;

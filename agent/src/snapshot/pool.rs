@@ -1,10 +1,10 @@
-//! Connections for COPY: few, warm, and holding nothing between two parts.
+//! Connections for COPY: few, reused, and idle without transaction or lock between two parts.
 //!
-//! A part is one simple query: begin, import the snapshot, lock the table without waiting, ask whether it
-//! is what the plan saw, COPY, commit. So an idle connection has no transaction and no lock, a part of an
-//! empty table costs one round trip, and locks do not pile up over ten thousand tables.
+//! A part is one simple query: begin, import the snapshot, lock the table with NOWAIT, ask whether it is
+//! what the plan saw, COPY, commit. So a part of an empty table costs one round trip, and locks do not
+//! accumulate over ten thousand tables.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use steep_protocol::JobId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -12,28 +12,27 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use crate::mutex::lock;
 use crate::pg::raw::{Mode, RawConnection};
 use crate::pg::{Conninfo, PgError};
 
-/// Range scans over the ctid, and nothing else: a sequential scan would read the whole table once
-/// per range, parallel workers would take what the operator did not give, and compiling a plan that
-/// only moves rows costs more than it brings.
+/// Forces ctid range scans: a sequential scan would read the whole table per range, parallel workers would
+/// take more than the operator gave, and JIT costs more than it brings for a plan that only moves rows.
 const SETTINGS: &str = "SET max_parallel_workers_per_gather = 0; SET enable_seqscan = off; \
      SET enable_tidscan = on; SET jit = off";
 
-/// Connections to one server, at most so many at once.
+/// Connections to one server, with a limit.
 #[derive(Debug)]
 pub(crate) struct Pool {
     conninfo: Conninfo,
-    /// Names its sessions.
     purpose: String,
     permits: Arc<Semaphore>,
     idle: Mutex<Vec<RawConnection>>,
-    /// Cancel requests for COPYs that nobody reads any more.
+    /// Cancel requests for abandoned COPYs.
     cancelling: Mutex<JoinSet<()>>,
 }
 
-/// A connection out of the pool. Dropped, it is cancelled and closed; [`Lease::give_back`] keeps it.
+/// A connection of the pool. Dropping it cancels and closes; [`Lease::give_back`] keeps it.
 #[derive(Debug)]
 pub(crate) struct Lease {
     pool: Arc<Pool>,
@@ -42,12 +41,10 @@ pub(crate) struct Lease {
     _permit: OwnedSemaphorePermit,
 }
 
-/// Where a lease's connection is from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// Made for it.
     New,
-    /// Used before; the server may have closed it since.
+    /// The server may have closed it since.
     Reused,
 }
 
@@ -62,7 +59,7 @@ impl Pool {
         }
     }
 
-    /// A connection, once one is free.
+    /// Waits for a free connection.
     pub(crate) async fn take(
         self: &Arc<Self>,
         cancel: &CancellationToken,
@@ -72,11 +69,7 @@ impl Pool {
             permit = permits.acquire_owned() => permit.map_err(|_| PgError::Closed)?,
             () = cancel.cancelled() => return Err(PgError::Cancelled),
         };
-        let idle = self
-            .idle
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop();
+        let idle = lock(&self.idle).pop();
         let (connection, origin) = match idle {
             Some(connection) => (connection, Origin::Reused),
             None => (self.connect(cancel).await?, Origin::New),
@@ -102,25 +95,22 @@ impl Pool {
         }
     }
 
-    /// No more connections; idle ones are closed. Those at work end with their COPY.
+    /// Closes idle connections; the others end with their COPY.
     pub(crate) async fn close(&self) {
         self.permits.close();
-        let idle = std::mem::take(&mut *self.idle.lock().unwrap_or_else(PoisonError::into_inner));
+        let idle = std::mem::take(&mut *lock(&self.idle));
         for connection in idle {
             connection.close().await;
         }
     }
 
-    /// Cancels and closes in the background: a `Drop` cannot wait.
+    /// Cancels and closes in the background, as `Drop` cannot wait.
     fn abandon(&self, connection: RawConnection) {
-        // Outside of a runtime, the closed socket alone must do: PostgreSQL notices when it writes.
+        // Without a runtime the socket just closes, which PostgreSQL notices when it writes.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return;
         };
-        let mut cancelling = self
-            .cancelling
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut cancelling = lock(&self.cancelling);
         while cancelling.try_join_next().is_some() {}
         let canceller = connection.canceller();
         cancelling.spawn_on(
@@ -128,8 +118,8 @@ impl Pool {
                 if let Err(error) = canceller.cancel().await {
                     debug!(%error, "a COPY could not be cancelled");
                 }
-                // Closed only now: until then the server has somebody to tell, and its process id is
-                // not another's.
+                // Closed only now: until the cancel request has been handled, the process id must not
+                // become another's.
                 drop(connection);
             },
             &runtime,
@@ -138,17 +128,16 @@ impl Pool {
 }
 
 impl Lease {
-    /// The connection. Present until the lease ends.
+    /// Present until the lease ends.
     pub(crate) fn connection(&mut self) -> Result<&mut RawConnection, PgError> {
         self.connection.as_mut().ok_or(PgError::Closed)
     }
 
-    /// Where it is from.
     pub(crate) fn origin(&self) -> Origin {
         self.origin
     }
 
-    /// Replaces a connection that turned out to be closed.
+    /// Replaces a connection that the server has closed.
     pub(crate) async fn renew(&mut self, cancel: &CancellationToken) -> Result<(), PgError> {
         self.connection = None;
         self.connection = Some(self.pool.connect(cancel).await?);
@@ -156,16 +145,12 @@ impl Lease {
         Ok(())
     }
 
-    /// The connection is between two statements and may be used for the next part.
+    /// Returns a connection that is between two statements.
     pub(crate) fn give_back(mut self) {
         if let Some(connection) = self.connection.take()
             && !self.pool.permits.is_closed()
         {
-            let mut idle = self
-                .pool
-                .idle
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut idle = lock(&self.pool.idle);
             idle.push(connection);
         }
     }

@@ -1,16 +1,17 @@
-//! What the publication names. Pure but for making it.
+//! What the publication names. Pure, except for creating it.
 
 use std::collections::{BTreeSet, HashSet};
 
+use backon::Retryable as _;
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::{Identifier, TableName};
 use tokio_util::sync::CancellationToken;
 
 use super::listing::{Kind, Listing};
-use crate::pg::{Again, PgError, Session};
+use crate::pg::{PgError, Session, lock_timeout};
 
-/// The tables to publish: plain tables and inheritance children by themselves; for partitions the
-/// highest table above them of which nothing is left out, so that partitions made later belong to it.
+/// The tables to publish: plain tables and inheritance children by themselves, partitions by the highest
+/// table above them of which nothing is excluded, so that later partitions belong to it.
 pub(crate) fn members(listing: &Listing, filter: &TableFilter) -> Vec<TableName> {
     let mut incomplete: BTreeSet<&TableName> = BTreeSet::new();
     for (name, relation) in &listing.relations {
@@ -64,11 +65,8 @@ pub(crate) fn published(
         .collect()
 }
 
-/// Makes the publication. It locks each of its tables, against VACUUM and DDL alone, and lets all of them
-/// go where one cannot be had within a moment; then it tries again.
-///
-/// # Errors
-/// [`PgError`] of the statement, or [`PgError::Cancelled`].
+/// Creates the publication. This locks each table, against VACUUM and DDL only. If one is not available
+/// within a moment, it releases all and tries again.
 pub(crate) async fn create(
     session: &Session,
     cancel: &CancellationToken,
@@ -77,15 +75,17 @@ pub(crate) async fn create(
 ) -> Result<(), PgError> {
     let create = create_statement(name, members);
     let sql = format!("BEGIN; SET LOCAL lock_timeout = '1s'; {create}; COMMIT");
-    let mut again = Again::endless();
-    while let Err(error) = session.run(cancel, session.batch_execute(&sql)).await {
-        session.batch_execute("ROLLBACK").await?;
-        again.after(error, cancel).await?;
-    }
-    Ok(())
+    let attempt = || async {
+        let created = session.run(cancel, session.batch_execute(&sql)).await;
+        if created.is_err() {
+            session.batch_execute("ROLLBACK").await?;
+        }
+        created
+    };
+    let attempts = attempt.retry(lock_timeout::always());
+    attempts.when(PgError::is_locked).await
 }
 
-/// `CREATE PUBLICATION`, of nothing where there is nothing.
 fn create_statement(name: &Identifier, members: &[TableName]) -> String {
     let mut sql = format!("CREATE PUBLICATION {}", name.quoted());
     for (n, member) in members.iter().enumerate() {

@@ -1,7 +1,7 @@
-//! Whether a publication is, and was all the time, what was planned with its slot.
+//! Whether a publication is, and has always been, what was planned with its slot.
 //!
-//! The position of a slot proves what was decoded. What was decoded while a table was out of the
-//! publication is left out, and the position goes on all the same (G4).
+//! The slot's position says what was decoded. A table that left the publication for a while misses changes,
+//! although the position goes on (G4).
 
 use steep_protocol::limits::LISTED_MAX;
 use steep_protocol::message::agent::{
@@ -34,10 +34,7 @@ fn job(row: &Row) -> Option<JobId> {
     name.strip_prefix(ReplicationNames::PREFIX)?.parse().ok()
 }
 
-/// Our publications of this database.
-///
-/// # Errors
-/// [`PgError`] of the query.
+/// Our publications in this database.
 pub(crate) async fn publication_statuses(
     session: &Session,
 ) -> Result<Vec<PublicationStatus>, PgError> {
@@ -76,8 +73,8 @@ pub(crate) async fn publication_statuses(
     Ok(rows.iter().filter_map(status).collect())
 }
 
-/// The publications that have a mark, and every table with rows that they publish: which replication,
-/// which table, and whether it entered after the mark.
+/// The marked publications, and every table with rows that they publish: replication, table, and whether it
+/// was added after the mark.
 fn leaves() -> String {
     format!(
         "WITH RECURSIVE ours AS MATERIALIZED ( \
@@ -107,11 +104,8 @@ fn leaves() -> String {
     )
 }
 
-/// What our marked publications publish, as far as it is not what it was at their mark. Tables that
-/// somebody has locked are taken to hold rows.
-///
-/// # Errors
-/// [`PgError`] of a query.
+/// How our marked publications differ from what they were at their mark. A locked table counts as having
+/// rows.
 pub(crate) async fn published(session: &Session) -> Result<Vec<Published>, PgError> {
     let leaves = leaves();
     let prefix = ReplicationNames::PREFIX;
@@ -160,7 +154,7 @@ fn empty(job: JobId, mark: i64) -> Published {
     }
 }
 
-/// Whether a table is younger than the mark `since`: its own columns are never written again.
+/// Whether a table is younger than the mark `since`: the rows of its own columns are never rewritten.
 fn made_late(relation: &str, since: &str) -> String {
     format!(
         "(SELECT {} FROM pg_attribute a WHERE a.attrelid = {relation} AND a.attnum = -1)",
@@ -196,8 +190,7 @@ async fn joined(session: &Session, leaves: &str) -> Result<Vec<(JobId, JoinedTab
     Ok(found)
 }
 
-/// Tables that were made after the mark and are not published; of partitions their root alone, where
-/// that is new too.
+/// Tables created after the mark and not published; for partitions only their root, where that is new too.
 async fn appeared(session: &Session, leaves: &str) -> Result<Vec<(JobId, TableName)>, PgError> {
     let sql = format!(
         "{leaves} SELECT o.name, n.nspname::text, c.relname::text \
@@ -227,16 +220,13 @@ async fn rows_there(session: &Session, table: &TableName) -> Result<RowsThere, P
     match session.query_typed(&sql, &[]).await {
         Ok(rows) if rows.first().is_some_and(|row| !row.get::<_, bool>(0)) => Ok(RowsThere::None),
         Ok(_) => Ok(RowsThere::Some),
-        // Locked, or dropped a moment ago: the next look will tell.
+        // Locked, or just dropped: left to the next look.
         Err(error) if error.as_db_error().is_some() => Ok(RowsThere::Some),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Proves that the task's publication was all the time what was planned.
-///
-/// # Errors
-/// A [`Fault`] that names what was changed.
+/// Fails, naming the change, unless the task's publication has always been what was planned.
 pub(crate) async fn prove(session: &Session, task: &Task) -> Result<Result<(), Fault>, PgError> {
     let (name, id) = (task.replication.name(), task.replication.id);
     let statuses = publication_statuses(session).await?;
@@ -270,11 +260,8 @@ pub(crate) async fn prove(session: &Session, task: &Task) -> Result<Result<(), F
     Ok(Err(unproved(task, text)))
 }
 
-/// Marks a prepared publication anew when its slot is taken: tables made since are in the backup, or come
-/// whole by replication.
-///
-/// # Errors
-/// A [`Fault`] where a table that was there before has been put in meanwhile.
+/// Marks a prepared publication again when its slot is taken: tables created since then are in the backup,
+/// or come by replication. Fails where an older table was added meanwhile.
 pub(crate) async fn renew(session: &Session, task: &Task) -> Result<Result<(), Fault>, PgError> {
     let id = task.replication.id;
     let all = published(session).await?;

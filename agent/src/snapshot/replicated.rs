@@ -1,32 +1,25 @@
-//! What a replication carries, as its source has it: the schema, with the publication's tables named.
+//! The schema that a replication carries, as the source has it, with the publication's tables named.
 
+use backon::Retryable as _;
 use steep_protocol::JobId;
 use steep_protocol::message::job::{ReplicationNames, TableFilter};
 use steep_protocol::message::schema::{ObjectKind, ObjectModel, SchemaPage};
 use steep_schema::Schema;
-use tokio_util::sync::CancellationToken;
 
-use crate::pg::{Again, Conninfo, LOCK_MOMENT, PgError, Session, catalog};
+use crate::pg::{Conninfo, PgError, Session, catalog, lock_timeout};
 
-/// The schema as far as `filter` admits it. Each table that the job's publication carries, by itself
-/// or by a table above it, has an object for that: publications of ours are otherwise left out.
-///
-/// # Errors
-/// [`PgError`] of the connection or a query; a table that somebody has locked is waited for so long.
-pub async fn describe_replicated(
+/// The schema that `filter` admits. Each table that the job's publication carries, itself or by a table
+/// above it, has an object for that; our publications are otherwise left out.
+pub(crate) async fn describe_replicated(
     conninfo: &Conninfo,
     filter: &TableFilter,
     job: JobId,
 ) -> Result<Schema, PgError> {
-    let session = Session::connect(conninfo, "describe").await?;
-    session.batch_execute(LOCK_MOMENT).await?;
-    let mut again = Again::few();
-    let mut schema = loop {
-        match catalog::read_schema(&session, filter).await {
-            Err(error) => again.after(error, &CancellationToken::new()).await?,
-            Ok(schema) => break schema,
-        }
-    };
+    let session = Session::connect_impatient(conninfo, "describe").await?;
+    let mut schema = (|| catalog::read_schema(&session, filter))
+        .retry(lock_timeout::a_few_times())
+        .when(PgError::is_locked)
+        .await?;
     let name = ReplicationNames(job).name();
     let sql = "SELECT schemaname::text, tablename::text FROM pg_publication_tables \
          WHERE pubname = $1";

@@ -1,9 +1,9 @@
-//! A job's replication slot and publication: made, looked at, removed. Both bear the job's name, unless
+//! A job's replication slot and publication: created, observed, removed. Both have the job's name unless
 //! they were prepared.
 
 use std::time::Duration;
 
-use steep_protocol::message::agent::{SlotStatus, WorkProgress, WorkUnit};
+use steep_protocol::message::agent::SlotStatus;
 use steep_protocol::message::handover::{PreparedSlot, PreparedState, SlotName};
 use steep_protocol::message::job::{ReplicationNames, SyncSlots};
 use steep_protocol::{ByteCount, Fault, FaultKind, Lsn, Phase, Retry};
@@ -16,28 +16,26 @@ use crate::pg::raw::{Mode, RawConnection};
 use crate::pg::{Conninfo, PgError, Session};
 use crate::task::Task;
 
-/// How often a person is told what a slot waits for.
+/// How often to report what a slot waits for.
 const WAITING_SAID_EVERY: Duration = Duration::from_secs(1);
 
-/// A slot in use is let go when its walsender has ended; a subscriber may come back in between.
+/// A slot is free once its walsender has ended, but a subscriber may reconnect in between.
 const DROP_ATTEMPTS: u32 = 100;
 
-/// Between two attempts to drop a slot.
 const DROP_PAUSE: Duration = Duration::from_millis(100);
 
-/// A slot just made. Its snapshot may be imported while the connection lives.
+/// A new slot. Its snapshot can be imported while the connection lives.
 #[derive(Debug)]
 pub(crate) struct NewSlot {
-    /// The walsender that exports.
     pub(crate) connection: RawConnection,
-    /// Everything committed before it is in the snapshot, everything after comes by the slot.
+    /// The snapshot has what was committed before it; the slot yields what comes after.
     pub(crate) lsn: Lsn,
     /// For `SET TRANSACTION SNAPSHOT`.
     pub(crate) snapshot: String,
 }
 
-/// Makes the slot and exports its snapshot. Waits for transactions that were running before, and
-/// says so; a cancel ends the wait.
+/// Creates the slot and exports its snapshot. Waits for older transactions, and says so; a cancel ends the
+/// wait.
 pub(crate) async fn create(
     task: &Task,
     conninfo: &Conninfo,
@@ -56,8 +54,8 @@ pub(crate) async fn create(
     })
 }
 
-/// Makes the slot alone, for a subscription that copies by itself or for a backup. From the position
-/// returned on it yields every change.
+/// Creates the slot alone, for a subscription that copies by itself or for a backup. The slot yields every
+/// change from the returned position on.
 pub(crate) async fn create_bare(
     task: &Task,
     conninfo: &Conninfo,
@@ -68,8 +66,8 @@ pub(crate) async fn create_bare(
     consistent_point(&mut fields)
 }
 
-/// What the server says of a new slot: `slot_name`, `consistent_point`, `snapshot_name`,
-/// `output_plugin` (PostgreSQL manual, "Streaming Replication Protocol").
+/// The server's answer: `slot_name`, `consistent_point`, `snapshot_name`, `output_plugin` (PostgreSQL
+/// manual, "Streaming Replication Protocol").
 type SlotFields = std::vec::IntoIter<Option<String>>;
 
 fn consistent_point(fields: &mut SlotFields) -> Result<Lsn, PgError> {
@@ -125,23 +123,13 @@ async fn say_waiting(task: &Task, watcher: &Session) {
             Some(format!("; the oldest is process {pid}, for {age} s"))
         });
     let current = format!(
-        "the slot waits for transactions that were running{}",
+        "the slot waits for older transactions{}",
         oldest.unwrap_or_default()
     );
-    let work = WorkProgress {
-        done: 0,
-        total: 1,
-        unit: WorkUnit::Items,
-        current: Some(current),
-        workers: 1,
-    };
-    task.work(Phase::Snapshot, work);
+    task.items(Phase::Snapshot, (0, 1), Some(current));
 }
 
-/// Our slots on this server: those of jobs, and of the prepared ones those that a target uses.
-///
-/// # Errors
-/// [`PgError`] of the query.
+/// Our slots on this server: those of jobs, and prepared ones that a target uses.
 pub(crate) async fn slot_statuses(
     session: &Session,
     prepared: &[PreparedSlot],
@@ -165,7 +153,7 @@ pub(crate) async fn slot_statuses(
     {
         let slot: String = row.try_get(0)?;
         let prepared = taken.iter().find(|p| p.replication.slot.as_str() == slot);
-        // Others may have slots whose names begin like ours; those are not jobs.
+        // Other slots may share our prefix; their names are not jobs.
         let named = || slot.strip_prefix(ReplicationNames::PREFIX)?.parse().ok();
         let Some(job) = prepared.map(|p| p.replication.id).or_else(named) else {
             continue;
@@ -191,16 +179,10 @@ pub(crate) async fn slot_statuses(
     Ok(statuses)
 }
 
-/// Removes the job's slot, ending whoever uses it, and its publication. Done again, it finds nothing
-/// to do.
-///
-/// # Errors
-/// A [`Fault`] where PostgreSQL cannot be reached or does not let go.
+/// Removes the job's publication and slot, ending whoever uses it. Idempotent.
 pub(crate) async fn cleanup(task: &Task, sync_slots: Option<SyncSlots>) -> Result<(), Fault> {
     let fault = |error: PgError| error.to_fault(&task.node);
-    let session = Session::connect(&task.conninfo, "cleanup")
-        .await
-        .map_err(fault)?;
+    let session = task.connect("cleanup").await?;
     remove(&session, task, &task.cancel).await?;
     if let Some(made) = sync_slots {
         for slot in left_by_own_copy(&session, made).await.map_err(fault)? {
@@ -214,7 +196,7 @@ pub(crate) async fn cleanup(task: &Task, sync_slots: Option<SyncSlots>) -> Resul
     Ok(())
 }
 
-/// As [`cleanup`], on a session that is there, under a cancel of its own.
+/// As [`cleanup`], on an open session and with another cancel token.
 pub(crate) async fn remove(
     session: &Session,
     task: &Task,
@@ -247,7 +229,7 @@ fn still_in_use(task: &Task, slot: &SlotName) -> Fault {
         .on(&task.node)
 }
 
-/// Slots of tables that were on their way when the target's server lost its way here.
+/// Table synchronisation slots that the target's server could not drop.
 async fn left_by_own_copy(session: &Session, made: SyncSlots) -> Result<Vec<SlotName>, PgError> {
     let sql =
         "SELECT slot_name::text FROM pg_replication_slots WHERE database = current_database()";
@@ -257,14 +239,13 @@ async fn left_by_own_copy(session: &Session, made: SyncSlots) -> Result<Vec<Slot
     Ok(left.filter_map(|name| SlotName::parse(name).ok()).collect())
 }
 
-/// Whether a slot is there no longer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SlotGone {
     Yes,
     StillInUse,
 }
 
-/// Drops a slot, ending whoever uses it; done where there is none.
+/// Drops a slot, ending whoever uses it. Idempotent.
 pub(crate) async fn drop_slot(
     session: &Session,
     name: &SlotName,

@@ -1,9 +1,8 @@
-//! Whether a table is still what the plan saw, asked under the lock of the part that reads it.
+//! Whether a table is still what the plan saw, checked under the lock of the part that reads it.
 //!
-//! A snapshot does not protect against TRUNCATE and statements that rewrite a table: what it could see is
-//! gone, or lies on other pages. And a session under an old snapshot reads old catalog tables. So the
-//! question is made of what PostgreSQL looks up in its caches, which are as new as the lock: names,
-//! `pg_relation_filenode`, a row type's columns.
+//! A snapshot does not protect against TRUNCATE and rewriting statements: what it saw is gone or on other
+//! pages. And under an old snapshot the catalog tables are old too. So the check uses what PostgreSQL looks
+//! up in its caches, which are as new as the lock: names, `pg_relation_filenode`, a row type's columns.
 
 use std::collections::HashMap;
 
@@ -16,35 +15,30 @@ use crate::pg::{PgError, Session, literal};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TableState {
     pub(crate) oid: u32,
-    /// Another one where the table was rewritten or truncated.
+    /// Changes when the table is rewritten or truncated.
     filenode: u32,
-    /// Attributes it has ever had: more where a column was added.
+    /// Attributes ever, dropped ones included: more where a column was added.
     attributes: i16,
-    /// Columns, in order.
     columns: Vec<ColumnState>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct ColumnState {
     name: String,
-    /// Type and modifier; `None` of a domain, which is described by what is below it.
+    /// Type and modifier; `None` for a domain, which is described by its base type.
     described: Option<(u32, i32)>,
 }
 
-/// How a table is not what it was.
+/// How a table has changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// There is none of that name.
     Gone,
-    /// Another one has its name.
     Replaced,
-    /// Its rows are elsewhere, or nowhere.
+    /// Rewritten or truncated.
     Rewritten,
-    /// Its columns are others.
     Columns(String),
 }
 
-/// The tables of these oids, as `session` sees them.
 pub(crate) async fn load(
     session: &Session,
     oids: &[u32],
@@ -76,7 +70,7 @@ pub(crate) async fn load(
     Ok(states)
 }
 
-/// Locks the table, without waiting, and asks what it is now: statements before the COPY of a part.
+/// The statements before a part's COPY: lock the table without waiting, and ask for its state.
 pub(crate) fn lock_and_ask(name: &TableName, state: &TableState) -> String {
     let quoted = name.quoted();
     let of = format!("{}::regclass", literal(&quoted));
@@ -88,10 +82,10 @@ pub(crate) fn lock_and_ask(name: &TableName, state: &TableState) -> String {
     )
 }
 
-/// Columns of that question before those of the table.
+/// Leading columns of the answer, before those for the table's columns.
 const ASKED: usize = 3;
 
-/// What the answer says; `None` where the table is what it was.
+/// `None` where the table has not changed.
 pub(crate) fn judge(state: &TableState, answer: &Preamble) -> Option<Change> {
     let row = answer.row.as_deref().unwrap_or_default();
     let number = |at: usize| row.get(at).and_then(Option::as_ref)?.parse::<u32>().ok();
@@ -110,7 +104,7 @@ fn columns_change(
     now: &[AnswerColumn],
 ) -> Option<String> {
     let known = |column: &AnswerColumn| state.columns.iter().any(|c| c.name == column.name);
-    // NULL: there is no attribute of that number.
+    // NULL means that no attribute has that number.
     if row.get(2).is_none_or(Option::is_some) {
         let added = now.iter().find(|column| !known(column));
         return Some(match added {
@@ -133,7 +127,7 @@ fn columns_change(
 }
 
 impl Change {
-    /// The end of a job that needs the rows.
+    /// The fault of a job that needs the table's rows.
     pub(crate) fn to_fault(&self, node: &NodeId, table: &TableName, who: Option<&str>) -> Fault {
         let what = match self {
             Self::Gone => "was dropped or renamed".to_owned(),
@@ -145,7 +139,7 @@ impl Change {
             Self::Columns(how) => format!("was altered: {how}"),
         };
         let who = who.map_or_else(String::new, |who| {
-            format!("; the last to want it for itself was {who}")
+            format!("; the last session that wanted it for itself was {who}")
         });
         let text = format!(
             "table {table} {what} before all its rows were read, so the job's snapshot cannot be \
@@ -230,7 +224,7 @@ mod tests {
             Some(Change::Rewritten)
         );
         let columns = |columns: &[(&str, u32, i32)]| judged(&answer("100", "200", None, columns));
-        // Two columns that have swapped their names.
+        // Two columns that swapped names.
         assert!(matches!(
             columns(&[("b", 23, -1), ("a", 1043, 14), ("d", 25, -1)]),
             Some(Change::Columns(_))
@@ -240,7 +234,7 @@ mod tests {
             columns(&[("a", 20, -1), ("b", 1043, 14), ("d", 25, -1)]),
             Some(Change::Columns(_))
         ));
-        // Dropped and added again under its name: the number is another.
+        // Dropped and added again under its name, so with another number.
         let again = answer("100", "200", Some("t"), &COLUMNS);
         assert!(matches!(judged(&again), Some(Change::Columns(_))));
         let mut added = answer("100", "200", Some("t"), &COLUMNS);

@@ -1,21 +1,21 @@
-//! Which types mean the same in COPY's binary format on another server. Pure but for the query.
+//! Which types mean the same in binary COPY on another server. Pure except for the query.
 //!
-//! Binary COPY carries OIDs inside arrays and composites, and `reg…` values are OIDs: such values
-//! are right only where the OID is the same everywhere, that is for PostgreSQL's own, fixed ones.
+//! Binary COPY carries OIDs inside arrays and composites, and `reg…` values are OIDs. Such values are
+//! correct only where the OID is the same everywhere, that is for PostgreSQL's own, fixed ones.
 
 use std::collections::HashMap;
 
 use crate::pg::{PgError, Session};
 
-/// Below this, OIDs are assigned by hand in PostgreSQL's source and are the same in every version
+/// Smaller OIDs are assigned by hand in PostgreSQL's source and the same in every version
 /// (`FirstGenbkiObjectId`, `access/transam.h`).
 const FIXED_OIDS_BELOW: u32 = 10_000;
 
-/// Domains over domains deeper than this are not followed.
+/// Limit for domains over domains.
 const DEPTH_MAX: u8 = 32;
 
-/// Types that have send and receive functions and still do not travel: their values are OIDs, or
-/// their receive function refuses.
+/// Types with send and receive functions that are still not portable: their values are OIDs, or their
+/// receive function refuses.
 const NOT_PORTABLE: [&str; 16] = [
     "regproc",
     "regprocedure",
@@ -35,12 +35,10 @@ const NOT_PORTABLE: [&str; 16] = [
     "pg_mcv_list",
 ];
 
-/// One `pg_type` row.
 #[derive(Debug, Clone)]
 struct Type {
     name: String,
     form: Form,
-    /// Has both send and receive functions.
     sendable: bool,
 }
 
@@ -57,19 +55,18 @@ enum Form {
     Range {
         subtype: u32,
     },
-    /// Composites, pseudo-types and whatever comes.
+    /// Composites, pseudo-types and the rest.
     Other,
 }
 
-/// Every type that can be a column's, other than rows of tables.
+/// Every type that a column can have, except row types of tables.
 #[derive(Debug, Default)]
 pub(crate) struct Types {
     types: HashMap<u32, Type>,
 }
 
 impl Types {
-    /// Reads them. Row types of tables, of which there are two per table, are left out: a type not
-    /// found is not portable.
+    /// Leaves out row types of tables, two per table: a type that is not found is not portable.
     pub(crate) async fn load(session: &Session) -> Result<Self, PgError> {
         let sql = "SELECT t.oid, t.typname::text, t.typtype::text, t.typcategory::text, t.typelem, \
                  t.typbasetype, coalesce(r.rngsubtype, 0::oid), \
@@ -105,11 +102,11 @@ impl Types {
         Ok(Self { types })
     }
 
-    /// Whether the binary form of that type means the same on any server of a supported version.
+    /// Whether the type's binary form means the same on any supported server.
     ///
-    /// `money` does: its binary form is the stored integer, where its text depends on `lc_monetary`.
-    /// Enums do: they are sent as labels. Base types of extensions do, as far as the extension's own
-    /// receive function takes what its send function gave.
+    /// `money` does: its binary form is the stored integer, while its text depends on `lc_monetary`. Enums
+    /// do: they are sent as labels. Base types of extensions do, as far as the extension's receive function
+    /// accepts what its send function wrote.
     pub(crate) fn portable(&self, oid: u32) -> bool {
         self.portable_within(oid, DEPTH_MAX)
     }

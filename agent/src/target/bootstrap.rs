@@ -1,8 +1,7 @@
-//! Makes the source's schema in a database without tables: pre-data now, post-data deferred.
+//! Creates the source's schema in a database without tables: pre-data now, post-data deferred.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use steep_protocol::message::agent::{WorkProgress, WorkUnit};
 use steep_protocol::message::facts::Finding;
 use steep_protocol::message::peer::TablePlan;
 use steep_protocol::{Fault, FaultKind, JobId, Phase, TableName};
@@ -20,14 +19,13 @@ use crate::schema::sql_split::{SplitError, Splitter};
 use crate::schema::statement::{self, Class};
 use crate::task::Task;
 
-/// Bytes of dump asked for at once.
 const READ: usize = 256 * 1024;
 
-/// Progress is told every so many statements.
+/// Statements between two progress reports.
 const TELL_EVERY: u64 = 100;
 
-/// Makes the schema and stores what waits. On return the job's record says `Begun`; the caller
-/// lists what was made and says `Prepared`.
+/// Creates the schema and stores what waits. The job's record then says `Begun`; the caller lists what was
+/// created and sets `Prepared`.
 pub(super) async fn make<R: PartReader>(
     task: &Task,
     conn: &Conn,
@@ -42,13 +40,13 @@ pub(super) async fn make<R: PartReader>(
     let planned = plan.iter().map(|table| table.name.clone()).collect();
     let structure = Strictness::Structure(&planned);
     let mut findings = apply(task, conn, dumps.pre_data, structure).await?;
-    // With them foreign keys of the users' tables hold; without them everything else is right.
+    // Users' foreign keys may need these rows; everything else holds without them.
     findings.extend(apply(task, conn, dumps.extension_rows, Strictness::Afterwards).await?);
     findings.extend(store_post_data(conn, task.job, dumps.post_data).await?);
     Ok(findings)
 }
 
-/// Statements of a dump, one at a time.
+/// Reads a dump statement by statement.
 struct Dump<R> {
     reader: R,
     splitter: Splitter,
@@ -87,7 +85,7 @@ impl<R: PartReader> Dump<R> {
     }
 }
 
-/// Settings of the dump that are the session's own business, or that this session already has.
+/// Settings of the dump that this session makes itself.
 fn is_ours(setting: &str) -> bool {
     matches!(
         setting,
@@ -102,7 +100,7 @@ fn is_ours(setting: &str) -> bool {
     )
 }
 
-/// Where the source's `steep_repl` is an extension, its dump would make it here too.
+/// Where the source's `steep_repl` is an extension, its dump would create it here too.
 fn is_our_extension(sql: &str) -> bool {
     let mut words = sql
         .split(|c: char| c.is_whitespace() || c == ';')
@@ -133,14 +131,7 @@ async fn apply<R: PartReader>(
         batches.add(item).await?;
         let done = batches.count();
         if done.is_multiple_of(TELL_EVERY) {
-            let work = WorkProgress {
-                done,
-                total: done,
-                unit: WorkUnit::Items,
-                current: None,
-                workers: 1,
-            };
-            task.work(Phase::Schema, work);
+            task.items(Phase::Schema, (done, done), None);
         }
     }
     batches.finish().await
@@ -208,7 +199,7 @@ async fn store_post_data<Q: PartReader>(
     Ok(missing.into_iter().map(finding).collect())
 }
 
-/// The materialised views that a dump fills, in its order; nothing else of it.
+/// The statements of a dump that fill materialised views, in order.
 pub(super) async fn refreshes<Q: PartReader>(
     conn: &Conn,
     reader: Q,
@@ -223,9 +214,9 @@ pub(super) async fn refreshes<Q: PartReader>(
     Ok(found)
 }
 
-/// Policies of a dump, by table. A table's are one statement, made whole or not at all: of some alone, a
-/// restrictive one might be left out and others let in whom it keeps out. A table with row security and
-/// without policies lets nobody in but its owner.
+/// A dump's policies, by table. A table's policies are one statement, created together or not at all:
+/// without a restrictive one, others would admit whom it excludes. A table with row security and no
+/// policies admits only its owner.
 #[derive(Debug, Default)]
 struct Policies {
     tables: BTreeMap<TableName, String>,
@@ -247,8 +238,8 @@ impl Policies {
     }
 }
 
-/// What must precede the statements that follow a `SET default_tablespace`: the same for one
-/// transaction, or nothing where it is the default or does not exist here.
+/// For the statements after a `SET default_tablespace`: the same setting for one transaction, or nothing
+/// where the tablespace is the default or missing here.
 async fn tablespace(
     conn: &Conn,
     sql: &str,

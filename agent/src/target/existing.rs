@@ -1,5 +1,5 @@
-//! A target that has the tables already: checks them, empties them where told to, and puts their
-//! indexes and constraints aside ([`indexes`]).
+//! A target whose tables exist: checks them, empties them if told to, and stores and drops their indexes
+//! and constraints ([`indexes`]).
 
 use std::collections::BTreeMap;
 
@@ -18,10 +18,9 @@ use crate::node::job_records::{self, Origin, Planned, Progress};
 use crate::pg::PgError;
 use crate::task::Task;
 
-/// Tables named in an error.
 const NAMED: usize = 20;
 
-/// Checks and empties the tables and defers their indexes. After a crash it continues where it stopped.
+/// Checks and empties the tables and defers their indexes. Goes on where it stopped after a crash.
 pub(super) async fn make_ready(
     task: &Task,
     conn: &Conn,
@@ -52,7 +51,7 @@ pub(super) async fn make_ready(
     Ok(())
 }
 
-/// Refuses rows that are there, unless they are to be replaced.
+/// Refuses existing rows, unless they are to be replaced.
 pub(super) fn refuse(conn: &Conn, existing: ExistingRows, full: &[TableName]) -> Result<(), Fault> {
     if existing == ExistingRows::Replace || full.is_empty() {
         return Ok(());
@@ -80,7 +79,7 @@ fn some(names: &[TableName]) -> String {
     text
 }
 
-/// Every planned column must be there to take its values.
+/// Every planned column must exist and accept values.
 pub(super) async fn check_shape(
     conn: &Conn,
     plan: &[TablePlan],
@@ -126,7 +125,7 @@ pub(super) async fn check_shape(
         .hint(hint))
 }
 
-/// Names of the columns that can be copied into, by table.
+/// The columns that accept values, by table.
 async fn columns(conn: &Conn) -> Result<BTreeMap<TableName, Vec<Identifier>>, Fault> {
     let sql = "SELECT n.nspname::text, c.relname::text, array_agg(a.attname::text)
         FROM pg_class c
@@ -153,11 +152,10 @@ async fn columns(conn: &Conn) -> Result<BTreeMap<TableName, Vec<Identifier>>, Fa
     Ok(rows.iter().filter_map(entry).collect())
 }
 
-/// Tables asked for rows by one query: each takes a lock until it ends.
+/// Tables asked for rows by one query, each locked until it ends.
 const ASK_BATCH: usize = 200;
 
-/// Which of them hold rows. A file of no bytes holds none, so only the others are read, to the
-/// first row.
+/// Which tables hold rows. A file of no bytes holds none, so only the others are read, up to the first row.
 pub(super) async fn with_rows(conn: &Conn, planned: &[Planned]) -> Result<Vec<TableName>, Fault> {
     let oids: Vec<u32> = planned.iter().map(|p| p.oid).collect();
     let sql = "SELECT oid FROM unnest($1::oid[]) AS t (oid) WHERE pg_relation_size(oid) > 0";
@@ -178,11 +176,11 @@ pub(super) async fn with_rows(conn: &Conn, planned: &[Planned]) -> Result<Vec<Ta
     Ok(full)
 }
 
-/// Tables emptied by one statement where all at once are too many for the lock table.
+/// Tables per TRUNCATE where all at once are too many for the lock table.
 const TRUNCATE_BATCH: usize = 200;
 
-/// Empties the planned tables and notes that rows in them are the job's from here on (`owned`), both or
-/// neither: where a table cannot be had, its rows are still their owner's.
+/// Empties the planned tables and records that rows in them now belong to the job (`owned`), both or
+/// neither: where a table is locked, its rows remain their owner's.
 async fn replace_rows(conn: &Conn, planned: &[Planned], owned: &str) -> Result<(), Fault> {
     let all = to_empty(conn, planned).await?;
     let emptied = conn
@@ -197,8 +195,8 @@ async fn replace_rows(conn: &Conn, planned: &[Planned], owned: &str) -> Result<(
     }
 }
 
-/// Empties the planned tables: all in one statement, since foreign keys that remain allow no other.
-/// Partitioned parents of which every partition is planned go along for the same reason.
+/// Empties the planned tables in one statement, as remaining foreign keys demand. Partitioned parents whose
+/// partitions are all planned go along for the same reason.
 pub(super) async fn truncate(conn: &Conn, planned: &[Planned]) -> Result<(), Fault> {
     let all = to_empty(conn, planned).await?;
     if all.is_empty() {
@@ -228,7 +226,6 @@ pub(super) async fn truncate_within(conn: &Conn, planned: &[Planned]) -> Result<
     emptied.map_err(|error| not_emptied(conn, &error))
 }
 
-/// What `TRUNCATE` takes.
 async fn to_empty(conn: &Conn, planned: &[Planned]) -> Result<Vec<String>, Fault> {
     let oids: Vec<u32> = planned.iter().map(|p| p.oid).collect();
     let sql = "SELECT format('%I.%I', n.nspname, c.relname)

@@ -1,7 +1,7 @@
-//! The last touches while the subscription catches up: sequences, materialised views, statistics.
+//! The last steps while the subscription catches up: sequences, materialised views, statistics.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use steep_protocol::message::agent::{MissingObjects, WorkProgress, WorkUnit};
 use steep_protocol::message::facts::Finding;
@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 
 use crate::deferred::build::{Purpose, build_event_triggers, in_order};
 use crate::deferred::checks;
+use crate::mutex::lock;
 use crate::node::connection::Conn;
 use crate::node::job_records;
 use crate::schema::batch::is_of_the_statement;
@@ -18,18 +19,13 @@ use crate::schema::missing;
 use crate::schema::statement::Stage;
 use crate::task::Task;
 
-/// Sequences set by one statement.
 const SEQUENCE_BATCH: usize = 1000;
 
-/// Names in a finding.
 const NAMED: usize = 20;
 
-/// Sets sequences, fills materialised views, analyses the planned tables, makes event triggers, and says
-/// what is missing after all.
-///
-/// # Errors
-/// Faults of the server or the connection, cancellation. What concerns one object is a finding.
-pub async fn finish(
+/// Sets sequences, fills materialised views, analyses the planned tables, creates event triggers, and
+/// reports what is still missing. Problems with single objects are findings.
+pub(crate) async fn finish(
     task: &Task,
     sequences: Vec<SequenceValue>,
     parallel: u8,
@@ -40,7 +36,7 @@ pub async fn finish(
         findings.extend(set_sequences(&conn, batch).await?);
     }
     if job_records::installed(&conn).await? {
-        // Of a native copy; any other has done it before.
+        // After a native copy; any other job has done it before.
         checks::bring_back(task, &conn, Phase::CatchUp).await?;
         findings.extend(
             in_order(
@@ -51,7 +47,7 @@ pub async fn finish(
             )
             .await?,
         );
-        // A view may read another by way of a function, which no order in a dump knows of.
+        // A view may read another through a function, an order that no dump knows.
         missing::retry(&conn, task.job).await?;
         analyze(task, &conn, parallel).await?;
         findings.extend(build_event_triggers(task, &conn, Purpose::Replication).await?);
@@ -61,7 +57,7 @@ pub async fn finish(
     Ok((findings, MissingObjects::default()))
 }
 
-/// Sets those that exist; the others are told.
+/// Missing ones are reported.
 async fn set_sequences(conn: &Conn, batch: &[SequenceValue]) -> Result<Vec<Finding>, Fault> {
     let schemas: Vec<&str> = batch.iter().map(|s| s.name.schema.as_str()).collect();
     let names: Vec<&str> = batch.iter().map(|s| s.name.table.as_str()).collect();
@@ -127,7 +123,7 @@ async fn set(conn: &Conn, sequences: &[&SequenceValue]) -> Result<(), crate::pg:
         .map(|_| ())
 }
 
-/// Analyses the planned tables and the parents above them, which no autovacuum would.
+/// Analyses the planned tables, and the parents above them, which autovacuum never analyses.
 async fn analyze(task: &Task, conn: &Conn, parallel: u8) -> Result<(), Fault> {
     let targets = targets(task, conn).await?;
     let total = targets.len() as u64;
@@ -138,7 +134,7 @@ async fn analyze(task: &Task, conn: &Conn, parallel: u8) -> Result<(), Fault> {
     let queue = Arc::new(Mutex::new(targets));
     let mut task = task.clone();
     let outer = task.cancel.clone();
-    // Where one fails the others are stopped, and only they.
+    // A failure stops the other workers, and only them.
     task.cancel = outer.child_token();
     let mut running = JoinSet::new();
     for _ in 0..workers {
@@ -166,11 +162,11 @@ async fn analyze_some(
     workers: usize,
 ) -> Result<(), Fault> {
     let conn = Conn::open(task, "analyze").await?;
-    // Statistics lost in a crash are made again by autovacuum; nothing waits for the disk.
+    // Autovacuum restores statistics lost in a crash, so nothing waits for the disk.
     conn.execute("SET synchronous_commit = off").await?;
     loop {
         let (next, left) = {
-            let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut queue = lock(queue);
             (queue.pop_front(), queue.len() as u64)
         };
         let Some(table) = next else { return Ok(()) };
@@ -186,7 +182,7 @@ async fn analyze_some(
         );
         match conn.attempt(&format!("ANALYZE {table}")).await {
             Ok(()) => {}
-            // A table that is gone meanwhile, or somebody else's: its statistics are not worth a job.
+            // The table is gone or somebody else's: its statistics are not worth a job.
             Err(error) if error.sqlstate().is_some_and(is_of_the_statement) => {
                 tracing::warn!(job_id = %task.job, %table, %error, "table not analysed");
             }
@@ -195,9 +191,8 @@ async fn analyze_some(
     }
 }
 
-/// What to analyse, largest first. From 18 on parents can be analysed without their partitions;
-/// before that a partitioned parent takes all of its partitions with it, and they are not analysed
-/// one by one as well.
+/// What to analyse, largest first. Since 18, parents can be analysed without their partitions; before, a
+/// partitioned parent includes its partitions, which are then not analysed separately.
 async fn targets(task: &Task, conn: &Conn) -> Result<VecDeque<String>, Fault> {
     let planned = job_records::planned(conn, task.job).await?;
     let oids: Vec<u32> = planned.iter().map(|p| p.oid).collect();

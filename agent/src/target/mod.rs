@@ -1,10 +1,10 @@
 //! The steps of a job on its target, from an empty or existing schema to the end of catch-up.
 //!
-//! In the order a job takes them: [`prepare`] (schema made or checked, indexes deferred) → `formats` and
-//! `ledger` (what is to be fetched, and how) → rows → [`build_indexes`], [`build_constraints`] →
-//! [`subscribe`] → [`finish`] → [`totals`] (the proof) → [`release`]; or [`cleanup`] at any time.
+//! In a job's order: [`prepare`] (schema created or checked, indexes deferred) → `formats` and `ledger`
+//! (what to fetch, and how) → rows → [`build_indexes`], [`build_constraints`] → [`subscribe`] → [`finish`]
+//! → [`totals`] (the proof) → [`release`]; or [`cleanup`] at any time.
 //!
-//! Idempotent by job. Nothing here decides what a job does next, and nothing talks to another node.
+//! Idempotent by job. Nothing here decides what a job does next or talks to another node.
 
 mod bootstrap;
 mod cleanup;
@@ -13,13 +13,13 @@ mod finish;
 mod prepare;
 mod sync;
 
-pub use cleanup::cleanup;
-pub use finish::finish;
-pub use prepare::{Dumps, PrepareRequest, SchemaRequest, match_schema, prepare};
+pub(crate) use cleanup::cleanup;
+pub(crate) use finish::finish;
+pub(crate) use prepare::{Dumps, PrepareRequest, SchemaRequest, match_schema, prepare};
 
-pub use crate::deferred::build::{build_constraints, build_indexes};
-pub use crate::part::ledger::{release, totals};
-pub use crate::replication::subscription::{await_native_copy, subscribe};
-pub use crate::schema::fingerprints::{capture_fingerprints, compare_schemas};
-pub use crate::schema::missing::rebuild;
-pub use crate::schema::replicated::compare_replicated;
+pub(crate) use crate::deferred::build::{build_constraints, build_indexes};
+pub(crate) use crate::part::ledger::{release, totals};
+pub(crate) use crate::replication::subscription::{await_native_copy, subscribe};
+pub(crate) use crate::schema::fingerprints::{capture_fingerprints, compare_schemas};
+pub(crate) use crate::schema::missing::rebuild;
+pub(crate) use crate::schema::replicated::compare_replicated;

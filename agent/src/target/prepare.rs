@@ -1,4 +1,4 @@
-//! Makes a target ready for rows: its schema there, its tables empty, what slows loading dropped.
+//! Prepares a target for rows: schema created, tables empty, indexes that slow loading dropped.
 
 use steep_protocol::message::agent::IndexTiming;
 use steep_protocol::message::facts::Finding;
@@ -9,7 +9,7 @@ use steep_schema::Schema;
 
 use super::{bootstrap, existing, sync};
 use crate::chunk::PartReader;
-use crate::deferred::build::{build_constraints, build_indexes};
+use crate::deferred::build::{Purpose, build_constraints, build_indexes};
 use crate::deferred::checks::{self, Reach};
 use crate::deferred::indexes;
 use crate::node::connection::Conn;
@@ -19,53 +19,41 @@ use crate::replication::keep_out;
 use crate::schema::{fingerprints, missing, objects, settings};
 use crate::task::{Patience, Task};
 
-/// What is wanted of a target.
 #[derive(Debug)]
-pub struct PrepareRequest {
-    /// Of its schema.
-    pub schema: SchemaRequest,
-    /// When indexes are built.
-    pub indexes: IndexTiming,
-    /// What decides values in the source's database.
-    pub settings: Vec<DatabaseSetting>,
+pub(crate) struct PrepareRequest {
+    pub(crate) schema: SchemaRequest,
+    pub(crate) indexes: IndexTiming,
+    /// Settings of the source's database that affect values.
+    pub(crate) settings: Vec<DatabaseSetting>,
 }
 
-/// Dumps of the source's schema, read only where the schema is made of them.
+/// Dumps of the source's schema, read only where the schema is created from them.
 #[derive(Debug)]
-pub struct Dumps<R> {
+pub(crate) struct Dumps<R> {
     /// Types, functions, tables, views, defaults.
-    pub pre_data: R,
-    /// Rows that users have put into tables of extensions.
-    pub extension_rows: R,
+    pub(crate) pre_data: R,
+    /// User data in extensions' tables.
+    pub(crate) extension_rows: R,
     /// Indexes, constraints, triggers, rules, policies.
-    pub post_data: R,
+    pub(crate) post_data: R,
 }
 
-/// What is wanted of a target's schema.
 #[derive(Debug)]
-pub struct SchemaRequest {
-    /// Which tables take part.
-    pub filter: TableFilter,
-    /// What to do about rows that are there.
-    pub existing: ExistingRows,
-    /// What to do about differences in schema.
-    pub schema_mode: SchemaMode,
-    /// The source.
-    pub source: NodeId,
-    /// Its schema, as far as `filter` admits it.
-    pub described: Schema,
+pub(crate) struct SchemaRequest {
+    pub(crate) filter: TableFilter,
+    pub(crate) existing: ExistingRows,
+    pub(crate) schema_mode: SchemaMode,
+    pub(crate) source: NodeId,
+    pub(crate) described: Schema,
 }
 
-/// Prepares the target for `plan`. In a database without tables the schema is made of the
-/// dumps; otherwise they are not read and the tables that are there are used.
+/// Prepares the target for `plan`. In a database without tables the schema is created from the dumps;
+/// otherwise they are not read and the existing tables are used.
 ///
-/// Done again for the same job, it does nothing once it has succeeded (rows may be there by then),
-/// and begins anew where it had not.
-///
-/// # Errors
-/// `SchemaMismatch` where the schemas differ and the mode is strict, or planned tables or columns are
-/// missing; a fault that names tables with rows; what the server refuses.
-pub async fn prepare<R: PartReader>(
+/// Repeated for the same job, it does nothing after a success, when rows may exist, and starts over after a
+/// failure. Fails with `SchemaMismatch` where the schemas differ in strict mode or planned tables or
+/// columns are missing, and where tables hold rows.
+pub(crate) async fn prepare<R: PartReader>(
     task: &Task,
     request: &PrepareRequest,
     plan: &[TablePlan],
@@ -103,7 +91,7 @@ pub async fn prepare<R: PartReader>(
     fingerprints::store(&conn, &wanted.source, &wanted.described, &wanted.filter).await?;
     if objects::has_user_tables(&conn).await? {
         if record.is_none() {
-            // Later, indexes that this job has dropped would seem to be missing.
+            // Later, indexes that this job drops would count as differences.
             findings.extend(sync::settle(task, &conn, wanted, plan).await?);
         }
         existing::make_ready(task, &conn, request, plan).await?;
@@ -118,8 +106,8 @@ pub async fn prepare<R: PartReader>(
     findings.extend(settings::carry_over(task, &conn, &request.settings).await?);
     existing::check_shape(&conn, plan, wanted.schema_mode).await?;
     if request.indexes == IndexTiming::Upfront {
-        findings.extend(build_indexes(task, 1).await?);
-        findings.extend(build_constraints(task, 1).await?);
+        findings.extend(build_indexes(task, 1, Purpose::Replication).await?);
+        findings.extend(build_constraints(task, 1, Purpose::Replication).await?);
     }
     checks::defer(task, &conn, Reach::All).await?;
     findings.extend(keep_out::set(&conn, task.job).await?);
@@ -129,12 +117,12 @@ pub async fn prepare<R: PartReader>(
     Ok(findings)
 }
 
-/// Holds the schema of a target whose rows are there already against the source's, and does as the mode
-/// says. Touches no row. Done again for the same job, it finds alike what it has made alike.
-///
-/// # Errors
-/// `SchemaMismatch` where the schemas differ and the mode is strict; what the server refuses.
-pub async fn match_schema(task: &Task, request: &SchemaRequest) -> Result<Vec<Finding>, Fault> {
+/// Compares the schema of a target that has its rows with the source's, and acts by the mode. Touches no
+/// row. Idempotent. Fails with `SchemaMismatch` where the schemas differ in strict mode.
+pub(crate) async fn match_schema(
+    task: &Task,
+    request: &SchemaRequest,
+) -> Result<Vec<Finding>, Fault> {
     let conn = Conn::open(task, "prepare").await?;
     let installed = own_schema::install(&conn.session).await;
     installed.map_err(|error| conn.fault(&error))?;

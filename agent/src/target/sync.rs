@@ -1,11 +1,10 @@
-//! What a target's existing schema is held against before anything of a job touches it: strict stops
-//! at a difference, auto makes the target match, manual has been confirmed.
+//! Compares a target's existing schema with its source's before a job touches anything: strict stops at a
+//! difference, auto makes the target match, manual has been confirmed.
 //!
-//! Auto runs its whole plan in one transaction, together with the list of what it makes, so that a
-//! cancel finds and removes the tables; it reads the catalog again before it commits. Rows that are to be
-//! replaced go first, in the same transaction, so that none of them stands in a statement's way; rows that
-//! are not stop it before anything is altered. Decides nothing about what a difference is: that is
-//! `steep_schema`'s.
+//! Auto runs its whole plan in one transaction, with the list of what it creates, so that a cancel finds
+//! and removes the tables; it reads the catalog again before it commits. Rows to be replaced are removed
+//! first, in the same transaction, so that they block no statement; other rows stop it before anything is
+//! altered. `steep_schema` decides what counts as a difference.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -27,14 +26,13 @@ use crate::schema::fingerprints::read;
 use crate::schema::objects;
 use crate::task::Task;
 
-/// Differences or statements named in an error.
 const NAMED: usize = 20;
 
-/// How long a statement waits for a lock. While it waits, whoever wants the table waits behind it.
+/// How long a statement waits for a lock, with others waiting behind it.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Compares once more, now that the job begins, and does as the mode says. `tables` are those to be
-/// filled: none of them may hold rows that are not to be replaced. What was run, as findings.
+/// Compares again as the job begins, and acts by the mode. `tables` are those to be filled, which may hold
+/// no rows except those to be replaced. Returns what was run, as findings.
 pub(super) async fn settle(
     task: &Task,
     conn: &Conn,
@@ -73,7 +71,7 @@ pub(super) async fn settle(
     }
 }
 
-/// The plan, in one transaction, which stays open where this fails.
+/// Runs the plan in one transaction, which stays open on failure.
 async fn apply(
     task: &Task,
     conn: &Conn,
@@ -123,7 +121,7 @@ async fn apply(
     Ok(plan.statements.iter().map(|s| applied(task, s)).collect())
 }
 
-/// Nobody writes to those from here on: what is said of their rows holds.
+/// From here on nobody writes to these tables, so what is known of their rows holds.
 async fn lock(conn: &Conn, tables: &BTreeSet<TableName>) -> Result<(), Fault> {
     if tables.is_empty() {
         return Ok(());
@@ -175,8 +173,8 @@ async fn run(conn: &Conn, statement: &PlannedStatement) -> Result<(), Fault> {
     }
 }
 
-/// What to say of a statement that failed. Where it could not get a lock the transaction is over, so that
-/// nobody waits for us while it is found out whom we waited for.
+/// The fault of a failed statement. After a lock timeout the transaction is ended first, so that nobody
+/// waits for us while we look up the lock's holder.
 async fn failed(conn: &Conn, sql: &str, error: &PgError) -> Fault {
     let mut fault = conn.fault(error);
     if !error.is(&SqlState::LOCK_NOT_AVAILABLE) {
@@ -199,13 +197,13 @@ async fn failed(conn: &Conn, sql: &str, error: &PgError) -> Fault {
         "a statement of the schema plan waited {} s for a lock, {sql}{holders}",
         LOCK_PATIENCE.as_secs()
     );
-    // Not by itself: whoever wants one of these tables waits behind each attempt.
+    // No automatic retry: others wait behind each attempt.
     fault
         .hint("end what holds the table, then try again; nothing was changed")
         .retry(Retry::Never)
 }
 
-/// Who holds locks on tables that a statement names; whose work it is, not what.
+/// Sessions that hold locks on tables that a statement names: whose they are, not their statements.
 const HOLDERS: &str = r#"SELECT format('%s on %s.%s', CASE WHEN l.pid IS NULL THEN 'a prepared transaction'
         ELSE format('process %s (user %s, application %s)', l.pid, coalesce(a.usename, '-'),
             coalesce(nullif(a.application_name, ''), '-')) END, n.nspname, c.relname)
@@ -216,7 +214,7 @@ const HOLDERS: &str = r#"SELECT format('%s on %s.%s', CASE WHEN l.pid IS NULL TH
     AND strpos($1, '"' || replace(n.nspname, '"', '""') || '"."' || replace(c.relname, '"', '""') || '"') > 0
     GROUP BY 1 LIMIT 5"#;
 
-/// Whether all is as it should be now; what is tolerated stays.
+/// Whether the schema matches now; tolerated differences stay.
 async fn check(conn: &Conn, request: &SchemaRequest) -> Result<(), Fault> {
     let here = read(conn, &request.filter).await?;
     let compared = compare(&request.described, &here);

@@ -1,4 +1,4 @@
-//! Counters that work adds to, and that [`crate::metrics`] shows.
+//! Counters that work increments and [`crate::metrics`] shows.
 
 mod flow;
 
@@ -8,13 +8,10 @@ use steep_protocol::quic::Links;
 
 pub use flow::Flow;
 
-/// What work adds to.
 #[derive(Debug, Default)]
-pub struct Telemetry {
-    /// Rows read here and sent to peers.
-    pub sent: Flow,
-    /// Connections.
-    pub links: Links,
+pub(crate) struct Telemetry {
+    pub(crate) sent: Flow,
+    pub(crate) links: Links,
     pub(crate) coordinator: AtomicBool,
     pub(crate) running: AtomicU64,
     pub(crate) done: AtomicU64,
@@ -22,26 +19,20 @@ pub struct Telemetry {
     pub(crate) cancelled: AtomicU64,
 }
 
-/// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CommandEnd {
-    /// Well.
+pub(crate) enum CommandEnd {
     Done,
-    /// With a fault.
     Failed,
-    /// By an abort.
     Cancelled,
 }
 
 impl Telemetry {
-    /// The coordinator has welcomed this agent, or has gone.
-    pub fn coordinator(&self, connected: bool) {
+    pub(crate) fn coordinator(&self, connected: bool) {
         self.coordinator.store(connected, Ordering::Relaxed);
     }
 
-    /// A command begins. It runs until the value goes.
-    #[must_use]
-    pub fn command_began(&self) -> RunningCommand<'_> {
+    /// The command runs until the value is dropped.
+    pub(crate) fn command_began(&self) -> RunningCommand<'_> {
         self.running.fetch_add(1, Ordering::Relaxed);
         RunningCommand {
             telemetry: self,
@@ -50,16 +41,15 @@ impl Telemetry {
     }
 }
 
-/// A command at work. One that ends without saying how, by a panic, has failed.
+/// A command that ends without saying how, by a panic, has failed.
 #[derive(Debug)]
-pub struct RunningCommand<'a> {
+pub(crate) struct RunningCommand<'a> {
     telemetry: &'a Telemetry,
     how: CommandEnd,
 }
 
 impl RunningCommand<'_> {
-    /// It has ended, and so.
-    pub fn ended(mut self, how: CommandEnd) {
+    pub(crate) fn ended(mut self, how: CommandEnd) {
         self.how = how;
     }
 }

@@ -1,16 +1,15 @@
-//! CHECK constraints and constraints of domains that rows might not pass while they are loaded, though
-//! the source has them: dropped before the rows, added again after them.
+//! CHECK and domain constraints that rows might not pass while they are loaded, although the source has
+//! them: dropped before the rows, added again after.
 //!
 //! A constraint that calls a function may read tables that are still empty, or was true only when the row
-//! was written; one that is NOT VALID was never true of all rows. Those of built-in, immutable functions
-//! stay: what passed them once passes them again.
+//! was written; one that is NOT VALID was never true for all rows. Constraints of built-in immutable
+//! functions stay: what passed them once passes again.
 //!
-//! All are added `NOT VALID` first, children before parents, which then merge with them; then those that
-//! were validated are validated. Which rows break it stays `NOT VALID`, with a finding.
+//! All are added as `NOT VALID` first, children before parents, which merge with them; then those that were
+//! validated are validated. One that rows violate stays `NOT VALID`, with a finding.
 
 mod queries;
 
-use steep_protocol::message::agent::{WorkProgress, WorkUnit};
 use steep_protocol::{Fault, Identifier, Phase, TableName};
 use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
@@ -25,16 +24,15 @@ use crate::schema::missing::Lack;
 use crate::schema::statement::Stage;
 use crate::task::Task;
 
-/// Whose constraints may go.
+/// Whose constraints may be dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reach {
-    /// The job made the schema: everybody's.
+    /// The job created the schema.
     All,
-    /// Those of tables that hold nothing but what is planned.
+    /// Only of tables that hold nothing but planned rows.
     Planned,
 }
 
-/// What a constraint is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum On {
     Table,
@@ -50,7 +48,7 @@ impl On {
     }
 }
 
-/// Stores and drops them. Done again, it goes on where it was.
+/// Stores and drops them. Idempotent.
 pub(crate) async fn defer(task: &Task, conn: &Conn, reach: Reach) -> Result<(), Fault> {
     let planned = job_records::planned(conn, task.job).await?;
     let oids: Vec<u32> = planned.iter().map(|p: &Planned| p.oid).collect();
@@ -71,7 +69,7 @@ pub(crate) async fn defer(task: &Task, conn: &Conn, reach: Reach) -> Result<(), 
     batches.finish().await.map(drop)
 }
 
-/// The statement that drops a constraint, and what brings it back.
+/// The DROP statement, and what restores the constraint.
 fn check(row: &Row, on: On) -> Option<(String, Deferred)> {
     let name = Identifier::parse(row.get::<_, &str>(2)).ok()?;
     let definition: &str = row.get(3);
@@ -126,16 +124,13 @@ fn owner(row: &Row) -> Option<TableName> {
     TableName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)).ok()
 }
 
-/// The statement that brings back the comment in column `at`, to follow what it is about.
+/// The statement that restores the comment in column `at`, to append to its object's.
 fn comment(row: &Row, at: usize) -> String {
     let comment = row.get::<_, Option<String>>(at);
     comment.map_or(String::new(), |comment| format!(";\n{comment}"))
 }
 
-/// Adds again what [`defer`] dropped.
-///
-/// # Errors
-/// Faults of the server or the connection; what is left stays stored for another try.
+/// Adds again what [`defer`] dropped. After an error, what is left stays stored for another try.
 pub(crate) async fn bring_back(task: &Task, conn: &Conn, phase: Phase) -> Result<(), Fault> {
     let all = waiting(conn, task.job, Stage::Checks).await?;
     for one in all.iter().rev().filter(|one| !one.added) {
@@ -152,16 +147,7 @@ pub(crate) async fn bring_back(task: &Task, conn: &Conn, phase: Phase) -> Result
     let checked = waiting(conn, task.job, Stage::Checks).await?;
     let total = checked.len() as u64;
     for (done, one) in (0..).zip(&checked) {
-        task.work(
-            phase,
-            WorkProgress {
-                done,
-                total,
-                unit: WorkUnit::Items,
-                current: one.label(),
-                workers: 1,
-            },
-        );
+        task.items(phase, (done, total), one.label());
         let (statement, lack) = validation(one);
         let sql = format!("{statement};\n{}", mark(task.job, one.ord, Mark::Done));
         if let Err(error) = conn.transact(&sql).await {
@@ -191,14 +177,14 @@ fn validation(one: &Waiting) -> (String, Lack) {
     (statement, Lack::Check)
 }
 
-/// Whether the SQLSTATE is about the rows or the constraint: functions may raise any, so all are but those of
-/// the server, its connection and its locks.
+/// Whether the SQLSTATE concerns the rows or the constraint. Functions may raise any, so all count except
+/// those of the server, its connection and its locks.
 fn is_of_the_rows(code: &SqlState) -> bool {
     let class = code.code().get(..2).unwrap_or_default();
     !matches!(class, "08" | "25" | "40" | "53" | "57" | "58" | "F0" | "XX")
 }
 
-/// Notes that one failed, where that is its own fault.
+/// Notes a failure as missing, where the constraint itself is the cause.
 async fn given_up(
     task: &Task,
     conn: &Conn,

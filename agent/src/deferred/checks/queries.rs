@@ -1,11 +1,11 @@
-//! What the catalog says of constraints that a load must not meet. `$1` is the planned tables' oids.
+//! Catalog queries for constraints that a load must avoid. `$1` is the planned tables' oids.
 
 use super::Reach;
 
-/// Whether an expression runs code whose answer may depend on other rows, on settings or on the moment:
-/// functions that are not immutable or not written in C, casts by way of text, values such as
-/// `CURRENT_USER`. Read from the expression itself, since PostgreSQL notes no dependencies on its own
-/// functions. A domain in it brings its own constraints along.
+/// Whether an expression's result may depend on other rows, settings or time: functions that are not
+/// immutable or not in C, casts through text, values such as `CURRENT_USER`. Read from the expression
+/// itself, since PostgreSQL records no dependencies on its own functions. A domain in it counts with its
+/// own constraints.
 const RUNS_CODE: &str = "(k.conbin::text ~ '[{](SQLVALUEFUNCTION|COERCEVIAIO|COERCETODOMAIN) '
     OR EXISTS (SELECT FROM regexp_matches(k.conbin::text, ':(op)?funcid ([0-9]+)', 'g') AS m (found)
         JOIN pg_proc p ON p.oid = m.found[2]::oid JOIN pg_language l ON l.oid = p.prolang
@@ -16,13 +16,13 @@ const COMMENT: &str = "(SELECT format('COMMENT ON CONSTRAINT %I ON %s%I.%I IS %L
         n.nspname, {1}, d.description) FROM pg_description d
         WHERE d.classoid = 'pg_constraint'::regclass AND d.objoid = k.oid)";
 
-/// CHECK constraints, and NOT NULL ones that are NOT VALID, of the planned tables and of those above them, parents first: dropping one there
-/// drops what its children inherit. Those that are not enforced refuse no row. Columns: schema, table,
-/// name, definition, whether it is validated, comment.
+/// CHECK constraints, and NOT NULL ones that are NOT VALID, of the planned tables and those above them,
+/// parents first: dropping one there drops what its children inherit. Unenforced ones refuse no row.
+/// Columns: schema, table, name, definition, whether it is validated, comment.
 pub(super) fn of_tables(reach: Reach) -> String {
     let whole = match reach {
         Reach::All => "",
-        // Rows of tables that are not copied stay checked.
+        // Tables that are not copied keep their checks.
         Reach::Planned => {
             "AND NOT EXISTS (
         WITH RECURSIVE below AS (
@@ -53,8 +53,8 @@ ORDER BY (WITH RECURSIVE above AS (
     )
 }
 
-/// Types of the planned tables' columns, and what those consist of; `boxed` where it is inside of an
-/// array, a range or a composite type.
+/// Types of the planned tables' columns, and their parts; `boxed` where inside an array, range or
+/// composite.
 const USED: &str = "WITH RECURSIVE used AS (
     SELECT a.atttypid AS oid, false AS boxed FROM pg_attribute a
     WHERE a.attrelid = ANY ($1::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
@@ -75,7 +75,7 @@ const USED: &str = "WITH RECURSIVE used AS (
     GROUP BY used.oid
 )";
 
-/// CHECK constraints of domains. Columns as of tables.
+/// CHECK constraints of domains. Columns as for tables.
 pub(super) fn of_domains() -> String {
     let comment = COMMENT
         .replace("{0}", "'DOMAIN '")
@@ -92,9 +92,9 @@ ORDER BY t.oid, k.conname"
     )
 }
 
-/// Domains that are NOT NULL: columns of theirs may hold NULL all the same (PostgreSQL manual, CREATE
-/// DOMAIN, "Notes"), and COPY refuses it. Inside of other types PostgreSQL could not check it again.
-/// Columns: schema, domain, the constraint's name where it has one (17 and newer), its comment.
+/// NOT NULL domains: their columns may still hold NULL (PostgreSQL manual, CREATE DOMAIN, "Notes"), which
+/// COPY refuses. PostgreSQL could not check them again inside other types. Columns: schema, domain, the
+/// constraint's name where it has one (17 and newer), its comment.
 pub(super) fn not_null() -> String {
     let comment = COMMENT
         .replace("{0}", "'DOMAIN '")

@@ -1,8 +1,7 @@
-//! Stores what is to be built after the rows and drops it, both in one transaction, so that a crash at
-//! any moment finds either the thing or its definition.
+//! Stores what is built after the rows and drops it, in one transaction, so that a crash leaves either the
+//! object or its definition.
 //!
-//! What something depends on stays, and so does what would not come back as it was: it costs time, not
-//! rows.
+//! What others depend on stays, and so does what would not come back unchanged: that costs time, not rows.
 
 use std::collections::HashSet;
 
@@ -23,7 +22,7 @@ use crate::schema::batch::{Batches, Item, Strictness};
 use crate::schema::statement::Stage;
 use crate::task::Task;
 
-/// Foreign keys that would be in the way of emptying the planned tables and dropping their indexes.
+/// Foreign keys that prevent emptying the planned tables and dropping their indexes.
 pub(crate) async fn foreign_keys(
     task: &Task,
     conn: &Conn,
@@ -43,7 +42,7 @@ pub(crate) async fn foreign_keys(
     batches.finish().await.map(|_| ())
 }
 
-/// Indexes, and the constraints that are indexes, of tables that hold nothing but what is planned.
+/// Indexes, and constraints that are indexes, of tables that hold nothing but planned rows.
 pub(crate) async fn indexes(task: &Task, conn: &Conn, planned: &[Planned]) -> Result<(), Fault> {
     let rows = found(conn, planned, INDEXES).await?;
     let all = trees(rows.iter().filter_map(index).collect());
@@ -82,8 +81,8 @@ pub(crate) async fn indexes(task: &Task, conn: &Conn, planned: &[Planned]) -> Re
     Ok(())
 }
 
-/// Materialised views to be filled at the end: those that hold rows here, and of those that hold rows on
-/// the source (`filled`, as statements) all that are here too.
+/// Materialised views to refresh at the end: those that hold rows here, and those here that hold rows on
+/// the source (`filled`, as statements).
 pub(crate) async fn refreshes(
     task: &Task,
     conn: &Conn,
@@ -127,16 +126,15 @@ async fn found(conn: &Conn, planned: &[Planned], query: &str) -> Result<Vec<Row>
     conn.rows(&format!("{WHOLE}{query}"), &[&oids]).await
 }
 
-/// How an attempt on a tree ended.
 enum Outcome {
-    /// Its definition is stored, and it is dropped.
+    /// Stored and dropped.
     Gone,
-    /// It is not what was read any more.
+    /// Not what was read any more.
     Changed,
 }
 
-/// A transaction of its own, which stays open unless the tree is gone: every partition is locked, and the
-/// lock table is everybody's. It does not wait for the disk; store and drop are lost or kept together.
+/// Its own transaction, left open unless the tree is dropped: it locks every partition, and the lock table
+/// is shared. It does not wait for the disk; store and drop are lost or kept together.
 async fn store_and_drop(conn: &Conn, tree: &Tree, store: &str) -> Result<Outcome, PgError> {
     let root = tree.root();
     let table = root.table.quoted();
@@ -144,7 +142,7 @@ async fn store_and_drop(conn: &Conn, tree: &Tree, store: &str) -> Result<Outcome
         "BEGIN; SET LOCAL synchronous_commit = off; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"
     ))
     .await?;
-    // A partition added meanwhile would lose an index that nobody has stored.
+    // A partition added meanwhile would lose an index that is not stored.
     let there = "SELECT relid::oid FROM pg_partition_tree($1::oid::regclass) ORDER BY 1";
     let there = conn.fetch(there, &[&root.oid]).await?;
     if there.iter().map(|row| row.get::<_, u32>(0)).ne(tree.oids()) {
@@ -154,12 +152,12 @@ async fn store_and_drop(conn: &Conn, tree: &Tree, store: &str) -> Result<Outcome
     conn.attempt(&sql).await.map(|()| Outcome::Gone)
 }
 
-/// Something depends on it, or it has more partitions than the lock table has places.
+/// Something depends on it, or it has too many partitions for the lock table.
 fn leaves_it(error: &PgError) -> bool {
     error.is(&SqlState::DEPENDENT_OBJECTS_STILL_EXIST) || error.is(&SqlState::OUT_OF_MEMORY)
 }
 
-/// A statement that is run in order.
+/// A statement of an ordered stage.
 fn said(stage: Stage, sql: String) -> Deferred {
     Deferred {
         stage,
@@ -206,7 +204,7 @@ fn index(row: &Row) -> Option<Index> {
     })
 }
 
-/// The table whose schema is in column `at`, and its name in the next.
+/// The table whose schema is in column `at` and its name in the next.
 fn table(row: &Row, at: usize) -> Option<TableName> {
     TableName::new(row.get::<_, &str>(at), row.get::<_, &str>(at + 1)).ok()
 }

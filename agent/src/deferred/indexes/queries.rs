@@ -1,9 +1,9 @@
-//! What the catalog says of a planned target's foreign keys, indexes and materialised views. `$1` is
-//! always the planned tables' oids.
+//! Catalog queries for a planned target's foreign keys, indexes and materialised views. `$1` is the planned
+//! tables' oids.
 
-/// Tables that hold nothing but what is planned, as `whole`: the planned ones, and the partitioned ones
-/// below which every table with rows is planned. Read from `pg_inherits`, since functions that walk
-/// partitions lock all of them at once.
+/// Tables that hold nothing but planned rows, as `whole`: the planned ones, and partitioned ones below
+/// which every table with rows is planned. Uses `pg_inherits`, since functions that walk partitions lock
+/// all of them at once.
 pub(super) const WHOLE: &str = "
 WITH RECURSIVE planned AS (
     SELECT c.oid FROM pg_class c WHERE c.oid = ANY ($1::oid[]) AND c.relkind = 'r'
@@ -17,12 +17,12 @@ WITH RECURSIVE planned AS (
     WHERE c.relkind = 'p' AND c.oid NOT IN (SELECT m.oid FROM mixed m)
 )";
 
-/// Of plain planned tables, and to whatever is whole. Columns: schema, table, name, drop statement,
-/// create statement, details.
+/// Of plain planned tables, and to any whole one. Columns: schema, table, name, drop statement, create
+/// statement, details.
 ///
-/// Those of partitioned tables themselves cannot be added `NOT VALID` before 18, and would be lost where
-/// rows violate them: there they stay. So do those whose parts for partitions have names or states of
-/// their own, which would not come back.
+/// Those of partitioned tables cannot be added `NOT VALID` before 18 and would be lost where rows violate
+/// them, so they stay. So do those whose parts for partitions have names or states of their own, which
+/// would not come back.
 pub(super) const FOREIGN_KEYS: &str = "
 SELECT n.nspname::text, c.relname::text, k.conname::text,
     format('ALTER TABLE %s%I.%I DROP CONSTRAINT %I', o.scope, n.nspname, c.relname, k.conname),
@@ -49,16 +49,15 @@ WHERE k.contype = 'f' AND k.conparentid = 0
             OR pg_get_constraintdef(b.oid) <> pg_get_constraintdef(k.oid))
 ORDER BY k.oid";
 
-/// All of the whole tables. Columns: oid, the index it is attached to, schema, table, name, whether it is
-/// a constraint, partitions of a table that is partitioned, whether it is valid, whether it can be made
-/// again, drop statement, create statement, statistics, attach statement, details.
+/// All of the whole tables. Columns: oid, the index it is attached to, schema, table, name, whether it is a
+/// constraint, partitions of a partitioned table, whether it is valid, whether it can be rebuilt, drop
+/// statement, create statement, statistics, attach statement, details.
 ///
-/// Made again it can be where the role may use its tablespace; but releases of 17 refuse to attach to an
-/// exclusion constraint what they have made under it themselves.
+/// It can be rebuilt where the role may use its tablespace; but releases of 17 refuse to attach to an
+/// exclusion constraint what they created under it themselves.
 ///
-/// `pg_get_indexdef` says `ON ONLY` for a partitioned table. It and `pg_get_constraintdef` leave the
-/// tablespace out, which is set for the transaction in which the index is made again; the latter leaves
-/// out storage parameters too.
+/// `pg_get_indexdef` writes `ON ONLY` for a partitioned table. It and `pg_get_constraintdef` omit the
+/// tablespace, which is set for the rebuilding transaction; the latter omits storage parameters too.
 pub(super) const INDEXES: &str = "
 SELECT x.oid, h.inhparent, n.nspname::text, c.relname::text, coalesce(k.conname, x.relname)::text,
     k.oid IS NOT NULL,
@@ -107,7 +106,7 @@ LEFT JOIN pg_tablespace s ON s.oid = x.reltablespace
 LEFT JOIN pg_constraint k ON k.conindid = x.oid AND k.conrelid = c.oid AND k.contype IN ('p', 'u', 'x')
 ORDER BY x.oid";
 
-/// Materialised views that hold rows, those that others read first.
+/// Materialised views that hold rows, in dependency order.
 pub(super) const REFRESHES: &str = "WITH RECURSIVE reads AS (
         SELECT DISTINCT r.ev_class AS reader, d.refobjid AS read
         FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid AND d.classid = 'pg_rewrite'::regclass

@@ -1,8 +1,8 @@
-//! Indexes as the trees they form: that of a partitioned table with those of its partitions attached to
-//! it, or one by itself. Pure.
+//! Indexes as trees: that of a partitioned table with those of its partitions attached, or a single one.
+//! Pure.
 //!
-//! A tree goes as a whole, by dropping its root, and comes back from its leaves: only they hold entries.
-//! What would come back other than it was stays.
+//! A tree is dropped by its root and rebuilt from its leaves, which alone hold entries. What would not come
+//! back unchanged stays.
 
 use std::collections::BTreeMap;
 
@@ -15,40 +15,34 @@ use crate::schema::statement::Stage;
 #[derive(Debug, Clone)]
 pub(super) struct Index {
     pub(super) oid: u32,
-    /// The index it is attached to.
     pub(super) parent: Option<u32>,
     pub(super) table: TableName,
     pub(super) name: String,
     pub(super) kind: Kind,
     pub(super) holds: Holds,
-    /// An index of a partitioned table is valid once each partition has a valid one attached to it.
+    /// On a partitioned table: every partition has a valid index attached.
     pub(super) valid: bool,
-    /// Whether it can be made again as it is.
     pub(super) repeatable: bool,
     pub(super) drop: String,
     pub(super) create: String,
-    /// Statistics of its columns, which would go down to what is attached already.
+    /// Column statistics, whose setting would reach attached indexes too.
     pub(super) statistics: Vec<String>,
     pub(super) attach: Option<String>,
-    /// What else is said about it.
     pub(super) details: Vec<String>,
 }
 
-/// What an index has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Holds {
-    /// Entries.
     Entries,
-    /// Attached ones, for so many partitions.
+    /// Attached indexes, for this many partitions.
     Partitions(usize),
 }
 
-/// An index that is attached to none, and everything below it: those above others come first.
+/// An unattached index and everything below it, parents first.
 #[derive(Debug)]
 pub(super) struct Tree(Vec<Index>);
 
-/// The trees, in the order of their roots. What is attached to an index that is not among `indexes` is in
-/// none of them.
+/// In the order of their roots. Indexes below one that is not in `indexes` are omitted.
 pub(super) fn trees(indexes: Vec<Index>) -> Vec<Tree> {
     let mut roots = Vec::new();
     let mut below = BTreeMap::<u32, Vec<Index>>::new();
@@ -72,7 +66,7 @@ pub(super) fn trees(indexes: Vec<Index>) -> Vec<Tree> {
 }
 
 impl Tree {
-    /// Whether it would come back as it is, and is worth it.
+    /// Whether it would come back unchanged, and is worth dropping.
     pub(super) fn may_go(&self) -> bool {
         let mut attached = BTreeMap::<u32, usize>::new();
         for parent in self.0.iter().filter(|m| m.valid).filter_map(|m| m.parent) {
@@ -88,24 +82,22 @@ impl Tree {
         self.0.iter().all(comes_back) && self.0.iter().any(|m| m.holds == Holds::Entries)
     }
 
-    /// Dropping the root drops all of it.
+    /// Dropping the root drops the tree.
     pub(super) fn root(&self) -> &Index {
         &self.0[0]
     }
 
-    /// Whether anything is attached to anything.
     pub(super) fn is_single(&self) -> bool {
         self.0.len() == 1
     }
 
-    /// Every oid, in order.
     pub(super) fn oids(&self) -> Vec<u32> {
         let mut oids: Vec<u32> = self.0.iter().map(|member| member.oid).collect();
         oids.sort_unstable();
         oids
     }
 
-    /// What makes it again. Attached from below, then what is said: an index that identifies rows must be
+    /// The statements that rebuild it: attached from below, details last, since an identity index must be
     /// valid by then.
     pub(super) fn deferred(&self) -> Vec<Deferred> {
         let made = self.0.iter().map(|member| Deferred {

@@ -1,20 +1,17 @@
-//! What the machine has for PostgreSQL: memory that is free within every limit around the server, and
-//! processors.
+//! What the machine has for PostgreSQL: free memory within every limit around the server, and processors.
 //!
-//! A container's limit is its control group's, not the machine's. The server's own group counts where
-//! its process can be seen, else this agent's: both are in one where they share a container.
+//! A container's limit is its control group's, not the machine's. The server's own group counts where its
+//! process is visible, else this agent's, as both share one in a common container.
 
 use std::path::{Path, PathBuf};
 
-/// Where control groups are mounted.
 const MOUNT: &str = "/sys/fs/cgroup";
 
-/// Reads a file below `/proc` or `/sys`; nothing where there is none.
+/// Reads a file below `/proc` or `/sys`; `None` where it is missing.
 pub(super) trait Files {
     fn read(&self, path: &Path) -> Option<String>;
 }
 
-/// The files of this machine.
 pub(super) struct Machine;
 
 impl Files for Machine {
@@ -23,7 +20,7 @@ impl Files for Machine {
     }
 }
 
-/// Bytes that builds may count on, for a server of which that is one process.
+/// Free bytes for index builds on the server to which the process `backend` belongs.
 pub(super) fn free_memory(files: &impl Files, backend: i32) -> u64 {
     let meminfo = files.read(Path::new("/proc/meminfo")).unwrap_or_default();
     let host = available(&meminfo).unwrap_or(0);
@@ -34,15 +31,15 @@ pub(super) fn free_memory(files: &impl Files, backend: i32) -> u64 {
     limits.min().map_or(host, |free| free.min(host))
 }
 
-/// The groups of the server's process, where that number is a process of PostgreSQL here too.
+/// The groups of the server's process, where its number is a PostgreSQL process on this machine.
 fn server_groups(files: &impl Files, backend: i32) -> Option<String> {
     let of = |file: &str| files.read(Path::new(&format!("/proc/{backend}/{file}")));
     let name = of("comm")?;
     name.trim().starts_with("postgres").then(|| of("cgroup"))?
 }
 
-/// What one line of `/proc/PID/cgroup` (`0::/path`, or `4:memory:/path` in version 1) leaves free: the
-/// least of the group and all above it. Nothing where no limit is set.
+/// What a line of `/proc/PID/cgroup` (`0::/path`, or `4:memory:/path` in version 1) leaves free: the least
+/// of the group and all above it. `None` without a limit.
 fn group_free(files: &impl Files, line: &str) -> Option<u64> {
     let mut parts = line.splitn(3, ':');
     let (_, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
@@ -69,7 +66,7 @@ enum Version {
 }
 
 impl Version {
-    /// Limit, use, and the name of what of the use goes as soon as somebody wants memory.
+    /// Files of limit and use, and the entry that counts reclaimable memory.
     fn names(self) -> [&'static str; 3] {
         match self {
             Self::One => [
@@ -84,7 +81,7 @@ impl Version {
     fn free(self, files: &impl Files, group: &Path) -> Option<u64> {
         let [limit, usage, inactive] = self.names();
         let number = |name: &str| files.read(&group.join(name))?.trim().parse::<u64>().ok();
-        // `max` in version 2 is no number, and so no limit.
+        // `max` in version 2 is not a number, and means no limit.
         let (limit, used) = (number(limit)?, number(usage)?);
         let stat = files.read(&group.join("memory.stat")).unwrap_or_default();
         let cached = stat.lines().find_map(|line| {
@@ -104,7 +101,7 @@ fn available(meminfo: &str) -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// The machine's processors. What this process may use of them is not the server's limit.
+/// The machine's processors: limits of this process are not the server's.
 pub(super) fn processors(files: &impl Files) -> Option<usize> {
     let cpuinfo = files.read(Path::new("/proc/cpuinfo"))?;
     let of_one = |line: &&str| {

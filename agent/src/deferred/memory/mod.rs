@@ -7,16 +7,16 @@ use steep_protocol::Fault;
 use crate::node::connection::Conn;
 use crate::task::Task;
 
-/// What one build gets at most: beyond it sorts gain little (they merge once in either case).
+/// Maximum for one build: sorts gain little beyond it (they merge once in either case).
 const WORK_MEM_MAX: u64 = 1024 * 1024 * 1024;
 
-/// What one build gets at least: PostgreSQL takes no less for `maintenance_work_mem`.
+/// Minimum: PostgreSQL's for `maintenance_work_mem`.
 const WORK_MEM_MIN: u64 = 1024 * 1024;
 
-/// Workers of one build at most, as the gain of each falls off.
+/// Maximum for one build, as the gain of each falls off.
 const WORKERS_MAX: usize = 8;
 
-/// The choice, made once per stage.
+/// Chosen once per stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Memory {
     work_mem: Option<u64>,
@@ -24,7 +24,7 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// As the server has it.
+    /// The server's own settings.
     pub(super) fn keep() -> Self {
         Self {
             work_mem: None,
@@ -32,8 +32,8 @@ impl Memory {
         }
     }
 
-    /// For builds of these weights, so many at once. What the operator allows for all of them together
-    /// is divided between them; else what this machine has free, if the server is on it.
+    /// For `parallel` builds of these weights. Divides what the operator allows for all of them, else what
+    /// this machine has free, if the server is on it.
     pub(super) async fn choose(
         task: &Task,
         conn: &Conn,
@@ -76,7 +76,6 @@ impl Memory {
         })
     }
 
-    /// The statements that set it.
     pub(super) fn settings(self) -> String {
         let mut sql = String::new();
         if let Some(bytes) = self.work_mem {
@@ -91,7 +90,7 @@ impl Memory {
     }
 }
 
-/// What the server is set to.
+/// The server's settings.
 struct Server {
     work_mem: u64,
     workers: u64,
@@ -99,12 +98,11 @@ struct Server {
 }
 
 impl Server {
-    /// What one of so many builds gets of what is free; nothing where that is what the server says.
+    /// What one of `builds` gets of the free memory; `None` where that is the server's setting.
     ///
-    /// A quarter of what is free goes to all builds together, beside the server's own buffers, which
-    /// it may not have touched yet. That is never less than its administrator set, who knew about the
-    /// machine, but for this: so many builds at once were no part of that, and half of what is free
-    /// is the end.
+    /// A quarter of it goes to all builds together, as the server may not have touched its own buffers yet.
+    /// Never less than its administrator set, unless that many builds at once would take more than half of
+    /// what is free.
     fn work_mem_for(&self, free: u64, builds: usize) -> Option<u64> {
         let builds = builds as u64;
         let free = free.saturating_sub(self.shared_buffers);
@@ -114,20 +112,19 @@ impl Server {
         (chosen != self.work_mem).then_some(chosen)
     }
 
-    /// One process for each processor: whoever began the build sorts too. More only wait.
+    /// One process per processor, counting the leader, who sorts too.
     fn workers_for(&self, processors: Option<usize>, builds: usize) -> Option<usize> {
         let wanted = processors.map(|all| (all / builds).clamp(1, 1 + WORKERS_MAX) - 1);
         wanted.filter(|wanted| *wanted as u64 != self.workers)
     }
 }
 
-/// Within what PostgreSQL takes and what is of use to one build.
+/// Within what PostgreSQL accepts and one build can use.
 fn within(bytes: u64) -> u64 {
     bytes.clamp(WORK_MEM_MIN, WORK_MEM_MAX)
 }
 
-/// How many builds share the machine: one that is as heavy as all others together has it nearly for
-/// itself, however many they are.
+/// How many builds share the machine: one as heavy as all others together counts as nearly alone.
 fn abreast(weights: &[u64], parallel: u8) -> usize {
     let heaviest = weights.iter().copied().max().unwrap_or(0).max(1);
     let total: u64 = weights.iter().sum();

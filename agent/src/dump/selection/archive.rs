@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::class;
 
-/// What is attached to what: both must be made.
+/// Entries that attach one object to another, and need both.
 const ATTACHMENTS: [&str; 2] = ["TABLE ATTACH", "INDEX ATTACH"];
 
 /// An entry of the list.
@@ -26,20 +26,19 @@ struct Entry<'a> {
     id: u64,
     class: u32,
     oid: u32,
-    /// Begins with the kind.
     text: &'a str,
     needs: Vec<u64>,
 }
 
-/// The entries that `admits` lets through by catalog and oid. What has no oid of its own, such as a
-/// comment or a grant, goes with what it depends on.
+/// The entries that `admits` accepts by catalog and oid. An entry without an oid, such as a comment or a
+/// grant, goes with what it depends on.
 pub(super) fn cut(list: &str, admits: impl Fn(u32, u32) -> bool) -> String {
     let entries = entries(list);
     let mut dropped = HashSet::new();
     for entry in &entries {
         let admitted = match (entry.class, entry.oid) {
             (_, 0) => true,
-            // Row security, and the filling of a materialised view: of the relation.
+            // Row security, and the filling of a materialised view: both belong to the relation.
             (0, oid) => admits(class::RELATION, oid),
             (class, oid) => admits(class, oid),
         };
@@ -89,31 +88,29 @@ fn entry(line: &str) -> Option<Entry<'_>> {
     })
 }
 
-/// Files that only we may read, gone with their value.
+/// Files in a private directory, removed when dropped.
 #[derive(Debug)]
 pub(crate) struct ListFile {
     dir: PathBuf,
 }
 
 impl ListFile {
-    /// Makes a directory for them where temporary files are.
+    /// Creates the directory among temporary files.
     pub(crate) fn new() -> io::Result<Self> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let at = jiff::Timestamp::now().as_nanosecond();
         let name = format!("steep-repl-schema-{}-{number}-{at}", std::process::id());
         let dir = std::env::temp_dir().join(name);
-        // Fails where there is anything of that name.
+        // Fails where that name exists.
         DirBuilder::new().mode(0o700).create(&dir)?;
         Ok(Self { dir })
     }
 
-    /// The archive.
     pub(crate) fn archive(&self) -> PathBuf {
         self.dir.join("archive")
     }
 
-    /// Writes the list.
     pub(crate) fn write(&self, list: &str) -> io::Result<PathBuf> {
         let path: &Path = &self.dir;
         let path = path.join("list");

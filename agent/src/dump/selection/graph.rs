@@ -1,14 +1,13 @@
-//! Which objects a filter leaves out with the tables it excludes, and which come along with those it
+//! Which objects a filter leaves out with the tables it excludes, and which it takes along with those it
 //! includes: two walks over PostgreSQL's own dependencies. Pure.
 //!
-//! An object is left out where it could not be made: it depends on something that is left out, or a
-//! part of it does that is made together with it (a view's query, a column's default, a check). What
-//! has a statement of its own, such as a foreign key or a trigger, goes alone. Policies stay: which of
-//! them may be missing is a question of rights, and not decided here.
+//! An object is left out where it could not be created: it, or a part that is created with it (a view's
+//! query, a column's default, a check), depends on something left out. An object with a statement of its
+//! own, such as a foreign key or trigger, is left out alone. Policies stay: leaving one out is a question
+//! of rights, decided elsewhere.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-/// An object, by the catalog it is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Object {
     pub(super) class: u32,
@@ -40,7 +39,7 @@ pub(super) mod class {
     pub(crate) const DEFAULT_PRIVILEGES: u32 = 826;
 }
 
-/// What a dump of chosen schemas does not hold, since it is in none.
+/// Catalogs whose objects are in no schema, so that a dump of chosen schemas omits them.
 const WITHOUT_SCHEMA: [u32; 7] = [
     class::SERVER,
     class::USER_MAPPING,
@@ -51,7 +50,7 @@ const WITHOUT_SCHEMA: [u32; 7] = [
     class::TRANSFORM,
 ];
 
-/// Depend on tables and are no reason to leave anything out: they are not dumped, or judged elsewhere.
+/// Dependants that exclude nothing: they are not dumped, or are judged elsewhere.
 const IGNORED: [u32; 6] = [
     class::POLICY,
     class::EVENT_TRIGGER,
@@ -61,58 +60,57 @@ const IGNORED: [u32; 6] = [
     class::DEFAULT_PRIVILEGES,
 ];
 
-/// How one object depends on another (`pg_depend.deptype`).
+/// `pg_depend.deptype`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Dependence {
     /// `n`
     Normal,
     /// `a`: dropped with it.
     Auto,
-    /// `i`: part of how it is made.
+    /// `i`: part of how it is created.
     Internal,
 }
 
-/// What is known of a relation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Relation {
-    /// Holds rows, or stands above tables that do.
-    Table { partition: bool, partitioned: bool },
+    Table {
+        partition: bool,
+        partitioned: bool,
+    },
     /// A view, materialised or not, or a sequence.
     Other,
 }
 
-/// A catalog, as far as it matters.
 #[derive(Debug, Default)]
 pub(super) struct Graph {
     pub(super) needs: HashMap<Object, Vec<(Object, Dependence)>>,
     pub(super) needed_by: HashMap<Object, Vec<(Object, Dependence)>>,
     pub(super) relations: HashMap<u32, Relation>,
-    /// Constraints that are written in `CREATE TABLE` and `CREATE DOMAIN`.
+    /// Constraints written inside `CREATE TABLE` and `CREATE DOMAIN`.
     pub(super) checks: HashSet<u32>,
-    /// What extensions made, and make elsewhere.
+    /// Extension members, which the extension creates.
     pub(super) members: HashSet<Object>,
 }
 
 /// What the filter chooses.
 #[derive(Debug, Default)]
 pub(super) struct Chosen {
-    /// Relations that it leaves out by name or schema.
+    /// Relations excluded by name or schema.
     pub(super) excluded: Vec<Object>,
-    /// The schemas that it includes; none where it includes all.
+    /// Included schemas; `None` for all.
     pub(super) schemas: HashSet<u32>,
 }
 
-/// What comes of it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Outcome {
     pub(super) left_out: HashSet<Object>,
-    /// Everything to make; `None` is all but what is left out.
+    /// Everything to create; `None` is all but what is left out.
     pub(super) kept: Option<HashSet<Object>>,
-    /// Of what is left out, that which a person would miss, in order.
+    /// The left-out objects to report, in order.
     pub(super) missed: Vec<Object>,
-    /// Tables that the filter admits and that cannot be made, in order.
+    /// Admitted tables that cannot be created, in order.
     pub(super) split: Vec<Object>,
-    /// From outside the included schemas, in order.
+    /// Taken along from outside the included schemas, in order.
     pub(super) along: Vec<Object>,
 }
 
@@ -132,7 +130,6 @@ impl Graph {
         self.needed_by.get(&object).into_iter().flatten().copied()
     }
 
-    /// Follows both walks.
     pub(super) fn choose(&self, chosen: &Chosen) -> Outcome {
         let left_out = self.left_out(&chosen.excluded);
         let kept = (!chosen.schemas.is_empty()).then(|| self.kept(&chosen.schemas, &left_out));
@@ -182,7 +179,7 @@ impl Graph {
         outcome
     }
 
-    /// Whether an object is written in the statement that makes another.
+    /// Whether an object is written inside another's statement.
     fn is_inline(&self, object: Object) -> bool {
         match object.class {
             class::DEFAULT | class::OPERATOR_OF_FAMILY | class::FUNCTION_OF_FAMILY => true,
@@ -191,7 +188,7 @@ impl Graph {
         }
     }
 
-    /// A partition is made by itself and attached afterwards.
+    /// A partition is created by itself and attached afterwards.
     fn is_attachment(&self, from: Object, to: Object) -> bool {
         let relation = |object: Object| {
             (object.class == class::RELATION)
@@ -222,7 +219,7 @@ impl Graph {
                     && !self.members.contains(from)
                     && !self.is_attachment(*from, object)
             });
-            // What it is a part of cannot be made without it.
+            // What it is a part of cannot be created without it.
             let wholes = self.needs(object).filter(|(_, how)| {
                 *how == Dependence::Internal || (*how == Dependence::Auto && self.is_inline(object))
             });
@@ -236,7 +233,7 @@ impl Graph {
         out
     }
 
-    /// What is in those schemas, all that belongs to it, and all that it needs.
+    /// Everything in those schemas, what belongs to it, and what it needs.
     fn kept(&self, schemas: &HashSet<u32>, left_out: &HashSet<Object>) -> HashSet<Object> {
         let mut kept = HashSet::new();
         let mut queue = VecDeque::new();
@@ -271,14 +268,14 @@ impl Graph {
             let needs = self.needs(object).map(|(to, _)| (to, false));
             for (next, own) in parts.chain(needs) {
                 if admissible(&next) && kept.insert(next) {
-                    // Not everything in a schema that one object is in.
+                    // Needing one object of a schema does not take the others along.
                     if next.class != class::SCHEMA {
                         queue.push_back((next, own));
                     }
                 }
             }
         }
-        // Extensions all come, each into its schema.
+        // All extensions come, each into its schema.
         let extensions = self.needs.iter();
         let extensions = extensions.filter(|(object, _)| object.class == class::EXTENSION);
         let homes = extensions.flat_map(|(_, needs)| needs.iter().map(|(to, _)| *to));
@@ -287,7 +284,7 @@ impl Graph {
         kept
     }
 
-    /// Casts and transforms between what is kept: nothing depends on them.
+    /// Casts and transforms between kept objects, on which nothing depends.
     fn keep_conversions(&self, kept: &mut HashSet<Object>, left_out: &HashSet<Object>) {
         let conversions = self.needs.keys().copied().filter(|object| {
             [class::CAST, class::TRANSFORM].contains(&object.class)
@@ -323,7 +320,7 @@ impl Graph {
 }
 
 impl Outcome {
-    /// Whether an object that the dump holds is to be made.
+    /// Whether to create an object of the dump.
     pub(super) fn admits(&self, object: Object) -> bool {
         object.class == class::EXTENSION
             || match &self.kept {
@@ -332,7 +329,7 @@ impl Outcome {
             }
     }
 
-    /// The schemas that hold all that is to be made; none where some of it is in no schema.
+    /// The schemas of everything to create; `None` where some of it is in no schema.
     pub(super) fn schemas(&self) -> Vec<u32> {
         let Some(kept) = &self.kept else {
             return Vec::new();

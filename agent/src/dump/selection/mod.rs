@@ -1,5 +1,5 @@
-//! What a filter makes of a schema: tables are chosen by it, everything else by what it depends on.
-//! Preflight tells of it, and the dump is cut to it.
+//! What a filter makes of a schema: it chooses tables, and their dependencies choose everything else.
+//! Preflight reports it, and the dump is cut to it.
 
 mod archive;
 mod graph;
@@ -16,22 +16,22 @@ use graph::{Chosen, Dependence, Graph, Object, Outcome, Relation, class};
 use crate::pg::catalog::{Partitions, USER_RELATION, identifier, table_name};
 use crate::pg::{PgError, Session};
 
-/// Schema `public` is made with the database and still a user's; all below it is PostgreSQL's own.
+/// The first user oid. Schema `public` is smaller, and still a user's.
 const FIRST_OF_USERS: u32 = 16_384;
 
-/// What is to be made of the source's schema.
+/// What to create of the source's schema.
 #[derive(Debug)]
 pub(crate) struct Selection {
     outcome: Outcome,
-    /// To be dumped; none where that is all of them.
+    /// To dump; `None` for all.
     schemas: Vec<Identifier>,
-    /// Tables outside the filter that would be dumped with those schemas.
+    /// Tables outside the filter that a dump of those schemas contains.
     outside: Vec<TableName>,
     names: HashMap<u32, TableName>,
 }
 
 impl Selection {
-    /// Reads the catalog as `session` sees it; nothing where the filter chooses everything.
+    /// Reads the catalog as `session` sees it; `None` where the filter chooses everything.
     pub(crate) async fn load(
         session: &Session,
         filter: &TableFilter,
@@ -87,24 +87,24 @@ impl Selection {
         }))
     }
 
-    /// The schemas to dump; none where that is all of them.
+    /// The schemas to dump; `None` for all.
     pub(crate) fn schemas(&self) -> &[Identifier] {
         &self.schemas
     }
 
-    /// Tables outside the filter that need not be dumped, nor locked for it.
+    /// Tables outside the filter that need not be dumped or locked.
     pub(crate) fn outside(&self) -> &[TableName] {
         &self.outside
     }
 
-    /// What `pg_restore --list --verbose` says of a dump, cut down to what is to be made.
+    /// Cuts the output of `pg_restore --list --verbose` down to what is to be created.
     pub(crate) fn cut(&self, list: &str) -> String {
         archive::cut(list, |class, oid| {
             self.outcome.admits(Object { class, oid })
         })
     }
 
-    /// What a person should know of it.
+    /// What preflight reports of it.
     pub(crate) async fn facts(&self, session: &Session) -> Result<FilterFacts, PgError> {
         let split = self.outcome.split.iter();
         let split = split.filter_map(|object| Some(self.names.get(&object.oid)?.to_string()));
@@ -116,7 +116,7 @@ impl Selection {
     }
 }
 
-/// What depends on what, of users' objects.
+/// Dependencies of user objects.
 async fn dependencies(session: &Session) -> Result<Graph, PgError> {
     let sql = format!(
         "SELECT classid, objid, refclassid, refobjid, deptype::text FROM pg_depend \
@@ -165,7 +165,7 @@ async fn relations(
                 };
                 (table, admitted(&name))
             }
-            // Outside the included schemas it comes along where a default needs it.
+            // From outside the included schemas it comes along where a default needs it.
             "S" => (Relation::Other, true),
             _ => (Relation::Other, admitted(&name)),
         };
@@ -185,7 +185,7 @@ async fn described(session: &Session, objects: &[Object]) -> Result<Listed, PgEr
          CROSS JOIN LATERAL pg_identify_object(o.class, o.oid, 0) AS d";
     let mut names = Vec::new();
     for row in session.query(sql, &[&classes, &oids]).await? {
-        // Nothing of an object that has gone meanwhile.
+        // NULL for an object that is gone.
         names.extend(row.try_get::<_, Option<String>>(0)?);
     }
     Ok(Listed {

@@ -1,6 +1,6 @@
-//! Functions of extensions that were declared immutable by hand: a change that no dump carries, and without
-//! which PostgreSQL makes neither generated columns nor partition keys nor indexes that call them. It takes
-//! checks and domains whatever they call.
+//! Extension functions that were declared immutable by hand. No dump carries this change, and without it
+//! PostgreSQL creates no generated columns, partition keys or indexes that call them. Checks and domains
+//! may call any function.
 
 use std::collections::BTreeMap;
 
@@ -13,12 +13,12 @@ use crate::pg::catalog::{Partitions, USER_RELATION, table_name};
 use crate::pg::{PgError, Session};
 use crate::task::Task;
 
-/// Rows of an answer that are looked at.
+/// Rows of an answer that are read.
 const ROWS_MAX: i64 = 2_000;
 
 /// A function's row is as its extension left it where it is as old as its membership, as the last update of
-/// the extension, or as a member that another update brought. A change of owner or grants makes it younger too.
-/// Columns: schema, relation, kind, name within, function, extension, its schema, whether nothing else
+/// the extension, or as a member that another update added. A change of owner or grants makes it younger
+/// too. Columns: schema, relation, kind, name within, function, extension, its schema, whether nothing else
 /// explains the change.
 fn altered_sql() -> String {
     format!(
@@ -58,14 +58,13 @@ ORDER BY 1, 2, 3, 4, 5 LIMIT {ROWS_MAX}"
     )
 }
 
-/// Members of extensions that are not immutable.
 const MUTABLE_SQL: &str = "
 SELECT format('%I.%I(%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid))
 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
 JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
 WHERE p.provolatile <> 'i' AND p.prokind = 'f' ORDER BY 1 LIMIT $1";
 
-/// Those that something depends on that the filter admits, at most [`LISTED_MAX`].
+/// Those that an admitted object depends on, at most [`LISTED_MAX`].
 pub(super) async fn functions(
     task: &Task,
     session: &Session,
@@ -110,7 +109,7 @@ pub(super) async fn functions(
     Ok(found.into_values().take(LISTED_MAX).collect())
 }
 
-/// What a target's extensions have that is not immutable.
+/// Extension functions on the target that are not immutable.
 pub(in crate::facts) async fn mutable(
     task: &Task,
     session: &Session,

@@ -1,4 +1,4 @@
-//! Tables and sequences of extensions that hold what users put there (`pg_extension_config_dump`).
+//! Tables and sequences of extensions that hold user data (`pg_extension_config_dump`).
 
 use steep_protocol::message::facts::Listed;
 use steep_protocol::message::job::TableFilter;
@@ -7,11 +7,10 @@ use crate::pg::catalog::{ExtensionRelation, read_extension_tables};
 use crate::pg::{PgError, Session};
 use crate::task::Task;
 
-/// Rows counted of one table.
+/// Rows counted per table.
 const COUNT_MAX: i64 = 100_000;
 
-/// Those that hold something of users, with what. Counted as `pg_dump` chooses, in transactions that may
-/// only read.
+/// Those with user data, counted as `pg_dump` selects it, in read-only transactions.
 pub(super) async fn rows(
     task: &Task,
     session: &Session,

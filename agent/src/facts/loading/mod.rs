@@ -1,7 +1,7 @@
 //! What rows need while they are loaded and while changes are applied ([`LoadingFacts`]).
 //!
-//! Runs nothing of the users' code: what a function needs is read from its text ([`tokens`]), from the
-//! expressions that rows run on, callee by callee ([`search_path`]).
+//! Runs no user code: a function's needs are read from its text ([`tokens`]), from the expressions that
+//! rows run on, callee by callee ([`search_path`]).
 
 pub(super) mod altered;
 mod extensions;
@@ -21,7 +21,7 @@ use crate::pg::catalog::{Partitions, USER_RELATION, table_name};
 use crate::pg::{PgError, Session};
 use crate::task::Task;
 
-/// Expressions that call functions of users' languages, in all; more are not looked at.
+/// Limit for expressions that call functions of user languages; more are ignored.
 const ROOTS_MAX: usize = 20_000;
 
 /// An expression that rows run.
@@ -32,9 +32,9 @@ struct Root {
     functions: Vec<u32>,
 }
 
-/// Expressions that are evaluated when a row is written, by what they are. The trees name what they call;
-/// PostgreSQL notes no dependencies on its own functions. Columns: kind, schema, relation or domain, name
-/// within, functions in other languages than C, whether the result may follow a setting.
+/// Expressions evaluated when a row is written. Their trees name the functions they call, while PostgreSQL
+/// records no dependencies on its own functions. Columns: kind, schema, relation or domain, name within,
+/// functions in languages other than C, whether the result may follow a setting.
 fn roots_sql() -> String {
     format!(
         "WITH code AS (
@@ -76,7 +76,7 @@ ORDER BY 1, 2, 3, 4"
     )
 }
 
-/// Columns whose values name objects of the database or roles.
+/// Columns whose values name database objects or roles.
 fn naming_sql() -> String {
     format!(
         "SELECT n.nspname::text, c.relname::text, a.attname::text, format_type(a.atttypid, NULL)
@@ -91,7 +91,6 @@ fn naming_sql() -> String {
     )
 }
 
-/// Reads it for what the filter admits.
 pub(super) async fn gather(
     task: &Task,
     session: &Session,

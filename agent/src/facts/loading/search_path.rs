@@ -1,8 +1,8 @@
-//! Which functions look for names in `search_path`, of those that rows run.
+//! Which functions, of those that rows run, look up names in `search_path`.
 //!
-//! COPY of ours and PostgreSQL's apply worker have an empty one, and an index is built under one
-//! that is (PostgreSQL 17 and newer) or that its builder has. A function that sets the path itself, in its definition, is
-//! safe with all that it calls; so is a body in standard SQL, which was resolved when it was made.
+//! Our COPY and PostgreSQL's apply worker have an empty path, and an index is built under an empty one
+//! (PostgreSQL 17 and newer) or its builder's. A function that sets the path in its definition is safe with
+//! everything it calls; so is a body in standard SQL, whose names were resolved when it was created.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -15,13 +15,13 @@ use super::tokens::{Name, Names, names};
 use crate::pg::{PgError, Session};
 use crate::task::Task;
 
-/// Functions looked at in all.
+/// Limit for functions read in all.
 const FUNCTIONS_MAX: usize = 2_000;
 
-/// Functions whose bodies are held at once.
+/// Function bodies in memory at once.
 const BATCH: usize = 50;
 
-/// Characters of a body; `left()` counts them.
+/// In characters, as `left()` counts.
 const BODY_MAX: i32 = 200_000;
 
 const BODIES_SQL: &str = "
@@ -31,7 +31,7 @@ FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_language l 
 WHERE p.oid = ANY ($1) AND l.lanname IN ('sql', 'plpgsql') AND p.prosqlbody IS NULL
     AND NOT EXISTS (SELECT FROM unnest(p.proconfig) AS c (entry) WHERE starts_with(c.entry, 'search_path='))";
 
-/// What goes by these names, in any schema. Columns: kind, schema, name, oid.
+/// The objects of these names, in any schema. Columns: kind, schema, name, oid.
 const NAMES_SQL: &str = "
 SELECT 'function', n.nspname::text, p.proname::text, p.oid
 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE p.proname = ANY ($1::text[]::name[])
@@ -43,7 +43,7 @@ UNION ALL
 SELECT 'type', n.nspname::text, t.typname::text, t.oid
 FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace WHERE t.typname = ANY ($3::text[]::name[])";
 
-/// Where names lead, by kind: schema and oid.
+/// Schema and oid by kind and name.
 #[derive(Debug, Default)]
 struct Known {
     functions: HashMap<String, Vec<(String, u32)>>,
@@ -51,20 +51,19 @@ struct Known {
     types: HashMap<String, Vec<(String, u32)>>,
 }
 
-/// What was found out about a function.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Found {
     signature: String,
-    /// Names it does not qualify.
+    /// Names that it does not qualify.
     loose: BTreeSet<String>,
-    /// Where they are.
+    /// The schemas these are in.
     schemas: BTreeSet<String>,
     sets_path: bool,
-    /// Functions it calls by qualified names.
+    /// Functions called by qualified names.
     calls: Vec<u32>,
 }
 
-/// The functions below those roots that need a path, at most [`LISTED_MAX`].
+/// The functions reached from those roots that need a path, at most [`LISTED_MAX`].
 pub(super) async fn needs(
     task: &Task,
     session: &Session,
@@ -101,7 +100,7 @@ async fn look(task: &Task, session: &Session, oids: &[u32]) -> Result<Vec<(u32, 
     let of = |pick: fn(&Names) -> &BTreeSet<Name>| -> Vec<&str> {
         let all = bodies.iter().flat_map(|(_, _, names)| pick(names));
         let all: BTreeSet<&str> = all.map(|name| name.name.as_str()).collect();
-        // What is longer cannot be a name, and would be cut to be one.
+        // A longer text is not a name, and would be truncated to one.
         all.into_iter().filter(|name| name.len() < 64).collect()
     };
     let (functions, relations, types) =
@@ -130,7 +129,6 @@ async fn look(task: &Task, session: &Session, oids: &[u32]) -> Result<Vec<(u32, 
     Ok(found.collect())
 }
 
-/// What those names come to.
 fn resolve(names: &Names, known: &Known) -> Found {
     let mut found = Found {
         sets_path: names.sets_path,
@@ -144,7 +142,7 @@ fn resolve(names: &Names, known: &Known) -> Found {
     for (used, known) in kinds {
         for name in used {
             let places = known.get(&name.name).map_or(&[][..], Vec::as_slice);
-            // PostgreSQL's own are always found; what exists nowhere is a variable or made at run time.
+            // PostgreSQL's own are always found; what exists nowhere is a variable or created at run time.
             let own = |schema: &str| schema.starts_with("pg_");
             if name.schema.is_none() && !places.iter().any(|(schema, _)| own(schema)) {
                 for (schema, _) in places {
@@ -167,8 +165,8 @@ fn resolve(names: &Names, known: &Known) -> Found {
     found
 }
 
-/// For each function with loose names, what runs it. Below such a function nothing else is named: the path
-/// that mends it holds for all that it calls.
+/// For each function with unqualified names, what runs it. Nothing below such a function is listed: the
+/// path that fixes it applies to everything it calls.
 fn collect(roots: &[Root], functions: &HashMap<u32, Found>) -> Vec<SearchPathNeed> {
     let mut used: BTreeMap<&str, (&Found, Stops, BTreeSet<&str>)> = BTreeMap::new();
     for root in roots {

@@ -1,25 +1,23 @@
-//! Which names the body of a function in SQL or PL/pgSQL uses. A reader of tokens, not a parser: it knows
-//! strings, comments and quotes, and where a function, a table or a type is named. Total, and linear in the
-//! length of the body.
+//! Which names a function body in SQL or PL/pgSQL uses. Reads tokens, does not parse: it knows strings,
+//! comments and quotes, and where a function, table or type is named. Never fails; linear in the body's
+//! length.
 
 use std::collections::BTreeSet;
 
-/// A name as it is written, folded as PostgreSQL folds it.
+/// A name, folded as PostgreSQL folds it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Name {
-    /// The schema, where it is qualified.
+    /// Where it is qualified.
     pub(super) schema: Option<String>,
-    /// The last part.
     pub(super) name: String,
 }
 
-/// What a body names.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Names {
     pub(super) functions: BTreeSet<Name>,
     pub(super) relations: BTreeSet<Name>,
     pub(super) types: BTreeSet<Name>,
-    /// It says `search_path` itself, so what it finds is not known.
+    /// It mentions `search_path`, so its lookups are unknown.
     pub(super) sets_path: bool,
 }
 
@@ -47,7 +45,6 @@ impl Token {
 /// Functions of the SQL standard whose arguments are separated by `FROM`.
 const WITH_FROM: [&str; 5] = ["extract", "substring", "trim", "overlay", "position"];
 
-/// Reads a body.
 pub(super) fn names(body: &str) -> Names {
     let tokens = tokens(body);
     let own = own_names(&tokens);
@@ -85,7 +82,7 @@ pub(super) fn names(body: &str) -> Names {
     found
 }
 
-/// Puts a name that stands at `from..next` where it belongs, if it names anything.
+/// Files the name at `from..next` under what it names, if anything.
 fn place(
     tokens: &[Token],
     (from, next): (usize, usize),
@@ -118,7 +115,7 @@ fn place(
     }
 }
 
-/// Names that a body gives itself: of its CTEs and temporary tables.
+/// Names that a body defines: its CTEs and temporary tables.
 fn own_names(tokens: &[Token]) -> BTreeSet<String> {
     let mut own = BTreeSet::new();
     for (at, token) in tokens.iter().enumerate() {
@@ -151,9 +148,9 @@ fn own_names(tokens: &[Token]) -> BTreeSet<String> {
     own
 }
 
-/// Whether the parenthesis at `at` closes before `AS (`, as the columns of a CTE do.
+/// Whether the parenthesis at `at` closes before `AS (`, as a CTE's column list does.
 fn columns_then_as(tokens: &[Token], at: usize) -> bool {
-    // Column lists are short; what is longer is none.
+    // Column lists are short; anything longer is not one.
     let close = tokens
         .iter()
         .skip(at)
@@ -165,13 +162,13 @@ fn columns_then_as(tokens: &[Token], at: usize) -> bool {
     })
 }
 
-/// Whether the name at `at` is the rest of one that began before.
+/// Whether the name at `at` continues an earlier one.
 fn is_continued(tokens: &[Token], at: usize) -> bool {
     at.checked_sub(1)
         .is_some_and(|before| tokens[before] == Token::Mark('.') || tokens[before] == Token::Cast)
 }
 
-/// The name that begins at `at`, and where it ends: its first and its last part.
+/// The first and last part of the name at `at`, and its end.
 fn chain(tokens: &[Token], at: usize) -> Option<(Name, usize)> {
     let first = tokens.get(at)?.name()?.to_owned();
     let (mut last, mut next) = (None, at + 1);
@@ -250,8 +247,8 @@ fn string(text: &str, escapes: Escapes) -> usize {
     string_of(text, '\'', escapes)
 }
 
-/// The length of the string or quoted name at the head of `text`. Two quotes end one string and begin the
-/// next, which comes to the same.
+/// Length of the string or quoted name at the start of `text`. A doubled quote ends one string and begins
+/// the next, with the same result.
 fn string_of(text: &str, quote: char, escapes: Escapes) -> usize {
     let mut chars = text.char_indices().skip(1).peekable();
     while let Some((at, c)) = chars.next() {
@@ -268,7 +265,7 @@ fn string_of(text: &str, quote: char, escapes: Escapes) -> usize {
     text.len()
 }
 
-/// The length of the comment at the head of `text`; comments nest.
+/// Length of the comment at the start of `text`; comments nest.
 fn comment(text: &str) -> usize {
     let bytes = text.as_bytes();
     let (mut depth, mut at) = (0_usize, 0);
@@ -287,7 +284,7 @@ fn comment(text: &str) -> usize {
     text.len()
 }
 
-/// The length of the dollar-quoted string at the head of `text`, if it is one: `$1` is a parameter.
+/// Length of the dollar-quoted string at the start of `text`, if it is one: `$1` is a parameter.
 fn dollar(text: &str) -> Option<usize> {
     let end = text[1..].find(|c: char| !(c.is_alphanumeric() || c == '_'))? + 1;
     if text.as_bytes().get(end) != Some(&b'$') {

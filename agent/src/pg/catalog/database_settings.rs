@@ -1,5 +1,5 @@
-//! Settings that sessions of a database begin with, as far as they decide values: of the server, the
-//! database and its roles.
+//! Settings with which sessions of a database begin and that affect values: of the server, the database and
+//! its roles.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use steep_protocol::message::peer::{DatabaseSetting, Secret};
 
 use crate::pg::{Conninfo, PgError, Session, literal};
 
-/// Settings of PostgreSQL's own that change what functions compute, or how their bodies are read.
+/// PostgreSQL's settings that change what functions compute, or how their bodies are read.
 const DECIDING: [&str; 13] = [
     "DateStyle",
     "IntervalStyle",
@@ -27,14 +27,13 @@ const DECIDING: [&str; 13] = [
     "xmlbinary",
 ];
 
-/// How text is read, as apply workers do: never taken over, and preflight sees to it here.
+/// How text is read, by apply workers too: never carried over; preflight checks them here.
 const READING: [&str; 2] = ["array_nulls", "xmloption"];
 
-/// What a session that loads keeps as it has it: names are never looked up, and these are how text of
-/// rows is read.
+/// Kept by loading sessions: `search_path`, as names are never looked up, and how text of rows is read.
 const OURS: [&str; 3] = ["search_path", "lc_monetary", "standard_conforming_strings"];
 
-/// Whether it decides values or is an application's own, and so belongs to the rows.
+/// Whether it affects values or is an application's own, and so belongs to the rows.
 pub(crate) fn is_carried(name: &str) -> bool {
     decides(name) || name.eq_ignore_ascii_case("search_path") || name.contains('.')
 }
@@ -45,9 +44,8 @@ fn decides(name: &str) -> bool {
         .any(|known| known.eq_ignore_ascii_case(name))
 }
 
-/// Everything that is set for the database or for a role, and what the server's configuration says of
-/// settings that decide values where nobody has set them nearer. `reset_val` is what this role's own
-/// sessions begin with, so what is set for it is left out there.
+/// Everything set for the database or a role, and the server configuration's values of settings that affect
+/// values. `reset_val` is this role's own, so settings of the role are left out there.
 const SETTINGS_SQL: &str = "
 WITH made AS (
     SELECT split_part(e.entry, '=', 1) AS name, substr(e.entry, strpos(e.entry, '=') + 1) AS value,
@@ -66,17 +64,16 @@ WHERE s.name = ANY ($1) AND NOT EXISTS (SELECT FROM made m WHERE lower(m.name) =
 ORDER BY 3 DESC, 4 NULLS FIRST, 1";
 
 /// [`read_settings`] on a connection of its own.
-///
-/// # Errors
-/// Faults of the connection or the server.
-pub async fn database_settings(conninfo: &Conninfo) -> Result<Vec<DatabaseSetting>, PgError> {
+pub(crate) async fn database_settings(
+    conninfo: &Conninfo,
+) -> Result<Vec<DatabaseSetting>, PgError> {
     let session = Session::connect(conninfo, "settings").await?;
     let settings = read_settings(&session).await?;
     session.close().await;
     Ok(settings)
 }
 
-/// Reads them, at most [`LISTED_MAX`], the database's own first.
+/// At most [`LISTED_MAX`], the database's own first.
 pub(crate) async fn read_settings(session: &Session) -> Result<Vec<DatabaseSetting>, PgError> {
     let names: Vec<&str> = DECIDING.to_vec();
     let mut found = Vec::new();
@@ -92,7 +89,7 @@ pub(crate) async fn read_settings(session: &Session) -> Result<Vec<DatabaseSetti
                 (false, Some(role)) => SettingScope::Role(role),
             },
         };
-        // Of a role everywhere, only what may decide values is this database's business.
+        // Of a role's settings in all databases, only those that may affect values matter here.
         let decides = decides(&setting.name) || setting.name.contains('.');
         let matters = !matches!(setting.scope, SettingScope::Role(_)) || decides;
         if matters && found.len() < LISTED_MAX {
@@ -102,7 +99,7 @@ pub(crate) async fn read_settings(session: &Session) -> Result<Vec<DatabaseSetti
     Ok(found)
 }
 
-/// What a session that loads takes over, as one statement for each.
+/// The statements by which a loading session takes them over.
 pub(crate) fn for_loading(settings: &[DatabaseSetting]) -> Vec<String> {
     let ours = |name: &str| OURS.iter().any(|known| known.eq_ignore_ascii_case(name));
     settings
@@ -119,7 +116,7 @@ pub(crate) fn for_loading(settings: &[DatabaseSetting]) -> Vec<String> {
         .collect()
 }
 
-/// What the source has otherwise than this server.
+/// The source's settings that differ here.
 pub(crate) fn differences(
     source: &[DatabaseSetting],
     here: &[DatabaseSetting],
@@ -146,7 +143,7 @@ pub(crate) fn differences(
         if effective.is_some_and(|s| s.value == wanted.value) {
             continue;
         }
-        // A value that the server's configuration gives is told apart from one that was chosen here.
+        // A value from the server's configuration is told apart from one chosen here.
         if wanted.scope == SettingScope::Server && effective.is_none() {
             continue;
         }
@@ -174,7 +171,7 @@ fn difference(
         what.push_str(&format!(" ({}, here {here})", wanted.value.expose()));
     }
     let value = if open {
-        // Names in a path are separated by commas outside of the quotes that they have already.
+        // Names in a path are separated by commas and quoted already.
         match wanted.name.as_str() {
             "search_path" => wanted.value.expose().to_owned(),
             _ => literal(wanted.value.expose()),
@@ -194,7 +191,7 @@ fn difference(
     }
 }
 
-/// `ALTER DATABASE …` or `ALTER ROLE …`, without what is altered; nothing for names that are none.
+/// `ALTER DATABASE …` or `ALTER ROLE …` up to the setting; `None` for invalid names.
 pub(crate) fn alter(scope: &SettingScope, database: &str) -> Option<String> {
     let name = |text: &str| Identifier::parse(text).ok().map(|name| name.quoted());
     let database = name(database)?;

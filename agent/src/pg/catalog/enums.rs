@@ -5,9 +5,9 @@ use tokio_postgres::types::Type;
 
 use super::{PgError, Session, table_name};
 
-/// The enum types of the columns of `carried`, a list of common table expressions whose last one has a
-/// `name` and a `relation`, with its one parameter: by name. Arrays, domains, composite and range types
-/// are looked into. At most [`LABELS_MAX`] bytes.
+/// The enum types of the columns of `carried`, a list of common table expressions with one parameter whose
+/// last has a `name` and a `relation`: by name. Looks into arrays, domains, composites and ranges. At most
+/// [`LABELS_MAX`] bytes.
 pub(crate) async fn enum_labels(
     session: &Session,
     carried: &str,

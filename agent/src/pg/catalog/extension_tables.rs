@@ -1,11 +1,10 @@
-//! Tables and sequences of extensions that hold what users put there (`pg_extension_config_dump`).
+//! Tables and sequences of extensions that hold user data (`pg_extension_config_dump`).
 
 use steep_protocol::TableName;
 
 use super::table_name;
 use crate::pg::{PgError, Session};
 
-/// One of them.
 #[derive(Debug, Clone)]
 pub(crate) struct ExtensionTable {
     pub(crate) name: TableName,
@@ -13,21 +12,19 @@ pub(crate) struct ExtensionTable {
     pub(crate) kind: ExtensionRelation,
 }
 
-/// What it is.
 #[derive(Debug, Clone)]
 pub(crate) enum ExtensionRelation {
     Table {
-        /// Tells users' rows from those that the extension brings, as its own script wrote it: `WHERE …`,
-        /// or nothing.
+        /// Selects user rows, as the extension's script wrote it: `WHERE …`, or empty.
         condition: String,
     },
     Sequence,
 }
 
-/// How many are looked at; extensions have a handful.
+/// Extensions have a handful.
 const TABLES_MAX: i64 = 1_000;
 
-/// Ours keeps its records for itself.
+/// Except our own extension, whose records stay here.
 const TABLES_SQL: &str = "
 SELECT n.nspname::text, c.relname::text, e.extname::text, c.relkind = 'S', coalesce(x.condition, '')
 FROM pg_extension e CROSS JOIN LATERAL unnest(e.extconfig, e.extcondition) AS x (oid, condition)
@@ -37,7 +34,7 @@ WHERE c.relkind IN ('r', 'S') AND e.extname <> 'steep_repl'
         WHEN 'S' THEN has_sequence_privilege(c.oid, 'SELECT') ELSE has_table_privilege(c.oid, 'SELECT') END
 ORDER BY 1, 2 LIMIT $1";
 
-/// Those that the role in use may read.
+/// Those that the current role may read.
 pub(crate) async fn read_extension_tables(
     session: &Session,
 ) -> Result<Vec<ExtensionTable>, PgError> {

@@ -1,8 +1,7 @@
-//! What tables there are, and what they are like ([`read_schema`]). A few queries for any number of
-//! tables.
+//! Tables and what they are like ([`read_schema`]), in a few queries for any number of tables.
 //!
-//! Only users' relations: never PostgreSQL's own, `information_schema`, `steep_repl`, temporary
-//! ones, or what an extension made (the extension makes it on the other side too).
+//! Only user relations: not PostgreSQL's own, `information_schema`, `steep_repl`, temporary ones, or
+//! extension members (which the extension creates on the other side too).
 
 mod database_settings;
 mod enums;
@@ -16,18 +15,18 @@ use steep_protocol::message::job::TableFilter;
 use steep_protocol::{Identifier, TableName};
 use tokio_postgres::Row;
 
-pub use database_settings::database_settings;
+pub(crate) use database_settings::database_settings;
 pub(crate) use database_settings::{
     alter, differences, for_loading, is_carried, quoted, read_settings,
 };
 pub(crate) use enums::enum_labels;
 pub(crate) use extension_tables::{ExtensionRelation, read_extension_tables};
 pub(crate) use rows::holding_rows;
-pub use schema::{describe, read_schema, read_schema_at_once};
+pub(crate) use schema::{describe, read_schema, read_schema_at_once};
 
 use super::{PgError, Session};
 
-/// Which relations are users', for a `WHERE` over `pg_class c` and `pg_namespace n`.
+/// Selects user relations, in a `WHERE` over `pg_class c` and `pg_namespace n`.
 pub(crate) const USER_RELATION: &str = "c.relpersistence <> 't' \
      AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'steep_repl') \
      AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_class'::regclass \
@@ -40,7 +39,6 @@ pub(crate) struct Partitions {
 }
 
 impl Partitions {
-    /// Reads them all.
     pub(crate) async fn load(session: &Session) -> Result<Self, PgError> {
         let sql = "SELECT n.nspname::text, c.relname::text, pn.nspname::text, p.relname::text \
              FROM pg_inherits i \
@@ -65,11 +63,11 @@ impl Partitions {
     /// The tables above that one, nearest first.
     pub(crate) fn above<'a>(&'a self, table: &TableName) -> impl Iterator<Item = &'a TableName> {
         std::iter::successors(self.parents.get(table), |above| self.parents.get(*above))
-            // The catalog cannot hold a circle; a table that is in one all the same ends the walk.
+            // The catalog should hold no cycle; if it does, this ends the walk.
             .take(self.parents.len())
     }
 
-    /// Whether `filter` lets `table` through, and excludes nothing above it.
+    /// Whether `filter` admits `table` and excludes nothing above it.
     pub(crate) fn admitted(&self, filter: &TableFilter, table: &TableName) -> bool {
         filter.admits(table)
             && !self
@@ -78,7 +76,7 @@ impl Partitions {
     }
 }
 
-/// A table's name out of two neighbouring columns of text.
+/// A table's name from two neighbouring text columns.
 pub(crate) fn table_name(row: &Row, at: usize) -> Result<TableName, PgError> {
     Ok(TableName {
         schema: identifier(row.try_get(at)?)?,
@@ -86,7 +84,7 @@ pub(crate) fn table_name(row: &Row, at: usize) -> Result<TableName, PgError> {
     })
 }
 
-/// A name as the catalog holds it.
+/// A name from the catalog.
 pub(crate) fn identifier(name: String) -> Result<Identifier, PgError> {
     Identifier::parse(name).map_err(|error| PgError::Protocol(error.to_string()))
 }

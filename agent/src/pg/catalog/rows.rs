@@ -1,4 +1,4 @@
-//! Which tables hold rows, in themselves or in anything below them.
+//! Which tables hold rows, themselves or in anything below them.
 
 use std::collections::BTreeSet;
 
@@ -8,11 +8,11 @@ use tokio_util::sync::CancellationToken;
 use super::table_name;
 use crate::pg::{PgError, Session};
 
-/// Tables asked by one statement: each, and all below it, is locked until the statement ends.
+/// Tables per statement: each is locked, with all below it, until the statement ends.
 const BATCH: usize = 50;
 
-/// Names, and whether rows can be asked for: not without privileges or under row security, and not
-/// where some are on another server.
+/// Names, and whether they can be asked for rows: not without privileges, under row security, or where some
+/// are on another server.
 const READABLE: &str = "
     WITH RECURSIVE tree AS (
         SELECT c.oid AS root, c.oid AS below
@@ -30,11 +30,8 @@ const READABLE: &str = "
     WHERE c.oid IN (SELECT root FROM tree)
     ORDER BY 1, 2";
 
-/// Those of `tables` that hold a row, or whose partitions or children do, whether anybody plans to copy
-/// those or not. One that cannot be asked is taken to hold some.
-///
-/// # Errors
-/// [`PgError`] of a query.
+/// Those of `tables` that hold a row or have partitions or children that do, planned or not. A table that
+/// cannot be asked counts as having rows.
 pub(crate) async fn holding_rows(
     session: &Session,
     cancel: &CancellationToken,
@@ -64,7 +61,7 @@ pub(crate) async fn holding_rows(
     Ok(full)
 }
 
-/// The place in `tables` of each that holds a row.
+/// Returns the positions in `tables` of those that hold a row.
 fn probe(tables: &[TableName]) -> String {
     let asks = tables.iter().enumerate().map(|(at, table)| {
         let table = table.quoted();

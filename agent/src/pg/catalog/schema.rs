@@ -1,14 +1,15 @@
-//! Reads a database's schema: a handful of queries, whatever the number of tables.
+//! Reads a database's schema with a few queries for any number of tables.
 //!
-//! Owns the form of every definition ([`steep_protocol::message::schema`]): written with an empty
-//! `search_path` and pinned formats, as this server understands it. What versions spell differently is
-//! the comparison's to know. Reads the catalog only; takes no lock but those of `pg_get_expr`, for a
-//! moment. An object that goes meanwhile is left out: PostgreSQL's functions give NULL for it.
+//! Defines the form of every definition ([`steep_protocol::message::schema`]): with an empty `search_path`
+//! and fixed formats, as this server spells it; the comparison knows what versions spell differently. Reads
+//! only the catalog and takes only the short locks of `pg_get_expr`. An object dropped meanwhile is left
+//! out, as PostgreSQL's functions return NULL for it.
 
 mod alone;
 
 use std::collections::{BTreeSet, HashMap};
 
+use backon::Retryable as _;
 use steep_protocol::TableName;
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::schema::{
@@ -16,27 +17,26 @@ use steep_protocol::message::schema::{
 };
 use steep_schema::{Schema, bounded, fingerprint};
 use tokio_postgres::Row;
-use tokio_util::sync::CancellationToken;
 
 use super::{Partitions, USER_RELATION, identifier, table_name};
-use crate::pg::{Again, Conninfo, LOCK_MOMENT, PgError, Session};
+use crate::pg::{Conninfo, PgError, Session, lock_timeout};
 
-/// What the text of expressions depends on beyond what every session sets.
+/// What the text of expressions depends on, beyond every session's settings.
 const PINNED: &str = "SET timezone = 'UTC'; SET quote_all_identifiers = off; \
      SET standard_conforming_strings = on";
 
-/// The longest expression of a column kept whole, in bytes: the 1,600 columns that a table can have
-/// still fit one control frame.
+/// Bytes of a column's expression that are kept whole: the 1,600 columns that a table can have still fit
+/// one control frame.
 const EXPRESSION_MAX: usize = 8 * 1024;
 
-/// The longest definition of another object kept whole, in bytes.
+/// The same for the definition of another object.
 const DEFINITION_MAX: usize = 256 * 1024;
 
-/// Everything `filter` admits: tables, what belongs to them, and types, sequences and extensions.
-///
-/// # Errors
-/// [`PgError`] of a query.
-pub async fn read_schema(session: &Session, filter: &TableFilter) -> Result<Schema, PgError> {
+/// Everything that `filter` admits: tables and what belongs to them, types, sequences and extensions.
+pub(crate) async fn read_schema(
+    session: &Session,
+    filter: &TableFilter,
+) -> Result<Schema, PgError> {
     session.batch_execute(PINNED).await?;
     let partitions = Partitions::load(session).await?;
     let admitted = |name: &TableName| partitions.admitted(filter, name);
@@ -65,11 +65,8 @@ pub async fn read_schema(session: &Session, filter: &TableFilter) -> Result<Sche
     Ok(schema)
 }
 
-/// [`read_schema`] of one moment, in a transaction of its own.
-///
-/// # Errors
-/// [`PgError`] of a query.
-pub async fn read_schema_at_once(
+/// [`read_schema`] in a transaction, at one moment.
+pub(crate) async fn read_schema_at_once(
     session: &Session,
     filter: &TableFilter,
 ) -> Result<Schema, PgError> {
@@ -84,34 +81,26 @@ pub async fn read_schema_at_once(
 }
 
 /// [`read_schema_at_once`] on a connection of its own.
-///
-/// # Errors
-/// [`PgError`] of the connection or a query; a table that somebody has locked is waited for so long.
-pub async fn describe(conninfo: &Conninfo, filter: &TableFilter) -> Result<Schema, PgError> {
-    let session = Session::connect(conninfo, "describe").await?;
-    session.batch_execute(LOCK_MOMENT).await?;
-    let mut again = Again::few();
-    let schema = loop {
-        match read_schema_at_once(&session, filter).await {
-            Err(error) => again.after(error, &CancellationToken::new()).await?,
-            Ok(schema) => break schema,
-        }
-    };
+pub(crate) async fn describe(conninfo: &Conninfo, filter: &TableFilter) -> Result<Schema, PgError> {
+    let session = Session::connect_impatient(conninfo, "describe").await?;
+    let schema = (|| read_schema_at_once(&session, filter))
+        .retry(lock_timeout::a_few_times())
+        .when(PgError::is_locked)
+        .await?;
     session.close().await;
     Ok(schema)
 }
 
-/// A schema being read.
 struct Reader<'a> {
     session: &'a Session,
     page: SchemaPage,
-    /// Of tables and types: what `rank` holds until it is made dense.
+    /// Of tables and types: the values of `rank` until it is made dense.
     oids: Vec<u32>,
 }
 
 impl Reader<'_> {
-    /// What a column says comes to the same fingerprint as in `steep_repl.fingerprints` (`extension/`).
-    /// Partitions have their parent's identity since PostgreSQL 17, and none before: it is left out.
+    /// Columns in the form that gives the fingerprint of `steep_repl.fingerprints` (`extension/`).
+    /// Partitions have their parent's identity only since PostgreSQL 17, so it is left out.
     async fn tables(&mut self) -> Result<(), PgError> {
         let sql = format!(
             r#"SELECT c.oid, n.nspname::text, c.relname::text, a.attname::text,
@@ -131,7 +120,7 @@ impl Reader<'_> {
             ORDER BY n.nspname, c.relname, c.oid, a.attnum"#
         );
         let mut last = None;
-        // What fingerprints are made of is the whole text, however long.
+        // Fingerprints cover the whole text, however long.
         let mut whole: Vec<ColumnModel> = Vec::new();
         for row in self.session.query(&sql, &[]).await? {
             let oid: u32 = row.try_get(0)?;
@@ -161,7 +150,7 @@ impl Reader<'_> {
         table.columns = whole.drain(..).map(bounded_column).collect();
     }
 
-    /// Those a table has by itself: what comes from a parent is the parent's.
+    /// A table's own constraints, without those of a parent.
     async fn constraints(&mut self) -> Result<(), PgError> {
         let sql = format!(
             "SELECT n.nspname::text, c.relname::text, k.conname::text, pg_get_constraintdef(k.oid), \
@@ -184,8 +173,8 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Those that are no constraint's and no partition's share of a parent's. What follows the table's
-    /// name in `CREATE INDEX`; one that is being built or failed to be is none.
+    /// Without those of constraints and those attached to a parent's. What follows the table's name in
+    /// `CREATE INDEX`; unfinished and failed ones are left out.
     async fn indexes(&mut self) -> Result<(), PgError> {
         let sql = format!(
             "SELECT n.nspname::text, c.relname::text, x.relname::text, \
@@ -207,7 +196,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// What a table has one of.
+    /// Properties that a table has at most once.
     async fn traits(&mut self) -> Result<(), PgError> {
         const QUOTED: &str = r#"'"' || replace(pn.nspname, '"', '""') || '"."' || replace(p.relname, '"', '""') || '"'"#;
         let sql = format!(
@@ -251,7 +240,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Publications of others; ours are a job's, and say so by their names.
+    /// Without our own, which their names tell.
     async fn publications(&mut self) -> Result<(), PgError> {
         let details = match self.session.server_version() {
             150_000.. => {
@@ -294,7 +283,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Object identifiers differ from server to server; their order is all that matters.
+    /// Oids differ between servers; only their order matters.
     fn rank(&mut self) {
         self.oids.sort_unstable();
         let ranks: HashMap<u32, u32> = (0..).zip(&self.oids).map(|(at, oid)| (*oid, at)).collect();
@@ -308,7 +297,7 @@ impl Reader<'_> {
     }
 }
 
-/// Nothing of a table without columns.
+/// `None` for a table without columns.
 fn column(row: &Row) -> Result<Option<ColumnModel>, PgError> {
     let Some(name) = row.try_get::<_, Option<String>>(3)? else {
         return Ok(None);

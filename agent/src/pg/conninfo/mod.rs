@@ -1,8 +1,12 @@
-//! Where PostgreSQL is and as whom we come: one value, made once, everything resolved.
+//! Where PostgreSQL is and as whom we connect: one value, resolved once.
 //!
-//! `parse` (pure) reads libpq's notations, `resolve` adds environment and defaults (given as a
-//! value), `passfile` looks up passwords. What comes out needs no environment any more. The
-//! password is a [`Secret`]; `Debug` and `Display` of everything here are without it.
+//! `parse` (pure) reads libpq's notations, `resolve` adds environment and defaults (given as a value),
+//! `passfile` looks up passwords. The result needs no environment. The password is a [`Secret`], which
+//! `Debug` and `Display` leave out.
+//!
+//! `tokio_postgres::Config` (0.7.18) cannot read these strings: it rejects `sslrootcert`, `sslcert`,
+//! `sslkey`, `passfile`, `keepalives_count` and the values `allow` and `verify-*` of `sslmode`, and uses
+//! neither environment nor password file. The same string must also be usable for a subscription.
 
 mod parse;
 mod passfile;
@@ -13,17 +17,18 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::ValueEnum;
 use steep_protocol::message::peer::Secret;
 
 use super::PgError;
 use resolve::Environment;
 
-/// What PostgreSQL keeps of an `application_name` (NAMEDATALEN, less its end), in bytes.
+/// The bytes that PostgreSQL keeps of an `application_name` (NAMEDATALEN - 1).
 const APPLICATION_NAME_MAX: usize = 63;
 
-/// How to reach and enter one database, possibly at one of several addresses.
+/// A database, possibly at one of several addresses.
 #[derive(Clone)]
-pub struct Conninfo {
+pub(crate) struct Conninfo {
     pub(super) endpoints: Vec<Endpoint>,
     pub(super) user: String,
     pub(super) database: String,
@@ -36,7 +41,6 @@ pub struct Conninfo {
     passed_on: Vec<(&'static str, String)>,
 }
 
-/// One server's address, and the password for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Endpoint {
     pub(super) address: Address,
@@ -44,20 +48,18 @@ pub(super) struct Endpoint {
     password: Option<Secret>,
 }
 
-/// What kind of address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Address {
-    /// The directory of a Unix socket.
     Socket(PathBuf),
-    /// A host; `name` is what a certificate is checked against, `addr` what is dialled, if given.
+    /// Certificates are checked against `name`; `addr`, if given, is dialled.
     Host {
         name: Option<String>,
         addr: Option<IpAddr>,
     },
 }
 
-/// How much TLS (PostgreSQL manual, section "SSL Support", table of `sslmode`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// PostgreSQL manual, section "SSL Support", table of `sslmode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(super) enum SslMode {
     Disable,
     Allow,
@@ -67,48 +69,21 @@ pub(super) enum SslMode {
     VerifyFull,
 }
 
-impl SslMode {
-    const ALL: [Self; 6] = [
-        Self::Disable,
-        Self::Allow,
-        Self::Prefer,
-        Self::Require,
-        Self::VerifyCa,
-        Self::VerifyFull,
-    ];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Disable => "disable",
-            Self::Allow => "allow",
-            Self::Prefer => "prefer",
-            Self::Require => "require",
-            Self::VerifyCa => "verify-ca",
-            Self::VerifyFull => "verify-full",
-        }
-    }
-}
-
-/// TLS settings, resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct TlsSettings {
     pub(super) mode: SslMode,
     pub(super) roots: Option<Roots>,
-    /// Certificate chain and key files.
     pub(super) client: Option<(PathBuf, PathBuf)>,
 }
 
-/// Whom to believe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Roots {
-    /// A file of PEM certificates.
     File(PathBuf),
-    /// The operating system's.
     System,
 }
 
 /// `target_session_attrs`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum SessionAttrs {
     Any,
     ReadWrite,
@@ -116,28 +91,6 @@ pub(super) enum SessionAttrs {
     Primary,
     Standby,
     PreferStandby,
-}
-
-impl SessionAttrs {
-    const ALL: [Self; 6] = [
-        Self::Any,
-        Self::ReadWrite,
-        Self::ReadOnly,
-        Self::Primary,
-        Self::Standby,
-        Self::PreferStandby,
-    ];
-
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Any => "any",
-            Self::ReadWrite => "read-write",
-            Self::ReadOnly => "read-only",
-            Self::Primary => "primary",
-            Self::Standby => "standby",
-            Self::PreferStandby => "prefer-standby",
-        }
-    }
 }
 
 /// TCP keepalive; 0 leaves the operating system's value.
@@ -149,20 +102,16 @@ pub(super) struct Keepalive {
 }
 
 impl Conninfo {
-    /// Reads a libpq keyword/value string or URI, with this process's environment (`PGHOST`, …),
-    /// the password file and libpq's defaults for what it leaves out.
-    ///
-    /// # Errors
-    /// [`PgError::Conninfo`] says what is wrong, without repeating values.
-    pub fn parse(text: &str) -> Result<Self, PgError> {
+    /// Reads a libpq keyword/value string or URI; the environment (`PGHOST`, …), the password file and
+    /// libpq's defaults complete it. Errors never repeat values.
+    pub(crate) fn parse(text: &str) -> Result<Self, PgError> {
         parse::parse(text)
             .and_then(|settings| resolve::resolve(&settings, &Environment::of_process()))
             .map_err(PgError::Conninfo)
     }
 
-    /// Host, port, user and database: what a log may show.
-    #[must_use]
-    pub fn redacted(&self) -> String {
+    /// Host, port, user and database, for logs.
+    pub(crate) fn redacted(&self) -> String {
         let place: Vec<_> = self.endpoints.iter().map(ToString::to_string).collect();
         format!(
             "{} user={} dbname={}",
@@ -172,10 +121,8 @@ impl Conninfo {
         )
     }
 
-    /// The whole connection in libpq's keyword/value form, resolved password included: for
-    /// `CREATE SUBSCRIPTION`.
-    #[must_use]
-    pub fn libpq(&self) -> Secret {
+    /// The connection in libpq's keyword/value form with its password, for `CREATE SUBSCRIPTION`.
+    pub(crate) fn libpq(&self) -> Secret {
         let mut text = self.libpq_without_password();
         if let Some(password) = self.password() {
             text.push_str(&format!(" password={}", quote(password.expose())));
@@ -183,13 +130,12 @@ impl Conninfo {
         Secret::new(text)
     }
 
-    /// As [`Conninfo::libpq`] but without the password: fit for a command line.
-    #[must_use]
-    pub fn libpq_without_password(&self) -> String {
+    /// As [`Conninfo::libpq`] without the password, for a command line.
+    pub(crate) fn libpq_without_password(&self) -> String {
         let mut pairs = self.libpq_address();
         pairs.push(("user", self.user.clone()));
         pairs.push(("dbname", self.database.clone()));
-        pairs.push(("sslmode", self.tls.mode.as_str().to_owned()));
+        pairs.push(("sslmode", word(self.tls.mode)));
         match &self.tls.roots {
             Some(Roots::File(path)) => pairs.push(("sslrootcert", text(path))),
             Some(Roots::System) => pairs.push(("sslrootcert", "system".to_owned())),
@@ -199,21 +145,13 @@ impl Conninfo {
             pairs.push(("sslcert", text(cert)));
             pairs.push(("sslkey", text(key)));
         }
-        pairs.push((
-            "connect_timeout",
-            self.connect_timeout.as_secs().to_string(),
-        ));
-        pairs.extend(
-            self.application_name
-                .clone()
-                .map(|name| ("application_name", name)),
-        );
+        let timeout = self.connect_timeout.as_secs().to_string();
+        pairs.push(("connect_timeout", timeout));
+        let name = self.application_name.clone();
+        pairs.extend(name.map(|name| ("application_name", name)));
         pairs.extend(self.options.clone().map(|options| ("options", options)));
         if self.session_attrs != SessionAttrs::Any {
-            pairs.push((
-                "target_session_attrs",
-                self.session_attrs.as_str().to_owned(),
-            ));
+            pairs.push(("target_session_attrs", word(self.session_attrs)));
         }
         pairs.extend(self.libpq_keepalive());
         pairs.extend(self.passed_on.iter().cloned());
@@ -224,7 +162,7 @@ impl Conninfo {
         pairs.join(" ")
     }
 
-    /// [`Conninfo::libpq_without_password`] for a program whose session is named after its purpose.
+    /// [`Conninfo::libpq_without_password`] with an `application_name` for that purpose.
     pub(crate) fn libpq_for(&self, purpose: &str) -> String {
         let named = Self {
             application_name: Some(self.application_name(purpose)),
@@ -233,16 +171,14 @@ impl Conninfo {
         named.libpq_without_password()
     }
 
-    /// The password for the first address, if there is one: for a child's `PGPASSWORD`.
-    #[must_use]
-    pub fn password(&self) -> Option<Secret> {
+    /// The password for the first address, for a child's `PGPASSWORD`.
+    pub(crate) fn password(&self) -> Option<Secret> {
         self.endpoints
             .first()
             .and_then(|endpoint| endpoint.password.clone())
     }
 
-    /// The same, at that address alone: for connections that must reach the server another one
-    /// reached before them.
+    /// The same at that address alone, for connections that must reach the same server as an earlier one.
     pub(super) fn pinned(&self, endpoint: &Endpoint) -> Self {
         Self {
             endpoints: vec![endpoint.clone()],
@@ -250,9 +186,8 @@ impl Conninfo {
         }
     }
 
-    /// The same with `application_name` of ours: `steep-repl <purpose>`.
-    /// The operator's name for us, shortened where it must be: the purpose names the job, by which
-    /// sessions are found again.
+    /// `steep-repl <purpose>`, or the operator's name in place of `steep-repl`, shortened if needed: the
+    /// purpose names the job, by which sessions are found again.
     pub(crate) fn application_name(&self, purpose: &str) -> String {
         let mut name = self.application_name.as_deref().unwrap_or("steep-repl");
         let room = APPLICATION_NAME_MAX.saturating_sub(purpose.len() + 1);
@@ -346,16 +281,21 @@ impl fmt::Display for Conninfo {
     }
 }
 
-/// The socket's file in its directory.
 pub(super) fn socket_path(dir: &Path, port: u16) -> PathBuf {
     dir.join(format!(".s.PGSQL.{port}"))
+}
+
+/// As libpq writes it.
+pub(super) fn word(of: impl ValueEnum) -> String {
+    let value = of.to_possible_value();
+    value.map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
 fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-/// A value in single quotes, for the keyword/value form.
+/// In single quotes, for the keyword/value form.
 fn quote(value: &str) -> String {
     format!("'{}'", value.replace('\\', r"\\").replace('\'', r"\'"))
 }

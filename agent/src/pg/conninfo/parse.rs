@@ -1,13 +1,12 @@
-//! libpq's two notations, to keys and values. Pure: no environment, no file, no default.
+//! libpq's two notations, into keys and values. Pure: no environment, files or defaults.
 //!
 //! PostgreSQL manual, section "Connection Strings". Errors never repeat a value.
 
 use std::collections::BTreeMap;
 
-/// A connection string longer than this is none.
 const TEXT_MAX: usize = 64 * 1024;
 
-/// Keys that mean something to us.
+/// Keys that we act on.
 const KEYS: [&str; 20] = [
     "host",
     "hostaddr",
@@ -31,7 +30,7 @@ const KEYS: [&str; 20] = [
     "channel_binding",
 ];
 
-/// libpq's keys that we need not act on and pass on to programs that use libpq.
+/// libpq's keys that we only pass on to programs that use libpq.
 const PASSED_ON: [&str; 5] = [
     "client_encoding",
     "fallback_application_name",
@@ -40,17 +39,16 @@ const PASSED_ON: [&str; 5] = [
     "tcp_user_timeout",
 ];
 
-/// Why a text is no connection string; fit to be shown.
+/// Why a text is not a connection string; fit to be shown.
 pub(super) type Reason = String;
 
-/// What was given, by key.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(super) struct Settings {
     values: BTreeMap<&'static str, String>,
 }
 
 impl Settings {
-    /// The value of `key`; an empty one counts as none, as in libpq.
+    /// An empty value counts as none, as in libpq.
     pub(super) fn get(&self, key: &str) -> Option<&str> {
         self.values
             .get(key)
@@ -58,7 +56,6 @@ impl Settings {
             .filter(|value| !value.is_empty())
     }
 
-    /// The keys given that we pass on without acting on them.
     pub(super) fn passed_on(&self) -> impl Iterator<Item = (&'static str, &str)> {
         PASSED_ON
             .iter()
@@ -87,7 +84,6 @@ impl Settings {
     }
 }
 
-/// Reads either notation.
 pub(super) fn parse(text: &str) -> Result<Settings, Reason> {
     if text.len() > TEXT_MAX {
         return Err(format!("it is longer than {TEXT_MAX} bytes"));
@@ -119,7 +115,7 @@ fn parse_keywords(text: &str) -> Result<Settings, Reason> {
     Ok(settings)
 }
 
-/// One value, quoted or bare, and what follows it. A backslash takes the next character as it is.
+/// One value, quoted or bare, and what follows it. A backslash escapes the next character.
 fn take_value<'a>(text: &'a str, key: &str) -> Result<(String, &'a str), Reason> {
     let (quoted, text) = match text.strip_prefix('\'') {
         Some(inner) => (true, inner),
@@ -149,7 +145,7 @@ fn parse_uri(text: &str) -> Result<Settings, Reason> {
         Some((before, query)) => (before, Some(query)),
         None => (text, None),
     };
-    // The first @ ends the user, as in libpq, unless a / comes first: an @ in a password is %40.
+    // As in libpq, the first @ ends the user unless a / comes first: an @ in a password is %40.
     let authority_end = text.find('/').unwrap_or(text.len());
     let (userinfo, rest) = match text[..authority_end].find('@') {
         Some(at) => (Some(&text[..at]), &text[at + 1..]),
@@ -184,7 +180,7 @@ fn parse_uri(text: &str) -> Result<Settings, Reason> {
         let key = decode(key, "a parameter's name")?;
         let value = decode(value, &key)?;
         match key.as_str() {
-            // JDBC's word, which libpq takes in URIs.
+            // JDBC's spelling, which libpq accepts in URIs.
             "ssl" if value == "true" => settings.set("sslmode", "require".into())?,
             _ => settings.set(&key, value)?,
         }

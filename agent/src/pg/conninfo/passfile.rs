@@ -1,6 +1,6 @@
 //! The password file (PostgreSQL manual, section "The Password File").
 //!
-//! Ignored, with a warning, where anybody but its owner may read it, as libpq does.
+//! As in libpq, ignored with a warning where others may read it.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -10,23 +10,20 @@ use std::path::Path;
 use steep_protocol::message::peer::Secret;
 use tracing::warn;
 
-/// A password file longer than this is not read further.
+/// The rest is not read.
 const FILE_MAX: u64 = 1024 * 1024;
 
 /// What a line must match.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Wanted<'a> {
-    /// The host as given; `localhost` for a socket in the default directory.
+    /// As given; `localhost` for a socket in the default directory.
     pub(super) host: &'a str,
-    /// The port.
     pub(super) port: u16,
-    /// The database.
     pub(super) database: &'a str,
-    /// The role.
     pub(super) user: &'a str,
 }
 
-/// The file's text, where there is one that may be used.
+/// The file's text, if it may be used.
 pub(super) fn load(path: &Path) -> Option<String> {
     let ignored = |why: &dyn std::fmt::Display| {
         warn!(path = %path.display(), why = %why, "password file ignored");
@@ -58,7 +55,7 @@ pub(super) fn load(path: &Path) -> Option<String> {
     }
 }
 
-/// The password of the first line that matches.
+/// The password of the first matching line.
 pub(super) fn find(text: &str, wanted: Wanted<'_>) -> Option<Secret> {
     text.lines()
         .find_map(|line| matching(line, wanted))
@@ -78,7 +75,7 @@ fn matching(line: &str, wanted: Wanted<'_>) -> Option<String> {
         }
         rest = after;
     }
-    // The password is the rest of the line: a colon in it needs no backslash, but may have one.
+    // The rest of the line: a colon in it may be escaped, but need not be.
     let mut password = String::new();
     let mut chars = rest.chars();
     while let Some(c) = chars.next() {
@@ -96,7 +93,7 @@ enum Field {
     Text(String),
 }
 
-/// One field up to its colon, which must be there, and what follows.
+/// One field up to its colon, which must exist, and what follows.
 fn take_field(text: &str) -> Option<(Field, &str)> {
     if let Some(rest) = text.strip_prefix("*:") {
         return Some((Field::Any, rest));

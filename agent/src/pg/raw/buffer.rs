@@ -9,13 +9,12 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::pg::PgError;
 
-/// One read takes as much as there is, up to this.
-pub const CAPACITY: usize = 256 * 1024;
+/// The most that one read takes.
+pub(crate) const CAPACITY: usize = 256 * 1024;
 
 /// Tag and length.
 pub(super) const HEAD: usize = 5;
 
-/// Bytes read and not yet taken.
 #[derive(Debug)]
 pub(super) struct ReadBuffer {
     bytes: Box<[u8]>,
@@ -23,7 +22,7 @@ pub(super) struct ReadBuffer {
     end: usize,
 }
 
-/// The head of a message.
+/// A message's head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Head {
     pub(super) tag: u8,
@@ -32,7 +31,7 @@ pub(super) struct Head {
 }
 
 impl Head {
-    /// Reads it from at least [`HEAD`] bytes.
+    /// From at least [`HEAD`] bytes.
     #[inline]
     fn read(bytes: &[u8]) -> Result<Self, PgError> {
         let length = u32::from_be_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]);
@@ -57,20 +56,18 @@ impl ReadBuffer {
         }
     }
 
-    /// What is there.
     #[inline]
     pub(super) fn available(&self) -> &[u8] {
         &self.bytes[self.start..self.end]
     }
 
-    /// Gives up the first `count` bytes of what is there.
     #[inline]
     pub(super) fn consume(&mut self, count: usize) {
         self.start += count;
         debug_assert!(self.start <= self.end, "more was consumed than was there");
     }
 
-    /// The next head, if it is there in full; not consumed.
+    /// The next head, if it is complete; not consumed.
     #[inline]
     pub(super) fn head(&self) -> Result<Option<Head>, PgError> {
         let available = self.available();
@@ -81,12 +78,12 @@ impl ReadBuffer {
         }
     }
 
-    /// Reads once more. The buffer must not be full.
+    /// Reads once. The buffer must not be full.
     pub(super) async fn fill<R: AsyncRead + Unpin>(&mut self, from: &mut R) -> Result<(), PgError> {
         poll_fn(|cx| self.poll_fill(cx, from)).await
     }
 
-    /// [`ReadBuffer::fill`] for those who wait for something else as well.
+    /// [`ReadBuffer::fill`] for callers that wait for something else as well.
     pub(super) fn poll_fill<R: AsyncRead + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
@@ -110,8 +107,7 @@ impl ReadBuffer {
         Poll::Ready(Ok(()))
     }
 
-    /// The next message, head included, in a buffer of its own; its length is checked before
-    /// anything is allocated.
+    /// The next message with its head, in a buffer of its own; its length is checked before allocating.
     pub(super) async fn message<R: AsyncRead + Unpin>(
         &mut self,
         from: &mut R,

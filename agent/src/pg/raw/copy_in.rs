@@ -1,7 +1,7 @@
-//! COPY IN: each buffer of the caller's is one message, written from where it lies.
+//! COPY IN: each of the caller's buffers is one message, written without copying.
 //!
-//! While data goes out the server has one thing to say: that the COPY has failed. It is listened to
-//! all along, so a full disk is heard of at the next buffer and not at the end of the part.
+//! While data go out, the server sends nothing unless the COPY fails. It is read all the time, so a full
+//! disk is noticed at the next buffer and not at the end of the part.
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
@@ -16,27 +16,21 @@ use super::buffer::HEAD;
 use super::copy_out::rows_of;
 use super::{PgError, Preamble, RawConnection, State, server_error};
 
-/// The longest buffer: its message's length is a signed number of 32 bits to the server, which
-/// refuses more than a gigabyte.
+/// The server reads a message's length as a signed 32-bit number and refuses more than a gigabyte.
 const DATA_MAX: usize = 1 << 29;
 
 /// `CopyDone` (PostgreSQL manual, "Message Formats").
 const DONE: &[u8] = b"c\0\0\0\x04";
 
-/// Why writing stopped.
 enum Wrote {
-    /// Everything is on its way.
     All,
-    /// The server has said something, or has closed.
+    /// The server sent something, or closed.
     Heard(Result<(), PgError>),
 }
 
 impl RawConnection {
-    /// Begins a `COPY … FROM STDIN`, which is the last statement of `sql`.
-    ///
-    /// # Errors
-    /// [`PgError`]; after [`PgError::Server`] the connection is usable, after others not.
-    pub async fn copy_in_start(&mut self, sql: &str) -> Result<(), PgError> {
+    /// Begins a `COPY … FROM STDIN`, the last statement of `sql`.
+    pub(crate) async fn copy_in_start(&mut self, sql: &str) -> Result<(), PgError> {
         let begun = |message: &Message| match message {
             Message::CopyInResponse(_) => Some(State::CopyIn),
             _ => None,
@@ -44,11 +38,8 @@ impl RawConnection {
         self.begin_copy(sql, begun, &mut Preamble::default()).await
     }
 
-    /// Sends COPY data; rows may begin and end anywhere.
-    ///
-    /// # Errors
-    /// [`PgError`]; the connection is not usable afterwards.
-    pub async fn copy_in_write(&mut self, data: &[u8]) -> Result<(), PgError> {
+    /// Sends COPY data; rows may begin and end anywhere. After any error the connection is unusable.
+    pub(crate) async fn copy_in_write(&mut self, data: &[u8]) -> Result<(), PgError> {
         if self.state != State::CopyIn {
             return Err(PgError::Protocol("no COPY takes data".to_owned()));
         }
@@ -58,11 +49,8 @@ impl RawConnection {
         Ok(())
     }
 
-    /// Ends the COPY; gives the number of rows that PostgreSQL counted.
-    ///
-    /// # Errors
-    /// [`PgError`]; after [`PgError::Server`] the connection is usable, after others not.
-    pub async fn copy_in_end(&mut self) -> Result<RowCount, PgError> {
+    /// Ends the COPY; returns the number of rows that PostgreSQL counted.
+    pub(crate) async fn copy_in_end(&mut self) -> Result<RowCount, PgError> {
         if self.state != State::CopyIn {
             return Err(PgError::Protocol("no COPY is to be ended".to_owned()));
         }
@@ -106,7 +94,7 @@ impl RawConnection {
         }
     }
 
-    /// Writes on from `written`, until all is written or the server speaks.
+    /// Continues at `written`, until all is written or the server sends something.
     async fn write_or_hear(
         &mut self,
         head: &[u8; HEAD],
@@ -144,7 +132,7 @@ impl RawConnection {
         .await
     }
 
-    /// What the server said before it closed, which explains more than that writing failed.
+    /// The server's last message before it closed, which explains more than the failed write.
     async fn last_words(&mut self, failed: PgError) -> PgError {
         loop {
             match self.message_or_notice().await {
@@ -156,7 +144,6 @@ impl RawConnection {
     }
 }
 
-/// A message in the middle of COPY IN.
 fn refusal(message: &Message) -> Result<PgError, PgError> {
     match message {
         Message::ErrorResponse(body) => server_error(body),

@@ -6,24 +6,24 @@ use steep_protocol::RowCount;
 use super::buffer::HEAD;
 use super::{PgError, Preamble, RawConnection, State, server_error};
 
-/// How a [`RawConnection::copy_read`] ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CopyStep {
+pub(crate) enum CopyStep {
     /// The buffer is full; more may follow.
     More,
-    /// All data has been read and PostgreSQL counted so many rows. The connection is ready for the
-    /// next query.
+    /// All data were read, this many rows in PostgreSQL's count. The connection is ready for the next
+    /// query.
     End(RowCount),
 }
 
 impl RawConnection {
-    /// Begins a `COPY … TO STDOUT`. Other statements may stand before and after it in `sql`; an
-    /// error in those after it counts as one of the COPY. What those before it answered is in
-    /// `preamble`, whether or not the COPY begins.
-    ///
-    /// # Errors
-    /// [`PgError`]; after [`PgError::Server`] the connection is usable, after others not.
-    pub async fn copy_start(&mut self, sql: &str, preamble: &mut Preamble) -> Result<(), PgError> {
+    /// Begins a `COPY … TO STDOUT`. Other statements may stand before and after it in `sql`; errors of
+    /// later ones count as the COPY's. `preamble` has the answer of those before it, even where the COPY
+    /// fails.
+    pub(crate) async fn copy_start(
+        &mut self,
+        sql: &str,
+        preamble: &mut Preamble,
+    ) -> Result<(), PgError> {
         let begun = |message: &Message| match message {
             Message::CopyOutResponse(_) => Some(State::CopyOut { remaining: 0 }),
             _ => None,
@@ -32,10 +32,7 @@ impl RawConnection {
     }
 
     /// Appends COPY data to `into` until it holds `limit` bytes or the COPY ends.
-    ///
-    /// # Errors
-    /// [`PgError`]; after [`PgError::Server`] the connection is usable, after others not.
-    pub async fn copy_read(
+    pub(crate) async fn copy_read(
         &mut self,
         into: &mut Vec<u8>,
         limit: usize,
@@ -60,7 +57,7 @@ impl RawConnection {
         }
     }
 
-    /// Takes what the buffer holds. Gives what is left of the message at hand, and why it stopped.
+    /// Takes what the buffer holds. Returns the rest of the current message, and why it stopped.
     fn take_data(
         &mut self,
         mut remaining: usize,
@@ -94,7 +91,7 @@ impl RawConnection {
         }
     }
 
-    /// A message among or after COPY data that is not COPY data: rows, when that was the end.
+    /// Handles a message other than COPY data; returns the row count at the end.
     async fn after_data(&mut self) -> Result<Option<RowCount>, PgError> {
         let Some(message) = self.message_or_notice().await? else {
             return Ok(None);
@@ -120,14 +117,10 @@ impl RawConnection {
     }
 }
 
-/// Why taking data stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stop {
-    /// The caller's buffer is full.
     Full,
-    /// Ours is empty.
     Empty,
-    /// Something that is not COPY data is next.
     Other,
 }
 

@@ -1,12 +1,12 @@
-//! A connection on the bare protocol: what tokio-postgres cannot do, or not fast enough.
+//! A connection on the bare protocol, for what tokio-postgres cannot do or not fast enough: replication
+//! connections, COPY OUT and COPY IN.
 //!
-//! Three uses: the replication connection, COPY OUT and COPY IN. COPY data goes from a large read
-//! buffer straight into the caller's, header by header, whatever the size of a message: a row of a
-//! gigabyte is never held. On the way in, the caller's buffers are written from where they lie.
-//! Everything else the server says is small and bounded by [`MESSAGE_MAX`].
+//! COPY data go from a large read buffer straight into the caller's, header by header: a row of a gigabyte
+//! is never held whole. In the other direction, the caller's buffers are written without copying.
+//! Everything else the server sends is small and limited by [`MESSAGE_MAX`].
 //!
-//! Nothing here is safe to drop midway and use again: a future that is dropped leaves the connection
-//! in an unknown place, so owners drop the connection as well.
+//! After [`PgError::Server`] a connection is usable; after any other error, or when a future was dropped,
+//! its state is unknown, and its owner drops it.
 
 mod buffer;
 mod copy_in;
@@ -20,54 +20,49 @@ use postgres_protocol::message::backend::{ErrorResponseBody, Message, RowDescrip
 use postgres_protocol::message::frontend;
 use tokio::io::AsyncWriteExt;
 use tokio_postgres::fallible_iterator::FallibleIterator;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
 
 use super::conninfo::Conninfo;
-use super::dial::{self, Route, Search, Stream};
+use super::dial::{self, Route, Stream};
 use super::error::ErrorFields;
-use super::session::ServerKind;
 use super::settings::UserViews;
 use super::transport::Reads;
 use super::{PgError, guard, settings};
 use buffer::ReadBuffer;
 
-pub use buffer::CAPACITY as READ_BUFFER;
-pub use copy_out::CopyStep;
+pub(crate) use buffer::CAPACITY as READ_BUFFER;
+pub(crate) use copy_out::CopyStep;
 
-/// The longest message other than COPY data. PostgreSQL's own are far below, except that a row of a
-/// simple query has no bound: ours ask for short ones.
-pub const MESSAGE_MAX: usize = 16 * 1024 * 1024;
+/// Limit for messages other than COPY data. PostgreSQL's own are far smaller; rows of a simple query have
+/// no limit, but ours are short.
+pub(crate) const MESSAGE_MAX: usize = 16 * 1024 * 1024;
 
-/// The most bytes of rows that one simple query may answer.
+/// Limit for all rows of one simple query, in bytes.
 const ANSWER_MAX: usize = 64 * 1024 * 1024;
 
-/// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// SQL and COPY.
+pub(crate) enum Mode {
     Plain,
-    /// The same, for much COPY data out: whoever uses it is on a thread that may block.
+    /// As `Plain`, for much COPY data out: the user's thread may block.
     CopyOut,
-    /// A walsender for this database, which takes SQL too.
+    /// A walsender for this database, which accepts SQL too.
     Replication,
 }
 
-/// Where a connection is between two calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Between two queries.
     Idle,
-    /// The server gives COPY data.
     CopyOut {
-        /// Bytes still to come of the message at hand.
+        /// Bytes still to come of the current message.
         remaining: usize,
     },
-    /// The server waits for COPY data.
     CopyIn,
 }
 
-/// One connection on the bare protocol. Dropping it closes the socket.
+/// Dropping it closes the socket.
 #[derive(Debug)]
-pub struct RawConnection {
+pub(crate) struct RawConnection {
     stream: Stream,
     buffer: ReadBuffer,
     parameters: HashMap<String, String>,
@@ -78,7 +73,7 @@ pub struct RawConnection {
 
 /// Cancels what its connection runs, from outside.
 #[derive(Debug, Clone)]
-pub struct Canceller {
+pub(crate) struct Canceller {
     conninfo: Conninfo,
     route: Route,
     process_id: i32,
@@ -86,47 +81,27 @@ pub struct Canceller {
 }
 
 /// A row of a simple query.
-pub type TextRow = Vec<Option<String>>;
+pub(crate) type TextRow = Vec<Option<String>>;
 
-/// What statements before a COPY in the same query answered: columns and row of the last one.
+/// The answer of statements before a COPY in the same query: columns and row of the last one.
 #[derive(Debug, Default)]
-pub struct Preamble {
-    /// Its columns.
-    pub columns: Vec<AnswerColumn>,
-    /// Its row.
-    pub row: Option<TextRow>,
+pub(crate) struct Preamble {
+    pub(crate) columns: Vec<AnswerColumn>,
+    pub(crate) row: Option<TextRow>,
 }
 
-/// A column of an answer, as PostgreSQL describes it; of a domain, the type below it.
+/// A column as PostgreSQL describes it; for a domain, its base type.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AnswerColumn {
-    /// Its name.
-    pub name: String,
-    /// Its type.
-    pub type_oid: u32,
-    /// What the type is narrowed to.
-    pub type_modifier: i32,
+pub(crate) struct AnswerColumn {
+    pub(crate) name: String,
+    pub(crate) type_oid: u32,
+    pub(crate) type_modifier: i32,
 }
 
 impl RawConnection {
-    /// Connects as `steep-repl <purpose>`, with the settings every connection of ours has.
-    ///
-    /// # Errors
-    /// [`PgError`]: not reached, not let in, or not the kind of server that is wanted.
-    pub async fn connect(conninfo: &Conninfo, purpose: &str, mode: Mode) -> Result<Self, PgError> {
-        let mut search = Search::new(conninfo);
-        while let Some(route) = search.way() {
-            let attempt = Self::connect_along(conninfo, &route, purpose, mode);
-            if let Some(connection) = search.within(&route, attempt).await {
-                return Ok(connection);
-            }
-        }
-        Err(search.into_error())
-    }
-
-    async fn connect_along(
+    /// Connects as `steep-repl <purpose>`, with the settings of every connection of ours.
+    pub(crate) async fn connect(
         conninfo: &Conninfo,
-        route: &Route,
         purpose: &str,
         mode: Mode,
     ) -> Result<Self, PgError> {
@@ -134,7 +109,17 @@ impl RawConnection {
             Mode::CopyOut => Reads::Patient,
             Mode::Plain | Mode::Replication => Reads::Eager,
         };
-        let stream = dial::open(conninfo, route, reads).await?;
+        let login = |stream, route| Self::login(conninfo, stream, route, purpose, mode);
+        dial::connect(conninfo, reads, login).await
+    }
+
+    async fn login(
+        conninfo: &Conninfo,
+        stream: Stream,
+        route: Route,
+        purpose: &str,
+        mode: Mode,
+    ) -> Result<Self, PgError> {
         let canceller = Canceller {
             conninfo: conninfo.pinned(&route.endpoint),
             route: route.clone(),
@@ -149,21 +134,10 @@ impl RawConnection {
             version: 0,
             state: State::Idle,
         };
-        connection.start(conninfo, route, purpose, mode).await?;
-        let kind = ServerKind::of(|name| connection.parameters.get(name).map(String::as_str));
-        if !kind.is_wanted(conninfo.session_attrs) {
-            let place = route.endpoint.to_string();
-            return Err(PgError::Unsuitable {
-                place,
-                reason: kind.unwanted(conninfo.session_attrs),
-            });
-        }
-        connection.version = settings::version_num(
-            connection
-                .parameters
-                .get("server_version")
-                .map_or("", |v| v),
-        )?;
+        connection.start(conninfo, &route, purpose, mode).await?;
+        let parameter = |name: &str| connection.parameters.get(name).map(String::as_str);
+        dial::check_kind(conninfo.session_attrs, &route, parameter)?;
+        connection.version = settings::version_num(parameter("server_version").unwrap_or(""))?;
         connection
             .query(&settings::statements(connection.version))
             .await?;
@@ -171,7 +145,7 @@ impl RawConnection {
         Ok(connection)
     }
 
-    /// One that reads tables reads no view in their place; one that loads writes the ledger.
+    /// A reader of tables must not read views in their place; a loader writes the ledger.
     async fn guard(&mut self, mode: Mode) -> Result<(), PgError> {
         match mode {
             Mode::CopyOut => {
@@ -190,36 +164,21 @@ impl RawConnection {
         Ok(())
     }
 
-    /// `server_version_num`.
-    #[must_use]
-    pub fn server_version(&self) -> u32 {
-        self.version
-    }
-
-    /// Whether a query may be sent: no COPY is under way.
-    #[must_use]
-    pub fn is_idle(&self) -> bool {
+    /// Whether no COPY is running, so that a query may be sent.
+    pub(crate) fn is_idle(&self) -> bool {
         self.state == State::Idle
     }
 
-    /// The server's process for this connection.
-    #[must_use]
-    pub fn process_id(&self) -> i32 {
+    pub(crate) fn process_id(&self) -> i32 {
         self.cancel.process_id
     }
 
-    /// What cancels this connection's statements.
-    #[must_use]
-    pub fn canceller(&self) -> Canceller {
+    pub(crate) fn canceller(&self) -> Canceller {
         self.cancel.clone()
     }
 
-    /// Runs one simple query, which may be several statements or a replication command, and gives
-    /// the rows of all of them.
-    ///
-    /// # Errors
-    /// [`PgError`]; after [`PgError::Server`] the connection is usable, after others not.
-    pub async fn query(&mut self, sql: &str) -> Result<Vec<TextRow>, PgError> {
+    /// Runs a simple query, which may be several statements or a replication command, and returns all rows.
+    pub(crate) async fn query(&mut self, sql: &str) -> Result<Vec<TextRow>, PgError> {
         self.send_query(sql).await?;
         let mut rows = Vec::new();
         let mut size = 0;
@@ -250,7 +209,7 @@ impl RawConnection {
     }
 
     /// Says goodbye and closes.
-    pub async fn close(mut self) {
+    pub(crate) async fn close(mut self) {
         let mut goodbye = BytesMut::new();
         frontend::terminate(&mut goodbye);
         // Whether it arrives makes no difference: the socket closes either way.
@@ -270,8 +229,7 @@ impl RawConnection {
         Ok(())
     }
 
-    /// Sends a query with a COPY in it and reads up to the message with which `begun` says that it
-    /// runs.
+    /// Sends a query with a COPY, and reads up to the message that `begun` recognises as its start.
     async fn begin_copy(
         &mut self,
         sql: &str,
@@ -318,7 +276,7 @@ impl RawConnection {
         }
     }
 
-    /// The next message that is neither a notice nor a parameter.
+    /// The next message other than notices and parameters.
     async fn message(&mut self) -> Result<Message, PgError> {
         loop {
             if let Some(message) = self.message_or_notice().await? {
@@ -327,7 +285,7 @@ impl RawConnection {
         }
     }
 
-    /// The next message; `None` for a notice or a parameter, which is remembered.
+    /// `None` for a notice, and for a parameter, which is stored.
     async fn message_or_notice(&mut self) -> Result<Option<Message>, PgError> {
         let mut bytes = self.buffer.message(&mut self.stream, MESSAGE_MAX).await?;
         let message = Message::parse(&mut bytes)?
@@ -345,11 +303,29 @@ impl RawConnection {
 }
 
 impl Canceller {
+    /// Runs `work`, a call on the connection. When `cancel` comes first, asks the server to end it; the
+    /// connection's state is then unknown.
+    pub(crate) async fn run<T>(
+        &self,
+        cancel: &CancellationToken,
+        work: impl Future<Output = Result<T, PgError>>,
+    ) -> Result<T, PgError> {
+        if cancel.is_cancelled() {
+            return Err(PgError::Cancelled);
+        }
+        tokio::select! {
+            biased;
+            outcome = work => return outcome,
+            () = cancel.cancelled() => {}
+        }
+        if let Err(error) = self.cancel().await {
+            debug!(%error, "a statement could not be cancelled");
+        }
+        Err(PgError::Cancelled)
+    }
+
     /// Asks the server to end what the connection runs; returns when it has been told.
-    ///
-    /// # Errors
-    /// [`PgError`] where the server could not be asked.
-    pub async fn cancel(&self) -> Result<(), PgError> {
+    pub(crate) async fn cancel(&self) -> Result<(), PgError> {
         let asking = async {
             let mut stream = dial::open(&self.conninfo, &self.route, Reads::Eager).await?;
             let mut request = BytesMut::new();

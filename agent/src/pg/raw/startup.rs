@@ -1,5 +1,5 @@
-//! From an open stream to a connection that waits for a query: startup message and authentication
-//! (PostgreSQL manual, section "Start-up").
+//! From an open stream to a connection that is ready for queries: startup and authentication (PostgreSQL
+//! manual, section "Start-up").
 
 use bytes::BytesMut;
 use postgres_protocol::authentication::md5_hash;
@@ -23,7 +23,7 @@ impl RawConnection {
             ("user", conninfo.user.as_str()),
             ("database", conninfo.database.as_str()),
             ("application_name", application_name.as_str()),
-            // Of our SQL. A COPY that wants its data in another one sets it for itself.
+            // The encoding of our SQL. A COPY in another one sets it for itself.
             ("client_encoding", "UTF8"),
         ];
         match mode {

@@ -1,8 +1,8 @@
-//! What a statement of a schema dump is about, for a person: the kind of object and its name. Pure.
+//! What a statement of a schema dump is about, for display: kind and name. Pure.
 
 use crate::schema::statement::headline;
 
-/// Kinds as statements name them, longer ones before those they begin with.
+/// As statements name them; longer ones before their own prefixes.
 const KINDS: [&str; 41] = [
     "ACCESS METHOD",
     "AGGREGATE",
@@ -64,31 +64,33 @@ const FILLERS: [&str; 10] = [
 /// Words between the kind and the name.
 const NOISE: [&str; 5] = ["IF", "NOT", "EXISTS", "ONLY", "CONCURRENTLY"];
 
-/// An object, as far as a statement tells.
+/// An object, as far as a statement names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Label {
     /// In lower case: `index`, `foreign key`, `comment on view`.
     pub(crate) kind: String,
-    /// The name as the statement writes it, with the table it is on where there is one.
+    /// The name as written, with its table where there is one.
     pub(crate) object: String,
 }
 
 impl Label {
     pub(crate) fn of(sql: &str) -> Self {
         let sql = skip_settings(sql);
-        read(sql).unwrap_or_else(|| Self {
-            kind: "statement".to_owned(),
-            object: first_words(sql),
-        })
+        read(sql).unwrap_or_else(|| Self::new("statement", first_words(sql)))
+    }
+
+    fn new(kind: impl Into<String>, object: String) -> Self {
+        let kind = kind.into();
+        Self { kind, object }
     }
 }
 
-/// Of a statement of a kind that is not known, no more than what it does: the rest may be rows.
+/// For an unknown kind, only what the statement does: the rest may be rows.
 fn first_words(sql: &str) -> String {
     sql.split_whitespace().take(2).collect::<Vec<_>>().join(" ")
 }
 
-/// Statements that only set something for those after them.
+/// Skips statements that only set something for the next ones.
 fn skip_settings(sql: &str) -> &str {
     let mut rest = sql.trim_start();
     while rest.starts_with("SET LOCAL ") {
@@ -110,63 +112,48 @@ fn read(sql: &str) -> Option<Label> {
             let rest = &rest[rest.find(" ON ")?..];
             said(rest, "security label on")
         }
-        "INSERT" => Some(Label {
-            kind: "rows".to_owned(),
-            object: name(rest.trim_start().strip_prefix("INTO ")?),
-        }),
+        "INSERT" => {
+            let into = rest.trim_start().strip_prefix("INTO ")?;
+            Some(Label::new("rows", name(into)))
+        }
         "REFRESH" => {
             let (kind, rest) = kind(rest)?;
-            let object = name(rest.trim_start());
-            Some(Label {
-                kind: format!("contents of {kind}"),
-                object,
-            })
+            let kind = format!("contents of {kind}");
+            Some(Label::new(kind, name(rest.trim_start())))
         }
-        verb @ ("GRANT" | "REVOKE") => Some(Label {
-            kind: "privilege".to_owned(),
-            object: headline(&format!("{verb} {rest}")),
-        }),
+        verb @ ("GRANT" | "REVOKE") => {
+            let object = headline(&format!("{verb} {rest}"));
+            Some(Label::new("privilege", object))
+        }
         _ => None,
     }
 }
 
 fn created(mut rest: &str) -> Option<Label> {
-    loop {
-        // A constraint trigger is a trigger.
-        let (first, after) = word(rest)?;
-        if FILLERS.contains(&first.to_ascii_uppercase().as_str()) {
-            rest = after;
-            continue;
-        }
-        if let Some((kind, after)) = kind(rest) {
-            let after = noise(after);
-            let mut object = match kind.as_str() {
-                // An index and statistics are named without the schema, casts and mappings not at all.
-                "cast" | "transform" | "user mapping" => headline(after),
-                _ => name(after),
-            };
-            let on_table = ["index", "trigger", "policy", "rule"].contains(&kind.as_str());
-            if on_table
-                && let Some(table) = table_after_on(after.get(object.len()..).unwrap_or_default())
-            {
-                object = format!("{object} on {table}");
-            }
-            return Some(Label { kind, object });
-        }
-        return None;
+    // A constraint trigger is a trigger.
+    while let Some((first, after)) = word(rest)
+        && FILLERS.contains(&first.to_ascii_uppercase().as_str())
+    {
+        rest = after;
     }
+    let (kind, after) = kind(rest)?;
+    let after = noise(after);
+    let mut object = match kind.as_str() {
+        // Indexes and statistics are named without schema, casts and mappings not at all.
+        "cast" | "transform" | "user mapping" => headline(after),
+        _ => name(after),
+    };
+    if ["index", "trigger", "policy", "rule"].contains(&kind.as_str())
+        && let Some(table) = table_after_on(after.get(object.len()..).unwrap_or_default())
+    {
+        object = format!("{object} on {table}");
+    }
+    Some(Label { kind, object })
 }
 
 fn altered(rest: &str) -> Option<Label> {
-    let default = rest
-        .trim_start()
-        .strip_prefix("DEFAULT PRIVILEGES")
-        .map(|_| Label {
-            kind: "default privileges".to_owned(),
-            object: headline(rest),
-        });
-    if default.is_some() {
-        return default;
+    if rest.trim_start().starts_with("DEFAULT PRIVILEGES") {
+        return Some(Label::new("default privileges", headline(rest)));
     }
     let (kind, after) = kind(rest)?;
     let after = noise(after);
@@ -179,16 +166,11 @@ fn altered(rest: &str) -> Option<Label> {
             text if text.starts_with("PRIMARY KEY") => "primary key",
             _ => "constraint",
         };
-        return Some(Label {
-            kind: kind.to_owned(),
-            object: format!("{own} on {object}"),
-        });
+        return Some(Label::new(kind, format!("{own} on {object}")));
     }
     if let Some(constraint) = what.strip_prefix("VALIDATE CONSTRAINT ") {
-        return Some(Label {
-            kind: "validated constraint".to_owned(),
-            object: format!("{} on {object}", name(constraint)),
-        });
+        let object = format!("{} on {object}", name(constraint));
+        return Some(Label::new("validated constraint", object));
     }
     let kind = match what.contains(" OWNER TO ") || what.starts_with("OWNER TO ") {
         true => format!("owner of {kind}"),
@@ -202,10 +184,8 @@ fn said(rest: &str, how: &str) -> Option<Label> {
     let rest = rest.trim_start().strip_prefix("ON ")?;
     let (kind, after) = kind(rest)?;
     let end = after.find(" IS ").unwrap_or(after.len());
-    Some(Label {
-        kind: format!("{how} {kind}"),
-        object: headline(after[..end].trim()),
-    })
+    let object = headline(after[..end].trim());
+    Some(Label::new(format!("{how} {kind}"), object))
 }
 
 fn kind(rest: &str) -> Option<(String, &str)> {
@@ -235,7 +215,7 @@ fn word(text: &str) -> Option<(&str, &str)> {
     (end > 0).then(|| (&text[..end], &text[end..]))
 }
 
-/// The name at the head of `text`: parts in quotes or not, with dots, and the arguments of a routine.
+/// The name at the start of `text`: parts, quoted or not, with dots, and a routine's arguments.
 fn name(text: &str) -> String {
     let mut quoted = false;
     let mut depth = 0_u32;
@@ -251,7 +231,7 @@ fn name(text: &str) -> String {
     headline(&text[..end.map_or(text.len(), |(at, _)| at)])
 }
 
-/// The table behind the first `ON` or `TO` outside of quotes.
+/// The table after the first `ON` or `TO` outside quotes.
 fn table_after_on(text: &str) -> Option<String> {
     let at = text.find(" ON ")?;
     let rest = text[at + 4..].trim_start();

@@ -1,12 +1,11 @@
-//! What the source has and could not be made here: kept on this server until it is made, whatever
-//! restarts meanwhile, and tried again at the end of a job and whenever an operator asks.
+//! What the source has and could not be created here: kept on this server until it is created, across
+//! restarts, and tried again at the end of a job and on an operator's request.
 //!
-//! One object must not cost the rows. Whoever runs a statement that rows do not need notes it here when
-//! it fails, in the transaction that goes on without it. What rows or replication do need is never noted:
-//! it is a fault.
+//! One object must not cost the rows. A failed statement that rows do not need is noted here, in the
+//! transaction that goes on without it. What rows or replication need is never noted: it is a fault.
 //!
-//! Statements can hold what only the owner of the database may read (a user mapping's password), so the
-//! table is nobody else's, and of such kinds nothing but the name leaves this server.
+//! Statements can hold what only the database's owner may read (a user mapping's password), so nobody else
+//! may read the table, and of such kinds only the name leaves this server.
 
 mod label;
 mod report;
@@ -25,21 +24,19 @@ use crate::task::Task;
 
 pub(crate) use report::report;
 
-/// Why something is missing, as far as findings tell it apart.
+/// Why something is missing, as far as findings distinguish.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Lack {
-    /// It could not be made.
     Object,
-    /// A foreign key that could not be added.
     ForeignKey,
-    /// A foreign key that rows violate: it is there, and stays `NOT VALID`.
+    /// A foreign key that rows violate: it exists and stays `NOT VALID`.
     Violated,
-    /// A CHECK constraint, or a domain's, that rows break or that could not be checked: it is there, and
-    /// stays `NOT VALID`.
+    /// A CHECK or domain constraint that rows violate or that could not be checked: it exists and stays
+    /// `NOT VALID`.
     Check,
     /// An owner or privilege for a role that does not exist here.
     Role(String),
-    /// An owner or privilege that the role in use may not set.
+    /// An owner or privilege that the agent's role may not set.
     Privilege(String),
 }
 
@@ -56,7 +53,7 @@ impl Lack {
         }
     }
 
-    /// What findings of that code are put together by.
+    /// What groups findings of that code.
     fn about(&self) -> &str {
         match self {
             Self::Object | Self::ForeignKey | Self::Violated | Self::Check => "",
@@ -65,16 +62,13 @@ impl Lack {
     }
 }
 
-/// Whether a statement reads rows: then it is tried again only when somebody asks for it.
+/// Whether a statement reads rows: it is then repeated only on request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Weight {
-    /// It does not.
     Light,
-    /// It does.
     Heavy,
 }
 
-/// Something that could not be made.
 #[derive(Debug)]
 pub(crate) struct Missing<'a> {
     pub(crate) lack: Lack,
@@ -85,7 +79,6 @@ pub(crate) struct Missing<'a> {
 }
 
 impl Missing<'_> {
-    /// The statement that notes it.
     pub(crate) fn note(&self, job: JobId, error: &PgError) -> String {
         let Label { kind, object } = Label::of(self.sql);
         let sqlstate = error.sqlstate().map_or("", SqlState::code);
@@ -106,40 +99,31 @@ impl Missing<'_> {
     }
 }
 
-/// The statement that forgets what a job noted: what it made is gone, and so is what it lacked.
+/// Deletes a job's notes: what the job created is gone.
 pub(crate) fn forget(job: JobId) -> String {
     format!("DELETE FROM steep_repl.missing_objects WHERE job = '{job}'")
 }
 
-/// The statement that forgets everything: in a database without tables nothing can be missing.
+/// Deletes all: nothing can be missing in a database without tables.
 pub(crate) const FORGET_ALL: &str = "DELETE FROM steep_repl.missing_objects";
 
-/// What is tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Scope {
-    /// What a job noted and takes no time.
     OfJob(JobId),
-    /// Everything, whoever noted it.
     Everything,
 }
 
-/// Tries again what the job could not make, since what it lacked may have come later: again and again,
-/// until a round makes nothing. What reads rows is left out.
-///
-/// # Errors
-/// Faults of the server or the connection.
+/// Repeats what the job could not create, as its cause may be gone, until a round creates nothing. Skips
+/// what reads rows.
 pub(crate) async fn retry(conn: &Conn, job: JobId) -> Result<(), Fault> {
     rounds(conn, Scope::OfJob(job)).await.map(drop)
 }
 
-/// Key of the lock that keeps two rebuilds of one database apart; the number says nothing.
+/// Advisory lock that keeps rebuilds of one database apart; the number is arbitrary.
 const REBUILD_LOCK: i64 = 0x7374_6565_705f_7262;
 
-/// Tries everything that is missing on this server again.
-///
-/// # Errors
-/// A rebuild that is at work already; faults of the server or the connection.
-pub async fn rebuild(task: &Task) -> Result<Rebuilt, Fault> {
+/// Repeats everything that is missing on this server. Fails where another rebuild is running.
+pub(crate) async fn rebuild(task: &Task) -> Result<Rebuilt, Fault> {
     let conn = Conn::open(task, "rebuild").await?;
     if !job_records::installed(&conn).await? {
         return Ok(Rebuilt::default());
@@ -156,7 +140,7 @@ pub async fn rebuild(task: &Task) -> Result<Rebuilt, Fault> {
     Ok(Rebuilt { made, missing })
 }
 
-/// Rounds until one makes nothing; how many were made.
+/// Rounds until one creates nothing; returns how many were created.
 async fn rounds(conn: &Conn, scope: Scope) -> Result<u64, Fault> {
     let mut made = 0;
     loop {
@@ -212,7 +196,7 @@ async fn again(conn: &Conn, id: i64, scope: Scope) -> Result<Tried, Fault> {
     let Some(code) = error.sqlstate().filter(|code| is_of_the_statement(code)) else {
         return Err(conn.fault(&error));
     };
-    // Somebody has made it by hand since.
+    // Somebody has created it by hand since.
     if scope == Scope::Everything && is_duplicate(code) && before != code.code() {
         conn.execute(&done).await?;
         return Ok(Tried::Made);
@@ -226,7 +210,6 @@ async fn again(conn: &Conn, id: i64, scope: Scope) -> Result<Tried, Fault> {
     Ok(Tried::Failed)
 }
 
-/// Whether an object of that name is there already.
 pub(crate) fn is_duplicate(code: &SqlState) -> bool {
     [
         SqlState::DUPLICATE_TABLE,

@@ -1,5 +1,4 @@
-//! What is missing, as findings: one for each object, and one for each role that owners and privileges
-//! lack. Bounded however much is missing.
+//! What is missing, as findings: one per object, and one per role that owners and privileges lack. Bounded.
 
 use steep_protocol::Fault;
 use steep_protocol::limits::LISTED_MAX;
@@ -30,7 +29,6 @@ const UNTOLD: [&str; 8] = [
     "statement",
 ];
 
-/// One row of the table, as far as it is told.
 struct Row<'a> {
     id: i64,
     code: &'a str,
@@ -40,7 +38,6 @@ struct Row<'a> {
     error: &'a str,
 }
 
-/// What is missing.
 pub(crate) async fn report(conn: &Conn) -> Result<MissingObjects, Fault> {
     let total = "SELECT count(*) FROM steep_repl.missing_objects";
     let total = conn.row(total, &[]).await?.get::<_, i64>(0);
@@ -138,7 +135,7 @@ fn for_object(conn: &Conn, row: &Row<'_>) -> Finding {
     conn.warning(row.code, what, why, &fix(conn, row))
 }
 
-/// What to do: the statement itself, where it may be told and is short.
+/// What to do: the statement itself, if it may be shown and is short.
 fn fix(conn: &Conn, row: &Row<'_>) -> String {
     let node = conn.node();
     let untold = UNTOLD.contains(&row.kind) || row.statement.chars().count() > STATEMENT_MAX;

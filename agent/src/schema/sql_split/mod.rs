@@ -1,55 +1,53 @@
 //! Cuts the plain output of `pg_dump` into statements, byte by byte, as it arrives.
 //!
-//! Owns the lexical rules a cut needs: quotes of every kind, nested comments, parentheses,
-//! SQL-standard function bodies. Never interprets a statement ([`super::statement`] does) and never
-//! talks to a server. Nothing from outside makes it panic or hold more than [`STATEMENT_MAX`] bytes.
+//! Knows the lexical rules that a cut needs: quotes of every kind, nested comments, parentheses,
+//! SQL-standard function bodies. Never interprets a statement ([`super::statement`] does). No input makes
+//! it panic or hold more than [`STATEMENT_MAX`] bytes.
 //!
-//! Rules follow the manual's chapter "Lexical Structure" and what psql does where the two differ:
-//! lines that begin with a backslash are psql's own commands and are dropped.
+//! Follows the manual's chapter "Lexical Structure", and psql where the two differ: lines that begin with a
+//! backslash are psql commands and dropped.
 
-/// The longest statement taken, in bytes. pg_dump writes one function, view or comment per
-/// statement, and PostgreSQL itself cannot hold a text of more than 1 GiB; real ones are a few KiB.
+/// In bytes. pg_dump writes one function, view or comment per statement, and PostgreSQL cannot hold a text
+/// of more than 1 GiB; real ones are a few KiB.
 pub(crate) const STATEMENT_MAX: usize = 64 * 1024 * 1024;
 
-/// Text that is no sequence of statements.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum SplitError {
-    /// A statement is longer than allowed.
     #[error("a statement of the schema dump is longer than {limit} bytes")]
-    TooLong {
-        /// The limit.
-        limit: usize,
-    },
-    /// The text ends inside of something.
+    TooLong { limit: usize },
+    /// The text ends inside of this.
     #[error("the schema dump ends inside {0}")]
     Unfinished(&'static str),
-    /// Not UTF-8, which the dump was asked to be.
     #[error("the schema dump is not UTF-8")]
     NotUtf8,
 }
 
-/// Where the scanner is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
-    /// Outside of everything.
     Plain,
-    /// After a `-` that may begin a comment.
     Dash,
-    /// After a `/` that may begin a comment.
     Slash,
-    /// In a `--` comment.
     Line,
-    /// In `/* */`, that deep; the last byte may be half of a delimiter.
-    Block { depth: u32, last: u8 },
-    /// In `'…'`.
-    Quote { backslash: Backslash, escaped: bool },
-    /// In `"…"`.
+    /// In `/* */`, this deep; the last byte may be half of a delimiter.
+    Block {
+        depth: u32,
+        last: u8,
+    },
+    Quote {
+        backslash: Backslash,
+        escaped: bool,
+    },
     Name,
-    /// After `$`, in what may be the tag of a dollar quote; begins at that index of the statement.
-    Tag { start: usize },
-    /// In a dollar quote; its delimiter, and how much of it the last bytes match.
-    Dollar { delimiter: Vec<u8>, matched: usize },
-    /// In one of psql's commands, to the end of the line.
+    /// After `$`, in a possible tag that begins at this index of the statement.
+    Tag {
+        start: usize,
+    },
+    /// In a dollar quote: its delimiter, and how much of it the last bytes match.
+    Dollar {
+        delimiter: Vec<u8>,
+        matched: usize,
+    },
+    /// In a psql command, to the end of the line.
     Meta,
 }
 
@@ -60,7 +58,7 @@ enum Backslash {
     Escapes,
 }
 
-/// The incremental splitter: [`push`](Self::push) bytes, take [`next`](Self::next) statements,
+/// An incremental splitter: [`push`](Self::push) bytes, take [`next`](Self::next) statements,
 /// [`finish`](Self::finish) at the end.
 #[derive(Debug)]
 pub(crate) struct Splitter {
@@ -68,17 +66,16 @@ pub(crate) struct Splitter {
     read: usize,
     statement: Vec<u8>,
     state: State,
-    /// Depth of parentheses: a rule's actions are separated by semicolons inside of them.
+    /// Depth: semicolons inside separate a rule's actions.
     parens: u32,
     body: Body,
     words: Words,
-    /// The unquoted word being read.
     word: Vec<u8>,
-    /// The last byte outside of quotes, comments and blanks before that word.
+    /// The last byte outside quotes, comments and whitespace before the current word.
     before: u8,
-    /// The mode of a string that ended just now: another quote continues it.
+    /// The mode of a string that just ended: another quote continues it.
     continued: Option<Backslash>,
-    /// Whether only blanks with a line break followed that string.
+    /// Whether only whitespace with a line break followed that string.
     gap: Gap,
     standard_strings: bool,
     limit: usize,
@@ -95,9 +92,8 @@ enum Gap {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Body {
     Outside,
-    /// The last token was BEGIN.
     Begin,
-    /// In the body, with that many CASEs open, plus one.
+    /// In the body, with this many open CASEs, plus one.
     Inside(u32),
 }
 
@@ -158,18 +154,14 @@ impl Splitter {
         }
     }
 
-    /// Takes more of the dump.
     pub(crate) fn push(&mut self, bytes: &[u8]) {
         self.input.drain(..self.read);
         self.read = 0;
         self.input.extend_from_slice(bytes);
     }
 
-    /// The next complete statement, without its semicolon and without the comments and blanks before
-    /// it; nothing where more input is needed.
-    ///
-    /// # Errors
-    /// [`SplitError`]; the splitter is of no use after that.
+    /// The next complete statement, without its semicolon and leading comments and whitespace; `None` where
+    /// more input is needed. The splitter is useless after an error.
     pub(crate) fn next(&mut self) -> Result<Option<String>, SplitError> {
         while let Some(&byte) = self.input.get(self.read) {
             self.read += 1;
@@ -185,10 +177,8 @@ impl Splitter {
         Ok(None)
     }
 
-    /// Says that nothing follows; the last statement, if it had no semicolon.
-    ///
-    /// # Errors
-    /// [`SplitError::Unfinished`] where the text ends inside a quote, comment or body.
+    /// Ends the input; returns a last statement without a semicolon. Fails where the text ends inside a
+    /// quote, comment or body.
     pub(crate) fn finish(&mut self) -> Result<Option<String>, SplitError> {
         match self.state {
             State::Plain | State::Dash | State::Slash | State::Line | State::Meta => {}
@@ -208,7 +198,7 @@ impl Splitter {
         self.take()
     }
 
-    /// Takes one byte; whether it ends the statement.
+    /// Returns whether the byte ends the statement.
     fn step(&mut self, byte: u8) -> bool {
         match &mut self.state {
             State::Plain => return self.plain(byte),
@@ -241,7 +231,7 @@ impl Splitter {
                     _ => {}
                 }
                 if *depth == 0 {
-                    // A comment separates as a blank does.
+                    // A comment separates like whitespace.
                     self.state = State::Plain;
                     return self.plain(b' ');
                 }
@@ -259,7 +249,7 @@ impl Splitter {
                 }
             }
             State::Name => {
-                // A doubled quote closes and opens again: the same text either way.
+                // A doubled quote closes and reopens: the same text either way.
                 self.statement.push(byte);
                 if byte == b'"' {
                     self.state = State::Plain;
@@ -285,8 +275,8 @@ impl Splitter {
             }
             State::Dollar { delimiter, matched } => {
                 self.statement.push(byte);
-                // Only the first byte of a delimiter is a `$` besides its last, so after a mismatch
-                // a match can begin again with this byte and no earlier one.
+                // A delimiter has `$` only at its ends, so after a mismatch a new match can begin with this
+                // byte at the earliest.
                 if byte == delimiter[*matched] {
                     *matched += 1;
                 } else {
@@ -308,7 +298,7 @@ impl Splitter {
     fn plain(&mut self, byte: u8) -> bool {
         if is_word(byte) && (!self.word.is_empty() || byte != b'$') {
             self.word.push(byte);
-            // Longer words than any keyword need not be told apart.
+            // Longer than any keyword.
             self.word.truncate(16);
             self.statement.push(byte);
             self.continued = None;
@@ -360,8 +350,8 @@ impl Splitter {
         false
     }
 
-    /// A string goes on after a doubled quote, or after blanks with a line break (the manual's
-    /// "String Constants"); anything else ends it.
+    /// A string goes on after a doubled quote, or after whitespace with a line break (the manual's "String
+    /// Constants"); anything else ends it.
     fn follow_string(&mut self, byte: u8) {
         if self.continued.is_none() {
             return;
@@ -378,8 +368,8 @@ impl Splitter {
         }
     }
 
-    /// A token that is no word began with `byte`: BEGIN ATOMIC has none in between, while comments, which
-    /// begin with the same bytes as operators, may stand there.
+    /// A token that is not a word began with `byte`. BEGIN ATOMIC has none in between, except comments,
+    /// which begin with the same bytes as operators.
     fn follow_token(&mut self, byte: u8) {
         self.before = byte;
         if !matches!(byte, b'-' | b'/') {
@@ -391,7 +381,7 @@ impl Splitter {
         if self.word.is_empty() {
             return;
         }
-        // What follows a dot is a name, whatever it is called.
+        // A name follows a dot, even if it looks like a keyword.
         let keyword = self.before != b'.';
         self.before = 0;
         let is = |text: &str| keyword && self.word.eq_ignore_ascii_case(text.as_bytes());
@@ -419,7 +409,7 @@ impl Splitter {
         self.word.clear();
     }
 
-    /// The statement that just ended, if it is one, and everything ready for the next.
+    /// Returns the statement that ended, if any, and resets for the next.
     fn take(&mut self) -> Result<Option<String>, SplitError> {
         self.parens = 0;
         self.body = Body::Outside;
@@ -439,7 +429,7 @@ impl Splitter {
         Ok(Some(statement))
     }
 
-    /// pg_dump writes strings in the syntax of the server it reads, and says so first.
+    /// pg_dump writes strings in the source server's syntax, and announces it first.
     fn note_string_syntax(&mut self, statement: &str) {
         let mut words = statement.split_ascii_whitespace();
         let is_set = words.next().is_some_and(|w| w.eq_ignore_ascii_case("set"));

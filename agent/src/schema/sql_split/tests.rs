@@ -1,5 +1,3 @@
-//! What the splitter must survive, with hostile text.
-
 use super::*;
 use proptest::prelude::*;
 
@@ -113,7 +111,7 @@ fn strings_follow_the_syntax_the_dump_announces() {
     assert_eq!(split(text).len(), 5);
     assert_eq!(split("SELECT E'a'\n'b\\';c'; SELECT 2").len(), 2);
     assert_eq!(split("SELECT E'a''\\';c'; SELECT 2").len(), 2);
-    // A blank without a line break ends the string: the next one is its own.
+    // A blank without a line break ends the string; the next one is its own.
     assert_eq!(split("SELECT E'a' '\\'; SELECT 2").len(), 2);
 }
 

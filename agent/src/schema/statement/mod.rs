@@ -1,7 +1,7 @@
 //! What a statement of a schema dump is, as far as its place in a job depends on it. Pure.
 //!
-//! Reads only the first tokens of a statement in the forms pg_dump writes; what it does not know is
-//! [`Class::Other`], which is run in order and never dropped.
+//! Reads only the first tokens, in the forms that pg_dump writes; anything unknown is [`Class::Other`],
+//! which is run in order and never dropped.
 
 mod tokens;
 
@@ -12,29 +12,29 @@ use self::tokens::{Cursor, Token, tokens};
 /// The stage of a job that runs a deferred statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Stage {
-    /// Indexes and the constraints that are indexes: in parallel, once the rows are there.
+    /// Indexes and the constraints that are indexes: in parallel, after the rows.
     Indexes,
-    /// Indexes of partitioned tables themselves, which hold nothing: one by one, since making one may
-    /// lock every partition.
+    /// Indexes of partitioned tables, which hold nothing: one by one, as creating one may lock every
+    /// partition.
     Parents,
-    /// What is said about indexes: attached, clustered on, replica identity, statistics. In order.
+    /// Attaching, CLUSTER ON, replica identity, statistics. In order.
     IndexDetails,
-    /// Foreign keys: added without a check, then checked in parallel.
+    /// Added without a check, then checked in parallel.
     ForeignKeys,
     /// Triggers, rules, comments, privileges and the rest. In order.
     Rest,
-    /// CHECK constraints and those of domains that rows might not have passed while they were loaded.
+    /// Checks and domain constraints that rows might not have passed while they were loaded.
     Checks,
-    /// Policies, all of a table at once, and what is said about them. In order.
+    /// With their details, all of a table at once. In order.
     Policies,
     /// Materialised views, which read the rows. In order, at the very end.
     Refresh,
-    /// Event triggers, after everything that they could fire at. In order.
+    /// After everything that could fire them. In order.
     EventTriggers,
 }
 
 impl Stage {
-    /// As it is stored; says nothing about order.
+    /// As stored; says nothing about order.
     pub(crate) fn code(self) -> i16 {
         match self {
             Self::Indexes => 1,
@@ -50,99 +50,70 @@ impl Stage {
     }
 }
 
-/// What a statement does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Class {
-    /// `SET` and the dump's `set_config`: session settings.
+    /// `SET` or the dump's `set_config`.
     Setting {
-        /// The setting's name; empty for `set_config`.
         name: String,
     },
-    /// `CREATE [UNIQUE] INDEX`.
     Index {
-        /// On which table.
         table: TableName,
-        /// The index.
         name: String,
     },
     /// A primary key, unique or exclusion constraint.
     Key {
-        /// On which table.
         table: TableName,
-        /// The constraint.
         name: String,
     },
-    /// A foreign key.
     ForeignKey {
-        /// On which table.
         table: TableName,
-        /// The constraint.
         name: Identifier,
-        /// `ALTER TABLE ONLY`, which pg_dump writes for every table that is not partitioned.
+        /// `ALTER TABLE ONLY`, which pg_dump writes for tables that are not partitioned.
         only: Only,
     },
-    /// Something about an index that exists by then.
+    /// A detail of an index that exists by then.
     IndexDetail,
     /// `REPLICA IDENTITY USING INDEX`.
     Identity {
-        /// Of which table.
         table: TableName,
-        /// The index.
         index: String,
     },
-    /// `CREATE TABLE` of any kind.
     Table {
-        /// The table.
         table: TableName,
     },
-    /// `ATTACH PARTITION` of a table.
     Attach,
-    /// Row security of a table, switched on or forced.
+    /// Switched on or forced.
     RowSecurity,
-    /// `CREATE POLICY`.
     Policy {
-        /// On which table.
         table: TableName,
     },
-    /// What is said about a policy.
     PolicyDetail,
-    /// An event trigger, or something about one.
     EventTrigger,
     /// Owner, privilege or role: may name a role that this server does not have.
     Privilege,
-    /// `COMMENT`.
     Comment,
-    /// `CREATE SCHEMA`.
     Schema,
-    /// `CREATE EXTENSION`.
     Extension,
-    /// A publication or subscription, which a copy must not take over.
+    /// A publication or subscription, which a copy must not carry over.
     Replication,
-    /// `REFRESH MATERIALIZED VIEW`.
     Refresh {
-        /// The view, where its name is understood.
         view: Option<TableName>,
     },
-    /// `CREATE MATERIALIZED VIEW`: in the post-data section where it needs a primary key.
+    /// In the post-data section where it needs a primary key.
     MaterializedView {
-        /// The view.
         view: TableName,
     },
-    /// Anything else.
     Other,
 }
 
-/// Whether an `ALTER TABLE` says `ONLY`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Only {
-    /// It does.
     Yes,
-    /// It does not.
     No,
 }
 
 impl Class {
-    /// When a statement of the post-data section runs; nothing where it never does.
+    /// When a statement of the post-data section runs; `None` where it never does.
     pub(crate) fn stage(&self) -> Option<Stage> {
         match self {
             Self::Setting { .. } | Self::Replication => None,
@@ -165,7 +136,6 @@ impl Class {
     }
 }
 
-/// What `statement` does.
 pub(crate) fn classify(statement: &str) -> Class {
     let tokens = tokens(statement);
     let mut at = Cursor(&tokens);
@@ -310,7 +280,6 @@ fn table_changed(mut at: Cursor<'_>, table: TableName, only: Only) -> Option<Cla
     key.then_some(Class::Key { table, name })
 }
 
-/// Whether a statement adds a primary key.
 pub(crate) fn is_primary_key(statement: &str) -> bool {
     let tokens = tokens(statement);
     let mut at = Cursor(&tokens);
@@ -324,8 +293,7 @@ pub(crate) fn is_primary_key(statement: &str) -> bool {
         && at.take(&["PRIMARY", "KEY"])
 }
 
-/// The role that the last `keyword` of the statement names, if a role's name follows it and nothing
-/// but words after that.
+/// The role after the last `keyword` of the statement, if a role's name and only words follow.
 fn role_after(statement: &str, keyword: &str) -> Option<String> {
     let at = statement.rfind(keyword)?;
     let rest = tokens(&statement[at + keyword.len()..]);
@@ -334,15 +302,15 @@ fn role_after(statement: &str, keyword: &str) -> Option<String> {
     plain.then_some(name)
 }
 
-/// The role a privilege statement is about, where it can be told.
+/// The role of a privilege statement, where it can be told.
 pub(crate) fn role(statement: &str) -> Option<String> {
     [" OWNER TO ", " TO ", " FROM "]
         .into_iter()
         .find_map(|keyword| role_after(statement, keyword))
 }
 
-/// The first line of a statement, cut to a readable length, for an error. A schema dump holds no
-/// row values, and its first lines name the object.
+/// The first line of a statement, shortened, for an error. A schema dump holds no row values, and its first
+/// lines name the object.
 pub(crate) fn headline(statement: &str) -> String {
     let line = statement.lines().next().unwrap_or_default().trim_end();
     let mut short: String = line.chars().take(160).collect();

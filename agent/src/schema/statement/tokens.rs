@@ -2,14 +2,13 @@
 
 use steep_protocol::TableName;
 
-/// A token: words fold to upper case, quoted names are taken apart, the rest is single characters.
+/// Words fold to upper case, quoted names are unquoted, the rest is single characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Token {
-    /// An unquoted word, as written.
+    /// As written.
     Word(String),
-    /// A `"quoted"` name, unquoted.
+    /// Unquoted.
     Name(String),
-    /// A character of its own.
     Mark(char),
 }
 
@@ -19,7 +18,7 @@ impl Token {
     }
 }
 
-/// Tokens enough to recognise any form of pg_dump's: names have at most two parts.
+/// Enough for any form of pg_dump's: names have at most two parts.
 const TOKENS_MAX: usize = 24;
 
 pub(super) fn tokens(statement: &str) -> Vec<Token> {
@@ -40,7 +39,7 @@ pub(super) fn tokens(statement: &str) -> Vec<Token> {
                 .unwrap_or(rest.len());
             found.push(Token::Word(rest[..taken].to_owned()));
         } else if first == '\'' || first == '$' {
-            // No form looks behind a string.
+            // No form needs what follows a string.
             break;
         } else {
             taken = first.len_utf8();
@@ -51,7 +50,7 @@ pub(super) fn tokens(statement: &str) -> Vec<Token> {
     found
 }
 
-/// The name at the head of `text`, which begins with a quote, and its length there.
+/// The quoted name at the start of `text`, and its length there.
 fn quoted(text: &str) -> (String, usize) {
     let mut name = String::new();
     let mut chars = text.char_indices().skip(1).peekable();
@@ -68,7 +67,6 @@ fn quoted(text: &str) -> (String, usize) {
     (name, text.len())
 }
 
-/// Reads tokens one after the other.
 pub(super) struct Cursor<'a>(pub(super) &'a [Token]);
 
 impl Cursor<'_> {

@@ -11,7 +11,7 @@ use super::super::{USER_RELATION, identifier, table_name};
 use super::{DEFINITION_MAX, Reader};
 use crate::pg::PgError;
 
-/// Not an extension's, for a `WHERE`.
+/// Excludes extension members, in a `WHERE`.
 fn own(class: &str, oid: &str) -> String {
     format!(
         "NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = '{class}'::regclass \
@@ -19,7 +19,7 @@ fn own(class: &str, oid: &str) -> String {
     )
 }
 
-/// Which schemas are users', for a `WHERE` over `pg_namespace n`.
+/// Selects user schemas, in a `WHERE` over `pg_namespace n`.
 const USER_SCHEMA: &str =
     "n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'steep_repl')";
 
@@ -105,7 +105,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Sequences that are not an identity's. One that a left-out table owns is left out with it.
+    /// Without those of identities. One that an excluded table owns is excluded with it.
     pub(super) async fn sequences(
         &mut self,
         filter: &TableFilter,
@@ -153,7 +153,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// What tables and types use of extensions; of arrays, what they are arrays of.
+    /// What tables and types use of extensions; of arrays, their elements.
     pub(super) async fn extension_members(&mut self) -> Result<(), PgError> {
         let sql = "WITH used AS (
                 SELECT DISTINCT d.refclassid AS classid,

@@ -1,52 +1,48 @@
-//! From what was written to what is meant: environment, password file, libpq's defaults.
+//! Completes the settings with environment, password file and libpq's defaults.
 //!
-//! The environment comes as a value; the only IO is reading the password file and looking whether
-//! default files exist, relative to that value.
+//! The environment is a value; the only IO is reading the password file and checking for default files,
+//! relative to that value.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::ValueEnum;
 use steep_protocol::message::peer::Secret;
 
 use super::parse::{Reason, Settings};
 use super::passfile::{self, Wanted};
-use super::{Address, Conninfo, Endpoint, Keepalive, Roots, SessionAttrs, SslMode, TlsSettings};
+use super::{
+    Address, Conninfo, Endpoint, Keepalive, Roots, SessionAttrs, SslMode, TlsSettings, word,
+};
 
-/// Where servers put their sockets: Debian's and most distributions' directory, then PostgreSQL's
-/// own default.
+/// Debian's and most distributions' directory, then PostgreSQL's own default.
 const SOCKET_DIRS: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 
-/// PostgreSQL's port.
 const PORT: u16 = 5432;
 
-/// More addresses than this in one string are a mistake.
+/// More addresses are a mistake.
 const ENDPOINTS_MAX: usize = 64;
 
-/// Per address. libpq waits for ever; an agent would hang with nothing to show for it.
+/// Per address. libpq waits for ever, which would leave an agent hanging without a message.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A dead network is noticed in about two minutes, where Linux's defaults take more than two hours.
+/// Notices a dead network in about two minutes; Linux's defaults take more than two hours.
 const KEEPALIVE: Keepalive = Keepalive {
     idle: Duration::from_secs(60),
     interval: Duration::from_secs(15),
     count: 4,
 };
 
-/// What a process knows besides its arguments.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Environment {
-    /// Variables that libpq reads.
     pub(super) vars: HashMap<String, String>,
-    /// The user's home directory.
     pub(super) home: Option<PathBuf>,
-    /// The user's name.
     pub(super) user: Option<String>,
 }
 
 impl Environment {
-    /// This process's.
     pub(super) fn of_process() -> Self {
         let vars: HashMap<_, _> = std::env::vars_os()
             .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
@@ -60,7 +56,7 @@ impl Environment {
     }
 }
 
-/// The name of the effective user, from `/etc/passwd`, else what the shell says.
+/// The effective user's name, from `/etc/passwd`, else from the shell.
 fn os_user() -> Option<String> {
     let uid = rustix::process::geteuid().as_raw().to_string();
     let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
@@ -74,7 +70,7 @@ fn os_user() -> Option<String> {
         .or_else(|| std::env::var("LOGNAME").ok())
 }
 
-/// Settings over environment.
+/// Settings take precedence over the environment.
 struct Lookup<'a> {
     settings: &'a Settings,
     environment: &'a Environment,
@@ -90,9 +86,10 @@ impl<'a> Lookup<'a> {
     }
 
     fn list(&self, key: &str, variable: &str) -> Vec<&'a str> {
-        self.get(key, variable)
-            .map(|value| value.split(',').map(str::trim).collect())
-            .unwrap_or_default()
+        let values = self.get(key, variable).into_iter();
+        values
+            .flat_map(|value| value.split(',').map(str::trim))
+            .collect()
     }
 
     fn seconds(&self, key: &str, variable: &str, default: Duration) -> Result<Duration, Reason> {
@@ -107,17 +104,12 @@ impl<'a> Lookup<'a> {
     }
 
     fn existing_default(&self, name: &str) -> Option<PathBuf> {
-        let path = self
-            .environment
-            .home
-            .as_ref()?
-            .join(".postgresql")
-            .join(name);
+        let home = self.environment.home.as_ref()?;
+        let path = home.join(".postgresql").join(name);
         path.exists().then_some(path)
     }
 }
 
-/// Everything decided.
 pub(super) fn resolve(settings: &Settings, environment: &Environment) -> Result<Conninfo, Reason> {
     let lookup = Lookup {
         settings,
@@ -128,10 +120,8 @@ pub(super) fn resolve(settings: &Settings, environment: &Environment) -> Result<
         .or(environment.user.as_deref())
         .ok_or("it names no user, and the operating system's is unknown: add user=")?
         .to_owned();
-    let database = lookup
-        .get("dbname", "PGDATABASE")
-        .unwrap_or(&user)
-        .to_owned();
+    let database = lookup.get("dbname", "PGDATABASE").unwrap_or(&user);
+    let database = database.to_owned();
     if lookup.get("channel_binding", "PGCHANNELBINDING") == Some("require") {
         return Err("channel_binding=require is not supported: use sslmode=verify-full".into());
     }
@@ -286,13 +276,7 @@ fn resolve_tls(lookup: &Lookup<'_>) -> Result<TlsSettings, Reason> {
         None => lookup.existing_default("root.crt").map(Roots::File),
     };
     let mode = match lookup.get("sslmode", "PGSSLMODE") {
-        Some(text) => SslMode::ALL
-            .into_iter()
-            .find(|mode| mode.as_str() == text)
-            .ok_or_else(|| {
-                let all: Vec<_> = SslMode::ALL.iter().map(|mode| mode.as_str()).collect();
-                format!("sslmode is none of {}", all.join(", "))
-            })?,
+        Some(text) => choice("sslmode", text)?,
         None if roots == Some(Roots::System) => SslMode::VerifyFull,
         None => SslMode::Prefer,
     };
@@ -300,11 +284,11 @@ fn resolve_tls(lookup: &Lookup<'_>) -> Result<TlsSettings, Reason> {
         (SslMode::VerifyCa | SslMode::VerifyFull, None) => {
             return Err(format!(
                 "sslmode={} needs sslrootcert=FILE or sslrootcert=system",
-                mode.as_str()
+                word(mode)
             ));
         }
         (SslMode::VerifyFull, Some(Roots::System)) => {}
-        // Anybody can have a certificate that some public authority signed: only the name counts.
+        // Anybody can have a certificate of some public authority: only the name counts.
         (_, Some(Roots::System)) => {
             return Err("sslrootcert=system makes sense only with sslmode=verify-full".into());
         }
@@ -328,7 +312,7 @@ fn resolve_tls(lookup: &Lookup<'_>) -> Result<TlsSettings, Reason> {
 
 fn resolve_timeout(lookup: &Lookup<'_>) -> Result<Duration, Reason> {
     let timeout = lookup.seconds("connect_timeout", "PGCONNECT_TIMEOUT", CONNECT_TIMEOUT)?;
-    // 0 is libpq's "for ever", which nobody watches here.
+    // 0 means "for ever" in libpq, which nobody watches here.
     Ok(if timeout.is_zero() {
         CONNECT_TIMEOUT
     } else {
@@ -340,16 +324,16 @@ fn resolve_attrs(lookup: &Lookup<'_>) -> Result<SessionAttrs, Reason> {
     let Some(text) = lookup.get("target_session_attrs", "PGTARGETSESSIONATTRS") else {
         return Ok(SessionAttrs::Any);
     };
-    SessionAttrs::ALL
-        .into_iter()
-        .find(|attrs| attrs.as_str() == text)
-        .ok_or_else(|| {
-            let all: Vec<_> = SessionAttrs::ALL
-                .iter()
-                .map(|attrs| attrs.as_str())
-                .collect();
-            format!("target_session_attrs is none of {}", all.join(", "))
-        })
+    choice("target_session_attrs", text)
+}
+
+fn choice<T: ValueEnum>(key: &str, text: &str) -> Result<T, Reason> {
+    let all = T::value_variants();
+    let found = all.iter().find(|value| word((*value).clone()) == text);
+    found.cloned().ok_or_else(|| {
+        let all: Vec<_> = all.iter().cloned().map(word).collect();
+        format!("{key} is none of {}", all.join(", "))
+    })
 }
 
 fn resolve_keepalive(lookup: &Lookup<'_>) -> Result<Option<Keepalive>, Reason> {

@@ -1,0 +1,197 @@
+//! Commands, each from its arrival until its outcome is acknowledged. They outlive a session.
+
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use steep_protocol::message::agent::{AfterStop, AtStop, Command, Outcome};
+use steep_protocol::message::handover::Replication;
+use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry};
+use tokio::task::{JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use super::dispatch::Agent;
+use super::drainer::Drainer;
+
+#[derive(Debug)]
+pub(super) struct Commands {
+    agent: Arc<Agent>,
+    entries: HashMap<CommandId, Entry>,
+    running: JoinSet<Done>,
+}
+
+type Done = (CommandId, JobId, Result<Outcome, Fault>);
+
+#[derive(Debug)]
+enum Entry {
+    Running {
+        cancel: CancellationToken,
+        at_stop: AtStop,
+        wanted: Wanted,
+    },
+    Ended {
+        job: JobId,
+        outcome: Result<Outcome, Fault>,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Outcome,
+    Abort,
+}
+
+impl Commands {
+    pub(super) fn new(agent: Arc<Agent>) -> Self {
+        Self {
+            agent,
+            entries: HashMap::new(),
+            running: JoinSet::new(),
+        }
+    }
+
+    pub(super) fn at_work(&self) -> usize {
+        self.running.len()
+    }
+
+    /// The next command that ends, for [`Commands::ended`]; `None` where none is at work. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Option<Result<Done, JoinError>> {
+        self.running.join_next().await
+    }
+
+    /// Commands that ended and whose outcomes the coordinator has not acknowledged.
+    pub(super) fn unacknowledged(&self) -> Vec<CommandId> {
+        let ended =
+            |(id, entry): (&CommandId, &Entry)| matches!(entry, Entry::Ended { .. }).then_some(*id);
+        self.entries.iter().filter_map(ended).collect()
+    }
+
+    pub(super) fn outcome(&self, id: CommandId) -> Option<(JobId, &Result<Outcome, Fault>)> {
+        match self.entries.get(&id) {
+            Some(Entry::Ended { job, outcome }) => Some((*job, outcome)),
+            Some(Entry::Running { .. }) | None => None,
+        }
+    }
+
+    /// Cancels a command that the coordinator gave up.
+    pub(super) fn abort(&mut self, id: CommandId) {
+        if let Some(Entry::Running { cancel, wanted, .. }) = self.entries.get_mut(&id) {
+            *wanted = Wanted::Abort;
+            cancel.cancel();
+        }
+    }
+
+    /// The coordinator has the outcome.
+    pub(super) fn forget(&mut self, id: CommandId) {
+        if let Some(Entry::Ended { .. }) = self.entries.get(&id) {
+            self.entries.remove(&id);
+        }
+    }
+
+    pub(super) fn cancel(&self, which: impl Fn(AtStop) -> bool) {
+        for entry in self.entries.values() {
+            if let Entry::Running {
+                cancel, at_stop, ..
+            } = entry
+                && which(*at_stop)
+            {
+                cancel.cancel();
+            }
+        }
+    }
+
+    /// Begins a command, once. Returns its id where it has already ended and must be answered again.
+    pub(super) fn begin(
+        &mut self,
+        id: CommandId,
+        of: (JobId, Replication),
+        command: Command,
+        drainer: &Drainer,
+    ) -> Option<CommandId> {
+        match self.entries.get(&id) {
+            Some(Entry::Running { .. }) => return None,
+            Some(Entry::Ended { .. }) => return Some(id),
+            None => {}
+        }
+        let policy = command.policy();
+        if drainer.is_down() {
+            match policy.after_stop {
+                AfterStop::Do => {}
+                AfterStop::Ignore => return None,
+                AfterStop::Refuse => {
+                    let outcome = Err(stopping(&self.agent.node));
+                    let refused = Entry::Ended { job: of.0, outcome };
+                    self.entries.insert(id, refused);
+                    return Some(id);
+                }
+            }
+        }
+        let cancel = CancellationToken::new();
+        let running = Entry::Running {
+            cancel: cancel.clone(),
+            at_stop: policy.at_stop,
+            wanted: Wanted::Outcome,
+        };
+        self.entries.insert(id, running);
+        let agent = Arc::clone(&self.agent);
+        self.running.spawn(async move {
+            let job = of.0;
+            // A panic ends this job, at once and with a reason, and no other.
+            let work = AssertUnwindSafe(agent.fulfil(of, command, cancel));
+            let outcome = work.catch_unwind().await;
+            let outcome = outcome.unwrap_or_else(|_| Err(panicked(policy.name, &agent.node)));
+            (id, job, outcome)
+        });
+        None
+    }
+
+    /// Keeps the outcome until it is acknowledged; returns the id where the coordinator is to hear of it.
+    pub(super) fn ended(
+        &mut self,
+        ended: Result<Done, JoinError>,
+        drainer: &mut Drainer,
+    ) -> Option<CommandId> {
+        match ended {
+            Ok((id, job, outcome)) => {
+                let told = match self.entries.get(&id) {
+                    Some(Entry::Running { wanted, .. }) => {
+                        *wanted == Wanted::Abort || outcome.is_ok()
+                    }
+                    Some(Entry::Ended { .. }) | None => true,
+                };
+                if drainer.is_down() && !told {
+                    // Reported, it would end the job. Unreported, the command goes to the next process,
+                    // which finds what this one has done.
+                    self.entries.remove(&id);
+                    drainer.interrupted += 1;
+                    return None;
+                }
+                drainer.ended();
+                self.entries.insert(id, Entry::Ended { job, outcome });
+                Some(id)
+            }
+            Err(error) => {
+                // Commands are not aborted from outside, and their panics are caught.
+                tracing::error!(%error, "a command was lost");
+                None
+            }
+        }
+    }
+}
+
+/// The fault of a command that panicked. The panic's message may hold values, so it stays in the agent's
+/// log.
+fn panicked(command: &str, node: &NodeId) -> Fault {
+    let text = format!("internal error in the command {command} (please report it)");
+    Fault::new(FaultKind::Failed, text)
+        .hint("the agent's log has the details (\"panicked at\"); run init again")
+        .on(node)
+}
+
+fn stopping(node: &NodeId) -> Fault {
+    Fault::new(FaultKind::Unreachable, "the agent is being stopped")
+        .hint("ask again when it is back")
+        .retry(Retry::Backoff)
+        .on(node)
+}
