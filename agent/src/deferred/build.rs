@@ -4,25 +4,22 @@
 //! What cannot be made and replication can do without is noted as missing and left out; what it needs
 //! stops the job, with everything else left as it is.
 //!
-//! Each statement notes its end in its own transaction, so that a command done again goes on where
-//! the last one stopped. Those transactions do not wait for the disk one by one: statement and note
+//! Each statement notes its end in its own transaction, which on small tables it shares with others, so
+//! that a command done again goes on where the last one stopped. Those transactions do not wait for the disk one by one: statement and note
 //! are lost or kept together, and the last commit of a stage waits for all of them.
 
 use std::collections::HashSet;
-use std::time::Duration;
 
 use steep_protocol::message::agent::{WorkProgress, WorkUnit};
 use steep_protocol::message::facts::Finding;
 use steep_protocol::{Fault, FaultKind, Identifier, Phase, Retry, TableName};
-use tokio::task::JoinSet;
-use tokio::time::MissedTickBehavior;
 use tokio_postgres::error::SqlState;
 
 use super::checks;
 use super::identity::Identities;
 use super::memory::Memory;
 use super::objects::{Kind, Mark, Waiting, mark, waiting};
-use super::queue::Queue;
+use super::workers::{Need, Pool, weight};
 use crate::node::connection::Conn;
 use crate::node::job_records;
 use crate::node::wal_writer::WalWriterAwake;
@@ -31,12 +28,6 @@ use crate::schema::batch::{Batches, Item, Strictness, is_of_the_statement};
 use crate::schema::missing::{self, Lack, Missing, Weight};
 use crate::schema::statement::{Stage, headline};
 use crate::task::Task;
-
-/// Between two looks at the server's own progress views.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
-
-/// What a table weighs besides its bytes, so that small ones are seen to move too.
-const WEIGHT_MIN: u64 = 8192;
 
 /// Indexes, the constraints that are indexes, and what is said about them.
 ///
@@ -258,181 +249,15 @@ fn identity_failed(conn: &Conn, one: &Waiting, error: &PgError) -> Fault {
     fault
 }
 
-/// One worker's connection.
-struct Worker {
-    conn: Conn,
-    pid: i32,
-}
-
-/// How one statement ended.
-type Ended = (Worker, Waiting, Result<(), Fault>);
-
-/// Workers on one stage.
-struct Pool<'a> {
-    task: &'a Task,
-    conn: &'a Conn,
-    phase: Phase,
-    memory: Memory,
-    /// Those without which the job cannot go on.
-    needed: HashSet<i32>,
-    done: u64,
-    total: u64,
-}
-
-impl<'a> Pool<'a> {
-    fn new(
-        task: &'a Task,
-        conn: &'a Conn,
-        phase: Phase,
-        memory: Memory,
-        needed: HashSet<i32>,
-    ) -> Self {
-        Self {
-            task,
-            conn,
-            phase,
-            memory,
-            needed,
-            done: 0,
-            total: 0,
-        }
-    }
-
-    async fn run(mut self, all: Vec<Waiting>, parallel: u8) -> Result<(), Fault> {
-        if all.is_empty() {
-            return Ok(());
-        }
-        self.total = all.iter().map(weight).sum();
-        let mut task = self.task.clone();
-        // Where one fails the others are stopped, and only they.
-        task.cancel = self.task.cancel.child_token();
-        let mut idle = Vec::new();
-        for _ in 0..usize::from(parallel.max(1)).min(all.len()) {
-            idle.push(self.worker(&task).await?);
-        }
-        let mut running = JoinSet::new();
-        let outcome = self.drive(&task, Queue::new(all), idle, &mut running).await;
-        if outcome.is_err() {
-            task.cancel.cancel();
-            while running.join_next().await.is_some() {}
-        }
-        outcome
-    }
-
-    async fn worker(&self, task: &Task) -> Result<Worker, Fault> {
-        let conn = Conn::open(task, "build").await?;
-        conn.execute("SET synchronous_commit = off").await?;
-        conn.execute(&self.memory.settings()).await?;
-        let pid = conn.row("SELECT pg_backend_pid()", &[]).await?.get(0);
-        Ok(Worker { conn, pid })
-    }
-
-    async fn drive(
-        &mut self,
-        task: &Task,
-        mut queue: Queue,
-        mut idle: Vec<Worker>,
-        running: &mut JoinSet<Ended>,
-    ) -> Result<(), Fault> {
-        let mut at_work: Vec<(i32, Waiting)> = Vec::new();
-        let mut looks = tokio::time::interval(LOOK_EVERY);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            while !idle.is_empty()
-                && let Some(next) = queue.next()
-                && let Some(worker) = idle.pop()
-            {
-                at_work.push((worker.pid, next.clone()));
-                let need = match self.needed.contains(&next.ord) {
-                    true => Need::ByReplication,
-                    false => Need::Nobody,
-                };
-                running.spawn(work(task.clone(), worker, next, need));
-            }
-            tokio::select! {
-                ended = running.join_next() => match ended {
-                    None => return Ok(()),
-                    Some(Ok((worker, one, outcome))) => {
-                        outcome?;
-                        at_work.retain(|(pid, _)| *pid != worker.pid);
-                        queue.done(&one);
-                        self.done += weight(&one);
-                        idle.push(worker);
-                    }
-                    Some(Err(error)) => {
-                        let what = format!("a worker broke: {error}");
-                        return Err(self.conn.own(Fault::new(FaultKind::Failed, what)));
-                    }
-                },
-                _ = looks.tick() => self.tell(&at_work).await?,
-            }
-        }
-    }
-
-    /// What the server says of the statements at work, as a share of their tables' bytes.
-    async fn tell(&self, at_work: &[(i32, Waiting)]) -> Result<(), Fault> {
-        let pids: Vec<i32> = at_work.iter().map(|(pid, _)| *pid).collect();
-        let rows = self.conn.rows(SHARES, &[&pids]).await?;
-        let mut done = self.done;
-        for row in &rows {
-            let (pid, share): (i32, f64) = (row.get(0), row.get(1));
-            if let Some((_, one)) = at_work.iter().find(|(p, _)| *p == pid) {
-                done += (weight(one) as f64 * share.clamp(0.0, 1.0)) as u64;
-            }
-        }
-        let heaviest = at_work.iter().max_by_key(|(_, one)| one.weight);
-        let work = WorkProgress {
-            done,
-            total: self.total,
-            unit: WorkUnit::Bytes,
-            current: heaviest.and_then(|(_, one)| one.label()),
-            workers: u8::try_from(at_work.len()).unwrap_or(u8::MAX),
-        };
-        self.task.work(self.phase, work);
-        Ok(())
-    }
-}
-
-/// How far each index is: reading the table is the first half, sorting has no numbers, writing the
-/// tree is the rest (PostgreSQL manual, "CREATE INDEX Progress Reporting").
-const SHARES: &str = "
-SELECT pid, CASE
-    WHEN tuples_done > 0 AND tuples_total > 0
-        THEN 0.6 + 0.4 * tuples_done::float8 / tuples_total
-    WHEN blocks_total > 0 THEN 0.5 * blocks_done::float8 / blocks_total
-    ELSE 0.0::float8 END
-FROM pg_stat_progress_create_index WHERE pid = ANY ($1)";
-
-fn weight(one: &Waiting) -> u64 {
-    one.weight + WEIGHT_MIN
-}
-
-/// Who cannot do without it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Need {
-    /// Replication finds rows by it.
-    ByReplication,
-    /// Nobody who would lose rows.
-    Nobody,
-}
-
-async fn work(task: Task, worker: Worker, one: Waiting, need: Need) -> Ended {
-    let outcome = match one.kind {
-        Kind::ForeignKey | Kind::ForeignKeyAtOnce => validate(&task, &worker.conn, &one).await,
-        Kind::Index
-        | Kind::Key
-        | Kind::Check
-        | Kind::DomainCheck
-        | Kind::DomainNotNull
-        | Kind::Other => build(&task, &worker.conn, &one, need).await,
-    };
-    (worker, one, outcome)
-}
-
 /// Tries of a statement that another session's locks got in the way of.
 const DEADLOCK_TRIES: u32 = 5;
 
-async fn build(task: &Task, conn: &Conn, one: &Waiting, need: Need) -> Result<(), Fault> {
+pub(super) async fn build(
+    task: &Task,
+    conn: &Conn,
+    one: &Waiting,
+    need: Need,
+) -> Result<(), Fault> {
     let sql = format!("{};\n{}", one.sql, mark(task.job, one.ord, Mark::Done));
     match insist(conn, &sql).await {
         Ok(()) => Ok(()),
@@ -445,7 +270,7 @@ async fn build(task: &Task, conn: &Conn, one: &Waiting, need: Need) -> Result<()
 }
 
 /// A transaction that is begun again where a deadlock ended it.
-async fn insist(conn: &Conn, sql: &str) -> Result<(), PgError> {
+pub(super) async fn insist(conn: &Conn, sql: &str) -> Result<(), PgError> {
     let mut tries = 1;
     loop {
         match conn.transact(sql).await {
@@ -457,7 +282,7 @@ async fn insist(conn: &Conn, sql: &str) -> Result<(), PgError> {
     }
 }
 
-async fn validate(task: &Task, conn: &Conn, one: &Waiting) -> Result<(), Fault> {
+pub(super) async fn validate(task: &Task, conn: &Conn, one: &Waiting) -> Result<(), Fault> {
     let (Some(table), Some(name)) = (&one.table, &one.name) else {
         return Ok(());
     };

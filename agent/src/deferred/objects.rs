@@ -288,12 +288,19 @@ pub(crate) enum Mark {
 
 /// The statement that notes it.
 pub(crate) fn mark(job: JobId, ord: i32, mark: Mark) -> String {
+    mark_all(job, &[ord], mark)
+}
+
+/// The statement that notes it of several.
+pub(crate) fn mark_all(job: JobId, ords: &[i32], mark: Mark) -> String {
     let state = match mark {
         Mark::Added => "added",
         Mark::Done => "done",
         Mark::Failed => "failed",
     };
+    let ords: Vec<String> = ords.iter().map(ToString::to_string).collect();
     format!(
-        "UPDATE steep_repl.deferred_objects SET state = '{state}' WHERE job = '{job}' AND ord = {ord}"
+        "UPDATE steep_repl.deferred_objects SET state = '{state}' WHERE job = '{job}' AND ord IN ({})",
+        ords.join(", ")
     )
 }
