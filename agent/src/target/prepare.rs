@@ -32,13 +32,13 @@ pub struct PrepareRequest {
 
 /// Dumps of the source's schema, read only where the schema is made of them.
 #[derive(Debug)]
-pub struct Dumps<R> {
+pub struct Dumps<R, Q> {
     /// Types, functions, tables, views, defaults.
     pub pre_data: R,
     /// Rows that users have put into tables of extensions.
     pub extension_rows: R,
     /// Indexes, constraints, triggers, rules, policies.
-    pub post_data: R,
+    pub post_data: Q,
 }
 
 /// What is wanted of a target's schema.
@@ -65,11 +65,11 @@ pub struct SchemaRequest {
 /// # Errors
 /// `SchemaMismatch` where the schemas differ and the mode is strict, or planned tables or columns are
 /// missing; a fault that names tables with rows; what the server refuses.
-pub async fn prepare<R: PartReader>(
+pub async fn prepare<R: PartReader, Q: PartReader>(
     task: &Task,
     request: &PrepareRequest,
     plan: &[TablePlan],
-    dumps: Dumps<R>,
+    dumps: Dumps<R, Q>,
 ) -> Result<Vec<Finding>, Fault> {
     let task = &Task {
         patience: Patience::Long,
