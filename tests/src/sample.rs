@@ -63,3 +63,29 @@ pub fn many_tables(database: &Database, count: u32) -> Result<()> {
     );
     database.sql(&sql).map(drop)
 }
+
+/// Tables of one transaction of [`small_tables`]: each takes some twelve locks, and the default lock
+/// table has 6,400 places.
+const SMALL_TABLES_STEP: u32 = 100;
+
+/// That many tables of five rows in schema `many`, each with a primary key from a sequence of its own and
+/// a secondary index.
+///
+/// # Errors
+/// What the server said.
+pub fn small_tables(database: &Database, count: u32) -> Result<()> {
+    let sql = format!(
+        "CREATE SCHEMA many;
+         DO $$ BEGIN
+             FOR n IN 1..{count} LOOP
+                 EXECUTE format('CREATE TABLE many.t%s (id bigserial PRIMARY KEY, customer bigint NOT NULL,
+                     body text, made timestamptz DEFAULT now())', n);
+                 EXECUTE format('CREATE INDEX ON many.t%s (customer)', n);
+                 EXECUTE format('INSERT INTO many.t%s (customer, body)
+                     SELECT row, repeat(''x'', 20) FROM generate_series(1, 5) AS row', n);
+                 IF n % {SMALL_TABLES_STEP} = 0 THEN COMMIT; END IF;
+             END LOOP;
+         END $$"
+    );
+    database.sql(&sql).map(drop)
+}
