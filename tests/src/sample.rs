@@ -1,5 +1,7 @@
 //! The sample database: pgbench's tables, and a small shop with the types people really use.
 
+use std::ops::RangeInclusive;
+
 use anyhow::Result;
 
 use crate::command;
@@ -68,16 +70,17 @@ pub fn many_tables(database: &Database, count: u32) -> Result<()> {
 /// table has 6,400 places.
 const SMALL_TABLES_STEP: u32 = 100;
 
-/// That many tables of five rows in schema `many`, each with a primary key from a sequence of its own and
-/// a secondary index.
+/// Tables of those numbers in schema `many`, five rows in each, with a primary key from a sequence of its
+/// own and a secondary index.
 ///
 /// # Errors
 /// What the server said.
-pub fn small_tables(database: &Database, count: u32) -> Result<()> {
+pub fn small_tables(database: &Database, numbers: RangeInclusive<u32>) -> Result<()> {
+    let (first, last) = numbers.into_inner();
     let sql = format!(
-        "CREATE SCHEMA many;
+        "CREATE SCHEMA IF NOT EXISTS many;
          DO $$ BEGIN
-             FOR n IN 1..{count} LOOP
+             FOR n IN {first}..{last} LOOP
                  EXECUTE format('CREATE TABLE many.t%s (id bigserial PRIMARY KEY, customer bigint NOT NULL,
                      body text, made timestamptz DEFAULT now())', n);
                  EXECUTE format('CREATE INDEX ON many.t%s (customer)', n);
