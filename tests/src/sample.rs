@@ -1,5 +1,7 @@
 //! The sample database: pgbench's tables, and a small shop with commonly used types.
 
+use std::ops::RangeInclusive;
+
 use anyhow::Result;
 
 use crate::command;
@@ -60,6 +62,33 @@ pub fn many_tables(database: &Database, count: u32) -> Result<()> {
          SELECT format('CREATE TABLE many.t%s (id bigint PRIMARY KEY, body text)', n)
          FROM generate_series(1, {count}) AS n
          \\gexec"
+    );
+    database.sql(&sql).map(drop)
+}
+
+/// Tables of one transaction of [`small_tables`]: each takes some twelve locks, and the default lock
+/// table has 6,400 places.
+const SMALL_TABLES_STEP: u32 = 100;
+
+/// Tables of those numbers in schema `many`, five rows in each, with a primary key from a sequence of its
+/// own and a secondary index.
+///
+/// # Errors
+/// What the server said.
+pub fn small_tables(database: &Database, numbers: RangeInclusive<u32>) -> Result<()> {
+    let (first, last) = numbers.into_inner();
+    let sql = format!(
+        "CREATE SCHEMA IF NOT EXISTS many;
+         DO $$ BEGIN
+             FOR n IN {first}..{last} LOOP
+                 EXECUTE format('CREATE TABLE many.t%s (id bigserial PRIMARY KEY, customer bigint NOT NULL,
+                     body text, made timestamptz DEFAULT now())', n);
+                 EXECUTE format('CREATE INDEX ON many.t%s (customer)', n);
+                 EXECUTE format('INSERT INTO many.t%s (customer, body)
+                     SELECT row, repeat(''x'', 20) FROM generate_series(1, 5) AS row', n);
+                 IF n % {SMALL_TABLES_STEP} = 0 THEN COMMIT; END IF;
+             END LOOP;
+         END $$"
     );
     database.sql(&sql).map(drop)
 }

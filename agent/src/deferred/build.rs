@@ -4,7 +4,7 @@
 //! What fails and replication does not need is noted as missing and skipped; what it needs stops the job
 //! and leaves the rest as it is.
 //!
-//! Each statement records its end in its own transaction, so a repeated command goes on where the last one
+//! Each statement records its end in its own transaction, which those on small tables share, so a repeated command goes on where the last one
 //! stopped. These transactions do not wait for the disk: statement and record are lost or kept together,
 //! and the last commit of a stage waits for all of them.
 

@@ -1,6 +1,8 @@
 //! What waits for the rows: its definition is stored in `steep_repl.deferred_objects` before it is skipped
 //! or dropped, so that it survives any crash.
 
+use std::collections::{BTreeSet, HashMap};
+
 use steep_protocol::{Fault, JobId, TableName};
 use tokio_postgres::Row;
 
@@ -239,19 +241,60 @@ impl Waiting {
             name: name(4),
             sql: row.get(5),
             added: row.get(6),
-            weight: u64::try_from(row.get::<_, i64>(7)).unwrap_or(0),
+            weight: 0,
         }
     }
 }
 
 /// What is left of a stage, in order.
 pub(crate) async fn waiting(conn: &Conn, job: JobId, stage: Stage) -> Result<Vec<Waiting>, Fault> {
-    let sql = "SELECT ord, kind, schema_name, table_name, name, create_sql, d.state = 'added',
-            coalesce(pg_table_size(to_regclass(quote_ident(schema_name) || '.' || quote_ident(table_name))), 0)
-        FROM steep_repl.deferred_objects d
-        WHERE job = $1 AND stage = $2 AND d.state IN ('pending', 'added') ORDER BY ord";
+    let sql = "SELECT ord, kind, schema_name, table_name, name, create_sql, state = 'added'
+        FROM steep_repl.deferred_objects
+        WHERE job = $1 AND stage = $2 AND state IN ('pending', 'added') ORDER BY ord";
     let rows = conn.rows(sql, &[&job.to_string(), &stage.code()]).await?;
-    Ok(rows.iter().map(Waiting::from_row).collect())
+    let mut all: Vec<Waiting> = rows.iter().map(Waiting::from_row).collect();
+    let weights = weights(conn, job, &all).await?;
+    for one in &mut all {
+        let weight = one.table.as_ref().and_then(|table| weights.get(table));
+        one.weight = weight.copied().unwrap_or(0);
+    }
+    Ok(all)
+}
+
+/// COPY bytes below which they stand for the table's own: narrow rows take up to four times as much
+/// there.
+const COPIED_SMALL: i64 = 256 * 1024;
+
+/// Bytes of the tables. Of a small table that the job has copied, those in the ledger: to ask for its size,
+/// the server opens it, its TOAST table and their files, which takes seconds for ten thousand tables.
+async fn weights(
+    conn: &Conn,
+    job: JobId,
+    all: &[Waiting],
+) -> Result<HashMap<TableName, u64>, Fault> {
+    let mut unknown: BTreeSet<&TableName> = all.iter().filter_map(|w| w.table.as_ref()).collect();
+    if unknown.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let copied = "SELECT schema_name, table_name, sum(bytes)::int8 FROM steep_repl.copy_ledger
+        WHERE job = $1 GROUP BY 1, 2 HAVING sum(bytes)::int8 <= $2";
+    let small = conn
+        .rows(copied, &[&job.to_string(), &COPIED_SMALL])
+        .await?;
+    let mut weights: HashMap<TableName, u64> = small.iter().filter_map(weight).collect();
+    unknown.retain(|table| !weights.contains_key(*table));
+    let schemas: Vec<&str> = unknown.iter().map(|t| t.schema.as_str()).collect();
+    let names: Vec<&str> = unknown.iter().map(|t| t.table.as_str()).collect();
+    let sized = "SELECT s, t, coalesce(pg_table_size(to_regclass(format('%I.%I', s, t))), 0)
+        FROM unnest($1::text[], $2::text[]) AS tables (s, t)";
+    let sized = conn.rows(sized, &[&schemas, &names]).await?;
+    weights.extend(sized.iter().filter_map(weight));
+    Ok(weights)
+}
+
+fn weight(row: &Row) -> Option<(TableName, u64)> {
+    let name = TableName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)).ok()?;
+    Some((name, u64::try_from(row.get::<_, i64>(2)).unwrap_or(0)))
 }
 
 /// Takes over what earlier jobs dropped and never rebuilt: a job abandoned without cleanup must not cost
@@ -279,12 +322,19 @@ pub(crate) enum Mark {
 }
 
 pub(crate) fn mark(job: JobId, ord: i32, mark: Mark) -> String {
+    mark_all(job, &[ord], mark)
+}
+
+/// The statement that notes it of several.
+pub(crate) fn mark_all(job: JobId, ords: &[i32], mark: Mark) -> String {
     let state = match mark {
         Mark::Added => "added",
         Mark::Done => "done",
         Mark::Failed => "failed",
     };
+    let ords: Vec<String> = ords.iter().map(ToString::to_string).collect();
     format!(
-        "UPDATE steep_repl.deferred_objects SET state = '{state}' WHERE job = '{job}' AND ord = {ord}"
+        "UPDATE steep_repl.deferred_objects SET state = '{state}' WHERE job = '{job}' AND ord IN ({})",
+        ords.join(", ")
     )
 }

@@ -15,6 +15,17 @@ enum Held {
     Alone,
 }
 
+/// Statements of one transaction, at most.
+const BATCH: usize = 16;
+
+/// A batch holds no more than this share of what each worker has before it: the last statements are spread
+/// over all workers, and where there are few, each is a transaction of its own.
+const SHARE: usize = 32;
+
+/// Bytes of a table whose indexes may share a transaction: each is built in some milliseconds, of which
+/// most go into the transaction.
+const SMALL: u64 = 1024 * 1024;
+
 /// Statements of one stage, heaviest first.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
@@ -34,14 +45,35 @@ impl Queue {
         }
     }
 
-    /// The next statement that need not wait for another of ours; return it with [`done`](Self::done).
-    pub(super) fn next(&mut self) -> Option<Waiting> {
+    /// The next one that need not wait for another of ours, and others on small tables to share its
+    /// transaction, for one of so many workers. Empty where all have to wait. Each is to be given back by
+    /// [`done`](Self::done).
+    pub(super) fn take(&mut self, workers: usize) -> Vec<Waiting> {
+        let most = (self.pending.len() / (workers.max(1) * SHARE)).clamp(1, BATCH);
+        let mut batch: Vec<Waiting> = self.next().into_iter().collect();
+        while batch.len() < most
+            && batch.last().is_some_and(is_small)
+            && let Some(next) = self.next_where(is_small)
+        {
+            batch.push(next);
+        }
+        batch
+    }
+
+    fn next(&mut self) -> Option<Waiting> {
+        self.next_where(|_| true)
+    }
+
+    fn next_where(&mut self, fits: impl Fn(&Waiting) -> bool) -> Option<Waiting> {
         let free = |w: &Waiting| match w.table.as_ref().and_then(|t| self.held.get(t)) {
             None => true,
             Some(Held::Shared(_)) => w.kind == Kind::Index,
             Some(Held::Alone) => false,
         };
         let at = self.pending.iter().rposition(free)?;
+        if !fits(&self.pending[at]) {
+            return None;
+        }
         let waiting = self.pending.remove(at);
         if let Some(table) = &waiting.table {
             let held = match (waiting.kind, self.held.get(table)) {
@@ -65,6 +97,13 @@ impl Queue {
             }
         }
     }
+}
+
+/// Whether others may share its transaction, which a setting of its own would reach too.
+fn is_small(waiting: &Waiting) -> bool {
+    matches!(waiting.kind, Kind::Index | Kind::Key)
+        && waiting.weight <= SMALL
+        && !waiting.sql.starts_with("SET ")
 }
 
 #[cfg(test)]
@@ -99,6 +138,42 @@ mod tests {
         assert_eq!(take(&mut queue), Some(2));
         assert_eq!(take(&mut queue), Some(3), "two indexes share a table");
         assert_eq!(take(&mut queue), None);
+    }
+
+    #[test]
+    fn many_small_ones_share_transactions_and_the_last_are_spread() {
+        let one = |ord, weight| waiting(ord, Kind::Key, &format!("t{ord}"), weight);
+        let mut all: Vec<Waiting> = (0..2_000).map(|ord| one(ord, 1)).collect();
+        all.push(one(2_000, SMALL + 1));
+        all[7].sql = "SET LOCAL default_tablespace = x;\nALTER TABLE …".to_owned();
+        let mut queue = Queue::new(all);
+        let ords = |batch: &[Waiting]| batch.iter().map(|w| w.ord).collect::<Vec<_>>();
+        assert_eq!(ords(&queue.take(4)), [2_000], "a large one goes alone");
+        assert_eq!(ords(&queue.take(4)), (0..7).collect::<Vec<_>>());
+        assert_eq!(ords(&queue.take(4)), [7], "so does one with a setting");
+        let mut sizes = Vec::new();
+        loop {
+            match queue.take(4).len() {
+                0 => break,
+                size => sizes.push(size),
+            }
+        }
+        assert_eq!(sizes.iter().sum::<usize>(), 1_992);
+        assert!(sizes.is_sorted_by(|a, b| a >= b));
+        assert_eq!((sizes[0], sizes.last()), (15, Some(&1)));
+        let few = (0..100).map(|ord| one(ord, 1));
+        assert_eq!(Queue::new(few.collect()).take(4).len(), 1);
+    }
+
+    #[test]
+    fn a_batch_takes_no_table_that_another_holds() {
+        let all = (0..4_000).map(|ord| waiting(ord, Kind::Key, &format!("t{}", ord / 2), 1));
+        let mut queue = Queue::new(all.collect());
+        let batch = queue.take(1);
+        assert_eq!(batch.len(), BATCH);
+        assert!(batch.iter().all(|w| w.ord % 2 == 0));
+        batch.iter().for_each(|w| queue.done(w));
+        assert_eq!(queue.take(1)[0].ord, 1);
     }
 
     #[test]

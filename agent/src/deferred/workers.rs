@@ -11,7 +11,7 @@ use tokio_postgres::error::SqlState;
 
 use super::build::{identity_failed, named, note_missing};
 use super::memory::Memory;
-use super::objects::{Kind, Mark, Waiting, mark};
+use super::objects::{Kind, Mark, Waiting, mark, mark_all};
 use super::queue::Queue;
 use crate::node::connection::Conn;
 use crate::pg::PgError;
@@ -30,7 +30,7 @@ struct Worker {
     pid: i32,
 }
 
-type Ended = (Worker, Waiting, Result<(), Fault>);
+type Ended = (Worker, Vec<Waiting>, Result<(), Fault>);
 
 pub(super) struct Pool<'a> {
     task: &'a Task,
@@ -97,29 +97,35 @@ impl<'a> Pool<'a> {
         mut idle: Vec<Worker>,
         running: &mut JoinSet<Ended>,
     ) -> Result<(), Fault> {
-        let mut at_work: Vec<(i32, Waiting)> = Vec::new();
+        let workers = idle.len();
+        let mut at_work: Vec<(i32, Vec<Waiting>)> = Vec::new();
         let mut looks = tokio::time::interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            while !idle.is_empty()
-                && let Some(next) = queue.next()
-                && let Some(worker) = idle.pop()
-            {
-                at_work.push((worker.pid, next.clone()));
-                let need = match self.needed.contains(&next.ord) {
+            while let Some(worker) = idle.pop() {
+                let batch = queue.take(workers);
+                if batch.is_empty() {
+                    idle.push(worker);
+                    break;
+                }
+                at_work.push((worker.pid, batch.clone()));
+                let need = |one: &Waiting| match self.needed.contains(&one.ord) {
                     true => Need::ByReplication,
                     false => Need::Nobody,
                 };
-                running.spawn(work(task.clone(), worker, next, need));
+                let needs = batch.iter().map(need).collect();
+                running.spawn(work(task.clone(), worker, batch, needs));
             }
             tokio::select! {
                 ended = running.join_next() => match ended {
                     None => return Ok(()),
-                    Some(Ok((worker, one, outcome))) => {
+                    Some(Ok((worker, batch, outcome))) => {
                         outcome?;
                         at_work.retain(|(pid, _)| *pid != worker.pid);
-                        queue.done(&one);
-                        self.done += weight(&one);
+                        for one in &batch {
+                            queue.done(one);
+                            self.done += weight(one);
+                        }
                         idle.push(worker);
                     }
                     Some(Err(error)) => {
@@ -133,22 +139,26 @@ impl<'a> Pool<'a> {
     }
 
     /// Reports the server's progress of running statements, as a share of their tables' bytes.
-    async fn tell(&self, at_work: &[(i32, Waiting)]) -> Result<(), Fault> {
+    async fn tell(&self, at_work: &[(i32, Vec<Waiting>)]) -> Result<(), Fault> {
         let pids: Vec<i32> = at_work.iter().map(|(pid, _)| *pid).collect();
         let rows = self.conn.rows(SHARES, &[&pids]).await?;
         let mut done = self.done;
         for row in &rows {
             let (pid, share): (i32, f64) = (row.get(0), row.get(1));
-            if let Some((_, one)) = at_work.iter().find(|(p, _)| *p == pid) {
+            // Which statement of a batch runs is unknown.
+            if let Some((_, batch)) = at_work.iter().find(|(p, _)| *p == pid)
+                && let [one] = &batch[..]
+            {
                 done += (weight(one) as f64 * share.clamp(0.0, 1.0)) as u64;
             }
         }
-        let heaviest = at_work.iter().max_by_key(|(_, one)| one.weight);
+        let all = at_work.iter().flat_map(|(_, batch)| batch);
+        let heaviest = all.max_by_key(|one| one.weight);
         let work = WorkProgress {
             done,
             total: self.total,
             unit: WorkUnit::Bytes,
-            current: heaviest.and_then(|(_, one)| one.label()),
+            current: heaviest.and_then(Waiting::label),
             workers: u8::try_from(at_work.len()).unwrap_or(u8::MAX),
         };
         self.task.work(self.phase, work);
@@ -177,17 +187,41 @@ enum Need {
     Nobody,
 }
 
-async fn work(task: Task, worker: Worker, one: Waiting, need: Need) -> Ended {
-    let outcome = match one.kind {
-        Kind::ForeignKey | Kind::ForeignKeyAtOnce => validate(&task, &worker.conn, &one).await,
+async fn work(task: Task, worker: Worker, batch: Vec<Waiting>, needs: Vec<Need>) -> Ended {
+    let mut outcome = Ok(());
+    if !build_together(&task, &worker.conn, &batch).await {
+        for (one, need) in batch.iter().zip(needs) {
+            outcome = work_on(&task, &worker.conn, one, need).await;
+            if outcome.is_err() {
+                break;
+            }
+        }
+    }
+    (worker, batch, outcome)
+}
+
+/// Builds several in one transaction. On failure, returns false and the caller builds each by itself, which
+/// reports what is wrong.
+async fn build_together(task: &Task, conn: &Conn, batch: &[Waiting]) -> bool {
+    if batch.len() == 1 {
+        return false;
+    }
+    let mut sql: String = batch.iter().map(|one| format!("{};\n", one.sql)).collect();
+    let ords: Vec<i32> = batch.iter().map(|one| one.ord).collect();
+    sql.push_str(&mark_all(task.job, &ords, Mark::Done));
+    insist(conn, &sql).await.is_ok()
+}
+
+async fn work_on(task: &Task, conn: &Conn, one: &Waiting, need: Need) -> Result<(), Fault> {
+    match one.kind {
+        Kind::ForeignKey | Kind::ForeignKeyAtOnce => validate(task, conn, one).await,
         Kind::Index
         | Kind::Key
         | Kind::Check
         | Kind::DomainCheck
         | Kind::DomainNotNull
-        | Kind::Other => build(&task, &worker.conn, &one, need).await,
-    };
-    (worker, one, outcome)
+        | Kind::Other => build(task, conn, one, need).await,
+    }
 }
 
 /// Tries of a statement that deadlocked with another session.

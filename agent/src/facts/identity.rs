@@ -46,26 +46,28 @@ const INCOMPARABLE: &str = "
                 AND k.casttarget = o.opcintype AND k.castmethod = 'b' AND k.castcontext = 'i')))
     )";
 
-const KEYS: &str = "
-    keys AS (
-        SELECT i.indrelid, i.indisprimary, i.indisreplident, i.indimmediate,
-            EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = i.indrelid AND a.attgenerated <> ''
-                AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1])) AS generated
-        FROM pg_index i WHERE (i.indisprimary OR i.indisreplident) AND i.indisvalid
-    )";
+/// Whether a generated column is among the key columns of `index`, an alias of `pg_index`; NULL if there
+/// is none. A CTE of all keys has no statistics, and PostgreSQL may scan it once per table.
+fn generated(index: &str) -> String {
+    format!(
+        "CASE WHEN {index}.indrelid IS NOT NULL THEN EXISTS (
+            SELECT FROM pg_attribute a WHERE a.attrelid = {index}.indrelid AND a.attgenerated <> ''
+                AND a.attnum = ANY ({index}.indkey[0:{index}.indnkeyatts - 1])) END"
+    )
+}
 
 /// Leaves out tables whose identity is a key of ordinary columns, with which nothing can go wrong.
 fn sql() -> String {
     format!(
-        "WITH RECURSIVE {INCOMPARABLE}, {KEYS}, described AS (
+        "WITH RECURSIVE {INCOMPARABLE}, described AS (
             SELECT n.nspname, c.relname,
                 CASE c.relreplident WHEN 'f' THEN 'full' WHEN 'n' THEN 'nothing'
                     WHEN 'i' THEN CASE WHEN r.indimmediate IS NOT TRUE THEN 'index_lost'
-                        WHEN r.generated THEN 'key_generated' ELSE 'key' END
+                        WHEN {replica_generated} THEN 'key_generated' ELSE 'key' END
                     ELSE CASE WHEN p.indrelid IS NULL THEN 'no_key'
                         WHEN NOT p.indimmediate THEN 'deferrable'
-                        WHEN p.generated THEN 'key_generated' ELSE 'key' END END AS identity,
-                p.indimmediate AS key_immediate, p.generated AS key_generated,
+                        WHEN {primary_generated} THEN 'key_generated' ELSE 'key' END END AS identity,
+                p.indimmediate AS key_immediate, {primary_generated} AS key_generated,
                 EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attgenerated = 's'
                     AND NOT a.attisdropped) AS stored_columns,
                 EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attgenerated = 'v'
@@ -75,13 +77,15 @@ fn sql() -> String {
                     AND a.attgenerated = '' ORDER BY a.attnum LIMIT 1) AS incomparable,
                 pg_stat_get_tuples_updated(c.oid) + pg_stat_get_tuples_deleted(c.oid) > 0 AS changed
             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-            LEFT JOIN keys p ON p.indrelid = c.oid AND p.indisprimary
-            LEFT JOIN keys r ON r.indrelid = c.oid AND r.indisreplident
+            LEFT JOIN pg_index p ON p.indrelid = c.oid AND p.indisprimary AND p.indisvalid
+            LEFT JOIN pg_index r ON r.indrelid = c.oid AND r.indisreplident AND r.indisvalid
             WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND {USER_RELATION}
         )
         SELECT nspname::text, relname::text, identity, key_immediate, key_generated,
             stored_columns, virtual_columns, incomparable, changed
-        FROM described WHERE identity <> 'key' ORDER BY nspname, relname"
+        FROM described WHERE identity <> 'key' ORDER BY nspname, relname",
+        replica_generated = generated("r"),
+        primary_generated = generated("p"),
     )
 }
 

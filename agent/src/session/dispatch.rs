@@ -26,6 +26,7 @@ use crate::deferred::build::Purpose;
 use crate::facts::{self, PeerFacts};
 use crate::peer::connection::SourceAgent;
 use crate::peer::fetch::copy;
+use crate::peer::pending::PendingDump;
 use crate::pg::{Conninfo, catalog};
 use crate::replication::{fence, prepared};
 use crate::snapshot::{self, OpenSnapshot, SourceJobs, slot};
@@ -375,7 +376,9 @@ async fn prepare(
     let dumps = Dumps {
         pre_data: link.schema(SchemaSection::PreData).await?,
         extension_rows: link.schema(SchemaSection::ExtensionRows).await?,
-        post_data: link.schema(SchemaSection::PostData).await?,
+        // Dumped while the first section is applied: each takes seconds for ten thousand tables. Both
+        // at once would need a lock for each table twice.
+        post_data: PendingDump::request(link, SchemaSection::PostData),
     };
     let request = PrepareRequest {
         schema,

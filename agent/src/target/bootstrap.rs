@@ -26,11 +26,11 @@ const TELL_EVERY: u64 = 100;
 
 /// Creates the schema and stores what waits. The job's record then says `Begun`; the caller lists what was
 /// created and sets `Prepared`.
-pub(super) async fn make<R: PartReader>(
+pub(super) async fn make<R: PartReader, Q: PartReader>(
     task: &Task,
     conn: &Conn,
     plan: &[TablePlan],
-    dumps: Dumps<R>,
+    dumps: Dumps<R, Q>,
 ) -> Result<Vec<Finding>, Fault> {
     conn.execute("BEGIN").await?;
     job_records::open(conn, task.job, Origin::Bootstrap, plan).await?;

@@ -14,12 +14,19 @@ use crate::deferred::checks;
 use crate::mutex::lock;
 use crate::node::connection::Conn;
 use crate::node::job_records;
+use crate::pg::PgError;
 use crate::schema::batch::is_of_the_statement;
 use crate::schema::missing;
 use crate::schema::statement::Stage;
 use crate::task::Task;
 
 const SEQUENCE_BATCH: usize = 1000;
+
+/// Tables per `ANALYZE`, at most.
+const ANALYZE_BATCH: usize = 16;
+
+/// Bytes up to which a table is analysed together with others: reading 128 pages takes a moment.
+const ANALYZE_SMALL: u64 = 1024 * 1024;
 
 const NAMED: usize = 20;
 
@@ -112,7 +119,7 @@ fn sequences_missing(conn: &Conn, missing: &[String]) -> Finding {
     )
 }
 
-async fn set(conn: &Conn, sequences: &[&SequenceValue]) -> Result<(), crate::pg::PgError> {
+async fn set(conn: &Conn, sequences: &[&SequenceValue]) -> Result<(), PgError> {
     let names: Vec<String> = sequences.iter().map(|s| s.name.quoted()).collect();
     let values: Vec<i64> = sequences.iter().map(|s| s.last_value).collect();
     let called: Vec<bool> = sequences.iter().map(|s| s.is_called).collect();
@@ -157,7 +164,7 @@ async fn analyze(task: &Task, conn: &Conn, parallel: u8) -> Result<(), Fault> {
 
 async fn analyze_some(
     task: &Task,
-    queue: &Mutex<VecDeque<String>>,
+    queue: &Mutex<VecDeque<Target>>,
     total: u64,
     workers: usize,
 ) -> Result<(), Fault> {
@@ -165,46 +172,91 @@ async fn analyze_some(
     // Autovacuum restores statistics lost in a crash, so nothing waits for the disk.
     conn.execute("SET synchronous_commit = off").await?;
     loop {
-        let (next, left) = {
+        let (batch, left) = {
             let mut queue = lock(queue);
-            (queue.pop_front(), queue.len() as u64)
+            let batch = take(&mut queue, workers);
+            (batch, queue.len() as u64)
         };
-        let Some(table) = next else { return Ok(()) };
+        let Some(first) = batch.first() else {
+            return Ok(());
+        };
         task.work(
             Phase::CatchUp,
             WorkProgress {
-                done: total.saturating_sub(left + 1),
+                done: total.saturating_sub(left + batch.len() as u64),
                 total,
                 unit: WorkUnit::Items,
-                current: Some(format!("statistics of {table}")),
+                current: Some(format!("statistics of {first}")),
                 workers: u8::try_from(workers).unwrap_or(u8::MAX),
             },
         );
-        match conn.attempt(&format!("ANALYZE {table}")).await {
+        match conn.attempt(&format!("ANALYZE {}", batch.join(", "))).await {
             Ok(()) => {}
-            // The table is gone or somebody else's: its statistics are not worth a job.
-            Err(error) if error.sqlstate().is_some_and(is_of_the_statement) => {
-                tracing::warn!(job_id = %task.job, %table, %error, "table not analysed");
+            Err(error) if batch.len() > 1 && error.sqlstate().is_some_and(is_of_the_statement) => {
+                for table in &batch {
+                    let outcome = conn.attempt(&format!("ANALYZE {table}")).await;
+                    analysed(task, &conn, table, outcome)?;
+                }
             }
-            Err(error) => return Err(conn.fault(&error)),
+            outcome => analysed(task, &conn, first, outcome)?,
         }
+    }
+}
+
+/// A table to analyse.
+#[derive(Debug)]
+struct Target {
+    /// As `ANALYZE` takes it.
+    name: String,
+    bytes: u64,
+}
+
+/// Tables for one statement, which commits after each. Small ones go together, but each worker keeps several
+/// statements, so that none waits long for another's last one.
+fn take(queue: &mut VecDeque<Target>, workers: usize) -> Vec<String> {
+    let most = (queue.len() / (workers.max(1) * 32)).clamp(1, ANALYZE_BATCH);
+    let mut batch = Vec::new();
+    while batch.len() < most
+        && let Some(next) = queue.pop_front()
+    {
+        batch.push(next.name);
+        if next.bytes > ANALYZE_SMALL {
+            break;
+        }
+    }
+    batch
+}
+
+/// Ignores a table that is gone or somebody else's: its statistics are not worth a job.
+fn analysed(
+    task: &Task,
+    conn: &Conn,
+    table: &str,
+    outcome: Result<(), PgError>,
+) -> Result<(), Fault> {
+    match outcome {
+        Err(error) if error.sqlstate().is_some_and(is_of_the_statement) => {
+            tracing::warn!(job_id = %task.job, %table, %error, "table not analysed");
+            Ok(())
+        }
+        outcome => outcome.map_err(|error| conn.fault(&error)),
     }
 }
 
 /// What to analyse, largest first. Since 18, parents can be analysed without their partitions; before, a
 /// partitioned parent includes its partitions, which are then not analysed separately.
-async fn targets(task: &Task, conn: &Conn) -> Result<VecDeque<String>, Fault> {
+async fn targets(task: &Task, conn: &Conn) -> Result<VecDeque<Target>, Fault> {
     let planned = job_records::planned(conn, task.job).await?;
     let oids: Vec<u32> = planned.iter().map(|p| p.oid).collect();
     let only = conn.session.server_version() >= 180_000;
     let sql = if only {
-        "SELECT n.nspname::text, c.relname::text, c.relkind = 'p' FROM (
+        "SELECT n.nspname::text, c.relname::text, c.relkind = 'p', coalesce(pg_relation_size(c.oid), 0) FROM (
             SELECT oid FROM unnest($1::oid[]) AS t (oid)
             UNION SELECT a.relid FROM unnest($1::oid[]) AS t (oid), pg_partition_ancestors(t.oid) AS a (relid)
          ) AS all_of JOIN pg_class c USING (oid) JOIN pg_namespace n ON n.oid = c.relnamespace
-         ORDER BY c.relkind = 'p', pg_relation_size(c.oid) DESC, 1, 2"
+         ORDER BY 3, 4 DESC, 1, 2"
     } else {
-        "SELECT DISTINCT n.nspname::text, c.relname::text, false, pg_relation_size(c.oid)
+        "SELECT DISTINCT n.nspname::text, c.relname::text, false, coalesce(pg_relation_size(c.oid), 0)
          FROM unnest($1::oid[]) AS t (oid)
          JOIN pg_class c ON c.oid = coalesce(pg_partition_root(t.oid), t.oid)
          JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY 4 DESC, 1, 2"
@@ -213,7 +265,38 @@ async fn targets(task: &Task, conn: &Conn) -> Result<VecDeque<String>, Fault> {
     let name = |row: &tokio_postgres::Row| {
         let table = TableName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)).ok()?;
         let only = if row.get(2) { "ONLY " } else { "" };
-        Some(format!("{only}{}", table.quoted()))
+        Some(Target {
+            name: format!("{only}{}", table.quoted()),
+            bytes: u64::try_from(row.get::<_, i64>(3)).unwrap_or(0),
+        })
     };
     Ok(rows.iter().filter_map(name).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn queue(sizes: impl IntoIterator<Item = u64>) -> VecDeque<Target> {
+        let target = |(n, bytes)| Target {
+            name: format!("t{n}"),
+            bytes,
+        };
+        sizes.into_iter().enumerate().map(target).collect()
+    }
+
+    #[test]
+    fn only_small_tables_are_analysed_together_and_the_last_are_spread() {
+        let mut all = queue(
+            [9 * ANALYZE_SMALL, 2 * ANALYZE_SMALL]
+                .into_iter()
+                .chain([0; 2_000]),
+        );
+        assert_eq!(take(&mut all, 4), ["t0"]);
+        assert_eq!(take(&mut all, 4), ["t1"]);
+        assert_eq!(take(&mut all, 4).len(), 15);
+        let mut few = queue([0; 100]);
+        assert_eq!(take(&mut few, 4), ["t0"]);
+        assert!(take(&mut queue([]), 4).is_empty());
+    }
 }

@@ -29,13 +29,13 @@ pub(crate) struct PrepareRequest {
 
 /// Dumps of the source's schema, read only where the schema is created from them.
 #[derive(Debug)]
-pub(crate) struct Dumps<R> {
+pub(crate) struct Dumps<R, Q> {
     /// Types, functions, tables, views, defaults.
     pub(crate) pre_data: R,
     /// User data in extensions' tables.
     pub(crate) extension_rows: R,
     /// Indexes, constraints, triggers, rules, policies.
-    pub(crate) post_data: R,
+    pub(crate) post_data: Q,
 }
 
 #[derive(Debug)]
@@ -53,11 +53,11 @@ pub(crate) struct SchemaRequest {
 /// Repeated for the same job, it does nothing after a success, when rows may exist, and starts over after a
 /// failure. Fails with `SchemaMismatch` where the schemas differ in strict mode or planned tables or
 /// columns are missing, and where tables hold rows.
-pub(crate) async fn prepare<R: PartReader>(
+pub(crate) async fn prepare<R: PartReader, Q: PartReader>(
     task: &Task,
     request: &PrepareRequest,
     plan: &[TablePlan],
-    dumps: Dumps<R>,
+    dumps: Dumps<R, Q>,
 ) -> Result<Vec<Finding>, Fault> {
     let task = &Task {
         patience: Patience::Long,

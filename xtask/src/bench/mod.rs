@@ -31,9 +31,9 @@ pub(crate) struct Arguments {
     /// Number of runs of each way; the median counts
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=9))]
     runs: u8,
-    /// Instead, initialise that many empty tables, and a quarter and a half of them
-    #[arg(long, value_name = "N")]
-    many_tables: Option<u32>,
+    /// Instead, initialise that many small tables, and a quarter and a half of them
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(4..=100_000))]
+    tables: Option<u32>,
     /// Instead, measure the fingerprints of 1,000 and of 10,000 tables
     #[arg(long)]
     fingerprints: bool,
@@ -49,7 +49,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     println!("Building");
     let binaries = cargo::release_binaries()?;
-    if let Some(count) = arguments.many_tables {
+    if let Some(count) = arguments.tables {
         return many::run(binaries, count);
     }
     if arguments.updates {

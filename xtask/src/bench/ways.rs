@@ -118,22 +118,10 @@ fn ours(cluster: &Cluster, target: &str, parallel: u8) -> Result<Times> {
 }
 
 fn subscription(cluster: &Cluster, from: &Database, to: &Database, binary: bool) -> Result<Times> {
-    let server = cluster.node("node_a").server();
-    // Quoted for libpq inside, as an SQL literal outside.
-    let conninfo = format!(
-        "{} password='{}'",
-        server.conninfo(DATABASE),
-        server.password()
-    );
-    let conninfo = conninfo.replace('\'', "''");
     let begun = Instant::now();
     // PostgreSQL's own copy needs all indexes before the rows.
     schema(from, to, &["--schema-only"])?;
-    from.sql("CREATE PUBLICATION bench FOR ALL TABLES")?;
-    to.sql(&format!(
-        "CREATE SUBSCRIPTION bench CONNECTION '{conninfo}' PUBLICATION bench
-         WITH (binary = {binary})"
-    ))?;
+    subscribe(cluster, from, to, &format!("binary = {binary}"))?;
     let state = "SELECT count(*) FILTER (WHERE srsubstate NOT IN ('s', 'r')),
                         count(*) FILTER (WHERE srsubstate <> 'r') FROM pg_subscription_rel";
     let mut copied = None;
@@ -151,6 +139,39 @@ fn subscription(cluster: &Cluster, from: &Database, to: &Database, binary: bool)
         ready,
         ours: None,
     })
+}
+
+/// Publishes every table of `from` and subscribes `to` to them.
+pub(super) fn subscribe(
+    cluster: &Cluster,
+    from: &Database,
+    to: &Database,
+    options: &str,
+) -> Result<()> {
+    let server = cluster.node("node_a").server();
+    // Quoted for libpq inside, as a literal of SQL outside.
+    let conninfo = format!(
+        "{} password='{}'",
+        server.conninfo(DATABASE),
+        server.password()
+    );
+    let conninfo = conninfo.replace('\'', "''");
+    from.sql("CREATE PUBLICATION bench FOR ALL TABLES")?;
+    to.sql(&format!(
+        "CREATE SUBSCRIPTION bench CONNECTION '{conninfo}' PUBLICATION bench WITH ({options})"
+    ))
+    .map(drop)
+}
+
+/// `pg_dump | psql` of everything, rows included, without a wait for the disk at each statement.
+pub(super) fn dump_to_psql(from: &Database, to: &Database) -> Result<()> {
+    let mut dump = from.client("pg_dump");
+    dump.args(["--no-publications", "--no-subscriptions"]);
+    let mut restore = to.client("psql");
+    restore
+        .args(["-X", "-q", "-v", "ON_ERROR_STOP=1"])
+        .env("PGOPTIONS", "-c synchronous_commit=off");
+    pipe(dump, restore)
 }
 
 fn psql(from: &Database, to: &Database) -> Result<Times> {
