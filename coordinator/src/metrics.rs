@@ -1,6 +1,5 @@
-//! The page that a scrape gets. Asks the loop once per scrape and writes down what it says; between
-//! scrapes it costs nothing. Labels are nodes, phases and fixed words, never tables or job ids. Every
-//! metric here stands in docs/metrics.md, which a test checks.
+//! The metrics page. Each scrape asks the loop once; between scrapes it costs nothing. Labels are
+//! nodes, phases and fixed words, never tables or job ids. A test compares this with docs/metrics.md.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -13,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::drive::{Answer, Ask, Copied, Gauges, JobGauges, NodeGauges, Question};
 
-/// Answers scrapes out of the loop's own knowledge.
+/// Answers scrapes from the loop's state.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     asks: mpsc::Sender<Ask>,
@@ -21,7 +20,7 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    /// Metrics of the loop behind that queue, and of those connections.
+    /// Metrics of the loop that reads `asks`, and of the connections in `links`.
     pub(crate) fn new(asks: mpsc::Sender<Ask>, links: Links) -> Self {
         Self { asks, links }
     }
@@ -46,7 +45,7 @@ impl Scrape for Metrics {
             return None;
         };
         let mut registry: Registry = metrics::registry();
-        registry.register_collector(Box::new(Picture {
+        registry.register_collector(Box::new(Snapshot {
             gauges: Mutex::new(*gauges),
             paths: self.links.stats(),
         }));
@@ -54,14 +53,14 @@ impl Scrape for Metrics {
     }
 }
 
-/// What the loop said. Behind a lock because a collector must be shareable; nobody else has it.
+/// The values of one scrape. The lock is never contended: `Collector` requires `Sync`.
 #[derive(Debug)]
-struct Picture {
+struct Snapshot {
     gauges: Mutex<Gauges>,
     paths: Vec<PeerStats>,
 }
 
-impl Collector for Picture {
+impl Collector for Snapshot {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let gauges = self.gauges.lock().unwrap_or_else(PoisonError::into_inner);
         let mut page = Page::new(encoder);
@@ -75,7 +74,7 @@ impl Collector for Picture {
         jobs(&mut page, &gauges)?;
         job_progress(&mut page, &gauges.jobs)?;
         copied(&mut page, &gauges)?;
-        itself(&mut page, &gauges)?;
+        coordinator(&mut page, &gauges)?;
         paths(&mut page, &self.paths)
     }
 }
@@ -290,8 +289,7 @@ fn copied(page: &mut Page<'_>, gauges: &Gauges) -> fmt::Result {
     )
 }
 
-/// The coordinator's own health.
-fn itself(page: &mut Page<'_>, gauges: &Gauges) -> fmt::Result {
+fn coordinator(page: &mut Page<'_>, gauges: &Gauges) -> fmt::Result {
     page.counter(
         "steep_coordinator_events",
         "Events logged, by name",
@@ -323,7 +321,7 @@ fn itself(page: &mut Page<'_>, gauges: &Gauges) -> fmt::Result {
     )
 }
 
-/// How the network to agents and operators does. Agents' own metrics say it of the way between them.
+/// Network paths to agents and operators. Agents' own metrics cover the paths between them.
 fn paths(page: &mut Page<'_>, peers: &[PeerStats]) -> fmt::Result {
     let by = "by the node's name; operators together";
     page.paths("steep_coordinator", by, peers)
