@@ -69,7 +69,7 @@ impl<S: Store> Driver<S> {
             .get(node)
             .and_then(|record| record.lineage.clone());
         let forgotten = forgotten_here(&lineage.unwrap_or_default());
-        forgotten.iter().any(|known| self.is_news(known.id))
+        forgotten.iter().any(|known| self.is_forgotten(known.id))
     }
 
     fn check_give_up(

@@ -67,7 +67,7 @@ impl<S: Store> Driver<S> {
             return Ok(());
         }
         let text = format!("it is {} and cannot be a source", self.state_of(&spec.node));
-        let hint = "a source is synchronized, or no replica at all";
+        let hint = "a source must be synchronized, or not a replica";
         Err(Fault::new(FaultKind::Failed, text)
             .on(&spec.node)
             .hint(hint))

@@ -47,7 +47,7 @@ impl<S: Store> Driver<S> {
                 interest,
             } => {
                 if let Some(id) = self.live_job(&node) {
-                    self.looks_at(id, interest, now);
+                    self.renew_lease(id, interest, now);
                 }
                 self.job_answer(&node, seen, now).map(Some)
             }
