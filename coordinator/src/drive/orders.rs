@@ -123,7 +123,7 @@ impl<S: Store> Driver<S> {
         self.adopt(job, CopyProgress::default(), now);
         self.log(note, now);
         for node in [&source, &target] {
-            self.meet(id, node, now);
+            self.note_presence(id, node, now);
         }
         self.advance(id, JobEvent::Begin, now);
         id
