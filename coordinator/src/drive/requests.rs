@@ -92,7 +92,7 @@ impl<S: Store> Driver<S> {
         let end = self.store.last_end(node).map_err(unreadable)?;
         end.map(|end| ApiReply::Ended(Box::new(end)))
             .ok_or_else(|| {
-                let text = "no job of the node has ended yet";
+                let text = "no job of the node has ended yet, so there is no report";
                 let hint = format!("`steep-repl status {node}` shows what it is doing");
                 Fault::new(FaultKind::Failed, text).on(node).hint(hint)
             })

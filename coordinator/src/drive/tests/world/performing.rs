@@ -1,9 +1,9 @@
-//! What the fake agents do with their commands, and what they say of it.
+//! How the fake agents perform commands.
 
 use super::*;
 
 impl World {
-    /// Does what a good agent does: messages first, then the outcome.
+    /// Sends the command's messages and returns its outcome.
     pub(super) fn perform(&mut self, name: &str, job: JobId, command: &Command) -> Outcome {
         match command {
             Command::Source(command) => self.as_source(name, job, command),
@@ -121,7 +121,7 @@ pub(super) fn plan() -> Vec<TableSummary> {
     tables.collect()
 }
 
-/// A slot that waits for a backup.
+/// A prepared slot that waits for a backup.
 pub(in super::super) fn prepared(id: JobId) -> PreparedSlot {
     PreparedSlot {
         replication: Replication {
