@@ -67,7 +67,7 @@ impl Collector for Snapshot {
         let version = [("version", env!("CARGO_PKG_VERSION"))];
         page.gauge(
             "steep_coordinator_info",
-            "1; which version this is",
+            "1, with the version as a label",
             [(version, 1u64)],
         )?;
         nodes(&mut page, &gauges.nodes)?;
@@ -105,14 +105,14 @@ fn nodes(page: &mut Page<'_>, nodes: &[NodeGauges]) -> fmt::Result {
     )?;
     page.gauge(
         "steep_coordinator_postgres_up",
-        "Whether the node's PostgreSQL answered its agent; left out where nobody knows",
+        "Whether the node's PostgreSQL answered its agent; absent if unknown",
         nodes
             .iter()
             .filter_map(|n| Some(([("node", n.node.as_str())], u64::from(n.postgres?)))),
     )?;
     page.gauge(
         "steep_coordinator_node_unseen_seconds",
-        "Time since anybody could look at the node's PostgreSQL; 0 while somebody can",
+        "How long the node's agent or PostgreSQL has been unreachable; 0 while both are reachable",
         nodes
             .iter()
             .map(|n| ([("node", n.node.as_str())], n.unseen)),
@@ -159,7 +159,7 @@ fn jobs(page: &mut Page<'_>, gauges: &Gauges) -> fmt::Result {
         gauges.cleaning + gauges.jobs.iter().filter(|j| j.phase.is_none()).count() as u64;
     page.gauge(
         "steep_coordinator_jobs",
-        "Jobs by phase; cleanup are those that have ended and are being removed",
+        "Jobs by phase; cleanup counts ended jobs that are kept or being cleaned up",
         phases
             .map(|phase| ([("phase", phase.as_str())], in_phase(phase)))
             .chain([(
@@ -170,13 +170,13 @@ fn jobs(page: &mut Page<'_>, gauges: &Gauges) -> fmt::Result {
     let in_state = |state| gauges.jobs.iter().filter(|j| j.state == state).count() as u64;
     page.gauge(
         "steep_coordinator_jobs_at_work",
-        "Jobs at work by the state of their node",
+        "Running jobs by the state of their node",
         NodeState::ALL.map(|state| ([("state", state.as_str())], in_state(state))),
     )?;
     let ended = gauges.ended;
     page.counter(
         "steep_coordinator_jobs_ended",
-        "Jobs that have ended, by how",
+        "Jobs that have ended, by outcome",
         [
             ([("outcome", "completed")], ended.completed),
             ([("outcome", "failed")], ended.failed),
@@ -205,18 +205,18 @@ fn job_progress(page: &mut Page<'_>, jobs: &[JobGauges]) -> fmt::Result {
     )?;
     page.gauge(
         "steep_coordinator_job_expected_bytes",
-        "COPY bytes of the node's job in all, an estimate that corrects itself",
+        "Estimated total COPY bytes of the node's job",
         each(jobs, |j| j.bytes_total),
     )?;
     page.gauge(
         "steep_coordinator_job_bytes_per_second",
-        "Bytes of the current phase's work a second, smoothed; left out while unknown",
+        "Bytes of the current phase's work per second, smoothed; absent while unknown",
         jobs.iter()
             .filter_map(|j| Some(([("node", j.node.as_str())], j.bytes_sec?))),
     )?;
     page.gauge(
         "steep_coordinator_job_seconds_since_progress",
-        "Time since anything of the node's job moved: a count, a part on its way, a phase",
+        "Time since the node's job made progress: a count, a part in transfer or a phase",
         jobs.iter().filter_map(|j| {
             let labels = [("node", j.node.as_str()), ("phase", j.phase?.as_str())];
             Some((labels, j.still))
@@ -234,12 +234,12 @@ fn job_progress(page: &mut Page<'_>, jobs: &[JobGauges]) -> fmt::Result {
     )?;
     page.gauge(
         "steep_coordinator_job_expected_parts",
-        "Parts of the node's job in all",
+        "Total parts of the node's job",
         each(jobs, |j| j.parts.1),
     )?;
     page.gauge(
         "steep_coordinator_job_retries",
-        "Parts of the node's job that were begun again",
+        "Parts of the node's job that were retried",
         each(jobs, |j| j.retries),
     )?;
     page.gauge(
@@ -254,7 +254,7 @@ fn job_progress(page: &mut Page<'_>, jobs: &[JobGauges]) -> fmt::Result {
     )?;
     page.gauge(
         "steep_coordinator_job_eta_seconds",
-        "Time until the current phase ends; left out while unknown",
+        "Time until the current phase ends; absent while unknown",
         jobs.iter()
             .filter_map(|j| Some(([("node", j.node.as_str())], j.eta?))),
     )
@@ -300,8 +300,8 @@ fn coordinator(page: &mut Page<'_>, gauges: &Gauges) -> fmt::Result {
     )?;
     page.gauge(
         "steep_coordinator_queue_depth",
-        "What waits: messages of agents, questions of operators, messages to the agent that is \
-         furthest behind, entries for nodes' audit logs",
+        "Queue lengths: agents' messages, operators' questions, the longest queue to an agent, \
+         unconfirmed audit entries",
         [
             ([("queue", "agents")], gauges.agent_queue),
             ([("queue", "operators")], gauges.ask_queue),
@@ -311,7 +311,7 @@ fn coordinator(page: &mut Page<'_>, gauges: &Gauges) -> fmt::Result {
     )?;
     page.counter(
         "steep_coordinator_turns",
-        "Turns of the loop that owns everything",
+        "Turns of the coordinator's main loop",
         [([], gauges.turns)],
     )?;
     page.counter(

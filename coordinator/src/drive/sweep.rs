@@ -287,9 +287,9 @@ impl<S: Store> Driver<S> {
 /// No known node has the other end: its agent is not back yet, or the server has none.
 fn unseen_publisher(replication: &Replication) -> String {
     format!(
-        "no connected node has slot or publication {}. If their server is offline, they still exist and \
-         the slot keeps WAL: once the source's agent is back, remove them with steep-repl init cancel \
-         --node SOURCE --force-cleanup",
+        "no connected node has slot or publication {}. They may still exist on a server that is \
+         offline, where the slot keeps WAL: once the source's agent is back, remove them with \
+         steep-repl init cancel --node SOURCE --force-cleanup",
         replication.name().as_str()
     )
 }
