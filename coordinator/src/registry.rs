@@ -214,7 +214,7 @@ impl Agent {
     /// Whether its PostgreSQL answered the last observation, so that what is not listed does not
     /// exist.
     #[must_use]
-    pub fn sees(&self) -> bool {
+    pub fn postgres_answers(&self) -> bool {
         matches!(self.observed.postgres, Some(Ok(_)))
     }
 

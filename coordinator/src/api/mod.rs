@@ -97,7 +97,7 @@ struct Stream {
 
 fn interest(follow: bool) -> Interest {
     if follow {
-        Interest::GoesOn
+        Interest::Ongoing
     } else {
         Interest::Once
     }

@@ -33,7 +33,11 @@ pub(super) fn wiring(wiring: SubscriptionWiring) -> Option<Health> {
 
 impl<S: Store> Driver<S> {
     pub(super) fn publication_health(&self, source: &NodeId, job: JobId) -> Health {
-        let Some(agent) = self.registry.get(source).filter(|agent| agent.sees()) else {
+        let Some(agent) = self
+            .registry
+            .get(source)
+            .filter(|agent| agent.postgres_answers())
+        else {
             return Health::Unknown;
         };
         let status = agent.publication(job);
@@ -57,9 +61,13 @@ impl<S: Store> Driver<S> {
         job: JobId,
         following: &mut Following,
     ) -> bool {
-        let sees = |node: &NodeId| self.registry.get(node).filter(|agent| agent.sees());
-        let slot = sees(source).and_then(|agent| agent.slot(job));
-        let subscription = sees(node).and_then(|agent| agent.subscription(job));
+        let observing = |node: &NodeId| {
+            self.registry
+                .get(node)
+                .filter(|agent| agent.postgres_answers())
+        };
+        let slot = observing(source).and_then(|agent| agent.slot(job));
+        let subscription = observing(node).and_then(|agent| agent.subscription(job));
         match (slot, subscription) {
             (Some(slot), Some(subscription)) => following.parked.is_moved(slot, subscription),
             _ => false,
@@ -75,8 +83,12 @@ impl<S: Store> Driver<S> {
         watched: &mut Watched,
         now: Timestamp,
     ) -> Health {
-        let sees = |node: &NodeId| self.registry.get(node).filter(|agent| agent.sees());
-        let (Some(there), Some(here)) = (sees(source), sees(&record.id)) else {
+        let observing = |node: &NodeId| {
+            self.registry
+                .get(node)
+                .filter(|agent| agent.postgres_answers())
+        };
+        let (Some(there), Some(here)) = (observing(source), observing(&record.id)) else {
             return Health::Unknown;
         };
         let (Some(published), Some(subscribed)) = (there.published(job), here.subscribed(job))

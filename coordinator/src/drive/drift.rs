@@ -42,7 +42,11 @@ fn word(observer: &NodeId, own: &NodeId) -> Word {
 impl<S: Store> Driver<S> {
     /// Checks the replications that the agent observes one end of.
     pub(super) fn check_drift(&mut self, observer: &NodeId, now: Timestamp) {
-        if !self.registry.get(observer).is_some_and(Agent::sees) {
+        if !self
+            .registry
+            .get(observer)
+            .is_some_and(Agent::postgres_answers)
+        {
             return;
         }
         let concerned = self.nodes.values().filter(|record| {
@@ -75,8 +79,8 @@ impl<S: Store> Driver<S> {
         {
             following.apply.observe(seen, now);
         }
-        let sight = self.sight_health(&record.id, source);
-        following.sight.take(sight, Word::News);
+        let reachability = self.reachability_health(&record.id, source);
+        following.reachability.take(reachability, Word::News);
         let slot = self.slot_health(source, job);
         following.slot.take(slot, word(observer, source));
         if source == observer && self.is_slot_moved(&record.id, source, job, &mut following) {
@@ -106,7 +110,11 @@ impl<S: Store> Driver<S> {
     }
 
     fn slot_health(&self, source: &NodeId, job: JobId) -> Health {
-        let Some(agent) = self.registry.get(source).filter(|agent| agent.sees()) else {
+        let Some(agent) = self
+            .registry
+            .get(source)
+            .filter(|agent| agent.postgres_answers())
+        else {
             return Health::Unknown;
         };
         match agent.slot(job) {
@@ -122,7 +130,11 @@ impl<S: Store> Driver<S> {
 
     fn subscription_health(&self, record: &NodeRecord, job: JobId, apply: ApplyHealth) -> Health {
         let node = &record.id;
-        let Some(agent) = self.registry.get(node).filter(|agent| agent.sees()) else {
+        let Some(agent) = self
+            .registry
+            .get(node)
+            .filter(|agent| agent.postgres_answers())
+        else {
             return Health::Unknown;
         };
         match agent.subscription(job) {
@@ -152,7 +164,10 @@ impl<S: Store> Driver<S> {
         now: Timestamp,
     ) -> Health {
         let digest = |node: &NodeId| {
-            let agent = self.registry.get(node).filter(|agent| agent.sees())?;
+            let agent = self
+                .registry
+                .get(node)
+                .filter(|agent| agent.postgres_answers())?;
             agent.digest(job).map(str::to_owned)
         };
         let (Some(there), Some(here)) = (digest(source), digest(&record.id)) else {

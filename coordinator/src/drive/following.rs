@@ -60,7 +60,7 @@ pub(super) struct Following {
     pub(super) carried: Part,
     pub(super) columns: Part,
     /// Whether both ends can be reached.
-    pub(super) sight: Part,
+    pub(super) reachability: Part,
     pub(super) apply: ApplyWatch,
     pub(super) parked: Parked,
     pub(super) watched: Watched,
@@ -77,7 +77,7 @@ impl Following {
             subscription: Part::default(),
             carried: Part::default(),
             columns: Part::default(),
-            sight: Part::default(),
+            reachability: Part::default(),
             apply: ApplyWatch::default(),
             parked: Parked::default(),
             watched: Watched::default(),
@@ -92,7 +92,7 @@ impl Following {
             &self.subscription,
             &self.carried,
             &self.columns,
-            &self.sight,
+            &self.reachability,
         ]
     }
 

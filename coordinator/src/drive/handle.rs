@@ -108,7 +108,7 @@ pub enum Interest {
     /// Only for one answer.
     Once,
     /// Until the job ends or the operator leaves.
-    GoesOn,
+    Ongoing,
 }
 
 /// Who sent a request, according to the connection.

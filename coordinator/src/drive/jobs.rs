@@ -275,7 +275,7 @@ impl<S: Store> Driver<S> {
         let Some(copied) = live.copied.table(table) else {
             return;
         };
-        live.slowest.note(took(copied, began, now));
+        live.slowest.note(table_time(copied, began, now));
         if !is_logged(live, copied) {
             return;
         }
@@ -311,7 +311,7 @@ impl<S: Store> Driver<S> {
 }
 
 /// The duration and size of a completed table.
-pub(super) fn took(table: &TableCopy, began: Timestamp, ended: Timestamp) -> TableTime {
+pub(super) fn table_time(table: &TableCopy, began: Timestamp, ended: Timestamp) -> TableTime {
     let millis = (ended.as_millisecond() - began.as_millisecond()).max(0);
     TableTime {
         schema: table.summary.name.schema.to_string(),

@@ -30,12 +30,12 @@ mod locks;
 mod log;
 mod orders;
 mod query;
+mod reachability;
 mod rebuild;
 mod requests;
 mod restore;
 mod resume;
 mod schema;
-mod sight;
 mod span;
 mod sweep;
 mod views;
@@ -57,12 +57,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-pub use sight::UNSEEN_GRACE;
-
 pub use gauges::{Copied, Ended, Gauges, JobGauges, NodeGauges};
 pub use handle::{
     AgentInput, Answer, Ask, Feed, Follow, Handle, Interest, Operator, Question, Reply,
 };
+pub use reachability::UNSEEN_GRACE;
 
 use crate::admission::Admission;
 use crate::job::copy_progress::CopyProgress;
@@ -168,7 +167,7 @@ pub struct Driver<S> {
     nodes: BTreeMap<NodeId, NodeRecord>,
     registry: Registry,
     /// Whether somebody watches the whole cluster.
-    overseer: watchers::Lease,
+    cluster_lease: watchers::Lease,
     /// The time of the last tick.
     ticked: Timestamp,
     jobs: BTreeMap<JobId, Live>,
@@ -265,7 +264,7 @@ impl<S: Store> Driver<S> {
             },
             nodes,
             registry: Registry::default(),
-            overseer: watchers::Lease::EMPTY,
+            cluster_lease: watchers::Lease::EMPTY,
             ticked: Timestamp::UNIX_EPOCH,
             jobs: BTreeMap::new(),
             doctors: BTreeMap::new(),
@@ -388,7 +387,7 @@ impl<S: Store> Driver<S> {
             self.tick_job(id, now);
         }
         if second {
-            self.tick_sight(now);
+            self.tick_reachability(now);
         }
         self.tick_audit(now);
         self.tick_queries(now);

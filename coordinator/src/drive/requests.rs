@@ -37,7 +37,7 @@ impl<S: Store> Driver<S> {
                 self.progress_answer(&node, interest, now).map(Some)
             }
             Question::Overview { known } => {
-                self.overseer.take(now);
+                self.cluster_lease.take(now);
                 Ok(Some(self.overview(&known, now)))
             }
             Question::Job {
@@ -190,7 +190,7 @@ impl<S: Store> Driver<S> {
                 .get(&id)
                 .and_then(|live| live.end.as_deref().cloned());
             let follow = match interest {
-                Interest::GoesOn => self.follow(id, now).filter(|_| end.is_none()),
+                Interest::Ongoing => self.follow(id, now).filter(|_| end.is_none()),
                 Interest::Once => None,
             };
             return Ok(Answer::Progress {

@@ -8,7 +8,7 @@ use steep_protocol::message::api::Afterwards;
 use steep_protocol::{ByteCount, JobId, NodeId, NodeState};
 use tokio::sync::watch;
 
-use super::jobs::took;
+use super::jobs::table_time;
 use super::watchers::Lease;
 use super::{Driver, Feed, Live};
 use crate::job::copy_progress::CopyProgress;
@@ -30,7 +30,7 @@ impl Live {
                 }
                 Some(ended) => {
                     if let Some(copied) = self.copied.table(table.no) {
-                        self.slowest.note(took(copied, table.began, ended));
+                        self.slowest.note(table_time(copied, table.began, ended));
                     }
                 }
             }

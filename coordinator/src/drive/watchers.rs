@@ -59,7 +59,7 @@ impl Live {
 impl<S: Store> Driver<S> {
     /// Notes that a job was asked for in full.
     pub(super) fn renew_lease(&mut self, id: JobId, interest: Interest, now: Timestamp) {
-        if let (Interest::GoesOn, Some(live)) = (interest, self.jobs.get_mut(&id)) {
+        if let (Interest::Ongoing, Some(live)) = (interest, self.jobs.get_mut(&id)) {
             live.lease.take(now);
         }
     }
@@ -70,7 +70,7 @@ impl<S: Store> Driver<S> {
         let ends: BTreeSet<&NodeId> = watched
             .flat_map(|live| Side::BOTH.map(|side| side.node(&live.job.spec)))
             .collect();
-        let everybody = self.overseer.is_taken(now);
+        let everybody = self.cluster_lease.is_taken(now);
         let news = self.registry.set_paces(|node| {
             if everybody || ends.contains(node) {
                 Pace::Watched

@@ -297,7 +297,7 @@ fn a_follower_that_comes_late_sees_the_present() {
     world.say("b", AgentMessage::PartsDone { job, parts });
     let question = Question::Progress {
         node: node("b"),
-        interest: Interest::GoesOn,
+        interest: Interest::Ongoing,
     };
     let Ok(Answer::Progress { follow, .. }) = world.ask(question) else {
         panic!("no progress");
@@ -376,7 +376,7 @@ fn only_agents_of_a_watched_job_are_told_to_report_often() {
     };
     assert!(ask(&mut world, Interest::Once).is_none());
     assert!(told(&mut world, "b").is_empty(), "nobody watches");
-    let follow = ask(&mut world, Interest::GoesOn);
+    let follow = ask(&mut world, Interest::Ongoing);
     assert_eq!(told(&mut world, "a"), [Pace::Watched], "at once");
     assert_eq!(told(&mut world, "b"), [Pace::Watched]);
     // A new session knows nothing of it.

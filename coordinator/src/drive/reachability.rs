@@ -23,11 +23,14 @@ pub(super) const WORTH_TELLING: Duration = Duration::from_secs(5);
 
 impl<S: Store> Driver<S> {
     /// Updates which nodes are unreachable, and the state of replicas.
-    pub(super) fn tick_sight(&mut self, now: Timestamp) {
+    pub(super) fn tick_reachability(&mut self, now: Timestamp) {
         let mut news = Vec::new();
         for record in self.nodes.values_mut() {
-            let sees = self.registry.get(&record.id).is_some_and(Agent::sees);
-            match (sees, self.unseen.get(&record.id)) {
+            let reachable = self
+                .registry
+                .get(&record.id)
+                .is_some_and(Agent::postgres_answers);
+            match (reachable, self.unseen.get(&record.id)) {
                 (true, Some(_)) => {
                     self.unseen.remove(&record.id);
                 }
@@ -48,15 +51,15 @@ impl<S: Store> Driver<S> {
         self.out.writes.extend(news);
         let following = self.nodes.values().filter(|record| follows(record.state));
         for record in following.cloned().collect::<Vec<_>>() {
-            self.check_sight(&record, now);
+            self.check_reachability(&record, now);
         }
     }
 
-    fn check_sight(&mut self, record: &NodeRecord, now: Timestamp) {
+    fn check_reachability(&mut self, record: &NodeRecord, now: Timestamp) {
         let (Some(job), Some(source)) = (record.replication(), record.source.as_ref()) else {
             return;
         };
-        let health = self.sight_health(&record.id, source);
+        let health = self.reachability_health(&record.id, source);
         if !matches!(health, Health::Bad(_)) {
             // `check_drift` takes it together with the other parts.
             return;
@@ -66,12 +69,12 @@ impl<S: Store> Driver<S> {
         if following.job != job {
             *following = Following::new(job);
         }
-        following.sight.take(health, Word::News);
+        following.reachability.take(health, Word::News);
         self.settle(&record.id, now);
     }
 
     /// Whether both ends of a replication can be observed.
-    pub(super) fn sight_health(&self, node: &NodeId, source: &NodeId) -> Health {
+    pub(super) fn reachability_health(&self, node: &NodeId, source: &NodeId) -> Health {
         for end in [node, source] {
             match self.nodes.get(end).map(|record| record.unseen_since) {
                 Some(None) if self.unseen.contains_key(end) => return Health::Unknown,
