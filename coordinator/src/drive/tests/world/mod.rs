@@ -446,51 +446,6 @@ impl World {
             other => panic!("{other:?}"),
         }
     }
-
-    /// Reports an observation with that slot and subscription.
-    pub(super) fn observe(
-        &mut self,
-        name: &str,
-        slot: Option<SlotStatus>,
-        subscription: Option<SubscriptionStatus>,
-    ) {
-        let publications = slot.iter().map(|slot| super::publication(slot.job));
-        let observed = Observed {
-            postgres: Some(Ok(180_000)),
-            publications: publications.collect(),
-            slots: slot.into_iter().collect(),
-            subscriptions: subscription.into_iter().collect(),
-            ..Observed::default()
-        };
-        self.say(name, AgentMessage::Observed(observed));
-    }
-
-    /// Reports good observations of both ends of a job, with these digests.
-    pub(super) fn observe_columns(&mut self, job: JobId, source: &str, target: &str) {
-        let digests = |digest: &str| {
-            vec![ReplicatedDigest {
-                job,
-                digest: digest.to_owned(),
-            }]
-        };
-        let seen = |digest| Observed {
-            postgres: Some(Ok(180_000)),
-            digests: digests(digest),
-            carried: super::carried(job),
-            ..Observed::default()
-        };
-        let of_source = Observed {
-            slots: vec![super::slot(job, "reserved")],
-            publications: vec![super::publication(job)],
-            ..seen(source)
-        };
-        let of_target = Observed {
-            subscriptions: vec![super::subscription(job, true)],
-            ..seen(target)
-        };
-        self.say("a", AgentMessage::Observed(of_source));
-        self.say("b", AgentMessage::Observed(of_target));
-    }
 }
 
 /// Replaces preflight, which has tests of its own.
