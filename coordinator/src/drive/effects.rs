@@ -158,7 +158,7 @@ impl<S: Store> Driver<S> {
         let Some(live) = self.jobs.get(&id) else {
             return;
         };
-        let mut text = format!("phase {phase} started");
+        let mut text = format!("phase {phase} began");
         if phase == Phase::Copy {
             text.push_str(&table_events(live).unwrap_or_default());
         }
