@@ -30,7 +30,7 @@ const NAMED: usize = 5;
 /// Ends the reason of a permanent cause. Never changes: `lineage` recognises stored reasons by it.
 pub(super) const ANEW: &str = "changes may be missing, so the node must be initialised anew";
 
-/// Whether this observation is a new one of a part that `own` observes.
+/// News if the agent that sent this observation is the one that observes the part.
 fn word(observer: &NodeId, own: &NodeId) -> Word {
     if observer == own {
         Word::News
