@@ -1,6 +1,6 @@
-//! How often an agent may do what becomes an event in the history each time: begin a session, say that a
-//! slot has expired. One that does nothing else must not fill the history; one that merely restarts, or
-//! whose path breaks, is below.
+//! Limits how often an agent may cause an event in the history by starting a session or reporting an
+//! expired slot, so that a faulty one cannot fill it. Restarts and network failures stay below the
+//! limit.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
@@ -8,21 +8,21 @@ use std::time::{Duration, Instant};
 
 use steep_protocol::NodeId;
 
-/// So often in a [`WINDOW`]: an agent that cannot stay dials about every second at first, and then more
-/// rarely.
+/// Allowed in each [`WINDOW`]: an agent that cannot keep a session dials about every second at first,
+/// then less often.
 const TIMES: usize = 20;
 
-/// What they are counted over.
+/// The period of the limit.
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// When each agent did it last. One entry an agent that has done it lately.
+/// The times within the last [`WINDOW`], by agent.
 #[derive(Debug, Default)]
 pub(crate) struct Admission {
     done: Mutex<BTreeMap<NodeId, VecDeque<Instant>>>,
 }
 
 impl Admission {
-    /// Whether an agent may do it now. What is refused is not counted.
+    /// Whether an agent may do it now. Refusals do not count towards the limit.
     pub(crate) fn admit(&self, node: &NodeId, now: Instant) -> bool {
         let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
         let recent = |at: &Instant| now.saturating_duration_since(*at) < WINDOW;
@@ -53,7 +53,7 @@ mod tests {
         assert!(!admission.admit(&node("a"), after(59)));
         assert!(admission.admit(&node("b"), after(59)));
         assert!(admission.admit(&node("a"), after(60)));
-        // What is long past is forgotten.
+        // Old entries are dropped.
         admission.admit(&node("b"), after(200));
         assert_eq!(admission.done.lock().unwrap().len(), 1);
     }

@@ -1,4 +1,4 @@
-//! What the coordinator is told when it starts; how it is put together is `steep_daemon::config`'s.
+//! The coordinator's settings. `steep_daemon::config` reads and merges them.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -13,37 +13,37 @@ use crate::drive::{DRIFT_GRACE, UNSEEN_GRACE};
 use crate::job::health::Bounds;
 use crate::job::retry::Patience;
 
-/// Where the coordinator listens unless told otherwise: everywhere, on the contract's port.
+/// The default listen address: all interfaces, on the documented port.
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED), 7400);
 
-/// [`health::WAL_HELD_MAX`] as it is written.
+/// [`health::WAL_HELD_MAX`] as text.
 ///
 /// [`health::WAL_HELD_MAX`]: crate::job::health::WAL_HELD_MAX
 const MAX_WAL_HELD: &str = "256GiB";
 
-/// [`health::SNAPSHOT_AGE_MAX`] as it is written.
+/// [`health::SNAPSHOT_AGE_MAX`] as text.
 ///
 /// [`health::SNAPSHOT_AGE_MAX`]: crate::job::health::SNAPSHOT_AGE_MAX
 const MAX_SNAPSHOT_AGE: &str = "48h";
 
-/// [`retry::RETRY_FOR`] as it is written.
+/// [`retry::RETRY_FOR`] as text.
 ///
 /// [`retry::RETRY_FOR`]: crate::job::retry::RETRY_FOR
 const RETRY_FOR: &str = "30m";
 
-/// [`retry::KEEP_FAILED`] as it is written.
+/// [`retry::KEEP_FAILED`] as text.
 ///
 /// [`retry::KEEP_FAILED`]: crate::job::retry::KEEP_FAILED
 const KEEP_FAILED: &str = "24h";
 
-/// Settings as given, on the command line, in the environment or in a file.
+/// Settings from the command line, the environment and a file.
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Given {
     /// UDP address to listen on [default: 0.0.0.0:7400]
     #[arg(long, value_name = "ADDR:PORT")]
     pub listen: Option<SocketAddr>,
-    /// Directory for the coordinator's store; made if it is not there
+    /// Directory for the coordinator's store; created if missing
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
     /// The cluster's CA certificate
@@ -66,7 +66,7 @@ pub struct Given {
     /// [default: 48h]
     #[arg(long, value_name = "DURATION|none")]
     pub max_snapshot_age: Option<String>,
-    /// How long a job tries again without progress before it fails, where what went wrong may pass
+    /// How long a job retries after a temporary error, without progress, before it fails
     /// [default: 30m]
     #[arg(long, value_name = "TIME")]
     pub retry_for: Option<String>,
@@ -74,20 +74,20 @@ pub struct Given {
     /// [default: 24h]
     #[arg(long, value_name = "TIME|none")]
     pub keep_failed: Option<String>,
-    /// How long columns must differ from the source's before a node is DIVERGED: longer than a change
-    /// takes that is made on both ends [default: 60s]
+    /// How long columns must differ from the source's before a node is DIVERGED: longer than a schema
+    /// change on both ends takes [default: 60s]
     #[arg(long, value_name = "TIME")]
     pub drift_grace: Option<String>,
-    /// How long nobody may be able to look at a node, because its agent or its PostgreSQL is away, before
-    /// the node is DIVERGED [default: 60s]
+    /// How long a node's agent or PostgreSQL may be unreachable before the node is DIVERGED
+    /// [default: 60s]
     #[arg(long, value_name = "TIME")]
     pub unseen_grace: Option<String>,
 }
 
-/// Settings in force.
+/// The effective settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// Where to listen.
+    /// The listen address.
     pub listen: SocketAddr,
     /// The store's directory.
     pub data_dir: PathBuf,
@@ -97,15 +97,15 @@ pub struct Config {
     pub cert: PathBuf,
     /// Its private key.
     pub key: PathBuf,
-    /// Metrics and health, where they are wanted.
+    /// The address of metrics and health, if any.
     pub metrics: Option<SocketAddr>,
-    /// What a job may cost its source.
+    /// Limits on a job's load on its source.
     pub bounds: Bounds,
-    /// How long jobs try again, and keep what they have once they have failed.
+    /// How long jobs retry, and keep rows and slot after a failure.
     pub patience: Patience,
-    /// How long columns must differ.
+    /// How long columns must differ before a node is diverged.
     pub drift_grace: Duration,
-    /// How long nobody may be able to look at a node.
+    /// How long a node may be unreachable before it is diverged.
     pub unseen_grace: Duration,
 }
 
@@ -179,7 +179,7 @@ fn patience(given: &Given) -> Result<Patience, ConfigError> {
     })
 }
 
-/// A limit, or `none`, for which `0` is another word.
+/// A limit; `none` or `0` for no limit.
 fn limit<T>(
     name: &'static str,
     text: &str,
@@ -188,8 +188,9 @@ fn limit<T>(
     if matches!(text.trim(), "none" | "0") {
         return Ok(None);
     }
-    let read = parse(text).map_err(|why| ConfigError::invalid(name, format!("{why}, or none")));
-    read.map(Some)
+    parse(text)
+        .map(Some)
+        .map_err(|why| ConfigError::invalid(name, format!("{why}, or none")))
 }
 
 fn seconds(duration: Duration) -> String {

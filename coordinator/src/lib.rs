@@ -1,5 +1,5 @@
-//! The coordinator: holds the state of every node and job, tells agents what to do next, and tells
-//! operators how far it is.
+//! The coordinator: holds the state of every node and job, sends commands to agents and answers
+//! operators.
 //!
 //! In the order a request flows:
 //!
@@ -7,12 +7,12 @@
 //! operator ══QUIC══▶ api/ ──question──▶ drive/ ──event──▶ job/ (pure: machine, copy_progress, progress, preflight)
 //!                                         │ ▲   ◀─effects──  └ assign/ (pure: order of parts, workers)
 //!                       store/ ◀─writes───┤ │
-//! agents  ◀══QUIC══▶ session/ ◀─commands──┘ └── what agents say
+//! agents  ◀══QUIC══▶ session/ ◀─commands──┘ └── agents' messages
 //! ```
-//! [`server`] puts it together; [`registry`] knows who is there.
+//! [`server`] starts and stops it; [`registry`] holds the agents that have a session.
 //!
 //! The coordinator never sees a row, a password or a connection string, and never talks to
-//! PostgreSQL. While it is down, transfers between agents go on.
+//! PostgreSQL. Transfers between agents continue while it is down.
 
 mod admission;
 pub mod api;

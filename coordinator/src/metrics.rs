@@ -1,6 +1,5 @@
-//! The page that a scrape gets. Asks the loop once per scrape and writes down what it says; between
-//! scrapes it costs nothing. Labels are nodes, phases and fixed words, never tables or job ids. Every
-//! metric here stands in docs/metrics.md, which a test checks.
+//! The metrics page. Each scrape asks the loop once; between scrapes it costs nothing. Labels are
+//! nodes, phases and fixed words, never tables or job ids. A test compares this with docs/metrics.md.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -13,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::drive::{Answer, Ask, Copied, Gauges, JobGauges, NodeGauges, Question};
 
-/// Answers scrapes out of the loop's own knowledge.
+/// Answers scrapes from the loop's state.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     asks: mpsc::Sender<Ask>,
@@ -21,7 +20,7 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    /// Metrics of the loop behind that queue, and of those connections.
+    /// Metrics of the loop that reads `asks`, and of the connections in `links`.
     pub(crate) fn new(asks: mpsc::Sender<Ask>, links: Links) -> Self {
         Self { asks, links }
     }
@@ -46,7 +45,7 @@ impl Scrape for Metrics {
             return None;
         };
         let mut registry: Registry = metrics::registry();
-        registry.register_collector(Box::new(Picture {
+        registry.register_collector(Box::new(Snapshot {
             gauges: Mutex::new(*gauges),
             paths: self.links.stats(),
         }));
@@ -54,28 +53,28 @@ impl Scrape for Metrics {
     }
 }
 
-/// What the loop said. Behind a lock because a collector must be shareable; nobody else has it.
+/// The values of one scrape. The lock is never contended: `Collector` requires `Sync`.
 #[derive(Debug)]
-struct Picture {
+struct Snapshot {
     gauges: Mutex<Gauges>,
     paths: Vec<PeerStats>,
 }
 
-impl Collector for Picture {
+impl Collector for Snapshot {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let gauges = self.gauges.lock().unwrap_or_else(PoisonError::into_inner);
         let mut page = Page::new(encoder);
         let version = [("version", env!("CARGO_PKG_VERSION"))];
         page.gauge(
             "steep_coordinator_info",
-            "1; which version this is",
+            "1, with the version as a label",
             [(version, 1u64)],
         )?;
         nodes(&mut page, &gauges.nodes)?;
         jobs(&mut page, &gauges)?;
         job_progress(&mut page, &gauges.jobs)?;
         copied(&mut page, &gauges)?;
-        itself(&mut page, &gauges)?;
+        coordinator(&mut page, &gauges)?;
         paths(&mut page, &self.paths)
     }
 }
@@ -106,14 +105,14 @@ fn nodes(page: &mut Page<'_>, nodes: &[NodeGauges]) -> fmt::Result {
     )?;
     page.gauge(
         "steep_coordinator_postgres_up",
-        "Whether the node's PostgreSQL answered its agent; left out where nobody knows",
+        "Whether the node's PostgreSQL answered its agent; absent if unknown",
         nodes
             .iter()
             .filter_map(|n| Some(([("node", n.node.as_str())], u64::from(n.postgres?)))),
     )?;
     page.gauge(
         "steep_coordinator_node_unseen_seconds",
-        "Time since anybody could look at the node's PostgreSQL; 0 while somebody can",
+        "How long the node's agent or PostgreSQL has been unreachable; 0 while both are reachable",
         nodes
             .iter()
             .map(|n| ([("node", n.node.as_str())], n.unseen)),
@@ -160,7 +159,7 @@ fn jobs(page: &mut Page<'_>, gauges: &Gauges) -> fmt::Result {
         gauges.cleaning + gauges.jobs.iter().filter(|j| j.phase.is_none()).count() as u64;
     page.gauge(
         "steep_coordinator_jobs",
-        "Jobs by phase; cleanup are those that have ended and are being removed",
+        "Jobs by phase; cleanup counts ended jobs that are kept or being cleaned up",
         phases
             .map(|phase| ([("phase", phase.as_str())], in_phase(phase)))
             .chain([(
@@ -171,13 +170,13 @@ fn jobs(page: &mut Page<'_>, gauges: &Gauges) -> fmt::Result {
     let in_state = |state| gauges.jobs.iter().filter(|j| j.state == state).count() as u64;
     page.gauge(
         "steep_coordinator_jobs_at_work",
-        "Jobs at work by the state of their node",
+        "Running jobs by the state of their node",
         NodeState::ALL.map(|state| ([("state", state.as_str())], in_state(state))),
     )?;
     let ended = gauges.ended;
     page.counter(
         "steep_coordinator_jobs_ended",
-        "Jobs that have ended, by how",
+        "Jobs that have ended, by outcome",
         [
             ([("outcome", "completed")], ended.completed),
             ([("outcome", "failed")], ended.failed),
@@ -206,18 +205,18 @@ fn job_progress(page: &mut Page<'_>, jobs: &[JobGauges]) -> fmt::Result {
     )?;
     page.gauge(
         "steep_coordinator_job_expected_bytes",
-        "COPY bytes of the node's job in all, an estimate that corrects itself",
+        "Estimated total COPY bytes of the node's job",
         each(jobs, |j| j.bytes_total),
     )?;
     page.gauge(
         "steep_coordinator_job_bytes_per_second",
-        "Bytes of the current phase's work a second, smoothed; left out while unknown",
+        "Bytes of the current phase's work per second, smoothed; absent while unknown",
         jobs.iter()
             .filter_map(|j| Some(([("node", j.node.as_str())], j.bytes_sec?))),
     )?;
     page.gauge(
         "steep_coordinator_job_seconds_since_progress",
-        "Time since anything of the node's job moved: a count, a part on its way, a phase",
+        "Time since the node's job made progress: a count, a part in transfer or a phase",
         jobs.iter().filter_map(|j| {
             let labels = [("node", j.node.as_str()), ("phase", j.phase?.as_str())];
             Some((labels, j.still))
@@ -235,12 +234,12 @@ fn job_progress(page: &mut Page<'_>, jobs: &[JobGauges]) -> fmt::Result {
     )?;
     page.gauge(
         "steep_coordinator_job_expected_parts",
-        "Parts of the node's job in all",
+        "Total parts of the node's job",
         each(jobs, |j| j.parts.1),
     )?;
     page.gauge(
         "steep_coordinator_job_retries",
-        "Parts of the node's job that were begun again",
+        "Parts of the node's job that were retried",
         each(jobs, |j| j.retries),
     )?;
     page.gauge(
@@ -255,7 +254,7 @@ fn job_progress(page: &mut Page<'_>, jobs: &[JobGauges]) -> fmt::Result {
     )?;
     page.gauge(
         "steep_coordinator_job_eta_seconds",
-        "Time until the current phase ends; left out while unknown",
+        "Time until the current phase ends; absent while unknown",
         jobs.iter()
             .filter_map(|j| Some(([("node", j.node.as_str())], j.eta?))),
     )
@@ -290,8 +289,7 @@ fn copied(page: &mut Page<'_>, gauges: &Gauges) -> fmt::Result {
     )
 }
 
-/// The coordinator's own health.
-fn itself(page: &mut Page<'_>, gauges: &Gauges) -> fmt::Result {
+fn coordinator(page: &mut Page<'_>, gauges: &Gauges) -> fmt::Result {
     page.counter(
         "steep_coordinator_events",
         "Events logged, by name",
@@ -302,8 +300,8 @@ fn itself(page: &mut Page<'_>, gauges: &Gauges) -> fmt::Result {
     )?;
     page.gauge(
         "steep_coordinator_queue_depth",
-        "What waits: messages of agents, questions of operators, messages to the agent that is \
-         furthest behind, entries for nodes' audit logs",
+        "Queue lengths: agents' messages, operators' questions, the longest queue to an agent, \
+         unconfirmed audit entries",
         [
             ([("queue", "agents")], gauges.agent_queue),
             ([("queue", "operators")], gauges.ask_queue),
@@ -313,7 +311,7 @@ fn itself(page: &mut Page<'_>, gauges: &Gauges) -> fmt::Result {
     )?;
     page.counter(
         "steep_coordinator_turns",
-        "Turns of the loop that owns everything",
+        "Turns of the coordinator's main loop",
         [([], gauges.turns)],
     )?;
     page.counter(
@@ -323,7 +321,7 @@ fn itself(page: &mut Page<'_>, gauges: &Gauges) -> fmt::Result {
     )
 }
 
-/// How the network to agents and operators does. Agents' own metrics say it of the way between them.
+/// Network paths to agents and operators. Agents' own metrics cover the paths between them.
 fn paths(page: &mut Page<'_>, peers: &[PeerStats]) -> fmt::Result {
     let by = "by the node's name; operators together";
     page.paths("steep_coordinator", by, peers)

@@ -1,7 +1,6 @@
-//! The agents, as far as they are there: who has a session, what they said of themselves, what they
-//! see, when they were last heard.
+//! Agents that have a session: their registration, their last observation, when they were last heard.
 //!
-//! Memory only; what must survive is in the store's node records. Decides nothing.
+//! In memory only; what must survive is in the store's node records. Decides nothing.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,16 +16,16 @@ use tokio::sync::mpsc;
 
 use crate::job::time::after;
 
-/// One session of one agent, for the life of the coordinator's process.
+/// A session of an agent; unique within the coordinator's process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub u64);
 
 /// The sending end of a session. Dropping it closes the session.
 #[derive(Debug)]
 pub struct Link {
-    /// Which session.
+    /// The session.
     pub session: SessionId,
-    /// What is to be sent; bounded.
+    /// Messages to send; bounded.
     pub outbox: mpsc::Sender<CoordinatorMessage>,
 }
 
@@ -34,38 +33,38 @@ pub struct Link {
 #[derive(Debug)]
 pub struct Agent {
     link: Link,
-    /// What it said of itself.
+    /// Its registration.
     pub registration: Registration,
-    /// What it saw last.
+    /// Its last observation.
     pub observed: Observed,
-    /// Slots that are prepared there; nothing until it has said so.
+    /// Slots prepared on its node; `None` until it has reported them.
     pub prepared: Option<Vec<PreparedSlot>>,
-    /// Whether it has said in this session what its node's lineage is.
+    /// Whether it has reported its node's lineage in this session.
     pub lineage_known: bool,
-    /// When it was last heard.
+    /// When its last message arrived.
     pub last_heard: Timestamp,
-    /// How often it speaks, as far as it has been told.
+    /// The pace it was last told.
     pace: Pace,
 }
 
-/// All of them.
+/// All agents that have a session.
 #[derive(Debug, Default)]
 pub struct Registry {
     agents: BTreeMap<NodeId, Agent>,
-    /// The process that was last rejected as a node's agent.
+    /// The incarnation of the process last rejected as a node's agent.
     rejected: BTreeMap<NodeId, u64>,
 }
 
-/// An agent that was heard within this time is alive: it speaks every 1.5 s.
+/// An agent heard within this time is alive: agents send something every 1.5 s.
 const ALIVE: Duration = Duration::from_secs(5);
 
-/// The agent's queue is full or its session is over.
+/// The agent's queue is full or its session has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the agent's session takes no more messages")]
 pub struct Clogged;
 
 impl Registry {
-    /// Takes an agent's new session; one it had before is closed by dropping it.
+    /// Adds an agent's new session. Its previous one, if any, is dropped and so closed.
     pub fn join(&mut self, node: NodeId, link: Link, registration: Registration, now: Timestamp) {
         let agent = Agent {
             pace: Pace::default(),
@@ -80,9 +79,9 @@ impl Registry {
         self.agents.insert(node, agent);
     }
 
-    /// Why a process may not be the node's agent: another one is. The same process comes back after its
-    /// network broke; one in the same seat shows that the one before is gone; and one that has said
-    /// nothing for a while has given up its place.
+    /// Why a process may not be the node's agent: another process is. Accepted are the same process
+    /// after a network failure, a process in the same seat, since the one before it must have ended,
+    /// and any process once the known one has been silent for [`ALIVE`].
     #[must_use]
     pub fn rejects(
         &self,
@@ -105,12 +104,12 @@ impl Registry {
         ))
     }
 
-    /// Notes that a process was rejected; whether that is news.
+    /// Notes that a process was rejected. Returns whether it is another process than the last time.
     pub fn note_rejected(&mut self, node: &NodeId, incarnation: u64) -> bool {
         self.rejected.insert(node.clone(), incarnation) != Some(incarnation)
     }
 
-    /// Ends a session, if it is the node's current one.
+    /// Removes a session, if it is the node's current one.
     pub fn leave(&mut self, node: &NodeId, session: SessionId) -> Option<Agent> {
         self.agents
             .get(node)
@@ -118,7 +117,7 @@ impl Registry {
         self.agents.remove(node)
     }
 
-    /// The agent, if that session is its current one; it has just been heard.
+    /// Notes that the agent was heard and returns it, if that session is its current one.
     pub fn heard(
         &mut self,
         node: &NodeId,
@@ -139,13 +138,13 @@ impl Registry {
         self.agents.get(node)
     }
 
-    /// [`Registry::get`], to note what it says.
+    /// [`Registry::get`], mutable.
     #[must_use]
     pub fn get_mut(&mut self, node: &NodeId) -> Option<&mut Agent> {
         self.agents.get_mut(node)
     }
 
-    /// Slots prepared on the node, to note what becomes of them; nothing until its agent has said so.
+    /// Slots prepared on the node; `None` until its agent has reported them.
     #[must_use]
     pub fn prepared_mut(&mut self, node: &NodeId) -> Option<&mut Vec<PreparedSlot>> {
         self.agents.get_mut(node)?.prepared.as_mut()
@@ -157,7 +156,7 @@ impl Registry {
         self.agents.contains_key(node)
     }
 
-    /// Notes how closely somebody looks at each node, and which agents are to be told so.
+    /// Sets each agent's pace and returns those that changed.
     pub fn set_paces(&mut self, wanted: impl Fn(&NodeId) -> Pace) -> Vec<(NodeId, Pace)> {
         let mut news = Vec::new();
         for (node, agent) in &mut self.agents {
@@ -170,17 +169,17 @@ impl Registry {
         news
     }
 
-    /// Queues a message without waiting. `Ok` too where the agent has no session: what it must hear
-    /// is said again when it registers.
+    /// Queues a message without waiting. `Ok` even if the agent has no session: what it must know is
+    /// sent again when it registers.
     ///
     /// # Errors
-    /// [`Clogged`] where the session takes no more; the caller ends it.
+    /// [`Clogged`] if the session takes no more messages; the caller ends it.
     pub fn send(&self, node: &NodeId, message: CoordinatorMessage) -> Result<(), Clogged> {
         let Some(agent) = self.agents.get(node) else {
             return Ok(());
         };
         let outbox = &agent.link.outbox;
-        // A mirror row is replaced by the next one; it never takes the place of a command.
+        // The next mirror row replaces this one; commands have priority.
         let droppable = matches!(message, CoordinatorMessage::Mirror(_));
         if droppable && outbox.capacity() < outbox.max_capacity() / 2 {
             return Ok(());
@@ -188,7 +187,7 @@ impl Registry {
         outbox.try_send(message).map_err(|_| Clogged)
     }
 
-    /// Messages waiting for the agent that is furthest behind.
+    /// The length of the longest outbox.
     #[must_use]
     pub fn longest_outbox(&self) -> usize {
         let waiting = |agent: &Agent| {
@@ -204,46 +203,41 @@ impl Registry {
         self.agents.get(node).map(|agent| agent.link.session)
     }
 
-    /// The job's slot as its source's agent saw it last.
+    /// The job's slot as the source's agent last observed it.
     #[must_use]
     pub fn slot(&self, source: &NodeId, job: JobId) -> Option<&SlotStatus> {
-        self.agents
-            .get(source)?
-            .observed
-            .slots
-            .iter()
-            .find(|slot| slot.job == job)
+        self.agents.get(source)?.slot(job)
     }
 }
 
 impl Agent {
-    /// Whether its PostgreSQL answered when it last looked, so that what it does not list is not
-    /// there.
+    /// Whether its PostgreSQL answered the last observation, so that what is not listed does not
+    /// exist.
     #[must_use]
-    pub fn sees(&self) -> bool {
+    pub fn postgres_answers(&self) -> bool {
         matches!(self.observed.postgres, Some(Ok(_)))
     }
 
-    /// The job's subscription as it saw it last.
+    /// The job's subscription as last observed.
     #[must_use]
     pub fn subscription(&self, job: JobId) -> Option<&SubscriptionStatus> {
         self.observed.subscriptions.iter().find(|s| s.job == job)
     }
 
-    /// The digest over the columns of what the job replicates, as it saw them last.
+    /// The last observed digest over the columns of what the job replicates.
     #[must_use]
     pub fn digest(&self, job: JobId) -> Option<&str> {
         let found = self.observed.digests.iter().find(|d| d.job == job);
         found.map(|d| d.digest.as_str())
     }
 
-    /// The job's publication as it saw it last.
+    /// The job's publication as last observed.
     #[must_use]
     pub fn publication(&self, job: JobId) -> Option<&PublicationStatus> {
         self.observed.publications.iter().find(|p| p.job == job)
     }
 
-    /// The job's slot as it saw it last.
+    /// The job's slot as last observed.
     #[must_use]
     pub fn slot(&self, job: JobId) -> Option<&SlotStatus> {
         self.observed.slots.iter().find(|s| s.job == job)

@@ -1,5 +1,4 @@
-//! The coordinator's life: store, certificates, address; then the loop and everyone it serves; then
-//! the way down.
+//! Starts the coordinator: store, certificates, addresses; serves connections; shuts down.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -26,17 +25,17 @@ use crate::store::StoreError;
 use crate::store::sqlite::SqliteStore;
 use crate::{api, session};
 
-/// How long peers get to hear that we are going.
+/// How long peers have to receive the close.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
-/// Connections at once: every agent of a large cluster and a crowd of operators. An operator's
-/// certificate may be used from many terminals, each with a question or a watcher.
+/// Concurrent connections: every agent of a large cluster and many operators. An operator may use one
+/// certificate in many terminals.
 const CONNECTIONS: ConnectionLimits = ConnectionLimits {
     total: 1_024,
     per_identity: 32,
 };
 
-/// A coordinator that has taken its store and its addresses and has not begun to serve.
+/// A coordinator that has opened its store and bound its addresses but does not serve yet.
 pub struct Server {
     endpoint: Arc<Endpoint>,
     health: Option<TcpListener>,
@@ -44,14 +43,13 @@ pub struct Server {
     handle: Handle,
 }
 
-/// Says where the store is that cannot be used, and what to do without it, where the error does not.
+/// Adds to a store's error where the store is and what to do.
 fn stored_in(directory: &Path, error: StoreError) -> anyhow::Error {
     match &error {
         StoreError::Corrupt { .. } | StoreError::Database(_) => anyhow!(
-            "{error}, in --data-dir {}. If it cannot be mended, put a backup of that directory in its \
-             place, or move it away and start without it: replicas are then taken up again as their \
-             agents tell of them, and jobs that were at work are removed by steep-repl init cancel \
-             --force-cleanup",
+            "{error}, in --data-dir {}. If it cannot be repaired, restore that directory from a \
+             backup, or move it away and start without it: the coordinator then learns of replicas \
+             from their agents, and steep-repl init cancel --force-cleanup removes unfinished jobs",
             directory.display()
         ),
         StoreError::TooNew { .. } => anyhow!("{error} (in --data-dir {})", directory.display()),
@@ -62,10 +60,10 @@ fn stored_in(directory: &Path, error: StoreError) -> anyhow::Error {
 }
 
 impl Server {
-    /// Takes what the configuration names.
+    /// Opens the store, loads the certificates and binds the addresses.
     ///
     /// # Errors
-    /// Where store, certificates or addresses cannot be used; the message says which and why.
+    /// If store, certificates or addresses cannot be used; the message says which and why.
     pub async fn bind(config: &Config) -> anyhow::Result<Self> {
         let credentials = Credentials::load(&config.ca, &config.cert, &config.key)
             .context("the certificates cannot be used")?;
@@ -99,22 +97,22 @@ impl Server {
         })
     }
 
-    /// Where it listens.
+    /// The address it listens on.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.endpoint.local_addr()
     }
 
-    /// Where health and metrics are answered, if anywhere.
+    /// The address that serves health and metrics, if any.
     #[must_use]
     pub fn metrics_address(&self) -> Option<SocketAddr> {
         self.health.as_ref()?.local_addr().ok()
     }
 
-    /// Serves until `shutdown`, then says goodbye to everyone.
+    /// Serves until `shutdown`, then closes all connections.
     ///
     /// # Errors
-    /// Where the store fails. Running transfers go on; started again, the coordinator goes on too.
+    /// If the store fails. Running transfers continue, and so do jobs after a restart.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let Self {
             endpoint,
@@ -142,16 +140,16 @@ impl Server {
         endpoint.close(CloseCode::ShuttingDown, CLOSE_LIMIT).await;
         match ended {
             Some(Ok(result)) => result.context(
-                "the coordinator stops; transfers between agents go on, and so does the \
-                 coordinator when it is started again",
+                "the coordinator stops; transfers between agents continue, and jobs continue when it \
+                 is started again",
             ),
-            Some(Err(panic)) => Err(panic).context("the loop broke"),
+            Some(Err(panic)) => Err(panic).context("the coordinator's loop panicked"),
             None => Ok(()),
         }
     }
 }
 
-/// Accepts connections; each is greeted and served in its own task.
+/// Accepts connections and serves each in its own task.
 async fn accept(endpoint: Arc<Endpoint>, handle: Handle, links: Links, stop: CancellationToken) {
     let mut connections = JoinSet::new();
     let mut listener = Listener::new(endpoint, CONNECTIONS);
@@ -176,11 +174,11 @@ async fn accept(endpoint: Arc<Endpoint>, handle: Handle, links: Links, stop: Can
                     connections.spawn(guest.serve(accepted, stop.clone()));
                 }
                 Some(Arrival::Failed { remote, error }) => {
-                    tracing::debug!(%remote, %error, "a connection did not come about");
+                    tracing::debug!(%remote, %error, "a connection could not be established");
                 }
                 Some(Arrival::Refused { remote, role, name }) => {
                     if let Some(left_out) = throttle.pass("connections") {
-                        tracing::warn!(%remote, %role, %name, left_out, "a connection was refused: this certificate has too many");
+                        tracing::warn!(%remote, %role, %name, left_out, "a connection was refused: its certificate has too many connections");
                     }
                 }
             },
@@ -202,18 +200,18 @@ struct Guest {
 }
 
 impl Guest {
-    /// Serves a peer as what its certificate says it is (G7).
+    /// Serves a peer by the role in its certificate (G7).
     async fn serve(self, accepted: Accepted, stop: CancellationToken) {
         let Accepted { connection, place } = accepted;
         let peer = connection.peer().clone();
         let _watched = self.links.watch(&connection);
         match peer.role {
             Role::Agent => {
-                // Until its session ends or has not begun in time, an agent's connection is in use.
+                // The connection counts as busy until its session ends or fails to start in time.
                 let _busy = place.busy();
                 if !self.agents.admit(&peer.name, Instant::now()) {
                     if let Some(left_out) = self.throttle.pass("registrations") {
-                        tracing::warn!(node_id = %peer.name, left_out, "an agent was refused: it registers again and again");
+                        tracing::warn!(node_id = %peer.name, left_out, "an agent was refused: it registers too often");
                     }
                     return connection.close(CloseCode::TooMany);
                 }
@@ -230,7 +228,7 @@ impl Guest {
             Role::Coordinator => {
                 if let Some(left_out) = self.throttle.pass("coordinator") {
                     let remote = connection.remote();
-                    tracing::warn!(%remote, name = %peer.name, left_out, "another coordinator called and was refused");
+                    tracing::warn!(%remote, name = %peer.name, left_out, "a connection of another coordinator was refused");
                 }
                 connection.close(CloseCode::Forbidden);
             }

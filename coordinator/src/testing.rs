@@ -1,14 +1,13 @@
-//! What tests of several modules need.
+//! Helpers for the tests of several modules.
 
 use steep_protocol::NodeId;
 use steep_protocol::message::job::{Confirmation, JobSpec};
 
-/// A node's name.
 pub(crate) fn node(name: &str) -> NodeId {
     NodeId::parse(name).unwrap()
 }
 
-/// An ordinary job.
+/// A confirmed job with defaults.
 pub(crate) fn spec(source: &str, target: &str) -> JobSpec {
     JobSpec {
         confirmation: Confirmation::Given,

@@ -1,18 +1,19 @@
-//! Streams that go on: jobs until they end, events for ever.
+//! Follows jobs until they end, and events until the operator leaves.
 
 use steep_protocol::message::api::{ApiReply, EndView, EventView};
-use steep_protocol::{Fault, FaultKind, JobId, NodeId};
+use steep_protocol::{Fault, FaultKind, JobId, NodeId, Retry};
 
 use super::{Ended, Stream};
 use crate::drive::{Answer, Follow, Interest, Question};
 use crate::store::EventQuery;
 
-/// Events asked for at once.
+/// Events in one question to the loop.
 const PAGE: u32 = 500;
 
-/// What a follower has seen of one job.
+/// A followed job.
 pub(super) struct Watched {
     pub(super) follow: Follow,
+    /// The version sent last.
     version: Option<u64>,
 }
 
@@ -73,8 +74,8 @@ impl Stream {
         }
     }
 
-    /// Sends each job's newest view whenever it has changed, its events where wanted (those after
-    /// that number), and its end; returns when all have ended.
+    /// Sends each job's newest view whenever it changes, its events after `events_after`, if given,
+    /// and its end. Returns when all jobs have ended.
     pub(super) async fn watch(
         &mut self,
         jobs: Vec<Follow>,
@@ -82,7 +83,7 @@ impl Stream {
     ) -> Result<(), Ended> {
         let mut pulse = self.handle.pulse.clone();
         let ids: Vec<JobId> = jobs.iter().map(|follow| follow.job).collect();
-        // One node is asked for where there is one; of several, all events are looked through.
+        // The store can filter by one node. For several, all events are read and filtered here.
         let node = match &jobs[..] {
             [only] => Some(only.node.clone()),
             _ => None,
@@ -90,7 +91,7 @@ impl Stream {
         let mut watched: Vec<Watched> = jobs.into_iter().map(Watched::new).collect();
         while !watched.is_empty() {
             pulse.mark_unchanged();
-            // Looked at before the events are fetched: what led to an end is in them.
+            // Views are read before events, so that the events that led to an end precede it.
             let news: Vec<_> = watched.iter_mut().filter_map(Watched::news).collect();
             if let Some(after) = &mut events_after {
                 self.send_events(node.as_ref(), after, Some(&ids)).await?;
@@ -109,8 +110,7 @@ impl Stream {
         Ok(())
     }
 
-    /// Sends events after that number, those of some jobs only where they are named, and moves the
-    /// number on.
+    /// Sends events after number `after`, only those of `jobs` if given, and advances `after`.
     pub(super) async fn send_events(
         &mut self,
         node: Option<&NodeId>,
@@ -141,7 +141,6 @@ impl Stream {
 }
 
 impl Watched {
-    /// A job of which nothing was seen.
     pub(super) fn new(follow: Follow) -> Self {
         Self {
             follow,
@@ -149,7 +148,7 @@ impl Watched {
         }
     }
 
-    /// The newest view, if it was not seen, and the end, if there is one.
+    /// The newest view, if it was not sent yet, and the end, if there is one.
     pub(super) fn news(&mut self) -> Option<(ApiReply, Option<Box<EndView>>)> {
         let feed = self.follow.feed.borrow_and_update();
         if self.version == Some(feed.version) {
@@ -169,6 +168,6 @@ fn is_wanted(event: &EventView, jobs: Option<&[JobId]>) -> bool {
 
 pub(super) fn stopping() -> Fault {
     Fault::new(FaultKind::Unreachable, "the coordinator is stopping")
-        .hint("jobs go on; ask again when it is back")
-        .retry(steep_protocol::Retry::NewConnection)
+        .hint("jobs continue; ask again when it is back")
+        .retry(Retry::NewConnection)
 }

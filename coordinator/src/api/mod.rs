@@ -1,8 +1,8 @@
-//! One operator's connection: a stream per request, replies until everything is said.
+//! An operator's connection: one stream for each request and its replies.
 //!
-//! Turns wire requests into questions to the loop and what it answers into replies. Owns no state of
-//! the cluster. A follower watches (`follow` a job, `watch` them all): it looks at the newest view when it has sent the
-//! last, so a slow one skips views and delays nobody.
+//! Turns requests into questions to the loop, and its answers into replies. Owns no state of the
+//! cluster. `follow` streams one job, `watch` all of them: each fetches the newest view after it has
+//! sent the previous one, so a slow reader skips views and delays nobody.
 
 mod follow;
 mod watch;
@@ -23,26 +23,25 @@ use tokio_util::sync::CancellationToken;
 use self::follow::stopping;
 use crate::drive::{Answer, Ask, Handle, Interest, Operator, Question};
 
-/// Requests of one connection at once; more wait in QUIC's flow control.
+/// Concurrent requests of one connection; more wait in QUIC's flow control.
 const STREAMS_MAX: usize = 32;
 
-/// How long an operator has to say what it wants on a stream it opened.
+/// How long an operator has to send the request on a stream it opened.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 
-/// A connection on which nobody asks anything for so long is closed. A question that a person has to
-/// think about is answered sooner.
+/// A connection without requests is closed after this time, which is longer than a person needs to
+/// confirm something.
 const IDLE_LIMIT: Duration = Duration::from_secs(1_800);
 
-/// How long an operator may leave an answer unread. A terminal that was stopped for longer, or a reader
-/// that does not read, has to ask again.
+/// How long an operator may leave an answer unread. A terminal stopped for longer must ask again.
 const READ_LIMIT: Duration = Duration::from_secs(60);
 
-/// How long answers under way get once the coordinator stops. The loop has answered by then, or has
-/// gone, which is an answer too.
+/// How long open requests may take to be answered once the coordinator stops. The loop has answered or
+/// ended by then; if it ended, the answer is a fault that says so.
 const ANSWERS_LIMIT: Duration = Duration::from_secs(1);
 
-/// Serves an operator's connection until either side ends it. When the coordinator stops, no request is
-/// taken any more; what is being answered is answered to its end, if only by saying that.
+/// Serves an operator's connection until either side ends it. When the coordinator stops, no more
+/// requests are accepted, and open ones are answered, if only with the fault that it stops.
 pub async fn serve(
     connection: Connection,
     place: &Place,
@@ -82,7 +81,7 @@ pub async fn serve(
             say_panic(ended);
         }
     };
-    // Who does not take the answer has had the time.
+    // Who has not read the answer by then loses it.
     let _ = tokio::time::timeout(ANSWERS_LIMIT, answered).await;
     connection.close(CloseCode::ShuttingDown);
 }
@@ -92,23 +91,22 @@ struct Stream {
     sender: Sender,
     handle: Handle,
     operator: Operator,
-    /// The connection is in use as long as this request.
+    /// Keeps the connection busy during this request.
     _busy: Busy,
 }
 
-/// What a request's `follow` means.
 fn interest(follow: bool) -> Interest {
     if follow {
-        Interest::GoesOn
+        Interest::Ongoing
     } else {
         Interest::Once
     }
 }
 
-/// Why a request ends before everything is said.
+/// Why a request ended early.
 #[derive(Debug, thiserror::Error)]
 enum Ended {
-    /// It is answered with this.
+    /// It is answered with this fault.
     #[error(transparent)]
     Fault(#[from] Fault),
     /// The operator has gone.
@@ -117,7 +115,7 @@ enum Ended {
 }
 
 impl Stream {
-    /// Reads the request and answers it to its end.
+    /// Reads the request and answers it.
     async fn serve(mut self, mut receiver: Receiver) {
         let received = receiver.recv_short::<ApiRequest>(API_REQUEST_MAX);
         let received = tokio::time::timeout(REQUEST_LIMIT, received).await;
@@ -130,19 +128,19 @@ impl Stream {
             Ok(()) => ApiReply::End,
             Err(Ended::Fault(fault)) => ApiReply::Fault(self.explained(fault)),
             Err(Ended::Stream(error)) => {
-                // Jobs go on without their watcher.
+                // Jobs continue without their follower.
                 tracing::debug!(operator = %self.operator.name, %error, "an operator's stream ended");
                 return;
             }
         };
         if self.reply(&last).await.is_ok() {
             self.sender.finish();
-            // A connection that is closed takes along what has not arrived.
+            // Closing the connection would discard what has not arrived.
             let _ = tokio::time::timeout(READ_LIMIT, self.sender.drained()).await;
         }
     }
 
-    /// The fault of a coordinator that stops, with the reason where its store failed.
+    /// Adds the store's error, if there is one, to the fault of a stopping coordinator.
     fn explained(&self, mut fault: Fault) -> Fault {
         if fault.retry == Retry::NewConnection
             && let Some(why) = self.handle.failure.get()
@@ -152,7 +150,7 @@ impl Stream {
         fault
     }
 
-    /// Sends a reply, to somebody who reads what he asked for.
+    /// Sends a reply, within [`READ_LIMIT`].
     async fn reply(&mut self, reply: &ApiReply) -> Result<(), StreamError> {
         let sent = tokio::time::timeout(READ_LIMIT, self.sender.send(reply)).await;
         sent.unwrap_or_else(|_| {
@@ -181,7 +179,7 @@ impl Stream {
         }
     }
 
-    /// What is asked once, and the jobs that it began.
+    /// Asks the loop once, and follows the jobs that were accepted.
     async fn once(&mut self, question: Question) -> Result<(), Ended> {
         match self.ask(question).await? {
             Answer::Replies(replies) => {
@@ -194,7 +192,7 @@ impl Stream {
                 self.reply(&ApiReply::Accepted { jobs: ids }).await?;
                 self.watch(jobs, Some(after)).await?;
             }
-            // No answer to a query or an order.
+            // Never the answer to a query or an order.
             Answer::Events(_)
             | Answer::Audit(_)
             | Answer::Progress { .. }
@@ -207,8 +205,8 @@ impl Stream {
         Ok(())
     }
 
-    /// Page by page, the next one asked for when the operator has the last: a schema of any size
-    /// passes through here without being held.
+    /// Requests each page after the previous one is sent, so that no schema is held in memory as a
+    /// whole.
     async fn schema(&mut self, node: &NodeId, filter: &TableFilter) -> Result<(), Ended> {
         let mut cursor = None;
         loop {

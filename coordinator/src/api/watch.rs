@@ -1,7 +1,7 @@
-//! The whole cluster at a glance, and one job in full: streams for people who watch.
+//! Streams for `watch`: the whole cluster, and one job in full.
 //!
-//! A watcher costs the loop one question a look. Looks are spaced, so that a busy cluster costs no
-//! more than a quiet one, and only what changed since the last look is sent.
+//! A watcher asks the loop for each update. A pause between updates limits their number in a busy
+//! cluster, and only changes are sent.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,19 +14,17 @@ use super::follow::{Watched, stopping};
 use super::{Ended, Stream};
 use crate::drive::{Answer, Interest, Question};
 
-/// The least time from something sent to the next look. A change is looked for at once and waits only
-/// where something was sent just before. An agent says what it did every 200 ms and the loop takes it
-/// in at once, so that it is on its way within 350 ms; what only the loop's own tick of 250 ms brings
-/// along, such as the rates of a job that stands still, within 600 ms.
-const LOOK_PAUSE: Duration = Duration::from_millis(150);
+/// The pause after an update. A watched agent reports every 200 ms, so its changes are sent within
+/// 350 ms; changes by the loop's tick of 250 ms, such as the rates of a stalled job, within 600 ms.
+const UPDATE_PAUSE: Duration = Duration::from_millis(150);
 
-/// Between two looks where nothing happens: what agents observe (lag, WAL held) makes no pulse.
-const LOOK_ANYWAY: Duration = Duration::from_secs(1);
+/// How long to wait for a pulse before asking anyway.
+const PULSE_WAIT: Duration = Duration::from_secs(1);
 
-/// The same for one job in full, whose view is larger.
+/// [`UPDATE_PAUSE`] for one job in full, whose view is larger.
 const JOB_PAUSE: Duration = Duration::from_millis(400);
 
-/// Events of the node before its job.
+/// Number of the node's latest events to send first.
 const JOB_EVENTS: u32 = 100;
 
 impl Stream {
@@ -36,7 +34,7 @@ impl Stream {
         let mut seen: BTreeMap<NodeId, NodeView> = BTreeMap::new();
         let mut jobs: BTreeMap<JobId, Watched> = BTreeMap::new();
         let mut after = self.recent(None, limits::RECENT_EVENTS).await?;
-        // Even where there is none: it says that all was said.
+        // The first list is sent even if empty: it marks the end of the recent events.
         let mut first = true;
         loop {
             pulse.mark_unchanged();
@@ -63,8 +61,11 @@ impl Stream {
                 .collect();
             if !changed.is_empty() || first {
                 (first, sent) = (false, true);
-                let known = changed.iter().map(|node| (node.node_id.clone(), node));
-                seen.extend(known.map(|(id, node)| (id, node.clone())));
+                seen.extend(
+                    changed
+                        .iter()
+                        .map(|node| (node.node_id.clone(), node.clone())),
+                );
                 self.reply(&ApiReply::Nodes(changed)).await?;
             }
             for follow in open {
@@ -72,11 +73,11 @@ impl Stream {
                     .or_insert_with(|| Watched::new(follow));
             }
             sent |= self.send_jobs(&mut jobs).await?;
-            rest(&mut pulse, if sent { LOOK_PAUSE } else { Duration::ZERO }).await?;
+            pause(&mut pulse, if sent { UPDATE_PAUSE } else { Duration::ZERO }).await?;
         }
     }
 
-    /// Sends what is new of those jobs, and forgets those that have ended. Says whether there was
+    /// Sends new views of the jobs and removes those that have ended. Returns whether it sent
     /// anything.
     async fn send_jobs(&mut self, jobs: &mut BTreeMap<JobId, Watched>) -> Result<bool, Ended> {
         let mut over = Vec::new();
@@ -91,7 +92,7 @@ impl Stream {
                     continue;
                 }
             }
-            // The loop has let go of the job: nothing more will be said of it.
+            // The loop has closed the job.
             if watched.follow.feed.has_changed().is_err() {
                 over.push(*id);
             }
@@ -109,13 +110,13 @@ impl Stream {
         let mut last = None;
         loop {
             pulse.mark_unchanged();
-            let over = last
+            let seen = last
                 .as_ref()
                 .filter(|view: &&Box<_>| is_over(view))
                 .map(|view| view.job_id);
             let question = Question::Job {
                 node: node.clone(),
-                seen: over,
+                seen,
                 interest,
             };
             let answer = self.ask(question).await?;
@@ -130,11 +131,11 @@ impl Stream {
             if interest == Interest::Once {
                 return Ok(());
             }
-            rest(&mut pulse, if sent { JOB_PAUSE } else { Duration::ZERO }).await?;
+            pause(&mut pulse, if sent { JOB_PAUSE } else { Duration::ZERO }).await?;
         }
     }
 
-    /// Sends the newest events; says the number of the last.
+    /// Sends the newest events and returns the number of the last.
     async fn recent(&mut self, node: Option<&NodeId>, limit: u32) -> Result<u64, Ended> {
         let question = Question::Recent {
             node: node.cloned(),
@@ -151,15 +152,15 @@ impl Stream {
     }
 }
 
-/// Whether nothing of the job can change any more.
+/// Whether the job can no longer change.
 fn is_over(view: &JobView) -> bool {
     view.end.is_some() && view.ended_at.is_some()
 }
 
-/// Waits until it is worth looking again: at the next change, once the pause is over.
-async fn rest(pulse: &mut watch::Receiver<u64>, pause: Duration) -> Result<(), Fault> {
+/// Waits for `pause` and then for the next change, at most [`PULSE_WAIT`].
+async fn pause(pulse: &mut watch::Receiver<u64>, pause: Duration) -> Result<(), Fault> {
     tokio::time::sleep(pause).await;
-    match tokio::time::timeout(LOOK_ANYWAY, pulse.changed()).await {
+    match tokio::time::timeout(PULSE_WAIT, pulse.changed()).await {
         Ok(Err(_)) => Err(stopping()),
         Ok(Ok(())) | Err(_) => Ok(()),
     }

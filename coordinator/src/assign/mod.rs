@@ -1,7 +1,7 @@
-//! Who copies what, in which order, with how many workers.
+//! The order in which parts are copied and the number of workers.
 //!
-//! Pure: the plan and the limits in, an order and a number out. The order is a queue from which the
-//! target's free workers take the next part, so one slow range never idles the rest.
+//! Pure: takes the plan and the limits, returns an order and a number. The target's free workers take
+//! parts from the order as from a queue, so a slow range never idles the others.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -13,20 +13,20 @@ use crate::job::copy_progress::{CopyProgress, TableCopy};
 /// What limits the workers of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WorkerLimits {
-    /// What the operator asked for.
+    /// Requested by the operator.
     pub asked: u8,
-    /// Workers the source's agent runs at most.
+    /// The maximum of the source's agent.
     pub source_max: u8,
-    /// Of them, those in use by other jobs.
+    /// Used there by other jobs.
     pub source_used: u8,
-    /// Workers the target's agent runs at most.
+    /// The maximum of the target's agent.
     pub target_max: u8,
-    /// Of them, those in use by other jobs.
+    /// Used there by other jobs.
     pub target_used: u8,
 }
 
-/// Workers the job gets: what was asked for, within what both agents have free, and always one, so
-/// that a job behind a large one is slow and not stuck.
+/// Workers for the job: as many as requested and free on both agents, and at least one, so that a job
+/// behind a large one is slow but not stuck.
 #[must_use]
 pub fn workers(limits: WorkerLimits) -> u8 {
     let source = limits.source_max.saturating_sub(limits.source_used);
@@ -34,12 +34,12 @@ pub fn workers(limits: WorkerLimits) -> u8 {
     limits.asked.min(source).min(target).max(1)
 }
 
-/// Every part that is not done, in the order in which to begin them.
+/// Every part that is not done, in the order in which to start them.
 ///
-/// At each place stands the next range of the table with the most estimated bytes left. So the
-/// largest table comes first, ranges of one table keep their order on disk, large tables of the same
-/// size take turns (which spreads their locks and their files), and what is left for the end is
-/// small. Costs the number of parts times the logarithm of the number of tables.
+/// Each next part is the next range of the table with the most estimated bytes left. So the largest
+/// table comes first, ranges of one table keep their order on disk, large tables of the same size
+/// take turns (which spreads their locks and files), and small parts remain for the end. Takes
+/// O(parts × log tables).
 #[must_use]
 pub fn order(copied: &CopyProgress) -> Vec<PartNo> {
     let mut heap: BinaryHeap<(u64, Reverse<u32>)> = copied
@@ -66,7 +66,7 @@ pub fn order(copied: &CopyProgress) -> Vec<PartNo> {
     order
 }
 
-/// Estimated bytes of a table of which that many parts are taken.
+/// Estimated bytes left of a table after that many parts.
 fn weight(table: &TableCopy, taken: u32) -> u64 {
     let left = u128::from(table.summary.parts - taken);
     let bytes = u128::from(table.summary.bytes_estimate.0) * left;

@@ -1,5 +1,5 @@
-//! What may be asked for: the request's own form, and what the nodes are at this moment. Refusals say
-//! what stands in the way and what to do about it; nothing is changed here.
+//! Checks requests: their form, and the current state of the nodes. Faults say what prevents a request
+//! and what to do about it. Changes nothing.
 
 use steep_protocol::message::job::{JobSpec, Method};
 use steep_protocol::{Fault, FaultKind, NodeId, NodeState, Retry, limits};
@@ -8,11 +8,11 @@ use super::Driver;
 use crate::job::Side;
 use crate::store::Store;
 
-/// Targets of one request.
+/// Maximum number of targets in a request.
 const TARGETS_MAX: usize = 64;
 
 impl<S: Store> Driver<S> {
-    /// Whether the node has ever registered.
+    /// Refuses a node whose agent has never registered.
     pub(super) fn known(&self, node: &NodeId) -> Result<(), Fault> {
         if self.nodes.contains_key(node) {
             return Ok(());
@@ -27,7 +27,7 @@ impl<S: Store> Driver<S> {
         Err(Fault::new(FaultKind::BadRequest, text).hint(hint))
     }
 
-    /// What can be said about a request without looking at any state.
+    /// Checks a request's form, and that its nodes are known.
     pub(super) fn check_shape(&self, specs: &[JobSpec]) -> Result<(), Fault> {
         let bad = |text: String| Err(Fault::new(FaultKind::BadRequest, text));
         if specs.is_empty() || specs.len() > TARGETS_MAX {
@@ -47,11 +47,11 @@ impl<S: Store> Driver<S> {
                 return bad(format!("use 1 to {} parallel workers", limits::WORKERS_MAX));
             }
             if spec.timeout_seconds == 0 {
-                return bad("a timeout of nothing leaves no time for the job".to_owned());
+                return bad("the timeout must be longer than zero".to_owned());
             }
             if spec.method == Method::TwoPhase {
-                return bad("the method two-phase is not yet available".to_owned())
-                    .map_err(|f: Fault| f.hint("use --method snapshot"));
+                let text = "the method two-phase is not yet available";
+                return Err(Fault::new(FaultKind::BadRequest, text).hint("use --method snapshot"));
             }
             self.known(&spec.source)?;
             self.known(&spec.target)?;
@@ -78,28 +78,28 @@ impl<S: Store> Driver<S> {
             .retry(Retry::Backoff))
     }
 
-    /// Whether a job may begin that copies from its source.
+    /// Checks whether a job that copies from its source may start.
     pub(super) fn check_copy(&self, spec: &JobSpec) -> Result<(), Fault> {
         if spec.method == Method::Backup {
-            let text = "rows that come from a backup are taken by init complete";
+            let text = "use init complete for rows that come from a backup";
             return Err(Fault::new(FaultKind::BadRequest, text));
         }
         self.check_init(spec)
     }
 
-    /// Whether a job may begin, from what the nodes are. Preflight looks at the servers later.
+    /// Checks whether a job may start, by the state of its nodes. Preflight examines the servers later.
     pub(super) fn check_init(&self, spec: &JobSpec) -> Result<(), Fault> {
         self.check_target(&spec.target, &spec.source)?;
         self.check_rebuilding(&spec.target)?;
         let source = &spec.source;
         if !self.may_be_source(source) {
             let text = format!("it is {} and cannot be a source", self.state_of(source));
-            let hint = "a source is synchronized, or no replica at all";
+            let hint = "a source must be synchronized, or not a replica";
             return Err(Fault::new(FaultKind::Failed, text).on(source).hint(hint));
         }
         if self.follows(source, &spec.target) {
-            let text = format!("it follows {}: they would replace each other", spec.target);
-            let hint = "choose a source that does not get its rows from this target";
+            let text = format!("it follows {}, so this would be a cycle", spec.target);
+            let hint = "choose a source that does not replicate from this target";
             return Err(Fault::new(FaultKind::BadRequest, text)
                 .on(source)
                 .hint(hint));
@@ -124,16 +124,16 @@ impl<S: Store> Driver<S> {
             return fault(text, hint);
         }
         if let Some(other) = self.serves(target) {
-            let text = format!("it is the source of job {other}, which is still at work");
+            let text = format!("it is the source of job {other}, which is still running");
             return fault(text, "wait for that job, or cancel it".to_owned());
         }
         match state {
             NodeState::Synchronized => fault(
                 "it is already synchronized".to_owned(),
                 format!(
-                    "nothing needs to be done. To start over, drop its subscription on the target: \
-                     it is then seen to have diverged, and steep-repl init cancel --node {target} \
-                     makes it ready for another init"
+                    "nothing needs to be done. To start over, drop its subscription on the target, \
+                     wait until the node is diverged, and run steep-repl init cancel --node {target} \
+                     before init"
                 ),
             ),
             NodeState::Diverged => fault(
@@ -154,7 +154,7 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// A failed job's leavings stand in the way on the target, and on the same source.
+    /// Refuses while a failed job's cleanup is open on the target, or on the same source.
     fn check_leftovers(&self, target: &NodeId, source: &NodeId) -> Result<(), Fault> {
         let Some(live) = self.live_job(target).and_then(|id| self.jobs.get(&id)) else {
             return Ok(());
@@ -165,17 +165,14 @@ impl<S: Store> Driver<S> {
             (false, true) if job.spec.source == *source => source,
             _ => return Ok(()),
         };
-        let text = format!(
-            "what the failed job {} made has not been removed yet",
-            job.id
-        );
+        let text = format!("the failed job {} has not been cleaned up yet", job.id);
         let hint = if self.registry.is_online(on) {
             format!(
-                "it is being removed; try again in a moment, or run steep-repl init cancel --node {target}"
+                "it is being removed: try again in a moment, or run steep-repl init cancel --node {target}"
             )
         } else {
             format!(
-                "bring the agent of {on} back: the removal is done at once then; or run steep-repl init cancel --node {target}"
+                "start the agent of {on}, which then removes it at once, or run steep-repl init cancel --node {target}"
             )
         };
         Err(Fault::new(FaultKind::Failed, text)
@@ -184,7 +181,7 @@ impl<S: Store> Driver<S> {
             .retry(Retry::Backoff))
     }
 
-    /// Whether `node` gets its rows, over however many hops, from `upstream`.
+    /// Whether `node` replicates from `upstream`, directly or over other nodes.
     fn follows(&self, node: &NodeId, upstream: &NodeId) -> bool {
         let mut at = node;
         for _ in 0..self.nodes.len() {

@@ -1,4 +1,4 @@
-//! What agents' sessions bring: their beginning, their end, and what is said in them.
+//! Handles agents' sessions: their start, their end and their messages.
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::{
@@ -15,7 +15,6 @@ use crate::registry::{Link, SessionId};
 use crate::store::{NodeRecord, Store, Write};
 
 impl<S: Store> Driver<S> {
-    /// Something came from an agent's session.
     pub(super) fn on_agent(&mut self, input: AgentInput, now: Timestamp) {
         match input {
             AgentInput::Joined {
@@ -45,7 +44,7 @@ impl<S: Store> Driver<S> {
             return self.reject(node, &link, &registration, fault, now);
         }
         if let Some(before) = self.registry.session(node) {
-            // Its jobs see the old session end before the new one begins.
+            // Its jobs must see the old session end before the new one starts.
             self.on_left(node, before, Parting::Lost, now);
         }
         let record = self
@@ -70,7 +69,7 @@ impl<S: Store> Driver<S> {
         self.send(node, CoordinatorMessage::Welcome { state });
         self.set_paces(now);
         for id in self.jobs_of(node) {
-            self.meet(id, node, now);
+            self.note_presence(id, node, now);
         }
         self.release_idle(node, &registration);
         if self.may_mirror(node) {
@@ -79,8 +78,8 @@ impl<S: Store> Driver<S> {
         self.tell_audit(node);
     }
 
-    /// Another process has a session as that node's agent: two would take turns, each ending what the
-    /// other has begun.
+    /// Rejects a process because another one is the node's agent. Two would end each other's sessions
+    /// in turn.
     fn reject(
         &mut self,
         node: &NodeId,
@@ -93,13 +92,12 @@ impl<S: Store> Driver<S> {
             let note = Note::warn("agent.rejected", fault.to_string()).node(node);
             self.log(note.field("address", &registration.advertise), now);
         }
-        // A new session's queue is empty, and closed as soon as this is sent.
+        // The queue of a new session is empty. Dropping the link afterwards closes the session.
         let _ = link.outbox.try_send(CoordinatorMessage::Rejected(fault));
     }
 
-    /// Tells an agent to forget the jobs that nobody works on any more: it was away when they ended, and
-    /// would let their targets ask it for ever (G7). What still holds a snapshot is more than a
-    /// permission, and not for a greeting to decide about.
+    /// Revokes the permissions of jobs and queries that ended while a source's agent was away (G7).
+    /// Leaves jobs with an open snapshot alone.
     fn release_idle(&mut self, source: &NodeId, registration: &Registration) {
         let idle = |job: &&JobId| {
             !self.jobs.contains_key(job)
@@ -113,12 +111,13 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// Whether a query is at work under that id.
+    /// Whether a query with that id is running.
     fn is_asking(&self, job: JobId) -> bool {
         self.queries.iter().any(|query| query.asks_as(job))
     }
 
-    /// Takes back what a source was told to allow (G7), and nothing else: what is on its server stays.
+    /// Revokes a target's permission to send requests to a source (G7). Nothing on the source's server
+    /// changes.
     pub(super) fn release_permission(&mut self, job: JobId, id: u64, source: &NodeId) {
         let message = CoordinatorMessage::Command {
             id: CommandId(id),
@@ -129,8 +128,8 @@ impl<S: Store> Driver<S> {
         self.send(source, message);
     }
 
-    /// Tells a job whether that node's agent is there.
-    pub(super) fn meet(&mut self, id: JobId, node: &NodeId, now: Timestamp) {
+    /// Tells a job whether that node's agent is online.
+    pub(super) fn note_presence(&mut self, id: JobId, node: &NodeId, now: Timestamp) {
         let Some(side) = self.jobs.get(&id).and_then(|live| live.job.side_of(node)) else {
             return;
         };
@@ -165,12 +164,12 @@ impl<S: Store> Driver<S> {
             return;
         };
         let text = match parting {
-            Parting::Lost => format!("the agent of {node} has no session any more"),
+            Parting::Lost => format!("the agent of {node} is disconnected"),
             Parting::Stopped => format!("the agent of {node} was stopped"),
         };
         self.log(Note::warn("agent.lost", text).node(node), now);
-        // A process that was killed says nothing; QUIC notices late. It has been away since it was
-        // last heard.
+        // QUIC notices late that a process was killed, so the agent counts as offline since its last
+        // message.
         let since = agent.last_heard;
         for id in self.jobs_of(node) {
             let live = self.jobs.get_mut(&id);
@@ -202,19 +201,18 @@ impl<S: Store> Driver<S> {
             return;
         };
         match message {
-            // The session ends over it.
+            // The session module ends the session.
             AgentMessage::Register(_) => {}
             AgentMessage::Audited { seq } => self.on_audited(node, seq),
             AgentMessage::Prepared(slots) => agent.prepared = Some(slots),
             AgentMessage::SlotExpired { slot } => self.slot_expired(node, &slot, now),
             AgentMessage::Lineage(lineage) => self.on_lineage(node, lineage, now),
             AgentMessage::Observed(observed) => {
-                let version = observed
-                    .postgres
-                    .as_ref()
-                    .and_then(|p| p.as_ref().ok())
-                    .copied();
-                // How far replication is behind, too, is seen by who watches as soon as it is known.
+                let version = match observed.postgres {
+                    Some(Ok(version)) => Some(version),
+                    Some(Err(_)) | None => None,
+                };
+                // Watchers must see the lag without delay.
                 self.out.observed |= agent.observed != observed;
                 agent.observed = observed;
                 self.note_version(node, version);
@@ -229,7 +227,7 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// Shows what an agent observes to the jobs that it is at work for.
+    /// Updates an agent's jobs with its observation.
     fn check_jobs(&mut self, node: &NodeId, now: Timestamp) {
         for id in self.jobs_of(node) {
             let bounds = self.rules.bounds;
@@ -266,7 +264,7 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// A command ended. One that nobody waits for is forgotten: its job is over.
+    /// A command ended: one of a job, of a query, or of a job that is over.
     pub(super) fn on_finished(
         &mut self,
         node: &NodeId,
@@ -301,16 +299,16 @@ impl<S: Store> Driver<S> {
         self.query_finished(node, command, outcome, now);
     }
 
-    /// Live jobs with that node on either side.
+    /// Jobs in memory with that node on either side.
     fn jobs_of(&self, node: &NodeId) -> Vec<JobId> {
-        let own = self
-            .jobs
+        self.jobs
             .iter()
-            .filter(|(_, live)| live.job.side_of(node).is_some());
-        own.map(|(id, _)| *id).collect()
+            .filter(|(_, live)| live.job.side_of(node).is_some())
+            .map(|(id, _)| *id)
+            .collect()
     }
 
-    /// The state of a node; of one that was never heard of, uninitialized.
+    /// The state of a node; an unknown one is uninitialized.
     pub(super) fn state_of(&self, node: &NodeId) -> NodeState {
         self.nodes
             .get(node)

@@ -1,8 +1,8 @@
-//! What operators ordered, accepted or refused, in the store and in the audit logs of the nodes it is
-//! about.
+//! The audit trail of operators' orders: all of them in the store, and accepted ones in the audit logs
+//! of the nodes concerned.
 //!
-//! A node is told of an accepted entry in every session, and every minute in between, until its agent
-//! says that it is in `steep_repl.audit_log`. Refused entries changed nothing and are kept here alone.
+//! An accepted entry is sent to a node in every session, and every minute, until its agent confirms
+//! that it is in `steep_repl.audit_log`.
 
 use std::time::Duration;
 
@@ -19,14 +19,13 @@ use super::{Driver, Operator};
 use crate::job::time::after;
 use crate::store::{AuditDue, Store, Write};
 
-/// How often a node that has not confirmed is told again.
+/// How often unconfirmed entries are sent again.
 const AGAIN_EVERY: Duration = Duration::from_secs(60);
 
-/// Entries that one node can be behind with; of more, the newest are not told to it (G8). They are in
-/// the store like all others.
+/// Maximum number of unconfirmed entries of a node; newer ones are only in the store (G8).
 const DUE_MAX: usize = 1_000;
 
-/// What an operator asked for, about one node.
+/// An order about one node.
 #[derive(Debug, Clone)]
 pub(super) struct AuditEntry {
     action: &'static str,
@@ -36,7 +35,7 @@ pub(super) struct AuditEntry {
 }
 
 impl AuditEntry {
-    /// One entry for each job of an order, or one alone.
+    /// One entry for each job of an order, or a single one.
     pub(super) fn of(order: &Order) -> Vec<Self> {
         let (action, node) = match order {
             Order::Init(request) => return Self::init(request),
@@ -63,8 +62,7 @@ impl AuditEntry {
                 ]
             }
             Order::Capture { peer, .. } => {
-                let peer = peer.iter().map(|peer| ("peer", peer.to_string()));
-                peer.collect()
+                peer.iter().map(|peer| ("peer", peer.to_string())).collect()
             }
             Order::Prepare(spec) => vec![
                 ("slot", spec.slot.to_string()),
@@ -110,14 +108,14 @@ impl AuditEntry {
 type Argument = (&'static str, String);
 
 fn owned(arguments: Vec<Argument>) -> Vec<(String, String)> {
-    let arguments = arguments.into_iter();
     arguments
+        .into_iter()
         .map(|(name, value)| (name.to_owned(), value))
         .collect()
 }
 
 impl<S: Store> Driver<S> {
-    /// Keeps what became of an order: the job of each entry, in their order, or why it was refused.
+    /// Records the outcome of an order: each entry's job, in order, or why it was refused.
     pub(super) fn audit_order(
         &mut self,
         entries: Vec<AuditEntry>,
@@ -174,7 +172,7 @@ impl<S: Store> Driver<S> {
             address = view.address,
             action = view.action,
             refused = view.refused,
-            "an operator's request"
+            "an operator's order"
         );
         let mut due = Vec::new();
         if view.refused.is_none() {
@@ -196,7 +194,7 @@ impl<S: Store> Driver<S> {
         });
     }
 
-    /// Takes what nodes have not confirmed out of the store.
+    /// Restores unconfirmed entries from the store.
     pub(super) fn restore_audit(&mut self, due: Vec<AuditDue>) {
         for AuditDue { node, view } in due {
             let queue = self.audit_due.entry(node).or_default();
@@ -206,13 +204,13 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// Tells a node what it has not confirmed.
+    /// Sends a node unconfirmed entries.
     pub(super) fn tell_audit(&mut self, node: &NodeId) {
         let Some(queue) = self.audit_due.get_mut(node) else {
             return;
         };
-        // A page at a time: an agent that is told more than its session holds is disconnected. Others
-        // come first the next time: one that cannot be written keeps none from being told.
+        // Few at a time, since an agent whose outbox overflows is disconnected. The next time, others
+        // come first, so that entries that cannot be written do not block the rest.
         let page = queue.len().min(TOLD_AT_ONCE);
         let told = queue[..page].to_vec();
         queue.rotate_left(page);
@@ -221,7 +219,7 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// Time has passed.
+    /// Sends unconfirmed entries again every [`AGAIN_EVERY`].
     pub(super) fn tick_audit(&mut self, now: Timestamp) {
         if now < after(self.audit_told, AGAIN_EVERY) {
             return;
@@ -234,7 +232,7 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// A node has it.
+    /// A node has confirmed an entry.
     pub(super) fn on_audited(&mut self, node: &NodeId, seq: u64) {
         let Some(queue) = self.audit_due.get_mut(node) else {
             return;
@@ -252,10 +250,10 @@ impl<S: Store> Driver<S> {
     }
 }
 
-/// Entries told to a node at once; the rest follow a minute later.
+/// Entries sent to a node at once; the rest follow a minute later.
 const TOLD_AT_ONCE: usize = 50;
 
-/// What was asked for, as the command line would say it.
+/// A job's arguments, named as on the command line.
 fn job_arguments(spec: &JobSpec) -> Vec<Argument> {
     let schema = match spec.schema_mode {
         SchemaMode::Strict => "strict",
@@ -281,7 +279,7 @@ fn job_arguments(spec: &JobSpec) -> Vec<Argument> {
     if let Some(rate) = spec.max_rate {
         all.push(("max_rate", rate.0.to_string()));
     }
-    // Lists are cut where nobody reads on (G8).
+    // Long lists are truncated (G8).
     if !spec.filter.include_schemas.is_empty() {
         let names = spec.filter.include_schemas.iter();
         all.push(("include_schema", listed(names)));
@@ -292,7 +290,7 @@ fn job_arguments(spec: &JobSpec) -> Vec<Argument> {
     all
 }
 
-/// What [`job_arguments`] lack of a backup.
+/// The further arguments of `init complete`.
 fn backup_arguments(spec: &CompleteSpec) -> Vec<Argument> {
     let slot = spec.slot.as_ref().map_or("-", SlotName::as_str);
     let skip = spec.schema == SchemaCheck::Skipped;
@@ -306,11 +304,8 @@ fn backup_arguments(spec: &CompleteSpec) -> Vec<Argument> {
 fn listed<T: ToString>(names: impl ExactSizeIterator<Item = T>) -> String {
     let all = names.len();
     let limit = steep_protocol::limits::LISTED_MAX;
-    let mut text = names
-        .take(limit)
-        .map(|name| name.to_string())
-        .collect::<Vec<_>>()
-        .join(",");
+    let names: Vec<String> = names.take(limit).map(|name| name.to_string()).collect();
+    let mut text = names.join(",");
     if all > limit {
         text.push_str(&format!(" and {} more", all - limit));
     }

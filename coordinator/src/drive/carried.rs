@@ -1,5 +1,5 @@
-//! What a node that follows carries: its publication and subscription as they were made, the tables that
-//! entered later, the enum types behind their columns, and tables of the source that nobody replicates.
+//! What a replication carries: whether publication and subscription are unchanged, tables added later,
+//! labels of enum types, and new tables of the source that are not replicated.
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::{Published, Subscribed, SubscriptionWiring};
@@ -13,19 +13,19 @@ use crate::job::membership::{self, Ends, Watched};
 use crate::registry::Agent;
 use crate::store::{NodeRecord, Store, Write};
 
-/// What is wrong with a subscription that is wired so.
+/// What is wrong with a subscription's wiring, if anything.
 pub(super) fn wiring(wiring: SubscriptionWiring) -> Option<Health> {
     match wiring {
         SubscriptionWiring::Sound => None,
-        SubscriptionWiring::Changed => Some(Health::Suspect(Cause::final_one(format!(
+        SubscriptionWiring::Changed => Some(Health::Suspect(Cause::permanent(format!(
             "the subscription was given another slot or other publications: {ANEW}"
         )))),
-        SubscriptionWiring::Skipping => Some(Health::Bad(Cause::final_one(format!(
+        SubscriptionWiring::Skipping => Some(Health::Bad(Cause::permanent(format!(
             "the subscription was told to skip a transaction (ALTER SUBSCRIPTION … SKIP): {ANEW}"
         )))),
-        SubscriptionWiring::Unmarked => Some(Health::Suspect(Cause::passing(
-            "the comment by which steep-repl knows its subscription is gone: what the subscription has \
-             taken since cannot be told"
+        SubscriptionWiring::Unmarked => Some(Health::Suspect(Cause::temporary(
+            "steep-repl's comment on the subscription is gone, so the subscription may have been \
+             changed unnoticed"
                 .to_owned(),
         ))),
     }
@@ -33,23 +33,27 @@ pub(super) fn wiring(wiring: SubscriptionWiring) -> Option<Health> {
 
 impl<S: Store> Driver<S> {
     pub(super) fn publication_health(&self, source: &NodeId, job: JobId) -> Health {
-        let Some(agent) = self.registry.get(source).filter(|agent| agent.sees()) else {
+        let Some(agent) = self
+            .registry
+            .get(source)
+            .filter(|agent| agent.postgres_answers())
+        else {
             return Health::Unknown;
         };
         let status = agent.publication(job);
         if status.is_none() && agent.slot(job).is_none() {
-            // The slot's absence is told already.
+            // The missing slot is reported already.
             return Health::Unknown;
         }
         match membership::publication(status) {
             None => Health::Good,
-            Some(what) => Health::Suspect(Cause::final_one(format!(
+            Some(what) => Health::Suspect(Cause::permanent(format!(
                 "the publication on {source} {what}: {ANEW}"
             ))),
         }
     }
 
-    /// Whether somebody has moved the slot past what the target has.
+    /// Whether somebody has moved the slot past what the target has confirmed.
     pub(super) fn is_slot_moved(
         &self,
         node: &NodeId,
@@ -57,17 +61,20 @@ impl<S: Store> Driver<S> {
         job: JobId,
         following: &mut Following,
     ) -> bool {
-        let sees = |node: &NodeId| self.registry.get(node).filter(|agent| agent.sees());
-        let slot = sees(source).and_then(|agent| agent.slot(job));
-        let subscription = sees(node).and_then(|agent| agent.subscription(job));
+        let observing = |node: &NodeId| {
+            self.registry
+                .get(node)
+                .filter(|agent| agent.postgres_answers())
+        };
+        let slot = observing(source).and_then(|agent| agent.slot(job));
+        let subscription = observing(node).and_then(|agent| agent.subscription(job));
         match (slot, subscription) {
             (Some(slot), Some(subscription)) => following.parked.is_moved(slot, subscription),
             _ => false,
         }
     }
 
-    /// Whether every table that entered the replication later is complete on the node, and every label
-    /// known there.
+    /// Whether the node has all rows of tables added later, and all enum labels.
     pub(super) fn carried_health(
         &mut self,
         record: &NodeRecord,
@@ -76,8 +83,12 @@ impl<S: Store> Driver<S> {
         watched: &mut Watched,
         now: Timestamp,
     ) -> Health {
-        let sees = |node: &NodeId| self.registry.get(node).filter(|agent| agent.sees());
-        let (Some(there), Some(here)) = (sees(source), sees(&record.id)) else {
+        let observing = |node: &NodeId| {
+            self.registry
+                .get(node)
+                .filter(|agent| agent.postgres_answers())
+        };
+        let (Some(there), Some(here)) = (observing(source), observing(&record.id)) else {
             return Health::Unknown;
         };
         let (Some(published), Some(subscribed)) = (there.published(job), here.subscribed(job))
@@ -92,8 +103,11 @@ impl<S: Store> Driver<S> {
         };
         let mut complete = record.complete.clone();
         let mut wrong = ends.judge(&mut complete, watched);
-        let (theirs, ours) = (&published.enums, &subscribed.enums);
-        wrong.extend(membership::missing_labels(theirs, ours, &record.id));
+        wrong.extend(membership::missing_labels(
+            &published.enums,
+            &subscribed.enums,
+            &record.id,
+        ));
         let appeared = published.appeared.clone();
         if let Some(record) = self.nodes.get_mut(&record.id)
             && record.complete != complete
@@ -105,12 +119,12 @@ impl<S: Store> Driver<S> {
         if wrong.is_empty() {
             Health::Good
         } else {
-            Health::Bad(Cause::passing(wrong.join("; and ")))
+            Health::Bad(Cause::temporary(wrong.join("; and ")))
         }
     }
 
-    /// Tells tables of the source that were made later and that the node does not replicate, once each,
-    /// as far as its job would have taken them.
+    /// Warns once of each new table of the source that is not replicated though the job's filter
+    /// admits it.
     fn note_appeared(
         &mut self,
         node: &NodeId,
@@ -134,7 +148,7 @@ impl<S: Store> Driver<S> {
         self.out.writes.push(Write::Node(Box::new(record.clone())));
         for table in appeared.iter().filter(|table| !known.contains(table)) {
             let text = format!(
-                "{table} was made on {source} after {node} was initialised: it is not replicated"
+                "{table} was created on {source} after {node} was initialised and is not replicated"
             );
             let note = Note::warn("table.appeared", text).node(node);
             self.log(note.of(Some(source), Some(job)).field("table", table), now);
@@ -143,14 +157,14 @@ impl<S: Store> Driver<S> {
 }
 
 impl Agent {
-    /// What a replication publishes, where that was looked at since it was marked.
+    /// What a replication publishes, if observed since the current mark.
     fn published(&self, job: JobId) -> Option<&Published> {
         let mark = self.publication(job)?.mark;
         let mut all = self.observed.carried.published.iter();
         all.find(|p| p.job == job && p.mark == mark)
     }
 
-    /// What a replication takes, where that was looked at since it was marked.
+    /// What a replication subscribes to, if observed since the current mark.
     fn subscribed(&self, job: JobId) -> Option<&Subscribed> {
         let mark = self.subscription(job)?.mark;
         let mut all = self.observed.carried.subscribed.iter();

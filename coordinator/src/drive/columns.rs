@@ -1,11 +1,11 @@
-//! What comparing a node's columns with its source's comes to, over time.
+//! Decides whether differences between a node's columns and its source's are drift.
 //!
-//! Pure. Two digests that differ only tell that something does, maybe of two different moments; a
-//! comparison names it. One comparison is not believed: a change that is made on both ends, one after
-//! the other, is a difference in between, and digests can be older than what was compared. So a
-//! difference is drift once another comparison, a while later, still finds it; and digests are taken for
-//! an accepted difference once another comparison found nothing else while they stayed the same. What
-//! has been judged is not compared again until a digest changes.
+//! Pure. Digests that differ only show that something does, and may be of different moments; a
+//! comparison names the differences. A single comparison is not enough: a change made on one end and
+//! then on the other is a difference in between, and a digest can be older than what was compared. So
+//! a difference is drift if a second comparison, after the grace time, still finds it. Likewise,
+//! unequal digests are harmless if a second comparison, with the same digests, finds only accepted
+//! differences. After that, nothing is compared until a digest changes.
 
 use std::time::Duration;
 
@@ -16,47 +16,47 @@ use steep_protocol::message::schema::{Change, SchemaDifference, SchemaReview, Su
 use crate::job::time::after;
 use crate::store::Accepted;
 
-/// When a comparison that failed, or found no reason for digests to differ, is tried again.
+/// When a comparison that failed, or found no difference, is repeated.
 const AGAIN: Duration = Duration::from_secs(60);
 
-/// The longest pause between comparisons that find nothing: they read two whole catalogs each.
+/// The longest pause between comparisons that find nothing. Each reads two whole catalogs.
 const AGAIN_MAX: Duration = Duration::from_secs(3_600);
 
-/// Digests over the columns of what is replicated.
+/// Digests over the replicated columns of both ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Digests {
     pub(super) source: String,
     pub(super) node: String,
 }
 
-/// What one comparison found.
+/// The result of a comparison.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Found {
-    /// No difference at all: a digest is older than the other.
+    /// No difference: one digest is older than the other.
     Nothing,
-    /// Nothing but what was accepted.
+    /// Only accepted differences.
     Accepted,
-    /// These that nobody has accepted, and so many more.
+    /// These differences that are not accepted, and the number of further ones.
     Objected(Vec<SchemaDifference>, u64),
 }
 
-/// What digests that differ mean.
+/// What the unequal digests mean.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Judgement {
-    /// Nothing but what was accepted.
+    /// Only accepted differences.
     Accepted,
-    /// These, and so many more.
+    /// These differences, and the number of further ones.
     Drifted(Vec<SchemaDifference>, u64),
 }
 
-/// One node's columns while its digest is not its source's.
+/// A node whose digest differs from its source's.
 #[derive(Debug)]
 pub(super) struct Differing {
     digests: Digests,
     stage: Stage,
-    /// Differences that lasted so far, and since when.
+    /// Differences that every comparison found, and since when.
     lasting: Option<(Vec<SchemaDifference>, Timestamp)>,
-    /// Since when comparisons find nothing to object to while the digests are these.
+    /// Since when comparisons with these digests find only accepted differences.
     harmless: Option<Timestamp>,
     pause: Duration,
 }
@@ -64,17 +64,17 @@ pub(super) struct Differing {
 #[derive(Debug)]
 enum Stage {
     Due(Timestamp),
-    /// A comparison is on its way; where it comes to nothing, the next one is due then.
+    /// A comparison is running; if it fails, the next one is due at `again`.
     Asked {
         of: Digests,
         again: Timestamp,
     },
-    /// Until a digest changes, or that time where no digest need change for it to be otherwise.
+    /// Until a digest changes, or until that time, for differences that can end without it.
     Judged(Judgement, Option<Timestamp>),
 }
 
 impl Differing {
-    /// Digests that differ for the first time: to be compared now.
+    /// A first observation of unequal digests; a comparison is due.
     pub(super) fn new(digests: Digests, now: Timestamp) -> Self {
         Self {
             digests,
@@ -85,7 +85,7 @@ impl Differing {
         }
     }
 
-    /// Digests were observed.
+    /// Takes an observation of the digests.
     pub(super) fn observe(&mut self, digests: Digests, now: Timestamp) {
         if self.digests == digests {
             return;
@@ -93,13 +93,12 @@ impl Differing {
         self.digests = digests;
         self.harmless = None;
         self.pause = AGAIN;
-        // What is on its way is waited for.
+        // A running comparison must end first.
         if !matches!(self.stage, Stage::Asked { .. }) {
             self.stage = Stage::Due(now);
         }
     }
 
-    /// Whether a comparison is due.
     pub(super) fn is_due(&self, now: Timestamp) -> bool {
         match &self.stage {
             Stage::Due(at) => *at <= now,
@@ -108,7 +107,7 @@ impl Differing {
         }
     }
 
-    /// A comparison was begun.
+    /// Notes that a comparison was started.
     pub(super) fn asked(&mut self, now: Timestamp) {
         self.stage = Stage::Asked {
             of: self.digests.clone(),
@@ -116,7 +115,7 @@ impl Differing {
         };
     }
 
-    /// What these digests were judged to mean.
+    /// What the current digests mean, once that is decided.
     pub(super) fn judgement(&self) -> Option<&Judgement> {
         match &self.stage {
             Stage::Judged(judgement, _) => Some(judgement),
@@ -124,7 +123,7 @@ impl Differing {
         }
     }
 
-    /// The comparison that was begun has come to this.
+    /// Takes the result of the running comparison.
     pub(super) fn compared(&mut self, found: Found, now: Timestamp, grace: Duration) {
         let Stage::Asked { of, .. } = &self.stage else {
             return;
@@ -133,18 +132,18 @@ impl Differing {
         self.stage = match found {
             Found::Objected(differences, unlisted) => {
                 self.harmless = None;
-                let believed = self.last(&differences, now, grace);
-                if believed > now {
-                    Stage::Due(believed)
+                let confirmed = self.note_lasting(&differences, now, grace);
+                if confirmed > now {
+                    Stage::Due(confirmed)
                 } else if current {
-                    // A table that is made on the node is in no digest before it is subscribed to.
+                    // A table created on the node changes no digest until it is subscribed to.
                     let missing = |d: &SchemaDifference| {
                         d.subject == Subject::Table && d.change == Change::Missing
                     };
                     let again = differences
                         .iter()
                         .any(missing)
-                        .then(|| self.ever_later(now));
+                        .then(|| self.next_repeat(now));
                     Stage::Judged(Judgement::Drifted(differences, unlisted), again)
                 } else {
                     Stage::Due(now)
@@ -152,46 +151,51 @@ impl Differing {
             }
             Found::Nothing | Found::Accepted => {
                 self.lasting = None;
-                let believed = after(*self.harmless.get_or_insert(now), grace);
+                let confirmed = after(*self.harmless.get_or_insert(now), grace);
                 if !current {
                     self.harmless = None;
                     Stage::Due(now)
-                } else if believed > now {
-                    Stage::Due(believed)
+                } else if confirmed > now {
+                    Stage::Due(confirmed)
                 } else if found == Found::Accepted {
                     Stage::Judged(Judgement::Accepted, None)
                 } else {
-                    // A digest that stays older: an agent that cannot read its tables, perhaps.
-                    Stage::Due(self.ever_later(now))
+                    // One digest stays old, perhaps because its agent cannot read the tables.
+                    Stage::Due(self.next_repeat(now))
                 }
             }
         };
     }
 
-    fn ever_later(&mut self, now: Timestamp) -> Timestamp {
+    /// The time of the next repetition; each pause is twice the one before.
+    fn next_repeat(&mut self, now: Timestamp) -> Timestamp {
         let next = after(now, self.pause);
         self.pause = (self.pause * 2).min(AGAIN_MAX);
         next
     }
 
-    /// Notes which differences are still there; when they are believed.
-    fn last(&mut self, found: &[SchemaDifference], now: Timestamp, grace: Duration) -> Timestamp {
+    /// Notes which differences last; returns when they are drift.
+    fn note_lasting(
+        &mut self,
+        found: &[SchemaDifference],
+        now: Timestamp,
+        grace: Duration,
+    ) -> Timestamp {
         let (before, since) = self.lasting.take().unwrap_or((Vec::new(), now));
         let still: Vec<_> = before.into_iter().filter(|d| found.contains(d)).collect();
-        let lasting = if still.is_empty() && !found.is_empty() {
+        let (lasting, since) = if still.is_empty() && !found.is_empty() {
             (found.to_vec(), now)
         } else {
             (still, since)
         };
-        let believed = after(lasting.1, grace);
-        self.lasting = Some(lasting);
-        believed
+        self.lasting = Some((lasting, since));
+        after(since, grace)
     }
 }
 
-/// What is accepted of the differences that are first seen after a job: what its mode allowed. Columns
-/// in another order are replicated by their names, and a schema that is made anew has those of an
-/// inheritance parent first; manual allows whatever was confirmed.
+/// The differences in the first comparison after a job that its schema mode allows. Every mode allows
+/// another order of columns, since columns are replicated by name and a created schema has those of an
+/// inheritance parent first. Manual allows everything, since the operator confirmed it.
 pub(super) fn first_seen(review: &SchemaReview, mode: SchemaMode) -> Accepted {
     let allowed = |d: &&SchemaDifference| match mode {
         SchemaMode::Strict | SchemaMode::Auto => d.change == Change::Order,
@@ -203,15 +207,19 @@ pub(super) fn first_seen(review: &SchemaReview, mode: SchemaMode) -> Accepted {
     }
 }
 
-/// What is left of a review without what was accepted.
+/// The differences of a review that are not accepted.
 pub(super) fn weigh(review: &SchemaReview, accepted: Option<&Accepted>) -> Found {
     if review.differences_total == 0 {
         return Found::Nothing;
     }
     let covered =
         |d: &SchemaDifference| accepted.is_some_and(|a| a.differences.iter().any(|a| same(a, d)));
-    let left = review.differences.iter().filter(|d| !covered(d));
-    let left: Vec<_> = left.cloned().collect();
+    let left: Vec<_> = review
+        .differences
+        .iter()
+        .filter(|d| !covered(d))
+        .cloned()
+        .collect();
     let unlisted = unlisted(review).saturating_sub(accepted.map_or(0, |a| a.unlisted));
     if left.is_empty() && unlisted == 0 {
         Found::Accepted
@@ -220,7 +228,7 @@ pub(super) fn weigh(review: &SchemaReview, accepted: Option<&Accepted>) -> Found
     }
 }
 
-/// What was accepted and is still there.
+/// The accepted differences that are still there.
 pub(super) fn still(accepted: Accepted, review: &SchemaReview) -> Accepted {
     let found = |known: &SchemaDifference| review.differences.iter().any(|d| same(known, d));
     Accepted {
@@ -234,8 +242,8 @@ fn unlisted(review: &SchemaReview) -> u64 {
     review.differences_total.saturating_sub(listed)
 }
 
-/// Whether it is the difference that was accepted. Columns in another order are told by their places,
-/// which change with every other column; that the order is another was accepted of the table.
+/// Whether they are the same difference. An order of columns is accepted for the whole table, since
+/// each place changes with every other column.
 fn same(accepted: &SchemaDifference, found: &SchemaDifference) -> bool {
     if accepted.change == Change::Order {
         return found.change == Change::Order && found.table == accepted.table;

@@ -1,7 +1,7 @@
-//! From a piece of work to the command that tells an agent to do it.
+//! Builds the command for a piece of a job's work.
 //!
-//! Arguments are put together each time a command is sent: addresses may have changed since, and a
-//! Copy that is given again names only the parts that are missing.
+//! Arguments are current each time a command is sent: addresses may have changed, and a repeated Copy
+//! names only the missing parts.
 
 use steep_protocol::message::agent::{
     Command, CopyParts, Export, IndexTiming, OpenSource, PeerAddress, PrepareTarget, RowsFrom,
@@ -17,7 +17,7 @@ use crate::job::{Job, Stage, Work};
 use crate::store::Store;
 
 impl<S: Store> Driver<S> {
-    /// The command for that work, and the workers it is given.
+    /// The command for that work, and its workers.
     pub(super) fn compose(&self, live: &Live, work: Work) -> (Command, u8) {
         let job = &live.job;
         let spec = &job.spec;
@@ -101,20 +101,15 @@ impl<S: Store> Driver<S> {
         (command, parallel)
     }
 
-    /// Where a node's agent is reached: what it says now, or said last.
+    /// The address of a node's agent, from its session or else its record.
     pub(super) fn peer(&self, node: &NodeId) -> PeerAddress {
-        let now = self
-            .registry
-            .get(node)
-            .map(|agent| agent.registration.advertise.clone());
-        let last = || {
-            self.nodes
-                .get(node)
-                .and_then(|record| record.advertise.clone())
+        let address = match self.registry.get(node) {
+            Some(agent) => Some(agent.registration.advertise.clone()),
+            None => self.nodes.get(node).and_then(|n| n.advertise.clone()),
         };
         PeerAddress {
             node: node.clone(),
-            address: now.or_else(last).unwrap_or_default(),
+            address: address.unwrap_or_default(),
         }
     }
 
@@ -142,7 +137,7 @@ impl<S: Store> Driver<S> {
     }
 }
 
-/// Removes what the job made on its source; a prepared slot that is not its own is given back.
+/// Removes what the job created on its source; a prepared slot is returned unless it is to be removed.
 fn clean_source(job: &Job) -> SourceCommand {
     let fate = match (&job.handover, &job.stage) {
         (None, _) => SlotFate::Removed,

@@ -1,5 +1,6 @@
-//! The preflight alone: both ends look, nothing is touched, no job is made and no state changes. A look at
-//! each target is a query (`query`); whoever asked is answered when all have ended, or with the first fault.
+//! `init --dry-run` and `doctor`: the preflight alone, without a job or any change. Each target and its
+//! source are one query (`query`). The operator is answered when all have ended, or with the first
+//! fault.
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::{SlotOrigin, SourceCommand};
@@ -15,35 +16,35 @@ use crate::job::handover::Handover;
 use crate::job::preflight::{self, Case};
 use crate::store::Store;
 
-/// Doctors at once.
+/// Maximum number of concurrent doctors.
 const DOCTORS_MAX: usize = 32;
 
-/// One question: a look at each target.
+/// A request for the preflight of one or more targets.
 pub(super) struct Doctor {
     ticket: Ticket,
-    /// What was found, target by target.
+    /// The findings of each target, once known.
     found: Vec<(NodeId, Option<Vec<Finding>>)>,
 }
 
-/// A look at one target and its source.
+/// The preflight of one target and its source.
 pub(super) struct Look {
-    /// For which doctor.
+    /// The number of its doctor.
     pub(super) doctor: u64,
     pub(super) spec: JobSpec,
     handover: Option<Handover>,
 }
 
 impl<S: Store> Driver<S> {
-    /// Whether one more can be asked.
+    /// Checks whether another doctor may start.
     pub(super) fn room_for_doctor(&self) -> Result<(), Fault> {
         if self.doctors.len() < DOCTORS_MAX {
             return Ok(());
         }
-        let text = "too many preflights are being asked for at once";
+        let text = "too many preflights are running";
         Err(Fault::new(FaultKind::Failed, text).retry(Retry::Backoff))
     }
 
-    /// Begins to look at what a request is about.
+    /// Starts the preflight of a request.
     pub(super) fn doctor(
         &mut self,
         request: InitRequest,
@@ -71,8 +72,10 @@ impl<S: Store> Driver<S> {
         now: Timestamp,
     ) {
         let doctor = self.take_commands(1);
-        let found = wanted.iter().map(|(spec, _)| (spec.target.clone(), None));
-        let found = found.collect();
+        let found = wanted
+            .iter()
+            .map(|(spec, _)| (spec.target.clone(), None))
+            .collect();
         self.doctors.insert(doctor, Doctor { ticket, found });
         for (spec, handover) in wanted {
             let job = self.new_job_id();
@@ -93,7 +96,7 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// Both ends of a look have looked: judges, and answers where it was the last.
+    /// Judges the facts of both ends; after the last target, answers.
     pub(super) fn looked(&mut self, look: &Look, source: &SourceFacts, target: &TargetFacts) {
         let around = self.around();
         let case = Case {
@@ -106,8 +109,10 @@ impl<S: Store> Driver<S> {
         let mut findings = (self.rules.judge)(&case);
         let agent = self.registry.get(&look.spec.source);
         let prepared = agent.and_then(|agent| agent.prepared.as_deref());
-        let prepared = prepared.unwrap_or_default();
-        findings.extend(preflight::standing(&look.spec.source, prepared));
+        findings.extend(preflight::standing(
+            &look.spec.source,
+            prepared.unwrap_or_default(),
+        ));
         findings.extend(preflight::copy_size(&case));
         let Some(doctor) = self.doctors.get_mut(&look.doctor) else {
             return;
@@ -127,7 +132,7 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// A look failed: its doctor has no use for the others.
+    /// A target's preflight failed, so its doctor ends and the others are aborted.
     pub(super) fn doctor_failed(&mut self, doctor: u64, fault: Fault, now: Timestamp) {
         let Some(Doctor { ticket, .. }) = self.doctors.remove(&doctor) else {
             return;
@@ -135,7 +140,7 @@ impl<S: Store> Driver<S> {
         self.answer(ticket, Err(fault));
         let other = Fault::new(
             FaultKind::Cancelled,
-            "another look of the same question failed",
+            "the preflight of another target failed",
         );
         self.end_queries(|query| query.is_look_of(doctor).then(|| other.clone()), now);
     }

@@ -1,12 +1,11 @@
-//! Whether nodes that are synchronized still follow.
+//! Whether synchronized nodes still follow their sources.
 //!
-//! Judged from what agents observe: slot and publication on the source's server, the subscription on the
-//! target's, which tables both carry and since when (`carried`), and a digest over the columns of what is
-//! replicated on both. Where one is bad the node is DIVERGED,
-//! with every cause that is known; where all are good again it is SYNCHRONIZED again. Not so where a
-//! slot, a publication or a subscription was gone or lost: made again it looks good, and changes are missing. That is
-//! kept with the node. Digests only tell that columns differ; then the two ends are compared
-//! (`query`), which names what differs, and `columns` says when that is believed.
+//! Judged by what agents observe: slot and publication on the source, the subscription on the target,
+//! the replicated tables (`carried`) and a digest over their columns on both. If one is bad, the node
+//! is DIVERGED, with every known cause; if all are good again, it is SYNCHRONIZED again. A slot,
+//! publication or subscription that was lost is a permanent cause, stored with the node: created
+//! again it looks good, but changes are missing. If the digests differ, the two ends are compared
+//! (`query`) to find the differences, and `columns` decides whether they are drift.
 
 use jiff::Timestamp;
 use steep_protocol::message::schema::{SchemaDifference, SchemaReview};
@@ -25,13 +24,13 @@ use crate::job::state::{NodeEvent, transition};
 use crate::registry::Agent;
 use crate::store::{Accepted, Columns, NodeRecord, Store, Write};
 
-/// Differences named in a reason.
+/// Maximum number of differences named in a reason.
 const NAMED: usize = 5;
 
-/// What to do about a node that cannot follow any more.
+/// Ends the reason of a permanent cause. Never changes: `lineage` recognises stored reasons by it.
 pub(super) const ANEW: &str = "changes may be missing, so the node must be initialised anew";
 
-/// Whether what this agent says of a part of that node's is news.
+/// News if the agent that sent this observation is the one that observes the part.
 fn word(observer: &NodeId, own: &NodeId) -> Word {
     if observer == own {
         Word::News
@@ -41,9 +40,13 @@ fn word(observer: &NodeId, own: &NodeId) -> Word {
 }
 
 impl<S: Store> Driver<S> {
-    /// Looks at every node that follows and for which that agent's word counts.
+    /// Checks the replications that the agent observes one end of.
     pub(super) fn check_drift(&mut self, observer: &NodeId, now: Timestamp) {
-        if !self.registry.get(observer).is_some_and(Agent::sees) {
+        if !self
+            .registry
+            .get(observer)
+            .is_some_and(Agent::postgres_answers)
+        {
             return;
         }
         let concerned = self.nodes.values().filter(|record| {
@@ -66,7 +69,7 @@ impl<S: Store> Driver<S> {
         observer: &NodeId,
         now: Timestamp,
     ) {
-        // Taken out, so that the looks below can ask everything else.
+        // Removed while it is updated, since the checks below borrow the driver.
         let known = self.following.remove(&record.id);
         let known = known.filter(|following| following.job == job);
         let mut following = known.unwrap_or_else(|| Following::new(job));
@@ -76,8 +79,8 @@ impl<S: Store> Driver<S> {
         {
             following.apply.observe(seen, now);
         }
-        let sight = self.sight_health(&record.id, source);
-        following.sight.take(sight, Word::News);
+        let reachability = self.reachability_health(&record.id, source);
+        following.reachability.take(reachability, Word::News);
         let slot = self.slot_health(source, job);
         following.slot.take(slot, word(observer, source));
         if source == observer && self.is_slot_moved(&record.id, source, job, &mut following) {
@@ -86,7 +89,7 @@ impl<S: Store> Driver<S> {
             );
             following
                 .slot
-                .take(Health::Bad(Cause::final_one(why)), Word::News);
+                .take(Health::Bad(Cause::permanent(why)), Word::News);
         }
         let publication = self.publication_health(source, job);
         following
@@ -107,14 +110,18 @@ impl<S: Store> Driver<S> {
     }
 
     fn slot_health(&self, source: &NodeId, job: JobId) -> Health {
-        let Some(agent) = self.registry.get(source).filter(|agent| agent.sees()) else {
+        let Some(agent) = self
+            .registry
+            .get(source)
+            .filter(|agent| agent.postgres_answers())
+        else {
             return Health::Unknown;
         };
         match agent.slot(job) {
-            None => Health::Suspect(Cause::final_one(format!(
+            None => Health::Suspect(Cause::permanent(format!(
                 "the replication slot on {source} is gone: {ANEW}"
             ))),
-            Some(slot) if slot.wal_status == "lost" => Health::Bad(Cause::final_one(format!(
+            Some(slot) if slot.wal_status == "lost" => Health::Bad(Cause::permanent(format!(
                 "the replication slot on {source} lost its WAL (wal_status lost): {ANEW}"
             ))),
             Some(_) => Health::Good,
@@ -123,11 +130,15 @@ impl<S: Store> Driver<S> {
 
     fn subscription_health(&self, record: &NodeRecord, job: JobId, apply: ApplyHealth) -> Health {
         let node = &record.id;
-        let Some(agent) = self.registry.get(node).filter(|agent| agent.sees()) else {
+        let Some(agent) = self
+            .registry
+            .get(node)
+            .filter(|agent| agent.postgres_answers())
+        else {
             return Health::Unknown;
         };
         match agent.subscription(job) {
-            None => Health::Suspect(Cause::final_one(format!(
+            None => Health::Suspect(Cause::permanent(format!(
                 "the subscription is gone: {ANEW}"
             ))),
             Some(subscription) => {
@@ -136,14 +147,14 @@ impl<S: Store> Driver<S> {
                 }
                 if !subscription.enabled {
                     let why = "the subscription is disabled".to_owned();
-                    return Health::Suspect(Cause::passing(why));
+                    return Health::Suspect(Cause::temporary(why));
                 }
                 following::health(apply, subscription.trouble.as_deref(), &record.risks, node)
             }
         }
     }
 
-    /// Whether both ends have the columns they should. Where they seem not to, they are compared.
+    /// Whether both ends have the same columns. If the digests differ, starts a comparison.
     fn column_health(
         &mut self,
         record: &NodeRecord,
@@ -153,7 +164,10 @@ impl<S: Store> Driver<S> {
         now: Timestamp,
     ) -> Health {
         let digest = |node: &NodeId| {
-            let agent = self.registry.get(node).filter(|agent| agent.sees())?;
+            let agent = self
+                .registry
+                .get(node)
+                .filter(|agent| agent.postgres_answers())?;
             agent.digest(job).map(str::to_owned)
         };
         let (Some(there), Some(here)) = (digest(source), digest(&record.id)) else {
@@ -161,7 +175,7 @@ impl<S: Store> Driver<S> {
         };
         if there == here {
             *differing = None;
-            // What was accepted is gone; should it come back, somebody has made it.
+            // Accepted differences are gone; should one come back, it is a new one.
             self.accept(&record.id, Columns::Equal);
             return Health::Good;
         }
@@ -177,7 +191,7 @@ impl<S: Store> Driver<S> {
         match differing.judgement() {
             None => Health::Unknown,
             Some(Judgement::Accepted) => Health::Good,
-            Some(Judgement::Drifted(differences, unlisted)) => Health::Bad(Cause::passing(
+            Some(Judgement::Drifted(differences, unlisted)) => Health::Bad(Cause::temporary(
                 drifted(differences, *unlisted, source, &record.id),
             )),
         }
@@ -202,18 +216,18 @@ impl<S: Store> Driver<S> {
         let stored = record.job.map(|job| self.store.job(job)).transpose();
         match stored.map(Option::flatten) {
             Ok(stored) => {
-                // Of a replica that was taken up nobody knows the filter; what it replicates is asked.
+                // The filter of an adopted replica is unknown; the comparison covers what it replicates.
                 let filter = stored.map_or_else(Default::default, |stored| stored.job.spec.filter);
                 self.compare_with_source(&record.id, source, filter, job, now)
             }
             Err(error) => {
-                tracing::warn!(node_id = %record.id, %error, "the job's tables cannot be looked up");
+                tracing::warn!(node_id = %record.id, %error, "the job's tables cannot be read from the store");
                 false
             }
         }
     }
 
-    /// The two ends of that job's replication were compared.
+    /// Takes the result of a comparison.
     pub(super) fn columns_compared(
         &mut self,
         node: &NodeId,
@@ -236,7 +250,7 @@ impl<S: Store> Driver<S> {
             return;
         };
         let Some(differing) = following.differing.as_mut() else {
-            // Meanwhile the digests are equal.
+            // The digests have become equal.
             return;
         };
         differing.compared(found, now, grace);
@@ -244,13 +258,13 @@ impl<S: Store> Driver<S> {
             None => return,
             Some(Judgement::Accepted) => {
                 following.columns.take(Health::Good, Word::News);
-                // What of it was repaired is accepted no longer.
+                // Differences that were repaired are no longer accepted.
                 let still = columns::still(accepted.unwrap_or_default(), review);
                 self.accept(node, Columns::Accepted(still));
             }
             Some(Judgement::Drifted(differences, unlisted)) => {
                 let why = drifted(differences, *unlisted, source, node);
-                let cause = Health::Bad(Cause::passing(why.clone()));
+                let cause = Health::Bad(Cause::temporary(why.clone()));
                 following.columns.take(cause, Word::News);
                 let known = record.error_message.as_deref();
                 if !known.is_some_and(|known| known.contains(&why)) {
@@ -264,8 +278,8 @@ impl<S: Store> Driver<S> {
         self.settle(node, now);
     }
 
-    /// Differences that are no drift. Those that the job's mode allowed are what the first comparison
-    /// after it finds.
+    /// Differences that are not drift. The first comparison after a job accepts those that its schema
+    /// mode allows.
     fn accepted(&mut self, record: &NodeRecord, review: &SchemaReview) -> Option<Accepted> {
         match &record.columns {
             Columns::Equal => None,
@@ -280,12 +294,12 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// They could not be compared; that is tried again.
+    /// A comparison failed; it is retried.
     pub(super) fn comparison_failed(node: &NodeId, fault: &Fault) {
         tracing::warn!(node_id = %node, error = %fault, "the schema cannot be compared with the source's");
     }
 
-    /// Changes a node's state, or the reason of it, to what its parts come to.
+    /// Updates a node's state and its reason from the health of its parts.
     pub(super) fn settle(&mut self, node: &NodeId, now: Timestamp) {
         let (Some(following), Some(record)) = (self.following.get(node), self.nodes.get_mut(node))
         else {
@@ -322,7 +336,7 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// A node is diverged for another reason than before.
+    /// Changes the reason of a diverged node.
     fn reason_changed(&mut self, node: &NodeId, reason: &str, now: Timestamp) {
         let Some(record) = self.nodes.get_mut(node) else {
             return;
@@ -355,21 +369,17 @@ impl<S: Store> Driver<S> {
         record.error_message = reason.map(str::to_owned);
         let record = record.clone();
         self.out.writes.push(Write::Node(Box::new(record.clone())));
-        let text = match reason {
-            Some(reason) => format!("{node}: {from} to {to}: {reason}"),
-            None => {
-                format!(
-                    "{node}: {from} to {to}: slot, publication, subscription and columns are sound again"
-                )
-            }
+        let change = format!("{node}: {from} to {to}");
+        let note = match reason {
+            Some(reason) => Note::warn("init.state_change", format!("{change}: {reason}"))
+                .field("reason", reason),
+            None => Note::info(
+                "init.state_change",
+                format!("{change}: slot, publication, subscription and columns are good again"),
+            ),
         };
-        let mut note = match reason {
-            Some(reason) => Note::warn("init.state_change", text).field("reason", reason),
-            None => Note::info("init.state_change", text),
-        };
-        note = note.node(node).field("from", from).field("to", to);
-        note = note.of(record.source.as_ref(), record.job);
-        self.log(note, now);
+        let note = note.node(node).field("from", from).field("to", to);
+        self.log(note.of(record.source.as_ref(), record.job), now);
         self.mirror(node, now);
     }
 }
@@ -380,12 +390,13 @@ fn drifted(
     source: &NodeId,
     node: &NodeId,
 ) -> String {
-    let names = differences.iter().take(NAMED);
-    let names: Vec<String> = names
+    let names: Vec<String> = differences
+        .iter()
+        .take(NAMED)
         .map(|d| named(d, source.as_str(), node.as_str()))
         .collect();
     let more = (differences.len() - names.len()) as u64 + unlisted;
-    let mut reason = format!("the schema is no longer the source's: {}", names.join("; "));
+    let mut reason = format!("the schema differs from the source's: {}", names.join("; "));
     if more > 0 {
         reason.push_str(&format!("; and {more} more"));
     }

@@ -1,7 +1,6 @@
-//! Questions that come before an agent has said what they are about.
+//! Questions about prepared slots that come before the agent has reported them.
 //!
-//! An agent looks at its PostgreSQL a moment after its session began. Somebody who asks for its prepared
-//! slots in that moment waits for it, instead of being told to ask again.
+//! An agent reports its slots a moment after its session started. Questions about them wait until then.
 
 use std::time::Duration;
 
@@ -13,13 +12,13 @@ use super::{Driver, Question, Reply};
 use crate::job::time::after;
 use crate::store::Store;
 
-/// How long an agent is waited for. One that is silent for longer does not reach its PostgreSQL.
+/// How long to wait for an agent. One that takes longer cannot reach its PostgreSQL.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Questions that wait. Those beyond are answered at once.
+/// Maximum number of waiting questions. Others are answered at once.
 const MAX: usize = 64;
 
-/// One question that waits.
+/// A waiting question.
 pub(super) struct Early {
     question: Question,
     reply: Reply,
@@ -27,7 +26,7 @@ pub(super) struct Early {
 }
 
 impl Question {
-    /// On which node the slots are that it is about.
+    /// The node whose prepared slots it is about, if it is.
     fn slots_of(&self) -> Option<&NodeId> {
         match self {
             Self::Query(Query::Prepared { node })
@@ -40,7 +39,7 @@ impl Question {
 }
 
 impl<S: Store> Driver<S> {
-    /// Answers a question, at once or as soon as the agent that it is about has looked at its slots.
+    /// Answers a question, at once or when the agent has reported its slots.
     pub(super) fn on_ask(&mut self, question: Question, reply: Reply, now: Timestamp) {
         if self.is_early(&question) && self.early.len() < MAX {
             let until = after(now, PATIENCE);
@@ -54,13 +53,13 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// Whether the agent is here and has not looked yet.
+    /// Whether the agent is connected and has not reported its slots yet.
     fn is_early(&self, question: &Question) -> bool {
         let agent = question.slots_of().and_then(|node| self.registry.get(node));
         agent.is_some_and(|agent| agent.prepared.is_none())
     }
 
-    /// Answers what need not wait any more, or has waited long enough.
+    /// Answers questions that need not wait any longer.
     pub(super) fn tick_early(&mut self, now: Timestamp) {
         for early in std::mem::take(&mut self.early) {
             if early.until > now && self.is_early(&early.question) {

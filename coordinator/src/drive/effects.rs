@@ -1,4 +1,4 @@
-//! What a job's step wants done.
+//! Carries out the effects of a job's step.
 
 use std::sync::Arc;
 
@@ -17,39 +17,39 @@ use crate::job::state::{NodeEvent, transition};
 use crate::job::{Closed, Side, Stage, Work};
 use crate::store::{Columns, Store, TableSum, Write};
 
-/// Findings of one command that are logged one by one.
+/// Maximum number of findings of one command that are logged.
 const FINDINGS_LOGGED: usize = 200;
 
-/// The code of findings about schemas that differ.
+/// The code of findings about differences between schemas.
 const SCHEMA_MISMATCH: &str = "schema_mismatch";
 
-/// The code of findings about statements that auto has run.
+/// The code of findings about statements that schema sync has run.
 const SYNC_APPLIED: &str = "schema_sync_applied";
 
 impl Live {
-    /// What each table that has begun has come to.
+    /// Sums of each table with completed parts.
     pub(super) fn table_sums(&self) -> Vec<TableSum> {
         let begun = self.copied.tables().iter().filter(|t| t.done > 0);
-        let sums = begun.map(|t| TableSum {
-            no: t.summary.no,
-            done: t.done,
-            rows: t.rows,
-            bytes: t.bytes,
-        });
-        sums.collect()
+        begun
+            .map(|t| TableSum {
+                no: t.summary.no,
+                done: t.done,
+                rows: t.rows,
+                bytes: t.bytes,
+            })
+            .collect()
     }
 }
 
 impl<S: Store> Driver<S> {
-    /// Does one thing.
     pub(super) fn execute(&mut self, id: JobId, effect: Effect, now: Timestamp) {
         match effect {
-            Effect::Send { id: command, work } => self.give(id, command, work),
+            Effect::Send { id: command, work } => self.send_command(id, command, work),
             Effect::Abort { id: command, side } => {
-                self.tell(id, side, CoordinatorMessage::Abort { id: command });
+                self.send_to(id, side, CoordinatorMessage::Abort { id: command });
             }
             Effect::Forget { id: command, side } => {
-                self.tell(id, side, CoordinatorMessage::Forget { id: command });
+                self.send_to(id, side, CoordinatorMessage::Forget { id: command });
             }
             Effect::Node(event) => self.change_node(id, event, now),
             Effect::PhaseStarted(phase) => self.phase_started(id, phase, now),
@@ -72,17 +72,17 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    fn give(&mut self, id: JobId, command: CommandId, work: Work) {
+    fn send_command(&mut self, id: JobId, command_id: CommandId, work: Work) {
         let Some(live) = self.jobs.get(&id) else {
             return;
         };
-        let (told, workers) = self.compose(live, work);
+        let (command, workers) = self.compose(live, work);
         let node = work.side().node(&live.job.spec).clone();
         let message = CoordinatorMessage::Command {
-            id: command,
+            id: command_id,
             job: id,
             replication: live.job.replication(),
-            command: told,
+            command,
         };
         if work == Work::Copy
             && let Some(live) = self.jobs.get_mut(&id)
@@ -92,14 +92,14 @@ impl<S: Store> Driver<S> {
         self.send(&node, message);
     }
 
-    fn tell(&mut self, id: JobId, side: Side, message: CoordinatorMessage) {
+    fn send_to(&mut self, id: JobId, side: Side, message: CoordinatorMessage) {
         if let Some(live) = self.jobs.get(&id) {
             let node = side.node(&live.job.spec).clone();
             self.send(&node, message);
         }
     }
 
-    /// Changes the state of the job's target, if this is still the job that decides it.
+    /// Changes the state of the job's target, if this is the target's last job.
     fn change_node(&mut self, id: JobId, event: NodeEvent, now: Timestamp) {
         let Some(live) = self.jobs.get(&id) else {
             return;
@@ -116,7 +116,7 @@ impl<S: Store> Driver<S> {
         let to = match transition(from, event) {
             Ok(to) => to,
             Err(illegal) => {
-                tracing::error!(node_id = %target, job_id = %id, error = %illegal, "a state was kept");
+                tracing::error!(node_id = %target, job_id = %id, error = %illegal, "a node's state was not changed");
                 return;
             }
         };
@@ -213,13 +213,14 @@ impl<S: Store> Driver<S> {
         }
         let rest = rest.saturating_sub(FINDINGS_LOGGED);
         if let Some(live) = self.jobs.get(&id).filter(|_| rest > 0) {
-            let text = format!("and {rest} findings more, not logged one by one");
+            let text = format!("{rest} more findings are not logged");
             let note = Note::warn("init.finding", text).job(&live.job);
             self.log(note, now);
         }
     }
 
-    /// Says once what auto has run. Each statement is a finding of the job, and so in its report.
+    /// Logs one event for all statements of schema sync. Each statement is a finding in the job's
+    /// report.
     fn schema_synced(&mut self, id: JobId, findings: &[Finding], now: Timestamp) {
         let applied = findings.iter().filter(|f| f.code == SYNC_APPLIED).count();
         let Some(live) = self.jobs.get(&id).filter(|_| applied > 0) else {
@@ -236,8 +237,8 @@ impl<S: Store> Driver<S> {
         self.log(note, now);
     }
 
-    /// Says that schemas differ, where that was found only when the target was prepared: what
-    /// preflight finds is told difference by difference.
+    /// Logs that schemas differ, if that was found only when the target was prepared. Differences that
+    /// preflight finds are logged one by one.
     fn schema_differs(&mut self, id: JobId, fault: &Fault, now: Timestamp) {
         let Some(live) = self.jobs.get(&id) else {
             return;
@@ -264,7 +265,7 @@ impl<S: Store> Driver<S> {
         live.complaints.retain(|(of, _)| *of != side);
         live.complaints.push(complaint);
         let node = side.node(&live.job.spec);
-        let text = format!("cleanup on {node} failed and is tried again until it is done: {why}");
+        let text = format!("cleanup on {node} failed and is retried until it succeeds: {why}");
         let note = Note::warn("init.cleanup_failed", text)
             .job(&live.job)
             .field("cleanup_on", node);
@@ -285,11 +286,9 @@ impl<S: Store> Driver<S> {
         };
         let operator = live.job.cancelled_by.clone().unwrap_or_default();
         let accepted_at = live.job.accepted_at;
-        let ended_well = self
-            .nodes
-            .get(&live.job.spec.target)
-            .and_then(|n| n.init_completed_at);
-        let followed = ended_well.is_some_and(|at| at >= accepted_at);
+        let target = self.nodes.get(&live.job.spec.target);
+        let completed_at = target.and_then(|node| node.init_completed_at);
+        let completed = completed_at.is_some_and(|at| at >= accepted_at);
         let stopped_in = last_phase(&live.job);
         let waiting = std::mem::take(&mut live.waiting);
         let left = std::mem::take(&mut live.given_up);
@@ -309,11 +308,10 @@ impl<S: Store> Driver<S> {
                 (Some(fault), note)
             }
             Finish::Cancelled => {
-                let what = match followed {
-                    true => {
-                        "slot, publication and subscription are removed; tables, rows and settings stay"
-                    }
-                    false => "everything of the job is removed",
+                let what = if completed {
+                    "slot, publication and subscription are removed; tables, rows and settings stay"
+                } else {
+                    "everything that the job created is removed"
                 };
                 let text = format!("cancelled by {operator}; {what}");
                 let note = Note::info("init.cancelled", text.clone()).field("operator", &operator);
@@ -334,7 +332,7 @@ impl<S: Store> Driver<S> {
         self.replied(waiting, &Ok(left));
     }
 
-    /// Says which table a job failed at, where it failed at one.
+    /// Logs at which table a job failed, if at one.
     fn table_failed(&mut self, id: JobId, fault: &Fault, now: Timestamp) {
         let (Some(live), Some(table)) = (self.jobs.get(&id), &fault.table) else {
             return;
@@ -347,14 +345,14 @@ impl<S: Store> Driver<S> {
         self.log(note, now);
     }
 
-    /// Answers those who wait for a removal: with what stays, a sentence each.
+    /// Answers operators waiting for a removal with what could not be removed.
     pub(super) fn replied(&mut self, waiting: Vec<Ticket>, how: &Result<Vec<String>, Fault>) {
         for ticket in waiting {
             self.answer(ticket, how.clone().map(removed));
         }
     }
 
-    /// Stores how a job ended and shows it.
+    /// Stores and publishes how a job ended.
     fn record_end(&mut self, id: JobId, fault: Option<Fault>, note: Note, now: Timestamp) {
         let Some(live) = self.jobs.get(&id) else {
             return;
@@ -390,7 +388,7 @@ impl<S: Store> Driver<S> {
         };
         let (target, afterwards) = (live.job.spec.target.clone(), live.afterwards);
         if matches!(live.job.stage, Stage::Closed(Closed::Failed(_))) {
-            let text = "everything that the failed job had made is removed";
+            let text = "everything that the failed job had created is removed";
             let note = Note::info("init.cleanup_completed", text).job(&live.job);
             self.log(note, now);
         }
@@ -401,7 +399,7 @@ impl<S: Store> Driver<S> {
     }
 }
 
-/// What is answered when a job is removed: nothing, where nothing of it stays.
+/// The answer when a job is removed: what could not be removed, if anything.
 pub(super) fn removed(left: Vec<String>) -> Answer {
     let left = (!left.is_empty()).then_some(ApiReply::Left(left));
     Answer::Replies(left.into_iter().collect())

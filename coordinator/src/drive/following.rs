@@ -1,8 +1,7 @@
-//! How the parts of one node's replication do, from one observation to the next: slot, publication,
-//! subscription, what they carry, columns.
+//! The health of a node's replication, part by part: slot, publication, subscription, tables, columns,
+//! reachability.
 //!
-//! In memory only: agents say everything again. What must outlive the coordinator is with the
-//! node's record.
+//! In memory only, since agents report everything again. What must survive is in the node's record.
 
 use steep_protocol::message::agent::{SlotStatus, SubscriptionStatus};
 use steep_protocol::{JobId, Lsn, NodeId};
@@ -19,49 +18,53 @@ pub(super) struct Cause {
     pub(super) lasts: Lasts,
 }
 
-/// How long it matters.
+/// How long a cause applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lasts {
-    /// While it is seen.
+    /// While it is observed.
     WhileSeen,
-    /// Until the node is initialised anew.
+    /// Until the node is initialised again.
     ForGood,
 }
 
 impl Cause {
-    pub(super) fn passing(why: String) -> Self {
-        let lasts = Lasts::WhileSeen;
-        Self { why, lasts }
+    pub(super) fn temporary(why: String) -> Self {
+        Self {
+            why,
+            lasts: Lasts::WhileSeen,
+        }
     }
 
-    pub(super) fn final_one(why: String) -> Self {
-        let lasts = Lasts::ForGood;
-        Self { why, lasts }
+    pub(super) fn permanent(why: String) -> Self {
+        Self {
+            why,
+            lasts: Lasts::ForGood,
+        }
     }
 }
 
-/// What one observation says of a part.
+/// A part's health in one observation.
 pub(super) type Health = standing::Health<Cause>;
 
-/// A part, from one observation to the next.
+/// A part's health over several observations.
 pub(super) type Part = standing::Part<Cause>;
 
-/// What is known of one node's following.
+/// The health of one node's replication.
 #[derive(Debug)]
 pub(super) struct Following {
-    /// The job that began it: with the next one everything is new.
+    /// The replication; another one starts afresh.
     pub(super) job: JobId,
     pub(super) slot: Part,
     pub(super) publication: Part,
     pub(super) subscription: Part,
     pub(super) carried: Part,
     pub(super) columns: Part,
-    /// Whether somebody can look at both ends.
-    pub(super) sight: Part,
+    /// Whether both ends can be reached.
+    pub(super) reachability: Part,
     pub(super) apply: ApplyWatch,
     pub(super) parked: Parked,
     pub(super) watched: Watched,
-    /// While the digests differ.
+    /// Set while the digests differ.
     pub(super) differing: Option<Differing>,
 }
 
@@ -74,7 +77,7 @@ impl Following {
             subscription: Part::default(),
             carried: Part::default(),
             columns: Part::default(),
-            sight: Part::default(),
+            reachability: Part::default(),
             apply: ApplyWatch::default(),
             parked: Parked::default(),
             watched: Watched::default(),
@@ -89,7 +92,7 @@ impl Following {
             &self.subscription,
             &self.carried,
             &self.columns,
-            &self.sight,
+            &self.reachability,
         ]
     }
 
@@ -102,18 +105,18 @@ impl Following {
     }
 }
 
-/// The slot's position while its subscription is disabled: then nobody but a person moves it.
+/// The slot's position while its subscription is disabled: then only a person can advance it.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Parked {
-    /// Who altered the subscription last.
+    /// [`SubscriptionStatus::altered_by`].
     by: u64,
-    /// Looks at the slot since.
+    /// Observations of the slot since then.
     looks: u8,
     at: Option<Lsn>,
 }
 
 impl Parked {
-    /// Takes what the source's agent says of the slot. Whether somebody has moved it.
+    /// Takes an observation of the slot. Returns whether somebody has moved it.
     pub(super) fn is_moved(
         &mut self,
         slot: &SlotStatus,
@@ -127,7 +130,7 @@ impl Parked {
             };
             return false;
         }
-        // What is said first may have been seen before the subscription was disabled.
+        // The first observations may be older than the disabling.
         self.looks = self.looks.saturating_add(1);
         if self.looks < SUSPICIONS {
             return false;
@@ -136,8 +139,8 @@ impl Parked {
     }
 }
 
-/// What its apply worker says of a subscription. `trouble` is what is known of its errors, `risks`
-/// what preflight warned of.
+/// A subscription's health from that of its apply worker. `trouble` is the known cause of its errors,
+/// `risks` are warnings of the preflight.
 pub(super) fn health(
     apply: ApplyHealth,
     trouble: Option<&str>,
@@ -152,14 +155,13 @@ pub(super) fn health(
         log = format!("{log}. Preflight warned: {}", risks.join("; "));
     }
     match apply {
-        // Neither broken nor sound.
         ApplyHealth::Unseen | ApplyHealth::Wavering => Health::Unknown,
         ApplyHealth::Well => Health::Good,
-        // No count of errors: a reason stays the same while nothing else is the matter.
-        ApplyHealth::KeepsFailing { .. } => Health::Bad(Cause::passing(format!(
+        // Without the count of errors, so that the reason stays the same.
+        ApplyHealth::KeepsFailing { .. } => Health::Bad(Cause::temporary(format!(
             "the subscription keeps failing: {log}"
         ))),
-        ApplyHealth::Absent => Health::Bad(Cause::passing(format!(
+        ApplyHealth::Absent => Health::Bad(Cause::temporary(format!(
             "the subscription has had no worker for a minute: {log}"
         ))),
     }

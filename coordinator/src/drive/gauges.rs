@@ -1,5 +1,4 @@
-//! What metrics tell, as values: counters that the loop keeps, and a picture of everything else made
-//! when somebody scrapes.
+//! The values of metrics: counters that the loop keeps, and gauges that are collected for each scrape.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,7 +11,7 @@ use super::Driver;
 use crate::job::progress::{Detail, current_phase};
 use crate::store::Store;
 
-/// Counters since the coordinator began.
+/// Counters since the coordinator was started.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Counters {
     copied: BTreeMap<NodeId, Copied>,
@@ -35,7 +34,7 @@ pub struct Copied {
     pub wire: u64,
 }
 
-/// Jobs that have ended, by how.
+/// Jobs that have ended, by outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Ended {
     /// Well.
@@ -47,7 +46,7 @@ pub struct Ended {
 }
 
 impl Counters {
-    /// Parts are committed that were not known to be.
+    /// Counts newly committed parts.
     pub(super) fn copied(&mut self, node: &NodeId, parts: &[PartDone]) {
         let copied = self.copied.entry(node.clone()).or_default();
         for part in parts {
@@ -58,12 +57,12 @@ impl Counters {
         }
     }
 
-    /// Something was logged.
+    /// Counts an event.
     pub(super) fn event(&mut self, event: &'static str) {
         *self.events.entry(event).or_default() += 1;
     }
 
-    /// A job has ended, with that event.
+    /// Counts a job that ended with that event.
     pub(super) fn ended(&mut self, event: &str) {
         match event {
             "init.completed" => self.ended.completed += 1,
@@ -73,21 +72,21 @@ impl Counters {
         }
     }
 
-    /// The loop has turned once.
+    /// Counts a turn of the loop.
     pub(super) fn turn(&mut self, took: Duration) {
         self.turns += 1;
         self.busy += took;
     }
 }
 
-/// Everything that metrics tell.
+/// The values of all metrics.
 #[derive(Debug, Clone, Default)]
 pub struct Gauges {
     /// Every node.
     pub nodes: Vec<NodeGauges>,
-    /// Jobs at work.
+    /// Running jobs.
     pub jobs: Vec<JobGauges>,
-    /// Jobs that are over and whose leftovers are still being removed.
+    /// Jobs that have ended and are kept or being cleaned up.
     pub cleaning: u64,
     /// What has been copied, by target.
     pub copied: Vec<(NodeId, Copied)>,
@@ -95,11 +94,11 @@ pub struct Gauges {
     pub events: Vec<(&'static str, u64)>,
     /// Jobs that have ended.
     pub ended: Ended,
-    /// Messages of agents that wait for the loop.
+    /// Agents' messages waiting for the loop.
     pub agent_queue: u64,
-    /// Questions that wait for the loop.
+    /// Questions waiting for the loop.
     pub ask_queue: u64,
-    /// Of all agents' outgoing queues, the longest.
+    /// The length of the longest outbox.
     pub outbox: u64,
     /// Audit entries that nodes have not confirmed.
     pub audit_due: u64,
@@ -118,15 +117,15 @@ pub struct NodeGauges {
     pub state: NodeState,
     /// Whether its agent has a session.
     pub connected: bool,
-    /// Whether its PostgreSQL answered last; `None` where nobody knows.
+    /// Whether its PostgreSQL answered last; `None` if unknown.
     pub postgres: Option<bool>,
-    /// For how many seconds nobody has been able to look at it.
+    /// For how many seconds it has been unreachable.
     pub unseen: f64,
-    /// Where it replicates from and how far behind it is, where it follows a node.
+    /// Its replication from its source, if it follows one.
     pub follows: Option<Follows>,
 }
 
-/// A subscriber's slot, as its source's agent saw it last.
+/// A subscriber's slot, as its source's agent last observed it.
 #[derive(Debug, Clone)]
 pub struct Follows {
     /// The source.
@@ -139,41 +138,41 @@ pub struct Follows {
     pub active: bool,
 }
 
-/// One job at work.
+/// A running job.
 #[derive(Debug, Clone)]
 pub struct JobGauges {
     /// Its target.
     pub node: NodeId,
-    /// What it does.
+    /// Its phase.
     pub phase: Option<Phase>,
     /// 0 to 100.
     pub overall_percent: f64,
     /// COPY bytes so far.
     pub bytes: u64,
-    /// COPY bytes in all, as far as can be told.
+    /// COPY bytes in total, an estimate.
     pub bytes_total: u64,
     /// The state of its target.
     pub state: NodeState,
-    /// Bytes of the phase's own work a second, where it has bytes and enough has been watched.
+    /// Bytes per second of the phase's work, if known.
     pub bytes_sec: Option<f64>,
-    /// Seconds since anything of it moved.
+    /// Seconds since it last made progress.
     pub still: f64,
     /// Rows committed.
     pub rows: u64,
-    /// Parts committed and in all.
+    /// Parts committed and in total.
     pub parts: (u64, u64),
-    /// Parts begun again.
+    /// Parts restarted.
     pub retries: u64,
     /// Workers busy.
     pub workers: u8,
-    /// Seconds since it began.
+    /// Seconds since it was accepted.
     pub age: f64,
-    /// Seconds until the phase ends, where that can be told.
+    /// Seconds until the phase ends, if known.
     pub eta: Option<u64>,
 }
 
 impl<S: Store> Driver<S> {
-    /// Everything that metrics tell, now.
+    /// Collects the values of all metrics.
     pub(super) fn gauges(&self, now: Timestamp) -> Gauges {
         let jobs: Vec<JobGauges> = self
             .jobs

@@ -1,6 +1,6 @@
-//! Giving up: a job is removed as far as its servers can be reached, leftovers that no job here stands
-//! for are removed, and a node that is gone is forgotten. What stays on a server that nobody reaches is
-//! told.
+//! `init cancel --force-cleanup` and `nodes remove`: cancels a job without waiting for unreachable
+//! servers, removes leftovers of forgotten jobs and forgets nodes. The answer says what could not be
+//! removed.
 
 use jiff::Timestamp;
 use steep_protocol::message::api::Afterwards;
@@ -10,8 +10,8 @@ use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState};
 use super::effects::removed;
 use super::lineage::follows;
 use super::log::Note;
+use super::reachability::WORTH_TELLING;
 use super::requests::unreadable;
-use super::sight::WORTH_TELLING;
 use super::sweep::{Plan, Sweep, forgotten_here};
 use super::{Driver, Ticket};
 use crate::job::machine::JobEvent;
@@ -20,7 +20,7 @@ use crate::job::{Side, Stage};
 use crate::store::{Store, Write};
 
 impl<S: Store> Driver<S> {
-    /// Removes what can be reached of everything that is ours on a node, and gives up the rest.
+    /// Starts to remove everything reachable that jobs created for a node, and gives up the rest.
     pub(super) fn give_up(
         &mut self,
         node: &NodeId,
@@ -62,14 +62,14 @@ impl<S: Store> Driver<S> {
         Ok(live)
     }
 
-    /// Whether a job that nobody here remembers has left something on a node.
+    /// Whether a forgotten job has left something on a node.
     pub(super) fn holds_forgotten(&mut self, node: &NodeId) -> bool {
         let lineage = self
             .nodes
             .get(node)
             .and_then(|record| record.lineage.clone());
         let forgotten = forgotten_here(&lineage.unwrap_or_default());
-        forgotten.iter().any(|known| self.is_news(known.id))
+        forgotten.iter().any(|known| self.is_forgotten(known.id))
     }
 
     fn check_give_up(
@@ -83,34 +83,34 @@ impl<S: Store> Driver<S> {
             if !self.registry.is_online(node) {
                 return Ok(());
             }
-            let text = "its agent has a session, and would be known again at once";
-            let hint = "stop the agent first; to remove only its job use steep-repl init cancel";
+            let text = "its agent is connected and would register again at once";
+            let hint = "stop the agent first; to remove only its job, use steep-repl init cancel";
             return Err(Fault::new(FaultKind::Failed, text).on(node).hint(hint));
         }
         let state = self.state_of(node);
         let seen = self.unseen_for(node, now) < WORTH_TELLING;
         if state == NodeState::Synchronized && seen && self.remembers_job_of(node) {
-            let text = "it is synchronized and can be looked at";
-            let hint = "to start over, drop its subscription on the target: it is then seen to have \
-                        diverged, and can be cancelled";
+            let text = "it is synchronized and reachable";
+            let hint = "to start over, drop its subscription on the target and wait until the node is \
+                        diverged; then it can be cancelled";
             return Err(Fault::new(FaultKind::Failed, text).on(node).hint(hint));
         }
-        let nothing = matches!(state, NodeState::Uninitialized) && self.live_job(node).is_none();
+        let nothing = state == NodeState::Uninitialized && self.live_job(node).is_none();
         if nothing && self.sweep_plan(node) == Plan::default() {
-            let text = "nothing of ours is known to be left there or on its source";
+            let text = "no leftovers are known on it or on its source";
             let hint = "see steep-repl status for what its agent reports";
             return Err(Fault::new(FaultKind::Failed, text).on(node).hint(hint));
         }
         Ok(())
     }
 
-    /// Whether the job is stored that the node follows by.
+    /// Whether the store has the node's last job, or cannot be read.
     fn remembers_job_of(&mut self, node: &NodeId) -> bool {
         let job = self.nodes.get(node).and_then(|record| record.job);
         job.is_some_and(|job| !matches!(self.store.job(job), Ok(None)))
     }
 
-    /// A job that is remembered goes its usual way out, but does not wait for who is away.
+    /// Cancels a known job as usual, but without waiting for unreachable servers.
     fn give_up_job(
         &mut self,
         id: JobId,
@@ -151,7 +151,8 @@ impl<S: Store> Driver<S> {
         Ok(())
     }
 
-    /// What the job made on that side stays: its server cannot be reached or does not let it be removed.
+    /// Notes that what the job created on a side stays, because its server is unreachable or the
+    /// cleanup failed.
     pub(super) fn given_up(&mut self, id: JobId, side: Side, why: &str, now: Timestamp) {
         let Some(live) = self.jobs.get_mut(&id) else {
             return;
@@ -165,22 +166,23 @@ impl<S: Store> Driver<S> {
         self.log(note, now);
     }
 
-    /// What is said of those that follow a node that is forgotten.
+    /// A sentence for each replica of a node that is forgotten.
     fn followers_left(&self, node: &NodeId) -> Vec<String> {
         let following = self.nodes.values().filter(|record| {
             record.id != *node && follows(record.state) && record.source.as_ref() == Some(node)
         });
-        let told = following.map(|record| {
-            format!(
-                "{0} follows {node} and keeps its subscription: steep-repl init cancel --node {0} \
-                 --force-cleanup removes it",
-                record.id
-            )
-        });
-        told.collect()
+        following
+            .map(|record| {
+                format!(
+                    "{0} follows {node} and keeps its subscription: steep-repl init cancel --node {0} \
+                     --force-cleanup removes it",
+                    record.id
+                )
+            })
+            .collect()
     }
 
-    /// Forgets a node of which nothing is to be done any more.
+    /// Removes a node from memory and store.
     pub(super) fn forget_node(&mut self, node: &NodeId, now: Timestamp) {
         let Some(record) = self.nodes.remove(node) else {
             return;
@@ -198,14 +200,15 @@ impl<S: Store> Driver<S> {
 pub(super) fn left_behind(node: &NodeId, side: Side, name: &str, why: &str) -> String {
     match side {
         Side::Target => format!(
-            "on {node} subscription {name}, its origin and rows in steep_repl stay ({why}): ALTER \
-             SUBSCRIPTION {name} DISABLE, then SET (slot_name = NONE), then DROP SUBSCRIPTION {name}"
+            "on {node} subscription {name}, its origin and its rows in steep_repl remain ({why}). To \
+             remove the subscription: ALTER SUBSCRIPTION {name} DISABLE, then SET (slot_name = NONE), \
+             then DROP SUBSCRIPTION {name}"
         ),
         Side::Source => format!(
-            "on {node} slot and publication {name} stay ({why}), and the slot keeps WAL: as a superuser, \
-             SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = \
-             '{name}', where it is in use, then SELECT pg_drop_replication_slot('{name}') and DROP \
-             PUBLICATION {name}"
+            "on {node} slot and publication {name} remain ({why}), and the slot keeps WAL. To remove \
+             them as a superuser: if the slot is in use, SELECT pg_terminate_backend(active_pid) FROM \
+             pg_replication_slots WHERE slot_name = '{name}'; then SELECT \
+             pg_drop_replication_slot('{name}') and DROP PUBLICATION {name}"
         ),
     }
 }

@@ -1,5 +1,4 @@
-//! How everybody else speaks with the loop: what agents' sessions bring, what operators' streams ask, and
-//! what they are answered.
+//! The loop's interface: input from agents' sessions, questions of operators' streams, and answers.
 
 use std::sync::{Arc, OnceLock};
 
@@ -17,102 +16,102 @@ use crate::job::machine::Parting;
 use crate::registry::{Link, SessionId};
 use crate::store::EventQuery;
 
-/// What comes from the agents' sessions.
+/// Input from agents' sessions.
 #[derive(Debug)]
 pub enum AgentInput {
-    /// A session began.
+    /// A session started.
     Joined {
-        /// Whose.
+        /// The agent's node.
         node: NodeId,
-        /// Its sending end.
+        /// The session's sending end.
         link: Link,
-        /// What the agent said of itself.
+        /// The agent's registration.
         registration: Registration,
     },
-    /// Something was said in it.
+    /// Messages arrived.
     Said {
-        /// By whom.
+        /// The agent's node.
         node: NodeId,
-        /// In which session.
+        /// The session.
         session: SessionId,
-        /// What, in order.
+        /// The messages in order.
         messages: Vec<AgentMessage>,
     },
-    /// It ended.
+    /// A session ended.
     Left {
-        /// Whose.
+        /// The agent's node.
         node: NodeId,
-        /// Which.
+        /// The session.
         session: SessionId,
-        /// What became of the agent.
+        /// Whether the agent was stopped.
         parting: Parting,
     },
 }
 
-/// What an operator's stream asks the loop. A stream that goes on asks many times.
+/// A question of an operator's stream. Followers and watchers ask many.
 #[derive(Debug, Clone)]
 pub enum Question {
-    /// [`Answer::Replies`].
+    /// Answered with [`Answer::Replies`].
     Query(Query),
-    /// [`Answer::Accepted`] where jobs begin, else [`Answer::Replies`].
+    /// Answered with [`Answer::Accepted`] if jobs start, else [`Answer::Replies`].
     Order(Order, Operator),
     /// A page of events.
     Events(EventQuery),
     /// The newest events.
     Recent {
-        /// Of which node; of all where `None`.
+        /// The node; `None` for all.
         node: Option<NodeId>,
-        /// At most so many.
+        /// Maximum number of events.
         limit: u32,
     },
     /// A page of the audit trail.
     Audit(EventQuery),
-    /// How far a node's job is.
+    /// The progress of a node's job.
     Progress {
         /// The node.
         node: NodeId,
-        /// Whether it is to be followed.
+        /// Whether to follow it.
         interest: Interest,
     },
-    /// Every node, every job at work, and where the event log ends.
+    /// All nodes, all running jobs and the number of the last event.
     Overview {
-        /// Jobs that are followed already.
+        /// Jobs that are already followed.
         known: Vec<JobId>,
     },
     /// A node's last job in full.
     Job {
         /// The node.
         node: NodeId,
-        /// The last job that is over and was answered; it is not read again.
+        /// A job that has ended and was answered before; it is not read again.
         seen: Option<JobId>,
-        /// Whether it is asked for again and again.
+        /// Whether it is watched.
         interest: Interest,
     },
     /// A page of a node's schema.
     Schema {
         /// The node.
         node: NodeId,
-        /// Of which tables.
+        /// The tables.
         filter: TableFilter,
-        /// Which page, unless the first.
+        /// The page, unless the first.
         cursor: Option<SchemaCursor>,
     },
-    /// Everything that metrics tell.
+    /// The values of all metrics.
     Gauges,
-    /// Nothing: that there is an answer shows that the loop turns.
+    /// A health check: any answer shows that the loop runs.
     Alive,
 }
 
-/// Whether who asks watches.
+/// How long an operator is interested in a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Interest {
-    /// One answer is all.
+    /// Only for one answer.
     Once,
-    /// It will want to know what becomes of it.
-    GoesOn,
+    /// Until the job ends or the operator leaves.
+    Ongoing,
 }
 
-/// Who asks, as far as the connection shows.
+/// Who sent a request, according to the connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Operator {
     /// The name in the certificate.
@@ -126,49 +125,49 @@ pub struct Operator {
 /// What the loop answers.
 #[derive(Debug)]
 pub enum Answer {
-    /// All there is to say to the operator.
+    /// All replies to the operator.
     Replies(Vec<ApiReply>),
-    /// The jobs are stored and run.
+    /// The jobs are stored and have started.
     Accepted {
-        /// Each, to follow.
+        /// The jobs, to follow.
         jobs: Vec<Follow>,
-        /// The last event before they began.
+        /// The number of the last event before they started.
         after: u64,
     },
     /// Events, oldest first.
     Events(Vec<EventView>),
     /// Audit entries, oldest first.
     Audit(Vec<AuditView>),
-    /// How far the node's last job is.
+    /// The progress of the node's last job.
     Progress {
-        /// Now, with every table.
+        /// Its current progress, with all tables.
         view: Box<ProgressView>,
-        /// How it goes on, while it does and where that was asked for.
+        /// Its future progress, if it is running and that was asked for.
         follow: Option<Follow>,
         /// How it ended, once it has.
         end: Option<Box<EndView>>,
     },
-    /// Everything there is.
+    /// The whole cluster.
     Overview {
         /// Nodes by name.
         nodes: Vec<NodeView>,
         /// Jobs that have not ended and are not followed yet.
         jobs: Vec<Follow>,
-        /// The number of the last event; 0 where there is none.
+        /// The number of the last event; 0 if there is none.
         last_event: u64,
     },
-    /// A job in full; `None` where there is none, or it is the one that was seen.
+    /// A job in full; `None` if there is none, or if it was answered before.
     Job(Option<Box<JobView>>),
     /// A page of a schema.
     Schema {
         /// The page.
         page: Box<SchemaPage>,
-        /// Where it goes on.
+        /// The next page, if any.
         next: Option<SchemaCursor>,
     },
-    /// What metrics tell.
+    /// The values of all metrics.
     Gauges(Box<Gauges>),
-    /// The loop turns.
+    /// The loop runs.
     Alive,
 }
 
@@ -186,11 +185,11 @@ pub type Reply = oneshot::Sender<Result<Answer, Fault>>;
 pub struct Ask {
     /// The question.
     pub question: Question,
-    /// Where the answer goes. Dropped unanswered only when the coordinator stops.
+    /// Where its answer goes. Dropped without an answer only when the coordinator stops.
     pub reply: Reply,
 }
 
-/// A running job, watched.
+/// A job that is followed.
 #[derive(Debug, Clone)]
 pub struct Follow {
     /// The target.
@@ -206,21 +205,21 @@ pub struct Follow {
 pub struct Feed {
     /// Grows with every change.
     pub version: u64,
-    /// How far it is.
+    /// Its progress.
     pub view: Arc<ProgressView>,
     /// How it ended, once it has.
     pub end: Option<Arc<EndView>>,
 }
 
-/// How sessions and streams reach the loop.
+/// The channels to the loop.
 #[derive(Debug, Clone)]
 pub struct Handle {
     /// For agents' sessions.
     pub agents: mpsc::Sender<AgentInput>,
     /// For operators' streams.
     pub asks: mpsc::Sender<Ask>,
-    /// Changes whenever a feed or the event log has something new.
+    /// Changes whenever a feed, the event log or an observation changes.
     pub pulse: watch::Receiver<u64>,
-    /// Why the loop has ended, where its store failed.
+    /// Why the loop ended, if its store failed.
     pub failure: Arc<OnceLock<String>>,
 }

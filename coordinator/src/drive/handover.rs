@@ -1,7 +1,7 @@
-//! Nodes made from a backup: slots prepared on a source, and jobs that go on from one.
+//! Nodes made from a backup: slots prepared on a source, and jobs that replicate from one.
 //!
-//! What is prepared is noted on its source and told by its agent; here it is only known while the agent
-//! has a session. Preparing is a query (`query`), completing a job like any other.
+//! The source stores its prepared slots and its agent reports them; they are known here only while the
+//! agent has a session. Preparing is a query (`query`); completing is a job like any other.
 
 use std::time::Instant;
 
@@ -23,7 +23,7 @@ use crate::job::{Job, Running, Stage, Work, preflight};
 use crate::store::Store;
 
 impl<S: Store> Driver<S> {
-    /// Begins to look at a source and then to prepare a slot there.
+    /// Starts to check a source and then prepare a slot there.
     pub(super) fn prepare(
         &mut self,
         spec: PrepareSpec,
@@ -50,15 +50,14 @@ impl<S: Store> Driver<S> {
     fn check_prepare(&self, spec: &PrepareSpec) -> Result<(), Fault> {
         let bad = |text: String| Err(Fault::new(FaultKind::BadRequest, text));
         if spec.slot.is_reserved() {
-            let text = format!(
-                "names that begin like {} are those of jobs' own slots",
+            return bad(format!(
+                "the prefix of {} is reserved for the slots of jobs",
                 spec.slot
-            );
-            return bad(text);
+            ));
         }
         if !(1..=EXPIRES_MAX).contains(&spec.expires_seconds) {
             return bad(format!(
-                "a slot is kept for 1 s to {} days",
+                "a prepared slot can be kept for 1 s to {} days",
                 EXPIRES_MAX / (24 * 3600)
             ));
         }
@@ -67,13 +66,13 @@ impl<S: Store> Driver<S> {
             return Ok(());
         }
         let text = format!("it is {} and cannot be a source", self.state_of(&spec.node));
-        let hint = "a source is synchronized, or no replica at all";
+        let hint = "a source must be synchronized, or not a replica";
         Err(Fault::new(FaultKind::Failed, text)
             .on(&spec.node)
             .hint(hint))
     }
 
-    /// Drops a prepared slot that nobody uses.
+    /// Starts to drop an unused prepared slot.
     pub(super) fn drop_prepared(
         &mut self,
         node: &NodeId,
@@ -90,13 +89,13 @@ impl<S: Store> Driver<S> {
         Ok(())
     }
 
-    /// Slots prepared on a node, as its agent says.
+    /// Slots prepared on a node, as its agent reported them.
     pub(super) fn prepared_on(&self, node: &NodeId) -> Result<&[PreparedSlot], Fault> {
         self.known(node)?;
         self.check_online(node)?;
         let known = self.registry.get(node).and_then(|a| a.prepared.as_deref());
         known.ok_or_else(|| {
-            let text = "the agent has not said yet which slots are prepared";
+            let text = "the agent has not reported yet which slots are prepared";
             Fault::new(FaultKind::Unreachable, text)
                 .on(node)
                 .hint(
@@ -106,14 +105,15 @@ impl<S: Store> Driver<S> {
         })
     }
 
-    /// A prepared slot is gone: known at once, too.
+    /// Removes a dropped slot at once, before the agent's next report.
     pub(super) fn slot_dropped(&mut self, node: &NodeId, slot: &SlotName) {
         if let Some(known) = self.registry.prepared_mut(node) {
             known.retain(|known| known.replication.slot != *slot);
         }
     }
 
-    /// Where that command gave a job's prepared slot back, the slot waits again: known at once, too.
+    /// Marks a job's prepared slot as waiting, if that command returned it, before the agent's next
+    /// report.
     pub(super) fn note_returned(&mut self, id: JobId, command: CommandId) {
         let Some(live) = self.jobs.get(&id) else {
             return;
@@ -128,8 +128,8 @@ impl<S: Store> Driver<S> {
         else {
             return;
         };
-        let gave_back = |r: &Running| r.id == command && r.work == Work::CleanupSource;
-        if ending.slot.returned().is_none() || !running.iter().any(gave_back) {
+        let returned = |r: &Running| r.id == command && r.work == Work::CleanupSource;
+        if ending.slot.returned().is_none() || !running.iter().any(returned) {
             return;
         }
         let known = self.registry.prepared_mut(&spec.source);
@@ -143,7 +143,7 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// A slot was prepared: known at once, and not only when its agent looks next.
+    /// Adds a prepared slot at once, before the agent's next report.
     pub(super) fn slot_prepared(&mut self, node: &NodeId, slot: &PreparedSlot, now: Timestamp) {
         if let Some(agent) = self.registry.get_mut(node) {
             let known = agent.prepared.get_or_insert_default();
@@ -159,32 +159,32 @@ impl<S: Store> Driver<S> {
         self.log(note.field("slot", name).field("lsn", slot.lsn), now);
     }
 
-    /// A prepared slot was dropped because its time was over.
+    /// A prepared slot has expired and was dropped.
     pub(super) fn slot_expired(&mut self, node: &NodeId, slot: &SlotName, now: Timestamp) {
         self.slot_dropped(node, slot);
         if !self.expirations.admit(node, Instant::now()) {
             if let Some(left_out) = self.throttle.pass("init.slot_expired") {
-                tracing::warn!(node_id = %node, left_out, "an agent reports more expired slots than it can have: they are not recorded");
+                tracing::warn!(node_id = %node, left_out, "an agent reports too many expired slots; they are not recorded");
             }
             return;
         }
         let text = format!(
-            "slot {slot}, prepared on {node}, was dropped: its time is over and no backup was \
-             completed with it"
+            "slot {slot}, prepared on {node}, has expired and was dropped: no backup was completed \
+             with it"
         );
         let note = Note::warn("init.slot_expired", text).node(node);
         self.log(note.field("slot", slot), now);
     }
 
-    /// The job that was asked for and what it goes on from.
+    /// The requested job and its handover.
     pub(super) fn resolve(&self, request: CompleteSpec) -> Result<(JobSpec, Handover), Fault> {
         let mut spec = request.job;
         if spec.method != Method::Backup || !spec.filter.is_everything() {
-            let text = "init complete takes rows from a backup, and all tables";
+            let text = "init complete requires a backup of all tables";
             return Err(Fault::new(FaultKind::BadRequest, text));
         }
         if request.schema == SchemaCheck::Skipped {
-            // Whoever says so has confirmed whatever there may be.
+            // Skipping the check confirms all differences.
             spec.schema_mode = SchemaMode::Manual;
             spec.confirmation = Confirmation::Given;
         }
@@ -198,48 +198,45 @@ impl<S: Store> Driver<S> {
         Ok((spec, handover))
     }
 
-    /// Whether no other job has the slot, or has left something that uses it.
+    /// Refuses a slot that another job uses or has not cleaned up.
     pub(super) fn check_slot_free(&self, handover: &Handover) -> Result<(), Fault> {
         let id = handover.replication.id;
-        let other = self
-            .jobs
-            .values()
-            .map(|live| &live.job)
-            .find(|job| job.replication().id == id && !matches!(job.stage, Stage::Closed(_)));
-        let Some(other) = other else { return Ok(()) };
+        let mut jobs = self.jobs.values().map(|live| &live.job);
+        let Some(other) =
+            jobs.find(|job| job.replication().id == id && !matches!(job.stage, Stage::Closed(_)))
+        else {
+            return Ok(());
+        };
         let (slot, target) = (&handover.replication.slot, &other.spec.target);
         let text = format!("slot {slot} is used by job {} of {target}", other.id);
         let hint =
-            format!("see steep-repl status {target}; when that job is removed the slot is free");
+            format!("see steep-repl status {target}; the slot is free once that job is removed");
         Err(Fault::new(FaultKind::Failed, text)
             .on(&other.spec.source)
             .hint(hint)
             .retry(Retry::Backoff))
     }
 
-    /// Judges a source before a slot is prepared there.
+    /// Runs the preflight of a source before a slot is prepared there.
     pub(super) fn judge_prepare(
         node: &NodeId,
         source: &SourceFacts,
     ) -> Result<Vec<Finding>, Fault> {
-        let findings = preflight::judge_source(&look_alone(node), source);
+        // A job from the node to itself: only its source is checked.
+        let spec = JobSpec {
+            method: Method::Backup,
+            ..JobSpec::new(node.clone(), node.clone())
+        };
+        let findings = preflight::judge_source(&spec, source);
         let errors = findings.iter().filter(|f| f.severity == Severity::Error);
         let said: Vec<&str> = errors.clone().map(|f| f.what.as_str()).collect();
         if said.is_empty() {
             return Ok(findings);
         }
-        let text = format!("the source cannot be prepared: {}", said.join("; "));
+        let text = format!("a slot cannot be prepared: {}", said.join("; "));
         let fix = errors.map(|f| f.fix.as_str()).next().unwrap_or_default();
         Err(Fault::new(FaultKind::Failed, text)
             .on(node)
             .hint(format!("nothing was changed; {fix}")))
-    }
-}
-
-/// A look at one node, in the form that preflight takes.
-fn look_alone(node: &NodeId) -> JobSpec {
-    JobSpec {
-        method: Method::Backup,
-        ..JobSpec::new(node.clone(), node.clone())
     }
 }

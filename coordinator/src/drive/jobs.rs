@@ -1,4 +1,4 @@
-//! Steps of jobs: a pure step, then its effects in order.
+//! Applies events and agents' reports to jobs.
 
 use std::time::Duration;
 
@@ -16,23 +16,23 @@ use crate::job::machine::{self, JobEvent, Refused};
 use crate::job::{Side, Stage, Step, progress};
 use crate::store::{SAMPLES_MAX, Store, TableTimes, Write};
 
-/// Jobs of more tables than this log the beginning and end of large tables only.
+/// Jobs with more tables log the start and end of large tables only.
 const TABLE_EVENTS_MAX: usize = 1_000;
 
-/// What is large then, in estimated bytes.
+/// The estimated bytes of a large table.
 const TABLE_EVENTS_BYTES: u64 = 64 * 1024 * 1024;
 
-/// How often a node's own tables are told how far its job is, while somebody watches it.
+/// How often a node's mirror row is updated while its job is watched.
 const MIRROR_EVERY: Duration = Duration::from_secs(1);
 
-/// The same while nobody does: who looks by SQL reads how fresh a row is in the row.
+/// How often while it is not. The row says how fresh it is.
 const MIRROR_EVERY_CALM: Duration = Duration::from_secs(5);
 
-/// How often a job's progress is kept.
+/// How often a job's progress is stored.
 const SAMPLE_EVERY: Duration = Duration::from_secs(10);
 
 impl<S: Store> Driver<S> {
-    /// Applies an event to a job and does what follows.
+    /// Applies an event to a job and carries out its effects.
     pub(super) fn step(
         &mut self,
         id: JobId,
@@ -51,7 +51,7 @@ impl<S: Store> Driver<S> {
         )?;
         if job != live.job {
             live.job = job;
-            // What follows is logged with where the job is now.
+            // Events that the effects log include the job's current progress.
             live.meter.observe(&live.job, &live.copied, now);
             self.out.writes.push(Write::Job(Box::new(live.job.clone())));
             self.touch(id);
@@ -69,7 +69,7 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// Time has passed for a job.
+    /// A tick of the clock, for one job.
     pub(super) fn tick_job(&mut self, id: JobId, now: Timestamp) {
         self.advance(id, JobEvent::Tick, now);
         let Some(live) = self.jobs.get_mut(&id) else {
@@ -96,7 +96,7 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// Keeps where a job is.
+    /// Stores a job's progress.
     pub(super) fn sample(&mut self, id: JobId, now: Timestamp) {
         let Some(live) = self.jobs.get_mut(&id).filter(|live| live.end.is_none()) else {
             return;
@@ -108,7 +108,7 @@ impl<S: Store> Driver<S> {
         self.out.writes.push(Write::Sample { job: id, mark });
     }
 
-    /// Tells a node what its own tables should say.
+    /// Sends a node its mirror row.
     pub(super) fn mirror(&mut self, node: &NodeId, now: Timestamp) {
         let Some(row) = self.mirror_row(node, now) else {
             return;
@@ -128,7 +128,7 @@ impl<S: Store> Driver<S> {
         if live.job.stage != Stage::Working(Step::OpenSource) {
             return;
         }
-        // What does not fit is missed when the totals come, and stops the job then.
+        // The job stops when the totals arrive, since the tables of this page are missing.
         if let Err(misfit) = live.copied.add_page(&tables) {
             tracing::warn!(node_id = %node, job_id = %id, error = %misfit, "a page of the plan does not fit");
             return;
@@ -136,7 +136,7 @@ impl<S: Store> Driver<S> {
         self.out.writes.push(Write::Plan { job: id, tables });
     }
 
-    /// What moves now.
+    /// A progress report.
     pub(super) fn on_progress(&mut self, node: &NodeId, report: ProgressReport, now: Timestamp) {
         let id = report.job;
         let Some(live) = self.jobs.get_mut(&id) else {
@@ -149,7 +149,7 @@ impl<S: Store> Driver<S> {
             return;
         }
         if let Some(work) = report.work {
-            // While both ends work, how far replication has come is what matters.
+            // While both ends work, the phase's progress is that of replication.
             if report.phase == Phase::CatchUp && side == Side::Target {
                 live.meter.report_aside(&work);
             } else {
@@ -162,8 +162,9 @@ impl<S: Store> Driver<S> {
         let another = live.meter.retried(report.retries);
         live.heard = now;
         live.copied.set_flight(&report.active);
-        let flight = live.copied.flight();
-        let mut begun: Vec<TableNo> = flight
+        let mut begun: Vec<TableNo> = live
+            .copied
+            .flight()
             .iter()
             .filter_map(|part| live.copied.table_of(part.part))
             .collect();
@@ -172,13 +173,13 @@ impl<S: Store> Driver<S> {
             self.table_began(id, table, now, now);
         }
         if another {
-            // What the process before had counted is known to nobody else.
+            // The agent's process was replaced; only this count includes the previous one's retries.
             self.sample(id, now);
         }
         self.touch(id);
     }
 
-    /// Parts that are committed.
+    /// Committed parts.
     pub(super) fn on_parts(
         &mut self,
         node: &NodeId,
@@ -192,7 +193,8 @@ impl<S: Store> Driver<S> {
         if !matches!(live.job.stage, Stage::Working(_)) {
             return;
         }
-        // What began since then and is over was never seen on its way. It may have begun right then.
+        // Tables that started and completed since the last report were never reported as active. They
+        // may have started right after it.
         let phase = live.job.clock.current.map(|(_, began)| began);
         let since = std::mem::replace(&mut live.heard, now).max(phase.unwrap_or(now));
         let mut new = Vec::with_capacity(parts.len());
@@ -227,8 +229,7 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// The live job of that id, if that node is on that side of it (G7: an agent speaks for its own
-    /// jobs only).
+    /// The live job, if the node is on that side of it (G7: an agent reports on its own jobs only).
     fn live_of(&mut self, id: JobId, node: &NodeId, side: Side) -> Option<&mut Live> {
         self.jobs
             .get_mut(&id)
@@ -274,7 +275,7 @@ impl<S: Store> Driver<S> {
         let Some(copied) = live.copied.table(table) else {
             return;
         };
-        live.slowest.note(took(copied, began, now));
+        live.slowest.note(table_time(copied, began, now));
         if !is_logged(live, copied) {
             return;
         }
@@ -289,7 +290,7 @@ impl<S: Store> Driver<S> {
         self.log(note, now);
     }
 
-    /// What an agent says about its jobs.
+    /// An agent's message about a job.
     pub(super) fn on_job_message(&mut self, node: &NodeId, message: AgentMessage, now: Timestamp) {
         match message {
             AgentMessage::PlanPage { job, tables } => self.on_plan(node, job, tables),
@@ -298,7 +299,7 @@ impl<S: Store> Driver<S> {
             AgentMessage::Finished { command, outcome } => {
                 self.on_finished(node, command, outcome, now);
             }
-            // These are the session's, not a job's.
+            // Not about jobs; handled by `on_said`.
             AgentMessage::Register(_)
             | AgentMessage::Observed(_)
             | AgentMessage::Audited { .. }
@@ -309,8 +310,8 @@ impl<S: Store> Driver<S> {
     }
 }
 
-/// How long a table that is complete took.
-pub(super) fn took(table: &TableCopy, began: Timestamp, ended: Timestamp) -> TableTime {
+/// The duration and size of a completed table.
+pub(super) fn table_time(table: &TableCopy, began: Timestamp, ended: Timestamp) -> TableTime {
     let millis = (ended.as_millisecond() - began.as_millisecond()).max(0);
     TableTime {
         schema: table.summary.name.schema.to_string(),
@@ -321,14 +322,14 @@ pub(super) fn took(table: &TableCopy, began: Timestamp, ended: Timestamp) -> Tab
     }
 }
 
-/// All jobs are sampled in the same turn, so that it is one write, and mirrored in the same turn, so
-/// that it is one waking.
+/// The number of the current period. All jobs change periods in the same turn, so that their samples
+/// are one write and their mirror rows wake agents together.
 pub(super) fn beat(now: Timestamp, every: Duration) -> i128 {
     now.as_nanosecond()
         .div_euclid(every.as_nanos().cast_signed())
 }
 
-/// Leaves out every second one of the older half where there are too many, as the store does.
+/// Drops every second sample of the older half if there are too many, as the store does.
 fn thin(history: &mut Vec<ProgressSample>) {
     if history.len() > SAMPLES_MAX {
         let mut place = 0;
@@ -339,13 +340,13 @@ fn thin(history: &mut Vec<ProgressSample>) {
     }
 }
 
-/// Whether a table's beginning and end are logged one by one.
+/// Whether a table's start and end are logged.
 fn is_logged(live: &Live, table: &TableCopy) -> bool {
     live.copied.tables().len() <= TABLE_EVENTS_MAX
         || table.summary.bytes_estimate.0 >= TABLE_EVENTS_BYTES
 }
 
-/// What the log says about tables that it leaves out, where it leaves any out.
+/// A note that small tables are not logged, if so.
 pub(super) fn table_events(live: &Live) -> Option<String> {
     let tables = live.copied.tables().len();
     (tables > TABLE_EVENTS_MAX).then(|| {

@@ -1,5 +1,5 @@
-//! What agents say of their nodes' lineage: kept with the node, put together into the graph that
-//! preflight judges by, and used to take up replicas that this coordinator does not remember.
+//! The lineage that agents report: stored with each node, combined into the graph that preflight
+//! checks, and used to adopt replicas that this coordinator does not remember.
 
 use jiff::Timestamp;
 use steep_protocol::message::job::ReplicationNames;
@@ -14,10 +14,10 @@ use crate::job::state::{NodeEvent, transition};
 use crate::store::{NodeRecord, Store, Write};
 
 impl<S: Store> Driver<S> {
-    /// An agent says what its node's lineage is.
+    /// Takes the lineage of an agent's node.
     pub(super) fn on_lineage(&mut self, node: &NodeId, lineage: Box<Lineage>, now: Timestamp) {
         if !lineage.is_bounded() {
-            tracing::warn!(node_id = %node, "an agent's lineage is longer than one may be and is left out");
+            tracing::warn!(node_id = %node, "an agent's lineage exceeds the limits and is ignored");
             return;
         }
         let Some(agent) = self.registry.get_mut(node) else {
@@ -32,17 +32,17 @@ impl<S: Store> Driver<S> {
             self.out.writes.push(Write::Node(Box::new(record.clone())));
         }
         self.warn_of_aliases(node, now);
-        // Who has the slot of a subscription may be known only now.
+        // This lineage may show the slot of another node's subscription.
         for node in self.nodes.keys().cloned().collect::<Vec<_>>() {
-            self.take_up(&node, now);
+            self.adopt_unknown(&node, now);
         }
         if first {
             self.mirror(node, now);
         }
     }
 
-    /// Whether the node's own tables may be written: not before they have been read, where they may be
-    /// all that is known of a replica.
+    /// Whether the node's mirror row may be written. For a node without a job, only after it was read:
+    /// it may be all that is known of a replica.
     pub(super) fn may_mirror(&self, node: &NodeId) -> bool {
         let blank = self
             .nodes
@@ -52,7 +52,7 @@ impl<S: Store> Driver<S> {
         !blank || agent.is_some_and(|agent| agent.lineage_known)
     }
 
-    /// Everything that is known of who follows whom.
+    /// What is known of all nodes' lineage.
     pub(super) fn around(&self) -> Around {
         let known = self.nodes.values().filter_map(|record| {
             let agent = self.registry.get(&record.id);
@@ -72,7 +72,7 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// What replications are named after that jobs or nodes use now.
+    /// Ids in the names of the replications that jobs, nodes and prepared slots use.
     fn in_use(&self) -> Vec<JobId> {
         let jobs = self.jobs.values().map(|live| &live.job);
         let jobs = jobs.flat_map(|job| [job.id, job.replication().id]);
@@ -87,7 +87,7 @@ impl<S: Store> Driver<S> {
         jobs.chain(following.flatten()).chain(prepared).collect()
     }
 
-    /// Other nodes that are the same database, as far as their agents have sessions.
+    /// Other nodes that are the same database, if their agents have sessions.
     pub(super) fn aliases(&self, node: &NodeId) -> Vec<&NodeId> {
         let identity = |node: &NodeId| {
             self.registry
@@ -121,9 +121,9 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// Takes up a node that is a replica of ours and of which this coordinator knows nothing: its store
-    /// was lost, or another coordinator has made it.
-    fn take_up(&mut self, node: &NodeId, now: Timestamp) {
+    /// Adopts a replica that this coordinator does not remember, because its store was lost or another
+    /// coordinator made the replica.
+    fn adopt_unknown(&mut self, node: &NodeId, now: Timestamp) {
         let Some(record) = self.nodes.get(node) else {
             return;
         };
@@ -134,12 +134,12 @@ impl<S: Store> Driver<S> {
             return;
         };
         let Some((subscription, replication)) = own_subscription(&lineage) else {
-            if let Some(job) = lineage.books.iter().find(|job| self.is_news(**job)) {
-                self.found_half_made(node, *job, now);
+            if let Some(job) = lineage.books.iter().find(|job| self.is_forgotten(**job)) {
+                self.found_unfinished(node, *job, now);
             }
             return;
         };
-        if !self.is_news(replication) {
+        if !self.is_forgotten(replication) {
             return;
         }
         let mirrored = lineage.mirrored.as_ref();
@@ -149,16 +149,16 @@ impl<S: Store> Driver<S> {
         });
         if let Some(source) = source {
             if lineage.books.is_empty() {
-                self.take_replica(node, &source, replication, mirrored, now);
+                self.adopt_replica(node, &source, replication, mirrored, now);
             } else {
-                self.found_half_made(node, replication, now);
+                self.found_unfinished(node, replication, now);
             }
         }
     }
 
-    /// Whether nothing is remembered of that job. What was just removed may still be in a lineage that
-    /// was read before.
-    pub(super) fn is_news(&mut self, job: JobId) -> bool {
+    /// Whether this coordinator does not remember that job. One just swept counts as remembered, since
+    /// a lineage read earlier may still list it.
+    pub(super) fn is_forgotten(&mut self, job: JobId) -> bool {
         let known = self
             .nodes
             .values()
@@ -169,13 +169,13 @@ impl<S: Store> Driver<S> {
         match self.store.job(job) {
             Ok(stored) => stored.is_none(),
             Err(error) => {
-                tracing::warn!(job_id = %job, %error, "the job cannot be looked up");
+                tracing::warn!(job_id = %job, %error, "the job cannot be read from the store");
                 false
             }
         }
     }
 
-    /// The one other node whose database has the subscription's slot.
+    /// The other node whose database has the subscription's slot, if there is exactly one.
     fn publisher_of(&self, subscription: &SubscriptionSeen, node: &NodeId) -> Option<NodeId> {
         let slot = subscription.slot.as_ref()?;
         let has = |record: &&NodeRecord| {
@@ -187,9 +187,9 @@ impl<S: Store> Driver<S> {
         publishers.next().is_none().then(|| publisher.id.clone())
     }
 
-    /// A replica is taken for diverged until it has been looked at; then it is synchronized, if slot,
-    /// subscription and columns are sound and it was synchronized for whoever made it.
-    fn take_replica(
+    /// Adopts a replica as diverged. Once observed, it becomes synchronized, if slot, subscription and
+    /// columns are good and its previous coordinator called it synchronized.
+    fn adopt_replica(
         &mut self,
         node: &NodeId,
         source: &NodeId,
@@ -213,8 +213,8 @@ impl<S: Store> Driver<S> {
         let reason = match &record.lost {
             Some(lost) => lost.clone(),
             None => format!(
-                "taken up from what is on {node} and {source}, since this coordinator does not \
-                 remember job {replication}; it has not been looked at yet"
+                "found on {node} and {source}: this coordinator does not remember job \
+                 {replication} and has not checked the replica yet"
             ),
         };
         record.error_message = Some(reason.clone());
@@ -230,27 +230,28 @@ impl<S: Store> Driver<S> {
         self.mirror(node, now);
     }
 
-    /// A job that nobody here remembers has begun on the node and not come to its end.
-    fn found_half_made(&mut self, node: &NodeId, job: JobId, now: Timestamp) {
+    /// Fails a node with an unfinished job that this coordinator does not remember.
+    fn found_unfinished(&mut self, node: &NodeId, job: JobId, now: Timestamp) {
         let reason = format!(
             "tables here belong to job {job}, which this coordinator does not remember: steep-repl \
-             init cancel --node {node} --force-cleanup removes what it made"
+             init cancel --node {node} --force-cleanup removes what it created"
         );
         self.fail_without_job(node, job, reason, now);
     }
 
-    /// Fails nodes that were at work on a job whose record cannot be read any more.
+    /// Fails active nodes whose job's record cannot be read.
     pub(super) fn fail_unreadable(&mut self, now: Timestamp) {
-        let at_work = |record: &&NodeRecord| record.state.is_active();
-        let at_work = self.nodes.values().filter(at_work);
-        let jobs: Vec<(NodeId, JobId)> = at_work
+        let jobs: Vec<(NodeId, JobId)> = self
+            .nodes
+            .values()
+            .filter(|record| record.state.is_active())
             .filter_map(|record| Some((record.id.clone(), record.job?)))
             .filter(|(_, job)| !self.jobs.contains_key(job))
             .collect();
         for (node, job) in jobs {
             let reason = format!(
                 "the coordinator's record of job {job} cannot be read: steep-repl init cancel \
-                 --node {node} --force-cleanup removes what the job made"
+                 --node {node} --force-cleanup removes what the job created"
             );
             self.fail_without_job(&node, job, reason, now);
         }
@@ -277,15 +278,14 @@ impl<S: Store> Driver<S> {
     }
 }
 
-/// What is shown of two names of one database.
 pub(super) fn alias_warning(node: &NodeId, other: &NodeId) -> String {
     format!(
-        "{node} and {other} are one and the same database: correct --postgres of one of their agents, \
-         or stop one of them"
+        "{node} and {other} are the same database: correct --postgres of one of their agents, or stop \
+         one of them"
     )
 }
 
-/// Whether a node in that state has a subscription of ours.
+/// Whether a node in that state has a subscription made by a job.
 pub(super) fn follows(state: NodeState) -> bool {
     matches!(state, NodeState::Synchronized | NodeState::Diverged)
 }
@@ -298,13 +298,13 @@ fn own_subscription(lineage: &Lineage) -> Option<(SubscriptionSeen, JobId)> {
     })
 }
 
-/// Why the node may never be called synchronized, where that is known or cannot be known.
+/// Why an adopted node must be initialised again, if so.
 fn lasting(mirrored: Option<&MirroredNode>) -> Option<String> {
-    let unproved = "nobody knows whether its rows were ever proved equal to the source's";
+    let unproved = "whether its rows were ever proved equal to the source's is unknown";
     match mirrored {
         Some(mirrored) => match mirrored.state {
             NodeState::Synchronized => None,
-            // What else it may have diverged for is seen again.
+            // Temporary causes are observed again.
             NodeState::Diverged => mirrored.error.clone().filter(|error| error.contains(ANEW)),
             NodeState::Uninitialized
             | NodeState::Preparing
@@ -312,7 +312,7 @@ fn lasting(mirrored: Option<&MirroredNode>) -> Option<String> {
             | NodeState::CatchingUp
             | NodeState::Failed
             | NodeState::Reinitializing => Some(format!(
-                "{unproved}: it was {} when its coordinator was last heard of",
+                "{unproved}: it was {} when it last heard from its coordinator",
                 mirrored.state
             )),
         },

@@ -1,4 +1,4 @@
-//! What agents see of locks, brought to the jobs that it concerns, to events and to views.
+//! Passes the locks that agents observe to jobs, events and views.
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::LockRole;
@@ -12,7 +12,7 @@ use crate::job::progress::Detail;
 use crate::store::Store;
 
 impl Live {
-    /// How far it is, and who waits for it or lets it wait.
+    /// Its progress and locks.
     pub(super) fn view(&self, state: NodeState, detail: Detail, now: Timestamp) -> ProgressView {
         let mut view = self.meter.view(&self.job, state, &self.copied, detail, now);
         view.detail.locks = self.locks.views(&self.job.spec);
@@ -21,7 +21,7 @@ impl Live {
 }
 
 impl<S: Store> Driver<S> {
-    /// Shows the locks that an agent observes to the jobs that it is at work for.
+    /// Updates jobs with the locks that an agent observes.
     pub(super) fn check_locks(&mut self, node: &NodeId, now: Timestamp) {
         let mut notes = Vec::new();
         for live in self.jobs.values_mut() {

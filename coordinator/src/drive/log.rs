@@ -1,5 +1,4 @@
-//! What happened, for the audit log and for the process's own log: one note, both places, the names
-//! and fields of the contract.
+//! Events. Each goes to the store and to the process's log, with names and fields of docs/logs.md.
 
 use std::fmt::Display;
 
@@ -12,7 +11,6 @@ use crate::job::Job;
 use crate::job::progress::current_phase;
 use crate::store::{Store, Write};
 
-/// How much a note matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Level {
     Info,
@@ -30,7 +28,7 @@ impl Level {
     }
 }
 
-/// Something that happened.
+/// An event.
 #[derive(Debug, Clone)]
 pub(super) struct Note {
     level: Level,
@@ -63,7 +61,7 @@ impl Note {
         Self::new(Level::Warn, event, message)
     }
 
-    /// With that sentence in place of the one it had.
+    /// Replaces the message.
     pub(super) fn text(mut self, message: String) -> Self {
         self.message = message;
         self
@@ -74,7 +72,7 @@ impl Note {
         self
     }
 
-    /// About that job: its target, source and id.
+    /// Sets node, source and id of the job.
     pub(super) fn job(mut self, job: &Job) -> Self {
         self.node = Some(job.spec.target.clone());
         self.source = Some(job.spec.source.clone());
@@ -82,7 +80,7 @@ impl Note {
         self
     }
 
-    /// With that source and job, where there are any.
+    /// Sets source and job.
     pub(super) fn of(mut self, source: Option<&NodeId>, job: Option<JobId>) -> Self {
         self.source = source.cloned();
         self.job = job;
@@ -98,7 +96,7 @@ impl Note {
         self
     }
 
-    /// With what the job was doing before it was stopped: cleaning up says nothing about why.
+    /// Sets the phase that a job was in when it stopped.
     pub(super) fn stopped_in(self, phase: Option<Phase>) -> Self {
         match phase {
             Some(phase) => self.field("phase", phase),
@@ -117,7 +115,7 @@ impl Note {
         self.get(name)?.parse().ok()
     }
 
-    /// With that field, where it has none of that name.
+    /// Sets a field unless it is set.
     fn or_field(self, name: &'static str, value: impl Display) -> Self {
         match self.get(name) {
             Some(_) => self,
@@ -125,7 +123,7 @@ impl Note {
         }
     }
 
-    /// With where the job is, where the note does not say otherwise.
+    /// Sets the fields of the job's progress that are not set.
     fn within(self, live: &Live) -> Self {
         let done = live.copied.counted().done;
         let percent = format!("{:.1}", live.meter.overall_percent());
@@ -140,7 +138,7 @@ impl Note {
     }
 }
 
-/// What a job was doing before it was stopped or had done all.
+/// The last phase before cleanup.
 pub(super) fn last_phase(job: &Job) -> Option<Phase> {
     let mut phases = job.clock.spent.iter().rev().map(|(phase, _)| *phase);
     phases.find(|phase| *phase != Phase::Cleanup)
@@ -182,8 +180,7 @@ macro_rules! trace_note {
 }
 
 impl<S: Store> Driver<S> {
-    /// Writes the note to both logs. What is known of its job is added here, so that no note of one
-    /// can lack it.
+    /// Writes the note to the store and the log, with its job's progress.
     pub(super) fn log(&mut self, note: Note, now: Timestamp) {
         let note = match note.job.and_then(|id| self.jobs.get(&id)) {
             Some(live) => note.within(live),

@@ -1,12 +1,13 @@
-//! The one loop that owns everything that changes.
+//! The loop that owns all mutable state.
 //!
-//! Agents' messages, operators' questions and time come in; pure steps are applied; their effects go
-//! out. [`Driver::run`] is the only writer of the store and of every map in here; everybody else
-//! holds a [`Handle`].
+//! It takes agents' messages, operators' questions and ticks of the clock, applies pure steps and
+//! carries out their effects. [`Driver::run`] is the only writer of the store and of all maps here;
+//! everything else holds a [`Handle`].
 //!
-//! A turn: take what has come in, collect writes, messages and answers, write, and only then send.
-//! So nobody hears of anything that a restarted coordinator would not know. The loop never waits for
-//! an agent or an operator: queues are bounded and tried, views are watched, latest wins.
+//! A turn handles its input, collects writes, messages and answers, commits the writes and only then
+//! sends. So nobody learns anything that a restarted coordinator would not know. The loop never waits
+//! for an agent or an operator: it uses `try_send` on bounded queues, and `watch` channels, which keep
+//! only the latest view.
 
 mod admit;
 mod agents;
@@ -29,12 +30,12 @@ mod locks;
 mod log;
 mod orders;
 mod query;
+mod reachability;
 mod rebuild;
 mod requests;
 mod restore;
 mod resume;
 mod schema;
-mod sight;
 mod span;
 mod sweep;
 mod views;
@@ -56,12 +57,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-pub use sight::UNSEEN_GRACE;
-
 pub use gauges::{Copied, Ended, Gauges, JobGauges, NodeGauges};
 pub use handle::{
     AgentInput, Answer, Ask, Feed, Follow, Handle, Interest, Operator, Question, Reply,
 };
+pub use reachability::UNSEEN_GRACE;
 
 use crate::admission::Admission;
 use crate::job::copy_progress::CopyProgress;
@@ -77,27 +77,26 @@ use crate::registry::Registry;
 use crate::store::{NodeRecord, Store, StoreError, TableTimes, Write};
 use gauges::Counters;
 
-/// Messages of agents that may wait. Each can be as long as a control frame, so few.
+/// Batches of agents' messages that may wait. Few, since a message can be as long as a control frame.
 const AGENT_QUEUE: usize = 16;
 
 /// Questions that may wait.
 const ASK_QUEUE: usize = 64;
 
-/// How often time is looked at. Followers get an update each time something changed, which keeps the
-/// promise of one every 500 ms.
+/// The period of the loop's clock. Followers are promised an update every 500 ms.
 const TICK: Duration = Duration::from_millis(250);
 
-/// How often time passes for a job that nobody watches and at which nothing but work happens.
+/// The tick of a calm job, see [`Live::is_calm`].
 const TICK_CALM: Duration = Duration::from_secs(1);
 
-/// How often parts that are done are written, where nothing else is.
+/// How often completed parts are written, if nothing else is.
 const PARTS_EVERY: Duration = Duration::from_secs(2);
 
-/// How long columns must differ before that is drift, unless told otherwise: a change that is made on
-/// both ends by hand, one after the other, takes no longer.
+/// By default, how long columns must differ before that is drift: enough to make a schema change by
+/// hand on one end and then on the other.
 pub const DRIFT_GRACE: Duration = Duration::from_secs(60);
 
-/// A job in memory: at work, or with something left to remove.
+/// A job in memory: running, kept after a failure, or being cleaned up.
 struct Live {
     job: Job,
     copied: CopyProgress,
@@ -105,58 +104,58 @@ struct Live {
     locks: JobLocks,
     meter: Meter,
     feed: watch::Sender<Feed>,
-    /// Who looks at it in full.
+    /// Whether somebody watches it in full.
     lease: watchers::Lease,
-    /// Operators that wait for the end of a cancel.
+    /// Operators waiting for the end of a cancel.
     waiting: Vec<Ticket>,
-    /// Tables that began and have not been completed, and when.
+    /// When the tables being copied were started.
     began: BTreeMap<TableNo, Timestamp>,
     /// Tables that took longest.
     slowest: Slowest,
-    /// Workers its Copy was given.
+    /// Workers of its last Copy command.
     workers: u8,
     /// How it ended, once it has.
     end: Option<Arc<EndView>>,
     /// What was given up, a sentence each.
     given_up: Vec<String>,
-    /// What becomes of its node once nothing is left to do.
+    /// Whether to forget its node once the job is closed.
     afterwards: Afterwards,
-    /// Why a removal failed last, by side. It is tried again and again; only news is logged.
+    /// The last error of a cleanup, by side. Cleanups are retried; only another error is logged.
     complaints: Vec<(Side, String)>,
-    /// When its target last said what has been copied.
+    /// When its target last reported copy progress.
     heard: Timestamp,
     published: Timestamp,
     mirrored: Timestamp,
     sampled: Timestamp,
-    /// Where it was when; what the store has too.
+    /// Its progress over time, as in the store.
     history: Vec<ProgressSample>,
 }
 
 /// Why a turn happens.
 enum Wake {
-    /// Agents said something.
+    /// Input from agents.
     Agents,
-    /// An operator asks.
+    /// An operator's question.
     Operator(Ask),
-    /// Time has passed.
+    /// A tick of the clock.
     Time,
 }
 
-/// What a turn has collected.
+/// The output of a turn.
 #[derive(Default)]
 struct Outbox {
     writes: Vec<Write>,
     messages: Vec<(NodeId, CoordinatorMessage)>,
     replies: Vec<(Reply, Result<Answer, Fault>)>,
-    /// Jobs whose followers see something new.
+    /// Jobs whose views may have changed.
     touched: Vec<JobId>,
-    /// Jobs of which nothing is left to do.
+    /// Jobs to drop from memory.
     closed: Vec<JobId>,
-    /// Whether agents see something that they did not see before.
+    /// Whether an agent's observation changed.
     observed: bool,
 }
 
-/// Stands for an operator who waits. Whoever has it may answer; the first answer counts.
+/// Identifies an operator's pending question. The first answer counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Ticket(u64);
 
@@ -167,33 +166,33 @@ pub struct Driver<S> {
     rules: Rules,
     nodes: BTreeMap<NodeId, NodeRecord>,
     registry: Registry,
-    /// Who looks at everything.
-    overseer: watchers::Lease,
-    /// When time passed last.
+    /// Whether somebody watches the whole cluster.
+    cluster_lease: watchers::Lease,
+    /// The time of the last tick.
     ticked: Timestamp,
     jobs: BTreeMap<JobId, Live>,
-    /// Preflights that are asked for, by the number that their looks name.
+    /// Open `doctor` requests, by the number in [`doctor::Look`].
     doctors: BTreeMap<u64, doctor::Doctor>,
     queries: Vec<query::AgentQuery>,
-    /// Questions that wait for an agent to look at its slots.
+    /// Questions waiting until an agent has reported its slots.
     early: Vec<early::Early>,
-    /// How often each agent may say that slots have expired.
+    /// Limits how often each agent may report expired slots.
     expirations: Admission,
-    /// Which lines are written of what agents do.
+    /// Limits log lines that agents cause.
     throttle: Throttle,
-    /// Nodes that nobody can look at, and since when.
+    /// Nodes whose agent or PostgreSQL is unreachable, and since when.
     unseen: BTreeMap<NodeId, Timestamp>,
-    /// How long one that follows may be so and still be called synchronized.
+    /// How long a synchronized node may be unreachable before it is diverged.
     unseen_grace: Duration,
-    /// Pairs of nodes of which it was said that they are one database.
+    /// Pairs of nodes that were reported as one database.
     aliases_told: BTreeSet<(NodeId, NodeId)>,
     /// Jobs whose leftovers were removed; agents may still list them for some seconds.
     swept: BTreeSet<JobId>,
-    /// How nodes that follow fare.
+    /// The health of nodes that follow.
     following: BTreeMap<NodeId, following::Following>,
     /// How long columns must differ before that is drift.
     drift_grace: Duration,
-    /// Operators who wait for an answer.
+    /// Operators waiting for an answer.
     tickets: BTreeMap<Ticket, Reply>,
     next_ticket: u64,
     next_command: u64,
@@ -201,13 +200,13 @@ pub struct Driver<S> {
     next_audit: u64,
     /// Audit entries that nodes have not confirmed, oldest first.
     audit_due: BTreeMap<NodeId, Vec<AuditView>>,
-    /// When they were told of them last.
+    /// When they were last sent again.
     audit_told: Timestamp,
     counters: Counters,
-    /// Parts done that are not written yet, and when some were last.
+    /// Completed parts to write.
     parts_due: BTreeMap<JobId, Vec<PartDone>>,
     parts_written: Timestamp,
-    /// When tables began and ended, as far as that is not written yet either.
+    /// Start and end times of tables to write.
     times_due: BTreeMap<JobId, Vec<TableTimes>>,
     out: Outbox,
     pulse: watch::Sender<u64>,
@@ -216,8 +215,8 @@ pub struct Driver<S> {
     asks: mpsc::Receiver<Ask>,
 }
 
-/// Wall time that never jumps: it is read once and then follows the monotonic clock, so that a
-/// corrected system clock times out no job and no agent.
+/// Wall time that never jumps: read once, then advanced by the monotonic clock, so that correcting the
+/// system clock times out no job or agent.
 #[derive(Debug, Clone, Copy)]
 struct Clock {
     began: Timestamp,
@@ -241,11 +240,10 @@ impl Clock {
 }
 
 impl<S: Store> Driver<S> {
-    /// Takes up what the store holds. Jobs that were active go on when their agents come back, held to
-    /// these bounds like new ones.
+    /// Loads the store. Active jobs continue when their agents reconnect; `bounds` apply to them too.
     ///
     /// # Errors
-    /// [`StoreError`] where the store cannot be read.
+    /// [`StoreError`] if the store cannot be read.
     pub fn new(mut store: S, bounds: Bounds) -> Result<(Self, Handle), StoreError> {
         let loaded = store.load()?;
         let (agent_sender, agents) = mpsc::channel(AGENT_QUEUE);
@@ -266,7 +264,7 @@ impl<S: Store> Driver<S> {
             },
             nodes,
             registry: Registry::default(),
-            overseer: watchers::Lease::EMPTY,
+            cluster_lease: watchers::Lease::EMPTY,
             ticked: Timestamp::UNIX_EPOCH,
             jobs: BTreeMap::new(),
             doctors: BTreeMap::new(),
@@ -301,7 +299,7 @@ impl<S: Store> Driver<S> {
         for job in loaded.open_jobs {
             let id = job.id;
             if let Err(error) = driver.resume(job) {
-                tracing::error!(event = "store.unreadable", job_id = %id, error = %error, "a job is not taken up again: what it left on its servers is removed by init cancel --force-cleanup");
+                tracing::error!(event = "store.unreadable", job_id = %id, error = %error, "a job cannot be continued: init cancel --force-cleanup removes what it left on its servers");
             }
         }
         driver.fail_unreadable(driver.clock.now());
@@ -314,39 +312,39 @@ impl<S: Store> Driver<S> {
         Ok((driver, handle))
     }
 
-    /// A node that nobody can look at is not called synchronized after that time.
+    /// Sets how long a synchronized node may be unreachable before it is diverged.
     #[must_use]
     pub fn unseen_grace(mut self, grace: Duration) -> Self {
         self.unseen_grace = grace;
         self
     }
 
-    /// Jobs try again, and keep what they have once they have failed, for that long.
+    /// Sets how long jobs retry, and keep rows and slot after a failure.
     #[must_use]
     pub fn patience(mut self, patience: Patience) -> Self {
         self.rules.patience = patience;
         self
     }
 
-    /// Columns that differ are drift after that time.
+    /// Sets how long columns must differ before that is drift.
     #[must_use]
     pub fn drift_grace(mut self, grace: Duration) -> Self {
         self.drift_grace = grace;
         self
     }
 
-    /// Runs until `shutdown`. Needs a multi-threaded runtime, if of one worker: the store is
-    /// written in place.
+    /// Runs until `shutdown`. Needs a multi-threaded runtime, for `block_in_place`; one worker is
+    /// enough.
     ///
     /// # Errors
-    /// [`StoreError`] where the store fails. Nothing has been said then that is not stored, and
-    /// transfers between agents go on; started again, the coordinator goes on where it was.
+    /// [`StoreError`] if the store fails. Everything sent so far is stored, transfers between agents
+    /// continue, and so do jobs after a restart.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), StoreError> {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut said = Vec::with_capacity(AGENT_QUEUE);
         loop {
-            // All are cancel-safe: what is not taken stays in its queue.
+            // All are cancel-safe: what is not received stays in its queue.
             let wake = tokio::select! {
                 1.. = self.agents.recv_many(&mut said, AGENT_QUEUE) => Wake::Agents,
                 Some(ask) = self.asks.recv() => Wake::Operator(ask),
@@ -360,7 +358,6 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// One turn of the loop.
     fn turn(&mut self, said: &mut Vec<AgentInput>, wake: Wake) -> Result<(), StoreError> {
         let began = Instant::now();
         let now = self.clock.now();
@@ -381,7 +378,6 @@ impl<S: Store> Driver<S> {
         flushed
     }
 
-    /// Time has passed.
     fn on_tick(&mut self, now: Timestamp) {
         let second = jobs::beat(self.ticked, TICK_CALM) != jobs::beat(now, TICK_CALM);
         self.ticked = now;
@@ -391,17 +387,16 @@ impl<S: Store> Driver<S> {
             self.tick_job(id, now);
         }
         if second {
-            self.tick_sight(now);
+            self.tick_reachability(now);
         }
         self.tick_audit(now);
         self.tick_queries(now);
         self.tick_early(now);
-        // Who has gone says nothing.
+        // Leases of watchers that left expire without a message.
         self.set_paces(now);
     }
 
-    /// Keeps where every job is, so that nothing that was shown goes back when the coordinator is
-    /// started again.
+    /// Stores each job's progress, so that it does not go back after a restart.
     fn last_turn(&mut self) -> Result<(), StoreError> {
         let now = self.clock.now();
         for id in self.jobs.keys().copied().collect::<Vec<_>>() {
@@ -415,15 +410,15 @@ impl<S: Store> Driver<S> {
         let mut out = std::mem::take(&mut self.out);
         self.take_parts(&mut out.writes, now);
         if !out.writes.is_empty() {
-            // Waits for the disk. Most turns write nothing, and leaving the runtime costs more than
-            // they do.
+            // Waits for the disk. Only if there is something to write: `block_in_place` costs more
+            // than most turns do.
             tokio::task::block_in_place(|| self.store.apply(&out.writes))?;
         }
         for (node, message) in out.messages {
             if self.registry.send(&node, message).is_err()
                 && let Some(session) = self.registry.session(&node)
             {
-                tracing::warn!(node_id = %node, "the agent does not take its messages; its session is closed");
+                tracing::warn!(node_id = %node, "the agent does not read its messages; its session is closed");
                 self.on_left(&node, session, Parting::Lost, now);
             }
         }
@@ -435,7 +430,7 @@ impl<S: Store> Driver<S> {
             self.jobs.remove(&id);
         }
         for (reply, answer) in out.replies {
-            // Who asked may have gone.
+            // The operator may have left.
             let _ = reply.send(answer);
         }
         if news {
@@ -444,9 +439,10 @@ impl<S: Store> Driver<S> {
         Ok(())
     }
 
-    /// Parts that are done are written with whatever else is, or every other second: agents say them
-    /// again to a restarted coordinator, so none is lost, and a hundred copies do not mean a hundred
-    /// waits for the disk a second. They go first: a job that is sealed after them drops them.
+    /// Adds the parts and table times that are due to `writes`: together with other writes, or every
+    /// [`PARTS_EVERY`], so that many copies do not mean many waits for the disk. None is lost, since
+    /// agents report parts again to a restarted coordinator. They come first, because sealing a job
+    /// drops its parts.
     fn take_parts(&mut self, writes: &mut Vec<Write>, now: Timestamp) {
         let due = after(self.parts_written, PARTS_EVERY) <= now;
         let nothing = self.parts_due.is_empty() && self.times_due.is_empty();
@@ -454,19 +450,16 @@ impl<S: Store> Driver<S> {
             return;
         }
         self.parts_written = now;
-        let parts = std::mem::take(&mut self.parts_due);
-        let parts = parts
+        let parts = std::mem::take(&mut self.parts_due)
             .into_iter()
             .map(|(job, parts)| Write::Parts { job, parts });
-        let times = std::mem::take(&mut self.times_due);
-        let times = times
+        let times = std::mem::take(&mut self.times_due)
             .into_iter()
             .map(|(job, tables)| Write::Times { job, tables });
-        let late: Vec<Write> = parts.chain(times).collect();
-        writes.splice(0..0, late);
+        writes.splice(0..0, parts.chain(times));
     }
 
-    /// Remembers that a job's followers have something new to see.
+    /// Notes that a job's view may have changed.
     fn touch(&mut self, id: JobId) {
         if !self.out.touched.contains(&id) {
             self.out.touched.push(id);
@@ -478,7 +471,7 @@ impl<S: Store> Driver<S> {
         self.out.messages.push((node.clone(), message));
     }
 
-    /// Takes in somebody who waits for an answer.
+    /// A ticket for an operator's pending question.
     fn issue(&mut self, reply: Reply) -> Ticket {
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;

@@ -1,4 +1,4 @@
-//! Orders of operators: what changes something. Each is checked, begun and audited in one turn.
+//! Operators' orders: requests that change something. Each is checked, started and audited in one turn.
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::MissingObjects;
@@ -18,8 +18,8 @@ use crate::job::{COMMANDS_PER_JOB, Job};
 use crate::store::{Store, Write};
 
 impl<S: Store> Driver<S> {
-    /// Begins what was ordered; the ticket is answered here or when it has ended. A fault is a refusal:
-    /// nothing was begun, and the caller answers.
+    /// Starts an order; the ticket is answered now or when the order is done. A fault means that
+    /// nothing was started; then the caller answers.
     pub(super) fn order(
         &mut self,
         order: Order,
@@ -43,20 +43,18 @@ impl<S: Store> Driver<S> {
             }
             Order::Rebuild { node } => self.rebuild(&node, ticket, now).map(one),
             Order::Capture { node, peer } => {
-                let begun = self.capture(&node, peer, ticket, now);
-                begun.map(|()| Vec::new())
+                self.capture(&node, peer, ticket, now).map(|()| Vec::new())
             }
             Order::Prepare(spec) => self.prepare(spec, ticket, now).map(|()| Vec::new()),
-            Order::DropPrepared { node, slot } => {
-                let begun = self.drop_prepared(&node, &slot, ticket, now);
-                begun.map(|()| Vec::new())
-            }
+            Order::DropPrepared { node, slot } => self
+                .drop_prepared(&node, &slot, ticket, now)
+                .map(|()| Vec::new()),
         };
         self.audit_order(entries, operator, &begun, now);
         begun.map(|_| ())
     }
 
-    /// Accepts all of those jobs or none.
+    /// Accepts all jobs of a request or none.
     fn init(
         &mut self,
         request: InitRequest,
@@ -71,8 +69,8 @@ impl<S: Store> Driver<S> {
                 for spec in &specs {
                     self.check_copy(spec)?;
                 }
-                let specs = specs.into_iter();
                 specs
+                    .into_iter()
                     .map(|spec| self.begin(spec, None, operator, now))
                     .collect()
             }
@@ -89,7 +87,7 @@ impl<S: Store> Driver<S> {
         Ok(ids)
     }
 
-    /// Begins a job that may begin.
+    /// Starts a job that has been checked.
     pub(super) fn begin(
         &mut self,
         spec: JobSpec,
@@ -123,13 +121,13 @@ impl<S: Store> Driver<S> {
         self.adopt(job, CopyProgress::default(), now);
         self.log(note, now);
         for node in [&source, &target] {
-            self.meet(id, node, now);
+            self.note_presence(id, node, now);
         }
         self.advance(id, JobEvent::Begin, now);
         id
     }
 
-    /// A block of command ids that were never used and never will be again.
+    /// The first of `count` new command ids.
     pub(super) fn take_commands(&mut self, count: u64) -> u64 {
         let first = self.next_command;
         self.next_command += count;
@@ -170,7 +168,7 @@ impl<S: Store> Driver<S> {
         let mut note = Note::info("init.cancel_requested", format!("by {operator}")).node(node);
         if let Some(live) = self.jobs.get_mut(&id) {
             note = note.job(&live.job);
-            // Stored with the job: who wanted it must be known when it is done, restart or not.
+            // Stored with the job, so that it is known after a restart.
             live.job.cancelled_by = Some(operator.to_owned());
             self.out.writes.push(Write::Job(Box::new(live.job.clone())));
             live.waiting.push(ticket);
@@ -188,8 +186,8 @@ impl<S: Store> Driver<S> {
         Ok(Some(id))
     }
 
-    /// A FAILED node of which nothing is left only changes its state; any other has nothing to
-    /// cancel.
+    /// Cancels on a node without a job: a failed node without leftovers becomes uninitialized; anything
+    /// else is refused.
     fn cancel_without_job(
         &mut self,
         node: &NodeId,
@@ -199,7 +197,7 @@ impl<S: Store> Driver<S> {
     ) -> Result<(), Fault> {
         let forgotten = match state {
             NodeState::Failed => self.holds_forgotten(node),
-            // What it follows by is its own.
+            // Its replication is in use.
             NodeState::Synchronized => false,
             _ => self.has_leftovers(node),
         };
@@ -209,9 +207,10 @@ impl<S: Store> Driver<S> {
             .filter(|r| r.state == NodeState::Failed && !forgotten)
         else {
             if forgotten {
-                let text = "what is ours on the node or on its source stands for no job that this coordinator remembers";
-                let hint =
-                    format!("remove it with steep-repl init cancel --node {node} --force-cleanup");
+                let text = "the node or its source has leftovers of a job that this coordinator does not remember";
+                let hint = format!(
+                    "remove them with steep-repl init cancel --node {node} --force-cleanup"
+                );
                 return Err(Fault::new(FaultKind::Failed, text).on(node).hint(hint));
             }
             let text = format!("there is nothing to cancel: the node is {state}");
@@ -233,7 +232,7 @@ impl<S: Store> Driver<S> {
             .field("from", state)
             .field("to", to);
         self.log(change, now);
-        let text = format!("cancelled by {operator}; nothing was left to remove");
+        let text = format!("cancelled by {operator}; there was nothing to remove");
         let note = Note::info("init.cancelled", text)
             .node(node)
             .of(None, record.job);

@@ -1,9 +1,9 @@
 //! Commands to agents that belong to no job: a preflight alone, reading a schema, storing fingerprints,
 //! comparing what a node replicates with its source, preparing a slot for a backup, removing leftovers.
 //!
-//! A query is one command after another, each answered by its agent, until whoever asked is answered or
-//! it is given up. It makes no job and keeps nothing over a restart. What an outcome leads to is said by
-//! [`Driver::query_step`]; the module that begins a query also takes its last outcome.
+//! A query sends one command after another until it has an answer or fails. It does not survive a
+//! restart. [`Driver::query_step`] decides what follows an outcome; the module that starts a query also
+//! handles its last outcome.
 
 use std::time::Duration;
 
@@ -23,66 +23,66 @@ use super::{Answer, Driver, Ticket};
 use crate::job::time::after;
 use crate::store::Store;
 
-/// Queries at once, without those of doctors.
+/// Maximum number of concurrent queries, not counting those of doctors.
 const QUERIES_MAX: usize = 64;
 
-/// Ids that one query uses: capture, admit, compare, and taking back the permission.
+/// Command ids reserved for a query: capture, admit, compare and release.
 const COMMANDS: u64 = 4;
 
-/// Something agents do beside jobs.
+/// A query under way.
 pub(super) struct AgentQuery {
     course: Course,
     purpose: Purpose,
 }
 
-/// How far a query is.
+/// The state of a query.
 struct Course {
-    /// As whom it asks. No job has that id, unless it is about a replication.
+    /// The job id in its commands: that of a replication, or an unused one.
     job: JobId,
-    /// What its commands are about.
+    /// The replication in its commands.
     replication: Replication,
-    /// The next of its ids.
+    /// Its next command id.
     next: u64,
-    /// Who does what now.
+    /// The node that executes the current command.
     on: NodeId,
     command: CommandId,
     /// How long that may take, and until when.
     limit: Duration,
     give_up: Timestamp,
-    /// The source that was told to answer the target.
+    /// The source whose permission must be revoked at the end.
     admitted: Option<NodeId>,
 }
 
-/// What a command is for.
+/// The purpose of a command.
 pub(super) enum Purpose {
-    /// The source looks, for a doctor.
+    /// Gather the source's facts, for a doctor.
     LookAtSource(Look),
-    /// The target looks; what the source saw is judged with it.
+    /// Gather the target's facts; the source's are those given.
     LookAtTarget(Look, Box<SourceFacts>),
-    /// A page of a schema.
+    /// Read a page of a schema.
     Describe(Ticket),
-    /// Fingerprints of the node itself; then those of a peer, where one is named.
+    /// Store the node's own fingerprints, then those of a peer, if given.
     Capture {
         peer: Option<NodeId>,
         ticket: Ticket,
     },
-    /// The peer has been told to answer; the node compares next.
+    /// Permit the node to send requests to its peer, before the comparison.
     Admit(Pair, After),
-    /// The node compares itself with its peer.
+    /// Compare the node with its peer.
     Compare(Pair, After),
-    /// The source looks whether a slot can be prepared.
+    /// Gather facts of a source on which a slot is to be prepared.
     LookBeforePrepare(PrepareSpec, Ticket),
-    /// The source prepares it; what was found before is told with it.
+    /// Prepare a slot. The findings are part of the answer.
     Prepare(Vec<Finding>, Ticket),
-    /// The source drops a prepared slot.
+    /// Drop a prepared slot.
     DropPrepared(Ticket),
-    /// The node tries again what could not be made.
+    /// Retry missing objects.
     Rebuild(Ticket),
-    /// Leftovers of forgotten jobs are removed.
+    /// Remove leftovers of forgotten jobs.
     Sweep(Box<Sweep>),
 }
 
-/// A node and what it is compared with.
+/// A node and the peer that it is compared with.
 #[derive(Clone)]
 pub(super) struct Pair {
     pub(super) node: NodeId,
@@ -90,26 +90,26 @@ pub(super) struct Pair {
     pub(super) filter: TableFilter,
 }
 
-/// What a comparison is for.
+/// The purpose of a comparison.
 pub(super) enum After {
-    /// Only the fingerprints it leaves: the answer says how many tables the node has itself.
+    /// Store the peer's fingerprints on the node. The answer is the number of the node's own tables.
     Captured { tables: u64, ticket: Ticket },
-    /// Whether the node has drifted from what the replication of that job carries.
+    /// Find out whether the node has drifted from that replication's source.
     Drift { replication: JobId },
 }
 
-/// What follows the outcome of a command: another one, on that node, for that purpose.
+/// The next command, if any: its node, the command and its purpose.
 type Next = Option<(NodeId, Command, Purpose)>;
 
 impl Purpose {
-    /// What is said with a timeout.
+    /// The hint of a timeout.
     fn hint(&self) -> &'static str {
         match self {
             Self::Prepare(..) => {
-                "a new slot waits for transactions that were running before it: see \
-                 pg_stat_activity for old ones, end them, then try again"
+                "a new slot waits for all running transactions: find old ones in \
+                 pg_stat_activity, end them, then try again"
             }
-            Self::Rebuild(_) => "run steep-repl init rebuild again: what was made stays made",
+            Self::Rebuild(_) => "run steep-repl init rebuild again: created objects stay",
             Self::LookAtSource(_)
             | Self::LookAtTarget(..)
             | Self::Describe(_)
@@ -133,12 +133,12 @@ impl After {
 }
 
 impl AgentQuery {
-    /// Whether its commands are that job's.
+    /// Whether its commands have that job id.
     pub(super) fn asks_as(&self, job: JobId) -> bool {
         self.course.job == job
     }
 
-    /// Whether it compares that node with its source.
+    /// Whether it compares that node with its source, to detect drift.
     pub(super) fn compares(&self, of: &NodeId) -> bool {
         let (Purpose::Admit(pair, after) | Purpose::Compare(pair, after)) = &self.purpose else {
             return false;
@@ -146,12 +146,12 @@ impl AgentQuery {
         pair.node == *of && matches!(after, After::Drift { .. })
     }
 
-    /// Whether that node tries again what could not be made.
+    /// Whether it retries missing objects on that node.
     pub(super) fn rebuilds(&self, node: &NodeId) -> bool {
         self.course.on == *node && matches!(self.purpose, Purpose::Rebuild(_))
     }
 
-    /// Whether it is a look of that doctor.
+    /// Whether it belongs to that doctor.
     pub(super) fn is_look_of(&self, doctor: u64) -> bool {
         self.look().is_some_and(|look| look.doctor == doctor)
     }
@@ -163,14 +163,14 @@ impl AgentQuery {
         }
     }
 
-    /// Whether it cannot be answered without that node's agent.
+    /// Whether it needs that node's agent.
     fn needs(&self, node: &NodeId) -> bool {
         self.course.on == *node || self.look().is_some_and(|look| look.spec.target == *node)
     }
 }
 
 impl<S: Store> Driver<S> {
-    /// Whether a node can be asked something.
+    /// Checks whether a query to a node may start.
     pub(super) fn check_query(&self, node: &NodeId) -> Result<(), Fault> {
         self.known(node)?;
         self.check_online(node)?;
@@ -178,11 +178,11 @@ impl<S: Store> Driver<S> {
         if own.count() < QUERIES_MAX {
             return Ok(());
         }
-        let text = "too many questions to agents are waiting for an answer";
+        let text = "too many requests are waiting for answers of agents";
         Err(Fault::new(FaultKind::Failed, text).retry(Retry::Backoff))
     }
 
-    /// Begins what is about no replication.
+    /// Starts a query that is not about a replication.
     pub(super) fn begin_query(
         &mut self,
         on: &NodeId,
@@ -194,7 +194,7 @@ impl<S: Store> Driver<S> {
         self.begin_query_on(on, replication, command, purpose, now);
     }
 
-    /// Begins what is about that replication, whose id it has.
+    /// Starts a query about a replication, under its id.
     pub(super) fn begin_query_on(
         &mut self,
         on: &NodeId,
@@ -207,7 +207,7 @@ impl<S: Store> Driver<S> {
         self.begin_query_as(job, on, replication, (command.into(), purpose), now);
     }
 
-    /// Begins what is about that replication, under an id of its own.
+    /// Starts a query about a replication, under another id.
     pub(super) fn begin_query_as(
         &mut self,
         job: JobId,
@@ -227,11 +227,11 @@ impl<S: Store> Driver<S> {
             give_up: now,
             admitted: None,
         };
-        self.go_on(course, on.clone(), command, purpose, now);
+        self.send_next(course, on.clone(), command, purpose, now);
     }
 
-    /// Gives a query's next command.
-    fn go_on(
+    /// Sends a query's next command.
+    fn send_next(
         &mut self,
         mut course: Course,
         on: NodeId,
@@ -258,7 +258,7 @@ impl<S: Store> Driver<S> {
         self.queries.push(AgentQuery { course, purpose });
     }
 
-    /// A command ended that no job waits for.
+    /// A command ended that belongs to no job.
     pub(super) fn query_finished(
         &mut self,
         node: &NodeId,
@@ -279,12 +279,12 @@ impl<S: Store> Driver<S> {
             }
         };
         match next {
-            Some((on, command, purpose)) => self.go_on(course, on, command, purpose, now),
+            Some((on, command, purpose)) => self.send_next(course, on, command, purpose, now),
             None => self.query_over(&course),
         }
     }
 
-    /// What an outcome leads to.
+    /// Handles an outcome; returns the next command.
     fn query_step(
         &mut self,
         course: &Course,
@@ -373,7 +373,7 @@ impl<S: Store> Driver<S> {
                 self.swept(*sweep, None, now);
             }
             (purpose, _) => {
-                let text = "the agent gave an answer that does not fit to what it was asked";
+                let text = "the agent's answer does not match the command";
                 let hint = "run the same version on the coordinator and on all agents";
                 let fault = Fault::new(FaultKind::Failed, text)
                     .on(&course.on)
@@ -405,14 +405,14 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// Takes back what a source was told to allow (G7).
+    /// Revokes a source's permission, if the query needed one (G7).
     fn query_over(&mut self, course: &Course) {
         if let Some(source) = &course.admitted {
             self.release_permission(course.job, course.next, source);
         }
     }
 
-    /// Gives up what takes too long.
+    /// Ends queries that take too long.
     pub(super) fn tick_queries(&mut self, now: Timestamp) {
         let late = |query: &AgentQuery| {
             let Course { on, limit, .. } = &query.course;
@@ -423,9 +423,9 @@ impl<S: Store> Driver<S> {
         self.end_queries(late, now);
     }
 
-    /// An agent's session ended: whoever waits for it waits in vain.
+    /// Ends the queries that need an agent whose session ended.
     pub(super) fn queries_lost(&mut self, node: &NodeId, now: Timestamp) {
-        let text = "the agent went away before it had answered";
+        let text = "the agent disconnected before it answered";
         let fault = Fault::new(FaultKind::Unreachable, text).on(node);
         let lost = |query: &AgentQuery| {
             query
@@ -435,7 +435,7 @@ impl<S: Store> Driver<S> {
         self.end_queries(lost, now);
     }
 
-    /// Ends those queries for which there is a reason.
+    /// Ends the queries for which `why` returns a fault.
     pub(super) fn end_queries(
         &mut self,
         why: impl Fn(&AgentQuery) -> Option<Fault>,
@@ -456,7 +456,7 @@ impl<S: Store> Driver<S> {
     }
 }
 
-/// Has the peer answer the node that compares itself with it.
+/// Permits the node to send requests to its peer.
 pub(super) fn admit(pair: &Pair, after: &After) -> Command {
     Command::Source(SourceCommand::Admit {
         target: pair.node.clone(),

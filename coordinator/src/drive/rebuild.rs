@@ -1,5 +1,5 @@
-//! What a node lacks of its source's schema: kept with the node as its agent last said, and tried again
-//! when an operator asks.
+//! Objects of the source's schema that could not be created on a node: stored with the node, and
+//! retried by `init rebuild`.
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::{MissingObjects, Rebuilt, TargetCommand};
@@ -12,7 +12,7 @@ use super::{Driver, Ticket};
 use crate::store::{Store, Write};
 
 impl<S: Store> Driver<S> {
-    /// Has a node try again what could not be made.
+    /// Starts a retry of a node's missing objects.
     pub(super) fn rebuild(
         &mut self,
         node: &NodeId,
@@ -27,20 +27,20 @@ impl<S: Store> Driver<S> {
         Ok(self.nodes.get(node).and_then(|record| record.job))
     }
 
-    /// A job makes and removes the same objects.
+    /// Refuses while a job, which creates and removes the same objects, is running.
     fn check_idle(&self, node: &NodeId) -> Result<(), Fault> {
         let state = self.state_of(node);
         if !state.is_active() && self.live_job(node).is_none() {
             return Ok(());
         }
-        let text = format!("a job is at work on it ({state}), or what it made is being removed");
+        let text = format!("a job is running on it ({state}) or being cleaned up");
         let hint = format!(
-            "wait until it has ended, see steep-repl status {node}: it tries what is missing by itself"
+            "wait until it has ended, see steep-repl status {node}: it retries missing objects by itself"
         );
         Err(Fault::new(FaultKind::Failed, text).on(node).hint(hint))
     }
 
-    /// Refuses while missing objects are being built on that node.
+    /// Refuses while another rebuild is running on that node.
     pub(super) fn check_rebuilding(&self, node: &NodeId) -> Result<(), Fault> {
         if !self.queries.iter().any(|query| query.rebuilds(node)) {
             return Ok(());
@@ -50,7 +50,7 @@ impl<S: Store> Driver<S> {
         Err(Fault::new(FaultKind::Failed, text).on(node).hint(hint))
     }
 
-    /// The node has tried.
+    /// A rebuild ended.
     pub(super) fn rebuilt(
         &mut self,
         node: &NodeId,
@@ -60,12 +60,13 @@ impl<S: Store> Driver<S> {
     ) {
         let Rebuilt { made, missing } = &rebuilt;
         let text = format!(
-            "{made} missing objects were made, {} are still missing",
+            "{made} missing objects were created, {} are still missing",
             missing.total
         );
-        let level = match missing.total {
-            0 => Level::Info,
-            _ => Level::Warn,
+        let level = if missing.total == 0 {
+            Level::Info
+        } else {
+            Level::Warn
         };
         let note = Note::new(level, "init.rebuilt", text)
             .node(node)
@@ -76,7 +77,7 @@ impl<S: Store> Driver<S> {
         self.answer(ticket, Ok(ApiReply::Rebuilt(rebuilt).into()));
     }
 
-    /// A job has tried everything.
+    /// Stores the objects that a job could not create.
     pub(super) fn job_misses(&mut self, job: JobId, missing: MissingObjects) {
         if let Some(live) = self.jobs.get(&job) {
             let target = live.job.spec.target.clone();

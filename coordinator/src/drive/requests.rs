@@ -1,4 +1,4 @@
-//! What operators ask: queries, and what streams that go on look at. Orders have a module of their own.
+//! Answers operators' queries and the questions of followers and watchers. `orders` has the orders.
 
 use jiff::Timestamp;
 use steep_protocol::message::api::{ApiReply, Query};
@@ -9,27 +9,26 @@ use super::{Answer, Driver, Interest, Live, Question, Reply, Ticket};
 use crate::job::progress::Detail;
 use crate::store::{EventQuery, Store, StoreError};
 
-/// A record that cannot be read costs the answer that needs it, and no more.
+/// The answer if it needs a record that cannot be read; other answers are not affected.
 pub(super) fn unreadable(error: StoreError) -> Fault {
     tracing::error!(event = "store.unreadable", error = %error, "a record of the store cannot be read");
     Fault::new(FaultKind::Failed, format!("coordinator: {error}")).hint(
-        "everything else goes on; keep a copy of the coordinator's --data-dir and report this",
+        "nothing else is affected; keep a copy of the coordinator's --data-dir and report this",
     )
 }
 
-/// Events in one page.
+/// Maximum number of events in a page.
 const EVENTS_PAGE: u32 = 500;
 
 impl<S: Store> Driver<S> {
-    /// Answers a question, now or once an agent or a job has ended something. What is wrong with the
-    /// question is an answer, and so is a record of the store that cannot be read.
+    /// Answers a question, now or when an agent or a job has done what it asks for. An invalid question
+    /// and an unreadable record are answered with a fault.
     pub(super) fn take_question(&mut self, question: Question, reply: Reply, now: Timestamp) {
         let ticket = self.issue(reply);
         let answer = match question {
             Question::Query(query) => self.query(query, ticket, now),
             Question::Order(order, operator) => {
-                let taken = self.order(order, &operator, ticket, now);
-                taken.map(|()| None)
+                self.order(order, &operator, ticket, now).map(|()| None)
             }
             Question::Events(query) => self.events_answer(query).map(Some),
             Question::Recent { node, limit } => self.recent_answer(node.as_ref(), limit).map(Some),
@@ -38,7 +37,7 @@ impl<S: Store> Driver<S> {
                 self.progress_answer(&node, interest, now).map(Some)
             }
             Question::Overview { known } => {
-                self.overseer.take(now);
+                self.cluster_lease.take(now);
                 Ok(Some(self.overview(&known, now)))
             }
             Question::Job {
@@ -47,7 +46,7 @@ impl<S: Store> Driver<S> {
                 interest,
             } => {
                 if let Some(id) = self.live_job(&node) {
-                    self.looks_at(id, interest, now);
+                    self.renew_lease(id, interest, now);
                 }
                 self.job_answer(&node, seen, now).map(Some)
             }
@@ -55,10 +54,9 @@ impl<S: Store> Driver<S> {
                 node,
                 filter,
                 cursor,
-            } => {
-                let begun = self.describe(&node, filter, cursor, ticket, now);
-                begun.map(|()| None)
-            }
+            } => self
+                .describe(&node, filter, cursor, ticket, now)
+                .map(|()| None),
             Question::Gauges => Ok(Some(Answer::Gauges(Box::new(self.gauges(now))))),
             Question::Alive => Ok(Some(Answer::Alive)),
         };
@@ -67,7 +65,7 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// Answers a query, or `None` where an agent has to be asked first.
+    /// The answer to a query, or `None` if an agent must be asked first.
     fn query(
         &mut self,
         query: Query,
@@ -192,7 +190,7 @@ impl<S: Store> Driver<S> {
                 .get(&id)
                 .and_then(|live| live.end.as_deref().cloned());
             let follow = match interest {
-                Interest::GoesOn => self.follow(id, now).filter(|_| end.is_none()),
+                Interest::Ongoing => self.follow(id, now).filter(|_| end.is_none()),
                 Interest::Once => None,
             };
             return Ok(Answer::Progress {
@@ -202,11 +200,8 @@ impl<S: Store> Driver<S> {
             });
         }
         let record = &self.nodes[node];
-        let (state, idle, error) = (
-            record.state,
-            idle_view(record),
-            record.error_message.clone(),
-        );
+        let (state, idle) = (record.state, idle_view(record));
+        let error = record.error_message.clone();
         let stored = match record.job {
             Some(id) => self.store.job(id).map_err(unreadable)?,
             None => None,
@@ -234,7 +229,7 @@ impl<S: Store> Driver<S> {
         })
     }
 
-    /// Brings the last job of a node back into memory.
+    /// Loads a node's last job into memory.
     pub(super) fn revive_last(
         &mut self,
         node: &NodeId,

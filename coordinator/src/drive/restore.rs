@@ -1,4 +1,4 @@
-//! Jobs out of the store: those that go on after a restart, and those that are only looked at.
+//! Loads jobs from the store: to continue them after a restart, or to show them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use steep_protocol::message::api::Afterwards;
 use steep_protocol::{ByteCount, JobId, NodeId, NodeState};
 use tokio::sync::watch;
 
-use super::jobs::took;
+use super::jobs::table_time;
 use super::watchers::Lease;
 use super::{Driver, Feed, Live};
 use crate::job::copy_progress::CopyProgress;
@@ -21,8 +21,7 @@ use crate::job::{Job, Side};
 use crate::store::{Store, StoreError, StoredJob, TableTimes};
 
 impl Live {
-    /// Takes up when tables began and ended: those that are complete are in the report, and none
-    /// begins a second time.
+    /// Restores when tables started and ended, for the report and so that no start is logged twice.
     fn restore_times(&mut self, times: &[TableTimes]) {
         for table in times {
             match table.ended {
@@ -30,11 +29,9 @@ impl Live {
                     self.began.insert(table.no, table.began);
                 }
                 Some(ended) => {
-                    let time = self
-                        .copied
-                        .table(table.no)
-                        .map(|t| took(t, table.began, ended));
-                    time.into_iter().for_each(|time| self.slowest.note(time));
+                    if let Some(copied) = self.copied.table(table.no) {
+                        self.slowest.note(table_time(copied, table.began, ended));
+                    }
                 }
             }
         }
@@ -42,7 +39,7 @@ impl Live {
 }
 
 impl<S: Store> Driver<S> {
-    /// Takes a job up again. Its agents are away until they register.
+    /// Continues a job after a restart. Its agents are offline until they register.
     pub(super) fn resume(&mut self, job: Job) -> Result<(), StoreError> {
         let id = job.id;
         let now = self.clock.now();
@@ -71,7 +68,7 @@ impl<S: Store> Driver<S> {
         Ok(())
     }
 
-    /// Holds a job in memory from here on.
+    /// Adds a job to those in memory.
     pub(super) fn adopt(&mut self, job: Job, copied: CopyProgress, now: Timestamp) {
         let mut meter = Meter::default();
         meter.observe(&job, &copied, now);
@@ -107,19 +104,19 @@ impl<S: Store> Driver<S> {
         self.jobs.insert(live.job.id, live);
     }
 
-    /// A job that is over, brought back into memory with its agents as they are now.
+    /// Loads a job that has ended into memory, with the presence of its agents.
     pub(super) fn revive(&mut self, stored: StoredJob, now: Timestamp) -> Result<(), StoreError> {
         let id = stored.job.id;
         let ends: [NodeId; 2] = Side::BOTH.map(|side| side.node(&stored.job.spec).clone());
         let (copied, _) = self.recount(id)?;
         self.adopt(stored.job, copied, now);
         for node in ends {
-            self.meet(id, &node, now);
+            self.note_presence(id, &node, now);
         }
         Ok(())
     }
 
-    /// What has been planned and copied and when, as far as it is stored.
+    /// The stored plan, copied parts and table times.
     fn recount(&mut self, id: JobId) -> Result<(CopyProgress, Vec<TableTimes>), StoreError> {
         let mut copied = CopyProgress::default();
         let mut times = Vec::new();
@@ -149,7 +146,7 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// A finished job as it can be shown: its progress and its meter.
+    /// The progress and meter of a job that has ended.
     pub(super) fn look_at(
         &mut self,
         stored: &StoredJob,
@@ -164,7 +161,7 @@ impl<S: Store> Driver<S> {
         Ok((copied, meter))
     }
 
-    /// Whether the node is at work for any job: as the target of an active one or as its source.
+    /// The active job whose source the node is, if any.
     pub(super) fn serves(&self, node: &NodeId) -> Option<JobId> {
         let at_work = |live: &&Live| {
             live.job.spec.source == *node && self.state_of(&live.job.spec.target).is_active()
@@ -172,13 +169,13 @@ impl<S: Store> Driver<S> {
         self.jobs.values().find(at_work).map(|live| live.job.id)
     }
 
-    /// The node's live job, where its last job is one.
+    /// The node's last job, if it is in memory.
     pub(super) fn live_job(&self, node: &NodeId) -> Option<JobId> {
         let id = self.nodes.get(node)?.job?;
         self.jobs.contains_key(&id).then_some(id)
     }
 
-    /// Whether the node's state is one in which it may be read from.
+    /// Whether the node's state allows it to be a source.
     pub(super) fn may_be_source(&self, node: &NodeId) -> bool {
         matches!(
             self.state_of(node),

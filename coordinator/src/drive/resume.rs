@@ -1,5 +1,5 @@
-//! Failed jobs that have kept what they had, taken up again; and what becomes of what is counted when a
-//! job begins again by itself.
+//! Resumes failed jobs that have kept their rows and slot, and resets the counts of jobs that restart by
+//! themselves.
 
 use jiff::Timestamp;
 use steep_protocol::message::api::EndView;
@@ -18,7 +18,7 @@ use crate::job::{Job, Stage, Work};
 use crate::store::{Store, TableSum, Write};
 
 impl<S: Store> Driver<S> {
-    /// Takes up the failed jobs of all those targets, or of none.
+    /// Resumes the failed jobs of all targets, or of none.
     pub(super) fn resume_failed(
         &mut self,
         specs: &[JobSpec],
@@ -32,7 +32,7 @@ impl<S: Store> Driver<S> {
         for (id, spec) in ids.iter().zip(specs) {
             if let Some(live) = self.jobs.get(id) {
                 let target = &spec.target;
-                let text = format!("{target} goes on where it failed, by {operator}");
+                let text = format!("{target} resumes its failed job, ordered by {operator}");
                 let note = Note::info("init.resumed", text).job(&live.job);
                 self.log(note.field("operator", operator), now);
             }
@@ -48,7 +48,7 @@ impl<S: Store> Driver<S> {
         Ok(ids)
     }
 
-    /// The job that goes on, where it may.
+    /// The job to resume, if that is allowed.
     fn check_resume(&self, spec: &JobSpec) -> Result<JobId, Fault> {
         let (target, source) = (&spec.target, &spec.source);
         let live = self.live_job(target).and_then(|id| self.jobs.get(&id));
@@ -86,7 +86,7 @@ impl<S: Store> Driver<S> {
                 let state = self.state_of(target);
                 let hint = match state {
                     NodeState::Failed => {
-                        "what the failed job made is removed, or is being removed: run init without \
+                        "what the failed job created is removed or being removed: run init without \
                          --resume"
                     }
                     _ => "only a failed job can be resumed; see steep-repl nodes",
@@ -96,48 +96,48 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// What a plain init is told of a target whose failed job has kept something.
+    /// Refuses a plain init of a target whose failed job has kept something.
     pub(super) fn check_kept(&self, target: &NodeId) -> Result<(), Fault> {
         let live = self.live_job(target).and_then(|id| self.jobs.get(&id));
         let Some((job, until)) = live.and_then(|l| Some((&l.job, l.job.kept_until()?))) else {
             return Ok(());
         };
         let text = format!(
-            "its failed job {} has kept what it had, until {until:.0}",
+            "its failed job {} has kept its rows and slot, until {until:.0}",
             job.id
         );
         let hint = format!(
-            "go on with steep-repl init {target} --from {} --resume, or remove it with steep-repl \
+            "resume it with steep-repl init {target} --from {} --resume, or remove it with steep-repl \
              init cancel --node {target}",
             job.spec.source
         );
         Err(Fault::new(FaultKind::Failed, text).on(target).hint(hint))
     }
 
-    /// Says that work failed and is given again.
+    /// Logs that work failed and is retried.
     pub(super) fn tries_again(&mut self, id: JobId, work: Work, fault: &Fault, now: Timestamp) {
         let Some(live) = self.jobs.get(&id) else {
             return;
         };
-        let text = format!("{} failed and is tried again: {fault}", work.describe());
+        let text = format!("{} failed and is retried: {fault}", work.describe());
         let note = Note::warn("init.retrying", text).job(&live.job);
         self.log(note.field("hint", &fault.hint), now);
     }
 
-    /// Says that the job begins again.
+    /// Logs that the job restarts.
     pub(super) fn begins_again(&mut self, id: JobId, fault: &Fault, restarts: u8, now: Timestamp) {
         let Some(live) = self.jobs.get(&id) else {
             return;
         };
         let text = format!(
-            "the job removes what it copied and begins again, for the {restarts}. of at most \
-             {RESTARTS_MAX} times: {fault}"
+            "the job removes what it copied and starts again (restart {restarts} of at most \
+             {RESTARTS_MAX}): {fault}"
         );
         let note = Note::warn("init.restarted", text).job(&live.job);
         self.log(note, now);
     }
 
-    /// Forgets a plan and what was counted of it; nothing where there was none.
+    /// Drops a job's plan, if any, and its counts.
     pub(super) fn drop_plan(&mut self, id: JobId, now: Timestamp) {
         let Some(live) = self.jobs.get_mut(&id) else {
             return;
@@ -156,18 +156,18 @@ impl<S: Store> Driver<S> {
         self.touch(id);
     }
 
-    /// A failed job goes on: it has not ended.
+    /// A failed job is resumed.
     pub(super) fn resumed(&mut self, id: JobId) {
         if let Some(live) = self.jobs.get_mut(&id) {
             live.end = None;
             live.complaints.clear();
-            // What was wrong before it was mended says nothing of what is now.
+            // Suspicions from before the failure no longer count.
             live.health = JobHealth::default();
             self.out.writes.push(Write::Reopen { job: id });
         }
     }
 
-    /// What a failed job kept is removed: its report is its last.
+    /// What a failed job kept is being removed, so its report is final.
     pub(super) fn keep_ends(&mut self, id: JobId, why: &str, now: Timestamp) {
         let Some(live) = self.jobs.get(&id) else {
             return;
@@ -177,14 +177,15 @@ impl<S: Store> Driver<S> {
         if let Some(end) = &live.end {
             let mut end = end.as_ref().clone();
             end.report.kept_until = None;
-            let tables = live.table_sums();
-            let end = Box::new(end);
-            self.out.writes.push(Write::Seal { end, tables });
+            self.out.writes.push(Write::Seal {
+                end: Box::new(end),
+                tables: live.table_sums(),
+            });
         }
         self.log(note, now);
     }
 
-    /// How a job's end is stored: one that keeps what it has may go on, part by part.
+    /// The write of a job's end. A kept job may be resumed, so its parts stay.
     pub(super) fn end_write(job: &Job, end: Box<EndView>, tables: Vec<TableSum>) -> Write {
         match job.stage {
             Stage::Kept(_) => Write::Pause { end },

@@ -1,5 +1,4 @@
-//! Questions about schemas that agents answer: describing one, storing fingerprints, comparing a node with
-//! its source.
+//! Queries about schemas: describing one, storing fingerprints, comparing a node with its source.
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::NodeCommand;
@@ -12,7 +11,7 @@ use super::{Driver, Ticket};
 use crate::store::Store;
 
 impl<S: Store> Driver<S> {
-    /// Reads a node's schema, from the first page or on from another.
+    /// Starts to read a page of a node's schema.
     pub(super) fn describe(
         &mut self,
         node: &NodeId,
@@ -27,7 +26,7 @@ impl<S: Store> Driver<S> {
         Ok(())
     }
 
-    /// Has a node store its fingerprints, and a peer's.
+    /// Starts to store a node's fingerprints and a peer's on the node.
     pub(super) fn capture(
         &mut self,
         node: &NodeId,
@@ -48,8 +47,8 @@ impl<S: Store> Driver<S> {
         Ok(())
     }
 
-    /// Compares what a node replicates with its source; what comes of it is `drift`'s. Says whether it
-    /// could be begun.
+    /// Starts to compare what a node replicates with its source; `drift` takes the result. Returns
+    /// whether it was started.
     pub(super) fn compare_with_source(
         &mut self,
         node: &NodeId,

@@ -1,4 +1,4 @@
-//! Spans of jobs and their phases, made when they are over. Nothing where no traces are sent.
+//! Trace spans of jobs and phases, created when they end, if traces are sent.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,12 +9,12 @@ use steep_protocol::{Fault, FaultKind, Phase};
 
 use crate::job::{Closed, Job, Stage, Totals, Why};
 
-/// A phase is over.
+/// Records a phase that has ended.
 pub(super) fn phase(job: &Job, phase: Phase, millis: u64, counted: Totals, now: Timestamp) {
     let times = job.clock.spent.iter().filter(|(p, _)| *p == phase).count();
     let mut span = Span::begin("phase", Side::Within, || Place {
         trace: trace_id(job.id),
-        // A phase that came again has an id of its own: parts belong to the first.
+        // Repetitions of a phase have ids of their own; the spans of parts refer to the first.
         span: (times <= 1).then(|| phase_span(job.id, phase)),
         parent: Some(job_span(job.id)),
     });
@@ -28,12 +28,12 @@ pub(super) fn phase(job: &Job, phase: Phase, millis: u64, counted: Totals, now: 
     }
     let ended = SystemTime::from(now);
     let began = ended.checked_sub(Duration::from_millis(millis));
-    // Counted in whole milliseconds, and yet within the job.
+    // Rounding to milliseconds must not move it before the job.
     let began = began.unwrap_or(ended).max(job.accepted_at.into());
     drop(span.lasted(began, ended));
 }
 
-/// What stopped a job at its work, where something has.
+/// The kind of fault that stopped a job, if any.
 fn interrupted(job: &Job) -> Option<&'static str> {
     match &job.stage {
         Stage::Working(_) | Stage::Closed(Closed::Synchronized) => None,
@@ -47,9 +47,9 @@ fn interrupted(job: &Job) -> Option<&'static str> {
     }
 }
 
-/// A job is over, or what is left of it is only to be removed.
+/// Records a job that has ended or only has its cleanup left.
 pub(super) fn job(job: &Job, fault: Option<&Fault>, counted: Totals, now: Timestamp) {
-    // What ended before and is cancelled or tidied up now has had its span.
+    // A job that had ended before its cancel or cleanup has its span already.
     if job.ended_at.is_some_and(|ended| ended < now) {
         return;
     }

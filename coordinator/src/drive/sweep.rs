@@ -1,4 +1,4 @@
-//! Leftovers that no job here stands for: what they are, and their removal, one after the other.
+//! Leftovers of forgotten jobs, which this coordinator does not remember: finds and removes them.
 
 use std::collections::VecDeque;
 
@@ -19,12 +19,12 @@ use crate::job::Side;
 use crate::job::state::{NodeEvent, transition};
 use crate::store::{NodeRecord, Store, Write};
 
-/// Leftovers being removed, one after the other.
+/// Leftovers being removed, one at a time.
 pub(super) struct Sweep {
     pub(super) node: NodeId,
-    /// What is being removed, and what comes after it.
+    /// The removal under way, and those after it.
     pub(super) steps: VecDeque<Removal>,
-    /// What stays, a sentence each.
+    /// What cannot be removed, a sentence each.
     pub(super) left: Vec<String>,
     pub(super) data: CancelledData,
     pub(super) afterwards: Afterwards,
@@ -32,7 +32,7 @@ pub(super) struct Sweep {
     pub(super) ticket: Ticket,
 }
 
-/// One end of one forgotten job.
+/// The removal of one end of a forgotten job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Removal {
     on: NodeId,
@@ -48,7 +48,7 @@ pub(super) struct Plan {
 }
 
 impl<S: Store> Driver<S> {
-    /// Whether a job that is remembered, or another node that is synchronized, uses that replication.
+    /// Whether a known job or another synchronized node uses that replication.
     fn is_used(&self, replication: JobId, node: &NodeId) -> bool {
         let jobs = self.jobs.values().map(|live| &live.job);
         let mut named = jobs.flat_map(|job| [job.id, job.replication().id]);
@@ -59,7 +59,8 @@ impl<S: Store> Driver<S> {
                     && record.state == NodeState::Synchronized
             })
     }
-    /// What of ours on a node no job stands for, and how it is removed.
+
+    /// Plans the removal of all leftovers on a node.
     pub(super) fn sweep_plan(&self, node: &NodeId) -> Plan {
         let mut plan = Plan::default();
         let Some(record) = self.nodes.get(node) else {
@@ -67,7 +68,7 @@ impl<S: Store> Driver<S> {
         };
         let lineage = record.lineage.as_deref().cloned().unwrap_or_default();
         let mut replications = forgotten_here(&lineage);
-        // What was given up while its other end was away, and is back.
+        // The node's own replication may have been given up while its other end was away.
         if let Some(own) = record.replication()
             && !replications.iter().any(|known| known.id == own)
         {
@@ -109,7 +110,7 @@ impl<S: Store> Driver<S> {
         plan
     }
 
-    /// The other end of a forgotten subscription.
+    /// Plans the removal of a forgotten subscription's slot and publication.
     fn plan_publishers(&self, node: &NodeId, replication: &Replication, plan: &mut Plan) {
         let publishes = |record: &&NodeRecord| {
             let agent = self.registry.get(&record.id);
@@ -136,7 +137,7 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// A slot that is named like ours and stands for no job here. One that somebody uses stays.
+    /// Plans the removal of a slot with a name of ours and no known job, unless it is in use.
     fn plan_own_slot(&self, node: &NodeId, job: JobId, plan: &mut Plan) {
         let slot = Replication::of(job);
         let name = &slot.slot;
@@ -154,24 +155,23 @@ impl<S: Store> Driver<S> {
                 user.id
             )),
             (None, Some(true)) => plan.left.push(format!(
-                "slot {name} on {node} is in use by a server that no agent runs beside, and stays"
+                "slot {name} on {node} stays: a server without an agent uses it"
             )),
             (None, Some(false)) => plan.steps.push_back(Removal {
                 on: node.clone(),
                 replication: slot,
                 side: Side::Source,
             }),
-            // It is gone, or its agent is.
+            // The slot is gone, or the agent is offline.
             (None, None) => {}
         }
     }
 
-    /// Whether something could be swept from a node.
     pub(super) fn has_leftovers(&self, node: &NodeId) -> bool {
         self.sweep_plan(node) != Plan::default()
     }
 
-    /// Removes what comes next; at the end the node is as if nothing had been there.
+    /// Starts the next removal; after the last one, resets the node.
     pub(super) fn sweep(&mut self, sweep: Sweep, now: Timestamp) {
         let Some(next) = sweep.steps.front().cloned() else {
             return self.sweep_over(sweep, now);
@@ -184,7 +184,7 @@ impl<S: Store> Driver<S> {
         self.begin_query_on(&next.on, next.replication, command, purpose, now);
     }
 
-    /// A step of a sweep ended, well or not.
+    /// A removal ended.
     pub(super) fn swept(&mut self, mut sweep: Sweep, failed: Option<&Fault>, now: Timestamp) {
         if let Some(step) = sweep.steps.pop_front() {
             let name = step.replication.name();
@@ -201,8 +201,7 @@ impl<S: Store> Driver<S> {
         self.sweep(sweep, now);
     }
 
-    /// What was just removed is not taken for there any more, though a lineage that was read before may
-    /// still come.
+    /// Removes it from the node's lineage, and notes it in case a lineage read earlier still arrives.
     fn unlist(&mut self, step: &Removal) {
         let job = step.replication.id;
         self.swept.insert(job);
@@ -240,8 +239,9 @@ impl<S: Store> Driver<S> {
             ..
         } = sweep;
         self.reset(&node, now);
-        let text =
-            format!("cancelled by {operator}; what could be reached of forgotten jobs is removed");
+        let text = format!(
+            "cancelled by {operator}; all reachable leftovers of forgotten jobs are removed"
+        );
         let note = Note::info("init.cancelled", text).node(&node);
         self.log(note.field("operator", &operator), now);
         for text in &left {
@@ -254,7 +254,7 @@ impl<S: Store> Driver<S> {
         self.answer(ticket, Ok(removed(left)));
     }
 
-    /// Back to uninitialized.
+    /// Makes the node uninitialized.
     fn reset(&mut self, node: &NodeId, now: Timestamp) {
         let Some(record) = self.nodes.get_mut(node) else {
             return;
@@ -284,27 +284,29 @@ impl<S: Store> Driver<S> {
     }
 }
 
-/// The other end is no node that this coordinator has seen: its agent has not come back yet, or none runs
-/// beside it.
+/// No known node has the other end: its agent is not back yet, or the server has none.
 fn unseen_publisher(replication: &Replication) -> String {
     format!(
-        "no node with a session has slot or publication {}: they are gone, or stay where this coordinator \
-         has not looked yet, and a slot keeps WAL: once the source's agent is back, steep-repl init cancel \
-         --node SOURCE --force-cleanup removes them",
+        "no connected node has slot or publication {}. They may still exist on a server that is \
+         offline, where the slot keeps WAL: once the source's agent is back, remove them with \
+         steep-repl init cancel --node SOURCE --force-cleanup",
         replication.name().as_str()
     )
 }
 
-/// Subscriptions of ours in a database, and jobs whose tables are in it.
+/// Replications of ours in a database: its subscriptions, and jobs that left tables in `steep_repl`.
 pub(super) fn forgotten_here(lineage: &Lineage) -> Vec<Replication> {
-    let native = lineage.subscriptions.iter();
-    let native = native.filter(|subscription| subscription.tool == Tool::PostgreSql);
-    let mut found: Vec<Replication> = native
+    let mut found: Vec<Replication> = lineage
+        .subscriptions
+        .iter()
+        .filter(|subscription| subscription.tool == Tool::PostgreSql)
         .filter_map(|subscription| {
             let id = ReplicationNames::parse(&subscription.name)?;
-            let slot = subscription.slot.as_ref();
-            let slot = slot.and_then(|slot| SlotName::parse(slot.clone()).ok());
-            Some(slot.map_or_else(|| Replication::of(id), |slot| Replication { id, slot }))
+            let slot = subscription.slot.clone();
+            Some(match slot.and_then(|slot| SlotName::parse(slot).ok()) {
+                Some(slot) => Replication { id, slot },
+                None => Replication::of(id),
+            })
         })
         .collect();
     for book in &lineage.books {

@@ -1,4 +1,4 @@
-//! Nodes and jobs as they are shown.
+//! Views of nodes and jobs.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,12 +20,12 @@ use crate::job::retry;
 use crate::job::time::after;
 use crate::store::{NodeRecord, Store};
 
-/// A follower hears of an active job at least so often, changed or not.
+/// How often a follower gets an update if nothing changes.
 const REPUBLISH: Duration = Duration::from_millis(500);
 
 impl<S: Store> Driver<S> {
-    /// Nodes as the CLI shows them. Every look of a watcher asks for all of them, so who replicates from
-    /// whom is read once, and not once for each node.
+    /// Views of nodes. Watchers ask for all nodes often, so replicas are grouped by source once rather
+    /// than searched for each node.
     pub(super) fn node_views<'a>(
         &self,
         records: impl Iterator<Item = &'a NodeRecord>,
@@ -37,14 +37,15 @@ impl<S: Store> Driver<S> {
                 replicas.entry(source).or_default().push(record.id.clone());
             }
         }
-        let views = records.map(|record| NodeView {
-            replicas: replicas.remove(&record.id).unwrap_or_default(),
-            ..self.node_view(record, now)
-        });
-        views.collect()
+        records
+            .map(|record| NodeView {
+                replicas: replicas.remove(&record.id).unwrap_or_default(),
+                ..self.node_view(record, now)
+            })
+            .collect()
     }
 
-    /// A node without its replicas.
+    /// A view of a node without its replicas.
     pub(super) fn node_view(&self, record: &NodeRecord, now: Timestamp) -> NodeView {
         let agent = self.registry.get(&record.id);
         let live = record.job.and_then(|id| self.jobs.get(&id));
@@ -102,7 +103,7 @@ impl<S: Store> Driver<S> {
         fault: Option<Fault>,
         now: Timestamp,
     ) -> EndView {
-        // Only ever asked about a live job; its caller has just looked.
+        // The caller has checked that the job is in memory.
         let live = &self.jobs[id];
         let (job, counted) = (&live.job, live.copied.counted().done);
         EndView {
@@ -125,7 +126,7 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// A live job in full.
+    /// A job in memory in full.
     pub(super) fn live_job_view(&self, id: JobId, now: Timestamp) -> Option<JobView> {
         let live = self.jobs.get(&id)?;
         let state = self.state_of(&live.job.spec.target);
@@ -134,19 +135,19 @@ impl<S: Store> Driver<S> {
         Some(job_view(&live.job, view.tables, end))
     }
 
-    /// Shows a live job's newest state to its followers; says whether there is anything new.
+    /// Publishes a job's newest view to its followers. Returns whether it has changed.
     pub(super) fn publish(&mut self, id: JobId, now: Timestamp) -> bool {
         let Some(live) = self.jobs.get(&id) else {
             return false;
         };
-        // What nobody watches is shown when somebody asks; but an end is kept for who comes late.
+        // Without followers nothing is published, except the end, for who asks later.
         if live.feed.receiver_count() == 0 && live.end.is_none() {
             return false;
         }
         self.show(id, now)
     }
 
-    /// Puts a live job's newest state where followers see it; says whether there is anything new.
+    /// Updates a job's feed. Returns whether it has changed.
     fn show(&mut self, id: JobId, now: Timestamp) -> bool {
         let Some(live) = self.jobs.get(&id) else {
             return false;
@@ -157,28 +158,23 @@ impl<S: Store> Driver<S> {
         let Some(live) = self.jobs.get_mut(&id) else {
             return false;
         };
-        let (version, same) = {
-            let shown = live.feed.borrow();
-            (
-                shown.version + 1,
-                *shown.view == view && shown.end == live.end,
-            )
-        };
+        let shown = live.feed.borrow().clone();
+        let same = *shown.view == view && shown.end == live.end;
         if same && now < after(live.published, REPUBLISH) {
             return false;
         }
         live.published = now;
         live.feed.send_replace(Feed {
-            version,
+            version: shown.version + 1,
             view: Arc::new(view),
             end: live.end.clone(),
         });
         true
     }
 
-    /// A live job, to follow from now on.
+    /// A job to follow from now on.
     pub(super) fn follow(&mut self, id: JobId, now: Timestamp) -> Option<Follow> {
-        // While nobody watched, nothing was shown.
+        // The feed is not updated without followers.
         self.show(id, now);
         let live = self.jobs.get(&id)?;
         Some(Follow {
@@ -188,7 +184,7 @@ impl<S: Store> Driver<S> {
         })
     }
 
-    /// How far a live job is, with every table.
+    /// The progress of a job in memory, with all tables.
     pub(super) fn full_view(&self, id: JobId, now: Timestamp) -> Option<ProgressView> {
         let live = self.jobs.get(&id)?;
         let state = self.state_of(&live.job.spec.target);
@@ -204,7 +200,7 @@ impl<S: Store> Driver<S> {
         })
     }
 
-    /// What a node's own tables should say.
+    /// A node's mirror row.
     pub(super) fn mirror_row(&self, node: &NodeId, now: Timestamp) -> Option<MirrorRow> {
         let record = self.nodes.get(node)?;
         let live = record.job.and_then(|id| self.jobs.get(&id));
@@ -237,7 +233,7 @@ impl<S: Store> Driver<S> {
             progress: progress.unwrap_or_default(),
             state: record.state,
             source: record.source.clone(),
-            // Of a job that was cancelled nothing stays.
+            // Nothing of a cancelled job is left.
             job: record
                 .job
                 .filter(|_| record.state != NodeState::Uninitialized),
@@ -253,7 +249,7 @@ impl<S: Store> Driver<S> {
     }
 }
 
-/// A job in full, with those tables.
+/// A job in full.
 pub(super) fn job_view(job: &Job, tables: Vec<TableView>, end: Option<EndView>) -> JobView {
     JobView {
         job_id: job.id,
@@ -269,7 +265,7 @@ pub(super) fn job_view(job: &Job, tables: Vec<TableView>, end: Option<EndView>) 
     }
 }
 
-/// A node that has never had a job.
+/// The progress of a node without a job.
 pub(super) fn idle_view(record: &NodeRecord) -> ProgressView {
     ProgressView {
         node_id: record.id.clone(),

@@ -1,9 +1,8 @@
-//! Who watches, and so how often agents are to speak.
+//! Who watches what, and so how often agents report.
 //!
-//! A follower holds the feed of its job; who looks at everything, or at one job in full, asks again and
-//! again, and is taken to watch for a while after each question. When the first comes and when the last
-//! has gone, the agents concerned are told, and nobody else: following one job makes no other agent
-//! talk.
+//! A follower holds a receiver of its job's feed. Watchers of the cluster, or of one job in full, ask
+//! repeatedly; each question takes a short lease. Only the agents concerned are told when the first
+//! watcher comes and when the last leaves.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -18,11 +17,11 @@ use crate::job::time::after;
 use crate::job::{Presence, Side, Stage};
 use crate::store::Store;
 
-/// How long who asked is taken to watch. Watchers ask about every second; one that does not take what
-/// it is sent asks no more, and need not be told anything new.
+/// How long a question counts as watching. Watchers ask about every second, unless their operator does
+/// not read.
 const LEASE_TIME: Duration = Duration::from_secs(3);
 
-/// When what asks again and again has gone.
+/// Watches until it expires; renewed by each question.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Lease {
     until: Timestamp,
@@ -43,13 +42,13 @@ impl Lease {
 }
 
 impl Live {
-    /// Whether somebody follows the job, or looks at it in full.
+    /// Whether somebody follows the job or watches it in full.
     pub(super) fn is_watched(&self, now: Timestamp) -> bool {
         self.end.is_none() && (self.feed.receiver_count() > 0 || self.lease.is_taken(now))
     }
 
-    /// Whether it is at work, with both agents there, and nobody looks: then no deadline is near that
-    /// is to be kept to a part of a second.
+    /// Whether it is running with both agents online and nobody watches. Then ticks of a second are
+    /// precise enough.
     pub(super) fn is_calm(&self, now: Timestamp) -> bool {
         let there = |side| self.job.end(side).presence == Presence::Online;
         let working = matches!(self.job.stage, Stage::Working(_));
@@ -58,20 +57,20 @@ impl Live {
 }
 
 impl<S: Store> Driver<S> {
-    /// Somebody asked for a job in full, and may go on.
-    pub(super) fn looks_at(&mut self, id: JobId, interest: Interest, now: Timestamp) {
-        if let (Interest::GoesOn, Some(live)) = (interest, self.jobs.get_mut(&id)) {
+    /// Notes that a job was asked for in full.
+    pub(super) fn renew_lease(&mut self, id: JobId, interest: Interest, now: Timestamp) {
+        if let (Interest::Ongoing, Some(live)) = (interest, self.jobs.get_mut(&id)) {
             live.lease.take(now);
         }
     }
 
-    /// Tells agents how closely somebody looks at their nodes, where that is not what they were told
-    /// last.
+    /// Tells agents whether they are watched, if that has changed.
     pub(super) fn set_paces(&mut self, now: Timestamp) {
         let watched = self.jobs.values().filter(|live| live.is_watched(now));
-        let ends = watched.flat_map(|live| Side::BOTH.map(|side| side.node(&live.job.spec)));
-        let ends: BTreeSet<&NodeId> = ends.collect();
-        let everybody = self.overseer.is_taken(now);
+        let ends: BTreeSet<&NodeId> = watched
+            .flat_map(|live| Side::BOTH.map(|side| side.node(&live.job.spec)))
+            .collect();
+        let everybody = self.cluster_lease.is_taken(now);
         let news = self.registry.set_paces(|node| {
             if everybody || ends.contains(node) {
                 Pace::Watched

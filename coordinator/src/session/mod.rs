@@ -1,8 +1,8 @@
-//! One agent's session: bytes in, messages to the loop; messages of the loop, bytes out.
+//! An agent's session: passes its messages to the loop and the loop's messages to it.
 //!
-//! Owns one connection and its one stream. Decides nothing: who the peer is comes from its
-//! certificate, what its words mean is the loop's. Reading and writing run side by side, so that an
-//! agent that only talks or only listens cannot hold up either.
+//! Owns one connection and its one stream. Decides nothing: the certificate says who the peer is, and
+//! the loop interprets messages. Reading and writing run concurrently, so that an agent that only
+//! sends or only receives blocks neither.
 
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
@@ -21,18 +21,18 @@ use crate::drive::AgentInput;
 use crate::job::machine::Parting;
 use crate::registry::{Link, SessionId};
 
-/// Messages to one agent that may wait; an agent that is further behind is disconnected and told
-/// again what matters when it is back.
+/// Messages queued for one agent. An agent that is further behind is disconnected; what it must know
+/// is sent again when it registers.
 const OUTBOX: usize = 256;
 
-/// Messages that are sent in one go, where so many wait.
-const TOGETHER: usize = 16;
+/// Messages sent or passed on at once, if so many wait.
+const BATCH: usize = 16;
 
 /// How long an agent has to open its stream and register.
 const REGISTER_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long it has, once it has said all, to say that its process ends: a round trip.
-const LAST_WORD: Duration = Duration::from_secs(1);
+/// How long to wait for the reason of a close after the last message: a round trip.
+const CLOSE_REASON_LIMIT: Duration = Duration::from_secs(1);
 
 /// How long an agent may leave messages unread.
 const WRITE_LIMIT: Duration = Duration::from_secs(30);
@@ -46,8 +46,8 @@ const VERSION_MAX: usize = 64;
 /// Snapshots one process can hold open; far more than servers have slots.
 const SNAPSHOTS_MAX: usize = 10_000;
 
-/// Serves an agent's connection until either side ends it. Cancelling drops it without a word to the
-/// loop, which is right only when the loop is gone too.
+/// Serves an agent's connection until either side ends it. Cancelling does not tell the loop, which is
+/// right only if the loop has ended too.
 pub async fn serve(
     connection: Connection,
     session: SessionId,
@@ -75,7 +75,7 @@ pub async fn serve(
             return connection.close(CloseCode::Malformed);
         }
     };
-    // Until the loop has heard of the end of the session, it takes messages for the agent.
+    // The loop may queue messages until it hears that the session has ended.
     let (outbox, mut queue) = mpsc::channel(OUTBOX);
     let link = Link { session, outbox };
     let joined = AgentInput::Joined {
@@ -90,7 +90,7 @@ pub async fn serve(
         let end = tokio::select! {
             end = read(receiver, &node, session, &loop_) => end,
             end = write(sender, &mut queue) => end,
-            // The loop stops, too: no agent has left it.
+            // The loop stops too and need not hear of it.
             () = shutdown.cancelled() => return (CloseCode::ShuttingDown, None),
         };
         match end {
@@ -106,23 +106,23 @@ pub async fn serve(
 /// Who ended a session, and why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// This end.
+    /// The coordinator.
     Ours(CloseCode),
-    /// The agent, or what is between.
+    /// The agent, or the network.
     Theirs(CloseCode),
 }
 
-/// What became of an agent that has said all it had to say: it closes the connection when it knows that
-/// this was heard.
+/// Whether an agent whose stream ended was stopped: it closes the connection, with the reason, once
+/// its last message is acknowledged.
 async fn parting(closed: impl Future<Output = Option<CloseCode>>) -> Parting {
-    match tokio::time::timeout(LAST_WORD, closed).await {
+    match tokio::time::timeout(CLOSE_REASON_LIMIT, closed).await {
         Ok(Some(CloseCode::ShuttingDown)) => Parting::Stopped,
         Ok(_) | Err(_) => Parting::Lost,
     }
 }
 
-/// Runs a session and tells the loop when its agent has parted, also where it broke: an agent whose
-/// session broke by a mistake of ours would be taken to be there for ever. It dials again by itself.
+/// Runs a session and tells the loop that it ended, even after a panic: otherwise the agent would seem
+/// to be online for ever. The agent dials again by itself.
 async fn to_its_end(
     conversation: impl Future<Output = (CloseCode, Option<Parting>)>,
     node: &NodeId,
@@ -131,7 +131,7 @@ async fn to_its_end(
 ) -> CloseCode {
     let ended = AssertUnwindSafe(conversation).catch_unwind().await;
     let (code, parting) = ended.unwrap_or_else(|_| {
-        tracing::error!(node_id = %node, "an agent's session panicked and is ended");
+        tracing::error!(node_id = %node, "an agent's session ended in a panic");
         (CloseCode::ShuttingDown, Some(Parting::Lost))
     });
     let Some(parting) = parting else {
@@ -142,12 +142,12 @@ async fn to_its_end(
         session,
         parting,
     };
-    // A loop that is gone knows that its agents are gone.
+    // Fails only if the loop has ended.
     let _ = loop_.send(left).await;
     code
 }
 
-/// Why an agent's first words were not accepted.
+/// Why a registration was not accepted.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
     #[error(transparent)]
@@ -168,7 +168,7 @@ async fn register(connection: &Connection) -> Result<(Sender, Receiver, Registra
     Ok((sender, receiver, registration))
 }
 
-/// What an agent says of itself is kept and passed on to others, so it is bounded (G9).
+/// Checks the limits of a registration, which is stored and passed on to others (G9).
 fn check(registration: &Registration) -> Result<(), &'static str> {
     let port = registration
         .advertise
@@ -182,7 +182,7 @@ fn check(registration: &Registration) -> Result<(), &'static str> {
         return Err("the address it advertises is not HOST:PORT");
     }
     if !plain(&registration.advertise) || !plain(&registration.version) {
-        return Err("address or version has characters that neither can have");
+        return Err("its address or version has invalid characters");
     }
     if registration.version.len() > VERSION_MAX {
         return Err("its version is too long");
@@ -207,11 +207,11 @@ async fn read(
         let mut messages = Vec::new();
         let mut end = None;
         let mut next = Some(receiver.recv::<AgentMessage>().await);
-        // What an agent says together mostly arrives together, and goes on together. Receiving is
-        // cancel-safe: half a message is kept.
+        // Passes on in one batch what arrives together. Receiving is cancel-safe: half a message is
+        // kept.
         while let Some(received) = next.take() {
             match received {
-                // It did so when the session began. What it says after that is not listened to.
+                // It registered when the session began. Later messages are ignored.
                 Ok(Some(AgentMessage::Register(_))) => {
                     tracing::debug!(node_id = %node, "an agent registered twice in one session");
                     end = Some(CloseCode::Malformed);
@@ -223,7 +223,7 @@ async fn read(
                     end = Some(error.code().unwrap_or(CloseCode::Malformed));
                 }
             }
-            if end.is_none() && messages.len() < TOGETHER {
+            if end.is_none() && messages.len() < BATCH {
                 next = receiver.recv::<AgentMessage>().now_or_never();
             }
         }
@@ -242,22 +242,22 @@ async fn read(
 }
 
 async fn write(mut sender: Sender, queue: &mut mpsc::Receiver<CoordinatorMessage>) -> End {
-    let mut messages = Vec::with_capacity(TOGETHER);
+    let mut messages = Vec::with_capacity(BATCH);
     let mut rejected = false;
-    while queue.recv_many(&mut messages, TOGETHER).await > 0 {
+    while queue.recv_many(&mut messages, BATCH).await > 0 {
         rejected = matches!(messages.last(), Some(CoordinatorMessage::Rejected(_)));
         match tokio::time::timeout(WRITE_LIMIT, sender.send_all(&messages)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return End::Theirs(error.code().unwrap_or(CloseCode::Malformed)),
-            // It is there and does not read; it is told again what matters when it dials again.
+            // It is connected but does not read. What it must know is sent again when it registers.
             Err(_) => return End::Ours(CloseCode::Superseded),
         }
         messages.clear();
     }
-    // The loop has let go of this session. Why the agent was rejected is to arrive before the end does.
+    // The loop has dropped this session. The reason of a rejection must arrive before the close.
     if rejected {
         sender.finish();
-        let _ = tokio::time::timeout(LAST_WORD, sender.drained()).await;
+        let _ = tokio::time::timeout(CLOSE_REASON_LIMIT, sender.drained()).await;
     }
     End::Ours(CloseCode::Superseded)
 }
@@ -306,7 +306,7 @@ mod tests {
         assert_eq!(of(Some(CloseCode::ShuttingDown)).await, Parting::Stopped);
         assert_eq!(of(Some(CloseCode::Done)).await, Parting::Lost);
         assert_eq!(of(None).await, Parting::Lost);
-        // One that says nothing more is not waited for.
+        // A silent agent is not waited for.
         assert_eq!(parting(std::future::pending()).await, Parting::Lost);
     }
 

@@ -1,4 +1,4 @@
-//! Columns that are no longer the source's, subscriptions that keep failing, and their repair.
+//! Claims about columns that differ from the source's, failing subscriptions, and their repair.
 
 use steep_protocol::message::agent::{
     AgentMessage, Command, Observed, SourceCommand, TargetCommand,
@@ -57,7 +57,7 @@ fn review(differences: Vec<SchemaDifference>) -> SchemaReview {
     }
 }
 
-/// Digests are observed, and compared if that is due; then once more when the grace is over.
+/// Observes digests and runs the comparison if one is due; then again after the grace time.
 pub(super) fn observe_for_long(world: &mut World, job: JobId, source: &str, target: &str) {
     world.observe_columns(job, source, target);
     world.run_on();
@@ -98,7 +98,7 @@ fn columns_that_drift_are_named_and_their_repair_is_noticed() {
     let named = events.iter();
     let named = named.filter(|e| e.event == "schema.mismatch_detected");
     assert_eq!(named.count(), 1);
-    // What the source was told to allow for the comparisons is taken back.
+    // The source's permissions for the comparisons are revoked.
     let told = |command: &Command| {
         world.agents[&node("a")]
             .history
@@ -201,7 +201,7 @@ fn the_first_drift_after_auto_or_manual_is_drift() {
         observe_for_long(&mut world, job, "new", "same");
         assert_eq!(world.state("b"), NodeState::Diverged, "{mode:?}");
     }
-    // What auto leaves as it was is the order of columns.
+    // Auto accepts another order of columns.
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
     let job = synchronized(&mut world, SchemaMode::Auto);
@@ -237,7 +237,7 @@ fn differences_that_were_accepted_stay_accepted_over_restarts_and_later_changes(
     let until_now = compared(&world);
     observe_for_long(&mut world, job, "one more", "other more");
     assert_eq!(compared(&world), until_now);
-    // A node that had broken otherwise recovers with it.
+    // A node that was diverged for another cause recovers with the accepted difference.
     for _ in 0..3 {
         world.observe("b", None, Some(subscription(job, false)));
     }
@@ -412,7 +412,7 @@ fn a_slot_or_subscription_that_was_gone_stays_gone_when_it_is_made_again() {
         let view = world.node("b");
         assert_eq!(view.state, NodeState::Diverged, "{gone}");
         assert!(view.error_message.unwrap().contains(gone));
-        // Only another job, or none, takes it back.
+        // Only a cancel or another job ends that.
         let mut answer = world.cancel("b");
         world.run_on();
         assert_eq!(replies(answer.try_recv().unwrap()), []);
@@ -460,7 +460,7 @@ fn a_schema_is_read_page_by_page_and_fingerprints_are_stored_with_a_peers() {
         let refused = capture(&mut world, Some(peer)).unwrap_err();
         assert_eq!(refused.kind, FaultKind::BadRequest);
     }
-    // It writes on the node, so it is in the trail, refused or not.
+    // It writes on the node, so it is audited, even if refused.
     let query = EventQuery {
         node: Some(node("b")),
         after: 0,
@@ -486,7 +486,7 @@ fn a_schema_is_read_page_by_page_and_fingerprints_are_stored_with_a_peers() {
         ("dba", 1, true),
     ];
     assert_eq!(captures, wanted);
-    // An agent that goes away leaves nobody waiting.
+    // The operator is answered when the agent disconnects.
     let question = Order::Capture {
         node: node("b"),
         peer: None,

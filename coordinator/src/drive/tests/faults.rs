@@ -32,13 +32,13 @@ fn a_restarted_coordinator_goes_on_with_the_same_commands() {
     assert_eq!(
         world.progress("b").0.rows_copied,
         20,
-        "what was counted is known"
+        "the counts are stored"
     );
     world.skip(20);
     assert_eq!(
         world.state("b"),
         NodeState::Copying,
-        "agents get time to come back"
+        "agents have time to reconnect"
     );
     world.join("a");
     world.join("b");
@@ -138,12 +138,12 @@ fn a_dead_agent_is_waited_for_and_cleaned_when_it_returns_too_late() {
     );
     let fault = world.init(vec![spec("a", "b")]).unwrap_err();
     assert!(
-        fault.hint.contains("bring the agent of b back"),
+        fault.hint.contains("start the agent of b"),
         "{}",
         fault.hint
     );
 
-    // The coordinator's memory of what is owed is durable.
+    // The store remembers that b must be cleaned up.
     let mut world = world.restart(directory.path());
     world.join("a");
     world.join("b");
@@ -188,7 +188,7 @@ fn a_failed_command_fails_the_job_with_its_cause_and_leaves_nothing_where_nothin
             "{name}"
         );
     }
-    // A cancel of what is clean already only changes the state.
+    // Cancelling a cleaned-up job only changes the state.
     let mut answer = world.cancel("b");
     assert_eq!(replies(answer.try_recv().unwrap()), []);
     assert_eq!(world.state("b"), NodeState::Uninitialized);
@@ -219,7 +219,7 @@ fn a_lost_slot_or_a_disabled_subscription_is_divergence_and_can_be_cancelled() {
             assert_eq!(
                 world.state("b"),
                 NodeState::Synchronized,
-                "once may be a passing state"
+                "one observation may be temporary"
             );
             world.observe("b", None, Some(subscription(job, false)));
             world.observe("b", None, Some(subscription(job, false)));
@@ -274,10 +274,9 @@ fn a_subscription_that_keeps_failing_fails_the_catch_up_with_where_to_look() {
     let view = world.node("b");
     assert_eq!(view.state, NodeState::Failed);
     assert!(view.error_message.unwrap().contains("see the target's log"));
-    assert!(view.kept_until.is_some(), "whoever mends it can go on");
+    assert!(view.kept_until.is_some(), "it can be resumed");
 }
 
-/// One part of three is done, and the copy fails.
 #[test]
 fn a_target_whose_server_dies_in_the_catch_up_is_waited_for_as_long_as_the_budget_lasts() {
     let down = steep_protocol::message::agent::Observed {
@@ -314,7 +313,7 @@ fn a_target_whose_server_dies_in_the_catch_up_is_waited_for_as_long_as_the_budge
 }
 
 #[test]
-fn a_source_forgets_who_may_ask_once_the_job_is_good_also_where_it_was_away_then() {
+fn a_source_is_released_once_the_job_has_succeeded_even_if_it_was_away_then() {
     let released = |world: &mut World| {
         let told = world.agent("a").history.iter();
         told.filter(|(_, c)| *c == Command::Source(SourceCommand::Release))
@@ -387,7 +386,7 @@ fn an_agent_speaks_for_its_own_commands_and_its_newest_session_only() {
     world.say("evil", AgentMessage::PartsDone { job, parts });
     assert_eq!(world.progress("b").0.rows_copied, 0);
     assert_eq!(world.state("b"), NodeState::Copying);
-    // A second session of b takes the place of the first, whose words count no more.
+    // A second session of b replaces the first, whose messages no longer count.
     let old = world.agent("b").session;
     world.join("b");
     let stale = super::super::AgentInput::Said {

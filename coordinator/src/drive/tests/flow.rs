@@ -13,7 +13,7 @@ use crate::testing::{node, spec};
 use super::*;
 
 #[test]
-fn an_init_runs_to_synchronized_and_tells_all_of_it() {
+fn an_init_runs_to_synchronized_and_logs_every_step() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
     let follow = world.init(vec![spec("a", "b")]).unwrap().remove(0);
@@ -34,7 +34,7 @@ fn an_init_runs_to_synchronized_and_tells_all_of_it() {
     assert_eq!(feed.view.overall_percent, 100.0);
     assert!(
         world.driver.jobs.is_empty(),
-        "a job that is over leaves memory"
+        "a job that has ended is dropped from memory"
     );
 
     let events = world.events("b");
@@ -67,7 +67,7 @@ fn an_init_runs_to_synchronized_and_tells_all_of_it() {
     let started = events.iter().find(|e| e.event == "init.started").unwrap();
     assert_eq!(field(started, "operator").as_deref(), Some("dba"));
 
-    // Everything was acknowledged, and both nodes' own tables say the same.
+    // All outcomes were acknowledged, and the target's mirror row agrees.
     assert!(
         world
             .agents
@@ -80,7 +80,7 @@ fn an_init_runs_to_synchronized_and_tells_all_of_it() {
         (NodeState::Synchronized, 100.0)
     );
 
-    // What is asked afterwards comes out of the store.
+    // From now on answers come from the store.
     let (view, end) = world.progress("b");
     assert_eq!(
         (view.tables.len(), view.tables_completed, view.rows_copied),

@@ -1,4 +1,4 @@
-//! Nodes made from a backup: which slot, which commands, what becomes of the slot.
+//! Claims about nodes made from a backup: which slot, which commands, the slot's fate.
 
 use steep_protocol::message::agent::AgentMessage;
 use steep_protocol::message::api::{ApiReply, InitRequest, Order, Query};
@@ -52,7 +52,7 @@ fn a_hand_over_goes_on_from_the_only_prepared_slot_and_follows_by_its_name() {
     assert!(silent.try_recv().is_err(), "it waits for the agent");
     world.skip(2);
     let unknown = silent.try_recv().unwrap().unwrap_err();
-    assert!(unknown.message.contains("not said yet"), "{unknown:?}");
+    assert!(unknown.message.contains("not reported yet"), "{unknown:?}");
     let mut early = world.ask_later(complete(backup(Some("tuesday"))));
     world.say("a", AgentMessage::Prepared(vec![prepared(REPLICATION)]));
     world.skip(1);
@@ -92,7 +92,7 @@ fn a_hand_over_goes_on_from_the_only_prepared_slot_and_follows_by_its_name() {
     ];
     assert_eq!(told(&world, "b")[1..], target);
 
-    // Slot, subscription and digests bear the preparation's name.
+    // Slot, subscription and digests have the preparation's id.
     world.observe_columns(REPLICATION, "same", "same");
     assert_eq!(world.state("b"), NodeState::Synchronized);
     assert_eq!(world.node("b").wal_held_bytes, Some(99));
@@ -107,7 +107,7 @@ fn a_hand_over_goes_on_from_the_only_prepared_slot_and_follows_by_its_name() {
 }
 
 #[test]
-fn a_schema_that_was_not_checked_is_no_drift_as_it_was_first_seen() {
+fn differences_of_an_unchecked_schema_are_no_drift_and_later_ones_are() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
     world.say("a", AgentMessage::Prepared(vec![prepared(REPLICATION)]));
@@ -118,7 +118,7 @@ fn a_schema_that_was_not_checked_is_no_drift_as_it_was_first_seen() {
     world.review = lost_column();
     observe_for_long(&mut world, REPLICATION, "with", "without");
     assert_eq!(world.state("b"), NodeState::Synchronized);
-    // What differs later is drift, and is named.
+    // Later differences are drift and are named.
     world.review.differences[0].name = Some("d".to_owned());
     observe_for_long(&mut world, REPLICATION, "other", "without");
     let view = world.node("b");
@@ -146,12 +146,12 @@ fn a_slot_serves_one_job_and_is_given_back_by_one_that_is_cancelled() {
     assert!(cancel.try_recv().unwrap().is_ok());
     assert_eq!(world.state("b"), NodeState::Uninitialized);
     assert_eq!(told(&world, "a").last(), Some(&"return_slot"));
-    // Before the source's agent has looked again.
+    // Before the source's agent has reported its slots again.
     begun(&mut world);
 }
 
 #[test]
-fn rows_of_a_backup_are_not_asked_for_by_init_nor_copied_by_complete() {
+fn init_refuses_the_method_backup_and_complete_any_other() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
     let refused = world.init(vec![backup(None).job]).unwrap_err();
@@ -176,7 +176,7 @@ fn a_slot_is_prepared_where_the_source_allows_it_and_known_at_once() {
     };
     assert!(world.ask(prepare("steep_repl_x", 60)).is_err());
     assert!(world.ask(prepare("monday", 0)).is_err());
-    // Facts of a server that has told nothing: too old.
+    // The default facts are those of a server that is too old.
     let mut refused = world.ask_later(prepare("monday", 60));
     world.run_on();
     let fault = refused.try_recv().unwrap().unwrap_err();

@@ -1,5 +1,5 @@
-//! Who is taken for a node's agent, what becomes of nodes that nobody looks at, and of replicas that
-//! nobody remembers.
+//! Claims about who is a node's agent, unreachable nodes, and replicas that the coordinator does not
+//! remember.
 
 use steep_protocol::NodeState;
 use steep_protocol::message::agent::{AgentMessage, Observed, Seat};
@@ -49,18 +49,18 @@ fn replica(job: JobId, state: NodeState) -> Lineage {
 }
 
 #[test]
-fn a_second_process_is_turned_away_until_the_first_is_silent_and_one_in_its_seat_is_not() {
+fn a_second_process_is_rejected_unless_the_first_is_silent_or_had_the_same_seat() {
     let directory = super::directory();
     let mut world = World::open(directory.path(), &["a"]);
     let refused = world.knock("a", 77, Seat(9)).unwrap();
     assert!(refused.message.contains("a:7401"), "{refused}");
-    // The same again is no news.
+    // A second attempt is not logged.
     assert!(world.knock("a", 77, Seat(9)).is_some());
     let events = world.events("a");
     let rejected = events.iter().filter(|e| e.event == "agent.rejected");
     assert_eq!(rejected.count(), 1);
     assert!(!events.iter().any(|e| e.event == "agent.lost"));
-    // The port is taken over: the process that had it is gone.
+    // A process in the same seat shows that the previous one is gone.
     assert_eq!(world.knock("a", 78, Seat(0)), None);
     assert!(world.knock("a", 79, Seat(9)).is_some());
     world.skip(6);
@@ -68,7 +68,7 @@ fn a_second_process_is_turned_away_until_the_first_is_silent_and_one_in_its_seat
 }
 
 #[test]
-fn a_replica_that_nobody_remembers_is_taken_up_once_its_source_is_known() {
+fn a_forgotten_replica_is_adopted_once_its_source_is_known() {
     let directory = super::directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
     let job = JobId(0xabc);
@@ -87,11 +87,15 @@ fn a_replica_that_nobody_remembers_is_taken_up_once_its_source_is_known() {
     let view = world.node("b");
     assert_eq!(view.state, NodeState::Diverged);
     assert_eq!(view.source_node, Some(crate::testing::node("a")));
-    assert!(view.error_message.unwrap().contains("not been looked at"));
+    assert!(
+        view.error_message
+            .unwrap()
+            .contains("not checked the replica yet")
+    );
 }
 
 #[test]
-fn a_job_that_nobody_remembers_is_told_and_not_touched() {
+fn a_forgotten_job_is_reported_and_not_touched() {
     let directory = super::directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
     let half = Lineage {
@@ -152,20 +156,20 @@ fn a_node_whose_jobs_record_cannot_be_read_is_failed_and_says_how_to_clean_up() 
 }
 
 #[test]
-fn two_names_of_one_database_are_told_once_and_shown() {
+fn two_names_of_one_database_are_logged_once_and_shown() {
     let directory = super::directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
     tell(&mut world, "a", lineage(1));
     tell(&mut world, "b", lineage(1));
     tell(&mut world, "a", lineage(1));
-    assert!(world.node("a").warnings[0].contains("one and the same database"));
+    assert!(world.node("a").warnings[0].contains("are the same database"));
     let told = world.events("b");
     let told = told.iter().filter(|e| e.event == "node.same_database");
     assert_eq!(told.count(), 1);
 }
 
 #[test]
-fn how_a_node_fares_is_unknown_since_nobody_could_look() {
+fn a_node_shows_since_when_it_is_unreachable() {
     let directory = super::directory();
     let mut world = World::open(directory.path(), &["a"]);
     let seen = || Observed {

@@ -1,4 +1,4 @@
-//! Claims about what a failed job keeps, and about beginning again.
+//! Claims about what a failed job keeps, and about restarts of a job.
 
 use steep_protocol::message::agent::{AgentMessage, Command, CopyParts, TargetCommand};
 use steep_protocol::{Fault, FaultKind, NodeState};
@@ -97,11 +97,8 @@ fn a_lost_snapshot_begins_the_job_again_and_counts_from_nothing() {
     let (view, _) = world.progress("b");
     assert_eq!((view.rows_copied, view.detail.restarts), (0, 1));
     assert_eq!(view.state, NodeState::Copying);
-    assert!(
-        follow.feed.borrow().end.is_none(),
-        "whoever follows it goes on"
-    );
-    // The new plan is what a restarted coordinator knows, and no part of the old one.
+    assert!(follow.feed.borrow().end.is_none(), "its followers stay");
+    // A restarted coordinator knows the new plan and no part of the old one.
     let mut world = world.restart(directory.path());
     world.join("a");
     world.join("b");

@@ -1,4 +1,4 @@
-//! Claims about what a node lacks of its source's schema.
+//! Claims about objects of the source's schema that a node lacks.
 
 use steep_protocol::message::agent::{Command, MissingObjects, Rebuilt, TargetCommand};
 use steep_protocol::message::api::{ApiReply, Order, Query};
@@ -35,7 +35,7 @@ fn rebuild(world: &mut World, name: &str) -> Result<Answer, Fault> {
 }
 
 #[test]
-fn a_node_keeps_saying_what_it_lacks_until_a_rebuild_has_made_it() {
+fn a_node_shows_missing_objects_until_a_rebuild_has_created_them() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
     world.missing = lacks(2);
@@ -77,14 +77,14 @@ fn a_node_keeps_saying_what_it_lacks_until_a_rebuild_has_made_it() {
 }
 
 #[test]
-fn jobs_and_rebuilds_of_a_node_keep_out_of_each_others_way() {
+fn jobs_and_rebuilds_of_a_node_exclude_each_other() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
     world.init(vec![spec("a", "b")]).unwrap();
     world.until("b", is_copy);
     let question = || Order::Rebuild { node: node("b") };
     let refused = world.ask_later(question()).try_recv().unwrap().unwrap_err();
-    assert!(refused.message.contains("a job is at work"), "{refused}");
+    assert!(refused.message.contains("a job is running"), "{refused}");
 
     let directory = super::directory();
     let mut world = World::open(directory.path(), &["a", "b"]);

@@ -54,7 +54,7 @@ fn publication(job: JobId) -> PublicationStatus {
     }
 }
 
-/// Looked at, and nothing of it has changed.
+/// An observation without changes.
 fn carried(job: JobId) -> Carried {
     Carried {
         look: 1,

@@ -1,4 +1,4 @@
-//! Claims about what operators ask.
+//! Claims about operators' requests.
 
 use steep_protocol::message::agent::{Command, CopyParts, SourceCommand, TargetCommand};
 use steep_protocol::message::api::{ApiReply, InitRequest, Query};
@@ -64,7 +64,7 @@ fn what_cannot_be_initialised_is_refused_and_nothing_changes() {
         many.parallel = parallel;
         assert_eq!(kind(&mut world, vec![many]), FaultKind::BadRequest);
     }
-    // All or none: the second target is not there.
+    // All or none: the second target is offline.
     assert_eq!(
         kind(&mut world, vec![spec("a", "b"), spec("a", "off")]),
         FaultKind::Unreachable
@@ -85,7 +85,7 @@ fn several_targets_begin_together_and_share_the_sources_workers() {
     specs[0].parallel = 14;
     assert_eq!(world.init(specs).unwrap().len(), 2);
     world.until("b", is_copy);
-    // b's copy goes on while c comes to its own.
+    // b's copy runs until c's copy starts.
     while !world.agent("c").at_work.values().any(|(_, c)| is_copy(c)) {
         world.end_one("a", None);
         world.end_one("c", None);
@@ -119,7 +119,7 @@ fn a_node_at_work_is_no_source_and_a_source_at_work_is_no_target() {
     let fault = world.init(vec![spec("c", "a")]).unwrap_err();
     assert!(fault.message.contains("is the source of job"), "{fault}");
     world.run_on();
-    // Emptying a would empty b, which follows it, and then there would be nothing to copy.
+    // Emptying a would empty b, which follows it, and leave nothing to copy.
     let fault = world.init(vec![spec("b", "a")]).unwrap_err();
     assert!(fault.message.contains("follows"), "{fault}");
     // A chain is fine.
@@ -165,7 +165,7 @@ fn a_cancel_answers_when_everything_is_removed() {
             .fields
             .contains(&("operator".to_owned(), "dba".to_owned()))
     );
-    // And again from the beginning.
+    // The node can be initialised again.
     world.init(vec![spec("a", "b")]).unwrap();
     world.run_on();
     assert_eq!(world.state("b"), NodeState::Synchronized);
@@ -191,7 +191,7 @@ fn there_is_nothing_to_cancel_on_a_node_without_a_job() {
 }
 
 #[test]
-fn the_preflight_alone_touches_nothing_and_takes_its_permission_back() {
+fn the_preflight_alone_changes_nothing_and_revokes_its_permission() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b", "c"]);
     let specs = vec![spec("a", "b"), spec("a", "c")];
@@ -220,7 +220,7 @@ fn the_preflight_alone_touches_nothing_and_takes_its_permission_back() {
 }
 
 #[test]
-fn a_permission_that_could_not_be_taken_back_is_when_its_agent_is_back() {
+fn a_permission_that_could_not_be_revoked_is_revoked_when_the_agent_is_back() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
     let specs = vec![spec("a", "b")];
@@ -230,7 +230,7 @@ fn a_permission_that_could_not_be_taken_back_is_when_its_agent_is_back() {
     world.leave("a");
     world.leave("b");
     assert!(world.driver.doctors.is_empty());
-    // Whether or not the coordinator remembers that it gave it.
+    // Even if the coordinator does not remember the permission.
     let mut world = world.restart(directory.path());
     world.join("a");
     world.run_on();
@@ -262,7 +262,7 @@ fn nodes_that_nobody_initialised_are_listed_too() {
     assert_ne!(
         world.driver.nodes[&node("a")],
         record,
-        "what the agent said of itself is kept"
+        "its registration is stored"
     );
     let unknown = Question::Progress {
         node: node("x"),

@@ -60,7 +60,7 @@ fn every_audit_entry_is_kept_with_who_and_what_and_reaches_both_nodes_until_they
     }
     assert!(world.agent("c").audited.is_empty());
 
-    // One confirms, the other is told again: in its next session, and by a restarted coordinator.
+    // One confirms; the other gets it again in its next session and after the coordinator's restart.
     world.say("a", AgentMessage::Audited { seq: first.seq });
     world.join("a");
     world.join("b");
@@ -104,7 +104,7 @@ fn history_and_retries_outlive_the_coordinator() {
 }
 
 #[test]
-fn audit_entries_that_cannot_be_written_keep_none_from_being_told() {
+fn audit_entries_that_cannot_be_written_do_not_block_others() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
     for _ in 0..60 {
@@ -115,7 +115,7 @@ fn audit_entries_that_cannot_be_written_keep_none_from_being_told() {
         drop(world.ask_later(question));
         world.run_on();
     }
-    // Its agent writes none of them, and begins a session after the other.
+    // Its agent writes none of them and starts several sessions.
     world.agent("b").audited.clear();
     for _ in 0..2 {
         world.leave("b");
@@ -155,7 +155,7 @@ fn field<'a>(event: &'a EventView, name: &str) -> Option<&'a str> {
 }
 
 #[test]
-fn what_is_known_of_a_job_is_in_all_its_events_and_a_fault_names_its_table() {
+fn all_events_of_a_job_have_its_progress_and_a_fault_names_its_table() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
     let job = world.init(vec![spec("a", "b")]).unwrap()[0].job;
@@ -204,7 +204,7 @@ fn retries_are_counted_once_over_restarts_of_both() {
     let mut world = World::open(directory.path(), &["a", "b"]);
     let job = world.init(vec![spec("a", "b")]).unwrap()[0].job;
     world.until("b", is_copy);
-    // Three of a first process of the agent, two of a second, and the coordinator restarts.
+    // Three of the agent's first process, two of a second; then the coordinator restarts.
     for retries in [3, 1, 2] {
         let report = AgentMessage::Progress(copying(job, 2, retries));
         world.say("b", report);
@@ -215,7 +215,7 @@ fn retries_are_counted_once_over_restarts_of_both() {
     world.join("a");
     world.join("b");
     assert_eq!(world.progress("b").0.detail.retries, 5);
-    // The same process says what it said, then more; then comes a third.
+    // The same process reports the same, then more; then comes a third process.
     for (retries, sum) in [(2, 5), (4, 7), (1, 8)] {
         let report = AgentMessage::Progress(copying(job, 2, retries));
         world.say("b", report);
@@ -224,7 +224,7 @@ fn retries_are_counted_once_over_restarts_of_both() {
 }
 
 #[test]
-fn a_restart_forgets_no_table_and_begins_none_again() {
+fn after_a_restart_no_table_is_missing_from_the_report_or_logged_twice() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
     let job = world.init(vec![spec("a", "b")]).unwrap()[0].job;
@@ -269,7 +269,7 @@ fn a_restart_forgets_no_table_and_begins_none_again() {
 }
 
 #[test]
-fn a_table_that_was_never_seen_on_its_way_took_no_longer_than_since_the_last_report() {
+fn a_table_never_reported_as_active_took_no_longer_than_since_the_last_report() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
     let job = world.init(vec![spec("a", "b")]).unwrap()[0].job;
@@ -297,21 +297,21 @@ fn a_follower_that_comes_late_sees_the_present() {
     world.say("b", AgentMessage::PartsDone { job, parts });
     let question = Question::Progress {
         node: node("b"),
-        interest: Interest::GoesOn,
+        interest: Interest::Ongoing,
     };
     let Ok(Answer::Progress { follow, .. }) = world.ask(question) else {
         panic!("no progress");
     };
     let mut feed = follow.unwrap().feed;
     assert!(feed.borrow_and_update().view.rows_copied > 0);
-    // And what comes then is there without waiting for a tick.
+    // Later changes are published without waiting for a tick.
     let parts = vec![done(1)];
     world.say("b", AgentMessage::PartsDone { job, parts });
     assert!(feed.has_changed().unwrap());
 }
 
 #[test]
-fn a_lag_that_is_new_is_news_to_who_watches_and_an_old_one_is_not() {
+fn watchers_are_woken_by_a_changed_lag_and_not_by_the_same_one() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
     let job = world.init(vec![spec("a", "b")]).unwrap()[0].job;
@@ -356,7 +356,7 @@ fn metrics_tell_jobs_by_phase_and_what_was_copied() {
 }
 
 #[test]
-fn agents_of_a_watched_job_are_told_to_speak_often_and_no_others() {
+fn only_agents_of_a_watched_job_are_told_to_report_often() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b", "c", "d"]);
     drop(world.init(vec![spec("a", "b")]).unwrap());
@@ -375,8 +375,8 @@ fn agents_of_a_watched_job_are_told_to_speak_often_and_no_others() {
         }
     };
     assert!(ask(&mut world, Interest::Once).is_none());
-    assert!(told(&mut world, "b").is_empty(), "nobody goes on looking");
-    let follow = ask(&mut world, Interest::GoesOn);
+    assert!(told(&mut world, "b").is_empty(), "nobody watches");
+    let follow = ask(&mut world, Interest::Ongoing);
     assert_eq!(told(&mut world, "a"), [Pace::Watched], "at once");
     assert_eq!(told(&mut world, "b"), [Pace::Watched]);
     // A new session knows nothing of it.
@@ -393,5 +393,5 @@ fn agents_of_a_watched_job_are_told_to_speak_often_and_no_others() {
         assert_eq!(told(&mut world, name), [Pace::Watched], "{name}");
     }
     world.skip(4);
-    assert_eq!(told(&mut world, "d"), [Pace::Calm], "it asks no more");
+    assert_eq!(told(&mut world, "d"), [Pace::Calm], "the watcher is gone");
 }

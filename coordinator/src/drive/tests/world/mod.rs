@@ -1,5 +1,5 @@
-//! A whole cluster in memory: the real loop and the real store, agents that answer by hand or by
-//! themselves, a clock that is moved. No task, no socket, no waiting.
+//! A whole cluster in memory: the real loop and store, fake agents that answer when told to, and a
+//! clock that tests advance. No tasks, no sockets, no waiting.
 
 mod performing;
 
@@ -39,32 +39,31 @@ use crate::testing::node;
 pub(super) const TABLES: u32 = 3;
 pub(super) const PARTS: u32 = 6;
 
-/// An agent: its queue, what it was told, what it has answered.
 pub(super) struct FakeAgent {
     pub(super) session: SessionId,
     pub(super) incarnation: u64,
     queue: mpsc::Receiver<CoordinatorMessage>,
     pub(super) online: bool,
     snapshots: BTreeSet<JobId>,
-    /// Jobs for which a peer may ask.
+    /// Jobs whose target may send requests.
     pub(super) admitted: BTreeSet<JobId>,
     /// Commands at work.
     pub(super) at_work: BTreeMap<CommandId, (JobId, Command)>,
-    /// Outcomes not forgotten.
+    /// Outcomes that the coordinator has not acknowledged.
     pub(super) kept: BTreeMap<CommandId, Result<Outcome, Fault>>,
-    /// Every command ever given, in order.
+    /// Every command it received, in order.
     pub(super) history: Vec<(CommandId, Command)>,
     pub(super) mirrored: Vec<steep_protocol::message::agent::MirrorRow>,
-    /// Audit entries it was told; it confirms none by itself.
+    /// Audit entries it received; it confirms none by itself.
     pub(super) audited: Vec<AuditView>,
-    /// Why it was not taken for the node's agent.
+    /// Rejections it received.
     pub(super) rejected: Vec<Fault>,
-    /// How often it was told to speak, one after the other.
+    /// Paces it was told, in order.
     pub(super) paces: Vec<Pace>,
     sums: BTreeMap<JobId, (u32, u64, u64)>,
 }
 
-/// All that an operator is answered.
+/// The replies to an operator.
 pub(super) fn replies(answer: Result<Answer, Fault>) -> Vec<ApiReply> {
     match answer {
         Ok(Answer::Replies(replies)) => replies,
@@ -99,9 +98,9 @@ pub(super) struct World {
     pub(super) agents: BTreeMap<NodeId, FakeAgent>,
     sessions: u64,
     skipped: SignedDuration,
-    /// What comparing schemas comes to.
+    /// The result of each comparison of schemas.
     pub(super) review: SchemaReview,
-    /// What every target lacks.
+    /// Missing objects of every target.
     pub(super) missing: MissingObjects,
 }
 
@@ -123,12 +122,12 @@ impl World {
         world
     }
 
-    /// The coordinator dies and is started again; the agents' processes live on without a session.
+    /// Kills and restarts the coordinator; the agents' processes live on without a session.
     pub(super) fn restart(self, directory: &Path) -> Self {
         self.restart_after(directory, || {})
     }
 
-    /// [`World::restart`], with something done while the coordinator is away.
+    /// [`World::restart`]; calls `meanwhile` while the coordinator is down.
     pub(super) fn restart_after(self, directory: &Path, meanwhile: impl FnOnce()) -> Self {
         let Self {
             driver,
@@ -158,12 +157,11 @@ impl World {
         world
     }
 
-    fn turn(&mut self, inputs: Vec<AgentInput>) {
-        let mut inputs = inputs;
+    fn turn(&mut self, mut inputs: Vec<AgentInput>) {
         self.driver.turn(&mut inputs, Wake::Agents).unwrap();
     }
 
-    /// Begins a session of a node's agent; the process is the one that was there before, if any.
+    /// Starts a session of a node's agent, with the previous process, if any.
     pub(super) fn join(&mut self, name: &str) {
         self.sessions += 1;
         let session = SessionId(self.sessions);
@@ -209,7 +207,7 @@ impl World {
         self.listen();
     }
 
-    /// Another process registers as a node's agent; why it is turned away, if it is.
+    /// Registers another process as a node's agent. Returns why it is rejected, if it is.
     pub(super) fn knock(&mut self, name: &str, incarnation: u64, seat: Seat) -> Option<Fault> {
         self.sessions += 1;
         let session = SessionId(self.sessions);
@@ -234,7 +232,7 @@ impl World {
         }
     }
 
-    /// The agent's session ends; `dies` takes its process along.
+    /// Ends the agent's session; [`World::kill`] ends its process too.
     pub(super) fn leave(&mut self, name: &str) {
         let agent = self.agent(name);
         agent.online = false;
@@ -271,7 +269,7 @@ impl World {
         self.listen();
     }
 
-    /// Takes what has been sent to the agents.
+    /// Delivers messages to the agents.
     pub(super) fn listen(&mut self) {
         let mut again = Vec::new();
         for (id, agent) in &mut self.agents {
@@ -313,7 +311,7 @@ impl World {
         }
     }
 
-    /// Moves the clock and lets the loop see it.
+    /// Advances the clock and ticks the loop.
     pub(super) fn skip(&mut self, seconds: i64) {
         self.skipped += SignedDuration::from_secs(seconds);
         self.driver.clock.began += SignedDuration::from_secs(seconds);
@@ -321,7 +319,7 @@ impl World {
         self.listen();
     }
 
-    /// Ends the oldest command of that agent, well or with a fault; says what it was.
+    /// Ends the agent's oldest command, successfully or with a fault, and returns it.
     pub(super) fn end_one(&mut self, name: &str, fault: Option<Fault>) -> Option<Command> {
         if !self.agent(name).online {
             return None;
@@ -336,7 +334,7 @@ impl World {
         Some(what)
     }
 
-    /// Ends commands well until nobody has any.
+    /// Performs commands until no agent has any.
     pub(super) fn run_on(&mut self) {
         let names: Vec<String> = self.agents.keys().map(ToString::to_string).collect();
         for _ in 0..500 {
@@ -351,7 +349,7 @@ impl World {
         panic!("commands without end");
     }
 
-    /// Ends commands well until that agent is at a command of that kind.
+    /// Performs commands until that agent has a command of that kind.
     pub(super) fn until(&mut self, name: &str, wanted: impl Fn(&Command) -> bool) {
         let names: Vec<String> = self.agents.keys().map(ToString::to_string).collect();
         for _ in 0..100 {
@@ -448,54 +446,9 @@ impl World {
             other => panic!("{other:?}"),
         }
     }
-
-    /// What an agent sees when the job's slot and subscription are as given.
-    pub(super) fn observe(
-        &mut self,
-        name: &str,
-        slot: Option<SlotStatus>,
-        subscription: Option<SubscriptionStatus>,
-    ) {
-        let publications = slot.iter().map(|slot| super::publication(slot.job));
-        let observed = Observed {
-            postgres: Some(Ok(180_000)),
-            publications: publications.collect(),
-            slots: slot.into_iter().collect(),
-            subscriptions: subscription.into_iter().collect(),
-            ..Observed::default()
-        };
-        self.say(name, AgentMessage::Observed(observed));
-    }
-
-    /// What both ends of a job see when all is well but for these digests of columns.
-    pub(super) fn observe_columns(&mut self, job: JobId, source: &str, target: &str) {
-        let digests = |digest: &str| {
-            vec![ReplicatedDigest {
-                job,
-                digest: digest.to_owned(),
-            }]
-        };
-        let seen = |digest| Observed {
-            postgres: Some(Ok(180_000)),
-            digests: digests(digest),
-            carried: super::carried(job),
-            ..Observed::default()
-        };
-        let of_source = Observed {
-            slots: vec![super::slot(job, "reserved")],
-            publications: vec![super::publication(job)],
-            ..seen(source)
-        };
-        let of_target = Observed {
-            subscriptions: vec![super::subscription(job, true)],
-            ..seen(target)
-        };
-        self.say("a", AgentMessage::Observed(of_source));
-        self.say("b", AgentMessage::Observed(of_target));
-    }
 }
 
-/// What preflight says of healthy servers is preflight's own test; here it has nothing to say.
+/// Replaces preflight, which has tests of its own.
 fn nothing_found(_: &Case<'_>) -> Vec<Finding> {
     Vec::new()
 }

@@ -1,9 +1,9 @@
-//! What the fake agents do with their commands, and what they say of it.
+//! How the fake agents perform commands, and what they report.
 
 use super::*;
 
 impl World {
-    /// Does what a good agent does: messages first, then the outcome.
+    /// Sends the command's messages and returns its outcome.
     pub(super) fn perform(&mut self, name: &str, job: JobId, command: &Command) -> Outcome {
         match command {
             Command::Source(command) => self.as_source(name, job, command),
@@ -107,6 +107,51 @@ impl World {
             bytes: ByteCount(bytes),
         }
     }
+
+    /// Reports an observation with that slot and subscription.
+    pub(in super::super) fn observe(
+        &mut self,
+        name: &str,
+        slot: Option<SlotStatus>,
+        subscription: Option<SubscriptionStatus>,
+    ) {
+        let publications = slot.iter().map(|slot| super::super::publication(slot.job));
+        let observed = Observed {
+            postgres: Some(Ok(180_000)),
+            publications: publications.collect(),
+            slots: slot.into_iter().collect(),
+            subscriptions: subscription.into_iter().collect(),
+            ..Observed::default()
+        };
+        self.say(name, AgentMessage::Observed(observed));
+    }
+
+    /// Reports good observations of both ends of a job, with these digests.
+    pub(in super::super) fn observe_columns(&mut self, job: JobId, source: &str, target: &str) {
+        let digests = |digest: &str| {
+            vec![ReplicatedDigest {
+                job,
+                digest: digest.to_owned(),
+            }]
+        };
+        let seen = |digest| Observed {
+            postgres: Some(Ok(180_000)),
+            digests: digests(digest),
+            carried: super::super::carried(job),
+            ..Observed::default()
+        };
+        let of_source = Observed {
+            slots: vec![super::super::slot(job, "reserved")],
+            publications: vec![super::super::publication(job)],
+            ..seen(source)
+        };
+        let of_target = Observed {
+            subscriptions: vec![super::super::subscription(job, true)],
+            ..seen(target)
+        };
+        self.say("a", AgentMessage::Observed(of_source));
+        self.say("b", AgentMessage::Observed(of_target));
+    }
 }
 
 pub(super) fn plan() -> Vec<TableSummary> {
@@ -121,7 +166,7 @@ pub(super) fn plan() -> Vec<TableSummary> {
     tables.collect()
 }
 
-/// A slot that waits for a backup.
+/// A prepared slot that waits for a backup.
 pub(in super::super) fn prepared(id: JobId) -> PreparedSlot {
     PreparedSlot {
         replication: Replication {

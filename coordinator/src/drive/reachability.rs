@@ -1,6 +1,6 @@
-//! Since when nobody can look at a node. One that follows is synchronized only while both its own
-//! server and its source's can be looked at (G4): longer than a grace without, and it is diverged until
-//! both are seen again and sound.
+//! Which nodes are unreachable, because their agent or PostgreSQL is. A replica is synchronized only
+//! while both its own server and its source's can be observed (G4). If one is unreachable for longer
+//! than the grace time, the replica is diverged until both are observed again and good.
 
 use std::time::Duration;
 
@@ -15,25 +15,27 @@ use crate::job::time::after;
 use crate::registry::Agent;
 use crate::store::{NodeRecord, Store, Write};
 
-/// How long a node may be out of sight and still be called synchronized, unless told otherwise: a
-/// restart of its machine takes no longer.
+/// By default, how long a synchronized node may be unreachable: enough to restart its machine.
 pub const UNSEEN_GRACE: Duration = Duration::from_secs(60);
 
-/// What is shorter is not worth a word: an agent that is started again, a look that took too long.
+/// Shorter outages are not shown, such as a restart of the agent or a slow observation.
 pub(super) const WORTH_TELLING: Duration = Duration::from_secs(5);
 
 impl<S: Store> Driver<S> {
-    /// Notes which nodes can be looked at, and what follows from it for those that follow.
-    pub(super) fn tick_sight(&mut self, now: Timestamp) {
+    /// Updates which nodes are unreachable, and the state of replicas.
+    pub(super) fn tick_reachability(&mut self, now: Timestamp) {
         let mut news = Vec::new();
         for record in self.nodes.values_mut() {
-            let sees = self.registry.get(&record.id).is_some_and(Agent::sees);
-            match (sees, self.unseen.get(&record.id)) {
+            let reachable = self
+                .registry
+                .get(&record.id)
+                .is_some_and(Agent::postgres_answers);
+            match (reachable, self.unseen.get(&record.id)) {
                 (true, Some(_)) => {
                     self.unseen.remove(&record.id);
                 }
                 (false, None) => {
-                    // Of one that was out of sight when the coordinator stopped, it is as long ago.
+                    // The stored time counts if it was unreachable before the coordinator stopped.
                     let since = record.unseen_since.unwrap_or(now);
                     self.unseen.insert(record.id.clone(), since);
                 }
@@ -49,17 +51,17 @@ impl<S: Store> Driver<S> {
         self.out.writes.extend(news);
         let following = self.nodes.values().filter(|record| follows(record.state));
         for record in following.cloned().collect::<Vec<_>>() {
-            self.check_sight(&record, now);
+            self.check_reachability(&record, now);
         }
     }
 
-    fn check_sight(&mut self, record: &NodeRecord, now: Timestamp) {
+    fn check_reachability(&mut self, record: &NodeRecord, now: Timestamp) {
         let (Some(job), Some(source)) = (record.replication(), record.source.as_ref()) else {
             return;
         };
-        let health = self.sight_health(&record.id, source);
+        let health = self.reachability_health(&record.id, source);
         if !matches!(health, Health::Bad(_)) {
-            // With a next look at the rest, it is taken together with it.
+            // `check_drift` takes it together with the other parts.
             return;
         }
         let following = self.following.entry(record.id.clone());
@@ -67,27 +69,25 @@ impl<S: Store> Driver<S> {
         if following.job != job {
             *following = Following::new(job);
         }
-        following.sight.take(health, Word::News);
+        following.reachability.take(health, Word::News);
         self.settle(&record.id, now);
     }
 
-    /// Whether somebody can look at both ends of a replication.
-    pub(super) fn sight_health(&self, node: &NodeId, source: &NodeId) -> Health {
+    /// Whether both ends of a replication can be observed.
+    pub(super) fn reachability_health(&self, node: &NodeId, source: &NodeId) -> Health {
         for end in [node, source] {
-            let record = self.nodes.get(end);
-            let unseen = record.map(|record| record.unseen_since);
-            match unseen {
+            match self.nodes.get(end).map(|record| record.unseen_since) {
                 Some(None) if self.unseen.contains_key(end) => return Health::Unknown,
                 Some(None) => {}
                 Some(Some(since)) => {
-                    return Health::Bad(Cause::passing(format!(
-                        "nobody can look at {end} since {since:.0}: whether {node} still follows \
-                         {source} is unknown"
+                    return Health::Bad(Cause::temporary(format!(
+                        "{end} has been unreachable since {since:.0}, so whether {node} still \
+                         follows {source} is unknown"
                     )));
                 }
                 None => {
-                    return Health::Bad(Cause::passing(format!(
-                        "{end} is not a node of this cluster any more: whether {node} still follows \
+                    return Health::Bad(Cause::temporary(format!(
+                        "{end} is no longer a node of this cluster, so whether {node} still follows \
                          it is unknown"
                     )));
                 }
@@ -96,20 +96,20 @@ impl<S: Store> Driver<S> {
         Health::Good
     }
 
-    /// Since when nobody can look at a node, where that is worth telling.
+    /// Since when a node is unreachable, if for longer than [`WORTH_TELLING`].
     pub(super) fn unseen_since(&self, node: &NodeId) -> Option<Timestamp> {
         let since = *self.unseen.get(node)?;
         (after(since, WORTH_TELLING) <= self.ticked).then_some(since)
     }
 
-    /// For how long nobody has been able to look at a node.
+    /// How long a node has been unreachable.
     pub(super) fn unseen_for(&self, node: &NodeId, now: Timestamp) -> Duration {
         let since = self.unseen.get(node).copied();
         let unseen = since.map_or(SignedDuration::ZERO, |since| now.duration_since(since));
         Duration::try_from(unseen).unwrap_or_default()
     }
 
-    /// What a person should know about a node beside its state.
+    /// A node's warnings, shown with its state.
     pub(super) fn warnings(&self, record: &NodeRecord) -> Vec<String> {
         let aliases = self.aliases(&record.id);
         let mut warnings: Vec<String> = aliases
@@ -125,12 +125,12 @@ impl<S: Store> Driver<S> {
                 .map_or("its agent has no session", |agent| {
                     match &agent.observed.postgres {
                         Some(Err(why)) => why.as_str(),
-                        Some(Ok(_)) | None => "its agent has not looked at PostgreSQL yet",
+                        Some(Ok(_)) | None => "its agent has not observed PostgreSQL yet",
                     }
                 });
             let give_up = if follows(record.state) {
                 format!(
-                    "; should it be gone for good, give it up with steep-repl init cancel --node {0} \
+                    "; if it is gone for good, give it up with steep-repl init cancel --node {0} \
                      --force-cleanup, or steep-repl nodes remove {0}",
                     record.id
                 )
@@ -138,7 +138,7 @@ impl<S: Store> Driver<S> {
                 String::new()
             };
             warnings.push(format!(
-                "how it fares is unknown since {since:.0}: {why}{give_up}"
+                "it has been unreachable since {since:.0}: {why}{give_up}"
             ));
         }
         warnings
