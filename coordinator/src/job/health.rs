@@ -1,10 +1,9 @@
-//! Whether a job at work can still end well, judged from what agents observe, about every second.
+//! Whether a running job can still succeed, judged from the agents' observations, about every second.
 //!
-//! Commands notice what they do themselves; hours may lie between a slot that is lost during the copy
-//! and the command that would need it, and nobody's command fails when a subscription does. Owns the
-//! counts from one observation to the next, in memory only: a restarted coordinator begins to count
-//! anew. Says what is wrong; what becomes of the job is [`super::machine`]'s. A server that does not
-//! answer is no danger by itself: the machine waits for it.
+//! Commands notice only their own failures: a slot may be lost hours before a command needs it, and no
+//! command fails when a subscription does. Owns the counts across observations, in memory only: a
+//! restarted coordinator counts again from zero. Reports what is wrong; [`super::machine`] decides what
+//! happens to the job. A server that does not answer is no fault here: the machine waits for it.
 
 use std::time::Duration;
 
@@ -21,21 +20,20 @@ use super::preflight::text::bytes;
 use super::standing::{Health, Part, Word};
 use super::{Job, Side, Stage, Step};
 
-/// WAL that a job's slot may hold back unless told otherwise. A day, which is the default time limit
-/// of a job, of 3 MB of WAL a second: more than most copies hold, and less than a disk that nobody
-/// watches can lose.
+/// The default limit on the WAL that a job's slot holds back: 3 MB of WAL a second for a day, the default
+/// time limit of a job. More than most copies hold, and less than fills a disk that nobody watches.
 pub const WAL_HELD_MAX: ByteCount = ByteCount(256 << 30);
 
-/// How old a job's snapshot may be unless told otherwise: twice the default time limit of a job, so
-/// that it ends only those that were given longer. Vacuum removes nothing that is younger.
+/// The default limit on the age of a job's snapshot: twice the default time limit of a job, so it ends only
+/// jobs with a longer one. Vacuum cannot remove rows that died after the snapshot.
 pub const SNAPSHOT_AGE_MAX: Duration = Duration::from_secs(48 * 3600);
 
-/// What a job may cost its source before it is stopped (G5). `None` is no limit.
+/// What a job may cost its source before it is stopped (G5). `None` means no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
-    /// WAL that its slot holds back.
+    /// Most WAL that its slot may hold back.
     pub wal_held: Option<ByteCount>,
-    /// Age of its snapshot.
+    /// Highest age of its snapshot.
     pub snapshot_age: Option<Duration>,
 }
 
@@ -48,7 +46,7 @@ impl Default for Bounds {
     }
 }
 
-/// What has been seen of one job so far.
+/// The observed health of one job.
 #[derive(Debug, Clone, Default)]
 pub struct JobHealth {
     slot: Part<Fault>,
@@ -60,8 +58,8 @@ pub struct JobHealth {
 }
 
 impl JobHealth {
-    /// Takes what the agent on that side sees. The fault that the job is to end with, if it cannot go
-    /// on.
+    /// Takes an observation of the agent on that side. Returns the fault to end the job with, if it
+    /// cannot succeed.
     pub fn observe(
         &mut self,
         job: &Job,
@@ -72,7 +70,7 @@ impl JobHealth {
     ) -> Option<Fault> {
         let step = match &job.stage {
             Stage::Working(step) => *step,
-            // Its slot holds back WAL on the source; what becomes of the target is for who resumes it.
+            // Its slot still holds back WAL on the source; the target is judged when it is resumed.
             Stage::Kept(kept) if side == Side::Source => kept.step,
             Stage::Kept(_) | Stage::Ending(_) | Stage::Closed(_) => return None,
         };
@@ -103,7 +101,7 @@ impl JobHealth {
         fault.map(|fault| fault.on(side.node(&job.spec)))
     }
 
-    /// The publication, on the source. The slot goes on whether or not it is there.
+    /// The publication, on the source. The slot outlives it, so it is judged separately.
     fn publication_health(&mut self, job: &Job, seen: &Observed) -> Health<Fault> {
         let replication = job.replication();
         let status = seen.publications.iter().find(|p| p.job == replication.id);
@@ -118,7 +116,7 @@ impl JobHealth {
             return Health::Good;
         };
         self.labels.clone_from(&looked.enums);
-        // From a backup it may have entered before its slot was taken; the proof looks again.
+        // From a backup, a table may have entered before the slot was taken; the proof checks again.
         if looked.joined.is_empty() || job.spec.method == Method::Backup {
             return Health::Good;
         }
@@ -228,8 +226,8 @@ fn changes_missing(text: String) -> Fault {
     )
 }
 
-/// Whether the job's slot must be there: from the end of the step that makes it on. Natively nothing
-/// hangs on it before the subscription does, which fails by itself without it.
+/// Whether the job's slot must exist: after the step that makes it. Natively the subscription is the
+/// first to need it, and fails by itself without it.
 fn has_slot(method: Method, step: Step) -> bool {
     match method {
         Method::Snapshot | Method::TwoPhase => step > Step::OpenSource,

@@ -1,8 +1,8 @@
-//! Who follows whom, whichever tool made the subscriptions: a graph of the nodes' lineages.
+//! Who follows whom: a graph of the nodes' lineages, whichever tool made the subscriptions.
 //!
-//! Pure. An edge leads from a node to each node whose database has the slot that one of its
-//! subscriptions names. Databases are told apart by their identity and not by the nodes' names, so one
-//! database under two names is one place in the graph.
+//! Pure. An edge leads from a node to each node whose database has the slot named by one of its
+//! subscriptions. Databases are distinguished by identity, not by node name, so a database with two
+//! names is one vertex.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -10,56 +10,56 @@ use serde::{Deserialize, Serialize};
 use steep_protocol::message::lineage::{ChangeOrigin, Lineage, Sameness};
 use steep_protocol::{JobId, NodeId};
 
-/// What the coordinator knows besides what two agents have just said of their servers.
+/// What the coordinator knows beyond the facts that the two agents have just gathered.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Around {
     /// Every node's lineage.
     pub nodes: Vec<Known>,
-    /// Jobs and prepared slots that the coordinator remembers.
+    /// Jobs and prepared slots that the coordinator knows.
     pub remembered: Vec<JobId>,
 }
 
-/// A node's lineage, as its agent reported it last.
+/// A node's lineage, as last reported by its agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Known {
     /// The node.
     pub node: NodeId,
     /// Its lineage.
     pub lineage: Lineage,
-    /// When that was.
+    /// How recent it is.
     pub sight: Sight,
 }
 
 /// How old a lineage is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Sight {
-    /// A few seconds: the agent has a session.
+    /// A few seconds old: the agent has a session.
     Now,
-    /// Unknown: its server may have been started again since.
+    /// Of unknown age: its server may have restarted since.
     Before,
 }
 
-/// The graph.
+/// The graph of who follows whom.
 #[derive(Debug, Default)]
 pub struct Kinship<'a> {
     nodes: BTreeMap<&'a NodeId, (&'a Lineage, Sight)>,
 }
 
-/// One step from a node to the one whose changes it applies.
+/// An edge from a node to the one whose changes it applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Step<'a> {
-    /// Who applies them.
+    /// The node that applies the changes.
     pub node: &'a NodeId,
-    /// By which subscription.
+    /// The subscription that brings them.
     pub subscription: &'a str,
-    /// Which changes that takes.
+    /// Which changes the subscription receives.
     pub origin: ChangeOrigin,
-    /// Whose changes they are.
+    /// The node whose changes they are.
     pub upstream: &'a NodeId,
 }
 
 impl<'a> Kinship<'a> {
-    /// The graph of all that is known; what is named in `fresh` replaces what was known before.
+    /// The graph of all known nodes; lineages in `fresh` replace older ones.
     #[must_use]
     pub fn new(around: &'a Around, fresh: [(&'a NodeId, &'a Lineage); 2]) -> Self {
         let known = around.nodes.iter();
@@ -79,7 +79,7 @@ impl<'a> Kinship<'a> {
             let slot = subscription.slot.as_ref();
             let upstreams = self.nodes.iter().filter(move |(upstream, (of, _))| {
                 let has_slot = slot.is_some_and(|slot| of.slots.contains(slot));
-                // Nobody subscribes to its own database.
+                // A database does not subscribe to itself.
                 has_slot && !self.is(node, upstream)
             });
             upstreams.map(|(upstream, _)| Step {
@@ -92,7 +92,7 @@ impl<'a> Kinship<'a> {
         steps.collect()
     }
 
-    /// The subscriptions of other nodes by which changes made at `upstream` come to them at once.
+    /// The subscriptions of other nodes that follow `upstream` directly.
     #[must_use]
     pub fn followers(&self, upstream: &NodeId) -> Vec<Step<'a>> {
         let others = self.nodes.keys().filter(|node| !self.is(node, upstream));
@@ -102,7 +102,7 @@ impl<'a> Kinship<'a> {
             .collect()
     }
 
-    /// The shortest way on which changes made at `upstream` come to `node`; empty where none is known.
+    /// The shortest path by which changes made at `upstream` reach `node`; empty if none is known.
     #[must_use]
     pub fn path(&self, node: &'a NodeId, upstream: &NodeId) -> Vec<Step<'a>> {
         let mut came_by: BTreeMap<&NodeId, Step<'a>> = BTreeMap::new();
@@ -138,8 +138,8 @@ impl<'a> Kinship<'a> {
         path
     }
 
-    /// Whether both names are of one database. Of one that is out of sight it cannot be told whether it
-    /// is a physical copy of the other or the same before a restart; then they are taken for one.
+    /// Whether both names belong to one database. If one is out of sight, it may be a physical copy of the
+    /// other or the same database before a restart; then they count as one.
     fn is(&self, one: &NodeId, other: &NodeId) -> bool {
         let lineages = self.nodes.get(one).zip(self.nodes.get(other));
         one == other
@@ -165,7 +165,7 @@ impl<'a> Kinship<'a> {
             .collect()
     }
 
-    /// The nodes whose database has that slot.
+    /// The nodes whose database has the slot.
     #[must_use]
     pub fn with_slot(&self, slot: &str) -> Vec<&'a NodeId> {
         let has = |lineage: &Lineage| lineage.slots.iter().any(|known| known == slot);
@@ -173,7 +173,7 @@ impl<'a> Kinship<'a> {
         all.map(|(node, _)| *node).collect()
     }
 
-    /// Subscriptions of `node`, and of those it follows, whose publisher is no known node.
+    /// Subscriptions of `node`, and of the nodes it follows, whose publisher is unknown.
     #[must_use]
     pub fn unknown_upstreams(&self, node: &'a NodeId) -> Vec<(&'a NodeId, &'a str)> {
         let mut seen = vec![node];
@@ -200,7 +200,7 @@ impl<'a> Kinship<'a> {
         unknown
     }
 
-    /// Slots of `node` that no known node's subscription names: somebody unknown follows it by them.
+    /// Slots of `node` that no known subscription names: an unknown server follows it by them.
     #[must_use]
     pub fn unknown_followers(&self, node: &NodeId) -> Vec<&'a str> {
         let Some((lineage, _)) = self.nodes.get(node) else {
@@ -214,7 +214,7 @@ impl<'a> Kinship<'a> {
         slots.filter(|slot| !known(slot)).collect()
     }
 
-    /// Subscriptions of `node` that do not lead to `upstream`.
+    /// Subscriptions of `node` that do not follow `upstream`.
     #[must_use]
     pub fn others(&self, node: &'a NodeId, upstream: &NodeId) -> Vec<&'a str> {
         let Some((lineage, _)) = self.nodes.get(node) else {
@@ -240,7 +240,7 @@ pub(crate) mod tests {
         NodeId::parse(name).unwrap()
     }
 
-    /// A database that has those slots and subscribes to those.
+    /// A database with these slots, and a subscription to each slot in `subscribes`.
     pub(crate) fn lineage(database: u32, slots: &[&str], subscribes: &[&str]) -> Lineage {
         Lineage {
             identity: Some(Identity {
@@ -289,7 +289,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_chain_is_followed_over_every_node() {
+    fn a_path_leads_through_every_node_of_a_chain() {
         let nodes = [
             ("a", lineage(1, &["to_b"], &[])),
             ("b", lineage(2, &["to_c"], &["to_b"])),
@@ -302,7 +302,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_database_under_another_name_is_the_same_place() {
-        // x has no slot in its list yet, as one that was looked at earlier.
+        // x was observed before the slot was made.
         let nodes = [
             ("a", lineage(1, &["to_b"], &[])),
             ("b", lineage(2, &[], &["to_b"])),
@@ -323,7 +323,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_leads_out_of_sight_is_told_on_both_ends() {
+    fn unknown_publishers_and_followers_are_named() {
         let around = around(&[
             ("b", lineage(2, &["to_c", "to_whom"], &["from_whom"])),
             ("c", lineage(3, &[], &["to_c"])),
@@ -340,7 +340,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_copy_is_told_apart_only_while_both_are_seen() {
+    fn a_physical_copy_is_distinguished_only_while_both_are_seen() {
         let mut copy = lineage(1, &[], &[]);
         copy.identity.as_mut().unwrap().started = 200;
         let original = lineage(1, &["to_b"], &[]);

@@ -1,9 +1,9 @@
-//! Stopping a job and removing what it made.
+//! Stops a job and removes what it made.
 //!
-//! The order: abort what runs, wait until it has ended (or its process is gone, or its time is
-//! over), clean the target, then the source. A side whose agent is away is cleaned when the agent
-//! is back; the other side never waits for it, nor for long where it is there and cannot be cleaned,
-//! least of all the source, whose disk is at stake (G5).
+//! Aborts the running commands, waits until they have ended (or their process is gone, or the time limit
+//! is reached), and cleans up the target, then the source. A side whose agent is offline is cleaned up
+//! when the agent is back. The other side does not wait for that, and only a short time for a side that
+//! cannot be cleaned up: the slot fills the source's disk (G5).
 
 use steep_protocol::message::agent::Outcome;
 use steep_protocol::message::job::CancelledData;
@@ -17,19 +17,19 @@ use super::{
     TARGET_FIRST, Turn, Work, after,
 };
 
-/// Where the removal on a side is.
+/// The state of the cleanup on one side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tidy {
-    /// Nothing is left and nothing runs.
+    /// Finished: nothing is left and nothing runs.
     Clean,
-    /// Being stopped or removed now.
+    /// In progress.
     Busy,
-    /// Something is left, and nothing can be done about it at this moment.
+    /// Pending: something is left that cannot be removed now.
     Owed,
 }
 
 impl Turn {
-    /// Begins to stop the job.
+    /// Starts to stop the job.
     pub(super) fn end(&mut self, why: Why) {
         self.phase(Phase::Cleanup);
         let slot = match &self.job.stage {
@@ -60,7 +60,7 @@ impl Turn {
         self.tidy(ending);
     }
 
-    /// Begins to remove a job that ended well long ago; its node is shown as FAILED meanwhile.
+    /// Starts the cleanup of a job that succeeded earlier; its node is shown as FAILED meanwhile.
     pub(super) fn begin_undo(&mut self, data: CancelledData) {
         let ending = Ending {
             why: Why::Cancelled(data),
@@ -86,7 +86,7 @@ impl Turn {
         }
     }
 
-    /// What an ending job does with an event.
+    /// Handles an event of an ending job.
     pub(super) fn ending(&mut self, mut ending: Ending, event: JobEvent) -> Result<(), Refused> {
         match event {
             JobEvent::Begin => return Err(Refused::Begun),
@@ -116,7 +116,7 @@ impl Turn {
                     self.retry_stuck(side);
                 }
             }
-            // It ends already, and for its first cause.
+            // The first cause counts.
             JobEvent::Endangered { .. } | JobEvent::SnapshotLost => {}
             JobEvent::Resume { .. } => return Err(Refused::NothingKept),
             JobEvent::Cancel { data } => {
@@ -153,10 +153,10 @@ impl Turn {
         Ok(())
     }
 
-    /// An agent is back while its job ends.
+    /// An agent is online again while its job ends.
     fn returned(&mut self, side: Side, incarnation: u64) {
         if self.arrived(side, incarnation) == Process::Restarted {
-            // What that process was doing died with it.
+            // The old process's commands died with it.
             self.job
                 .running
                 .retain(|r| r.work.side() != side || r.work.is_cleanup());
@@ -184,13 +184,12 @@ impl Turn {
         }
     }
 
-    /// A removal ended.
+    /// The cleanup command of a side ended.
     fn cleaned(&mut self, side: Side, fault: Option<Fault>) {
         let again = after(self.now, CLEANUP_AGAIN);
         let end = self.end_mut(side);
         match fault {
-            // Nothing but the agent's own note was there to remove; a server that cannot be
-            // reached does not change that.
+            // Only the agent's own note was left to remove, for which it needs no server.
             Some(_) if end.residue == Residue::Grant => end.residue = Residue::Removed,
             None => end.residue = Residue::Removed,
             Some(fault) => {
@@ -206,7 +205,7 @@ impl Turn {
         }
     }
 
-    /// Gives the removals that can be given, and says how the job stands.
+    /// Issues the cleanup commands that are possible now, and updates the job's stage.
     pub(super) fn tidy(&mut self, mut ending: Ending) {
         let data = match &ending.why {
             Why::Failed(_) | Why::Again(_) => CancelledData::Remove,
@@ -234,7 +233,7 @@ impl Turn {
             ending.why = Why::Failed(fault.clone());
         }
         let waits = match ending.why {
-            // Whatever it waits for may come back.
+            // Agents and servers may come back.
             Why::Again(_) => true,
             Why::Failed(_) | Why::Cancelled(_) => in_time && sides.contains(&Tidy::Busy),
         };
@@ -252,7 +251,7 @@ impl Turn {
         self.job.stage = Stage::Ending(ending);
     }
 
-    /// Leaves on a side what cannot be removed there.
+    /// Gives up the cleanup of one side.
     fn abandon(&mut self, side: Side) {
         let why = match (&self.job.end(side).residue, self.online(side)) {
             (_, false) => "its agent has no session".to_owned(),
@@ -264,7 +263,7 @@ impl Turn {
         self.effects.push(Effect::GivenUp { side, why });
     }
 
-    /// An agent that is away and has nothing of the job on its server is not waited for.
+    /// Does not wait for an offline agent whose server has nothing of the job.
     fn leave_alone(&mut self, side: Side) {
         match self.job.end(side).residue {
             Residue::Grant | Residue::Nothing | Residue::Removed => {
@@ -313,7 +312,7 @@ impl Turn {
         }
     }
 
-    /// Nothing of the job is left on either side: it begins anew, without another preflight.
+    /// Starts the job over, without another preflight, once both sides are clean.
     fn begin_again(&mut self) {
         self.job.running.clear();
         for side in Side::BOTH {
@@ -323,7 +322,7 @@ impl Turn {
         self.enter(Step::OpenSource);
     }
 
-    /// Shows FAILED, once, and tells the operator who waits, each time.
+    /// Shows FAILED once, and answers every waiting operator.
     fn tell(&mut self, ending: &mut Ending) {
         let first = ending.shown == Shown::NotYet;
         if first {
@@ -360,7 +359,7 @@ impl Turn {
         ending.awaited = Awaited::Nobody;
     }
 
-    /// What is left to remove and what it waits for.
+    /// What is left to remove, and what it waits for.
     fn owed(&self) -> String {
         let sides = Side::BOTH.into_iter().filter_map(|side| {
             let node = side.node(&self.job.spec);

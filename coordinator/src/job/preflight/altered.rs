@@ -1,11 +1,11 @@
-//! Functions of extensions that were altered by hand, which a fresh target does not have so.
+//! Functions of extensions that were altered by hand; a fresh target has the originals.
 
 use steep_protocol::message::facts::{AlteredFunction, Finding, Listed, Severity};
 
 use super::text::{all_names, names};
 use super::{Pair, Text, finding};
 
-/// Statements shown in one finding.
+/// Most statements in one finding.
 const STATEMENTS: usize = 10;
 
 pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
@@ -28,7 +28,7 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     }
 }
 
-/// What cannot be made.
+/// The objects that use a function and cannot be created.
 #[derive(Debug, Clone, Copy)]
 enum Uses {
     Tables,

@@ -1,5 +1,5 @@
-//! What is in the source that needs a word: objects that are not
-//! replicated, roles and extensions that must exist on the target, the means to carry the schema.
+//! The source's content: objects that are not replicated, roles and extensions that must exist on the
+//! target, the filter, and `pg_dump`.
 
 use steep_protocol::ByteCount;
 use steep_protocol::message::facts::{Finding, Listed, UnmatchedFilter};
@@ -22,8 +22,8 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     findings.extend(roles(pair));
 }
 
-/// How fast initialisations are, in bytes of the source's tables and indexes a second: with a slow disk or
-/// network, and with fast ones.
+/// Usual speeds of initialisations, in bytes of the source's tables and indexes per second: with a slow disk
+/// or network, and with fast ones.
 const USUAL_RATES: [u64; 2] = [50_000_000, 250_000_000];
 
 /// How much would be copied, and about how long that takes.
@@ -57,7 +57,7 @@ pub(super) fn size(pair: &Pair<'_>) -> Option<Finding> {
     Some(info("copy_size", &pair.spec.source, text))
 }
 
-/// What publishing every table means for the source.
+/// The effects of publishing every table on the source.
 pub(super) fn judge_source(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     findings.extend(nothing_to_copy(pair));
     identity::judge(pair, findings);
@@ -83,7 +83,7 @@ fn filters(pair: &Pair<'_>) -> Vec<Finding> {
     told.collect()
 }
 
-/// What the filter makes of a schema that is created on the target.
+/// The effects of the filter on a schema that the job creates.
 fn dependants(pair: &Pair<'_>) -> Vec<Finding> {
     let (facts, node) = (&pair.source.filter, &pair.spec.source);
     if !pair.schema_is_created() {
@@ -234,7 +234,7 @@ fn extensions(pair: &Pair<'_>) -> Option<Finding> {
             continue;
         }
         match target.extensions_available.iter().find(|a| a.name == *name) {
-            // Created with the schema; where the schema is there already, it does without.
+            // The job creates it with the schema; an existing schema does without it.
             Some(available) if available.may_create || !pair.schema_is_created() => {}
             Some(_) => forbidden.push(name.clone()),
             None => absent.push(name.clone()),
@@ -265,8 +265,8 @@ fn extensions(pair: &Pair<'_>) -> Option<Finding> {
         "types, functions and indexes of these extensions would be missing, and so would tables that use them",
         "install the packages of these extensions on the target, or CREATE EXTENSION there as a superuser",
     );
-    // Where the schema is created, all extensions are, whatever the filter: a table's types may come
-    // from any of them. Where tables are there already, they do without.
+    // The schema is created with all extensions, whatever the filter: a table's types may come from any of
+    // them. Existing tables do without.
     let node = &pair.spec.target;
     Some(if pair.schema_is_created() {
         error("missing_extension", node, text)

@@ -1,4 +1,4 @@
-//! Event triggers that fire on what a job makes: they may refuse it, or write rows of their own.
+//! Event triggers that fire on a job's statements: they may refuse them, or write rows of their own.
 
 use steep_protocol::NodeId;
 use steep_protocol::message::facts::{Finding, Listed};

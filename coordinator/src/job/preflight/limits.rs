@@ -1,4 +1,4 @@
-//! Settings that could end the job midway: limits on slots, timeouts, the age of snapshots.
+//! Settings that could end the job midway: limits on slots, timeouts, limits on the age of snapshots.
 
 use steep_protocol::ByteCount;
 use steep_protocol::message::facts::Finding;
@@ -8,13 +8,13 @@ use super::servers::quoted;
 use super::text::bytes;
 use super::{End, Pair, Text, error, info, warning};
 
-/// No copy is faster than this, in bytes a second; a limit shorter than this allows cannot hold.
+/// No copy is faster than this, in bytes a second; a timeout that would require more is an error.
 const FASTEST_COPY: u64 = 1_000_000_000;
 
-/// A slot that may keep less than this is lost to the write load of any busy minute.
+/// A slot that may keep less is lost in any minute with a high write load.
 const SMALL_SLOT_LIMIT: ByteCount = ByteCount(1_000_000_000);
 
-/// Walsenders that time out faster than this, in milliseconds, are cut off by one slow commit.
+/// One slow commit disconnects walsenders with a shorter timeout, in milliseconds.
 const SHORT_WAL_SENDER_TIMEOUT: i64 = 10_000;
 
 pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
@@ -33,7 +33,7 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     }
 }
 
-/// What could end a prepared slot before its time.
+/// Limits that could end a prepared slot early.
 pub(super) fn judge_source(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     let end = pair.source_end();
     let set = |name: &str, none: i64| end.server.number(name).filter(|value| *value != none);

@@ -1,4 +1,4 @@
-//! Whose changes the two databases apply, and what earlier jobs have left in them.
+//! Whose changes the two databases apply, and what earlier jobs left in them.
 
 use steep_protocol::JobId;
 use steep_protocol::message::facts::{Finding, SubscribedTables};
@@ -9,13 +9,13 @@ use super::super::lineage::{Around, Kinship, Step};
 use super::text::{all_names, counted, names};
 use super::{Pair, Text, error, warning};
 
-/// The oldest version whose subscriptions know where a change was made.
+/// The oldest version whose subscriptions can filter changes by origin.
 const KNOWS_ORIGINS: u32 = 160_000;
 
-/// What stands between a source, a target and everybody they follow.
+/// Judges who follows whom, and leftovers of earlier jobs.
 pub(super) fn judge(pair: &Pair<'_>, around: &Around, findings: &mut Vec<Finding>) {
     if is_same_database(pair) {
-        // Said elsewhere, and everything below would be said of it twice.
+        // Already an error of its own, and every finding below would appear twice.
         return;
     }
     findings.extend(feedback(pair, around));
@@ -30,8 +30,8 @@ pub(super) fn judge(pair: &Pair<'_>, around: &Around, findings: &mut Vec<Finding
     findings.extend(forgotten_on_source(pair, around));
 }
 
-/// Which of the source's changes the subscription takes: all, unless the target's own would come back
-/// with them.
+/// Which of the source's changes the subscription receives: all, unless the target's own changes would
+/// come back with them.
 pub(super) fn origin(pair: &Pair<'_>, around: &Around) -> ChangeOrigin {
     if way_back(pair, &kinship(pair, around)).is_empty() {
         ChangeOrigin::Any
@@ -40,8 +40,8 @@ pub(super) fn origin(pair: &Pair<'_>, around: &Around) -> ChangeOrigin {
     }
 }
 
-/// Whether both ends are one running database. Both were asked within seconds, so that a physical copy
-/// is told apart by the moment its server started.
+/// Whether both ends are the same running database. Both were asked within seconds, so the start time of
+/// its server distinguishes a physical copy.
 pub(super) fn is_same_database(pair: &Pair<'_>) -> bool {
     let (source, target) = (&pair.source.server.lineage, &pair.target.server.lineage);
     let both = source.identity.zip(target.identity);
@@ -58,8 +58,8 @@ fn kinship<'a>(pair: &Pair<'a>, around: &'a Around) -> Kinship<'a> {
     )
 }
 
-/// The way on which the target's changes come to the source. A target that is a physical copy of the
-/// source, or of whom it follows, is not in its own way.
+/// The path by which the target's changes reach the source. A restored target may look like the database
+/// that it is a copy of; a path from that one is not a path from the target.
 fn way_back<'a>(pair: &Pair<'a>, kinship: &Kinship<'a>) -> Vec<Step<'a>> {
     let path = kinship.path(&pair.spec.source, &pair.spec.target);
     let ends_elsewhere = path
@@ -144,12 +144,12 @@ fn feedback(pair: &Pair<'_>, around: &Around) -> Vec<Finding> {
     found
 }
 
-/// Where either end of a way back may lie with servers that no agent runs beside.
+/// A path back that may lead through servers without an agent.
 fn out_of_sight(pair: &Pair<'_>, kinship: &Kinship<'_>) -> Option<Finding> {
     let upstreams = kinship.unknown_upstreams(&pair.spec.source);
     let followers = kinship.unknown_followers(&pair.spec.target);
     if upstreams.is_empty() || followers.is_empty() {
-        // Without both there is no way back.
+        // A path back needs both.
         return None;
     }
     let upstreams: Vec<String> = upstreams
@@ -176,8 +176,7 @@ fn out_of_sight(pair: &Pair<'_>, kinship: &Kinship<'_>) -> Option<Finding> {
     ))
 }
 
-/// Who follows the target: what empties and fills its tables does the same to theirs, through subscriptions
-/// that expect changes to the rows they have.
+/// Nodes that follow the target: emptying and filling its tables would be replicated to them.
 fn followers(pair: &Pair<'_>, around: &Around) -> Option<Finding> {
     let target = &pair.spec.target;
     let kinship = kinship(pair, around);
@@ -254,7 +253,7 @@ fn subscribed(pair: &Pair<'_>, around: &Around, seen: &SubscribedTables) -> Find
     )
 }
 
-/// Jobs of ours in a database that the coordinator does not remember.
+/// Jobs with traces in a database that the coordinator does not know.
 fn unremembered(
     lineage: &Lineage,
     around: &Around,

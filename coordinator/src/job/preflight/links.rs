@@ -1,5 +1,5 @@
-//! Whether everyone reaches whom they must: agent to agent, PostgreSQL to PostgreSQL, and the source's
-//! agent its own PostgreSQL as a replication client.
+//! Connections: agent to agent, PostgreSQL to PostgreSQL, and the source's agent to its own PostgreSQL as
+//! a replication client.
 
 use steep_protocol::message::facts::Finding;
 

@@ -1,5 +1,5 @@
-//! What rows need while they are loaded and while changes are applied: functions that find what they name,
-//! the settings that values follow, objects that columns name, rows of extensions' tables.
+//! What loading rows and applying changes depends on: `search_path` of functions, settings that affect
+//! values, objects named in columns, rows in tables of extensions.
 
 use steep_protocol::NodeId;
 use steep_protocol::message::facts::{
@@ -9,11 +9,11 @@ use steep_protocol::message::facts::{
 use super::text::{all_names, names};
 use super::{Pair, Text, finding, info, warning};
 
-/// Statements shown in one finding.
+/// Most statements in one finding.
 const STATEMENTS: usize = 10;
 
 pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
-    // Where the target has its tables, its own functions run.
+    // With existing tables, the target's own functions run.
     let (node, facts) = if pair.schema_is_created() {
         (&pair.spec.source, &pair.source.loading)
     } else {
@@ -95,7 +95,7 @@ fn search_path(node: &NodeId, facts: &LoadingFacts, stops: Stops) -> Option<Find
     Some(finding(severity, code, node, text))
 }
 
-/// Whether the job itself will set it.
+/// Whether the job sets it on the target.
 fn is_taken_over(pair: &Pair<'_>, difference: &SettingDifference) -> bool {
     let scope = match difference.scope {
         SettingScope::Database => pair.target.owns_database || pair.target.server.superuser,
@@ -127,8 +127,8 @@ fn taken_over(pair: &Pair<'_>) -> Option<Finding> {
     })
 }
 
-/// Those that stay different and may change values: where nothing is computed from rows by more than
-/// built-in, immutable functions, none does.
+/// Settings that stay different and may affect values. They cannot if values are computed from rows by
+/// built-in immutable functions only.
 fn settings(pair: &Pair<'_>) -> Option<Finding> {
     let sensitive = &pair.source.loading.sensitive;
     let differing: Vec<&SettingDifference> = pair

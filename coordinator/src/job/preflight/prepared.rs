@@ -1,4 +1,4 @@
-//! The prepared slot that a hand-over goes on from, and the backup's position in its WAL.
+//! The prepared slot that a restored target continues from, and the backup's position in its WAL.
 
 use steep_protocol::NodeId;
 use steep_protocol::message::facts::Finding;
@@ -10,7 +10,7 @@ use super::super::handover::{Handover, Position, position};
 use super::text::{bytes, counted, names};
 use super::{Pair, Text, error, info, warning};
 
-/// What to do where the slot is of no use any more.
+/// What to do if the slot can no longer be used.
 const ANEW: &str =
     "prepare another slot with steep-repl init prepare, and take a new backup after that";
 
@@ -26,12 +26,12 @@ pub(super) fn judge(
     let usable = gone.is_empty();
     findings.extend(gone);
     if usable {
-        // A position means nothing to a slot that cannot be used.
+        // The position can be judged only against a usable slot.
         findings.extend(source_lsn(pair, handover, facts));
     }
 }
 
-/// What prepared slots that nobody uses cost that node, whatever it is looked at for.
+/// Findings about prepared slots that no job uses, for every check of the node.
 #[must_use]
 pub fn standing(node: &NodeId, slots: &[PreparedSlot]) -> Vec<Finding> {
     let unused = slots.iter().filter_map(|slot| {
@@ -88,7 +88,7 @@ fn schema_unchecked(pair: &Pair<'_>, handover: &Handover) -> Option<Finding> {
     })
 }
 
-/// What keeps the slot from being used at all.
+/// Why the slot cannot be used.
 fn gone(pair: &Pair<'_>, handover: &Handover, facts: &SlotFacts) -> Vec<Finding> {
     let slot = &handover.replication.slot;
     let node = &pair.spec.source;
@@ -171,7 +171,7 @@ fn gone(pair: &Pair<'_>, handover: &Handover, facts: &SlotFacts) -> Vec<Finding>
     found
 }
 
-/// Why a slot that is there is of no use.
+/// Why an existing slot cannot be used.
 fn invalid(slot: &ServerSlot) -> Option<String> {
     match (&slot.plugin, &slot.invalidated) {
         (_, Some(reason)) => Some(format!("it was invalidated ({reason})")),

@@ -1,5 +1,5 @@
-//! How the target's schema differs from the source's, and what the chosen mode makes of it: strict
-//! stops, auto shows what it will run, manual wants a person's word.
+//! Differences between the target's schema and the source's, as each mode treats them: strict stops, auto
+//! shows the statements it will run, manual asks for confirmation.
 
 use steep_protocol::message::facts::{Finding, Severity};
 use steep_protocol::message::job::{Confirmation, ExistingRows, SchemaMode};
@@ -12,7 +12,7 @@ use super::{Pair, Text, finding};
 /// The code of a difference.
 const MISMATCH: &str = "schema_mismatch";
 
-/// The code of a statement that auto runs, or would run.
+/// The code of a statement that auto runs or would run.
 const PLAN: &str = "schema_plan";
 
 /// The code of a difference that auto has no statement for.
@@ -48,7 +48,7 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
         "make these changes on the target yourself, or start with a target database without tables";
     add(pair, findings, UNPLANNED, Vec::new(), unsaid, (why, fix));
     let force = pair.spec.existing == ExistingRows::Replace;
-    // Numbered, since findings are told in the order of how grave they are.
+    // Numbered, since findings are sorted by severity.
     let statements = (1..).zip(&review.plan).map(|(number, planned)| {
         let (severity, text) = statement(planned, force);
         (
@@ -69,7 +69,7 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     );
 }
 
-/// A finding for each, and one for those that are only counted.
+/// Adds a finding for each, and one for those that are only counted.
 fn add(
     pair: &Pair<'_>,
     findings: &mut Vec<Finding>,
@@ -104,7 +104,7 @@ fn statement(statement: &PlannedStatement, force: bool) -> (Severity, String) {
     }
 }
 
-/// How grave a difference is, why, and what to do.
+/// The severity of a difference, why it matters, and what to do.
 fn verdict(mode: SchemaMode, word: Confirmation) -> (Severity, &'static str, &'static str) {
     match (mode, word) {
         (SchemaMode::Strict, _) => (

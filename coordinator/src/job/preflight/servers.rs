@@ -1,17 +1,17 @@
-//! Who is there: versions, roles as primary or standby, encodings, collations, clocks, poolers.
+//! Versions, primaries and standbys, encodings, collations, clocks, poolers.
 
 use steep_protocol::message::facts::Finding;
 
 use super::text::version;
 use super::{End, Pair, Text, error, info, lineage, warning};
 
-/// The oldest version whose TID range scans and slots the data path is built on.
+/// The oldest version with the TID range scans and slots that the data path needs.
 const OLDEST_SUPPORTED: u32 = 140_000;
 
-/// Clocks further apart than this make times in progress and logs misleading.
+/// Clocks further apart make times in progress and logs misleading.
 const CLOCK_TOLERANCE_SECONDS: f64 = 5.0;
 
-/// What keeps a server from being asked anything further; nothing else can be said then.
+/// Defects that prevent any further facts from being gathered.
 pub(super) fn unusable(pair: &Pair<'_>) -> Vec<Finding> {
     let ends = pair.ends();
     ends.iter()
@@ -19,13 +19,13 @@ pub(super) fn unusable(pair: &Pair<'_>) -> Vec<Finding> {
         .collect()
 }
 
-/// The same of the source alone.
+/// The same for the source alone.
 pub(super) fn unusable_source(pair: &Pair<'_>) -> Vec<Finding> {
     let end = pair.source_end();
     too_old(&end).into_iter().chain(pooler(&end)).collect()
 }
 
-/// What the source alone is like.
+/// Judges the source alone.
 pub(super) fn judge_source(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     findings.extend(read_only(&pair.source_end()));
     findings.extend(standbys(pair));
@@ -280,7 +280,7 @@ fn clocks(pair: &Pair<'_>) -> Option<Finding> {
     })
 }
 
-/// A role's name as SQL wants it.
+/// A quoted SQL identifier.
 pub(super) fn quoted(role: &str) -> String {
     format!("\"{}\"", role.replace('"', "\"\""))
 }

@@ -1,4 +1,4 @@
-//! Tables as they are shown: which of them, and how far each is.
+//! Which tables are shown, and the progress of each.
 
 use std::cmp::Reverse;
 
@@ -9,7 +9,7 @@ use steep_protocol::{ByteCount, TableNo, limits};
 use super::{ALMOST, Detail, percent};
 use crate::job::copy_progress::{CopyProgress, TableCopy};
 
-/// The largest table on its way, and how far it is.
+/// The largest table in flight, and its percentage.
 pub(super) fn leading_table(copied: &CopyProgress) -> Option<(TableNo, f64)> {
     let tables = copied
         .flight()
@@ -20,7 +20,7 @@ pub(super) fn leading_table(copied: &CopyProgress) -> Option<(TableNo, f64)> {
     Some((largest.summary.no, table_percent(copied, largest, moving)))
 }
 
-/// Bytes of that table on their way.
+/// Bytes of that table in flight.
 fn in_flight(copied: &CopyProgress, table: &TableCopy) -> ByteCount {
     let own = |f: &&PartProgress| copied.table_of(f.part) == Some(table.summary.no);
     copied.flight().iter().filter(own).map(|f| f.bytes).sum()

@@ -1,11 +1,11 @@
 //! The default store: one SQLite file, owned by one process.
 //!
-//! WAL mode with `synchronous = FULL`: every [`Store::apply`] is one transaction and one fsync. What
-//! was applied must survive the machine, not only the process, because messages that tell agents to
-//! forget leave right after; there are a few writes a second, so the fsync does not matter.
+//! WAL mode with `synchronous = FULL`: every [`Store::apply`] is one transaction and one fsync. Applied
+//! writes must survive a crash of the machine, not only of the process, because messages that let agents
+//! forget are sent right after; at a few writes a second, the fsync does not matter.
 //!
 //! The directory is locked by `coordinator.lock` for the life of the [`SqliteStore`]; file and
-//! directory are readable by their owner alone, and nobody else may write to either ([`place`]).
+//! directory are readable only by their owner, and nobody else may write to either ([`place`]).
 
 mod place;
 mod write;
@@ -34,7 +34,7 @@ use write::apply_one;
 const FILE: &str = "coordinator.db";
 const LOCK: &str = "coordinator.lock";
 
-/// Each entry leads from the version of its index to the next. Never change one; add one.
+/// Each entry migrates from the version of its index to the next. Never change one; add one.
 const MIGRATIONS: &[&str] = &[
     "
     CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -91,16 +91,15 @@ const MIGRATIONS: &[&str] = &[
 #[derive(Debug)]
 pub struct SqliteStore {
     connection: Connection,
-    /// Held, not used: the lock goes with it.
+    /// Holds the lock.
     _lock: File,
 }
 
 impl SqliteStore {
-    /// Opens the store in that directory, making both where they are not there.
+    /// Opens the store in that directory; creates both if missing.
     ///
     /// # Errors
-    /// [`StoreError`] where the directory is in use, cannot be written, or was written by a newer
-    /// version.
+    /// [`StoreError`] if the directory is in use, cannot be written, or was written by a newer version.
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
         let failed = |what, path: &Path| {
             let path = path.to_owned();
@@ -117,8 +116,8 @@ impl SqliteStore {
         )?;
         let lock = take_lock(directory)?;
         let path = directory.join(FILE);
-        // Made before SQLite makes it, so that it is never readable by others; its WAL gets the
-        // same mode from SQLite.
+        // Created before SQLite would create it, so that others can never read it; SQLite gives its WAL
+        // the same mode.
         let file = private_file(&path).map_err(failed("open", &path))?;
         file.set_permissions(std::fs::Permissions::from_mode(0o600))
             .map_err(failed("protect", &path))?;
@@ -137,7 +136,7 @@ impl SqliteStore {
 }
 
 impl SqliteStore {
-    /// The number of the last audit entry; 0 where there was none.
+    /// The number of the last audit entry; 0 if there is none.
     fn last_audit(&self) -> Result<u64, StoreError> {
         let sql = "SELECT coalesce(max(seq), 0) FROM audit";
         Ok(self.connection.query_row(sql, [], |row| unsigned(row, 0))?)
@@ -213,7 +212,7 @@ impl Store for SqliteStore {
         while let Some(row) = rows.next()? {
             let name: String = row.get(0)?;
             let record = from_json(&format!("node {name}"), &row.get::<_, String>(1)?);
-            // Its agent tells again what can be told.
+            // Its agent reports what it can again.
             let anew = || NodeId::parse(&name).ok().map(NodeRecord::new);
             nodes.extend(legible(record).or_else(anew));
         }
@@ -430,7 +429,7 @@ fn from_json<T: DeserializeOwned>(what: &str, text: &str) -> Result<T, StoreErro
     serde_json::from_str(text).map_err(|e| corrupt(what.to_owned(), &e))
 }
 
-/// One of many records: a list lacks those that cannot be read, and the log says so.
+/// One of many records: unreadable ones are logged and left out.
 fn legible<T>(record: Result<T, StoreError>) -> Option<T> {
     record
         .inspect_err(|error| {
@@ -450,7 +449,7 @@ fn moment(millis: Option<i64>) -> Option<Timestamp> {
     Timestamp::from_millisecond(millis?).ok()
 }
 
-/// SQLite's integers are signed; what is beyond them is no count of anything real.
+/// SQLite's integers are signed; no real count is larger.
 fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }

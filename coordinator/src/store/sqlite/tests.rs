@@ -1,4 +1,4 @@
-//! Claims about what survives.
+//! Tests of durability, retention and access.
 
 use jiff::Timestamp;
 use steep_protocol::NodeState;
@@ -73,7 +73,7 @@ fn end(id: u64) -> EndView {
 }
 
 #[test]
-fn what_was_applied_is_there_after_a_crash() {
+fn applied_writes_survive_a_crash() {
     let directory = tempfile::tempdir().unwrap();
     let mut node = NodeRecord::new(testing::node("b"));
     node.state = NodeState::Copying;
@@ -101,7 +101,7 @@ fn what_was_applied_is_there_after_a_crash() {
             Write::Event(event(1, "b")),
         ])
         .unwrap();
-    // No closing: the handle is dropped as a dying process drops it.
+    // The handle is dropped without closing the store, as by a crash.
     drop(store);
     let mut store = SqliteStore::open(directory.path()).unwrap();
     let loaded = store.load().unwrap();
@@ -121,7 +121,7 @@ fn what_was_applied_is_there_after_a_crash() {
 }
 
 #[test]
-fn all_writes_or_none() {
+fn writes_are_atomic() {
     let directory = tempfile::tempdir().unwrap();
     let mut store = SqliteStore::open(directory.path()).unwrap();
     store.apply(&[Write::Event(event(1, "b"))]).unwrap();
@@ -227,7 +227,7 @@ fn two_coordinators_cannot_share_a_directory() {
 }
 
 #[test]
-fn nobody_else_reads_it() {
+fn others_cannot_read_the_store() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("data");
     let mut store = SqliteStore::open(&path).unwrap();
@@ -269,7 +269,7 @@ fn a_directory_that_others_write_to_and_a_file_that_is_elsewhere_are_refused() {
 }
 
 #[test]
-fn one_record_that_cannot_be_read_costs_no_other() {
+fn an_unreadable_record_does_not_affect_others() {
     let directory = tempfile::tempdir().unwrap();
     let mut store = SqliteStore::open(directory.path()).unwrap();
     let writes: Vec<Write> = (1..=3).map(|i| Write::Event(event(i, "b"))).collect();
@@ -322,7 +322,7 @@ fn a_store_of_a_newer_version_is_left_alone() {
 }
 
 #[test]
-fn samples_are_thinned_where_they_are_old_and_go_with_the_next_job() {
+fn old_samples_are_thinned_and_the_next_job_drops_them() {
     let directory = tempfile::tempdir().unwrap();
     let mut store = SqliteStore::open(directory.path()).unwrap();
     let mut first = job(1);
@@ -406,7 +406,7 @@ fn an_audit_entry_is_due_until_each_node_has_it() {
     assert!(store.audit(&query).unwrap().is_empty());
 }
 
-/// A job of `b` that ended at that second.
+/// Writes of a job of `b` that ended at that second.
 fn ended(id: u64, second: i64) -> [Write; 2] {
     let mut closed = job(id);
     closed.stage = Stage::Closed(Closed::Synchronized);
@@ -436,7 +436,7 @@ fn the_last_report_is_that_of_the_job_which_ended_last_and_survives_the_next_one
 }
 
 #[test]
-fn of_the_jobs_that_are_over_the_newest_are_kept() {
+fn the_newest_finished_jobs_are_kept() {
     let directory = tempfile::tempdir().unwrap();
     let mut store = SqliteStore::open(directory.path()).unwrap();
     let count = u64::from(JOBS_KEPT) + 5;
@@ -448,7 +448,7 @@ fn of_the_jobs_that_are_over_the_newest_are_kept() {
 }
 
 #[test]
-fn a_store_of_the_first_version_tells_its_last_report() {
+fn a_store_of_the_first_version_has_its_last_report() {
     let directory = tempfile::tempdir().unwrap();
     let old = Connection::open(directory.path().join(FILE)).unwrap();
     old.execute_batch(MIGRATIONS[0]).unwrap();

@@ -1,9 +1,9 @@
-//! How jobs end before their time: cancelled, failed, over time, and what is removed then.
+//! Jobs that end early: cancelled, failed, timed out; and their cleanup.
 
 use super::*;
 
 #[test]
-fn a_prepared_slot_is_given_back_unless_it_had_become_the_nodes_own() {
+fn a_prepared_slot_is_returned_unless_the_job_had_succeeded() {
     let data = CancelledData::Remove;
     for work in &BACKUP_WORK[..8] {
         let mut world = World::new(Method::Backup);
@@ -66,10 +66,10 @@ fn a_cancel_at_every_command_removes_everything_target_first() {
 }
 
 #[test]
-fn a_fault_that_cannot_pass_ends_in_failed_with_its_cause_at_every_command() {
+fn a_permanent_fault_at_every_command_ends_in_failed_with_its_cause() {
     for work in SNAPSHOT_WORK {
         let mut world = World::new(Method::Snapshot);
-        // Nothing is kept: what is kept is tested in `keeping`.
+        // `keeping` tests what is kept.
         world.rules.patience.keep_failed = None;
         world.until(work);
         let at = world
@@ -90,7 +90,7 @@ fn a_fault_that_cannot_pass_ends_in_failed_with_its_cause_at_every_command() {
 }
 
 #[test]
-fn the_jobs_time_is_over_when_it_says() {
+fn a_job_fails_at_its_time_limit() {
     let mut world = World::new(Method::Snapshot);
     world.job.spec.timeout_seconds = 60;
     world.until(Work::BuildIndexes);
@@ -102,12 +102,12 @@ fn the_jobs_time_is_over_when_it_says() {
 }
 
 #[test]
-fn what_is_seen_to_go_wrong_ends_a_job_at_work_with_that_cause_and_changes_nothing_after() {
+fn an_observed_danger_ends_a_running_job_with_that_cause_and_no_finished_one() {
     for work in SNAPSHOT_WORK {
         let mut world = World::new(Method::Snapshot);
         world.until(work);
         world.endanger();
-        // The first cause is the one that counts.
+        // The first cause counts.
         world.endanger();
         world.run_on();
         assert!(
@@ -125,11 +125,11 @@ fn what_is_seen_to_go_wrong_ends_a_job_at_work_with_that_cause_and_changes_nothi
 }
 
 #[test]
-fn a_snapshot_ends_its_job_when_it_is_too_old_and_only_while_it_is_held() {
+fn a_held_snapshot_that_is_too_old_ends_its_job() {
     let old = |method, work| {
         let mut world = World::new(method);
         world.rules.bounds.snapshot_age = Some(Duration::from_secs(60));
-        // Time before the snapshot is not its age.
+        // Time before the snapshot does not count.
         world.until(Work::GatherTarget);
         world.tick(100);
         world.until(work);
@@ -158,7 +158,7 @@ fn a_snapshot_ends_its_job_when_it_is_too_old_and_only_while_it_is_held() {
 }
 
 #[test]
-fn a_cancel_with_an_agent_away_says_what_is_pending_and_completes_later() {
+fn a_cancel_with_an_offline_agent_says_what_is_pending_and_completes_later() {
     let mut world = World::new(Method::Snapshot);
     world.until(Work::Copy);
     world.kill(Side::Target);
@@ -180,7 +180,7 @@ fn a_cancel_with_an_agent_away_says_what_is_pending_and_completes_later() {
 }
 
 #[test]
-fn a_target_that_cannot_be_cleaned_for_long_does_not_keep_the_source_from_it() {
+fn a_target_with_a_slow_cleanup_delays_the_source_only_briefly() {
     let mut world = World::new(Method::Snapshot);
     world.until(Work::Copy);
     let data = CancelledData::Remove;
@@ -196,7 +196,7 @@ fn a_target_that_cannot_be_cleaned_for_long_does_not_keep_the_source_from_it() {
 }
 
 #[test]
-fn a_removal_that_failed_is_tried_again_by_itself() {
+fn a_failed_cleanup_is_retried() {
     let mut world = World::new(Method::Snapshot);
     world.rules.patience.keep_failed = None;
     world.until(Work::Copy);

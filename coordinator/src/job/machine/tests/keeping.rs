@@ -1,9 +1,9 @@
-//! Failed jobs that keep what they have: for how long, and how they go on.
+//! Failed jobs that can be resumed: for how long, and how they go on.
 
 use super::*;
 use crate::job::retry::{KEEP_FAILED, KEEP_SNAPSHOT};
 
-/// Every command after which a failed job has something worth keeping.
+/// Every command whose failure leaves something worth keeping.
 const KEPT: [Work; 7] = [
     Work::Copy,
     Work::BuildIndexes,
@@ -14,7 +14,7 @@ const KEPT: [Work; 7] = [
     Work::ReleaseTarget,
 ];
 
-/// A job that failed at that work.
+/// A job that failed at that command.
 fn failed(work: Work) -> World {
     let mut world = World::new(Method::Snapshot);
     world.until(work);
@@ -30,7 +30,7 @@ fn kept_for(world: &World) -> Option<Duration> {
 }
 
 #[test]
-fn a_job_that_fails_with_its_rows_copied_keeps_them_and_goes_on_where_it_failed() {
+fn a_job_that_fails_after_its_copy_is_resumed_where_it_failed() {
     for work in KEPT {
         let mut world = failed(work);
         assert_eq!(world.node, NodeState::Failed, "{work:?}");
@@ -58,7 +58,7 @@ fn a_job_that_fails_with_its_rows_copied_keeps_them_and_goes_on_where_it_failed(
 }
 
 #[test]
-fn what_failed_before_its_rows_were_copied_or_against_the_fence_is_cleaned_up() {
+fn a_job_that_fails_before_its_copy_or_at_the_fence_is_cleaned_up() {
     for work in [
         Work::GatherSource,
         Work::GatherTarget,
@@ -76,7 +76,7 @@ fn what_failed_before_its_rows_were_copied_or_against_the_fence_is_cleaned_up() 
 }
 
 #[test]
-fn a_table_that_changed_under_the_copy_leaves_nothing_that_would_be_worth_keeping() {
+fn a_table_that_changed_during_the_copy_leaves_nothing_worth_keeping() {
     let mut world = World::new(Method::Snapshot);
     world.until(Work::Copy);
     let side = Work::Copy.side();
@@ -90,7 +90,7 @@ fn a_table_that_changed_under_the_copy_leaves_nothing_that_would_be_worth_keepin
 }
 
 #[test]
-fn nothing_is_kept_longer_than_is_said_and_its_cause_stays() {
+fn a_failed_job_is_cleaned_up_on_time_and_keeps_its_error() {
     for work in KEPT {
         let mut world = failed(work);
         world.run_on();
@@ -107,7 +107,7 @@ fn nothing_is_kept_longer_than_is_said_and_its_cause_stays() {
 }
 
 #[test]
-fn a_snapshot_is_kept_no_longer_than_its_age_allows_and_not_once_it_is_lost() {
+fn a_snapshot_is_kept_within_its_age_limit_and_not_once_it_is_lost() {
     let mut world = World::new(Method::Snapshot);
     world.rules.bounds.snapshot_age = Some(Duration::from_secs(600));
     world.until(Work::Copy);
@@ -141,7 +141,7 @@ fn a_snapshot_is_kept_no_longer_than_its_age_allows_and_not_once_it_is_lost() {
 }
 
 #[test]
-fn what_is_kept_is_removed_at_once_by_a_cancel_or_when_it_harms_the_source() {
+fn a_failed_job_is_cleaned_up_at_once_by_a_cancel_or_when_it_harms_the_source() {
     for cancelled in [true, false] {
         let mut world = failed(Work::BuildIndexes);
         if cancelled {
@@ -163,7 +163,7 @@ fn what_is_kept_is_removed_at_once_by_a_cancel_or_when_it_harms_the_source() {
 }
 
 #[test]
-fn a_subscription_that_cannot_go_on_and_a_time_that_is_over_keep_what_there_is() {
+fn a_job_can_be_resumed_after_a_broken_subscription_and_after_a_timeout() {
     let mut world = World::new(Method::Snapshot);
     world.until(Work::AwaitFence);
     let fault = Fault::new(FaultKind::Failed, "the subscription keeps failing");
@@ -188,7 +188,7 @@ fn a_subscription_that_cannot_go_on_and_a_time_that_is_over_keep_what_there_is()
 }
 
 #[test]
-fn a_resume_waits_until_what_failed_has_been_stopped() {
+fn a_resume_is_refused_until_the_failed_job_has_stopped() {
     let mut world = World::new(Method::Snapshot);
     world.until(Work::AwaitFence);
     world.until(Work::Finish);
@@ -208,7 +208,7 @@ fn a_resume_waits_until_what_failed_has_been_stopped() {
 }
 
 #[test]
-fn agents_that_restart_meanwhile_do_not_keep_a_job_from_going_on() {
+fn a_job_can_be_resumed_after_its_agents_restarted() {
     for work in &KEPT[1..] {
         for side in Side::BOTH {
             let mut world = failed(*work);

@@ -1,11 +1,11 @@
-//! Faults that may pass: the work is given again, for as long as the budget lasts.
+//! Transient faults: the work is retried until the budget is used up.
 
 use super::*;
 use crate::job::retry::{RETRY_FOR, waiting};
 use steep_protocol::message::api::WaitsFor;
 
 impl World {
-    /// Lets that work fail in a way that may pass.
+    /// Lets that work fail with a transient fault.
     fn trip(&mut self, work: Work) {
         let at = self.work_of(work.side()).iter().position(|w| *w == work);
         self.stumble(work.side(), at.unwrap());
@@ -13,7 +13,7 @@ impl World {
 }
 
 #[test]
-fn work_that_fails_in_passing_is_given_again_at_every_command() {
+fn every_command_is_retried_after_a_transient_fault() {
     for method in [Method::Snapshot, Method::Native, Method::Backup] {
         for step in Step::path(method) {
             for work in step.begins() {
@@ -76,7 +76,7 @@ fn a_preflight_gives_up_within_seconds() {
 }
 
 #[test]
-fn what_is_waited_for_is_said_with_the_next_try_and_the_end_of_patience() {
+fn a_waiting_job_shows_the_next_try_and_when_it_gives_up() {
     let mut world = World::new(Method::Snapshot);
     world.until(Work::BuildIndexes);
     let said = |world: &World| waiting(&world.job, &world.rules.patience, world.now);
@@ -100,7 +100,7 @@ fn what_is_waited_for_is_said_with_the_next_try_and_the_end_of_patience() {
 }
 
 #[test]
-fn a_silent_server_is_given_up_where_it_is_needed_and_when_the_budget_is_over() {
+fn a_silent_server_fails_the_job_if_it_is_needed_once_the_budget_is_over() {
     for (work, side, ends) in [
         (Work::Copy, Side::Source, true),
         (Work::Copy, Side::Target, true),
@@ -120,7 +120,7 @@ fn a_silent_server_is_given_up_where_it_is_needed_and_when_the_budget_is_over() 
 }
 
 #[test]
-fn a_command_whose_agent_left_is_not_given_before_it_is_back() {
+fn a_command_is_not_retried_before_its_agent_is_back() {
     let mut world = World::new(Method::Snapshot);
     world.until(Work::BuildIndexes);
     world.trip(Work::BuildIndexes);

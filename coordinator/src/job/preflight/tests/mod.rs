@@ -1,4 +1,4 @@
-//! A healthy pair is silent; each defect yields exactly its finding, as grave as it is.
+//! A healthy pair yields no finding; each defect yields exactly its own, with its severity.
 
 mod backup;
 mod features;
@@ -47,7 +47,7 @@ fn walk(cases: &[(&str, Severity, Defect)]) {
     walk_from(healthy, cases);
 }
 
-/// [`walk`], from another world with nothing wrong.
+/// [`walk`], from another healthy world.
 fn walk_from(start: fn() -> World, cases: &[(&str, Severity, Defect)]) {
     for (n, (code, severity, defect)) in cases.iter().enumerate() {
         let mut world = start();
@@ -80,7 +80,7 @@ fn walk_from(start: fn() -> World, cases: &[(&str, Severity, Defect)]) {
 use Severity::{Error, Info, Warning};
 
 #[test]
-fn a_healthy_pair_has_nothing_to_say() {
+fn a_healthy_pair_yields_no_finding() {
     assert_eq!(healthy().judge(), []);
 }
 
@@ -478,7 +478,7 @@ fn each_obstacle_on_the_target_is_its_own_finding() {
 }
 
 #[test]
-fn a_disk_that_replaced_rows_may_free_is_only_warned_about() {
+fn a_full_disk_is_only_a_warning_if_replaced_rows_may_free_space() {
     let mut world = healthy();
     world.target.disk_free = Some(ByteCount(1_000_000_000));
     world.target.not_empty = some("app.orders");
@@ -492,7 +492,7 @@ fn a_disk_that_replaced_rows_may_free_is_only_warned_about() {
 }
 
 #[test]
-fn differences_are_bounded_and_none_is_forgotten() {
+fn differences_are_bounded_and_all_are_counted() {
     let mut world = healthy();
     world.target.user_tables = 1;
     let many = |n| difference(Some(&format!("c{n}")), Change::Missing);
@@ -505,7 +505,7 @@ fn differences_are_bounded_and_none_is_forgotten() {
 }
 
 #[test]
-fn what_stops_the_job_comes_first() {
+fn errors_come_first() {
     let mut world = healthy();
     world.source.sequences = 1;
     world.source.unlogged = some("app.cache");
@@ -515,7 +515,7 @@ fn what_stops_the_job_comes_first() {
 }
 
 #[test]
-fn nothing_known_is_no_reason_to_panic() {
+fn missing_facts_do_not_panic() {
     let mut world = healthy();
     world.source = SourceFacts::default();
     world.target = TargetFacts::default();
@@ -523,7 +523,7 @@ fn nothing_known_is_no_reason_to_panic() {
 }
 
 #[test]
-fn code_of_owners_is_warned_of_where_it_would_gain_rights() {
+fn functions_of_owners_yield_a_warning_if_they_would_gain_rights() {
     let warned = |spoil: &dyn Fn(&mut World)| {
         let mut world = healthy();
         world.source.owner_code = some("app.fine(integer) of app by a check of app.orders");
@@ -537,11 +537,11 @@ fn code_of_owners_is_warned_of_where_it_would_gain_rights() {
     for said in ["CREATEROLE", "app.fine(integer) of app", "--method native"] {
         assert!(text.contains(said), "{said} is not in {text}");
     }
-    // Who loads has no rights to lend.
+    // The loading role has no special rights.
     assert_eq!(warned(&|w| w.target.server.powers.clear()), None);
-    // What is there already counts, not what the source has.
+    // With existing tables, the source's functions do not matter.
     assert_eq!(warned(&|w| w.target.user_tables = 3), None);
-    // PostgreSQL uses each owner's own rights, from 16 on.
+    // From 16 on, PostgreSQL uses each owner's own rights.
     assert_eq!(warned(&|w| w.spec.method = Method::Native), None);
     let old = warned(&|w| {
         w.spec.method = Method::Native;
