@@ -58,12 +58,9 @@ pub enum Position {
 pub fn position(lsn: Lsn, facts: &SlotFacts) -> Position {
     let noted = facts.noted.as_ref().map(|noted| noted.lsn);
     let slot = facts.slot.as_ref();
-    let known = [
-        noted,
-        slot.and_then(|slot| slot.restart),
-        slot.and_then(|slot| slot.confirmed),
-    ];
-    let begins = known.into_iter().flatten().max().unwrap_or_default();
+    let restart = slot.and_then(|slot| slot.restart);
+    let confirmed = slot.and_then(|slot| slot.confirmed);
+    let begins = noted.max(restart).max(confirmed).unwrap_or_default();
     if lsn < begins {
         return Position::BeforeSlot(begins);
     }
@@ -95,9 +92,9 @@ pub fn choose<'a>(
             ),
         };
     };
-    let there = |p: &&PreparedSlot| p.state != PreparedState::Expired;
-    let mut there = prepared.iter().filter(there);
-    let slot = there.find(|p| p.replication.slot == *wanted);
+    let slot = prepared
+        .iter()
+        .find(|p| p.replication.slot == *wanted && p.state != PreparedState::Expired);
     slot.ok_or_else(|| {
         bad(format!(
             "no slot {wanted} is prepared on {source}; one that has expired is dropped"

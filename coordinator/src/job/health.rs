@@ -28,6 +28,9 @@ pub const WAL_HELD_MAX: ByteCount = ByteCount(256 << 30);
 /// jobs with a longer one. Vacuum cannot remove rows that died after the snapshot.
 pub const SNAPSHOT_AGE_MAX: Duration = Duration::from_secs(48 * 3600);
 
+/// Most tables named in one fault.
+const TABLES_NAMED: usize = 5;
+
 /// What a job may cost its source before it is stopped (G5). `None` means no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
@@ -90,8 +93,10 @@ impl JobHealth {
                 self.slot.cause().or(self.publication.cause()).cloned()
             }
             (Side::Target, Ok(_)) if step >= Step::Converge => {
-                let mut own = seen.subscriptions.iter();
-                let own = own.find(|s| s.job == job.replication().id);
+                let own = seen
+                    .subscriptions
+                    .iter()
+                    .find(|s| s.job == job.replication().id);
                 let subscription = self.subscription_health(job, own, &seen.carried, now);
                 self.subscription.take(subscription, Word::News);
                 self.subscription.cause().cloned()
@@ -110,18 +115,21 @@ impl JobHealth {
             return Health::Suspect(changes_missing(text));
         }
         let mark = status.map(|status| status.mark);
-        let mut looked = seen.carried.published.iter();
-        let looked = looked.find(|p| p.job == replication.id && Some(p.mark) == mark);
-        let Some(looked) = looked else {
+        let published = seen
+            .carried
+            .published
+            .iter()
+            .find(|p| p.job == replication.id && Some(p.mark) == mark);
+        let Some(published) = published else {
             return Health::Good;
         };
-        self.labels.clone_from(&looked.enums);
+        self.labels.clone_from(&published.enums);
         // From a backup, a table may have entered before the slot was taken; the proof checks again.
-        if looked.joined.is_empty() || job.spec.method == Method::Backup {
+        if published.joined.is_empty() || job.spec.method == Method::Backup {
             return Health::Good;
         }
-        let tables = looked.joined.iter().map(|j| j.table.to_string()).take(5);
-        let tables: Vec<String> = tables.collect();
+        let joined = published.joined.iter().take(TABLES_NAMED);
+        let tables: Vec<String> = joined.map(|j| j.table.to_string()).collect();
         Health::Bad(changes_missing(format!(
             "tables entered the publication {} while the job worked: {}",
             replication.name(),
@@ -165,10 +173,11 @@ impl JobHealth {
             ApplyHealth::KeepsFailing { errors } => format!("keeps failing ({errors} errors)"),
             ApplyHealth::Absent => format!("has had no worker for {} s", ABSENT.as_secs()),
         };
-        let mut here = carried.subscribed.iter();
-        let here = here.find(|s| s.job == own.job && s.mark == own.mark);
-        let labels =
-            here.and_then(|s| membership::missing_labels(&self.labels, &s.enums, &job.spec.target));
+        let labels = carried
+            .subscribed
+            .iter()
+            .find(|s| s.job == own.job && s.mark == own.mark)
+            .and_then(|s| membership::missing_labels(&self.labels, &s.enums, &job.spec.target));
         let known: Vec<&str> = labels
             .iter()
             .map(String::as_str)

@@ -41,7 +41,7 @@ pub enum Sight {
 
 /// The graph of who follows whom.
 #[derive(Debug, Default)]
-pub struct Kinship<'a> {
+pub struct Graph<'a> {
     nodes: BTreeMap<&'a NodeId, (&'a Lineage, Sight)>,
 }
 
@@ -58,12 +58,14 @@ pub struct Step<'a> {
     pub upstream: &'a NodeId,
 }
 
-impl<'a> Kinship<'a> {
+impl<'a> Graph<'a> {
     /// The graph of all known nodes; lineages in `fresh` replace older ones.
     #[must_use]
     pub fn new(around: &'a Around, fresh: [(&'a NodeId, &'a Lineage); 2]) -> Self {
-        let known = around.nodes.iter();
-        let known = known.map(|known| (&known.node, (&known.lineage, known.sight)));
+        let known = around
+            .nodes
+            .iter()
+            .map(|known| (&known.node, (&known.lineage, known.sight)));
         let fresh = fresh.map(|(node, lineage)| (node, (lineage, Sight::Now)));
         Self {
             nodes: known.chain(fresh).collect(),
@@ -74,30 +76,32 @@ impl<'a> Kinship<'a> {
         let Some((lineage, _)) = self.nodes.get(node) else {
             return Vec::new();
         };
-        let subscriptions = lineage.subscriptions.iter();
-        let steps = subscriptions.flat_map(|subscription| {
-            let slot = subscription.slot.as_ref();
-            let upstreams = self.nodes.iter().filter(move |(upstream, (of, _))| {
-                let has_slot = slot.is_some_and(|slot| of.slots.contains(slot));
+        let mut steps = Vec::new();
+        for subscription in &lineage.subscriptions {
+            let Some(slot) = &subscription.slot else {
+                continue;
+            };
+            for (upstream, (of, _)) in &self.nodes {
                 // A database does not subscribe to itself.
-                has_slot && !self.is(node, upstream)
-            });
-            upstreams.map(|(upstream, _)| Step {
-                node,
-                subscription: subscription.name.as_str(),
-                origin: subscription.origin,
-                upstream,
-            })
-        });
-        steps.collect()
+                if of.slots.contains(slot) && !self.is(node, upstream) {
+                    steps.push(Step {
+                        node,
+                        subscription: &subscription.name,
+                        origin: subscription.origin,
+                        upstream,
+                    });
+                }
+            }
+        }
+        steps
     }
 
     /// The subscriptions of other nodes that follow `upstream` directly.
     #[must_use]
     pub fn followers(&self, upstream: &NodeId) -> Vec<Step<'a>> {
         let others = self.nodes.keys().filter(|node| !self.is(node, upstream));
-        let steps = others.flat_map(|node| self.steps(node));
-        steps
+        others
+            .flat_map(|node| self.steps(node))
             .filter(|step| self.is(step.upstream, upstream))
             .collect()
     }
@@ -158,9 +162,9 @@ impl<'a> Kinship<'a> {
     /// Other names of that node's database.
     #[must_use]
     pub fn aliases(&self, node: &NodeId) -> Vec<&'a NodeId> {
-        let others = self.nodes.keys().filter(|other| **other != node);
-        others
-            .filter(|other| self.is(node, other))
+        self.nodes
+            .keys()
+            .filter(|other| **other != node && self.is(node, other))
             .copied()
             .collect()
     }
@@ -168,9 +172,11 @@ impl<'a> Kinship<'a> {
     /// The nodes whose database has the slot.
     #[must_use]
     pub fn with_slot(&self, slot: &str) -> Vec<&'a NodeId> {
-        let has = |lineage: &Lineage| lineage.slots.iter().any(|known| known == slot);
-        let all = self.nodes.iter().filter(|(_, (lineage, _))| has(lineage));
-        all.map(|(node, _)| *node).collect()
+        self.nodes
+            .iter()
+            .filter(|(_, (lineage, _))| lineage.slots.iter().any(|known| known == slot))
+            .map(|(node, _)| *node)
+            .collect()
     }
 
     /// Subscriptions of `node`, and of the nodes it follows, whose publisher is unknown.
@@ -222,8 +228,11 @@ impl<'a> Kinship<'a> {
         };
         let steps = self.steps(node);
         let from_it = |name: &str| {
-            let own = steps.iter().filter(|step| step.subscription == name);
-            own.clone().next().is_some() && own.into_iter().all(|s| self.is(s.upstream, upstream))
+            let mut own = steps
+                .iter()
+                .filter(|step| step.subscription == name)
+                .peekable();
+            own.peek().is_some() && own.all(|step| self.is(step.upstream, upstream))
         };
         let names = lineage.subscriptions.iter().map(|s| s.name.as_str());
         names.filter(|name| !from_it(name)).collect()
@@ -283,8 +292,8 @@ pub(crate) mod tests {
             let found = around.nodes.iter().find(|known| known.node == *node);
             found.map_or(&nothing, |known| &known.lineage)
         };
-        let kinship = Kinship::new(&around, [(&from, of(&from)), (&to, of(&to))]);
-        let path = kinship.path(&from, &to);
+        let graph = Graph::new(&around, [(&from, of(&from)), (&to, of(&to))]);
+        let path = graph.path(&from, &to);
         path.iter().map(|step| step.upstream.to_string()).collect()
     }
 
@@ -329,14 +338,14 @@ pub(crate) mod tests {
             ("c", lineage(3, &[], &["to_c"])),
         ]);
         let (b, c) = (&around.nodes[0], &around.nodes[1]);
-        let kinship = Kinship::new(&around, [(&b.node, &b.lineage), (&c.node, &c.lineage)]);
+        let graph = Graph::new(&around, [(&b.node, &b.lineage), (&c.node, &c.lineage)]);
         assert_eq!(
-            kinship.unknown_upstreams(&c.node),
+            graph.unknown_upstreams(&c.node),
             [(&b.node, "sub_from_whom")]
         );
-        assert_eq!(kinship.unknown_followers(&b.node), ["to_whom"]);
-        assert_eq!(kinship.others(&c.node, &b.node), Vec::<&str>::new());
-        assert_eq!(kinship.others(&b.node, &c.node), ["sub_from_whom"]);
+        assert_eq!(graph.unknown_followers(&b.node), ["to_whom"]);
+        assert_eq!(graph.others(&c.node, &b.node), Vec::<&str>::new());
+        assert_eq!(graph.others(&b.node, &c.node), ["sub_from_whom"]);
     }
 
     #[test]
@@ -355,8 +364,8 @@ pub(crate) mod tests {
                 }],
                 remembered: Vec::new(),
             };
-            let kinship = Kinship::new(&around, [(&b, &follower), (&x, &copy)]);
-            assert_eq!(kinship.path(&b, &x).len(), steps, "{sight:?}");
+            let graph = Graph::new(&around, [(&b, &follower), (&x, &copy)]);
+            assert_eq!(graph.path(&b, &x).len(), steps, "{sight:?}");
         }
     }
 }

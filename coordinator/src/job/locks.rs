@@ -59,12 +59,15 @@ impl JobLocks {
     /// All current conflicts; those in which others wait for the job come first.
     #[must_use]
     pub fn views(&self, spec: &JobSpec) -> Vec<LockView> {
-        let sides = [(Side::Source, &self.source), (Side::Target, &self.target)];
-        let all = sides.into_iter().flat_map(|(side, locks)| {
-            let views = locks.iter().map(move |lock| view(lock, side, spec));
-            views.collect::<Vec<_>>()
-        });
-        let mut all: Vec<LockView> = all.collect();
+        let source = self
+            .source
+            .iter()
+            .map(|lock| view(lock, Side::Source, spec));
+        let target = self
+            .target
+            .iter()
+            .map(|lock| view(lock, Side::Target, spec));
+        let mut all: Vec<LockView> = source.chain(target).collect();
         all.sort_by_key(|lock| (lock.role, std::cmp::Reverse(lock.waited_seconds)));
         all
     }

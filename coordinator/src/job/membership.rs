@@ -80,11 +80,11 @@ impl Watched {
     }
 
     fn keep(&mut self, added: &[AddedTable]) {
-        let there = |w: &Waiting| {
-            let mut added = added.iter();
-            added.any(|a| a.table == w.table && a.by == w.added_by)
-        };
-        self.waiting.retain(there);
+        self.waiting.retain(|w| {
+            added
+                .iter()
+                .any(|a| a.table == w.table && a.by == w.added_by)
+        });
     }
 }
 
@@ -129,11 +129,7 @@ impl Ends<'_> {
         let unlisted = (published.joined_total + subscribed.added_total)
             .saturating_sub((published.joined.len() + subscribed.added.len()) as u64);
         unsure.count += unlisted;
-        let still = |c: &Complete| {
-            let mut added = subscribed.added.iter();
-            added.any(|a| a.table == c.table)
-        };
-        complete.retain(still);
+        complete.retain(|c| subscribed.added.iter().any(|a| a.table == c.table));
         self.reasons(&untaken, &unsure, &copying)
     }
 
@@ -182,11 +178,11 @@ fn judge(
     if let Some(at) = known {
         let known = &complete[at];
         if known.added_by == added.by {
-            return match known.joined_by == joined_by {
-                true => Verdict::Complete,
-                // It has left the publication since.
-                false => Verdict::Unsure,
-            };
+            if known.joined_by == joined_by {
+                return Verdict::Complete;
+            }
+            // It has left the publication since.
+            return Verdict::Unsure;
         }
         complete.remove(at);
     }

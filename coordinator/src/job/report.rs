@@ -67,9 +67,10 @@ pub fn report(job: &Job, workers: u8, slowest: &Slowest) -> Report {
 pub fn warnings(job: &Job) -> Vec<Finding> {
     let of_target = |finding: &Finding| finding.fix.contains("init rebuild");
     let is_role = |finding: &&Finding| finding.code == "missing_role";
-    let told = job.warnings.iter().filter(is_role).any(of_target);
-    let kept = job.warnings.iter();
-    kept.filter(|finding| !(told && is_role(finding) && !of_target(finding)))
+    let reported = job.warnings.iter().filter(is_role).any(of_target);
+    job.warnings
+        .iter()
+        .filter(|finding| !(reported && is_role(finding) && !of_target(finding)))
         .cloned()
         .collect()
 }
@@ -87,9 +88,9 @@ fn not_copied(job: &Job) -> Vec<String> {
     }
     let excluded = filter.exclude_tables.iter();
     all.extend(excluded.map(|table| format!("{table}, which was excluded")));
-    let found = job.warnings.iter();
     all.extend(
-        found
+        job.warnings
+            .iter()
             .filter(|finding| NOT_COPIED.contains(&finding.code.as_str()))
             .map(|finding| finding.what.clone()),
     );

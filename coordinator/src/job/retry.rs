@@ -198,10 +198,9 @@ pub fn waiting(job: &Job, patience: &Patience, now: Timestamp) -> Option<Waiting
         reason: reason.to_owned(),
     };
     let next_try = |side: Side| {
-        let mut own = job.retrying.iter().filter(|r| r.work.side() == side);
-        own.find_map(|r| match r.next {
-            Next::At(at) => Some((r.tries, seconds(now, at))),
-            Next::Running { .. } => None,
+        job.retrying.iter().find_map(|r| match r.next {
+            Next::At(at) if r.work.side() == side => Some((r.tries, seconds(now, at))),
+            Next::At(_) | Next::Running { .. } => None,
         })
     };
     for side in Side::BOTH {

@@ -19,13 +19,12 @@ use super::{
 
 /// The state of the cleanup on one side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Tidy {
-    /// Finished: nothing is left and nothing runs.
-    Clean,
-    /// In progress.
-    Busy,
-    /// Pending: something is left that cannot be removed now.
-    Owed,
+enum Cleanup {
+    /// Nothing is left and nothing runs.
+    Done,
+    Running,
+    /// Something is left that cannot be removed now.
+    Pending,
 }
 
 impl Turn {
@@ -57,7 +56,7 @@ impl Turn {
             unreachable: Unreachable::Awaited,
         };
         self.abort_all();
-        self.tidy(ending);
+        self.clean_up(ending);
     }
 
     /// Starts the cleanup of a job that succeeded earlier; its node is shown as FAILED meanwhile.
@@ -71,7 +70,7 @@ impl Turn {
             slot: SlotFate::Removed,
             unreachable: Unreachable::Awaited,
         };
-        self.tidy(ending);
+        self.clean_up(ending);
     }
 
     pub(super) fn abort_all(&mut self) {
@@ -149,7 +148,7 @@ impl Turn {
                 }
             }
         }
-        self.tidy(ending);
+        self.clean_up(ending);
         Ok(())
     }
 
@@ -206,26 +205,26 @@ impl Turn {
     }
 
     /// Issues the cleanup commands that are possible now, and updates the job's stage.
-    pub(super) fn tidy(&mut self, mut ending: Ending) {
+    pub(super) fn clean_up(&mut self, mut ending: Ending) {
         let data = match &ending.why {
             Why::Failed(_) | Why::Again(_) => CancelledData::Remove,
             Why::Cancelled(data) => *data,
         };
         for side in Side::BOTH {
             if !self.online(side) {
-                self.leave_alone(side);
+                self.skip_offline(side);
             }
         }
         if self.can_clean(Side::Target) {
-            self.give(Work::CleanupTarget(data));
+            self.issue(Work::CleanupTarget(data));
         }
-        let target_first = self.progress_of(Side::Target) == Tidy::Busy
+        let target_first = self.progress_of(Side::Target) == Cleanup::Running
             && self.now < after(ending.stop_by, TARGET_FIRST);
         if self.can_clean(Side::Source) && !target_first {
-            self.give(Work::CleanupSource);
+            self.issue(Work::CleanupSource);
         }
         let sides = Side::BOTH.map(|side| self.progress_of(side));
-        if sides == [Tidy::Clean; 2] {
+        if sides == [Cleanup::Done; 2] {
             return self.all_clean(ending);
         }
         let in_time = self.now < ending.show_by;
@@ -235,18 +234,18 @@ impl Turn {
         let waits = match ending.why {
             // Agents and servers may come back.
             Why::Again(_) => true,
-            Why::Failed(_) | Why::Cancelled(_) => in_time && sides.contains(&Tidy::Busy),
+            Why::Failed(_) | Why::Cancelled(_) => in_time && sides.contains(&Cleanup::Running),
         };
         if !waits && ending.unreachable == Unreachable::GivenUp {
-            for (side, tidy) in Side::BOTH.into_iter().zip(sides) {
-                if tidy != Tidy::Clean {
+            for (side, cleanup) in Side::BOTH.into_iter().zip(sides) {
+                if cleanup != Cleanup::Done {
                     self.abandon(side);
                 }
             }
             return self.all_clean(ending);
         }
         if !waits {
-            self.tell(&mut ending);
+            self.announce(&mut ending);
         }
         self.job.stage = Stage::Ending(ending);
     }
@@ -264,7 +263,7 @@ impl Turn {
     }
 
     /// Does not wait for an offline agent whose server has nothing of the job.
-    fn leave_alone(&mut self, side: Side) {
+    fn skip_offline(&mut self, side: Side) {
         match self.job.end(side).residue {
             Residue::Grant | Residue::Nothing | Residue::Removed => {
                 self.end_mut(side).residue = Residue::Removed;
@@ -282,13 +281,13 @@ impl Turn {
         owed && self.online(side) && !self.job.is_busy(side)
     }
 
-    fn progress_of(&self, side: Side) -> Tidy {
+    fn progress_of(&self, side: Side) -> Cleanup {
         let busy = self.job.is_busy(side);
         match (&self.job.end(side).residue, self.online(side)) {
-            (Residue::Nothing | Residue::Removed, _) if !busy => Tidy::Clean,
-            (Residue::Stuck { .. }, _) if !busy => Tidy::Owed,
-            (_, true) => Tidy::Busy,
-            (_, false) => Tidy::Owed,
+            (Residue::Nothing | Residue::Removed, _) if !busy => Cleanup::Done,
+            (Residue::Stuck { .. }, _) if !busy => Cleanup::Pending,
+            (_, true) => Cleanup::Running,
+            (_, false) => Cleanup::Pending,
         }
     }
 
@@ -323,7 +322,7 @@ impl Turn {
     }
 
     /// Shows FAILED once, and answers every waiting operator.
-    fn tell(&mut self, ending: &mut Ending) {
+    fn announce(&mut self, ending: &mut Ending) {
         let first = ending.shown == Shown::NotYet;
         if first {
             ending.shown = Shown::Failed;
@@ -336,7 +335,7 @@ impl Turn {
                 if !fault.hint.is_empty() {
                     fault.hint.push_str(". ");
                 }
-                fault.hint.push_str(&self.owed());
+                fault.hint.push_str(&self.pending());
                 self.effects.push(Effect::Finished(Finish::Failed(fault)));
             }
             Why::Cancelled(_) if first || ending.awaited == Awaited::Operator => {
@@ -349,7 +348,7 @@ impl Turn {
                     "the job is stopped, but what it made is not all removed yet",
                 )
                 .on(&self.job.spec.target)
-                .hint(self.owed())
+                .hint(self.pending())
                 .retry(Retry::Backoff);
                 self.effects
                     .push(Effect::Finished(Finish::CancelPending(fault)));
@@ -360,7 +359,7 @@ impl Turn {
     }
 
     /// What is left to remove, and what it waits for.
-    fn owed(&self) -> String {
+    fn pending(&self) -> String {
         let sides = Side::BOTH.into_iter().filter_map(|side| {
             let node = side.node(&self.job.spec);
             match (&self.job.end(side).residue, self.online(side)) {

@@ -20,7 +20,7 @@ impl Turn {
     /// A command ended with a fault.
     pub(super) fn faulted(&mut self, step: Step, work: Work, fault: Fault) {
         let source = fault.node.as_ref() == Some(&self.job.spec.source);
-        if fault.kind == FaultKind::Cancelled && source && self.loses_by_it(step) {
+        if fault.kind == FaultKind::Cancelled && source && self.needs_snapshot(step) {
             // While the agent is being stopped, it still removes what the job made there.
             return self.snapshot_lost(step, self.stopped());
         }
@@ -43,7 +43,7 @@ impl Turn {
         let (parts, seed) = (self.counted.done.parts, self.job.id.0);
         let retrying = Retrying::after(before, (work, fault.clone()), parts, seed, self.now);
         if after(retrying.since, self.rules.patience.budget(step)) <= self.now {
-            return self.give_up(step, self.tried_in_vain(&retrying));
+            return self.give_up(step, self.retries_failed(&retrying));
         }
         self.job.retrying.push(retrying);
         if first {
@@ -57,14 +57,14 @@ impl Turn {
         let over =
             |r: &&Retrying| matches!(r.next, Next::At(_)) && after(r.since, budget) <= self.now;
         if let Some(retrying) = self.job.retrying.iter().find(over) {
-            return self.give_up(step, self.tried_in_vain(retrying));
+            return self.give_up(step, self.retries_failed(retrying));
         }
         let now = self.now;
         for at in 0..self.job.retrying.len() {
             let work = self.job.retrying[at].work;
             if self.job.retrying[at].is_due(now) && self.online(work.side()) {
                 self.job.retrying[at].next = Next::Running { since: now };
-                self.give(work);
+                self.issue(work);
             }
         }
     }
@@ -142,7 +142,7 @@ impl Turn {
 
     /// Starts the job over if it still has rows to read under the lost snapshot.
     pub(super) fn snapshot_lost(&mut self, step: Step, fault: Fault) {
-        if !self.loses_by_it(step) {
+        if !self.needs_snapshot(step) {
             return;
         }
         if self.job.restarts >= RESTARTS_MAX {
@@ -162,7 +162,7 @@ impl Turn {
     }
 
     /// Whether losing the snapshot harms the job in that step. It does not once all parts are committed.
-    pub(super) fn loses_by_it(&self, step: Step) -> bool {
+    pub(super) fn needs_snapshot(&self, step: Step) -> bool {
         let wanted = self.job.attempt.plan.map(|plan| plan.parts);
         let copied = step == Step::Copy && wanted == Some(self.counted.done.parts);
         step.needs_snapshot(self.job.spec.method) && !copied
@@ -186,7 +186,7 @@ impl Turn {
         fault
     }
 
-    fn tried_in_vain(&self, retrying: &Retrying) -> Fault {
+    fn retries_failed(&self, retrying: &Retrying) -> Fault {
         let seconds = (self.now.as_millisecond() - retrying.since.as_millisecond()) / 1000;
         let mut fault = retrying.fault.clone().retry(Retry::Never);
         fault.message = format!(
@@ -198,7 +198,7 @@ impl Turn {
         fault
     }
 
-    pub(super) fn misunderstood(&self, work: Work) -> Fault {
+    pub(super) fn unexpected_answer(&self, work: Work) -> Fault {
         let text = format!(
             "the agent gave an answer that does not fit to {}",
             work.describe()

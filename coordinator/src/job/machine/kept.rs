@@ -16,7 +16,7 @@ use super::{
 impl Turn {
     /// Handles an event of a failed job that can be resumed.
     pub(super) fn kept(&mut self, mut kept: Kept, event: JobEvent) -> Result<(), Refused> {
-        let holds_snapshot = self.loses_by_it(kept.step);
+        let holds_snapshot = self.needs_snapshot(kept.step);
         match event {
             JobEvent::Begin => return Err(Refused::Begun),
             JobEvent::Ended { id, .. } => _ = self.take(id),
@@ -92,7 +92,7 @@ impl Turn {
             Why::Failed(_) | Why::Again(_) => Awaited::Nobody,
         };
         self.abort_all();
-        self.tidy(Ending {
+        self.clean_up(Ending {
             why,
             stop_by: after(self.now, STOP_LIMIT),
             show_by: after(self.now, SHOW_AFTER_CANCEL),
@@ -108,15 +108,11 @@ impl Turn {
         if !self.job.running.is_empty() {
             return Err(Refused::Stopping);
         }
-        let Terms {
-            parallel,
-            timeout_seconds,
-            max_rate,
-            compression,
-        } = terms;
         let spec = &mut self.job.spec;
-        (spec.parallel, spec.timeout_seconds) = (parallel, timeout_seconds);
-        (spec.max_rate, spec.compression) = (max_rate, compression);
+        spec.parallel = terms.parallel;
+        spec.timeout_seconds = terms.timeout_seconds;
+        spec.max_rate = terms.max_rate;
+        spec.compression = terms.compression;
         let method = spec.method;
         self.job.began_at = self.now;
         self.job.ended_at = None;
@@ -128,7 +124,7 @@ impl Turn {
             self.bring(*event);
         }
         // The agent may have restarted since; admitting is idempotent.
-        self.give(Work::Regrant);
+        self.issue(Work::Regrant);
         self.enter(kept.step);
         Ok(())
     }

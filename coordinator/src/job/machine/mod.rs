@@ -154,7 +154,7 @@ impl Turn {
     }
 
     /// Issues a command, after recording what it may leave.
-    fn give(&mut self, work: Work) {
+    fn issue(&mut self, work: Work) {
         let id = CommandId(self.job.first_command + self.job.commands_issued);
         self.job.commands_issued += 1;
         let residue = match work {

@@ -81,7 +81,7 @@ impl Turn {
             if *work == Work::ProveSource && self.job.attempt.witness == Witness::Restarted {
                 continue;
             }
-            self.give(*work);
+            self.issue(*work);
         }
     }
 
@@ -135,10 +135,10 @@ impl Turn {
                 | Outcome::Subscribed { .. }
                 | Outcome::Finished { .. }
                 | Outcome::Rebuilt(_),
-            ) => return self.fail(self.misunderstood(work)),
+            ) => return self.fail(self.unexpected_answer(work)),
         }
         if self.missing(work) {
-            return self.fail(self.misunderstood(work));
+            return self.fail(self.unexpected_answer(work));
         }
         self.advance(step);
     }
@@ -191,7 +191,7 @@ impl Turn {
     /// Judges the facts of both ends.
     fn judge(&mut self, target: &TargetFacts) {
         let Some(source) = self.job.preflight.source.take() else {
-            return self.fail(self.misunderstood(Work::GatherSource));
+            return self.fail(self.unexpected_answer(Work::GatherSource));
         };
         let around = std::mem::take(&mut self.job.preflight.around);
         let case = Case {
@@ -271,7 +271,7 @@ impl Turn {
         }
         if self.job.attempt.recounts < RECOUNTS_MAX {
             self.job.attempt.recounts += 1;
-            return self.give(Work::Copy);
+            return self.issue(Work::Copy);
         }
         let text = format!(
             "the copy ended with {} of {wanted} parts accounted for",
@@ -316,7 +316,7 @@ impl Turn {
     fn synchronized(&mut self) {
         // Its result does not matter: it revokes a permission, which an offline agent has lost with its
         // process, or revokes when it is back.
-        self.give(Work::ReleaseSource);
+        self.issue(Work::ReleaseSource);
         self.stop_phase();
         self.effects.push(Effect::Node(NodeEvent::Proved));
         self.effects.push(Effect::Finished(Finish::Synchronized));
@@ -333,11 +333,11 @@ impl Turn {
             let holds_none =
                 snapshot == Snapshot::NotHeld && self.job.spec.method != Method::Native;
             let lost = process == Process::Restarted || holds_none;
-            if lost && step != Step::OpenSource && self.loses_by_it(step) {
+            if lost && step != Step::OpenSource && self.needs_snapshot(step) {
                 return self.snapshot_lost(step, self.lost_snapshot());
             }
         }
-        self.tell_again(side);
+        self.send_again(side);
         self.hurry(side);
     }
 
@@ -350,7 +350,7 @@ impl Turn {
             // It may make a plan that differs from the pages received so far.
             self.job.running.retain(|r| r.work != Work::OpenSource);
             self.job.retrying.retain(|r| r.work != Work::OpenSource);
-            return self.give(Work::OpenSource);
+            return self.issue(Work::OpenSource);
         }
         if step >= Step::Copy {
             self.job.attempt.witness = Witness::Restarted;
@@ -359,11 +359,11 @@ impl Turn {
         }
         self.job.running.retain(|r| r.work != Work::Regrant);
         self.job.retrying.retain(|r| r.work != Work::Regrant);
-        self.give(Work::Regrant);
+        self.issue(Work::Regrant);
     }
 
     /// Sends every command of that side again; the agent recognises them by id.
-    pub(super) fn tell_again(&mut self, side: Side) {
+    pub(super) fn send_again(&mut self, side: Side) {
         for running in self.job.running.clone() {
             if running.work.side() == side {
                 self.send(running.id, running.work);

@@ -5,7 +5,7 @@ use steep_protocol::message::facts::{Finding, SubscribedTables};
 use steep_protocol::message::job::ReplicationNames;
 use steep_protocol::message::lineage::{ChangeOrigin, Lineage, Sameness, Tool};
 
-use super::super::lineage::{Around, Kinship, Step};
+use super::super::lineage::{Around, Graph, Step};
 use super::text::{all_names, counted, names};
 use super::{Pair, Text, error, warning};
 
@@ -33,7 +33,7 @@ pub(super) fn judge(pair: &Pair<'_>, around: &Around, findings: &mut Vec<Finding
 /// Which of the source's changes the subscription receives: all, unless the target's own changes would
 /// come back with them.
 pub(super) fn origin(pair: &Pair<'_>, around: &Around) -> ChangeOrigin {
-    if way_back(pair, &kinship(pair, around)).is_empty() {
+    if way_back(pair, &graph(pair, around)).is_empty() {
         ChangeOrigin::Any
     } else {
         ChangeOrigin::None
@@ -48,8 +48,8 @@ pub(super) fn is_same_database(pair: &Pair<'_>) -> bool {
     both.is_some_and(|(source, target)| source.compare(&target) == Sameness::Same)
 }
 
-fn kinship<'a>(pair: &Pair<'a>, around: &'a Around) -> Kinship<'a> {
-    Kinship::new(
+fn graph<'a>(pair: &Pair<'a>, around: &'a Around) -> Graph<'a> {
+    Graph::new(
         around,
         [
             (&pair.spec.source, &pair.source.server.lineage),
@@ -60,8 +60,8 @@ fn kinship<'a>(pair: &Pair<'a>, around: &'a Around) -> Kinship<'a> {
 
 /// The path by which the target's changes reach the source. A restored target may look like the database
 /// that it is a copy of; a path from that one is not a path from the target.
-fn way_back<'a>(pair: &Pair<'a>, kinship: &Kinship<'a>) -> Vec<Step<'a>> {
-    let path = kinship.path(&pair.spec.source, &pair.spec.target);
+fn way_back<'a>(pair: &Pair<'a>, graph: &Graph<'a>) -> Vec<Step<'a>> {
+    let path = graph.path(&pair.spec.source, &pair.spec.target);
     let ends_elsewhere = path
         .last()
         .is_some_and(|step| step.upstream != &pair.spec.target);
@@ -82,11 +82,11 @@ fn told(path: &[Step<'_>]) -> String {
 }
 
 fn feedback(pair: &Pair<'_>, around: &Around) -> Vec<Finding> {
-    let kinship = kinship(pair, around);
+    let graph = graph(pair, around);
     let (source, target) = (&pair.spec.source, &pair.spec.target);
-    let path = way_back(pair, &kinship);
+    let path = way_back(pair, &graph);
     let Some(last) = path.last() else {
-        return out_of_sight(pair, &kinship).into_iter().collect();
+        return out_of_sight(pair, &graph).into_iter().collect();
     };
     let alias = if last.upstream == target {
         String::new()
@@ -123,7 +123,7 @@ fn feedback(pair: &Pair<'_>, around: &Around) -> Vec<Finding> {
             ),
         ));
     }
-    let others = kinship.others(source, target);
+    let others = graph.others(source, target);
     if !others.is_empty() {
         let others: Vec<String> = others.into_iter().map(str::to_owned).collect();
         found.push(error(
@@ -145,9 +145,9 @@ fn feedback(pair: &Pair<'_>, around: &Around) -> Vec<Finding> {
 }
 
 /// A path back that may lead through servers without an agent.
-fn out_of_sight(pair: &Pair<'_>, kinship: &Kinship<'_>) -> Option<Finding> {
-    let upstreams = kinship.unknown_upstreams(&pair.spec.source);
-    let followers = kinship.unknown_followers(&pair.spec.target);
+fn out_of_sight(pair: &Pair<'_>, graph: &Graph<'_>) -> Option<Finding> {
+    let upstreams = graph.unknown_upstreams(&pair.spec.source);
+    let followers = graph.unknown_followers(&pair.spec.target);
     if upstreams.is_empty() || followers.is_empty() {
         // A path back needs both.
         return None;
@@ -179,11 +179,11 @@ fn out_of_sight(pair: &Pair<'_>, kinship: &Kinship<'_>) -> Option<Finding> {
 /// Nodes that follow the target: emptying and filling its tables would be replicated to them.
 fn followers(pair: &Pair<'_>, around: &Around) -> Option<Finding> {
     let target = &pair.spec.target;
-    let kinship = kinship(pair, around);
-    if pair.is_restored() || !way_back(pair, &kinship).is_empty() {
+    let graph = graph(pair, around);
+    if pair.is_restored() || !way_back(pair, &graph).is_empty() {
         return None;
     }
-    let followers: Vec<String> = kinship
+    let followers: Vec<String> = graph
         .followers(target)
         .into_iter()
         .map(|step| format!("{} by subscription {}", step.node, step.subscription))
@@ -208,8 +208,8 @@ fn subscribed(pair: &Pair<'_>, around: &Around, seen: &SubscribedTables) -> Find
     let ours = (seen.tool == Tool::PostgreSql)
         .then(|| ReplicationNames::parse(name))
         .flatten();
-    let kinship = kinship(pair, around);
-    let alias = kinship.aliases(node).into_iter().next();
+    let graph = graph(pair, around);
+    let alias = graph.aliases(node).into_iter().next();
     let (whose, fix) = match (ours, seen.tool.schema()) {
         (Some(job), _) if alias.is_some_and(|_| around.remembered.contains(&job)) => (
             format!("subscription {name} of job {job}"),

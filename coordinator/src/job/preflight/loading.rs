@@ -207,25 +207,17 @@ fn extension_rows(pair: &Pair<'_>) -> Option<Finding> {
         return None;
     }
     let what = format!("tables of extensions hold rows of users: {}", names(tables));
-    Some(if pair.schema_is_created() {
-        warning(
-            "extension_rows",
-            &pair.spec.source,
-            Text::new(
-                what,
-                "they are copied once, with the schema, as pg_dump would; later changes of them are not replicated",
-                "make such changes on both nodes",
-            ),
+    let (why, fix) = if pair.schema_is_created() {
+        (
+            "they are copied once, with the schema, as pg_dump would; later changes of them are not replicated",
+            "make such changes on both nodes",
         )
     } else {
-        warning(
-            "extension_rows",
-            &pair.spec.source,
-            Text::new(
-                what,
-                "they are neither copied to a target that has its tables nor replicated; rows that refer to them will refer to nothing",
-                "take them over by hand: pg_dump --data-only --table each of them on the source",
-            ),
+        (
+            "they are neither copied to a target that has its tables nor replicated; rows that refer to them will refer to nothing",
+            "take them over by hand: pg_dump --data-only --table each of them on the source",
         )
-    })
+    };
+    let text = Text::new(what, why, fix);
+    Some(warning("extension_rows", &pair.spec.source, text))
 }

@@ -22,13 +22,12 @@ pub(super) fn judge(
 ) {
     findings.extend(no_backup(pair));
     findings.extend(schema_unchecked(pair, handover));
-    let gone = gone(pair, handover, facts);
-    let usable = gone.is_empty();
-    findings.extend(gone);
-    if usable {
+    let obstacles = obstacles(pair, handover, facts);
+    if obstacles.is_empty() {
         // The position can be judged only against a usable slot.
         findings.extend(source_lsn(pair, handover, facts));
     }
+    findings.extend(obstacles);
 }
 
 /// Findings about prepared slots that no job uses, for every check of the node.
@@ -89,7 +88,7 @@ fn schema_unchecked(pair: &Pair<'_>, handover: &Handover) -> Option<Finding> {
 }
 
 /// Why the slot cannot be used.
-fn gone(pair: &Pair<'_>, handover: &Handover, facts: &SlotFacts) -> Vec<Finding> {
+fn obstacles(pair: &Pair<'_>, handover: &Handover, facts: &SlotFacts) -> Vec<Finding> {
     let slot = &handover.replication.slot;
     let node = &pair.spec.source;
     let mut found = Vec::new();
