@@ -1,7 +1,15 @@
 //! Slots prepared for a backup, and the jobs that complete one.
 
+use steep_protocol::Lsn;
+use steep_protocol::message::facts::Severity;
+use steep_protocol::message::handover::{NotedSlot, SchemaCheck, ServerSlot, SlotFacts};
+use steep_protocol::message::schema::Change;
+
 use super::super::judge_source;
-use super::*;
+use super::identity::keyless;
+use super::receiver::difference;
+use super::walk_from;
+use super::world::{World, healthy, restored, set, some, take};
 
 fn slot(world: &mut World) -> &mut SlotFacts {
     &mut world.handover.as_mut().unwrap().1
