@@ -120,7 +120,7 @@ fn listed(prepared: &[PreparedSlot]) -> String {
             PreparedState::Lost(why) => format!("{name} (lost: {why})"),
         }
     });
-    format!("prepared are: {}", said.collect::<Vec<_>>().join(", "))
+    format!("prepared slots: {}", said.collect::<Vec<_>>().join(", "))
 }
 
 #[cfg(test)]

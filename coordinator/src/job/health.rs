@@ -155,10 +155,10 @@ impl JobHealth {
             |what: &str| Fault::new(FaultKind::Failed, format!("the subscription {name} {what}"));
         let suspect = |what: &str| Health::Suspect(fault(what).hint(log.clone()));
         let Some(own) = subscription else {
-            return suspect("is not there any more");
+            return suspect("no longer exists");
         };
         match own.wiring {
-            SubscriptionWiring::Skipping => return suspect("was told to skip a transaction"),
+            SubscriptionWiring::Skipping => return suspect("was set to skip a transaction"),
             SubscriptionWiring::Changed => {
                 return suspect("was given another slot or other publications");
             }
@@ -186,7 +186,7 @@ impl JobHealth {
         Health::Bad(if known.is_empty() {
             fault(&format!("{what}; see the target's log")).hint(log)
         } else {
-            fault(&format!("{what}: {}", known.join("; "))).hint("mend that, then run init again")
+            fault(&format!("{what}: {}", known.join("; "))).hint("fix that, then run init again")
         })
     }
 }
@@ -202,14 +202,14 @@ fn slot_health(job: &Job, slot: Option<&SlotStatus>, bounds: Bounds) -> Health<F
     };
     let Some(slot) = slot else {
         return Health::Suspect(fault("does not exist any more").hint(
-            "what was written since the snapshot is gone with it: find out who dropped it, then run \
+            "changes since the snapshot are lost with it: find out who dropped it, then run \
              init again",
         ));
     };
     if slot.wal_status == "lost" {
         return Health::Bad(
             fault("has lost WAL that it needs (wal_status is lost)").hint(
-                "what was written since the snapshot is gone with it: raise \
+                "changes since the snapshot are lost with it: raise \
                  max_slot_wal_keep_size, or idle_replication_slot_timeout (PostgreSQL 18), on the \
                  source, then run init again",
             ),
@@ -220,8 +220,8 @@ fn slot_health(job: &Job, slot: Option<&SlotStatus>, bounds: Bounds) -> Health<F
             let (held, limit) = (bytes(slot.wal_held), bytes(limit));
             let what = format!("holds back {held} of WAL, over the limit of {limit}");
             Health::Bad(fault(&what).hint(
-                "run init again when less is written, or with more --parallel workers; where the \
-                 source's disk has the room, raise --max-wal-held of the coordinator",
+                "run init again when fewer changes are written, or with more --parallel workers; if the \
+                 source's disk has room, raise --max-wal-held of the coordinator",
             ))
         }
         _ => Health::Good,
@@ -230,8 +230,8 @@ fn slot_health(job: &Job, slot: Option<&SlotStatus>, bounds: Bounds) -> Health<F
 
 fn changes_missing(text: String) -> Fault {
     Fault::new(FaultKind::Failed, text).hint(
-        "changes may be missing on the target: leave the publication alone and attach no partitions \
-         while a job works, and run init again",
+        "changes may be missing on the target: do not change the publication or attach partitions \
+         while a job runs, and run init again",
     )
 }
 

@@ -36,7 +36,7 @@ pub fn publication(status: Option<&PublicationStatus>) -> Option<&'static str> {
     match status.map(|status| status.state) {
         None => Some("is gone"),
         Some(PublicationState::Altered) => Some("was altered after its slot was made"),
-        Some(PublicationState::Unmarked) => Some("was made again by somebody else"),
+        Some(PublicationState::Unmarked) => Some("was recreated by somebody else"),
         Some(PublicationState::Sound) => None,
     }
 }
@@ -142,15 +142,15 @@ impl Ends<'_> {
         let mut reasons = Vec::new();
         if !untaken.is_empty() {
             reasons.push(format!(
-                "{source} publishes tables that were made or attached since and that {target} does not take: \
-                 {untaken}; make each on {target}, empty, and {refresh}"
+                "{source} publishes tables that were created or attached since and that {target} does not subscribe to: \
+                 {untaken}; create each on {target}, empty, and {refresh}"
             ));
         }
         if !unsure.is_empty() {
             reasons.push(format!(
-                "rows may be missing on {target}, because {source} did not publish them, or {target} did not take \
-                 them, all the time: {unsure}; drop each on {target}, make it again, empty, and {refresh}, or \
-                 initialise {target} anew"
+                "rows may be missing on {target}, because {source} did not always publish them, or {target} did not \
+                 always subscribe to them: {unsure}; drop each on {target}, create it again, empty, and {refresh}, or \
+                 initialise {target} again"
             ));
         }
         if !copying.is_empty() {
@@ -326,7 +326,11 @@ mod tests {
     fn a_new_partition_is_wrong_until_its_rows_are_copied() {
         let mut world = World::default();
         let new = [joined("p", Made::Since, RowsThere::Some, 10)];
-        assert!(world.see(&new, &[]).contains("does not take: app.p"));
+        assert!(
+            world
+                .see(&new, &[])
+                .contains("does not subscribe to: app.p")
+        );
         let copying = world.see(&new, &[added("p", AddedRows::Copying, 5)]);
         assert!(copying.contains("PostgreSQL copies"), "{copying}");
         assert_eq!(world.see(&new, &[added("p", AddedRows::Copied, 6)]), "");

@@ -207,7 +207,8 @@ pub fn waiting(job: &Job, patience: &Patience, now: Timestamp) -> Option<Waiting
         if let Presence::Away { since } = job.end(side).presence
             && job.needs(side, step)
         {
-            let reason = "its agent has no session with the coordinator; rows on their way go on";
+            let reason =
+                "its agent has no session with the coordinator; running transfers continue";
             return Some(view(side.node(&job.spec), WaitsFor::Agent, since, reason));
         }
     }

@@ -255,7 +255,7 @@ impl Turn {
         let why = match (&self.job.end(side).residue, self.online(side)) {
             (_, false) => "its agent has no session".to_owned(),
             (Residue::Stuck { why, .. }, true) => why.clone(),
-            (_, true) => "its agent does not end".to_owned(),
+            (_, true) => "a command on it does not end".to_owned(),
         };
         self.end_mut(side).residue = Residue::Removed;
         self.job.running.retain(|r| r.work.side() != side);
@@ -345,7 +345,7 @@ impl Turn {
                         true => FaultKind::Unreachable,
                         false => FaultKind::Failed,
                     },
-                    "the job is stopped, but what it made is not all removed yet",
+                    "the job is stopped, but not everything that it made is removed yet",
                 )
                 .on(&self.job.spec.target)
                 .hint(self.pending())
@@ -365,7 +365,7 @@ impl Turn {
             match (&self.job.end(side).residue, self.online(side)) {
                 (Residue::Nothing | Residue::Removed, _) => None,
                 (_, false) => Some(format!(
-                    "cleanup on {node} is pending: its agent is offline, and it is done as soon as \
+                    "cleanup on {node} is pending: its agent is offline; it is done as soon as \
                      the agent is back"
                 )),
                 (Residue::Stuck { why, .. }, true) => Some(format!(

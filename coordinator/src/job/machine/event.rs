@@ -212,15 +212,15 @@ pub enum Finish {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// The job has ended.
-    #[error("the job is over and nothing of it is left")]
+    #[error("the job has ended, and nothing of it is left")]
     Over,
     /// It has begun.
-    #[error("the job has begun already")]
+    #[error("the job has already begun")]
     Begun,
     /// It cannot be resumed.
-    #[error("the job has kept nothing that could be resumed")]
+    #[error("the job has kept nothing to resume")]
     NothingKept,
     /// Commands of the failed job are still being stopped.
-    #[error("what the job did when it failed is still being stopped")]
+    #[error("the failed job is still being stopped")]
     Stopping,
 }

@@ -100,7 +100,7 @@ impl Turn {
             fault.hint.push_str(". ");
         }
         fault.hint.push_str(&format!(
-            "{kept} kept until {until:.0}: mend the cause, then run steep-repl init {} --from {} \
+            "{kept} kept until {until:.0}: fix the cause, then run steep-repl init {} --from {} \
              --resume; steep-repl init cancel --node {} removes everything",
             spec.target, spec.source, spec.target
         ));
@@ -148,7 +148,7 @@ impl Turn {
         if self.job.restarts >= RESTARTS_MAX {
             let mut fault = fault;
             fault.message = format!(
-                "{}; the job had begun again {RESTARTS_MAX} times already",
+                "{}; the job had already started over {RESTARTS_MAX} times",
                 fault.message
             );
             return self.fail(fault);
@@ -199,10 +199,7 @@ impl Turn {
     }
 
     pub(super) fn unexpected_answer(&self, work: Work) -> Fault {
-        let text = format!(
-            "the agent gave an answer that does not fit to {}",
-            work.describe()
-        );
+        let text = format!("the agent's answer does not fit {}", work.describe());
         Fault::new(FaultKind::Failed, text)
             .on(self.node(work))
             .hint("run the same version on the coordinator and on all agents")
@@ -246,7 +243,7 @@ impl Turn {
 
     pub(super) fn gone(&self, side: Side, step: Step, budget: Duration) -> Fault {
         let text = format!(
-            "the agent has been away for {} s while the job needed it for {}",
+            "the agent has been offline for {} s while the job needed it for {}",
             budget.as_secs(),
             step.phase()
         );

@@ -64,7 +64,7 @@ impl Turn {
                     self.job.running.clear();
                 }
                 if kept.until <= self.now {
-                    return self.keep_no_longer(&kept, "its time is over");
+                    return self.keep_no_longer(&kept, "the time to resume it is over");
                 }
             }
         }
@@ -78,7 +78,7 @@ impl Turn {
             why: why.to_owned(),
         });
         let fault = Fault {
-            hint: format!("what was kept for --resume is removed: {why}. Run init again"),
+            hint: format!("what was kept for --resume is being removed: {why}. Run init again"),
             ..kept.fault.clone()
         };
         self.end_shown(Why::Failed(fault));

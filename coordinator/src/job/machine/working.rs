@@ -375,7 +375,7 @@ impl Turn {
     fn check_limits(&mut self, step: Step) {
         let limit = Duration::from_secs(self.job.spec.timeout_seconds);
         if after(self.job.began_at, limit) <= self.now {
-            let text = format!("the job's time of {} s is over", limit.as_secs());
+            let text = format!("the job exceeded its time limit of {} s", limit.as_secs());
             let fault = Fault::new(FaultKind::Timeout, text)
                 .on(&self.job.spec.target)
                 .hint("run init again with a longer --timeout or more --parallel workers");

@@ -98,7 +98,7 @@ fn told(
         &pair.spec.target,
         Text::new(
             format!(
-                "functions of extensions were altered by hand on the source, which no dump carries: {}",
+                "functions of extensions were altered by hand on the source, which pg_dump does not include: {}",
                 all_names(&what)
             ),
             why,

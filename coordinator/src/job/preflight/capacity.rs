@@ -134,7 +134,7 @@ fn room(end: &End<'_>, code: &str, bound: &str, need: u64, of: Resource) -> Opti
     if free < need {
         return Some(error(code, end.node, Text::new(what, of.why, fix)));
     }
-    let why = format!("{}; nothing would be left for anybody else", of.why);
+    let why = format!("{}; none would be left for others", of.why);
     Some(warning(code, end.node, Text::new(what, why, fix)))
 }
 

@@ -75,7 +75,7 @@ fn filters(pair: &Pair<'_>) -> Vec<Finding> {
         };
         let text = Text::new(
             format!("{option} {name} matches nothing here"),
-            "it would choose other tables than was meant",
+            "the job would copy other tables than intended",
             meant,
         );
         error("filter_matches_nothing", &pair.spec.source, text)
@@ -97,7 +97,7 @@ fn dependants(pair: &Pair<'_>) -> Vec<Finding> {
             Text::new(
                 format!("tables that cannot be made without others that the filter leaves out: {}", names(&facts.split)),
                 "they inherit from such a table, or a column, default or check of them depends on it",
-                "leave them out too with --exclude-table, or let the filter admit what they depend on",
+                "exclude them too with --exclude-table, or include what they depend on",
             ),
         ));
     }
@@ -106,9 +106,12 @@ fn dependants(pair: &Pair<'_>) -> Vec<Finding> {
             "filter_leaves_out",
             node,
             Text::new(
-                format!("left out, since they depend on what the filter leaves out: {}", names(&facts.left_out)),
+                format!(
+                    "left out, since they depend on what the filter leaves out: {}",
+                    names(&facts.left_out)
+                ),
                 "they cannot be made on the target without it",
-                "nothing, where the target does without them; else let the filter admit what they depend on",
+                "nothing, if the target does not need them; otherwise include what they depend on",
             ),
         ));
     }
@@ -133,7 +136,7 @@ fn nothing_to_copy(pair: &Pair<'_>) -> Option<Finding> {
                 "there is no table to copy in database {}",
                 pair.source.server.database
             ),
-            "an initialisation without a table has nothing to prove and nothing to replicate",
+            "without a table there is nothing to copy and nothing to replicate",
             "check --include-schema and --exclude-table, and the database in --postgres of this agent",
         );
         error("nothing_to_copy", &pair.spec.source, text)
@@ -174,7 +177,7 @@ fn not_replicated(pair: &Pair<'_>) -> Vec<Finding> {
             Text::new(
                 listed("foreign tables", &source.foreign_tables),
                 "their rows live elsewhere and are not copied",
-                "make sure that the target reaches the servers they stand for",
+                "make sure that the target reaches their foreign servers",
             ),
         ));
     }
@@ -298,7 +301,7 @@ fn roles(pair: &Pair<'_>) -> Option<Finding> {
                         all_names(&missing)
                     ),
                 },
-                "what they own will belong to the agent's role, and what they were granted is left out",
+                "their objects will belong to the agent's role, and their grants are left out",
                 "CREATE ROLE them on the target first (pg_dumpall --roles-only on the source writes the statements), or go without",
             ),
         )

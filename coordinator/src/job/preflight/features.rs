@@ -74,7 +74,7 @@ fn missing(pair: &Pair<'_>, used: &FeatureUse) -> Option<Finding> {
         Need::Elsewhere => {
             let text = Text::new(
                 what,
-                "a row belongs to another partition on every other server, since there the labels have other numbers: neither its copy nor its changes fit where the source keeps it",
+                "on every other server the labels have other numbers, so a row belongs to another partition: neither its copy nor its changes fit the source's partition",
                 "partition these tables by list, or by hash of another column, or leave them out with --exclude-table",
             );
             Some(error(code, node, text))

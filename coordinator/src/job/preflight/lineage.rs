@@ -101,7 +101,7 @@ fn feedback(pair: &Pair<'_>, around: &Around) -> Vec<Finding> {
             Text::new(
                 what,
                 format!(
-                    "what is done to {target} is done to {source} as well: emptying and filling its tables would empty and fill the source's"
+                    "changes to {target} are replicated to {source}: emptying and filling its tables would empty and fill the source's"
                 ),
                 format!(
                     "choose a source that does not follow {target}, or drop that subscription on {} first",
@@ -118,7 +118,7 @@ fn feedback(pair: &Pair<'_>, around: &Around) -> Vec<Finding> {
             source,
             Text::new(
                 what.clone(),
-                "each change would come back to where it was made, and go round without end",
+                "each change would come back to its origin, and circulate without end",
                 "both servers must be PostgreSQL 16 or newer and that subscription must have origin = none; or drop it first",
             ),
         ));
@@ -131,11 +131,11 @@ fn feedback(pair: &Pair<'_>, around: &Around) -> Vec<Finding> {
             source,
             Text::new(
                 format!(
-                    "{what}; and {source} gets changes of others by {}",
+                    "{what}; and {source} receives changes of others by {}",
                     all_names(&others)
                 ),
                 format!(
-                    "{target} can only take what is made on {source} itself, or its own changes would come back; what {source} gets from others would be missing on it without a word"
+                    "{target} can only receive changes made on {source} itself, or its own would come back; changes that {source} receives from others would be missing without any error"
                 ),
                 "drop those subscriptions, or the one that leads back",
             ),
@@ -168,10 +168,10 @@ fn out_of_sight(pair: &Pair<'_>, graph: &Graph<'_>) -> Option<Finding> {
                 all_names(&followers)
             ),
             format!(
-                "should the one get its changes from the other, what is done to {} is done to {} as well",
+                "if one of them follows the other, changes to {} are replicated to {}",
                 pair.spec.target, pair.spec.source
             ),
-            "make sure that it does not; agents beside those servers would show it",
+            "make sure that it does not; with agents beside those servers this would be known",
         ),
     ))
 }
@@ -247,7 +247,7 @@ fn subscribed(pair: &Pair<'_>, around: &Around, seen: &SubscribedTables) -> Find
                 counted(tables.count, "table to be filled", "tables to be filled"),
                 names(tables)
             ),
-            "its changes and those of the new subscription would meet in the same rows",
+            "its changes and those of the new subscription would conflict in the same rows",
             fix,
         ),
     )
@@ -283,7 +283,7 @@ fn forgotten_on_target(pair: &Pair<'_>, around: &Around) -> Option<Finding> {
                     "tables here belong to a job that this coordinator does not remember: {}",
                     said(&jobs)
                 ),
-                "another coordinator may be filling them; else they are half filled, and indexes of theirs are put aside",
+                "another coordinator may be filling them; otherwise they are half filled, and some of their indexes are missing",
                 format!(
                     "steep-repl init cancel --node {node} --force-cleanup removes what that job made, once no other coordinator works on it"
                 ),
@@ -310,7 +310,7 @@ fn forgotten_on_source(pair: &Pair<'_>, around: &Around) -> Option<Finding> {
                     "replication slots here belong to jobs that this coordinator does not remember: {}",
                     said(&jobs)
                 ),
-                "another coordinator's replica may use them; one that nobody uses keeps WAL for ever",
+                "another coordinator's replica may use them; an unused slot keeps WAL for ever",
                 format!(
                     "steep-repl init cancel --node {node} --force-cleanup removes those that nobody uses"
                 ),

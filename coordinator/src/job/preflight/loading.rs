@@ -121,7 +121,7 @@ fn taken_over(pair: &Pair<'_>) -> Option<Finding> {
                     all_names(&taken)
                 ),
                 "values that are computed from rows may follow them, so they are set here too, and reset if the job is cancelled",
-                "nothing, unless this node is to differ: then set them otherwise once it is synchronized",
+                "nothing, unless this node should differ: then change them once it is synchronized",
             ),
         )
     })
@@ -151,12 +151,9 @@ fn settings(pair: &Pair<'_>) -> Option<Finding> {
         "settings_differ",
         &pair.spec.target,
         Text::new(
+            format!("settings differ from the source's: {}", all_names(&told)),
             format!(
-                "settings are not what they are on the source: {}",
-                all_names(&told)
-            ),
-            format!(
-                "rows are loaded under the source's, but PostgreSQL applies later changes under this server's, and these may compute other values or refuse rows: {}",
+                "rows are loaded with the source's settings, but PostgreSQL applies later changes with this server's, under which these may compute other values or refuse rows: {}",
                 names(sensitive)
             ),
             format!("{} on this node", statements.join("; ")),
@@ -194,7 +191,7 @@ fn naming_columns(pair: &Pair<'_>) -> Option<Finding> {
             &pair.spec.source,
             Text::new(
                 format!("columns hold names of objects or roles: {}", names(columns)),
-                "such values travel as names, since numbers would mean other objects on the target; a row that names what the target does not have is refused, in the copy and later",
+                "such values are copied as names, since their numbers mean other objects on the target; a row that names what the target does not have is refused, in the copy and later",
                 "make sure that what they name exists there too, roles and objects of excluded schemas included, or change the columns' type to text",
             ),
         )

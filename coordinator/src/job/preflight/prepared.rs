@@ -66,7 +66,7 @@ fn no_backup(pair: &Pair<'_>) -> Option<Finding> {
             &pair.spec.target,
             Text::new(
                 format!("there is no table in database {}", pair.target.server.database),
-                "init complete goes on from rows that were restored from a backup, and copies none",
+                "init complete continues from rows restored from a backup, and copies none",
                 "restore the backup first, or check --postgres of this agent; to have the rows copied use steep-repl init",
             ),
         )
@@ -95,7 +95,7 @@ fn obstacles(pair: &Pair<'_>, handover: &Handover, facts: &SlotFacts) -> Vec<Fin
     let mut add = |code: &str, what: String, why: &str, fix: &str| {
         found.push(error(code, node, Text::new(what, why, fix)));
     };
-    let lost = "what was written since the backup is only where the slot kept it";
+    let lost = "only the slot had the changes since the backup";
     match &facts.noted {
         None => add(
             "prepared_slot_missing",
@@ -151,7 +151,7 @@ fn obstacles(pair: &Pair<'_>, handover: &Handover, facts: &SlotFacts) -> Vec<Fin
         add(
             "prepared_publication_missing",
             format!("the publication {} is gone", handover.replication.name()),
-            "it was made before the slot, and no other is known where the slot begins",
+            "it must be older than the slot, so a new publication does not help",
             ANEW,
         );
     } else if facts.published && !facts.unpublished.is_empty() {
@@ -194,7 +194,7 @@ fn source_lsn(pair: &Pair<'_>, handover: &Handover, facts: &SlotFacts) -> Option
             node,
             Text::new(
                 format!("slot {slot} yields changes from {begins} on, and --source-lsn is {lsn}"),
-                "what was written between the two is neither in the backup nor in the slot",
+                "changes between the two are neither in the backup nor in the slot",
                 "check --source-lsn: it is where the backup ends, not where it begins; a backup must end after its slot was prepared, and after a hand-over that was broken off",
             ),
         )),
@@ -203,7 +203,7 @@ fn source_lsn(pair: &Pair<'_>, handover: &Handover, facts: &SlotFacts) -> Option
             node,
             Text::new(
                 format!("the source's WAL ends at {end}, and --source-lsn is {lsn}"),
-                "changes up to there would be taken for part of the backup",
+                "changes up to there would be skipped as part of the backup",
                 "check --source-lsn, and that the backup is of this source",
             ),
         )),

@@ -27,7 +27,7 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     if pair.spec.method != Method::Native {
         findings.extend(advance_origin(&target, Origin::Shown));
     }
-    let fill = "only a table's owner may put its indexes aside, empty and analyse it";
+    let fill = "only a table's owner may drop and create its indexes, empty it and analyse it";
     findings.extend(not_owner(&target, &pair.target.not_owned, fill));
 }
 
@@ -48,7 +48,7 @@ fn replication(end: &End<'_>) -> Option<Finding> {
             end.node,
             Text::new(
                 format!("role {role} may not replicate"),
-                "the exported snapshot belongs to a replication slot, and only such a role may make one",
+                "the snapshot is exported by a replication slot, which only a role with REPLICATION may create",
                 format!("ALTER ROLE {} REPLICATION (on managed services grant their replication role, such as rds_replication)", quoted(role)),
             ),
         )
@@ -201,11 +201,11 @@ fn advance_origin(end: &End<'_>, origin: Origin) -> Option<Finding> {
     (!end.server.can_advance_origin).then(|| match origin {
         Origin::Shown => finding(
             info,
-            "with it the position that pg_stat_subscription shows is right from the first moment; without it replication begins at the same place, since the slot knows it",
+            "with it, pg_stat_subscription shows the right position from the start; without it, replication starts at the same place, since the slot knows it",
         ),
         Origin::Start => finding(
             error,
-            "changes between the prepared slot and the backup's end would be applied although the backup has them",
+            "changes between the prepared slot and the backup's end would be applied although the backup contains them",
         ),
     })
 }

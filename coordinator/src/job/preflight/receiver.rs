@@ -86,7 +86,7 @@ fn firing_triggers(pair: &Pair<'_>) -> Option<Finding> {
             &pair.spec.target,
             Text::new(
                 what(there),
-                "they would fire on every row that is copied, once for each",
+                "they would fire for every copied row",
                 "ALTER TABLE … DISABLE TRIGGER (or ENABLE TRIGGER, for rows of this node alone), and set them back once the node is synchronized",
             ),
         ));
@@ -101,7 +101,7 @@ fn firing_triggers(pair: &Pair<'_>) -> Option<Finding> {
                     "they come with the schema and fire on {} too, for each change that is applied: what they write there comes in addition to what is replicated of it, so that rows differ or the subscription stops",
                     pair.spec.target
                 ),
-                "where that is not wanted, ALTER TABLE … ENABLE TRIGGER on the source, for rows that are written there alone",
+                "if that is not wanted, ALTER TABLE … ENABLE TRIGGER on the source, so that they fire only for rows written there",
             ),
         )
     })
@@ -176,7 +176,7 @@ fn extra_tables(pair: &Pair<'_>) -> Option<Finding> {
                     counted(tables.count, "table is", "tables are"),
                     names(tables)
                 ),
-                "they are left as they are and take no part in replication",
+                "they are left unchanged and are not replicated",
                 "nothing, unless they should be on the source too",
             ),
         )

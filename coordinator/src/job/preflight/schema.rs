@@ -58,7 +58,7 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     });
     let statements: Vec<_> = statements.collect();
     let why = "with --schema-sync auto this is run on the target, all of it in one transaction, before any row is copied";
-    let fix = "nothing; where a statement loses something, --force says that it may";
+    let fix = "nothing; --force allows the statements that lose something";
     add(
         pair,
         findings,
@@ -119,7 +119,7 @@ fn verdict(mode: SchemaMode, word: Confirmation) -> (Severity, &'static str, &'s
         ),
         (SchemaMode::Manual, Confirmation::Needed) => (
             Severity::Error,
-            "rows and later changes may not fit; with --schema-sync manual somebody must say that they do",
+            "rows and later changes may not fit; with --schema-sync manual somebody must confirm that they do",
             "look at the difference, then confirm with --yes",
         ),
         (SchemaMode::Manual, Confirmation::Given) => (

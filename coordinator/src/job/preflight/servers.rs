@@ -273,7 +273,7 @@ fn clocks(pair: &Pair<'_>) -> Option<Finding> {
                     if ahead > 0.0 { "ahead of" } else { "behind" },
                     pair.spec.target
                 ),
-                "logs, lag and the validity of certificates are told by these clocks, and so is which of two changes came last",
+                "logs, lag, the validity of certificates and the order of conflicting changes depend on these clocks",
                 "keep both machines' time with NTP (chrony, systemd-timesyncd)",
             ),
         )
