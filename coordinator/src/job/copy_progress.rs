@@ -404,7 +404,7 @@ mod tests {
             .add_page(&plan(&[(4, 40 * mb), (1, 10 * mb), (1, 10 * mb)]))
             .unwrap();
         assert_eq!(copied.expected(), ByteCount(60 * mb));
-        // Rows are half of what their heap is.
+        // The rows take half of their heap's size.
         copied.note(&done(0, 5 * mb)).unwrap();
         assert_eq!(copied.expected(), ByteCount(20 * mb + 10 * mb));
         for part in 1..4 {

@@ -109,7 +109,7 @@ fn listed(prepared: &[PreparedSlot]) -> String {
         return "prepare one with steep-repl init prepare, and take the backup after that"
             .to_owned();
     }
-    let said = prepared.iter().map(|slot| {
+    let described = prepared.iter().map(|slot| {
         let name = &slot.replication.slot;
         match &slot.state {
             PreparedState::Waiting => {
@@ -120,7 +120,10 @@ fn listed(prepared: &[PreparedSlot]) -> String {
             PreparedState::Lost(why) => format!("{name} (lost: {why})"),
         }
     });
-    format!("prepared slots: {}", said.collect::<Vec<_>>().join(", "))
+    format!(
+        "prepared slots: {}",
+        described.collect::<Vec<_>>().join(", ")
+    )
 }
 
 #[cfg(test)]

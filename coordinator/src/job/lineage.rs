@@ -284,7 +284,7 @@ pub(crate) mod tests {
         }
     }
 
-    fn way(nodes: &[(&str, Lineage)], from: &str, to: &str) -> Vec<String> {
+    fn path(nodes: &[(&str, Lineage)], from: &str, to: &str) -> Vec<String> {
         let around = around(nodes);
         let (from, to) = (id(from), id(to));
         let nothing = Lineage::default();
@@ -304,9 +304,9 @@ pub(crate) mod tests {
             ("b", lineage(2, &["to_c"], &["to_b"])),
             ("c", lineage(3, &[], &["to_c"])),
         ];
-        assert_eq!(way(&nodes, "c", "a"), ["b", "a"]);
-        assert_eq!(way(&nodes, "b", "a"), ["a"]);
-        assert!(way(&nodes, "a", "c").is_empty());
+        assert_eq!(path(&nodes, "c", "a"), ["b", "a"]);
+        assert_eq!(path(&nodes, "b", "a"), ["a"]);
+        assert!(path(&nodes, "a", "c").is_empty());
     }
 
     #[test]
@@ -317,7 +317,7 @@ pub(crate) mod tests {
             ("b", lineage(2, &[], &["to_b"])),
             ("x", lineage(1, &[], &[])),
         ];
-        assert_eq!(way(&nodes, "b", "x"), ["a"]);
+        assert_eq!(path(&nodes, "b", "x"), ["a"]);
     }
 
     #[test]
@@ -327,8 +327,8 @@ pub(crate) mod tests {
             ("b", lineage(2, &["to_a"], &["to_b"])),
             ("x", lineage(3, &[], &[])),
         ];
-        assert!(way(&nodes, "a", "x").is_empty());
-        assert_eq!(way(&nodes, "a", "b"), ["b"]);
+        assert!(path(&nodes, "a", "x").is_empty());
+        assert_eq!(path(&nodes, "a", "b"), ["b"]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use steep_protocol::message::job::{JobSpec, YieldToDdl};
 use super::{Job, Side};
 
 /// Most conflicts remembered as announced; beyond that, some may be announced twice.
-const TOLD_MAX: usize = 1_000;
+const ANNOUNCED_MAX: usize = 1_000;
 
 /// Identifies a conflict: a session that waits for the same table again is not announced again.
 type Key = (Side, LockRole, i32, String);
@@ -23,7 +23,7 @@ type Key = (Side, LockRole, i32, String);
 pub struct JobLocks {
     source: Vec<LockConflict>,
     target: Vec<LockConflict>,
-    told: BTreeSet<Key>,
+    announced: BTreeSet<Key>,
 }
 
 impl JobLocks {
@@ -34,10 +34,10 @@ impl JobLocks {
         let mut news = Vec::new();
         for lock in &own {
             let key = (side, lock.role, lock.pid, lock.table.clone());
-            if self.told.len() >= TOLD_MAX {
-                self.told.pop_first();
+            if self.announced.len() >= ANNOUNCED_MAX {
+                self.announced.pop_first();
             }
-            if self.told.insert(key) {
+            if self.announced.insert(key) {
                 news.push(view(lock, side, &job.spec));
             }
         }

@@ -68,9 +68,9 @@ pub struct Job {
     pub accepted_at: Timestamp,
     /// The name in the certificate of the operator who cancelled it, if any.
     pub cancelled_by: Option<String>,
-    /// Where it is.
+    /// What it is doing.
     pub stage: Stage,
-    /// Commands that were given and have not ended.
+    /// Commands that were issued and have not ended.
     pub running: Vec<Running>,
     /// Work that failed with a transient fault and has not succeeded since.
     pub retrying: Vec<Retrying>,
@@ -84,9 +84,9 @@ pub struct Job {
     pub first_command: u64,
     /// How many command ids are used.
     pub commands_issued: u64,
-    /// The source's agent, and what may be on its server.
+    /// The source's agent and server.
     pub source: End,
-    /// The target's agent, and what may be on its server.
+    /// The target's agent and server.
     pub target: End,
     /// Facts gathered by the preflight.
     pub preflight: Gathered,
@@ -133,7 +133,7 @@ pub struct Attempt {
 /// What a job is doing.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Stage {
-    /// At work.
+    /// Running.
     Working(Step),
     /// Stopping its commands and removing what they made.
     Ending(Ending),
@@ -426,7 +426,7 @@ impl Job {
         prepared.unwrap_or_else(|| Replication::of(self.id))
     }
 
-    /// One end.
+    /// Its end on that side.
     #[must_use]
     pub fn end(&self, side: Side) -> &End {
         match side {

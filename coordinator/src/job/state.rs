@@ -6,7 +6,7 @@
 
 use steep_protocol::NodeState;
 
-/// Something that happened to a node as a replica.
+/// An event of a node as a replica.
 ///
 /// ```text
 ///                    Begin                Opened               Copied               Proved
@@ -74,7 +74,7 @@ pub struct Illegal {
 /// The state after `event`.
 ///
 /// # Errors
-/// [`Illegal`] where the relation has no such pair.
+/// [`Illegal`] if the relation has no such pair.
 pub fn transition(from: NodeState, event: NodeEvent) -> Result<NodeState, Illegal> {
     use NodeState as S;
     let illegal = Err(Illegal { from, event });

@@ -46,7 +46,7 @@ pub enum Work {
     OpenSource,
     /// `TakeSlot`.
     TakeSlot,
-    /// `PrepareTarget`, or `MatchSchema` where the rows were restored from a backup.
+    /// `PrepareTarget`, or `MatchSchema` if the rows were restored from a backup.
     PrepareTarget,
     /// `Copy` of every part that is not known to be done.
     Copy,
@@ -106,7 +106,7 @@ impl Work {
         }
     }
 
-    /// Whether it removes what the others made.
+    /// Whether it is a cleanup.
     #[must_use]
     pub fn is_cleanup(self) -> bool {
         matches!(self, Self::CleanupTarget(_) | Self::CleanupSource)

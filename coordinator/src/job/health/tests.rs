@@ -57,7 +57,7 @@ impl Watched {
         self.health.observe(&self.job, side, seen, BOUNDS, self.now)
     }
 
-    /// Seconds until the job is seen to be in danger, and the fault; at most `limit`.
+    /// Seconds until a fault ends the job, and the fault; at most `limit`.
     fn danger(&mut self, side: Side, seen: &Observed, limit: u32) -> Option<(u32, Fault)> {
         (1..=limit).find_map(|second| Some((second, self.see(side, seen)?)))
     }

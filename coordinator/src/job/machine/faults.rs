@@ -243,7 +243,7 @@ impl Turn {
 
     pub(super) fn gone(&self, side: Side, step: Step, budget: Duration) -> Fault {
         let text = format!(
-            "the agent has been offline for {} s while the job needed it for {}",
+            "the agent has been away for {} s while the job needed it for {}",
             budget.as_secs(),
             step.phase()
         );

@@ -24,7 +24,7 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
         (Severity::Warning, &unsure, Uses::Tables, unsure_why),
         (Severity::Warning, &every, Uses::Indexes, index_why),
     ] {
-        findings.extend(told(pair, severity, functions, uses, why));
+        findings.extend(used_functions(pair, severity, functions, uses, why));
     }
 }
 
@@ -54,7 +54,7 @@ fn is_on_target(pair: &Pair<'_>, altered: &AlteredFunction) -> bool {
         && !pair.target.mutable_members.contains(&altered.function)
 }
 
-fn told(
+fn used_functions(
     pair: &Pair<'_>,
     severity: Severity,
     functions: &[&AlteredFunction],

@@ -64,7 +64,7 @@ pub(super) fn judge_source(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
 }
 
 fn filters(pair: &Pair<'_>) -> Vec<Finding> {
-    let told = pair.source.unmatched.iter().map(|unmatched| {
+    let findings = pair.source.unmatched.iter().map(|unmatched| {
         let UnmatchedFilter { option, name, near } = unmatched;
         let meant = match near.as_slice() {
             [] => format!("correct {option}, or leave it out"),
@@ -80,7 +80,7 @@ fn filters(pair: &Pair<'_>) -> Vec<Finding> {
         );
         error("filter_matches_nothing", &pair.spec.source, text)
     });
-    told.collect()
+    findings.collect()
 }
 
 /// The effects of the filter on a schema that the job creates.
@@ -176,7 +176,7 @@ fn not_replicated(pair: &Pair<'_>) -> Vec<Finding> {
             node,
             Text::new(
                 listed("foreign tables", &source.foreign_tables),
-                "their rows live elsewhere and are not copied",
+                "their rows are stored elsewhere and are not copied",
                 "make sure that the target reaches their foreign servers",
             ),
         ));

@@ -66,7 +66,7 @@ fn missing(pair: &Pair<'_>, used: &FeatureUse) -> Option<Finding> {
         Need::Locale if !has_locale(target, &used.locale) => {
             let text = Text::new(
                 format!("collation {}: {what}", used.locale),
-                "this server does not list that locale of its operating system: where it does not have it, these objects cannot be made",
+                "this server does not list that locale of its operating system: if it is missing, these objects cannot be created",
                 "install the locale on the target's machine and run pg_import_system_collations('pg_catalog') there, or change the collation",
             );
             Some(warning(code, node, text))

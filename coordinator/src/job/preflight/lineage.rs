@@ -71,7 +71,7 @@ fn way_back<'a>(pair: &Pair<'a>, graph: &Graph<'a>) -> Vec<Step<'a>> {
     path
 }
 
-fn told(path: &[Step<'_>]) -> String {
+fn describe(path: &[Step<'_>]) -> String {
     let steps = path.iter().map(|step| {
         format!(
             "{} follows {} by subscription {}",
@@ -93,7 +93,7 @@ fn feedback(pair: &Pair<'_>, around: &Around) -> Vec<Finding> {
     } else {
         format!(", and {} is the database that {target} is", last.upstream)
     };
-    let what = format!("{}{alias}", told(&path));
+    let what = format!("{}{alias}", describe(&path));
     if !pair.is_restored() {
         return vec![error(
             "source_follows_target",
@@ -162,7 +162,7 @@ fn out_of_sight(pair: &Pair<'_>, graph: &Graph<'_>) -> Option<Finding> {
         &pair.spec.source,
         Text::new(
             format!(
-                "the publisher of {} is not a known node, and somebody unknown follows {} by slot {}",
+                "the publisher of {} is not a known node, and an unknown server follows {} by slot {}",
                 all_names(&upstreams),
                 pair.spec.target,
                 all_names(&followers)
@@ -195,7 +195,7 @@ fn followers(pair: &Pair<'_>, around: &Around) -> Option<Finding> {
             Text::new(
                 format!("{target} is followed by {}", all_names(&followers)),
                 format!(
-                    "emptying and filling the tables of {target} is replicated to whoever follows it: their tables are emptied too, and their subscriptions stop where that is refused or a row is there already"
+                    "emptying and filling the tables of {target} is replicated to whoever follows it: their tables are emptied too, and their subscriptions stop if that is refused or a row exists already"
                 ),
                 "end these subscriptions first: on each of those nodes ALTER SUBSCRIPTION … DISABLE, SET (slot_name = NONE), DROP SUBSCRIPTION, then steep-repl init cancel --node NODE once it is diverged, which drops the slot; initialise those nodes again afterwards",
             ),
@@ -266,7 +266,7 @@ fn unremembered(
     jobs
 }
 
-fn said(jobs: &[JobId]) -> String {
+fn joined(jobs: &[JobId]) -> String {
     all_names(&jobs.iter().map(ToString::to_string).collect::<Vec<_>>())
 }
 
@@ -281,7 +281,7 @@ fn forgotten_on_target(pair: &Pair<'_>, around: &Around) -> Option<Finding> {
             Text::new(
                 format!(
                     "tables here belong to a job that this coordinator does not remember: {}",
-                    said(&jobs)
+                    joined(&jobs)
                 ),
                 "another coordinator may be filling them; otherwise they are half filled, and some of their indexes are missing",
                 format!(
@@ -308,11 +308,11 @@ fn forgotten_on_source(pair: &Pair<'_>, around: &Around) -> Option<Finding> {
             Text::new(
                 format!(
                     "replication slots here belong to jobs that this coordinator does not remember: {}",
-                    said(&jobs)
+                    joined(&jobs)
                 ),
                 "another coordinator's replica may use them; an unused slot keeps WAL for ever",
                 format!(
-                    "steep-repl init cancel --node {node} --force-cleanup removes those that nobody uses"
+                    "steep-repl init cancel --node {node} --force-cleanup removes the unused ones"
                 ),
             ),
         )

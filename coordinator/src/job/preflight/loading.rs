@@ -57,7 +57,7 @@ fn search_path(node: &NodeId, facts: &LoadingFacts, stops: Stops) -> Option<Find
             "indexes are built with an empty search_path: these cannot be built, and will be missing on the target",
         ),
     };
-    let told: Vec<String> = needs
+    let described: Vec<String> = needs
         .iter()
         .map(|need| {
             format!(
@@ -84,7 +84,7 @@ fn search_path(node: &NodeId, facts: &LoadingFacts, stops: Stops) -> Option<Find
     let text = Text::new(
         format!(
             "functions look for names in search_path: {}",
-            all_names(&told)
+            all_names(&described)
         ),
         why,
         format!(
@@ -140,7 +140,7 @@ fn settings(pair: &Pair<'_>) -> Option<Finding> {
     if differing.is_empty() || sensitive.is_empty() {
         return None;
     }
-    let told: Vec<String> = differing.iter().map(|d| d.what.clone()).collect();
+    let described: Vec<String> = differing.iter().map(|d| d.what.clone()).collect();
     let statements: Vec<&str> = differing
         .iter()
         .map(|d| d.statement.as_str())
@@ -151,7 +151,10 @@ fn settings(pair: &Pair<'_>) -> Option<Finding> {
         "settings_differ",
         &pair.spec.target,
         Text::new(
-            format!("settings differ from the source's: {}", all_names(&told)),
+            format!(
+                "settings differ from the source's: {}",
+                all_names(&described)
+            ),
             format!(
                 "rows are loaded with the source's settings, but PostgreSQL applies later changes with this server's, under which these may compute other values or refuse rows: {}",
                 names(sensitive)
@@ -177,7 +180,7 @@ fn left_settings(pair: &Pair<'_>) -> Option<Finding> {
                     all_names(&left)
                 ),
                 "they change no value, and suit the source's machine",
-                "ALTER DATABASE or ALTER ROLE … SET them here where applications rely on them",
+                "ALTER DATABASE or ALTER ROLE … SET them here if applications rely on them",
             ),
         )
     })

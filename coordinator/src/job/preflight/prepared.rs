@@ -195,7 +195,7 @@ fn source_lsn(pair: &Pair<'_>, handover: &Handover, facts: &SlotFacts) -> Option
             Text::new(
                 format!("slot {slot} yields changes from {begins} on, and --source-lsn is {lsn}"),
                 "changes between the two are neither in the backup nor in the slot",
-                "check --source-lsn: it is where the backup ends, not where it begins; a backup must end after its slot was prepared, and after a hand-over that was broken off",
+                "check --source-lsn: it is where the backup ends, not where it begins; a backup must end after its slot was prepared, and after any earlier init complete that was cancelled",
             ),
         )),
         Position::AfterEnd(end) => Some(error(

@@ -53,7 +53,7 @@ fn existing_rows(pair: &Pair<'_>) -> Option<Finding> {
             node,
             Text::new(
                 what,
-                "copied rows would be added to those that are there: conflicts, or duplicates where no key forbids them",
+                "copied rows would be added to the existing ones: conflicts, or duplicates if no key forbids them",
                 "use --force to have these tables emptied first, empty them yourself, or leave them out with --exclude-table",
             ),
         ),

@@ -21,11 +21,11 @@ const UNPLANNED: &str = "schema_unplanned";
 pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     let review = &pair.target.review;
     let (severity, why, fix) = verdict(pair.spec.schema_mode, pair.spec.confirmation);
-    let told = |all: &[SchemaDifference], severity| -> Vec<(Severity, String)> {
-        let said = |d| (severity, named(d, "the source", "the target"));
-        all.iter().map(said).collect()
+    let described = |all: &[SchemaDifference], severity| -> Vec<(Severity, String)> {
+        let describe = |d| (severity, named(d, "the source", "the target"));
+        all.iter().map(describe).collect()
     };
-    let differences = told(&review.differences, severity);
+    let differences = described(&review.differences, severity);
     add(
         pair,
         findings,
@@ -37,16 +37,16 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     if pair.spec.schema_mode != SchemaMode::Auto {
         return;
     }
-    let mut unsaid = review.unplanned_total;
+    let mut unlisted = review.unplanned_total;
     for difference in &review.unplanned {
-        let one = told(std::slice::from_ref(difference), Severity::Error);
+        let one = described(std::slice::from_ref(difference), Severity::Error);
         add(pair, findings, UNPLANNED, one, 1, blocker(difference));
-        unsaid = unsaid.saturating_sub(1);
+        unlisted = unlisted.saturating_sub(1);
     }
     let why = "there is no statement for these either";
     let fix =
         "make these changes on the target yourself, or start with a target database without tables";
-    add(pair, findings, UNPLANNED, Vec::new(), unsaid, (why, fix));
+    add(pair, findings, UNPLANNED, Vec::new(), unlisted, (why, fix));
     let force = pair.spec.existing == ExistingRows::Replace;
     // Numbered, since findings are sorted by severity.
     let statements = (1..).zip(&review.plan).map(|(number, planned)| {
@@ -74,19 +74,20 @@ fn add(
     pair: &Pair<'_>,
     findings: &mut Vec<Finding>,
     code: &str,
-    told: Vec<(Severity, String)>,
+    listed: Vec<(Severity, String)>,
     total: u64,
     (why, fix): (&str, &str),
 ) {
     let node = &pair.spec.target;
-    let unsaid = total.saturating_sub(told.len() as u64);
-    let gravest = told.iter().map(|(severity, _)| *severity).max();
-    let rest = (unsaid > 0).then(|| {
-        let what = counted(unsaid, "further one", "further ones");
+    let unlisted = total.saturating_sub(listed.len() as u64);
+    let gravest = listed.iter().map(|(severity, _)| *severity).max();
+    let rest = (unlisted > 0).then(|| {
+        let what = counted(unlisted, "further one", "further ones");
         (gravest.unwrap_or(Severity::Error), what)
     });
     findings.extend(
-        told.into_iter()
+        listed
+            .into_iter()
             .chain(rest)
             .map(|(severity, what)| finding(severity, code, node, Text::new(what, why, fix))),
     );

@@ -146,7 +146,7 @@ fn read_only(end: &End<'_>) -> Option<Finding> {
     })
 }
 
-/// Apply workers read values from text.
+/// Settings that change how apply workers parse values.
 fn reading(pair: &Pair<'_>) -> impl Iterator<Item = Finding> {
     let settings = [
         (
@@ -244,7 +244,7 @@ fn collation(pair: &Pair<'_>) -> Option<Finding> {
                 format!(
                     "the collation is of version {source} on the source and {target} on the target"
                 ),
-                "sort order may differ in rare cases; indexes are built anew on the target, so they are right",
+                "sort order may differ in rare cases; indexes are rebuilt on the target, so they are correct",
                 "nothing, unless both must sort alike to the last character",
             ),
         )),

@@ -110,7 +110,7 @@ impl Meter {
 
     /// Takes a report on background work, which is not shown and only proves that the job moves.
     pub fn report_aside(&mut self, work: &WorkProgress) {
-        self.stall.heard_aside(work);
+        self.stall.heard_background(work);
     }
 
     /// Seconds without any movement: no count, no part in flight, no phase has changed.

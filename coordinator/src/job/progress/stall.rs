@@ -41,13 +41,13 @@ impl Sign {
 
 /// A report on work that is not counted in parts. Without its total, which grows with the work left to do.
 #[derive(Debug, Clone, PartialEq, Default)]
-struct Said {
+struct Report {
     done: u64,
     workers: u8,
     current: Option<String>,
 }
 
-impl Said {
+impl Report {
     fn replace(&mut self, work: &WorkProgress) -> bool {
         let same =
             self.done == work.done && self.workers == work.workers && self.current == work.current;
@@ -64,8 +64,8 @@ impl Said {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Stall {
     sign: Option<Sign>,
-    said: Said,
-    aside: Said,
+    shown: Report,
+    background: Report,
     /// Whether a report since the last observation showed movement.
     moved: bool,
     since: Option<Timestamp>,
@@ -73,11 +73,11 @@ pub(super) struct Stall {
 
 impl Stall {
     pub(super) fn heard(&mut self, work: &WorkProgress) {
-        self.moved |= self.said.replace(work);
+        self.moved |= self.shown.replace(work);
     }
 
-    pub(super) fn heard_aside(&mut self, work: &WorkProgress) {
-        self.moved |= self.aside.replace(work);
+    pub(super) fn heard_background(&mut self, work: &WorkProgress) {
+        self.moved |= self.background.replace(work);
     }
 
     pub(super) fn observe(&mut self, sign: Sign, now: Timestamp) {

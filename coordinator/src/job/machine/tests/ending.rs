@@ -172,7 +172,11 @@ fn a_cancel_with_an_offline_agent_says_what_is_pending_and_completes_later() {
         "the source does not wait for the target"
     );
     world.apply(JobEvent::Cancel { data }).unwrap();
-    assert_eq!(world.finishes.len(), 2, "who asks again is told again");
+    assert_eq!(
+        world.finishes.len(),
+        2,
+        "a repeated cancel is answered again"
+    );
     world.up(Side::Target);
     world.run_on();
     assert_eq!(world.finishes.last(), Some(&Finish::Cancelled));

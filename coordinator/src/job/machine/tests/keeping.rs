@@ -101,7 +101,7 @@ fn a_failed_job_is_cleaned_up_on_time_and_keeps_its_error() {
         world.run_on();
         assert!(world.is_closed(), "{work:?}");
         assert_eq!(world.node, NodeState::Failed);
-        assert_eq!(world.finishes.len(), 1, "an end is told once");
+        assert_eq!(world.finishes.len(), 1, "an end is reported once");
         assert!(!world.job.owes(Side::Source) && !world.job.owes(Side::Target));
     }
 }
@@ -127,7 +127,10 @@ fn a_snapshot_is_kept_within_its_age_limit_and_not_once_it_is_lost() {
         assert!(world.is_closed(), "{loss}");
         let mut world = failed(Work::BuildIndexes);
         world.lose_snapshot();
-        assert!(world.job.kept_until().is_some(), "nobody needs it any more");
+        assert!(
+            world.job.kept_until().is_some(),
+            "it is not needed any more"
+        );
     }
     let mut world = World::new(Method::Snapshot);
     world.until(Work::Copy);
@@ -183,7 +186,7 @@ fn a_job_can_be_resumed_after_a_broken_subscription_and_after_a_timeout() {
     assert_eq!(
         world.finishes,
         [Finish::Synchronized],
-        "its time begins anew"
+        "its time limit starts over"
     );
 }
 

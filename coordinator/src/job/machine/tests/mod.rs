@@ -336,7 +336,7 @@ impl World {
     }
 }
 
-/// What a job is resumed with.
+/// The terms of a resume.
 const TERMS: Terms = Terms {
     parallel: 2,
     timeout_seconds: 24 * 3600,

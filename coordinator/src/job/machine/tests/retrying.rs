@@ -79,21 +79,21 @@ fn a_preflight_gives_up_within_seconds() {
 fn a_waiting_job_shows_the_next_try_and_when_it_gives_up() {
     let mut world = World::new(Method::Snapshot);
     world.until(Work::BuildIndexes);
-    let said = |world: &World| waiting(&world.job, &world.rules.patience, world.now);
-    assert_eq!(said(&world), None);
+    let waits_for = |world: &World| waiting(&world.job, &world.rules.patience, world.now);
+    assert_eq!(waits_for(&world), None);
     world.trip(Work::BuildIndexes);
-    let waits = said(&world).unwrap();
+    let waits = waits_for(&world).unwrap();
     assert_eq!(waits.node_id, testing::node("b"));
     assert_eq!((waits.what, waits.tries), (WaitsFor::Retry, 1));
     assert_eq!(waits.next_try_seconds, Some(1));
     world.server(Side::Target, Err("connection refused".to_owned()));
-    let waits = said(&world).unwrap();
+    let waits = waits_for(&world).unwrap();
     assert_eq!(waits.what, WaitsFor::Postgresql);
     assert_eq!(waits.reason, "connection refused");
     assert_eq!(waits.gives_up_seconds, RETRY_FOR.as_secs());
     world.server(Side::Target, Ok(()));
     world.tick(0);
-    assert_eq!(said(&world), None, "it is tried at once");
+    assert_eq!(waits_for(&world), None, "it is tried at once");
     assert_eq!(world.work_of(Side::Target), [Work::BuildIndexes]);
     world.run_on();
     assert_eq!(world.finishes, [Finish::Synchronized]);
