@@ -72,6 +72,18 @@ fn end(id: u64) -> EndView {
     }
 }
 
+const FIRST_EVENTS: EventQuery = EventQuery {
+    node: None,
+    after: 0,
+    limit: 9,
+};
+
+fn new_store() -> (tempfile::TempDir, SqliteStore) {
+    let directory = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(directory.path()).unwrap();
+    (directory, store)
+}
+
 #[test]
 fn applied_writes_survive_a_crash() {
     let directory = tempfile::tempdir().unwrap();
@@ -122,8 +134,7 @@ fn applied_writes_survive_a_crash() {
 
 #[test]
 fn writes_are_atomic() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut store = SqliteStore::open(directory.path()).unwrap();
+    let (_directory, mut store) = new_store();
     store.apply(&[Write::Event(event(1, "b"))]).unwrap();
     let twice = [
         Write::Node(Box::new(NodeRecord::new(testing::node("b")))),
@@ -135,8 +146,7 @@ fn writes_are_atomic() {
 
 #[test]
 fn a_sealed_job_keeps_its_tables_until_the_next_of_its_target() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut store = SqliteStore::open(directory.path()).unwrap();
+    let (_directory, mut store) = new_store();
     let mut first = job(1);
     first.stage = Stage::Closed(Closed::Synchronized);
     let sum = TableSum {
@@ -176,8 +186,7 @@ fn a_sealed_job_keeps_its_tables_until_the_next_of_its_target() {
 
 #[test]
 fn events_are_found_by_either_node_and_paged() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut store = SqliteStore::open(directory.path()).unwrap();
+    let (_directory, mut store) = new_store();
     let mut events: Vec<EventView> = (1..=6)
         .map(|i| event(i, if i % 2 == 0 { "b" } else { "c" }))
         .collect();
@@ -202,18 +211,12 @@ fn events_are_found_by_either_node_and_paged() {
 
 #[test]
 fn old_events_are_dropped() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut store = SqliteStore::open(directory.path()).unwrap();
+    let (_directory, mut store) = new_store();
     store.apply(&[Write::Event(event(1, "b"))]).unwrap();
     let late = EVENTS_KEPT + PRUNE_EVERY;
     store.apply(&[Write::Event(event(late, "b"))]).unwrap();
     assert_eq!(store.load().unwrap().next_event, late + 1);
-    let query = EventQuery {
-        node: None,
-        after: 0,
-        limit: 9,
-    };
-    assert_eq!(store.events(&query).unwrap().len(), 1);
+    assert_eq!(store.events(&FIRST_EVENTS).unwrap().len(), 1);
 }
 
 #[test]
@@ -270,8 +273,7 @@ fn a_directory_that_others_write_to_and_a_file_that_is_elsewhere_are_refused() {
 
 #[test]
 fn an_unreadable_record_does_not_affect_others() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut store = SqliteStore::open(directory.path()).unwrap();
+    let (_directory, mut store) = new_store();
     let writes: Vec<Write> = (1..=3).map(|i| Write::Event(event(i, "b"))).collect();
     store.apply(&writes).unwrap();
     let jobs = [1, 2].map(|i| Write::Job(Box::new(job(i))));
@@ -284,13 +286,8 @@ fn an_unreadable_record_does_not_affect_others() {
     for sql in damage {
         assert_eq!(store.connection.execute(sql, []).unwrap(), 1, "{sql}");
     }
-    let query = EventQuery {
-        node: None,
-        after: 0,
-        limit: 9,
-    };
     let seen = |events: Vec<EventView>| events.iter().map(|e| e.seq).collect::<Vec<_>>();
-    assert_eq!(seen(store.events(&query).unwrap()), [1, 3]);
+    assert_eq!(seen(store.events(&FIRST_EVENTS).unwrap()), [1, 3]);
     assert_eq!(seen(store.recent_events(None, 9).unwrap()), [1, 3]);
     let loaded = store.load().unwrap();
     assert_eq!(loaded.open_jobs, [job(2)]);
@@ -323,8 +320,7 @@ fn a_store_of_a_newer_version_is_left_alone() {
 
 #[test]
 fn old_samples_are_thinned_and_the_next_job_drops_them() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut store = SqliteStore::open(directory.path()).unwrap();
+    let (_directory, mut store) = new_store();
     let mut first = job(1);
     first.stage = Stage::Closed(Closed::Synchronized);
     let sample = |second: i64| ProgressSample {
@@ -362,8 +358,7 @@ fn old_samples_are_thinned_and_the_next_job_drops_them() {
 
 #[test]
 fn an_audit_entry_is_due_until_each_node_has_it() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut store = SqliteStore::open(directory.path()).unwrap();
+    let (directory, mut store) = new_store();
     let view = AuditView {
         seq: 1,
         timestamp: Timestamp::UNIX_EPOCH,
@@ -421,8 +416,7 @@ fn ended(id: u64, second: i64) -> [Write; 2] {
 
 #[test]
 fn the_last_report_is_that_of_the_job_which_ended_last_and_survives_the_next_one() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut store = SqliteStore::open(directory.path()).unwrap();
+    let (directory, mut store) = new_store();
     assert_eq!(store.last_end(&testing::node("b")).unwrap(), None);
     // Ids are random: the older job has the greater one.
     store.apply(&ended(9, 1_000)).unwrap();
@@ -437,8 +431,7 @@ fn the_last_report_is_that_of_the_job_which_ended_last_and_survives_the_next_one
 
 #[test]
 fn the_newest_finished_jobs_are_kept() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut store = SqliteStore::open(directory.path()).unwrap();
+    let (_directory, mut store) = new_store();
     let count = u64::from(JOBS_KEPT) + 5;
     for id in 1..=count {
         store.apply(&ended(id, id.cast_signed())).unwrap();
@@ -475,8 +468,7 @@ fn a_store_of_the_first_version_has_its_last_report() {
 
 #[test]
 fn recent_events_are_the_newest_in_order() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut store = SqliteStore::open(directory.path()).unwrap();
+    let (_directory, mut store) = new_store();
     let writes: Vec<_> = (1..=9u64)
         .map(|seq| Write::Event(event(seq, if seq % 2 == 0 { "a" } else { "b" })))
         .collect();

@@ -19,9 +19,7 @@ fn an_agent_that_stays_offline_is_shown_and_fails_the_job_once_the_budget_is_ove
         world.run_on();
         world.tick(3);
         assert_eq!(world.node, NodeState::Failed, "{side:?}");
-        let [Finish::Failed(fault)] = &world.finishes[..] else {
-            panic!("{:?}", world.finishes);
-        };
+        let fault = world.failure();
         assert_eq!(fault.kind, FaultKind::Unreachable);
         assert!(fault.hint.contains("pending"), "{}", fault.hint);
         assert!(world.job.owes(side) && !world.is_closed());
@@ -149,9 +147,7 @@ fn a_job_starts_over_five_times_and_then_fails() {
     world.until(Work::Copy);
     world.lose_snapshot();
     world.run_on();
-    let [Finish::Failed(fault)] = &world.finishes[..] else {
-        panic!("{:?}", world.finishes);
-    };
+    let fault = world.failure();
     assert!(fault.message.contains("5 times"), "{fault}");
     assert!(world.is_closed());
 }
@@ -167,8 +163,7 @@ fn a_job_that_starts_over_can_be_cancelled_and_fails_if_it_cannot_clean_up() {
         world.run_on();
         assert_eq!(world.node, NodeState::Copying);
         if cancelled {
-            let data = CancelledData::Remove;
-            world.apply(JobEvent::Cancel { data }).unwrap();
+            world.cancel();
         } else {
             world.tick(1_801);
         }

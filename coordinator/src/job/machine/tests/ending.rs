@@ -2,13 +2,14 @@
 
 use super::*;
 
+const CLEANUP_TARGET: Work = Work::CleanupTarget(CancelledData::Remove);
+
 #[test]
 fn a_prepared_slot_is_returned_unless_the_job_had_succeeded() {
-    let data = CancelledData::Remove;
     for work in &BACKUP_WORK[..8] {
         let mut world = World::new(Method::Backup);
         world.until(*work);
-        world.apply(JobEvent::Cancel { data }).unwrap();
+        world.cancel();
         let Stage::Ending(ending) = &world.job.stage else {
             panic!("{work:?}: {:?}", world.job.stage);
         };
@@ -29,7 +30,7 @@ fn a_prepared_slot_is_returned_unless_the_job_had_succeeded() {
     let mut world = World::new(Method::Backup);
     world.run_on();
     world.node = NodeState::Diverged;
-    world.apply(JobEvent::Cancel { data }).unwrap();
+    world.cancel();
     let Stage::Ending(ending) = &world.job.stage else {
         panic!("{:?}", world.job.stage);
     };
@@ -43,8 +44,7 @@ fn a_cancel_at_every_command_removes_everything_target_first() {
     for work in SNAPSHOT_WORK {
         let mut world = World::new(Method::Snapshot);
         world.until(work);
-        let data = CancelledData::Remove;
-        world.apply(JobEvent::Cancel { data }).unwrap();
+        world.cancel();
         let cleanup = |w: &Work| w.is_cleanup();
         assert!(
             !world.work_of(work.side()).iter().any(cleanup),
@@ -54,10 +54,7 @@ fn a_cancel_at_every_command_removes_everything_target_first() {
         assert_eq!(world.finishes, [Finish::Cancelled], "cancelled at {work:?}");
         assert_eq!(world.node, NodeState::Uninitialized);
         let touched = |w: Work| world.ids.iter().find(|(_, x)| **x == w).map(|(id, _)| *id);
-        let (target, source) = (
-            touched(Work::CleanupTarget(data)),
-            touched(Work::CleanupSource),
-        );
+        let (target, source) = (touched(CLEANUP_TARGET), touched(Work::CleanupSource));
         assert!(source.is_some(), "the grant at least is taken back");
         if touched(Work::PrepareTarget).is_some() {
             assert!(target < source, "the source was cleaned before the target");
@@ -80,9 +77,7 @@ fn a_permanent_fault_at_every_command_ends_in_failed_with_its_cause() {
         world.end_one(work.side(), at, true);
         world.run_on();
         assert_eq!(world.node, NodeState::Failed);
-        let [Finish::Failed(fault)] = &world.finishes[..] else {
-            panic!("{work:?}: {:?}", world.finishes);
-        };
+        let fault = world.failure();
         assert_eq!(fault.message, "disk full");
         assert_eq!(fault.node.as_ref(), Some(work.side().node(&world.job.spec)));
         assert!(world.is_closed());
@@ -162,8 +157,7 @@ fn a_cancel_with_an_offline_agent_says_what_is_pending_and_completes_later() {
     let mut world = World::new(Method::Snapshot);
     world.until(Work::Copy);
     world.kill(Side::Target);
-    let data = CancelledData::Remove;
-    world.apply(JobEvent::Cancel { data }).unwrap();
+    world.cancel();
     world.run_on();
     assert!(matches!(&world.finishes[..], [Finish::CancelPending(_)]));
     assert_eq!(world.node, NodeState::Failed);
@@ -171,7 +165,7 @@ fn a_cancel_with_an_offline_agent_says_what_is_pending_and_completes_later() {
         !world.job.owes(Side::Source),
         "the source does not wait for the target"
     );
-    world.apply(JobEvent::Cancel { data }).unwrap();
+    world.cancel();
     assert_eq!(
         world.finishes.len(),
         2,
@@ -187,10 +181,9 @@ fn a_cancel_with_an_offline_agent_says_what_is_pending_and_completes_later() {
 fn a_target_with_a_slow_cleanup_delays_the_source_only_briefly() {
     let mut world = World::new(Method::Snapshot);
     world.until(Work::Copy);
-    let data = CancelledData::Remove;
-    world.apply(JobEvent::Cancel { data }).unwrap();
+    world.cancel();
     world.end_one(Side::Target, 0, false);
-    assert_eq!(world.work_of(Side::Target), [Work::CleanupTarget(data)]);
+    assert_eq!(world.work_of(Side::Target), [CLEANUP_TARGET]);
     world.tick(19);
     assert_eq!(world.work_of(Side::Source), []);
     world.tick(1);

@@ -40,9 +40,7 @@ fn a_source_without_facts_about_the_slot_fails_a_job_from_a_backup() {
     let event = JobEvent::Ended { id, outcome };
     world.apply(event).unwrap();
     world.run_on();
-    let [Finish::Failed(fault)] = &world.finishes[..] else {
-        panic!("{:?}", world.finishes);
-    };
+    let fault = world.failure();
     assert!(fault.hint.contains("same version"), "{fault:?}");
 }
 
@@ -97,9 +95,7 @@ fn a_schema_that_differs_stops_the_job_before_it_changes_anything() {
     let mut world = World::new(Method::Snapshot);
     world.rules.judge = schema_differs;
     world.run_on();
-    let [Finish::Failed(fault)] = &world.finishes[..] else {
-        panic!("{:?}", world.finishes);
-    };
+    let fault = world.failure();
     assert_eq!(fault.kind, FaultKind::SchemaMismatch);
     assert!(
         world

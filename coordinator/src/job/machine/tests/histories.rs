@@ -109,7 +109,7 @@ proptest! {
             world.suffer(chance);
         }
         if !world.is_closed() {
-            world.apply(JobEvent::Cancel { data: CancelledData::Remove }).unwrap();
+            world.cancel();
         }
         world.heal();
         for _ in 0..10 {

@@ -39,16 +39,14 @@ fn a_job_that_fails_after_its_copy_is_resumed_where_it_failed() {
             _ => KEEP_FAILED,
         };
         assert_eq!(kept_for(&world), Some(keep), "{work:?}");
-        let [Finish::Failed(fault)] = &world.finishes[..] else {
-            panic!("{:?}", world.finishes);
-        };
+        let fault = world.failure();
         assert_eq!(fault.message, "disk full");
         assert!(fault.hint.contains("--resume"), "{}", fault.hint);
         world.run_on();
         world.tick(60);
         let cleanup = |w: &Work| w.is_cleanup();
         assert!(!world.ids.values().any(cleanup), "{work:?} was cleaned up");
-        world.apply(JobEvent::Resume { terms: TERMS }).unwrap();
+        world.resume();
         assert!(world.node.is_active());
         world.run_on();
         assert_eq!(world.finishes, [Finish::Synchronized], "{work:?}");
@@ -148,8 +146,7 @@ fn a_failed_job_is_cleaned_up_at_once_by_a_cancel_or_when_it_harms_the_source() 
     for cancelled in [true, false] {
         let mut world = failed(Work::BuildIndexes);
         if cancelled {
-            let data = CancelledData::Remove;
-            world.apply(JobEvent::Cancel { data }).unwrap();
+            world.cancel();
         } else {
             world.endanger();
         }
@@ -180,7 +177,7 @@ fn a_job_can_be_resumed_after_a_broken_subscription_and_after_a_timeout() {
     world.tick(60);
     assert!(matches!(&world.finishes[..], [Finish::Failed(f)] if f.kind == FaultKind::Timeout));
     world.run_on();
-    world.apply(JobEvent::Resume { terms: TERMS }).unwrap();
+    world.resume();
     world.tick(61);
     world.run_on();
     assert_eq!(
@@ -205,7 +202,7 @@ fn a_resume_is_refused_until_the_failed_job_has_stopped() {
         "the fence is still awaited"
     );
     world.run_on();
-    world.apply(JobEvent::Resume { terms: TERMS }).unwrap();
+    world.resume();
     world.run_on();
     assert_eq!(world.finishes, [Finish::Synchronized]);
 }
@@ -219,7 +216,7 @@ fn a_job_can_be_resumed_after_its_agents_restarted() {
             world.kill(side);
             world.tick(60);
             world.up(side);
-            world.apply(JobEvent::Resume { terms: TERMS }).unwrap();
+            world.resume();
             world.run_on();
             assert_eq!(world.finishes, [Finish::Synchronized], "{work:?}, {side:?}");
         }

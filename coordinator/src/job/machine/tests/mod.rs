@@ -233,6 +233,23 @@ impl World {
         self.apply(JobEvent::Tick).unwrap();
     }
 
+    fn cancel(&mut self) {
+        let data = CancelledData::Remove;
+        self.apply(JobEvent::Cancel { data }).unwrap();
+    }
+
+    fn resume(&mut self) {
+        self.apply(JobEvent::Resume { terms: TERMS }).unwrap();
+    }
+
+    /// The fault that the job failed with, its only end.
+    fn failure(&self) -> &Fault {
+        match &self.finishes[..] {
+            [Finish::Failed(fault)] => fault,
+            finishes => panic!("{finishes:?}"),
+        }
+    }
+
     fn endanger(&mut self) {
         let fault = Fault::new(FaultKind::Failed, "the slot is lost");
         let side = Side::Source;

@@ -53,9 +53,7 @@ fn pauses_grow_and_the_job_gives_up_when_the_budget_is_over() {
         let seconds = (world.now.as_second() - began.as_second()).unsigned_abs();
         assert!((1_800..1_840).contains(&seconds), "{work:?}: {seconds} s");
         assert!((60..120).contains(&tries), "{work:?}: {tries} tries");
-        let [Finish::Failed(fault)] = &world.finishes[..] else {
-            panic!("{:?}", world.finishes);
-        };
+        let fault = world.failure();
         assert!(fault.message.contains("connection was closed"), "{fault}");
         assert!(fault.message.contains("times in a row"), "{fault}");
     }
