@@ -1,8 +1,8 @@
-//! How a subscription's apply worker does, judged by time from what the target's agent observes: while a job
-//! works ([`super::health`]) and as long as its node follows after that.
+//! The health of a subscription's apply worker, from the observations of the target's agent: while a job
+//! runs ([`super::health`]) and while its node follows after that.
 //!
-//! Pure, and in memory only: a restarted coordinator begins to watch anew. How often agents look plays
-//! no part. Says what is the case; what becomes of it is the caller's.
+//! Pure, and in memory only: a restarted coordinator starts over. Judged by time, so the agents' observation
+//! interval does not matter. The caller decides what follows from it.
 
 use std::time::Duration;
 
@@ -11,51 +11,51 @@ use steep_protocol::message::agent::SubscriptionStatus;
 
 use super::time::after;
 
-/// New errors of a subscription, without a calm between them, that count as broken. Workers start
-/// again after five seconds (`wal_retrieve_retry_interval`), so this is some fifteen seconds of errors.
+/// A subscription is broken after this many new errors without a [`CALM`] between them. Workers restart
+/// after five seconds (`wal_retrieve_retry_interval`), so this is about fifteen seconds of errors.
 const STRIKES: u8 = 3;
 
-/// Without a new error for so long, a subscription is taken to work again: three starts of its worker.
+/// A subscription works again after this long without a new error: three restarts of its worker.
 pub const CALM: Duration = Duration::from_secs(15);
 
-/// How long a subscription may be without an apply worker, where a server does not count errors or has
-/// no worker to spare.
+/// How long a subscription may be without an apply worker, for servers that do not count errors or have no
+/// free worker.
 pub const ABSENT: Duration = Duration::from_secs(60);
 
-/// What has been seen of one subscription.
+/// The observed state of one subscription's worker.
 #[derive(Debug, Clone, Default)]
 pub struct ApplyWatch {
-    /// Errors at the last observation; nothing before the first.
+    /// The server's error count at the last observation.
     errors: Option<u64>,
     strikes: u8,
     struck: Option<Timestamp>,
     absent: Option<Timestamp>,
 }
 
-/// How the worker does.
+/// The health of an apply worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ApplyHealth {
-    /// Nothing was seen yet.
+    /// Not observed yet.
     Unseen,
-    /// It runs, and no error is new.
+    /// It runs without new errors.
     Well,
-    /// It failed or was not there lately: neither broken nor sound.
+    /// It failed or was absent recently: neither broken nor healthy.
     Wavering,
-    /// It fails each time it is started.
+    /// It fails whenever it starts.
     KeepsFailing {
         /// Errors that the server has counted.
         errors: u64,
     },
-    /// There has been none for [`ABSENT`].
+    /// There has been no worker for [`ABSENT`].
     Absent,
 }
 
 impl ApplyWatch {
-    /// Takes what is seen now.
+    /// Takes an observation.
     pub fn observe(&mut self, seen: &SubscriptionStatus, now: Timestamp) -> ApplyHealth {
         let calm = self.struck.is_some_and(|struck| after(struck, CALM) <= now);
         match self.errors.replace(seen.apply_errors) {
-            // Counters begin anew where statistics are reset.
+            // A lower count means that statistics were reset.
             Some(before) if seen.apply_errors > before => {
                 self.strikes = self.strikes.saturating_add(1);
                 self.struck = Some(now);
@@ -71,13 +71,13 @@ impl ApplyWatch {
         self.health(now)
     }
 
-    /// The source does not answer: without it no worker can be there, and each try of one may count as
-    /// an error. Neither is the subscription's doing.
+    /// The source does not answer. Without it no worker can run, and each try may count as an error;
+    /// neither is the subscription's fault.
     pub fn excuse(&mut self) {
         *self = Self::default();
     }
 
-    /// How it does, as far as was seen.
+    /// The health as of the last observation.
     #[must_use]
     pub fn health(&self, now: Timestamp) -> ApplyHealth {
         let Some(errors) = self.errors else {
@@ -101,7 +101,7 @@ mod tests {
 
     use super::*;
 
-    /// What comes of observations that far apart, each with so many errors and a worker or none.
+    /// The health after each observation: its error count, and whether a worker ran.
     fn watched(every: Duration, seen: &[(u64, bool)]) -> Vec<ApplyHealth> {
         let (mut apply, mut now) = (ApplyWatch::default(), Timestamp::UNIX_EPOCH);
         let every = SignedDuration::try_from(every).unwrap();

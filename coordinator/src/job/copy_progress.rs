@@ -1,11 +1,10 @@
-//! What has been planned and what has been copied, counted in little memory.
+//! The plan of a copy and its finished parts, counted in little memory.
 //!
-//! Owns one counter per table and one bit per part; 10,000 tables in 100,000 parts are about 2 MB.
-//! Never keeps a part's own numbers, never decides anything. Whatever an agent says twice is counted
-//! once, and whatever does not fit the plan is refused.
+//! Owns one counter per table and one bit per part; 10,000 tables in 100,000 parts take about 2 MB.
+//! Never keeps a part's own numbers, never decides anything. Repeated reports count once, and reports
+//! that do not fit the plan are refused.
 //!
-//! Every update costs the logarithm of the number of tables; no query walks them all but the one
-//! that lists them.
+//! Every update is O(log tables); only the query that lists the tables visits them all.
 
 use steep_protocol::message::agent::{PartDone, PartProgress, TableSummary};
 use steep_protocol::{ByteCount, PartNo, RowCount, TableName, TableNo, limits};
@@ -13,32 +12,32 @@ use steep_protocol::{ByteCount, PartNo, RowCount, TableName, TableNo, limits};
 use super::Totals;
 use super::machine::Counted;
 
-/// How far copied bytes may be from estimated heap bytes for the ratio of the two to be believed.
+/// Bounds on the ratio of copied bytes to estimated heap bytes; outside of them it is not credible.
 const RATIO_BOUNDS: (f64, f64) = (0.02, 50.0);
 
-/// Estimated bytes that must be done before their ratio is used for tables not begun.
+/// Estimated bytes that must be done before the ratio is applied to tables that have not begun.
 const RATIO_SAMPLE: u64 = 1024 * 1024;
 
 /// A page or part that does not fit the plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Misfit {
-    /// Tables are numbered from 0 without gaps, and parts likewise.
+    /// Tables and parts must be numbered from 0 without gaps.
     #[error("table {} of the plan does not follow the ones before it", .0.0)]
     Table(TableNo),
     /// More parts than any plan may have.
     #[error("the plan has more than {} parts", limits::PARTS_MAX)]
     TooManyParts,
-    /// A part beyond the plan.
+    /// A part that the plan does not have.
     #[error("part {0} is not in the plan")]
     Part(PartNo),
 }
 
-/// What a part that was done means for its table.
+/// What a finished part means for its table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Noted {
-    /// It was known already.
+    /// It was counted before.
     Known,
-    /// It is new, and others of its table are missing.
+    /// It is new, and other parts of its table are missing.
     Part(TableNo),
     /// It was the last of its table.
     Table(TableNo),
@@ -47,7 +46,7 @@ pub enum Noted {
 /// One table's counters.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TableCopy {
-    /// What the plan says.
+    /// The table in the plan.
     pub summary: TableSummary,
     /// Parts done.
     pub done: u32,
@@ -64,7 +63,7 @@ impl TableCopy {
         self.done >= self.summary.parts
     }
 
-    /// COPY bytes of the whole table, from its own finished parts; `None` before the first.
+    /// COPY bytes of the whole table, extrapolated from its finished parts; `None` before the first.
     fn projected(&self) -> Option<u64> {
         (self.done > 0).then(|| {
             let whole = u128::from(self.bytes.0) * u128::from(self.summary.parts);
@@ -72,7 +71,7 @@ impl TableCopy {
         })
     }
 
-    /// Of the table's estimated bytes, the share of one part.
+    /// One part's share of the table's estimated bytes.
     fn part_estimate(&self) -> u64 {
         self.summary.bytes_estimate.0 / u64::from(self.summary.parts.max(1))
     }
@@ -86,23 +85,23 @@ pub struct CopyProgress {
     planned: u32,
     done: Totals,
     wire: ByteCount,
-    /// COPY bytes of the parts behind `wire`.
+    /// COPY bytes of the parts counted in `wire`.
     crossed: ByteCount,
     completed: u32,
     flight: Vec<PartProgress>,
-    /// Sum of [`TableCopy::projected`] over tables begun.
+    /// Sum of [`TableCopy::projected`] over tables that have begun.
     projected: u64,
-    /// Sum of estimates over tables not begun.
+    /// Sum of estimates over tables that have not.
     untouched: u64,
-    /// Sum of estimates over parts done.
+    /// Sum of estimates over finished parts.
     estimated_done: u64,
 }
 
 impl CopyProgress {
-    /// Takes a page of the plan; one that was taken before is taken again without effect.
+    /// Adds a page of the plan. Idempotent.
     ///
     /// # Errors
-    /// [`Misfit`] where the page does not continue the plan; tables before the misfit are taken.
+    /// [`Misfit`] if the page does not continue the plan; tables before the misfit are added.
     pub fn add_page(&mut self, page: &[TableSummary]) -> Result<(), Misfit> {
         for table in page {
             let misfit = Misfit::Table(table.no);
@@ -136,10 +135,10 @@ impl CopyProgress {
         Ok(())
     }
 
-    /// Counts a part that is committed.
+    /// Counts a committed part.
     ///
     /// # Errors
-    /// [`Misfit::Part`] where the plan has no such part.
+    /// [`Misfit::Part`] if the plan has no such part.
     pub fn note(&mut self, part: &PartDone) -> Result<Noted, Misfit> {
         let no = self.table_of(part.part).ok_or(Misfit::Part(part.part))?;
         let (word, bit) = (part.part.0 as usize / 64, part.part.0 % 64);
@@ -179,8 +178,8 @@ impl CopyProgress {
         }
     }
 
-    /// Takes what is on its way now, in place of what was before. Parts that are done or not planned
-    /// are left out, and never more are kept than workers can be.
+    /// Replaces the parts in flight. Parts that are done or not planned are left out, and no more are
+    /// kept than there can be workers.
     pub fn set_flight(&mut self, active: &[PartProgress]) {
         self.flight.clear();
         for progress in active.iter().take(usize::from(limits::WORKERS_MAX) * 2) {
@@ -210,31 +209,31 @@ impl CopyProgress {
         Some(table.summary.no)
     }
 
-    /// The table of that number.
+    /// The table with that number.
     #[must_use]
     pub fn table(&self, no: TableNo) -> Option<&TableCopy> {
         self.tables.get(no.0 as usize)
     }
 
-    /// The table of that name's number.
+    /// The name of the table with that number.
     #[must_use]
     pub fn name(&self, no: TableNo) -> Option<&TableName> {
         self.table(no).map(|t| &t.summary.name)
     }
 
-    /// Every table, in order of its number.
+    /// Every table, by number.
     #[must_use]
     pub fn tables(&self) -> &[TableCopy] {
         &self.tables
     }
 
-    /// What is on its way.
+    /// The parts in flight.
     #[must_use]
     pub fn flight(&self) -> &[PartProgress] {
         &self.flight
     }
 
-    /// What the machine compares.
+    /// The sums that the machine compares.
     #[must_use]
     pub fn counted(&self) -> Counted {
         Counted {
@@ -244,50 +243,49 @@ impl CopyProgress {
         }
     }
 
-    /// Tables of which every part is done.
+    /// Tables whose parts are all done.
     #[must_use]
     pub fn completed(&self) -> u32 {
         self.completed
     }
 
-    /// COPY bytes, those on their way included.
+    /// COPY bytes, including those in flight.
     #[must_use]
     pub fn bytes(&self) -> ByteCount {
         self.done.bytes + self.flight.iter().map(|f| f.bytes).sum()
     }
 
-    /// COPY bytes that crossed the network as far as that is known, those on their way included: not
-    /// those of parts that were found in the ledger, whose wire bytes nobody remembers.
+    /// COPY bytes with known wire bytes, including those in flight. Excludes parts found in the ledger,
+    /// which does not record wire bytes.
     #[must_use]
     pub fn crossed(&self) -> ByteCount {
         self.crossed + self.flight.iter().map(|f| f.bytes).sum()
     }
 
-    /// Bytes on the wire, those on their way included.
+    /// Bytes on the wire, including those in flight.
     #[must_use]
     pub fn wire(&self) -> ByteCount {
         self.wire + self.flight.iter().map(|f| f.wire).sum()
     }
 
-    /// COPY bytes that the whole job will be, as far as can be told: the size of what is done, the
-    /// projection of tables that are begun, and for the rest the catalog's estimate corrected by how
-    /// wrong it was so far. Never less than what has moved already.
+    /// Estimated COPY bytes of the whole job: the projection of tables that have begun, and for the rest
+    /// the catalog's estimate, corrected by its error so far. Never less than what has been copied.
     #[must_use]
     pub fn expected(&self) -> ByteCount {
-        // Exact to 2^52 bytes, far beyond what an estimate is good for.
+        // Exact to 2^52 bytes, far beyond the accuracy of an estimate.
         let rest = self.untouched as f64 * self.ratio();
         let total = self.projected.saturating_add(rest as u64);
         ByteCount(total).max(self.bytes())
     }
 
-    /// COPY bytes that this table will be.
+    /// Estimated COPY bytes of this table.
     #[must_use]
     pub fn expected_of(&self, table: &TableCopy) -> ByteCount {
         let estimate = table.summary.bytes_estimate.0 as f64 * self.ratio();
         ByteCount(table.projected().unwrap_or(estimate as u64))
     }
 
-    /// COPY bytes per estimated byte, over what is done.
+    /// COPY bytes per estimated byte, over finished parts.
     fn ratio(&self) -> f64 {
         if self.estimated_done < RATIO_SAMPLE {
             return 1.0;
@@ -296,8 +294,8 @@ impl CopyProgress {
         ratio.clamp(RATIO_BOUNDS.0, RATIO_BOUNDS.1)
     }
 
-    /// Where a finished job's table stood, without knowing its parts one by one any more. Good for
-    /// showing; what is restored so is not for [`CopyProgress::note`].
+    /// Restores a table of a finished job without its single parts. For display only; do not call
+    /// [`CopyProgress::note`] afterwards.
     pub fn restore_table(&mut self, no: TableNo, done: u32, rows: RowCount, bytes: ByteCount) {
         let Some(table) = self.tables.get_mut(no.0 as usize).filter(|_| done > 0) else {
             return;
@@ -317,7 +315,7 @@ impl CopyProgress {
         self.done.bytes += bytes;
     }
 
-    /// Takes bytes on the wire that are known as a sum only.
+    /// Restores the sum of bytes on the wire.
     pub fn restore_wire(&mut self, wire: ByteCount) {
         self.wire = wire;
         self.crossed = self.done.bytes;
@@ -357,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_said_twice_counts_once() {
+    fn a_part_reported_twice_counts_once() {
         let mut copied = CopyProgress::default();
         copied.add_page(&plan(&[(2, 100), (1, 50)])).unwrap();
         assert_eq!(copied.note(&done(0, 10)), Ok(Noted::Part(TableNo(0))));
@@ -406,7 +404,7 @@ mod tests {
             .add_page(&plan(&[(4, 40 * mb), (1, 10 * mb), (1, 10 * mb)]))
             .unwrap();
         assert_eq!(copied.expected(), ByteCount(60 * mb));
-        // Rows are half of what their heap is.
+        // The rows take half of their heap's size.
         copied.note(&done(0, 5 * mb)).unwrap();
         assert_eq!(copied.expected(), ByteCount(20 * mb + 10 * mb));
         for part in 1..4 {

@@ -1,5 +1,5 @@
-//! A job whose rows come from a backup: which prepared slot it goes on from, and whether a backup's
-//! position fits to a slot. Pure.
+//! Jobs whose rows come from a backup: the prepared slot they start from, and whether a backup's position
+//! fits a slot. Pure.
 
 use serde::{Deserialize, Serialize};
 use steep_protocol::message::handover::{
@@ -7,31 +7,31 @@ use steep_protocol::message::handover::{
 };
 use steep_protocol::{Fault, FaultKind, Lsn, NodeId};
 
-/// What a job goes on from.
+/// What a job from a backup starts from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Handover {
     /// The publication and slot that were prepared.
     pub replication: Replication,
-    /// Where the backup is consistent: everything before it is in the rows.
+    /// The backup's consistent point: the rows contain every change before it.
     pub lsn: Lsn,
-    /// About schemas.
+    /// Whether schemas are compared.
     pub schema: SchemaCheck,
 }
 
-/// What becomes of the prepared slot of a job that ends.
+/// What happens to the prepared slot when its job ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum SlotFate {
-    /// It is the operator's again, for another try with the same backup.
+    /// It is returned to the operator, for another try with the same backup.
     #[default]
     Returned,
-    /// It is the operator's again, for a newer backup: changes may have been applied from it.
+    /// It is returned for a newer backup: changes may have been applied from it.
     ReturnedUsed,
-    /// It goes with everything else: the job had ended well, and the slot had become its own.
+    /// It is dropped with everything else: the job had succeeded and owned the slot.
     Removed,
 }
 
 impl SlotFate {
-    /// Whether it was used, where it is given back.
+    /// Whether a returned slot was used; `None` if it is not returned.
     #[must_use]
     pub fn returned(self) -> Option<Used> {
         match self {
@@ -42,28 +42,25 @@ impl SlotFate {
     }
 }
 
-/// How a backup's position stands to a slot and its server.
+/// How a backup's position relates to a slot and its server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Position {
-    /// Every change after it comes by the slot.
+    /// The slot has every change after it.
     Fits,
-    /// The slot begins only there: what was written between the backup and it is lost.
+    /// The slot starts later, here: changes between the backup and this position are lost.
     BeforeSlot(Lsn),
-    /// The source has not written so far yet.
+    /// The source's WAL ends before it, here.
     AfterEnd(Lsn),
 }
 
-/// Judges a position.
+/// Compares a backup's position with a slot.
 #[must_use]
 pub fn position(lsn: Lsn, facts: &SlotFacts) -> Position {
     let noted = facts.noted.as_ref().map(|noted| noted.lsn);
     let slot = facts.slot.as_ref();
-    let known = [
-        noted,
-        slot.and_then(|slot| slot.restart),
-        slot.and_then(|slot| slot.confirmed),
-    ];
-    let begins = known.into_iter().flatten().max().unwrap_or_default();
+    let restart = slot.and_then(|slot| slot.restart);
+    let confirmed = slot.and_then(|slot| slot.confirmed);
+    let begins = noted.max(restart).max(confirmed).unwrap_or_default();
     if lsn < begins {
         return Position::BeforeSlot(begins);
     }
@@ -73,10 +70,10 @@ pub fn position(lsn: Lsn, facts: &SlotFacts) -> Position {
     Position::Fits
 }
 
-/// The slot that a hand-over goes on from: the one that is named, or the only one that waits.
+/// The slot to start from: the named one, or the only one waiting.
 ///
 /// # Errors
-/// A [`Fault`] that says which slots there are.
+/// A [`Fault`] that lists the prepared slots.
 pub fn choose<'a>(
     prepared: &'a [PreparedSlot],
     wanted: Option<&SlotName>,
@@ -95,9 +92,9 @@ pub fn choose<'a>(
             ),
         };
     };
-    let there = |p: &&PreparedSlot| p.state != PreparedState::Expired;
-    let mut there = prepared.iter().filter(there);
-    let slot = there.find(|p| p.replication.slot == *wanted);
+    let slot = prepared
+        .iter()
+        .find(|p| p.replication.slot == *wanted && p.state != PreparedState::Expired);
     slot.ok_or_else(|| {
         bad(format!(
             "no slot {wanted} is prepared on {source}; one that has expired is dropped"
@@ -106,13 +103,13 @@ pub fn choose<'a>(
     })
 }
 
-/// What there is, for a hint.
+/// A hint that lists the prepared slots.
 fn listed(prepared: &[PreparedSlot]) -> String {
     if prepared.is_empty() {
         return "prepare one with steep-repl init prepare, and take the backup after that"
             .to_owned();
     }
-    let said = prepared.iter().map(|slot| {
+    let described = prepared.iter().map(|slot| {
         let name = &slot.replication.slot;
         match &slot.state {
             PreparedState::Waiting => {
@@ -123,7 +120,10 @@ fn listed(prepared: &[PreparedSlot]) -> String {
             PreparedState::Lost(why) => format!("{name} (lost: {why})"),
         }
     });
-    format!("prepared are: {}", said.collect::<Vec<_>>().join(", "))
+    format!(
+        "prepared slots: {}",
+        described.collect::<Vec<_>>().join(", ")
+    )
 }
 
 #[cfg(test)]
@@ -207,7 +207,7 @@ mod tests {
         assert_eq!(at(200, &fresh), Position::Fits);
         assert_eq!(at(99, &fresh), Position::BeforeSlot(Lsn(100)));
         assert_eq!(at(201, &fresh), Position::AfterEnd(Lsn(200)));
-        // Somebody read from it, or a hand-over was broken off.
+        // Somebody read from it, or an earlier job had begun to apply changes.
         assert_eq!(
             at(140, &facts(100, 150, 200)),
             Position::BeforeSlot(Lsn(150))

@@ -1,10 +1,9 @@
-//! Whether a job at work can still end well, judged from what agents observe, about every second.
+//! Whether a running job can still succeed, judged from the agents' observations, about every second.
 //!
-//! Commands notice what they do themselves; hours may lie between a slot that is lost during the copy
-//! and the command that would need it, and nobody's command fails when a subscription does. Owns the
-//! counts from one observation to the next, in memory only: a restarted coordinator begins to count
-//! anew. Says what is wrong; what becomes of the job is [`super::machine`]'s. A server that does not
-//! answer is no danger by itself: the machine waits for it.
+//! Commands notice only their own failures: a slot may be lost hours before a command needs it, and no
+//! command fails when a subscription does. Owns the counts across observations, in memory only: a
+//! restarted coordinator counts again from zero. Reports what is wrong; [`super::machine`] decides what
+//! happens to the job. A server that does not answer is no fault here: the machine waits for it.
 
 use std::time::Duration;
 
@@ -21,21 +20,23 @@ use super::preflight::text::bytes;
 use super::standing::{Health, Part, Word};
 use super::{Job, Side, Stage, Step};
 
-/// WAL that a job's slot may hold back unless told otherwise. A day, which is the default time limit
-/// of a job, of 3 MB of WAL a second: more than most copies hold, and less than a disk that nobody
-/// watches can lose.
+/// The default limit on the WAL that a job's slot holds back: 3 MB of WAL a second for a day, the default
+/// time limit of a job. More than most copies hold, and less than fills a disk that nobody watches.
 pub const WAL_HELD_MAX: ByteCount = ByteCount(256 << 30);
 
-/// How old a job's snapshot may be unless told otherwise: twice the default time limit of a job, so
-/// that it ends only those that were given longer. Vacuum removes nothing that is younger.
+/// The default limit on the age of a job's snapshot: twice the default time limit of a job, so it ends only
+/// jobs with a longer one. Vacuum cannot remove rows that died after the snapshot.
 pub const SNAPSHOT_AGE_MAX: Duration = Duration::from_secs(48 * 3600);
 
-/// What a job may cost its source before it is stopped (G5). `None` is no limit.
+/// Most tables named in one fault.
+const TABLES_NAMED: usize = 5;
+
+/// What a job may cost its source before it is stopped (G5). `None` means no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
-    /// WAL that its slot holds back.
+    /// Most WAL that its slot may hold back.
     pub wal_held: Option<ByteCount>,
-    /// Age of its snapshot.
+    /// Highest age of its snapshot.
     pub snapshot_age: Option<Duration>,
 }
 
@@ -48,7 +49,7 @@ impl Default for Bounds {
     }
 }
 
-/// What has been seen of one job so far.
+/// The observed health of one job.
 #[derive(Debug, Clone, Default)]
 pub struct JobHealth {
     slot: Part<Fault>,
@@ -60,8 +61,8 @@ pub struct JobHealth {
 }
 
 impl JobHealth {
-    /// Takes what the agent on that side sees. The fault that the job is to end with, if it cannot go
-    /// on.
+    /// Takes an observation of the agent on that side. Returns the fault to end the job with, if it
+    /// cannot succeed.
     pub fn observe(
         &mut self,
         job: &Job,
@@ -72,7 +73,7 @@ impl JobHealth {
     ) -> Option<Fault> {
         let step = match &job.stage {
             Stage::Working(step) => *step,
-            // Its slot holds back WAL on the source; what becomes of the target is for who resumes it.
+            // Its slot still holds back WAL on the source; the target is judged when it is resumed.
             Stage::Kept(kept) if side == Side::Source => kept.step,
             Stage::Kept(_) | Stage::Ending(_) | Stage::Closed(_) => return None,
         };
@@ -92,8 +93,10 @@ impl JobHealth {
                 self.slot.cause().or(self.publication.cause()).cloned()
             }
             (Side::Target, Ok(_)) if step >= Step::Converge => {
-                let mut own = seen.subscriptions.iter();
-                let own = own.find(|s| s.job == job.replication().id);
+                let own = seen
+                    .subscriptions
+                    .iter()
+                    .find(|s| s.job == job.replication().id);
                 let subscription = self.subscription_health(job, own, &seen.carried, now);
                 self.subscription.take(subscription, Word::News);
                 self.subscription.cause().cloned()
@@ -103,7 +106,7 @@ impl JobHealth {
         fault.map(|fault| fault.on(side.node(&job.spec)))
     }
 
-    /// The publication, on the source. The slot goes on whether or not it is there.
+    /// The publication, on the source. The slot outlives it, so it is judged separately.
     fn publication_health(&mut self, job: &Job, seen: &Observed) -> Health<Fault> {
         let replication = job.replication();
         let status = seen.publications.iter().find(|p| p.job == replication.id);
@@ -112,18 +115,21 @@ impl JobHealth {
             return Health::Suspect(changes_missing(text));
         }
         let mark = status.map(|status| status.mark);
-        let mut looked = seen.carried.published.iter();
-        let looked = looked.find(|p| p.job == replication.id && Some(p.mark) == mark);
-        let Some(looked) = looked else {
+        let published = seen
+            .carried
+            .published
+            .iter()
+            .find(|p| p.job == replication.id && Some(p.mark) == mark);
+        let Some(published) = published else {
             return Health::Good;
         };
-        self.labels.clone_from(&looked.enums);
-        // From a backup it may have entered before its slot was taken; the proof looks again.
-        if looked.joined.is_empty() || job.spec.method == Method::Backup {
+        self.labels.clone_from(&published.enums);
+        // From a backup, a table may have entered before the slot was taken; the proof checks again.
+        if published.joined.is_empty() || job.spec.method == Method::Backup {
             return Health::Good;
         }
-        let tables = looked.joined.iter().map(|j| j.table.to_string()).take(5);
-        let tables: Vec<String> = tables.collect();
+        let joined = published.joined.iter().take(TABLES_NAMED);
+        let tables: Vec<String> = joined.map(|j| j.table.to_string()).collect();
         Health::Bad(changes_missing(format!(
             "tables entered the publication {} while the job worked: {}",
             replication.name(),
@@ -149,10 +155,10 @@ impl JobHealth {
             |what: &str| Fault::new(FaultKind::Failed, format!("the subscription {name} {what}"));
         let suspect = |what: &str| Health::Suspect(fault(what).hint(log.clone()));
         let Some(own) = subscription else {
-            return suspect("is not there any more");
+            return suspect("no longer exists");
         };
         match own.wiring {
-            SubscriptionWiring::Skipping => return suspect("was told to skip a transaction"),
+            SubscriptionWiring::Skipping => return suspect("was set to skip a transaction"),
             SubscriptionWiring::Changed => {
                 return suspect("was given another slot or other publications");
             }
@@ -167,10 +173,11 @@ impl JobHealth {
             ApplyHealth::KeepsFailing { errors } => format!("keeps failing ({errors} errors)"),
             ApplyHealth::Absent => format!("has had no worker for {} s", ABSENT.as_secs()),
         };
-        let mut here = carried.subscribed.iter();
-        let here = here.find(|s| s.job == own.job && s.mark == own.mark);
-        let labels =
-            here.and_then(|s| membership::missing_labels(&self.labels, &s.enums, &job.spec.target));
+        let labels = carried
+            .subscribed
+            .iter()
+            .find(|s| s.job == own.job && s.mark == own.mark)
+            .and_then(|s| membership::missing_labels(&self.labels, &s.enums, &job.spec.target));
         let known: Vec<&str> = labels
             .iter()
             .map(String::as_str)
@@ -179,7 +186,7 @@ impl JobHealth {
         Health::Bad(if known.is_empty() {
             fault(&format!("{what}; see the target's log")).hint(log)
         } else {
-            fault(&format!("{what}: {}", known.join("; "))).hint("mend that, then run init again")
+            fault(&format!("{what}: {}", known.join("; "))).hint("fix that, then run init again")
         })
     }
 }
@@ -195,14 +202,14 @@ fn slot_health(job: &Job, slot: Option<&SlotStatus>, bounds: Bounds) -> Health<F
     };
     let Some(slot) = slot else {
         return Health::Suspect(fault("does not exist any more").hint(
-            "what was written since the snapshot is gone with it: find out who dropped it, then run \
+            "changes since the snapshot are lost with it: find out who dropped it, then run \
              init again",
         ));
     };
     if slot.wal_status == "lost" {
         return Health::Bad(
             fault("has lost WAL that it needs (wal_status is lost)").hint(
-                "what was written since the snapshot is gone with it: raise \
+                "changes since the snapshot are lost with it: raise \
                  max_slot_wal_keep_size, or idle_replication_slot_timeout (PostgreSQL 18), on the \
                  source, then run init again",
             ),
@@ -213,8 +220,8 @@ fn slot_health(job: &Job, slot: Option<&SlotStatus>, bounds: Bounds) -> Health<F
             let (held, limit) = (bytes(slot.wal_held), bytes(limit));
             let what = format!("holds back {held} of WAL, over the limit of {limit}");
             Health::Bad(fault(&what).hint(
-                "run init again when less is written, or with more --parallel workers; where the \
-                 source's disk has the room, raise --max-wal-held of the coordinator",
+                "run init again when fewer changes are written, or with more --parallel workers; if the \
+                 source's disk has room, raise --max-wal-held of the coordinator",
             ))
         }
         _ => Health::Good,
@@ -223,13 +230,13 @@ fn slot_health(job: &Job, slot: Option<&SlotStatus>, bounds: Bounds) -> Health<F
 
 fn changes_missing(text: String) -> Fault {
     Fault::new(FaultKind::Failed, text).hint(
-        "changes may be missing on the target: leave the publication alone and attach no partitions \
-         while a job works, and run init again",
+        "changes may be missing on the target: do not change the publication or attach partitions \
+         while a job runs, and run init again",
     )
 }
 
-/// Whether the job's slot must be there: from the end of the step that makes it on. Natively nothing
-/// hangs on it before the subscription does, which fails by itself without it.
+/// Whether the job's slot must exist: after the step that makes it. Natively the subscription is the
+/// first to need it, and fails by itself without it.
 fn has_slot(method: Method, step: Step) -> bool {
     match method {
         Method::Snapshot | Method::TwoPhase => step > Step::OpenSource,

@@ -1,8 +1,8 @@
-//! Who follows whom, whichever tool made the subscriptions: a graph of the nodes' lineages.
+//! Who follows whom: a graph of the nodes' lineages, whichever tool made the subscriptions.
 //!
-//! Pure. An edge leads from a node to each node whose database has the slot that one of its
-//! subscriptions names. Databases are told apart by their identity and not by the nodes' names, so one
-//! database under two names is one place in the graph.
+//! Pure. An edge leads from a node to each node whose database has the slot named by one of its
+//! subscriptions. Databases are distinguished by identity, not by node name, so a database with two
+//! names is one vertex.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -10,60 +10,62 @@ use serde::{Deserialize, Serialize};
 use steep_protocol::message::lineage::{ChangeOrigin, Lineage, Sameness};
 use steep_protocol::{JobId, NodeId};
 
-/// What the coordinator knows besides what two agents have just said of their servers.
+/// What the coordinator knows beyond the facts that the two agents have just gathered.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Around {
     /// Every node's lineage.
     pub nodes: Vec<Known>,
-    /// Jobs and prepared slots that the coordinator remembers.
+    /// Jobs and prepared slots that the coordinator knows.
     pub remembered: Vec<JobId>,
 }
 
-/// A node's lineage, as its agent reported it last.
+/// A node's lineage, as last reported by its agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Known {
     /// The node.
     pub node: NodeId,
     /// Its lineage.
     pub lineage: Lineage,
-    /// When that was.
+    /// How recent it is.
     pub sight: Sight,
 }
 
 /// How old a lineage is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Sight {
-    /// A few seconds: the agent has a session.
+    /// A few seconds old: the agent has a session.
     Now,
-    /// Unknown: its server may have been started again since.
+    /// Of unknown age: its server may have restarted since.
     Before,
 }
 
-/// The graph.
+/// The graph of who follows whom.
 #[derive(Debug, Default)]
-pub struct Kinship<'a> {
+pub struct Graph<'a> {
     nodes: BTreeMap<&'a NodeId, (&'a Lineage, Sight)>,
 }
 
-/// One step from a node to the one whose changes it applies.
+/// An edge from a node to the one whose changes it applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Step<'a> {
-    /// Who applies them.
+    /// The node that applies the changes.
     pub node: &'a NodeId,
-    /// By which subscription.
+    /// The subscription that brings them.
     pub subscription: &'a str,
-    /// Which changes that takes.
+    /// Which changes the subscription receives.
     pub origin: ChangeOrigin,
-    /// Whose changes they are.
+    /// The node whose changes they are.
     pub upstream: &'a NodeId,
 }
 
-impl<'a> Kinship<'a> {
-    /// The graph of all that is known; what is named in `fresh` replaces what was known before.
+impl<'a> Graph<'a> {
+    /// The graph of all known nodes; lineages in `fresh` replace older ones.
     #[must_use]
     pub fn new(around: &'a Around, fresh: [(&'a NodeId, &'a Lineage); 2]) -> Self {
-        let known = around.nodes.iter();
-        let known = known.map(|known| (&known.node, (&known.lineage, known.sight)));
+        let known = around
+            .nodes
+            .iter()
+            .map(|known| (&known.node, (&known.lineage, known.sight)));
         let fresh = fresh.map(|(node, lineage)| (node, (lineage, Sight::Now)));
         Self {
             nodes: known.chain(fresh).collect(),
@@ -74,35 +76,37 @@ impl<'a> Kinship<'a> {
         let Some((lineage, _)) = self.nodes.get(node) else {
             return Vec::new();
         };
-        let subscriptions = lineage.subscriptions.iter();
-        let steps = subscriptions.flat_map(|subscription| {
-            let slot = subscription.slot.as_ref();
-            let upstreams = self.nodes.iter().filter(move |(upstream, (of, _))| {
-                let has_slot = slot.is_some_and(|slot| of.slots.contains(slot));
-                // Nobody subscribes to its own database.
-                has_slot && !self.is(node, upstream)
-            });
-            upstreams.map(|(upstream, _)| Step {
-                node,
-                subscription: subscription.name.as_str(),
-                origin: subscription.origin,
-                upstream,
-            })
-        });
-        steps.collect()
+        let mut steps = Vec::new();
+        for subscription in &lineage.subscriptions {
+            let Some(slot) = &subscription.slot else {
+                continue;
+            };
+            for (upstream, (of, _)) in &self.nodes {
+                // A database does not subscribe to itself.
+                if of.slots.contains(slot) && !self.is(node, upstream) {
+                    steps.push(Step {
+                        node,
+                        subscription: &subscription.name,
+                        origin: subscription.origin,
+                        upstream,
+                    });
+                }
+            }
+        }
+        steps
     }
 
-    /// The subscriptions of other nodes by which changes made at `upstream` come to them at once.
+    /// The subscriptions of other nodes that follow `upstream` directly.
     #[must_use]
     pub fn followers(&self, upstream: &NodeId) -> Vec<Step<'a>> {
         let others = self.nodes.keys().filter(|node| !self.is(node, upstream));
-        let steps = others.flat_map(|node| self.steps(node));
-        steps
+        others
+            .flat_map(|node| self.steps(node))
             .filter(|step| self.is(step.upstream, upstream))
             .collect()
     }
 
-    /// The shortest way on which changes made at `upstream` come to `node`; empty where none is known.
+    /// The shortest path by which changes made at `upstream` reach `node`; empty if none is known.
     #[must_use]
     pub fn path(&self, node: &'a NodeId, upstream: &NodeId) -> Vec<Step<'a>> {
         let mut came_by: BTreeMap<&NodeId, Step<'a>> = BTreeMap::new();
@@ -138,8 +142,8 @@ impl<'a> Kinship<'a> {
         path
     }
 
-    /// Whether both names are of one database. Of one that is out of sight it cannot be told whether it
-    /// is a physical copy of the other or the same before a restart; then they are taken for one.
+    /// Whether both names belong to one database. If one is out of sight, it may be a physical copy of the
+    /// other or the same database before a restart; then they count as one.
     fn is(&self, one: &NodeId, other: &NodeId) -> bool {
         let lineages = self.nodes.get(one).zip(self.nodes.get(other));
         one == other
@@ -158,22 +162,24 @@ impl<'a> Kinship<'a> {
     /// Other names of that node's database.
     #[must_use]
     pub fn aliases(&self, node: &NodeId) -> Vec<&'a NodeId> {
-        let others = self.nodes.keys().filter(|other| **other != node);
-        others
-            .filter(|other| self.is(node, other))
+        self.nodes
+            .keys()
+            .filter(|other| **other != node && self.is(node, other))
             .copied()
             .collect()
     }
 
-    /// The nodes whose database has that slot.
+    /// The nodes whose database has the slot.
     #[must_use]
     pub fn with_slot(&self, slot: &str) -> Vec<&'a NodeId> {
-        let has = |lineage: &Lineage| lineage.slots.iter().any(|known| known == slot);
-        let all = self.nodes.iter().filter(|(_, (lineage, _))| has(lineage));
-        all.map(|(node, _)| *node).collect()
+        self.nodes
+            .iter()
+            .filter(|(_, (lineage, _))| lineage.slots.iter().any(|known| known == slot))
+            .map(|(node, _)| *node)
+            .collect()
     }
 
-    /// Subscriptions of `node`, and of those it follows, whose publisher is no known node.
+    /// Subscriptions of `node`, and of the nodes it follows, whose publisher is unknown.
     #[must_use]
     pub fn unknown_upstreams(&self, node: &'a NodeId) -> Vec<(&'a NodeId, &'a str)> {
         let mut seen = vec![node];
@@ -200,7 +206,7 @@ impl<'a> Kinship<'a> {
         unknown
     }
 
-    /// Slots of `node` that no known node's subscription names: somebody unknown follows it by them.
+    /// Slots of `node` that no known subscription names: an unknown server follows it by them.
     #[must_use]
     pub fn unknown_followers(&self, node: &NodeId) -> Vec<&'a str> {
         let Some((lineage, _)) = self.nodes.get(node) else {
@@ -214,7 +220,7 @@ impl<'a> Kinship<'a> {
         slots.filter(|slot| !known(slot)).collect()
     }
 
-    /// Subscriptions of `node` that do not lead to `upstream`.
+    /// Subscriptions of `node` that do not follow `upstream`.
     #[must_use]
     pub fn others(&self, node: &'a NodeId, upstream: &NodeId) -> Vec<&'a str> {
         let Some((lineage, _)) = self.nodes.get(node) else {
@@ -222,8 +228,11 @@ impl<'a> Kinship<'a> {
         };
         let steps = self.steps(node);
         let from_it = |name: &str| {
-            let own = steps.iter().filter(|step| step.subscription == name);
-            own.clone().next().is_some() && own.into_iter().all(|s| self.is(s.upstream, upstream))
+            let mut own = steps
+                .iter()
+                .filter(|step| step.subscription == name)
+                .peekable();
+            own.peek().is_some() && own.all(|step| self.is(step.upstream, upstream))
         };
         let names = lineage.subscriptions.iter().map(|s| s.name.as_str());
         names.filter(|name| !from_it(name)).collect()
@@ -240,7 +249,7 @@ pub(crate) mod tests {
         NodeId::parse(name).unwrap()
     }
 
-    /// A database that has those slots and subscribes to those.
+    /// A database with these slots, and a subscription to each slot in `subscribes`.
     pub(crate) fn lineage(database: u32, slots: &[&str], subscribes: &[&str]) -> Lineage {
         Lineage {
             identity: Some(Identity {
@@ -275,7 +284,7 @@ pub(crate) mod tests {
         }
     }
 
-    fn way(nodes: &[(&str, Lineage)], from: &str, to: &str) -> Vec<String> {
+    fn path(nodes: &[(&str, Lineage)], from: &str, to: &str) -> Vec<String> {
         let around = around(nodes);
         let (from, to) = (id(from), id(to));
         let nothing = Lineage::default();
@@ -283,32 +292,32 @@ pub(crate) mod tests {
             let found = around.nodes.iter().find(|known| known.node == *node);
             found.map_or(&nothing, |known| &known.lineage)
         };
-        let kinship = Kinship::new(&around, [(&from, of(&from)), (&to, of(&to))]);
-        let path = kinship.path(&from, &to);
+        let graph = Graph::new(&around, [(&from, of(&from)), (&to, of(&to))]);
+        let path = graph.path(&from, &to);
         path.iter().map(|step| step.upstream.to_string()).collect()
     }
 
     #[test]
-    fn a_chain_is_followed_over_every_node() {
+    fn a_path_leads_through_every_node_of_a_chain() {
         let nodes = [
             ("a", lineage(1, &["to_b"], &[])),
             ("b", lineage(2, &["to_c"], &["to_b"])),
             ("c", lineage(3, &[], &["to_c"])),
         ];
-        assert_eq!(way(&nodes, "c", "a"), ["b", "a"]);
-        assert_eq!(way(&nodes, "b", "a"), ["a"]);
-        assert!(way(&nodes, "a", "c").is_empty());
+        assert_eq!(path(&nodes, "c", "a"), ["b", "a"]);
+        assert_eq!(path(&nodes, "b", "a"), ["a"]);
+        assert!(path(&nodes, "a", "c").is_empty());
     }
 
     #[test]
     fn a_database_under_another_name_is_the_same_place() {
-        // x has no slot in its list yet, as one that was looked at earlier.
+        // x was observed before the slot was made.
         let nodes = [
             ("a", lineage(1, &["to_b"], &[])),
             ("b", lineage(2, &[], &["to_b"])),
             ("x", lineage(1, &[], &[])),
         ];
-        assert_eq!(way(&nodes, "b", "x"), ["a"]);
+        assert_eq!(path(&nodes, "b", "x"), ["a"]);
     }
 
     #[test]
@@ -318,29 +327,29 @@ pub(crate) mod tests {
             ("b", lineage(2, &["to_a"], &["to_b"])),
             ("x", lineage(3, &[], &[])),
         ];
-        assert!(way(&nodes, "a", "x").is_empty());
-        assert_eq!(way(&nodes, "a", "b"), ["b"]);
+        assert!(path(&nodes, "a", "x").is_empty());
+        assert_eq!(path(&nodes, "a", "b"), ["b"]);
     }
 
     #[test]
-    fn what_leads_out_of_sight_is_told_on_both_ends() {
+    fn unknown_publishers_and_followers_are_named() {
         let around = around(&[
             ("b", lineage(2, &["to_c", "to_whom"], &["from_whom"])),
             ("c", lineage(3, &[], &["to_c"])),
         ]);
         let (b, c) = (&around.nodes[0], &around.nodes[1]);
-        let kinship = Kinship::new(&around, [(&b.node, &b.lineage), (&c.node, &c.lineage)]);
+        let graph = Graph::new(&around, [(&b.node, &b.lineage), (&c.node, &c.lineage)]);
         assert_eq!(
-            kinship.unknown_upstreams(&c.node),
+            graph.unknown_upstreams(&c.node),
             [(&b.node, "sub_from_whom")]
         );
-        assert_eq!(kinship.unknown_followers(&b.node), ["to_whom"]);
-        assert_eq!(kinship.others(&c.node, &b.node), Vec::<&str>::new());
-        assert_eq!(kinship.others(&b.node, &c.node), ["sub_from_whom"]);
+        assert_eq!(graph.unknown_followers(&b.node), ["to_whom"]);
+        assert_eq!(graph.others(&c.node, &b.node), Vec::<&str>::new());
+        assert_eq!(graph.others(&b.node, &c.node), ["sub_from_whom"]);
     }
 
     #[test]
-    fn a_copy_is_told_apart_only_while_both_are_seen() {
+    fn a_physical_copy_is_distinguished_only_while_both_are_seen() {
         let mut copy = lineage(1, &[], &[]);
         copy.identity.as_mut().unwrap().started = 200;
         let original = lineage(1, &["to_b"], &[]);
@@ -355,8 +364,8 @@ pub(crate) mod tests {
                 }],
                 remembered: Vec::new(),
             };
-            let kinship = Kinship::new(&around, [(&b, &follower), (&x, &copy)]);
-            assert_eq!(kinship.path(&b, &x).len(), steps, "{sight:?}");
+            let graph = Graph::new(&around, [(&b, &follower), (&x, &copy)]);
+            assert_eq!(graph.path(&b, &x).len(), steps, "{sight:?}");
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Who waits for a job and for whom it waits, from one observation to the next.
+//! Lock conflicts between a job and other sessions, across observations.
 //!
-//! Owns what agents reported last, by side, and what has been told of it. Pure, in memory only: a
-//! restarted coordinator tells again what still is.
+//! Owns the conflicts last reported by each side, and which were announced. Pure, in memory only: a
+//! restarted coordinator announces current conflicts again.
 
 use std::collections::BTreeSet;
 
@@ -12,10 +12,10 @@ use steep_protocol::message::job::{JobSpec, YieldToDdl};
 
 use super::{Job, Side};
 
-/// Conflicts that are remembered as told; with more, the oldest may be told twice.
-const TOLD_MAX: usize = 1_000;
+/// Most conflicts remembered as announced; beyond that, some may be announced twice.
+const ANNOUNCED_MAX: usize = 1_000;
 
-/// What identifies a conflict: whoever waits for the same table again is told once.
+/// Identifies a conflict: a session that waits for the same table again is not announced again.
 type Key = (Side, LockRole, i32, String);
 
 /// Conflicts of one job.
@@ -23,21 +23,21 @@ type Key = (Side, LockRole, i32, String);
 pub struct JobLocks {
     source: Vec<LockConflict>,
     target: Vec<LockConflict>,
-    told: BTreeSet<Key>,
+    announced: BTreeSet<Key>,
 }
 
 impl JobLocks {
-    /// Takes what the agent on that side sees. Those that nobody has been told of.
+    /// Takes an observation of the agent on that side. Returns the conflicts to announce.
     pub fn observe(&mut self, job: &Job, side: Side, seen: &Observed) -> Vec<LockView> {
         let own = seen.locks.iter().filter(|lock| lock.job == Some(job.id));
         let own: Vec<LockConflict> = own.take(LOCK_CONFLICTS_MAX).map(bounded).collect();
         let mut news = Vec::new();
         for lock in &own {
             let key = (side, lock.role, lock.pid, lock.table.clone());
-            if self.told.len() >= TOLD_MAX {
-                self.told.pop_first();
+            if self.announced.len() >= ANNOUNCED_MAX {
+                self.announced.pop_first();
             }
-            if self.told.insert(key) {
+            if self.announced.insert(key) {
                 news.push(view(lock, side, &job.spec));
             }
         }
@@ -48,7 +48,7 @@ impl JobLocks {
         news
     }
 
-    /// The agent on that side says nothing any more.
+    /// The agent on that side lost its session.
     pub fn lost(&mut self, side: Side) {
         match side {
             Side::Source => self.source.clear(),
@@ -56,21 +56,24 @@ impl JobLocks {
         }
     }
 
-    /// All of them, those that others wait for first.
+    /// All current conflicts; those in which others wait for the job come first.
     #[must_use]
     pub fn views(&self, spec: &JobSpec) -> Vec<LockView> {
-        let sides = [(Side::Source, &self.source), (Side::Target, &self.target)];
-        let all = sides.into_iter().flat_map(|(side, locks)| {
-            let views = locks.iter().map(move |lock| view(lock, side, spec));
-            views.collect::<Vec<_>>()
-        });
-        let mut all: Vec<LockView> = all.collect();
+        let source = self
+            .source
+            .iter()
+            .map(|lock| view(lock, Side::Source, spec));
+        let target = self
+            .target
+            .iter()
+            .map(|lock| view(lock, Side::Target, spec));
+        let mut all: Vec<LockView> = source.chain(target).collect();
         all.sort_by_key(|lock| (lock.role, std::cmp::Reverse(lock.waited_seconds)));
         all
     }
 }
 
-/// Texts of an agent, cut where its own limit is.
+/// Cuts an agent's texts to the limit it should have kept.
 fn bounded(lock: &LockConflict) -> LockConflict {
     let cut = |text: &str| text.chars().take(STATEMENT_SHOWN + 1).collect();
     LockConflict {
@@ -155,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn each_conflict_of_the_job_is_told_once_and_shown_while_it_lasts() {
+    fn each_conflict_of_the_job_is_announced_once_and_shown_while_it_lasts() {
         let spec = testing::spec("a", "b");
         let job = Job::new(JobId(7), spec.clone(), "op", 1_000, Timestamp::UNIX_EPOCH);
         let mut locks = JobLocks::default();

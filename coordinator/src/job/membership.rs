@@ -1,9 +1,9 @@
-//! Whether a replication carries what it should, judged from what both agents see.
+//! Whether a replication carries all its tables, judged from the observations of both agents.
 //!
-//! Pure. A table that entered the publication after its mark is complete on the target where PostgreSQL
-//! has copied its rows, or where it held none once the target took it; a table that was out of the
-//! publication in between is not, whatever it looks like now. What was found complete is remembered with
-//! the two transactions that brought the table in, so that it is judged again when it was out again.
+//! Pure. A table that entered the publication after its mark is complete on the target if PostgreSQL has
+//! copied its rows, or if it was empty when the target subscribed to it. A table that was out of the
+//! publication for a time is not, whatever it looks like now. A complete table is recorded with the two
+//! transactions that added it, so it is judged again if it is removed and added again.
 
 use serde::{Deserialize, Serialize};
 use steep_protocol::message::agent::{
@@ -13,35 +13,35 @@ use steep_protocol::message::agent::{
 use steep_protocol::message::job::ReplicationNames;
 use steep_protocol::{JobId, NodeId, TableName};
 
-/// Tables and types named in one reason.
+/// Most tables and types named in one reason.
 const NAMED: usize = 5;
 
-/// Looks of the source that must have begun after the target took a table.
+/// Observations of the source that must have begun after the target subscribed to a table.
 const LOOKS: u8 = 2;
 
-/// A table that entered a replication later and was found complete.
+/// A table that entered a replication later and is complete.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Complete {
-    /// Which.
+    /// Its name.
     pub table: TableName,
-    /// [`JoinedTable::by`]; 0 where the publication had it all the time.
+    /// [`JoinedTable::by`]; 0 if it was in the publication from the start.
     pub joined_by: u64,
     /// [`AddedTable::by`].
     pub added_by: u64,
 }
 
-/// What is wrong with a publication.
+/// What is wrong with a publication, to follow its name.
 #[must_use]
 pub fn publication(status: Option<&PublicationStatus>) -> Option<&'static str> {
     match status.map(|status| status.state) {
         None => Some("is gone"),
         Some(PublicationState::Altered) => Some("was altered after its slot was made"),
-        Some(PublicationState::Unmarked) => Some("was made again by somebody else"),
+        Some(PublicationState::Unmarked) => Some("was recreated by somebody else"),
         Some(PublicationState::Sound) => None,
     }
 }
 
-/// Tables that the target took without their rows and that may yet be found empty on the source.
+/// Tables that the target subscribed to without a copy, and that may turn out empty on the source.
 #[derive(Debug, Clone, Default)]
 pub struct Watched {
     waiting: Vec<Waiting>,
@@ -56,7 +56,7 @@ struct Waiting {
 }
 
 impl Watched {
-    /// Whether the source was looked at often enough since that table was added.
+    /// Whether the source was observed often enough since the table was added.
     fn is_seen(&mut self, table: &AddedTable, look: u64) -> bool {
         let known = |w: &&mut Waiting| w.table == table.table && w.added_by == table.by;
         match self.waiting.iter_mut().find(known) {
@@ -80,29 +80,29 @@ impl Watched {
     }
 
     fn keep(&mut self, added: &[AddedTable]) {
-        let there = |w: &Waiting| {
-            let mut added = added.iter();
-            added.any(|a| a.table == w.table && a.by == w.added_by)
-        };
-        self.waiting.retain(there);
+        self.waiting.retain(|w| {
+            added
+                .iter()
+                .any(|a| a.table == w.table && a.by == w.added_by)
+        });
     }
 }
 
-/// Both ends of one replication, as they were seen last.
+/// Both ends of one replication, as last observed.
 #[derive(Debug, Clone, Copy)]
 pub struct Ends<'a> {
-    /// What the subscription is named after.
+    /// The job that the subscription is named after.
     pub job: JobId,
     /// The source, and what it publishes.
     pub source: (&'a NodeId, &'a Published),
-    /// The source's look.
+    /// The number of the source's observation.
     pub look: u64,
-    /// The target, and what it takes.
+    /// The target, and what it subscribes to.
     pub target: (&'a NodeId, &'a Subscribed),
 }
 
 impl Ends<'_> {
-    /// Judges every table that entered later. Those that are complete are noted in `complete`. What is
+    /// Judges every table that entered later and records complete ones in `complete`. Returns what is
     /// wrong, in words.
     pub fn judge(&self, complete: &mut Vec<Complete>, watched: &mut Watched) -> Vec<String> {
         let (published, subscribed) = (self.source.1, self.target.1);
@@ -129,11 +129,7 @@ impl Ends<'_> {
         let unlisted = (published.joined_total + subscribed.added_total)
             .saturating_sub((published.joined.len() + subscribed.added.len()) as u64);
         unsure.count += unlisted;
-        let still = |c: &Complete| {
-            let mut added = subscribed.added.iter();
-            added.any(|a| a.table == c.table)
-        };
-        complete.retain(still);
+        complete.retain(|c| subscribed.added.iter().any(|a| a.table == c.table));
         self.reasons(&untaken, &unsure, &copying)
     }
 
@@ -146,15 +142,15 @@ impl Ends<'_> {
         let mut reasons = Vec::new();
         if !untaken.is_empty() {
             reasons.push(format!(
-                "{source} publishes tables that were made or attached since and that {target} does not take: \
-                 {untaken}; make each on {target}, empty, and {refresh}"
+                "{source} publishes tables that were created or attached since and that {target} does not subscribe to: \
+                 {untaken}; create each on {target}, empty, and {refresh}"
             ));
         }
         if !unsure.is_empty() {
             reasons.push(format!(
-                "rows may be missing on {target}, because {source} did not publish them, or {target} did not take \
-                 them, all the time: {unsure}; drop each on {target}, make it again, empty, and {refresh}, or \
-                 initialise {target} anew"
+                "rows may be missing on {target}, because {source} did not always publish them, or {target} did not \
+                 always subscribe to them: {unsure}; drop each on {target}, create it again, empty, and {refresh}, or \
+                 initialise {target} again"
             ));
         }
         if !copying.is_empty() {
@@ -182,11 +178,11 @@ fn judge(
     if let Some(at) = known {
         let known = &complete[at];
         if known.added_by == added.by {
-            return match known.joined_by == joined_by {
-                true => Verdict::Complete,
-                // It was out of the publication since.
-                false => Verdict::Unsure,
-            };
+            if known.joined_by == joined_by {
+                return Verdict::Complete;
+            }
+            // It has left the publication since.
+            return Verdict::Unsure;
         }
         complete.remove(at);
     }
@@ -207,7 +203,7 @@ fn judge(
     Verdict::Complete
 }
 
-/// Enum types of which the target lacks labels: the first value with one stops it.
+/// Enum types that lack labels on the target, where the first value with one stops the subscription.
 #[must_use]
 pub fn missing_labels(
     source: &[EnumLabels],
@@ -297,7 +293,7 @@ mod tests {
     }
 
     impl World {
-        /// What is wrong at the source's next look.
+        /// What is wrong at the source's next observation.
         fn see(&mut self, joined: &[JoinedTable], added: &[AddedTable]) -> String {
             self.look += 1;
             let published = Published {
@@ -330,7 +326,11 @@ mod tests {
     fn a_new_partition_is_wrong_until_its_rows_are_copied() {
         let mut world = World::default();
         let new = [joined("p", Made::Since, RowsThere::Some, 10)];
-        assert!(world.see(&new, &[]).contains("does not take: app.p"));
+        assert!(
+            world
+                .see(&new, &[])
+                .contains("does not subscribe to: app.p")
+        );
         let copying = world.see(&new, &[added("p", AddedRows::Copying, 5)]);
         assert!(copying.contains("PostgreSQL copies"), "{copying}");
         assert_eq!(world.see(&new, &[added("p", AddedRows::Copied, 6)]), "");
@@ -342,24 +342,28 @@ mod tests {
     }
 
     #[test]
-    fn rows_that_were_not_copied_are_missing_for_good_unless_there_were_none() {
+    fn rows_that_were_not_copied_are_missing_unless_the_table_was_empty() {
         let taken = [added("p", AddedRows::NotCopied, 5)];
         let mut world = World::default();
         let full = [joined("p", Made::Since, RowsThere::Some, 10)];
         for _ in 0..9 {
             assert!(world.see(&full, &taken).contains("rows may be missing"));
         }
-        // Emptied later: what was skipped may have been anything, but nothing of it is left.
+        // Emptied later: whatever was skipped is gone from the source too.
         let mut world = World::default();
         let empty = [joined("p", Made::Since, RowsThere::None, 10)];
-        assert_ne!(world.see(&empty, &taken), "", "an old look says nothing");
-        assert_ne!(world.see(&empty, &taken), "", "nor one that had begun");
+        assert_ne!(world.see(&empty, &taken), "", "this one may be older");
+        assert_ne!(
+            world.see(&empty, &taken),
+            "",
+            "this one may have begun before"
+        );
         assert_eq!(world.see(&empty, &taken), "");
         assert_eq!(world.see(&full, &taken), "", "what comes now is replicated");
     }
 
     #[test]
-    fn a_table_that_was_taken_out_and_put_back_is_wrong_whatever_it_looks_like() {
+    fn a_table_that_was_removed_and_added_again_needs_a_new_copy() {
         let mut world = World::default();
         let back = [joined("t", Made::Before, RowsThere::Some, 10)];
         for _ in 0..9 {

@@ -1,18 +1,17 @@
 //! One initialisation of one target, as values.
 //!
-//! Owns what a job is ([`Job`]), where it goes on from a backup ([`handover`]), who follows whom
-//! ([`lineage`]), which state of a node
-//! follows which ([`state`]), which command comes next ([`machine`]), whether it may begin at all
-//! ([`preflight`]) and can still end well ([`health`], [`apply_health`], [`standing`]),
-//! what has been copied ([`copy_progress`]), how far that is ([`progress`]) and what is said at the end
-//! ([`report`]). Everything here is pure: time comes in as a value, messages go out as values, and
-//! nothing knows SQLite, QUIC or tokio.
+//! Owns the job itself ([`Job`]), its start from a backup ([`handover`]), the graph of who follows whom
+//! ([`lineage`]), the states of a node ([`state`]), the choice of the next command ([`machine`]), the
+//! checks before it starts ([`preflight`]) and while it runs ([`health`], [`apply_health`],
+//! [`standing`]), the copied parts ([`copy_progress`]), progress for people ([`progress`]) and the final
+//! report ([`report`]). Everything here is pure: time comes in as a value, messages go out as values,
+//! and nothing knows SQLite, QUIC or tokio.
 //!
 //! Invariants:
-//! - the events that change a job are its own; two jobs never share anything but agents;
+//! - only its own events change a job; two jobs share nothing but agents;
 //! - a command's id belongs to one [`Work`] of one job for ever, so that it can be sent again;
-//! - what may have been made on a server is remembered ([`Residue`]) before the command that makes it
-//!   is sent, and until its removal is confirmed.
+//! - what a command may leave on a server is recorded ([`Residue`]) before the command is sent, and
+//!   stays recorded until its removal is confirmed.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -47,117 +46,117 @@ use retry::Retrying;
 
 pub use work::{Side, Step, Work};
 
-/// Command ids that one job may use. Far more than any job's life needs, and 2^31 jobs still fit
-/// SQLite's 63 bits.
+/// Command ids reserved for one job: far more than it can need, and 2^31 jobs still fit SQLite's
+/// 63 bits.
 pub const COMMANDS_PER_JOB: u64 = 1 << 32;
 
-/// Findings kept with a job; a schema with thousands of missing owners is cut off here (G8).
+/// Most findings kept with a job: a schema with thousands of missing owners must not grow it (G8).
 pub const WARNINGS_MAX: usize = 500;
 
-/// One initialisation, from the request to the day when nothing of it is left to do.
+/// One initialisation, from the request until nothing is left to do or remove.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Job {
     /// Its id.
     pub id: JobId,
     /// What was asked for.
     pub spec: JobSpec,
-    /// What it goes on from, where its rows come from a backup: with that method and no other.
+    /// The prepared slot it starts from; set exactly with [`Method::Backup`](steep_protocol::message::job::Method::Backup).
     pub handover: Option<Handover>,
-    /// The name in the certificate of who asked.
+    /// The name in the certificate of the operator who started it.
     pub operator: String,
     /// When.
     pub accepted_at: Timestamp,
-    /// The name in the certificate of who wanted it cancelled, where somebody did.
+    /// The name in the certificate of the operator who cancelled it, if any.
     pub cancelled_by: Option<String>,
-    /// Where it is.
+    /// What it is doing.
     pub stage: Stage,
-    /// Commands that were given and have not ended.
+    /// Commands that were issued and have not ended.
     pub running: Vec<Running>,
-    /// Work that failed in a way that may pass, until it has ended well.
+    /// Work that failed with a transient fault and has not succeeded since.
     pub retrying: Vec<Retrying>,
-    /// How often it began again because its snapshot was lost.
+    /// How often it started over because its snapshot was lost.
     pub restarts: u8,
-    /// Whether its node has been told that rows move.
+    /// Whether its node has entered COPYING.
     pub opened: Opened,
-    /// When its time began to run: when it was accepted, or taken up again.
+    /// When its time limit began to run: when it was accepted or resumed.
     pub began_at: Timestamp,
-    /// The first of the ids reserved for it.
+    /// The first command id reserved for it.
     pub first_command: u64,
-    /// How many of them are used.
+    /// How many command ids are used.
     pub commands_issued: u64,
-    /// The source's agent, and what may be on its server.
+    /// The source's agent and server.
     pub source: End,
-    /// The target's agent, and what may be on its server.
+    /// The target's agent and server.
     pub target: End,
-    /// What its preflight has gathered.
+    /// Facts gathered by the preflight.
     pub preflight: Gathered,
-    /// Which of the source's changes its subscription takes.
+    /// Which of the source's changes its subscription receives.
     pub origin: ChangeOrigin,
-    /// What is known of its copy under the present snapshot.
+    /// The copy under the current snapshot.
     pub attempt: Attempt,
-    /// What was found and did not stop the job; at most [`WARNINGS_MAX`].
+    /// Findings that did not stop the job; at most [`WARNINGS_MAX`].
     pub warnings: Vec<Finding>,
     /// Time by phase.
     pub clock: PhaseClock,
-    /// When it ended, whichever way.
+    /// When it ended, successfully or not.
     pub ended_at: Option<Timestamp>,
 }
 
-/// What a preflight gathers and [`machine`] judges. Empty before and after.
+/// Facts that [`machine`] has the preflight judge. Empty before and after the preflight.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Gathered {
-    /// What the source's agent saw.
+    /// Facts about the source.
     pub source: Option<Box<SourceFacts>>,
-    /// What is known of all other nodes.
+    /// Facts about all other nodes.
     pub around: Box<Around>,
 }
 
-/// One copy under one snapshot. A job that begins again begins with an empty one.
+/// One copy under one snapshot. A job that starts over starts with an empty one.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Attempt {
     /// When the snapshot was asked for.
     pub snapshot_at: Option<Timestamp>,
     /// The consistent point and the size of the plan, once there is one.
     pub plan: Option<Plan>,
-    /// What PostgreSQL's own copy may leave on the source, once it has begun.
+    /// Slots that PostgreSQL's own copy may leave on the source, once it has begun.
     pub sync_slots: Option<SyncSlots>,
-    /// How often Copy ended with parts that we had not heard of.
+    /// How often Copy ended before all its parts were reported.
     pub recounts: u8,
-    /// What the ledger holds, once asked.
+    /// The totals of the target's ledger, once read.
     pub proved_target: Option<Totals>,
-    /// What the source sent, once asked.
+    /// The totals of what the source sent, once read.
     pub proved_source: Option<Totals>,
-    /// Whether the source's agent still knows what it sent.
+    /// Whether the source's agent still has its counts of what it sent.
     pub witness: Witness,
 }
 
-/// Where a job is.
+/// What a job is doing.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Stage {
-    /// At work.
+    /// Running.
     Working(Step),
-    /// Its commands are being stopped and what they made is being removed.
+    /// Stopping its commands and removing what they made.
     Ending(Ending),
-    /// Failed; what it made is kept, so that it can go on once the cause is mended.
+    /// Failed; everything is kept so that it can be resumed once the cause is fixed.
     Kept(Kept),
-    /// Over: nothing runs and nothing is owed.
+    /// Ended: nothing runs and nothing is left to remove.
     Closed(Closed),
 }
 
-/// A failed job that keeps what it has.
+/// A failed job that can be resumed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Kept {
     /// Why it failed.
     pub fault: Fault,
-    /// The step it goes on with.
+    /// The step it resumes with.
     pub step: Step,
-    /// When what it has is removed.
+    /// When everything it made is removed.
     pub until: Timestamp,
-    /// When commands that do not end are given up.
+    /// When to stop waiting for commands that do not end.
     pub stop_by: Timestamp,
 }
 
-/// Whether a job's node has been told that rows move. A job that begins again has told it before.
+/// Whether a job's node has entered COPYING. A job that starts over does not enter it again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Opened {
     /// Not yet.
@@ -167,57 +166,57 @@ pub enum Opened {
     Yes,
 }
 
-/// How a job that is over ended.
+/// How a job ended.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Closed {
-    /// Well. Slot, publication and subscription are at work.
+    /// Successfully: publication, slot and subscription replicate changes.
     Synchronized,
-    /// With that error; everything it made is gone.
+    /// With this error; everything it made is removed.
     Failed(Fault),
-    /// By an operator; everything it made is gone.
+    /// Cancelled by an operator; everything it made is removed.
     Cancelled,
 }
 
-/// A job on its way out.
+/// A job that is being stopped and cleaned up.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Ending {
     /// Why.
     pub why: Why,
-    /// When commands that do not end are given up.
+    /// When to stop waiting for commands that do not end.
     pub stop_by: Timestamp,
-    /// When the node is shown as FAILED, whatever is still being removed.
+    /// When the node is shown as FAILED even if the cleanup has not finished.
     pub show_by: Timestamp,
-    /// Whether that has happened.
+    /// Whether the node is shown as FAILED.
     pub shown: Shown,
-    /// Whether an operator waits for the removal.
+    /// Whether an operator waits for the cleanup.
     pub awaited: Awaited,
-    /// What becomes of its prepared slot, where it has one.
+    /// What happens to its prepared slot, if it has one.
     pub slot: SlotFate,
-    /// What becomes of what cannot be reached.
+    /// What happens to objects that cannot be removed now.
     pub unreachable: Unreachable,
 }
 
-/// What becomes of what a job made where its server cannot be reached, or does not let it be removed.
+/// What happens to a job's objects on a server that is unreachable or refuses their removal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Unreachable {
-    /// It is removed as soon as that can be done.
+    /// They are removed as soon as that is possible.
     Awaited,
-    /// It is left.
+    /// They are left behind.
     GivenUp,
 }
 
-/// Why a job ends before its time.
+/// Why a job ends early.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Why {
-    /// This went wrong.
+    /// It failed.
     Failed(Fault),
-    /// The snapshot was lost: what was made under it is removed, and the job begins again.
+    /// The snapshot was lost: everything made under it is removed, and the job starts over.
     Again(Fault),
-    /// An operator cancelled.
+    /// An operator cancelled it.
     Cancelled(CancelledData),
 }
 
-/// Whether an ending job's node says FAILED already.
+/// Whether an ending job's node is shown as FAILED.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Shown {
     /// Not yet: the node is still in its active state.
@@ -226,34 +225,34 @@ pub enum Shown {
     Failed,
 }
 
-/// Whether someone is to be told how a removal went.
+/// Whether someone waits for the result of a cleanup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Awaited {
     /// Nobody.
     Nobody,
-    /// An operator who asked for it.
+    /// The operator who asked for it.
     Operator,
 }
 
-/// A command that was given and has not ended.
+/// A command that was issued and has not ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Running {
     /// Its id.
     pub id: CommandId,
-    /// What.
+    /// What it does.
     pub work: Work,
 }
 
 /// One end of a job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct End {
-    /// Whether its agent is there.
+    /// Whether its agent has a session.
     pub presence: Presence,
-    /// Whether its PostgreSQL answers, as its agent saw it last.
+    /// Whether its PostgreSQL answered the agent last time.
     pub server: ServerState,
-    /// Which process of the agent was last there.
+    /// The agent process that had the last session.
     pub incarnation: Option<u64>,
-    /// What may be on its server because of this job.
+    /// What this job may have left on its server.
     pub residue: Residue,
 }
 
@@ -272,38 +271,38 @@ pub enum Presence {
 /// Whether a side's PostgreSQL answers its agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ServerState {
-    /// Yes, or nobody has looked yet.
+    /// Yes, or not checked yet.
     Answers,
     /// No.
     Silent {
         /// Since when.
         since: Timestamp,
-        /// Why, as it was first seen.
+        /// The first error.
         why: String,
     },
 }
 
-/// What a job may have left on a side.
+/// What a job may have left on one side.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Residue {
-    /// Nothing was sent that leaves anything.
+    /// Nothing: no command that leaves anything was sent.
     Nothing,
-    /// Only the agent's permission for the target to ask; nothing on the server.
+    /// Only the permission, in the agent's memory, for the target to ask; nothing on the server.
     Grant,
     /// Objects on the server.
     Objects,
-    /// Objects on the server which could not be removed.
+    /// Objects on the server that could not be removed.
     Stuck {
         /// Why not.
         why: String,
-        /// When it is tried again.
+        /// When to try again.
         again: Timestamp,
     },
-    /// Nothing any more.
+    /// Nothing: everything was removed.
     Removed,
 }
 
-/// The plan's size and place in time.
+/// The size of the plan and its consistent point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// The consistent point; 0/0 without a slot.
@@ -314,7 +313,7 @@ pub struct Plan {
     pub parts: u32,
 }
 
-/// A sum over distinct parts.
+/// Sums over distinct parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Totals {
     /// Parts.
@@ -325,14 +324,14 @@ pub struct Totals {
     pub bytes: ByteCount,
 }
 
-/// Whether the source's agent can testify to what it sent.
+/// Whether the source's agent can prove what it sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Witness {
-    /// Its process is the one that sent it.
+    /// The process that sent it is still running.
     #[default]
     Present,
-    /// It restarted after the last row was sent. Each part was compared with what the source said
-    /// when it was committed, so the ledger and our sums still prove the copy.
+    /// It restarted after the last row was sent. Each part was compared with the source's counts when
+    /// it was committed, so the ledger and our sums still prove the copy.
     Restarted,
 }
 
@@ -341,12 +340,12 @@ pub enum Witness {
 pub struct PhaseClock {
     /// The current phase and when it began.
     pub current: Option<(Phase, Timestamp)>,
-    /// Milliseconds of those that are over.
+    /// Milliseconds spent in finished phases.
     pub spent: Vec<(Phase, u64)>,
 }
 
 impl PhaseClock {
-    /// Ends the current phase, if there is one, and says which and how long it took.
+    /// Ends the current phase; returns it and its milliseconds.
     pub fn stop(&mut self, now: Timestamp) -> Option<(Phase, u64)> {
         let (phase, began) = self.current.take()?;
         let millis = u64::try_from(now.as_millisecond() - began.as_millisecond()).unwrap_or(0);
@@ -359,7 +358,7 @@ impl PhaseClock {
         self.current = Some((phase, now));
     }
 
-    /// The sums that an end is reported with.
+    /// The sums for the final report.
     #[must_use]
     pub fn seconds(&self) -> PhaseSeconds {
         let mut sums = PhaseSeconds::default();
@@ -379,7 +378,7 @@ impl PhaseClock {
 }
 
 impl Job {
-    /// A job that has not begun. Its agents are taken to be there; the first `Down` says otherwise.
+    /// A job that has not begun. Its agents count as online until the first `Down`.
     #[must_use]
     pub fn new(
         id: JobId,
@@ -420,14 +419,14 @@ impl Job {
         }
     }
 
-    /// What carries its changes.
+    /// The publication, slot and subscription that replicate its changes.
     #[must_use]
     pub fn replication(&self) -> Replication {
         let prepared = self.handover.as_ref().map(|h| h.replication.clone());
         prepared.unwrap_or_else(|| Replication::of(self.id))
     }
 
-    /// One end.
+    /// Its end on that side.
     #[must_use]
     pub fn end(&self, side: Side) -> &End {
         match side {
@@ -436,19 +435,19 @@ impl Job {
         }
     }
 
-    /// Whether a command of that kind has been given and has not ended.
+    /// Whether a command of that kind is running.
     #[must_use]
     pub fn is_running(&self, work: Work) -> bool {
         self.running.iter().any(|r| r.work == work)
     }
 
-    /// Whether any command on that side has not ended.
+    /// Whether any command is running on that side.
     #[must_use]
     pub fn is_busy(&self, side: Side) -> bool {
         self.running.iter().any(|r| r.work.side() == side)
     }
 
-    /// Whether the job in that step cannot go on without that side.
+    /// Whether the job needs that side in that step.
     #[must_use]
     pub fn needs(&self, side: Side, step: Step) -> bool {
         let own = |r: &Retrying| r.work.side() == side;
@@ -460,7 +459,7 @@ impl Job {
             }
     }
 
-    /// Until when it keeps what it has, where it has failed and does.
+    /// Until when a failed job can be resumed.
     #[must_use]
     pub fn kept_until(&self) -> Option<Timestamp> {
         match &self.stage {
@@ -476,7 +475,7 @@ impl Job {
         (end.as_millisecond() - self.accepted_at.as_millisecond()).max(0) as f64 / 1e3
     }
 
-    /// Which side a node is on, if on any.
+    /// The side that the node is on, if any.
     #[must_use]
     pub fn side_of(&self, node: &steep_protocol::NodeId) -> Option<Side> {
         Side::BOTH
@@ -484,7 +483,7 @@ impl Job {
             .find(|side| side.node(&self.spec) == node)
     }
 
-    /// Whether something of the job may still be on that side's server.
+    /// Whether something of the job may still have to be removed from that side.
     #[must_use]
     pub fn owes(&self, side: Side) -> bool {
         match self.end(side).residue {

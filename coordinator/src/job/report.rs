@@ -1,5 +1,4 @@
-//! What is said of a job when it is over, beyond the sums: time by phase, the slowest tables, what the
-//! target does not have. Pure.
+//! The final report of a job, beyond its sums: time by phase, the slowest tables, what was not copied. Pure.
 
 use steep_protocol::limits::{LISTED_MAX, SLOWEST_TABLES};
 use steep_protocol::message::api::{PhaseTime, Report, TableTime};
@@ -7,17 +6,17 @@ use steep_protocol::message::facts::Finding;
 
 use super::{Job, PhaseClock};
 
-/// Findings that say what of the source is not on the target.
+/// Codes of findings about objects that are not copied.
 const NOT_COPIED: [&str; 3] = ["unlogged", "large_objects", "foreign_tables"];
 
-/// The tables that took longest so far, slowest first.
+/// The slowest tables so far, slowest first.
 #[derive(Debug, Clone, Default)]
 pub struct Slowest {
     tables: Vec<TableTime>,
 }
 
 impl Slowest {
-    /// Takes note of a table that is complete.
+    /// Records a finished table.
     pub fn note(&mut self, table: TableTime) {
         let at = self
             .tables
@@ -29,7 +28,7 @@ impl Slowest {
     }
 }
 
-/// Every phase that is over, in the order they ran; one that ran twice in a row is one.
+/// Finished phases in the order they ran; consecutive runs of one phase are merged.
 #[must_use]
 pub fn phase_times(clock: &PhaseClock) -> Vec<PhaseTime> {
     let mut times: Vec<PhaseTime> = Vec::with_capacity(clock.spent.len());
@@ -47,7 +46,7 @@ pub fn phase_times(clock: &PhaseClock) -> Vec<PhaseTime> {
     times
 }
 
-/// The final report on a job, as far as it is known now.
+/// The report on a job, as far as it is known now.
 #[must_use]
 pub fn report(job: &Job, workers: u8, slowest: &Slowest) -> Report {
     Report {
@@ -62,15 +61,16 @@ pub fn report(job: &Job, workers: u8, slowest: &Slowest) -> Report {
     }
 }
 
-/// Findings of a job that is over. Of missing roles, preflight's finding goes where the target has told what
-/// it left out for each.
+/// Findings of a finished job. Preflight's finding about missing roles is dropped if the target has reported
+/// what it left out for each role.
 #[must_use]
 pub fn warnings(job: &Job) -> Vec<Finding> {
     let of_target = |finding: &Finding| finding.fix.contains("init rebuild");
     let is_role = |finding: &&Finding| finding.code == "missing_role";
-    let told = job.warnings.iter().filter(is_role).any(of_target);
-    let kept = job.warnings.iter();
-    kept.filter(|finding| !(told && is_role(finding) && !of_target(finding)))
+    let reported = job.warnings.iter().filter(is_role).any(of_target);
+    job.warnings
+        .iter()
+        .filter(|finding| !(reported && is_role(finding) && !of_target(finding)))
         .cloned()
         .collect()
 }
@@ -88,9 +88,9 @@ fn not_copied(job: &Job) -> Vec<String> {
     }
     let excluded = filter.exclude_tables.iter();
     all.extend(excluded.map(|table| format!("{table}, which was excluded")));
-    let found = job.warnings.iter();
     all.extend(
-        found
+        job.warnings
+            .iter()
             .filter(|finding| NOT_COPIED.contains(&finding.code.as_str()))
             .map(|finding| finding.what.clone()),
     );
@@ -121,7 +121,7 @@ mod tests {
     fn the_slowest_are_kept_slowest_first() {
         let mut slowest = Slowest::default();
         for n in 0..100u32 {
-            // 37 and 100 have no divisor in common: every number once, in a mixed order.
+            // 37 and 100 are coprime: every number once, in mixed order.
             let seconds = f64::from(n * 37 % 100);
             slowest.note(took(&format!("t{seconds}"), seconds));
         }
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_phase_that_was_begun_again_is_one_phase() {
+    fn consecutive_runs_of_a_phase_are_merged() {
         let clock = PhaseClock {
             current: None,
             spent: vec![
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_role_is_told_once() {
+    fn a_missing_role_is_reported_once() {
         let spec = testing::spec("a", "b");
         let mut job = Job::new(JobId(1), spec, "dba", 1, Timestamp::UNIX_EPOCH);
         let role = |fix: &str| Finding {

@@ -1,7 +1,7 @@
-//! When a job tries again, and for how long: backoff, budget, and what it waits for meanwhile.
+//! When and for how long a job tries again: backoff, budget, and what it waits for meanwhile.
 //!
-//! Pure: time comes in as a value, and jitter is derived from the job's id. Holds no command; which one
-//! is given again is decided by [`super::machine`].
+//! Pure: time comes in as a value, and jitter is derived from the job's id. Holds no command;
+//! [`super::machine`] decides which one is issued again.
 
 use std::time::Duration;
 
@@ -13,21 +13,21 @@ use steep_protocol::{Fault, NodeId};
 use super::time::after;
 use super::{Job, Presence, ServerState, Side, Stage, Step, Why, Work};
 
-/// How long a job tries again without progress unless told otherwise: long enough for somebody to be
-/// called and to put a server right.
+/// How long a job tries again without progress by default: long enough for somebody to be called and to
+/// repair a server.
 pub const RETRY_FOR: Duration = Duration::from_secs(30 * 60);
 
-/// How long a failed job keeps what it has unless told otherwise.
+/// How long a failed job can be resumed by default.
 pub const KEEP_FAILED: Duration = Duration::from_secs(24 * 3600);
 
-/// How long a failed job keeps a snapshot that is still held. Shorter than [`KEEP_FAILED`]: vacuum on
-/// the source removes nothing meanwhile, and DDL there waits for the copied tables.
+/// How long a failed job keeps its snapshot open. Shorter than [`KEEP_FAILED`]: meanwhile vacuum on the
+/// source removes nothing, and DDL there waits for the copied tables.
 pub const KEEP_SNAPSHOT: Duration = Duration::from_secs(3600);
 
-/// How long the preflight is tried again: nothing is lost yet, and an operator waits for its answer.
+/// How long the preflight is retried: nothing is lost yet, and an operator waits for its answer.
 pub const RETRY_PREFLIGHT: Duration = Duration::from_secs(10);
 
-/// How often a job whose snapshot was lost begins again by itself.
+/// How often a job starts over after it lost its snapshot.
 pub const RESTARTS_MAX: u8 = 5;
 
 /// The first pause; doubled with every further failure.
@@ -36,18 +36,19 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
-/// A try that worked for so long got further than the one before: the budget begins anew.
+/// A try that ran this long got further than the one before: the budget starts over.
 const STEADY: Duration = Duration::from_secs(60);
 
-/// How often it does. A build that kills its server after minutes, each time, must come to an end.
+/// How often the budget starts over. A build that crashes its server after minutes, each time, must fail at
+/// last.
 const RENEWALS_MAX: u8 = 10;
 
-/// How patient the coordinator is with its jobs.
+/// How long the coordinator waits for its jobs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patience {
     /// How long a job tries again without progress.
     pub retry_for: Duration,
-    /// How long a failed job keeps what it has; `None` cleans up at once.
+    /// How long a failed job can be resumed; `None` cleans up at once.
     pub keep_failed: Option<Duration>,
 }
 
@@ -61,7 +62,7 @@ impl Default for Patience {
 }
 
 impl Patience {
-    /// How long a job in that step tries again.
+    /// How long a job tries again in that step.
     #[must_use]
     pub fn budget(&self, step: Step) -> Duration {
         match step {
@@ -81,18 +82,18 @@ impl Patience {
     }
 }
 
-/// Work that failed in a way that may pass.
+/// Work that failed with a transient fault.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Retrying {
-    /// What.
+    /// What failed.
     pub work: Work,
-    /// How it failed last.
+    /// The last fault.
     pub fault: Fault,
     /// Since when there has been no progress.
     pub since: Timestamp,
     /// Failures since then.
     pub tries: u32,
-    /// How often a steady try has begun the budget anew.
+    /// How often a steady try has renewed the budget.
     renewals: u8,
     /// Parts that were done at the last failure.
     parts: u32,
@@ -100,12 +101,12 @@ pub struct Retrying {
     pub next: Next,
 }
 
-/// What comes next of [`Retrying`].
+/// The next try of [`Retrying`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Next {
-    /// It is given again then.
+    /// It is issued again at this time.
     At(Timestamp),
-    /// It has been given again.
+    /// It has been issued again.
     Running {
         /// When.
         since: Timestamp,
@@ -113,8 +114,8 @@ pub enum Next {
 }
 
 impl Retrying {
-    /// After a failure of that work; `before` is what is known of earlier ones. `parts` is how many
-    /// parts of the copy are done.
+    /// The state after a failure of that work; `before` is the state of earlier failures, and `parts`
+    /// the number of copied parts.
     #[must_use]
     pub fn after(
         before: Option<Self>,
@@ -149,13 +150,13 @@ impl Retrying {
         this
     }
 
-    /// Whether it is due to be given again.
+    /// Whether to issue it again now.
     #[must_use]
     pub fn is_due(&self, now: Timestamp) -> bool {
         matches!(self.next, Next::At(at) if at <= now)
     }
 
-    /// It need not wait any longer: what it failed for is there again.
+    /// Ends the pause, since the cause of the failure is gone.
     pub fn hurry(&mut self, now: Timestamp) {
         if let Next::At(at) = &mut self.next {
             *at = now.min(*at);
@@ -163,8 +164,8 @@ impl Retrying {
     }
 }
 
-/// The pause after so many failures: doubled from 1 s to 30 s, and up to a quarter shorter, so that
-/// what failed together is not tried again together.
+/// The pause after `tries` failures: doubled from 1 s to 30 s, and up to a quarter shorter, so that jobs
+/// that failed together do not retry together.
 #[must_use]
 pub fn pause(tries: u32, seed: u64) -> Duration {
     let doublings = tries.saturating_sub(1).min(10);
@@ -177,7 +178,7 @@ pub fn pause(tries: u32, seed: u64) -> Duration {
     (longest - longest * share / 1000).max(PAUSE)
 }
 
-/// What a job waits for, where it waits: the side that holds it up longest-known first.
+/// What a job waits for, if it waits: an agent before a server, a server before a retry.
 #[must_use]
 pub fn waiting(job: &Job, patience: &Patience, now: Timestamp) -> Option<WaitingView> {
     let (step, budget) = match &job.stage {
@@ -197,17 +198,17 @@ pub fn waiting(job: &Job, patience: &Patience, now: Timestamp) -> Option<Waiting
         reason: reason.to_owned(),
     };
     let next_try = |side: Side| {
-        let mut own = job.retrying.iter().filter(|r| r.work.side() == side);
-        own.find_map(|r| match r.next {
-            Next::At(at) => Some((r.tries, seconds(now, at))),
-            Next::Running { .. } => None,
+        job.retrying.iter().find_map(|r| match r.next {
+            Next::At(at) if r.work.side() == side => Some((r.tries, seconds(now, at))),
+            Next::At(_) | Next::Running { .. } => None,
         })
     };
     for side in Side::BOTH {
         if let Presence::Away { since } = job.end(side).presence
             && job.needs(side, step)
         {
-            let reason = "its agent has no session with the coordinator; rows on their way go on";
+            let reason =
+                "its agent has no session with the coordinator; running transfers continue";
             return Some(view(side.node(&job.spec), WaitsFor::Agent, since, reason));
         }
     }
@@ -237,7 +238,7 @@ pub fn waiting(job: &Job, patience: &Patience, now: Timestamp) -> Option<Waiting
     Some(view)
 }
 
-/// Whole seconds from one point in time to another; 0 where it is over.
+/// Whole seconds from one point in time to another; 0 if it has passed.
 fn seconds(from: Timestamp, to: Timestamp) -> u64 {
     let span = SignedDuration::from_millis(to.as_millisecond() - from.as_millisecond());
     u64::try_from(span.as_secs()).unwrap_or(0)
@@ -280,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_budget_begins_anew_with_parts_that_were_copied_and_with_a_try_that_worked_for_long() {
+    fn copied_parts_and_a_long_try_renew_the_budget() {
         let first = failed(None, 3, 0);
         assert_eq!((first.since, first.tries), (at(0), 1));
         let second = failed(given(first, 1), 3, 5);
@@ -292,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_try_that_breaks_its_server_after_a_minute_each_time_comes_to_an_end() {
+    fn a_budget_is_renewed_a_limited_number_of_times() {
         let mut retrying = failed(None, 0, 0);
         for round in 1..=i64::from(RENEWALS_MAX) + 3 {
             retrying = failed(given(retrying, round * 100), 0, round * 100 + 80);

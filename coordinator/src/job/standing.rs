@@ -1,35 +1,35 @@
-//! Whether one part of a replication (slot, publication, subscription, columns) is in order, from one
-//! observation to the next: while a job works ([`super::health`]) and as long as its node follows.
+//! Tracks whether one part of a replication (slot, publication, subscription, columns) is healthy across
+//! observations: while a job runs ([`super::health`]) and while its node follows after that.
 //!
-//! Pure, and in memory only: agents say everything again.
+//! Pure, and in memory only: agents report everything again after a restart.
 
-/// Observations in a row that must miss a slot or a subscription: one may have been on its way while
-/// it was made, or PostgreSQL was just starting.
+/// Consecutive observations that must miss a slot or subscription before it counts as gone: one may have
+/// been sent before it was created, or while PostgreSQL was starting.
 pub const SUSPICIONS: u8 = 3;
 
-/// What one observation says of a part.
+/// What one observation says about a part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Health<C> {
-    /// It is in order.
+    /// It is healthy.
     Good,
-    /// Nothing can be said at this moment.
+    /// It cannot be judged now.
     Unknown,
-    /// It may be a passing state; counted.
+    /// It looks broken but may recover; counted.
     Suspect(C),
-    /// It is not in order.
+    /// It is broken.
     Bad(C),
 }
 
-/// Whose word an observation is.
+/// Which agent an observation came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Word {
-    /// Of the agent that observes this part.
+    /// The agent that observes this part.
     News,
-    /// Of another: it repeats what is known, and is not counted.
+    /// Another one: the part is judged again from known facts, and a suspicion is not counted.
     Known,
 }
 
-/// A part, from one observation to the next. Bad until it is seen to be good.
+/// One part across observations. Once bad, it stays bad until it is seen to be good.
 #[derive(Debug, Clone)]
 pub struct Part<C> {
     suspicions: u8,
@@ -81,7 +81,7 @@ impl<C> Part<C> {
         }
     }
 
-    /// Why it is bad, where it is.
+    /// Why it is bad, if it is.
     pub fn cause(&self) -> Option<&C> {
         match &self.standing {
             Standing::Bad(cause) => Some(cause),
@@ -89,7 +89,7 @@ impl<C> Part<C> {
         }
     }
 
-    /// Whether it was seen to be good, and nothing since raises a doubt.
+    /// Whether it was seen to be good and has not been doubted since.
     pub fn is_sound(&self) -> bool {
         matches!(self.standing, Standing::Sound)
     }

@@ -1,12 +1,12 @@
-//! Which state of a node may follow which, and by what.
+//! The states of a node and the events that change them.
 //!
-//! Owns the transition relation and nothing else: no job, no command, no clock. Everything that
-//! changes a node's state goes through [`transition`]; a pair that is not in the relation is an
-//! error of ours, never a silent overwrite.
+//! Owns the transition relation and nothing else: no job, no command, no clock. Every change of a
+//! node's state goes through [`transition`]; a pair outside the relation is a bug and an error, never a
+//! silent overwrite.
 
 use steep_protocol::NodeState;
 
-/// Something that happened to a node as a replica.
+/// An event of a node as a replica.
 ///
 /// ```text
 ///                    Begin                Opened               Copied               Proved
@@ -25,23 +25,23 @@ use steep_protocol::NodeState;
 pub enum NodeEvent {
     /// A job was accepted.
     Begin,
-    /// Preparation is over: rows begin to move.
+    /// The target is prepared: copying starts.
     Opened,
-    /// Rows, indexes and constraints are there: the subscription begins.
+    /// Rows, indexes and constraints are complete: the subscription starts.
     Copied,
-    /// Proved equal up to a fence.
+    /// The copy is proved complete up to a fence.
     Proved,
-    /// The subscription or its slot broke, or the columns are no longer the source's.
+    /// The subscription or its slot broke, or the columns differ from the source's.
     Drifted,
-    /// What had broken was put right, and the node follows again.
+    /// What had broken was repaired, and the node follows again.
     Recovered,
-    /// Some or all tables are to be copied again.
+    /// Some or all tables must be copied again.
     Redo,
-    /// The job ended with an error, or what it left cannot be removed yet.
+    /// The job failed, or its cleanup cannot finish yet.
     Failed,
-    /// Everything of ours was removed because an operator cancelled.
+    /// An operator cancelled, and everything the job made was removed.
     Cancelled,
-    /// It is a replica of ours that nobody here remembers.
+    /// The node is a replica made by a job that this coordinator does not know.
     Adopted,
 }
 
@@ -67,14 +67,14 @@ impl NodeEvent {
 pub struct Illegal {
     /// The state.
     pub from: NodeState,
-    /// What was to happen to it.
+    /// The event it cannot take.
     pub event: NodeEvent,
 }
 
 /// The state after `event`.
 ///
 /// # Errors
-/// [`Illegal`] where the relation has no such pair.
+/// [`Illegal`] if the relation has no such pair.
 pub fn transition(from: NodeState, event: NodeEvent) -> Result<NodeState, Illegal> {
     use NodeState as S;
     let illegal = Err(Illegal { from, event });
@@ -123,7 +123,7 @@ mod tests {
 
     use super::*;
 
-    /// The relation as the design has it, written down a second time and independently.
+    /// The relation once more, written independently of [`transition`].
     const RELATION: &[(S, S)] = &[
         (S::Uninitialized, S::Preparing),
         (S::Uninitialized, S::Failed),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-/// A point in time that much later; the end of time where it overflows.
+/// `now` plus `wait`, capped at [`Timestamp::MAX`].
 #[must_use]
 pub(crate) fn after(now: Timestamp, wait: Duration) -> Timestamp {
     jiff::SignedDuration::try_from(wait)

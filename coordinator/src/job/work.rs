@@ -1,6 +1,6 @@
-//! The vocabulary of a job: its two sides, the commands it gives, the steps it goes through.
+//! The two sides of a job, its commands and its steps.
 //!
-//! Values and tables only. What follows what is [`super::machine`]'s.
+//! Values and tables only; [`super::machine`] decides what happens next.
 
 use serde::{Deserialize, Serialize};
 use steep_protocol::message::job::{CancelledData, JobSpec, Method};
@@ -11,15 +11,15 @@ use super::state::NodeEvent;
 /// One of the two agents of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Side {
-    /// Where the rows are.
+    /// Rows are read here.
     Source,
-    /// Where they go.
+    /// Rows are written here.
     Target,
 }
 
 impl Side {
-    /// Both, in the order in which they are cleaned: the target's subscription uses the source's
-    /// slot, so it goes first.
+    /// Both, in the order of their cleanup: the target's subscription uses the source's slot, so the
+    /// target comes first.
     pub const BOTH: [Self; 2] = [Self::Target, Self::Source];
 
     /// The node on this side.
@@ -32,13 +32,13 @@ impl Side {
     }
 }
 
-/// A command without its arguments: they follow from the job, its plan and where the agents are, and
-/// are put together when it is sent (`drive::compose`), so that a command can be sent again.
+/// A command without its arguments. `drive::compose` derives them from the job, its plan and the agents'
+/// addresses whenever the command is sent, so it can be sent again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Work {
     /// `GatherSource`.
     GatherSource,
-    /// `Admit`: a source agent that restarted has forgotten which target may ask it about this job.
+    /// `Admit`: a restarted source agent has forgotten which target may ask it about this job.
     Regrant,
     /// `GatherTarget`.
     GatherTarget,
@@ -46,9 +46,9 @@ pub enum Work {
     OpenSource,
     /// `TakeSlot`.
     TakeSlot,
-    /// `PrepareTarget`, or `MatchSchema` where the rows are there.
+    /// `PrepareTarget`, or `MatchSchema` if the rows were restored from a backup.
     PrepareTarget,
-    /// `Copy` of every part that has not been seen done.
+    /// `Copy` of every part that is not known to be done.
     Copy,
     /// `CloseSnapshot`.
     CloseSnapshot,
@@ -79,7 +79,7 @@ pub enum Work {
 }
 
 impl Work {
-    /// Who does it.
+    /// The side that performs it.
     #[must_use]
     pub fn side(self) -> Side {
         match self {
@@ -106,13 +106,13 @@ impl Work {
         }
     }
 
-    /// Whether it removes what the others made.
+    /// Whether it is a cleanup.
     #[must_use]
     pub fn is_cleanup(self) -> bool {
         matches!(self, Self::CleanupTarget(_) | Self::CleanupSource)
     }
 
-    /// What it does, for a sentence that begins with the node's name.
+    /// What it does, as a phrase: "copying rows".
     #[must_use]
     pub fn describe(self) -> &'static str {
         match self {
@@ -139,34 +139,34 @@ impl Work {
     }
 }
 
-/// Where a job that works is. In which order a method's steps come is said by [`Step::path`].
+/// The steps of a running job; [`Step::path`] orders them for each method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Step {
-    /// Facts of the source.
+    /// Gather facts about the source.
     GatherSource,
-    /// Facts of the target, and the judgement.
+    /// Gather facts about the target, and judge both.
     GatherTarget,
-    /// The prepared slot becomes the target's.
+    /// Assign the prepared slot to the target.
     TakeSlot,
-    /// Publication, slot, snapshot, plan.
+    /// Make the publication, slot, snapshot and plan.
     OpenSource,
-    /// Schema on the target.
+    /// Make the schema on the target.
     PrepareTarget,
-    /// Parts.
+    /// Copy the parts.
     Copy,
-    /// Indexes, while the source closes its snapshot.
+    /// Build indexes, while the source closes its snapshot.
     Indexes,
-    /// Constraints.
+    /// Build constraints.
     Constraints,
-    /// Subscription.
+    /// Create the subscription.
     Subscribe,
-    /// PostgreSQL copies by itself.
+    /// Wait for PostgreSQL's own copy.
     NativeCopy,
-    /// The fence on the source, sequences and statistics on the target, at once.
+    /// Wait for the fence on the source and, at the same time, set sequences and statistics on the target.
     Converge,
-    /// Ledger, source and our own sums are compared.
+    /// Compare the totals of the ledger, the source and the coordinator.
     Prove,
-    /// The ledger goes.
+    /// Remove the ledger.
     Release,
 }
 
@@ -208,7 +208,7 @@ const BACKUP: [Step; 7] = [
 ];
 
 impl Step {
-    /// The steps of a job, in order. After the last one it is synchronized.
+    /// The steps of a job, in order. After the last one the job is synchronized.
     #[must_use]
     pub fn path(method: Method) -> &'static [Self] {
         match method {
@@ -218,7 +218,7 @@ impl Step {
         }
     }
 
-    /// The step after this one; none where the job is synchronized then.
+    /// The next step; `None` after the last.
     #[must_use]
     pub fn next(self, method: Method) -> Option<Self> {
         let path = Self::path(method);
@@ -226,11 +226,11 @@ impl Step {
         path.get(at + 1).copied()
     }
 
-    /// How the target's state changes when this step is done.
+    /// The node events that completing this step triggers.
     #[must_use]
     pub fn brings(self, method: Method) -> &'static [NodeEvent] {
         match (self, method) {
-            // There is nothing to copy.
+            // A restored target has nothing to copy.
             (Self::PrepareTarget, Method::Backup) => &[NodeEvent::Opened, NodeEvent::Copied],
             (Self::PrepareTarget, _) => &[NodeEvent::Opened],
             (Self::Constraints | Self::NativeCopy, _) => &[NodeEvent::Copied],
@@ -238,7 +238,7 @@ impl Step {
         }
     }
 
-    /// Its phase, as people see it.
+    /// The phase that people see.
     #[must_use]
     pub fn phase(self) -> Phase {
         match self {
@@ -254,7 +254,7 @@ impl Step {
         }
     }
 
-    /// What is sent when it begins.
+    /// The commands that start it.
     #[must_use]
     pub fn begins(self) -> &'static [Work] {
         match self {
@@ -274,8 +274,8 @@ impl Step {
         }
     }
 
-    /// Whether the side's agent must be there, beyond the commands that run on it: the target's
-    /// commands ask the source's agent for schema, rows, sequences and its connection string.
+    /// Whether the source's agent must be online even without commands of its own: the target's commands
+    /// ask it for the schema, rows, sequences and its connection string.
     #[must_use]
     pub fn needs_source(self) -> bool {
         match self {
@@ -293,7 +293,7 @@ impl Step {
         }
     }
 
-    /// Whether the subscription must be at work, and so the target's server.
+    /// Whether the subscription must be working, and therefore the target's server.
     #[must_use]
     pub fn needs_subscription(self) -> bool {
         match self {
@@ -310,19 +310,18 @@ impl Step {
         }
     }
 
-    /// Whether all rows are on the target, so that only what stands on them is left to do.
+    /// Whether this job has copied all rows, so that only work on top of them remains.
     #[must_use]
     pub fn has_rows(self, method: Method) -> bool {
         match method {
             Method::Snapshot | Method::TwoPhase => self > Self::Copy,
             Method::Native => self > Self::NativeCopy,
-            // They were there before the job, and stay whatever becomes of it.
+            // They were there before the job, and stay however it ends.
             Method::Backup => false,
         }
     }
 
-    /// Whether the exported snapshot (or, natively, the plan under none) must be in the source
-    /// agent's memory.
+    /// Whether the source agent's memory must hold the exported snapshot (or, natively, the plan).
     #[must_use]
     pub fn needs_snapshot(self, method: Method) -> bool {
         match self {

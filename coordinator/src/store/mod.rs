@@ -1,9 +1,8 @@
-//! What survives the coordinator.
+//! The coordinator's durable state.
 //!
-//! Owns the seam ([`Store`]) and the default behind it ([`sqlite`]). Knows jobs and nodes as values
-//! and never what they mean. Writes are collected during one turn of the loop and applied together;
-//! only then do messages leave. So an agent never hears of something that a restarted coordinator
-//! would not know.
+//! Owns the interface ([`Store`]) and its implementation ([`sqlite`]). Stores jobs and nodes as values
+//! without interpreting them. Writes are collected during one turn of the loop and applied together, before
+//! any message is sent: an agent never learns of anything that a restarted coordinator would not know.
 
 use std::path::PathBuf;
 
@@ -22,41 +21,39 @@ use crate::job::progress::Mark;
 
 pub mod sqlite;
 
-/// What is durable, and why:
+/// The durable state, and why it is durable:
 ///
-/// - **nodes**: state, source, last job, last error. They are what operators see, and what decides
-///   whether a node may be initialised at all.
-/// - **jobs**, whole, after every step: which commands were given and not ended, what may have been
-///   left on which server. A restarted coordinator goes on from there; without it nobody would
-///   remove a slot (G5, G6).
-/// - **the plan** of each node's last job, and **parts done** of those that are open: the
-///   coordinator's own sums are one side of the proof (G4), and progress must not begin at zero
-///   again. Parts may be written a second late: agents say them again to a restarted coordinator.
+/// - **nodes**: state, source, last job, last error. Operators see them, and they decide whether a node
+///   may be initialised.
+/// - **jobs**, complete, after every step: running commands, and what may be left on which server. A
+///   restarted coordinator continues from there; otherwise nobody would drop a slot (G5, G6).
+/// - **the plan** of each node's last job, and the **finished parts** of open jobs: the coordinator's own
+///   sums are one side of the proof (G4), and progress must not restart at zero. Parts may be written a
+///   second late: agents report them again to a restarted coordinator.
 /// - **how each job ended**: the final report, which operators ask for days later.
-/// - **the next command id**: an agent answers an id it has seen with what that came to, so an id
-///   that was used twice would be taken for done.
-/// - **samples** of each job's progress, and **when tables began and ended**, so that a restarted
-///   coordinator still shows how it went and reports on all of it.
-/// - **events**, and **what operators wanted** with the nodes that have not been told: the audit
-///   trail.
+/// - **the next command id**: an agent answers a known id with the old outcome, so a reused id would
+///   count as done.
+/// - **samples** of each job's progress, and **when the copy of each table began and ended**, so that a
+///   restarted coordinator shows and reports on the whole job.
+/// - **events**, and the **audit entries** of operators' orders, with the nodes that do not have them yet.
 ///
-/// What moves right now (rates, parts on their way, what agents observe, who is connected) is not
-/// durable: agents say it again within a second.
+/// Momentary values (rates, parts in flight, observations, connections) are not durable: agents report
+/// them again within a second.
 ///
-/// When [`Store::apply`] returns, its writes survive the process and the machine. A list leaves out the
-/// records that cannot be read, and logs that; a single one is an error, which costs the answer that
-/// needs it and never the process.
+/// When [`Store::apply`] returns, its writes survive a crash of the process and of the machine. A list
+/// leaves out unreadable records and logs them; a single unreadable record is an error for the request
+/// that needs it, and never ends the process.
 pub trait Store: Send {
-    /// What a starting coordinator needs.
+    /// Loads what a starting coordinator needs.
     ///
     /// # Errors
-    /// [`StoreError`] where the store cannot be read or holds what this version cannot.
+    /// [`StoreError`] if the store cannot be read.
     fn load(&mut self) -> Result<Loaded, StoreError>;
 
-    /// Writes all or nothing, in this order.
+    /// Applies all writes in order, or none.
     ///
     /// # Errors
-    /// [`StoreError`]; nothing was written then.
+    /// [`StoreError`]; then nothing was written.
     fn apply(&mut self, writes: &[Write]) -> Result<(), StoreError>;
 
     /// A job, open or not, and how it ended.
@@ -65,13 +62,13 @@ pub trait Store: Send {
     /// [`StoreError`].
     fn job(&mut self, id: JobId) -> Result<Option<StoredJob>, StoreError>;
 
-    /// A job's plan, in order, with what each table had come to when the job was sealed.
+    /// A job's plan, in order, with the sums of each table when the job was sealed.
     ///
     /// # Errors
     /// [`StoreError`].
     fn plan(&mut self, id: JobId) -> Result<Vec<StoredTable>, StoreError>;
 
-    /// The parts done of a job that is not sealed, one after another.
+    /// Calls `each` with the finished parts of a job that is not sealed.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -83,25 +80,25 @@ pub trait Store: Send {
     /// [`StoreError`].
     fn samples(&mut self, id: JobId) -> Result<Vec<ProgressSample>, StoreError>;
 
-    /// A job's last sample, with what its numbers are made of.
+    /// The last sample of a job, from which a restarted coordinator continues.
     ///
     /// # Errors
     /// [`StoreError`].
     fn last_mark(&mut self, id: JobId) -> Result<Option<Mark>, StoreError>;
 
-    /// What operators wanted, oldest first.
+    /// Audit entries, oldest first.
     ///
     /// # Errors
     /// [`StoreError`].
     fn audit(&mut self, query: &EventQuery) -> Result<Vec<AuditView>, StoreError>;
 
-    /// How the last job of that target that is over ended.
+    /// How the last finished job of that target ended.
     ///
     /// # Errors
     /// [`StoreError`].
     fn last_end(&mut self, target: &NodeId) -> Result<Option<EndView>, StoreError>;
 
-    /// The newest events of a node, as target or source, or of all; oldest of them first.
+    /// The newest events of a node, as target or source, or of all nodes; oldest first.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -118,7 +115,7 @@ pub trait Store: Send {
     fn events(&mut self, query: &EventQuery) -> Result<Vec<EventView>, StoreError>;
 }
 
-/// A node, as it is kept.
+/// A node as it is stored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NodeRecord {
     /// Its name.
@@ -129,67 +126,67 @@ pub struct NodeRecord {
     pub source: Option<NodeId>,
     /// Its last job.
     pub job: Option<JobId>,
-    /// What that job's publication and subscription are named after, where it is not the job.
+    /// The id that the last job's publication and subscription are named after, if not its own.
     #[serde(default)]
     pub replication: Option<JobId>,
-    /// When that began.
+    /// When the last job began.
     pub init_started_at: Option<Timestamp>,
-    /// When a job last ended well.
+    /// When a job last succeeded.
     pub init_completed_at: Option<Timestamp>,
     /// Why the last job failed, or why the node diverged.
     pub error_message: Option<String>,
     /// Its agent's version, when it last registered.
     pub agent_version: Option<String>,
-    /// Where other agents reached its agent then.
+    /// Where other agents reached its agent, when it last registered.
     pub advertise: Option<String>,
     /// Its PostgreSQL's version, when last seen.
     pub postgres_version: Option<u32>,
-    /// How the columns of what it replicates may differ from the source's.
+    /// How the columns of its replicated tables may differ from the source's.
     #[serde(default)]
     pub columns: Columns,
-    /// Why it cannot follow any more whatever becomes of slot and subscription: changes may be missing.
-    /// Only a new job or a cancel takes it back.
+    /// Why changes may be missing, so that it cannot follow even with a working slot and subscription. Only
+    /// a new job or a cancel clears it.
     #[serde(default)]
     pub lost: Option<String>,
-    /// What preflight warned of that could stop its subscription, a sentence each.
+    /// Preflight warnings that could stop its subscription, a sentence each.
     pub risks: Vec<String>,
-    /// What it lacks of its source's schema, as its agent last said.
+    /// What it lacks of its source's schema, as last reported by its agent.
     pub missing: MissingObjects,
-    /// Tables that entered its replication later and are complete.
+    /// Complete tables that entered its replication later.
     #[serde(default)]
     pub complete: Vec<Complete>,
-    /// Tables of its source that were made later and are not replicated, as far as they were told.
+    /// Tables of its source that were created later, are not replicated and have been announced.
     #[serde(default)]
     pub appeared: Vec<TableName>,
-    /// Which database it is, whose changes it applies and what of ours is in it, as its agent said last.
+    /// Its database's identity, its subscriptions and traces of jobs, as last reported by its agent.
     pub lineage: Option<Box<Lineage>>,
-    /// Since when nobody can look at it, where that lasts.
+    /// Since when it cannot be observed.
     pub unseen_since: Option<Timestamp>,
 }
 
-/// How the columns of a synchronized node may differ from its source's.
+/// How the columns of a synchronized node may differ from its source's without being drift.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Columns {
     /// Not at all.
     #[default]
     Equal,
-    /// As they do when they are first seen after the job, as far as its mode allows.
+    /// As when first observed after the job, as far as its mode allows.
     AsFirstSeen,
-    /// In this.
+    /// In these ways.
     Accepted(Accepted),
 }
 
-/// Differences that are no drift.
+/// Accepted differences.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Accepted {
-    /// Each of them.
+    /// The listed ones.
     pub differences: Vec<SchemaDifference>,
-    /// Further ones that were only counted.
+    /// The number of further ones.
     pub unlisted: u64,
 }
 
 impl NodeRecord {
-    /// A node that was never heard of before.
+    /// A new node.
     #[must_use]
     pub fn new(id: NodeId) -> Self {
         Self {
@@ -215,14 +212,14 @@ impl NodeRecord {
         }
     }
 
-    /// What was noted of its replication is of another one from here on.
+    /// Clears what was recorded about its replication, before another one begins.
     pub fn forget_following(&mut self) {
         self.lost = None;
         self.complete.clear();
         self.appeared.clear();
     }
 
-    /// What publication and subscription of its last job are named after.
+    /// The id that publication and subscription of its last job are named after.
     #[must_use]
     pub fn replication(&self) -> Option<JobId> {
         self.replication.or(self.job)
@@ -232,14 +229,13 @@ impl NodeRecord {
 /// One change.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Write {
-    /// A node, in place of what was known of it.
+    /// Inserts or replaces a node.
     Node(Box<NodeRecord>),
-    /// A node is forgotten.
+    /// Removes a node.
     Forget(NodeId),
-    /// A job, in place of what was known of it. A new one of the same target drops the plans of
-    /// those before it.
+    /// Inserts or replaces a job. A new job drops the plans of earlier jobs of its target.
     Job(Box<Job>),
-    /// The id that the next job's commands begin with.
+    /// The first command id of the next job.
     NextCommand(u64),
     /// Tables of a job's plan.
     Plan {
@@ -248,78 +244,78 @@ pub enum Write {
         /// The tables.
         tables: Vec<TableSummary>,
     },
-    /// Parts that are done.
+    /// Finished parts.
     Parts {
         /// The job.
         job: JobId,
         /// The parts.
         parts: Vec<PartDone>,
     },
-    /// The job is over: each table's sum takes the place of its parts.
+    /// The job has ended: each table's sums replace its parts.
     Seal {
         /// How it ended.
         end: Box<EndView>,
-        /// The sums.
+        /// The sums by table.
         tables: Vec<TableSum>,
     },
-    /// The job has failed and may go on: how it ended, and its parts stay.
+    /// The job has failed and can be resumed: its parts stay.
     Pause {
         /// How it ended.
         end: Box<EndView>,
     },
-    /// A job that had failed goes on.
+    /// A failed job was resumed.
     Reopen {
         /// The job.
         job: JobId,
     },
-    /// A job's plan, and the parts that were done of it, hold no longer.
+    /// A job's plan and its finished parts are void.
     PlanDropped {
         /// The job.
         job: JobId,
     },
-    /// Where a job's progress is now. Of more than [`SAMPLES_MAX`] of one job, every second one of
-    /// the older half is dropped.
+    /// A job's progress now. Beyond [`SAMPLES_MAX`] samples of a job, every second one of the older half is
+    /// dropped.
     Sample {
         /// The job.
         job: JobId,
-        /// Where it is.
+        /// Its progress.
         mark: Mark,
     },
-    /// When tables of a job began and ended. May be written a second late, as parts are.
+    /// When the copy of tables began and ended. May be written a second late, like parts.
     Times {
         /// The job.
         job: JobId,
         /// The tables.
         tables: Vec<TableTimes>,
     },
-    /// What an operator wanted. Those older than [`AUDIT_KEPT`] are dropped now and then.
+    /// An audit entry. Beyond [`AUDIT_KEPT`], the oldest are dropped from time to time.
     Audit {
         /// The entry.
         view: Box<AuditView>,
-        /// The nodes whose audit log it belongs into.
+        /// The nodes whose audit log must get it.
         due: Vec<NodeId>,
     },
-    /// An entry is in that node's audit log.
+    /// A node's audit log has the entry.
     Audited {
         /// The node.
         node: NodeId,
         /// The entry's number.
         seq: u64,
     },
-    /// Something that happened. Events older than [`EVENTS_KEPT`] are dropped now and then.
+    /// An event. Beyond [`EVENTS_KEPT`], the oldest are dropped from time to time.
     Event(EventView),
 }
 
-/// Events kept: months of ordinary use, some tens of megabytes at most.
+/// Most events kept: months of ordinary use, some tens of megabytes at most.
 pub const EVENTS_KEPT: u64 = 100_000;
 
-/// Jobs of one target that are kept once they are over, with their reports.
+/// Most finished jobs kept per target, with their reports.
 pub const JOBS_KEPT: u32 = 50;
 
-/// Audit entries kept: more than any cluster's operators have in years.
+/// Most audit entries kept: more than operators produce in years.
 pub const AUDIT_KEPT: u64 = 100_000;
 
-/// An entry that a node's audit log does not have yet.
+/// An audit entry that a node's audit log does not have yet.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AuditDue {
     /// The node.
@@ -328,10 +324,10 @@ pub struct AuditDue {
     pub view: AuditView,
 }
 
-/// What a table had come to.
+/// The sums of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TableSum {
-    /// Which.
+    /// The table.
     pub no: TableNo,
     /// Parts done.
     pub done: u32,
@@ -341,12 +337,12 @@ pub struct TableSum {
     pub bytes: ByteCount,
 }
 
-/// When a table's copy began and ended.
+/// When the copy of a table began and ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TableTimes {
-    /// Which.
+    /// The table.
     pub no: TableNo,
-    /// When its first part was heard of.
+    /// When its first part was reported.
     pub began: Timestamp,
     /// When its last part was committed.
     pub ended: Option<Timestamp>,
@@ -355,11 +351,11 @@ pub struct TableTimes {
 /// A table of a stored plan.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredTable {
-    /// As it was planned.
+    /// The planned table.
     pub summary: TableSummary,
-    /// What it had come to when its job was sealed; zeros before.
+    /// Its sums when the job was sealed; zeros before.
     pub sum: TableSum,
-    /// When it began, where it has, and ended.
+    /// When its copy began and ended, if it has begun.
     pub times: Option<TableTimes>,
 }
 
@@ -379,7 +375,7 @@ pub struct Loaded {
     pub nodes: Vec<NodeRecord>,
     /// Jobs that are not closed.
     pub open_jobs: Vec<Job>,
-    /// The first command id that was never used.
+    /// The first unused command id.
     pub next_command: u64,
     /// The number of the next event.
     pub next_event: u64,
@@ -389,36 +385,36 @@ pub struct Loaded {
     pub audit_due: Vec<AuditDue>,
 }
 
-/// Which events.
+/// Selects events or audit entries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventQuery {
-    /// Those of this node, as target or source; of all where `None`.
+    /// Those of this node, as target or source; of all nodes if `None`.
     pub node: Option<NodeId>,
     /// Those after this number.
     pub after: u64,
-    /// At most so many.
+    /// At most this many.
     pub limit: u32,
 }
 
 /// Why the store cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The directory or file cannot be made, opened or locked.
+    /// The directory or a file cannot be created, opened or locked.
     #[error("cannot {what} {}: {source}", path.display())]
     File {
-        /// What was tried.
+        /// What failed.
         what: &'static str,
-        /// With which file.
+        /// The file or directory.
         path: PathBuf,
         /// Why not.
         source: std::io::Error,
     },
-    /// Somebody else could write to the directory or a file of it.
+    /// The directory or a file in it is not the coordinator's alone.
     #[error("{} is no place for the store: {why}", path.display())]
     Place {
-        /// Which.
+        /// The directory or file.
         path: PathBuf,
-        /// What is wrong with it, and what to do.
+        /// What is wrong, and what to do.
         why: String,
     },
     /// Another coordinator uses the directory.
@@ -430,23 +426,23 @@ pub enum StoreError {
         /// The directory.
         path: PathBuf,
     },
-    /// Written by a newer version.
+    /// The store was written by a newer version.
     #[error("the store has schema version {found}, this build knows up to {known}: upgrade it")]
     TooNew {
-        /// What is there.
+        /// The store's version.
         found: i64,
-        /// What this build knows.
+        /// The newest version that this build knows.
         known: i64,
     },
-    /// Something in it does not read back.
+    /// A record cannot be read.
     #[error("the store's {what} cannot be read: {reason}")]
     Corrupt {
-        /// What.
+        /// The record.
         what: String,
         /// Why.
         reason: String,
     },
-    /// SQLite says no: a full disk, most often.
+    /// SQLite failed, most often because of a full disk.
     #[error("the store failed: {0}")]
     Database(#[from] rusqlite::Error),
 }

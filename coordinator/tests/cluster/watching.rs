@@ -1,13 +1,20 @@
-//! Who watches hears of everything, in full and once.
+//! Watchers get every change, completely and once.
 
-use super::*;
-use steep_protocol::Phase;
-use steep_protocol::message::api::{EventView, InitRequest, JobView, NodeView, Order, Query};
+use std::time::Duration;
 
-/// The longest a watcher waits for something that must come.
+use steep_protocol::message::api::{ApiReply, ApiRequest, EventView, JobView, NodeView, Query};
+use steep_protocol::quic::Receiver;
+use steep_protocol::{FaultKind, NodeState, Phase};
+
+use super::harness::{
+    Cluster, ask, ask_all, await_online, cancel, end_of, holds_copy, holds_nothing, init, node,
+    spec,
+};
+
+/// The longest wait for an expected reply.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Replies until one is what is looked for.
+/// Receives replies up to the first that is wanted.
 async fn until<T>(receiver: &mut Receiver, mut wanted: impl FnMut(ApiReply) -> Option<T>) -> T {
     let found = async {
         loop {
@@ -34,6 +41,20 @@ fn in_phase(reply: ApiReply, phase: Phase) -> Option<JobView> {
     }
 }
 
+fn copying(reply: ApiReply) -> Option<()> {
+    match reply {
+        ApiReply::Progress(view) if view.phase == Some(Phase::Copy) => Some(()),
+        _ => None,
+    }
+}
+
+fn all_nodes(reply: ApiReply) -> Option<Vec<NodeView>> {
+    match reply {
+        ApiReply::Nodes(nodes) => Some(nodes),
+        _ => None,
+    }
+}
+
 fn event(reply: ApiReply, kind: &str) -> Option<EventView> {
     match reply {
         ApiReply::Event(event) if event.event == kind => Some(event),
@@ -42,47 +63,31 @@ fn event(reply: ApiReply, kind: &str) -> Option<EventView> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_watcher_hears_of_nodes_jobs_events_and_ends_from_any_moment_on() {
+async fn a_watcher_gets_nodes_jobs_events_and_ends_whenever_it_starts() {
     let mut cluster = Cluster::start().await;
     let (_dba, dba) = cluster.dial("dba").await;
     let mut early = ask(&dba, &ApiRequest::Watch).await;
-    // No agent has ever registered: that is said too.
-    let none = until(&mut early, |reply| match reply {
-        ApiReply::Nodes(nodes) => Some(nodes),
-        _ => None,
-    });
-    assert!(none.await.is_empty());
+    // No agent has ever registered: the empty list is sent too.
+    assert!(until(&mut early, all_nodes).await.is_empty());
 
-    let mut agents = JoinSet::new();
-    let (_a, a) = cluster.dial("node_a").await;
-    agents.spawn(good_agent(a, holds_nothing));
-    let (_b, b) = cluster.dial("node_b").await;
-    agents.spawn(good_agent(b, holds_copy));
+    cluster.start_agent("node_a", holds_nothing).await;
+    cluster.start_agent("node_b", holds_copy).await;
     await_online(&dba, 2).await;
-    let mut init = ask(
-        &dba,
-        &ApiRequest::Order(Order::Init(InitRequest::Copy(vec![spec()]))),
-    )
-    .await;
+    let mut first = ask(&dba, &init()).await;
     until(&mut early, |reply| changed(reply, NodeState::Copying)).await;
 
-    // One who comes later hears of what happened before, in order, and of the job at work.
+    // A late watcher gets the earlier events in order, and the running job.
     let mut late = ask(&dba, &ApiRequest::Watch).await;
     until(&mut late, |reply| event(reply, "init.started")).await;
-    let all = until(&mut late, |reply| match reply {
-        ApiReply::Nodes(nodes) => Some(nodes),
-        _ => None,
-    });
-    assert_eq!(all.await.len(), 2);
+    assert_eq!(until(&mut late, all_nodes).await.len(), 2);
     let view = until(&mut late, |reply| match reply {
         ApiReply::Progress(view) => Some(view),
         _ => None,
     });
     assert_eq!(view.await.phase, Some(Phase::Copy));
 
-    let node = NodeId::parse("node_b").unwrap();
     let follow = ApiRequest::Job {
-        node: node.clone(),
+        node: node("node_b"),
         follow: true,
     };
     let mut job = ask(&dba, &follow).await;
@@ -92,12 +97,7 @@ async fn a_watcher_hears_of_nodes_jobs_events_and_ends_from_any_moment_on() {
     assert!(view.phase_times.iter().any(|t| t.phase == Phase::Preflight));
     assert_eq!(view.tables.len(), 1);
 
-    let data = CancelledData::Remove;
-    let cancel = ApiRequest::Order(Order::Cancel {
-        node: node.clone(),
-        data,
-    });
-    ask_all(&dba, &cancel).await;
+    ask_all(&dba, &cancel()).await;
     for watcher in [&mut early, &mut late] {
         let ended = until(watcher, |reply| match reply {
             ApiReply::Ended(end) => Some(end),
@@ -111,13 +111,13 @@ async fn a_watcher_hears_of_nodes_jobs_events_and_ends_from_any_moment_on() {
     });
     let (view, end) = over.await;
     assert_eq!(view.job_id, end.job_id);
-    while init.recv::<ApiReply>().await.unwrap().is_some() {}
+    while first.recv::<ApiReply>().await.unwrap().is_some() {}
     cluster.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn that_there_is_no_node_is_said_once() {
-    /// A look is never further away.
+async fn an_empty_list_of_nodes_is_sent_once() {
+    /// Longer than two intervals between looks at the nodes.
     const TWO_LOOKS: Duration = Duration::from_millis(2_500);
     let mut cluster = Cluster::start().await;
     let (_dba, dba) = cluster.dial("dba").await;
@@ -132,54 +132,31 @@ async fn that_there_is_no_node_is_said_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_last_report_is_kept_over_a_restart_and_while_the_next_job_runs() {
     let mut cluster = Cluster::start().await;
-    let node = NodeId::parse("node_b").unwrap();
-    let ask_report = ApiRequest::Query(Query::Report { node: node.clone() });
-    let mut agents = JoinSet::new();
+    let ask_report = ApiRequest::Query(Query::Report {
+        node: node("node_b"),
+    });
     let report = {
         let (_dba, dba) = cluster.dial("dba").await;
-        let (_a, a) = cluster.dial("node_a").await;
-        agents.spawn(good_agent(a, holds_nothing));
-        let (_b, b) = cluster.dial("node_b").await;
-        agents.spawn(good_agent(b, holds_copy));
+        cluster.start_agent("node_a", holds_nothing).await;
+        cluster.start_agent("node_b", holds_copy).await;
         await_online(&dba, 2).await;
         let none = ask_all(&dba, &ask_report).await;
         assert!(
             matches!(&none[..], [ApiReply::Fault(fault)] if fault.message.contains("no report")),
             "{none:?}"
         );
-        let mut init = ask(
-            &dba,
-            &ApiRequest::Order(Order::Init(InitRequest::Copy(vec![spec()]))),
-        )
-        .await;
-        until(&mut init, |reply| match reply {
-            ApiReply::Progress(view) if view.phase == Some(Phase::Copy) => Some(()),
-            _ => None,
-        })
-        .await;
-        let data = CancelledData::Remove;
-        let cancel = ApiRequest::Order(Order::Cancel {
-            node: node.clone(),
-            data,
-        });
-        ask_all(&dba, &cancel).await;
+        let mut first = ask(&dba, &init()).await;
+        until(&mut first, copying).await;
+        ask_all(&dba, &cancel()).await;
         let replies = ask_all(&dba, &ask_report).await;
         let end = end_of(&replies).clone();
         assert_eq!(end.fault.as_ref().unwrap().kind, FaultKind::Cancelled);
         let times = &end.report.phase_times;
         assert!(times.iter().any(|time| time.phase == Phase::Preflight));
         assert!(end.report.ended_at >= end.report.started_at);
-        // Another job of the node is at work: the last that is over is still the answer.
-        let mut again = ask(
-            &dba,
-            &ApiRequest::Order(Order::Init(InitRequest::Copy(vec![spec()]))),
-        )
-        .await;
-        until(&mut again, |reply| match reply {
-            ApiReply::Progress(view) if view.phase == Some(Phase::Copy) => Some(()),
-            _ => None,
-        })
-        .await;
+        // While the next job runs, the report is that of the last finished one.
+        let mut again = ask(&dba, &init()).await;
+        until(&mut again, copying).await;
         assert_eq!(*end_of(&ask_all(&dba, &ask_report).await), end);
         end
     };
@@ -188,7 +165,7 @@ async fn the_last_report_is_kept_over_a_restart_and_while_the_next_job_runs() {
     let (_dba, dba) = cluster.dial("dba").await;
     assert_eq!(*end_of(&ask_all(&dba, &ask_report).await), report);
     let unknown = ApiRequest::Query(Query::Report {
-        node: NodeId::parse("nowhere").unwrap(),
+        node: node("nowhere"),
     });
     let replies = ask_all(&dba, &unknown).await;
     assert!(matches!(&replies[..], [ApiReply::Fault(_)]), "{replies:?}");

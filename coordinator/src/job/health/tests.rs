@@ -1,4 +1,4 @@
-//! Claims about which observations end a job.
+//! Tests of which observations end a job.
 
 use jiff::SignedDuration;
 use steep_protocol::JobId;
@@ -57,7 +57,7 @@ impl Watched {
         self.health.observe(&self.job, side, seen, BOUNDS, self.now)
     }
 
-    /// Seconds until the job is seen to be in danger, and the fault; at most `limit`.
+    /// Seconds until a fault ends the job, and the fault; at most `limit`.
     fn danger(&mut self, side: Side, seen: &Observed, limit: u32) -> Option<(u32, Fault)> {
         (1..=limit).find_map(|second| Some((second, self.see(side, seen)?)))
     }
@@ -121,7 +121,7 @@ fn subscription(enabled: bool, running: bool, apply_errors: u64) -> Observed {
 }
 
 #[test]
-fn a_slot_that_is_gone_is_noticed_at_the_third_look_and_one_that_is_lost_at_the_first() {
+fn a_missing_slot_ends_the_job_at_the_third_observation_and_a_lost_one_at_the_first() {
     let mut watched = Watched::copying();
     let (seconds, fault) = watched.danger(Side::Source, &answering(), 9).unwrap();
     assert_eq!(seconds, 3);
@@ -146,7 +146,7 @@ fn a_slot_that_is_gone_is_noticed_at_the_third_look_and_one_that_is_lost_at_the_
 }
 
 #[test]
-fn a_publication_that_is_not_what_it_was_ends_the_job_though_its_slot_goes_on() {
+fn an_altered_publication_ends_the_job_although_its_slot_is_healthy() {
     for state in [
         None,
         Some(PublicationState::Altered),
@@ -271,7 +271,7 @@ fn a_subscription_that_keeps_failing_ends_the_catch_up_and_one_error_does_not() 
     assert_eq!(fault.node, Some(testing::node("b")));
     assert!(fault.message.contains("see the target's log"), "{fault}");
 
-    // An error now and then, with a calm between them, is what servers that restart cause.
+    // Restarting servers cause an error now and then, with a calm between them.
     let mut watched = Watched::catching_up();
     for errors in 0..10 {
         let seen = subscription(true, true, errors);

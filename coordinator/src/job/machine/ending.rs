@@ -1,9 +1,9 @@
-//! Stopping a job and removing what it made.
+//! Stops a job and removes what it made.
 //!
-//! The order: abort what runs, wait until it has ended (or its process is gone, or its time is
-//! over), clean the target, then the source. A side whose agent is away is cleaned when the agent
-//! is back; the other side never waits for it, nor for long where it is there and cannot be cleaned,
-//! least of all the source, whose disk is at stake (G5).
+//! Aborts the running commands, waits until they have ended (or their process is gone, or the time limit
+//! is reached), and cleans up the target, then the source. A side whose agent is offline is cleaned up
+//! when the agent is back. The other side does not wait for that, and only a short time for a side that
+//! cannot be cleaned up: the slot fills the source's disk (G5).
 
 use steep_protocol::message::agent::Outcome;
 use steep_protocol::message::job::CancelledData;
@@ -17,19 +17,18 @@ use super::{
     TARGET_FIRST, Turn, Work, after,
 };
 
-/// Where the removal on a side is.
+/// The state of the cleanup on one side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Tidy {
+enum Cleanup {
     /// Nothing is left and nothing runs.
-    Clean,
-    /// Being stopped or removed now.
-    Busy,
-    /// Something is left, and nothing can be done about it at this moment.
-    Owed,
+    Done,
+    Running,
+    /// Something is left that cannot be removed now.
+    Pending,
 }
 
 impl Turn {
-    /// Begins to stop the job.
+    /// Starts to stop the job.
     pub(super) fn end(&mut self, why: Why) {
         self.phase(Phase::Cleanup);
         let slot = match &self.job.stage {
@@ -57,10 +56,10 @@ impl Turn {
             unreachable: Unreachable::Awaited,
         };
         self.abort_all();
-        self.tidy(ending);
+        self.clean_up(ending);
     }
 
-    /// Begins to remove a job that ended well long ago; its node is shown as FAILED meanwhile.
+    /// Starts the cleanup of a job that succeeded earlier; its node is shown as FAILED meanwhile.
     pub(super) fn begin_undo(&mut self, data: CancelledData) {
         let ending = Ending {
             why: Why::Cancelled(data),
@@ -71,7 +70,7 @@ impl Turn {
             slot: SlotFate::Removed,
             unreachable: Unreachable::Awaited,
         };
-        self.tidy(ending);
+        self.clean_up(ending);
     }
 
     pub(super) fn abort_all(&mut self) {
@@ -86,7 +85,7 @@ impl Turn {
         }
     }
 
-    /// What an ending job does with an event.
+    /// Handles an event of an ending job.
     pub(super) fn ending(&mut self, mut ending: Ending, event: JobEvent) -> Result<(), Refused> {
         match event {
             JobEvent::Begin => return Err(Refused::Begun),
@@ -116,7 +115,7 @@ impl Turn {
                     self.retry_stuck(side);
                 }
             }
-            // It ends already, and for its first cause.
+            // The first cause counts.
             JobEvent::Endangered { .. } | JobEvent::SnapshotLost => {}
             JobEvent::Resume { .. } => return Err(Refused::NothingKept),
             JobEvent::Cancel { data } => {
@@ -149,14 +148,14 @@ impl Turn {
                 }
             }
         }
-        self.tidy(ending);
+        self.clean_up(ending);
         Ok(())
     }
 
-    /// An agent is back while its job ends.
+    /// An agent is online again while its job ends.
     fn returned(&mut self, side: Side, incarnation: u64) {
         if self.arrived(side, incarnation) == Process::Restarted {
-            // What that process was doing died with it.
+            // The old process's commands died with it.
             self.job
                 .running
                 .retain(|r| r.work.side() != side || r.work.is_cleanup());
@@ -184,13 +183,12 @@ impl Turn {
         }
     }
 
-    /// A removal ended.
+    /// The cleanup command of a side ended.
     fn cleaned(&mut self, side: Side, fault: Option<Fault>) {
         let again = after(self.now, CLEANUP_AGAIN);
         let end = self.end_mut(side);
         match fault {
-            // Nothing but the agent's own note was there to remove; a server that cannot be
-            // reached does not change that.
+            // Only the agent's own note was left to remove, for which it needs no server.
             Some(_) if end.residue == Residue::Grant => end.residue = Residue::Removed,
             None => end.residue = Residue::Removed,
             Some(fault) => {
@@ -206,27 +204,27 @@ impl Turn {
         }
     }
 
-    /// Gives the removals that can be given, and says how the job stands.
-    pub(super) fn tidy(&mut self, mut ending: Ending) {
+    /// Issues the cleanup commands that are possible now, and updates the job's stage.
+    pub(super) fn clean_up(&mut self, mut ending: Ending) {
         let data = match &ending.why {
             Why::Failed(_) | Why::Again(_) => CancelledData::Remove,
             Why::Cancelled(data) => *data,
         };
         for side in Side::BOTH {
             if !self.online(side) {
-                self.leave_alone(side);
+                self.skip_offline(side);
             }
         }
         if self.can_clean(Side::Target) {
-            self.give(Work::CleanupTarget(data));
+            self.issue(Work::CleanupTarget(data));
         }
-        let target_first = self.progress_of(Side::Target) == Tidy::Busy
+        let target_first = self.progress_of(Side::Target) == Cleanup::Running
             && self.now < after(ending.stop_by, TARGET_FIRST);
         if self.can_clean(Side::Source) && !target_first {
-            self.give(Work::CleanupSource);
+            self.issue(Work::CleanupSource);
         }
         let sides = Side::BOTH.map(|side| self.progress_of(side));
-        if sides == [Tidy::Clean; 2] {
+        if sides == [Cleanup::Done; 2] {
             return self.all_clean(ending);
         }
         let in_time = self.now < ending.show_by;
@@ -234,38 +232,38 @@ impl Turn {
             ending.why = Why::Failed(fault.clone());
         }
         let waits = match ending.why {
-            // Whatever it waits for may come back.
+            // Agents and servers may come back.
             Why::Again(_) => true,
-            Why::Failed(_) | Why::Cancelled(_) => in_time && sides.contains(&Tidy::Busy),
+            Why::Failed(_) | Why::Cancelled(_) => in_time && sides.contains(&Cleanup::Running),
         };
         if !waits && ending.unreachable == Unreachable::GivenUp {
-            for (side, tidy) in Side::BOTH.into_iter().zip(sides) {
-                if tidy != Tidy::Clean {
+            for (side, cleanup) in Side::BOTH.into_iter().zip(sides) {
+                if cleanup != Cleanup::Done {
                     self.abandon(side);
                 }
             }
             return self.all_clean(ending);
         }
         if !waits {
-            self.tell(&mut ending);
+            self.announce(&mut ending);
         }
         self.job.stage = Stage::Ending(ending);
     }
 
-    /// Leaves on a side what cannot be removed there.
+    /// Gives up the cleanup of one side.
     fn abandon(&mut self, side: Side) {
         let why = match (&self.job.end(side).residue, self.online(side)) {
             (_, false) => "its agent has no session".to_owned(),
             (Residue::Stuck { why, .. }, true) => why.clone(),
-            (_, true) => "its agent does not end".to_owned(),
+            (_, true) => "a command on it does not end".to_owned(),
         };
         self.end_mut(side).residue = Residue::Removed;
         self.job.running.retain(|r| r.work.side() != side);
         self.effects.push(Effect::GivenUp { side, why });
     }
 
-    /// An agent that is away and has nothing of the job on its server is not waited for.
-    fn leave_alone(&mut self, side: Side) {
+    /// Does not wait for an offline agent whose server has nothing of the job.
+    fn skip_offline(&mut self, side: Side) {
         match self.job.end(side).residue {
             Residue::Grant | Residue::Nothing | Residue::Removed => {
                 self.end_mut(side).residue = Residue::Removed;
@@ -283,13 +281,13 @@ impl Turn {
         owed && self.online(side) && !self.job.is_busy(side)
     }
 
-    fn progress_of(&self, side: Side) -> Tidy {
+    fn progress_of(&self, side: Side) -> Cleanup {
         let busy = self.job.is_busy(side);
         match (&self.job.end(side).residue, self.online(side)) {
-            (Residue::Nothing | Residue::Removed, _) if !busy => Tidy::Clean,
-            (Residue::Stuck { .. }, _) if !busy => Tidy::Owed,
-            (_, true) => Tidy::Busy,
-            (_, false) => Tidy::Owed,
+            (Residue::Nothing | Residue::Removed, _) if !busy => Cleanup::Done,
+            (Residue::Stuck { .. }, _) if !busy => Cleanup::Pending,
+            (_, true) => Cleanup::Running,
+            (_, false) => Cleanup::Pending,
         }
     }
 
@@ -313,7 +311,7 @@ impl Turn {
         }
     }
 
-    /// Nothing of the job is left on either side: it begins anew, without another preflight.
+    /// Starts the job over, without another preflight, once both sides are clean.
     fn begin_again(&mut self) {
         self.job.running.clear();
         for side in Side::BOTH {
@@ -323,8 +321,8 @@ impl Turn {
         self.enter(Step::OpenSource);
     }
 
-    /// Shows FAILED, once, and tells the operator who waits, each time.
-    fn tell(&mut self, ending: &mut Ending) {
+    /// Shows FAILED once, and answers every waiting operator.
+    fn announce(&mut self, ending: &mut Ending) {
         let first = ending.shown == Shown::NotYet;
         if first {
             ending.shown = Shown::Failed;
@@ -337,7 +335,7 @@ impl Turn {
                 if !fault.hint.is_empty() {
                     fault.hint.push_str(". ");
                 }
-                fault.hint.push_str(&self.owed());
+                fault.hint.push_str(&self.pending());
                 self.effects.push(Effect::Finished(Finish::Failed(fault)));
             }
             Why::Cancelled(_) if first || ending.awaited == Awaited::Operator => {
@@ -347,10 +345,10 @@ impl Turn {
                         true => FaultKind::Unreachable,
                         false => FaultKind::Failed,
                     },
-                    "the job is stopped, but what it made is not all removed yet",
+                    "the job is stopped, but not everything that it made is removed yet",
                 )
                 .on(&self.job.spec.target)
-                .hint(self.owed())
+                .hint(self.pending())
                 .retry(Retry::Backoff);
                 self.effects
                     .push(Effect::Finished(Finish::CancelPending(fault)));
@@ -360,14 +358,14 @@ impl Turn {
         ending.awaited = Awaited::Nobody;
     }
 
-    /// What is left to remove and what it waits for.
-    fn owed(&self) -> String {
+    /// What is left to remove, and what it waits for.
+    fn pending(&self) -> String {
         let sides = Side::BOTH.into_iter().filter_map(|side| {
             let node = side.node(&self.job.spec);
             match (&self.job.end(side).residue, self.online(side)) {
                 (Residue::Nothing | Residue::Removed, _) => None,
                 (_, false) => Some(format!(
-                    "cleanup on {node} is pending: its agent is offline, and it is done as soon as \
+                    "cleanup on {node} is pending: its agent is offline; it is done as soon as \
                      the agent is back"
                 )),
                 (Residue::Stuck { why, .. }, true) => Some(format!(

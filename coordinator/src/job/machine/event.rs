@@ -1,4 +1,4 @@
-//! What happens to a job, and what is to be done about it.
+//! The events of a job, and their effects.
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::{MissingObjects, Outcome};
@@ -9,7 +9,7 @@ use steep_protocol::{ByteCount, CommandId, Fault, Phase};
 use super::super::{Side, Totals, Work};
 use super::NodeEvent;
 
-/// Something that happened to a job.
+/// An event of a job.
 #[derive(Debug, Clone, PartialEq)]
 pub enum JobEvent {
     /// It was accepted and stored.
@@ -25,7 +25,7 @@ pub enum JobEvent {
     Up {
         /// Which.
         side: Side,
-        /// Which process of it.
+        /// The process that began it.
         incarnation: u64,
         /// Whether it holds this job's snapshot open.
         snapshot: Snapshot,
@@ -34,47 +34,47 @@ pub enum JobEvent {
     Down {
         /// Which.
         side: Side,
-        /// When it was heard last.
+        /// When it was last heard from.
         since: Timestamp,
-        /// What became of its process.
+        /// What is known of its process.
         parting: Parting,
     },
-    /// An operator wants it undone.
+    /// An operator cancels it.
     Cancel {
-        /// What becomes of the rows.
+        /// What happens to the rows.
         data: CancelledData,
     },
-    /// An operator does not wait for the removal of what cannot be reached.
+    /// An operator gives up on removing what cannot be removed now.
     GiveUp,
-    /// An agent saw whether its PostgreSQL answers.
+    /// An agent checked whether its PostgreSQL answers.
     Server {
         /// Which agent.
         side: Side,
-        /// Why it does not, where it does not.
+        /// Why it does not, if it does not.
         answers: Result<(), String>,
     },
-    /// The source's agent saw that the session which held the snapshot has ended.
+    /// The source's agent noticed that the session that held the snapshot has ended.
     SnapshotLost,
-    /// What agents observe says that it cannot end well (see [`crate::job::health`]).
+    /// The agents' observations show that the job cannot succeed (see [`crate::job::health`]).
     Endangered {
-        /// Where that was seen.
+        /// Where that was observed.
         side: Side,
         /// Why.
         fault: Fault,
     },
-    /// An operator wants a failed job to go on.
+    /// An operator resumes a failed job.
     Resume {
-        /// With what it goes on.
+        /// The new terms.
         terms: Terms,
     },
     /// Time has passed.
     Tick,
 }
 
-/// What an operator may change of a job that goes on. What is copied, and how it is prepared, stays.
+/// What an operator may change when resuming a job. What is copied, and how it is prepared, stays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Terms {
-    /// Workers.
+    /// COPY workers.
     pub parallel: u8,
     /// Seconds from now until the job fails.
     pub timeout_seconds: u64,
@@ -84,16 +84,16 @@ pub struct Terms {
     pub compression: Compression,
 }
 
-/// What is known of an agent whose session ended.
+/// How an agent's session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Parting {
-    /// Nothing: the network may be broken, the process may have died.
+    /// Without a word: the network may be broken, or the process may have died.
     Lost,
-    /// It said that its process ends. What it held in memory is gone for certain.
+    /// The agent announced that its process ends. What it held in memory is certainly gone.
     Stopped,
 }
 
-/// Whether the source's agent holds the snapshot.
+/// Whether the source's agent holds the job's snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Snapshot {
     /// Yes.
@@ -102,35 +102,35 @@ pub enum Snapshot {
     NotHeld,
 }
 
-/// What the coordinator itself has counted, from plan pages and parts done.
+/// The coordinator's own counts, from plan pages and finished parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counted {
-    /// Tables in the pages that came.
+    /// Tables in the received pages.
     pub tables: u32,
-    /// Parts in the pages that came.
+    /// Parts in the received pages.
     pub planned: u32,
-    /// Parts that are done.
+    /// Finished parts.
     pub done: Totals,
 }
 
-/// What is to be done after a step, in this order, once the job is stored.
+/// What to do after a step, in order, once the job is stored.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
-    /// Give that command, if the agent is there; if not, it is given again when it comes.
+    /// Send a command if the agent is online; otherwise it is sent when the agent is back.
     Send {
         /// Its id.
         id: CommandId,
         /// What.
         work: Work,
     },
-    /// Stop it.
+    /// Stop a command.
     Abort {
         /// Its id.
         id: CommandId,
         /// On which side it runs.
         side: Side,
     },
-    /// Its outcome is stored.
+    /// Let the agent forget a command, whose outcome is stored.
     Forget {
         /// Its id.
         id: CommandId,
@@ -145,82 +145,82 @@ pub enum Effect {
     PhaseCompleted {
         /// Which.
         phase: Phase,
-        /// How long it took.
+        /// How long it took, in milliseconds.
         millis: u64,
     },
-    /// Something a person should know was found.
+    /// Findings to show to people.
     Found(Vec<Finding>),
-    /// What the target lacks, now that everything was tried.
+    /// What the target lacks at the end of the job.
     Missing(MissingObjects),
-    /// Work failed for the first time and is given again.
+    /// Work failed for the first time and is retried.
     TriesAgain {
-        /// What.
+        /// What failed.
         work: Work,
-        /// How it failed.
+        /// Why.
         fault: Fault,
     },
-    /// The snapshot was lost, and the job begins again once what it made is removed.
+    /// The snapshot was lost; the job starts over after its cleanup.
     BeginsAgain {
         /// Why.
         fault: Fault,
-        /// How often that has happened now.
+        /// How often that has happened, including now.
         restarts: u8,
     },
-    /// The plan, and what was counted of it, holds no longer: another one follows.
+    /// The plan and its counts are void: another plan follows.
     PlanDropped,
-    /// A failed job goes on: it has not ended.
+    /// A failed job was resumed.
     Resumed,
-    /// What a failed job kept is removed now.
+    /// A failed job can no longer be resumed and is cleaned up.
     KeepEnds {
         /// Why.
         why: String,
     },
-    /// What the job made on that side could not be removed.
+    /// The cleanup of one side failed.
     CleanupFailed {
         /// Which side.
         side: Side,
         /// Why not.
         why: String,
     },
-    /// What the job made on that side is left there.
+    /// The job's objects on one side are left behind.
     GivenUp {
         /// Which side.
         side: Side,
-        /// Why it cannot be removed.
+        /// Why they cannot be removed.
         why: String,
     },
-    /// The end has come; see [`Finish`].
+    /// The job has ended; see [`Finish`].
     Finished(Finish),
-    /// Nothing of the job is left to do.
+    /// Nothing is left to do for the job.
     Closed,
 }
 
-/// How a job ends, as it is told to whoever follows it.
+/// How a job ends, as reported to its followers.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Finish {
-    /// Well.
+    /// Successfully.
     Synchronized,
-    /// With that error. Something may be left to remove; the error says so.
+    /// With an error, which names what is left to remove.
     Failed(Fault),
-    /// By an operator, everything removed.
+    /// Cancelled, and everything is removed.
     Cancelled,
-    /// By an operator, and something could not be removed yet.
+    /// Cancelled, but something could not be removed yet.
     CancelPending(Fault),
 }
 
-/// What a job does not do in its state.
+/// Why a job refuses an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// There is nothing to cancel.
-    #[error("the job is over and nothing of it is left")]
+    /// The job has ended.
+    #[error("the job has ended, and nothing of it is left")]
     Over,
-    /// It began already.
-    #[error("the job has begun already")]
+    /// It has begun.
+    #[error("the job has already begun")]
     Begun,
-    /// It has not failed, or has kept nothing.
-    #[error("the job has kept nothing that could be resumed")]
+    /// It cannot be resumed.
+    #[error("the job has kept nothing to resume")]
     NothingKept,
-    /// What it did when it failed has not been stopped yet.
-    #[error("what the job did when it failed is still being stopped")]
+    /// Commands of the failed job are still being stopped.
+    #[error("the failed job is still being stopped")]
     Stopping,
 }

@@ -1,9 +1,9 @@
-//! What a fault means for a job at work: it tries again, begins again, keeps what it has, or cleans up.
+//! What a fault means for a running job: it retries, starts over, waits to be resumed, or cleans up.
 //!
-//! One rule. A fault that may pass is waited out within the budget. What an operator must mend fails the
-//! job and keeps what it has, where it can go on from there. A lost snapshot begins the job again, since
-//! nothing that was read under it can be completed. Only where nothing is worth keeping is it removed at
-//! once.
+//! A transient fault is retried within the budget. A fault that an operator must fix fails the job, which
+//! then keeps what it has if it can be resumed from there. A lost snapshot makes the job start over, since
+//! nothing that was read under it can be completed. A failed job with nothing worth keeping is cleaned up
+//! at once.
 
 use std::time::Duration;
 
@@ -20,22 +20,22 @@ impl Turn {
     /// A command ended with a fault.
     pub(super) fn faulted(&mut self, step: Step, work: Work, fault: Fault) {
         let source = fault.node.as_ref() == Some(&self.job.spec.source);
-        if fault.kind == FaultKind::Cancelled && source && self.loses_by_it(step) {
-            // While it is being stopped, its agent still removes what the job made there.
+        if fault.kind == FaultKind::Cancelled && source && self.needs_snapshot(step) {
+            // While the agent is being stopped, it still removes what the job made there.
             return self.snapshot_lost(step, self.stopped());
         }
         let fault = self.blame(work, fault);
         match fault.retry {
             Retry::Backoff | Retry::NewConnection => self.try_again(step, work, fault),
-            // What the fence says of the slot is final, and without the slot nothing can go on.
+            // The fence found the slot unusable, and nothing works without the slot.
             Retry::Never if work == Work::AwaitFence => self.fail(fault),
-            // Under the job's snapshot that table can never be read whole.
+            // Under the job's snapshot that table can never be read completely.
             Retry::Never if fault.kind == FaultKind::SourceChanged => self.fail(fault),
             Retry::Never => self.give_up(step, fault),
         }
     }
 
-    /// Gives the work again after a pause, unless the budget is used up.
+    /// Retries the work after a pause, unless the budget is used up.
     pub(super) fn try_again(&mut self, step: Step, work: Work, fault: Fault) {
         let at = self.job.retrying.iter().position(|r| r.work == work);
         let before = at.map(|at| self.job.retrying.remove(at));
@@ -43,7 +43,7 @@ impl Turn {
         let (parts, seed) = (self.counted.done.parts, self.job.id.0);
         let retrying = Retrying::after(before, (work, fault.clone()), parts, seed, self.now);
         if after(retrying.since, self.rules.patience.budget(step)) <= self.now {
-            return self.give_up(step, self.tried_in_vain(&retrying));
+            return self.give_up(step, self.retries_failed(&retrying));
         }
         self.job.retrying.push(retrying);
         if first {
@@ -51,25 +51,25 @@ impl Turn {
         }
     }
 
-    /// Gives again what is due.
+    /// Issues again the work whose pause is over.
     pub(super) fn retry_due(&mut self, step: Step) {
         let budget = self.rules.patience.budget(step);
         let over =
             |r: &&Retrying| matches!(r.next, Next::At(_)) && after(r.since, budget) <= self.now;
         if let Some(retrying) = self.job.retrying.iter().find(over) {
-            return self.give_up(step, self.tried_in_vain(retrying));
+            return self.give_up(step, self.retries_failed(retrying));
         }
         let now = self.now;
         for at in 0..self.job.retrying.len() {
             let work = self.job.retrying[at].work;
             if self.job.retrying[at].is_due(now) && self.online(work.side()) {
                 self.job.retrying[at].next = Next::Running { since: now };
-                self.give(work);
+                self.issue(work);
             }
         }
     }
 
-    /// What failed for want of that side need not wait any longer.
+    /// Ends the pause of work that failed because of that side.
     pub(super) fn hurry(&mut self, side: Side) {
         let now = self.now;
         let node = side.node(&self.job.spec);
@@ -80,12 +80,12 @@ impl Turn {
         }
     }
 
-    /// Stops the job with that error, and removes what it made.
+    /// Fails the job and cleans up.
     pub(super) fn fail(&mut self, fault: Fault) {
         self.end(Why::Failed(fault));
     }
 
-    /// Stops the job with that error, and keeps what it has where it can go on from there.
+    /// Fails the job, and keeps what it has if it can be resumed from there.
     pub(super) fn give_up(&mut self, step: Step, mut fault: Fault) {
         let Some(keep) = self.worth_keeping(step) else {
             return self.fail(fault);
@@ -100,7 +100,7 @@ impl Turn {
             fault.hint.push_str(". ");
         }
         fault.hint.push_str(&format!(
-            "{kept} kept until {until:.0}: mend the cause, then run steep-repl init {} --from {} \
+            "{kept} kept until {until:.0}: fix the cause, then run steep-repl init {} --from {} \
              --resume; steep-repl init cancel --node {} removes everything",
             spec.target, spec.source, spec.target
         ));
@@ -118,7 +118,7 @@ impl Turn {
         self.effects.push(Effect::Finished(Finish::Failed(fault)));
     }
 
-    /// How long what the job has is kept, where it is of any use.
+    /// How long to keep what the job has; `None` if it is of no use.
     fn worth_keeping(&self, step: Step) -> Option<Duration> {
         let keep = self.rules.patience.keep_failed?;
         if step.has_rows(self.job.spec.method) {
@@ -140,16 +140,15 @@ impl Turn {
         Some(keep.min(left))
     }
 
-    /// The snapshot is gone. Where rows are still to be read under it, the job begins again: without
-    /// it they could not be completed.
+    /// Starts the job over if it still has rows to read under the lost snapshot.
     pub(super) fn snapshot_lost(&mut self, step: Step, fault: Fault) {
-        if !self.loses_by_it(step) {
+        if !self.needs_snapshot(step) {
             return;
         }
         if self.job.restarts >= RESTARTS_MAX {
             let mut fault = fault;
             fault.message = format!(
-                "{}; the job had begun again {RESTARTS_MAX} times already",
+                "{}; the job had already started over {RESTARTS_MAX} times",
                 fault.message
             );
             return self.fail(fault);
@@ -162,9 +161,8 @@ impl Turn {
         self.end(Why::Again(fault));
     }
 
-    /// Whether the loss of the snapshot costs the job anything in that step. Parts that are all
-    /// committed have no more need of it.
-    pub(super) fn loses_by_it(&self, step: Step) -> bool {
+    /// Whether losing the snapshot harms the job in that step. It does not once all parts are committed.
+    pub(super) fn needs_snapshot(&self, step: Step) -> bool {
         let wanted = self.job.attempt.plan.map(|plan| plan.parts);
         let copied = step == Step::Copy && wanted == Some(self.counted.done.parts);
         step.needs_snapshot(self.job.spec.method) && !copied
@@ -174,10 +172,10 @@ impl Turn {
         work.side().node(&self.job.spec)
     }
 
-    /// A command's error, with its node, and told apart from an operator's cancel.
+    /// Adds the node to a command's fault, and distinguishes a stopped agent from an operator's cancel.
     fn blame(&self, work: Work, mut fault: Fault) -> Fault {
         if fault.kind == FaultKind::Cancelled {
-            // Nobody here asked for it: an agent is being stopped, and is started again.
+            // The coordinator did not ask for it, so the agent is being stopped, and will be restarted.
             fault.kind = FaultKind::Failed;
             fault.message = format!("an agent was stopped during {}", work.describe());
             fault.retry = Retry::Backoff;
@@ -188,7 +186,7 @@ impl Turn {
         fault
     }
 
-    fn tried_in_vain(&self, retrying: &Retrying) -> Fault {
+    fn retries_failed(&self, retrying: &Retrying) -> Fault {
         let seconds = (self.now.as_millisecond() - retrying.since.as_millisecond()) / 1000;
         let mut fault = retrying.fault.clone().retry(Retry::Never);
         fault.message = format!(
@@ -200,11 +198,8 @@ impl Turn {
         fault
     }
 
-    pub(super) fn misunderstood(&self, work: Work) -> Fault {
-        let text = format!(
-            "the agent gave an answer that does not fit to {}",
-            work.describe()
-        );
+    pub(super) fn unexpected_answer(&self, work: Work) -> Fault {
+        let text = format!("the agent's answer does not fit {}", work.describe());
         Fault::new(FaultKind::Failed, text)
             .on(self.node(work))
             .hint("run the same version on the coordinator and on all agents")

@@ -1,7 +1,7 @@
-//! A failed job that keeps what it has: rows, ledger, slot and, where it is still held, the snapshot.
+//! A failed job that can be resumed: it keeps its rows, ledger, slot and, if it is still held, the snapshot.
 //!
-//! It ends by being resumed, by a cancel, when its time is over, or when what it keeps is of no use any
-//! more or does harm on the source (G5).
+//! This ends by a resume, by a cancel, by its time limit, or when what it keeps becomes useless or harms
+//! the source (G5).
 
 use steep_protocol::Fault;
 use steep_protocol::message::job::Method;
@@ -14,9 +14,9 @@ use super::{
 };
 
 impl Turn {
-    /// What a job that keeps what it has does with an event.
+    /// Handles an event of a failed job that can be resumed.
     pub(super) fn kept(&mut self, mut kept: Kept, event: JobEvent) -> Result<(), Refused> {
-        let holds_snapshot = self.loses_by_it(kept.step);
+        let holds_snapshot = self.needs_snapshot(kept.step);
         match event {
             JobEvent::Begin => return Err(Refused::Begun),
             JobEvent::Ended { id, .. } => _ = self.take(id),
@@ -48,7 +48,7 @@ impl Turn {
                     return self.keep_no_longer(&kept, &why.message);
                 }
             }
-            // Only what ends has something to give up.
+            // Only an ending job has something to give up.
             JobEvent::GiveUp => {}
             JobEvent::Endangered { side, fault } => match side {
                 Side::Source => return self.keep_no_longer(&kept, &fault.message),
@@ -64,7 +64,7 @@ impl Turn {
                     self.job.running.clear();
                 }
                 if kept.until <= self.now {
-                    return self.keep_no_longer(&kept, "its time is over");
+                    return self.keep_no_longer(&kept, "the time to resume it is over");
                 }
             }
         }
@@ -72,27 +72,27 @@ impl Turn {
         Ok(())
     }
 
-    /// What was kept is removed, with the job's own error and why it is kept no longer.
+    /// Removes what was kept, keeping the job's own error and adding why.
     fn keep_no_longer(&mut self, kept: &Kept, why: &str) -> Result<(), Refused> {
         self.effects.push(Effect::KeepEnds {
             why: why.to_owned(),
         });
         let fault = Fault {
-            hint: format!("what was kept for --resume is removed: {why}. Run init again"),
+            hint: format!("what was kept for --resume is being removed: {why}. Run init again"),
             ..kept.fault.clone()
         };
         self.end_shown(Why::Failed(fault));
         Ok(())
     }
 
-    /// Removes what a job made whose node is shown as FAILED already.
+    /// Starts the cleanup of a job whose node is already shown as FAILED.
     fn end_shown(&mut self, why: Why) {
         let awaited = match why {
             Why::Cancelled(_) => Awaited::Operator,
             Why::Failed(_) | Why::Again(_) => Awaited::Nobody,
         };
         self.abort_all();
-        self.tidy(Ending {
+        self.clean_up(Ending {
             why,
             stop_by: after(self.now, STOP_LIMIT),
             show_by: after(self.now, SHOW_AFTER_CANCEL),
@@ -103,20 +103,16 @@ impl Turn {
         });
     }
 
-    /// Goes on with the step that failed.
+    /// Resumes with the step that failed.
     fn resume(&mut self, kept: &Kept, terms: Terms) -> Result<(), Refused> {
         if !self.job.running.is_empty() {
             return Err(Refused::Stopping);
         }
-        let Terms {
-            parallel,
-            timeout_seconds,
-            max_rate,
-            compression,
-        } = terms;
         let spec = &mut self.job.spec;
-        (spec.parallel, spec.timeout_seconds) = (parallel, timeout_seconds);
-        (spec.max_rate, spec.compression) = (max_rate, compression);
+        spec.parallel = terms.parallel;
+        spec.timeout_seconds = terms.timeout_seconds;
+        spec.max_rate = terms.max_rate;
+        spec.compression = terms.compression;
         let method = spec.method;
         self.job.began_at = self.now;
         self.job.ended_at = None;
@@ -127,14 +123,14 @@ impl Turn {
         for event in way_back(kept.step, method) {
             self.bring(*event);
         }
-        // The agent may have been restarted since; admitting twice changes nothing.
-        self.give(Work::Regrant);
+        // The agent may have restarted since; admitting is idempotent.
+        self.issue(Work::Regrant);
         self.enter(kept.step);
         Ok(())
     }
 }
 
-/// How a FAILED node gets to the state in which that step is done.
+/// The events that bring a FAILED node to the state of that step.
 fn way_back(step: Step, method: Method) -> &'static [NodeEvent] {
     let is_copied = match method {
         Method::Snapshot | Method::TwoPhase => step > Step::Constraints,
@@ -144,7 +140,7 @@ fn way_back(step: Step, method: Method) -> &'static [NodeEvent] {
     if is_copied {
         &[NodeEvent::Begin, NodeEvent::Opened, NodeEvent::Copied]
     } else {
-        // Every step that is resumed comes after the schema.
+        // Only steps after the schema are resumed.
         &[NodeEvent::Begin, NodeEvent::Opened]
     }
 }

@@ -1,17 +1,17 @@
-//! Which command goes to which agent next.
+//! Decides which command goes to which agent next.
 //!
-//! Owns the flow of a job: [`step`] takes a job and something that happened and gives the job after
-//! it and what is to be done. Pure: it sends nothing, stores nothing and knows no clock. Its parts:
-//! `working` leads from the first command to SYNCHRONIZED, `faults` decides what a fault means for the
-//! job, `ending` stops and removes, `kept` holds a failed job until it is resumed.
+//! Owns the flow of a job: [`step`] takes a job and an event and returns the new job and the effects to
+//! carry out. Pure: it sends nothing, stores nothing and knows no clock. `working` leads from the first
+//! command to SYNCHRONIZED, `faults` decides what a fault means for the job, `ending` stops it and cleans
+//! up, `kept` holds a failed job until it is resumed.
 //!
 //! Invariants, all of them tested with random agents in `tests`:
-//! - whatever happens, a cancel leads to a closed job once the agents answer;
-//! - once faults stop, a job comes to an end without an operator;
-//! - what may pass is waited for no longer than its budget;
-//! - nothing is removed from a side on which a command may still be at work;
-//! - what a command may leave is noted before the command is sent;
-//! - SYNCHRONIZED is reached by a proof or not at all (G4).
+//! - a cancel always leads to a closed job once the agents answer;
+//! - once faults stop, a job ends without an operator;
+//! - no transient fault is waited for longer than its budget;
+//! - nothing is removed from a side where another command may still run;
+//! - what a command may leave is recorded before the command is sent;
+//! - only a proof leads to SYNCHRONIZED (G4).
 
 mod ending;
 mod event;
@@ -40,55 +40,54 @@ use super::{
     Totals, Work,
 };
 
-/// How long the removal of what a job made may hold back FAILED when an agent is away.
+/// How long cleanup may delay showing FAILED while an agent is offline.
 pub const SHOW_AFTER_DEATH: Duration = Duration::from_secs(2);
 
-/// How long it may hold back FAILED otherwise. PostgreSQL itself may be what died, and then FAILED
-/// must be seen within 15 s too.
+/// How long it may delay showing FAILED otherwise. PostgreSQL itself may have died, and then too FAILED must
+/// be shown within 15 s.
 pub const SHOW_AFTER_FAULT: Duration = Duration::from_secs(10);
 
-/// How long an operator who cancels waits before being told that something is left to do. Longer
-/// than the 30 s that stopping a running COPY and emptying tables may take at worst.
+/// How long an operator who cancels waits before being told that cleanup is pending. Longer than the 30 s
+/// that stopping a running COPY and emptying tables may take at worst.
 pub const SHOW_AFTER_CANCEL: Duration = Duration::from_secs(60);
 
-/// How long an aborted command may take to end before it is given up.
+/// How long an aborted command may take to end before the job stops waiting for it.
 pub const STOP_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long the source waits for the target to be clean, once commands have been stopped. The target's
-/// subscription uses the source's slot, so it had better go first; but somebody who reads a table there
-/// can hold up its removal for as long as they like, and the source's disk is at stake meanwhile (G5).
+/// How long the source's cleanup waits for the target's, once commands have stopped. The target's
+/// subscription uses the source's slot, so it should go first. But any reader of a table there can delay
+/// its cleanup without limit, while the slot fills the source's disk (G5).
 pub const TARGET_FIRST: Duration = Duration::from_secs(10);
 
-/// How often a removal that failed is tried again: PostgreSQL may be back without its agent having
-/// been away.
+/// How often a failed cleanup is retried: PostgreSQL may be back although its agent never left.
 pub const CLEANUP_AGAIN: Duration = Duration::from_secs(5);
 
-/// Parts that one Copy can name: five bytes each on the wire, and the whole order must fit a control
+/// Most parts that one Copy can name: five bytes each on the wire, and the command must fit a control
 /// frame ([`steep_protocol::limits::CONTROL_FRAME_MAX`]).
 pub const PARTS_PER_COPY: u32 = 3_000_000;
 
-/// How often Copy is given again because it ended with parts we had not heard of. The messages of a
-/// lost session explain one; more mean that ledger and plan disagree.
+/// How often Copy is issued again because it ended before all its parts were reported. Messages lost with a
+/// session explain one time; more mean that ledger and plan disagree.
 pub const RECOUNTS_MAX: u8 = 3;
 
-/// Preflight's judgement; a parameter so that the machine can be tested without it.
+/// Preflight's judgement; a parameter, so that the machine can be tested without it.
 pub type Judge = fn(&Case<'_>) -> Vec<Finding>;
 
-/// What the coordinator holds jobs to.
+/// The rules for all jobs.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules {
-    /// Whether one may begin; [`super::preflight::judge`].
+    /// Judges whether a job may begin; [`super::preflight::judge`].
     pub judge: Judge,
-    /// What it may cost its source.
+    /// What a job may cost its source.
     pub bounds: Bounds,
-    /// How long it tries again, and keeps what it has.
+    /// How long a job tries again, and can be resumed.
     pub patience: Patience,
 }
 
-/// The job after `event`, and what is to be done. `counted` is what its parts have come to so far.
+/// The job after `event`, and the effects to carry out. `counted` are the sums of its parts so far.
 ///
 /// # Errors
-/// [`Refused`] where the event makes no sense; the caller keeps the job as it was.
+/// [`Refused`] if the event does not apply; the caller keeps the job as it was.
 pub fn step(
     job: Job,
     event: JobEvent,
@@ -112,7 +111,7 @@ pub fn step(
     Ok((turn.job, turn.effects))
 }
 
-/// One step being made.
+/// One step in progress.
 struct Turn {
     job: Job,
     effects: Vec<Effect>,
@@ -122,8 +121,8 @@ struct Turn {
 }
 
 impl Turn {
-    /// A job that is over only answers, and can be undone where its node has diverged since (the
-    /// caller checks that).
+    /// A closed job reacts only to a cancel of a synchronized job, whose node has diverged since (the caller
+    /// checks that).
     fn closed(&mut self, closed: &Closed, event: JobEvent) -> Result<(), Refused> {
         match event {
             JobEvent::Begin => Err(Refused::Begun),
@@ -154,8 +153,8 @@ impl Turn {
         }
     }
 
-    /// Gives a command, noting first what it may leave.
-    fn give(&mut self, work: Work) {
+    /// Issues a command, after recording what it may leave.
+    fn issue(&mut self, work: Work) {
         let id = CommandId(self.job.first_command + self.job.commands_issued);
         self.job.commands_issued += 1;
         let residue = match work {
@@ -179,7 +178,7 @@ impl Turn {
         };
         let end = self.end_mut(work.side());
         match (residue, &end.residue) {
-            // A grant is the least a side can hold; it never hides objects that may be there.
+            // A grant must not hide objects that may be there.
             (Some(Residue::Grant), Residue::Nothing | Residue::Removed) => {
                 end.residue = Residue::Grant;
             }
@@ -194,14 +193,14 @@ impl Turn {
         self.send(id, work);
     }
 
-    /// Sends a command that has been given, where there is someone to send it to.
+    /// Sends an issued command if its agent is online.
     fn send(&mut self, id: CommandId, work: Work) {
         if self.online(work.side()) {
             self.effects.push(Effect::Send { id, work });
         }
     }
 
-    /// Takes the command out of those running, if it is one, and lets the agent forget it.
+    /// Removes the command from the running ones, if it is one, and lets the agent forget it.
     fn take(&mut self, id: CommandId) -> Option<Work> {
         let at = self.job.running.iter().position(|r| r.id == id)?;
         let work = self.job.running.remove(at).work;
@@ -212,7 +211,7 @@ impl Turn {
         Some(work)
     }
 
-    /// Notes an agent's session; says whether its process is another than before.
+    /// Records an agent's session; returns whether its process restarted.
     fn arrived(&mut self, side: Side, incarnation: u64) -> Process {
         let end = self.end_mut(side);
         end.presence = Presence::Online;
@@ -222,15 +221,15 @@ impl Turn {
         }
     }
 
-    /// Notes the end of an agent's session.
+    /// Records the end of an agent's session.
     fn left(&mut self, side: Side, since: Timestamp) {
         let end = self.end_mut(side);
         end.presence = Presence::Away { since };
-        // Nobody sees the server now.
+        // Without its agent the server's state is unknown.
         end.server = ServerState::Answers;
     }
 
-    /// Notes whether a side's PostgreSQL answers; says whether it answers again.
+    /// Records whether a side's PostgreSQL answers; returns whether it just came back.
     fn saw_server(&mut self, side: Side, answers: Result<(), String>) -> Return {
         let now = self.now;
         let end = self.end_mut(side);
@@ -247,7 +246,7 @@ impl Turn {
         }
     }
 
-    /// Changes the node's state, as far as it has not been told before.
+    /// Changes the node's state. Idempotent for `Opened`.
     fn bring(&mut self, event: NodeEvent) {
         if event == NodeEvent::Opened {
             if self.job.opened == Opened::Yes {
@@ -287,7 +286,7 @@ impl Turn {
 
     fn close(&mut self, closed: Closed) {
         self.stop_phase();
-        // At most a grant that was given again or is taken back; nobody needs their answers any more.
+        // At most renewing or revoking a grant is left, whose results nobody needs.
         self.job.running.clear();
         self.job.ended_at.get_or_insert(self.now);
         self.job.stage = Stage::Closed(closed);
@@ -295,14 +294,14 @@ impl Turn {
     }
 }
 
-/// Whether a server that was away is back.
+/// Whether a server that did not answer answers again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Return {
     Now,
     No,
 }
 
-/// Whether an agent that came back is the process that left.
+/// Whether an agent's process is the one of its last session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Process {
     Same,

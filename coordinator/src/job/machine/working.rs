@@ -1,4 +1,4 @@
-//! From the first command to SYNCHRONIZED.
+//! A running job, from its first command to SYNCHRONIZED.
 
 use std::time::Duration;
 
@@ -15,11 +15,11 @@ use super::{
     Work, after,
 };
 
-/// Problems named in the error of a preflight that failed; all of them are in the findings.
+/// Most problems named in the error of a failed preflight; the findings have all of them.
 const NAMED_MAX: usize = 3;
 
 impl Turn {
-    /// What a job at work does with an event.
+    /// Handles an event of a running job.
     pub(super) fn working(&mut self, step: Step, event: JobEvent) -> Result<(), Refused> {
         match event {
             JobEvent::Begin => {
@@ -60,11 +60,11 @@ impl Turn {
             JobEvent::SnapshotLost => self.snapshot_lost(step, self.session_ended()),
             JobEvent::Cancel { data } => self.end(Why::Cancelled(data)),
             JobEvent::Endangered { side, fault } => match side {
-                // Without the slot, or with it in the source's way, there is nothing to go on with.
+                // The slot is lost or harms the source: nothing can be resumed.
                 Side::Source => self.fail(fault),
                 Side::Target => self.give_up(step, fault),
             },
-            // Only what ends has something to give up.
+            // Only an ending job has something to give up.
             JobEvent::GiveUp => {}
             JobEvent::Resume { .. } => return Err(Refused::NothingKept),
             JobEvent::Tick => self.check_limits(step),
@@ -72,20 +72,20 @@ impl Turn {
         Ok(())
     }
 
-    /// Begins a step.
+    /// Starts a step.
     pub(super) fn enter(&mut self, step: Step) {
         self.job.stage = Stage::Working(step);
         self.phase(step.phase());
         for work in step.begins() {
-            // What a restarted agent no longer knows need not be asked for.
+            // A restarted agent no longer knows what it sent.
             if *work == Work::ProveSource && self.job.attempt.witness == Witness::Restarted {
                 continue;
             }
-            self.give(*work);
+            self.issue(*work);
         }
     }
 
-    /// Takes a command's good outcome, and goes on if the step is complete.
+    /// Takes a command's outcome, and moves on if the step is complete.
     fn answered(&mut self, step: Step, work: Work, outcome: Outcome) {
         let counted = self.counted;
         self.job.retrying.retain(|r| r.work != work);
@@ -135,15 +135,15 @@ impl Turn {
                 | Outcome::Subscribed { .. }
                 | Outcome::Finished { .. }
                 | Outcome::Rebuilt(_),
-            ) => return self.fail(self.misunderstood(work)),
+            ) => return self.fail(self.unexpected_answer(work)),
         }
         if self.missing(work) {
-            return self.fail(self.misunderstood(work));
+            return self.fail(self.unexpected_answer(work));
         }
         self.advance(step);
     }
 
-    /// Whether the command's outcome did not bring what the next step needs.
+    /// Whether the command's outcome lacks what the next step needs.
     fn missing(&self, work: Work) -> bool {
         match work {
             Work::GatherSource => match &self.job.preflight.source {
@@ -158,10 +158,10 @@ impl Turn {
         }
     }
 
-    /// Goes to the next step if everything of this one has ended.
+    /// Moves on if every command of this step has ended.
     fn advance(&mut self, step: Step) {
         let holds_up = |work: Work| match step {
-            // Closing the snapshot may take its time while indexes and constraints are built.
+            // Closing the snapshot may go on while indexes and constraints are built.
             Step::Indexes => work == Work::BuildIndexes,
             _ => work != Work::Regrant,
         };
@@ -176,7 +176,7 @@ impl Turn {
         }
     }
 
-    /// A step is done: goes to the one after it, or is synchronized.
+    /// Completes a step: starts the next one, or is synchronized.
     fn leave(&mut self, step: Step) {
         let method = self.job.spec.method;
         for event in step.brings(method) {
@@ -188,10 +188,10 @@ impl Turn {
         }
     }
 
-    /// Weighs the facts of both ends.
+    /// Judges the facts of both ends.
     fn judge(&mut self, target: &TargetFacts) {
         let Some(source) = self.job.preflight.source.take() else {
-            return self.fail(self.misunderstood(Work::GatherSource));
+            return self.fail(self.unexpected_answer(Work::GatherSource));
         };
         let around = std::mem::take(&mut self.job.preflight.around);
         let case = Case {
@@ -216,9 +216,9 @@ impl Turn {
         }
     }
 
-    /// The error of a preflight that found these.
+    /// The error of a preflight with these findings.
     fn preflight_fault(&self, errors: &[&Finding]) -> Fault {
-        // Whatever else stands in the way: strict promises that code for any difference.
+        // Strict mode promises this error for any difference, whatever else was found.
         let schema = self.job.spec.schema_mode == SchemaMode::Strict
             && errors.iter().any(|f| f.code == "schema_mismatch");
         let link = errors
@@ -249,7 +249,7 @@ impl Turn {
             .hint(format!("nothing was changed; {fix}"))
     }
 
-    /// Keeps findings with the job, up to the limit, and records them all.
+    /// Keeps findings with the job, up to the limit, and announces all of them.
     pub(super) fn warn(&mut self, findings: Vec<Finding>) {
         if findings.is_empty() {
             return;
@@ -261,8 +261,8 @@ impl Turn {
         self.effects.push(Effect::Found(findings));
     }
 
-    /// Copy ended: if every part was heard of, go on. If not, messages were lost with a session;
-    /// given again, Copy finds the parts in the ledger and says them again.
+    /// Copy ended. If parts are missing, their messages were lost with a session; when Copy is issued
+    /// again, the agent finds them in the ledger and reports them again.
     fn copied(&mut self) {
         let counted = self.counted;
         let wanted = self.job.attempt.plan.map_or(0, |p| p.parts);
@@ -271,7 +271,7 @@ impl Turn {
         }
         if self.job.attempt.recounts < RECOUNTS_MAX {
             self.job.attempt.recounts += 1;
-            return self.give(Work::Copy);
+            return self.issue(Work::Copy);
         }
         let text = format!(
             "the copy ended with {} of {wanted} parts accounted for",
@@ -280,7 +280,7 @@ impl Turn {
         self.fail(Fault::new(FaultKind::Failed, text).on(&self.job.spec.target));
     }
 
-    /// Compares plan, ledger, source and our own sums (G4).
+    /// Compares the plan, the ledger, the source and our own sums (G4).
     fn prove(&mut self) {
         let counted = self.counted;
         let plan = self.job.attempt.plan.map_or(0, |p| p.parts);
@@ -314,16 +314,16 @@ impl Turn {
     }
 
     fn synchronized(&mut self) {
-        // Not waited for: what it ends is a permission, and an agent that is away has lost it with its
-        // process, or is told when it is back.
-        self.give(Work::ReleaseSource);
+        // Its result does not matter: it revokes a permission, which an offline agent has lost with its
+        // process, or revokes when it is back.
+        self.issue(Work::ReleaseSource);
         self.stop_phase();
         self.effects.push(Effect::Node(NodeEvent::Proved));
         self.effects.push(Effect::Finished(Finish::Synchronized));
         self.close(Closed::Synchronized);
     }
 
-    /// An agent has a session again: what it was told is told again, and it answers by id.
+    /// An agent has a session again: its commands are sent again, and it answers by id.
     fn came_back(&mut self, step: Step, side: Side, incarnation: u64, snapshot: Snapshot) {
         let process = self.arrived(side, incarnation);
         if side == Side::Source {
@@ -333,24 +333,24 @@ impl Turn {
             let holds_none =
                 snapshot == Snapshot::NotHeld && self.job.spec.method != Method::Native;
             let lost = process == Process::Restarted || holds_none;
-            if lost && step != Step::OpenSource && self.loses_by_it(step) {
+            if lost && step != Step::OpenSource && self.needs_snapshot(step) {
                 return self.snapshot_lost(step, self.lost_snapshot());
             }
         }
-        self.tell_again(side);
+        self.send_again(side);
         self.hurry(side);
     }
 
-    /// The source's new process knows none of the commands' results, nor who may ask it.
+    /// The source's new process knows neither the commands' results nor who may ask it.
     fn source_restarted(&mut self, step: Step) {
         if step == Step::GatherSource {
             return;
         }
         if step == Step::OpenSource {
-            // It may make another plan than the one of which pages have come.
+            // It may make a plan that differs from the pages received so far.
             self.job.running.retain(|r| r.work != Work::OpenSource);
             self.job.retrying.retain(|r| r.work != Work::OpenSource);
-            return self.give(Work::OpenSource);
+            return self.issue(Work::OpenSource);
         }
         if step >= Step::Copy {
             self.job.attempt.witness = Witness::Restarted;
@@ -359,11 +359,11 @@ impl Turn {
         }
         self.job.running.retain(|r| r.work != Work::Regrant);
         self.job.retrying.retain(|r| r.work != Work::Regrant);
-        self.give(Work::Regrant);
+        self.issue(Work::Regrant);
     }
 
-    /// Sends every command of that side once more; the agent knows them by id.
-    pub(super) fn tell_again(&mut self, side: Side) {
+    /// Sends every command of that side again; the agent recognises them by id.
+    pub(super) fn send_again(&mut self, side: Side) {
         for running in self.job.running.clone() {
             if running.work.side() == side {
                 self.send(running.id, running.work);
@@ -371,11 +371,11 @@ impl Turn {
         }
     }
 
-    /// The job's own time, the age of its snapshot, and how long it has waited for what it needs.
+    /// Checks the time limit, the age of the snapshot, and how long the job has waited for an agent or server.
     fn check_limits(&mut self, step: Step) {
         let limit = Duration::from_secs(self.job.spec.timeout_seconds);
         if after(self.job.began_at, limit) <= self.now {
-            let text = format!("the job's time of {} s is over", limit.as_secs());
+            let text = format!("the job exceeded its time limit of {} s", limit.as_secs());
             let fault = Fault::new(FaultKind::Timeout, text)
                 .on(&self.job.spec.target)
                 .hint("run init again with a longer --timeout or more --parallel workers");
@@ -405,9 +405,9 @@ impl Turn {
         self.retry_due(step);
     }
 
-    /// What is said where the snapshot, while it is held, is older than it may be (G5): vacuum removes
-    /// nothing that died since. Its age is counted from the command that opens it, since a slot that
-    /// waits for old transactions holds back as much.
+    /// The fault of a held snapshot that is too old (G5): vacuum cannot remove rows that died since. Its age
+    /// counts from the command that opens it, since a slot that waits for old transactions holds back as
+    /// much.
     fn aged_snapshot(&self, step: Step) -> Option<Fault> {
         let method = self.job.spec.method;
         if method == Method::Native || !step.needs_snapshot(method) {
@@ -431,7 +431,7 @@ impl Turn {
         })
     }
 
-    /// A synchronized node's job is undone after all.
+    /// Undoes the job of a synchronized node.
     pub(super) fn undo(&mut self, data: CancelledData) {
         self.job.source.residue = Residue::Objects;
         self.job.target.residue = Residue::Objects;

@@ -1,11 +1,11 @@
-//! Functions of extensions that were altered by hand, which a fresh target does not have so.
+//! Functions of extensions that were altered by hand; a fresh target has the originals.
 
 use steep_protocol::message::facts::{AlteredFunction, Finding, Listed, Severity};
 
 use super::text::{all_names, names};
 use super::{Pair, Text, finding};
 
-/// Statements shown in one finding.
+/// Most statements in one finding.
 const STATEMENTS: usize = 10;
 
 pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
@@ -24,11 +24,11 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
         (Severity::Warning, &unsure, Uses::Tables, unsure_why),
         (Severity::Warning, &every, Uses::Indexes, index_why),
     ] {
-        findings.extend(told(pair, severity, functions, uses, why));
+        findings.extend(used_functions(pair, severity, functions, uses, why));
     }
 }
 
-/// What cannot be made.
+/// The objects that use a function and cannot be created.
 #[derive(Debug, Clone, Copy)]
 enum Uses {
     Tables,
@@ -54,7 +54,7 @@ fn is_on_target(pair: &Pair<'_>, altered: &AlteredFunction) -> bool {
         && !pair.target.mutable_members.contains(&altered.function)
 }
 
-fn told(
+fn used_functions(
     pair: &Pair<'_>,
     severity: Severity,
     functions: &[&AlteredFunction],
@@ -98,7 +98,7 @@ fn told(
         &pair.spec.target,
         Text::new(
             format!(
-                "functions of extensions were altered by hand on the source, which no dump carries: {}",
+                "functions of extensions were altered by hand on the source, which pg_dump does not include: {}",
                 all_names(&what)
             ),
             why,

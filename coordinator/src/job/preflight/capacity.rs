@@ -1,4 +1,4 @@
-//! Whether there is room for what the job takes: slots, walsenders, workers, connections, locks.
+//! Free capacity for the job: slots, walsenders, workers, connections, locks.
 
 use steep_protocol::message::facts::Finding;
 use steep_protocol::message::job::Method;
@@ -7,19 +7,19 @@ use super::servers::quoted;
 use super::text::counted;
 use super::{End, Pair, Text, error, warning};
 
-/// Connections beside the COPY workers on the source: the snapshot's holder, `pg_dump`, the command
-/// at hand, and the agent's watches over slots and over locks.
+/// Connections besides the COPY workers on the source: the snapshot's session, `pg_dump`, the current
+/// command, and the agent's observations of slots and of locks.
 const SOURCE_EXTRA_CONNECTIONS: u64 = 5;
 
-/// Connections beside the workers on the target: the command at hand, the ledger, the watches over
-/// subscriptions and over locks, and the one that keeps the WAL writer at work.
+/// Connections besides the workers on the target: the current command, the ledger, the observations of
+/// subscriptions and of locks, and the one that keeps the WAL writer busy.
 const TARGET_EXTRA_CONNECTIONS: u64 = 5;
 
-/// The share of the lock table's nominal size that one job may need. The rest is for other sessions;
-/// the table may grow into shared memory that nobody uses, until somebody does.
+/// The share of the lock table's nominal size that one job may need; the rest is for other sessions. The
+/// table can grow into unused shared memory, but nothing reserves that.
 const LOCK_TABLE_SAFE: f64 = 0.9;
 
-/// Above this share, other sessions' locks can tip the balance.
+/// Above this share, the locks of other sessions can fill the table.
 const LOCK_TABLE_COMFORT: f64 = 0.6;
 
 pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
@@ -75,7 +75,7 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     }
 }
 
-/// What a prepared slot takes.
+/// Capacity for a prepared slot.
 pub(super) fn judge_source(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     let source = pair.source_end();
     findings.extend(wal_level(&source));
@@ -87,7 +87,7 @@ fn slot_room(source: &End<'_>, slots: u64) -> Option<Finding> {
     room(source, "replication_slots", bound, slots, SLOT)
 }
 
-/// What a capacity is for, as its findings say it.
+/// How findings name a capacity and its use.
 #[derive(Clone, Copy)]
 struct Resource {
     one: &'static str,
@@ -116,7 +116,7 @@ const WORKER: Resource = Resource {
     why: "a worker applies the changes of the subscription, for as long as the replica lives",
 };
 
-/// An error where fewer are free than needed, a warning where none would be left.
+/// An error if fewer are free than needed, a warning if none would be left.
 fn room(end: &End<'_>, code: &str, bound: &str, need: u64, of: Resource) -> Option<Finding> {
     let capacity = end.server.capacity(bound)?;
     let free = capacity.free();
@@ -134,7 +134,7 @@ fn room(end: &End<'_>, code: &str, bound: &str, need: u64, of: Resource) -> Opti
     if free < need {
         return Some(error(code, end.node, Text::new(what, of.why, fix)));
     }
-    let why = format!("{}; nothing would be left for anybody else", of.why);
+    let why = format!("{}; none would be left for others", of.why);
     Some(warning(code, end.node, Text::new(what, why, fix)))
 }
 
@@ -224,8 +224,8 @@ fn native_workers(pair: &Pair<'_>) -> Option<Finding> {
     })
 }
 
-/// Sessions and workers that can hold locks at once, as the server sizes its lock table by them
-/// (`MaxBackends` in postinit.c and `NLOCKENTS` in lock.c).
+/// The number of sessions and workers by which the server sizes its lock table (`MaxBackends` in postinit.c
+/// and `NLOCKENTS` in lock.c).
 fn lock_holders(end: &End<'_>) -> Option<u64> {
     const HOLDERS: [&str; 3] = [
         "max_prepared_transactions",
@@ -234,13 +234,13 @@ fn lock_holders(end: &End<'_>) -> Option<u64> {
     ];
     let number = |name| end.server.number(name).and_then(|n| u64::try_from(n).ok());
     let connections = number("max_connections")?;
-    // Since 18, places for autovacuum's workers are more than the workers.
+    // Since 18 there are more slots for autovacuum workers than workers.
     let autovacuum = number("autovacuum_worker_slots").or_else(|| number("autovacuum_max_workers"));
     let others: u64 = HOLDERS.iter().filter_map(|name| number(name)).sum();
     Some(connections + others + autovacuum.unwrap_or(0))
 }
 
-/// What `CREATE PUBLICATION` and `pg_dump` lock at once, one after the other: every table.
+/// `CREATE PUBLICATION` and `pg_dump`, which run one after the other, lock every table at once.
 fn locks(end: &End<'_>, tables: u64) -> Option<Finding> {
     let each = end.server.number("max_locks_per_transaction")?;
     let holders = lock_holders(end)?;
@@ -248,7 +248,7 @@ fn locks(end: &End<'_>, tables: u64) -> Option<Finding> {
     if tables as f64 <= nominal as f64 * LOCK_TABLE_COMFORT {
         return None;
     }
-    // Twice what is needed, in steps people write.
+    // Twice what is needed, rounded up to a multiple of 64.
     let wanted = (tables * 2).div_ceil(holders.max(1)).next_multiple_of(64);
     let text = Text::new(
         format!(

@@ -1,5 +1,5 @@
-//! What is in the source that needs a word: objects that are not
-//! replicated, roles and extensions that must exist on the target, the means to carry the schema.
+//! The source's content: objects that are not replicated, roles and extensions that must exist on the
+//! target, the filter, and `pg_dump`.
 
 use steep_protocol::ByteCount;
 use steep_protocol::message::facts::{Finding, Listed, UnmatchedFilter};
@@ -22,8 +22,8 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     findings.extend(roles(pair));
 }
 
-/// How fast initialisations are, in bytes of the source's tables and indexes a second: with a slow disk or
-/// network, and with fast ones.
+/// Usual speeds of initialisations, in bytes of the source's tables and indexes per second: with a slow disk
+/// or network, and with fast ones.
 const USUAL_RATES: [u64; 2] = [50_000_000, 250_000_000];
 
 /// How much would be copied, and about how long that takes.
@@ -57,14 +57,14 @@ pub(super) fn size(pair: &Pair<'_>) -> Option<Finding> {
     Some(info("copy_size", &pair.spec.source, text))
 }
 
-/// What publishing every table means for the source.
+/// The effects of publishing every table on the source.
 pub(super) fn judge_source(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     findings.extend(nothing_to_copy(pair));
     identity::judge(pair, findings);
 }
 
 fn filters(pair: &Pair<'_>) -> Vec<Finding> {
-    let told = pair.source.unmatched.iter().map(|unmatched| {
+    let findings = pair.source.unmatched.iter().map(|unmatched| {
         let UnmatchedFilter { option, name, near } = unmatched;
         let meant = match near.as_slice() {
             [] => format!("correct {option}, or leave it out"),
@@ -75,15 +75,15 @@ fn filters(pair: &Pair<'_>) -> Vec<Finding> {
         };
         let text = Text::new(
             format!("{option} {name} matches nothing here"),
-            "it would choose other tables than was meant",
+            "the job would copy other tables than intended",
             meant,
         );
         error("filter_matches_nothing", &pair.spec.source, text)
     });
-    told.collect()
+    findings.collect()
 }
 
-/// What the filter makes of a schema that is created on the target.
+/// The effects of the filter on a schema that the job creates.
 fn dependants(pair: &Pair<'_>) -> Vec<Finding> {
     let (facts, node) = (&pair.source.filter, &pair.spec.source);
     if !pair.schema_is_created() {
@@ -97,7 +97,7 @@ fn dependants(pair: &Pair<'_>) -> Vec<Finding> {
             Text::new(
                 format!("tables that cannot be made without others that the filter leaves out: {}", names(&facts.split)),
                 "they inherit from such a table, or a column, default or check of them depends on it",
-                "leave them out too with --exclude-table, or let the filter admit what they depend on",
+                "exclude them too with --exclude-table, or include what they depend on",
             ),
         ));
     }
@@ -106,9 +106,12 @@ fn dependants(pair: &Pair<'_>) -> Vec<Finding> {
             "filter_leaves_out",
             node,
             Text::new(
-                format!("left out, since they depend on what the filter leaves out: {}", names(&facts.left_out)),
+                format!(
+                    "left out, since they depend on what the filter leaves out: {}",
+                    names(&facts.left_out)
+                ),
                 "they cannot be made on the target without it",
-                "nothing, where the target does without them; else let the filter admit what they depend on",
+                "nothing, if the target does not need them; otherwise include what they depend on",
             ),
         ));
     }
@@ -133,7 +136,7 @@ fn nothing_to_copy(pair: &Pair<'_>) -> Option<Finding> {
                 "there is no table to copy in database {}",
                 pair.source.server.database
             ),
-            "an initialisation without a table has nothing to prove and nothing to replicate",
+            "without a table there is nothing to copy and nothing to replicate",
             "check --include-schema and --exclude-table, and the database in --postgres of this agent",
         );
         error("nothing_to_copy", &pair.spec.source, text)
@@ -173,8 +176,8 @@ fn not_replicated(pair: &Pair<'_>) -> Vec<Finding> {
             node,
             Text::new(
                 listed("foreign tables", &source.foreign_tables),
-                "their rows live elsewhere and are not copied",
-                "make sure that the target reaches the servers they stand for",
+                "their rows are stored elsewhere and are not copied",
+                "make sure that the target reaches their foreign servers",
             ),
         ));
     }
@@ -234,7 +237,7 @@ fn extensions(pair: &Pair<'_>) -> Option<Finding> {
             continue;
         }
         match target.extensions_available.iter().find(|a| a.name == *name) {
-            // Created with the schema; where the schema is there already, it does without.
+            // The job creates it with the schema; an existing schema does without it.
             Some(available) if available.may_create || !pair.schema_is_created() => {}
             Some(_) => forbidden.push(name.clone()),
             None => absent.push(name.clone()),
@@ -265,8 +268,8 @@ fn extensions(pair: &Pair<'_>) -> Option<Finding> {
         "types, functions and indexes of these extensions would be missing, and so would tables that use them",
         "install the packages of these extensions on the target, or CREATE EXTENSION there as a superuser",
     );
-    // Where the schema is created, all extensions are, whatever the filter: a table's types may come
-    // from any of them. Where tables are there already, they do without.
+    // The schema is created with all extensions, whatever the filter: a table's types may come from any of
+    // them. Existing tables do without.
     let node = &pair.spec.target;
     Some(if pair.schema_is_created() {
         error("missing_extension", node, text)
@@ -298,7 +301,7 @@ fn roles(pair: &Pair<'_>) -> Option<Finding> {
                         all_names(&missing)
                     ),
                 },
-                "what they own will belong to the agent's role, and what they were granted is left out",
+                "their objects will belong to the agent's role, and their grants are left out",
                 "CREATE ROLE them on the target first (pg_dumpall --roles-only on the source writes the statements), or go without",
             ),
         )

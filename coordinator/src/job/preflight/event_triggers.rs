@@ -1,4 +1,4 @@
-//! Event triggers that fire on what a job makes: they may refuse it, or write rows of their own.
+//! Event triggers that fire on a job's statements: they may refuse them, or write rows of their own.
 
 use steep_protocol::NodeId;
 use steep_protocol::message::facts::{Finding, Listed};
@@ -11,14 +11,14 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     findings.extend(firing(
         &pair.spec.source,
         &source.event_triggers,
-        "they fire when the publication is made and dropped, and where one raises an error the job ends; \
+        "they fire when the publication is created and dropped, and an error raised by one ends the job; \
          those that come with the schema fire on the target, too",
     ));
     findings.extend(firing(
         &pair.spec.target,
         &target.event_triggers,
         "they fire on every table, index and subscription that the job makes: one that raises an error \
-         keeps an object from being made, and rows that one writes are on this node alone",
+         prevents an object from being created, and rows that one writes exist on this node only",
     ));
 }
 
@@ -29,7 +29,7 @@ fn firing(node: &NodeId, triggers: &Listed, why: &str) -> Option<Finding> {
             counted(triggers.count, "event trigger fires", "event triggers fire"),
             names(triggers)
         );
-        let fix = "ALTER EVENT TRIGGER … DISABLE (or ENABLE, where the agent's role may set \
+        let fix = "ALTER EVENT TRIGGER … DISABLE (or ENABLE, if the agent's role may set \
                    session_replication_role), and set it back once the node is synchronized";
         warning("event_triggers", node, Text::new(what, why, fix))
     })

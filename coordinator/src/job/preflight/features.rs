@@ -1,6 +1,5 @@
-//! What the source's schema uses that the target's version or build does not have: named here, object
-//! by object, before the schema is made there. Where the target has its tables, they are used as they
-//! are.
+//! Features that the source's schema uses and the target's version or build lacks, with the objects that
+//! use them. Reported before the job creates the schema; existing tables are used as they are.
 
 use steep_protocol::message::facts::{FeatureUse, Finding, TargetFacts};
 use steep_protocol::message::feature::Feature;
@@ -8,19 +7,19 @@ use steep_protocol::message::feature::Feature;
 use super::text::{names, version};
 use super::{Pair, Text, error, warning};
 
-/// What a server needs for it.
+/// What a feature needs on the target.
 enum Need {
-    /// That version or a newer one.
+    /// This version or a newer one.
     Version(u32),
-    /// A library that it was built with, and what else helps.
+    /// A library chosen at build time, and an alternative.
     Build {
         present: Option<bool>,
         option: &'static str,
         instead: &'static str,
     },
-    /// That locale.
+    /// The locale of its objects.
     Locale,
-    /// No other server has it, whoever makes the schema there.
+    /// It works on no other server, even if the schema exists there.
     Elsewhere,
 }
 
@@ -67,7 +66,7 @@ fn missing(pair: &Pair<'_>, used: &FeatureUse) -> Option<Finding> {
         Need::Locale if !has_locale(target, &used.locale) => {
             let text = Text::new(
                 format!("collation {}: {what}", used.locale),
-                "this server does not list that locale of its operating system: where it does not have it, these objects cannot be made",
+                "this server does not list that locale of its operating system: if it is missing, these objects cannot be created",
                 "install the locale on the target's machine and run pg_import_system_collations('pg_catalog') there, or change the collation",
             );
             Some(warning(code, node, text))
@@ -75,7 +74,7 @@ fn missing(pair: &Pair<'_>, used: &FeatureUse) -> Option<Finding> {
         Need::Elsewhere => {
             let text = Text::new(
                 what,
-                "a row belongs to another partition on every other server, since there the labels have other numbers: neither its copy nor its changes fit where the source keeps it",
+                "on every other server the labels have other numbers, so a row belongs to another partition: neither its copy nor its changes fit the source's partition",
                 "partition these tables by list, or by hash of another column, or leave them out with --exclude-table",
             );
             Some(error(code, node, text))
@@ -84,18 +83,18 @@ fn missing(pair: &Pair<'_>, used: &FeatureUse) -> Option<Finding> {
     }
 }
 
-/// Spelled differently by systems: `de_DE.UTF-8` and `de_DE.utf8` are one.
+/// Systems spell locales differently: `de_DE.UTF-8` and `de_DE.utf8` are the same.
 fn has_locale(target: &TargetFacts, locale: &str) -> bool {
     let plain = |name: &str| -> String {
         let letters = name.chars().filter(|c| *c != '-');
         letters.flat_map(char::to_lowercase).collect()
     };
     let wanted = plain(locale);
-    // Nothing is known of a target that could not be asked.
+    // An empty list means that the target could not be asked.
     target.locales.is_empty() || target.locales.iter().any(|have| plain(have) == wanted)
 }
 
-/// Its code, its name, and what it needs.
+/// The code of its finding, its name, and what it needs.
 fn known(feature: Feature, target: &TargetFacts) -> (&'static str, &'static str, Need) {
     match feature {
         Feature::Lz4 => (

@@ -1,10 +1,9 @@
-//! What publishing the source's tables means for those that change their rows. The rules are
-//! [`super::replicability`]'s; here they become findings, one for tables with the same fault, the same
-//! remedy and the same gravity.
+//! Whether changes to the published tables succeed on the source and arrive on the target. Turns the rules
+//! of [`super::replicability`] into findings, one per fault, remedy and severity.
 //!
-//! What breaks the source's applications is an error, and nothing allows it: another identity or
-//! `--exclude-table` always helps. The one exception are tables without an identity that nobody has
-//! ever changed, such as logs: they may never be. What only the target cannot apply is an error where
+//! A change that would fail in the source's applications is an error that no option allows: another
+//! identity or `--exclude-table` always helps. The exception are tables without an identity whose rows have
+//! never been updated or deleted, such as logs. A change that only the target cannot apply is an error if
 //! rows are known to change.
 
 use std::collections::BTreeMap;
@@ -21,7 +20,7 @@ use super::replicability::{
 use super::text::{counted, names, version};
 use super::{Pair, Text, finding, warning};
 
-/// Tables that share a finding.
+/// What the tables of one finding have in common.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Fault {
     changed: bool,
@@ -33,7 +32,7 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     let source = pair.source.server.version;
     let versions = Versions {
         source,
-        // Where no target is known yet, one like the source.
+        // Without a known target, assume the source's version.
         target: match pair.target.server.version {
             0 => source,
             known => known,
@@ -74,7 +73,7 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Findings about tables whose changes may stop the subscription.
+/// Codes of findings about tables whose changes may stop the subscription.
 const RISKS: [&str; 5] = [
     "replica_identity_not_sent",
     "replica_identity_equality",
@@ -83,15 +82,15 @@ const RISKS: [&str; 5] = [
     "owner_privileges",
 ];
 
-/// What of a job's findings may be why its subscription fails one day.
+/// The findings of a job that may explain why its subscription fails later.
 #[must_use]
 pub fn risks(findings: &[Finding]) -> Vec<String> {
     let risky = findings.iter().filter(|f| RISKS.contains(&f.code.as_str()));
     risky.map(|finding| finding.what.clone()).collect()
 }
 
-/// Keys that differ on a target whose schema is taken as it is: `manual`, or not compared at all. With
-/// the other modes each difference is a finding of its own, or mended.
+/// Different keys on a target whose schema is used as it is: in mode `manual`, or if it was not compared.
+/// In the other modes each difference is a finding of its own, or is fixed.
 pub(super) fn judge_keys(pair: &Pair<'_>, compared: SchemaCheck, findings: &mut Vec<Finding>) {
     let tables = &pair.target.unfindable;
     let as_it_is = compared == SchemaCheck::Skipped || pair.spec.schema_mode == SchemaMode::Manual;
@@ -191,7 +190,7 @@ fn why(fault: &Fault, versions: Versions) -> String {
     }
 }
 
-/// Never an identity that would not work.
+/// Only identities that work are recommended.
 fn fix(remedy: Remedy) -> &'static str {
     match remedy {
         Remedy::Default => {

@@ -1,4 +1,4 @@
-//! Settings that could end the job midway: limits on slots, timeouts, the age of snapshots.
+//! Settings that could end the job midway: limits on slots, timeouts, limits on the age of snapshots.
 
 use steep_protocol::ByteCount;
 use steep_protocol::message::facts::Finding;
@@ -8,13 +8,13 @@ use super::servers::quoted;
 use super::text::bytes;
 use super::{End, Pair, Text, error, info, warning};
 
-/// No copy is faster than this, in bytes a second; a limit shorter than this allows cannot hold.
+/// No copy is faster than this, in bytes a second; a timeout that would require more is an error.
 const FASTEST_COPY: u64 = 1_000_000_000;
 
-/// A slot that may keep less than this is lost to the write load of any busy minute.
+/// A slot that may keep less is lost in any minute with a high write load.
 const SMALL_SLOT_LIMIT: ByteCount = ByteCount(1_000_000_000);
 
-/// Walsenders that time out faster than this, in milliseconds, are cut off by one slow commit.
+/// One slow commit disconnects walsenders with a shorter timeout, in milliseconds.
 const SHORT_WAL_SENDER_TIMEOUT: i64 = 10_000;
 
 pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
@@ -33,7 +33,7 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     }
 }
 
-/// What could end a prepared slot before its time.
+/// Limits that could end a prepared slot early.
 pub(super) fn judge_source(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     let end = pair.source_end();
     let set = |name: &str, none: i64| end.server.number(name).filter(|value| *value != none);
@@ -45,8 +45,8 @@ pub(super) fn judge_source(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     findings.extend(limits.into_iter().flatten().map(|what| {
         let text = Text::new(
             what,
-            "PostgreSQL gives the prepared slot up beyond that, and the backup is of no use then",
-            "be sure that init complete comes before, or raise it until then",
+            "PostgreSQL invalidates the prepared slot beyond that, and the backup is useless then",
+            "run init complete before that, or raise the limit until then",
         );
         warning("prepared_slot_limit", end.node, text)
     }));
@@ -59,7 +59,7 @@ fn slot_wal_limit(pair: &Pair<'_>, end: &End<'_>) -> Option<Finding> {
     let text = Text::new(
         format!("max_slot_wal_keep_size is {}", bytes(limit)),
         format!(
-            "PostgreSQL gives the job's slot up once it holds back more WAL than that; copying takes as long as {} take, and every change meanwhile stays in WAL",
+            "PostgreSQL invalidates the job's slot once it holds back more WAL than that; copying takes as long as {} take, and every change meanwhile stays in WAL",
             bytes(pair.source.total_bytes)
         ),
         "raise max_slot_wal_keep_size (a reload suffices) to what is written during the copy and what the disk can hold, until the node is synchronized",
@@ -80,7 +80,7 @@ fn slot_idle_timeout(pair: &Pair<'_>, end: &End<'_>) -> Option<Finding> {
     let text = Text::new(
         format!("idle_replication_slot_timeout is {seconds} s"),
         format!(
-            "the job's slot is idle while rows are copied, and PostgreSQL gives up slots idle for longer; copying {} takes at least {at_least} s",
+            "the job's slot is idle while rows are copied, and PostgreSQL invalidates slots that are idle for longer; copying {} takes at least {at_least} s",
             bytes(pair.source.total_bytes)
         ),
         "ALTER SYSTEM SET idle_replication_slot_timeout = 0, then SELECT pg_reload_conf(), until the node is synchronized",
@@ -101,7 +101,7 @@ fn old_snapshots(end: &End<'_>) -> Option<Finding> {
             Text::new(
                 format!("old_snapshot_threshold is {minutes} min"),
                 "once the job's snapshot is older, reading a changed page with it fails with \"snapshot too old\"",
-                "ALTER SYSTEM SET old_snapshot_threshold = -1 and restart this server, or be sure that the copy is faster",
+                "ALTER SYSTEM SET old_snapshot_threshold = -1 and restart this server, or make sure that the copy is faster",
             ),
         )
     })
@@ -115,7 +115,7 @@ fn wal_sender_timeout(end: &End<'_>) -> Option<Finding> {
             end.node,
             Text::new(
                 format!("wal_sender_timeout is {millis} ms"),
-                "a subscriber that is busy for longer is cut off, and applies its transaction again from the beginning",
+                "a subscriber that is busy for longer is disconnected, and applies its transaction again from the start",
                 "ALTER SYSTEM SET wal_sender_timeout = '60s', then SELECT pg_reload_conf()",
             ),
         )

@@ -1,21 +1,21 @@
-//! Whose changes the two databases apply, and what earlier jobs have left in them.
+//! Whose changes the two databases apply, and what earlier jobs left in them.
 
 use steep_protocol::JobId;
 use steep_protocol::message::facts::{Finding, SubscribedTables};
 use steep_protocol::message::job::ReplicationNames;
 use steep_protocol::message::lineage::{ChangeOrigin, Lineage, Sameness, Tool};
 
-use super::super::lineage::{Around, Kinship, Step};
+use super::super::lineage::{Around, Graph, Step};
 use super::text::{all_names, counted, names};
 use super::{Pair, Text, error, warning};
 
-/// The oldest version whose subscriptions know where a change was made.
+/// The oldest version whose subscriptions can filter changes by origin.
 const KNOWS_ORIGINS: u32 = 160_000;
 
-/// What stands between a source, a target and everybody they follow.
+/// Judges who follows whom, and leftovers of earlier jobs.
 pub(super) fn judge(pair: &Pair<'_>, around: &Around, findings: &mut Vec<Finding>) {
     if is_same_database(pair) {
-        // Said elsewhere, and everything below would be said of it twice.
+        // Already an error of its own, and every finding below would appear twice.
         return;
     }
     findings.extend(feedback(pair, around));
@@ -30,26 +30,26 @@ pub(super) fn judge(pair: &Pair<'_>, around: &Around, findings: &mut Vec<Finding
     findings.extend(forgotten_on_source(pair, around));
 }
 
-/// Which of the source's changes the subscription takes: all, unless the target's own would come back
-/// with them.
+/// Which of the source's changes the subscription receives: all, unless the target's own changes would
+/// come back with them.
 pub(super) fn origin(pair: &Pair<'_>, around: &Around) -> ChangeOrigin {
-    if way_back(pair, &kinship(pair, around)).is_empty() {
+    if way_back(pair, &graph(pair, around)).is_empty() {
         ChangeOrigin::Any
     } else {
         ChangeOrigin::None
     }
 }
 
-/// Whether both ends are one running database. Both were asked within seconds, so that a physical copy
-/// is told apart by the moment its server started.
+/// Whether both ends are the same running database. Both were asked within seconds, so the start time of
+/// its server distinguishes a physical copy.
 pub(super) fn is_same_database(pair: &Pair<'_>) -> bool {
     let (source, target) = (&pair.source.server.lineage, &pair.target.server.lineage);
     let both = source.identity.zip(target.identity);
     both.is_some_and(|(source, target)| source.compare(&target) == Sameness::Same)
 }
 
-fn kinship<'a>(pair: &Pair<'a>, around: &'a Around) -> Kinship<'a> {
-    Kinship::new(
+fn graph<'a>(pair: &Pair<'a>, around: &'a Around) -> Graph<'a> {
+    Graph::new(
         around,
         [
             (&pair.spec.source, &pair.source.server.lineage),
@@ -58,10 +58,10 @@ fn kinship<'a>(pair: &Pair<'a>, around: &'a Around) -> Kinship<'a> {
     )
 }
 
-/// The way on which the target's changes come to the source. A target that is a physical copy of the
-/// source, or of whom it follows, is not in its own way.
-fn way_back<'a>(pair: &Pair<'a>, kinship: &Kinship<'a>) -> Vec<Step<'a>> {
-    let path = kinship.path(&pair.spec.source, &pair.spec.target);
+/// The path by which the target's changes reach the source. A restored target may look like the database
+/// that it is a copy of; a path from that one is not a path from the target.
+fn way_back<'a>(pair: &Pair<'a>, graph: &Graph<'a>) -> Vec<Step<'a>> {
+    let path = graph.path(&pair.spec.source, &pair.spec.target);
     let ends_elsewhere = path
         .last()
         .is_some_and(|step| step.upstream != &pair.spec.target);
@@ -71,7 +71,7 @@ fn way_back<'a>(pair: &Pair<'a>, kinship: &Kinship<'a>) -> Vec<Step<'a>> {
     path
 }
 
-fn told(path: &[Step<'_>]) -> String {
+fn describe(path: &[Step<'_>]) -> String {
     let steps = path.iter().map(|step| {
         format!(
             "{} follows {} by subscription {}",
@@ -82,18 +82,18 @@ fn told(path: &[Step<'_>]) -> String {
 }
 
 fn feedback(pair: &Pair<'_>, around: &Around) -> Vec<Finding> {
-    let kinship = kinship(pair, around);
+    let graph = graph(pair, around);
     let (source, target) = (&pair.spec.source, &pair.spec.target);
-    let path = way_back(pair, &kinship);
+    let path = way_back(pair, &graph);
     let Some(last) = path.last() else {
-        return out_of_sight(pair, &kinship).into_iter().collect();
+        return out_of_sight(pair, &graph).into_iter().collect();
     };
     let alias = if last.upstream == target {
         String::new()
     } else {
         format!(", and {} is the database that {target} is", last.upstream)
     };
-    let what = format!("{}{alias}", told(&path));
+    let what = format!("{}{alias}", describe(&path));
     if !pair.is_restored() {
         return vec![error(
             "source_follows_target",
@@ -101,7 +101,7 @@ fn feedback(pair: &Pair<'_>, around: &Around) -> Vec<Finding> {
             Text::new(
                 what,
                 format!(
-                    "what is done to {target} is done to {source} as well: emptying and filling its tables would empty and fill the source's"
+                    "changes to {target} are replicated to {source}: emptying and filling its tables would empty and fill the source's"
                 ),
                 format!(
                     "choose a source that does not follow {target}, or drop that subscription on {} first",
@@ -118,12 +118,12 @@ fn feedback(pair: &Pair<'_>, around: &Around) -> Vec<Finding> {
             source,
             Text::new(
                 what.clone(),
-                "each change would come back to where it was made, and go round without end",
+                "each change would come back to its origin, and circulate without end",
                 "both servers must be PostgreSQL 16 or newer and that subscription must have origin = none; or drop it first",
             ),
         ));
     }
-    let others = kinship.others(source, target);
+    let others = graph.others(source, target);
     if !others.is_empty() {
         let others: Vec<String> = others.into_iter().map(str::to_owned).collect();
         found.push(error(
@@ -131,11 +131,11 @@ fn feedback(pair: &Pair<'_>, around: &Around) -> Vec<Finding> {
             source,
             Text::new(
                 format!(
-                    "{what}; and {source} gets changes of others by {}",
+                    "{what}; and {source} receives changes of others by {}",
                     all_names(&others)
                 ),
                 format!(
-                    "{target} can only take what is made on {source} itself, or its own changes would come back; what {source} gets from others would be missing on it without a word"
+                    "{target} can only receive changes made on {source} itself, or its own would come back; changes that {source} receives from others would be missing without any error"
                 ),
                 "drop those subscriptions, or the one that leads back",
             ),
@@ -144,12 +144,12 @@ fn feedback(pair: &Pair<'_>, around: &Around) -> Vec<Finding> {
     found
 }
 
-/// Where either end of a way back may lie with servers that no agent runs beside.
-fn out_of_sight(pair: &Pair<'_>, kinship: &Kinship<'_>) -> Option<Finding> {
-    let upstreams = kinship.unknown_upstreams(&pair.spec.source);
-    let followers = kinship.unknown_followers(&pair.spec.target);
+/// A path back that may lead through servers without an agent.
+fn out_of_sight(pair: &Pair<'_>, graph: &Graph<'_>) -> Option<Finding> {
+    let upstreams = graph.unknown_upstreams(&pair.spec.source);
+    let followers = graph.unknown_followers(&pair.spec.target);
     if upstreams.is_empty() || followers.is_empty() {
-        // Without both there is no way back.
+        // A path back needs both.
         return None;
     }
     let upstreams: Vec<String> = upstreams
@@ -162,29 +162,28 @@ fn out_of_sight(pair: &Pair<'_>, kinship: &Kinship<'_>) -> Option<Finding> {
         &pair.spec.source,
         Text::new(
             format!(
-                "the publisher of {} is not a known node, and somebody unknown follows {} by slot {}",
+                "the publisher of {} is not a known node, and an unknown server follows {} by slot {}",
                 all_names(&upstreams),
                 pair.spec.target,
                 all_names(&followers)
             ),
             format!(
-                "should the one get its changes from the other, what is done to {} is done to {} as well",
+                "if one of them follows the other, changes to {} are replicated to {}",
                 pair.spec.target, pair.spec.source
             ),
-            "make sure that it does not; agents beside those servers would show it",
+            "make sure that it does not; with agents beside those servers this would be known",
         ),
     ))
 }
 
-/// Who follows the target: what empties and fills its tables does the same to theirs, through subscriptions
-/// that expect changes to the rows they have.
+/// Nodes that follow the target: emptying and filling its tables would be replicated to them.
 fn followers(pair: &Pair<'_>, around: &Around) -> Option<Finding> {
     let target = &pair.spec.target;
-    let kinship = kinship(pair, around);
-    if pair.is_restored() || !way_back(pair, &kinship).is_empty() {
+    let graph = graph(pair, around);
+    if pair.is_restored() || !way_back(pair, &graph).is_empty() {
         return None;
     }
-    let followers: Vec<String> = kinship
+    let followers: Vec<String> = graph
         .followers(target)
         .into_iter()
         .map(|step| format!("{} by subscription {}", step.node, step.subscription))
@@ -196,7 +195,7 @@ fn followers(pair: &Pair<'_>, around: &Around) -> Option<Finding> {
             Text::new(
                 format!("{target} is followed by {}", all_names(&followers)),
                 format!(
-                    "emptying and filling the tables of {target} is replicated to whoever follows it: their tables are emptied too, and their subscriptions stop where that is refused or a row is there already"
+                    "emptying and filling the tables of {target} is replicated to whoever follows it: their tables are emptied too, and their subscriptions stop if that is refused or a row exists already"
                 ),
                 "end these subscriptions first: on each of those nodes ALTER SUBSCRIPTION … DISABLE, SET (slot_name = NONE), DROP SUBSCRIPTION, then steep-repl init cancel --node NODE once it is diverged, which drops the slot; initialise those nodes again afterwards",
             ),
@@ -209,8 +208,8 @@ fn subscribed(pair: &Pair<'_>, around: &Around, seen: &SubscribedTables) -> Find
     let ours = (seen.tool == Tool::PostgreSql)
         .then(|| ReplicationNames::parse(name))
         .flatten();
-    let kinship = kinship(pair, around);
-    let alias = kinship.aliases(node).into_iter().next();
+    let graph = graph(pair, around);
+    let alias = graph.aliases(node).into_iter().next();
     let (whose, fix) = match (ours, seen.tool.schema()) {
         (Some(job), _) if alias.is_some_and(|_| around.remembered.contains(&job)) => (
             format!("subscription {name} of job {job}"),
@@ -248,13 +247,13 @@ fn subscribed(pair: &Pair<'_>, around: &Around, seen: &SubscribedTables) -> Find
                 counted(tables.count, "table to be filled", "tables to be filled"),
                 names(tables)
             ),
-            "its changes and those of the new subscription would meet in the same rows",
+            "its changes and those of the new subscription would conflict in the same rows",
             fix,
         ),
     )
 }
 
-/// Jobs of ours in a database that the coordinator does not remember.
+/// Jobs with traces in a database that the coordinator does not know.
 fn unremembered(
     lineage: &Lineage,
     around: &Around,
@@ -267,7 +266,7 @@ fn unremembered(
     jobs
 }
 
-fn said(jobs: &[JobId]) -> String {
+fn joined(jobs: &[JobId]) -> String {
     all_names(&jobs.iter().map(ToString::to_string).collect::<Vec<_>>())
 }
 
@@ -282,9 +281,9 @@ fn forgotten_on_target(pair: &Pair<'_>, around: &Around) -> Option<Finding> {
             Text::new(
                 format!(
                     "tables here belong to a job that this coordinator does not remember: {}",
-                    said(&jobs)
+                    joined(&jobs)
                 ),
-                "another coordinator may be filling them; else they are half filled, and indexes of theirs are put aside",
+                "another coordinator may be filling them; otherwise they are half filled, and some of their indexes are missing",
                 format!(
                     "steep-repl init cancel --node {node} --force-cleanup removes what that job made, once no other coordinator works on it"
                 ),
@@ -309,11 +308,11 @@ fn forgotten_on_source(pair: &Pair<'_>, around: &Around) -> Option<Finding> {
             Text::new(
                 format!(
                     "replication slots here belong to jobs that this coordinator does not remember: {}",
-                    said(&jobs)
+                    joined(&jobs)
                 ),
-                "another coordinator's replica may use them; one that nobody uses keeps WAL for ever",
+                "another coordinator's replica may use them; an unused slot keeps WAL for ever",
                 format!(
-                    "steep-repl init cancel --node {node} --force-cleanup removes those that nobody uses"
+                    "steep-repl init cancel --node {node} --force-cleanup removes the unused ones"
                 ),
             ),
         )

@@ -1,5 +1,5 @@
-//! Whether everyone reaches whom they must: agent to agent, PostgreSQL to PostgreSQL, and the source's
-//! agent its own PostgreSQL as a replication client.
+//! Connections: agent to agent, PostgreSQL to PostgreSQL, and the source's agent to its own PostgreSQL as
+//! a replication client.
 
 use steep_protocol::message::facts::Finding;
 
@@ -20,7 +20,7 @@ fn replication(pair: &Pair<'_>) -> Option<Finding> {
         &pair.spec.source,
         Text::new(
             format!("PostgreSQL refuses the agent's replication connection: {reason}"),
-            "the snapshot to copy under is exported by a replication slot, and that by such a connection",
+            "the snapshot for the copy is exported by a replication slot, which needs such a connection",
             "check pg_hba.conf for this role and database, and that no pooler stands in between (even in session mode, few know replication)",
         ),
     ))

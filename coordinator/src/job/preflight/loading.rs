@@ -1,5 +1,5 @@
-//! What rows need while they are loaded and while changes are applied: functions that find what they name,
-//! the settings that values follow, objects that columns name, rows of extensions' tables.
+//! What loading rows and applying changes depends on: `search_path` of functions, settings that affect
+//! values, objects named in columns, rows in tables of extensions.
 
 use steep_protocol::NodeId;
 use steep_protocol::message::facts::{
@@ -9,11 +9,11 @@ use steep_protocol::message::facts::{
 use super::text::{all_names, names};
 use super::{Pair, Text, finding, info, warning};
 
-/// Statements shown in one finding.
+/// Most statements in one finding.
 const STATEMENTS: usize = 10;
 
 pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
-    // Where the target has its tables, its own functions run.
+    // With existing tables, the target's own functions run.
     let (node, facts) = if pair.schema_is_created() {
         (&pair.spec.source, &pair.source.loading)
     } else {
@@ -57,7 +57,7 @@ fn search_path(node: &NodeId, facts: &LoadingFacts, stops: Stops) -> Option<Find
             "indexes are built with an empty search_path: these cannot be built, and will be missing on the target",
         ),
     };
-    let told: Vec<String> = needs
+    let described: Vec<String> = needs
         .iter()
         .map(|need| {
             format!(
@@ -84,7 +84,7 @@ fn search_path(node: &NodeId, facts: &LoadingFacts, stops: Stops) -> Option<Find
     let text = Text::new(
         format!(
             "functions look for names in search_path: {}",
-            all_names(&told)
+            all_names(&described)
         ),
         why,
         format!(
@@ -95,7 +95,7 @@ fn search_path(node: &NodeId, facts: &LoadingFacts, stops: Stops) -> Option<Find
     Some(finding(severity, code, node, text))
 }
 
-/// Whether the job itself will set it.
+/// Whether the job sets it on the target.
 fn is_taken_over(pair: &Pair<'_>, difference: &SettingDifference) -> bool {
     let scope = match difference.scope {
         SettingScope::Database => pair.target.owns_database || pair.target.server.superuser,
@@ -121,14 +121,14 @@ fn taken_over(pair: &Pair<'_>) -> Option<Finding> {
                     all_names(&taken)
                 ),
                 "values that are computed from rows may follow them, so they are set here too, and reset if the job is cancelled",
-                "nothing, unless this node is to differ: then set them otherwise once it is synchronized",
+                "nothing, unless this node should differ: then change them once it is synchronized",
             ),
         )
     })
 }
 
-/// Those that stay different and may change values: where nothing is computed from rows by more than
-/// built-in, immutable functions, none does.
+/// Settings that stay different and may affect values. They cannot if values are computed from rows by
+/// built-in immutable functions only.
 fn settings(pair: &Pair<'_>) -> Option<Finding> {
     let sensitive = &pair.source.loading.sensitive;
     let differing: Vec<&SettingDifference> = pair
@@ -140,7 +140,7 @@ fn settings(pair: &Pair<'_>) -> Option<Finding> {
     if differing.is_empty() || sensitive.is_empty() {
         return None;
     }
-    let told: Vec<String> = differing.iter().map(|d| d.what.clone()).collect();
+    let described: Vec<String> = differing.iter().map(|d| d.what.clone()).collect();
     let statements: Vec<&str> = differing
         .iter()
         .map(|d| d.statement.as_str())
@@ -152,11 +152,11 @@ fn settings(pair: &Pair<'_>) -> Option<Finding> {
         &pair.spec.target,
         Text::new(
             format!(
-                "settings are not what they are on the source: {}",
-                all_names(&told)
+                "settings differ from the source's: {}",
+                all_names(&described)
             ),
             format!(
-                "rows are loaded under the source's, but PostgreSQL applies later changes under this server's, and these may compute other values or refuse rows: {}",
+                "rows are loaded with the source's settings, but PostgreSQL applies later changes with this server's, under which these may compute other values or refuse rows: {}",
                 names(sensitive)
             ),
             format!("{} on this node", statements.join("; ")),
@@ -180,7 +180,7 @@ fn left_settings(pair: &Pair<'_>) -> Option<Finding> {
                     all_names(&left)
                 ),
                 "they change no value, and suit the source's machine",
-                "ALTER DATABASE or ALTER ROLE … SET them here where applications rely on them",
+                "ALTER DATABASE or ALTER ROLE … SET them here if applications rely on them",
             ),
         )
     })
@@ -194,7 +194,7 @@ fn naming_columns(pair: &Pair<'_>) -> Option<Finding> {
             &pair.spec.source,
             Text::new(
                 format!("columns hold names of objects or roles: {}", names(columns)),
-                "such values travel as names, since numbers would mean other objects on the target; a row that names what the target does not have is refused, in the copy and later",
+                "such values are copied as names, since their numbers mean other objects on the target; a row that names what the target does not have is refused, in the copy and later",
                 "make sure that what they name exists there too, roles and objects of excluded schemas included, or change the columns' type to text",
             ),
         )
@@ -207,25 +207,17 @@ fn extension_rows(pair: &Pair<'_>) -> Option<Finding> {
         return None;
     }
     let what = format!("tables of extensions hold rows of users: {}", names(tables));
-    Some(if pair.schema_is_created() {
-        warning(
-            "extension_rows",
-            &pair.spec.source,
-            Text::new(
-                what,
-                "they are copied once, with the schema, as pg_dump would; later changes of them are not replicated",
-                "make such changes on both nodes",
-            ),
+    let (why, fix) = if pair.schema_is_created() {
+        (
+            "they are copied once, with the schema, as pg_dump would; later changes of them are not replicated",
+            "make such changes on both nodes",
         )
     } else {
-        warning(
-            "extension_rows",
-            &pair.spec.source,
-            Text::new(
-                what,
-                "they are neither copied to a target that has its tables nor replicated; rows that refer to them will refer to nothing",
-                "take them over by hand: pg_dump --data-only --table each of them on the source",
-            ),
+        (
+            "they are neither copied to a target that has its tables nor replicated; rows that refer to them will refer to nothing",
+            "take them over by hand: pg_dump --data-only --table each of them on the source",
         )
-    })
+    };
+    let text = Text::new(what, why, fix);
+    Some(warning("extension_rows", &pair.spec.source, text))
 }

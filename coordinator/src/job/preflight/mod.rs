@@ -1,20 +1,21 @@
-//! Preflight: what two servers are like, judged against what a job needs of them.
+//! Preflight: judges whether two servers meet a job's needs.
 //!
-//! Pure: agents have gathered the facts, here they become findings. A finding names its node, what
-//! is the case and where, why it matters, and what to do; its code is stable, for scripts. Errors
-//! stop the job before anything is touched; warnings are shown and recorded.
+//! Pure: turns the facts that agents have gathered into findings. A finding names its node, the problem,
+//! why it matters, and what to do; its code is stable, for scripts. Errors stop the job before it changes
+//! anything; warnings are shown and recorded.
 //!
-//! Invariants: a pair of servers with nothing wrong yields no error and no warning; each defect
-//! yields its own code and no other (`tests` walks all of them); the number of findings is
-//! bounded whatever the number of tables.
+//! Invariants: a healthy pair of servers yields no error and no warning; each defect yields its own code
+//! and no other (`tests` walks all of them); the number of findings is bounded whatever the number of
+//! tables.
 //!
-//! In the order a person would look: [`servers`] (who is there), [`lineage`] (whose changes do they
-//! apply), [`links`] (do they reach each other), [`privileges`], [`owner_code`] (whose code runs with
-//! them), [`capacity`] (is there room for the job's slots, workers, sessions, locks), [`limits`] (what
-//! could end it midway), [`content`] (what is in the source), [`identity`] (whether changes to its tables
-//! succeed and arrive), [`features`] (what its schema uses that the target may lack), [`event_triggers`]
-//! (what fires on what the job makes), [`receiver`] (what is on the target), [`loading`] (what rows need
-//! while they are loaded), [`prepared`] (where a backup is to go on from), [`schema`] (how it differs).
+//! In the order a person would look: [`servers`] (versions, recovery, encodings, clocks), [`lineage`]
+//! (whose changes they apply), [`links`] (whether they reach each other), [`privileges`], [`owner_code`]
+//! (functions that would run with the agent's rights), [`capacity`] (slots, workers, sessions, locks),
+//! [`limits`] (settings that could end the job midway), [`content`] (objects on the source), [`identity`]
+//! (whether changes to its tables succeed and arrive), [`features`] (what its schema uses and the target
+//! may lack), [`event_triggers`], [`receiver`] (rows and tables on the target), [`loading`] (what loading
+//! rows depends on), [`altered`] (altered functions of extensions), [`prepared`] (the prepared slot of a
+//! backup), [`schema`] (differences).
 
 mod altered;
 mod capacity;
@@ -52,35 +53,35 @@ use steep_protocol::message::lineage::ChangeOrigin;
 use super::handover::Handover;
 use super::lineage::Around;
 
-/// What is judged.
+/// The job and the facts to judge.
 #[derive(Debug, Clone, Copy)]
 pub struct Case<'a> {
-    /// What was asked for.
+    /// The requested job.
     pub spec: &'a JobSpec,
-    /// What the source is like.
+    /// Facts about the source.
     pub source: &'a SourceFacts,
-    /// What the target is like.
+    /// Facts about the target.
     pub target: &'a TargetFacts,
-    /// What the job goes on from, where its rows come from a backup.
+    /// The prepared slot, if the rows come from a backup.
     pub handover: Option<(&'a Handover, &'a SlotFacts)>,
-    /// What is known of all other nodes.
+    /// Facts about all other nodes.
     pub around: &'a Around,
 }
 
-/// Which of the source's changes the target's subscription takes.
+/// Which of the source's changes the target's subscription receives.
 #[must_use]
 pub fn origin(case: &Case<'_>) -> ChangeOrigin {
     lineage::origin(&Pair::of(case), case.around)
 }
 
-/// Everything there is to say about starting that job on those servers, gravest first.
+/// All findings about starting the job on these servers, gravest first.
 #[must_use]
 pub fn judge(case: &Case<'_>) -> Vec<Finding> {
     let pair = Pair::of(case);
     let handover = case.handover;
     let mut findings = servers::unusable(&pair);
     if !findings.is_empty() {
-        // Such a server has told nothing else.
+        // No other facts were gathered from such a server.
         return findings;
     }
     servers::judge(&pair, &mut findings);
@@ -103,18 +104,18 @@ pub fn judge(case: &Case<'_>) -> Vec<Finding> {
     if compared == SchemaCheck::Compared {
         schema::judge(&pair, &mut findings);
     }
-    // Stable: within a severity the order above is kept.
+    // Stable sort: findings of one severity keep the order above.
     findings.sort_by_key(|finding| Reverse(finding.severity));
     findings
 }
 
-/// How much a job would copy, for somebody who asks before it begins.
+/// How much the job would copy, for a check before it starts.
 #[must_use]
 pub fn copy_size(case: &Case<'_>) -> Option<Finding> {
     content::size(&Pair::of(case))
 }
 
-/// What there is to say about preparing a source for a backup, gravest first.
+/// All findings about preparing a source for a backup, gravest first.
 #[must_use]
 pub fn judge_source(spec: &JobSpec, source: &SourceFacts) -> Vec<Finding> {
     let pair = Pair {
@@ -135,7 +136,7 @@ pub fn judge_source(spec: &JobSpec, source: &SourceFacts) -> Vec<Finding> {
     findings
 }
 
-/// What every check looks at.
+/// The input of every check.
 struct Pair<'a> {
     spec: &'a JobSpec,
     source: &'a SourceFacts,
@@ -175,12 +176,12 @@ impl<'a> Pair<'a> {
         [self.source_end(), self.target_end()]
     }
 
-    /// Whether the target's schema will be made from the source's.
+    /// Whether the job creates the schema on the target.
     fn schema_is_created(&self) -> bool {
         self.target.user_tables == 0 && !self.is_restored()
     }
 
-    /// Whether the rows are there, from a backup.
+    /// Whether the rows were restored from a backup.
     fn is_restored(&self) -> bool {
         self.spec.method == Method::Backup
     }

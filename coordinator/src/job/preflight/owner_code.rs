@@ -1,4 +1,4 @@
-//! Code of tables' owners that would run with more rights than theirs while rows are loaded.
+//! Functions of table owners that would run with more rights than their owners have while rows are loaded.
 
 use steep_protocol::message::facts::Finding;
 use steep_protocol::message::job::Method;
@@ -6,7 +6,7 @@ use steep_protocol::message::job::Method;
 use super::text::names;
 use super::{Pair, Text, warning};
 
-/// From this version on, PostgreSQL applies changes and loads rows as each table's owner, so that its
+/// From this version on, PostgreSQL applies changes and loads rows as each table's owner, so its
 /// functions gain nothing (PostgreSQL manual, CREATE SUBSCRIPTION, `run_as_owner`).
 const RUNS_AS_TABLE_OWNER: u32 = 160_000;
 

@@ -1,4 +1,4 @@
-//! The prepared slot that a hand-over goes on from, and the backup's position in its WAL.
+//! The prepared slot that a restored target continues from, and the backup's position in its WAL.
 
 use steep_protocol::NodeId;
 use steep_protocol::message::facts::Finding;
@@ -10,7 +10,7 @@ use super::super::handover::{Handover, Position, position};
 use super::text::{bytes, counted, names};
 use super::{Pair, Text, error, info, warning};
 
-/// What to do where the slot is of no use any more.
+/// What to do if the slot can no longer be used.
 const ANEW: &str =
     "prepare another slot with steep-repl init prepare, and take a new backup after that";
 
@@ -22,16 +22,15 @@ pub(super) fn judge(
 ) {
     findings.extend(no_backup(pair));
     findings.extend(schema_unchecked(pair, handover));
-    let gone = gone(pair, handover, facts);
-    let usable = gone.is_empty();
-    findings.extend(gone);
-    if usable {
-        // A position means nothing to a slot that cannot be used.
+    let obstacles = obstacles(pair, handover, facts);
+    if obstacles.is_empty() {
+        // The position can be judged only against a usable slot.
         findings.extend(source_lsn(pair, handover, facts));
     }
+    findings.extend(obstacles);
 }
 
-/// What prepared slots that nobody uses cost that node, whatever it is looked at for.
+/// Findings about prepared slots that no job uses, for every check of the node.
 #[must_use]
 pub fn standing(node: &NodeId, slots: &[PreparedSlot]) -> Vec<Finding> {
     let unused = slots.iter().filter_map(|slot| {
@@ -67,7 +66,7 @@ fn no_backup(pair: &Pair<'_>) -> Option<Finding> {
             &pair.spec.target,
             Text::new(
                 format!("there is no table in database {}", pair.target.server.database),
-                "init complete goes on from rows that were restored from a backup, and copies none",
+                "init complete continues from rows restored from a backup, and copies none",
                 "restore the backup first, or check --postgres of this agent; to have the rows copied use steep-repl init",
             ),
         )
@@ -88,15 +87,15 @@ fn schema_unchecked(pair: &Pair<'_>, handover: &Handover) -> Option<Finding> {
     })
 }
 
-/// What keeps the slot from being used at all.
-fn gone(pair: &Pair<'_>, handover: &Handover, facts: &SlotFacts) -> Vec<Finding> {
+/// Why the slot cannot be used.
+fn obstacles(pair: &Pair<'_>, handover: &Handover, facts: &SlotFacts) -> Vec<Finding> {
     let slot = &handover.replication.slot;
     let node = &pair.spec.source;
     let mut found = Vec::new();
     let mut add = |code: &str, what: String, why: &str, fix: &str| {
         found.push(error(code, node, Text::new(what, why, fix)));
     };
-    let lost = "what was written since the backup is only where the slot kept it";
+    let lost = "only the slot had the changes since the backup";
     match &facts.noted {
         None => add(
             "prepared_slot_missing",
@@ -152,7 +151,7 @@ fn gone(pair: &Pair<'_>, handover: &Handover, facts: &SlotFacts) -> Vec<Finding>
         add(
             "prepared_publication_missing",
             format!("the publication {} is gone", handover.replication.name()),
-            "it was made before the slot, and no other is known where the slot begins",
+            "it must be older than the slot, so a new publication does not help",
             ANEW,
         );
     } else if facts.published && !facts.unpublished.is_empty() {
@@ -171,7 +170,7 @@ fn gone(pair: &Pair<'_>, handover: &Handover, facts: &SlotFacts) -> Vec<Finding>
     found
 }
 
-/// Why a slot that is there is of no use.
+/// Why an existing slot cannot be used.
 fn invalid(slot: &ServerSlot) -> Option<String> {
     match (&slot.plugin, &slot.invalidated) {
         (_, Some(reason)) => Some(format!("it was invalidated ({reason})")),
@@ -195,8 +194,8 @@ fn source_lsn(pair: &Pair<'_>, handover: &Handover, facts: &SlotFacts) -> Option
             node,
             Text::new(
                 format!("slot {slot} yields changes from {begins} on, and --source-lsn is {lsn}"),
-                "what was written between the two is neither in the backup nor in the slot",
-                "check --source-lsn: it is where the backup ends, not where it begins; a backup must end after its slot was prepared, and after a hand-over that was broken off",
+                "changes between the two are neither in the backup nor in the slot",
+                "check --source-lsn: it is where the backup ends, not where it begins; a backup must end after its slot was prepared, and after any earlier init complete that was cancelled",
             ),
         )),
         Position::AfterEnd(end) => Some(error(
@@ -204,7 +203,7 @@ fn source_lsn(pair: &Pair<'_>, handover: &Handover, facts: &SlotFacts) -> Option
             node,
             Text::new(
                 format!("the source's WAL ends at {end}, and --source-lsn is {lsn}"),
-                "changes up to there would be taken for part of the backup",
+                "changes up to there would be skipped as part of the backup",
                 "check --source-lsn, and that the backup is of this source",
             ),
         )),

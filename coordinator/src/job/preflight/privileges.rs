@@ -1,4 +1,4 @@
-//! What the agents' roles may do.
+//! Privileges of the agents' roles.
 
 use steep_protocol::NodeId;
 use steep_protocol::message::facts::{Finding, Listed};
@@ -13,7 +13,7 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     if pair.is_restored() {
         findings.extend(create(&target));
         findings.extend(subscribe(&target));
-        findings.extend(advance_origin(&target, Origin::Decides));
+        findings.extend(advance_origin(&target, Origin::Start));
         let apply = "changes are applied with the rights of the tables' owners";
         findings.extend(not_owner(&target, &pair.target.not_owned, apply));
         return;
@@ -25,13 +25,13 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     findings.extend(subscribe(&target));
     findings.extend(silence_triggers(&target));
     if pair.spec.method != Method::Native {
-        findings.extend(advance_origin(&target, Origin::Told));
+        findings.extend(advance_origin(&target, Origin::Shown));
     }
-    let fill = "only a table's owner may put its indexes aside, empty and analyse it";
+    let fill = "only a table's owner may drop and create its indexes, empty it and analyse it";
     findings.extend(not_owner(&target, &pair.target.not_owned, fill));
 }
 
-/// What publication and slot need.
+/// Privileges needed for publication and slot.
 pub(super) fn judge_source(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     let source = pair.source_end();
     findings.extend(replication(&source));
@@ -48,7 +48,7 @@ fn replication(end: &End<'_>) -> Option<Finding> {
             end.node,
             Text::new(
                 format!("role {role} may not replicate"),
-                "the exported snapshot belongs to a replication slot, and only such a role may make one",
+                "the snapshot is exported by a replication slot, which only a role with REPLICATION may create",
                 format!("ALTER ROLE {} REPLICATION (on managed services grant their replication role, such as rds_replication)", quoted(role)),
             ),
         )
@@ -176,13 +176,13 @@ fn silence_triggers(end: &End<'_>) -> Option<Finding> {
     })
 }
 
-/// What the position of the subscription's origin is for.
+/// The use of the position of the subscription's origin.
 #[derive(Clone, Copy)]
 enum Origin {
-    /// To be seen.
-    Told,
-    /// To begin where the backup ends.
-    Decides,
+    /// Only shown.
+    Shown,
+    /// Replication starts there: where the backup ends.
+    Start,
 }
 
 fn advance_origin(end: &End<'_>, origin: Origin) -> Option<Finding> {
@@ -199,13 +199,13 @@ fn advance_origin(end: &End<'_>, origin: Origin) -> Option<Finding> {
         make("origin_privilege", end.node, text)
     };
     (!end.server.can_advance_origin).then(|| match origin {
-        Origin::Told => finding(
+        Origin::Shown => finding(
             info,
-            "with it the position that pg_stat_subscription shows is right from the first moment; without it replication begins at the same place, since the slot knows it",
+            "with it, pg_stat_subscription shows the right position from the start; without it, replication starts at the same place, since the slot knows it",
         ),
-        Origin::Decides => finding(
+        Origin::Start => finding(
             error,
-            "changes between the prepared slot and the backup's end would be applied although the backup has them",
+            "changes between the prepared slot and the backup's end would be applied although the backup contains them",
         ),
     })
 }

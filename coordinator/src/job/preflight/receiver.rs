@@ -1,4 +1,4 @@
-//! What is on the target already: rows, tables of its own; and whether its disk has room.
+//! The target's content: existing rows, triggers, extra tables; and its disk space.
 
 use steep_protocol::ByteCount;
 use steep_protocol::message::facts::{Finding, Listed, OwnedTables};
@@ -7,17 +7,17 @@ use steep_protocol::message::job::ExistingRows;
 use super::text::{bytes, counted, names};
 use super::{Pair, Text, error, info, warning};
 
-/// Tables and indexes grow a little apart from the source's, and `ANALYZE` and sorting need room.
+/// The target's tables and indexes may be a little larger, and `ANALYZE` and sorting need space.
 const DISK_MARGIN_PERCENT: u64 = 110;
 
-/// With less free than this share of the source's size the disk is sure to fill: a fresh copy is
-/// seldom smaller, bloat apart.
+/// With less free space than this share of the source's size the disk is sure to fill: apart from bloat, a
+/// fresh copy is seldom smaller.
 const DISK_HOPELESS_PERCENT: u64 = 80;
 
-/// WAL on disk beside the rows where `max_wal_size` cannot be asked for: PostgreSQL's default.
+/// Space for WAL if `max_wal_size` is unknown: PostgreSQL's default.
 const WAL_DEFAULT: ByteCount = ByteCount(1 << 30);
 
-/// Below this size an unknown disk is not worth a warning.
+/// Below this size, unknown disk space is not worth a warning.
 const DISK_MATTERS: ByteCount = ByteCount(1_000_000_000);
 
 pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
@@ -53,7 +53,7 @@ fn existing_rows(pair: &Pair<'_>) -> Option<Finding> {
             node,
             Text::new(
                 what,
-                "copied rows would be added to those that are there: conflicts, or duplicates where no key forbids them",
+                "copied rows would be added to the existing ones: conflicts, or duplicates if no key forbids them",
                 "use --force to have these tables emptied first, empty them yourself, or leave them out with --exclude-table",
             ),
         ),
@@ -69,8 +69,8 @@ fn existing_rows(pair: &Pair<'_>) -> Option<Finding> {
     })
 }
 
-/// Triggers that are there already would fire while rows are copied; those that come with the source's
-/// schema are made after that, and fire on changes.
+/// Existing triggers would fire while rows are copied. Triggers of the source's schema are created after the
+/// copy, and fire on changes.
 fn firing_triggers(pair: &Pair<'_>) -> Option<Finding> {
     let what = |tables: &Listed| {
         format!(
@@ -86,7 +86,7 @@ fn firing_triggers(pair: &Pair<'_>) -> Option<Finding> {
             &pair.spec.target,
             Text::new(
                 what(there),
-                "they would fire on every row that is copied, once for each",
+                "they would fire for every copied row",
                 "ALTER TABLE … DISABLE TRIGGER (or ENABLE TRIGGER, for rows of this node alone), and set them back once the node is synchronized",
             ),
         ));
@@ -101,7 +101,7 @@ fn firing_triggers(pair: &Pair<'_>) -> Option<Finding> {
                     "they come with the schema and fire on {} too, for each change that is applied: what they write there comes in addition to what is replicated of it, so that rows differ or the subscription stops",
                     pair.spec.target
                 ),
-                "where that is not wanted, ALTER TABLE … ENABLE TRIGGER on the source, for rows that are written there alone",
+                "if that is not wanted, ALTER TABLE … ENABLE TRIGGER on the source, so that they fire only for rows written there",
             ),
         )
     })
@@ -110,15 +110,15 @@ fn firing_triggers(pair: &Pair<'_>) -> Option<Finding> {
 /// The first version that applies changes with the rights of each table's owner.
 const OWNER_APPLIES: u32 = 160_000;
 
-/// From PostgreSQL 16 on changes are applied with the rights of each table's owner, and an apply worker
-/// refuses a table whose policies bind that role ("cannot replicate into relation with row-level security
-/// enabled").
+/// From PostgreSQL 16 on, changes are applied with the rights of each table's owner, and an apply worker
+/// refuses a table whose policies apply to that role ("cannot replicate into relation with row-level
+/// security enabled").
 fn forced_security(pair: &Pair<'_>) -> Option<Finding> {
     let forced = match pair.target.user_tables {
         0 => &pair.source.forced_security,
         _ => &pair.target.forced_security,
     };
-    // Tables of an owner who is not there will belong to the role in use.
+    // Tables of an owner missing on the target will belong to the agent's role.
     let binds = |owned: &&OwnedTables| {
         pair.target.roles.contains(&owned.owner) && !pair.target.bypassing.contains(&owned.owner)
     };
@@ -144,7 +144,7 @@ fn forced_security(pair: &Pair<'_>) -> Option<Finding> {
     })
 }
 
-/// Tables whose owner lacks a right on them, as after REVOKE … FROM the owner.
+/// Tables whose owner lacks a right on them, as after `REVOKE … FROM` the owner.
 fn owner_denied(pair: &Pair<'_>) -> Option<Finding> {
     let tables = &pair.source.owner_denied;
     (pair.target.server.version >= OWNER_APPLIES && !tables.is_empty()).then(|| {
@@ -176,7 +176,7 @@ fn extra_tables(pair: &Pair<'_>) -> Option<Finding> {
                     counted(tables.count, "table is", "tables are"),
                     names(tables)
                 ),
-                "they are left as they are and take no part in replication",
+                "they are left unchanged and are not replicated",
                 "nothing, unless they should be on the source too",
             ),
         )
@@ -212,7 +212,7 @@ fn disk(pair: &Pair<'_>) -> Option<Finding> {
         bytes(size),
         bytes(need)
     );
-    // Rows that are replaced give their room back first; how much is not known here.
+    // Replaced rows free their space first, an unknown amount.
     let freed = pair.spec.existing == ExistingRows::Replace && !pair.target.not_empty.is_empty();
     let hopeless = free.0 < size.0 / 100 * DISK_HOPELESS_PERCENT && !freed;
     Some(if hopeless {

@@ -1,21 +1,21 @@
 //! PostgreSQL's rules for changes of a published table: whether INSERT, UPDATE and DELETE succeed on the
-//! source, and whether the target's apply worker can carry them out. Pure; each rule names where
-//! PostgreSQL has it. All of them were tried on 15, 17 and 18.
+//! source, and whether the target's apply worker can apply them. Pure; each rule names its place in
+//! PostgreSQL's source. All of them were verified on 15, 17 and 18.
 //!
-//! The target's tables are taken to be like the source's; where they differ, the comparison of schemas
-//! says so.
+//! The target's tables are assumed to equal the source's; the comparison of schemas reports where they
+//! differ.
 
 use steep_protocol::message::identity::{
     IdentityTraits, KeyColumns, MissingIdentity, PrimaryKey, RowIdentity,
 };
 
-/// The first version that refuses a change where the old row would be sent without one of its columns.
+/// The first version that refuses a change whose old row would be sent without a column of its identity.
 const GENERATED_IDENTITY_REFUSED_SINCE: u32 = 180_000;
 
-/// The first version in which a subscriber wants the columns of a deferrable primary key too.
+/// The first version whose subscriber also needs the columns of a deferrable primary key.
 const DEFERRABLE_KEY_WANTED_SINCE: u32 = 170_000;
 
-/// A statement.
+/// A statement that changes rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Statement {
     Insert,
@@ -30,14 +30,14 @@ pub(super) struct Versions {
     pub(super) target: u32,
 }
 
-/// What becomes of a statement once the table is published.
+/// What happens to a statement once the table is published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Fate {
-    /// It succeeds and arrives.
+    /// It succeeds and is applied on the target.
     Fine,
     /// It succeeds on the source, and the target cannot apply it.
     StopsApply(ApplyObstacle),
-    /// It fails on the source, in the application.
+    /// It fails on the source, in the application that runs it.
     BreaksSource(SourceObstacle),
 }
 
@@ -46,7 +46,7 @@ pub(super) enum Fate {
 pub(super) enum SourceObstacle {
     /// The table has no replica identity.
     NoIdentity(MissingIdentity),
-    /// `REPLICA IDENTITY FULL`, and a generated column.
+    /// `REPLICA IDENTITY FULL` with a generated column.
     GeneratedInFull,
     /// A key with a generated column.
     GeneratedInKey,
@@ -61,12 +61,12 @@ pub(super) enum ApplyObstacle {
     NoEquality,
 }
 
-/// What becomes of that statement on a table with these traits.
+/// What happens to the statement on a table with these traits.
 pub(super) fn fate(statement: Statement, traits: IdentityTraits, versions: Versions) -> Fate {
     match statement {
         // An INSERT carries no old row.
         Statement::Insert => Fate::Fine,
-        // The publication publishes both, and both name the old row by the same identity.
+        // Both are published, and both identify the old row in the same way.
         Statement::Update | Statement::Delete => {
             match (
                 refused_by_source(traits, versions.source),
@@ -81,8 +81,8 @@ pub(super) fn fate(statement: Statement, traits: IdentityTraits, versions: Versi
 }
 
 /// `CheckCmdReplicaIdentity` in execReplication.c, and from 18 on `pub_contains_invalid_column` in
-/// publicationcmds.c. Our publications send no generated columns: the target computes its own, and
-/// refuses to be sent them (`logicalrep_report_missing_or_gen_attrs` in relation.c).
+/// publicationcmds.c. Our publications send no generated columns: the target computes them itself and
+/// refuses to receive them (`logicalrep_report_missing_or_gen_attrs` in relation.c).
 fn refused_by_source(traits: IdentityTraits, version: u32) -> Option<SourceObstacle> {
     let generated = traits.stored_columns || traits.virtual_columns;
     let checked = version >= GENERATED_IDENTITY_REFUSED_SINCE;
@@ -116,18 +116,18 @@ fn not_applied(traits: IdentityTraits, version: u32) -> Option<ApplyObstacle> {
     }
 }
 
-/// A statement that would give such tables an identity that works.
+/// A statement that gives such tables a working identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Remedy {
-    /// `REPLICA IDENTITY DEFAULT`: the primary key serves.
+    /// `REPLICA IDENTITY DEFAULT`: the primary key works.
     Default,
     /// `REPLICA IDENTITY FULL`.
     Full,
-    /// Only a key of ordinary columns that the table does not have yet.
+    /// A new key of columns that are not generated.
     NewKey,
 }
 
-/// The least that helps.
+/// The smallest change that works.
 pub(super) fn remedy(traits: IdentityTraits, versions: Versions) -> Remedy {
     let full = IdentityTraits {
         identity: RowIdentity::Full,
@@ -171,9 +171,9 @@ mod tests {
         }
     }
 
-    /// What an UPDATE came to on real servers: from 18, and from 15 and 17 to an old and a new target.
+    /// Results of an UPDATE on real servers: from 18, and from 15 and 17 to an old and a new target.
     #[test]
-    fn an_update_comes_to_what_postgresql_makes_of_it() {
+    fn the_rules_match_updates_on_real_servers() {
         let stored = |t| IdentityTraits {
             stored_columns: true,
             ..t
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn without_an_identity_the_source_refuses_whatever_its_version() {
+    fn without_an_identity_every_source_version_refuses() {
         for why in [
             MissingIdentity::NoPrimaryKey,
             MissingIdentity::Deferrable,
@@ -267,7 +267,7 @@ mod tests {
         }
     }
 
-    /// Every combination there is: inserts always work, and a remedy is one.
+    /// Every combination: inserts always work, and so does a recommended identity.
     #[test]
     fn what_is_recommended_works() {
         let keys = [

@@ -1,5 +1,5 @@
-//! How the target's schema differs from the source's, and what the chosen mode makes of it: strict
-//! stops, auto shows what it will run, manual wants a person's word.
+//! Differences between the target's schema and the source's, as each mode treats them: strict stops, auto
+//! shows the statements it will run, manual asks for confirmation.
 
 use steep_protocol::message::facts::{Finding, Severity};
 use steep_protocol::message::job::{Confirmation, ExistingRows, SchemaMode};
@@ -12,7 +12,7 @@ use super::{Pair, Text, finding};
 /// The code of a difference.
 const MISMATCH: &str = "schema_mismatch";
 
-/// The code of a statement that auto runs, or would run.
+/// The code of a statement that auto runs or would run.
 const PLAN: &str = "schema_plan";
 
 /// The code of a difference that auto has no statement for.
@@ -21,11 +21,11 @@ const UNPLANNED: &str = "schema_unplanned";
 pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     let review = &pair.target.review;
     let (severity, why, fix) = verdict(pair.spec.schema_mode, pair.spec.confirmation);
-    let told = |all: &[SchemaDifference], severity| -> Vec<(Severity, String)> {
-        let said = |d| (severity, named(d, "the source", "the target"));
-        all.iter().map(said).collect()
+    let described = |all: &[SchemaDifference], severity| -> Vec<(Severity, String)> {
+        let describe = |d| (severity, named(d, "the source", "the target"));
+        all.iter().map(describe).collect()
     };
-    let differences = told(&review.differences, severity);
+    let differences = described(&review.differences, severity);
     add(
         pair,
         findings,
@@ -37,18 +37,18 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     if pair.spec.schema_mode != SchemaMode::Auto {
         return;
     }
-    let mut unsaid = review.unplanned_total;
+    let mut unlisted = review.unplanned_total;
     for difference in &review.unplanned {
-        let one = told(std::slice::from_ref(difference), Severity::Error);
+        let one = described(std::slice::from_ref(difference), Severity::Error);
         add(pair, findings, UNPLANNED, one, 1, blocker(difference));
-        unsaid = unsaid.saturating_sub(1);
+        unlisted = unlisted.saturating_sub(1);
     }
     let why = "there is no statement for these either";
     let fix =
         "make these changes on the target yourself, or start with a target database without tables";
-    add(pair, findings, UNPLANNED, Vec::new(), unsaid, (why, fix));
+    add(pair, findings, UNPLANNED, Vec::new(), unlisted, (why, fix));
     let force = pair.spec.existing == ExistingRows::Replace;
-    // Numbered, since findings are told in the order of how grave they are.
+    // Numbered, since findings are sorted by severity.
     let statements = (1..).zip(&review.plan).map(|(number, planned)| {
         let (severity, text) = statement(planned, force);
         (
@@ -58,7 +58,7 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     });
     let statements: Vec<_> = statements.collect();
     let why = "with --schema-sync auto this is run on the target, all of it in one transaction, before any row is copied";
-    let fix = "nothing; where a statement loses something, --force says that it may";
+    let fix = "nothing; --force allows the statements that lose something";
     add(
         pair,
         findings,
@@ -69,24 +69,25 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     );
 }
 
-/// A finding for each, and one for those that are only counted.
+/// Adds a finding for each, and one for those that are only counted.
 fn add(
     pair: &Pair<'_>,
     findings: &mut Vec<Finding>,
     code: &str,
-    told: Vec<(Severity, String)>,
+    listed: Vec<(Severity, String)>,
     total: u64,
     (why, fix): (&str, &str),
 ) {
     let node = &pair.spec.target;
-    let unsaid = total.saturating_sub(told.len() as u64);
-    let gravest = told.iter().map(|(severity, _)| *severity).max();
-    let rest = (unsaid > 0).then(|| {
-        let what = counted(unsaid, "further one", "further ones");
+    let unlisted = total.saturating_sub(listed.len() as u64);
+    let gravest = listed.iter().map(|(severity, _)| *severity).max();
+    let rest = (unlisted > 0).then(|| {
+        let what = counted(unlisted, "further one", "further ones");
         (gravest.unwrap_or(Severity::Error), what)
     });
     findings.extend(
-        told.into_iter()
+        listed
+            .into_iter()
             .chain(rest)
             .map(|(severity, what)| finding(severity, code, node, Text::new(what, why, fix))),
     );
@@ -104,7 +105,7 @@ fn statement(statement: &PlannedStatement, force: bool) -> (Severity, String) {
     }
 }
 
-/// How grave a difference is, why, and what to do.
+/// The severity of a difference, why it matters, and what to do.
 fn verdict(mode: SchemaMode, word: Confirmation) -> (Severity, &'static str, &'static str) {
     match (mode, word) {
         (SchemaMode::Strict, _) => (
@@ -119,7 +120,7 @@ fn verdict(mode: SchemaMode, word: Confirmation) -> (Severity, &'static str, &'s
         ),
         (SchemaMode::Manual, Confirmation::Needed) => (
             Severity::Error,
-            "rows and later changes may not fit; with --schema-sync manual somebody must say that they do",
+            "rows and later changes may not fit; with --schema-sync manual somebody must confirm that they do",
             "look at the difference, then confirm with --yes",
         ),
         (SchemaMode::Manual, Confirmation::Given) => (

@@ -1,17 +1,17 @@
-//! Who is there: versions, roles as primary or standby, encodings, collations, clocks, poolers.
+//! Versions, primaries and standbys, encodings, collations, clocks, poolers.
 
 use steep_protocol::message::facts::Finding;
 
 use super::text::version;
 use super::{End, Pair, Text, error, info, lineage, warning};
 
-/// The oldest version whose TID range scans and slots the data path is built on.
+/// The oldest version with the TID range scans and slots that the data path needs.
 const OLDEST_SUPPORTED: u32 = 140_000;
 
-/// Clocks further apart than this make times in progress and logs misleading.
+/// Clocks further apart make times in progress and logs misleading.
 const CLOCK_TOLERANCE_SECONDS: f64 = 5.0;
 
-/// What keeps a server from being asked anything further; nothing else can be said then.
+/// Defects that prevent any further facts from being gathered.
 pub(super) fn unusable(pair: &Pair<'_>) -> Vec<Finding> {
     let ends = pair.ends();
     ends.iter()
@@ -19,13 +19,13 @@ pub(super) fn unusable(pair: &Pair<'_>) -> Vec<Finding> {
         .collect()
 }
 
-/// The same of the source alone.
+/// The same for the source alone.
 pub(super) fn unusable_source(pair: &Pair<'_>) -> Vec<Finding> {
     let end = pair.source_end();
     too_old(&end).into_iter().chain(pooler(&end)).collect()
 }
 
-/// What the source alone is like.
+/// Judges the source alone.
 pub(super) fn judge_source(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     findings.extend(read_only(&pair.source_end()));
     findings.extend(standbys(pair));
@@ -146,7 +146,7 @@ fn read_only(end: &End<'_>) -> Option<Finding> {
     })
 }
 
-/// Apply workers read values from text.
+/// Settings that change how apply workers parse values.
 fn reading(pair: &Pair<'_>) -> impl Iterator<Item = Finding> {
     let settings = [
         (
@@ -244,7 +244,7 @@ fn collation(pair: &Pair<'_>) -> Option<Finding> {
                 format!(
                     "the collation is of version {source} on the source and {target} on the target"
                 ),
-                "sort order may differ in rare cases; indexes are built anew on the target, so they are right",
+                "sort order may differ in rare cases; indexes are rebuilt on the target, so they are correct",
                 "nothing, unless both must sort alike to the last character",
             ),
         )),
@@ -273,14 +273,14 @@ fn clocks(pair: &Pair<'_>) -> Option<Finding> {
                     if ahead > 0.0 { "ahead of" } else { "behind" },
                     pair.spec.target
                 ),
-                "logs, lag and the validity of certificates are told by these clocks, and so is which of two changes came last",
+                "logs, lag, the validity of certificates and the order of conflicting changes depend on these clocks",
                 "keep both machines' time with NTP (chrony, systemd-timesyncd)",
             ),
         )
     })
 }
 
-/// A role's name as SQL wants it.
+/// A quoted SQL identifier.
 pub(super) fn quoted(role: &str) -> String {
     format!("\"{}\"", role.replace('"', "\"\""))
 }

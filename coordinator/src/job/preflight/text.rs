@@ -1,9 +1,9 @@
-//! How numbers and lists of names read in a finding.
+//! Formats numbers and lists of names for findings.
 
 use steep_protocol::ByteCount;
 use steep_protocol::message::facts::Listed;
 
-/// Names shown in one finding; a screen of doctor output stays readable.
+/// Most names in one finding, so that a screen of `doctor` output stays readable.
 const SHOWN: usize = 10;
 
 /// `a, b, c` or `a, b, … and 90 more`.
@@ -11,7 +11,7 @@ pub(super) fn names(listed: &Listed) -> String {
     joined(&listed.names, listed.count)
 }
 
-/// As [`names`], of a plain list.
+/// As [`names`], for a plain list.
 pub(super) fn all_names(names: &[String]) -> String {
     joined(names, names.len() as u64)
 }
@@ -31,7 +31,7 @@ pub(super) fn counted(count: u64, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
 }
 
-/// Bytes in the unit a person would choose, powers of 1000.
+/// Bytes in a readable unit, in powers of 1000.
 pub(in crate::job) fn bytes(count: ByteCount) -> String {
     const UNITS: [&str; 6] = ["bytes", "kB", "MB", "GB", "TB", "PB"];
     let mut value = count.0 as f64;
@@ -44,7 +44,7 @@ pub(in crate::job) fn bytes(count: ByteCount) -> String {
     format!("{value:.digits$} {}", UNITS[unit])
 }
 
-/// A time that is no more than estimated: `40 s`, `12 min`, `5 h`.
+/// An estimated time: `40 s`, `12 min`, `5 h`.
 pub(super) fn time(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{} s", seconds.max(1)),
@@ -53,7 +53,7 @@ pub(super) fn time(seconds: u64) -> String {
     }
 }
 
-/// `server_version_num` as people say it: `17.4`.
+/// `server_version_num` as people write it: `17.4`.
 pub(super) fn version(number: u32) -> String {
     format!("{}.{}", number / 10_000, number % 10_000)
 }

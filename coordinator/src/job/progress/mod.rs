@@ -1,8 +1,8 @@
-//! How far a job is, for people: percentages, rates, and when it will be over.
+//! The progress of a job, for people: percentages, rates and the time left.
 //!
-//! Owns what must be remembered between two looks at a job: the pace of what the current phase counts
-//! (COPY bytes, bytes of tables being indexed, WAL to catch up on), and the highest percentages that
-//! were shown, so that a corrected estimate never makes a bar go back. Pure: time comes in as a value.
+//! Owns what must be remembered between two observations of a job: the rate of what the current phase
+//! counts (COPY bytes, bytes of tables being indexed, WAL to catch up on), and the highest percentages
+//! shown, so that a corrected estimate never moves a bar back. Pure: time comes in as a value.
 
 mod rate;
 mod stall;
@@ -22,13 +22,13 @@ use tables::{leading_table, table_views};
 use super::copy_progress::CopyProgress;
 use super::{Closed, Job, Stage, Why};
 
-/// Copying is said to be complete when it is, not when an estimate says so.
+/// The percentage of a copy that is complete only by its estimate.
 const ALMOST: f64 = 99.9;
 
 /// The percentage of the whole at which a phase begins and ends.
 ///
-/// Weights are what phases take where rows dominate: most of the time is copying, then building
-/// indexes. A phase without anything to do passes its share at once.
+/// The weights are those of a job dominated by rows: most of the time is spent copying, then building
+/// indexes. A phase with nothing to do passes its share at once.
 #[must_use]
 pub fn span(method: Method, phase: Phase) -> (f64, f64) {
     match (method, phase) {
@@ -53,41 +53,40 @@ pub fn span(method: Method, phase: Phase) -> (f64, f64) {
     }
 }
 
-/// What is remembered of a job between two looks.
+/// What is remembered of a job between two observations.
 #[derive(Debug, Clone, Default)]
 pub struct Meter {
     work: Option<(Phase, WorkProgress)>,
     native_bytes: u64,
-    /// What is being counted, so that a pace is of one thing.
+    /// What is being counted, so that a rate never mixes units.
     counting: Option<(Phase, WorkUnit)>,
     pace: Rate,
     wire: Rate,
     shown: f64,
-    /// The highest percentage of that phase that was shown.
+    /// The highest percentage shown for that phase.
     shown_within: Option<(Phase, f64)>,
     retries: Retries,
     stall: Stall,
 }
 
-/// Parts begun again, over restarts of the agent that counts them.
+/// Retries of parts, across restarts of the agent that counts them.
 #[derive(Debug, Clone, Copy, Default)]
 struct Retries {
     before: u64,
     now: u64,
 }
 
-/// Where a job was at some time: what is shown of it, and what a restarted coordinator needs to count
-/// on from there.
+/// The progress of a job at some time: what is shown, and what a restarted coordinator needs to count on.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Mark {
     /// What is shown.
     #[serde(flatten)]
     pub sample: ProgressSample,
-    /// Of the sample's retries, those of processes of the target's agent before the last.
+    /// The sample's retries that earlier processes of the target's agent counted.
     pub retries_before: u64,
 }
 
-/// How much of the tables a view has.
+/// Which tables a view includes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Detail {
     /// Those being copied.
@@ -100,7 +99,7 @@ pub enum Detail {
 }
 
 impl Meter {
-    /// Takes an agent's word on work that is not counted in parts.
+    /// Takes an agent's report on work that is not counted in parts.
     pub fn report(&mut self, phase: Phase, work: WorkProgress) {
         if phase == Phase::Copy && work.unit == WorkUnit::Bytes {
             self.native_bytes = self.native_bytes.max(work.done);
@@ -109,19 +108,19 @@ impl Meter {
         self.work = Some((phase, work));
     }
 
-    /// Takes word of work beside what is shown: it shows that the job moves, and nothing else.
+    /// Takes a report on background work, which is not shown and only proves that the job moves.
     pub fn report_aside(&mut self, work: &WorkProgress) {
-        self.stall.heard_aside(work);
+        self.stall.heard_background(work);
     }
 
-    /// How long nothing of the job has moved: no count, no part on its way, no phase.
+    /// Seconds without any movement: no count, no part in flight, no phase has changed.
     #[must_use]
     pub fn seconds_still(&self, now: Timestamp) -> f64 {
         self.stall.seconds(now)
     }
 
-    /// Takes the target's count of parts begun again; it begins at zero with each of its processes.
-    /// Says whether this is another process's.
+    /// Takes the target's count of retried parts, which starts at zero with each process. Returns whether
+    /// it comes from another process than the last one.
     pub fn retried(&mut self, count: u64) -> bool {
         let another = count < self.retries.now;
         if another {
@@ -131,14 +130,14 @@ impl Meter {
         another
     }
 
-    /// Parts begun again so far.
+    /// Retries of parts so far.
     #[must_use]
     pub fn retries(&self) -> u64 {
         self.retries.before + self.retries.now
     }
 
-    /// Goes on where a coordinator that was stopped had been. The agent's own counts go on: what its
-    /// process had said before is no other process's.
+    /// Continues where a stopped coordinator was. The agent's process is taken to be the same, so its counts
+    /// go on.
     pub fn resume(&mut self, last: &Mark) {
         let sample = &last.sample;
         self.shown = self.shown.max(sample.overall_percent.clamp(0.0, 100.0));
@@ -149,7 +148,7 @@ impl Meter {
         self.native_bytes = self.native_bytes.max(sample.bytes_copied);
     }
 
-    /// Where the job is now, to be kept.
+    /// The job's progress now, for the store.
     #[must_use]
     pub fn mark(&self, copied: &CopyProgress, now: Timestamp) -> Mark {
         Mark {
@@ -165,7 +164,7 @@ impl Meter {
         }
     }
 
-    /// Takes samples for the rates and moves the percentages on. Call it about once a tick.
+    /// Samples the rates and updates the percentages. Call it about once per tick.
     pub fn observe(&mut self, job: &Job, copied: &CopyProgress, now: Timestamp) {
         let phase = current_phase(job);
         self.stall.observe(Sign::of(job, copied), now);
@@ -193,7 +192,7 @@ impl Meter {
         self.shown = self.shown.max(self.overall(job, copied));
     }
 
-    /// What the current phase counts, how much of it is done and how much there is.
+    /// What the current phase counts, with its progress.
     fn counted(&self, job: &Job, copied: &CopyProgress) -> Option<Counting> {
         let phase = current_phase(job)?;
         if phase == Phase::Copy && job.spec.method != Method::Native {
@@ -211,13 +210,13 @@ impl Meter {
         })
     }
 
-    /// The percentage that is shown; never less than one shown before.
+    /// The percentage shown; it never decreases.
     #[must_use]
     pub fn overall_percent(&self) -> f64 {
         self.shown
     }
 
-    /// COPY bytes that have moved.
+    /// COPY bytes copied so far.
     #[must_use]
     pub fn bytes(&self, copied: &CopyProgress) -> u64 {
         copied.bytes().0.max(self.native_bytes)
@@ -235,7 +234,7 @@ impl Meter {
         }
     }
 
-    /// 0 to 100 within the current phase, where it can be told; never less than was shown before.
+    /// 0 to 100 within the current phase, if known; it never decreases.
     #[must_use]
     pub fn phase_percent(&self, job: &Job, copied: &CopyProgress) -> Option<f64> {
         let phase = current_phase(job)?;
@@ -256,10 +255,10 @@ impl Meter {
         Some(percent(counted.done, counted.total))
     }
 
-    /// Seconds until the phase ends, where it can be told.
+    /// Seconds until the phase ends, if known.
     fn eta(&self, job: &Job, copied: &CopyProgress) -> Option<u64> {
         let counted = self.counted(job, copied)?;
-        // An estimate that is used up says nothing about what is left.
+        // A used-up estimate says nothing about what is left.
         if counted.total <= counted.done {
             return None;
         }
@@ -277,7 +276,7 @@ impl Meter {
     fn detail(&self, job: &Job, copied: &CopyProgress, now: Timestamp) -> ProgressDetail {
         let counted = self.counted(job, copied);
         let counted = counted.filter(|c| c.unit == WorkUnit::Bytes);
-        // Only what crossed the network has both sizes.
+        // Only bytes that crossed the network have both sizes.
         let (bytes, wire) = (copied.crossed().0, copied.wire().0);
         ProgressDetail {
             throughput_wire_bytes_sec: self.wire.rate(),
@@ -294,7 +293,7 @@ impl Meter {
         }
     }
 
-    /// How far the job is.
+    /// The job's progress as shown to people.
     #[must_use]
     pub fn view(
         &self,
@@ -335,7 +334,7 @@ impl Meter {
             bytes_copied,
             bytes_total: self.bytes_total(job, copied).max(bytes_copied),
             wire_bytes: copied.wire().0,
-            // Rows come in whole parts; bytes move all the time and rows move with them.
+            // Rows are counted in whole parts, bytes all the time: derive the row rate from the byte rate.
             throughput_rows_sec: self.copy_rate() * rows_each,
             throughput_bytes_sec: self.copy_rate(),
             eta_seconds: self.eta(job, copied),
@@ -358,7 +357,7 @@ impl Meter {
         }
     }
 
-    /// Tables in all and finished. Natively, PostgreSQL's own count stands in for ours.
+    /// All tables and finished tables. Natively these are PostgreSQL's own counts.
     #[must_use]
     pub fn tables(&self, job: &Job, copied: &CopyProgress) -> (u64, u64) {
         let total = copied.tables().len() as u64;
@@ -382,7 +381,7 @@ impl Meter {
     }
 }
 
-/// How far the work of a phase is.
+/// The progress of a phase.
 #[derive(Debug, Clone, Copy)]
 struct Counting {
     unit: WorkUnit,
@@ -390,14 +389,14 @@ struct Counting {
     total: u64,
 }
 
-/// How long each phase took, the current one last.
+/// The duration of each phase, the current one last.
 fn phase_times(job: &Job, now: Timestamp) -> Vec<PhaseTime> {
     let mut times: Vec<PhaseTime> = Vec::new();
     let current = job.clock.current.map(|(phase, began)| {
         let millis = (now.as_millisecond() - began.as_millisecond()).max(0);
         (phase, millis.unsigned_abs())
     });
-    // A job that was taken up again can have been in a phase twice.
+    // A resumed job can have been in a phase twice.
     for (phase, millis) in job.clock.spent.iter().copied().chain(current) {
         let seconds = millis as f64 / 1e3;
         match times.iter_mut().find(|t| t.phase == phase) {
@@ -408,13 +407,13 @@ fn phase_times(job: &Job, now: Timestamp) -> Vec<PhaseTime> {
     times
 }
 
-/// What the job is doing, while it is doing something.
+/// The current phase, while the job is in one.
 #[must_use]
 pub fn current_phase(job: &Job) -> Option<Phase> {
     job.clock.current.map(|(phase, _)| phase)
 }
 
-/// The error as it is told of that node: another node it happened on is named, this one is not.
+/// The error as shown for that node: only another node is named in it.
 #[must_use]
 pub fn told_of(fault: &Fault, node: &NodeId) -> String {
     if fault.node.as_ref() == Some(node) {
@@ -436,7 +435,7 @@ fn error_of(job: &Job) -> Option<String> {
     }
 }
 
-/// 0 to 100; 0 where there is nothing to compare with.
+/// 0 to 100; 0 if the total is 0.
 fn percent(done: u64, total: u64) -> f64 {
     if total == 0 {
         0.0

@@ -1,40 +1,39 @@
-//! How fast something grows, and when it will be there. Pure: time comes in as a value.
+//! How fast a counter grows, and when it reaches a value. Pure: time comes in as a value.
 
 use jiff::Timestamp;
 
-/// How fast the rate that is shown follows: after this many seconds about two thirds of a change are
-/// in it. Long enough that the ends of parts do not show, short enough to see a stall.
+/// The time constant of the rate that is shown: after it, about two thirds of a change have an effect. Long
+/// enough to smooth the ends of parts, short enough to show a stall.
 const SHOWN_SECONDS: f64 = 4.0;
 
-/// The same for the rate that the time left is told from: what is left takes minutes or hours, and a
-/// promise that jumps is none.
+/// The time constant of the rate behind the time left, which is minutes or hours and must not jump.
 const STEADY_SECONDS: f64 = 30.0;
 
-/// Before so much has been watched, nobody knows how long it takes.
+/// Seconds of samples before the time left is known.
 const SAMPLED_MIN: f64 = 1.5;
 
-/// What has slowed down to this share of its steady rate stands still, and the time left is unknown.
+/// A counter that has slowed to this share of its steady rate stands still, and the time left is unknown.
 const STALLED: f64 = 0.02;
 
-/// A rate below one a second is none: a smoothed rate only ever comes near to 0, and people and alerts
-/// take what is left of it for movement.
+/// Rates below this are shown as 0: a smoothed rate only approaches 0, and people and alerts would take the
+/// rest for movement.
 const STILL: f64 = 1.0;
 
-/// A month; what seems to take longer is not known to end at all.
+/// A month; longer estimates are shown as unknown.
 const ETA_MAX: f64 = 30.0 * 86_400.0;
 
-/// The speed of one counter.
+/// The rate of one counter.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(super) struct Rate {
     last: Option<(Timestamp, u64)>,
-    /// Seconds that have gone into the rates.
+    /// Seconds of samples so far.
     sampled: f64,
     shown: f64,
     steady: f64,
 }
 
 impl Rate {
-    /// Takes a sample. A counter that went back stands still meanwhile.
+    /// Takes a sample. A counter that decreased counts as standing still.
     pub(super) fn observe(&mut self, count: u64, now: Timestamp) {
         let Some((before, known)) = self.last else {
             self.last = Some((now, count));
@@ -46,25 +45,25 @@ impl Rate {
         }
         let rate = count.saturating_sub(known) as f64 / seconds;
         self.sampled += seconds;
-        // At first the plain average of what there is; smoothed once there is enough of it.
+        // The plain average at first; smoothed once there are enough samples.
         let weight = |over: f64| (1.0 - (-seconds / over).exp()).max(seconds / self.sampled);
         self.shown += (rate - self.shown) * weight(SHOWN_SECONDS);
         self.steady += (rate - self.steady) * weight(STEADY_SECONDS);
         self.last = Some((now, count));
     }
 
-    /// A second, smoothed; 0 before the second sample.
+    /// Smoothed, per second; 0 before the second sample.
     pub(super) fn rate(&self) -> f64 {
         if self.shown < STILL { 0.0 } else { self.shown }
     }
 
-    /// As [`Rate::rate`], where enough has been watched to say so.
+    /// As [`Rate::rate`]; `None` before there are enough samples.
     pub(super) fn known_rate(&self) -> Option<f64> {
         (self.sampled >= SAMPLED_MIN).then(|| self.rate())
     }
 
-    /// Seconds until so much more has been done. `None` where it is not known: too little has been
-    /// watched, or it stands still.
+    /// Seconds until the counter has grown by `left`. `None` if there are too few samples or it stands
+    /// still.
     pub(super) fn eta(&self, left: u64) -> Option<u64> {
         let moving = self.steady > 0.0 && self.shown > self.steady * STALLED;
         if self.sampled < SAMPLED_MIN || !moving {
@@ -95,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_not_told() {
+    fn an_unknown_time_left_is_none() {
         assert_eq!(Rate::default().eta(1), None);
         assert_eq!(steady(1_000, 1).eta(1_000), None);
         assert_eq!(steady(0, 60).eta(1_000), None);

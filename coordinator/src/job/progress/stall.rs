@@ -1,7 +1,7 @@
-//! When a job moved last. Pure: time comes in as a value.
+//! Detects how long a job has not moved. Pure: time comes in as a value.
 //!
-//! A rate cannot tell a stall: it is smoothed, phases that count things have none, and a long statement
-//! has no counts at all. How long nothing has changed can, and what is too long depends on the phase.
+//! A rate does not show a stall: it is smoothed, phases that count items have none, and a long statement
+//! has no counts at all. The time without any change does; how long is too long depends on the phase.
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::WorkProgress;
@@ -11,7 +11,7 @@ use super::super::{Job, Stage, Step, Totals};
 use super::current_phase;
 use crate::job::copy_progress::CopyProgress;
 
-/// What changes whenever a job moves.
+/// Values of which at least one changes whenever a job moves.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Sign {
     phase: Option<Phase>,
@@ -33,21 +33,21 @@ impl Sign {
             done: copied.counted().done,
             bytes: copied.bytes(),
             wire: copied.wire(),
-            // Which parts are on their way: another one may happen to be as far.
+            // Another part in flight may happen to have the same byte count.
             parts: copied.flight().iter().map(|f| u64::from(f.part.0)).sum(),
         }
     }
 }
 
-/// What an agent said of work that is not parts. Not its total, which grows with what is still to do.
+/// A report on work that is not counted in parts. Without its total, which grows with the work left to do.
 #[derive(Debug, Clone, PartialEq, Default)]
-struct Said {
+struct Report {
     done: u64,
     workers: u8,
     current: Option<String>,
 }
 
-impl Said {
+impl Report {
     fn replace(&mut self, work: &WorkProgress) -> bool {
         let same =
             self.done == work.done && self.workers == work.workers && self.current == work.current;
@@ -60,24 +60,24 @@ impl Said {
     }
 }
 
-/// Since when nothing has moved.
+/// Since when a job has not moved.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Stall {
     sign: Option<Sign>,
-    said: Said,
-    aside: Said,
-    /// Something was heard that moves since the last look.
+    shown: Report,
+    background: Report,
+    /// Whether a report since the last observation showed movement.
     moved: bool,
     since: Option<Timestamp>,
 }
 
 impl Stall {
     pub(super) fn heard(&mut self, work: &WorkProgress) {
-        self.moved |= self.said.replace(work);
+        self.moved |= self.shown.replace(work);
     }
 
-    pub(super) fn heard_aside(&mut self, work: &WorkProgress) {
-        self.moved |= self.aside.replace(work);
+    pub(super) fn heard_background(&mut self, work: &WorkProgress) {
+        self.moved |= self.background.replace(work);
     }
 
     pub(super) fn observe(&mut self, sign: Sign, now: Timestamp) {

@@ -1,4 +1,4 @@
-//! Tables as they are shown: which of them, and how far each is.
+//! Which tables are shown, and the progress of each.
 
 use std::cmp::Reverse;
 
@@ -9,7 +9,7 @@ use steep_protocol::{ByteCount, TableNo, limits};
 use super::{ALMOST, Detail, percent};
 use crate::job::copy_progress::{CopyProgress, TableCopy};
 
-/// The largest table on its way, and how far it is.
+/// The largest table in flight, and its percentage.
 pub(super) fn leading_table(copied: &CopyProgress) -> Option<(TableNo, f64)> {
     let tables = copied
         .flight()
@@ -20,7 +20,7 @@ pub(super) fn leading_table(copied: &CopyProgress) -> Option<(TableNo, f64)> {
     Some((largest.summary.no, table_percent(copied, largest, moving)))
 }
 
-/// Bytes of that table on their way.
+/// Bytes of that table in flight.
 fn in_flight(copied: &CopyProgress, table: &TableCopy) -> ByteCount {
     let own = |f: &&PartProgress| copied.table_of(f.part) == Some(table.summary.no);
     copied.flight().iter().filter(own).map(|f| f.bytes).sum()
@@ -34,13 +34,10 @@ fn table_percent(copied: &CopyProgress, table: &TableCopy, moving: ByteCount) ->
 }
 
 pub(super) fn table_views(copied: &CopyProgress, detail: Detail) -> Vec<TableView> {
+    let active = active_tables(copied);
     let view = |table: &TableCopy| {
         let moving = in_flight(copied, table);
-        let begun = table.done > 0
-            || copied
-                .flight()
-                .iter()
-                .any(|f| copied.table_of(f.part) == Some(table.summary.no));
+        let begun = table.done > 0 || active.binary_search(&table.summary.no).is_ok();
         TableView {
             schema: table.summary.name.schema.to_string(),
             table: table.summary.name.table.to_string(),
@@ -56,35 +53,28 @@ pub(super) fn table_views(copied: &CopyProgress, detail: Detail) -> Vec<TableVie
     };
     match detail {
         Detail::All => copied.tables().iter().map(view).collect(),
-        Detail::Shown => shown(copied).into_iter().map(view).collect(),
+        Detail::Shown => shown(copied, &active).into_iter().map(view).collect(),
         Detail::Active => {
-            let mut numbers: Vec<_> = copied
-                .flight()
-                .iter()
-                .filter_map(|f| copied.table_of(f.part))
-                .collect();
-            numbers.sort_unstable();
-            numbers.dedup();
-            numbers
-                .into_iter()
-                .filter_map(|no| copied.table(no))
-                .map(view)
-                .collect()
+            let tables = active.iter().filter_map(|no| copied.table(*no));
+            tables.map(view).collect()
         }
     }
 }
 
+/// The tables in flight, sorted by number.
+fn active_tables(copied: &CopyProgress) -> Vec<TableNo> {
+    let parts = copied.flight().iter();
+    let mut tables: Vec<_> = parts.filter_map(|f| copied.table_of(f.part)).collect();
+    tables.sort_unstable();
+    tables.dedup();
+    tables
+}
+
 /// The tables of [`Detail::Shown`].
-fn shown(copied: &CopyProgress) -> Vec<&TableCopy> {
-    let mut moving: Vec<_> = copied
-        .flight()
-        .iter()
-        .filter_map(|f| copied.table_of(f.part))
-        .collect();
-    moving.sort_unstable();
+fn shown<'a>(copied: &'a CopyProgress, active: &[TableNo]) -> Vec<&'a TableCopy> {
     let rank = |table: &&TableCopy| {
-        let moves = moving.binary_search(&table.summary.no).is_ok();
-        let class = match (moves, table.is_complete()) {
+        let is_active = active.binary_search(&table.summary.no).is_ok();
+        let class = match (is_active, table.is_complete()) {
             (true, _) => 0,
             (false, false) if table.done > 0 => 1,
             (false, false) => 2,

@@ -1,4 +1,4 @@
-//! Claims about what people are shown.
+//! Tests of what people are shown.
 
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
@@ -109,7 +109,7 @@ fn a_stalled_copy_shows_so_within_seconds() {
 }
 
 #[test]
-fn what_moved_and_stands_still_says_for_how_long_and_at_no_rate() {
+fn a_stalled_job_shows_for_how_long_and_no_rate() {
     let (mut job, mut copied) = copying(&[(100, 1_000 * MB)]);
     let mut meter = Meter::default();
     for second in 0..20u32 {
@@ -130,7 +130,7 @@ fn what_moved_and_stands_still_says_for_how_long_and_at_no_rate() {
     );
     assert_eq!(view.throughput_bytes_sec, 0.0);
     assert_eq!(view.detail.phase_bytes_sec, Some(0.0));
-    // A part that begins moves it, and so does a phase.
+    // A new part counts as movement, and so does a new phase.
     copied.set_flight(&[PartProgress {
         part: PartNo(70),
         bytes: ByteCount(0),
@@ -146,7 +146,7 @@ fn what_moved_and_stands_still_says_for_how_long_and_at_no_rate() {
 }
 
 #[test]
-fn work_that_is_done_moves_a_job_and_work_that_is_added_does_not() {
+fn finished_work_counts_as_movement_and_added_work_does_not() {
     let (mut job, copied) = copying(&[(1, MB)]);
     job.clock.stop(at(0));
     job.clock.start(Phase::CatchUp, at(0));
@@ -175,7 +175,7 @@ fn work_that_is_done_moves_a_job_and_work_that_is_added_does_not() {
 }
 
 #[test]
-fn a_part_on_its_way_counts_and_the_copy_is_complete_only_when_it_is() {
+fn a_part_in_flight_counts_and_only_finished_parts_complete_the_copy() {
     let (job, mut copied) = copying(&[(1, MB), (2, 2 * MB)]);
     let meter = Meter::default();
     copied.set_flight(&[PartProgress {
@@ -275,7 +275,7 @@ fn every_phase_that_counts_bytes_has_a_pace_and_an_end() {
         assert!((rate - 100e6).abs() < 1e3, "{rate}");
         let last = detail.phase_times.last().unwrap();
         assert_eq!((last.phase, last.seconds), (phase, 5.0));
-        // What comes after the builds is counted in things, and the bar does not go back for it.
+        // What follows the builds is counted in items, and the bar does not go back for it.
         meter.report(
             phase,
             WorkProgress {
@@ -294,7 +294,7 @@ fn every_phase_that_counts_bytes_has_a_pace_and_an_end() {
 }
 
 #[test]
-fn compression_is_told_of_what_crossed_the_network_and_retries_outlive_their_agent() {
+fn compression_covers_what_crossed_the_network_and_retries_outlive_their_agent() {
     let (job, mut copied) = copying(&[(4, 4 * MB)]);
     let mut meter = Meter::default();
     let found = PartDone {

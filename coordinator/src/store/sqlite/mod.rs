@@ -1,11 +1,11 @@
 //! The default store: one SQLite file, owned by one process.
 //!
-//! WAL mode with `synchronous = FULL`: every [`Store::apply`] is one transaction and one fsync. What
-//! was applied must survive the machine, not only the process, because messages that tell agents to
-//! forget leave right after; there are a few writes a second, so the fsync does not matter.
+//! WAL mode with `synchronous = FULL`: every [`Store::apply`] is one transaction and one fsync. Applied
+//! writes must survive a crash of the machine, not only of the process, because messages that let agents
+//! forget are sent right after; at a few writes a second, the fsync does not matter.
 //!
 //! The directory is locked by `coordinator.lock` for the life of the [`SqliteStore`]; file and
-//! directory are readable by their owner alone, and nobody else may write to either ([`place`]).
+//! directory are readable only by their owner, and nobody else may write to either ([`place`]).
 
 mod place;
 mod write;
@@ -34,7 +34,7 @@ use write::apply_one;
 const FILE: &str = "coordinator.db";
 const LOCK: &str = "coordinator.lock";
 
-/// Each entry leads from the version of its index to the next. Never change one; add one.
+/// Each entry migrates from the version of its index to the next. Never change one; add one.
 const MIGRATIONS: &[&str] = &[
     "
     CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -91,16 +91,15 @@ const MIGRATIONS: &[&str] = &[
 #[derive(Debug)]
 pub struct SqliteStore {
     connection: Connection,
-    /// Held, not used: the lock goes with it.
+    /// Holds the lock.
     _lock: File,
 }
 
 impl SqliteStore {
-    /// Opens the store in that directory, making both where they are not there.
+    /// Opens the store in that directory; creates both if missing.
     ///
     /// # Errors
-    /// [`StoreError`] where the directory is in use, cannot be written, or was written by a newer
-    /// version.
+    /// [`StoreError`] if the directory is in use, cannot be written, or was written by a newer version.
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
         let failed = |what, path: &Path| {
             let path = path.to_owned();
@@ -117,8 +116,8 @@ impl SqliteStore {
         )?;
         let lock = take_lock(directory)?;
         let path = directory.join(FILE);
-        // Made before SQLite makes it, so that it is never readable by others; its WAL gets the
-        // same mode from SQLite.
+        // Created before SQLite would create it, so that others can never read it; SQLite gives its WAL
+        // the same mode.
         let file = private_file(&path).map_err(failed("open", &path))?;
         file.set_permissions(std::fs::Permissions::from_mode(0o600))
             .map_err(failed("protect", &path))?;
@@ -134,13 +133,29 @@ impl SqliteStore {
             _lock: lock,
         })
     }
-}
 
-impl SqliteStore {
-    /// The number of the last audit entry; 0 where there was none.
-    fn last_audit(&self) -> Result<u64, StoreError> {
-        let sql = "SELECT coalesce(max(seq), 0) FROM audit";
-        Ok(self.connection.query_row(sql, [], |row| unsigned(row, 0))?)
+    /// The next number in `events` or `audit`.
+    fn next_number(&self, table: &str) -> Result<u64, StoreError> {
+        let sql = format!("SELECT coalesce(max(seq), 0) + 1 FROM {table}");
+        Ok(self
+            .connection
+            .query_row(&sql, [], |row| unsigned(row, 0))?)
+    }
+
+    /// The records that a query selects; unreadable ones are left out.
+    fn records<T: DeserializeOwned>(
+        &self,
+        what: &str,
+        sql: &str,
+        values: &[&dyn rusqlite::ToSql],
+    ) -> Result<Vec<T>, StoreError> {
+        let mut statement = self.connection.prepare_cached(sql)?;
+        let mut rows = statement.query(values)?;
+        let mut records = Vec::new();
+        while let Some(row) = rows.next()? {
+            records.extend(readable(from_json(what, &row.get::<_, String>(0)?)));
+        }
+        Ok(records)
     }
 
     fn audit_due(&self) -> Result<Vec<AuditDue>, StoreError> {
@@ -150,13 +165,14 @@ impl SqliteStore {
         let mut rows = statement.query([])?;
         let mut due = Vec::new();
         while let Some(row) = rows.next()? {
-            let node = NodeId::parse(&row.get::<_, String>(0)?)
-                .map_err(|e| corrupt("audit trail".to_owned(), &e));
-            let view = from_json("audit trail", &row.get::<_, String>(1)?);
-            due.extend(legible(node.and_then(|node| {
-                let view = view?;
-                Ok(AuditDue { node, view })
-            })));
+            let (node, record): (String, String) = (row.get(0)?, row.get(1)?);
+            let entry = NodeId::parse(&node)
+                .map_err(|e| corrupt("audit trail".to_owned(), &e))
+                .and_then(|node| {
+                    let view = from_json("audit trail", &record)?;
+                    Ok(AuditDue { node, view })
+                });
+            due.extend(readable(entry));
         }
         Ok(due)
     }
@@ -213,9 +229,9 @@ impl Store for SqliteStore {
         while let Some(row) = rows.next()? {
             let name: String = row.get(0)?;
             let record = from_json(&format!("node {name}"), &row.get::<_, String>(1)?);
-            // Its agent tells again what can be told.
-            let anew = || NodeId::parse(&name).ok().map(NodeRecord::new);
-            nodes.extend(legible(record).or_else(anew));
+            // Its agent reports what it can again.
+            let fresh = || NodeId::parse(&name).ok().map(NodeRecord::new);
+            nodes.extend(readable(record).or_else(fresh));
         }
         let mut open_jobs = Vec::new();
         let mut query = self
@@ -225,22 +241,18 @@ impl Store for SqliteStore {
         while let Some(row) = rows.next()? {
             let id: String = row.get(0)?;
             let record = from_json(&format!("job {id}"), &row.get::<_, String>(1)?);
-            open_jobs.extend(legible(record));
+            open_jobs.extend(readable(record));
         }
         let next = "SELECT value FROM meta WHERE key = 'next_command'";
         let next_command = self
             .connection
             .query_row(next, [], |row| unsigned(row, 0))?;
-        let last = "SELECT coalesce(max(seq), 0) FROM events";
-        let last_event: u64 = self
-            .connection
-            .query_row(last, [], |row| unsigned(row, 0))?;
         Ok(Loaded {
             nodes,
             open_jobs,
             next_command,
-            next_event: last_event + 1,
-            next_audit: self.last_audit()? + 1,
+            next_event: self.next_number("events")?,
+            next_audit: self.next_number("audit")?,
             audit_due: self.audit_due()?,
         })
     }
@@ -304,10 +316,10 @@ impl Store for SqliteStore {
                     rows: RowCount(unsigned(row, 8)?),
                     bytes: ByteCount(unsigned(row, 9)?),
                 },
-                times: moment(row.get(10)?).map(|began| TableTimes {
+                times: timestamp(row.get(10)?).map(|began| TableTimes {
                     no,
                     began,
-                    ended: row.get(11).ok().and_then(moment),
+                    ended: row.get(11).ok().and_then(timestamp),
                 }),
             });
         }
@@ -332,16 +344,7 @@ impl Store for SqliteStore {
 
     fn samples(&mut self, id: JobId) -> Result<Vec<ProgressSample>, StoreError> {
         let sql = "SELECT record FROM samples WHERE job = ?1 ORDER BY at LIMIT ?2";
-        let mut statement = self.connection.prepare_cached(sql)?;
-        let mut rows = statement.query(params![id.to_string(), SAMPLES_MAX])?;
-        let mut samples = Vec::new();
-        while let Some(row) = rows.next()? {
-            samples.extend(legible(from_json::<ProgressSample>(
-                "progress",
-                &row.get::<_, String>(0)?,
-            )));
-        }
-        Ok(samples)
+        self.records("progress", sql, params![id.to_string(), SAMPLES_MAX])
     }
 
     fn last_mark(&mut self, id: JobId) -> Result<Option<Mark>, StoreError> {
@@ -354,17 +357,11 @@ impl Store for SqliteStore {
     }
 
     fn audit(&mut self, query: &EventQuery) -> Result<Vec<AuditView>, StoreError> {
-        let mut statement = self.connection.prepare_cached(
-            "SELECT record FROM audit WHERE seq > ?1 AND (?2 IS NULL OR node = ?2 OR source = ?2) \
-             ORDER BY seq LIMIT ?3",
-        )?;
+        let sql = "SELECT record FROM audit WHERE seq > ?1 \
+                   AND (?2 IS NULL OR node = ?2 OR source = ?2) ORDER BY seq LIMIT ?3";
         let node = query.node.as_ref().map(NodeId::as_str);
-        let mut rows = statement.query(params![signed(query.after), node, query.limit])?;
-        let mut entries = Vec::new();
-        while let Some(row) = rows.next()? {
-            entries.extend(legible(from_json("audit trail", &row.get::<_, String>(0)?)));
-        }
-        Ok(entries)
+        let values = params![signed(query.after), node, query.limit];
+        self.records("audit trail", sql, values)
     }
 
     fn last_end(&mut self, target: &NodeId) -> Result<Option<EndView>, StoreError> {
@@ -385,31 +382,20 @@ impl Store for SqliteStore {
         node: Option<&NodeId>,
         limit: u32,
     ) -> Result<Vec<EventView>, StoreError> {
-        let mut statement = self.connection.prepare_cached(
-            "SELECT record FROM events WHERE ?1 IS NULL OR node = ?1 OR source = ?1 \
-             ORDER BY seq DESC LIMIT ?2",
-        )?;
-        let mut rows = statement.query(params![node.map(NodeId::as_str), limit])?;
-        let mut events = Vec::new();
-        while let Some(row) = rows.next()? {
-            events.extend(legible(from_json("event log", &row.get::<_, String>(0)?)));
-        }
+        let sql = "SELECT record FROM events WHERE ?1 IS NULL OR node = ?1 OR source = ?1 \
+                   ORDER BY seq DESC LIMIT ?2";
+        let values = params![node.map(NodeId::as_str), limit];
+        let mut events: Vec<EventView> = self.records("event log", sql, values)?;
         events.reverse();
         Ok(events)
     }
 
     fn events(&mut self, query: &EventQuery) -> Result<Vec<EventView>, StoreError> {
-        let mut statement = self.connection.prepare_cached(
-            "SELECT record FROM events WHERE seq > ?1 AND (?2 IS NULL OR node = ?2 OR source = ?2) \
-             ORDER BY seq LIMIT ?3",
-        )?;
+        let sql = "SELECT record FROM events WHERE seq > ?1 \
+                   AND (?2 IS NULL OR node = ?2 OR source = ?2) ORDER BY seq LIMIT ?3";
         let node = query.node.as_ref().map(NodeId::as_str);
-        let mut rows = statement.query(params![signed(query.after), node, query.limit])?;
-        let mut events = Vec::new();
-        while let Some(row) = rows.next()? {
-            events.extend(legible(from_json("event log", &row.get::<_, String>(0)?)));
-        }
-        Ok(events)
+        let values = params![signed(query.after), node, query.limit];
+        self.records("event log", sql, values)
     }
 }
 
@@ -430,8 +416,8 @@ fn from_json<T: DeserializeOwned>(what: &str, text: &str) -> Result<T, StoreErro
     serde_json::from_str(text).map_err(|e| corrupt(what.to_owned(), &e))
 }
 
-/// One of many records: a list lacks those that cannot be read, and the log says so.
-fn legible<T>(record: Result<T, StoreError>) -> Option<T> {
+/// One of many records: unreadable ones are logged and left out.
+fn readable<T>(record: Result<T, StoreError>) -> Option<T> {
     record
         .inspect_err(|error| {
             tracing::error!(event = "store.unreadable", error = %error, "a record of the store is left out");
@@ -446,11 +432,11 @@ fn corrupt(what: String, error: &dyn std::error::Error) -> StoreError {
     }
 }
 
-fn moment(millis: Option<i64>) -> Option<Timestamp> {
+fn timestamp(millis: Option<i64>) -> Option<Timestamp> {
     Timestamp::from_millisecond(millis?).ok()
 }
 
-/// SQLite's integers are signed; what is beyond them is no count of anything real.
+/// SQLite's integers are signed; no real count is larger.
 fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }

@@ -1,5 +1,5 @@
-//! Whether the data directory is ours alone: who can write to it, or link a file of it to one of theirs,
-//! decides what the coordinator believes.
+//! Checks that the data directory is the coordinator's alone: whoever can write to it, or replace a file
+//! with a link, controls the coordinator.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
@@ -12,16 +12,16 @@ use super::StoreError;
 /// Write permission of group and others.
 const WRITE_BY_OTHERS: u32 = 0o022;
 
-/// Checks the directory and those of its files that are there.
+/// Checks the directory and its existing files.
 ///
 /// # Errors
-/// [`StoreError::Place`], which says what is wrong and how it is put right.
+/// [`StoreError::Place`], which says what is wrong and how to fix it.
 pub(super) fn check(directory: &Path, files: &[&str]) -> Result<(), StoreError> {
     let refuse = |path: &Path, why: String| {
         let path = path.to_owned();
         Err(StoreError::Place { path, why })
     };
-    // The directory itself may be reached by a link: whose it is and who writes to it counts.
+    // The directory itself may be reached by a link: only its owner and mode matter.
     let found = std::fs::metadata(directory).map_err(|source| StoreError::File {
         what: "look at",
         path: directory.to_owned(),

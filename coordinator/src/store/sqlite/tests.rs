@@ -1,4 +1,4 @@
-//! Claims about what survives.
+//! Tests of durability, retention and access.
 
 use jiff::Timestamp;
 use steep_protocol::NodeState;
@@ -72,8 +72,20 @@ fn end(id: u64) -> EndView {
     }
 }
 
+const FIRST_EVENTS: EventQuery = EventQuery {
+    node: None,
+    after: 0,
+    limit: 9,
+};
+
+fn new_store() -> (tempfile::TempDir, SqliteStore) {
+    let directory = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(directory.path()).unwrap();
+    (directory, store)
+}
+
 #[test]
-fn what_was_applied_is_there_after_a_crash() {
+fn applied_writes_survive_a_crash() {
     let directory = tempfile::tempdir().unwrap();
     let mut node = NodeRecord::new(testing::node("b"));
     node.state = NodeState::Copying;
@@ -101,7 +113,7 @@ fn what_was_applied_is_there_after_a_crash() {
             Write::Event(event(1, "b")),
         ])
         .unwrap();
-    // No closing: the handle is dropped as a dying process drops it.
+    // The handle is dropped without closing the store, as by a crash.
     drop(store);
     let mut store = SqliteStore::open(directory.path()).unwrap();
     let loaded = store.load().unwrap();
@@ -121,9 +133,8 @@ fn what_was_applied_is_there_after_a_crash() {
 }
 
 #[test]
-fn all_writes_or_none() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut store = SqliteStore::open(directory.path()).unwrap();
+fn writes_are_atomic() {
+    let (_directory, mut store) = new_store();
     store.apply(&[Write::Event(event(1, "b"))]).unwrap();
     let twice = [
         Write::Node(Box::new(NodeRecord::new(testing::node("b")))),
@@ -135,8 +146,7 @@ fn all_writes_or_none() {
 
 #[test]
 fn a_sealed_job_keeps_its_tables_until_the_next_of_its_target() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut store = SqliteStore::open(directory.path()).unwrap();
+    let (_directory, mut store) = new_store();
     let mut first = job(1);
     first.stage = Stage::Closed(Closed::Synchronized);
     let sum = TableSum {
@@ -176,8 +186,7 @@ fn a_sealed_job_keeps_its_tables_until_the_next_of_its_target() {
 
 #[test]
 fn events_are_found_by_either_node_and_paged() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut store = SqliteStore::open(directory.path()).unwrap();
+    let (_directory, mut store) = new_store();
     let mut events: Vec<EventView> = (1..=6)
         .map(|i| event(i, if i % 2 == 0 { "b" } else { "c" }))
         .collect();
@@ -202,18 +211,12 @@ fn events_are_found_by_either_node_and_paged() {
 
 #[test]
 fn old_events_are_dropped() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut store = SqliteStore::open(directory.path()).unwrap();
+    let (_directory, mut store) = new_store();
     store.apply(&[Write::Event(event(1, "b"))]).unwrap();
     let late = EVENTS_KEPT + PRUNE_EVERY;
     store.apply(&[Write::Event(event(late, "b"))]).unwrap();
     assert_eq!(store.load().unwrap().next_event, late + 1);
-    let query = EventQuery {
-        node: None,
-        after: 0,
-        limit: 9,
-    };
-    assert_eq!(store.events(&query).unwrap().len(), 1);
+    assert_eq!(store.events(&FIRST_EVENTS).unwrap().len(), 1);
 }
 
 #[test]
@@ -227,7 +230,7 @@ fn two_coordinators_cannot_share_a_directory() {
 }
 
 #[test]
-fn nobody_else_reads_it() {
+fn others_cannot_read_the_store() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("data");
     let mut store = SqliteStore::open(&path).unwrap();
@@ -269,9 +272,8 @@ fn a_directory_that_others_write_to_and_a_file_that_is_elsewhere_are_refused() {
 }
 
 #[test]
-fn one_record_that_cannot_be_read_costs_no_other() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut store = SqliteStore::open(directory.path()).unwrap();
+fn an_unreadable_record_does_not_affect_others() {
+    let (_directory, mut store) = new_store();
     let writes: Vec<Write> = (1..=3).map(|i| Write::Event(event(i, "b"))).collect();
     store.apply(&writes).unwrap();
     let jobs = [1, 2].map(|i| Write::Job(Box::new(job(i))));
@@ -284,13 +286,8 @@ fn one_record_that_cannot_be_read_costs_no_other() {
     for sql in damage {
         assert_eq!(store.connection.execute(sql, []).unwrap(), 1, "{sql}");
     }
-    let query = EventQuery {
-        node: None,
-        after: 0,
-        limit: 9,
-    };
     let seen = |events: Vec<EventView>| events.iter().map(|e| e.seq).collect::<Vec<_>>();
-    assert_eq!(seen(store.events(&query).unwrap()), [1, 3]);
+    assert_eq!(seen(store.events(&FIRST_EVENTS).unwrap()), [1, 3]);
     assert_eq!(seen(store.recent_events(None, 9).unwrap()), [1, 3]);
     let loaded = store.load().unwrap();
     assert_eq!(loaded.open_jobs, [job(2)]);
@@ -322,9 +319,8 @@ fn a_store_of_a_newer_version_is_left_alone() {
 }
 
 #[test]
-fn samples_are_thinned_where_they_are_old_and_go_with_the_next_job() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut store = SqliteStore::open(directory.path()).unwrap();
+fn old_samples_are_thinned_and_the_next_job_drops_them() {
+    let (_directory, mut store) = new_store();
     let mut first = job(1);
     first.stage = Stage::Closed(Closed::Synchronized);
     let sample = |second: i64| ProgressSample {
@@ -362,8 +358,7 @@ fn samples_are_thinned_where_they_are_old_and_go_with_the_next_job() {
 
 #[test]
 fn an_audit_entry_is_due_until_each_node_has_it() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut store = SqliteStore::open(directory.path()).unwrap();
+    let (directory, mut store) = new_store();
     let view = AuditView {
         seq: 1,
         timestamp: Timestamp::UNIX_EPOCH,
@@ -406,7 +401,7 @@ fn an_audit_entry_is_due_until_each_node_has_it() {
     assert!(store.audit(&query).unwrap().is_empty());
 }
 
-/// A job of `b` that ended at that second.
+/// Writes of a job of `b` that ended at that second.
 fn ended(id: u64, second: i64) -> [Write; 2] {
     let mut closed = job(id);
     closed.stage = Stage::Closed(Closed::Synchronized);
@@ -421,8 +416,7 @@ fn ended(id: u64, second: i64) -> [Write; 2] {
 
 #[test]
 fn the_last_report_is_that_of_the_job_which_ended_last_and_survives_the_next_one() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut store = SqliteStore::open(directory.path()).unwrap();
+    let (directory, mut store) = new_store();
     assert_eq!(store.last_end(&testing::node("b")).unwrap(), None);
     // Ids are random: the older job has the greater one.
     store.apply(&ended(9, 1_000)).unwrap();
@@ -436,9 +430,8 @@ fn the_last_report_is_that_of_the_job_which_ended_last_and_survives_the_next_one
 }
 
 #[test]
-fn of_the_jobs_that_are_over_the_newest_are_kept() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut store = SqliteStore::open(directory.path()).unwrap();
+fn the_newest_finished_jobs_are_kept() {
+    let (_directory, mut store) = new_store();
     let count = u64::from(JOBS_KEPT) + 5;
     for id in 1..=count {
         store.apply(&ended(id, id.cast_signed())).unwrap();
@@ -448,7 +441,7 @@ fn of_the_jobs_that_are_over_the_newest_are_kept() {
 }
 
 #[test]
-fn a_store_of_the_first_version_tells_its_last_report() {
+fn a_store_of_the_first_version_has_its_last_report() {
     let directory = tempfile::tempdir().unwrap();
     let old = Connection::open(directory.path().join(FILE)).unwrap();
     old.execute_batch(MIGRATIONS[0]).unwrap();
@@ -475,8 +468,7 @@ fn a_store_of_the_first_version_tells_its_last_report() {
 
 #[test]
 fn recent_events_are_the_newest_in_order() {
-    let directory = tempfile::tempdir().unwrap();
-    let mut store = SqliteStore::open(directory.path()).unwrap();
+    let (_directory, mut store) = new_store();
     let writes: Vec<_> = (1..=9u64)
         .map(|seq| Write::Event(event(seq, if seq % 2 == 0 { "a" } else { "b" })))
         .collect();

@@ -1,4 +1,4 @@
-//! What [`Write`]s come to in SQL, all inside the transaction of one [`Store::apply`].
+//! [`Write`]s as SQL, inside the transaction of one [`Store::apply`].
 //!
 //! [`Store::apply`]: crate::store::Store::apply
 
@@ -13,7 +13,7 @@ use crate::job::progress::Mark;
 use crate::job::{Job, Stage};
 use crate::store::{AUDIT_KEPT, EVENTS_KEPT, JOBS_KEPT, SAMPLES_MAX, StoreError, TableSum, Write};
 
-/// How many events are written between two looks at how many there are.
+/// Old events and audit entries are dropped once per this many new ones.
 pub(super) const PRUNE_EVERY: u64 = 1_000;
 
 pub(super) fn apply_one(transaction: &Transaction<'_>, write: &Write) -> Result<(), StoreError> {

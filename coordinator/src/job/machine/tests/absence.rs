@@ -1,10 +1,10 @@
-//! Agents that are away: for a moment, for ever, or with their process and its snapshot.
+//! Offline agents: for a moment, for ever, or restarted without their snapshot.
 
 use super::*;
 use crate::job::retry::{RESTARTS_MAX, waiting};
 
 #[test]
-fn an_agent_that_stays_away_is_said_to_be_waited_for_and_given_up_when_the_budget_is_over() {
+fn an_agent_that_stays_offline_is_shown_and_fails_the_job_once_the_budget_is_over() {
     for side in Side::BOTH {
         let mut world = World::new(Method::Snapshot);
         world.rules.patience.keep_failed = None;
@@ -19,9 +19,7 @@ fn an_agent_that_stays_away_is_said_to_be_waited_for_and_given_up_when_the_budge
         world.run_on();
         world.tick(3);
         assert_eq!(world.node, NodeState::Failed, "{side:?}");
-        let [Finish::Failed(fault)] = &world.finishes[..] else {
-            panic!("{:?}", world.finishes);
-        };
+        let fault = world.failure();
         assert_eq!(fault.kind, FaultKind::Unreachable);
         assert!(fault.hint.contains("pending"), "{}", fault.hint);
         assert!(world.job.owes(side) && !world.is_closed());
@@ -56,14 +54,13 @@ fn an_absence_of_many_minutes_changes_nothing_once_the_preflight_is_over() {
     }
 }
 
-/// Whether a job in that work needs the snapshot, once there is one.
+/// Whether that work needs the snapshot.
 fn reads(work: Work) -> bool {
     matches!(work, Work::PrepareTarget | Work::Copy)
 }
 
 #[test]
-fn a_job_begins_again_by_itself_where_the_source_restarts_under_the_snapshot_and_goes_on_elsewhere()
-{
+fn a_job_starts_over_only_if_the_source_restarts_while_the_snapshot_is_needed() {
     for work in SNAPSHOT_WORK {
         let mut world = World::new(Method::Snapshot);
         world.until(work);
@@ -84,7 +81,7 @@ fn a_job_begins_again_by_itself_where_the_source_restarts_under_the_snapshot_and
 }
 
 #[test]
-fn a_source_that_is_stopped_under_its_snapshot_is_waited_for_and_a_target_too() {
+fn a_stopped_agent_is_waited_for() {
     for work in SNAPSHOT_WORK {
         for side in Side::BOTH {
             let mut world = World::new(Method::Snapshot);
@@ -107,7 +104,7 @@ fn a_source_that_is_stopped_under_its_snapshot_is_waited_for_and_a_target_too() 
 }
 
 #[test]
-fn a_lost_snapshot_matters_while_parts_are_left_to_read_and_not_after() {
+fn a_lost_snapshot_matters_only_while_parts_are_left_to_read() {
     let mut world = World::new(Method::Snapshot);
     world.until(Work::Copy);
     world.copied = true;
@@ -137,10 +134,10 @@ fn a_lost_snapshot_matters_while_parts_are_left_to_read_and_not_after() {
 }
 
 #[test]
-fn a_job_begins_again_five_times_and_then_fails() {
+fn a_job_starts_over_five_times_and_then_fails() {
     let mut world = World::new(Method::Snapshot);
     for round in 1..=RESTARTS_MAX {
-        // The copy before it has to be stopped first.
+        // The previous copy must be stopped first.
         world.until(Work::OpenSource);
         world.until(Work::Copy);
         world.lose_snapshot();
@@ -150,15 +147,13 @@ fn a_job_begins_again_five_times_and_then_fails() {
     world.until(Work::Copy);
     world.lose_snapshot();
     world.run_on();
-    let [Finish::Failed(fault)] = &world.finishes[..] else {
-        panic!("{:?}", world.finishes);
-    };
+    let fault = world.failure();
     assert!(fault.message.contains("5 times"), "{fault}");
     assert!(world.is_closed());
 }
 
 #[test]
-fn a_job_that_begins_again_can_be_cancelled_and_gives_up_where_it_cannot_clean_up() {
+fn a_job_that_starts_over_can_be_cancelled_and_fails_if_it_cannot_clean_up() {
     for cancelled in [true, false] {
         let mut world = World::new(Method::Snapshot);
         world.until(Work::Copy);
@@ -168,8 +163,7 @@ fn a_job_that_begins_again_can_be_cancelled_and_gives_up_where_it_cannot_clean_u
         world.run_on();
         assert_eq!(world.node, NodeState::Copying);
         if cancelled {
-            let data = CancelledData::Remove;
-            world.apply(JobEvent::Cancel { data }).unwrap();
+            world.cancel();
         } else {
             world.tick(1_801);
         }
@@ -187,7 +181,7 @@ fn a_job_that_begins_again_can_be_cancelled_and_gives_up_where_it_cannot_clean_u
 }
 
 #[test]
-fn a_source_that_restarts_while_it_opens_makes_its_plan_anew() {
+fn a_source_that_restarts_while_opening_makes_a_new_plan() {
     let mut world = World::new(Method::Snapshot);
     world.until(Work::OpenSource);
     world.kill(Side::Source);

@@ -1,14 +1,15 @@
-//! How jobs end before their time: cancelled, failed, over time, and what is removed then.
+//! Jobs that end early: cancelled, failed, timed out; and their cleanup.
 
 use super::*;
 
+const CLEANUP_TARGET: Work = Work::CleanupTarget(CancelledData::Remove);
+
 #[test]
-fn a_prepared_slot_is_given_back_unless_it_had_become_the_nodes_own() {
-    let data = CancelledData::Remove;
+fn a_prepared_slot_is_returned_unless_the_job_had_succeeded() {
     for work in &BACKUP_WORK[..8] {
         let mut world = World::new(Method::Backup);
         world.until(*work);
-        world.apply(JobEvent::Cancel { data }).unwrap();
+        world.cancel();
         let Stage::Ending(ending) = &world.job.stage else {
             panic!("{work:?}: {:?}", world.job.stage);
         };
@@ -29,7 +30,7 @@ fn a_prepared_slot_is_given_back_unless_it_had_become_the_nodes_own() {
     let mut world = World::new(Method::Backup);
     world.run_on();
     world.node = NodeState::Diverged;
-    world.apply(JobEvent::Cancel { data }).unwrap();
+    world.cancel();
     let Stage::Ending(ending) = &world.job.stage else {
         panic!("{:?}", world.job.stage);
     };
@@ -43,8 +44,7 @@ fn a_cancel_at_every_command_removes_everything_target_first() {
     for work in SNAPSHOT_WORK {
         let mut world = World::new(Method::Snapshot);
         world.until(work);
-        let data = CancelledData::Remove;
-        world.apply(JobEvent::Cancel { data }).unwrap();
+        world.cancel();
         let cleanup = |w: &Work| w.is_cleanup();
         assert!(
             !world.work_of(work.side()).iter().any(cleanup),
@@ -54,10 +54,7 @@ fn a_cancel_at_every_command_removes_everything_target_first() {
         assert_eq!(world.finishes, [Finish::Cancelled], "cancelled at {work:?}");
         assert_eq!(world.node, NodeState::Uninitialized);
         let touched = |w: Work| world.ids.iter().find(|(_, x)| **x == w).map(|(id, _)| *id);
-        let (target, source) = (
-            touched(Work::CleanupTarget(data)),
-            touched(Work::CleanupSource),
-        );
+        let (target, source) = (touched(CLEANUP_TARGET), touched(Work::CleanupSource));
         assert!(source.is_some(), "the grant at least is taken back");
         if touched(Work::PrepareTarget).is_some() {
             assert!(target < source, "the source was cleaned before the target");
@@ -66,10 +63,10 @@ fn a_cancel_at_every_command_removes_everything_target_first() {
 }
 
 #[test]
-fn a_fault_that_cannot_pass_ends_in_failed_with_its_cause_at_every_command() {
+fn a_permanent_fault_at_every_command_ends_in_failed_with_its_cause() {
     for work in SNAPSHOT_WORK {
         let mut world = World::new(Method::Snapshot);
-        // Nothing is kept: what is kept is tested in `keeping`.
+        // `keeping` tests what is kept.
         world.rules.patience.keep_failed = None;
         world.until(work);
         let at = world
@@ -80,9 +77,7 @@ fn a_fault_that_cannot_pass_ends_in_failed_with_its_cause_at_every_command() {
         world.end_one(work.side(), at, true);
         world.run_on();
         assert_eq!(world.node, NodeState::Failed);
-        let [Finish::Failed(fault)] = &world.finishes[..] else {
-            panic!("{work:?}: {:?}", world.finishes);
-        };
+        let fault = world.failure();
         assert_eq!(fault.message, "disk full");
         assert_eq!(fault.node.as_ref(), Some(work.side().node(&world.job.spec)));
         assert!(world.is_closed());
@@ -90,7 +85,7 @@ fn a_fault_that_cannot_pass_ends_in_failed_with_its_cause_at_every_command() {
 }
 
 #[test]
-fn the_jobs_time_is_over_when_it_says() {
+fn a_job_fails_at_its_time_limit() {
     let mut world = World::new(Method::Snapshot);
     world.job.spec.timeout_seconds = 60;
     world.until(Work::BuildIndexes);
@@ -102,12 +97,12 @@ fn the_jobs_time_is_over_when_it_says() {
 }
 
 #[test]
-fn what_is_seen_to_go_wrong_ends_a_job_at_work_with_that_cause_and_changes_nothing_after() {
+fn an_observed_danger_ends_a_running_job_with_that_cause_and_no_finished_one() {
     for work in SNAPSHOT_WORK {
         let mut world = World::new(Method::Snapshot);
         world.until(work);
         world.endanger();
-        // The first cause is the one that counts.
+        // The first cause counts.
         world.endanger();
         world.run_on();
         assert!(
@@ -125,11 +120,11 @@ fn what_is_seen_to_go_wrong_ends_a_job_at_work_with_that_cause_and_changes_nothi
 }
 
 #[test]
-fn a_snapshot_ends_its_job_when_it_is_too_old_and_only_while_it_is_held() {
+fn a_held_snapshot_that_is_too_old_ends_its_job() {
     let old = |method, work| {
         let mut world = World::new(method);
         world.rules.bounds.snapshot_age = Some(Duration::from_secs(60));
-        // Time before the snapshot is not its age.
+        // Time before the snapshot does not count.
         world.until(Work::GatherTarget);
         world.tick(100);
         world.until(work);
@@ -158,12 +153,11 @@ fn a_snapshot_ends_its_job_when_it_is_too_old_and_only_while_it_is_held() {
 }
 
 #[test]
-fn a_cancel_with_an_agent_away_says_what_is_pending_and_completes_later() {
+fn a_cancel_with_an_offline_agent_says_what_is_pending_and_completes_later() {
     let mut world = World::new(Method::Snapshot);
     world.until(Work::Copy);
     world.kill(Side::Target);
-    let data = CancelledData::Remove;
-    world.apply(JobEvent::Cancel { data }).unwrap();
+    world.cancel();
     world.run_on();
     assert!(matches!(&world.finishes[..], [Finish::CancelPending(_)]));
     assert_eq!(world.node, NodeState::Failed);
@@ -171,8 +165,12 @@ fn a_cancel_with_an_agent_away_says_what_is_pending_and_completes_later() {
         !world.job.owes(Side::Source),
         "the source does not wait for the target"
     );
-    world.apply(JobEvent::Cancel { data }).unwrap();
-    assert_eq!(world.finishes.len(), 2, "who asks again is told again");
+    world.cancel();
+    assert_eq!(
+        world.finishes.len(),
+        2,
+        "a repeated cancel is answered again"
+    );
     world.up(Side::Target);
     world.run_on();
     assert_eq!(world.finishes.last(), Some(&Finish::Cancelled));
@@ -180,13 +178,12 @@ fn a_cancel_with_an_agent_away_says_what_is_pending_and_completes_later() {
 }
 
 #[test]
-fn a_target_that_cannot_be_cleaned_for_long_does_not_keep_the_source_from_it() {
+fn a_target_with_a_slow_cleanup_delays_the_source_only_briefly() {
     let mut world = World::new(Method::Snapshot);
     world.until(Work::Copy);
-    let data = CancelledData::Remove;
-    world.apply(JobEvent::Cancel { data }).unwrap();
+    world.cancel();
     world.end_one(Side::Target, 0, false);
-    assert_eq!(world.work_of(Side::Target), [Work::CleanupTarget(data)]);
+    assert_eq!(world.work_of(Side::Target), [CLEANUP_TARGET]);
     world.tick(19);
     assert_eq!(world.work_of(Side::Source), []);
     world.tick(1);
@@ -196,7 +193,7 @@ fn a_target_that_cannot_be_cleaned_for_long_does_not_keep_the_source_from_it() {
 }
 
 #[test]
-fn a_removal_that_failed_is_tried_again_by_itself() {
+fn a_failed_cleanup_is_retried() {
     let mut world = World::new(Method::Snapshot);
     world.rules.patience.keep_failed = None;
     world.until(Work::Copy);

@@ -1,4 +1,4 @@
-//! The way to SYNCHRONIZED, and what must hold on it.
+//! The path to SYNCHRONIZED, and what must hold on it.
 
 use super::*;
 
@@ -14,7 +14,7 @@ fn every_method_leads_to_synchronized() {
 }
 
 #[test]
-fn a_hand_over_copies_nothing_and_goes_through_the_same_states() {
+fn a_job_from_a_backup_copies_nothing_and_goes_through_the_same_states() {
     let mut world = World::new(Method::Backup);
     world.run_on();
     let mut given: Vec<(CommandId, Work)> = world.ids.iter().map(|(id, w)| (*id, *w)).collect();
@@ -33,21 +33,19 @@ fn a_hand_over_copies_nothing_and_goes_through_the_same_states() {
 }
 
 #[test]
-fn a_source_that_says_nothing_of_the_slot_ends_the_hand_over() {
+fn a_source_without_facts_about_the_slot_fails_a_job_from_a_backup() {
     let mut world = World::new(Method::Backup);
     let (id, _) = world.agent(Side::Source).at_work[0];
     let outcome = Box::new(Ok(Outcome::SourceFacts(Box::default())));
     let event = JobEvent::Ended { id, outcome };
     world.apply(event).unwrap();
     world.run_on();
-    let [Finish::Failed(fault)] = &world.finishes[..] else {
-        panic!("{:?}", world.finishes);
-    };
+    let fault = world.failure();
     assert!(fault.hint.contains("same version"), "{fault:?}");
 }
 
 #[test]
-fn parts_whose_messages_were_lost_are_asked_for_again_and_not_without_end() {
+fn parts_whose_messages_were_lost_are_asked_for_again_a_limited_number_of_times() {
     let mut world = World::new(Method::Snapshot);
     world.counted.done.parts = 2;
     world.until(Work::Copy);
@@ -65,7 +63,7 @@ fn parts_whose_messages_were_lost_are_asked_for_again_and_not_without_end() {
 }
 
 #[test]
-fn nothing_is_synchronized_when_the_sums_differ() {
+fn differing_sums_fail_the_job() {
     for lie in [
         Totals { parts: 2, ..DONE },
         Totals {
@@ -93,13 +91,11 @@ fn nothing_is_synchronized_when_the_sums_differ() {
 }
 
 #[test]
-fn a_schema_that_differs_stops_before_anything_is_touched() {
+fn a_schema_that_differs_stops_the_job_before_it_changes_anything() {
     let mut world = World::new(Method::Snapshot);
     world.rules.judge = schema_differs;
     world.run_on();
-    let [Finish::Failed(fault)] = &world.finishes[..] else {
-        panic!("{:?}", world.finishes);
-    };
+    let fault = world.failure();
     assert_eq!(fault.kind, FaultKind::SchemaMismatch);
     assert!(
         world

@@ -1,10 +1,10 @@
-//! Whatever happens in whatever order, no job gets stuck and nothing is left behind.
+//! Whatever happens, in whatever order: no job gets stuck, and nothing is left behind.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// Something random that happens.
+/// A random event.
 #[derive(Debug, Clone)]
 enum Chance {
     End { side: Side, at: usize, fault: bool },
@@ -63,7 +63,7 @@ impl World {
         }
     }
 
-    /// From here on everything is well.
+    /// All faults end.
     fn heal(&mut self) {
         for side in Side::BOTH {
             if !self.agent(side).online {
@@ -109,7 +109,7 @@ proptest! {
             world.suffer(chance);
         }
         if !world.is_closed() {
-            world.apply(JobEvent::Cancel { data: CancelledData::Remove }).unwrap();
+            world.cancel();
         }
         world.heal();
         for _ in 0..10 {
@@ -136,12 +136,12 @@ proptest! {
         if let Stage::Kept(kept) = &world.job.stage {
             prop_assert_eq!(world.node, NodeState::Failed);
             prop_assert!(kept.until > world.now, "kept for ever");
-            // Whoever mends the cause can go on, and nothing stands in the way.
+            // Once the cause is fixed, the job can be resumed.
             let mut resumed = world.clone();
             resumed.apply(JobEvent::Resume { terms: TERMS }).unwrap();
             resumed.live_on();
             prop_assert_eq!(resumed.node, NodeState::Synchronized, "{:?}", resumed.job);
-            // And nobody needs to: its time ends.
+            // Otherwise it is cleaned up when its time is over.
             world.tick(25 * 3600);
             world.live_on();
         }

@@ -1,9 +1,9 @@
-//! Failed jobs that keep what they have: for how long, and how they go on.
+//! Failed jobs that can be resumed: for how long, and how they go on.
 
 use super::*;
 use crate::job::retry::{KEEP_FAILED, KEEP_SNAPSHOT};
 
-/// Every command after which a failed job has something worth keeping.
+/// Every command whose failure leaves something worth keeping.
 const KEPT: [Work; 7] = [
     Work::Copy,
     Work::BuildIndexes,
@@ -14,7 +14,7 @@ const KEPT: [Work; 7] = [
     Work::ReleaseTarget,
 ];
 
-/// A job that failed at that work.
+/// A job that failed at that command.
 fn failed(work: Work) -> World {
     let mut world = World::new(Method::Snapshot);
     world.until(work);
@@ -30,7 +30,7 @@ fn kept_for(world: &World) -> Option<Duration> {
 }
 
 #[test]
-fn a_job_that_fails_with_its_rows_copied_keeps_them_and_goes_on_where_it_failed() {
+fn a_job_that_fails_after_its_copy_is_resumed_where_it_failed() {
     for work in KEPT {
         let mut world = failed(work);
         assert_eq!(world.node, NodeState::Failed, "{work:?}");
@@ -39,16 +39,14 @@ fn a_job_that_fails_with_its_rows_copied_keeps_them_and_goes_on_where_it_failed(
             _ => KEEP_FAILED,
         };
         assert_eq!(kept_for(&world), Some(keep), "{work:?}");
-        let [Finish::Failed(fault)] = &world.finishes[..] else {
-            panic!("{:?}", world.finishes);
-        };
+        let fault = world.failure();
         assert_eq!(fault.message, "disk full");
         assert!(fault.hint.contains("--resume"), "{}", fault.hint);
         world.run_on();
         world.tick(60);
         let cleanup = |w: &Work| w.is_cleanup();
         assert!(!world.ids.values().any(cleanup), "{work:?} was cleaned up");
-        world.apply(JobEvent::Resume { terms: TERMS }).unwrap();
+        world.resume();
         assert!(world.node.is_active());
         world.run_on();
         assert_eq!(world.finishes, [Finish::Synchronized], "{work:?}");
@@ -58,7 +56,7 @@ fn a_job_that_fails_with_its_rows_copied_keeps_them_and_goes_on_where_it_failed(
 }
 
 #[test]
-fn what_failed_before_its_rows_were_copied_or_against_the_fence_is_cleaned_up() {
+fn a_job_that_fails_before_its_copy_or_at_the_fence_is_cleaned_up() {
     for work in [
         Work::GatherSource,
         Work::GatherTarget,
@@ -76,7 +74,7 @@ fn what_failed_before_its_rows_were_copied_or_against_the_fence_is_cleaned_up() 
 }
 
 #[test]
-fn a_table_that_changed_under_the_copy_leaves_nothing_that_would_be_worth_keeping() {
+fn a_table_that_changed_during_the_copy_leaves_nothing_worth_keeping() {
     let mut world = World::new(Method::Snapshot);
     world.until(Work::Copy);
     let side = Work::Copy.side();
@@ -90,7 +88,7 @@ fn a_table_that_changed_under_the_copy_leaves_nothing_that_would_be_worth_keepin
 }
 
 #[test]
-fn nothing_is_kept_longer_than_is_said_and_its_cause_stays() {
+fn a_failed_job_is_cleaned_up_on_time_and_keeps_its_error() {
     for work in KEPT {
         let mut world = failed(work);
         world.run_on();
@@ -101,13 +99,13 @@ fn nothing_is_kept_longer_than_is_said_and_its_cause_stays() {
         world.run_on();
         assert!(world.is_closed(), "{work:?}");
         assert_eq!(world.node, NodeState::Failed);
-        assert_eq!(world.finishes.len(), 1, "an end is told once");
+        assert_eq!(world.finishes.len(), 1, "an end is reported once");
         assert!(!world.job.owes(Side::Source) && !world.job.owes(Side::Target));
     }
 }
 
 #[test]
-fn a_snapshot_is_kept_no_longer_than_its_age_allows_and_not_once_it_is_lost() {
+fn a_snapshot_is_kept_within_its_age_limit_and_not_once_it_is_lost() {
     let mut world = World::new(Method::Snapshot);
     world.rules.bounds.snapshot_age = Some(Duration::from_secs(600));
     world.until(Work::Copy);
@@ -127,7 +125,10 @@ fn a_snapshot_is_kept_no_longer_than_its_age_allows_and_not_once_it_is_lost() {
         assert!(world.is_closed(), "{loss}");
         let mut world = failed(Work::BuildIndexes);
         world.lose_snapshot();
-        assert!(world.job.kept_until().is_some(), "nobody needs it any more");
+        assert!(
+            world.job.kept_until().is_some(),
+            "it is not needed any more"
+        );
     }
     let mut world = World::new(Method::Snapshot);
     world.until(Work::Copy);
@@ -141,12 +142,11 @@ fn a_snapshot_is_kept_no_longer_than_its_age_allows_and_not_once_it_is_lost() {
 }
 
 #[test]
-fn what_is_kept_is_removed_at_once_by_a_cancel_or_when_it_harms_the_source() {
+fn a_failed_job_is_cleaned_up_at_once_by_a_cancel_or_when_it_harms_the_source() {
     for cancelled in [true, false] {
         let mut world = failed(Work::BuildIndexes);
         if cancelled {
-            let data = CancelledData::Remove;
-            world.apply(JobEvent::Cancel { data }).unwrap();
+            world.cancel();
         } else {
             world.endanger();
         }
@@ -163,7 +163,7 @@ fn what_is_kept_is_removed_at_once_by_a_cancel_or_when_it_harms_the_source() {
 }
 
 #[test]
-fn a_subscription_that_cannot_go_on_and_a_time_that_is_over_keep_what_there_is() {
+fn a_job_can_be_resumed_after_a_broken_subscription_and_after_a_timeout() {
     let mut world = World::new(Method::Snapshot);
     world.until(Work::AwaitFence);
     let fault = Fault::new(FaultKind::Failed, "the subscription keeps failing");
@@ -177,18 +177,18 @@ fn a_subscription_that_cannot_go_on_and_a_time_that_is_over_keep_what_there_is()
     world.tick(60);
     assert!(matches!(&world.finishes[..], [Finish::Failed(f)] if f.kind == FaultKind::Timeout));
     world.run_on();
-    world.apply(JobEvent::Resume { terms: TERMS }).unwrap();
+    world.resume();
     world.tick(61);
     world.run_on();
     assert_eq!(
         world.finishes,
         [Finish::Synchronized],
-        "its time begins anew"
+        "its time limit starts over"
     );
 }
 
 #[test]
-fn a_resume_waits_until_what_failed_has_been_stopped() {
+fn a_resume_is_refused_until_the_failed_job_has_stopped() {
     let mut world = World::new(Method::Snapshot);
     world.until(Work::AwaitFence);
     world.until(Work::Finish);
@@ -202,13 +202,13 @@ fn a_resume_waits_until_what_failed_has_been_stopped() {
         "the fence is still awaited"
     );
     world.run_on();
-    world.apply(JobEvent::Resume { terms: TERMS }).unwrap();
+    world.resume();
     world.run_on();
     assert_eq!(world.finishes, [Finish::Synchronized]);
 }
 
 #[test]
-fn agents_that_restart_meanwhile_do_not_keep_a_job_from_going_on() {
+fn a_job_can_be_resumed_after_its_agents_restarted() {
     for work in &KEPT[1..] {
         for side in Side::BOTH {
             let mut world = failed(*work);
@@ -216,7 +216,7 @@ fn agents_that_restart_meanwhile_do_not_keep_a_job_from_going_on() {
             world.kill(side);
             world.tick(60);
             world.up(side);
-            world.apply(JobEvent::Resume { terms: TERMS }).unwrap();
+            world.resume();
             world.run_on();
             assert_eq!(world.finishes, [Finish::Synchronized], "{work:?}, {side:?}");
         }

@@ -1,5 +1,5 @@
-//! The machine against agents that live in memory: good ones, and ones that die, lose their session,
-//! fail and lie, at every step.
+//! The machine against in-memory agents: good ones, and ones that die, lose their session, fail or report
+//! wrong sums, at every step.
 
 mod absence;
 mod ending;
@@ -44,7 +44,7 @@ fn schema_differs(_: &Case<'_>) -> Vec<Finding> {
     }]
 }
 
-/// One agent: what it was told and has not ended, what it was told to stop.
+/// One agent, with its running and its aborted commands.
 #[derive(Clone, Default)]
 struct Agent {
     online: bool,
@@ -54,16 +54,16 @@ struct Agent {
     aborted: Vec<CommandId>,
 }
 
-/// A job with both its agents, its node and its clock.
+/// A job with both agents, its node and a clock.
 #[derive(Clone)]
 struct World {
     job: Job,
     node: NodeState,
-    /// The states it went through.
+    /// All states so far.
     nodes: Vec<NodeState>,
     now: Timestamp,
     agents: [Agent; 2],
-    /// What is counted once the copy has ended.
+    /// The counts once the copy has ended.
     counted: Counted,
     copied: bool,
     finishes: Vec<Finish>,
@@ -118,7 +118,7 @@ impl World {
         Ok(())
     }
 
-    /// What has been counted so far.
+    /// The counts so far.
     fn count(&self) -> Counted {
         let done = match self.copied {
             true => self.counted.done,
@@ -207,7 +207,7 @@ impl World {
         self.apply(event).unwrap();
     }
 
-    /// The process dies: what it did and what it knew is gone.
+    /// The agent's process dies, with its commands and its snapshot.
     fn kill(&mut self, side: Side) {
         self.end_process(side);
         if self.agent(side).online {
@@ -215,7 +215,7 @@ impl World {
         }
     }
 
-    /// The same, said beforehand.
+    /// The same, announced by the agent.
     fn kill_politely(&mut self, side: Side) {
         self.end_process(side);
         self.leave(side, Parting::Stopped);
@@ -233,19 +233,36 @@ impl World {
         self.apply(JobEvent::Tick).unwrap();
     }
 
+    fn cancel(&mut self) {
+        let data = CancelledData::Remove;
+        self.apply(JobEvent::Cancel { data }).unwrap();
+    }
+
+    fn resume(&mut self) {
+        self.apply(JobEvent::Resume { terms: TERMS }).unwrap();
+    }
+
+    /// The fault that the job failed with, its only end.
+    fn failure(&self) -> &Fault {
+        match &self.finishes[..] {
+            [Finish::Failed(fault)] => fault,
+            finishes => panic!("{finishes:?}"),
+        }
+    }
+
     fn endanger(&mut self) {
         let fault = Fault::new(FaultKind::Failed, "the slot is lost");
         let side = Side::Source;
         self.apply(JobEvent::Endangered { side, fault }).unwrap();
     }
 
-    /// Ends one command, if the agent is there to say so.
+    /// Ends one command, if the agent is online.
     fn end_one(&mut self, side: Side, at: usize, fault: bool) {
         let fault = fault.then(|| Fault::new(FaultKind::Failed, "disk full"));
         self.end_with(side, at, fault);
     }
 
-    /// Ends one command with a fault that may pass.
+    /// Ends one command with a transient fault.
     fn stumble(&mut self, side: Side, at: usize) {
         let fault = Fault::new(FaultKind::Failed, "the connection was closed");
         self.end_with(side, at, Some(fault.retry(Retry::NewConnection)));
@@ -274,20 +291,20 @@ impl World {
         self.apply(JobEvent::Ended { id, outcome }).unwrap();
     }
 
-    /// What the side's agent sees of its server.
+    /// The agent reports whether its server answers.
     fn server(&mut self, side: Side, answers: Result<(), String>) {
         if self.agent(side).online {
             self.apply(JobEvent::Server { side, answers }).unwrap();
         }
     }
 
-    /// The session that held the snapshot ends, and the agent sees it.
+    /// The session that held the snapshot ends, and the agent reports it.
     fn lose_snapshot(&mut self) {
         self.agent(Side::Source).snapshot = false;
         self.apply(JobEvent::SnapshotLost).unwrap();
     }
 
-    /// Time passes and everything that is given ends well, until nothing is left to do.
+    /// Time passes and every command succeeds, until nothing is left to do.
     fn live_on(&mut self) {
         for _ in 0..40 {
             self.run_on();
@@ -310,7 +327,7 @@ impl World {
         agent.at_work.iter().map(|(_, work)| *work).collect()
     }
 
-    /// Ends commands well until that one is at work.
+    /// Ends commands successfully until that one runs.
     fn until(&mut self, work: Work) {
         for _ in 0..50 {
             for side in Side::BOTH {
@@ -336,7 +353,7 @@ impl World {
     }
 }
 
-/// What a job is resumed with.
+/// The terms of a resume.
 const TERMS: Terms = Terms {
     parallel: 2,
     timeout_seconds: 24 * 3600,
@@ -344,7 +361,7 @@ const TERMS: Terms = Terms {
     compression: Compression::None,
 };
 
-/// A job that goes on from a backup.
+/// The handover of a job that starts from a backup.
 fn handover() -> Handover {
     Handover {
         replication: Replication {
@@ -406,7 +423,7 @@ const SNAPSHOT_WORK: [Work; 15] = [
     Work::GatherSource,
 ];
 
-/// Which commands a hand-over from a backup gives.
+/// The commands of a job that starts from a backup.
 const BACKUP_WORK: [Work; 9] = [
     Work::GatherSource,
     Work::GatherTarget,

@@ -1,11 +1,11 @@
-//! Faults that may pass: the work is given again, for as long as the budget lasts.
+//! Transient faults: the work is retried until the budget is used up.
 
 use super::*;
 use crate::job::retry::{RETRY_FOR, waiting};
 use steep_protocol::message::api::WaitsFor;
 
 impl World {
-    /// Lets that work fail in a way that may pass.
+    /// Lets that work fail with a transient fault.
     fn trip(&mut self, work: Work) {
         let at = self.work_of(work.side()).iter().position(|w| *w == work);
         self.stumble(work.side(), at.unwrap());
@@ -13,7 +13,7 @@ impl World {
 }
 
 #[test]
-fn work_that_fails_in_passing_is_given_again_at_every_command() {
+fn every_command_is_retried_after_a_transient_fault() {
     for method in [Method::Snapshot, Method::Native, Method::Backup] {
         for step in Step::path(method) {
             for work in step.begins() {
@@ -53,9 +53,7 @@ fn pauses_grow_and_the_job_gives_up_when_the_budget_is_over() {
         let seconds = (world.now.as_second() - began.as_second()).unsigned_abs();
         assert!((1_800..1_840).contains(&seconds), "{work:?}: {seconds} s");
         assert!((60..120).contains(&tries), "{work:?}: {tries} tries");
-        let [Finish::Failed(fault)] = &world.finishes[..] else {
-            panic!("{:?}", world.finishes);
-        };
+        let fault = world.failure();
         assert!(fault.message.contains("connection was closed"), "{fault}");
         assert!(fault.message.contains("times in a row"), "{fault}");
     }
@@ -76,31 +74,31 @@ fn a_preflight_gives_up_within_seconds() {
 }
 
 #[test]
-fn what_is_waited_for_is_said_with_the_next_try_and_the_end_of_patience() {
+fn a_waiting_job_shows_the_next_try_and_when_it_gives_up() {
     let mut world = World::new(Method::Snapshot);
     world.until(Work::BuildIndexes);
-    let said = |world: &World| waiting(&world.job, &world.rules.patience, world.now);
-    assert_eq!(said(&world), None);
+    let waits_for = |world: &World| waiting(&world.job, &world.rules.patience, world.now);
+    assert_eq!(waits_for(&world), None);
     world.trip(Work::BuildIndexes);
-    let waits = said(&world).unwrap();
+    let waits = waits_for(&world).unwrap();
     assert_eq!(waits.node_id, testing::node("b"));
     assert_eq!((waits.what, waits.tries), (WaitsFor::Retry, 1));
     assert_eq!(waits.next_try_seconds, Some(1));
     world.server(Side::Target, Err("connection refused".to_owned()));
-    let waits = said(&world).unwrap();
+    let waits = waits_for(&world).unwrap();
     assert_eq!(waits.what, WaitsFor::Postgresql);
     assert_eq!(waits.reason, "connection refused");
     assert_eq!(waits.gives_up_seconds, RETRY_FOR.as_secs());
     world.server(Side::Target, Ok(()));
     world.tick(0);
-    assert_eq!(said(&world), None, "it is tried at once");
+    assert_eq!(waits_for(&world), None, "it is tried at once");
     assert_eq!(world.work_of(Side::Target), [Work::BuildIndexes]);
     world.run_on();
     assert_eq!(world.finishes, [Finish::Synchronized]);
 }
 
 #[test]
-fn a_silent_server_is_given_up_where_it_is_needed_and_when_the_budget_is_over() {
+fn a_silent_server_fails_the_job_if_it_is_needed_once_the_budget_is_over() {
     for (work, side, ends) in [
         (Work::Copy, Side::Source, true),
         (Work::Copy, Side::Target, true),
@@ -120,7 +118,7 @@ fn a_silent_server_is_given_up_where_it_is_needed_and_when_the_budget_is_over() 
 }
 
 #[test]
-fn a_command_whose_agent_left_is_not_given_before_it_is_back() {
+fn a_command_is_not_retried_before_its_agent_is_back() {
     let mut world = World::new(Method::Snapshot);
     world.until(Work::BuildIndexes);
     world.trip(Work::BuildIndexes);

@@ -1,7 +1,15 @@
-//! Claims about slots that are prepared for a backup, and about what completes one.
+//! Slots prepared for a backup, and the jobs that complete one.
+
+use steep_protocol::Lsn;
+use steep_protocol::message::facts::Severity;
+use steep_protocol::message::handover::{NotedSlot, SchemaCheck, ServerSlot, SlotFacts};
+use steep_protocol::message::schema::Change;
 
 use super::super::judge_source;
-use super::*;
+use super::identity::keyless;
+use super::receiver::difference;
+use super::walk_from;
+use super::world::{World, healthy, restored, set, some, take};
 
 fn slot(world: &mut World) -> &mut SlotFacts {
     &mut world.handover.as_mut().unwrap().1
@@ -16,7 +24,7 @@ fn noted(world: &mut World) -> &mut NotedSlot {
 }
 
 #[test]
-fn what_keeps_a_backup_from_being_completed() {
+fn each_obstacle_to_completing_a_backup_is_its_own_finding() {
     assert_eq!(restored().judge(), []);
     walk_from(
         restored,
@@ -84,7 +92,7 @@ fn what_keeps_a_backup_from_being_completed() {
 }
 
 #[test]
-fn a_slot_that_the_target_has_already_may_be_tried_again_though_its_time_is_over() {
+fn an_expired_slot_that_the_target_has_taken_may_be_used_again() {
     let mut world = restored();
     let target = world.spec.target.clone();
     noted(&mut world).expired = true;
@@ -93,7 +101,7 @@ fn a_slot_that_the_target_has_already_may_be_tried_again_though_its_time_is_over
 }
 
 #[test]
-fn what_keeps_a_source_from_being_prepared() {
+fn each_obstacle_to_preparing_a_source_is_its_own_finding() {
     let judged = |spoil: fn(&mut World)| {
         let mut world = healthy();
         spoil(&mut world);

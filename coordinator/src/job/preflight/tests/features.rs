@@ -1,4 +1,4 @@
-//! What the schema uses and the target lacks.
+//! Features that the schema uses and the target lacks.
 
 use steep_protocol::message::facts::FeatureUse;
 use steep_protocol::message::feature::Feature;
@@ -14,14 +14,14 @@ fn uses(world: &mut World, feature: Feature) {
     });
 }
 
-/// Both of that version, so that the target is not older.
+/// Gives both servers that version, so that the target is not older.
 fn both(world: &mut World, version: u32) {
     world.source.server.version = version;
     world.target.server.version = version;
 }
 
 #[test]
-fn what_the_target_lacks_is_named() {
+fn features_that_the_target_lacks_are_named() {
     walk(&[
         ("lz4", Error, |w| {
             uses(w, Feature::Lz4);
@@ -52,7 +52,7 @@ fn what_the_target_lacks_is_named() {
 }
 
 #[test]
-fn what_the_target_has_or_need_not_make_is_not_spoken_of() {
+fn features_that_the_target_has_or_need_not_create_yield_no_finding() {
     let mut world = healthy();
     for feature in [
         Feature::Lz4,

@@ -1,4 +1,4 @@
-//! Tables whose changes would fail on the source or stop at the target.
+//! Tables whose changes would fail on the source or on the target.
 
 use steep_protocol::message::identity::{
     IdentityGroup, IdentityTraits, KeyColumns, MissingIdentity, PrimaryKey, RowIdentity,
@@ -45,7 +45,7 @@ const GENERATED_KEY: PrimaryKey = PrimaryKey::Immediate(KeyColumns::Generated);
 const ORDINARY_KEY: PrimaryKey = PrimaryKey::Immediate(KeyColumns::Ordinary);
 
 #[test]
-fn what_would_fail_or_stop_is_named_as_gravely_as_it_is_known() {
+fn unusable_identities_are_errors_if_rows_are_known_to_change() {
     walk(&[
         ("no_replica_identity", Warning, |w| {
             w.source.identities = vec![keyless(false)];
@@ -75,7 +75,7 @@ fn what_would_fail_or_stop_is_named_as_gravely_as_it_is_known() {
 }
 
 #[test]
-fn another_key_on_the_target_matters_where_its_schema_is_taken_as_it_is() {
+fn a_different_key_on_the_target_matters_if_its_schema_is_used_as_it_is() {
     fn other_key(w: &mut World) {
         w.target.user_tables = 1;
         w.target.unfindable = some("app.cart (no key)");
@@ -90,7 +90,7 @@ fn another_key_on_the_target_matters_where_its_schema_is_taken_as_it_is() {
 }
 
 #[test]
-fn what_works_is_not_spoken_of() {
+fn working_identities_yield_no_finding() {
     let quiet = |version: u32, group: IdentityGroup| {
         let mut world = healthy();
         world.source.server.version = version;

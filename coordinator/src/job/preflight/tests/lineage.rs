@@ -1,4 +1,4 @@
-//! Whose changes come where, and what earlier jobs have left.
+//! Who follows whom, and what earlier jobs left.
 
 use steep_protocol::JobId;
 use steep_protocol::message::facts::{Severity, SubscribedTables};
@@ -18,13 +18,13 @@ fn subscription(slot: &str, origin: ChangeOrigin) -> SubscriptionSeen {
     }
 }
 
-/// The source follows the target by a subscription that takes those changes.
+/// Makes the source follow the target by a subscription with that origin.
 fn source_follows_target(world: &mut World, origin: ChangeOrigin) {
     world.target.server.lineage.slots = vec!["back".to_owned()];
     world.source.server.lineage.subscriptions = vec![subscription("back", origin)];
 }
 
-/// As a node that is restored from a backup and is already followed by its source, as nobody else is.
+/// A target restored from a backup that its source already follows.
 fn both_ways() -> World {
     let mut world = restored();
     source_follows_target(&mut world, ChangeOrigin::None);
@@ -42,12 +42,12 @@ fn origin_of(world: &World) -> ChangeOrigin {
 }
 
 #[test]
-fn what_would_come_back_or_meet_others_stops_the_job() {
+fn changes_that_would_come_back_or_conflict_stop_the_job() {
     walk(&[
         ("source_follows_target", Error, |w| {
             source_follows_target(w, ChangeOrigin::Any);
         }),
-        // Over another node, and with a database that has two names.
+        // Through another node, and to a database with two names.
         ("source_follows_target", Error, |w| {
             let far = lineage(9, &["to_source"], &["from_alias"]);
             let mut alias = lineage(8, &["from_alias"], &[]);
@@ -83,7 +83,7 @@ fn what_would_come_back_or_meet_others_stops_the_job() {
 }
 
 #[test]
-fn a_node_that_follows_others_passes_on_what_it_gets_from_them() {
+fn a_source_that_follows_others_passes_on_their_changes() {
     let mut world = healthy();
     world.source.server.lineage.subscriptions = vec![
         subscription("from_a", ChangeOrigin::Any),
@@ -95,7 +95,7 @@ fn a_node_that_follows_others_passes_on_what_it_gets_from_them() {
 }
 
 #[test]
-fn changes_that_would_circle_are_filtered_and_nothing_is_missed_for_it() {
+fn circular_changes_are_filtered_only_if_no_others_are_missed() {
     assert_eq!(both_ways().judge(), []);
     assert_eq!(origin_of(&both_ways()), ChangeOrigin::None);
     walk_from(
@@ -116,7 +116,7 @@ fn changes_that_would_circle_are_filtered_and_nothing_is_missed_for_it() {
 }
 
 #[test]
-fn a_physical_copy_is_another_database_and_what_is_remembered_is_no_leftover() {
+fn a_physical_copy_is_another_database_and_a_known_job_is_no_leftover() {
     let mut copy = restored();
     let mut of_the_copy = identity(1);
     of_the_copy.started = 200;

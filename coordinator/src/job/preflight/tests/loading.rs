@@ -1,4 +1,4 @@
-//! What rows need while they are loaded.
+//! What loading rows depends on.
 
 use steep_protocol::message::facts::{
     AlteredFunction, Listed, SearchPathNeed, SettingDifference, SettingScope, Stops,
@@ -29,7 +29,7 @@ fn setting(name: &str, scope: SettingScope, own: bool) -> SettingDifference {
 }
 
 #[test]
-fn each_need_of_rows_is_its_own_finding() {
+fn each_dependency_of_loading_is_its_own_finding() {
     walk(&[
         ("search_path_needed", Error, |w| {
             w.source.loading.search_path.push(need(Stops::Rows));
@@ -86,7 +86,7 @@ fn a_target_with_tables_runs_its_own_functions() {
 }
 
 #[test]
-fn a_function_is_named_with_the_statement_that_mends_it() {
+fn a_function_is_named_with_the_statement_that_fixes_it() {
     let mut world = healthy();
     world.source.loading.search_path.push(need(Stops::Rows));
     let found = world.judge();
@@ -99,7 +99,7 @@ fn a_function_is_named_with_the_statement_that_mends_it() {
 }
 
 #[test]
-fn a_setting_that_no_value_follows_is_not_worth_a_word() {
+fn a_setting_that_affects_no_value_yields_no_finding() {
     let mut world = healthy();
     let setting = setting("TimeZone", SettingScope::Server, false);
     world.target.settings.push(setting);
@@ -118,7 +118,7 @@ fn altered(tables: Listed, indexes: Listed, sure: bool) -> AlteredFunction {
 }
 
 #[test]
-fn what_calls_an_altered_function_of_an_extension_is_named_by_what_it_stops() {
+fn users_of_an_altered_function_of_an_extension_are_named() {
     let (column, index) = ("generated column public.t.c", "index i of public.t");
     for (tables, indexes, sure, severity, named) in [
         (some(column), Listed::default(), true, Error, column),
@@ -136,7 +136,7 @@ fn what_calls_an_altered_function_of_an_extension_is_named_by_what_it_stops() {
         assert!(found[0].fix.contains(
             "CREATE EXTENSION IF NOT EXISTS \"unaccent\" WITH SCHEMA \"public\"; ALTER FUNCTION public.unaccent(text) IMMUTABLE"
         ));
-        // The extension alone does not mend it.
+        // The extension alone does not fix it.
         let installed = ("unaccent".to_owned(), "1.1".to_owned());
         world.target.server.extensions.push(installed);
         let member = "public.unaccent(text)".to_owned();

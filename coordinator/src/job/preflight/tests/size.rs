@@ -1,4 +1,4 @@
-//! How much would be copied, and how long that takes.
+//! The size of a copy, and its estimated duration.
 
 use steep_protocol::ByteCount;
 use steep_protocol::message::facts::{Finding, Severity};
@@ -18,7 +18,7 @@ fn size(world: &World) -> Finding {
 }
 
 #[test]
-fn the_size_is_told_with_an_estimate_that_a_rate_limit_bounds() {
+fn the_size_comes_with_an_estimate_that_a_rate_limit_bounds() {
     let mut world = healthy();
     let found = size(&world);
     assert_eq!(

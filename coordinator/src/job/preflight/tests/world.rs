@@ -1,4 +1,4 @@
-//! Two servers with nothing wrong, and the ways to spoil them.
+//! Two healthy servers, and helpers to break them.
 
 use jiff::Timestamp;
 use steep_protocol::message::facts::{
@@ -14,7 +14,7 @@ use steep_protocol::{ByteCount, JobId, Lsn, NodeId};
 use super::super::super::handover::Handover;
 use super::super::super::lineage::Around;
 
-/// A job and what was seen of its two ends.
+/// A job and the facts of both ends.
 pub(super) struct World {
     pub(super) spec: JobSpec,
     pub(super) source: SourceFacts,
@@ -139,7 +139,7 @@ pub(super) fn healthy() -> World {
     }
 }
 
-/// One server of many, each with the same database.
+/// Server number `system`; the database is the same on each.
 pub(super) fn identity(system: u64) -> Identity {
     Identity {
         system,
@@ -149,7 +149,7 @@ pub(super) fn identity(system: u64) -> Identity {
     }
 }
 
-/// The same, with a backup restored on the target.
+/// As [`healthy`], with a backup restored on the target.
 pub(super) fn restored() -> World {
     let mut world = healthy();
     world.spec.method = Method::Backup;
