@@ -10,7 +10,7 @@ use steep_protocol::message::agent::{
     CoordinatorMessage, Observed, PublicationStatus, Registration, SlotStatus, SubscriptionStatus,
 };
 use steep_protocol::message::handover::PreparedSlot;
-use steep_protocol::pace::Pace;
+use steep_protocol::report_interval::ReportInterval;
 use steep_protocol::{Fault, FaultKind, JobId, NodeId};
 use tokio::sync::mpsc;
 
@@ -43,8 +43,8 @@ pub struct Agent {
     pub lineage_known: bool,
     /// When its last message arrived.
     pub last_heard: Timestamp,
-    /// The pace it was last told.
-    pace: Pace,
+    /// The interval it was last told.
+    interval: ReportInterval,
 }
 
 /// All agents that have a session.
@@ -67,7 +67,7 @@ impl Registry {
     /// Adds an agent's new session. Its previous one, if any, is dropped and so closed.
     pub fn join(&mut self, node: NodeId, link: Link, registration: Registration, now: Timestamp) {
         let agent = Agent {
-            pace: Pace::default(),
+            interval: ReportInterval::default(),
             link,
             registration,
             observed: Observed::default(),
@@ -156,14 +156,17 @@ impl Registry {
         self.agents.contains_key(node)
     }
 
-    /// Sets each agent's pace and returns those that changed.
-    pub fn set_paces(&mut self, wanted: impl Fn(&NodeId) -> Pace) -> Vec<(NodeId, Pace)> {
+    /// Sets each agent's interval and returns those that changed.
+    pub fn set_report_intervals(
+        &mut self,
+        wanted: impl Fn(&NodeId) -> ReportInterval,
+    ) -> Vec<(NodeId, ReportInterval)> {
         let mut news = Vec::new();
         for (node, agent) in &mut self.agents {
-            let pace = wanted(node);
-            if agent.pace != pace {
-                agent.pace = pace;
-                news.push((node.clone(), pace));
+            let interval = wanted(node);
+            if agent.interval != interval {
+                agent.interval = interval;
+                news.push((node.clone(), interval));
             }
         }
         news

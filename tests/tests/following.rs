@@ -114,7 +114,11 @@ fn what_enters_or_leaves_a_replication_is_named_and_heals_with_its_rows_only() -
     source.sql(GROWS)?;
     wait_diverged(
         &cluster,
-        &["does not subscribe to", "metrics.sample_05", "metrics.sample_06"],
+        &[
+            "does not subscribe to",
+            "metrics.sample_05",
+            "metrics.sample_06",
+        ],
     )?;
     // Created by hand and added without its earlier rows, it looks the same on both ends.
     target.sql(FOLLOWS)?;

@@ -158,7 +158,7 @@ async fn own_tables(
         let sql = format!("SELECT job FROM steep_repl.jobs ORDER BY job LIMIT {LINEAGE_MAX}");
         for row in session.query_typed(&sql, &[]).await? {
             let job: &str = row.try_get(0)?;
-            lineage.books.extend(job.parse::<JobId>().ok());
+            lineage.jobs.extend(job.parse::<JobId>().ok());
         }
     }
     if is_plain(session, "steep_repl", "nodes").await? {

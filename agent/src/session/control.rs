@@ -12,8 +12,8 @@ use steep_protocol::message::agent::{
 use steep_protocol::message::api::AuditView;
 use steep_protocol::message::handover::PreparedSlot;
 use steep_protocol::message::lineage::Lineage;
-use steep_protocol::pace::{Cadence, News, Pace};
 use steep_protocol::quic::{Expect, Receiver, Sender};
+use steep_protocol::report_interval::{Cadence, News, ReportInterval};
 use steep_protocol::{CommandId, Fault, FaultKind, Retry};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
@@ -188,7 +188,7 @@ impl Control {
         };
         let mut speech = Speech {
             sender: &mut sender,
-            cadence: Cadence::new(Pace::default(), Instant::now(), SystemTime::now()),
+            cadence: Cadence::new(ReportInterval::default(), Instant::now(), SystemTime::now()),
             told: None,
             looked: News::None,
         };
@@ -283,8 +283,8 @@ impl Control {
                 stage = drainer.turn(self.commands.at_work(), held) => self.descend(stage, drainer),
                 message = receiver.recv::<CoordinatorMessage>() => {
                     let message = message.map_err(|e| e.to_fault())?.ok_or_else(unwelcome)?;
-                    if let CoordinatorMessage::Pace(pace) = message {
-                        speech.cadence.keep(pace);
+                    if let CoordinatorMessage::ReportInterval(interval) = message {
+                        speech.cadence.keep(interval);
                     } else if let Some(again) = self.obey(message, drainer) {
                         self.report(speech).await?;
                         self.tell(again, speech).await?;
@@ -366,7 +366,7 @@ impl Control {
                 None
             }
             // Handled by the session.
-            CoordinatorMessage::Pace(_) | CoordinatorMessage::Rejected(_) => None,
+            CoordinatorMessage::ReportInterval(_) | CoordinatorMessage::Rejected(_) => None,
         }
     }
 

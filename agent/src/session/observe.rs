@@ -8,7 +8,7 @@ use steep_protocol::message::agent::{LockConflict, MirrorRow, Observed, Publicat
 use steep_protocol::message::api::AuditView;
 use steep_protocol::message::handover::{PreparedSlot, PreparedState};
 use steep_protocol::message::lineage::Lineage;
-use steep_protocol::pace::{LOOK_EVERY, first_look};
+use steep_protocol::report_interval::{LOOK_EVERY, first_look};
 use steep_protocol::{ByteCount, JobId, Lsn, NodeId};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;

@@ -8,7 +8,7 @@ use steep_protocol::message::agent::{
     AgentMessage, PartDone, PartProgress, ProgressReport, WorkProgress,
 };
 use steep_protocol::message::handover::SlotName;
-use steep_protocol::pace::News;
+use steep_protocol::report_interval::News;
 use steep_protocol::{ByteCount, JobId, PartNo, Phase};
 use tokio::sync::watch;
 

@@ -12,8 +12,8 @@ use steep_protocol::message::agent::{
     SourceCommand, TableSummary, TargetCommand,
 };
 use steep_protocol::message::facts::{SourceFacts, TargetFacts};
-use steep_protocol::pace::{Cadence, LOOK_EVERY, News, Pace, first_look};
 use steep_protocol::quic::{Endpoint, Expect, Sender, Tuning};
+use steep_protocol::report_interval::{Cadence, LOOK_EVERY, News, ReportInterval, first_look};
 use steep_protocol::{ByteCount, JobId, Lsn, PartNo, Phase, RowCount, TableName, TableNo};
 use tokio::time::{Instant, interval_at, sleep, sleep_until};
 
@@ -68,10 +68,10 @@ impl FakeAgent {
             seat: Seat(1),
         });
         sender.send(&register).await?;
-        let pace = Pace::default();
+        let interval = ReportInterval::default();
         let mut agent = Self {
             sender,
-            cadence: Cadence::new(pace, Instant::now().into_std(), SystemTime::now()),
+            cadence: Cadence::new(interval, Instant::now().into_std(), SystemTime::now()),
             epoch,
             phase,
             copying: BTreeMap::new(),
@@ -117,7 +117,7 @@ impl FakeAgent {
                 };
                 self.sender.send(&finished).await?;
             }
-            CoordinatorMessage::Pace(pace) => self.cadence.keep(pace),
+            CoordinatorMessage::ReportInterval(interval) => self.cadence.keep(interval),
             CoordinatorMessage::Audit(entry) => self.audited.push(entry.seq),
             _ => {}
         }

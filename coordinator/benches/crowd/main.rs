@@ -3,7 +3,7 @@
 //!
 //! It runs the real coordinator as its own process over real QUIC, with a hundred targets and ten
 //! sources without servers, each target copying and reporting at the times of a real agent
-//! ([`steep_protocol::pace`]). It prints the coordinator's share of one CPU and the agents'
+//! ([`steep_protocol::report_interval`]). It prints the coordinator's share of one CPU and the agents'
 //! messages while nobody watches, while it is scraped each second, while one operator watches the
 //! cluster and while 25 follow a job each; the age of an answer while nobody watches; and the time
 //! from a change at an agent to its arrival at a watcher. It fails if the share exceeds

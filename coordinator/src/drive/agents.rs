@@ -67,7 +67,7 @@ impl<S: Store> Driver<S> {
         self.registry
             .join(node.clone(), link, registration.clone(), now);
         self.send(node, CoordinatorMessage::Welcome { state });
-        self.set_paces(now);
+        self.set_report_intervals(now);
         for id in self.jobs_of(node) {
             self.note_presence(id, node, now);
         }

@@ -134,7 +134,7 @@ impl<S: Store> Driver<S> {
             return;
         };
         let Some((subscription, replication)) = own_subscription(&lineage) else {
-            if let Some(job) = lineage.books.iter().find(|job| self.is_forgotten(**job)) {
+            if let Some(job) = lineage.jobs.iter().find(|job| self.is_forgotten(**job)) {
                 self.found_unfinished(node, *job, now);
             }
             return;
@@ -148,7 +148,7 @@ impl<S: Store> Driver<S> {
             said.filter(|source| self.nodes.contains_key(source))
         });
         if let Some(source) = source {
-            if lineage.books.is_empty() {
+            if lineage.jobs.is_empty() {
                 self.adopt_replica(node, &source, replication, mirrored, now);
             } else {
                 self.found_unfinished(node, replication, now);

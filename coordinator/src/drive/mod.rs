@@ -369,7 +369,7 @@ impl<S: Store> Driver<S> {
             }
             Wake::Operator(Ask { question, reply }) => {
                 self.on_ask(question, reply, now);
-                self.set_paces(now);
+                self.set_report_intervals(now);
             }
             Wake::Time => self.on_tick(now),
         }
@@ -393,7 +393,7 @@ impl<S: Store> Driver<S> {
         self.tick_queries(now);
         self.tick_early(now);
         // Leases of watchers that left expire without a message.
-        self.set_paces(now);
+        self.set_report_intervals(now);
     }
 
     /// Stores each job's progress, so that it does not go back after a restart.

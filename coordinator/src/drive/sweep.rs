@@ -215,7 +215,7 @@ impl<S: Store> Driver<S> {
             Side::Target => {
                 let own = |name: &str| ReplicationNames::parse(name) == Some(job);
                 lineage.subscriptions.retain(|s| !own(&s.name));
-                lineage.books.retain(|book| *book != job);
+                lineage.jobs.retain(|other| *other != job);
             }
             Side::Source => {
                 lineage
@@ -309,9 +309,9 @@ pub(super) fn forgotten_here(lineage: &Lineage) -> Vec<Replication> {
             })
         })
         .collect();
-    for book in &lineage.books {
-        if !found.iter().any(|known| known.id == *book) {
-            found.push(Replication::of(*book));
+    for job in &lineage.jobs {
+        if !found.iter().any(|known| known.id == *job) {
+            found.push(Replication::of(*job));
         }
     }
     found

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::CoordinatorMessage;
-use steep_protocol::pace::Pace;
+use steep_protocol::report_interval::ReportInterval;
 use steep_protocol::{JobId, NodeId};
 
 use super::{Driver, Interest, Live};
@@ -65,21 +65,21 @@ impl<S: Store> Driver<S> {
     }
 
     /// Tells agents whether they are watched, if that has changed.
-    pub(super) fn set_paces(&mut self, now: Timestamp) {
+    pub(super) fn set_report_intervals(&mut self, now: Timestamp) {
         let watched = self.jobs.values().filter(|live| live.is_watched(now));
         let ends: BTreeSet<&NodeId> = watched
             .flat_map(|live| Side::BOTH.map(|side| side.node(&live.job.spec)))
             .collect();
         let everybody = self.cluster_lease.is_taken(now);
-        let news = self.registry.set_paces(|node| {
+        let news = self.registry.set_report_intervals(|node| {
             if everybody || ends.contains(node) {
-                Pace::Watched
+                ReportInterval::Watched
             } else {
-                Pace::Calm
+                ReportInterval::Calm
             }
         });
-        for (node, pace) in news {
-            self.send(&node, CoordinatorMessage::Pace(pace));
+        for (node, interval) in news {
+            self.send(&node, CoordinatorMessage::ReportInterval(interval));
         }
     }
 }

@@ -50,7 +50,7 @@ pub(crate) async fn good_agent(connection: Connection, holds: fn(&Command) -> bo
             | CoordinatorMessage::Forget { .. }
             | CoordinatorMessage::Audit(_)
             | CoordinatorMessage::Mirror(_)
-            | CoordinatorMessage::Pace(_) => Ok(()),
+            | CoordinatorMessage::ReportInterval(_) => Ok(()),
             CoordinatorMessage::Rejected(_) => return,
         };
         if answered.is_err() {

@@ -1,7 +1,7 @@
 //! The pure half: values and bytes, no IO.
 //!
 //! In the order a connection uses them: [`hello`], [`message`] (control), [`frame`] (data),
-//! [`close`]. Besides these, [`pace`] is how often agents report, and [`units`] parses sizes and
+//! [`close`]. Besides these, [`report_interval`] is how often agents report, and [`units`] parses sizes and
 //! durations.
 
 pub mod close;
@@ -10,7 +10,7 @@ pub mod frame;
 pub mod hello;
 pub mod limits;
 pub mod message;
-pub mod pace;
+pub mod report_interval;
 pub mod trace;
 pub mod units;
 

@@ -99,7 +99,7 @@ fn a_forgotten_job_is_reported_and_not_touched() {
     let directory = super::directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
     let half = Lineage {
-        books: vec![JobId(0xabc)],
+        jobs: vec![JobId(0xabc)],
         ..lineage(2)
     };
     tell(&mut world, "b", half);
@@ -115,7 +115,7 @@ fn a_clean_up_says_that_the_other_end_was_not_seen() {
     let mut world = World::open(directory.path(), &["b"]);
     let job = JobId(0xabc);
     let half = Lineage {
-        books: vec![job],
+        jobs: vec![job],
         ..lineage(2)
     };
     tell(&mut world, "b", half);

@@ -2,7 +2,7 @@
 
 use steep_protocol::message::agent::{AgentMessage, PartProgress, ProgressReport};
 use steep_protocol::message::api::{ApiReply, EventView, Order, Query};
-use steep_protocol::pace::Pace;
+use steep_protocol::report_interval::ReportInterval;
 use steep_protocol::{ByteCount, Fault, FaultKind, JobId, NodeState, PartNo, Phase, TableName};
 
 use super::super::{Answer, Interest, Question};
@@ -363,9 +363,13 @@ fn only_agents_of_a_watched_job_are_told_to_report_often() {
     drop(world.init(vec![spec("c", "d")]).unwrap());
     world.until("b", is_copy);
     world.skip(1);
-    let told = |world: &mut World, name: &str| std::mem::take(&mut world.agent(name).paces);
+    let told = |world: &mut World, name: &str| std::mem::take(&mut world.agent(name).intervals);
     for name in ["a", "b", "c", "d"] {
-        assert_eq!(told(&mut world, name).last(), Some(&Pace::Calm), "{name}");
+        assert_eq!(
+            told(&mut world, name).last(),
+            Some(&ReportInterval::Calm),
+            "{name}"
+        );
     }
     let ask = |world: &mut World, interest| {
         let node = node("b");
@@ -377,21 +381,25 @@ fn only_agents_of_a_watched_job_are_told_to_report_often() {
     assert!(ask(&mut world, Interest::Once).is_none());
     assert!(told(&mut world, "b").is_empty(), "nobody watches");
     let follow = ask(&mut world, Interest::Ongoing);
-    assert_eq!(told(&mut world, "a"), [Pace::Watched], "at once");
-    assert_eq!(told(&mut world, "b"), [Pace::Watched]);
+    assert_eq!(told(&mut world, "a"), [ReportInterval::Watched], "at once");
+    assert_eq!(told(&mut world, "b"), [ReportInterval::Watched]);
     // A new session knows nothing of it.
     world.leave("b");
     world.join("b");
-    assert_eq!(told(&mut world, "b"), [Pace::Watched]);
+    assert_eq!(told(&mut world, "b"), [ReportInterval::Watched]);
     drop(follow);
     world.skip(1);
-    assert_eq!(told(&mut world, "a"), [Pace::Calm]);
-    assert_eq!(told(&mut world, "b"), [Pace::Calm]);
+    assert_eq!(told(&mut world, "a"), [ReportInterval::Calm]);
+    assert_eq!(told(&mut world, "b"), [ReportInterval::Calm]);
     assert!(told(&mut world, "c").is_empty() && told(&mut world, "d").is_empty());
     world.ask(Question::Overview { known: Vec::new() }).unwrap();
     for name in ["a", "b", "c", "d"] {
-        assert_eq!(told(&mut world, name), [Pace::Watched], "{name}");
+        assert_eq!(told(&mut world, name), [ReportInterval::Watched], "{name}");
     }
     world.skip(4);
-    assert_eq!(told(&mut world, "d"), [Pace::Calm], "the watcher is gone");
+    assert_eq!(
+        told(&mut world, "d"),
+        [ReportInterval::Calm],
+        "the watcher is gone"
+    );
 }

@@ -271,8 +271,8 @@ fn joined(jobs: &[JobId]) -> String {
 }
 
 fn forgotten_on_target(pair: &Pair<'_>, around: &Around) -> Option<Finding> {
-    let books = |lineage: &Lineage| lineage.books.clone();
-    let jobs = unremembered(&pair.target.server.lineage, around, books);
+    let recorded = |lineage: &Lineage| lineage.jobs.clone();
+    let jobs = unremembered(&pair.target.server.lineage, around, recorded);
     let node = &pair.spec.target;
     (!jobs.is_empty()).then(|| {
         error(

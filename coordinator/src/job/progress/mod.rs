@@ -60,7 +60,7 @@ pub struct Meter {
     native_bytes: u64,
     /// What is being counted, so that a rate never mixes units.
     counting: Option<(Phase, WorkUnit)>,
-    pace: Rate,
+    rate: Rate,
     wire: Rate,
     shown: f64,
     /// The highest percentage shown for that phase.
@@ -175,11 +175,11 @@ impl Meter {
         let counting = phase.zip(counted.map(|c| c.unit));
         if counting != self.counting {
             self.counting = counting;
-            self.pace = Rate::default();
+            self.rate = Rate::default();
             self.wire = Rate::default();
         }
         if let Some(counted) = counted {
-            self.pace.observe(counted.done, now);
+            self.rate.observe(counted.done, now);
         }
         if phase == Some(Phase::Copy) {
             self.wire.observe(copied.wire().0, now);
@@ -262,13 +262,13 @@ impl Meter {
         if counted.total <= counted.done {
             return None;
         }
-        self.pace.eta(counted.total - counted.done)
+        self.rate.eta(counted.total - counted.done)
     }
 
     /// COPY bytes a second.
     fn copy_rate(&self) -> f64 {
         match self.counting {
-            Some((Phase::Copy, WorkUnit::Bytes)) => self.pace.rate(),
+            Some((Phase::Copy, WorkUnit::Bytes)) => self.rate.rate(),
             _ => 0.0,
         }
     }
@@ -284,7 +284,7 @@ impl Meter {
             retries: self.retries(),
             phase_bytes_done: counted.map(|c| c.done),
             phase_bytes_total: counted.map(|c| c.total.max(c.done)),
-            phase_bytes_sec: counted.and_then(|_| self.pace.known_rate()),
+            phase_bytes_sec: counted.and_then(|_| self.rate.known_rate()),
             phase_times: phase_times(job, now),
             history: Vec::new(),
             locks: Vec::new(),

@@ -85,12 +85,12 @@ mod tests {
         Timestamp::UNIX_EPOCH + SignedDuration::from_millis(millis)
     }
 
-    fn steady(rate: u64, seconds: i64) -> Rate {
-        let mut pace = Rate::default();
+    fn steady(speed: u64, seconds: i64) -> Rate {
+        let mut rate = Rate::default();
         for tick in 0..=seconds * 4 {
-            pace.observe(rate * tick as u64 / 4, at(tick * 250));
+            rate.observe(speed * tick as u64 / 4, at(tick * 250));
         }
-        pace
+        rate
     }
 
     #[test]
@@ -104,32 +104,32 @@ mod tests {
 
     #[test]
     fn a_stall_makes_the_end_unknown_and_a_burst_hardly_moves_it() {
-        let mut pace = steady(1_000_000, 60);
-        let before = pace.eta(600_000_000).unwrap();
-        pace.observe(61_000_000 + 4_000_000, at(61_000));
-        let after = pace.eta(600_000_000).unwrap();
+        let mut rate = steady(1_000_000, 60);
+        let before = rate.eta(600_000_000).unwrap();
+        rate.observe(61_000_000 + 4_000_000, at(61_000));
+        let after = rate.eta(600_000_000).unwrap();
         assert!((before - after) < before / 5, "{before} then {after}");
         for second in 62..90 {
-            pace.observe(65_000_000, at(second * 1_000));
+            rate.observe(65_000_000, at(second * 1_000));
         }
-        assert_eq!(pace.eta(600_000_000), None);
-        assert!(pace.rate() < 10_000.0, "{}", pace.rate());
+        assert_eq!(rate.eta(600_000_000), None);
+        assert!(rate.rate() < 10_000.0, "{}", rate.rate());
         for second in 90..200 {
-            pace.observe(65_000_000, at(second * 1_000));
+            rate.observe(65_000_000, at(second * 1_000));
         }
-        assert_eq!((pace.rate(), pace.known_rate()), (0.0, Some(0.0)));
+        assert_eq!((rate.rate(), rate.known_rate()), (0.0, Some(0.0)));
     }
 
     proptest! {
         #[test]
         fn rates_are_finite_whatever_comes(samples in proptest::collection::vec((any::<u64>(), 0i64..100_000), 0..50)) {
-            let mut pace = Rate::default();
+            let mut rate = Rate::default();
             let mut now = 0;
             for (count, later) in samples {
                 now += later;
-                pace.observe(count, at(now));
-                prop_assert!(pace.rate().is_finite() && pace.rate() >= 0.0);
-                let _ = pace.eta(count);
+                rate.observe(count, at(now));
+                prop_assert!(rate.rate().is_finite() && rate.rate() >= 0.0);
+                let _ = rate.eta(count);
             }
         }
     }

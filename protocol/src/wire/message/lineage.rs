@@ -137,7 +137,7 @@ pub struct Lineage {
     /// Publications with our names; at most [`LINEAGE_MAX`].
     pub publications: Vec<JobId>,
     /// Jobs with a row in `steep_repl.jobs`, which own tables; at most [`LINEAGE_MAX`].
-    pub books: Vec<JobId>,
+    pub jobs: Vec<JobId>,
     /// What a coordinator mirrored to this node last.
     pub mirrored: Option<MirroredNode>,
 }
@@ -151,7 +151,7 @@ impl Lineage {
             self.subscriptions.len(),
             self.slots.len(),
             self.publications.len(),
-            self.books.len(),
+            self.jobs.len(),
         ];
         let mirrored = self.mirrored.as_ref().and_then(|m| m.error.as_deref());
         lists.iter().all(|length| *length <= LINEAGE_MAX)

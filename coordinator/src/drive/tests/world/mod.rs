@@ -21,7 +21,7 @@ use steep_protocol::message::handover::{
 };
 use steep_protocol::message::job::{CancelledData, JobSpec};
 use steep_protocol::message::schema::{SchemaCursor, SchemaReview};
-use steep_protocol::pace::Pace;
+use steep_protocol::report_interval::ReportInterval;
 use steep_protocol::{
     ByteCount, CommandId, Fault, FaultKind, JobId, Lsn, NodeId, NodeState, PartNo, RowCount,
     TableName, TableNo,
@@ -59,7 +59,7 @@ pub(super) struct FakeAgent {
     /// Rejections it received.
     pub(super) rejected: Vec<Fault>,
     /// Paces it was told, in order.
-    pub(super) paces: Vec<Pace>,
+    pub(super) intervals: Vec<ReportInterval>,
     sums: BTreeMap<JobId, (u32, u64, u64)>,
 }
 
@@ -180,7 +180,7 @@ impl World {
             mirrored: Vec::new(),
             audited: Vec::new(),
             rejected: Vec::new(),
-            paces: Vec::new(),
+            intervals: Vec::new(),
             sums: BTreeMap::new(),
         });
         agent.session = session;
@@ -300,7 +300,7 @@ impl World {
                     }
                     CoordinatorMessage::Mirror(row) => agent.mirrored.push(row),
                     CoordinatorMessage::Audit(entry) => agent.audited.push(*entry),
-                    CoordinatorMessage::Pace(pace) => agent.paces.push(pace),
+                    CoordinatorMessage::ReportInterval(interval) => agent.intervals.push(interval),
                     CoordinatorMessage::Rejected(fault) => agent.rejected.push(fault),
                     CoordinatorMessage::Welcome { .. } => {}
                 }

@@ -74,7 +74,7 @@ fn changes_that_would_come_back_or_conflict_stop_the_job() {
             }];
         }),
         ("forgotten_job", Error, |w| {
-            w.target.server.lineage.books = vec![JobId(3)];
+            w.target.server.lineage.jobs = vec![JobId(3)];
         }),
         ("forgotten_slot", Warning, |w| {
             w.source.server.lineage.slots = vec!["steep_repl_0000000000000003".to_owned()];

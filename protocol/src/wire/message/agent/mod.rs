@@ -34,7 +34,7 @@ pub use self::progress::{
 use super::api::AuditView;
 use super::handover::{PreparedSlot, Replication, SlotName};
 use super::lineage::Lineage;
-use crate::wire::pace::Pace;
+use crate::wire::report_interval::ReportInterval;
 use crate::wire::{CommandId, Fault, JobId, NodeState};
 
 /// From an agent to the coordinator.
@@ -43,7 +43,7 @@ pub enum AgentMessage {
     /// The first message of every session.
     Register(Registration),
     /// The state of the server: at once if something stands out, otherwise with the next report
-    /// that [`Cadence::due`](crate::pace::Cadence::due) allows.
+    /// that [`Cadence::due`](crate::report_interval::Cadence::due) allows.
     Observed(Observed),
     /// A page of a plan; all pages precede the outcome of [`SourceCommand::Open`].
     PlanPage {
@@ -52,7 +52,7 @@ pub enum AgentMessage {
         /// At most [`crate::limits::SUMMARY_PAGE`] tables, in order of their number.
         tables: Vec<TableSummary>,
     },
-    /// Progress, as often as [`Cadence::due`](crate::pace::Cadence::due) says.
+    /// Progress, as often as [`Cadence::due`](crate::report_interval::Cadence::due) says.
     Progress(ProgressReport),
     /// These parts are committed, rows and ledger together. May be repeated.
     PartsDone {
@@ -121,8 +121,8 @@ pub enum CoordinatorMessage {
     /// [`AgentMessage::Audited`]; written once.
     Audit(Box<AuditView>),
     /// How often to report, until the next such message or the end of the session. A session starts
-    /// with [`Pace::Calm`].
-    Pace(Pace),
+    /// with [`ReportInterval::Calm`].
+    ReportInterval(ReportInterval),
     /// The answer to [`AgentMessage::Register`] instead of a welcome; the session ends.
     Rejected(Fault),
 }

@@ -27,7 +27,7 @@ const LOOK_AHEAD: Duration = Duration::from_millis(150);
 
 /// Whether somebody watches an agent's work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub enum Pace {
+pub enum ReportInterval {
     /// Nobody watches.
     #[default]
     Calm,
@@ -50,7 +50,7 @@ pub enum News {
 /// When an agent reports next, within one session.
 #[derive(Debug, Clone, Copy)]
 pub struct Cadence {
-    pace: Pace,
+    interval: ReportInterval,
     /// The time of the last report.
     spoke: Instant,
     /// A beat of the wall clock in the future.
@@ -60,17 +60,17 @@ pub struct Cadence {
 impl Cadence {
     /// For an agent that has just reported at `now`, which is `wall` by its wall clock.
     #[must_use]
-    pub fn new(pace: Pace, now: Instant, wall: SystemTime) -> Self {
+    pub fn new(interval: ReportInterval, now: Instant, wall: SystemTime) -> Self {
         Self {
-            pace,
+            interval,
             spoke: now,
             beat: next_beat(now, wall),
         }
     }
 
-    /// Changes the pace. What has waited for a slower one becomes due at once.
-    pub fn keep(&mut self, pace: Pace) {
-        self.pace = pace;
+    /// Changes the interval. What has waited for a slower one becomes due at once.
+    pub fn keep(&mut self, interval: ReportInterval) {
+        self.interval = interval;
     }
 
     /// Notes that a report was sent.
@@ -84,10 +84,12 @@ impl Cadence {
     /// When that must be reported; `None` for no news.
     #[must_use]
     pub fn due(&self, news: News) -> Option<Instant> {
-        match (news, self.pace) {
+        match (news, self.interval) {
             (News::None, _) => None,
-            (News::Growth, Pace::Calm) => Some(self.beat),
-            (News::Growth, Pace::Watched) | (News::Event, _) => Some(self.spoke + WATCHED_EVERY),
+            (News::Growth, ReportInterval::Calm) => Some(self.beat),
+            (News::Growth, ReportInterval::Watched) | (News::Event, _) => {
+                Some(self.spoke + WATCHED_EVERY)
+            }
         }
     }
 }
@@ -120,16 +122,16 @@ mod tests {
     fn what_grows_waits_for_its_pace_and_what_ends_does_not() {
         let began = Instant::now();
         let wall = SystemTime::UNIX_EPOCH + CALM_EVERY * 7 + CALM_EVERY / 4;
-        let mut cadence = Cadence::new(Pace::Calm, began, wall);
+        let mut cadence = Cadence::new(ReportInterval::Calm, began, wall);
         let beat = began + CALM_EVERY * 3 / 4;
         assert_eq!(cadence.due(News::None), None);
         assert_eq!(cadence.due(News::Growth), Some(beat));
         assert_eq!(cadence.due(News::Event), Some(began + WATCHED_EVERY));
-        cadence.keep(Pace::Watched);
+        cadence.keep(ReportInterval::Watched);
         assert_eq!(cadence.due(News::Growth), Some(began + WATCHED_EVERY));
         cadence.spoke(beat);
         assert_eq!(cadence.due(News::Event), Some(beat + WATCHED_EVERY));
-        cadence.keep(Pace::Calm);
+        cadence.keep(ReportInterval::Calm);
         assert_eq!(cadence.due(News::Growth), Some(beat + CALM_EVERY));
         cadence.spoke(beat + CALM_EVERY * 5 / 2);
         assert_eq!(cadence.due(News::Growth), Some(beat + CALM_EVERY * 3));
