@@ -445,7 +445,7 @@ fn a_cancel_or_timeout_in_the_middle_gives_the_slot_back_for_a_newer_backup() ->
     let newer = end_of_wal(&source)?;
     source.sql("INSERT INTO goods (name) VALUES ('later')")?;
     let late = complete(&cluster, &newer, &["--timeout", "3s"])?.expect(5)?;
-    ensure!(said(&late, "time of 3 s is over"), "{late}");
+    ensure!(said(&late, "time limit of 3 s"), "{late}");
     cluster
         .cli(&["init", "cancel", "--node", "node_b", "--yes"])?
         .expect(0)?;

@@ -90,6 +90,12 @@ impl Cluster {
         self.tasks.join_next().await.unwrap().unwrap().unwrap();
     }
 
+    /// Waits until the coordinator has failed and returns why.
+    pub(crate) async fn failure(&mut self) -> String {
+        let ended = self.tasks.join_next().await.unwrap().unwrap();
+        format!("{:#}", ended.unwrap_err())
+    }
+
     pub(crate) fn credentials(&self, name: &str) -> Credentials {
         let (cert, key) = (
             self.file(&format!("{name}.pem")),

@@ -94,6 +94,37 @@ async fn a_cancel_ends_the_init_that_someone_follows() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_fails_is_named_to_whoever_is_connected() {
+    let mut cluster = Cluster::start().await;
+    let (_dba, dba) = cluster.dial("dba").await;
+    let request = ApiRequest::Events {
+        node: None,
+        follow: true,
+        after: 0,
+    };
+    let mut events = ask(&dba, &request).await;
+    cluster.start_agent("node_a", holds_nothing).await;
+    let first = events.recv::<ApiReply>().await;
+    assert!(matches!(first, Ok(Some(ApiReply::Event(_)))), "{first:?}");
+    let store = rusqlite::Connection::open(cluster.file("data").join("coordinator.db")).unwrap();
+    let full = "CREATE TRIGGER full BEFORE INSERT ON events
+        BEGIN SELECT RAISE(FAIL, 'the disk is full'); END";
+    store.execute_batch(full).unwrap();
+    cluster.start_agent("node_b", holds_nothing).await;
+    let said = events.recv::<ApiReply>().await;
+    let Ok(Some(ApiReply::Fault(fault))) = said else {
+        panic!("no reason was given: {said:?}");
+    };
+    assert!(
+        fault.message.starts_with("the coordinator is stopping: ")
+            && fault.message.contains("the disk is full"),
+        "{fault}"
+    );
+    let error = cluster.failure().await;
+    assert!(error.contains("the disk is full"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_of_events_gets_new_ones_and_the_shutdown() {
     let mut cluster = Cluster::start().await;
     let (_dba, dba) = cluster.dial("dba").await;

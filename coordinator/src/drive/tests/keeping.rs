@@ -106,3 +106,22 @@ fn a_lost_snapshot_begins_the_job_again_and_counts_from_nothing() {
     world.run_on();
     assert_eq!(world.state("b"), NodeState::Synchronized);
 }
+
+#[test]
+fn a_node_that_is_initialised_again_does_not_show_when_its_previous_job_completed() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    world.init(vec![spec("a", "b")]).unwrap();
+    world.run_on();
+    assert!(world.node("b").init_completed_at.is_some());
+    for _ in 0..4 {
+        world.observe("b", None, None);
+    }
+    assert_eq!(world.state("b"), NodeState::Diverged);
+    let _cancelled = world.cancel("b");
+    world.run_on();
+    world.skip(1);
+    world.init(vec![spec("a", "b")]).unwrap();
+    world.until("b", is_copy);
+    assert_eq!(world.node("b").init_completed_at, None);
+}
