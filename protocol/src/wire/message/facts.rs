@@ -272,7 +272,8 @@ pub struct TargetFacts {
     pub bypassing: Vec<String>,
     /// As [`SourceFacts::owner_code`], for existing tables.
     pub owner_code: Listed,
-    /// Whether the server supports `xml`; `None` if that could not be checked.
+    /// Whether the server supports `xml`; `None` if that was not checked, because the source has no such column
+    /// or the server did not answer.
     pub xml: Option<bool>,
     /// Whether it supports LZ4 compression of columns; `None` if that could not be checked, also
     /// below.
