@@ -222,10 +222,10 @@ impl PgError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn error(code: &str, message: &str, context: Option<&str>) -> ServerError {
+    pub(in crate::pg) fn error(code: &str, message: &str, context: Option<&str>) -> ServerError {
         ServerError::from(ErrorFields {
             code: code.to_owned(),
             message: message.to_owned(),

@@ -146,17 +146,8 @@ fn judge(code: &str) -> (FaultKind, &'static str, Retry) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::error::ErrorFields;
+    use super::super::error::tests::error;
     use super::*;
-
-    fn error(code: &str, message: &str, context: Option<&str>) -> ServerError {
-        ServerError::from(ErrorFields {
-            code: code.to_owned(),
-            message: message.to_owned(),
-            context: context.map(str::to_owned),
-            ..ErrorFields::default()
-        })
-    }
 
     #[test]
     fn no_value_of_a_row_survives_in_an_error() {

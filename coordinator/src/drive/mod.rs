@@ -45,7 +45,7 @@ mod watchers;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -155,9 +155,21 @@ struct Outbox {
     observed: bool,
 }
 
-/// Identifies an operator's pending question. The first answer counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Ticket(u64);
+/// An operator's pending question. The first answer counts; when the last clone is dropped without one, the
+/// operator stops waiting.
+#[derive(Debug, Clone)]
+struct Ticket(Arc<Mutex<Option<Reply>>>);
+
+impl Ticket {
+    fn new(reply: Reply) -> Self {
+        Self(Arc::new(Mutex::new(Some(reply))))
+    }
+
+    fn take(self) -> Option<Reply> {
+        let Self(reply) = self;
+        reply.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
 
 /// The loop's state.
 pub struct Driver<S> {
@@ -192,9 +204,6 @@ pub struct Driver<S> {
     following: BTreeMap<NodeId, following::Following>,
     /// How long columns must differ before that is drift.
     drift_grace: Duration,
-    /// Operators waiting for an answer.
-    tickets: BTreeMap<Ticket, Reply>,
-    next_ticket: u64,
     next_command: u64,
     next_event: u64,
     next_audit: u64,
@@ -278,8 +287,6 @@ impl<S: Store> Driver<S> {
             swept: BTreeSet::new(),
             following: BTreeMap::new(),
             drift_grace: DRIFT_GRACE,
-            tickets: BTreeMap::new(),
-            next_ticket: 0,
             next_command: loaded.next_command,
             next_event: loaded.next_event,
             next_audit: loaded.next_audit,
@@ -471,17 +478,9 @@ impl<S: Store> Driver<S> {
         self.out.messages.push((node.clone(), message));
     }
 
-    /// A ticket for an operator's pending question.
-    fn issue(&mut self, reply: Reply) -> Ticket {
-        let ticket = Ticket(self.next_ticket);
-        self.next_ticket += 1;
-        self.tickets.insert(ticket, reply);
-        ticket
-    }
-
     /// Queues an answer.
     fn answer(&mut self, ticket: Ticket, answer: Result<Answer, Fault>) {
-        if let Some(reply) = self.tickets.remove(&ticket) {
+        if let Some(reply) = ticket.take() {
             self.out.replies.push((reply, answer));
         }
     }

@@ -24,12 +24,12 @@ impl<S: Store> Driver<S> {
     /// Answers a question, now or when an agent or a job has done what it asks for. An invalid question
     /// and an unreadable record are answered with a fault.
     pub(super) fn take_question(&mut self, question: Question, reply: Reply, now: Timestamp) {
-        let ticket = self.issue(reply);
+        let ticket = Ticket::new(reply);
         let answer = match question {
-            Question::Query(query) => self.query(query, ticket, now),
-            Question::Order(order, operator) => {
-                self.order(order, &operator, ticket, now).map(|()| None)
-            }
+            Question::Query(query) => self.query(query, ticket.clone(), now),
+            Question::Order(order, operator) => self
+                .order(order, &operator, ticket.clone(), now)
+                .map(|()| None),
             Question::Events(query) => self.events_answer(query).map(Some),
             Question::Recent { node, limit } => self.recent_answer(node.as_ref(), limit).map(Some),
             Question::Audit(query) => self.audit_answer(query).map(Some),
@@ -55,7 +55,7 @@ impl<S: Store> Driver<S> {
                 filter,
                 cursor,
             } => self
-                .describe(&node, filter, cursor, ticket, now)
+                .describe(&node, filter, cursor, ticket.clone(), now)
                 .map(|()| None),
             Question::Gauges => Ok(Some(Answer::Gauges(Box::new(self.gauges(now))))),
             Question::Alive => Ok(Some(Answer::Alive)),

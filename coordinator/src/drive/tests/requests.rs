@@ -5,6 +5,8 @@ use steep_protocol::message::api::{ApiReply, InitRequest, Query};
 use steep_protocol::message::job::Method;
 use steep_protocol::{FaultKind, NodeState};
 
+use tokio::sync::oneshot::error::TryRecvError;
+
 use super::super::{Interest, Question};
 use super::world::{World, replies};
 use crate::store::NodeRecord;
@@ -269,4 +271,15 @@ fn nodes_that_nobody_initialised_are_listed_too() {
         interest: Interest::Once,
     };
     assert!(world.ask(unknown).is_err());
+}
+
+#[test]
+fn a_question_that_nobody_will_answer_leaves_no_operator_waiting() {
+    let (reply, mut answer) = tokio::sync::oneshot::channel();
+    let ticket = super::super::Ticket::new(reply);
+    let held = ticket.clone();
+    drop(ticket);
+    assert_eq!(answer.try_recv().unwrap_err(), TryRecvError::Empty);
+    drop(held);
+    assert_eq!(answer.try_recv().unwrap_err(), TryRecvError::Closed);
 }
