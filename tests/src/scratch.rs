@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Once;
 
 use anyhow::{Context as _, Result};
+use rustix::fs::statvfs;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -15,6 +16,9 @@ use crate::usage;
 
 /// The prefix of their names; the id of the owning process follows.
 const PREFIX: &str = "steep-repl-run-";
+
+/// Bytes that must be free in memory: a few clusters at once take up to half of it.
+const MEMORY_MIN: u64 = 4 << 30;
 
 /// If set, the directories of a run are kept, with logs and data.
 pub const KEEP_VARIABLE: &str = "STEEP_TEST_KEEP";
@@ -26,14 +30,30 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Creates one.
+    /// Creates one on a disk.
     ///
     /// # Errors
     /// It cannot be created.
     pub fn new() -> Result<Self> {
+        Self::within(disk())
+    }
+
+    /// Creates one in memory, where the machine has enough: files of servers that are soon removed cost a
+    /// file system more time than the tests that wrote them.
+    ///
+    /// # Errors
+    /// It cannot be created.
+    pub fn in_memory() -> Result<Self> {
+        Self::within(memory().unwrap_or_else(disk))
+    }
+
+    fn within(base: PathBuf) -> Result<Self> {
         static SWEEP: Once = Once::new();
-        let base = base();
-        SWEEP.call_once(|| sweep(&base));
+        SWEEP.call_once(|| {
+            for base in memory().into_iter().chain([disk()]) {
+                sweep(&base);
+            }
+        });
         let mut dir = tempfile::Builder::new()
             .prefix(&format!("{PREFIX}{}-", std::process::id()))
             .tempdir_in(&base)
@@ -56,7 +76,7 @@ impl Scratch {
 
 /// The directory for temporary files, unless socket paths in it would be too long (107 bytes,
 /// unix(7)) or the server's account cannot enter it.
-fn base() -> PathBuf {
+fn disk() -> PathBuf {
     let usual = std::env::temp_dir();
     let short = usual.as_os_str().len() < 50;
     if short && account::open_to_others(&usual) {
@@ -64,6 +84,14 @@ fn base() -> PathBuf {
     } else {
         PathBuf::from("/tmp")
     }
+}
+
+/// Linux's file system in memory, unless other programs or a container's limit leave it little space.
+fn memory() -> Option<PathBuf> {
+    let dir = PathBuf::from("/dev/shm");
+    let free = statvfs(&dir).ok()?;
+    let enough = free.f_bavail * free.f_frsize >= MEMORY_MIN;
+    (enough && account::open_to_others(&dir)).then_some(dir)
 }
 
 /// Removes directories of runs whose process is gone, and ends the servers in them.

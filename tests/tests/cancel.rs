@@ -85,7 +85,8 @@ fn while_a_foreign_key_is_validated() -> Result<()> {
              IF current_query() ILIKE '%VALIDATE CONSTRAINT%' THEN PERFORM pg_sleep(60); END IF;
          END $$;
          CREATE EVENT TRIGGER slow ON ddl_command_start WHEN TAG IN ('ALTER TABLE')
-             EXECUTE FUNCTION public.slowly();",
+             EXECUTE FUNCTION public.slowly();
+         ALTER EVENT TRIGGER slow ENABLE ALWAYS;",
     )?;
     let following = cluster.init_spawn(&[])?;
     cluster.wait_phase("node_b", "constraints")?;

@@ -12,7 +12,6 @@ use crate::command;
 use crate::paths::Binaries;
 use crate::pg::{Durability, Grouping, Installation, Options, Server};
 use crate::ports::Port;
-use crate::scratch::Scratch;
 
 /// The description of a cluster. Defaults: two nodes, the preferred PostgreSQL, no fsync.
 #[derive(Debug)]
@@ -136,7 +135,7 @@ impl Builder {
         let (scratch, dir) = match &self.dir {
             Some(dir) => (None, dir.clone()),
             None => {
-                let scratch = Scratch::new()?;
+                let scratch = self.durability.scratch()?;
                 let dir = scratch.path().to_path_buf();
                 (Some(scratch), dir)
             }

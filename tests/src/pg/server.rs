@@ -45,6 +45,16 @@ pub enum Durability {
     Relaxed,
 }
 
+impl Durability {
+    /// A directory for the server: on a disk where it is to be durable.
+    pub(crate) fn scratch(self) -> Result<Scratch> {
+        match self {
+            Self::Full => Scratch::new(),
+            Self::Relaxed => Scratch::in_memory(),
+        }
+    }
+}
+
 /// The process group of processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Grouping {
@@ -110,7 +120,7 @@ impl Server {
         let (scratch, parent) = match &options.dir {
             Some(dir) => (None, dir.clone()),
             None => {
-                let scratch = Scratch::new()?;
+                let scratch = options.durability.scratch()?;
                 let path = scratch.path().to_path_buf();
                 (Some(scratch), path)
             }
