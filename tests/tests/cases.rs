@@ -16,6 +16,10 @@ use steep_tests::{paths, residue};
 /// Slow enough for `during.sql` to run while rows are copied.
 const RATE: &str = "4MB";
 
+/// Rows enough for the copy to last a few seconds at that rate.
+const FILLER: &str = "CREATE TABLE public.rows_enough (id integer PRIMARY KEY, body text NOT NULL);
+    INSERT INTO public.rows_enough SELECT n, repeat(md5(n::text), 16) FROM generate_series(1, 25000) AS n";
+
 /// A job ends, and a node that cannot follow is noticed, within this time.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -119,6 +123,9 @@ fn run_variant(name: &str, description: &str) -> Result<()> {
         let printed = database.sql_with(&sql, &variables);
         printed.map(Some).with_context(|| script.to_owned())
     };
+    if folder.script("during.sql")?.is_some() && case.during == During::Copying {
+        source.sql(FILLER)?;
+    }
     run(&source, "setup.sql")?;
     run(&target, "target.sql")?;
 
