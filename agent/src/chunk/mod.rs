@@ -1,16 +1,15 @@
-//! COPY data in pieces: cut to size, packed, digested, on the way out; the reverse on the way in.
+//! COPY data in pieces: cut to size, packed, digested, on the way out; the reverse on the way in. Packing
+//! itself is in `steep_archive::chunk`, since stored chunks are the same bytes.
 //!
 //! The two traits here are the seam of the whole data path: anything that yields a part's bytes is a
 //! [`PartReader`] (a COPY under the snapshot, a chunk store, a schema dump), anything that takes them
 //! is a [`PartWriter`] (a COPY into the target, a chunk store).
 
-mod pack;
-
 use std::future::Future;
 
 use steep_protocol::{ByteCount, Fault, RowCount};
 
-pub use pack::{PackError, Packer, Unpacker, context_bytes};
+pub use steep_archive::chunk::{PackError, Packer, Unpacker, context_bytes};
 
 /// The bytes of one part, in order, pulled.
 pub trait PartReader: Send {

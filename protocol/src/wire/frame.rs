@@ -24,10 +24,12 @@ const KIND_FAULT: u8 = 3;
 pub enum Packing {
     /// Uncompressed.
     Raw,
-    /// One LZ4 block.
+    /// One LZ4 frame.
     Lz4,
     /// One Zstandard frame.
     Zstd,
+    /// One gzip member.
+    Gzip,
 }
 
 impl Packing {
@@ -36,6 +38,7 @@ impl Packing {
             Self::Raw => 0,
             Self::Lz4 => 1,
             Self::Zstd => 2,
+            Self::Gzip => 3,
         }
     }
 
@@ -44,6 +47,7 @@ impl Packing {
             0 => Ok(Self::Raw),
             1 => Ok(Self::Lz4),
             2 => Ok(Self::Zstd),
+            3 => Ok(Self::Gzip),
             other => Err(FrameError::Packing(other)),
         }
     }
@@ -183,7 +187,12 @@ mod tests {
     use proptest::prelude::*;
 
     fn any_head() -> impl Strategy<Value = FrameHead> {
-        let packing = prop_oneof![Just(Packing::Raw), Just(Packing::Lz4), Just(Packing::Zstd)];
+        let packing = prop_oneof![
+            Just(Packing::Raw),
+            Just(Packing::Lz4),
+            Just(Packing::Zstd),
+            Just(Packing::Gzip)
+        ];
         prop_oneof![
             (
                 packing,

@@ -84,25 +84,40 @@ impl fmt::Display for NodeId {
     }
 }
 
-/// One initialisation. Random; written as 16 hexadecimal digits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct JobId(pub u64);
+macro_rules! random_id {
+    ($(#[$doc:meta])* $name:ident, $what:literal) => {
+        $(#[$doc])*
+        #[derive(
+            Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+        )]
+        pub struct $name(pub u64);
 
-impl fmt::Display for JobId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
-    }
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:016x}", self.0)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidId;
+            fn from_str(text: &str) -> Result<Self, InvalidId> {
+                let bad = || InvalidId::new($what, text, "use 16 hexadecimal digits");
+                if text.len() != 16 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+                    return Err(bad());
+                }
+                u64::from_str_radix(text, 16).map(Self).map_err(|_| bad())
+            }
+        }
+    };
 }
 
-impl FromStr for JobId {
-    type Err = InvalidId;
-    fn from_str(text: &str) -> Result<Self, InvalidId> {
-        let bad = || InvalidId::new("job id", text, "use 16 hexadecimal digits");
-        if text.len() != 16 {
-            return Err(bad());
-        }
-        u64::from_str_radix(text, 16).map(Self).map_err(|_| bad())
-    }
+random_id! {
+    /// One initialisation. Random; written as 16 hexadecimal digits.
+    JobId, "job id"
+}
+random_id! {
+    /// One snapshot of a source, live or stored. Random; written as 16 hexadecimal digits.
+    SnapshotId, "snapshot id"
 }
 
 /// One command of the coordinator to one agent. Unique for the coordinator's life. An agent that
@@ -271,13 +286,15 @@ mod tests {
         }
 
         #[test]
-        fn job_id_text_round_trips(value: u64) {
+        fn id_text_round_trips(value: u64) {
             prop_assert_eq!(JobId(value).to_string().parse::<JobId>().unwrap(), JobId(value));
+            let snapshot = SnapshotId(value);
+            prop_assert_eq!(snapshot.to_string().parse::<SnapshotId>().unwrap(), snapshot);
         }
 
         #[test]
         fn any_text_is_an_id_or_an_error(text: String) {
-            let _ = (text.parse::<Lsn>(), text.parse::<JobId>(), NodeId::parse(&text));
+            let _ = (text.parse::<Lsn>(), text.parse::<SnapshotId>(), NodeId::parse(&text));
         }
     }
 }

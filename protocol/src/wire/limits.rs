@@ -34,9 +34,9 @@ pub const SCHEMA_PAGE_BYTES: usize = 512 * 1024;
 /// small enough that 16 workers hold a few MiB each way.
 pub const CHUNK_RAW_MAX: usize = 256 * 1024;
 
-/// Bytes of one chunk on the wire. Equal, because a chunk that compression would lengthen is sent
-/// raw.
-pub const CHUNK_WIRE_MAX: usize = CHUNK_RAW_MAX;
+/// Bytes of one chunk on the wire. A chunk that compression would lengthen is sent raw, but a stored
+/// part never mixes formats: there, such a chunk is a frame that is a little longer than its content.
+pub const CHUNK_WIRE_MAX: usize = CHUNK_RAW_MAX + 1024;
 
 /// Unacknowledged and unread bytes of one stream. Beyond about 2 MiB, a lossy path causes so many
 /// gaps that quinn drops the connection; many streams fill a long path instead.

@@ -1,8 +1,8 @@
 //! The pure half: values and bytes, no IO.
 //!
 //! In the order a connection uses them: [`hello`], [`message`] (control), [`frame`] (data),
-//! [`close`]. Besides these, [`report_interval`] is how often agents report, and [`units`] parses sizes and
-//! durations.
+//! [`close`]. Besides these, [`report_interval`] is how often agents report, [`stored`] is the compression of stored
+//! snapshots, and [`units`] parses sizes and durations.
 
 pub mod close;
 pub mod codec;
@@ -11,6 +11,7 @@ pub mod hello;
 pub mod limits;
 pub mod message;
 pub mod report_interval;
+pub mod stored;
 pub mod trace;
 pub mod units;
 
@@ -21,7 +22,8 @@ mod state;
 
 pub use fault::{Fault, FaultKind, Retry};
 pub use id::{
-    ByteCount, CommandId, Epoch, InvalidId, JobId, Lsn, NodeId, PartNo, RowCount, TableNo,
+    ByteCount, CommandId, Epoch, InvalidId, JobId, Lsn, NodeId, PartNo, RowCount, SnapshotId,
+    TableNo,
 };
 pub use name::{Identifier, InvalidName, TableName};
 pub use state::{NodeState, Phase};

@@ -84,7 +84,7 @@ pub enum Compression {
     Auto,
     /// None.
     None,
-    /// LZ4 blocks.
+    /// LZ4 frames.
     Lz4,
     /// Zstandard at that level, 1 to 19.
     Zstd(u8),

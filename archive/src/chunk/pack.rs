@@ -1,15 +1,18 @@
-//! Packs and unpacks chunks, with digests. Pure.
-//!
-//! The digest covers the payload as it travels: it is checked before anything unpacks the bytes, and rows
-//! that pack well cost little to digest. Both ends reuse their buffers.
+//! Packs chunks and digests them. Buffers and contexts are reused.
 
 use std::fmt;
 use std::time::Duration;
 
+use flate2::Compress;
+use lz4_flex::block::CompressTable;
 use steep_protocol::frame::{FrameHead, Packing};
 use steep_protocol::limits::CHUNK_RAW_MAX;
 use steep_protocol::message::job::Compression;
-use zstd::bulk::{Compressor, Decompressor};
+use steep_protocol::stored::StoredCodec;
+use zstd::bulk::Compressor;
+
+use super::lz4::Stored;
+use super::{PackError, gzip, lz4, room};
 
 /// A longer round trip means a real network, where stronger compression pays, as one core packs more than
 /// most such links carry. Between busy machines side by side, threads that wait for a processor look like
@@ -41,19 +44,40 @@ pub const fn context_bytes(compression: Compression) -> usize {
     }
 }
 
+/// The same for a store's compression.
+#[must_use]
+pub const fn codec_bytes(codec: StoredCodec) -> usize {
+    match codec {
+        StoredCodec::None | StoredCodec::Lz4 => 0,
+        // The sliding window, hash chains and the pending output.
+        StoredCodec::Gzip => 384 * 1024,
+        StoredCodec::Zstd(level) => context_bytes(Compression::Zstd(level)),
+    }
+}
+
 /// How chunks of one stream are packed.
 #[derive(Debug)]
 pub struct Packer {
     method: Method,
-    raw_left: u32,
+    raw: Raw,
     /// As long as the largest chunk packed so far could get; bytes behind a chunk's end are old.
     packed: Vec<u8>,
 }
 
+/// Whether a chunk that does not shrink is sent raw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Raw {
+    /// On the wire: raw, and so are that many more.
+    Next(u32),
+    /// In a store: never, for its files are of one format.
+    Never,
+}
+
 enum Method {
     None,
-    Lz4,
-    /// Created with the first chunk: a context takes more memory than an empty table is worth.
+    /// Created with the first chunk, like the others: an empty table is not worth a context's memory.
+    Lz4(Option<Box<CompressTable>>),
+    Gzip(Option<Compress>),
     Zstd {
         level: u8,
         context: Option<Compressor<'static>>,
@@ -64,44 +88,43 @@ impl fmt::Debug for Method {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::None => f.write_str("None"),
-            Self::Lz4 => f.write_str("Lz4"),
+            Self::Lz4(_) => f.write_str("Lz4"),
+            Self::Gzip(_) => f.write_str("Gzip"),
             Self::Zstd { level, .. } => write!(f, "Zstd({level})"),
         }
     }
 }
 
-/// A chunk that cannot be packed or is not what its head says.
-#[derive(Debug, thiserror::Error)]
-pub enum PackError {
-    /// The compressor failed.
-    #[error("a chunk cannot be compressed: {0}")]
-    Compress(String),
-    /// The bytes do not unpack to the length in the head.
-    #[error("a chunk does not unpack: {0}")]
-    Unpack(String),
-    /// The bytes are not those that were digested at the source.
-    #[error("a chunk's BLAKE3 digest does not match: its bytes were changed on the way")]
-    Digest,
-}
-
 impl Packer {
-    /// For the operator's choice; `auto` depends on the distance to the peer.
+    /// For the wire, as the operator chose; `auto` depends on the distance to the peer.
     #[must_use]
     pub fn new(compression: Compression, rtt: Duration) -> Self {
-        let zstd = |level| Method::Zstd {
-            level,
-            context: None,
-        };
         let method = match compression {
             Compression::None => Method::None,
-            Compression::Lz4 => Method::Lz4,
-            Compression::Zstd(level) => zstd(level),
-            Compression::Auto if rtt > FAR => zstd(FAR_LEVEL),
-            Compression::Auto => Method::Lz4,
+            Compression::Lz4 => Method::Lz4(None),
+            Compression::Zstd(level) => Method::zstd(level),
+            Compression::Auto if rtt > FAR => Method::zstd(FAR_LEVEL),
+            Compression::Auto => Method::Lz4(None),
         };
+        Self::with(method, Raw::Next(0))
+    }
+
+    /// For a store: every chunk is a frame of that format, even where it does not shrink.
+    #[must_use]
+    pub fn stored(codec: StoredCodec) -> Self {
+        let method = match codec {
+            StoredCodec::None => Method::None,
+            StoredCodec::Gzip => Method::Gzip(None),
+            StoredCodec::Lz4 => Method::Lz4(None),
+            StoredCodec::Zstd(level) => Method::zstd(level),
+        };
+        Self::with(method, Raw::Never)
+    }
+
+    fn with(method: Method, raw: Raw) -> Self {
         Self {
             method,
-            raw_left: 0,
+            raw,
             packed: Vec::new(),
         }
     }
@@ -130,17 +153,26 @@ impl Packer {
     /// How the start of `self.packed` is packed and how long it is; `None` where packing does not pay.
     fn try_pack(&mut self, raw: &[u8]) -> Result<Option<(Packing, usize)>, PackError> {
         debug_assert!(!raw.is_empty() && raw.len() <= CHUNK_RAW_MAX);
-        if self.raw_left > 0 {
-            self.raw_left -= 1;
+        if let Raw::Next(left @ 1..) = &mut self.raw {
+            *left -= 1;
             return Ok(None);
         }
         let (packing, length) = match &mut self.method {
             Method::None => return Ok(None),
-            Method::Lz4 => {
-                let bound = lz4_flex::block::get_maximum_output_size(raw.len());
-                let length = lz4_flex::block::compress_into(raw, room(&mut self.packed, bound))
-                    .map_err(|e| PackError::Compress(e.to_string()))?;
-                (Packing::Lz4, length)
+            Method::Lz4(table) => {
+                let table = table.get_or_insert_with(|| Box::new(CompressTable::large()));
+                let stored = match self.raw {
+                    Raw::Never => Stored::Allowed,
+                    Raw::Next(_) => Stored::Never,
+                };
+                (
+                    Packing::Lz4,
+                    lz4::pack(raw, &mut self.packed, table, stored)?,
+                )
+            }
+            Method::Gzip(deflate) => {
+                let deflate = deflate.get_or_insert_with(gzip::compressor);
+                (Packing::Gzip, gzip::pack(raw, &mut self.packed, deflate)?)
             }
             Method::Zstd { level, context } => {
                 let failed = |e: std::io::Error| PackError::Compress(e.to_string());
@@ -155,82 +187,29 @@ impl Packer {
                 (Packing::Zstd, length)
             }
         };
-        if length * WORTH_IT.1 > raw.len() * WORTH_IT.0 {
-            self.raw_left = RAW_RUN;
+        if let Raw::Next(left) = &mut self.raw
+            && length * WORTH_IT.1 > raw.len() * WORTH_IT.0
+        {
+            *left = RAW_RUN;
             return Ok(None);
         }
         Ok(Some((packing, length)))
     }
 }
 
-/// How chunks of one stream are unpacked.
-#[derive(Default)]
-pub struct Unpacker {
-    raw: Vec<u8>,
-    zstd: Option<Decompressor<'static>>,
-}
-
-impl fmt::Debug for Unpacker {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Unpacker").finish_non_exhaustive()
-    }
-}
-
-impl Unpacker {
-    /// The raw bytes of a chunk's payload, after its digest and then its length have been checked.
-    ///
-    /// # Errors
-    /// [`PackError`] where the payload is not what the head says.
-    pub fn unpack<'a>(
-        &'a mut self,
-        packing: Packing,
-        raw_length: u32,
-        digest: &[u8; 32],
-        payload: &'a [u8],
-    ) -> Result<&'a [u8], PackError> {
-        if blake3::hash(payload) != blake3::Hash::from_bytes(*digest) {
-            return Err(PackError::Digest);
+impl Method {
+    fn zstd(level: u8) -> Self {
+        Self::Zstd {
+            level,
+            context: None,
         }
-        let length = raw_length as usize;
-        let raw = match packing {
-            Packing::Raw => payload,
-            Packing::Lz4 => {
-                let raw = room(&mut self.raw, length);
-                let got = lz4_flex::block::decompress_into(payload, raw)
-                    .map_err(|e| PackError::Unpack(e.to_string()))?;
-                &raw[..got]
-            }
-            Packing::Zstd => {
-                let raw = room(&mut self.raw, length);
-                let got = self
-                    .zstd
-                    .get_or_insert_default()
-                    .decompress_to_buffer(payload, raw)
-                    .map_err(|e| PackError::Unpack(e.to_string()))?;
-                &raw[..got]
-            }
-        };
-        if raw.len() != length {
-            return Err(PackError::Unpack(format!(
-                "{} bytes where {length} were said",
-                raw.len()
-            )));
-        }
-        Ok(raw)
     }
-}
-
-/// The first `length` bytes of a buffer that only grows, so that it is zeroed only once.
-fn room(buffer: &mut Vec<u8>, length: usize) -> &mut [u8] {
-    if buffer.len() < length {
-        buffer.resize(length, 0);
-    }
-    &mut buffer[..length]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chunk::Unpacker;
     use proptest::prelude::*;
 
     const NEAR: Duration = Duration::from_micros(100);
@@ -242,6 +221,27 @@ mod tests {
             Just(Compression::Lz4),
             (1u8..=9).prop_map(Compression::Zstd),
         ]
+    }
+
+    fn any_codec() -> impl Strategy<Value = StoredCodec> {
+        prop_oneof![
+            Just(StoredCodec::None),
+            Just(StoredCodec::Gzip),
+            Just(StoredCodec::Lz4),
+            (1u8..=9).prop_map(StoredCodec::Zstd),
+        ]
+    }
+
+    fn noise(length: usize) -> Vec<u8> {
+        let mut state = 1u64;
+        (0..length)
+            .map(|_| {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                (state >> 33) as u8
+            })
+            .collect()
     }
 
     fn unpack(
@@ -296,29 +296,19 @@ mod tests {
             unpack(Packing::Zstd, 1000, &digest(&bomb), &bomb),
             Err(PackError::Unpack(_))
         ));
-        let bomb = lz4_flex::block::compress(&vec![0; 10_000_000]);
-        assert!(matches!(
-            unpack(Packing::Lz4, 1000, &digest(&bomb), &bomb),
-            Err(PackError::Unpack(_))
-        ));
+        let zeros = vec![0; CHUNK_RAW_MAX];
+        for codec in [StoredCodec::Lz4, StoredCodec::Gzip, StoredCodec::Zstd(3)] {
+            let (_, bomb) = Packer::stored(codec).pack(&mut zeros.clone()).unwrap();
+            let refused = unpack(codec.packing(), 1000, &digest(&bomb), &bomb);
+            assert!(matches!(refused, Err(PackError::Unpack(_))), "{codec}");
+        }
     }
 
     #[test]
     fn what_does_not_shrink_is_sent_raw_and_not_tried_again_at_once() {
-        let mut state = 1u64;
-        let mut noise = || {
-            (0..50_000)
-                .map(|_| {
-                    state = state
-                        .wrapping_mul(6_364_136_223_846_793_005)
-                        .wrapping_add(1);
-                    (state >> 33) as u8
-                })
-                .collect::<Vec<u8>>()
-        };
         let mut packer = Packer::new(Compression::Lz4, NEAR);
         for _ in 0..3 {
-            let raw = noise();
+            let raw = noise(50_000);
             let (head, payload) = packer.pack(&mut raw.clone()).unwrap();
             assert!(matches!(
                 head,
@@ -329,7 +319,30 @@ mod tests {
             ));
             assert_eq!(payload, raw);
         }
-        assert_eq!(packer.raw_left, RAW_RUN - 2);
+        assert_eq!(packer.raw, Raw::Next(RAW_RUN - 2));
+    }
+
+    #[test]
+    fn a_stored_chunk_is_always_of_the_stores_format_and_within_the_limit() {
+        for codec in [
+            StoredCodec::None,
+            StoredCodec::Gzip,
+            StoredCodec::Lz4,
+            StoredCodec::Zstd(1),
+            StoredCodec::Zstd(19),
+        ] {
+            let mut packer = Packer::stored(codec);
+            for raw in [noise(CHUNK_RAW_MAX), noise(1), vec![b'x'; CHUNK_RAW_MAX]] {
+                let (head, payload) = packer.pack(&mut raw.clone()).unwrap();
+                let FrameHead::Chunk { packing, .. } = head else {
+                    panic!("not a chunk: {head:?}");
+                };
+                assert_eq!(packing, codec.packing());
+                // Decoding checks the limit.
+                assert_eq!(FrameHead::from_bytes(&head.to_bytes()).unwrap(), head);
+                assert_eq!(open(head, payload).unwrap(), raw, "{codec}");
+            }
+        }
     }
 
     #[test]
@@ -385,11 +398,20 @@ mod tests {
         }
 
         #[test]
+        fn stored_chunks_round_trip(
+            codec in any_codec(),
+            raw in proptest::collection::vec(any::<u8>(), 1..5_000),
+        ) {
+            let (head, payload) = Packer::stored(codec).pack(&mut raw.clone()).unwrap();
+            prop_assert_eq!(open(head, payload).unwrap(), raw);
+        }
+
+        #[test]
         fn any_payload_is_a_chunk_or_an_error(
             payload in proptest::collection::vec(any::<u8>(), 1..300),
             raw in 1..=CHUNK_RAW_MAX as u32,
         ) {
-            for packing in [Packing::Raw, Packing::Lz4, Packing::Zstd] {
+            for packing in [Packing::Raw, Packing::Lz4, Packing::Zstd, Packing::Gzip] {
                 let _ = unpack(packing, raw, &digest(&payload), &payload);
             }
         }

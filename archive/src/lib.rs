@@ -1,0 +1,2 @@
+//! A stored snapshot.
+pub mod chunk;
