@@ -1,0 +1,405 @@
+//! A directory with a snapshot. All access is relative to the open directory and follows no symbolic link
+//! within it, so nothing that is exchanged meanwhile leads elsewhere. Blocking.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use rustix::fs::{self, AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use std::ops::Range;
+
+use super::{Existing, Listing};
+use crate::error::{Error, Problem, ProblemKind};
+use crate::location::Location;
+use crate::name::{FileName, PARTS};
+
+/// Files belong to the agent alone.
+const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
+const DIRECTORY_MODE: u32 = 0o700;
+/// Others who could write here could exchange files.
+const FORBIDDEN: u32 = 0o022;
+
+const LOCK: &str = ".lock";
+/// An unfinished file is called `.NAME.tmp`.
+const UNFINISHED: (&str, &str) = (".", ".tmp");
+
+/// Why a place is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Creates the directory; excludes everyone else.
+    Write,
+    /// Excludes writers, where the place can be locked at all: not on read-only media.
+    Read,
+    /// Excludes everyone else.
+    Delete,
+}
+
+/// An open directory and its lock.
+#[derive(Debug)]
+pub(super) struct Directory {
+    path: PathBuf,
+    root: OwnedFd,
+    _lock: Option<OwnedFd>,
+}
+
+/// A file that is being written under a temporary name.
+#[derive(Debug)]
+pub(super) struct Unfinished {
+    folder: OwnedFd,
+    pub(super) file: File,
+    name: FileName,
+}
+
+impl Directory {
+    pub(super) fn open(path: PathBuf, purpose: Purpose) -> Result<Self, Error> {
+        let place = Location::Directory(path.clone());
+        let failed = |doing| {
+            let place = place.clone();
+            move |e: io::Error| error(&place, doing, String::new(), e)
+        };
+        if purpose == Purpose::Write {
+            make(&path).map_err(failed("create the directory"))?;
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = match fs::openat(CWD, &path, flags, Mode::empty()) {
+            Ok(root) => root,
+            Err(Errno::NOENT) => return Err(Error::Incomplete { place }),
+            Err(e) => return Err(failed("open the directory")(e.into())),
+        };
+        if purpose == Purpose::Write {
+            protect(&root, &place)?;
+        }
+        let lock = lock(&root, purpose).map_err(|e| match e {
+            Errno::WOULDBLOCK => Error::Locked {
+                place: place.clone(),
+            },
+            e => failed("lock the directory")(e.into()),
+        })?;
+        let directory = Self {
+            path,
+            root,
+            _lock: lock,
+        };
+        if purpose == Purpose::Write {
+            let made = directory.make_parts();
+            made.map_err(failed("create the folder parts"))?;
+        }
+        Ok(directory)
+    }
+
+    fn make_parts(&self) -> io::Result<()> {
+        match fs::mkdirat(&self.root, PARTS, Mode::from_raw_mode(DIRECTORY_MODE)) {
+            Err(Errno::EXIST) => Ok(()),
+            made => Ok(made.and_then(|()| fs::fsync(&self.root))?),
+        }
+    }
+
+    fn folder(&self, name: FileName) -> io::Result<OwnedFd> {
+        match name.folder() {
+            None => Ok(self.root.try_clone()?),
+            Some(folder) => self.open_folder(folder),
+        }
+    }
+
+    fn open_folder(&self, folder: &str) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(fs::openat(&self.root, folder, flags, Mode::empty())?)
+    }
+
+    fn open_file(&self, name: FileName) -> io::Result<File> {
+        // Opening a pipe would wait for its writer.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = fs::openat(self.folder(name)?, name.base(), flags, Mode::empty())?;
+        if FileType::from_raw_mode(fs::fstat(&file)?.st_mode) != FileType::RegularFile {
+            return Err(Errno::LOOP.into());
+        }
+        Ok(file.into())
+    }
+
+    pub(super) fn length(&self, name: FileName) -> io::Result<Option<u64>> {
+        match self.open_file(name) {
+            Ok(file) => Ok(Some(file.metadata()?.len())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    pub(super) fn read_range(&self, name: FileName, range: Range<u64>) -> io::Result<Bytes> {
+        let file = self.open_file(name)?;
+        let wanted = usize::try_from(range.end - range.start).map_err(io::Error::other)?;
+        let mut bytes = vec![0; wanted];
+        let mut got = 0;
+        while got < wanted {
+            match file.read_at(&mut bytes[got..], range.start + got as u64) {
+                Ok(0) => break,
+                Ok(n) => got += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        bytes.truncate(got);
+        Ok(bytes.into())
+    }
+
+    pub(super) fn begin(&self, name: FileName) -> io::Result<Unfinished> {
+        let folder = self.folder(name)?;
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = fs::openat(&folder, temporary(name), flags, FILE_MODE)?.into();
+        Ok(Unfinished { folder, file, name })
+    }
+
+    pub(super) fn write(&self, name: FileName, bytes: &[u8], existing: Existing) -> io::Result<()> {
+        let mut unfinished = self.begin(name)?;
+        let written = unfinished.file.write_all(bytes);
+        let written = written.and_then(|()| match existing {
+            // The lock excludes another writer, so nothing appears in between.
+            Existing::Refuse if self.length(name)?.is_some() => {
+                Err(io::ErrorKind::AlreadyExists.into())
+            }
+            Existing::Refuse | Existing::Replace => unfinished.finish(),
+        });
+        if written.is_err() {
+            unfinished.remove();
+        }
+        written
+    }
+
+    pub(super) fn remove(&self, names: &[FileName]) -> Result<(), (FileName, io::Error)> {
+        let mut folders = [None, None];
+        for &name in names {
+            let at = |e| (name, e);
+            let slot = usize::from(name.folder().is_some());
+            let folder = match &folders[slot] {
+                Some(folder) => folder,
+                None => match self.folder(name) {
+                    Ok(folder) => folders[slot].insert(folder),
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                    Err(e) => return Err(at(e)),
+                },
+            };
+            match fs::unlinkat(folder, name.base(), AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(e) => return Err(at(e.into())),
+            }
+        }
+        let last = names.last().copied().unwrap_or(FileName::Claim);
+        for folder in folders.iter().flatten() {
+            fs::fsync(folder).map_err(|e| (last, e.into()))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn list(&self) -> io::Result<Listing> {
+        let mut listing = Listing::default();
+        for_each(&self.root, |folder, name, kind| {
+            match (name, kind) {
+                (LOCK | PARTS, _) => {}
+                (name, FileType::RegularFile) if unfinished(name).is_some() => {}
+                (name, FileType::RegularFile) => {
+                    listing.add(name.to_owned(), length_of(folder, name)?);
+                }
+                (name, _) => listing.stranger(name.to_owned()),
+            }
+            Ok(())
+        })?;
+        let parts = match self.open_folder(PARTS) {
+            Ok(parts) => parts,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(listing),
+            Err(e) => return Err(e),
+        };
+        for_each(&parts, |folder, name, kind| {
+            let path = format!("{PARTS}/{name}");
+            match kind {
+                FileType::RegularFile if unfinished(name).is_some() => {}
+                FileType::RegularFile => listing.add(path, length_of(folder, name)?),
+                _ => listing.stranger(path),
+            }
+            Ok(())
+        })?;
+        Ok(listing)
+    }
+
+    pub(super) fn remove_unfinished(&self) -> io::Result<()> {
+        let folders = [Ok(self.root.try_clone()?), self.open_folder(PARTS)];
+        for folder in folders {
+            let folder = match folder {
+                Ok(folder) => folder,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(e),
+            };
+            for_each(&folder, |folder, name, kind| {
+                let ours = unfinished(name).is_some_and(|base| {
+                    FileName::parse(base).is_some()
+                        || FileName::parse(&format!("{PARTS}/{base}")).is_some()
+                });
+                if ours && kind == FileType::RegularFile {
+                    fs::unlinkat(folder, name, AtFlags::empty())?;
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Folders that hold strangers' files stay, and so does one that is a mount.
+    pub(super) fn remove_folders(&self) -> io::Result<()> {
+        match fs::unlinkat(&self.root, PARTS, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) => {}
+            Err(e) => return Err(e.into()),
+        }
+        match fs::unlinkat(&self.root, LOCK, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(e) => return Err(e.into()),
+        }
+        fs::fsync(&self.root)?;
+        let _ = std::fs::remove_dir(&self.path);
+        Ok(())
+    }
+}
+
+impl Unfinished {
+    /// Makes the file durable and gives it its name.
+    pub(super) fn finish(&self) -> io::Result<()> {
+        self.file.sync_all()?;
+        fs::renameat(
+            &self.folder,
+            temporary(self.name),
+            &self.folder,
+            self.name.base(),
+        )?;
+        Ok(fs::fsync(&self.folder)?)
+    }
+
+    /// Best effort: the next writer removes what is left.
+    pub(super) fn remove(&self) {
+        let _ = fs::unlinkat(&self.folder, temporary(self.name), AtFlags::empty());
+    }
+}
+
+fn temporary(name: FileName) -> String {
+    format!("{}{}{}", UNFINISHED.0, name.base(), UNFINISHED.1)
+}
+
+fn unfinished(name: &str) -> Option<&str> {
+    name.strip_prefix(UNFINISHED.0)?.strip_suffix(UNFINISHED.1)
+}
+
+fn length_of(folder: &OwnedFd, name: &str) -> io::Result<u64> {
+    let stat = fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    Ok(u64::try_from(stat.st_size).unwrap_or(0))
+}
+
+fn for_each(
+    folder: &OwnedFd,
+    mut each: impl FnMut(&OwnedFd, &str, FileType) -> io::Result<()>,
+) -> io::Result<()> {
+    for entry in Dir::read_from(folder)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy();
+        if matches!(&*name, "." | "..") {
+            continue;
+        }
+        let kind = match entry.file_type() {
+            // Some file systems do not say.
+            FileType::Unknown => {
+                let stat = fs::statat(folder, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW)?;
+                FileType::from_raw_mode(stat.st_mode)
+            }
+            kind => kind,
+        };
+        each(folder, &name, kind)?;
+    }
+    Ok(())
+}
+
+/// Creates the directory, and those above it, for its owner alone.
+fn make(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(DIRECTORY_MODE)
+        .create(path)?;
+    match path.parent() {
+        Some(above) => File::open(above)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+fn protect(root: &OwnedFd, place: &Location) -> Result<(), Error> {
+    let stat = fs::fstat(root).map_err(|e| error(place, "look at", String::new(), e.into()))?;
+    let refuse = |why: String| {
+        let place = place.clone();
+        Err(Error::Unsafe { place, why })
+    };
+    if stat.st_uid != rustix::process::geteuid().as_raw() {
+        return refuse(
+            "the directory belongs to another user; use one of the agent's user".to_owned(),
+        );
+    }
+    if stat.st_mode & FORBIDDEN != 0 {
+        let mode = stat.st_mode & 0o7777;
+        return refuse(format!(
+            "others can write to the directory (mode {mode:o}); run chmod 700 on it"
+        ));
+    }
+    Ok(())
+}
+
+/// The lock ends with its process, however that ends.
+fn lock(root: &OwnedFd, purpose: Purpose) -> Result<Option<OwnedFd>, Errno> {
+    let (flags, operation) = match purpose {
+        Purpose::Write => (
+            OFlags::RDWR | OFlags::CREATE,
+            FlockOperation::NonBlockingLockExclusive,
+        ),
+        Purpose::Delete => (OFlags::RDONLY, FlockOperation::NonBlockingLockExclusive),
+        Purpose::Read => (OFlags::RDONLY, FlockOperation::NonBlockingLockShared),
+    };
+    let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match fs::openat(root, LOCK, flags, FILE_MODE) {
+        Ok(file) => file,
+        Err(e) if purpose == Purpose::Write => return Err(e),
+        Err(_) => return Ok(None),
+    };
+    match fs::flock(&file, operation) {
+        // A deletion has removed the file since it was opened: another lock would not exclude this one.
+        Ok(()) if fs::fstat(&file)?.st_nlink == 0 => Err(Errno::WOULDBLOCK),
+        Ok(()) => Ok(Some(file)),
+        Err(e @ Errno::WOULDBLOCK) => Err(e),
+        Err(e) if purpose == Purpose::Write => Err(e),
+        // A file system without locks.
+        Err(_) => Ok(None),
+    }
+}
+
+/// The error of a system call.
+pub(super) fn error(
+    place: &Location,
+    doing: &'static str,
+    file: String,
+    source: io::Error,
+) -> Error {
+    let place = place.clone();
+    let is_no_file = matches!(
+        Errno::from_io_error(&source),
+        Some(Errno::LOOP | Errno::NOTDIR)
+    );
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::Full { file, place },
+        // Opening a symbolic link without following it, or a name below one.
+        _ if is_no_file && !file.is_empty() => Problem::new(file, ProblemKind::NotAFile).at(&place),
+        _ => Error::Io {
+            doing,
+            file,
+            place,
+            source,
+        },
+    }
+}

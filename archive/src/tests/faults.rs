@@ -1,0 +1,271 @@
+use std::fs;
+
+use super::*;
+use crate::error::ProblemKind;
+
+/// The problems of a cheap look, and of a full one.
+async fn problems(location: &Location) -> (Vec<String>, Vec<String>) {
+    let archive = Archive::open(location).await.unwrap();
+    let shown = |problems: Vec<crate::Problem>| problems.iter().map(ToString::to_string).collect();
+    (
+        shown(archive.check_presence().await.unwrap()),
+        shown(archive.verify(2, |_| ()).await.unwrap().problems),
+    )
+}
+
+fn flip(path: &Path, at: usize) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes[at] ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+fn truncate(path: &Path, by: u64) {
+    let file = fs::File::options().write(true).open(path).unwrap();
+    file.set_len(file.metadata().unwrap().len() - by).unwrap();
+}
+
+fn swap(one: &Path, other: &Path) {
+    let (a, b) = (fs::read(one).unwrap(), fs::read(other).unwrap());
+    fs::write(one, b).unwrap();
+    fs::write(other, a).unwrap();
+}
+
+#[tokio::test]
+async fn each_wrong_file_is_named_with_what_is_wrong() {
+    type Harm = fn(&Path);
+    // What is done, what a cheap look finds, what a full one finds.
+    let cases: &[(Harm, &[&str], &[&str])] = &[
+        (
+            |at| fs::remove_file(at.join("parts/0000001.copy.lz4")).unwrap(),
+            &["parts/0000001.copy.lz4 is missing"],
+            &["parts/0000001.copy.lz4 is missing"],
+        ),
+        (
+            |at| fs::remove_file(at.join("parts/0000001.index")).unwrap(),
+            &["parts/0000001.index is missing"],
+            &["parts/0000001.index is missing"],
+        ),
+        (
+            |at| truncate(&at.join("parts/0000000.copy.lz4"), 1),
+            &["parts/0000000.copy.lz4 is truncated"],
+            &["parts/0000000.copy.lz4 is truncated"],
+        ),
+        (
+            |at| truncate(&at.join("parts/0000000.index"), 44),
+            &["parts/0000000.index is truncated"],
+            &["parts/0000000.index is truncated"],
+        ),
+        (
+            |at| flip(&at.join("parts/0000000.copy.lz4"), 300_000),
+            &[],
+            &["parts/0000000.copy.lz4 is damaged: chunk"],
+        ),
+        (
+            |at| flip(&at.join("parts/0000000.index"), 0),
+            &["parts/0000000.index is damaged: frame kind 0"],
+            &["parts/0000000.index is damaged"],
+        ),
+        (
+            |at| {
+                swap(
+                    &at.join("parts/0000000.index"),
+                    &at.join("parts/0000001.index"),
+                )
+            },
+            &[
+                "parts/0000000.index is swapped: its content is that of parts/0000001.index",
+                "parts/0000001.index is swapped: its content is that of parts/0000000.index",
+            ],
+            &[
+                "parts/0000000.index is swapped",
+                "parts/0000001.index is swapped",
+            ],
+        ),
+        (
+            |at| {
+                swap(
+                    &at.join("parts/0000000.copy.lz4"),
+                    &at.join("parts/0000001.copy.lz4"),
+                )
+            },
+            &[
+                "parts/0000000.copy.lz4 is swapped: its content is that of parts/0000001.copy.lz4",
+                "parts/0000001.copy.lz4 is swapped",
+            ],
+            &[
+                "parts/0000000.copy.lz4 is swapped",
+                "parts/0000001.copy.lz4 is swapped",
+            ],
+        ),
+        (
+            |at| flip(&at.join("schema.sql"), 100),
+            &["schema.sql is damaged"],
+            &["schema.sql is damaged"],
+        ),
+        (
+            |at| truncate(&at.join("sequences.json"), 1),
+            &["sequences.json is truncated"],
+            &["sequences.json is truncated"],
+        ),
+        (
+            |at| {
+                fs::rename(at.join("parts/0000001.copy.lz4"), at.join("x")).unwrap();
+                std::os::unix::fs::symlink(at.join("x"), at.join("parts/0000001.copy.lz4"))
+                    .unwrap();
+            },
+            &["parts/0000001.copy.lz4 is not a regular file"],
+            &["parts/0000001.copy.lz4 is not a regular file"],
+        ),
+    ];
+    for (case, (harm, cheap, full)) in cases.iter().enumerate() {
+        let (_dir, location, path) = sample(StoredCodec::Lz4).await;
+        harm(&path);
+        let (present, verified) = problems(&location).await;
+        for (found, expected) in [(present, cheap), (verified, full)] {
+            let matches = found.len() == expected.len()
+                && found.iter().zip(*expected).all(|(f, e)| f.starts_with(e));
+            assert!(
+                matches,
+                "case {case}: {found:#?} where {expected:#?} was expected"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_part_of_another_snapshot_is_foreign() {
+    let (_dir, location, path) = sample(StoredCodec::Lz4).await;
+    let (_other_dir, other, other_path) = directory();
+    let writing = Archive::create(&other, identity(StoredCodec::Lz4))
+        .await
+        .unwrap();
+    write_part(&writing, 0, &rows(9, 600_000)).await.unwrap();
+    for file in ["parts/0000000.index", "parts/0000000.copy.lz4"] {
+        fs::copy(other_path.join(file), path.join(file)).unwrap();
+    }
+    let (present, _) = problems(&location).await;
+    let foreign = "parts/0000000.index is from another snapshot";
+    assert!(
+        present.iter().any(|p| p.starts_with(foreign)),
+        "{present:#?}"
+    );
+    let error = read_part(&Archive::open(&location).await.unwrap(), 0)
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains(foreign), "{error}");
+}
+
+#[tokio::test]
+async fn a_manifest_of_another_snapshot_or_a_damaged_one_is_refused() {
+    let (_dir, location, path) = sample(StoredCodec::None).await;
+    let claim = fs::read_to_string(path.join("snapshot.json")).unwrap();
+    let foreign = claim.replace("000000000000abcd", "000000000000abce");
+    assert_ne!(claim, foreign);
+    fs::write(path.join("snapshot.json"), foreign).unwrap();
+    let error = Archive::open(&location).await.unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("manifest.json is from another snapshot"),
+        "{error}"
+    );
+
+    fs::write(path.join("snapshot.json"), claim).unwrap();
+    flip(&path.join("manifest.json"), 700);
+    let error = Archive::open(&location).await.unwrap_err();
+    assert!(
+        error.to_string().contains("manifest.json is damaged"),
+        "{error}"
+    );
+
+    fs::remove_file(path.join("manifest.json")).unwrap();
+    let error = Archive::open(&location).await.unwrap_err();
+    assert!(matches!(error, Error::Incomplete { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn symbolic_links_and_pipes_lead_nowhere() {
+    for name in ["manifest.json", "snapshot.json"] {
+        let (dir, location, path) = sample(StoredCodec::None).await;
+        fs::rename(path.join(name), dir.path().join("elsewhere")).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("elsewhere"), path.join(name)).unwrap();
+        let error = Archive::open(&location).await.unwrap_err();
+        let expected = matches!(&error, Error::Problem { problem, .. } if problem.kind == ProblemKind::NotAFile);
+        assert!(expected, "{error}");
+    }
+    let (dir, location, path) = sample(StoredCodec::None).await;
+    fs::rename(path.join("parts"), dir.path().join("parts")).unwrap();
+    std::os::unix::fs::symlink(dir.path().join("parts"), path.join("parts")).unwrap();
+    let archive = Archive::open(&location).await.unwrap();
+    assert!(read_part(&archive, 0).await.is_err());
+
+    let (_dir, location, path) = sample(StoredCodec::None).await;
+    fs::remove_file(path.join("manifest.json")).unwrap();
+    let pipe = path.join("manifest.json");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &pipe,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR,
+        0,
+    )
+    .unwrap();
+    assert!(
+        Archive::open(&location).await.is_err(),
+        "a pipe is not waited for"
+    );
+}
+
+#[tokio::test]
+async fn a_manifest_that_is_too_long_is_not_read() {
+    let (_dir, location, path) = sample(StoredCodec::None).await;
+    let file = fs::File::options()
+        .write(true)
+        .open(path.join("manifest.json"))
+        .unwrap();
+    file.set_len(crate::manifest::MANIFEST_MAX + 1).unwrap();
+    let error = Archive::open(&location).await.unwrap_err();
+    assert!(error.to_string().contains("at most"), "{error}");
+}
+
+/// A snapshot whose files match its manifest, but whose chunk is not what its head says.
+#[tokio::test]
+async fn a_bomb_and_wrong_row_counts_are_found() {
+    use steep_protocol::frame::FrameHead;
+    let (_dir, location, _) = directory();
+    let writing = Archive::create(&location, identity(StoredCodec::Zstd(3)))
+        .await
+        .unwrap();
+    let payload = zstd::bulk::compress(&vec![0; 100_000_000], 3).unwrap();
+    let head = FrameHead::Chunk {
+        packing: steep_protocol::frame::Packing::Zstd,
+        raw: 1000,
+        wire: u32::try_from(payload.len()).unwrap(),
+        digest: *blake3::hash(&payload).as_bytes(),
+    };
+    let mut part = writing.part(PartNo(0)).await.unwrap();
+    part.chunk(head, &payload).await.unwrap();
+    part.finish(RowCount(0)).await.unwrap();
+    let mut part = writing.part(PartNo(1)).await.unwrap();
+    let (head, payload) = Packer::stored(StoredCodec::Zstd(3))
+        .pack(&mut rows(1, 100))
+        .unwrap();
+    part.chunk(head, &payload).await.unwrap();
+    part.finish(RowCount(1)).await.unwrap();
+    write_rest(&writing, &[0, 1]).await.unwrap();
+    drop(writing);
+    let (present, verified) = problems(&location).await;
+    assert!(present.is_empty());
+    assert!(verified[0].contains("does not unpack"), "{verified:#?}");
+    assert!(
+        verified[1].contains("rows where the manifest says 1"),
+        "{verified:#?}"
+    );
+    assert_eq!(verified.len(), 2);
+}
+
+#[tokio::test]
+async fn a_full_disk_is_a_full_disk() {
+    let full = crate::place::tests::full(&Location::Directory("/a".into()));
+    assert!(full.is_full() && !full.may_pass(), "{full}");
+}
