@@ -64,15 +64,16 @@ impl Budget {
 
     /// Waits, in order, for room for a part that is packed that way.
     pub(crate) async fn part(&self, compression: Compression) -> Share {
-        let units = u32::try_from(cost(compression).div_ceil(UNIT)).unwrap_or(u32::MAX);
+        self.room_for(context_bytes(compression)).await
+    }
+
+    /// Waits, in order, for room for a part that needs so many bytes besides its buffers.
+    pub(crate) async fn room_for(&self, further: usize) -> Share {
+        let units = u32::try_from((PART + further).div_ceil(UNIT)).unwrap_or(u32::MAX);
         let units = units.min(self.units);
         // The semaphore is never closed.
         Share(Arc::clone(&self.room).acquire_many_owned(units).await.ok())
     }
-}
-
-const fn cost(compression: Compression) -> usize {
-    PART + context_bytes(compression)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@
 //! ```text
 //! run, metrics/            the process
 //! session/                 the coordinator's commands, and what it is told
-//! peer/                    agent to agent
+//! peer/      stored/       agent to agent; snapshots into a store
 //! facts/     target/       what a server is like; the steps of a job on its target
 //! replication/             subscription, fence, sequences, prepared slots
 //! part/                    one part, read and written
@@ -37,6 +37,7 @@ mod node;
 mod part;
 pub mod peer;
 mod pg;
+pub mod rate;
 mod replication;
 pub mod run;
 mod schema;
@@ -44,6 +45,7 @@ mod seat;
 mod session;
 mod shutdown;
 mod snapshot;
+mod stored;
 mod target;
 mod task;
 pub mod telemetry;

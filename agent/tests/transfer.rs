@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use steep_agent::chunk::{Packer, PartReader, PartWriter, ReadStep, Sent};
-use steep_agent::peer::rate::Rate;
 use steep_agent::peer::stream::{Incoming, send};
+use steep_agent::rate::Rate;
 use steep_agent::telemetry::Flow;
 use steep_certs::{Credentials, Role};
 use steep_protocol::limits::CHUNK_RAW_MAX;

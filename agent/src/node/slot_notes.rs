@@ -13,7 +13,8 @@ use crate::pg::{OwnSchema, PgError, Session};
 const READABLE: &str = "SELECT coalesce(has_schema_privilege(to_regnamespace('steep_repl'), 'USAGE') \
      AND has_table_privilege(to_regclass('steep_repl.init_slots'), 'SELECT'), false)";
 
-/// Deletes the note of a prepared slot. Idempotent.
+/// Deletes the note of a prepared slot, and the record of the snapshot that it is the template of.
+/// Idempotent.
 pub(crate) async fn forget(session: &Session, replication: &Replication) -> Result<(), PgError> {
     if readable(session).await? {
         let sql = "DELETE FROM steep_repl.init_slots WHERE slot_name = $1 AND job = $2";
@@ -21,6 +22,8 @@ pub(crate) async fn forget(session: &Session, replication: &Replication) -> Resu
         session
             .execute(sql, &[&replication.slot.as_str(), &job])
             .await?;
+        let sql = "DELETE FROM steep_repl.snapshots WHERE slot_name = $1";
+        session.execute(sql, &[&replication.slot.as_str()]).await?;
     }
     Ok(())
 }

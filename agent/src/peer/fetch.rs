@@ -14,7 +14,6 @@ use tokio::task::JoinSet;
 use tracing::warn;
 
 use super::connection::{Plan, SourceAgent};
-use super::rate::Rate;
 use super::span;
 use crate::budget::Budget;
 use crate::deferred::named::{Named, build_named};
@@ -24,6 +23,7 @@ use crate::part::copy_in::{Begin, Loader};
 use crate::part::formats::formats;
 use crate::part::ledger::ledger;
 use crate::pg::catalog::for_loading;
+use crate::rate::Rate;
 use crate::task::Task;
 
 /// After these tries, a part's fault becomes the job's.

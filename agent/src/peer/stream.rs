@@ -8,8 +8,8 @@ use steep_protocol::limits::CHUNK_RAW_MAX;
 use steep_protocol::quic::{Receiver, Sender, StreamError};
 use steep_protocol::{ByteCount, Fault, FaultKind, Retry, codec};
 
-use super::rate::Rate;
 use crate::chunk::{PackError, Packer, PartReader, PartWriter, ReadStep, Sent, Unpacker};
+use crate::rate::Rate;
 use crate::telemetry::Flow;
 
 /// Frames are handed to QUIC together once they hold this many bytes…

@@ -14,7 +14,7 @@ use steep_protocol::message::lineage::ChangeOrigin;
 use steep_protocol::message::peer::SchemaSection;
 use steep_protocol::message::schema::SchemaCursor;
 use steep_protocol::quic::Endpoint;
-use steep_protocol::{ByteCount, Fault, FaultKind, JobId, NodeId};
+use steep_protocol::{ByteCount, Fault, FaultKind, JobId, NodeId, Retry};
 use steep_schema::Schema;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -30,6 +30,7 @@ use crate::peer::pending::PendingDump;
 use crate::pg::{Conninfo, catalog};
 use crate::replication::{fence, prepared};
 use crate::snapshot::{self, OpenSnapshot, SourceJobs, slot};
+use crate::stored;
 use crate::target::{self, Dumps, PrepareRequest, SchemaRequest};
 use crate::task::{Patience, Progress, Task};
 use crate::telemetry::{CommandEnd, Telemetry};
@@ -202,6 +203,26 @@ impl Agent {
             }
             SourceCommand::DropPrepared => prepared::drop_prepared(task).await?,
             SourceCommand::TakeSlot { target } => prepared::take(task, &target).await?,
+            SourceCommand::Store(request) => {
+                let open = self
+                    .jobs
+                    .get(job)
+                    .and_then(|j| j.open)
+                    .filter(|o| !o.is_lost());
+                let open = open.ok_or_else(|| snapshot_lost(&self.node))?;
+                let budget = self.budget.clone();
+                let sealed = stored::store(task, &open, request, budget).await?;
+                self.forget(job).await;
+                return Ok(Outcome::Sealed(sealed));
+            }
+            SourceCommand::VerifyStored { location } => {
+                let verified = stored::check::verify(task, &location).await?;
+                return Ok(Outcome::Verified(Box::new(verified)));
+            }
+            SourceCommand::DeleteStored { location } => {
+                self.forget(job).await;
+                stored::check::delete(task, &location).await?;
+            }
             SourceCommand::ReturnSlot { target, used } => {
                 self.forget(job).await;
                 prepared::give_back(task, &target, used).await?;
@@ -223,9 +244,16 @@ impl Agent {
             // No row has been read under it yet, so it is opened again.
             open.close().await;
         }
+        let kept_seconds = request.kept_seconds;
+        if let Some(seconds) = kept_seconds {
+            stored::record::note(task, seconds).await?;
+        }
         let open = snapshot::open(task, request, Arc::clone(self.jobs.locks())).await?;
         let open = Arc::new(open);
         self.jobs.open(job, Arc::clone(&open));
+        if kept_seconds.is_some() {
+            stored::record::opened(task, open.lsn()).await?;
+        }
         opened(&open)
     }
 
@@ -401,6 +429,16 @@ async fn subscribe(
     }
     let subscribed = |sync_slots| Outcome::Subscribed { sync_slots };
     Ok(sync_slots.map_or(Outcome::Done, subscribed))
+}
+
+fn snapshot_lost(node: &NodeId) -> Fault {
+    Fault::new(
+        FaultKind::Failed,
+        "the snapshot is gone, because the session that held it has ended",
+    )
+    .hint("see the source's log for why the session ended")
+    .retry(Retry::Backoff)
+    .on(node)
 }
 
 /// How long a cancelled command has to cancel its statement and clean up.

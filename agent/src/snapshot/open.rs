@@ -12,7 +12,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
+use jiff::Timestamp;
 use steep_protocol::message::agent::{Export, OpenSource, TableSummary};
+use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::peer::{CtidRange, SchemaSection, TablePlan};
 use steep_protocol::{
     ByteCount, Fault, FaultKind, Identifier, JobId, Lsn, NodeId, PartNo, Retry, RowCount, TableName,
@@ -48,6 +50,7 @@ pub(crate) struct OpenSnapshot {
     server_version: u32,
     encoding: String,
     lsn: Lsn,
+    opened_at: Timestamp,
     plan: Plan,
     /// By table number.
     states: Vec<Option<TableState>>,
@@ -151,6 +154,7 @@ async fn attempt_open(
             (made.lsn, Some(held))
         }
     };
+    let opened_at = Timestamp::now();
     let at = held.as_ref().map_or(admin, |held| &held.holder);
     published::mark(admin, at, &name).await.map_err(fault)?;
     let export = held.as_ref().map(|held| held.export.as_str());
@@ -182,6 +186,7 @@ async fn attempt_open(
         server_version: admin.server_version(),
         encoding: admin.server_encoding().to_owned(),
         lsn,
+        opened_at,
         plan,
         states: oids.map(|relation| states.remove(&relation.oid)).collect(),
         scope: Scope {
@@ -311,6 +316,15 @@ impl OpenSnapshot {
     /// The slot's consistent point; 0/0 without a slot.
     pub(crate) fn lsn(&self) -> Lsn {
         self.lsn
+    }
+
+    /// When the consistent point was taken.
+    pub(crate) fn opened_at(&self) -> Timestamp {
+        self.opened_at
+    }
+
+    pub(crate) fn filter(&self) -> &TableFilter {
+        &self.scope.filter
     }
 
     /// The database's encoding, that of COPY data.

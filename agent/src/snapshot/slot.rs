@@ -179,11 +179,16 @@ pub(crate) async fn slot_statuses(
     Ok(statuses)
 }
 
-/// Removes the job's publication and slot, ending whoever uses it. Idempotent.
+/// Removes the job's publication and slot, ending whoever uses it, and the note of a prepared one.
+/// Idempotent.
 pub(crate) async fn cleanup(task: &Task, sync_slots: Option<SyncSlots>) -> Result<(), Fault> {
     let fault = |error: PgError| error.to_fault(&task.node);
     let session = task.connect("cleanup").await?;
     remove(&session, task, &task.cancel).await?;
+    if task.replication.is_prepared() {
+        let forgotten = slot_notes::forget(&session, &task.replication).await;
+        forgotten.map_err(fault)?;
+    }
     if let Some(made) = sync_slots {
         for slot in left_by_own_copy(&session, made).await.map_err(fault)? {
             let gone = drop_slot(&session, &slot, &task.cancel).await;
@@ -196,7 +201,7 @@ pub(crate) async fn cleanup(task: &Task, sync_slots: Option<SyncSlots>) -> Resul
     Ok(())
 }
 
-/// As [`cleanup`], on an open session and with another cancel token.
+/// Removes publication and slot, on an open session. The note of a prepared slot stays.
 pub(crate) async fn remove(
     session: &Session,
     task: &Task,
@@ -209,10 +214,6 @@ pub(crate) async fn remove(
     let dropped = session.run(cancel, session.batch_execute(&sql)).await;
     dropped.map_err(fault)?;
     match slot_gone {
-        SlotGone::Yes if task.replication.is_prepared() => {
-            let forgotten = slot_notes::forget(session, &task.replication).await;
-            forgotten.map_err(fault)
-        }
         SlotGone::Yes => Ok(()),
         SlotGone::StillInUse => Err(still_in_use(task, slot)),
     }

@@ -15,6 +15,7 @@ pub mod job;
 pub mod lineage;
 pub mod peer;
 pub mod schema;
+pub mod snapshot;
 
 #[cfg(test)]
 mod tests;

@@ -8,6 +8,7 @@ use super::super::job::{
 };
 use super::super::lineage::ChangeOrigin;
 use super::super::schema::SchemaCursor;
+use super::super::snapshot::StoreSnapshot;
 use crate::wire::{ByteCount, Epoch, JobId, Lsn, NodeId, PartNo};
 
 /// The name and address of a peer.
@@ -99,6 +100,19 @@ pub enum SourceCommand {
     TakeSlot {
         /// The target.
         target: NodeId,
+    },
+    /// Read everything under the open snapshot into a store, then close the snapshot. Parts that are
+    /// there and whole are kept.
+    Store(StoreSnapshot),
+    /// Read a stored snapshot again and check everything.
+    VerifyStored {
+        /// Where it is.
+        location: String,
+    },
+    /// Remove a snapshot's files, then its slot and publication.
+    DeleteStored {
+        /// Where they are.
+        location: String,
     },
     /// The target no longer uses the prepared slot. It is kept for another attempt until it
     /// expires.
@@ -204,6 +218,8 @@ pub struct OpenSource {
     pub large_table_threshold: ByteCount,
     /// See [`super::super::job::JobSpec::yield_to_ddl`].
     pub yield_to_ddl: YieldToDdl,
+    /// A stored snapshot's slot is kept that many seconds, even if nobody comes back for it.
+    pub kept_seconds: Option<u64>,
 }
 
 /// Arguments of [`TargetCommand::Prepare`].

@@ -6,6 +6,7 @@ use super::super::facts::{Finding, SourceFacts, TargetFacts};
 use super::super::handover::PreparedSlot;
 use super::super::job::SyncSlots;
 use super::super::schema::{SchemaCursor, SchemaPage, SchemaReview};
+use super::super::snapshot::{SealedSnapshot, VerifiedSnapshot};
 use crate::wire::{ByteCount, Lsn, RowCount};
 
 /// The outcome of a command.
@@ -73,6 +74,10 @@ pub enum Outcome {
     },
     /// Of `TargetCommand::RebuildMissing`.
     Rebuilt(Rebuilt),
+    /// Of `SourceCommand::Store`.
+    Sealed(SealedSnapshot),
+    /// Of `SourceCommand::VerifyStored`.
+    Verified(Box<VerifiedSnapshot>),
 }
 
 /// Objects of the source's schema that could not be created on a node.

@@ -111,6 +111,11 @@ impl SourceCommand {
                 .within(Policy::REMOVAL.limit),
             Self::DropPrepared => Policy::REMOVAL.named("drop_prepared"),
             Self::TakeSlot { .. } => Policy::STEP.named("take_slot"),
+            Self::Store(_) => Policy::LONG_STEP.named("store_snapshot"),
+            Self::VerifyStored { .. } => Policy::QUESTION
+                .named("verify_snapshot")
+                .within(Duration::from_secs(24 * 3600)),
+            Self::DeleteStored { .. } => Policy::REMOVAL.named("delete_snapshot"),
             Self::ReturnSlot { .. } => Policy::REMOVAL.named("return_slot"),
         }
     }

@@ -12,6 +12,7 @@ use super::facts::Finding;
 use super::handover::PreparedSlot;
 use super::job::{JobSpec, Method};
 use super::schema::SchemaPage;
+use super::snapshot::{SnapshotView, VerifiedSnapshot};
 use crate::wire::{Fault, JobId, NodeId, NodeState, Phase};
 
 /// What the coordinator answers.
@@ -60,6 +61,10 @@ pub enum ApiReply {
     Rebuilt(Rebuilt),
     /// What stays on servers that could not be reached, a sentence each.
     Left(Vec<String>),
+    /// Snapshots.
+    Snapshots(Vec<SnapshotView>),
+    /// What reading a stored snapshot again showed.
+    Verified(Box<VerifiedSnapshot>),
 }
 
 /// A node, as the CLI shows it.

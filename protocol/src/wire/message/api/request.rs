@@ -4,9 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use super::super::handover::{CompleteSpec, PrepareSpec, SlotName};
 use super::super::job::{CancelledData, JobSpec, TableFilter};
+use super::super::snapshot::SnapshotSpec;
 #[cfg(doc)]
 use super::{ApiReply, EndView, EventView};
-use crate::wire::NodeId;
+use crate::wire::{NodeId, SnapshotId};
 
 /// What an operator asks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -50,6 +51,12 @@ pub enum ApiRequest {
     /// [`ApiReply::Ended`]. What changed is said within 500 ms; a slow reader skips what was
     /// overtaken.
     Watch,
+    /// [`ApiReply::Snapshots`] with that one, again whenever it has changed, until it is complete, lost
+    /// or gone.
+    Snapshot {
+        /// Which.
+        snapshot: SnapshotId,
+    },
     /// [`ApiReply::Schema`] pages: a node's schema as it is now.
     Schema {
         /// The node.
@@ -79,6 +86,18 @@ pub enum Query {
     Prepared {
         /// The node.
         node: NodeId,
+    },
+    /// [`ApiReply::Snapshots`], oldest first.
+    Snapshots {
+        /// Which; all where `None`.
+        snapshot: Option<SnapshotId>,
+        /// Of which source; of all where `None`.
+        source: Option<NodeId>,
+    },
+    /// [`ApiReply::Verified`]: a stored snapshot is read again and checked.
+    VerifySnapshot {
+        /// Which.
+        snapshot: SnapshotId,
     },
     /// [`ApiReply::Missing`]: what a node lacks of its source's schema.
     Missing {
@@ -126,6 +145,14 @@ pub enum Order {
         node: NodeId,
         /// The slot.
         slot: SlotName,
+    },
+    /// [`ApiReply::Findings`] of the source, where there are any, then [`ApiReply::Snapshots`] with the
+    /// snapshot that is being made. It is made whether or not anyone watches.
+    Generate(SnapshotSpec),
+    /// [`ApiReply::End`] once its files, slot and publication are removed.
+    DeleteSnapshot {
+        /// Which.
+        snapshot: SnapshotId,
     },
     /// [`ApiReply::Rebuilt`] once the node has tried again what could not be made.
     Rebuild {

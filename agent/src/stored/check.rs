@@ -1,0 +1,75 @@
+//! Reads a stored snapshot again, and removes one.
+
+use steep_archive::Archive;
+use steep_protocol::limits::LISTED_MAX;
+use steep_protocol::message::agent::{WorkProgress, WorkUnit};
+use steep_protocol::message::snapshot::VerifiedSnapshot;
+use steep_protocol::{Fault, FaultKind, Phase, SnapshotId};
+use tracing::{info, warn};
+
+use super::{fault, locate};
+use crate::snapshot::slot;
+use crate::task::Task;
+
+/// Parts read at once: as many as it takes to keep a disk and a processor busy.
+const PARALLEL: usize = 4;
+
+/// Reads everything and checks every digest and row count. Changes nothing.
+pub(crate) async fn verify(task: &Task, location: &str) -> Result<VerifiedSnapshot, Fault> {
+    let place = locate(location, &task.node)?;
+    let reading = async {
+        let archive = Archive::open(&place).await?;
+        let total = archive.manifest().totals.stored_bytes.0;
+        let tell = |progress: steep_archive::Progress| {
+            let work = WorkProgress {
+                done: progress.stored_bytes.0,
+                total,
+                unit: WorkUnit::Bytes,
+                current: None,
+                workers: PARALLEL as u8,
+            };
+            task.work(Phase::Copy, work);
+        };
+        let verified = archive.verify(PARALLEL, tell).await?;
+        Ok((archive.manifest().snapshot_id, verified))
+    };
+    let outcome = tokio::select! {
+        outcome = reading => outcome,
+        () = task.cancel.cancelled() => {
+            return Err(Fault::new(FaultKind::Cancelled, "cancelled").on(&task.node));
+        }
+    };
+    let (snapshot, verified) =
+        outcome.map_err(|error: steep_archive::Error| fault(&error, &task.node))?;
+    let problems = verified.problems.iter().take(LISTED_MAX);
+    Ok(VerifiedSnapshot {
+        snapshot,
+        parts: verified.parts,
+        rows: verified.rows.0,
+        bytes: verified.bytes.0,
+        problems: problems.map(ToString::to_string).collect(),
+        problems_total: verified.problems.len() as u64,
+    })
+}
+
+/// Removes a snapshot's files, slot, publication and record. Idempotent. The slot goes first: it keeps WAL.
+pub(crate) async fn delete(task: &Task, location: &str) -> Result<(), Fault> {
+    slot::cleanup(task, None).await?;
+    let place = locate(location, &task.node)?;
+    let snapshot = SnapshotId(task.replication.id.0);
+    match Archive::delete(&place, snapshot).await {
+        Ok(deleted) => {
+            if deleted.strangers_count > 0 {
+                warn!(%snapshot, location, count = deleted.strangers_count, "files that are not the snapshot's stay");
+            }
+            info!(%snapshot, location, files = deleted.files, "stored snapshot removed");
+            Ok(())
+        }
+        // Somebody replaced it: nothing there is ours.
+        Err(error @ steep_archive::Error::Occupied { .. }) => {
+            warn!(%snapshot, %error, "the snapshot's files are gone, and others stay");
+            Ok(())
+        }
+        Err(error) => Err(fault(&error, &task.node)),
+    }
+}

@@ -1,0 +1,32 @@
+//! Stored snapshots on the source: what is read under an open snapshot goes into an archive.
+//!
+//! [`store()`] writes one, [`check`] reads it again and removes it, [`record`] is what this database knows
+//! of it: the template slot with its expiry, so that it is dropped though nobody asks, and a row in
+//! `steep_repl.snapshots`.
+
+pub(crate) mod check;
+pub(crate) mod record;
+
+mod store;
+
+use steep_archive::{Error, Location};
+use steep_protocol::{Fault, FaultKind, NodeId, Retry};
+
+pub(crate) use store::store;
+
+/// Reads a location that an operator named.
+pub(crate) fn locate(text: &str, node: &NodeId) -> Result<Location, Fault> {
+    Location::parse(text)
+        .map_err(|error| Fault::new(FaultKind::BadRequest, error.to_string()).on(node))
+}
+
+/// The fault of an archive's error.
+pub(crate) fn fault(error: &Error, node: &NodeId) -> Fault {
+    let fault = Fault::new(FaultKind::Failed, error.to_string()).on(node);
+    // Of a full store, parts that are whole stay: somebody may make room while the snapshot lives.
+    if error.is_full() || error.may_pass() {
+        fault.retry(Retry::Backoff)
+    } else {
+        fault
+    }
+}

@@ -1,0 +1,322 @@
+//! Reads everything under an open snapshot into an archive.
+//!
+//! Workers pull parts from one queue, largest first, each on a thread of its own, as parts on their way to a
+//! peer are read. The schema is dumped meanwhile. Then the source's transaction ends, and the manifest is
+//! written last.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use steep_archive::chunk::{Packer, codec_bytes};
+use steep_archive::{
+    Archive, Contents, Error, Identity, Location, Manifest, PlannedTable, Source, Writing,
+};
+use steep_protocol::limits::CHUNK_RAW_MAX;
+use steep_protocol::message::agent::{WorkProgress, WorkUnit};
+use steep_protocol::message::peer::{CopyFormat, SchemaSection, TablePlan};
+use steep_protocol::message::snapshot::{SealedSnapshot, StoreSnapshot};
+use steep_protocol::{ByteCount, Fault, FaultKind, Identifier, PartNo, Phase, SnapshotId};
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use super::{fault, locate, record};
+use crate::budget::Budget;
+use crate::chunk::{PartReader, ReadStep};
+use crate::dump::SchemaDump;
+use crate::mutex::lock;
+use crate::part::copy_out::read_part;
+use crate::pg::Session;
+use crate::rate::Rate;
+use crate::replication::sequences::sequences;
+use crate::snapshot::OpenSnapshot;
+use crate::task::Task;
+
+/// How often progress is reported.
+const TELL_EVERY: Duration = Duration::from_millis(250);
+
+/// How often the slot's note is renewed while rows are read.
+const RENEW_EVERY: Duration = Duration::from_secs(600);
+
+/// Precedes the rows of extensions' tables in the pre-data section.
+const EXTENSION_ROWS: &str = "\n-- steep-repl: rows of extensions' tables.\n";
+
+/// Stores the snapshot, closes it, and records it. Repeated after a failure it keeps the parts that are
+/// whole, while the snapshot lives.
+///
+/// Fails where the snapshot is lost, or with the store's fault: of a full or busy one, `Retry::Backoff`.
+pub(crate) async fn store(
+    task: &Task,
+    open: &Arc<OpenSnapshot>,
+    request: StoreSnapshot,
+    budget: Budget,
+) -> Result<SealedSnapshot, Fault> {
+    let location = locate(&request.location, &task.node)?;
+    let failed = |error: Error| fault(&error, &task.node);
+    let identity = Identity {
+        snapshot_id: SnapshotId(task.replication.id.0),
+        node_id: task.node.clone(),
+        lsn: open.lsn(),
+        codec: request.codec,
+    };
+    let session = task.connect("snapshot").await?;
+    let writing = Archive::create(&location, identity).await.map_err(failed)?;
+    let kept = writing.kept(usize::from(request.parallel)).await;
+    let kept: Vec<PartNo> = kept.map_err(failed)?.iter().map(|part| part.no).collect();
+    let shared = Arc::new(Shared {
+        task: task.clone(),
+        open: Arc::clone(open),
+        queue: Mutex::new(order(open, &kept)),
+        rate: Rate::new(request.max_rate),
+        writing: writing.clone(),
+        budget,
+        bytes: AtomicU64::new(0),
+        workers: AtomicUsize::new(0),
+        current: Mutex::default(),
+    });
+    tokio::try_join!(
+        shared.read_all(usize::from(request.parallel), &session),
+        store_schema(&shared)
+    )?;
+    // Nothing more is read under the snapshot: the source's transaction ends.
+    open.close().await;
+    let values = sequences(task, open.filter()).await?;
+    writing.sequences(&values).await.map_err(failed)?;
+    let contents = contents(task, open, &session).await?;
+    let manifest = writing.finish(contents).await.map_err(failed)?;
+    let sealed = seal(
+        task,
+        &session,
+        (&location, &manifest),
+        request.expires_seconds,
+    )
+    .await;
+    session.close().await;
+    sealed
+}
+
+async fn seal(
+    task: &Task,
+    session: &Session,
+    (location, manifest): (&Location, &Manifest),
+    expires_seconds: u64,
+) -> Result<SealedSnapshot, Fault> {
+    let recorded = record::sealed(session, task, (location, manifest), expires_seconds).await;
+    let expires_at = recorded.map_err(|error| task.fault(error))?;
+    let totals = &manifest.totals;
+    info!(snapshot = %manifest.snapshot_id, %location, rows = totals.rows.0, bytes = totals.bytes.0, stored = totals.stored_bytes.0, "snapshot stored");
+    Ok(SealedSnapshot {
+        tables: totals.tables,
+        parts: totals.parts,
+        rows: totals.rows.0,
+        bytes: totals.bytes.0,
+        stored_bytes: totals.stored_bytes.0,
+        expires_at,
+    })
+}
+
+/// The parts that are not kept, those of the largest tables first.
+fn order(open: &OpenSnapshot, kept: &[PartNo]) -> VecDeque<PartNo> {
+    let mut weighed: Vec<(u64, PartNo)> = Vec::new();
+    for summary in open.summaries() {
+        let weight = summary.bytes_estimate.0 / u64::from(summary.parts.max(1));
+        let numbers = summary.first_part.0..summary.first_part.0 + summary.parts;
+        weighed.extend(numbers.map(|no| (weight, PartNo(no))));
+    }
+    weighed.sort_by_key(|(weight, no)| (std::cmp::Reverse(*weight), *no));
+    let kept: std::collections::HashSet<&PartNo> = kept.iter().collect();
+    let left = weighed.into_iter().map(|(_, no)| no);
+    left.filter(|no| !kept.contains(no)).collect()
+}
+
+/// What the workers share.
+struct Shared {
+    task: Task,
+    open: Arc<OpenSnapshot>,
+    queue: Mutex<VecDeque<PartNo>>,
+    rate: Rate,
+    writing: Writing,
+    budget: Budget,
+    /// COPY bytes so far.
+    bytes: AtomicU64,
+    workers: AtomicUsize,
+    /// By worker.
+    current: Mutex<HashMap<usize, String>>,
+}
+
+impl Shared {
+    async fn read_all(self: &Arc<Self>, parallel: usize, session: &Session) -> Result<(), Fault> {
+        let stop = self.task.cancel.child_token();
+        let workers = parallel.clamp(1, lock(&self.queue).len().max(1));
+        let mut running = JoinSet::new();
+        for number in 0..workers {
+            let (shared, stop) = (Arc::clone(self), stop.clone());
+            let runtime = Handle::current();
+            running.spawn_blocking(move || runtime.block_on(shared.work(number, stop)));
+        }
+        let mut tell = interval(TELL_EVERY);
+        tell.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut renew = interval(RENEW_EVERY);
+        let mut outcome = Ok(());
+        loop {
+            tokio::select! {
+                ended = running.join_next() => match ended {
+                    None => return outcome,
+                    Some(Ok(Ok(()))) => {}
+                    Some(Ok(Err(fault))) => {
+                        stop.cancel();
+                        // The first one is the cause of the others.
+                        outcome = outcome.and(Err(fault));
+                    }
+                    Some(Err(error)) => {
+                        stop.cancel();
+                        let text = format!("a worker broke: {error}");
+                        outcome = outcome.and(Err(Fault::new(FaultKind::Failed, text)));
+                    }
+                },
+                _ = tell.tick() => self.tell(),
+                _ = renew.tick() => {
+                    let renewed = record::renew(session, &self.task).await;
+                    renewed.map_err(|error| self.task.fault(error))?;
+                }
+            }
+        }
+    }
+
+    fn tell(&self) {
+        let summaries = self.open.summaries();
+        let total = summaries.iter().map(|table| table.bytes_estimate.0).sum();
+        let done = self.bytes.load(Ordering::Relaxed);
+        let work = WorkProgress {
+            done,
+            total: done.max(total),
+            unit: WorkUnit::Bytes,
+            current: lock(&self.current).values().next().cloned(),
+            workers: u8::try_from(self.workers.load(Ordering::Relaxed)).unwrap_or(u8::MAX),
+        };
+        self.task.work(Phase::Copy, work);
+    }
+
+    async fn work(&self, number: usize, stop: CancellationToken) -> Result<(), Fault> {
+        self.workers.fetch_add(1, Ordering::Relaxed);
+        let mut outcome = Ok(());
+        while outcome.is_ok()
+            && !stop.is_cancelled()
+            && let Some(part) = self.take()
+        {
+            if let Ok((table, _)) = self.open.locate(part) {
+                lock(&self.current).insert(number, table.name.to_string());
+            }
+            outcome = self.read(part, stop.clone()).await;
+        }
+        lock(&self.current).remove(&number);
+        self.workers.fetch_sub(1, Ordering::Relaxed);
+        outcome
+    }
+
+    fn take(&self) -> Option<PartNo> {
+        lock(&self.queue).pop_front()
+    }
+
+    async fn read(&self, part: PartNo, stop: CancellationToken) -> Result<(), Fault> {
+        let node = &self.task.node;
+        let failed = |error: Error| fault(&error, node);
+        let codec = self.writing.codec();
+        let memory = codec_bytes(codec) + self.writing.part_memory();
+        let _share = self.budget.room_for(memory).await;
+        let mut rows = read_part(&self.open, part, CopyFormat::Text, stop.clone()).await?;
+        let mut file = self.writing.part(part).await.map_err(failed)?;
+        let mut packer = Packer::stored(codec);
+        let mut raw = Vec::new();
+        loop {
+            raw.clear();
+            raw.reserve_exact(CHUNK_RAW_MAX);
+            let step = rows.read(&mut raw, CHUNK_RAW_MAX).await?;
+            if !raw.is_empty() {
+                let length = raw.len() as u64;
+                self.rate.admit(ByteCount(length)).await;
+                let packed = packer.pack(&mut raw);
+                let (head, payload) = packed
+                    .map_err(|error| Fault::new(FaultKind::Failed, error.to_string()).on(node))?;
+                file.chunk(head, &payload).await.map_err(failed)?;
+                self.bytes.fetch_add(length, Ordering::Relaxed);
+            }
+            if let ReadStep::End { rows } = step {
+                file.finish(rows).await.map_err(failed)?;
+                return Ok(());
+            }
+            if stop.is_cancelled() {
+                return Err(Fault::new(FaultKind::Cancelled, "cancelled").on(node));
+            }
+        }
+    }
+}
+
+async fn store_schema(shared: &Shared) -> Result<(), Fault> {
+    let (open, cancel) = (&shared.open, &shared.task.cancel);
+    let dump = async |section| text(open.schema(section, cancel.clone()).await?).await;
+    let mut pre_data = dump(SchemaSection::PreData).await?;
+    let rows = dump(SchemaSection::ExtensionRows).await?;
+    if !rows.is_empty() {
+        pre_data.extend_from_slice(EXTENSION_ROWS.as_bytes());
+        pre_data.extend(rows);
+    }
+    let post_data = dump(SchemaSection::PostData).await?;
+    let written = shared.writing.schema(&pre_data, &post_data).await;
+    written.map_err(|error| fault(&error, &shared.task.node))
+}
+
+/// All of a dump. A schema of ten thousand tables has some ten megabytes.
+async fn text(mut dump: SchemaDump) -> Result<Vec<u8>, Fault> {
+    let mut all = Vec::new();
+    loop {
+        let limit = all.len() + CHUNK_RAW_MAX;
+        if let ReadStep::End { .. } = dump.read(&mut all, limit).await? {
+            return Ok(all);
+        }
+    }
+}
+
+async fn contents(task: &Task, open: &OpenSnapshot, session: &Session) -> Result<Contents, Fault> {
+    let bad = |error: &dyn std::fmt::Display| {
+        Fault::new(FaultKind::Failed, error.to_string()).on(&task.node)
+    };
+    let sql = "SELECT system_identifier::text, current_database()::text FROM pg_control_system()";
+    let asked = session.run(&task.cancel, session.query_one(sql, &[])).await;
+    let row = asked.map_err(|error| task.fault(error))?;
+    let database: String = row.get(1);
+    let filter = open.filter();
+    Ok(Contents {
+        created_at: open.opened_at(),
+        source: Source {
+            node_id: task.node.clone(),
+            system_identifier: row.get(0),
+            server_version: session.server_version(),
+            database: Identifier::parse(database).map_err(|e| bad(&e))?,
+            encoding: open.encoding().to_owned(),
+        },
+        slot_name: Identifier::parse(task.replication.slot.as_str()).map_err(|e| bad(&e))?,
+        publication: task.replication.name(),
+        include_schemas: filter.include_schemas.clone(),
+        exclude_tables: filter.exclude_tables.clone(),
+        tables: open.tables().iter().map(planned).collect(),
+    })
+}
+
+fn planned(table: &TablePlan) -> PlannedTable {
+    let first = table.first_part.0;
+    let parts = u32::try_from(table.ranges.len()).unwrap_or(u32::MAX);
+    PlannedTable {
+        name: table.name.clone(),
+        columns: table
+            .columns
+            .iter()
+            .map(|column| column.name.clone())
+            .collect(),
+        parts: (first..first + parts).map(PartNo).collect(),
+    }
+}

@@ -1,0 +1,209 @@
+//! Stored snapshots: what an operator asks for, and what is shown of them.
+//!
+//! A snapshot is read once and has a life of its own: its slot, the **template**, keeps the source's WAL
+//! from its consistent point on, and every target gets a copy of that slot. Field names are those of the
+//! CLI's JSON.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::handover::{Replication, SlotName};
+use super::job::{ReplicationNames, TableFilter, YieldToDdl};
+use crate::wire::stored::StoredCodec;
+use crate::wire::{ByteCount, JobId, Lsn, NodeId, SnapshotId};
+
+/// Snapshots that the coordinator remembers.
+pub const SNAPSHOTS_MAX: usize = 1_000;
+
+/// The longest location, in bytes.
+pub const LOCATION_MAX: usize = 4_096;
+
+/// `snapshot generate`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotSpec {
+    /// The node to read.
+    pub source: NodeId,
+    /// Where it is stored: an absolute path on the source agent's host, or a URL. Never a credential.
+    pub location: String,
+    /// The tables.
+    pub filter: TableFilter,
+    /// Workers, 1 to [`crate::limits::WORKERS_MAX`].
+    pub parallel: u8,
+    /// How its files are compressed.
+    pub codec: StoredCodec,
+    /// Maximum COPY bytes a second over all workers, before compression.
+    pub max_rate: Option<ByteCount>,
+    /// Larger tables are split finely enough for every worker.
+    pub large_table_threshold: ByteCount,
+    /// How long others may wait for a lock that it holds.
+    pub yield_to_ddl: YieldToDdl,
+    /// How long it is kept, in seconds.
+    pub expires_seconds: u64,
+}
+
+/// Arguments of [`SourceCommand::Store`](super::agent::SourceCommand::Store).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreSnapshot {
+    /// As [`SnapshotSpec::location`].
+    pub location: String,
+    /// How its files are compressed.
+    pub codec: StoredCodec,
+    /// Workers.
+    pub parallel: u8,
+    /// Maximum COPY bytes a second over all workers.
+    pub max_rate: Option<ByteCount>,
+    /// How long it is kept once it is complete, in seconds.
+    pub expires_seconds: u64,
+}
+
+/// A snapshot that is complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealedSnapshot {
+    /// Tables.
+    pub tables: u64,
+    /// Parts.
+    pub parts: u64,
+    /// Rows.
+    pub rows: u64,
+    /// COPY bytes.
+    pub bytes: u64,
+    /// Bytes of the parts' files.
+    pub stored_bytes: u64,
+    /// When it expires, by the source's clock.
+    pub expires_at: Timestamp,
+}
+
+/// What reading a stored snapshot again showed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifiedSnapshot {
+    /// Its id, according to its manifest.
+    pub snapshot: SnapshotId,
+    /// Parts that are whole.
+    pub parts: u64,
+    /// Rows counted in them.
+    pub rows: u64,
+    /// COPY bytes in them.
+    pub bytes: u64,
+    /// What is wrong, a sentence each; at most [`crate::limits::LISTED_MAX`].
+    pub problems: Vec<String>,
+    /// How many problems there are.
+    pub problems_total: u64,
+}
+
+/// The states of a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotState {
+    /// Its slot and plan are being made.
+    Opening,
+    /// The source holds it open, and its rows are being read.
+    Live,
+    /// Everything is stored; the source's session is released, the template slot stays.
+    Sealed,
+    /// It could not be completed, or its slot is gone: nothing can be made from it.
+    Lost,
+    /// Its time is over.
+    Expired,
+}
+
+impl SnapshotState {
+    /// Its name in JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Opening => "opening",
+            Self::Live => "live",
+            Self::Sealed => "sealed",
+            Self::Lost => "lost",
+            Self::Expired => "expired",
+        }
+    }
+}
+
+/// A snapshot, as the CLI shows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SnapshotView {
+    /// Its id.
+    pub snapshot_id: SnapshotId,
+    /// The node that it was read from.
+    pub source_node: NodeId,
+    /// The consistent point, once there is one.
+    pub lsn: Option<Lsn>,
+    /// Its state.
+    pub state: SnapshotState,
+    /// When it was asked for.
+    pub created_at: Timestamp,
+    /// When it expires, once it is complete.
+    pub expires_at: Option<Timestamp>,
+    /// The template slot.
+    pub slot_name: SlotName,
+    /// WAL that this slot keeps on the source, where that is known.
+    pub wal_held_bytes: Option<u64>,
+    /// Tables.
+    pub tables: u64,
+    /// Parts.
+    pub parts: u64,
+    /// Rows; 0 until it is complete.
+    pub rows: u64,
+    /// COPY bytes; so far, until it is complete.
+    pub bytes: u64,
+    /// Bytes of the parts' files; 0 until it is complete.
+    pub stored_bytes: u64,
+    /// Who can serve its parts.
+    pub holders: Vec<Holder>,
+    /// Where it is stored.
+    pub location: String,
+    /// How its files are compressed.
+    pub codec: StoredCodec,
+    /// Estimated COPY bytes in all, while it is read.
+    pub bytes_total: u64,
+    /// The table being read.
+    pub current_table: Option<String>,
+    /// Workers busy now.
+    pub parallel_workers: u8,
+    /// Who asked for it.
+    pub operator: String,
+    /// Why it is lost, or why it has to wait.
+    pub error_message: Option<String>,
+    /// What to do about that.
+    pub hint: Option<String>,
+    /// What a person should know about it, a sentence each.
+    pub warnings: Vec<String>,
+    /// Seconds from the request until it was complete, or so far.
+    pub duration_seconds: f64,
+}
+
+/// Who can serve a snapshot's parts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// The node whose agent reads them.
+    pub node_id: NodeId,
+    /// Where it reads them: `live` in the source's PostgreSQL, or the location.
+    pub location: String,
+}
+
+impl Replication {
+    /// The publication and the template slot of a stored snapshot.
+    #[must_use]
+    pub fn template(snapshot: SnapshotId) -> Self {
+        let id = JobId(snapshot.0);
+        let slot = SlotName::parse(format!("{}_template", ReplicationNames(id).name()));
+        Self {
+            id,
+            slot: slot.expect("36 bytes of a-z, 0-9 and underscore"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_template_is_reserved_kept_and_no_jobs_own() {
+        let template = Replication::template(SnapshotId(7));
+        assert!(template.slot.is_reserved() && template.is_prepared());
+        assert_eq!(ReplicationNames::parse(template.slot.as_str()), None);
+        assert_eq!(template.name(), Replication::of(JobId(7)).name());
+    }
+}
