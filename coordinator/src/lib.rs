@@ -24,6 +24,7 @@ mod metrics;
 pub mod registry;
 pub mod run;
 pub mod server;
+pub mod snapshot;
 pub mod session;
 pub mod store;
 

@@ -37,14 +37,26 @@ pub struct Agent {
     pub registration: Registration,
     /// Its last observation.
     pub observed: Observed,
-    /// Slots prepared on its node; `None` until it has reported them.
+    /// Slots prepared on its node for backups; `None` until it has reported them.
     pub prepared: Option<Vec<PreparedSlot>>,
+    /// Template slots of stored snapshots.
+    pub templates: Vec<PreparedSlot>,
     /// Whether it has reported its node's lineage in this session.
     pub lineage_known: bool,
     /// When its last message arrived.
     pub last_heard: Timestamp,
     /// The interval it was last told.
     interval: ReportInterval,
+}
+
+impl Agent {
+    /// Notes the slots that it has reported: those with reserved names are templates.
+    pub fn note_prepared(&mut self, slots: Vec<PreparedSlot>) {
+        let template = |slot: &PreparedSlot| slot.replication.slot.is_reserved();
+        let (templates, prepared) = slots.into_iter().partition(template);
+        self.templates = templates;
+        self.prepared = Some(prepared);
+    }
 }
 
 /// All agents that have a session.
@@ -72,6 +84,7 @@ impl Registry {
             registration,
             observed: Observed::default(),
             prepared: None,
+            templates: Vec::new(),
             lineage_known: false,
             last_heard: now,
         };

@@ -1,7 +1,8 @@
 //! Follows jobs until they end, and events until the operator leaves.
 
-use steep_protocol::message::api::{ApiReply, EndView, EventView};
-use steep_protocol::{Fault, FaultKind, JobId, NodeId, Retry};
+use steep_protocol::message::api::{ApiReply, EndView, EventView, Query};
+use steep_protocol::message::snapshot::{SnapshotState, SnapshotView};
+use steep_protocol::{Fault, FaultKind, JobId, NodeId, Retry, SnapshotId};
 
 use super::{Ended, Stream};
 use crate::drive::{Answer, Follow, Interest, Question};
@@ -30,6 +31,42 @@ impl Stream {
             pulse.mark_unchanged();
             self.send_events(node.as_ref(), &mut after, None).await?;
             if !follow {
+                return Ok(());
+            }
+            pulse.changed().await.map_err(|_| stopping())?;
+        }
+    }
+
+    /// [`steep_protocol::message::api::ApiRequest::Snapshot`].
+    pub(super) async fn snapshot(&mut self, snapshot: SnapshotId) -> Result<(), Ended> {
+        let mut pulse = self.handle.pulse.clone();
+        let mut sent = None;
+        loop {
+            pulse.mark_unchanged();
+            let query = Query::Snapshots {
+                snapshot: Some(snapshot),
+                source: None,
+            };
+            let Answer::Replies(replies) = self.ask(Question::Query(query)).await? else {
+                return Ok(());
+            };
+            let Some(ApiReply::Snapshots(views)) = replies.into_iter().next() else {
+                return Ok(());
+            };
+            let Some(view) = views.into_iter().next() else {
+                return Ok(());
+            };
+            let more = matches!(view.state, SnapshotState::Opening | SnapshotState::Live);
+            // The time alone is no news.
+            let news = SnapshotView {
+                duration_seconds: 0.0,
+                ..view.clone()
+            };
+            if sent.as_ref() != Some(&news) {
+                sent = Some(news);
+                self.reply(&ApiReply::Snapshots(vec![view])).await?;
+            }
+            if !more {
                 return Ok(());
             }
             pulse.changed().await.map_err(|_| stopping())?;

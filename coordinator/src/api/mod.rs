@@ -174,6 +174,7 @@ impl Stream {
             ApiRequest::Audit { node } => self.audit(node).await,
             ApiRequest::Progress { node, follow } => self.progress(node, interest(follow)).await,
             ApiRequest::Job { node, follow } => self.job(node, interest(follow)).await,
+            ApiRequest::Snapshot { snapshot } => self.snapshot(snapshot).await,
             ApiRequest::Watch => self.watch_all().await,
             ApiRequest::Schema { node, filter } => self.schema(&node, &filter).await,
         }

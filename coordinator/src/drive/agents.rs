@@ -71,6 +71,7 @@ impl<S: Store> Driver<S> {
         for id in self.jobs_of(node) {
             self.note_presence(id, node, now);
         }
+        self.snapshots_up(node, now);
         self.release_idle(node, &registration);
         if self.may_mirror(node) {
             self.mirror(node, now);
@@ -101,6 +102,7 @@ impl<S: Store> Driver<S> {
     fn release_idle(&mut self, source: &NodeId, registration: &Registration) {
         let idle = |job: &&JobId| {
             !self.jobs.contains_key(job)
+                && !self.is_snapshot(**job)
                 && !self.is_asking(**job)
                 && !registration.open_snapshots.contains(job)
         };
@@ -204,7 +206,10 @@ impl<S: Store> Driver<S> {
             // The session module ends the session.
             AgentMessage::Register(_) => {}
             AgentMessage::Audited { seq } => self.on_audited(node, seq),
-            AgentMessage::Prepared(slots) => agent.prepared = Some(slots),
+            AgentMessage::Prepared(slots) => {
+                agent.note_prepared(slots);
+                self.check_templates(node, now);
+            }
             AgentMessage::SlotExpired { slot } => self.slot_expired(node, &slot, now),
             AgentMessage::Lineage(lineage) => self.on_lineage(node, lineage, now),
             AgentMessage::Observed(observed) => {
@@ -215,6 +220,8 @@ impl<S: Store> Driver<S> {
                 // Watchers must see the lag without delay.
                 self.out.observed |= agent.observed != observed;
                 agent.observed = observed;
+                let lost = agent.observed.lost_snapshots.clone();
+                self.check_snapshots(node, &lost, now);
                 self.note_version(node, version);
                 self.check_jobs(node, now);
                 self.check_locks(node, now);
@@ -294,6 +301,9 @@ impl<S: Store> Driver<S> {
                 outcome,
             };
             return self.advance(id, event, now);
+        }
+        if let Some(id) = self.snapshot_running(node, command) {
+            return self.snapshot_finished(id, command, outcome, now);
         }
         self.send(node, CoordinatorMessage::Forget { id: command });
         self.query_finished(node, command, outcome, now);

@@ -50,6 +50,9 @@ impl AuditEntry {
             Order::Prepare(spec) => ("init.prepare", &spec.node),
             Order::DropPrepared { node, .. } => ("init.prepare", node),
             Order::Rebuild { node } => ("init.rebuild", node),
+            Order::Generate(spec) => ("snapshot.generate", &spec.source),
+            // Without its snapshot, nobody knows which node it is about.
+            Order::DeleteSnapshot { .. } => return Vec::new(),
         };
         let keeps = |data: &CancelledData| (*data == CancelledData::Keep).to_string();
         let arguments = match order {
@@ -68,6 +71,11 @@ impl AuditEntry {
                 ("slot", spec.slot.to_string()),
                 ("expires", format!("{}s", spec.expires_seconds)),
             ],
+            Order::Generate(spec) => vec![
+                ("output", spec.location.clone()),
+                ("expires", format!("{}s", spec.expires_seconds)),
+            ],
+            Order::DeleteSnapshot { .. } => Vec::new(),
             Order::DropPrepared { slot, .. } => {
                 vec![("slot", slot.to_string()), ("drop", true.to_string())]
             }
@@ -115,6 +123,21 @@ fn owned(arguments: Vec<Argument>) -> Vec<(String, String)> {
 }
 
 impl<S: Store> Driver<S> {
+    /// The entries of an order.
+    pub(super) fn audit_entries(&self, order: &Order) -> Vec<AuditEntry> {
+        let Order::DeleteSnapshot { snapshot } = order else {
+            return AuditEntry::of(order);
+        };
+        let node = self.snapshot_source(*snapshot);
+        let entry = |node| AuditEntry {
+            action: "snapshot.delete",
+            node,
+            source: None,
+            arguments: owned(vec![("snapshot", snapshot.to_string())]),
+        };
+        node.map(entry).into_iter().collect()
+    }
+
     /// Records the outcome of an order: each entry's job, in order, or why it was refused.
     pub(super) fn audit_order(
         &mut self,

@@ -50,6 +50,7 @@ impl<S: Store> Driver<S> {
                 parallel,
                 large_table_threshold: spec.large_table_threshold,
                 yield_to_ddl: spec.yield_to_ddl,
+                kept_seconds: None,
             })),
             Work::TakeSlot => SourceCommand::TakeSlot { target: target() }.into(),
             Work::PrepareTarget => Command::from(TargetCommand::Prepare(PrepareTarget {

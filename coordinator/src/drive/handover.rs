@@ -161,6 +161,9 @@ impl<S: Store> Driver<S> {
 
     /// A prepared slot has expired and was dropped.
     pub(super) fn slot_expired(&mut self, node: &NodeId, slot: &SlotName, now: Timestamp) {
+        if self.template_expired(node, slot, now) {
+            return;
+        }
         self.slot_dropped(node, slot);
         if !self.expirations.admit(node, Instant::now()) {
             if let Some(left_out) = self.throttle.pass("init.slot_expired") {

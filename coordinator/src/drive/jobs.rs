@@ -294,6 +294,9 @@ impl<S: Store> Driver<S> {
     pub(super) fn on_job_message(&mut self, node: &NodeId, message: AgentMessage, now: Timestamp) {
         match message {
             AgentMessage::PlanPage { job, tables } => self.on_plan(node, job, tables),
+            AgentMessage::Progress(report) if self.is_snapshot(report.job) => {
+                self.on_snapshot_progress(node, report.job, report.work);
+            }
             AgentMessage::Progress(report) => self.on_progress(node, report, now),
             AgentMessage::PartsDone { job, parts } => self.on_parts(node, job, parts, now),
             AgentMessage::Finished { command, outcome } => {

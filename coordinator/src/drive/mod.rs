@@ -36,6 +36,7 @@ mod requests;
 mod restore;
 mod resume;
 mod schema;
+mod snapshots;
 mod span;
 mod sweep;
 mod views;
@@ -52,7 +53,7 @@ use jiff::{SignedDuration, Timestamp};
 use steep_daemon::Throttle;
 use steep_protocol::message::agent::{CoordinatorMessage, PartDone};
 use steep_protocol::message::api::{Afterwards, AuditView, EndView, ProgressSample};
-use steep_protocol::{Fault, JobId, NodeId, TableNo};
+use steep_protocol::{Fault, JobId, NodeId, SnapshotId, TableNo};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -183,6 +184,8 @@ pub struct Driver<S> {
     /// The time of the last tick.
     ticked: Timestamp,
     jobs: BTreeMap<JobId, Live>,
+    /// Stored snapshots, and those being made.
+    snapshots: BTreeMap<SnapshotId, snapshots::Stored>,
     /// Open `doctor` requests, by the number in [`doctor::Look`].
     doctors: BTreeMap<u64, doctor::Doctor>,
     queries: Vec<query::AgentQuery>,
@@ -276,6 +279,11 @@ impl<S: Store> Driver<S> {
             cluster_lease: watchers::Lease::EMPTY,
             ticked: Timestamp::UNIX_EPOCH,
             jobs: BTreeMap::new(),
+            snapshots: loaded
+                .snapshots
+                .into_iter()
+                .map(|snapshot| (snapshot.id, snapshots::Stored::of(snapshot)))
+                .collect(),
             doctors: BTreeMap::new(),
             queries: Vec::new(),
             early: Vec::new(),
@@ -397,6 +405,7 @@ impl<S: Store> Driver<S> {
             self.tick_reachability(now);
         }
         self.tick_audit(now);
+        self.tick_snapshots(now);
         self.tick_queries(now);
         self.tick_early(now);
         // Leases of watchers that left expire without a message.

@@ -6,7 +6,6 @@ use steep_protocol::message::api::{InitRequest, Order};
 use steep_protocol::message::job::{CancelledData, JobSpec};
 use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState};
 
-use super::audit::AuditEntry;
 use super::log::Note;
 use super::requests::unreadable;
 use super::{Answer, Driver, Operator, Ticket};
@@ -27,7 +26,7 @@ impl<S: Store> Driver<S> {
         ticket: Ticket,
         now: Timestamp,
     ) -> Result<(), Fault> {
-        let entries = AuditEntry::of(&order);
+        let entries = self.audit_entries(&order);
         let by = &operator.name;
         let one = |job: Option<JobId>| job.into_iter().collect();
         let begun: Result<Vec<JobId>, Fault> = match order {
@@ -46,6 +45,10 @@ impl<S: Store> Driver<S> {
                 self.capture(&node, peer, ticket, now).map(|()| Vec::new())
             }
             Order::Prepare(spec) => self.prepare(spec, ticket, now).map(|()| Vec::new()),
+            Order::Generate(spec) => self.generate(spec, by, ticket, now).map(|()| Vec::new()),
+            Order::DeleteSnapshot { snapshot } => self
+                .delete_snapshot(snapshot, ticket, now)
+                .map(|_| Vec::new()),
             Order::DropPrepared { node, slot } => self
                 .drop_prepared(&node, &slot, ticket, now)
                 .map(|()| Vec::new()),

@@ -15,7 +15,8 @@ use steep_protocol::message::api::ApiReply;
 use steep_protocol::message::facts::{Finding, SourceFacts};
 use steep_protocol::message::handover::{PrepareSpec, Replication};
 use steep_protocol::message::job::TableFilter;
-use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry};
+use steep_protocol::message::snapshot::SnapshotSpec;
+use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry, SnapshotId};
 
 use super::doctor::Look;
 use super::sweep::Sweep;
@@ -74,6 +75,10 @@ pub(super) enum Purpose {
     LookBeforePrepare(PrepareSpec, Ticket),
     /// Prepare a slot. The findings are part of the answer.
     Prepare(Vec<Finding>, Ticket),
+    /// Gather facts of a source of which a snapshot is to be made.
+    LookBeforeGenerate(Box<SnapshotSpec>, String, Ticket),
+    /// Read a stored snapshot again.
+    VerifySnapshot(SnapshotId, Ticket),
     /// Drop a prepared slot.
     DropPrepared(Ticket),
     /// Retry missing objects.
@@ -117,6 +122,8 @@ impl Purpose {
             | Self::Admit(..)
             | Self::Compare(..)
             | Self::LookBeforePrepare(..)
+            | Self::LookBeforeGenerate(..)
+            | Self::VerifySnapshot(..)
             | Self::DropPrepared(_)
             | Self::Sweep(_) => "",
         }
@@ -362,6 +369,20 @@ impl<S: Store> Driver<S> {
                 let replies = found.into_iter().chain([prepared]).collect();
                 self.answer(ticket, Ok(Answer::Replies(replies)));
             }
+            (
+                Purpose::LookBeforeGenerate(spec, operator, ticket),
+                Outcome::SourceFacts(facts),
+            ) => match Self::judge_prepare(&spec.source, &facts) {
+                Ok(findings) => {
+                    let answer = (findings, ticket);
+                    self.generate_checked(*spec, &operator, answer, now);
+                }
+                Err(fault) => self.answer(ticket, Err(fault)),
+            },
+            (Purpose::VerifySnapshot(id, ticket), Outcome::Verified(verified)) => {
+                let verified = self.snapshot_verified(id, *verified);
+                self.answer(ticket, verified);
+            }
             (Purpose::DropPrepared(ticket), Outcome::Done) => {
                 self.slot_dropped(&course.on, &course.replication.slot);
                 self.answer(ticket, Ok(Answer::Replies(Vec::new())));
@@ -395,6 +416,8 @@ impl<S: Store> Driver<S> {
             | Purpose::Compare(_, After::Captured { ticket, .. })
             | Purpose::LookBeforePrepare(_, ticket)
             | Purpose::Prepare(_, ticket)
+            | Purpose::LookBeforeGenerate(_, _, ticket)
+            | Purpose::VerifySnapshot(_, ticket)
             | Purpose::DropPrepared(ticket)
             | Purpose::Rebuild(ticket) => self.answer(ticket, Err(fault)),
             Purpose::Sweep(sweep) => self.swept(*sweep, Some(&fault), now),

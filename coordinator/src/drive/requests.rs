@@ -79,6 +79,12 @@ impl<S: Store> Driver<S> {
             }
             Query::Report { node } => self.report_reply(&node)?,
             Query::Prepared { node } => ApiReply::Prepared(self.prepared_on(&node)?.to_vec()),
+            Query::Snapshots { snapshot, source } => {
+                self.snapshots_reply(snapshot, source.as_ref(), now)?
+            }
+            Query::VerifySnapshot { snapshot } => {
+                return self.verify_snapshot(snapshot, ticket, now).map(|()| None);
+            }
             Query::Missing { node } => {
                 self.known(&node)?;
                 ApiReply::Missing(self.nodes[&node].missing.clone())

@@ -13,11 +13,12 @@ use steep_protocol::message::agent::{MissingObjects, PartDone, TableSummary};
 use steep_protocol::message::api::{AuditView, EndView, EventView, ProgressSample};
 use steep_protocol::message::lineage::Lineage;
 use steep_protocol::message::schema::SchemaDifference;
-use steep_protocol::{ByteCount, JobId, NodeId, NodeState, RowCount, TableName, TableNo};
+use steep_protocol::{ByteCount, JobId, NodeId, NodeState, RowCount, SnapshotId, TableName, TableNo};
 
 use crate::job::Job;
 use crate::job::membership::Complete;
 use crate::job::progress::Mark;
+use crate::snapshot::Snapshot;
 
 pub mod sqlite;
 
@@ -233,6 +234,10 @@ pub enum Write {
     Node(Box<NodeRecord>),
     /// Removes a node.
     Forget(NodeId),
+    /// Inserts or replaces a snapshot.
+    Snapshot(Box<Snapshot>),
+    /// Removes a snapshot.
+    SnapshotForgotten(SnapshotId),
     /// Inserts or replaces a job. A new job drops the plans of earlier jobs of its target.
     Job(Box<Job>),
     /// The first command id of the next job.
@@ -375,6 +380,8 @@ pub struct Loaded {
     pub nodes: Vec<NodeRecord>,
     /// Jobs that are not closed.
     pub open_jobs: Vec<Job>,
+    /// Snapshots.
+    pub snapshots: Vec<Snapshot>,
     /// The first unused command id.
     pub next_command: u64,
     /// The number of the next event.

@@ -134,7 +134,9 @@ impl Turn {
                 | Outcome::SlotPrepared(_)
                 | Outcome::Subscribed { .. }
                 | Outcome::Finished { .. }
-                | Outcome::Rebuilt(_),
+                | Outcome::Rebuilt(_)
+                | Outcome::Sealed(_)
+                | Outcome::Verified(_),
             ) => return self.fail(self.unexpected_answer(work)),
         }
         if self.missing(work) {

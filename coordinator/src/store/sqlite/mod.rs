@@ -85,6 +85,9 @@ const MIGRATIONS: &[&str] = &[
     ALTER TABLE tables ADD COLUMN began INTEGER;
     ALTER TABLE tables ADD COLUMN ended INTEGER;
 ",
+    "
+    CREATE TABLE snapshots (snapshot TEXT PRIMARY KEY, record TEXT NOT NULL) WITHOUT ROWID;
+",
 ];
 
 /// A store in one file.
@@ -250,6 +253,11 @@ impl Store for SqliteStore {
         Ok(Loaded {
             nodes,
             open_jobs,
+            snapshots: self.records(
+                "snapshots",
+                "SELECT record FROM snapshots ORDER BY snapshot",
+                &[],
+            )?,
             next_command,
             next_event: self.next_number("events")?,
             next_audit: self.next_number("audit")?,

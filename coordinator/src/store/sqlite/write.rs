@@ -29,6 +29,16 @@ pub(super) fn apply_one(transaction: &Transaction<'_>, write: &Write) -> Result<
             let sql = "DELETE FROM nodes WHERE node = ?1";
             execute(transaction, sql, params![node.as_str()])
         }
+        Write::Snapshot(snapshot) => {
+            let sql = "INSERT INTO snapshots VALUES (?1, ?2) \
+                       ON CONFLICT (snapshot) DO UPDATE SET record = excluded.record";
+            let values = params![snapshot.id.to_string(), to_json(snapshot)?];
+            execute(transaction, sql, values)
+        }
+        Write::SnapshotForgotten(snapshot) => {
+            let sql = "DELETE FROM snapshots WHERE snapshot = ?1";
+            execute(transaction, sql, params![snapshot.to_string()])
+        }
         Write::Job(job) => put_job(transaction, job),
         Write::NextCommand(next) => {
             let sql = "UPDATE meta SET value = ?1 WHERE key = 'next_command'";

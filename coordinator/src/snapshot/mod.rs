@@ -1,0 +1,186 @@
+//! A stored snapshot, as values: read once, then kept until it is deleted or expires.
+//!
+//! Owns the snapshot itself ([`Snapshot`]) and the choice of its next command ([`machine`]). Everything here
+//! is pure, as in [`crate::job`]. A snapshot belongs to no job; its slot is the template of theirs.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use steep_protocol::message::handover::Replication;
+use steep_protocol::message::snapshot::{SealedSnapshot, SnapshotSpec, SnapshotState};
+use steep_protocol::{CommandId, Fault, Lsn, SnapshotId};
+
+pub mod machine;
+
+/// Command ids reserved for one snapshot: more than it can need.
+pub const COMMANDS_PER_SNAPSHOT: u64 = 1 << 32;
+
+/// One stored snapshot, from the request until it is forgotten.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Its id.
+    pub id: SnapshotId,
+    /// What was asked for.
+    pub spec: SnapshotSpec,
+    /// The name in the certificate of the operator who asked for it.
+    pub operator: String,
+    /// When.
+    pub asked_at: Timestamp,
+    /// What is done with it.
+    pub stage: Stage,
+    /// Its consistent point, once there is one.
+    pub point: Option<Point>,
+    /// What is stored, once it is complete.
+    pub sealed: Option<SealedSnapshot>,
+    /// When it was complete, or could not be completed.
+    pub ended_at: Option<Timestamp>,
+    /// Why it is lost, or what was last in its way.
+    pub fault: Option<Fault>,
+    /// How often it was begun again because the source lost it.
+    pub restarts: u8,
+    /// The command that was issued and has not ended.
+    pub running: Option<Running>,
+    /// Failures without a success since.
+    pub trouble: Option<Trouble>,
+    /// The process of the source's agent that runs, or ran, its commands.
+    pub incarnation: Option<u64>,
+    /// The first command id reserved for it.
+    pub first_command: u64,
+    /// How many command ids are used.
+    pub commands_issued: u64,
+}
+
+/// What is done with a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stage {
+    /// Slot and plan are made.
+    Opening,
+    /// Rows are read and stored.
+    Storing,
+    /// Everything is stored.
+    Sealed,
+    /// What was made of it is removed.
+    Removing(Why),
+    /// Nothing of it is left.
+    Over(Why),
+}
+
+/// Why a snapshot is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Why {
+    /// It could not be completed.
+    Failed,
+    /// The source lost it: it is begun again.
+    Again,
+    /// An operator deleted it.
+    Deleted,
+    /// Its time is over.
+    Expired,
+}
+
+/// A snapshot's consistent point and plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Point {
+    /// The position.
+    pub lsn: Lsn,
+    /// Tables.
+    pub tables: u32,
+    /// Parts.
+    pub parts: u32,
+}
+
+/// A command to the source's agent, without its arguments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Work {
+    /// `Open`.
+    Open,
+    /// `Store`.
+    Store,
+    /// `DeleteStored`.
+    Remove,
+}
+
+/// A command that was issued.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Running {
+    /// Its id.
+    pub id: CommandId,
+    /// What it does.
+    pub work: Work,
+}
+
+/// Failures of the current stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trouble {
+    /// Since when.
+    pub since: Timestamp,
+    /// How many.
+    pub tries: u32,
+    /// When to try again.
+    pub again: Timestamp,
+}
+
+impl Snapshot {
+    /// A snapshot that has not begun.
+    #[must_use]
+    pub fn new(
+        id: SnapshotId,
+        spec: SnapshotSpec,
+        operator: &str,
+        first_command: u64,
+        now: Timestamp,
+    ) -> Self {
+        Self {
+            id,
+            spec,
+            operator: operator.to_owned(),
+            asked_at: now,
+            stage: Stage::Opening,
+            point: None,
+            sealed: None,
+            ended_at: None,
+            fault: None,
+            restarts: 0,
+            running: None,
+            trouble: None,
+            incarnation: None,
+            first_command,
+            commands_issued: 0,
+        }
+    }
+
+    /// Its publication and template slot.
+    #[must_use]
+    pub fn replication(&self) -> Replication {
+        Replication::template(self.id)
+    }
+
+    /// Its state, as operators see it.
+    #[must_use]
+    pub fn state(&self) -> SnapshotState {
+        match self.stage {
+            Stage::Opening | Stage::Removing(Why::Again) | Stage::Over(Why::Again) => {
+                SnapshotState::Opening
+            }
+            Stage::Storing => SnapshotState::Live,
+            Stage::Sealed if self.fault.is_none() => SnapshotState::Sealed,
+            Stage::Removing(Why::Expired) | Stage::Over(Why::Expired) => SnapshotState::Expired,
+            Stage::Removing(Why::Deleted) | Stage::Over(Why::Deleted) if self.sealed.is_some() => {
+                SnapshotState::Expired
+            }
+            Stage::Sealed | Stage::Removing(_) | Stage::Over(_) => SnapshotState::Lost,
+        }
+    }
+
+    /// Whether something of it may be left on the source.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        matches!(self.stage, Stage::Over(_))
+    }
+
+    /// Seconds until it was complete or lost, or so far.
+    #[must_use]
+    pub fn seconds(&self, now: Timestamp) -> f64 {
+        let end = self.ended_at.unwrap_or(now).as_millisecond();
+        (end - self.asked_at.as_millisecond()).max(0) as f64 / 1e3
+    }
+}
