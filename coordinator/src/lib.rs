@@ -24,8 +24,8 @@ mod metrics;
 pub mod registry;
 pub mod run;
 pub mod server;
-pub mod snapshot;
 pub mod session;
+pub mod snapshot;
 pub mod store;
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 mod events;
 mod init;
 mod schema;
+mod snapshot;
 
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ pub(crate) use init::{
     RebuildArgs, SchemaChoice, StartArgs,
 };
 pub(crate) use schema::{CaptureArgs, CompareArgs, DiffArgs, ExportArgs, SchemaCommand, Side};
+pub(crate) use snapshot::{GenerateArgs, SnapshotCommand, Stored};
 
 /// Brings up a live logical replica of a PostgreSQL node: fast, observable, cancellable.
 #[derive(Debug, Parser)]
@@ -114,6 +116,9 @@ Examples:
     Doctor(DoctorArgs),
     /// Make nodes live replicas of another node
     Init(Box<InitArgs>),
+    /// Read a node once into a store; list, verify and delete what is stored
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
     /// Compare nodes' schemas, and export or capture them
     #[command(subcommand)]
     Schema(SchemaCommand),

@@ -8,6 +8,7 @@ mod init;
 mod nodes;
 mod remove;
 mod schema;
+mod snapshot;
 mod watch;
 
 use steep_protocol::FaultKind;
@@ -87,6 +88,7 @@ async fn execute(cli: Cli, terminal: Terminal) -> Result<u8, Failure> {
         Command::Status { node, .. } => interruptible(nodes::status(node, &context)).await,
         Command::Watch(args) => watch::run(&args, &context).await,
         Command::Events(args) => events::run(args, &context).await,
+        Command::Snapshot(command) => snapshot::run(command, &context).await,
         Command::Schema(command) => interruptible(schema::run(command, &context)).await,
         Command::Doctor(args) => interruptible(doctor::run(args, &context)).await,
     }

@@ -86,6 +86,8 @@ async fn lines(client: &Client, last: &mut u64) -> Result<(), ReplyError> {
             | ApiReply::Missing(_)
             | ApiReply::Rebuilt(_)
             | ApiReply::Left(_)
+            | ApiReply::Snapshots(_)
+            | ApiReply::Verified(_)
             | ApiReply::End
             | ApiReply::Fault(_) => {}
         }

@@ -204,6 +204,8 @@ impl<'a> Follower<'a> {
             | ApiReply::Missing(_)
             | ApiReply::Rebuilt(_)
             | ApiReply::Left(_)
+            | ApiReply::Snapshots(_)
+            | ApiReply::Verified(_)
             | ApiReply::End
             | ApiReply::Fault(_) => {}
         }

@@ -13,6 +13,7 @@ pub(crate) mod prepared;
 pub(crate) mod progress;
 pub(crate) mod report;
 pub(crate) mod schema;
+pub(crate) mod stored;
 mod table;
 pub(crate) mod waiting;
 

@@ -206,6 +206,8 @@ impl ConnectionTask {
             | ApiReply::Missing(_)
             | ApiReply::Rebuilt(_)
             | ApiReply::Left(_)
+            | ApiReply::Snapshots(_)
+            | ApiReply::Verified(_)
             | ApiReply::End
             | ApiReply::Fault(_) => return Ok(()),
         };

@@ -369,16 +369,15 @@ impl<S: Store> Driver<S> {
                 let replies = found.into_iter().chain([prepared]).collect();
                 self.answer(ticket, Ok(Answer::Replies(replies)));
             }
-            (
-                Purpose::LookBeforeGenerate(spec, operator, ticket),
-                Outcome::SourceFacts(facts),
-            ) => match Self::judge_prepare(&spec.source, &facts) {
-                Ok(findings) => {
-                    let answer = (findings, ticket);
-                    self.generate_checked(*spec, &operator, answer, now);
+            (Purpose::LookBeforeGenerate(spec, operator, ticket), Outcome::SourceFacts(facts)) => {
+                match Self::judge_prepare(&spec.source, &facts) {
+                    Ok(findings) => {
+                        let answer = (findings, ticket);
+                        self.generate_checked(*spec, &operator, answer, now);
+                    }
+                    Err(fault) => self.answer(ticket, Err(fault)),
                 }
-                Err(fault) => self.answer(ticket, Err(fault)),
-            },
+            }
             (Purpose::VerifySnapshot(id, ticket), Outcome::Verified(verified)) => {
                 let verified = self.snapshot_verified(id, *verified);
                 self.answer(ticket, verified);

@@ -12,7 +12,8 @@ use steep_protocol::message::api::ApiReply;
 use steep_protocol::message::facts::Finding;
 use steep_protocol::message::handover::{PreparedState, SlotName};
 use steep_protocol::message::snapshot::{
-    Holder, LOCATION_MAX, SNAPSHOTS_MAX, SnapshotSpec, SnapshotState, SnapshotView, StoreSnapshot, VerifiedSnapshot,
+    Holder, LOCATION_MAX, SNAPSHOTS_MAX, SnapshotSpec, SnapshotState, SnapshotView, StoreSnapshot,
+    VerifiedSnapshot,
 };
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, SnapshotId, limits};
 
@@ -406,7 +407,10 @@ impl<S: Store> Driver<S> {
     }
 
     fn note_snapshot(&mut self, id: SnapshotId, note: Note, now: Timestamp) {
-        let source = self.snapshots.get(&id).map(|s| s.snapshot.spec.source.clone());
+        let source = self
+            .snapshots
+            .get(&id)
+            .map(|s| s.snapshot.spec.source.clone());
         let note = match &source {
             Some(source) => note.node(source).of(Some(source), None),
             None => note,
@@ -465,9 +469,9 @@ impl<S: Store> Driver<S> {
             let why = match known.map(|slot| &slot.state) {
                 None => "its note is gone".to_owned(),
                 Some(PreparedState::Lost(why)) => why.clone(),
-                Some(
-                    PreparedState::Waiting | PreparedState::Taken(_) | PreparedState::Expired,
-                ) => continue,
+                Some(PreparedState::Waiting | PreparedState::Taken(_) | PreparedState::Expired) => {
+                    continue;
+                }
             };
             self.step_snapshot(id, Event::SlotGone { why }, now);
         }
@@ -508,11 +512,7 @@ impl<S: Store> Driver<S> {
     }
 
     /// The snapshot whose command that is, on that node.
-    pub(super) fn snapshot_running(
-        &self,
-        node: &NodeId,
-        command: CommandId,
-    ) -> Option<SnapshotId> {
+    pub(super) fn snapshot_running(&self, node: &NodeId, command: CommandId) -> Option<SnapshotId> {
         let runs = |stored: &&Stored| {
             stored.snapshot.spec.source == *node
                 && stored.snapshot.running.is_some_and(|r| r.id == command)

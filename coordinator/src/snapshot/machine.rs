@@ -93,7 +93,9 @@ impl Snapshot {
                     out.push(Effect::Expired);
                     self.remove(Why::Expired, out);
                 }
-                Stage::Opening | Stage::Storing => self.slot_gone("it expired".to_owned(), now, out),
+                Stage::Opening | Stage::Storing => {
+                    self.slot_gone("it expired".to_owned(), now, out)
+                }
                 Stage::Removing(_) | Stage::Over(_) => {}
             },
             Event::Delete => match self.stage {
@@ -253,7 +255,10 @@ impl Snapshot {
     }
 
     fn slot_gone(&mut self, why: String, now: Timestamp, out: &mut Vec<Effect>) {
-        let text = format!("its slot {} cannot be used any more: {why}", self.replication().slot);
+        let text = format!(
+            "its slot {} cannot be used any more: {why}",
+            self.replication().slot
+        );
         let fault = Fault::new(FaultKind::Failed, text)
             .on(&self.spec.source)
             .hint("generate another snapshot: changes since this one are lost");

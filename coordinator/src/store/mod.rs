@@ -13,7 +13,9 @@ use steep_protocol::message::agent::{MissingObjects, PartDone, TableSummary};
 use steep_protocol::message::api::{AuditView, EndView, EventView, ProgressSample};
 use steep_protocol::message::lineage::Lineage;
 use steep_protocol::message::schema::SchemaDifference;
-use steep_protocol::{ByteCount, JobId, NodeId, NodeState, RowCount, SnapshotId, TableName, TableNo};
+use steep_protocol::{
+    ByteCount, JobId, NodeId, NodeState, RowCount, SnapshotId, TableName, TableNo,
+};
 
 use crate::job::Job;
 use crate::job::membership::Complete;

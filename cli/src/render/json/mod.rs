@@ -4,6 +4,7 @@
 //! protocol's codec needs every field in place, and the coordinator stores events, ends and audit entries
 //! as JSON of its own.
 
+mod snapshot;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +22,8 @@ use steep_protocol::message::job::SchemaMode;
 use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState};
 
 use super::findings;
+
+pub(crate) use snapshot::{generated, snapshot, snapshot_deleted, snapshots, verified};
 
 /// Fields of events that are numbers, as docs/logs.md has them.
 const NUMERIC: [&str; 12] = [

@@ -1,0 +1,148 @@
+//! `snapshot` and its subcommands.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use steep_archive::Location;
+use steep_protocol::limits::WORKERS_MAX;
+use steep_protocol::message::job::{TableFilter, YieldToDdl};
+use steep_protocol::message::snapshot::SnapshotSpec;
+use steep_protocol::stored::StoredCodec;
+use steep_protocol::{ByteCount, Identifier, NodeId, SnapshotId, TableName};
+
+use super::init::{parse_schema, parse_table};
+use crate::settings::Settings;
+use crate::units::{parse_duration, parse_size};
+
+/// Subcommands of `snapshot`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SnapshotCommand {
+    /// Read a node once, into a directory or an object store
+    Generate(Box<GenerateArgs>),
+    /// Every snapshot: where it is, how long it is kept, how much WAL its slot holds
+    #[command(after_help = "\
+Examples:
+  steep-repl snapshot list
+  steep-repl snapshot list --source node_a --json")]
+    List {
+        /// Only those of this node
+        #[arg(long, value_name = "NODE")]
+        source: Option<NodeId>,
+    },
+    /// One snapshot in full
+    #[command(after_help = "\
+Examples:
+  steep-repl snapshot show 51358f153ac8daae")]
+    Show {
+        /// The snapshot
+        id: SnapshotId,
+    },
+    /// Read a stored snapshot again and check every checksum and row count
+    #[command(after_help = "\
+Examples:
+  steep-repl snapshot verify 51358f153ac8daae      by the agent that stored it
+  steep-repl snapshot verify /backup/app           by this command, here; needs no coordinator
+  steep-repl snapshot verify s3://backups/app")]
+    Verify {
+        /// A snapshot, or the place where one is stored
+        #[arg(value_name = "ID_OR_PATH", value_parser = Stored::parse)]
+        stored: Stored,
+    },
+    /// Remove a snapshot: its files, its slot and its publication
+    #[command(after_help = "\
+Examples:
+  steep-repl snapshot delete 51358f153ac8daae --yes")]
+    Delete {
+        /// The snapshot
+        id: SnapshotId,
+        /// Don't ask for confirmation
+        #[arg(long, short)]
+        yes: bool,
+    },
+}
+
+/// `snapshot generate`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  steep-repl snapshot generate --source node_a --output /backup/app
+  steep-repl snapshot generate --source node_a --output s3://backups/app --compress zstd:9
+  steep-repl snapshot generate --source node_a --output /backup/app --include-schema app --expires 48h")]
+pub(crate) struct GenerateArgs {
+    /// The node to read
+    #[arg(long, value_name = "NODE")]
+    pub(crate) source: NodeId,
+    /// Where to store it: a directory on that node's host, by its absolute path, or s3://, gs://, az:// or
+    /// file:/// (credentials come from its agent's environment)
+    #[arg(long, value_name = "PATH_OR_URL", value_parser = Location::parse)]
+    pub(crate) output: Location,
+    /// Workers, 1 to 16 [default: 4] [env: STEEP_REPL_PARALLEL]
+    #[arg(long, value_name = "N",
+          value_parser = clap::value_parser!(u8).range(1..=i64::from(WORKERS_MAX)))]
+    pub(crate) parallel: Option<u8>,
+    /// Compression of the files: none, gzip, lz4, zstd or zstd:LEVEL
+    #[arg(long, value_name = "HOW", default_value = "zstd")]
+    pub(crate) compress: StoredCodec,
+    /// How long it is kept: until then its slot retains the source's WAL
+    #[arg(long, default_value = "168h", value_parser = parse_duration)]
+    pub(crate) expires: Duration,
+    /// Maximum bytes of rows a second, before compression, such as 50MB
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) max_rate: Option<ByteCount>,
+    /// Only tables of this schema; may be repeated
+    #[arg(long = "include-schema", value_name = "SCHEMA", value_parser = parse_schema)]
+    pub(crate) include_schemas: Vec<Identifier>,
+    /// Without this table (schema.table); may be repeated
+    #[arg(long = "exclude-table", value_name = "TABLE", value_parser = parse_table)]
+    pub(crate) exclude_tables: Vec<TableName>,
+    /// Split tables larger than this finely enough to keep all workers busy
+    #[arg(long, value_name = "SIZE", default_value = "10GB", value_parser = parse_size)]
+    pub(crate) large_table_threshold: ByteCount,
+    /// How long a statement on the source may wait for a table being read, such as 10s, or never
+    /// [default: 10s] [env: STEEP_REPL_YIELD_TO_DDL]
+    #[arg(long, value_name = "WHEN", value_parser = YieldToDdl::parse)]
+    pub(crate) yield_to_ddl: Option<YieldToDdl>,
+    /// Start, print the snapshot's id and don't wait for it
+    #[arg(long)]
+    pub(crate) detach: bool,
+}
+
+impl GenerateArgs {
+    /// The request to the coordinator.
+    pub(crate) fn spec(&self, settings: &Settings) -> SnapshotSpec {
+        SnapshotSpec {
+            source: self.source.clone(),
+            location: self.output.to_string(),
+            filter: TableFilter {
+                include_schemas: self.include_schemas.clone(),
+                exclude_tables: self.exclude_tables.clone(),
+            },
+            parallel: self.parallel.unwrap_or(settings.parallel),
+            codec: self.compress,
+            max_rate: self.max_rate,
+            large_table_threshold: self.large_table_threshold,
+            yield_to_ddl: self.yield_to_ddl.unwrap_or(settings.yield_to_ddl),
+            expires_seconds: self.expires.as_secs(),
+        }
+    }
+}
+
+/// A snapshot that the coordinator knows, or any place.
+#[derive(Debug, Clone)]
+pub(crate) enum Stored {
+    /// By its id.
+    Known(SnapshotId),
+    /// By its place, as this process sees it.
+    At(Location),
+}
+
+impl Stored {
+    fn parse(text: &str) -> Result<Self, String> {
+        if let Ok(id) = text.parse() {
+            return Ok(Self::Known(id));
+        }
+        Location::parse(text)
+            .map(Self::At)
+            .map_err(|error| format!("it is no snapshot id (16 hexadecimal digits), and {error}"))
+    }
+}

@@ -1,0 +1,293 @@
+//! `steep-repl snapshot`: stored snapshots.
+
+use steep_archive::{Archive, Location};
+use steep_protocol::message::api::{ApiReply, ApiRequest, Order, Query};
+use steep_protocol::message::facts::Finding;
+use steep_protocol::message::snapshot::{SnapshotState, SnapshotView, VerifiedSnapshot};
+use steep_protocol::{Fault, FaultKind, NodeId, SnapshotId};
+
+use crate::args::{GenerateArgs, SnapshotCommand, Stored};
+use crate::client::Client;
+use crate::commands::Context;
+use crate::failure::{self, Failure};
+use crate::render::{findings, json, stored};
+use crate::signals::{Interrupt, Signals};
+use crate::terminal::{self, print, print_folded, print_json, print_line, tell};
+
+/// Parts that `verify` reads at once.
+const PARALLEL: usize = 4;
+
+pub(crate) async fn run(command: SnapshotCommand, context: &Context) -> Result<u8, Failure> {
+    match command {
+        SnapshotCommand::Generate(args) => generate(&args, context).await,
+        SnapshotCommand::List { source } => list(source, context).await,
+        SnapshotCommand::Show { id } => show(id, context).await,
+        SnapshotCommand::Verify { stored } => verify(&stored, context).await,
+        SnapshotCommand::Delete { id, yes } => delete(id, yes, context).await,
+    }
+}
+
+async fn generate(args: &GenerateArgs, context: &Context) -> Result<u8, Failure> {
+    let terminal = context.terminal;
+    let mut signals = Signals::catch()?;
+    let client = context.client().await?;
+    let asking = ask(&client, Order::Generate(args.spec(&context.settings)));
+    let (views, warnings) = tokio::select! {
+        asked = asking => asked?,
+        interrupt = signals.next() => return Err(interrupted(interrupt)),
+    };
+    if !warnings.is_empty() && !terminal.json {
+        tell(findings::report(&args.source, &warnings, terminal.err).trim_end());
+    }
+    let Some(view) = views.into_iter().next() else {
+        let text = "the coordinator did not say which snapshot it makes";
+        return Err(Failure::new(FaultKind::Failed, text).on(&args.source));
+    };
+    if args.detach {
+        client.close().await;
+        if terminal.json {
+            print_json(&json::snapshot(&view));
+        } else {
+            print_line(&format!(
+                "snapshot {} of {} is being made; follow it with: steep-repl snapshot show {0}",
+                view.snapshot_id, view.source_node
+            ));
+        }
+        return Ok(failure::SUCCESS);
+    }
+    let id = view.snapshot_id;
+    let followed = tokio::select! {
+        followed = follow(&client, view, context) => followed?,
+        _ = signals.next() => {
+            tell(&format!(
+                "\nthe snapshot goes on without this command: steep-repl snapshot show {id}; to stop and \
+                 remove it: steep-repl snapshot delete {id}"
+            ));
+            return Ok(failure::SUCCESS);
+        }
+    };
+    client.close().await;
+    if followed.state != SnapshotState::Sealed {
+        return Err(not_made(&followed));
+    }
+    if terminal.json {
+        print_json(&json::generated(&followed));
+    } else {
+        print_folded(&stored::made(&followed, terminal.out));
+    }
+    Ok(failure::SUCCESS)
+}
+
+/// Shows how far it is until it is complete or lost.
+async fn follow(
+    client: &Client,
+    view: SnapshotView,
+    context: &Context,
+) -> Result<SnapshotView, Failure> {
+    let snapshot = view.snapshot_id;
+    let mut last = view;
+    let bar = context.terminal.live.then(stored::bar);
+    let mut replies = client.ask(ApiRequest::Snapshot { snapshot }).await?;
+    let mut told = String::new();
+    while let Some(reply) = replies.next().await? {
+        let ApiReply::Snapshots(views) = reply else {
+            continue;
+        };
+        let Some(view) = views.into_iter().next() else {
+            continue;
+        };
+        if context.terminal.json {
+            print_json(&json::snapshot(&view));
+        } else if let Some(bar) = &bar {
+            stored::advance(bar, &view);
+        } else {
+            let line = stored::line(&view);
+            if line != told {
+                print_line(&line);
+                told = line;
+            }
+        }
+        last = view;
+    }
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    Ok(last)
+}
+
+fn not_made(view: &SnapshotView) -> Failure {
+    let why = view
+        .error_message
+        .as_deref()
+        .unwrap_or("it was deleted meanwhile");
+    let text = format!("snapshot {} could not be made: {why}", view.snapshot_id);
+    let hint = view.hint.clone().unwrap_or_default();
+    Failure::new(FaultKind::Failed, text).hint(hint)
+}
+
+async fn list(source: Option<NodeId>, context: &Context) -> Result<u8, Failure> {
+    let query = Query::Snapshots {
+        snapshot: None,
+        source,
+    };
+    let views = answered(query, context).await?;
+    if context.terminal.json {
+        print_json(&json::snapshots(&views));
+    } else if views.is_empty() {
+        print_line("there are no snapshots; steep-repl snapshot generate makes one");
+    } else {
+        print(&stored::list(&views, context.terminal.out));
+    }
+    Ok(failure::SUCCESS)
+}
+
+async fn show(id: SnapshotId, context: &Context) -> Result<u8, Failure> {
+    let query = Query::Snapshots {
+        snapshot: Some(id),
+        source: None,
+    };
+    for view in answered(query, context).await? {
+        if context.terminal.json {
+            print_json(&json::snapshot(&view));
+        } else {
+            print_folded(&stored::full(&view, context.terminal.out));
+        }
+    }
+    Ok(failure::SUCCESS)
+}
+
+async fn answered(query: Query, context: &Context) -> Result<Vec<SnapshotView>, Failure> {
+    let mut signals = Signals::catch()?;
+    let client = context.client().await?;
+    let (views, _) = tokio::select! {
+        asked = ask(&client, query) => asked?,
+        interrupt = signals.next() => return Err(interrupted(interrupt)),
+    };
+    client.close().await;
+    Ok(views)
+}
+
+async fn verify(which: &Stored, context: &Context) -> Result<u8, Failure> {
+    let mut signals = Signals::catch()?;
+    let verifying = async {
+        match which {
+            Stored::Known(id) => verify_known(*id, context).await,
+            Stored::At(location) => verify_here(location, context).await,
+        }
+    };
+    let verified = tokio::select! {
+        verified = verifying => verified?,
+        interrupt = signals.next() => return Err(interrupted(interrupt)),
+    };
+    if context.terminal.json {
+        print_json(&json::verified(&verified));
+    } else {
+        print_folded(&stored::verified(&verified, context.terminal.out));
+    }
+    let whole = verified.problems_total == 0;
+    Ok(if whole {
+        failure::SUCCESS
+    } else {
+        failure::ERROR
+    })
+}
+
+async fn verify_known(id: SnapshotId, context: &Context) -> Result<VerifiedSnapshot, Failure> {
+    let client = context.client().await?;
+    let replies = client
+        .ask_all(Query::VerifySnapshot { snapshot: id })
+        .await?;
+    client.close().await;
+    let verified = replies.into_iter().find_map(|reply| match reply {
+        ApiReply::Verified(verified) => Some(*verified),
+        _ => None,
+    });
+    verified.ok_or_else(|| Failure::new(FaultKind::Failed, "the coordinator did not answer"))
+}
+
+async fn verify_here(location: &Location, context: &Context) -> Result<VerifiedSnapshot, Failure> {
+    let failed = |error: steep_archive::Error| Failure::new(FaultKind::Failed, error.to_string());
+    let archive = Archive::open(location).await.map_err(failed)?;
+    let manifest = archive.manifest();
+    let bar = context.terminal.live.then(stored::bar);
+    let total = manifest.totals.stored_bytes.0;
+    let progress = |progress: steep_archive::Progress| {
+        if let Some(bar) = &bar {
+            bar.set_length(total);
+            bar.set_position(progress.stored_bytes.0);
+        }
+    };
+    let verified = archive.verify(PARALLEL, progress).await.map_err(failed)?;
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    Ok(VerifiedSnapshot {
+        snapshot: manifest.snapshot_id,
+        parts: verified.parts,
+        rows: verified.rows.0,
+        bytes: verified.bytes.0,
+        problems_total: verified.problems.len() as u64,
+        problems: verified.problems.iter().map(ToString::to_string).collect(),
+    })
+}
+
+async fn delete(id: SnapshotId, yes: bool, context: &Context) -> Result<u8, Failure> {
+    let mut signals = Signals::catch()?;
+    let client = context.client().await?;
+    let query = Query::Snapshots {
+        snapshot: Some(id),
+        source: None,
+    };
+    let (views, _) = ask(&client, query).await?;
+    if let Some(view) = views.first()
+        && !yes
+        && context.terminal.interactive
+    {
+        let question = format!(
+            "Remove snapshot {id} of {}, its files in {}, its slot and its publication?",
+            view.source_node, view.location
+        );
+        let confirmed = tokio::select! {
+            confirmed = terminal::confirm(&question) => confirmed,
+            _ = signals.next() => false,
+        };
+        if !confirmed {
+            return Err(Failure::new(FaultKind::Failed, "nothing was removed"));
+        }
+    }
+    tokio::select! {
+        asked = ask(&client, Order::DeleteSnapshot { snapshot: id }) => drop(asked?),
+        interrupt = signals.next() => return Err(interrupted(interrupt)),
+    }
+    client.close().await;
+    if context.terminal.json {
+        print_json(&json::snapshot_deleted(id));
+    } else {
+        print_line(&format!("snapshot {id} is deleted"));
+    }
+    Ok(failure::SUCCESS)
+}
+
+/// The snapshots and the findings of an answer.
+async fn ask(
+    client: &Client,
+    request: impl Into<ApiRequest>,
+) -> Result<(Vec<SnapshotView>, Vec<Finding>), Failure> {
+    let (mut views, mut warnings) = (Vec::new(), Vec::new());
+    for reply in client.ask_all(request).await? {
+        match reply {
+            ApiReply::Snapshots(more) => views.extend(more),
+            ApiReply::Findings { findings, .. } => warnings.extend(findings),
+            _ => {}
+        }
+    }
+    Ok((views, warnings))
+}
+
+fn interrupted(interrupt: Interrupt) -> Failure {
+    let text = match interrupt {
+        Interrupt::Keyboard => "interrupted",
+        Interrupt::Terminate => "terminated",
+    };
+    Fault::new(FaultKind::Cancelled, text).into()
+}

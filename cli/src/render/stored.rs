@@ -1,0 +1,182 @@
+//! Stored snapshots, for people.
+
+use indicatif::{ProgressBar, ProgressStyle};
+use steep_protocol::message::snapshot::{SnapshotState, SnapshotView, VerifiedSnapshot};
+
+use super::table::{pairs, table};
+use super::{Paint, clean};
+use crate::units::{count, duration, size};
+
+/// All snapshots, one line each.
+pub(crate) fn list(views: &[SnapshotView], paint: Paint) -> String {
+    let header = [
+        "SNAPSHOT", "SOURCE", "STATE", "LSN", "ROWS", "SIZE", "STORED", "WAL HELD", "EXPIRES",
+        "WHERE",
+    ];
+    let rows: Vec<Vec<String>> = views
+        .iter()
+        .map(|view| {
+            let whole = view.state == SnapshotState::Sealed;
+            let known = |text: String| if whole { text } else { "-".to_owned() };
+            vec![
+                view.snapshot_id.to_string(),
+                view.source_node.to_string(),
+                state(view, paint),
+                view.lsn
+                    .map_or_else(|| "-".to_owned(), |lsn| lsn.to_string()),
+                known(count(view.rows)),
+                size(view.bytes),
+                known(size(view.stored_bytes)),
+                view.wal_held_bytes.map_or_else(|| "-".to_owned(), size),
+                view.expires_at
+                    .map_or_else(|| "-".to_owned(), |at| format!("{at:.0}")),
+                clean(&view.location),
+            ]
+        })
+        .collect();
+    table(&header, &rows, paint)
+}
+
+fn state(view: &SnapshotView, paint: Paint) -> String {
+    let name = view.state.name();
+    match view.state {
+        SnapshotState::Sealed => paint.green(name),
+        SnapshotState::Opening | SnapshotState::Live => paint.cyan(name),
+        SnapshotState::Lost => paint.red(name),
+        SnapshotState::Expired => paint.yellow(name),
+    }
+}
+
+/// One snapshot in full.
+pub(crate) fn full(view: &SnapshotView, paint: Paint) -> String {
+    let mut lines = vec![
+        ("state", state(view, paint)),
+        ("source", view.source_node.to_string()),
+        (
+            "stored in",
+            format!("{} ({})", clean(&view.location), view.codec),
+        ),
+    ];
+    if let Some(lsn) = view.lsn {
+        lines.push(("lsn", lsn.to_string()));
+    }
+    let amount = match view.state {
+        SnapshotState::Opening | SnapshotState::Live => so_far(view),
+        SnapshotState::Sealed | SnapshotState::Lost | SnapshotState::Expired => format!(
+            "{} tables, {} parts, {} rows, {}, {} stored",
+            count(view.tables),
+            count(view.parts),
+            count(view.rows),
+            size(view.bytes),
+            size(view.stored_bytes)
+        ),
+    };
+    lines.push(("holds", amount));
+    let held = view.wal_held_bytes;
+    let held = held.map_or_else(String::new, |held| format!(", holds {} of WAL", size(held)));
+    lines.push(("slot", format!("{}{held}", view.slot_name)));
+    lines.push((
+        "made",
+        format!(
+            "{:.0} by {}, in {}",
+            view.created_at,
+            clean(&view.operator),
+            duration(view.duration_seconds)
+        ),
+    ));
+    if let Some(at) = view.expires_at {
+        lines.push(("expires", format!("{at:.0}")));
+    }
+    for holder in &view.holders {
+        lines.push((
+            "holder",
+            format!("{} ({})", holder.node_id, clean(&holder.location)),
+        ));
+    }
+    if let Some(why) = &view.error_message {
+        lines.push(("error", paint.red(&clean(why))));
+    }
+    if let Some(hint) = view.hint.as_ref().filter(|hint| !hint.is_empty()) {
+        lines.push(("hint", clean(hint)));
+    }
+    for warning in &view.warnings {
+        lines.push(("warning", paint.yellow(&clean(warning))));
+    }
+    let name = paint.bold(&view.snapshot_id.to_string());
+    format!("snapshot {name}\n{}", pairs(&lines, 2, paint))
+}
+
+/// A snapshot that is complete, and what to do with it.
+pub(crate) fn made(view: &SnapshotView, paint: Paint) -> String {
+    full(view, paint)
+}
+
+/// How far a snapshot is, in one line that changes rarely.
+pub(crate) fn line(view: &SnapshotView) -> String {
+    let (id, state) = (view.snapshot_id, view.state.name());
+    match view.state {
+        SnapshotState::Live => {
+            let total = view.bytes_total.max(1);
+            let tenth = view.bytes.saturating_mul(10) / total;
+            format!("snapshot {id}: {state}, about {} %", (tenth * 10).min(100))
+        }
+        _ => format!("snapshot {id}: {state}"),
+    }
+}
+
+fn so_far(view: &SnapshotView) -> String {
+    match view.bytes_total {
+        0 => "nothing yet".to_owned(),
+        total => format!("{} of about {} read", size(view.bytes), size(total)),
+    }
+}
+
+/// A bar of bytes.
+pub(crate) fn bar() -> ProgressBar {
+    let bar = ProgressBar::new(0);
+    let template =
+        "{prefix} {wide_bar} {percent:>3}%  {bytes}/{total_bytes}  {bytes_per_sec}  {msg}";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar
+}
+
+/// Moves the bar of a snapshot.
+pub(crate) fn advance(bar: &ProgressBar, view: &SnapshotView) {
+    bar.set_prefix(view.state.name());
+    bar.set_length(view.bytes_total.max(view.bytes));
+    bar.set_position(view.bytes);
+    let table = view.current_table.as_deref().unwrap_or_default();
+    let trouble = view.error_message.as_deref();
+    bar.set_message(clean(trouble.unwrap_or(table)));
+}
+
+/// What reading a stored snapshot again showed.
+pub(crate) fn verified(verified: &VerifiedSnapshot, paint: Paint) -> String {
+    let id = verified.snapshot;
+    let sums = format!(
+        "{} parts, {} rows, {}",
+        count(verified.parts),
+        count(verified.rows),
+        size(verified.bytes)
+    );
+    if verified.problems_total == 0 {
+        return format!("snapshot {id} is {}: {sums}\n", paint.green("whole"));
+    }
+    let mut text = format!(
+        "snapshot {id} is {}: {} problems; whole are {sums}\n",
+        paint.red("damaged"),
+        count(verified.problems_total)
+    );
+    for problem in &verified.problems {
+        text.push_str(&format!("  {}\n", clean(problem)));
+    }
+    let further = verified
+        .problems_total
+        .saturating_sub(verified.problems.len() as u64);
+    if further > 0 {
+        text.push_str(&format!("  and {} more\n", count(further)));
+    }
+    text
+}
