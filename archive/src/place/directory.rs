@@ -3,27 +3,25 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, FileExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 
 use bytes::Bytes;
-use rustix::fs::{self, AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags};
+use rustix::fs::{self, AtFlags, CWD, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
-use std::ops::Range;
 
+use super::secure::{error, lock, make, protect};
 use super::{Existing, Listing};
-use crate::error::{Error, Problem, ProblemKind};
+use crate::error::Error;
 use crate::location::Location;
 use crate::name::{FileName, PARTS};
 
 /// Files belong to the agent alone.
-const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
-const DIRECTORY_MODE: u32 = 0o700;
-/// Others who could write here could exchange files.
-const FORBIDDEN: u32 = 0o022;
-
-const LOCK: &str = ".lock";
+pub(super) const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
+pub(super) const DIRECTORY_MODE: u32 = 0o700;
+pub(super) const LOCK: &str = ".lock";
 /// An unfinished file is called `.NAME.tmp`.
 const UNFINISHED: (&str, &str) = (".", ".tmp");
 
@@ -315,91 +313,4 @@ fn for_each(
         each(folder, &name, kind)?;
     }
     Ok(())
-}
-
-/// Creates the directory, and those above it, for its owner alone.
-fn make(path: &Path) -> io::Result<()> {
-    if path.is_dir() {
-        return Ok(());
-    }
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(DIRECTORY_MODE)
-        .create(path)?;
-    match path.parent() {
-        Some(above) => File::open(above)?.sync_all(),
-        None => Ok(()),
-    }
-}
-
-fn protect(root: &OwnedFd, place: &Location) -> Result<(), Error> {
-    let stat = fs::fstat(root).map_err(|e| error(place, "look at", String::new(), e.into()))?;
-    let refuse = |why: String| {
-        let place = place.clone();
-        Err(Error::Unsafe { place, why })
-    };
-    if stat.st_uid != rustix::process::geteuid().as_raw() {
-        return refuse(
-            "the directory belongs to another user; use one of the agent's user".to_owned(),
-        );
-    }
-    if stat.st_mode & FORBIDDEN != 0 {
-        let mode = stat.st_mode & 0o7777;
-        return refuse(format!(
-            "others can write to the directory (mode {mode:o}); run chmod 700 on it"
-        ));
-    }
-    Ok(())
-}
-
-/// The lock ends with its process, however that ends.
-fn lock(root: &OwnedFd, purpose: Purpose) -> Result<Option<OwnedFd>, Errno> {
-    let (flags, operation) = match purpose {
-        Purpose::Write => (
-            OFlags::RDWR | OFlags::CREATE,
-            FlockOperation::NonBlockingLockExclusive,
-        ),
-        Purpose::Delete => (OFlags::RDONLY, FlockOperation::NonBlockingLockExclusive),
-        Purpose::Read => (OFlags::RDONLY, FlockOperation::NonBlockingLockShared),
-    };
-    let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = match fs::openat(root, LOCK, flags, FILE_MODE) {
-        Ok(file) => file,
-        Err(e) if purpose == Purpose::Write => return Err(e),
-        Err(_) => return Ok(None),
-    };
-    match fs::flock(&file, operation) {
-        // A deletion has removed the file since it was opened: another lock would not exclude this one.
-        Ok(()) if fs::fstat(&file)?.st_nlink == 0 => Err(Errno::WOULDBLOCK),
-        Ok(()) => Ok(Some(file)),
-        Err(e @ Errno::WOULDBLOCK) => Err(e),
-        Err(e) if purpose == Purpose::Write => Err(e),
-        // A file system without locks.
-        Err(_) => Ok(None),
-    }
-}
-
-/// The error of a system call.
-pub(super) fn error(
-    place: &Location,
-    doing: &'static str,
-    file: String,
-    source: io::Error,
-) -> Error {
-    let place = place.clone();
-    let is_no_file = matches!(
-        Errno::from_io_error(&source),
-        Some(Errno::LOOP | Errno::NOTDIR)
-    );
-    match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::Full { file, place },
-        // Opening a symbolic link without following it, or a name below one.
-        _ if is_no_file && !file.is_empty() => Problem::new(file, ProblemKind::NotAFile).at(&place),
-        _ => Error::Io {
-            doing,
-            file,
-            place,
-            source,
-        },
-    }
 }
