@@ -24,6 +24,7 @@ pub(super) const DIRECTORY_MODE: u32 = 0o700;
 pub(super) const LOCK: &str = ".lock";
 /// An unfinished file is called `.NAME.tmp`.
 const UNFINISHED: (&str, &str) = (".", ".tmp");
+const NO_FOLLOW: AtFlags = AtFlags::SYMLINK_NOFOLLOW;
 
 /// Why a place is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -194,16 +195,22 @@ impl Directory {
 
     pub(super) fn list(&self) -> io::Result<Listing> {
         let mut listing = Listing::default();
-        for_each(&self.root, |folder, name, kind| {
-            match (name, kind) {
-                (LOCK | PARTS, _) => {}
-                (name, FileType::RegularFile) if unfinished(name).is_some() => {}
-                (name, FileType::RegularFile) => {
-                    listing.add(name.to_owned(), length_of(folder, name)?);
-                }
-                (name, _) => listing.stranger(name.to_owned()),
+        let mut add = |folder: &OwnedFd, name: &str, path: String, kind| {
+            match (FileName::parse(&path), kind) {
+                (Some(file), FileType::RegularFile) => match fs::statat(folder, name, NO_FOLLOW) {
+                    Ok(stat) => listing
+                        .files
+                        .push((file, u64::try_from(stat.st_size).unwrap_or(0))),
+                    Err(Errno::NOENT) => {}
+                    Err(e) => return Err(e.into()),
+                },
+                _ if is_unfinished(name) || matches!(&*path, LOCK | PARTS) => {}
+                _ => listing.stranger(path),
             }
             Ok(())
+        };
+        for_each(&self.root, |folder, name, kind| {
+            add(folder, name, name.to_owned(), kind)
         })?;
         let parts = match self.open_folder(PARTS) {
             Ok(parts) => parts,
@@ -211,13 +218,7 @@ impl Directory {
             Err(e) => return Err(e),
         };
         for_each(&parts, |folder, name, kind| {
-            let path = format!("{PARTS}/{name}");
-            match kind {
-                FileType::RegularFile if unfinished(name).is_some() => {}
-                FileType::RegularFile => listing.add(path, length_of(folder, name)?),
-                _ => listing.stranger(path),
-            }
-            Ok(())
+            add(folder, name, format!("{PARTS}/{name}"), kind)
         })?;
         Ok(listing)
     }
@@ -231,11 +232,7 @@ impl Directory {
                 Err(e) => return Err(e),
             };
             for_each(&folder, |folder, name, kind| {
-                let ours = unfinished(name).is_some_and(|base| {
-                    FileName::parse(base).is_some()
-                        || FileName::parse(&format!("{PARTS}/{base}")).is_some()
-                });
-                if ours && kind == FileType::RegularFile {
+                if is_unfinished(name) && kind == FileType::RegularFile {
                     fs::unlinkat(folder, name, AtFlags::empty())?;
                 }
                 Ok(())
@@ -283,13 +280,14 @@ fn temporary(name: FileName) -> String {
     format!("{}{}{}", UNFINISHED.0, name.base(), UNFINISHED.1)
 }
 
-fn unfinished(name: &str) -> Option<&str> {
-    name.strip_prefix(UNFINISHED.0)?.strip_suffix(UNFINISHED.1)
-}
-
-fn length_of(folder: &OwnedFd, name: &str) -> io::Result<u64> {
-    let stat = fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
-    Ok(u64::try_from(stat.st_size).unwrap_or(0))
+/// Whether a name is a temporary one of ours.
+fn is_unfinished(name: &str) -> bool {
+    let base = name
+        .strip_prefix(UNFINISHED.0)
+        .and_then(|name| name.strip_suffix(UNFINISHED.1));
+    base.is_some_and(|base| {
+        FileName::parse(base).is_some() || FileName::parse(&format!("{PARTS}/{base}")).is_some()
+    })
 }
 
 fn for_each(
@@ -298,6 +296,7 @@ fn for_each(
 ) -> io::Result<()> {
     for entry in Dir::read_from(folder)? {
         let entry = entry?;
+        // A name that is not UTF-8 is a stranger's, also in this form.
         let name = entry.file_name().to_string_lossy();
         if matches!(&*name, "." | "..") {
             continue;
@@ -305,7 +304,7 @@ fn for_each(
         let kind = match entry.file_type() {
             // Some file systems do not say.
             FileType::Unknown => {
-                let stat = fs::statat(folder, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW)?;
+                let stat = fs::statat(folder, entry.file_name(), NO_FOLLOW)?;
                 FileType::from_raw_mode(stat.st_mode)
             }
             kind => kind,
