@@ -7,10 +7,12 @@
 
 mod gzip;
 mod lz4;
+mod memory;
 mod pack;
 mod unpack;
 
-pub use pack::{Packer, codec_bytes, context_bytes};
+pub use memory::{codec_bytes, context_bytes};
+pub use pack::Packer;
 pub use unpack::Unpacker;
 
 /// A chunk that cannot be packed or is not what its head says.

@@ -29,32 +29,6 @@ const RAW_RUN: u32 = 100;
 /// A chunk that keeps more than 15/16 of its size is not worth unpacking.
 const WORTH_IT: (usize, usize) = (15, 16);
 
-/// Bytes for packing or unpacking a part, besides the chunks. Zstandard's contexts as its own `sizeof`
-/// reports them for our chunk size; a test compares.
-#[must_use]
-pub const fn context_bytes(compression: Compression) -> usize {
-    const MIB: usize = 1024 * 1024;
-    match compression {
-        Compression::None | Compression::Lz4 => 0,
-        Compression::Auto => MIB,
-        Compression::Zstd(0..=2) => MIB,
-        Compression::Zstd(3..=5) => 2 * MIB,
-        Compression::Zstd(6..=10) => 3 * MIB + MIB / 2,
-        Compression::Zstd(_) => 6 * MIB,
-    }
-}
-
-/// The same for a store's compression.
-#[must_use]
-pub const fn codec_bytes(codec: StoredCodec) -> usize {
-    match codec {
-        StoredCodec::None | StoredCodec::Lz4 => 0,
-        // The sliding window, hash chains and the pending output.
-        StoredCodec::Gzip => 384 * 1024,
-        StoredCodec::Zstd(level) => context_bytes(Compression::Zstd(level)),
-    }
-}
-
 /// How chunks of one stream are packed.
 #[derive(Debug)]
 pub struct Packer {
@@ -209,7 +183,7 @@ impl Method {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chunk::Unpacker;
+    use crate::chunk::{Unpacker, context_bytes};
     use proptest::prelude::*;
 
     const NEAR: Duration = Duration::from_micros(100);

@@ -3,29 +3,28 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, FileExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 
 use bytes::Bytes;
-use rustix::fs::{self, AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags};
+use rustix::fs::{self, AtFlags, CWD, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
-use std::ops::Range;
 
+use super::secure::{error, lock, make, protect};
 use super::{Existing, Listing};
-use crate::error::{Error, Problem, ProblemKind};
+use crate::error::Error;
 use crate::location::Location;
 use crate::name::{FileName, PARTS};
 
 /// Files belong to the agent alone.
-const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
-const DIRECTORY_MODE: u32 = 0o700;
-/// Others who could write here could exchange files.
-const FORBIDDEN: u32 = 0o022;
-
-const LOCK: &str = ".lock";
+pub(super) const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
+pub(super) const DIRECTORY_MODE: u32 = 0o700;
+pub(super) const LOCK: &str = ".lock";
 /// An unfinished file is called `.NAME.tmp`.
 const UNFINISHED: (&str, &str) = (".", ".tmp");
+const NO_FOLLOW: AtFlags = AtFlags::SYMLINK_NOFOLLOW;
 
 /// Why a place is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,16 +195,22 @@ impl Directory {
 
     pub(super) fn list(&self) -> io::Result<Listing> {
         let mut listing = Listing::default();
-        for_each(&self.root, |folder, name, kind| {
-            match (name, kind) {
-                (LOCK | PARTS, _) => {}
-                (name, FileType::RegularFile) if unfinished(name).is_some() => {}
-                (name, FileType::RegularFile) => {
-                    listing.add(name.to_owned(), length_of(folder, name)?);
-                }
-                (name, _) => listing.stranger(name.to_owned()),
+        let mut add = |folder: &OwnedFd, name: &str, path: String, kind| {
+            match (FileName::parse(&path), kind) {
+                (Some(file), FileType::RegularFile) => match fs::statat(folder, name, NO_FOLLOW) {
+                    Ok(stat) => listing
+                        .files
+                        .push((file, u64::try_from(stat.st_size).unwrap_or(0))),
+                    Err(Errno::NOENT) => {}
+                    Err(e) => return Err(e.into()),
+                },
+                _ if is_unfinished(name) || matches!(&*path, LOCK | PARTS) => {}
+                _ => listing.stranger(path),
             }
             Ok(())
+        };
+        for_each(&self.root, |folder, name, kind| {
+            add(folder, name, name.to_owned(), kind)
         })?;
         let parts = match self.open_folder(PARTS) {
             Ok(parts) => parts,
@@ -213,13 +218,7 @@ impl Directory {
             Err(e) => return Err(e),
         };
         for_each(&parts, |folder, name, kind| {
-            let path = format!("{PARTS}/{name}");
-            match kind {
-                FileType::RegularFile if unfinished(name).is_some() => {}
-                FileType::RegularFile => listing.add(path, length_of(folder, name)?),
-                _ => listing.stranger(path),
-            }
-            Ok(())
+            add(folder, name, format!("{PARTS}/{name}"), kind)
         })?;
         Ok(listing)
     }
@@ -233,11 +232,7 @@ impl Directory {
                 Err(e) => return Err(e),
             };
             for_each(&folder, |folder, name, kind| {
-                let ours = unfinished(name).is_some_and(|base| {
-                    FileName::parse(base).is_some()
-                        || FileName::parse(&format!("{PARTS}/{base}")).is_some()
-                });
-                if ours && kind == FileType::RegularFile {
+                if is_unfinished(name) && kind == FileType::RegularFile {
                     fs::unlinkat(folder, name, AtFlags::empty())?;
                 }
                 Ok(())
@@ -285,13 +280,14 @@ fn temporary(name: FileName) -> String {
     format!("{}{}{}", UNFINISHED.0, name.base(), UNFINISHED.1)
 }
 
-fn unfinished(name: &str) -> Option<&str> {
-    name.strip_prefix(UNFINISHED.0)?.strip_suffix(UNFINISHED.1)
-}
-
-fn length_of(folder: &OwnedFd, name: &str) -> io::Result<u64> {
-    let stat = fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
-    Ok(u64::try_from(stat.st_size).unwrap_or(0))
+/// Whether a name is a temporary one of ours.
+fn is_unfinished(name: &str) -> bool {
+    let base = name
+        .strip_prefix(UNFINISHED.0)
+        .and_then(|name| name.strip_suffix(UNFINISHED.1));
+    base.is_some_and(|base| {
+        FileName::parse(base).is_some() || FileName::parse(&format!("{PARTS}/{base}")).is_some()
+    })
 }
 
 fn for_each(
@@ -300,6 +296,7 @@ fn for_each(
 ) -> io::Result<()> {
     for entry in Dir::read_from(folder)? {
         let entry = entry?;
+        // A name that is not UTF-8 is a stranger's, also in this form.
         let name = entry.file_name().to_string_lossy();
         if matches!(&*name, "." | "..") {
             continue;
@@ -307,7 +304,7 @@ fn for_each(
         let kind = match entry.file_type() {
             // Some file systems do not say.
             FileType::Unknown => {
-                let stat = fs::statat(folder, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW)?;
+                let stat = fs::statat(folder, entry.file_name(), NO_FOLLOW)?;
                 FileType::from_raw_mode(stat.st_mode)
             }
             kind => kind,
@@ -315,91 +312,4 @@ fn for_each(
         each(folder, &name, kind)?;
     }
     Ok(())
-}
-
-/// Creates the directory, and those above it, for its owner alone.
-fn make(path: &Path) -> io::Result<()> {
-    if path.is_dir() {
-        return Ok(());
-    }
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(DIRECTORY_MODE)
-        .create(path)?;
-    match path.parent() {
-        Some(above) => File::open(above)?.sync_all(),
-        None => Ok(()),
-    }
-}
-
-fn protect(root: &OwnedFd, place: &Location) -> Result<(), Error> {
-    let stat = fs::fstat(root).map_err(|e| error(place, "look at", String::new(), e.into()))?;
-    let refuse = |why: String| {
-        let place = place.clone();
-        Err(Error::Unsafe { place, why })
-    };
-    if stat.st_uid != rustix::process::geteuid().as_raw() {
-        return refuse(
-            "the directory belongs to another user; use one of the agent's user".to_owned(),
-        );
-    }
-    if stat.st_mode & FORBIDDEN != 0 {
-        let mode = stat.st_mode & 0o7777;
-        return refuse(format!(
-            "others can write to the directory (mode {mode:o}); run chmod 700 on it"
-        ));
-    }
-    Ok(())
-}
-
-/// The lock ends with its process, however that ends.
-fn lock(root: &OwnedFd, purpose: Purpose) -> Result<Option<OwnedFd>, Errno> {
-    let (flags, operation) = match purpose {
-        Purpose::Write => (
-            OFlags::RDWR | OFlags::CREATE,
-            FlockOperation::NonBlockingLockExclusive,
-        ),
-        Purpose::Delete => (OFlags::RDONLY, FlockOperation::NonBlockingLockExclusive),
-        Purpose::Read => (OFlags::RDONLY, FlockOperation::NonBlockingLockShared),
-    };
-    let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = match fs::openat(root, LOCK, flags, FILE_MODE) {
-        Ok(file) => file,
-        Err(e) if purpose == Purpose::Write => return Err(e),
-        Err(_) => return Ok(None),
-    };
-    match fs::flock(&file, operation) {
-        // A deletion has removed the file since it was opened: another lock would not exclude this one.
-        Ok(()) if fs::fstat(&file)?.st_nlink == 0 => Err(Errno::WOULDBLOCK),
-        Ok(()) => Ok(Some(file)),
-        Err(e @ Errno::WOULDBLOCK) => Err(e),
-        Err(e) if purpose == Purpose::Write => Err(e),
-        // A file system without locks.
-        Err(_) => Ok(None),
-    }
-}
-
-/// The error of a system call.
-pub(super) fn error(
-    place: &Location,
-    doing: &'static str,
-    file: String,
-    source: io::Error,
-) -> Error {
-    let place = place.clone();
-    let is_no_file = matches!(
-        Errno::from_io_error(&source),
-        Some(Errno::LOOP | Errno::NOTDIR)
-    );
-    match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::Full { file, place },
-        // Opening a symbolic link without following it, or a name below one.
-        _ if is_no_file && !file.is_empty() => Problem::new(file, ProblemKind::NotAFile).at(&place),
-        _ => Error::Io {
-            doing,
-            file,
-            place,
-            source,
-        },
-    }
 }

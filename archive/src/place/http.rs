@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::SignedDuration;
 use object_store::client::{HttpClient, HttpConnector};
 use object_store::{ClientConfigKey, ClientOptions};
 use rustls::crypto::ring;
 use rustls::{ClientConfig, RootCertStore};
 
-/// To connect, TLS included.
+/// To connect, TLS included, where nothing is set.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Without a byte from the store. It runs while a piece of 8 MiB is sent, too: such a link carries half a
@@ -24,15 +25,24 @@ pub(super) struct Connector;
 
 impl HttpConnector for Connector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
+        // As the store's own settings are read: `AWS_ALLOW_HTTP=1`.
         let allow_http = options
             .get_config_value(&ClientConfigKey::AllowHttp)
-            .is_some_and(|value| value == "true");
+            .map(|value| value.to_ascii_lowercase());
+        let allow_http =
+            allow_http.is_some_and(|value| matches!(&*value, "1" | "true" | "on" | "yes" | "y"));
+        // A machine's own role is asked for with a shorter one.
+        let connect_timeout = options
+            .get_config_value(&ClientConfigKey::ConnectTimeout)
+            .and_then(|value| value.parse::<SignedDuration>().ok())
+            .and_then(|value| Duration::try_from(value).ok())
+            .unwrap_or(CONNECT_TIMEOUT);
         let mut builder = reqwest::Client::builder()
             .tls_backend_preconfigured(tls()?)
             .https_only(!allow_http)
             // A redirect could lead to a host that must not see the credentials.
             .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT)
+            .connect_timeout(connect_timeout)
             .read_timeout(SILENCE)
             .timeout(REQUEST_TIMEOUT)
             .user_agent(concat!("steep-repl/", env!("CARGO_PKG_VERSION")));

@@ -7,6 +7,7 @@ mod directory;
 mod http;
 mod object;
 mod read;
+mod secure;
 mod write;
 
 use std::ops::Range;
@@ -255,7 +256,7 @@ impl Place {
     }
 
     fn io(&self, doing: &'static str, file: impl ToString, source: std::io::Error) -> Error {
-        directory::error(&self.location, doing, file.to_string(), source)
+        secure::error(&self.location, doing, file.to_string(), source)
     }
 
     fn store(
@@ -275,6 +276,6 @@ pub(crate) mod tests {
     /// The error of a write for which there is no space.
     pub(crate) fn full(location: &Location) -> Error {
         let source = std::io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error());
-        directory::error(location, "write", "parts/0000001.copy".to_owned(), source)
+        secure::error(location, "write", "parts/0000001.copy".to_owned(), source)
     }
 }

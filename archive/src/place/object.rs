@@ -73,10 +73,9 @@ impl Objects {
             .await
         {
             // A store without conditional writes.
-            Err(
-                object_store::Error::NotImplemented { .. }
-                | object_store::Error::NotSupported { .. },
-            ) if existing == Existing::Refuse => self.store.put(&key, bytes.into()).await.map(drop),
+            Err(error) if existing == Existing::Refuse && is_unsupported(&error) => {
+                self.store.put(&key, bytes.into()).await.map(drop)
+            }
             put => put.map(drop),
         }
     }
@@ -187,15 +186,27 @@ fn passing(error: &object_store::Error) -> Passing {
         cause = error.source();
     }
     let text = error.to_string();
-    let status = text
-        .split_once("status code: ")
-        .and_then(|(_, rest)| rest.get(..3)?.parse::<u16>().ok());
-    match status {
-        Some(408 | 429 | 500..=599) => Passing::MayPass,
+    match status(&text) {
+        Some(408 | 429 | 500 | 502..=599) => Passing::MayPass,
         Some(_) => Passing::Stays,
         None if text.contains("SlowDown") || text.contains("InternalError") => Passing::MayPass,
         None => Passing::Stays,
     }
+}
+
+fn is_unsupported(error: &object_store::Error) -> bool {
+    match error {
+        object_store::Error::NotImplemented { .. } | object_store::Error::NotSupported { .. } => {
+            true
+        }
+        error => status(&error.to_string()) == Some(501),
+    }
+}
+
+/// The status that an error's text names.
+fn status(text: &str) -> Option<u16> {
+    let (_, rest) = text.split_once("status code: ")?;
+    rest.get(..3)?.parse().ok()
 }
 
 #[cfg(test)]

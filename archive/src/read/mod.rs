@@ -40,8 +40,8 @@ struct Shared {
 }
 
 impl Archive {
-    /// Begins to write a snapshot, or goes on with the same one after its writer was killed. In a
-    /// directory, other processes are excluded until everything of it is dropped.
+    /// Begins to write a snapshot, or goes on with the same one after its writer was killed. A directory is
+    /// locked, for this process's readers too, until everything that writes to it is dropped.
     ///
     /// # Errors
     /// [`Error::Complete`] or [`Error::Occupied`] if something else is there, [`Error::Locked`],

@@ -70,7 +70,7 @@ async fn each_wrong_file_is_named_with_what_is_wrong() {
                 swap(
                     &at.join("parts/0000000.index"),
                     &at.join("parts/0000001.index"),
-                )
+                );
             },
             &[
                 "parts/0000000.index is swapped: its content is that of parts/0000001.index",
@@ -86,7 +86,7 @@ async fn each_wrong_file_is_named_with_what_is_wrong() {
                 swap(
                     &at.join("parts/0000000.copy.lz4"),
                     &at.join("parts/0000001.copy.lz4"),
-                )
+                );
             },
             &[
                 "parts/0000000.copy.lz4 is swapped: its content is that of parts/0000001.copy.lz4",

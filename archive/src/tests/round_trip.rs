@@ -1,3 +1,4 @@
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
@@ -103,6 +104,8 @@ async fn a_snapshot_is_deleted_and_strangers_files_stay() {
     let (_dir, location, path) = sample(StoredCodec::Gzip).await;
     std::fs::write(path.join("notes.txt"), "mine").unwrap();
     std::fs::write(path.join("parts/0000000.index.bak"), "mine").unwrap();
+    let odd = std::ffi::OsStr::from_bytes(b"parts/\xFF");
+    std::fs::write(path.join(odd), "mine").unwrap();
     let other = Archive::delete(&location, SnapshotId(1)).await.unwrap_err();
     assert!(matches!(other, Error::Occupied { .. }), "{other}");
     let open = Archive::open(&location).await.unwrap();
@@ -114,7 +117,8 @@ async fn a_snapshot_is_deleted_and_strangers_files_stay() {
     let deleted = Archive::delete(&location, SnapshotId(0xABCD))
         .await
         .unwrap();
-    assert_eq!((deleted.files, deleted.strangers_count), (10, 2));
+    assert_eq!((deleted.files, deleted.strangers_count), (10, 3));
+    std::fs::remove_file(path.join(odd)).unwrap();
     assert_eq!(files(&path), ["notes.txt", "parts/0000000.index.bak"]);
     let again = Archive::delete(&location, SnapshotId(0xABCD))
         .await

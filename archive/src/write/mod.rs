@@ -94,7 +94,10 @@ impl Writing {
     }
 
     pub(crate) async fn create_in(place: Place, identity: Identity) -> Result<Self, Error> {
-        refuse_complete(&place).await?;
+        match found(&place).await? {
+            Found::Nothing => {}
+            found => return Err(found.complete(&place)),
+        }
         claim::take(&place, &identity).await?;
         place.remove_unfinished().await?;
         Ok(Self {
@@ -212,10 +215,12 @@ impl Writing {
             .await;
         match written {
             Ok(()) => Ok(manifest),
-            Err(error) => {
-                refuse_complete(self.place()).await?;
-                Err(error)
-            }
+            // A request that was repeated after its answer was lost finds its own object.
+            Err(error) => match found(self.place()).await? {
+                Found::Nothing => Err(error),
+                Found::Manifest(found) if *found == manifest => Ok(manifest),
+                found => Err(found.complete(self.place())),
+            },
         }
     }
 
@@ -293,17 +298,34 @@ impl Writing {
     }
 }
 
-async fn refuse_complete(place: &Place) -> Result<(), Error> {
-    let complete = |found| {
-        Err(Error::Complete {
+/// What stands where the manifest belongs.
+enum Found {
+    Nothing,
+    Manifest(Box<Manifest>),
+    Unreadable,
+}
+
+impl Found {
+    fn complete(&self, place: &Place) -> Error {
+        Error::Complete {
             place: place.location().clone(),
-            found,
-        })
-    };
+            found: match self {
+                Self::Manifest(manifest) => Some(manifest.snapshot_id),
+                Self::Nothing | Self::Unreadable => None,
+            },
+        }
+    }
+}
+
+async fn found(place: &Place) -> Result<Found, Error> {
     match place.read(FileName::Manifest, MANIFEST_MAX).await {
-        Ok(None) => Ok(()),
-        Ok(Some(bytes)) => complete(Manifest::decode(&bytes).ok().map(|m| m.snapshot_id)),
-        Err(Error::Problem { .. }) => complete(None),
+        Ok(None) => Ok(Found::Nothing),
+        Ok(Some(bytes)) => Ok(
+            Manifest::decode(&bytes).map_or(Found::Unreadable, |manifest| {
+                Found::Manifest(Box::new(manifest))
+            }),
+        ),
+        Err(Error::Problem { .. }) => Ok(Found::Unreadable),
         Err(error) => Err(error),
     }
 }
