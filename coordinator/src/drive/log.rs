@@ -173,6 +173,8 @@ macro_rules! trace_note {
             hint = note.get("hint"),
             slot = note.get("slot"),
             lsn = note.get("lsn"),
+            snapshot_id = note.get("snapshot_id"),
+            location = note.get("location"),
             "{}",
             note.message
         );

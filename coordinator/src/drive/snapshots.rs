@@ -124,7 +124,8 @@ impl<S: Store> Driver<S> {
         );
         self.snapshots.insert(id, Stored::of(snapshot));
         self.forget_old_snapshots();
-        self.note_snapshot(id, Note::info("snapshot.started", text), now);
+        let note = Note::info("snapshot.started", text).field("operator", operator);
+        self.note_snapshot(id, note, now);
         self.step_snapshot(id, Event::Begin, now);
         let view = self.snapshots.get(&id).map(|s| self.snapshot_view(s, now));
         let found = (!findings.is_empty()).then_some(ApiReply::Findings {

@@ -1,0 +1,248 @@
+//! Snapshots stored in a directory: made, read without us, verified, expired, deleted.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use steep_tests::cluster::Cluster;
+use steep_tests::pg::Database;
+use steep_tests::{compare, sample, wait};
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+const SLOTS: &str = "SELECT count(*) FROM pg_replication_slots";
+const PUBLICATIONS: &str = "SELECT count(*) FROM pg_publication";
+
+fn generate(cluster: &Cluster, output: &Path, further: &[&str]) -> Result<Value> {
+    let output = output.to_str().context("a path in UTF-8")?;
+    let arguments = [
+        "snapshot", "generate", "--source", "node_a", "--json", "--output", output,
+    ];
+    let arguments: Vec<&str> = arguments.iter().chain(further).copied().collect();
+    cluster.cli(&arguments)?.expect(0)?.last_object()
+}
+
+fn id(snapshot: &Value) -> Result<String> {
+    Ok(snapshot["snapshot_id"]
+        .as_str()
+        .context("an id")?
+        .to_owned())
+}
+
+fn show(cluster: &Cluster, id: &str) -> Result<Value> {
+    cluster
+        .cli(&["snapshot", "show", id, "--json"])?
+        .expect(0)?
+        .last_object()
+}
+
+fn nothing_is_left(source: &Database) -> Result<()> {
+    assert_eq!(source.value::<u32>(SLOTS)?, 0);
+    assert_eq!(source.value::<u32>(PUBLICATIONS)?, 0);
+    assert_eq!(
+        source.value::<u32>("SELECT count(*) FROM steep_repl.init_slots")?,
+        0
+    );
+    assert_eq!(
+        source.value::<u32>("SELECT count(*) FROM steep_repl.snapshots")?,
+        0
+    );
+    Ok(())
+}
+
+#[test]
+fn a_snapshot_is_made_verified_read_by_psql_and_deleted() -> Result<()> {
+    let cluster = Cluster::pair()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    sample::create(&source, 2)?;
+    let place = cluster.dir().join("stored");
+    let made = generate(&cluster, &place, &["--compress", "gzip"])?;
+    assert_eq!(made["event"], "snapshot.generated");
+    assert_eq!(made["state"], "sealed");
+    assert_eq!(source.value::<u32>(SLOTS)?, 1);
+    // The source's transaction has ended.
+    let open =
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'steep-repl snapshot%'";
+    wait::until_true("the snapshot's session to end", LIMIT, || {
+        Ok(source.value::<u32>(open)? == 0)
+    })?;
+    let id = id(&made)?;
+    let shown = show(&cluster, &id)?;
+    for key in [
+        "rows",
+        "bytes",
+        "stored_bytes",
+        "lsn",
+        "slot_name",
+        "expires_at",
+    ] {
+        assert_eq!(shown[key], made[key], "{key}");
+    }
+    let recorded = "SELECT location || ' ' || rows FROM steep_repl.snapshots";
+    let expected = format!("{} {}", place.display(), made["rows"]);
+    assert_eq!(source.value::<String>(recorded)?, expected);
+    wait::until_true("the WAL that the slot holds to be known", LIMIT, || {
+        Ok(show(&cluster, &id)?["wal_held_bytes"].is_u64())
+    })?;
+
+    // By us, and by anybody else.
+    for which in [id.as_str(), place.to_str().context("UTF-8")?] {
+        let verified = cluster.cli(&["snapshot", "verify", which, "--json"])?;
+        let verified = verified.expect(0)?.last_object()?;
+        assert_eq!(
+            (&verified["whole"], &verified["rows"]),
+            (&Value::Bool(true), &made["rows"])
+        );
+    }
+    read_without_us(&place, &target)?;
+    compare::rows(&source, &target)?.none()?;
+
+    let again = cluster.cli(&[
+        "snapshot",
+        "generate",
+        "--source",
+        "node_a",
+        "--output",
+        place.to_str().context("UTF-8")?,
+    ])?;
+    let again = again.expect(1)?;
+    ensure!(again.text().contains(&id), "{again}");
+    cluster
+        .cli(&["snapshot", "delete", &id, "--yes"])?
+        .expect(0)?;
+    assert!(!place.join("manifest.json").exists());
+    nothing_is_left(&source)?;
+    let gone = cluster.cli(&["snapshot", "show", &id])?.expect(1)?;
+    ensure!(gone.text().contains("snapshot list"), "{gone}");
+    Ok(())
+}
+
+/// As docs/snapshots.md does it: the schema, the rows of each part, the rest of the schema.
+fn read_without_us(place: &Path, target: &Database) -> Result<()> {
+    let schema = fs::read_to_string(place.join("schema.sql"))?;
+    let (before, after) = schema
+        .split_once("-- steep-repl: section post-data.")
+        .context("two sections")?;
+    target.sql(before)?;
+    let manifest: Value = serde_json::from_slice(&fs::read(place.join("manifest.json"))?)?;
+    for table in manifest["tables"].as_array().context("tables")? {
+        let columns: Vec<String> = table["columns"]
+            .as_array()
+            .context("columns")?
+            .iter()
+            .map(|column| format!("\"{}\"", column.as_str().unwrap_or_default()))
+            .collect();
+        // A part without rows is an empty file.
+        let parts = table["parts"].as_array().context("parts")?;
+        for part in parts.iter().filter(|part| part["rows"] != 0) {
+            let file = place.join(format!(
+                "parts/{:07}.copy.gz",
+                part["no"].as_u64().context("no")?
+            ));
+            let unpacked = Command::new("gzip").arg("-dc").arg(&file).output()?;
+            ensure!(unpacked.status.success(), "{}", file.display());
+            let copy = format!(
+                "COPY \"{}\".\"{}\" ({}) FROM STDIN;\n",
+                table["schema"].as_str().context("schema")?,
+                table["table"].as_str().context("table")?,
+                columns.join(", ")
+            );
+            let rows = String::from_utf8(unpacked.stdout)?;
+            target.sql(&format!("{copy}{rows}\\.\n"))?;
+        }
+    }
+    target.sql(&format!("-- {after}")).map(drop)
+}
+
+#[test]
+fn an_expired_snapshot_goes_with_slot_publication_and_files() -> Result<()> {
+    let cluster = Cluster::pair()?;
+    let source = cluster.database("node_a");
+    sample::create(&source, 1)?;
+    let place = cluster.dir().join("stored");
+    let made = generate(&cluster, &place, &["--expires", "2s"])?;
+    let id = id(&made)?;
+    wait::until_true("the snapshot to expire", LIMIT, || {
+        Ok(show(&cluster, &id)?["state"] == "expired" && !place.join("manifest.json").exists())
+    })?;
+    nothing_is_left(&source)?;
+    let events = cluster.cli(&["events", "node_a", "--json"])?.expect(0)?;
+    for event in ["snapshot.generated", "snapshot.expired"] {
+        ensure!(
+            events.text().contains(event),
+            "{event} is not among {events}"
+        );
+    }
+    cluster
+        .cli(&["snapshot", "delete", &id, "--yes"])?
+        .expect(0)?;
+    Ok(())
+}
+
+#[test]
+fn a_source_agent_that_is_killed_meanwhile_begins_again_and_nothing_is_left_by_a_deletion()
+-> Result<()> {
+    let mut cluster = Cluster::pair()?;
+    let source = cluster.database("node_a");
+    sample::create(&source, 3)?;
+    let place = cluster.dir().join("stored");
+    let text = place.to_str().context("UTF-8")?;
+    let begin = |output: &str, rate: &str| -> Result<String> {
+        let arguments = [
+            "snapshot",
+            "generate",
+            "--source",
+            "node_a",
+            "--output",
+            output,
+            "--max-rate",
+            rate,
+            "--detach",
+            "--json",
+        ];
+        id(&cluster.cli(&arguments)?.expect(0)?.last_object()?)
+    };
+    let snapshot = begin(text, "8MB")?;
+    let live = |cluster: &Cluster, id: &str| {
+        wait::until_true("rows to be read", LIMIT, || {
+            let shown = show(cluster, id)?;
+            Ok(shown["state"] == "live" && shown["bytes"].as_u64() > Some(0))
+        })
+    };
+    live(&cluster, &snapshot)?;
+    let first = show(&cluster, &snapshot)?["lsn"].clone();
+    cluster.kill_agent("node_a")?;
+    cluster.start_agent("node_a")?;
+    wait::until_true("the snapshot to be complete", LIMIT * 2, || {
+        Ok(show(&cluster, &snapshot)?["state"] == "sealed")
+    })?;
+    assert_ne!(show(&cluster, &snapshot)?["lsn"], first);
+    cluster.cli(&["snapshot", "verify", text])?.expect(0)?;
+
+    // One more, deleted while it is read.
+    let other = cluster.dir().join("other");
+    let begun = cluster.cli(&[
+        "snapshot",
+        "generate",
+        "--source",
+        "node_a",
+        "--output",
+        other.to_str().context("UTF-8")?,
+        "--max-rate",
+        "1MB",
+        "--detach",
+        "--json",
+    ])?;
+    let second = id(&begun.expect(0)?.last_object()?)?;
+    live(&cluster, &second)?;
+    for id in [&second, &snapshot] {
+        cluster
+            .cli(&["snapshot", "delete", id, "--yes"])?
+            .expect(0)?;
+    }
+    assert!(!other.join("parts").exists());
+    nothing_is_left(&source)
+}
