@@ -176,7 +176,7 @@ fn passing(error: &object_store::Error) -> Passing {
     while let Some(error) = cause {
         if let Some(http) = error.downcast_ref::<HttpError>() {
             return match http.kind() {
-                HttpErrorKind::Decode => Passing::Stays,
+                HttpErrorKind::Decode | HttpErrorKind::Unknown => Passing::Stays,
                 _ => Passing::MayPass,
             };
         }
@@ -223,8 +223,10 @@ mod tests {
     #[test]
     fn throttling_timeouts_and_broken_connections_may_pass() {
         let timeout = HttpError::new(HttpErrorKind::Timeout, std::io::Error::other("slow"));
+        let scheme = HttpError::new(HttpErrorKind::Unknown, std::io::Error::other("not https"));
         for (error, expected) in [
             (generic(timeout), Passing::MayPass),
+            (generic(scheme), Passing::Stays),
             (
                 generic("Server returned non-2xx status code: 503 Service Unavailable: "),
                 Passing::MayPass,
