@@ -15,6 +15,7 @@ use steep_protocol::{Fault, FaultKind, JobId, NodeId};
 use tokio::sync::mpsc;
 
 use crate::job::time::after;
+use crate::store::NodeRecord;
 
 /// A session of an agent; unique within the coordinator's process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -219,10 +220,10 @@ impl Registry {
         self.agents.get(node).map(|agent| agent.link.session)
     }
 
-    /// The job's slot as the source's agent last observed it.
+    /// A node's slot as its source's agent last observed it.
     #[must_use]
-    pub fn slot(&self, source: &NodeId, job: JobId) -> Option<&SlotStatus> {
-        self.agents.get(source)?.slot(job)
+    pub fn slot(&self, record: &NodeRecord) -> Option<&SlotStatus> {
+        self.agents.get(record.source.as_ref()?)?.slot_of(record)
     }
 }
 
@@ -253,9 +254,19 @@ impl Agent {
         self.observed.publications.iter().find(|p| p.job == job)
     }
 
-    /// The job's slot as last observed.
+    /// A slot of that replication as last observed.
     #[must_use]
     pub fn slot(&self, job: JobId) -> Option<&SlotStatus> {
         self.observed.slots.iter().find(|s| s.job == job)
+    }
+
+    /// The slot of a node that follows this one, as last observed: nodes made from one snapshot share the
+    /// replication's id.
+    #[must_use]
+    pub fn slot_of(&self, record: &NodeRecord) -> Option<&SlotStatus> {
+        match &record.slot {
+            Some(name) => self.observed.slots.iter().find(|s| s.slot == *name),
+            None => self.slot(record.replication()?),
+        }
     }
 }

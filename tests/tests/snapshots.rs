@@ -8,7 +8,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use steep_tests::cluster::Cluster;
-use steep_tests::pg::Database;
+use steep_tests::load::{Intensity, Load};
+use steep_tests::pg::{Database, Grouping};
 use steep_tests::{compare, sample, wait};
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -244,5 +245,144 @@ fn a_source_agent_that_is_killed_meanwhile_begins_again_and_nothing_is_left_by_a
             .expect(0)?;
     }
     assert!(!other.join("parts").exists());
+    nothing_is_left(&source)
+}
+
+#[test]
+fn two_nodes_are_made_from_one_snapshot_while_its_source_is_written() -> Result<()> {
+    let cluster = Cluster::builder().nodes(3).start()?;
+    let source = cluster.database("node_a");
+    sample::create(&source, 2)?;
+    let place = cluster.dir().join("stored");
+    let made = generate(&cluster, &place, &["--compress", "lz4"])?;
+    let id = id(&made)?;
+    // Between the two, nothing is lost.
+    let late = "INSERT INTO pgbench_tellers SELECT n, 1, 0 FROM generate_series(1001, 2000) AS n;
+        UPDATE pgbench_accounts SET abalance = 7 WHERE aid % 100 = 0;
+        DELETE FROM pgbench_accounts WHERE aid % 1000 = 1";
+    source.sql(late)?;
+    let load = Load::start(&source, Intensity::Gentle, Grouping::Shared)?;
+    let input = place.to_str().context("UTF-8")?;
+    let applied = cluster.cli(&[
+        "snapshot", "apply", "--target", "node_b", "node_c", "--input", input, "--json", "--yes",
+    ])?;
+    let applied = applied.expect(0)?;
+    ensure!(applied.text().contains("init.completed"), "{applied}");
+    load.stop()?;
+    cluster.wait_drained("node_a")?;
+    for node in ["node_b", "node_c"] {
+        assert_eq!(cluster.state(node)?, "synchronized");
+        compare::rows(&source, &cluster.database(node))?.none()?;
+        compare::schema(&source, &cluster.database(node))?.none()?;
+    }
+    let sent = applied.text();
+    assert_eq!(source.value::<u32>(SLOTS)?, 3, "{sent}");
+
+    // Without the snapshot, both still follow, and the publication goes with the last of them.
+    cluster
+        .cli(&["snapshot", "delete", &id, "--yes"])?
+        .expect(0)?;
+    source
+        .sql("INSERT INTO pgbench_tellers SELECT n, 1, 0 FROM generate_series(3001, 3010) AS n")?;
+    cluster.wait_drained("node_a")?;
+    for node in ["node_b", "node_c"] {
+        compare::rows(&source, &cluster.database(node))?.none()?;
+    }
+    assert_eq!(source.value::<u32>(PUBLICATIONS)?, 1);
+    for (node, left) in [("node_b", 1), ("node_c", 0)] {
+        let database = cluster.database(node);
+        let name: String = database.value("SELECT subname FROM pg_subscription")?;
+        database.sql(&format!("ALTER SUBSCRIPTION \"{name}\" DISABLE"))?;
+        cluster.wait_state(node, &["diverged"], LIMIT * 3)?;
+        cluster
+            .cli(&["init", "cancel", "--node", node, "--yes"])?
+            .expect(0)?;
+        assert_eq!(source.value::<u32>(PUBLICATIONS)?, left, "{node}");
+        assert_eq!(source.value::<u32>(SLOTS)?, left, "{node}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_damaged_snapshot_is_named_before_anything_is_changed() -> Result<()> {
+    let cluster = Cluster::pair()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    sample::create(&source, 1)?;
+    let place = cluster.dir().join("stored");
+    let made = generate(&cluster, &place, &[])?;
+    let input = place.to_str().context("UTF-8")?;
+    let apply = |further: &[&str]| {
+        let arguments = [
+            "snapshot", "apply", "--target", "node_b", "--input", input, "--yes",
+        ];
+        let arguments: Vec<&str> = arguments.iter().chain(further).copied().collect();
+        cluster.cli(&arguments)
+    };
+    let largest = fs::read_dir(place.join("parts"))?
+        .filter_map(Result::ok)
+        .max_by_key(|entry| entry.metadata().map_or(0, |data| data.len()))
+        .context("parts")?
+        .path();
+    let whole = fs::read(&largest)?;
+    fs::write(&largest, &whole[..whole.len() / 2])?;
+    let refused = apply(&[])?.expect(1)?;
+    let name = largest
+        .file_name()
+        .and_then(|n| n.to_str())
+        .context("a name")?;
+    ensure!(
+        refused.text().contains(name) && refused.text().contains("truncated"),
+        "{refused}"
+    );
+    assert_eq!(
+        target.value::<u32>("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'")?,
+        0
+    );
+    wait::until_true("the failed job to be cleaned up", LIMIT, || {
+        Ok(source.value::<u32>(SLOTS)? == 1)
+    })?;
+
+    // Of the right length, it is found when it is read; nothing wrong is committed.
+    let mut other = whole.clone();
+    other[whole.len() / 2] ^= 1;
+    fs::write(&largest, &other)?;
+    let failed = apply(&[])?.expect(1)?;
+    ensure!(
+        failed.text().contains(name) && failed.text().contains("damaged"),
+        "{failed}"
+    );
+    let verified = cluster
+        .cli(&["snapshot", "verify", &id(&made)?])?
+        .expect(1)?;
+    ensure!(verified.text().contains(name), "{verified}");
+
+    // Put back, the job goes on.
+    fs::write(&largest, &whole)?;
+    cluster.init(&["--resume"])?.expect(0)?;
+    compare::rows(&source, &target)?.none()
+}
+
+#[test]
+fn a_snapshot_without_its_slot_is_refused_and_says_what_helps() -> Result<()> {
+    let cluster = Cluster::pair()?;
+    let source = cluster.database("node_a");
+    sample::create(&source, 1)?;
+    let place = cluster.dir().join("stored");
+    let made = generate(&cluster, &place, &[])?;
+    let id = id(&made)?;
+    source.sql("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")?;
+    let refused = cluster
+        .cli(&["init", "node_b", "--snapshot", &id, "--yes"])?
+        .expect(1)?;
+    ensure!(
+        refused.text().contains("snapshot generate") || refused.text().contains("generate another"),
+        "{refused}"
+    );
+    wait::until_true("the snapshot to be lost", LIMIT, || {
+        Ok(show(&cluster, &id)?["state"] == "lost")
+    })?;
+    cluster
+        .cli(&["snapshot", "delete", &id, "--yes"])?
+        .expect(0)?;
     nothing_is_left(&source)
 }

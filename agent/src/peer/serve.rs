@@ -4,27 +4,31 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use steep_archive::StoredReader;
+use steep_daemon::traces::Span;
 use steep_daemon::{Throttle, say_panic};
 use steep_protocol::close::CloseCode;
 use steep_protocol::limits::{PEER_REQUEST_MAX, PLAN_PAGE};
 use steep_protocol::message::handover::Replication;
+use steep_protocol::message::job::Compression;
 use steep_protocol::message::peer::{PeerReply, PeerRequest};
 use steep_protocol::quic::{
     Accepted, Arrival, Connection, ConnectionLimits, Endpoint, Listener, Role, Sender, StreamError,
 };
-use steep_protocol::{Fault, FaultKind, JobId, NodeId, Retry};
+use steep_protocol::{Fault, FaultKind, JobId, NodeId, PartNo, Retry};
 use tokio::runtime::Handle;
 use tokio::task::{self, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::{span, stream};
-use crate::budget::Budget;
-use crate::chunk::Packer;
+use crate::budget::{Budget, Share};
+use crate::chunk::{Packer, PartReader};
 use crate::part::copy_out::read_part;
 use crate::pg::{Conninfo, catalog};
 use crate::replication::sequences::sequences;
 use crate::shutdown::Shutdown;
+use crate::snapshot::stored::{self, Holder, StoredSnapshot};
 use crate::snapshot::{OpenSnapshot, SourceJob, SourceJobs, describe_replicated};
 use crate::task::{Patience, Progress, Task};
 use crate::telemetry::{Flow, Telemetry};
@@ -226,6 +230,16 @@ impl Server {
         sender: &mut Sender,
         cancel: CancellationToken,
     ) -> Result<(), StreamError> {
+        if let (
+            PeerRequest::FetchPart {
+                job, epoch, part, ..
+            },
+            Some(Holder::Stored(stored)),
+        ) = (&request, &entry.open)
+        {
+            let span = span::serve(&self.node, *job, *epoch, *part);
+            return self.send_stored(stored, *part, span, sender).await;
+        }
         let reply = match request {
             PeerRequest::Ping { .. } => Ok(PeerReply::Pong {
                 unix_micros: Timestamp::now().as_microsecond(),
@@ -248,17 +262,12 @@ impl Server {
                 Err(fault) => Err(fault),
             },
             PeerRequest::FetchSchema { section, .. } => match self.opened(entry) {
-                Ok(open) => match open.schema(section, cancel).await {
-                    Ok(mut dump) => {
-                        sender.send(&PeerReply::FramesFollow).await?;
-                        let packer = Packer::new(
-                            steep_protocol::message::job::Compression::Auto,
-                            connection.rtt(),
-                        );
-                        let flow = Flow::default();
-                        let sent = stream::send(&mut dump, packer, sender, &flow).await;
-                        return sent.map(drop);
-                    }
+                Ok(Holder::Live(open)) => match open.schema(section, cancel).await {
+                    Ok(dump) => return send_text(dump, connection, sender).await,
+                    Err(fault) => Err(fault),
+                },
+                Ok(Holder::Stored(stored)) => match stored.schema(section, &self.node).await {
+                    Ok(text) => return send_text(text, connection, sender).await,
                     Err(fault) => Err(fault),
                 },
                 Err(fault) => Err(fault),
@@ -273,7 +282,7 @@ impl Server {
                 let mut span = span::serve(&self.node, job, epoch, part);
                 let packer = Packer::new(compression, connection.rtt());
                 let begun = async {
-                    let open = self.opened(entry)?;
+                    let open = self.live(entry)?;
                     if let Ok((table, _)) = open.locate(part) {
                         span.text("table", &table.name);
                     }
@@ -326,7 +335,54 @@ impl Server {
         Ok(())
     }
 
-    fn opened(&self, entry: &SourceJob) -> Result<Arc<OpenSnapshot>, Fault> {
+    /// Sends a stored part as it stands in its archive: neither the format nor the compression that the
+    /// target asks for changes it.
+    async fn send_stored(
+        &self,
+        stored: &StoredSnapshot,
+        part: PartNo,
+        mut span: Span,
+        sender: &mut Sender,
+    ) -> Result<(), StreamError> {
+        let (mut reader, _share) = match self.stored_part(stored, part).await {
+            Ok(opened) => opened,
+            Err(fault) => {
+                span::failed(&mut span, &fault);
+                return sender.send(&PeerReply::Fault(fault)).await;
+            }
+        };
+        sender.send(&PeerReply::FramesFollow).await?;
+        let damaged = |error: &_| stored::damaged(error, &self.node);
+        let flow = &self.telemetry.sent;
+        let sent = stream::send_stored(&mut reader, sender, flow, damaged).await?;
+        if let Ok(sent) = &sent {
+            stored.count(part, sent.rows, sent.bytes);
+        }
+        span::served(&mut span, &sent);
+        Ok(())
+    }
+
+    /// A stored part, and its share of the memory.
+    async fn stored_part(
+        &self,
+        stored: &StoredSnapshot,
+        part: PartNo,
+    ) -> Result<(StoredReader, Share), Fault> {
+        let share = self.budget.room_for(StoredReader::MEMORY).await;
+        Ok((stored.part(part, &self.node).await?, share))
+    }
+
+    fn live(&self, entry: &SourceJob) -> Result<Arc<OpenSnapshot>, Fault> {
+        match self.opened(entry)? {
+            Holder::Live(open) => Ok(open),
+            Holder::Stored(_) => {
+                let text = "the job's snapshot is stored: it cannot be read from PostgreSQL";
+                Err(Fault::new(FaultKind::BadRequest, text).on(&self.node))
+            }
+        }
+    }
+
+    fn opened(&self, entry: &SourceJob) -> Result<Holder, Fault> {
         if self.shutdown.drain.is_cancelled() {
             let text = "the agent is being stopped, and the job's snapshot ends with it";
             return Err(Fault::new(FaultKind::Cancelled, text)
@@ -371,7 +427,19 @@ async fn refuse(mut sender: Sender, fault: Fault) -> Option<Sender> {
     None
 }
 
-async fn send_plan(open: &OpenSnapshot, sender: &mut Sender) -> Result<(), StreamError> {
+/// Sends a section of the schema like a part.
+async fn send_text(
+    mut text: impl PartReader,
+    connection: &Connection,
+    sender: &mut Sender,
+) -> Result<(), StreamError> {
+    sender.send(&PeerReply::FramesFollow).await?;
+    let packer = Packer::new(Compression::Auto, connection.rtt());
+    let sent = stream::send(&mut text, packer, sender, &Flow::default()).await;
+    sent.map(drop)
+}
+
+async fn send_plan(open: &Holder, sender: &mut Sender) -> Result<(), StreamError> {
     for (tables, last) in pages(open.tables()) {
         let (lsn, encoding) = (open.lsn(), open.encoding().to_owned());
         sender

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use steep_archive::StoredReader;
 use steep_protocol::frame::{FrameHead, HEAD_LENGTH};
 use steep_protocol::limits::CHUNK_RAW_MAX;
 use steep_protocol::quic::{Receiver, Sender, StreamError};
@@ -80,6 +81,57 @@ pub async fn send<R: PartReader>(
                 bytes: total,
                 wire: on_wire,
             }));
+        }
+    }
+}
+
+/// Sends a stored part as it is; or a fault frame where it cannot be read. `flow` counts what has gone.
+///
+/// Returns what was sent; where the part cannot be read, its fault.
+///
+/// # Errors
+/// [`StreamError`] where the receiving end is gone.
+pub(crate) async fn send_stored(
+    reader: &mut StoredReader,
+    sender: &mut Sender,
+    flow: &Flow,
+    fault_of: impl Fn(&steep_archive::Error) -> Fault,
+) -> Result<Result<Sent, Fault>, StreamError> {
+    let mut on_wire = ByteCount(0);
+    let mut held = Held::default();
+    loop {
+        let (head, payload) = match reader.next().await {
+            Ok(Some(frame)) => frame,
+            // The end's head came before.
+            Ok(None) => return Err(StreamError::Finished),
+            Err(error) => {
+                let fault = fault_of(&error);
+                send_fault(&fault, sender).await?;
+                return Ok(Err(fault));
+            }
+        };
+        match head {
+            FrameHead::Chunk { raw, .. } => {
+                if !held.has_room(payload.len()) {
+                    held.send(sender, flow).await?;
+                }
+                on_wire += held.add(head, payload.to_vec(), ByteCount(raw.into()));
+                if held.is_due() {
+                    held.send(sender, flow).await?;
+                }
+            }
+            FrameHead::End { raw, rows, .. } => {
+                held.frames.push(head.to_bytes().to_vec());
+                held.send(sender, flow).await?;
+                sender.finish();
+                flow.completed(rows);
+                return Ok(Ok(Sent {
+                    rows,
+                    bytes: raw,
+                    wire: on_wire,
+                }));
+            }
+            FrameHead::Fault { .. } => return Err(StreamError::Finished),
         }
     }
 }

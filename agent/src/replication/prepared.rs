@@ -233,6 +233,52 @@ pub(crate) async fn take(task: &Task, target: &NodeId) -> Result<(), Fault> {
         .hint("prepare another one, and take a backup after that"))
 }
 
+/// Makes the task's slot for `target` by copying a snapshot's template, at the same position. Noted first.
+/// Idempotent. Fails where the template is gone.
+pub(crate) async fn copy_template(
+    task: &Task,
+    target: &NodeId,
+    template: &SlotName,
+) -> Result<(), Fault> {
+    let session = task.connect("handover").await?;
+    let copied = async {
+        let slot = task.replication.slot.as_str();
+        let sql = "INSERT INTO steep_repl.init_slots AS i \
+                 (slot_name, job, source_node, target_node, lsn, expires_at) \
+             SELECT $1, job, source_node, $2, lsn, expires_at FROM steep_repl.init_slots \
+             WHERE slot_name = $3 AND job = $4 AND source_node = $5 AND lsn IS NOT NULL \
+                 AND EXISTS (SELECT FROM pg_replication_slots s WHERE s.slot_name = $3) \
+             ON CONFLICT (slot_name) DO UPDATE SET target_node = excluded.target_node";
+        let job = task.replication.id.to_string();
+        let values: [&(dyn tokio_postgres::types::ToSql + Sync); 5] = [
+            &slot,
+            &target.as_str(),
+            &template.as_str(),
+            &job,
+            &task.node.as_str(),
+        ];
+        if session.execute(sql, &values).await? == 0 {
+            return Ok(false);
+        }
+        let sql = "SELECT pg_copy_logical_replication_slot($1::name, $2::name) \
+             WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $2)";
+        let values: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&template.as_str(), &slot];
+        session
+            .run(&task.cancel, session.query(sql, &values))
+            .await?;
+        Ok(true)
+    };
+    let copied = copied.await;
+    session.close().await;
+    if copied.map_err(|error: PgError| task.fault(error))? {
+        return Ok(());
+    }
+    let text = format!("the snapshot's slot {template} has expired or was dropped meanwhile");
+    Err(Fault::new(FaultKind::Failed, text)
+        .on(&task.node)
+        .hint("generate another snapshot: steep-repl snapshot generate"))
+}
+
 /// The target does not use the task's slot after all. If changes may have been applied from it, only a
 /// backup taken from here on can use it. Idempotent.
 pub(crate) async fn give_back(task: &Task, target: &NodeId, used: Used) -> Result<(), Fault> {
@@ -343,9 +389,7 @@ async fn drop_noted(
     if slot::drop_slot(session, slot, &CancellationToken::new()).await? == SlotGone::StillInUse {
         return Ok(Dropped::No);
     }
-    let publication = replication.name().quoted();
-    let sql = format!("DROP PUBLICATION IF EXISTS {publication}");
-    session.batch_execute(&sql).await?;
+    slot::drop_publication(session, replication).await?;
     forget(session, replication).await?;
     Ok(Dropped::Yes)
 }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use steep_protocol::message::agent::{
-    Command, Comparison, NodeCommand, OpenSource, Outcome, PeerAddress, PrepareTarget, RowsFrom,
-    SlotOrigin, SourceCommand, SubscriptionStart, TargetCommand,
+    Command, Comparison, Export, NodeCommand, OpenSource, Outcome, PeerAddress, PrepareTarget,
+    RowsFrom, SlotOrigin, SourceCommand, SubscriptionStart, TargetCommand,
 };
 use steep_protocol::message::facts::Finding;
 use steep_protocol::message::handover::{Replication, SchemaCheck};
@@ -29,7 +29,8 @@ use crate::peer::fetch::copy;
 use crate::peer::pending::PendingDump;
 use crate::pg::{Conninfo, catalog};
 use crate::replication::{fence, prepared};
-use crate::snapshot::{self, OpenSnapshot, SourceJobs, slot};
+use crate::snapshot::stored::Holder;
+use crate::snapshot::{self, SourceJobs, slot};
 use crate::stored;
 use crate::target::{self, Dumps, PrepareRequest, SchemaRequest};
 use crate::task::{Patience, Progress, Task};
@@ -203,13 +204,16 @@ impl Agent {
             }
             SourceCommand::DropPrepared => prepared::drop_prepared(task).await?,
             SourceCommand::TakeSlot { target } => prepared::take(task, &target).await?,
+            SourceCommand::CopySlot { target, template } => {
+                prepared::copy_template(task, &target, &template).await?;
+            }
             SourceCommand::Store(request) => {
-                let open = self
-                    .jobs
-                    .get(job)
-                    .and_then(|j| j.open)
-                    .filter(|o| !o.is_lost());
-                let open = open.ok_or_else(|| snapshot_lost(&self.node))?;
+                let open = match self.jobs.get(job).and_then(|j| j.open) {
+                    Some(Holder::Live(open)) if !open.is_lost() => open,
+                    Some(Holder::Live(_) | Holder::Stored(_)) | None => {
+                        return Err(snapshot_lost(&self.node));
+                    }
+                };
                 let budget = self.budget.clone();
                 let sealed = stored::store(task, &open, request, budget).await?;
                 self.forget(job).await;
@@ -244,13 +248,24 @@ impl Agent {
             // No row has been read under it yet, so it is opened again.
             open.close().await;
         }
+        if let Export::Stored {
+            snapshot,
+            location,
+            verify,
+        } = &request.export
+        {
+            let stored = stored::open(&self.node, *snapshot, location, *verify).await?;
+            let holder = Holder::Stored(Arc::new(stored));
+            self.jobs.open(job, holder.clone());
+            return opened(&holder);
+        }
         let kept_seconds = request.kept_seconds;
         if let Some(seconds) = kept_seconds {
             stored::record::note(task, seconds).await?;
         }
         let open = snapshot::open(task, request, Arc::clone(self.jobs.locks())).await?;
-        let open = Arc::new(open);
-        self.jobs.open(job, Arc::clone(&open));
+        let open = Holder::Live(Arc::new(open));
+        self.jobs.open(job, open.clone());
         if kept_seconds.is_some() {
             stored::record::opened(task, open.lsn()).await?;
         }
@@ -444,7 +459,7 @@ fn snapshot_lost(node: &NodeId) -> Fault {
 /// How long a cancelled command has to cancel its statement and clean up.
 const GRACE: std::time::Duration = std::time::Duration::from_secs(8);
 
-fn opened(open: &OpenSnapshot) -> Result<Outcome, Fault> {
+fn opened(open: &Holder) -> Result<Outcome, Fault> {
     let tables = u32::try_from(open.tables().len())
         .map_err(|_| Fault::new(FaultKind::Failed, "more tables than PostgreSQL can hold"))?;
     Ok(Outcome::SourceOpened {

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use steep_protocol::message::job::TableFilter;
-use steep_protocol::{JobId, Lsn, NodeId};
+use steep_protocol::{JobId, NodeId};
 
-use super::OpenSnapshot;
+use super::stored::Holder;
 use crate::locks::LockRegistry;
 use crate::mutex::lock;
 
@@ -25,7 +25,7 @@ pub(crate) struct SourceJob {
     pub(crate) filter: TableFilter,
     /// The replication whose published tables the description names.
     pub(crate) replication: Option<JobId>,
-    pub(crate) open: Option<Arc<OpenSnapshot>>,
+    pub(crate) open: Option<Holder>,
     /// `None` where the server holds no snapshot.
     held_since: Option<Instant>,
 }
@@ -55,10 +55,10 @@ impl SourceJobs {
         );
     }
 
-    pub(crate) fn open(&self, job: JobId, snapshot: Arc<OpenSnapshot>) {
+    pub(crate) fn open(&self, job: JobId, holder: Holder) {
         if let Some(entry) = self.lock().get_mut(&job) {
-            entry.held_since = (snapshot.lsn() != Lsn(0)).then(Instant::now);
-            entry.open = Some(snapshot);
+            entry.held_since = holder.is_live().then(Instant::now);
+            entry.open = Some(holder);
         }
     }
 

@@ -14,6 +14,7 @@ pub(crate) mod pool;
 pub(crate) mod publication;
 pub(crate) mod published;
 pub(crate) mod slot;
+pub(crate) mod stored;
 pub(crate) mod table_state;
 
 mod jobs;

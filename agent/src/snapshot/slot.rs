@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use steep_protocol::message::agent::SlotStatus;
-use steep_protocol::message::handover::{PreparedSlot, PreparedState, SlotName};
+use steep_protocol::message::handover::{PreparedSlot, PreparedState, Replication, SlotName};
 use steep_protocol::message::job::{ReplicationNames, SyncSlots};
 use steep_protocol::{ByteCount, Fault, FaultKind, Lsn, Phase, Retry};
 use tokio_postgres::error::SqlState;
@@ -164,8 +164,12 @@ pub(crate) async fn slot_statuses(
                 bytes.and_then(|b| u64::try_from(b).ok()).unwrap_or(0),
             ))
         };
+        let Ok(slot) = SlotName::parse(slot) else {
+            continue;
+        };
         statuses.push(SlotStatus {
             job,
+            slot,
             active: row.try_get(1)?,
             lag: bytes(2)?,
             wal_held: bytes(3)?,
@@ -208,15 +212,36 @@ pub(crate) async fn remove(
     cancel: &CancellationToken,
 ) -> Result<(), Fault> {
     let fault = |error: PgError| error.to_fault(&task.node);
-    let (name, slot) = (task.replication.name(), &task.replication.slot);
+    let slot = &task.replication.slot;
     let slot_gone = drop_slot(session, slot, cancel).await.map_err(fault)?;
-    let sql = format!("DROP PUBLICATION IF EXISTS {}", name.quoted());
-    let dropped = session.run(cancel, session.batch_execute(&sql)).await;
-    dropped.map_err(fault)?;
+    tokio::select! {
+        dropped = drop_publication(session, &task.replication) => dropped.map_err(fault)?,
+        () = cancel.cancelled() => return Err(fault(PgError::Cancelled)),
+    }
     match slot_gone {
         SlotGone::Yes => Ok(()),
         SlotGone::StillInUse => Err(still_in_use(task, slot)),
     }
+}
+
+/// Drops the publication with the last slot that it belongs to: nodes made from one snapshot share it.
+/// Idempotent.
+pub(crate) async fn drop_publication(
+    session: &Session,
+    replication: &Replication,
+) -> Result<(), PgError> {
+    let name = replication.name();
+    let sql = "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_type = 'logical' \
+             AND database = current_database() \
+             AND slot_name <> $2 AND (slot_name = $1 OR starts_with(slot_name::text, $1 || '_')))";
+    let values: [&(dyn tokio_postgres::types::ToSql + Sync); 2] =
+        [&name.as_str(), &replication.slot.as_str()];
+    let shared: bool = session.query_one(sql, &values).await?.try_get(0)?;
+    if shared {
+        return Ok(());
+    }
+    let sql = format!("DROP PUBLICATION IF EXISTS {}", name.quoted());
+    Ok(session.batch_execute(&sql).await?)
 }
 
 fn still_in_use(task: &Task, slot: &SlotName) -> Fault {

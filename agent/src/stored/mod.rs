@@ -9,8 +9,10 @@ pub(crate) mod record;
 
 mod store;
 
-use steep_archive::{Error, Location};
-use steep_protocol::{Fault, FaultKind, NodeId, Retry};
+use steep_archive::{Archive, Error, Location};
+use steep_protocol::{Fault, FaultKind, NodeId, Retry, SnapshotId};
+
+use crate::snapshot::stored::StoredSnapshot;
 
 pub(crate) use store::store;
 
@@ -18,6 +20,19 @@ pub(crate) use store::store;
 pub(crate) fn locate(text: &str, node: &NodeId) -> Result<Location, Fault> {
     Location::parse(text)
         .map_err(|error| Fault::new(FaultKind::BadRequest, error.to_string()).on(node))
+}
+
+/// Opens a stored snapshot to serve its parts, if all of it is there.
+pub(crate) async fn open(
+    node: &NodeId,
+    snapshot: SnapshotId,
+    location: &str,
+    verify: bool,
+) -> Result<StoredSnapshot, Fault> {
+    let place = locate(location, node)?;
+    let archive = Archive::open(&place).await;
+    let archive = archive.map_err(|error| fault(&error, node))?;
+    StoredSnapshot::open(archive, snapshot, node, verify).await
 }
 
 /// The fault of an archive's error.

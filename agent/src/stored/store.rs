@@ -34,6 +34,7 @@ use crate::pg::Session;
 use crate::rate::Rate;
 use crate::replication::sequences::sequences;
 use crate::snapshot::OpenSnapshot;
+use crate::snapshot::stored::EXTENSION_ROWS;
 use crate::task::Task;
 
 /// How often progress is reported.
@@ -41,9 +42,6 @@ const TELL_EVERY: Duration = Duration::from_millis(250);
 
 /// How often the slot's note is renewed while rows are read.
 const RENEW_EVERY: Duration = Duration::from_secs(600);
-
-/// Precedes the rows of extensions' tables in the pre-data section.
-const EXTENSION_ROWS: &str = "\n-- steep-repl: rows of extensions' tables.\n";
 
 /// Stores the snapshot, closes it, and records it. Repeated after a failure it keeps the parts that are
 /// whole, while the snapshot lives.

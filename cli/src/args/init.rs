@@ -8,7 +8,7 @@ use steep_protocol::message::handover::{CompleteSpec, PrepareSpec, SchemaCheck, 
 use steep_protocol::message::job::{
     Compression, Confirmation, ExistingRows, JobSpec, Method, SchemaMode, TableFilter, YieldToDdl,
 };
-use steep_protocol::{ByteCount, Identifier, Lsn, NodeId, TableName};
+use steep_protocol::{ByteCount, Identifier, Lsn, NodeId, SnapshotId, TableName};
 
 use crate::failure::Failure;
 use crate::settings::Settings;
@@ -153,7 +153,7 @@ impl CompleteArgs {
     }
 }
 
-fn mode(choice: Option<SchemaChoice>) -> SchemaMode {
+pub(super) fn mode(choice: Option<SchemaChoice>) -> SchemaMode {
     match choice {
         Some(SchemaChoice::Strict) | None => SchemaMode::Strict,
         Some(SchemaChoice::Auto) => SchemaMode::Auto,
@@ -161,7 +161,7 @@ fn mode(choice: Option<SchemaChoice>) -> SchemaMode {
     }
 }
 
-fn existing(force: bool) -> ExistingRows {
+pub(super) fn existing(force: bool) -> ExistingRows {
     if force {
         ExistingRows::Replace
     } else {
@@ -169,7 +169,7 @@ fn existing(force: bool) -> ExistingRows {
     }
 }
 
-fn confirmation(yes: bool) -> Confirmation {
+pub(super) fn confirmation(yes: bool) -> Confirmation {
     if yes {
         Confirmation::Given
     } else {
@@ -234,8 +234,11 @@ pub(crate) struct StartArgs {
     pub(crate) targets: Vec<NodeId>,
     /// The source node
     // Required, yet an option: it is absent with a subcommand.
-    #[arg(long, value_name = "SOURCE", required = true)]
+    #[arg(long, value_name = "SOURCE", required_unless_present = "snapshot")]
     pub(crate) from: Option<NodeId>,
+    /// Make them from this stored snapshot, instead of reading the source again
+    #[arg(long, value_name = "ID", conflicts_with_all = ["from", "resume", "method", "include_schemas", "exclude_tables"])]
+    pub(crate) snapshot: Option<SnapshotId>,
     #[command(flatten)]
     pub(crate) choices: JobChoices,
     /// Continue the target's failed job with the rows it has kept, or follow it if it is running
@@ -329,9 +332,34 @@ impl StartArgs {
         let Some(source) = &self.from else {
             return Err(Failure::bad_request("no source is given").hint("name it with --from"));
         };
+        self.specs_from(source)
+    }
+
+    /// One spec per target, from that source.
+    ///
+    /// # Errors
+    /// As [`JobChoices::specs`].
+    pub(crate) fn specs_from(&self, source: &NodeId) -> Result<Vec<JobSpec>, Failure> {
         self.choices
             .specs(&self.targets, source, confirmation(self.yes))
     }
+}
+
+/// Refuses a target that is the source or is named twice.
+pub(super) fn check_targets(targets: &[NodeId], source: &NodeId) -> Result<(), Failure> {
+    for (at, target) in targets.iter().enumerate() {
+        if target == source {
+            return Err(Failure::bad_request(
+                "a node cannot be initialised from itself: it is named both as target and as source",
+            )
+            .on(target)
+            .hint("name another node; `steep-repl nodes` lists them"));
+        }
+        if targets[..at].contains(target) {
+            return Err(Failure::bad_request("the node is named twice").on(target));
+        }
+    }
+    Ok(())
 }
 
 impl JobChoices {
@@ -362,20 +390,7 @@ impl JobChoices {
                 .hint("use --method snapshot, which needs no preparation"));
             }
         };
-        let mut seen = Vec::new();
-        for target in targets {
-            if target == source {
-                return Err(Failure::bad_request(
-                    "a node cannot be initialised from itself: it is named both as target and with --from",
-                )
-                .on(target)
-                .hint("name another node with --from; `steep-repl nodes` lists them"));
-            }
-            if seen.contains(&target) {
-                return Err(Failure::bad_request("the node is named twice").on(target));
-            }
-            seen.push(target);
-        }
+        check_targets(targets, source)?;
         let spec = |target: &NodeId| JobSpec {
             source: source.clone(),
             target: target.clone(),

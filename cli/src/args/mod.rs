@@ -20,7 +20,7 @@ pub(crate) use init::{
     RebuildArgs, SchemaChoice, StartArgs,
 };
 pub(crate) use schema::{CaptureArgs, CompareArgs, DiffArgs, ExportArgs, SchemaCommand, Side};
-pub(crate) use snapshot::{GenerateArgs, SnapshotCommand, Stored};
+pub(crate) use snapshot::{ApplyArgs, GenerateArgs, SnapshotCommand, Stored};
 
 /// Brings up a live logical replica of a PostgreSQL node: fast, observable, cancellable.
 #[derive(Debug, Parser)]

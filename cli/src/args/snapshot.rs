@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use steep_archive::Location;
-use steep_protocol::limits::WORKERS_MAX;
-use steep_protocol::message::job::{TableFilter, YieldToDdl};
+use steep_protocol::limits::{WORKERS_DEFAULT, WORKERS_MAX};
+use steep_protocol::message::job::{JobSpec, Method, TableFilter, YieldToDdl};
 use steep_protocol::message::snapshot::SnapshotSpec;
 use steep_protocol::stored::StoredCodec;
 use steep_protocol::{ByteCount, Identifier, NodeId, SnapshotId, TableName};
 
-use super::init::{parse_schema, parse_table};
+use super::SchemaChoice;
+use super::init::{check_targets, confirmation, existing, mode, parse_schema, parse_table};
+use crate::failure::Failure;
 use crate::settings::Settings;
 use crate::units::{parse_duration, parse_size};
 
@@ -19,6 +21,8 @@ use crate::units::{parse_duration, parse_size};
 pub(crate) enum SnapshotCommand {
     /// Read a node once, into a directory or an object store
     Generate(Box<GenerateArgs>),
+    /// Make nodes live replicas of the source of a stored snapshot
+    Apply(Box<ApplyArgs>),
     /// Every snapshot: where it is, how long it is kept, how much WAL its slot holds
     #[command(after_help = "\
 Examples:
@@ -127,6 +131,72 @@ impl GenerateArgs {
     }
 }
 
+/// `snapshot apply`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  steep-repl snapshot apply --target node_b --input /backup/app
+  steep-repl snapshot apply --target node_b node_c --input 51358f153ac8daae --parallel 8")]
+pub(crate) struct ApplyArgs {
+    /// The target nodes
+    #[arg(long = "target", required = true, value_name = "NODE", num_args = 1..)]
+    pub(crate) targets: Vec<NodeId>,
+    /// The snapshot: where it is stored, as it was generated, or its id
+    #[arg(long, value_name = "PATH_OR_URL", value_parser = Stored::parse)]
+    pub(crate) input: Stored,
+    /// Workers, 1 to 16 [default: 4] [env: STEEP_REPL_PARALLEL]
+    #[arg(long, value_name = "N",
+          value_parser = clap::value_parser!(u8).range(1..=i64::from(WORKERS_MAX)))]
+    pub(crate) parallel: Option<u8>,
+    /// Look at all files before anything is changed; each is checked while it is loaded in any case
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set,
+          num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub(crate) verify: bool,
+    /// What to do if existing tables differ [default: strict] [env: STEEP_REPL_SCHEMA_SYNC]
+    #[arg(long, value_name = "MODE")]
+    pub(crate) schema_sync: Option<SchemaChoice>,
+    /// Empty the target's tables if they contain rows; with --schema-sync auto, also allow
+    /// statements that lose data
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Maximum bytes of rows a second, before compression, such as 50MB
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) max_rate: Option<ByteCount>,
+    /// The job fails after this time
+    #[arg(long, default_value = "24h", value_parser = parse_duration)]
+    pub(crate) timeout: Duration,
+    /// Start the jobs, print their ids and don't wait for them
+    #[arg(long)]
+    pub(crate) detach: bool,
+    /// Answer all questions with yes
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+    /// Check whether it would work, and change nothing
+    #[arg(long, conflicts_with = "detach")]
+    pub(crate) dry_run: bool,
+}
+
+impl ApplyArgs {
+    /// One spec per target.
+    ///
+    /// # Errors
+    /// A target is named twice, or is the source.
+    pub(crate) fn specs(&self, source: &NodeId) -> Result<Vec<JobSpec>, Failure> {
+        check_targets(&self.targets, source)?;
+        let spec = |target: &NodeId| JobSpec {
+            method: Method::Stored,
+            parallel: self.parallel.unwrap_or(WORKERS_DEFAULT),
+            schema_mode: mode(self.schema_sync),
+            existing: existing(self.force),
+            confirmation: confirmation(self.yes),
+            max_rate: self.max_rate,
+            timeout_seconds: self.timeout.as_secs(),
+            ..JobSpec::new(source.clone(), target.clone())
+        };
+        Ok(self.targets.iter().map(spec).collect())
+    }
+}
+
 /// A snapshot that the coordinator knows, or any place.
 #[derive(Debug, Clone)]
 pub(crate) enum Stored {
@@ -137,7 +207,7 @@ pub(crate) enum Stored {
 }
 
 impl Stored {
-    fn parse(text: &str) -> Result<Self, String> {
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
         if let Ok(id) = text.parse() {
             return Ok(Self::Known(id));
         }

@@ -20,6 +20,7 @@ const PARALLEL: usize = 4;
 pub(crate) async fn run(command: SnapshotCommand, context: &Context) -> Result<u8, Failure> {
     match command {
         SnapshotCommand::Generate(args) => generate(&args, context).await,
+        SnapshotCommand::Apply(args) => super::init::apply::run(*args, context).await,
         SnapshotCommand::List { source } => list(source, context).await,
         SnapshotCommand::Show { id } => show(id, context).await,
         SnapshotCommand::Verify { stored } => verify(&stored, context).await,

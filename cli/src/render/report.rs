@@ -59,6 +59,7 @@ fn facts(view: &EndView) -> Vec<(&'static str, String)> {
             Some(Method::Native) => ", method native".to_owned(),
             Some(Method::TwoPhase) => format!(", method two-phase, {workers}"),
             Some(Method::Snapshot) => format!(", method snapshot, {workers}"),
+            Some(Method::Stored) => format!(", from a stored snapshot, {workers}"),
             Some(Method::Backup) => ", rows from a backup".to_owned(),
             None => String::new(),
         };

@@ -13,6 +13,7 @@ use steep_protocol::message::handover::{CompleteSpec, SchemaCheck, SlotName};
 use steep_protocol::message::job::{
     CancelledData, Confirmation, ExistingRows, JobSpec, SchemaMode,
 };
+use steep_protocol::message::snapshot::SnapshotRef;
 use steep_protocol::{Fault, JobId, NodeId};
 
 use super::{Driver, Operator};
@@ -97,6 +98,13 @@ impl AuditEntry {
             InitRequest::Copy(_) => ("init", Vec::new()),
             InitRequest::Resume(_) => ("init.resume", Vec::new()),
             InitRequest::Complete(spec) => ("init.complete", backup_arguments(spec)),
+            InitRequest::Apply(spec) => {
+                let snapshot = match &spec.snapshot {
+                    SnapshotRef::Id(id) => id.to_string(),
+                    SnapshotRef::At(location) => location.clone(),
+                };
+                ("snapshot.apply", vec![("snapshot", snapshot)])
+            }
         };
         let entry = |spec: &JobSpec| {
             let mut arguments = job_arguments(spec);

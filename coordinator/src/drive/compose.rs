@@ -7,6 +7,7 @@ use steep_protocol::message::agent::{
     Command, CopyParts, Export, IndexTiming, OpenSource, PeerAddress, PrepareTarget, RowsFrom,
     SlotOrigin, SourceCommand, SubscriptionStart, TargetCommand,
 };
+use steep_protocol::message::handover::Replication;
 use steep_protocol::message::job::Method;
 use steep_protocol::{Epoch, Lsn, NodeId, limits};
 
@@ -31,6 +32,7 @@ impl<S: Store> Driver<S> {
                 filter: filter(),
                 slot: SlotOrigin::of(&job.replication()),
             }),
+            Work::Regrant if job.stored.is_some() => self.open_source(job, parallel),
             Work::Regrant => Command::from(SourceCommand::Admit {
                 target: target(),
                 filter: filter(),
@@ -40,19 +42,14 @@ impl<S: Store> Driver<S> {
                 source: source(),
                 filter: filter(),
             }),
-            Work::OpenSource => Command::from(SourceCommand::Open(OpenSource {
-                target: target(),
-                filter: filter(),
-                export: match native {
-                    true => Export::Slot,
-                    false => Export::SlotAndSnapshot,
-                },
-                parallel,
-                large_table_threshold: spec.large_table_threshold,
-                yield_to_ddl: spec.yield_to_ddl,
-                kept_seconds: None,
-            })),
-            Work::TakeSlot => SourceCommand::TakeSlot { target: target() }.into(),
+            Work::OpenSource => self.open_source(job, parallel),
+            Work::TakeSlot => match &job.stored {
+                Some(stored) => Command::from(SourceCommand::CopySlot {
+                    target: target(),
+                    template: Replication::template(stored.snapshot).slot,
+                }),
+                None => SourceCommand::TakeSlot { target: target() }.into(),
+            },
             Work::PrepareTarget => Command::from(TargetCommand::Prepare(PrepareTarget {
                 source: source(),
                 filter: filter(),
@@ -100,6 +97,28 @@ impl<S: Store> Driver<S> {
             Work::CleanupSource => clean_source(job).into(),
         };
         (command, parallel)
+    }
+
+    fn open_source(&self, job: &Job, parallel: u8) -> Command {
+        let spec = &job.spec;
+        let export = match (&job.stored, spec.method) {
+            (Some(stored), _) => Export::Stored {
+                snapshot: stored.snapshot,
+                location: stored.location.clone(),
+                verify: stored.verify,
+            },
+            (None, Method::Native) => Export::Slot,
+            (None, _) => Export::SlotAndSnapshot,
+        };
+        Command::from(SourceCommand::Open(OpenSource {
+            target: spec.target.clone(),
+            filter: spec.filter.clone(),
+            export,
+            parallel,
+            large_table_threshold: spec.large_table_threshold,
+            yield_to_ddl: spec.yield_to_ddl,
+            kept_seconds: None,
+        }))
     }
 
     /// The address of a node's agent, from its session or else its record.

@@ -60,6 +60,15 @@ impl<S: Store> Driver<S> {
                 let (spec, handover) = self.resolve(*spec)?;
                 vec![(spec, Some(handover))]
             }
+            InitRequest::Apply(spec) => {
+                self.check_shape(&spec.jobs)?;
+                let (specs, stored) = self.resolve_stored(*spec)?;
+                let template = stored.template();
+                specs
+                    .into_iter()
+                    .map(|spec| (spec, Some(template.clone())))
+                    .collect()
+            }
         };
         self.begin_doctor(wanted, ticket, now);
         Ok(())

@@ -81,7 +81,7 @@ impl<S: Store> Driver<S> {
         }
         let reachability = self.reachability_health(&record.id, source);
         following.reachability.take(reachability, Word::News);
-        let slot = self.slot_health(source, job);
+        let slot = self.slot_health(record, source);
         following.slot.take(slot, word(observer, source));
         if source == observer && self.is_slot_moved(&record.id, source, job, &mut following) {
             let why = format!(
@@ -109,7 +109,7 @@ impl<S: Store> Driver<S> {
         self.settle(&record.id, now);
     }
 
-    fn slot_health(&self, source: &NodeId, job: JobId) -> Health {
+    fn slot_health(&self, record: &NodeRecord, source: &NodeId) -> Health {
         let Some(agent) = self
             .registry
             .get(source)
@@ -117,7 +117,7 @@ impl<S: Store> Driver<S> {
         else {
             return Health::Unknown;
         };
-        match agent.slot(job) {
+        match agent.slot_of(record) {
             None => Health::Suspect(Cause::permanent(format!(
                 "the replication slot on {source} is gone: {ANEW}"
             ))),

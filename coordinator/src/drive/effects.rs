@@ -78,10 +78,15 @@ impl<S: Store> Driver<S> {
         };
         let (command, workers) = self.compose(live, work);
         let node = work.side().node(&live.job.spec).clone();
+        let replication = match (&live.job.stored, work) {
+            // Before the job has a slot, the facts are those of the template.
+            (Some(stored), Work::GatherSource) => stored.template().replication,
+            _ => live.job.replication(),
+        };
         let message = CoordinatorMessage::Command {
             id: command_id,
             job: id,
-            replication: live.job.replication(),
+            replication,
             command,
         };
         if work == Work::Copy

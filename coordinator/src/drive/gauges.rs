@@ -203,10 +203,7 @@ impl<S: Store> Driver<S> {
     fn node_gauges(&self, record: &crate::store::NodeRecord, now: Timestamp) -> NodeGauges {
         let view = self.node_view(record, now);
         let agent = self.registry.get(&record.id);
-        let slot = match (&record.source, record.replication()) {
-            (Some(source), Some(job)) => self.registry.slot(source, job),
-            _ => None,
-        };
+        let slot = self.registry.slot(record);
         NodeGauges {
             node: record.id.clone(),
             state: record.state,

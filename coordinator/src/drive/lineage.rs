@@ -2,6 +2,7 @@
 //! checks, and used to adopt replicas that this coordinator does not remember.
 
 use jiff::Timestamp;
+use steep_protocol::message::handover::Replication;
 use steep_protocol::message::job::ReplicationNames;
 use steep_protocol::message::lineage::{Lineage, MirroredNode, Sameness, SubscriptionSeen, Tool};
 use steep_protocol::{JobId, NodeId, NodeState};
@@ -208,7 +209,10 @@ impl<S: Store> Driver<S> {
         record.state = to;
         record.source = Some(source.clone());
         record.job = Some(job.unwrap_or(replication));
-        record.replication = (record.job != Some(replication)).then_some(replication);
+        let known = record.lineage.as_deref();
+        let known = known.map(super::sweep::forgotten_here).unwrap_or_default();
+        let known = known.into_iter().find(|known| known.id == replication);
+        record.replicates_by(&known.unwrap_or_else(|| Replication::of(replication)));
         record.lost = lasting(mirrored);
         let reason = match &record.lost {
             Some(lost) => lost.clone(),

@@ -10,11 +10,21 @@ use super::log::Note;
 use super::requests::unreadable;
 use super::{Answer, Driver, Operator, Ticket};
 use crate::job::copy_progress::CopyProgress;
-use crate::job::handover::Handover;
+use crate::job::handover::{Handover, StoredRows};
 use crate::job::machine::JobEvent;
 use crate::job::state::{NodeEvent, transition};
 use crate::job::{COMMANDS_PER_JOB, Job};
 use crate::store::{Store, Write};
+
+/// Where a job's rows come from.
+pub(super) enum Start {
+    /// From a snapshot of its own.
+    Live,
+    /// From a backup.
+    Backup(Handover),
+    /// From a stored snapshot.
+    Stored(StoredRows),
+}
 
 impl<S: Store> Driver<S> {
     /// Starts an order; the ticket is answered now or when the order is done. A fault means that
@@ -74,7 +84,7 @@ impl<S: Store> Driver<S> {
                 }
                 specs
                     .into_iter()
-                    .map(|spec| self.begin(spec, None, operator, now))
+                    .map(|spec| self.begin(spec, Start::Live, operator, now))
                     .collect()
             }
             InitRequest::Resume(specs) => self.resume_failed(&specs, operator, now)?,
@@ -82,7 +92,15 @@ impl<S: Store> Driver<S> {
                 self.check_init(&spec.job)?;
                 let (spec, handover) = self.resolve(*spec)?;
                 self.check_slot_free(&handover)?;
-                vec![self.begin(spec, Some(handover), operator, now)]
+                vec![self.begin(spec, Start::Backup(handover), operator, now)]
+            }
+            InitRequest::Apply(spec) => {
+                let (specs, stored) = self.resolve_stored(*spec)?;
+                for spec in &specs {
+                    self.check_init(spec)?;
+                }
+                let begin = |spec| self.begin(spec, Start::Stored(stored.clone()), operator, now);
+                specs.into_iter().map(begin).collect()
             }
         };
         let jobs = ids.iter().filter_map(|id| self.follow(*id, now)).collect();
@@ -94,14 +112,18 @@ impl<S: Store> Driver<S> {
     pub(super) fn begin(
         &mut self,
         spec: JobSpec,
-        handover: Option<Handover>,
+        start: Start,
         operator: &str,
         now: Timestamp,
     ) -> JobId {
         let id = self.new_job_id();
         let first = self.take_commands(COMMANDS_PER_JOB);
         let mut job = Job::new(id, spec, operator, first, now);
-        job.handover = handover;
+        match start {
+            Start::Live => {}
+            Start::Backup(handover) => job.handover = Some(handover),
+            Start::Stored(stored) => job.stored = Some(stored),
+        }
         let (target, source) = (job.spec.target.clone(), job.spec.source.clone());
         let mut note = Note::info(
             "init.started",
@@ -115,11 +137,16 @@ impl<S: Store> Driver<S> {
             let slot = &handover.replication.slot;
             note = note.field("slot", slot).field("lsn", handover.lsn);
         }
-        let replication = job.handover.as_ref().map(|h| h.replication.id);
+        if let Some(stored) = &job.stored {
+            note = note
+                .field("snapshot_id", stored.snapshot)
+                .field("lsn", stored.lsn);
+        }
+        let replication = job.replication();
         self.out.writes.push(Write::Job(Box::new(job.clone())));
         if let Some(record) = self.nodes.get_mut(&target) {
             record.job = Some(id);
-            record.replication = replication;
+            record.replicates_by(&replication);
         }
         self.adopt(job, CopyProgress::default(), now);
         self.log(note, now);

@@ -11,15 +11,17 @@ use steep_protocol::message::agent::{
 use steep_protocol::message::api::ApiReply;
 use steep_protocol::message::facts::Finding;
 use steep_protocol::message::handover::{PreparedState, SlotName};
+use steep_protocol::message::job::{JobSpec, Method};
 use steep_protocol::message::snapshot::{
-    Holder, LOCATION_MAX, SNAPSHOTS_MAX, SnapshotSpec, SnapshotState, SnapshotView, StoreSnapshot,
-    VerifiedSnapshot,
+    ApplySpec, Holder, LOCATION_MAX, SNAPSHOTS_MAX, SnapshotRef, SnapshotSpec, SnapshotState,
+    SnapshotView, StoreSnapshot, VerifiedSnapshot,
 };
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, SnapshotId, limits};
 
 use super::log::{Level, Note};
 use super::query::Purpose;
 use super::{Answer, Driver, Ticket};
+use crate::job::handover::StoredRows;
 use crate::snapshot::machine::{Budget, Effect, Event};
 use crate::snapshot::{COMMANDS_PER_SNAPSHOT, Snapshot, Stage, Why, Work};
 use crate::store::{Store, Write};
@@ -154,6 +156,85 @@ impl<S: Store> Driver<S> {
         self.out.writes.push(Write::SnapshotForgotten(id));
     }
 
+    /// The jobs of an application: each with the snapshot's source and tables.
+    pub(super) fn resolve_stored(
+        &self,
+        request: ApplySpec,
+    ) -> Result<(Vec<JobSpec>, StoredRows), Fault> {
+        let is = |snapshot: &Snapshot| match &request.snapshot {
+            SnapshotRef::Id(id) => snapshot.id == *id,
+            SnapshotRef::At(location) => snapshot.spec.location == *location && !snapshot.is_over(),
+        };
+        let mut known = self.snapshots.values().map(|stored| &stored.snapshot);
+        let snapshot =
+            known
+                .find(|snapshot| is(snapshot))
+                .ok_or_else(|| match &request.snapshot {
+                    SnapshotRef::Id(id) => unknown(*id),
+                    SnapshotRef::At(location) => {
+                        let text = format!("no snapshot is known in {location}");
+                        Fault::new(FaultKind::Failed, text)
+                            .hint("steep-repl snapshot list shows all of them, and where they are")
+                    }
+                })?;
+        let spec = &snapshot.spec;
+        let (SnapshotState::Sealed, Some(point)) = (snapshot.state(), snapshot.point) else {
+            let why = snapshot
+                .fault
+                .as_ref()
+                .map_or_else(String::new, |f| format!(": {f}"));
+            let text = format!(
+                "snapshot {} is {}{why}",
+                snapshot.id,
+                snapshot.state().name()
+            );
+            let hint = match snapshot.state() {
+                SnapshotState::Opening | SnapshotState::Live => {
+                    format!(
+                        "wait until it is complete: steep-repl snapshot show {}",
+                        snapshot.id
+                    )
+                }
+                _ => "generate another one: without its slot, changes since it was taken are lost"
+                    .to_owned(),
+            };
+            return Err(Fault::new(FaultKind::Failed, text)
+                .on(&spec.source)
+                .hint(hint));
+        };
+        let stored = StoredRows {
+            snapshot: snapshot.id,
+            location: spec.location.clone(),
+            lsn: point.lsn,
+            verify: request.verify,
+        };
+        let job = |job: JobSpec| JobSpec {
+            source: spec.source.clone(),
+            filter: spec.filter.clone(),
+            method: Method::Stored,
+            ..job
+        };
+        let jobs: Vec<JobSpec> = request.jobs.into_iter().map(job).collect();
+        self.check_shape(&jobs)?;
+        Ok((jobs, stored))
+    }
+
+    /// A job that still needs that snapshot, if any.
+    fn applied_by(&self, id: SnapshotId) -> Option<&crate::job::Job> {
+        let mut jobs = self.jobs.values().map(|live| &live.job);
+        jobs.find(|job| {
+            let uses = job
+                .stored
+                .as_ref()
+                .is_some_and(|stored| stored.snapshot == id);
+            uses && match &job.stage {
+                crate::job::Stage::Working(step) => *step <= crate::job::Step::Copy,
+                crate::job::Stage::Kept(kept) => kept.step <= crate::job::Step::Copy,
+                crate::job::Stage::Ending(_) | crate::job::Stage::Closed(_) => false,
+            }
+        })
+    }
+
     pub(super) fn snapshot_source(&self, id: SnapshotId) -> Option<NodeId> {
         let stored = self.snapshots.get(&id);
         stored.map(|stored| stored.snapshot.spec.source.clone())
@@ -166,9 +247,19 @@ impl<S: Store> Driver<S> {
         ticket: Ticket,
         now: Timestamp,
     ) -> Result<NodeId, Fault> {
-        let stored = self.snapshots.get_mut(&id).ok_or_else(|| unknown(id))?;
+        let stored = self.snapshots.get(&id).ok_or_else(|| unknown(id))?;
         let source = stored.snapshot.spec.source.clone();
         let over = stored.snapshot.is_over();
+        if let Some(job) = self.applied_by(id) {
+            let target = &job.spec.target;
+            let text = format!("snapshot {id} is being applied to {target}");
+            return Err(Fault::new(FaultKind::Failed, text).on(target).hint(format!(
+                "wait for that job, or cancel it: steep-repl init cancel --node {target}"
+            )));
+        }
+        let Some(stored) = self.snapshots.get_mut(&id) else {
+            return Err(unknown(id));
+        };
         stored.waiting.push(ticket);
         if !over && !self.registry.is_online(&source) {
             if let Some(stored) = self.snapshots.get_mut(&id) {

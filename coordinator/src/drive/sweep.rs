@@ -273,6 +273,7 @@ impl<S: Store> Driver<S> {
         }
         record.source = None;
         record.replication = None;
+        record.slot = None;
         record.error_message = None;
         record.lost = None;
         let record = record.clone();

@@ -49,10 +49,7 @@ impl<S: Store> Driver<S> {
     pub(super) fn node_view(&self, record: &NodeRecord, now: Timestamp) -> NodeView {
         let agent = self.registry.get(&record.id);
         let live = record.job.and_then(|id| self.jobs.get(&id));
-        let slot = match (&record.source, record.replication()) {
-            (Some(source), Some(job)) => self.registry.slot(source, job),
-            _ => None,
-        };
+        let slot = self.registry.slot(record);
         let follows = matches!(
             record.state,
             NodeState::CatchingUp | NodeState::Synchronized | NodeState::Diverged

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use steep_protocol::message::handover::{
     PreparedSlot, PreparedState, Replication, SchemaCheck, SlotFacts, SlotName, Used,
 };
-use steep_protocol::{Fault, FaultKind, Lsn, NodeId};
+use steep_protocol::{Fault, FaultKind, Lsn, NodeId, SnapshotId};
 
 /// What a job from a backup starts from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +16,31 @@ pub struct Handover {
     pub lsn: Lsn,
     /// Whether schemas are compared.
     pub schema: SchemaCheck,
+}
+
+/// The stored snapshot that a job is made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredRows {
+    /// Which.
+    pub snapshot: SnapshotId,
+    /// Where the source's agent reads it.
+    pub location: String,
+    /// Its consistent point.
+    pub lsn: Lsn,
+    /// Whether all its files are looked at before anything is changed.
+    pub verify: bool,
+}
+
+impl StoredRows {
+    /// The snapshot's template as a slot to start from, for the preflight.
+    #[must_use]
+    pub fn template(&self) -> Handover {
+        Handover {
+            replication: Replication::template(self.snapshot),
+            lsn: self.lsn,
+            schema: SchemaCheck::Compared,
+        }
+    }
 }
 
 /// What happens to the prepared slot when its job ends.

@@ -84,7 +84,8 @@ impl JobHealth {
             }
             (Side::Target, Err(_)) => None,
             (Side::Source, Ok(_)) if has_slot(job.spec.method, step) => {
-                let slot = seen.slots.iter().find(|s| s.job == job.replication().id);
+                let slot = job.replication().slot;
+                let slot = seen.slots.iter().find(|s| s.slot == slot);
                 self.slot.take(slot_health(job, slot, bounds), Word::News);
                 if slot.is_some() {
                     let publication = self.publication_health(job, seen);
@@ -241,7 +242,7 @@ fn has_slot(method: Method, step: Step) -> bool {
     match method {
         Method::Snapshot | Method::TwoPhase => step > Step::OpenSource,
         Method::Native => step > Step::Subscribe,
-        Method::Backup => step > Step::TakeSlot,
+        Method::Backup | Method::Stored => step > Step::TakeSlot,
     }
 }
 

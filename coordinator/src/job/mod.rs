@@ -40,7 +40,7 @@ pub(crate) mod time;
 
 mod work;
 
-use handover::{Handover, SlotFate};
+use handover::{Handover, SlotFate, StoredRows};
 use lineage::Around;
 use retry::Retrying;
 
@@ -62,6 +62,8 @@ pub struct Job {
     pub spec: JobSpec,
     /// The prepared slot it starts from; set exactly with [`Method::Backup`](steep_protocol::message::job::Method::Backup).
     pub handover: Option<Handover>,
+    /// The stored snapshot it is made from; set exactly with [`Method::Stored`](steep_protocol::message::job::Method::Stored).
+    pub stored: Option<StoredRows>,
     /// The name in the certificate of the operator who started it.
     pub operator: String,
     /// When.
@@ -397,6 +399,7 @@ impl Job {
             id,
             spec,
             handover: None,
+            stored: None,
             operator: operator.to_owned(),
             accepted_at: now,
             cancelled_by: None,
@@ -422,8 +425,11 @@ impl Job {
     /// The publication, slot and subscription that replicate its changes.
     #[must_use]
     pub fn replication(&self) -> Replication {
-        let prepared = self.handover.as_ref().map(|h| h.replication.clone());
-        prepared.unwrap_or_else(|| Replication::of(self.id))
+        match (&self.handover, &self.stored) {
+            (Some(handover), _) => handover.replication.clone(),
+            (None, Some(stored)) => Replication::of_snapshot(stored.snapshot, self.id),
+            (None, None) => Replication::of(self.id),
+        }
     }
 
     /// Its end on that side.

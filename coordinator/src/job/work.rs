@@ -185,6 +185,22 @@ const SNAPSHOT: [Step; 11] = [
     Step::Release,
 ];
 
+/// Those of [`Method::Stored`].
+const STORED: [Step; 12] = [
+    Step::GatherSource,
+    Step::GatherTarget,
+    Step::TakeSlot,
+    Step::OpenSource,
+    Step::PrepareTarget,
+    Step::Copy,
+    Step::Indexes,
+    Step::Constraints,
+    Step::Subscribe,
+    Step::Converge,
+    Step::Prove,
+    Step::Release,
+];
+
 /// Those of [`Method::Native`].
 const NATIVE: [Step; 7] = [
     Step::GatherSource,
@@ -215,6 +231,7 @@ impl Step {
             Method::Snapshot | Method::TwoPhase => &SNAPSHOT,
             Method::Native => &NATIVE,
             Method::Backup => &BACKUP,
+            Method::Stored => &STORED,
         }
     }
 
@@ -314,7 +331,7 @@ impl Step {
     #[must_use]
     pub fn has_rows(self, method: Method) -> bool {
         match method {
-            Method::Snapshot | Method::TwoPhase => self > Self::Copy,
+            Method::Snapshot | Method::TwoPhase | Method::Stored => self > Self::Copy,
             Method::Native => self > Self::NativeCopy,
             // They were there before the job, and stay however it ends.
             Method::Backup => false,
@@ -325,6 +342,8 @@ impl Step {
     #[must_use]
     pub fn needs_snapshot(self, method: Method) -> bool {
         match self {
+            // A stored one is opened again whenever it is needed.
+            _ if method == Method::Stored => false,
             Self::OpenSource => true,
             Self::PrepareTarget => method != Method::Backup,
             Self::Copy => method != Method::Native,

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 pub use steep_protocol::limits::SAMPLES_MAX;
 use steep_protocol::message::agent::{MissingObjects, PartDone, TableSummary};
 use steep_protocol::message::api::{AuditView, EndView, EventView, ProgressSample};
+use steep_protocol::message::handover::{Replication, SlotName};
 use steep_protocol::message::lineage::Lineage;
 use steep_protocol::message::schema::SchemaDifference;
 use steep_protocol::{
@@ -132,6 +133,9 @@ pub struct NodeRecord {
     /// The id that the last job's publication and subscription are named after, if not its own.
     #[serde(default)]
     pub replication: Option<JobId>,
+    /// Its slot on the source, if it is not named like the replication.
+    #[serde(default)]
+    pub slot: Option<SlotName>,
     /// When the last job began.
     pub init_started_at: Option<Timestamp>,
     /// When a job last succeeded.
@@ -198,6 +202,7 @@ impl NodeRecord {
             source: None,
             job: None,
             replication: None,
+            slot: None,
             init_started_at: None,
             init_completed_at: None,
             error_message: None,
@@ -220,6 +225,12 @@ impl NodeRecord {
         self.lost = None;
         self.complete.clear();
         self.appeared.clear();
+    }
+
+    /// Notes what its last job replicates by.
+    pub fn replicates_by(&mut self, replication: &Replication) {
+        self.replication = (self.job != Some(replication.id)).then_some(replication.id);
+        self.slot = replication.is_prepared().then(|| replication.slot.clone());
     }
 
     /// The id that publication and subscription of its last job are named after.

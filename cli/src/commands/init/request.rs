@@ -14,7 +14,7 @@ use crate::signals::Signals;
 /// Whether the user must confirm differing schemas.
 pub(super) fn asks(request: &InitRequest) -> bool {
     let compared = match request {
-        InitRequest::Copy(_) => true,
+        InitRequest::Copy(_) | InitRequest::Apply(_) => true,
         // The schema exists already.
         InitRequest::Resume(_) => false,
         InitRequest::Complete(spec) => spec.schema == SchemaCheck::Compared,

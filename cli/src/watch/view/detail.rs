@@ -284,7 +284,7 @@ fn to_come(job: &JobView) -> Vec<Phase> {
     let all: &[Phase] = match job.spec.method {
         Method::Native => &NATIVE_PHASES,
         Method::Backup => &BACKUP_PHASES,
-        Method::Snapshot | Method::TwoPhase => &SNAPSHOT_PHASES,
+        Method::Snapshot | Method::TwoPhase | Method::Stored => &SNAPSHOT_PHASES,
     };
     let place = all.iter().position(|phase| *phase == current);
     place.map_or_else(Vec::new, |place| all[place + 1..].to_vec())

@@ -133,7 +133,7 @@ impl Turn {
 /// The events that bring a FAILED node to the state of that step.
 fn way_back(step: Step, method: Method) -> &'static [NodeEvent] {
     let is_copied = match method {
-        Method::Snapshot | Method::TwoPhase => step > Step::Constraints,
+        Method::Snapshot | Method::TwoPhase | Method::Stored => step > Step::Constraints,
         Method::Native => step > Step::NativeCopy,
         Method::Backup => step > Step::PrepareTarget,
     };

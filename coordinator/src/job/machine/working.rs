@@ -7,6 +7,7 @@ use steep_protocol::message::facts::{Finding, Severity, TargetFacts};
 use steep_protocol::message::job::{CancelledData, Method, SchemaMode};
 use steep_protocol::{Fault, FaultKind};
 
+use super::super::handover::StoredRows;
 use super::super::preflight::origin;
 use super::super::{Plan, WARNINGS_MAX, Why, Witness};
 use super::{
@@ -149,7 +150,10 @@ impl Turn {
     fn missing(&self, work: Work) -> bool {
         match work {
             Work::GatherSource => match &self.job.preflight.source {
-                Some(facts) => self.job.handover.is_some() && facts.slot.is_none(),
+                Some(facts) => {
+                    let expects = self.job.handover.is_some() || self.job.stored.is_some();
+                    expects && facts.slot.is_none()
+                }
                 None => true,
             },
             Work::OpenSource => self.job.attempt.plan.is_none(),
@@ -196,11 +200,13 @@ impl Turn {
             return self.fail(self.unexpected_answer(Work::GatherSource));
         };
         let around = std::mem::take(&mut self.job.preflight.around);
+        let stored = self.job.stored.as_ref();
+        let handover = (self.job.handover.clone()).or_else(|| stored.map(StoredRows::template));
         let case = Case {
             spec: &self.job.spec,
             source: &source,
             target,
-            handover: self.job.handover.as_ref().zip(source.slot.as_ref()),
+            handover: handover.as_ref().zip(source.slot.as_ref()),
             around: &around,
         };
         let findings = (self.rules.judge)(&case);

@@ -11,8 +11,14 @@ use super::text::{bytes, counted, names};
 use super::{Pair, Text, error, info, warning};
 
 /// What to do if the slot can no longer be used.
-const ANEW: &str =
-    "prepare another slot with steep-repl init prepare, and take a new backup after that";
+fn anew(pair: &Pair<'_>) -> &'static str {
+    match pair.is_restored() {
+        true => {
+            "prepare another slot with steep-repl init prepare, and take a new backup after that"
+        }
+        false => "generate another snapshot with steep-repl snapshot generate",
+    }
+}
 
 pub(super) fn judge(
     pair: &Pair<'_>,
@@ -20,7 +26,9 @@ pub(super) fn judge(
     facts: &SlotFacts,
     findings: &mut Vec<Finding>,
 ) {
-    findings.extend(no_backup(pair));
+    if pair.is_restored() {
+        findings.extend(no_backup(pair));
+    }
     findings.extend(schema_unchecked(pair, handover));
     let obstacles = obstacles(pair, handover, facts);
     if obstacles.is_empty() {
@@ -95,20 +103,24 @@ fn obstacles(pair: &Pair<'_>, handover: &Handover, facts: &SlotFacts) -> Vec<Fin
     let mut add = |code: &str, what: String, why: &str, fix: &str| {
         found.push(error(code, node, Text::new(what, why, fix)));
     };
-    let lost = "only the slot had the changes since the backup";
+    let anew = anew(pair);
+    let lost = match pair.is_restored() {
+        true => "only the slot had the changes since the backup",
+        false => "only the slot had the changes since the snapshot",
+    };
     match &facts.noted {
         None => add(
             "prepared_slot_missing",
             format!("slot {slot} is not prepared here any more"),
             lost,
-            ANEW,
+            anew,
         ),
         Some(noted) => match &noted.target {
             Some(by) if *by != pair.spec.target => add(
                 "prepared_slot_taken",
                 format!("slot {slot} is used by {by}"),
                 "a slot yields its changes to one subscription",
-                ANEW,
+                anew,
             ),
             None if noted.expired => add(
                 "prepared_slot_expired",
@@ -117,7 +129,7 @@ fn obstacles(pair: &Pair<'_>, handover: &Handover, facts: &SlotFacts) -> Vec<Fin
                     noted.expires_at
                 ),
                 lost,
-                "prepare another slot with a longer --expires, and take a new backup after that",
+                anew,
             ),
             Some(_) | None => {}
         },
@@ -127,7 +139,7 @@ fn obstacles(pair: &Pair<'_>, handover: &Handover, facts: &SlotFacts) -> Vec<Fin
             "prepared_slot_missing",
             format!("there is no replication slot {slot}: somebody dropped it"),
             lost,
-            ANEW,
+            anew,
         ),
         Some(seen) => {
             if let Some(why) = invalid(seen) {
@@ -135,7 +147,9 @@ fn obstacles(pair: &Pair<'_>, handover: &Handover, facts: &SlotFacts) -> Vec<Fin
                     "prepared_slot_lost",
                     format!("slot {slot} cannot be used any more: {why}"),
                     lost,
-                    "raise max_slot_wal_keep_size, or idle_replication_slot_timeout (PostgreSQL 18), then prepare another slot and take a new backup after that",
+                    &format!(
+                        "raise max_slot_wal_keep_size, or idle_replication_slot_timeout (PostgreSQL 18), then {anew}"
+                    ),
                 );
             } else if seen.active {
                 add(
@@ -152,7 +166,7 @@ fn obstacles(pair: &Pair<'_>, handover: &Handover, facts: &SlotFacts) -> Vec<Fin
             "prepared_publication_missing",
             format!("the publication {} is gone", handover.replication.name()),
             "it must be older than the slot, so a new publication does not help",
-            ANEW,
+            anew,
         );
     } else if facts.published && !facts.unpublished.is_empty() {
         let tables = &facts.unpublished;
@@ -164,7 +178,7 @@ fn obstacles(pair: &Pair<'_>, handover: &Handover, facts: &SlotFacts) -> Vec<Fin
                 names(tables)
             ),
             "they were made after init prepare, so their changes are not among what the slot yields",
-            ANEW,
+            anew,
         );
     }
     found

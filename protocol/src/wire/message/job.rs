@@ -19,6 +19,8 @@ pub enum Method {
     Native,
     /// Not at all: the target was restored from a backup (`init complete`).
     Backup,
+    /// From a stored snapshot (`snapshot apply`).
+    Stored,
 }
 
 impl Method {
@@ -30,6 +32,7 @@ impl Method {
             Self::TwoPhase => "two-phase",
             Self::Native => "native",
             Self::Backup => "backup",
+            Self::Stored => "stored",
         }
     }
 }

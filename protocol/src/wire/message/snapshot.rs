@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::handover::{Replication, SlotName};
-use super::job::{ReplicationNames, TableFilter, YieldToDdl};
+use super::job::{JobSpec, ReplicationNames, TableFilter, YieldToDdl};
 use crate::wire::stored::StoredCodec;
 use crate::wire::{ByteCount, JobId, Lsn, NodeId, SnapshotId};
 
@@ -182,7 +182,39 @@ pub struct Holder {
     pub location: String,
 }
 
+/// Which stored snapshot a job is made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SnapshotRef {
+    /// By its id.
+    Id(SnapshotId),
+    /// By its location.
+    At(String),
+}
+
+/// `snapshot apply`, and `init --snapshot`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApplySpec {
+    /// One per target. Source and tables are those of the snapshot, whatever is said here.
+    pub jobs: Vec<JobSpec>,
+    /// Which snapshot.
+    pub snapshot: SnapshotRef,
+    /// Whether all files are looked at before anything is changed. Each is checked while it is loaded,
+    /// whatever is said here.
+    pub verify: bool,
+}
+
 impl Replication {
+    /// The replication of a job from a stored snapshot: the snapshot's publication, a slot of its own.
+    #[must_use]
+    pub fn of_snapshot(snapshot: SnapshotId, job: JobId) -> Self {
+        let id = JobId(snapshot.0);
+        let slot = SlotName::parse(format!("{}_{job}", ReplicationNames(id).name()));
+        Self {
+            id,
+            slot: slot.expect("44 bytes of a-z, 0-9 and underscore"),
+        }
+    }
+
     /// The publication and the template slot of a stored snapshot.
     #[must_use]
     pub fn template(snapshot: SnapshotId) -> Self {

@@ -2,14 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::super::handover::{Replication, SchemaCheck, Used};
+use super::super::handover::{Replication, SchemaCheck, SlotName, Used};
 use super::super::job::{
     CancelledData, Compression, ExistingRows, SchemaMode, SyncSlots, TableFilter, YieldToDdl,
 };
 use super::super::lineage::ChangeOrigin;
 use super::super::schema::SchemaCursor;
 use super::super::snapshot::StoreSnapshot;
-use crate::wire::{ByteCount, Epoch, JobId, Lsn, NodeId, PartNo};
+use crate::wire::{ByteCount, Epoch, JobId, Lsn, NodeId, PartNo, SnapshotId};
 
 /// The name and address of a peer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,6 +100,13 @@ pub enum SourceCommand {
     TakeSlot {
         /// The target.
         target: NodeId,
+    },
+    /// Give the target a slot of its own, the command's, at the position of that template.
+    CopySlot {
+        /// The target.
+        target: NodeId,
+        /// The template.
+        template: SlotName,
     },
     /// Read everything under the open snapshot into a store, then close the snapshot. Parts that are
     /// there and whole are kept.
@@ -320,12 +327,21 @@ impl Command {
 }
 
 /// What [`SourceCommand::Open`] creates.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Export {
     /// A slot and a snapshot at its consistent point.
     SlotAndSnapshot,
     /// Only a slot: in the native method PostgreSQL takes a snapshot per table.
     Slot,
+    /// Nothing: a stored snapshot is opened.
+    Stored {
+        /// Which.
+        snapshot: SnapshotId,
+        /// Where it is.
+        location: String,
+        /// Whether to look at all its files first.
+        verify: bool,
+    },
 }
 
 /// When indexes are built.

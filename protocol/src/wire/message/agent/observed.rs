@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::super::handover::SlotName;
 use super::membership::{Carried, PublicationStatus, SubscriptionWiring};
 use crate::wire::{ByteCount, JobId, Lsn};
 
@@ -86,6 +87,8 @@ pub struct ReplicatedDigest {
 pub struct SlotStatus {
     /// Its job.
     pub job: JobId,
+    /// Its name: jobs made from one snapshot share publication and id, but not their slots.
+    pub slot: SlotName,
     /// Whether a walsender uses it.
     pub active: bool,
     /// WAL between the server's end of WAL and the subscriber's confirmed position.

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::handover::{CompleteSpec, PrepareSpec, SlotName};
 use super::super::job::{CancelledData, JobSpec, TableFilter};
-use super::super::snapshot::SnapshotSpec;
+use super::super::snapshot::{ApplySpec, SnapshotSpec};
 #[cfg(doc)]
 use super::{ApiReply, EndView, EventView};
 use crate::wire::{NodeId, SnapshotId};
@@ -171,6 +171,8 @@ pub enum InitRequest {
     Resume(Vec<JobSpec>),
     /// One target, whose rows come from a backup.
     Complete(Box<CompleteSpec>),
+    /// From a stored snapshot.
+    Apply(Box<ApplySpec>),
 }
 
 impl InitRequest {
@@ -179,6 +181,7 @@ impl InitRequest {
         match self {
             Self::Copy(specs) | Self::Resume(specs) => specs,
             Self::Complete(spec) => std::slice::from_ref(&spec.job),
+            Self::Apply(spec) => &spec.jobs,
         }
     }
 
@@ -187,6 +190,7 @@ impl InitRequest {
         match self {
             Self::Copy(specs) | Self::Resume(specs) => specs,
             Self::Complete(spec) => std::slice::from_mut(&mut spec.job),
+            Self::Apply(spec) => &mut spec.jobs,
         }
     }
 }

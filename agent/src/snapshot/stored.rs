@@ -1,0 +1,271 @@
+//! A stored snapshot that this agent serves: the same plan, schema and parts as a live one, from an
+//! archive instead of PostgreSQL.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use steep_archive::{Archive, Manifest, Problem, StoredReader, StoredTable};
+use steep_protocol::limits::LISTED_MAX;
+use steep_protocol::message::agent::TableSummary;
+use steep_protocol::message::peer::{ColumnPlan, CtidRange, SchemaSection, TablePlan};
+use steep_protocol::{
+    ByteCount, Fault, FaultKind, Lsn, NodeId, PartNo, RowCount, SnapshotId, TableNo,
+};
+
+use super::OpenSnapshot;
+use crate::chunk::{PartReader, ReadStep};
+use crate::mutex::lock;
+
+/// Precedes the rows of extensions' tables in the pre-data section.
+pub(crate) const EXTENSION_ROWS: &str = "\n-- steep-repl: rows of extensions' tables.\n";
+
+/// Who has the parts that a job's target asks for.
+#[derive(Debug, Clone)]
+pub(crate) enum Holder {
+    /// The source's PostgreSQL, under a snapshot held open.
+    Live(Arc<OpenSnapshot>),
+    /// An archive.
+    Stored(Arc<StoredSnapshot>),
+}
+
+impl Holder {
+    pub(crate) fn lsn(&self) -> Lsn {
+        match self {
+            Self::Live(open) => open.lsn(),
+            Self::Stored(stored) => stored.manifest().lsn,
+        }
+    }
+
+    pub(crate) fn encoding(&self) -> &str {
+        match self {
+            Self::Live(open) => open.encoding(),
+            Self::Stored(stored) => &stored.manifest().source.encoding,
+        }
+    }
+
+    pub(crate) fn tables(&self) -> &[TablePlan] {
+        match self {
+            Self::Live(open) => open.tables(),
+            Self::Stored(stored) => &stored.tables,
+        }
+    }
+
+    pub(crate) fn summaries(&self) -> Vec<TableSummary> {
+        match self {
+            Self::Live(open) => open.summaries(),
+            Self::Stored(stored) => stored.summaries(),
+        }
+    }
+
+    pub(crate) fn parts(&self) -> u32 {
+        match self {
+            Self::Live(open) => open.parts(),
+            Self::Stored(stored) => stored.parts(),
+        }
+    }
+
+    /// Parts, rows and bytes that were read to their end at least once.
+    pub(crate) fn totals(&self) -> (u32, RowCount, ByteCount) {
+        match self {
+            Self::Live(open) => open.totals(),
+            Self::Stored(stored) => stored.totals(),
+        }
+    }
+
+    /// Whether the server holds a snapshot for it.
+    pub(crate) fn is_live(&self) -> bool {
+        matches!(self, Self::Live(open) if open.lsn() != Lsn(0))
+    }
+
+    /// Whether the session that holds the snapshot ended by itself.
+    pub(crate) fn is_broken(&self) -> bool {
+        matches!(self, Self::Live(open) if open.is_broken())
+    }
+
+    /// Ends a live snapshot; an archive stays. Idempotent.
+    pub(crate) async fn close(&self) {
+        if let Self::Live(open) = self {
+            open.close().await;
+        }
+    }
+}
+
+/// An archive, and what was read of it.
+#[derive(Debug)]
+pub(crate) struct StoredSnapshot {
+    archive: Archive,
+    tables: Vec<TablePlan>,
+    read: Mutex<BTreeMap<PartNo, (RowCount, ByteCount)>>,
+}
+
+impl StoredSnapshot {
+    /// Checks that it is that snapshot and, with `verify`, that all its files are there and its indexes
+    /// right.
+    pub(crate) async fn open(
+        archive: Archive,
+        snapshot: SnapshotId,
+        node: &NodeId,
+        verify: bool,
+    ) -> Result<Self, Fault> {
+        let failed = |text: String| {
+            Fault::new(FaultKind::Failed, text).on(node).hint(
+                "nothing was changed; steep-repl snapshot verify names everything that is wrong",
+            )
+        };
+        let found = archive.manifest().snapshot_id;
+        if found != snapshot {
+            let place = archive.location();
+            return Err(failed(format!(
+                "{place} holds snapshot {found}, not {snapshot}"
+            )));
+        }
+        let problems = match verify {
+            true => archive.check_presence().await,
+            false => Ok(Vec::new()),
+        };
+        let problems = problems.map_err(|error| failed(error.to_string()))?;
+        if let Some(first) = problems.first() {
+            let place = archive.location();
+            let count = problems.len();
+            let all: Vec<String> = problems
+                .iter()
+                .take(LISTED_MAX)
+                .map(Problem::to_string)
+                .collect();
+            let text = match count {
+                1 => format!("the snapshot in {place} is damaged: {first}"),
+                _ => format!("the snapshot in {place} is damaged: {}", all.join("; ")),
+            };
+            return Err(failed(text));
+        }
+        let tables = plan(archive.manifest()).map_err(failed)?;
+        Ok(Self {
+            archive,
+            tables,
+            read: Mutex::default(),
+        })
+    }
+
+    fn manifest(&self) -> &Manifest {
+        self.archive.manifest()
+    }
+
+    fn summaries(&self) -> Vec<TableSummary> {
+        let tables = self.tables.iter().zip(&self.manifest().tables);
+        let summary = |(plan, stored): (&TablePlan, &StoredTable)| TableSummary {
+            no: plan.no,
+            name: plan.name.clone(),
+            rows_estimate: stored.parts.iter().map(|part| part.rows).sum(),
+            bytes_estimate: stored.parts.iter().map(|part| part.bytes).sum(),
+            first_part: plan.first_part,
+            parts: u32::try_from(plan.ranges.len()).unwrap_or(u32::MAX),
+        };
+        tables.map(summary).collect()
+    }
+
+    fn parts(&self) -> u32 {
+        u32::try_from(self.manifest().totals.parts).unwrap_or(u32::MAX)
+    }
+
+    fn totals(&self) -> (u32, RowCount, ByteCount) {
+        let read = lock(&self.read);
+        let parts = u32::try_from(read.len()).unwrap_or(u32::MAX);
+        let rows = read.values().map(|(rows, _)| *rows).sum();
+        (parts, rows, read.values().map(|(_, bytes)| *bytes).sum())
+    }
+
+    /// The frames of a part, each checked when it is read.
+    pub(crate) async fn part(&self, part: PartNo, node: &NodeId) -> Result<StoredReader, Fault> {
+        let reader = self.archive.part(part).await;
+        reader.map_err(|error| damaged(&error, node))
+    }
+
+    /// Counts a part that was read to its end, once.
+    pub(crate) fn count(&self, part: PartNo, rows: RowCount, bytes: ByteCount) {
+        lock(&self.read).insert(part, (rows, bytes));
+    }
+
+    /// A section of the schema as SQL.
+    pub(crate) async fn schema(
+        &self,
+        section: SchemaSection,
+        node: &NodeId,
+    ) -> Result<Text, Fault> {
+        let schema = self.archive.schema().await;
+        let schema = schema.map_err(|error| damaged(&error, node))?;
+        let marker = EXTENSION_ROWS.as_bytes();
+        let pre = schema.pre_data;
+        let rows = pre
+            .windows(marker.len())
+            .rposition(|window| window == marker);
+        let text = match (section, rows) {
+            (SchemaSection::PreData, None) => pre,
+            (SchemaSection::PreData, Some(at)) => pre.slice(..at),
+            (SchemaSection::ExtensionRows, None) => Bytes::new(),
+            (SchemaSection::ExtensionRows, Some(at)) => pre.slice(at + marker.len()..),
+            (SchemaSection::PostData, _) => schema.post_data,
+        };
+        Ok(Text(text))
+    }
+}
+
+/// The fault of a file that turns out to be wrong while it is read.
+pub(crate) fn damaged(error: &steep_archive::Error, node: &NodeId) -> Fault {
+    let fault = Fault::new(FaultKind::Failed, error.to_string()).on(node);
+    match error.may_pass() {
+        true => fault.retry(steep_protocol::Retry::Backoff),
+        false => fault.hint(
+            "steep-repl snapshot verify names everything that is wrong; rows that are committed stay: \
+             put the file back from a copy, then resume",
+        ),
+    }
+}
+
+/// The tables with their parts in order, which must be numbered without gaps.
+fn plan(manifest: &Manifest) -> Result<Vec<TablePlan>, String> {
+    let mut tables = Vec::with_capacity(manifest.tables.len());
+    let mut next = 0u32;
+    for (no, table) in (0u32..).zip(&manifest.tables) {
+        let first = next;
+        for part in &table.parts {
+            if part.no != PartNo(next) {
+                return Err(format!(
+                    "part {} of {} is out of order",
+                    part.no,
+                    table.name()
+                ));
+            }
+            next += 1;
+        }
+        let column = |name: &steep_protocol::Identifier| ColumnPlan {
+            name: name.clone(),
+            // Text is read by any type.
+            type_name: String::new(),
+            binary: false,
+        };
+        tables.push(TablePlan {
+            no: TableNo(no),
+            name: table.name(),
+            columns: table.columns.iter().map(column).collect(),
+            first_part: PartNo(first),
+            ranges: vec![CtidRange::ALL; table.parts.len()],
+        });
+    }
+    Ok(tables)
+}
+
+/// A text that is sent like a part.
+#[derive(Debug)]
+pub(crate) struct Text(Bytes);
+
+impl PartReader for Text {
+    async fn read(&mut self, into: &mut Vec<u8>, limit: usize) -> Result<ReadStep, Fault> {
+        let room = limit.saturating_sub(into.len()).min(self.0.len());
+        into.extend_from_slice(&self.0.split_to(room));
+        Ok(match self.0.is_empty() {
+            true => ReadStep::End { rows: RowCount(0) },
+            false => ReadStep::More,
+        })
+    }
+}
