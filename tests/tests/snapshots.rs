@@ -261,7 +261,14 @@ fn two_nodes_are_made_from_one_snapshot_while_its_source_is_written() -> Result<
         UPDATE pgbench_accounts SET abalance = 7 WHERE aid % 100 = 0;
         DELETE FROM pgbench_accounts WHERE aid % 1000 = 1";
     source.sql(late)?;
-    let load = Load::start(&source, Intensity::Gentle, Grouping::Shared)?;
+    let load = Load::start(
+        &source,
+        Intensity {
+            clients: 2,
+            rate: Some(40),
+        },
+        Grouping::Shared,
+    )?;
     let input = place.to_str().context("UTF-8")?;
     let applied = cluster.cli(&[
         "snapshot", "apply", "--target", "node_b", "node_c", "--input", input, "--json", "--yes",

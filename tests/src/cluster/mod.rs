@@ -388,7 +388,8 @@ impl Cluster {
         let fence = fence.lines().last().context("no position")?.to_owned();
         let behind = format!(
             "SELECT count(*), count(*) FILTER (WHERE confirmed_flush_lsn >= '{fence}')
-             FROM pg_replication_slots WHERE slot_name LIKE 'steep\\_repl\\_%'"
+             FROM pg_replication_slots WHERE slot_name LIKE 'steep\\_repl\\_%'
+                 AND slot_name NOT LIKE '%\\_template'"
         );
         wait::until_true(
             &format!("changes of {source} to be applied"),
