@@ -12,6 +12,7 @@ use steep_protocol::message::agent::{
     SourceCommand, TableSummary, TargetCommand,
 };
 use steep_protocol::message::facts::{SourceFacts, TargetFacts};
+use steep_protocol::message::handover::Replication;
 use steep_protocol::quic::{Endpoint, Expect, Sender, Tuning};
 use steep_protocol::report_interval::{Cadence, LOOK_EVERY, News, ReportInterval, first_look};
 use steep_protocol::{ByteCount, JobId, Lsn, PartNo, Phase, RowCount, TableName, TableNo};
@@ -179,6 +180,7 @@ impl FakeAgent {
         let slots = self.slots.iter_mut().map(|(job, held)| {
             *held += 1_000;
             SlotStatus {
+                slot: Replication::of(*job).slot,
                 job: *job,
                 active: false,
                 lag: ByteCount(*held),

@@ -15,6 +15,7 @@ use steep_protocol::message::agent::{
     Carried, Command, PublicationState, PublicationStatus, Published, SlotStatus, SourceCommand,
     Subscribed, SubscriptionStatus, SubscriptionWiring, TargetCommand,
 };
+use steep_protocol::message::handover::Replication;
 use steep_protocol::{ByteCount, JobId, Lsn};
 
 fn directory() -> tempfile::TempDir {
@@ -36,6 +37,7 @@ fn is_cleanup(command: &Command) -> bool {
 fn slot(job: JobId, wal_status: &str) -> SlotStatus {
     SlotStatus {
         job,
+        slot: Replication::of(job).slot,
         active: true,
         lag: ByteCount(77),
         wal_held: ByteCount(99),

@@ -6,6 +6,7 @@ use steep_protocol::TableName;
 use steep_protocol::message::agent::{
     JoinedTable, Made, PublicationState, PublicationStatus, Published, RowsThere, Subscribed,
 };
+use steep_protocol::message::handover::Replication;
 
 use super::*;
 use crate::job::{Running, Work};
@@ -80,6 +81,7 @@ fn silent() -> Observed {
 fn slot(wal_held: u64, wal_status: &str) -> Observed {
     let slot = SlotStatus {
         job: JobId(7),
+        slot: Replication::of(JobId(7)).slot,
         active: false,
         lag: ByteCount(0),
         wal_held: ByteCount(wal_held),

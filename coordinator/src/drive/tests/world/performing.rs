@@ -1,5 +1,9 @@
 //! How the fake agents perform commands, and what they report.
 
+use jiff::Timestamp;
+use steep_protocol::SnapshotId;
+use steep_protocol::message::snapshot::{SealedSnapshot, VerifiedSnapshot};
+
 use super::*;
 
 impl World {
@@ -66,7 +70,30 @@ impl World {
                 self.agent(name).admitted.remove(&job);
                 Outcome::Done
             }
-            SourceCommand::TakeSlot { .. } | SourceCommand::DropPrepared => Outcome::Done,
+            SourceCommand::TakeSlot { .. }
+            | SourceCommand::CopySlot { .. }
+            | SourceCommand::DropPrepared => Outcome::Done,
+            SourceCommand::Store(_) => Outcome::Sealed(SealedSnapshot {
+                tables: TABLES.into(),
+                parts: PARTS.into(),
+                rows: 60,
+                bytes: 6_000,
+                stored_bytes: 600,
+                expires_at: Timestamp::MAX,
+            }),
+            SourceCommand::VerifyStored { .. } => Outcome::Verified(Box::new(VerifiedSnapshot {
+                snapshot: SnapshotId(job.0),
+                parts: PARTS.into(),
+                rows: 60,
+                bytes: 6_000,
+                problems: Vec::new(),
+                problems_total: 0,
+            })),
+            SourceCommand::DeleteStored { .. } => {
+                self.agent(name).admitted.remove(&job);
+                self.agent(name).snapshots.remove(&job);
+                Outcome::Done
+            }
         }
     }
 
