@@ -180,6 +180,34 @@ fn ends_without_a_coordinator(cluster: &mut Cluster) -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_replication_conninfo_that_leads_elsewhere_is_found_before_anything_is_copied() -> Result<()> {
+    let mut cluster = Cluster::pair()?;
+    cluster.database("node_a").sql(TABLE)?;
+    let pair = ["node_b", "--from", "node_a"];
+    cluster.stop_agent("node_a")?;
+    let node = cluster.node_mut("node_a");
+    node.set_replication_database(Some("postgres"));
+    cluster.start_agent("node_a")?;
+    cluster.wait_online(&["node_a"])?;
+    let found = findings(&cluster, &pair)?;
+    let (_, what) = found
+        .iter()
+        .find(|(code, _)| code == "replication_conninfo")
+        .with_context(|| format!("{found:?}"))?;
+    ensure!(what.contains("leads to database postgres"), "{what}");
+    let refused = cluster.init(&[])?.expect(1)?.text();
+    ensure!(refused.contains("--replication-conninfo"), "{refused}");
+
+    cluster.stop_agent("node_a")?;
+    let node = cluster.node_mut("node_a");
+    node.set_replication_database(None);
+    cluster.start_agent("node_a")?;
+    cluster.wait_online(&["node_a"])?;
+    cluster.init(&[])?.expect(0)?;
+    Ok(())
+}
+
 /// The coordinator loses its store.
 fn forget(cluster: &mut Cluster) -> Result<()> {
     cluster.kill_coordinator()?;

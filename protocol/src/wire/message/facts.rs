@@ -292,6 +292,9 @@ pub struct TargetFacts {
     pub agent_link: Option<Result<u64, String>>,
     /// Whether this PostgreSQL reaches the source's, or the error.
     pub server_link: Option<Result<(), String>>,
+    /// The database that the source's connection string leads to from here; `None` if the agent does not
+    /// reach it.
+    pub server_reached: Option<ReachedDatabase>,
     /// Seconds by which the source agent's clock is ahead of this one's.
     pub clock_ahead_seconds: f64,
     /// Requirements of rows there.
@@ -303,6 +306,17 @@ pub struct TargetFacts {
     pub settings: Vec<SettingDifference>,
     /// Whether the role in use may alter the database.
     pub owns_database: bool,
+}
+
+/// A database at the end of a connection string.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReachedDatabase {
+    /// The system identifier of its server, as in [`Identity::system`](super::lineage::Identity).
+    pub system: u64,
+    /// Its oid.
+    pub oid: u32,
+    /// Its name.
+    pub name: String,
 }
 
 /// Objects that use a feature.

@@ -13,7 +13,7 @@ mod world;
 use std::collections::BTreeSet;
 
 use steep_protocol::ByteCount;
-use steep_protocol::message::facts::{Severity, SourceFacts, TargetFacts};
+use steep_protocol::message::facts::{ReachedDatabase, Severity, SourceFacts, TargetFacts};
 use steep_protocol::message::job::Method;
 
 use world::{World, healthy, set, some, take};
@@ -113,6 +113,13 @@ fn each_defect_of_servers_and_links_is_its_own_finding() {
         }),
         ("server_link", Error, |w| {
             w.target.server_link = Some(Err("connection refused".into()));
+        }),
+        ("replication_conninfo", Error, |w| {
+            w.target.server_reached = Some(ReachedDatabase {
+                system: 1,
+                oid: 7,
+                name: "postgres".to_owned(),
+            });
         }),
         ("subscription_password", Error, |w| {
             w.target.server_link = Some(Err("password is required".into()));
