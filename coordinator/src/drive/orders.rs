@@ -199,7 +199,7 @@ impl<S: Store> Driver<S> {
             NodeState::Failed => self.holds_forgotten(node),
             // Its replication is in use.
             NodeState::Synchronized => false,
-            _ => self.has_leftovers(node),
+            _ => self.has_leftovers(node, now),
         };
         let Some(record) = self
             .nodes

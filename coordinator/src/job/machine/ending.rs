@@ -303,9 +303,10 @@ impl Turn {
                 self.close(Closed::Failed(fault));
             }
             Why::Again(_) => self.begin_again(),
-            Why::Cancelled(_) => {
+            Why::Cancelled(data) => {
                 self.effects.push(Effect::Node(NodeEvent::Cancelled));
-                self.effects.push(Effect::Finished(Finish::Cancelled));
+                let cancelled = Finish::Cancelled(data);
+                self.effects.push(Effect::Finished(cancelled));
                 self.close(Closed::Cancelled);
             }
         }
