@@ -148,8 +148,12 @@ fn next_steps(node: &NodeView, fault: Option<&Fault>) -> Vec<String> {
             vec![format!("{init} --resume"), cancel]
         }
         NodeState::Failed => {
+            let error = node.error_message.as_deref().unwrap_or_default();
+            if has_flag(error, "--force-cleanup") {
+                return vec![format!("{cancel} --force-cleanup")];
+            }
             // The same command would fail again.
-            let force = fault.is_some_and(|fault| fault.hint.contains("--force"));
+            let force = fault.is_some_and(|fault| has_flag(&fault.hint, "--force"));
             vec![
                 format!("{init}{}", if force { " --force" } else { "" }),
                 cancel,
@@ -178,6 +182,12 @@ fn next_steps(node: &NodeView, fault: Option<&Fault>) -> Vec<String> {
         }
         NodeState::Uninitialized | NodeState::Synchronized => Vec::new(),
     }
+}
+
+/// Whether a text names that flag.
+fn has_flag(text: &str, flag: &str) -> bool {
+    text.split(|c: char| c.is_whitespace() || ",.;:()`".contains(c))
+        .any(|word| word == flag)
 }
 
 /// Replicas named in a role.
@@ -299,6 +309,16 @@ mod tests {
         assert_eq!(
             next_steps(&failed, Some(&fault))[0],
             "steep-repl init node_b --from node_a --force"
+        );
+        let pending = Fault::new(FaultKind::Failed, "stopped").hint("or use --force-cleanup");
+        assert_eq!(
+            next_steps(&failed, Some(&pending))[0],
+            "steep-repl init node_b --from node_a"
+        );
+        failed.error_message = Some("given up: init cancel --force-cleanup removes it".to_owned());
+        assert_eq!(
+            next_steps(&failed, None),
+            ["steep-repl init cancel --node node_b --force-cleanup"]
         );
         failed.kept_until = Some(at(0));
         assert_eq!(
