@@ -39,7 +39,7 @@ fn a_node_that_was_removed_comes_back_without_its_old_job() {
         removed.node_id = Some(id("node_b"));
         Update::Event(removed)
     };
-    let mut model = opened(cluster());
+    let mut model = opened();
     assert!(model.detail.as_ref().is_some_and(|d| d.job.is_some()));
     model.apply(removed(), at(41));
     let back = vec![node("node_b", NodeState::Uninitialized)];
