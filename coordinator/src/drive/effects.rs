@@ -151,7 +151,7 @@ impl<S: Store> Driver<S> {
         }
         self.out.writes.push(Write::Node(Box::new(record.clone())));
         let note = note.field("from", from).field("to", to);
-        self.log(note.text(format!("{target}: {from} to {to}")), now);
+        self.log(note.text(format!("{target}: from {from} to {to}")), now);
         self.mirror(&target, now);
     }
 

@@ -227,7 +227,7 @@ impl<S: Store> Driver<S> {
         record.error_message = Some(reason.clone());
         let record = record.clone();
         self.out.writes.push(Write::Node(Box::new(record.clone())));
-        let text = format!("{node}: {from} to {to}: {reason}");
+        let text = format!("{node}: from {from} to {to}: {reason}");
         let note = Note::warn("node.adopted", text)
             .node(node)
             .of(Some(source), record.job)
@@ -275,11 +275,14 @@ impl<S: Store> Driver<S> {
         record.state = to;
         record.error_message = Some(reason.clone());
         self.out.writes.push(Write::Node(Box::new(record.clone())));
-        let note = Note::warn("node.adopted", format!("{node}: {from} to {to}: {reason}"))
-            .node(node)
-            .of(None, Some(job))
-            .field("from", from)
-            .field("to", to);
+        let note = Note::warn(
+            "node.adopted",
+            format!("{node}: from {from} to {to}: {reason}"),
+        )
+        .node(node)
+        .of(None, Some(job))
+        .field("from", from)
+        .field("to", to);
         self.log(note, now);
         self.mirror(node, now);
     }

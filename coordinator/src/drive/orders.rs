@@ -226,7 +226,7 @@ impl<S: Store> Driver<S> {
         record.missing = MissingObjects::default();
         let record = record.clone();
         self.out.writes.push(Write::Node(Box::new(record.clone())));
-        let change = Note::info("init.state_change", format!("{node}: {state} to {to}"))
+        let change = Note::info("init.state_change", format!("{node}: from {state} to {to}"))
             .node(node)
             .of(None, record.job)
             .field("from", state)

@@ -334,7 +334,8 @@ impl<S: Store> Driver<S> {
         let record = record.clone();
         self.following.remove(node);
         self.out.writes.push(Write::Node(Box::new(record)));
-        let note = Note::info("init.state_change", format!("{node}: {from} to {to}")).node(node);
+        let note =
+            Note::info("init.state_change", format!("{node}: from {from} to {to}")).node(node);
         self.log(note.field("from", from).field("to", to), now);
         self.mirror(node, now);
     }

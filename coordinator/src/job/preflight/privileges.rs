@@ -189,7 +189,9 @@ fn advance_origin(end: &End<'_>, origin: Origin) -> Option<Finding> {
     let role = &end.server.role;
     let finding = |make: fn(&str, &NodeId, Text) -> Finding, why: &str| {
         let text = Text::new(
-            format!("role {role} may not read or set the position of a replication origin"),
+            format!(
+                "role {role} lacks the right to read and set the position of a replication origin"
+            ),
             why,
             format!(
                 "GRANT EXECUTE ON FUNCTION pg_replication_origin_advance(text, pg_lsn), pg_replication_origin_progress(text, boolean) TO {}",
