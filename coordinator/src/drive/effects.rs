@@ -316,7 +316,7 @@ impl<S: Store> Driver<S> {
                 (Some(Fault::new(FaultKind::Cancelled, text)), note)
             }
             Finish::CancelPending(fault) => {
-                let text = format!("cancelled by {operator}; {}", fault.hint);
+                let text = format!("cancelled by {operator}; {}", fault.message);
                 let note = Note::warn("init.cleanup_pending", text.clone());
                 let note = note.field("operator", &operator).stopped_in(stopped_in);
                 self.replied(waiting, &Err(fault.clone()));

@@ -120,6 +120,20 @@ struct Turn {
     rules: Rules,
 }
 
+/// Adds a sentence to a hint. Only the first sentence of a hint begins with a small letter.
+fn add_hint(fault: &mut Fault, sentence: &str) {
+    if fault.hint.is_empty() {
+        sentence.clone_into(&mut fault.hint);
+        return;
+    }
+    let mut letters = sentence.chars();
+    if let Some(first) = letters.next() {
+        fault.hint.push_str(". ");
+        fault.hint.extend(first.to_uppercase());
+        fault.hint.push_str(letters.as_str());
+    }
+}
+
 impl Turn {
     /// A closed job reacts only to a cancel of a synchronized job, whose node has diverged since (the caller
     /// checks that).

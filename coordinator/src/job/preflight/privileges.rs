@@ -1,7 +1,7 @@
 //! Privileges of the agents' roles.
 
 use steep_protocol::NodeId;
-use steep_protocol::message::facts::{Finding, Listed};
+use steep_protocol::message::facts::{Finding, OwnedTables};
 use steep_protocol::message::job::Method;
 
 use super::servers::quoted;
@@ -111,25 +111,28 @@ fn row_security(pair: &Pair<'_>) -> Option<Finding> {
     })
 }
 
-fn not_owner(end: &End<'_>, tables: &Listed, why: &str) -> Option<Finding> {
+/// One finding for each owner.
+fn not_owner(end: &End<'_>, owned: &[OwnedTables], why: &str) -> Vec<Finding> {
     let role = &end.server.role;
-    (!tables.is_empty()).then(|| {
+    let finding = |OwnedTables { owner, tables }: &OwnedTables| {
         error(
             "not_owner",
             end.node,
             Text::new(
                 format!(
-                    "role {role} does not have the rights of the owner of {}",
+                    "role {role} does not have the rights of {owner}, the owner of {}",
                     names(tables)
                 ),
                 why,
                 format!(
-                    "grant the owning roles to {}, or let the agent connect as a superuser",
+                    "GRANT {} TO {}; or let the agent connect as a superuser",
+                    quoted(owner),
                     quoted(role)
                 ),
             ),
         )
-    })
+    };
+    owned.iter().map(finding).collect()
 }
 
 fn subscribe(end: &End<'_>) -> Option<Finding> {

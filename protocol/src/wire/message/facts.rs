@@ -224,7 +224,7 @@ pub struct SourceFacts {
     /// Tables and sequences that the role in use may not read.
     pub unreadable: Listed,
     /// Tables that the role in use may not publish, because it lacks their owner's rights.
-    pub not_owned: Listed,
+    pub not_owned: Vec<OwnedTables>,
     /// Whether the server accepts a replication connection from the agent, or why not.
     pub replication_link: Option<Result<(), String>>,
     /// Major version of the agent's `pg_dump`, or why there is none.
@@ -256,7 +256,7 @@ pub struct TargetFacts {
     /// Tables to be copied that contain rows.
     pub not_empty: Listed,
     /// Existing tables to be copied whose owner's rights the role in use lacks.
-    pub not_owned: Listed,
+    pub not_owned: Vec<OwnedTables>,
     /// Tables admitted by the filter that the source lacks. They are left alone.
     pub extra_tables: Listed,
     /// Tables in which the target cannot find the row of an UPDATE or DELETE, because its key

@@ -167,7 +167,16 @@ fn a_cancel_with_an_offline_agent_says_what_is_pending_and_completes_later() {
     world.kill(Side::Target);
     world.cancel();
     world.run_on();
-    assert!(matches!(&world.finishes[..], [Finish::CancelPending(_)]));
+    let [Finish::CancelPending(fault)] = &world.finishes[..] else {
+        panic!("{:?}", world.finishes);
+    };
+    assert!(fault.message.contains("its agent is offline"), "{fault}");
+    assert!(
+        fault.hint.starts_with("start the agent of"),
+        "{}",
+        fault.hint
+    );
+    assert!(fault.hint.contains("--force-cleanup"), "{}", fault.hint);
     assert_eq!(world.node, NodeState::Failed);
     assert!(
         !world.job.owes(Side::Source),

@@ -13,7 +13,9 @@ mod world;
 use std::collections::BTreeSet;
 
 use steep_protocol::ByteCount;
-use steep_protocol::message::facts::{ReachedDatabase, Severity, SourceFacts, TargetFacts};
+use steep_protocol::message::facts::{
+    OwnedTables, ReachedDatabase, Severity, SourceFacts, TargetFacts,
+};
 use steep_protocol::message::job::Method;
 
 use world::{World, healthy, set, some, take};
@@ -127,6 +129,13 @@ fn each_defect_of_servers_and_links_is_its_own_finding() {
     ]);
 }
 
+fn theirs() -> Vec<OwnedTables> {
+    vec![OwnedTables {
+        owner: "ann".to_owned(),
+        tables: some("app.theirs"),
+    }]
+}
+
 #[test]
 fn each_missing_privilege_is_its_own_finding() {
     walk(&[
@@ -146,10 +155,10 @@ fn each_missing_privilege_is_its_own_finding() {
             w.source.row_security = some("app.mine");
         }),
         ("not_owner", Error, |w| {
-            w.source.not_owned = some("app.theirs");
+            w.source.not_owned = theirs();
         }),
         ("not_owner", Error, |w| {
-            w.target.not_owned = some("app.theirs");
+            w.target.not_owned = theirs();
         }),
         ("subscription_privilege", Error, |w| {
             w.target.server.can_subscribe = false;
