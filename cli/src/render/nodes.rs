@@ -79,22 +79,7 @@ pub(crate) fn status(
     if let Some(error) = &node.postgres_error {
         lines.push(("", paint.red(&clean(error))));
     }
-    if let Some(started) = node.init_started_at {
-        let text = match node
-            .init_completed_at
-            .filter(|completed| *completed >= started)
-        {
-            Some(completed) => {
-                let seconds = completed.duration_since(started).as_secs_f64();
-                format!(
-                    "{started:.0} to {completed:.0}, {}",
-                    units::duration(seconds)
-                )
-            }
-            None => format!("since {started:.0}"),
-        };
-        lines.push(("initialised", text));
-    }
+    lines.extend(initialised(node));
     if let Some(progress) = node.progress {
         lines.push(("progress", units::percent(progress)));
     }
@@ -135,6 +120,26 @@ pub(crate) fn status(
         None => paint.bold(id),
     };
     format!("{head}\n{}", pairs(&lines, 2, paint))
+}
+
+/// When its last job began and, if it succeeded, ended; under a label that is true of its state.
+fn initialised(node: &NodeView) -> Option<(&'static str, String)> {
+    let started = node.init_started_at?;
+    let completed = node.init_completed_at.filter(|at| *at >= started);
+    let text = match completed {
+        Some(completed) => {
+            let seconds = completed.duration_since(started).as_secs_f64();
+            let took = units::duration(seconds);
+            format!("{started:.0} to {completed:.0}, {took}")
+        }
+        None => format!("{started:.0}"),
+    };
+    let label = match (node.state, completed) {
+        (NodeState::Synchronized | NodeState::Diverged, Some(_)) => "initialised",
+        (state, None) if state.is_active() => "init began",
+        _ => "last init",
+    };
+    Some((label, text))
 }
 
 /// What to do next, the best first.
@@ -195,7 +200,7 @@ const REPLICAS_NAMED: usize = 3;
 
 /// `replica of node_a, source of node_c`; `None` for a node that is neither.
 pub(crate) fn role(node: &NodeView) -> Option<String> {
-    let replica = node.source_node.iter();
+    let replica = node.source_node.iter().filter(|_| is_replica(node));
     let mut parts: Vec<_> = replica
         .map(|source| format!("replica of {source}"))
         .collect();
@@ -206,6 +211,20 @@ pub(crate) fn role(node: &NodeView) -> Option<String> {
         more => parts.push(format!("source of {more} nodes")),
     }
     (!parts.is_empty()).then(|| parts.join(", "))
+}
+
+/// Whether it has rows of its source, or is to get them. A failed job that kept nothing leaves none.
+fn is_replica(node: &NodeView) -> bool {
+    match node.state {
+        NodeState::Uninitialized => false,
+        NodeState::Failed => node.kept_until.is_some(),
+        NodeState::Preparing
+        | NodeState::Copying
+        | NodeState::CatchingUp
+        | NodeState::Synchronized
+        | NodeState::Diverged
+        | NodeState::Reinitializing => true,
+    }
 }
 
 /// The state; `None` for a node that is only a source.
@@ -299,6 +318,28 @@ mod tests {
             .map(|node| status(node, &[], None, Paint::Plain))
             .collect();
         insta::assert_snapshot!(text.join("\n"));
+    }
+
+    #[test]
+    fn a_node_is_a_replica_and_initialised_only_where_that_is_true() {
+        let of = |state| {
+            let mut view = node("node_b", state);
+            view.source_node = Some(id("node_a"));
+            view.init_started_at = Some(at(0));
+            view
+        };
+        let copying = of(NodeState::Copying);
+        assert_eq!(initialised(&copying).unwrap().0, "init began");
+        let mut failed = of(NodeState::Failed);
+        assert_eq!(initialised(&failed).unwrap().0, "last init");
+        assert_eq!(role(&failed), None);
+        failed.kept_until = Some(at(1));
+        assert_eq!(role(&failed).unwrap(), "replica of node_a");
+        let mut cancelled = of(NodeState::Uninitialized);
+        cancelled.init_completed_at = Some(at(5));
+        assert_eq!(initialised(&cancelled).unwrap().0, "last init");
+        cancelled.state = NodeState::Synchronized;
+        assert_eq!(initialised(&cancelled).unwrap().0, "initialised");
     }
 
     #[test]

@@ -33,7 +33,9 @@ impl<S: Store> Driver<S> {
     ) -> Vec<NodeView> {
         let mut replicas: BTreeMap<&NodeId, Vec<NodeId>> = BTreeMap::new();
         for record in self.nodes.values() {
-            if let Some(source) = &record.source {
+            if let Some(source) = &record.source
+                && self.has_rows_of_source(record)
+            {
                 replicas.entry(source).or_default().push(record.id.clone());
             }
         }
@@ -43,6 +45,13 @@ impl<S: Store> Driver<S> {
                 ..self.node_view(record, now)
             })
             .collect()
+    }
+
+    /// Whether a node has rows of its source, or is to get them. A failed job that kept nothing leaves none.
+    fn has_rows_of_source(&self, record: &NodeRecord) -> bool {
+        let live = record.job.and_then(|id| self.jobs.get(&id));
+        record.state != NodeState::Failed
+            || live.is_some_and(|live| live.job.kept_until().is_some())
     }
 
     /// A view of a node without its replicas.
