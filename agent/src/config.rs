@@ -72,8 +72,8 @@ pub struct Given {
     /// Mebibytes of memory for rows on their way; parts beyond it wait [default: 96]
     #[arg(long, value_name = "MIB")]
     pub memory_mib: Option<u32>,
-    /// Memory for all index builds at once, such as 2GiB [default: what is free on the server's machine,
-    /// within its control group]
+    /// Memory for all index builds at once, such as 2GiB [default: a quarter of what is free on the server's
+    /// machine, within its control group; elsewhere, the server's own setting]
     #[arg(long, value_name = "SIZE")]
     pub index_memory: Option<String>,
     /// How often the columns of replicated tables are compared with the source's [default: 60s]
