@@ -9,7 +9,7 @@ use steep_protocol::{ByteCount, TableName};
 use steep_schema::{Status, Unfindable, at_stake, compare, plan, review, unfindable};
 
 use super::PeerFacts;
-use super::content::{add, add_text};
+use super::content::{add_owned, add_text};
 use crate::pg::catalog::{USER_RELATION, holding_rows, read_schema_at_once, table_name};
 use crate::pg::{PgError, Session};
 use crate::task::Task;

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use steep_protocol::message::facts::Finding;
-use steep_protocol::{CommandId, Phase};
+use steep_protocol::{CommandId, Fault, Phase};
 
 pub use event::{Counted, Effect, Finish, JobEvent, Parting, Refused, Snapshot, Terms};
 
