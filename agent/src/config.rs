@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use steep_daemon::config::{ConfigError, Settings, metrics_address};
+use steep_protocol::address::{AGENT_PORT, COORDINATOR_PORT, check_address};
 use steep_protocol::limits::WORKERS_MAX;
 use steep_protocol::quic::{Congestion, Tuning};
 use steep_protocol::units::{parse_duration, parse_size};
@@ -71,8 +72,8 @@ pub struct Given {
     /// Mebibytes of memory for rows on their way; parts beyond it wait [default: 96]
     #[arg(long, value_name = "MIB")]
     pub memory_mib: Option<u32>,
-    /// Memory for all index builds at once, such as 2GiB [default: what is free on the server's machine,
-    /// within its control group]
+    /// Memory for all index builds at once, such as 2GiB [default: a quarter of what is free on the server's
+    /// machine, within its control group; elsewhere, the server's own setting]
     #[arg(long, value_name = "SIZE")]
     pub index_memory: Option<String>,
     /// How often the columns of replicated tables are compared with the source's [default: 60s]
@@ -149,9 +150,16 @@ impl TryFrom<Given> for Config {
             Some(CongestionChoice::Cubic) => Congestion::Cubic,
             Some(CongestionChoice::Bbr) | None => Congestion::Bbr,
         };
+        let coordinator = given.coordinator.ok_or_else(|| missing("coordinator"))?;
+        check_address(&coordinator, COORDINATOR_PORT)
+            .map_err(|why| ConfigError::invalid("coordinator", why))?;
+        if let Some(advertise) = &given.advertise {
+            check_address(advertise, AGENT_PORT)
+                .map_err(|why| ConfigError::invalid("advertise", why))?;
+        }
         Ok(Self {
             node,
-            coordinator: given.coordinator.ok_or_else(|| missing("coordinator"))?,
+            coordinator,
             listen: given.listen.unwrap_or(LISTEN),
             advertise: given.advertise,
             replication_conninfo: given
@@ -229,6 +237,11 @@ mod tests {
             ..enough()
         });
         assert!(workers.contains("--max-workers"), "{workers}");
+        let port = refused(Given {
+            coordinator: Some("h".to_owned()),
+            ..enough()
+        });
+        assert!(port.contains("write HOST:7400"), "{port}");
         let memory = refused(Given {
             memory_mib: Some(1),
             ..enough()

@@ -13,7 +13,7 @@ use steep_protocol::message::agent::{MirrorRow, Observed};
 use steep_protocol::message::api::AuditView;
 use steep_protocol::quic::Endpoint;
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -206,27 +206,45 @@ async fn until_stopped(
     controlling: &mut JoinSet<Result<(), Fault>>,
     stop: &Stop,
 ) -> anyhow::Result<()> {
-    let broken = tokio::select! {
-        ended = controlling.join_next() => match ended {
-            Some(Ok(Ok(()))) if stop.asked().is_cancelled() => return Ok(()),
-            Some(Ok(Err(fault))) => bail!("{fault}; {}", fault.hint),
-            ended => ended.map(|ended| ended.map(|_| ())),
-        },
-        ended = tasks.join_next() => {
-            stop.tell();
-            stop.tell();
-            tokio::select! {
-                _ = controlling.join_next() => {}
-                () = overdue(stop) => {}
-            }
-            ended
-        }
+    let (asked, task, control) = tokio::select! {
+        // Whatever depends on the session ends with it: its own reason counts.
+        biased;
+        control = controlling.join_next() => (stop.asked().is_cancelled(), None, control),
         () = overdue(stop) => {
             warn!("the coordinator does not answer: the next process reports the rest");
             return Ok(());
         }
+        task = tasks.join_next() => {
+            let asked = stop.asked().is_cancelled();
+            stop.tell();
+            stop.tell();
+            let control = tokio::select! {
+                control = controlling.join_next() => control,
+                () = overdue(stop) => None,
+            };
+            (asked, task, control)
+        }
     };
-    bail!("a task of the agent ended unexpectedly: {broken:?}")
+    judge(asked, task, control)
+}
+
+/// Whether an agent whose tasks ended so ends well. `asked` says whether it was told to stop before.
+fn judge(
+    asked: bool,
+    task: Option<Result<(), JoinError>>,
+    control: Option<Result<Result<(), Fault>, JoinError>>,
+) -> anyhow::Result<()> {
+    if let Some(Err(error)) = task {
+        bail!("a part of the agent failed: {error}; please report it");
+    }
+    match control {
+        Some(Ok(Err(fault))) => bail!("{fault}; {}", fault.hint),
+        Some(Err(error)) => bail!("a part of the agent failed: {error}; please report it"),
+        Some(Ok(Ok(()))) | None if asked => Ok(()),
+        Some(Ok(Ok(()))) | None => {
+            bail!("a part of the agent ended although nobody stopped it; please report it")
+        }
+    }
 }
 
 /// Waits for tasks that were told to end, except those that wait for a hanging PostgreSQL.
@@ -251,4 +269,37 @@ fn advertised(config: &Config, listen: SocketAddr) -> String {
     }
     let uname = rustix::system::uname();
     format!("{}:{}", uname.nodename().to_string_lossy(), listen.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use steep_protocol::FaultKind;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_agent_that_was_told_to_stop_ends_well_whichever_task_ends_first() {
+        for asked in [true, false] {
+            let ends = [
+                judge(asked, None, Some(Ok(Ok(())))),
+                judge(asked, Some(Ok(())), Some(Ok(Ok(())))),
+                judge(asked, Some(Ok(())), None),
+            ];
+            for end in ends {
+                assert_eq!(end.is_ok(), asked, "{end:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_rejection_and_a_panic_are_named_even_while_stopping() {
+        let fault = Fault::new(FaultKind::Unauthorized, "rejected").hint("stop the other one");
+        let text = |end: anyhow::Result<()>| end.unwrap_err().to_string();
+        let rejected = judge(true, Some(Ok(())), Some(Ok(Err(fault))));
+        assert_eq!(text(rejected), "rejected; stop the other one");
+        let mut tasks: JoinSet<()> = JoinSet::new();
+        tasks.spawn(async { panic!("a mistake of ours") });
+        let panicked = text(judge(true, tasks.join_next().await, None));
+        assert!(panicked.contains("a mistake of ours"), "{panicked}");
+    }
 }

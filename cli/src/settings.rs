@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum as _;
 use serde::{Deserialize, Serialize, Serializer};
+use steep_protocol::address::{COORDINATOR_PORT, check_address};
 use steep_protocol::limits::{WORKERS_DEFAULT, WORKERS_MAX};
 use steep_protocol::message::job::YieldToDdl;
 
@@ -42,8 +43,11 @@ struct FileSettings {
     cert: Option<PathBuf>,
     key: Option<PathBuf>,
     parallel: Option<u8>,
+    #[serde(alias = "schema-sync")]
     schema_sync: Option<SchemaChoice>,
+    #[serde(alias = "yield-to-ddl")]
     yield_to_ddl: Option<String>,
+    #[serde(alias = "log-format")]
     log_format: Option<LogFormat>,
 }
 
@@ -157,13 +161,17 @@ impl Settings {
                      ca.pem, operator.pem and operator.key";
         let file =
             |path: &Option<PathBuf>, what: &str| path.clone().ok_or_else(|| missing(what, certs));
+        let coordinator = self.coordinator.clone().ok_or_else(|| {
+            missing(
+                "coordinator",
+                "give --coordinator HOST:7400 or set STEEP_REPL_COORDINATOR",
+            )
+        })?;
+        check_address(&coordinator, COORDINATOR_PORT).map_err(|why| {
+            Failure::bad_request(format!("the coordinator's address {coordinator:?}: {why}"))
+        })?;
         Ok(Access {
-            coordinator: self.coordinator.clone().ok_or_else(|| {
-                missing(
-                    "coordinator",
-                    "give --coordinator HOST:7400 or set STEEP_REPL_COORDINATOR",
-                )
-            })?,
+            coordinator,
             ca: file(&self.ca, "CA certificate")?,
             cert: file(&self.cert, "operator certificate")?,
             key: file(&self.key, "private key")?,
@@ -245,7 +253,7 @@ fn read_file(
     };
     toml::from_str(&text).map_err(|error| {
         Failure::bad_request(format!(
-            "the configuration file {} is not right: {}",
+            "the configuration file {} is not valid: {}",
             path.display(),
             error.to_string().trim_end()
         ))

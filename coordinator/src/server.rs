@@ -53,9 +53,10 @@ fn stored_in(directory: &Path, error: StoreError) -> anyhow::Error {
             directory.display()
         ),
         StoreError::TooNew { .. } => anyhow!("{error} (in --data-dir {})", directory.display()),
-        StoreError::File { .. } | StoreError::Place { .. } | StoreError::InUse { .. } => {
-            error.into()
+        StoreError::File { .. } => {
+            anyhow!("{error}; give --data-dir a directory that this user can make and write to")
         }
+        StoreError::Place { .. } | StoreError::InUse { .. } => error.into(),
     }
 }
 

@@ -83,7 +83,7 @@ impl Health {
 pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .await
-        .with_context(|| format!("cannot listen on --metrics {address}"))
+        .with_context(|| format!("cannot listen on --metrics {address}; choose another address, or stop the process that uses it"))
 }
 
 /// Serves until `stop`.

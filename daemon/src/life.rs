@@ -87,12 +87,26 @@ fn start_traces<S: Settings>(shared: &Shared) -> anyhow::Result<()> {
 }
 
 fn failed<S: Settings>(error: &anyhow::Error) -> ExitCode {
-    eprintln!("{}: {error:#}", S::NAME);
+    eprintln!("{}: {}", S::NAME, chain(error));
     if error.is::<ConfigError>() {
         ExitCode::from(BAD_ARGUMENTS)
     } else {
         ExitCode::FAILURE
     }
+}
+
+/// The error and its causes, without those that the error before them already tells.
+fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text.push_str(&format!(": {cause}"));
+        }
+    }
+    text
 }
 
 /// Forwards SIGTERM and SIGINT to `stop`.
@@ -135,6 +149,15 @@ pub fn ready() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cause_that_was_told_is_not_told_again() {
+        let io = || std::io::Error::from(std::io::ErrorKind::AddrInUse);
+        let named = anyhow::Error::new(io()).context(format!("cannot listen: {}; stop it", io()));
+        assert_eq!(chain(&named), format!("cannot listen: {}; stop it", io()));
+        let unnamed = anyhow::Error::new(io()).context("cannot listen");
+        assert_eq!(chain(&unnamed), format!("cannot listen: {}", io()));
+    }
 
     #[test]
     fn the_first_signal_asks_and_the_second_hurries() {

@@ -115,6 +115,16 @@ impl Schema {
         self
     }
 
+    /// Whether it has a schema of that name, or anything in one.
+    #[must_use]
+    pub fn has_schema(&self, schema: &Identifier) -> bool {
+        self.tables.keys().any(|name| name.schema == *schema)
+            || self.objects.iter().any(|(key, object)| {
+                key.schema.as_ref() == Some(schema)
+                    || (object.kind == ObjectKind::Schema && object.name == schema.as_str())
+            })
+    }
+
     /// Only that table and its objects.
     #[must_use]
     pub fn only(mut self, table: &TableName) -> Self {

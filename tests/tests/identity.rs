@@ -10,7 +10,7 @@ use steep_tests::cluster::Cluster;
 use steep_tests::load::{Intensity, Load};
 use steep_tests::pg::Grouping;
 use steep_tests::ports::Port;
-use steep_tests::process::{Process, tail};
+use steep_tests::process::{Process, READY_LIMIT, tail};
 use steep_tests::{compare, residue, sample, wait};
 
 /// Any job here ends within this time on a busy machine.
@@ -145,6 +145,7 @@ fn a_second_agent_of_one_name_is_turned_away_and_says_why() -> Result<()> {
         said.contains("another process is the agent of node_b"),
         "{said}"
     );
+    ensure!(!said.contains("a part of the agent"), "{said}");
     let coordinator = cluster.coordinator().context("the coordinator runs")?;
     let rejected = coordinator.events("agent.rejected")?;
     ensure!(rejected.len() == 1, "{rejected:?}");
@@ -161,6 +162,49 @@ fn a_second_agent_of_one_name_is_turned_away_and_says_why() -> Result<()> {
         coordinator.events("agent.rejected")?.len() == 1,
         "it was turned away"
     );
+    ends_without_a_coordinator(&mut cluster)
+}
+
+/// Whether the coordinator has stopped or was never reached: an agent told to stop ends well.
+fn ends_without_a_coordinator(cluster: &mut Cluster) -> Result<()> {
+    ensure!(cluster.stop_coordinator()?.success());
+    ensure!(cluster.stop_agent("node_b")?.code() == Some(0));
+    let log = cluster.dir().join("agent-node_b.log");
+    let said = std::fs::read_to_string(log)?;
+    ensure!(!said.contains("superseded"), "{said}");
+    let mut alone = impostor(cluster, "node_b")?;
+    alone.wait_for_event("ready", READY_LIMIT)?;
+    let log = alone.log().to_path_buf();
+    let status = alone.terminate()?;
+    ensure!(status.code() == Some(0), "{status}: {}", tail(&log, 5));
+    Ok(())
+}
+
+#[test]
+fn a_replication_conninfo_that_leads_elsewhere_is_found_before_anything_is_copied() -> Result<()> {
+    let mut cluster = Cluster::pair()?;
+    cluster.database("node_a").sql(TABLE)?;
+    let pair = ["node_b", "--from", "node_a"];
+    cluster.stop_agent("node_a")?;
+    let node = cluster.node_mut("node_a");
+    node.set_replication_database(Some("postgres"));
+    cluster.start_agent("node_a")?;
+    cluster.wait_online(&["node_a"])?;
+    let found = findings(&cluster, &pair)?;
+    let (_, what) = found
+        .iter()
+        .find(|(code, _)| code == "replication_conninfo")
+        .with_context(|| format!("{found:?}"))?;
+    ensure!(what.contains("leads to database postgres"), "{what}");
+    let refused = cluster.init(&[])?.expect(1)?.text();
+    ensure!(refused.contains("--replication-conninfo"), "{refused}");
+
+    cluster.stop_agent("node_a")?;
+    let node = cluster.node_mut("node_a");
+    node.set_replication_database(None);
+    cluster.start_agent("node_a")?;
+    cluster.wait_online(&["node_a"])?;
+    cluster.init(&[])?.expect(0)?;
     Ok(())
 }
 

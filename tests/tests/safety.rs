@@ -141,6 +141,11 @@ fn a_row_in_the_way_of_replication_fails_the_catch_up_which_goes_on_once_it_is_g
     let words = ["node_b", "subscription", "keeps failing", "log"];
     fails_saying(&cluster, APPLY_LIMIT, &words)?;
     target.sql("DELETE FROM small WHERE id = 500")?;
+    // A resume also gives the subscription its connection string again.
+    let name: String = target.value("SELECT subname FROM pg_subscription")?;
+    target.sql(&format!(
+        "ALTER SUBSCRIPTION {name} CONNECTION 'host=/nowhere dbname=none'"
+    ))?;
     cluster.init(&["--resume"])?.expect(0)?;
     follows(&cluster)
 }

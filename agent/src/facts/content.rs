@@ -33,7 +33,7 @@ fn relations_sql() -> String {
     format!(
         "SELECT n.nspname::text, c.relname::text, c.oid, c.relkind::text,
             c.relpersistence = 'u' AS unlogged,
-            pg_has_role(c.relowner, 'USAGE') AS owned,
+            pg_has_role(c.relowner, 'USAGE') AS owned, pg_get_userbyid(c.relowner)::text AS owner,
             coalesce(has_schema_privilege(n.oid, 'USAGE')
                 AND CASE WHEN c.relkind = 'S' THEN has_sequence_privilege(c.oid, 'SELECT')
                     ELSE has_table_privilege(c.oid, 'SELECT') END, true) AS readable,
@@ -154,6 +154,7 @@ struct Relation {
     kind: Kind,
     unlogged: bool,
     owned: bool,
+    owner: String,
     readable: bool,
     row_security: bool,
     /// Only where its policies bind the owner too.
@@ -182,6 +183,7 @@ impl Relation {
             kind,
             unlogged: row.try_get("unlogged")?,
             owned: row.try_get("owned")?,
+            owner: row.try_get("owner")?,
             readable: row.try_get("readable")?,
             row_security: row.try_get("row_security")?,
             forced_on: row.try_get("forced_on")?,
@@ -244,7 +246,7 @@ impl Census {
             add(&mut facts.firing_triggers, name);
         }
         if !relation.owned && !relation.unlogged {
-            add(&mut facts.not_owned, name);
+            add_owned(&mut facts.not_owned, &relation.owner, name);
         }
     }
 }
@@ -286,6 +288,7 @@ mod tests {
             kind,
             unlogged: false,
             owned: true,
+            owner: "ann".to_owned(),
             readable: true,
             row_security: false,
             forced_on: None,
@@ -313,9 +316,8 @@ mod tests {
     #[test]
     fn each_flag_names_the_table_in_its_list() {
         type Case = (fn(&mut Relation), fn(&SourceFacts) -> &Listed);
-        let cases: [Case; 7] = [
+        let cases: [Case; 6] = [
             (|r| r.unlogged = true, |f| &f.unlogged),
-            (|r| r.owned = false, |f| &f.not_owned),
             (|r| r.readable = false, |f| &f.unreadable),
             (|r| r.row_security = true, |f| &f.row_security),
             (|r| r.owner_denied = true, |f| &f.owner_denied),
@@ -336,6 +338,15 @@ mod tests {
         let facts = counted(&forced);
         assert_eq!(facts.forced_security[0].owner, "ann");
         assert_eq!(facts.forced_security[0].tables.names, ["s.t"]);
+    }
+
+    #[test]
+    fn tables_of_others_are_listed_by_owner() {
+        let mut theirs = plain(Kind::Table);
+        theirs.owned = false;
+        let facts = counted(&theirs);
+        assert_eq!(facts.not_owned[0].owner, "ann");
+        assert_eq!(facts.not_owned[0].tables.names, ["s.t"]);
     }
 
     #[test]

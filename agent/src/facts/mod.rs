@@ -104,6 +104,7 @@ async fn try_target(
         facts.subscribed = lineage::subscribed(&session, own.as_str(), &wanted).await?;
         if let Some(conninfo) = &peer.conninfo {
             facts.server_link = reachability::probe(task, &session, conninfo).await?;
+            facts.server_reached = reachability::reached(task, conninfo).await?;
         }
         session.close().await;
     }

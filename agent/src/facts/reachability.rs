@@ -5,13 +5,19 @@
 //! option that no server knows and that the server refuses only after it has let the role in as a
 //! replication client of that database. This refusal is the proof; the probe never looks at anything on the
 //! source.
+//!
+//! The refusal does not say which database was reached, so the agent connects too, if it can, and asks.
 
+use std::time::Duration;
+
+use steep_protocol::message::facts::ReachedDatabase;
 use steep_protocol::message::job::ReplicationNames;
 use steep_protocol::message::peer::Secret;
 use tokio_postgres::error::SqlState;
 
+use crate::pg::raw::{Mode, RawConnection, TextRow};
 use crate::pg::secret_sql::{self, Refusal};
-use crate::pg::{PgError, Session};
+use crate::pg::{Conninfo, PgError, Session};
 use crate::task::Task;
 
 /// Unknown to every server. The name explains itself in the source's log.
@@ -19,6 +25,9 @@ const UNKNOWN_OPTION: &str = "steep_repl_reachability_check";
 
 /// The limit for a server that does not answer, as libpq in a server has no `connect_timeout` of its own.
 const BEGIN: &str = "BEGIN; SET LOCAL statement_timeout = '10s'";
+
+/// The limit for the agent's own connection. The server's probe has succeeded or failed by then.
+const REACH_LIMIT: Duration = Duration::from_secs(10);
 
 /// `Ok` where the source's server lets this one in, else why not; `None` where this server cannot try, for
 /// a reason that is a fact of its own.
@@ -47,6 +56,46 @@ pub(super) async fn probe(
         Err(error) if error.is(&SqlState::UNDEFINED_OBJECT) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// The database that the connection string leads to from this agent; `None` where the agent cannot connect,
+/// although its server may.
+pub(super) async fn reached(
+    task: &Task,
+    conninfo: &Secret,
+) -> Result<Option<ReachedDatabase>, PgError> {
+    let identify = async {
+        let conninfo = Conninfo::parse_alone(conninfo.expose())?;
+        let mode = Mode::Replication;
+        let mut connection = RawConnection::connect(&conninfo, "preflight", mode).await?;
+        let system = connection.query("IDENTIFY_SYSTEM").await?;
+        let sql = "SELECT oid, datname FROM pg_catalog.pg_database
+            WHERE datname = pg_catalog.current_database()";
+        let database = connection.query(sql).await?;
+        connection.close().await;
+        Ok::<_, PgError>(read_reached(&system, &database))
+    };
+    tokio::select! {
+        biased;
+        () = task.cancel.cancelled() => Err(PgError::Cancelled),
+        answer = tokio::time::timeout(REACH_LIMIT, identify) => Ok(match answer {
+            Ok(Ok(reached)) => reached,
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "this agent does not reach the source's server itself");
+                None
+            }
+            Err(_) => None,
+        }),
+    }
+}
+
+fn read_reached(system: &[TextRow], database: &[TextRow]) -> Option<ReachedDatabase> {
+    let cell = |rows: &[TextRow], at: usize| rows.first()?.get(at)?.clone();
+    Some(ReachedDatabase {
+        system: cell(system, 0)?.parse().ok()?,
+        oid: cell(database, 0)?.parse().ok()?,
+        name: cell(database, 1)?,
+    })
 }
 
 fn verdict(answer: &Result<(), Refusal>) -> Option<Result<(), String>> {
@@ -98,6 +147,19 @@ mod tests {
         ));
         assert_eq!(verdict(&refused), Some(Ok(())));
         assert_eq!(verdict(&Ok(())), Some(Ok(())));
+    }
+
+    #[test]
+    fn an_answer_that_names_no_database_is_none() {
+        let row = |cells: &[&str]| vec![cells.iter().map(|c| Some((*c).to_owned())).collect()];
+        let system = row(&["7577000000000000001", "1", "0/1", "shop"]);
+        let reached = read_reached(&system, &row(&["16384", "shop"])).unwrap();
+        assert_eq!(
+            (reached.system, reached.oid),
+            (7_577_000_000_000_000_001, 16_384)
+        );
+        assert_eq!(reached.name, "shop");
+        assert_eq!(read_reached(&system, &[]), None);
     }
 
     #[test]

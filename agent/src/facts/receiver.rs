@@ -9,7 +9,7 @@ use steep_protocol::{ByteCount, TableName};
 use steep_schema::{Status, Unfindable, at_stake, compare, plan, review, unfindable};
 
 use super::PeerFacts;
-use super::content::{add, add_text};
+use super::content::{add_owned, add_text};
 use crate::pg::catalog::{USER_RELATION, holding_rows, read_schema_at_once, table_name};
 use crate::pg::{PgError, Session};
 use crate::task::Task;
@@ -24,7 +24,7 @@ const PROBE_MAX: usize = 2_000;
 fn tables_sql() -> String {
     format!(
         "SELECT n.nspname::text, c.relname::text,
-            pg_has_role(c.relowner, 'USAGE') AS owned,
+            pg_has_role(c.relowner, 'USAGE') AS owned, pg_get_userbyid(c.relowner)::text AS owner,
             c.relkind = 'r' AND c.relpersistence = 'p' AND pg_relation_size(c.oid) > 0 AS has_pages,
             coalesce(has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT'), false)
                 AND NOT (c.relrowsecurity AND row_security_active(c.oid)) AS readable,
@@ -66,7 +66,7 @@ pub(super) async fn gather(
                 continue;
             };
             if !table.owned && table.takes_part {
-                add(&mut facts.not_owned, &wanted.name);
+                add_owned(&mut facts.not_owned, &table.owner, &wanted.name);
             }
             if table.has_pages {
                 suspects.push((&wanted.name, table));
@@ -114,6 +114,7 @@ pub(super) async fn gather(
 
 struct Table {
     owned: bool,
+    owner: String,
     has_pages: bool,
     readable: bool,
     takes_part: bool,
@@ -125,6 +126,7 @@ async fn tables(task: &Task, session: &Session) -> Result<HashMap<TableName, Tab
     let read = |row: &tokio_postgres::Row| {
         let table = Table {
             owned: row.try_get("owned")?,
+            owner: row.try_get("owner")?,
             // NULL where the table has been dropped since.
             has_pages: row
                 .try_get::<_, Option<bool>>("has_pages")?

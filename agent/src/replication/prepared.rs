@@ -324,15 +324,58 @@ pub(crate) async fn drop_prepared(task: &Task) -> Result<(), Fault> {
         Unwanted::ByOperator,
     );
     let dropped = dropped.await.map_err(fault)?;
+    let kept = match dropped {
+        Dropped::Yes => None,
+        Dropped::No => Some(kept(&session, task).await.map_err(fault)?),
+    };
     session.close().await;
-    if dropped == Dropped::Yes {
-        return Ok(());
-    }
+    kept.map_or(Ok(()), Err)
+}
+
+/// Why the task's slot was not dropped.
+async fn kept(session: &Session, task: &Task) -> Result<Fault, PgError> {
     let slot = &task.replication.slot;
-    let text = format!("the slot {slot} is in use, or is not prepared here");
-    Err(Fault::new(FaultKind::Failed, text)
-        .on(&task.node)
-        .hint("cancel the node that uses it: steep-repl init cancel"))
+    let sql = "SELECT i.target_node, s.active_pid FROM steep_repl.init_slots i \
+         LEFT JOIN pg_replication_slots s ON s.slot_name = i.slot_name \
+         WHERE i.slot_name = $1 AND i.job = $2 AND i.source_node = $3";
+    let job = task.replication.id.to_string();
+    let values: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
+        [&slot.as_str(), &job, &task.node.as_str()];
+    let Some(row) = session.query_opt(sql, &values).await? else {
+        return Ok(not_dropped(task, None, None));
+    };
+    Ok(not_dropped(task, Some(row.try_get(0)?), row.try_get(1)?))
+}
+
+/// `target` is the node that has the slot, if its note is there; `pid` the session that uses it.
+fn not_dropped(task: &Task, target: Option<Option<String>>, pid: Option<i32>) -> Fault {
+    let slot = &task.replication.slot;
+    let node = &task.node;
+    let (text, hint) = match (target, pid) {
+        (None, _) => (
+            format!("the slot {slot} is not prepared here"),
+            format!("see which are: steep-repl status {node}"),
+        ),
+        (Some(Some(target)), _) => (
+            format!("{target} uses the slot {slot}"),
+            format!(
+                "while {target} is a replica it needs the slot; to end that, run steep-repl init cancel --node {target}"
+            ),
+        ),
+        (Some(None), Some(pid)) => (
+            format!(
+                "no node has the slot {slot}, but the session with process id {pid} reads from it"
+            ),
+            format!(
+                "end what reads from it, or on the server: SELECT pg_terminate_backend({pid}); then drop the slot again"
+            ),
+        ),
+        (Some(None), None) => (
+            format!("the slot {slot} was in use a moment ago"),
+            "run the command again".to_owned(),
+        ),
+    };
+    Fault::new(FaultKind::Failed, text).on(node).hint(hint)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

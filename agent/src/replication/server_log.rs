@@ -65,21 +65,34 @@ pub(crate) async fn troubles(
     let mut told = Vec::new();
     for job in failing {
         let name = ReplicationNames(*job).name();
-        let sql = "SELECT s.oid FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid \
+        let sql = "SELECT s.oid, s.subslotname::text FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid \
              WHERE d.datname = current_database() AND s.subname = $1";
         let Some(row) = session.query_opt(sql, &[&name]).await? else {
             continue;
         };
-        let origin = format!("pg_{}", row.get::<_, u32>(0));
-        told.push((*job, trouble(session, &origin).await?));
+        let own = Own {
+            origin: format!("pg_{}", row.get::<_, u32>(0)),
+            slot: row.get(1),
+            name: name.to_string(),
+        };
+        told.push((*job, trouble(session, &own).await?));
     }
     Ok(told)
 }
 
-async fn trouble(session: &Session, origin: &str) -> Result<String, PgError> {
+/// How entries of a subscription's workers name it.
+struct Own {
+    origin: String,
+    slot: Option<String>,
+    name: String,
+}
+
+async fn trouble(session: &Session, own: &Own) -> Result<String, PgError> {
+    let origin = &own.origin;
     let place = |file: &str| {
         format!(
-            "PostgreSQL's log there tells why ({file}; entries with replication origin \"{origin}\")"
+            "PostgreSQL's log there tells why ({file}; entries with subscription \"{}\" or replication origin \"{origin}\")",
+            own.name
         )
     };
     // Asked first: a refusal would be an error in that log.
@@ -110,7 +123,8 @@ async fn trouble(session: &Session, origin: &str) -> Result<String, PgError> {
         Err(error) => return Err(error.into()),
     };
     let text = bytes.unwrap_or_default();
-    let found = last_error(&String::from_utf8_lossy(&text), origin);
+    let text = String::from_utf8_lossy(&text);
+    let found = last_error(&text, origin).or_else(|| last_refusal(&text, own));
     Ok(found.unwrap_or_else(|| place(&file)))
 }
 
@@ -137,28 +151,48 @@ fn last_error(log: &str, origin: &str) -> Option<String> {
     }
     let place = quoted_after(lines[context], "for replication target relation ");
     let during = quoted_after(lines[context], "during message type ");
-    let mut told = format!("PostgreSQL says: {message}");
+    let mut text = format!("PostgreSQL says: {message}");
     match (place, during) {
-        (Some(table), Some(during)) => told.push_str(&format!(" ({during} on {table})")),
-        (None, Some(during)) => told.push_str(&format!(" ({during})")),
+        (Some(table), Some(during)) => text.push_str(&format!(" ({during} on {table})")),
+        (None, Some(during)) => text.push_str(&format!(" ({during})")),
         _ => {}
     }
     let finish = quoted_lsn(lines[context]);
     if let Some(lsn) = finish {
-        told.push_str(&format!(
+        text.push_str(&format!(
             "; the transaction ends at {lsn} of the source's WAL"
         ));
     }
-    let cut = told
-        .char_indices()
-        .nth(TOLD_MAX)
-        .map_or(told.len(), |(at, _)| at);
-    told.truncate(cut);
-    Some(
-        told.chars()
-            .map(|c| if c.is_control() { ' ' } else { c })
-            .collect(),
-    )
+    Some(told(&text))
+}
+
+/// The last error with which a worker ended before it received anything: such an entry names the subscription
+/// or the slot, and no row has been read yet.
+fn last_refusal(log: &str, own: &Own) -> Option<String> {
+    let names = [Some(&own.name), own.slot.as_ref()];
+    let names: Vec<String> = names
+        .into_iter()
+        .flatten()
+        .map(|name| format!("\"{name}\""))
+        .collect();
+    let message = log.lines().rev().find_map(|line| {
+        let (_, message) = line.split_once("ERROR:")?;
+        let message = message.trim();
+        let refused = message.starts_with("could not start WAL streaming")
+            || message.contains("could not connect to the publisher");
+        (refused && names.iter().any(|name| message.contains(name))).then_some(message)
+    })?;
+    // "could not start WAL streaming: ERROR:  …" repeats the source's own words.
+    let words: Vec<&str> = message.split_whitespace().collect();
+    Some(told(&format!("PostgreSQL says: {}", words.join(" "))))
+}
+
+/// Short, and in one line.
+fn told(text: &str) -> String {
+    text.chars()
+        .take(TOLD_MAX)
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
 }
 
 fn tellable(message: &str) -> Option<String> {
@@ -219,5 +253,28 @@ mod tests {
         }
         assert_eq!(last_error(LOG, "pg_3"), None);
         assert_eq!(last_error(LOG, "pg_1"), None, "no other's");
+    }
+
+    #[test]
+    fn a_worker_that_never_got_a_change_is_found_by_subscription_or_slot() {
+        let log = "\
+2026-11-28 20:00:00 UTC [7] ERROR:  could not start WAL streaming: ERROR:  replication slot \"mine\" was not created in this database
+2026-11-28 20:00:01 UTC [8] ERROR:  apply worker for subscription \"yours\" could not connect to the publisher: connection to server at \"h\", port 1 failed: Connection refused
+2026-11-28 20:00:02 UTC [9] ERROR:  relation \"mine\" does not exist
+";
+        let of = |name: &str, slot: &str| {
+            let own = Own {
+                origin: "pg_1".to_owned(),
+                slot: Some(slot.to_owned()),
+                name: name.to_owned(),
+            };
+            last_refusal(log, &own).unwrap_or_default()
+        };
+        assert_eq!(
+            of("s", "mine"),
+            "PostgreSQL says: could not start WAL streaming: ERROR: replication slot \"mine\" was not created in this database"
+        );
+        assert!(of("yours", "t").contains("Connection refused"));
+        assert_eq!(of("s", "t"), "");
     }
 }

@@ -54,8 +54,8 @@ async fn find(conn: &Conn, name: &Identifier) -> Result<Option<Found>, Fault> {
     }))
 }
 
-/// Creates the job's subscription and enables it. Repeated, goes on where it was: an enabled one is left
-/// alone, since its origin has moved. Returns the slots of its own copy, if it copies.
+/// Creates the job's subscription and enables it. Repeated, goes on where it was: an enabled one only gets the
+/// present connection string, since its origin has moved. Returns the slots of its own copy, if it copies.
 pub(crate) async fn subscribe(
     task: &Task,
     source: &Secret,
@@ -66,7 +66,10 @@ pub(crate) async fn subscribe(
     let replication = &task.replication;
     let name = replication.name();
     let found = match find(&conn, &name).await? {
-        Some(found) => found,
+        Some(found) => {
+            reconnect(&conn, source, &name).await?;
+            found
+        }
         None => {
             create(&conn, source, (start, origin), replication).await?;
             let made = find(&conn, &name).await?;
@@ -165,7 +168,20 @@ fn origin_unknown() -> Fault {
     Fault::new(FaultKind::Failed, text).hint("upgrade both servers to PostgreSQL 16 or newer")
 }
 
-/// Creates it without its connection string in any text.
+/// Gives an existing subscription the present connection string, which may have been mended since. Its worker
+/// restarts only if the string differs.
+async fn reconnect(conn: &Conn, source: &Secret, name: &Identifier) -> Result<(), Fault> {
+    let statement = format!("ALTER SUBSCRIPTION {} CONNECTION %L", name.quoted());
+    let altered = in_a_block(conn, &statement, source).await;
+    altered.map_err(|error| {
+        let mut fault = conn.fault(&error);
+        let text = "the subscription cannot be given its connection string";
+        fault.message = format!("{text}: {}", fault.message);
+        fault
+    })
+}
+
+/// Runs it without the connection string in any text.
 async fn in_a_block(conn: &Conn, statement: &str, source: &Secret) -> Result<(), PgError> {
     let work = async {
         conn.session.batch_execute("BEGIN").await?;

@@ -77,10 +77,8 @@ impl Observer {
                 _ = tick.tick() => ObserverTask::Nothing,
                 Ok(()) = self.locks.changed() => ObserverTask::Nothing,
                 Some(entry) = self.audit.recv() => ObserverTask::Audit(entry),
-                row = self.mirror.recv() => match row {
-                    Some(row) => ObserverTask::Mirror(self.newest(row)),
-                    None => return,
-                },
+                // Closed when the session's owner has ended, which is no reason to end before the others.
+                Some(row) = self.mirror.recv() => ObserverTask::Mirror(self.newest(row)),
             };
             let look = self.look(&mut session);
             let result = match tokio::time::timeout(LOOK_TIMEOUT, look).await {

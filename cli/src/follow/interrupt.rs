@@ -61,11 +61,28 @@ pub(super) enum Intent {
     Cancel,
 }
 
+/// Who follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Follows {
+    /// Nobody who could be asked.
+    Program,
+    /// A person who only looks on.
+    Onlooker,
+    /// The person who started the jobs.
+    Starter,
+}
+
 /// The reaction to an input. Only a typed `c` cancels.
-pub(super) fn after(mode: Mode, input: Input, interactive: bool) -> Intent {
+pub(super) fn after(mode: Mode, input: Input, who: Follows) -> Intent {
     match (input, mode) {
-        (Input::Interrupt(Interrupt::Keyboard), Mode::Following) if interactive => Intent::Ask,
-        (Input::Interrupt(_), _) => Intent::Leave(LeftBy::Signal),
+        (Input::Interrupt(Interrupt::Keyboard), mode) => match (who, mode) {
+            (Follows::Program, _) => Intent::Leave(LeftBy::Signal),
+            (Follows::Starter, Mode::Following) => Intent::Ask,
+            (Follows::Starter, Mode::Asking) | (Follows::Onlooker, _) => {
+                Intent::Leave(LeftBy::Choice)
+            }
+        },
+        (Input::Interrupt(Interrupt::Terminate), _) => Intent::Leave(LeftBy::Signal),
         (Input::Answer(Answer::Cancel), _) => Intent::Cancel,
         (Input::Answer(Answer::Leave), _) => Intent::Leave(LeftBy::Choice),
         (Input::Answer(Answer::Watch), _) => Intent::Watch,
@@ -81,10 +98,20 @@ mod tests {
     #[test]
     fn the_first_ctrl_c_asks_a_person_and_the_second_leaves() {
         let ctrl_c = Input::Interrupt(Interrupt::Keyboard);
-        assert_eq!(after(Mode::Following, ctrl_c, true), Intent::Ask);
+        let starter = Follows::Starter;
+        assert_eq!(after(Mode::Following, ctrl_c, starter), Intent::Ask);
         assert_eq!(
-            after(Mode::Asking, ctrl_c, true),
-            Intent::Leave(LeftBy::Signal)
+            after(Mode::Asking, ctrl_c, starter),
+            Intent::Leave(LeftBy::Choice)
+        );
+    }
+
+    #[test]
+    fn who_only_looks_on_is_not_asked() {
+        let ctrl_c = Input::Interrupt(Interrupt::Keyboard);
+        assert_eq!(
+            after(Mode::Following, ctrl_c, Follows::Onlooker),
+            Intent::Leave(LeftBy::Choice)
         );
     }
 
@@ -92,17 +119,21 @@ mod tests {
     fn without_a_person_every_signal_leaves_and_none_cancels() {
         for mode in [Mode::Following, Mode::Asking] {
             for interrupt in [Interrupt::Keyboard, Interrupt::Terminate] {
-                let intent = after(mode, Input::Interrupt(interrupt), false);
+                let intent = after(mode, Input::Interrupt(interrupt), Follows::Program);
                 assert_eq!(intent, Intent::Leave(LeftBy::Signal));
             }
             let term = Input::Interrupt(Interrupt::Terminate);
-            assert_eq!(after(mode, term, true), Intent::Leave(LeftBy::Signal));
+            let left = after(mode, term, Follows::Starter);
+            assert_eq!(left, Intent::Leave(LeftBy::Signal));
         }
     }
 
     #[test]
     fn only_a_clear_answer_cancels() {
-        let answered = |line| after(Mode::Asking, Input::Answer(Answer::of(line)), true);
+        let answered = |line| {
+            let answer = Input::Answer(Answer::of(line));
+            after(Mode::Asking, answer, Follows::Starter)
+        };
         assert_eq!(answered(Some("c")), Intent::Cancel);
         assert_eq!(answered(Some("l")), Intent::Leave(LeftBy::Choice));
         assert_eq!(answered(Some("w")), Intent::Watch);

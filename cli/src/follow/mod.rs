@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 
 use self::display::Display;
 use self::feed::{Feed, Item};
-use self::interrupt::{Answer, Input, Intent, Mode};
+use self::interrupt::{Answer, Follows, Input, Intent, Mode};
 use crate::client::{Client, ReplyError};
 use crate::failure::{self, Failure};
 use crate::signals::Signals;
@@ -62,7 +62,7 @@ impl Outcome {
 pub(crate) struct Follower<'a> {
     client: &'a mut Client,
     signals: &'a mut Signals,
-    terminal: Terminal,
+    who: Follows,
     display: Display,
     targets: Vec<NodeId>,
     jobs: BTreeMap<NodeId, JobId>,
@@ -89,7 +89,10 @@ impl<'a> Follower<'a> {
         Self {
             client,
             signals,
-            terminal,
+            who: match terminal.interactive {
+                true => Follows::Starter,
+                false => Follows::Program,
+            },
             display: Display::new(terminal, targets.len()),
             targets,
             jobs: BTreeMap::new(),
@@ -103,6 +106,14 @@ impl<'a> Follower<'a> {
         let replies = self.client.ask(Order::Init(request)).await;
         let feed = replies.map(|replies| Feed::of(vec![replies]));
         self.run(feed).await
+    }
+
+    /// Follows running jobs of somebody else, without offering to cancel them.
+    pub(crate) async fn look_on(mut self) -> Outcome {
+        if self.who == Follows::Starter {
+            self.who = Follows::Onlooker;
+        }
+        self.attach().await
     }
 
     /// Follows jobs that are already running.
@@ -138,14 +149,18 @@ impl<'a> Follower<'a> {
             let next = tokio::select! {
                 item = feed.next() => self.take(item).await?,
                 interrupt = self.signals.next() => {
+                    if mode == Mode::Asking {
+                        // The question's line is still open.
+                        terminal::tell("");
+                    }
                     let input = Input::Interrupt(interrupt);
-                    let intent = interrupt::after(mode, input, self.terminal.interactive);
+                    let intent = interrupt::after(mode, input, self.who);
                     self.act(intent, &mut mode, &mut answer).await?
                 }
                 input = heard(&mut answer) => {
                     answer = None;
                     let input = Input::Answer(Answer::of(input.as_deref()));
-                    let intent = interrupt::after(mode, input, self.terminal.interactive);
+                    let intent = interrupt::after(mode, input, self.who);
                     self.act(intent, &mut mode, &mut answer).await?
                 }
             };
@@ -256,6 +271,8 @@ impl<'a> Follower<'a> {
                 self.display.resume();
             }
             Intent::Leave(by) => {
+                // No bars are drawn again.
+                self.display.finish();
                 self.display.resume();
                 return Ok(Next::Over(Outcome::Running(by)));
             }

@@ -79,22 +79,7 @@ pub(crate) fn status(
     if let Some(error) = &node.postgres_error {
         lines.push(("", paint.red(&clean(error))));
     }
-    if let Some(started) = node.init_started_at {
-        let text = match node
-            .init_completed_at
-            .filter(|completed| *completed >= started)
-        {
-            Some(completed) => {
-                let seconds = completed.duration_since(started).as_secs_f64();
-                format!(
-                    "{started:.0} to {completed:.0}, {}",
-                    units::duration(seconds)
-                )
-            }
-            None => format!("since {started:.0}"),
-        };
-        lines.push(("initialised", text));
-    }
+    lines.extend(initialised(node));
     if let Some(progress) = node.progress {
         lines.push(("progress", units::percent(progress)));
     }
@@ -137,6 +122,26 @@ pub(crate) fn status(
     format!("{head}\n{}", pairs(&lines, 2, paint))
 }
 
+/// When its last job began and, if it succeeded, ended; under a label that is true of its state.
+fn initialised(node: &NodeView) -> Option<(&'static str, String)> {
+    let started = node.init_started_at?;
+    let completed = node.init_completed_at.filter(|at| *at >= started);
+    let text = match completed {
+        Some(completed) => {
+            let seconds = completed.duration_since(started).as_secs_f64();
+            let took = units::duration(seconds);
+            format!("{started:.0} to {completed:.0}, {took}")
+        }
+        None => format!("{started:.0}"),
+    };
+    let label = match (node.state, completed) {
+        (NodeState::Synchronized | NodeState::Diverged, Some(_)) => "initialised",
+        (state, None) if state.is_active() => "init began",
+        _ => "last init",
+    };
+    Some((label, text))
+}
+
 /// What to do next, the best first.
 fn next_steps(node: &NodeView, fault: Option<&Fault>) -> Vec<String> {
     let id = node.node_id.as_str();
@@ -148,8 +153,12 @@ fn next_steps(node: &NodeView, fault: Option<&Fault>) -> Vec<String> {
             vec![format!("{init} --resume"), cancel]
         }
         NodeState::Failed => {
+            let error = node.error_message.as_deref().unwrap_or_default();
+            if has_flag(error, "--force-cleanup") {
+                return vec![format!("{cancel} --force-cleanup")];
+            }
             // The same command would fail again.
-            let force = fault.is_some_and(|fault| fault.hint.contains("--force"));
+            let force = fault.is_some_and(|fault| has_flag(&fault.hint, "--force"));
             vec![
                 format!("{init}{}", if force { " --force" } else { "" }),
                 cancel,
@@ -180,12 +189,18 @@ fn next_steps(node: &NodeView, fault: Option<&Fault>) -> Vec<String> {
     }
 }
 
+/// Whether a text names that flag.
+fn has_flag(text: &str, flag: &str) -> bool {
+    text.split(|c: char| c.is_whitespace() || ",.;:()`".contains(c))
+        .any(|word| word == flag)
+}
+
 /// Replicas named in a role.
 const REPLICAS_NAMED: usize = 3;
 
 /// `replica of node_a, source of node_c`; `None` for a node that is neither.
 pub(crate) fn role(node: &NodeView) -> Option<String> {
-    let replica = node.source_node.iter();
+    let replica = node.source_node.iter().filter(|_| is_replica(node));
     let mut parts: Vec<_> = replica
         .map(|source| format!("replica of {source}"))
         .collect();
@@ -196,6 +211,20 @@ pub(crate) fn role(node: &NodeView) -> Option<String> {
         more => parts.push(format!("source of {more} nodes")),
     }
     (!parts.is_empty()).then(|| parts.join(", "))
+}
+
+/// Whether it has rows of its source, or is to get them. A failed job that kept nothing leaves none.
+fn is_replica(node: &NodeView) -> bool {
+    match node.state {
+        NodeState::Uninitialized => false,
+        NodeState::Failed => node.kept_until.is_some(),
+        NodeState::Preparing
+        | NodeState::Copying
+        | NodeState::CatchingUp
+        | NodeState::Synchronized
+        | NodeState::Diverged
+        | NodeState::Reinitializing => true,
+    }
 }
 
 /// The state; `None` for a node that is only a source.
@@ -292,6 +321,28 @@ mod tests {
     }
 
     #[test]
+    fn a_node_is_a_replica_and_initialised_only_where_that_is_true() {
+        let of = |state| {
+            let mut view = node("node_b", state);
+            view.source_node = Some(id("node_a"));
+            view.init_started_at = Some(at(0));
+            view
+        };
+        let copying = of(NodeState::Copying);
+        assert_eq!(initialised(&copying).unwrap().0, "init began");
+        let mut failed = of(NodeState::Failed);
+        assert_eq!(initialised(&failed).unwrap().0, "last init");
+        assert_eq!(role(&failed), None);
+        failed.kept_until = Some(at(1));
+        assert_eq!(role(&failed).unwrap(), "replica of node_a");
+        let mut cancelled = of(NodeState::Uninitialized);
+        cancelled.init_completed_at = Some(at(5));
+        assert_eq!(initialised(&cancelled).unwrap().0, "last init");
+        cancelled.state = NodeState::Synchronized;
+        assert_eq!(initialised(&cancelled).unwrap().0, "initialised");
+    }
+
+    #[test]
     fn the_next_step_is_one_that_helps() {
         let mut failed = node("node_b", NodeState::Failed);
         failed.source_node = Some(id("node_a"));
@@ -299,6 +350,16 @@ mod tests {
         assert_eq!(
             next_steps(&failed, Some(&fault))[0],
             "steep-repl init node_b --from node_a --force"
+        );
+        let pending = Fault::new(FaultKind::Failed, "stopped").hint("or use --force-cleanup");
+        assert_eq!(
+            next_steps(&failed, Some(&pending))[0],
+            "steep-repl init node_b --from node_a"
+        );
+        failed.error_message = Some("given up: init cancel --force-cleanup removes it".to_owned());
+        assert_eq!(
+            next_steps(&failed, None),
+            ["steep-repl init cancel --node node_b --force-cleanup"]
         );
         failed.kept_until = Some(at(0));
         assert_eq!(

@@ -1,5 +1,6 @@
 //! The last word about a job.
 
+use steep_protocol::NodeState;
 use steep_protocol::message::api::{EndView, PhaseSeconds, Report, TableTime};
 use steep_protocol::message::job::Method;
 
@@ -27,8 +28,13 @@ pub(crate) fn end(view: &EndView, paint: Paint) -> String {
         Some(fault) => {
             let mut fault = fault.clone();
             fault.node.get_or_insert_with(|| view.node_id.clone());
+            // "node_b failed after", but "node_b is uninitialized after".
+            let is = match view.state {
+                NodeState::Failed => "",
+                _ => "is ",
+            };
             format!(
-                "{}\n{} is {} after {}\n",
+                "{}\n{} {is}{} after {}\n",
                 failure::render(&fault, paint),
                 paint.bold(view.node_id.as_str()),
                 state(view.state, paint),

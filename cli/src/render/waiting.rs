@@ -11,6 +11,7 @@ pub(crate) fn waiting(view: &WaitingView) -> String {
         WaitsFor::Agent => format!("waiting for {node}'s agent"),
         WaitsFor::Postgresql => format!("waiting for {node}'s PostgreSQL"),
         WaitsFor::Retry => format!("waiting to try again on {node}"),
+        WaitsFor::Subscription => format!("waiting for {node}'s subscription to connect"),
     };
     text.push_str(&format!(", {}", span(view.for_seconds)));
     if let Some(next) = view.next_try_seconds {

@@ -137,7 +137,12 @@ impl ConnectionTask {
             let effect = tokio::select! {
                 reply = all.next() => match reply {
                     Ok(Some(reply)) => {
+                        let back = detail.is_none() && self.shows_one_of(&reply);
                         self.reply(reply).await?;
+                        // A removed node ends the stream, and may come back with another job.
+                        if let (true, Some(node)) = (back, self.detail.clone()) {
+                            detail = self.look(node).await;
+                        }
                         continue;
                     }
                     Ok(None) => return Ok(ended()),
@@ -181,6 +186,15 @@ impl ConnectionTask {
                 Effect::Quit | Effect::Redraw => {}
             }
         }
+    }
+
+    /// Whether the node in detail is among those.
+    fn shows_one_of(&self, reply: &ApiReply) -> bool {
+        let ApiReply::Nodes(nodes) = reply else {
+            return false;
+        };
+        let detail = self.detail.as_ref();
+        nodes.iter().any(|view| Some(&view.node_id) == detail)
     }
 
     async fn look(&self, node: NodeId) -> Option<Replies> {

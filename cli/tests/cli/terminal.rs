@@ -69,7 +69,7 @@ fn ctrl_c_asks_and_c_cancels() {
 
 #[test]
 fn ctrl_c_then_l_or_ctrl_c_again_leaves_the_job_running() {
-    for (answer, code) in [(Some("l"), 0), (None, 1)] {
+    for (answer, code) in [(Some("l"), 0), (None, 0)] {
         let coordinator = endless();
         let mut terminal = OnTerminal::start(&coordinator, "init node_b --from node_a");
         terminal.wait_for("4 workers");
@@ -82,7 +82,34 @@ fn ctrl_c_then_l_or_ctrl_c_again_leaves_the_job_running() {
         terminal.wait_for("init progress --node node_b --follow");
         assert_eq!(terminal.code(), code);
         assert_eq!(cancels(&coordinator), 0);
+        // The way back stands on lines of its own, below the question.
+        let screen = terminal.screen().screen().contents();
+        let after: Vec<&str> = screen.split("[c/l/w]").collect();
+        assert_eq!(after.len(), 2, "{screen}");
+        let mut lines = after[1].lines().skip(1);
+        assert!(
+            lines.any(|line| line.starts_with("node_b: the job goes on")),
+            "{screen}"
+        );
+        assert!(!after[1].contains("workers"), "bars again: {screen}");
     }
+}
+
+#[test]
+fn who_follows_the_progress_of_a_job_leaves_with_ctrl_c_and_is_not_asked() {
+    let coordinator = Coordinator::start(|request| match request {
+        ApiRequest::Progress { .. } => vec![
+            Step::Say(progress("node_b", NodeState::Copying, Phase::Copy)),
+            Step::Hold,
+        ],
+        _ => all(vec![]),
+    });
+    let mut terminal = OnTerminal::start(&coordinator, "init progress --node node_b --follow");
+    terminal.wait_for("4 workers");
+    terminal.signal(Signal::INT);
+    terminal.wait_for("the job goes on");
+    assert_eq!(terminal.code(), 0);
+    assert!(!terminal.written().contains("[c/l/w]"));
 }
 
 #[test]

@@ -369,7 +369,7 @@ impl<S: Store> Driver<S> {
         record.error_message = reason.map(str::to_owned);
         let record = record.clone();
         self.out.writes.push(Write::Node(Box::new(record.clone())));
-        let change = format!("{node}: {from} to {to}");
+        let change = format!("{node}: from {from} to {to}");
         let note = match reason {
             Some(reason) => Note::warn("init.state_change", format!("{change}: {reason}"))
                 .field("reason", reason),

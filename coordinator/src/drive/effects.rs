@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use steep_protocol::message::agent::{CoordinatorMessage, MissingObjects};
 use steep_protocol::message::api::{Afterwards, ApiReply};
 use steep_protocol::message::facts::{Finding, Severity};
+use steep_protocol::message::job::CancelledData;
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeState, Phase};
 
 use super::jobs::table_events;
@@ -155,7 +156,7 @@ impl<S: Store> Driver<S> {
         }
         self.out.writes.push(Write::Node(Box::new(record.clone())));
         let note = note.field("from", from).field("to", to);
-        self.log(note.text(format!("{target}: {from} to {to}")), now);
+        self.log(note.text(format!("{target}: from {from} to {to}")), now);
         self.mirror(&target, now);
     }
 
@@ -296,6 +297,7 @@ impl<S: Store> Driver<S> {
         let completed = completed_at.is_some_and(|at| at >= accepted_at);
         let stopped_in = last_phase(&live.job);
         let waiting = std::mem::take(&mut live.waiting);
+        let given_up = !live.left_on.is_empty();
         let left = std::mem::take(&mut live.given_up);
         let counted = live.copied.counted().done;
         let seconds = live.job.elapsed_seconds(now);
@@ -312,18 +314,14 @@ impl<S: Store> Driver<S> {
                 let note = note.field("hint", &fault.hint);
                 (Some(fault), note)
             }
-            Finish::Cancelled => {
-                let what = if completed {
-                    "slot, publication and subscription are removed; tables, rows and settings stay"
-                } else {
-                    "everything that the job created is removed"
-                };
+            Finish::Cancelled(data) => {
+                let what = cancelled(data, completed, given_up);
                 let text = format!("cancelled by {operator}; {what}");
                 let note = Note::info("init.cancelled", text.clone()).field("operator", &operator);
                 (Some(Fault::new(FaultKind::Cancelled, text)), note)
             }
             Finish::CancelPending(fault) => {
-                let text = format!("cancelled by {operator}; {}", fault.hint);
+                let text = format!("cancelled by {operator}; {}", fault.message);
                 let note = Note::warn("init.cleanup_pending", text.clone());
                 let note = note.field("operator", &operator).stopped_in(stopped_in);
                 self.replied(waiting, &Err(fault.clone()));
@@ -392,15 +390,38 @@ impl<S: Store> Driver<S> {
             return;
         };
         let (target, afterwards) = (live.job.spec.target.clone(), live.afterwards);
-        if matches!(live.job.stage, Stage::Closed(Closed::Failed(_))) {
+        let job = live.job.clone();
+        let stays = live.left_on.clone();
+        if !matches!(job.stage, Stage::Closed(Closed::Synchronized)) {
+            for side in Side::BOTH.into_iter().filter(|side| !stays.contains(side)) {
+                self.unlist_job(&job, side, now);
+            }
+        }
+        if matches!(job.stage, Stage::Closed(Closed::Failed(_))) {
             let text = "everything that the failed job had created is removed";
-            let note = Note::info("init.cleanup_completed", text).job(&live.job);
+            let note = Note::info("init.cleanup_completed", text).job(&job);
             self.log(note, now);
         }
         self.out.closed.push(id);
         if afterwards == Afterwards::Forget {
             self.forget_node(&target, now);
         }
+    }
+}
+
+/// What a cancel has done.
+fn cancelled(data: CancelledData, completed: bool, given_up: bool) -> &'static str {
+    match (given_up, completed, data) {
+        (true, _, _) => {
+            "what could be reached is removed; what stays is in the events init.given_up"
+        }
+        (false, true, _) => {
+            "slot, publication and subscription are removed; tables, rows and settings stay"
+        }
+        (false, false, CancelledData::Keep) => {
+            "slot, publication and subscription are removed; tables and rows are kept"
+        }
+        (false, false, CancelledData::Remove) => "everything that the job created is removed",
     }
 }
 

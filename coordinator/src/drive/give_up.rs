@@ -4,7 +4,7 @@
 
 use jiff::Timestamp;
 use steep_protocol::message::api::Afterwards;
-use steep_protocol::message::job::CancelledData;
+use steep_protocol::message::job::{CancelledData, Method};
 use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState};
 
 use super::effects::removed;
@@ -42,7 +42,7 @@ impl<S: Store> Driver<S> {
         match live {
             Some(id) => self.give_up_job(id, wanted, operator, ticket, now)?,
             None => {
-                let plan = self.sweep_plan(node);
+                let plan = self.sweep_plan(node, now);
                 let mut left = plan.left;
                 if afterwards == Afterwards::Forget {
                     left.extend(self.followers_left(node));
@@ -69,7 +69,8 @@ impl<S: Store> Driver<S> {
             .get(node)
             .and_then(|record| record.lineage.clone());
         let forgotten = forgotten_here(&lineage.unwrap_or_default());
-        forgotten.iter().any(|known| self.is_forgotten(known.id))
+        let mut forgotten = forgotten.iter();
+        forgotten.any(|known| self.is_forgotten(known.id, node))
     }
 
     fn check_give_up(
@@ -96,7 +97,7 @@ impl<S: Store> Driver<S> {
             return Err(Fault::new(FaultKind::Failed, text).on(node).hint(hint));
         }
         let nothing = state == NodeState::Uninitialized && self.live_job(node).is_none();
-        if nothing && self.sweep_plan(node) == Plan::default() {
+        if nothing && self.sweep_plan(node, now) == Plan::default() {
             let text = "no leftovers are known on it or on its source";
             let hint = "see steep-repl status for what its agent reports";
             return Err(Fault::new(FaultKind::Failed, text).on(node).hint(hint));
@@ -157,9 +158,21 @@ impl<S: Store> Driver<S> {
         let Some(live) = self.jobs.get_mut(&id) else {
             return;
         };
-        let node = side.node(&live.job.spec);
-        let text = left_behind(node, side, live.job.replication().name().as_str(), why);
+        let job = &live.job;
+        let node = side.node(&job.spec);
+        let record = self.nodes.get(&job.spec.target);
+        let completed = record.and_then(|record| record.init_completed_at);
+        let remains = match (side, job.spec.method) {
+            (Side::Source, _) => Remains::Publisher,
+            (Side::Target, Method::Backup) => Remains::Subscriber,
+            (Side::Target, _) if completed.is_some_and(|at| at >= job.accepted_at) => {
+                Remains::Subscriber
+            }
+            (Side::Target, _) => Remains::Tables(job.id),
+        };
+        let text = left_behind(node, remains, job.replication().name().as_str(), why);
         live.given_up.push(text.clone());
+        live.left_on.push(side);
         let note = Note::warn("init.given_up", text)
             .job(&live.job)
             .field("cleanup_on", node);
@@ -197,18 +210,60 @@ impl<S: Store> Driver<S> {
     }
 }
 
-pub(super) fn left_behind(node: &NodeId, side: Side, name: &str, why: &str) -> String {
-    match side {
-        Side::Target => format!(
+/// What stays on a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Remains {
+    /// The source's end of a replication.
+    Publisher,
+    /// The target's end of a replication whose copy is complete.
+    Subscriber,
+    /// What a job made on its target, with the tables that it had not completed.
+    Tables(JobId),
+}
+
+pub(super) fn left_behind(node: &NodeId, remains: Remains, name: &str, why: &str) -> String {
+    let drop_subscription = format!(
+        "ALTER SUBSCRIPTION {name} DISABLE, then SET (slot_name = NONE), then DROP SUBSCRIPTION {name}"
+    );
+    match remains {
+        Remains::Subscriber => format!(
             "on {node} subscription {name}, its origin and its rows in steep_repl remain ({why}). To \
-             remove the subscription: ALTER SUBSCRIPTION {name} DISABLE, then SET (slot_name = NONE), \
-             then DROP SUBSCRIPTION {name}"
+             remove the subscription: {drop_subscription}"
         ),
-        Side::Source => format!(
+        Remains::Tables(job) => format!(
+            "on {node} the tables and rows of job {job}, its records in steep_repl and, if it had come so \
+             far, subscription {name} remain ({why}). The trigger steep_repl_keep_out refuses writes to \
+             those tables. Once the agent of {node} is back, steep-repl init cancel --node {node} \
+             --force-cleanup removes all of it, with --keep-data all but tables and rows. Without an \
+             agent: DROP FUNCTION steep_repl.keep_out_{job}() CASCADE removes the triggers; for the \
+             subscription, {drop_subscription}"
+        ),
+        Remains::Publisher => format!(
             "on {node} slot and publication {name} remain ({why}), and the slot keeps WAL. To remove \
              them as a superuser: if the slot is in use, SELECT pg_terminate_backend(active_pid) FROM \
              pg_replication_slots WHERE slot_name = '{name}'; then SELECT \
              pg_drop_replication_slot('{name}') and DROP PUBLICATION {name}"
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stays_of_an_unfinished_job_is_named_with_the_command_that_removes_it() {
+        let node = NodeId::parse("node_b").unwrap();
+        let text =
+            |remains| left_behind(&node, remains, "steep_repl_1", "its agent has no session");
+        let tables = text(Remains::Tables(JobId(1)));
+        for said in [
+            "tables and rows of job",
+            "steep_repl_keep_out",
+            "steep-repl init cancel --node node_b --force-cleanup",
+        ] {
+            assert!(tables.contains(said), "{tables}");
+        }
+        assert!(!text(Remains::Subscriber).contains("keep_out"));
     }
 }

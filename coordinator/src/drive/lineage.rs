@@ -12,6 +12,7 @@ use super::drift::ANEW;
 use super::log::Note;
 use crate::job::lineage::{Around, Known, Sight};
 use crate::job::state::{NodeEvent, transition};
+use crate::job::{Closed, Stage};
 use crate::store::{NodeRecord, Store, Write};
 
 impl<S: Store> Driver<S> {
@@ -135,12 +136,13 @@ impl<S: Store> Driver<S> {
             return;
         };
         let Some((subscription, replication)) = own_subscription(&lineage) else {
-            if let Some(job) = lineage.jobs.iter().find(|job| self.is_forgotten(**job)) {
+            let forgotten = |job: &&JobId| self.is_forgotten(**job, node);
+            if let Some(job) = lineage.jobs.iter().find(forgotten) {
                 self.found_unfinished(node, *job, now);
             }
             return;
         };
-        if !self.is_forgotten(replication) {
+        if !self.is_forgotten(replication, node) {
             return;
         }
         let mirrored = lineage.mirrored.as_ref();
@@ -157,18 +159,23 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// Whether this coordinator does not remember that job. One just swept counts as remembered, since
-    /// a lineage read earlier may still list it.
-    pub(super) fn is_forgotten(&mut self, job: JobId) -> bool {
+    /// Whether this coordinator does not remember that job, or has given up what it left on that node. A
+    /// job that was removed from there counts as remembered, since a lineage read earlier may still list it.
+    pub(super) fn is_forgotten(&mut self, job: JobId, node: &NodeId) -> bool {
         let known = self
             .nodes
             .values()
             .any(|record| record.job == Some(job) || record.replication == Some(job));
-        if known || self.swept.contains(&job) || self.jobs.contains_key(&job) {
+        let removed = self.swept.contains_key(&(job, node.clone()));
+        if known || removed || self.jobs.contains_key(&job) {
             return false;
         }
         match self.store.job(job) {
-            Ok(stored) => stored.is_none(),
+            Ok(None) => true,
+            Ok(Some(stored)) => matches!(
+                stored.job.stage,
+                Stage::Closed(Closed::Cancelled | Closed::Failed(_))
+            ),
             Err(error) => {
                 tracing::warn!(job_id = %job, %error, "the job cannot be read from the store");
                 false
@@ -224,7 +231,7 @@ impl<S: Store> Driver<S> {
         record.error_message = Some(reason.clone());
         let record = record.clone();
         self.out.writes.push(Write::Node(Box::new(record.clone())));
-        let text = format!("{node}: {from} to {to}: {reason}");
+        let text = format!("{node}: from {from} to {to}: {reason}");
         let note = Note::warn("node.adopted", text)
             .node(node)
             .of(Some(source), record.job)
@@ -237,8 +244,8 @@ impl<S: Store> Driver<S> {
     /// Fails a node with an unfinished job that this coordinator does not remember.
     fn found_unfinished(&mut self, node: &NodeId, job: JobId, now: Timestamp) {
         let reason = format!(
-            "tables here belong to job {job}, which this coordinator does not remember: steep-repl \
-             init cancel --node {node} --force-cleanup removes what it created"
+            "tables here belong to job {job}, which this coordinator does not remember or has given up: \
+             steep-repl init cancel --node {node} --force-cleanup removes what it created"
         );
         self.fail_without_job(node, job, reason, now);
     }
@@ -272,11 +279,14 @@ impl<S: Store> Driver<S> {
         record.state = to;
         record.error_message = Some(reason.clone());
         self.out.writes.push(Write::Node(Box::new(record.clone())));
-        let note = Note::warn("node.adopted", format!("{node}: {from} to {to}: {reason}"))
-            .node(node)
-            .of(None, Some(job))
-            .field("from", from)
-            .field("to", to);
+        let note = Note::warn(
+            "node.adopted",
+            format!("{node}: from {from} to {to}: {reason}"),
+        )
+        .node(node)
+        .of(None, Some(job))
+        .field("from", from)
+        .field("to", to);
         self.log(note, now);
         self.mirror(node, now);
     }

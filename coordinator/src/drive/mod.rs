@@ -119,6 +119,8 @@ struct Live {
     end: Option<Arc<EndView>>,
     /// What was given up, a sentence each.
     given_up: Vec<String>,
+    /// The sides on which something was given up.
+    left_on: Vec<Side>,
     /// Whether to forget its node once the job is closed.
     afterwards: Afterwards,
     /// The last error of a cleanup, by side. Cleanups are retried; only another error is logged.
@@ -201,8 +203,9 @@ pub struct Driver<S> {
     unseen_grace: Duration,
     /// Pairs of nodes that were reported as one database.
     aliases_told: BTreeSet<(NodeId, NodeId)>,
-    /// Jobs whose leftovers were removed; agents may still list them for some seconds.
-    swept: BTreeSet<JobId>,
+    /// When the objects of these jobs were removed from these nodes; agents may still list them for some
+    /// seconds.
+    swept: BTreeMap<(JobId, NodeId), Timestamp>,
     /// The health of nodes that follow.
     following: BTreeMap<NodeId, following::Following>,
     /// How long columns must differ before that is drift.
@@ -292,7 +295,7 @@ impl<S: Store> Driver<S> {
             unseen: BTreeMap::new(),
             unseen_grace: UNSEEN_GRACE,
             aliases_told: BTreeSet::new(),
-            swept: BTreeSet::new(),
+            swept: BTreeMap::new(),
             following: BTreeMap::new(),
             drift_grace: DRIFT_GRACE,
             next_command: loaded.next_command,

@@ -229,7 +229,7 @@ impl<S: Store> Driver<S> {
             NodeState::Failed => self.holds_forgotten(node),
             // Its replication is in use.
             NodeState::Synchronized => false,
-            _ => self.has_leftovers(node),
+            _ => self.has_leftovers(node, now),
         };
         let Some(record) = self
             .nodes
@@ -256,7 +256,7 @@ impl<S: Store> Driver<S> {
         record.missing = MissingObjects::default();
         let record = record.clone();
         self.out.writes.push(Write::Node(Box::new(record.clone())));
-        let change = Note::info("init.state_change", format!("{node}: {state} to {to}"))
+        let change = Note::info("init.state_change", format!("{node}: from {state} to {to}"))
             .node(node)
             .of(None, record.job)
             .field("from", state)

@@ -93,6 +93,7 @@ impl<S: Store> Driver<S> {
             end: None,
             complaints: Vec::new(),
             given_up: Vec::new(),
+            left_on: Vec::new(),
             afterwards: Afterwards::Keep,
             heard: now,
             published: now,

@@ -1,6 +1,7 @@
 //! Leftovers of forgotten jobs, which this coordinator does not remember: finds and removes them.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::{Command, SourceCommand, TargetCommand};
@@ -11,13 +12,18 @@ use steep_protocol::message::lineage::{Lineage, Tool};
 use steep_protocol::{Fault, JobId, NodeId, NodeState};
 
 use super::effects::removed;
-use super::give_up::left_behind;
+use super::give_up::{Remains, left_behind};
 use super::log::Note;
 use super::query::Purpose;
 use super::{Driver, Ticket};
-use crate::job::Side;
 use crate::job::state::{NodeEvent, transition};
+use crate::job::time::after;
+use crate::job::{Job, Side};
 use crate::store::{NodeRecord, Store, Write};
+
+/// How long an agent may still list what was removed: it looks every five seconds, and a look that is under
+/// way may take five more.
+const LISTED_STILL: Duration = Duration::from_secs(20);
 
 /// Leftovers being removed, one at a time.
 pub(super) struct Sweep {
@@ -61,7 +67,7 @@ impl<S: Store> Driver<S> {
     }
 
     /// Plans the removal of all leftovers on a node.
-    pub(super) fn sweep_plan(&self, node: &NodeId) -> Plan {
+    pub(super) fn sweep_plan(&self, node: &NodeId, now: Timestamp) -> Plan {
         let mut plan = Plan::default();
         let Some(record) = self.nodes.get(node) else {
             return plan;
@@ -76,7 +82,8 @@ impl<S: Store> Driver<S> {
         }
         replications.retain(|replication| !self.is_used(replication.id, node));
         for replication in &replications {
-            let here = is_here(&lineage, replication.id);
+            let here =
+                is_here(&lineage, replication.id) && !self.just_swept(replication.id, node, now);
             if here && self.registry.is_online(node) {
                 plan.steps.push_back(Removal {
                     on: node.clone(),
@@ -86,11 +93,12 @@ impl<S: Store> Driver<S> {
             } else if here {
                 let name = replication.name();
                 let why = "its agent has no session";
+                let remains = target_remains(&lineage, replication.id);
                 plan.left
-                    .push(left_behind(node, Side::Target, name.as_str(), why));
+                    .push(left_behind(node, remains, name.as_str(), why));
             }
             let known = (plan.steps.len(), plan.left.len());
-            self.plan_publishers(node, replication, &mut plan);
+            self.plan_publishers(node, replication, &mut plan, now);
             if here && known == (plan.steps.len(), plan.left.len()) {
                 plan.left.push(unseen_publisher(replication));
             }
@@ -103,7 +111,7 @@ impl<S: Store> Driver<S> {
             let Some(job) = ReplicationNames::parse(slot) else {
                 continue;
             };
-            if !self.is_used(job, node) {
+            if !self.is_used(job, node) && !self.just_swept(job, node, now) {
                 self.plan_own_slot(node, job, &mut plan);
             }
         }
@@ -111,7 +119,13 @@ impl<S: Store> Driver<S> {
     }
 
     /// Plans the removal of a forgotten subscription's slot and publication.
-    fn plan_publishers(&self, node: &NodeId, replication: &Replication, plan: &mut Plan) {
+    fn plan_publishers(
+        &self,
+        node: &NodeId,
+        replication: &Replication,
+        plan: &mut Plan,
+        now: Timestamp,
+    ) {
         let publishes = |record: &&NodeRecord| {
             let agent = self.registry.get(&record.id);
             let observed = agent.is_some_and(|agent| agent.slot(replication.id).is_some());
@@ -120,7 +134,9 @@ impl<S: Store> Driver<S> {
                 lineage.slots.iter().any(|known| known == slot)
                     || lineage.publications.contains(&replication.id)
             });
-            record.id != *node && (observed || told)
+            record.id != *node
+                && (observed || told)
+                && !self.just_swept(replication.id, &record.id, now)
         };
         for record in self.nodes.values().filter(publishes) {
             if self.registry.is_online(&record.id) {
@@ -131,8 +147,12 @@ impl<S: Store> Driver<S> {
                 });
             } else {
                 let (name, why) = (replication.name(), "its agent has no session");
-                plan.left
-                    .push(left_behind(&record.id, Side::Source, name.as_str(), why));
+                plan.left.push(left_behind(
+                    &record.id,
+                    Remains::Publisher,
+                    name.as_str(),
+                    why,
+                ));
             }
         }
     }
@@ -167,8 +187,14 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    pub(super) fn has_leftovers(&self, node: &NodeId) -> bool {
-        self.sweep_plan(node) != Plan::default()
+    pub(super) fn has_leftovers(&self, node: &NodeId, now: Timestamp) -> bool {
+        self.sweep_plan(node, now) != Plan::default()
+    }
+
+    /// Whether a job's objects were removed from the node so recently that its agent may still list them.
+    fn just_swept(&self, job: JobId, node: &NodeId, now: Timestamp) -> bool {
+        let at = self.swept.get(&(job, node.clone()));
+        at.is_some_and(|at| now < after(*at, LISTED_STILL))
     }
 
     /// Starts the next removal; after the last one, resets the node.
@@ -189,22 +215,30 @@ impl<S: Store> Driver<S> {
         if let Some(step) = sweep.steps.pop_front() {
             let name = step.replication.name();
             match failed {
-                Some(fault) => sweep.left.push(left_behind(
-                    &step.on,
-                    step.side,
-                    name.as_str(),
-                    &fault.message,
-                )),
-                None => self.unlist(&step),
+                Some(fault) => {
+                    let remains = match step.side {
+                        Side::Source => Remains::Publisher,
+                        Side::Target => {
+                            let record = self.nodes.get(&step.on);
+                            let lineage = record.and_then(|r| r.lineage.as_deref().cloned());
+                            target_remains(&lineage.unwrap_or_default(), step.replication.id)
+                        }
+                    };
+                    let why = &fault.message;
+                    sweep
+                        .left
+                        .push(left_behind(&step.on, remains, name.as_str(), why));
+                }
+                None => self.unlist(&step, now),
             }
         }
         self.sweep(sweep, now);
     }
 
     /// Removes it from the node's lineage, and notes it in case a lineage read earlier still arrives.
-    fn unlist(&mut self, step: &Removal) {
+    fn unlist(&mut self, step: &Removal, now: Timestamp) {
         let job = step.replication.id;
-        self.swept.insert(job);
+        self.swept.insert((job, step.on.clone()), now);
         let Some(record) = self.nodes.get_mut(&step.on) else {
             return;
         };
@@ -227,6 +261,28 @@ impl<S: Store> Driver<S> {
             }
         }
         self.out.writes.push(Write::Node(Box::new(record.clone())));
+    }
+
+    /// The job itself has removed what it made on that side.
+    pub(super) fn unlist_job(&mut self, job: &Job, side: Side, now: Timestamp) {
+        let on = side.node(&job.spec).clone();
+        self.swept.insert((job.id, on.clone()), now);
+        let replication = job.replication();
+        // A prepared slot may stay.
+        if side == Side::Target || replication.id == job.id {
+            let step = Removal {
+                on,
+                replication,
+                side,
+            };
+            self.unlist(&step, now);
+        }
+        if side == Side::Target
+            && let Some(record) = self.nodes.get_mut(side.node(&job.spec))
+            && let Some(lineage) = &mut record.lineage
+        {
+            lineage.jobs.retain(|other| *other != job.id);
+        }
     }
 
     fn sweep_over(&mut self, sweep: Sweep, now: Timestamp) {
@@ -279,7 +335,8 @@ impl<S: Store> Driver<S> {
         let record = record.clone();
         self.following.remove(node);
         self.out.writes.push(Write::Node(Box::new(record)));
-        let note = Note::info("init.state_change", format!("{node}: {from} to {to}")).node(node);
+        let note =
+            Note::info("init.state_change", format!("{node}: from {from} to {to}")).node(node);
         self.log(note.field("from", from).field("to", to), now);
         self.mirror(node, now);
     }
@@ -316,6 +373,15 @@ pub(super) fn forgotten_here(lineage: &Lineage) -> Vec<Replication> {
         }
     }
     found
+}
+
+/// What a forgotten job leaves on its target: its row in `steep_repl` goes once its tables are complete.
+fn target_remains(lineage: &Lineage, job: JobId) -> Remains {
+    if lineage.jobs.contains(&job) {
+        Remains::Tables(job)
+    } else {
+        Remains::Subscriber
+    }
 }
 
 fn is_here(lineage: &Lineage, job: JobId) -> bool {

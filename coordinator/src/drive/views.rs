@@ -12,7 +12,7 @@ use steep_protocol::message::api::{
 use steep_protocol::message::job::ReplicationNames;
 use steep_protocol::{ByteCount, Fault, JobId, NodeId, NodeState, RowCount};
 
-use super::{Driver, Feed, Follow};
+use super::{Driver, Feed, Follow, Live};
 use crate::job::Job;
 use crate::job::progress::{Detail, current_phase};
 use crate::job::report::{phase_times, report, warnings};
@@ -33,7 +33,9 @@ impl<S: Store> Driver<S> {
     ) -> Vec<NodeView> {
         let mut replicas: BTreeMap<&NodeId, Vec<NodeId>> = BTreeMap::new();
         for record in self.nodes.values() {
-            if let Some(source) = &record.source {
+            if let Some(source) = &record.source
+                && self.has_rows_of_source(record)
+            {
                 replicas.entry(source).or_default().push(record.id.clone());
             }
         }
@@ -43,6 +45,13 @@ impl<S: Store> Driver<S> {
                 ..self.node_view(record, now)
             })
             .collect()
+    }
+
+    /// Whether a node has rows of its source, or is to get them. A failed job that kept nothing leaves none.
+    fn has_rows_of_source(&self, record: &NodeRecord) -> bool {
+        let live = record.job.and_then(|id| self.jobs.get(&id));
+        record.state != NodeState::Failed
+            || live.is_some_and(|live| live.job.kept_until().is_some())
     }
 
     /// A view of a node without its replicas.
@@ -76,7 +85,7 @@ impl<S: Store> Driver<S> {
             missing_objects: record.missing.total,
             unseen_since: self.unseen_since(&record.id),
             warnings: self.warnings(record),
-            waiting: live.and_then(|live| self.waiting(&live.job, now)),
+            waiting: live.and_then(|live| self.waiting(live, now)),
             kept_until: live.and_then(|live| live.job.kept_until()),
             replicas: Vec::new(),
             subscription_name: record
@@ -88,8 +97,9 @@ impl<S: Store> Driver<S> {
     }
 
     /// What a job waits for.
-    fn waiting(&self, job: &Job, now: Timestamp) -> Option<WaitingView> {
-        retry::waiting(job, &self.rules.patience, now)
+    fn waiting(&self, live: &Live, now: Timestamp) -> Option<WaitingView> {
+        retry::waiting(&live.job, &self.rules.patience, now)
+            .or_else(|| live.health.waiting(&live.job, now))
     }
 
     /// How a job ended.
@@ -151,7 +161,7 @@ impl<S: Store> Driver<S> {
         };
         let state = self.state_of(&live.job.spec.target);
         let mut view = live.view(state, Detail::Active, now);
-        view.detail.waiting = self.waiting(&live.job, now);
+        view.detail.waiting = self.waiting(live, now);
         let Some(live) = self.jobs.get_mut(&id) else {
             return false;
         };
@@ -190,7 +200,7 @@ impl<S: Store> Driver<S> {
         Some(ProgressView {
             detail: ProgressDetail {
                 history,
-                waiting: self.waiting(&live.job, now),
+                waiting: self.waiting(live, now),
                 ..view.detail
             },
             ..view

@@ -77,6 +77,12 @@ impl ApplyWatch {
         *self = Self::default();
     }
 
+    /// Since when no worker was seen.
+    #[must_use]
+    pub fn absent_since(&self) -> Option<Timestamp> {
+        self.absent
+    }
+
     /// The health as of the last observation.
     #[must_use]
     pub fn health(&self, now: Timestamp) -> ApplyHealth {

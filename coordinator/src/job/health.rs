@@ -11,13 +11,16 @@ use jiff::Timestamp;
 use steep_protocol::message::agent::{
     Carried, EnumLabels, Observed, SlotStatus, SubscriptionStatus, SubscriptionWiring,
 };
+use steep_protocol::message::api::{WaitingView, WaitsFor};
 use steep_protocol::message::job::Method;
 use steep_protocol::{ByteCount, Fault, FaultKind};
 
 use super::apply_health::{ABSENT, ApplyHealth, ApplyWatch};
 use super::membership;
 use super::preflight::text::bytes;
+use super::retry::seconds;
 use super::standing::{Health, Part, Word};
+use super::time::after;
 use super::{Job, Side, Stage, Step};
 
 /// The default limit on the WAL that a job's slot holds back: 3 MB of WAL a second for a day, the default
@@ -30,6 +33,10 @@ pub const SNAPSHOT_AGE_MAX: Duration = Duration::from_secs(48 * 3600);
 
 /// Most tables named in one fault.
 const TABLES_NAMED: usize = 5;
+
+/// A subscription without a worker is mentioned after this long: a worker that ended is started again within
+/// five seconds (`wal_retrieve_retry_interval`).
+const ABSENT_SHOWN: Duration = Duration::from_secs(6);
 
 /// What a job may cost its source before it is stopped (G5). `None` means no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +65,8 @@ pub struct JobHealth {
     /// Enum types that the source publishes.
     labels: Vec<EnumLabels>,
     apply: ApplyWatch,
+    /// What is known of the subscription's errors.
+    trouble: Option<String>,
 }
 
 impl JobHealth {
@@ -105,6 +114,36 @@ impl JobHealth {
             (Side::Source | Side::Target, Ok(_)) => None,
         };
         fault.map(|fault| fault.on(side.node(&job.spec)))
+    }
+
+    /// The job waits for its subscription, which has no worker: none can be started, or none stays.
+    #[must_use]
+    pub fn waiting(&self, job: &Job, now: Timestamp) -> Option<WaitingView> {
+        let since = self.apply.absent_since()?;
+        match &job.stage {
+            Stage::Working(step) if *step >= Step::Converge => {}
+            _ => return None,
+        }
+        if now < after(since, ABSENT_SHOWN) {
+            return None;
+        }
+        let target = &job.spec.target;
+        let why = match &self.trouble {
+            Some(trouble) => trouble.clone(),
+            None => format!("the reason is in the log of PostgreSQL on {target}"),
+        };
+        Some(WaitingView {
+            node_id: target.clone(),
+            what: WaitsFor::Subscription,
+            for_seconds: seconds(since, now),
+            tries: 0,
+            next_try_seconds: None,
+            gives_up_seconds: seconds(now, after(since, ABSENT)),
+            reason: format!(
+                "the subscription {} has no worker; {why}",
+                job.replication().name()
+            ),
+        })
     }
 
     /// The publication, on the source. The slot outlives it, so it is judged separately.
@@ -168,6 +207,7 @@ impl JobHealth {
             }
             SubscriptionWiring::Sound | SubscriptionWiring::Unmarked => {}
         }
+        self.trouble.clone_from(&own.trouble);
         let what = match self.apply.observe(own, now) {
             ApplyHealth::Well => return Health::Good,
             ApplyHealth::Unseen | ApplyHealth::Wavering => return Health::Unknown,

@@ -207,8 +207,7 @@ pub fn waiting(job: &Job, patience: &Patience, now: Timestamp) -> Option<Waiting
         if let Presence::Away { since } = job.end(side).presence
             && job.needs(side, step)
         {
-            let reason =
-                "its agent has no session with the coordinator; running transfers continue";
+            let reason = "its agent has no session with the coordinator, which rows that flow between agents do not need";
             return Some(view(side.node(&job.spec), WaitsFor::Agent, since, reason));
         }
     }
@@ -239,7 +238,7 @@ pub fn waiting(job: &Job, patience: &Patience, now: Timestamp) -> Option<Waiting
 }
 
 /// Whole seconds from one point in time to another; 0 if it has passed.
-fn seconds(from: Timestamp, to: Timestamp) -> u64 {
+pub(super) fn seconds(from: Timestamp, to: Timestamp) -> u64 {
     let span = SignedDuration::from_millis(to.as_millisecond() - from.as_millisecond());
     u64::try_from(span.as_secs()).unwrap_or(0)
 }

@@ -99,8 +99,18 @@ pub async fn serve(
         }
     };
     let code = to_its_end(conversation, &node, session, &loop_).await;
+    let code = reason(code, shutdown.is_cancelled() || loop_.is_closed());
     tracing::debug!(node_id = %node, reason = %code, "an agent's session ended");
     connection.close(code);
+}
+
+/// The reason for the agent: a coordinator that stops drops all sessions, and no newer connection
+/// replaces them.
+fn reason(code: CloseCode, stopping: bool) -> CloseCode {
+    match code {
+        CloseCode::Superseded if stopping => CloseCode::ShuttingDown,
+        code => code,
+    }
 }
 
 /// Who ended a session, and why.
@@ -308,6 +318,14 @@ mod tests {
         assert_eq!(of(None).await, Parting::Lost);
         // A silent agent is not waited for.
         assert_eq!(parting(std::future::pending()).await, Parting::Lost);
+    }
+
+    #[test]
+    fn a_stopping_coordinator_does_not_speak_of_a_newer_connection() {
+        let superseded = CloseCode::Superseded;
+        assert_eq!(reason(superseded, false), superseded);
+        assert_eq!(reason(superseded, true), CloseCode::ShuttingDown);
+        assert_eq!(reason(CloseCode::Malformed, true), CloseCode::Malformed);
     }
 
     #[test]

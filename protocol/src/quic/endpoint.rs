@@ -230,7 +230,7 @@ impl Endpoint {
         };
         tokio::time::timeout(DIAL_TIMEOUT, work)
             .await
-            .unwrap_or_else(|_| Err(unreachable("no answer within 5 s".to_owned())))
+            .unwrap_or_else(|_| Err(unreachable("nothing came within 5 s".to_owned())))
     }
 
     /// The listening address, with the port that the kernel chose.

@@ -12,7 +12,7 @@ use crate::wire::{Fault, FaultKind, Retry};
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
     /// The address is in use or not local.
-    #[error("cannot listen on UDP {address}: {source}")]
+    #[error("cannot listen on UDP {address}: {source}; {}", listen_hint(source))]
     Bind {
         /// Where.
         address: SocketAddr,
@@ -25,6 +25,21 @@ pub enum EndpointError {
     /// The TLS configuration lacks what QUIC needs.
     #[error("the TLS configuration cannot be used for QUIC: {0}")]
     Tls(String),
+}
+
+fn listen_hint(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            "stop the process that uses it, or choose another --listen"
+        }
+        std::io::ErrorKind::AddrNotAvailable => {
+            "this machine does not have that address: choose another --listen"
+        }
+        std::io::ErrorKind::PermissionDenied => {
+            "this user may not use that port: choose one above 1023 with --listen"
+        }
+        _ => "choose another --listen",
+    }
 }
 
 /// A connection failed.

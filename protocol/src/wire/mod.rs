@@ -4,6 +4,7 @@
 //! [`close`]. Besides these, [`report_interval`] is how often agents report, [`stored`] is the compression of stored
 //! snapshots, and [`units`] parses sizes and durations.
 
+pub mod address;
 pub mod close;
 pub mod codec;
 pub mod frame;

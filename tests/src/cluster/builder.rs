@@ -199,6 +199,7 @@ impl Builder {
             password: None,
             role: None,
             elsewhere: None,
+            replicates_from: None,
             dials: Dials::default(),
             agent_arguments: arguments.map(|(_, argument)| argument.clone()).collect(),
             dir: dir.to_path_buf(),

@@ -25,6 +25,8 @@ pub struct Node {
     pub(super) role: Option<String>,
     /// The agent's database, if not its own server's.
     pub(super) elsewhere: Option<String>,
+    /// The database that other servers are sent to, if not the agent's own.
+    pub(super) replicates_from: Option<String>,
     pub(super) dials: Dials,
     pub(super) agent_arguments: Vec<String>,
     pub(super) dir: PathBuf,
@@ -104,6 +106,19 @@ impl Node {
         self.password = Some(password);
     }
 
+    /// Sets the database of `--replication-conninfo` from the next start on.
+    pub fn set_replication_database(&mut self, database: Option<&str>) {
+        self.replicates_from = database.map(str::to_owned);
+    }
+
+    fn replication_conninfo(&self) -> String {
+        match &self.replicates_from {
+            // The last of two counts.
+            Some(database) => format!("{} dbname={database}", self.conninfo()),
+            None => self.conninfo(),
+        }
+    }
+
     fn conninfo(&self) -> String {
         match (&self.elsewhere, &self.role) {
             (Some(conninfo), _) => conninfo.clone(),
@@ -148,7 +163,7 @@ impl Node {
                 advertise,
             ])
             .args(["--postgres", &self.local_conninfo()])
-            .args(["--replication-conninfo", &self.conninfo()])
+            .args(["--replication-conninfo", &self.replication_conninfo()])
             .arg("--data-dir")
             .arg(self.dir.join(format!("agent-{}", self.name)))
             .arg("--ca")

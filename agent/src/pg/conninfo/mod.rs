@@ -110,6 +110,14 @@ impl Conninfo {
             .map_err(PgError::Conninfo)
     }
 
+    /// As [`Conninfo::parse`] for another agent's string, which is complete: this process' environment and
+    /// password file belong to another server.
+    pub(crate) fn parse_alone(text: &str) -> Result<Self, PgError> {
+        parse::parse(text)
+            .and_then(|settings| resolve::resolve(&settings, &Environment::default()))
+            .map_err(PgError::Conninfo)
+    }
+
     /// Host, port, user and database, for logs.
     pub(crate) fn redacted(&self) -> String {
         let place: Vec<_> = self.endpoints.iter().map(ToString::to_string).collect();

@@ -71,7 +71,7 @@ impl Settings {
                     "service files are not read; write the connection out".to_owned()
                 }
                 _ => format!(
-                    "{shown:?} is not a key we know; known are {}",
+                    "{shown:?} is not a known key; known are {}",
                     KEYS.join(", ")
                 ),
             });

@@ -23,7 +23,7 @@ pub(crate) async fn run(args: ProgressArgs, context: &Context) -> Result<u8, Fai
         context.terminal,
         vec![args.node.clone()],
     );
-    let left = follower.attach().await;
+    let left = follower.look_on().await;
     client.close().await;
     Ok(left.exit_code())
 }

@@ -8,7 +8,7 @@ mod file;
 
 use steep_protocol::message::api::{ApiReply, ApiRequest};
 use steep_protocol::message::job::TableFilter;
-use steep_protocol::{Identifier, NodeId};
+use steep_protocol::{FaultKind, Identifier, NodeId};
 use steep_schema::Schema;
 
 use super::Context;
@@ -47,6 +47,14 @@ async fn both(
     let there = of_side(remote, schemas, client.as_ref()).await?;
     if let Some(client) = client {
         client.close().await;
+    }
+    let known = |schema: &&Identifier| here.has_schema(schema) || there.has_schema(schema);
+    if let Some(unknown) = schemas.iter().find(|schema| !known(schema)) {
+        let (local, remote) = (local.name(), remote.name());
+        let text =
+            format!("neither {local} nor {remote} has a schema {unknown} with tables or types");
+        return Err(Failure::new(FaultKind::Failed, text)
+            .hint("check the names after --schemas, which are separated by commas"));
     }
     Ok((here, there))
 }

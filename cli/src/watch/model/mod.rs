@@ -274,6 +274,7 @@ impl Model {
                 node.view = view;
             }
             None => {
+                self.forget_job_of(&id);
                 let node = Node {
                     view,
                     progress: None,
@@ -282,6 +283,15 @@ impl Model {
                 };
                 self.nodes.insert(id, node);
             }
+        }
+    }
+
+    /// A removed node comes back without its job.
+    fn forget_job_of(&mut self, node: &NodeId) {
+        if let Some(detail) = &mut self.detail
+            && detail.node == *node
+        {
+            detail.job = None;
         }
     }
 
@@ -327,6 +337,8 @@ impl Model {
             && let Some(node) = &event.node_id
         {
             self.nodes.remove(node);
+            let node = node.clone();
+            self.forget_job_of(&node);
         }
         self.events.insert(place, event);
         if self.events.len() > EVENTS_KEPT {

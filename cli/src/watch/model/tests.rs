@@ -31,6 +31,23 @@ fn a_node_that_is_removed_is_shown_no_longer() {
 }
 
 #[test]
+fn a_node_that_was_removed_comes_back_without_its_old_job() {
+    let removed = || {
+        let mut removed = event();
+        removed.seq = 9_999;
+        removed.event = "node.removed".to_owned();
+        removed.node_id = Some(id("node_b"));
+        Update::Event(removed)
+    };
+    let mut model = opened();
+    assert!(model.detail.as_ref().is_some_and(|d| d.job.is_some()));
+    model.apply(removed(), at(41));
+    let back = vec![node("node_b", NodeState::Uninitialized)];
+    model.apply(Update::Nodes(back), at(42));
+    assert_eq!(model.detail.and_then(|detail| detail.job), None);
+}
+
+#[test]
 fn rates_are_sampled_once_a_second_and_bounded() {
     let mut model = cluster();
     let before = model.nodes[&id("node_b")].rates.len();

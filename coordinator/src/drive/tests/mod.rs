@@ -6,6 +6,7 @@ mod flow;
 mod handover;
 mod identity;
 mod keeping;
+mod leftovers;
 mod missing;
 mod requests;
 mod watching;

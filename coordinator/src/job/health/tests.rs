@@ -64,6 +64,28 @@ impl Watched {
     }
 }
 
+#[test]
+fn a_job_says_that_it_waits_for_a_subscription_without_worker_and_why() {
+    let mut watched = Watched::catching_up();
+    let mut seen = subscription(true, false, 0);
+    let why = "PostgreSQL says: could not start WAL streaming";
+    seen.subscriptions[0].trouble = Some(why.to_owned());
+    watched.see(Side::Target, &seen);
+    assert_eq!(watched.health.waiting(&watched.job, watched.now), None);
+    for _ in 0..10 {
+        watched.see(Side::Target, &seen);
+    }
+    let waits = watched.health.waiting(&watched.job, watched.now).unwrap();
+    assert_eq!(
+        (waits.what, waits.for_seconds),
+        (WaitsFor::Subscription, 10)
+    );
+    assert_eq!(waits.gives_up_seconds, 50);
+    assert!(waits.reason.ends_with(why), "{}", waits.reason);
+    watched.see(Side::Target, &subscription(true, true, 0));
+    assert_eq!(watched.health.waiting(&watched.job, watched.now), None);
+}
+
 fn answering() -> Observed {
     Observed {
         postgres: Some(Ok(180_000)),

@@ -14,7 +14,7 @@ use super::super::{Attempt, Awaited, Shown, Unreachable, Why};
 use super::{
     CLEANUP_AGAIN, Closed, Effect, Ending, Finish, JobEvent, NodeEvent, Process, Refused, Residue,
     Return, SHOW_AFTER_CANCEL, SHOW_AFTER_DEATH, SHOW_AFTER_FAULT, STOP_LIMIT, Side, Stage, Step,
-    TARGET_FIRST, Turn, Work, after,
+    TARGET_FIRST, Turn, Work, add_hint, after,
 };
 
 /// The state of the cleanup on one side.
@@ -303,9 +303,10 @@ impl Turn {
                 self.close(Closed::Failed(fault));
             }
             Why::Again(_) => self.begin_again(),
-            Why::Cancelled(_) => {
+            Why::Cancelled(data) => {
                 self.effects.push(Effect::Node(NodeEvent::Cancelled));
-                self.effects.push(Effect::Finished(Finish::Cancelled));
+                let cancelled = Finish::Cancelled(data);
+                self.effects.push(Effect::Finished(cancelled));
                 self.close(Closed::Cancelled);
             }
         }
@@ -332,24 +333,29 @@ impl Turn {
         match &ending.why {
             Why::Failed(fault) if first => {
                 let mut fault = fault.clone();
-                if !fault.hint.is_empty() {
-                    fault.hint.push_str(". ");
+                for (_, next) in self.pending() {
+                    add_hint(&mut fault, &next);
                 }
-                fault.hint.push_str(&self.pending());
                 self.effects.push(Effect::Finished(Finish::Failed(fault)));
             }
             Why::Cancelled(_) if first || ending.awaited == Awaited::Operator => {
                 let away = Side::BOTH.into_iter().any(|side| !self.online(side));
-                let fault = Fault::new(
-                    match away {
-                        true => FaultKind::Unreachable,
-                        false => FaultKind::Failed,
-                    },
-                    "the job is stopped, but not everything that it made is removed yet",
-                )
-                .on(&self.job.spec.target)
-                .hint(self.pending())
-                .retry(Retry::Backoff);
+                let kind = match away {
+                    true => FaultKind::Unreachable,
+                    false => FaultKind::Failed,
+                };
+                let pending = self.pending();
+                let what: Vec<&str> = pending.iter().map(|(what, _)| what.as_str()).collect();
+                let text = format!(
+                    "the job is stopped, but not everything that it made is removed yet: {}",
+                    what.join("; ")
+                );
+                let mut fault = Fault::new(kind, text)
+                    .on(&self.job.spec.target)
+                    .retry(Retry::Backoff);
+                for (_, next) in pending {
+                    add_hint(&mut fault, &next);
+                }
                 self.effects
                     .push(Effect::Finished(Finish::CancelPending(fault)));
             }
@@ -358,25 +364,35 @@ impl Turn {
         ending.awaited = Awaited::Nobody;
     }
 
-    /// What is left to remove, and what it waits for.
-    fn pending(&self) -> String {
+    /// For each side with something left to remove: what holds that up, and what to do.
+    fn pending(&self) -> Vec<(String, String)> {
+        let target = &self.job.spec.target;
+        let give_up = format!(
+            "steep-repl init cancel --node {target} --force-cleanup removes what can be reached and gives up the rest"
+        );
         let sides = Side::BOTH.into_iter().filter_map(|side| {
             let node = side.node(&self.job.spec);
             match (&self.job.end(side).residue, self.online(side)) {
                 (Residue::Nothing | Residue::Removed, _) => None,
-                (_, false) => Some(format!(
-                    "cleanup on {node} is pending: its agent is offline; it is done as soon as \
-                     the agent is back"
+                (_, false) => Some((
+                    format!("cleanup on {node} is pending, since its agent is offline"),
+                    format!(
+                        "start the agent of {node}: what the job made there is removed as soon as it is back; if it never comes back, {give_up}"
+                    ),
                 )),
-                (Residue::Stuck { why, .. }, true) => Some(format!(
-                    "cleanup on {node} failed ({why}) and is tried again every {} s",
-                    CLEANUP_AGAIN.as_secs()
+                (Residue::Stuck { why, .. }, true) => Some((
+                    format!("cleanup on {node} failed ({why})"),
+                    format!(
+                        "fix the cause on {node}: the cleanup is tried again every {} s; {give_up}",
+                        CLEANUP_AGAIN.as_secs()
+                    ),
                 )),
-                (Residue::Grant | Residue::Objects, true) => {
-                    Some(format!("cleanup on {node} is still running"))
-                }
+                (Residue::Grant | Residue::Objects, true) => Some((
+                    format!("cleanup on {node} is still running"),
+                    format!("wait for it: steep-repl status {target} shows when it is done"),
+                )),
             }
         });
-        sides.collect::<Vec<_>>().join(". ")
+        sides.collect()
     }
 }

@@ -202,8 +202,8 @@ pub enum Finish {
     Synchronized,
     /// With an error, which names what is left to remove.
     Failed(Fault),
-    /// Cancelled, and everything is removed.
-    Cancelled,
+    /// Cancelled, and everything is removed, rows and tables only if so ordered.
+    Cancelled(CancelledData),
     /// Cancelled, but something could not be removed yet.
     CancelPending(Fault),
 }

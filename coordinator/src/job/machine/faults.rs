@@ -13,7 +13,7 @@ use steep_protocol::{Fault, FaultKind, NodeId, Retry};
 use super::super::retry::{KEEP_SNAPSHOT, Next, RESTARTS_MAX, Retrying};
 use super::super::{Kept, Why};
 use super::{
-    Effect, Finish, NodeEvent, Presence, STOP_LIMIT, Side, Stage, Step, Turn, Work, after,
+    Effect, Finish, NodeEvent, Presence, STOP_LIMIT, Side, Stage, Step, Turn, Work, add_hint, after,
 };
 
 impl Turn {
@@ -96,14 +96,24 @@ impl Turn {
             Step::Copy => "the rows that were copied, the snapshot and the slot are",
             _ => "its rows and the slot are",
         };
-        if !fault.hint.is_empty() {
-            fault.hint.push_str(". ");
-        }
-        fault.hint.push_str(&format!(
-            "{kept} kept until {until:.0}: fix the cause, then run steep-repl init {} --from {} \
-             --resume; steep-repl init cancel --node {} removes everything",
-            spec.target, spec.source, spec.target
-        ));
+        let resume = format!(
+            "run steep-repl init {} --from {} --resume",
+            spec.target, spec.source
+        );
+        let next = if fault.kind == FaultKind::Timeout {
+            fault.hint.clear();
+            format!("{resume} with a longer --timeout or more --parallel workers")
+        } else {
+            fault.hint = without_new_run(&fault.hint).to_owned();
+            format!("fix the cause, then {resume}")
+        };
+        add_hint(
+            &mut fault,
+            &format!(
+                "{kept} kept until {until:.0}: {next}; steep-repl init cancel --node {} removes everything",
+                spec.target
+            ),
+        );
         self.stop_phase();
         self.abort_all();
         self.job.retrying.clear();
@@ -264,5 +274,33 @@ impl Turn {
         Fault::new(FaultKind::Unreachable, text)
             .on(side.node(&self.job.spec))
             .hint("see whether the server runs, and its log")
+    }
+}
+
+/// A hint without its advice to run `init` again, which is refused while rows are kept.
+fn without_new_run(hint: &str) -> &str {
+    let ends = [
+        ", then run init again",
+        "; then run init again",
+        "; run init again",
+        "run init again",
+    ];
+    let end = ends.iter().find_map(|end| hint.strip_suffix(end));
+    end.unwrap_or(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hint_does_not_advise_what_is_refused() {
+        assert_eq!(without_new_run("fix that, then run init again"), "fix that");
+        assert_eq!(
+            without_new_run("see its log; then run init again"),
+            "see its log"
+        );
+        assert_eq!(without_new_run("run init again"), "");
+        assert_eq!(without_new_run("start the agent"), "start the agent");
     }
 }

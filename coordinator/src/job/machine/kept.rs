@@ -103,7 +103,8 @@ impl Turn {
         });
     }
 
-    /// Resumes with the step that failed.
+    /// Resumes with the step that failed, or with the subscription where that may be to blame: its connection
+    /// string may have been mended.
     fn resume(&mut self, kept: &Kept, terms: Terms) -> Result<(), Refused> {
         if !self.job.running.is_empty() {
             return Err(Refused::Stopping);
@@ -120,12 +121,16 @@ impl Turn {
         self.job.attempt.recounts = 0;
         self.job.opened = Opened::No;
         self.effects.push(Effect::Resumed);
-        for event in way_back(kept.step, method) {
+        let step = match kept.step {
+            Step::NativeCopy | Step::Converge => Step::Subscribe,
+            step => step,
+        };
+        for event in way_back(step, method) {
             self.bring(*event);
         }
         // The agent may have restarted since; admitting is idempotent.
         self.issue(Work::Regrant);
-        self.enter(kept.step);
+        self.enter(step);
         Ok(())
     }
 }

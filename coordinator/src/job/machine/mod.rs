@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use steep_protocol::message::facts::Finding;
-use steep_protocol::{CommandId, Phase};
+use steep_protocol::{CommandId, Fault, Phase};
 
 pub use event::{Counted, Effect, Finish, JobEvent, Parting, Refused, Snapshot, Terms};
 
@@ -118,6 +118,20 @@ struct Turn {
     counted: Counted,
     now: Timestamp,
     rules: Rules,
+}
+
+/// Adds a sentence to a hint. Only the first sentence of a hint begins with a small letter.
+fn add_hint(fault: &mut Fault, sentence: &str) {
+    if fault.hint.is_empty() {
+        sentence.clone_into(&mut fault.hint);
+        return;
+    }
+    let mut letters = sentence.chars();
+    if let Some(first) = letters.next() {
+        fault.hint.push_str(". ");
+        fault.hint.extend(first.to_uppercase());
+        fault.hint.push_str(letters.as_str());
+    }
 }
 
 impl Turn {

@@ -60,9 +60,10 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
             format!(
                 "{}{}: {}",
                 what(fault.fate, tables.count),
-                match fault.changed {
-                    true => ", and their rows are updated or deleted",
-                    false => "",
+                match (fault.changed, tables.count) {
+                    (true, 1) => ", and its rows are updated or deleted",
+                    (true, _) => ", and their rows are updated or deleted",
+                    (false, _) => "",
                 },
                 names(tables)
             ),

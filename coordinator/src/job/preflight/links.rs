@@ -9,6 +9,7 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     findings.extend(replication(pair));
     findings.extend(agents(pair));
     findings.extend(servers(pair));
+    findings.extend(database(pair));
 }
 
 fn replication(pair: &Pair<'_>) -> Option<Finding> {
@@ -73,6 +74,36 @@ fn servers(pair: &Pair<'_>) -> Option<Finding> {
             "changes after the copy are fetched by a subscription, from server to server",
             format!(
                 "check listen_addresses, pg_hba.conf and firewalls of {source}; if it is reached at another address from here, say so with --replication-conninfo of its agent"
+            ),
+        ),
+    ))
+}
+
+/// The connection string for subscriptions is configured apart from the agent's own, and may lead elsewhere.
+fn database(pair: &Pair<'_>) -> Option<Finding> {
+    let reached = pair.target.server_reached.as_ref()?;
+    let own = pair.source.server.lineage.identity?;
+    if (reached.system, reached.oid) == (own.system, own.database) {
+        return None;
+    }
+    let source = &pair.spec.source;
+    let at = if reached.system == own.system {
+        ""
+    } else {
+        " of another server"
+    };
+    let right = &pair.source.server.database;
+    Some(error(
+        "replication_conninfo",
+        source,
+        Text::new(
+            format!(
+                "--replication-conninfo of this agent leads to database {}{at}, and the agent replicates {right}",
+                reached.name
+            ),
+            "the subscription would find no slot there, so no change would arrive after the copy",
+            format!(
+                "let --replication-conninfo name database {right} of the same server as --postgres, and restart the agent"
             ),
         ),
     ))

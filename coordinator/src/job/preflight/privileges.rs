@@ -1,7 +1,7 @@
 //! Privileges of the agents' roles.
 
 use steep_protocol::NodeId;
-use steep_protocol::message::facts::{Finding, Listed};
+use steep_protocol::message::facts::{Finding, OwnedTables};
 use steep_protocol::message::job::Method;
 
 use super::servers::quoted;
@@ -111,25 +111,28 @@ fn row_security(pair: &Pair<'_>) -> Option<Finding> {
     })
 }
 
-fn not_owner(end: &End<'_>, tables: &Listed, why: &str) -> Option<Finding> {
+/// One finding for each owner.
+fn not_owner(end: &End<'_>, owned: &[OwnedTables], why: &str) -> Vec<Finding> {
     let role = &end.server.role;
-    (!tables.is_empty()).then(|| {
+    let finding = |OwnedTables { owner, tables }: &OwnedTables| {
         error(
             "not_owner",
             end.node,
             Text::new(
                 format!(
-                    "role {role} does not have the rights of the owner of {}",
+                    "role {role} does not have the rights of {owner}, the owner of {}",
                     names(tables)
                 ),
                 why,
                 format!(
-                    "grant the owning roles to {}, or let the agent connect as a superuser",
+                    "GRANT {} TO {}; or let the agent connect as a superuser",
+                    quoted(owner),
                     quoted(role)
                 ),
             ),
         )
-    })
+    };
+    owned.iter().map(finding).collect()
 }
 
 fn subscribe(end: &End<'_>) -> Option<Finding> {
@@ -189,7 +192,9 @@ fn advance_origin(end: &End<'_>, origin: Origin) -> Option<Finding> {
     let role = &end.server.role;
     let finding = |make: fn(&str, &NodeId, Text) -> Finding, why: &str| {
         let text = Text::new(
-            format!("role {role} may not read or set the position of a replication origin"),
+            format!(
+                "role {role} lacks the right to read and set the position of a replication origin"
+            ),
             why,
             format!(
                 "GRANT EXECUTE ON FUNCTION pg_replication_origin_advance(text, pg_lsn), pg_replication_origin_progress(text, boolean) TO {}",

@@ -3,7 +3,7 @@
 
 use steep_protocol::message::facts::{Finding, Severity};
 use steep_protocol::message::job::{Confirmation, ExistingRows, SchemaMode};
-use steep_protocol::message::schema::{PlannedStatement, SchemaDifference};
+use steep_protocol::message::schema::{Change, PlannedStatement, SchemaDifference};
 use steep_schema::{blocker, named};
 
 use super::text::counted;
@@ -25,15 +25,15 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
         let describe = |d| (severity, named(d, "the source", "the target"));
         all.iter().map(describe).collect()
     };
-    let differences = described(&review.differences, severity);
-    add(
-        pair,
-        findings,
-        MISMATCH,
-        differences,
-        review.differences_total,
-        (why, fix),
-    );
+    let is_order = |d: &SchemaDifference| d.change == Change::Order;
+    let (order, others): (Vec<_>, Vec<_>) = review.differences.iter().cloned().partition(is_order);
+    let moved = order.len() as u64;
+    let differences = described(&others, severity);
+    let total = review.differences_total.saturating_sub(moved);
+    add(pair, findings, MISMATCH, differences, total, (why, fix));
+    let differences = described(&order, severity);
+    let told = order_of_columns(pair.spec.schema_mode, (why, fix));
+    add(pair, findings, MISMATCH, differences, moved, told);
     if pair.spec.schema_mode != SchemaMode::Auto {
         return;
     }
@@ -102,6 +102,24 @@ fn statement(statement: &PlannedStatement, force: bool) -> (Severity, String) {
             Severity::Error,
             format!("{sql} would lose {what}; give --force to allow it"),
         ),
+    }
+}
+
+/// Why another order of columns matters, and what to do: no statement changes it.
+fn order_of_columns(
+    mode: SchemaMode,
+    usual: (&'static str, &'static str),
+) -> (&'static str, &'static str) {
+    match mode {
+        SchemaMode::Strict => (
+            usual.0,
+            "create the table on the target anew with its columns in the source's order, or start with a target database without tables; --schema-sync manual accepts the difference",
+        ),
+        SchemaMode::Auto => (
+            "with --schema-sync auto the order of columns stays as it is: rows and changes go by the columns' names",
+            "nothing, or create the table on the target anew if something there depends on the order",
+        ),
+        SchemaMode::Manual => usual,
     }
 }
 

@@ -224,7 +224,7 @@ pub struct SourceFacts {
     /// Tables and sequences that the role in use may not read.
     pub unreadable: Listed,
     /// Tables that the role in use may not publish, because it lacks their owner's rights.
-    pub not_owned: Listed,
+    pub not_owned: Vec<OwnedTables>,
     /// Whether the server accepts a replication connection from the agent, or why not.
     pub replication_link: Option<Result<(), String>>,
     /// Major version of the agent's `pg_dump`, or why there is none.
@@ -256,7 +256,7 @@ pub struct TargetFacts {
     /// Tables to be copied that contain rows.
     pub not_empty: Listed,
     /// Existing tables to be copied whose owner's rights the role in use lacks.
-    pub not_owned: Listed,
+    pub not_owned: Vec<OwnedTables>,
     /// Tables admitted by the filter that the source lacks. They are left alone.
     pub extra_tables: Listed,
     /// Tables in which the target cannot find the row of an UPDATE or DELETE, because its key
@@ -292,6 +292,9 @@ pub struct TargetFacts {
     pub agent_link: Option<Result<u64, String>>,
     /// Whether this PostgreSQL reaches the source's, or the error.
     pub server_link: Option<Result<(), String>>,
+    /// The database that the source's connection string leads to from here; `None` if the agent does not
+    /// reach it.
+    pub server_reached: Option<ReachedDatabase>,
     /// Seconds by which the source agent's clock is ahead of this one's.
     pub clock_ahead_seconds: f64,
     /// Requirements of rows there.
@@ -303,6 +306,17 @@ pub struct TargetFacts {
     pub settings: Vec<SettingDifference>,
     /// Whether the role in use may alter the database.
     pub owns_database: bool,
+}
+
+/// A database at the end of a connection string.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReachedDatabase {
+    /// The system identifier of its server, as in [`Identity::system`](super::lineage::Identity).
+    pub system: u64,
+    /// Its oid.
+    pub oid: u32,
+    /// Its name.
+    pub name: String,
 }
 
 /// Objects that use a feature.

@@ -24,7 +24,11 @@ fn a_prepared_slot_is_returned_unless_the_job_had_succeeded() {
         };
         assert_eq!(ending.slot.returned(), Some(used), "{work:?}");
         world.run_on();
-        assert_eq!(world.finishes, [Finish::Cancelled], "{work:?}");
+        assert_eq!(
+            world.finishes,
+            [Finish::Cancelled(CancelledData::Remove)],
+            "{work:?}"
+        );
         assert_eq!(world.node, NodeState::Uninitialized);
     }
     let mut world = World::new(Method::Backup);
@@ -51,7 +55,11 @@ fn a_cancel_at_every_command_removes_everything_target_first() {
             "{work:?} runs still"
         );
         world.run_on();
-        assert_eq!(world.finishes, [Finish::Cancelled], "cancelled at {work:?}");
+        assert_eq!(
+            world.finishes,
+            [Finish::Cancelled(CancelledData::Remove)],
+            "cancelled at {work:?}"
+        );
         assert_eq!(world.node, NodeState::Uninitialized);
         let touched = |w: Work| world.ids.iter().find(|(_, x)| **x == w).map(|(id, _)| *id);
         let (target, source) = (touched(CLEANUP_TARGET), touched(Work::CleanupSource));
@@ -159,7 +167,16 @@ fn a_cancel_with_an_offline_agent_says_what_is_pending_and_completes_later() {
     world.kill(Side::Target);
     world.cancel();
     world.run_on();
-    assert!(matches!(&world.finishes[..], [Finish::CancelPending(_)]));
+    let [Finish::CancelPending(fault)] = &world.finishes[..] else {
+        panic!("{:?}", world.finishes);
+    };
+    assert!(fault.message.contains("its agent is offline"), "{fault}");
+    assert!(
+        fault.hint.starts_with("start the agent of"),
+        "{}",
+        fault.hint
+    );
+    assert!(fault.hint.contains("--force-cleanup"), "{}", fault.hint);
     assert_eq!(world.node, NodeState::Failed);
     assert!(
         !world.job.owes(Side::Source),
@@ -173,7 +190,10 @@ fn a_cancel_with_an_offline_agent_says_what_is_pending_and_completes_later() {
     );
     world.up(Side::Target);
     world.run_on();
-    assert_eq!(world.finishes.last(), Some(&Finish::Cancelled));
+    assert_eq!(
+        world.finishes.last(),
+        Some(&Finish::Cancelled(CancelledData::Remove))
+    );
     assert_eq!(world.node, NodeState::Uninitialized);
 }
 
@@ -189,7 +209,7 @@ fn a_target_with_a_slow_cleanup_delays_the_source_only_briefly() {
     world.tick(1);
     assert_eq!(world.work_of(Side::Source), [Work::CleanupSource]);
     world.run_on();
-    assert_eq!(world.finishes, [Finish::Cancelled]);
+    assert_eq!(world.finishes, [Finish::Cancelled(CancelledData::Remove)]);
 }
 
 #[test]

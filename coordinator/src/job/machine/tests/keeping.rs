@@ -56,6 +56,15 @@ fn a_job_that_fails_after_its_copy_is_resumed_where_it_failed() {
 }
 
 #[test]
+fn a_job_whose_subscription_may_be_to_blame_subscribes_again() {
+    let mut world = failed(Work::Finish);
+    world.run_on();
+    world.resume();
+    assert!(world.ids.values().any(|work| *work == Work::Subscribe));
+    assert_eq!(world.job.stage, Stage::Working(Step::Subscribe));
+}
+
+#[test]
 fn a_job_that_fails_before_its_copy_or_at_the_fence_is_cleaned_up() {
     for work in [
         Work::GatherSource,

@@ -13,7 +13,9 @@ mod world;
 use std::collections::BTreeSet;
 
 use steep_protocol::ByteCount;
-use steep_protocol::message::facts::{Severity, SourceFacts, TargetFacts};
+use steep_protocol::message::facts::{
+    OwnedTables, ReachedDatabase, Severity, SourceFacts, TargetFacts,
+};
 use steep_protocol::message::job::Method;
 
 use world::{World, healthy, set, some, take};
@@ -114,10 +116,24 @@ fn each_defect_of_servers_and_links_is_its_own_finding() {
         ("server_link", Error, |w| {
             w.target.server_link = Some(Err("connection refused".into()));
         }),
+        ("replication_conninfo", Error, |w| {
+            w.target.server_reached = Some(ReachedDatabase {
+                system: 1,
+                oid: 7,
+                name: "postgres".to_owned(),
+            });
+        }),
         ("subscription_password", Error, |w| {
             w.target.server_link = Some(Err("password is required".into()));
         }),
     ]);
+}
+
+fn theirs() -> Vec<OwnedTables> {
+    vec![OwnedTables {
+        owner: "ann".to_owned(),
+        tables: some("app.theirs"),
+    }]
 }
 
 #[test]
@@ -139,10 +155,10 @@ fn each_missing_privilege_is_its_own_finding() {
             w.source.row_security = some("app.mine");
         }),
         ("not_owner", Error, |w| {
-            w.source.not_owned = some("app.theirs");
+            w.source.not_owned = theirs();
         }),
         ("not_owner", Error, |w| {
-            w.target.not_owned = some("app.theirs");
+            w.target.not_owned = theirs();
         }),
         ("subscription_privilege", Error, |w| {
             w.target.server.can_subscribe = false;

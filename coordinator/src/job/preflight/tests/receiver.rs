@@ -126,3 +126,21 @@ fn differences_are_bounded_and_all_are_counted() {
     let last = findings.last().unwrap();
     assert!(last.what.contains("1000"), "{last:?}");
 }
+
+#[test]
+fn nobody_is_told_that_auto_changes_the_order_of_columns() {
+    let fixes = |mode| {
+        let mut world = healthy();
+        world.spec.schema_mode = mode;
+        let moved = difference(Some("c"), Change::Order);
+        world.target.review.differences = vec![difference(Some("d"), Change::Missing), moved];
+        world.target.review.differences_total = 2;
+        let found = world.judge();
+        let found = found.into_iter().filter(|f| f.code == "schema_mismatch");
+        found.map(|f| f.fix).collect::<Vec<_>>()
+    };
+    let strict = fixes(SchemaMode::Strict);
+    assert!(strict[0].contains("--schema-sync auto"), "{strict:?}");
+    assert!(!strict[1].contains("auto"), "{strict:?}");
+    assert!(fixes(SchemaMode::Auto)[1].starts_with("nothing"));
+}

@@ -143,6 +143,8 @@ pub enum WaitsFor {
     Postgresql,
     /// Another try of what failed there.
     Retry,
+    /// Its subscription.
+    Subscription,
 }
 
 /// How far a job is. Sizes in bytes, times in UTC.

@@ -1,0 +1,112 @@
+//! Claims about what is left after a cancel or a removal, and what is said about it.
+
+use steep_protocol::NodeState;
+use steep_protocol::message::agent::{AgentMessage, Command, CopyParts, TargetCommand};
+use steep_protocol::message::api::{Afterwards, ApiReply, Order};
+use steep_protocol::message::job::CancelledData;
+use steep_protocol::message::lineage::Lineage;
+
+use super::world::*;
+use super::*;
+use crate::testing::{node, spec};
+
+fn is_copy(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::Target(TargetCommand::Copy(CopyParts { .. }))
+    )
+}
+
+/// A job of `b` during its copy.
+fn copying(world: &mut World) -> JobId {
+    let follow = world.init(vec![spec("a", "b")]).unwrap().remove(0);
+    world.until("b", is_copy);
+    follow.job
+}
+
+/// What an agent reports that has read its tables during that job.
+fn during(job: JobId) -> AgentMessage {
+    AgentMessage::Lineage(Box::new(Lineage {
+        jobs: vec![job],
+        ..Lineage::default()
+    }))
+}
+
+fn give_up(afterwards: Afterwards, data: CancelledData) -> Order {
+    Order::GiveUp {
+        node: node("b"),
+        data,
+        afterwards,
+    }
+}
+
+fn cancelled(world: &mut World) -> String {
+    let mut events = world.events("a").into_iter();
+    let found = events.rfind(|event| event.event == "init.cancelled");
+    found.unwrap().message
+}
+
+#[test]
+fn a_lineage_read_before_a_cancel_leaves_nothing_to_cancel() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let job = copying(&mut world);
+    world.say("b", during(job));
+    let mut first = world.cancel("b");
+    world.run_on();
+    assert_eq!(replies(first.try_recv().unwrap()), []);
+    // The agent's look began before the cleanup.
+    world.say("b", during(job));
+    let second = world.cancel("b").try_recv().unwrap().unwrap_err();
+    assert!(second.message.contains("nothing to cancel"), "{second}");
+    assert_eq!(world.state("b"), NodeState::Uninitialized);
+    // What is still there later is real.
+    world.skip(30);
+    let later = world.cancel("b").try_recv().unwrap().unwrap_err();
+    assert!(later.hint.contains("--force-cleanup"), "{later}");
+}
+
+#[test]
+fn a_cancel_says_that_rows_are_kept() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    copying(&mut world);
+    let order = Order::Cancel {
+        node: node("b"),
+        data: CancelledData::Keep,
+    };
+    drop(world.ask_later(order));
+    world.run_on();
+    let said = cancelled(&mut world);
+    assert!(said.ends_with("tables and rows are kept"), "{said}");
+}
+
+#[test]
+fn a_node_removed_during_its_copy_leaves_tables_and_comes_back_with_the_command_that_helps() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let job = copying(&mut world);
+    world.leave("b");
+    let mut removal = world.ask_later(give_up(Afterwards::Forget, CancelledData::Keep));
+    world.run_on();
+    world.skip(60);
+    world.run_on();
+    let said = cancelled(&mut world);
+    assert!(!said.contains("everything"), "{said}");
+    let replies = replies(removal.try_recv().unwrap());
+    let [ApiReply::Left(left)] = &replies[..] else {
+        panic!("{replies:?}")
+    };
+    assert!(left[0].contains("tables and rows of job"), "{left:?}");
+    assert!(left[0].contains("--force-cleanup"), "{left:?}");
+
+    world.join("b");
+    world.say("b", during(job));
+    let view = world.node("b");
+    assert_eq!(view.state, NodeState::Failed);
+    let error = view.error_message.unwrap();
+    assert!(
+        error.contains("init cancel --node b --force-cleanup"),
+        "{error}"
+    );
+}
