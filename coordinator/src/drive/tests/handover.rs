@@ -14,7 +14,7 @@ use super::drift::{lost_column, observe_for_long};
 use super::world::{World, prepared, replies};
 use crate::testing::{node, spec};
 
-const REPLICATION: JobId = JobId(0x77);
+pub(super) const REPLICATION: JobId = JobId(0x77);
 
 fn backup(slot: Option<&str>) -> CompleteSpec {
     let mut job = spec("a", "b");

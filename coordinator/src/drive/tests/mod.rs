@@ -38,7 +38,10 @@ fn is_cleanup(command: &Command) -> bool {
 fn slot(job: JobId, wal_status: &str) -> SlotStatus {
     SlotStatus {
         job,
-        slot: Replication::of(job).slot,
+        slot: match job {
+            handover::REPLICATION => world::prepared(job).replication.slot,
+            own => Replication::of(own).slot,
+        },
         active: true,
         lag: ByteCount(77),
         wal_held: ByteCount(99),
