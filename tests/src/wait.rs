@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-/// How often a condition is checked: short compared with the start of a process.
+/// The pauses between two looks, most of which start a process: short at first, then a twentieth of the time
+/// waited, so that whoever waits long leaves the processors to those that work.
 const POLL: Duration = Duration::from_millis(20);
+const POLL_MAX: Duration = Duration::from_millis(200);
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
@@ -46,7 +48,7 @@ pub fn until<T>(
         if begun.elapsed() > limit {
             bail!("waited {:.0} s for {what}", limit.as_secs_f64());
         }
-        std::thread::sleep(POLL);
+        std::thread::sleep((begun.elapsed() / 20).clamp(POLL, POLL_MAX));
     }
 }
 

@@ -253,13 +253,15 @@ fn every_command_of_the_readme_works() -> Result<()> {
             );
             continue;
         };
-        // Certificates go to a directory beside the cluster's.
+        // Certificates and the stored snapshot go to directories beside the cluster's.
         let own = cluster.dir().join("readme-certs").display().to_string();
+        let stored = cluster.dir().join("readme-stored").display().to_string();
         let words = arguments
             .split_whitespace()
             .enumerate()
             .map(|(at, word)| match word {
                 "certs" if at > 0 => own.clone(),
+                "/backup/app" => stored.clone(),
                 _ => word
                     .strip_prefix("certs/")
                     .map_or_else(|| word.to_owned(), |file| format!("{own}/{file}")),

@@ -138,10 +138,14 @@ Examples:
 Examples:
   steep-repl nodes
   steep-repl nodes --json
+  steep-repl nodes --snapshots
   steep-repl nodes remove node_c")]
 pub(crate) struct NodesArgs {
     #[command(subcommand)]
     pub(crate) command: Option<NodesCommand>,
+    /// Show the stored snapshots as well
+    #[arg(long)]
+    pub(crate) snapshots: bool,
 }
 
 /// Actions on nodes.

@@ -77,9 +77,13 @@ async fn execute(cli: Cli, terminal: Terminal) -> Result<u8, Failure> {
             }
             Some(InitCommand::Complete(args)) => init::complete::run(args, &context).await,
         },
-        Command::Nodes(NodesArgs { command: None }) => interruptible(nodes::all(&context)).await,
+        Command::Nodes(NodesArgs {
+            command: None,
+            snapshots,
+        }) => interruptible(nodes::all(snapshots, &context)).await,
         Command::Nodes(NodesArgs {
             command: Some(NodesCommand::Remove { node, yes }),
+            ..
         }) => remove::remove(node, yes, &context).await,
         Command::Status {
             node: Some(node),

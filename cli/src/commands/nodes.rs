@@ -4,22 +4,30 @@ use steep_protocol::message::agent::MissingObjects;
 use steep_protocol::message::api::{ApiReply, ApiRequest, EndView, NodeView, ProgressView, Query};
 use steep_protocol::{FaultKind, NodeId, NodeState};
 
-use super::Context;
 use super::init::{prepare, rebuild};
+use super::{Context, snapshot};
 use crate::client::Client;
 use crate::failure::{self, Failure};
-use crate::render::{json, missing, nodes, progress, report};
+use crate::render::{json, missing, nodes, progress, report, stored};
 use crate::terminal::{print, print_folded, print_json};
 
-/// Every node.
-pub(super) async fn all(context: &Context) -> Result<u8, Failure> {
+/// Every node, and every stored snapshot if that is wanted.
+pub(super) async fn all(snapshots: bool, context: &Context) -> Result<u8, Failure> {
     let client = context.client().await?;
     let views = ask(&client, None).await?;
+    let stored = match snapshots {
+        true => Some(snapshot::all(&client, None).await?),
+        false => None,
+    };
     client.close().await;
     if context.terminal.json {
-        print_json(&json::nodes(&views));
-    } else {
-        print(&nodes::nodes(&views, context.terminal.out));
+        print_json(&json::nodes(&views, stored.as_deref()));
+        return Ok(failure::SUCCESS);
+    }
+    let paint = context.terminal.out;
+    print(&nodes::nodes(&views, paint));
+    if let Some(stored) = stored {
+        print(&format!("\n{}", stored::list(&stored, paint)));
     }
     Ok(failure::SUCCESS)
 }
@@ -69,7 +77,7 @@ pub(super) async fn status(node: Option<NodeId>, context: &Context) -> Result<u8
     }
     client.close().await;
     match (context.terminal.json, &node) {
-        (true, None) => print_json(&json::nodes(&views)),
+        (true, None) => print_json(&json::nodes(&views, None)),
         (true, Some(_)) => {}
         (false, _) if views.is_empty() => print(&nodes::nodes(&[], paint)),
         (false, _) => print(&text),

@@ -126,6 +126,16 @@ fn not_made(view: &SnapshotView) -> Failure {
     Failure::new(FaultKind::Failed, text).hint(hint)
 }
 
+/// The snapshots of a node, or of all.
+pub(super) async fn all(
+    client: &Client,
+    source: Option<NodeId>,
+) -> Result<Vec<SnapshotView>, Failure> {
+    let snapshot = None;
+    let (views, _) = ask(client, Query::Snapshots { snapshot, source }).await?;
+    Ok(views)
+}
+
 async fn list(source: Option<NodeId>, context: &Context) -> Result<u8, Failure> {
     let query = Query::Snapshots {
         snapshot: None,
@@ -134,8 +144,6 @@ async fn list(source: Option<NodeId>, context: &Context) -> Result<u8, Failure> 
     let views = answered(query, context).await?;
     if context.terminal.json {
         print_json(&json::snapshots(&views));
-    } else if views.is_empty() {
-        print_line("there are no snapshots; steep-repl snapshot generate makes one");
     } else {
         print(&stored::list(&views, context.terminal.out));
     }

@@ -66,7 +66,7 @@ async fn lines(client: &Client, last: &mut u64) -> Result<(), ReplyError> {
         .map_err(ReplyError::Lost)?;
     while let Some(reply) = replies.next().await? {
         match reply {
-            ApiReply::Nodes(nodes) => print_json(&json::nodes(&nodes)),
+            ApiReply::Nodes(nodes) => print_json(&json::nodes(&nodes, None)),
             ApiReply::Progress(view) => print_json(&json::progress(&view)),
             ApiReply::Event(event) if event.seq > *last => {
                 *last = event.seq;

@@ -9,6 +9,9 @@ use crate::units::{count, duration, size};
 
 /// All snapshots, one line each.
 pub(crate) fn list(views: &[SnapshotView], paint: Paint) -> String {
+    if views.is_empty() {
+        return "there are no snapshots; steep-repl snapshot generate makes one\n".to_owned();
+    }
     let header = [
         "SNAPSHOT", "SOURCE", "STATE", "LSN", "ROWS", "SIZE", "STORED", "WAL HELD", "EXPIRES",
         "WHERE",

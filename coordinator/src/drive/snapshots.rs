@@ -219,6 +219,17 @@ impl<S: Store> Driver<S> {
         Ok((jobs, stored))
     }
 
+    /// The event of a job that has made its node from a stored snapshot.
+    pub(super) fn applied_note(&self, id: JobId, seconds: f64) -> Option<Note> {
+        let job = &self.jobs.get(&id)?.job;
+        let stored = job.stored.as_ref()?;
+        let (target, snapshot) = (&job.spec.target, stored.snapshot);
+        let text = format!("snapshot {snapshot} is applied to {target} in {seconds:.1} s");
+        let note = Note::info("snapshot.applied", text).job(job);
+        let note = note.field("snapshot_id", snapshot);
+        Some(note.field("duration_ms", (seconds * 1e3).round()))
+    }
+
     /// A job that still needs that snapshot, if any.
     fn applied_by(&self, id: SnapshotId) -> Option<&crate::job::Job> {
         let mut jobs = self.jobs.values().map(|live| &live.job);

@@ -19,6 +19,7 @@ use steep_protocol::message::api::{AuditView, EndView, EventView, NodeView, Prog
 use steep_protocol::message::facts::{Finding, Severity};
 use steep_protocol::message::handover::{PreparedSlot, PreparedState, SlotName};
 use steep_protocol::message::job::SchemaMode;
+use steep_protocol::message::snapshot::SnapshotView;
 use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState};
 
 use super::findings;
@@ -62,9 +63,10 @@ fn job_text(job: Option<JobId>) -> Option<String> {
     job.map(|job| job.to_string())
 }
 
-/// Every node: `{"nodes":[…]}`.
-pub(crate) fn nodes(nodes: &[NodeView]) -> Value {
-    json!({ "nodes": nodes })
+/// Every node, `{"nodes":[…]}`, and with snapshots `{"nodes":[…],"snapshots":[…]}`.
+pub(crate) fn nodes(nodes: &[NodeView], stored: Option<&[SnapshotView]>) -> Value {
+    let nodes = json!({ "nodes": nodes });
+    stored.map_or_else(|| nodes.clone(), |stored| joined(&nodes, snapshots(stored)))
 }
 
 /// One node with its job, the slots prepared on it, and what it lacks of its source's schema.
