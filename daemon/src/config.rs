@@ -245,9 +245,8 @@ fn read_file<S: Settings>(path: &Path) -> Result<Table, ConfigError> {
         path: path.to_owned(),
         why,
     };
-    let length = std::fs::metadata(path)
-        .map_err(|e| fail(e.to_string()))?
-        .len();
+    let file = std::fs::metadata(path).map_err(|e| fail(e.to_string()))?;
+    let length = file.len();
     if length > FILE_MAX {
         return Err(fail(format!(
             "{length} bytes are too many for a configuration file"
@@ -255,25 +254,12 @@ fn read_file<S: Settings>(path: &Path) -> Result<Table, ConfigError> {
     }
     let text = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
     // Only the message: the full error shows the line, which may contain a password.
-    let table: Table = toml::from_str(&text).map_err(|e| fail(e.message().to_owned()))?;
-    let table = hyphened(table).map_err(fail)?;
+    let table = toml::from_str(&text).map_err(|e| fail(e.message().to_owned()))?;
+    let table = crate::keys::hyphened(table).map_err(fail)?;
     let mut own = table.clone();
     own.retain(|name, _| !SHARED.contains(&name));
     from_table::<S>(own).map_err(fail)?;
     Ok(table)
-}
-
-/// Keys may be written with underscores, as in the file of the command line.
-fn hyphened(table: Table) -> Result<Table, String> {
-    let mut all = Table::new();
-    for (key, value) in table {
-        let key = key.replace('_', "-");
-        if all.contains_key(&key) {
-            return Err(format!("{key} is set twice"));
-        }
-        all.insert(key, value);
-    }
-    Ok(all)
 }
 
 fn from_table<S: DeserializeOwned>(table: Table) -> Result<S, String> {

@@ -9,6 +9,7 @@
 
 pub mod config;
 pub mod http;
+mod keys;
 pub mod life;
 pub mod logging;
 pub mod metrics;

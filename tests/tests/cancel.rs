@@ -21,6 +21,9 @@ fn cancel(cluster: &Cluster, following: Running, limit: Duration) -> Result<()> 
     residue::of_everything(&cluster.database("node_b"))?.none()?;
     residue::of_jobs(&cluster.database("node_a"))?.none()?;
     following.finish(Duration::from_secs(10))?.expect(4)?;
+    // What agents have seen before the cleanup is not taken for leftovers.
+    let again = cluster.cli(&["init", "cancel", "--node", "node_b", "--yes"])?;
+    assert!(again.text().contains("nothing to cancel"), "{again}");
     Ok(())
 }
 
@@ -35,6 +38,53 @@ fn while_the_slot_waits_for_an_old_transaction() -> Result<()> {
     cluster.wait_state("node_b", &["preparing"], Duration::from_secs(20))?;
     cancel(&cluster, following, LIMIT)?;
     drop(open);
+    Ok(())
+}
+
+#[test]
+fn a_node_removed_during_its_copy_comes_back_with_the_command_that_cleans_it_up() -> Result<()> {
+    let mut cluster = Cluster::pair()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    sample::create(&source, 3)?;
+    cluster
+        .init(&["--max-rate", "2MB", "--detach"])?
+        .expect(0)?;
+    cluster.wait_copying("node_b")?;
+    cluster.kill_agent("node_b")?;
+    let remove = ["nodes", "remove", "node_b", "--yes", "--json"];
+    let removed = wait::until("node_b to be removable", LIMIT, || {
+        let output = cluster.cli(&remove)?;
+        Ok((output.code == 0).then_some(output))
+    })?;
+    let left = removed.last_object()?["left"].to_string();
+    for said in ["tables and rows", "steep_repl_keep_out", "--force-cleanup"] {
+        assert!(left.contains(said), "{said}: {left}");
+    }
+    residue::of_jobs(&source)?.none()?;
+    let events = cluster.cli(&["events", "node_a", "--json"])?.text();
+    assert!(
+        !events.contains("everything that the job created is removed"),
+        "{events}"
+    );
+
+    cluster.start_agent("node_b")?;
+    wait::until_true("node_b to say what it still has", LIMIT, || {
+        let view = cluster.node_view("node_b")?;
+        Ok(view.is_some_and(|view| view["state"] == "failed"))
+    })?;
+    let status = cluster.cli(&["status", "node_b"])?.text();
+    let clean = "init cancel --node node_b --force-cleanup";
+    assert!(
+        status.contains(&format!("steep-repl {clean}\n")),
+        "{status}"
+    );
+    assert!(!status.contains("init node_b"), "{status}");
+    let clean: Vec<&str> = clean.split(' ').chain(["--yes"]).collect();
+    cluster.cli(&clean)?.expect(0)?;
+    residue::of_everything(&target)?.none()?;
+    let again = cluster.cli(&["init", "cancel", "--node", "node_b", "--yes"])?;
+    let again = again.expect(1)?.text();
+    assert!(again.contains("nothing to cancel"), "{again}");
     Ok(())
 }
 

@@ -99,6 +99,16 @@ fn random_changes_are_named_exactly_and_auto_takes_them_back() -> Result<()> {
         database.sql(&schema::tables(groups.len()))?;
     }
     assert_eq!(compared(&cluster)?.0, 0);
+    let nowhere = [
+        "schema",
+        "compare",
+        "node_a",
+        "node_b",
+        "--schemas",
+        "nosuch",
+    ];
+    let refused = cluster.cli(&nowhere)?.expect(1)?.text();
+    assert!(refused.contains("schema nosuch"), "{refused}");
     // The changed tables have rows, which are removed before the changes are reverted.
     target.sql(&schema::rows(groups.len()))?;
     target.sql(&changes)?;

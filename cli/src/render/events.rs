@@ -29,7 +29,7 @@ pub(crate) fn brief(event: &EventView, paint: Paint) -> String {
     let mut text = format!(
         "{} {}: {}",
         paint.yellow(&clean(&event.level)),
-        paint.bold(field(event, "found_on").unwrap_or(node)),
+        paint.bold(&clean(field(event, "found_on").unwrap_or(node))),
         clean(&event.message),
     );
     if event.event == "init.finding" {

@@ -22,10 +22,12 @@ pub(crate) async fn run(args: CancelArgs, context: &Context) -> Result<u8, Failu
             _ if args.keep_data => "keeps the rows",
             _ => "removes the rows it copied",
         };
-        let question = format!(
-            "{} is {}. Cancel its job? That {rows}.",
-            args.node, view.state
-        );
+        let state = match view.state {
+            NodeState::Failed => "has failed".to_owned(),
+            NodeState::Diverged => "has diverged".to_owned(),
+            state => format!("is {state}"),
+        };
+        let question = format!("{} {state}. Cancel its job? That {rows}.", args.node);
         let confirmed = tokio::select! {
             confirmed = terminal::confirm(&question) => confirmed,
             _ = signals.next() => false,
