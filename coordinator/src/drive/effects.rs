@@ -331,7 +331,10 @@ impl<S: Store> Driver<S> {
         };
         let millis = (seconds * 1e3).round();
         let note = note.field("duration_ms", millis).stopped_in(stopped_in);
-        let applied = fault.is_none().then(|| self.applied_note(id, seconds)).flatten();
+        let applied = fault
+            .is_none()
+            .then(|| self.applied_note(id, seconds))
+            .flatten();
         self.record_end(id, fault, note, now);
         if let Some(note) = applied {
             self.log(note, now);

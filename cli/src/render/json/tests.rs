@@ -18,7 +18,7 @@ fn a_node_has_the_keys_of_the_contract_first() {
                     agent_online lag_bytes progress";
     let contract: Vec<_> = contract.split_whitespace().collect();
     for text in [
-        nodes(std::slice::from_ref(&node))["nodes"][0].to_string(),
+        nodes(std::slice::from_ref(&node), None)["nodes"][0].to_string(),
         status(&node, None, &[], &[]).to_string(),
     ] {
         assert_eq!(keys(&text)[..contract.len()], contract);
