@@ -202,7 +202,7 @@ const TROUBLE: [&str; 12] = [
 ];
 
 /// Events that other suites cause and check.
-const ELSEWHERE: [&str; 20] = [
+const ELSEWHERE: [&str; 28] = [
     "init.retrying",
     "agent.rejected",
     "init.given_up",
@@ -223,10 +223,22 @@ const ELSEWHERE: [&str; 20] = [
     "mirror.failed",
     "init.slot_prepared",
     "init.slot_expired",
+    "snapshot.started",
+    "snapshot.opened",
+    "snapshot.generated",
+    "snapshot.applied",
+    "snapshot.retried",
+    "snapshot.lost",
+    "snapshot.expired",
+    "snapshot.deleted",
 ];
 
 /// Words in the sources that are not events: operators' actions, and a span.
-const NO_EVENTS: [&str; 6] = [
+const NO_EVENTS: [&str; 10] = [
+    "snapshot.generate",
+    "snapshot.apply",
+    "snapshot.delete",
+    "snapshot.json",
     "schema.capture",
     "part.serve",
     "init.prepare",

@@ -1,11 +1,13 @@
 //! Snapshots stored in a directory: made, read without us, verified, expired, deleted.
 
 use std::fs;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use rustix::fs::{FlockOperation, flock};
 use serde_json::Value;
 use steep_tests::cluster::Cluster;
 use steep_tests::load::{Intensity, Load};
@@ -392,4 +394,41 @@ fn a_snapshot_without_its_slot_is_refused_and_says_what_helps() -> Result<()> {
         .cli(&["snapshot", "delete", &id, "--yes"])?
         .expect(0)?;
     nothing_is_left(&source)
+}
+
+#[test]
+fn a_place_that_is_in_use_is_waited_for() -> Result<()> {
+    let cluster = Cluster::pair()?;
+    sample::create(&cluster.database("node_a"), 1)?;
+    let place = cluster.dir().join("stored");
+    fs::DirBuilder::new().mode(0o700).create(&place)?;
+    let lock = fs::File::create(place.join(".lock"))?;
+    flock(&lock, FlockOperation::LockExclusive)?;
+    let begun = cluster.cli(&[
+        "snapshot",
+        "generate",
+        "--source",
+        "node_a",
+        "--output",
+        place.to_str().context("UTF-8")?,
+        "--detach",
+        "--json",
+    ])?;
+    let id = id(&begun.expect(0)?.last_object()?)?;
+    wait::until_true("the snapshot to be tried again", LIMIT, || {
+        let events = cluster.cli(&["events", "node_a", "--json"])?.expect(0)?;
+        Ok(events.text().contains("snapshot.retried"))
+    })?;
+    let shown = show(&cluster, &id)?;
+    assert_eq!(shown["state"], "live");
+    ensure!(
+        shown["error_message"].to_string().contains("in use"),
+        "{shown}"
+    );
+    drop(lock);
+    wait::until_true("the snapshot to be complete", LIMIT * 2, || {
+        Ok(show(&cluster, &id)?["state"] == "sealed")
+    })?;
+    assert!(show(&cluster, &id)?["error_message"].is_null());
+    Ok(())
 }

@@ -72,6 +72,7 @@ fn step(cluster: &mut Cluster, target: &str, tables: u32) -> Result<Run> {
     let ours = begun.elapsed().as_secs_f64();
     let postgres = servers_cpu(cluster, target)? - before;
     let phases = phases(&output.last_object()?);
+    println!("  steep-repl: {ours:.1} s");
     stop_ours(cluster, ["node_a", target])?;
     // Its subscription would go on beside the peer.
     cluster.database(target).sql(

@@ -1,0 +1,350 @@
+//! Stored snapshots: their commands to the source's agent, and what it says of them.
+//!
+//! [`crate::snapshot::machine`] decides; this carries it out. A snapshot's commands have its own id in the
+//! place of a job's, and the template as their replication. [`orders`] are the operators' orders about
+//! them, [`views`] what is shown.
+
+mod orders;
+mod views;
+
+use jiff::Timestamp;
+use steep_protocol::message::agent::{
+    Command, CoordinatorMessage, Export, OpenSource, Outcome, SourceCommand, WorkProgress,
+};
+use steep_protocol::message::handover::{PreparedState, SlotName};
+use steep_protocol::message::snapshot::StoreSnapshot;
+use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, SnapshotId};
+
+use super::log::{Level, Note};
+use super::{Driver, Ticket};
+use crate::snapshot::machine::{Budget, Effect, Event};
+use crate::snapshot::{Snapshot, Stage, Why, Work};
+use crate::store::{Store, Write};
+
+/// A snapshot in memory.
+pub(super) struct Stored {
+    snapshot: Snapshot,
+    /// What its agent last reported.
+    progress: Option<WorkProgress>,
+    /// Operators waiting for its removal.
+    waiting: Vec<Ticket>,
+}
+
+impl Stored {
+    pub(super) fn of(snapshot: Snapshot) -> Self {
+        Self {
+            snapshot,
+            progress: None,
+            waiting: Vec::new(),
+        }
+    }
+}
+
+impl<S: Store> Driver<S> {
+    fn forget_snapshot(&mut self, id: SnapshotId) {
+        self.snapshots.remove(&id);
+        self.out.writes.push(Write::SnapshotForgotten(id));
+    }
+
+    /// The event of a job that has made its node from a stored snapshot.
+    pub(in crate::drive) fn applied_note(&self, id: JobId, seconds: f64) -> Option<Note> {
+        let job = &self.jobs.get(&id)?.job;
+        let stored = job.stored.as_ref()?;
+        let (target, snapshot) = (&job.spec.target, stored.snapshot);
+        let text = format!("snapshot {snapshot} is applied to {target} in {seconds:.1} s");
+        let note = Note::info("snapshot.applied", text).job(job);
+        let note = note.field("snapshot_id", snapshot);
+        Some(note.field("duration_ms", (seconds * 1e3).round()))
+    }
+
+    fn step_snapshot(&mut self, id: SnapshotId, event: Event, now: Timestamp) {
+        let budget = Budget(self.rules.patience.retry_for);
+        let Some(stored) = self.snapshots.get_mut(&id) else {
+            return;
+        };
+        let before = stored.snapshot.clone();
+        let effects = stored.snapshot.step(event, budget, now);
+        if stored.snapshot.stage != before.stage {
+            stored.progress = None;
+        }
+        if stored.snapshot != before {
+            let write = Write::Snapshot(Box::new(stored.snapshot.clone()));
+            self.out.writes.push(write);
+        }
+        for effect in effects {
+            self.perform_snapshot(id, effect, now);
+        }
+        // Followers look again.
+        self.out.observed = true;
+    }
+
+    fn perform_snapshot(&mut self, id: SnapshotId, effect: Effect, now: Timestamp) {
+        let Some(stored) = self.snapshots.get(&id) else {
+            return;
+        };
+        let snapshot = &stored.snapshot;
+        let source = snapshot.spec.source.clone();
+        let message = match effect {
+            Effect::Send(running) => CoordinatorMessage::Command {
+                id: running.id,
+                job: JobId(id.0),
+                replication: snapshot.replication(),
+                command: compose(snapshot, running.work),
+            },
+            Effect::Abort(id) => CoordinatorMessage::Abort { id },
+            Effect::Forget(id) => CoordinatorMessage::Forget { id },
+            told => return self.tell_snapshot(id, told, now),
+        };
+        self.send(&source, message);
+    }
+
+    fn tell_snapshot(&mut self, id: SnapshotId, effect: Effect, now: Timestamp) {
+        let Some(stored) = self.snapshots.get(&id) else {
+            return;
+        };
+        let snapshot = &stored.snapshot;
+        let (source, location) = (&snapshot.spec.source, &snapshot.spec.location);
+        let because = |note: Note, fault: &Fault| note.field("hint", &fault.hint);
+        let note = match effect {
+            Effect::Send(_) | Effect::Abort(_) | Effect::Forget(_) => return,
+            Effect::Opened => {
+                let lsn = snapshot.point.map(|point| point.lsn).unwrap_or_default();
+                let text = format!("snapshot {id} is at {lsn}; its rows are being read");
+                Note::info("snapshot.opened", text).field("lsn", lsn)
+            }
+            Effect::Sealed(sealed) => {
+                let seconds = snapshot.seconds(now);
+                let text = format!(
+                    "snapshot {id} is complete in {location}: {} rows in {seconds:.1} s",
+                    sealed.rows
+                );
+                let note = Note::info("snapshot.generated", text)
+                    .field("rows_copied", sealed.rows)
+                    .field("bytes_copied", sealed.bytes)
+                    .field("duration_ms", (seconds * 1e3).round());
+                note.field("location", location)
+            }
+            Effect::TriesAgain(fault) => {
+                let text = format!("snapshot {id} is tried again: {fault}");
+                because(Note::warn("snapshot.retried", text), &fault)
+            }
+            Effect::BeginsAgain(fault) => {
+                let text = format!("snapshot {id} is begun again: {fault}");
+                Note::warn("snapshot.lost", text)
+            }
+            Effect::Lost(fault) => {
+                let text = format!("snapshot {id}: {fault}");
+                because(Note::new(Level::Error, "snapshot.lost", text), &fault)
+            }
+            Effect::Expired => {
+                let text = format!("snapshot {id} of {source} has expired and is removed");
+                Note::info("snapshot.expired", text)
+            }
+            Effect::Over(why) => return self.snapshot_over(id, why, now),
+        };
+        self.note_snapshot(id, note, now);
+    }
+
+    fn snapshot_over(&mut self, id: SnapshotId, why: Why, now: Timestamp) {
+        let Some(stored) = self.snapshots.get_mut(&id) else {
+            return;
+        };
+        let waiting = std::mem::take(&mut stored.waiting);
+        let text = match why {
+            Why::Deleted => format!("snapshot {id} is deleted: its files, slot and publication"),
+            Why::Failed | Why::Again | Why::Expired => {
+                format!("everything of snapshot {id} is removed")
+            }
+        };
+        self.note_snapshot(id, Note::info("snapshot.deleted", text), now);
+        if why == Why::Deleted || !waiting.is_empty() {
+            self.forget_snapshot(id);
+        }
+        self.replied(waiting, &Ok(Vec::new()));
+    }
+
+    fn note_snapshot(&mut self, id: SnapshotId, note: Note, now: Timestamp) {
+        let source = self
+            .snapshots
+            .get(&id)
+            .map(|s| s.snapshot.spec.source.clone());
+        let note = match &source {
+            Some(source) => note.node(source).of(Some(source), None),
+            None => note,
+        };
+        self.log(note.field("snapshot_id", id), now);
+    }
+
+    /// The source's agent has a session.
+    pub(in crate::drive) fn snapshots_up(&mut self, node: &NodeId, now: Timestamp) {
+        let Some(agent) = self.registry.get(node) else {
+            return;
+        };
+        let incarnation = agent.registration.incarnation;
+        let open = agent.registration.open_snapshots.clone();
+        for id in self.snapshots_of(node) {
+            let held = open.contains(&JobId(id.0));
+            self.step_snapshot(id, Event::Up { incarnation, held }, now);
+        }
+    }
+
+    fn snapshots_of(&self, node: &NodeId) -> Vec<SnapshotId> {
+        let of = |stored: &&Stored| stored.snapshot.spec.source == *node;
+        let of = self.snapshots.values().filter(of);
+        of.map(|stored| stored.snapshot.id).collect()
+    }
+
+    /// Whether messages with that id in the place of a job's are about a snapshot.
+    pub(in crate::drive) fn is_snapshot(&self, job: JobId) -> bool {
+        self.snapshots.contains_key(&SnapshotId(job.0))
+    }
+
+    /// The source's agent has looked at its server.
+    pub(in crate::drive) fn check_snapshots(
+        &mut self,
+        node: &NodeId,
+        lost: &[JobId],
+        now: Timestamp,
+    ) {
+        for id in lost {
+            let id = SnapshotId(id.0);
+            let own = |stored: &Stored| stored.snapshot.spec.source == *node;
+            if self.snapshots.get(&id).is_some_and(own) {
+                self.step_snapshot(id, Event::Lost, now);
+            }
+        }
+    }
+
+    /// The agent has said which template slots its server has.
+    pub(in crate::drive) fn check_templates(&mut self, node: &NodeId, now: Timestamp) {
+        for id in self.snapshots_of(node) {
+            let (Some(stored), Some(agent)) = (self.snapshots.get(&id), self.registry.get(node))
+            else {
+                continue;
+            };
+            if stored.snapshot.stage != Stage::Sealed {
+                continue;
+            }
+            let slot = stored.snapshot.replication().slot;
+            let known = agent.templates.iter();
+            let known = known.into_iter().find(|t| t.replication.slot == slot);
+            let why = match known.map(|slot| &slot.state) {
+                None => "its note is gone".to_owned(),
+                Some(PreparedState::Lost(why)) => why.clone(),
+                Some(PreparedState::Waiting | PreparedState::Taken(_) | PreparedState::Expired) => {
+                    continue;
+                }
+            };
+            self.step_snapshot(id, Event::SlotGone { why }, now);
+        }
+    }
+
+    /// Whether the expired slot was a snapshot's template.
+    pub(in crate::drive) fn template_expired(
+        &mut self,
+        node: &NodeId,
+        slot: &SlotName,
+        now: Timestamp,
+    ) -> bool {
+        let own = |id: &SnapshotId| {
+            let stored = self.snapshots.get(id);
+            stored.is_some_and(|s| s.snapshot.replication().slot == *slot)
+        };
+        let Some(id) = self.snapshots_of(node).into_iter().find(own) else {
+            return slot.is_reserved();
+        };
+        self.step_snapshot(id, Event::Expired, now);
+        true
+    }
+
+    /// Progress of a snapshot that is being read.
+    pub(in crate::drive) fn on_snapshot_progress(
+        &mut self,
+        node: &NodeId,
+        job: JobId,
+        work: Option<WorkProgress>,
+    ) {
+        if let Some(stored) = self.snapshots.get_mut(&SnapshotId(job.0))
+            && stored.snapshot.spec.source == *node
+            && stored.snapshot.stage == Stage::Storing
+        {
+            stored.progress = work;
+            self.out.observed = true;
+        }
+    }
+
+    /// The snapshot whose command that is, on that node.
+    pub(in crate::drive) fn snapshot_running(
+        &self,
+        node: &NodeId,
+        command: CommandId,
+    ) -> Option<SnapshotId> {
+        let runs = |stored: &&Stored| {
+            stored.snapshot.spec.source == *node
+                && stored.snapshot.running.is_some_and(|r| r.id == command)
+        };
+        let found = self.snapshots.values().find(runs);
+        found.map(|stored| stored.snapshot.id)
+    }
+
+    pub(in crate::drive) fn snapshot_finished(
+        &mut self,
+        id: SnapshotId,
+        command: CommandId,
+        outcome: Result<Outcome, Fault>,
+        now: Timestamp,
+    ) {
+        let event = Event::Ended {
+            id: command,
+            outcome: Box::new(outcome),
+        };
+        self.step_snapshot(id, event, now);
+    }
+
+    pub(in crate::drive) fn tick_snapshots(&mut self, now: Timestamp) {
+        let due = |stored: &&Stored| {
+            let snapshot = &stored.snapshot;
+            snapshot.trouble.is_some_and(|t| t.again <= now)
+                && snapshot.running.is_none()
+                && self.registry.is_online(&snapshot.spec.source)
+        };
+        let due = self.snapshots.values().filter(due);
+        let due: Vec<SnapshotId> = due.map(|stored| stored.snapshot.id).collect();
+        for id in due {
+            self.step_snapshot(id, Event::Tick, now);
+        }
+    }
+}
+
+/// The command for that work.
+fn compose(snapshot: &Snapshot, work: Work) -> Command {
+    let spec = &snapshot.spec;
+    let location = || spec.location.clone();
+    Command::Source(match work {
+        Work::Open => SourceCommand::Open(OpenSource {
+            // No other node may fetch.
+            target: spec.source.clone(),
+            filter: spec.filter.clone(),
+            export: Export::SlotAndSnapshot,
+            parallel: spec.parallel,
+            large_table_threshold: spec.large_table_threshold,
+            yield_to_ddl: spec.yield_to_ddl,
+            kept_seconds: Some(spec.expires_seconds),
+        }),
+        Work::Store => SourceCommand::Store(StoreSnapshot {
+            location: location(),
+            codec: spec.codec,
+            parallel: spec.parallel,
+            max_rate: spec.max_rate,
+            expires_seconds: spec.expires_seconds,
+        }),
+        Work::Remove => SourceCommand::DeleteStored {
+            location: location(),
+        },
+    })
+}
+
+fn unknown(id: SnapshotId) -> Fault {
+    let text = format!("there is no snapshot {id}");
+    Fault::new(FaultKind::Failed, text).hint("steep-repl snapshot list shows all of them")
+}

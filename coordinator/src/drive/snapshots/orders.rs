@@ -1,0 +1,287 @@
+//! Operators' orders about stored snapshots: made, applied, verified, deleted.
+
+use jiff::Timestamp;
+use steep_protocol::message::agent::{SlotOrigin, SourceCommand};
+use steep_protocol::message::api::ApiReply;
+use steep_protocol::message::facts::Finding;
+use steep_protocol::message::handover::EXPIRES_MAX;
+use steep_protocol::message::job::{JobSpec, Method};
+use steep_protocol::message::snapshot::{
+    ApplySpec, LOCATION_MAX, SNAPSHOTS_MAX, SnapshotRef, SnapshotSpec, SnapshotState,
+    VerifiedSnapshot,
+};
+use steep_protocol::{Fault, FaultKind, NodeId, SnapshotId, limits};
+
+use super::super::log::Note;
+use super::super::query::Purpose;
+use super::super::{Answer, Driver, Ticket};
+use super::{Stored, unknown};
+use crate::job::handover::StoredRows;
+use crate::job::{self, Job};
+use crate::snapshot::machine::Event;
+use crate::snapshot::{COMMANDS_PER_SNAPSHOT, Snapshot, Stage};
+use crate::store::Store;
+
+impl<S: Store> Driver<S> {
+    /// Starts to check a source, of which a snapshot is made if nothing is in its way.
+    pub(in crate::drive) fn generate(
+        &mut self,
+        spec: SnapshotSpec,
+        operator: &str,
+        ticket: Ticket,
+        now: Timestamp,
+    ) -> Result<(), Fault> {
+        self.check_generate(&spec)?;
+        let node = spec.source.clone();
+        let command = SourceCommand::Gather {
+            target: node.clone(),
+            filter: spec.filter.clone(),
+            slot: SlotOrigin::Made,
+        };
+        let purpose = Purpose::LookBeforeGenerate(Box::new(spec), operator.to_owned(), ticket);
+        self.begin_query(&node, command, purpose, now);
+        Ok(())
+    }
+
+    fn check_generate(&self, spec: &SnapshotSpec) -> Result<(), Fault> {
+        let bad = |text: String| Err(Fault::new(FaultKind::BadRequest, text));
+        if !(1..=limits::WORKERS_MAX).contains(&spec.parallel) {
+            return bad(format!("1 to {} workers are allowed", limits::WORKERS_MAX));
+        }
+        if spec.location.is_empty() || spec.location.len() > LOCATION_MAX {
+            return bad(format!("a location has 1 to {LOCATION_MAX} bytes"));
+        }
+        if !(1..=EXPIRES_MAX).contains(&spec.expires_seconds) {
+            return bad("a snapshot can be kept for 1 s to 366 days".to_owned());
+        }
+        self.check_query(&spec.source)?;
+        let same = |stored: &&Stored| {
+            let other = &stored.snapshot;
+            other.spec.source == spec.source
+                && other.spec.location == spec.location
+                && !other.is_over()
+        };
+        if let Some(other) = self.snapshots.values().find(same) {
+            let id = other.snapshot.id;
+            let text = format!("snapshot {id} is stored in {} already", spec.location);
+            return Err(Fault::new(FaultKind::Failed, text)
+                .on(&spec.source)
+                .hint(format!(
+                    "use another place, or remove that one with steep-repl snapshot delete {id}"
+                )));
+        }
+        if self.may_be_source(&spec.source) {
+            return Ok(());
+        }
+        let state = self.state_of(&spec.source);
+        let text = format!("it is {state} and cannot be a source");
+        Err(Fault::new(FaultKind::Failed, text)
+            .on(&spec.source)
+            .hint("a source must be synchronized, or not a replica"))
+    }
+
+    /// Makes a snapshot of a source that has been checked.
+    pub(in crate::drive) fn generate_checked(
+        &mut self,
+        spec: SnapshotSpec,
+        operator: &str,
+        (findings, ticket): (Vec<Finding>, Ticket),
+        now: Timestamp,
+    ) {
+        if let Err(fault) = self.check_generate(&spec) {
+            return self.answer(ticket, Err(fault));
+        }
+        let id = SnapshotId(self.new_job_id().0);
+        let first = self.take_commands(COMMANDS_PER_SNAPSHOT);
+        let mut snapshot = Snapshot::new(id, spec, operator, first, now);
+        let source = snapshot.spec.source.clone();
+        let agent = self.registry.get(&source);
+        snapshot.incarnation = agent.map(|agent| agent.registration.incarnation);
+        let text = format!(
+            "snapshot {id} of {source} into {}, by {operator}",
+            snapshot.spec.location
+        );
+        self.snapshots.insert(id, Stored::of(snapshot));
+        self.forget_old_snapshots();
+        let note = Note::info("snapshot.started", text).field("operator", operator);
+        self.note_snapshot(id, note, now);
+        self.step_snapshot(id, Event::Begin, now);
+        let view = self.snapshots.get(&id).map(|s| self.snapshot_view(s, now));
+        let found = (!findings.is_empty()).then_some(ApiReply::Findings {
+            target: source,
+            findings,
+        });
+        let made = ApiReply::Snapshots(view.into_iter().collect());
+        let replies = found.into_iter().chain([made]).collect();
+        self.answer(ticket, Ok(Answer::Replies(replies)));
+    }
+
+    /// Drops the oldest of too many snapshots of which nothing is left.
+    fn forget_old_snapshots(&mut self) {
+        while self.snapshots.len() > SNAPSHOTS_MAX {
+            let over = self.snapshots.values().map(|stored| &stored.snapshot);
+            let oldest = over.filter(|s| s.is_over()).min_by_key(|s| s.asked_at);
+            let Some(id) = oldest.map(|snapshot| snapshot.id) else {
+                return;
+            };
+            self.forget_snapshot(id);
+        }
+    }
+
+    /// The jobs of an application: each with the snapshot's source and tables.
+    pub(in crate::drive) fn resolve_stored(
+        &self,
+        request: ApplySpec,
+    ) -> Result<(Vec<JobSpec>, StoredRows), Fault> {
+        let is = |snapshot: &Snapshot| match &request.snapshot {
+            SnapshotRef::Id(id) => snapshot.id == *id,
+            SnapshotRef::At(location) => snapshot.spec.location == *location && !snapshot.is_over(),
+        };
+        let mut known = self.snapshots.values().map(|stored| &stored.snapshot);
+        let snapshot =
+            known
+                .find(|snapshot| is(snapshot))
+                .ok_or_else(|| match &request.snapshot {
+                    SnapshotRef::Id(id) => unknown(*id),
+                    SnapshotRef::At(location) => {
+                        let text = format!("no snapshot is known in {location}");
+                        Fault::new(FaultKind::Failed, text)
+                            .hint("steep-repl snapshot list shows all of them, and where they are")
+                    }
+                })?;
+        let spec = &snapshot.spec;
+        let (SnapshotState::Sealed, Some(point)) = (snapshot.state(), snapshot.point) else {
+            let why = snapshot
+                .fault
+                .as_ref()
+                .map_or_else(String::new, |f| format!(": {f}"));
+            let text = format!(
+                "snapshot {} is {}{why}",
+                snapshot.id,
+                snapshot.state().name()
+            );
+            let hint = match snapshot.state() {
+                SnapshotState::Opening | SnapshotState::Live => {
+                    format!(
+                        "wait until it is complete: steep-repl snapshot show {}",
+                        snapshot.id
+                    )
+                }
+                _ => "generate another one: without its slot, changes since it was taken are lost"
+                    .to_owned(),
+            };
+            return Err(Fault::new(FaultKind::Failed, text)
+                .on(&spec.source)
+                .hint(hint));
+        };
+        let stored = StoredRows {
+            snapshot: snapshot.id,
+            location: spec.location.clone(),
+            lsn: point.lsn,
+            verify: request.verify,
+        };
+        let job = |job: JobSpec| JobSpec {
+            source: spec.source.clone(),
+            filter: spec.filter.clone(),
+            method: Method::Stored,
+            ..job
+        };
+        let jobs: Vec<JobSpec> = request.jobs.into_iter().map(job).collect();
+        self.check_shape(&jobs)?;
+        Ok((jobs, stored))
+    }
+
+    /// A job that still needs that snapshot, if any.
+    fn applied_by(&self, id: SnapshotId) -> Option<&Job> {
+        let mut jobs = self.jobs.values().map(|live| &live.job);
+        jobs.find(|job| {
+            let uses = job
+                .stored
+                .as_ref()
+                .is_some_and(|stored| stored.snapshot == id);
+            uses && match &job.stage {
+                job::Stage::Working(step) => *step <= job::Step::Copy,
+                job::Stage::Kept(kept) => kept.step <= job::Step::Copy,
+                job::Stage::Ending(_) | job::Stage::Closed(_) => false,
+            }
+        })
+    }
+
+    pub(in crate::drive) fn snapshot_source(&self, id: SnapshotId) -> Option<NodeId> {
+        let stored = self.snapshots.get(&id);
+        stored.map(|stored| stored.snapshot.spec.source.clone())
+    }
+
+    /// Starts to remove a snapshot. The ticket is answered when nothing of it is left.
+    pub(in crate::drive) fn delete_snapshot(
+        &mut self,
+        id: SnapshotId,
+        ticket: Ticket,
+        now: Timestamp,
+    ) -> Result<NodeId, Fault> {
+        let stored = self.snapshots.get(&id).ok_or_else(|| unknown(id))?;
+        let source = stored.snapshot.spec.source.clone();
+        let over = stored.snapshot.is_over();
+        if let Some(job) = self.applied_by(id) {
+            let target = &job.spec.target;
+            let text = format!("snapshot {id} is being applied to {target}");
+            return Err(Fault::new(FaultKind::Failed, text).on(target).hint(format!(
+                "wait for that job, or cancel it: steep-repl init cancel --node {target}"
+            )));
+        }
+        let Some(stored) = self.snapshots.get_mut(&id) else {
+            return Err(unknown(id));
+        };
+        stored.waiting.push(ticket);
+        if !over && !self.registry.is_online(&source) {
+            if let Some(stored) = self.snapshots.get_mut(&id) {
+                stored.waiting.pop();
+            }
+            let text = format!("snapshot {id} cannot be removed now: the agent has no session");
+            return Err(Fault::new(FaultKind::Unreachable, text)
+                .on(&source)
+                .hint("start its agent, then delete the snapshot again"));
+        }
+        self.step_snapshot(id, Event::Delete, now);
+        Ok(source)
+    }
+
+    /// Starts to read a stored snapshot again.
+    pub(in crate::drive) fn verify_snapshot(
+        &mut self,
+        id: SnapshotId,
+        ticket: Ticket,
+        now: Timestamp,
+    ) -> Result<(), Fault> {
+        let stored = self.snapshots.get(&id).ok_or_else(|| unknown(id))?;
+        let (source, location) = {
+            let spec = &stored.snapshot.spec;
+            (spec.source.clone(), spec.location.clone())
+        };
+        if stored.snapshot.sealed.is_none() || stored.snapshot.stage != Stage::Sealed {
+            let text = format!(
+                "snapshot {id} is {}: there is nothing to verify",
+                stored.snapshot.state().name()
+            );
+            return Err(Fault::new(FaultKind::Failed, text).on(&source));
+        }
+        self.check_query(&source)?;
+        let command = SourceCommand::VerifyStored { location };
+        self.begin_query(&source, command, Purpose::VerifySnapshot(id, ticket), now);
+        Ok(())
+    }
+
+    /// The answer of a verification: a place that holds another snapshot is a problem of this one.
+    pub(in crate::drive) fn snapshot_verified(
+        &self,
+        id: SnapshotId,
+        mut verified: VerifiedSnapshot,
+    ) -> Result<Answer, Fault> {
+        if verified.snapshot != id {
+            let text = format!("the place holds snapshot {} instead", verified.snapshot);
+            verified.problems.insert(0, text);
+            verified.problems_total += 1;
+        }
+        Ok(ApiReply::Verified(Box::new(verified)).into())
+    }
+}

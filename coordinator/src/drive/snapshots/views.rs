@@ -1,0 +1,92 @@
+//! Stored snapshots as operators see them.
+
+use jiff::Timestamp;
+use steep_protocol::message::api::ApiReply;
+use steep_protocol::message::snapshot::{Holder, SnapshotState, SnapshotView};
+use steep_protocol::{Fault, NodeId, SnapshotId};
+
+use super::super::Driver;
+use super::{Stored, unknown};
+use crate::snapshot::Point;
+use crate::store::Store;
+
+impl<S: Store> Driver<S> {
+    /// The snapshots that match, oldest first.
+    pub(in crate::drive) fn snapshots_reply(
+        &self,
+        snapshot: Option<SnapshotId>,
+        source: Option<&NodeId>,
+        now: Timestamp,
+    ) -> Result<ApiReply, Fault> {
+        if let Some(source) = source {
+            self.known(source)?;
+        }
+        if let Some(id) = snapshot {
+            let stored = self.snapshots.get(&id).ok_or_else(|| unknown(id))?;
+            return Ok(ApiReply::Snapshots(vec![self.snapshot_view(stored, now)]));
+        }
+        let matching = |stored: &&Stored| source.is_none_or(|s| stored.snapshot.spec.source == *s);
+        let matching = self.snapshots.values().filter(matching);
+        let mut views: Vec<_> = matching.map(|s| self.snapshot_view(s, now)).collect();
+        views.sort_by_key(|view| (view.created_at, view.snapshot_id));
+        Ok(ApiReply::Snapshots(views))
+    }
+
+    pub(super) fn snapshot_view(&self, stored: &Stored, now: Timestamp) -> SnapshotView {
+        let Stored {
+            snapshot, progress, ..
+        } = stored;
+        let spec = &snapshot.spec;
+        let state = snapshot.state();
+        let slot_name = snapshot.replication().slot;
+        let agent = self.registry.get(&spec.source);
+        let slot = agent.and_then(|agent| {
+            let mut known = agent.templates.iter();
+            known.find(|slot| slot.replication.slot == slot_name)
+        });
+        let holder = match state {
+            SnapshotState::Live => Some("live"),
+            SnapshotState::Sealed => Some(spec.location.as_str()),
+            SnapshotState::Opening | SnapshotState::Lost | SnapshotState::Expired => None,
+        };
+        let holder = holder.map(|location| Holder {
+            node_id: spec.source.clone(),
+            location: location.to_owned(),
+        });
+        let progress = progress.as_ref().filter(|_| state == SnapshotState::Live);
+        let sealed = snapshot.sealed;
+        let point = snapshot.point;
+        let planned = |of: fn(&Point) -> u32| point.map_or(0, |p| of(&p).into());
+        let so_far = progress.map_or(0, |work| work.done);
+        let mut warnings = Vec::new();
+        if snapshot.trouble.is_some() && !self.registry.is_online(&spec.source) {
+            warnings.push(format!("the agent of {} has no session", spec.source));
+        }
+        SnapshotView {
+            snapshot_id: snapshot.id,
+            source_node: spec.source.clone(),
+            lsn: point.map(|point| point.lsn),
+            state,
+            created_at: snapshot.asked_at,
+            expires_at: sealed.map(|sealed| sealed.expires_at),
+            slot_name,
+            wal_held_bytes: slot.map(|slot| slot.wal_held.0),
+            tables: sealed.map_or(planned(|p| p.tables), |sealed| sealed.tables),
+            parts: sealed.map_or(planned(|p| p.parts), |sealed| sealed.parts),
+            rows: sealed.map_or(0, |sealed| sealed.rows),
+            bytes: sealed.map_or(so_far, |sealed| sealed.bytes),
+            stored_bytes: sealed.map_or(0, |sealed| sealed.stored_bytes),
+            holders: holder.into_iter().collect(),
+            location: spec.location.clone(),
+            codec: spec.codec,
+            bytes_total: progress.map_or(0, |work| work.total),
+            current_table: progress.and_then(|work| work.current.clone()),
+            parallel_workers: progress.map_or(0, |work| work.workers),
+            operator: snapshot.operator.clone(),
+            error_message: snapshot.fault.as_ref().map(ToString::to_string),
+            hint: snapshot.fault.as_ref().map(|fault| fault.hint.clone()),
+            warnings,
+            duration_seconds: snapshot.seconds(now),
+        }
+    }
+}
