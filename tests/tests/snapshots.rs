@@ -430,5 +430,22 @@ fn a_place_that_is_in_use_is_waited_for() -> Result<()> {
         Ok(show(&cluster, &id)?["state"] == "sealed")
     })?;
     assert!(show(&cluster, &id)?["error_message"].is_null());
-    Ok(())
+
+    // Whoever deletes it hears that it cannot be removed now; it is removed once it can.
+    let lock = fs::File::open(place.join(".lock"))?;
+    flock(&lock, FlockOperation::LockExclusive)?;
+    let refused = cluster
+        .cli(&["snapshot", "delete", &id, "--yes"])?
+        .expect(1)?;
+    ensure!(refused.text().contains("--force"), "{refused}");
+    ensure!(
+        show(&cluster, &id)?["warnings"]
+            .to_string()
+            .contains("tried again")
+    );
+    drop(lock);
+    wait::until_true("the snapshot to be removed", LIMIT * 2, || {
+        Ok(cluster.cli(&["snapshot", "show", &id])?.code == 1)
+    })?;
+    nothing_is_left(&cluster.database("node_a"))
 }

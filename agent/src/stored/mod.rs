@@ -37,7 +37,13 @@ pub(crate) async fn open(
 
 /// The fault of an archive's error.
 pub(crate) fn fault(error: &Error, node: &NodeId) -> Fault {
-    let fault = Fault::new(FaultKind::Failed, error.to_string()).on(node);
+    let mut fault = Fault::new(FaultKind::Failed, error.to_string()).on(node);
+    if matches!(error, Error::Store { .. } | Error::Setup { .. }) {
+        fault = fault.hint(
+            "the environment of that node's agent needs the store's address and credentials \
+             (docs/snapshots.md names the variables)",
+        );
+    }
     // Of a full store, parts that are whole stay: somebody may make room while the snapshot lives.
     if error.is_full() || error.may_pass() {
         fault.retry(Retry::Backoff)

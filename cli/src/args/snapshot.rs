@@ -59,6 +59,9 @@ Examples:
     Delete {
         /// The snapshot
         id: SnapshotId,
+        /// Forget it even if its removal has failed: its store may be gone
+        #[arg(long)]
+        force: bool,
         /// Don't ask for confirmation
         #[arg(long, short)]
         yes: bool,

@@ -10,7 +10,7 @@ use crate::args::{GenerateArgs, SnapshotCommand, Stored};
 use crate::client::Client;
 use crate::commands::Context;
 use crate::failure::{self, Failure};
-use crate::render::{findings, json, stored};
+use crate::render::{clean, findings, json, stored};
 use crate::signals::{Interrupt, Signals};
 use crate::terminal::{self, print, print_folded, print_json, print_line, tell};
 
@@ -24,7 +24,7 @@ pub(crate) async fn run(command: SnapshotCommand, context: &Context) -> Result<u
         SnapshotCommand::List { source } => list(source, context).await,
         SnapshotCommand::Show { id } => show(id, context).await,
         SnapshotCommand::Verify { stored } => verify(&stored, context).await,
-        SnapshotCommand::Delete { id, yes } => delete(id, yes, context).await,
+        SnapshotCommand::Delete { id, force, yes } => delete(id, (force, yes), context).await,
     }
 }
 
@@ -240,7 +240,11 @@ async fn verify_here(location: &Location, context: &Context) -> Result<VerifiedS
     })
 }
 
-async fn delete(id: SnapshotId, yes: bool, context: &Context) -> Result<u8, Failure> {
+async fn delete(
+    id: SnapshotId,
+    (force, yes): (bool, bool),
+    context: &Context,
+) -> Result<u8, Failure> {
     let mut signals = Signals::catch()?;
     let client = context.client().await?;
     let query = Query::Snapshots {
@@ -264,11 +268,21 @@ async fn delete(id: SnapshotId, yes: bool, context: &Context) -> Result<u8, Fail
             return Err(Failure::new(FaultKind::Failed, "nothing was removed"));
         }
     }
-    tokio::select! {
-        asked = ask(&client, Order::DeleteSnapshot { snapshot: id }) => drop(asked?),
+    let order = Order::DeleteSnapshot {
+        snapshot: id,
+        force,
+    };
+    let replies = tokio::select! {
+        replies = client.ask_all(order) => replies?,
         interrupt = signals.next() => return Err(interrupted(interrupt)),
-    }
+    };
     client.close().await;
+    for reply in replies {
+        if let ApiReply::Left(left) = reply {
+            left.iter()
+                .for_each(|text| tell(&format!("left: {}", clean(text))));
+        }
+    }
     if context.terminal.json {
         print_json(&json::snapshot_deleted(id));
     } else {

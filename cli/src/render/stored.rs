@@ -75,9 +75,11 @@ pub(crate) fn full(view: &SnapshotView, paint: Paint) -> String {
         ),
     };
     lines.push(("holds", amount));
-    let held = view.wal_held_bytes;
-    let held = held.map_or_else(String::new, |held| format!(", holds {} of WAL", size(held)));
-    lines.push(("slot", format!("{}{held}", view.slot_name)));
+    if !matches!(view.state, SnapshotState::Lost | SnapshotState::Expired) {
+        let held = view.wal_held_bytes;
+        let held = held.map_or_else(String::new, |held| format!(", holds {} of WAL", size(held)));
+        lines.push(("slot", format!("{}{held}", view.slot_name)));
+    }
     lines.push((
         "made",
         format!(

@@ -133,7 +133,7 @@ fn owned(arguments: Vec<Argument>) -> Vec<(String, String)> {
 impl<S: Store> Driver<S> {
     /// The entries of an order.
     pub(super) fn audit_entries(&self, order: &Order) -> Vec<AuditEntry> {
-        let Order::DeleteSnapshot { snapshot } = order else {
+        let Order::DeleteSnapshot { snapshot, .. } = order else {
             return AuditEntry::of(order);
         };
         let node = self.snapshot_source(*snapshot);

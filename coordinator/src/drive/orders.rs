@@ -56,8 +56,8 @@ impl<S: Store> Driver<S> {
             }
             Order::Prepare(spec) => self.prepare(spec, ticket, now).map(|()| Vec::new()),
             Order::Generate(spec) => self.generate(spec, by, ticket, now).map(|()| Vec::new()),
-            Order::DeleteSnapshot { snapshot } => self
-                .delete_snapshot(snapshot, ticket, now)
+            Order::DeleteSnapshot { snapshot, force } => self
+                .delete_snapshot(snapshot, force, ticket, now)
                 .map(|_| Vec::new()),
             Order::DropPrepared { node, slot } => self
                 .drop_prepared(&node, &slot, ticket, now)

@@ -44,6 +44,8 @@ pub enum Event {
     Expired,
     /// An operator deletes it.
     Delete,
+    /// An operator gives up what cannot be removed.
+    Forget,
     /// Time has passed.
     Tick,
 }
@@ -98,6 +100,7 @@ impl Snapshot {
                 }
                 Stage::Removing(_) | Stage::Over(_) => {}
             },
+            Event::Forget => out.push(Effect::Over(Why::Deleted)),
             Event::Delete => match self.stage {
                 Stage::Over(_) => out.push(Effect::Over(Why::Deleted)),
                 Stage::Removing(_) => self.stage = Stage::Removing(Why::Deleted),
@@ -218,7 +221,10 @@ impl Snapshot {
             tries,
             again,
         });
-        self.fault = Some(fault.clone());
+        // Why it is lost stays known while its removal fails.
+        if !matches!(self.stage, Stage::Removing(_)) || self.fault.is_none() {
+            self.fault = Some(fault.clone());
+        }
         out.push(Effect::TriesAgain(fault));
     }
 

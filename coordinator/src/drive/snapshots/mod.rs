@@ -99,6 +99,9 @@ impl<S: Store> Driver<S> {
     }
 
     fn tell_snapshot(&mut self, id: SnapshotId, effect: Effect, now: Timestamp) {
+        if let Effect::TriesAgain(fault) = &effect {
+            self.removal_failed(id, fault);
+        }
         let Some(stored) = self.snapshots.get(&id) else {
             return;
         };
@@ -143,6 +146,23 @@ impl<S: Store> Driver<S> {
             Effect::Over(why) => return self.snapshot_over(id, why, now),
         };
         self.note_snapshot(id, note, now);
+    }
+
+    /// Operators who wait for a removal hear that it failed; it is tried again without them.
+    fn removal_failed(&mut self, id: SnapshotId, fault: &Fault) {
+        let Some(stored) = self.snapshots.get_mut(&id) else {
+            return;
+        };
+        if !matches!(stored.snapshot.stage, Stage::Removing(_)) {
+            return;
+        }
+        let waiting = std::mem::take(&mut stored.waiting);
+        let hint = format!(
+            "its removal is tried again every 30 s until it succeeds; to forget it although files may be \
+             left: steep-repl snapshot delete {id} --force"
+        );
+        let fault = fault.clone().hint(hint);
+        self.replied(waiting, &Err(fault));
     }
 
     fn snapshot_over(&mut self, id: SnapshotId, why: Why, now: Timestamp) {

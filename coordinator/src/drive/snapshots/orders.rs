@@ -216,6 +216,7 @@ impl<S: Store> Driver<S> {
     pub(in crate::drive) fn delete_snapshot(
         &mut self,
         id: SnapshotId,
+        force: bool,
         ticket: Ticket,
         now: Timestamp,
     ) -> Result<NodeId, Fault> {
@@ -232,6 +233,17 @@ impl<S: Store> Driver<S> {
         let Some(stored) = self.snapshots.get_mut(&id) else {
             return Err(unknown(id));
         };
+        let snapshot = &stored.snapshot;
+        if force && matches!(snapshot.stage, Stage::Removing(_)) {
+            let left = vec![format!(
+                "on {source}, slot and publication of {} and files in {} may be left",
+                snapshot.replication().slot,
+                snapshot.spec.location
+            )];
+            self.step_snapshot(id, Event::Forget, now);
+            self.replied(vec![ticket], &Ok(left));
+            return Ok(source);
+        }
         stored.waiting.push(ticket);
         if !over && !self.registry.is_online(&source) {
             if let Some(stored) = self.snapshots.get_mut(&id) {

@@ -7,7 +7,7 @@ use steep_protocol::{Fault, NodeId, SnapshotId};
 
 use super::super::Driver;
 use super::{Stored, unknown};
-use crate::snapshot::Point;
+use crate::snapshot::{Point, Stage};
 use crate::store::Store;
 
 impl<S: Store> Driver<S> {
@@ -59,6 +59,11 @@ impl<S: Store> Driver<S> {
         let planned = |of: fn(&Point) -> u32| point.map_or(0, |p| of(&p).into());
         let so_far = progress.map_or(0, |work| work.done);
         let mut warnings = Vec::new();
+        if matches!(snapshot.stage, Stage::Removing(_)) && snapshot.trouble.is_some() {
+            warnings.push(
+                "what is left of it could not be removed yet; that is tried again".to_owned(),
+            );
+        }
         if snapshot.trouble.is_some() && !self.registry.is_online(&spec.source) {
             warnings.push(format!("the agent of {} has no session", spec.source));
         }

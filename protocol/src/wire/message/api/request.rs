@@ -149,10 +149,13 @@ pub enum Order {
     /// [`ApiReply::Findings`] of the source, where there are any, then [`ApiReply::Snapshots`] with the
     /// snapshot that is being made. It is made whether or not anyone watches.
     Generate(SnapshotSpec),
-    /// [`ApiReply::End`] once its files, slot and publication are removed.
+    /// [`ApiReply::End`] once its files, slot and publication are removed; with `force` at once, after
+    /// [`ApiReply::Left`] with what may be left.
     DeleteSnapshot {
         /// Which.
         snapshot: SnapshotId,
+        /// Whether to forget it although its removal has failed.
+        force: bool,
     },
     /// [`ApiReply::Rebuilt`] once the node has tried again what could not be made.
     Rebuild {
