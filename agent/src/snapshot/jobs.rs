@@ -106,7 +106,7 @@ impl SourceJobs {
     /// Jobs whose snapshot was lost without being closed.
     pub(crate) fn lost_snapshots(&self) -> Vec<JobId> {
         let jobs = self.lock();
-        let broken = |job: &SourceJob| job.open.as_ref().is_some_and(|open| open.is_broken());
+        let broken = |job: &SourceJob| job.open.as_ref().is_some_and(Holder::is_broken);
         let lost = jobs.iter().filter(|(_, job)| broken(job));
         lost.map(|(id, _)| *id).collect()
     }

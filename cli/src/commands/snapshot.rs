@@ -32,7 +32,10 @@ async fn generate(args: &GenerateArgs, context: &Context) -> Result<u8, Failure>
     let terminal = context.terminal;
     let mut signals = Signals::catch()?;
     let client = context.client().await?;
-    let asking = ask(&client, Order::Generate(args.spec(&context.settings)));
+    let asking = ask(
+        &client,
+        Order::Generate(Box::new(args.spec(&context.settings))),
+    );
     let (views, warnings) = tokio::select! {
         asked = asking => asked?,
         interrupt = signals.next() => return Err(interrupted(interrupt)),

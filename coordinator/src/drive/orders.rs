@@ -55,7 +55,7 @@ impl<S: Store> Driver<S> {
                 self.capture(&node, peer, ticket, now).map(|()| Vec::new())
             }
             Order::Prepare(spec) => self.prepare(spec, ticket, now).map(|()| Vec::new()),
-            Order::Generate(spec) => self.generate(spec, by, ticket, now).map(|()| Vec::new()),
+            Order::Generate(spec) => self.generate(*spec, by, ticket, now).map(|()| Vec::new()),
             Order::DeleteSnapshot { snapshot, force } => self
                 .delete_snapshot(snapshot, force, ticket, now)
                 .map(|_| Vec::new()),

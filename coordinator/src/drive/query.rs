@@ -370,13 +370,7 @@ impl<S: Store> Driver<S> {
                 self.answer(ticket, Ok(Answer::Replies(replies)));
             }
             (Purpose::LookBeforeGenerate(spec, operator, ticket), Outcome::SourceFacts(facts)) => {
-                match Self::judge_prepare(&spec.source, &facts) {
-                    Ok(findings) => {
-                        let answer = (findings, ticket);
-                        self.generate_checked(*spec, &operator, answer, now);
-                    }
-                    Err(fault) => self.answer(ticket, Err(fault)),
-                }
+                self.looked_before_generate(*spec, &operator, (&facts, ticket), now);
             }
             (Purpose::VerifySnapshot(id, ticket), Outcome::Verified(verified)) => {
                 let verified = self.snapshot_verified(id, *verified);

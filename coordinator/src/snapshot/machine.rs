@@ -96,7 +96,7 @@ impl Snapshot {
                     self.remove(Why::Expired, out);
                 }
                 Stage::Opening | Stage::Storing => {
-                    self.slot_gone("it expired".to_owned(), now, out)
+                    self.slot_gone("it expired".to_owned(), now, out);
                 }
                 Stage::Removing(_) | Stage::Over(_) => {}
             },

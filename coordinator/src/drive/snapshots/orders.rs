@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use steep_protocol::message::agent::{SlotOrigin, SourceCommand};
 use steep_protocol::message::api::ApiReply;
-use steep_protocol::message::facts::Finding;
+use steep_protocol::message::facts::{Finding, SourceFacts};
 use steep_protocol::message::handover::EXPIRES_MAX;
 use steep_protocol::message::job::{JobSpec, Method};
 use steep_protocol::message::snapshot::{
@@ -80,8 +80,22 @@ impl<S: Store> Driver<S> {
             .hint("a source must be synchronized, or not a replica"))
     }
 
+    /// The source's facts are there: the snapshot is made unless they forbid it.
+    pub(in crate::drive) fn looked_before_generate(
+        &mut self,
+        spec: SnapshotSpec,
+        operator: &str,
+        (facts, ticket): (&SourceFacts, Ticket),
+        now: Timestamp,
+    ) {
+        match Self::judge_prepare(&spec.source, facts) {
+            Ok(findings) => self.generate_checked(spec, operator, (findings, ticket), now),
+            Err(fault) => self.answer(ticket, Err(fault)),
+        }
+    }
+
     /// Makes a snapshot of a source that has been checked.
-    pub(in crate::drive) fn generate_checked(
+    fn generate_checked(
         &mut self,
         spec: SnapshotSpec,
         operator: &str,

@@ -148,7 +148,7 @@ pub enum Order {
     },
     /// [`ApiReply::Findings`] of the source, where there are any, then [`ApiReply::Snapshots`] with the
     /// snapshot that is being made. It is made whether or not anyone watches.
-    Generate(SnapshotSpec),
+    Generate(Box<SnapshotSpec>),
     /// [`ApiReply::End`] once its files, slot and publication are removed; with `force` at once, after
     /// [`ApiReply::Left`] with what may be left.
     DeleteSnapshot {
