@@ -80,11 +80,12 @@ impl<S: Store> Driver<S> {
 
     /// Checks whether a job that copies from its source may start.
     pub(super) fn check_copy(&self, spec: &JobSpec) -> Result<(), Fault> {
-        if spec.method == Method::Backup {
-            let text = "use init complete for rows that come from a backup";
-            return Err(Fault::new(FaultKind::BadRequest, text));
-        }
-        self.check_init(spec)
+        let instead = match spec.method {
+            Method::Backup => "use init complete for rows that come from a backup",
+            Method::Stored => "use snapshot apply for rows that come from a stored snapshot",
+            Method::Snapshot | Method::TwoPhase | Method::Native => return self.check_init(spec),
+        };
+        Err(Fault::new(FaultKind::BadRequest, instead))
     }
 
     /// Checks whether a job may start, by the state of its nodes. Preflight examines the servers later.

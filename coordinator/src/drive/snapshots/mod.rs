@@ -21,6 +21,10 @@ use crate::snapshot::machine::{Budget, Effect, Event};
 use crate::snapshot::{Snapshot, Stage, Why, Work};
 use crate::store::{Store, Write};
 
+/// After so many failures, some seconds, an operator who waits for a removal hears of them: what was just
+/// cancelled may hold the store for a moment.
+const REMOVAL_TRIES: u32 = 4;
+
 /// A snapshot in memory.
 pub(super) struct Stored {
     snapshot: Snapshot,
@@ -28,6 +32,8 @@ pub(super) struct Stored {
     progress: Option<WorkProgress>,
     /// Operators waiting for its removal.
     waiting: Vec<Ticket>,
+    /// Whether its time is over, and its files wait for a job that loads them.
+    overdue: bool,
 }
 
 impl Stored {
@@ -36,6 +42,7 @@ impl Stored {
             snapshot,
             progress: None,
             waiting: Vec::new(),
+            overdue: false,
         }
     }
 }
@@ -153,7 +160,8 @@ impl<S: Store> Driver<S> {
         let Some(stored) = self.snapshots.get_mut(&id) else {
             return;
         };
-        if !matches!(stored.snapshot.stage, Stage::Removing(_)) {
+        let tries = stored.snapshot.trouble.map_or(0, |trouble| trouble.tries);
+        if !matches!(stored.snapshot.stage, Stage::Removing(_)) || tries < REMOVAL_TRIES {
             return;
         }
         let waiting = std::mem::take(&mut stored.waiting);
@@ -273,8 +281,23 @@ impl<S: Store> Driver<S> {
         let Some(id) = self.snapshots_of(node).into_iter().find(own) else {
             return slot.is_reserved();
         };
-        self.step_snapshot(id, Event::Expired, now);
+        if let Some(stored) = self.snapshots.get_mut(&id) {
+            stored.overdue = true;
+        }
+        self.expire(id, now);
         true
+    }
+
+    /// Removes a snapshot whose time is over, unless a job loads it.
+    fn expire(&mut self, id: SnapshotId, now: Timestamp) {
+        let overdue = self.snapshots.get(&id).is_some_and(|stored| stored.overdue);
+        if !overdue || self.applied_by(id).is_some() {
+            return;
+        }
+        if let Some(stored) = self.snapshots.get_mut(&id) {
+            stored.overdue = false;
+        }
+        self.step_snapshot(id, Event::Expired, now);
     }
 
     /// Progress of a snapshot that is being read.
@@ -332,6 +355,11 @@ impl<S: Store> Driver<S> {
         let due: Vec<SnapshotId> = due.map(|stored| stored.snapshot.id).collect();
         for id in due {
             self.step_snapshot(id, Event::Tick, now);
+        }
+        let overdue = self.snapshots.values().filter(|stored| stored.overdue);
+        let overdue: Vec<SnapshotId> = overdue.map(|stored| stored.snapshot.id).collect();
+        for id in overdue {
+            self.expire(id, now);
         }
     }
 }

@@ -206,7 +206,7 @@ impl<S: Store> Driver<S> {
     }
 
     /// A job that still needs that snapshot, if any.
-    fn applied_by(&self, id: SnapshotId) -> Option<&Job> {
+    pub(super) fn applied_by(&self, id: SnapshotId) -> Option<&Job> {
         let mut jobs = self.jobs.values().map(|live| &live.job);
         jobs.find(|job| {
             let uses = job
