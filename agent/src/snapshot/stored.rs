@@ -17,8 +17,30 @@ use super::OpenSnapshot;
 use crate::chunk::{PartReader, ReadStep};
 use crate::mutex::lock;
 
-/// Precedes the rows of extensions' tables in the pre-data section.
-pub(crate) const EXTENSION_ROWS: &str = "\n-- steep-repl: rows of extensions' tables.\n";
+/// Appends the rows of extensions' tables to the pre-data section, and how many bytes they have: a length
+/// at the very end, because any text within could be somebody's.
+pub(crate) fn append_rows(pre_data: &mut Vec<u8>, rows: &[u8]) {
+    pre_data.push(b'\n');
+    pre_data.extend_from_slice(rows);
+    pre_data.extend_from_slice(trailer(rows.len()).as_bytes());
+}
+
+/// The pre-data section without the rows that [`append_rows`] appended, and these; `None` where it has no
+/// such end.
+fn split_rows(section: &Bytes) -> Option<(Bytes, Bytes)> {
+    let end = section.len().checked_sub(trailer(0).len())?;
+    let number = section.get(end..)?.iter().filter(|b| b.is_ascii_digit());
+    let number = number.map(|b| char::from(*b)).collect::<String>();
+    let length = number.parse().ok()?;
+    let from = end.checked_sub(length)?;
+    let whole = section.get(end..)? == trailer(length).as_bytes();
+    whole.then(|| (section.slice(..from), section.slice(from..end)))
+}
+
+/// A comment of fixed length.
+fn trailer(rows: usize) -> String {
+    format!("\n-- steep-repl: {rows:020} bytes above are rows of extensions' tables.\n")
+}
 
 /// Who has the parts that a job's target asks for.
 #[derive(Debug, Clone)]
@@ -194,19 +216,15 @@ impl StoredSnapshot {
     ) -> Result<Text, Fault> {
         let schema = self.archive.schema().await;
         let schema = schema.map_err(|error| damaged(&error, node))?;
-        let marker = EXTENSION_ROWS.as_bytes();
-        let pre = schema.pre_data;
-        let rows = pre
-            .windows(marker.len())
-            .rposition(|window| window == marker);
-        let text = match (section, rows) {
-            (SchemaSection::PreData, None) => pre,
-            (SchemaSection::PreData, Some(at)) => pre.slice(..at),
-            (SchemaSection::ExtensionRows, None) => Bytes::new(),
-            (SchemaSection::ExtensionRows, Some(at)) => pre.slice(at + marker.len()..),
-            (SchemaSection::PostData, _) => schema.post_data,
-        };
-        Ok(Text(text))
+        let (pre_data, rows) = split_rows(&schema.pre_data).ok_or_else(|| {
+            let text = "schema.sql is not one that an agent has written";
+            Fault::new(FaultKind::Failed, text).on(node)
+        })?;
+        Ok(Text(match section {
+            SchemaSection::PreData => pre_data,
+            SchemaSection::ExtensionRows => rows,
+            SchemaSection::PostData => schema.post_data,
+        }))
     }
 }
 
@@ -267,5 +285,26 @@ impl PartReader for Text {
             true => ReadStep::End { rows: RowCount(0) },
             false => ReadStep::More,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_extensions_are_split_off_by_length_whatever_the_schema_contains() {
+        for schema in ["", "SELECT 1;\n", &trailer(3), &format!("{}x", trailer(0))] {
+            for rows in ["", "INSERT;\n", &trailer(7)] {
+                let mut section = schema.as_bytes().to_vec();
+                append_rows(&mut section, rows.as_bytes());
+                let (pre, found) = split_rows(&Bytes::from(section)).unwrap();
+                assert_eq!(pre, format!("{schema}\n"));
+                assert_eq!(found, rows);
+            }
+        }
+        for bad in ["", "CREATE TABLE t ();\n", &trailer(1)] {
+            assert_eq!(split_rows(&Bytes::from(bad.to_owned())), None, "{bad:?}");
+        }
     }
 }

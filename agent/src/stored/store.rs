@@ -34,7 +34,7 @@ use crate::pg::Session;
 use crate::rate::Rate;
 use crate::replication::sequences::sequences;
 use crate::snapshot::OpenSnapshot;
-use crate::snapshot::stored::EXTENSION_ROWS;
+use crate::snapshot::stored::append_rows;
 use crate::task::Task;
 
 /// How often progress is reported.
@@ -149,6 +149,8 @@ struct Shared {
 impl Shared {
     async fn read_all(self: &Arc<Self>, parallel: usize, session: &Session) -> Result<(), Fault> {
         let stop = self.task.cancel.child_token();
+        // Threads are not aborted: without this they would read on after a failure beside them.
+        let _stopped = stop.clone().drop_guard();
         let workers = parallel.clamp(1, lock(&self.queue).len().max(1));
         let mut running = JoinSet::new();
         for number in 0..workers {
@@ -259,10 +261,7 @@ async fn store_schema(shared: &Shared) -> Result<(), Fault> {
     let dump = async |section| text(open.schema(section, cancel.clone()).await?).await;
     let mut pre_data = dump(SchemaSection::PreData).await?;
     let rows = dump(SchemaSection::ExtensionRows).await?;
-    if !rows.is_empty() {
-        pre_data.extend_from_slice(EXTENSION_ROWS.as_bytes());
-        pre_data.extend(rows);
-    }
+    append_rows(&mut pre_data, &rows);
     let post_data = dump(SchemaSection::PostData).await?;
     let written = shared.writing.schema(&pre_data, &post_data).await;
     written.map_err(|error| fault(&error, &shared.task.node))
