@@ -44,8 +44,6 @@ pub enum Event {
     Expired,
     /// An operator deletes it.
     Delete,
-    /// An operator gives up what cannot be removed.
-    Forget,
     /// Time has passed.
     Tick,
 }
@@ -100,7 +98,6 @@ impl Snapshot {
                 }
                 Stage::Removing(_) | Stage::Over(_) => {}
             },
-            Event::Forget => out.push(Effect::Over(Why::Deleted)),
             Event::Delete => match self.stage {
                 Stage::Over(_) => out.push(Effect::Over(Why::Deleted)),
                 Stage::Removing(_) => self.stage = Stage::Removing(Why::Deleted),

@@ -249,13 +249,17 @@ impl<S: Store> Driver<S> {
         };
         let snapshot = &stored.snapshot;
         if force && matches!(snapshot.stage, Stage::Removing(_)) {
-            let left = vec![format!(
+            let left = format!(
                 "on {source}, slot and publication of {} and files in {} may be left",
                 snapshot.replication().slot,
                 snapshot.spec.location
-            )];
-            self.step_snapshot(id, Event::Forget, now);
-            self.replied(vec![ticket], &Ok(left));
+            );
+            let mut waiting = std::mem::take(&mut stored.waiting);
+            waiting.push(ticket);
+            let text = format!("snapshot {id} is forgotten: {left}");
+            self.note_snapshot(id, Note::warn("snapshot.deleted", text), now);
+            self.forget_snapshot(id);
+            self.replied(waiting, &Ok(vec![left]));
             return Ok(source);
         }
         stored.waiting.push(ticket);
