@@ -223,9 +223,9 @@ impl Agent {
                 let verified = stored::check::verify(task, &location).await?;
                 return Ok(Outcome::Verified(Box::new(verified)));
             }
-            SourceCommand::DeleteStored { location } => {
+            SourceCommand::DeleteSnapshot { location } => {
                 self.forget(job).await;
-                stored::check::delete(task, &location).await?;
+                stored::check::delete(task, location.as_deref()).await?;
             }
             SourceCommand::ReturnSlot { target, used } => {
                 self.forget(job).await;

@@ -137,7 +137,7 @@ async fn attempt_open(
     published.map_err(fault)?;
 
     let (lsn, held) = match request.export {
-        Export::Slot | Export::Stored { .. } => {
+        Export::Slot | Export::Shared { .. } | Export::Stored { .. } => {
             let created = slot::create_bare(task, admin.conninfo(), admin).await;
             created.map_err(fault)?;
             (Lsn(0), None)

@@ -52,9 +52,13 @@ pub(crate) async fn verify(task: &Task, location: &str) -> Result<VerifiedSnapsh
     })
 }
 
-/// Removes a snapshot's files, slot, publication and record. Idempotent. The slot goes first: it keeps WAL.
-pub(crate) async fn delete(task: &Task, location: &str) -> Result<(), Fault> {
+/// Removes a snapshot's slot, publication, record and files, if it was stored. Idempotent. The slot goes
+/// first: it keeps WAL.
+pub(crate) async fn delete(task: &Task, location: Option<&str>) -> Result<(), Fault> {
     slot::cleanup(task, None).await?;
+    let Some(location) = location else {
+        return Ok(());
+    };
     let place = locate(location, &task.node)?;
     let snapshot = SnapshotId(task.replication.id.0);
     match Archive::delete(&place, snapshot).await {

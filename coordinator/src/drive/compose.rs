@@ -68,6 +68,7 @@ impl<S: Store> Driver<S> {
                 compression: spec.compression,
                 max_rate: spec.max_rate,
                 order: assign::order(&live.copied),
+                shared: None,
             })),
             Work::CloseSnapshot => SourceCommand::CloseSnapshot.into(),
             Work::BuildIndexes => TargetCommand::BuildIndexes { parallel }.into(),

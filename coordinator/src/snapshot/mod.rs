@@ -95,7 +95,7 @@ pub enum Work {
     Open,
     /// `Store`.
     Store,
-    /// `DeleteStored`.
+    /// `DeleteSnapshot`.
     Remove,
 }
 

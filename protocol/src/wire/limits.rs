@@ -58,6 +58,9 @@ pub const SAMPLES_MAX: usize = 720;
 /// Workers of one job, the upper bound of `--parallel`.
 pub const WORKERS_MAX: u8 = 16;
 
+/// Targets of one shared snapshot.
+pub const PEERS_MAX: usize = 64;
+
 /// Workers of a job by default.
 pub const WORKERS_DEFAULT: u8 = 4;
 

@@ -386,8 +386,8 @@ fn compose(snapshot: &Snapshot, work: Work) -> Command {
             max_rate: spec.max_rate,
             expires_seconds: spec.expires_seconds,
         }),
-        Work::Remove => SourceCommand::DeleteStored {
-            location: location(),
+        Work::Remove => SourceCommand::DeleteSnapshot {
+            location: Some(location()),
         },
     })
 }

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::agent::{
     AgentMessage, Command, CoordinatorMessage, CopyParts, Outcome, PartDone, ProgressReport,
-    SourceCommand, TargetCommand,
+    SharedParts, SourceCommand, TargetCommand,
 };
 use super::api::{
     ApiReply, ApiRequest, AuditView, EndView, InitRequest, JobView, Order, PhaseSeconds, PhaseTime,
@@ -24,7 +24,7 @@ use crate::wire::codec::{CodecError, decode, encode, frame_length};
 use crate::wire::limits::CONTROL_FRAME_MAX;
 use crate::wire::{
     ByteCount, CommandId, Epoch, Fault, FaultKind, Identifier, JobId, Lsn, NodeId, NodeState,
-    PartNo, Phase, RowCount, TableName,
+    PartNo, Phase, RowCount, SnapshotId, TableName,
 };
 
 #[test]
@@ -360,6 +360,8 @@ proptest! {
             node: NodeId::parse("a").unwrap(),
             address: "h:1".into(),
         };
+        let peers = vec![source.clone()];
+        let shared = rate.map(|id| SharedParts { snapshot: SnapshotId(id), peers });
         let command = CoordinatorMessage::Command {
             id: CommandId(1),
             job: JobId(1),
@@ -371,6 +373,7 @@ proptest! {
                 compression: Compression::Auto,
                 max_rate: rate.map(ByteCount),
                 order: order.into_iter().map(PartNo).collect(),
+                shared,
             })),
         };
         prop_assert_eq!(decode::<CoordinatorMessage>(&encode(&command).unwrap()).unwrap(), command);

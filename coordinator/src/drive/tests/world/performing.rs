@@ -89,7 +89,7 @@ impl World {
                 problems: Vec::new(),
                 problems_total: 0,
             })),
-            SourceCommand::DeleteStored { .. } => {
+            SourceCommand::DeleteSnapshot { .. } => {
                 self.agent(name).admitted.remove(&job);
                 self.agent(name).snapshots.remove(&job);
                 Outcome::Done

@@ -116,10 +116,10 @@ pub enum SourceCommand {
         /// Where it is.
         location: String,
     },
-    /// Remove a snapshot's files, then its slot and publication.
-    DeleteStored {
-        /// Where they are.
-        location: String,
+    /// Remove a snapshot's slot, publication and files.
+    DeleteSnapshot {
+        /// Where its files are, if it was stored.
+        location: Option<String>,
     },
     /// The target no longer uses the prepared slot. It is kept for another attempt until it
     /// expires.
@@ -269,6 +269,18 @@ pub struct CopyParts {
     pub max_rate: Option<ByteCount>,
     /// The parts in order; free workers take the next one.
     pub order: Vec<PartNo>,
+    /// Set where several targets share the snapshot.
+    pub shared: Option<SharedParts>,
+}
+
+/// Targets of one snapshot exchange the parts that they have received.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedParts {
+    /// The snapshot.
+    pub snapshot: SnapshotId,
+    /// The other targets, which may fetch what this one has, and have what it may fetch; at most
+    /// [`crate::limits::PEERS_MAX`].
+    pub peers: Vec<PeerAddress>,
 }
 
 /// The origin of a job's slot.
@@ -333,6 +345,11 @@ pub enum Export {
     SlotAndSnapshot,
     /// Only a slot: in the native method PostgreSQL takes a snapshot per table.
     Slot,
+    /// A slot at the position of a snapshot that is open. Its parts are read once for all targets.
+    Shared {
+        /// Which.
+        snapshot: SnapshotId,
+    },
     /// Nothing: a stored snapshot is opened.
     Stored {
         /// Which.

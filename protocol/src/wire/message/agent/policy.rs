@@ -116,7 +116,7 @@ impl SourceCommand {
             Self::VerifyStored { .. } => Policy::QUESTION
                 .named("verify_snapshot")
                 .within(Duration::from_secs(24 * 3600)),
-            Self::DeleteStored { .. } => Policy::REMOVAL.named("delete_snapshot"),
+            Self::DeleteSnapshot { .. } => Policy::REMOVAL.named("delete_snapshot"),
             Self::ReturnSlot { .. } => Policy::REMOVAL.named("return_slot"),
         }
     }
