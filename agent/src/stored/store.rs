@@ -53,13 +53,13 @@ pub(crate) async fn store(
     request: StoreSnapshot,
     budget: Budget,
 ) -> Result<SealedSnapshot, Fault> {
-    let location = locate(&request.location, &task.node)?;
+    let location = locate(&request.store.location, &task.node)?;
     let failed = |error: Error| fault(&error, &task.node);
     let identity = Identity {
         snapshot_id: SnapshotId(task.replication.id.0),
         node_id: task.node.clone(),
         lsn: open.lsn(),
-        codec: request.codec,
+        codec: request.store.codec,
     };
     let session = task.connect("snapshot").await?;
     let writing = Archive::create(&location, identity).await.map_err(failed)?;
@@ -69,7 +69,7 @@ pub(crate) async fn store(
         task: task.clone(),
         open: Arc::clone(open),
         queue: Mutex::new(order(open, &kept)),
-        rate: Rate::new(request.max_rate),
+        rate: Rate::new(request.store.max_rate),
         writing: writing.clone(),
         budget,
         bytes: AtomicU64::new(0),

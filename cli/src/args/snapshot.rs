@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use steep_archive::Location;
 use steep_protocol::limits::{WORKERS_DEFAULT, WORKERS_MAX};
 use steep_protocol::message::job::{JobSpec, Method, TableFilter, YieldToDdl};
-use steep_protocol::message::snapshot::SnapshotSpec;
+use steep_protocol::message::snapshot::{SnapshotSpec, StoreSpec};
 use steep_protocol::stored::StoredCodec;
 use steep_protocol::{ByteCount, Identifier, NodeId, SnapshotId, TableName};
 
@@ -119,14 +119,16 @@ impl GenerateArgs {
     pub(crate) fn spec(&self, settings: &Settings) -> SnapshotSpec {
         SnapshotSpec {
             source: self.source.clone(),
-            location: self.output.to_string(),
+            store: Some(StoreSpec {
+                location: self.output.to_string(),
+                codec: self.compress,
+                max_rate: self.max_rate,
+            }),
             filter: TableFilter {
                 include_schemas: self.include_schemas.clone(),
                 exclude_tables: self.exclude_tables.clone(),
             },
             parallel: self.parallel.unwrap_or(settings.parallel),
-            codec: self.compress,
-            max_rate: self.max_rate,
             large_table_threshold: self.large_table_threshold,
             yield_to_ddl: self.yield_to_ddl.unwrap_or(settings.yield_to_ddl),
             expires_seconds: self.expires.as_secs(),

@@ -259,9 +259,11 @@ async fn delete(
         && !yes
         && context.terminal.interactive
     {
+        let files = view.location.as_ref();
+        let files = files.map_or_else(String::new, |place| format!("its files in {place}, "));
         let question = format!(
-            "Remove snapshot {id} of {}, its files in {}, its slot and its publication?",
-            view.source_node, view.location
+            "Remove snapshot {id} of {}, {files}its slot and its publication?",
+            view.source_node
         );
         let confirmed = tokio::select! {
             confirmed = terminal::confirm(&question) => confirmed,

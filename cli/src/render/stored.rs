@@ -33,7 +33,9 @@ pub(crate) fn list(views: &[SnapshotView], paint: Paint) -> String {
                 view.wal_held_bytes.map_or_else(|| "-".to_owned(), size),
                 view.expires_at
                     .map_or_else(|| "-".to_owned(), |at| format!("{at:.0}")),
-                clean(&view.location),
+                view.location
+                    .as_ref()
+                    .map_or_else(|| "-".to_owned(), |place| clean(place)),
             ]
         })
         .collect();
@@ -55,11 +57,10 @@ pub(crate) fn full(view: &SnapshotView, paint: Paint) -> String {
     let mut lines = vec![
         ("state", state(view, paint)),
         ("source", view.source_node.to_string()),
-        (
-            "stored in",
-            format!("{} ({})", clean(&view.location), view.codec),
-        ),
     ];
+    if let (Some(location), Some(codec)) = (&view.location, view.codec) {
+        lines.push(("stored in", format!("{} ({codec})", clean(location))));
+    }
     if let Some(lsn) = view.lsn {
         lines.push(("lsn", lsn.to_string()));
     }

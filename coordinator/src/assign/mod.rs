@@ -66,6 +66,18 @@ pub fn order(copied: &CopyProgress) -> Vec<PartNo> {
     order
 }
 
+/// The order for one of several targets that share a snapshot and exchange its parts: first its own share,
+/// every n-th part, then the others' shares, which they have by then.
+#[must_use]
+pub fn share(order: Vec<PartNo>, (place, targets): (usize, usize)) -> Vec<PartNo> {
+    if targets < 2 {
+        return order;
+    }
+    let from = |first: usize| order.iter().copied().skip(first).step_by(targets);
+    let shares = (0..targets).map(|turn| (place + turn) % targets);
+    shares.flat_map(from).collect()
+}
+
 /// Estimated bytes left of a table after that many parts.
 fn weight(table: &TableCopy, taken: u32) -> u64 {
     let left = u128::from(table.summary.parts - taken);
@@ -75,11 +87,31 @@ fn weight(table: &TableCopy, taken: u32) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use proptest::prelude::*;
     use steep_protocol::message::agent::{PartDone, TableSummary};
     use steep_protocol::{ByteCount, RowCount, TableName, TableNo};
 
     use super::*;
+
+    proptest! {
+        #[test]
+        fn targets_begin_with_different_parts_and_all_have_every_part(parts in 0u32..40, targets in 1usize..7) {
+            let order: Vec<PartNo> = (0..parts).map(PartNo).collect();
+            let shares: Vec<Vec<PartNo>> =
+                (0..targets).map(|place| share(order.clone(), (place, targets))).collect();
+            for given in &shares {
+                let mut sorted = given.clone();
+                sorted.sort();
+                prop_assert_eq!(&sorted, &order);
+            }
+            if parts as usize >= targets {
+                let first: BTreeSet<_> = shares.iter().map(|share| share[0]).collect();
+                prop_assert_eq!(first.len(), targets);
+            }
+        }
+    }
 
     fn copied(tables: &[(u32, u64)]) -> CopyProgress {
         let mut copied = CopyProgress::default();

@@ -72,10 +72,14 @@ impl AuditEntry {
                 ("slot", spec.slot.to_string()),
                 ("expires", format!("{}s", spec.expires_seconds)),
             ],
-            Order::Generate(spec) => vec![
-                ("output", spec.location.clone()),
-                ("expires", format!("{}s", spec.expires_seconds)),
-            ],
+            Order::Generate(spec) => {
+                let output = spec
+                    .store
+                    .iter()
+                    .map(|store| ("output", store.location.clone()));
+                let expires = ("expires", format!("{}s", spec.expires_seconds));
+                output.chain([expires]).collect()
+            }
             Order::DeleteSnapshot { .. } => Vec::new(),
             Order::DropPrepared { slot, .. } => {
                 vec![("slot", slot.to_string()), ("drop", true.to_string())]

@@ -30,9 +30,12 @@ impl<S: Store> Driver<S> {
             Work::GatherSource => Command::from(SourceCommand::Gather {
                 target: target(),
                 filter: filter(),
-                slot: SlotOrigin::of(&job.replication()),
+                slot: match (&job.handover, &job.stored) {
+                    (None, None) => SlotOrigin::Made,
+                    _ => SlotOrigin::Prepared,
+                },
             }),
-            Work::Regrant if job.stored.is_some() => self.open_source(job, parallel),
+            Work::Regrant if job.stored.is_some() => self.open_command(job, parallel),
             Work::Regrant => Command::from(SourceCommand::Admit {
                 target: target(),
                 filter: filter(),
@@ -42,7 +45,7 @@ impl<S: Store> Driver<S> {
                 source: source(),
                 filter: filter(),
             }),
-            Work::OpenSource => self.open_source(job, parallel),
+            Work::OpenSource => self.open_command(job, parallel),
             Work::TakeSlot => match &job.stored {
                 Some(stored) => Command::from(SourceCommand::CopySlot {
                     target: target(),
@@ -67,8 +70,8 @@ impl<S: Store> Driver<S> {
                 parallel,
                 compression: spec.compression,
                 max_rate: spec.max_rate,
-                order: assign::order(&live.copied),
-                shared: None,
+                order: assign::share(assign::order(&live.copied), self.share(job)),
+                shared: self.shared_parts(job),
             })),
             Work::CloseSnapshot => SourceCommand::CloseSnapshot.into(),
             Work::BuildIndexes => TargetCommand::BuildIndexes { parallel }.into(),
@@ -100,16 +103,17 @@ impl<S: Store> Driver<S> {
         (command, parallel)
     }
 
-    fn open_source(&self, job: &Job, parallel: u8) -> Command {
+    fn open_command(&self, job: &Job, parallel: u8) -> Command {
         let spec = &job.spec;
-        let export = match (&job.stored, spec.method) {
-            (Some(stored), _) => Export::Stored {
+        let export = match (&job.stored, job.shared, spec.method) {
+            (Some(stored), ..) => Export::Stored {
                 snapshot: stored.snapshot,
                 location: stored.location.clone(),
                 verify: stored.verify,
             },
-            (None, Method::Native) => Export::Slot,
-            (None, _) => Export::SlotAndSnapshot,
+            (None, Some(snapshot), _) => Export::Shared { snapshot },
+            (None, None, Method::Native) => Export::Slot,
+            (None, None, _) => Export::SlotAndSnapshot,
         };
         Command::from(SourceCommand::Open(OpenSource {
             target: spec.target.clone(),

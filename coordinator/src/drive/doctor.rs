@@ -10,6 +10,7 @@ use steep_protocol::message::handover::Replication;
 use steep_protocol::message::job::JobSpec;
 use steep_protocol::{Fault, FaultKind, NodeId, Retry};
 
+use super::orders::Start;
 use super::query::Purpose;
 use super::{Answer, Driver, Ticket};
 use crate::job::handover::Handover;
@@ -62,12 +63,13 @@ impl<S: Store> Driver<S> {
             }
             InitRequest::Apply(spec) => {
                 self.check_shape(&spec.jobs)?;
-                let (specs, stored) = self.resolve_stored(*spec)?;
-                let template = stored.template();
-                specs
-                    .into_iter()
-                    .map(|spec| (spec, Some(template.clone())))
-                    .collect()
+                let (specs, start) = self.resolve_snapshot(*spec)?;
+                let template = match start {
+                    Start::Stored(stored) => Some(stored.template()),
+                    Start::Live | Start::Backup(_) | Start::Shared(_) => None,
+                };
+                let with = |spec| (spec, template.clone());
+                specs.into_iter().map(with).collect()
             }
         };
         self.begin_doctor(wanted, ticket, now);

@@ -45,6 +45,10 @@ impl Live {
 impl<S: Store> Driver<S> {
     pub(super) fn execute(&mut self, id: JobId, effect: Effect, now: Timestamp) {
         match effect {
+            Effect::Send {
+                id: command,
+                work: Work::OpenSource,
+            } => self.open_source(id, command, now),
             Effect::Send { id: command, work } => self.send_command(id, command, work),
             Effect::Abort { id: command, side } => {
                 self.send_to(id, side, CoordinatorMessage::Abort { id: command });
@@ -73,7 +77,15 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    fn send_command(&mut self, id: JobId, command_id: CommandId, work: Work) {
+    /// A job that shares a snapshot waits until that is open.
+    fn open_source(&mut self, id: JobId, command: CommandId, now: Timestamp) {
+        let shared = self.jobs.get(&id).and_then(|live| live.job.shared);
+        if shared.is_none_or(|shared| self.join_shared(id, shared, now)) {
+            self.send_command(id, command, Work::OpenSource);
+        }
+    }
+
+    pub(super) fn send_command(&mut self, id: JobId, command_id: CommandId, work: Work) {
         let Some(live) = self.jobs.get(&id) else {
             return;
         };

@@ -3,8 +3,8 @@
 use jiff::Timestamp;
 use steep_protocol::message::agent::MissingObjects;
 use steep_protocol::message::api::{InitRequest, Order};
-use steep_protocol::message::job::{CancelledData, JobSpec};
-use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState};
+use steep_protocol::message::job::{CancelledData, JobSpec, Method};
+use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState, SnapshotId};
 
 use super::log::Note;
 use super::requests::unreadable;
@@ -17,6 +17,7 @@ use crate::job::{COMMANDS_PER_JOB, Job};
 use crate::store::{Store, Write};
 
 /// Where a job's rows come from.
+#[derive(Clone)]
 pub(super) enum Start {
     /// From a snapshot of its own.
     Live,
@@ -24,6 +25,8 @@ pub(super) enum Start {
     Backup(Handover),
     /// From a stored snapshot.
     Stored(StoredRows),
+    /// From a snapshot that it shares with other targets.
+    Shared(SnapshotId),
 }
 
 impl<S: Store> Driver<S> {
@@ -82,10 +85,12 @@ impl<S: Store> Driver<S> {
                 for spec in &specs {
                     self.check_copy(spec)?;
                 }
-                specs
-                    .into_iter()
-                    .map(|spec| self.begin(spec, Start::Live, operator, now))
-                    .collect()
+                let start = match share_a_snapshot(&specs) {
+                    true => Start::Shared(SnapshotId(self.new_job_id().0)),
+                    false => Start::Live,
+                };
+                let begin = |spec| self.begin(spec, start.clone(), operator, now);
+                specs.into_iter().map(begin).collect()
             }
             InitRequest::Resume(specs) => self.resume_failed(&specs, operator, now)?,
             InitRequest::Complete(spec) => {
@@ -95,11 +100,11 @@ impl<S: Store> Driver<S> {
                 vec![self.begin(spec, Start::Backup(handover), operator, now)]
             }
             InitRequest::Apply(spec) => {
-                let (specs, stored) = self.resolve_stored(*spec)?;
+                let (specs, start) = self.resolve_snapshot(*spec)?;
                 for spec in &specs {
                     self.check_init(spec)?;
                 }
-                let begin = |spec| self.begin(spec, Start::Stored(stored.clone()), operator, now);
+                let begin = |spec| self.begin(spec, start.clone(), operator, now);
                 specs.into_iter().map(begin).collect()
             }
         };
@@ -123,6 +128,7 @@ impl<S: Store> Driver<S> {
             Start::Live => {}
             Start::Backup(handover) => job.handover = Some(handover),
             Start::Stored(stored) => job.stored = Some(stored),
+            Start::Shared(snapshot) => job.shared = Some(snapshot),
         }
         let (target, source) = (job.spec.target.clone(), job.spec.source.clone());
         let mut note = Note::info(
@@ -137,10 +143,11 @@ impl<S: Store> Driver<S> {
             let slot = &handover.replication.slot;
             note = note.field("slot", slot).field("lsn", handover.lsn);
         }
+        if let Some(snapshot) = job.snapshot() {
+            note = note.field("snapshot_id", snapshot);
+        }
         if let Some(stored) = &job.stored {
-            note = note
-                .field("snapshot_id", stored.snapshot)
-                .field("lsn", stored.lsn);
+            note = note.field("lsn", stored.lsn);
         }
         let replication = job.replication();
         self.out.writes.push(Write::Job(Box::new(job.clone())));
@@ -270,4 +277,14 @@ impl<S: Store> Driver<S> {
         self.mirror(node, now);
         Ok(())
     }
+}
+
+/// Whether the jobs of one request read the same rows of one source, which is then read once.
+fn share_a_snapshot(specs: &[JobSpec]) -> bool {
+    let Some((first, others)) = specs.split_first() else {
+        return false;
+    };
+    let same = |other: &JobSpec| other.source == first.source && other.filter == first.filter;
+    let snapshot = specs.iter().all(|spec| spec.method == Method::Snapshot);
+    snapshot && !others.is_empty() && others.iter().all(same)
 }

@@ -20,7 +20,7 @@ use steep_protocol::message::facts::{Finding, SourceFacts};
 use steep_protocol::message::handover::Replication;
 use steep_protocol::message::job::{CancelledData, JobSpec, SyncSlots};
 use steep_protocol::message::lineage::ChangeOrigin;
-use steep_protocol::{ByteCount, CommandId, Fault, JobId, Lsn, Phase, RowCount};
+use steep_protocol::{ByteCount, CommandId, Fault, JobId, Lsn, Phase, RowCount, SnapshotId};
 
 pub mod apply_health;
 pub mod copy_progress;
@@ -64,6 +64,8 @@ pub struct Job {
     pub handover: Option<Handover>,
     /// The stored snapshot it is made from; set exactly with [`Method::Stored`](steep_protocol::message::job::Method::Stored).
     pub stored: Option<StoredRows>,
+    /// The snapshot that it shares with the other targets of its request, or joined.
+    pub shared: Option<SnapshotId>,
     /// The name in the certificate of the operator who started it.
     pub operator: String,
     /// When.
@@ -400,6 +402,7 @@ impl Job {
             spec,
             handover: None,
             stored: None,
+            shared: None,
             operator: operator.to_owned(),
             accepted_at: now,
             cancelled_by: None,
@@ -425,11 +428,18 @@ impl Job {
     /// The publication, slot and subscription that replicate its changes.
     #[must_use]
     pub fn replication(&self) -> Replication {
-        match (&self.handover, &self.stored) {
+        match (&self.handover, self.snapshot()) {
             (Some(handover), _) => handover.replication.clone(),
-            (None, Some(stored)) => Replication::of_snapshot(stored.snapshot, self.id),
+            (None, Some(snapshot)) => Replication::of_snapshot(snapshot, self.id),
             (None, None) => Replication::of(self.id),
         }
+    }
+
+    /// The snapshot that it does not own, if it copies from one.
+    #[must_use]
+    pub fn snapshot(&self) -> Option<SnapshotId> {
+        let stored = self.stored.as_ref().map(|stored| stored.snapshot);
+        stored.or(self.shared)
     }
 
     /// Its end on that side.

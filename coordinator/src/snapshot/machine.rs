@@ -1,7 +1,9 @@
-//! The next command of a stored snapshot. Pure.
+//! The next command of a snapshot. Pure.
 //!
-//! Opening → Storing → Sealed; whatever ends it leads through Removing, so that no slot is left (G5). Only a
-//! process of the agent that has not restarted holds a snapshot open: another one means that it is lost.
+//! Opening → Storing → Sealed, or Opening → Shared; whatever ends it leads through Removing, so that no slot
+//! is left (G5). Only a process of the agent that has not restarted holds a snapshot open: another one means
+//! that it is lost. A lost one that was to be stored is begun again; targets that shared it start over with
+//! another.
 
 use std::time::Duration;
 
@@ -44,6 +46,8 @@ pub enum Event {
     Expired,
     /// An operator deletes it.
     Delete,
+    /// None of its targets needs it any more.
+    Unneeded,
     /// Time has passed.
     Tick,
 }
@@ -96,13 +100,21 @@ impl Snapshot {
                 Stage::Opening | Stage::Storing => {
                     self.slot_gone("it expired".to_owned(), now, out);
                 }
-                Stage::Removing(_) | Stage::Over(_) => {}
+                // Its targets have slots of their own.
+                Stage::Shared | Stage::Removing(_) | Stage::Over(_) => {}
             },
             Event::Delete => match self.stage {
                 Stage::Over(_) => out.push(Effect::Over(Why::Deleted)),
                 Stage::Removing(_) => self.stage = Stage::Removing(Why::Deleted),
-                Stage::Opening | Stage::Storing | Stage::Sealed => self.remove(Why::Deleted, out),
+                Stage::Opening | Stage::Storing | Stage::Shared | Stage::Sealed => {
+                    self.remove(Why::Deleted, out);
+                }
             },
+            Event::Unneeded => {
+                if matches!(self.stage, Stage::Opening | Stage::Shared) {
+                    self.remove(Why::Unneeded, out);
+                }
+            }
             Event::Tick => {
                 if self.running.is_none() && self.trouble.is_some_and(|t| t.again <= now) {
                     self.issue_again(out);
@@ -128,7 +140,7 @@ impl Snapshot {
             Stage::Opening => self.issue(Work::Open, out),
             Stage::Storing => self.issue(Work::Store, out),
             Stage::Removing(_) => self.issue(Work::Remove, out),
-            Stage::Sealed | Stage::Over(_) => self.trouble = None,
+            Stage::Shared | Stage::Sealed | Stage::Over(_) => self.trouble = None,
         }
     }
 
@@ -136,7 +148,7 @@ impl Snapshot {
         let same = self.incarnation == Some(incarnation);
         self.incarnation = Some(incarnation);
         match (self.stage, self.running) {
-            (Stage::Storing, _) if !same || !held && self.running.is_none() => {
+            (Stage::Storing | Stage::Shared, _) if !same || !held && self.running.is_none() => {
                 self.running = None;
                 self.lost(now, out);
             }
@@ -179,9 +191,13 @@ impl Snapshot {
             (Stage::Opening, Work::Open, Ok(Outcome::SourceOpened { lsn, tables, parts })) => {
                 self.point = Some(Point { lsn, tables, parts });
                 self.settled();
-                self.stage = Stage::Storing;
                 out.push(Effect::Opened);
-                self.issue(Work::Store, out);
+                if self.spec.store.is_some() {
+                    self.stage = Stage::Storing;
+                    self.issue(Work::Store, out);
+                } else {
+                    self.stage = Stage::Shared;
+                }
             }
             (Stage::Storing, Work::Store, Ok(Outcome::Sealed(sealed))) => {
                 self.settled();
@@ -239,7 +255,7 @@ impl Snapshot {
     }
 
     fn lost(&mut self, now: Timestamp, out: &mut Vec<Effect>) {
-        if self.stage != Stage::Storing {
+        if !matches!(self.stage, Stage::Storing | Stage::Shared) {
             return;
         }
         let fault = Fault::new(
@@ -247,8 +263,12 @@ impl Snapshot {
             "the source lost the snapshot before everything was read: its agent or its PostgreSQL was \
              restarted, or the session that held it was ended",
         )
-        .on(&self.spec.source)
-        .hint("see the source's log, then run steep-repl snapshot generate again");
+        .on(&self.spec.source);
+        if self.stage == Stage::Shared {
+            return self.give_up(fault.retry(Retry::Backoff), now, out);
+        }
+        let hint = "see the source's log, then run steep-repl snapshot generate again";
+        let fault = fault.hint(hint);
         if self.restarts >= RESTARTS_MAX {
             return self.give_up(fault, now, out);
         }
@@ -271,7 +291,7 @@ impl Snapshot {
                 out.push(Effect::Lost(fault));
             }
             Stage::Opening | Stage::Storing => self.give_up(fault, now, out),
-            Stage::Sealed | Stage::Removing(_) | Stage::Over(_) => {}
+            Stage::Shared | Stage::Sealed | Stage::Removing(_) | Stage::Over(_) => {}
         }
     }
 

@@ -1,4 +1,5 @@
-//! A stored snapshot, as values: read once, then kept until it is deleted or expires.
+//! A snapshot with a life of its own, as values: stored, then kept until it is deleted or expires; or held
+//! open by the source for the targets that share it.
 //!
 //! Owns the snapshot itself ([`Snapshot`]) and the choice of its next command ([`machine`]). Everything here
 //! is pure, as in [`crate::job`]. A snapshot belongs to no job; its slot is the template of theirs.
@@ -6,15 +7,13 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use steep_protocol::message::handover::Replication;
+use steep_protocol::message::job::JobSpec;
 use steep_protocol::message::snapshot::{SealedSnapshot, SnapshotSpec, SnapshotState};
 use steep_protocol::{CommandId, Fault, Lsn, SnapshotId};
 
 pub mod machine;
 
-/// Command ids reserved for one snapshot: more than it can need.
-pub const COMMANDS_PER_SNAPSHOT: u64 = 1 << 32;
-
-/// One stored snapshot, from the request until it is forgotten.
+/// One snapshot, from the request until it is forgotten.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// Its id.
@@ -56,6 +55,8 @@ pub enum Stage {
     Opening,
     /// Rows are read and stored.
     Storing,
+    /// The source holds it open, and the targets that share it read its rows.
+    Shared,
     /// Everything is stored.
     Sealed,
     /// What was made of it is removed.
@@ -75,6 +76,8 @@ pub enum Why {
     Deleted,
     /// Its time is over.
     Expired,
+    /// None of the targets that share it needs it any more.
+    Unneeded,
 }
 
 /// A snapshot's consistent point and plan.
@@ -148,6 +151,27 @@ impl Snapshot {
         }
     }
 
+    /// A snapshot that the targets of such jobs share.
+    #[must_use]
+    pub fn shared(
+        id: SnapshotId,
+        job: JobSpec,
+        operator: &str,
+        first_command: u64,
+        now: Timestamp,
+    ) -> Self {
+        let spec = SnapshotSpec {
+            source: job.source,
+            store: None,
+            filter: job.filter,
+            parallel: job.parallel,
+            large_table_threshold: job.large_table_threshold,
+            yield_to_ddl: job.yield_to_ddl,
+            expires_seconds: job.timeout_seconds,
+        };
+        Self::new(id, spec, operator, first_command, now)
+    }
+
     /// Its publication and template slot.
     #[must_use]
     pub fn replication(&self) -> Replication {
@@ -161,9 +185,10 @@ impl Snapshot {
             Stage::Opening | Stage::Removing(Why::Again) | Stage::Over(Why::Again) => {
                 SnapshotState::Opening
             }
-            Stage::Storing => SnapshotState::Live,
+            Stage::Storing | Stage::Shared => SnapshotState::Live,
             Stage::Sealed if self.fault.is_none() => SnapshotState::Sealed,
-            Stage::Removing(Why::Expired) | Stage::Over(Why::Expired) => SnapshotState::Expired,
+            Stage::Removing(Why::Expired | Why::Unneeded)
+            | Stage::Over(Why::Expired | Why::Unneeded) => SnapshotState::Expired,
             Stage::Removing(Why::Deleted) | Stage::Over(Why::Deleted) if self.sealed.is_some() => {
                 SnapshotState::Expired
             }
@@ -171,7 +196,14 @@ impl Snapshot {
         }
     }
 
-    /// Whether something of it may be left on the source.
+    /// Where it is stored, if it is.
+    #[must_use]
+    pub fn location(&self) -> Option<&str> {
+        let store = self.spec.store.as_ref();
+        store.map(|store| store.location.as_str())
+    }
+
+    /// Whether nothing of it is left on the source.
     #[must_use]
     pub fn is_over(&self) -> bool {
         matches!(self.stage, Stage::Over(_))

@@ -63,7 +63,7 @@ pub(super) async fn find(client: &Client, which: &Stored) -> Result<SnapshotView
     let mut views: Vec<SnapshotView> = views.flatten().collect();
     if let Stored::At(location) = which {
         let location = location.to_string();
-        views.retain(|view| view.location == location && !view.holders.is_empty());
+        views.retain(|view| view.location.as_ref() == Some(&location) && !view.holders.is_empty());
     }
     // The newest, where a place was used again.
     views.pop().ok_or_else(|| {

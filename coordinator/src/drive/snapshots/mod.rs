@@ -1,10 +1,11 @@
-//! Stored snapshots: their commands to the source's agent, and what it says of them.
+//! Snapshots with a life of their own: their commands to the source's agent, and what it says of them.
 //!
 //! [`crate::snapshot::machine`] decides; this carries it out. A snapshot's commands have its own id in the
 //! place of a job's, and the template as their replication. [`orders`] are the operators' orders about
-//! them, [`views`] what is shown.
+//! stored ones, [`shared`] are those of several targets, [`views`] what is shown.
 
 mod orders;
+mod shared;
 mod views;
 
 use jiff::Timestamp;
@@ -34,6 +35,8 @@ pub(super) struct Stored {
     waiting: Vec<Ticket>,
     /// Whether its time is over, and its files wait for a job that loads them.
     overdue: bool,
+    /// The snapshot that those who shared it start over with.
+    successor: Option<SnapshotId>,
 }
 
 impl Stored {
@@ -43,6 +46,7 @@ impl Stored {
             progress: None,
             waiting: Vec::new(),
             overdue: false,
+            successor: None,
         }
     }
 }
@@ -56,8 +60,7 @@ impl<S: Store> Driver<S> {
     /// The event of a job that has made its node from a stored snapshot.
     pub(in crate::drive) fn applied_note(&self, id: JobId, seconds: f64) -> Option<Note> {
         let job = &self.jobs.get(&id)?.job;
-        let stored = job.stored.as_ref()?;
-        let (target, snapshot) = (&job.spec.target, stored.snapshot);
+        let (target, snapshot) = (&job.spec.target, job.stored.as_ref()?.snapshot);
         let text = format!("snapshot {snapshot} is applied to {target} in {seconds:.1} s");
         let note = Note::info("snapshot.applied", text).job(job);
         let note = note.field("snapshot_id", snapshot);
@@ -113,14 +116,18 @@ impl<S: Store> Driver<S> {
             return;
         };
         let snapshot = &stored.snapshot;
-        let (source, location) = (&snapshot.spec.source, &snapshot.spec.location);
+        let source = &snapshot.spec.source;
+        let location = snapshot.location().unwrap_or_default();
+        let shared = snapshot.spec.store.is_none();
         let because = |note: Note, fault: &Fault| note.field("hint", &fault.hint);
         let note = match effect {
             Effect::Send(_) | Effect::Abort(_) | Effect::Forget(_) => return,
             Effect::Opened => {
                 let lsn = snapshot.point.map(|point| point.lsn).unwrap_or_default();
                 let text = format!("snapshot {id} is at {lsn}; its rows are being read");
-                Note::info("snapshot.opened", text).field("lsn", lsn)
+                let note = Note::info("snapshot.opened", text).field("lsn", lsn);
+                self.note_snapshot(id, note, now);
+                return self.shared_opened(id);
             }
             Effect::Sealed(sealed) => {
                 let seconds = snapshot.seconds(now);
@@ -141,6 +148,13 @@ impl<S: Store> Driver<S> {
             Effect::BeginsAgain(fault) => {
                 let text = format!("snapshot {id} is begun again: {fault}");
                 Note::warn("snapshot.lost", text)
+            }
+            // The jobs say what becomes of them.
+            Effect::Lost(fault) if shared => {
+                let text = format!("snapshot {id}: {fault}");
+                let note = because(Note::warn("snapshot.lost", text), &fault);
+                self.note_snapshot(id, note, now);
+                return self.shared_failed(id, &fault, now);
             }
             Effect::Lost(fault) => {
                 let text = format!("snapshot {id}: {fault}");
@@ -180,6 +194,7 @@ impl<S: Store> Driver<S> {
         let waiting = std::mem::take(&mut stored.waiting);
         let text = match why {
             Why::Deleted => format!("snapshot {id} is deleted: its files, slot and publication"),
+            Why::Unneeded => format!("snapshot {id} is closed: every target has its rows"),
             Why::Failed | Why::Again | Why::Expired => {
                 format!("everything of snapshot {id} is removed")
             }
@@ -356,6 +371,7 @@ impl<S: Store> Driver<S> {
         for id in due {
             self.step_snapshot(id, Event::Tick, now);
         }
+        self.tick_shared(now);
         let overdue = self.snapshots.values().filter(|stored| stored.overdue);
         let overdue: Vec<SnapshotId> = overdue.map(|stored| stored.snapshot.id).collect();
         for id in overdue {
@@ -367,9 +383,14 @@ impl<S: Store> Driver<S> {
 /// The command for that work.
 fn compose(snapshot: &Snapshot, work: Work) -> Command {
     let spec = &snapshot.spec;
-    let location = || spec.location.clone();
-    Command::Source(match work {
-        Work::Open => SourceCommand::Open(OpenSource {
+    Command::Source(match (work, &spec.store) {
+        (Work::Store, Some(store)) => SourceCommand::Store(StoreSnapshot {
+            store: store.clone(),
+            parallel: spec.parallel,
+            expires_seconds: spec.expires_seconds,
+        }),
+        // Without a store, nothing is stored.
+        (Work::Open | Work::Store, _) => SourceCommand::Open(OpenSource {
             // No other node may fetch.
             target: spec.source.clone(),
             filter: spec.filter.clone(),
@@ -379,15 +400,8 @@ fn compose(snapshot: &Snapshot, work: Work) -> Command {
             yield_to_ddl: spec.yield_to_ddl,
             kept_seconds: Some(spec.expires_seconds),
         }),
-        Work::Store => SourceCommand::Store(StoreSnapshot {
-            location: location(),
-            codec: spec.codec,
-            parallel: spec.parallel,
-            max_rate: spec.max_rate,
-            expires_seconds: spec.expires_seconds,
-        }),
-        Work::Remove => SourceCommand::DeleteSnapshot {
-            location: Some(location()),
+        (Work::Remove, store) => SourceCommand::DeleteSnapshot {
+            location: store.as_ref().map(|store| store.location.clone()),
         },
     })
 }

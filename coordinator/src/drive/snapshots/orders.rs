@@ -13,13 +13,14 @@ use steep_protocol::message::snapshot::{
 use steep_protocol::{Fault, FaultKind, NodeId, SnapshotId, limits};
 
 use super::super::log::Note;
+use super::super::orders::Start;
 use super::super::query::Purpose;
 use super::super::{Answer, Driver, Ticket};
 use super::{Stored, unknown};
 use crate::job::handover::StoredRows;
-use crate::job::{self, Job};
+use crate::job::{self, COMMANDS_PER_JOB, Job};
 use crate::snapshot::machine::Event;
-use crate::snapshot::{COMMANDS_PER_SNAPSHOT, Snapshot, Stage};
+use crate::snapshot::{Snapshot, Stage};
 use crate::store::Store;
 
 impl<S: Store> Driver<S> {
@@ -48,7 +49,8 @@ impl<S: Store> Driver<S> {
         if !(1..=limits::WORKERS_MAX).contains(&spec.parallel) {
             return bad(format!("1 to {} workers are allowed", limits::WORKERS_MAX));
         }
-        if spec.location.is_empty() || spec.location.len() > LOCATION_MAX {
+        let location = spec.store.as_ref().map_or("", |store| &store.location);
+        if location.is_empty() || location.len() > LOCATION_MAX {
             return bad(format!("a location has 1 to {LOCATION_MAX} bytes"));
         }
         if !(1..=EXPIRES_MAX).contains(&spec.expires_seconds) {
@@ -58,12 +60,12 @@ impl<S: Store> Driver<S> {
         let same = |stored: &&Stored| {
             let other = &stored.snapshot;
             other.spec.source == spec.source
-                && other.spec.location == spec.location
+                && other.location() == Some(location)
                 && !other.is_over()
         };
         if let Some(other) = self.snapshots.values().find(same) {
             let id = other.snapshot.id;
-            let text = format!("snapshot {id} is stored in {} already", spec.location);
+            let text = format!("snapshot {id} is stored in {location} already");
             return Err(Fault::new(FaultKind::Failed, text)
                 .on(&spec.source)
                 .hint(format!(
@@ -106,15 +108,13 @@ impl<S: Store> Driver<S> {
             return self.answer(ticket, Err(fault));
         }
         let id = SnapshotId(self.new_job_id().0);
-        let first = self.take_commands(COMMANDS_PER_SNAPSHOT);
+        let first = self.take_commands(COMMANDS_PER_JOB);
         let mut snapshot = Snapshot::new(id, spec, operator, first, now);
         let source = snapshot.spec.source.clone();
         let agent = self.registry.get(&source);
         snapshot.incarnation = agent.map(|agent| agent.registration.incarnation);
-        let text = format!(
-            "snapshot {id} of {source} into {}, by {operator}",
-            snapshot.spec.location
-        );
+        let location = snapshot.location().unwrap_or_default();
+        let text = format!("snapshot {id} of {source} into {location}, by {operator}");
         self.snapshots.insert(id, Stored::of(snapshot));
         self.forget_old_snapshots();
         let note = Note::info("snapshot.started", text).field("operator", operator);
@@ -142,14 +142,17 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// The jobs of an application: each with the snapshot's source and tables.
-    pub(in crate::drive) fn resolve_stored(
+    /// The jobs of an application: each with the snapshot's source and tables. A snapshot that others share
+    /// is joined.
+    pub(in crate::drive) fn resolve_snapshot(
         &self,
         request: ApplySpec,
-    ) -> Result<(Vec<JobSpec>, StoredRows), Fault> {
+    ) -> Result<(Vec<JobSpec>, Start), Fault> {
         let is = |snapshot: &Snapshot| match &request.snapshot {
             SnapshotRef::Id(id) => snapshot.id == *id,
-            SnapshotRef::At(location) => snapshot.spec.location == *location && !snapshot.is_over(),
+            SnapshotRef::At(location) => {
+                snapshot.location() == Some(location) && !snapshot.is_over()
+            }
         };
         let mut known = self.snapshots.values().map(|stored| &stored.snapshot);
         let snapshot =
@@ -164,60 +167,43 @@ impl<S: Store> Driver<S> {
                     }
                 })?;
         let spec = &snapshot.spec;
-        let (SnapshotState::Sealed, Some(point)) = (snapshot.state(), snapshot.point) else {
-            let why = snapshot
-                .fault
-                .as_ref()
-                .map_or_else(String::new, |f| format!(": {f}"));
-            let text = format!(
-                "snapshot {} is {}{why}",
-                snapshot.id,
-                snapshot.state().name()
-            );
-            let hint = match snapshot.state() {
-                SnapshotState::Opening | SnapshotState::Live => {
-                    format!(
-                        "wait until it is complete: steep-repl snapshot show {}",
-                        snapshot.id
-                    )
-                }
-                _ => "generate another one: without its slot, changes since it was taken are lost"
-                    .to_owned(),
-            };
-            return Err(Fault::new(FaultKind::Failed, text)
-                .on(&spec.source)
-                .hint(hint));
-        };
-        let stored = StoredRows {
-            snapshot: snapshot.id,
-            location: spec.location.clone(),
-            lsn: point.lsn,
-            verify: request.verify,
+        let store = spec.store.as_ref();
+        let (start, method) = match (snapshot.state(), snapshot.point, store) {
+            (SnapshotState::Sealed, Some(point), Some(store)) => {
+                let stored = StoredRows {
+                    snapshot: snapshot.id,
+                    location: store.location.clone(),
+                    lsn: point.lsn,
+                    verify: request.verify,
+                };
+                (Start::Stored(stored), Method::Stored)
+            }
+            (SnapshotState::Opening | SnapshotState::Live, _, None) => {
+                (Start::Shared(snapshot.id), Method::Snapshot)
+            }
+            _ => return Err(not_usable(snapshot)),
         };
         let job = |job: JobSpec| JobSpec {
             source: spec.source.clone(),
             filter: spec.filter.clone(),
-            method: Method::Stored,
+            method,
             ..job
         };
         let jobs: Vec<JobSpec> = request.jobs.into_iter().map(job).collect();
         self.check_shape(&jobs)?;
-        Ok((jobs, stored))
+        Ok((jobs, start))
     }
 
     /// A job that still needs that snapshot, if any.
     pub(super) fn applied_by(&self, id: SnapshotId) -> Option<&Job> {
         let mut jobs = self.jobs.values().map(|live| &live.job);
         jobs.find(|job| {
-            let uses = job
-                .stored
-                .as_ref()
-                .is_some_and(|stored| stored.snapshot == id);
-            uses && match &job.stage {
-                job::Stage::Working(step) => *step <= job::Step::Copy,
-                job::Stage::Kept(kept) => kept.step <= job::Step::Copy,
-                job::Stage::Ending(_) | job::Stage::Closed(_) => false,
-            }
+            job.snapshot() == Some(id)
+                && match &job.stage {
+                    job::Stage::Working(step) => *step <= job::Step::Copy,
+                    job::Stage::Kept(kept) => kept.step <= job::Step::Copy,
+                    job::Stage::Ending(_) | job::Stage::Closed(_) => false,
+                }
         })
     }
 
@@ -252,7 +238,7 @@ impl<S: Store> Driver<S> {
             let left = format!(
                 "on {source}, slot and publication of {} and files in {} may be left",
                 snapshot.replication().slot,
-                snapshot.spec.location
+                snapshot.location().unwrap_or_default()
             );
             let mut waiting = std::mem::take(&mut stored.waiting);
             waiting.push(ticket);
@@ -284,10 +270,8 @@ impl<S: Store> Driver<S> {
         now: Timestamp,
     ) -> Result<(), Fault> {
         let stored = self.snapshots.get(&id).ok_or_else(|| unknown(id))?;
-        let (source, location) = {
-            let spec = &stored.snapshot.spec;
-            (spec.source.clone(), spec.location.clone())
-        };
+        let source = stored.snapshot.spec.source.clone();
+        let location = stored.snapshot.location().unwrap_or_default().to_owned();
         if stored.snapshot.sealed.is_none() || stored.snapshot.stage != Stage::Sealed {
             let text = format!(
                 "snapshot {id} is {}: there is nothing to verify",
@@ -314,4 +298,27 @@ impl<S: Store> Driver<S> {
         }
         Ok(ApiReply::Verified(Box::new(verified)).into())
     }
+}
+
+/// Why no node can be made from it now.
+fn not_usable(snapshot: &Snapshot) -> Fault {
+    let why = snapshot.fault.as_ref();
+    let why = why.map_or_else(String::new, |fault| format!(": {fault}"));
+    let text = format!(
+        "snapshot {} is {}{why}",
+        snapshot.id,
+        snapshot.state().name()
+    );
+    let hint = match snapshot.state() {
+        SnapshotState::Opening | SnapshotState::Live => {
+            let id = snapshot.id;
+            format!("wait until it is complete: steep-repl snapshot show {id}")
+        }
+        SnapshotState::Sealed | SnapshotState::Lost | SnapshotState::Expired => {
+            "generate another one: without its slot, changes since it was taken are lost".to_owned()
+        }
+    };
+    Fault::new(FaultKind::Failed, text)
+        .on(&snapshot.spec.source)
+        .hint(hint)
 }

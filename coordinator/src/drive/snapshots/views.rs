@@ -46,7 +46,7 @@ impl<S: Store> Driver<S> {
         });
         let holder = match state {
             SnapshotState::Live => Some("live"),
-            SnapshotState::Sealed => Some(spec.location.as_str()),
+            SnapshotState::Sealed => snapshot.location(),
             SnapshotState::Opening | SnapshotState::Lost | SnapshotState::Expired => None,
         };
         let holder = holder.map(|location| Holder {
@@ -82,8 +82,8 @@ impl<S: Store> Driver<S> {
             bytes: sealed.map_or(so_far, |sealed| sealed.bytes),
             stored_bytes: sealed.map_or(0, |sealed| sealed.stored_bytes),
             holders: holder.into_iter().collect(),
-            location: spec.location.clone(),
-            codec: spec.codec,
+            location: snapshot.location().map(str::to_owned),
+            codec: spec.store.as_ref().map(|store| store.codec),
             bytes_total: progress.map_or(0, |work| work.total),
             current_table: progress.and_then(|work| work.current.clone()),
             parallel_workers: progress.map_or(0, |work| work.workers),

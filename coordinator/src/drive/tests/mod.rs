@@ -9,6 +9,7 @@ mod keeping;
 mod leftovers;
 mod missing;
 mod requests;
+mod shared;
 mod watching;
 mod world;
 

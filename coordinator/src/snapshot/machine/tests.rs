@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use steep_protocol::message::job::{TableFilter, YieldToDdl};
-use steep_protocol::message::snapshot::{SnapshotSpec, SnapshotState};
+use steep_protocol::message::snapshot::{SnapshotSpec, SnapshotState, StoreSpec};
 use steep_protocol::stored::StoredCodec;
 use steep_protocol::{ByteCount, Lsn, NodeId, SnapshotId};
 
@@ -17,11 +17,13 @@ fn at(second: i64) -> Timestamp {
 fn snapshot() -> Snapshot {
     let spec = SnapshotSpec {
         source: NodeId::parse("node_a").unwrap(),
-        location: "/backup/a".to_owned(),
+        store: Some(StoreSpec {
+            location: "/backup/a".to_owned(),
+            codec: StoredCodec::Zstd(3),
+            max_rate: None,
+        }),
         filter: TableFilter::default(),
         parallel: 4,
-        codec: StoredCodec::Zstd(3),
-        max_rate: None,
         large_table_threshold: ByteCount(1),
         yield_to_ddl: YieldToDdl::default(),
         expires_seconds: 60,
@@ -161,15 +163,42 @@ fn without_its_slot_a_sealed_one_is_lost_and_can_be_deleted() {
     assert_eq!(work(&snapshot), Some(Work::Remove));
 }
 
+#[test]
+fn a_shared_one_is_held_until_nobody_needs_it_and_not_begun_again() {
+    let mut shared = snapshot();
+    shared.spec.store = None;
+    shared.step(Event::Begin, BUDGET, at(0));
+    end(&mut shared, Ok(opened()), 1);
+    assert_eq!((shared.state(), work(&shared)), (SnapshotState::Live, None));
+    let mut lost = shared.clone();
+    shared.step(Event::Expired, BUDGET, at(2));
+    assert_eq!(shared.stage, Stage::Shared);
+    shared.step(Event::Unneeded, BUDGET, at(3));
+    let effects = end(&mut shared, Ok(Outcome::Done), 4);
+    assert!(effects.contains(&Effect::Over(Why::Unneeded)));
+
+    let effects = lost.step(Event::Lost, BUDGET, at(2));
+    assert!(matches!(&effects[0], Effect::Lost(fault) if fault.retry == Retry::Backoff));
+    end(&mut lost, Ok(Outcome::Done), 3);
+    assert_eq!(lost.state(), SnapshotState::Lost);
+    assert!(lost.is_over());
+}
+
 fn any_event() -> impl Strategy<Value = u8> {
-    0u8..10
+    0u8..11
 }
 
 proptest! {
     /// Whatever happens, once the agent answers and an operator deletes it, nothing is left.
     #[test]
-    fn no_history_leaves_it_stuck(history in proptest::collection::vec(any_event(), 0..40)) {
+    fn no_history_leaves_it_stuck(
+        history in proptest::collection::vec(any_event(), 0..40),
+        shared: bool,
+    ) {
         let mut snapshot = snapshot();
+        if shared {
+            snapshot.spec.store = None;
+        }
         snapshot.step(Event::Begin, BUDGET, at(0));
         let mut now = 0;
         for event in history {
@@ -186,6 +215,7 @@ proptest! {
                 6 => Event::Lost,
                 7 => Event::SlotGone { why: String::new() },
                 8 => Event::Expired,
+                9 => Event::Unneeded,
                 _ => Event::Tick,
             };
             snapshot.step(event, BUDGET, at(now));

@@ -18,21 +18,17 @@ pub const SNAPSHOTS_MAX: usize = 1_000;
 /// The longest location, in bytes.
 pub const LOCATION_MAX: usize = 4_096;
 
-/// `snapshot generate`.
+/// A snapshot: of `snapshot generate`, or of several targets that are initialised together.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotSpec {
     /// The node to read.
     pub source: NodeId,
-    /// Where it is stored: an absolute path on the source agent's host, or a URL. Never a credential.
-    pub location: String,
+    /// Where it is stored. `None`: its targets read it while the source holds it open.
+    pub store: Option<StoreSpec>,
     /// The tables.
     pub filter: TableFilter,
     /// Workers, 1 to [`crate::limits::WORKERS_MAX`].
     pub parallel: u8,
-    /// How its files are compressed.
-    pub codec: StoredCodec,
-    /// Maximum COPY bytes a second over all workers, before compression.
-    pub max_rate: Option<ByteCount>,
     /// Larger tables are split finely enough for every worker.
     pub large_table_threshold: ByteCount,
     /// How long others may wait for a lock that it holds.
@@ -41,17 +37,24 @@ pub struct SnapshotSpec {
     pub expires_seconds: u64,
 }
 
-/// Arguments of [`SourceCommand::Store`](super::agent::SourceCommand::Store).
+/// Where and how a snapshot is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StoreSnapshot {
-    /// As [`SnapshotSpec::location`].
+pub struct StoreSpec {
+    /// An absolute path on the source agent's host, or a URL. Never a credential.
     pub location: String,
     /// How its files are compressed.
     pub codec: StoredCodec,
+    /// Maximum COPY bytes a second over all workers, before compression.
+    pub max_rate: Option<ByteCount>,
+}
+
+/// Arguments of [`SourceCommand::Store`](super::agent::SourceCommand::Store).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreSnapshot {
+    /// Where and how.
+    pub store: StoreSpec,
     /// Workers.
     pub parallel: u8,
-    /// Maximum COPY bytes a second over all workers.
-    pub max_rate: Option<ByteCount>,
     /// How long it is kept once it is complete, in seconds.
     pub expires_seconds: u64,
 }
@@ -151,10 +154,10 @@ pub struct SnapshotView {
     pub stored_bytes: u64,
     /// Who can serve its parts.
     pub holders: Vec<Holder>,
-    /// Where it is stored.
-    pub location: String,
+    /// Where it is stored, if it is.
+    pub location: Option<String>,
     /// How its files are compressed.
-    pub codec: StoredCodec,
+    pub codec: Option<StoredCodec>,
     /// Estimated COPY bytes in all, while it is read.
     pub bytes_total: u64,
     /// The table being read.

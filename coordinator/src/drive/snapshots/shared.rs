@@ -1,0 +1,185 @@
+//! Snapshots that several targets share: the source reads each part once, whoever asks first.
+//!
+//! The first target whose preflight has passed opens it, the others join. When the last of them has its
+//! rows, it is closed, so that the source's vacuum can go on (G5). If the source loses it, the targets that
+//! have not copied everything start over with its successor.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use steep_protocol::message::agent::SharedParts;
+use steep_protocol::message::job::JobSpec;
+use steep_protocol::{CommandId, Fault, JobId, SnapshotId};
+
+use super::super::Driver;
+use super::super::log::Note;
+use super::Stored;
+use crate::job::machine::JobEvent;
+use crate::job::time::after;
+use crate::job::{COMMANDS_PER_JOB, Job, Stage as JobStage, Step, Work};
+use crate::snapshot::machine::Event;
+use crate::snapshot::{Snapshot, Stage};
+use crate::store::{Store, Write};
+
+/// How long a snapshot is kept open for targets whose preflight takes longer than the others' copies.
+const JOIN_GRACE: Duration = Duration::from_secs(60);
+
+impl<S: Store> Driver<S> {
+    /// Whether the snapshot that the job shares is open; opens it if nobody has. The job is told when it is
+    /// ([`Self::shared_opened`]).
+    pub(in crate::drive) fn join_shared(
+        &mut self,
+        job: JobId,
+        shared: SnapshotId,
+        now: Timestamp,
+    ) -> bool {
+        let id = self.latest(shared);
+        if id != shared
+            && let Some(live) = self.jobs.get_mut(&job)
+        {
+            live.job.shared = Some(id);
+            let replication = live.job.replication();
+            self.out.writes.push(Write::Job(Box::new(live.job.clone())));
+            if let Some(record) = self.nodes.get_mut(&live.job.spec.target) {
+                record.replicates_by(&replication);
+                self.out.writes.push(Write::Node(Box::new(record.clone())));
+            }
+        }
+        if !self.snapshots.contains_key(&id)
+            && let Some(live) = self.jobs.get(&job)
+        {
+            let (spec, operator) = (live.job.spec.clone(), live.job.operator.clone());
+            self.open_shared(id, spec, &operator, now);
+        }
+        let stored = self.snapshots.get(&id);
+        stored.is_some_and(|stored| stored.snapshot.stage == Stage::Shared)
+    }
+
+    /// The snapshot itself, or the one that replaces it because it was lost.
+    fn latest(&mut self, mut id: SnapshotId) -> SnapshotId {
+        loop {
+            let next = SnapshotId(self.new_job_id().0);
+            match self.snapshots.get_mut(&id) {
+                Some(stored) if !is_open(&stored.snapshot) => {
+                    id = *stored.successor.get_or_insert(next);
+                }
+                Some(_) | None => return id,
+            }
+        }
+    }
+
+    fn open_shared(&mut self, id: SnapshotId, spec: JobSpec, operator: &str, now: Timestamp) {
+        let first = self.take_commands(COMMANDS_PER_JOB);
+        let mut snapshot = Snapshot::shared(id, spec, operator, first, now);
+        let source = snapshot.spec.source.clone();
+        let agent = self.registry.get(&source);
+        snapshot.incarnation = agent.map(|agent| agent.registration.incarnation);
+        self.snapshots.insert(id, Stored::of(snapshot));
+        let text = format!("snapshot {id} of {source}, which several targets share");
+        let note = Note::info("snapshot.started", text).field("operator", operator);
+        self.note_snapshot(id, note, now);
+        self.step_snapshot(id, Event::Begin, now);
+    }
+
+    /// The snapshot is open: the targets that wait for it go on.
+    pub(super) fn shared_opened(&mut self, id: SnapshotId) {
+        for (job, command) in self.waiting_for(id) {
+            self.send_command(job, command, Work::OpenSource);
+        }
+    }
+
+    /// The snapshot cannot be opened, or is lost: so is the wait for it.
+    pub(super) fn shared_failed(&mut self, id: SnapshotId, fault: &Fault, now: Timestamp) {
+        for (job, command) in self.waiting_for(id) {
+            let outcome = Box::new(Err(fault.clone()));
+            let id = command;
+            self.advance(job, JobEvent::Ended { id, outcome }, now);
+        }
+    }
+
+    /// The jobs that open that snapshot, with their commands.
+    fn waiting_for(&self, id: SnapshotId) -> Vec<(JobId, CommandId)> {
+        let jobs = self.jobs.values().map(|live| &live.job);
+        let waiting = jobs.filter(|job| job.shared == Some(id)).flat_map(|job| {
+            let opens = job.running.iter().filter(|r| r.work == Work::OpenSource);
+            opens.map(|running| (job.id, running.id))
+        });
+        waiting.collect()
+    }
+
+    /// Whether a target of that snapshot has not all its rows yet.
+    fn is_needed(&self, snapshot: &Snapshot, now: Timestamp) -> bool {
+        let awaited = now < after(snapshot.asked_at, JOIN_GRACE);
+        let mut jobs = self.jobs.values().map(|live| &live.job);
+        jobs.any(|job| {
+            let step = match &job.stage {
+                JobStage::Working(step) => *step,
+                JobStage::Kept(kept) => kept.step,
+                JobStage::Ending(_) | JobStage::Closed(_) => return false,
+            };
+            let joined = step >= Step::OpenSource || awaited;
+            job.shared == Some(snapshot.id) && step <= Step::Copy && joined
+        })
+    }
+
+    /// Closes the snapshots that no target needs any more, and forgets what is over.
+    pub(super) fn tick_shared(&mut self, now: Timestamp) {
+        let shared = self.snapshots.values().map(|stored| &stored.snapshot);
+        let shared: Vec<&Snapshot> = shared.filter(|s| s.spec.store.is_none()).collect();
+        let unneeded: Vec<SnapshotId> = shared
+            .iter()
+            .filter(|snapshot| is_open(snapshot) && !self.is_needed(snapshot, now))
+            .map(|snapshot| snapshot.id)
+            .collect();
+        // A job that starts over finds the successor of the one it had.
+        let had = |id: SnapshotId| {
+            let mut jobs = self.jobs.values().map(|live| &live.job);
+            jobs.any(|job| job.shared == Some(id) && !matches!(job.stage, JobStage::Closed(_)))
+        };
+        let over: Vec<SnapshotId> = shared
+            .iter()
+            .filter(|snapshot| snapshot.is_over() && !had(snapshot.id))
+            .map(|snapshot| snapshot.id)
+            .collect();
+        for id in unneeded {
+            self.step_snapshot(id, Event::Unneeded, now);
+        }
+        for id in over {
+            self.forget_snapshot(id);
+        }
+    }
+
+    /// Whom the job's target exchanges parts with.
+    pub(in crate::drive) fn shared_parts(&self, job: &Job) -> Option<SharedParts> {
+        let snapshot = job.shared?;
+        let others = self.sharers(snapshot).into_iter();
+        let others = others.filter(|other| other.id != job.id);
+        let peers = others.map(|other| self.peer(&other.spec.target)).collect();
+        Some(SharedParts { snapshot, peers })
+    }
+
+    /// The job's place among those that share its snapshot, and how many they are.
+    pub(in crate::drive) fn share(&self, job: &Job) -> (usize, usize) {
+        let sharers = job.shared.map_or_else(Vec::new, |id| self.sharers(id));
+        let place = sharers.iter().position(|other| other.id == job.id);
+        (place.unwrap_or(0), sharers.len().max(1))
+    }
+
+    /// The jobs that share that snapshot, by their ids.
+    fn sharers(&self, snapshot: SnapshotId) -> Vec<&Job> {
+        let jobs = self.jobs.values().map(|live| &live.job);
+        let running = |job: &&Job| matches!(job.stage, JobStage::Working(_) | JobStage::Kept(_));
+        let sharing = jobs.filter(|job| job.shared == Some(snapshot));
+        let mut sharing: Vec<&Job> = sharing.filter(running).collect();
+        sharing.sort_by_key(|job| job.id);
+        sharing
+    }
+}
+
+/// Whether a target can still join it.
+fn is_open(snapshot: &Snapshot) -> bool {
+    match snapshot.stage {
+        Stage::Opening | Stage::Shared => true,
+        Stage::Storing | Stage::Sealed | Stage::Removing(_) | Stage::Over(_) => false,
+    }
+}
