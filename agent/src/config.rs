@@ -1,7 +1,7 @@
 //! What an agent is told when it starts; how it is put together is `steep_daemon::config`'s.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -96,6 +96,8 @@ pub(crate) struct Config {
     pub(crate) credentials: (PathBuf, PathBuf, PathBuf),
     pub(crate) metrics: Option<SocketAddr>,
     pub(crate) max_workers: u8,
+    /// Where snapshots are stored that are read before they are copied.
+    pub(crate) spool: Option<String>,
     pub(crate) memory_mib: u32,
     pub(crate) index_memory: Option<ByteCount>,
     pub(crate) schema_check_interval: Duration,
@@ -171,6 +173,7 @@ impl TryFrom<Given> for Config {
                 given.cert.ok_or_else(|| missing("cert"))?,
                 given.key.ok_or_else(|| missing("key"))?,
             ),
+            spool: given.data_dir.as_deref().map(spool).transpose()?,
             metrics: given.metrics.as_deref().map(metrics_address).transpose()?,
             max_workers,
             memory_mib,
@@ -187,6 +190,14 @@ impl TryFrom<Given> for Config {
             },
         })
     }
+}
+
+/// The spool in the agent's directory, as an absolute path.
+fn spool(data_dir: &Path) -> Result<String, ConfigError> {
+    let invalid = |why: String| ConfigError::invalid("data-dir", why);
+    let path = std::path::absolute(data_dir).map_err(|error| invalid(error.to_string()))?;
+    let path = path.join("spool").into_os_string().into_string();
+    path.map_err(|_| invalid("its name must be UTF-8".to_owned()))
 }
 
 /// Once a minute: a query that takes ten thousand tables a second costs little then, and drift is seen

@@ -111,6 +111,7 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
         address: config.coordinator.clone(),
         advertise: advertise.clone(),
         max_workers: config.max_workers,
+        spool: config.spool.clone(),
         seat: seat(endpoint.local_addr().port()),
     };
     let queues = Queues {

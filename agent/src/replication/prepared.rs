@@ -8,7 +8,7 @@ use steep_protocol::message::handover::{
     NotedSlot, PreparedSlot, PreparedState, Replication, ServerSlot, SlotFacts, SlotName, Used,
 };
 use steep_protocol::message::job::TableFilter;
-use steep_protocol::{ByteCount, Fault, FaultKind, NodeId, TableName};
+use steep_protocol::{ByteCount, Fault, FaultKind, NodeId, SnapshotId, TableName};
 use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -238,11 +238,19 @@ pub(crate) async fn take(task: &Task, target: &NodeId) -> Result<(), Fault> {
 pub(crate) async fn copy_template(
     task: &Task,
     target: &NodeId,
-    template: &SlotName,
+    snapshot: SnapshotId,
 ) -> Result<(), Fault> {
+    let template = Replication::template(snapshot).slot;
     let session = task.connect("handover").await?;
     let copied = async {
         let slot = task.replication.slot.as_str();
+        let there = "SELECT EXISTS (SELECT FROM steep_repl.init_slots i \
+                 JOIN pg_replication_slots s USING (slot_name) \
+                 WHERE i.slot_name = $1 AND i.target_node = $2)";
+        let there = session.query_one(there, &[&slot, &target.as_str()]).await?;
+        if there.try_get(0)? {
+            return Ok(true);
+        }
         let sql = "INSERT INTO steep_repl.init_slots AS i \
                  (slot_name, job, source_node, target_node, lsn, expires_at) \
              SELECT $1, job, source_node, $2, lsn, expires_at FROM steep_repl.init_slots \
@@ -273,7 +281,8 @@ pub(crate) async fn copy_template(
     if copied.map_err(|error: PgError| task.fault(error))? {
         return Ok(());
     }
-    let text = format!("the snapshot's slot {template} has expired or was dropped meanwhile");
+    let text =
+        format!("the slot {template} of snapshot {snapshot} has expired or was dropped meanwhile");
     Err(Fault::new(FaultKind::Failed, text)
         .on(&task.node)
         .hint("generate another snapshot: steep-repl snapshot generate"))

@@ -37,6 +37,7 @@ pub(crate) struct Coordinator {
     pub(crate) address: String,
     pub(crate) advertise: String,
     pub(crate) max_workers: u8,
+    pub(crate) spool: Option<String>,
     pub(crate) seat: Seat,
 }
 
@@ -224,6 +225,7 @@ impl Control {
             open_snapshots: self.agent.jobs.open_snapshots(),
             admitted: self.agent.jobs.admitted(),
             max_workers: self.coordinator.max_workers,
+            spool: self.coordinator.spool.clone(),
             seat: self.coordinator.seat,
         })
     }

@@ -204,9 +204,6 @@ impl Agent {
             }
             SourceCommand::DropPrepared => prepared::drop_prepared(task).await?,
             SourceCommand::TakeSlot { target } => prepared::take(task, &target).await?,
-            SourceCommand::CopySlot { target, template } => {
-                prepared::copy_template(task, &target, &template).await?;
-            }
             SourceCommand::Store(request) => {
                 let open = match self.jobs.get(job).and_then(|j| j.open) {
                     Some(Holder::Live(open)) if !open.is_lost() => open,
@@ -255,6 +252,7 @@ impl Agent {
         } = &request.export
         {
             let stored = stored::open(&self.node, *snapshot, location, *verify).await?;
+            prepared::copy_template(task, &request.target, *snapshot).await?;
             let holder = Holder::Stored(Arc::new(stored));
             self.jobs.open(job, holder.clone());
             return opened(&holder);

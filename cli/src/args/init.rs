@@ -383,12 +383,7 @@ impl JobChoices {
         let method = match self.method {
             MethodChoice::Snapshot => Method::Snapshot,
             MethodChoice::Native => Method::Native,
-            MethodChoice::TwoPhase => {
-                return Err(Failure::bad_request(
-                    "the method two-phase is not available yet in this version",
-                )
-                .hint("use --method snapshot, which needs no preparation"));
-            }
+            MethodChoice::TwoPhase => Method::TwoPhase,
         };
         check_targets(targets, source)?;
         let spec = |target: &NodeId| JobSpec {

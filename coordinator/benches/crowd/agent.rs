@@ -66,6 +66,7 @@ impl FakeAgent {
             open_snapshots: Vec::new(),
             admitted: Vec::new(),
             max_workers: 4,
+            spool: None,
             seat: Seat(1),
         });
         sender.send(&register).await?;

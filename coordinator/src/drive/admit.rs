@@ -49,10 +49,6 @@ impl<S: Store> Driver<S> {
             if spec.timeout_seconds == 0 {
                 return bad("the timeout must be longer than zero".to_owned());
             }
-            if spec.method == Method::TwoPhase {
-                let text = "the method two-phase is not yet available";
-                return Err(Fault::new(FaultKind::BadRequest, text).hint("use --method snapshot"));
-            }
             self.known(&spec.source)?;
             self.known(&spec.target)?;
         }
@@ -86,6 +82,22 @@ impl<S: Store> Driver<S> {
             Method::Snapshot | Method::TwoPhase | Method::Native => return self.check_init(spec),
         };
         Err(Fault::new(FaultKind::BadRequest, instead))
+    }
+
+    /// Refuses a source without a directory for its spool.
+    pub(super) fn check_spool(&self, specs: &[JobSpec]) -> Result<(), Fault> {
+        let spools = |spec: &&JobSpec| spec.method == Method::TwoPhase;
+        let Some(spec) = specs.iter().find(spools) else {
+            return Ok(());
+        };
+        let agent = self.registry.get(&spec.source);
+        if agent.is_some_and(|agent| agent.registration.spool.is_some()) {
+            return Ok(());
+        }
+        let text = "its agent has no directory for the spool of two-phase";
+        Err(Fault::new(FaultKind::Failed, text)
+            .on(&spec.source)
+            .hint("start it with --data-dir on a disk with room, or use --method snapshot"))
     }
 
     /// Checks whether a job may start, by the state of its nodes. Preflight examines the servers later.

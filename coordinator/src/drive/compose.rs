@@ -7,7 +7,6 @@ use steep_protocol::message::agent::{
     Command, CopyParts, Export, IndexTiming, OpenSource, PeerAddress, PrepareTarget, RowsFrom,
     SlotOrigin, SourceCommand, SubscriptionStart, TargetCommand,
 };
-use steep_protocol::message::handover::Replication;
 use steep_protocol::message::job::Method;
 use steep_protocol::{Epoch, Lsn, NodeId, limits};
 
@@ -35,7 +34,7 @@ impl<S: Store> Driver<S> {
                     _ => SlotOrigin::Prepared,
                 },
             }),
-            Work::Regrant if job.stored.is_some() => self.open_command(job, parallel),
+            Work::Regrant if self.location(job).is_some() => self.open_command(job, parallel),
             Work::Regrant => Command::from(SourceCommand::Admit {
                 target: target(),
                 filter: filter(),
@@ -46,13 +45,7 @@ impl<S: Store> Driver<S> {
                 filter: filter(),
             }),
             Work::OpenSource => self.open_command(job, parallel),
-            Work::TakeSlot => match &job.stored {
-                Some(stored) => Command::from(SourceCommand::CopySlot {
-                    target: target(),
-                    template: Replication::template(stored.snapshot).slot,
-                }),
-                None => SourceCommand::TakeSlot { target: target() }.into(),
-            },
+            Work::TakeSlot => SourceCommand::TakeSlot { target: target() }.into(),
             Work::PrepareTarget => Command::from(TargetCommand::Prepare(PrepareTarget {
                 source: source(),
                 filter: filter(),
@@ -105,15 +98,15 @@ impl<S: Store> Driver<S> {
 
     fn open_command(&self, job: &Job, parallel: u8) -> Command {
         let spec = &job.spec;
-        let export = match (&job.stored, job.shared, spec.method) {
-            (Some(stored), ..) => Export::Stored {
-                snapshot: stored.snapshot,
-                location: stored.location.clone(),
-                verify: stored.verify,
+        let export = match (job.snapshot(), self.location(job)) {
+            (Some(snapshot), Some(location)) => Export::Stored {
+                snapshot,
+                location,
+                verify: job.stored.as_ref().is_some_and(|stored| stored.verify),
             },
-            (None, Some(snapshot), _) => Export::Shared { snapshot },
-            (None, None, Method::Native) => Export::Slot,
-            (None, None, _) => Export::SlotAndSnapshot,
+            (Some(snapshot), None) => Export::Shared { snapshot },
+            (None, _) if spec.method == Method::Native => Export::Slot,
+            (None, _) => Export::SlotAndSnapshot,
         };
         Command::from(SourceCommand::Open(OpenSource {
             target: spec.target.clone(),
@@ -124,6 +117,15 @@ impl<S: Store> Driver<S> {
             yield_to_ddl: spec.yield_to_ddl,
             kept_seconds: None,
         }))
+    }
+
+    /// Where the job's rows are stored, if they are.
+    fn location(&self, job: &Job) -> Option<String> {
+        match (&job.stored, job.shared) {
+            (Some(stored), _) => Some(stored.location.clone()),
+            (None, Some(shared)) => self.spool(shared),
+            (None, None) => None,
+        }
     }
 
     /// The address of a node's agent, from its session or else its record.

@@ -85,6 +85,7 @@ impl<S: Store> Driver<S> {
                 for spec in &specs {
                     self.check_copy(spec)?;
                 }
+                self.check_spool(&specs)?;
                 let start = match share_a_snapshot(&specs) {
                     true => Start::Shared(SnapshotId(self.new_job_id().0)),
                     false => Start::Live,
@@ -279,12 +280,17 @@ impl<S: Store> Driver<S> {
     }
 }
 
-/// Whether the jobs of one request read the same rows of one source, which is then read once.
+/// Whether the jobs of one request are made from one snapshot, which is then read once.
 fn share_a_snapshot(specs: &[JobSpec]) -> bool {
     let Some((first, others)) = specs.split_first() else {
         return false;
     };
-    let same = |other: &JobSpec| other.source == first.source && other.filter == first.filter;
-    let snapshot = specs.iter().all(|spec| spec.method == Method::Snapshot);
-    snapshot && !others.is_empty() && others.iter().all(same)
+    let same = |other: &JobSpec| {
+        (&other.source, &other.filter, other.method) == (&first.source, &first.filter, first.method)
+    };
+    match first.method {
+        Method::TwoPhase => others.iter().all(same),
+        Method::Snapshot => !others.is_empty() && others.iter().all(same),
+        Method::Native | Method::Backup | Method::Stored => false,
+    }
 }

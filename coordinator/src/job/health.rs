@@ -280,9 +280,9 @@ fn changes_missing(text: String) -> Fault {
 /// first to need it, and fails by itself without it.
 fn has_slot(method: Method, step: Step) -> bool {
     match method {
-        Method::Snapshot | Method::TwoPhase => step > Step::OpenSource,
+        Method::Snapshot | Method::TwoPhase | Method::Stored => step > Step::OpenSource,
         Method::Native => step > Step::Subscribe,
-        Method::Backup | Method::Stored => step > Step::TakeSlot,
+        Method::Backup => step > Step::TakeSlot,
     }
 }
 

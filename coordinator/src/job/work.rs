@@ -170,26 +170,10 @@ pub enum Step {
     Release,
 }
 
-/// The steps of [`Method::Snapshot`] and [`Method::TwoPhase`].
+/// The steps of every method that copies parts.
 const SNAPSHOT: [Step; 11] = [
     Step::GatherSource,
     Step::GatherTarget,
-    Step::OpenSource,
-    Step::PrepareTarget,
-    Step::Copy,
-    Step::Indexes,
-    Step::Constraints,
-    Step::Subscribe,
-    Step::Converge,
-    Step::Prove,
-    Step::Release,
-];
-
-/// Those of [`Method::Stored`].
-const STORED: [Step; 12] = [
-    Step::GatherSource,
-    Step::GatherTarget,
-    Step::TakeSlot,
     Step::OpenSource,
     Step::PrepareTarget,
     Step::Copy,
@@ -228,10 +212,9 @@ impl Step {
     #[must_use]
     pub fn path(method: Method) -> &'static [Self] {
         match method {
-            Method::Snapshot | Method::TwoPhase => &SNAPSHOT,
+            Method::Snapshot | Method::TwoPhase | Method::Stored => &SNAPSHOT,
             Method::Native => &NATIVE,
             Method::Backup => &BACKUP,
-            Method::Stored => &STORED,
         }
     }
 
@@ -343,7 +326,7 @@ impl Step {
     pub fn needs_snapshot(self, method: Method) -> bool {
         match self {
             // A stored one is opened again whenever it is needed.
-            _ if method == Method::Stored => false,
+            _ if method.reads_store() => false,
             Self::OpenSource => true,
             Self::PrepareTarget => method != Method::Backup,
             Self::Copy => method != Method::Native,

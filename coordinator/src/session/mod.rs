@@ -286,6 +286,7 @@ mod tests {
             open_snapshots: Vec::new(),
             admitted: Vec::new(),
             max_workers: 4,
+            spool: None,
             seat: Seat(1),
         }
     }

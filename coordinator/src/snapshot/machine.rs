@@ -12,7 +12,7 @@ use steep_protocol::message::agent::Outcome;
 use steep_protocol::message::snapshot::SealedSnapshot;
 use steep_protocol::{CommandId, Fault, FaultKind, Retry};
 
-use super::{Point, Running, Snapshot, Stage, Trouble, Why, Work};
+use super::{Owner, Point, Running, Snapshot, Stage, Trouble, Why, Work};
 use crate::job::retry::{RESTARTS_MAX, pause};
 use crate::job::time::after;
 
@@ -93,6 +93,8 @@ impl Snapshot {
             Event::Lost => self.lost(now, out),
             Event::SlotGone { why } => self.slot_gone(why, now, out),
             Event::Expired => match self.stage {
+                // Its targets have slots of their own.
+                _ if self.owner == Owner::Jobs => {}
                 Stage::Sealed => {
                     out.push(Effect::Expired);
                     self.remove(Why::Expired, out);
@@ -100,7 +102,6 @@ impl Snapshot {
                 Stage::Opening | Stage::Storing => {
                     self.slot_gone("it expired".to_owned(), now, out);
                 }
-                // Its targets have slots of their own.
                 Stage::Shared | Stage::Removing(_) | Stage::Over(_) => {}
             },
             Event::Delete => match self.stage {
@@ -110,11 +111,14 @@ impl Snapshot {
                     self.remove(Why::Deleted, out);
                 }
             },
-            Event::Unneeded => {
-                if matches!(self.stage, Stage::Opening | Stage::Shared) {
+            Event::Unneeded => match self.stage {
+                Stage::Opening | Stage::Storing | Stage::Shared | Stage::Sealed => {
                     self.remove(Why::Unneeded, out);
                 }
-            }
+                // It is not begun again.
+                Stage::Removing(Why::Again) => self.stage = Stage::Removing(Why::Unneeded),
+                Stage::Removing(_) | Stage::Over(_) => {}
+            },
             Event::Tick => {
                 if self.running.is_none() && self.trouble.is_some_and(|t| t.again <= now) {
                     self.issue_again(out);

@@ -7,8 +7,9 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use steep_protocol::message::handover::Replication;
-use steep_protocol::message::job::JobSpec;
-use steep_protocol::message::snapshot::{SealedSnapshot, SnapshotSpec, SnapshotState};
+use steep_protocol::message::job::{Compression, JobSpec};
+use steep_protocol::message::snapshot::{SealedSnapshot, SnapshotSpec, SnapshotState, StoreSpec};
+use steep_protocol::stored::StoredCodec;
 use steep_protocol::{CommandId, Fault, Lsn, SnapshotId};
 
 pub mod machine;
@@ -20,6 +21,8 @@ pub struct Snapshot {
     pub id: SnapshotId,
     /// What was asked for.
     pub spec: SnapshotSpec,
+    /// Who decides how long it lives.
+    pub owner: Owner,
     /// The name in the certificate of the operator who asked for it.
     pub operator: String,
     /// When.
@@ -46,6 +49,15 @@ pub struct Snapshot {
     pub first_command: u64,
     /// How many command ids are used.
     pub commands_issued: u64,
+}
+
+/// Who decides how long a snapshot lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Owner {
+    /// An operator: until it expires or is deleted.
+    Operator,
+    /// The targets that are made from it: until none of them needs it.
+    Jobs,
 }
 
 /// What is done with a snapshot.
@@ -135,6 +147,7 @@ impl Snapshot {
         Self {
             id,
             spec,
+            owner: Owner::Operator,
             operator: operator.to_owned(),
             asked_at: now,
             stage: Stage::Opening,
@@ -151,25 +164,54 @@ impl Snapshot {
         }
     }
 
-    /// A snapshot that the targets of such jobs share.
+    /// A snapshot that the targets of such jobs share: stored there, or held open.
     #[must_use]
     pub fn shared(
         id: SnapshotId,
-        job: JobSpec,
+        (job, location): (JobSpec, Option<String>),
         operator: &str,
         first_command: u64,
         now: Timestamp,
     ) -> Self {
+        let store = |location| StoreSpec {
+            location,
+            codec: match job.compression {
+                Compression::None => StoredCodec::None,
+                Compression::Auto | Compression::Lz4 => StoredCodec::Lz4,
+                Compression::Zstd(level) => StoredCodec::Zstd(level),
+            },
+            // The rate is that of the copy: the source is read as fast as it can be.
+            max_rate: None,
+        };
         let spec = SnapshotSpec {
             source: job.source,
-            store: None,
+            store: location.map(store),
             filter: job.filter,
             parallel: job.parallel,
             large_table_threshold: job.large_table_threshold,
             yield_to_ddl: job.yield_to_ddl,
             expires_seconds: job.timeout_seconds,
         };
-        Self::new(id, spec, operator, first_command, now)
+        Self {
+            owner: Owner::Jobs,
+            ..Self::new(id, spec, operator, first_command, now)
+        }
+    }
+
+    /// Whether a target can copy from it now.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        matches!(self.stage, Stage::Shared | Stage::Sealed) && self.fault.is_none()
+    }
+
+    /// Whether a target can join: copy from it now, or wait for it.
+    #[must_use]
+    pub fn is_joinable(&self) -> bool {
+        match self.stage {
+            Stage::Opening | Stage::Storing | Stage::Removing(Why::Again) => true,
+            Stage::Shared | Stage::Sealed => self.is_ready(),
+            Stage::Removing(_) | Stage::Over(_) => false,
+        }
     }
 
     /// Its publication and template slot.

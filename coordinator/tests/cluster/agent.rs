@@ -20,6 +20,7 @@ pub(crate) fn registration() -> AgentMessage {
         open_snapshots: Vec::new(),
         admitted: Vec::new(),
         max_workers: 4,
+        spool: None,
         seat: Seat(1),
     })
 }

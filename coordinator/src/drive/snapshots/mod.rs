@@ -19,7 +19,7 @@ use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, SnapshotId};
 use super::log::{Level, Note};
 use super::{Driver, Ticket};
 use crate::snapshot::machine::{Budget, Effect, Event};
-use crate::snapshot::{Snapshot, Stage, Why, Work};
+use crate::snapshot::{Owner, Snapshot, Stage, Why, Work};
 use crate::store::{Store, Write};
 
 /// After so many failures, some seconds, an operator who waits for a removal hears of them: what was just
@@ -118,7 +118,7 @@ impl<S: Store> Driver<S> {
         let snapshot = &stored.snapshot;
         let source = &snapshot.spec.source;
         let location = snapshot.location().unwrap_or_default();
-        let shared = snapshot.spec.store.is_none();
+        let shared = snapshot.owner == Owner::Jobs;
         let because = |note: Note, fault: &Fault| note.field("hint", &fault.hint);
         let note = match effect {
             Effect::Send(_) | Effect::Abort(_) | Effect::Forget(_) => return,
@@ -127,7 +127,7 @@ impl<S: Store> Driver<S> {
                 let text = format!("snapshot {id} is at {lsn}; its rows are being read");
                 let note = Note::info("snapshot.opened", text).field("lsn", lsn);
                 self.note_snapshot(id, note, now);
-                return self.shared_opened(id);
+                return self.go_on_with(id);
             }
             Effect::Sealed(sealed) => {
                 let seconds = snapshot.seconds(now);
@@ -139,7 +139,9 @@ impl<S: Store> Driver<S> {
                     .field("rows_copied", sealed.rows)
                     .field("bytes_copied", sealed.bytes)
                     .field("duration_ms", (seconds * 1e3).round());
-                note.field("location", location)
+                let note = note.field("location", location);
+                self.note_snapshot(id, note, now);
+                return self.go_on_with(id);
             }
             Effect::TriesAgain(fault) => {
                 let text = format!("snapshot {id} is tried again: {fault}");
@@ -322,11 +324,14 @@ impl<S: Store> Driver<S> {
         job: JobId,
         work: Option<WorkProgress>,
     ) {
-        if let Some(stored) = self.snapshots.get_mut(&SnapshotId(job.0))
+        if let Some(stored) = self.snapshots.get(&SnapshotId(job.0))
             && stored.snapshot.spec.source == *node
             && stored.snapshot.stage == Stage::Storing
         {
-            stored.progress = work;
+            self.spooled(SnapshotId(job.0), work.as_ref());
+            if let Some(stored) = self.snapshots.get_mut(&SnapshotId(job.0)) {
+                stored.progress = work;
+            }
             self.out.observed = true;
         }
     }

@@ -20,7 +20,7 @@ use super::{Stored, unknown};
 use crate::job::handover::StoredRows;
 use crate::job::{self, COMMANDS_PER_JOB, Job};
 use crate::snapshot::machine::Event;
-use crate::snapshot::{Snapshot, Stage};
+use crate::snapshot::{Owner, Snapshot, Stage};
 use crate::store::Store;
 
 impl<S: Store> Driver<S> {
@@ -169,6 +169,10 @@ impl<S: Store> Driver<S> {
         let spec = &snapshot.spec;
         let store = spec.store.as_ref();
         let (start, method) = match (snapshot.state(), snapshot.point, store) {
+            _ if snapshot.owner == Owner::Jobs && snapshot.is_joinable() => {
+                let method = store.map_or(Method::Snapshot, |_| Method::TwoPhase);
+                (Start::Shared(snapshot.id), method)
+            }
             (SnapshotState::Sealed, Some(point), Some(store)) => {
                 let stored = StoredRows {
                     snapshot: snapshot.id,
@@ -177,9 +181,6 @@ impl<S: Store> Driver<S> {
                     verify: request.verify,
                 };
                 (Start::Stored(stored), Method::Stored)
-            }
-            (SnapshotState::Opening | SnapshotState::Live, _, None) => {
-                (Start::Shared(snapshot.id), Method::Snapshot)
             }
             _ => return Err(not_usable(snapshot)),
         };

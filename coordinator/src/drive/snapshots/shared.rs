@@ -1,15 +1,16 @@
-//! Snapshots that several targets share: the source reads each part once, whoever asks first.
+//! Snapshots that live for the targets that are made from them: shared by several, so that the source reads
+//! each part once, whoever asks first; or read into a spool before they are copied (`two-phase`).
 //!
 //! The first target whose preflight has passed opens it, the others join. When the last of them has its
-//! rows, it is closed, so that the source's vacuum can go on (G5). If the source loses it, the targets that
-//! have not copied everything start over with its successor.
+//! rows, it is removed, so that the source's vacuum can go on (G5). If the source loses one that is held
+//! open, the targets that have not copied everything start over with its successor.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
-use steep_protocol::message::agent::SharedParts;
-use steep_protocol::message::job::JobSpec;
-use steep_protocol::{CommandId, Fault, JobId, SnapshotId};
+use steep_protocol::message::agent::{SharedParts, WorkProgress};
+use steep_protocol::message::job::{JobSpec, Method};
+use steep_protocol::{CommandId, Fault, JobId, Phase, SnapshotId};
 
 use super::super::Driver;
 use super::super::log::Note;
@@ -18,7 +19,7 @@ use crate::job::machine::JobEvent;
 use crate::job::time::after;
 use crate::job::{COMMANDS_PER_JOB, Job, Stage as JobStage, Step, Work};
 use crate::snapshot::machine::Event;
-use crate::snapshot::{Snapshot, Stage};
+use crate::snapshot::{Owner, Snapshot};
 use crate::store::{Store, Write};
 
 /// How long a snapshot is kept open for targets whose preflight takes longer than the others' copies.
@@ -26,7 +27,7 @@ const JOIN_GRACE: Duration = Duration::from_secs(60);
 
 impl<S: Store> Driver<S> {
     /// Whether the snapshot that the job shares is open; opens it if nobody has. The job is told when it is
-    /// ([`Self::shared_opened`]).
+    /// ([`Self::go_on_with`]).
     pub(in crate::drive) fn join_shared(
         &mut self,
         job: JobId,
@@ -52,7 +53,7 @@ impl<S: Store> Driver<S> {
             self.open_shared(id, spec, &operator, now);
         }
         let stored = self.snapshots.get(&id);
-        stored.is_some_and(|stored| stored.snapshot.stage == Stage::Shared)
+        stored.is_some_and(|stored| stored.snapshot.is_ready())
     }
 
     /// The snapshot itself, or the one that replaces it because it was lost.
@@ -60,7 +61,7 @@ impl<S: Store> Driver<S> {
         loop {
             let next = SnapshotId(self.new_job_id().0);
             match self.snapshots.get_mut(&id) {
-                Some(stored) if !is_open(&stored.snapshot) => {
+                Some(stored) if !stored.snapshot.is_joinable() => {
                     id = *stored.successor.get_or_insert(next);
                 }
                 Some(_) | None => return id,
@@ -70,10 +71,14 @@ impl<S: Store> Driver<S> {
 
     fn open_shared(&mut self, id: SnapshotId, spec: JobSpec, operator: &str, now: Timestamp) {
         let first = self.take_commands(COMMANDS_PER_JOB);
-        let mut snapshot = Snapshot::shared(id, spec, operator, first, now);
-        let source = snapshot.spec.source.clone();
-        let agent = self.registry.get(&source);
-        snapshot.incarnation = agent.map(|agent| agent.registration.incarnation);
+        let source = spec.source.clone();
+        let agent = self.registry.get(&source).map(|agent| &agent.registration);
+        let spool = agent.and_then(|agent| agent.spool.as_ref());
+        let spool = spool.filter(|_| spec.method == Method::TwoPhase);
+        let location = spool.map(|directory| format!("{directory}/{id}"));
+        let incarnation = agent.map(|agent| agent.incarnation);
+        let mut snapshot = Snapshot::shared(id, (spec, location), operator, first, now);
+        snapshot.incarnation = incarnation;
         self.snapshots.insert(id, Stored::of(snapshot));
         let text = format!("snapshot {id} of {source}, which several targets share");
         let note = Note::info("snapshot.started", text).field("operator", operator);
@@ -81,8 +86,12 @@ impl<S: Store> Driver<S> {
         self.step_snapshot(id, Event::Begin, now);
     }
 
-    /// The snapshot is open: the targets that wait for it go on.
-    pub(super) fn shared_opened(&mut self, id: SnapshotId) {
+    /// The targets that wait for the snapshot go on, if it can be copied from.
+    pub(super) fn go_on_with(&mut self, id: SnapshotId) {
+        let stored = self.snapshots.get(&id);
+        if !stored.is_some_and(|stored| stored.snapshot.is_ready()) {
+            return;
+        }
         for (job, command) in self.waiting_for(id) {
             self.send_command(job, command, Work::OpenSource);
         }
@@ -94,6 +103,17 @@ impl<S: Store> Driver<S> {
             let outcome = Box::new(Err(fault.clone()));
             let id = command;
             self.advance(job, JobEvent::Ended { id, outcome }, now);
+        }
+    }
+
+    /// Targets that wait for a snapshot show how far it is.
+    pub(super) fn spooled(&mut self, id: SnapshotId, work: Option<&WorkProgress>) {
+        let Some(work) = work else { return };
+        for (job, _) in self.waiting_for(id) {
+            if let Some(live) = self.jobs.get_mut(&job) {
+                live.meter.report(Phase::Snapshot, work.clone());
+                self.touch(job);
+            }
         }
     }
 
@@ -125,10 +145,10 @@ impl<S: Store> Driver<S> {
     /// Closes the snapshots that no target needs any more, and forgets what is over.
     pub(super) fn tick_shared(&mut self, now: Timestamp) {
         let shared = self.snapshots.values().map(|stored| &stored.snapshot);
-        let shared: Vec<&Snapshot> = shared.filter(|s| s.spec.store.is_none()).collect();
+        let shared: Vec<&Snapshot> = shared.filter(|s| s.owner == Owner::Jobs).collect();
         let unneeded: Vec<SnapshotId> = shared
             .iter()
-            .filter(|snapshot| is_open(snapshot) && !self.is_needed(snapshot, now))
+            .filter(|snapshot| !self.is_needed(snapshot, now))
             .map(|snapshot| snapshot.id)
             .collect();
         // A job that starts over finds the successor of the one it had.
@@ -147,6 +167,12 @@ impl<S: Store> Driver<S> {
         for id in over {
             self.forget_snapshot(id);
         }
+    }
+
+    /// Where that snapshot is spooled, if it is.
+    pub(in crate::drive) fn spool(&self, id: SnapshotId) -> Option<String> {
+        let snapshot = &self.snapshots.get(&id)?.snapshot;
+        snapshot.location().map(str::to_owned)
     }
 
     /// Whom the job's target exchanges parts with.
@@ -173,13 +199,5 @@ impl<S: Store> Driver<S> {
         let mut sharing: Vec<&Job> = sharing.filter(running).collect();
         sharing.sort_by_key(|job| job.id);
         sharing
-    }
-}
-
-/// Whether a target can still join it.
-fn is_open(snapshot: &Snapshot) -> bool {
-    match snapshot.stage {
-        Stage::Opening | Stage::Shared => true,
-        Stage::Storing | Stage::Sealed | Stage::Removing(_) | Stage::Over(_) => false,
     }
 }

@@ -57,10 +57,10 @@ fn what_cannot_be_initialised_is_refused_and_nothing_changes() {
     let fault = world.init(vec![spec("a", "nowhere")]).unwrap_err();
     assert_eq!(fault.kind, FaultKind::BadRequest);
     assert!(fault.hint.contains("a, b, c, off"), "{}", fault.hint);
-    let mut two_phase = spec("a", "b");
-    two_phase.method = Method::TwoPhase;
-    let fault = world.init(vec![two_phase]).unwrap_err();
-    assert!(fault.message.contains("not yet available"), "{fault}");
+    let mut stored = spec("a", "b");
+    stored.method = Method::Stored;
+    let fault = world.init(vec![stored]).unwrap_err();
+    assert!(fault.message.contains("snapshot apply"), "{fault}");
     for parallel in [0, 17] {
         let mut many = spec("a", "b");
         many.parallel = parallel;

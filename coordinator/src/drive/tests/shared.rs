@@ -5,6 +5,8 @@ use steep_protocol::message::agent::{
     Command, CopyParts, Export, OpenSource, SourceCommand, TargetCommand,
 };
 
+use steep_protocol::message::job::{JobSpec, Method};
+
 use super::world::World;
 use super::*;
 use crate::testing::spec;
@@ -159,4 +161,62 @@ fn a_coordinator_that_restarts_goes_on_with_the_shared_snapshot() {
     for name in ["b", "c"] {
         assert_eq!(world.state(name), NodeState::Synchronized);
     }
+}
+
+fn two_phase(target: &str) -> JobSpec {
+    JobSpec {
+        method: Method::TwoPhase,
+        ..spec("a", target)
+    }
+}
+
+#[test]
+fn two_phases_spool_first_copy_from_there_and_leave_no_spool() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b", "c"]);
+    world.init(vec![two_phase("b"), two_phase("c")]).unwrap();
+    let is_store = |c: &Command| matches!(c, Command::Source(SourceCommand::Store(_)));
+    world.until("a", is_store);
+    // A source that is lost meanwhile costs what was spooled, and no target anything.
+    world.kill("a");
+    world.join("a");
+    world.run_on();
+    world.skip(1);
+    world.run_on();
+    for name in ["b", "c"] {
+        assert_eq!(world.state(name), NodeState::Synchronized);
+    }
+    let exports = opened(&mut world, "a");
+    let [first, second, b, c] = exports.as_slice() else {
+        panic!("{exports:?}")
+    };
+    assert_eq!(
+        (first, second),
+        (&Export::SlotAndSnapshot, &Export::SlotAndSnapshot)
+    );
+    assert_eq!(b, c);
+    assert!(matches!(b, Export::Stored { location, .. } if location.starts_with("/var/spool/")));
+    let history = world.agent("a").history.iter();
+    let removed = history.filter(|(_, command)| {
+        matches!(
+            command,
+            Command::Source(SourceCommand::DeleteSnapshot { location: Some(_) })
+        )
+    });
+    assert_eq!(removed.count(), 2);
+    world.skip(1);
+    assert!(world.driver.snapshots.is_empty());
+}
+
+#[test]
+fn a_restart_of_the_source_in_the_second_phase_costs_nothing() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    world.init(vec![two_phase("b")]).unwrap();
+    world.until("b", is_copy);
+    world.kill("a");
+    world.join("a");
+    world.run_on();
+    assert_eq!(world.state("b"), NodeState::Synchronized);
+    assert_eq!(copies(&mut world, "b").len(), 1);
 }

@@ -134,10 +134,10 @@ impl Turn {
         if step.has_rows(self.job.spec.method) {
             return Some(keep);
         }
-        if self.job.spec.method == Method::Stored && step == Step::Copy {
+        if self.job.spec.method.reads_store() && step == Step::Copy {
             return Some(keep);
         }
-        let copies = matches!(self.job.spec.method, Method::Snapshot | Method::TwoPhase);
+        let copies = self.job.spec.method == Method::Snapshot;
         let holds = self.job.source.presence == Presence::Online;
         if step != Step::Copy || !copies || !holds {
             return None;

@@ -13,7 +13,8 @@ use crate::wire::{ByteCount, Identifier, JobId, NodeId, TableName, limits};
 pub enum Method {
     /// Parallel COPY under one exported snapshot, agent to agent over QUIC.
     Snapshot,
-    /// As `Snapshot`, with a snapshot prepared beforehand.
+    /// Everything is read into a spool beside the source first, which ends the source's transaction; then
+    /// it is copied from there.
     TwoPhase,
     /// PostgreSQL's own `CREATE SUBSCRIPTION … (copy_data = true)`.
     Native,
@@ -24,6 +25,15 @@ pub enum Method {
 }
 
 impl Method {
+    /// Whether rows are copied from a store, so that a restart of the source loses none.
+    #[must_use]
+    pub fn reads_store(self) -> bool {
+        match self {
+            Self::Stored | Self::TwoPhase => true,
+            Self::Snapshot | Self::Native | Self::Backup => false,
+        }
+    }
+
     /// The name in `--method` and JSON.
     #[must_use]
     pub fn name(self) -> &'static str {

@@ -193,6 +193,7 @@ impl World {
             open_snapshots: agent.snapshots.iter().copied().collect(),
             admitted: agent.admitted.iter().copied().collect(),
             max_workers: 16,
+            spool: Some("/var/spool".to_owned()),
             seat: Seat(0),
         };
         let kept: Vec<_> = agent.kept.clone().into_iter().collect();
@@ -219,6 +220,7 @@ impl World {
             open_snapshots: Vec::new(),
             admitted: Vec::new(),
             max_workers: 16,
+            spool: None,
             seat,
         };
         self.turn(vec![AgentInput::Joined {

@@ -70,9 +70,7 @@ impl World {
                 self.agent(name).admitted.remove(&job);
                 Outcome::Done
             }
-            SourceCommand::TakeSlot { .. }
-            | SourceCommand::CopySlot { .. }
-            | SourceCommand::DropPrepared => Outcome::Done,
+            SourceCommand::TakeSlot { .. } | SourceCommand::DropPrepared => Outcome::Done,
             SourceCommand::Store(_) => Outcome::Sealed(SealedSnapshot {
                 tables: TABLES.into(),
                 parts: PARTS.into(),

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::super::handover::{Replication, SchemaCheck, SlotName, Used};
+use super::super::handover::{Replication, SchemaCheck, Used};
 use super::super::job::{
     CancelledData, Compression, ExistingRows, SchemaMode, SyncSlots, TableFilter, YieldToDdl,
 };
@@ -72,8 +72,8 @@ pub enum SourceCommand {
         /// tables its publication carries.
         replicated: Option<JobId>,
     },
-    /// Create the publication, the slot with an exported snapshot, and the plan. The snapshot stays
-    /// open until [`SourceCommand::CloseSnapshot`] or [`SourceCommand::Cleanup`].
+    /// Create the publication, the slot with an exported snapshot, and the plan; or the slot alone, at
+    /// the position of a snapshot that exists. A snapshot stays open until [`SourceCommand::CloseSnapshot`] or [`SourceCommand::Cleanup`].
     Open(OpenSource),
     /// All rows are copied: close the snapshot, keep the slot.
     CloseSnapshot,
@@ -100,13 +100,6 @@ pub enum SourceCommand {
     TakeSlot {
         /// The target.
         target: NodeId,
-    },
-    /// Give the target a slot of its own, the command's, at the position of that template.
-    CopySlot {
-        /// The target.
-        target: NodeId,
-        /// The template.
-        template: SlotName,
     },
     /// Read everything under the open snapshot into a store, then close the snapshot. Parts that are
     /// there and whole are kept.
@@ -345,12 +338,13 @@ pub enum Export {
     SlotAndSnapshot,
     /// Only a slot: in the native method PostgreSQL takes a snapshot per table.
     Slot,
-    /// A slot at the position of a snapshot that is open. Its parts are read once for all targets.
+    /// A slot at the position of a snapshot that is open, a copy of its template. Its parts are read
+    /// once for all targets.
     Shared {
         /// Which.
         snapshot: SnapshotId,
     },
-    /// Nothing: a stored snapshot is opened.
+    /// A slot at the position of a stored snapshot, a copy of its template.
     Stored {
         /// Which.
         snapshot: SnapshotId,

@@ -143,6 +143,8 @@ pub struct Registration {
     pub admitted: Vec<JobId>,
     /// Workers it can run at once, over all jobs.
     pub max_workers: u8,
+    /// The directory for snapshots that are read before they are copied, if it has one.
+    pub spool: Option<String>,
     /// Where the process listens, as a value that no two living processes share. The same seat with
     /// another incarnation means that the earlier process is gone.
     pub seat: Seat,

@@ -111,7 +111,6 @@ impl SourceCommand {
                 .within(Policy::REMOVAL.limit),
             Self::DropPrepared => Policy::REMOVAL.named("drop_prepared"),
             Self::TakeSlot { .. } => Policy::STEP.named("take_slot"),
-            Self::CopySlot { .. } => Policy::STEP.named("copy_slot"),
             Self::Store(_) => Policy::LONG_STEP.named("store_snapshot"),
             Self::VerifyStored { .. } => Policy::QUESTION
                 .named("verify_snapshot")
