@@ -51,7 +51,7 @@ pub struct Given {
     /// How other PostgreSQL servers reach this one [default: as --postgres]
     #[arg(long, value_name = "CONNINFO")]
     pub replication_conninfo: Option<String>,
-    /// Directory for what must survive a restart
+    /// Directory for parts kept for other targets [default: the one for temporary files]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
     /// The cluster's CA certificate
@@ -76,6 +76,10 @@ pub struct Given {
     /// machine, within its control group; elsewhere, the server's own setting]
     #[arg(long, value_name = "SIZE")]
     pub index_memory: Option<String>,
+    /// Disk space for parts that other targets of a shared snapshot fetch here, such as 20GiB; 0 keeps none
+    /// [default: a tenth of what is free in --data-dir, at most 32 GiB]
+    #[arg(long, value_name = "SIZE")]
+    pub store_size: Option<String>,
     /// How often the columns of replicated tables are compared with the source's [default: 60s]
     #[arg(long, value_name = "TIME")]
     pub schema_check_interval: Option<String>,
@@ -100,6 +104,9 @@ pub(crate) struct Config {
     pub(crate) spool: Option<String>,
     pub(crate) memory_mib: u32,
     pub(crate) index_memory: Option<ByteCount>,
+    pub(crate) data_dir: Option<PathBuf>,
+    /// `None` where it depends on the free space.
+    pub(crate) store_size: Option<ByteCount>,
     pub(crate) schema_check_interval: Duration,
     pub(crate) tuning: Tuning,
 }
@@ -183,6 +190,8 @@ impl TryFrom<Given> for Config {
                     parse_size(&text).map_err(|why| ConfigError::invalid("index-memory", why))
                 })
                 .transpose()?,
+            data_dir: given.data_dir,
+            store_size: given.store_size.as_deref().map(store_size).transpose()?,
             schema_check_interval: interval(given.schema_check_interval.as_deref())?,
             tuning: Tuning {
                 congestion,
@@ -198,6 +207,13 @@ fn spool(data_dir: &Path) -> Result<String, ConfigError> {
     let path = std::path::absolute(data_dir).map_err(|error| invalid(error.to_string()))?;
     let path = path.join("spool").into_os_string().into_string();
     path.map_err(|_| invalid("its name must be UTF-8".to_owned()))
+}
+
+fn store_size(given: &str) -> Result<ByteCount, ConfigError> {
+    match given.trim() {
+        "0" => Ok(ByteCount(0)),
+        text => parse_size(text).map_err(|why| ConfigError::invalid("store-size", why)),
+    }
 }
 
 /// Once a minute: a query that takes ten thousand tables a second costs little then, and drift is seen
@@ -266,6 +282,15 @@ mod tests {
         assert_eq!(interval(Some("5m")).unwrap(), Duration::from_secs(300));
         for bad in ["", "60", "0s", "-5s", "500ms", "soon"] {
             assert!(interval(Some(bad)).is_err(), "{bad:?} was taken");
+        }
+    }
+
+    #[test]
+    fn a_store_has_a_size_or_is_none() {
+        assert_eq!(store_size("0").unwrap(), ByteCount(0));
+        assert_eq!(store_size("1GiB").unwrap(), ByteCount(1 << 30));
+        for bad in ["", "-1", "0GB", "much"] {
+            assert!(store_size(bad).is_err(), "{bad:?} was taken");
         }
     }
 

@@ -17,6 +17,7 @@
 //! snapshot/  deferred/     the source's consistent point; indexes and constraints, dropped and rebuilt
 //! dump/      schema/       pg_dump; statements, missing objects, comparison
 //! node/                    a job's connections, and the schema steep_repl
+//! kept/                    parts kept for other targets of a snapshot
 //! locks/  task  telemetry/ who waits for whom; one command at work; counters
 //! pg/        chunk/        PostgreSQL; COPY data in pieces
 //! ```
@@ -30,6 +31,7 @@ pub mod config;
 mod deferred;
 mod dump;
 mod facts;
+mod kept;
 mod locks;
 mod metrics;
 mod mutex;

@@ -19,6 +19,7 @@ use tracing::{info, warn};
 
 use crate::budget::Budget;
 use crate::config::{Config, Given};
+use crate::kept::{self, Store};
 use crate::locks::LockWatch;
 use crate::metrics::{Budgets, Metrics, Sources};
 use crate::peer::serve::Server;
@@ -75,6 +76,7 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
         reports: Arc::default(),
         endpoint: Arc::clone(&endpoint),
         budget: budgets.received.clone(),
+        kept: kept(&config),
         index_memory: config.index_memory,
         telemetry: Arc::default(),
         readings: Readings::default(),
@@ -87,11 +89,14 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
         replication_conninfo,
         jobs: Arc::clone(&agent.jobs),
         budget: budgets.sent.clone(),
+        kept: Arc::clone(&agent.kept),
         telemetry: Arc::clone(&agent.telemetry),
         shutdown: shutdown.clone(),
         throttle: Arc::default(),
     };
     tasks.spawn(server.run(Arc::clone(&endpoint)));
+    let store = Arc::clone(&agent.kept);
+    tasks.spawn(Arc::clone(&store).run(halt.clone()));
     let seen = observe(&mut tasks, &agent, &config, (mirror, audit), halt);
     if let Some(address) = config.metrics {
         let sources = Sources {
@@ -101,6 +106,7 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
             reports: Arc::clone(&agent.reports),
             seen: seen.observed.clone(),
             mirror: mirror_sender.clone(),
+            kept: Arc::clone(&store),
             budgets,
         };
         let metrics = Metrics::new(sources, shutdown.drain.clone());
@@ -127,6 +133,7 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
     let outcome = until_stopped(&mut tasks, &mut controlling, &stop).await;
     halt.cancel();
     end(tasks).await;
+    store.close();
     let code = CloseCode::ShuttingDown;
     endpoint.close(code, CLOSE_DEADLINE).await;
     outcome
@@ -149,6 +156,14 @@ fn credentials(config: &Config) -> anyhow::Result<Credentials> {
         );
     }
     Ok(credentials)
+}
+
+/// Parts kept for other targets; what an earlier process left of them is removed.
+fn kept(config: &Config) -> Arc<Store> {
+    let parent = config.data_dir.clone().unwrap_or_else(std::env::temp_dir);
+    let size = config.store_size;
+    let limit = size.unwrap_or_else(|| kept::default_size(&parent));
+    Arc::new(Store::new(config.node.clone(), parent, limit))
 }
 
 /// Watches slots and subscriptions every second, columns now and then, locks while something is at work.

@@ -7,6 +7,7 @@
 
 use std::future::Future;
 
+use steep_protocol::frame::FrameHead;
 use steep_protocol::{ByteCount, Fault, RowCount};
 
 pub use steep_archive::chunk::{PackError, Packer, Unpacker, context_bytes};
@@ -43,6 +44,12 @@ pub trait PartWriter: Send {
 
     /// Makes the part durable together with its ledger row, if it counted as many rows as were sent.
     fn commit(self, sent: Sent) -> impl Future<Output = Result<(), Fault>> + Send;
+}
+
+/// The frames of a part that was packed before, in order, pulled.
+pub(crate) trait FrameReader: Send {
+    /// The next frame; the last is the end's head, without a payload.
+    fn next(&mut self) -> impl Future<Output = Result<(FrameHead, Vec<u8>), Fault>> + Send;
 }
 
 /// What the sending end says a part was.

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::budget::Budget;
+use crate::kept::Store;
 use crate::session::Reports;
 use crate::snapshot::SourceJobs;
 use crate::telemetry::Telemetry;
@@ -28,6 +29,7 @@ pub(crate) struct Sources {
     pub(crate) seen: watch::Receiver<Observed>,
     pub(crate) mirror: mpsc::Sender<MirrorRow>,
     pub(crate) budgets: Budgets,
+    pub(crate) kept: Arc<Store>,
 }
 
 #[derive(Debug)]

@@ -61,6 +61,37 @@ impl Sources {
             "steep_agent_part_retries",
             "Parts begun again after a fault",
             [([], self.reports.retries())],
+        )?;
+        self.exchanged(page)
+    }
+
+    fn exchanged(&self, page: &mut Page<'_>) -> fmt::Result {
+        let (sent, received) = (self.kept.served.sum(), self.kept.fetched.sum());
+        let both = |sent: u64, received: u64| {
+            [
+                ([("direction", "sent")], sent),
+                ([("direction", "received")], received),
+            ]
+        };
+        page.counter(
+            "steep_agent_exchanged_parts",
+            "Of these, whole parts that targets of a shared snapshot sent one another",
+            both(sent.parts, received.parts),
+        )?;
+        page.counter(
+            "steep_agent_exchanged_wire_bytes",
+            "The same parts' bytes as they crossed the network",
+            both(sent.wire, received.wire),
+        )?;
+        page.gauge(
+            "steep_agent_kept_bytes",
+            "Disk space of parts that are kept for other targets",
+            [([], self.kept.used().0)],
+        )?;
+        page.gauge(
+            "steep_agent_kept_limit_bytes",
+            "Disk space that such parts may take",
+            [([], self.kept.limit().0)],
         )
     }
 

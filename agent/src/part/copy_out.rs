@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use steep_protocol::message::peer::{ColumnPlan, CopyFormat, CtidRange, TablePlan};
+use steep_protocol::message::peer::{ColumnPlan, CopyFormat, CtidRange, PartAs, TablePlan};
 use steep_protocol::{ByteCount, Fault, FaultKind, PartNo, Retry, RowCount};
 use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
@@ -25,7 +25,7 @@ pub(crate) struct CopyOut {
     snapshot: Arc<OpenSnapshot>,
     /// `None` after the end.
     lease: Option<Lease>,
-    part: PartNo,
+    part: PartAs,
     what: String,
     bytes: u64,
     rows: RowCount,
@@ -51,7 +51,7 @@ pub(crate) async fn read_part(
             return Ok(CopyOut {
                 snapshot: Arc::clone(snapshot),
                 lease: Some(lease),
-                part,
+                part: PartAs { part, format },
                 what: wanted.what,
                 bytes: 0,
                 rows: RowCount(0),

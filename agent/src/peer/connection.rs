@@ -9,8 +9,8 @@ use steep_protocol::limits::{LISTED_MAX, PARTS_MAX, SCHEMA_PAGES_MAX, TABLES_MAX
 use steep_protocol::message::agent::PeerAddress;
 use steep_protocol::message::job::Compression;
 use steep_protocol::message::peer::{
-    CopyFormat, DatabaseSetting, PeerReply, PeerRequest, SchemaSection, Secret, SequenceValue,
-    TablePlan,
+    CopyFormat, DatabaseSetting, FetchKept, NextPart, PartAs, PeerReply, PeerRequest,
+    SchemaSection, Secret, SequenceValue, TablePlan,
 };
 use steep_protocol::quic::{Connection, Endpoint, Expect, Links, Receiver, Watched};
 use steep_protocol::{Epoch, Fault, FaultKind, JobId, Lsn, NodeId, PartNo, Retry};
@@ -34,6 +34,15 @@ pub(crate) struct Plan {
     pub(crate) lsn: Lsn,
     pub(crate) encoding: String,
     pub(crate) tables: Vec<TablePlan>,
+}
+
+/// A part of a shared snapshot, or where it is.
+#[derive(Debug)]
+pub(super) enum Offer {
+    Part(PartNo, Box<Incoming>),
+    Ask(PartNo, NodeId),
+    /// All are on their way to other targets.
+    Later,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -61,6 +70,19 @@ impl SourceAgent {
 
     pub(crate) fn source(&self) -> &NodeId {
         &self.source.node
+    }
+
+    /// Another target's agent, asked for the same job.
+    pub(super) fn beside(&self, peer: PeerAddress) -> Self {
+        Self::new(Arc::clone(&self.endpoint), peer, self.job, &self.links)
+    }
+
+    pub(super) fn is_at(&self, address: &PeerAddress) -> bool {
+        self.source == *address
+    }
+
+    pub(super) fn job(&self) -> JobId {
+        self.job
     }
 
     /// Checks UDP, TLS and version; measures round trip and clock difference.
@@ -158,6 +180,37 @@ impl SourceAgent {
             compression,
         })
         .await
+    }
+
+    /// One of several parts of a shared snapshot, as the source chooses.
+    pub(super) async fn next_part(&self, request: NextPart) -> Result<Offer, Fault> {
+        match self.ask(&PeerRequest::NextPart(request)).await? {
+            (PeerReply::Part(part), receiver) => {
+                Ok(Offer::Part(part, Box::new(Incoming::new(receiver))))
+            }
+            (PeerReply::AskPeer { part, peer }, _) => Ok(Offer::Ask(part, peer)),
+            (PeerReply::Later, _) => Ok(Offer::Later),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    /// Tells the source what became of parts of a shared snapshot.
+    pub(super) async fn received(
+        &self,
+        kept: Vec<PartAs>,
+        dropped: Vec<PartAs>,
+    ) -> Result<(), Fault> {
+        let job = self.job;
+        let told = PeerRequest::PartsReceived { job, kept, dropped };
+        match self.ask(&told).await?.0 {
+            PeerReply::Noted => Ok(()),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    /// A part that another target keeps.
+    pub(super) async fn kept(&self, request: FetchKept) -> Result<Incoming, Fault> {
+        self.frames(&PeerRequest::FetchKept(request)).await
     }
 
     pub(crate) async fn sequences(&self) -> Result<Vec<SequenceValue>, Fault> {

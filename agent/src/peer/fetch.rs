@@ -4,20 +4,24 @@
 //! fetched again; the ledger says whether it was committed.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
+use steep_protocol::limits::WANTED_MAX;
 use steep_protocol::message::agent::{CopyParts, PartDone, PartProgress};
-use steep_protocol::message::peer::{CopyFormat, TablePlan};
-use steep_protocol::{Fault, FaultKind, PartNo, Retry, TableNo};
+use steep_protocol::message::peer::{CopyFormat, PartAs, Patience, TablePlan};
+use steep_protocol::{Fault, FaultKind, NodeId, PartNo, Retry, TableNo};
 use tokio::task::JoinSet;
 use tracing::warn;
 
 use super::connection::{Plan, SourceAgent};
+use super::exchange::{Arriving, Exchange};
+use super::queue::PartQueue;
 use super::span;
-use crate::budget::Budget;
+use crate::budget::{Budget, Share};
+use crate::chunk::context_bytes;
 use crate::deferred::named::{Named, build_named};
-use crate::mutex::lock;
+use crate::kept::{Store, Writer};
 use crate::node::wal_writer::WalWriterAwake;
 use crate::part::copy_in::{Begin, Loader};
 use crate::part::formats::formats;
@@ -42,7 +46,18 @@ struct Shared {
     formats: HashMap<TableNo, CopyFormat>,
     rate: Rate,
     budget: Budget,
-    queue: Mutex<VecDeque<PartNo>>,
+    queue: PartQueue,
+    /// Where other targets share the snapshot.
+    exchange: Option<Exchange>,
+}
+
+/// A part that a worker has taken.
+struct Taken {
+    part: PartNo,
+    /// What was got together with it: a shared snapshot's source chooses the part.
+    got: Option<(Result<Arriving, Fault>, Share)>,
+    /// The target that sent it in the last try.
+    peer: Option<NodeId>,
 }
 
 /// Fetches the parts. Returns once all are committed, or, during a shutdown, those that have begun.
@@ -55,6 +70,7 @@ pub(crate) async fn copy(
     source: SourceAgent,
     request: CopyParts,
     budget: Budget,
+    store: &Arc<Store>,
 ) -> Result<(), Fault> {
     let plan = source.plan().await?;
     let settings = for_loading(&source.settings().await?).into();
@@ -71,6 +87,11 @@ pub(crate) async fn copy(
         .filter(|p| !done.contains(p))
         .collect();
     let workers = usize::from(request.parallel.max(1)).min(queue.len());
+    let sharing = request.shared.as_ref().map(|shared| {
+        let of = (&request, shared);
+        Exchange::begin(&source, store, of, plan.lsn)
+    });
+    let (exchange, announcing) = sharing.unzip();
     let shared = Arc::new(Shared {
         task: task.clone(),
         source,
@@ -80,7 +101,8 @@ pub(crate) async fn copy(
         settings,
         formats,
         budget,
-        queue: Mutex::new(queue),
+        queue: PartQueue::new(queue, workers),
+        exchange,
     });
     let _awake = (workers > 0).then(|| WalWriterAwake::beside(task));
     let mut running = JoinSet::new();
@@ -95,7 +117,7 @@ pub(crate) async fn copy(
                 return Err(Fault::new(FaultKind::Cancelled, "cancelled").on(&task.node));
             }
             ended = running.join_next() => match ended {
-                None => return shared.left(),
+                None => break,
                 Some(Ok(Ok(()))) => {}
                 Some(Ok(Err(fault))) => {
                     running.shutdown().await;
@@ -108,12 +130,19 @@ pub(crate) async fn copy(
             },
         }
     }
+    let left = shared.left();
+    drop(shared);
+    if let Some(announcing) = announcing {
+        announcing.end().await;
+    }
+    left
 }
 
 impl Shared {
     async fn work(&self) -> Result<(), Fault> {
         let mut loader = None;
-        while let Some(part) = self.take() {
+        while let Some(mut taken) = self.take().await {
+            let part = taken.part;
             let mut tries = 1;
             let mut named = 0;
             let mut span = span::load(&self.task.node, self.task.job, self.request.epoch, part);
@@ -121,7 +150,7 @@ impl Shared {
                 span.text("table", &table.name);
             }
             loop {
-                let fault = match self.load(&mut loader, part).await {
+                let fault = match self.load(&mut loader, &mut taken).await {
                     Ok(done) => {
                         span::committed(&mut span, done);
                         break;
@@ -132,14 +161,20 @@ impl Shared {
                     named += 1;
                     continue;
                 }
-                if fault.retry == Retry::Never || tries == TRIES {
+                // The source does not name a target again that did not deliver a part.
+                let by_peer = taken.peer.is_some() && fault.kind != FaultKind::Cancelled;
+                if !by_peer && (fault.retry == Retry::Never || tries == TRIES) {
                     span::failed(&mut span, &fault);
                     return Err(self.name_part(fault, part));
                 }
                 let table = self.table(part).ok().map(|table| &table.name);
-                warn!(event = "part.retried", node_id = %self.task.node, source_node = %self.source.source(), job_id = %self.task.job, table = table.map(tracing::field::display), part = part.0, error = %fault, "part failed, trying again");
+                let from = taken.peer.as_ref().unwrap_or(self.source.source());
+                warn!(event = "part.retried", node_id = %self.task.node, source_node = %from, job_id = %self.task.job, table = table.map(tracing::field::display), part = part.0, error = %fault, "part failed, trying again");
                 self.task.retried();
                 loader = None;
+                if by_peer {
+                    continue;
+                }
                 tokio::time::sleep(PAUSE * 2u32.pow(tries - 1)).await;
                 tries += 1;
                 span.number("retries", u64::from(tries - 1));
@@ -149,14 +184,16 @@ impl Shared {
     }
 
     /// One part, from request to commit.
-    async fn load(&self, loader: &mut Option<Loader>, part: PartNo) -> Result<PartDone, Fault> {
+    async fn load(
+        &self,
+        loader: &mut Option<Loader>,
+        taken: &mut Taken,
+    ) -> Result<PartDone, Fault> {
+        let part = taken.part;
         let table = self.table(part)?;
         let epoch = self.request.epoch;
-        let format = self
-            .formats
-            .get(&table.no)
-            .copied()
-            .unwrap_or(CopyFormat::Text);
+        let format = self.with_format(part).format;
+        let failed = taken.peer.take();
         let loader = match loader {
             Some(loader) => loader,
             None => {
@@ -164,18 +201,27 @@ impl Shared {
                 loader.insert(Loader::connect(&self.task, &self.plan.encoding, settings).await?)
             }
         };
-        let _share = self.budget.part(self.request.compression).await;
+        let (got, _share) = match taken.got.take() {
+            Some((got, share)) => (Some(got), share),
+            None => (None, self.share().await),
+        };
         // The source starts its COPY while the target begins its transaction.
-        let (incoming, begun) = tokio::join!(
-            self.source
-                .part(epoch, part, format, self.request.compression),
+        let (arriving, begun) = tokio::join!(
+            async {
+                match got {
+                    Some(got) => got,
+                    None => self.get(part, failed).await,
+                }
+            },
             loader.begin(epoch, table, part, format),
         );
         let done = match begun? {
             Begin::Done(done) => done,
             Begin::Load(writer) => {
                 let report = |bytes, wire| self.task.part(PartProgress { part, bytes, wire });
-                let sent = incoming?.pour(writer, &self.rate, report).await?;
+                let Arriving { incoming, peer, .. } = arriving?;
+                taken.peer = peer;
+                let sent = incoming.pour(writer, &self.rate, report).await?;
                 PartDone {
                     part,
                     rows: sent.rows,
@@ -188,30 +234,98 @@ impl Shared {
         Ok(done)
     }
 
+    /// Gets a part that was taken before.
+    async fn get(&self, part: PartNo, failed: Option<NodeId>) -> Result<Arriving, Fault> {
+        let wanted = self.with_format(part);
+        let Some(exchange) = &self.exchange else {
+            let (epoch, compression) = (self.request.epoch, self.request.compression);
+            let incoming = self.source.part(epoch, part, wanted.format, compression);
+            return Ok(Arriving {
+                part: wanted,
+                incoming: incoming.await?,
+                peer: None,
+            });
+        };
+        let mut slice = self.queue.chosen(part);
+        let with_format = |part| self.with_format(part);
+        let got = exchange.get(&mut slice, with_format, failed, Patience::Some);
+        got.await?.ok_or_else(|| {
+            let text = format!("part {part} is on its way to other targets");
+            Fault::new(FaultKind::Failed, text).retry(Retry::Backoff)
+        })
+    }
+
     /// The next part; `None` during a shutdown.
-    fn take(&self) -> Option<PartNo> {
-        if self.task.drain.is_cancelled() {
-            return None;
+    async fn take(&self) -> Option<Taken> {
+        let taken = tokio::select! {
+            biased;
+            () = self.task.drain.cancelled() => None,
+            taken = self.choose() => taken,
+        };
+        self.task.waiting(self.queue.len());
+        taken
+    }
+
+    /// The next part, or one of the next ones that a shared snapshot's source chooses.
+    async fn choose(&self) -> Option<Taken> {
+        let Some(exchange) = &self.exchange else {
+            return self.queue.take().map(|part| Taken {
+                part,
+                got: None,
+                peer: None,
+            });
+        };
+        let mut patience = Patience::None;
+        loop {
+            let mut slice = self.queue.slice(WANTED_MAX).await?;
+            let share = self.share().await;
+            let with_format = |part| self.with_format(part);
+            let got = match exchange.get(&mut slice, with_format, None, patience).await {
+                Ok(Some(arriving)) => Ok(arriving),
+                Ok(None) => {
+                    slice.put_back();
+                    patience = Patience::Some;
+                    continue;
+                }
+                Err(fault) => Err(fault),
+            };
+            let part = match &got {
+                Ok(arriving) => arriving.part.part,
+                // The next try asks for this one.
+                Err(_) => *slice.parts().first()?,
+            };
+            slice.choose(part);
+            return Some(Taken {
+                part,
+                got: Some((got, share)),
+                peer: None,
+            });
         }
-        let mut queue = self.queue();
-        let part = queue.pop_front();
-        self.task.waiting(queue.len());
-        part
+    }
+
+    /// A part's share of the memory.
+    async fn share(&self) -> Share {
+        let kept = self.exchange.as_ref().map_or(0, |_| Writer::MEMORY);
+        let further = context_bytes(self.request.compression) + kept;
+        self.budget.room_for(further).await
+    }
+
+    fn with_format(&self, part: PartNo) -> PartAs {
+        let table = self.table(part).ok();
+        let format = table.and_then(|table| self.formats.get(&table.no).copied());
+        let format = format.unwrap_or(CopyFormat::Text);
+        PartAs { part, format }
     }
 
     /// Fails where parts are left after all workers have ended.
     fn left(&self) -> Result<(), Fault> {
-        match self.queue().len() {
+        match self.queue.len() {
             0 => Ok(()),
             parts => {
                 let text = format!("the agent is being stopped, and {parts} parts are left");
                 Err(Fault::new(FaultKind::Cancelled, text).on(&self.task.node))
             }
         }
-    }
-
-    fn queue(&self) -> std::sync::MutexGuard<'_, VecDeque<PartNo>> {
-        lock(&self.queue)
     }
 
     /// The last table whose first part is not after `part`.

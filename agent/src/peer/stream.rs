@@ -3,13 +3,15 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use steep_archive::StoredReader;
 use steep_protocol::frame::{FrameHead, HEAD_LENGTH};
 use steep_protocol::limits::CHUNK_RAW_MAX;
 use steep_protocol::quic::{Receiver, Sender, StreamError};
 use steep_protocol::{ByteCount, Fault, FaultKind, Retry, codec};
 
-use crate::chunk::{PackError, Packer, PartReader, PartWriter, ReadStep, Sent, Unpacker};
+use super::exchange::Tee;
+use crate::chunk::{
+    FrameReader, PackError, Packer, PartReader, PartWriter, ReadStep, Sent, Unpacker,
+};
 use crate::rate::Rate;
 use crate::telemetry::Flow;
 
@@ -85,27 +87,24 @@ pub async fn send<R: PartReader>(
     }
 }
 
-/// Sends a stored part as it is; or a fault frame where it cannot be read. `flow` counts what has gone.
+/// Sends a part as it was packed before; or a fault frame where it cannot be read. `flow` counts what has
+/// gone.
 ///
 /// Returns what was sent; where the part cannot be read, its fault.
 ///
 /// # Errors
 /// [`StreamError`] where the receiving end is gone.
-pub(crate) async fn send_stored(
-    reader: &mut StoredReader,
+pub(crate) async fn send_frames<R: FrameReader>(
+    reader: &mut R,
     sender: &mut Sender,
     flow: &Flow,
-    fault_of: impl Fn(&steep_archive::Error) -> Fault,
 ) -> Result<Result<Sent, Fault>, StreamError> {
     let mut on_wire = ByteCount(0);
     let mut held = Held::default();
     loop {
         let (head, payload) = match reader.next().await {
-            Ok(Some(frame)) => frame,
-            // The end's head came before.
-            Ok(None) => return Err(StreamError::Finished),
-            Err(error) => {
-                let fault = fault_of(&error);
+            Ok(frame) => frame,
+            Err(fault) => {
                 send_fault(&fault, sender).await?;
                 return Ok(Err(fault));
             }
@@ -115,7 +114,7 @@ pub(crate) async fn send_stored(
                 if !held.has_room(payload.len()) {
                     held.send(sender, flow).await?;
                 }
-                on_wire += held.add(head, payload.to_vec(), ByteCount(raw.into()));
+                on_wire += held.add(head, payload, ByteCount(raw.into()));
                 if held.is_due() {
                     held.send(sender, flow).await?;
                 }
@@ -198,6 +197,8 @@ pub struct Incoming {
     wire: ByteCount,
     payload: Vec<u8>,
     unpacker: Unpacker,
+    /// Keeps the frames for others.
+    tee: Option<Tee>,
     /// Unpacked bytes not handed out yet; only [`PartReader::read`] leaves any.
     rest: VecDeque<u8>,
 }
@@ -222,8 +223,15 @@ impl Incoming {
             wire: ByteCount(0),
             payload: Vec::new(),
             unpacker: Unpacker::default(),
+            tee: None,
             rest: VecDeque::new(),
         }
+    }
+
+    /// Hands the frames to `tee` too.
+    pub(crate) fn with(mut self, tee: Tee) -> Self {
+        self.tee = Some(tee);
+        self
     }
 
     /// COPY bytes and wire bytes so far.
@@ -237,7 +245,8 @@ impl Incoming {
     /// # Errors
     /// The source's fault, or one of our own where the stream breaks or its bytes do not add up.
     pub async fn next(&mut self) -> Result<Arrived<'_>, Fault> {
-        match self.receiver.recv_head().await.map_err(|e| e.to_fault())? {
+        let head = self.receiver.recv_head().await.map_err(|e| e.to_fault())?;
+        match head {
             FrameHead::Chunk {
                 packing,
                 raw,
@@ -252,6 +261,9 @@ impl Incoming {
                 self.chunks += 1;
                 self.raw += ByteCount(raw.into());
                 self.wire += ByteCount(u64::from(wire) + HEAD_LENGTH as u64);
+                if let Some(tee) = &mut self.tee {
+                    tee.chunk(head, &self.payload).await;
+                }
                 self.unpacker
                     .unpack(packing, raw, &digest, &self.payload)
                     .map(Arrived::Data)
@@ -268,11 +280,15 @@ impl Incoming {
                     )
                     .retry(Retry::NewConnection));
                 }
-                Ok(Arrived::End(Sent {
+                let sent = Sent {
                     rows,
                     bytes: raw,
                     wire: self.wire,
-                }))
+                };
+                if let Some(tee) = self.tee.take() {
+                    tee.end(head, sent).await;
+                }
+                Ok(Arrived::End(sent))
             }
             FrameHead::Fault { length } => {
                 let mut body = vec![0; length as usize];

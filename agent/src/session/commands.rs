@@ -110,7 +110,10 @@ impl Commands {
         drainer: &Drainer,
     ) -> Option<CommandId> {
         match self.entries.get(&id) {
-            Some(Entry::Running { .. }) => return None,
+            Some(Entry::Running { .. }) => {
+                self.agent.repeated(&command);
+                return None;
+            }
             Some(Entry::Ended { .. }) => return Some(id),
             None => {}
         }

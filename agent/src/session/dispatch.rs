@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use steep_protocol::message::agent::{
-    Command, Comparison, Export, NodeCommand, OpenSource, Outcome, PeerAddress, PrepareTarget,
-    RowsFrom, SlotOrigin, SourceCommand, SubscriptionStart, TargetCommand,
+    Command, Comparison, NodeCommand, Outcome, PeerAddress, PrepareTarget, RowsFrom, SlotOrigin,
+    SourceCommand, SubscriptionStart, TargetCommand,
 };
 use steep_protocol::message::facts::Finding;
 use steep_protocol::message::handover::{Replication, SchemaCheck};
@@ -14,23 +14,25 @@ use steep_protocol::message::lineage::ChangeOrigin;
 use steep_protocol::message::peer::SchemaSection;
 use steep_protocol::message::schema::SchemaCursor;
 use steep_protocol::quic::Endpoint;
-use steep_protocol::{ByteCount, Fault, FaultKind, JobId, NodeId, Retry};
+use steep_protocol::{ByteCount, Fault, FaultKind, JobId, NodeId};
 use steep_schema::Schema;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::opening::snapshot_lost;
 use super::readings::Readings;
 use super::report::Reports;
 use crate::budget::Budget;
 use crate::deferred::build::Purpose;
 use crate::facts::{self, PeerFacts};
+use crate::kept;
 use crate::peer::connection::SourceAgent;
 use crate::peer::fetch::copy;
 use crate::peer::pending::PendingDump;
 use crate::pg::{Conninfo, catalog};
 use crate::replication::{fence, prepared};
 use crate::snapshot::stored::Holder;
-use crate::snapshot::{self, SourceJobs, slot};
+use crate::snapshot::{SourceJobs, slot};
 use crate::stored;
 use crate::target::{self, Dumps, PrepareRequest, SchemaRequest};
 use crate::task::{Patience, Progress, Task};
@@ -44,6 +46,7 @@ pub(crate) struct Agent {
     pub(crate) reports: Arc<Reports>,
     pub(crate) endpoint: Arc<Endpoint>,
     pub(crate) budget: Budget,
+    pub(crate) kept: Arc<kept::Store>,
     /// For all index builds together, where the operator sets it.
     pub(crate) index_memory: Option<ByteCount>,
     pub(crate) telemetry: Arc<Telemetry>,
@@ -186,15 +189,21 @@ impl Agent {
                 return Ok(Outcome::FencePassed { lsn });
             }
             SourceCommand::Prove => {
-                let open = self.jobs.get(job).and_then(|j| j.open).ok_or_else(|| {
+                let known = self.jobs.get(job).and_then(|j| Some((j.open?, j.target)));
+                let (open, target) = known.ok_or_else(|| {
                     Fault::new(FaultKind::Failed, "this agent no longer knows what it sent")
                         .hint("the agent was restarted during the job: run init again")
                 })?;
-                let (parts, rows, bytes) = open.totals();
+                let (parts, rows, bytes) = open.totals(&target);
                 return Ok(Outcome::Totals { parts, rows, bytes });
             }
             SourceCommand::Release => self.forget(job).await,
             SourceCommand::Cleanup { sync_slots } => {
+                if let Some(job) = self.jobs.get(job)
+                    && let Some(open) = job.open
+                {
+                    open.left(&job.target);
+                }
                 self.forget(job).await;
                 slot::cleanup(task, sync_slots).await?;
             }
@@ -207,7 +216,7 @@ impl Agent {
             SourceCommand::Store(request) => {
                 let open = match self.jobs.get(job).and_then(|j| j.open) {
                     Some(Holder::Live(open)) if !open.is_lost() => open,
-                    Some(Holder::Live(_) | Holder::Stored(_)) | None => {
+                    Some(Holder::Live(_) | Holder::Shared(_) | Holder::Stored(_)) | None => {
                         return Err(snapshot_lost(&self.node));
                     }
                 };
@@ -232,45 +241,7 @@ impl Agent {
         Ok(Outcome::Done)
     }
 
-    /// Opens a job's snapshot, or finds it open.
-    async fn open(&self, task: &Task, request: OpenSource) -> Result<Outcome, Fault> {
-        let job = task.job;
-        let (target, filter) = (request.target.clone(), request.filter.clone());
-        self.jobs.admit(job, target, filter, None);
-        self.jobs.locks().set_rule(job, request.yield_to_ddl);
-        if let Some(open) = self.jobs.get(job).and_then(|j| j.open) {
-            if !open.is_broken() {
-                return opened(&open);
-            }
-            // No row has been read under it yet, so it is opened again.
-            open.close().await;
-        }
-        if let Export::Stored {
-            snapshot,
-            location,
-            verify,
-        } = &request.export
-        {
-            let stored = stored::open(&self.node, *snapshot, location, *verify).await?;
-            prepared::copy_template(task, &request.target, *snapshot).await?;
-            let holder = Holder::Stored(Arc::new(stored));
-            self.jobs.open(job, holder.clone());
-            return opened(&holder);
-        }
-        let kept_seconds = request.kept_seconds;
-        if let Some(seconds) = kept_seconds {
-            stored::record::note(task, seconds).await?;
-        }
-        let open = snapshot::open(task, request, Arc::clone(self.jobs.locks())).await?;
-        let open = Holder::Live(Arc::new(open));
-        self.jobs.open(job, open.clone());
-        if kept_seconds.is_some() {
-            stored::record::opened(task, open.lsn()).await?;
-        }
-        opened(&open)
-    }
-
-    /// From here on nobody may ask for the job, and no snapshot of it is held (G7).
+    /// From here on nobody may ask for the job, and no snapshot of its own is held (G7).
     async fn forget(&self, job: JobId) {
         if let Some(open) = self.jobs.remove(job).and_then(|j| j.open) {
             open.close().await;
@@ -292,7 +263,7 @@ impl Agent {
             }
             TargetCommand::Copy(request) => {
                 let link = self.source_agent(request.source.clone(), job);
-                copy(task, link, request, self.budget.clone()).await?;
+                copy(task, link, request, self.budget.clone(), &self.kept).await?;
                 Ok(Outcome::Done)
             }
             TargetCommand::BuildIndexes { parallel } => {
@@ -328,6 +299,7 @@ impl Agent {
             }
             TargetCommand::Cleanup { data } => {
                 self.reports.forget(job);
+                self.kept.forget(job);
                 target::cleanup(task, data).await.map(Outcome::Warned)
             }
             TargetCommand::Compare {
@@ -348,6 +320,15 @@ impl Agent {
                 Ok(Outcome::Reviewed(Box::new(review)))
             }
             TargetCommand::RebuildMissing => target::rebuild(task).await.map(Outcome::Rebuilt),
+        }
+    }
+
+    /// A command that is at work has come again. It may name other targets that share the snapshot.
+    pub(crate) fn repeated(&self, command: &Command) {
+        if let Command::Target(TargetCommand::Copy(request)) = command
+            && let Some(shared) = &request.shared
+        {
+            self.kept.name_peers(shared);
         }
     }
 
@@ -444,25 +425,5 @@ async fn subscribe(
     Ok(sync_slots.map_or(Outcome::Done, subscribed))
 }
 
-fn snapshot_lost(node: &NodeId) -> Fault {
-    Fault::new(
-        FaultKind::Failed,
-        "the snapshot is gone, because the session that held it has ended",
-    )
-    .hint("see the source's log for why the session ended")
-    .retry(Retry::Backoff)
-    .on(node)
-}
-
 /// How long a cancelled command has to cancel its statement and clean up.
 const GRACE: std::time::Duration = std::time::Duration::from_secs(8);
-
-fn opened(open: &Holder) -> Result<Outcome, Fault> {
-    let tables = u32::try_from(open.tables().len())
-        .map_err(|_| Fault::new(FaultKind::Failed, "more tables than PostgreSQL can hold"))?;
-    Ok(Outcome::SourceOpened {
-        lsn: open.lsn(),
-        tables,
-        parts: open.parts(),
-    })
-}

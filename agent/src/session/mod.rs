@@ -14,6 +14,7 @@ mod drain;
 mod drainer;
 mod greet;
 mod observe;
+mod opening;
 mod readings;
 mod report;
 

@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use steep_protocol::message::job::TableFilter;
-use steep_protocol::{JobId, NodeId};
+use steep_protocol::{JobId, NodeId, SnapshotId};
 
+use super::OpenSnapshot;
 use super::stored::Holder;
 use crate::locks::LockRegistry;
 use crate::mutex::lock;
@@ -69,11 +70,21 @@ impl SourceJobs {
         }
     }
 
+    /// A shared snapshot counts once.
     pub(crate) fn snapshot_ages(&self) -> Vec<Duration> {
         let jobs = self.lock();
         jobs.values()
+            .filter(|job| !matches!(job.open, Some(Holder::Shared(_))))
             .filter_map(|job| Some(job.held_since?.elapsed()))
             .collect()
+    }
+
+    /// The open snapshot of that id, for targets that share it.
+    pub(crate) fn shared(&self, snapshot: SnapshotId) -> Option<Arc<OpenSnapshot>> {
+        match self.get(JobId(snapshot.0))?.open? {
+            Holder::Live(open) if !open.is_lost() => Some(open),
+            Holder::Live(_) | Holder::Shared(_) | Holder::Stored(_) => None,
+        }
     }
 
     pub(crate) fn get(&self, job: JobId) -> Option<SourceJob> {
@@ -106,7 +117,9 @@ impl SourceJobs {
     /// Jobs whose snapshot was lost without being closed.
     pub(crate) fn lost_snapshots(&self) -> Vec<JobId> {
         let jobs = self.lock();
-        let broken = |job: &SourceJob| job.open.as_ref().is_some_and(Holder::is_broken);
+        let broken = |job: &SourceJob| {
+            job.held_since.is_some() && job.open.as_ref().is_some_and(Holder::is_broken)
+        };
         let lost = jobs.iter().filter(|(_, job)| broken(job));
         lost.map(|(id, _)| *id).collect()
     }

@@ -2,7 +2,7 @@
 //!
 //! [`open()`] creates them, [`OpenSnapshot`] holds them, [`SourceJobs`] knows who may ask for which.
 //! Inside: `listing` (the catalog as values) → `publication` and `plan` (pure) → `slot` → `open` (the order
-//! of events) → `pool` (connections that read under the snapshot).
+//! of events) → `pool` (connections that read under the snapshot) → `sharing` (several targets, one read).
 //!
 //! Invariants: the tables copied are exactly the tables published, at one LSN; a table that was rewritten,
 //! truncated, dropped or altered since is not read (`table_state`); no session stays in a lock queue for
@@ -13,6 +13,7 @@ pub(crate) mod plan;
 pub(crate) mod pool;
 pub(crate) mod publication;
 pub(crate) mod published;
+pub(crate) mod sharing;
 pub(crate) mod slot;
 pub(crate) mod stored;
 pub(crate) mod table_state;

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use jiff::Timestamp;
 use steep_protocol::message::agent::{Export, OpenSource, TableSummary};
 use steep_protocol::message::job::TableFilter;
-use steep_protocol::message::peer::{CtidRange, SchemaSection, TablePlan};
+use steep_protocol::message::peer::{CtidRange, PartAs, SchemaSection, TablePlan};
 use steep_protocol::{
     ByteCount, Fault, FaultKind, Identifier, JobId, Lsn, NodeId, PartNo, Retry, RowCount, TableName,
 };
@@ -25,6 +25,7 @@ use tracing::{debug, info, warn};
 use super::listing::{self, Listing};
 use super::plan::{self, Plan, Splitting};
 use super::pool::Pool;
+use super::sharing::Sharing;
 use super::table_state::{self, TableState};
 use super::types::Types;
 use super::{publication, published, slot};
@@ -57,7 +58,8 @@ pub(crate) struct OpenSnapshot {
     scope: Scope,
     locks: Arc<LockRegistry>,
     held: Mutex<Option<Held>>,
-    read: Mutex<BTreeMap<PartNo, (RowCount, ByteCount)>>,
+    read: Mutex<BTreeMap<PartAs, (RowCount, ByteCount)>>,
+    sharing: Arc<Sharing>,
 }
 
 /// What keeps the snapshot alive, and who reads it.
@@ -202,6 +204,7 @@ async fn attempt_open(
         locks: Arc::clone(locks),
         held: Mutex::new(held),
         read: Mutex::new(BTreeMap::new()),
+        sharing: Arc::new(Sharing::new(request.parallel)),
     })))
 }
 
@@ -377,12 +380,23 @@ impl OpenSnapshot {
         }
     }
 
-    /// Parts, rows and bytes that were read to their end at least once.
-    pub(crate) fn totals(&self) -> (u32, RowCount, ByteCount) {
-        let read = lock(&self.read);
-        let parts = u32::try_from(read.len()).unwrap_or(u32::MAX);
-        let rows = read.values().map(|(rows, _)| *rows).sum();
-        (parts, rows, read.values().map(|(_, bytes)| *bytes).sum())
+    /// Parts, rows and bytes that were read to their end at least once, in the formats that `target` reads.
+    pub(crate) fn totals(&self, target: &NodeId) -> (u32, RowCount, ByteCount) {
+        let mut parts = BTreeMap::new();
+        for (read, counted) in lock(&self.read).iter() {
+            let format = self.sharing.format(target, read.part);
+            if format.is_none_or(|format| format == read.format) {
+                parts.insert(read.part, *counted);
+            }
+        }
+        let rows = parts.values().map(|(rows, _)| *rows).sum();
+        let bytes = parts.values().map(|(_, bytes)| *bytes).sum();
+        (u32::try_from(parts.len()).unwrap_or(u32::MAX), rows, bytes)
+    }
+
+    /// The targets that share it.
+    pub(crate) fn sharing(&self) -> &Arc<Sharing> {
+        &self.sharing
     }
 
     pub(crate) fn node(&self) -> &NodeId {
@@ -451,7 +465,7 @@ impl OpenSnapshot {
     }
 
     /// Counts a part that was read to its end, once.
-    pub(crate) fn count(&self, part: PartNo, rows: RowCount, bytes: ByteCount) {
+    pub(crate) fn count(&self, part: PartAs, rows: RowCount, bytes: ByteCount) {
         lock(&self.read).insert(part, (rows, bytes));
     }
 }

@@ -47,6 +47,8 @@ fn trailer(rows: usize) -> String {
 pub(crate) enum Holder {
     /// The source's PostgreSQL, under a snapshot held open.
     Live(Arc<OpenSnapshot>),
+    /// The same, under a snapshot that is another id's: its targets share the parts.
+    Shared(Arc<OpenSnapshot>),
     /// An archive.
     Stored(Arc<StoredSnapshot>),
 }
@@ -54,61 +56,76 @@ pub(crate) enum Holder {
 impl Holder {
     pub(crate) fn lsn(&self) -> Lsn {
         match self {
-            Self::Live(open) => open.lsn(),
+            Self::Live(open) | Self::Shared(open) => open.lsn(),
             Self::Stored(stored) => stored.manifest().lsn,
         }
     }
 
     pub(crate) fn encoding(&self) -> &str {
         match self {
-            Self::Live(open) => open.encoding(),
+            Self::Live(open) | Self::Shared(open) => open.encoding(),
             Self::Stored(stored) => &stored.manifest().source.encoding,
         }
     }
 
     pub(crate) fn tables(&self) -> &[TablePlan] {
         match self {
-            Self::Live(open) => open.tables(),
+            Self::Live(open) | Self::Shared(open) => open.tables(),
             Self::Stored(stored) => &stored.tables,
         }
     }
 
     pub(crate) fn summaries(&self) -> Vec<TableSummary> {
         match self {
-            Self::Live(open) => open.summaries(),
+            Self::Live(open) | Self::Shared(open) => open.summaries(),
             Self::Stored(stored) => stored.summaries(),
         }
     }
 
     pub(crate) fn parts(&self) -> u32 {
         match self {
-            Self::Live(open) => open.parts(),
+            Self::Live(open) | Self::Shared(open) => open.parts(),
             Self::Stored(stored) => stored.parts(),
         }
     }
 
-    /// Parts, rows and bytes that were read to their end at least once.
-    pub(crate) fn totals(&self) -> (u32, RowCount, ByteCount) {
+    /// Parts, rows and bytes that were read to their end at least once, as `target` reads them.
+    pub(crate) fn totals(&self, target: &NodeId) -> (u32, RowCount, ByteCount) {
         match self {
-            Self::Live(open) => open.totals(),
+            Self::Live(open) | Self::Shared(open) => open.totals(target),
             Self::Stored(stored) => stored.totals(),
         }
     }
 
     /// Whether the server holds a snapshot for it.
     pub(crate) fn is_live(&self) -> bool {
-        matches!(self, Self::Live(open) if open.lsn() != Lsn(0))
+        match self {
+            Self::Live(open) => open.lsn() != Lsn(0),
+            Self::Shared(_) => true,
+            Self::Stored(_) => false,
+        }
     }
 
-    /// Whether the session that holds the snapshot ended by itself.
+    /// Whether the snapshot ended although the job has not closed it.
     pub(crate) fn is_broken(&self) -> bool {
-        matches!(self, Self::Live(open) if open.is_broken())
+        match self {
+            Self::Live(open) => open.is_broken(),
+            Self::Shared(open) => open.is_lost(),
+            Self::Stored(_) => false,
+        }
     }
 
-    /// Ends a live snapshot; an archive stays. Idempotent.
+    /// Ends a live snapshot of the job's own. Idempotent.
     pub(crate) async fn close(&self) {
         if let Self::Live(open) = self {
             open.close().await;
+        }
+    }
+
+    /// Nobody is sent to that target for parts of a shared snapshot any more.
+    pub(crate) fn left(&self, target: &NodeId) {
+        if let Self::Shared(open) = self {
+            open.sharing().left(target);
         }
     }
 }

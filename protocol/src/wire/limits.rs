@@ -4,7 +4,7 @@
 /// message is a page of table descriptions or a list of preflight findings, well below this.
 pub const CONTROL_FRAME_MAX: usize = 16 * 1024 * 1024;
 
-/// The longest request of one agent to another, in bytes: an id, numbers and a compression.
+/// The longest request of one agent to another, in bytes: ids, numbers and some names.
 pub const PEER_REQUEST_MAX: usize = 4 * 1024;
 
 /// The longest request of an operator, in bytes: filters of several jobs, some thousand names.
@@ -60,6 +60,15 @@ pub const WORKERS_MAX: u8 = 16;
 
 /// Targets of one shared snapshot.
 pub const PEERS_MAX: usize = 64;
+
+/// Parts of a shared snapshot that a target offers its source to choose from.
+pub const WANTED_MAX: usize = 32;
+
+/// Peers that such a request names: their names fill half of [`PEER_REQUEST_MAX`].
+pub const ASKED_MAX: usize = 32;
+
+/// Parts of a shared snapshot that a target says it has received, in one message.
+pub const RECEIVED_MAX: usize = 256;
 
 /// Workers of a job by default.
 pub const WORKERS_DEFAULT: u8 = 4;

@@ -3,6 +3,9 @@
 //!
 //! A request names its job; the source answers only the node that the coordinator named for that
 //! job (G7). Bulk answers are frames ([`crate::frame`]), so a schema is sent like a part.
+//!
+//! Targets of one shared snapshot also ask one another, with [`PeerRequest::FetchKept`], for parts that
+//! they have received. The source says whom to ask.
 
 use std::fmt;
 
@@ -11,7 +14,9 @@ use serde::{Deserialize, Serialize};
 use super::facts::SettingScope;
 use super::job::Compression;
 use super::schema::SchemaPage;
-use crate::wire::{Epoch, Fault, Identifier, JobId, Lsn, PartNo, TableName, TableNo};
+use crate::wire::{
+    Epoch, Fault, Identifier, JobId, Lsn, NodeId, PartNo, SnapshotId, TableName, TableNo,
+};
 
 /// A request of a target to a source.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -67,6 +72,85 @@ pub enum PeerRequest {
         /// The job.
         job: JobId,
     },
+    /// Of a shared snapshot. Answered with [`PeerReply::Part`] and that part's frames,
+    /// [`PeerReply::AskPeer`] or [`PeerReply::Later`].
+    NextPart(NextPart),
+    /// What became of parts of a shared snapshot that the target received. Answered with
+    /// [`PeerReply::Noted`].
+    PartsReceived {
+        /// The job.
+        job: JobId,
+        /// Those that others may fetch here.
+        kept: Vec<PartAs>,
+        /// Those that are only in the target's database; with `kept`, at most
+        /// [`crate::limits::RECEIVED_MAX`].
+        dropped: Vec<PartAs>,
+    },
+    /// To another target of a shared snapshot. Answered like [`PeerRequest::FetchPart`].
+    FetchKept(FetchKept),
+}
+
+/// Arguments of [`PeerRequest::FetchKept`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FetchKept {
+    /// The job that asks.
+    pub job: JobId,
+    /// Its attempt.
+    pub epoch: Epoch,
+    /// The snapshot.
+    pub snapshot: SnapshotId,
+    /// The snapshot's position: the same id may have been opened anew.
+    pub lsn: Lsn,
+    /// Which part.
+    pub part: PartAs,
+}
+
+/// Arguments of [`PeerRequest::NextPart`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NextPart {
+    /// The job.
+    pub job: JobId,
+    /// Its attempt.
+    pub epoch: Epoch,
+    /// Parts to choose one of, the most wanted first; at most [`crate::limits::WANTED_MAX`].
+    pub wanted: Vec<PartAs>,
+    /// Targets that may be named in the answer; at most [`crate::limits::ASKED_MAX`].
+    pub peers: Vec<NodeId>,
+    /// Could not deliver the first of these parts.
+    pub failed: Option<NodeId>,
+    /// What happens to the part once it is loaded.
+    pub keeping: Keeping,
+    /// What to do while all these parts are on their way to other targets.
+    pub patience: Patience,
+    /// Compression for this stream.
+    pub compression: Compression,
+}
+
+/// A part in the format of COPY that a target reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PartAs {
+    /// Its number.
+    pub part: PartNo,
+    /// The format.
+    pub format: CopyFormat,
+}
+
+/// Whether a target keeps a part for others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Keeping {
+    /// It will, if it can.
+    Intended,
+    /// It has no room for any.
+    No,
+}
+
+/// What a target does where no part can be had at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Patience {
+    /// It has other parts to ask for.
+    None,
+    /// It waits for some seconds, then has the part read again.
+    Some,
 }
 
 impl PeerRequest {
@@ -81,7 +165,10 @@ impl PeerRequest {
             | Self::FetchPart { job, .. }
             | Self::FetchSequences { job }
             | Self::FetchConninfo { job }
-            | Self::FetchSettings { job } => *job,
+            | Self::FetchSettings { job }
+            | Self::PartsReceived { job, .. }
+            | Self::FetchKept(FetchKept { job, .. })
+            | Self::NextPart(NextPart { job, .. }) => *job,
         }
     }
 }
@@ -122,6 +209,19 @@ pub enum PeerReply {
     Fault(Fault),
     /// At most [`crate::limits::LISTED_MAX`] settings.
     Settings(Vec<DatabaseSetting>),
+    /// Frames of that part follow on this stream.
+    Part(PartNo),
+    /// Another target has that part.
+    AskPeer {
+        /// Which part.
+        part: PartNo,
+        /// Who has it.
+        peer: NodeId,
+    },
+    /// All these parts are on their way to other targets.
+    Later,
+    /// Taken note of.
+    Noted,
 }
 
 /// Sections of a schema dump, as `pg_dump --section` names them.
@@ -147,7 +247,7 @@ pub struct DatabaseSetting {
 }
 
 /// The format of COPY.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum CopyFormat {
     /// Used if both ends have the same types with send and receive functions.
     Binary,

@@ -15,13 +15,17 @@ use super::handover::{
     CompleteSpec, PreparedSlot, PreparedState, Replication, SchemaCheck, SlotName,
 };
 use super::job::{Compression, Confirmation, JobSpec, Method};
-use super::peer::{CopyFormat, PeerReply, PeerRequest, Secret};
+use super::peer::{
+    CopyFormat, Keeping, NextPart, PartAs, Patience, PeerReply, PeerRequest, Secret,
+};
 use super::schema::{
     Change, ColumnModel, ColumnValue, Identity, ObjectKind, ObjectModel, SchemaDifference,
     SchemaPage, SchemaReview, Subject, TableModel,
 };
 use crate::wire::codec::{CodecError, decode, encode, frame_length};
-use crate::wire::limits::CONTROL_FRAME_MAX;
+use crate::wire::limits::{
+    ASKED_MAX, CONTROL_FRAME_MAX, PEER_REQUEST_MAX, RECEIVED_MAX, WANTED_MAX,
+};
 use crate::wire::{
     ByteCount, CommandId, Epoch, Fault, FaultKind, Identifier, JobId, Lsn, NodeId, NodeState,
     PartNo, Phase, RowCount, SnapshotId, TableName,
@@ -335,6 +339,35 @@ fn hand_overs_round_trip_and_a_bad_slot_name_does_not_decode() {
     }))));
     let bytes = encode(&request).unwrap();
     assert_eq!(decode::<ApiRequest>(&bytes).unwrap(), request);
+}
+
+#[test]
+fn the_longest_requests_for_shared_parts_are_short_enough() {
+    let part = PartAs {
+        part: PartNo(u32::MAX),
+        format: CopyFormat::Text,
+    };
+    let (job, peer) = (JobId(u64::MAX), NodeId::parse(&"n".repeat(63)).unwrap());
+    let next = PeerRequest::NextPart(NextPart {
+        job,
+        epoch: Epoch(u32::MAX),
+        wanted: vec![part; WANTED_MAX],
+        peers: vec![peer.clone(); ASKED_MAX],
+        failed: Some(peer),
+        keeping: Keeping::Intended,
+        patience: Patience::Some,
+        compression: Compression::Auto,
+    });
+    let received = PeerRequest::PartsReceived {
+        job,
+        kept: vec![part; RECEIVED_MAX],
+        dropped: Vec::new(),
+    };
+    for request in [next, received] {
+        let bytes = encode(&request).unwrap();
+        assert!(bytes.len() <= PEER_REQUEST_MAX, "{}", bytes.len());
+        assert_eq!(decode::<PeerRequest>(&bytes).unwrap(), request);
+    }
 }
 
 #[test]

@@ -1,35 +1,41 @@
-//! The source's end: answers the targets that the coordinator named, from snapshots held open.
+//! The source's end: answers the targets that the coordinator named, from snapshots held open. [`shared`]
+//! answers those that share a snapshot, also as one of them.
+
+mod plan;
+mod shared;
+mod stored;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use steep_archive::StoredReader;
-use steep_daemon::traces::Span;
 use steep_daemon::{Throttle, say_panic};
 use steep_protocol::close::CloseCode;
-use steep_protocol::limits::{PEER_REQUEST_MAX, PLAN_PAGE};
+use steep_protocol::limits::PEER_REQUEST_MAX;
 use steep_protocol::message::handover::Replication;
 use steep_protocol::message::job::Compression;
-use steep_protocol::message::peer::{PeerReply, PeerRequest};
+use steep_protocol::message::peer::{PartAs, PeerReply, PeerRequest};
 use steep_protocol::quic::{
     Accepted, Arrival, Connection, ConnectionLimits, Endpoint, Listener, Role, Sender, StreamError,
 };
-use steep_protocol::{Fault, FaultKind, JobId, NodeId, PartNo, Retry};
+use steep_protocol::{Epoch, Fault, FaultKind, JobId, NodeId, Retry};
 use tokio::runtime::Handle;
 use tokio::task::{self, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use self::plan::send_plan;
+use self::shared::Claim;
 use super::{span, stream};
-use crate::budget::{Budget, Share};
-use crate::chunk::{Packer, PartReader};
+use crate::budget::Budget;
+use crate::chunk::{Packer, PartReader, Sent};
+use crate::kept;
 use crate::part::copy_out::read_part;
 use crate::pg::{Conninfo, catalog};
 use crate::replication::sequences::sequences;
 use crate::shutdown::Shutdown;
-use crate::snapshot::stored::{self, Holder, StoredSnapshot};
-use crate::snapshot::{OpenSnapshot, SourceJob, SourceJobs, describe_replicated};
+use crate::snapshot::stored::Holder;
+use crate::snapshot::{OpenSnapshot, SourceJob, SourceJobs};
 use crate::task::{Patience, Progress, Task};
 use crate::telemetry::{Flow, Telemetry};
 
@@ -59,9 +65,19 @@ pub(crate) struct Server {
     pub(crate) replication_conninfo: Arc<Conninfo>,
     pub(crate) jobs: Arc<SourceJobs>,
     pub(crate) budget: Budget,
+    pub(crate) kept: Arc<kept::Store>,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) shutdown: Shutdown,
     pub(crate) throttle: Arc<Throttle>,
+}
+
+/// A part that is to be read for a job.
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
+    job: JobId,
+    epoch: Epoch,
+    part: PartAs,
+    compression: Compression,
 }
 
 impl Server {
@@ -166,8 +182,16 @@ impl Server {
         sender: Sender,
         cancel: CancellationToken,
     ) {
-        let is_part = matches!(request, PeerRequest::FetchPart { .. });
-        let answer = async move { self.answer(&connection, request, sender, cancel).await };
+        // A request may wait for its turn here, where it takes no thread.
+        let claim = self.claim(&connection.peer().name, &request).await;
+        let is_part = match &request {
+            PeerRequest::FetchPart { .. } | PeerRequest::FetchKept(_) => true,
+            _ => claim.as_ref().is_some_and(Claim::reads),
+        };
+        let answer = async move {
+            self.answer(&connection, (request, claim), sender, cancel)
+                .await
+        };
         let answered = if is_part {
             let runtime = Handle::current();
             task::spawn_blocking(move || runtime.block_on(answer)).await
@@ -188,18 +212,23 @@ impl Server {
     async fn answer(
         &self,
         connection: &Connection,
-        request: PeerRequest,
+        (request, claim): (PeerRequest, Option<Claim>),
         mut sender: Sender,
         cancel: CancellationToken,
     ) -> Option<Sender> {
         let job = request.job();
         let peer = &connection.peer().name;
-        let outcome = match self.jobs.get(job).filter(|j| j.target == *peer) {
-            Some(entry) => {
+        let entry = self.jobs.get(job).filter(|j| j.target == *peer);
+        let outcome = match (entry, request) {
+            (_, PeerRequest::FetchKept(wanted)) if self.kept.admits(wanted.snapshot, peer) => {
+                self.send_kept(wanted, &mut sender).await
+            }
+            (Some(entry), request) => {
+                let request = (request, claim);
                 self.fulfil(&entry, connection, request, &mut sender, cancel)
                     .await
             }
-            None => {
+            (None, _) => {
                 if let Some(left_out) = self.throttle.pass("job") {
                     warn!(job_id = %job, %peer, left_out, "request refused: the coordinator named no such job for it");
                 }
@@ -226,7 +255,7 @@ impl Server {
         &self,
         entry: &SourceJob,
         connection: &Connection,
-        request: PeerRequest,
+        (request, claim): (PeerRequest, Option<Claim>),
         sender: &mut Sender,
         cancel: CancellationToken,
     ) -> Result<(), StreamError> {
@@ -239,6 +268,9 @@ impl Server {
         {
             let span = span::serve(&self.node, *job, *epoch, *part);
             return self.send_stored(stored, *part, span, sender).await;
+        }
+        if let Some(claim) = claim {
+            return self.send_claimed(claim, connection, sender, cancel).await;
         }
         let reply = match request {
             PeerRequest::Ping { .. } => Ok(PeerReply::Pong {
@@ -262,10 +294,12 @@ impl Server {
                 Err(fault) => Err(fault),
             },
             PeerRequest::FetchSchema { section, .. } => match self.opened(entry) {
-                Ok(Holder::Live(open)) => match open.schema(section, cancel).await {
-                    Ok(dump) => return send_text(dump, connection, sender).await,
-                    Err(fault) => Err(fault),
-                },
+                Ok(Holder::Live(open) | Holder::Shared(open)) => {
+                    match open.schema(section, cancel).await {
+                        Ok(dump) => return send_text(dump, connection, sender).await,
+                        Err(fault) => Err(fault),
+                    }
+                }
                 Ok(Holder::Stored(stored)) => match stored.schema(section, &self.node).await {
                     Ok(text) => return send_text(text, connection, sender).await,
                     Err(fault) => Err(fault),
@@ -279,102 +313,74 @@ impl Server {
                 format,
                 compression,
             } => {
-                let mut span = span::serve(&self.node, job, epoch, part);
-                let packer = Packer::new(compression, connection.rtt());
-                let begun = async {
-                    let open = self.live(entry)?;
-                    if let Ok((table, _)) = open.locate(part) {
-                        span.text("table", &table.name);
-                    }
-                    let share = self.budget.part(compression).await;
-                    Ok((read_part(&open, part, format, cancel).await?, share))
+                let wanted = Wanted {
+                    job,
+                    epoch,
+                    part: PartAs { part, format },
+                    compression,
                 };
-                match begun.await {
-                    Ok((mut rows, _share)) => {
-                        sender.send(&PeerReply::FramesFollow).await?;
-                        let flow = &self.telemetry.sent;
-                        let sent = tokio::select! {
-                            sent = stream::send(&mut rows, packer, sender, flow) => sent?,
-                            // A slow target would read for long before it reached a fault frame.
-                            () = self.shutdown.cut.cancelled() => {
-                                sender.reset(CloseCode::ShuttingDown);
-                                return Err(StreamError::Finished);
-                            }
-                        };
-                        span::served(&mut span, &sent);
-                        return Ok(());
-                    }
-                    Err(fault) => {
-                        span::failed(&mut span, &fault);
-                        Err(fault)
-                    }
-                }
+                let open = self.live(entry);
+                let reply = PeerReply::FramesFollow;
+                let sending = self.send_part(open, wanted, (connection, reply), sender, cancel);
+                return sending.await.map(drop);
+            }
+            PeerRequest::PartsReceived { kept, dropped, .. } => {
+                self.note_received(entry, &kept, &dropped)
+            }
+            PeerRequest::NextPart(_) | PeerRequest::FetchKept(_) => {
+                let text = "the coordinator has named no shared snapshot for this request";
+                Err(Fault::new(FaultKind::Unauthorized, text).on(&self.node))
             }
         };
         sender.send(&reply.unwrap_or_else(PeerReply::Fault)).await
     }
 
-    async fn describe(&self, entry: &SourceJob, sender: &mut Sender) -> Result<(), StreamError> {
-        let described = match entry.replication {
-            Some(job) => describe_replicated(&self.conninfo, &entry.filter, job).await,
-            None => catalog::describe(&self.conninfo, &entry.filter).await,
-        };
-        let pages = match described {
-            Ok(schema) => schema.into_pages(),
-            Err(error) => {
-                return sender
-                    .send(&PeerReply::Fault(error.to_fault(&self.node)))
-                    .await;
-            }
-        };
-        let count = pages.len();
-        for (at, page) in (1..).zip(pages) {
-            let last = at == count;
-            sender.send(&PeerReply::Schema { page, last }).await?;
-        }
-        Ok(())
-    }
-
-    /// Sends a stored part as it stands in its archive: neither the format nor the compression that the
-    /// target asks for changes it.
-    async fn send_stored(
+    /// Reads a part and sends it after `reply`. Returns what was sent, or the fault that the peer got.
+    async fn send_part(
         &self,
-        stored: &StoredSnapshot,
-        part: PartNo,
-        mut span: Span,
+        open: Result<Arc<OpenSnapshot>, Fault>,
+        wanted: Wanted,
+        (connection, reply): (&Connection, PeerReply),
         sender: &mut Sender,
-    ) -> Result<(), StreamError> {
-        let (mut reader, _share) = match self.stored_part(stored, part).await {
-            Ok(opened) => opened,
+        cancel: CancellationToken,
+    ) -> Result<Result<Sent, Fault>, StreamError> {
+        let PartAs { part, format } = wanted.part;
+        let mut span = span::serve(&self.node, wanted.job, wanted.epoch, part);
+        let packer = Packer::new(wanted.compression, connection.rtt());
+        let begun = async {
+            let open = open?;
+            if let Ok((table, _)) = open.locate(part) {
+                span.text("table", &table.name);
+            }
+            let share = self.budget.part(wanted.compression).await;
+            Ok((read_part(&open, part, format, cancel).await?, share))
+        };
+        match begun.await {
+            Ok((mut rows, _share)) => {
+                sender.send(&reply).await?;
+                let flow = &self.telemetry.sent;
+                let sent = tokio::select! {
+                    sent = stream::send(&mut rows, packer, sender, flow) => sent?,
+                    // A slow target would read for long before it reached a fault frame.
+                    () = self.shutdown.cut.cancelled() => {
+                        sender.reset(CloseCode::ShuttingDown);
+                        return Err(StreamError::Finished);
+                    }
+                };
+                span::served(&mut span, &sent);
+                Ok(sent)
+            }
             Err(fault) => {
                 span::failed(&mut span, &fault);
-                return sender.send(&PeerReply::Fault(fault)).await;
+                sender.send(&PeerReply::Fault(fault.clone())).await?;
+                Ok(Err(fault))
             }
-        };
-        sender.send(&PeerReply::FramesFollow).await?;
-        let damaged = |error: &_| stored::damaged(error, &self.node);
-        let flow = &self.telemetry.sent;
-        let sent = stream::send_stored(&mut reader, sender, flow, damaged).await?;
-        if let Ok(sent) = &sent {
-            stored.count(part, sent.rows, sent.bytes);
         }
-        span::served(&mut span, &sent);
-        Ok(())
-    }
-
-    /// A stored part, and its share of the memory.
-    async fn stored_part(
-        &self,
-        stored: &StoredSnapshot,
-        part: PartNo,
-    ) -> Result<(StoredReader, Share), Fault> {
-        let share = self.budget.room_for(StoredReader::MEMORY).await;
-        Ok((stored.part(part, &self.node).await?, share))
     }
 
     fn live(&self, entry: &SourceJob) -> Result<Arc<OpenSnapshot>, Fault> {
         match self.opened(entry)? {
-            Holder::Live(open) => Ok(open),
+            Holder::Live(open) | Holder::Shared(open) => Ok(open),
             Holder::Stored(_) => {
                 let text = "the job's snapshot is stored: it cannot be read from PostgreSQL";
                 Err(Fault::new(FaultKind::BadRequest, text).on(&self.node))
@@ -437,46 +443,4 @@ async fn send_text(
     let packer = Packer::new(Compression::Auto, connection.rtt());
     let sent = stream::send(&mut text, packer, sender, &Flow::default()).await;
     sent.map(drop)
-}
-
-async fn send_plan(open: &Holder, sender: &mut Sender) -> Result<(), StreamError> {
-    for (tables, last) in pages(open.tables()) {
-        let (lsn, encoding) = (open.lsn(), open.encoding().to_owned());
-        sender
-            .send(&PeerReply::Plan {
-                lsn,
-                encoding,
-                tables: tables.to_vec(),
-                last,
-            })
-            .await?;
-    }
-    Ok(())
-}
-
-/// At least one page; the last one is marked.
-fn pages<T>(all: &[T]) -> impl Iterator<Item = (&[T], bool)> {
-    let count = all.len().div_ceil(PLAN_PAGE).max(1);
-    (0..count).map(move |at| {
-        let from = at * PLAN_PAGE;
-        (&all[from..all.len().min(from + PLAN_PAGE)], at + 1 == count)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::pages;
-
-    #[test]
-    fn a_list_is_paged_whole_and_its_last_page_is_marked() {
-        for length in [0, 1, 49, 50, 51, 100, 101] {
-            let all: Vec<usize> = (0..length).collect();
-            let pages: Vec<_> = pages(&all).collect();
-            let joined: Vec<usize> = pages.iter().flat_map(|(p, _)| p.iter().copied()).collect();
-            assert_eq!(joined, all);
-            let marks: Vec<bool> = pages.iter().map(|(_, last)| *last).collect();
-            assert_eq!(marks.iter().filter(|m| **m).count(), 1);
-            assert_eq!(marks.last(), Some(&true));
-        }
-    }
 }

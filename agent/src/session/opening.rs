@@ -1,0 +1,91 @@
+//! `Open`: a job's snapshot is taken, found in an archive, or shared with other targets.
+
+use std::sync::Arc;
+
+use steep_protocol::message::agent::{Export, OpenSource, Outcome};
+use steep_protocol::{Fault, FaultKind, NodeId, Retry, SnapshotId};
+
+use super::dispatch::Agent;
+use crate::replication::prepared;
+use crate::snapshot;
+use crate::snapshot::stored::Holder;
+use crate::stored;
+use crate::task::Task;
+
+impl Agent {
+    /// Opens a job's snapshot, or finds it open.
+    pub(super) async fn open(&self, task: &Task, request: OpenSource) -> Result<Outcome, Fault> {
+        let job = task.job;
+        let (target, filter) = (request.target.clone(), request.filter.clone());
+        self.jobs.admit(job, target, filter, None);
+        self.jobs.locks().set_rule(job, request.yield_to_ddl);
+        if let Some(open) = self.jobs.get(job).and_then(|j| j.open) {
+            if !open.is_broken() {
+                return opened(&open);
+            }
+            // No row has been read under it yet, so it is opened again.
+            open.close().await;
+        }
+        if let Export::Stored {
+            snapshot,
+            location,
+            verify,
+        } = &request.export
+        {
+            let stored = stored::open(&self.node, *snapshot, location, *verify).await?;
+            prepared::copy_template(task, &request.target, *snapshot).await?;
+            let holder = Holder::Stored(Arc::new(stored));
+            self.jobs.open(job, holder.clone());
+            return opened(&holder);
+        }
+        if let Export::Shared { snapshot } = request.export {
+            return self.open_shared(task, &request.target, snapshot).await;
+        }
+        let kept_seconds = request.kept_seconds;
+        if let Some(seconds) = kept_seconds {
+            stored::record::note(task, seconds).await?;
+        }
+        let open = snapshot::open(task, request, Arc::clone(self.jobs.locks())).await?;
+        let open = Holder::Live(Arc::new(open));
+        self.jobs.open(job, open.clone());
+        if kept_seconds.is_some() {
+            stored::record::opened(task, open.lsn()).await?;
+        }
+        opened(&open)
+    }
+
+    /// Lets `target` take parts of a snapshot that is open, and gives it a slot at its position.
+    async fn open_shared(
+        &self,
+        task: &Task,
+        target: &NodeId,
+        snapshot: SnapshotId,
+    ) -> Result<Outcome, Fault> {
+        let open = self.jobs.shared(snapshot);
+        let open = open.ok_or_else(|| snapshot_lost(&self.node))?;
+        prepared::copy_template(task, target, snapshot).await?;
+        let holder = Holder::Shared(open);
+        self.jobs.open(task.job, holder.clone());
+        opened(&holder)
+    }
+}
+
+pub(super) fn snapshot_lost(node: &NodeId) -> Fault {
+    Fault::new(
+        FaultKind::Failed,
+        "the snapshot is gone, because the session that held it has ended",
+    )
+    .hint("see the source's log for why the session ended")
+    .retry(Retry::Backoff)
+    .on(node)
+}
+
+fn opened(open: &Holder) -> Result<Outcome, Fault> {
+    let tables = u32::try_from(open.tables().len())
+        .map_err(|_| Fault::new(FaultKind::Failed, "more tables than PostgreSQL can hold"))?;
+    Ok(Outcome::SourceOpened {
+        lsn: open.lsn(),
+        tables,
+        parts: open.parts(),
+    })
+}

@@ -1,0 +1,308 @@
+//! Several targets of one source: they share its snapshot and exchange what they have received.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use steep_tests::cluster::Cluster;
+use steep_tests::load::{Intensity, Load};
+use steep_tests::pg::{Database, Grouping};
+use steep_tests::{compare, sample, scrape, wait};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+const TARGETS: [&str; 3] = ["node_b", "node_c", "node_d"];
+
+/// A cluster whose source logs every statement.
+fn cluster() -> Result<Cluster> {
+    let builder = Cluster::builder().nodes(4);
+    let builder = builder.setting("node_a", "log_statement", "all");
+    builder
+        .setting("node_a", "max_replication_slots", "20")
+        .start()
+}
+
+/// How often each range of each table was read from the source's PostgreSQL.
+fn reads(cluster: &Cluster) -> Result<BTreeMap<String, u32>> {
+    let log = fs::read_to_string(cluster.node("node_a").server().log())?;
+    let mut reads = BTreeMap::new();
+    for line in log.lines().filter(|line| line.contains("TO STDOUT")) {
+        let (_, statement) = line.split_once("COPY").context("a COPY")?;
+        *reads.entry(statement.to_owned()).or_default() += 1;
+    }
+    Ok(reads)
+}
+
+fn sent(cluster: &Cluster, node: &str) -> Result<f64> {
+    let address = cluster.node(node).agent_address();
+    let scrape = scrape::scrape(&address)?;
+    let sent = scrape.samples.iter();
+    let sent = sent.filter(|s| s.name == "steep_agent_quic_sent_bytes_total");
+    Ok(sent.map(|sample| sample.value).sum())
+}
+
+fn nothing_is_left(source: &Database, slots: u32) -> Result<()> {
+    let templates = "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE '%template'";
+    wait::until_true("the shared snapshot to be removed", LIMIT, || {
+        Ok(source.value::<u32>(templates)? == 0)
+    })?;
+    assert_eq!(
+        source.value::<u32>("SELECT count(*) FROM pg_replication_slots")?,
+        slots
+    );
+    let open =
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'steep-repl snapshot%'";
+    wait::until_true("the snapshot's session to end", LIMIT, || {
+        Ok(source.value::<u32>(open)? == 0)
+    })
+}
+
+#[test]
+fn three_targets_cost_their_source_one_reading_and_not_three_times_the_bytes() -> Result<()> {
+    let cluster = cluster()?;
+    let source = cluster.database("node_a");
+    sample::create(&source, 4)?;
+    let load = Load::start(
+        &source,
+        Intensity {
+            clients: 2,
+            rate: Some(40),
+        },
+        Grouping::Shared,
+    )?;
+    let before = sent(&cluster, "node_a")?;
+    let mut arguments = vec!["init"];
+    arguments.extend(TARGETS);
+    arguments.extend(["--from", "node_a", "--yes", "--json"]);
+    let done = cluster.cli(&arguments)?.expect(0)?;
+    let after = sent(&cluster, "node_a")?;
+    load.stop()?;
+    cluster.wait_drained("node_a")?;
+    for target in TARGETS {
+        assert_eq!(cluster.state(target)?, "synchronized");
+        compare::rows(&source, &cluster.database(target))?.none()?;
+        compare::schema(&source, &cluster.database(target))?.none()?;
+    }
+    let again: Vec<(String, u32)> = reads(&cluster)?
+        .into_iter()
+        .filter(|(_, n)| *n > 1)
+        .collect();
+    ensure!(again.is_empty(), "read more than once: {again:?}");
+    let one = done
+        .objects()
+        .iter()
+        .filter(|object| object["event"] == "init.completed")
+        .filter_map(|object| object["wire_bytes"].as_f64())
+        .fold(0.0, f64::max);
+    ensure!(
+        after - before < 1.3 * one + 500_000.0,
+        "the source sent {} bytes, and one copy is {one}",
+        after - before
+    );
+    nothing_is_left(&source, 3)?;
+    assert_eq!(
+        source.value::<u32>("SELECT count(*) FROM pg_publication")?,
+        1
+    );
+    Ok(())
+}
+
+#[test]
+fn a_target_that_is_cancelled_and_one_that_dies_do_not_concern_the_third() -> Result<()> {
+    let mut cluster = cluster()?;
+    let source = cluster.database("node_a");
+    sample::create(&source, 4)?;
+    let mut arguments = vec!["init"];
+    arguments.extend(TARGETS);
+    arguments.extend([
+        "--from",
+        "node_a",
+        "--yes",
+        "--detach",
+        "--max-rate",
+        "12MB",
+    ]);
+    cluster.cli(&arguments)?.expect(0)?;
+    for target in TARGETS {
+        cluster.wait_copying(target)?;
+    }
+    cluster
+        .cli(&["init", "cancel", "--node", "node_b", "--yes"])?
+        .expect(0)?;
+    cluster.kill_agent("node_c")?;
+    cluster.wait_state("node_d", &["synchronized"], LIMIT * 2)?;
+    assert_eq!(cluster.state("node_b")?, "uninitialized");
+    assert_eq!(
+        cluster
+            .database("node_b")
+            .value::<u32>("SELECT count(*) FROM pg_class WHERE relname LIKE 'pgbench%'")?,
+        0
+    );
+    cluster.start_agent("node_c")?;
+    cluster.wait_state("node_c", &["synchronized"], LIMIT * 2)?;
+    for target in ["node_c", "node_d"] {
+        compare::rows(&source, &cluster.database(target))?.none()?;
+    }
+    nothing_is_left(&source, 2)
+}
+
+#[test]
+fn a_source_whose_agent_dies_lets_all_its_targets_start_over_together() -> Result<()> {
+    let mut cluster = cluster()?;
+    let source = cluster.database("node_a");
+    sample::create(&source, 4)?;
+    let mut arguments = vec!["init"];
+    arguments.extend(TARGETS);
+    arguments.extend([
+        "--from",
+        "node_a",
+        "--yes",
+        "--detach",
+        "--max-rate",
+        "12MB",
+    ]);
+    cluster.cli(&arguments)?.expect(0)?;
+    for target in TARGETS {
+        cluster.wait_copying(target)?;
+    }
+    cluster.kill_agent("node_a")?;
+    cluster.start_agent("node_a")?;
+    for target in TARGETS {
+        cluster.wait_state(target, &["synchronized"], LIMIT * 2)?;
+        compare::rows(&source, &cluster.database(target))?.none()?;
+    }
+    nothing_is_left(&source, 3)
+}
+
+fn snapshots(cluster: &Cluster) -> Result<Vec<Value>> {
+    let listed = cluster.cli(&["snapshot", "list", "--json"])?.expect(0)?;
+    let listed = listed.last_object()?;
+    Ok(listed["snapshots"].as_array().cloned().unwrap_or_default())
+}
+
+#[test]
+fn a_node_joins_a_snapshot_that_others_are_being_made_from() -> Result<()> {
+    let cluster = cluster()?;
+    let source = cluster.database("node_a");
+    sample::create(&source, 4)?;
+    cluster
+        .cli(&[
+            "init",
+            "node_b",
+            "node_c",
+            "--from",
+            "node_a",
+            "--yes",
+            "--detach",
+            "--max-rate",
+            "8MB",
+        ])?
+        .expect(0)?;
+    cluster.wait_copying("node_b")?;
+    let live = snapshots(&cluster)?;
+    let [live] = live.as_slice() else {
+        anyhow::bail!("{live:?}")
+    };
+    assert_eq!(live["state"], "live");
+    assert_eq!(live["holders"][0]["location"], "live");
+    let id = live["snapshot_id"].as_str().context("an id")?;
+    cluster
+        .cli(&["init", "node_d", "--snapshot", id, "--yes"])?
+        .expect(0)?;
+    for target in TARGETS {
+        cluster.wait_state(target, &["synchronized"], LIMIT * 2)?;
+        compare::rows(&source, &cluster.database(target))?.none()?;
+    }
+    let again: Vec<(String, u32)> = reads(&cluster)?
+        .into_iter()
+        .filter(|(_, n)| *n > 1)
+        .collect();
+    ensure!(again.is_empty(), "read more than once: {again:?}");
+    nothing_is_left(&source, 3)?;
+    assert!(snapshots(&cluster)?.is_empty());
+    Ok(())
+}
+
+#[test]
+fn two_phases_release_the_source_before_the_copy_and_survive_its_restart() -> Result<()> {
+    let mut cluster = cluster()?;
+    let source = cluster.database("node_a");
+    sample::create(&source, 4)?;
+    cluster
+        .cli(&[
+            "init",
+            "node_b",
+            "node_c",
+            "--from",
+            "node_a",
+            "--method",
+            "two-phase",
+            "--yes",
+            "--detach",
+            "--max-rate",
+            "8MB",
+        ])?
+        .expect(0)?;
+    cluster.wait_copying("node_b")?;
+    let held = "SELECT count(*) FROM pg_stat_activity WHERE backend_xmin IS NOT NULL \
+         AND application_name LIKE 'steep-repl snapshot%'";
+    assert_eq!(source.value::<u32>(held)?, 0, "the source is free");
+    let spool = cluster.dir().join("agent-node_a").join("spool");
+    assert_eq!(fs::read_dir(&spool)?.count(), 1);
+    source.sql("UPDATE pgbench_tellers SET tbalance = 5 WHERE tid % 3 = 0")?;
+    cluster.kill_agent("node_a")?;
+    cluster.start_agent("node_a")?;
+    for target in ["node_b", "node_c"] {
+        cluster.wait_state(target, &["synchronized"], LIMIT * 2)?;
+    }
+    cluster.wait_drained("node_a")?;
+    for target in ["node_b", "node_c"] {
+        compare::rows(&source, &cluster.database(target))?.none()?;
+    }
+    let again: Vec<(String, u32)> = reads(&cluster)?
+        .into_iter()
+        .filter(|(_, n)| *n > 1)
+        .collect();
+    ensure!(again.is_empty(), "read more than once: {again:?}");
+    nothing_is_left(&source, 2)?;
+    wait::until_true("the spool to be empty", LIMIT, || {
+        Ok(fs::read_dir(&spool)?.count() == 0)
+    })
+}
+
+#[test]
+fn two_phases_that_are_cancelled_leave_nothing() -> Result<()> {
+    let cluster = cluster()?;
+    let source = cluster.database("node_a");
+    sample::create(&source, 4)?;
+    cluster
+        .cli(&[
+            "init",
+            "node_b",
+            "--from",
+            "node_a",
+            "--method",
+            "two-phase",
+            "--yes",
+            "--detach",
+            "--max-rate",
+            "4MB",
+        ])?
+        .expect(0)?;
+    cluster.wait_copying("node_b")?;
+    cluster
+        .cli(&["init", "cancel", "--node", "node_b", "--yes"])?
+        .expect(0)?;
+    nothing_is_left(&source, 0)?;
+    let spool = cluster.dir().join("agent-node_a").join("spool");
+    wait::until_true("the spool to be empty", LIMIT, || {
+        Ok(fs::read_dir(&spool)?.count() == 0)
+    })?;
+    assert_eq!(
+        source.value::<u32>("SELECT count(*) FROM pg_publication")?,
+        0
+    );
+    Ok(())
+}
