@@ -102,12 +102,15 @@ impl<S: Store> Driver<S> {
             replication,
             command,
         };
+        self.send(&node, message);
         if work == Work::Copy
             && let Some(live) = self.jobs.get_mut(&id)
         {
             live.workers = workers;
+            if live.copy.replace(command_id) != Some(command_id) {
+                self.name_newcomer(id);
+            }
         }
-        self.send(&node, message);
     }
 
     fn send_to(&mut self, id: JobId, side: Side, message: CoordinatorMessage) {

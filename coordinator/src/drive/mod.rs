@@ -53,7 +53,7 @@ use jiff::{SignedDuration, Timestamp};
 use steep_daemon::Throttle;
 use steep_protocol::message::agent::{CoordinatorMessage, PartDone};
 use steep_protocol::message::api::{Afterwards, AuditView, EndView, ProgressSample};
-use steep_protocol::{Fault, JobId, NodeId, SnapshotId, TableNo};
+use steep_protocol::{CommandId, Fault, JobId, NodeId, SnapshotId, TableNo};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -115,6 +115,8 @@ struct Live {
     slowest: Slowest,
     /// Workers of its last Copy command.
     workers: u8,
+    /// Its last Copy command.
+    copy: Option<CommandId>,
     /// How it ended, once it has.
     end: Option<Arc<EndView>>,
     /// What was given up, a sentence each.

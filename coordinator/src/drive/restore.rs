@@ -90,6 +90,7 @@ impl<S: Store> Driver<S> {
             began: BTreeMap::new(),
             slowest: Slowest::default(),
             workers: job.spec.parallel,
+            copy: None,
             end: None,
             complaints: Vec::new(),
             given_up: Vec::new(),

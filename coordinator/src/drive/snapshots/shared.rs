@@ -175,13 +175,28 @@ impl<S: Store> Driver<S> {
         snapshot.location().map(str::to_owned)
     }
 
-    /// Whom the job's target exchanges parts with.
+    /// Whom the job's target exchanges parts with, unless they are served from a spool.
     pub(in crate::drive) fn shared_parts(&self, job: &Job) -> Option<SharedParts> {
-        let snapshot = job.shared?;
+        let snapshot = job.shared.filter(|id| self.spool(*id).is_none())?;
         let others = self.sharers(snapshot).into_iter();
         let others = others.filter(|other| other.id != job.id);
         let peers = others.map(|other| self.peer(&other.spec.target)).collect();
         Some(SharedParts { snapshot, peers })
+    }
+
+    /// Those that copy from the same snapshot hear of another one: their commands come again with its name.
+    pub(in crate::drive) fn name_newcomer(&mut self, id: JobId) {
+        let Some(shared) = self.jobs.get(&id).and_then(|live| live.job.shared) else {
+            return;
+        };
+        let others = self.sharers(shared).into_iter().filter(|job| job.id != id);
+        let copies = others.flat_map(|job| {
+            let copies = job.running.iter().filter(|r| r.work == Work::Copy);
+            copies.map(|running| (job.id, running.id))
+        });
+        for (job, command) in copies.collect::<Vec<_>>() {
+            self.send_command(job, command, Work::Copy);
+        }
     }
 
     /// The job's place among those that share its snapshot, and how many they are.

@@ -5,7 +5,9 @@ use steep_protocol::message::agent::{
     Command, CopyParts, Export, OpenSource, SourceCommand, TargetCommand,
 };
 
+use steep_protocol::message::api::{InitRequest, Order};
 use steep_protocol::message::job::{JobSpec, Method};
+use steep_protocol::message::snapshot::{ApplySpec, SnapshotRef};
 
 use super::world::World;
 use super::*;
@@ -142,6 +144,33 @@ fn targets_of_a_lost_snapshot_start_over_together_with_another() {
     world.run_on();
     world.skip(1);
     assert!(world.driver.snapshots.is_empty());
+}
+
+#[test]
+fn one_that_joins_later_is_named_to_those_that_copy() {
+    let directory = directory();
+    let mut world = both_copy(directory.path());
+    world.join("d");
+    let snapshot = copies(&mut world, "b").remove(0).shared.unwrap().snapshot;
+    let apply = ApplySpec {
+        jobs: vec![spec("a", "d")],
+        snapshot: SnapshotRef::Id(snapshot),
+        verify: true,
+    };
+    let order = Order::Init(InitRequest::Apply(Box::new(apply)));
+    world.ask(order).unwrap();
+    while copies(&mut world, "d").is_empty() {
+        world.end_one("a", None);
+        world.end_one("d", None);
+    }
+    for name in ["b", "c"] {
+        let told = world.agent(name).told.last().cloned().unwrap();
+        let shared = told.shared.unwrap();
+        let named = shared.peers.iter().any(|peer| peer.node.as_str() == "d");
+        assert!(shared.snapshot == snapshot && named, "{name}");
+    }
+    world.run_on();
+    assert_eq!(world.state("d"), NodeState::Synchronized);
 }
 
 #[test]

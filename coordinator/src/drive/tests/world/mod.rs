@@ -53,6 +53,8 @@ pub(super) struct FakeAgent {
     pub(super) kept: BTreeMap<CommandId, Result<Outcome, Fault>>,
     /// Every command it received, in order.
     pub(super) history: Vec<(CommandId, Command)>,
+    /// Every Copy command, repeated ones too.
+    pub(super) told: Vec<CopyParts>,
     pub(super) mirrored: Vec<steep_protocol::message::agent::MirrorRow>,
     /// Audit entries it received; it confirms none by itself.
     pub(super) audited: Vec<AuditView>,
@@ -177,6 +179,7 @@ impl World {
             at_work: BTreeMap::new(),
             kept: BTreeMap::new(),
             history: Vec::new(),
+            told: Vec::new(),
             mirrored: Vec::new(),
             audited: Vec::new(),
             rejected: Vec::new(),
@@ -283,6 +286,9 @@ impl World {
                         command: what,
                         ..
                     } => {
+                        if let Command::Target(TargetCommand::Copy(copy)) = &what {
+                            agent.told.push(copy.clone());
+                        }
                         if let Some(outcome) = agent.kept.get(&command) {
                             again.push((id.clone(), command, outcome.clone()));
                         } else if !agent.at_work.contains_key(&command) {
