@@ -326,7 +326,7 @@ impl Agent {
         }
     }
 
-    /// A command that is at work has come again. It may name other targets that share the snapshot.
+    /// A command has come again. It may name other targets that share the snapshot.
     pub(crate) fn repeated(&self, command: &Command) {
         if let Command::Target(TargetCommand::Copy(request)) = command
             && let Some(shared) = &request.shared
