@@ -106,6 +106,14 @@ mod tests {
     }
 
     #[test]
+    fn a_job_that_keeps_its_parts_for_others_fits_too() {
+        let budget = Budget::half_of(DEFAULT_MIB);
+        let further = context_bytes(Compression::Auto) + crate::kept::Writer::MEMORY;
+        let shares = std::iter::from_fn(|| budget.room_for(further).now_or_never());
+        assert!(shares.take(16).count() >= 16);
+    }
+
+    #[test]
     fn a_job_with_all_its_workers_fits_where_nothing_is_said() {
         let budget = Budget::half_of(DEFAULT_MIB);
         assert!(begin(&budget, Compression::Auto).len() >= 16);

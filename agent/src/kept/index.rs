@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
+use steep_protocol::limits::PEERS_MAX;
 use steep_protocol::message::agent::{PeerAddress, SharedParts};
 use steep_protocol::message::peer::{CopyFormat, PartAs};
 use steep_protocol::{ByteCount, JobId, Lsn, SnapshotId};
@@ -107,7 +108,7 @@ impl Index {
     /// The newest list counts.
     pub(super) fn name_peers(&mut self, shared: &SharedParts) {
         if let Some(kept) = self.snapshots.get_mut(&shared.snapshot) {
-            kept.peers.clone_from(&shared.peers);
+            kept.peers = shared.peers.iter().take(PEERS_MAX).cloned().collect();
         }
     }
 

@@ -72,8 +72,13 @@ impl Place {
     /// Creates a file, which must not exist.
     pub(super) fn create(&self, file: &str) -> io::Result<File> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
-        let root = self.root()?;
-        let file = fs::openat(root, file, flags | OFlags::CLOEXEC, FILE_MODE)?;
+        {
+            let mut open = lock(&self.open);
+            if matches!(*open, State::New) {
+                *open = State::Open(make(&self.parent)?);
+            }
+        }
+        let file = fs::openat(self.root()?, file, flags | OFlags::CLOEXEC, FILE_MODE)?;
         Ok(file.into())
     }
 
@@ -99,13 +104,10 @@ impl Place {
     }
 
     fn root(&self) -> io::Result<OwnedFd> {
-        let mut open = lock(&self.open);
-        if matches!(*open, State::New) {
-            *open = State::Open(make(&self.parent)?);
-        }
-        match &*open {
+        match &*lock(&self.open) {
             State::Open(directory) => directory.root.try_clone(),
-            State::New | State::Closed => Err(io::Error::other("the agent is being stopped")),
+            State::New => Err(io::ErrorKind::NotFound.into()),
+            State::Closed => Err(io::Error::other("the agent is being stopped")),
         }
     }
 }

@@ -75,7 +75,7 @@ impl Sources {
         };
         page.counter(
             "steep_agent_exchanged_parts",
-            "Of these, whole parts that targets of a shared snapshot sent one another",
+            "Whole parts that targets of a shared snapshot sent one another; the copy counters count them too",
             both(sent.parts, received.parts),
         )?;
         page.counter(

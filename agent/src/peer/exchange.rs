@@ -25,7 +25,7 @@ use crate::chunk::Sent;
 use crate::kept::{Copying, Store, Writer, Written};
 use crate::mutex::lock;
 
-/// A target that cannot be reached is not asked for this long.
+/// A target that cannot be reached, or does not know us yet, is not asked for this long.
 const AVOIDED: Duration = Duration::from_secs(30);
 
 /// After so many targets that did not deliver a part, the source reads it.
@@ -165,10 +165,11 @@ impl Exchange {
                 }
                 Err(fault) => {
                     debug!(job_id = %self.request.job, part = part.part.0, %peer, error = %fault, "another target does not deliver a part");
-                    if fault.kind == FaultKind::Unreachable {
-                        self.avoid(&peer);
+                    match fault.kind {
+                        // Others may reach it.
+                        FaultKind::Unreachable | FaultKind::Unauthorized => self.avoid(&peer),
+                        _ => failed = Some(peer),
                     }
-                    failed = Some(peer);
                     patience = Patience::Some;
                 }
             }
@@ -208,8 +209,7 @@ impl Exchange {
         }
     }
 
-    /// Targets that the coordinator has named and that were not found unreachable lately; some of them, if
-    /// there are very many.
+    /// Targets that the coordinator has named and that are not avoided; some of them, if there are very many.
     fn askable(&self) -> Vec<NodeId> {
         let named = self.store.peers(self.snapshot).into_iter();
         let mut nodes: Vec<NodeId> = named.map(|peer| peer.node).collect();

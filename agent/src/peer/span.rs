@@ -19,7 +19,7 @@ pub(super) fn load(node: &NodeId, job: JobId, epoch: Epoch, part: PartNo) -> Spa
     span
 }
 
-/// On the source: one answer, within the target's span of that part.
+/// On the agent that sends the part: one answer, within the target's span of that part.
 pub(super) fn serve(node: &NodeId, job: JobId, epoch: Epoch, part: PartNo) -> Span {
     let mut span = Span::begin("part.serve", Side::Answers, || Place {
         trace: trace_id(job),

@@ -114,7 +114,10 @@ impl Commands {
                 self.agent.repeated(&command);
                 return None;
             }
-            Some(Entry::Ended { .. }) => return Some(id),
+            Some(Entry::Ended { .. }) => {
+                self.agent.repeated(&command);
+                return Some(id);
+            }
             None => {}
         }
         let policy = command.policy();

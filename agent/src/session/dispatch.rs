@@ -199,12 +199,13 @@ impl Agent {
             }
             SourceCommand::Release => self.forget(job).await,
             SourceCommand::Cleanup { sync_slots } => {
-                if let Some(job) = self.jobs.get(job)
-                    && let Some(open) = job.open
-                {
-                    open.left(&job.target);
-                }
+                let entry = self.jobs.get(job);
                 self.forget(job).await;
+                if let Some(entry) = entry
+                    && let Some(open) = entry.open
+                {
+                    open.left(&entry.target);
+                }
                 slot::cleanup(task, sync_slots).await?;
             }
             SourceCommand::PrepareSlot { expires_seconds } => {
@@ -323,7 +324,7 @@ impl Agent {
         }
     }
 
-    /// A command that is at work has come again. It may name other targets that share the snapshot.
+    /// A command has come again. It may name other targets that share the snapshot.
     pub(crate) fn repeated(&self, command: &Command) {
         if let Command::Target(TargetCommand::Copy(request)) = command
             && let Some(shared) = &request.shared

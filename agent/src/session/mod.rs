@@ -18,6 +18,9 @@ mod opening;
 mod readings;
 mod report;
 
+#[cfg(test)]
+mod tests;
+
 pub(crate) use control::{Control, Coordinator, Queues, Seen};
 pub(crate) use digests::{DigestWatcher, Looked};
 pub(crate) use dispatch::Agent;
