@@ -1,7 +1,8 @@
 //! Fetches a plan: workers take the next part, load it, and report it once it is committed.
 //!
 //! Workers pull from one queue, so a slow range does not idle the others. A part whose connection broke is
-//! fetched again; the ledger says whether it was committed.
+//! fetched again; the ledger says whether it was committed. Their number and the rate can change at any time:
+//! more workers start at once, and of too many each ends after its part.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -14,6 +15,7 @@ use tokio::task::JoinSet;
 use tracing::warn;
 
 use super::connection::{Plan, SourceAgent};
+use super::queue::Queue;
 use super::span;
 use crate::budget::Budget;
 use crate::deferred::named::{Named, build_named};
@@ -24,7 +26,7 @@ use crate::part::formats::formats;
 use crate::part::ledger::ledger;
 use crate::pg::catalog::for_loading;
 use crate::rate::Rate;
-use crate::task::Task;
+use crate::task::{CopyTerms, Task};
 
 /// After these tries, a part's fault becomes the job's.
 const TRIES: u32 = 4;
@@ -42,7 +44,7 @@ struct Shared {
     formats: HashMap<TableNo, CopyFormat>,
     rate: Rate,
     budget: Budget,
-    queue: Mutex<VecDeque<PartNo>>,
+    queue: Mutex<Queue>,
 }
 
 /// Fetches the parts. Returns once all are committed, or, during a shutdown, those that have begun.
@@ -70,7 +72,7 @@ pub(crate) async fn copy(
         .copied()
         .filter(|p| !done.contains(p))
         .collect();
-    let workers = usize::from(request.parallel.max(1)).min(queue.len());
+    let _awake = (!queue.is_empty()).then(|| WalWriterAwake::beside(task));
     let shared = Arc::new(Shared {
         task: task.clone(),
         source,
@@ -80,20 +82,24 @@ pub(crate) async fn copy(
         settings,
         formats,
         budget,
-        queue: Mutex::new(queue),
+        queue: Mutex::new(Queue::new(queue)),
     });
-    let _awake = (workers > 0).then(|| WalWriterAwake::beside(task));
+    let mut terms = task.terms.clone();
     let mut running = JoinSet::new();
-    for _ in 0..workers {
-        let shared = Arc::clone(&shared);
-        running.spawn(async move { shared.work().await });
-    }
     loop {
+        let CopyTerms { parallel, max_rate } = *terms.borrow_and_update();
+        shared.rate.set(max_rate);
+        let new = shared.queue().hire(parallel);
+        for _ in 0..new {
+            let shared = Arc::clone(&shared);
+            running.spawn(async move { shared.work().await });
+        }
         tokio::select! {
             () = task.cancel.cancelled() => {
                 running.shutdown().await;
                 return Err(Fault::new(FaultKind::Cancelled, "cancelled").on(&task.node));
             }
+            Ok(()) = terms.changed() => {}
             ended = running.join_next() => match ended {
                 None => return shared.left(),
                 Some(Ok(Ok(()))) => {}
@@ -188,20 +194,20 @@ impl Shared {
         Ok(done)
     }
 
-    /// The next part; `None` during a shutdown.
+    /// A worker's next part; `None` where it must end, as during a shutdown.
     fn take(&self) -> Option<PartNo> {
         if self.task.drain.is_cancelled() {
             return None;
         }
         let mut queue = self.queue();
-        let part = queue.pop_front();
-        self.task.waiting(queue.len());
+        let part = queue.take();
+        self.task.waiting(queue.left());
         part
     }
 
     /// Fails where parts are left after all workers have ended.
     fn left(&self) -> Result<(), Fault> {
-        match self.queue().len() {
+        match self.queue().left() {
             0 => Ok(()),
             parts => {
                 let text = format!("the agent is being stopped, and {parts} parts are left");
@@ -210,7 +216,7 @@ impl Shared {
         }
     }
 
-    fn queue(&self) -> std::sync::MutexGuard<'_, VecDeque<PartNo>> {
+    fn queue(&self) -> std::sync::MutexGuard<'_, Queue> {
         lock(&self.queue)
     }
 

@@ -30,7 +30,7 @@ use crate::replication::sequences::sequences;
 use crate::shutdown::Shutdown;
 use crate::snapshot::stored::{self, Holder, StoredSnapshot};
 use crate::snapshot::{OpenSnapshot, SourceJob, SourceJobs, describe_replicated};
-use crate::task::{Patience, Progress, Task};
+use crate::task::{CopyTerms, Patience, Progress, Task};
 use crate::telemetry::{Flow, Telemetry};
 
 /// Concurrent streams per peer; more wait in QUIC's own limit.
@@ -408,6 +408,7 @@ impl Server {
             progress: Progress::nowhere(),
             patience: Patience::default(),
             index_memory: None,
+            terms: CopyTerms::fixed(),
         }
     }
 }

@@ -16,6 +16,7 @@ use steep_protocol::message::schema::SchemaCursor;
 use steep_protocol::quic::Endpoint;
 use steep_protocol::{ByteCount, Fault, FaultKind, JobId, NodeId, Retry};
 use steep_schema::Schema;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -33,7 +34,7 @@ use crate::snapshot::stored::Holder;
 use crate::snapshot::{self, SourceJobs, slot};
 use crate::stored;
 use crate::target::{self, Dumps, PrepareRequest, SchemaRequest};
-use crate::task::{Patience, Progress, Task};
+use crate::task::{CopyTerms, Patience, Progress, Task};
 use crate::telemetry::{CommandEnd, Telemetry};
 
 #[derive(Debug)]
@@ -71,6 +72,7 @@ impl Agent {
         &self,
         (job, replication): (JobId, Replication),
         command: Command,
+        terms: watch::Receiver<CopyTerms>,
         cancel: CancellationToken,
     ) -> Result<Outcome, Fault> {
         let task = Task {
@@ -83,6 +85,7 @@ impl Agent {
             progress: Progress::new(Arc::clone(&self.reports) as _),
             patience: Patience::default(),
             index_memory: self.index_memory,
+            terms,
         };
         let running = self.telemetry.command_began();
         let _attended = self.jobs.locks().attend();

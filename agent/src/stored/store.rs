@@ -17,7 +17,7 @@ use steep_protocol::limits::CHUNK_RAW_MAX;
 use steep_protocol::message::agent::{WorkProgress, WorkUnit};
 use steep_protocol::message::peer::{CopyFormat, SchemaSection, TablePlan};
 use steep_protocol::message::snapshot::{SealedSnapshot, StoreSnapshot};
-use steep_protocol::{ByteCount, Fault, FaultKind, Identifier, PartNo, Phase, SnapshotId};
+use steep_protocol::{Fault, FaultKind, Identifier, PartNo, Phase, SnapshotId};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
@@ -231,26 +231,32 @@ impl Shared {
         let mut rows = read_part(&self.open, part, CopyFormat::Text, stop.clone()).await?;
         let mut file = self.writing.part(part).await.map_err(failed)?;
         let mut packer = Packer::stored(codec);
-        let mut raw = Vec::new();
+        let mut raw = Vec::with_capacity(CHUNK_RAW_MAX);
         loop {
-            raw.clear();
-            raw.reserve_exact(CHUNK_RAW_MAX);
-            let step = rows.read(&mut raw, CHUNK_RAW_MAX).await?;
-            if !raw.is_empty() {
-                let length = raw.len() as u64;
-                self.rate.admit(ByteCount(length)).await;
+            let before = raw.len();
+            let limit = before.saturating_add(self.rate.piece()).min(CHUNK_RAW_MAX);
+            let step = rows.read(&mut raw, limit).await?;
+            let read = raw.len() - before;
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {
+                    return Err(Fault::new(FaultKind::Cancelled, "cancelled").on(node));
+                }
+                () = self.rate.admit_all(read) => {}
+            }
+            self.bytes.fetch_add(read as u64, Ordering::Relaxed);
+            let full = raw.len() == CHUNK_RAW_MAX || step != ReadStep::More;
+            if full && !raw.is_empty() {
                 let packed = packer.pack(&mut raw);
                 let (head, payload) = packed
                     .map_err(|error| Fault::new(FaultKind::Failed, error.to_string()).on(node))?;
                 file.chunk(head, &payload).await.map_err(failed)?;
-                self.bytes.fetch_add(length, Ordering::Relaxed);
+                raw.clear();
+                raw.reserve_exact(CHUNK_RAW_MAX);
             }
             if let ReadStep::End { rows } = step {
                 file.finish(rows).await.map_err(failed)?;
                 return Ok(());
-            }
-            if stop.is_cancelled() {
-                return Err(Fault::new(FaultKind::Cancelled, "cancelled").on(node));
             }
         }
     }
