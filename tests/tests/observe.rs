@@ -202,7 +202,8 @@ const TROUBLE: [&str; 12] = [
 ];
 
 /// Events that other suites cause and check.
-const ELSEWHERE: [&str; 28] = [
+const ELSEWHERE: [&str; 29] = [
+    "init.adjusted",
     "init.retrying",
     "agent.rejected",
     "init.given_up",

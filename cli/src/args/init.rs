@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use steep_protocol::limits::{WORKERS_DEFAULT, WORKERS_MAX};
+use steep_protocol::message::adjust::MaxRate;
 use steep_protocol::message::handover::{CompleteSpec, PrepareSpec, SchemaCheck, SlotName};
 use steep_protocol::message::job::{
     Compression, Confirmation, ExistingRows, JobSpec, Method, SchemaMode, TableFilter, YieldToDdl,
@@ -40,6 +41,8 @@ pub(crate) enum InitCommand {
     Cancel(CancelArgs),
     /// Before a backup, create a slot on the source that retains all later changes
     Prepare(PrepareArgs),
+    /// Change the workers and the rate of a node's running job
+    Adjust(AdjustArgs),
     /// Retry creating the objects that a node lacks
     Rebuild(RebuildArgs),
     /// Start replication on a node that was restored from a backup
@@ -213,6 +216,26 @@ pub(crate) struct CancelArgs {
     /// Don't ask for confirmation
     #[arg(long, short)]
     pub(crate) yes: bool,
+}
+
+/// `init adjust`.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("change").required(true).multiple(true))]
+#[command(after_help = "\
+Examples:
+  steep-repl init adjust --node node_b --max-rate 20MB
+  steep-repl init adjust --node node_b --max-rate none --parallel 8")]
+pub(crate) struct AdjustArgs {
+    /// The target node
+    #[arg(long, value_name = "TARGET")]
+    pub(crate) node: NodeId,
+    /// Workers, 1 to 16: more start at once, of too many each ends after its part
+    #[arg(long, value_name = "N", group = "change",
+          value_parser = clap::value_parser!(u8).range(1..=i64::from(WORKERS_MAX)))]
+    pub(crate) parallel: Option<u8>,
+    /// Maximum bytes of rows a second, before compression, such as 50MB, or none
+    #[arg(long, value_name = "SIZE|none", group = "change", value_parser = MaxRate::parse)]
+    pub(crate) max_rate: Option<MaxRate>,
 }
 
 /// `init rebuild`.

@@ -16,8 +16,8 @@ use steep_protocol::NodeId;
 
 pub(crate) use events::{EventsArgs, Level};
 pub(crate) use init::{
-    CancelArgs, CompleteArgs, InitArgs, InitCommand, JobChoices, PrepareArgs, ProgressArgs,
-    RebuildArgs, SchemaChoice, StartArgs,
+    AdjustArgs, CancelArgs, CompleteArgs, InitArgs, InitCommand, JobChoices, PrepareArgs,
+    ProgressArgs, RebuildArgs, SchemaChoice, StartArgs,
 };
 pub(crate) use schema::{CaptureArgs, CompareArgs, DiffArgs, ExportArgs, SchemaCommand, Side};
 pub(crate) use snapshot::{ApplyArgs, GenerateArgs, SnapshotCommand, Stored};

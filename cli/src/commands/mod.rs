@@ -72,6 +72,9 @@ async fn execute(cli: Cli, terminal: Terminal) -> Result<u8, Failure> {
             Some(InitCommand::Prepare(args)) => {
                 interruptible(init::prepare::run(args, &context)).await
             }
+            Some(InitCommand::Adjust(args)) => {
+                interruptible(init::adjust::run(args, &context)).await
+            }
             Some(InitCommand::Rebuild(args)) => {
                 interruptible(init::rebuild::run(args, &context)).await
             }

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use steep_protocol::message::adjust::{Adjustment, MaxRate};
 use steep_protocol::message::agent::CoordinatorMessage;
 use steep_protocol::message::api::{Afterwards, AuditView, InitRequest, Order};
 use steep_protocol::message::handover::{CompleteSpec, SchemaCheck, SlotName};
@@ -51,6 +52,7 @@ impl AuditEntry {
             Order::Prepare(spec) => ("init.prepare", &spec.node),
             Order::DropPrepared { node, .. } => ("init.prepare", node),
             Order::Rebuild { node } => ("init.rebuild", node),
+            Order::Adjust { node, .. } => ("init.adjust", node),
             Order::Generate(spec) => ("snapshot.generate", &spec.source),
             // Without its snapshot, nobody knows which node it is about.
             Order::DeleteSnapshot { .. } => return Vec::new(),
@@ -58,6 +60,7 @@ impl AuditEntry {
         let keeps = |data: &CancelledData| (*data == CancelledData::Keep).to_string();
         let arguments = match order {
             Order::Init(_) | Order::Rebuild { .. } => Vec::new(),
+            Order::Adjust { change, .. } => adjust_arguments(*change),
             Order::Cancel { data, .. } => vec![("keep_data", keeps(data))],
             Order::GiveUp { data, .. } => {
                 vec![
@@ -330,6 +333,15 @@ fn backup_arguments(spec: &CompleteSpec) -> Vec<Argument> {
         ("source_lsn", spec.source_lsn.to_string()),
         ("skip_schema_check", skip.to_string()),
     ]
+}
+
+fn adjust_arguments(change: Adjustment) -> Vec<Argument> {
+    let parallel = change.parallel.map(|n| ("parallel", n.to_string()));
+    let rate = change.max_rate.map(|rate| match rate {
+        MaxRate::Unlimited => ("max_rate", "none".to_owned()),
+        MaxRate::Limited(bytes) => ("max_rate", bytes.0.to_string()),
+    });
+    parallel.into_iter().chain(rate).collect()
 }
 
 fn listed<T: ToString>(names: impl ExactSizeIterator<Item = T>) -> String {

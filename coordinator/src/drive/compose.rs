@@ -134,7 +134,7 @@ impl<S: Store> Driver<S> {
     }
 
     /// Workers for that job, given what other jobs use on the same agents.
-    fn workers(&self, job: &Job) -> u8 {
+    pub(super) fn workers(&self, job: &Job) -> u8 {
         let max = |node: &NodeId| {
             let agent = self.registry.get(node);
             agent.map_or(limits::WORKERS_MAX, |a| a.registration.max_workers)

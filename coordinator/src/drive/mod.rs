@@ -9,6 +9,7 @@
 //! for an agent or an operator: it uses `try_send` on bounded queues, and `watch` channels, which keep
 //! only the latest view.
 
+mod adjust;
 mod admit;
 mod agents;
 mod audit;

@@ -43,7 +43,8 @@ async fn go(mut args: StartArgs, context: &Context) -> Result<u8, Failure> {
         if active.len() == args.targets.len() {
             if !ignored.is_empty() {
                 tell(&format!(
-                    "a job at work keeps the settings it began with: {} changes nothing",
+                    "a job at work keeps the settings it began with: {} changes nothing; steep-repl init \
+                     adjust changes --parallel and --max-rate",
                     ignored.join(" ")
                 ));
             }
