@@ -14,11 +14,11 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// A limit is to hold over any time of this length.
 const WINDOW: Duration = Duration::from_secs(10);
 
-/// A dozen tables of six megabytes, none of which is split.
+/// Tables of two megabytes, none of which is split: enough for all that is tried at a slow rate.
 fn create(database: &Database) -> Result<()> {
     let sql = "SELECT format('CREATE TABLE t%s (id integer PRIMARY KEY, body text);
-            INSERT INTO t%1$s SELECT n, repeat(md5(n::text), 30) FROM generate_series(1, 6200) AS n', n)
-        FROM generate_series(1, 12) AS n
+            INSERT INTO t%1$s SELECT n, repeat(md5(n::text), 30) FROM generate_series(1, 2100) AS n', n)
+        FROM generate_series(1, 60) AS n
         \\gexec";
     database.sql(sql).map(drop)
 }
@@ -36,9 +36,9 @@ fn expect_rate(cluster: &Cluster, per_second: f64) -> Result<()> {
     thread::sleep(WINDOW);
     let bytes = arrived(cluster)? - before;
     let share = bytes / began.elapsed().as_secs_f64() / per_second;
-    // A busy machine may be slower.
+    // A busy machine may be slower, and never faster.
     ensure!(
-        (0.9..=1.05).contains(&share),
+        (0.75..=1.05).contains(&share),
         "{share:.3} of {per_second} bytes a second"
     );
     Ok(())
