@@ -28,8 +28,9 @@ use crate::part::copy_out::read_part;
 use crate::pg::{Conninfo, catalog};
 use crate::replication::sequences::sequences;
 use crate::shutdown::Shutdown;
-use crate::snapshot::stored::{self, Holder, StoredSnapshot};
+use crate::snapshot::stored::{Holder, StoredSnapshot};
 use crate::snapshot::{OpenSnapshot, SourceJob, SourceJobs, describe_replicated};
+use crate::stored;
 use crate::task::{CopyTerms, Patience, Progress, Task};
 use crate::telemetry::{Flow, Telemetry};
 
@@ -352,7 +353,7 @@ impl Server {
             }
         };
         sender.send(&PeerReply::FramesFollow).await?;
-        let damaged = |error: &_| stored::damaged(error, &self.node);
+        let damaged = |error: &_| stored::fault(error, &self.node);
         let flow = &self.telemetry.sent;
         let sent = stream::send_stored(&mut reader, sender, flow, damaged).await?;
         if let Ok(sent) = &sent {

@@ -73,6 +73,11 @@ pub(crate) async fn store(
         writing: writing.clone(),
         budget,
         bytes: AtomicU64::new(0),
+        expected: open
+            .summaries()
+            .iter()
+            .map(|table| table.bytes_estimate.0)
+            .sum(),
         workers: AtomicUsize::new(0),
         current: Mutex::default(),
     });
@@ -106,6 +111,10 @@ async fn seal(
     let recorded = record::sealed(session, task, (location, manifest), expires_seconds).await;
     let expires_at = recorded.map_err(|error| task.fault(error))?;
     let totals = &manifest.totals;
+    let sum = manifest.checksum.ok_or_else(|| {
+        let text = "the manifest was written without a checksum";
+        Fault::new(FaultKind::Failed, text).on(&task.node)
+    })?;
     info!(snapshot = %manifest.snapshot_id, %location, rows = totals.rows.0, bytes = totals.bytes.0, stored = totals.stored_bytes.0, "snapshot stored");
     Ok(SealedSnapshot {
         tables: totals.tables,
@@ -113,6 +122,7 @@ async fn seal(
         rows: totals.rows.0,
         bytes: totals.bytes.0,
         stored_bytes: totals.stored_bytes.0,
+        manifest: sum,
         expires_at,
     })
 }
@@ -141,6 +151,8 @@ struct Shared {
     budget: Budget,
     /// COPY bytes so far.
     bytes: AtomicU64,
+    /// Estimated COPY bytes in all.
+    expected: u64,
     workers: AtomicUsize,
     /// By worker.
     current: Mutex<HashMap<usize, String>>,
@@ -188,12 +200,10 @@ impl Shared {
     }
 
     fn tell(&self) {
-        let summaries = self.open.summaries();
-        let total = summaries.iter().map(|table| table.bytes_estimate.0).sum();
         let done = self.bytes.load(Ordering::Relaxed);
         let work = WorkProgress {
             done,
-            total: done.max(total),
+            total: done.max(self.expected),
             unit: WorkUnit::Bytes,
             current: lock(&self.current).values().next().cloned(),
             workers: u8::try_from(self.workers.load(Ordering::Relaxed)).unwrap_or(u8::MAX),

@@ -106,9 +106,14 @@ async fn interruptible(work: impl Future<Output = Result<u8, Failure>>) -> Resul
     let mut signals = Signals::catch()?;
     tokio::select! {
         done = work => done,
-        interrupt = signals.next() => match interrupt {
-            Interrupt::Keyboard => Err(Failure::new(FaultKind::Cancelled, "interrupted")),
-            Interrupt::Terminate => Err(Failure::new(FaultKind::Cancelled, "terminated")),
-        },
+        interrupt = signals.next() => Err(interrupted(interrupt)),
     }
+}
+
+fn interrupted(interrupt: Interrupt) -> Failure {
+    let text = match interrupt {
+        Interrupt::Keyboard => "interrupted",
+        Interrupt::Terminate => "terminated",
+    };
+    Failure::new(FaultKind::Cancelled, text)
 }

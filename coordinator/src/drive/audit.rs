@@ -14,7 +14,6 @@ use steep_protocol::message::handover::{CompleteSpec, SchemaCheck, SlotName};
 use steep_protocol::message::job::{
     CancelledData, Confirmation, ExistingRows, JobSpec, SchemaMode,
 };
-use steep_protocol::message::snapshot::SnapshotRef;
 use steep_protocol::{Fault, JobId, NodeId};
 
 use super::{Driver, Operator};
@@ -102,10 +101,7 @@ impl AuditEntry {
             InitRequest::Resume(_) => ("init.resume", Vec::new()),
             InitRequest::Complete(spec) => ("init.complete", backup_arguments(spec)),
             InitRequest::Apply(spec) => {
-                let snapshot = match &spec.snapshot {
-                    SnapshotRef::Id(id) => id.to_string(),
-                    SnapshotRef::At(location) => location.clone(),
-                };
+                let snapshot = spec.snapshot.to_string();
                 ("snapshot.apply", vec![("snapshot", snapshot)])
             }
         };

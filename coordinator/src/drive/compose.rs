@@ -105,6 +105,7 @@ impl<S: Store> Driver<S> {
             (Some(stored), _) => Export::Stored {
                 snapshot: stored.snapshot,
                 location: stored.location.clone(),
+                manifest: stored.manifest,
                 verify: stored.verify,
             },
             (None, Method::Native) => Export::Slot,

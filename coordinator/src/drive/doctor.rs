@@ -61,7 +61,6 @@ impl<S: Store> Driver<S> {
                 vec![(spec, Some(handover))]
             }
             InitRequest::Apply(spec) => {
-                self.check_shape(&spec.jobs)?;
                 let (specs, stored) = self.resolve_stored(*spec)?;
                 let template = stored.template();
                 specs
