@@ -15,8 +15,7 @@ use crate::signals::Signals;
 
 /// Starts the jobs and follows them as `init` does.
 pub(crate) async fn run(mut args: ApplyArgs, context: &Context) -> Result<u8, Failure> {
-    args.schema_sync.get_or_insert(context.settings.schema_sync);
-    args.parallel.get_or_insert(context.settings.parallel);
+    args.load.fill(&context.settings);
     let targets = args.targets.clone();
     begin::told(go(&args, context).await, &targets, context.terminal)
 }
