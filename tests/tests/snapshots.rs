@@ -400,12 +400,12 @@ fn a_manifest_that_was_edited_is_refused_though_its_checksum_fits() -> Result<()
     fs::write(&file, manifest.to_string())?;
     cluster.cli(&["snapshot", "verify", text])?.expect(0)?;
     let apply = [
-        "snapshot", "apply", "--target", "node_b", "--input", text, "--yes",
+        "snapshot", "apply", "--target", "node_b", "--input", text, "--yes", "--json",
     ];
-    for command in [&["snapshot", "verify", &id][..], &apply] {
+    for command in [&["snapshot", "verify", &id, "--json"][..], &apply] {
         let refused = cluster.cli(command)?.expect(1)?;
         ensure!(
-            refused.text().contains("manifest.json is not the one"),
+            refused.text().contains("is not the one that was written"),
             "{refused}"
         );
     }

@@ -15,8 +15,8 @@ use tokio::task::JoinSet;
 use tracing::warn;
 
 use super::connection::{Plan, SourceAgent};
-use super::queue::Queue;
 use super::span;
+use super::workers::Workers;
 use crate::budget::Budget;
 use crate::deferred::named::{Named, build_named};
 use crate::mutex::lock;
@@ -44,7 +44,8 @@ struct Shared {
     formats: HashMap<TableNo, CopyFormat>,
     rate: Rate,
     budget: Budget,
-    queue: Mutex<Queue>,
+    queue: Mutex<VecDeque<PartNo>>,
+    workers: Mutex<Workers>,
 }
 
 /// Fetches the parts. Returns once all are committed, or, during a shutdown, those that have begun.
@@ -82,14 +83,16 @@ pub(crate) async fn copy(
         settings,
         formats,
         budget,
-        queue: Mutex::new(Queue::new(queue)),
+        queue: Mutex::new(queue),
+        workers: Mutex::default(),
     });
     let mut terms = task.terms.clone();
     let mut running = JoinSet::new();
     loop {
         let CopyTerms { parallel, max_rate } = *terms.borrow_and_update();
         shared.rate.set(max_rate);
-        let new = shared.queue().hire(parallel);
+        let parts = shared.queue().len();
+        let new = lock(&shared.workers).hire(parallel, parts);
         for _ in 0..new {
             let shared = Arc::clone(&shared);
             running.spawn(async move { shared.work().await });
@@ -199,15 +202,21 @@ impl Shared {
         if self.task.drain.is_cancelled() {
             return None;
         }
+        if !lock(&self.workers).goes_on() {
+            return None;
+        }
         let mut queue = self.queue();
-        let part = queue.take();
-        self.task.waiting(queue.left());
+        let part = queue.pop_front();
+        self.task.waiting(queue.len());
+        if part.is_none() {
+            lock(&self.workers).leaves();
+        }
         part
     }
 
     /// Fails where parts are left after all workers have ended.
     fn left(&self) -> Result<(), Fault> {
-        match self.queue().left() {
+        match self.queue().len() {
             0 => Ok(()),
             parts => {
                 let text = format!("the agent is being stopped, and {parts} parts are left");
@@ -216,7 +225,7 @@ impl Shared {
         }
     }
 
-    fn queue(&self) -> std::sync::MutexGuard<'_, Queue> {
+    fn queue(&self) -> std::sync::MutexGuard<'_, VecDeque<PartNo>> {
         lock(&self.queue)
     }
 

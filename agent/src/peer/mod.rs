@@ -1,8 +1,8 @@
 //! Agent to agent: the middle of the data path.
 //!
 //! [`serve`] answers a target's agent from the snapshots held open here; [`connection`] is the target's
-//! end. [`stream`] moves one part over one QUIC stream, [`fetch`] runs the workers that fetch a plan, [`queue`]
-//! has their parts, [`Rate`](crate::rate::Rate) limits them all together, [`pending`] is a dump that is
+//! end. [`stream`] moves one part over one QUIC stream, [`fetch`] runs the workers that fetch a plan,
+//! [`workers`] counts them, [`Rate`](crate::rate::Rate) limits them all together, [`pending`] is a dump that is
 //! requested early, and [`span`] makes the trace spans of parts.
 //!
 //! Invariants: only the node that the coordinator named for a job gets an answer (G7); a part is reported
@@ -11,7 +11,7 @@
 pub(crate) mod connection;
 pub(crate) mod fetch;
 pub(crate) mod pending;
-mod queue;
 pub(crate) mod serve;
 mod span;
 pub mod stream;
+mod workers;
