@@ -235,7 +235,7 @@ const ELSEWHERE: [&str; 29] = [
 ];
 
 /// Words in the sources that are not events: operators' actions, and a span.
-const NO_EVENTS: [&str; 10] = [
+const NO_EVENTS: [&str; 11] = [
     "snapshot.generate",
     "snapshot.apply",
     "snapshot.delete",
@@ -246,6 +246,7 @@ const NO_EVENTS: [&str; 10] = [
     "init.complete",
     "init.rebuild",
     "init.resume",
+    "init.adjust",
 ];
 
 #[test]
