@@ -3,9 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use steep_protocol::message::agent::{PartDone, PartProgress, WorkProgress, WorkUnit};
+use steep_protocol::message::agent::{
+    Command, PartDone, PartProgress, TargetCommand, WorkProgress, WorkUnit,
+};
 use steep_protocol::message::handover::Replication;
 use steep_protocol::{ByteCount, Fault, JobId, NodeId, Phase};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -32,6 +35,35 @@ pub(crate) struct Task {
     pub(crate) patience: Patience,
     /// For all index builds together; chosen from free memory where it is not set.
     pub(crate) index_memory: Option<ByteCount>,
+    /// Of a copy; the newest ones count.
+    pub(crate) terms: watch::Receiver<CopyTerms>,
+}
+
+/// What an operator may change while rows are copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct CopyTerms {
+    /// Workers.
+    pub(crate) parallel: u8,
+    /// COPY bytes a second over all workers.
+    pub(crate) max_rate: Option<ByteCount>,
+}
+
+impl CopyTerms {
+    /// Those of a copy; other commands have none.
+    pub(crate) fn of(command: &Command) -> Self {
+        match command {
+            Command::Target(TargetCommand::Copy(copy)) => Self {
+                parallel: copy.parallel,
+                max_rate: copy.max_rate,
+            },
+            Command::Source(_) | Command::Target(_) | Command::Node(_) => Self::default(),
+        }
+    }
+
+    /// Terms that never change.
+    pub(crate) fn fixed() -> watch::Receiver<Self> {
+        watch::channel(Self::default()).1
+    }
 }
 
 /// How long a statement waits for others' locks.

@@ -202,7 +202,8 @@ const TROUBLE: [&str; 12] = [
 ];
 
 /// Events that other suites cause and check.
-const ELSEWHERE: [&str; 28] = [
+const ELSEWHERE: [&str; 29] = [
+    "init.adjusted",
     "init.retrying",
     "agent.rejected",
     "init.given_up",
@@ -234,7 +235,7 @@ const ELSEWHERE: [&str; 28] = [
 ];
 
 /// Words in the sources that are not events: operators' actions, and a span.
-const NO_EVENTS: [&str; 10] = [
+const NO_EVENTS: [&str; 11] = [
     "snapshot.generate",
     "snapshot.apply",
     "snapshot.delete",
@@ -245,6 +246,7 @@ const NO_EVENTS: [&str; 10] = [
     "init.complete",
     "init.rebuild",
     "init.resume",
+    "init.adjust",
 ];
 
 #[test]

@@ -75,7 +75,9 @@ fn three_targets_cost_their_source_one_reading_and_not_three_times_the_bytes() -
     let before = sent(&cluster, "node_a")?;
     let mut arguments = vec!["init"];
     arguments.extend(TARGETS);
-    arguments.extend(["--from", "node_a", "--yes", "--json"]);
+    // Packed rows would be hardly more than what else is said.
+    let further = ["--from", "node_a", "--yes", "--json", "--compress", "none"];
+    arguments.extend(further);
     let done = cluster.cli(&arguments)?.expect(0)?;
     let after = sent(&cluster, "node_a")?;
     load.stop()?;
@@ -97,7 +99,7 @@ fn three_targets_cost_their_source_one_reading_and_not_three_times_the_bytes() -
         .filter_map(|object| object["wire_bytes"].as_f64())
         .fold(0.0, f64::max);
     ensure!(
-        after - before < 1.3 * one + 500_000.0,
+        after - before < 1.3 * one,
         "the source sent {} bytes, and one copy is {one}",
         after - before
     );
@@ -197,7 +199,7 @@ fn a_node_joins_a_snapshot_that_others_are_being_made_from() -> Result<()> {
             "--yes",
             "--detach",
             "--max-rate",
-            "8MB",
+            "3MB",
         ])?
         .expect(0)?;
     cluster.wait_copying("node_b")?;

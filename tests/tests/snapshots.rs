@@ -372,6 +372,52 @@ fn a_damaged_snapshot_is_named_before_anything_is_changed() -> Result<()> {
 }
 
 #[test]
+fn a_manifest_that_was_edited_is_refused_though_its_checksum_fits() -> Result<()> {
+    let cluster = Cluster::pair()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    sample::create(&source, 1)?;
+    let place = cluster.dir().join("stored");
+    let made = generate(&cluster, &place, &[])?;
+    let (id, text) = (id(&made)?, place.to_str().context("UTF-8")?);
+    let file = place.join("manifest.json");
+    let whole = fs::read(&file)?;
+    let mut manifest: Value = serde_json::from_slice(&whole)?;
+    // Values would be loaded into each other's columns.
+    for table in manifest["tables"].as_array_mut().context("tables")? {
+        table["columns"]
+            .as_array_mut()
+            .context("columns")?
+            .reverse();
+    }
+    manifest
+        .as_object_mut()
+        .context("an object")?
+        .shift_remove("checksum");
+    fs::write(&file, manifest.to_string())?;
+    let sum = Command::new("sha256sum").arg(&file).output()?.stdout;
+    let sum = String::from_utf8(sum)?;
+    manifest["checksum"] = sum.split_whitespace().next().context("a sum")?.into();
+    fs::write(&file, manifest.to_string())?;
+    cluster.cli(&["snapshot", "verify", text])?.expect(0)?;
+    let apply = [
+        "snapshot", "apply", "--target", "node_b", "--input", text, "--yes", "--json",
+    ];
+    for command in [&["snapshot", "verify", &id, "--json"][..], &apply] {
+        let refused = cluster.cli(command)?.expect(1)?;
+        ensure!(
+            refused.text().contains("is not the one that was written"),
+            "{refused}"
+        );
+    }
+    let tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'";
+    assert_eq!(target.value::<u32>(tables)?, 0);
+
+    fs::write(&file, &whole)?;
+    cluster.cli(&apply)?.expect(0)?;
+    compare::rows(&source, &target)?.none()
+}
+
+#[test]
 fn a_snapshot_without_its_slot_is_refused_and_says_what_helps() -> Result<()> {
     let cluster = Cluster::pair()?;
     let source = cluster.database("node_a");

@@ -7,8 +7,8 @@
 //! reported done only when a crash cannot undo it. Triggers do not fire and foreign keys are not checked
 //! (`session_replication_role = replica`), as the source has done both.
 //!
-//! Nothing is sent before the second chunk: an empty part costs two round trips and no COPY, and a part of
-//! one chunk is never frozen.
+//! Nothing is sent before the second chunk, or piece of one where the rate is slow: an empty part costs two
+//! round trips and no COPY, and a part of one chunk is not frozen.
 
 use std::sync::Arc;
 

@@ -1,10 +1,11 @@
 //! Fetches a plan: workers take the next part, load it, and report it once it is committed.
 //!
 //! Workers pull from one queue, so a slow range does not idle the others. A part whose connection broke is
-//! fetched again; the ledger says whether it was committed.
+//! fetched again; the ledger says whether it was committed. Their number and the rate can change at any time:
+//! more workers start at once, and of too many each ends after its part.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use steep_protocol::limits::WANTED_MAX;
@@ -18,17 +19,19 @@ use super::connection::{Plan, SourceAgent};
 use super::exchange::{Arriving, Exchange};
 use super::queue::PartQueue;
 use super::span;
+use super::workers::Workers;
 use crate::budget::{Budget, Share};
 use crate::chunk::context_bytes;
 use crate::deferred::named::{Named, build_named};
 use crate::kept::{Store, Writer};
+use crate::mutex::lock;
 use crate::node::wal_writer::WalWriterAwake;
 use crate::part::copy_in::{Begin, Loader};
 use crate::part::formats::formats;
 use crate::part::ledger::ledger;
 use crate::pg::catalog::for_loading;
 use crate::rate::Rate;
-use crate::task::Task;
+use crate::task::{CopyTerms, Task};
 
 /// After these tries, a part's fault becomes the job's.
 const TRIES: u32 = 4;
@@ -47,6 +50,7 @@ struct Shared {
     rate: Rate,
     budget: Budget,
     queue: PartQueue,
+    workers: Mutex<Workers>,
     /// Where other targets share the snapshot.
     exchange: Option<Exchange>,
 }
@@ -86,7 +90,7 @@ pub(crate) async fn copy(
         .copied()
         .filter(|p| !done.contains(p))
         .collect();
-    let workers = usize::from(request.parallel.max(1)).min(queue.len());
+    let _awake = (!queue.is_empty()).then(|| WalWriterAwake::beside(task));
     let sharing = request.shared.as_ref().map(|shared| {
         let of = (&request, shared);
         Exchange::begin(&source, store, of, plan.lsn)
@@ -101,21 +105,27 @@ pub(crate) async fn copy(
         settings,
         formats,
         budget,
-        queue: PartQueue::new(queue, workers),
+        queue: PartQueue::new(queue),
+        workers: Mutex::default(),
         exchange,
     });
-    let _awake = (workers > 0).then(|| WalWriterAwake::beside(task));
+    let mut terms = task.terms.clone();
     let mut running = JoinSet::new();
-    for _ in 0..workers {
-        let shared = Arc::clone(&shared);
-        running.spawn(async move { shared.work().await });
-    }
     loop {
+        let CopyTerms { parallel, max_rate } = *terms.borrow_and_update();
+        shared.rate.set(max_rate);
+        let parts = shared.queue.len();
+        let new = lock(&shared.workers).hire(parallel, parts);
+        for _ in 0..new {
+            let shared = Arc::clone(&shared);
+            running.spawn(async move { shared.work().await });
+        }
         tokio::select! {
             () = task.cancel.cancelled() => {
                 running.shutdown().await;
                 return Err(Fault::new(FaultKind::Cancelled, "cancelled").on(&task.node));
             }
+            Ok(()) = terms.changed() => {}
             ended = running.join_next() => match ended {
                 None => break,
                 Some(Ok(Ok(()))) => {}
@@ -255,14 +265,20 @@ impl Shared {
         })
     }
 
-    /// The next part; `None` during a shutdown.
+    /// A worker's next part; `None` where it must end, as during a shutdown.
     async fn take(&self) -> Option<Taken> {
+        if !lock(&self.workers).goes_on() {
+            return None;
+        }
         let taken = tokio::select! {
             biased;
             () = self.task.drain.cancelled() => None,
             taken = self.choose() => taken,
         };
         self.task.waiting(self.queue.len());
+        if taken.is_none() {
+            lock(&self.workers).leaves();
+        }
         taken
     }
 
@@ -277,7 +293,7 @@ impl Shared {
         };
         let mut patience = Patience::None;
         loop {
-            let mut slice = self.queue.slice(WANTED_MAX).await?;
+            let mut slice = self.queue.slice(WANTED_MAX, self.wanted()).await?;
             let share = self.share().await;
             let with_format = |part| self.with_format(part);
             let got = match exchange.get(&mut slice, with_format, None, patience).await {
@@ -301,6 +317,10 @@ impl Shared {
                 peer: None,
             });
         }
+    }
+
+    fn wanted(&self) -> usize {
+        lock(&self.workers).wanted()
     }
 
     /// A part's share of the memory.

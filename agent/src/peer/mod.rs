@@ -3,7 +3,8 @@
 //! [`serve`] answers a target's agent from the snapshots held open here; [`connection`] is the target's
 //! end. [`stream`] moves one part over one QUIC stream, [`fetch`] runs the workers that fetch a plan,
 //! taking parts from [`queue`]; where several targets share a snapshot, [`exchange`] gets them from one another.
-//! [`Rate`](crate::rate::Rate) limits them all together, [`pending`] is a dump that is requested early, and [`span`] makes the trace spans of parts.
+//! [`workers`] counts them, [`Rate`](crate::rate::Rate) limits them all together, [`pending`] is a dump that is
+//! requested early, and [`span`] makes the trace spans of parts.
 //!
 //! Invariants: only nodes that the coordinator named for a job or a snapshot get an answer (G7); a part is reported
 //! done only after the target's commit (G2); a broken connection costs the parts on it and nothing else.
@@ -16,6 +17,7 @@ mod queue;
 pub(crate) mod serve;
 mod span;
 pub mod stream;
+mod workers;
 
 #[cfg(test)]
 mod tests;

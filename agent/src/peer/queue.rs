@@ -14,7 +14,6 @@ use crate::mutex::lock;
 #[derive(Debug)]
 pub(super) struct PartQueue {
     state: Mutex<State>,
-    workers: usize,
     changed: Notify,
 }
 
@@ -34,10 +33,9 @@ pub(super) struct Slice<'a> {
 }
 
 impl PartQueue {
-    pub(super) fn new(parts: VecDeque<PartNo>, workers: usize) -> Self {
+    pub(super) fn new(parts: VecDeque<PartNo>) -> Self {
         Self {
             state: Mutex::new(State { parts, open: 0 }),
-            workers: workers.max(1),
             changed: Notify::new(),
         }
     }
@@ -51,16 +49,16 @@ impl PartQueue {
         lock(&self.state).parts.pop_front()
     }
 
-    /// At most `most` of the next parts, and no more than a worker's share. Waits while others may return
+    /// At most `most` of the next parts, and no more than the share of one of so many workers. Waits while others may return
     /// some; `None` once all are chosen. Cancel-safe.
-    pub(super) async fn slice(&self, most: usize) -> Option<Slice<'_>> {
+    pub(super) async fn slice(&self, most: usize, workers: usize) -> Option<Slice<'_>> {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             // From here on no return is missed.
             changed.as_mut().enable();
             {
                 let mut state = lock(&self.state);
-                let share = state.parts.len().div_ceil(self.workers).min(most);
+                let share = state.parts.len().div_ceil(workers.max(1)).min(most);
                 if share > 0 {
                     state.open += 1;
                     return Some(Slice {
@@ -140,12 +138,12 @@ mod tests {
 
     use super::*;
 
-    fn queue(parts: u32, workers: usize) -> PartQueue {
-        PartQueue::new((0..parts).map(PartNo).collect(), workers)
+    fn queue(parts: u32) -> PartQueue {
+        PartQueue::new((0..parts).map(PartNo).collect())
     }
 
     fn slice(queue: &PartQueue) -> Option<Slice<'_>> {
-        queue.slice(4).now_or_never().flatten()
+        queue.slice(4, 1).now_or_never().flatten()
     }
 
     fn left(queue: PartQueue) -> Vec<u32> {
@@ -155,7 +153,7 @@ mod tests {
 
     #[test]
     fn what_is_not_chosen_returns_to_its_place() {
-        let queue = queue(16, 2);
+        let queue = queue(16);
         let mut first = slice(&queue).unwrap();
         let second = slice(&queue).unwrap();
         assert_eq!(first.parts(), [0, 1, 2, 3].map(PartNo));
@@ -170,16 +168,16 @@ mod tests {
 
     #[test]
     fn what_cannot_be_had_yet_goes_to_the_end() {
-        let queue = queue(6, 1);
+        let queue = queue(6);
         slice(&queue).unwrap().put_back();
         assert_eq!(left(queue), [4, 5, 0, 1, 2, 3]);
     }
 
     #[tokio::test]
     async fn a_worker_waits_while_another_may_return_parts() {
-        let queue = queue(1, 2);
+        let queue = queue(1);
         let mut first = slice(&queue).unwrap();
-        let mut second = Box::pin(queue.slice(4));
+        let mut second = Box::pin(queue.slice(4, 2));
         assert!((&mut second).now_or_never().is_none());
         first.choose(PartNo(0));
         assert!(second.await.is_none());
@@ -191,9 +189,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_dropped_slice_wakes_who_waits() {
-        let queue = queue(1, 2);
+        let queue = queue(1);
         let first = slice(&queue).unwrap();
-        let second = queue.slice(4);
+        let second = queue.slice(4, 2);
         let (second, ()) = tokio::join!(second, async { drop(first) });
         assert_eq!(second.unwrap().parts(), [PartNo(0)]);
     }

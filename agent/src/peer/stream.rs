@@ -306,7 +306,7 @@ impl Incoming {
         }
     }
 
-    /// Feeds a writer to the end and commits. `report` hears of every chunk.
+    /// Feeds a writer to the end and commits, in pieces that the rate admits. `report` hears of each.
     ///
     /// # Errors
     /// The first fault of either end; the writer is dropped then, which takes everything back.
@@ -316,12 +316,22 @@ impl Incoming {
         rate: &Rate,
         mut report: impl FnMut(ByteCount, ByteCount) + Send,
     ) -> Result<Sent, Fault> {
+        let mut written = ByteCount(0);
         loop {
+            let wire = self.wire;
             match self.next().await? {
-                Arrived::Data(data) => {
-                    rate.admit(ByteCount(data.len() as u64)).await;
-                    writer.write(data).await?;
-                    report(self.raw, self.wire);
+                Arrived::Data(mut data) => {
+                    while !data.is_empty() {
+                        let (piece, rest) = data.split_at(rate.admit(data.len()).await);
+                        writer.write(piece).await?;
+                        written += ByteCount(piece.len() as u64);
+                        // A chunk's bytes on the wire count with its last piece.
+                        if !rest.is_empty() {
+                            report(written, wire);
+                        }
+                        data = rest;
+                    }
+                    report(written, self.wire);
                 }
                 Arrived::End(sent) => {
                     writer.commit(sent).await?;

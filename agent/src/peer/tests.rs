@@ -287,9 +287,9 @@ impl Source {
 
 /// One part as a target gets it, and what was received.
 async fn get(exchange: &Exchange, part: PartAs) -> (Arriving, PartQueue) {
-    let queue = PartQueue::new([part.part, PartNo(6)].into(), 1);
+    let queue = PartQueue::new([part.part, PartNo(6)].into());
     let arriving = {
-        let mut slice = queue.slice(1).await.unwrap();
+        let mut slice = queue.slice(1, 1).await.unwrap();
         let got = exchange.get(&mut slice, |part| as_text(part.0), None, Patience::None);
         got.await.unwrap().unwrap()
     };

@@ -8,11 +8,13 @@ use futures_util::FutureExt;
 use steep_protocol::message::agent::{AfterStop, AtStop, Command, Outcome};
 use steep_protocol::message::handover::Replication;
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, Retry};
+use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::dispatch::Agent;
 use super::drainer::Drainer;
+use crate::task::CopyTerms;
 
 #[derive(Debug)]
 pub(super) struct Commands {
@@ -29,6 +31,7 @@ enum Entry {
         cancel: CancellationToken,
         at_stop: AtStop,
         wanted: Wanted,
+        terms: watch::Sender<CopyTerms>,
     },
     Ended {
         job: JobId,
@@ -101,7 +104,8 @@ impl Commands {
         }
     }
 
-    /// Begins a command, once. Returns its id where it has already ended and must be answered again.
+    /// Begins a command, once; repeated, a copy takes its new terms. Returns its id where it has already ended
+    /// and must be answered again.
     pub(super) fn begin(
         &mut self,
         id: CommandId,
@@ -110,7 +114,8 @@ impl Commands {
         drainer: &Drainer,
     ) -> Option<CommandId> {
         match self.entries.get(&id) {
-            Some(Entry::Running { .. }) => {
+            Some(Entry::Running { terms, .. }) => {
+                terms.send_replace(CopyTerms::of(&command));
                 self.agent.repeated(&command);
                 return None;
             }
@@ -134,17 +139,19 @@ impl Commands {
             }
         }
         let cancel = CancellationToken::new();
+        let (terms, newest) = watch::channel(CopyTerms::of(&command));
         let running = Entry::Running {
             cancel: cancel.clone(),
             at_stop: policy.at_stop,
             wanted: Wanted::Outcome,
+            terms,
         };
         self.entries.insert(id, running);
         let agent = Arc::clone(&self.agent);
         self.running.spawn(async move {
             let job = of.0;
             // A panic ends this job, at once and with a reason, and no other.
-            let work = AssertUnwindSafe(agent.fulfil(of, command, cancel));
+            let work = AssertUnwindSafe(agent.fulfil(of, command, newest, cancel));
             let outcome = work.catch_unwind().await;
             let outcome = outcome.unwrap_or_else(|_| Err(panicked(policy.name, &agent.node)));
             (id, job, outcome)

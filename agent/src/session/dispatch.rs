@@ -16,6 +16,7 @@ use steep_protocol::message::schema::SchemaCursor;
 use steep_protocol::quic::Endpoint;
 use steep_protocol::{ByteCount, Fault, FaultKind, JobId, NodeId};
 use steep_schema::Schema;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -35,7 +36,7 @@ use crate::snapshot::stored::Holder;
 use crate::snapshot::{SourceJobs, slot};
 use crate::stored;
 use crate::target::{self, Dumps, PrepareRequest, SchemaRequest};
-use crate::task::{Patience, Progress, Task};
+use crate::task::{CopyTerms, Patience, Progress, Task};
 use crate::telemetry::{CommandEnd, Telemetry};
 
 #[derive(Debug)]
@@ -74,6 +75,7 @@ impl Agent {
         &self,
         (job, replication): (JobId, Replication),
         command: Command,
+        terms: watch::Receiver<CopyTerms>,
         cancel: CancellationToken,
     ) -> Result<Outcome, Fault> {
         let task = Task {
@@ -86,6 +88,7 @@ impl Agent {
             progress: Progress::new(Arc::clone(&self.reports) as _),
             patience: Patience::default(),
             index_memory: self.index_memory,
+            terms,
         };
         let running = self.telemetry.command_began();
         let _attended = self.jobs.locks().attend();

@@ -29,10 +29,12 @@ impl Agent {
         if let Export::Stored {
             snapshot,
             location,
+            manifest,
             verify,
         } = &request.export
         {
-            let stored = stored::open(&self.node, *snapshot, location, *verify).await?;
+            let which = (*snapshot, *manifest);
+            let stored = stored::open(&self.node, which, location, *verify).await?;
             prepared::copy_template(task, &request.target, *snapshot).await?;
             let holder = Holder::Stored(Arc::new(stored));
             self.jobs.open(job, holder.clone());

@@ -16,6 +16,7 @@ use steep_protocol::{
 };
 use steep_tests::compare;
 use steep_tests::pg::{Database, Installation, Options, Server};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -26,6 +27,7 @@ use crate::node::own_schema;
 use crate::peer::serve;
 use crate::pg::{Conninfo, Session};
 use crate::shutdown::Shutdown;
+use crate::task::CopyTerms;
 
 const SNAPSHOT: SnapshotId = SnapshotId(0x5eed);
 
@@ -137,7 +139,17 @@ impl Node {
         };
         let cancel = CancellationToken::new();
         let command = Command::Source(command);
-        self.agent.fulfil((job, replication), command, cancel).await
+        self.fulfil((job, replication), command, cancel).await
+    }
+
+    async fn fulfil(
+        &self,
+        of: (JobId, Replication),
+        command: Command,
+        cancel: CancellationToken,
+    ) -> Result<Outcome, Fault> {
+        let terms = watch::channel(CopyTerms::of(&command)).1;
+        self.agent.fulfil(of, command, terms, cancel).await
     }
 
     /// Opens the snapshot, or lets a target share it. Returns the number of its parts.
@@ -163,9 +175,7 @@ impl Node {
 
     async fn target(&self, job: JobId, command: TargetCommand) -> Outcome {
         let of = (job, Replication::of_snapshot(SNAPSHOT, job));
-        let done = self
-            .agent
-            .fulfil(of, Command::Target(command), CancellationToken::new());
+        let done = self.fulfil(of, Command::Target(command), CancellationToken::new());
         done.await.unwrap()
     }
 
@@ -298,7 +308,7 @@ async fn a_target_that_is_slow_or_gives_up_holds_up_no_other() {
         max_rate: Some(ByteCount(200_000)),
         ..Node::parts(&a, parts, &[&c])
     };
-    let slow = b.agent.fulfil(
+    let slow = b.fulfil(
         (of_b, Replication::of_snapshot(SNAPSHOT, of_b)),
         Command::Target(TargetCommand::Copy(slow)),
         cancel.clone(),

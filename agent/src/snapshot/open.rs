@@ -148,7 +148,7 @@ async fn attempt_open(
             let made = slot::create(task, admin.conninfo(), admin)
                 .await
                 .map_err(fault)?;
-            let held = hold(task, request, locks, admin.conninfo(), &made.snapshot)
+            let held = hold(task, locks, admin.conninfo(), &made.snapshot)
                 .await
                 .map_err(fault)?;
             // The holder exports the snapshot itself now: the walsender can go.
@@ -212,7 +212,6 @@ async fn attempt_open(
 /// table, not even a catalog, as it would hold the lock to the end.
 async fn hold(
     task: &Task,
-    request: &OpenSource,
     locks: &Arc<LockRegistry>,
     conninfo: &Conninfo,
     snapshot: &str,
@@ -223,7 +222,7 @@ async fn hold(
         .await?;
     let exported = holder.query_one("SELECT pg_export_snapshot()", &[]);
     let export = holder.run(&task.cancel, exported).await?.try_get(0)?;
-    let pool = Arc::new(Pool::new(conninfo.clone(), task.job, request.parallel));
+    let pool = Arc::new(Pool::new(conninfo.clone(), task.job));
     Ok(Held {
         holder,
         export,

@@ -7,6 +7,7 @@
 use std::sync::{Arc, Mutex};
 
 use steep_protocol::JobId;
+use steep_protocol::limits::WORKERS_MAX;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +22,7 @@ use crate::pg::{Conninfo, PgError};
 const SETTINGS: &str = "SET max_parallel_workers_per_gather = 0; SET enable_seqscan = off; \
      SET enable_tidscan = on; SET jit = off";
 
-/// Connections to one server, with a limit.
+/// Connections to one server. As many as a job may have workers at most: how many it has can change.
 #[derive(Debug)]
 pub(crate) struct Pool {
     conninfo: Conninfo,
@@ -49,11 +50,11 @@ pub(crate) enum Origin {
 }
 
 impl Pool {
-    pub(crate) fn new(conninfo: Conninfo, job: JobId, size: u8) -> Self {
+    pub(crate) fn new(conninfo: Conninfo, job: JobId) -> Self {
         Self {
             conninfo,
             purpose: format!("copy {job}"),
-            permits: Arc::new(Semaphore::new(usize::from(size.max(1)))),
+            permits: Arc::new(Semaphore::new(usize::from(WORKERS_MAX))),
             idle: Mutex::new(Vec::new()),
             cancelling: Mutex::new(JoinSet::new()),
         }

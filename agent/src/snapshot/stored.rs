@@ -10,12 +10,13 @@ use steep_protocol::limits::LISTED_MAX;
 use steep_protocol::message::agent::TableSummary;
 use steep_protocol::message::peer::{ColumnPlan, CtidRange, SchemaSection, TablePlan};
 use steep_protocol::{
-    ByteCount, Fault, FaultKind, Lsn, NodeId, PartNo, RowCount, SnapshotId, TableNo,
+    ByteCount, Fault, FaultKind, Lsn, NodeId, PartNo, RowCount, SnapshotId, Sum, TableNo,
 };
 
 use super::OpenSnapshot;
 use crate::chunk::{PartReader, ReadStep};
 use crate::mutex::lock;
+use crate::stored::fault;
 
 /// Appends the rows of extensions' tables to the pre-data section, and how many bytes they have: a length
 /// at the very end, because any text within could be somebody's.
@@ -136,14 +137,23 @@ pub(crate) struct StoredSnapshot {
     archive: Archive,
     tables: Vec<TablePlan>,
     read: Mutex<BTreeMap<PartNo, (RowCount, ByteCount)>>,
+    schema: tokio::sync::Mutex<Option<Sections>>,
+}
+
+/// The schema's sections, which share one file's bytes.
+#[derive(Debug, Clone)]
+struct Sections {
+    pre_data: Bytes,
+    rows: Bytes,
+    post_data: Bytes,
 }
 
 impl StoredSnapshot {
-    /// Checks that it is that snapshot and, with `verify`, that all its files are there and its indexes
-    /// right.
+    /// Checks that it is that snapshot, with the manifest that was written for it: a checksum that fits what
+    /// it says can be made by anybody. With `verify`, also that all its files are there and its indexes right.
     pub(crate) async fn open(
         archive: Archive,
-        snapshot: SnapshotId,
+        (snapshot, manifest): (SnapshotId, Sum),
         node: &NodeId,
         verify: bool,
     ) -> Result<Self, Fault> {
@@ -157,6 +167,12 @@ impl StoredSnapshot {
             let place = archive.location();
             return Err(failed(format!(
                 "{place} holds snapshot {found}, not {snapshot}"
+            )));
+        }
+        if archive.manifest().checksum != Some(manifest) {
+            let place = archive.location();
+            return Err(failed(format!(
+                "manifest.json in {place} is not the one that was written with the snapshot"
             )));
         }
         let problems = match verify {
@@ -183,6 +199,7 @@ impl StoredSnapshot {
             archive,
             tables,
             read: Mutex::default(),
+            schema: tokio::sync::Mutex::default(),
         })
     }
 
@@ -217,7 +234,7 @@ impl StoredSnapshot {
     /// The frames of a part, each checked when it is read.
     pub(crate) async fn part(&self, part: PartNo, node: &NodeId) -> Result<StoredReader, Fault> {
         let reader = self.archive.part(part).await;
-        reader.map_err(|error| damaged(&error, node))
+        reader.map_err(|error| fault(&error, node))
     }
 
     /// Counts a part that was read to its end, once.
@@ -225,35 +242,41 @@ impl StoredSnapshot {
         lock(&self.read).insert(part, (rows, bytes));
     }
 
-    /// A section of the schema as SQL.
+    /// A section of the schema as SQL. The file is read and checked for the first one, and kept until the
+    /// last one is asked for.
     pub(crate) async fn schema(
         &self,
         section: SchemaSection,
         node: &NodeId,
     ) -> Result<Text, Fault> {
+        let mut kept = self.schema.lock().await;
+        let sections = match kept.take() {
+            Some(sections) => sections,
+            None => self.sections(node).await?,
+        };
+        if section != SchemaSection::PostData {
+            *kept = Some(sections.clone());
+        }
+        Ok(Text(match section {
+            SchemaSection::PreData => sections.pre_data,
+            SchemaSection::ExtensionRows => sections.rows,
+            SchemaSection::PostData => sections.post_data,
+        }))
+    }
+
+    async fn sections(&self, node: &NodeId) -> Result<Sections, Fault> {
         let schema = self.archive.schema().await;
-        let schema = schema.map_err(|error| damaged(&error, node))?;
+        let schema = schema.map_err(|error| fault(&error, node))?;
         let (pre_data, rows) = split_rows(&schema.pre_data).ok_or_else(|| {
             let text = "schema.sql is not one that an agent has written";
             Fault::new(FaultKind::Failed, text).on(node)
         })?;
-        Ok(Text(match section {
-            SchemaSection::PreData => pre_data,
-            SchemaSection::ExtensionRows => rows,
-            SchemaSection::PostData => schema.post_data,
-        }))
-    }
-}
-
-/// The fault of a file that turns out to be wrong while it is read.
-pub(crate) fn damaged(error: &steep_archive::Error, node: &NodeId) -> Fault {
-    let fault = Fault::new(FaultKind::Failed, error.to_string()).on(node);
-    match error.may_pass() {
-        true => fault.retry(steep_protocol::Retry::Backoff),
-        false => fault.hint(
-            "steep-repl snapshot verify names everything that is wrong; rows that are committed stay: \
-             put the file back from a copy, then resume",
-        ),
+        let post_data = schema.post_data;
+        Ok(Sections {
+            pre_data,
+            rows,
+            post_data,
+        })
     }
 }
 

@@ -31,7 +31,8 @@ pub(crate) async fn verify(task: &Task, location: &str) -> Result<VerifiedSnapsh
             task.work(Phase::Copy, work);
         };
         let verified = archive.verify(PARALLEL, tell).await?;
-        Ok((archive.manifest().snapshot_id, verified))
+        let manifest = archive.manifest();
+        Ok((manifest.snapshot_id, manifest.checksum, verified))
     };
     let outcome = tokio::select! {
         outcome = reading => outcome,
@@ -39,11 +40,12 @@ pub(crate) async fn verify(task: &Task, location: &str) -> Result<VerifiedSnapsh
             return Err(Fault::new(FaultKind::Cancelled, "cancelled").on(&task.node));
         }
     };
-    let (snapshot, verified) =
+    let (snapshot, manifest, verified) =
         outcome.map_err(|error: steep_archive::Error| fault(&error, &task.node))?;
     let problems = verified.problems.iter().take(LISTED_MAX);
     Ok(VerifiedSnapshot {
         snapshot,
+        manifest,
         parts: verified.parts,
         rows: verified.rows.0,
         bytes: verified.bytes.0,

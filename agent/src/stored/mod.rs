@@ -10,7 +10,7 @@ pub(crate) mod record;
 mod store;
 
 use steep_archive::{Archive, Error, Location};
-use steep_protocol::{Fault, FaultKind, NodeId, Retry, SnapshotId};
+use steep_protocol::{Fault, FaultKind, NodeId, Retry, SnapshotId, Sum};
 
 use crate::snapshot::stored::StoredSnapshot;
 
@@ -22,28 +22,35 @@ pub(crate) fn locate(text: &str, node: &NodeId) -> Result<Location, Fault> {
         .map_err(|error| Fault::new(FaultKind::BadRequest, error.to_string()).on(node))
 }
 
-/// Opens a stored snapshot to serve its parts, if all of it is there.
+/// Opens a stored snapshot to serve its parts, if it has that manifest and all of it is there.
 pub(crate) async fn open(
     node: &NodeId,
-    snapshot: SnapshotId,
+    (snapshot, manifest): (SnapshotId, Sum),
     location: &str,
     verify: bool,
 ) -> Result<StoredSnapshot, Fault> {
     let place = locate(location, node)?;
     let archive = Archive::open(&place).await;
     let archive = archive.map_err(|error| fault(&error, node))?;
-    StoredSnapshot::open(archive, snapshot, node, verify).await
+    StoredSnapshot::open(archive, (snapshot, manifest), node, verify).await
 }
 
-/// The fault of an archive's error.
+/// The fault of an archive's error, also of a file that turns out to be wrong while it is read.
 pub(crate) fn fault(error: &Error, node: &NodeId) -> Fault {
-    let mut fault = Fault::new(FaultKind::Failed, error.to_string()).on(node);
-    if matches!(error, Error::Store { .. } | Error::Setup { .. }) {
-        fault = fault.hint(
+    let hint = match error {
+        Error::Store { .. } | Error::Setup { .. } => {
             "the environment of that node's agent needs the store's address and credentials \
-             (docs/snapshots.md names the variables)",
-        );
-    }
+             (docs/snapshots.md names the variables)"
+        }
+        Error::Problem { .. } => {
+            "put the file back from a copy; steep-repl snapshot verify names everything that is wrong. \
+             Rows that a job has committed stay, and it can be resumed"
+        }
+        _ => "",
+    };
+    let fault = Fault::new(FaultKind::Failed, error.to_string())
+        .on(node)
+        .hint(hint);
     // Of a full store, parts that are whole stay: somebody may make room while the snapshot lives.
     if error.is_full() || error.may_pass() {
         fault.retry(Retry::Backoff)

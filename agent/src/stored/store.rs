@@ -17,7 +17,7 @@ use steep_protocol::limits::CHUNK_RAW_MAX;
 use steep_protocol::message::agent::{WorkProgress, WorkUnit};
 use steep_protocol::message::peer::{CopyFormat, SchemaSection, TablePlan};
 use steep_protocol::message::snapshot::{SealedSnapshot, StoreSnapshot};
-use steep_protocol::{ByteCount, Fault, FaultKind, Identifier, PartNo, Phase, SnapshotId};
+use steep_protocol::{Fault, FaultKind, Identifier, PartNo, Phase, SnapshotId};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
@@ -73,6 +73,11 @@ pub(crate) async fn store(
         writing: writing.clone(),
         budget,
         bytes: AtomicU64::new(0),
+        expected: open
+            .summaries()
+            .iter()
+            .map(|table| table.bytes_estimate.0)
+            .sum(),
         workers: AtomicUsize::new(0),
         current: Mutex::default(),
     });
@@ -106,6 +111,10 @@ async fn seal(
     let recorded = record::sealed(session, task, (location, manifest), expires_seconds).await;
     let expires_at = recorded.map_err(|error| task.fault(error))?;
     let totals = &manifest.totals;
+    let sum = manifest.checksum.ok_or_else(|| {
+        let text = "the manifest was written without a checksum";
+        Fault::new(FaultKind::Failed, text).on(&task.node)
+    })?;
     info!(snapshot = %manifest.snapshot_id, %location, rows = totals.rows.0, bytes = totals.bytes.0, stored = totals.stored_bytes.0, "snapshot stored");
     Ok(SealedSnapshot {
         tables: totals.tables,
@@ -113,6 +122,7 @@ async fn seal(
         rows: totals.rows.0,
         bytes: totals.bytes.0,
         stored_bytes: totals.stored_bytes.0,
+        manifest: sum,
         expires_at,
     })
 }
@@ -141,6 +151,8 @@ struct Shared {
     budget: Budget,
     /// COPY bytes so far.
     bytes: AtomicU64,
+    /// Estimated COPY bytes in all.
+    expected: u64,
     workers: AtomicUsize,
     /// By worker.
     current: Mutex<HashMap<usize, String>>,
@@ -188,12 +200,10 @@ impl Shared {
     }
 
     fn tell(&self) {
-        let summaries = self.open.summaries();
-        let total = summaries.iter().map(|table| table.bytes_estimate.0).sum();
         let done = self.bytes.load(Ordering::Relaxed);
         let work = WorkProgress {
             done,
-            total: done.max(total),
+            total: done.max(self.expected),
             unit: WorkUnit::Bytes,
             current: lock(&self.current).values().next().cloned(),
             workers: u8::try_from(self.workers.load(Ordering::Relaxed)).unwrap_or(u8::MAX),
@@ -231,26 +241,32 @@ impl Shared {
         let mut rows = read_part(&self.open, part, CopyFormat::Text, stop.clone()).await?;
         let mut file = self.writing.part(part).await.map_err(failed)?;
         let mut packer = Packer::stored(codec);
-        let mut raw = Vec::new();
+        let mut raw = Vec::with_capacity(CHUNK_RAW_MAX);
         loop {
-            raw.clear();
-            raw.reserve_exact(CHUNK_RAW_MAX);
-            let step = rows.read(&mut raw, CHUNK_RAW_MAX).await?;
-            if !raw.is_empty() {
-                let length = raw.len() as u64;
-                self.rate.admit(ByteCount(length)).await;
+            let before = raw.len();
+            let limit = before.saturating_add(self.rate.piece()).min(CHUNK_RAW_MAX);
+            let step = rows.read(&mut raw, limit).await?;
+            let read = raw.len() - before;
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {
+                    return Err(Fault::new(FaultKind::Cancelled, "cancelled").on(node));
+                }
+                () = self.rate.admit_all(read) => {}
+            }
+            self.bytes.fetch_add(read as u64, Ordering::Relaxed);
+            let full = raw.len() == CHUNK_RAW_MAX || step != ReadStep::More;
+            if full && !raw.is_empty() {
                 let packed = packer.pack(&mut raw);
                 let (head, payload) = packed
                     .map_err(|error| Fault::new(FaultKind::Failed, error.to_string()).on(node))?;
                 file.chunk(head, &payload).await.map_err(failed)?;
-                self.bytes.fetch_add(length, Ordering::Relaxed);
+                raw.clear();
+                raw.reserve_exact(CHUNK_RAW_MAX);
             }
             if let ReadStep::End { rows } = step {
                 file.finish(rows).await.map_err(failed)?;
                 return Ok(());
-            }
-            if stop.is_cancelled() {
-                return Err(Fault::new(FaultKind::Cancelled, "cancelled").on(node));
             }
         }
     }

@@ -4,7 +4,6 @@
 //! white space: `jq -j -c 'del(.checksum)' manifest.json | sha256sum` prints it.
 
 mod check;
-mod sum;
 
 use std::io;
 
@@ -14,7 +13,7 @@ use sha2::{Digest, Sha256};
 use steep_protocol::stored::StoredCodec;
 use steep_protocol::{ByteCount, Identifier, Lsn, NodeId, PartNo, RowCount, SnapshotId, TableName};
 
-pub use sum::Sum;
+pub use steep_protocol::Sum;
 
 /// The format of this build.
 ///

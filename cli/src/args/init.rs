@@ -2,17 +2,19 @@
 
 use std::time::Duration;
 
-use clap::{Args, Subcommand, ValueEnum};
-use steep_protocol::limits::{WORKERS_DEFAULT, WORKERS_MAX};
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
+use steep_protocol::limits::WORKERS_MAX;
+use steep_protocol::message::adjust::MaxRate;
 use steep_protocol::message::handover::{CompleteSpec, PrepareSpec, SchemaCheck, SlotName};
-use steep_protocol::message::job::{
-    Compression, Confirmation, ExistingRows, JobSpec, Method, SchemaMode, TableFilter, YieldToDdl,
-};
-use steep_protocol::{ByteCount, Identifier, Lsn, NodeId, SnapshotId, TableName};
+use steep_protocol::message::job::{Compression, Confirmation, JobSpec, Method};
+use steep_protocol::{Lsn, NodeId, SnapshotId};
 
+use super::choices::{
+    LoadChoices, ReadChoices, SchemaChoice, check_targets, confirmation, existing, mode,
+};
 use crate::failure::Failure;
 use crate::settings::Settings;
-use crate::units::{parse_duration, parse_size};
+use crate::units::parse_duration;
 
 /// `init`: start a job, or a subcommand.
 #[derive(Debug, Args)]
@@ -40,6 +42,8 @@ pub(crate) enum InitCommand {
     Cancel(CancelArgs),
     /// Before a backup, create a slot on the source that retains all later changes
     Prepare(PrepareArgs),
+    /// Change the workers and the rate of a node's running job
+    Adjust(AdjustArgs),
     /// Retry creating the objects that a node lacks
     Rebuild(RebuildArgs),
     /// Start replication on a node that was restored from a backup
@@ -153,30 +157,6 @@ impl CompleteArgs {
     }
 }
 
-pub(super) fn mode(choice: Option<SchemaChoice>) -> SchemaMode {
-    match choice {
-        Some(SchemaChoice::Strict) | None => SchemaMode::Strict,
-        Some(SchemaChoice::Auto) => SchemaMode::Auto,
-        Some(SchemaChoice::Manual) => SchemaMode::Manual,
-    }
-}
-
-pub(super) fn existing(force: bool) -> ExistingRows {
-    if force {
-        ExistingRows::Replace
-    } else {
-        ExistingRows::Refuse
-    }
-}
-
-pub(super) fn confirmation(yes: bool) -> Confirmation {
-    if yes {
-        Confirmation::Given
-    } else {
-        Confirmation::Needed
-    }
-}
-
 /// `init progress`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -213,6 +193,26 @@ pub(crate) struct CancelArgs {
     /// Don't ask for confirmation
     #[arg(long, short)]
     pub(crate) yes: bool,
+}
+
+/// `init adjust`.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("change").required(true).multiple(true))]
+#[command(after_help = "\
+Examples:
+  steep-repl init adjust --node node_b --max-rate 20MB
+  steep-repl init adjust --node node_b --max-rate none --parallel 8")]
+pub(crate) struct AdjustArgs {
+    /// The target node
+    #[arg(long, value_name = "TARGET")]
+    pub(crate) node: NodeId,
+    /// Workers, 1 to 16: more start at once, of too many each ends after its part
+    #[arg(long, value_name = "N", group = "change",
+          value_parser = clap::value_parser!(u8).range(1..=i64::from(WORKERS_MAX)))]
+    pub(crate) parallel: Option<u8>,
+    /// Maximum bytes of rows a second, before compression, such as 50MB, or none
+    #[arg(long, value_name = "SIZE|none", group = "change", value_parser = MaxRate::parse)]
+    pub(crate) max_rate: Option<MaxRate>,
 }
 
 /// `init rebuild`.
@@ -261,40 +261,13 @@ pub(crate) struct JobChoices {
     /// How to copy the rows
     #[arg(long, default_value = "snapshot")]
     pub(crate) method: MethodChoice,
-    /// Workers, 1 to 16 [default: 4] [env: STEEP_REPL_PARALLEL]
-    #[arg(long, value_name = "N",
-          value_parser = clap::value_parser!(u8).range(1..=i64::from(WORKERS_MAX)))]
-    pub(crate) parallel: Option<u8>,
-    /// What to do if existing tables differ [default: strict] [env: STEEP_REPL_SCHEMA_SYNC]
-    #[arg(long, value_name = "MODE")]
-    pub(crate) schema_sync: Option<SchemaChoice>,
-    /// Empty the target's tables if they contain rows; with --schema-sync auto, also allow
-    /// statements that lose data
-    #[arg(long)]
-    pub(crate) force: bool,
-    /// The job fails after this time
-    #[arg(long, default_value = "24h", value_parser = parse_duration)]
-    pub(crate) timeout: Duration,
+    #[command(flatten)]
+    pub(crate) load: LoadChoices,
     /// Compression between the agents: auto, none, lz4, zstd or zstd:LEVEL
     #[arg(long, value_name = "HOW", default_value = "auto", value_parser = Compression::parse)]
     pub(crate) compress: Compression,
-    /// Maximum bytes of rows a second, before compression, such as 50MB
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    pub(crate) max_rate: Option<ByteCount>,
-    /// Only tables of this schema; may be repeated
-    #[arg(long = "include-schema", value_name = "SCHEMA", value_parser = parse_schema)]
-    pub(crate) include_schemas: Vec<Identifier>,
-    /// Without this table (schema.table); may be repeated
-    #[arg(long = "exclude-table", value_name = "TABLE", value_parser = parse_table)]
-    pub(crate) exclude_tables: Vec<TableName>,
-    /// Split tables larger than this finely enough to keep all workers busy
-    #[arg(long, value_name = "SIZE", default_value = "10GB", value_parser = parse_size)]
-    pub(crate) large_table_threshold: ByteCount,
-    /// How long a statement on the source may wait for a table being read, such as 10s, or never;
-    /// then the job stops reading the table and reads it again later [default: 10s] [env:
-    /// STEEP_REPL_YIELD_TO_DDL]
-    #[arg(long, value_name = "WHEN", value_parser = YieldToDdl::parse)]
-    pub(crate) yield_to_ddl: Option<YieldToDdl>,
+    #[command(flatten)]
+    pub(crate) read: ReadChoices,
 }
 
 /// `--method`.
@@ -306,21 +279,6 @@ pub(crate) enum MethodChoice {
     TwoPhase,
     /// PostgreSQL's own initial copy of a subscription.
     Native,
-}
-
-/// `--schema-sync`.
-#[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize,
-)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum SchemaChoice {
-    /// Any difference stops the job before anything is changed.
-    #[default]
-    Strict,
-    /// Make the target match, if no data is lost.
-    Auto,
-    /// Show the differences and ask.
-    Manual,
 }
 
 impl StartArgs {
@@ -345,29 +303,11 @@ impl StartArgs {
     }
 }
 
-/// Refuses a target that is the source or is named twice.
-pub(super) fn check_targets(targets: &[NodeId], source: &NodeId) -> Result<(), Failure> {
-    for (at, target) in targets.iter().enumerate() {
-        if target == source {
-            return Err(Failure::bad_request(
-                "a node cannot be initialised from itself: it is named both as target and as source",
-            )
-            .on(target)
-            .hint("name another node; `steep-repl nodes` lists them"));
-        }
-        if targets[..at].contains(target) {
-            return Err(Failure::bad_request("the node is named twice").on(target));
-        }
-    }
-    Ok(())
-}
-
 impl JobChoices {
     /// Fills in missing options from the settings.
     pub(crate) fn fill(&mut self, settings: &Settings) {
-        self.parallel.get_or_insert(settings.parallel);
-        self.schema_sync.get_or_insert(settings.schema_sync);
-        self.yield_to_ddl.get_or_insert(settings.yield_to_ddl);
+        self.load.fill(settings);
+        self.read.yield_to_ddl.get_or_insert(settings.yield_to_ddl);
     }
 
     /// One spec per target.
@@ -387,36 +327,13 @@ impl JobChoices {
         };
         check_targets(targets, source)?;
         let spec = |target: &NodeId| JobSpec {
-            source: source.clone(),
-            target: target.clone(),
             method,
-            parallel: self.parallel.unwrap_or(WORKERS_DEFAULT),
-            schema_mode: mode(self.schema_sync),
-            existing: existing(self.force),
-            confirmation,
             compression: self.compress,
-            max_rate: self.max_rate,
-            filter: TableFilter {
-                include_schemas: self.include_schemas.clone(),
-                exclude_tables: self.exclude_tables.clone(),
-            },
-            large_table_threshold: self.large_table_threshold,
-            timeout_seconds: self.timeout.as_secs(),
-            yield_to_ddl: self.yield_to_ddl.unwrap_or_default(),
+            filter: self.read.filter(),
+            large_table_threshold: self.read.large_table_threshold,
+            yield_to_ddl: self.read.yield_to_ddl.unwrap_or_default(),
+            ..self.load.spec(source, target, confirmation)
         };
         Ok(targets.iter().map(spec).collect())
     }
-}
-
-/// A schema's name as in the catalog, or in double quotes as in SQL.
-pub(super) fn parse_schema(text: &str) -> Result<Identifier, String> {
-    let bare = text
-        .strip_prefix('"')
-        .and_then(|rest| rest.strip_suffix('"'))
-        .map_or_else(|| text.to_owned(), |inner| inner.replace("\"\"", "\""));
-    Identifier::parse(bare).map_err(|error| error.to_string())
-}
-
-pub(super) fn parse_table(text: &str) -> Result<TableName, String> {
-    TableName::parse_typed(text).map_err(|error| error.to_string())
 }

@@ -1,5 +1,6 @@
 //! The command line as defined by the contract. Parsing produces validated types.
 
+mod choices;
 mod events;
 mod init;
 mod schema;
@@ -14,10 +15,11 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use steep_protocol::NodeId;
 
+pub(crate) use choices::SchemaChoice;
 pub(crate) use events::{EventsArgs, Level};
 pub(crate) use init::{
-    CancelArgs, CompleteArgs, InitArgs, InitCommand, JobChoices, PrepareArgs, ProgressArgs,
-    RebuildArgs, SchemaChoice, StartArgs,
+    AdjustArgs, CancelArgs, CompleteArgs, InitArgs, InitCommand, JobChoices, PrepareArgs,
+    ProgressArgs, RebuildArgs, StartArgs,
 };
 pub(crate) use schema::{CaptureArgs, CompareArgs, DiffArgs, ExportArgs, SchemaCommand, Side};
 pub(crate) use snapshot::{ApplyArgs, GenerateArgs, SnapshotCommand, Stored};

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use clap::{Args, Subcommand};
 use steep_protocol::{Identifier, NodeId, TableName};
 
-use super::init::{parse_schema, parse_table};
+use super::choices::{parse_schema, parse_table};
 
 /// Commands about schemas.
 #[derive(Debug, Subcommand)]

@@ -4,14 +4,13 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use steep_archive::Location;
-use steep_protocol::limits::{WORKERS_DEFAULT, WORKERS_MAX};
-use steep_protocol::message::job::{JobSpec, Method, TableFilter, YieldToDdl};
+use steep_protocol::limits::WORKERS_MAX;
+use steep_protocol::message::job::{JobSpec, Method};
 use steep_protocol::message::snapshot::{SnapshotSpec, StoreSpec};
 use steep_protocol::stored::StoredCodec;
-use steep_protocol::{ByteCount, Identifier, NodeId, SnapshotId, TableName};
+use steep_protocol::{ByteCount, NodeId, SnapshotId};
 
-use super::SchemaChoice;
-use super::init::{check_targets, confirmation, existing, mode, parse_schema, parse_table};
+use super::choices::{LoadChoices, ReadChoices, check_targets, confirmation};
 use crate::failure::Failure;
 use crate::settings::Settings;
 use crate::units::{parse_duration, parse_size};
@@ -96,19 +95,8 @@ pub(crate) struct GenerateArgs {
     /// Maximum bytes of rows a second, before compression, such as 50MB
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) max_rate: Option<ByteCount>,
-    /// Only tables of this schema; may be repeated
-    #[arg(long = "include-schema", value_name = "SCHEMA", value_parser = parse_schema)]
-    pub(crate) include_schemas: Vec<Identifier>,
-    /// Without this table (schema.table); may be repeated
-    #[arg(long = "exclude-table", value_name = "TABLE", value_parser = parse_table)]
-    pub(crate) exclude_tables: Vec<TableName>,
-    /// Split tables larger than this finely enough to keep all workers busy
-    #[arg(long, value_name = "SIZE", default_value = "10GB", value_parser = parse_size)]
-    pub(crate) large_table_threshold: ByteCount,
-    /// How long a statement on the source may wait for a table being read, such as 10s, or never
-    /// [default: 10s] [env: STEEP_REPL_YIELD_TO_DDL]
-    #[arg(long, value_name = "WHEN", value_parser = YieldToDdl::parse)]
-    pub(crate) yield_to_ddl: Option<YieldToDdl>,
+    #[command(flatten)]
+    pub(crate) read: ReadChoices,
     /// Start, print the snapshot's id and don't wait for it
     #[arg(long)]
     pub(crate) detach: bool,
@@ -124,13 +112,10 @@ impl GenerateArgs {
                 codec: self.compress,
                 max_rate: self.max_rate,
             }),
-            filter: TableFilter {
-                include_schemas: self.include_schemas.clone(),
-                exclude_tables: self.exclude_tables.clone(),
-            },
+            filter: self.read.filter(),
             parallel: self.parallel.unwrap_or(settings.parallel),
-            large_table_threshold: self.large_table_threshold,
-            yield_to_ddl: self.yield_to_ddl.unwrap_or(settings.yield_to_ddl),
+            large_table_threshold: self.read.large_table_threshold,
+            yield_to_ddl: self.read.yield_to_ddl.unwrap_or(settings.yield_to_ddl),
             expires_seconds: self.expires.as_secs(),
         }
     }
@@ -149,27 +134,12 @@ pub(crate) struct ApplyArgs {
     /// The snapshot: where it is stored, as it was generated, or its id
     #[arg(long, value_name = "PATH_OR_URL", value_parser = Stored::parse)]
     pub(crate) input: Stored,
-    /// Workers, 1 to 16 [default: 4] [env: STEEP_REPL_PARALLEL]
-    #[arg(long, value_name = "N",
-          value_parser = clap::value_parser!(u8).range(1..=i64::from(WORKERS_MAX)))]
-    pub(crate) parallel: Option<u8>,
     /// Look at all files before anything is changed; each is checked while it is loaded in any case
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set,
           num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub(crate) verify: bool,
-    /// What to do if existing tables differ [default: strict] [env: STEEP_REPL_SCHEMA_SYNC]
-    #[arg(long, value_name = "MODE")]
-    pub(crate) schema_sync: Option<SchemaChoice>,
-    /// Empty the target's tables if they contain rows; with --schema-sync auto, also allow
-    /// statements that lose data
-    #[arg(long)]
-    pub(crate) force: bool,
-    /// Maximum bytes of rows a second, before compression, such as 50MB
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    pub(crate) max_rate: Option<ByteCount>,
-    /// The job fails after this time
-    #[arg(long, default_value = "24h", value_parser = parse_duration)]
-    pub(crate) timeout: Duration,
+    #[command(flatten)]
+    pub(crate) load: LoadChoices,
     /// Start the jobs, print their ids and don't wait for them
     #[arg(long)]
     pub(crate) detach: bool,
@@ -190,13 +160,7 @@ impl ApplyArgs {
         check_targets(&self.targets, source)?;
         let spec = |target: &NodeId| JobSpec {
             method: Method::Stored,
-            parallel: self.parallel.unwrap_or(WORKERS_DEFAULT),
-            schema_mode: mode(self.schema_sync),
-            existing: existing(self.force),
-            confirmation: confirmation(self.yes),
-            max_rate: self.max_rate,
-            timeout_seconds: self.timeout.as_secs(),
-            ..JobSpec::new(source.clone(), target.clone())
+            ..self.load.spec(source, target, confirmation(self.yes))
         };
         Ok(self.targets.iter().map(spec).collect())
     }

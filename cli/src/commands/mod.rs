@@ -72,6 +72,9 @@ async fn execute(cli: Cli, terminal: Terminal) -> Result<u8, Failure> {
             Some(InitCommand::Prepare(args)) => {
                 interruptible(init::prepare::run(args, &context)).await
             }
+            Some(InitCommand::Adjust(args)) => {
+                interruptible(init::adjust::run(args, &context)).await
+            }
             Some(InitCommand::Rebuild(args)) => {
                 interruptible(init::rebuild::run(args, &context)).await
             }
@@ -103,9 +106,14 @@ async fn interruptible(work: impl Future<Output = Result<u8, Failure>>) -> Resul
     let mut signals = Signals::catch()?;
     tokio::select! {
         done = work => done,
-        interrupt = signals.next() => match interrupt {
-            Interrupt::Keyboard => Err(Failure::new(FaultKind::Cancelled, "interrupted")),
-            Interrupt::Terminate => Err(Failure::new(FaultKind::Cancelled, "terminated")),
-        },
+        interrupt = signals.next() => Err(interrupted(interrupt)),
     }
+}
+
+fn interrupted(interrupt: Interrupt) -> Failure {
+    let text = match interrupt {
+        Interrupt::Keyboard => "interrupted",
+        Interrupt::Terminate => "terminated",
+    };
+    Failure::new(FaultKind::Cancelled, text)
 }

@@ -16,7 +16,7 @@ pub(super) async fn all(snapshots: bool, context: &Context) -> Result<u8, Failur
     let client = context.client().await?;
     let views = ask(&client, None).await?;
     let stored = match snapshots {
-        true => Some(snapshot::all(&client, None).await?),
+        true => Some(snapshot::known(&client, None, None).await?),
         false => None,
     };
     client.close().await;

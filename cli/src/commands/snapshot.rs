@@ -4,14 +4,14 @@ use steep_archive::{Archive, Location};
 use steep_protocol::message::api::{ApiReply, ApiRequest, Order, Query};
 use steep_protocol::message::facts::Finding;
 use steep_protocol::message::snapshot::{SnapshotState, SnapshotView, VerifiedSnapshot};
-use steep_protocol::{Fault, FaultKind, NodeId, SnapshotId};
+use steep_protocol::{FaultKind, NodeId, SnapshotId};
 
 use crate::args::{GenerateArgs, SnapshotCommand, Stored};
 use crate::client::Client;
-use crate::commands::Context;
+use crate::commands::{Context, interrupted};
 use crate::failure::{self, Failure};
 use crate::render::{clean, findings, json, stored};
-use crate::signals::{Interrupt, Signals};
+use crate::signals::Signals;
 use crate::terminal::{self, print, print_folded, print_json, print_line, tell};
 
 /// Parts that `verify` reads at once.
@@ -77,7 +77,7 @@ async fn generate(args: &GenerateArgs, context: &Context) -> Result<u8, Failure>
     if terminal.json {
         print_json(&json::generated(&followed));
     } else {
-        print_folded(&stored::made(&followed, terminal.out));
+        print_folded(&stored::full(&followed, terminal.out));
     }
     Ok(failure::SUCCESS)
 }
@@ -129,12 +129,12 @@ fn not_made(view: &SnapshotView) -> Failure {
     Failure::new(FaultKind::Failed, text).hint(hint)
 }
 
-/// The snapshots of a node, or of all.
-pub(super) async fn all(
+/// The snapshots of that id, and of a node, or of all.
+pub(super) async fn known(
     client: &Client,
+    snapshot: Option<SnapshotId>,
     source: Option<NodeId>,
 ) -> Result<Vec<SnapshotView>, Failure> {
-    let snapshot = None;
     let (views, _) = ask(client, Query::Snapshots { snapshot, source }).await?;
     Ok(views)
 }
@@ -235,6 +235,7 @@ async fn verify_here(location: &Location, context: &Context) -> Result<VerifiedS
     }
     Ok(VerifiedSnapshot {
         snapshot: manifest.snapshot_id,
+        manifest: manifest.checksum,
         parts: verified.parts,
         rows: verified.rows.0,
         bytes: verified.bytes.0,
@@ -310,12 +311,4 @@ async fn ask(
         }
     }
     Ok((views, warnings))
-}
-
-fn interrupted(interrupt: Interrupt) -> Failure {
-    let text = match interrupt {
-        Interrupt::Keyboard => "interrupted",
-        Interrupt::Terminate => "terminated",
-    };
-    Fault::new(FaultKind::Cancelled, text).into()
 }

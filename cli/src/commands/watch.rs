@@ -89,6 +89,7 @@ async fn lines(client: &Client, last: &mut u64) -> Result<(), ReplyError> {
             | ApiReply::Snapshots(_)
             | ApiReply::Verified(_)
             | ApiReply::End
+            | ApiReply::Adjusted(_)
             | ApiReply::Fault(_) => {}
         }
     }

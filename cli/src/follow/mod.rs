@@ -222,6 +222,7 @@ impl<'a> Follower<'a> {
             | ApiReply::Snapshots(_)
             | ApiReply::Verified(_)
             | ApiReply::End
+            | ApiReply::Adjusted(_)
             | ApiReply::Fault(_) => {}
         }
     }

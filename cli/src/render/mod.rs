@@ -1,6 +1,7 @@
 //! From views to text. Pure: no clock, no terminal, no stream; what depends on those comes in as an
 //! argument.
 
+pub(crate) mod adjusted;
 pub(crate) mod audit;
 pub(crate) mod certificate;
 pub(crate) mod events;

@@ -112,11 +112,6 @@ pub(crate) fn full(view: &SnapshotView, paint: Paint) -> String {
     format!("snapshot {name}\n{}", pairs(&lines, 2, paint))
 }
 
-/// A snapshot that is complete, and what to do with it.
-pub(crate) fn made(view: &SnapshotView, paint: Paint) -> String {
-    full(view, paint)
-}
-
 /// How far a snapshot is, in one line that changes rarely.
 pub(crate) fn line(view: &SnapshotView) -> String {
     let (id, state) = (view.snapshot_id, view.state.name());

@@ -223,6 +223,7 @@ impl ConnectionTask {
             | ApiReply::Snapshots(_)
             | ApiReply::Verified(_)
             | ApiReply::End
+            | ApiReply::Adjusted(_)
             | ApiReply::Fault(_) => return Ok(()),
         };
         self.send(update).await

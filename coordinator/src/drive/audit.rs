@@ -7,13 +7,13 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use steep_protocol::message::adjust::{Adjustment, MaxRate};
 use steep_protocol::message::agent::CoordinatorMessage;
 use steep_protocol::message::api::{Afterwards, AuditView, InitRequest, Order};
 use steep_protocol::message::handover::{CompleteSpec, SchemaCheck, SlotName};
 use steep_protocol::message::job::{
     CancelledData, Confirmation, ExistingRows, JobSpec, SchemaMode,
 };
-use steep_protocol::message::snapshot::SnapshotRef;
 use steep_protocol::{Fault, JobId, NodeId};
 
 use super::{Driver, Operator};
@@ -51,6 +51,7 @@ impl AuditEntry {
             Order::Prepare(spec) => ("init.prepare", &spec.node),
             Order::DropPrepared { node, .. } => ("init.prepare", node),
             Order::Rebuild { node } => ("init.rebuild", node),
+            Order::Adjust { node, .. } => ("init.adjust", node),
             Order::Generate(spec) => ("snapshot.generate", &spec.source),
             // Without its snapshot, nobody knows which node it is about.
             Order::DeleteSnapshot { .. } => return Vec::new(),
@@ -58,6 +59,7 @@ impl AuditEntry {
         let keeps = |data: &CancelledData| (*data == CancelledData::Keep).to_string();
         let arguments = match order {
             Order::Init(_) | Order::Rebuild { .. } => Vec::new(),
+            Order::Adjust { change, .. } => adjust_arguments(*change),
             Order::Cancel { data, .. } => vec![("keep_data", keeps(data))],
             Order::GiveUp { data, .. } => {
                 vec![
@@ -103,10 +105,7 @@ impl AuditEntry {
             InitRequest::Resume(_) => ("init.resume", Vec::new()),
             InitRequest::Complete(spec) => ("init.complete", backup_arguments(spec)),
             InitRequest::Apply(spec) => {
-                let snapshot = match &spec.snapshot {
-                    SnapshotRef::Id(id) => id.to_string(),
-                    SnapshotRef::At(location) => location.clone(),
-                };
+                let snapshot = spec.snapshot.to_string();
                 ("snapshot.apply", vec![("snapshot", snapshot)])
             }
         };
@@ -334,6 +333,15 @@ fn backup_arguments(spec: &CompleteSpec) -> Vec<Argument> {
         ("source_lsn", spec.source_lsn.to_string()),
         ("skip_schema_check", skip.to_string()),
     ]
+}
+
+fn adjust_arguments(change: Adjustment) -> Vec<Argument> {
+    let parallel = change.parallel.map(|n| ("parallel", n.to_string()));
+    let rate = change.max_rate.map(|rate| match rate {
+        MaxRate::Unlimited => ("max_rate", "none".to_owned()),
+        MaxRate::Limited(bytes) => ("max_rate", bytes.0.to_string()),
+    });
+    parallel.into_iter().chain(rate).collect()
 }
 
 fn listed<T: ToString>(names: impl ExactSizeIterator<Item = T>) -> String {

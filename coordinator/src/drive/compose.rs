@@ -8,7 +8,7 @@ use steep_protocol::message::agent::{
     SlotOrigin, SourceCommand, SubscriptionStart, TargetCommand,
 };
 use steep_protocol::message::job::Method;
-use steep_protocol::{Epoch, Lsn, NodeId, limits};
+use steep_protocol::{Epoch, Lsn, NodeId, Sum, limits};
 
 use super::{Driver, Live};
 use crate::assign::{self, WorkerLimits};
@@ -34,7 +34,7 @@ impl<S: Store> Driver<S> {
                     _ => SlotOrigin::Prepared,
                 },
             }),
-            Work::Regrant if self.location(job).is_some() => self.open_command(job, parallel),
+            Work::Regrant if self.archive(job).is_some() => self.open_command(job, parallel),
             Work::Regrant => Command::from(SourceCommand::Admit {
                 target: target(),
                 filter: filter(),
@@ -98,10 +98,11 @@ impl<S: Store> Driver<S> {
 
     fn open_command(&self, job: &Job, parallel: u8) -> Command {
         let spec = &job.spec;
-        let export = match (job.snapshot(), self.location(job)) {
-            (Some(snapshot), Some(location)) => Export::Stored {
+        let export = match (job.snapshot(), self.archive(job)) {
+            (Some(snapshot), Some((location, manifest))) => Export::Stored {
                 snapshot,
                 location,
+                manifest,
                 verify: job.stored.as_ref().is_some_and(|stored| stored.verify),
             },
             (Some(snapshot), None) => Export::Shared { snapshot },
@@ -119,10 +120,10 @@ impl<S: Store> Driver<S> {
         }))
     }
 
-    /// Where the job's rows are stored, if they are.
-    fn location(&self, job: &Job) -> Option<String> {
+    /// Where the job's rows are stored, if they are, and the checksum of their manifest.
+    fn archive(&self, job: &Job) -> Option<(String, Sum)> {
         match (&job.stored, job.shared) {
-            (Some(stored), _) => Some(stored.location.clone()),
+            (Some(stored), _) => Some((stored.location.clone(), stored.manifest)),
             (None, Some(shared)) => self.spool(shared),
             (None, None) => None,
         }
@@ -141,7 +142,7 @@ impl<S: Store> Driver<S> {
     }
 
     /// Workers for that job, given what other jobs use on the same agents.
-    fn workers(&self, job: &Job) -> u8 {
+    pub(super) fn workers(&self, job: &Job) -> u8 {
         let max = |node: &NodeId| {
             let agent = self.registry.get(node);
             agent.map_or(limits::WORKERS_MAX, |a| a.registration.max_workers)

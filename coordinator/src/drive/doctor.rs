@@ -62,7 +62,6 @@ impl<S: Store> Driver<S> {
                 vec![(spec, Some(handover))]
             }
             InitRequest::Apply(spec) => {
-                self.check_shape(&spec.jobs)?;
                 let (specs, start) = self.resolve_snapshot(*spec)?;
                 let template = match start {
                     Start::Stored(stored) => Some(stored.template()),

@@ -168,6 +168,7 @@ macro_rules! trace_note {
             operator = note.get("operator"),
             method = note.get("method"),
             parallel = note.number("parallel"),
+            max_rate = note.number("max_rate"),
             version = note.get("version"),
             code = note.get("code"),
             hint = note.get("hint"),

@@ -9,6 +9,7 @@
 //! for an agent or an operator: it uses `try_send` on bounded queues, and `watch` channels, which keep
 //! only the latest view.
 
+mod adjust;
 mod admit;
 mod agents;
 mod audit;
@@ -78,7 +79,7 @@ use crate::registry::Registry;
 use crate::store::{NodeRecord, Store, StoreError, TableTimes, Write};
 use gauges::Counters;
 
-/// Batches of agents' messages that may wait. Few, since a message can be as long as a control frame.
+/// Batches of agents' messages that may wait: few, since a message can be long.
 const AGENT_QUEUE: usize = 16;
 
 /// Questions that may wait.
@@ -93,8 +94,7 @@ const TICK_CALM: Duration = Duration::from_secs(1);
 /// How often completed parts are written, if nothing else is.
 const PARTS_EVERY: Duration = Duration::from_secs(2);
 
-/// By default, how long columns must differ before that is drift: enough to make a schema change by
-/// hand on one end and then on the other.
+/// By default, how long columns must differ before that is drift: time to change one end, then the other.
 pub const DRIFT_GRACE: Duration = Duration::from_secs(60);
 
 /// A job in memory: running, kept after a failure, or being cleaned up.
@@ -113,10 +113,9 @@ struct Live {
     began: BTreeMap<TableNo, Timestamp>,
     /// Tables that took longest.
     slowest: Slowest,
-    /// Workers of its last Copy command.
-    workers: u8,
-    /// Its last Copy command.
+    /// Its last Copy command, and the workers of that.
     copy: Option<CommandId>,
+    workers: u8,
     /// How it ended, once it has.
     end: Option<Arc<EndView>>,
     /// What was given up, a sentence each.

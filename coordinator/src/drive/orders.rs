@@ -54,6 +54,10 @@ impl<S: Store> Driver<S> {
                 self.give_up(&node, wanted, by, ticket, now).map(one)
             }
             Order::Rebuild { node } => self.rebuild(&node, ticket, now).map(one),
+            Order::Adjust { node, change } => {
+                let adjusted = self.adjust(&node, change, by, ticket, now);
+                adjusted.map(|job| one(Some(job)))
+            }
             Order::Capture { node, peer } => {
                 self.capture(&node, peer, ticket, now).map(|()| Vec::new())
             }

@@ -36,12 +36,7 @@ impl<S: Store> Driver<S> {
                 let note = Note::info("init.resumed", text).job(&live.job);
                 self.log(note.field("operator", operator), now);
             }
-            let terms = Terms {
-                parallel: spec.parallel,
-                timeout_seconds: spec.timeout_seconds,
-                max_rate: spec.max_rate,
-                compression: spec.compression,
-            };
+            let terms = Terms::of(spec);
             let stepped = self.step(*id, JobEvent::Resume { terms }, now);
             stepped.map_err(|refused| self.refused(&spec.target, refused))?;
         }
@@ -82,7 +77,7 @@ impl<S: Store> Driver<S> {
             Refused::Stopping => fault(refused.to_string())
                 .hint("try again in a few seconds")
                 .retry(Retry::Backoff),
-            Refused::NothingKept | Refused::Over | Refused::Begun => {
+            Refused::NothingKept | Refused::Over | Refused::Begun | Refused::TooLate => {
                 let state = self.state_of(target);
                 let hint = match state {
                     NodeState::Failed => {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use steep_protocol::message::handover::{
     PreparedSlot, PreparedState, Replication, SchemaCheck, SlotFacts, SlotName, Used,
 };
-use steep_protocol::{Fault, FaultKind, Lsn, NodeId, SnapshotId};
+use steep_protocol::{Fault, FaultKind, Lsn, NodeId, SnapshotId, Sum};
 
 /// What a job from a backup starts from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +25,8 @@ pub struct StoredRows {
     pub snapshot: SnapshotId,
     /// Where the source's agent reads it.
     pub location: String,
+    /// The checksum of its manifest.
+    pub manifest: Sum,
     /// Its consistent point.
     pub lsn: Lsn,
     /// Whether all its files are looked at before anything is changed.

@@ -20,6 +20,7 @@ mod fault;
 mod id;
 mod name;
 mod state;
+mod sum;
 
 pub use fault::{Fault, FaultKind, Retry};
 pub use id::{
@@ -28,3 +29,4 @@ pub use id::{
 };
 pub use name::{Identifier, InvalidName, TableName};
 pub use state::{NodeState, Phase};
+pub use sum::{InvalidSum, Sum};

@@ -36,7 +36,7 @@ use crate::replication::sequences::sequences;
 use crate::shutdown::Shutdown;
 use crate::snapshot::stored::Holder;
 use crate::snapshot::{OpenSnapshot, SourceJob, SourceJobs};
-use crate::task::{Patience, Progress, Task};
+use crate::task::{CopyTerms, Patience, Progress, Task};
 use crate::telemetry::{Flow, Telemetry};
 
 /// Concurrent streams per peer; more wait in QUIC's own limit.
@@ -414,6 +414,7 @@ impl Server {
             progress: Progress::nowhere(),
             patience: Patience::default(),
             index_memory: None,
+            terms: CopyTerms::fixed(),
         }
     }
 }

@@ -11,7 +11,8 @@ use super::super::{span, stream};
 use super::Server;
 use crate::budget::Share;
 use crate::chunk::FrameReader;
-use crate::snapshot::stored::{StoredSnapshot, damaged};
+use crate::snapshot::stored::StoredSnapshot;
+use crate::stored;
 
 /// Names the node in faults.
 struct Frames<'a> {
@@ -25,7 +26,7 @@ impl FrameReader for Frames<'_> {
             Ok(Some((head, payload))) => Ok((head, payload.to_vec())),
             // The end's head came before.
             Ok(None) => Err(Fault::new(FaultKind::Failed, "the part has ended").on(self.node)),
-            Err(error) => Err(damaged(&error, self.node)),
+            Err(error) => Err(stored::fault(&error, self.node)),
         }
     }
 }

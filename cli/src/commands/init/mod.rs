@@ -1,5 +1,6 @@
 //! `steep-repl init` and what stands below it.
 
+pub(super) mod adjust;
 pub(super) mod apply;
 mod begin;
 pub(super) mod cancel;

@@ -1,10 +1,10 @@
 //! `steep-repl init TARGET... --from SOURCE`.
 
+use steep_protocol::NodeId;
 use steep_protocol::message::api::InitRequest;
 use steep_protocol::message::job::JobSpec;
-use steep_protocol::{NodeId, SnapshotId};
 
-use super::apply;
+use super::apply::{self, Making};
 use super::begin::{self, AfterStart};
 use crate::args::{StartArgs, Stored};
 use crate::client::Client;
@@ -24,7 +24,14 @@ pub(crate) async fn run(args: StartArgs, context: &Context) -> Result<u8, Failur
 
 async fn go(mut args: StartArgs, context: &Context) -> Result<u8, Failure> {
     if let Some(id) = args.snapshot {
-        return from_snapshot(args, id, context).await;
+        args.choices.fill(&context.settings);
+        let making = Making {
+            which: &Stored::Known(id),
+            verify: true,
+            dry_run: args.dry_run,
+            after_start: AfterStart::of(args.detach),
+        };
+        return apply::make(making, |source| args.specs_from(source), context).await;
     }
     let ignored = changed(args.specs()?.first());
     args.choices.fill(&context.settings);
@@ -43,7 +50,8 @@ async fn go(mut args: StartArgs, context: &Context) -> Result<u8, Failure> {
         if active.len() == args.targets.len() {
             if !ignored.is_empty() {
                 tell(&format!(
-                    "a job at work keeps the settings it began with: {} changes nothing",
+                    "a job at work keeps the settings it began with: {} changes nothing; steep-repl init \
+                     adjust changes --parallel and --max-rate",
                     ignored.join(" ")
                 ));
             }
@@ -62,27 +70,6 @@ async fn go(mut args: StartArgs, context: &Context) -> Result<u8, Failure> {
     } else {
         InitRequest::Copy(specs)
     };
-    let done = begin::run(wanted, after_start, &mut client, &mut signals, terminal).await;
-    client.close().await;
-    done
-}
-
-async fn from_snapshot(
-    mut args: StartArgs,
-    id: SnapshotId,
-    context: &Context,
-) -> Result<u8, Failure> {
-    args.choices.fill(&context.settings);
-    let mut signals = Signals::catch()?;
-    let mut client = context.client().await?;
-    let view = apply::find(&client, &Stored::Known(id)).await?;
-    let specs = args.specs_from(&view.source_node)?;
-    let wanted = apply::request(&view, specs, true);
-    let terminal = context.terminal;
-    if args.dry_run {
-        return plan::show(client, &wanted, &mut signals, terminal).await;
-    }
-    let after_start = AfterStart::of(args.detach);
     let done = begin::run(wanted, after_start, &mut client, &mut signals, terminal).await;
     client.close().await;
     done

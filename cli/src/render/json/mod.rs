@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use steep_certs::CertificateInfo;
+use steep_protocol::message::adjust::Adjusted;
 use steep_protocol::message::agent::Rebuilt;
 use steep_protocol::message::api::{AuditView, EndView, EventView, NodeView, ProgressView};
 use steep_protocol::message::facts::{Finding, Severity};
@@ -27,12 +28,13 @@ use super::findings;
 pub(crate) use snapshot::{generated, snapshot, snapshot_deleted, snapshots, verified};
 
 /// Fields of events that are numbers, as docs/logs.md has them.
-const NUMERIC: [&str; 12] = [
+const NUMERIC: [&str; 13] = [
     "rows_copied",
     "bytes_copied",
     "duration_ms",
     "overall_progress",
     "parallel",
+    "max_rate",
     "part",
     "statements",
     "commands",
@@ -131,6 +133,19 @@ pub(crate) fn rebuilt(node: &NodeId, rebuilt: &Rebuilt) -> Value {
         "made": rebuilt.made,
         "missing_objects": rebuilt.missing.total,
         "missing": rebuilt.missing.findings,
+    })
+}
+
+/// What `init adjust` came to.
+pub(crate) fn adjusted(node: &NodeId, adjusted: &Adjusted) -> Value {
+    json!({
+        "event": "init.adjusted",
+        "node_id": node,
+        "job_id": adjusted.job_id.to_string(),
+        "parallel": adjusted.parallel,
+        "max_rate": adjusted.max_rate,
+        "parallel_workers": adjusted.parallel_workers,
+        "from_phase": adjusted.from_phase,
     })
 }
 

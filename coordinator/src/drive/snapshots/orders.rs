@@ -7,8 +7,7 @@ use steep_protocol::message::facts::{Finding, SourceFacts};
 use steep_protocol::message::handover::EXPIRES_MAX;
 use steep_protocol::message::job::{JobSpec, Method};
 use steep_protocol::message::snapshot::{
-    ApplySpec, LOCATION_MAX, SNAPSHOTS_MAX, SnapshotRef, SnapshotSpec, SnapshotState,
-    VerifiedSnapshot,
+    ApplySpec, LOCATION_MAX, SNAPSHOTS_MAX, SnapshotSpec, SnapshotState, VerifiedSnapshot,
 };
 use steep_protocol::{Fault, FaultKind, NodeId, SnapshotId, limits};
 
@@ -148,35 +147,20 @@ impl<S: Store> Driver<S> {
         &self,
         request: ApplySpec,
     ) -> Result<(Vec<JobSpec>, Start), Fault> {
-        let is = |snapshot: &Snapshot| match &request.snapshot {
-            SnapshotRef::Id(id) => snapshot.id == *id,
-            SnapshotRef::At(location) => {
-                snapshot.location() == Some(location) && !snapshot.is_over()
-            }
-        };
-        let mut known = self.snapshots.values().map(|stored| &stored.snapshot);
-        let snapshot =
-            known
-                .find(|snapshot| is(snapshot))
-                .ok_or_else(|| match &request.snapshot {
-                    SnapshotRef::Id(id) => unknown(*id),
-                    SnapshotRef::At(location) => {
-                        let text = format!("no snapshot is known in {location}");
-                        Fault::new(FaultKind::Failed, text)
-                            .hint("steep-repl snapshot list shows all of them, and where they are")
-                    }
-                })?;
+        let id = request.snapshot;
+        let snapshot = &self.snapshots.get(&id).ok_or_else(|| unknown(id))?.snapshot;
         let spec = &snapshot.spec;
         let store = spec.store.as_ref();
-        let (start, method) = match (snapshot.state(), snapshot.point, store) {
+        let (start, method) = match (snapshot.state(), snapshot.point.zip(snapshot.sealed), store) {
             _ if snapshot.owner == Owner::Jobs && snapshot.is_joinable() => {
                 let method = store.map_or(Method::Snapshot, |_| Method::TwoPhase);
                 (Start::Shared(snapshot.id), method)
             }
-            (SnapshotState::Sealed, Some(point), Some(store)) => {
+            (SnapshotState::Sealed, Some((point, sealed)), Some(store)) => {
                 let stored = StoredRows {
                     snapshot: snapshot.id,
                     location: store.location.clone(),
+                    manifest: sealed.manifest,
                     lsn: point.lsn,
                     verify: request.verify,
                 };
@@ -286,14 +270,26 @@ impl<S: Store> Driver<S> {
         Ok(())
     }
 
-    /// The answer of a verification: a place that holds another snapshot is a problem of this one.
+    /// The answer of a verification: a place that holds another snapshot, or another manifest than was
+    /// written, is a problem of this one.
     pub(in crate::drive) fn snapshot_verified(
         &self,
         id: SnapshotId,
         mut verified: VerifiedSnapshot,
     ) -> Result<Answer, Fault> {
-        if verified.snapshot != id {
-            let text = format!("the place holds snapshot {} instead", verified.snapshot);
+        let sealed = self.snapshots.get(&id).and_then(|s| s.snapshot.sealed);
+        let written = sealed.map(|sealed| sealed.manifest);
+        let problem = if verified.snapshot != id {
+            Some(format!(
+                "the place holds snapshot {} instead",
+                verified.snapshot
+            ))
+        } else if written.is_some() && verified.manifest != written {
+            Some("manifest.json is not the one that was written with the snapshot".to_owned())
+        } else {
+            None
+        };
+        if let Some(text) = problem {
             verified.problems.insert(0, text);
             verified.problems_total += 1;
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use steep_protocol::message::agent::{SharedParts, WorkProgress};
 use steep_protocol::message::job::{JobSpec, Method};
-use steep_protocol::{CommandId, Fault, JobId, Phase, SnapshotId};
+use steep_protocol::{CommandId, Fault, JobId, Phase, SnapshotId, Sum};
 
 use super::super::Driver;
 use super::super::log::Note;
@@ -169,10 +169,10 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// Where that snapshot is spooled, if it is.
-    pub(in crate::drive) fn spool(&self, id: SnapshotId) -> Option<String> {
+    /// Where that snapshot is spooled, once it is, and the checksum of its manifest.
+    pub(in crate::drive) fn spool(&self, id: SnapshotId) -> Option<(String, Sum)> {
         let snapshot = &self.snapshots.get(&id)?.snapshot;
-        snapshot.location().map(str::to_owned)
+        Some((snapshot.location()?.to_owned(), snapshot.sealed?.manifest))
     }
 
     /// Whom the job's target exchanges parts with, unless they are served from a spool.

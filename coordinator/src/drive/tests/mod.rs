@@ -1,5 +1,6 @@
 //! The loop against a cluster in memory: requests, sessions, restarts, deaths, drift.
 
+mod adjust;
 mod drift;
 mod faults;
 mod flow;

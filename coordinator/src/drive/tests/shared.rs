@@ -7,7 +7,7 @@ use steep_protocol::message::agent::{
 
 use steep_protocol::message::api::{InitRequest, Order};
 use steep_protocol::message::job::{JobSpec, Method};
-use steep_protocol::message::snapshot::{ApplySpec, SnapshotRef};
+use steep_protocol::message::snapshot::ApplySpec;
 
 use super::world::World;
 use super::*;
@@ -154,7 +154,7 @@ fn one_that_joins_later_is_named_to_those_that_copy() {
     let snapshot = copies(&mut world, "b").remove(0).shared.unwrap().snapshot;
     let apply = ApplySpec {
         jobs: vec![spec("a", "d")],
-        snapshot: SnapshotRef::Id(snapshot),
+        snapshot,
         verify: true,
     };
     let order = Order::Init(InitRequest::Apply(Box::new(apply)));

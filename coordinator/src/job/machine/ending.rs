@@ -118,6 +118,7 @@ impl Turn {
             // The first cause counts.
             JobEvent::Endangered { .. } | JobEvent::SnapshotLost => {}
             JobEvent::Resume { .. } => return Err(Refused::NothingKept),
+            JobEvent::Adjust(change) => self.adjust(change)?,
             JobEvent::Cancel { data } => {
                 if !matches!(ending.why, Why::Cancelled(_)) {
                     ending.why = Why::Cancelled(data);

@@ -1,13 +1,14 @@
 //! The events of a job, and their effects.
 
 use jiff::Timestamp;
+use steep_protocol::message::adjust::Adjustment;
 use steep_protocol::message::agent::{MissingObjects, Outcome};
 use steep_protocol::message::facts::Finding;
-use steep_protocol::message::job::{CancelledData, Compression};
-use steep_protocol::{ByteCount, CommandId, Fault, Phase};
+use steep_protocol::message::job::CancelledData;
+use steep_protocol::{CommandId, Fault, Phase};
 
 use super::super::{Side, Totals, Work};
-use super::NodeEvent;
+use super::{NodeEvent, Terms};
 
 /// An event of a job.
 #[derive(Debug, Clone, PartialEq)]
@@ -67,21 +68,10 @@ pub enum JobEvent {
         /// The new terms.
         terms: Terms,
     },
+    /// An operator changes the terms of a running job.
+    Adjust(Adjustment),
     /// Time has passed.
     Tick,
-}
-
-/// What an operator may change when resuming a job. What is copied, and how it is prepared, stays.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Terms {
-    /// COPY workers.
-    pub parallel: u8,
-    /// Seconds from now until the job fails.
-    pub timeout_seconds: u64,
-    /// COPY bytes a second over all workers.
-    pub max_rate: Option<ByteCount>,
-    /// Compression on the wire.
-    pub compression: Compression,
 }
 
 /// How an agent's session ended.
@@ -223,4 +213,7 @@ pub enum Refused {
     /// Commands of the failed job are still being stopped.
     #[error("the failed job is still being stopped")]
     Stopping,
+    /// The terms no longer count for anything that it has yet to do.
+    #[error("the job is past what those terms are for")]
+    TooLate,
 }

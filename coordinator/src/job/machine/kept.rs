@@ -59,6 +59,7 @@ impl Turn {
                 return Ok(());
             }
             JobEvent::Resume { terms } => return self.resume(&kept, terms),
+            JobEvent::Adjust(_) => return Err(Refused::TooLate),
             JobEvent::Tick => {
                 if kept.stop_by <= self.now {
                     self.job.running.clear();
@@ -109,12 +110,8 @@ impl Turn {
         if !self.job.running.is_empty() {
             return Err(Refused::Stopping);
         }
-        let spec = &mut self.job.spec;
-        spec.parallel = terms.parallel;
-        spec.timeout_seconds = terms.timeout_seconds;
-        spec.max_rate = terms.max_rate;
-        spec.compression = terms.compression;
-        let method = spec.method;
+        terms.put_into(&mut self.job.spec);
+        let method = self.job.spec.method;
         self.job.began_at = self.now;
         self.job.ended_at = None;
         self.job.cancelled_by = None;

@@ -3,7 +3,7 @@
 //! Owns the flow of a job: [`step`] takes a job and an event and returns the new job and the effects to
 //! carry out. Pure: it sends nothing, stores nothing and knows no clock. `working` leads from the first
 //! command to SYNCHRONIZED, `faults` decides what a fault means for the job, `ending` stops it and cleans
-//! up, `kept` holds a failed job until it is resumed.
+//! up, `kept` holds a failed job until it is resumed, `terms` are what an operator may change.
 //!
 //! Invariants, all of them tested with random agents in `tests`:
 //! - a cancel always leads to a closed job once the agents answer;
@@ -17,6 +17,7 @@ mod ending;
 mod event;
 mod faults;
 mod kept;
+mod terms;
 mod working;
 
 #[cfg(test)]
@@ -28,7 +29,8 @@ use jiff::Timestamp;
 use steep_protocol::message::facts::Finding;
 use steep_protocol::{CommandId, Fault, Phase};
 
-pub use event::{Counted, Effect, Finish, JobEvent, Parting, Refused, Snapshot, Terms};
+pub use event::{Counted, Effect, Finish, JobEvent, Parting, Refused, Snapshot};
+pub use terms::Terms;
 
 use super::health::Bounds;
 use super::preflight::Case;
@@ -158,6 +160,7 @@ impl Turn {
                 Ok(())
             }
             JobEvent::Resume { .. } => Err(Refused::NothingKept),
+            JobEvent::Adjust(_) => Err(Refused::TooLate),
             JobEvent::Ended { .. }
             | JobEvent::Server { .. }
             | JobEvent::SnapshotLost

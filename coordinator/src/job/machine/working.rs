@@ -68,6 +68,7 @@ impl Turn {
             // Only an ending job has something to give up.
             JobEvent::GiveUp => {}
             JobEvent::Resume { .. } => return Err(Refused::NothingKept),
+            JobEvent::Adjust(change) => self.adjust(change)?,
             JobEvent::Tick => self.check_limits(step),
         }
         Ok(())

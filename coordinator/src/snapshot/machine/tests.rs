@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use steep_protocol::message::job::{TableFilter, YieldToDdl};
 use steep_protocol::message::snapshot::{SnapshotSpec, SnapshotState, StoreSpec};
 use steep_protocol::stored::StoredCodec;
-use steep_protocol::{ByteCount, Lsn, NodeId, SnapshotId};
+use steep_protocol::{ByteCount, Lsn, NodeId, SnapshotId, Sum};
 
 use super::*;
 
@@ -48,6 +48,7 @@ fn sealed() -> Outcome {
         rows: 3,
         bytes: 4,
         stored_bytes: 2,
+        manifest: Sum([1; 32]),
         expires_at: at(1000),
     })
 }

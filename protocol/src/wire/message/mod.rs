@@ -5,6 +5,7 @@
 //! database and subscriptions), [`identity`] (replica identities) and [`feature`] (what servers may
 //! lack). Messages are plain data; the session defines their order.
 
+pub mod adjust;
 pub mod agent;
 pub mod api;
 pub mod facts;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::handover::{Replication, SlotName};
 use super::job::{JobSpec, ReplicationNames, TableFilter, YieldToDdl};
 use crate::wire::stored::StoredCodec;
-use crate::wire::{ByteCount, JobId, Lsn, NodeId, SnapshotId};
+use crate::wire::{ByteCount, JobId, Lsn, NodeId, SnapshotId, Sum};
 
 /// Snapshots that the coordinator remembers.
 pub const SNAPSHOTS_MAX: usize = 1_000;
@@ -72,6 +72,8 @@ pub struct SealedSnapshot {
     pub bytes: u64,
     /// Bytes of the parts' files.
     pub stored_bytes: u64,
+    /// The checksum of its manifest, and so of everything: whoever can write to the place cannot replace it.
+    pub manifest: Sum,
     /// When it expires, by the source's clock.
     pub expires_at: Timestamp,
 }
@@ -81,6 +83,8 @@ pub struct SealedSnapshot {
 pub struct VerifiedSnapshot {
     /// Its id, according to its manifest.
     pub snapshot: SnapshotId,
+    /// The checksum of that manifest.
+    pub manifest: Option<Sum>,
     /// Parts that are whole.
     pub parts: u64,
     /// Rows counted in them.
@@ -185,22 +189,13 @@ pub struct Holder {
     pub location: String,
 }
 
-/// Which stored snapshot a job is made from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum SnapshotRef {
-    /// By its id.
-    Id(SnapshotId),
-    /// By its location.
-    At(String),
-}
-
 /// `snapshot apply`, and `init --snapshot`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApplySpec {
     /// One per target. Source and tables are those of the snapshot, whatever is said here.
     pub jobs: Vec<JobSpec>,
     /// Which snapshot.
-    pub snapshot: SnapshotRef,
+    pub snapshot: SnapshotId,
     /// Whether all files are looked at before anything is changed. Each is checked while it is loaded,
     /// whatever is said here.
     pub verify: bool,

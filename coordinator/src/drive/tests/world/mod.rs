@@ -51,7 +51,7 @@ pub(super) struct FakeAgent {
     pub(super) at_work: BTreeMap<CommandId, (JobId, Command)>,
     /// Outcomes that the coordinator has not acknowledged.
     pub(super) kept: BTreeMap<CommandId, Result<Outcome, Fault>>,
-    /// Every command it received, in order.
+    /// Every command it received, in order, as it first came.
     pub(super) history: Vec<(CommandId, Command)>,
     /// Every Copy command, repeated ones too.
     pub(super) told: Vec<CopyParts>,
@@ -291,8 +291,11 @@ impl World {
                         }
                         if let Some(outcome) = agent.kept.get(&command) {
                             again.push((id.clone(), command, outcome.clone()));
-                        } else if !agent.at_work.contains_key(&command) {
-                            agent.history.push((command, what.clone()));
+                        } else {
+                            if !agent.at_work.contains_key(&command) {
+                                agent.history.push((command, what.clone()));
+                            }
+                            // Repeated, a command has the newest arguments.
                             agent.at_work.insert(command, (job, what));
                         }
                     }

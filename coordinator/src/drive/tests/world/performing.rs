@@ -1,10 +1,13 @@
 //! How the fake agents perform commands, and what they report.
 
 use jiff::Timestamp;
-use steep_protocol::SnapshotId;
 use steep_protocol::message::snapshot::{SealedSnapshot, VerifiedSnapshot};
+use steep_protocol::{SnapshotId, Sum};
 
 use super::*;
+
+/// The checksum of every stored snapshot's manifest.
+const MANIFEST: Sum = Sum([1; 32]);
 
 impl World {
     /// Sends the command's messages and returns its outcome.
@@ -77,10 +80,12 @@ impl World {
                 rows: 60,
                 bytes: 6_000,
                 stored_bytes: 600,
+                manifest: MANIFEST,
                 expires_at: Timestamp::MAX,
             }),
             SourceCommand::VerifyStored { .. } => Outcome::Verified(Box::new(VerifiedSnapshot {
                 snapshot: SnapshotId(job.0),
+                manifest: Some(MANIFEST),
                 parts: PARTS.into(),
                 rows: 60,
                 bytes: 6_000,

@@ -1,6 +1,7 @@
 //! Whatever happens, in whatever order: no job gets stuck, and nothing is left behind.
 
 use proptest::prelude::*;
+use steep_protocol::message::adjust::{Adjustment, MaxRate};
 
 use super::*;
 
@@ -14,11 +15,22 @@ enum Chance {
     Tick(i64),
     Cancel(CancelledData),
     Resume,
+    Adjust(Adjustment),
     Endanger,
     LoseSnapshot,
     Silent(Side),
     Answers(Side),
     Stumble { side: Side, at: usize },
+}
+
+fn adjustment() -> impl Strategy<Value = Adjustment> {
+    let rate = prop_oneof![
+        Just(MaxRate::Unlimited),
+        Just(MaxRate::Limited(ByteCount(1)))
+    ];
+    let parallel = proptest::option::of(1u8..=16);
+    (parallel, proptest::option::of(rate))
+        .prop_map(|(parallel, max_rate)| Adjustment { parallel, max_rate })
 }
 
 fn chance() -> impl Strategy<Value = Chance> {
@@ -33,6 +45,7 @@ fn chance() -> impl Strategy<Value = Chance> {
         4 => (0i64..12).prop_map(Chance::Tick),
         1 => data.prop_map(Chance::Cancel),
         1 => Just(Chance::Resume),
+        1 => adjustment().prop_map(Chance::Adjust),
         1 => Just(Chance::Endanger),
         1 => Just(Chance::LoseSnapshot),
         1 => side().prop_map(Chance::Silent),
@@ -55,6 +68,7 @@ impl World {
             Chance::LoseSnapshot => self.lose_snapshot(),
             Chance::Silent(side) => self.server(side, Err("refused".to_owned())),
             Chance::Answers(side) => self.server(side, Ok(())),
+            Chance::Adjust(change) => _ = self.apply(JobEvent::Adjust(change)),
             Chance::Resume => _ = self.apply(JobEvent::Resume { terms: TERMS }),
             Chance::Cancel(data) if !self.is_closed() => {
                 self.apply(JobEvent::Cancel { data }).unwrap();

@@ -7,6 +7,7 @@ mod forward;
 mod histories;
 mod keeping;
 mod retrying;
+mod terms;
 
 use std::collections::HashMap;
 
@@ -68,6 +69,8 @@ struct World {
     copied: bool,
     finishes: Vec<Finish>,
     ids: HashMap<CommandId, Work>,
+    /// Every command that was sent, in order.
+    sent: Vec<(CommandId, Work)>,
     rules: Rules,
 }
 
@@ -92,6 +95,7 @@ impl World {
             copied: false,
             finishes: Vec::new(),
             ids: HashMap::new(),
+            sent: Vec::new(),
             rules: Rules {
                 judge: no_findings,
                 bounds: Bounds::default(),
@@ -150,6 +154,7 @@ impl World {
                         .any(|r| r.work.side() == work.side() && !r.work.is_cleanup());
                     assert!(!others, "{work:?} given while others run on its side");
                 }
+                self.sent.push((id, work));
                 let agent = self.agent(work.side());
                 assert!(agent.online, "{work:?} sent to nobody");
                 if !agent.at_work.contains(&(id, work)) {

@@ -9,7 +9,7 @@ use super::super::job::{
 use super::super::lineage::ChangeOrigin;
 use super::super::schema::SchemaCursor;
 use super::super::snapshot::StoreSnapshot;
-use crate::wire::{ByteCount, Epoch, JobId, Lsn, NodeId, PartNo, SnapshotId};
+use crate::wire::{ByteCount, Epoch, JobId, Lsn, NodeId, PartNo, SnapshotId, Sum};
 
 /// The name and address of a peer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -350,6 +350,8 @@ pub enum Export {
         snapshot: SnapshotId,
         /// Where it is.
         location: String,
+        /// The checksum of its manifest.
+        manifest: Sum,
         /// Whether to look at all its files first.
         verify: bool,
     },

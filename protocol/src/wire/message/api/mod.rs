@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use self::request::{Afterwards, ApiRequest, InitRequest, Order, Query};
+use super::adjust::Adjusted;
 use super::agent::{LockRole, MissingObjects, Rebuilt};
 use super::facts::Finding;
 use super::handover::PreparedSlot;
@@ -65,6 +66,8 @@ pub enum ApiReply {
     Snapshots(Vec<SnapshotView>),
     /// What reading a stored snapshot again showed.
     Verified(Box<VerifiedSnapshot>),
+    /// The terms that a job has now.
+    Adjusted(Adjusted),
 }
 
 /// A node, as the CLI shows it.

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::super::adjust::Adjustment;
 use super::super::handover::{CompleteSpec, PrepareSpec, SlotName};
 use super::super::job::{CancelledData, JobSpec, TableFilter};
 use super::super::snapshot::{ApplySpec, SnapshotSpec};
@@ -161,6 +162,13 @@ pub enum Order {
     Rebuild {
         /// The node.
         node: NodeId,
+    },
+    /// [`ApiReply::Adjusted`]: the node's running job has other terms from now on.
+    Adjust {
+        /// The node.
+        node: NodeId,
+        /// What changes.
+        change: Adjustment,
     },
 }
 
