@@ -313,7 +313,7 @@ impl JobChoices {
     /// One spec per target.
     ///
     /// # Errors
-    /// If the options contradict each other or are not available.
+    /// If the options contradict each other.
     pub(crate) fn specs(
         &self,
         targets: &[NodeId],
