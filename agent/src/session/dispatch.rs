@@ -419,8 +419,7 @@ async fn prepare(
     let dumps = Dumps {
         pre_data: link.schema(SchemaSection::PreData).await?,
         extension_rows: link.schema(SchemaSection::ExtensionRows).await?,
-        // Dumped while the first section is applied: each takes seconds for ten thousand tables. Both
-        // at once would need a lock for each table twice.
+        // Asked for at once, since it comes from the same dump as the first section.
         post_data: PendingDump::request(link, SchemaSection::PostData),
     };
     let request = PrepareRequest {
