@@ -1,11 +1,11 @@
 //! The schema as SQL, by `pg_dump` under the job's snapshot.
 //!
-//! PostgreSQL's own tool knows every object of every version; this chooses the program, the section and
-//! what is left out. The password goes through the environment, which only its owner and root can read.
+//! PostgreSQL's own tool knows every object of every version; this chooses the program and what is left out. The password goes through the environment, which only its owner and root can read.
 
 pub(crate) mod selection;
 
 mod program;
+mod whole;
 
 use std::io;
 use std::path::Path;
@@ -20,11 +20,13 @@ use steep_protocol::{Fault, FaultKind, Identifier, JobId, NodeId, Retry, RowCoun
 use tokio::fs::File;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt};
 use tokio::process::Command;
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use self::program::Program;
 pub(crate) use program::pg_dump_major;
+pub(crate) use whole::Whole;
 
 use self::selection::{ListFile, Selection};
 use crate::chunk::{PartReader, ReadStep};
@@ -80,20 +82,62 @@ pub(crate) struct SchemaDump {
     cancel: CancellationToken,
 }
 
-/// Runs `pg_dump`, again where a lock was in its way or it was in somebody's.
+/// Runs `pg_dump`, again where a lock was in its way or it was in somebody's. Both sections of the schema come
+/// from one run, whose result is `kept` for the second one.
 pub(crate) async fn start(
     source: DumpSource<'_>,
     section: SchemaSection,
+    kept: &Mutex<Option<Whole>>,
     cancel: CancellationToken,
 ) -> Result<SchemaDump, Fault> {
+    let dumping = async {
+        if section == SchemaSection::ExtensionRows {
+            if source.scope.extension_tables.is_empty() {
+                return Ok(None);
+            }
+            let arguments = extension_arguments(source.snapshot, source.scope);
+            let (text, _) = insist(&source, &arguments, None).await?;
+            return Ok(Some(text));
+        }
+        let failed = |message: String| Fault::new(FaultKind::Failed, message).on(source.node);
+        let mut kept = kept.lock().await;
+        let whole = match &*kept {
+            Some(whole) => whole,
+            None => {
+                let arguments = arguments(source.snapshot, source.scope);
+                let files = ListFile::new().map_err(|error| failed(unusable(error)))?;
+                let archive = files.archive();
+                let (_, program) = insist(&source, &arguments, Some(&archive)).await?;
+                kept.insert(Whole::new(files, &program))
+            }
+        };
+        let text = whole
+            .section(section, source.scope.selection.as_ref())
+            .await;
+        if section == SchemaSection::PostData {
+            *kept = None;
+        }
+        text.and_then(|text| text).map(Some).map_err(failed)
+    };
+    let text = tokio::select! {
+        text = dumping => text?,
+        () = cancel.cancelled() => return Err(cancelled(source.node)),
+    };
+    Ok(SchemaDump {
+        node: source.node.clone(),
+        text,
+        cancel,
+    })
+}
+
+/// What `pg_dump` prints, if it does not write an `archive`. Repeats it while a lock is in its way, or it is in
+/// somebody's.
+async fn insist(
+    source: &DumpSource<'_>,
+    arguments: &[String],
+    archive: Option<&Path>,
+) -> Result<(File, Program), Fault> {
     let failed = |message: String| Fault::new(FaultKind::Failed, message).on(source.node);
-    if section == SchemaSection::ExtensionRows && source.scope.extension_tables.is_empty() {
-        return Ok(SchemaDump {
-            node: source.node.clone(),
-            text: None,
-            cancel,
-        });
-    }
     let program = program::find(source.server_version)
         .await
         .map_err(|reason| {
@@ -106,19 +150,9 @@ pub(crate) async fn start(
     let _attended = source.locks.attend();
     source.locks.hindered(source.job, PURPOSE);
     loop {
-        let run = run(&source, &program, section);
-        let ended = tokio::select! {
-            ended = run => ended.map_err(failed)?,
-            () = cancel.cancelled() => return Err(cancelled(source.node)),
-        };
-        let complaints = match ended {
-            Ok(text) => {
-                return Ok(SchemaDump {
-                    node: source.node.clone(),
-                    text: Some(text),
-                    cancel,
-                });
-            }
+        let dump = command(source, &program, arguments, archive);
+        let complaints = match printed(dump).await.map_err(failed)? {
+            Ok(text) => return Ok((text, program)),
             Err(complaints) => complaints,
         };
         let Some(who) = source.locks.hindered(source.job, PURPOSE) else {
@@ -127,70 +161,33 @@ pub(crate) async fn start(
             return Err(failed(complaints).hint(hint).retry(retry));
         };
         info!(job_id = %source.job, "the schema is dumped again: a lock of {who} was in the way");
-        tokio::select! {
-            () = tokio::time::sleep(LOCKED_PAUSE) => {}
-            () = cancel.cancelled() => return Err(cancelled(source.node)),
-        }
+        tokio::time::sleep(LOCKED_PAUSE).await;
     }
 }
 
-/// One dump into an unnamed file, or the program's error messages. Dropping it kills the program.
-async fn run(
+fn command(
     source: &DumpSource<'_>,
     program: &Program,
-    section: SchemaSection,
-) -> Result<Result<File, String>, String> {
+    arguments: &[String],
+    archive: Option<&Path>,
+) -> Command {
     let purpose = format!("{PURPOSE} {}", source.job);
     let mut dump = Command::new(&program.path);
-    dump.args(arguments(section, source.snapshot, source.scope))
+    dump.args(arguments)
         .arg("--dbname")
         .arg(source.conninfo.libpq_for(&purpose))
         .env_remove("PGPASSWORD");
+    if let Some(archive) = archive {
+        dump.arg("--format=custom").arg("--file").arg(archive);
+    }
     if let Some(password) = source.conninfo.password() {
         dump.env("PGPASSWORD", password.expose());
     }
-    let selection = match section {
-        SchemaSection::PreData | SchemaSection::PostData => source.scope.selection.as_ref(),
-        SchemaSection::ExtensionRows => None,
-    };
-    match selection {
-        None => printed(dump).await,
-        Some(selection) => cut(dump, &program.path, selection).await,
-    }
+    dump
 }
 
 fn unusable(error: io::Error) -> String {
     format!("no file for the schema can be made (see TMPDIR): {error}")
-}
-
-/// Dumps into an archive, then writes SQL for the selected entries.
-async fn cut(
-    mut dump: Command,
-    pg_dump: &Path,
-    selection: &Selection,
-) -> Result<Result<File, String>, String> {
-    let files = ListFile::new().map_err(unusable)?;
-    let archive = files.archive();
-    dump.arg("--format=custom").arg("--file").arg(&archive);
-    if let Err(complaints) = printed(dump).await? {
-        return Ok(Err(complaints));
-    }
-    let program = pg_dump.with_file_name("pg_restore");
-    let mut list = Command::new(&program);
-    list.args(["--list", "--verbose"]).arg(&archive);
-    let mut contents = Vec::new();
-    match printed(list).await? {
-        Ok(mut list) => list.read_to_end(&mut contents).await.map_err(unusable)?,
-        Err(complaints) => return Ok(Err(complaints)),
-    };
-    let list = selection.cut(&String::from_utf8_lossy(&contents));
-    let list = files.write(&list).map_err(unusable)?;
-    let mut restore = Command::new(&program);
-    restore
-        .args(["--file=-", "--no-tablespaces", "--use-list"])
-        .arg(list)
-        .arg(archive);
-    printed(restore).await
 }
 
 /// A program's output, or its error messages where it failed.
@@ -284,21 +281,13 @@ async fn last_of(mut from: impl AsyncRead + Unpin) -> String {
     String::from_utf8_lossy(&kept).into_owned()
 }
 
-fn arguments(section: SchemaSection, snapshot: Option<&str>, scope: &Scope) -> Vec<String> {
-    if section == SchemaSection::ExtensionRows {
-        return extension_arguments(snapshot, scope);
-    }
-    // Which materialised views are filled counts as data, though it comes after the data: only the section
-    // selects it there. It also leaves out large objects, which are not replicated.
-    let [section, what] = match section {
-        SchemaSection::PreData => ["--section=pre-data", "--schema-only"],
-        SchemaSection::PostData | SchemaSection::ExtensionRows => {
-            ["--section=post-data", "--no-blobs"]
-        }
-    };
+/// Which materialised views are filled counts as data, though it comes after the data: only the sections
+/// select it there. They also leave out rows, and with `--no-blobs` large objects, which are not replicated.
+fn arguments(snapshot: Option<&str>, scope: &Scope) -> Vec<String> {
     let mut arguments: Vec<String> = [
-        section,
-        what,
+        "--section=pre-data",
+        "--section=post-data",
+        "--no-blobs",
         "--encoding=UTF8",
         "--no-password",
         // Properties of the server, not the schema: tablespaces are directories, and publications and
@@ -394,12 +383,12 @@ mod tests {
                 vec![TableName::new("A*b\"c", "outside").unwrap()],
             )),
         };
-        let rows = super::arguments(SchemaSection::ExtensionRows, None, &scope);
+        let rows = extension_arguments(None, &scope);
         assert!(
             rows.contains(&"--table=\"e\".\"Conf\"".to_owned()),
             "{rows:?}"
         );
-        let arguments = arguments(SchemaSection::PreData, Some("0-1"), &scope);
+        let arguments = arguments(Some("0-1"), &scope);
         for wanted in [
             "--section=pre-data",
             "--snapshot=0-1",

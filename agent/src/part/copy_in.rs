@@ -311,8 +311,13 @@ impl PartWriter for PartLoad<'_> {
                 ),
             )));
         }
+        let encoding = if self.is_utf8() {
+            ""
+        } else {
+            "SET LOCAL client_encoding = 'UTF8'; "
+        };
         let sql = format!(
-            "SET LOCAL client_encoding = 'UTF8'; UPDATE steep_repl.copy_ledger
+            "{encoding}UPDATE steep_repl.copy_ledger
              SET rows = {rows}, bytes = {}, finished_at = clock_timestamp()
              WHERE job = '{}' AND epoch = {} AND part = {}; {DURABLE}; COMMIT",
             self.bytes, self.loader.task.job, self.epoch.0, self.part.0

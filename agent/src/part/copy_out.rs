@@ -83,12 +83,15 @@ impl<'a> Wanted<'a> {
         let state = snapshot.state_of(table)?;
         // An index of the table may be locked by itself; it is not waited for in the queue either. Names
         // are resolved before the encoding changes.
+        let encoding = match snapshot.encoding() {
+            "UTF8" => String::new(),
+            other => format!("SET LOCAL client_encoding = {}; ", literal(other)),
+        };
         let sql = format!(
             "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET TRANSACTION SNAPSHOT {}; \
-             SET LOCAL lock_timeout = '1s'; {}; SET LOCAL client_encoding = {}; {}; COMMIT",
+             SET LOCAL lock_timeout = '1s'; {}; {encoding}{}; COMMIT",
             literal(&export),
             table_state::lock_and_ask(&table.name, state),
-            literal(snapshot.encoding()),
             copy_statement(table, range, format),
         );
         Ok(Self {

@@ -5,6 +5,7 @@
 //! do not fire it, and COPY pays nothing for it. It is dropped before the subscription begins; a cleanup
 //! finds it by its function.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use steep_protocol::message::facts::{Finding, Listed};
@@ -164,8 +165,21 @@ async fn guard(
     let outcome = async {
         conn.attempt(&format!("BEGIN; {}", triggers.join("; ")))
             .await?;
-        let planned = tables.iter().enumerate().filter(|(_, table)| table.planned);
-        let asked = planned.map(|(at, table)| {
+        // A file of no bytes holds no row, and to ask for its size is cheaper than to plan a query.
+        let planned: Vec<String> = tables
+            .iter()
+            .filter(|table| table.planned)
+            .map(|table| table.name.quoted())
+            .collect();
+        let sized = "SELECT name FROM unnest($1::text[]) AS t (name)
+            WHERE pg_relation_size(name::regclass) > 0";
+        let sized = conn.fetch(sized, &[&planned]).await?;
+        let sized: HashSet<&str> = sized.iter().map(|row| row.get(0)).collect();
+        let asked = tables
+            .iter()
+            .enumerate()
+            .filter(|(_, table)| table.planned && sized.contains(table.name.quoted().as_str()));
+        let asked = asked.map(|(at, table)| {
             let quoted = table.name.quoted();
             format!("SELECT {at} WHERE EXISTS (SELECT FROM ONLY {quoted})")
         });

@@ -1,5 +1,6 @@
 //! Runs statements of a schema dump in order, many per transaction: one each would wait for the disk ten
-//! thousand times, one for all would need a lock per object at once.
+//! thousand times, one for all would need a lock per object at once. With a second session, statements about
+//! different tables run on both.
 //!
 //! A failed batch is repeated statement by statement under savepoints. What neither rows nor replication
 //! need is noted as [`missing`](super::missing) and skipped, as [`judge`] decides.
@@ -10,6 +11,7 @@ use steep_protocol::message::facts::Finding;
 use steep_protocol::{Fault, FaultKind, Identifier, JobId, TableName};
 use tokio_postgres::error::SqlState;
 
+use super::lanes;
 use super::missing::{Lack, Missing, Weight, is_duplicate};
 use super::statement::{self, Class, headline};
 use crate::node::connection::Conn;
@@ -85,6 +87,14 @@ impl Strictness<'_> {
         }
     }
 
+    /// A structure is whole or made again: the commit that says so waits for the disk, and for all before it.
+    fn wait(self) -> &'static str {
+        match self {
+            Self::Structure(_) => "SET LOCAL synchronous_commit = off;\n",
+            Self::Deferred | Self::Afterwards | Self::Cleanup => "",
+        }
+    }
+
     fn weight(self, class: &Class) -> Weight {
         match class {
             // Refreshes read rows too; they are repeated while one of them succeeds.
@@ -151,6 +161,8 @@ pub(crate) fn is_of_the_statement(code: &SqlState) -> bool {
 #[derive(Debug)]
 pub(crate) struct Batches<'a> {
     conn: &'a Conn,
+    /// For statements that need not wait for others; all run on `conn` once it has failed.
+    beside: Option<&'a Conn>,
     job: JobId,
     strictness: Strictness<'a>,
     items: Vec<Item>,
@@ -166,6 +178,7 @@ impl<'a> Batches<'a> {
     pub(crate) fn new(conn: &'a Conn, job: JobId, strictness: Strictness<'a>) -> Self {
         Self {
             conn,
+            beside: None,
             job,
             strictness,
             items: Vec::new(),
@@ -175,6 +188,12 @@ impl<'a> Batches<'a> {
             missing: Vec::new(),
             count: 0,
         }
+    }
+
+    /// Runs statements on that session too.
+    pub(crate) fn beside(mut self, conn: &'a Conn) -> Self {
+        self.beside = Some(conn);
+        self
     }
 
     pub(crate) fn count(&self) -> u64 {
@@ -208,20 +227,39 @@ impl<'a> Batches<'a> {
         if items.is_empty() {
             return Ok(());
         }
-        let mut sql = String::new();
-        for item in &items {
-            for text in [Some(&item.sql), item.mark.as_ref()].into_iter().flatten() {
-                sql.push_str(text);
-                sql.push_str(";\n");
+        let (items, others) = match self.beside {
+            // An authorization is no setting that a transaction can have of its own.
+            Some(_) if !self.settings.contains_key("SESSION") => lanes::split(items),
+            _ => (items, Vec::new()),
+        };
+        let lazy = self.strictness.wait();
+        let sql = in_a_row(lazy, &items);
+        let main = self.conn.transact(&sql);
+        let (done, beside) = match self.beside {
+            Some(conn) if !others.is_empty() => {
+                let settings: String = self.settings.values().map(String::as_str).collect();
+                let sql = in_a_row(&format!("{lazy}{settings}"), &others);
+                let (done, beside) = tokio::join!(main, conn.transact(&sql));
+                if matches!(beside, Err(PgError::Closed | PgError::Io(_))) {
+                    self.beside = None;
+                }
+                (done, beside)
             }
-        }
-        match self.conn.transact(&sql).await {
+            _ => (main.await, Ok(())),
+        };
+        self.settle(&items, done).await?;
+        self.settle(&others, beside).await
+    }
+
+    /// Repeats what has failed.
+    async fn settle(&mut self, items: &[Item], outcome: Result<(), PgError>) -> Result<(), Fault> {
+        match outcome {
             Ok(()) => {
                 items.iter().for_each(|item| self.note_setting(item));
                 Ok(())
             }
             Err(error @ PgError::Cancelled) => Err(self.conn.fault(&error)),
-            Err(_) => self.one_by_one(&items).await,
+            Err(_) => self.one_by_one(items).await,
         }
     }
 
@@ -356,6 +394,18 @@ impl<'a> Batches<'a> {
             ),
         }
     }
+}
+
+/// The statements with their marks, after `settings`, as one text.
+fn in_a_row(settings: &str, items: &[Item]) -> String {
+    let mut sql = settings.to_owned();
+    for item in items {
+        for text in [Some(&item.sql), item.mark.as_ref()].into_iter().flatten() {
+            sql.push_str(text);
+            sql.push_str(";\n");
+        }
+    }
+    sql
 }
 
 #[cfg(test)]

@@ -388,22 +388,26 @@ async fn prepare(
     if request.rows == RowsFrom::Backup(SchemaCheck::Skipped) {
         return Ok(Vec::new());
     }
-    let schema = SchemaRequest {
+    let schema = |described| SchemaRequest {
         source: link.source().clone(),
-        described: link.described().await?,
+        described,
         filter: request.filter,
         existing: request.existing,
         schema_mode: request.schema_mode,
     };
     let RowsFrom::Copy(indexes) = request.rows else {
+        let schema = schema(link.described().await?);
         return target::match_schema(task, &schema).await;
     };
+    // Each takes the source seconds for ten thousand tables, on a connection of its own.
+    let (described, pre_data) =
+        tokio::try_join!(link.described(), link.schema(SchemaSection::PreData))?;
+    let schema = schema(described);
     let plan = link.plan().await?;
     let dumps = Dumps {
-        pre_data: link.schema(SchemaSection::PreData).await?,
+        pre_data,
         extension_rows: link.schema(SchemaSection::ExtensionRows).await?,
-        // Dumped while the first section is applied: each takes seconds for ten thousand tables. Both
-        // at once would need a lock for each table twice.
+        // Asked for at once, since it comes from the same dump as the first section.
         post_data: PendingDump::request(link, SchemaSection::PostData),
     };
     let request = PrepareRequest {

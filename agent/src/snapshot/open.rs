@@ -56,6 +56,8 @@ pub(crate) struct OpenSnapshot {
     /// By table number.
     states: Vec<Option<TableState>>,
     scope: Scope,
+    /// A dump of which one section was asked for.
+    dumped: tokio::sync::Mutex<Option<dump::Whole>>,
     locks: Arc<LockRegistry>,
     held: Mutex<Option<Held>>,
     read: Mutex<BTreeMap<PartAs, (RowCount, ByteCount)>>,
@@ -201,6 +203,7 @@ async fn attempt_open(
                 .collect(),
             selection,
         },
+        dumped: tokio::sync::Mutex::default(),
         locks: Arc::clone(locks),
         held: Mutex::new(held),
         read: Mutex::new(BTreeMap::new()),
@@ -367,7 +370,7 @@ impl OpenSnapshot {
             snapshot: export.as_deref(),
             scope: &self.scope,
         };
-        dump::start(source, section, cancel).await
+        dump::start(source, section, &self.dumped, cancel).await
     }
 
     /// Ends the snapshot; parts being read fail. The slot stays. Idempotent.

@@ -39,9 +39,13 @@ pub(super) async fn make<R: PartReader, Q: PartReader>(
     conn.execute("COMMIT").await?;
     let planned = plan.iter().map(|table| table.name.clone()).collect();
     let structure = Strictness::Structure(&planned);
-    let mut findings = apply(task, conn, dumps.pre_data, structure).await?;
+    let beside = Conn::open(task, "prepare").await?;
+    let batches = Batches::new(conn, task.job, structure).beside(&beside);
+    let mut findings = apply(task, conn, dumps.pre_data, batches).await?;
+    beside.session.close().await;
     // Users' foreign keys may need these rows; everything else holds without them.
-    findings.extend(apply(task, conn, dumps.extension_rows, Strictness::Afterwards).await?);
+    let batches = Batches::new(conn, task.job, Strictness::Afterwards);
+    findings.extend(apply(task, conn, dumps.extension_rows, batches).await?);
     findings.extend(store_post_data(conn, task.job, dumps.post_data).await?);
     Ok(findings)
 }
@@ -115,10 +119,11 @@ async fn apply<R: PartReader>(
     task: &Task,
     conn: &Conn,
     reader: R,
-    strictness: Strictness<'_>,
+    mut batches: Batches<'_>,
 ) -> Result<Vec<Finding>, Fault> {
     let mut dump = Dump::new(reader);
-    let mut batches = Batches::new(conn, task.job, strictness);
+    let me: String = conn.row("SELECT current_user::text", &[]).await?.get(0);
+    let mut made = None;
     while let Some(sql) = dump.next(conn).await? {
         let item = Item::new(sql);
         match &item.class {
@@ -126,8 +131,21 @@ async fn apply<R: PartReader>(
             Class::Replication => continue,
             // Each node has its own.
             Class::Extension | Class::Comment if is_our_extension(&item.sql) => continue,
+            // What this role has just made is its own.
+            Class::Privilege
+                if made
+                    .as_ref()
+                    .is_some_and(|made| statement::gives(&item.sql, made, &me)) =>
+            {
+                continue;
+            }
             _ => {}
         }
+        made = item
+            .sql
+            .starts_with("CREATE ")
+            .then(|| statement::subject(&item.sql))
+            .flatten();
         batches.add(item).await?;
         let done = batches.count();
         if done.is_multiple_of(TELL_EVERY) {

@@ -100,7 +100,8 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     /// Columns in the form that gives the fingerprint of `steep_repl.fingerprints` (`extension/`).
-    /// Partitions have their parent's identity only since PostgreSQL 17, so it is left out.
+    /// Partitions have their parent's identity only since PostgreSQL 17, so it is left out. A default names no
+    /// column: to be told its table, the server would open it.
     async fn tables(&mut self) -> Result<(), PgError> {
         let sql = format!(
             r#"SELECT c.oid, n.nspname::text, c.relname::text, a.attname::text,
@@ -111,7 +112,8 @@ impl Reader<'_> {
                     WHERE l.oid = a.attcollation) END,
                 a.attnotnull, CASE WHEN c.relispartition THEN '' ELSE a.attidentity::text END,
                 a.attgenerated::text,
-                CASE WHEN a.atthasdef THEN (SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d
+                CASE WHEN a.atthasdef THEN (SELECT pg_get_expr(d.adbin,
+                    CASE a.attgenerated WHEN '' THEN 0 ELSE d.adrelid END) FROM pg_attrdef d
                     WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum) END
             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
             LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped

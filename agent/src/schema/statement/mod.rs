@@ -280,6 +280,46 @@ fn table_changed(mut at: Cursor<'_>, table: TableName, only: Only) -> Option<Cla
     key.then_some(Class::Key { table, name })
 }
 
+/// The table or sequence that a statement makes, alters, grants or comments on; `None` for all others.
+pub(crate) fn subject(statement: &str) -> Option<TableName> {
+    let tokens = tokens(statement);
+    let mut at = Cursor(&tokens);
+    if at.take(&["CREATE"]) {
+        at.take(&["UNLOGGED"]);
+        return (at.take(&["TABLE"]) || at.take(&["SEQUENCE"])).then(|| at.table())?;
+    }
+    if at.take(&["ALTER"]) {
+        if at.take(&["TABLE"]) {
+            at.take(&["ONLY"]);
+            return at.table();
+        }
+        return at.take(&["SEQUENCE"]).then(|| at.table())?;
+    }
+    if at.take(&["COMMENT", "ON"]) {
+        return (at.take(&["TABLE"]) || at.take(&["COLUMN"]) || at.take(&["SEQUENCE"]))
+            .then(|| at.table())?;
+    }
+    if at.take(&["GRANT"]) || at.take(&["REVOKE"]) {
+        return granted(at);
+    }
+    None
+}
+
+/// What follows the privileges, and their columns, of a `GRANT` or `REVOKE`.
+fn granted(mut at: Cursor<'_>) -> Option<TableName> {
+    while !at.take(&["ON"]) {
+        at.any()?;
+    }
+    (at.take(&["TABLE"]) || at.take(&["SEQUENCE"])).then(|| at.table())?
+}
+
+/// Whether the statement makes `role` the owner of that table or sequence.
+pub(crate) fn gives(statement: &str, of: &TableName, to: &str) -> bool {
+    statement.starts_with("ALTER ")
+        && subject(statement).as_ref() == Some(of)
+        && role_after(statement, " OWNER TO ").is_some_and(|role| role == to)
+}
+
 pub(crate) fn is_primary_key(statement: &str) -> bool {
     let tokens = tokens(statement);
     let mut at = Cursor(&tokens);

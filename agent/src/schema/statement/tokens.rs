@@ -91,6 +91,12 @@ impl Cursor<'_> {
         Some(name)
     }
 
+    /// Takes whatever comes next.
+    pub(super) fn any(&mut self) -> Option<()> {
+        self.0 = self.0.split_first()?.1;
+        Some(())
+    }
+
     pub(super) fn mark(&mut self, mark: char) -> bool {
         let fits = self.0.first() == Some(&Token::Mark(mark));
         if fits {
