@@ -35,6 +35,19 @@ fn reads(cluster: &Cluster) -> Result<BTreeMap<String, u32>> {
     Ok(reads)
 }
 
+/// Fails where more ranges than that were read again.
+fn read_once(cluster: &Cluster, but: u32) -> Result<()> {
+    let reads = reads(cluster)?;
+    let again: Vec<_> = reads.iter().filter(|(_, n)| **n > 1).collect();
+    let times: u32 = again.iter().map(|(_, n)| **n - 1).sum();
+    ensure!(
+        times <= but,
+        "of {} ranges, read again: {again:?}",
+        reads.len()
+    );
+    Ok(())
+}
+
 fn sent(cluster: &Cluster, node: &str) -> Result<f64> {
     let address = cluster.node(node).agent_address();
     let scrape = scrape::scrape(&address)?;
@@ -76,7 +89,16 @@ fn three_targets_cost_their_source_one_reading_and_not_three_times_the_bytes() -
     let mut arguments = vec!["init"];
     arguments.extend(TARGETS);
     // Packed rows would be hardly more than what else is said.
-    let further = ["--from", "node_a", "--yes", "--json", "--compress", "none"];
+    let further = [
+        "--from",
+        "node_a",
+        "--yes",
+        "--json",
+        "--compress",
+        "none",
+        "--large-table-threshold",
+        "1MB",
+    ];
     arguments.extend(further);
     let done = cluster.cli(&arguments)?.expect(0)?;
     let after = sent(&cluster, "node_a")?;
@@ -87,11 +109,7 @@ fn three_targets_cost_their_source_one_reading_and_not_three_times_the_bytes() -
         compare::rows(&source, &cluster.database(target))?.none()?;
         compare::schema(&source, &cluster.database(target))?.none()?;
     }
-    let again: Vec<(String, u32)> = reads(&cluster)?
-        .into_iter()
-        .filter(|(_, n)| *n > 1)
-        .collect();
-    ensure!(again.is_empty(), "read more than once: {again:?}");
+    read_once(&cluster, 0)?;
     let one = done
         .objects()
         .iter()
@@ -200,6 +218,8 @@ fn a_node_joins_a_snapshot_that_others_are_being_made_from() -> Result<()> {
             "--detach",
             "--max-rate",
             "3MB",
+            "--large-table-threshold",
+            "1MB",
         ])?
         .expect(0)?;
     cluster.wait_copying("node_b")?;
@@ -217,11 +237,8 @@ fn a_node_joins_a_snapshot_that_others_are_being_made_from() -> Result<()> {
         cluster.wait_state(target, &["synchronized"], LIMIT * 2)?;
         compare::rows(&source, &cluster.database(target))?.none()?;
     }
-    let again: Vec<(String, u32)> = reads(&cluster)?
-        .into_iter()
-        .filter(|(_, n)| *n > 1)
-        .collect();
-    ensure!(again.is_empty(), "read more than once: {again:?}");
+    // Those that are on their way to a slow target are not waited for: four workers of each.
+    read_once(&cluster, 8)?;
     nothing_is_left(&source, 3)?;
     assert!(snapshots(&cluster)?.is_empty());
     Ok(())
@@ -263,11 +280,7 @@ fn two_phases_release_the_source_before_the_copy_and_survive_its_restart() -> Re
     for target in ["node_b", "node_c"] {
         compare::rows(&source, &cluster.database(target))?.none()?;
     }
-    let again: Vec<(String, u32)> = reads(&cluster)?
-        .into_iter()
-        .filter(|(_, n)| *n > 1)
-        .collect();
-    ensure!(again.is_empty(), "read more than once: {again:?}");
+    read_once(&cluster, 0)?;
     nothing_is_left(&source, 2)?;
     wait::until_true("the spool to be empty", LIMIT, || {
         Ok(fs::read_dir(&spool)?.count() == 0)

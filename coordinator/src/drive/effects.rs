@@ -12,7 +12,7 @@ use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeState, Phase};
 use super::jobs::table_events;
 use super::log::{Level, Note, last_phase};
 use super::{Answer, Driver, Live, Ticket, span};
-use crate::job::machine::{Effect, Finish};
+use crate::job::machine::{Effect, Finish, JobEvent};
 use crate::job::preflight;
 use crate::job::state::{NodeEvent, transition};
 use crate::job::{Closed, Side, Stage, Work};
@@ -50,6 +50,14 @@ impl<S: Store> Driver<S> {
                 work: Work::OpenSource,
             } => self.open_source(id, command, now),
             Effect::Send { id: command, work } => self.send_command(id, command, work),
+            Effect::Abort { id: command, .. } if self.is_unsent(id, command) => {
+                let outcome = Box::new(Err(Fault::new(FaultKind::Cancelled, "cancelled")));
+                let ended = JobEvent::Ended {
+                    id: command,
+                    outcome,
+                };
+                self.advance(id, ended, now);
+            }
             Effect::Abort { id: command, side } => {
                 self.send_to(id, side, CoordinatorMessage::Abort { id: command });
             }

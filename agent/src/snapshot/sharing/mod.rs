@@ -2,6 +2,7 @@
 
 mod tracker;
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -12,14 +13,19 @@ use tokio::sync::Notify;
 use self::tracker::{Ask, Ended, Next, Tracker};
 use crate::mutex::lock;
 
-/// How long a target waits for a part that is on its way to another one. Then it is read again: a fast
-/// target does not wait for a slow one.
+/// How long a target waits at least for a part that is on its way to another one. Then it is read again: a
+/// fast target does not wait for a slow one.
 const WAIT: Duration = Duration::from_secs(5);
+
+/// It waits longer where it needs longer itself: so many times the time of a part.
+const PARTS_TIME: u32 = 2;
 
 #[derive(Debug)]
 pub(crate) struct Sharing {
     tracker: Mutex<Tracker>,
     changed: Notify,
+    /// How many parts were read for each target, and how long that took.
+    times: Mutex<HashMap<NodeId, (u32, Duration)>>,
 }
 
 /// Where a target gets a part.
@@ -39,6 +45,7 @@ pub(crate) struct Reading {
     part: PartAs,
     serial: u64,
     how: Ended,
+    began: Instant,
 }
 
 impl Sharing {
@@ -47,6 +54,7 @@ impl Sharing {
         Self {
             tracker: Mutex::new(Tracker::new(usize::from(connections.max(1)))),
             changed: Notify::new(),
+            times: Mutex::default(),
         }
     }
 
@@ -63,7 +71,7 @@ impl Sharing {
             peers: &request.peers,
             keeping: request.keeping,
         };
-        let until = tokio::time::Instant::now() + WAIT;
+        let until = tokio::time::Instant::now() + self.patience(target);
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             // From here on no change is missed.
@@ -83,6 +91,12 @@ impl Sharing {
         }
     }
 
+    fn patience(&self, target: &NodeId) -> Duration {
+        let times = lock(&self.times);
+        let own = times.get(target).map(|(parts, took)| *took / *parts);
+        WAIT.max(own.unwrap_or_default() * PARTS_TIME)
+    }
+
     /// `None` where the target has to wait.
     fn chosen(self: &Arc<Self>, target: &NodeId, next: Next) -> Option<Chosen> {
         match next {
@@ -92,6 +106,7 @@ impl Sharing {
                 part,
                 serial,
                 how: Ended::Broken,
+                began: Instant::now(),
             })),
             Next::Ask(part, peer) => Some(Chosen::Ask(part, peer)),
             Next::Wait => None,
@@ -114,6 +129,7 @@ impl Sharing {
 
     /// Nobody is sent to that target any more.
     pub(crate) fn left(&self, target: &NodeId) {
+        lock(&self.times).remove(target);
         lock(&self.tracker).left(target);
         self.changed.notify_waiters();
     }
@@ -131,6 +147,10 @@ impl Reading {
     /// All of it has been sent.
     pub(crate) fn sent(&mut self) {
         self.how = Ended::Sent;
+        let mut times = lock(&self.sharing.times);
+        let (parts, took) = times.entry(self.target.clone()).or_default();
+        *parts += 1;
+        *took += self.began.elapsed();
     }
 }
 

@@ -117,6 +117,17 @@ impl<S: Store> Driver<S> {
         }
     }
 
+    /// Whether the job's command waits for its snapshot, so that the agent does not know it.
+    pub(in crate::drive) fn is_unsent(&self, job: JobId, command: CommandId) -> bool {
+        let Some(job) = self.jobs.get(&job).map(|live| &live.job) else {
+            return false;
+        };
+        let mut running = job.running.iter();
+        let opens = running.any(|r| r.id == command && r.work == Work::OpenSource);
+        let shared = job.shared.and_then(|id| self.snapshots.get(&id));
+        opens && shared.is_some_and(|stored| !stored.snapshot.is_ready())
+    }
+
     /// The jobs that open that snapshot, with their commands.
     fn waiting_for(&self, id: SnapshotId) -> Vec<(JobId, CommandId)> {
         let jobs = self.jobs.values().map(|live| &live.job);

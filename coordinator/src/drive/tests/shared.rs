@@ -238,6 +238,22 @@ fn two_phases_spool_first_copy_from_there_and_leave_no_spool() {
 }
 
 #[test]
+fn a_target_that_is_cancelled_while_it_waits_for_the_spool_is_free_at_once() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    world.init(vec![two_phase("b")]).unwrap();
+    let is_store = |c: &Command| matches!(c, Command::Source(SourceCommand::Store(_)));
+    world.until("a", is_store);
+    world.cancel("b");
+    while world.end_one("b", None).is_some() || world.end_one("a", None).is_some() {}
+    assert_eq!(world.state("b"), NodeState::Uninitialized);
+    world.skip(1);
+    world.run_on();
+    world.skip(1);
+    assert!(world.driver.snapshots.is_empty());
+}
+
+#[test]
 fn a_restart_of_the_source_in_the_second_phase_costs_nothing() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);
