@@ -96,7 +96,7 @@ impl<S: Store> Driver<S> {
     }
 
     /// Makes a snapshot of a source that has been checked.
-    fn generate_checked(
+    pub(in crate::drive) fn generate_checked(
         &mut self,
         spec: SnapshotSpec,
         operator: &str,

@@ -1,0 +1,120 @@
+//! Claims about stored snapshots and the slots that they keep.
+
+use steep_protocol::message::agent::AgentMessage;
+use steep_protocol::message::api::{ApiReply, InitRequest, Query};
+use steep_protocol::message::facts::Severity;
+use steep_protocol::message::handover::PreparedSlot;
+use steep_protocol::message::job::{TableFilter, YieldToDdl};
+use steep_protocol::message::snapshot::{SnapshotSpec, SnapshotView, StoreSpec};
+use steep_protocol::stored::StoredCodec;
+use steep_protocol::{ByteCount, JobId, SnapshotId};
+use tokio::sync::oneshot;
+
+use super::super::Ticket;
+use super::world::{World, prepared, replies};
+use super::*;
+use crate::testing::{node, spec};
+
+fn stored_in(location: &str) -> SnapshotSpec {
+    SnapshotSpec {
+        source: node("a"),
+        store: Some(StoreSpec {
+            location: location.to_owned(),
+            codec: StoredCodec::Zstd(3),
+            max_rate: None,
+        }),
+        filter: TableFilter::default(),
+        parallel: 4,
+        large_table_threshold: ByteCount(1 << 30),
+        yield_to_ddl: YieldToDdl::default(),
+        expires_seconds: 3_600,
+    }
+}
+
+/// Starts a snapshot of a source that has been checked.
+fn begin(world: &mut World, spec: SnapshotSpec) -> SnapshotId {
+    let (reply, mut answer) = oneshot::channel();
+    let (ticket, now) = (Ticket::new(reply), world.driver.clock.now());
+    let driver = &mut world.driver;
+    driver.generate_checked(spec, "dba", (Vec::new(), ticket), now);
+    world.skip(0);
+    let made = replies(answer.try_recv().unwrap());
+    let views = made.into_iter().find_map(|reply| match reply {
+        ApiReply::Snapshots(views) => Some(views),
+        _ => None,
+    });
+    views.unwrap().remove(0).snapshot_id
+}
+
+/// Makes a snapshot.
+fn generate(world: &mut World, spec: SnapshotSpec) -> SnapshotId {
+    let id = begin(world, spec);
+    world.run_on();
+    id
+}
+
+fn list(world: &mut World) -> Vec<SnapshotView> {
+    let query = Query::Snapshots {
+        snapshot: None,
+        source: None,
+    };
+    match replies(world.ask(query)).remove(0) {
+        ApiReply::Snapshots(views) => views,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// What the agent of `a` reports of a template slot.
+fn template(id: SnapshotId, held: u64, limit: Option<u64>) -> PreparedSlot {
+    PreparedSlot {
+        replication: Replication::template(id),
+        wal_held: ByteCount(held),
+        wal_limit: limit.map(ByteCount),
+        ..prepared(JobId(id.0))
+    }
+}
+
+fn events(world: &mut World, name: &str) -> usize {
+    let events = world.events("a");
+    events.iter().filter(|event| event.event == name).count()
+}
+
+#[test]
+fn a_template_that_holds_half_of_its_limit_is_told_of_once_and_everywhere() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let id = generate(&mut world, stored_in("/backup/a"));
+    let say = |world: &mut World, held, limit| {
+        let slots = vec![template(id, held, limit)];
+        world.say("a", AgentMessage::Prepared(slots));
+    };
+    say(&mut world, 500_000_000, Some(1_000_000_000));
+    assert_eq!(events(&mut world, "snapshot.wal_held"), 0);
+    assert!(list(&mut world)[0].warnings.is_empty());
+
+    for held in [501_000_000, 600_000_000] {
+        say(&mut world, held, Some(1_000_000_000));
+    }
+    assert_eq!(events(&mut world, "snapshot.wal_held"), 1);
+    let warning = list(&mut world)[0].warnings.join("; ");
+    for part in ["600 MB", "60 %", "max_slot_wal_keep_size", "delete"] {
+        assert!(warning.contains(part), "{part} is not in {warning}");
+    }
+    let mut answer = world.ask_later(Query::Doctor(InitRequest::Copy(vec![spec("a", "b")])));
+    world.run_on();
+    let ApiReply::Findings { findings, .. } = replies(answer.try_recv().unwrap()).remove(0) else {
+        panic!("no findings");
+    };
+    let own = findings.iter().find(|f| f.code == "snapshot_wal_held");
+    let own = own.unwrap();
+    assert_eq!(own.severity, Severity::Warning);
+    assert!(own.what.contains("60 %") && own.fix.contains(&id.to_string()));
+
+    // The limit is raised, and comes near again.
+    say(&mut world, 600_000_000, None);
+    assert!(list(&mut world)[0].warnings.is_empty());
+    say(&mut world, 200_000_000_000, None);
+    assert_eq!(events(&mut world, "snapshot.wal_held"), 2);
+    let warning = list(&mut world)[0].warnings.join("; ");
+    assert!(warning.contains("--max-wal-held"), "{warning}");
+}
