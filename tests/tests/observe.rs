@@ -202,7 +202,7 @@ const TROUBLE: [&str; 12] = [
 ];
 
 /// Events that other suites cause and check.
-const ELSEWHERE: [&str; 30] = [
+const ELSEWHERE: [&str; 31] = [
     "init.adjusted",
     "init.retrying",
     "agent.rejected",
@@ -230,6 +230,7 @@ const ELSEWHERE: [&str; 30] = [
     "snapshot.applied",
     "snapshot.retried",
     "snapshot.lost",
+    "snapshot.superseded",
     "snapshot.wal_held",
     "snapshot.expired",
     "snapshot.deleted",

@@ -6,6 +6,7 @@
 //! shown.
 
 mod orders;
+mod retention;
 mod shared;
 mod templates;
 mod views;
@@ -324,6 +325,7 @@ impl<S: Store> Driver<S> {
             self.step_snapshot(id, Event::Tick, now);
         }
         self.tick_shared(now);
+        self.tick_retention(now);
         let overdue = self.snapshots.values().filter(|stored| stored.overdue);
         let overdue: Vec<SnapshotId> = overdue.map(|stored| stored.snapshot.id).collect();
         for id in overdue {

@@ -1,11 +1,11 @@
 //! Claims about stored snapshots and the slots that they keep.
 
 use steep_protocol::message::agent::AgentMessage;
-use steep_protocol::message::api::{ApiReply, InitRequest, Query};
+use steep_protocol::message::api::{ApiReply, InitRequest, Order, Query};
 use steep_protocol::message::facts::Severity;
 use steep_protocol::message::handover::PreparedSlot;
 use steep_protocol::message::job::{TableFilter, YieldToDdl};
-use steep_protocol::message::snapshot::{SnapshotSpec, SnapshotView, StoreSpec};
+use steep_protocol::message::snapshot::{ApplySpec, SnapshotSpec, SnapshotView, StoreSpec};
 use steep_protocol::stored::StoredCodec;
 use steep_protocol::{ByteCount, JobId, SnapshotId};
 use tokio::sync::oneshot;
@@ -28,6 +28,7 @@ fn stored_in(location: &str) -> SnapshotSpec {
         large_table_threshold: ByteCount(1 << 30),
         yield_to_ddl: YieldToDdl::default(),
         expires_seconds: 3_600,
+        keep: None,
     }
 }
 
@@ -117,4 +118,63 @@ fn a_template_that_holds_half_of_its_limit_is_told_of_once_and_everywhere() {
     assert_eq!(events(&mut world, "snapshot.wal_held"), 2);
     let warning = list(&mut world)[0].warnings.join("; ");
     assert!(warning.contains("--max-wal-held"), "{warning}");
+}
+
+#[test]
+fn a_complete_snapshot_supersedes_the_oldest_which_waits_for_a_job_that_loads_it() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let keeping = |place: &str| SnapshotSpec {
+        keep: Some(2),
+        ..stored_in(place)
+    };
+    let first = generate(&mut world, stored_in("/backup/1"));
+    world.skip(1);
+    let second = generate(&mut world, stored_in("/backup/2"));
+    world.skip(1);
+    let other = generate(&mut world, stored_in("/elsewhere/1"));
+    let apply = ApplySpec {
+        jobs: vec![spec("a", "b")],
+        snapshot: first,
+        verify: true,
+    };
+    let order = Order::Init(InitRequest::Apply(Box::new(apply)));
+    world.ask(order).unwrap();
+    world.until("b", is_copy);
+    world.skip(1);
+    let third = begin(&mut world, keeping("/backup/3"));
+    world.skip(1);
+    assert_eq!(list(&mut world).len(), 4, "the new one is not complete");
+    while world.end_one("a", None).is_some() {}
+    world.skip(1);
+    let known = |world: &mut World| -> Vec<SnapshotId> {
+        let views = list(world).into_iter();
+        views.map(|view| view.snapshot_id).collect()
+    };
+    assert_eq!(known(&mut world), [first, second, other, third]);
+    assert_eq!(events(&mut world, "snapshot.superseded"), 0);
+
+    world.run_on();
+    world.skip(1);
+    world.run_on();
+    assert_eq!(world.state("b"), steep_protocol::NodeState::Synchronized);
+    assert_eq!(known(&mut world), [second, other, third]);
+    let log = world.events("a").into_iter();
+    let told: Vec<_> = log
+        .filter(|event| event.event == "snapshot.superseded")
+        .collect();
+    assert_eq!(told.len(), 1);
+    for part in [first.to_string(), third.to_string(), "/backup/1".to_owned()] {
+        assert!(told[0].message.contains(&part), "{:?}", told[0]);
+    }
+
+    // It is decided anew after a restart.
+    world.skip(1);
+    let fourth = begin(&mut world, keeping("/backup/4"));
+    let mut world = world.restart(directory.path());
+    world.join("a");
+    world.run_on();
+    world.skip(1);
+    world.run_on();
+    assert_eq!(known(&mut world), [other, third, fourth]);
 }
