@@ -5,6 +5,7 @@
 //! stored ones, [`shared`] are those of several targets, [`templates`] their slots, [`views`] what is
 //! shown.
 
+mod gauges;
 mod orders;
 mod retention;
 mod shared;

@@ -10,7 +10,7 @@ use steep_protocol::stored::StoredCodec;
 use steep_protocol::{ByteCount, JobId, SnapshotId};
 use tokio::sync::oneshot;
 
-use super::super::Ticket;
+use super::super::{Answer, Question, Ticket};
 use super::world::{World, prepared, replies};
 use super::*;
 use crate::testing::{node, spec};
@@ -177,4 +177,31 @@ fn a_complete_snapshot_supersedes_the_oldest_which_waits_for_a_job_that_loads_it
     world.skip(1);
     world.run_on();
     assert_eq!(known(&mut world), [other, third, fourth]);
+}
+
+#[test]
+fn metrics_say_what_is_kept_of_each_source_and_for_how_long() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a"]);
+    let first = generate(&mut world, stored_in("/backup/1"));
+    let second = generate(&mut world, stored_in("/backup/2"));
+    begin(&mut world, stored_in("/backup/3"));
+    world.until("a", |command| {
+        matches!(command, Command::Source(SourceCommand::Store(_)))
+    });
+    let slots = vec![template(first, 70, None), template(second, 50, None)];
+    world.say("a", AgentMessage::Prepared(slots));
+    world.skip(10);
+    let gauges = match world.ask(Question::Gauges).unwrap() {
+        Answer::Gauges(gauges) => *gauges,
+        other => panic!("{other:?}"),
+    };
+    let counts: Vec<u64> = gauges.snapshots.iter().map(|(_, count)| *count).collect();
+    assert_eq!(counts, [0, 1, 2, 0, 0]);
+    let (source, of) = &gauges.sources[0];
+    assert_eq!(
+        (source, of.wal_held, of.stored),
+        (&node("a"), Some(70), 1_200)
+    );
+    assert!(of.expires.is_some() && of.live_age >= Some(10.0), "{of:?}");
 }

@@ -118,6 +118,15 @@ pub enum SnapshotState {
 }
 
 impl SnapshotState {
+    /// All states, in the order of a snapshot's life.
+    pub const ALL: [Self; 5] = [
+        Self::Opening,
+        Self::Live,
+        Self::Sealed,
+        Self::Lost,
+        Self::Expired,
+    ];
+
     /// Its name in JSON.
     #[must_use]
     pub fn name(self) -> &'static str {
