@@ -10,7 +10,7 @@ use steep_protocol::quic::{Links, PeerStats};
 use steep_protocol::{NodeState, Phase};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::drive::{Answer, Ask, Copied, Gauges, JobGauges, NodeGauges, Question};
+use crate::drive::{Answer, Ask, Copied, Gauges, JobGauges, NodeGauges, Question, SourceGauges};
 
 /// Answers scrapes from the loop's state.
 #[derive(Debug)]
@@ -73,6 +73,7 @@ impl Collector for Snapshot {
         nodes(&mut page, &gauges.nodes)?;
         jobs(&mut page, &gauges)?;
         job_progress(&mut page, &gauges.jobs)?;
+        snapshots(&mut page, &gauges)?;
         copied(&mut page, &gauges)?;
         coordinator(&mut page, &gauges)?;
         paths(&mut page, &self.paths)
@@ -257,6 +258,42 @@ fn job_progress(page: &mut Page<'_>, jobs: &[JobGauges]) -> fmt::Result {
         "Time until the current phase ends; absent while unknown",
         jobs.iter()
             .filter_map(|j| Some(([("node", j.node.as_str())], j.eta?))),
+    )
+}
+
+fn snapshots(page: &mut Page<'_>, gauges: &Gauges) -> fmt::Result {
+    page.gauge(
+        "steep_coordinator_snapshots",
+        "Snapshots by state",
+        gauges
+            .snapshots
+            .iter()
+            .map(|(state, count)| ([("state", state.name())], *count)),
+    )?;
+    let each = |value: fn(&SourceGauges) -> Option<f64>| {
+        let sources = gauges.sources.iter();
+        sources
+            .filter_map(move |(node, source)| Some(([("source", node.as_str())], value(source)?)))
+    };
+    page.gauge(
+        "steep_coordinator_snapshot_wal_held_bytes",
+        "WAL that the source keeps for the template slot that holds most",
+        each(|s| Some(s.wal_held? as f64)),
+    )?;
+    page.gauge(
+        "steep_coordinator_snapshot_stored_bytes",
+        "Bytes of the files of the source's complete snapshots",
+        each(|s| Some(s.stored as f64)),
+    )?;
+    page.gauge(
+        "steep_coordinator_snapshot_expires_seconds",
+        "Time until the first of the source's complete snapshots expires; absent without one",
+        each(|s| s.expires),
+    )?;
+    page.gauge(
+        "steep_coordinator_snapshot_live_age_seconds",
+        "Age of the oldest snapshot that the source holds open; absent without one",
+        each(|s| s.live_age),
     )
 }
 

@@ -11,9 +11,10 @@ use steep_protocol::message::agent::{
 };
 use steep_protocol::message::handover::PreparedSlot;
 use steep_protocol::report_interval::ReportInterval;
-use steep_protocol::{Fault, FaultKind, JobId, NodeId};
+use steep_protocol::{Fault, FaultKind, JobId, NodeId, SnapshotId};
 use tokio::sync::mpsc;
 
+use crate::job::health::wal_held::template_of;
 use crate::job::time::after;
 use crate::store::NodeRecord;
 
@@ -51,12 +52,27 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Notes the slots that it has reported: those with reserved names are templates.
-    pub fn note_prepared(&mut self, slots: Vec<PreparedSlot>) {
+    /// Notes the slots that it has reported: those with reserved names are templates. Returns whether a
+    /// template has changed.
+    pub fn note_prepared(&mut self, slots: Vec<PreparedSlot>) -> bool {
         let template = |slot: &PreparedSlot| slot.replication.slot.is_reserved();
         let (templates, prepared) = slots.into_iter().partition(template);
+        let changed = self.templates != templates;
         self.templates = templates;
         self.prepared = Some(prepared);
+        changed
+    }
+
+    /// Its prepared slots and its templates.
+    pub fn waiting_slots(&self) -> impl Iterator<Item = &PreparedSlot> {
+        self.prepared.iter().flatten().chain(&self.templates)
+    }
+
+    /// The template slot of a snapshot, as last reported.
+    #[must_use]
+    pub fn template(&self, snapshot: SnapshotId) -> Option<&PreparedSlot> {
+        let mut templates = self.templates.iter();
+        templates.find(|slot| template_of(slot) == Some(snapshot))
     }
 }
 

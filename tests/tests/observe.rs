@@ -61,12 +61,13 @@ fn pages_dashboard_and_alerts_name_what_real_processes_serve() -> Result<()> {
     let of_b = |name: &str| busy.value(name, &[("node", "node_b")]);
     assert!(of_b("steep_coordinator_job_bytes") > Some(0.0));
     assert!(of_b("steep_coordinator_job_expected_bytes") >= of_b("steep_coordinator_job_bytes"));
-    let [coordinator, source, target] = endpoints.map(|address| scrape::scrape(&address));
+    let [coordinator, source, target] = endpoints.each_ref().map(|address| scrape::scrape(address));
     let (coordinator, source, target) = (coordinator?, source?, target?);
     for scrape in [&coordinator, &source, &target] {
         served.add(scrape)?;
     }
     same_numbers(&end, &coordinator, &source, &target);
+    scrape_snapshots(&cluster, &endpoints[0], &mut served)?;
 
     let mut documented = Seen::new();
     for row in rows(&doc("metrics.md")?) {
@@ -95,6 +96,28 @@ fn pages_dashboard_and_alerts_name_what_real_processes_serve() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What a coordinator serves while a snapshot is made, and once its slot is known.
+fn scrape_snapshots(cluster: &Cluster, coordinator: &str, served: &mut Served) -> Result<()> {
+    let output = cluster.dir().join("stored").display().to_string();
+    let generate = ["snapshot", "generate", "--source", "node_a", "--output"];
+    let slowly = [&output, "--max-rate", "8MB", "--detach"];
+    cluster
+        .cli(&[&generate[..], &slowly[..]].concat())?
+        .expect(0)?;
+    let of_a = |scrape: &scrape::Scrape, name: &str| {
+        let name = format!("steep_coordinator_snapshot_{name}");
+        scrape.value(&name, &[("source", "node_a")])
+    };
+    let mut aged = false;
+    wait::until_true("metrics of the snapshot", LIMIT, || {
+        let scrape = scrape::scrape(coordinator)?;
+        served.add(&scrape)?;
+        aged |= of_a(&scrape, "live_age_seconds").is_some();
+        let sealed = of_a(&scrape, "expires_seconds") > Some(0.0);
+        Ok(aged && sealed && of_a(&scrape, "wal_held_bytes").is_some())
+    })
 }
 
 /// Numbers agree with the job's, wherever they are counted. Restarted parts add to the bytes that
@@ -202,7 +225,7 @@ const TROUBLE: [&str; 12] = [
 ];
 
 /// Events that other suites cause and check.
-const ELSEWHERE: [&str; 29] = [
+const ELSEWHERE: [&str; 31] = [
     "init.adjusted",
     "init.retrying",
     "agent.rejected",
@@ -230,6 +253,8 @@ const ELSEWHERE: [&str; 29] = [
     "snapshot.applied",
     "snapshot.retried",
     "snapshot.lost",
+    "snapshot.superseded",
+    "snapshot.wal_held",
     "snapshot.expired",
     "snapshot.deleted",
 ];

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use steep_tests::cluster::Cluster;
 use steep_tests::session::Session;
@@ -97,6 +97,49 @@ fn a_slot_that_loses_its_wal_during_the_copy_fails_the_job_within_seconds() -> R
     source.sql("CHECKPOINT")?;
     let words = ["node_a", "lost", "max_slot_wal_keep_size"];
     fails(&cluster, FAILURE_LIMIT, &words)
+}
+
+#[test]
+fn a_snapshot_whose_slot_holds_half_of_what_its_server_allows_is_warned_of() -> Result<()> {
+    let cluster = Cluster::builder()
+        .setting("node_a", "max_slot_wal_keep_size", "64MB")
+        .start()?;
+    let source = cluster.database("node_a");
+    source.sql(TABLES)?;
+    let place = cluster.dir().join("stored").display().to_string();
+    let generate = ["snapshot", "generate", "--source", "node_a", "--output"];
+    cluster
+        .cli(&[&generate[..], &[&place]].concat())?
+        .expect(0)?;
+    let list = || -> Result<Value> {
+        cluster
+            .cli(&["snapshot", "list", "--json"])?
+            .expect(0)?
+            .last_object()
+    };
+    wait::until_true("the WAL that the slot holds to be known", END_LIMIT, || {
+        Ok(list()?["snapshots"][0]["wal_held_bytes"].is_u64())
+    })?;
+    assert_eq!(list()?["snapshots"][0]["warnings"].to_string(), "[]");
+    source.sql("SELECT pg_logical_emit_message(false, 'x', repeat('x', 40000000))")?;
+    wait::until_true("a warning", END_LIMIT, || {
+        let warnings = list()?["snapshots"][0]["warnings"].to_string();
+        Ok(warnings.contains("max_slot_wal_keep_size"))
+    })?;
+    for (arguments, word) in [
+        (&["snapshot", "list"][..], "max_slot_wal_keep_size"),
+        (&["nodes", "--snapshots"], "max_slot_wal_keep_size"),
+        (
+            &["doctor", "node_b", "--from", "node_a", "--json"],
+            "snapshot_wal_held",
+        ),
+    ] {
+        let said = cluster.cli(arguments)?;
+        ensure!(said.text().contains(word), "{word} is not in {said}");
+    }
+    let events = cluster.cli(&["events", "node_a", "--json"])?.expect(0)?;
+    assert_eq!(events.text().matches("\"snapshot.wal_held\"").count(), 1);
+    Ok(())
 }
 
 #[test]

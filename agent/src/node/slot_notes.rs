@@ -61,7 +61,9 @@ pub(crate) async fn prepared_slots(
              (extract(epoch FROM i.expires_at) * 1000000)::int8, i.expires_at <= now(), \
              s.slot_name IS NOT NULL, coalesce(s.wal_status, ''), \
              to_jsonb(s) ->> 'invalidation_reason', \
-             coalesce(greatest(pg_wal_lsn_diff(wal.lsn, s.restart_lsn), 0), 0)::int8 \
+             coalesce(greatest(pg_wal_lsn_diff(wal.lsn, s.restart_lsn), 0), 0)::int8, \
+             (SELECT nullif(setting, '-1')::int8 * 1048576 FROM pg_settings \
+                 WHERE name = 'max_slot_wal_keep_size') \
          FROM steep_repl.init_slots i \
          LEFT JOIN pg_replication_slots s ON s.slot_name = i.slot_name \
          CROSS JOIN (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() \
@@ -91,6 +93,7 @@ fn prepared_slot(row: &Row) -> Result<Option<PreparedSlot>, PgError> {
     let (expired, there): (bool, bool) = (row.try_get(6)?, row.try_get(7)?);
     let (wal_status, reason): (&str, Option<String>) = (row.try_get(8)?, row.try_get(9)?);
     let held: i64 = row.try_get(10)?;
+    let limit: Option<i64> = row.try_get(11)?;
     let state = match (target, expired, there) {
         (Some(target), ..) => PreparedState::Taken(target),
         (None, true, _) => PreparedState::Expired,
@@ -107,6 +110,7 @@ fn prepared_slot(row: &Row) -> Result<Option<PreparedSlot>, PgError> {
         created_at: time(row, 4)?,
         expires_at: time(row, 5)?,
         wal_held: ByteCount(u64::try_from(held).unwrap_or(0)),
+        wal_limit: limit.and_then(|limit| u64::try_from(limit).ok().map(ByteCount)),
         state,
     }))
 }

@@ -123,6 +123,8 @@ async fn make(
         created_at: time(&row, 0).map_err(fault)?,
         expires_at: time(&row, 1).map_err(fault)?,
         wal_held: ByteCount(0),
+        // Known from the first observation on.
+        wal_limit: None,
         state: PreparedState::Waiting,
     })
 }

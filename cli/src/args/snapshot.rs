@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use steep_archive::Location;
 use steep_protocol::limits::WORKERS_MAX;
 use steep_protocol::message::job::{JobSpec, Method};
-use steep_protocol::message::snapshot::{SnapshotSpec, StoreSpec};
+use steep_protocol::message::snapshot::{SNAPSHOTS_MAX, SnapshotSpec, StoreSpec};
 use steep_protocol::stored::StoredCodec;
 use steep_protocol::{ByteCount, NodeId, SnapshotId};
 
@@ -73,7 +73,8 @@ Examples:
 Examples:
   steep-repl snapshot generate --source node_a --output /backup/app
   steep-repl snapshot generate --source node_a --output s3://backups/app --compress zstd:9
-  steep-repl snapshot generate --source node_a --output /backup/app --include-schema app --expires 48h")]
+  steep-repl snapshot generate --source node_a --output /backup/app --include-schema app --expires 48h
+  steep-repl snapshot generate --source node_a --output /backup/app/$(date +%F) --keep 7")]
 pub(crate) struct GenerateArgs {
     /// The node to read
     #[arg(long, value_name = "NODE")]
@@ -92,6 +93,11 @@ pub(crate) struct GenerateArgs {
     /// How long it is kept: until then its slot retains the source's WAL
     #[arg(long, default_value = "168h", value_parser = parse_duration)]
     pub(crate) expires: Duration,
+    /// Once it is complete, remove the oldest of its series beyond so many: those of the same source and tables
+    /// in the same directory
+    #[arg(long, value_name = "N",
+          value_parser = clap::value_parser!(u16).range(1..=SNAPSHOTS_MAX as i64))]
+    pub(crate) keep: Option<u16>,
     /// Maximum bytes of rows a second, before compression, such as 50MB
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) max_rate: Option<ByteCount>,
@@ -117,6 +123,7 @@ impl GenerateArgs {
             large_table_threshold: self.read.large_table_threshold,
             yield_to_ddl: self.read.yield_to_ddl.unwrap_or(settings.yield_to_ddl),
             expires_seconds: self.expires.as_secs(),
+            keep: self.keep,
         }
     }
 }

@@ -61,6 +61,7 @@ mod tests {
             created_at: at(0),
             expires_at: at(604_800),
             wal_held: ByteCount(12_300_000),
+            wal_limit: None,
             state,
         }
     }

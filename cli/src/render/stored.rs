@@ -39,7 +39,14 @@ pub(crate) fn list(views: &[SnapshotView], paint: Paint) -> String {
             ]
         })
         .collect();
-    table(&header, &rows, paint)
+    let mut text = table(&header, &rows, paint);
+    for view in views {
+        for warning in &view.warnings {
+            let warning = paint.yellow(&clean(warning));
+            text.push_str(&format!("{}: {warning}\n", view.snapshot_id));
+        }
+    }
+    text
 }
 
 fn state(view: &SnapshotView, paint: Paint) -> String {

@@ -48,6 +48,7 @@ fn prepared_slot() -> PreparedSlot {
         created_at: Timestamp::UNIX_EPOCH,
         expires_at: Timestamp::UNIX_EPOCH,
         wal_held: ByteCount(12_000_000),
+        wal_limit: None,
         state: PreparedState::Waiting,
     }
 }

@@ -207,7 +207,8 @@ impl<S: Store> Driver<S> {
             AgentMessage::Register(_) => {}
             AgentMessage::Audited { seq } => self.on_audited(node, seq),
             AgentMessage::Prepared(slots) => {
-                agent.note_prepared(slots);
+                // Watchers see how much WAL templates hold.
+                self.out.observed |= agent.note_prepared(slots);
                 self.check_templates(node, now);
             }
             AgentMessage::SlotExpired { slot } => self.slot_expired(node, &slot, now),

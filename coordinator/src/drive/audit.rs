@@ -80,7 +80,8 @@ impl AuditEntry {
                     .iter()
                     .map(|store| ("output", store.location.clone()));
                 let expires = ("expires", format!("{}s", spec.expires_seconds));
-                output.chain([expires]).collect()
+                let keep = spec.keep.iter().map(|keep| ("keep", keep.to_string()));
+                output.chain([expires]).chain(keep).collect()
             }
             Order::DeleteSnapshot { .. } => Vec::new(),
             Order::DropPrepared { slot, .. } => {

@@ -15,6 +15,7 @@ use super::query::Purpose;
 use super::{Answer, Driver, Ticket};
 use crate::job::handover::Handover;
 use crate::job::preflight::{self, Case};
+use crate::registry::Agent;
 use crate::store::Store;
 
 /// Maximum number of concurrent doctors.
@@ -118,11 +119,9 @@ impl<S: Store> Driver<S> {
         };
         let mut findings = (self.rules.judge)(&case);
         let agent = self.registry.get(&look.spec.source);
-        let prepared = agent.and_then(|agent| agent.prepared.as_deref());
-        findings.extend(preflight::standing(
-            &look.spec.source,
-            prepared.unwrap_or_default(),
-        ));
+        let waiting = agent.into_iter().flat_map(Agent::waiting_slots);
+        let (source, bounds) = (&look.spec.source, self.rules.bounds);
+        findings.extend(preflight::standing(source, waiting, bounds));
         findings.extend(preflight::copy_size(&case));
         let Some(doctor) = self.doctors.get_mut(&look.doctor) else {
             return;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::PartDone;
+use steep_protocol::message::snapshot::SnapshotState;
 use steep_protocol::{NodeId, NodeState, Phase};
 
 use super::Driver;
@@ -88,6 +89,10 @@ pub struct Gauges {
     pub jobs: Vec<JobGauges>,
     /// Jobs that have ended and are kept or being cleaned up.
     pub cleaning: u64,
+    /// Snapshots by state.
+    pub snapshots: Vec<(SnapshotState, u64)>,
+    /// Snapshots by source.
+    pub sources: Vec<(NodeId, SourceGauges)>,
     /// What has been copied, by target.
     pub copied: Vec<(NodeId, Copied)>,
     /// How often each event was logged.
@@ -136,6 +141,19 @@ pub struct Follows {
     pub wal_held: u64,
     /// Whether it is connected.
     pub active: bool,
+}
+
+/// The snapshots of one source.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct SourceGauges {
+    /// WAL that the template which holds most of it keeps: the others' WAL is among that.
+    pub wal_held: Option<u64>,
+    /// Bytes of the complete ones' files.
+    pub stored: u64,
+    /// Seconds until the first of them expires.
+    pub expires: Option<f64>,
+    /// Age of the oldest one that is held open, in seconds.
+    pub live_age: Option<f64>,
 }
 
 /// A running job.
@@ -188,6 +206,10 @@ impl<S: Store> Driver<S> {
                 .collect(),
             cleaning: (self.jobs.len() - jobs.len()) as u64,
             jobs,
+            snapshots: SnapshotState::ALL
+                .map(|state| (state, self.snapshots_in(state)))
+                .to_vec(),
+            sources: self.source_gauges(now),
             copied: pairs(&self.counters.copied),
             events: pairs(&self.counters.events),
             ended: self.counters.ended,

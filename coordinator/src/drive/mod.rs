@@ -59,7 +59,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-pub use gauges::{Copied, Ended, Gauges, JobGauges, NodeGauges};
+pub use gauges::{Copied, Ended, Gauges, JobGauges, NodeGauges, SourceGauges};
 pub use handle::{
     AgentInput, Answer, Ask, Feed, Follow, Handle, Interest, Operator, Question, Reply,
 };

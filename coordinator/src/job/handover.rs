@@ -171,6 +171,7 @@ mod tests {
             created_at: Timestamp::UNIX_EPOCH,
             expires_at: Timestamp::UNIX_EPOCH,
             wal_held: ByteCount(0),
+            wal_limit: None,
             state,
         }
     }

@@ -23,6 +23,8 @@ use super::standing::{Health, Part, Word};
 use super::time::after;
 use super::{Job, Side, Stage, Step};
 
+pub mod wal_held;
+
 /// The default limit on the WAL that a job's slot holds back: 3 MB of WAL a second for a day, the default
 /// time limit of a job. More than most copies hold, and less than fills a disk that nobody watches.
 pub const WAL_HELD_MAX: ByteCount = ByteCount(256 << 30);

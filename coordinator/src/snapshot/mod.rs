@@ -1,7 +1,8 @@
 //! A snapshot with a life of its own, as values: stored, then kept until it is deleted or expires; or held
 //! open by the source for the targets that share it.
 //!
-//! Owns the snapshot itself ([`Snapshot`]) and the choice of its next command ([`machine`]). Everything here
+//! Owns the snapshot itself ([`Snapshot`]), the choice of its next command ([`machine`]) and that of those
+//! that newer ones supersede ([`retention`]). Everything here
 //! is pure, as in [`crate::job`]. A snapshot belongs to no job; its slot is the template of theirs.
 
 use jiff::Timestamp;
@@ -13,6 +14,7 @@ use steep_protocol::stored::StoredCodec;
 use steep_protocol::{CommandId, Fault, Lsn, SnapshotId};
 
 pub mod machine;
+pub mod retention;
 
 /// One snapshot, from the request until it is forgotten.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -191,6 +193,7 @@ impl Snapshot {
             large_table_threshold: job.large_table_threshold,
             yield_to_ddl: job.yield_to_ddl,
             expires_seconds: job.timeout_seconds,
+            keep: None,
         };
         Self {
             owner: Owner::Jobs,

@@ -2,17 +2,20 @@
 //!
 //! [`crate::snapshot::machine`] decides; this carries it out. A snapshot's commands have its own id in the
 //! place of a job's, and the template as their replication. [`orders`] are the operators' orders about
-//! stored ones, [`shared`] are those of several targets, [`views`] what is shown.
+//! stored ones, [`shared`] are those of several targets, [`templates`] their slots, [`views`] what is
+//! shown.
 
+mod gauges;
 mod orders;
+mod retention;
 mod shared;
+mod templates;
 mod views;
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::{
     Command, CoordinatorMessage, Export, OpenSource, Outcome, SourceCommand, WorkProgress,
 };
-use steep_protocol::message::handover::{PreparedState, SlotName};
 use steep_protocol::message::snapshot::StoreSnapshot;
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, SnapshotId};
 
@@ -33,6 +36,8 @@ pub(super) struct Stored {
     progress: Option<WorkProgress>,
     /// Operators waiting for its removal.
     waiting: Vec<Ticket>,
+    /// Whether the log has it that its slot holds much WAL.
+    wal_told: bool,
     /// Whether its time is over, and its files wait for a job that loads them.
     overdue: bool,
     /// The snapshot that those who shared it start over with.
@@ -45,6 +50,7 @@ impl Stored {
             snapshot,
             progress: None,
             waiting: Vec::new(),
+            wal_told: false,
             overdue: false,
             successor: None,
         }
@@ -260,63 +266,6 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// The agent has said which template slots its server has.
-    pub(in crate::drive) fn check_templates(&mut self, node: &NodeId, now: Timestamp) {
-        for id in self.snapshots_of(node) {
-            let (Some(stored), Some(agent)) = (self.snapshots.get(&id), self.registry.get(node))
-            else {
-                continue;
-            };
-            if stored.snapshot.stage != Stage::Sealed {
-                continue;
-            }
-            let slot = stored.snapshot.replication().slot;
-            let known = agent.templates.iter();
-            let known = known.into_iter().find(|t| t.replication.slot == slot);
-            let why = match known.map(|slot| &slot.state) {
-                None => "its note is gone".to_owned(),
-                Some(PreparedState::Lost(why)) => why.clone(),
-                Some(PreparedState::Waiting | PreparedState::Taken(_) | PreparedState::Expired) => {
-                    continue;
-                }
-            };
-            self.step_snapshot(id, Event::SlotGone { why }, now);
-        }
-    }
-
-    /// Whether the expired slot was a snapshot's template.
-    pub(in crate::drive) fn template_expired(
-        &mut self,
-        node: &NodeId,
-        slot: &SlotName,
-        now: Timestamp,
-    ) -> bool {
-        let own = |id: &SnapshotId| {
-            let stored = self.snapshots.get(id);
-            stored.is_some_and(|s| s.snapshot.replication().slot == *slot)
-        };
-        let Some(id) = self.snapshots_of(node).into_iter().find(own) else {
-            return slot.is_reserved();
-        };
-        if let Some(stored) = self.snapshots.get_mut(&id) {
-            stored.overdue = true;
-        }
-        self.expire(id, now);
-        true
-    }
-
-    /// Removes a snapshot whose time is over, unless a job loads it.
-    fn expire(&mut self, id: SnapshotId, now: Timestamp) {
-        let overdue = self.snapshots.get(&id).is_some_and(|stored| stored.overdue);
-        if !overdue || self.applied_by(id).is_some() {
-            return;
-        }
-        if let Some(stored) = self.snapshots.get_mut(&id) {
-            stored.overdue = false;
-        }
-        self.step_snapshot(id, Event::Expired, now);
-    }
-
     /// Progress of a snapshot that is being read.
     pub(in crate::drive) fn on_snapshot_progress(
         &mut self,
@@ -377,6 +326,7 @@ impl<S: Store> Driver<S> {
             self.step_snapshot(id, Event::Tick, now);
         }
         self.tick_shared(now);
+        self.tick_retention(now);
         let overdue = self.snapshots.values().filter(|stored| stored.overdue);
         let overdue: Vec<SnapshotId> = overdue.map(|stored| stored.snapshot.id).collect();
         for id in overdue {

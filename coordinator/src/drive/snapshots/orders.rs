@@ -55,6 +55,12 @@ impl<S: Store> Driver<S> {
         if !(1..=EXPIRES_MAX).contains(&spec.expires_seconds) {
             return bad("a snapshot can be kept for 1 s to 366 days".to_owned());
         }
+        if spec
+            .keep
+            .is_some_and(|keep| !(1..=SNAPSHOTS_MAX).contains(&keep.into()))
+        {
+            return bad(format!("1 to {SNAPSHOTS_MAX} snapshots can be kept"));
+        }
         self.check_query(&spec.source)?;
         let same = |stored: &&Stored| {
             let other = &stored.snapshot;
@@ -96,7 +102,7 @@ impl<S: Store> Driver<S> {
     }
 
     /// Makes a snapshot of a source that has been checked.
-    fn generate_checked(
+    pub(in crate::drive) fn generate_checked(
         &mut self,
         spec: SnapshotSpec,
         operator: &str,

@@ -38,12 +38,8 @@ impl<S: Store> Driver<S> {
         } = stored;
         let spec = &snapshot.spec;
         let state = snapshot.state();
-        let slot_name = snapshot.replication().slot;
         let agent = self.registry.get(&spec.source);
-        let slot = agent.and_then(|agent| {
-            let mut known = agent.templates.iter();
-            known.find(|slot| slot.replication.slot == slot_name)
-        });
+        let slot = agent.and_then(|agent| agent.template(snapshot.id));
         let holder = match state {
             SnapshotState::Live => Some("live"),
             SnapshotState::Sealed => snapshot.location(),
@@ -67,6 +63,10 @@ impl<S: Store> Driver<S> {
         if snapshot.trouble.is_some() && !self.registry.is_online(&spec.source) {
             warnings.push(format!("the agent of {} has no session", spec.source));
         }
+        if let Some(held) = self.much_wal_held(snapshot) {
+            let (what, why, fix) = (held.what(), held.why(), held.fix(snapshot.id));
+            warnings.push(format!("its slot {what}: {why}; {fix}"));
+        }
         SnapshotView {
             snapshot_id: snapshot.id,
             source_node: spec.source.clone(),
@@ -74,7 +74,7 @@ impl<S: Store> Driver<S> {
             state,
             created_at: snapshot.asked_at,
             expires_at: sealed.map(|sealed| sealed.expires_at),
-            slot_name,
+            slot_name: snapshot.replication().slot,
             wal_held_bytes: slot.map(|slot| slot.wal_held.0),
             tables: sealed.map_or(planned(|p| p.tables), |sealed| sealed.tables),
             parts: sealed.map_or(planned(|p| p.parts), |sealed| sealed.parts),

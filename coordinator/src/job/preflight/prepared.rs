@@ -7,6 +7,8 @@ use steep_protocol::message::handover::{
 };
 
 use super::super::handover::{Handover, Position, position};
+use super::super::health::Bounds;
+use super::super::health::wal_held::{WalHeld, template_of};
 use super::text::{bytes, counted, names};
 use super::{Pair, Text, error, info, warning};
 
@@ -38,33 +40,61 @@ pub(super) fn judge(
     findings.extend(obstacles);
 }
 
-/// Findings about prepared slots that no job uses, for every check of the node.
+/// Findings about prepared slots that no job uses, and about templates of snapshots, for every check of the
+/// node.
 #[must_use]
-pub fn standing(node: &NodeId, slots: &[PreparedSlot]) -> Vec<Finding> {
-    let unused = slots.iter().filter_map(|slot| {
-        let name = &slot.replication.slot;
-        let drop = format!(
-            "steep-repl init prepare --node {node} --slot {name} --drop, once it is not needed"
-        );
-        match &slot.state {
-            PreparedState::Waiting => {
-                let what = format!(
-                    "slot {name} is prepared for a backup until {:.0} and holds {} of WAL",
-                    slot.expires_at,
-                    bytes(slot.wal_held)
-                );
-                let why = "WAL that a slot holds stays on this server's disk";
-                Some(info("prepared_slot", node, Text::new(what, why, drop)))
-            }
-            PreparedState::Lost(reason) => {
-                let what = format!("slot {name}, prepared for a backup, is lost: {reason}");
-                let why = "no backup can be completed with it any more";
-                Some(warning("prepared_slot", node, Text::new(what, why, drop)))
-            }
-            PreparedState::Taken(_) | PreparedState::Expired => None,
+pub fn standing<'a>(
+    node: &NodeId,
+    slots: impl Iterator<Item = &'a PreparedSlot>,
+    bounds: Bounds,
+) -> Vec<Finding> {
+    slots
+        .filter_map(|slot| unused(node, slot, bounds))
+        .collect()
+}
+
+fn unused(node: &NodeId, slot: &PreparedSlot, bounds: Bounds) -> Option<Finding> {
+    let name = &slot.replication.slot;
+    let drop = format!(
+        "steep-repl init prepare --node {node} --slot {name} --drop, once it is not needed"
+    );
+    let held = WalHeld::of(slot, bounds);
+    if let Some(snapshot) = template_of(slot) {
+        let held = held?;
+        let what = format!("the slot of snapshot {snapshot} {}", held.what());
+        let fix = held.fix(snapshot);
+        return Some(warning(
+            "snapshot_wal_held",
+            node,
+            Text::new(what, held.why(), fix),
+        ));
+    }
+    match (&slot.state, held) {
+        (PreparedState::Waiting, Some(held)) => {
+            let what = format!("slot {name}, prepared for a backup, {}", held.what());
+            let fix = format!("complete the backup soon, or {drop}");
+            Some(warning(
+                "prepared_slot",
+                node,
+                Text::new(what, held.why(), fix),
+            ))
         }
-    });
-    unused.collect()
+        (PreparedState::Waiting, None) => {
+            let what = format!(
+                "slot {name} is prepared for a backup until {:.0} and holds {} of WAL",
+                slot.expires_at,
+                bytes(slot.wal_held)
+            );
+            let why = "WAL that a slot holds stays on this server's disk";
+            Some(info("prepared_slot", node, Text::new(what, why, drop)))
+        }
+        (PreparedState::Lost(reason), _) => {
+            let what = format!("slot {name}, prepared for a backup, is lost: {reason}");
+            let why = "no backup can be completed with it any more";
+            Some(warning("prepared_slot", node, Text::new(what, why, drop)))
+        }
+        (PreparedState::Taken(_) | PreparedState::Expired, _) => None,
+    }
 }
 
 fn no_backup(pair: &Pair<'_>) -> Option<Finding> {

@@ -27,6 +27,7 @@ fn snapshot() -> Snapshot {
         large_table_threshold: ByteCount(1),
         yield_to_ddl: YieldToDdl::default(),
         expires_seconds: 60,
+        keep: None,
     };
     let mut snapshot = Snapshot::new(SnapshotId(7), spec, "operator", 100, at(0));
     snapshot.incarnation = Some(1);

@@ -175,6 +175,8 @@ pub struct PreparedSlot {
     pub expires_at: Timestamp,
     /// WAL that it retains.
     pub wal_held: ByteCount,
+    /// Most WAL that a slot of its server may retain (`max_slot_wal_keep_size`), if that is limited.
+    pub wal_limit: Option<ByteCount>,
     /// Its state.
     pub state: PreparedState,
 }

@@ -146,7 +146,7 @@ impl fmt::Display for Compression {
 }
 
 /// Which tables take part. By default every table of the database but our own.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub struct TableFilter {
     /// Only tables of these schemas, if any are named.
     pub include_schemas: Vec<Identifier>,

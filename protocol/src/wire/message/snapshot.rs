@@ -35,6 +35,10 @@ pub struct SnapshotSpec {
     pub yield_to_ddl: YieldToDdl,
     /// How long it is kept, in seconds.
     pub expires_seconds: u64,
+    /// Once it is complete, how many of its series stay: the newest, itself included. 1 to
+    /// [`SNAPSHOTS_MAX`].
+    #[serde(default)]
+    pub keep: Option<u16>,
 }
 
 /// Where and how a snapshot is stored.
@@ -114,6 +118,15 @@ pub enum SnapshotState {
 }
 
 impl SnapshotState {
+    /// All states, in the order of a snapshot's life.
+    pub const ALL: [Self; 5] = [
+        Self::Opening,
+        Self::Live,
+        Self::Sealed,
+        Self::Lost,
+        Self::Expired,
+    ];
+
     /// Its name in JSON.
     #[must_use]
     pub fn name(self) -> &'static str {

@@ -327,6 +327,7 @@ fn hand_overs_round_trip_and_a_bad_slot_name_does_not_decode() {
         created_at: Timestamp::UNIX_EPOCH,
         expires_at: Timestamp::MAX,
         wal_held: ByteCount(3),
+        wal_limit: Some(ByteCount(4)),
         state: PreparedState::Lost("dropped".to_owned()),
     }]);
     let bytes = encode(&prepared).unwrap();

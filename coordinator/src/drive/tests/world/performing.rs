@@ -207,6 +207,7 @@ pub(in super::super) fn prepared(id: JobId) -> PreparedSlot {
         created_at: Timestamp::UNIX_EPOCH,
         expires_at: Timestamp::MAX,
         wal_held: ByteCount(5),
+        wal_limit: None,
         state: PreparedState::Waiting,
     }
 }

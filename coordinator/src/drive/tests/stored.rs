@@ -1,0 +1,207 @@
+//! Claims about stored snapshots and the slots that they keep.
+
+use steep_protocol::message::agent::AgentMessage;
+use steep_protocol::message::api::{ApiReply, InitRequest, Order, Query};
+use steep_protocol::message::facts::Severity;
+use steep_protocol::message::handover::PreparedSlot;
+use steep_protocol::message::job::{TableFilter, YieldToDdl};
+use steep_protocol::message::snapshot::{ApplySpec, SnapshotSpec, SnapshotView, StoreSpec};
+use steep_protocol::stored::StoredCodec;
+use steep_protocol::{ByteCount, JobId, SnapshotId};
+use tokio::sync::oneshot;
+
+use super::super::{Answer, Question, Ticket};
+use super::world::{World, prepared, replies};
+use super::*;
+use crate::testing::{node, spec};
+
+fn stored_in(location: &str) -> SnapshotSpec {
+    SnapshotSpec {
+        source: node("a"),
+        store: Some(StoreSpec {
+            location: location.to_owned(),
+            codec: StoredCodec::Zstd(3),
+            max_rate: None,
+        }),
+        filter: TableFilter::default(),
+        parallel: 4,
+        large_table_threshold: ByteCount(1 << 30),
+        yield_to_ddl: YieldToDdl::default(),
+        expires_seconds: 3_600,
+        keep: None,
+    }
+}
+
+/// Starts a snapshot of a source that has been checked.
+fn begin(world: &mut World, spec: SnapshotSpec) -> SnapshotId {
+    let (reply, mut answer) = oneshot::channel();
+    let (ticket, now) = (Ticket::new(reply), world.driver.clock.now());
+    let driver = &mut world.driver;
+    driver.generate_checked(spec, "dba", (Vec::new(), ticket), now);
+    world.skip(0);
+    let made = replies(answer.try_recv().unwrap());
+    let views = made.into_iter().find_map(|reply| match reply {
+        ApiReply::Snapshots(views) => Some(views),
+        _ => None,
+    });
+    views.unwrap().remove(0).snapshot_id
+}
+
+/// Makes a snapshot.
+fn generate(world: &mut World, spec: SnapshotSpec) -> SnapshotId {
+    let id = begin(world, spec);
+    world.run_on();
+    id
+}
+
+fn list(world: &mut World) -> Vec<SnapshotView> {
+    let query = Query::Snapshots {
+        snapshot: None,
+        source: None,
+    };
+    match replies(world.ask(query)).remove(0) {
+        ApiReply::Snapshots(views) => views,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// What the agent of `a` reports of a template slot.
+fn template(id: SnapshotId, held: u64, limit: Option<u64>) -> PreparedSlot {
+    PreparedSlot {
+        replication: Replication::template(id),
+        wal_held: ByteCount(held),
+        wal_limit: limit.map(ByteCount),
+        ..prepared(JobId(id.0))
+    }
+}
+
+fn events(world: &mut World, name: &str) -> usize {
+    let events = world.events("a");
+    events.iter().filter(|event| event.event == name).count()
+}
+
+#[test]
+fn a_template_that_holds_half_of_its_limit_is_told_of_once_and_everywhere() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let id = generate(&mut world, stored_in("/backup/a"));
+    let say = |world: &mut World, held, limit| {
+        let slots = vec![template(id, held, limit)];
+        world.say("a", AgentMessage::Prepared(slots));
+    };
+    say(&mut world, 500_000_000, Some(1_000_000_000));
+    assert_eq!(events(&mut world, "snapshot.wal_held"), 0);
+    assert!(list(&mut world)[0].warnings.is_empty());
+
+    for held in [501_000_000, 600_000_000] {
+        say(&mut world, held, Some(1_000_000_000));
+    }
+    assert_eq!(events(&mut world, "snapshot.wal_held"), 1);
+    let warning = list(&mut world)[0].warnings.join("; ");
+    for part in ["600 MB", "60 %", "max_slot_wal_keep_size", "delete"] {
+        assert!(warning.contains(part), "{part} is not in {warning}");
+    }
+    let mut answer = world.ask_later(Query::Doctor(InitRequest::Copy(vec![spec("a", "b")])));
+    world.run_on();
+    let ApiReply::Findings { findings, .. } = replies(answer.try_recv().unwrap()).remove(0) else {
+        panic!("no findings");
+    };
+    let own = findings.iter().find(|f| f.code == "snapshot_wal_held");
+    let own = own.unwrap();
+    assert_eq!(own.severity, Severity::Warning);
+    assert!(own.what.contains("60 %") && own.fix.contains(&id.to_string()));
+
+    // The limit is raised, and comes near again.
+    say(&mut world, 600_000_000, None);
+    assert!(list(&mut world)[0].warnings.is_empty());
+    say(&mut world, 200_000_000_000, None);
+    assert_eq!(events(&mut world, "snapshot.wal_held"), 2);
+    let warning = list(&mut world)[0].warnings.join("; ");
+    assert!(warning.contains("--max-wal-held"), "{warning}");
+}
+
+#[test]
+fn a_complete_snapshot_supersedes_the_oldest_which_waits_for_a_job_that_loads_it() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let keeping = |place: &str| SnapshotSpec {
+        keep: Some(2),
+        ..stored_in(place)
+    };
+    let first = generate(&mut world, stored_in("/backup/1"));
+    world.skip(1);
+    let second = generate(&mut world, stored_in("/backup/2"));
+    world.skip(1);
+    let other = generate(&mut world, stored_in("/elsewhere/1"));
+    let apply = ApplySpec {
+        jobs: vec![spec("a", "b")],
+        snapshot: first,
+        verify: true,
+    };
+    let order = Order::Init(InitRequest::Apply(Box::new(apply)));
+    world.ask(order).unwrap();
+    world.until("b", is_copy);
+    world.skip(1);
+    let third = begin(&mut world, keeping("/backup/3"));
+    world.skip(1);
+    assert_eq!(list(&mut world).len(), 4, "the new one is not complete");
+    while world.end_one("a", None).is_some() {}
+    world.skip(1);
+    let known = |world: &mut World| -> Vec<SnapshotId> {
+        let views = list(world).into_iter();
+        views.map(|view| view.snapshot_id).collect()
+    };
+    assert_eq!(known(&mut world), [first, second, other, third]);
+    assert_eq!(events(&mut world, "snapshot.superseded"), 0);
+
+    world.run_on();
+    world.skip(1);
+    world.run_on();
+    assert_eq!(world.state("b"), steep_protocol::NodeState::Synchronized);
+    assert_eq!(known(&mut world), [second, other, third]);
+    let log = world.events("a").into_iter();
+    let told: Vec<_> = log
+        .filter(|event| event.event == "snapshot.superseded")
+        .collect();
+    assert_eq!(told.len(), 1);
+    for part in [first.to_string(), third.to_string(), "/backup/1".to_owned()] {
+        assert!(told[0].message.contains(&part), "{:?}", told[0]);
+    }
+
+    // It is decided anew after a restart.
+    world.skip(1);
+    let fourth = begin(&mut world, keeping("/backup/4"));
+    let mut world = world.restart(directory.path());
+    world.join("a");
+    world.run_on();
+    world.skip(1);
+    world.run_on();
+    assert_eq!(known(&mut world), [other, third, fourth]);
+}
+
+#[test]
+fn metrics_say_what_is_kept_of_each_source_and_for_how_long() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a"]);
+    let first = generate(&mut world, stored_in("/backup/1"));
+    let second = generate(&mut world, stored_in("/backup/2"));
+    begin(&mut world, stored_in("/backup/3"));
+    world.until("a", |command| {
+        matches!(command, Command::Source(SourceCommand::Store(_)))
+    });
+    let slots = vec![template(first, 70, None), template(second, 50, None)];
+    world.say("a", AgentMessage::Prepared(slots));
+    world.skip(10);
+    let gauges = match world.ask(Question::Gauges).unwrap() {
+        Answer::Gauges(gauges) => *gauges,
+        other => panic!("{other:?}"),
+    };
+    let counts: Vec<u64> = gauges.snapshots.iter().map(|(_, count)| *count).collect();
+    assert_eq!(counts, [0, 1, 2, 0, 0]);
+    let (source, of) = &gauges.sources[0];
+    assert_eq!(
+        (source, of.wal_held, of.stored),
+        (&node("a"), Some(70), 1_200)
+    );
+    assert!(of.expires.is_some() && of.live_age >= Some(10.0), "{of:?}");
+}
