@@ -63,7 +63,7 @@ pub(super) fn run(binaries: Binaries, count: u32) -> Result<()> {
 }
 
 fn step(cluster: &mut Cluster, target: &str, tables: u32) -> Result<Run> {
-    start_ours(cluster, ["node_a", target])?;
+    start_ours(cluster, &["node_a", target])?;
     let before = servers_cpu(cluster, target)?;
     let begun = Instant::now();
     let output = cluster
@@ -73,7 +73,7 @@ fn step(cluster: &mut Cluster, target: &str, tables: u32) -> Result<Run> {
     let postgres = servers_cpu(cluster, target)? - before;
     let phases = phases(&output.last_object()?);
     println!("  steep-repl: {ours:.1} s");
-    stop_ours(cluster, ["node_a", target])?;
+    stop_ours(cluster, &["node_a", target])?;
     // Its subscription would go on beside the peer.
     cluster.database(target).sql(
         "SELECT format('ALTER SUBSCRIPTION %I DISABLE', subname) FROM pg_subscription \\gexec",
@@ -118,7 +118,8 @@ fn peer(cluster: &Cluster, target: &str) -> Result<Peer> {
     ways::dump_to_psql(&from, &to)?;
     let dump = begun.elapsed().as_secs_f64();
     let begun = Instant::now();
-    ways::subscribe(cluster, &from, &to, "copy_data = false")?;
+    ways::publish(&from)?;
+    ways::subscribe(cluster, &to, "copy_data = false")?;
     let subscribe = begun.elapsed().as_secs_f64();
     Ok(Peer { dump, subscribe })
 }

@@ -31,6 +31,14 @@ pub(super) struct Ours {
     pub(super) phases: [(&'static str, f64); 4],
 }
 
+impl Ours {
+    /// Seconds of that phase.
+    pub(super) fn phase(&self, name: &str) -> f64 {
+        let phase = self.phases.iter().find(|(phase, _)| *phase == name);
+        phase.map_or(0.0, |(_, seconds)| *seconds)
+    }
+}
+
 /// CPU seconds and peak memory so far. `ours` is `None` if the product does not run.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Costs {

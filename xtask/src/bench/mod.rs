@@ -5,13 +5,16 @@
 mod fingerprints;
 mod many;
 mod measure;
+mod snapshots;
 mod table;
+mod targets;
 mod updates;
 mod ways;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
 use steep_tests::cluster::{Cluster, Dials};
+use steep_tests::paths::Binaries;
 use steep_tests::pg::{Durability, Grouping};
 use steep_tests::{sample, wait};
 
@@ -34,12 +37,29 @@ pub(crate) struct Arguments {
     /// Instead, initialise that many small tables, and a quarter and a half of them
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(4..=100_000))]
     tables: Option<u32>,
+    /// Instead, store snapshots and make nodes from them, compared with pg_dump and pg_restore
+    #[arg(long)]
+    snapshots: bool,
+    /// Instead, initialise that many targets at once, compared with one
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(2..=8))]
+    targets: Option<u8>,
     /// Instead, measure the fingerprints of 1,000 and of 10,000 tables
     #[arg(long)]
     fingerprints: bool,
     /// Instead, measure the delay of progress and watchers
     #[arg(long)]
     updates: bool,
+    /// Take the binaries of the debug build: to try a benchmark, not for its figures
+    #[arg(long)]
+    debug: bool,
+}
+
+impl Arguments {
+    /// Whether `--only` includes that way.
+    fn wants(&self, way: &impl std::fmt::Display) -> bool {
+        let name = way.to_string();
+        self.only.is_empty() || self.only.iter().any(|word| name.contains(word))
+    }
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
@@ -47,20 +67,32 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         // Only SQL: no process of ours runs.
         return fingerprints::run();
     }
-    println!("Building");
-    let binaries = cargo::release_binaries()?;
+    let binaries = if arguments.debug {
+        Binaries::beside_me()?
+    } else {
+        println!("Building");
+        cargo::release_binaries()?
+    };
     if let Some(count) = arguments.tables {
         return many::run(binaries, count);
     }
     if arguments.updates {
         return updates::run(binaries);
     }
+    if arguments.snapshots {
+        return snapshots::run(&binaries, arguments);
+    }
+    if let Some(count) = arguments.targets {
+        return targets::run(binaries, usize::from(count), arguments.scale);
+    }
+    compare(arguments, binaries)
+}
+
+/// Every way, side by side.
+fn compare(arguments: &Arguments, binaries: Binaries) -> Result<()> {
     let chosen: Vec<Way> = Way::all()
         .into_iter()
-        .filter(|way| {
-            let name = way.to_string();
-            arguments.only.is_empty() || arguments.only.iter().any(|word| name.contains(word))
-        })
+        .filter(|way| arguments.wants(way))
         .collect();
     let ways: Vec<&Way> = chosen.iter().filter(|way| way.is_installed()).collect();
     anyhow::ensure!(!ways.is_empty(), "--only leaves nothing to run");
@@ -132,13 +164,13 @@ fn run_way(cluster: &mut Cluster, way: &Way, target: &str) -> Result<Measured> {
     }
     if way.is_ours() {
         // New processes, so that peaks of memory belong to this run.
-        start_ours(cluster, ends)?;
+        start_ours(cluster, &ends)?;
     }
     let before = measure::Costs::of(cluster, target)?;
     let times = way.run(cluster, target)?;
     let costs = measure::Costs::of(cluster, target)?.since(&before);
     if way.is_ours() {
-        stop_ours(cluster, ends)?;
+        stop_ours(cluster, &ends)?;
     }
     // Otherwise the target's server would keep writing during the next run, and connect to the
     // source.
@@ -148,7 +180,7 @@ fn run_way(cluster: &mut Cluster, way: &Way, target: &str) -> Result<Measured> {
 }
 
 /// Starts coordinator and agents with empty state.
-pub(super) fn start_ours(cluster: &mut Cluster, nodes: [&str; 2]) -> Result<()> {
+pub(super) fn start_ours(cluster: &mut Cluster, nodes: &[&str]) -> Result<()> {
     let memory = cluster.dir().join("coordinator");
     if memory.exists() {
         std::fs::remove_dir_all(memory)?;
@@ -158,10 +190,10 @@ pub(super) fn start_ours(cluster: &mut Cluster, nodes: [&str; 2]) -> Result<()> 
         cluster.node_mut(node).set_dials(Dials::Socket);
         cluster.start_agent(node)?;
     }
-    cluster.wait_online(&nodes)
+    cluster.wait_online(nodes)
 }
 
-pub(super) fn stop_ours(cluster: &mut Cluster, nodes: [&str; 2]) -> Result<()> {
+pub(super) fn stop_ours(cluster: &mut Cluster, nodes: &[&str]) -> Result<()> {
     for node in nodes {
         cluster.kill_agent(node)?;
     }

@@ -12,7 +12,7 @@ use steep_tests::{command, scratch::Scratch, wait};
 use super::measure::{Ours, Times};
 
 /// Enough for the largest database and the slowest way.
-const LIMIT: Duration = Duration::from_secs(3_600);
+pub(super) const LIMIT: Duration = Duration::from_secs(3_600);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
@@ -92,16 +92,13 @@ const PHASES: [&str; 4] = ["preparing", "copying", "indexing", "catching_up"];
 
 fn ours(cluster: &Cluster, target: &str, parallel: u8) -> Result<Times> {
     let parallel = parallel.to_string();
-    let arguments = [
-        "init",
-        target,
-        "--from",
-        "node_a",
-        "--yes",
-        "--json",
-        "--parallel",
-        &parallel,
-    ];
+    let arguments = ["init", target, "--from", "node_a", "--parallel", &parallel];
+    initialise(cluster, &arguments)
+}
+
+/// Runs a command that makes one node a replica, to its end.
+pub(super) fn initialise(cluster: &Cluster, arguments: &[&str]) -> Result<Times> {
+    let arguments = [arguments, &["--yes", "--json"]].concat();
     let begun = Instant::now();
     let output = cluster.cli_spawn(&arguments)?.finish(LIMIT)?.expect(0)?;
     let ready = begun.elapsed().as_secs_f64();
@@ -121,7 +118,8 @@ fn subscription(cluster: &Cluster, from: &Database, to: &Database, binary: bool)
     let begun = Instant::now();
     // PostgreSQL's own copy needs all indexes before the rows.
     schema(from, to, &["--schema-only"])?;
-    subscribe(cluster, from, to, &format!("binary = {binary}"))?;
+    publish(from)?;
+    subscribe(cluster, to, &format!("binary = {binary}"))?;
     let state = "SELECT count(*) FILTER (WHERE srsubstate NOT IN ('s', 'r')),
                         count(*) FILTER (WHERE srsubstate <> 'r') FROM pg_subscription_rel";
     let mut copied = None;
@@ -141,13 +139,14 @@ fn subscription(cluster: &Cluster, from: &Database, to: &Database, binary: bool)
     })
 }
 
-/// Publishes every table of `from` and subscribes `to` to them.
-pub(super) fn subscribe(
-    cluster: &Cluster,
-    from: &Database,
-    to: &Database,
-    options: &str,
-) -> Result<()> {
+/// Publishes every table of that database.
+pub(super) fn publish(from: &Database) -> Result<()> {
+    from.sql("CREATE PUBLICATION bench FOR ALL TABLES")
+        .map(drop)
+}
+
+/// Subscribes `to` to what node_a publishes.
+pub(super) fn subscribe(cluster: &Cluster, to: &Database, options: &str) -> Result<()> {
     let server = cluster.node("node_a").server();
     // Quoted for libpq inside, as a literal of SQL outside.
     let conninfo = format!(
@@ -156,7 +155,6 @@ pub(super) fn subscribe(
         server.password()
     );
     let conninfo = conninfo.replace('\'', "''");
-    from.sql("CREATE PUBLICATION bench FOR ALL TABLES")?;
     to.sql(&format!(
         "CREATE SUBSCRIPTION bench CONNECTION '{conninfo}' PUBLICATION bench WITH ({options})"
     ))
