@@ -7,8 +7,10 @@ use steep_protocol::message::api::{
     ProgressView, Report, TableState, TableTime, TableView,
 };
 use steep_protocol::message::facts::{Finding, Severity};
+use steep_protocol::message::handover::Replication;
 use steep_protocol::message::job::Method;
-use steep_protocol::{JobId, NodeId, NodeState, Phase};
+use steep_protocol::message::snapshot::{SnapshotState, SnapshotView};
+use steep_protocol::{JobId, Lsn, NodeId, NodeState, Phase, SnapshotId};
 
 pub(crate) fn id(name: &str) -> NodeId {
     NodeId::parse(name).unwrap()
@@ -226,5 +228,35 @@ pub(crate) fn event() -> EventView {
             ("rows_copied".to_owned(), "42".to_owned()),
             ("seq".to_owned(), "forged".to_owned()),
         ],
+    }
+}
+
+pub(crate) fn snapshot(number: u64, state: SnapshotState) -> SnapshotView {
+    let snapshot_id = SnapshotId(number);
+    SnapshotView {
+        snapshot_id,
+        source_node: id("node_a"),
+        lsn: Some(Lsn(7)),
+        state,
+        created_at: at(0),
+        expires_at: None,
+        slot_name: Replication::template(snapshot_id).slot,
+        wal_held_bytes: None,
+        tables: 4,
+        parts: 9,
+        rows: 1_000,
+        bytes: 512_000_000,
+        stored_bytes: 128_000_000,
+        holders: Vec::new(),
+        location: Some("/backup/app".to_owned()),
+        codec: None,
+        bytes_total: 0,
+        current_table: None,
+        parallel_workers: 0,
+        operator: "dba".to_owned(),
+        error_message: None,
+        hint: None,
+        warnings: Vec::new(),
+        duration_seconds: 20.0,
     }
 }

@@ -206,6 +206,7 @@ impl ConnectionTask {
     async fn reply(&self, reply: ApiReply) -> Result<(), Closed> {
         let update = match reply {
             ApiReply::Nodes(nodes) => Update::Nodes(nodes),
+            ApiReply::Snapshots(views) => Update::Snapshots(views),
             ApiReply::Progress(view) => Update::Progress(view),
             ApiReply::Ended(end) => Update::Ended(end),
             ApiReply::Event(event) => Update::Event(event),
@@ -220,7 +221,6 @@ impl ConnectionTask {
             | ApiReply::Missing(_)
             | ApiReply::Rebuilt(_)
             | ApiReply::Left(_)
-            | ApiReply::Snapshots(_)
             | ApiReply::Verified(_)
             | ApiReply::End
             | ApiReply::Adjusted(_)

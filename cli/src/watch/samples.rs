@@ -5,6 +5,7 @@ use ratatui::backend::TestBackend;
 use steep_protocol::message::api::{JobView, PhaseTime};
 use steep_protocol::message::facts::Severity;
 use steep_protocol::message::job::{Confirmation, JobSpec};
+use steep_protocol::message::snapshot::SnapshotState;
 use steep_protocol::{JobId, NodeState, Phase};
 
 use super::keys::{Effect, Input, press};
@@ -12,7 +13,7 @@ use super::model::Drawn;
 use super::model::{Model, Update};
 use super::view;
 use super::view::theme::{Colours, Signs, Theme};
-use crate::render::samples::{at, event, finding, id, node, progress, table};
+use crate::render::samples::{at, event, finding, id, node, progress, snapshot, table};
 
 pub(super) const COLOURED: Theme = Theme {
     colours: Colours::Yes,
@@ -157,6 +158,22 @@ pub(super) fn cluster() -> Model {
         }
         model.apply(Update::Event(event), at(30));
     }
+    model
+}
+
+/// [`cluster`], with a snapshot that is read, one that holds much WAL, and one that is well.
+pub(super) fn with_snapshots() -> Model {
+    let mut model = cluster();
+    let mut read = snapshot(0xa1, SnapshotState::Live);
+    (read.bytes, read.bytes_total) = (430_000_000, 1_000_000_000);
+    let mut well = snapshot(0xb2, SnapshotState::Sealed);
+    well.wal_held_bytes = Some(16_777_216);
+    well.expires_at = Some(at(30 + 3 * 3_600));
+    let mut holds = snapshot(0xc3, SnapshotState::Sealed);
+    holds.wal_held_bytes = Some(600_000_000);
+    holds.expires_at = Some(at(30 + 40 * 3_600));
+    holds.warnings = vec!["its slot holds 600 MB of WAL".to_owned()];
+    model.apply(Update::Snapshots(vec![well, holds, read]), at(30));
     model
 }
 

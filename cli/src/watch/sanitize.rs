@@ -2,6 +2,7 @@
 
 use steep_protocol::message::api::{JobView, TableView};
 use steep_protocol::message::facts::Finding;
+use steep_protocol::message::snapshot::SnapshotView;
 
 use crate::render::{clean, paragraph};
 
@@ -14,6 +15,18 @@ pub(super) fn clean_option(text: &mut Option<String>) {
 pub(super) fn clean_table(table: &mut TableView) {
     table.schema = clean(&table.schema);
     table.table = clean(&table.table);
+}
+
+pub(super) fn clean_snapshot(view: &mut SnapshotView) {
+    clean_option(&mut view.error_message);
+    clean_option(&mut view.current_table);
+    view.warnings
+        .iter_mut()
+        .for_each(|text| *text = clean(text));
+    // Not shown.
+    (view.location, view.hint) = (None, None);
+    view.holders.clear();
+    view.operator.clear();
 }
 
 pub(super) fn clean_finding(finding: &mut Finding) {

@@ -12,7 +12,7 @@ use steep_protocol::{ByteCount, Fault, FaultKind, NodeState};
 
 use super::keys::{Input, press};
 use super::model::{Model, Update};
-use super::samples::{COLOURED, PLAIN, cluster, job, opened, screen, terminal};
+use super::samples::{COLOURED, PLAIN, cluster, job, opened, screen, terminal, with_snapshots};
 use super::state::Pane;
 use super::view;
 use crate::render::samples::{at, event, id, node, progress};
@@ -25,6 +25,19 @@ fn the_cluster_on_a_small_screen() {
 #[test]
 fn the_cluster_on_a_wide_screen() {
     insta::assert_snapshot!(screen(&cluster(), 160, 30));
+}
+
+#[test]
+fn snapshots_are_between_nodes_and_events_and_give_way_first() {
+    let model = with_snapshots();
+    insta::assert_snapshot!([screen(&model, 80, 24), screen(&model, 120, 30)].join("\n"));
+    for height in 8..16 {
+        let small = screen(&model, 80, height);
+        assert_eq!(small, screen(&cluster(), 80, height), "{height} lines");
+    }
+    let mut model = model;
+    model.apply(Update::Snapshots(Vec::new()), at(30));
+    assert_eq!(screen(&model, 80, 24), screen(&cluster(), 80, 24));
 }
 
 #[test]
@@ -113,7 +126,7 @@ fn an_empty_cluster_says_what_to_do() {
 
 #[test]
 fn without_colours_there_is_none_and_without_unicode_all_is_ascii() {
-    for model in [cluster(), opened()] {
+    for model in [cluster(), opened(), with_snapshots()] {
         let terminal = terminal(&model, &PLAIN, 100, 40);
         for cell in terminal.backend().buffer().content() {
             assert_eq!((cell.fg, cell.bg), (Color::Reset, Color::Reset), "{cell:?}");

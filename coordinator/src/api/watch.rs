@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use steep_protocol::message::api::{ApiReply, JobView, NodeView};
+use steep_protocol::message::snapshot::SnapshotView;
 use steep_protocol::{Fault, JobId, NodeId, limits};
 use tokio::sync::watch;
 
@@ -33,6 +34,7 @@ impl Stream {
         let mut pulse = self.handle.pulse.clone();
         let mut seen: BTreeMap<NodeId, NodeView> = BTreeMap::new();
         let mut jobs: BTreeMap<JobId, Watched> = BTreeMap::new();
+        let mut stored = Vec::new();
         let mut after = self.recent(None, limits::RECENT_EVENTS).await?;
         // The first list is sent even if empty: it marks the end of the recent events.
         let mut first = true;
@@ -46,6 +48,7 @@ impl Stream {
             let Answer::Overview {
                 nodes,
                 jobs: open,
+                snapshots,
                 last_event,
             } = overview
             else {
@@ -68,6 +71,7 @@ impl Stream {
                 );
                 self.reply(&ApiReply::Nodes(changed)).await?;
             }
+            sent |= self.send_snapshots(snapshots, &mut stored).await?;
             for follow in open {
                 jobs.entry(follow.job)
                     .or_insert_with(|| Watched::new(follow));
@@ -75,6 +79,22 @@ impl Stream {
             sent |= self.send_jobs(&mut jobs).await?;
             pause(&mut pulse, if sent { UPDATE_PAUSE } else { Duration::ZERO }).await?;
         }
+    }
+
+    /// Sends all snapshots if one has changed, come or gone. Returns whether it sent anything.
+    async fn send_snapshots(
+        &mut self,
+        mut now: Vec<SnapshotView>,
+        told: &mut Vec<SnapshotView>,
+    ) -> Result<bool, Ended> {
+        // Its age grows though nothing happens.
+        now.iter_mut().for_each(|view| view.duration_seconds = 0.0);
+        if now == *told {
+            return Ok(false);
+        }
+        told.clone_from(&now);
+        self.reply(&ApiReply::Snapshots(now)).await?;
+        Ok(true)
     }
 
     /// Sends new views of the jobs and removes those that have ended. Returns whether it sent

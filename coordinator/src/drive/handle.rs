@@ -8,6 +8,7 @@ use steep_protocol::message::api::{
 };
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::schema::{SchemaCursor, SchemaPage};
+use steep_protocol::message::snapshot::SnapshotView;
 use steep_protocol::{Fault, JobId, NodeId};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -122,6 +123,9 @@ pub struct Operator {
     pub address: String,
 }
 
+/// Snapshots that a watcher is told of: more than fit on a screen.
+pub(super) const SNAPSHOTS_WATCHED: usize = 50;
+
 /// What the loop answers.
 #[derive(Debug)]
 pub enum Answer {
@@ -153,6 +157,8 @@ pub enum Answer {
         nodes: Vec<NodeView>,
         /// Jobs that have not ended and are not followed yet.
         jobs: Vec<Follow>,
+        /// The newest snapshots of which something is left, oldest first.
+        snapshots: Vec<SnapshotView>,
         /// The number of the last event; 0 if there is none.
         last_event: u64,
     },

@@ -143,6 +143,7 @@ impl<S: Store> Driver<S> {
                 .into_iter()
                 .filter_map(|id| self.follow(id, now))
                 .collect(),
+            snapshots: self.watched_snapshots(now),
             last_event: self.next_event - 1,
         }
     }

@@ -12,14 +12,18 @@ use std::collections::{BTreeMap, VecDeque};
 use jiff::Timestamp;
 use steep_protocol::message::api::{EndView, EventView, JobView, NodeView, ProgressView};
 use steep_protocol::message::job::{ExistingRows, Method};
+use steep_protocol::message::snapshot::SnapshotView;
 use steep_protocol::{Fault, JobId, NodeId, NodeState};
 
-use super::sanitize::{clean_job, clean_option, clean_table};
+use super::sanitize::{clean_job, clean_option, clean_snapshot, clean_table};
 use super::state::{Detail, First, Focus, Order, Question, Sort};
 use crate::render::clean;
 
 /// Events kept: more than anybody scrolls through.
 const EVENTS_KEPT: usize = 1_000;
+
+/// Snapshots kept: the coordinator sends no more.
+const SNAPSHOTS_KEPT: usize = 50;
 
 /// Samples of throughput kept for each node, one a second: as wide as wide terminals are.
 const SAMPLES_KEPT: usize = 400;
@@ -38,6 +42,8 @@ pub(crate) struct Model {
     pub(crate) link: Link,
     /// Every node.
     pub(crate) nodes: BTreeMap<NodeId, Node>,
+    /// Snapshots of which something is left.
+    pub(crate) snapshots: Vec<SnapshotView>,
     /// The newest events, oldest first.
     pub(crate) events: VecDeque<EventView>,
     /// The node shown in detail.
@@ -127,6 +133,8 @@ pub(crate) enum Update {
     Lost(Fault),
     /// All nodes at first, then those that changed.
     Nodes(Vec<NodeView>),
+    /// All snapshots.
+    Snapshots(Vec<SnapshotView>),
     /// Progress of a job.
     Progress(Box<ProgressView>),
     /// A job has ended.
@@ -147,6 +155,7 @@ impl Model {
             address: clean(address),
             link: Link::Connecting,
             nodes: BTreeMap::new(),
+            snapshots: Vec::new(),
             events: VecDeque::new(),
             detail: None,
             selected: None,
@@ -165,6 +174,8 @@ impl Model {
         match update {
             Update::Connected => {
                 self.link = Link::Live;
+                // They come again if there are any.
+                self.snapshots.clear();
                 self.stale = Stale {
                     nodes: true,
                     events: true,
@@ -195,6 +206,11 @@ impl Model {
                 if self.selected.is_none() {
                     self.selected = self.most_interesting();
                 }
+            }
+            Update::Snapshots(mut views) => {
+                views.truncate(SNAPSHOTS_KEPT);
+                views.iter_mut().for_each(clean_snapshot);
+                self.snapshots = views;
             }
             Update::Progress(view) => self.progress(*view),
             Update::Ended(end) => {

@@ -5,6 +5,7 @@ mod detail;
 mod dialog;
 mod nodes;
 mod panes;
+mod snapshots;
 pub(crate) mod theme;
 mod widgets;
 
@@ -102,6 +103,8 @@ struct Parts {
     rows: u16,
     /// Text about the selected node.
     words: u16,
+    /// Snapshots, with their header.
+    snapshots: u16,
     /// Events, with their header.
     events: u16,
 }
@@ -119,11 +122,20 @@ impl Parts {
         };
         let rows = wanted.min(room - least);
         let left = room - rows;
+        // Snapshots are the first to give way; a header alone says nothing.
+        let spare = left.saturating_sub(EVENTS_LEAST);
+        let snapshots = snapshots::height(model).min(spare);
+        let snapshots = if snapshots >= 2 { snapshots } else { 0 };
         Self {
             header,
             rows,
             words,
-            events: if left >= EVENTS_LEAST { left } else { 0 },
+            snapshots,
+            events: if left >= EVENTS_LEAST {
+                left - snapshots
+            } else {
+                0
+            },
         }
     }
 }
@@ -143,6 +155,12 @@ fn main(model: &Model, theme: &Theme, area: Rect, buffer: &mut Buffer) {
         ..area
     };
     about(model, theme, words, buffer);
+    let stored = Rect {
+        y: words.bottom(),
+        height: parts.snapshots,
+        ..area
+    };
+    snapshots::draw(model, theme, stored, buffer);
     if parts.events > 0 {
         let below = Rect {
             y: area.bottom() - parts.events,

@@ -6,6 +6,7 @@ use steep_protocol::message::snapshot::{Holder, SnapshotState, SnapshotView};
 use steep_protocol::{Fault, NodeId, SnapshotId};
 
 use super::super::Driver;
+use super::super::handle::SNAPSHOTS_WATCHED;
 use super::{Stored, unknown};
 use crate::snapshot::{Point, Stage};
 use crate::store::Store;
@@ -30,6 +31,18 @@ impl<S: Store> Driver<S> {
         let mut views: Vec<_> = matching.map(|s| self.snapshot_view(s, now)).collect();
         views.sort_by_key(|view| (view.created_at, view.snapshot_id));
         Ok(ApiReply::Snapshots(views))
+    }
+
+    /// What watchers see: the newest snapshots of which something is left.
+    pub(in crate::drive) fn watched_snapshots(&self, now: Timestamp) -> Vec<SnapshotView> {
+        let left = self.snapshots.values().filter(|s| !s.snapshot.is_over());
+        let mut left: Vec<&Stored> = left.collect();
+        left.sort_by_key(|stored| (stored.snapshot.asked_at, stored.snapshot.id));
+        let newest = left.len().saturating_sub(SNAPSHOTS_WATCHED);
+        let newest = left[newest..].iter();
+        newest
+            .map(|stored| self.snapshot_view(stored, now))
+            .collect()
     }
 
     pub(super) fn snapshot_view(&self, stored: &Stored, now: Timestamp) -> SnapshotView {

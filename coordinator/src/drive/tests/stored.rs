@@ -205,3 +205,27 @@ fn metrics_say_what_is_kept_of_each_source_and_for_how_long() {
     );
     assert!(of.expires.is_some() && of.live_age >= Some(10.0), "{of:?}");
 }
+
+#[test]
+fn watchers_see_the_snapshots_of_which_something_is_left() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a"]);
+    let id = generate(&mut world, stored_in("/backup/1"));
+    let overview = |world: &mut World| {
+        let question = Question::Overview { known: Vec::new() };
+        match world.ask(question).unwrap() {
+            Answer::Overview { snapshots, .. } => snapshots,
+            other => panic!("{other:?}"),
+        }
+    };
+    let first = overview(&mut world);
+    assert_eq!(first[0].snapshot_id, id);
+    world.skip(100);
+    assert_eq!(overview(&mut world), first, "nothing has changed");
+    world.ask_later(Order::DeleteSnapshot {
+        snapshot: id,
+        force: false,
+    });
+    world.run_on();
+    assert!(overview(&mut world).is_empty());
+}

@@ -48,7 +48,8 @@ pub enum ApiRequest {
     },
     /// The whole cluster, on and on: [`ApiReply::Event`]s, the last
     /// [`crate::limits::RECENT_EVENTS`] first and then each new one; [`ApiReply::Nodes`] with all
-    /// nodes and then with those that changed; [`ApiReply::Progress`] of every job at work, and its
+    /// nodes and then with those that changed; [`ApiReply::Snapshots`] with all of which something is left,
+    /// if there are any, and again when one changes; [`ApiReply::Progress`] of every job at work, and its
     /// [`ApiReply::Ended`]. What changed is said within 500 ms; a slow reader skips what was
     /// overtaken.
     Watch,
