@@ -171,18 +171,30 @@ impl Loader {
         table: &TablePlan,
         part: PartNo,
     ) -> Result<bool, Fault> {
+        let name = table.name.quoted();
+        // Under the lock nobody enables a trigger. Preflight refuses those that fire for replicas: they would
+        // change rows, and run somebody's code as this role.
         let sql = format!(
-            "BEGIN; INSERT INTO steep_repl.copy_ledger
+            "BEGIN; LOCK TABLE ONLY {name} IN ROW EXCLUSIVE MODE;
+             INSERT INTO steep_repl.copy_ledger
              (job, epoch, part, schema_name, table_name, rows, bytes, finished_at)
              VALUES ('{}', {}, {}, {}, {}, 0, 0, now())
-             ON CONFLICT (job, epoch, part) DO NOTHING RETURNING part",
+             ON CONFLICT (job, epoch, part) DO NOTHING
+             RETURNING part, (SELECT string_agg(quote_ident(tgname), ', ') FROM pg_trigger
+                 WHERE tgrelid = {}::regclass AND tgenabled IN ('A', 'R') AND NOT tgisinternal)",
             self.task.job,
             epoch.0,
             part.0,
             literal(table.name.schema.as_str()),
             literal(table.name.table.as_str()),
+            literal(&name),
         );
-        Ok(!self.line.rows(&sql).await?.is_empty())
+        let claimed = self.line.rows(&sql).await?;
+        match claimed.first().and_then(|row| row.get(1)) {
+            Some(Some(triggers)) => Err(self.line.own(firing(&table.name, triggers))),
+            Some(None) => Ok(true),
+            None => Ok(false),
+        }
     }
 
     async fn look_up(&mut self, epoch: Epoch, part: PartNo) -> Result<PartDone, Fault> {
@@ -205,6 +217,19 @@ impl Loader {
             wire: ByteCount(0),
         })
     }
+}
+
+/// Somebody has enabled these triggers since the preflight.
+fn firing(table: &TableName, triggers: &str) -> Fault {
+    let text = format!(
+        "triggers that fire for replicated rows were enabled on it meanwhile: {triggers}; nothing is loaded \
+         while they do"
+    );
+    let next = format!(
+        "ask its owner why; then, on the target, ALTER TABLE {} DISABLE TRIGGER each of them, and resume",
+        table.quoted()
+    );
+    Fault::new(FaultKind::Failed, text).hint(next)
 }
 
 impl PartLoad<'_> {

@@ -17,7 +17,7 @@ struct Column {
 }
 
 /// Binary where the source says the columns allow it and the columns here have the same types and can
-/// receive it; text everywhere else.
+/// receive it; text everywhere else, as of tables without columns to copy.
 pub(crate) async fn formats(
     task: &Task,
     plan: &[TablePlan],
@@ -37,7 +37,7 @@ fn judge(table: &TablePlan, there: Option<&Vec<Column>>) -> CopyFormat {
                 c.name == column.name.as_str() && c.type_name == column.type_name && c.receives
             })
     });
-    if same {
+    if same && !table.columns.is_empty() {
         CopyFormat::Binary
     } else {
         CopyFormat::Text
@@ -111,5 +111,7 @@ mod tests {
             CopyFormat::Text
         );
         assert_eq!(super::judge(&int, None), CopyFormat::Text);
+        // A stored part of it is text, whatever its columns say.
+        assert_eq!(super::judge(&plan(&[]), None), CopyFormat::Text);
     }
 }

@@ -236,7 +236,7 @@ pub(crate) struct StartArgs {
     // Required, yet an option: it is absent with a subcommand.
     #[arg(long, value_name = "SOURCE", required_unless_present = "snapshot")]
     pub(crate) from: Option<NodeId>,
-    /// Make them from this stored snapshot, instead of reading the source again
+    /// Make them from this snapshot: a stored one, or one that others are being made from now
     #[arg(long, value_name = "ID", conflicts_with_all = ["from", "resume", "method", "include_schemas", "exclude_tables"])]
     pub(crate) snapshot: Option<SnapshotId>,
     #[command(flatten)]
@@ -275,7 +275,7 @@ pub(crate) struct JobChoices {
 pub(crate) enum MethodChoice {
     /// Parallel COPY of one consistent snapshot, agent to agent over QUIC.
     Snapshot,
-    /// Like snapshot, with a snapshot prepared beforehand (not available yet).
+    /// Everything is read into a spool beside the source first, then copied from there.
     TwoPhase,
     /// PostgreSQL's own initial copy of a subscription.
     Native,

@@ -433,6 +433,7 @@ impl<S: Store> Driver<S> {
             self.log(note, now);
         }
         self.out.closed.push(id);
+        self.tick_shared(now);
         if afterwards == Afterwards::Forget {
             self.forget_node(&target, now);
         }

@@ -151,7 +151,9 @@ impl<S: Store> Driver<S> {
             }
             Effect::TriesAgain(fault) => {
                 let text = format!("snapshot {id} is tried again: {fault}");
-                because(Note::warn("snapshot.retried", text), &fault)
+                let note = because(Note::warn("snapshot.retried", text), &fault);
+                self.note_snapshot(id, note, now);
+                return self.shared_failed(id, &fault, now);
             }
             Effect::BeginsAgain(fault) => {
                 let text = format!("snapshot {id} is begun again: {fault}");

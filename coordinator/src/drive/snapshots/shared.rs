@@ -97,7 +97,8 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// The snapshot cannot be opened, or is lost: so is the wait for it.
+    /// The snapshot cannot be opened or read now, or is lost: those that wait for it say so, and try again for as
+    /// long as any job does.
     pub(super) fn shared_failed(&mut self, id: SnapshotId, fault: &Fault, now: Timestamp) {
         for (job, command) in self.waiting_for(id) {
             let outcome = Box::new(Err(fault.clone()));

@@ -8,7 +8,7 @@ use steep_protocol::{Fault, NodeId, SnapshotId};
 use super::super::Driver;
 use super::super::handle::SNAPSHOTS_WATCHED;
 use super::{Stored, unknown};
-use crate::snapshot::{Point, Stage};
+use crate::snapshot::{Point, Stage, Why};
 use crate::store::Store;
 
 impl<S: Store> Driver<S> {
@@ -26,7 +26,15 @@ impl<S: Store> Driver<S> {
             let stored = self.snapshots.get(&id).ok_or_else(|| unknown(id))?;
             return Ok(ApiReply::Snapshots(vec![self.snapshot_view(stored, now)]));
         }
-        let matching = |stored: &&Stored| source.is_none_or(|s| stored.snapshot.spec.source == *s);
+        let matching = |stored: &&Stored| {
+            let snapshot = &stored.snapshot;
+            // One that its targets have done with is only being removed.
+            let done = matches!(
+                snapshot.stage,
+                Stage::Removing(Why::Unneeded) | Stage::Over(Why::Unneeded)
+            );
+            !done && source.is_none_or(|s| snapshot.spec.source == *s)
+        };
         let matching = self.snapshots.values().filter(matching);
         let mut views: Vec<_> = matching.map(|s| self.snapshot_view(s, now)).collect();
         views.sort_by_key(|view| (view.created_at, view.snapshot_id));

@@ -1,9 +1,9 @@
 //! Claims about targets that share one snapshot.
 
-use steep_protocol::NodeState;
 use steep_protocol::message::agent::{
     Command, CopyParts, Export, OpenSource, SourceCommand, TargetCommand,
 };
+use steep_protocol::{Fault, FaultKind, NodeState, Retry};
 
 use steep_protocol::message::api::{InitRequest, Order};
 use steep_protocol::message::job::{JobSpec, Method};
@@ -235,6 +235,25 @@ fn two_phases_spool_first_copy_from_there_and_leave_no_spool() {
     assert_eq!(removed.count(), 2);
     world.skip(1);
     assert!(world.driver.snapshots.is_empty());
+}
+
+#[test]
+fn what_is_in_the_spools_way_is_shown_by_the_targets_that_wait() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let follow = world.init(vec![two_phase("b")]).unwrap().remove(0);
+    let is_store = |c: &Command| matches!(c, Command::Source(SourceCommand::Store(_)));
+    world.until("a", is_store);
+    let full = Fault::new(FaultKind::Failed, "no space is left").retry(Retry::Backoff);
+    world.end_one("a", Some(full));
+    world.skip(0);
+    let waiting = follow.feed.borrow().view.detail.waiting.clone().unwrap();
+    assert!(waiting.reason.contains("no space is left"), "{waiting:?}");
+    for _ in 0..3 {
+        world.skip(5);
+        world.run_on();
+    }
+    assert_eq!(world.state("b"), NodeState::Synchronized);
 }
 
 #[test]
