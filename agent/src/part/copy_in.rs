@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use steep_protocol::message::agent::PartDone;
 use steep_protocol::message::peer::{CopyFormat, TablePlan};
-use steep_protocol::{ByteCount, Epoch, Fault, FaultKind, PartNo, RowCount};
+use steep_protocol::{ByteCount, Epoch, Fault, FaultKind, PartNo, RowCount, TableName};
 
 use super::load_connection::{LoadConnection, Rolled};
 use crate::chunk::{PartWriter, Sent};

@@ -155,7 +155,7 @@ impl<S: Store> Driver<S> {
     }
 
     /// Closes the snapshots that no target needs any more, and forgets what is over.
-    pub(super) fn tick_shared(&mut self, now: Timestamp) {
+    pub(in crate::drive) fn tick_shared(&mut self, now: Timestamp) {
         let shared = self.snapshots.values().map(|stored| &stored.snapshot);
         let shared: Vec<&Snapshot> = shared.filter(|s| s.owner == Owner::Jobs).collect();
         let unneeded: Vec<SnapshotId> = shared
