@@ -74,7 +74,7 @@ Examples:
   steep-repl snapshot generate --source node_a --output /backup/app
   steep-repl snapshot generate --source node_a --output s3://backups/app --compress zstd:9
   steep-repl snapshot generate --source node_a --output /backup/app --include-schema app --expires 48h
-  steep-repl snapshot generate --source node_a --output /backup/app/$(date +%F) --keep 7")]
+  steep-repl snapshot generate --source node_a --output /backup/app/2026-11-29 --keep 7")]
 pub(crate) struct GenerateArgs {
     /// The node to read
     #[arg(long, value_name = "NODE")]

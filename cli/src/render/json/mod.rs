@@ -28,7 +28,7 @@ use super::findings;
 pub(crate) use snapshot::{generated, snapshot, snapshot_deleted, snapshots, verified};
 
 /// Fields of events that are numbers, as docs/logs.md has them.
-const NUMERIC: [&str; 13] = [
+const NUMERIC: [&str; 15] = [
     "rows_copied",
     "bytes_copied",
     "duration_ms",
@@ -42,6 +42,8 @@ const NUMERIC: [&str; 13] = [
     "interrupted",
     "made",
     "missing",
+    "wal_held",
+    "wal_limit",
 ];
 
 type Object = Map<String, Value>;
