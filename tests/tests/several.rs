@@ -56,6 +56,25 @@ fn sent(cluster: &Cluster, node: &str) -> Result<f64> {
     Ok(sent.map(|sample| sample.value).sum())
 }
 
+/// Begins to copy to all targets, slowly, and returns when each has rows.
+fn copy_to_all(cluster: &Cluster) -> Result<()> {
+    let mut arguments = vec!["init"];
+    arguments.extend(TARGETS);
+    arguments.extend([
+        "--from",
+        "node_a",
+        "--yes",
+        "--detach",
+        "--max-rate",
+        "12MB",
+    ]);
+    cluster.cli(&arguments)?.expect(0)?;
+    for target in TARGETS {
+        cluster.wait_copying(target)?;
+    }
+    Ok(())
+}
+
 fn nothing_is_left(source: &Database, slots: u32) -> Result<()> {
     let templates = "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE '%template'";
     wait::until_true("the shared snapshot to be removed", LIMIT, || {
@@ -134,20 +153,7 @@ fn a_target_that_is_cancelled_and_one_that_dies_do_not_concern_the_third() -> Re
     let mut cluster = cluster()?;
     let source = cluster.database("node_a");
     sample::create(&source, 4)?;
-    let mut arguments = vec!["init"];
-    arguments.extend(TARGETS);
-    arguments.extend([
-        "--from",
-        "node_a",
-        "--yes",
-        "--detach",
-        "--max-rate",
-        "12MB",
-    ]);
-    cluster.cli(&arguments)?.expect(0)?;
-    for target in TARGETS {
-        cluster.wait_copying(target)?;
-    }
+    copy_to_all(&cluster)?;
     cluster
         .cli(&["init", "cancel", "--node", "node_b", "--yes"])?
         .expect(0)?;
@@ -173,20 +179,7 @@ fn a_source_whose_agent_dies_lets_all_its_targets_start_over_together() -> Resul
     let mut cluster = cluster()?;
     let source = cluster.database("node_a");
     sample::create(&source, 4)?;
-    let mut arguments = vec!["init"];
-    arguments.extend(TARGETS);
-    arguments.extend([
-        "--from",
-        "node_a",
-        "--yes",
-        "--detach",
-        "--max-rate",
-        "12MB",
-    ]);
-    cluster.cli(&arguments)?.expect(0)?;
-    for target in TARGETS {
-        cluster.wait_copying(target)?;
-    }
+    copy_to_all(&cluster)?;
     cluster.kill_agent("node_a")?;
     cluster.start_agent("node_a")?;
     for target in TARGETS {

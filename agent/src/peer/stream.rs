@@ -63,20 +63,14 @@ pub async fn send<R: PartReader>(
                     return Ok(Err(fault));
                 }
             };
-            if !held.has_room(payload.len()) {
-                held.send(sender, flow).await?;
-            }
-            on_wire += held.add(head, payload, length);
-            if held.is_due() {
-                held.send(sender, flow).await?;
-            }
+            on_wire += held
+                .hand_over((head, payload), length, sender, flow)
+                .await?;
         }
         if let ReadStep::End { rows } = step {
             let raw = total;
-            held.frames
-                .push(FrameHead::End { chunks, raw, rows }.to_bytes().to_vec());
-            held.send(sender, flow).await?;
-            sender.finish();
+            held.end(FrameHead::End { chunks, raw, rows }, sender, flow)
+                .await?;
             flow.completed(rows);
             return Ok(Ok(Sent {
                 rows,
@@ -111,18 +105,11 @@ pub(crate) async fn send_frames<R: FrameReader>(
         };
         match head {
             FrameHead::Chunk { raw, .. } => {
-                if !held.has_room(payload.len()) {
-                    held.send(sender, flow).await?;
-                }
-                on_wire += held.add(head, payload, ByteCount(raw.into()));
-                if held.is_due() {
-                    held.send(sender, flow).await?;
-                }
+                let raw = ByteCount(raw.into());
+                on_wire += held.hand_over((head, payload), raw, sender, flow).await?;
             }
             FrameHead::End { raw, rows, .. } => {
-                held.frames.push(head.to_bytes().to_vec());
-                held.send(sender, flow).await?;
-                sender.finish();
+                held.end(head, sender, flow).await?;
                 flow.completed(rows);
                 return Ok(Ok(Sent {
                     rows,
@@ -165,6 +152,37 @@ impl Held {
         self.wire.0 >= TOGETHER_BYTES as u64
             || self.raw >= TOGETHER_RAW
             || self.since.is_some_and(|t| t.elapsed() >= TOGETHER_WAIT)
+    }
+
+    /// Takes a chunk, and sends what is due. Returns the chunk's bytes on the wire.
+    async fn hand_over(
+        &mut self,
+        (head, payload): (FrameHead, Vec<u8>),
+        raw: ByteCount,
+        sender: &mut Sender,
+        flow: &Flow,
+    ) -> Result<ByteCount, StreamError> {
+        if !self.has_room(payload.len()) {
+            self.send(sender, flow).await?;
+        }
+        let wire = self.add(head, payload, raw);
+        if self.is_due() {
+            self.send(sender, flow).await?;
+        }
+        Ok(wire)
+    }
+
+    /// Sends everything, with the part's end.
+    async fn end(
+        &mut self,
+        end: FrameHead,
+        sender: &mut Sender,
+        flow: &Flow,
+    ) -> Result<(), StreamError> {
+        self.frames.push(end.to_bytes().to_vec());
+        self.send(sender, flow).await?;
+        sender.finish();
+        Ok(())
     }
 
     async fn send(&mut self, sender: &mut Sender, flow: &Flow) -> Result<(), StreamError> {

@@ -241,6 +241,16 @@ impl Snapshot {
         }
     }
 
+    /// Whether it is not being removed for good.
+    #[must_use]
+    pub fn lasts(&self) -> bool {
+        match self.stage {
+            Stage::Opening | Stage::Storing | Stage::Shared | Stage::Sealed => true,
+            Stage::Removing(why) => why == Why::Again,
+            Stage::Over(_) => false,
+        }
+    }
+
     /// Where it is stored, if it is.
     #[must_use]
     pub fn location(&self) -> Option<&str> {

@@ -52,6 +52,11 @@ impl<S: Store> Driver<S> {
             let (spec, operator) = (live.job.spec.clone(), live.job.operator.clone());
             self.open_shared(id, spec, &operator, now);
         }
+        self.is_ready(id)
+    }
+
+    /// Whether that snapshot can be copied from now.
+    fn is_ready(&self, id: SnapshotId) -> bool {
         let stored = self.snapshots.get(&id);
         stored.is_some_and(|stored| stored.snapshot.is_ready())
     }
@@ -88,8 +93,7 @@ impl<S: Store> Driver<S> {
 
     /// The targets that wait for the snapshot go on, if it can be copied from.
     pub(super) fn go_on_with(&mut self, id: SnapshotId) {
-        let stored = self.snapshots.get(&id);
-        if !stored.is_some_and(|stored| stored.snapshot.is_ready()) {
+        if !self.is_ready(id) {
             return;
         }
         for (job, command) in self.waiting_for(id) {
@@ -160,7 +164,7 @@ impl<S: Store> Driver<S> {
         let shared: Vec<&Snapshot> = shared.filter(|s| s.owner == Owner::Jobs).collect();
         let unneeded: Vec<SnapshotId> = shared
             .iter()
-            .filter(|snapshot| !self.is_needed(snapshot, now))
+            .filter(|snapshot| snapshot.lasts() && !self.is_needed(snapshot, now))
             .map(|snapshot| snapshot.id)
             .collect();
         // A job that starts over finds the successor of the one it had.

@@ -2,9 +2,8 @@
 //! are lost, and when their time is over.
 
 use jiff::Timestamp;
-use steep_protocol::NodeId;
-use steep_protocol::SnapshotId;
 use steep_protocol::message::handover::{PreparedState, SlotName};
+use steep_protocol::{NodeId, SnapshotId};
 
 use super::super::Driver;
 use super::super::log::Note;
