@@ -30,6 +30,7 @@ use crate::session::{
     Queues, Readings, Seen, overdue,
 };
 use crate::shutdown::Shutdown;
+use crate::stored::carried::Carried;
 
 /// Mirror rows waiting for PostgreSQL; they replace one another.
 const MIRROR_QUEUE: usize = 16;
@@ -73,6 +74,7 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
         node: config.node.clone(),
         conninfo,
         jobs: Arc::default(),
+        carried: Carried::default(),
         reports: Arc::default(),
         endpoint: Arc::clone(&endpoint),
         budget: budgets.received.clone(),

@@ -5,7 +5,8 @@ use anyhow::Result;
 use crate::compare::Differences;
 use crate::pg::Database;
 
-/// Our slots, publications, subscriptions, origins, ledger rows and sessions.
+/// Our slots, publications, subscriptions, origins, ledger rows and sessions. An agent observes its server
+/// for as long as it runs.
 const OURS: &str = "
     SELECT 'slot ' || slot_name FROM pg_replication_slots
     UNION ALL SELECT 'publication ' || pubname FROM pg_publication
@@ -14,7 +15,8 @@ const OURS: &str = "
     UNION ALL SELECT 'prepared transaction ' || gid FROM pg_prepared_xacts
     UNION ALL SELECT 'walsender ' || pid FROM pg_stat_replication
     UNION ALL SELECT 'a transaction of ' || application_name FROM pg_stat_activity
-              WHERE application_name LIKE 'steep-repl%' AND state LIKE 'idle in transaction%'";
+              WHERE application_name LIKE 'steep-repl%' AND state LIKE 'idle in transaction%'
+                  AND application_name <> 'steep-repl observer'";
 
 /// What is left of ours on a server.
 ///

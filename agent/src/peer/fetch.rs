@@ -18,10 +18,10 @@ use tracing::warn;
 use super::connection::{Plan, SourceAgent};
 use super::exchange::{Arriving, Exchange};
 use super::queue::PartQueue;
+use super::rows::Rows;
 use super::span;
 use super::workers::Workers;
 use crate::budget::{Budget, Share};
-use crate::chunk::context_bytes;
 use crate::deferred::named::{Named, build_named};
 use crate::kept::{Store, Writer};
 use crate::mutex::lock;
@@ -43,6 +43,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 struct Shared {
     task: Task,
     source: SourceAgent,
+    rows: Rows,
     request: CopyParts,
     plan: Plan,
     settings: Arc<[String]>,
@@ -71,12 +72,12 @@ struct Taken {
 /// agent's next process.
 pub(crate) async fn copy(
     task: &Task,
-    source: SourceAgent,
+    (source, rows): (SourceAgent, Rows),
     request: CopyParts,
     budget: Budget,
     store: &Arc<Store>,
 ) -> Result<(), Fault> {
-    let plan = source.plan().await?;
+    let plan = rows.plan().await?;
     let settings = for_loading(&source.settings().await?).into();
     let formats = formats(task, &plan.tables).await?;
     let there = ledger(task).await?;
@@ -99,6 +100,7 @@ pub(crate) async fn copy(
     let shared = Arc::new(Shared {
         task: task.clone(),
         source,
+        rows,
         rate: Rate::new(request.max_rate),
         request,
         plan,
@@ -249,7 +251,8 @@ impl Shared {
         let wanted = self.with_format(part);
         let Some(exchange) = &self.exchange else {
             let (epoch, compression) = (self.request.epoch, self.request.compression);
-            let incoming = self.source.part(epoch, part, wanted.format, compression);
+            let node = &self.task.node;
+            let incoming = (self.rows).part((epoch, part), wanted.format, compression, node);
             return Ok(Arriving {
                 part: wanted,
                 incoming: incoming.await?,
@@ -326,7 +329,7 @@ impl Shared {
     /// A part's share of the memory.
     async fn share(&self) -> Share {
         let kept = self.exchange.as_ref().map_or(0, |_| Writer::MEMORY);
-        let further = context_bytes(self.request.compression) + kept;
+        let further = self.rows.memory(self.request.compression) + kept;
         self.budget.room_for(further).await
     }
 

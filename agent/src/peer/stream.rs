@@ -13,6 +13,7 @@ use crate::chunk::{
     FrameReader, PackError, Packer, PartReader, PartWriter, ReadStep, Sent, Unpacker,
 };
 use crate::rate::Rate;
+use crate::snapshot::stored::StoredFrames;
 use crate::telemetry::Flow;
 
 /// Frames are handed to QUIC together once they hold this many bytes…
@@ -206,10 +207,49 @@ pub async fn send_fault(fault: &Fault, sender: &mut Sender) -> Result<(), Stream
     Ok(())
 }
 
-/// A part on its way in: frames of one stream, unpacked and checked.
+/// Where frames come from.
+#[derive(Debug)]
+enum Frames {
+    Stream(Receiver),
+    Stored(Box<StoredFrames>),
+}
+
+impl Frames {
+    /// The next head, and a chunk's payload. A sender's fault is an error.
+    async fn next(&mut self, payload: &mut Vec<u8>) -> Result<FrameHead, Fault> {
+        let receiver = match self {
+            Self::Stream(receiver) => receiver,
+            Self::Stored(frames) => {
+                let (head, bytes) = frames.next().await?;
+                *payload = bytes;
+                return Ok(head);
+            }
+        };
+        let head = receiver.recv_head().await.map_err(|e| e.to_fault())?;
+        let length = match head {
+            FrameHead::Chunk { wire, .. } => wire,
+            FrameHead::End { .. } => 0,
+            FrameHead::Fault { length } => length,
+        };
+        payload.resize(length as usize, 0);
+        receiver
+            .read_exact(payload)
+            .await
+            .map_err(|e| e.to_fault())?;
+        match head {
+            FrameHead::Fault { .. } => Err(codec::decode(payload).unwrap_or_else(|e| {
+                let text = format!("the source's fault cannot be read: {e}");
+                Fault::new(FaultKind::Failed, text)
+            })),
+            FrameHead::Chunk { .. } | FrameHead::End { .. } => Ok(head),
+        }
+    }
+}
+
+/// A part on its way in: frames, unpacked and checked.
 #[derive(Debug)]
 pub struct Incoming {
-    receiver: Receiver,
+    frames: Frames,
     chunks: u64,
     raw: ByteCount,
     wire: ByteCount,
@@ -234,8 +274,17 @@ impl Incoming {
     /// Frames are next on that stream.
     #[must_use]
     pub fn new(receiver: Receiver) -> Self {
+        Self::of(Frames::Stream(receiver))
+    }
+
+    /// A part of a stored snapshot that this agent reads itself.
+    pub(super) fn stored(frames: StoredFrames) -> Self {
+        Self::of(Frames::Stored(Box::new(frames)))
+    }
+
+    fn of(frames: Frames) -> Self {
         Self {
-            receiver,
+            frames,
             chunks: 0,
             raw: ByteCount(0),
             wire: ByteCount(0),
@@ -263,7 +312,7 @@ impl Incoming {
     /// # Errors
     /// The source's fault, or one of our own where the stream breaks or its bytes do not add up.
     pub async fn next(&mut self) -> Result<Arrived<'_>, Fault> {
-        let head = self.receiver.recv_head().await.map_err(|e| e.to_fault())?;
+        let head = self.frames.next(&mut self.payload).await?;
         match head {
             FrameHead::Chunk {
                 packing,
@@ -271,11 +320,6 @@ impl Incoming {
                 wire,
                 digest,
             } => {
-                self.payload.resize(wire as usize, 0);
-                self.receiver
-                    .read_exact(&mut self.payload)
-                    .await
-                    .map_err(|e| e.to_fault())?;
                 self.chunks += 1;
                 self.raw += ByteCount(raw.into());
                 self.wire += ByteCount(u64::from(wire) + HEAD_LENGTH as u64);
@@ -308,18 +352,9 @@ impl Incoming {
                 }
                 Ok(Arrived::End(sent))
             }
-            FrameHead::Fault { length } => {
-                let mut body = vec![0; length as usize];
-                self.receiver
-                    .read_exact(&mut body)
-                    .await
-                    .map_err(|e| e.to_fault())?;
-                Err(codec::decode(&body).unwrap_or_else(|e| {
-                    Fault::new(
-                        FaultKind::Failed,
-                        format!("the source's fault cannot be read: {e}"),
-                    )
-                }))
+            FrameHead::Fault { .. } => {
+                let text = "a fault where a chunk was expected";
+                Err(Fault::new(FaultKind::Failed, text))
             }
         }
     }

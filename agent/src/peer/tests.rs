@@ -316,6 +316,7 @@ async fn a_target_takes_a_part_where_the_source_says_and_elsewhere_if_it_is_not_
         max_rate: None,
         order: Vec::new(),
         shared: Some(shared.clone()),
+        carried: None,
     };
     let link = link(&c, request.source.clone());
     let (exchange, announcing) = Exchange::begin(&link, &of_c, (&request, &shared), LSN);

@@ -394,7 +394,7 @@ impl Control {
             return Ok(());
         };
         if matches!(outcome, Ok(Outcome::SourceOpened { .. }))
-            && let Some(open) = self.agent.jobs.get(job).and_then(|j| j.open)
+            && let Some(open) = self.agent.opened(job)
         {
             for tables in open.summaries().chunks(SUMMARY_PAGE) {
                 let page = AgentMessage::PlanPage {

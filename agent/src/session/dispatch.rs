@@ -13,6 +13,7 @@ use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::lineage::ChangeOrigin;
 use steep_protocol::message::peer::SchemaSection;
 use steep_protocol::message::schema::SchemaCursor;
+use steep_protocol::message::snapshot::StoredPlace;
 use steep_protocol::quic::Endpoint;
 use steep_protocol::{ByteCount, Fault, FaultKind, JobId, NodeId};
 use steep_schema::Schema;
@@ -20,7 +21,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::opening::snapshot_lost;
+use super::opening::{opened, snapshot_lost};
 use super::readings::Readings;
 use super::report::Reports;
 use crate::budget::Budget;
@@ -30,11 +31,13 @@ use crate::kept;
 use crate::peer::connection::SourceAgent;
 use crate::peer::fetch::copy;
 use crate::peer::pending::PendingDump;
+use crate::peer::rows::Rows;
 use crate::pg::{Conninfo, catalog};
 use crate::replication::{fence, prepared};
 use crate::snapshot::stored::Holder;
+use crate::snapshot::stored::StoredSnapshot;
 use crate::snapshot::{SourceJobs, slot};
-use crate::stored;
+use crate::stored::{self, carried::Carried};
 use crate::target::{self, Dumps, PrepareRequest, SchemaRequest};
 use crate::task::{CopyTerms, Patience, Progress, Task};
 use crate::telemetry::{CommandEnd, Telemetry};
@@ -44,6 +47,7 @@ pub(crate) struct Agent {
     pub(crate) node: NodeId,
     pub(crate) conninfo: Arc<Conninfo>,
     pub(crate) jobs: Arc<SourceJobs>,
+    pub(crate) carried: Carried,
     pub(crate) reports: Arc<Reports>,
     pub(crate) endpoint: Arc<Endpoint>,
     pub(crate) budget: Budget,
@@ -157,6 +161,10 @@ impl Agent {
                 let tables = target::capture_fingerprints(task).await?;
                 Ok(Outcome::Captured { tables })
             }
+            Command::Node(NodeCommand::FindStored { location }) => {
+                let found = stored::carried::find(&self.node, &location).await?;
+                Ok(Outcome::Found(found))
+            }
         }
     }
 
@@ -261,13 +269,25 @@ impl Agent {
                 let facts = facts::target(task, &filter, peer).await?;
                 Ok(Outcome::TargetFacts(Box::new(facts)))
             }
+            TargetCommand::Open { carried } => {
+                let carried = self.carried(job, carried.as_ref()).await?;
+                let text = "no snapshot was carried to it";
+                let carried = carried.ok_or_else(|| Fault::new(FaultKind::BadRequest, text))?;
+                opened(&Holder::Stored(carried))
+            }
             TargetCommand::Prepare(request) => {
                 let link = self.source_agent(request.source.clone(), job);
-                prepare(task, &link, request).await.map(Outcome::Warned)
+                let carried = self.carried(job, request.carried.as_ref()).await?;
+                let prepared = prepare(task, &link, carried.as_deref(), request);
+                Box::pin(prepared).await.map(Outcome::Warned)
             }
             TargetCommand::Copy(request) => {
                 let link = self.source_agent(request.source.clone(), job);
-                copy(task, link, request, self.budget.clone(), &self.kept).await?;
+                let rows = match self.carried(job, request.carried.as_ref()).await? {
+                    Some(stored) => Rows::Carried(stored),
+                    None => Rows::Source(link.clone()),
+                };
+                copy(task, (link, rows), request, self.budget.clone(), &self.kept).await?;
                 Ok(Outcome::Done)
             }
             TargetCommand::BuildIndexes { parallel } => {
@@ -298,12 +318,14 @@ impl Agent {
             }
             TargetCommand::Release => {
                 self.reports.forget(job);
+                self.carried.forget(job);
                 target::release(task).await?;
                 Ok(Outcome::Done)
             }
             TargetCommand::Cleanup { data } => {
                 self.reports.forget(job);
                 self.kept.forget(job);
+                self.carried.forget(job);
                 target::cleanup(task, data).await.map(Outcome::Warned)
             }
             TargetCommand::Compare {
@@ -334,6 +356,22 @@ impl Agent {
         {
             self.kept.name_peers(shared);
         }
+    }
+
+    /// The stored snapshot that the job loads from, if it was carried here.
+    async fn carried(
+        &self,
+        job: JobId,
+        place: Option<&StoredPlace>,
+    ) -> Result<Option<Arc<StoredSnapshot>>, Fault> {
+        let Some(place) = place else { return Ok(None) };
+        self.carried.open(job, place, &self.node).await.map(Some)
+    }
+
+    /// Whose plan the coordinator hears of: that of what is open here for the job.
+    pub(crate) fn opened(&self, job: JobId) -> Option<Holder> {
+        let served = self.jobs.get(job).and_then(|j| j.open);
+        served.or_else(|| self.carried.get(job).map(Holder::Stored))
     }
 
     fn source_agent(&self, source: PeerAddress, job: JobId) -> SourceAgent {
@@ -383,6 +421,7 @@ impl Agent {
 async fn prepare(
     task: &Task,
     link: &SourceAgent,
+    carried: Option<&StoredSnapshot>,
     request: PrepareTarget,
 ) -> Result<Vec<Finding>, Fault> {
     if request.rows == RowsFrom::Backup(SchemaCheck::Skipped) {
@@ -399,6 +438,20 @@ async fn prepare(
         let schema = schema(link.described().await?);
         return target::match_schema(task, &schema).await;
     };
+    if let Some(stored) = carried {
+        let section = |section| stored.schema(section, &task.node);
+        let dumps = Dumps {
+            pre_data: section(SchemaSection::PreData).await?,
+            extension_rows: section(SchemaSection::ExtensionRows).await?,
+            post_data: section(SchemaSection::PostData).await?,
+        };
+        let request = PrepareRequest {
+            schema: schema(link.described().await?),
+            indexes,
+            settings: link.settings().await?,
+        };
+        return target::prepare(task, &request, stored.tables(), dumps).await;
+    }
     // Each takes the source seconds for ten thousand tables, on a connection of its own.
     let (described, pre_data) =
         tokio::try_join!(link.described(), link.schema(SchemaSection::PreData))?;

@@ -26,16 +26,13 @@ impl Agent {
             // No row has been read under it yet, so it is opened again.
             open.close().await;
         }
-        if let Export::Stored {
-            snapshot,
-            location,
-            manifest,
-            verify,
-        } = &request.export
-        {
-            let which = (*snapshot, *manifest);
-            let stored = stored::open(&self.node, which, location, *verify).await?;
-            prepared::copy_template(task, &request.target, *snapshot).await?;
+        if let Export::Template { snapshot } = request.export {
+            prepared::copy_template(task, &request.target, snapshot).await?;
+            return Ok(Outcome::Done);
+        }
+        if let Export::Stored(place) = &request.export {
+            let stored = stored::open(&self.node, place).await?;
+            prepared::copy_template(task, &request.target, place.snapshot).await?;
             let holder = Holder::Stored(Arc::new(stored));
             self.jobs.open(job, holder.clone());
             return opened(&holder);
@@ -82,7 +79,7 @@ pub(super) fn snapshot_lost(node: &NodeId) -> Fault {
     .on(node)
 }
 
-fn opened(open: &Holder) -> Result<Outcome, Fault> {
+pub(super) fn opened(open: &Holder) -> Result<Outcome, Fault> {
     let tables = u32::try_from(open.tables().len())
         .map_err(|_| Fault::new(FaultKind::Failed, "more tables than PostgreSQL can hold"))?;
     Ok(Outcome::SourceOpened {

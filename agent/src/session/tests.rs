@@ -27,6 +27,7 @@ use crate::node::own_schema;
 use crate::peer::serve;
 use crate::pg::{Conninfo, Session};
 use crate::shutdown::Shutdown;
+use crate::stored::carried::Carried;
 use crate::task::CopyTerms;
 
 const SNAPSHOT: SnapshotId = SnapshotId(0x5eed);
@@ -88,6 +89,7 @@ impl Cluster {
             node: node.clone(),
             conninfo: Arc::clone(&conninfo),
             jobs: Arc::default(),
+            carried: Carried::default(),
             reports: Arc::default(),
             endpoint: Arc::clone(&endpoint),
             budget: Budget::half_of(DEFAULT_MIB),
@@ -197,6 +199,7 @@ impl Node {
                 snapshot: SNAPSHOT,
                 peers: peers.iter().map(|node| node.address()).collect(),
             }),
+            carried: None,
         }
     }
 

@@ -141,7 +141,7 @@ async fn attempt_open(
     published.map_err(fault)?;
 
     let (lsn, held) = match request.export {
-        Export::Slot | Export::Shared { .. } | Export::Stored { .. } => {
+        Export::Slot | Export::Shared { .. } | Export::Stored(_) | Export::Template { .. } => {
             let created = slot::create_bare(task, admin.conninfo(), admin).await;
             created.map_err(fault)?;
             (Lsn(0), None)

@@ -1,4 +1,4 @@
-//! A stored snapshot that this agent serves: the same plan, schema and parts as a live one, from an
+//! A stored snapshot that this agent reads, to serve it or to load it: the same plan, schema and parts as a live one, from an
 //! archive instead of PostgreSQL.
 
 use std::collections::BTreeMap;
@@ -6,15 +6,15 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use steep_archive::{Archive, Manifest, Problem, StoredReader, StoredTable};
+use steep_protocol::frame::FrameHead;
 use steep_protocol::limits::LISTED_MAX;
 use steep_protocol::message::agent::TableSummary;
 use steep_protocol::message::peer::{ColumnPlan, CtidRange, SchemaSection, TablePlan};
-use steep_protocol::{
-    ByteCount, Fault, FaultKind, Lsn, NodeId, PartNo, RowCount, SnapshotId, Sum, TableNo,
-};
+use steep_protocol::message::snapshot::StoredPlace;
+use steep_protocol::{ByteCount, Fault, FaultKind, Lsn, NodeId, PartNo, RowCount, TableNo};
 
 use super::OpenSnapshot;
-use crate::chunk::{PartReader, ReadStep};
+use crate::chunk::{FrameReader, PartReader, ReadStep};
 use crate::mutex::lock;
 use crate::stored::fault;
 
@@ -58,21 +58,21 @@ impl Holder {
     pub(crate) fn lsn(&self) -> Lsn {
         match self {
             Self::Live(open) | Self::Shared(open) => open.lsn(),
-            Self::Stored(stored) => stored.manifest().lsn,
+            Self::Stored(stored) => stored.lsn(),
         }
     }
 
     pub(crate) fn encoding(&self) -> &str {
         match self {
             Self::Live(open) | Self::Shared(open) => open.encoding(),
-            Self::Stored(stored) => &stored.manifest().source.encoding,
+            Self::Stored(stored) => stored.encoding(),
         }
     }
 
     pub(crate) fn tables(&self) -> &[TablePlan] {
         match self {
             Self::Live(open) | Self::Shared(open) => open.tables(),
-            Self::Stored(stored) => &stored.tables,
+            Self::Stored(stored) => stored.tables(),
         }
     }
 
@@ -153,10 +153,10 @@ impl StoredSnapshot {
     /// it says can be made by anybody. With `verify`, also that all its files are there and its indexes right.
     pub(crate) async fn open(
         archive: Archive,
-        (snapshot, manifest): (SnapshotId, Sum),
+        wanted: &StoredPlace,
         node: &NodeId,
-        verify: bool,
     ) -> Result<Self, Fault> {
+        let snapshot = wanted.snapshot;
         let failed = |text: String| {
             Fault::new(FaultKind::Failed, text).on(node).hint(
                 "nothing was changed; steep-repl snapshot verify names everything that is wrong",
@@ -169,13 +169,13 @@ impl StoredSnapshot {
                 "{place} holds snapshot {found}, not {snapshot}"
             )));
         }
-        if archive.manifest().checksum != Some(manifest) {
+        if archive.manifest().checksum != Some(wanted.manifest) {
             let place = archive.location();
             return Err(failed(format!(
                 "manifest.json in {place} is not the one that was written with the snapshot"
             )));
         }
-        let problems = match verify {
+        let problems = match wanted.verify {
             true => archive.check_presence().await,
             false => Ok(Vec::new()),
         };
@@ -207,6 +207,18 @@ impl StoredSnapshot {
         self.archive.manifest()
     }
 
+    pub(crate) fn lsn(&self) -> Lsn {
+        self.manifest().lsn
+    }
+
+    pub(crate) fn encoding(&self) -> &str {
+        &self.manifest().source.encoding
+    }
+
+    pub(crate) fn tables(&self) -> &[TablePlan] {
+        &self.tables
+    }
+
     fn summaries(&self) -> Vec<TableSummary> {
         let tables = self.tables.iter().zip(&self.manifest().tables);
         let summary = |(plan, stored): (&TablePlan, &StoredTable)| TableSummary {
@@ -232,9 +244,11 @@ impl StoredSnapshot {
     }
 
     /// The frames of a part, each checked when it is read.
-    pub(crate) async fn part(&self, part: PartNo, node: &NodeId) -> Result<StoredReader, Fault> {
+    pub(crate) async fn part(&self, part: PartNo, node: &NodeId) -> Result<StoredFrames, Fault> {
         let reader = self.archive.part(part).await;
-        reader.map_err(|error| fault(&error, node))
+        let reader = reader.map_err(|error| fault(&error, node))?;
+        let node = node.clone();
+        Ok(StoredFrames { reader, node })
     }
 
     /// Counts a part that was read to its end, once.
@@ -311,6 +325,24 @@ fn plan(manifest: &Manifest) -> Result<Vec<TablePlan>, String> {
         });
     }
     Ok(tables)
+}
+
+/// The frames of a stored part. Faults name the node.
+#[derive(Debug)]
+pub(crate) struct StoredFrames {
+    reader: StoredReader,
+    node: NodeId,
+}
+
+impl FrameReader for StoredFrames {
+    async fn next(&mut self) -> Result<(FrameHead, Vec<u8>), Fault> {
+        match self.reader.next().await {
+            Ok(Some((head, payload))) => Ok((head, payload.into())),
+            // The end's head came before.
+            Ok(None) => Err(Fault::new(FaultKind::Failed, "the part has ended").on(&self.node)),
+            Err(error) => Err(fault(&error, &self.node)),
+        }
+    }
 }
 
 /// A text that is sent like a part.

@@ -2,15 +2,17 @@
 //!
 //! [`store()`] writes one, [`check`] reads it again and removes it, [`record`] is what this database knows
 //! of it: the template slot with its expiry, so that it is dropped though nobody asks, and a row in
-//! `steep_repl.snapshots`.
+//! `steep_repl.snapshots`. [`carried`] is a target's way to read one itself.
 
+pub(crate) mod carried;
 pub(crate) mod check;
 pub(crate) mod record;
 
 mod store;
 
 use steep_archive::{Archive, Error, Location};
-use steep_protocol::{Fault, FaultKind, NodeId, Retry, SnapshotId, Sum};
+use steep_protocol::message::snapshot::StoredPlace;
+use steep_protocol::{Fault, FaultKind, NodeId, Retry};
 
 use crate::snapshot::stored::StoredSnapshot;
 
@@ -22,17 +24,12 @@ pub(crate) fn locate(text: &str, node: &NodeId) -> Result<Location, Fault> {
         .map_err(|error| Fault::new(FaultKind::BadRequest, error.to_string()).on(node))
 }
 
-/// Opens a stored snapshot to serve its parts, if it has that manifest and all of it is there.
-pub(crate) async fn open(
-    node: &NodeId,
-    (snapshot, manifest): (SnapshotId, Sum),
-    location: &str,
-    verify: bool,
-) -> Result<StoredSnapshot, Fault> {
-    let place = locate(location, node)?;
+/// Opens a stored snapshot to read its parts, if it has that manifest and all of it is there.
+pub(crate) async fn open(node: &NodeId, stored: &StoredPlace) -> Result<StoredSnapshot, Fault> {
+    let place = locate(&stored.location, node)?;
     let archive = Archive::open(&place).await;
     let archive = archive.map_err(|error| fault(&error, node))?;
-    StoredSnapshot::open(archive, (snapshot, manifest), node, verify).await
+    StoredSnapshot::open(archive, stored, node).await
 }
 
 /// The fault of an archive's error, also of a file that turns out to be wrong while it is read.

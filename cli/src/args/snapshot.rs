@@ -133,12 +133,14 @@ impl GenerateArgs {
 #[command(after_help = "\
 Examples:
   steep-repl snapshot apply --target node_b --input /backup/app
+  steep-repl snapshot apply --target node_b --input /mnt/disk/app      carried there
   steep-repl snapshot apply --target node_b node_c --input 51358f153ac8daae --parallel 8")]
 pub(crate) struct ApplyArgs {
     /// The target nodes
     #[arg(long = "target", required = true, value_name = "NODE", num_args = 1..)]
     pub(crate) targets: Vec<NodeId>,
-    /// The snapshot: where it is stored, as it was generated, or its id
+    /// The snapshot: its id; or a path or URL where it was stored, or where the targets' agents find it after it was
+    /// carried to them
     #[arg(long, value_name = "PATH_OR_URL", value_parser = Stored::parse)]
     pub(crate) input: Stored,
     /// Look at all files before anything is changed; each is checked while it is loaded in any case

@@ -88,6 +88,7 @@ async fn lines(client: &Client, last: &mut u64) -> Result<(), ReplyError> {
             | ApiReply::Left(_)
             | ApiReply::Snapshots(_)
             | ApiReply::Verified(_)
+            | ApiReply::Found(_)
             | ApiReply::End
             | ApiReply::Adjusted(_)
             | ApiReply::Fault(_) => {}

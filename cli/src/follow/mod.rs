@@ -221,6 +221,7 @@ impl<'a> Follower<'a> {
             | ApiReply::Left(_)
             | ApiReply::Snapshots(_)
             | ApiReply::Verified(_)
+            | ApiReply::Found(_)
             | ApiReply::End
             | ApiReply::Adjusted(_)
             | ApiReply::Fault(_) => {}

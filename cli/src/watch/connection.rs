@@ -222,6 +222,7 @@ impl ConnectionTask {
             | ApiReply::Rebuilt(_)
             | ApiReply::Left(_)
             | ApiReply::Verified(_)
+            | ApiReply::Found(_)
             | ApiReply::End
             | ApiReply::Adjusted(_)
             | ApiReply::Fault(_) => return Ok(()),

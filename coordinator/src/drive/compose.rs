@@ -8,11 +8,12 @@ use steep_protocol::message::agent::{
     SlotOrigin, SourceCommand, SubscriptionStart, TargetCommand,
 };
 use steep_protocol::message::job::Method;
-use steep_protocol::{Epoch, Lsn, NodeId, Sum, limits};
+use steep_protocol::message::snapshot::StoredPlace;
+use steep_protocol::{Epoch, Lsn, NodeId, limits};
 
 use super::{Driver, Live};
 use crate::assign::{self, WorkerLimits};
-use crate::job::handover::SlotFate;
+use crate::job::handover::{SlotFate, StoredRows};
 use crate::job::{Job, Stage, Work};
 use crate::store::Store;
 
@@ -25,6 +26,8 @@ impl<S: Store> Driver<S> {
         let (target, filter) = (|| spec.target.clone(), || spec.filter.clone());
         let parallel = self.workers(job);
         let native = spec.method == Method::Native;
+        let stored = job.stored.as_ref();
+        let carried = || stored.and_then(StoredRows::carried);
         let command = match work {
             Work::GatherSource => Command::from(SourceCommand::Gather {
                 target: target(),
@@ -45,6 +48,7 @@ impl<S: Store> Driver<S> {
                 filter: filter(),
             }),
             Work::OpenSource => self.open_command(job, parallel),
+            Work::OpenCarried => TargetCommand::Open { carried: carried() }.into(),
             Work::TakeSlot => SourceCommand::TakeSlot { target: target() }.into(),
             Work::PrepareTarget => Command::from(TargetCommand::Prepare(PrepareTarget {
                 source: source(),
@@ -56,6 +60,7 @@ impl<S: Store> Driver<S> {
                     (None, true) => RowsFrom::Copy(IndexTiming::Upfront),
                     (None, false) => RowsFrom::Copy(IndexTiming::Deferred),
                 },
+                carried: carried(),
             })),
             Work::Copy => Command::from(TargetCommand::Copy(CopyParts {
                 source: source(),
@@ -65,6 +70,7 @@ impl<S: Store> Driver<S> {
                 max_rate: spec.max_rate,
                 order: assign::share(assign::order(&live.copied), self.share(job)),
                 shared: self.shared_parts(job),
+                carried: carried(),
             })),
             Work::CloseSnapshot => SourceCommand::CloseSnapshot.into(),
             Work::BuildIndexes => TargetCommand::BuildIndexes { parallel }.into(),
@@ -99,12 +105,8 @@ impl<S: Store> Driver<S> {
     fn open_command(&self, job: &Job, parallel: u8) -> Command {
         let spec = &job.spec;
         let export = match (job.snapshot(), self.archive(job)) {
-            (Some(snapshot), Some((location, manifest))) => Export::Stored {
-                snapshot,
-                location,
-                manifest,
-                verify: job.stored.as_ref().is_some_and(|stored| stored.verify),
-            },
+            (Some(snapshot), _) if job.carried().is_some() => Export::Template { snapshot },
+            (Some(_), Some(place)) => Export::Stored(place),
             (Some(snapshot), None) => Export::Shared { snapshot },
             (None, _) if spec.method == Method::Native => Export::Slot,
             (None, _) => Export::SlotAndSnapshot,
@@ -120,10 +122,11 @@ impl<S: Store> Driver<S> {
         }))
     }
 
-    /// Where the job's rows are stored, if they are, and the checksum of their manifest.
-    fn archive(&self, job: &Job) -> Option<(String, Sum)> {
+    /// What the source's agent reads for the job, if it is stored.
+    fn archive(&self, job: &Job) -> Option<StoredPlace> {
         match (&job.stored, job.shared) {
-            (Some(stored), _) => Some((stored.location.clone(), stored.manifest)),
+            (Some(_), _) if job.carried().is_some() => None,
+            (Some(stored), _) => Some(stored.place()),
             (None, Some(shared)) => self.spool(shared),
             (None, None) => None,
         }

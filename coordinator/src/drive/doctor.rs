@@ -63,13 +63,12 @@ impl<S: Store> Driver<S> {
                 vec![(spec, Some(handover))]
             }
             InitRequest::Apply(spec) => {
-                let (specs, start) = self.resolve_snapshot(*spec)?;
-                let template = match start {
+                let template = |start| match start {
                     Start::Stored(stored) => Some(stored.template()),
                     Start::Live | Start::Backup(_) | Start::Shared(_) => None,
                 };
-                let with = |spec| (spec, template.clone());
-                specs.into_iter().map(with).collect()
+                let jobs = self.resolve_snapshot(*spec)?.into_iter();
+                jobs.map(|(spec, start)| (spec, template(start))).collect()
             }
         };
         self.begin_doctor(wanted, ticket, now);

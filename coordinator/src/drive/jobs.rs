@@ -122,10 +122,11 @@ impl<S: Store> Driver<S> {
 
     /// A page of a plan.
     pub(super) fn on_plan(&mut self, node: &NodeId, id: JobId, tables: Vec<TableSummary>) {
-        let Some(live) = self.live_of(id, node, Side::Source) else {
+        let Some(live) = self.jobs.get_mut(&id) else {
             return;
         };
-        if live.job.stage != Stage::Working(Step::OpenSource) {
+        let planner = live.job.planner().side().node(&live.job.spec);
+        if planner != node || live.job.stage != Stage::Working(Step::OpenSource) {
             return;
         }
         // The job stops when the totals arrive, since the tables of this page are missing.

@@ -105,12 +105,12 @@ impl<S: Store> Driver<S> {
                 vec![self.begin(spec, Start::Backup(handover), operator, now)]
             }
             InitRequest::Apply(spec) => {
-                let (specs, start) = self.resolve_snapshot(*spec)?;
-                for spec in &specs {
+                let jobs = self.resolve_snapshot(*spec)?;
+                for (spec, _) in &jobs {
                     self.check_init(spec)?;
                 }
-                let begin = |spec| self.begin(spec, start.clone(), operator, now);
-                specs.into_iter().map(begin).collect()
+                let begin = |(spec, start)| self.begin(spec, start, operator, now);
+                jobs.into_iter().map(begin).collect()
             }
         };
         let jobs = ids.iter().filter_map(|id| self.follow(*id, now)).collect();

@@ -79,6 +79,8 @@ pub(super) enum Purpose {
     LookBeforeGenerate(Box<SnapshotSpec>, String, Ticket),
     /// Read a stored snapshot again.
     VerifySnapshot(SnapshotId, Ticket),
+    /// See which snapshot is at a place.
+    FindSnapshot(Ticket),
     /// Drop a prepared slot.
     DropPrepared(Ticket),
     /// Retry missing objects.
@@ -124,6 +126,7 @@ impl Purpose {
             | Self::LookBeforePrepare(..)
             | Self::LookBeforeGenerate(..)
             | Self::VerifySnapshot(..)
+            | Self::FindSnapshot(_)
             | Self::DropPrepared(_)
             | Self::Sweep(_) => "",
         }
@@ -376,6 +379,9 @@ impl<S: Store> Driver<S> {
                 let verified = self.snapshot_verified(id, *verified);
                 self.answer(ticket, verified);
             }
+            (Purpose::FindSnapshot(ticket), Outcome::Found(found)) => {
+                self.answer(ticket, Ok(ApiReply::Found(found).into()));
+            }
             (Purpose::DropPrepared(ticket), Outcome::Done) => {
                 self.slot_dropped(&course.on, &course.replication.slot);
                 self.answer(ticket, Ok(Answer::Replies(Vec::new())));
@@ -411,6 +417,7 @@ impl<S: Store> Driver<S> {
             | Purpose::Prepare(_, ticket)
             | Purpose::LookBeforeGenerate(_, _, ticket)
             | Purpose::VerifySnapshot(_, ticket)
+            | Purpose::FindSnapshot(ticket)
             | Purpose::DropPrepared(ticket)
             | Purpose::Rebuild(ticket) => self.answer(ticket, Err(fault)),
             Purpose::Sweep(sweep) => self.swept(*sweep, Some(&fault), now),

@@ -85,6 +85,10 @@ impl<S: Store> Driver<S> {
             Query::VerifySnapshot { snapshot } => {
                 return self.verify_snapshot(snapshot, ticket, now).map(|()| None);
             }
+            Query::FindSnapshot { node, location } => {
+                let finding = self.find_snapshot(&node, location, ticket, now);
+                return finding.map(|()| None);
+            }
             Query::Missing { node } => {
                 self.known(&node)?;
                 ApiReply::Missing(self.nodes[&node].missing.clone())

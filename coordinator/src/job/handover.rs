@@ -5,7 +5,10 @@ use serde::{Deserialize, Serialize};
 use steep_protocol::message::handover::{
     PreparedSlot, PreparedState, Replication, SchemaCheck, SlotFacts, SlotName, Used,
 };
-use steep_protocol::{Fault, FaultKind, Lsn, NodeId, SnapshotId, Sum};
+use steep_protocol::message::snapshot::{CarriedTo, SealedSnapshot, StoredPlace};
+use steep_protocol::{ByteCount, Fault, FaultKind, Lsn, NodeId, RowCount, SnapshotId, Sum};
+
+use super::Totals;
 
 /// What a job from a backup starts from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,7 +26,10 @@ pub struct Handover {
 pub struct StoredRows {
     /// Which.
     pub snapshot: SnapshotId,
-    /// Where the source's agent reads it.
+    /// Who reads it.
+    #[serde(default)]
+    pub reader: Reader,
+    /// Where the reader finds it.
     pub location: String,
     /// The checksum of its manifest.
     pub manifest: Sum,
@@ -33,7 +39,50 @@ pub struct StoredRows {
     pub verify: bool,
 }
 
+/// Whose agent reads a stored snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Reader {
+    /// The source's, which serves its parts.
+    #[default]
+    Source,
+    /// The target's: the snapshot was carried there. What its parts add up to was counted when it was made.
+    Target(Totals),
+}
+
 impl StoredRows {
+    /// The same, read by the agent of a target that it was carried to.
+    #[must_use]
+    pub fn carried_to(self, to: &CarriedTo, sealed: &SealedSnapshot) -> Self {
+        let totals = Totals {
+            parts: u32::try_from(sealed.parts).unwrap_or(u32::MAX),
+            rows: RowCount(sealed.rows),
+            bytes: ByteCount(sealed.bytes),
+        };
+        Self {
+            reader: Reader::Target(totals),
+            location: to.location.clone(),
+            ..self
+        }
+    }
+
+    /// The place that the target's agent reads, if it does.
+    #[must_use]
+    pub fn carried(&self) -> Option<StoredPlace> {
+        let place = self.place();
+        matches!(self.reader, Reader::Target(_)).then_some(place)
+    }
+
+    /// The place, for whoever reads it.
+    #[must_use]
+    pub fn place(&self) -> StoredPlace {
+        StoredPlace {
+            snapshot: self.snapshot,
+            location: self.location.clone(),
+            manifest: self.manifest,
+            verify: self.verify,
+        }
+    }
+
     /// The snapshot's template as a slot to start from, for the preflight.
     #[must_use]
     pub fn template(&self) -> Handover {

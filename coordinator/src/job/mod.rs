@@ -40,7 +40,7 @@ pub(crate) mod time;
 mod clock;
 mod work;
 
-use handover::{Handover, SlotFate, StoredRows};
+use handover::{Handover, Reader, SlotFate, StoredRows};
 use lineage::Around;
 use retry::Retrying;
 
@@ -399,6 +399,23 @@ impl Job {
     pub fn snapshot(&self) -> Option<SnapshotId> {
         let stored = self.stored.as_ref().map(|stored| stored.snapshot);
         stored.or(self.shared)
+    }
+
+    /// Whether the target's agent reads the rows itself, from a stored snapshot that was carried to it; then
+    /// what they add up to.
+    #[must_use]
+    pub fn carried(&self) -> Option<Totals> {
+        match self.stored.as_ref()?.reader {
+            Reader::Target(totals) => Some(totals),
+            Reader::Source => None,
+        }
+    }
+
+    /// The command whose answer is the plan.
+    #[must_use]
+    pub fn planner(&self) -> Work {
+        self.carried()
+            .map_or(Work::OpenSource, |_| Work::OpenCarried)
     }
 
     /// Its end on that side.

@@ -44,6 +44,8 @@ pub enum Work {
     GatherTarget,
     /// `OpenSource`.
     OpenSource,
+    /// `TargetCommand::Open`: of a stored snapshot that was carried to the target.
+    OpenCarried,
     /// `TakeSlot`.
     TakeSlot,
     /// `PrepareTarget`, or `MatchSchema` if the rows were restored from a backup.
@@ -93,6 +95,7 @@ impl Work {
             | Self::ReleaseSource
             | Self::CleanupSource => Side::Source,
             Self::GatherTarget
+            | Self::OpenCarried
             | Self::PrepareTarget
             | Self::Copy
             | Self::BuildIndexes
@@ -120,6 +123,7 @@ impl Work {
             Self::Regrant => "admitting the target",
             Self::GatherTarget => "looking at the target",
             Self::OpenSource => "opening the snapshot",
+            Self::OpenCarried => "opening the snapshot that was carried to it",
             Self::TakeSlot => "taking the prepared slot",
             Self::PrepareTarget => "preparing the schema",
             Self::Copy => "copying rows",

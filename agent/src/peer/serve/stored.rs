@@ -2,34 +2,14 @@
 
 use steep_archive::StoredReader;
 use steep_daemon::traces::Span;
-use steep_protocol::frame::FrameHead;
 use steep_protocol::message::peer::PeerReply;
 use steep_protocol::quic::{Sender, StreamError};
-use steep_protocol::{Fault, FaultKind, NodeId, PartNo};
+use steep_protocol::{Fault, PartNo};
 
 use super::super::{span, stream};
 use super::Server;
 use crate::budget::Share;
-use crate::chunk::FrameReader;
-use crate::snapshot::stored::StoredSnapshot;
-use crate::stored;
-
-/// Names the node in faults.
-struct Frames<'a> {
-    reader: StoredReader,
-    node: &'a NodeId,
-}
-
-impl FrameReader for Frames<'_> {
-    async fn next(&mut self) -> Result<(FrameHead, Vec<u8>), Fault> {
-        match self.reader.next().await {
-            Ok(Some((head, payload))) => Ok((head, payload.to_vec())),
-            // The end's head came before.
-            Ok(None) => Err(Fault::new(FaultKind::Failed, "the part has ended").on(self.node)),
-            Err(error) => Err(stored::fault(&error, self.node)),
-        }
-    }
-}
+use crate::snapshot::stored::{StoredFrames, StoredSnapshot};
 
 impl Server {
     /// Sends a stored part as it stands in its archive: neither the format nor the compression that the
@@ -41,7 +21,7 @@ impl Server {
         mut span: Span,
         sender: &mut Sender,
     ) -> Result<(), StreamError> {
-        let (reader, _share) = match self.stored_part(stored, part).await {
+        let (mut frames, _share) = match self.stored_part(stored, part).await {
             Ok(opened) => opened,
             Err(fault) => {
                 span::failed(&mut span, &fault);
@@ -49,10 +29,6 @@ impl Server {
             }
         };
         sender.send(&PeerReply::FramesFollow).await?;
-        let mut frames = Frames {
-            reader,
-            node: &self.node,
-        };
         let sent = stream::send_frames(&mut frames, sender, &self.telemetry.sent).await?;
         if let Ok(sent) = &sent {
             stored.count(part, sent.rows, sent.bytes);
@@ -66,7 +42,7 @@ impl Server {
         &self,
         stored: &StoredSnapshot,
         part: PartNo,
-    ) -> Result<(StoredReader, Share), Fault> {
+    ) -> Result<(StoredFrames, Share), Fault> {
         let share = self.budget.room_for(StoredReader::MEMORY).await;
         Ok((stored.part(part, &self.node).await?, share))
     }

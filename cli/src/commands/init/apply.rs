@@ -1,17 +1,20 @@
 //! `steep-repl snapshot apply` and `init --snapshot`: nodes made from a stored snapshot.
 
-use steep_protocol::message::api::InitRequest;
+use std::collections::BTreeSet;
+
+use steep_protocol::message::api::{ApiReply, InitRequest, Query};
 use steep_protocol::message::job::JobSpec;
-use steep_protocol::message::snapshot::{ApplySpec, SnapshotView};
-use steep_protocol::{FaultKind, NodeId};
+use steep_protocol::message::snapshot::{ApplySpec, CarriedTo, SnapshotView};
+use steep_protocol::{FaultKind, NodeId, SnapshotId};
 
 use super::begin::{self, AfterStart};
 use super::plan;
 use crate::args::{ApplyArgs, Stored};
 use crate::client::Client;
-use crate::commands::{Context, snapshot};
+use crate::commands::{Context, interrupted, snapshot};
 use crate::failure::Failure;
 use crate::signals::Signals;
+use crate::terminal::tell;
 
 /// Starts the jobs and follows them as `init` does.
 pub(crate) async fn run(mut args: ApplyArgs, context: &Context) -> Result<u8, Failure> {
@@ -23,6 +26,7 @@ pub(crate) async fn run(mut args: ApplyArgs, context: &Context) -> Result<u8, Fa
 async fn go(args: &ApplyArgs, context: &Context) -> Result<u8, Failure> {
     let making = Making {
         which: &args.input,
+        targets: &args.targets,
         verify: args.verify,
         dry_run: args.dry_run,
         after_start: AfterStart::of(args.detach),
@@ -33,6 +37,7 @@ async fn go(args: &ApplyArgs, context: &Context) -> Result<u8, Failure> {
 /// How nodes are made from a stored snapshot.
 pub(super) struct Making<'a> {
     pub(super) which: &'a Stored,
+    pub(super) targets: &'a [NodeId],
     pub(super) verify: bool,
     pub(super) dry_run: bool,
     pub(super) after_start: AfterStart,
@@ -47,10 +52,14 @@ pub(super) async fn make(
     let mut signals = Signals::catch()?;
     let mut client = context.client().await?;
     let terminal = context.terminal;
-    let view = find(&client, making.which).await?;
+    let found = tokio::select! {
+        found = find(&client, making.which, making.targets) => found?,
+        interrupt = signals.next() => return Err(interrupted(interrupt)),
+    };
     let wanted = InitRequest::Apply(Box::new(ApplySpec {
-        jobs: specs(&view.source_node)?,
-        snapshot: view.snapshot_id,
+        jobs: specs(&found.view.source_node)?,
+        snapshot: found.view.snapshot_id,
+        carried: found.carried,
         verify: making.verify,
     }));
     if making.dry_run {
@@ -62,24 +71,94 @@ pub(super) async fn make(
     done
 }
 
-/// The snapshot that the coordinator knows by that id or at that place.
-async fn find(client: &Client, which: &Stored) -> Result<SnapshotView, Failure> {
-    let snapshot = match which {
-        Stored::Known(id) => Some(*id),
-        Stored::At(_) => None,
+/// A snapshot, and the targets that it was carried to.
+struct Found {
+    view: SnapshotView,
+    carried: Option<CarriedTo>,
+}
+
+/// The snapshot of that id; or the one at that place: where the targets' agents find it, they read it, and
+/// otherwise the source's agent does where it was stored.
+async fn find(client: &Client, which: &Stored, targets: &[NodeId]) -> Result<Found, Failure> {
+    let location = match which {
+        Stored::Known(id) => {
+            let view = snapshot::known(client, Some(*id), None).await?.pop();
+            let view = view.ok_or_else(|| unknown(format!("there is no snapshot {id}")))?;
+            return Ok(Found {
+                view,
+                carried: None,
+            });
+        }
+        Stored::At(location) => location.to_string(),
     };
-    let mut views = snapshot::known(client, snapshot, None).await?;
-    if let Stored::At(location) = which {
-        let location = location.to_string();
-        views.retain(|view| view.location.as_ref() == Some(&location) && !view.holders.is_empty());
+    let (mut ids, mut nodes, mut without) = (BTreeSet::new(), Vec::new(), Vec::new());
+    for target in targets {
+        match look(client, target, &location).await {
+            Ok(id) => {
+                ids.insert(id);
+                nodes.push(target.clone());
+            }
+            Err(failure) => without.push((target, failure)),
+        }
     }
-    // The newest, where a place was used again.
-    views.pop().ok_or_else(|| {
-        let text = match which {
-            Stored::Known(id) => format!("there is no snapshot {id}"),
-            Stored::At(location) => format!("no complete snapshot is known in {location}"),
-        };
-        Failure::new(FaultKind::Failed, text)
-            .hint("steep-repl snapshot list shows all of them, and where they are")
-    })
+    if ids.len() > 1 {
+        let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+        let text = format!(
+            "the targets do not find the same snapshot in {location}: {}",
+            ids.join(", ")
+        );
+        return Err(unknown(text));
+    }
+    let mut views = snapshot::known(client, ids.first().copied(), None).await?;
+    let Some(id) = ids.first() else {
+        views.retain(|view| view.location.as_ref() == Some(&location) && !view.holders.is_empty());
+        // The newest, where a place was used again.
+        let view = views.pop().ok_or_else(|| nowhere(&location, &without))?;
+        return Ok(Found {
+            view,
+            carried: None,
+        });
+    };
+    let view = views.pop().ok_or_else(|| {
+        unknown(format!(
+            "the snapshot in {location} is {id}, which this coordinator does not know: it was made in another \
+             cluster, or deleted"
+        ))
+    })?;
+    for (target, failure) in without {
+        tell(&format!(
+            "{target} does not find the snapshot in {location} ({failure}); the agent of {} reads it for {target}",
+            view.source_node
+        ));
+    }
+    let carried = Some(CarriedTo { location, nodes });
+    Ok(Found { view, carried })
+}
+
+/// Which snapshot the node's agent finds there.
+async fn look(client: &Client, node: &NodeId, location: &str) -> Result<SnapshotId, Failure> {
+    let query = Query::FindSnapshot {
+        node: node.clone(),
+        location: location.to_owned(),
+    };
+    let replies = client.ask_all(query).await?;
+    let found = replies.into_iter().find_map(|reply| match reply {
+        ApiReply::Found(found) => Some(found.snapshot),
+        _ => None,
+    });
+    found.ok_or_else(|| Failure::new(FaultKind::Failed, "the coordinator did not answer"))
+}
+
+fn nowhere(location: &str, without: &[(&NodeId, Failure)]) -> Failure {
+    let looked = without.iter();
+    let looked: Vec<String> = looked.map(|(node, why)| format!("{node}: {why}")).collect();
+    unknown(format!(
+        "no source has stored a complete snapshot in {location}, and no target finds one there ({})",
+        looked.join("; ")
+    ))
+}
+
+fn unknown(text: String) -> Failure {
+    Failure::new(FaultKind::Failed, text)
+        .hint("steep-repl snapshot list shows all of them, and where they are")
 }

@@ -27,6 +27,7 @@ async fn go(mut args: StartArgs, context: &Context) -> Result<u8, Failure> {
         args.choices.fill(&context.settings);
         let making = Making {
             which: &Stored::Known(id),
+            targets: &args.targets,
             verify: true,
             dry_run: args.dry_run,
             after_start: AfterStart::of(args.detach),

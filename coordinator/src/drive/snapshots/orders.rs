@@ -1,7 +1,7 @@
 //! Operators' orders about stored snapshots: made, applied, verified, deleted.
 
 use jiff::Timestamp;
-use steep_protocol::message::agent::{SlotOrigin, SourceCommand};
+use steep_protocol::message::agent::{NodeCommand, SlotOrigin, SourceCommand};
 use steep_protocol::message::api::ApiReply;
 use steep_protocol::message::facts::{Finding, SourceFacts};
 use steep_protocol::message::handover::EXPIRES_MAX;
@@ -16,7 +16,7 @@ use super::super::orders::Start;
 use super::super::query::Purpose;
 use super::super::{Answer, Driver, Ticket};
 use super::{Stored, unknown};
-use crate::job::handover::StoredRows;
+use crate::job::handover::{Reader, StoredRows};
 use crate::job::{self, COMMANDS_PER_JOB, Job};
 use crate::snapshot::machine::Event;
 use crate::snapshot::{Owner, Snapshot, Stage};
@@ -49,8 +49,8 @@ impl<S: Store> Driver<S> {
             return bad(format!("1 to {} workers are allowed", limits::WORKERS_MAX));
         }
         let location = spec.store.as_ref().map_or("", |store| &store.location);
-        if location.is_empty() || location.len() > LOCATION_MAX {
-            return bad(format!("a location has 1 to {LOCATION_MAX} bytes"));
+        if !(1..=LOCATION_MAX).contains(&location.len()) {
+            return Err(no_location());
         }
         if !(1..=EXPIRES_MAX).contains(&spec.expires_seconds) {
             return bad("a snapshot can be kept for 1 s to 366 days".to_owned());
@@ -147,12 +147,12 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// The jobs of an application: each with the snapshot's source and tables. A snapshot that others share
-    /// is joined.
+    /// The jobs of an application: each with the snapshot's source and tables, and where its rows come from. A
+    /// snapshot that others share is joined.
     pub(in crate::drive) fn resolve_snapshot(
         &self,
         request: ApplySpec,
-    ) -> Result<(Vec<JobSpec>, Start), Fault> {
+    ) -> Result<Vec<(JobSpec, Start)>, Fault> {
         let id = request.snapshot;
         let snapshot = &self.snapshots.get(&id).ok_or_else(|| unknown(id))?.snapshot;
         let spec = &snapshot.spec;
@@ -165,6 +165,7 @@ impl<S: Store> Driver<S> {
             (SnapshotState::Sealed, Some((point, sealed)), Some(store)) => {
                 let stored = StoredRows {
                     snapshot: snapshot.id,
+                    reader: Reader::Source,
                     location: store.location.clone(),
                     manifest: sealed.manifest,
                     lsn: point.lsn,
@@ -182,7 +183,23 @@ impl<S: Store> Driver<S> {
         };
         let jobs: Vec<JobSpec> = request.jobs.into_iter().map(job).collect();
         self.check_shape(&jobs)?;
-        Ok((jobs, start))
+        let carried = request.carried.as_ref();
+        let length = carried.map_or(1, |to| to.location.len());
+        if !(1..=LOCATION_MAX).contains(&length) {
+            return Err(no_location());
+        }
+        let start = |target: &NodeId| match (&start, snapshot.sealed) {
+            (Start::Stored(stored), Some(sealed)) => Start::Stored(match carried {
+                Some(to) if to.nodes.contains(target) => stored.clone().carried_to(to, &sealed),
+                Some(_) | None => stored.clone(),
+            }),
+            _ => start.clone(),
+        };
+        let with = |spec: JobSpec| {
+            let start = start(&spec.target);
+            (spec, start)
+        };
+        Ok(jobs.into_iter().map(with).collect())
     }
 
     /// A job that still needs that snapshot, if any.
@@ -276,6 +293,23 @@ impl<S: Store> Driver<S> {
         Ok(())
     }
 
+    /// Starts to look which snapshot a node's agent finds at a place.
+    pub(in crate::drive) fn find_snapshot(
+        &mut self,
+        node: &NodeId,
+        location: String,
+        ticket: Ticket,
+        now: Timestamp,
+    ) -> Result<(), Fault> {
+        if !(1..=LOCATION_MAX).contains(&location.len()) {
+            return Err(no_location());
+        }
+        self.check_query(node)?;
+        let command = NodeCommand::FindStored { location };
+        self.begin_query(node, command, Purpose::FindSnapshot(ticket), now);
+        Ok(())
+    }
+
     /// The answer of a verification: a place that holds another snapshot, or another manifest than was
     /// written, is a problem of this one.
     pub(in crate::drive) fn snapshot_verified(
@@ -301,6 +335,11 @@ impl<S: Store> Driver<S> {
         }
         Ok(ApiReply::Verified(Box::new(verified)).into())
     }
+}
+
+fn no_location() -> Fault {
+    let text = format!("a location has 1 to {LOCATION_MAX} bytes");
+    Fault::new(FaultKind::BadRequest, text)
 }
 
 /// Why no node can be made from it now.

@@ -10,7 +10,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use steep_protocol::message::agent::{SharedParts, WorkProgress};
 use steep_protocol::message::job::{JobSpec, Method};
-use steep_protocol::{CommandId, Fault, JobId, Phase, SnapshotId, Sum};
+use steep_protocol::message::snapshot::StoredPlace;
+use steep_protocol::{CommandId, Fault, JobId, Phase, SnapshotId};
 
 use super::super::Driver;
 use super::super::log::Note;
@@ -185,10 +186,16 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// Where that snapshot is spooled, once it is, and the checksum of its manifest.
-    pub(in crate::drive) fn spool(&self, id: SnapshotId) -> Option<(String, Sum)> {
-        let snapshot = &self.snapshots.get(&id)?.snapshot;
-        Some((snapshot.location()?.to_owned(), snapshot.sealed?.manifest))
+    /// Where that snapshot is spooled, once it is.
+    pub(in crate::drive) fn spool(&self, id: SnapshotId) -> Option<StoredPlace> {
+        let spooled = &self.snapshots.get(&id)?.snapshot;
+        Some(StoredPlace {
+            snapshot: id,
+            location: spooled.location()?.to_owned(),
+            manifest: spooled.sealed?.manifest,
+            // It was written a moment ago.
+            verify: false,
+        })
     }
 
     /// Whom the job's target exchanges parts with, unless they are served from a spool.

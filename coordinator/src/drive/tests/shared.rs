@@ -155,6 +155,7 @@ fn one_that_joins_later_is_named_to_those_that_copy() {
     let apply = ApplySpec {
         jobs: vec![spec("a", "d")],
         snapshot,
+        carried: None,
         verify: true,
     };
     let order = Order::Init(InitRequest::Apply(Box::new(apply)));
@@ -224,7 +225,7 @@ fn two_phases_spool_first_copy_from_there_and_leave_no_spool() {
         (&Export::SlotAndSnapshot, &Export::SlotAndSnapshot)
     );
     assert_eq!(b, c);
-    assert!(matches!(b, Export::Stored { location, .. } if location.starts_with("/var/spool/")));
+    assert!(matches!(b, Export::Stored(place) if place.location.starts_with("/var/spool/")));
     let history = world.agent("a").history.iter();
     let removed = history.filter(|(_, command)| {
         matches!(

@@ -1,13 +1,15 @@
 //! Claims about stored snapshots and the slots that they keep.
 
-use steep_protocol::message::agent::AgentMessage;
+use steep_protocol::message::agent::{AgentMessage, CopyParts, Export, PrepareTarget};
 use steep_protocol::message::api::{ApiReply, InitRequest, Order, Query};
 use steep_protocol::message::facts::Severity;
 use steep_protocol::message::handover::PreparedSlot;
 use steep_protocol::message::job::{TableFilter, YieldToDdl};
-use steep_protocol::message::snapshot::{ApplySpec, SnapshotSpec, SnapshotView, StoreSpec};
+use steep_protocol::message::snapshot::{
+    ApplySpec, CarriedTo, SnapshotSpec, SnapshotView, StoreSpec, StoredPlace,
+};
 use steep_protocol::stored::StoredCodec;
-use steep_protocol::{ByteCount, JobId, SnapshotId};
+use steep_protocol::{ByteCount, JobId, NodeState, SnapshotId};
 use tokio::sync::oneshot;
 
 use super::super::{Answer, Question, Ticket};
@@ -136,6 +138,7 @@ fn a_complete_snapshot_supersedes_the_oldest_which_waits_for_a_job_that_loads_it
     let apply = ApplySpec {
         jobs: vec![spec("a", "b")],
         snapshot: first,
+        carried: None,
         verify: true,
     };
     let order = Order::Init(InitRequest::Apply(Box::new(apply)));
@@ -228,4 +231,68 @@ fn watchers_see_the_snapshots_of_which_something_is_left() {
     });
     world.run_on();
     assert!(overview(&mut world).is_empty());
+}
+
+/// What the target's agent is told to open or to load itself.
+fn carried(command: &Command) -> Option<StoredPlace> {
+    match command {
+        Command::Target(
+            TargetCommand::Open { carried }
+            | TargetCommand::Prepare(PrepareTarget { carried, .. })
+            | TargetCommand::Copy(CopyParts { carried, .. }),
+        ) => carried.clone(),
+        _ => None,
+    }
+}
+
+#[test]
+fn a_carried_snapshot_is_read_by_the_target_whatever_restarts() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b", "c"]);
+    let id = generate(&mut world, stored_in("/backup/1"));
+    let apply = ApplySpec {
+        jobs: vec![spec("a", "b"), spec("a", "c")],
+        snapshot: id,
+        carried: Some(CarriedTo {
+            location: "/mnt/disk".to_owned(),
+            nodes: vec![node("b")],
+        }),
+        verify: true,
+    };
+    let order = Order::Init(InitRequest::Apply(Box::new(apply)));
+    world.ask(order).unwrap();
+    let opens = |command: &Command| matches!(command, Command::Target(TargetCommand::Open { .. }));
+    world.until("b", opens);
+    // Its new process sends the whole plan again.
+    world.kill("b");
+    world.join("b");
+    let mut asked = Vec::new();
+    loop {
+        let before = asked.len();
+        for name in ["a", "b", "c"] {
+            let done = std::iter::from_fn(|| world.end_one(name, None));
+            asked.extend(done.map(|command| (name, command)));
+        }
+        if asked.len() == before {
+            break;
+        }
+    }
+    let places = asked.iter().filter_map(|(_, command)| carried(command));
+    let places: Vec<StoredPlace> = places.collect();
+    assert!(places.len() >= 3 && places.iter().all(|place| place.location == "/mnt/disk"));
+    for (_, command) in &asked {
+        if let Command::Source(SourceCommand::Open(open)) = command {
+            match (open.target.as_str(), &open.export) {
+                ("b", Export::Template { snapshot }) => assert_eq!(*snapshot, id),
+                ("c", Export::Stored(place)) => assert_eq!(place.location, "/backup/1"),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    let proves = Command::from(SourceCommand::Prove);
+    let proved = asked.iter().filter(|(_, command)| *command == proves);
+    assert_eq!(proved.count(), 1, "of what the source has sent to c");
+    for name in ["b", "c"] {
+        assert_eq!(world.state(name), NodeState::Synchronized, "{name}");
+    }
 }

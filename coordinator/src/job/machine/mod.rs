@@ -178,6 +178,7 @@ impl Turn {
             Work::GatherSource | Work::Regrant => Some(Residue::Grant),
             Work::OpenSource | Work::TakeSlot | Work::PrepareTarget => Some(Residue::Objects),
             Work::GatherTarget
+            | Work::OpenCarried
             | Work::Copy
             | Work::CloseSnapshot
             | Work::BuildIndexes
@@ -202,7 +203,7 @@ impl Turn {
             (Some(Residue::Objects), _) => end.residue = Residue::Objects,
             _ => {}
         }
-        if work == Work::OpenSource {
+        if work == self.job.planner() {
             self.job.attempt.snapshot_at = Some(self.now);
             self.effects.push(Effect::PlanDropped);
         }

@@ -78,12 +78,16 @@ impl Turn {
     pub(super) fn enter(&mut self, step: Step) {
         self.job.stage = Stage::Working(step);
         self.phase(step.phase());
+        let carried = self.job.carried();
         for work in step.begins() {
-            // A restarted agent no longer knows what it sent.
-            if *work == Work::ProveSource && self.job.attempt.witness == Witness::Restarted {
-                continue;
+            // A restarted agent no longer knows what it sent; of a carried snapshot it has sent nothing.
+            let witness = carried.is_none() && self.job.attempt.witness != Witness::Restarted;
+            if *work != Work::ProveSource || witness {
+                self.issue(*work);
             }
-            self.issue(*work);
+        }
+        if step == Step::OpenSource && carried.is_some() {
+            self.issue(Work::OpenCarried);
         }
     }
 
@@ -96,7 +100,11 @@ impl Turn {
                 self.job.preflight.source = Some(facts);
             }
             (Work::GatherTarget, Outcome::TargetFacts(facts)) => return self.judge(&facts),
-            (Work::OpenSource, Outcome::SourceOpened { lsn, tables, parts }) => {
+            (planner, Outcome::SourceOpened { lsn, tables, parts })
+                if planner == self.job.planner() =>
+            {
+                // The source has counted a carried snapshot when it was made.
+                self.job.attempt.proved_source = self.job.carried();
                 self.job.attempt.plan = Some(Plan { lsn, tables, parts });
                 if (counted.tables, counted.planned) != (tables, parts) {
                     let fault = self.incomplete_plan();
@@ -138,7 +146,8 @@ impl Turn {
                 | Outcome::Finished { .. }
                 | Outcome::Rebuilt(_)
                 | Outcome::Sealed(_)
-                | Outcome::Verified(_),
+                | Outcome::Verified(_)
+                | Outcome::Found(_),
             ) => return self.fail(self.unexpected_answer(work)),
         }
         if self.missing(work) {
@@ -157,7 +166,9 @@ impl Turn {
                 }
                 None => true,
             },
-            Work::OpenSource => self.job.attempt.plan.is_none(),
+            Work::OpenSource | Work::OpenCarried => {
+                work == self.job.planner() && self.job.attempt.plan.is_none()
+            }
             Work::ProveTarget => self.job.attempt.proved_target.is_none(),
             Work::ProveSource => self.job.attempt.proved_source.is_none(),
             Work::GatherTarget => true,
@@ -335,6 +346,9 @@ impl Turn {
     /// An agent has a session again: its commands are sent again, and it answers by id.
     fn came_back(&mut self, step: Step, side: Side, incarnation: u64, snapshot: Snapshot) {
         let process = self.arrived(side, incarnation);
+        if side == Side::Target && process == Process::Restarted {
+            self.target_restarted(step);
+        }
         if side == Side::Source {
             if process == Process::Restarted {
                 self.source_restarted(step);
@@ -348,6 +362,16 @@ impl Turn {
         }
         self.send_again(side);
         self.hurry(side);
+    }
+
+    /// The target's new process sends the whole plan of a carried snapshot again.
+    fn target_restarted(&mut self, step: Step) {
+        let opens = |work: Work| work == Work::OpenCarried;
+        let opening = self.job.running.iter().any(|r| opens(r.work));
+        if step == Step::OpenSource && opening {
+            self.job.running.retain(|r| !opens(r.work));
+            self.issue(Work::OpenCarried);
+        }
     }
 
     /// The source's new process knows neither the commands' results nor who may ask it.

@@ -63,6 +63,19 @@ pub struct StoreSnapshot {
     pub expires_seconds: u64,
 }
 
+/// A snapshot that an agent reads where it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredPlace {
+    /// Which.
+    pub snapshot: SnapshotId,
+    /// A path on that agent's host, or a URL.
+    pub location: String,
+    /// The checksum of its manifest.
+    pub manifest: Sum,
+    /// Whether to look at all its files first.
+    pub verify: bool,
+}
+
 /// A snapshot that is complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SealedSnapshot {
@@ -202,6 +215,15 @@ pub struct Holder {
     pub location: String,
 }
 
+/// What the manifest at a place says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FoundSnapshot {
+    /// Whose it is.
+    pub snapshot: SnapshotId,
+    /// Its checksum.
+    pub manifest: Option<Sum>,
+}
+
 /// `snapshot apply`, and `init --snapshot`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApplySpec {
@@ -209,9 +231,21 @@ pub struct ApplySpec {
     pub jobs: Vec<JobSpec>,
     /// Which snapshot.
     pub snapshot: SnapshotId,
+    /// To which targets it was carried: their agents read it themselves. For the others, the source's agent reads it where
+    /// it was stored.
+    pub carried: Option<CarriedTo>,
     /// Whether all files are looked at before anything is changed. Each is checked while it is loaded,
     /// whatever is said here.
     pub verify: bool,
+}
+
+/// Where the agents of targets read a stored snapshot themselves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CarriedTo {
+    /// A path on each of their hosts, or a URL.
+    pub location: String,
+    /// These targets; at most as many as a request has.
+    pub nodes: Vec<NodeId>,
 }
 
 impl Replication {

@@ -22,13 +22,14 @@ use super::schema::{
     Change, ColumnModel, ColumnValue, Identity, ObjectKind, ObjectModel, SchemaDifference,
     SchemaPage, SchemaReview, Subject, TableModel,
 };
+use super::snapshot::StoredPlace;
 use crate::wire::codec::{CodecError, decode, encode, frame_length};
 use crate::wire::limits::{
     ASKED_MAX, CONTROL_FRAME_MAX, PEER_REQUEST_MAX, RECEIVED_MAX, WANTED_MAX,
 };
 use crate::wire::{
     ByteCount, CommandId, Epoch, Fault, FaultKind, Identifier, JobId, Lsn, NodeId, NodeState,
-    PartNo, Phase, RowCount, SnapshotId, TableName,
+    PartNo, Phase, RowCount, SnapshotId, Sum, TableName,
 };
 
 #[test]
@@ -408,6 +409,12 @@ proptest! {
                 max_rate: rate.map(ByteCount),
                 order: order.into_iter().map(PartNo).collect(),
                 shared,
+                carried: rate.map(|id| StoredPlace {
+                    snapshot: SnapshotId(id),
+                    location: "/mnt/disk".to_owned(),
+                    manifest: Sum([7; 32]),
+                    verify: true,
+                }),
             })),
         };
         prop_assert_eq!(decode::<CoordinatorMessage>(&encode(&command).unwrap()).unwrap(), command);

@@ -1,7 +1,8 @@
 //! How the fake agents perform commands, and what they report.
 
 use jiff::Timestamp;
-use steep_protocol::message::snapshot::{SealedSnapshot, VerifiedSnapshot};
+use steep_protocol::message::agent::{Export, OpenSource};
+use steep_protocol::message::snapshot::{FoundSnapshot, SealedSnapshot, VerifiedSnapshot};
 use steep_protocol::{SnapshotId, Sum};
 
 use super::*;
@@ -23,6 +24,10 @@ impl World {
                 }),
             },
             Command::Node(NodeCommand::CaptureFingerprints) => Outcome::Captured { tables: 3 },
+            Command::Node(NodeCommand::FindStored { .. }) => Outcome::Found(FoundSnapshot {
+                snapshot: SnapshotId(job.0),
+                manifest: Some(MANIFEST),
+            }),
         }
     }
 
@@ -40,22 +45,14 @@ impl World {
                 self.agent(name).admitted.insert(job);
                 Outcome::Done
             }
-            SourceCommand::Open(_) => {
+            SourceCommand::Open(OpenSource { export, .. }) => {
                 self.agent(name).admitted.insert(job);
+                if matches!(export, Export::Template { .. }) {
+                    return Outcome::Done;
+                }
                 self.agent(name).snapshots.insert(job);
                 self.agent(name).sums.insert(job, (PARTS, 60, 6_000));
-                self.say(
-                    name,
-                    AgentMessage::PlanPage {
-                        job,
-                        tables: plan(),
-                    },
-                );
-                Outcome::SourceOpened {
-                    lsn: Lsn(9),
-                    tables: TABLES,
-                    parts: PARTS,
-                }
+                self.opened(name, job)
             }
             SourceCommand::Prove => self.sums(name, job),
             SourceCommand::AwaitFence => Outcome::FencePassed { lsn: Lsn(10) },
@@ -100,9 +97,21 @@ impl World {
         }
     }
 
+    /// Sends the plan.
+    fn opened(&mut self, name: &str, job: JobId) -> Outcome {
+        let tables = plan();
+        self.say(name, AgentMessage::PlanPage { job, tables });
+        Outcome::SourceOpened {
+            lsn: Lsn(9),
+            tables: TABLES,
+            parts: PARTS,
+        }
+    }
+
     fn as_target(&mut self, name: &str, job: JobId, command: &TargetCommand) -> Outcome {
         match command {
             TargetCommand::Gather { .. } => Outcome::TargetFacts(Box::default()),
+            TargetCommand::Open { .. } => self.opened(name, job),
             TargetCommand::Copy(CopyParts { order, .. }) => {
                 let parts: Vec<PartDone> = order.iter().map(|part| done(part.0)).collect();
                 self.agent(name).sums.insert(job, (PARTS, 60, 6_000));

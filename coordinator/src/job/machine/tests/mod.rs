@@ -383,7 +383,7 @@ fn outcome_of(work: Work) -> Outcome {
     match work {
         Work::GatherSource => Outcome::SourceFacts(Box::default()),
         Work::GatherTarget => Outcome::TargetFacts(Box::default()),
-        Work::OpenSource => Outcome::SourceOpened {
+        Work::OpenSource | Work::OpenCarried => Outcome::SourceOpened {
             lsn: Lsn(5),
             tables: 2,
             parts,

@@ -8,8 +8,8 @@ use super::super::job::{
 };
 use super::super::lineage::ChangeOrigin;
 use super::super::schema::SchemaCursor;
-use super::super::snapshot::StoreSnapshot;
-use crate::wire::{ByteCount, Epoch, JobId, Lsn, NodeId, PartNo, SnapshotId, Sum};
+use super::super::snapshot::{StoreSnapshot, StoredPlace};
+use crate::wire::{ByteCount, Epoch, JobId, Lsn, NodeId, PartNo, SnapshotId};
 
 /// The name and address of a peer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -134,6 +134,11 @@ pub enum TargetCommand {
         /// The tables.
         filter: TableFilter,
     },
+    /// Open a stored snapshot that this agent reads itself.
+    Open {
+        /// Where it is. Without one, the command fails.
+        carried: Option<StoredPlace>,
+    },
     /// Create the schema for the rows, or compare an existing one with the source's.
     Prepare(PrepareTarget),
     /// Fetch parts and commit each with its ledger row. Parts already in the ledger are reported as
@@ -201,6 +206,11 @@ pub enum NodeCommand {
     },
     /// Store the current fingerprint of every table.
     CaptureFingerprints,
+    /// Read the manifest of the stored snapshot at that place.
+    FindStored {
+        /// A path on this host, or a URL.
+        location: String,
+    },
 }
 
 /// Arguments of [`SourceCommand::Open`].
@@ -235,6 +245,8 @@ pub struct PrepareTarget {
     pub schema_mode: SchemaMode,
     /// Where the rows come from.
     pub rows: RowsFrom,
+    /// The stored snapshot that this agent reads itself: schema, plan and rows are those in it.
+    pub carried: Option<StoredPlace>,
 }
 
 /// Where a target's rows come from.
@@ -264,6 +276,8 @@ pub struct CopyParts {
     pub order: Vec<PartNo>,
     /// Set where several targets share the snapshot.
     pub shared: Option<SharedParts>,
+    /// The stored snapshot that this agent reads itself.
+    pub carried: Option<StoredPlace>,
 }
 
 /// Targets of one snapshot exchange the parts that they have received.
@@ -320,7 +334,8 @@ impl Command {
             | TargetCommand::Subscribe { source, .. }
             | TargetCommand::Finish { source, .. }
             | TargetCommand::Compare { source, .. } => Some(source),
-            TargetCommand::BuildIndexes { .. }
+            TargetCommand::Open { .. }
+            | TargetCommand::BuildIndexes { .. }
             | TargetCommand::BuildConstraints { .. }
             | TargetCommand::AwaitNativeCopy
             | TargetCommand::Prove
@@ -344,16 +359,12 @@ pub enum Export {
         /// Which.
         snapshot: SnapshotId,
     },
-    /// A slot at the position of a stored snapshot, a copy of its template.
-    Stored {
+    /// A slot at the position of a stored snapshot, a copy of its template. This agent reads its parts.
+    Stored(StoredPlace),
+    /// The same slot alone: the target reads the stored snapshot itself.
+    Template {
         /// Which.
         snapshot: SnapshotId,
-        /// Where it is.
-        location: String,
-        /// The checksum of its manifest.
-        manifest: Sum,
-        /// Whether to look at all its files first.
-        verify: bool,
     },
 }
 

@@ -6,7 +6,7 @@ use super::super::facts::{Finding, SourceFacts, TargetFacts};
 use super::super::handover::PreparedSlot;
 use super::super::job::SyncSlots;
 use super::super::schema::{SchemaCursor, SchemaPage, SchemaReview};
-use super::super::snapshot::{SealedSnapshot, VerifiedSnapshot};
+use super::super::snapshot::{FoundSnapshot, SealedSnapshot, VerifiedSnapshot};
 use crate::wire::{ByteCount, Lsn, RowCount};
 
 /// The outcome of a command.
@@ -18,7 +18,7 @@ pub enum Outcome {
     SourceFacts(Box<SourceFacts>),
     /// Of `TargetCommand::Gather`.
     TargetFacts(Box<TargetFacts>),
-    /// Of `SourceCommand::Open`: totals of the pages sent before.
+    /// Of `SourceCommand::Open` and `TargetCommand::Open`: totals of the pages sent before.
     SourceOpened {
         /// The consistent point; 0/0 without a slot.
         lsn: Lsn,
@@ -78,6 +78,8 @@ pub enum Outcome {
     Sealed(SealedSnapshot),
     /// Of `SourceCommand::VerifyStored`.
     Verified(Box<VerifiedSnapshot>),
+    /// Of `NodeCommand::FindStored`.
+    Found(FoundSnapshot),
 }
 
 /// Objects of the source's schema that could not be created on a node.

@@ -125,6 +125,7 @@ impl TargetCommand {
     fn policy(&self) -> Policy {
         match self {
             Self::Gather { .. } => Policy::STEP.named("gather_target"),
+            Self::Open { .. } => Policy::LONG_STEP.named("open_carried"),
             Self::Prepare(request) => Policy::STEP.named(match request.rows {
                 RowsFrom::Copy(_) => "prepare_target",
                 RowsFrom::Backup(_) => "match_schema",
@@ -157,6 +158,7 @@ impl NodeCommand {
         match self {
             Self::DescribeSchema { .. } => Policy::QUESTION.named("describe_schema"),
             Self::CaptureFingerprints => Policy::QUESTION.named("capture_fingerprints"),
+            Self::FindStored { .. } => Policy::QUESTION.named("find_snapshot"),
         }
     }
 }

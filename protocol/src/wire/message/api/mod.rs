@@ -13,7 +13,7 @@ use super::facts::Finding;
 use super::handover::PreparedSlot;
 use super::job::{JobSpec, Method};
 use super::schema::SchemaPage;
-use super::snapshot::{SnapshotView, VerifiedSnapshot};
+use super::snapshot::{FoundSnapshot, SnapshotView, VerifiedSnapshot};
 use crate::wire::{Fault, JobId, NodeId, NodeState, Phase};
 
 /// What the coordinator answers.
@@ -66,6 +66,8 @@ pub enum ApiReply {
     Snapshots(Vec<SnapshotView>),
     /// What reading a stored snapshot again showed.
     Verified(Box<VerifiedSnapshot>),
+    /// Of [`Query::FindSnapshot`](request::Query::FindSnapshot).
+    Found(FoundSnapshot),
     /// The terms that a job has now.
     Adjusted(Adjusted),
 }

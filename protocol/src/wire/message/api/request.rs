@@ -101,6 +101,13 @@ pub enum Query {
         /// Which.
         snapshot: SnapshotId,
     },
+    /// [`ApiReply::Found`]: which stored snapshot that node's agent finds at a place.
+    FindSnapshot {
+        /// The node.
+        node: NodeId,
+        /// A path on its host, or a URL.
+        location: String,
+    },
     /// [`ApiReply::Missing`]: what a node lacks of its source's schema.
     Missing {
         /// The node.

@@ -1,0 +1,55 @@
+//! Stored snapshots that were carried to where this agent can read them: as a target it loads from them
+//! itself.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use steep_archive::Archive;
+use steep_protocol::message::snapshot::{FoundSnapshot, StoredPlace};
+use steep_protocol::{Fault, JobId, NodeId};
+
+use super::{fault, locate, open};
+use crate::mutex::lock;
+use crate::snapshot::stored::StoredSnapshot;
+
+/// Those of this agent's jobs, open until the job ends.
+#[derive(Debug, Default)]
+pub(crate) struct Carried(Mutex<HashMap<JobId, Arc<StoredSnapshot>>>);
+
+impl Carried {
+    /// The job's snapshot: opened, unless this process has.
+    pub(crate) async fn open(
+        &self,
+        job: JobId,
+        place: &StoredPlace,
+        node: &NodeId,
+    ) -> Result<Arc<StoredSnapshot>, Fault> {
+        if let Some(open) = self.get(job) {
+            return Ok(open);
+        }
+        let opened = Arc::new(open(node, place).await?);
+        lock(&self.0).insert(job, Arc::clone(&opened));
+        Ok(opened)
+    }
+
+    pub(crate) fn get(&self, job: JobId) -> Option<Arc<StoredSnapshot>> {
+        lock(&self.0).get(&job).cloned()
+    }
+
+    /// Idempotent.
+    pub(crate) fn forget(&self, job: JobId) {
+        lock(&self.0).remove(&job);
+    }
+}
+
+/// Which snapshot is at a place, according to its manifest.
+pub(crate) async fn find(node: &NodeId, location: &str) -> Result<FoundSnapshot, Fault> {
+    let place = locate(location, node)?;
+    let archive = Archive::open(&place).await;
+    let archive = archive.map_err(|error| fault(&error, node))?;
+    let manifest = archive.manifest();
+    Ok(FoundSnapshot {
+        snapshot: manifest.snapshot_id,
+        manifest: manifest.checksum,
+    })
+}
