@@ -66,7 +66,7 @@ pub enum ApiReply {
     Snapshots(Vec<SnapshotView>),
     /// What reading a stored snapshot again showed.
     Verified(Box<VerifiedSnapshot>),
-    /// Of [`Query::FindSnapshot`](request::Query::FindSnapshot).
+    /// Of [`Query::FindSnapshot`].
     Found(FoundSnapshot),
     /// The terms that a job has now.
     Adjusted(Adjusted),
