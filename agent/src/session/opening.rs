@@ -31,11 +31,12 @@ impl Agent {
             return Ok(Outcome::Done);
         }
         if let Export::Stored(place) = &request.export {
-            let stored = stored::open(&self.node, place).await?;
+            let stored = stored::open(&self.node, place, request.parallel).await?;
+            if place.verify {
+                stored.check(&self.node).await?;
+            }
             prepared::copy_template(task, &request.target, place.snapshot).await?;
-            let holder = Holder::Stored(Arc::new(stored));
-            self.jobs.open(job, holder.clone());
-            return opened(&holder);
+            return opened(&Holder::Stored(self.jobs.open_stored(job, stored)));
         }
         if let Export::Shared { snapshot } = request.export {
             return self.open_shared(task, &request.target, snapshot).await;

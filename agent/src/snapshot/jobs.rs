@@ -8,7 +8,7 @@ use steep_protocol::message::job::TableFilter;
 use steep_protocol::{JobId, NodeId, SnapshotId};
 
 use super::OpenSnapshot;
-use super::stored::Holder;
+use super::stored::{Holder, StoredSnapshot};
 use crate::locks::LockRegistry;
 use crate::mutex::lock;
 
@@ -85,6 +85,21 @@ impl SourceJobs {
             Holder::Live(open) if !open.is_lost() => Some(open),
             Holder::Live(_) | Holder::Shared(_) | Holder::Stored(_) => None,
         }
+    }
+
+    /// Opens a stored snapshot, or shares the same one with the jobs that have it open.
+    pub(crate) fn open_stored(&self, job: JobId, stored: StoredSnapshot) -> Arc<StoredSnapshot> {
+        let mut jobs = self.lock();
+        let same = jobs.values().find_map(|other| match &other.open {
+            Some(Holder::Stored(open)) if open.is_same(&stored) => Some(Arc::clone(open)),
+            _ => None,
+        });
+        let stored = same.unwrap_or_else(|| Arc::new(stored));
+        if let Some(entry) = jobs.get_mut(&job) {
+            entry.held_since = None;
+            entry.open = Some(Holder::Stored(Arc::clone(&stored)));
+        }
+        stored
     }
 
     pub(crate) fn get(&self, job: JobId) -> Option<SourceJob> {

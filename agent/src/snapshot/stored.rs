@@ -1,8 +1,7 @@
 //! A stored snapshot that this agent reads, to serve it or to load it: the same plan, schema and parts as a live one, from an
 //! archive instead of PostgreSQL.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use steep_archive::{Archive, Manifest, Problem, StoredReader, StoredTable};
@@ -14,9 +13,12 @@ use steep_protocol::message::snapshot::StoredPlace;
 use steep_protocol::{ByteCount, Fault, FaultKind, Lsn, NodeId, PartNo, RowCount, TableNo};
 
 use super::OpenSnapshot;
+use super::sharing::Sharing;
 use crate::chunk::{FrameReader, PartReader, ReadStep};
-use crate::mutex::lock;
 use crate::stored::fault;
+
+const UNCHANGED: &str =
+    "nothing was changed; steep-repl snapshot verify names everything that is wrong";
 
 /// Appends the rows of extensions' tables to the pre-data section, and how many bytes they have: a length
 /// at the very end, because any text within could be somebody's.
@@ -90,7 +92,8 @@ impl Holder {
         }
     }
 
-    /// Parts, rows and bytes that were read to their end at least once, as `target` reads them.
+    /// Parts, rows and bytes that were read to their end at least once, as `target` reads them. Those of a
+    /// stored one were counted when it was made.
     pub(crate) fn totals(&self, target: &NodeId) -> (u32, RowCount, ByteCount) {
         match self {
             Self::Live(open) | Self::Shared(open) => open.totals(target),
@@ -123,20 +126,29 @@ impl Holder {
         }
     }
 
-    /// Nobody is sent to that target for parts of a shared snapshot any more.
+    /// The targets that share it, unless it is one job's own.
+    pub(crate) fn sharing(&self) -> Option<&Arc<Sharing>> {
+        match self {
+            Self::Live(_) => None,
+            Self::Shared(open) => Some(open.sharing()),
+            Self::Stored(stored) => Some(&stored.sharing),
+        }
+    }
+
+    /// Nobody is sent to that target for parts any more.
     pub(crate) fn left(&self, target: &NodeId) {
-        if let Self::Shared(open) = self {
-            open.sharing().left(target);
+        if let Some(sharing) = self.sharing() {
+            sharing.left(target);
         }
     }
 }
 
-/// An archive, and what was read of it.
+/// An archive, and the targets that load from it.
 #[derive(Debug)]
 pub(crate) struct StoredSnapshot {
     archive: Archive,
     tables: Vec<TablePlan>,
-    read: Mutex<BTreeMap<PartNo, (RowCount, ByteCount)>>,
+    sharing: Arc<Sharing>,
     schema: tokio::sync::Mutex<Option<Sections>>,
 }
 
@@ -150,17 +162,17 @@ struct Sections {
 
 impl StoredSnapshot {
     /// Checks that it is that snapshot, with the manifest that was written for it: a checksum that fits what
-    /// it says can be made by anybody. With `verify`, also that all its files are there and its indexes right.
-    pub(crate) async fn open(
+    /// it says can be made by anybody. `parallel` parts are read at once.
+    pub(crate) fn open(
         archive: Archive,
         wanted: &StoredPlace,
+        parallel: u8,
         node: &NodeId,
     ) -> Result<Self, Fault> {
         let snapshot = wanted.snapshot;
         let failed = |text: String| {
-            Fault::new(FaultKind::Failed, text).on(node).hint(
-                "nothing was changed; steep-repl snapshot verify names everything that is wrong",
-            )
+            let fault = Fault::new(FaultKind::Failed, text).on(node);
+            fault.hint(UNCHANGED)
         };
         let found = archive.manifest().snapshot_id;
         if found != snapshot {
@@ -175,32 +187,40 @@ impl StoredSnapshot {
                 "manifest.json in {place} is not the one that was written with the snapshot"
             )));
         }
-        let problems = match wanted.verify {
-            true => archive.check_presence().await,
-            false => Ok(Vec::new()),
-        };
-        let problems = problems.map_err(|error| failed(error.to_string()))?;
-        if let Some(first) = problems.first() {
-            let place = archive.location();
-            let count = problems.len();
-            let all: Vec<String> = problems
-                .iter()
-                .take(LISTED_MAX)
-                .map(Problem::to_string)
-                .collect();
-            let text = match count {
-                1 => format!("the snapshot in {place} is damaged: {first}"),
-                _ => format!("the snapshot in {place} is damaged: {}", all.join("; ")),
-            };
-            return Err(failed(text));
-        }
         let tables = plan(archive.manifest()).map_err(failed)?;
         Ok(Self {
             archive,
             tables,
-            read: Mutex::default(),
+            sharing: Arc::new(Sharing::new(parallel)),
             schema: tokio::sync::Mutex::default(),
         })
+    }
+
+    /// Whether both read the same snapshot at the same place.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let of = |one: &Self| (one.manifest().snapshot_id, one.manifest().checksum);
+        of(self) == of(other) && self.archive.location() == other.archive.location()
+    }
+
+    /// Checks that all its files are there and its indexes right.
+    pub(crate) async fn check(&self, node: &NodeId) -> Result<(), Fault> {
+        let problems = self.archive.check_presence().await;
+        let problems = problems.map_err(|error| fault(&error, node))?;
+        let Some(first) = problems.first() else {
+            return Ok(());
+        };
+        let named: Vec<String> = problems
+            .iter()
+            .take(LISTED_MAX)
+            .map(Problem::to_string)
+            .collect();
+        let what = match problems.len() {
+            1 => first.to_string(),
+            _ => named.join("; "),
+        };
+        let place = self.archive.location();
+        let text = format!("the snapshot in {place} is damaged: {what}");
+        Err(Fault::new(FaultKind::Failed, text).on(node).hint(UNCHANGED))
     }
 
     fn manifest(&self) -> &Manifest {
@@ -237,10 +257,8 @@ impl StoredSnapshot {
     }
 
     fn totals(&self) -> (u32, RowCount, ByteCount) {
-        let read = lock(&self.read);
-        let parts = u32::try_from(read.len()).unwrap_or(u32::MAX);
-        let rows = read.values().map(|(rows, _)| *rows).sum();
-        (parts, rows, read.values().map(|(_, bytes)| *bytes).sum())
+        let totals = &self.manifest().totals;
+        (self.parts(), totals.rows, totals.bytes)
     }
 
     /// The frames of a part, each checked when it is read.
@@ -249,11 +267,6 @@ impl StoredSnapshot {
         let reader = reader.map_err(|error| fault(&error, node))?;
         let node = node.clone();
         Ok(StoredFrames { reader, node })
-    }
-
-    /// Counts a part that was read to its end, once.
-    pub(crate) fn count(&self, part: PartNo, rows: RowCount, bytes: ByteCount) {
-        lock(&self.read).insert(part, (rows, bytes));
     }
 
     /// A section of the schema as SQL. The file is read and checked for the first one, and kept until the

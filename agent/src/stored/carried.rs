@@ -17,7 +17,7 @@ use crate::snapshot::stored::StoredSnapshot;
 pub(crate) struct Carried(Mutex<HashMap<JobId, Arc<StoredSnapshot>>>);
 
 impl Carried {
-    /// The job's snapshot: opened, unless this process has.
+    /// The job's snapshot: opened and looked through, unless this process has.
     pub(crate) async fn open(
         &self,
         job: JobId,
@@ -27,7 +27,11 @@ impl Carried {
         if let Some(open) = self.get(job) {
             return Ok(open);
         }
-        let opened = Arc::new(open(node, place).await?);
+        // This node alone reads it.
+        let opened = Arc::new(open(node, place, 1).await?);
+        if place.verify {
+            opened.check(node).await?;
+        }
         lock(&self.0).insert(job, Arc::clone(&opened));
         Ok(opened)
     }

@@ -24,12 +24,16 @@ pub(crate) fn locate(text: &str, node: &NodeId) -> Result<Location, Fault> {
         .map_err(|error| Fault::new(FaultKind::BadRequest, error.to_string()).on(node))
 }
 
-/// Opens a stored snapshot to read its parts, if it has that manifest and all of it is there.
-pub(crate) async fn open(node: &NodeId, stored: &StoredPlace) -> Result<StoredSnapshot, Fault> {
+/// Opens a stored snapshot to read so many of its parts at once, if it has that manifest.
+pub(crate) async fn open(
+    node: &NodeId,
+    stored: &StoredPlace,
+    parallel: u8,
+) -> Result<StoredSnapshot, Fault> {
     let place = locate(&stored.location, node)?;
     let archive = Archive::open(&place).await;
     let archive = archive.map_err(|error| fault(&error, node))?;
-    StoredSnapshot::open(archive, stored, node).await
+    StoredSnapshot::open(archive, stored, parallel, node)
 }
 
 /// The fault of an archive's error, also of a file that turns out to be wrong while it is read.

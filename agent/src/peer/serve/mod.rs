@@ -259,16 +259,6 @@ impl Server {
         sender: &mut Sender,
         cancel: CancellationToken,
     ) -> Result<(), StreamError> {
-        if let (
-            PeerRequest::FetchPart {
-                job, epoch, part, ..
-            },
-            Some(Holder::Stored(stored)),
-        ) = (&request, &entry.open)
-        {
-            let span = span::serve(&self.node, *job, *epoch, *part);
-            return self.send_stored(stored, *part, span, sender).await;
-        }
         if let Some(claim) = claim {
             return self.send_claimed(claim, connection, sender, cancel).await;
         }
@@ -319,10 +309,15 @@ impl Server {
                     part: PartAs { part, format },
                     compression,
                 };
-                let open = self.live(entry);
                 let reply = PeerReply::FramesFollow;
-                let sending = self.send_part(open, wanted, (connection, reply), sender, cancel);
-                return sending.await.map(drop);
+                match self.opened(entry) {
+                    Ok(holder) => {
+                        let reply = (connection, reply);
+                        let sending = self.send_part(holder, wanted, reply, sender, cancel);
+                        return sending.await.map(drop);
+                    }
+                    Err(fault) => Err(fault),
+                }
             }
             PeerRequest::PartsReceived { kept, dropped, .. } => {
                 self.note_received(entry, &kept, &dropped)
@@ -335,10 +330,28 @@ impl Server {
         sender.send(&reply.unwrap_or_else(PeerReply::Fault)).await
     }
 
-    /// Reads a part and sends it after `reply`. Returns what was sent, or the fault that the peer got.
+    /// Sends a part after `reply`. Returns what was sent, or the fault that the peer got.
     async fn send_part(
         &self,
-        open: Result<Arc<OpenSnapshot>, Fault>,
+        holder: Holder,
+        wanted: Wanted,
+        (connection, reply): (&Connection, PeerReply),
+        sender: &mut Sender,
+        cancel: CancellationToken,
+    ) -> Result<Result<Sent, Fault>, StreamError> {
+        match holder {
+            Holder::Live(open) | Holder::Shared(open) => {
+                let reply = (connection, reply);
+                self.send_read(&open, wanted, reply, sender, cancel).await
+            }
+            Holder::Stored(stored) => self.send_stored(&stored, wanted, &reply, sender).await,
+        }
+    }
+
+    /// Reads a part under its snapshot, and sends it.
+    async fn send_read(
+        &self,
+        open: &Arc<OpenSnapshot>,
         wanted: Wanted,
         (connection, reply): (&Connection, PeerReply),
         sender: &mut Sender,
@@ -348,12 +361,11 @@ impl Server {
         let mut span = span::serve(&self.node, wanted.job, wanted.epoch, part);
         let packer = Packer::new(wanted.compression, connection.rtt());
         let begun = async {
-            let open = open?;
             if let Ok((table, _)) = open.locate(part) {
                 span.text("table", &table.name);
             }
             let share = self.budget.part(wanted.compression).await;
-            Ok((read_part(&open, part, format, cancel).await?, share))
+            Ok((read_part(open, part, format, cancel).await?, share))
         };
         match begun.await {
             Ok((mut rows, _share)) => {
@@ -374,16 +386,6 @@ impl Server {
                 span::failed(&mut span, &fault);
                 sender.send(&PeerReply::Fault(fault.clone())).await?;
                 Ok(Err(fault))
-            }
-        }
-    }
-
-    fn live(&self, entry: &SourceJob) -> Result<Arc<OpenSnapshot>, Fault> {
-        match self.opened(entry)? {
-            Holder::Live(open) | Holder::Shared(open) => Ok(open),
-            Holder::Stored(_) => {
-                let text = "the job's snapshot is stored: it cannot be read from PostgreSQL";
-                Err(Fault::new(FaultKind::BadRequest, text).on(&self.node))
             }
         }
     }

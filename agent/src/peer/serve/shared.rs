@@ -13,15 +13,15 @@ use tokio_util::sync::CancellationToken;
 use super::super::{span, stream};
 use super::{Server, Wanted};
 use crate::kept::Reader;
-use crate::snapshot::sharing::Chosen;
+use crate::snapshot::SourceJob;
+use crate::snapshot::sharing::{Chosen, Sharing};
 use crate::snapshot::stored::Holder;
-use crate::snapshot::{OpenSnapshot, SourceJob};
 
 /// What a target that shares a snapshot gets.
 #[derive(Debug)]
 pub(super) struct Claim {
     request: NextPart,
-    chosen: Result<(Arc<OpenSnapshot>, Chosen), Fault>,
+    chosen: Result<(Holder, Chosen), Fault>,
 }
 
 impl Claim {
@@ -49,16 +49,16 @@ impl Server {
         &self,
         entry: &SourceJob,
         request: &NextPart,
-    ) -> Result<(Arc<OpenSnapshot>, Chosen), Fault> {
-        let open = self.shared(entry)?;
+    ) -> Result<(Holder, Chosen), Fault> {
+        let (holder, sharing) = self.shared(entry)?;
         let (wanted, peers) = (&request.wanted, &request.peers);
         let fits = !wanted.is_empty() && wanted.len() <= WANTED_MAX && peers.len() <= ASKED_MAX;
         if !fits {
             return Err(self.unfit("a request for parts of a shared snapshot has no or too many"));
         }
-        self.check(&open, wanted)?;
+        self.check(&holder, wanted)?;
         tokio::select! {
-            chosen = open.sharing().next(&entry.target, request) => Ok((open, chosen)),
+            chosen = sharing.next(&entry.target, request) => Ok((holder, chosen)),
             () = self.shutdown.drain.cancelled() => {
                 self.opened(entry)?;
                 Err(self.unfit("the agent is being stopped"))
@@ -75,7 +75,7 @@ impl Server {
     ) -> Result<(), StreamError> {
         let Claim { request, chosen } = claim;
         let reply = match chosen {
-            Ok((open, Chosen::Read(mut reading))) => {
+            Ok((holder, Chosen::Read(mut reading))) => {
                 let wanted = Wanted {
                     job: request.job,
                     epoch: request.epoch,
@@ -83,7 +83,7 @@ impl Server {
                     compression: request.compression,
                 };
                 let reply = (connection, PeerReply::Part(wanted.part.part));
-                let sending = self.send_part(Ok(open), wanted, reply, sender, cancel);
+                let sending = self.send_part(holder, wanted, reply, sender, cancel);
                 if sending.await?.is_ok() {
                     reading.sent();
                 }
@@ -106,13 +106,13 @@ impl Server {
         kept: &[PartAs],
         dropped: &[PartAs],
     ) -> Result<PeerReply, Fault> {
-        let open = self.shared(entry)?;
+        let (holder, sharing) = self.shared(entry)?;
         if kept.len() + dropped.len() > RECEIVED_MAX {
             return Err(self.unfit("a target names too many parts at once"));
         }
-        self.check(&open, kept)?;
-        self.check(&open, dropped)?;
-        open.sharing().received(&entry.target, kept, dropped);
+        self.check(&holder, kept)?;
+        self.check(&holder, dropped)?;
+        sharing.received(&entry.target, kept, dropped);
         Ok(PeerReply::Noted)
     }
 
@@ -162,18 +162,17 @@ impl Server {
         Ok(())
     }
 
-    /// The snapshot that the job shares with others.
-    fn shared(&self, entry: &SourceJob) -> Result<Arc<OpenSnapshot>, Fault> {
-        match self.opened(entry)? {
-            Holder::Shared(open) => Ok(open),
-            Holder::Live(_) | Holder::Stored(_) => {
-                Err(self.unfit("the job shares no snapshot with others"))
-            }
-        }
+    /// The snapshot that the job shares with others, or could, and the targets that share it.
+    fn shared(&self, entry: &SourceJob) -> Result<(Holder, Arc<Sharing>), Fault> {
+        let holder = self.opened(entry)?;
+        let sharing = holder.sharing().cloned();
+        let sharing =
+            sharing.ok_or_else(|| self.unfit("the job shares no snapshot with others"))?;
+        Ok((holder, sharing))
     }
 
-    fn check(&self, open: &OpenSnapshot, parts: &[PartAs]) -> Result<(), Fault> {
-        match parts.iter().all(|part| part.part.0 < open.parts()) {
+    fn check(&self, holder: &Holder, parts: &[PartAs]) -> Result<(), Fault> {
+        match parts.iter().all(|part| part.part.0 < holder.parts()) {
             true => Ok(()),
             false => Err(self.unfit("a part is asked for that the plan does not have")),
         }

@@ -1,40 +1,40 @@
 //! Parts of a stored snapshot, as they stand in its archive.
 
 use steep_archive::StoredReader;
-use steep_daemon::traces::Span;
 use steep_protocol::message::peer::PeerReply;
 use steep_protocol::quic::{Sender, StreamError};
 use steep_protocol::{Fault, PartNo};
 
 use super::super::{span, stream};
-use super::Server;
+use super::{Server, Wanted};
 use crate::budget::Share;
+use crate::chunk::Sent;
 use crate::snapshot::stored::{StoredFrames, StoredSnapshot};
 
 impl Server {
-    /// Sends a stored part as it stands in its archive: neither the format nor the compression that the
-    /// target asks for changes it.
+    /// Sends a stored part after `reply`, as it stands in its archive: neither the format nor the compression
+    /// that the target asks for changes it. Returns what was sent, or the fault that the peer got.
     pub(super) async fn send_stored(
         &self,
         stored: &StoredSnapshot,
-        part: PartNo,
-        mut span: Span,
+        wanted: Wanted,
+        reply: &PeerReply,
         sender: &mut Sender,
-    ) -> Result<(), StreamError> {
+    ) -> Result<Result<Sent, Fault>, StreamError> {
+        let part = wanted.part.part;
+        let mut span = span::serve(&self.node, wanted.job, wanted.epoch, part);
         let (mut frames, _share) = match self.stored_part(stored, part).await {
             Ok(opened) => opened,
             Err(fault) => {
                 span::failed(&mut span, &fault);
-                return sender.send(&PeerReply::Fault(fault)).await;
+                sender.send(&PeerReply::Fault(fault.clone())).await?;
+                return Ok(Err(fault));
             }
         };
-        sender.send(&PeerReply::FramesFollow).await?;
+        sender.send(reply).await?;
         let sent = stream::send_frames(&mut frames, sender, &self.telemetry.sent).await?;
-        if let Ok(sent) = &sent {
-            stored.count(part, sent.rows, sent.bytes);
-        }
         span::served(&mut span, &sent);
-        Ok(())
+        Ok(sent)
     }
 
     /// A stored part, and its share of the memory.

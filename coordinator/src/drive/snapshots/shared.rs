@@ -198,21 +198,32 @@ impl<S: Store> Driver<S> {
         })
     }
 
-    /// Whom the job's target exchanges parts with, unless they are served from a spool.
+    /// Whom the job's target exchanges parts with, if others copy from the same snapshot.
     pub(in crate::drive) fn shared_parts(&self, job: &Job) -> Option<SharedParts> {
-        let snapshot = job.shared.filter(|id| self.spool(*id).is_none())?;
+        let snapshot = job.snapshot().filter(|_| job.carried().is_none())?;
         let others = self.sharers(snapshot).into_iter();
-        let others = others.filter(|other| other.id != job.id);
-        let peers = others.map(|other| self.peer(&other.spec.target)).collect();
-        Some(SharedParts { snapshot, peers })
+        let others: Vec<&Job> = others.filter(|other| other.id != job.id).collect();
+        // One that lives is for several, also while one of them copies.
+        let lives = job.stored.is_none() && self.spool(snapshot).is_none();
+        let alone = others.is_empty() && !lives;
+        let peers = || others.iter().map(|other| self.peer(&other.spec.target));
+        (!alone).then(|| SharedParts {
+            snapshot,
+            peers: peers().collect(),
+        })
     }
 
     /// Those that copy from the same snapshot hear of another one: their commands come again with its name.
     pub(in crate::drive) fn name_newcomer(&mut self, id: JobId) {
-        let Some(shared) = self.jobs.get(&id).and_then(|live| live.job.shared) else {
+        let newcomer = self.jobs.get(&id).map(|live| &live.job);
+        let newcomer = newcomer.filter(|job| job.carried().is_none());
+        let Some(snapshot) = newcomer.and_then(Job::snapshot) else {
             return;
         };
-        let others = self.sharers(shared).into_iter().filter(|job| job.id != id);
+        let others = self
+            .sharers(snapshot)
+            .into_iter()
+            .filter(|job| job.id != id);
         let copies = others.flat_map(|job| {
             let copies = job.running.iter().filter(|r| r.work == Work::Copy);
             copies.map(|running| (job.id, running.id))
@@ -224,16 +235,17 @@ impl<S: Store> Driver<S> {
 
     /// The job's place among those that share its snapshot, and how many they are.
     pub(in crate::drive) fn share(&self, job: &Job) -> (usize, usize) {
-        let sharers = job.shared.map_or_else(Vec::new, |id| self.sharers(id));
+        let sharers = job.snapshot().map_or_else(Vec::new, |id| self.sharers(id));
         let place = sharers.iter().position(|other| other.id == job.id);
         (place.unwrap_or(0), sharers.len().max(1))
     }
 
-    /// The jobs that share that snapshot, by their ids.
+    /// The jobs whose targets get the parts of that snapshot from its source, by their ids.
     fn sharers(&self, snapshot: SnapshotId) -> Vec<&Job> {
         let jobs = self.jobs.values().map(|live| &live.job);
         let running = |job: &&Job| matches!(job.stage, JobStage::Working(_) | JobStage::Kept(_));
-        let sharing = jobs.filter(|job| job.shared == Some(snapshot));
+        let sharing = jobs.filter(|job| job.snapshot() == Some(snapshot));
+        let sharing = sharing.filter(|job| job.carried().is_none());
         let mut sharing: Vec<&Job> = sharing.filter(running).collect();
         sharing.sort_by_key(|job| job.id);
         sharing
