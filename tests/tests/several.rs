@@ -238,7 +238,7 @@ fn a_node_joins_a_snapshot_that_others_are_being_made_from() -> Result<()> {
 }
 
 #[test]
-fn two_phases_release_the_source_before_the_copy_and_survive_its_restart() -> Result<()> {
+fn two_phases_overlap_release_the_source_early_and_survive_its_restart() -> Result<()> {
     let mut cluster = cluster()?;
     let source = cluster.database("node_a");
     sample::create(&source, 4)?;
@@ -260,7 +260,13 @@ fn two_phases_release_the_source_before_the_copy_and_survive_its_restart() -> Re
     cluster.wait_copying("node_b")?;
     let held = "SELECT count(*) FROM pg_stat_activity WHERE backend_xmin IS NOT NULL \
          AND application_name LIKE 'steep-repl snapshot%'";
-    assert_eq!(source.value::<u32>(held)?, 0, "the source is free");
+    wait::until_true("the source to be free", LIMIT, || {
+        Ok(source.value::<u32>(held)? == 0)
+    })?;
+    assert_eq!(cluster.state("node_b")?, "copying", "long before its end");
+    wait::until_true("the snapshot to be complete", LIMIT, || {
+        Ok(snapshots(&cluster)?[0]["state"] == "sealed")
+    })?;
     let spool = cluster.dir().join("agent-node_a").join("spool");
     assert_eq!(fs::read_dir(&spool)?.count(), 1);
     source.sql("UPDATE pgbench_tellers SET tbalance = 5 WHERE tid % 3 = 0")?;

@@ -190,9 +190,8 @@ impl Agent {
             } => self.jobs.admit(job, target, filter, replicated),
             SourceCommand::Open(request) => return self.open(task, request).await,
             SourceCommand::CloseSnapshot => {
-                if let Some(open) = self.jobs.get(job).and_then(|j| j.open) {
+                if let Some(open) = self.jobs.released(job) {
                     open.close().await;
-                    self.jobs.released(job);
                 }
             }
             SourceCommand::AwaitFence => {
@@ -200,12 +199,11 @@ impl Agent {
                 return Ok(Outcome::FencePassed { lsn });
             }
             SourceCommand::Prove => {
-                let known = self.jobs.get(job).and_then(|j| Some((j.open?, j.target)));
-                let (open, target) = known.ok_or_else(|| {
+                let known = self.jobs.get(job).and_then(|entry| entry.totals());
+                let (parts, rows, bytes) = known.ok_or_else(|| {
                     Fault::new(FaultKind::Failed, "this agent no longer knows what it sent")
                         .hint("the agent was restarted during the job: run init again")
                 })?;
-                let (parts, rows, bytes) = open.totals(&target);
                 return Ok(Outcome::Totals { parts, rows, bytes });
             }
             SourceCommand::Release => self.forget(job).await,

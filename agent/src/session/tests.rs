@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use steep_certs::{Credentials, Role};
 use steep_protocol::message::agent::{
-    Command, CopyParts, Export, OpenSource, Outcome, PeerAddress, SharedParts, SourceCommand,
-    TargetCommand,
+    Command, CopyParts, Export, OpenSource, Outcome, PeerAddress, RowsAs, SharedParts,
+    SourceCommand, TargetCommand,
 };
 use steep_protocol::message::handover::Replication;
 use steep_protocol::message::job::{CancelledData, Compression, TableFilter, YieldToDdl};
@@ -167,6 +167,7 @@ impl Node {
             parallel: 4,
             large_table_threshold: ByteCount(1 << 20),
             yield_to_ddl: YieldToDdl::Never,
+            rows_as: RowsAs::TypesAllow,
             kept_seconds,
         };
         match self.source(job, SourceCommand::Open(request)).await? {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use steep_protocol::message::job::TableFilter;
-use steep_protocol::{JobId, NodeId, SnapshotId};
+use steep_protocol::{ByteCount, JobId, NodeId, RowCount, SnapshotId};
 
 use super::OpenSnapshot;
 use super::stored::{Holder, StoredSnapshot};
@@ -29,6 +29,19 @@ pub(crate) struct SourceJob {
     pub(crate) open: Option<Holder>,
     /// `None` where the server holds no snapshot.
     held_since: Option<Instant>,
+    /// What its target got, once that is all.
+    counted: Option<Counted>,
+}
+
+/// Parts, rows and bytes.
+type Counted = (u32, RowCount, ByteCount);
+
+impl SourceJob {
+    /// What its target got so far.
+    pub(crate) fn totals(&self) -> Option<Counted> {
+        let open = self.open.as_ref();
+        (self.counted).or_else(|| open.map(|open| open.totals(&self.target)))
+    }
 }
 
 impl SourceJobs {
@@ -41,9 +54,9 @@ impl SourceJobs {
         replication: Option<JobId>,
     ) {
         let mut jobs = self.lock();
-        let (open, held_since) = jobs
-            .remove(&job)
-            .map_or((None, None), |old| (old.open, old.held_since));
+        let old = jobs.remove(&job);
+        let counted = old.as_ref().and_then(|old| old.counted);
+        let (open, held_since) = old.map_or((None, None), |old| (old.open, old.held_since));
         jobs.insert(
             job,
             SourceJob {
@@ -52,6 +65,7 @@ impl SourceJobs {
                 replication,
                 open,
                 held_since,
+                counted,
             },
         );
     }
@@ -63,11 +77,14 @@ impl SourceJobs {
         }
     }
 
-    /// The server no longer holds the job's snapshot; its plan stays.
-    pub(crate) fn released(&self, job: JobId) {
-        if let Some(entry) = self.lock().get_mut(&job) {
-            entry.held_since = None;
-        }
+    /// Its target has all rows: the job needs no snapshot any more, which the caller closes. What was sent
+    /// stays known. Idempotent.
+    pub(crate) fn released(&self, job: JobId) -> Option<Holder> {
+        let mut jobs = self.lock();
+        let entry = jobs.get_mut(&job)?;
+        entry.counted = entry.totals();
+        entry.held_since = None;
+        entry.open.take()
     }
 
     /// A shared snapshot counts once.

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
-use steep_protocol::message::agent::{Export, OpenSource, TableSummary};
+use steep_protocol::message::agent::{Export, OpenSource, RowsAs, TableSummary};
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::peer::{CtidRange, PartAs, SchemaSection, TablePlan};
 use steep_protocol::{
@@ -35,6 +35,7 @@ use crate::locks::{Attended, LockRegistry, WaitsFor};
 use crate::mutex::lock;
 use crate::pg::catalog::read_extension_tables;
 use crate::pg::{Conninfo, PgError, Session, literal};
+use crate::stored::spool::Spool;
 use crate::task::Task;
 
 /// Attempts, each from the start, where DDL comes between slot and plan.
@@ -62,6 +63,7 @@ pub(crate) struct OpenSnapshot {
     held: Mutex<Option<Held>>,
     read: Mutex<BTreeMap<PartAs, (RowCount, ByteCount)>>,
     sharing: Arc<Sharing>,
+    spool: Arc<Spool>,
 }
 
 /// What keeps the snapshot alive, and who reads it.
@@ -208,6 +210,7 @@ async fn attempt_open(
         held: Mutex::new(held),
         read: Mutex::new(BTreeMap::new()),
         sharing: Arc::new(Sharing::new(request.parallel)),
+        spool: Arc::default(),
     })))
 }
 
@@ -308,10 +311,13 @@ async fn make_plan(
     let sizes = listing::sizes(session, &oids(listing, names))
         .await
         .map_err(fault)?;
-    let types = Types::load(session).await.map_err(fault)?;
     let splitting = Splitting {
         parallel: request.parallel,
         large_table_threshold: request.large_table_threshold,
+    };
+    let types = match request.rows_as {
+        RowsAs::TypesAllow => Types::load(session).await.map_err(fault)?,
+        RowsAs::Text => Types::default(),
     };
     plan::make(listing, names, &sizes, &types, splitting)
         .map_err(|error| Fault::new(FaultKind::BadRequest, error.to_string()).on(&task.node))
@@ -399,6 +405,11 @@ impl OpenSnapshot {
     /// The targets that share it.
     pub(crate) fn sharing(&self) -> &Arc<Sharing> {
         &self.sharing
+    }
+
+    /// Where its parts are besides PostgreSQL.
+    pub(crate) fn spool(&self) -> &Arc<Spool> {
+        &self.spool
     }
 
     pub(crate) fn node(&self) -> &NodeId {

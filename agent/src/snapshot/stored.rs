@@ -114,7 +114,7 @@ impl Holder {
     pub(crate) fn is_broken(&self) -> bool {
         match self {
             Self::Live(open) => open.is_broken(),
-            Self::Shared(open) => open.is_lost(),
+            Self::Shared(open) => open.is_lost() && open.spool().sealed().is_none(),
             Self::Stored(_) => false,
         }
     }
@@ -123,6 +123,14 @@ impl Holder {
     pub(crate) async fn close(&self) {
         if let Self::Live(open) = self {
             open.close().await;
+        }
+    }
+
+    /// The archive that a shared snapshot has become, or itself.
+    pub(crate) fn or_sealed(self) -> Self {
+        match &self {
+            Self::Shared(open) => open.spool().sealed().map_or(self, Self::Stored),
+            Self::Live(_) | Self::Stored(_) => self,
         }
     }
 
@@ -187,11 +195,15 @@ impl StoredSnapshot {
                 "manifest.json in {place} is not the one that was written with the snapshot"
             )));
         }
-        let tables = plan(archive.manifest()).map_err(failed)?;
+        Self::of(archive, &Arc::new(Sharing::new(parallel))).map_err(failed)
+    }
+
+    /// The one that was written a moment ago, for the targets that share it already.
+    pub(crate) fn of(archive: Archive, sharing: &Arc<Sharing>) -> Result<Self, String> {
         Ok(Self {
+            tables: plan(archive.manifest())?,
             archive,
-            tables,
-            sharing: Arc::new(Sharing::new(parallel)),
+            sharing: Arc::clone(sharing),
             schema: tokio::sync::Mutex::default(),
         })
     }
@@ -265,8 +277,7 @@ impl StoredSnapshot {
     pub(crate) async fn part(&self, part: PartNo, node: &NodeId) -> Result<StoredFrames, Fault> {
         let reader = self.archive.part(part).await;
         let reader = reader.map_err(|error| fault(&error, node))?;
-        let node = node.clone();
-        Ok(StoredFrames { reader, node })
+        Ok(StoredFrames::new(reader, node))
     }
 
     /// A section of the schema as SQL. The file is read and checked for the first one, and kept until the
@@ -345,6 +356,13 @@ fn plan(manifest: &Manifest) -> Result<Vec<TablePlan>, String> {
 pub(crate) struct StoredFrames {
     reader: StoredReader,
     node: NodeId,
+}
+
+impl StoredFrames {
+    pub(crate) fn new(reader: StoredReader, node: &NodeId) -> Self {
+        let node = node.clone();
+        Self { reader, node }
+    }
 }
 
 impl FrameReader for StoredFrames {

@@ -7,6 +7,7 @@
 pub(crate) mod carried;
 pub(crate) mod check;
 pub(crate) mod record;
+pub(crate) mod spool;
 
 mod store;
 

@@ -24,6 +24,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use super::spool::Filler;
 use super::{fault, locate, record};
 use crate::budget::Budget;
 use crate::chunk::{PartReader, ReadStep};
@@ -34,7 +35,7 @@ use crate::pg::Session;
 use crate::rate::Rate;
 use crate::replication::sequences::sequences;
 use crate::snapshot::OpenSnapshot;
-use crate::snapshot::stored::append_rows;
+use crate::snapshot::stored::{StoredSnapshot, append_rows};
 use crate::task::Task;
 
 /// How often progress is reported.
@@ -55,20 +56,47 @@ pub(crate) async fn store(
 ) -> Result<SealedSnapshot, Fault> {
     let location = locate(&request.store.location, &task.node)?;
     let failed = |error: Error| fault(&error, &task.node);
+    let snapshot = SnapshotId(task.replication.id.0);
     let identity = Identity {
-        snapshot_id: SnapshotId(task.replication.id.0),
+        snapshot_id: snapshot,
         node_id: task.node.clone(),
         lsn: open.lsn(),
         codec: request.store.codec,
     };
     let session = task.connect("snapshot").await?;
-    let writing = Archive::create(&location, identity).await.map_err(failed)?;
+    let archive = match Archive::create(&location, identity).await {
+        Ok(writing) => write(task, open, (&request, writing), (&session, budget)).await?,
+        // Only its record is missing.
+        Err(Error::Complete { found, .. }) if found == Some(snapshot) => {
+            Archive::open(&location).await.map_err(failed)?
+        }
+        Err(error) => return Err(failed(error)),
+    };
+    let stored = StoredSnapshot::of(archive.clone(), open.sharing());
+    let stored = stored.map_err(|why| Fault::new(FaultKind::Failed, why).on(&task.node))?;
+    open.spool().seal(stored);
+    // Nothing more is read under the snapshot: the source's transaction ends.
+    open.close().await;
+    let of = (&location, archive.manifest());
+    let sealed = seal(task, &session, of, request.expires_seconds).await;
+    session.close().await;
+    sealed
+}
+
+/// Writes all of it. Targets that share the snapshot load from it meanwhile.
+async fn write(
+    task: &Task,
+    open: &Arc<OpenSnapshot>,
+    (request, writing): (&StoreSnapshot, Writing),
+    (session, budget): (&Session, Budget),
+) -> Result<Archive, Fault> {
+    let failed = |error: Error| fault(&error, &task.node);
     let kept = writing.kept(usize::from(request.parallel)).await;
     let kept: Vec<PartNo> = kept.map_err(failed)?.iter().map(|part| part.no).collect();
     let shared = Arc::new(Shared {
         task: task.clone(),
         open: Arc::clone(open),
-        queue: Mutex::new(order(open, &kept)),
+        filler: open.spool().fill(writing.clone(), order(open, &kept)),
         rate: Rate::new(request.store.max_rate),
         writing: writing.clone(),
         budget,
@@ -82,24 +110,14 @@ pub(crate) async fn store(
         current: Mutex::default(),
     });
     tokio::try_join!(
-        shared.read_all(usize::from(request.parallel), &session),
+        shared.read_all(usize::from(request.parallel), session),
         store_schema(&shared)
     )?;
-    // Nothing more is read under the snapshot: the source's transaction ends.
-    open.close().await;
     let values = sequences(task, open.filter()).await?;
     writing.sequences(&values).await.map_err(failed)?;
-    let contents = contents(task, open, &session).await?;
+    let contents = contents(task, open, session).await?;
     let manifest = writing.finish(contents).await.map_err(failed)?;
-    let sealed = seal(
-        task,
-        &session,
-        (&location, &manifest),
-        request.expires_seconds,
-    )
-    .await;
-    session.close().await;
-    sealed
+    writing.sealed(manifest).map_err(failed)
 }
 
 async fn seal(
@@ -145,7 +163,7 @@ fn order(open: &OpenSnapshot, kept: &[PartNo]) -> VecDeque<PartNo> {
 struct Shared {
     task: Task,
     open: Arc<OpenSnapshot>,
-    queue: Mutex<VecDeque<PartNo>>,
+    filler: Filler,
     rate: Rate,
     writing: Writing,
     budget: Budget,
@@ -163,7 +181,7 @@ impl Shared {
         let stop = self.task.cancel.child_token();
         // Threads are not aborted: without this they would read on after a failure beside them.
         let _stopped = stop.clone().drop_guard();
-        let workers = parallel.clamp(1, lock(&self.queue).len().max(1));
+        let workers = parallel.clamp(1, self.filler.left().max(1));
         let mut running = JoinSet::new();
         for number in 0..workers {
             let (shared, stop) = (Arc::clone(self), stop.clone());
@@ -216,7 +234,7 @@ impl Shared {
         let mut outcome = Ok(());
         while outcome.is_ok()
             && !stop.is_cancelled()
-            && let Some(part) = self.take()
+            && let Some(part) = self.filler.take()
         {
             if let Ok((table, _)) = self.open.locate(part) {
                 lock(&self.current).insert(number, table.name.to_string());
@@ -226,10 +244,6 @@ impl Shared {
         lock(&self.current).remove(&number);
         self.workers.fetch_sub(1, Ordering::Relaxed);
         outcome
-    }
-
-    fn take(&self) -> Option<PartNo> {
-        lock(&self.queue).pop_front()
     }
 
     async fn read(&self, part: PartNo, stop: CancellationToken) -> Result<(), Fault> {
@@ -266,6 +280,7 @@ impl Shared {
             }
             if let ReadStep::End { rows } = step {
                 file.finish(rows).await.map_err(failed)?;
+                self.filler.written();
                 return Ok(());
             }
         }

@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use rustix::fs::{self, AtFlags, CWD, Dir, FileType, Mode, OFlags};
+use rustix::fs::{self, AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::secure::{error, lock, make, protect};
@@ -42,7 +42,7 @@ pub(crate) enum Purpose {
 pub(super) struct Directory {
     path: PathBuf,
     root: OwnedFd,
-    _lock: Option<OwnedFd>,
+    lock: Option<OwnedFd>,
 }
 
 /// A file that is being written under a temporary name.
@@ -78,16 +78,20 @@ impl Directory {
             },
             e => failed("lock the directory")(e.into()),
         })?;
-        let directory = Self {
-            path,
-            root,
-            _lock: lock,
-        };
+        let directory = Self { path, root, lock };
         if purpose == Purpose::Write {
             let made = directory.make_parts();
             made.map_err(failed("create the folder parts"))?;
         }
         Ok(directory)
+    }
+
+    /// Lets others read; writers stay excluded.
+    pub(super) fn share(&self) -> io::Result<()> {
+        match &self.lock {
+            Some(lock) => Ok(fs::flock(lock, FlockOperation::NonBlockingLockShared)?),
+            None => Ok(()),
+        }
     }
 
     fn make_parts(&self) -> io::Result<()> {

@@ -230,6 +230,17 @@ impl Place {
         }
     }
 
+    /// Lets others read what was written here.
+    pub(crate) fn share(&self) -> Result<(), Error> {
+        match &self.kind {
+            Kind::Directory(directory) => {
+                let shared = directory.share();
+                shared.map_err(|e| self.io("unlock the directory", "", e))
+            }
+            Kind::Objects(_) => Ok(()),
+        }
+    }
+
     /// Removes unfinished files of an earlier process. Only its lock makes this safe.
     pub(crate) async fn remove_unfinished(&self) -> Result<(), Error> {
         match &self.kind {

@@ -78,18 +78,22 @@ impl Archive {
             let kind = ProblemKind::Foreign(why);
             return Err(Problem::new(FileName::Manifest, kind).at(place.location()));
         }
+        Ok(Self::of(place, manifest))
+    }
+
+    pub(crate) fn of(place: Place, manifest: Manifest) -> Self {
         let mut parts = HashMap::new();
         for (table, stored) in manifest.tables.iter().enumerate() {
             let numbers = stored.parts.iter().enumerate();
             parts.extend(numbers.map(|(at, part)| (part.no, (table, at))));
         }
-        Ok(Self {
+        Self {
             shared: Arc::new(Shared {
                 place,
                 manifest,
                 parts,
             }),
-        })
+        }
     }
 
     /// The manifest.

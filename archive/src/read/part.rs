@@ -3,20 +3,24 @@
 use bytes::Bytes;
 use steep_protocol::PartNo;
 use steep_protocol::frame::{FrameHead, HEAD_LENGTH};
+use steep_protocol::stored::StoredCodec;
 
 use super::Archive;
 use crate::error::{Error, Problem};
 use crate::index::{IndexSums, index_bytes};
 use crate::manifest::StoredPart;
 use crate::name::FileName;
-use crate::place::FileReader;
+use crate::place::{FileReader, Place};
 
 /// The frames of a stored part, in the order and form of the wire: to serve it, send each head and its
 /// payload. Holds some pieces of a few MiB, whatever the part's size.
 #[derive(Debug)]
 pub struct StoredReader {
-    archive: Archive,
+    place: Place,
+    name: FileName,
     part: StoredPart,
+    /// Of a complete snapshot: it can tell swapped files from damaged ones.
+    archive: Option<Archive>,
     heads: FileReader,
     data: FileReader,
     sums: IndexSums,
@@ -39,17 +43,29 @@ impl StoredReader {
         let name = archive.data_name(no);
         let length = archive.place().length(name).await?;
         archive.check_length(&part, length).await?;
-        let place = archive.place().clone();
-        let heads = FileReader::new(place.clone(), FileName::Index(no), index_bytes(part.chunks));
+        let codec = archive.manifest().codec;
+        let reader = Self::of(archive.place().clone(), codec, part);
         Ok(Self {
-            heads,
-            data: FileReader::new(place, name, part.stored_bytes.0),
-            sums: IndexSums::new(archive.manifest().codec.packing()),
+            archive: Some(archive.clone()),
+            ..reader
+        })
+    }
+
+    /// A part whose files have been written.
+    pub(crate) fn of(place: Place, codec: StoredCodec, part: StoredPart) -> Self {
+        let name = FileName::Data(part.no, codec.packing().into());
+        let index = FileName::Index(part.no);
+        Self {
+            heads: FileReader::new(place.clone(), index, index_bytes(part.chunks)),
+            data: FileReader::new(place.clone(), name, part.stored_bytes.0),
+            sums: IndexSums::new(codec.packing()),
             hasher: blake3::Hasher::new(),
             next: None,
-            archive: archive.clone(),
+            archive: None,
+            place,
+            name,
             part,
-        })
+        }
     }
 
     /// The part as the manifest describes it.
@@ -86,14 +102,17 @@ impl StoredReader {
         };
         let payload = self.data.take(wire as usize).await?;
         if *blake3::hash(&payload).as_bytes() != digest {
-            let problem = self.archive.wrong_chunk(&self.part, self.sums.chunks);
-            return Err(problem.await?.at(self.archive.location()));
+            let problem = match &self.archive {
+                Some(archive) => archive.wrong_chunk(&self.part, self.sums.chunks).await?,
+                None => Problem::damaged(self.name, "it was changed after it was written"),
+            };
+            return Err(problem.at(self.place.location()));
         }
         self.next = None;
         Ok(Some((head, payload)))
     }
 
     fn changed(&self, why: &str) -> Error {
-        Problem::damaged(FileName::Index(self.part.no), why).at(self.archive.location())
+        Problem::damaged(FileName::Index(self.part.no), why).at(self.place.location())
     }
 }

@@ -25,6 +25,7 @@ use crate::manifest::{
 };
 use crate::name::FileName;
 use crate::place::{Digests, Existing, Place, Purpose};
+use crate::read::{Archive, StoredReader};
 use crate::schema::{self, SCHEMA_MAX};
 use crate::sequences;
 
@@ -162,6 +163,19 @@ impl Writing {
         PartFile::begin(self.clone(), no).await
     }
 
+    /// Whether a part is finished.
+    #[must_use]
+    pub fn has(&self, no: PartNo) -> bool {
+        self.state().parts.contains_key(&no)
+    }
+
+    /// Reads a part that is finished; `None` for another one.
+    #[must_use]
+    pub fn reader(&self, no: PartNo) -> Option<StoredReader> {
+        let part = *self.state().parts.get(&no)?;
+        Some(StoredReader::of(self.place().clone(), self.codec(), part))
+    }
+
     /// Stores the sections of the schema's dump.
     ///
     /// # Errors
@@ -222,6 +236,15 @@ impl Writing {
                 found => Err(found.complete(self.place())),
             },
         }
+    }
+
+    /// The complete snapshot, after [`Self::finish`]. Others may read it from now on, and nobody may write.
+    ///
+    /// # Errors
+    /// The place's own error.
+    pub fn sealed(&self, manifest: Manifest) -> Result<Archive, Error> {
+        self.place().share()?;
+        Ok(Archive::of(self.place().clone(), manifest))
     }
 
     fn compose(&self, contents: Contents) -> Result<Manifest, Error> {

@@ -275,7 +275,7 @@ pub(crate) struct JobChoices {
 pub(crate) enum MethodChoice {
     /// Parallel COPY of one consistent snapshot, agent to agent over QUIC.
     Snapshot,
-    /// Everything is read into a spool beside the source first, then copied from there.
+    /// Everything is read into a spool beside the source, and copied from there meanwhile.
     TwoPhase,
     /// PostgreSQL's own initial copy of a subscription.
     Native,

@@ -261,6 +261,8 @@ fn rates(view: &ProgressView) -> Vec<String> {
     } else {
         parts.extend(phase_work(view));
     }
+    let spool = view.detail.spool_percent;
+    parts.extend(spool.map(|percent| format!("spool {percent:.0}%")));
     parts.extend(retries(view.detail.retries));
     parts
 }

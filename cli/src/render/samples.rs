@@ -109,6 +109,7 @@ pub(crate) fn progress() -> ProgressView {
             locks: Vec::new(),
             waiting: None,
             restarts: 0,
+            spool_percent: None,
         },
     }
 }

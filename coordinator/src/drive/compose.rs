@@ -4,8 +4,8 @@
 //! names only the missing parts.
 
 use steep_protocol::message::agent::{
-    Command, CopyParts, Export, IndexTiming, OpenSource, PeerAddress, PrepareTarget, RowsFrom,
-    SlotOrigin, SourceCommand, SubscriptionStart, TargetCommand,
+    Command, CopyParts, Export, IndexTiming, OpenSource, PeerAddress, PrepareTarget, RowsAs,
+    RowsFrom, SlotOrigin, SourceCommand, SubscriptionStart, TargetCommand,
 };
 use steep_protocol::message::job::Method;
 use steep_protocol::message::snapshot::StoredPlace;
@@ -14,7 +14,7 @@ use steep_protocol::{Epoch, Lsn, NodeId, limits};
 use super::{Driver, Live};
 use crate::assign::{self, WorkerLimits};
 use crate::job::handover::{SlotFate, StoredRows};
-use crate::job::{Job, Stage, Work};
+use crate::job::{Job, Stage, Step, Work};
 use crate::store::Store;
 
 impl<S: Store> Driver<S> {
@@ -37,7 +37,9 @@ impl<S: Store> Driver<S> {
                     _ => SlotOrigin::Prepared,
                 },
             }),
-            Work::Regrant if self.archive(job).is_some() => self.open_command(job, parallel),
+            Work::Regrant if copies(job) && self.archive(job).is_some() => {
+                self.open_command(job, parallel)
+            }
             Work::Regrant => Command::from(SourceCommand::Admit {
                 target: target(),
                 filter: filter(),
@@ -118,6 +120,7 @@ impl<S: Store> Driver<S> {
             parallel,
             large_table_threshold: spec.large_table_threshold,
             yield_to_ddl: spec.yield_to_ddl,
+            rows_as: RowsAs::TypesAllow,
             kept_seconds: None,
         }))
     }
@@ -166,6 +169,11 @@ impl<S: Store> Driver<S> {
             target_used: used(&job.spec.target),
         })
     }
+}
+
+/// Whether the job still has rows to copy.
+fn copies(job: &Job) -> bool {
+    matches!(job.stage, Stage::Working(step) if step <= Step::Copy)
 }
 
 /// Removes what the job created on its source; a prepared slot is returned unless it is to be removed.

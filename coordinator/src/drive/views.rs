@@ -162,6 +162,7 @@ impl<S: Store> Driver<S> {
         let state = self.state_of(&live.job.spec.target);
         let mut view = live.view(state, Detail::Active, now);
         view.detail.waiting = self.waiting(live, now);
+        view.detail.spool_percent = self.spool_percent(&live.job);
         let Some(live) = self.jobs.get_mut(&id) else {
             return false;
         };
@@ -201,6 +202,7 @@ impl<S: Store> Driver<S> {
             detail: ProgressDetail {
                 history,
                 waiting: self.waiting(live, now),
+                spool_percent: self.spool_percent(&live.job),
                 ..view.detail
             },
             ..view

@@ -133,6 +133,9 @@ pub struct Attempt {
     pub proved_source: Option<Totals>,
     /// Whether the source's agent still has its counts of what it sent.
     pub witness: Witness,
+    /// Whether all parts of its snapshot are stored.
+    #[serde(default)]
+    pub sealed: bool,
 }
 
 /// What a job is doing.

@@ -330,7 +330,7 @@ impl Step {
     pub fn needs_snapshot(self, method: Method) -> bool {
         match self {
             // A stored one is opened again whenever it is needed.
-            _ if method.reads_store() => false,
+            _ if method == Method::Stored => false,
             Self::OpenSource => true,
             Self::PrepareTarget => method != Method::Backup,
             Self::Copy => method != Method::Native,

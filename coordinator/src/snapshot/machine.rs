@@ -1,6 +1,6 @@
 //! The next command of a snapshot. Pure.
 //!
-//! Opening → Storing → Sealed, or Opening → Shared; whatever ends it leads through Removing, so that no slot
+//! Opening → Storing → Sealed, or Opening → Shared, also where storing for targets that share it fails; whatever ends it leads through Removing, so that no slot
 //! is left (G5). Only a process of the agent that has not restarted holds a snapshot open: another one means
 //! that it is lost. A lost one that was to be stored is begun again; targets that shared it start over with
 //! another.
@@ -67,6 +67,8 @@ pub enum Effect {
     Sealed(SealedSnapshot),
     /// It is tried again after a failure.
     TriesAgain(Fault),
+    /// It cannot be stored, and its targets read it while the source holds it open.
+    NotStored(Fault),
     /// It is begun again from the start.
     BeginsAgain(Fault),
     /// It is lost.
@@ -223,6 +225,14 @@ impl Snapshot {
 
     fn failed(&mut self, fault: Fault, budget: Budget, now: Timestamp, out: &mut Vec<Effect>) {
         let since = self.trouble.map_or(now, |trouble| trouble.since);
+        let over = fault.retry == Retry::Never || after(since, budget.0) <= now;
+        if over && self.stage == Stage::Storing && self.owner == Owner::Jobs {
+            // Its targets read it while it lives.
+            self.settled();
+            self.stage = Stage::Shared;
+            out.push(Effect::NotStored(fault));
+            return;
+        }
         if fault.retry == Retry::Never || after(since, budget.0) <= now {
             return self.give_up(fault, now, out);
         }
@@ -268,7 +278,7 @@ impl Snapshot {
              restarted, or the session that held it was ended",
         )
         .on(&self.spec.source);
-        if self.stage == Stage::Shared {
+        if self.owner == Owner::Jobs {
             return self.give_up(fault.retry(Retry::Backoff), now, out);
         }
         let hint = "see the source's log, then run steep-repl snapshot generate again";

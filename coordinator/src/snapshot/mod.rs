@@ -204,7 +204,12 @@ impl Snapshot {
     /// Whether a target can copy from it now.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        matches!(self.stage, Stage::Shared | Stage::Sealed) && self.fault.is_none()
+        match self.stage {
+            Stage::Shared | Stage::Sealed => self.fault.is_none(),
+            // While it is stored, or cannot be, it is served all the same.
+            Stage::Storing => self.owner == Owner::Jobs,
+            Stage::Opening | Stage::Removing(_) | Stage::Over(_) => false,
+        }
     }
 
     /// Whether a target can join: copy from it now, or wait for it.

@@ -34,8 +34,9 @@ use crate::part::copy_out::read_part;
 use crate::pg::{Conninfo, catalog};
 use crate::replication::sequences::sequences;
 use crate::shutdown::Shutdown;
-use crate::snapshot::stored::Holder;
+use crate::snapshot::stored::{Holder, StoredFrames};
 use crate::snapshot::{OpenSnapshot, SourceJob, SourceJobs};
+use crate::stored::spool::Spooled;
 use crate::task::{CopyTerms, Patience, Progress, Task};
 use crate::telemetry::{Flow, Telemetry};
 
@@ -225,8 +226,7 @@ impl Server {
             }
             (Some(entry), request) => {
                 let request = (request, claim);
-                self.fulfil(&entry, connection, request, &mut sender, cancel)
-                    .await
+                Box::pin(self.fulfil(&entry, connection, request, &mut sender, cancel)).await
             }
             (None, _) => {
                 if let Some(left_out) = self.throttle.pass("job") {
@@ -284,15 +284,17 @@ impl Server {
                 Err(fault) => Err(fault),
             },
             PeerRequest::FetchSchema { section, .. } => match self.opened(entry) {
-                Ok(Holder::Live(open) | Holder::Shared(open)) => {
-                    match open.schema(section, cancel).await {
-                        Ok(dump) => return send_text(dump, connection, sender).await,
-                        Err(fault) => Err(fault),
+                Ok(holder) => match holder.or_sealed() {
+                    Holder::Live(open) | Holder::Shared(open) => {
+                        match open.schema(section, cancel).await {
+                            Ok(dump) => return send_text(dump, connection, sender).await,
+                            Err(fault) => Err(fault),
+                        }
                     }
-                }
-                Ok(Holder::Stored(stored)) => match stored.schema(section, &self.node).await {
-                    Ok(text) => return send_text(text, connection, sender).await,
-                    Err(fault) => Err(fault),
+                    Holder::Stored(stored) => match stored.schema(section, &self.node).await {
+                        Ok(text) => return send_text(text, connection, sender).await,
+                        Err(fault) => Err(fault),
+                    },
                 },
                 Err(fault) => Err(fault),
             },
@@ -340,11 +342,32 @@ impl Server {
         cancel: CancellationToken,
     ) -> Result<Result<Sent, Fault>, StreamError> {
         match holder {
-            Holder::Live(open) | Holder::Shared(open) => {
+            Holder::Live(open) => {
                 let reply = (connection, reply);
                 self.send_read(&open, wanted, reply, sender, cancel).await
             }
-            Holder::Stored(stored) => self.send_stored(&stored, wanted, &reply, sender).await,
+            Holder::Shared(open) => {
+                let part = wanted.part.part;
+                let found = tokio::select! {
+                    found = open.spool().find(part) => found,
+                    // The peer has gone, or the agent is being stopped.
+                    () = cancel.cancelled() => return Err(StreamError::Finished),
+                };
+                let opened = match found {
+                    Spooled::No => {
+                        let reply = (connection, reply);
+                        return Box::pin(self.send_read(&open, wanted, reply, sender, cancel))
+                            .await;
+                    }
+                    Spooled::Written(reader) => Ok(StoredFrames::new(*reader, &self.node)),
+                    Spooled::Sealed(stored) => stored.part(part, &self.node).await,
+                };
+                self.send_stored(opened, wanted, &reply, sender).await
+            }
+            Holder::Stored(stored) => {
+                let opened = stored.part(wanted.part.part, &self.node).await;
+                self.send_stored(opened, wanted, &reply, sender).await
+            }
         }
     }
 

@@ -14,7 +14,7 @@ mod views;
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::{
-    Command, CoordinatorMessage, Export, OpenSource, Outcome, SourceCommand, WorkProgress,
+    Command, CoordinatorMessage, Export, OpenSource, Outcome, RowsAs, SourceCommand, WorkProgress,
 };
 use steep_protocol::message::snapshot::StoreSnapshot;
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, SnapshotId};
@@ -147,7 +147,15 @@ impl<S: Store> Driver<S> {
                     .field("duration_ms", (seconds * 1e3).round());
                 let note = note.field("location", location);
                 self.note_snapshot(id, note, now);
+                self.now_sealed(id, now);
                 return self.go_on_with(id);
+            }
+            Effect::NotStored(fault) => {
+                let text = format!(
+                    "snapshot {id} is not spooled, so {source} holds it open until its targets have their rows: \
+                     {fault}"
+                );
+                because(Note::warn("snapshot.not_spooled", text), &fault)
             }
             Effect::TriesAgain(fault) => {
                 let text = format!("snapshot {id} is tried again: {fault}");
@@ -279,7 +287,6 @@ impl<S: Store> Driver<S> {
             && stored.snapshot.spec.source == *node
             && stored.snapshot.stage == Stage::Storing
         {
-            self.spooled(SnapshotId(job.0), work.as_ref());
             if let Some(stored) = self.snapshots.get_mut(&SnapshotId(job.0)) {
                 stored.progress = work;
             }
@@ -347,7 +354,7 @@ fn compose(snapshot: &Snapshot, work: Work) -> Command {
             expires_seconds: spec.expires_seconds,
         }),
         // Without a store, nothing is stored.
-        (Work::Open | Work::Store, _) => SourceCommand::Open(OpenSource {
+        (Work::Open | Work::Store, store) => SourceCommand::Open(OpenSource {
             // No other node may fetch.
             target: spec.source.clone(),
             filter: spec.filter.clone(),
@@ -355,6 +362,10 @@ fn compose(snapshot: &Snapshot, work: Work) -> Command {
             parallel: spec.parallel,
             large_table_threshold: spec.large_table_threshold,
             yield_to_ddl: spec.yield_to_ddl,
+            rows_as: match store {
+                Some(_) => RowsAs::Text,
+                None => RowsAs::TypesAllow,
+            },
             kept_seconds: Some(spec.expires_seconds),
         }),
         (Work::Remove, store) => SourceCommand::DeleteSnapshot {

@@ -8,10 +8,10 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use steep_protocol::message::agent::{SharedParts, WorkProgress};
+use steep_protocol::message::agent::SharedParts;
 use steep_protocol::message::job::{JobSpec, Method};
 use steep_protocol::message::snapshot::StoredPlace;
-use steep_protocol::{CommandId, Fault, JobId, Phase, SnapshotId};
+use steep_protocol::{CommandId, Fault, JobId, SnapshotId};
 
 use super::super::Driver;
 use super::super::log::Note;
@@ -20,7 +20,7 @@ use crate::job::machine::JobEvent;
 use crate::job::time::after;
 use crate::job::{COMMANDS_PER_JOB, Job, Stage as JobStage, Step, Work};
 use crate::snapshot::machine::Event;
-use crate::snapshot::{Owner, Snapshot};
+use crate::snapshot::{Owner, Snapshot, Stage};
 use crate::store::{Store, Write};
 
 /// How long a snapshot is kept open for targets whose preflight takes longer than the others' copies.
@@ -52,6 +52,9 @@ impl<S: Store> Driver<S> {
         {
             let (spec, operator) = (live.job.spec.clone(), live.job.operator.clone());
             self.open_shared(id, spec, &operator, now);
+        }
+        if self.spool(id).is_some() {
+            self.advance(job, JobEvent::Sealed, now);
         }
         self.is_ready(id)
     }
@@ -102,9 +105,12 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// The snapshot cannot be opened or read now, or is lost: those that wait for it say so, and try again for as
+    /// The snapshot cannot be opened now, or is lost: those that wait for it say so, and try again for as
     /// long as any job does.
     pub(super) fn shared_failed(&mut self, id: SnapshotId, fault: &Fault, now: Timestamp) {
+        if self.is_ready(id) {
+            return;
+        }
         for (job, command) in self.waiting_for(id) {
             let outcome = Box::new(Err(fault.clone()));
             let id = command;
@@ -112,14 +118,12 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// Targets that wait for a snapshot show how far it is.
-    pub(super) fn spooled(&mut self, id: SnapshotId, work: Option<&WorkProgress>) {
-        let Some(work) = work else { return };
-        for (job, _) in self.waiting_for(id) {
-            if let Some(live) = self.jobs.get_mut(&job) {
-                live.meter.report(Phase::Snapshot, work.clone());
-                self.touch(job);
-            }
+    /// The jobs of a snapshot that is complete go on from its spool, whatever restarts.
+    pub(super) fn now_sealed(&mut self, id: SnapshotId, now: Timestamp) {
+        let jobs = self.jobs.values().map(|live| &live.job);
+        let of = jobs.filter(|job| job.shared == Some(id));
+        for job in of.map(|job| job.id).collect::<Vec<_>>() {
+            self.advance(job, JobEvent::Sealed, now);
         }
     }
 
@@ -198,13 +202,21 @@ impl<S: Store> Driver<S> {
         })
     }
 
+    /// How much of the job's snapshot is spooled, until all of it is.
+    pub(in crate::drive) fn spool_percent(&self, job: &Job) -> Option<f64> {
+        let stored = self.snapshots.get(&job.shared?)?;
+        let spools = stored.snapshot.stage == Stage::Storing;
+        let work = stored.progress.as_ref().filter(|_| spools)?;
+        (work.total > 0).then(|| 100.0 * work.done as f64 / work.total as f64)
+    }
+
     /// Whom the job's target exchanges parts with, if others copy from the same snapshot.
     pub(in crate::drive) fn shared_parts(&self, job: &Job) -> Option<SharedParts> {
         let snapshot = job.snapshot().filter(|_| job.carried().is_none())?;
         let others = self.sharers(snapshot).into_iter();
         let others: Vec<&Job> = others.filter(|other| other.id != job.id).collect();
         // One that lives is for several, also while one of them copies.
-        let lives = job.stored.is_none() && self.spool(snapshot).is_none();
+        let lives = job.spec.method == Method::Snapshot;
         let alone = others.is_empty() && !lives;
         let peers = || others.iter().map(|other| self.peer(&other.spec.target));
         (!alone).then(|| SharedParts {

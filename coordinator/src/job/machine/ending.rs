@@ -116,7 +116,7 @@ impl Turn {
                 }
             }
             // The first cause counts.
-            JobEvent::Endangered { .. } | JobEvent::SnapshotLost => {}
+            JobEvent::Endangered { .. } | JobEvent::SnapshotLost | JobEvent::Sealed => {}
             JobEvent::Resume { .. } => return Err(Refused::NothingKept),
             JobEvent::Adjust(change) => self.adjust(change)?,
             JobEvent::Cancel { data } => {

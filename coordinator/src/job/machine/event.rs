@@ -56,6 +56,8 @@ pub enum JobEvent {
     },
     /// The source's agent noticed that the session that held the snapshot has ended.
     SnapshotLost,
+    /// All parts of its snapshot are stored: from now on nobody has to hold it open.
+    Sealed,
     /// The agents' observations show that the job cannot succeed (see [`crate::job::health`]).
     Endangered {
         /// Where that was observed.

@@ -134,10 +134,11 @@ impl Turn {
         if step.has_rows(self.job.spec.method) {
             return Some(keep);
         }
-        if self.job.spec.method.reads_store() && step == Step::Copy {
+        let method = self.job.spec.method;
+        if step == Step::Copy && (method == Method::Stored || self.job.attempt.sealed) {
             return Some(keep);
         }
-        let copies = self.job.spec.method == Method::Snapshot;
+        let copies = matches!(method, Method::Snapshot | Method::TwoPhase);
         let holds = self.job.source.presence == Presence::Online;
         if step != Step::Copy || !copies || !holds {
             return None;
@@ -178,7 +179,7 @@ impl Turn {
     pub(super) fn needs_snapshot(&self, step: Step) -> bool {
         let wanted = self.job.attempt.plan.map(|plan| plan.parts);
         let copied = step == Step::Copy && wanted == Some(self.counted.done.parts);
-        step.needs_snapshot(self.job.spec.method) && !copied
+        step.needs_snapshot(self.job.spec.method) && !self.job.attempt.sealed && !copied
     }
 
     pub(super) fn node(&self, work: Work) -> &NodeId {

@@ -42,6 +42,7 @@ impl Turn {
             }
             JobEvent::Down { side, since, .. } => self.left(side, since),
             JobEvent::Server { side, answers } => _ = self.saw_server(side, answers),
+            JobEvent::Sealed => self.job.attempt.sealed = true,
             JobEvent::SnapshotLost => {
                 if holds_snapshot {
                     let why = self.session_ended();

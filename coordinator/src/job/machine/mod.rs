@@ -164,6 +164,7 @@ impl Turn {
             JobEvent::Ended { .. }
             | JobEvent::Server { .. }
             | JobEvent::SnapshotLost
+            | JobEvent::Sealed
             | JobEvent::Endangered { .. }
             | JobEvent::GiveUp
             | JobEvent::Tick => Ok(()),

@@ -59,6 +59,7 @@ impl Turn {
                 }
             }
             JobEvent::SnapshotLost => self.snapshot_lost(step, self.session_ended()),
+            JobEvent::Sealed => self.job.attempt.sealed = true,
             JobEvent::Cancel { data } => self.end(Why::Cancelled(data)),
             JobEvent::Endangered { side, fault } => match side {
                 // The slot is lost or harms the source: nothing can be resumed.
@@ -443,7 +444,8 @@ impl Turn {
     /// much.
     fn aged_snapshot(&self, step: Step) -> Option<Fault> {
         let method = self.job.spec.method;
-        if method == Method::Native || !step.needs_snapshot(method) {
+        let held = step.needs_snapshot(method) && !self.job.attempt.sealed;
+        if method == Method::Native || !held {
             return None;
         }
         let limit = self.rules.bounds.snapshot_age?;

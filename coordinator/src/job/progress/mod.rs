@@ -290,6 +290,7 @@ impl Meter {
             locks: Vec::new(),
             waiting: None,
             restarts: job.restarts,
+            spool_percent: None,
         }
     }
 

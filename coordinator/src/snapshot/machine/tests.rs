@@ -168,6 +168,7 @@ fn without_its_slot_a_sealed_one_is_lost_and_can_be_deleted() {
 #[test]
 fn a_shared_one_is_held_until_nobody_needs_it_and_not_begun_again() {
     let mut shared = snapshot();
+    shared.owner = Owner::Jobs;
     shared.spec.store = None;
     shared.step(Event::Begin, BUDGET, at(0));
     end(&mut shared, Ok(opened()), 1);
@@ -186,6 +187,27 @@ fn a_shared_one_is_held_until_nobody_needs_it_and_not_begun_again() {
     assert!(lost.is_over());
 }
 
+#[test]
+fn one_that_cannot_be_stored_is_held_for_the_targets_that_share_it() {
+    let mut shared = snapshot();
+    shared.owner = Owner::Jobs;
+    shared.step(Event::Begin, BUDGET, at(0));
+    end(&mut shared, Ok(opened()), 1);
+    assert_eq!((shared.stage, shared.is_ready()), (Stage::Storing, true));
+    end(&mut shared, Err(fault(Retry::Backoff)), 2);
+    assert_eq!((shared.stage, shared.is_ready()), (Stage::Storing, true));
+    shared.step(Event::Tick, BUDGET, at(100));
+    assert_eq!(work(&shared), Some(Work::Store));
+    let effects = end(&mut shared, Err(fault(Retry::Never)), 101);
+    assert!(
+        effects.iter().any(|e| matches!(e, Effect::NotStored(_))),
+        "{effects:?}"
+    );
+    assert_eq!((shared.stage, shared.is_ready()), (Stage::Shared, true));
+    shared.step(Event::Unneeded, BUDGET, at(102));
+    assert_eq!(work(&shared), Some(Work::Remove));
+}
+
 fn any_event() -> impl Strategy<Value = u8> {
     0u8..11
 }
@@ -196,9 +218,13 @@ proptest! {
     fn no_history_leaves_it_stuck(
         history in proptest::collection::vec(any_event(), 0..40),
         shared: bool,
+        stored: bool,
     ) {
         let mut snapshot = snapshot();
         if shared {
+            snapshot.owner = Owner::Jobs;
+        }
+        if !stored {
             snapshot.spec.store = None;
         }
         snapshot.step(Event::Begin, BUDGET, at(0));

@@ -25,15 +25,6 @@ pub enum Method {
 }
 
 impl Method {
-    /// Whether rows are copied from a store, so that a restart of the source loses none.
-    #[must_use]
-    pub fn reads_store(self) -> bool {
-        match self {
-            Self::Stored | Self::TwoPhase => true,
-            Self::Snapshot | Self::Native | Self::Backup => false,
-        }
-    }
-
     /// The name in `--method` and JSON.
     #[must_use]
     pub fn name(self) -> &'static str {

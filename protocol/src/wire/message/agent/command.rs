@@ -228,8 +228,19 @@ pub struct OpenSource {
     pub large_table_threshold: ByteCount,
     /// See [`super::super::job::JobSpec::yield_to_ddl`].
     pub yield_to_ddl: YieldToDdl,
+    /// How rows are read.
+    pub rows_as: RowsAs,
     /// A stored snapshot's slot is kept that many seconds, even if nobody comes back for it.
     pub kept_seconds: Option<u64>,
+}
+
+/// How a snapshot's rows are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RowsAs {
+    /// Binary where the types mean the same on both ends.
+    TypesAllow,
+    /// As text, which is what is stored.
+    Text,
 }
 
 /// Arguments of [`TargetCommand::Prepare`].

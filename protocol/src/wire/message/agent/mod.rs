@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::command::{
     Command, Comparison, CopyParts, Export, IndexTiming, NodeCommand, OpenSource, PeerAddress,
-    PrepareTarget, RowsFrom, SharedParts, SlotOrigin, SourceCommand, SubscriptionStart,
+    PrepareTarget, RowsAs, RowsFrom, SharedParts, SlotOrigin, SourceCommand, SubscriptionStart,
     TargetCommand,
 };
 pub use self::membership::{

@@ -232,6 +232,8 @@ pub struct ProgressDetail {
     pub waiting: Option<WaitingView>,
     /// How often the job began again because its snapshot was lost.
     pub restarts: u8,
+    /// In two phases: how much of the snapshot is in the spool, 0 to 100, until all of it is.
+    pub spool_percent: Option<f64>,
 }
 
 /// Somebody who waits for a job, or whom it waits for.
