@@ -287,7 +287,7 @@ fn two_phases_overlap_release_the_source_early_and_survive_its_restart() -> Resu
 }
 
 #[test]
-fn two_phases_that_are_cancelled_leave_nothing() -> Result<()> {
+fn two_phases_that_are_cancelled_leave_nothing_and_need_no_spool_to_end_well() -> Result<()> {
     let cluster = cluster()?;
     let source = cluster.database("node_a");
     sample::create(&source, 4)?;
@@ -318,5 +318,16 @@ fn two_phases_that_are_cancelled_leave_nothing() -> Result<()> {
         source.value::<u32>("SELECT count(*) FROM pg_publication")?,
         0
     );
-    Ok(())
+
+    // Where nothing can be spooled, the targets read the source.
+    fs::remove_dir(&spool)?;
+    fs::write(&spool, "no directory")?;
+    cluster.init(&["--method", "two-phase"])?.expect(0)?;
+    compare::rows(&source, &cluster.database("node_b"))?.none()?;
+    let events = cluster.cli(&["events", "node_a", "--json"])?.text();
+    ensure!(events.contains("snapshot.not_spooled"), "{events}");
+    nothing_is_left(&source, 1)?;
+    wait::until_true("the snapshot to be forgotten", LIMIT, || {
+        Ok(snapshots(&cluster)?.is_empty())
+    })
 }
