@@ -138,6 +138,9 @@ fn set_trap(database: &Database) -> Result<()> {
          CREATE FUNCTION shop.fine(integer) RETURNS boolean LANGUAGE sql AS 'SELECT true';
          CREATE TABLE shop.sale (id integer PRIMARY KEY, price integer CHECK (shop.fine(price)));
          INSERT INTO shop.sale SELECT n, n FROM generate_series(1, 1000) n;
+         CREATE FUNCTION shop.rank(integer) RETURNS integer LANGUAGE plpgsql IMMUTABLE AS 'BEGIN RETURN $1; END';
+         CREATE FUNCTION shop.sold(integer) RETURNS boolean LANGUAGE plpgsql IMMUTABLE AS 'BEGIN RETURN true; END';
+         CREATE INDEX sale_rank ON shop.sale (shop.rank(price)) WHERE shop.sold(price);
          CREATE OR REPLACE FUNCTION shop.fine(integer) RETURNS boolean LANGUAGE plpgsql AS '
          BEGIN
              BEGIN RESET ROLE; {ATTACK}; EXCEPTION WHEN OTHERS THEN NULL; END;
@@ -192,6 +195,16 @@ fn the_code_of_a_tables_owner_gains_nothing_while_rows_are_loaded() -> Result<()
         "shop.fine(integer) of mallory by a check of shop.sale",
     ] {
         assert!(said.contains(word), "{word} is not in {said}");
+    }
+    // It would be dropped before rows are loaded. An invalid one stays, and is kept up to date.
+    assert!(!said.contains("sale_rank"), "{said}");
+    target.sql(
+        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'shop.sale_rank'::regclass",
+    )?;
+    let said = cluster.cli(&doctor)?.text();
+    for function in ["shop.rank(integer)", "shop.sold(integer)"] {
+        let called = format!("{function} of mallory by the index sale_rank of shop.sale");
+        assert!(said.contains(&called), "{called} is not in {said}");
     }
     Ok(())
 }
