@@ -233,7 +233,7 @@ fn fails(cluster: &Cluster, words: &[&str]) -> Result<()> {
 }
 
 #[test]
-fn an_owner_who_lets_others_write_while_rows_are_loaded_is_noticed() -> Result<()> {
+fn an_owner_who_changes_rows_or_lets_others_write_while_they_are_loaded_is_noticed() -> Result<()> {
     let cluster = Cluster::pair()?;
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
     source.sql(TABLES)?;
@@ -275,7 +275,25 @@ fn an_owner_who_lets_others_write_while_rows_are_loaded_is_noticed() -> Result<(
     residue::of_everything(&target)?.none()?;
     target.sql("DROP EVENT TRIGGER again")?;
 
-    cluster.init(&[])?.expect(0)?;
+    cluster.init(&SLOWLY)?.expect(0)?;
+    cluster.wait_copying("node_b")?;
+    target.sql(
+        "CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS
+             'BEGIN NEW.body := ''meddled''; RETURN NEW; END';
+         CREATE TRIGGER meddle BEFORE INSERT ON small FOR EACH ROW EXECUTE FUNCTION meddle();
+         ALTER TABLE small ENABLE ALWAYS TRIGGER meddle",
+    )?;
+    fails(
+        &cluster,
+        &[
+            "public.small",
+            "triggers that fire for replicated rows were enabled on it meanwhile: meddle",
+            "nothing is loaded",
+        ],
+    )?;
+    assert_eq!(target.value::<u32>("SELECT count(*) FROM small")?, 0);
+    target.sql("ALTER TABLE small DISABLE TRIGGER meddle")?;
+    cluster.init(&["--resume"])?.expect(0)?;
     compare::rows(&source, &target)?.none()?;
     let agent = cluster.node("node_b").agent().context("an agent")?;
     let failed = agent.events("command.failed")?;
@@ -283,7 +301,7 @@ fn an_owner_who_lets_others_write_while_rows_are_loaded_is_noticed() -> Result<(
         .iter()
         .filter_map(|e| e["command"].as_str())
         .collect();
-    assert_eq!(failed, ["build_indexes", "subscribe"]);
+    assert_eq!(failed, ["build_indexes", "subscribe", "copy"]);
     let notes = "SELECT count(*) FROM steep_repl.guards";
     assert_eq!(target.value::<u32>(notes)?, 0);
     Ok(())
