@@ -19,7 +19,7 @@ use tokio_postgres::error::SqlState;
 
 use crate::node::connection::Conn;
 use crate::node::job_records;
-use crate::pg::{PgError, literal};
+use crate::pg::PgError;
 use crate::schema::batch::is_of_the_statement;
 
 /// Tables per transaction, each locked until its end.
@@ -240,7 +240,8 @@ async fn guard(
 /// without a pause.
 pub(crate) async fn lift(conn: &Conn, job: JobId) -> Result<(), Fault> {
     // Somebody may have renamed it.
-    let sql = "SELECT n.nspname::text, c.relname::text, quote_ident(t.tgname) FROM pg_trigger t
+    let sql =
+        "SELECT n.nspname::text, c.relname::text, c.oid, quote_ident(t.tgname) FROM pg_trigger t
         JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE t.tgfoid = to_regprocedure($1)::oid ORDER BY 1, 2";
     let function = function(job);
@@ -250,8 +251,14 @@ pub(crate) async fn lift(conn: &Conn, job: JobId) -> Result<(), Fault> {
     };
     for attempt in 1.. {
         let rows = conn.rows(sql, &[&function]).await?;
-        let trigger = |row: &tokio_postgres::Row| Some((table(row)?, row.get(2)));
-        let triggers: Vec<(TableName, String)> = rows.iter().filter_map(trigger).collect();
+        let set = |row: &tokio_postgres::Row| {
+            Some(Set {
+                table: table(row)?,
+                relation: row.get(2),
+                trigger: row.get(3),
+            })
+        };
+        let triggers: Vec<Set> = rows.iter().filter_map(set).collect();
         if triggers.is_empty() {
             break;
         }
@@ -284,26 +291,39 @@ pub(crate) async fn lift(conn: &Conn, job: JobId) -> Result<(), Fault> {
         .await
 }
 
-/// The statements that drop some triggers, each of a table and with a quoted name. Under the lock nobody
-/// changes a trigger, or writes without one.
-fn removal(job: JobId, triggers: &[(TableName, String)], notes: Notes) -> String {
-    let quoted: Vec<String> = triggers.iter().map(|(table, _)| table.quoted()).collect();
+/// A trigger that is set, its name quoted.
+struct Set {
+    table: TableName,
+    relation: u32,
+    trigger: String,
+}
+
+/// The statements that drop some triggers. Under the lock nobody changes a trigger, or writes without one.
+fn removal(job: JobId, triggers: &[Set], notes: Notes) -> String {
+    let tables: Vec<String> = triggers.iter().map(|set| set.table.quoted()).collect();
     let mut sql = format!(
         "SET LOCAL lock_timeout = '{DROP_WAIT}';\nLOCK TABLE ONLY {} IN ACCESS EXCLUSIVE MODE;\n",
-        quoted.join(", ONLY ")
+        tables.join(", ONLY ")
     );
     if notes == Notes::Kept {
-        let names: Vec<String> = quoted.iter().map(|name| literal(name)).collect();
+        let oids: Vec<String> = triggers
+            .iter()
+            .map(|set| set.relation.to_string())
+            .collect();
+        // Looks up each note by its key, whatever the planner thinks of a table that was filled just now.
         sql.push_str(&format!(
-            "DELETE FROM steep_repl.guards g USING pg_trigger t
-             WHERE g.job = '{job}' AND g.relation IN (SELECT name::regclass::oid FROM unnest(ARRAY[{}]) AS n (name))
-             AND {SOUND};\n",
-            names.join(", ")
+            "DELETE FROM steep_repl.guards WHERE ctid = ANY (ARRAY(
+                SELECT g.ctid FROM unnest(ARRAY[{}]::oid[]) AS n (oid) CROSS JOIN LATERAL (
+                    SELECT a.ctid, a.* FROM steep_repl.guards a WHERE a.job = '{job}' AND a.relation = n.oid
+                    OFFSET 0) AS g
+                JOIN pg_trigger t ON {SOUND}));\n",
+            oids.join(", ")
         ));
     }
     let drops = triggers
         .iter()
-        .map(|(table, name)| format!("DROP TRIGGER IF EXISTS {name} ON {}", table.quoted()));
+        .zip(tables)
+        .map(|(set, table)| format!("DROP TRIGGER IF EXISTS {} ON {table}", set.trigger));
     sql.push_str(&drops.collect::<Vec<_>>().join(";\n"));
     sql
 }
@@ -361,13 +381,18 @@ mod tests {
 
     #[test]
     fn a_note_goes_with_its_trigger_and_under_the_lock() {
-        let trigger = |name| (TableName::new("s", name).unwrap(), "\"Its\"".to_owned());
-        let triggers = ["t", "a'b"].map(trigger);
+        let set = |(name, relation)| Set {
+            table: TableName::new("s", name).unwrap(),
+            relation,
+            trigger: "\"Its\"".to_owned(),
+        };
+        let triggers = [("t", 17_000), ("a'b", 17_001)].map(set);
         let job = JobId(7);
         let sql = removal(job, &triggers, Notes::Kept);
         let at = |text: &str| sql.find(text).unwrap_or_else(|| panic!("{text}: {sql}"));
-        assert!(at("LOCK TABLE ONLY \"s\".\"t\", ONLY \"s\".\"a'b\" IN") < at("DELETE FROM"));
-        assert!(at("'\"s\".\"a''b\"'") < at("DROP TRIGGER IF EXISTS \"Its\" ON \"s\".\"t\""));
+        let lock = at("LOCK TABLE ONLY \"s\".\"t\", ONLY \"s\".\"a'b\" IN ACCESS EXCLUSIVE");
+        assert!(lock < at("DELETE FROM"));
+        assert!(at("ARRAY[17000, 17001]") < at("DROP TRIGGER IF EXISTS \"Its\" ON \"s\".\"t\""));
         assert!(!removal(job, &triggers, Notes::None).contains("guards"));
     }
 }
