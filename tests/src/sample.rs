@@ -20,6 +20,10 @@ pub fn create(database: &Database, scale: u32) -> Result<()> {
     Ok(())
 }
 
+/// A table of rows without columns.
+pub const WITHOUT_COLUMNS: &str =
+    "CREATE TABLE nothing (); INSERT INTO nothing SELECT FROM generate_series(1, 1000)";
+
 /// pgbench's tables alone.
 ///
 /// # Errors

@@ -1,12 +1,13 @@
 //! Write access to a database gives nobody more rights: neither a schema `steep_repl` created
 //! beforehand nor code in a table's constraints runs with more rights than its owner should have.
+//! Nor does it change rows unnoticed while they are loaded.
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use steep_tests::cluster::Cluster;
 use steep_tests::pg::{Database, Installation};
-use steep_tests::{compare, wait};
+use steep_tests::{compare, residue, wait};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -138,6 +139,9 @@ fn set_trap(database: &Database) -> Result<()> {
          CREATE FUNCTION shop.fine(integer) RETURNS boolean LANGUAGE sql AS 'SELECT true';
          CREATE TABLE shop.sale (id integer PRIMARY KEY, price integer CHECK (shop.fine(price)));
          INSERT INTO shop.sale SELECT n, n FROM generate_series(1, 1000) n;
+         CREATE FUNCTION shop.rank(integer) RETURNS integer LANGUAGE plpgsql IMMUTABLE AS 'BEGIN RETURN $1; END';
+         CREATE FUNCTION shop.sold(integer) RETURNS boolean LANGUAGE plpgsql IMMUTABLE AS 'BEGIN RETURN true; END';
+         CREATE INDEX sale_rank ON shop.sale (shop.rank(price)) WHERE shop.sold(price);
          CREATE OR REPLACE FUNCTION shop.fine(integer) RETURNS boolean LANGUAGE plpgsql AS '
          BEGIN
              BEGIN RESET ROLE; {ATTACK}; EXCEPTION WHEN OTHERS THEN NULL; END;
@@ -193,5 +197,112 @@ fn the_code_of_a_tables_owner_gains_nothing_while_rows_are_loaded() -> Result<()
     ] {
         assert!(said.contains(word), "{word} is not in {said}");
     }
+    // It would be dropped before rows are loaded. An invalid one stays, and is kept up to date.
+    assert!(!said.contains("sale_rank"), "{said}");
+    target.sql(
+        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'shop.sale_rank'::regclass",
+    )?;
+    let said = cluster.cli(&doctor)?.text();
+    for function in ["shop.rank(integer)", "shop.sold(integer)"] {
+        let called = format!("{function} of mallory by the index sale_rank of shop.sale");
+        assert!(said.contains(&called), "{called} is not in {said}");
+    }
+    Ok(())
+}
+
+/// The large table is copied first, by the only worker: meanwhile the small one belongs to its owner.
+const TABLES: &str = "
+    CREATE TABLE small (id integer PRIMARY KEY, body text);
+    CREATE TABLE large (id integer PRIMARY KEY, body text);
+    INSERT INTO small SELECT n, 'early' FROM generate_series(1, 100) AS n;
+    INSERT INTO large SELECT n, repeat(md5(n::text), 30) FROM generate_series(1, 10000) AS n;
+    CREATE INDEX small_body ON small (body)";
+
+const SLOWLY: [&str; 5] = ["--detach", "--parallel", "1", "--max-rate", "4MB"];
+
+/// The job fails, and says these words.
+fn fails(cluster: &Cluster, words: &[&str]) -> Result<()> {
+    cluster.wait_state("node_b", &["failed"], LIMIT)?;
+    let view = cluster.node_view("node_b")?.context("node_b is known")?;
+    let report = cluster.cli(&["status", "node_b", "--last-report", "--json"])?;
+    let said = format!("{view}\n{}", report.text());
+    for word in words {
+        assert!(said.contains(word), "{word} is not in {said}");
+    }
+    Ok(())
+}
+
+#[test]
+fn an_owner_who_changes_rows_or_lets_others_write_while_they_are_loaded_is_noticed() -> Result<()> {
+    let cluster = Cluster::pair()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    source.sql(TABLES)?;
+
+    // What was put back as it was has been away all the same.
+    let unguarded = ["target_changed", "steep_repl_keep_out", "public.small"];
+    cluster.init(&SLOWLY)?.expect(0)?;
+    cluster.wait_copying("node_b")?;
+    assert!(
+        target
+            .sql("INSERT INTO small VALUES (777, 'foreign')")
+            .is_err()
+    );
+    target.sql(
+        "ALTER TABLE small DISABLE TRIGGER steep_repl_keep_out;
+         INSERT INTO small VALUES (777, 'foreign');
+         ALTER TABLE small ENABLE TRIGGER steep_repl_keep_out",
+    )?;
+    fails(&cluster, &unguarded)?;
+    residue::of_jobs(&source)?.none()?;
+    residue::of_everything(&target)?.none()?;
+
+    // Later still, while indexes are built.
+    target.sql(
+        "CREATE FUNCTION public.again() RETURNS event_trigger LANGUAGE plpgsql AS $$
+         DECLARE made text;
+         BEGIN
+             SELECT pg_get_triggerdef(oid) INTO made FROM pg_trigger
+                 WHERE tgname = 'steep_repl_keep_out' AND tgrelid = 'public.small'::regclass;
+             DROP TRIGGER steep_repl_keep_out ON public.small;
+             EXECUTE replace(made, 'TRIGGER steep_repl_keep_out', 'TRIGGER another');
+         END $$;
+         CREATE EVENT TRIGGER again ON ddl_command_start WHEN TAG IN ('CREATE INDEX')
+             EXECUTE FUNCTION public.again();
+         ALTER EVENT TRIGGER again ENABLE ALWAYS",
+    )?;
+    cluster.init(&["--detach"])?.expect(0)?;
+    fails(&cluster, &unguarded)?;
+    residue::of_everything(&target)?.none()?;
+    target.sql("DROP EVENT TRIGGER again")?;
+
+    cluster.init(&SLOWLY)?.expect(0)?;
+    cluster.wait_copying("node_b")?;
+    target.sql(
+        "CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS
+             'BEGIN NEW.body := ''meddled''; RETURN NEW; END';
+         CREATE TRIGGER meddle BEFORE INSERT ON small FOR EACH ROW EXECUTE FUNCTION meddle();
+         ALTER TABLE small ENABLE ALWAYS TRIGGER meddle",
+    )?;
+    fails(
+        &cluster,
+        &[
+            "public.small",
+            "triggers that fire for replicated rows were enabled on it meanwhile: meddle",
+            "nothing is loaded",
+        ],
+    )?;
+    assert_eq!(target.value::<u32>("SELECT count(*) FROM small")?, 0);
+    target.sql("ALTER TABLE small DISABLE TRIGGER meddle")?;
+    cluster.init(&["--resume"])?.expect(0)?;
+    compare::rows(&source, &target)?.none()?;
+    let agent = cluster.node("node_b").agent().context("an agent")?;
+    let failed = agent.events("command.failed")?;
+    let failed: Vec<&str> = failed
+        .iter()
+        .filter_map(|e| e["command"].as_str())
+        .collect();
+    assert_eq!(failed, ["build_indexes", "subscribe", "copy"]);
+    let notes = "SELECT count(*) FROM steep_repl.guards";
+    assert_eq!(target.value::<u32>(notes)?, 0);
     Ok(())
 }

@@ -242,6 +242,7 @@ fn two_phases_overlap_release_the_source_early_and_survive_its_restart() -> Resu
     let mut cluster = cluster()?;
     let source = cluster.database("node_a");
     sample::create(&source, 4)?;
+    source.sql(sample::WITHOUT_COLUMNS)?;
     cluster
         .cli(&[
             "init",
@@ -270,6 +271,7 @@ fn two_phases_overlap_release_the_source_early_and_survive_its_restart() -> Resu
     let spool = cluster.dir().join("agent-node_a").join("spool");
     assert_eq!(fs::read_dir(&spool)?.count(), 1);
     source.sql("UPDATE pgbench_tellers SET tbalance = 5 WHERE tid % 3 = 0")?;
+    source.sql("INSERT INTO nothing DEFAULT VALUES")?;
     cluster.kill_agent("node_a")?;
     cluster.start_agent("node_a")?;
     for target in ["node_b", "node_c"] {

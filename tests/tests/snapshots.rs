@@ -262,6 +262,7 @@ fn two_nodes_are_made_from_one_snapshot_while_its_source_is_written() -> Result<
     let cluster = Cluster::builder().nodes(3).start()?;
     let source = cluster.database("node_a");
     sample::create(&source, 2)?;
+    source.sql(sample::WITHOUT_COLUMNS)?;
     let place = cluster.dir().join("stored");
     // Packed rows would be hardly more than what else is sent.
     let further = ["--compress", "none", "--large-table-threshold", "1MB"];
@@ -270,7 +271,8 @@ fn two_nodes_are_made_from_one_snapshot_while_its_source_is_written() -> Result<
     // Between the two, nothing is lost.
     let late = "INSERT INTO pgbench_tellers SELECT n, 1, 0 FROM generate_series(1001, 2000) AS n;
         UPDATE pgbench_accounts SET abalance = 7 WHERE aid % 100 = 0;
-        DELETE FROM pgbench_accounts WHERE aid % 1000 = 1";
+        DELETE FROM pgbench_accounts WHERE aid % 1000 = 1;
+        INSERT INTO nothing DEFAULT VALUES";
     source.sql(late)?;
     let load = Load::start(
         &source,

@@ -1,9 +1,13 @@
+//! What a row was refused for, while it is loaded.
+//!
 //! Indexes that rows name: a `regclass` value is refused while what it names does not exist, and indexes
-//! wait for the rows. An index that a row was refused for is built early.
+//! wait for the rows. An index that a row was refused for is built early. A domain's constraint that stays
+//! is set aside ([`refused`]).
 
 use steep_protocol::{Fault, TableName};
 use tokio_postgres::error::SqlState;
 
+use super::checks::refused;
 use super::objects::{Mark, Waiting, mark, waiting};
 use crate::node::connection::Conn;
 use crate::schema::statement::Stage;
@@ -12,12 +16,22 @@ use crate::task::Task;
 /// Indexes built one by one for a part; then all are built, since each costs another start of the part.
 const ONE_BY_ONE: u32 = 3;
 
-/// Builds the index that `fault` says is missing, if it waits. `tries` counts the part's requests.
+/// Builds the index that `fault` says is missing, if it waits, or sets aside the constraint that refused a
+/// row, if that helps. `tries` counts the part's requests.
 pub(crate) async fn build_named(task: &Task, fault: &Fault, tries: u32) -> Result<Named, Fault> {
     // Undefined table, which regclass reports for any relation. Spares other faults a query.
-    if !fault.message.contains("(SQLSTATE 42P01)") {
-        return Ok(Named::Nothing);
+    if fault.message.contains("(SQLSTATE 42P01)")
+        && build(task, fault, tries).await? == Named::Built
+    {
+        return Ok(Named::Built);
     }
+    match refused::set_aside(task, fault, tries).await? {
+        true => Ok(Named::Built),
+        false => Ok(Named::Nothing),
+    }
+}
+
+async fn build(task: &Task, fault: &Fault, tries: u32) -> Result<Named, Fault> {
     let conn = Conn::open(task, "build").await?;
     let all = waiting(&conn, task.job, Stage::Indexes).await?;
     if !all.iter().any(|one| is_named(one, &fault.message)) {
@@ -42,6 +56,7 @@ pub(crate) async fn build_named(task: &Task, fault: &Fault, tries: u32) -> Resul
 pub(crate) enum Named {
     /// The fault has another cause.
     Nothing,
+    /// The row may pass now.
     Built,
 }
 

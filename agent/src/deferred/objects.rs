@@ -120,6 +120,12 @@ impl Deferred {
         matches!(self.kind, Kind::Index | Kind::Key)
     }
 
+    /// For display: table or domain, and object.
+    pub(crate) fn label(&self) -> Option<String> {
+        let (table, name) = (self.table.as_ref()?, self.name.as_ref()?);
+        Some(format!("{table}: {name}"))
+    }
+
     /// The VALUES row that stores it.
     fn values(&self, job: JobId, ord: i32) -> String {
         let text = |value: Option<&str>| value.map_or("NULL".to_owned(), literal);

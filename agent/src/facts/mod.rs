@@ -37,6 +37,7 @@ use steep_schema::Schema;
 
 pub(crate) use lineage::lineage;
 
+use self::owner_code::Indexes;
 use crate::pg::{PgError, SHORT_LOCK_TIMEOUT, Session, lock_timeout};
 use crate::task::Task;
 
@@ -66,7 +67,8 @@ async fn try_source(task: &Task, filter: &TableFilter) -> Result<SourceFacts, Pg
     if let Some(session) = session {
         facts = content::gather(task, &session, filter).await?;
         facts.loading = loading::gather(task, &session, filter).await?;
-        facts.owner_code = owner_code::calls(task, &session, filter).await?;
+        let calls = owner_code::calls(task, &session, filter, Indexes::Elsewhere).await?;
+        (facts.owner_code, facts.index_code) = (calls.loading, calls.indexes);
         session.close().await;
         facts.replication_link = walsender::probe(task, &server).await?;
     }
@@ -98,8 +100,9 @@ async fn try_target(
         facts.loading = loading::gather(task, &session, filter).await?;
         facts.mutable_members = loading::altered::mutable(task, &session).await?;
         settings::gather(task, &session, peer, &mut facts).await?;
-        facts.owner_code = owner_code::calls(task, &session, filter).await?;
         let wanted: HashSet<_> = peer.schema.tables().map(|table| &table.name).collect();
+        let calls = owner_code::calls(task, &session, filter, Indexes::Here(&wanted)).await?;
+        (facts.owner_code, facts.index_code) = (calls.loading, calls.indexes);
         let own = task.replication.name();
         facts.subscribed = lineage::subscribed(&session, own.as_str(), &wanted).await?;
         if let Some(conninfo) = &peer.conninfo {

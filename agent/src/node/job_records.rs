@@ -114,6 +114,16 @@ pub(crate) fn forget(job: JobId) -> String {
     .join(";\n")
 }
 
+/// Whether this node has a place for guards: not where an older agent has begun the job.
+pub(crate) async fn notes_guards(conn: &Conn) -> Result<bool, Fault> {
+    let sql = "SELECT to_regclass('steep_repl.guards') IS NOT NULL";
+    Ok(conn.row(sql, &[]).await?.get(0))
+}
+
+pub(crate) fn forget_guards(job: JobId) -> String {
+    format!("DELETE FROM steep_repl.guards WHERE job = '{job}'")
+}
+
 /// The planned tables that exist, in plan order.
 pub(crate) async fn planned(conn: &Conn, job: JobId) -> Result<Vec<Planned>, Fault> {
     let sql = "SELECT c.oid, t.schema_name, t.table_name

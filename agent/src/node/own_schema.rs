@@ -21,7 +21,7 @@ struct Version {
 }
 
 /// The first one is number 1 in `schema_version`.
-const VERSIONS: [Version; 3] = [
+const VERSIONS: [Version; 4] = [
     Version {
         name: "1.0",
         script: include_str!("../../../extension/steep_repl--1.0.sql"),
@@ -33,6 +33,10 @@ const VERSIONS: [Version; 3] = [
     Version {
         name: "1.2",
         script: include_str!("../../../extension/steep_repl--1.1--1.2.sql"),
+    },
+    Version {
+        name: "1.3",
+        script: include_str!("../../../extension/steep_repl--1.2--1.3.sql"),
     },
 ];
 

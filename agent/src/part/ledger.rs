@@ -62,6 +62,10 @@ pub(crate) async fn forget(task: &Task, conn: &Conn) -> Result<(), Fault> {
     if !job_records::installed(conn).await? {
         return Ok(());
     }
-    let outcome = conn.transact(&job_records::forget(task.job)).await;
+    let mut all = job_records::forget(task.job);
+    if job_records::notes_guards(conn).await? {
+        all = format!("{all};\n{}", job_records::forget_guards(task.job));
+    }
+    let outcome = conn.transact(&all).await;
     outcome.map_err(|error| conn.fault(&error))
 }

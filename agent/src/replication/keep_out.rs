@@ -4,6 +4,11 @@
 //! it, gets an ordinary statement trigger that refuses writes. Sessions that load or apply are replicas and
 //! do not fire it, and COPY pays nothing for it. It is dropped before the subscription begins; a cleanup
 //! finds it by its function.
+//!
+//! A table's owner can drop or disable it. So `steep_repl.guards` says which trigger was set by which
+//! transaction, and an entry is deleted only together with that trigger, under a lock, while its row in
+//! `pg_trigger` is still that transaction's. Any change in between writes the row anew, also one that was
+//! undone. An entry that outlives its trigger is of a table that others could write to.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -13,6 +18,7 @@ use steep_protocol::{Fault, FaultKind, JobId, Retry, TableName};
 use tokio_postgres::error::SqlState;
 
 use crate::node::connection::Conn;
+use crate::node::job_records;
 use crate::pg::PgError;
 use crate::schema::batch::is_of_the_statement;
 
@@ -29,10 +35,31 @@ const NAMED: usize = 5;
 
 const TRIGGER: &str = "steep_repl_keep_out";
 
+/// Notes the triggers that this transaction has set on the tables `$2`.
+const NOTE: &str = "INSERT INTO steep_repl.guards
+        (job, relation, trigger_oid, set_by, schema_name, table_name)
+    SELECT $1, c.oid, t.oid, t.xmin, n.nspname, c.relname
+    FROM unnest($2::text[]) AS g (name) JOIN pg_class c ON c.oid = g.name::regclass
+    JOIN pg_namespace n ON n.oid = c.relnamespace
+    JOIN pg_trigger t ON t.tgrelid = c.oid AND t.tgname = $3
+    ON CONFLICT (job, relation) DO UPDATE SET trigger_oid = excluded.trigger_oid,
+        set_by = excluded.set_by";
+
 struct Guarded {
     name: TableName,
     /// Its rows are loaded; otherwise it is above such a table.
     planned: bool,
+}
+
+/// Whether the trigger `t` is as noted in `g`, and of the table that rows are loaded into.
+const SOUND: &str = "t.oid = g.trigger_oid AND t.tgrelid = g.relation AND t.xmin = g.set_by
+    AND g.relation = to_regclass(format('%I.%I', g.schema_name, g.table_name))";
+
+/// Whether guards are noted here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Notes {
+    Kept,
+    None,
 }
 
 fn function(job: JobId) -> String {
@@ -51,7 +78,9 @@ pub(crate) async fn set(conn: &Conn, job: JobId) -> Result<Vec<Finding>, Fault> 
          END $refuse$",
         function(job)
     );
-    match conn.attempt(&make).await {
+    // Whatever happened since an earlier try, tables are looked at again.
+    let make = format!("{};\n{make}", job_records::forget_guards(job));
+    match conn.transact(&make).await {
         Ok(()) => {}
         Err(error) if is_refused(&error) => {
             return Ok(vec![unguarded(
@@ -139,9 +168,10 @@ async fn tables(conn: &Conn, job: JobId) -> Result<Vec<Guarded>, Fault> {
         JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY 1, 2";
     let rows = conn.rows(sql, &[&job.to_string()]).await?;
     let guarded = |row: &tokio_postgres::Row| {
-        let name = TableName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)).ok()?;
-        let planned = row.get(2);
-        Some(Guarded { name, planned })
+        Some(Guarded {
+            name: table(row)?,
+            planned: row.get(2),
+        })
     };
     Ok(rows.iter().filter_map(guarded).collect())
 }
@@ -164,6 +194,9 @@ async fn guard(
     let triggers: Vec<String> = triggers.collect();
     let outcome = async {
         conn.attempt(&format!("BEGIN; {}", triggers.join("; ")))
+            .await?;
+        let names: Vec<String> = tables.iter().map(|table| table.name.quoted()).collect();
+        conn.fetch(NOTE, &[&job.to_string(), &names, &TRIGGER])
             .await?;
         // A file of no bytes holds no row, and to ask for its size is cheaper than to plan a query.
         let planned: Vec<String> = tables
@@ -203,33 +236,38 @@ async fn guard(
     Ok(())
 }
 
-/// Removes the job's guards. Fails where a table is in use without a pause.
+/// Removes the job's guards, and the notes of those that are as they were set. Fails where a table is in use
+/// without a pause.
 pub(crate) async fn lift(conn: &Conn, job: JobId) -> Result<(), Fault> {
-    let sql = "SELECT n.nspname::text, c.relname::text FROM pg_trigger t
+    // Somebody may have renamed it.
+    let sql =
+        "SELECT n.nspname::text, c.relname::text, c.oid, quote_ident(t.tgname) FROM pg_trigger t
         JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE t.tgfoid = to_regprocedure($1)::oid ORDER BY 1, 2";
     let function = function(job);
+    let notes = match job_records::notes_guards(conn).await? {
+        true => Notes::Kept,
+        false => Notes::None,
+    };
     for attempt in 1.. {
         let rows = conn.rows(sql, &[&function]).await?;
-        let name = |row: &tokio_postgres::Row| {
-            TableName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)).ok()
+        let set = |row: &tokio_postgres::Row| {
+            Some(Set {
+                table: table(row)?,
+                relation: row.get(2),
+                trigger: row.get(3),
+            })
         };
-        let tables: Vec<TableName> = rows.iter().filter_map(name).collect();
-        if tables.is_empty() {
+        let triggers: Vec<Set> = rows.iter().filter_map(set).collect();
+        if triggers.is_empty() {
             break;
         }
         let mut busy = None;
-        for batch in tables.chunks(BATCH) {
-            let drops = batch
-                .iter()
-                .map(|table| format!("DROP TRIGGER IF EXISTS {TRIGGER} ON {}", table.quoted()));
-            let drops: Vec<String> = drops.collect();
-            let sql = format!(
-                "SET LOCAL lock_timeout = '{DROP_WAIT}'; {}",
-                drops.join("; ")
-            );
-            match conn.transact(&sql).await {
+        for batch in triggers.chunks(BATCH) {
+            match conn.transact(&removal(job, batch, notes)).await {
                 Ok(()) => {}
+                // Somebody has dropped or renamed a table since it was read.
+                Err(error) if error.is(&SqlState::UNDEFINED_TABLE) => busy = Some(error),
                 Err(error) if error.is(&SqlState::LOCK_NOT_AVAILABLE) => busy = Some(error),
                 Err(error) => return Err(conn.fault(&error)),
             }
@@ -251,4 +289,110 @@ pub(crate) async fn lift(conn: &Conn, job: JobId) -> Result<(), Fault> {
     }
     conn.execute(&format!("DROP FUNCTION IF EXISTS {function}"))
         .await
+}
+
+/// A trigger that is set, its name quoted.
+struct Set {
+    table: TableName,
+    relation: u32,
+    trigger: String,
+}
+
+/// The statements that drop some triggers. Under the lock nobody changes a trigger, or writes without one.
+fn removal(job: JobId, triggers: &[Set], notes: Notes) -> String {
+    let tables: Vec<String> = triggers.iter().map(|set| set.table.quoted()).collect();
+    let mut sql = format!(
+        "SET LOCAL lock_timeout = '{DROP_WAIT}';\nLOCK TABLE ONLY {} IN ACCESS EXCLUSIVE MODE;\n",
+        tables.join(", ONLY ")
+    );
+    if notes == Notes::Kept {
+        let oids: Vec<String> = triggers
+            .iter()
+            .map(|set| set.relation.to_string())
+            .collect();
+        // Looks up each note by its key, whatever the planner thinks of a table that was filled just now.
+        sql.push_str(&format!(
+            "DELETE FROM steep_repl.guards WHERE ctid = ANY (ARRAY(
+                SELECT g.ctid FROM unnest(ARRAY[{}]::oid[]) AS n (oid) CROSS JOIN LATERAL (
+                    SELECT a.ctid, a.* FROM steep_repl.guards a WHERE a.job = '{job}' AND a.relation = n.oid
+                    OFFSET 0) AS g
+                JOIN pg_trigger t ON {SOUND}));\n",
+            oids.join(", ")
+        ));
+    }
+    let drops = triggers
+        .iter()
+        .zip(tables)
+        .map(|(set, table)| format!("DROP TRIGGER IF EXISTS {} ON {table}", set.trigger));
+    sql.push_str(&drops.collect::<Vec<_>>().join(";\n"));
+    sql
+}
+
+/// Fails where a guard has not stayed as it was set until it was lifted.
+pub(crate) async fn held(conn: &Conn, job: JobId) -> Result<(), Fault> {
+    let sql = "SELECT schema_name, table_name FROM steep_repl.guards WHERE job = $1 ORDER BY 1, 2";
+    broken(conn, job, sql).await
+}
+
+/// As [`held`], while the guards are there.
+pub(crate) async fn hold(conn: &Conn, job: JobId) -> Result<(), Fault> {
+    let sql = format!(
+        "SELECT g.schema_name, g.table_name FROM steep_repl.guards g LEFT JOIN pg_trigger t ON {SOUND}
+        WHERE g.job = $1 AND t.oid IS NULL ORDER BY 1, 2"
+    );
+    broken(conn, job, &sql).await
+}
+
+/// The table in the first two columns.
+fn table(row: &tokio_postgres::Row) -> Option<TableName> {
+    TableName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)).ok()
+}
+
+async fn broken(conn: &Conn, job: JobId, sql: &str) -> Result<(), Fault> {
+    if !job_records::notes_guards(conn).await? {
+        return Ok(());
+    }
+    let rows = conn.rows(sql, &[&job.to_string()]).await?;
+    let names = rows.iter().filter_map(table).map(|table| table.to_string());
+    let names: Vec<String> = names.collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    let text = format!(
+        "somebody has dropped, disabled or altered {TRIGGER}, which keeps others from writing while rows \
+         are loaded, or its table: {}; which rows there are the source's cannot be proved any more",
+        few(&names)
+    );
+    let next = "what was copied is removed; see that nobody else changes this node's tables until it is \
+                synchronized, then run init again";
+    Err(conn.own(Fault::new(FaultKind::TargetChanged, text).hint(next)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_tables_are_named_by_the_first_and_a_number() {
+        let names: Vec<String> = (0..7).map(|n| format!("s.t{n}")).collect();
+        assert_eq!(few(&names), "s.t0, s.t1, s.t2, s.t3, s.t4 and 2 more");
+        assert_eq!(few(&names[..1]), "s.t0");
+    }
+
+    #[test]
+    fn a_note_goes_with_its_trigger_and_under_the_lock() {
+        let set = |(name, relation)| Set {
+            table: TableName::new("s", name).unwrap(),
+            relation,
+            trigger: "\"Its\"".to_owned(),
+        };
+        let triggers = [("t", 17_000), ("a'b", 17_001)].map(set);
+        let job = JobId(7);
+        let sql = removal(job, &triggers, Notes::Kept);
+        let at = |text: &str| sql.find(text).unwrap_or_else(|| panic!("{text}: {sql}"));
+        let lock = at("LOCK TABLE ONLY \"s\".\"t\", ONLY \"s\".\"a'b\" IN ACCESS EXCLUSIVE");
+        assert!(lock < at("DELETE FROM"));
+        assert!(at("ARRAY[17000, 17001]") < at("DROP TRIGGER IF EXISTS \"Its\" ON \"s\".\"t\""));
+        assert!(!removal(job, &triggers, Notes::None).contains("guards"));
+    }
 }

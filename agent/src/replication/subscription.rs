@@ -94,6 +94,7 @@ pub(crate) async fn subscribe(
     match start {
         SubscriptionStart::AtSlot(_) | SubscriptionStart::AtOrigin(_) => {
             keep_out::lift(&conn, task.job).await?;
+            keep_out::held(&conn, task.job).await?;
         }
         SubscriptionStart::NativeCopy => {}
     }
@@ -281,6 +282,7 @@ pub(crate) async fn await_native_copy(task: &Task) -> Result<(), Fault> {
         );
         if now.ready == now.tables {
             keep_out::lift(&conn, task.job).await?;
+            keep_out::held(&conn, task.job).await?;
             // What is added from here on is not part of this copy.
             let marked = subscribed::mark(&conn, &name).await;
             return marked.map_err(|error| conn.fault(&error));

@@ -10,7 +10,7 @@ use steep_schema::Schema;
 use super::{bootstrap, existing, sync};
 use crate::chunk::PartReader;
 use crate::deferred::build::{Purpose, build_constraints, build_indexes};
-use crate::deferred::checks::{self, Reach};
+use crate::deferred::checks::{self, LoadedBy, Reach};
 use crate::deferred::indexes;
 use crate::node::connection::Conn;
 use crate::node::job_records::{self, Origin, Progress};
@@ -82,7 +82,11 @@ pub(crate) async fn prepare<R: PartReader, Q: PartReader>(
         }
         _ => {}
     }
-    if request.indexes == IndexTiming::Deferred {
+    let loaded_by = match request.indexes {
+        IndexTiming::Deferred => LoadedBy::Us,
+        IndexTiming::Upfront => LoadedBy::PostgreSql,
+    };
+    if loaded_by == LoadedBy::Us {
         conn.replica_role().await?;
     }
     let mut findings = Vec::new();
@@ -95,7 +99,7 @@ pub(crate) async fn prepare<R: PartReader, Q: PartReader>(
             findings.extend(sync::settle(task, &conn, wanted, plan).await?);
         }
         existing::make_ready(task, &conn, request, plan).await?;
-        checks::defer(task, &conn, Reach::Planned).await?;
+        checks::defer(task, &conn, Reach::Planned, loaded_by).await?;
         let filled = bootstrap::refreshes(&conn, dumps.post_data).await?;
         indexes::refreshes(task, &conn, filled).await?;
         findings.extend(keep_out::set(&conn, task.job).await?);
@@ -109,7 +113,7 @@ pub(crate) async fn prepare<R: PartReader, Q: PartReader>(
         findings.extend(build_indexes(task, 1, Purpose::Replication).await?);
         findings.extend(build_constraints(task, 1, Purpose::Replication).await?);
     }
-    checks::defer(task, &conn, Reach::All).await?;
+    checks::defer(task, &conn, Reach::All, loaded_by).await?;
     findings.extend(keep_out::set(&conn, task.job).await?);
     let listed = format!("{};\n{prepared}", objects::note_created(task.job));
     let noted = conn.transact(&listed).await;

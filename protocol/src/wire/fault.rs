@@ -27,6 +27,9 @@ pub enum FaultKind {
     /// A table of the source changed since the job began: rows read before are useless, so nothing
     /// is kept. Exit code 1.
     SourceChanged,
+    /// Others may have written to the target's tables while they were loaded: nothing can be proved of
+    /// their rows, so nothing is kept. Exit code 1.
+    TargetChanged,
 }
 
 impl FaultKind {
@@ -42,6 +45,7 @@ impl FaultKind {
             Self::Unreachable => "unreachable",
             Self::Unauthorized => "unauthorized",
             Self::SourceChanged => "source_changed",
+            Self::TargetChanged => "target_changed",
         }
     }
 }

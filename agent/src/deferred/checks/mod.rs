@@ -7,8 +7,13 @@
 //!
 //! All are added as `NOT VALID` first, children before parents, which merge with them; then those that were
 //! validated are validated. One that rows violate stays `NOT VALID`, with a finding.
+//!
+//! PostgreSQL checks a domain again only where columns have the domain itself, not an array, range or
+//! composite that holds it. Such a domain's constraint would be `NOT VALID` for ever, so it stays where it
+//! is until a row is refused by it ([`refused`]).
 
 mod queries;
+pub(super) mod refused;
 
 use steep_protocol::{Fault, Identifier, Phase, TableName};
 use tokio_postgres::Row;
@@ -33,6 +38,14 @@ pub(crate) enum Reach {
     Planned,
 }
 
+/// Who loads the rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LoadedBy {
+    /// This agent, which can set a constraint aside when it refuses a row.
+    Us,
+    PostgreSql,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum On {
     Table,
@@ -49,24 +62,38 @@ impl On {
 }
 
 /// Stores and drops them. Idempotent.
-pub(crate) async fn defer(task: &Task, conn: &Conn, reach: Reach) -> Result<(), Fault> {
+pub(crate) async fn defer(
+    task: &Task,
+    conn: &Conn,
+    reach: Reach,
+    loaded_by: LoadedBy,
+) -> Result<(), Fault> {
     let planned = job_records::planned(conn, task.job).await?;
     let oids: Vec<u32> = planned.iter().map(|p: &Planned| p.oid).collect();
     let mut writer = DeferredWriter::new(conn, task.job).await?;
     let mut batches = Batches::new(conn, task.job, Strictness::Deferred);
     let tables = conn.rows(&queries::of_tables(reach), &[&oids]).await?;
     let domains = conn.rows(&queries::of_domains(), &[&oids]).await?;
+    let domains = domains
+        .iter()
+        .filter(|row| loaded_by == LoadedBy::PostgreSql || !stays(row));
     let not_null = conn.rows(&queries::not_null(), &[&oids]).await?;
     let all = tables
         .iter()
         .filter_map(|row| check(row, On::Table))
-        .chain(domains.iter().filter_map(|row| check(row, On::Domain)))
+        .chain(domains.filter_map(|row| check(row, On::Domain)))
         .chain(not_null.iter().filter_map(domain_not_null));
     for (drop, deferred) in all {
         let sql = format!("{};\n{drop}", writer.insert(&[deferred]));
         batches.add(Item::new(sql)).await?;
     }
     batches.finish().await.map(drop)
+}
+
+/// Whether a domain's constraint, once dropped, would not be as valid as it is.
+fn stays(row: &Row) -> bool {
+    let (validated, boxed): (bool, bool) = (row.get(4), row.get(6));
+    validated && boxed
 }
 
 /// The DROP statement, and what restores the constraint.

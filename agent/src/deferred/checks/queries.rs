@@ -53,13 +53,15 @@ ORDER BY (WITH RECURSIVE above AS (
     )
 }
 
-/// Types of the planned tables' columns, and their parts; `boxed` where inside an array, range or
-/// composite.
+/// Types of all tables' columns, and their parts; `boxed` where inside an array, range or composite,
+/// `planned` where of a planned table. PostgreSQL looks at all tables when it checks a domain again.
 const USED: &str = "WITH RECURSIVE used AS (
-    SELECT a.atttypid AS oid, false AS boxed FROM pg_attribute a
-    WHERE a.attrelid = ANY ($1::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
+    SELECT a.atttypid AS oid, false AS boxed, p.oid IS NOT NULL AS planned
+    FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid AND c.relkind IN ('r', 'p', 'f', 'm')
+    LEFT JOIN unnest($1::oid[]) AS p (oid) ON p.oid = a.attrelid
+    WHERE a.atttypid >= 16384 AND a.attnum > 0 AND NOT a.attisdropped
     UNION
-    SELECT x.oid, used.boxed OR x.boxes FROM used JOIN pg_type t ON t.oid = used.oid
+    SELECT x.oid, used.boxed OR x.boxes, used.planned FROM used JOIN pg_type t ON t.oid = used.oid
     CROSS JOIN LATERAL (
         SELECT t.typbasetype, false WHERE t.typtype = 'd'
         UNION ALL SELECT t.typelem, true WHERE t.typcategory = 'A' AND t.typelem <> 0
@@ -72,10 +74,10 @@ const USED: &str = "WITH RECURSIVE used AS (
     WHERE t.typtype = 'd' AND pg_has_role(t.typowner, 'USAGE')
         AND NOT EXISTS (SELECT FROM pg_depend e WHERE e.classid = 'pg_type'::regclass
             AND e.objid = t.oid AND e.deptype = 'e')
-    GROUP BY used.oid
+    GROUP BY used.oid HAVING bool_or(used.planned)
 )";
 
-/// CHECK constraints of domains. Columns as for tables.
+/// CHECK constraints of domains. Columns as for tables, and whether PostgreSQL could not check it again.
 pub(super) fn of_domains() -> String {
     let comment = COMMENT
         .replace("{0}", "'DOMAIN '")
@@ -83,7 +85,7 @@ pub(super) fn of_domains() -> String {
     format!(
         "{USED}
 SELECT n.nspname::text, t.typname::text, k.conname::text, pg_get_constraintdef(k.oid), k.convalidated,
-    {comment}
+    {comment}, domain.boxed
 FROM domain JOIN pg_type t ON t.oid = domain.oid
 JOIN pg_namespace n ON n.oid = t.typnamespace
 JOIN pg_constraint k ON k.contypid = t.oid AND k.contype = 'c'

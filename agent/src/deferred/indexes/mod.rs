@@ -17,7 +17,7 @@ use self::trees::{Holds, Index, Tree, trees};
 use crate::deferred::objects::{Deferred, DeferredWriter, Kind};
 use crate::node::connection::Conn;
 use crate::node::job_records::Planned;
-use crate::pg::PgError;
+use crate::pg::{PgError, Session};
 use crate::schema::batch::{Batches, Item, Strictness};
 use crate::schema::statement::Stage;
 use crate::task::Task;
@@ -79,6 +79,21 @@ pub(crate) async fn indexes(task: &Task, conn: &Conn, planned: &[Planned]) -> Re
         );
     }
     Ok(())
+}
+
+/// Which indexes [`indexes`] would drop for a copy of these tables, unless something depends on one.
+pub(crate) async fn dropped(
+    task: &Task,
+    session: &Session,
+    planned: &[u32],
+) -> Result<HashSet<u32>, PgError> {
+    let sql = format!("{WHOLE}{INDEXES}");
+    let rows = session
+        .run(&task.cancel, session.query(&sql, &[&planned]))
+        .await?;
+    let all = trees(rows.iter().filter_map(index).collect());
+    let go = all.iter().filter(|tree| tree.may_go());
+    Ok(go.flat_map(Tree::oids).collect())
 }
 
 /// Materialised views to refresh at the end: those that hold rows here, and those here that hold rows on

@@ -17,6 +17,9 @@ pub(crate) const PRIVILEGE: &str = "privilege";
 /// The longest statement that a finding repeats.
 const STATEMENT_MAX: usize = 1000;
 
+/// `feature_not_supported`, with which PostgreSQL refuses to check a domain again.
+const NOT_SUPPORTED: &str = "0A000";
+
 /// Kinds whose statements stay on the server: they may hold passwords, code that does, or rows.
 const UNTOLD: [&str; 8] = [
     "user mapping",
@@ -35,6 +38,7 @@ struct Row<'a> {
     kind: &'a str,
     object: &'a str,
     statement: &'a str,
+    sqlstate: &'a str,
     error: &'a str,
 }
 
@@ -57,7 +61,7 @@ pub(crate) async fn report(conn: &Conn) -> Result<MissingObjects, Fault> {
             .push(for_role(conn, row.get(0), row.get(1), times));
     }
     let sql =
-        "SELECT id, code, kind, object, left(statement, $2), error FROM steep_repl.missing_objects
+        "SELECT id, code, kind, object, left(statement, $2), sqlstate, error FROM steep_repl.missing_objects
         WHERE about = '' ORDER BY id LIMIT $1";
     let longest = i32::try_from(STATEMENT_MAX + 1).unwrap_or(i32::MAX);
     for row in conn.rows(sql, &[&limit, &longest]).await? {
@@ -68,7 +72,8 @@ pub(crate) async fn report(conn: &Conn) -> Result<MissingObjects, Fault> {
             kind: row.get(2),
             object: row.get(3),
             statement: row.get(4),
-            error: row.get(5),
+            sqlstate: row.get(5),
+            error: row.get(6),
         };
         missing.findings.push(for_object(conn, &row));
     }
@@ -117,6 +122,13 @@ fn for_object(conn: &Conn, row: &Row<'_>) -> Finding {
             format!("rows violate foreign key {object}; it stays NOT VALID here"),
             "the source holds the same rows: they came in while the constraint was not enforced there, or their table is not part of this copy",
         ),
+        CHECK if row.sqlstate == NOT_SUPPORTED => (
+            format!(
+                "constraint {object} is NOT VALID here: PostgreSQL does not check a domain again that is inside \
+                 an array, range or composite type of a column: {error}"
+            ),
+            "it was set aside because rows of the source were refused by it, or because PostgreSQL itself loaded them; new rows are checked",
+        ),
         CHECK => (
             format!(
                 "rows do not pass constraint {object}, or it could not be checked; it is NOT VALID here: {error}"
@@ -138,6 +150,11 @@ fn for_object(conn: &Conn, row: &Row<'_>) -> Finding {
 /// What to do: the statement itself, if it may be shown and is short.
 fn fix(conn: &Conn, row: &Row<'_>) -> String {
     let node = conn.node();
+    if row.code == CHECK && row.sqlstate == NOT_SUPPORTED {
+        return format!(
+            "nothing that new rows need; once no column has such a type, steep-repl init rebuild --node {node}"
+        );
+    }
     let untold = UNTOLD.contains(&row.kind) || row.statement.chars().count() > STATEMENT_MAX;
     let by_hand = if untold {
         format!(

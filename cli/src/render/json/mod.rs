@@ -255,7 +255,8 @@ fn failed_event(kind: FaultKind) -> &'static str {
         | FaultKind::Timeout
         | FaultKind::Unreachable
         | FaultKind::Unauthorized
-        | FaultKind::SourceChanged => "init.failed",
+        | FaultKind::SourceChanged
+        | FaultKind::TargetChanged => "init.failed",
     }
 }
 

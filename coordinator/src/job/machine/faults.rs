@@ -31,6 +31,8 @@ impl Turn {
             Retry::Never if work == Work::AwaitFence => self.fail(fault),
             // Under the job's snapshot that table can never be read completely.
             Retry::Never if fault.kind == FaultKind::SourceChanged => self.fail(fault),
+            // Which of the target's rows are not the source's, nobody can tell.
+            Retry::Never if fault.kind == FaultKind::TargetChanged => self.fail(fault),
             Retry::Never => self.give_up(step, fault),
         }
     }

@@ -14,11 +14,19 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
     let target = &pair.target.server;
     let by_postgresql = matches!(pair.spec.method, Method::Native | Method::Backup);
     let as_owner = target.version >= RUNS_AS_TABLE_OWNER;
-    let calls = if pair.schema_is_created() {
-        &pair.source.owner_code
+    let (calls, of_indexes) = if pair.schema_is_created() {
+        (&pair.source.owner_code, &pair.source.index_code)
     } else {
-        &pair.target.owner_code
+        (&pair.target.owner_code, &pair.target.index_code)
     };
+    let mut calls = calls.clone();
+    if by_postgresql {
+        // Our own copy makes these indexes once the rows are there, which runs them as their owner.
+        calls.extend(of_indexes.names.iter().cloned());
+        calls.count += of_indexes
+            .count
+            .saturating_sub(of_indexes.names.len() as u64);
+    }
     if calls.is_empty() || target.powers.is_empty() || (by_postgresql && as_owner) {
         return;
     }
@@ -35,7 +43,7 @@ pub(super) fn judge(pair: &Pair<'_>, findings: &mut Vec<Finding>) {
                 "rows are loaded as {} ({}) and call functions that belong to ordinary roles: {}",
                 target.role,
                 target.powers.join(", "),
-                names(calls)
+                names(&calls)
             ),
             "their owners can make them do whatever that role may do, while rows are loaded",
             format!(

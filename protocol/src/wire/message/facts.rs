@@ -213,6 +213,8 @@ pub struct SourceFacts {
     /// Functions of ordinary roles that run while rows are loaded, each with its owner and what
     /// calls it.
     pub owner_code: Listed,
+    /// As `owner_code`, those that indexes call, if they are there while rows are loaded.
+    pub index_code: Listed,
     /// Tables whose row security applies to the role in use.
     pub row_security: Listed,
     /// Tables with `FORCE ROW LEVEL SECURITY`, by owner.
@@ -270,8 +272,10 @@ pub struct TargetFacts {
     pub forced_security: Vec<OwnedTables>,
     /// Roles that bypass row security.
     pub bypassing: Vec<String>,
-    /// As [`SourceFacts::owner_code`], for existing tables.
+    /// As [`SourceFacts::owner_code`], for existing tables, including indexes that would stay.
     pub owner_code: Listed,
+    /// As `owner_code`, those of indexes that a copy of ours drops and builds again.
+    pub index_code: Listed,
     /// Whether the server supports `xml`; `None` if that was not checked, because the source has no such column
     /// or the server did not answer.
     pub xml: Option<bool>,

@@ -97,6 +97,21 @@ fn a_table_that_changed_during_the_copy_leaves_nothing_worth_keeping() {
 }
 
 #[test]
+fn a_target_that_others_could_write_to_leaves_nothing_worth_keeping() {
+    for work in [Work::BuildIndexes, Work::Subscribe] {
+        let mut world = World::new(Method::Snapshot);
+        world.until(work);
+        let at = world.work_of(work.side()).iter().position(|w| *w == work);
+        let fault = Fault::new(FaultKind::TargetChanged, "a trigger was dropped");
+        world.end_with(work.side(), at.unwrap(), Some(fault));
+        assert_eq!(world.job.kept_until(), None, "{work:?}");
+        world.run_on();
+        assert!(world.is_closed());
+        assert!(matches!(&world.finishes[..], [Finish::Failed(_)]));
+    }
+}
+
+#[test]
 fn a_failed_job_is_cleaned_up_on_time_and_keeps_its_error() {
     for work in KEPT {
         let mut world = failed(work);

@@ -342,4 +342,18 @@ fn functions_of_owners_yield_a_warning_if_they_would_gain_rights() {
         w.target.server.version = 150_000;
     });
     assert!(!old.unwrap().contains("--method native"));
+    // PostgreSQL loads into tables that have all their indexes.
+    let of_index = "app.key(text) of app by the index k of app.orders";
+    let with_index = |spoil: &dyn Fn(&mut World)| {
+        warned(&|w| {
+            w.source.index_code = some(of_index);
+            spoil(w);
+        })
+    };
+    assert!(!with_index(&|_| {}).unwrap().contains(of_index));
+    let old = with_index(&|w| {
+        w.spec.method = Method::Native;
+        w.target.server.version = 150_000;
+    });
+    assert!(old.unwrap().contains(of_index));
 }
