@@ -3,10 +3,11 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use steep_archive::Archive;
 use steep_protocol::message::snapshot::{FoundSnapshot, StoredPlace};
-use steep_protocol::{Fault, JobId, NodeId};
+use steep_protocol::{Fault, FaultKind, JobId, NodeId};
 
 use super::{fault, locate, open};
 use crate::mutex::lock;
@@ -46,10 +47,16 @@ impl Carried {
     }
 }
 
+/// How long a look at a place may take: a bucket without credentials asks for them at length.
+const LOOK: Duration = Duration::from_secs(10);
+
 /// Which snapshot is at a place, according to its manifest.
 pub(crate) async fn find(node: &NodeId, location: &str) -> Result<FoundSnapshot, Fault> {
     let place = locate(location, node)?;
-    let archive = Archive::open(&place).await;
+    let Ok(archive) = tokio::time::timeout(LOOK, Archive::open(&place)).await else {
+        let text = format!("{location} does not answer within {} s", LOOK.as_secs());
+        return Err(Fault::new(FaultKind::Failed, text).on(node));
+    };
     let archive = archive.map_err(|error| fault(&error, node))?;
     let manifest = archive.manifest();
     Ok(FoundSnapshot {
