@@ -321,9 +321,13 @@ fn a_killed_agent_leaves_no_upload_and_a_damaged_object_is_named_before_anything
     let mut cluster = cluster(&bucket, &[])?;
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
     let place = bucket.place("killed");
-    let begun = cluster.cli(&generate(&place, &["--max-rate", "12MB", "--detach"]))?;
+    let stall = Fault::Stall(LIMIT);
+    bucket
+        .proxy()
+        .set(&[fails("PUT", "partNumber=2", 0, 1, stall)]);
+    let begun = cluster.cli(&generate(&place, &["--detach"]))?;
     let id = id(&begun.expect(0)?.last_object()?)?;
-    bucket.proxy().wait_for("PUT", "partNumber=1", LIMIT)?;
+    bucket.proxy().wait_failed(LIMIT)?;
     cluster.kill_agent("node_a")?;
     ensure!(!bucket.uploads()?.is_empty(), "no upload was on its way");
     cluster.start_agent("node_a")?;
