@@ -15,7 +15,7 @@ pub enum Error {
     #[error(transparent)]
     Location(#[from] InvalidLocation),
     /// The file system failed.
-    #[error("cannot {doing} {file} in {place}: {source}")]
+    #[error("cannot {doing}{} in {place}: {source}", named(.file))]
     Io {
         /// What was being done.
         doing: &'static str,
@@ -37,7 +37,7 @@ pub enum Error {
         place: Location,
     },
     /// The object store failed or refused.
-    #[error("cannot {doing} {file} in {place}: {source}")]
+    #[error("cannot {doing}{} in {place}: {why}", named(.file))]
     Store {
         /// What was being done.
         doing: &'static str,
@@ -47,8 +47,8 @@ pub enum Error {
         place: Location,
         /// Whether it may succeed later.
         passing: Passing,
-        /// The store's error.
-        source: Box<object_store::Error>,
+        /// What the store said, without what its answer quotes of the request.
+        why: String,
     },
     /// The store cannot be set up: a missing credential or setting.
     #[error("cannot use {place}: {why}")]
@@ -123,6 +123,14 @@ pub enum Error {
     /// A chunk could not be packed.
     #[error(transparent)]
     Pack(#[from] PackError),
+}
+
+/// A file within a sentence; none where all of the place is meant.
+fn named(file: &str) -> String {
+    match file {
+        "" => String::new(),
+        file => format!(" {file}"),
+    }
 }
 
 fn of(found: Option<SnapshotId>) -> String {

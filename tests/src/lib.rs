@@ -1,10 +1,11 @@
 //! The test harness: real PostgreSQL servers, real steep-repl processes, and checks.
 //!
 //! In the order a test uses it: [`pg`] finds or installs PostgreSQL and runs servers; [`cluster`]
-//! adds certificates, a coordinator and agents; [`sample`], [`hostile`], [`partitioned`] and
-//! [`schema`] fill a database; [`load`] and [`session`] are its other users; [`compare`] checks
-//! that two databases are equal and [`residue`] that nothing is left behind; [`usage`] reads CPU
-//! time and memory; [`scrape`], [`collector`] and [`logs`] read metrics, traces and logs.
+//! adds certificates, a coordinator and agents; [`bucket`] is one of an S3 server; [`sample`],
+//! [`hostile`], [`partitioned`] and [`schema`] fill a database; [`load`] and [`session`] are its
+//! other users; [`compare`] checks that two databases are equal and [`residue`] that nothing is left
+//! behind; [`usage`] reads CPU time and memory; [`scrape`], [`collector`] and [`logs`] read metrics,
+//! traces and logs.
 //!
 //! The harness knows the product only from outside, like a user: by its binaries, flags, output and
 //! objects in PostgreSQL. It links none of its code.
@@ -12,6 +13,7 @@
 //! Invariants: everything started is stopped when its value is dropped, also on a panic; nothing
 //! waits for time where it can wait for an event ([`wait`]); nothing is skipped silently.
 
+pub mod bucket;
 pub mod cluster;
 pub mod collector;
 pub mod command;
@@ -22,6 +24,7 @@ pub mod logs;
 pub mod partitioned;
 pub mod paths;
 pub mod pg;
+mod pip;
 pub mod ports;
 pub mod process;
 pub mod residue;

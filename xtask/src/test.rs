@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use clap::Args;
+use steep_tests::bucket::{self, S3Server};
 use steep_tests::pg::Installation;
 
 use crate::{cargo, units};
@@ -67,9 +68,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         cargo.args(["test", "--workspace", "--doc", "--quiet"])
     })?;
     if arguments.fast {
-        steps.skip("PostgreSQL", "--fast");
+        steps.skip("PostgreSQL and S3", "--fast");
     } else {
-        steps.time("PostgreSQL", postgresql)?;
+        steps.time("PostgreSQL and S3", servers)?;
     }
     steps.run("tests", |cargo| {
         // Errors of tests are chains of causes, which backtraces would hide.
@@ -80,7 +81,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 }
 
 /// Downloads what the tests need, and lists what is not available.
-fn postgresql() -> Result<()> {
+fn servers() -> Result<()> {
     let preferred = Installation::preferred()?;
     println!(
         "PostgreSQL {} in {}",
@@ -99,6 +100,11 @@ fn postgresql() -> Result<()> {
             ),
             Err(error) => println!("PostgreSQL {major}: NOT TESTED, {error:#}"),
         }
+    }
+    match S3Server::installed() {
+        Ok(found) => println!("S3: moto {} in {}", found.version(), found.dir().display()),
+        Err(error) if bucket::is_required() => return Err(error),
+        Err(error) => println!("S3, tests/tests/bucket.rs: NOT TESTED, {error:#}"),
     }
     Ok(())
 }

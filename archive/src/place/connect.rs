@@ -5,16 +5,23 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use object_store::aws::AmazonS3Builder;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::MicrosoftAzureBuilder;
+use object_store::client::HttpConnector as _;
 use object_store::gcp::GoogleCloudStorageBuilder;
-use object_store::{BackoffConfig, ObjectStore, RetryConfig};
+use object_store::{BackoffConfig, ClientConfigKey, ClientOptions, ObjectStore, RetryConfig};
 
-use super::http::Connector;
+use super::http::{Connector, SILENCE, is_set};
+use super::uploads::Uploads;
 use crate::error::Error;
 use crate::location::{Location, Scheme};
 
-/// A request is repeated for about a minute and a half: longer outages are the caller's to wait for.
+/// How often a request is repeated.
+pub(super) const RETRIES_MAX: usize = 8;
+
+/// A request that fails at once is repeated for about 40 s: longer outages are the caller's to wait for. One
+/// that stalls is repeated twice; the third must begin while its signature, which is five minutes old then,
+/// and the credentials are valid.
 fn retry() -> RetryConfig {
     RetryConfig {
         backoff: BackoffConfig {
@@ -22,41 +29,76 @@ fn retry() -> RetryConfig {
             max_backoff: Duration::from_secs(15),
             base: 2.0,
         },
-        max_retries: 8,
-        retry_timeout: Duration::from_secs(90),
+        max_retries: RETRIES_MAX,
+        retry_timeout: SILENCE
+            .saturating_mul(2)
+            .saturating_add(Duration::from_secs(30)),
     }
 }
 
+/// A bucket.
+pub(super) struct Connected {
+    pub(super) store: Arc<dyn ObjectStore>,
+    /// Where it tells of its unfinished uploads.
+    pub(super) uploads: Option<Uploads>,
+}
+
 /// The store of a bucket. Sends nothing yet.
-pub(super) fn connect(location: &Location) -> Result<Arc<dyn ObjectStore>, Error> {
+pub(super) fn connect(location: &Location) -> Result<Connected, Error> {
     let Location::Bucket { scheme, bucket, .. } = location else {
         return Err(Error::Setup {
             place: location.clone(),
             why: "it is not in a bucket".to_owned(),
         });
     };
-    let built: object_store::Result<Arc<dyn ObjectStore>> = match scheme {
-        Scheme::S3 => AmazonS3Builder::from_env()
-            .with_bucket_name(bucket)
-            .with_retry(retry())
-            .with_http_connector(Connector)
-            .build()
-            .map(|store| Arc::new(store) as _),
+    let built = match scheme {
+        Scheme::S3 => s3(bucket),
         Scheme::Gs => GoogleCloudStorageBuilder::from_env()
             .with_bucket_name(bucket)
             .with_retry(retry())
             .with_http_connector(Connector)
             .build()
-            .map(|store| Arc::new(store) as _),
+            .map(only),
         Scheme::Az => MicrosoftAzureBuilder::from_env()
             .with_container_name(bucket)
             .with_retry(retry())
             .with_http_connector(Connector)
             .build()
-            .map(|store| Arc::new(store) as _),
+            .map(only),
     };
     built.map_err(|e| Error::Setup {
         place: location.clone(),
         why: e.to_string(),
     })
+}
+
+fn s3(bucket: &str) -> object_store::Result<Connected> {
+    let builder = AmazonS3Builder::from_env()
+        .with_bucket_name(bucket)
+        .with_retry(retry())
+        .with_http_connector(Connector);
+    let region = builder.get_config_value(&AmazonS3ConfigKey::Region);
+    let is_signed = !is_set(builder.get_config_value(&AmazonS3ConfigKey::SkipSignature));
+    let mut options = ClientOptions::new();
+    for key in [ClientConfigKey::AllowHttp, ClientConfigKey::ReadTimeout] {
+        if let Some(value) = builder.get_config_value(&AmazonS3ConfigKey::Client(key)) {
+            options = options.with_config(key, value);
+        }
+    }
+    let store = builder.build()?;
+    let client = Connector.connect(&options)?;
+    // The region that `object_store` takes where none is set.
+    let region = region.unwrap_or_else(|| "us-east-1".to_owned());
+    Ok(Connected {
+        // Without credentials there is nothing to sign the list with.
+        uploads: is_signed.then(|| Uploads::new(store.clone(), client, region)),
+        store: Arc::new(store),
+    })
+}
+
+fn only(store: impl ObjectStore) -> Connected {
+    Connected {
+        store: Arc::new(store),
+        uploads: None,
+    }
 }

@@ -12,9 +12,9 @@ use rustls::{ClientConfig, RootCertStore};
 /// To connect, TLS included, where nothing is set.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Without a byte from the store. It runs while a piece of 8 MiB is sent, too: such a link carries half a
-/// megabit per second at least.
-const SILENCE: Duration = Duration::from_secs(120);
+/// Without a byte from the store, where nothing is set. It runs while a piece of 8 MiB is sent, too: such a
+/// link carries half a megabit per second at least.
+pub(super) const SILENCE: Duration = Duration::from_secs(120);
 
 /// For one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(300);
@@ -25,25 +25,23 @@ pub(super) struct Connector;
 
 impl HttpConnector for Connector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        // As the store's own settings are read: `AWS_ALLOW_HTTP=1`.
-        let allow_http = options
-            .get_config_value(&ClientConfigKey::AllowHttp)
-            .map(|value| value.to_ascii_lowercase());
-        let allow_http =
-            allow_http.is_some_and(|value| matches!(&*value, "1" | "true" | "on" | "yes" | "y"));
-        // A machine's own role is asked for with a shorter one.
-        let connect_timeout = options
-            .get_config_value(&ClientConfigKey::ConnectTimeout)
-            .and_then(|value| value.parse::<SignedDuration>().ok())
-            .and_then(|value| Duration::try_from(value).ok())
-            .unwrap_or(CONNECT_TIMEOUT);
+        let duration = |key, default| {
+            options
+                .get_config_value(&key)
+                .and_then(|value| value.parse::<SignedDuration>().ok())
+                .and_then(|value| Duration::try_from(value).ok())
+                .unwrap_or(default)
+        };
+        let allow_http = is_set(options.get_config_value(&ClientConfigKey::AllowHttp));
         let mut builder = reqwest::Client::builder()
             .tls_backend_preconfigured(tls()?)
             .https_only(!allow_http)
             // A redirect could lead to a host that must not see the credentials.
             .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(connect_timeout)
-            .read_timeout(SILENCE)
+            // A machine's own role is asked for with a shorter one.
+            .connect_timeout(duration(ClientConfigKey::ConnectTimeout, CONNECT_TIMEOUT))
+            // `AWS_READ_TIMEOUT=30s`.
+            .read_timeout(duration(ClientConfigKey::ReadTimeout, SILENCE))
             .timeout(REQUEST_TIMEOUT)
             .user_agent(concat!("steep-repl/", env!("CARGO_PKG_VERSION")));
         if let Some(headers) = options.get_default_headers() {
@@ -51,6 +49,12 @@ impl HttpConnector for Connector {
         }
         builder.build().map(HttpClient::new).map_err(failed)
     }
+}
+
+/// Reads a switch as stores' own tools do: `AWS_ALLOW_HTTP=1`.
+pub(super) fn is_set(value: Option<String>) -> bool {
+    let value = value.map(|value| value.to_ascii_lowercase());
+    value.is_some_and(|value| matches!(&*value, "1" | "true" | "on" | "yes" | "y"))
 }
 
 fn tls() -> object_store::Result<ClientConfig> {

@@ -2,12 +2,14 @@
 //!
 //! A directory's system calls run on the blocking pool, never on the caller's event loop.
 
+mod answer;
 mod connect;
 mod directory;
 mod http;
 mod object;
 mod read;
 mod secure;
+mod uploads;
 mod write;
 
 use std::ops::Range;
@@ -88,8 +90,8 @@ impl Place {
                 Kind::Directory(Arc::new(opened?))
             }
             Location::Bucket { prefix, .. } => {
-                let store = connect::connect(location)?;
-                Kind::Objects(Arc::new(Objects::new(store, prefix)))
+                let connected = connect::connect(location)?;
+                Kind::Objects(Arc::new(Objects::new(connected, prefix)))
             }
         };
         Ok(Self {
@@ -100,9 +102,13 @@ impl Place {
 
     #[cfg(test)]
     pub(crate) fn in_store(store: Arc<dyn object_store::ObjectStore>, prefix: &str) -> Self {
+        let connected = connect::Connected {
+            store,
+            uploads: None,
+        };
         Self {
             location: Location::parse(&format!("s3://memory/{prefix}")).unwrap(),
-            kind: Kind::Objects(Arc::new(Objects::new(store, prefix))),
+            kind: Kind::Objects(Arc::new(Objects::new(connected, prefix))),
         }
     }
 
@@ -241,7 +247,9 @@ impl Place {
         }
     }
 
-    /// Removes unfinished files of an earlier process. Only its lock makes this safe.
+    /// Removes unfinished files and uploads of an earlier process, or of this one's writers that are dropped.
+    /// A directory's lock makes this safe. A bucket has none: another process that still writes the same
+    /// snapshot there fails.
     pub(crate) async fn remove_unfinished(&self) -> Result<(), Error> {
         match &self.kind {
             Kind::Directory(directory) => {
@@ -249,8 +257,10 @@ impl Place {
                 let removed = blocking(move || directory.remove_unfinished()).await;
                 removed.map_err(|e| self.io("delete unfinished files", "", e))
             }
-            // Unfinished uploads are not visible; the bucket's lifecycle rule removes them.
-            Kind::Objects(_) => Ok(()),
+            Kind::Objects(objects) => {
+                let removed = objects.remove_unfinished().await;
+                removed.map_err(|e| self.store("abort unfinished uploads", "", e))
+            }
         }
     }
 
@@ -276,7 +286,7 @@ impl Place {
         file: impl ToString,
         source: object_store::Error,
     ) -> Error {
-        object::error(&self.location, doing, file.to_string(), source)
+        answer::error(&self.location, doing, file.to_string(), &source)
     }
 }
 

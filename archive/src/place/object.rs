@@ -2,18 +2,19 @@
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use backon::{ExponentialBuilder, Retryable as _};
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use object_store::client::{HttpError, HttpErrorKind};
 use object_store::path::Path;
 use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
-use super::{Existing, Listing};
-use crate::error::{Error, Passing, Problem, ProblemKind};
-use crate::location::Location;
+use super::connect::Connected;
+use super::uploads::Uploads;
+use super::{Existing, Listing, answer};
 use crate::name::FileName;
 
 /// A bucket and the prefix of a snapshot's keys.
@@ -21,16 +22,18 @@ use crate::name::FileName;
 pub(super) struct Objects {
     store: Arc<dyn ObjectStore>,
     prefix: Path,
+    uploads: Option<Uploads>,
     /// Uploads of dropped writers that are being aborted.
     aborts: Mutex<JoinSet<()>>,
 }
 
 impl Objects {
     /// `prefix` as in a [`Location`].
-    pub(super) fn new(store: Arc<dyn ObjectStore>, prefix: &str) -> Self {
+    pub(super) fn new(connected: Connected, prefix: &str) -> Self {
         Self {
-            store,
+            store: connected.store,
             prefix: Path::from(prefix),
+            uploads: connected.uploads,
             aborts: Mutex::default(),
         }
     }
@@ -52,7 +55,8 @@ impl Objects {
         name: FileName,
         range: Range<u64>,
     ) -> object_store::Result<Bytes> {
-        self.store.get_range(&self.key(name), range).await
+        let key = self.key(name);
+        again(|| self.store.get_range(&key, range.clone())).await
     }
 
     pub(super) async fn write(
@@ -66,17 +70,16 @@ impl Objects {
             Existing::Refuse => PutMode::Create,
             Existing::Replace => PutMode::Overwrite,
         };
-        let options = PutOptions::from(mode);
-        match self
-            .store
-            .put_opts(&key, bytes.clone().into(), options)
-            .await
-        {
+        let put = |mode: &PutMode| {
+            let options = PutOptions::from(mode.clone());
+            self.store.put_opts(&key, bytes.clone().into(), options)
+        };
+        match again(|| put(&mode)).await {
             // A store without conditional writes.
-            Err(error) if existing == Existing::Refuse && is_unsupported(&error) => {
-                self.store.put(&key, bytes.into()).await.map(drop)
+            Err(error) if existing == Existing::Refuse && answer::is_unsupported(&error) => {
+                again(|| put(&PutMode::Overwrite)).await.map(drop)
             }
-            put => put.map(drop),
+            written => written.map(drop),
         }
     }
 
@@ -84,7 +87,36 @@ impl Objects {
         &self,
         name: FileName,
     ) -> object_store::Result<Box<dyn MultipartUpload>> {
-        self.store.put_multipart(&self.key(name)).await
+        let key = self.key(name);
+        // One that was begun although the answer was lost is removed with the unfinished ones.
+        again(|| self.store.put_multipart(&key)).await
+    }
+
+    /// Completes an upload of that length.
+    pub(super) async fn complete(
+        &self,
+        name: FileName,
+        upload: &mut dyn MultipartUpload,
+        length: u64,
+    ) -> object_store::Result<()> {
+        let Err(error) = upload.complete().await else {
+            return Ok(());
+        };
+        // Where the answer was lost, the upload may be gone because it is complete. An object of an earlier
+        // attempt would have the same content; digests tell whoever reads it.
+        let is_gone = matches!(error, object_store::Error::NotFound { .. });
+        if (is_gone || answer::is_lost(&error)) && self.length(name).await? == Some(length) {
+            return Ok(());
+        }
+        Err(error)
+    }
+
+    /// Aborts the uploads that an earlier process, or a lost answer, has left.
+    pub(super) async fn remove_unfinished(&self) -> object_store::Result<()> {
+        match &self.uploads {
+            Some(uploads) => uploads.abort_below(&self.prefix).await,
+            None => Ok(()),
+        }
     }
 
     /// Aborts an upload whose writer was dropped, on the runtime if there is one.
@@ -96,7 +128,7 @@ impl Objects {
         while aborts.try_join_next().is_some() {}
         aborts.spawn_on(
             async move {
-                // Best effort: a bucket's lifecycle rule removes what is left.
+                // Best effort: what is left is removed with the unfinished ones.
                 let _ = upload.abort().await;
             },
             &runtime,
@@ -110,18 +142,23 @@ impl Objects {
         let Some(&first) = names.first() else {
             return Ok(());
         };
-        let keys: Vec<_> = names.into_iter().map(|name| Ok(self.key(name))).collect();
-        self.store
-            .delete_stream(stream::iter(keys).boxed())
-            .try_for_each(|_| async { Ok(()) })
-            .await
-            .or_else(|e| match e {
-                object_store::Error::NotFound { .. } => Ok(()),
-                e => Err((first, e)),
-            })
+        let keys: Vec<_> = names.into_iter().map(|name| self.key(name)).collect();
+        let removed = again(|| {
+            let keys: Vec<_> = keys.iter().cloned().map(Ok).collect();
+            let deleting = self.store.delete_stream(stream::iter(keys).boxed());
+            deleting.try_for_each(|_| async { Ok(()) })
+        });
+        removed.await.or_else(|e| match e {
+            object_store::Error::NotFound { .. } => Ok(()),
+            e => Err((first, e)),
+        })
     }
 
     pub(super) async fn list(&self) -> object_store::Result<Listing> {
+        again(|| self.list_once()).await
+    }
+
+    async fn list_once(&self) -> object_store::Result<Listing> {
         let mut listing = Listing::default();
         let mut objects = self.store.list(Some(&self.prefix));
         while let Some(object) = objects.try_next().await? {
@@ -146,113 +183,15 @@ impl Drop for Objects {
     }
 }
 
-/// The error of a store.
-pub(super) fn error(
-    place: &Location,
-    doing: &'static str,
-    file: String,
-    source: object_store::Error,
-) -> Error {
-    if matches!(source, object_store::Error::NotFound { .. }) && !file.is_empty() && doing == "read"
-    {
-        return Problem::new(file, ProblemKind::Missing).at(place);
-    }
-    Error::Store {
-        doing,
-        file,
-        place: place.clone(),
-        passing: passing(&source),
-        source: Box::new(source),
-    }
-}
-
-/// The crate's own retries have been used up by then. It keeps its request error private, so a status is
-/// known from its text alone.
-fn passing(error: &object_store::Error) -> Passing {
-    let object_store::Error::Generic { source, .. } = error else {
-        return Passing::Stays;
-    };
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&**source);
-    while let Some(error) = cause {
-        if let Some(http) = error.downcast_ref::<HttpError>() {
-            return match http.kind() {
-                HttpErrorKind::Decode | HttpErrorKind::Unknown => Passing::Stays,
-                _ => Passing::MayPass,
-            };
-        }
-        if error.is::<std::io::Error>() {
-            return Passing::MayPass;
-        }
-        cause = error.source();
-    }
-    let text = error.to_string();
-    match status(&text) {
-        Some(408 | 429 | 500 | 502..=599) => Passing::MayPass,
-        Some(_) => Passing::Stays,
-        None if text.contains("SlowDown") || text.contains("InternalError") => Passing::MayPass,
-        None => Passing::Stays,
-    }
-}
-
-fn is_unsupported(error: &object_store::Error) -> bool {
-    match error {
-        object_store::Error::NotImplemented { .. } | object_store::Error::NotSupported { .. } => {
-            true
-        }
-        error => status(&error.to_string()) == Some(501),
-    }
-}
-
-/// The status that an error's text names.
-fn status(text: &str) -> Option<u16> {
-    let (_, rest) = text.split_once("status code: ")?;
-    rest.get(..3)?.parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn generic(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> object_store::Error {
-        object_store::Error::Generic {
-            store: "S3",
-            source: source.into(),
-        }
-    }
-
-    #[test]
-    fn throttling_timeouts_and_broken_connections_may_pass() {
-        let timeout = HttpError::new(HttpErrorKind::Timeout, std::io::Error::other("slow"));
-        let scheme = HttpError::new(HttpErrorKind::Unknown, std::io::Error::other("not https"));
-        for (error, expected) in [
-            (generic(timeout), Passing::MayPass),
-            (generic(scheme), Passing::Stays),
-            (
-                generic("Server returned non-2xx status code: 503 Service Unavailable: "),
-                Passing::MayPass,
-            ),
-            (
-                generic("Server returned non-2xx status code: 429 Too Many Requests: "),
-                Passing::MayPass,
-            ),
-            (
-                generic("Server returned non-2xx status code: 400 Bad Request: "),
-                Passing::Stays,
-            ),
-            (
-                generic("Server returned error response: <Code>SlowDown</Code>"),
-                Passing::MayPass,
-            ),
-            (generic("no region"), Passing::Stays),
-            (
-                object_store::Error::PermissionDenied {
-                    path: "a".to_owned(),
-                    source: "status code: 503".into(),
-                },
-                Passing::Stays,
-            ),
-        ] {
-            assert_eq!(passing(&error), expected, "{error}");
-        }
-    }
+/// Sends a request again whose answer was lost: the crate repeats it after a refused connection or a status,
+/// but an answer that ends too early only where it is an object's content. Each request here may be repeated.
+async fn again<T, R>(request: impl FnMut() -> R) -> object_store::Result<T>
+where
+    R: Future<Output = object_store::Result<T>>,
+{
+    let pauses = ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(200))
+        .with_max_times(3)
+        .with_jitter();
+    request.retry(pauses).when(answer::is_lost_at_once).await
 }

@@ -244,7 +244,7 @@ impl FileWriter {
                 finished.map_err(|e| self.place.io("write", self.name, e))?;
             }
             Sink::Objects(upload) => {
-                let complete = upload.complete().await;
+                let complete = upload.complete(self.name, digests.bytes).await;
                 complete.map_err(|e| self.place.store("write", self.name, e))?;
             }
             Sink::Done => {}
@@ -285,12 +285,12 @@ impl Upload {
         }
     }
 
-    async fn complete(&mut self) -> object_store::Result<()> {
+    async fn complete(&mut self, name: FileName, length: u64) -> object_store::Result<()> {
         while !self.tasks.is_empty() {
             self.one().await?;
         }
         match &mut self.multipart {
-            Some(multipart) => multipart.complete().await.map(drop),
+            Some(multipart) => self.objects.complete(name, &mut **multipart, length).await,
             None => Ok(()),
         }
     }

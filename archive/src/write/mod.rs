@@ -223,6 +223,7 @@ impl Writing {
         let mut manifest = self.compose(contents)?;
         let bytes = manifest.encode().map_err(|why| self.misuse(why))?;
         self.remove_unplanned(&manifest).await?;
+        self.place().remove_unfinished().await?;
         let written = self
             .place()
             .write(FileName::Manifest, Bytes::from(bytes), Existing::Refuse)

@@ -20,6 +20,7 @@ pub struct Builder {
     installations: BTreeMap<String, Installation>,
     settings: Vec<(String, String, String)>,
     agent_arguments: Vec<(String, String)>,
+    agent_environment: Vec<(String, String, String)>,
     coordinator_arguments: Vec<String>,
     durability: Durability,
     grouping: Grouping,
@@ -34,6 +35,7 @@ impl Default for Builder {
             installations: BTreeMap::new(),
             settings: Vec::new(),
             agent_arguments: Vec::new(),
+            agent_environment: Vec::new(),
             coordinator_arguments: Vec::new(),
             durability: Durability::Relaxed,
             grouping: Grouping::Shared,
@@ -72,6 +74,14 @@ impl Builder {
     pub fn agent_argument(mut self, node: &str, argument: &str) -> Self {
         self.agent_arguments
             .push((node.to_owned(), argument.to_owned()));
+        self
+    }
+
+    /// A variable in the environment of one node's agent.
+    #[must_use]
+    pub fn agent_variable(mut self, node: &str, name: &str, value: &str) -> Self {
+        self.agent_environment
+            .push((node.to_owned(), name.to_owned(), value.to_owned()));
         self
     }
 
@@ -190,6 +200,8 @@ impl Builder {
         };
         let server = Server::start(&installation, options)?;
         let arguments = self.agent_arguments.iter().filter(|(node, _)| node == name);
+        let variables = self.agent_environment.iter();
+        let variables = variables.filter(|(node, ..)| node == name);
         Ok(Node {
             name: name.to_owned(),
             agent: None,
@@ -202,6 +214,9 @@ impl Builder {
             replicates_from: None,
             dials: Dials::default(),
             agent_arguments: arguments.map(|(_, argument)| argument.clone()).collect(),
+            agent_environment: variables
+                .map(|(_, name, value)| (name.clone(), value.clone()))
+                .collect(),
             dir: dir.to_path_buf(),
         })
     }

