@@ -33,12 +33,30 @@ fn changes_arrive(cluster: &Cluster, source: &Database, target: &Database) -> Re
 
 #[test]
 fn a_hostile_schema_with_values_of_100_mb_arrives_equal_and_replicates() -> Result<()> {
-    let cluster = Cluster::pair()?;
+    let cluster = Cluster::builder().nodes(4).start()?;
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
     hostile::create_roles(&source)?;
     hostile::create_roles(&target)?;
     hostile::create(&source, &target, Large { megabytes: 100 })?;
     cluster.init(&[])?.expect(0)?;
+    // Through a spool, and from one target to the other.
+    let spooled = [
+        "init",
+        "node_c",
+        "node_d",
+        "--from",
+        "node_a",
+        "--method",
+        "two-phase",
+        "--yes",
+    ];
+    for node in ["node_c", "node_d"] {
+        hostile::create_roles(&cluster.database(node))?;
+    }
+    cluster.cli(&spooled)?.expect(0)?;
+    for node in ["node_c", "node_d"] {
+        compare::rows_except(&source, &cluster.database(node), &[NOT_COPIED])?.none()?;
+    }
 
     compare::rows_except(&source, &target, &[NOT_COPIED])?.none()?;
     assert_eq!(compare::contents(&target)?[NOT_COPIED].rows, 0);
