@@ -82,3 +82,22 @@ fn a_statement_that_fails_beside_others_is_named_and_a_session_that_ends_costs_n
     assert_eq!(failed.len(), 1, "{failed:?}");
     Ok(())
 }
+
+/// Small parts are committed together: what a crash has undone is copied again.
+#[test]
+fn a_crash_while_small_tables_are_loaded_costs_no_row() -> Result<()> {
+    let mut cluster = Cluster::pair()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    sample::small_tables(&source, 1..=300)?;
+    // Some 15 tables a second.
+    let init = cluster.init_spawn(&["--max-rate", "3KB", "--parallel", "2"])?;
+    cluster.wait_committed("node_b", LIMIT)?;
+    cluster.node_mut("node_b").server_mut().crash()?;
+    cluster.node_mut("node_b").server_mut().restart()?;
+    let output = init.finish(LIMIT)?.expect(0)?;
+    compare::rows(&source, &target)?.none()?;
+    assert_eq!(compare::contents(&target)?.len(), 300, "{output}");
+    let rows = output.last_object()?["rows_copied"].clone();
+    assert_eq!(rows, 1_500, "each row counts once");
+    Ok(())
+}

@@ -3,8 +3,9 @@
 //! A part begins with its ledger row, which claims the part. A retry that comes while the server still ends
 //! the first try waits there, then finds the part done or takes it over. No part is loaded twice.
 //!
-//! Commits wait for the disk, whatever the server or the code of a table's owner has set: a part is
-//! reported done only when a crash cannot undo it. Triggers do not fire and foreign keys are not checked
+//! A part is reported done only when a crash cannot undo it, whatever the server or the code of a table's owner
+//! has set: its commit waits for the disk, or, of a small part, that of a later one on the same connection does
+//! ([`Loader::sync`]), since the disk has a server's commits in their order. Triggers do not fire and foreign keys are not checked
 //! (`session_replication_role = replica`), as the source has done both.
 //!
 //! Nothing is sent before the second chunk, or piece of one where the rate is slow: an empty part costs two
@@ -14,11 +15,11 @@ use std::sync::Arc;
 
 use steep_protocol::message::agent::PartDone;
 use steep_protocol::message::peer::{CopyFormat, TablePlan};
-use steep_protocol::{ByteCount, Epoch, Fault, FaultKind, PartNo, RowCount, TableName};
+use steep_protocol::{ByteCount, Epoch, Fault, FaultKind, PartNo, Retry, RowCount, TableName};
 
 use super::load_connection::{LoadConnection, Rolled};
 use crate::chunk::{PartWriter, Sent};
-use crate::pg::{DURABLE, literal};
+use crate::pg::{DURABLE, literal, sync};
 use crate::task::Task;
 
 /// Size of a binary COPY without rows: header and trailer (PostgreSQL manual, COPY, "Binary Format").
@@ -26,6 +27,36 @@ const BINARY_EMPTY: u64 = 21;
 
 /// How long a part that could be frozen waits for its table. Freezing is not worth a longer wait.
 const FREEZE_WAIT: &str = "500ms";
+
+/// A part of at most so many bytes may be committed without waiting for the disk…
+const SMALL: u64 = 64 * 1024;
+
+/// …if no more than so many are that the disk may not have.
+const UNSYNCED_MAX: u32 = 16;
+
+/// The next commit does not wait for the disk.
+const SOON: &str = "SET LOCAL synchronous_commit = off";
+
+/// A claim returns the triggers of the table that fire for replicas, and nothing of a part that is done.
+const PREPARE: &str = "
+    PREPARE steep_repl_claim (text, int8, int8, text, text, text) AS
+        INSERT INTO steep_repl.copy_ledger
+            (job, epoch, part, schema_name, table_name, rows, bytes, finished_at)
+        VALUES ($1, $2, $3, $4, $5, 0, 0, now())
+        ON CONFLICT (job, epoch, part) DO NOTHING
+        RETURNING part, (SELECT string_agg(quote_ident(tgname), ', ') FROM pg_catalog.pg_trigger
+            WHERE tgrelid = $6::regclass AND tgenabled IN ('A', 'R') AND NOT tgisinternal);
+    PREPARE steep_repl_done (text, int8, int8, int8, int8) AS
+        UPDATE steep_repl.copy_ledger SET rows = $4, bytes = $5, finished_at = clock_timestamp()
+        WHERE job = $1 AND epoch = $2 AND part = $3";
+
+/// Whether small parts wait for the disk one by one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Commits {
+    /// Their worker may wait long for its next part.
+    Each,
+    Together,
+}
 
 /// Loads parts, one at a time, on one connection.
 #[derive(Debug)]
@@ -37,6 +68,9 @@ pub(crate) struct Loader {
     settings: Arc<[String]>,
     /// A part was begun and its end was not seen: its transaction may be open.
     open: bool,
+    /// Parts that are committed and that a crash may undo.
+    unsynced: u32,
+    unsynced_max: u32,
 }
 
 #[derive(Debug)]
@@ -94,6 +128,7 @@ impl Loader {
         task: &Task,
         encoding: &str,
         settings: Arc<[String]>,
+        commits: Commits,
     ) -> Result<Self, Fault> {
         let mut loader = Self {
             task: task.clone(),
@@ -101,9 +136,20 @@ impl Loader {
             encoding: encoding.to_owned(),
             settings,
             open: false,
+            unsynced: 0,
+            unsynced_max: match commits {
+                Commits::Each => 0,
+                Commits::Together => UNSYNCED_MAX,
+            },
         };
-        loader.settle().await?;
+        loader.begin_session().await?;
         Ok(loader)
+    }
+
+    /// What each part does to the ledger is planned once.
+    async fn begin_session(&mut self) -> Result<(), Fault> {
+        self.line.rows(PREPARE).await?;
+        self.settle().await
     }
 
     /// Applies the settings. One that this server does not accept is skipped; preflight has named it.
@@ -132,6 +178,8 @@ impl Loader {
         self.open = true;
         if !self.claim(epoch, table, part).await? {
             let done = self.look_up(epoch, part).await?;
+            // Whoever committed it may not have waited for the disk.
+            self.unsynced += 1;
             return Ok(Begin::Done(done));
         }
         let columns: Vec<String> = table.columns.iter().map(|c| c.name.quoted()).collect();
@@ -154,11 +202,32 @@ impl Loader {
         }))
     }
 
-    /// Rolls back what a dropped [`PartLoad`] left open.
+    /// Whether no crash can undo what was committed.
+    pub(crate) fn is_synced(&self) -> bool {
+        self.unsynced == 0
+    }
+
+    /// Waits until no crash can undo what was committed. On error, the ledger has to be asked again.
+    pub(crate) async fn sync(&mut self) -> Result<(), Fault> {
+        if !self.is_synced() {
+            self.end_open().await?;
+            self.line.rows(&sync()).await?;
+            self.unsynced = 0;
+        }
+        Ok(())
+    }
+
+    /// Rolls back what a dropped [`PartLoad`] left open. Fails where the connection was lost and with it the
+    /// knowledge that earlier parts are safe.
     async fn end_open(&mut self) -> Result<(), Fault> {
         if self.open {
             if self.line.roll_back(&self.task, "load").await? == Rolled::Anew {
-                self.settle().await?;
+                if !self.is_synced() {
+                    let text = "the connection was lost before the disk surely had all parts";
+                    let fault = Fault::new(FaultKind::Failed, text).retry(Retry::NewConnection);
+                    return Err(self.line.own(fault));
+                }
+                self.begin_session().await?;
             }
             self.open = false;
         }
@@ -176,12 +245,7 @@ impl Loader {
         // change rows, and run somebody's code as this role.
         let sql = format!(
             "BEGIN; LOCK TABLE ONLY {name} IN ROW EXCLUSIVE MODE;
-             INSERT INTO steep_repl.copy_ledger
-             (job, epoch, part, schema_name, table_name, rows, bytes, finished_at)
-             VALUES ('{}', {}, {}, {}, {}, 0, 0, now())
-             ON CONFLICT (job, epoch, part) DO NOTHING
-             RETURNING part, (SELECT string_agg(quote_ident(tgname), ', ') FROM pg_trigger
-                 WHERE tgrelid = {}::regclass AND tgenabled IN ('A', 'R') AND NOT tgisinternal)",
+             EXECUTE steep_repl_claim ('{}', {}, {}, {}, {}, {})",
             self.task.job,
             epoch.0,
             part.0,
@@ -341,13 +405,17 @@ impl PartWriter for PartLoad<'_> {
         } else {
             "SET LOCAL client_encoding = 'UTF8'; "
         };
+        let unsynced = match self.bytes {
+            ..=SMALL if self.loader.unsynced < self.loader.unsynced_max => self.loader.unsynced + 1,
+            _ => 0,
+        };
+        let wait = if unsynced > 0 { SOON } else { DURABLE };
         let sql = format!(
-            "{encoding}UPDATE steep_repl.copy_ledger
-             SET rows = {rows}, bytes = {}, finished_at = clock_timestamp()
-             WHERE job = '{}' AND epoch = {} AND part = {}; {DURABLE}; COMMIT",
-            self.bytes, self.loader.task.job, self.epoch.0, self.part.0
+            "{encoding}EXECUTE steep_repl_done ('{}', {}, {}, {rows}, {}); {wait}; COMMIT",
+            self.loader.task.job, self.epoch.0, self.part.0, self.bytes
         );
         self.loader.line.rows(&sql).await?;
+        self.loader.unsynced = unsynced;
         self.loader.open = false;
         Ok(())
     }

@@ -5,6 +5,7 @@ use steep_protocol::{ByteCount, Fault, PartNo, RowCount};
 
 use crate::node::connection::Conn;
 use crate::node::job_records;
+use crate::pg::sync;
 use crate::task::Task;
 
 fn count(value: i64) -> u64 {
@@ -26,6 +27,8 @@ async fn read(task: &Task, conn: &Conn) -> Result<Vec<PartDone>, Fault> {
     let sql = "SELECT part, epoch, rows, bytes FROM steep_repl.copy_ledger
         WHERE job = $1 ORDER BY part, epoch";
     let rows = conn.rows(sql, &[&task.job.to_string()]).await?;
+    // Whoever committed them may not have waited for the disk.
+    conn.execute(&sync()).await?;
     let mut parts = Vec::<PartDone>::with_capacity(rows.len());
     for row in &rows {
         let part = PartDone {

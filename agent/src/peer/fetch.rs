@@ -26,7 +26,7 @@ use crate::deferred::named::{Named, build_named};
 use crate::kept::{Store, Writer};
 use crate::mutex::lock;
 use crate::node::wal_writer::WalWriterAwake;
-use crate::part::copy_in::{Begin, Loader};
+use crate::part::copy_in::{Begin, Commits, Loader};
 use crate::part::formats::formats;
 use crate::part::ledger::ledger;
 use crate::pg::catalog::for_loading;
@@ -63,6 +63,26 @@ struct Taken {
     got: Option<(Result<Arriving, Fault>, Share)>,
     /// The target that sent it in the last try.
     peer: Option<NodeId>,
+}
+
+/// Parts that a worker has committed, which a crash may still undo.
+#[derive(Default)]
+struct Unsynced {
+    done: Vec<PartDone>,
+    /// Those of a connection that was lost: the ledger says whether they are there.
+    again: Vec<PartNo>,
+}
+
+impl Unsynced {
+    fn report(&mut self, task: &Task) {
+        for done in self.done.drain(..) {
+            task.done(done);
+        }
+    }
+
+    fn ask_again(&mut self) {
+        self.again.extend(self.done.drain(..).map(|done| done.part));
+    }
 }
 
 /// Fetches the parts. Returns once all are committed, or, during a shutdown, those that have begun.
@@ -153,7 +173,8 @@ pub(crate) async fn copy(
 impl Shared {
     async fn work(&self) -> Result<(), Fault> {
         let mut loader = None;
-        while let Some(mut taken) = self.take().await {
+        let mut unsynced = Unsynced::default();
+        while let Some(mut taken) = self.next(&mut loader, &mut unsynced).await? {
             let part = taken.part;
             let mut tries = 1;
             let mut named = 0;
@@ -164,11 +185,16 @@ impl Shared {
             loop {
                 let fault = match self.load(&mut loader, &mut taken).await {
                     Ok(done) => {
-                        span::committed(&mut span, done);
+                        span::committed(&mut span, done.clone());
+                        unsynced.done.push(done);
+                        if loader.as_ref().is_some_and(Loader::is_synced) {
+                            unsynced.report(&self.task);
+                        }
                         break;
                     }
                     Err(fault) => fault,
                 };
+                unsynced.ask_again();
                 if build_named(&self.task, &fault, named).await? == Named::Built {
                     named += 1;
                     continue;
@@ -210,7 +236,13 @@ impl Shared {
             Some(loader) => loader,
             None => {
                 let settings = Arc::clone(&self.settings);
-                loader.insert(Loader::connect(&self.task, &self.plan.encoding, settings).await?)
+                let commits = match self.exchange {
+                    Some(_) => Commits::Each,
+                    None => Commits::Together,
+                };
+                let connecting =
+                    Loader::connect(&self.task, &self.plan.encoding, settings, commits);
+                loader.insert(connecting.await?)
             }
         };
         let (got, _share) = match taken.got.take() {
@@ -242,8 +274,61 @@ impl Shared {
                 }
             }
         };
-        self.task.done(done.clone());
         Ok(done)
+    }
+
+    /// A worker's next part. Before it may have to wait for one, or ends, all it has committed is safe and
+    /// reported.
+    async fn next(
+        &self,
+        loader: &mut Option<Loader>,
+        unsynced: &mut Unsynced,
+    ) -> Result<Option<Taken>, Fault> {
+        let mut last = false;
+        loop {
+            if let Some(part) = unsynced.again.pop() {
+                return Ok(Some(Taken {
+                    part,
+                    got: None,
+                    peer: None,
+                }));
+            }
+            let waits = self.exchange.is_some() || self.queue.len() == 0;
+            if last || waits || self.task.drain.is_cancelled() {
+                self.sync(loader, unsynced).await?;
+            }
+            if !unsynced.again.is_empty() {
+                continue;
+            }
+            if last {
+                return Ok(None);
+            }
+            match self.take().await {
+                Some(taken) => return Ok(Some(taken)),
+                None => last = true,
+            }
+        }
+    }
+
+    /// Reports what is committed once no crash can undo it.
+    async fn sync(
+        &self,
+        loader: &mut Option<Loader>,
+        unsynced: &mut Unsynced,
+    ) -> Result<(), Fault> {
+        let synced = match loader {
+            Some(loader) => loader.sync().await,
+            None => Ok(()),
+        };
+        match synced {
+            Ok(()) => unsynced.report(&self.task),
+            Err(fault) if fault.retry == Retry::Never => return Err(fault),
+            Err(_) => {
+                *loader = None;
+                unsynced.ask_again();
+            }
+        }
+        Ok(())
     }
 
     /// Gets a part that was taken before.

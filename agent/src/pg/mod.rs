@@ -32,4 +32,4 @@ pub(crate) use guard::OwnSchema;
 pub(crate) use literal::literal;
 pub(crate) use lock_timeout::SHORT_LOCK_TIMEOUT;
 pub(crate) use session::Session;
-pub(crate) use settings::DURABLE;
+pub(crate) use settings::{DURABLE, sync};
