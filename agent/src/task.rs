@@ -99,6 +99,9 @@ pub(crate) trait ProgressSink: Send + Sync + std::fmt::Debug {
     /// Work that is not counted in parts.
     fn work(&self, job: JobId, phase: Phase, work: WorkProgress);
     fn part(&self, job: JobId, progress: PartProgress);
+    /// All of it has arrived and is committed.
+    fn loaded(&self, job: JobId, loaded: &PartDone);
+    /// No crash can undo it.
     fn done(&self, job: JobId, done: PartDone);
     fn retried(&self, job: JobId);
     fn waiting(&self, job: JobId, parts: usize);
@@ -116,6 +119,7 @@ impl Progress {
         impl ProgressSink for Nowhere {
             fn work(&self, _: JobId, _: Phase, _: WorkProgress) {}
             fn part(&self, _: JobId, _: PartProgress) {}
+            fn loaded(&self, _: JobId, _: &PartDone) {}
             fn done(&self, _: JobId, _: PartDone) {}
             fn retried(&self, _: JobId) {}
             fn waiting(&self, _: JobId, _: usize) {}
@@ -169,6 +173,10 @@ impl Task {
 
     pub(crate) fn part(&self, progress: PartProgress) {
         self.progress.inner.part(self.job, progress);
+    }
+
+    pub(crate) fn loaded(&self, loaded: &PartDone) {
+        self.progress.inner.loaded(self.job, loaded);
     }
 
     pub(crate) fn done(&self, done: PartDone) {

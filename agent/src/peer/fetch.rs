@@ -259,22 +259,23 @@ impl Shared {
             },
             loader.begin(epoch, table, part, format),
         );
-        let done = match begun? {
+        Ok(match begun? {
             Begin::Done(done) => done,
             Begin::Load(writer) => {
                 let report = |bytes, wire| self.task.part(PartProgress { part, bytes, wire });
                 let Arriving { incoming, peer, .. } = arriving?;
                 taken.peer = peer;
                 let sent = incoming.pour(writer, &self.rate, report).await?;
-                PartDone {
+                let done = PartDone {
                     part,
                     rows: sent.rows,
                     bytes: sent.bytes,
                     wire: sent.wire,
-                }
+                };
+                self.task.loaded(&done);
+                done
             }
-        };
-        Ok(done)
+        })
     }
 
     /// A worker's next part. Before it may have to wait for one, or ends, all it has committed is safe and

@@ -198,16 +198,20 @@ impl ProgressSink for Reports {
         });
     }
 
+    fn loaded(&self, job: JobId, loaded: &PartDone) {
+        self.with(job, |report| {
+            let before = report.active.remove(&loaded.part);
+            self.count(before.as_ref(), loaded.bytes, loaded.wire);
+            self.received.completed(loaded.rows);
+            News::Growth
+        });
+    }
+
     fn done(&self, job: JobId, done: PartDone) {
         self.with(job, |report| {
             report.phase = Some(Phase::Copy);
             report.work = None;
-            let before = report.active.remove(&done.part);
-            // Without wire bytes the part was found in the ledger, from an earlier attempt.
-            if done.wire != ByteCount(0) {
-                self.count(before.as_ref(), done.bytes, done.wire);
-                self.received.completed(done.rows);
-            }
+            report.active.remove(&done.part);
             report.done.push(done);
             News::Growth
         });
@@ -290,14 +294,13 @@ mod tests {
             wire: ByteCount(20),
             ..done(1)
         };
+        reports.loaded(job, &whole);
+        assert_eq!(parts(&reports.take()), [0u32; 0], "a crash may undo it");
         reports.done(job, whole);
         let sum = reports.received.sum();
         assert_eq!((sum.bytes, sum.wire, sum.parts), (70, 35, 1));
-        let found = PartDone {
-            wire: ByteCount(0),
-            ..done(2)
-        };
-        reports.done(job, found);
+        // Found in the ledger, from an earlier attempt.
+        reports.done(job, done(2));
         assert_eq!(reports.received.sum(), sum);
         assert_eq!((reports.retries(), reports.depths().untold), (1, 2));
     }
