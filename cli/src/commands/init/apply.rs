@@ -98,7 +98,7 @@ async fn find(client: &Client, which: &Stored, targets: &[NodeId]) -> Result<Fou
                 ids.insert(id);
                 nodes.push(target.clone());
             }
-            Err(failure) => without.push((target, failure)),
+            Err(failure) => without.push((target, failure.on(target))),
         }
     }
     if ids.len() > 1 {
@@ -150,8 +150,7 @@ async fn look(client: &Client, node: &NodeId, location: &str) -> Result<Snapshot
 }
 
 fn nowhere(location: &str, without: &[(&NodeId, Failure)]) -> Failure {
-    let looked = without.iter();
-    let looked: Vec<String> = looked.map(|(node, why)| format!("{node}: {why}")).collect();
+    let looked: Vec<String> = without.iter().map(|(_, why)| why.to_string()).collect();
     unknown(format!(
         "no source has stored a complete snapshot in {location}, and no target finds one there ({})",
         looked.join("; ")
