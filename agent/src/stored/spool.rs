@@ -73,6 +73,7 @@ impl Spool {
 
     /// Where a part is. Waits while it is being read. Cancel-safe.
     pub(crate) async fn find(&self, part: PartNo) -> Spooled {
+        let mut asked = false;
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             // From here on no change is missed.
@@ -82,7 +83,8 @@ impl Spool {
                 State::Sealed(stored) => return Spooled::Sealed(Arc::clone(stored)),
                 State::Filling(filling) => match filling.writing.reader(part) {
                     Some(reader) => return Spooled::Written(Box::new(reader)),
-                    None => filling.wanted.push_back(part),
+                    None if !std::mem::replace(&mut asked, true) => filling.wanted.push_back(part),
+                    None => {}
                 },
             }
             changed.await;
