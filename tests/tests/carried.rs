@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use steep_tests::cluster::Cluster;
+use steep_tests::cluster::{Cluster, Output, Running};
 use steep_tests::load::{Intensity, Load};
 use steep_tests::pg::{Database, Grouping};
-use steep_tests::{compare, sample, wait};
+use steep_tests::{compare, residue, sample, wait};
 
 const LIMIT: Duration = Duration::from_secs(90);
 
@@ -109,4 +109,138 @@ fn a_carried_snapshot_is_loaded_by_its_targets_and_nothing_written_meanwhile_is_
     assert_eq!(source.value::<u32>(SLOTS)?, 2);
     ensure!(place.join("manifest.json").exists(), "it was carried away");
     Ok(())
+}
+
+/// What is not among the rows: positions of sequences, and how many indexes and constraints there are.
+fn beside_rows(database: &Database) -> Result<Vec<Vec<String>>> {
+    database.rows(
+        "SELECT sequencename, last_value::text FROM pg_sequences WHERE schemaname NOT LIKE 'steep%'
+         UNION ALL SELECT 'indexes', count(*)::text FROM pg_indexes WHERE schemaname NOT LIKE 'steep%'
+         UNION ALL SELECT 'constraints', count(*)::text FROM pg_constraint AS c
+             WHERE c.connamespace::regnamespace::text NOT LIKE 'steep%' AND contype IN ('p', 'f', 'c', 'u')
+                 AND c.connamespace::regnamespace::text NOT IN ('pg_catalog', 'information_schema')
+         ORDER BY 1, 2",
+    )
+}
+
+fn apply(cluster: &Cluster, node: &str, input: &str, further: &[&str]) -> Result<Output> {
+    begin(cluster, node, input, further)?.finish(LIMIT)
+}
+
+fn begin(cluster: &Cluster, node: &str, input: &str, further: &[&str]) -> Result<Running> {
+    let arguments = [
+        "snapshot", "apply", "--target", node, "--input", input, "--yes",
+    ];
+    let arguments: Vec<&str> = arguments.iter().chain(further).copied().collect();
+    cluster.cli_spawn(&arguments)
+}
+
+/// Of what a cancelled load has made, nothing stays.
+fn cancel_a_load(cluster: &Cluster, node: &str, input: &str) -> Result<()> {
+    let slowly = ["--no-subscribe", "--max-rate", "2MB"];
+    let loading = begin(cluster, node, input, &slowly)?;
+    cluster.wait_committed(node, LIMIT)?;
+    let cancel = ["init", "cancel", "--node", node, "--yes"];
+    cluster.cli(&cancel)?.expect(0)?;
+    loading.finish(LIMIT)?.expect(4)?;
+    residue::of_everything(&cluster.database(node))?.none()
+}
+
+#[test]
+fn a_snapshot_is_loaded_without_replication_even_where_its_slot_is_gone() -> Result<()> {
+    let mut cluster = Cluster::builder().nodes(3).start()?;
+    let source = cluster.database("node_a");
+    sample::create(&source, 2)?;
+    source.sql("CREATE SEQUENCE tickets; SELECT setval('tickets', 41)")?;
+    let made = cluster.dir().join("made");
+    let output = made.to_str().context("UTF-8")?;
+    let arguments = [
+        "snapshot", "generate", "--source", "node_a", "--output", output, "--json",
+    ];
+    let generated = cluster.cli(&arguments)?.expect(0)?.last_object()?;
+    let id = generated["snapshot_id"].as_str().context("an id")?;
+    let (rows, rest) = (compare::contents(&source)?, beside_rows(&source)?);
+    // None of this is in the snapshot.
+    source.sql(
+        "UPDATE pgbench_accounts SET abalance = 7 WHERE aid % 100 = 0;
+         DELETE FROM pgbench_accounts WHERE aid % 1000 = 1; SELECT nextval('tickets');
+         INSERT INTO pgbench_tellers SELECT n, 1, 0 FROM generate_series(1001, 2000) AS n",
+    )?;
+    let alone = ["--no-subscribe", "--json"];
+    let plan = ["--no-subscribe", "--dry-run"];
+    apply(&cluster, "node_b", id, &plan)?.expect(0)?;
+
+    let slowly = ["--no-subscribe", "--json", "--max-rate", "4MB"];
+    let loading = begin(&cluster, "node_b", id, &slowly)?;
+    cluster.wait_committed("node_b", LIMIT)?;
+    cluster.kill_agent("node_b")?;
+    cluster.kill_agent("node_a")?;
+    cluster.start_agent("node_a")?;
+    cluster.start_agent("node_b")?;
+    let loaded = loading.finish(LIMIT)?.expect(0)?;
+    let end = loaded.last_object()?;
+    assert_eq!(
+        (&end["event"], &end["state"], &end["loaded"]),
+        (
+            &"init.completed".into(),
+            &"uninitialized".into(),
+            &true.into()
+        ),
+        "{loaded}"
+    );
+    cancel_a_load(&cluster, "node_c", id)?;
+    assert_eq!(source.value::<u32>(SLOTS)?, 1, "the template");
+    compare::schema(&source, &cluster.database("node_b"))?.none()?;
+
+    // The template is gone: for those who would follow, nothing can be made from it. The tables change, too.
+    source.sql(
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots;
+         ALTER TABLE pgbench_tellers ADD COLUMN late integer; DROP TABLE pgbench_history",
+    )?;
+    wait::until_true("the snapshot to be lost", LIMIT, || {
+        let shown = cluster.cli(&["snapshot", "show", id, "--json"])?;
+        Ok(shown.expect(0)?.last_object()?["state"] == "lost")
+    })?;
+    let carried = cluster.dir().join("carried");
+    fs::rename(&made, &carried)?;
+    let input = carried.to_str().context("UTF-8")?;
+    let refused = apply(&cluster, "node_c", input, &[])?.expect(1)?;
+    ensure!(refused.text().contains("--no-subscribe"), "{refused}");
+    apply(&cluster, "node_c", input, &alone)?.expect(0)?;
+
+    for node in ["node_b", "node_c"] {
+        let database = cluster.database(node);
+        assert_eq!(cluster.state(node)?, "uninitialized");
+        assert_eq!(compare::contents(&database)?, rows, "{node}");
+        assert_eq!(beside_rows(&database)?, rest, "{node}");
+        compare::schema(&cluster.database("node_b"), &database)?.none()?;
+        residue::of_jobs(&database)?.none()?;
+        let view = cluster.node_view(node)?.context("a node")?;
+        assert_eq!(view["loaded"]["snapshot_id"], id);
+        assert_eq!(view["loaded"]["rows"], generated["rows"]);
+        let status = cluster.cli(&["status", node])?.expect(0)?.text();
+        for part in [id, "loaded from node_a", "does not follow node_a"] {
+            ensure!(status.contains(part), "{part} is not in {status}");
+        }
+        let events = cluster
+            .cli(&["events", node, "--json"])?
+            .expect(0)?
+            .objects();
+        let applied = events
+            .iter()
+            .find(|event| event["event"] == "snapshot.applied");
+        assert_eq!(applied.context("an event")?["replication"], "none");
+        // Others may write again.
+        database.sql("INSERT INTO pgbench_tellers VALUES (5000, 1, 0)")?;
+    }
+    assert_eq!(source.value::<u32>(SLOTS)?, 0);
+    // Tables that exist are compared with the source as it is.
+    let again = apply(&cluster, "node_b", input, &alone)?.expect(3)?;
+    for part in ["use --force", "column late"] {
+        ensure!(again.text().contains(part), "{part} is not in {again}");
+    }
+    cluster
+        .cli(&["snapshot", "delete", id, "--yes"])?
+        .expect(0)?;
+    residue::of_jobs(&source)?.none()
 }

@@ -53,14 +53,7 @@ pub(crate) async fn totals(task: &Task) -> Result<(u32, RowCount, ByteCount), Fa
     Ok((u32::try_from(parts.len()).unwrap_or(u32::MAX), rows, bytes))
 }
 
-/// Deletes the records of a job that is complete.
-pub(crate) async fn release(task: &Task) -> Result<(), Fault> {
-    let conn = Conn::open(task, "release").await?;
-    let outcome = forget(task, &conn).await;
-    conn.session.close().await;
-    outcome
-}
-
+/// Deletes the job's records.
 pub(crate) async fn forget(task: &Task, conn: &Conn) -> Result<(), Fault> {
     if !job_records::installed(conn).await? {
         return Ok(());

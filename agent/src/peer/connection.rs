@@ -213,8 +213,19 @@ impl SourceAgent {
         self.frames(&PeerRequest::FetchKept(request)).await
     }
 
+    /// As they are now.
     pub(crate) async fn sequences(&self) -> Result<Vec<SequenceValue>, Fault> {
-        let request = PeerRequest::FetchSequences { job: self.job };
+        self.sequences_by(PeerRequest::FetchSequences { job: self.job })
+            .await
+    }
+
+    /// As they were stored with the job's snapshot.
+    pub(crate) async fn stored_sequences(&self) -> Result<Vec<SequenceValue>, Fault> {
+        self.sequences_by(PeerRequest::FetchStoredSequences { job: self.job })
+            .await
+    }
+
+    async fn sequences_by(&self, request: PeerRequest) -> Result<Vec<SequenceValue>, Fault> {
         match self.ask(&request).await?.0 {
             PeerReply::Sequences(sequences) => Ok(sequences),
             _ => Err(self.unexpected()),

@@ -2,8 +2,8 @@
 //!
 //! Another's row would be indistinguishable from the source's. So each planned table, and each table above
 //! it, gets an ordinary statement trigger that refuses writes. Sessions that load or apply are replicas and
-//! do not fire it, and COPY pays nothing for it. It is dropped before the subscription begins; a cleanup
-//! finds it by its function.
+//! do not fire it, and COPY pays nothing for it. It is dropped before the subscription begins, or with the
+//! ledger where there is none; a cleanup finds it by its function.
 //!
 //! A table's owner can drop or disable it. So `steep_repl.guards` says which trigger was set by which
 //! transaction, and an entry is deleted only together with that trigger, under a lock, while its row in
@@ -74,7 +74,7 @@ pub(crate) async fn set(conn: &Conn, job: JobId) -> Result<Vec<Finding>, Fault> 
          BEGIN
             RAISE EXCEPTION USING ERRCODE = 'object_in_use',
                 MESSAGE = pg_catalog.format('table %I.%I is being initialised by steep-repl', TG_TABLE_SCHEMA, TG_TABLE_NAME),
-                HINT = 'write to it once the node is synchronized, or cancel the init';
+                HINT = 'write to it once the job has ended, or cancel the init';
          END $refuse$",
         function(job)
     );

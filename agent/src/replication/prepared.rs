@@ -287,7 +287,10 @@ pub(crate) async fn copy_template(
         format!("the slot {template} of snapshot {snapshot} has expired or was dropped meanwhile");
     Err(Fault::new(FaultKind::Failed, text)
         .on(&task.node)
-        .hint("generate another snapshot: steep-repl snapshot generate"))
+        .hint(
+            "generate another snapshot: steep-repl snapshot generate; or load this one without replication: \
+             steep-repl snapshot apply --no-subscribe",
+        ))
 }
 
 /// The target does not use the task's slot after all. If changes may have been applied from it, only a

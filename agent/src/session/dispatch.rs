@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use steep_protocol::message::agent::{
-    Command, Comparison, NodeCommand, Outcome, PeerAddress, PrepareTarget, RowsFrom, SlotOrigin,
-    SourceCommand, SubscriptionStart, TargetCommand,
+    Command, Comparison, NodeCommand, Outcome, PeerAddress, PrepareTarget, RowsFrom, SequencesFrom,
+    SlotOrigin, SourceCommand, SubscriptionStart, TargetCommand,
 };
 use steep_protocol::message::facts::Finding;
 use steep_protocol::message::handover::{Replication, SchemaCheck};
@@ -15,7 +15,7 @@ use steep_protocol::message::peer::SchemaSection;
 use steep_protocol::message::schema::SchemaCursor;
 use steep_protocol::message::snapshot::StoredPlace;
 use steep_protocol::quic::Endpoint;
-use steep_protocol::{ByteCount, Fault, FaultKind, JobId, NodeId};
+use steep_protocol::{ByteCount, Fault, FaultKind, JobId, NodeId, Phase};
 use steep_schema::Schema;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -305,9 +305,19 @@ impl Agent {
                 target::await_native_copy(task).await?;
                 Ok(Outcome::Done)
             }
-            TargetCommand::Finish { source, parallel } => {
-                let sequences = self.source_agent(source, job).sequences().await?;
-                let (findings, missing) = target::finish(task, sequences, parallel).await?;
+            TargetCommand::Finish {
+                source,
+                parallel,
+                sequences,
+            } => {
+                // The coordinator counts it to that phase.
+                let phase = match &sequences {
+                    SequencesFrom::Source => Phase::CatchUp,
+                    SequencesFrom::Stored | SequencesFrom::Carried(_) => Phase::Constraints,
+                };
+                let sequences = self.sequences(job, source, sequences).await?;
+                let finished = target::finish(task, sequences, (parallel, phase)).await;
+                let (findings, missing) = finished?;
                 Ok(Outcome::Finished { findings, missing })
             }
             TargetCommand::Prove => {
@@ -372,7 +382,7 @@ impl Agent {
         served.or_else(|| self.carried.get(job).map(Holder::Stored))
     }
 
-    fn source_agent(&self, source: PeerAddress, job: JobId) -> SourceAgent {
+    pub(super) fn source_agent(&self, source: PeerAddress, job: JobId) -> SourceAgent {
         let links = &self.telemetry.links;
         SourceAgent::new(Arc::clone(&self.endpoint), source, job, links)
     }

@@ -1,9 +1,11 @@
-//! `Open`: a job's snapshot is taken, found in an archive, or shared with other targets.
+//! `Open`: a job's snapshot is taken, found in an archive, or shared with other targets. And the sequences that belong
+//! to it.
 
 use std::sync::Arc;
 
-use steep_protocol::message::agent::{Export, OpenSource, Outcome};
-use steep_protocol::{Fault, FaultKind, NodeId, Retry, SnapshotId};
+use steep_protocol::message::agent::{Export, OpenSource, Outcome, PeerAddress, SequencesFrom};
+use steep_protocol::message::peer::SequenceValue;
+use steep_protocol::{Fault, FaultKind, JobId, NodeId, Retry, SnapshotId};
 
 use super::dispatch::Agent;
 use crate::replication::prepared;
@@ -30,12 +32,14 @@ impl Agent {
             prepared::copy_template(task, &request.target, snapshot).await?;
             return Ok(Outcome::Done);
         }
-        if let Export::Stored(place) = &request.export {
+        if let Export::Stored(place) | Export::Files(place) = &request.export {
             let stored = stored::open(&self.node, place, request.parallel).await?;
             if place.verify {
                 stored.check(&self.node).await?;
             }
-            prepared::copy_template(task, &request.target, place.snapshot).await?;
+            if matches!(request.export, Export::Stored(_)) {
+                prepared::copy_template(task, &request.target, place.snapshot).await?;
+            }
             return opened(&Holder::Stored(self.jobs.open_stored(job, stored)));
         }
         if let Export::Shared { snapshot } = request.export {
@@ -67,6 +71,24 @@ impl Agent {
         let holder = Holder::Shared(open);
         self.jobs.open(task.job, holder.clone());
         opened(&holder)
+    }
+
+    /// The positions that a target's sequences get.
+    pub(super) async fn sequences(
+        &self,
+        job: JobId,
+        source: PeerAddress,
+        from: SequencesFrom,
+    ) -> Result<Vec<SequenceValue>, Fault> {
+        let link = self.source_agent(source, job);
+        match from {
+            SequencesFrom::Source => link.sequences().await,
+            SequencesFrom::Stored => link.stored_sequences().await,
+            SequencesFrom::Carried(place) => {
+                let stored = self.carried.open(job, &place, &self.node).await?;
+                stored.sequences(&self.node).await
+            }
+        }
     }
 }
 

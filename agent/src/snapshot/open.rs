@@ -143,7 +143,11 @@ async fn attempt_open(
     published.map_err(fault)?;
 
     let (lsn, held) = match request.export {
-        Export::Slot | Export::Shared { .. } | Export::Stored(_) | Export::Template { .. } => {
+        Export::Slot
+        | Export::Shared { .. }
+        | Export::Stored(_)
+        | Export::Template { .. }
+        | Export::Files(_) => {
             let created = slot::create_bare(task, admin.conninfo(), admin).await;
             created.map_err(fault)?;
             (Lsn(0), None)

@@ -8,7 +8,9 @@ use steep_archive::{Archive, Manifest, Problem, StoredReader, StoredTable};
 use steep_protocol::frame::FrameHead;
 use steep_protocol::limits::LISTED_MAX;
 use steep_protocol::message::agent::TableSummary;
-use steep_protocol::message::peer::{ColumnPlan, CtidRange, SchemaSection, TablePlan};
+use steep_protocol::message::peer::{
+    ColumnPlan, CtidRange, SchemaSection, SequenceValue, TablePlan,
+};
 use steep_protocol::message::snapshot::StoredPlace;
 use steep_protocol::{ByteCount, Fault, FaultKind, Lsn, NodeId, PartNo, RowCount, TableNo};
 
@@ -300,6 +302,12 @@ impl StoredSnapshot {
             SchemaSection::ExtensionRows => sections.rows,
             SchemaSection::PostData => sections.post_data,
         }))
+    }
+
+    /// The sequences' positions when it was made.
+    pub(crate) async fn sequences(&self, node: &NodeId) -> Result<Vec<SequenceValue>, Fault> {
+        let sequences = self.archive.sequences().await;
+        sequences.map_err(|error| fault(&error, node))
     }
 
     async fn sections(&self, node: &NodeId) -> Result<Sections, Fault> {

@@ -1,4 +1,4 @@
-//! Undoes what a job did on the target (G6).
+//! Undoes what a job did on the target (G6), or lets go of it once the job is complete.
 //!
 //! Every step finds out what is left to do, so cleanup may come after nothing, after half a job, twice, or
 //! while servers still finish what a dead agent began. The schema `steep_repl` stays, as it holds the
@@ -63,6 +63,19 @@ pub(crate) async fn cleanup(task: &Task, data: CancelledData) -> Result<Vec<Find
     keep_out::lift(&conn, task.job).await?;
     ledger::forget(task, &conn).await?;
     Ok(findings)
+}
+
+/// Removes the records of a job that is complete, and lets others write where no subscription has done so.
+pub(crate) async fn release(task: &Task) -> Result<(), Fault> {
+    let conn = Conn::open(task, "release").await?;
+    let outcome = async {
+        keep_out::lift(&conn, task.job).await?;
+        keep_out::held(&conn, task.job).await?;
+        ledger::forget(task, &conn).await
+    };
+    let outcome = outcome.await;
+    conn.session.close().await;
+    outcome
 }
 
 /// Ends sessions of the job that an agent left behind, whose locks would be in the way.

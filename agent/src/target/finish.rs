@@ -1,4 +1,4 @@
-//! The last steps while the subscription catches up: sequences, materialised views, statistics.
+//! The last steps, while a subscription catches up if there is one: sequences, materialised views, statistics.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -35,7 +35,7 @@ const NAMED: usize = 20;
 pub(crate) async fn finish(
     task: &Task,
     sequences: Vec<SequenceValue>,
-    parallel: u8,
+    (parallel, phase): (u8, Phase),
 ) -> Result<(Vec<Finding>, MissingObjects), Fault> {
     let conn = Conn::open(task, "finish").await?;
     let mut findings = Vec::new();
@@ -44,19 +44,12 @@ pub(crate) async fn finish(
     }
     if job_records::installed(&conn).await? {
         // After a native copy; any other job has done it before.
-        checks::bring_back(task, &conn, Phase::CatchUp).await?;
-        findings.extend(
-            in_order(
-                task,
-                &conn,
-                (Stage::Refresh, Phase::CatchUp),
-                Purpose::Replication,
-            )
-            .await?,
-        );
+        checks::bring_back(task, &conn, phase).await?;
+        findings
+            .extend(in_order(task, &conn, (Stage::Refresh, phase), Purpose::Replication).await?);
         // A view may read another through a function, an order that no dump knows.
         missing::retry(&conn, task.job).await?;
-        analyze(task, &conn, parallel).await?;
+        analyze(task, &conn, (parallel, phase)).await?;
         findings.extend(build_event_triggers(task, &conn, Purpose::Replication).await?);
         let missing = missing::report(&conn).await?;
         return Ok((findings, missing));
@@ -131,7 +124,7 @@ async fn set(conn: &Conn, sequences: &[&SequenceValue]) -> Result<(), PgError> {
 }
 
 /// Analyses the planned tables, and the parents above them, which autovacuum never analyses.
-async fn analyze(task: &Task, conn: &Conn, parallel: u8) -> Result<(), Fault> {
+async fn analyze(task: &Task, conn: &Conn, (parallel, phase): (u8, Phase)) -> Result<(), Fault> {
     let targets = targets(task, conn).await?;
     let total = targets.len() as u64;
     if targets.is_empty() {
@@ -146,7 +139,7 @@ async fn analyze(task: &Task, conn: &Conn, parallel: u8) -> Result<(), Fault> {
     let mut running = JoinSet::new();
     for _ in 0..workers {
         let (task, queue) = (task.clone(), Arc::clone(&queue));
-        running.spawn(async move { analyze_some(&task, &queue, total, workers).await });
+        running.spawn(async move { analyze_some(&task, &queue, (total, phase), workers).await });
     }
     let mut outcome = Ok(());
     while let Some(ended) = running.join_next().await {
@@ -165,7 +158,7 @@ async fn analyze(task: &Task, conn: &Conn, parallel: u8) -> Result<(), Fault> {
 async fn analyze_some(
     task: &Task,
     queue: &Mutex<VecDeque<Target>>,
-    total: u64,
+    (total, phase): (u64, Phase),
     workers: usize,
 ) -> Result<(), Fault> {
     let conn = Conn::open(task, "analyze").await?;
@@ -181,7 +174,7 @@ async fn analyze_some(
             return Ok(());
         };
         task.work(
-            Phase::CatchUp,
+            phase,
             WorkProgress {
                 done: total.saturating_sub(left + batch.len() as u64),
                 total,

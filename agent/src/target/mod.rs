@@ -14,13 +14,13 @@ mod indexes;
 mod prepare;
 mod sync;
 
-pub(crate) use cleanup::cleanup;
+pub(crate) use cleanup::{cleanup, release};
 pub(crate) use finish::finish;
 pub(crate) use indexes::build_indexes;
 pub(crate) use prepare::{Dumps, PrepareRequest, SchemaRequest, match_schema, prepare};
 
 pub(crate) use crate::deferred::build::build_constraints;
-pub(crate) use crate::part::ledger::{release, totals};
+pub(crate) use crate::part::ledger::totals;
 pub(crate) use crate::replication::subscription::{await_native_copy, subscribe};
 pub(crate) use crate::schema::fingerprints::{capture_fingerprints, compare_schemas};
 pub(crate) use crate::schema::missing::rebuild;

@@ -20,7 +20,7 @@ use crate::units::{parse_duration, parse_size};
 pub(crate) enum SnapshotCommand {
     /// Read a node once, into a directory or an object store
     Generate(Box<GenerateArgs>),
-    /// Make nodes live replicas of the source of a stored snapshot
+    /// Make nodes live replicas of the source of a stored snapshot, or only load its rows
     Apply(Box<ApplyArgs>),
     /// Every snapshot: where it is, how long it is kept, how much WAL its slot holds
     #[command(after_help = "\
@@ -134,6 +134,7 @@ impl GenerateArgs {
 Examples:
   steep-repl snapshot apply --target node_b --input /backup/app
   steep-repl snapshot apply --target node_b --input /mnt/disk/app      carried there
+  steep-repl snapshot apply --target node_t --input /backup/app --no-subscribe
   steep-repl snapshot apply --target node_b node_c --input 51358f153ac8daae --parallel 8")]
 pub(crate) struct ApplyArgs {
     /// The target nodes
@@ -147,6 +148,10 @@ pub(crate) struct ApplyArgs {
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set,
           num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub(crate) verify: bool,
+    /// Load rows, indexes, constraints and sequences as they were, without replication: the targets don't follow, and
+    /// the snapshot's slot is not needed
+    #[arg(long)]
+    pub(crate) no_subscribe: bool,
     #[command(flatten)]
     pub(crate) load: LoadChoices,
     /// Start the jobs, print their ids and don't wait for them
@@ -168,7 +173,10 @@ impl ApplyArgs {
     pub(crate) fn specs(&self, source: &NodeId) -> Result<Vec<JobSpec>, Failure> {
         check_targets(&self.targets, source)?;
         let spec = |target: &NodeId| JobSpec {
-            method: Method::Stored,
+            method: match self.no_subscribe {
+                true => Method::Load,
+                false => Method::Stored,
+            },
             ..self.load.spec(source, target, confirmation(self.yes))
         };
         Ok(self.targets.iter().map(spec).collect())

@@ -168,6 +168,22 @@ fn every_flag_of_complete_reaches_the_job() {
 }
 
 #[test]
+fn a_snapshot_is_applied_with_replication_unless_it_is_not_wanted() {
+    let specs = |line: &str| match parse(line).unwrap().command {
+        Some(Command::Snapshot(SnapshotCommand::Apply(args))) => {
+            let source = "node_a".parse().unwrap();
+            let specs = args.specs(&source).unwrap().into_iter();
+            specs.map(|spec| spec.method).collect::<Vec<_>>()
+        }
+        other => panic!("{other:?}"),
+    };
+    let base = "snapshot apply --target node_b node_c --input /backup/app";
+    assert_eq!(specs(base), [Method::Stored; 2]);
+    let alone = format!("{base} --no-subscribe --dry-run");
+    assert_eq!(specs(&alone), [Method::Load; 2]);
+}
+
+#[test]
 fn defaults_are_those_of_the_contract() {
     let args = start("init node_b --from node_a");
     let spec = args.specs().unwrap()[0].clone();

@@ -130,6 +130,15 @@ impl Follower<'_> {
 fn reconstructed(node: &NodeView, last: Option<&ProgressView>, job: Option<JobId>) -> EndView {
     let fault = match node.state {
         NodeState::Synchronized => None,
+        // Without replication.
+        NodeState::Uninitialized
+            if node
+                .loaded
+                .as_ref()
+                .is_some_and(|l| job.is_none_or(|job| job == l.job_id)) =>
+        {
+            None
+        }
         NodeState::Uninitialized => Some(Fault::new(FaultKind::Cancelled, "the job was cancelled")),
         NodeState::Preparing
         | NodeState::Copying
@@ -194,6 +203,11 @@ mod tests {
         let kind = |state| end(state).fault.unwrap().kind;
         assert_eq!(kind(NodeState::Uninitialized), FaultKind::Cancelled);
         assert_eq!(kind(NodeState::Failed), FaultKind::Failed);
+        let mut loaded = samples::node("node_b", NodeState::Uninitialized);
+        loaded.loaded = Some(samples::loaded());
+        let of = |job| reconstructed(&loaded, None, Some(JobId(job))).fault;
+        assert_eq!(of(7), None);
+        assert_eq!(of(8).unwrap().kind, FaultKind::Cancelled);
         let mut node = samples::node("node_b", NodeState::Failed);
         node.error_message = Some("the disk is full".to_owned());
         let fault = reconstructed(&node, None, None).fault.unwrap();

@@ -80,6 +80,16 @@ pub(crate) fn status(
         lines.push(("", paint.red(&clean(error))));
     }
     lines.extend(initialised(node));
+    if let Some(loaded) = &node.loaded {
+        let source = &loaded.source_node;
+        let text = format!(
+            "snapshot {} of {source}, {} rows as of {}; it does not follow {source}",
+            loaded.snapshot_id,
+            units::count(loaded.rows),
+            loaded.lsn
+        );
+        lines.push(("loaded", text));
+    }
     if let Some(progress) = node.progress {
         lines.push(("progress", units::percent(progress)));
     }
@@ -136,6 +146,7 @@ fn initialised(node: &NodeView) -> Option<(&'static str, String)> {
     };
     let label = match (node.state, completed) {
         (NodeState::Synchronized | NodeState::Diverged, Some(_)) => "initialised",
+        _ if node.loaded.is_some() => "last load",
         (state, None) if state.is_active() => "init began",
         _ => "last init",
     };
@@ -198,12 +209,14 @@ fn has_flag(text: &str, flag: &str) -> bool {
 /// Replicas named in a role.
 const REPLICAS_NAMED: usize = 3;
 
-/// `replica of node_a, source of node_c`; `None` for a node that is neither.
+/// `replica of node_a, source of node_c`, or `loaded from node_a`; `None` for a node that is none of it.
 pub(crate) fn role(node: &NodeView) -> Option<String> {
     let replica = node.source_node.iter().filter(|_| is_replica(node));
     let mut parts: Vec<_> = replica
         .map(|source| format!("replica of {source}"))
         .collect();
+    let loaded = node.loaded.as_ref();
+    parts.extend(loaded.map(|loaded| format!("loaded from {}", loaded.source_node)));
     let replicas: Vec<_> = node.replicas.iter().map(NodeId::as_str).collect();
     match replicas.len() {
         0 => {}
@@ -272,7 +285,7 @@ fn dash() -> String {
 mod tests {
     use steep_protocol::FaultKind;
 
-    use super::super::samples::{at, id, node};
+    use super::super::samples::{self, at, id, node};
     use super::*;
 
     fn all() -> Vec<NodeView> {
@@ -340,6 +353,24 @@ mod tests {
         assert_eq!(initialised(&cancelled).unwrap().0, "last init");
         cancelled.state = NodeState::Synchronized;
         assert_eq!(initialised(&cancelled).unwrap().0, "initialised");
+    }
+
+    #[test]
+    fn a_node_that_was_loaded_says_of_what_and_that_it_does_not_follow() {
+        let mut view = node("node_b", NodeState::Uninitialized);
+        view.init_started_at = Some(at(0));
+        view.init_completed_at = Some(at(65));
+        view.loaded = Some(samples::loaded());
+        assert_eq!(role(&view).unwrap(), "loaded from node_a");
+        let text = status(&view, &[], None, Paint::Plain);
+        for part in [
+            "node_b  uninitialized",
+            "51358f153ac8daae of node_a, 4,100,000 rows as of 16/B374D848",
+            "it does not follow node_a",
+            "last load",
+        ] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
     }
 
     #[test]

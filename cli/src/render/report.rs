@@ -18,6 +18,12 @@ const SLOWEST_SHOWN: usize = 5;
 /// for a job that failed, why and what next.
 pub(crate) fn end(view: &EndView, paint: Paint) -> String {
     let mut text = match &view.fault {
+        None if view.report.method == Some(Method::Load) => format!(
+            "{} has the rows of a stored snapshot of {1} after {2}; it does not follow {1}\n",
+            paint.bold(view.node_id.as_str()),
+            view.source_node,
+            units::duration(view.duration_seconds)
+        ),
         None => format!(
             "{} is {} with {} after {}\n",
             paint.bold(view.node_id.as_str()),
@@ -65,6 +71,7 @@ fn facts(view: &EndView) -> Vec<(&'static str, String)> {
             Some(Method::Native) => ", method native".to_owned(),
             Some(Method::TwoPhase) => format!(", method two-phase, {workers}"),
             Some(Method::Snapshot) => format!(", method snapshot, {workers}"),
+            Some(Method::Load) => format!(", from a stored snapshot alone, {workers}"),
             Some(Method::Stored) => format!(", from a stored snapshot, {workers}"),
             Some(Method::Backup) => ", rows from a backup".to_owned(),
             None => String::new(),
@@ -142,6 +149,21 @@ mod tests {
     #[test]
     fn a_good_end_reports_amounts_times_and_warnings() {
         insta::assert_snapshot!(end(&samples::end(), Paint::Plain));
+    }
+
+    #[test]
+    fn the_end_of_a_load_says_that_nothing_follows() {
+        let mut view = samples::end();
+        view.state = NodeState::Uninitialized;
+        view.report.method = Some(Method::Load);
+        let text = end(&view, Paint::Plain);
+        let first = text.lines().next().unwrap();
+        assert!(
+            first.starts_with("node_b has the rows of a stored snapshot of node_a"),
+            "{text}"
+        );
+        assert!(first.ends_with("does not follow node_a"), "{text}");
+        assert!(text.contains("from a stored snapshot alone"), "{text}");
     }
 
     #[test]

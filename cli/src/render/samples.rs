@@ -9,7 +9,7 @@ use steep_protocol::message::api::{
 use steep_protocol::message::facts::{Finding, Severity};
 use steep_protocol::message::handover::Replication;
 use steep_protocol::message::job::Method;
-use steep_protocol::message::snapshot::{SnapshotState, SnapshotView};
+use steep_protocol::message::snapshot::{LoadedSnapshot, SnapshotState, SnapshotView};
 use steep_protocol::{JobId, Lsn, NodeId, NodeState, Phase, SnapshotId};
 
 pub(crate) fn id(name: &str) -> NodeId {
@@ -43,6 +43,19 @@ pub(crate) fn node(name: &str, state: NodeState) -> NodeView {
         replicas: Vec::new(),
         subscription_name: None,
         needs_init: false,
+        loaded: None,
+    }
+}
+
+/// What job 7 has loaded without replication.
+pub(crate) fn loaded() -> LoadedSnapshot {
+    LoadedSnapshot {
+        snapshot_id: SnapshotId(0x5135_8f15_3ac8_daae),
+        job_id: JobId(7),
+        source_node: id("node_a"),
+        lsn: Lsn(0x16_B374_D848),
+        rows: 4_100_000,
+        loaded_at: at(65),
     }
 }
 

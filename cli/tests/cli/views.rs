@@ -38,6 +38,7 @@ pub(crate) fn node(name: &str, state: NodeState) -> NodeView {
         replicas: Vec::new(),
         subscription_name: None,
         needs_init: false,
+        loaded: None,
     }
 }
 

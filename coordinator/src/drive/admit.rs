@@ -78,7 +78,9 @@ impl<S: Store> Driver<S> {
     pub(super) fn check_copy(&self, spec: &JobSpec) -> Result<(), Fault> {
         let instead = match spec.method {
             Method::Backup => "use init complete for rows that come from a backup",
-            Method::Stored => "use snapshot apply for rows that come from a stored snapshot",
+            Method::Stored | Method::Load => {
+                "use snapshot apply for rows that come from a stored snapshot"
+            }
             Method::Snapshot | Method::TwoPhase | Method::Native => return self.check_init(spec),
         };
         Err(Fault::new(FaultKind::BadRequest, instead))

@@ -5,16 +5,16 @@
 
 use steep_protocol::message::agent::{
     Command, CopyParts, Export, IndexTiming, OpenSource, PeerAddress, PrepareTarget, RowsAs,
-    RowsFrom, SlotOrigin, SourceCommand, SubscriptionStart, TargetCommand,
+    RowsFrom, SequencesFrom, SlotOrigin, SourceCommand, SubscriptionStart, TargetCommand,
 };
-use steep_protocol::message::job::Method;
+use steep_protocol::message::job::{JobSpec, Method};
 use steep_protocol::message::snapshot::StoredPlace;
 use steep_protocol::{Epoch, Lsn, NodeId, limits};
 
 use super::{Driver, Live};
 use crate::assign::{self, WorkerLimits};
 use crate::job::handover::{SlotFate, StoredRows};
-use crate::job::{Job, Stage, Step, Work};
+use crate::job::{Job, Stage, Work};
 use crate::store::Store;
 
 impl<S: Store> Driver<S> {
@@ -32,19 +32,15 @@ impl<S: Store> Driver<S> {
             Work::GatherSource => Command::from(SourceCommand::Gather {
                 target: target(),
                 filter: filter(),
-                slot: match (&job.handover, &job.stored) {
-                    (None, None) => SlotOrigin::Made,
-                    _ => SlotOrigin::Prepared,
+                slot: match job.starts_from() {
+                    None => SlotOrigin::Made,
+                    Some(_) => SlotOrigin::Prepared,
                 },
             }),
-            Work::Regrant if copies(job) && self.archive(job).is_some() => {
+            Work::Regrant if reads(job) && self.archive(job).is_some() => {
                 self.open_command(job, parallel)
             }
-            Work::Regrant => Command::from(SourceCommand::Admit {
-                target: target(),
-                filter: filter(),
-                replicated: None,
-            }),
+            Work::Regrant => admit(spec),
             Work::GatherTarget => Command::from(TargetCommand::Gather {
                 source: source(),
                 filter: filter(),
@@ -93,6 +89,11 @@ impl<S: Store> Driver<S> {
             Work::Finish => Command::from(TargetCommand::Finish {
                 source: source(),
                 parallel,
+                sequences: match carried() {
+                    _ if job.follows() => SequencesFrom::Source,
+                    Some(place) => SequencesFrom::Carried(place),
+                    None => SequencesFrom::Stored,
+                },
             }),
             Work::ProveTarget => TargetCommand::Prove.into(),
             Work::ProveSource => SourceCommand::Prove.into(),
@@ -107,6 +108,9 @@ impl<S: Store> Driver<S> {
     fn open_command(&self, job: &Job, parallel: u8) -> Command {
         let spec = &job.spec;
         let export = match (job.snapshot(), self.archive(job)) {
+            // The target reads it, and needs no slot.
+            (_, None) if !job.follows() => return admit(spec),
+            (_, Some(place)) if !job.follows() => Export::Files(place),
             (Some(snapshot), _) if job.carried().is_some() => Export::Template { snapshot },
             (Some(_), Some(place)) => Export::Stored(place),
             (Some(snapshot), None) => Export::Shared { snapshot },
@@ -171,9 +175,18 @@ impl<S: Store> Driver<S> {
     }
 }
 
-/// Whether the job still has rows to copy.
-fn copies(job: &Job) -> bool {
-    matches!(job.stage, Stage::Working(step) if step <= Step::Copy)
+/// Whether the job still has something to read from its snapshot.
+fn reads(job: &Job) -> bool {
+    matches!(job.stage, Stage::Working(step) if step.reads_snapshot(job.spec.method))
+}
+
+/// Lets the target ask the source about its job.
+fn admit(spec: &JobSpec) -> Command {
+    Command::from(SourceCommand::Admit {
+        target: spec.target.clone(),
+        filter: spec.filter.clone(),
+        replicated: None,
+    })
 }
 
 /// Removes what the job created on its source; a prepared slot is returned unless it is to be removed.

@@ -63,12 +63,16 @@ impl<S: Store> Driver<S> {
                 vec![(spec, Some(handover))]
             }
             InitRequest::Apply(spec) => {
-                let template = |start| match start {
-                    Start::Stored(stored) => Some(stored.template()),
+                let template = |spec: &JobSpec, start| match start {
+                    Start::Stored(stored) => spec.method.follows().then(|| stored.template()),
                     Start::Live | Start::Backup(_) | Start::Shared(_) => None,
                 };
                 let jobs = self.resolve_snapshot(*spec)?.into_iter();
-                jobs.map(|(spec, start)| (spec, template(start))).collect()
+                jobs.map(|(spec, start)| {
+                    let template = template(&spec, start);
+                    (spec, template)
+                })
+                .collect()
             }
         };
         self.begin_doctor(wanted, ticket, now);

@@ -7,6 +7,7 @@ use steep_protocol::message::agent::{CoordinatorMessage, MissingObjects};
 use steep_protocol::message::api::{Afterwards, ApiReply};
 use steep_protocol::message::facts::{Finding, Severity};
 use steep_protocol::message::job::CancelledData;
+use steep_protocol::message::snapshot::LoadedSnapshot;
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeState, Phase};
 
 use super::jobs::table_events;
@@ -28,6 +29,19 @@ const SCHEMA_MISMATCH: &str = "schema_mismatch";
 const SYNC_APPLIED: &str = "schema_sync_applied";
 
 impl Live {
+    /// What its target has got without replication.
+    fn loaded(&self, now: Timestamp) -> Option<LoadedSnapshot> {
+        let stored = self.job.stored.as_ref()?;
+        Some(LoadedSnapshot {
+            snapshot_id: stored.snapshot,
+            job_id: self.job.id,
+            source_node: self.job.spec.source.clone(),
+            lsn: stored.lsn,
+            rows: self.copied.counted().done.rows.0,
+            loaded_at: now,
+        })
+    }
+
     /// Sums of each table with completed parts.
     pub(super) fn table_sums(&self) -> Vec<TableSum> {
         let begun = self.copied.tables().iter().filter(|t| t.done > 0);
@@ -99,9 +113,9 @@ impl<S: Store> Driver<S> {
         };
         let (command, workers) = self.compose(live, work);
         let node = work.side().node(&live.job.spec).clone();
-        let replication = match (&live.job.stored, work) {
+        let replication = match (live.job.starts_from(), work) {
             // Before the job has a slot, the facts are those of the template.
-            (Some(stored), Work::GatherSource) => stored.template().replication,
+            (Some(template), Work::GatherSource) => template.replication,
             _ => live.job.replication(),
         };
         let message = CoordinatorMessage::Command {
@@ -138,6 +152,10 @@ impl<S: Store> Driver<S> {
         let note = Note::info("init.state_change", "").job(&live.job);
         let accepted_at = live.job.accepted_at;
         let risks = preflight::risks(&live.job.warnings);
+        let loaded = match event {
+            NodeEvent::Loaded => live.loaded(now),
+            _ => None,
+        };
         let Some(record) = self.nodes.get_mut(&target).filter(|r| r.job == Some(id)) else {
             return;
         };
@@ -156,6 +174,7 @@ impl<S: Store> Driver<S> {
                 record.init_started_at = Some(accepted_at);
                 record.error_message = None;
                 record.missing = MissingObjects::default();
+                record.loaded = None;
                 record.forget_following();
             }
             NodeState::Synchronized => {
@@ -168,8 +187,13 @@ impl<S: Store> Driver<S> {
             NodeState::Uninitialized => {
                 record.source = None;
                 record.error_message = None;
-                record.missing = MissingObjects::default();
                 record.forget_following();
+                if loaded.is_some() {
+                    record.init_completed_at = Some(now);
+                } else {
+                    record.missing = MissingObjects::default();
+                }
+                record.loaded = loaded;
             }
             NodeState::Copying
             | NodeState::CatchingUp
@@ -329,6 +353,18 @@ impl<S: Store> Driver<S> {
                 let text = format!(
                     "{} follows {}: {} rows in {seconds:.1} s",
                     live.job.spec.target, live.job.spec.source, counted.rows.0
+                );
+                (None, Note::info("init.completed", text))
+            }
+            Finish::Loaded => {
+                let stored = live.job.stored.as_ref();
+                let snapshot = stored.map(|stored| stored.snapshot.to_string());
+                let text = format!(
+                    "{0} has the {1} rows of snapshot {2} of {3} after {seconds:.1} s, and does not follow {3}",
+                    live.job.spec.target,
+                    counted.rows.0,
+                    snapshot.unwrap_or_default(),
+                    live.job.spec.source
                 );
                 (None, Note::info("init.completed", text))
             }

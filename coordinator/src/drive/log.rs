@@ -176,6 +176,7 @@ macro_rules! trace_note {
             lsn = note.get("lsn"),
             snapshot_id = note.get("snapshot_id"),
             location = note.get("location"),
+            replication = note.get("replication"),
             wal_held = note.number("wal_held"),
             wal_limit = note.number("wal_limit"),
             "{}",

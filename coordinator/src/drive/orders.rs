@@ -295,6 +295,6 @@ fn share_a_snapshot(specs: &[JobSpec]) -> bool {
     match first.method {
         Method::TwoPhase => others.iter().all(same),
         Method::Snapshot => !others.is_empty() && others.iter().all(same),
-        Method::Native | Method::Backup | Method::Stored => false,
+        Method::Native | Method::Backup | Method::Stored | Method::Load => false,
     }
 }

@@ -93,6 +93,7 @@ impl<S: Store> Driver<S> {
                 .filter(|_| follows)
                 .map(|job| ReplicationNames(job).name()),
             needs_init: record.lost.is_some(),
+            loaded: record.loaded.clone(),
         }
     }
 

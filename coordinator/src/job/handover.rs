@@ -1,5 +1,5 @@
-//! Jobs whose rows come from a backup: the prepared slot they start from, and whether a backup's position
-//! fits a slot. Pure.
+//! Jobs whose rows come from a backup or a stored snapshot: the slot they start from, if they follow, and whether a
+//! backup's position fits a slot. Pure.
 
 use serde::{Deserialize, Serialize};
 use steep_protocol::message::handover::{
@@ -8,7 +8,7 @@ use steep_protocol::message::handover::{
 use steep_protocol::message::snapshot::{CarriedTo, SealedSnapshot, StoredPlace};
 use steep_protocol::{ByteCount, Fault, FaultKind, Lsn, NodeId, RowCount, SnapshotId, Sum};
 
-use super::Totals;
+use super::{Job, Totals};
 
 /// What a job from a backup starts from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,6 +90,33 @@ impl StoredRows {
             replication: Replication::template(self.snapshot),
             lsn: self.lsn,
             schema: SchemaCheck::Compared,
+        }
+    }
+}
+
+impl Job {
+    /// Whether its target follows its source in the end.
+    #[must_use]
+    pub fn follows(&self) -> bool {
+        self.spec.method.follows()
+    }
+
+    /// The slot that there was before it and that it starts from: a prepared one, or a snapshot's template.
+    #[must_use]
+    pub fn starts_from(&self) -> Option<Handover> {
+        let stored = self.stored.as_ref().filter(|_| self.follows());
+        let template = || stored.map(StoredRows::template);
+        self.handover.clone().or_else(template)
+    }
+
+    /// The publication, slot and subscription that replicate its changes. Of a job that does not follow there are
+    /// none of that name, and others' are not touched.
+    #[must_use]
+    pub fn replication(&self) -> Replication {
+        match (&self.handover, self.snapshot().filter(|_| self.follows())) {
+            (Some(handover), _) => handover.replication.clone(),
+            (None, Some(snapshot)) => Replication::of_snapshot(snapshot, self.id),
+            (None, None) => Replication::of(self.id),
         }
     }
 }

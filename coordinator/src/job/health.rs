@@ -104,7 +104,7 @@ impl JobHealth {
                 }
                 self.slot.cause().or(self.publication.cause()).cloned()
             }
-            (Side::Target, Ok(_)) if step >= Step::Converge => {
+            (Side::Target, Ok(_)) if job.follows() && step >= Step::Converge => {
                 let own = seen
                     .subscriptions
                     .iter()
@@ -283,6 +283,7 @@ fn changes_missing(text: String) -> Fault {
 fn has_slot(method: Method, step: Step) -> bool {
     match method {
         Method::Snapshot | Method::TwoPhase | Method::Stored => step > Step::OpenSource,
+        Method::Load => false,
         Method::Native => step > Step::Subscribe,
         Method::Backup => step > Step::TakeSlot,
     }

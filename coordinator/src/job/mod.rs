@@ -16,7 +16,6 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use steep_protocol::message::facts::{Finding, SourceFacts};
-use steep_protocol::message::handover::Replication;
 use steep_protocol::message::job::{CancelledData, JobSpec, SyncSlots};
 use steep_protocol::message::lineage::ChangeOrigin;
 use steep_protocol::{ByteCount, CommandId, Fault, JobId, Lsn, RowCount, SnapshotId};
@@ -63,7 +62,8 @@ pub struct Job {
     pub spec: JobSpec,
     /// The prepared slot it starts from; set exactly with [`Method::Backup`](steep_protocol::message::job::Method::Backup).
     pub handover: Option<Handover>,
-    /// The stored snapshot it is made from; set exactly with [`Method::Stored`](steep_protocol::message::job::Method::Stored).
+    /// The stored snapshot it is made from; set exactly with a method that [is from a
+    /// store](steep_protocol::message::job::Method::is_from_store).
     pub stored: Option<StoredRows>,
     /// The snapshot that it shares with the other targets of its request, or joined.
     pub shared: Option<SnapshotId>,
@@ -179,6 +179,8 @@ pub enum Opened {
 pub enum Closed {
     /// Successfully: publication, slot and subscription replicate changes.
     Synchronized,
+    /// Successfully: the rows are there, and nothing else was wanted.
+    Loaded,
     /// With this error; everything it made is removed.
     Failed(Fault),
     /// Cancelled by an operator; everything it made is removed.
@@ -387,16 +389,6 @@ impl Job {
         }
     }
 
-    /// The publication, slot and subscription that replicate its changes.
-    #[must_use]
-    pub fn replication(&self) -> Replication {
-        match (&self.handover, self.snapshot()) {
-            (Some(handover), _) => handover.replication.clone(),
-            (None, Some(snapshot)) => Replication::of_snapshot(snapshot, self.id),
-            (None, None) => Replication::of(self.id),
-        }
-    }
-
     /// The snapshot that it does not own, if it copies from one.
     #[must_use]
     pub fn snapshot(&self) -> Option<SnapshotId> {
@@ -450,7 +442,7 @@ impl Job {
             || self.retrying.iter().any(own)
             || match side {
                 Side::Source => step.needs_source(),
-                Side::Target => step.needs_subscription(),
+                Side::Target => step.needs_subscription(self.spec.method),
             }
     }
 

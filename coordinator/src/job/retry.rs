@@ -73,6 +73,7 @@ impl Patience {
             | Step::Copy
             | Step::Indexes
             | Step::Constraints
+            | Step::Settle
             | Step::Subscribe
             | Step::NativeCopy
             | Step::Converge

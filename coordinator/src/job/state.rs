@@ -19,6 +19,7 @@ use steep_protocol::NodeState;
 ///     │ Cancelled        │  └──────────────▶ REINITIALIZING ◀─────────────────────────────────┴──────┘
 ///     └──────────────────┘                     │ Proved ▶ SYNCHRONIZED, Failed ▶ FAILED
 ///       (and from every active state)              DIVERGED ─ Recovered ▶ SYNCHRONIZED
+///                                                  COPYING ─ Loaded ▶ UNINITIALIZED
 ///                                              UNINITIALIZED ─ Adopted ▶ DIVERGED
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -31,6 +32,8 @@ pub enum NodeEvent {
     Copied,
     /// The copy is proved complete up to a fence.
     Proved,
+    /// The rows of a stored snapshot are proved complete, and the node is not to follow.
+    Loaded,
     /// The subscription or its slot broke, or the columns differ from the source's.
     Drifted,
     /// What had broken was repaired, and the node follows again.
@@ -47,11 +50,12 @@ pub enum NodeEvent {
 
 impl NodeEvent {
     /// Every event.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Begin,
         Self::Opened,
         Self::Copied,
         Self::Proved,
+        Self::Loaded,
         Self::Drifted,
         Self::Recovered,
         Self::Redo,
@@ -100,7 +104,8 @@ pub fn transition(from: NodeState, event: NodeEvent) -> Result<NodeState, Illega
         (
             S::Preparing | S::Copying | S::CatchingUp | S::Reinitializing | S::Failed,
             NodeEvent::Cancelled,
-        ) => Ok(S::Uninitialized),
+        )
+        | (S::Copying, NodeEvent::Loaded) => Ok(S::Uninitialized),
         (
             S::Uninitialized
             | S::Preparing

@@ -162,6 +162,8 @@ pub enum Step {
     Indexes,
     /// Build constraints.
     Constraints,
+    /// Set sequences and statistics on a target that will not follow.
+    Settle,
     /// Create the subscription.
     Subscribe,
     /// Wait for PostgreSQL's own copy.
@@ -189,6 +191,20 @@ const SNAPSHOT: [Step; 11] = [
     Step::Release,
 ];
 
+/// Those of [`Method::Load`].
+const LOAD: [Step; 10] = [
+    Step::GatherSource,
+    Step::GatherTarget,
+    Step::OpenSource,
+    Step::PrepareTarget,
+    Step::Copy,
+    Step::Indexes,
+    Step::Constraints,
+    Step::Settle,
+    Step::Prove,
+    Step::Release,
+];
+
 /// Those of [`Method::Native`].
 const NATIVE: [Step; 7] = [
     Step::GatherSource,
@@ -212,11 +228,12 @@ const BACKUP: [Step; 7] = [
 ];
 
 impl Step {
-    /// The steps of a job, in order. After the last one the job is synchronized.
+    /// The steps of a job, in order. After the last one the job has succeeded.
     #[must_use]
     pub fn path(method: Method) -> &'static [Self] {
         match method {
             Method::Snapshot | Method::TwoPhase | Method::Stored => &SNAPSHOT,
+            Method::Load => &LOAD,
             Method::Native => &NATIVE,
             Method::Backup => &BACKUP,
         }
@@ -237,6 +254,8 @@ impl Step {
             // A restored target has nothing to copy.
             (Self::PrepareTarget, Method::Backup) => &[NodeEvent::Opened, NodeEvent::Copied],
             (Self::PrepareTarget, _) => &[NodeEvent::Opened],
+            // Nothing is caught up with.
+            (Self::Constraints, Method::Load) => &[],
             (Self::Constraints | Self::NativeCopy, _) => &[NodeEvent::Copied],
             _ => &[],
         }
@@ -251,7 +270,7 @@ impl Step {
             Self::PrepareTarget => Phase::Schema,
             Self::Copy | Self::NativeCopy => Phase::Copy,
             Self::Indexes => Phase::Indexes,
-            Self::Constraints => Phase::Constraints,
+            Self::Constraints | Self::Settle => Phase::Constraints,
             Self::Subscribe => Phase::Subscribe,
             Self::Converge => Phase::CatchUp,
             Self::Prove | Self::Release => Phase::Prove,
@@ -260,8 +279,10 @@ impl Step {
 
     /// The commands that start it.
     #[must_use]
-    pub fn begins(self) -> &'static [Work] {
+    pub fn begins(self, method: Method) -> &'static [Work] {
         match self {
+            // The sequences are read from the snapshot, too.
+            Self::Indexes if method == Method::Load => &[Work::BuildIndexes],
             Self::GatherSource => &[Work::GatherSource],
             Self::GatherTarget => &[Work::GatherTarget],
             Self::TakeSlot => &[Work::TakeSlot],
@@ -270,6 +291,7 @@ impl Step {
             Self::Copy => &[Work::Copy],
             Self::Indexes => &[Work::CloseSnapshot, Work::BuildIndexes],
             Self::Constraints => &[Work::BuildConstraints],
+            Self::Settle => &[Work::Finish],
             Self::Subscribe => &[Work::Subscribe],
             Self::NativeCopy => &[Work::AwaitNativeCopy],
             Self::Converge => &[Work::AwaitFence, Work::Finish],
@@ -289,6 +311,7 @@ impl Step {
             | Self::OpenSource
             | Self::PrepareTarget
             | Self::Copy
+            | Self::Settle
             | Self::Subscribe
             | Self::Converge => true,
             Self::Indexes | Self::Constraints | Self::NativeCopy | Self::Prove | Self::Release => {
@@ -299,9 +322,9 @@ impl Step {
 
     /// Whether the subscription must be working, and therefore the target's server.
     #[must_use]
-    pub fn needs_subscription(self) -> bool {
+    pub fn needs_subscription(self, method: Method) -> bool {
         match self {
-            Self::NativeCopy | Self::Converge | Self::Prove | Self::Release => true,
+            Self::NativeCopy | Self::Converge | Self::Prove | Self::Release => method.follows(),
             Self::GatherSource
             | Self::GatherTarget
             | Self::TakeSlot
@@ -310,7 +333,21 @@ impl Step {
             | Self::Copy
             | Self::Indexes
             | Self::Constraints
+            | Self::Settle
             | Self::Subscribe => false,
+        }
+    }
+
+    /// Whether it or a later step reads the snapshot that the rows come from.
+    #[must_use]
+    pub fn reads_snapshot(self, method: Method) -> bool {
+        match method {
+            Method::Load => self <= Self::Settle,
+            Method::Snapshot
+            | Method::TwoPhase
+            | Method::Native
+            | Method::Backup
+            | Method::Stored => self <= Self::Copy,
         }
     }
 
@@ -318,7 +355,9 @@ impl Step {
     #[must_use]
     pub fn has_rows(self, method: Method) -> bool {
         match method {
-            Method::Snapshot | Method::TwoPhase | Method::Stored => self > Self::Copy,
+            Method::Snapshot | Method::TwoPhase | Method::Stored | Method::Load => {
+                self > Self::Copy
+            }
             Method::Native => self > Self::NativeCopy,
             // They were there before the job, and stay however it ends.
             Method::Backup => false,
@@ -330,7 +369,7 @@ impl Step {
     pub fn needs_snapshot(self, method: Method) -> bool {
         match self {
             // A stored one is opened again whenever it is needed.
-            _ if method == Method::Stored => false,
+            _ if method.is_from_store() => false,
             Self::OpenSource => true,
             Self::PrepareTarget => method != Method::Backup,
             Self::Copy => method != Method::Native,
@@ -339,6 +378,7 @@ impl Step {
             | Self::TakeSlot
             | Self::Indexes
             | Self::Constraints
+            | Self::Settle
             | Self::Subscribe
             | Self::NativeCopy
             | Self::Converge

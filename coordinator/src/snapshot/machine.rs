@@ -298,7 +298,13 @@ impl Snapshot {
         );
         let fault = Fault::new(FaultKind::Failed, text)
             .on(&self.spec.source)
-            .hint("generate another snapshot: changes since this one are lost");
+            .hint(match self.stage {
+                Stage::Sealed => {
+                    "generate another snapshot: changes since this one are lost. What it has can still be loaded \
+                     without replication: steep-repl snapshot apply --no-subscribe"
+                }
+                _ => "generate another snapshot: changes since this one are lost",
+            });
         match self.stage {
             Stage::Sealed if self.fault.is_none() => {
                 self.fault = Some(fault.clone());

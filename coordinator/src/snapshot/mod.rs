@@ -256,6 +256,13 @@ impl Snapshot {
         }
     }
 
+    /// Whether everything of it is stored, and stays until an operator or its time ends that. Its rows can be loaded,
+    /// also where its slot is gone.
+    #[must_use]
+    pub fn has_files(&self) -> bool {
+        self.owner == Owner::Operator && self.stage == Stage::Sealed
+    }
+
     /// Where it is stored, if it is.
     #[must_use]
     pub fn location(&self) -> Option<&str> {

@@ -14,6 +14,7 @@ use steep_protocol::message::api::{AuditView, EndView, EventView, ProgressSample
 use steep_protocol::message::handover::{Replication, SlotName};
 use steep_protocol::message::lineage::Lineage;
 use steep_protocol::message::schema::SchemaDifference;
+use steep_protocol::message::snapshot::LoadedSnapshot;
 use steep_protocol::{
     ByteCount, JobId, NodeId, NodeState, RowCount, SnapshotId, TableName, TableNo,
 };
@@ -165,6 +166,9 @@ pub struct NodeRecord {
     /// Tables of its source that were created later, are not replicated and have been announced.
     #[serde(default)]
     pub appeared: Vec<TableName>,
+    /// What was loaded into it without replication, where its last job did that.
+    #[serde(default)]
+    pub loaded: Option<LoadedSnapshot>,
     /// Its database's identity, its subscriptions and traces of jobs, as last reported by its agent.
     pub lineage: Option<Box<Lineage>>,
     /// Since when it cannot be observed.
@@ -215,6 +219,7 @@ impl NodeRecord {
             missing: MissingObjects::default(),
             complete: Vec::new(),
             appeared: Vec::new(),
+            loaded: None,
             lineage: None,
             unseen_since: None,
         }

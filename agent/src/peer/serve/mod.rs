@@ -274,6 +274,17 @@ impl Server {
                     .await
                     .map(PeerReply::Sequences)
             }
+            PeerRequest::FetchStoredSequences { .. } => match self.opened(entry) {
+                Ok(Holder::Stored(stored)) => {
+                    let sequences = stored.sequences(&self.node).await;
+                    sequences.map(PeerReply::Sequences)
+                }
+                Ok(Holder::Live(_) | Holder::Shared(_)) => {
+                    let text = "the job's snapshot is not a stored one";
+                    Err(Fault::new(FaultKind::BadRequest, text).on(&self.node))
+                }
+                Err(fault) => Err(fault),
+            },
             PeerRequest::FetchSettings { .. } => catalog::database_settings(&self.conninfo)
                 .await
                 .map(PeerReply::Settings)

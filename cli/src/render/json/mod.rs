@@ -19,7 +19,7 @@ use steep_protocol::message::agent::Rebuilt;
 use steep_protocol::message::api::{AuditView, EndView, EventView, NodeView, ProgressView};
 use steep_protocol::message::facts::{Finding, Severity};
 use steep_protocol::message::handover::{PreparedSlot, PreparedState, SlotName};
-use steep_protocol::message::job::SchemaMode;
+use steep_protocol::message::job::{Method, SchemaMode};
 use steep_protocol::message::snapshot::SnapshotView;
 use steep_protocol::{Fault, FaultKind, JobId, NodeId, NodeState};
 
@@ -69,13 +69,28 @@ fn job_text(job: Option<JobId>) -> Option<String> {
 
 /// Every node, `{"nodes":[…]}`, and with snapshots `{"nodes":[…],"snapshots":[…]}`.
 pub(crate) fn nodes(nodes: &[NodeView], stored: Option<&[SnapshotView]>) -> Value {
+    let nodes: Vec<Object> = nodes.iter().map(node).collect();
     let nodes = json!({ "nodes": nodes });
     stored.map_or_else(|| nodes.clone(), |stored| joined(&nodes, snapshots(stored)))
 }
 
+/// A node: ids and positions are text.
+fn node(view: &NodeView) -> Object {
+    let mut fields = object(view);
+    if let Some(loaded) = &view.loaded {
+        let rest = json!({
+            "snapshot_id": loaded.snapshot_id.to_string(),
+            "job_id": loaded.job_id.to_string(),
+            "lsn": loaded.lsn.to_string(),
+        });
+        fields.insert("loaded".to_owned(), joined(loaded, rest));
+    }
+    fields
+}
+
 /// One node with its job, the slots prepared on it, and what it lacks of its source's schema.
 pub(crate) fn status(
-    node: &NodeView,
+    view: &NodeView,
     job: Option<&ProgressView>,
     prepared: &[PreparedSlot],
     missing: &[Finding],
@@ -86,7 +101,7 @@ pub(crate) fn status(
         "prepared_slots": prepared,
         "missing": missing,
     });
-    joined(node, rest)
+    joined(node(view), rest)
 }
 
 fn prepared_slot(slot: &PreparedSlot) -> Value {
@@ -243,6 +258,9 @@ pub(crate) fn end(view: &EndView) -> Value {
         "wire_bytes": view.wire_bytes,
         "warnings": view.warnings,
     })));
+    if view.report.method == Some(Method::Load) {
+        all.insert("loaded".to_owned(), json!(fault.is_none()));
+    }
     joined(all, &view.report)
 }
 

@@ -78,6 +78,26 @@ fn a_bad_end_is_init_failed_with_its_hint() {
 }
 
 #[test]
+fn a_load_is_completed_and_says_that_it_is_one() {
+    let mut view = samples::end();
+    view.state = NodeState::Uninitialized;
+    view.report.method = Some(Method::Load);
+    let loaded = end(&view);
+    assert_eq!(loaded["event"], "init.completed");
+    assert_eq!(loaded["state"], "uninitialized");
+    assert_eq!(
+        (&loaded["loaded"], &loaded["method"]),
+        (&json!(true), &json!("load"))
+    );
+    let mut node = samples::node("node_b", NodeState::Uninitialized);
+    node.loaded = Some(samples::loaded());
+    let shown = &nodes(&[node.clone()], None)["nodes"][0]["loaded"];
+    assert_eq!(shown["snapshot_id"], "51358f153ac8daae");
+    assert_eq!(shown["lsn"], "16/B374D848");
+    assert_eq!(&status(&node, None, &[], &[])["loaded"], shown);
+}
+
+#[test]
 fn an_event_carries_its_fields_and_none_of_them_can_forge_another() {
     insta::assert_snapshot!(event(&samples::event()));
 }

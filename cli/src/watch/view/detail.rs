@@ -28,6 +28,17 @@ const SNAPSHOT_PHASES: [Phase; 9] = [
     Phase::Prove,
 ];
 
+/// Phases of `snapshot apply --no-subscribe`.
+const LOAD_PHASES: [Phase; 7] = [
+    Phase::Preflight,
+    Phase::Snapshot,
+    Phase::Schema,
+    Phase::Copy,
+    Phase::Indexes,
+    Phase::Constraints,
+    Phase::Prove,
+];
+
 /// Phases of `--method native`.
 const NATIVE_PHASES: [Phase; 5] = [
     Phase::Preflight,
@@ -284,6 +295,7 @@ fn to_come(job: &JobView) -> Vec<Phase> {
     let all: &[Phase] = match job.spec.method {
         Method::Native => &NATIVE_PHASES,
         Method::Backup => &BACKUP_PHASES,
+        Method::Load => &LOAD_PHASES,
         Method::Snapshot | Method::TwoPhase | Method::Stored => &SNAPSHOT_PHASES,
     };
     let place = all.iter().position(|phase| *phase == current);

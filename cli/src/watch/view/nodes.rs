@@ -323,6 +323,7 @@ fn value(node: &Node, column: Column, room: Room, model: &Model, theme: &Theme) 
             let text = match (view.state, room) {
                 // Nothing has to be done to a node that is a source alone.
                 (NodeState::Uninitialized, _) if !view.replicas.is_empty() => "source".to_owned(),
+                (NodeState::Uninitialized, _) if view.loaded.is_some() => "loaded".to_owned(),
                 (state, Room::Ample) => state.to_string(),
                 (state, Room::Scarce) => brief(state).to_owned(),
             };

@@ -67,9 +67,18 @@ impl<S: Store> Driver<S> {
     pub(in crate::drive) fn applied_note(&self, id: JobId, seconds: f64) -> Option<Note> {
         let job = &self.jobs.get(&id)?.job;
         let (target, snapshot) = (&job.spec.target, job.stored.as_ref()?.snapshot);
-        let text = format!("snapshot {snapshot} is applied to {target} in {seconds:.1} s");
+        let mut text = format!("snapshot {snapshot} is applied to {target} in {seconds:.1} s");
+        if !job.follows() {
+            text.push_str(", without replication");
+        }
+        let replication = if job.follows() {
+            "subscription"
+        } else {
+            "none"
+        };
         let note = Note::info("snapshot.applied", text).job(job);
         let note = note.field("snapshot_id", snapshot);
+        let note = note.field("replication", replication);
         Some(note.field("duration_ms", (seconds * 1e3).round()))
     }
 

@@ -156,60 +156,47 @@ impl<S: Store> Driver<S> {
         let id = request.snapshot;
         let snapshot = &self.snapshots.get(&id).ok_or_else(|| unknown(id))?.snapshot;
         let spec = &snapshot.spec;
-        let store = spec.store.as_ref();
-        let (start, method) = match (snapshot.state(), snapshot.point.zip(snapshot.sealed), store) {
-            _ if snapshot.owner == Owner::Jobs && snapshot.is_joinable() => {
-                let method = store.map_or(Method::Snapshot, |_| Method::TwoPhase);
-                (Start::Shared(snapshot.id), method)
-            }
-            (SnapshotState::Sealed, Some((point, sealed)), Some(store)) => {
-                let stored = StoredRows {
-                    snapshot: snapshot.id,
-                    reader: Reader::Source,
-                    location: store.location.clone(),
-                    manifest: sealed.manifest,
-                    lsn: point.lsn,
-                    verify: request.verify,
-                };
-                (Start::Stored(stored), Method::Stored)
-            }
-            _ => return Err(not_usable(snapshot)),
+        let resolve = |job: JobSpec| {
+            let (start, method) = start(snapshot, job.method, request.verify)?;
+            let job = JobSpec {
+                source: spec.source.clone(),
+                filter: spec.filter.clone(),
+                method,
+                ..job
+            };
+            Ok((job, start))
         };
-        let job = |job: JobSpec| JobSpec {
-            source: spec.source.clone(),
-            filter: spec.filter.clone(),
-            method,
-            ..job
-        };
-        let jobs: Vec<JobSpec> = request.jobs.into_iter().map(job).collect();
-        self.check_shape(&jobs)?;
+        let jobs: Result<Vec<_>, Fault> = request.jobs.into_iter().map(resolve).collect();
+        let jobs = jobs?;
+        let specs: Vec<JobSpec> = jobs.iter().map(|(spec, _)| spec.clone()).collect();
+        self.check_shape(&specs)?;
         let carried = request.carried.as_ref();
         let length = carried.map_or(1, |to| to.location.len());
         if !(1..=LOCATION_MAX).contains(&length) {
             return Err(no_location());
         }
-        let start = |target: &NodeId| match (&start, snapshot.sealed) {
-            (Start::Stored(stored), Some(sealed)) => Start::Stored(match carried {
-                Some(to) if to.nodes.contains(target) => stored.clone().carried_to(to, &sealed),
-                Some(_) | None => stored.clone(),
-            }),
-            _ => start.clone(),
-        };
-        let with = |spec: JobSpec| {
-            let start = start(&spec.target);
+        let read_by = |(spec, start): (JobSpec, Start)| {
+            let to = carried.filter(|to| to.nodes.contains(&spec.target));
+            let start = match (start, to, snapshot.sealed) {
+                (Start::Stored(stored), Some(to), Some(sealed)) => {
+                    Start::Stored(stored.carried_to(to, &sealed))
+                }
+                (start, _, _) => start,
+            };
             (spec, start)
         };
-        Ok(jobs.into_iter().map(with).collect())
+        Ok(jobs.into_iter().map(read_by).collect())
     }
 
     /// A job that still needs that snapshot, if any.
     pub(super) fn applied_by(&self, id: SnapshotId) -> Option<&Job> {
         let mut jobs = self.jobs.values().map(|live| &live.job);
         jobs.find(|job| {
+            let method = job.spec.method;
             job.snapshot() == Some(id)
                 && match &job.stage {
-                    job::Stage::Working(step) => *step <= job::Step::Copy,
-                    job::Stage::Kept(kept) => kept.step <= job::Step::Copy,
+                    job::Stage::Working(step) => step.reads_snapshot(method),
+                    job::Stage::Kept(kept) => kept.step.reads_snapshot(method),
                     job::Stage::Ending(_) | job::Stage::Closed(_) => false,
                 }
         })
@@ -342,6 +329,35 @@ fn no_location() -> Fault {
     Fault::new(FaultKind::BadRequest, text)
 }
 
+/// Where the rows of a job come from that is made from this snapshot, and its method. One that is not to follow
+/// needs the files alone.
+fn start(snapshot: &Snapshot, wanted: Method, verify: bool) -> Result<(Start, Method), Fault> {
+    let store = snapshot.spec.store.as_ref();
+    let shared = snapshot.owner == Owner::Jobs && snapshot.is_joinable();
+    let (method, usable) = match wanted.follows() {
+        true if shared => {
+            let method = store.map_or(Method::Snapshot, |_| Method::TwoPhase);
+            return Ok((Start::Shared(snapshot.id), method));
+        }
+        true => (Method::Stored, snapshot.state() == SnapshotState::Sealed),
+        false => (Method::Load, snapshot.has_files()),
+    };
+    match (snapshot.point.zip(snapshot.sealed), store) {
+        (Some((point, sealed)), Some(store)) if usable => {
+            let stored = StoredRows {
+                snapshot: snapshot.id,
+                reader: Reader::Source,
+                location: store.location.clone(),
+                manifest: sealed.manifest,
+                lsn: point.lsn,
+                verify,
+            };
+            Ok((Start::Stored(stored), method))
+        }
+        _ => Err(not_usable(snapshot)),
+    }
+}
+
 /// Why no node can be made from it now.
 fn not_usable(snapshot: &Snapshot) -> Fault {
     let why = snapshot.fault.as_ref();
@@ -355,6 +371,11 @@ fn not_usable(snapshot: &Snapshot) -> Fault {
         SnapshotState::Opening | SnapshotState::Live => {
             let id = snapshot.id;
             format!("wait until it is complete: steep-repl snapshot show {id}")
+        }
+        _ if snapshot.has_files() => {
+            "generate another one: without its slot, changes since it was taken are lost. What it has can be \
+             loaded without replication: steep-repl snapshot apply with --no-subscribe"
+                .to_owned()
         }
         SnapshotState::Sealed | SnapshotState::Lost | SnapshotState::Expired => {
             "generate another one: without its slot, changes since it was taken are lost".to_owned()

@@ -64,7 +64,9 @@ impl<S: Store> Driver<S> {
         let holder = match state {
             SnapshotState::Live => Some("live"),
             SnapshotState::Sealed => snapshot.location(),
-            SnapshotState::Opening | SnapshotState::Lost | SnapshotState::Expired => None,
+            // Without its slot, for those who do not follow.
+            SnapshotState::Lost => snapshot.location().filter(|_| snapshot.has_files()),
+            SnapshotState::Opening | SnapshotState::Expired => None,
         };
         let holder = holder.map(|location| Holder {
             node_id: spec.source.clone(),

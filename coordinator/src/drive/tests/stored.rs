@@ -1,12 +1,14 @@
 //! Claims about stored snapshots and the slots that they keep.
 
-use steep_protocol::message::agent::{AgentMessage, CopyParts, Export, PrepareTarget};
+use steep_protocol::message::agent::{
+    AgentMessage, CopyParts, Export, PrepareTarget, SequencesFrom, SlotOrigin,
+};
 use steep_protocol::message::api::{ApiReply, InitRequest, Order, Query};
 use steep_protocol::message::facts::Severity;
-use steep_protocol::message::handover::PreparedSlot;
-use steep_protocol::message::job::{TableFilter, YieldToDdl};
+use steep_protocol::message::handover::{PreparedSlot, PreparedState};
+use steep_protocol::message::job::{JobSpec, Method, TableFilter, YieldToDdl};
 use steep_protocol::message::snapshot::{
-    ApplySpec, CarriedTo, SnapshotSpec, SnapshotView, StoreSpec, StoredPlace,
+    ApplySpec, CarriedTo, SnapshotSpec, SnapshotState, SnapshotView, StoreSpec, StoredPlace,
 };
 use steep_protocol::stored::StoredCodec;
 use steep_protocol::{ByteCount, JobId, NodeState, SnapshotId};
@@ -295,4 +297,147 @@ fn a_carried_snapshot_is_read_by_the_target_whatever_restarts() {
     for name in ["b", "c"] {
         assert_eq!(world.state(name), NodeState::Synchronized, "{name}");
     }
+}
+
+/// Loads a snapshot without replication.
+fn load(snapshot: SnapshotId, targets: &[&str], carried: Option<CarriedTo>) -> Order {
+    let job = |target: &&str| JobSpec {
+        method: Method::Load,
+        ..spec("a", target)
+    };
+    Order::Init(InitRequest::Apply(Box::new(ApplySpec {
+        jobs: targets.iter().map(job).collect(),
+        snapshot,
+        carried,
+        verify: true,
+    })))
+}
+
+fn is_finish(command: &Command) -> bool {
+    matches!(command, Command::Target(TargetCommand::Finish { .. }))
+}
+
+/// Where the target's sequences were taken from.
+fn sequences(world: &mut World, name: &str) -> SequencesFrom {
+    let mut history = world.agent(name).history.iter();
+    let from = history.find_map(|(_, command)| match command {
+        Command::Target(TargetCommand::Finish { sequences, .. }) => Some(sequences.clone()),
+        _ => None,
+    });
+    from.unwrap()
+}
+
+#[test]
+fn what_a_lost_snapshot_has_is_loaded_without_replication_whatever_restarts() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let id = generate(&mut world, stored_in("/backup/1"));
+    let lost = PreparedSlot {
+        state: PreparedState::Lost("somebody dropped it".to_owned()),
+        ..template(id, 0, None)
+    };
+    world.say("a", AgentMessage::Prepared(vec![lost]));
+    let view = list(&mut world).remove(0);
+    assert_eq!(view.state, SnapshotState::Lost);
+    assert_eq!(view.holders[0].location, "/backup/1");
+    let follow = ApplySpec {
+        jobs: vec![spec("a", "b")],
+        snapshot: id,
+        carried: None,
+        verify: true,
+    };
+    let refused = world.ask(Order::Init(InitRequest::Apply(Box::new(follow))));
+    let refused = refused.unwrap_err();
+    assert!(refused.hint.contains("--no-subscribe"), "{refused:?}");
+
+    world.ask(load(id, &["b"], None)).unwrap();
+    world.until("b", is_copy);
+    world.kill("a");
+    world.join("a");
+    world.until("b", is_finish);
+    // Its sequences are still to be read.
+    let delete = || Order::DeleteSnapshot {
+        snapshot: id,
+        force: false,
+    };
+    let refused = world.ask(delete()).unwrap_err();
+    assert!(refused.message.contains("being applied"), "{refused:?}");
+    world.kill("a");
+    world.join("a");
+    let mut world = world.restart(directory.path());
+    world.join("a");
+    world.join("b");
+    world.run_on();
+
+    let view = world.node("b");
+    assert_eq!(
+        (view.state, view.source_node),
+        (NodeState::Uninitialized, None)
+    );
+    let loaded = view.loaded.unwrap();
+    assert_eq!((loaded.snapshot_id, loaded.rows), (id, 60));
+    assert_eq!(loaded.source_node, node("a"));
+    assert_eq!(sequences(&mut world, "b"), SequencesFrom::Stored);
+    let mut files = 0;
+    for (_, command) in &world.agent("a").history {
+        match command {
+            Command::Source(SourceCommand::Gather { slot, target, .. }) if *target == node("b") => {
+                assert_eq!(*slot, SlotOrigin::Made);
+            }
+            Command::Source(SourceCommand::Open(open)) if open.target == node("b") => {
+                assert!(matches!(open.export, Export::Files(_)), "{open:?}");
+                files += 1;
+            }
+            Command::Source(SourceCommand::AwaitFence | SourceCommand::CloseSnapshot) => {
+                panic!("{command:?}")
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(files, 3, "opened, and again by each new process");
+    let subscribes = |(_, command): &(_, Command)| {
+        matches!(command, Command::Target(TargetCommand::Subscribe { .. }))
+    };
+    assert!(!world.agent("b").history.iter().any(subscribes));
+    let told = world.events("b").into_iter();
+    let told: Vec<_> = told
+        .filter(|event| event.event == "snapshot.applied")
+        .collect();
+    let replication = ("replication".to_owned(), "none".to_owned());
+    assert!(told[0].fields.contains(&replication), "{told:?}");
+    world.ask_later(delete());
+    world.run_on();
+
+    // What comes next replaces the rows.
+    world.init(vec![spec("a", "b")]).unwrap();
+    assert_eq!(world.node("b").loaded, None);
+    world.run_on();
+    assert_eq!(world.state("b"), NodeState::Synchronized);
+}
+
+#[test]
+fn a_carried_snapshot_is_loaded_by_the_target_alone_and_one_that_is_not_complete_by_nobody() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b"]);
+    let id = begin(&mut world, stored_in("/backup/1"));
+    let refused = world.ask(load(id, &["b"], None)).unwrap_err();
+    assert!(refused.hint.contains("wait until"), "{refused:?}");
+    world.run_on();
+    let carried = CarriedTo {
+        location: "/mnt/disk".to_owned(),
+        nodes: vec![node("b")],
+    };
+    world.ask(load(id, &["b"], Some(carried))).unwrap();
+    world.run_on();
+    assert_eq!(world.state("b"), NodeState::Uninitialized);
+    assert!(world.node("b").loaded.is_some());
+    match sequences(&mut world, "b") {
+        SequencesFrom::Carried(place) => assert_eq!(place.location, "/mnt/disk"),
+        other => panic!("{other:?}"),
+    }
+    let opened = |(_, command): &(_, Command)| match command {
+        Command::Source(SourceCommand::Open(open)) => open.target == node("b"),
+        _ => false,
+    };
+    assert!(!world.agent("a").history.iter().any(opened));
 }

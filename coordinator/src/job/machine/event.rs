@@ -190,8 +190,10 @@ pub enum Effect {
 /// How a job ends, as reported to its followers.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Finish {
-    /// Successfully.
+    /// Successfully: the node follows.
     Synchronized,
+    /// Successfully: the node has its rows, and does not follow.
+    Loaded,
     /// With an error, which names what is left to remove.
     Failed(Fault),
     /// Cancelled, and everything is removed, rows and tables only if so ordered.

@@ -95,6 +95,7 @@ impl Turn {
         let until = after(self.now, keep);
         let spec = &self.job.spec;
         let kept = match step {
+            _ if !self.job.follows() => "the rows that were copied are",
             Step::Copy => "the rows that were copied, the snapshot and the slot are",
             _ => "its rows and the slot are",
         };
@@ -137,7 +138,7 @@ impl Turn {
             return Some(keep);
         }
         let method = self.job.spec.method;
-        if step == Step::Copy && (method == Method::Stored || self.job.attempt.sealed) {
+        if step == Step::Copy && (method.is_from_store() || self.job.attempt.sealed) {
             return Some(keep);
         }
         let copies = matches!(method, Method::Snapshot | Method::TwoPhase);

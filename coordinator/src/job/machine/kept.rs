@@ -137,6 +137,8 @@ impl Turn {
 fn way_back(step: Step, method: Method) -> &'static [NodeEvent] {
     let is_copied = match method {
         Method::Snapshot | Method::TwoPhase | Method::Stored => step > Step::Constraints,
+        // It goes on copying to its end.
+        Method::Load => false,
         Method::Native => step > Step::NativeCopy,
         Method::Backup => step > Step::PrepareTarget,
     };

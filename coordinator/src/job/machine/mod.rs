@@ -147,7 +147,7 @@ impl Turn {
                     self.undo(data);
                     Ok(())
                 }
-                Closed::Failed(_) | Closed::Cancelled => Err(Refused::Over),
+                Closed::Loaded | Closed::Failed(_) | Closed::Cancelled => Err(Refused::Over),
             },
             JobEvent::Up {
                 side, incarnation, ..
@@ -177,6 +177,8 @@ impl Turn {
         self.job.commands_issued += 1;
         let residue = match work {
             Work::GatherSource | Work::Regrant => Some(Residue::Grant),
+            // It makes neither slot nor publication.
+            Work::OpenSource if !self.job.follows() => Some(Residue::Grant),
             Work::OpenSource | Work::TakeSlot | Work::PrepareTarget => Some(Residue::Objects),
             Work::GatherTarget
             | Work::OpenCarried

@@ -60,7 +60,8 @@ impl Job {
             step if step <= Step::Copy => Some(Phase::Copy),
             Step::Indexes => Some(Phase::Constraints),
             // ANALYZE runs while the node catches up.
-            Step::Constraints | Step::Subscribe => Some(Phase::CatchUp),
+            Step::Constraints | Step::Subscribe if self.follows() => Some(Phase::CatchUp),
+            Step::Constraints => Some(Step::Settle.phase()),
             _ => None,
         }
     }

@@ -1,4 +1,4 @@
-//! A running job, from its first command to SYNCHRONIZED.
+//! A running job, from its first command to its success.
 
 use std::time::Duration;
 
@@ -7,7 +7,6 @@ use steep_protocol::message::facts::{Finding, Severity, TargetFacts};
 use steep_protocol::message::job::{CancelledData, Method, SchemaMode};
 use steep_protocol::{Fault, FaultKind};
 
-use super::super::handover::StoredRows;
 use super::super::preflight::origin;
 use super::super::{Plan, WARNINGS_MAX, Why, Witness};
 use super::{
@@ -80,7 +79,7 @@ impl Turn {
         self.job.stage = Stage::Working(step);
         self.phase(step.phase());
         let carried = self.job.carried();
-        for work in step.begins() {
+        for work in step.begins(self.job.spec.method) {
             // A restarted agent no longer knows what it sent; of a carried snapshot it has sent nothing.
             let witness = carried.is_none() && self.job.attempt.witness != Witness::Restarted;
             if *work != Work::ProveSource || witness {
@@ -161,10 +160,7 @@ impl Turn {
     fn missing(&self, work: Work) -> bool {
         match work {
             Work::GatherSource => match &self.job.preflight.source {
-                Some(facts) => {
-                    let expects = self.job.handover.is_some() || self.job.stored.is_some();
-                    expects && facts.slot.is_none()
-                }
+                Some(facts) => self.job.starts_from().is_some() && facts.slot.is_none(),
                 None => true,
             },
             Work::OpenSource | Work::OpenCarried => {
@@ -195,7 +191,7 @@ impl Turn {
         }
     }
 
-    /// Completes a step: starts the next one, or is synchronized.
+    /// Completes a step: starts the next one, or has succeeded.
     fn leave(&mut self, step: Step) {
         let method = self.job.spec.method;
         for event in step.brings(method) {
@@ -203,7 +199,7 @@ impl Turn {
         }
         match step.next(method) {
             Some(next) => self.enter(next),
-            None => self.synchronized(),
+            None => self.succeeded(),
         }
     }
 
@@ -213,8 +209,7 @@ impl Turn {
             return self.fail(self.unexpected_answer(Work::GatherSource));
         };
         let around = std::mem::take(&mut self.job.preflight.around);
-        let stored = self.job.stored.as_ref();
-        let handover = (self.job.handover.clone()).or_else(|| stored.map(StoredRows::template));
+        let handover = self.job.starts_from();
         let case = Case {
             spec: &self.job.spec,
             source: &source,
@@ -334,14 +329,22 @@ impl Turn {
         self.leave(Step::Prove);
     }
 
-    fn synchronized(&mut self) {
+    fn succeeded(&mut self) {
         // Its result does not matter: it revokes a permission, which an offline agent has lost with its
         // process, or revokes when it is back.
         self.issue(Work::ReleaseSource);
         self.stop_phase();
-        self.effects.push(Effect::Node(NodeEvent::Proved));
-        self.effects.push(Effect::Finished(Finish::Synchronized));
-        self.close(Closed::Synchronized);
+        let (event, finish, closed) = match self.job.follows() {
+            true => (
+                NodeEvent::Proved,
+                Finish::Synchronized,
+                Closed::Synchronized,
+            ),
+            false => (NodeEvent::Loaded, Finish::Loaded, Closed::Loaded),
+        };
+        self.effects.push(Effect::Node(event));
+        self.effects.push(Effect::Finished(finish));
+        self.close(closed);
     }
 
     /// An agent has a session again: its commands are sent again, and it answers by id.

@@ -15,7 +15,7 @@
 //! (whether changes to its tables succeed and arrive), [`features`] (what its schema uses and the target
 //! may lack), [`event_triggers`], [`receiver`] (rows and tables on the target), [`loading`] (what loading
 //! rows depends on), [`altered`] (altered functions of extensions), [`prepared`] (the prepared slot of a
-//! backup), [`schema`] (differences).
+//! backup), [`schema`] (differences). [`unfollowed`] leaves out what does not matter to a target that will not follow.
 
 mod altered;
 mod capacity;
@@ -35,6 +35,7 @@ mod replicability;
 mod schema;
 mod servers;
 pub(super) mod text;
+mod unfollowed;
 
 #[cfg(test)]
 mod tests;
@@ -104,6 +105,7 @@ pub fn judge(case: &Case<'_>) -> Vec<Finding> {
     if compared == SchemaCheck::Compared {
         schema::judge(&pair, &mut findings);
     }
+    findings.retain(|finding| unfollowed::matters(&pair, finding));
     // Stable sort: findings of one severity keep the order above.
     findings.sort_by_key(|finding| Reverse(finding.severity));
     findings

@@ -18,7 +18,10 @@ fn anew(pair: &Pair<'_>) -> &'static str {
         true => {
             "prepare another slot with steep-repl init prepare, and take a new backup after that"
         }
-        false => "generate another snapshot with steep-repl snapshot generate",
+        false => {
+            "generate another snapshot with steep-repl snapshot generate, or load this one without replication: \
+             snapshot apply --no-subscribe"
+        }
     }
 }
 

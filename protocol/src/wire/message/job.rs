@@ -22,6 +22,9 @@ pub enum Method {
     Backup,
     /// From a stored snapshot (`snapshot apply`).
     Stored,
+    /// The same without replication (`snapshot apply --no-subscribe`): the target has the snapshot's rows and
+    /// follows nobody.
+    Load,
 }
 
 impl Method {
@@ -34,6 +37,25 @@ impl Method {
             Self::Native => "native",
             Self::Backup => "backup",
             Self::Stored => "stored",
+            Self::Load => "load",
+        }
+    }
+
+    /// Whether the rows come from a stored snapshot.
+    #[must_use]
+    pub fn is_from_store(self) -> bool {
+        match self {
+            Self::Stored | Self::Load => true,
+            Self::Snapshot | Self::TwoPhase | Self::Native | Self::Backup => false,
+        }
+    }
+
+    /// Whether the target follows its source once the rows are there.
+    #[must_use]
+    pub fn follows(self) -> bool {
+        match self {
+            Self::Snapshot | Self::TwoPhase | Self::Native | Self::Backup | Self::Stored => true,
+            Self::Load => false,
         }
     }
 }

@@ -88,6 +88,11 @@ pub enum PeerRequest {
     },
     /// To another target of a shared snapshot. Answered like [`PeerRequest::FetchPart`].
     FetchKept(FetchKept),
+    /// Those that were stored with the job's snapshot. Answered with [`PeerReply::Sequences`].
+    FetchStoredSequences {
+        /// The job.
+        job: JobId,
+    },
 }
 
 /// Arguments of [`PeerRequest::FetchKept`].
@@ -164,6 +169,7 @@ impl PeerRequest {
             | Self::FetchSchema { job, .. }
             | Self::FetchPart { job, .. }
             | Self::FetchSequences { job }
+            | Self::FetchStoredSequences { job }
             | Self::FetchConninfo { job }
             | Self::FetchSettings { job }
             | Self::PartsReceived { job, .. }

@@ -215,6 +215,23 @@ pub struct Holder {
     pub location: String,
 }
 
+/// What a node has of a stored snapshot that was loaded into it without replication.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadedSnapshot {
+    /// Which.
+    pub snapshot_id: SnapshotId,
+    /// The job that loaded it.
+    pub job_id: JobId,
+    /// The node that it was read from.
+    pub source_node: NodeId,
+    /// Its consistent point: no later change is among the rows.
+    pub lsn: Lsn,
+    /// Rows.
+    pub rows: u64,
+    /// When they were complete.
+    pub loaded_at: Timestamp,
+}
+
 /// What the manifest at a place says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FoundSnapshot {
@@ -227,7 +244,8 @@ pub struct FoundSnapshot {
 /// `snapshot apply`, and `init --snapshot`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApplySpec {
-    /// One per target. Source and tables are those of the snapshot, whatever is said here.
+    /// One per target. Source and tables are those of the snapshot, whatever is said here. Of the methods only
+    /// [`Method::Load`](super::job::Method::Load) matters, which loads without replication.
     pub jobs: Vec<JobSpec>,
     /// Which snapshot.
     pub snapshot: SnapshotId,

@@ -2,6 +2,15 @@
 
 use super::*;
 
+impl World {
+    /// Every kind of work that was given, in the order of the commands' ids.
+    fn given(&self) -> Vec<Work> {
+        let mut given: Vec<(CommandId, Work)> = self.ids.iter().map(|(id, w)| (*id, *w)).collect();
+        given.sort_by_key(|(id, _)| *id);
+        given.into_iter().map(|(_, work)| work).collect()
+    }
+}
+
 #[test]
 fn every_method_leads_to_synchronized() {
     for method in [Method::Snapshot, Method::Native, Method::Backup] {
@@ -17,10 +26,7 @@ fn every_method_leads_to_synchronized() {
 fn a_job_from_a_backup_copies_nothing_and_goes_through_the_same_states() {
     let mut world = World::new(Method::Backup);
     world.run_on();
-    let mut given: Vec<(CommandId, Work)> = world.ids.iter().map(|(id, w)| (*id, *w)).collect();
-    given.sort_by_key(|(id, _)| *id);
-    let given: Vec<Work> = given.into_iter().map(|(_, work)| work).collect();
-    assert_eq!(given, BACKUP_WORK);
+    assert_eq!(world.given(), BACKUP_WORK);
     assert_eq!(
         world.nodes,
         [
@@ -30,6 +36,71 @@ fn a_job_from_a_backup_copies_nothing_and_goes_through_the_same_states() {
             NodeState::Synchronized
         ]
     );
+}
+
+#[test]
+fn a_job_that_loads_a_snapshot_neither_subscribes_nor_is_synchronized() {
+    let mut world = World::new(Method::Load);
+    world.run_on();
+    assert_eq!(world.given(), LOAD_WORK);
+    assert_eq!(world.finishes, [Finish::Loaded]);
+    assert_eq!(
+        world.nodes,
+        [
+            NodeState::Preparing,
+            NodeState::Copying,
+            NodeState::Uninitialized
+        ]
+    );
+    assert!(world.is_closed());
+    let data = CancelledData::Remove;
+    let cancelled = world.apply(JobEvent::Cancel { data });
+    assert_eq!(cancelled, Err(Refused::Over));
+}
+
+#[test]
+fn a_job_that_loads_a_snapshot_leaves_nothing_on_a_source_that_is_away() {
+    for work in LOAD_WORK.into_iter().take(11) {
+        let mut world = World::new(Method::Load);
+        world.until(work);
+        world.kill(Side::Source);
+        world.cancel();
+        world.run_on();
+        // The source's server has nothing of it.
+        assert_eq!(
+            world.finishes,
+            [Finish::Cancelled(CancelledData::Remove)],
+            "{work:?}"
+        );
+        assert_eq!(world.node, NodeState::Uninitialized);
+        assert!(world.is_closed());
+    }
+}
+
+#[test]
+fn a_job_that_loads_a_snapshot_survives_the_death_of_either_agent_and_a_failure() {
+    for work in LOAD_WORK.into_iter().take(11) {
+        for side in Side::BOTH {
+            let mut world = World::new(Method::Load);
+            world.until(work);
+            world.kill(side);
+            world.up(side);
+            world.live_on();
+            assert_eq!(world.finishes, [Finish::Loaded], "{work:?}, {side:?}");
+        }
+    }
+    for work in [Work::Copy, Work::BuildIndexes, Work::Finish] {
+        let mut world = World::new(Method::Load);
+        world.until(work);
+        world.end_one(Side::Target, 0, true);
+        let fault = world.failure();
+        assert!(fault.hint.contains("--resume"), "{work:?}: {fault:?}");
+        assert!(!fault.hint.contains("slot"), "{work:?}: {fault:?}");
+        world.resume();
+        world.run_on();
+        assert_eq!(world.finishes, [Finish::Loaded], "{work:?}");
+        assert_eq!(world.node, NodeState::Uninitialized);
+    }
 }
 
 #[test]

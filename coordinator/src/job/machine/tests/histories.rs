@@ -99,7 +99,9 @@ impl World {
             self.node == NodeState::Synchronized,
             self.finishes.contains(&Finish::Synchronized)
         );
-        if self.node != NodeState::Synchronized {
+        if self.finishes.contains(&Finish::Loaded) {
+            prop_assert_eq!(self.node, NodeState::Uninitialized);
+        } else if self.node != NodeState::Synchronized {
             for side in Side::BOTH {
                 prop_assert!(!self.job.owes(side), "{:?} keeps something", side);
             }
@@ -108,14 +110,19 @@ impl World {
     }
 }
 
-const METHODS: [Method; 3] = [Method::Native, Method::Snapshot, Method::Backup];
+const METHODS: [Method; 4] = [
+    Method::Native,
+    Method::Snapshot,
+    Method::Backup,
+    Method::Load,
+];
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1_000))]
 
     #[test]
     fn no_history_gets_stuck_once_it_is_cancelled(
-        method in 0usize..3,
+        method in 0usize..METHODS.len(),
         chances in proptest::collection::vec(chance(), 0..120),
     ) {
         let mut world = World::new(METHODS[method]);
@@ -135,7 +142,7 @@ proptest! {
 
     #[test]
     fn once_faults_stop_every_job_comes_to_an_end_without_an_operator(
-        method in 0usize..3,
+        method in 0usize..METHODS.len(),
         chances in proptest::collection::vec(chance(), 0..120),
     ) {
         let mut world = World::new(METHODS[method]);
@@ -154,7 +161,8 @@ proptest! {
             let mut resumed = world.clone();
             resumed.apply(JobEvent::Resume { terms: TERMS }).unwrap();
             resumed.live_on();
-            prop_assert_eq!(resumed.node, NodeState::Synchronized, "{:?}", resumed.job);
+            let success = success(resumed.job.spec.method);
+            prop_assert!(resumed.finishes.contains(&success), "{:?}", resumed.job);
             // Otherwise it is cleaned up when its time is over.
             world.tick(25 * 3600);
             world.live_on();

@@ -16,10 +16,12 @@ use steep_protocol::message::agent::{MissingObjects, Outcome};
 use steep_protocol::message::facts::{Severity, SourceFacts};
 use steep_protocol::message::handover::{Replication, SchemaCheck, SlotFacts, SlotName, Used};
 use steep_protocol::message::job::{CancelledData, Compression, Method};
-use steep_protocol::{ByteCount, Fault, FaultKind, JobId, Lsn, NodeState, Retry, RowCount};
+use steep_protocol::{
+    ByteCount, Fault, FaultKind, JobId, Lsn, NodeState, Retry, RowCount, SnapshotId, Sum,
+};
 
 use super::super::Shown;
-use super::super::handover::Handover;
+use super::super::handover::{Handover, Reader, StoredRows};
 use super::super::state::transition;
 use super::*;
 use crate::testing;
@@ -81,6 +83,7 @@ impl World {
         let now = Timestamp::UNIX_EPOCH;
         let mut job = Job::new(JobId(7), spec, "op", 1_000, now);
         job.handover = (method == Method::Backup).then(handover);
+        job.stored = (method == Method::Load).then(stored);
         let mut world = Self {
             job,
             node: NodeState::Uninitialized,
@@ -366,6 +369,26 @@ const TERMS: Terms = Terms {
     compression: Compression::None,
 };
 
+/// How a job of that method ends if all goes well.
+fn success(method: Method) -> Finish {
+    match method.follows() {
+        true => Finish::Synchronized,
+        false => Finish::Loaded,
+    }
+}
+
+/// The stored snapshot of a job that loads one.
+fn stored() -> StoredRows {
+    StoredRows {
+        snapshot: SnapshotId(9),
+        reader: Reader::Source,
+        location: "/backup".to_owned(),
+        manifest: Sum([1; 32]),
+        lsn: Lsn(5),
+        verify: true,
+    }
+}
+
 /// The handover of a job that starts from a backup.
 fn handover() -> Handover {
     Handover {
@@ -426,6 +449,22 @@ const SNAPSHOT_WORK: [Work; 15] = [
     Work::ProveSource,
     Work::ReleaseTarget,
     Work::GatherSource,
+];
+
+/// The commands of a job that loads a stored snapshot without replication.
+const LOAD_WORK: [Work; 12] = [
+    Work::GatherSource,
+    Work::GatherTarget,
+    Work::OpenSource,
+    Work::PrepareTarget,
+    Work::Copy,
+    Work::BuildIndexes,
+    Work::BuildConstraints,
+    Work::Finish,
+    Work::ProveTarget,
+    Work::ProveSource,
+    Work::ReleaseTarget,
+    Work::ReleaseSource,
 ];
 
 /// The commands of a job that starts from a backup.

@@ -14,16 +14,21 @@ impl World {
 
 #[test]
 fn every_command_is_retried_after_a_transient_fault() {
-    for method in [Method::Snapshot, Method::Native, Method::Backup] {
+    for method in [
+        Method::Snapshot,
+        Method::Native,
+        Method::Backup,
+        Method::Load,
+    ] {
         for step in Step::path(method) {
-            for work in step.begins() {
+            for work in step.begins(method) {
                 let mut world = World::new(method);
                 world.until(*work);
                 world.trip(*work);
                 world.tick(2);
                 world.until(*work);
                 world.run_on();
-                assert_eq!(world.finishes, [Finish::Synchronized], "{work:?}");
+                assert_eq!(world.finishes, [success(method)], "{work:?}");
                 assert!(world.job.retrying.is_empty());
             }
         }

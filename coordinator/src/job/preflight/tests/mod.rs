@@ -8,6 +8,7 @@ mod lineage;
 mod loading;
 mod receiver;
 mod size;
+mod unfollowed;
 mod world;
 
 use std::collections::BTreeSet;

@@ -165,12 +165,14 @@ pub enum TargetCommand {
     },
     /// Native method: wait until every table of the subscription is ready.
     AwaitNativeCopy,
-    /// Set sequences from the source, refresh materialised views, `ANALYZE`.
+    /// Set sequences, refresh materialised views, `ANALYZE`.
     Finish {
         /// The source's agent.
         source: PeerAddress,
         /// Tables analysed concurrently.
         parallel: u8,
+        /// Where sequences are taken from.
+        sequences: SequencesFrom,
     },
     /// Return totals of the ledger.
     Prove,
@@ -268,6 +270,17 @@ pub enum RowsFrom {
     Copy(IndexTiming),
     /// From a backup restored before the job: the schema is compared with the source's.
     Backup(SchemaCheck),
+}
+
+/// Where a target's sequences get their positions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SequencesFrom {
+    /// From the source as it is now, since the target follows it.
+    Source,
+    /// From the stored snapshot that its rows are from, which the source's agent reads.
+    Stored,
+    /// The same, which this agent reads itself.
+    Carried(StoredPlace),
 }
 
 /// Arguments of [`TargetCommand::Copy`].
@@ -377,6 +390,8 @@ pub enum Export {
         /// Which.
         snapshot: SnapshotId,
     },
+    /// Nothing: this agent reads a stored snapshot's parts, and the target will not follow.
+    Files(StoredPlace),
 }
 
 /// When indexes are built.

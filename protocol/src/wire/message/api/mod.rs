@@ -13,7 +13,7 @@ use super::facts::Finding;
 use super::handover::PreparedSlot;
 use super::job::{JobSpec, Method};
 use super::schema::SchemaPage;
-use super::snapshot::{FoundSnapshot, SnapshotView, VerifiedSnapshot};
+use super::snapshot::{FoundSnapshot, LoadedSnapshot, SnapshotView, VerifiedSnapshot};
 use crate::wire::{Fault, JobId, NodeId, NodeState, Phase};
 
 /// What the coordinator answers.
@@ -117,6 +117,8 @@ pub struct NodeView {
     pub subscription_name: Option<String>,
     /// Whether changes may be missing, so that only a new job helps.
     pub needs_init: bool,
+    /// What was loaded into it without replication, where its last job did that.
+    pub loaded: Option<LoadedSnapshot>,
 }
 
 /// What a job waits for that cannot go on at this moment.
