@@ -248,6 +248,7 @@ const ELSEWHERE: [&str; 31] = [
     "init.slot_prepared",
     "init.slot_expired",
     "snapshot.started",
+    "snapshot.not_spooled",
     "snapshot.opened",
     "snapshot.generated",
     "snapshot.applied",
