@@ -225,7 +225,7 @@ const TROUBLE: [&str; 12] = [
 ];
 
 /// Events that other suites cause and check.
-const ELSEWHERE: [&str; 31] = [
+const ELSEWHERE: [&str; 32] = [
     "init.adjusted",
     "init.retrying",
     "agent.rejected",
