@@ -1,5 +1,8 @@
 //! Reads a stored snapshot again, and removes one.
 
+use std::time::Duration;
+
+use backon::{ConstantBuilder, Retryable as _};
 use steep_archive::Archive;
 use steep_protocol::limits::LISTED_MAX;
 use steep_protocol::message::agent::{WorkProgress, WorkUnit};
@@ -10,6 +13,10 @@ use tracing::{info, warn};
 use super::{fault, locate};
 use crate::snapshot::slot;
 use crate::task::Task;
+
+/// How often and how long to wait for readers of a snapshot that is deleted.
+const LOCKED_TRIES: usize = 25;
+const LOCKED_PAUSE: Duration = Duration::from_millis(200);
 
 /// Parts read at once: as many as it takes to keep a disk and a processor busy.
 const PARALLEL: usize = 4;
@@ -63,7 +70,15 @@ pub(crate) async fn delete(task: &Task, location: Option<&str>) -> Result<(), Fa
     };
     let place = locate(location, &task.node)?;
     let snapshot = SnapshotId(task.replication.id.0);
-    match Archive::delete(&place, snapshot).await {
+    // A part may still be on its way out of it.
+    let deleting = (|| Archive::delete(&place, snapshot))
+        .retry(
+            ConstantBuilder::new()
+                .with_delay(LOCKED_PAUSE)
+                .with_max_times(LOCKED_TRIES),
+        )
+        .when(|error| matches!(error, steep_archive::Error::Locked { .. }));
+    match deleting.await {
         Ok(deleted) => {
             if deleted.strangers_count > 0 {
                 warn!(%snapshot, location, count = deleted.strangers_count, "files that are not the snapshot's stay");
