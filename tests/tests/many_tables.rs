@@ -89,8 +89,8 @@ fn a_crash_while_small_tables_are_loaded_costs_no_row() -> Result<()> {
     let mut cluster = Cluster::pair()?;
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
     sample::small_tables(&source, 1..=300)?;
-    // Some 15 tables a second.
-    let init = cluster.init_spawn(&["--max-rate", "3KB", "--parallel", "2"])?;
+    // Some 60 tables a second.
+    let init = cluster.init_spawn(&["--max-rate", "16KB", "--parallel", "2"])?;
     cluster.wait_committed("node_b", LIMIT)?;
     cluster.node_mut("node_b").server_mut().crash()?;
     cluster.node_mut("node_b").server_mut().restart()?;

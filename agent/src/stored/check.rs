@@ -15,7 +15,7 @@ use crate::snapshot::slot;
 use crate::task::Task;
 
 /// How often and how long to wait for readers of a snapshot that is deleted.
-const LOCKED_TRIES: usize = 25;
+const LOCKED_TRIES: usize = 5;
 const LOCKED_PAUSE: Duration = Duration::from_millis(200);
 
 /// Parts read at once: as many as it takes to keep a disk and a processor busy.

@@ -88,7 +88,7 @@ fn ctrl_c_then_l_or_ctrl_c_again_leaves_the_job_running() {
         assert_eq!(after.len(), 2, "{screen}");
         let mut lines = after[1].lines().skip(1);
         assert!(
-            lines.any(|line| line.starts_with("node_b: the job goes on")),
+            lines.any(|line| line.trim_start().starts_with("node_b: the job goes on")),
             "{screen}"
         );
         assert!(!after[1].contains("workers"), "bars again: {screen}");
