@@ -1,6 +1,7 @@
 //! The schema as SQL, by `pg_dump` under the job's snapshot.
 //!
-//! PostgreSQL's own tool knows every object of every version; this chooses the program and what is left out. The password goes through the environment, which only its owner and root can read.
+//! PostgreSQL's own tool knows every object of every version; this chooses the program and what is left out.
+//! The password goes through the environment, which only its owner and root can read.
 
 pub(crate) mod selection;
 

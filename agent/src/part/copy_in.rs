@@ -4,9 +4,11 @@
 //! the first try waits there, then finds the part done or takes it over. No part is loaded twice.
 //!
 //! A part is reported done only when a crash cannot undo it, whatever the server or the code of a table's owner
-//! has set: its commit waits for the disk, or, of a small part, that of a later one on the same connection does
-//! ([`Loader::sync`]), since the disk has a server's commits in their order. Triggers do not fire and foreign keys are not checked
-//! (`session_replication_role = replica`), as the source has done both.
+//! has set. Its own commit waits for the disk; that of a small part need not, if a later commit on the same
+//! connection does ([`Loader::sync`]), since a server writes its commits to the disk in their order.
+//!
+//! Triggers do not fire and foreign keys are not checked (`session_replication_role = replica`), as the source
+//! has done both.
 //!
 //! Nothing is sent before the second chunk, or piece of one where the rate is slow: an empty part costs two
 //! round trips and no COPY, and a part of one chunk is not frozen.

@@ -2,7 +2,8 @@
 //!
 //! [`serve`] answers a target's agent from the snapshots held open here; [`connection`] is the target's
 //! end. [`stream`] moves one part over one QUIC stream, [`fetch`] runs the workers that fetch a plan,
-//! taking parts from [`queue`] and getting them from the source or a snapshot carried here ([`rows`]); where several targets share a snapshot, [`exchange`] gets them from one another.
+//! taking parts from [`queue`] and getting them from the source or a snapshot carried here ([`rows`]); where
+//! several targets share a snapshot, [`exchange`] gets them from one another.
 //! [`workers`] counts them, [`Rate`](crate::rate::Rate) limits them all together, [`pending`] is a dump that is
 //! requested early, and [`span`] makes the trace spans of parts.
 //!

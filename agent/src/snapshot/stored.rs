@@ -1,5 +1,5 @@
-//! A stored snapshot that this agent reads, to serve it or to load it: the same plan, schema and parts as a live one, from an
-//! archive instead of PostgreSQL.
+//! A stored snapshot that this agent reads, to serve it or to load it: the same plan, schema and parts as a
+//! live one, from an archive instead of PostgreSQL.
 
 use std::sync::Arc;
 

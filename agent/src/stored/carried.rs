@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use steep_archive::Archive;
-use steep_protocol::message::snapshot::{FoundSnapshot, StoredPlace};
-use steep_protocol::{Fault, FaultKind, JobId, NodeId};
+use steep_protocol::message::snapshot::StoredPlace;
+use steep_protocol::{Fault, FaultKind, JobId, NodeId, SnapshotId};
 
 use super::{fault, locate, open};
 use crate::mutex::lock;
@@ -51,16 +51,12 @@ impl Carried {
 const LOOK: Duration = Duration::from_secs(10);
 
 /// Which snapshot is at a place, according to its manifest.
-pub(crate) async fn find(node: &NodeId, location: &str) -> Result<FoundSnapshot, Fault> {
+pub(crate) async fn find(node: &NodeId, location: &str) -> Result<SnapshotId, Fault> {
     let place = locate(location, node)?;
     let Ok(archive) = tokio::time::timeout(LOOK, Archive::open(&place)).await else {
         let text = format!("{location} does not answer within {} s", LOOK.as_secs());
         return Err(Fault::new(FaultKind::Failed, text).on(node));
     };
     let archive = archive.map_err(|error| fault(&error, node))?;
-    let manifest = archive.manifest();
-    Ok(FoundSnapshot {
-        snapshot: manifest.snapshot_id,
-        manifest: manifest.checksum,
-    })
+    Ok(archive.manifest().snapshot_id)
 }

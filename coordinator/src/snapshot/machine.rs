@@ -1,9 +1,9 @@
 //! The next command of a snapshot. Pure.
 //!
-//! Opening → Storing → Sealed, or Opening → Shared, also where storing for targets that share it fails; whatever ends it leads through Removing, so that no slot
-//! is left (G5). Only a process of the agent that has not restarted holds a snapshot open: another one means
-//! that it is lost. A lost one that was to be stored is begun again; targets that shared it start over with
-//! another.
+//! Opening → Storing → Sealed, or Opening → Shared, also where storing for targets that share it fails.
+//! Whatever ends it leads through Removing, so that no slot is left (G5). Only a process of the agent that has
+//! not restarted holds a snapshot open: another one means that it is lost. A lost one of an operator is begun
+//! again; targets that shared it start over with another.
 
 use std::time::Duration;
 
@@ -117,8 +117,6 @@ impl Snapshot {
                 Stage::Opening | Stage::Storing | Stage::Shared | Stage::Sealed => {
                     self.remove(Why::Unneeded, out);
                 }
-                // It is not begun again.
-                Stage::Removing(Why::Again) => self.stage = Stage::Removing(Why::Unneeded),
                 Stage::Removing(_) | Stage::Over(_) => {}
             },
             Event::Tick => {

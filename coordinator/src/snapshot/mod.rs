@@ -216,7 +216,7 @@ impl Snapshot {
     #[must_use]
     pub fn is_joinable(&self) -> bool {
         match self.stage {
-            Stage::Opening | Stage::Storing | Stage::Removing(Why::Again) => true,
+            Stage::Opening | Stage::Storing => true,
             Stage::Shared | Stage::Sealed => self.is_ready(),
             Stage::Removing(_) | Stage::Over(_) => false,
         }

@@ -143,7 +143,7 @@ async fn look(client: &Client, node: &NodeId, location: &str) -> Result<Snapshot
     };
     let replies = client.ask_all(query).await?;
     let found = replies.into_iter().find_map(|reply| match reply {
-        ApiReply::Found(found) => Some(found.snapshot),
+        ApiReply::Found(found) => Some(found),
         _ => None,
     });
     found.ok_or_else(|| Failure::new(FaultKind::Failed, "the coordinator did not answer"))

@@ -232,15 +232,6 @@ pub struct LoadedSnapshot {
     pub loaded_at: Timestamp,
 }
 
-/// What the manifest at a place says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FoundSnapshot {
-    /// Whose it is.
-    pub snapshot: SnapshotId,
-    /// Its checksum.
-    pub manifest: Option<Sum>,
-}
-
 /// `snapshot apply`, and `init --snapshot`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApplySpec {
@@ -249,8 +240,8 @@ pub struct ApplySpec {
     pub jobs: Vec<JobSpec>,
     /// Which snapshot.
     pub snapshot: SnapshotId,
-    /// To which targets it was carried: their agents read it themselves. For the others, the source's agent reads it where
-    /// it was stored.
+    /// To which targets it was carried: their agents read it themselves. For the others, the source's agent
+    /// reads it where it was stored.
     pub carried: Option<CarriedTo>,
     /// Whether all files are looked at before anything is changed. Each is checked while it is loaded,
     /// whatever is said here.

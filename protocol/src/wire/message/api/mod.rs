@@ -13,8 +13,8 @@ use super::facts::Finding;
 use super::handover::PreparedSlot;
 use super::job::{JobSpec, Method};
 use super::schema::SchemaPage;
-use super::snapshot::{FoundSnapshot, LoadedSnapshot, SnapshotView, VerifiedSnapshot};
-use crate::wire::{Fault, JobId, NodeId, NodeState, Phase};
+use super::snapshot::{LoadedSnapshot, SnapshotView, VerifiedSnapshot};
+use crate::wire::{Fault, JobId, NodeId, NodeState, Phase, SnapshotId};
 
 /// What the coordinator answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -67,7 +67,7 @@ pub enum ApiReply {
     /// What reading a stored snapshot again showed.
     Verified(Box<VerifiedSnapshot>),
     /// Of [`Query::FindSnapshot`].
-    Found(FoundSnapshot),
+    Found(SnapshotId),
     /// The terms that a job has now.
     Adjusted(Adjusted),
 }
