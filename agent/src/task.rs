@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use steep_protocol::message::agent::{
-    Command, PartDone, PartProgress, TargetCommand, WorkProgress, WorkUnit,
+    Command, EarlierEpoch, PartDone, PartProgress, TargetCommand, WorkProgress, WorkUnit,
 };
 use steep_protocol::message::handover::Replication;
 use steep_protocol::{ByteCount, Fault, JobId, NodeId, Phase};
@@ -46,6 +46,16 @@ pub(crate) struct CopyTerms {
     pub(crate) parallel: u8,
     /// COPY bytes a second over all workers.
     pub(crate) max_rate: Option<ByteCount>,
+}
+
+impl Task {
+    /// The same for an earlier epoch's slot, publication and subscription.
+    pub(crate) fn of(&self, epoch: EarlierEpoch) -> Self {
+        Self {
+            replication: epoch.replication(),
+            ..self.clone()
+        }
+    }
 }
 
 impl CopyTerms {

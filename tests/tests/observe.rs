@@ -225,7 +225,7 @@ const TROUBLE: [&str; 12] = [
 ];
 
 /// Events that other suites cause and check.
-const ELSEWHERE: [&str; 32] = [
+const ELSEWHERE: [&str; 34] = [
     "init.adjusted",
     "init.retrying",
     "agent.rejected",
@@ -240,6 +240,8 @@ const ELSEWHERE: [&str; 32] = [
     "lock.gave_way",
     "lock.waiting",
     "init.restarted",
+    "epoch.started",
+    "epoch.folded",
     "init.resumed",
     "init.keep_ended",
     "schema.sync_applied",

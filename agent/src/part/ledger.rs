@@ -1,10 +1,10 @@
 //! Reads the ledger: the parts of a job that are committed on this node (G2).
 
 use steep_protocol::message::agent::PartDone;
-use steep_protocol::{ByteCount, Fault, PartNo, RowCount};
+use steep_protocol::{ByteCount, Epoch, Fault, PartNo, RowCount};
 
 use crate::node::connection::Conn;
-use crate::node::job_records;
+use crate::node::job_records::{self, Planned};
 use crate::pg::sync;
 use crate::task::Task;
 
@@ -12,44 +12,63 @@ fn count(value: i64) -> u64 {
     u64::try_from(value).unwrap_or(0)
 }
 
-/// The job's committed parts, in order. A part loaded under two snapshots counts once, as the later one.
-pub(crate) async fn ledger(task: &Task) -> Result<Vec<PartDone>, Fault> {
+/// The job's committed parts of that snapshot, in order.
+pub(crate) async fn ledger(task: &Task, epoch: Epoch) -> Result<Vec<PartDone>, Fault> {
+    let parts = all(task).await?.into_iter();
+    Ok(parts
+        .filter_map(|(of, part)| (of == epoch).then_some(part))
+        .collect())
+}
+
+async fn all(task: &Task) -> Result<Vec<(Epoch, PartDone)>, Fault> {
     let conn = Conn::open(task, "ledger").await?;
     let parts = read(task, &conn).await;
     conn.session.close().await;
     parts
 }
 
-async fn read(task: &Task, conn: &Conn) -> Result<Vec<PartDone>, Fault> {
+/// Forgets the parts of these tables, before their rows go: they are loaded again.
+pub(crate) async fn forget_tables(
+    task: &Task,
+    conn: &Conn,
+    tables: &[Planned],
+) -> Result<(), Fault> {
+    let schemas: Vec<&str> = tables.iter().map(|t| t.name.schema.as_str()).collect();
+    let names: Vec<&str> = tables.iter().map(|t| t.name.table.as_str()).collect();
+    let sql = "DELETE FROM steep_repl.copy_ledger WHERE job = $1 AND (schema_name, table_name) IN
+        (SELECT s, t FROM unnest($2::text[], $3::text[]) AS emptied (s, t))";
+    conn.rows(sql, &[&task.job.to_string(), &schemas, &names])
+        .await?;
+    Ok(())
+}
+
+async fn read(task: &Task, conn: &Conn) -> Result<Vec<(Epoch, PartDone)>, Fault> {
     if !job_records::installed(conn).await? {
         return Ok(Vec::new());
     }
     let sql = "SELECT part, epoch, rows, bytes FROM steep_repl.copy_ledger
-        WHERE job = $1 ORDER BY part, epoch";
+        WHERE job = $1 ORDER BY epoch, part";
     let rows = conn.rows(sql, &[&task.job.to_string()]).await?;
     // Whoever committed them may not have waited for the disk.
     conn.execute(&sync()).await?;
-    let mut parts = Vec::<PartDone>::with_capacity(rows.len());
-    for row in &rows {
+    let number = |value: i32| u32::try_from(value).unwrap_or(0);
+    let part = |row: &tokio_postgres::Row| {
         let part = PartDone {
-            part: PartNo(u32::try_from(row.get::<_, i32>(0)).unwrap_or(0)),
+            part: PartNo(number(row.get(0))),
             rows: RowCount(count(row.get(2))),
             bytes: ByteCount(count(row.get(3))),
             wire: ByteCount(0),
         };
-        match parts.last_mut() {
-            Some(last) if last.part == part.part => *last = part,
-            _ => parts.push(part),
-        }
-    }
-    Ok(parts)
+        (Epoch(number(row.get(1))), part)
+    };
+    Ok(rows.iter().map(part).collect())
 }
 
-/// Distinct parts, rows and COPY bytes.
+/// Parts of all the job's snapshots, their rows and COPY bytes.
 pub(crate) async fn totals(task: &Task) -> Result<(u32, RowCount, ByteCount), Fault> {
-    let parts = ledger(task).await?;
-    let rows = parts.iter().map(|p| p.rows).sum();
-    let bytes = parts.iter().map(|p| p.bytes).sum();
+    let parts = all(task).await?;
+    let rows = parts.iter().map(|(_, p)| p.rows).sum();
+    let bytes = parts.iter().map(|(_, p)| p.bytes).sum();
     Ok((u32::try_from(parts.len()).unwrap_or(u32::MAX), rows, bytes))
 }
 

@@ -13,7 +13,7 @@ use steep_protocol::message::peer::{
     SchemaSection, Secret, SequenceValue, TablePlan,
 };
 use steep_protocol::quic::{Connection, Endpoint, Expect, Links, Receiver, Watched};
-use steep_protocol::{Epoch, Fault, FaultKind, JobId, Lsn, NodeId, PartNo, Retry};
+use steep_protocol::{Epoch, Fault, FaultKind, JobId, Lsn, NodeId, PartNo, Retry, TableName};
 use steep_schema::Schema;
 use tokio::sync::Mutex;
 
@@ -237,6 +237,32 @@ impl SourceAgent {
         let request = PeerRequest::FetchConninfo { job: self.job };
         match self.ask(&request).await?.0 {
             PeerReply::Conninfo(conninfo) => Ok(conninfo),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    /// Has the tables of an earlier epoch published by the present one. Returns those that are left.
+    pub(crate) async fn move_tables(
+        &self,
+        from: JobId,
+        into: JobId,
+    ) -> Result<Vec<TableName>, Fault> {
+        let job = self.job;
+        match self
+            .ask(&PeerRequest::MoveTables { job, from, into })
+            .await?
+            .0
+        {
+            PeerReply::Moved { left } => Ok(left),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    /// Has the publication and slot of an earlier epoch dropped.
+    pub(crate) async fn drop_epoch(&self, epoch: JobId) -> Result<(), Fault> {
+        let job = self.job;
+        match self.ask(&PeerRequest::DropEpoch { job, epoch }).await?.0 {
+            PeerReply::Noted => Ok(()),
             _ => Err(self.unexpected()),
         }
     }

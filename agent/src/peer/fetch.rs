@@ -100,7 +100,7 @@ pub(crate) async fn copy(
     let plan = rows.plan().await?;
     let settings = for_loading(&source.settings().await?).into();
     let formats = formats(task, &plan.tables).await?;
-    let there = ledger(task).await?;
+    let there = ledger(task, request.epoch).await?;
     let done: HashSet<PartNo> = there.iter().map(|d| d.part).collect();
     for part in there {
         task.done(part);

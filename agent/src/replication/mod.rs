@@ -6,6 +6,7 @@
 //! which no subscription carries, and [`prepared`], slots for nodes restored from a backup.
 
 pub(crate) mod fence;
+pub(crate) mod fold;
 pub(crate) mod keep_out;
 pub(crate) mod prepared;
 pub(crate) mod sequences;

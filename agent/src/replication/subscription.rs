@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use steep_protocol::message::agent::{
-    SubscriptionStart, SubscriptionStatus, WorkProgress, WorkUnit,
+    EarlierEpoch, SubscriptionStart, SubscriptionStatus, WorkProgress, WorkUnit,
 };
 use steep_protocol::message::handover::Replication;
 use steep_protocol::message::job::{ReplicationNames, SyncSlots};
@@ -38,12 +38,12 @@ const ERRORS_MAX: i64 = 4;
 /// How long a subscription may lack its worker, on servers that do not count errors.
 const ABSENT_MAX: Duration = Duration::from_secs(60);
 
-struct Found {
-    oid: u32,
+pub(super) struct Found {
+    pub(super) oid: u32,
     enabled: bool,
 }
 
-async fn find(conn: &Conn, name: &Identifier) -> Result<Option<Found>, Fault> {
+pub(super) async fn find(conn: &Conn, name: &Identifier) -> Result<Option<Found>, Fault> {
     let sql = "SELECT s.oid, s.subenabled FROM pg_subscription s
         JOIN pg_database d ON d.oid = s.subdbid
         WHERE d.datname = current_database() AND s.subname = $1";
@@ -54,55 +54,77 @@ async fn find(conn: &Conn, name: &Identifier) -> Result<Option<Found>, Fault> {
     }))
 }
 
-/// Creates the job's subscription and enables it. Repeated, goes on where it was: an enabled one only gets the
-/// present connection string, since its origin has moved. Returns the slots of its own copy, if it copies.
+/// Creates the job's subscription, and one for each earlier epoch, and enables them. Repeated, goes on where it was:
+/// an enabled one only gets the present connection string, since its origin has moved. Returns the slots of its own
+/// copy, if it copies.
 pub(crate) async fn subscribe(
     task: &Task,
     source: &Secret,
-    start: SubscriptionStart,
-    origin: ChangeOrigin,
+    (start, origin): (SubscriptionStart, ChangeOrigin),
+    earlier: &[EarlierEpoch],
 ) -> Result<Option<SyncSlots>, Fault> {
     let conn = Conn::open(task, "subscribe").await?;
-    let replication = &task.replication;
+    let own = (task.replication.clone(), start);
+    let at_slot = |e: &EarlierEpoch| (e.replication(), SubscriptionStart::AtSlot(e.lsn));
+    let all: Vec<_> = earlier.iter().map(at_slot).chain([own]).collect();
+    let mut waiting = Vec::new();
+    let mut sync_slots = None;
+    for (replication, start) in &all {
+        let found = made(&conn, source, (*start, origin), replication).await?;
+        if *start == SubscriptionStart::NativeCopy {
+            sync_slots = Some(self::sync_slots(&conn, &found).await?);
+        }
+        if !found.enabled {
+            waiting.push(replication.name());
+        }
+    }
+    if !waiting.is_empty() && start != SubscriptionStart::NativeCopy {
+        keep_out::lift(&conn, task.job).await?;
+        keep_out::held(&conn, task.job).await?;
+    }
+    for name in waiting {
+        enable(&conn, &name).await?;
+    }
+    Ok(sync_slots)
+}
+
+/// The subscription, at its position, created if it is not there.
+async fn made(
+    conn: &Conn,
+    source: &Secret,
+    (start, origin): (SubscriptionStart, ChangeOrigin),
+    replication: &Replication,
+) -> Result<Found, Fault> {
     let name = replication.name();
-    let found = match find(&conn, &name).await? {
+    let found = match find(conn, &name).await? {
         Some(found) => {
-            reconnect(&conn, source, &name).await?;
+            reconnect(conn, source, &name).await?;
             found
         }
         None => {
-            create(&conn, source, (start, origin), replication).await?;
-            let made = find(&conn, &name).await?;
+            create(conn, source, (start, origin), replication).await?;
+            let made = find(conn, &name).await?;
             made.ok_or_else(|| conn.own(Fault::new(FaultKind::Failed, gone(&name))))?
         }
     };
-    let sync_slots = match start {
-        SubscriptionStart::NativeCopy => Some(sync_slots(&conn, &found).await?),
-        SubscriptionStart::AtSlot(_) | SubscriptionStart::AtOrigin(_) => None,
-    };
-    if found.enabled {
-        return Ok(sync_slots);
-    }
     match start {
-        SubscriptionStart::AtSlot(lsn) => advance(&conn, found.oid, lsn, Position::Told).await?,
+        _ if found.enabled => {}
+        SubscriptionStart::AtSlot(lsn) => advance(conn, found.oid, lsn, Position::Told).await?,
         SubscriptionStart::AtOrigin(lsn) => {
-            drop_copied_publication(&conn, &name).await;
-            advance(&conn, found.oid, lsn, Position::Decides).await?;
+            drop_copied_publication(conn, &name).await;
+            advance(conn, found.oid, lsn, Position::Decides).await?;
         }
         SubscriptionStart::NativeCopy => {}
     }
-    match start {
-        SubscriptionStart::AtSlot(_) | SubscriptionStart::AtOrigin(_) => {
-            keep_out::lift(&conn, task.job).await?;
-            keep_out::held(&conn, task.job).await?;
-        }
-        SubscriptionStart::NativeCopy => {}
-    }
-    let marked = subscribed::mark(&conn, &name).await;
+    Ok(found)
+}
+
+/// Marks the subscription as complete, and starts it.
+pub(super) async fn enable(conn: &Conn, name: &Identifier) -> Result<(), Fault> {
+    let marked = subscribed::mark(conn, name).await;
     marked.map_err(|error| conn.fault(&error))?;
     let enable = format!("ALTER SUBSCRIPTION {} ENABLE", name.quoted());
-    conn.execute(&enable).await?;
-    Ok(sync_slots)
+    conn.execute(&enable).await
 }
 
 async fn sync_slots(conn: &Conn, subscription: &Found) -> Result<SyncSlots, Fault> {
@@ -128,7 +150,7 @@ fn gone(name: &Identifier) -> String {
     format!("subscription {name} is not there")
 }
 
-async fn create(
+pub(super) async fn create(
     conn: &Conn,
     source: &Secret,
     (start, origin): (SubscriptionStart, ChangeOrigin),
@@ -226,7 +248,7 @@ fn refused(conn: &Conn, error: &PgError) -> Fault {
 
 /// What an origin's position is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Position {
+pub(super) enum Position {
     /// For display, since the source sends nothing from before its slot's position anyway:
     /// `pg_stat_subscription` and the origin are right from the start, and nothing is sent twice after a
     /// slot was moved by hand. A role that may not set it goes without.
@@ -236,7 +258,12 @@ enum Position {
 }
 
 /// Sets the position where the subscription's changes begin.
-async fn advance(conn: &Conn, oid: u32, lsn: Lsn, position: Position) -> Result<(), Fault> {
+pub(super) async fn advance(
+    conn: &Conn,
+    oid: u32,
+    lsn: Lsn,
+    position: Position,
+) -> Result<(), Fault> {
     let origin = literal(&format!("pg_{oid}"));
     let sql = format!(
         "SELECT pg_replication_origin_advance({origin}, '{lsn}')

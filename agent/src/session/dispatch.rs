@@ -4,14 +4,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use steep_protocol::message::agent::{
-    Command, Comparison, NodeCommand, Outcome, PeerAddress, PrepareTarget, RowsFrom, SequencesFrom,
-    SlotOrigin, SourceCommand, SubscriptionStart, TargetCommand,
+    Command, Comparison, NodeCommand, Outcome, PeerAddress, SequencesFrom, SlotOrigin,
+    SourceCommand, TargetCommand,
 };
-use steep_protocol::message::facts::Finding;
-use steep_protocol::message::handover::{Replication, SchemaCheck};
+use steep_protocol::message::handover::Replication;
 use steep_protocol::message::job::TableFilter;
-use steep_protocol::message::lineage::ChangeOrigin;
-use steep_protocol::message::peer::SchemaSection;
 use steep_protocol::message::schema::SchemaCursor;
 use steep_protocol::message::snapshot::StoredPlace;
 use steep_protocol::quic::Endpoint;
@@ -24,21 +21,21 @@ use tracing::{info, warn};
 use super::opening::{opened, snapshot_lost};
 use super::readings::Readings;
 use super::report::Reports;
+use super::steps::{prepare, subscribe};
 use crate::budget::Budget;
 use crate::deferred::build::Purpose;
 use crate::facts::{self, PeerFacts};
 use crate::kept;
 use crate::peer::connection::SourceAgent;
 use crate::peer::fetch::copy;
-use crate::peer::pending::PendingDump;
 use crate::peer::rows::Rows;
 use crate::pg::{Conninfo, catalog};
-use crate::replication::{fence, prepared};
+use crate::replication::{fence, fold, prepared};
 use crate::snapshot::stored::Holder;
 use crate::snapshot::stored::StoredSnapshot;
 use crate::snapshot::{SourceJobs, slot};
 use crate::stored::{self, carried::Carried};
-use crate::target::{self, Dumps, PrepareRequest, SchemaRequest};
+use crate::target;
 use crate::task::{CopyTerms, Patience, Progress, Task};
 use crate::telemetry::{CommandEnd, Telemetry};
 
@@ -194,7 +191,10 @@ impl Agent {
                     open.close().await;
                 }
             }
-            SourceCommand::AwaitFence => {
+            SourceCommand::AwaitFence { earlier } => {
+                for epoch in earlier {
+                    fence::await_fence(&task.of(epoch)).await?;
+                }
                 let lsn = fence::await_fence(task).await?;
                 return Ok(Outcome::FencePassed { lsn });
             }
@@ -207,13 +207,19 @@ impl Agent {
                 return Ok(Outcome::Totals { parts, rows, bytes });
             }
             SourceCommand::Release => self.forget(job).await,
-            SourceCommand::Cleanup { sync_slots } => {
+            SourceCommand::Cleanup {
+                sync_slots,
+                earlier,
+            } => {
                 let entry = self.jobs.get(job);
                 self.forget(job).await;
                 if let Some(entry) = entry
                     && let Some(open) = entry.open
                 {
                     open.left(&entry.target);
+                }
+                for epoch in earlier {
+                    slot::cleanup(&task.of(epoch), None).await?;
                 }
                 slot::cleanup(task, sync_slots).await?;
             }
@@ -300,7 +306,20 @@ impl Agent {
                 source,
                 start,
                 origin,
-            } => subscribe(task, &self.source_agent(source, job), start, origin).await,
+                earlier,
+            } => {
+                let link = self.source_agent(source, job);
+                subscribe(task, &link, (start, origin), &earlier).await
+            }
+            TargetCommand::Fold {
+                source,
+                origin,
+                earlier,
+            } => {
+                let link = self.source_agent(source, job);
+                fold::fold(task, &link, origin, &earlier).await?;
+                Ok(Outcome::Done)
+            }
             TargetCommand::AwaitNativeCopy => {
                 target::await_native_copy(task).await?;
                 Ok(Outcome::Done)
@@ -330,11 +349,13 @@ impl Agent {
                 target::release(task).await?;
                 Ok(Outcome::Done)
             }
-            TargetCommand::Cleanup { data } => {
+            TargetCommand::Cleanup { data, earlier } => {
                 self.reports.forget(job);
                 self.kept.forget(job);
                 self.carried.forget(job);
-                target::cleanup(task, data).await.map(Outcome::Warned)
+                target::cleanup(task, data, &earlier)
+                    .await
+                    .map(Outcome::Warned)
             }
             TargetCommand::Compare {
                 source,
@@ -423,75 +444,6 @@ impl Agent {
             }),
         }
     }
-}
-
-/// Prepares the target for its rows; for a backup, which has them, only compares the schema.
-async fn prepare(
-    task: &Task,
-    link: &SourceAgent,
-    carried: Option<&StoredSnapshot>,
-    request: PrepareTarget,
-) -> Result<Vec<Finding>, Fault> {
-    if request.rows == RowsFrom::Backup(SchemaCheck::Skipped) {
-        return Ok(Vec::new());
-    }
-    let schema = |described| SchemaRequest {
-        source: link.source().clone(),
-        described,
-        filter: request.filter,
-        existing: request.existing,
-        schema_mode: request.schema_mode,
-    };
-    let RowsFrom::Copy(indexes) = request.rows else {
-        let schema = schema(link.described().await?);
-        return target::match_schema(task, &schema).await;
-    };
-    if let Some(stored) = carried {
-        let section = |section| stored.schema(section, &task.node);
-        let dumps = Dumps {
-            pre_data: section(SchemaSection::PreData).await?,
-            extension_rows: section(SchemaSection::ExtensionRows).await?,
-            post_data: section(SchemaSection::PostData).await?,
-        };
-        let request = PrepareRequest {
-            schema: schema(link.described().await?),
-            indexes,
-            settings: link.settings().await?,
-        };
-        return target::prepare(task, &request, stored.tables(), dumps).await;
-    }
-    // Each takes the source seconds for ten thousand tables, on a connection of its own.
-    let (described, pre_data) =
-        tokio::try_join!(link.described(), link.schema(SchemaSection::PreData))?;
-    let schema = schema(described);
-    let plan = link.plan().await?;
-    let dumps = Dumps {
-        pre_data,
-        extension_rows: link.schema(SchemaSection::ExtensionRows).await?,
-        // Asked for at once, since it comes from the same dump as the first section.
-        post_data: PendingDump::request(link, SchemaSection::PostData),
-    };
-    let request = PrepareRequest {
-        schema,
-        indexes,
-        settings: link.settings().await?,
-    };
-    target::prepare(task, &request, &plan.tables, dumps).await
-}
-
-async fn subscribe(
-    task: &Task,
-    link: &SourceAgent,
-    start: SubscriptionStart,
-    origin: ChangeOrigin,
-) -> Result<Outcome, Fault> {
-    let conninfo = link.conninfo().await?;
-    let sync_slots = target::subscribe(task, &conninfo, start, origin).await?;
-    if let SubscriptionStart::AtSlot(lsn) | SubscriptionStart::AtOrigin(lsn) = start {
-        tracing::info!(job_id = %task.job, %lsn, "subscribed");
-    }
-    let subscribed = |sync_slots| Outcome::Subscribed { sync_slots };
-    Ok(sync_slots.map_or(Outcome::Done, subscribed))
 }
 
 /// How long a cancelled command has to cancel its statement and clean up.

@@ -17,6 +17,7 @@ mod observe;
 mod opening;
 mod readings;
 mod report;
+mod steps;
 
 #[cfg(test)]
 mod tests;

@@ -22,10 +22,10 @@ impl Agent {
         self.jobs.admit(job, target, filter, None);
         self.jobs.locks().set_rule(job, request.yield_to_ddl);
         if let Some(open) = self.jobs.get(job).and_then(|j| j.open) {
-            if !open.is_broken() {
+            if !open.is_broken() && open.epoch() == request.epoch {
                 return opened(&open);
             }
-            // No row has been read under it yet, so it is opened again.
+            // No row has been read under it yet, or it is an earlier epoch's.
             open.close().await;
         }
         if let Export::Template { snapshot } = request.export {

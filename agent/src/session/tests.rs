@@ -163,6 +163,9 @@ impl Node {
         let request = OpenSource {
             target: target.agent.node.clone(),
             filter: TableFilter::default(),
+            epoch: Epoch(0),
+            unfinished: Vec::new(),
+            earlier: Vec::new(),
             export,
             parallel: 4,
             large_table_threshold: ByteCount(1 << 20),
@@ -275,7 +278,15 @@ async fn targets_that_share_a_snapshot_load_all_of_it_from_one_read() {
     assert!(a.agent.jobs.shared(SNAPSHOT).is_some(), "the others use it");
     let data = CancelledData::Keep;
     for (job, target) in [(of_b, &b), (of_c, &c)] {
-        target.target(job, TargetCommand::Cleanup { data }).await;
+        target
+            .target(
+                job,
+                TargetCommand::Cleanup {
+                    data,
+                    earlier: Vec::new(),
+                },
+            )
+            .await;
     }
     assert_eq!(cluster.kept_files(), parts as usize, "those of d");
 
@@ -285,7 +296,10 @@ async fn targets_that_share_a_snapshot_load_all_of_it_from_one_read() {
     let mut lost = a.agent.jobs.lost_snapshots();
     lost.sort();
     assert_eq!(lost, [of_c, of_d], "they have not closed it");
-    let cleanup = SourceCommand::Cleanup { sync_slots: None };
+    let cleanup = SourceCommand::Cleanup {
+        sync_slots: None,
+        earlier: Vec::new(),
+    };
     for job in [of_c, of_d] {
         a.source(job, cleanup.clone()).await.unwrap();
     }
@@ -327,6 +341,13 @@ async fn a_target_that_is_slow_or_gives_up_holds_up_no_other() {
     differences.none().unwrap();
     assert!(b.agent.reports.received.sum().parts < u64::from(parts));
     let data = CancelledData::Keep;
-    b.target(of_b, TargetCommand::Cleanup { data }).await;
+    b.target(
+        of_b,
+        TargetCommand::Cleanup {
+            data,
+            earlier: Vec::new(),
+        },
+    )
+    .await;
     assert_eq!(cluster.kept_files(), parts as usize, "those of c");
 }

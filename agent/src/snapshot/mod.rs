@@ -8,6 +8,7 @@
 //! truncated, dropped or altered since is not read (`table_state`); no session stays in a lock queue for
 //! more than a moment; nothing here writes to a user's table.
 
+pub(crate) mod epochs;
 pub(crate) mod listing;
 pub(crate) mod plan;
 pub(crate) mod pool;

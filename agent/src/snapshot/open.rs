@@ -17,7 +17,8 @@ use steep_protocol::message::agent::{Export, OpenSource, RowsAs, TableSummary};
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::message::peer::{CtidRange, PartAs, SchemaSection, TablePlan};
 use steep_protocol::{
-    ByteCount, Fault, FaultKind, Identifier, JobId, Lsn, NodeId, PartNo, Retry, RowCount, TableName,
+    ByteCount, Epoch, Fault, FaultKind, Identifier, JobId, Lsn, NodeId, PartNo, Retry, RowCount,
+    TableName,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -28,7 +29,7 @@ use super::pool::Pool;
 use super::sharing::Sharing;
 use super::table_state::{self, TableState};
 use super::types::Types;
-use super::{publication, published, slot};
+use super::{epochs, publication, published, slot};
 use crate::dump::selection::Selection;
 use crate::dump::{self, SchemaDump, Scope};
 use crate::locks::{Attended, LockRegistry, WaitsFor};
@@ -48,6 +49,7 @@ const ATTEMPTS: u32 = 3;
 pub(crate) struct OpenSnapshot {
     node: NodeId,
     job: JobId,
+    epoch: Epoch,
     conninfo: Conninfo,
     server_version: u32,
     encoding: String,
@@ -104,6 +106,11 @@ async fn try_open(
     let admin = Session::connect_impatient(&task.conninfo, &format!("open {}", task.job))
         .await
         .map_err(fault)?;
+    for epoch in &request.earlier {
+        let name = epoch.replication().name();
+        let narrowed = epochs::narrow(&admin, &task.cancel, &name, &request.unfinished).await;
+        narrowed.map_err(fault)?;
+    }
     for attempt in 1..=ATTEMPTS {
         slot::remove(&admin, task, &task.cancel).await?;
         match attempt_open(task, request, locks, &admin).await? {
@@ -138,7 +145,10 @@ async fn attempt_open(
     let fault = |error: PgError| error.to_fault(&task.node);
     let name = task.replication.name();
     let before = Listing::load(admin).await.map_err(fault)?;
-    let members = publication::members(&before, &request.filter);
+    let members = match request.epoch {
+        Epoch(0) => publication::members(&before, &request.filter),
+        Epoch(_) => unfinished(&before, request),
+    };
     let published = publication::create(admin, &task.cancel, &name, &members).await;
     published.map_err(fault)?;
 
@@ -192,6 +202,7 @@ async fn attempt_open(
     Ok(Attempt::Open(Box::new(OpenSnapshot {
         node: task.node.clone(),
         job: task.job,
+        epoch: request.epoch,
         conninfo: admin.conninfo().clone(),
         server_version: admin.server_version(),
         encoding: admin.server_encoding().to_owned(),
@@ -216,6 +227,14 @@ async fn attempt_open(
         sharing: Arc::new(Sharing::new(request.parallel)),
         spool: Arc::default(),
     })))
+}
+
+/// The tables that a later epoch takes: those that are left, as far as they are still there.
+fn unfinished(listing: &Listing, request: &OpenSource) -> Vec<TableName> {
+    let left: HashSet<&TableName> = request.unfinished.iter().collect();
+    let mut names = plan::names(listing, &request.filter);
+    names.retain(|name| left.contains(name));
+    names
 }
 
 /// Imports the slot's snapshot into a session of our own and exports it from there. That session reads no
@@ -331,6 +350,11 @@ impl OpenSnapshot {
     /// The slot's consistent point; 0/0 without a slot.
     pub(crate) fn lsn(&self) -> Lsn {
         self.lsn
+    }
+
+    /// Which of its job's snapshots it is.
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.epoch
     }
 
     /// When the consistent point was taken.

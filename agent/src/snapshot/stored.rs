@@ -12,7 +12,7 @@ use steep_protocol::message::peer::{
     ColumnPlan, CtidRange, SchemaSection, SequenceValue, TablePlan,
 };
 use steep_protocol::message::snapshot::StoredPlace;
-use steep_protocol::{ByteCount, Fault, FaultKind, Lsn, NodeId, PartNo, RowCount, TableNo};
+use steep_protocol::{ByteCount, Epoch, Fault, FaultKind, Lsn, NodeId, PartNo, RowCount, TableNo};
 
 use super::OpenSnapshot;
 use super::sharing::Sharing;
@@ -109,6 +109,14 @@ impl Holder {
             Self::Live(open) => open.lsn() != Lsn(0),
             Self::Shared(_) => true,
             Self::Stored(_) => false,
+        }
+    }
+
+    /// Which of its job's snapshots it is. Only one of the job's own can be followed by another.
+    pub(crate) fn epoch(&self) -> Epoch {
+        match self {
+            Self::Live(open) => open.epoch(),
+            Self::Shared(_) | Self::Stored(_) => Epoch(0),
         }
     }
 

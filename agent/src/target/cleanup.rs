@@ -8,6 +8,7 @@
 //! is removed once this side is done or has given up.
 
 use steep_protocol::Fault;
+use steep_protocol::message::agent::EarlierEpoch;
 use steep_protocol::message::facts::Finding;
 use steep_protocol::message::job::CancelledData;
 
@@ -16,7 +17,7 @@ use crate::deferred::build::{Purpose, build_constraints, build_event_triggers, b
 use crate::node::connection::{Conn, application_names};
 use crate::node::job_records::{self, Origin, Progress};
 use crate::part::ledger;
-use crate::replication::{keep_out, subscription};
+use crate::replication::{fold, keep_out, subscription};
 use crate::schema::{missing, objects, settings};
 use crate::task::{Patience, Task};
 
@@ -32,14 +33,23 @@ const PARALLEL: u8 = 4;
 ///
 /// Reports what could not be removed, as no retry would remove it. After an error, another try finds what
 /// is left.
-pub(crate) async fn cleanup(task: &Task, data: CancelledData) -> Result<Vec<Finding>, Fault> {
+pub(crate) async fn cleanup(
+    task: &Task,
+    data: CancelledData,
+    earlier: &[EarlierEpoch],
+) -> Result<Vec<Finding>, Fault> {
     let task = &Task {
         patience: Patience::Short,
         ..task.clone()
     };
     let conn = Conn::open(task, "cleanup").await?;
     end_others(task, &conn).await?;
-    subscription::unsubscribe(&conn, &task.replication.name()).await?;
+    for epoch in earlier {
+        subscription::unsubscribe(&conn, &epoch.replication().name()).await?;
+    }
+    let name = task.replication.name();
+    subscription::unsubscribe(&conn, &fold::stopped_name(&name)).await?;
+    subscription::unsubscribe(&conn, &name).await?;
     let mut findings = Vec::new();
     if let Some(record) = job_records::load(&conn, task.job).await? {
         match (data, record.origin) {

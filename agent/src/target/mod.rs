@@ -17,7 +17,9 @@ mod sync;
 pub(crate) use cleanup::{cleanup, release};
 pub(crate) use finish::finish;
 pub(crate) use indexes::build_indexes;
-pub(crate) use prepare::{Dumps, PrepareRequest, SchemaRequest, match_schema, prepare};
+pub(crate) use prepare::{
+    Dumps, PrepareRequest, SchemaRequest, match_schema, prepare, prepare_again,
+};
 
 pub(crate) use crate::deferred::build::build_constraints;
 pub(crate) use crate::part::ledger::totals;

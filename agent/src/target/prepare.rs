@@ -1,10 +1,12 @@
 //! Prepares a target for rows: schema created, tables empty, indexes that slow loading dropped.
 
+use std::collections::HashSet;
+
 use steep_protocol::message::agent::IndexTiming;
 use steep_protocol::message::facts::Finding;
 use steep_protocol::message::job::{ExistingRows, SchemaMode, TableFilter};
 use steep_protocol::message::peer::{DatabaseSetting, TablePlan};
-use steep_protocol::{Fault, NodeId};
+use steep_protocol::{Fault, FaultKind, NodeId, TableName};
 use steep_schema::Schema;
 
 use super::{bootstrap, existing, sync};
@@ -15,6 +17,7 @@ use crate::deferred::indexes;
 use crate::node::connection::Conn;
 use crate::node::job_records::{self, Origin, Progress};
 use crate::node::own_schema;
+use crate::part::ledger;
 use crate::replication::keep_out;
 use crate::schema::{fingerprints, missing, objects, settings};
 use crate::task::{Patience, Task};
@@ -119,6 +122,29 @@ pub(crate) async fn prepare<R: PartReader, Q: PartReader>(
     let noted = conn.transact(&listed).await;
     noted.map_err(|error| conn.fault(&error))?;
     Ok(findings)
+}
+
+/// Empties the tables of a later epoch's plan, which an earlier one has not completed, and forgets their parts.
+/// Idempotent. Fails with `SchemaMismatch` where a planned table or column is missing.
+pub(crate) async fn prepare_again(
+    task: &Task,
+    plan: &[TablePlan],
+    mode: SchemaMode,
+) -> Result<Vec<Finding>, Fault> {
+    let conn = Conn::open(task, "prepare").await?;
+    conn.replica_role().await?;
+    existing::check_shape(&conn, plan, mode).await?;
+    let planned = job_records::planned(&conn, task.job).await?;
+    let again: HashSet<&TableName> = plan.iter().map(|table| &table.name).collect();
+    let mut emptied = planned;
+    emptied.retain(|table| again.contains(&table.name));
+    if emptied.len() < again.len() {
+        let text = "the new plan has tables that the first one had not";
+        return Err(conn.own(Fault::new(FaultKind::Failed, text)));
+    }
+    ledger::forget_tables(task, &conn, &emptied).await?;
+    existing::truncate(&conn, &emptied).await?;
+    Ok(Vec::new())
 }
 
 /// Compares the schema of a target that has its rows with the source's, and acts by the mode. Touches no

@@ -1,6 +1,6 @@
 //! A job's progress as text: a line, a block, and the texts of the bars.
 
-use steep_protocol::message::api::{ProgressView, TableState};
+use steep_protocol::message::api::{ProgressDetail, ProgressView, TableState};
 use steep_protocol::{NodeState, Phase};
 
 use super::nodes::state;
@@ -156,11 +156,17 @@ pub(crate) fn block(view: &ProgressView, paint: Paint) -> String {
     }
     lines.extend(locks::lines(&view.detail.locks));
     if view.detail.restarts > 0 {
-        let restarts = view.detail.restarts;
-        lines.push((
-            "begun again",
-            format!("{restarts} times: the snapshot was lost"),
-        ));
+        let ProgressDetail {
+            restarts,
+            tables_kept,
+            ..
+        } = view.detail;
+        let kept = match tables_kept {
+            0 => String::new(),
+            kept => format!("; {kept} tables that were complete are kept"),
+        };
+        let text = format!("{restarts} times: the snapshot was lost{kept}");
+        lines.push(("begun again", text));
     }
     if let Some(started) = view.started_at {
         lines.push(("started", format!("{started:.0}")));

@@ -122,6 +122,7 @@ pub(crate) fn progress() -> ProgressView {
             locks: Vec::new(),
             waiting: None,
             restarts: 0,
+            tables_kept: 0,
             spool_percent: None,
         },
     }

@@ -34,20 +34,21 @@ pub fn workers(limits: WorkerLimits) -> u8 {
     limits.asked.min(source).min(target).max(1)
 }
 
-/// Every part that is not done, in the order in which to start them.
+/// Every part that is not done, in the order in which to start them, of `together` tables at a time.
 ///
-/// Each next part is the next range of the table with the most estimated bytes left. So the largest
-/// table comes first, ranges of one table keep their order on disk, large tables of the same size
-/// take turns (which spreads their locks and files), and small parts remain for the end. Takes
-/// O(parts × log tables).
+/// Each next part is the next range of the table with the most estimated bytes left, among the `together` largest that
+/// have begun. So the largest tables come first, ranges of one table keep their order on disk, tables of the same size
+/// take turns (which spreads their locks and files), small parts remain for the end, and tables are completed one
+/// after another: if the snapshot is lost, only those that have begun are copied again. Takes O(parts × log tables).
 #[must_use]
-pub fn order(copied: &CopyProgress) -> Vec<PartNo> {
-    let mut heap: BinaryHeap<(u64, Reverse<u32>)> = copied
-        .tables()
-        .iter()
-        .filter(|table| !table.is_complete())
+pub fn order(copied: &CopyProgress, together: u8) -> Vec<PartNo> {
+    let open = copied.tables().iter().filter(|table| !table.is_complete());
+    let mut waiting: Vec<(u64, Reverse<u32>)> = open
         .map(|table| (weight(table, 0), Reverse(table.summary.no.0)))
         .collect();
+    waiting.sort_unstable();
+    let begin = waiting.len().saturating_sub(usize::from(together.max(1)));
+    let mut heap = BinaryHeap::from(waiting.split_off(begin));
     let counted = copied.counted();
     let mut order = Vec::with_capacity((counted.planned - counted.done.parts) as usize);
     let mut taken = vec![0u32; copied.tables().len()];
@@ -61,6 +62,8 @@ pub fn order(copied: &CopyProgress) -> Vec<PartNo> {
         }
         if *next < table.summary.parts {
             heap.push((weight(table, *next), Reverse(no)));
+        } else {
+            heap.extend(waiting.pop());
         }
     }
     order
@@ -136,7 +139,7 @@ mod tests {
     #[test]
     fn the_largest_table_comes_first_and_equal_ones_take_turns() {
         // Two large tables of four parts, one small one and an empty one.
-        let order = order(&copied(&[(1, 10), (4, 4_000), (4, 4_000), (1, 0)]));
+        let order = order(&copied(&[(1, 10), (4, 4_000), (4, 4_000), (1, 0)]), 4);
         assert_eq!(numbers(&order), [1, 5, 2, 6, 3, 7, 4, 8, 0, 9]);
     }
 
@@ -171,6 +174,7 @@ mod tests {
         fn every_missing_part_once_in_ctid_order_largest_remainder_first(
             tables in proptest::collection::vec((1u32..9, 0u64..1_000), 1..30),
             done in proptest::collection::vec(any::<proptest::sample::Index>(), 0..40),
+            together in 1u8..40,
         ) {
             let mut copied = copied(&tables);
             let parts = copied.counted().planned;
@@ -179,20 +183,29 @@ mod tests {
                 let part = PartDone { part, rows: RowCount(1), bytes: ByteCount(1), wire: ByteCount(1) };
                 copied.note(&part).unwrap();
             }
-            let order = order(&copied);
+            let order = order(&copied, together);
             let mut sorted = numbers(&order);
             sorted.sort_unstable();
             let missing: Vec<u32> = (0..parts).filter(|p| !copied.is_done(PartNo(*p))).collect();
             prop_assert_eq!(sorted, missing);
             let mut last = vec![None; tables.len()];
             let mut remaining_before = u64::MAX;
+            let all_at_once = usize::from(together) >= tables.len();
+            let begun = |until: usize| {
+                let tables = order[..=until].iter().map(|part| copied.table_of(*part).unwrap());
+                let open = |no: &TableNo| order[until + 1..].iter().any(|part| copied.table_of(*part) == Some(*no));
+                tables.filter(open).collect::<BTreeSet<_>>().len()
+            };
+            for at in 0..order.len() {
+                prop_assert!(begun(at) <= usize::from(together), "too many tables at once");
+            }
             for part in order {
                 let no = copied.table_of(part).unwrap();
                 let table = copied.table(no).unwrap();
                 prop_assert!(last[no.0 as usize] < Some(part), "a range out of order");
                 last[no.0 as usize] = Some(part);
                 let remaining = weight(table, part.0 - table.summary.first_part.0);
-                prop_assert!(remaining <= remaining_before, "a larger remainder came later");
+                prop_assert!(remaining <= remaining_before || !all_at_once, "a larger remainder came later");
                 remaining_before = remaining;
             }
         }

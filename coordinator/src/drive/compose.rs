@@ -9,7 +9,7 @@ use steep_protocol::message::agent::{
 };
 use steep_protocol::message::job::{JobSpec, Method};
 use steep_protocol::message::snapshot::StoredPlace;
-use steep_protocol::{Epoch, Lsn, NodeId, limits};
+use steep_protocol::{Lsn, NodeId, PartNo, limits};
 
 use super::{Driver, Live};
 use crate::assign::{self, WorkerLimits};
@@ -23,6 +23,7 @@ impl<S: Store> Driver<S> {
         let job = &live.job;
         let spec = &job.spec;
         let source = || self.peer(&spec.source);
+        let earlier = || job.earlier.clone();
         let (target, filter) = (|| spec.target.clone(), || spec.filter.clone());
         let parallel = self.workers(job);
         let native = spec.method == Method::Native;
@@ -53,6 +54,7 @@ impl<S: Store> Driver<S> {
                 filter: filter(),
                 existing: spec.existing,
                 schema_mode: spec.schema_mode,
+                epoch: job.epoch,
                 rows: match (&job.handover, native) {
                     (Some(handover), _) => RowsFrom::Backup(handover.schema),
                     (None, true) => RowsFrom::Copy(IndexTiming::Upfront),
@@ -62,11 +64,11 @@ impl<S: Store> Driver<S> {
             })),
             Work::Copy => Command::from(TargetCommand::Copy(CopyParts {
                 source: source(),
-                epoch: Epoch(0),
+                epoch: job.epoch,
                 parallel,
                 compression: spec.compression,
                 max_rate: spec.max_rate,
-                order: assign::share(assign::order(&live.copied), self.share(job)),
+                order: assign::share(order(live, parallel), self.share(job)),
                 shared: self.shared_parts(job),
                 carried: carried(),
             })),
@@ -83,9 +85,18 @@ impl<S: Store> Driver<S> {
                     }
                 },
                 origin: job.origin,
+                earlier: earlier(),
+            }),
+            Work::Fold => Command::from(TargetCommand::Fold {
+                source: source(),
+                origin: job.origin,
+                earlier: earlier(),
             }),
             Work::AwaitNativeCopy => TargetCommand::AwaitNativeCopy.into(),
-            Work::AwaitFence => SourceCommand::AwaitFence.into(),
+            Work::AwaitFence => {
+                let earlier = earlier();
+                SourceCommand::AwaitFence { earlier }.into()
+            }
             Work::Finish => Command::from(TargetCommand::Finish {
                 source: source(),
                 parallel,
@@ -99,7 +110,10 @@ impl<S: Store> Driver<S> {
             Work::ProveSource => SourceCommand::Prove.into(),
             Work::ReleaseTarget => TargetCommand::Release.into(),
             Work::ReleaseSource => SourceCommand::Release.into(),
-            Work::CleanupTarget(data) => TargetCommand::Cleanup { data }.into(),
+            Work::CleanupTarget(data) => {
+                let earlier = earlier();
+                TargetCommand::Cleanup { data, earlier }.into()
+            }
             Work::CleanupSource => clean_source(job).into(),
         };
         (command, parallel)
@@ -120,6 +134,9 @@ impl<S: Store> Driver<S> {
         Command::from(SourceCommand::Open(OpenSource {
             target: spec.target.clone(),
             filter: spec.filter.clone(),
+            epoch: job.epoch,
+            unfinished: job.unfinished.clone(),
+            earlier: job.earlier.clone(),
             export,
             parallel,
             large_table_threshold: spec.large_table_threshold,
@@ -175,6 +192,15 @@ impl<S: Store> Driver<S> {
     }
 }
 
+/// The parts that are left, with the plan's numbers.
+fn order(live: &Live, parallel: u8) -> Vec<PartNo> {
+    let mut order = assign::order(&live.copied, parallel);
+    for part in &mut order {
+        *part = live.copied.planned(*part);
+    }
+    order
+}
+
 /// Whether the job still has something to read from its snapshot.
 fn reads(job: &Job) -> bool {
     matches!(job.stage, Stage::Working(step) if step.reads_snapshot(job.spec.method))
@@ -199,6 +225,9 @@ fn clean_source(job: &Job) -> SourceCommand {
     let sync_slots = job.attempt.sync_slots;
     let target = job.spec.target.clone();
     let returned = |used| SourceCommand::ReturnSlot { target, used };
-    let removed = SourceCommand::Cleanup { sync_slots };
+    let removed = SourceCommand::Cleanup {
+        sync_slots,
+        earlier: job.earlier.clone(),
+    };
     fate.returned().map_or(removed, returned)
 }

@@ -89,6 +89,8 @@ impl<S: Store> Driver<S> {
             Effect::BeginsAgain { fault, restarts } => {
                 self.begins_again(id, &fault, restarts, now);
             }
+            Effect::EpochBegins { fault } => self.epoch_begins(id, &fault, now),
+            Effect::Folded => self.epochs_folded(id, now),
             Effect::PlanDropped => self.drop_plan(id, now),
             Effect::Resumed => self.resumed(id),
             Effect::KeepEnds { why } => self.keep_ends(id, &why, now),

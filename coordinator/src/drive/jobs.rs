@@ -50,7 +50,16 @@ impl<S: Store> Driver<S> {
             self.rules,
         )?;
         if job != live.job {
+            let replication = job.replication();
+            let renamed = (replication != live.job.replication()).then_some(replication);
             live.job = job;
+            if let Some(replication) = renamed
+                && let Some(record) = self.nodes.get_mut(&live.job.spec.target)
+                && record.job == Some(id)
+            {
+                record.replicates_by(&replication);
+                self.out.writes.push(Write::Node(Box::new(record.clone())));
+            }
             // Events that the effects log include the job's current progress.
             live.meter.observe(&live.job, &live.copied, now);
             self.out.writes.push(Write::Job(Box::new(live.job.clone())));
@@ -129,6 +138,7 @@ impl<S: Store> Driver<S> {
         if planner != node || live.job.stage != Stage::Working(Step::OpenSource) {
             return;
         }
+        let tables = live.copied.page_here(tables);
         // The job stops when the totals arrive, since the tables of this page are missing.
         if let Err(misfit) = live.copied.add_page(&tables) {
             tracing::warn!(node_id = %node, job_id = %id, error = %misfit, "a page of the plan does not fit");
@@ -191,7 +201,8 @@ impl<S: Store> Driver<S> {
         let Some(live) = self.live_of(id, node, Side::Target) else {
             return;
         };
-        if !matches!(live.job.stage, Stage::Working(_)) {
+        // Before that step they are of a snapshot that is lost.
+        if !matches!(live.job.stage, Stage::Working(step) if step >= Step::Copy) {
             return;
         }
         // Tables that started and completed since the last report were never reported as active. They
@@ -200,7 +211,8 @@ impl<S: Store> Driver<S> {
         let since = std::mem::replace(&mut live.heard, now).max(phase.unwrap_or(now));
         let mut new = Vec::with_capacity(parts.len());
         let mut tables = Vec::new();
-        for part in parts {
+        for mut part in parts {
+            part.part = live.copied.here(part.part);
             match live.copied.note(&part) {
                 Ok(Noted::Known) => {}
                 Ok(Noted::Part(table)) => {

@@ -10,6 +10,7 @@ use steep_protocol::{JobId, NodeId, NodeState};
 use super::Driver;
 use super::drift::ANEW;
 use super::log::Note;
+use crate::job::Job;
 use crate::job::lineage::{Around, Known, Sight};
 use crate::job::state::{NodeEvent, transition};
 use crate::job::{Closed, Stage};
@@ -77,7 +78,7 @@ impl<S: Store> Driver<S> {
     /// Ids in the names of the replications that jobs, nodes and prepared slots use.
     fn in_use(&self) -> Vec<JobId> {
         let jobs = self.jobs.values().map(|live| &live.job);
-        let jobs = jobs.flat_map(|job| [job.id, job.replication().id]);
+        let jobs = jobs.flat_map(Job::named);
         let following = self.nodes.values().filter(|record| follows(record.state));
         let following = following.flat_map(|record| [record.job, record.replication]);
         let prepared = self

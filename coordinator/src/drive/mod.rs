@@ -20,6 +20,7 @@ mod doctor;
 mod drift;
 mod early;
 mod effects;
+mod epochs;
 mod following;
 mod gauges;
 mod give_up;

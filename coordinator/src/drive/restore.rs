@@ -11,14 +11,14 @@ use tokio::sync::watch;
 use super::jobs::table_time;
 use super::watchers::Lease;
 use super::{Driver, Feed, Live};
-use crate::job::copy_progress::CopyProgress;
+use crate::job::copy_progress::{CopyProgress, TableCopy};
 use crate::job::health::JobHealth;
 use crate::job::locks::JobLocks;
 use crate::job::machine::{JobEvent, Parting};
 use crate::job::progress::{Detail, Meter};
 use crate::job::report::Slowest;
 use crate::job::{Job, Side};
-use crate::store::{Store, StoreError, StoredJob, TableTimes};
+use crate::store::{Store, StoreError, StoredJob, StoredTable, TableTimes};
 
 impl Live {
     /// Restores when tables started and ended, for the report and so that no start is logged twice.
@@ -38,12 +38,24 @@ impl Live {
     }
 }
 
+impl StoredTable {
+    /// The counters of a table that an earlier epoch has copied.
+    fn complete(self) -> TableCopy {
+        TableCopy {
+            done: self.summary.parts,
+            rows: self.sum.rows,
+            bytes: self.sum.bytes,
+            summary: self.summary,
+        }
+    }
+}
+
 impl<S: Store> Driver<S> {
     /// Continues a job after a restart. Its agents are offline until they register.
     pub(super) fn resume(&mut self, job: Job) -> Result<(), StoreError> {
         let id = job.id;
         let now = self.clock.now();
-        let (copied, times) = self.recount(id)?;
+        let (copied, times) = self.recount(&job)?;
         let end = self.store.job(id)?.and_then(|stored| stored.end);
         self.adopt(job, copied, now);
         let history = self.store.samples(id)?;
@@ -110,7 +122,7 @@ impl<S: Store> Driver<S> {
     pub(super) fn revive(&mut self, stored: StoredJob, now: Timestamp) -> Result<(), StoreError> {
         let id = stored.job.id;
         let ends: [NodeId; 2] = Side::BOTH.map(|side| side.node(&stored.job.spec).clone());
-        let (copied, _) = self.recount(id)?;
+        let (copied, _) = self.recount(&stored.job)?;
         self.adopt(stored.job, copied, now);
         for node in ends {
             self.note_presence(id, &node, now);
@@ -119,10 +131,14 @@ impl<S: Store> Driver<S> {
     }
 
     /// The stored plan, copied parts and table times.
-    fn recount(&mut self, id: JobId) -> Result<(CopyProgress, Vec<TableTimes>), StoreError> {
+    fn recount(&mut self, job: &Job) -> Result<(CopyProgress, Vec<TableTimes>), StoreError> {
+        let id = job.id;
         let mut copied = CopyProgress::default();
         let mut times = Vec::new();
-        for table in self.store.plan(id)? {
+        let mut plan = self.store.plan(id)?;
+        let rest = plan.split_off(plan.len().min(job.kept.tables as usize));
+        copied.keep(plan.into_iter().map(StoredTable::complete).collect());
+        for table in rest {
             let sum = table.sum;
             times.extend(table.times);
             if let Err(misfit) = copied.add_page(std::slice::from_ref(&table.summary)) {
@@ -154,7 +170,7 @@ impl<S: Store> Driver<S> {
         stored: &StoredJob,
         now: Timestamp,
     ) -> Result<(CopyProgress, Meter), StoreError> {
-        let (mut copied, _) = self.recount(stored.job.id)?;
+        let (mut copied, _) = self.recount(&stored.job)?;
         if let Some(end) = &stored.end {
             copied.restore_wire(ByteCount(end.wire_bytes));
         }

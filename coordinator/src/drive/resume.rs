@@ -137,17 +137,24 @@ impl<S: Store> Driver<S> {
         let Some(live) = self.jobs.get_mut(&id) else {
             return;
         };
-        if live.copied.tables().is_empty() {
+        // What earlier epochs have copied stays.
+        let kept = live.job.kept.tables;
+        if live.copied.tables().len() == kept as usize {
             return;
         }
-        live.copied = CopyProgress::default();
-        live.meter = Meter::default();
+        if kept > 0 {
+            live.copied.drop_plan();
+        } else {
+            live.copied = CopyProgress::default();
+            live.meter = Meter::default();
+            live.slowest = Slowest::default();
+        }
         live.meter.observe(&live.job, &live.copied, now);
         live.began.clear();
-        live.slowest = Slowest::default();
         self.parts_due.remove(&id);
         self.times_due.remove(&id);
-        self.out.writes.push(Write::PlanDropped { job: id });
+        let kept = self.kept_tables(id);
+        self.out.writes.push(Write::PlanDropped { job: id, kept });
         self.touch(id);
     }
 

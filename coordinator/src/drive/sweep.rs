@@ -57,7 +57,7 @@ impl<S: Store> Driver<S> {
     /// Whether a known job or another synchronized node uses that replication.
     fn is_used(&self, replication: JobId, node: &NodeId) -> bool {
         let jobs = self.jobs.values().map(|live| &live.job);
-        let mut named = jobs.flat_map(|job| [job.id, job.replication().id]);
+        let mut named = jobs.flat_map(Job::named);
         named.any(|id| id == replication)
             || self.nodes.values().any(|record| {
                 record.id != *node
@@ -203,8 +203,14 @@ impl<S: Store> Driver<S> {
             return self.sweep_over(sweep, now);
         };
         let command = match next.side {
-            Side::Target => Command::from(TargetCommand::Cleanup { data: sweep.data }),
-            Side::Source => Command::from(SourceCommand::Cleanup { sync_slots: None }),
+            Side::Target => Command::from(TargetCommand::Cleanup {
+                data: sweep.data,
+                earlier: Vec::new(),
+            }),
+            Side::Source => Command::from(SourceCommand::Cleanup {
+                sync_slots: None,
+                earlier: Vec::new(),
+            }),
         };
         let purpose = Purpose::Sweep(Box::new(sweep));
         self.begin_query_on(&next.on, next.replication, command, purpose, now);

@@ -9,8 +9,8 @@
 use steep_protocol::message::agent::{PartDone, PartProgress, TableSummary};
 use steep_protocol::{ByteCount, PartNo, RowCount, TableName, TableNo, limits};
 
-use super::Totals;
 use super::machine::Counted;
+use super::{Complete, Totals};
 
 /// Bounds on the ratio of copied bytes to estimated heap bytes; outside of them it is not credible.
 const RATIO_BOUNDS: (f64, f64) = (0.02, 50.0);
@@ -63,6 +63,15 @@ impl TableCopy {
         self.done >= self.summary.parts
     }
 
+    /// What is done of it.
+    fn sum(&self) -> Totals {
+        Totals {
+            parts: self.done,
+            rows: self.rows,
+            bytes: self.bytes,
+        }
+    }
+
     /// COPY bytes of the whole table, extrapolated from its finished parts; `None` before the first.
     fn projected(&self) -> Option<u64> {
         (self.done > 0).then(|| {
@@ -77,6 +86,13 @@ impl TableCopy {
     }
 }
 
+impl Complete {
+    fn add(&mut self, table: &TableCopy) {
+        self.tables += 1;
+        self.sum = self.sum + table.sum();
+    }
+}
+
 /// All counters of one job.
 #[derive(Debug, Clone, Default)]
 pub struct CopyProgress {
@@ -87,7 +103,10 @@ pub struct CopyProgress {
     wire: ByteCount,
     /// COPY bytes of the parts counted in `wire`.
     crossed: ByteCount,
-    completed: u32,
+    /// Tables whose parts are all done.
+    complete: Complete,
+    /// The first tables and parts are those of earlier epochs. The present plan's numbers begin at zero.
+    kept: (u32, u32),
     flight: Vec<PartProgress>,
     /// Sum of [`TableCopy::projected`] over tables that have begun.
     projected: u64,
@@ -171,20 +190,24 @@ impl CopyProgress {
             self.crossed += part.bytes;
         }
         if table.is_complete() {
-            self.completed += 1;
+            self.complete.add(table);
             Ok(Noted::Table(no))
         } else {
             Ok(Noted::Part(no))
         }
     }
 
-    /// Replaces the parts in flight. Parts that are done or not planned are left out, and no more are
+    /// Replaces the parts in flight, which have the present plan's numbers. Parts that are done or not planned are left out, and no more are
     /// kept than there can be workers.
     pub fn set_flight(&mut self, active: &[PartProgress]) {
         self.flight.clear();
         for progress in active.iter().take(usize::from(limits::WORKERS_MAX) * 2) {
-            if self.table_of(progress.part).is_some() && !self.is_done(progress.part) {
-                self.flight.push(progress.clone());
+            let part = self.here(progress.part);
+            if self.table_of(part).is_some() && !self.is_done(part) {
+                self.flight.push(PartProgress {
+                    part,
+                    ..progress.clone()
+                });
             }
         }
     }
@@ -240,13 +263,79 @@ impl CopyProgress {
             tables: u32::try_from(self.tables.len()).unwrap_or(u32::MAX),
             planned: self.planned,
             done: self.done,
+            complete: self.complete,
         }
+    }
+
+    /// The number here of a part of the present plan.
+    #[must_use]
+    pub fn here(&self, part: PartNo) -> PartNo {
+        PartNo(part.0.saturating_add(self.kept.1))
+    }
+
+    /// The number in the present plan of a part here.
+    #[must_use]
+    pub fn planned(&self, part: PartNo) -> PartNo {
+        PartNo(part.0.saturating_sub(self.kept.1))
+    }
+
+    /// A page of the present plan, with the numbers here.
+    #[must_use]
+    pub fn page_here(&self, mut page: Vec<TableSummary>) -> Vec<TableSummary> {
+        for table in &mut page {
+            table.no = TableNo(table.no.0.saturating_add(self.kept.0));
+            table.first_part = self.here(table.first_part);
+        }
+        page
+    }
+
+    /// Keeps the tables that are complete, as those of earlier epochs; the others are returned.
+    pub fn keep_complete(&mut self) -> Vec<TableName> {
+        let all = std::mem::take(&mut self.tables).into_iter();
+        let (complete, rest): (Vec<_>, Vec<_>) = all.partition(TableCopy::is_complete);
+        self.keep(complete);
+        rest.into_iter().map(|table| table.summary.name).collect()
+    }
+
+    /// Drops the present plan. What earlier epochs have copied stays.
+    pub fn drop_plan(&mut self) {
+        let mut kept = std::mem::take(&mut self.tables);
+        kept.truncate(self.kept.0 as usize);
+        self.keep(kept);
+    }
+
+    /// Starts with these tables, which are complete.
+    pub fn keep(&mut self, tables: Vec<TableCopy>) {
+        let (wire, crossed) = (self.wire, self.crossed);
+        *self = Self {
+            wire,
+            crossed,
+            ..Self::default()
+        };
+        for mut table in tables {
+            table.summary.no = TableNo(u32::try_from(self.tables.len()).unwrap_or(u32::MAX));
+            table.summary.first_part = PartNo(self.planned);
+            table.done = table.summary.parts;
+            self.planned = self.planned.saturating_add(table.summary.parts);
+            self.done = self.done + table.sum();
+            self.complete.add(&table);
+            self.projected = self.projected.saturating_add(table.bytes.0);
+            let estimate = table.summary.bytes_estimate.0;
+            self.estimated_done = self.estimated_done.saturating_add(estimate);
+            self.tables.push(table);
+        }
+        self.bits = vec![u64::MAX; (self.planned as usize) / 64];
+        if !self.planned.is_multiple_of(64) {
+            self.bits.push((1 << (self.planned % 64)) - 1);
+        }
+        let tables = u32::try_from(self.tables.len()).unwrap_or(u32::MAX);
+        self.kept = (tables, self.planned);
     }
 
     /// Tables whose parts are all done.
     #[must_use]
     pub fn completed(&self) -> u32 {
-        self.completed
+        self.complete.tables
     }
 
     /// COPY bytes, including those in flight.
@@ -303,7 +392,9 @@ impl CopyProgress {
         table.done = done.min(table.summary.parts);
         table.rows = rows;
         table.bytes = bytes;
-        self.completed += u32::from(table.is_complete());
+        if table.is_complete() {
+            self.complete.add(table);
+        }
         self.untouched = self
             .untouched
             .saturating_sub(table.summary.bytes_estimate.0);

@@ -116,7 +116,7 @@ impl Job {
         match (&self.handover, self.snapshot().filter(|_| self.follows())) {
             (Some(handover), _) => handover.replication.clone(),
             (None, Some(snapshot)) => Replication::of_snapshot(snapshot, self.id),
-            (None, None) => Replication::of(self.id),
+            (None, None) => Replication::of(self.id.of_epoch(self.epoch)),
         }
     }
 }

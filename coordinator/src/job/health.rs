@@ -12,6 +12,7 @@ use steep_protocol::message::agent::{
     Carried, EnumLabels, Observed, SlotStatus, SubscriptionStatus, SubscriptionWiring,
 };
 use steep_protocol::message::api::{WaitingView, WaitsFor};
+use steep_protocol::message::handover::SlotName;
 use steep_protocol::message::job::Method;
 use steep_protocol::{ByteCount, Fault, FaultKind};
 
@@ -94,15 +95,23 @@ impl JobHealth {
                 None
             }
             (Side::Target, Err(_)) => None,
-            (Side::Source, Ok(_)) if has_slot(job.spec.method, step) => {
+            (Side::Source, Ok(_)) => {
+                self.slot
+                    .take(slots_health(job, step, seen, bounds), Word::News);
                 let slot = job.replication().slot;
-                let slot = seen.slots.iter().find(|s| s.slot == slot);
-                self.slot.take(slot_health(job, slot, bounds), Word::News);
-                if slot.is_some() {
+                let own =
+                    has_slot(job.spec.method, step) && seen.slots.iter().any(|s| s.slot == slot);
+                // Tables enter it while epochs are folded.
+                if own && step != Step::Fold {
                     let publication = self.publication_health(job, seen);
                     self.publication.take(publication, Word::News);
                 }
                 self.slot.cause().or(self.publication.cause()).cloned()
+            }
+            // It stands still, and is made anew, while epochs are folded.
+            (Side::Target, Ok(_)) if step == Step::Fold => {
+                self.apply.excuse();
+                None
             }
             (Side::Target, Ok(_)) if job.follows() && step >= Step::Converge => {
                 let own = seen
@@ -113,7 +122,7 @@ impl JobHealth {
                 self.subscription.take(subscription, Word::News);
                 self.subscription.cause().cloned()
             }
-            (Side::Source | Side::Target, Ok(_)) => None,
+            (Side::Target, Ok(_)) => None,
         };
         fault.map(|fault| fault.on(side.node(&job.spec)))
     }
@@ -234,9 +243,22 @@ impl JobHealth {
     }
 }
 
-/// The slot, on the source.
-fn slot_health(job: &Job, slot: Option<&SlotStatus>, bounds: Bounds) -> Health<Fault> {
-    let name = job.replication().slot;
+/// The slots of all epochs, on the source: the first that is not as it should be.
+fn slots_health(job: &Job, step: Step, seen: &Observed, bounds: Bounds) -> Health<Fault> {
+    let own = has_slot(job.spec.method, step).then(|| job.replication().slot);
+    // Each is dropped as soon as it is folded.
+    let folding = step == Step::Fold;
+    let earlier = job.earlier.iter().filter(|_| !folding);
+    let names = earlier.map(|epoch| epoch.replication().slot).chain(own);
+    let judged = names.map(|name| {
+        let slot = seen.slots.iter().find(|slot| slot.slot == name);
+        slot_health(&name, slot, bounds)
+    });
+    let mut bad = judged.filter(|health| *health != Health::Good);
+    bad.next().unwrap_or(Health::Good)
+}
+
+fn slot_health(name: &SlotName, slot: Option<&SlotStatus>, bounds: Bounds) -> Health<Fault> {
     let fault = |what: &str| {
         Fault::new(
             FaultKind::Failed,

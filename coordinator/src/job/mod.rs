@@ -13,12 +13,17 @@
 //! - what a command may leave on a server is recorded ([`Residue`]) before the command is sent, and
 //!   stays recorded until its removal is confirmed.
 
+use std::ops::Add;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use steep_protocol::message::agent::EarlierEpoch;
 use steep_protocol::message::facts::{Finding, SourceFacts};
 use steep_protocol::message::job::{CancelledData, JobSpec, SyncSlots};
 use steep_protocol::message::lineage::ChangeOrigin;
-use steep_protocol::{ByteCount, CommandId, Fault, JobId, Lsn, RowCount, SnapshotId};
+use steep_protocol::{
+    ByteCount, CommandId, Epoch, Fault, JobId, Lsn, RowCount, SnapshotId, TableName,
+};
 
 pub mod apply_health;
 pub mod copy_progress;
@@ -67,6 +72,18 @@ pub struct Job {
     pub stored: Option<StoredRows>,
     /// The snapshot that it shares with the other targets of its request, or joined.
     pub shared: Option<SnapshotId>,
+    /// Which of its snapshots it copies from.
+    #[serde(default)]
+    pub epoch: Epoch,
+    /// The epochs before, until they are folded into the present one.
+    #[serde(default)]
+    pub earlier: Vec<EarlierEpoch>,
+    /// What was copied under them: whole tables.
+    #[serde(default)]
+    pub kept: Complete,
+    /// Tables that the present epoch has to copy, after the first.
+    #[serde(default)]
+    pub unfinished: Vec<TableName>,
     /// The name in the certificate of the operator who started it.
     pub operator: String,
     /// When.
@@ -334,6 +351,27 @@ pub struct Totals {
     pub bytes: ByteCount,
 }
 
+impl Add for Totals {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            parts: self.parts.saturating_add(other.parts),
+            rows: self.rows + other.rows,
+            bytes: self.bytes + other.bytes,
+        }
+    }
+}
+
+/// Tables whose parts are all committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Complete {
+    /// Tables.
+    pub tables: u32,
+    /// Their parts.
+    pub sum: Totals,
+}
+
 /// Whether the source's agent can prove what it sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Witness {
@@ -367,6 +405,10 @@ impl Job {
             handover: None,
             stored: None,
             shared: None,
+            epoch: Epoch(0),
+            earlier: Vec::new(),
+            kept: Complete::default(),
+            unfinished: Vec::new(),
             operator: operator.to_owned(),
             accepted_at: now,
             cancelled_by: None,
@@ -387,6 +429,19 @@ impl Job {
             clock: PhaseClock::default(),
             ended_at: None,
         }
+    }
+
+    /// Parts of its plan and of the tables that earlier epochs have copied, once there is a plan.
+    #[must_use]
+    pub fn parts(&self) -> Option<u32> {
+        let plan = self.attempt.plan?;
+        Some(plan.parts.saturating_add(self.kept.sum.parts))
+    }
+
+    /// What its publications, slots and subscriptions are named after.
+    pub fn named(&self) -> impl Iterator<Item = JobId> {
+        let earlier = self.earlier.iter().map(|epoch| epoch.id);
+        earlier.chain([self.id, self.replication().id])
     }
 
     /// The snapshot that it does not own, if it copies from one.

@@ -77,6 +77,7 @@ impl Patience {
             | Step::Subscribe
             | Step::NativeCopy
             | Step::Converge
+            | Step::Fold
             | Step::Prove
             | Step::Release => self.retry_for,
         }

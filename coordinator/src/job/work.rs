@@ -66,6 +66,8 @@ pub enum Work {
     AwaitFence,
     /// `Finish`.
     Finish,
+    /// `Fold`.
+    Fold,
     /// `ProveTarget`.
     ProveTarget,
     /// `ProveSource`.
@@ -103,6 +105,7 @@ impl Work {
             | Self::Subscribe
             | Self::AwaitNativeCopy
             | Self::Finish
+            | Self::Fold
             | Self::ProveTarget
             | Self::ReleaseTarget
             | Self::CleanupTarget(_) => Side::Target,
@@ -134,6 +137,7 @@ impl Work {
             Self::AwaitNativeCopy => "awaiting PostgreSQL's own copy",
             Self::AwaitFence => "awaiting the fence",
             Self::Finish => "setting sequences and statistics",
+            Self::Fold => "folding the epochs into one subscription",
             Self::ProveTarget => "summing up the ledger",
             Self::ProveSource => "summing up what was sent",
             Self::ReleaseTarget => "releasing the ledger",
@@ -170,6 +174,8 @@ pub enum Step {
     NativeCopy,
     /// Wait for the fence on the source and, at the same time, set sequences and statistics on the target.
     Converge,
+    /// Fold earlier epochs into the present one, where there are any.
+    Fold,
     /// Compare the totals of the ledger, the source and the coordinator.
     Prove,
     /// Remove the ledger.
@@ -177,7 +183,7 @@ pub enum Step {
 }
 
 /// The steps of every method that copies parts.
-const SNAPSHOT: [Step; 11] = [
+const SNAPSHOT: [Step; 12] = [
     Step::GatherSource,
     Step::GatherTarget,
     Step::OpenSource,
@@ -187,6 +193,7 @@ const SNAPSHOT: [Step; 11] = [
     Step::Constraints,
     Step::Subscribe,
     Step::Converge,
+    Step::Fold,
     Step::Prove,
     Step::Release,
 ];
@@ -272,7 +279,7 @@ impl Step {
             Self::Indexes => Phase::Indexes,
             Self::Constraints | Self::Settle => Phase::Constraints,
             Self::Subscribe => Phase::Subscribe,
-            Self::Converge => Phase::CatchUp,
+            Self::Converge | Self::Fold => Phase::CatchUp,
             Self::Prove | Self::Release => Phase::Prove,
         }
     }
@@ -295,6 +302,7 @@ impl Step {
             Self::Subscribe => &[Work::Subscribe],
             Self::NativeCopy => &[Work::AwaitNativeCopy],
             Self::Converge => &[Work::AwaitFence, Work::Finish],
+            Self::Fold => &[Work::Fold],
             Self::Prove => &[Work::ProveTarget, Work::ProveSource],
             Self::Release => &[Work::ReleaseTarget],
         }
@@ -313,7 +321,8 @@ impl Step {
             | Self::Copy
             | Self::Settle
             | Self::Subscribe
-            | Self::Converge => true,
+            | Self::Converge
+            | Self::Fold => true,
             Self::Indexes | Self::Constraints | Self::NativeCopy | Self::Prove | Self::Release => {
                 false
             }
@@ -324,7 +333,9 @@ impl Step {
     #[must_use]
     pub fn needs_subscription(self, method: Method) -> bool {
         match self {
-            Self::NativeCopy | Self::Converge | Self::Prove | Self::Release => method.follows(),
+            Self::NativeCopy | Self::Converge | Self::Fold | Self::Prove | Self::Release => {
+                method.follows()
+            }
             Self::GatherSource
             | Self::GatherTarget
             | Self::TakeSlot
@@ -382,6 +393,7 @@ impl Step {
             | Self::Subscribe
             | Self::NativeCopy
             | Self::Converge
+            | Self::Fold
             | Self::Prove
             | Self::Release => false,
         }

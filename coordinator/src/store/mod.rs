@@ -295,6 +295,8 @@ pub enum Write {
     PlanDropped {
         /// The job.
         job: JobId,
+        /// The tables that earlier epochs have copied, which take their place.
+        kept: Vec<(TableSummary, TableSum)>,
     },
     /// A job's progress now. Beyond [`SAMPLES_MAX`] samples of a job, every second one of the older half is
     /// dropped.

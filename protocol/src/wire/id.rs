@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::limits;
+
 /// An id or unit that does not parse.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {given:?} is not valid: {rule}")]
@@ -137,6 +139,20 @@ impl fmt::Display for CommandId {
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
 pub struct Epoch(pub u32);
+
+impl JobId {
+    /// The id that an epoch's publication, slot and subscription are named after: the job's own for the first.
+    #[must_use]
+    pub fn of_epoch(self, epoch: Epoch) -> Self {
+        Self(self.0.wrapping_add(u64::from(epoch.0)))
+    }
+
+    /// Whether `other` is the id of one of its epochs.
+    #[must_use]
+    pub fn has_epoch(self, other: Self) -> bool {
+        other.0.wrapping_sub(self.0) <= u64::from(limits::EPOCHS_MAX)
+    }
+}
 
 /// A table's place in its job's plan, from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

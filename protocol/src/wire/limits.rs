@@ -45,6 +45,10 @@ pub const STREAM_WINDOW: u32 = 1024 * 1024;
 /// The longest reason in a refusal, in bytes.
 pub const REFUSAL_REASON_MAX: usize = 1024;
 
+/// Snapshots of one job after its first. A job that starts over gets at most five by itself, and five more each time an
+/// operator resumes it.
+pub const EPOCHS_MAX: u32 = 64;
+
 /// Parts of one job. At the smallest range size this is far beyond PostgreSQL's 32 TB per table.
 pub const PARTS_MAX: u32 = 4_000_000;
 

@@ -1,6 +1,7 @@
 //! The source's end: answers the targets that the coordinator named, from snapshots held open. [`shared`]
 //! answers those that share a snapshot, also as one of them.
 
+mod epochs;
 mod plan;
 mod shared;
 mod stored;
@@ -335,6 +336,10 @@ impl Server {
             PeerRequest::PartsReceived { kept, dropped, .. } => {
                 self.note_received(entry, &kept, &dropped)
             }
+            PeerRequest::MoveTables { job, from, into } => {
+                self.move_tables(entry, job, (from, into), cancel).await
+            }
+            PeerRequest::DropEpoch { job, epoch } => self.drop_epoch(job, epoch, cancel).await,
             PeerRequest::NextPart(_) | PeerRequest::FetchKept(_) => {
                 let text = "the coordinator has named no shared snapshot for this request";
                 Err(Fault::new(FaultKind::Unauthorized, text).on(&self.node))
@@ -353,6 +358,13 @@ impl Server {
         cancel: CancellationToken,
     ) -> Result<Result<Sent, Fault>, StreamError> {
         match holder {
+            Holder::Live(open) if open.epoch() != wanted.epoch => {
+                // Of a snapshot that was lost: what has that number now is another part.
+                let text = "the part belongs to a snapshot that is gone";
+                let fault = Fault::new(FaultKind::Failed, text).on(&self.node);
+                sender.send(&PeerReply::Fault(fault.clone())).await?;
+                Ok(Err(fault))
+            }
             Holder::Live(open) => {
                 let reply = (connection, reply);
                 self.send_read(&open, wanted, reply, sender, cancel).await

@@ -28,7 +28,7 @@ use super::findings;
 pub(crate) use snapshot::{generated, snapshot, snapshot_deleted, snapshots, verified};
 
 /// Fields of events that are numbers, as docs/logs.md has them.
-const NUMERIC: [&str; 15] = [
+const NUMERIC: [&str; 18] = [
     "rows_copied",
     "bytes_copied",
     "duration_ms",
@@ -44,6 +44,9 @@ const NUMERIC: [&str; 15] = [
     "missing",
     "wal_held",
     "wal_limit",
+    "epoch",
+    "tables_kept",
+    "tables_left",
 ];
 
 type Object = Map<String, Value>;

@@ -17,7 +17,7 @@ use steep_protocol::message::agent::{
     Command, CoordinatorMessage, Export, OpenSource, Outcome, RowsAs, SourceCommand, WorkProgress,
 };
 use steep_protocol::message::snapshot::StoreSnapshot;
-use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, SnapshotId};
+use steep_protocol::{CommandId, Epoch, Fault, FaultKind, JobId, NodeId, SnapshotId};
 
 use super::log::{Level, Note};
 use super::{Driver, Ticket};
@@ -367,6 +367,9 @@ fn compose(snapshot: &Snapshot, work: Work) -> Command {
             // No other node may fetch.
             target: spec.source.clone(),
             filter: spec.filter.clone(),
+            epoch: Epoch(0),
+            unfinished: Vec::new(),
+            earlier: Vec::new(),
             export: Export::SlotAndSnapshot,
             parallel: spec.parallel,
             large_table_threshold: spec.large_table_threshold,

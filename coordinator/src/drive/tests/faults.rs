@@ -133,7 +133,10 @@ fn a_dead_agent_is_waited_for_and_cleaned_when_it_returns_too_late() {
     let done = world.agent("a").history.last().unwrap().1.clone();
     assert_eq!(
         done,
-        Command::Source(SourceCommand::Cleanup { sync_slots: None }),
+        Command::Source(SourceCommand::Cleanup {
+            sync_slots: None,
+            earlier: Vec::new(),
+        }),
         "the source is not left with a slot"
     );
     let fault = world.init(vec![spec("a", "b")]).unwrap_err();
@@ -260,7 +263,7 @@ fn a_subscription_that_keeps_failing_fails_the_catch_up_with_where_to_look() {
     let mut world = World::open(directory.path(), &["a", "b"]);
     let job = world.init(vec![spec("a", "b")]).unwrap()[0].job;
     world.until("a", |c| {
-        matches!(c, Command::Source(SourceCommand::AwaitFence))
+        matches!(c, Command::Source(SourceCommand::AwaitFence { .. }))
     });
     for apply_errors in 0..=3 {
         let failing = SubscriptionStatus {
@@ -288,7 +291,7 @@ fn a_target_whose_server_dies_in_the_catch_up_is_waited_for_as_long_as_the_budge
         let mut world = World::open(directory.path(), &["a", "b"]);
         let job = world.init(vec![spec("a", "b")]).unwrap()[0].job;
         world.until("a", |c| {
-            matches!(c, Command::Source(SourceCommand::AwaitFence))
+            matches!(c, Command::Source(SourceCommand::AwaitFence { .. }))
         });
         let finish = |c: &Command| matches!(c, Command::Target(TargetCommand::Finish { .. }));
         world.until("b", finish);

@@ -388,7 +388,7 @@ fn what_a_lost_snapshot_has_is_loaded_without_replication_whatever_restarts() {
                 assert!(matches!(open.export, Export::Files(_)), "{open:?}");
                 files += 1;
             }
-            Command::Source(SourceCommand::AwaitFence | SourceCommand::CloseSnapshot) => {
+            Command::Source(SourceCommand::AwaitFence { .. } | SourceCommand::CloseSnapshot) => {
                 panic!("{command:?}")
             }
             _ => {}

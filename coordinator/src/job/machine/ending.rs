@@ -320,6 +320,7 @@ impl Turn {
             self.end_mut(side).residue = Residue::Nothing;
         }
         self.job.attempt = Attempt::default();
+        self.forget_epochs();
         self.enter(Step::OpenSource);
     }
 

@@ -7,7 +7,7 @@ use steep_protocol::message::facts::Finding;
 use steep_protocol::message::job::CancelledData;
 use steep_protocol::{CommandId, Fault, Phase};
 
-use super::super::{Side, Totals, Work};
+use super::super::{Complete, Side, Totals, Work};
 use super::{NodeEvent, Terms};
 
 /// An event of a job.
@@ -97,12 +97,14 @@ pub enum Snapshot {
 /// The coordinator's own counts, from plan pages and finished parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counted {
-    /// Tables in the received pages.
+    /// Tables in the received pages, and those of earlier epochs.
     pub tables: u32,
-    /// Parts in the received pages.
+    /// Their parts.
     pub planned: u32,
-    /// Finished parts.
+    /// Finished parts, those of earlier epochs included.
     pub done: Totals,
+    /// Those of tables whose parts are all done.
+    pub complete: Complete,
 }
 
 /// What to do after a step, in order, once the job is stored.
@@ -158,6 +160,13 @@ pub enum Effect {
         /// How often that has happened, including now.
         restarts: u8,
     },
+    /// The snapshot was lost; the tables that are complete stay, and another snapshot is taken for the others.
+    EpochBegins {
+        /// Why.
+        fault: Fault,
+    },
+    /// All tables are replicated by one subscription.
+    Folded,
     /// The plan and its counts are void: another plan follows.
     PlanDropped,
     /// A failed job was resumed.

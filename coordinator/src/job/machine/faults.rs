@@ -8,10 +8,11 @@
 use std::time::Duration;
 
 use steep_protocol::message::job::Method;
-use steep_protocol::{Fault, FaultKind, NodeId, Retry};
+use steep_protocol::{Epoch, Fault, FaultKind, NodeId, Retry};
 
 use super::super::retry::{KEEP_SNAPSHOT, Next, RESTARTS_MAX, Retrying};
 use super::super::{Kept, Why};
+use super::epochs::is_over;
 use super::{
     Effect, Finish, NodeEvent, Presence, STOP_LIMIT, Side, Stage, Step, Turn, Work, add_hint, after,
 };
@@ -19,6 +20,9 @@ use super::{
 impl Turn {
     /// A command ended with a fault.
     pub(super) fn faulted(&mut self, step: Step, work: Work, fault: Fault) {
+        if is_over(step, work) {
+            return self.advance(step);
+        }
         let source = fault.node.as_ref() == Some(&self.job.spec.source);
         if fault.kind == FaultKind::Cancelled && source && self.needs_snapshot(step) {
             // While the agent is being stopped, it still removes what the job made there.
@@ -103,6 +107,7 @@ impl Turn {
         let spec = &self.job.spec;
         let kept = match step {
             _ if !self.job.follows() => "the rows that were copied are",
+            _ if step < Step::Copy => "the tables that were copied and their slot are",
             Step::Copy => "the rows that were copied, the snapshot and the slot are",
             _ => "its rows and the slot are",
         };
@@ -148,10 +153,16 @@ impl Turn {
         if step == Step::Copy && (method.is_from_store() || self.job.attempt.sealed) {
             return Some(keep);
         }
+        if step < Step::Copy && self.job.epoch != Epoch(0) {
+            return Some(keep);
+        }
         let copies = matches!(method, Method::Snapshot | Method::TwoPhase);
         let holds = self.job.source.presence == Presence::Online;
-        if step != Step::Copy || !copies || !holds {
+        if step != Step::Copy || !copies {
             return None;
+        }
+        if !holds {
+            return self.keeps_tables(step).then_some(keep);
         }
         let keep = keep.min(KEEP_SNAPSHOT);
         let (Some(limit), Some(asked)) =
@@ -168,6 +179,9 @@ impl Turn {
     pub(super) fn snapshot_lost(&mut self, step: Step, fault: Fault) {
         if !self.needs_snapshot(step) {
             return;
+        }
+        if self.keeps_tables(step) {
+            return self.next_epoch(fault);
         }
         if self.job.restarts >= RESTARTS_MAX {
             let mut fault = fault;
@@ -187,7 +201,7 @@ impl Turn {
 
     /// Whether losing the snapshot harms the job in that step. It does not once all parts are committed.
     pub(super) fn needs_snapshot(&self, step: Step) -> bool {
-        let wanted = self.job.attempt.plan.map(|plan| plan.parts);
+        let wanted = self.job.parts();
         let copied = step == Step::Copy && wanted == Some(self.counted.done.parts);
         step.needs_snapshot(self.job.spec.method) && !self.job.attempt.sealed && !copied
     }

@@ -16,7 +16,8 @@ use super::{
 impl Turn {
     /// Handles an event of a failed job that can be resumed.
     pub(super) fn kept(&mut self, mut kept: Kept, event: JobEvent) -> Result<(), Refused> {
-        let holds_snapshot = self.needs_snapshot(kept.step);
+        // At that step the next one is yet to be opened.
+        let holds_snapshot = kept.step != Step::OpenSource && self.needs_snapshot(kept.step);
         match event {
             JobEvent::Begin => return Err(Refused::Begun),
             JobEvent::Ended { id, .. } => _ = self.take(id),
@@ -37,7 +38,11 @@ impl Turn {
                 let gone = process == Process::Restarted || snapshot == Snapshot::NotHeld;
                 if side == Side::Source && holds_snapshot && gone {
                     let why = self.lost_snapshot();
-                    return self.keep_no_longer(&kept, &why.message);
+                    if !self.keeps_tables(kept.step) {
+                        return self.keep_no_longer(&kept, &why.message);
+                    }
+                    self.begin_epoch(why);
+                    kept.step = Step::OpenSource;
                 }
             }
             JobEvent::Down { side, since, .. } => self.left(side, since),
@@ -46,7 +51,11 @@ impl Turn {
             JobEvent::SnapshotLost => {
                 if holds_snapshot {
                     let why = self.session_ended();
-                    return self.keep_no_longer(&kept, &why.message);
+                    if !self.keeps_tables(kept.step) {
+                        return self.keep_no_longer(&kept, &why.message);
+                    }
+                    self.begin_epoch(why);
+                    kept.step = Step::OpenSource;
                 }
             }
             // Only an ending job has something to give up.
@@ -117,6 +126,9 @@ impl Turn {
         self.job.ended_at = None;
         self.job.cancelled_by = None;
         self.job.attempt.recounts = 0;
+        if kept.step == Step::OpenSource {
+            self.job.restarts = 0;
+        }
         self.job.opened = Opened::No;
         self.effects.push(Effect::Resumed);
         let step = match kept.step {

@@ -9,6 +9,7 @@ use steep_protocol::{Fault, FaultKind};
 
 use super::super::preflight::origin;
 use super::super::{Plan, WARNINGS_MAX, Why, Witness};
+use super::epochs::is_over;
 use super::{
     Case, Closed, Effect, Finish, JobEvent, NodeEvent, PARTS_PER_COPY, Parting, Presence, Process,
     RECOUNTS_MAX, Refused, Residue, Return, ServerState, Side, Snapshot, Stage, Step, Totals, Turn,
@@ -78,6 +79,9 @@ impl Turn {
     pub(super) fn enter(&mut self, step: Step) {
         self.job.stage = Stage::Working(step);
         self.phase(step.phase());
+        if step == Step::Fold && self.job.earlier.is_empty() {
+            return self.leave(step);
+        }
         let carried = self.job.carried();
         for work in step.begins(self.job.spec.method) {
             // A restarted agent no longer knows what it sent; of a carried snapshot it has sent nothing.
@@ -94,6 +98,9 @@ impl Turn {
     /// Takes a command's outcome, and moves on if the step is complete.
     fn answered(&mut self, step: Step, work: Work, outcome: Outcome) {
         let counted = self.counted;
+        if is_over(step, work) {
+            return self.advance(step);
+        }
         self.job.retrying.retain(|r| r.work != work);
         match (work, outcome) {
             (Work::GatherSource, Outcome::SourceFacts(facts)) => {
@@ -106,7 +113,9 @@ impl Turn {
                 // The source has counted a carried snapshot when it was made.
                 self.job.attempt.proved_source = self.job.carried();
                 self.job.attempt.plan = Some(Plan { lsn, tables, parts });
-                if (counted.tables, counted.planned) != (tables, parts) {
+                let kept = self.job.kept;
+                let whole = (tables + kept.tables, parts + kept.sum.parts);
+                if (counted.tables, counted.planned) != whole {
                     let fault = self.incomplete_plan();
                     return self.try_again(step, work, fault);
                 }
@@ -131,6 +140,7 @@ impl Turn {
                 self.effects.push(Effect::Missing(missing));
             }
             (Work::Regrant, _) => {}
+            (Work::Fold, Outcome::Done) => self.folded(),
             (_, Outcome::Warned(findings)) => self.warn(findings),
             (_, Outcome::Done | Outcome::FencePassed { .. } | Outcome::Totals { .. }) => {}
             (
@@ -174,7 +184,7 @@ impl Turn {
     }
 
     /// Moves on if every command of this step has ended.
-    fn advance(&mut self, step: Step) {
+    pub(super) fn advance(&mut self, step: Step) {
         let holds_up = |work: Work| match step {
             // Closing the snapshot may go on while indexes and constraints are built.
             Step::Indexes => work == Work::BuildIndexes,
@@ -281,7 +291,7 @@ impl Turn {
     /// again, the agent finds them in the ledger and reports them again.
     fn copied(&mut self) {
         let counted = self.counted;
-        let wanted = self.job.attempt.plan.map_or(0, |p| p.parts);
+        let wanted = self.job.parts().unwrap_or(0);
         if counted.done.parts == wanted {
             return self.leave(Step::Copy);
         }
@@ -299,13 +309,13 @@ impl Turn {
     /// Compares the plan, the ledger, the source and our own sums (G4).
     fn prove(&mut self) {
         let counted = self.counted;
-        let plan = self.job.attempt.plan.map_or(0, |p| p.parts);
+        let plan = self.job.parts().unwrap_or(0);
+        // Of earlier epochs each part was compared when it was committed, and their source's count is gone.
+        let kept = self.job.kept.sum;
+        let sent = self.job.attempt.proved_source.map(|sent| sent + kept);
         let sums = [
             ("the ledger on the target", self.job.attempt.proved_target),
-            (
-                "the source's count of what it sent",
-                self.job.attempt.proved_source,
-            ),
+            ("the source's count of what it sent", sent),
         ];
         for (name, sum) in sums {
             let Some(sum) = sum else { continue };
@@ -364,12 +374,17 @@ impl Turn {
                 return self.snapshot_lost(step, self.lost_snapshot());
             }
         }
-        self.send_again(side);
+        self.send_again(side, step);
         self.hurry(side);
+        if side == Side::Target && process == Process::Restarted && self.next_is_open(step) {
+            // It waited for the old copy alone, which has died with its process.
+            self.advance(step);
+        }
     }
 
-    /// The target's new process sends the whole plan of a carried snapshot again.
+    /// The target's new process knows no command of a lost snapshot, and sends the whole plan of a carried one again.
     fn target_restarted(&mut self, step: Step) {
+        self.job.running.retain(|r| !is_over(step, r.work));
         let opens = |work: Work| work == Work::OpenCarried;
         let opening = self.job.running.iter().any(|r| opens(r.work));
         if step == Step::OpenSource && opening {
@@ -399,10 +414,18 @@ impl Turn {
         self.issue(Work::Regrant);
     }
 
-    /// Sends every command of that side again; the agent recognises them by id.
-    pub(super) fn send_again(&mut self, side: Side) {
+    /// Sends every command of that side again; the agent recognises them by id. Those of a lost snapshot are stopped.
+    pub(super) fn send_again(&mut self, side: Side, step: Step) {
         for running in self.job.running.clone() {
-            if running.work.side() == side {
+            if running.work.side() != side {
+                continue;
+            }
+            if is_over(step, running.work) {
+                self.effects.push(Effect::Abort {
+                    id: running.id,
+                    side,
+                });
+            } else {
                 self.send(running.id, running.work);
             }
         }

@@ -247,7 +247,7 @@ impl Meter {
     fn percent_now(&self, job: &Job, copied: &CopyProgress) -> Option<f64> {
         let counted = self.counted(job, copied)?;
         if current_phase(job) == Some(Phase::Copy) && job.spec.method != Method::Native {
-            let wanted = job.attempt.plan.map_or(0, |p| p.parts);
+            let wanted = job.parts().unwrap_or(0);
             if copied.counted().done.parts == wanted {
                 return Some(100.0);
             }
@@ -291,6 +291,7 @@ impl Meter {
             locks: Vec::new(),
             waiting: None,
             restarts: job.restarts,
+            tables_kept: job.kept.tables,
             spool_percent: None,
         }
     }

@@ -62,10 +62,7 @@ pub(super) fn apply_one(transaction: &Transaction<'_>, write: &Write) -> Result<
             let sql = "UPDATE jobs SET ending = NULL, ended = NULL WHERE job = ?1";
             execute(transaction, sql, params![job.to_string()])
         }
-        Write::PlanDropped { job } => ["tables", "parts"].into_iter().try_for_each(|table| {
-            let sql = format!("DELETE FROM {table} WHERE job = ?1");
-            execute(transaction, &sql, params![job.to_string()])
-        }),
+        Write::PlanDropped { job, kept } => drop_plan(transaction, *job, kept),
         Write::Sample { job, mark } => put_sample(transaction, *job, mark),
         Write::Times { job, tables } => tables.iter().try_for_each(|times| {
             let sql = "UPDATE tables SET began = ?3, ended = ?4 WHERE job = ?1 AND no = ?2";
@@ -123,6 +120,32 @@ fn put_table(
     execute(transaction, sql, values)
 }
 
+fn drop_plan(
+    transaction: &Transaction<'_>,
+    job: JobId,
+    kept: &[(TableSummary, TableSum)],
+) -> Result<(), StoreError> {
+    for table in ["tables", "parts"] {
+        let sql = format!("DELETE FROM {table} WHERE job = ?1");
+        execute(transaction, &sql, params![job.to_string()])?;
+    }
+    for (table, sum) in kept {
+        put_table(transaction, job, table)?;
+        put_sum(transaction, &job.to_string(), sum)?;
+    }
+    Ok(())
+}
+
+fn put_sum(transaction: &Transaction<'_>, job: &str, sum: &TableSum) -> Result<(), StoreError> {
+    let sql = "UPDATE tables SET done = ?3, rows = ?4, bytes = ?5 WHERE job = ?1 AND no = ?2";
+    let (rows, bytes) = (signed(sum.rows.0), signed(sum.bytes.0));
+    execute(
+        transaction,
+        sql,
+        params![job, sum.no.0, sum.done, rows, bytes],
+    )
+}
+
 fn seal(
     transaction: &Transaction<'_>,
     end: &EndView,
@@ -130,14 +153,8 @@ fn seal(
 ) -> Result<(), StoreError> {
     let job = end.job_id.to_string();
     put_end(transaction, end)?;
-    let sql = "UPDATE tables SET done = ?3, rows = ?4, bytes = ?5 WHERE job = ?1 AND no = ?2";
     for table in tables {
-        let (rows, bytes) = (signed(table.rows.0), signed(table.bytes.0));
-        execute(
-            transaction,
-            sql,
-            params![job, table.no.0, table.done, rows, bytes],
-        )?;
+        put_sum(transaction, &job, table)?;
     }
     execute(
         transaction,

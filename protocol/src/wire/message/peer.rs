@@ -93,6 +93,24 @@ pub enum PeerRequest {
         /// The job.
         job: JobId,
     },
+    /// Move the tables of an earlier epoch's publication to the present one's, as far as nobody is writing to them.
+    /// Answered with [`PeerReply::Moved`] once the earlier epoch's slot has confirmed all changes from before.
+    MoveTables {
+        /// The job.
+        job: JobId,
+        /// The earlier epoch.
+        from: JobId,
+        /// The present one.
+        into: JobId,
+    },
+    /// Drop publication and slot of an earlier epoch that has no tables any more. Answered with
+    /// [`PeerReply::Noted`].
+    DropEpoch {
+        /// The job.
+        job: JobId,
+        /// The epoch.
+        epoch: JobId,
+    },
 }
 
 /// Arguments of [`PeerRequest::FetchKept`].
@@ -172,6 +190,8 @@ impl PeerRequest {
             | Self::FetchStoredSequences { job }
             | Self::FetchConninfo { job }
             | Self::FetchSettings { job }
+            | Self::MoveTables { job, .. }
+            | Self::DropEpoch { job, .. }
             | Self::PartsReceived { job, .. }
             | Self::FetchKept(FetchKept { job, .. })
             | Self::NextPart(NextPart { job, .. }) => *job,
@@ -228,6 +248,12 @@ pub enum PeerReply {
     Later,
     /// Taken note of.
     Noted,
+    /// Tables were moved; these could not be, because somebody writes to them all the time: at most
+    /// [`crate::limits::LISTED_MAX`].
+    Moved {
+        /// Those that are left.
+        left: Vec<TableName>,
+    },
 }
 
 /// Sections of a schema dump, as `pg_dump --section` names them.

@@ -52,7 +52,7 @@ impl World {
                 self.opened(name, job)
             }
             SourceCommand::Prove => self.sums(name, job),
-            SourceCommand::AwaitFence => Outcome::FencePassed { lsn: Lsn(10) },
+            SourceCommand::AwaitFence { .. } => Outcome::FencePassed { lsn: Lsn(10) },
             SourceCommand::PrepareSlot { .. } => Outcome::SlotPrepared(Box::new(prepared(job))),
             SourceCommand::CloseSnapshot => {
                 self.agent(name).snapshots.remove(&job);
@@ -128,6 +128,7 @@ impl World {
                 missing: self.missing.clone(),
             }),
             TargetCommand::Subscribe { .. }
+            | TargetCommand::Fold { .. }
             | TargetCommand::AwaitNativeCopy
             | TargetCommand::Release
             | TargetCommand::Cleanup { .. } => Outcome::Done,

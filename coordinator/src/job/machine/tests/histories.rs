@@ -54,6 +54,15 @@ fn chance() -> impl Strategy<Value = Chance> {
     ]
 }
 
+/// What is complete in mid-copy.
+fn half() -> impl Strategy<Value = Complete> {
+    let one = Complete {
+        tables: 1,
+        sum: PART,
+    };
+    prop_oneof![Just(Complete::default()), Just(one)]
+}
+
 impl World {
     fn suffer(&mut self, chance: Chance) {
         match chance {
@@ -123,9 +132,11 @@ proptest! {
     #[test]
     fn no_history_gets_stuck_once_it_is_cancelled(
         method in 0usize..METHODS.len(),
+        half in half(),
         chances in proptest::collection::vec(chance(), 0..120),
     ) {
         let mut world = World::new(METHODS[method]);
+        world.half = half;
         for chance in chances {
             world.suffer(chance);
         }
@@ -143,9 +154,11 @@ proptest! {
     #[test]
     fn once_faults_stop_every_job_comes_to_an_end_without_an_operator(
         method in 0usize..METHODS.len(),
+        half in half(),
         chances in proptest::collection::vec(chance(), 0..120),
     ) {
         let mut world = World::new(METHODS[method]);
+        world.half = half;
         for chance in chances {
             world.suffer(chance);
         }

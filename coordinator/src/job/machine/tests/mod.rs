@@ -3,6 +3,7 @@
 
 mod absence;
 mod ending;
+mod epochs;
 mod forward;
 mod histories;
 mod keeping;
@@ -20,9 +21,9 @@ use steep_protocol::{
     ByteCount, Fault, FaultKind, JobId, Lsn, NodeState, Retry, RowCount, SnapshotId, Sum,
 };
 
-use super::super::Shown;
 use super::super::handover::{Handover, Reader, StoredRows};
 use super::super::state::transition;
+use super::super::{Complete, Shown};
 use super::*;
 use crate::testing;
 
@@ -30,6 +31,13 @@ const DONE: Totals = Totals {
     parts: 3,
     rows: RowCount(30),
     bytes: ByteCount(300),
+};
+
+/// Of [`DONE`], what is done in mid-copy.
+const PART: Totals = Totals {
+    parts: 1,
+    rows: RowCount(10),
+    bytes: ByteCount(100),
 };
 
 fn no_findings(_: &Case<'_>) -> Vec<Finding> {
@@ -66,8 +74,10 @@ struct World {
     nodes: Vec<NodeState>,
     now: Timestamp,
     agents: [Agent; 2],
-    /// The counts once the copy has ended.
+    /// The counts of a plan once its copy has ended.
     counted: Counted,
+    /// What is complete before that.
+    half: Complete,
     copied: bool,
     finishes: Vec<Finish>,
     ids: HashMap<CommandId, Work>,
@@ -94,7 +104,12 @@ impl World {
                 tables: 2,
                 planned: 3,
                 done: DONE,
+                complete: Complete {
+                    tables: 2,
+                    sum: DONE,
+                },
             },
+            half: Complete::default(),
             copied: false,
             finishes: Vec::new(),
             ids: HashMap::new(),
@@ -127,17 +142,19 @@ impl World {
 
     /// The counts so far.
     fn count(&self) -> Counted {
-        let done = match self.copied {
-            true => self.counted.done,
-            false => Totals {
-                parts: 1,
-                rows: RowCount(10),
-                bytes: ByteCount(100),
-            },
+        let kept = self.job.kept;
+        let (done, complete) = match self.copied {
+            true => (self.counted.done, self.counted.complete),
+            false => (PART, self.half),
         };
         Counted {
-            done,
-            ..self.counted
+            tables: self.counted.tables + kept.tables,
+            planned: self.counted.planned + kept.sum.parts,
+            done: done + kept.sum,
+            complete: Complete {
+                tables: complete.tables + kept.tables,
+                sum: complete.sum + kept.sum,
+            },
         }
     }
 
@@ -173,7 +190,9 @@ impl World {
             Effect::Closed => assert!(self.job.running.is_empty(), "closed with commands running"),
             Effect::PlanDropped => self.copied = false,
             Effect::Resumed => self.finishes.clear(),
-            Effect::Forget { .. }
+            Effect::EpochBegins { .. }
+            | Effect::Folded
+            | Effect::Forget { .. }
             | Effect::TriesAgain { .. }
             | Effect::BeginsAgain { .. }
             | Effect::KeepEnds { .. }
@@ -327,6 +346,10 @@ impl World {
                 ..SourceFacts::default()
             }));
         }
+        if work == Work::ProveTarget {
+            let Totals { parts, rows, bytes } = DONE + self.job.kept.sum;
+            return Outcome::Totals { parts, rows, bytes };
+        }
         outcome_of(work)
     }
 
@@ -426,6 +449,7 @@ fn outcome_of(work: Work) -> Outcome {
         | Work::TakeSlot
         | Work::Subscribe
         | Work::AwaitNativeCopy
+        | Work::Fold
         | Work::ReleaseTarget
         | Work::ReleaseSource
         | Work::CleanupTarget(_)

@@ -9,7 +9,7 @@ use super::super::job::{
 use super::super::lineage::ChangeOrigin;
 use super::super::schema::SchemaCursor;
 use super::super::snapshot::{StoreSnapshot, StoredPlace};
-use crate::wire::{ByteCount, Epoch, JobId, Lsn, NodeId, PartNo, SnapshotId};
+use crate::wire::{ByteCount, Epoch, JobId, Lsn, NodeId, PartNo, SnapshotId, TableName};
 
 /// The name and address of a peer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,8 +77,11 @@ pub enum SourceCommand {
     Open(OpenSource),
     /// All rows are copied: close the snapshot, keep the slot.
     CloseSnapshot,
-    /// Take a fence LSN and wait until the job's slot has confirmed it.
-    AwaitFence,
+    /// Take a fence LSN and wait until the job's slots have confirmed it.
+    AwaitFence {
+        /// Epochs before the present one, which have slots of their own.
+        earlier: Vec<EarlierEpoch>,
+    },
     /// Return totals of what was sent and forget the plan; the slot stays for replication.
     Prove,
     /// The job has succeeded: forget it and stop admitting its target. Slot and publication stay
@@ -88,6 +91,8 @@ pub enum SourceCommand {
     Cleanup {
         /// Slots that PostgreSQL's own copy may have left.
         sync_slots: Option<SyncSlots>,
+        /// Epochs before the present one, whose slots and publications are dropped too.
+        earlier: Vec<EarlierEpoch>,
     },
     /// Create the publication and slot of the command's replication and record their expiry.
     PrepareSlot {
@@ -162,6 +167,18 @@ pub enum TargetCommand {
         start: SubscriptionStart,
         /// Which of the source's changes to request.
         origin: ChangeOrigin,
+        /// Epochs before the present one: each gets a subscription of its own.
+        earlier: Vec<EarlierEpoch>,
+    },
+    /// Let the subscription of the present epoch carry the tables of the earlier ones too, and drop theirs. All of
+    /// them have caught up.
+    Fold {
+        /// The source's agent, which moves the tables from publication to publication.
+        source: PeerAddress,
+        /// See `Subscribe`.
+        origin: ChangeOrigin,
+        /// The earlier epochs.
+        earlier: Vec<EarlierEpoch>,
     },
     /// Native method: wait until every table of the subscription is ready.
     AwaitNativeCopy,
@@ -182,6 +199,8 @@ pub enum TargetCommand {
     Cleanup {
         /// Whether rows are kept.
         data: CancelledData,
+        /// Epochs before the present one, whose subscriptions are dropped too.
+        earlier: Vec<EarlierEpoch>,
     },
     /// Compare with the source, which must have received [`SourceCommand::Admit`] for the same job.
     Compare {
@@ -222,6 +241,12 @@ pub struct OpenSource {
     pub target: NodeId,
     /// The tables.
     pub filter: TableFilter,
+    /// Which of the job's snapshots this is.
+    pub epoch: Epoch,
+    /// After the first epoch, the tables that are still to be copied; they leave the earlier epochs' publications.
+    pub unfinished: Vec<TableName>,
+    /// The earlier epochs.
+    pub earlier: Vec<EarlierEpoch>,
     /// Whether to create a slot and a snapshot.
     pub export: Export,
     /// Number of workers, for the plan.
@@ -245,11 +270,31 @@ pub enum RowsAs {
     Text,
 }
 
+/// A snapshot of a job that was lost before all was copied: the tables that were complete follow the source by a slot
+/// at its position, until they are folded into the present epoch's replication.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EarlierEpoch {
+    /// What its publication, slot and subscription are named after.
+    pub id: JobId,
+    /// Its consistent point.
+    pub lsn: Lsn,
+}
+
+impl EarlierEpoch {
+    /// Its publication, slot and subscription.
+    #[must_use]
+    pub fn replication(&self) -> Replication {
+        Replication::of(self.id)
+    }
+}
+
 /// Arguments of [`TargetCommand::Prepare`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PrepareTarget {
     /// The source's agent.
     pub source: PeerAddress,
+    /// The snapshot of the plan. After the first, the schema is there, and the plan's tables are emptied.
+    pub epoch: Epoch,
     /// The tables.
     pub filter: TableFilter,
     /// What to do about existing rows.
@@ -356,6 +401,7 @@ impl Command {
             | TargetCommand::Prepare(PrepareTarget { source, .. })
             | TargetCommand::Copy(CopyParts { source, .. })
             | TargetCommand::Subscribe { source, .. }
+            | TargetCommand::Fold { source, .. }
             | TargetCommand::Finish { source, .. }
             | TargetCommand::Compare { source, .. } => Some(source),
             TargetCommand::Open { .. }

@@ -101,7 +101,7 @@ impl SourceCommand {
             }),
             Self::Open(_) => Policy::LONG_STEP.named("open_source"),
             Self::CloseSnapshot => Policy::REMOVAL.named("close_snapshot"),
-            Self::AwaitFence => Policy::LONG_STEP.named("await_fence"),
+            Self::AwaitFence { .. } => Policy::LONG_STEP.named("await_fence"),
             Self::Prove => Policy::STEP.named("prove_source"),
             Self::Release => Policy::REMOVAL.named("release_source"),
             Self::Cleanup { .. } => Policy::REMOVAL.named("cleanup_source"),
@@ -134,6 +134,7 @@ impl TargetCommand {
             Self::BuildIndexes { .. } => Policy::LONG_STEP.named("build_indexes"),
             Self::BuildConstraints { .. } => Policy::LONG_STEP.named("build_constraints"),
             Self::Subscribe { .. } => Policy::STEP.named("subscribe"),
+            Self::Fold { .. } => Policy::LONG_STEP.named("fold"),
             Self::AwaitNativeCopy => Policy::LONG_STEP.named("await_native_copy"),
             Self::Finish { .. } => Policy::LONG_STEP.named("finish"),
             Self::Prove => Policy::STEP.named("prove_target"),
@@ -169,7 +170,11 @@ mod tests {
 
     #[test]
     fn what_ends_a_job_is_done_and_has_time_and_what_may_last_hours_has_none() {
-        let cleanup = Command::from(SourceCommand::Cleanup { sync_slots: None }).policy();
+        let cleanup = Command::from(SourceCommand::Cleanup {
+            sync_slots: None,
+            earlier: Vec::new(),
+        })
+        .policy();
         assert_eq!(cleanup.after_stop, AfterStop::Do);
         assert_eq!(cleanup.at_stop, AtStop::Finish);
         let index = Command::from(TargetCommand::BuildIndexes { parallel: 1 }).policy();

@@ -232,8 +232,10 @@ pub struct ProgressDetail {
     pub locks: Vec<LockView>,
     /// What the job waits for, where it waits.
     pub waiting: Option<WaitingView>,
-    /// How often the job began again because its snapshot was lost.
+    /// How often the job began again, or went on with another snapshot, because its snapshot was lost.
     pub restarts: u8,
+    /// Tables that were complete when it was, and stay.
+    pub tables_kept: u32,
     /// In two phases: how much of the snapshot is in the spool, 0 to 100, until all of it is.
     pub spool_percent: Option<f64>,
 }

@@ -1,0 +1,204 @@
+//! The publications of a job with several epochs: each names its own tables, and in the end they become one.
+//!
+//! A table changes its publication in a transaction that has it locked against writers, so every change is
+//! decoded for exactly one of the two: what was written before, for the old one; what comes after, for the new.
+
+use std::collections::{BTreeSet, HashSet};
+use std::time::{Duration, Instant};
+
+use backon::Retryable as _;
+use steep_protocol::message::job::TableFilter;
+use steep_protocol::{Identifier, TableName};
+use tokio_util::sync::CancellationToken;
+
+use super::listing::Listing;
+use super::{plan, publication, published, published_oids};
+use crate::pg::{PgError, Session, catalog, lock_timeout};
+
+/// Tables that are locked together, for some milliseconds.
+const BATCH: usize = 100;
+
+/// How long to look for a moment in which nobody writes to a table.
+const MOVING_LIMIT: Duration = Duration::from_secs(5);
+
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Takes tables out of a publication, which from then on names its tables one by one. Idempotent.
+pub(crate) async fn narrow(
+    session: &Session,
+    cancel: &CancellationToken,
+    name: &Identifier,
+    without: &[TableName],
+) -> Result<(), PgError> {
+    let listing = Listing::load(session).await?;
+    let without: HashSet<&TableName> = without.iter().collect();
+    let mut leaves = leaves(session, &listing, name).await?;
+    leaves.retain(|leaf| !without.contains(leaf));
+    set_members(session, cancel, name, &leaves).await?;
+    published::mark(session, session, name).await
+}
+
+/// Moves the tables of one publication to another, as far as each can be locked without waiting. Returns those that
+/// are left. Idempotent.
+pub(crate) async fn move_tables(
+    session: &Session,
+    cancel: &CancellationToken,
+    (from, into): (&Identifier, &Identifier),
+) -> Result<Vec<TableName>, PgError> {
+    let tables = members(session, from).await?;
+    let mut busy: Vec<&[TableName]> = Vec::new();
+    for batch in tables.chunks(BATCH) {
+        if !try_move(session, cancel, (from, into), batch).await? {
+            busy.extend(batch.chunks(1));
+        }
+    }
+    let until = Instant::now() + MOVING_LIMIT;
+    while !busy.is_empty() && Instant::now() < until {
+        tokio::select! {
+            () = tokio::time::sleep(PAUSE) => {}
+            () = cancel.cancelled() => return Err(PgError::Cancelled),
+        }
+        let mut still = Vec::new();
+        for table in busy {
+            if !try_move(session, cancel, (from, into), table).await? {
+                still.push(table);
+            }
+        }
+        busy = still;
+    }
+    for name in [from, into] {
+        published::mark(session, session, name).await?;
+    }
+    Ok(busy.into_iter().flatten().cloned().collect())
+}
+
+/// Lets a publication that names every table by itself name partitioned tables as a whole, as one that was made for
+/// this filter does, so that later partitions belong to it. Does nothing where that would publish anything else.
+pub(crate) async fn widen(
+    session: &Session,
+    cancel: &CancellationToken,
+    name: &Identifier,
+    filter: &TableFilter,
+) -> Result<(), PgError> {
+    let listing = Listing::load(session).await?;
+    let now = leaves(session, &listing, name).await?;
+    let wide = publication::members(&listing, filter);
+    if covered(&listing, &wide) != now {
+        return Ok(());
+    }
+    set_members(session, cancel, name, &wide).await?;
+    published::mark(session, session, name).await?;
+    // A partition that was attached before the mark has no rows on the target.
+    let after = Listing::load(session).await?;
+    if leaves(session, &after, name).await? != now {
+        set_members(session, cancel, name, &now).await?;
+        published::mark(session, session, name).await?;
+    }
+    Ok(())
+}
+
+/// The tables with rows that a publication covers.
+async fn leaves(
+    session: &Session,
+    listing: &Listing,
+    name: &Identifier,
+) -> Result<Vec<TableName>, PgError> {
+    let members = published_oids(session, name).await?;
+    let all = plan::names(listing, &TableFilter::default());
+    Ok(publication::published(listing, &members, all))
+}
+
+fn covered(listing: &Listing, members: &[TableName]) -> Vec<TableName> {
+    let oids = members
+        .iter()
+        .filter_map(|name| listing.relations.get(name));
+    let oids = oids.map(|relation| relation.oid).collect();
+    let all = plan::names(listing, &TableFilter::default());
+    publication::published(listing, &oids, all)
+}
+
+/// The tables that a publication names.
+async fn members(session: &Session, name: &Identifier) -> Result<Vec<TableName>, PgError> {
+    let sql = "SELECT n.nspname::text, c.relname::text FROM pg_publication_rel r \
+         JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class c ON c.oid = r.prrelid \
+         JOIN pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1 ORDER BY 1, 2";
+    let rows = session.query(sql, &[&name.as_str()]).await?;
+    rows.iter().map(|row| catalog::table_name(row, 0)).collect()
+}
+
+/// Lets the publication name exactly these tables.
+async fn set_members(
+    session: &Session,
+    cancel: &CancellationToken,
+    name: &Identifier,
+    wanted: &[TableName],
+) -> Result<(), PgError> {
+    let now: BTreeSet<TableName> = members(session, name).await?.into_iter().collect();
+    let wanted: BTreeSet<TableName> = wanted.iter().cloned().collect();
+    let (out, new): (Vec<_>, Vec<_>) = (
+        now.difference(&wanted).collect(),
+        wanted.difference(&now).collect(),
+    );
+    let publication = name.quoted();
+    let mut changes = Vec::new();
+    if !out.is_empty() {
+        changes.push(format!(
+            "ALTER PUBLICATION {publication} DROP TABLE {}",
+            only(&out)
+        ));
+    }
+    if !new.is_empty() {
+        changes.push(format!(
+            "ALTER PUBLICATION {publication} ADD TABLE {}",
+            only(&new)
+        ));
+    }
+    if changes.is_empty() {
+        return Ok(());
+    }
+    let sql = format!(
+        "BEGIN; SET LOCAL lock_timeout = '1s'; {}; COMMIT",
+        changes.join("; ")
+    );
+    let attempt = || transact(session, cancel, &sql);
+    let attempts = attempt.retry(lock_timeout::always());
+    attempts.when(PgError::is_locked).await
+}
+
+/// Whether the tables could be locked, and so were moved.
+async fn try_move(
+    session: &Session,
+    cancel: &CancellationToken,
+    (from, into): (&Identifier, &Identifier),
+    tables: &[TableName],
+) -> Result<bool, PgError> {
+    let tables = only(&tables.iter().collect::<Vec<_>>());
+    // Whoever has written to a table and not ended holds a lock that conflicts with this one.
+    let sql = format!(
+        "BEGIN; SET LOCAL lock_timeout = '100ms'; LOCK TABLE {tables} IN SHARE ROW EXCLUSIVE MODE NOWAIT; \
+         ALTER PUBLICATION {from} DROP TABLE {tables}; ALTER PUBLICATION {into} ADD TABLE {tables}; COMMIT",
+        from = from.quoted(),
+        into = into.quoted(),
+    );
+    match transact(session, cancel, &sql).await {
+        Ok(()) => Ok(true),
+        Err(error) if error.is_locked() => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+async fn transact(session: &Session, cancel: &CancellationToken, sql: &str) -> Result<(), PgError> {
+    let done = session.run(cancel, session.batch_execute(sql)).await;
+    if done.is_err() {
+        session.batch_execute("ROLLBACK").await?;
+    }
+    done
+}
+
+fn only(tables: &[&TableName]) -> String {
+    let named = tables
+        .iter()
+        .map(|table| format!("ONLY {}", table.quoted()));
+    named.collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,80 @@
+//! A job whose snapshot was lost goes on with another one: tables that are complete stay and follow the source from the
+//! first snapshot's position, and the others are copied anew, in an epoch with its own slot, publication and
+//! subscription (G1). In the end the epochs are folded into one.
+
+use steep_protocol::limits::EPOCHS_MAX;
+use steep_protocol::message::agent::EarlierEpoch;
+use steep_protocol::message::job::Method;
+use steep_protocol::{ByteCount, Fault, Lsn};
+
+use super::super::retry::RESTARTS_MAX;
+use super::super::{Attempt, Complete, Side, Work};
+use super::{Effect, Step, Turn};
+
+/// Whether that command belongs to a snapshot that is lost. It is being stopped, and its end is all that counts.
+pub(super) fn is_over(step: Step, work: Work) -> bool {
+    step == Step::OpenSource && matches!(work, Work::Copy | Work::PrepareTarget)
+}
+
+impl Turn {
+    /// Whether the snapshot after a lost one is open.
+    pub(super) fn next_is_open(&self, step: Step) -> bool {
+        step == Step::OpenSource && self.job.attempt.plan.is_some()
+    }
+
+    /// Whether the job has complete tables that are worth more than a fresh start.
+    pub(super) fn keeps_tables(&self, step: Step) -> bool {
+        let own = self.job.spec.method == Method::Snapshot && self.job.shared.is_none();
+        let some = self.counted.complete.sum.bytes > ByteCount(0);
+        own && step <= Step::Copy && some && self.job.epoch.0 < EPOCHS_MAX
+    }
+
+    /// Goes on with another snapshot by itself, unless that has happened too often.
+    pub(super) fn next_epoch(&mut self, fault: Fault) {
+        let too_often = self.job.restarts >= RESTARTS_MAX;
+        self.job.restarts = self.job.restarts.saturating_add(1);
+        self.begin_epoch(fault.clone());
+        if !too_often {
+            return self.enter(Step::OpenSource);
+        }
+        let mut fault = fault;
+        fault.message = format!(
+            "{}; the job had already gone on with another snapshot {RESTARTS_MAX} times",
+            fault.message
+        );
+        self.give_up(Step::OpenSource, fault);
+    }
+
+    /// Closes the present epoch, if it has completed a table, and begins the next.
+    pub(super) fn begin_epoch(&mut self, fault: Fault) {
+        let complete = self.counted.complete;
+        if complete.tables > self.job.kept.tables {
+            let lsn = self.job.attempt.plan.map_or(Lsn(0), |plan| plan.lsn);
+            let id = self.job.replication().id;
+            self.job.earlier.push(EarlierEpoch { id, lsn });
+            self.job.epoch.0 += 1;
+            self.job.kept = complete;
+        }
+        self.job.attempt = Attempt::default();
+        self.job.retrying.clear();
+        // Nothing that ran on the source is of use any more; what runs on the target is stopped.
+        self.job.running.retain(|r| r.work.side() == Side::Target);
+        self.abort_all();
+        self.effects.push(Effect::EpochBegins { fault });
+    }
+
+    /// The present epoch's replication carries all tables.
+    pub(super) fn folded(&mut self) {
+        self.job.earlier.clear();
+        self.job.unfinished.clear();
+        self.effects.push(Effect::Folded);
+    }
+
+    /// The job starts over: what earlier epochs have copied is removed.
+    pub(super) fn forget_epochs(&mut self) {
+        self.job.epoch.0 = 0;
+        self.job.earlier.clear();
+        self.job.unfinished.clear();
+        self.job.kept = Complete::default();
+    }
+}

@@ -1,0 +1,156 @@
+//! A job whose snapshot was lost goes on with another one.
+
+use super::*;
+use crate::job::retry::RESTARTS_MAX;
+
+/// A job in mid-copy with a complete table.
+fn in_mid_copy() -> World {
+    let mut world = World::new(Method::Snapshot);
+    world.half = Complete {
+        tables: 1,
+        sum: PART,
+    };
+    world.until(Work::Copy);
+    world
+}
+
+fn opened(world: &World) -> usize {
+    world
+        .ids
+        .values()
+        .filter(|w| **w == Work::OpenSource)
+        .count()
+}
+
+fn cleaned(world: &World) -> bool {
+    world.ids.values().any(|work| work.is_cleanup())
+}
+
+#[test]
+fn complete_tables_stay_and_the_epochs_are_folded_before_the_proof() {
+    let mut world = in_mid_copy();
+    let first = world.job.replication();
+    world.lose_snapshot();
+    assert_eq!(world.job.kept, world.half);
+    assert_ne!(world.job.replication(), first);
+    assert_eq!(opened(&world), 2, "another snapshot is opened at once");
+    // The target is not told to prepare while it may still copy.
+    world.end_one(Side::Source, 0, false);
+    assert!(!world.work_of(Side::Target).contains(&Work::PrepareTarget));
+    world.until(Work::Fold);
+    let earlier: Vec<JobId> = world.job.earlier.iter().map(|epoch| epoch.id).collect();
+    assert_eq!(earlier, [first.id]);
+    world.run_on();
+    assert_eq!(world.finishes, [Finish::Synchronized]);
+    assert!(world.job.earlier.is_empty() && !cleaned(&world));
+    let order = |work| world.sent.iter().position(|(_, sent)| *sent == work);
+    assert!(order(Work::AwaitFence) < order(Work::Fold));
+    assert!(order(Work::Fold) < order(Work::ProveTarget));
+}
+
+#[test]
+fn a_job_with_one_epoch_has_nothing_to_fold() {
+    let mut world = World::new(Method::Snapshot);
+    world.run_on();
+    assert_eq!(world.finishes, [Finish::Synchronized]);
+    assert!(!world.ids.values().any(|work| *work == Work::Fold));
+}
+
+#[test]
+fn a_snapshot_that_completed_no_table_leaves_no_epoch_behind() {
+    let mut world = in_mid_copy();
+    world.lose_snapshot();
+    world.half = Complete::default();
+    world.until(Work::Copy);
+    world.lose_snapshot();
+    assert_eq!((world.job.earlier.len(), world.job.epoch.0), (1, 1));
+    world.run_on();
+    assert_eq!(world.finishes, [Finish::Synchronized]);
+    assert!(!cleaned(&world));
+}
+
+#[test]
+fn a_target_that_was_away_is_told_to_stop_the_old_copy() {
+    let mut world = in_mid_copy();
+    world.down(Side::Target);
+    world.lose_snapshot();
+    let copies = |world: &World| world.sent.iter().filter(|(_, w)| *w == Work::Copy).count();
+    let before = copies(&world);
+    world.up(Side::Target);
+    assert_eq!(
+        copies(&world),
+        before,
+        "the copy of the lost snapshot was sent again"
+    );
+    assert!(!world.agent(Side::Target).aborted.is_empty());
+    world.run_on();
+    assert_eq!(world.finishes, [Finish::Synchronized]);
+}
+
+#[test]
+fn an_agent_that_restarts_knows_nothing_of_the_old_copy() {
+    let mut world = in_mid_copy();
+    world.lose_snapshot();
+    let mut opened_first = world.clone();
+    opened_first.end_one(Side::Source, 0, false);
+    for mut world in [world, opened_first] {
+        world.kill(Side::Target);
+        world.up(Side::Target);
+        world.run_on();
+        assert_eq!(world.finishes, [Finish::Synchronized]);
+    }
+}
+
+#[test]
+fn after_too_many_lost_snapshots_the_tables_wait_for_a_resume() {
+    let mut world = in_mid_copy();
+    for _ in 0..=RESTARTS_MAX {
+        world.until(Work::Copy);
+        world.lose_snapshot();
+    }
+    assert_eq!(world.node, NodeState::Failed);
+    let fault = world.failure();
+    assert!(
+        fault.message.contains("another snapshot 5 times"),
+        "{fault}"
+    );
+    assert!(fault.hint.contains("--resume"), "{}", fault.hint);
+    world.tick(60);
+    assert!(!cleaned(&world));
+    world.run_on();
+    world.resume();
+    world.run_on();
+    assert_eq!(world.finishes, [Finish::Synchronized]);
+    assert!(!cleaned(&world));
+}
+
+#[test]
+fn a_failed_job_keeps_its_tables_when_its_snapshot_is_lost() {
+    let mut world = in_mid_copy();
+    world.end_one(Side::Target, 0, true);
+    assert_eq!(world.node, NodeState::Failed);
+    world.kill(Side::Source);
+    world.up(Side::Source);
+    world.tick(60);
+    assert!(!cleaned(&world));
+    assert_eq!(world.job.kept, world.half);
+    world.resume();
+    world.run_on();
+    assert_eq!(world.finishes, [Finish::Synchronized]);
+}
+
+#[test]
+fn a_job_whose_source_stays_away_keeps_its_tables() {
+    let mut world = in_mid_copy();
+    world.down(Side::Source);
+    for _ in 0..200 {
+        world.tick(15);
+    }
+    assert_eq!(world.node, NodeState::Failed);
+    assert!(world.failure().hint.contains("--resume"));
+    world.kill(Side::Source);
+    world.up(Side::Source);
+    world.resume();
+    world.run_on();
+    assert_eq!(world.finishes, [Finish::Synchronized]);
+}

@@ -1,0 +1,125 @@
+//! The source loses a job's snapshot in mid-copy: tables that are complete stay, the others are copied under another
+//! snapshot, and in the end one subscription carries all of them.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+use steep_tests::cluster::Cluster;
+use steep_tests::load::{Intensity, Load};
+use steep_tests::pg::Grouping;
+use steep_tests::{compare, residue, sample, wait};
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Tables of the same size that are copied one after another, after the larger ones.
+const MORE: u32 = 4;
+
+/// A cluster whose job has completed a table, and has others to copy. Rows change all the time.
+fn in_mid_copy() -> Result<(Cluster, Load)> {
+    let cluster = Cluster::pair()?;
+    let source = cluster.database("node_a");
+    sample::create(&source, 2)?;
+    for n in 1..=MORE {
+        source.sql(&format!(
+            "CREATE TABLE more_{n} AS SELECT g AS id, repeat(md5(g::text), 4) AS body
+                 FROM generate_series(1, 50000) AS g;
+             ALTER TABLE more_{n} ADD PRIMARY KEY (id)"
+        ))?;
+    }
+    let load = load(&cluster)?;
+    let slowly = ["--detach", "--parallel", "1", "--max-rate", "5MB"];
+    cluster.init(&slowly)?.expect(0)?;
+    wait::until_true("a table to be complete", LIMIT, || {
+        Ok(cluster.progress("node_b")?["tables_completed"].as_u64() > Some(0))
+    })?;
+    Ok((cluster, load))
+}
+
+fn load(cluster: &Cluster) -> Result<Load> {
+    let intensity = Intensity {
+        clients: 2,
+        rate: Some(40),
+    };
+    Load::start(&cluster.database("node_a"), intensity, Grouping::Shared)
+}
+
+fn events(cluster: &Cluster, name: &str) -> Result<Vec<Value>> {
+    let events = cluster.cli(&["events", "node_b", "--json"])?.expect(0)?;
+    let named = |event: &&Value| event["event"] == name;
+    Ok(events.objects().iter().filter(named).cloned().collect())
+}
+
+fn crash_the_source(cluster: &mut Cluster, times: usize) -> Result<()> {
+    let server = cluster.node_mut("node_a").server_mut();
+    server.crash()?;
+    server.restart()?;
+    wait::until_true("another epoch to begin", LIMIT, || {
+        Ok(events(cluster, "epoch.started")?.len() == times)
+    })
+}
+
+/// Synchronized, equal, and replicated like any other node.
+fn ends_like_any_other(cluster: &Cluster, load: Load) -> Result<()> {
+    let states = ["failed", "synchronized"];
+    let state = cluster.wait_state("node_b", &states, LIMIT)?;
+    let view = cluster.node_view("node_b")?;
+    assert_eq!(state, "synchronized", "{view:?}");
+    load.stop()?;
+    let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
+    source.sql("UPDATE more_1 SET body = 'late'; DELETE FROM more_2 WHERE id < 100")?;
+    cluster.wait_drained("node_a")?;
+    compare::rows(&source, &target)?.none()?;
+    compare::schema(&source, &target)?.none()?;
+    let left = |database: &steep_tests::pg::Database, sql: &str| database.value::<u32>(sql);
+    assert_eq!(
+        left(&source, "SELECT count(*) FROM pg_replication_slots")?,
+        1
+    );
+    assert_eq!(left(&source, "SELECT count(*) FROM pg_publication")?, 1);
+    assert_eq!(left(&target, "SELECT count(*) FROM pg_subscription")?, 1);
+    assert_eq!(
+        left(&target, "SELECT count(*) FROM pg_replication_origin")?,
+        1
+    );
+    Ok(())
+}
+
+#[test]
+fn complete_tables_stay_when_the_source_crashes_and_in_the_end_one_subscription_has_all()
+-> Result<()> {
+    let (mut cluster, before) = in_mid_copy()?;
+    crash_the_source(&mut cluster, 1)?;
+    drop(before);
+    let during = load(&cluster)?;
+    ends_like_any_other(&cluster, during)?;
+    let begun = events(&cluster, "epoch.started")?;
+    let begun = begun.first().context("an epoch began")?;
+    assert!(begun["tables_kept"].as_u64() > Some(0), "{begun}");
+    assert_eq!(events(&cluster, "epoch.folded")?.len(), 1);
+    assert_eq!(events(&cluster, "init.restarted")?.len(), 0);
+    // The largest table was complete, and was not copied again.
+    let copied = events(&cluster, "init.table_complete")?;
+    let large = copied
+        .iter()
+        .filter(|e| e["table"] == "public.pgbench_accounts");
+    assert_eq!(large.count(), 1);
+    Ok(())
+}
+
+#[test]
+fn a_cancel_after_two_lost_snapshots_leaves_nothing() -> Result<()> {
+    let (mut cluster, load) = in_mid_copy()?;
+    crash_the_source(&mut cluster, 1)?;
+    drop(load);
+    let complete = cluster.progress("node_b")?["tables_completed"].as_u64();
+    wait::until_true("another table to be complete", LIMIT, || {
+        Ok(cluster.progress("node_b")?["tables_completed"].as_u64() > complete)
+    })?;
+    crash_the_source(&mut cluster, 2)?;
+    cluster
+        .cli(&["init", "cancel", "--node", "node_b", "--yes"])?
+        .expect(0)?;
+    residue::of_jobs(&cluster.database("node_a"))?.none()?;
+    residue::of_everything(&cluster.database("node_b"))?.none()
+}
