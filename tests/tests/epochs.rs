@@ -8,6 +8,7 @@ use serde_json::Value;
 use steep_tests::cluster::Cluster;
 use steep_tests::load::{Intensity, Load};
 use steep_tests::pg::Grouping;
+use steep_tests::session::Session;
 use steep_tests::{compare, residue, sample, wait};
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -91,6 +92,10 @@ fn complete_tables_stay_when_the_source_crashes_and_in_the_end_one_subscription_
     let (mut cluster, before) = in_mid_copy()?;
     crash_the_source(&mut cluster, 1)?;
     drop(before);
+    // What was kept is in the coordinator's store.
+    cluster.wait_phase("node_b", "copy")?;
+    cluster.kill_coordinator()?;
+    cluster.start_coordinator()?;
     let during = load(&cluster)?;
     ends_like_any_other(&cluster, during)?;
     let begun = events(&cluster, "epoch.started")?;
@@ -105,6 +110,39 @@ fn complete_tables_stay_when_the_source_crashes_and_in_the_end_one_subscription_
         .filter(|e| e["table"] == "public.pgbench_accounts");
     assert_eq!(large.count(), 1);
     Ok(())
+}
+
+#[test]
+fn a_table_with_an_open_writer_is_moved_once_that_has_ended_whoever_dies_meanwhile() -> Result<()> {
+    let (mut cluster, before) = in_mid_copy()?;
+    crash_the_source(&mut cluster, 1)?;
+    drop(before);
+    cluster.wait_phase("node_b", "copy")?;
+    let source = cluster.database("node_a");
+    let write = "BEGIN; UPDATE pgbench_accounts SET abalance = 7 WHERE aid = 1";
+    let writer = Session::sleeping(&source, "writer", write)?;
+    waits_for_the_writer(&cluster)?;
+    for node in ["node_b", "node_a"] {
+        cluster.kill_agent(node)?;
+        cluster.start_agent(node)?;
+        waits_for_the_writer(&cluster)?;
+    }
+    cluster.kill_coordinator()?;
+    cluster.start_coordinator()?;
+    drop(writer);
+    let during = load(&cluster)?;
+    ends_like_any_other(&cluster, during)?;
+    assert_eq!(events(&cluster, "epoch.folded")?.len(), 1);
+    Ok(())
+}
+
+/// The fold has been tried, by the agents that run now.
+fn waits_for_the_writer(cluster: &Cluster) -> Result<()> {
+    wait::until_true("the fold to wait for the writer", LIMIT, || {
+        let waiting = &cluster.progress("node_b")?["waiting"];
+        let reason = waiting["reason"].as_str().unwrap_or_default();
+        Ok(reason.contains("nobody writes to public.pgbench_accounts"))
+    })
 }
 
 #[test]

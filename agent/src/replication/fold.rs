@@ -117,7 +117,10 @@ async fn start_again(
     let new = find(conn, &name).await?.ok_or_else(|| gone(&name))?;
     let origin = literal(&format!("pg_{}", old.oid));
     let sql = format!("SELECT pg_replication_origin_progress({origin}, true)::text");
-    let position: Option<String> = conn.row(&sql, &[]).await?.get(0);
+    let position = conn.row(&sql, &[]).await.map_err(|fault| {
+        fault.hint("GRANT EXECUTE ON FUNCTION pg_replication_origin_advance(text, pg_lsn), pg_replication_origin_progress(text, boolean) to the agent's role")
+    })?;
+    let position: Option<String> = position.get(0);
     if let Some(position) = position.and_then(|lsn| lsn.parse().ok()) {
         advance(conn, new.oid, position, Position::Decides).await?;
     }
@@ -127,10 +130,10 @@ async fn start_again(
 
 fn busy(left: &[TableName]) -> Fault {
     let named: Vec<String> = left.iter().take(NAMED).map(ToString::to_string).collect();
-    let more = left.len().saturating_sub(NAMED);
-    let more = (more > 0)
-        .then(|| format!(" and {more} more"))
-        .unwrap_or_default();
+    let more = match left.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
     let text = format!(
         "no moment was found in which nobody writes to {}{more}, to move them to one publication",
         named.join(", ")

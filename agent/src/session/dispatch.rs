@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use steep_protocol::message::agent::{
-    Command, Comparison, NodeCommand, Outcome, PeerAddress, SequencesFrom, SlotOrigin,
+    Command, Comparison, CopyParts, NodeCommand, Outcome, PeerAddress, SequencesFrom, SlotOrigin,
     SourceCommand, TargetCommand,
 };
 use steep_protocol::message::handover::Replication;
@@ -265,6 +265,31 @@ impl Agent {
         self.reports.forget(job);
     }
 
+    async fn copy(&self, task: &Task, request: CopyParts) -> Result<Outcome, Fault> {
+        let link = self.source_agent(request.source.clone(), task.job);
+        let carried = self.carried(task.job, request.carried.as_ref()).await?;
+        let rows = carried.map_or_else(|| Rows::Source(link.clone()), Rows::Carried);
+        let (budget, kept) = (self.budget.clone(), &self.kept);
+        copy(task, (link, rows), request, budget, kept).await?;
+        Ok(Outcome::Done)
+    }
+
+    async fn finish(
+        &self,
+        task: &Task,
+        source: PeerAddress,
+        (parallel, sequences): (u8, SequencesFrom),
+    ) -> Result<Outcome, Fault> {
+        // The coordinator counts it to that phase.
+        let phase = match &sequences {
+            SequencesFrom::Source => Phase::CatchUp,
+            SequencesFrom::Stored | SequencesFrom::Carried(_) => Phase::Constraints,
+        };
+        let sequences = self.sequences(task.job, source, sequences).await?;
+        let (findings, missing) = target::finish(task, sequences, (parallel, phase)).await?;
+        Ok(Outcome::Finished { findings, missing })
+    }
+
     async fn as_target(&self, task: &Task, command: TargetCommand) -> Result<Outcome, Fault> {
         let job = task.job;
         match command {
@@ -274,26 +299,23 @@ impl Agent {
                 Ok(Outcome::TargetFacts(Box::new(facts)))
             }
             TargetCommand::Open { carried } => {
-                let carried = self.carried(job, carried.as_ref()).await?;
                 let text = "no snapshot was carried to it";
-                let carried = carried.ok_or_else(|| Fault::new(FaultKind::BadRequest, text))?;
+                let none = || Fault::new(FaultKind::BadRequest, text);
+                let carried = self
+                    .carried(job, carried.as_ref())
+                    .await?
+                    .ok_or_else(none)?;
                 opened(&Holder::Stored(carried))
             }
             TargetCommand::Prepare(request) => {
+                // Parts of an earlier epoch have other numbers.
+                self.reports.forget(job);
                 let link = self.source_agent(request.source.clone(), job);
                 let carried = self.carried(job, request.carried.as_ref()).await?;
                 let prepared = prepare(task, &link, carried.as_deref(), request);
                 Box::pin(prepared).await.map(Outcome::Warned)
             }
-            TargetCommand::Copy(request) => {
-                let link = self.source_agent(request.source.clone(), job);
-                let rows = match self.carried(job, request.carried.as_ref()).await? {
-                    Some(stored) => Rows::Carried(stored),
-                    None => Rows::Source(link.clone()),
-                };
-                copy(task, (link, rows), request, self.budget.clone(), &self.kept).await?;
-                Ok(Outcome::Done)
-            }
+            TargetCommand::Copy(request) => self.copy(task, request).await,
             TargetCommand::BuildIndexes { parallel } => {
                 let built = target::build_indexes(task, parallel, Purpose::Replication);
                 built.await.map(Outcome::Warned)
@@ -317,28 +339,18 @@ impl Agent {
                 earlier,
             } => {
                 let link = self.source_agent(source, job);
-                fold::fold(task, &link, origin, &earlier).await?;
-                Ok(Outcome::Done)
+                let folded = fold::fold(task, &link, origin, &earlier).await;
+                folded.map(|()| Outcome::Done)
             }
             TargetCommand::AwaitNativeCopy => {
-                target::await_native_copy(task).await?;
-                Ok(Outcome::Done)
+                let copied = target::await_native_copy(task).await;
+                copied.map(|()| Outcome::Done)
             }
             TargetCommand::Finish {
                 source,
                 parallel,
                 sequences,
-            } => {
-                // The coordinator counts it to that phase.
-                let phase = match &sequences {
-                    SequencesFrom::Source => Phase::CatchUp,
-                    SequencesFrom::Stored | SequencesFrom::Carried(_) => Phase::Constraints,
-                };
-                let sequences = self.sequences(job, source, sequences).await?;
-                let finished = target::finish(task, sequences, (parallel, phase)).await;
-                let (findings, missing) = finished?;
-                Ok(Outcome::Finished { findings, missing })
-            }
+            } => self.finish(task, source, (parallel, sequences)).await,
             TargetCommand::Prove => {
                 let (parts, rows, bytes) = target::totals(task).await?;
                 Ok(Outcome::Totals { parts, rows, bytes })

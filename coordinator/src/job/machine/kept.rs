@@ -3,8 +3,8 @@
 //! This ends by a resume, by a cancel, by its time limit, or when what it keeps becomes useless or harms
 //! the source (G5).
 
-use steep_protocol::Fault;
 use steep_protocol::message::job::Method;
+use steep_protocol::{Fault, FaultKind};
 
 use super::super::handover::SlotFate;
 use super::super::{Awaited, Kept, Opened, Shown, Unreachable, Why, Witness};
@@ -35,6 +35,10 @@ impl Turn {
                 }
                 kept.stop_by = kept.stop_by.max(after(self.now, STOP_LIMIT));
                 self.abort_all();
+                let unneeded = kept.step == Step::OpenSource && snapshot == Snapshot::Held;
+                if side == Side::Source && unneeded {
+                    self.issue(Work::CloseSnapshot);
+                }
                 let gone = process == Process::Restarted || snapshot == Snapshot::NotHeld;
                 if side == Side::Source && holds_snapshot && gone {
                     let why = self.lost_snapshot();
@@ -75,12 +79,26 @@ impl Turn {
                     self.job.running.clear();
                 }
                 if kept.until <= self.now {
-                    return self.keep_no_longer(&kept, "the time to resume it is over");
+                    if kept.step != Step::Copy || !self.keeps_tables(kept.step) {
+                        return self.keep_no_longer(&kept, "the time to resume it is over");
+                    }
+                    self.let_go(&mut kept);
                 }
             }
         }
         self.job.stage = Stage::Kept(kept);
         Ok(())
+    }
+
+    /// Closes the snapshot, which has been held for long enough. The tables that are complete stay.
+    fn let_go(&mut self, kept: &mut Kept) {
+        let text = "the failed job's snapshot was not needed for so long that it is closed";
+        let why = Fault::new(FaultKind::Failed, text).on(&self.job.spec.source);
+        self.begin_epoch(why);
+        self.issue(Work::CloseSnapshot);
+        kept.step = Step::OpenSource;
+        let keep = self.rules.patience.keep_failed.unwrap_or_default();
+        kept.until = after(self.now, keep);
     }
 
     /// Removes what was kept, keeping the job's own error and adding why.

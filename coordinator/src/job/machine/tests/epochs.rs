@@ -140,6 +140,23 @@ fn a_failed_job_keeps_its_tables_when_its_snapshot_is_lost() {
 }
 
 #[test]
+fn a_failed_job_lets_its_snapshot_go_and_keeps_its_tables() {
+    let mut world = in_mid_copy();
+    world.end_one(Side::Target, 0, true);
+    let until = world.job.kept_until().unwrap();
+    world.tick((until.as_second() - world.now.as_second()) + 1);
+    assert!(world.work_of(Side::Source).contains(&Work::CloseSnapshot));
+    assert!(world.job.kept_until().unwrap() > until);
+    world.run_on();
+    world.tick(60);
+    assert!(!cleaned(&world));
+    world.resume();
+    world.run_on();
+    assert_eq!(world.finishes, [Finish::Synchronized]);
+    assert_eq!(opened(&world), 2);
+}
+
+#[test]
 fn a_job_whose_source_stays_away_keeps_its_tables() {
     let mut world = in_mid_copy();
     world.down(Side::Source);
