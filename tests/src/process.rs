@@ -44,6 +44,7 @@ impl Process {
     ) -> Result<Self> {
         let log_from = fs::metadata(log).map_or(0, |meta| meta.len());
         let file = File::options().create(true).append(true).open(log)?;
+        wait::watch(log);
         if grouping == Grouping::Own {
             command.process_group(0);
         }

@@ -29,7 +29,7 @@ fn cluster(bucket: &Bucket, further: &[(&str, &str)]) -> Result<Cluster> {
         builder = builder.agent_variable("node_a", name, value);
     }
     let cluster = builder.start()?;
-    sample::create(&cluster.database("node_a"), 2)?;
+    sample::create(&cluster.database("node_a"), 1)?;
     Ok(cluster)
 }
 

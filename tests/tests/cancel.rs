@@ -45,7 +45,7 @@ fn while_the_slot_waits_for_an_old_transaction() -> Result<()> {
 fn a_node_removed_during_its_copy_comes_back_with_the_command_that_cleans_it_up() -> Result<()> {
     let mut cluster = Cluster::pair()?;
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
-    sample::create(&source, 3)?;
+    sample::create(&source, 2)?;
     cluster
         .init(&["--max-rate", "2MB", "--detach"])?
         .expect(0)?;
@@ -92,7 +92,7 @@ fn a_node_removed_during_its_copy_comes_back_with_the_command_that_cleans_it_up(
 fn while_rows_are_copied_and_a_second_attempt_works() -> Result<()> {
     let cluster = Cluster::pair()?;
     let source = cluster.database("node_a");
-    sample::create(&source, 3)?;
+    sample::create(&source, 2)?;
     let following = cluster.init_spawn(&["--max-rate", "2MB"])?;
     cluster.wait_copying("node_b")?;
     cancel(&cluster, following, COPY_LIMIT)?;
@@ -172,7 +172,7 @@ fn while_the_subscription_catches_up() -> Result<()> {
 fn rows_are_kept_when_that_is_asked_for() -> Result<()> {
     let cluster = Cluster::pair()?;
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
-    sample::create(&source, 3)?;
+    sample::create(&source, 2)?;
     let following = cluster.init_spawn(&["--max-rate", "3MB"])?;
     cluster.wait_copying("node_b")?;
     cluster.wait_committed("node_b", LIMIT)?;
@@ -196,7 +196,7 @@ fn rows_are_kept_when_that_is_asked_for() -> Result<()> {
 fn while_a_user_reads_a_table_on_the_target_and_the_source_does_not_wait_for_them() -> Result<()> {
     let cluster = Cluster::pair()?;
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
-    sample::create(&source, 3)?;
+    sample::create(&source, 2)?;
     let following = cluster.init_spawn(&["--max-rate", "2MB"])?;
     cluster.wait_copying("node_b")?;
     let lock = "BEGIN; LOCK pgbench_tellers IN ACCESS SHARE MODE";

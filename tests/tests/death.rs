@@ -10,13 +10,13 @@ use steep_tests::{compare, residue, sample};
 /// The contract: the job says within this time what it waits for.
 const FAILURE_LIMIT: Duration = Duration::from_secs(15);
 
-/// The copy takes about half a minute at this rate, so that the kill falls into it.
+/// The copy takes about twenty seconds at this rate, so that the kill falls into it.
 const RATE: &str = "1500kB";
 
 /// A cluster during the copy, with the job detached.
 fn copying() -> Result<Cluster> {
     let cluster = Cluster::pair()?;
-    sample::create(&cluster.database("node_a"), 3)?;
+    sample::create(&cluster.database("node_a"), 2)?;
     cluster.init(&["--detach", "--max-rate", RATE])?.expect(0)?;
     cluster.wait_copying("node_b")?;
     Ok(cluster)

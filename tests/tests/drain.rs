@@ -20,7 +20,7 @@ const IDLE_LIMIT: Duration = Duration::from_secs(10);
 const COPY_LIMIT: Duration = Duration::from_secs(90);
 
 /// Many parts of a few seconds each: well within a drain's limit.
-const SHORT_PARTS: [&str; 4] = ["--max-rate", "2MB", "--large-table-threshold", "1MB"];
+const SHORT_PARTS: [&str; 4] = ["--max-rate", "1500kB", "--large-table-threshold", "1MB"];
 
 /// One part that takes minutes.
 const LONG_PARTS: [&str; 4] = ["--max-rate", "200kB", "--parallel", "1"];
@@ -28,7 +28,7 @@ const LONG_PARTS: [&str; 4] = ["--max-rate", "200kB", "--parallel", "1"];
 /// A cluster during the copy, with the job detached.
 fn copying(further: &[&str]) -> Result<Cluster> {
     let cluster = Cluster::pair()?;
-    sample::create(&cluster.database("node_a"), 3)?;
+    sample::create(&cluster.database("node_a"), 2)?;
     let arguments: Vec<&str> = ["--detach"].iter().chain(further).copied().collect();
     cluster.init(&arguments)?.expect(0)?;
     cluster.wait_copying("node_b")?;

@@ -13,7 +13,7 @@ use steep_tests::pg::Database;
 use steep_tests::session::Session;
 use steep_tests::{compare, residue, wait};
 
-/// A small table, and one of 20 MB that takes ten seconds at that rate.
+/// A small table, and one of 20 MB that takes twenty seconds at that rate.
 const TABLES: &str = "
     CREATE TABLE small (id integer PRIMARY KEY, body text);
     CREATE TABLE large (id integer PRIMARY KEY, body text);
@@ -21,7 +21,7 @@ const TABLES: &str = "
     CREATE SEQUENCE late START 1000000;";
 const ROWS: &str =
     "INSERT INTO large SELECT n, repeat(md5(n::text), 30) FROM generate_series(1, 20000) AS n";
-const RATE: &str = "2MB";
+const RATE: &str = "1MB";
 
 /// With compression, all rows would be in flight at once, and the source done with them.
 const SLOWLY: [&str; 5] = ["--detach", "--compress", "none", "--max-rate", RATE];

@@ -160,7 +160,7 @@ fn one_worker_and_sixteen_do_the_same_and_seventeen_are_refused() -> Result<()> 
 #[test]
 fn a_job_whose_time_is_over_fails_and_leaves_nothing() -> Result<()> {
     let cluster = Cluster::pair()?;
-    sample::create(&cluster.database("node_a"), 3)?;
+    sample::create(&cluster.database("node_a"), 1)?;
     let output = cluster
         .init(&["--timeout", "4s", "--max-rate", "1MB"])?
         .expect(5)?;

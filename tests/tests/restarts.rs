@@ -16,7 +16,7 @@ const END_LIMIT: Duration = Duration::from_secs(240);
 const SAID_LIMIT: Duration = Duration::from_secs(15);
 
 /// The copy takes long enough at this rate for a restart to fall into it.
-const RATE: &str = "1500kB";
+const RATE: &str = "1MB";
 
 /// How long a server stays away.
 const AWAY: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(5)];
@@ -53,7 +53,7 @@ fn ends_synchronized_and_equal(cluster: &Cluster) -> Result<()> {
 /// A cluster during the copy with a part committed and the job detached.
 fn copying() -> Result<Cluster> {
     let cluster = Cluster::pair()?;
-    sample::create(&cluster.database("node_a"), 3)?;
+    sample::create(&cluster.database("node_a"), 2)?;
     cluster.init(&["--detach", "--max-rate", RATE])?.expect(0)?;
     cluster.wait_committed("node_b", Duration::from_secs(60))?;
     Ok(cluster)

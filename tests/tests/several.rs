@@ -60,14 +60,7 @@ fn sent(cluster: &Cluster, node: &str) -> Result<f64> {
 fn copy_to_all(cluster: &Cluster) -> Result<()> {
     let mut arguments = vec!["init"];
     arguments.extend(TARGETS);
-    arguments.extend([
-        "--from",
-        "node_a",
-        "--yes",
-        "--detach",
-        "--max-rate",
-        "12MB",
-    ]);
+    arguments.extend(["--from", "node_a", "--yes", "--detach", "--max-rate", "6MB"]);
     cluster.cli(&arguments)?.expect(0)?;
     for target in TARGETS {
         cluster.wait_copying(target)?;
@@ -152,7 +145,7 @@ fn three_targets_cost_their_source_one_reading_and_not_three_times_the_bytes() -
 fn a_target_that_is_cancelled_and_one_that_dies_do_not_concern_the_third() -> Result<()> {
     let mut cluster = cluster()?;
     let source = cluster.database("node_a");
-    sample::create(&source, 4)?;
+    sample::create(&source, 2)?;
     copy_to_all(&cluster)?;
     cluster
         .cli(&["init", "cancel", "--node", "node_b", "--yes"])?
@@ -178,7 +171,7 @@ fn a_target_that_is_cancelled_and_one_that_dies_do_not_concern_the_third() -> Re
 fn a_source_whose_agent_dies_lets_all_its_targets_start_over_together() -> Result<()> {
     let mut cluster = cluster()?;
     let source = cluster.database("node_a");
-    sample::create(&source, 4)?;
+    sample::create(&source, 2)?;
     copy_to_all(&cluster)?;
     cluster.kill_agent("node_a")?;
     cluster.start_agent("node_a")?;
@@ -199,7 +192,7 @@ fn snapshots(cluster: &Cluster) -> Result<Vec<Value>> {
 fn a_node_joins_a_snapshot_that_others_are_being_made_from() -> Result<()> {
     let cluster = cluster()?;
     let source = cluster.database("node_a");
-    sample::create(&source, 4)?;
+    sample::create(&source, 2)?;
     cluster
         .cli(&[
             "init",
@@ -210,7 +203,7 @@ fn a_node_joins_a_snapshot_that_others_are_being_made_from() -> Result<()> {
             "--yes",
             "--detach",
             "--max-rate",
-            "3MB",
+            "2MB",
             "--large-table-threshold",
             "1MB",
         ])?
@@ -241,7 +234,7 @@ fn a_node_joins_a_snapshot_that_others_are_being_made_from() -> Result<()> {
 fn two_phases_overlap_release_the_source_early_and_survive_its_restart() -> Result<()> {
     let mut cluster = cluster()?;
     let source = cluster.database("node_a");
-    sample::create(&source, 4)?;
+    sample::create(&source, 2)?;
     source.sql(sample::WITHOUT_COLUMNS)?;
     cluster
         .cli(&[
@@ -255,7 +248,7 @@ fn two_phases_overlap_release_the_source_early_and_survive_its_restart() -> Resu
             "--yes",
             "--detach",
             "--max-rate",
-            "8MB",
+            "4MB",
         ])?
         .expect(0)?;
     cluster.wait_copying("node_b")?;
@@ -292,7 +285,7 @@ fn two_phases_overlap_release_the_source_early_and_survive_its_restart() -> Resu
 fn two_phases_that_are_cancelled_leave_nothing_and_need_no_spool_to_end_well() -> Result<()> {
     let cluster = cluster()?;
     let source = cluster.database("node_a");
-    sample::create(&source, 4)?;
+    sample::create(&source, 2)?;
     cluster
         .cli(&[
             "init",
@@ -304,7 +297,7 @@ fn two_phases_that_are_cancelled_leave_nothing_and_need_no_spool_to_end_well() -
             "--yes",
             "--detach",
             "--max-rate",
-            "4MB",
+            "2MB",
         ])?
         .expect(0)?;
     cluster.wait_copying("node_b")?;

@@ -244,6 +244,7 @@ impl Server {
     pub fn restart(&mut self) -> Result<()> {
         self.stop()?;
         let log = File::options().create(true).append(true).open(self.log())?;
+        wait::watch(&self.log());
         let mut command = Command::new(self.installation.program("postgres"));
         command
             .arg("-D")
