@@ -121,6 +121,15 @@ impl Holder {
         }
     }
 
+    /// Whether its parts outlive this process.
+    pub(crate) fn is_stored(&self) -> bool {
+        match self {
+            Self::Live(_) => false,
+            Self::Shared(open) => open.spool().sealed().is_some(),
+            Self::Stored(_) => true,
+        }
+    }
+
     /// Ends a live snapshot of the job's own. Idempotent.
     pub(crate) async fn close(&self) {
         if let Self::Live(open) = self {
