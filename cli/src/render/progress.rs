@@ -353,6 +353,10 @@ fn copied_permille(view: &ProgressView) -> u64 {
             Phase::Indexes | Phase::Constraints | Phase::Subscribe | Phase::CatchUp | Phase::Prove,
         ) => 1_000,
         _ if view.state == NodeState::Synchronized => 1_000,
+        // The bytes in all may turn out to be more; the percentage never goes back.
+        Some(Phase::Copy) if view.phase_percent.is_some() => {
+            permille(view.phase_percent.unwrap_or(0.0) / 100.0)
+        }
         _ if view.bytes_total == 0 => 0,
         _ => permille(view.bytes_copied as f64 / view.bytes_total as f64),
     }
@@ -463,6 +467,7 @@ mod tests {
     fn broken_numbers_make_no_broken_bar() {
         let mut view = samples::progress();
         view.bytes_total = 0;
+        view.phase_percent = Some(f64::NAN);
         view.throughput_bytes_sec = f64::NAN;
         view.throughput_rows_sec = f64::NEG_INFINITY;
         view.tables[0].percent = f64::INFINITY;

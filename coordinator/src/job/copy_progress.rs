@@ -95,6 +95,10 @@ pub struct CopyProgress {
     untouched: u64,
     /// Sum of estimates over finished parts.
     estimated_done: u64,
+    /// COPY bytes in all, once they were counted.
+    total: Option<ByteCount>,
+    /// Whether the estimates of the tables were counted, too.
+    exact: bool,
 }
 
 impl CopyProgress {
@@ -268,10 +272,22 @@ impl CopyProgress {
         self.wire + self.flight.iter().map(|f| f.wire).sum()
     }
 
-    /// Estimated COPY bytes of the whole job: the projection of tables that have begun, and for the rest
-    /// the catalog's estimate, corrected by its error so far. Never less than what has been copied.
+    /// The COPY bytes in all are known: everything is stored. Idempotent.
+    pub fn know_total(&mut self, total: Option<ByteCount>) {
+        if self.total != total {
+            let planned: ByteCount = self.tables.iter().map(|t| t.summary.bytes_estimate).sum();
+            self.exact = total == Some(planned);
+            self.total = total;
+        }
+    }
+
+    /// COPY bytes of the whole job. If they were not counted, estimated: the projection of tables that have begun,
+    /// and for the rest the catalog's estimate, corrected by its error so far. Never less than what has been copied.
     #[must_use]
     pub fn expected(&self) -> ByteCount {
+        if let Some(total) = self.total {
+            return total.max(self.bytes());
+        }
         // Exact to 2^52 bytes, far beyond the accuracy of an estimate.
         let rest = self.untouched as f64 * self.ratio();
         let total = self.projected.saturating_add(rest as u64);
@@ -281,6 +297,9 @@ impl CopyProgress {
     /// Estimated COPY bytes of this table.
     #[must_use]
     pub fn expected_of(&self, table: &TableCopy) -> ByteCount {
+        if self.exact {
+            return table.summary.bytes_estimate;
+        }
         let estimate = table.summary.bytes_estimate.0 as f64 * self.ratio();
         ByteCount(table.projected().unwrap_or(estimate as u64))
     }
@@ -413,6 +432,24 @@ mod tests {
         copied.note(&done(4, 1)).unwrap();
         copied.note(&done(5, 2)).unwrap();
         assert_eq!(copied.expected(), ByteCount(20 * mb + 3));
+    }
+
+    #[test]
+    fn what_was_counted_is_not_estimated() {
+        let mb = 1_000_000;
+        let mut copied = CopyProgress::default();
+        copied
+            .add_page(&plan(&[(4, 40 * mb), (1, 10 * mb)]))
+            .unwrap();
+        copied.know_total(Some(ByteCount(50 * mb)));
+        // The smallest of unequal parts scales nothing.
+        copied.note(&done(0, mb)).unwrap();
+        assert_eq!(copied.expected(), ByteCount(50 * mb));
+        assert_eq!(copied.expected_of(&copied.tables()[0]), ByteCount(40 * mb));
+        // Where only their sum was counted, tables are still estimated.
+        copied.know_total(Some(ByteCount(30 * mb)));
+        assert_eq!(copied.expected(), ByteCount(30 * mb));
+        assert_eq!(copied.expected_of(&copied.tables()[0]), ByteCount(4 * mb));
     }
 
     #[test]

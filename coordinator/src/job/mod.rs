@@ -37,6 +37,7 @@ pub mod state;
 pub(crate) mod time;
 
 mod clock;
+mod needs;
 mod work;
 
 use handover::{Handover, Reader, SlotFate, StoredRows};
@@ -432,18 +433,6 @@ impl Job {
     #[must_use]
     pub fn is_busy(&self, side: Side) -> bool {
         self.running.iter().any(|r| r.work.side() == side)
-    }
-
-    /// Whether the job needs that side in that step.
-    #[must_use]
-    pub fn needs(&self, side: Side, step: Step) -> bool {
-        let own = |r: &Retrying| r.work.side() == side;
-        self.is_busy(side)
-            || self.retrying.iter().any(own)
-            || match side {
-                Side::Source => step.needs_source(),
-                Side::Target => step.needs_subscription(self.spec.method),
-            }
     }
 
     /// Until when a failed job can be resumed.

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use steep_protocol::message::agent::SharedParts;
 use steep_protocol::message::job::{JobSpec, Method};
 use steep_protocol::message::snapshot::StoredPlace;
-use steep_protocol::{CommandId, Fault, JobId, SnapshotId};
+use steep_protocol::{ByteCount, CommandId, Fault, JobId, SnapshotId};
 
 use super::super::Driver;
 use super::super::log::Note;
@@ -200,6 +200,15 @@ impl<S: Store> Driver<S> {
             // It was written a moment ago.
             verify: false,
         })
+    }
+
+    /// The COPY bytes of the job's snapshot, once all of it is stored.
+    pub(in crate::drive) fn known_bytes(&self, job: JobId) -> Option<ByteCount> {
+        let job = &self.jobs.get(&job)?.job;
+        let planned = job.attempt.plan.is_some();
+        let stored = self.snapshots.get(&job.snapshot()?)?;
+        let sealed = stored.snapshot.sealed.filter(|_| planned)?;
+        Some(ByteCount(sealed.bytes))
     }
 
     /// How much of the job's snapshot is spooled, until all of it is.

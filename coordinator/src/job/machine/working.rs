@@ -423,16 +423,15 @@ impl Turn {
         }
         let budget = self.rules.patience.budget(step);
         for side in Side::BOTH {
-            if !self.job.needs(side, step) {
-                continue;
-            }
             let end = self.job.end(side);
             if let Presence::Away { since } = end.presence
+                && self.job.needs_agent(side, step)
                 && after(since, budget) <= self.now
             {
                 return self.give_up(step, self.gone(side, step, budget));
             }
             if let ServerState::Silent { since, why } = &end.server
+                && self.job.needs_server(side, step)
                 && after(*since, budget) <= self.now
             {
                 let fault = self.server_gone(side, step, budget, why);
