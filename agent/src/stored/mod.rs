@@ -50,9 +50,11 @@ pub(crate) fn fault(error: &Error, node: &NodeId) -> Fault {
         }
         _ => "",
     };
-    let fault = Fault::new(FaultKind::Failed, error.to_string())
-        .on(node)
-        .hint(hint);
+    let kind = match error.is_damage() {
+        true => FaultKind::StoreDamaged,
+        false => FaultKind::Failed,
+    };
+    let fault = Fault::new(kind, error.to_string()).on(node).hint(hint);
     // Of a full store, parts that are whole stay: somebody may make room while the snapshot lives.
     if error.is_full() || error.may_pass() {
         fault.retry(Retry::Backoff)

@@ -120,11 +120,36 @@ impl<S: Store> Driver<S> {
 
     /// The jobs of a snapshot that is complete go on from its spool, whatever restarts.
     pub(super) fn now_sealed(&mut self, id: SnapshotId, now: Timestamp) {
-        let jobs = self.jobs.values().map(|live| &live.job);
-        let of = jobs.filter(|job| job.shared == Some(id));
-        for job in of.map(|job| job.id).collect::<Vec<_>>() {
+        for job in self.jobs_of_shared(id) {
             self.advance(job, JobEvent::Sealed, now);
         }
+    }
+
+    /// Part of the spool that the job loads from is damaged or gone: everybody who loads from it starts over with
+    /// another snapshot.
+    pub(in crate::drive) fn spool_damaged(&mut self, job: JobId, fault: &Fault, now: Timestamp) {
+        let Some(id) = self.jobs.get(&job).and_then(|live| live.job.shared) else {
+            return;
+        };
+        let spooled = self
+            .snapshots
+            .get(&id)
+            .filter(|s| s.snapshot.location().is_some());
+        if spooled.is_none_or(|spooled| !spooled.snapshot.is_ready()) {
+            return;
+        }
+        self.step_snapshot(id, Event::Damaged(fault.clone()), now);
+        for job in self.jobs_of_shared(id) {
+            let fault = fault.clone();
+            self.advance(job, JobEvent::SpoolLost { fault }, now);
+        }
+    }
+
+    fn jobs_of_shared(&self, id: SnapshotId) -> Vec<JobId> {
+        let jobs = self.jobs.values().map(|live| &live.job);
+        jobs.filter(|job| job.shared == Some(id))
+            .map(|job| job.id)
+            .collect()
     }
 
     /// Whether the job's command waits for its snapshot, so that the agent does not know it.

@@ -165,6 +165,7 @@ impl Turn {
             | JobEvent::Server { .. }
             | JobEvent::SnapshotLost
             | JobEvent::Sealed
+            | JobEvent::SpoolLost { .. }
             | JobEvent::Endangered { .. }
             | JobEvent::GiveUp
             | JobEvent::Tick => Ok(()),

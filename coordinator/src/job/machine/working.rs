@@ -59,6 +59,10 @@ impl Turn {
             }
             JobEvent::SnapshotLost => self.snapshot_lost(step, self.session_ended()),
             JobEvent::Sealed => self.job.attempt.sealed = true,
+            JobEvent::SpoolLost { fault } => {
+                self.job.attempt.sealed = false;
+                self.snapshot_lost(step, fault);
+            }
             JobEvent::Cancel { data } => self.end(Why::Cancelled(data)),
             JobEvent::Endangered { side, fault } => match side {
                 // The slot is lost or harms the source: nothing can be resumed.
