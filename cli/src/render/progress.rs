@@ -154,6 +154,9 @@ pub(crate) fn block(view: &ProgressView, paint: Paint) -> String {
         let now: Vec<_> = rates(view).into_iter().chain(left(view)).collect();
         lines.push(("now", now.join(", ")));
     }
+    if let Some(note) = &view.detail.spool_note {
+        lines.push(("spool", paint.yellow(&clean(note))));
+    }
     lines.extend(locks::lines(&view.detail.locks));
     if view.detail.restarts > 0 {
         let restarts = view.detail.restarts;

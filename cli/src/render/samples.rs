@@ -123,6 +123,7 @@ pub(crate) fn progress() -> ProgressView {
             waiting: None,
             restarts: 0,
             spool_percent: None,
+            spool_note: None,
         },
     }
 }

@@ -101,7 +101,7 @@ impl<S: Store> Driver<S> {
 
     /// A job that shares a snapshot waits until that is open.
     fn open_source(&mut self, id: JobId, command: CommandId, now: Timestamp) {
-        let shared = self.jobs.get(&id).and_then(|live| live.job.shared);
+        let shared = self.shared_of(id);
         if shared.is_none_or(|shared| self.join_shared(id, shared, now)) {
             self.send_command(id, command, Work::OpenSource);
         }
@@ -252,6 +252,7 @@ impl<S: Store> Driver<S> {
             };
             let event = match finding.code.as_str() {
                 SCHEMA_MISMATCH => "schema.mismatch_detected",
+                preflight::NO_ROOM => "snapshot.not_spooled",
                 _ => "init.finding",
             };
             let mut note = Note::new(level, event, finding.what.clone())

@@ -16,7 +16,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use steep_protocol::message::facts::{Finding, SourceFacts};
-use steep_protocol::message::job::{CancelledData, JobSpec, SyncSlots};
+use steep_protocol::message::job::{CancelledData, JobSpec, Method, SyncSlots};
 use steep_protocol::message::lineage::ChangeOrigin;
 use steep_protocol::{ByteCount, CommandId, Fault, JobId, Lsn, RowCount, SnapshotId};
 
@@ -68,6 +68,9 @@ pub struct Job {
     pub stored: Option<StoredRows>,
     /// The snapshot that it shares with the other targets of its request, or joined.
     pub shared: Option<SnapshotId>,
+    /// Whether its rows go through a spool beside the source.
+    #[serde(default)]
+    pub spooling: Spooling,
     /// The name in the certificate of the operator who started it.
     pub operator: String,
     /// When.
@@ -106,6 +109,20 @@ pub struct Job {
     pub clock: PhaseClock,
     /// When it ended, successfully or not.
     pub ended_at: Option<Timestamp>,
+}
+
+/// Whether a job's rows go through a spool beside the source. The preflight decides, by the size of its tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Spooling {
+    /// No, unless it is ordered (`two-phase`).
+    #[default]
+    Live,
+    /// Yes: a table is large, or it is ordered, and there is room.
+    Spooled,
+    /// They should, but the spool has no room for them.
+    NoRoom,
+    /// As those of the snapshot that it has joined.
+    Joined,
 }
 
 /// Facts that [`machine`] has the preflight judge. Empty before and after the preflight.
@@ -368,6 +385,7 @@ impl Job {
             handover: None,
             stored: None,
             shared: None,
+            spooling: Spooling::default(),
             operator: operator.to_owned(),
             accepted_at: now,
             cancelled_by: None,
@@ -404,6 +422,16 @@ impl Job {
         match self.stored.as_ref()?.reader {
             Reader::Target(totals) => Some(totals),
             Reader::Source => None,
+        }
+    }
+
+    /// Whether a snapshot that it opens is read into a spool.
+    #[must_use]
+    pub fn spools(&self) -> bool {
+        match self.spooling {
+            Spooling::Spooled => true,
+            Spooling::NoRoom => false,
+            Spooling::Live | Spooling::Joined => self.spec.method == Method::TwoPhase,
         }
     }
 

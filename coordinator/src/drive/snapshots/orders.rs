@@ -363,7 +363,7 @@ fn start(snapshot: &Snapshot, wanted: Method, verify: bool) -> Result<(Start, Me
     let (method, usable) = match wanted.follows() {
         true if shared => {
             let method = store.map_or(Method::Snapshot, |_| Method::TwoPhase);
-            return Ok((Start::Shared(snapshot.id), method));
+            return Ok((Start::Joined(snapshot.id), method));
         }
         true => (Method::Stored, snapshot.state() == SnapshotState::Sealed),
         false => (Method::Load, snapshot.has_files()),

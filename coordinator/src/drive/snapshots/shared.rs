@@ -1,5 +1,6 @@
 //! Snapshots that live for the targets that are made from them: shared by several, so that the source reads
-//! each part once, whoever asks first; or read into a spool before they are copied (`two-phase`).
+//! each part once, whoever asks first; or read into a spool while they are copied, where a table is large or
+//! that is ordered (`two-phase`).
 //!
 //! The first target whose preflight has passed opens it, the others join. When the last of them has its
 //! rows, it is removed, so that the source's vacuum can go on (G5). If the source loses one that is held
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::SharedParts;
-use steep_protocol::message::job::{JobSpec, Method};
+use steep_protocol::message::job::Method;
 use steep_protocol::message::snapshot::StoredPlace;
 use steep_protocol::{ByteCount, CommandId, Fault, JobId, SnapshotId};
 
@@ -17,14 +18,18 @@ use super::super::Driver;
 use super::super::log::Note;
 use super::Stored;
 use crate::job::machine::JobEvent;
+use crate::job::retry::seconds;
 use crate::job::time::after;
-use crate::job::{COMMANDS_PER_JOB, Job, Stage as JobStage, Step, Work};
+use crate::job::{COMMANDS_PER_JOB, Job, Spooling, Stage as JobStage, Step, Work};
 use crate::snapshot::machine::Event;
 use crate::snapshot::{Owner, Snapshot, Stage};
 use crate::store::{Store, Write};
 
 /// How long a snapshot is kept open for targets whose preflight takes longer than the others' copies.
 const JOIN_GRACE: Duration = Duration::from_secs(60);
+
+/// The percentage of a spool that is complete only by its estimate.
+const ALMOST: f64 = 99.9;
 
 impl<S: Store> Driver<S> {
     /// Whether the snapshot that the job shares is open; opens it if nobody has. The job is told when it is
@@ -36,8 +41,8 @@ impl<S: Store> Driver<S> {
         now: Timestamp,
     ) -> bool {
         let id = self.latest(shared);
-        if id != shared
-            && let Some(live) = self.jobs.get_mut(&job)
+        if let Some(live) = self.jobs.get_mut(&job)
+            && live.job.shared != Some(id)
         {
             live.job.shared = Some(id);
             let replication = live.job.replication();
@@ -50,8 +55,8 @@ impl<S: Store> Driver<S> {
         if !self.snapshots.contains_key(&id)
             && let Some(live) = self.jobs.get(&job)
         {
-            let (spec, operator) = (live.job.spec.clone(), live.job.operator.clone());
-            self.open_shared(id, spec, &operator, now);
+            let job = live.job.clone();
+            self.open_shared(id, &job, now);
         }
         if self.spool(id).is_some() {
             self.advance(job, JobEvent::Sealed, now);
@@ -78,18 +83,29 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    fn open_shared(&mut self, id: SnapshotId, spec: JobSpec, operator: &str, now: Timestamp) {
+    /// The snapshot that the job copies from, unless it is its own: one that is spooled has a life of its own, too.
+    pub(in crate::drive) fn shared_of(&self, job: JobId) -> Option<SnapshotId> {
+        let job = &self.jobs.get(&job)?.job;
+        let spools = job.spools().then(|| SnapshotId(self.new_job_id().0));
+        job.shared.or(spools)
+    }
+
+    fn open_shared(&mut self, id: SnapshotId, job: &Job, now: Timestamp) {
         let first = self.take_commands(COMMANDS_PER_JOB);
+        let (spec, operator) = (job.spec.clone(), job.operator.as_str());
         let source = spec.source.clone();
         let agent = self.registry.get(&source).map(|agent| &agent.registration);
         let spool = agent.and_then(|agent| agent.spool.as_ref());
-        let spool = spool.filter(|_| spec.method == Method::TwoPhase);
+        let spool = spool.filter(|_| job.spools());
         let location = spool.map(|directory| format!("{directory}/{id}"));
         let incarnation = agent.map(|agent| agent.incarnation);
         let mut snapshot = Snapshot::shared(id, (spec, location), operator, first, now);
         snapshot.incarnation = incarnation;
+        let text = match &snapshot.spec.store {
+            Some(_) => format!("snapshot {id} of {source}, which is read into a spool beside it"),
+            None => format!("snapshot {id} of {source}, which several targets share"),
+        };
         self.snapshots.insert(id, Stored::of(snapshot));
-        let text = format!("snapshot {id} of {source}, which several targets share");
         let note = Note::info("snapshot.started", text).field("operator", operator);
         self.note_snapshot(id, note, now);
         self.step_snapshot(id, Event::Begin, now);
@@ -241,7 +257,38 @@ impl<S: Store> Driver<S> {
         let stored = self.snapshots.get(&job.shared?)?;
         let spools = stored.snapshot.stage == Stage::Storing;
         let work = stored.progress.as_ref().filter(|_| spools)?;
-        (work.total > 0).then(|| 100.0 * work.done as f64 / work.total as f64)
+        // An estimate that was too low does not make it complete.
+        (work.total > 0).then(|| stored.spooled.min(ALMOST))
+    }
+
+    /// What is in the way of the job's spool, or why it has none although it should.
+    pub(in crate::drive) fn spool_note(&self, job: &Job, now: Timestamp) -> Option<String> {
+        match job.stage {
+            JobStage::Working(step) if step <= Step::Copy => {}
+            _ => return None,
+        }
+        let source = &job.spec.source;
+        let live = "the targets read the source itself, which holds its snapshot open until they have all rows";
+        let snapshot = job.shared.and_then(|id| self.snapshots.get(&id));
+        let spooled = snapshot.filter(|stored| stored.snapshot.location().is_some());
+        let Some(Stored { snapshot, .. }) = spooled else {
+            let unfit = job.spooling == Spooling::NoRoom;
+            return unfit.then(|| format!("no room for a spool on {source}: {live}"));
+        };
+        match (snapshot.stage, &snapshot.fault, snapshot.trouble) {
+            (Stage::Storing, Some(fault), Some(trouble)) => {
+                let again = match snapshot.running {
+                    Some(_) => "now".to_owned(),
+                    None => format!("in {} s", seconds(now, trouble.again)),
+                };
+                Some(format!(
+                    "the spool on {source} could not be filled, tried again {again}: {}; meanwhile {live}",
+                    fault.message
+                ))
+            }
+            (Stage::Shared, _, _) => Some(format!("the spool on {source} is given up: {live}")),
+            _ => None,
+        }
     }
 
     /// Whom the job's target exchanges parts with, if others copy from the same snapshot.
@@ -250,7 +297,7 @@ impl<S: Store> Driver<S> {
         let others = self.sharers(snapshot).into_iter();
         let others: Vec<&Job> = others.filter(|other| other.id != job.id).collect();
         // One that lives is for several, also while one of them copies.
-        let lives = job.spec.method == Method::Snapshot;
+        let lives = job.spec.method == Method::Snapshot && !job.spools();
         let alone = others.is_empty() && !lives;
         let peers = || others.iter().map(|other| self.peer(&other.spec.target));
         (!alone).then(|| SharedParts {

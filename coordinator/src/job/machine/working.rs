@@ -7,8 +7,8 @@ use steep_protocol::message::facts::{Finding, Severity, TargetFacts};
 use steep_protocol::message::job::{CancelledData, Method, SchemaMode};
 use steep_protocol::{Fault, FaultKind};
 
-use super::super::preflight::origin;
-use super::super::{Plan, WARNINGS_MAX, Why, Witness};
+use super::super::preflight::{NO_ROOM, origin, spooling};
+use super::super::{Plan, Spooling, WARNINGS_MAX, Why, Witness};
 use super::{
     Case, Closed, Effect, Finish, JobEvent, NodeEvent, PARTS_PER_COPY, Parting, Presence, Process,
     RECOUNTS_MAX, Refused, Residue, Return, ServerState, Side, Snapshot, Stage, Step, Totals, Turn,
@@ -221,14 +221,22 @@ impl Turn {
             handover: handover.as_ref().zip(source.slot.as_ref()),
             around: &around,
         };
-        let findings = (self.rules.judge)(&case);
+        let mut findings = (self.rules.judge)(&case);
         let origin = origin(&case);
+        // The room was taken by the snapshot that it has joined.
+        let joined = self.job.spooling == Spooling::Joined;
+        findings.retain(|finding| !joined || finding.code != NO_ROOM);
+        let spooling = match joined {
+            true => Spooling::Joined,
+            false => spooling(&case),
+        };
         let errors: Vec<&Finding> = findings
             .iter()
             .filter(|f| f.severity == Severity::Error)
             .collect();
         let fault = (!errors.is_empty()).then(|| self.preflight_fault(&errors));
         self.job.origin = origin;
+        self.job.spooling = spooling;
         self.warn(findings);
         match fault {
             Some(fault) => self.fail(fault),

@@ -292,6 +292,7 @@ impl Meter {
             waiting: None,
             restarts: job.restarts,
             spool_percent: None,
+            spool_note: None,
         }
     }
 

@@ -234,8 +234,10 @@ pub struct ProgressDetail {
     pub waiting: Option<WaitingView>,
     /// How often the job began again because its snapshot was lost.
     pub restarts: u8,
-    /// In two phases: how much of the snapshot is in the spool, 0 to 100, until all of it is.
+    /// How much of the snapshot is in the spool, 0 to 100, until all of it is.
     pub spool_percent: Option<f64>,
+    /// What is in the way of the spool, or why there is none although the tables are large.
+    pub spool_note: Option<String>,
 }
 
 /// Somebody who waits for a job, or whom it waits for.
