@@ -80,6 +80,7 @@ pub async fn run(given: Given, stop: Stop) -> anyhow::Result<()> {
         budget: budgets.received.clone(),
         kept: kept(&config),
         index_memory: config.index_memory,
+        spool: config.spool.as_ref().map(Into::into),
         telemetry: Arc::default(),
         readings: Readings::default(),
         drain: shutdown.drain.clone(),

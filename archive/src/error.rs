@@ -163,6 +163,16 @@ impl Error {
         }
     }
 
+    /// Whether what was stored is not there any more, or not what was written.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Problem { .. } | Self::Incomplete { .. } | Self::NoSuchPart { .. } => true,
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            _ => false,
+        }
+    }
+
     /// Whether somebody has to make room first.
     #[must_use]
     pub fn is_full(&self) -> bool {

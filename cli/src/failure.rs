@@ -73,7 +73,10 @@ impl From<Fault> for Failure {
 /// The exit code of that kind of fault.
 pub(crate) fn exit_code(kind: FaultKind) -> u8 {
     match kind {
-        FaultKind::Failed | FaultKind::SourceChanged | FaultKind::TargetChanged => ERROR,
+        FaultKind::Failed
+        | FaultKind::SourceChanged
+        | FaultKind::TargetChanged
+        | FaultKind::StoreDamaged => ERROR,
         FaultKind::BadRequest => BAD_ARGUMENTS,
         FaultKind::SchemaMismatch => SCHEMA_MISMATCH,
         FaultKind::Cancelled => CANCELLED,

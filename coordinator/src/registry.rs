@@ -2,7 +2,7 @@
 //!
 //! In memory only; what must survive is in the store's node records. Decides nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -82,6 +82,8 @@ pub struct Registry {
     agents: BTreeMap<NodeId, Agent>,
     /// The incarnation of the process last rejected as a node's agent.
     rejected: BTreeMap<NodeId, u64>,
+    /// Nodes whose agents have had a session since the coordinator started.
+    met: BTreeSet<NodeId>,
 }
 
 /// An agent heard within this time is alive: agents send something every 1.5 s.
@@ -106,7 +108,14 @@ impl Registry {
             last_heard: now,
         };
         self.rejected.remove(&node);
+        self.met.insert(node.clone());
         self.agents.insert(node, agent);
+    }
+
+    /// Whether the node's agent has had a session since the coordinator started.
+    #[must_use]
+    pub fn has_met(&self, node: &NodeId) -> bool {
+        self.met.contains(node)
     }
 
     /// Why a process may not be the node's agent: another process is. Accepted are the same process

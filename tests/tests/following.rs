@@ -38,6 +38,7 @@ const FOLLOWS: &str = "CREATE TABLE metrics.sample_05 PARTITION OF metrics.sampl
 
 fn watched() -> Result<Cluster> {
     Cluster::builder()
+        .without_data_dir("node_a")
         .setting("node_b", "wal_retrieve_retry_interval", "1s")
         .setting("node_b", "logging_collector", "on")
         .agent_argument("node_a", "--schema-check-interval=1s")

@@ -214,7 +214,7 @@ fn a_lock_that_changes_nothing_is_given_way_to_or_not_and_the_job_goes_on() -> R
 
 #[test]
 fn a_table_that_is_rewritten_between_its_parts_fails_the_job_by_name() -> Result<()> {
-    let cluster = Cluster::pair()?;
+    let cluster = Cluster::builder().without_data_dir("node_a").start()?;
     let source = cluster.database("node_a");
     source.sql(TABLES)?;
     source.sql(ROWS)?;

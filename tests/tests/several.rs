@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use steep_tests::cluster::Cluster;
+use steep_tests::cluster::{Builder, Cluster};
 use steep_tests::load::{Intensity, Load};
 use steep_tests::pg::{Database, Grouping};
 use steep_tests::{compare, sample, scrape, wait};
@@ -16,12 +16,19 @@ const LIMIT: Duration = Duration::from_secs(60);
 const TARGETS: [&str; 3] = ["node_b", "node_c", "node_d"];
 
 /// A cluster whose source logs every statement.
-fn cluster() -> Result<Cluster> {
+fn builder() -> Builder {
     let builder = Cluster::builder().nodes(4);
     let builder = builder.setting("node_a", "log_statement", "all");
-    builder
-        .setting("node_a", "max_replication_slots", "20")
-        .start()
+    builder.setting("node_a", "max_replication_slots", "20")
+}
+
+fn cluster() -> Result<Cluster> {
+    builder().start()
+}
+
+/// A source without a spool: its rows are read while they are copied.
+fn live() -> Result<Cluster> {
+    builder().without_data_dir("node_a").start()
 }
 
 /// How often each range of each table was read from the source's PostgreSQL.
@@ -86,7 +93,7 @@ fn nothing_is_left(source: &Database, slots: u32) -> Result<()> {
 
 #[test]
 fn three_targets_cost_their_source_one_reading_and_not_three_times_the_bytes() -> Result<()> {
-    let cluster = cluster()?;
+    let cluster = live()?;
     let source = cluster.database("node_a");
     sample::create(&source, 4)?;
     let load = Load::start(
@@ -190,7 +197,7 @@ fn snapshots(cluster: &Cluster) -> Result<Vec<Value>> {
 
 #[test]
 fn a_node_joins_a_snapshot_that_others_are_being_made_from() -> Result<()> {
-    let cluster = cluster()?;
+    let cluster = live()?;
     let source = cluster.database("node_a");
     sample::create(&source, 2)?;
     cluster
@@ -325,4 +332,96 @@ fn two_phases_that_are_cancelled_leave_nothing_and_need_no_spool_to_end_well() -
     wait::until_true("the snapshot to be forgotten", LIMIT, || {
         Ok(snapshots(&cluster)?.is_empty())
     })
+}
+
+/// Begins to load a source with a large table, slowly, and returns once all of it is spooled.
+fn spooled(cluster: &Cluster) -> Result<()> {
+    let source = cluster.database("node_a");
+    sample::create(&source, 4)?;
+    let further = [
+        "--detach",
+        "--max-rate",
+        "2MB",
+        "--large-table-threshold",
+        "1MB",
+    ];
+    cluster.init(&further)?.expect(0)?;
+    cluster.wait_copying("node_b")?;
+    wait::until_true("the snapshot to be complete", LIMIT, || {
+        let all = snapshots(cluster)?;
+        Ok(all.first().is_some_and(|one| one["state"] == "sealed"))
+    })
+}
+
+#[test]
+fn a_database_with_a_large_table_is_spooled_and_rows_flow_from_there_without_its_server()
+-> Result<()> {
+    let mut cluster = cluster()?;
+    spooled(&cluster)?;
+    let source = cluster.database("node_a");
+    let held = "SELECT count(*) FROM pg_stat_activity WHERE backend_xmin IS NOT NULL \
+         AND application_name LIKE 'steep-repl snapshot%'";
+    assert_eq!(source.value::<u32>(held)?, 0);
+    let copied = |cluster: &Cluster| -> Result<u64> {
+        let view = cluster.progress("node_b")?;
+        assert!(view["waiting"].is_null(), "{view}");
+        view["bytes_copied"].as_u64().context("bytes")
+    };
+    cluster.node_mut("node_a").server_mut().stop()?;
+    wait::until_true("the stop to be noticed", LIMIT, || {
+        let node = cluster.node_view("node_a")?.context("node_a")?;
+        Ok(!node["postgres_error"].is_null())
+    })?;
+    let before = copied(&cluster)?;
+    wait::until_true("more rows to arrive", LIMIT, || {
+        Ok(copied(&cluster)? > before)
+    })?;
+    cluster.node_mut("node_a").server_mut().restart()?;
+    cluster.kill_agent("node_a")?;
+    cluster.start_agent("node_a")?;
+    cluster.wait_state("node_b", &["synchronized"], LIMIT * 2)?;
+    compare::rows(&source, &cluster.database("node_b"))?.none()?;
+    read_once(&cluster, 0)
+}
+
+#[test]
+fn a_spool_that_is_damaged_or_gone_is_read_anew_by_itself() -> Result<()> {
+    let mut cluster = cluster()?;
+    spooled(&cluster)?;
+    let first = snapshots(&cluster)?[0]["snapshot_id"].clone();
+    let spool = cluster.dir().join("agent-node_a").join("spool");
+    cluster.stop_agent("node_a")?;
+    fs::remove_dir_all(&spool)?;
+    cluster.start_agent("node_a")?;
+    let coordinator = cluster.coordinator().context("a coordinator")?;
+    wait::until_true("the job to begin again", LIMIT, || {
+        Ok(!coordinator.events("init.restarted")?.is_empty())
+    })?;
+    let sealed = |one: &Value| one["snapshot_id"] == first && one["state"] == "sealed";
+    assert!(!snapshots(&cluster)?.iter().any(sealed));
+    cluster.wait_state("node_b", &["synchronized"], LIMIT * 2)?;
+    compare::rows(&cluster.database("node_a"), &cluster.database("node_b"))?.none()?;
+    assert!(!coordinator.events("snapshot.lost")?.is_empty());
+    nothing_is_left(&cluster.database("node_a"), 1)
+}
+
+#[test]
+fn a_large_table_without_a_spool_is_read_live_and_that_is_said() -> Result<()> {
+    let cluster = live()?;
+    sample::create(&cluster.database("node_a"), 2)?;
+    let further = [
+        "--detach",
+        "--max-rate",
+        "2MB",
+        "--large-table-threshold",
+        "1MB",
+    ];
+    cluster.init(&further)?.expect(0)?;
+    cluster.wait_copying("node_b")?;
+    let status = cluster.cli(&["status", "node_b"])?.expect(0)?.text();
+    ensure!(status.contains("no room for a spool on node_a"), "{status}");
+    let events = cluster.cli(&["events", "node_b", "--json"])?.text();
+    ensure!(events.contains("snapshot.not_spooled"), "{events}");
+    cluster.wait_state("node_b", &["synchronized"], LIMIT * 2)?;
+    Ok(())
 }

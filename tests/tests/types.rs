@@ -95,7 +95,7 @@ fn roles_that_the_target_lacks_are_named_and_stop_nothing() -> Result<()> {
 
 #[test]
 fn one_large_table_is_split_into_ranges_and_arrives_whole() -> Result<()> {
-    let cluster = Cluster::pair()?;
+    let cluster = Cluster::builder().without_data_dir("node_a").start()?;
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
     // With holes: pages without rows, and pages beyond the planner's estimate.
     source.sql(

@@ -237,6 +237,11 @@ fn hint(node: &NodeId, complaints: &str) -> String {
              number (doctor says which), restart its PostgreSQL, then run init again"
         );
     }
+    if retry(complaints) != Retry::Never {
+        return format!(
+            "see whether the PostgreSQL of {node} runs and accepts connections, and its log"
+        );
+    }
     "the agent's role must be able to read the whole schema that is to be copied; where a table was \
      dropped or altered meanwhile, run init again"
         .to_owned()
@@ -369,6 +374,17 @@ pub(crate) async fn filter_facts(
 mod tests {
     use super::*;
     use steep_protocol::message::job::TableFilter;
+
+    #[test]
+    fn a_server_that_is_stopped_is_named_and_not_the_rights_of_a_role() {
+        let node = NodeId::parse("node_a").unwrap();
+        let stopped =
+            "pg_dump: error: connection to server at \"h\", port 1 failed: Connection refused";
+        let told = hint(&node, stopped);
+        assert!(told.contains("node_a runs"), "{told}");
+        let refused = hint(&node, "pg_dump: error: permission denied for table t");
+        assert!(refused.contains("role"), "{refused}");
+    }
 
     #[test]
     fn names_reach_pg_dump_as_they_are() {

@@ -57,19 +57,25 @@ const SIZE_SQL: &str = "
     SELECT coalesce(sum(CASE WHEN heap > 32 * page THEN pg_total_relation_size(oid)
         ELSE heap + coalesce(toast, 0) + (
             SELECT coalesce(sum(greatest(x.relpages * page, heap, 2 * page)), 0)
-            FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid WHERE i.indrelid = sized.oid) END), 0)::int8
-    FROM (SELECT c.oid, pg_relation_size(c.oid) AS heap, current_setting('block_size')::int8 AS page,
+            FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid WHERE i.indrelid = sized.oid) END), 0)::int8,
+        coalesce(sum(heap + coalesce(toast, 0)) FILTER (WHERE relkind = 'r'), 0)::int8,
+        coalesce(max(heap + coalesce(toast, 0)) FILTER (WHERE relkind = 'r'), 0)::int8
+    FROM (SELECT c.oid, c.relkind, pg_relation_size(c.oid) AS heap, current_setting('block_size')::int8 AS page,
             CASE WHEN c.reltoastrelid <> 0 THEN pg_relation_size(c.reltoastrelid) END AS toast
         FROM unnest($1::oid[]) AS t (oid) JOIN pg_class c ON c.oid = t.oid OFFSET 0) AS sized";
 
 /// As of the last `VACUUM` or `ANALYZE`; takes no lock, for tables that are locked.
 const SIZE_ESTIMATE_SQL: &str = "
-    WITH chosen AS (SELECT c.oid, c.reltoastrelid FROM pg_class c WHERE c.oid = ANY ($1::oid[])),
+    WITH chosen AS (SELECT c.oid, c.reltoastrelid, c.relkind, current_setting('block_size')::int8 AS page,
+            c.relpages::int8 + coalesce(t.relpages, 0)::int8 AS pages
+        FROM pg_class c LEFT JOIN pg_class t ON t.oid = c.reltoastrelid WHERE c.oid = ANY ($1::oid[])),
     heap AS (SELECT oid FROM chosen UNION ALL SELECT reltoastrelid FROM chosen),
     file AS (SELECT oid FROM heap UNION ALL
         SELECT i.indexrelid FROM pg_index i JOIN heap ON heap.oid = i.indrelid)
-    SELECT coalesce(sum(c.relpages::int8 * current_setting('block_size')::int8), 0)::int8
-    FROM file JOIN pg_class c ON c.oid = file.oid";
+    SELECT (SELECT coalesce(sum(c.relpages::int8 * current_setting('block_size')::int8), 0)::int8
+            FROM file JOIN pg_class c ON c.oid = file.oid),
+        (SELECT coalesce(sum(pages * page) FILTER (WHERE relkind = 'r'), 0)::int8 FROM chosen),
+        (SELECT coalesce(max(pages * page) FILTER (WHERE relkind = 'r'), 0)::int8 FROM chosen)";
 
 /// Owners and grantees: those that `pg_shdepend` records for this database, and the owners it omits because
 /// they are pinned (initdb's role).
@@ -91,8 +97,9 @@ pub(super) async fn gather(
     filter: &TableFilter,
 ) -> Result<SourceFacts, PgError> {
     let mut census = census(task, session, filter).await?;
-    census.facts.total_bytes = size(task, session, &census.with_storage).await?;
-    let mut facts = census.facts;
+    let sizes = size(task, session, &census.with_storage).await?;
+    let mut facts = std::mem::take(&mut census.facts);
+    [facts.total_bytes, facts.table_bytes, facts.largest_table] = sizes;
     facts.identities = identity::gather(task, session, filter).await?;
     facts.features = features::of_source(task, session, filter).await?;
     facts.filter = dump::filter_facts(session, filter).await?;
@@ -130,7 +137,8 @@ async fn census(task: &Task, session: &Session, filter: &TableFilter) -> Result<
     Ok(census)
 }
 
-async fn size(task: &Task, session: &Session, oids: &[u32]) -> Result<ByteCount, PgError> {
+/// The bytes of everything, of the tables without their indexes, and of the largest of these.
+async fn size(task: &Task, session: &Session, oids: &[u32]) -> Result<[ByteCount; 3], PgError> {
     let row = match session
         .run(&task.cancel, session.query_one(SIZE_SQL, &[&oids]))
         .await
@@ -142,9 +150,11 @@ async fn size(task: &Task, session: &Session, oids: &[u32]) -> Result<ByteCount,
         }
         other => other?,
     };
-    Ok(ByteCount(
-        u64::try_from(row.try_get::<_, i64>(0)?).unwrap_or(0),
-    ))
+    let mut sizes = [ByteCount(0); 3];
+    for (at, size) in sizes.iter_mut().enumerate() {
+        *size = ByteCount(u64::try_from(row.try_get::<_, i64>(at)?).unwrap_or(0));
+    }
+    Ok(sizes)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

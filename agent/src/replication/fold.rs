@@ -13,7 +13,7 @@ use steep_protocol::message::agent::{EarlierEpoch, SubscriptionStart};
 use steep_protocol::message::lineage::ChangeOrigin;
 use steep_protocol::{Fault, FaultKind, Identifier, Retry, TableName};
 
-use super::subscription::{Position, advance, create, enable, find, unsubscribe};
+use super::subscription::{Position, advance, create, enable, find, gone, unsubscribe};
 use crate::node::connection::Conn;
 use crate::peer::connection::SourceAgent;
 use crate::pg::literal;
@@ -104,10 +104,7 @@ async fn start_again(
         conn.execute(&format!("ALTER SUBSCRIPTION {from} RENAME TO {to}"))
             .await?;
     }
-    let gone = |name: &Identifier| {
-        let text = format!("subscription {name} is not there");
-        conn.own(Fault::new(FaultKind::Failed, text))
-    };
+    let gone = |name: &Identifier| conn.own(Fault::new(FaultKind::Failed, gone(name)));
     let old = find(conn, &stopped).await?.ok_or_else(|| gone(&stopped))?;
     if find(conn, &name).await?.is_none() {
         // The start only decides whether it copies by itself.

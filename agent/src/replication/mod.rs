@@ -8,6 +8,7 @@
 pub(crate) mod fence;
 pub(crate) mod fold;
 pub(crate) mod keep_out;
+pub(crate) mod native;
 pub(crate) mod prepared;
 pub(crate) mod sequences;
 pub(crate) mod server_log;

@@ -1,5 +1,6 @@
 //! From a command to the function that runs it. Decides nothing.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -18,7 +19,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::opening::{opened, snapshot_lost};
+use super::opening::opened;
 use super::readings::Readings;
 use super::report::Reports;
 use super::steps::{prepare, subscribe};
@@ -51,6 +52,8 @@ pub(crate) struct Agent {
     pub(crate) kept: Arc<kept::Store>,
     /// For all index builds together, where the operator sets it.
     pub(crate) index_memory: Option<ByteCount>,
+    /// Where snapshots are spooled.
+    pub(crate) spool: Option<PathBuf>,
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) readings: Readings,
     pub(crate) drain: CancellationToken,
@@ -175,6 +178,7 @@ impl Agent {
             } => {
                 self.jobs.admit(job, target, filter.clone(), None);
                 let mut facts = facts::source(task, &filter).await?;
+                facts.spool_room = self.spool.as_deref().and_then(stored::room::room);
                 if slot == SlotOrigin::Prepared {
                     facts.slot = Some(prepared::slot_facts(task, &filter).await?);
                 }
@@ -230,16 +234,7 @@ impl Agent {
             SourceCommand::DropPrepared => prepared::drop_prepared(task).await?,
             SourceCommand::TakeSlot { target } => prepared::take(task, &target).await?,
             SourceCommand::Store(request) => {
-                let open = match self.jobs.get(job).and_then(|j| j.open) {
-                    Some(Holder::Live(open)) if !open.is_lost() => open,
-                    Some(Holder::Live(_) | Holder::Shared(_) | Holder::Stored(_)) | None => {
-                        return Err(snapshot_lost(&self.node));
-                    }
-                };
-                let budget = self.budget.clone();
-                let sealed = stored::store(task, &open, request, budget).await?;
-                self.forget(job).await;
-                return Ok(Outcome::Sealed(sealed));
+                return self.store(task, request).await.map(Outcome::Sealed);
             }
             SourceCommand::VerifyStored { location } => {
                 let verified = stored::check::verify(task, &location).await?;
@@ -258,7 +253,7 @@ impl Agent {
     }
 
     /// From here on nobody may ask for the job, and no snapshot of its own is held (G7).
-    async fn forget(&self, job: JobId) {
+    pub(super) async fn forget(&self, job: JobId) {
         if let Some(open) = self.jobs.remove(job).and_then(|j| j.open) {
             open.close().await;
         }

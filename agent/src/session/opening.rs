@@ -1,10 +1,12 @@
 //! `Open`: a job's snapshot is taken, found in an archive, or shared with other targets. And the sequences that belong
 //! to it.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use steep_protocol::message::agent::{Export, OpenSource, Outcome, PeerAddress, SequencesFrom};
 use steep_protocol::message::peer::SequenceValue;
+use steep_protocol::message::snapshot::{SealedSnapshot, StoreSnapshot};
 use steep_protocol::{Fault, FaultKind, JobId, NodeId, Retry, SnapshotId};
 
 use super::dispatch::Agent;
@@ -15,6 +17,30 @@ use crate::stored;
 use crate::task::Task;
 
 impl Agent {
+    /// Stores everything under the snapshot that is open.
+    pub(super) async fn store(
+        &self,
+        task: &Task,
+        request: StoreSnapshot,
+    ) -> Result<SealedSnapshot, Fault> {
+        let open = match self.jobs.get(task.job).and_then(|j| j.open) {
+            Some(Holder::Live(open)) if !open.is_lost() => open,
+            Some(Holder::Live(_) | Holder::Shared(_) | Holder::Stored(_)) | None => {
+                return Err(snapshot_lost(&self.node));
+            }
+        };
+        // An operator's own place may be filled to the last byte.
+        let location = Path::new(&request.store.location);
+        let spool = self
+            .spool
+            .clone()
+            .filter(|spool| location.starts_with(spool));
+        let limits = (self.budget.clone(), spool);
+        let sealed = stored::store(task, &open, request, limits).await?;
+        self.forget(task.job).await;
+        Ok(sealed)
+    }
+
     /// Opens a job's snapshot, or finds it open.
     pub(super) async fn open(&self, task: &Task, request: OpenSource) -> Result<Outcome, Fault> {
         let job = task.job;

@@ -95,6 +95,7 @@ impl Cluster {
             budget: Budget::half_of(DEFAULT_MIB),
             kept: Arc::new(Store::new(node.clone(), parent, limit)),
             index_memory: None,
+            spool: None,
             telemetry: Arc::default(),
             readings: Readings::default(),
             drain: shutdown.drain.clone(),

@@ -7,6 +7,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::time::{Duration, Instant};
 
 use backon::Retryable as _;
+use steep_protocol::message::agent::OpenSource;
 use steep_protocol::message::job::TableFilter;
 use steep_protocol::{Identifier, TableName};
 use tokio_util::sync::CancellationToken;
@@ -24,19 +25,31 @@ const MOVING_LIMIT: Duration = Duration::from_secs(5);
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Takes tables out of a publication, which from then on names its tables one by one. Idempotent.
+/// The tables that a later epoch takes: those that are left, as far as they are still there.
+pub(crate) fn unfinished(listing: &Listing, request: &OpenSource) -> Vec<TableName> {
+    let left: HashSet<&TableName> = request.unfinished.iter().collect();
+    let mut names = plan::names(listing, &request.filter);
+    names.retain(|name| left.contains(name));
+    names
+}
+
+/// Takes the tables that a new epoch copies out of the publications of the earlier ones, which from then on name their
+/// tables one by one. Idempotent.
 pub(crate) async fn narrow(
     session: &Session,
     cancel: &CancellationToken,
-    name: &Identifier,
-    without: &[TableName],
+    request: &OpenSource,
 ) -> Result<(), PgError> {
-    let listing = Listing::load(session).await?;
-    let without: HashSet<&TableName> = without.iter().collect();
-    let mut leaves = leaves(session, &listing, name).await?;
-    leaves.retain(|leaf| !without.contains(leaf));
-    set_members(session, cancel, name, &leaves).await?;
-    published::mark(session, session, name).await
+    let leaving: HashSet<&TableName> = request.unfinished.iter().collect();
+    for epoch in &request.earlier {
+        let name = epoch.replication().name();
+        let listing = Listing::load(session).await?;
+        let mut leaves = leaves(session, &listing, &name).await?;
+        leaves.retain(|leaf| !leaving.contains(leaf));
+        set_members(session, cancel, &name, &leaves).await?;
+        published::mark(session, session, &name).await?;
+    }
+    Ok(())
 }
 
 /// Moves the tables of one publication to another, as far as each can be locked without waiting. Returns those that

@@ -106,11 +106,8 @@ async fn try_open(
     let admin = Session::connect_impatient(&task.conninfo, &format!("open {}", task.job))
         .await
         .map_err(fault)?;
-    for epoch in &request.earlier {
-        let name = epoch.replication().name();
-        let narrowed = epochs::narrow(&admin, &task.cancel, &name, &request.unfinished).await;
-        narrowed.map_err(fault)?;
-    }
+    let narrowed = epochs::narrow(&admin, &task.cancel, request).await;
+    narrowed.map_err(fault)?;
     for attempt in 1..=ATTEMPTS {
         slot::remove(&admin, task, &task.cancel).await?;
         match attempt_open(task, request, locks, &admin).await? {
@@ -147,7 +144,7 @@ async fn attempt_open(
     let before = Listing::load(admin).await.map_err(fault)?;
     let members = match request.epoch {
         Epoch(0) => publication::members(&before, &request.filter),
-        Epoch(_) => unfinished(&before, request),
+        Epoch(_) => epochs::unfinished(&before, request),
     };
     let published = publication::create(admin, &task.cancel, &name, &members).await;
     published.map_err(fault)?;
@@ -227,14 +224,6 @@ async fn attempt_open(
         sharing: Arc::new(Sharing::new(request.parallel)),
         spool: Arc::default(),
     })))
-}
-
-/// The tables that a later epoch takes: those that are left, as far as they are still there.
-fn unfinished(listing: &Listing, request: &OpenSource) -> Vec<TableName> {
-    let left: HashSet<&TableName> = request.unfinished.iter().collect();
-    let mut names = plan::names(listing, &request.filter);
-    names.retain(|name| left.contains(name));
-    names
 }
 
 /// Imports the slot's snapshot into a session of our own and exports it from there. That session reads no

@@ -26,7 +26,8 @@ const SPLIT_FROM: u64 = 64 << 20;
 /// 100 ms for this many bytes.
 const RANGE_MIN: u64 = 16 << 20;
 
-/// The smallest range of a table that the operator calls large.
+/// The smallest range of a table that the operator calls large. It makes a difference only where the threshold is
+/// far below its default, under which ranges are larger anyway.
 const RANGE_MIN_LARGE: u64 = 1 << 20;
 
 /// The largest range: what is sent again when a part is lost, and the step in which progress moves.

@@ -129,6 +129,15 @@ impl Holder {
         }
     }
 
+    /// Whether its parts outlive this process.
+    pub(crate) fn is_stored(&self) -> bool {
+        match self {
+            Self::Live(_) => false,
+            Self::Shared(open) => open.spool().sealed().is_some(),
+            Self::Stored(_) => true,
+        }
+    }
+
     /// Ends a live snapshot of the job's own. Idempotent.
     pub(crate) async fn close(&self) {
         if let Self::Live(open) = self {
@@ -189,7 +198,7 @@ impl StoredSnapshot {
     ) -> Result<Self, Fault> {
         let snapshot = wanted.snapshot;
         let failed = |text: String| {
-            let fault = Fault::new(FaultKind::Failed, text).on(node);
+            let fault = Fault::new(FaultKind::StoreDamaged, text).on(node);
             fault.hint(UNCHANGED)
         };
         let found = archive.manifest().snapshot_id;
@@ -242,7 +251,8 @@ impl StoredSnapshot {
         };
         let place = self.archive.location();
         let text = format!("the snapshot in {place} is damaged: {what}");
-        Err(Fault::new(FaultKind::Failed, text).on(node).hint(UNCHANGED))
+        let kind = FaultKind::StoreDamaged;
+        Err(Fault::new(kind, text).on(node).hint(UNCHANGED))
     }
 
     fn manifest(&self) -> &Manifest {
@@ -323,7 +333,7 @@ impl StoredSnapshot {
         let schema = schema.map_err(|error| fault(&error, node))?;
         let (pre_data, rows) = split_rows(&schema.pre_data).ok_or_else(|| {
             let text = "schema.sql is not one that an agent has written";
-            Fault::new(FaultKind::Failed, text).on(node)
+            Fault::new(FaultKind::StoreDamaged, text).on(node)
         })?;
         let post_data = schema.post_data;
         Ok(Sections {

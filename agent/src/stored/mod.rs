@@ -2,11 +2,12 @@
 //!
 //! [`store()`] writes one, [`check`] reads it again and removes it, [`record`] is what this database knows
 //! of it: the template slot with its expiry, so that it is dropped though nobody asks, and a row in
-//! `steep_repl.snapshots`. [`carried`] is a target's way to read one itself.
+//! `steep_repl.snapshots`. [`room`] is what a spool may use of its disk, [`carried`] is a target's way to read one itself.
 
 pub(crate) mod carried;
 pub(crate) mod check;
 pub(crate) mod record;
+pub(crate) mod room;
 pub(crate) mod spool;
 
 mod store;
@@ -50,9 +51,11 @@ pub(crate) fn fault(error: &Error, node: &NodeId) -> Fault {
         }
         _ => "",
     };
-    let fault = Fault::new(FaultKind::Failed, error.to_string())
-        .on(node)
-        .hint(hint);
+    let kind = match error.is_damage() {
+        true => FaultKind::StoreDamaged,
+        false => FaultKind::Failed,
+    };
+    let fault = Fault::new(kind, error.to_string()).on(node).hint(hint);
     // Of a full store, parts that are whole stay: somebody may make room while the snapshot lives.
     if error.is_full() || error.may_pass() {
         fault.retry(Retry::Backoff)

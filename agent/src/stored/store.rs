@@ -5,6 +5,7 @@
 //! written last.
 
 use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -25,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::spool::Filler;
-use super::{fault, locate, record};
+use super::{fault, locate, record, room};
 use crate::budget::Budget;
 use crate::chunk::{PartReader, ReadStep};
 use crate::dump::SchemaDump;
@@ -45,14 +46,14 @@ const TELL_EVERY: Duration = Duration::from_millis(250);
 const RENEW_EVERY: Duration = Duration::from_secs(600);
 
 /// Stores the snapshot, closes it, and records it. Repeated after a failure it keeps the parts that are
-/// whole, while the snapshot lives.
+/// whole, while the snapshot lives. A spool leaves some of its disk free.
 ///
 /// Fails where the snapshot is lost, or with the store's fault: of a full or busy one, `Retry::Backoff`.
 pub(crate) async fn store(
     task: &Task,
     open: &Arc<OpenSnapshot>,
     request: StoreSnapshot,
-    budget: Budget,
+    limits: (Budget, Option<PathBuf>),
 ) -> Result<SealedSnapshot, Fault> {
     let location = locate(&request.store.location, &task.node)?;
     let failed = |error: Error| fault(&error, &task.node);
@@ -65,7 +66,7 @@ pub(crate) async fn store(
     };
     let session = task.connect("snapshot").await?;
     let archive = match Archive::create(&location, identity).await {
-        Ok(writing) => write(task, open, (&request, writing), (&session, budget)).await?,
+        Ok(writing) => write(task, open, (&request, writing), (&session, limits)).await?,
         // Only its record is missing.
         Err(Error::Complete { found, .. }) if found == Some(snapshot) => {
             Archive::open(&location).await.map_err(failed)?
@@ -88,11 +89,13 @@ async fn write(
     task: &Task,
     open: &Arc<OpenSnapshot>,
     (request, writing): (&StoreSnapshot, Writing),
-    (session, budget): (&Session, Budget),
+    (session, (budget, spool)): (&Session, (Budget, Option<PathBuf>)),
 ) -> Result<Archive, Fault> {
     let failed = |error: Error| fault(&error, &task.node);
     let kept = writing.kept(usize::from(request.parallel)).await;
-    let kept: Vec<PartNo> = kept.map_err(failed)?.iter().map(|part| part.no).collect();
+    let kept = kept.map_err(failed)?;
+    let kept_bytes = kept.iter().map(|part| part.bytes.0).sum();
+    let kept: Vec<PartNo> = kept.iter().map(|part| part.no).collect();
     let shared = Arc::new(Shared {
         task: task.clone(),
         open: Arc::clone(open),
@@ -100,7 +103,8 @@ async fn write(
         rate: Rate::new(request.store.max_rate),
         writing: writing.clone(),
         budget,
-        bytes: AtomicU64::new(0),
+        spool,
+        bytes: AtomicU64::new(kept_bytes),
         expected: open
             .summaries()
             .iter()
@@ -167,6 +171,8 @@ struct Shared {
     rate: Rate,
     writing: Writing,
     budget: Budget,
+    /// Its directory, if it is written into the spool.
+    spool: Option<PathBuf>,
     /// COPY bytes so far.
     bytes: AtomicU64,
     /// Estimated COPY bytes in all.
@@ -208,7 +214,12 @@ impl Shared {
                         outcome = outcome.and(Err(Fault::new(FaultKind::Failed, text)));
                     }
                 },
-                _ = tell.tick() => self.tell(),
+                _ = tell.tick() => {
+                    if let Some(spool) = &self.spool {
+                        room::check(spool, &self.task.node)?;
+                    }
+                    self.tell();
+                }
                 _ = renew.tick() => {
                     let renewed = record::renew(session, &self.task).await;
                     renewed.map_err(|error| self.task.fault(error))?;

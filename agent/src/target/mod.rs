@@ -23,7 +23,8 @@ pub(crate) use prepare::{
 
 pub(crate) use crate::deferred::build::build_constraints;
 pub(crate) use crate::part::ledger::totals;
-pub(crate) use crate::replication::subscription::{await_native_copy, subscribe};
+pub(crate) use crate::replication::native::await_native_copy;
+pub(crate) use crate::replication::subscription::subscribe;
 pub(crate) use crate::schema::fingerprints::{capture_fingerprints, compare_schemas};
 pub(crate) use crate::schema::missing::rebuild;
 pub(crate) use crate::schema::replicated::compare_replicated;

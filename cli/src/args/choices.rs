@@ -44,7 +44,8 @@ pub(crate) struct ReadChoices {
     /// Without this table (schema.table); may be repeated
     #[arg(long = "exclude-table", value_name = "TABLE", value_parser = parse_table)]
     pub(crate) exclude_tables: Vec<TableName>,
-    /// Split tables larger than this finely enough to keep all workers busy
+    /// A database with a table of at least this size is copied through a spool beside the source, if there is
+    /// room; such a table is also split finely
     #[arg(long, value_name = "SIZE", default_value = "10GB", value_parser = parse_size)]
     pub(crate) large_table_threshold: ByteCount,
     /// How long a statement on the source may wait for a table being read, such as 10s, or never;

@@ -154,6 +154,9 @@ pub(crate) fn block(view: &ProgressView, paint: Paint) -> String {
         let now: Vec<_> = rates(view).into_iter().chain(left(view)).collect();
         lines.push(("now", now.join(", ")));
     }
+    if let Some(note) = &view.detail.spool_note {
+        lines.push(("spool", paint.yellow(&clean(note))));
+    }
     lines.extend(locks::lines(&view.detail.locks));
     if view.detail.restarts > 0 {
         let ProgressDetail {
@@ -359,6 +362,10 @@ fn copied_permille(view: &ProgressView) -> u64 {
             Phase::Indexes | Phase::Constraints | Phase::Subscribe | Phase::CatchUp | Phase::Prove,
         ) => 1_000,
         _ if view.state == NodeState::Synchronized => 1_000,
+        // The bytes in all may turn out to be more; the percentage never goes back.
+        Some(Phase::Copy) if view.phase_percent.is_some() => {
+            permille(view.phase_percent.unwrap_or(0.0) / 100.0)
+        }
         _ if view.bytes_total == 0 => 0,
         _ => permille(view.bytes_copied as f64 / view.bytes_total as f64),
     }
@@ -469,6 +476,7 @@ mod tests {
     fn broken_numbers_make_no_broken_bar() {
         let mut view = samples::progress();
         view.bytes_total = 0;
+        view.phase_percent = Some(f64::NAN);
         view.throughput_bytes_sec = f64::NAN;
         view.throughput_rows_sec = f64::NEG_INFINITY;
         view.tables[0].percent = f64::INFINITY;

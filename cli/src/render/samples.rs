@@ -124,6 +124,7 @@ pub(crate) fn progress() -> ProgressView {
             restarts: 0,
             tables_kept: 0,
             spool_percent: None,
+            spool_note: None,
         },
     }
 }

@@ -5,7 +5,7 @@ use steep_protocol::message::agent::{
     AgentMessage, CoordinatorMessage, Outcome, Registration, SourceCommand,
 };
 use steep_protocol::message::handover::Replication;
-use steep_protocol::{CommandId, Fault, JobId, NodeId, NodeState};
+use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeId, NodeState};
 
 use super::log::Note;
 use super::{AgentInput, Driver};
@@ -287,6 +287,11 @@ impl<S: Store> Driver<S> {
             live.job.running.iter().find(own).map(|_| *id)
         });
         if let Some(id) = owner {
+            if let Err(fault) = &outcome
+                && fault.kind == FaultKind::StoreDamaged
+            {
+                self.spool_damaged(id, fault, now);
+            }
             if outcome.is_ok() {
                 self.note_returned(id, command);
             }

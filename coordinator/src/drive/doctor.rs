@@ -65,7 +65,7 @@ impl<S: Store> Driver<S> {
             InitRequest::Apply(spec) => {
                 let template = |spec: &JobSpec, start| match start {
                     Start::Stored(stored) => spec.method.follows().then(|| stored.template()),
-                    Start::Live | Start::Backup(_) | Start::Shared(_) => None,
+                    Start::Live | Start::Backup(_) | Start::Shared(_) | Start::Joined(_) => None,
                 };
                 let jobs = self.resolve_snapshot(*spec)?.into_iter();
                 jobs.map(|(spec, start)| {

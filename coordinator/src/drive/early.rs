@@ -1,6 +1,7 @@
-//! Questions about prepared slots that come before the agent has reported them.
+//! Questions that come before agents have said what is needed to answer them.
 //!
-//! An agent reports its slots a moment after its session started. Questions about them wait until then.
+//! An agent reports its slots a moment after its session started. Questions about them wait until then. After a
+//! restart of the coordinator, agents are back within seconds: nodes are not made from a snapshot before.
 
 use std::time::Duration;
 
@@ -14,6 +15,9 @@ use crate::store::Store;
 
 /// How long to wait for an agent. One that takes longer cannot reach its PostgreSQL.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long agents may take to be back once the coordinator has started.
+const RETURN: Duration = Duration::from_secs(10);
 
 /// Maximum number of waiting questions. Others are answered at once.
 const MAX: usize = 64;
@@ -39,10 +43,13 @@ impl Question {
 }
 
 impl<S: Store> Driver<S> {
-    /// Answers a question, at once or when the agent has reported its slots.
+    /// Answers a question, at once or when the agents have said what it needs.
     pub(super) fn on_ask(&mut self, question: Question, reply: Reply, now: Timestamp) {
-        if self.is_early(&question) && self.early.len() < MAX {
-            let until = after(now, PATIENCE);
+        if self.is_early(&question, now) && self.early.len() < MAX {
+            let until = match self.awaits_agents(&question, now) {
+                true => after(now, RETURN),
+                false => after(now, PATIENCE),
+            };
             self.early.push(Early {
                 question,
                 reply,
@@ -53,16 +60,38 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// Whether the agent is connected and has not reported its slots yet.
-    fn is_early(&self, question: &Question) -> bool {
+    /// Whether the agent is connected and has not reported its slots yet, or is expected back.
+    fn is_early(&self, question: &Question, now: Timestamp) -> bool {
         let agent = question.slots_of().and_then(|node| self.registry.get(node));
-        agent.is_some_and(|agent| agent.prepared.is_none())
+        agent.is_some_and(|agent| agent.prepared.is_none()) || self.awaits_agents(question, now)
+    }
+
+    /// Whether the coordinator has just started, and an agent that the question needs is not back yet.
+    fn awaits_agents(&self, question: &Question, now: Timestamp) -> bool {
+        now < after(self.clock.began, RETURN)
+            && self
+                .agents_for(question)
+                .iter()
+                .any(|node| self.nodes.contains_key(node) && !self.registry.has_met(node))
+    }
+
+    /// The agents of nodes to be made from a snapshot, and its source's.
+    fn agents_for(&self, question: &Question) -> Vec<NodeId> {
+        match question {
+            Question::Query(Query::Doctor(InitRequest::Apply(spec)))
+            | Question::Order(Order::Init(InitRequest::Apply(spec)), _) => {
+                let targets = spec.jobs.iter().map(|job| job.target.clone());
+                targets.chain(self.snapshot_source(spec.snapshot)).collect()
+            }
+            Question::Query(Query::FindSnapshot { node, .. }) => vec![node.clone()],
+            _ => Vec::new(),
+        }
     }
 
     /// Answers questions that need not wait any longer.
     pub(super) fn tick_early(&mut self, now: Timestamp) {
         for early in std::mem::take(&mut self.early) {
-            if early.until > now && self.is_early(&early.question) {
+            if early.until > now && self.is_early(&early.question, now) {
                 self.early.push(early);
             } else {
                 self.take_question(early.question, early.reply, now);

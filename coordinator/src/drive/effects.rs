@@ -10,6 +10,7 @@ use steep_protocol::message::job::CancelledData;
 use steep_protocol::message::snapshot::LoadedSnapshot;
 use steep_protocol::{CommandId, Fault, FaultKind, JobId, NodeState, Phase};
 
+use super::epochs::table_sum;
 use super::jobs::table_events;
 use super::log::{Level, Note, last_phase};
 use super::{Answer, Driver, Live, Ticket, span};
@@ -45,14 +46,7 @@ impl Live {
     /// Sums of each table with completed parts.
     pub(super) fn table_sums(&self) -> Vec<TableSum> {
         let begun = self.copied.tables().iter().filter(|t| t.done > 0);
-        begun
-            .map(|t| TableSum {
-                no: t.summary.no,
-                done: t.done,
-                rows: t.rows,
-                bytes: t.bytes,
-            })
-            .collect()
+        begun.map(table_sum).collect()
     }
 }
 
@@ -103,7 +97,7 @@ impl<S: Store> Driver<S> {
 
     /// A job that shares a snapshot waits until that is open.
     fn open_source(&mut self, id: JobId, command: CommandId, now: Timestamp) {
-        let shared = self.jobs.get(&id).and_then(|live| live.job.shared);
+        let shared = self.shared_of(id);
         if shared.is_none_or(|shared| self.join_shared(id, shared, now)) {
             self.send_command(id, command, Work::OpenSource);
         }
@@ -254,6 +248,7 @@ impl<S: Store> Driver<S> {
             };
             let event = match finding.code.as_str() {
                 SCHEMA_MISMATCH => "schema.mismatch_detected",
+                preflight::NO_ROOM => "snapshot.not_spooled",
                 _ => "init.finding",
             };
             let mut note = Note::new(level, event, finding.what.clone())

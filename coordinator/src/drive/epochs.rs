@@ -6,6 +6,7 @@ use steep_protocol::{Fault, JobId};
 
 use super::Driver;
 use super::log::Note;
+use crate::job::copy_progress::TableCopy;
 use crate::store::{Store, TableSum, Write};
 
 impl<S: Store> Driver<S> {
@@ -59,15 +60,17 @@ impl<S: Store> Driver<S> {
         };
         let kept = live.copied.tables().iter();
         let kept = kept.take(live.job.kept.tables as usize);
-        kept.map(|table| {
-            let sum = TableSum {
-                no: table.summary.no,
-                done: table.done,
-                rows: table.rows,
-                bytes: table.bytes,
-            };
-            (table.summary.clone(), sum)
-        })
-        .collect()
+        kept.map(|table| (table.summary.clone(), table_sum(table)))
+            .collect()
+    }
+}
+
+/// What is done of a table, for the store.
+pub(super) fn table_sum(table: &TableCopy) -> TableSum {
+    TableSum {
+        no: table.summary.no,
+        done: table.done,
+        rows: table.rows,
+        bytes: table.bytes,
     }
 }

@@ -81,9 +81,11 @@ impl<S: Store> Driver<S> {
     /// A tick of the clock, for one job.
     pub(super) fn tick_job(&mut self, id: JobId, now: Timestamp) {
         self.advance(id, JobEvent::Tick, now);
+        let total = self.known_bytes(id);
         let Some(live) = self.jobs.get_mut(&id) else {
             return;
         };
+        live.copied.know_total(total);
         live.meter.observe(&live.job, &live.copied, now);
         let active = matches!(live.job.stage, Stage::Working(_)) || live.end.is_none();
         if !active {

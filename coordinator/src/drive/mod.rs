@@ -5,9 +5,8 @@
 //! everything else holds a [`Handle`].
 //!
 //! A turn handles its input, collects writes, messages and answers, commits the writes and only then
-//! sends. So nobody learns anything that a restarted coordinator would not know. The loop never waits
-//! for an agent or an operator: it uses `try_send` on bounded queues, and `watch` channels, which keep
-//! only the latest view.
+//! sends. So nobody learns anything that a restarted coordinator would not know. The loop never waits for an agent
+//! or an operator: it uses `try_send` on bounded queues, and `watch` channels, which keep only the latest view.
 
 mod adjust;
 mod admit;

@@ -13,7 +13,7 @@ use crate::job::copy_progress::CopyProgress;
 use crate::job::handover::{Handover, StoredRows};
 use crate::job::machine::JobEvent;
 use crate::job::state::{NodeEvent, transition};
-use crate::job::{COMMANDS_PER_JOB, Job};
+use crate::job::{COMMANDS_PER_JOB, Job, Spooling};
 use crate::store::{Store, Write};
 
 /// Where a job's rows come from.
@@ -27,6 +27,8 @@ pub(super) enum Start {
     Stored(StoredRows),
     /// From a snapshot that it shares with other targets.
     Shared(SnapshotId),
+    /// The same, which others have opened.
+    Joined(SnapshotId),
 }
 
 impl<S: Store> Driver<S> {
@@ -134,6 +136,10 @@ impl<S: Store> Driver<S> {
             Start::Backup(handover) => job.handover = Some(handover),
             Start::Stored(stored) => job.stored = Some(stored),
             Start::Shared(snapshot) => job.shared = Some(snapshot),
+            Start::Joined(snapshot) => {
+                job.shared = Some(snapshot);
+                job.spooling = Spooling::Joined;
+            }
         }
         let (target, source) = (job.spec.target.clone(), job.spec.source.clone());
         let mut note = Note::info(

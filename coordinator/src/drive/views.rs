@@ -164,6 +164,7 @@ impl<S: Store> Driver<S> {
         let mut view = live.view(state, Detail::Active, now);
         view.detail.waiting = self.waiting(live, now);
         view.detail.spool_percent = self.spool_percent(&live.job);
+        view.detail.spool_note = self.spool_note(&live.job, now);
         let Some(live) = self.jobs.get_mut(&id) else {
             return false;
         };
@@ -204,6 +205,7 @@ impl<S: Store> Driver<S> {
                 history,
                 waiting: self.waiting(live, now),
                 spool_percent: self.spool_percent(&live.job),
+                spool_note: self.spool_note(&live.job, now),
                 ..view.detail
             },
             ..view

@@ -10,6 +10,8 @@ use steep_protocol::message::agent::{PartDone, PartProgress, TableSummary};
 use steep_protocol::{ByteCount, PartNo, RowCount, TableName, TableNo, limits};
 
 use super::machine::Counted;
+
+mod kept;
 use super::{Complete, Totals};
 
 /// Bounds on the ratio of copied bytes to estimated heap bytes; outside of them it is not credible.
@@ -114,6 +116,10 @@ pub struct CopyProgress {
     untouched: u64,
     /// Sum of estimates over finished parts.
     estimated_done: u64,
+    /// COPY bytes in all, once they were counted.
+    total: Option<ByteCount>,
+    /// Whether the estimates of the tables were counted, too.
+    exact: bool,
 }
 
 impl CopyProgress {
@@ -267,71 +273,6 @@ impl CopyProgress {
         }
     }
 
-    /// The number here of a part of the present plan.
-    #[must_use]
-    pub fn here(&self, part: PartNo) -> PartNo {
-        PartNo(part.0.saturating_add(self.kept.1))
-    }
-
-    /// The number in the present plan of a part here.
-    #[must_use]
-    pub fn planned(&self, part: PartNo) -> PartNo {
-        PartNo(part.0.saturating_sub(self.kept.1))
-    }
-
-    /// A page of the present plan, with the numbers here.
-    #[must_use]
-    pub fn page_here(&self, mut page: Vec<TableSummary>) -> Vec<TableSummary> {
-        for table in &mut page {
-            table.no = TableNo(table.no.0.saturating_add(self.kept.0));
-            table.first_part = self.here(table.first_part);
-        }
-        page
-    }
-
-    /// Keeps the tables that are complete, as those of earlier epochs; the others are returned.
-    pub fn keep_complete(&mut self) -> Vec<TableName> {
-        let all = std::mem::take(&mut self.tables).into_iter();
-        let (complete, rest): (Vec<_>, Vec<_>) = all.partition(TableCopy::is_complete);
-        self.keep(complete);
-        rest.into_iter().map(|table| table.summary.name).collect()
-    }
-
-    /// Drops the present plan. What earlier epochs have copied stays.
-    pub fn drop_plan(&mut self) {
-        let mut kept = std::mem::take(&mut self.tables);
-        kept.truncate(self.kept.0 as usize);
-        self.keep(kept);
-    }
-
-    /// Starts with these tables, which are complete.
-    pub fn keep(&mut self, tables: Vec<TableCopy>) {
-        let (wire, crossed) = (self.wire, self.crossed);
-        *self = Self {
-            wire,
-            crossed,
-            ..Self::default()
-        };
-        for mut table in tables {
-            table.summary.no = TableNo(u32::try_from(self.tables.len()).unwrap_or(u32::MAX));
-            table.summary.first_part = PartNo(self.planned);
-            table.done = table.summary.parts;
-            self.planned = self.planned.saturating_add(table.summary.parts);
-            self.done = self.done + table.sum();
-            self.complete.add(&table);
-            self.projected = self.projected.saturating_add(table.bytes.0);
-            let estimate = table.summary.bytes_estimate.0;
-            self.estimated_done = self.estimated_done.saturating_add(estimate);
-            self.tables.push(table);
-        }
-        self.bits = vec![u64::MAX; (self.planned as usize) / 64];
-        if !self.planned.is_multiple_of(64) {
-            self.bits.push((1 << (self.planned % 64)) - 1);
-        }
-        let tables = u32::try_from(self.tables.len()).unwrap_or(u32::MAX);
-        self.kept = (tables, self.planned);
-    }
-
     /// Tables whose parts are all done.
     #[must_use]
     pub fn completed(&self) -> u32 {
@@ -357,10 +298,22 @@ impl CopyProgress {
         self.wire + self.flight.iter().map(|f| f.wire).sum()
     }
 
-    /// Estimated COPY bytes of the whole job: the projection of tables that have begun, and for the rest
-    /// the catalog's estimate, corrected by its error so far. Never less than what has been copied.
+    /// The COPY bytes in all are known: everything is stored. Idempotent.
+    pub fn know_total(&mut self, total: Option<ByteCount>) {
+        if self.total != total {
+            let planned: ByteCount = self.tables.iter().map(|t| t.summary.bytes_estimate).sum();
+            self.exact = total == Some(planned);
+            self.total = total;
+        }
+    }
+
+    /// COPY bytes of the whole job. If they were not counted, estimated: the projection of tables that have begun,
+    /// and for the rest the catalog's estimate, corrected by its error so far. Never less than what has been copied.
     #[must_use]
     pub fn expected(&self) -> ByteCount {
+        if let Some(total) = self.total {
+            return total.max(self.bytes());
+        }
         // Exact to 2^52 bytes, far beyond the accuracy of an estimate.
         let rest = self.untouched as f64 * self.ratio();
         let total = self.projected.saturating_add(rest as u64);
@@ -370,6 +323,9 @@ impl CopyProgress {
     /// Estimated COPY bytes of this table.
     #[must_use]
     pub fn expected_of(&self, table: &TableCopy) -> ByteCount {
+        if self.exact {
+            return table.summary.bytes_estimate;
+        }
         let estimate = table.summary.bytes_estimate.0 as f64 * self.ratio();
         ByteCount(table.projected().unwrap_or(estimate as u64))
     }
@@ -381,35 +337,6 @@ impl CopyProgress {
         }
         let ratio = self.done.bytes.0 as f64 / self.estimated_done as f64;
         ratio.clamp(RATIO_BOUNDS.0, RATIO_BOUNDS.1)
-    }
-
-    /// Restores a table of a finished job without its single parts. For display only; do not call
-    /// [`CopyProgress::note`] afterwards.
-    pub fn restore_table(&mut self, no: TableNo, done: u32, rows: RowCount, bytes: ByteCount) {
-        let Some(table) = self.tables.get_mut(no.0 as usize).filter(|_| done > 0) else {
-            return;
-        };
-        table.done = done.min(table.summary.parts);
-        table.rows = rows;
-        table.bytes = bytes;
-        if table.is_complete() {
-            self.complete.add(table);
-        }
-        self.untouched = self
-            .untouched
-            .saturating_sub(table.summary.bytes_estimate.0);
-        self.projected = self
-            .projected
-            .saturating_add(table.projected().unwrap_or(0));
-        self.done.parts += table.done;
-        self.done.rows += rows;
-        self.done.bytes += bytes;
-    }
-
-    /// Restores the sum of bytes on the wire.
-    pub fn restore_wire(&mut self, wire: ByteCount) {
-        self.wire = wire;
-        self.crossed = self.done.bytes;
     }
 }
 
@@ -504,6 +431,24 @@ mod tests {
         copied.note(&done(4, 1)).unwrap();
         copied.note(&done(5, 2)).unwrap();
         assert_eq!(copied.expected(), ByteCount(20 * mb + 3));
+    }
+
+    #[test]
+    fn what_was_counted_is_not_estimated() {
+        let mb = 1_000_000;
+        let mut copied = CopyProgress::default();
+        copied
+            .add_page(&plan(&[(4, 40 * mb), (1, 10 * mb)]))
+            .unwrap();
+        copied.know_total(Some(ByteCount(50 * mb)));
+        // The smallest of unequal parts scales nothing.
+        copied.note(&done(0, mb)).unwrap();
+        assert_eq!(copied.expected(), ByteCount(50 * mb));
+        assert_eq!(copied.expected_of(&copied.tables()[0]), ByteCount(40 * mb));
+        // Where only their sum was counted, tables are still estimated.
+        copied.know_total(Some(ByteCount(30 * mb)));
+        assert_eq!(copied.expected(), ByteCount(30 * mb));
+        assert_eq!(copied.expected_of(&copied.tables()[0]), ByteCount(4 * mb));
     }
 
     #[test]

@@ -13,17 +13,13 @@
 //! - what a command may leave on a server is recorded ([`Residue`]) before the command is sent, and
 //!   stays recorded until its removal is confirmed.
 
-use std::ops::Add;
-
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use steep_protocol::message::agent::EarlierEpoch;
 use steep_protocol::message::facts::{Finding, SourceFacts};
-use steep_protocol::message::job::{CancelledData, JobSpec, SyncSlots};
+use steep_protocol::message::job::{CancelledData, JobSpec, Method, SyncSlots};
 use steep_protocol::message::lineage::ChangeOrigin;
-use steep_protocol::{
-    ByteCount, CommandId, Epoch, Fault, JobId, Lsn, RowCount, SnapshotId, TableName,
-};
+use steep_protocol::{CommandId, Epoch, Fault, JobId, SnapshotId, TableName};
 
 pub mod apply_health;
 pub mod copy_progress;
@@ -42,6 +38,8 @@ pub mod state;
 pub(crate) mod time;
 
 mod clock;
+mod needs;
+mod totals;
 mod work;
 
 use handover::{Handover, Reader, SlotFate, StoredRows};
@@ -49,6 +47,7 @@ use lineage::Around;
 use retry::Retrying;
 
 pub use clock::PhaseClock;
+pub use totals::{Complete, Plan, Totals, Witness};
 pub use work::{Side, Step, Work};
 
 /// Command ids reserved for one job: far more than it can need, and 2^31 jobs still fit SQLite's
@@ -84,6 +83,9 @@ pub struct Job {
     /// Tables that the present epoch has to copy, after the first.
     #[serde(default)]
     pub unfinished: Vec<TableName>,
+    /// Whether its rows go through a spool beside the source.
+    #[serde(default)]
+    pub spooling: Spooling,
     /// The name in the certificate of the operator who started it.
     pub operator: String,
     /// When.
@@ -122,6 +124,20 @@ pub struct Job {
     pub clock: PhaseClock,
     /// When it ended, successfully or not.
     pub ended_at: Option<Timestamp>,
+}
+
+/// Whether a job's rows go through a spool beside the source. The preflight decides, by the size of its tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Spooling {
+    /// No, unless it is ordered (`two-phase`).
+    #[default]
+    Live,
+    /// Yes: a table is large, or it is ordered, and there is room.
+    Spooled,
+    /// They should, but the spool has no room for them.
+    NoRoom,
+    /// As those of the snapshot that it has joined.
+    Joined,
 }
 
 /// Facts that [`machine`] has the preflight judge. Empty before and after the preflight.
@@ -329,60 +345,6 @@ pub enum Residue {
     Removed,
 }
 
-/// The size of the plan and its consistent point.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Plan {
-    /// The consistent point; 0/0 without a slot.
-    pub lsn: Lsn,
-    /// Tables.
-    pub tables: u32,
-    /// Parts.
-    pub parts: u32,
-}
-
-/// Sums over distinct parts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Totals {
-    /// Parts.
-    pub parts: u32,
-    /// Rows in them.
-    pub rows: RowCount,
-    /// COPY bytes in them.
-    pub bytes: ByteCount,
-}
-
-impl Add for Totals {
-    type Output = Self;
-
-    fn add(self, other: Self) -> Self {
-        Self {
-            parts: self.parts.saturating_add(other.parts),
-            rows: self.rows + other.rows,
-            bytes: self.bytes + other.bytes,
-        }
-    }
-}
-
-/// Tables whose parts are all committed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Complete {
-    /// Tables.
-    pub tables: u32,
-    /// Their parts.
-    pub sum: Totals,
-}
-
-/// Whether the source's agent can prove what it sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub enum Witness {
-    /// The process that sent it is still running.
-    #[default]
-    Present,
-    /// It restarted after the last row was sent. Each part was compared with the source's counts when
-    /// it was committed, so the ledger and our sums still prove the copy.
-    Restarted,
-}
-
 impl Job {
     /// A job that has not begun. Its agents count as online until the first `Down`.
     #[must_use]
@@ -409,6 +371,7 @@ impl Job {
             earlier: Vec::new(),
             kept: Complete::default(),
             unfinished: Vec::new(),
+            spooling: Spooling::default(),
             operator: operator.to_owned(),
             accepted_at: now,
             cancelled_by: None,
@@ -461,6 +424,16 @@ impl Job {
         }
     }
 
+    /// Whether a snapshot that it opens is read into a spool.
+    #[must_use]
+    pub fn spools(&self) -> bool {
+        match self.spooling {
+            Spooling::Spooled => true,
+            Spooling::NoRoom => false,
+            Spooling::Live | Spooling::Joined => self.spec.method == Method::TwoPhase,
+        }
+    }
+
     /// The command whose answer is the plan.
     #[must_use]
     pub fn planner(&self) -> Work {
@@ -487,18 +460,6 @@ impl Job {
     #[must_use]
     pub fn is_busy(&self, side: Side) -> bool {
         self.running.iter().any(|r| r.work.side() == side)
-    }
-
-    /// Whether the job needs that side in that step.
-    #[must_use]
-    pub fn needs(&self, side: Side, step: Step) -> bool {
-        let own = |r: &Retrying| r.work.side() == side;
-        self.is_busy(side)
-            || self.retrying.iter().any(own)
-            || match side {
-                Side::Source => step.needs_source(),
-                Side::Target => step.needs_subscription(self.spec.method),
-            }
     }
 
     /// Until when a failed job can be resumed.

@@ -207,7 +207,7 @@ pub fn waiting(job: &Job, patience: &Patience, now: Timestamp) -> Option<Waiting
     };
     for side in Side::BOTH {
         if let Presence::Away { since } = job.end(side).presence
-            && job.needs(side, step)
+            && job.needs_agent(side, step)
         {
             let reason = "its agent has no session with the coordinator, which rows that flow between agents do not need";
             return Some(view(side.node(&job.spec), WaitsFor::Agent, since, reason));
@@ -215,7 +215,7 @@ pub fn waiting(job: &Job, patience: &Patience, now: Timestamp) -> Option<Waiting
     }
     for side in Side::BOTH {
         if let ServerState::Silent { since, why } = &job.end(side).server
-            && job.needs(side, step)
+            && job.needs_server(side, step)
         {
             let mut view = view(side.node(&job.spec), WaitsFor::Postgresql, *since, why);
             if let Some((tries, next)) = next_try(side) {
@@ -240,7 +240,7 @@ pub fn waiting(job: &Job, patience: &Patience, now: Timestamp) -> Option<Waiting
 }
 
 /// Whole seconds from one point in time to another; 0 if it has passed.
-pub(super) fn seconds(from: Timestamp, to: Timestamp) -> u64 {
+pub(crate) fn seconds(from: Timestamp, to: Timestamp) -> u64 {
     let span = SignedDuration::from_millis(to.as_millisecond() - from.as_millisecond());
     u64::try_from(span.as_secs()).unwrap_or(0)
 }

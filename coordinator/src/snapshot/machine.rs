@@ -44,6 +44,8 @@ pub enum Event {
     },
     /// The source has dropped its slot because its time is over.
     Expired,
+    /// What was spooled is damaged or gone.
+    Damaged(Fault),
     /// An operator deletes it.
     Delete,
     /// None of its targets needs it any more.
@@ -105,6 +107,14 @@ impl Snapshot {
                     self.slot_gone("it expired".to_owned(), now, out);
                 }
                 Stage::Shared | Stage::Removing(_) | Stage::Over(_) => {}
+            },
+            Event::Damaged(fault) => match self.stage {
+                // An operator can put a file back, and delete what is left.
+                _ if self.owner == Owner::Operator => {}
+                Stage::Storing | Stage::Shared | Stage::Sealed => {
+                    self.give_up(fault.retry(Retry::Backoff), now, out);
+                }
+                Stage::Opening | Stage::Removing(_) | Stage::Over(_) => {}
             },
             Event::Delete => match self.stage {
                 Stage::Over(_) => out.push(Effect::Over(Why::Deleted)),

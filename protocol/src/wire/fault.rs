@@ -30,6 +30,8 @@ pub enum FaultKind {
     /// Others may have written to the target's tables while they were loaded: nothing can be proved of
     /// their rows, so nothing is kept. Exit code 1.
     TargetChanged,
+    /// What was stored of a snapshot is damaged or gone. A spool is read anew. Exit code 1.
+    StoreDamaged,
 }
 
 impl FaultKind {
@@ -46,6 +48,7 @@ impl FaultKind {
             Self::Unauthorized => "unauthorized",
             Self::SourceChanged => "source_changed",
             Self::TargetChanged => "target_changed",
+            Self::StoreDamaged => "store_damaged",
         }
     }
 }

@@ -21,6 +21,7 @@ pub struct Builder {
     settings: Vec<(String, String, String)>,
     agent_arguments: Vec<(String, String)>,
     agent_environment: Vec<(String, String, String)>,
+    without_data_dir: Vec<String>,
     coordinator_arguments: Vec<String>,
     durability: Durability,
     grouping: Grouping,
@@ -36,6 +37,7 @@ impl Default for Builder {
             settings: Vec::new(),
             agent_arguments: Vec::new(),
             agent_environment: Vec::new(),
+            without_data_dir: Vec::new(),
             coordinator_arguments: Vec::new(),
             durability: Durability::Relaxed,
             grouping: Grouping::Shared,
@@ -82,6 +84,13 @@ impl Builder {
     pub fn agent_variable(mut self, node: &str, name: &str, value: &str) -> Self {
         self.agent_environment
             .push((node.to_owned(), name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// One node's agent has no directory, and so no spool: large tables are read live.
+    #[must_use]
+    pub fn without_data_dir(mut self, node: &str) -> Self {
+        self.without_data_dir.push(node.to_owned());
         self
     }
 
@@ -217,6 +226,7 @@ impl Builder {
             agent_environment: variables
                 .map(|(_, name, value)| (name.clone(), value.clone()))
                 .collect(),
+            has_data_dir: !self.without_data_dir.iter().any(|node| node == name),
             dir: dir.to_path_buf(),
         })
     }

@@ -29,6 +29,7 @@ pub struct Node {
     /// The database that other servers are sent to, if not the agent's own.
     pub(super) replicates_from: Option<String>,
     pub(super) dials: Dials,
+    pub(super) has_data_dir: bool,
     pub(super) agent_arguments: Vec<String>,
     pub(super) agent_environment: BTreeMap<String, String>,
     pub(super) dir: PathBuf,
@@ -172,8 +173,6 @@ impl Node {
             ])
             .args(["--postgres", &self.local_conninfo()])
             .args(["--replication-conninfo", &self.replication_conninfo()])
-            .arg("--data-dir")
-            .arg(self.dir.join(format!("agent-{}", self.name)))
             .arg("--ca")
             .arg(certs.join("ca.pem"))
             .arg("--cert")
@@ -187,6 +186,10 @@ impl Node {
             .env("PATH", path_with(self.server.installation().bin()))
             .env("HOME", &self.dir)
             .current_dir(&self.dir);
+        if self.has_data_dir {
+            let directory = self.dir.join(format!("agent-{}", self.name));
+            command.arg("--data-dir").arg(directory);
+        }
         let log = self.dir.join(format!("agent-{}.log", self.name));
         let name = format!("agent of {}", self.name);
         let mut process = Process::spawn(&name, &mut command, &log, grouping)?;

@@ -5,10 +5,12 @@ use std::time::Duration;
 use steep_protocol::limits::LISTED_MAX;
 use steep_protocol::message::handover::Replication;
 use steep_protocol::message::peer::PeerReply;
+use steep_protocol::quic::{Sender, StreamError};
 use steep_protocol::{Fault, FaultKind, JobId, Retry};
 use tokio_util::sync::CancellationToken;
 
 use super::Server;
+use crate::chunk::Sent;
 use crate::pg::PgError;
 use crate::replication::fence;
 use crate::snapshot::{SourceJob, epochs, slot};
@@ -49,6 +51,17 @@ impl Server {
         })??;
         left.truncate(LISTED_MAX);
         Ok(PeerReply::Moved { left })
+    }
+
+    /// A part of a snapshot that was lost: what has that number now is another one.
+    pub(super) async fn refuse_old(
+        &self,
+        sender: &mut Sender,
+    ) -> Result<Result<Sent, Fault>, StreamError> {
+        let text = "the part belongs to a snapshot that is gone";
+        let fault = Fault::new(FaultKind::Failed, text).on(&self.node);
+        sender.send(&PeerReply::Fault(fault.clone())).await?;
+        Ok(Err(fault))
     }
 
     /// Drops the publication and slot of an epoch without tables.

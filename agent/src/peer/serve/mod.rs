@@ -358,13 +358,7 @@ impl Server {
         cancel: CancellationToken,
     ) -> Result<Result<Sent, Fault>, StreamError> {
         match holder {
-            Holder::Live(open) if open.epoch() != wanted.epoch => {
-                // Of a snapshot that was lost: what has that number now is another part.
-                let text = "the part belongs to a snapshot that is gone";
-                let fault = Fault::new(FaultKind::Failed, text).on(&self.node);
-                sender.send(&PeerReply::Fault(fault.clone())).await?;
-                Ok(Err(fault))
-            }
+            Holder::Live(open) if open.epoch() != wanted.epoch => self.refuse_old(sender).await,
             Holder::Live(open) => {
                 let reply = (connection, reply);
                 self.send_read(&open, wanted, reply, sender, cancel).await
@@ -438,10 +432,19 @@ impl Server {
 
     fn opened(&self, entry: &SourceJob) -> Result<Holder, Fault> {
         if self.shutdown.drain.is_cancelled() {
-            let text = "the agent is being stopped, and the job's snapshot ends with it";
-            return Err(Fault::new(FaultKind::Cancelled, text)
-                .on(&self.node)
-                .hint("run init again once the agent is up"));
+            let stored = entry.open.as_ref().is_some_and(Holder::is_stored);
+            let (text, hint) = match stored {
+                true => (
+                    "the agent is being stopped; what it has stored is there again when it is back",
+                    "start the agent again: the job goes on by itself",
+                ),
+                false => (
+                    "the agent is being stopped, and the job's snapshot ends with it",
+                    "run init again once the agent is up",
+                ),
+            };
+            let fault = Fault::new(FaultKind::Cancelled, text);
+            return Err(fault.on(&self.node).hint(hint));
         }
         entry.open.clone().ok_or_else(|| {
             Fault::new(FaultKind::Failed, "the job's snapshot is not open")

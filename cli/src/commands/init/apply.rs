@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use futures_util::future::join_all;
 use steep_protocol::message::api::{ApiReply, InitRequest, Query};
 use steep_protocol::message::job::JobSpec;
 use steep_protocol::message::snapshot::{ApplySpec, CarriedTo, SnapshotView};
@@ -92,8 +93,9 @@ async fn find(client: &Client, which: &Stored, targets: &[NodeId]) -> Result<Fou
         Stored::At(location) => location.to_string(),
     };
     let (mut ids, mut nodes, mut without) = (BTreeSet::new(), Vec::new(), Vec::new());
-    for target in targets {
-        match look(client, target, &location).await {
+    let looks = targets.iter().map(|target| look(client, target, &location));
+    for (target, found) in targets.iter().zip(join_all(looks).await) {
+        match found {
             Ok(id) => {
                 ids.insert(id);
                 nodes.push(target.clone());

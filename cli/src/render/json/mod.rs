@@ -277,6 +277,7 @@ fn failed_event(kind: FaultKind) -> &'static str {
         | FaultKind::Unreachable
         | FaultKind::Unauthorized
         | FaultKind::SourceChanged
+        | FaultKind::StoreDamaged
         | FaultKind::TargetChanged => "init.failed",
     }
 }

@@ -34,6 +34,8 @@ pub(super) struct Stored {
     snapshot: Snapshot,
     /// What its agent last reported.
     progress: Option<WorkProgress>,
+    /// The highest percentage that its agent has reported while it was stored.
+    spooled: f64,
     /// Operators waiting for its removal.
     waiting: Vec<Ticket>,
     /// Whether the log has it that its slot holds much WAL.
@@ -49,6 +51,7 @@ impl Stored {
         Self {
             snapshot,
             progress: None,
+            spooled: 0.0,
             waiting: Vec::new(),
             wal_told: false,
             overdue: false,
@@ -91,6 +94,7 @@ impl<S: Store> Driver<S> {
         let effects = stored.snapshot.step(event, budget, now);
         if stored.snapshot.stage != before.stage {
             stored.progress = None;
+            stored.spooled = 0.0;
         }
         if stored.snapshot != before {
             let write = Write::Snapshot(Box::new(stored.snapshot.clone()));
@@ -297,6 +301,10 @@ impl<S: Store> Driver<S> {
             && stored.snapshot.stage == Stage::Storing
         {
             if let Some(stored) = self.snapshots.get_mut(&SnapshotId(job.0)) {
+                if let Some(work) = work.as_ref().filter(|work| work.total > 0) {
+                    let percent = 100.0 * work.done as f64 / work.total as f64;
+                    stored.spooled = stored.spooled.max(percent);
+                }
                 stored.progress = work;
             }
             self.out.observed = true;

@@ -22,6 +22,9 @@ use crate::snapshot::machine::Event;
 use crate::snapshot::{Owner, Snapshot, Stage};
 use crate::store::Store;
 
+/// Most targets named in one fault.
+const NAMED_MAX: usize = 10;
+
 impl<S: Store> Driver<S> {
     /// Starts to check a source, of which a snapshot is made if nothing is in its way.
     pub(in crate::drive) fn generate(
@@ -188,10 +191,15 @@ impl<S: Store> Driver<S> {
         Ok(jobs.into_iter().map(read_by).collect())
     }
 
-    /// A job that still needs that snapshot, if any.
-    pub(super) fn applied_by(&self, id: SnapshotId) -> Option<&Job> {
-        let mut jobs = self.jobs.values().map(|live| &live.job);
-        jobs.find(|job| {
+    /// Whether a job still needs that snapshot.
+    pub(super) fn is_applied(&self, id: SnapshotId) -> bool {
+        self.applied_by(id).next().is_some()
+    }
+
+    /// The jobs that still need that snapshot.
+    fn applied_by(&self, id: SnapshotId) -> impl Iterator<Item = &Job> {
+        let jobs = self.jobs.values().map(|live| &live.job);
+        jobs.filter(move |job| {
             let method = job.spec.method;
             job.snapshot() == Some(id)
                 && match &job.stage {
@@ -218,12 +226,9 @@ impl<S: Store> Driver<S> {
         let stored = self.snapshots.get(&id).ok_or_else(|| unknown(id))?;
         let source = stored.snapshot.spec.source.clone();
         let over = stored.snapshot.is_over();
-        if let Some(job) = self.applied_by(id) {
-            let target = &job.spec.target;
-            let text = format!("snapshot {id} is being applied to {target}");
-            return Err(Fault::new(FaultKind::Failed, text).on(target).hint(format!(
-                "wait for that job, or cancel it: steep-repl init cancel --node {target}"
-            )));
+        let targets: Vec<&NodeId> = self.applied_by(id).map(|job| &job.spec.target).collect();
+        if let Some(fault) = in_use(id, targets) {
+            return Err(fault);
         }
         let Some(stored) = self.snapshots.get_mut(&id) else {
             return Err(unknown(id));
@@ -324,6 +329,27 @@ impl<S: Store> Driver<S> {
     }
 }
 
+/// Why a snapshot that jobs need is not deleted.
+fn in_use(id: SnapshotId, mut targets: Vec<&NodeId>) -> Option<Fault> {
+    targets.sort();
+    let first = *targets.first()?;
+    let named: Vec<&str> = targets.iter().map(|node| node.as_str()).collect();
+    let mut text = format!(
+        "snapshot {id} is being applied to {}",
+        named[..named.len().min(NAMED_MAX)].join(", ")
+    );
+    if let Some(more) = named.len().checked_sub(NAMED_MAX).filter(|more| *more > 0) {
+        text.push_str(&format!(" and {more} more"));
+    }
+    let fault = Fault::new(FaultKind::Failed, text).on(first);
+    Some(fault.hint(match named.len() {
+        1 => format!("wait for that job, or cancel it: steep-repl init cancel --node {first}"),
+        _ => format!(
+            "wait for these jobs, or cancel each: steep-repl init cancel --node {first}, and so on"
+        ),
+    }))
+}
+
 fn no_location() -> Fault {
     let text = format!("a location has 1 to {LOCATION_MAX} bytes");
     Fault::new(FaultKind::BadRequest, text)
@@ -337,7 +363,7 @@ fn start(snapshot: &Snapshot, wanted: Method, verify: bool) -> Result<(Start, Me
     let (method, usable) = match wanted.follows() {
         true if shared => {
             let method = store.map_or(Method::Snapshot, |_| Method::TwoPhase);
-            return Ok((Start::Shared(snapshot.id), method));
+            return Ok((Start::Joined(snapshot.id), method));
         }
         true => (Method::Stored, snapshot.state() == SnapshotState::Sealed),
         false => (Method::Load, snapshot.has_files()),

@@ -16,7 +16,7 @@ impl<S: Store> Driver<S> {
             let Some(stored) = self.snapshots.get(&older.id) else {
                 continue;
             };
-            if self.applied_by(older.id).is_some() {
+            if self.is_applied(older.id) {
                 continue;
             }
             let location = stored.snapshot.location().unwrap_or_default();

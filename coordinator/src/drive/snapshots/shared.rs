@@ -1,5 +1,6 @@
 //! Snapshots that live for the targets that are made from them: shared by several, so that the source reads
-//! each part once, whoever asks first; or read into a spool before they are copied (`two-phase`).
+//! each part once, whoever asks first; or read into a spool while they are copied, where a table is large or
+//! that is ordered (`two-phase`).
 //!
 //! The first target whose preflight has passed opens it, the others join. When the last of them has its
 //! rows, it is removed, so that the source's vacuum can go on (G5). If the source loses one that is held
@@ -9,22 +10,26 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use steep_protocol::message::agent::SharedParts;
-use steep_protocol::message::job::{JobSpec, Method};
+use steep_protocol::message::job::Method;
 use steep_protocol::message::snapshot::StoredPlace;
-use steep_protocol::{CommandId, Fault, JobId, SnapshotId};
+use steep_protocol::{ByteCount, CommandId, Fault, JobId, SnapshotId};
 
 use super::super::Driver;
 use super::super::log::Note;
 use super::Stored;
 use crate::job::machine::JobEvent;
+use crate::job::retry::seconds;
 use crate::job::time::after;
-use crate::job::{COMMANDS_PER_JOB, Job, Stage as JobStage, Step, Work};
+use crate::job::{COMMANDS_PER_JOB, Job, Spooling, Stage as JobStage, Step, Work};
 use crate::snapshot::machine::Event;
 use crate::snapshot::{Owner, Snapshot, Stage};
 use crate::store::{Store, Write};
 
 /// How long a snapshot is kept open for targets whose preflight takes longer than the others' copies.
 const JOIN_GRACE: Duration = Duration::from_secs(60);
+
+/// The percentage of a spool that is complete only by its estimate.
+const ALMOST: f64 = 99.9;
 
 impl<S: Store> Driver<S> {
     /// Whether the snapshot that the job shares is open; opens it if nobody has. The job is told when it is
@@ -36,8 +41,8 @@ impl<S: Store> Driver<S> {
         now: Timestamp,
     ) -> bool {
         let id = self.latest(shared);
-        if id != shared
-            && let Some(live) = self.jobs.get_mut(&job)
+        if let Some(live) = self.jobs.get_mut(&job)
+            && live.job.shared != Some(id)
         {
             live.job.shared = Some(id);
             let replication = live.job.replication();
@@ -50,8 +55,8 @@ impl<S: Store> Driver<S> {
         if !self.snapshots.contains_key(&id)
             && let Some(live) = self.jobs.get(&job)
         {
-            let (spec, operator) = (live.job.spec.clone(), live.job.operator.clone());
-            self.open_shared(id, spec, &operator, now);
+            let job = live.job.clone();
+            self.open_shared(id, &job, now);
         }
         if self.spool(id).is_some() {
             self.advance(job, JobEvent::Sealed, now);
@@ -78,18 +83,29 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    fn open_shared(&mut self, id: SnapshotId, spec: JobSpec, operator: &str, now: Timestamp) {
+    /// The snapshot that the job copies from, unless it is its own: one that is spooled has a life of its own, too.
+    pub(in crate::drive) fn shared_of(&self, job: JobId) -> Option<SnapshotId> {
+        let job = &self.jobs.get(&job)?.job;
+        let spools = job.spools().then(|| SnapshotId(self.new_job_id().0));
+        job.shared.or(spools)
+    }
+
+    fn open_shared(&mut self, id: SnapshotId, job: &Job, now: Timestamp) {
         let first = self.take_commands(COMMANDS_PER_JOB);
+        let (spec, operator) = (job.spec.clone(), job.operator.as_str());
         let source = spec.source.clone();
         let agent = self.registry.get(&source).map(|agent| &agent.registration);
         let spool = agent.and_then(|agent| agent.spool.as_ref());
-        let spool = spool.filter(|_| spec.method == Method::TwoPhase);
+        let spool = spool.filter(|_| job.spools());
         let location = spool.map(|directory| format!("{directory}/{id}"));
         let incarnation = agent.map(|agent| agent.incarnation);
         let mut snapshot = Snapshot::shared(id, (spec, location), operator, first, now);
         snapshot.incarnation = incarnation;
+        let text = match &snapshot.spec.store {
+            Some(_) => format!("snapshot {id} of {source}, which is read into a spool beside it"),
+            None => format!("snapshot {id} of {source}, which several targets share"),
+        };
         self.snapshots.insert(id, Stored::of(snapshot));
-        let text = format!("snapshot {id} of {source}, which several targets share");
         let note = Note::info("snapshot.started", text).field("operator", operator);
         self.note_snapshot(id, note, now);
         self.step_snapshot(id, Event::Begin, now);
@@ -120,11 +136,36 @@ impl<S: Store> Driver<S> {
 
     /// The jobs of a snapshot that is complete go on from its spool, whatever restarts.
     pub(super) fn now_sealed(&mut self, id: SnapshotId, now: Timestamp) {
-        let jobs = self.jobs.values().map(|live| &live.job);
-        let of = jobs.filter(|job| job.shared == Some(id));
-        for job in of.map(|job| job.id).collect::<Vec<_>>() {
+        for job in self.jobs_of_shared(id) {
             self.advance(job, JobEvent::Sealed, now);
         }
+    }
+
+    /// Part of the spool that the job loads from is damaged or gone: everybody who loads from it starts over with
+    /// another snapshot.
+    pub(in crate::drive) fn spool_damaged(&mut self, job: JobId, fault: &Fault, now: Timestamp) {
+        let Some(id) = self.jobs.get(&job).and_then(|live| live.job.shared) else {
+            return;
+        };
+        let spooled = self
+            .snapshots
+            .get(&id)
+            .filter(|s| s.snapshot.location().is_some());
+        if spooled.is_none_or(|spooled| !spooled.snapshot.is_ready()) {
+            return;
+        }
+        self.step_snapshot(id, Event::Damaged(fault.clone()), now);
+        for job in self.jobs_of_shared(id) {
+            let fault = fault.clone();
+            self.advance(job, JobEvent::SpoolLost { fault }, now);
+        }
+    }
+
+    fn jobs_of_shared(&self, id: SnapshotId) -> Vec<JobId> {
+        let jobs = self.jobs.values().map(|live| &live.job);
+        jobs.filter(|job| job.shared == Some(id))
+            .map(|job| job.id)
+            .collect()
     }
 
     /// Whether the job's command waits for its snapshot, so that the agent does not know it.
@@ -202,12 +243,52 @@ impl<S: Store> Driver<S> {
         })
     }
 
+    /// The COPY bytes of the job's snapshot, once all of it is stored.
+    pub(in crate::drive) fn known_bytes(&self, job: JobId) -> Option<ByteCount> {
+        let job = &self.jobs.get(&job)?.job;
+        let planned = job.attempt.plan.is_some();
+        let stored = self.snapshots.get(&job.snapshot()?)?;
+        let sealed = stored.snapshot.sealed.filter(|_| planned)?;
+        Some(ByteCount(sealed.bytes))
+    }
+
     /// How much of the job's snapshot is spooled, until all of it is.
     pub(in crate::drive) fn spool_percent(&self, job: &Job) -> Option<f64> {
         let stored = self.snapshots.get(&job.shared?)?;
         let spools = stored.snapshot.stage == Stage::Storing;
         let work = stored.progress.as_ref().filter(|_| spools)?;
-        (work.total > 0).then(|| 100.0 * work.done as f64 / work.total as f64)
+        // An estimate that was too low does not make it complete.
+        (work.total > 0).then(|| stored.spooled.min(ALMOST))
+    }
+
+    /// What is in the way of the job's spool, or why it has none although it should.
+    pub(in crate::drive) fn spool_note(&self, job: &Job, now: Timestamp) -> Option<String> {
+        match job.stage {
+            JobStage::Working(step) if step <= Step::Copy => {}
+            _ => return None,
+        }
+        let source = &job.spec.source;
+        let live = "the targets read the source itself, which holds its snapshot open until they have all rows";
+        let snapshot = job.shared.and_then(|id| self.snapshots.get(&id));
+        let spooled = snapshot.filter(|stored| stored.snapshot.location().is_some());
+        let Some(Stored { snapshot, .. }) = spooled else {
+            let unfit = job.spooling == Spooling::NoRoom;
+            return unfit.then(|| format!("no room for a spool on {source}: {live}"));
+        };
+        match (snapshot.stage, &snapshot.fault, snapshot.trouble) {
+            (Stage::Storing, Some(fault), Some(trouble)) => {
+                let again = match snapshot.running {
+                    Some(_) => "now".to_owned(),
+                    None => format!("in {} s", seconds(now, trouble.again)),
+                };
+                Some(format!(
+                    "the spool on {source} could not be filled, tried again {again}: {}; meanwhile {live}",
+                    fault.message
+                ))
+            }
+            (Stage::Shared, _, _) => Some(format!("the spool on {source} is given up: {live}")),
+            _ => None,
+        }
     }
 
     /// Whom the job's target exchanges parts with, if others copy from the same snapshot.
@@ -216,7 +297,7 @@ impl<S: Store> Driver<S> {
         let others = self.sharers(snapshot).into_iter();
         let others: Vec<&Job> = others.filter(|other| other.id != job.id).collect();
         // One that lives is for several, also while one of them copies.
-        let lives = job.spec.method == Method::Snapshot;
+        let lives = job.spec.method == Method::Snapshot && !job.spools();
         let alone = others.is_empty() && !lives;
         let peers = || others.iter().map(|other| self.peer(&other.spec.target));
         (!alone).then(|| SharedParts {

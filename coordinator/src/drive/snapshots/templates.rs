@@ -59,7 +59,7 @@ impl<S: Store> Driver<S> {
     /// Removes a snapshot whose time is over, unless a job loads it.
     pub(super) fn expire(&mut self, id: SnapshotId, now: Timestamp) {
         let overdue = self.snapshots.get(&id).is_some_and(|stored| stored.overdue);
-        if !overdue || self.applied_by(id).is_some() {
+        if !overdue || self.is_applied(id) {
             return;
         }
         if let Some(stored) = self.snapshots.get_mut(&id) {

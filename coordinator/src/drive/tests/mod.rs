@@ -11,6 +11,7 @@ mod leftovers;
 mod missing;
 mod requests;
 mod shared;
+mod spool;
 mod stored;
 mod watching;
 mod world;

@@ -1,12 +1,10 @@
 //! Claims about targets that share one snapshot.
 
+use steep_protocol::NodeState;
 use steep_protocol::message::agent::{
     Command, CopyParts, Export, OpenSource, SourceCommand, TargetCommand,
 };
-use steep_protocol::{Fault, FaultKind, NodeState, Retry};
-
 use steep_protocol::message::api::{InitRequest, Order};
-use steep_protocol::message::job::{JobSpec, Method};
 use steep_protocol::message::snapshot::ApplySpec;
 
 use super::world::World;
@@ -14,7 +12,7 @@ use super::*;
 use crate::testing::spec;
 
 /// What the agent was told to open, in order.
-fn opened(world: &mut World, name: &str) -> Vec<Export> {
+pub(super) fn opened(world: &mut World, name: &str) -> Vec<Export> {
     let history = world.agent(name).history.iter();
     let opens = history.filter_map(|(_, command)| match command {
         Command::Source(SourceCommand::Open(OpenSource { export, .. })) => Some(export.clone()),
@@ -23,7 +21,7 @@ fn opened(world: &mut World, name: &str) -> Vec<Export> {
     opens.collect()
 }
 
-fn copies(world: &mut World, name: &str) -> Vec<CopyParts> {
+pub(super) fn copies(world: &mut World, name: &str) -> Vec<CopyParts> {
     let history = world.agent(name).history.iter();
     let copies = history.filter_map(|(_, command)| match command {
         Command::Target(TargetCommand::Copy(copy)) => Some(copy.clone()),
@@ -191,138 +189,4 @@ fn a_coordinator_that_restarts_goes_on_with_the_shared_snapshot() {
     for name in ["b", "c"] {
         assert_eq!(world.state(name), NodeState::Synchronized);
     }
-}
-
-fn two_phase(target: &str) -> JobSpec {
-    JobSpec {
-        method: Method::TwoPhase,
-        ..spec("a", target)
-    }
-}
-
-fn is_store(command: &Command) -> bool {
-    matches!(command, Command::Source(SourceCommand::Store(_)))
-}
-
-fn fail_store(world: &mut World, fault: Fault) {
-    world.until("a", is_store);
-    let next = |world: &mut World| world.agent("a").at_work.values().next().cloned();
-    while next(world).is_some_and(|(_, command)| !is_store(&command)) {
-        world.end_one("a", None);
-    }
-    world.end_one("a", Some(fault));
-}
-
-fn run_for(world: &mut World, seconds: u32) {
-    for _ in 0..seconds {
-        world.run_on();
-        world.skip(1);
-    }
-}
-
-#[test]
-fn two_phases_overlap_and_leave_no_spool() {
-    let directory = directory();
-    let mut world = World::open(directory.path(), &["a", "b", "c"]);
-    world.init(vec![two_phase("b"), two_phase("c")]).unwrap();
-    while copies(&mut world, "b").is_empty() || copies(&mut world, "c").is_empty() {
-        for name in ["a", "b", "c"] {
-            let next = world.agent(name).at_work.values().next();
-            let waits = next.is_some_and(|(_, c)| is_store(c) || is_copy(c));
-            if !waits {
-                world.end_one(name, None);
-            }
-        }
-    }
-    let exports = opened(&mut world, "a");
-    let [
-        Export::SlotAndSnapshot,
-        Export::Shared { .. },
-        Export::Shared { .. },
-    ] = exports.as_slice()
-    else {
-        panic!("{exports:?}")
-    };
-    run_for(&mut world, 3);
-    for name in ["b", "c"] {
-        assert_eq!(world.state(name), NodeState::Synchronized);
-    }
-    let history = world.agent("a").history.iter();
-    let removed = history.filter(|(_, command)| {
-        matches!(
-            command,
-            Command::Source(SourceCommand::DeleteSnapshot { location: Some(_) })
-        )
-    });
-    assert_eq!(removed.count(), 1);
-    assert!(world.driver.snapshots.is_empty());
-}
-
-#[test]
-fn a_source_that_is_lost_in_the_first_phase_lets_its_targets_start_over_together() {
-    let directory = directory();
-    let mut world = World::open(directory.path(), &["a", "b", "c"]);
-    world.init(vec![two_phase("b"), two_phase("c")]).unwrap();
-    world.until("a", is_store);
-    world.kill("a");
-    world.join("a");
-    run_for(&mut world, 5);
-    for name in ["b", "c"] {
-        assert_eq!(world.state(name), NodeState::Synchronized);
-    }
-    let exports = opened(&mut world, "a");
-    let made = exports.iter().filter(|e| **e == Export::SlotAndSnapshot);
-    assert_eq!(made.count(), 2, "{exports:?}");
-    assert!(world.driver.snapshots.is_empty());
-}
-
-#[test]
-fn a_spool_that_is_full_keeps_no_target_waiting() {
-    let directory = directory();
-    let mut world = World::open(directory.path(), &["a", "b"]);
-    world.init(vec![two_phase("b")]).unwrap();
-    let full = Fault::new(FaultKind::Failed, "no space is left");
-    fail_store(&mut world, full.clone().retry(Retry::Backoff));
-    world.skip(5);
-    fail_store(&mut world, full);
-    run_for(&mut world, 3);
-    let node = world.node("b");
-    assert_eq!(node.state, NodeState::Synchronized, "{node:?}");
-    let log = world.events("a");
-    let told = log.iter().filter(|e| e.event == "snapshot.not_spooled");
-    assert_eq!(told.count(), 1, "{log:?}");
-    assert!(world.driver.snapshots.is_empty());
-}
-
-#[test]
-fn a_target_that_is_cancelled_while_it_waits_for_the_spool_is_free_at_once() {
-    let directory = directory();
-    let mut world = World::open(directory.path(), &["a", "b"]);
-    world.init(vec![two_phase("b")]).unwrap();
-    world.until("a", is_store);
-    world.cancel("b");
-    while world.end_one("b", None).is_some() || world.end_one("a", None).is_some() {}
-    assert_eq!(world.state("b"), NodeState::Uninitialized);
-    world.skip(1);
-    world.run_on();
-    world.skip(1);
-    assert!(world.driver.snapshots.is_empty());
-}
-
-#[test]
-fn a_restart_of_the_source_in_the_second_phase_costs_nothing() {
-    let directory = directory();
-    let mut world = World::open(directory.path(), &["a", "b"]);
-    world.init(vec![two_phase("b")]).unwrap();
-    world.until("b", is_copy);
-    while world.end_one("a", None).is_some() {}
-    world.kill("a");
-    world.join("a");
-    world.run_on();
-    assert_eq!(world.state("b"), NodeState::Synchronized);
-    assert_eq!(copies(&mut world, "b").len(), 1);
-    let exports = opened(&mut world, "a");
-    assert!(
-        matches!(exports.last(), Some(Export::Stored(place)) if place.location.starts_with("/var/spool/"))
-    );
 }

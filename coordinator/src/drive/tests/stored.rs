@@ -416,6 +416,20 @@ fn what_a_lost_snapshot_has_is_loaded_without_replication_whatever_restarts() {
 }
 
 #[test]
+fn a_snapshot_that_nodes_load_is_not_deleted_and_all_of_them_are_named() {
+    let directory = directory();
+    let mut world = World::open(directory.path(), &["a", "b", "c"]);
+    let id = generate(&mut world, stored_in("/backup/1"));
+    world.ask(load(id, &["b", "c"], None)).unwrap();
+    let delete = Order::DeleteSnapshot {
+        snapshot: id,
+        force: true,
+    };
+    let refused = world.ask(delete).unwrap_err();
+    assert!(refused.message.ends_with("applied to b, c"), "{refused:?}");
+}
+
+#[test]
 fn a_carried_snapshot_is_loaded_by_the_target_alone_and_one_that_is_not_complete_by_nobody() {
     let directory = directory();
     let mut world = World::open(directory.path(), &["a", "b"]);

@@ -116,7 +116,10 @@ impl Turn {
                 }
             }
             // The first cause counts.
-            JobEvent::Endangered { .. } | JobEvent::SnapshotLost | JobEvent::Sealed => {}
+            JobEvent::Endangered { .. }
+            | JobEvent::SnapshotLost
+            | JobEvent::Sealed
+            | JobEvent::SpoolLost { .. } => {}
             JobEvent::Resume { .. } => return Err(Refused::NothingKept),
             JobEvent::Adjust(change) => self.adjust(change)?,
             JobEvent::Cancel { data } => {

@@ -58,6 +58,11 @@ pub enum JobEvent {
     SnapshotLost,
     /// All parts of its snapshot are stored: from now on nobody has to hold it open.
     Sealed,
+    /// What was stored of its snapshot is damaged or gone: it counts as lost.
+    SpoolLost {
+        /// What is wrong.
+        fault: Fault,
+    },
     /// The agents' observations show that the job cannot succeed (see [`crate::job::health`]).
     Endangered {
         /// Where that was observed.

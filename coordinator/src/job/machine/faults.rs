@@ -28,14 +28,7 @@ impl Turn {
             // While the agent is being stopped, it still removes what the job made there.
             return self.snapshot_lost(step, self.stopped());
         }
-        let mut fault = self.blame(work, fault);
-        let spooled = self.job.spec.method == Method::TwoPhase && self.job.attempt.sealed;
-        if spooled && fault.retry == Retry::Never && matches!(work, Work::Regrant | Work::Copy) {
-            add_hint(
-                &mut fault,
-                "a spool has no copy: if it is damaged or gone, only a cancel and a new init help",
-            );
-        }
+        let fault = self.blame(work, fault);
         match fault.retry {
             Retry::Backoff | Retry::NewConnection => self.try_again(step, work, fault),
             // The fence found the slot unusable, and nothing works without the slot.

@@ -52,6 +52,12 @@ impl Turn {
             JobEvent::Down { side, since, .. } => self.left(side, since),
             JobEvent::Server { side, answers } => _ = self.saw_server(side, answers),
             JobEvent::Sealed => self.job.attempt.sealed = true,
+            JobEvent::SpoolLost { fault } => {
+                self.job.attempt.sealed = false;
+                if self.needs_snapshot(kept.step) {
+                    return self.keep_no_longer(&kept, &fault.message);
+                }
+            }
             JobEvent::SnapshotLost => {
                 if holds_snapshot {
                     let why = self.session_ended();

@@ -3,7 +3,7 @@
 //! Owns the flow of a job: [`step`] takes a job and an event and returns the new job and the effects to
 //! carry out. Pure: it sends nothing, stores nothing and knows no clock. `working` leads from the first
 //! command to SYNCHRONIZED, `faults` decides what a fault means for the job, `ending` stops it and cleans
-//! up, `epochs` goes on with another snapshot, `kept` holds a failed job until it is resumed, `terms` are what an operator may change.
+//! up, `epochs` goes on with another snapshot, `returns` with agents that are back, `kept` holds a failed job until it is resumed, `terms` are what an operator may change.
 //!
 //! Invariants, all of them tested with random agents in `tests`:
 //! - a cancel always leads to a closed job once the agents answer;
@@ -18,6 +18,7 @@ mod epochs;
 mod event;
 mod faults;
 mod kept;
+mod returns;
 mod terms;
 mod working;
 
@@ -166,6 +167,7 @@ impl Turn {
             | JobEvent::Server { .. }
             | JobEvent::SnapshotLost
             | JobEvent::Sealed
+            | JobEvent::SpoolLost { .. }
             | JobEvent::Endangered { .. }
             | JobEvent::GiveUp
             | JobEvent::Tick => Ok(()),

@@ -7,13 +7,13 @@ use steep_protocol::message::facts::{Finding, Severity, TargetFacts};
 use steep_protocol::message::job::{CancelledData, Method, SchemaMode};
 use steep_protocol::{Fault, FaultKind};
 
-use super::super::preflight::origin;
-use super::super::{Plan, WARNINGS_MAX, Why, Witness};
+use super::super::preflight::{NO_ROOM, origin, spooling};
+use super::super::{Plan, Spooling, WARNINGS_MAX, Why, Witness};
 use super::epochs::is_over;
 use super::{
-    Case, Closed, Effect, Finish, JobEvent, NodeEvent, PARTS_PER_COPY, Parting, Presence, Process,
-    RECOUNTS_MAX, Refused, Residue, Return, ServerState, Side, Snapshot, Stage, Step, Totals, Turn,
-    Work, after,
+    Case, Closed, Effect, Finish, JobEvent, NodeEvent, PARTS_PER_COPY, Parting, Presence,
+    RECOUNTS_MAX, Refused, Residue, Return, ServerState, Side, Stage, Step, Totals, Turn, Work,
+    after,
 };
 
 /// Most problems named in the error of a failed preflight; the findings have all of them.
@@ -60,6 +60,10 @@ impl Turn {
             }
             JobEvent::SnapshotLost => self.snapshot_lost(step, self.session_ended()),
             JobEvent::Sealed => self.job.attempt.sealed = true,
+            JobEvent::SpoolLost { fault } => {
+                self.job.attempt.sealed = false;
+                self.snapshot_lost(step, fault);
+            }
             JobEvent::Cancel { data } => self.end(Why::Cancelled(data)),
             JobEvent::Endangered { side, fault } => match side {
                 // The slot is lost or harms the source: nothing can be resumed.
@@ -227,14 +231,22 @@ impl Turn {
             handover: handover.as_ref().zip(source.slot.as_ref()),
             around: &around,
         };
-        let findings = (self.rules.judge)(&case);
+        let mut findings = (self.rules.judge)(&case);
         let origin = origin(&case);
+        // The room was taken by the snapshot that it has joined.
+        let joined = self.job.spooling == Spooling::Joined;
+        findings.retain(|finding| !joined || finding.code != NO_ROOM);
+        let spooling = match joined {
+            true => Spooling::Joined,
+            false => spooling(&case),
+        };
         let errors: Vec<&Finding> = findings
             .iter()
             .filter(|f| f.severity == Severity::Error)
             .collect();
         let fault = (!errors.is_empty()).then(|| self.preflight_fault(&errors));
         self.job.origin = origin;
+        self.job.spooling = spooling;
         self.warn(findings);
         match fault {
             Some(fault) => self.fail(fault),
@@ -357,80 +369,6 @@ impl Turn {
         self.close(closed);
     }
 
-    /// An agent has a session again: its commands are sent again, and it answers by id.
-    fn came_back(&mut self, step: Step, side: Side, incarnation: u64, snapshot: Snapshot) {
-        let process = self.arrived(side, incarnation);
-        if side == Side::Target && process == Process::Restarted {
-            self.target_restarted(step);
-        }
-        if side == Side::Source {
-            if process == Process::Restarted {
-                self.source_restarted(step);
-            }
-            let holds_none =
-                snapshot == Snapshot::NotHeld && self.job.spec.method != Method::Native;
-            let lost = process == Process::Restarted || holds_none;
-            if lost && step != Step::OpenSource && self.needs_snapshot(step) {
-                return self.snapshot_lost(step, self.lost_snapshot());
-            }
-        }
-        self.send_again(side, step);
-        self.hurry(side);
-        if side == Side::Target && process == Process::Restarted && self.next_is_open(step) {
-            // It waited for the old copy alone, which has died with its process.
-            self.advance(step);
-        }
-    }
-
-    /// The target's new process knows no command of a lost snapshot, and sends the whole plan of a carried one again.
-    fn target_restarted(&mut self, step: Step) {
-        self.job.running.retain(|r| !is_over(step, r.work));
-        let opens = |work: Work| work == Work::OpenCarried;
-        let opening = self.job.running.iter().any(|r| opens(r.work));
-        if step == Step::OpenSource && opening {
-            self.job.running.retain(|r| !opens(r.work));
-            self.issue(Work::OpenCarried);
-        }
-    }
-
-    /// The source's new process knows neither the commands' results nor who may ask it.
-    fn source_restarted(&mut self, step: Step) {
-        if step == Step::GatherSource {
-            return;
-        }
-        if step == Step::OpenSource {
-            // It may make a plan that differs from the pages received so far.
-            self.job.running.retain(|r| r.work != Work::OpenSource);
-            self.job.retrying.retain(|r| r.work != Work::OpenSource);
-            return self.issue(Work::OpenSource);
-        }
-        if step >= Step::Copy {
-            self.job.attempt.witness = Witness::Restarted;
-            self.job.running.retain(|r| r.work != Work::ProveSource);
-            self.job.retrying.retain(|r| r.work != Work::ProveSource);
-        }
-        self.job.running.retain(|r| r.work != Work::Regrant);
-        self.job.retrying.retain(|r| r.work != Work::Regrant);
-        self.issue(Work::Regrant);
-    }
-
-    /// Sends every command of that side again; the agent recognises them by id. Those of a lost snapshot are stopped.
-    pub(super) fn send_again(&mut self, side: Side, step: Step) {
-        for running in self.job.running.clone() {
-            if running.work.side() != side {
-                continue;
-            }
-            if is_over(step, running.work) {
-                self.effects.push(Effect::Abort {
-                    id: running.id,
-                    side,
-                });
-            } else {
-                self.send(running.id, running.work);
-            }
-        }
-    }
-
     /// Checks the time limit, the age of the snapshot, and how long the job has waited for an agent or server.
     fn check_limits(&mut self, step: Step) {
         let limit = Duration::from_secs(self.job.spec.timeout_seconds);
@@ -446,16 +384,15 @@ impl Turn {
         }
         let budget = self.rules.patience.budget(step);
         for side in Side::BOTH {
-            if !self.job.needs(side, step) {
-                continue;
-            }
             let end = self.job.end(side);
             if let Presence::Away { since } = end.presence
+                && self.job.needs_agent(side, step)
                 && after(since, budget) <= self.now
             {
                 return self.give_up(step, self.gone(side, step, budget));
             }
             if let ServerState::Silent { since, why } = &end.server
+                && self.job.needs_server(side, step)
                 && after(*since, budget) <= self.now
             {
                 let fault = self.server_gone(side, step, budget, why);

@@ -14,8 +14,8 @@
 //! [`limits`] (settings that could end the job midway), [`content`] (objects on the source), [`identity`]
 //! (whether changes to its tables succeed and arrive), [`features`] (what its schema uses and the target
 //! may lack), [`event_triggers`], [`receiver`] (rows and tables on the target), [`loading`] (what loading
-//! rows depends on), [`altered`] (altered functions of extensions), [`prepared`] (the prepared slot of a
-//! backup), [`schema`] (differences). [`unfollowed`] leaves out what does not matter to a target that will not follow.
+//! rows depends on), [`altered`] (altered functions of extensions), [`spool`] (room for rows that wait beside the
+//! source), [`prepared`] (the prepared slot of a backup), [`schema`] (differences). [`unfollowed`] leaves out what does not matter to a target that will not follow.
 
 mod altered;
 mod capacity;
@@ -34,6 +34,7 @@ mod receiver;
 mod replicability;
 mod schema;
 mod servers;
+mod spool;
 pub(super) mod text;
 mod unfollowed;
 
@@ -44,6 +45,7 @@ use std::cmp::Reverse;
 
 pub use identity::risks;
 pub use prepared::standing;
+pub use spool::NO_ROOM;
 
 use steep_protocol::NodeId;
 use steep_protocol::message::facts::{Finding, ServerFacts, Severity, SourceFacts, TargetFacts};
@@ -51,6 +53,7 @@ use steep_protocol::message::handover::{SchemaCheck, SlotFacts};
 use steep_protocol::message::job::{JobSpec, Method};
 use steep_protocol::message::lineage::ChangeOrigin;
 
+use super::Spooling;
 use super::handover::Handover;
 use super::lineage::Around;
 
@@ -75,6 +78,12 @@ pub fn origin(case: &Case<'_>) -> ChangeOrigin {
     lineage::origin(&Pair::of(case), case.around)
 }
 
+/// Whether the rows go through a spool beside the source.
+#[must_use]
+pub fn spooling(case: &Case<'_>) -> Spooling {
+    spool::choose(case.spec, case.source)
+}
+
 /// All findings about starting the job on these servers, gravest first.
 #[must_use]
 pub fn judge(case: &Case<'_>) -> Vec<Finding> {
@@ -97,6 +106,7 @@ pub fn judge(case: &Case<'_>) -> Vec<Finding> {
     receiver::judge(&pair, &mut findings);
     loading::judge(&pair, &mut findings);
     altered::judge(&pair, &mut findings);
+    findings.extend(spool::judge(&pair));
     if let Some((handover, slot)) = handover {
         prepared::judge(&pair, handover, slot, &mut findings);
     }

@@ -293,6 +293,7 @@ impl Meter {
             restarts: job.restarts,
             tables_kept: job.kept.tables,
             spool_percent: None,
+            spool_note: None,
         }
     }
 

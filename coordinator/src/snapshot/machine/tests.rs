@@ -208,6 +208,21 @@ fn one_that_cannot_be_stored_is_held_for_the_targets_that_share_it() {
     assert_eq!(work(&shared), Some(Work::Remove));
 }
 
+#[test]
+fn a_damaged_spool_is_lost_and_removed_and_an_operators_files_stay() {
+    for owner in [Owner::Jobs, Owner::Operator] {
+        let mut snapshot = storing();
+        snapshot.owner = owner;
+        end(&mut snapshot, Ok(sealed()), 2);
+        let damaged = Event::Damaged(fault(Retry::Never));
+        let effects = snapshot.step(damaged, BUDGET, at(3));
+        let told = effects.iter().any(|e| matches!(e, Effect::Lost(_)));
+        let removes = work(&snapshot) == Some(Work::Remove);
+        let lost = snapshot.state() == SnapshotState::Lost;
+        assert_eq!([told, removes, lost], [owner == Owner::Jobs; 3]);
+    }
+}
+
 fn any_event() -> impl Strategy<Value = u8> {
     0u8..11
 }

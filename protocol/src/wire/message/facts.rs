@@ -187,6 +187,16 @@ pub struct SourceFacts {
     pub tables: u64,
     /// Their bytes with indexes and TOAST, plus those of materialised views.
     pub total_bytes: ByteCount,
+    /// The bytes of those tables without their indexes.
+    #[serde(default)]
+    pub table_bytes: ByteCount,
+    /// The largest of them, without its indexes. A partition counts by itself.
+    #[serde(default)]
+    pub largest_table: ByteCount,
+    /// Room for a spool beside the source: what is free there less a reserve. `None` if the agent has no directory
+    /// for one, or cannot look.
+    #[serde(default)]
+    pub spool_room: Option<ByteCount>,
     /// Tables whose replica identity is not simply a key of ordinary columns, grouped.
     pub identities: Vec<IdentityGroup>,
     /// Unlogged tables, which are neither copied nor replicated.

@@ -11,10 +11,10 @@ use crate::wire::{ByteCount, Identifier, JobId, NodeId, TableName, limits};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
-    /// Parallel COPY under one exported snapshot, agent to agent over QUIC.
+    /// Parallel COPY under one exported snapshot, agent to agent over QUIC; through a spool where a table is large.
     Snapshot,
-    /// Everything is read into a spool beside the source first, which ends the source's transaction; then
-    /// it is copied from there.
+    /// Everything is read into a spool beside the source, and copied from there meanwhile. The source's transaction
+    /// ends with the reading.
     TwoPhase,
     /// PostgreSQL's own `CREATE SUBSCRIPTION … (copy_data = true)`.
     Native,
@@ -206,7 +206,8 @@ pub struct JobSpec {
     pub max_rate: Option<ByteCount>,
     /// The tables.
     pub filter: TableFilter,
-    /// Larger tables are split finely enough for every worker to get several ranges; smaller ones
+    /// With a table of at least this size, a database is copied through a spool beside its source, if there is
+    /// room. Larger tables are also split finely enough for every worker to get several ranges; smaller ones
     /// are split where it pays.
     pub large_table_threshold: ByteCount,
     /// The job fails after this many seconds.

@@ -104,6 +104,8 @@ pub(super) struct World {
     pub(super) review: SchemaReview,
     /// Missing objects of every target.
     pub(super) missing: MissingObjects,
+    /// What every source finds in its database.
+    pub(super) facts: SourceFacts,
 }
 
 impl World {
@@ -117,6 +119,7 @@ impl World {
             skipped: SignedDuration::ZERO,
             review: SchemaReview::default(),
             missing: MissingObjects::default(),
+            facts: SourceFacts::default(),
         };
         for name in nodes {
             world.join(name);
@@ -138,6 +141,7 @@ impl World {
             skipped,
             review,
             missing,
+            facts,
             ..
         } = self;
         drop(driver);
@@ -154,6 +158,7 @@ impl World {
             skipped: SignedDuration::ZERO,
             review,
             missing,
+            facts,
         };
         world.skip(skipped.as_secs());
         world

@@ -35,7 +35,7 @@ impl World {
                 let prepared = *slot == SlotOrigin::Prepared;
                 Outcome::SourceFacts(Box::new(SourceFacts {
                     slot: prepared.then(SlotFacts::default),
-                    ..SourceFacts::default()
+                    ..self.facts.clone()
                 }))
             }
             SourceCommand::Admit { .. } => {

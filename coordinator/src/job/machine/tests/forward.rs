@@ -2,6 +2,22 @@
 
 use super::*;
 
+/// The commands of a job that loads a stored snapshot without replication.
+const LOAD_WORK: [Work; 12] = [
+    Work::GatherSource,
+    Work::GatherTarget,
+    Work::OpenSource,
+    Work::PrepareTarget,
+    Work::Copy,
+    Work::BuildIndexes,
+    Work::BuildConstraints,
+    Work::Finish,
+    Work::ProveTarget,
+    Work::ProveSource,
+    Work::ReleaseTarget,
+    Work::ReleaseSource,
+];
+
 impl World {
     /// Every kind of work that was given, in the order of the commands' ids.
     fn given(&self) -> Vec<Work> {

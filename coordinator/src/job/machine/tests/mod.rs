@@ -475,22 +475,6 @@ const SNAPSHOT_WORK: [Work; 15] = [
     Work::GatherSource,
 ];
 
-/// The commands of a job that loads a stored snapshot without replication.
-const LOAD_WORK: [Work; 12] = [
-    Work::GatherSource,
-    Work::GatherTarget,
-    Work::OpenSource,
-    Work::PrepareTarget,
-    Work::Copy,
-    Work::BuildIndexes,
-    Work::BuildConstraints,
-    Work::Finish,
-    Work::ProveTarget,
-    Work::ProveSource,
-    Work::ReleaseTarget,
-    Work::ReleaseSource,
-];
-
 /// The commands of a job that starts from a backup.
 const BACKUP_WORK: [Work; 9] = [
     Work::GatherSource,

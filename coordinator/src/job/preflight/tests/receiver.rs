@@ -37,6 +37,11 @@ fn each_obstacle_on_the_target_is_its_own_finding() {
         w.target.review.differences_total = 3;
     }
     walk(&[
+        ("spool_room", Warning, |w| {
+            w.source.largest_table = w.spec.large_table_threshold;
+            w.source.table_bytes = ByteCount(40_000_000_000);
+            w.source.spool_room = Some(ByteCount(19_000_000_000));
+        }),
         ("target_not_empty", Error, |w| {
             w.target.not_empty = some("app.orders");
         }),

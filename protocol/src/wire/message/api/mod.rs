@@ -236,8 +236,10 @@ pub struct ProgressDetail {
     pub restarts: u8,
     /// Tables that were complete when it was, and stay.
     pub tables_kept: u32,
-    /// In two phases: how much of the snapshot is in the spool, 0 to 100, until all of it is.
+    /// How much of the snapshot is in the spool, 0 to 100, until all of it is.
     pub spool_percent: Option<f64>,
+    /// What is in the way of the spool, or why there is none although the tables are large.
+    pub spool_note: Option<String>,
 }
 
 /// Somebody who waits for a job, or whom it waits for.

@@ -1,0 +1,103 @@
+//! What was copied before: tables of earlier epochs, which come first while the present plan's own numbers begin at zero,
+//! and those of a job that has ended.
+
+use steep_protocol::message::agent::TableSummary;
+use steep_protocol::{ByteCount, PartNo, RowCount, TableName, TableNo};
+
+use super::{CopyProgress, TableCopy};
+
+impl CopyProgress {
+    /// The number here of a part of the present plan.
+    #[must_use]
+    pub fn here(&self, part: PartNo) -> PartNo {
+        PartNo(part.0.saturating_add(self.kept.1))
+    }
+
+    /// The number in the present plan of a part here.
+    #[must_use]
+    pub fn planned(&self, part: PartNo) -> PartNo {
+        PartNo(part.0.saturating_sub(self.kept.1))
+    }
+
+    /// A page of the present plan, with the numbers here.
+    #[must_use]
+    pub fn page_here(&self, mut page: Vec<TableSummary>) -> Vec<TableSummary> {
+        for table in &mut page {
+            table.no = TableNo(table.no.0.saturating_add(self.kept.0));
+            table.first_part = self.here(table.first_part);
+        }
+        page
+    }
+
+    /// Keeps the tables that are complete, as those of earlier epochs; the others are returned.
+    pub fn keep_complete(&mut self) -> Vec<TableName> {
+        let all = std::mem::take(&mut self.tables).into_iter();
+        let (complete, rest): (Vec<_>, Vec<_>) = all.partition(TableCopy::is_complete);
+        self.keep(complete);
+        rest.into_iter().map(|table| table.summary.name).collect()
+    }
+
+    /// Drops the present plan. What earlier epochs have copied stays.
+    pub fn drop_plan(&mut self) {
+        let mut kept = std::mem::take(&mut self.tables);
+        kept.truncate(self.kept.0 as usize);
+        self.keep(kept);
+    }
+
+    /// Starts with these tables, which are complete.
+    pub fn keep(&mut self, tables: Vec<TableCopy>) {
+        let (wire, crossed) = (self.wire, self.crossed);
+        *self = Self {
+            wire,
+            crossed,
+            ..Self::default()
+        };
+        for mut table in tables {
+            table.summary.no = TableNo(u32::try_from(self.tables.len()).unwrap_or(u32::MAX));
+            table.summary.first_part = PartNo(self.planned);
+            table.done = table.summary.parts;
+            self.planned = self.planned.saturating_add(table.summary.parts);
+            self.done = self.done + table.sum();
+            self.complete.add(&table);
+            self.projected = self.projected.saturating_add(table.bytes.0);
+            let estimate = table.summary.bytes_estimate.0;
+            self.estimated_done = self.estimated_done.saturating_add(estimate);
+            self.tables.push(table);
+        }
+        self.bits = vec![u64::MAX; (self.planned as usize) / 64];
+        if !self.planned.is_multiple_of(64) {
+            self.bits.push((1 << (self.planned % 64)) - 1);
+        }
+        let tables = u32::try_from(self.tables.len()).unwrap_or(u32::MAX);
+        self.kept = (tables, self.planned);
+    }
+
+    /// Restores a table of a finished job without its single parts. For display only; do not call
+    /// [`CopyProgress::note`] afterwards.
+    pub fn restore_table(&mut self, no: TableNo, done: u32, rows: RowCount, bytes: ByteCount) {
+        let Some(table) = self.tables.get_mut(no.0 as usize).filter(|_| done > 0) else {
+            return;
+        };
+        table.done = done.min(table.summary.parts);
+        table.rows = rows;
+        table.bytes = bytes;
+        if table.is_complete() {
+            self.complete.add(table);
+        }
+        self.untouched = self
+            .untouched
+            .saturating_sub(table.summary.bytes_estimate.0);
+        self.projected = self
+            .projected
+            .saturating_add(table.projected().unwrap_or(0));
+        self.done.parts += table.done;
+        self.done.rows += rows;
+        self.done.bytes += bytes;
+    }
+
+    /// Restores the sum of bytes on the wire.
+    pub fn restore_wire(&mut self, wire: ByteCount) {
+        self.wire = wire;
+        self.crossed = self.done.bytes;
+    }
+}
