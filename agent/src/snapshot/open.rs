@@ -106,8 +106,7 @@ async fn try_open(
     let admin = Session::connect_impatient(&task.conninfo, &format!("open {}", task.job))
         .await
         .map_err(fault)?;
-    let narrowed = epochs::narrow(&admin, &task.cancel, request).await;
-    narrowed.map_err(fault)?;
+    (epochs::narrow(&admin, &task.cancel, request).await).map_err(fault)?;
     for attempt in 1..=ATTEMPTS {
         slot::remove(&admin, task, &task.cancel).await?;
         match attempt_open(task, request, locks, &admin).await? {
