@@ -108,6 +108,11 @@ fn another_datacenter_a_bucket_a_disk_and_no_steep_repl_at_all() -> Result<()> {
     let cluster = builder.start()?;
     let source = cluster.database("node_a");
     sample::create(&source, 1)?;
+    // A name that an owner chose with care.
+    source.sql(
+        r#"CREATE TABLE "x"" from program 'false' --" ("a""b" integer PRIMARY KEY);
+           INSERT INTO "x"" from program 'false' --" VALUES (1)"#,
+    )?;
     let write = "UPDATE pgbench_tellers SET tbalance = tbalance + 1";
     let mut kitchen = Kitchen::new(&cluster);
 

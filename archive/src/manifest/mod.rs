@@ -23,6 +23,21 @@ pub const FORMAT_VERSION: u32 = 1;
 /// The longest manifest, in bytes: some half a million parts.
 pub(crate) const MANIFEST_MAX: u64 = 256 * 1024 * 1024;
 
+/// Most values in a manifest: 200,000 tables of ten columns have six million. A value of one byte takes some fifty when it
+/// is read, so that the longest manifest could fill gigabytes.
+const ENTRIES_MAX: usize = 8_000_000;
+
+/// Whether a manifest fits into memory, before it is read.
+fn check_entries(bytes: &[u8]) -> Result<(), String> {
+    let entries = bytes.iter().filter(|byte| **byte == b',').count();
+    if entries > ENTRIES_MAX {
+        return Err(format!(
+            "its manifest has {entries} values, at most {ENTRIES_MAX} are allowed; use fewer parts"
+        ));
+    }
+    Ok(())
+}
+
 /// A stored snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -205,6 +220,7 @@ impl Manifest {
                 bytes.len()
             ));
         }
+        check_entries(&bytes)?;
         bytes.push(b'\n');
         Ok(bytes)
     }
@@ -218,6 +234,7 @@ impl Manifest {
         struct Version {
             format_version: u32,
         }
+        check_entries(bytes)?;
         let Version { format_version } =
             serde_json::from_slice(bytes).map_err(|e| format!("it is not a manifest: {e}"))?;
         if format_version != FORMAT_VERSION {

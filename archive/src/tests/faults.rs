@@ -228,6 +228,17 @@ async fn a_manifest_that_is_too_long_is_not_read() {
     assert!(error.to_string().contains("at most"), "{error}");
 }
 
+#[tokio::test]
+async fn a_manifest_with_too_many_values_is_not_read() {
+    let (_dir, location, path) = sample(StoredCodec::None).await;
+    let values = "\"a\",".repeat(8_000_001);
+    let manifest = path.join("manifest.json");
+    let columns = format!("{{\"tables\":[{{\"columns\":[{values}\"a\"]}}]}}");
+    fs::write(manifest, columns).unwrap();
+    let error = Archive::open(&location).await.unwrap_err();
+    assert!(error.to_string().contains("at most 8000000"), "{error}");
+}
+
 /// A snapshot whose files match its manifest, but whose chunk is not what its head says.
 #[tokio::test]
 async fn a_bomb_and_wrong_row_counts_are_found() {

@@ -172,10 +172,13 @@ pub(crate) fn verified(verified: &VerifiedSnapshot, paint: Paint) -> String {
     if verified.problems_total == 0 {
         return format!("snapshot {id} is {}: {sums}\n", paint.green("whole"));
     }
+    let problems = match verified.problems_total {
+        1 => "1 problem".to_owned(),
+        many => format!("{} problems", count(many)),
+    };
     let mut text = format!(
-        "snapshot {id} is {}: {} problems; whole are {sums}\n",
+        "snapshot {id} is {}: {problems}; whole are {sums}\n",
         paint.red("damaged"),
-        count(verified.problems_total)
     );
     for problem in &verified.problems {
         text.push_str(&format!("  {}\n", clean(problem)));

@@ -85,9 +85,13 @@ impl Turn {
                     self.job.running.clear();
                 }
                 if kept.until <= self.now {
-                    if kept.step != Step::Copy || !self.keeps_tables(kept.step) {
+                    let keep = self.rules.patience.keep_failed.unwrap_or_default();
+                    let until = after(self.job.ended_at.unwrap_or(self.now), keep);
+                    let tables = kept.step == Step::Copy && self.keeps_tables(kept.step);
+                    if !tables || until <= self.now {
                         return self.keep_no_longer(&kept, "the time to resume it is over");
                     }
+                    kept.until = until;
                     self.let_go(&mut kept);
                 }
             }
@@ -103,8 +107,6 @@ impl Turn {
         self.begin_epoch(why);
         self.issue(Work::CloseSnapshot);
         kept.step = Step::OpenSource;
-        let keep = self.rules.patience.keep_failed.unwrap_or_default();
-        kept.until = after(self.now, keep);
     }
 
     /// Removes what was kept, keeping the job's own error and adding why.
