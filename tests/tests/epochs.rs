@@ -28,11 +28,18 @@ fn in_mid_copy() -> Result<(Cluster, Load)> {
              ALTER TABLE more_{n} ADD PRIMARY KEY (id)"
         ))?;
     }
+    // One partition is complete early, the other is not.
+    source.sql(
+        "CREATE TABLE parted (id int PRIMARY KEY, body text) PARTITION BY RANGE (id);
+         CREATE TABLE parted_1 PARTITION OF parted FOR VALUES FROM (0) TO (100000);
+         CREATE TABLE parted_2 PARTITION OF parted FOR VALUES FROM (100000) TO (200000);
+         INSERT INTO parted SELECT g, repeat(md5(g::text), 4) FROM generate_series(1, 100100) AS g",
+    )?;
     let load = load(&cluster)?;
     let slowly = ["--detach", "--parallel", "1", "--max-rate", "5MB"];
     cluster.init(&slowly)?.expect(0)?;
-    wait::until_true("a table to be complete", LIMIT, || {
-        Ok(cluster.progress("node_b")?["tables_completed"].as_u64() > Some(0))
+    wait::until_true("two tables to be complete", LIMIT, || {
+        Ok(cluster.progress("node_b")?["tables_completed"].as_u64() > Some(1))
     })?;
     Ok((cluster, load))
 }
@@ -68,10 +75,23 @@ fn ends_like_any_other(cluster: &Cluster, load: Load) -> Result<()> {
     assert_eq!(state, "synchronized", "{view:?}");
     load.stop()?;
     let (source, target) = (cluster.database("node_a"), cluster.database("node_b"));
-    source.sql("UPDATE more_1 SET body = 'late'; DELETE FROM more_2 WHERE id < 100")?;
+    source.sql(
+        "UPDATE more_1 SET body = 'late'; DELETE FROM more_2 WHERE id < 100;
+         UPDATE parted SET body = 'late' WHERE id > 99900",
+    )?;
     cluster.wait_drained("node_a")?;
     compare::rows(&source, &target)?.none()?;
     compare::schema(&source, &target)?.none()?;
+    let roots = "c.relkind = 'p' AND NOT c.relispartition";
+    let published = format!(
+        "SELECT count(*) = (SELECT count(*) FROM pg_class c WHERE {roots})
+             FROM pg_publication_rel r JOIN pg_class c ON c.oid = r.prrelid WHERE {roots}"
+    );
+    assert_eq!(
+        source.sql(&published)?,
+        "t",
+        "later partitions belong to it"
+    );
     let left = |database: &steep_tests::pg::Database, sql: &str| database.value::<u32>(sql);
     assert_eq!(
         left(&source, "SELECT count(*) FROM pg_replication_slots")?,
@@ -143,6 +163,17 @@ fn waits_for_the_writer(cluster: &Cluster) -> Result<()> {
         let reason = waiting["reason"].as_str().unwrap_or_default();
         Ok(reason.contains("nobody writes to public.pgbench_accounts"))
     })
+}
+
+#[test]
+fn complete_tables_stay_when_the_agent_of_the_source_is_stopped() -> Result<()> {
+    let (mut cluster, load) = in_mid_copy()?;
+    assert_eq!(cluster.stop_agent("node_a")?.code(), Some(0));
+    cluster.start_agent("node_a")?;
+    ends_like_any_other(&cluster, load)?;
+    assert_eq!(events(&cluster, "epoch.started")?.len(), 1);
+    assert_eq!(events(&cluster, "init.restarted")?.len(), 0);
+    Ok(())
 }
 
 #[test]

@@ -341,12 +341,12 @@ impl CopyProgress {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
-    fn plan(parts: &[(u32, u64)]) -> Vec<TableSummary> {
+    pub(crate) fn plan(parts: &[(u32, u64)]) -> Vec<TableSummary> {
         let mut first = 0;
         let tables = parts.iter().enumerate().map(|(i, (parts, bytes))| {
             let table = TableSummary {
@@ -363,7 +363,7 @@ mod tests {
         tables.collect()
     }
 
-    fn done(part: u32, bytes: u64) -> PartDone {
+    pub(crate) fn done(part: u32, bytes: u64) -> PartDone {
         PartDone {
             part: PartNo(part),
             rows: RowCount(bytes / 10),

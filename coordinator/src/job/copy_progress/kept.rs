@@ -101,3 +101,40 @@ impl CopyProgress {
         self.crossed = self.done.bytes;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{done, plan};
+    use super::*;
+
+    #[test]
+    fn complete_tables_come_first_and_the_next_plan_counts_from_zero() {
+        let mut copied = CopyProgress::default();
+        copied
+            .add_page(&plan(&[(2, 100), (70, 700), (1, 50)]))
+            .unwrap();
+        for part in (2..72).chain([0]) {
+            copied.note(&done(part, 10)).unwrap();
+        }
+        let left: Vec<String> = (copied.keep_complete().iter())
+            .map(|name| name.table.to_string())
+            .collect();
+        assert_eq!(left, ["t0", "t2"]);
+        let kept = copied.counted();
+        assert_eq!((kept.tables, kept.planned, kept.done.parts), (1, 70, 70));
+        assert_eq!(kept.done, kept.complete.sum);
+        assert!(copied.is_done(PartNo(69)) && !copied.is_done(PartNo(70)));
+
+        let page = copied.page_here(plan(&[(3, 100), (1, 50)]));
+        copied.add_page(&page).unwrap();
+        assert_eq!(copied.counted().planned, 74);
+        assert_eq!(copied.here(PartNo(1)), PartNo(71));
+        assert_eq!(copied.planned(PartNo(71)), PartNo(1));
+        copied.note(&done(71, 10)).unwrap();
+        assert_eq!(copied.counted().done.parts, 71);
+        assert_eq!(copied.table_of(PartNo(73)), Some(TableNo(2)));
+
+        copied.drop_plan();
+        assert_eq!(copied.counted(), kept);
+    }
+}
